@@ -1,0 +1,188 @@
+/* llamita.h: the engine's public door: open a model file, turn text into token ids, run the network, pick tokens.
+ *
+ * Conventions
+ *   - Every function that can fail returns a llamita_status and takes a llamita_error last (may be NULL).
+ *     On failure no output parameter is written and the error holds one line:
+ *         what failed: where (file, tensor): expected X, found Y; what to do
+ *   - Ownership: what an *_open function returns belongs to the caller and is given back with the matching *_close.
+ *     Pointers returned by other functions belong to the object they came from and live as long as it does.
+ *     NULL may be closed.
+ *   - A llamita_model is immutable after opening and may be shared by sessions in any number of threads.
+ *     A session, a sampler: one thread at a time.
+ *   - Determinism: logits are a function of (model file, kernels, token ids) alone: bit-identical for any number of
+ *     threads, any way of splitting the ids over calls, and after any rewind.
+ *   - The library never prints, never exits, never reads the environment, and treats every file as hostile.
+ */
+#ifndef LLAMITA_H
+#define LLAMITA_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#if defined(_WIN32)
+#define LLAMITA_API __declspec(dllexport)
+#else
+#define LLAMITA_API __attribute__((visibility("default")))
+#endif
+
+typedef struct llamita_model llamita_model;     /* weights, configuration and tokenizer of one file */
+typedef struct llamita_session llamita_session; /* one running text: KV cache, scratch memory, thread pool */
+typedef struct llamita_sampler llamita_sampler; /* how the next token is picked, with its random state */
+
+typedef enum {
+    LLAMITA_OK = 0,
+    LLAMITA_ERROR_IO = 1,       /* the file is missing or cannot be read */
+    LLAMITA_ERROR_FORMAT = 2,   /* the file is not what it claims to be, or is of a kind this engine does not read */
+    LLAMITA_ERROR_MEMORY = 3,   /* an allocation failed */
+    LLAMITA_ERROR_ARGUMENT = 4, /* a parameter is out of its range */
+    LLAMITA_ERROR_CONTEXT = 5,  /* more tokens than the context holds */
+    LLAMITA_ERROR_NUMERIC = 6,  /* logits are not finite: the weights are damaged */
+} llamita_status;
+
+#define LLAMITA_MESSAGE_BYTES 512
+typedef struct {
+    llamita_status status;
+    char message[LLAMITA_MESSAGE_BYTES]; /* NUL-terminated UTF-8, one line, no final newline */
+} llamita_error;
+
+/* ------------------------------------------------------------------ library */
+
+/* "0.1.0". Static. */
+LLAMITA_API const char *llamita_version(void);
+
+/* The kernels that kernels="auto" selects on this processor: "avx2", "neon" or "scalar". Static. */
+LLAMITA_API const char *llamita_kernels(void);
+
+/* ------------------------------------------------------------------ model */
+
+typedef struct {
+    const char *tokenizer_path; /* NULL: the tokenizer inside the GGUF. A llama2.c tokenizer.bin, or a GGUF whose
+                                   tokenizer is used; required for llama2.c model files (else only ids work). */
+    const char *kernels;        /* NULL or "auto", "scalar", "avx2", "neon"; an unavailable one is an error. */
+} llamita_model_params;
+
+typedef struct {
+    char architecture[32];     /* "llama" */
+    char format[32];           /* "GGUF v3", "llama2.c v0", ... */
+    char name[128];            /* general.name, or "" */
+    char weight_type[16];      /* the type of most weights: "F32", "Q8_0", ... */
+    char kernels[16];          /* the kernels in use */
+    int64_t num_parameters;    /* tied embeddings counted once */
+    int64_t weight_bytes;      /* of all tensors as stored in the file */
+    int64_t decode_bytes;      /* weight bytes read to produce one token (embedding lookup: one row) */
+    int64_t kv_bytes_per_token;
+    int32_t hidden_size, intermediate_size, num_hidden_layers, num_attention_heads, num_key_value_heads, head_dim;
+    int32_t vocab_size, context_tokens;
+    float rope_theta, rms_norm_eps;
+    bool tied_embeddings, has_tokenizer, add_bos;
+    int32_t bos_id, eos_id;    /* -1: none */
+} llamita_model_info;
+
+/* Maps and validates the file (GGUF v2/v3, llama2.c v0/v1/v2, found by content). params may be NULL. */
+LLAMITA_API llamita_status llamita_model_open(const char *path, const llamita_model_params *params,
+                                              llamita_model **model, llamita_error *error);
+LLAMITA_API void llamita_model_close(llamita_model *model);
+LLAMITA_API void llamita_model_get_info(const llamita_model *model, llamita_model_info *info);
+
+/* The Jinja chat template stored in the file, or NULL. Owned by the model. */
+LLAMITA_API const char *llamita_model_chat_template(const llamita_model *model);
+
+/* ------------------------------------------------------------------ text */
+
+typedef enum {
+    LLAMITA_ENCODE_PLAIN = 0,
+    LLAMITA_ENCODE_BOS = 1,     /* put the BOS id first (whatever the file's add_bos says) */
+    LLAMITA_ENCODE_SPECIAL = 2, /* recognise control tokens written out in the text, such as <|im_start|> */
+} llamita_encode_flags;
+
+/* Text (num_bytes of any bytes, invalid UTF-8 included) to ids. Writes at most capacity ids and always sets
+ * *num_tokens to the number needed; fewer than that in capacity is LLAMITA_ERROR_ARGUMENT. num_bytes + 2 is always
+ * enough (+ 1 for the BOS, + 1 for SentencePiece's leading space). O(n log n). */
+LLAMITA_API llamita_status llamita_encode(const llamita_model *model, const char *text, size_t num_bytes, int flags,
+                                          int32_t *ids, size_t capacity, size_t *num_tokens, llamita_error *error);
+
+/* The bytes that the id adds to a text in which previous_id came before it (-1: nothing did): control tokens add
+ * none; a SentencePiece piece right after BOS (or at the start) loses its leading space. The pointer is the model's. */
+LLAMITA_API llamita_status llamita_decode(const llamita_model *model, int32_t previous_id, int32_t id,
+                                          const char **bytes, size_t *num_bytes, llamita_error *error);
+
+/* The token as it is written in the vocabulary ("<s>", "Ġthe", "▁the"), for people. Owned by the model; NULL if out
+ * of range or without a tokenizer. */
+LLAMITA_API const char *llamita_token_text(const llamita_model *model, int32_t id);
+
+/* True if generation ends at this id (EOS, and the file's end-of-turn and end-of-message tokens). For llama2.c files
+ * also BOS, which is how its training data separates texts. */
+LLAMITA_API bool llamita_token_ends(const llamita_model *model, int32_t id);
+
+/* How many of the leading bytes are whole UTF-8 characters; the rest (at most 3 bytes) may be completed by what
+ * follows. Bytes that can never become valid count as whole. */
+LLAMITA_API size_t llamita_utf8_complete(const char *bytes, size_t num_bytes);
+
+/* ------------------------------------------------------------------ session */
+
+typedef struct {
+    int32_t num_threads;    /* 0: chosen by the size of the model and the machine (cgroup limits respected) */
+    int32_t context_tokens; /* 0: the model's; larger than the model's is an error */
+} llamita_session_params;
+
+LLAMITA_API llamita_status llamita_session_open(const llamita_model *model, const llamita_session_params *params,
+                                                llamita_session **session, llamita_error *error);
+LLAMITA_API void llamita_session_close(llamita_session *session);
+LLAMITA_API int32_t llamita_session_num_threads(const llamita_session *session);
+LLAMITA_API int32_t llamita_session_context_tokens(const llamita_session *session);
+
+/* Number of tokens held: the position that the next one takes. */
+LLAMITA_API int32_t llamita_session_position(const llamita_session *session);
+
+/* Forgets all tokens from this position on; 0 <= position <= llamita_session_position. The logits are forgotten too. */
+LLAMITA_API llamita_status llamita_session_rewind(llamita_session *session, int32_t position, llamita_error *error);
+
+/* Appends num_tokens >= 1 ids in as few passes as possible and computes the logits after the last one only. */
+LLAMITA_API llamita_status llamita_session_feed(llamita_session *session, const int32_t *ids, size_t num_tokens,
+                                                llamita_error *error);
+
+/* As feed, but writes the logits after every id: logits[num_tokens][vocab_size], the caller's. */
+LLAMITA_API llamita_status llamita_session_feed_logits(llamita_session *session, const int32_t *ids, size_t num_tokens,
+                                                       float *logits, llamita_error *error);
+
+/* As feed, but writes nats[i] = -ln p(ids[i + 1] | ids[0..i]) for i < num_tokens - 1; for bits per byte. The last id is
+ * not appended, so that rows can follow one another. num_tokens >= 2. */
+LLAMITA_API llamita_status llamita_session_score(llamita_session *session, const int32_t *ids, size_t num_tokens,
+                                                 double *nats, llamita_error *error);
+
+/* The logits after the last fed id, [vocab_size]; NULL before the first feed and after a rewind. The session's. */
+LLAMITA_API const float *llamita_session_logits(const llamita_session *session);
+
+/* ------------------------------------------------------------------ sampler */
+
+typedef struct {
+    float temperature;         /* 0: greedy (first maximum). > 0 */
+    int32_t top_k;             /* keep the k most probable; 0: off */
+    float top_p;               /* keep the smallest set with at least this mass; 1: off. (0, 1] */
+    float min_p;               /* keep those with at least this share of the best one's probability; 0: off. [0, 1] */
+    float repetition_penalty;  /* logits of recent tokens: divided if > 0, multiplied if < 0 (CTRL, 1909.05858); 1: off */
+    int32_t repetition_window; /* how many recent tokens count, 0: off */
+    uint64_t seed;             /* the same seed and the same logits give the same tokens on every machine */
+} llamita_sampler_params;
+
+/* Order: penalty, temperature, softmax, top-k, top-p, min-p, draw. */
+LLAMITA_API llamita_status llamita_sampler_open(const llamita_sampler_params *params, int32_t vocab_size,
+                                                llamita_sampler **sampler, llamita_error *error);
+LLAMITA_API void llamita_sampler_close(llamita_sampler *sampler);
+
+/* Tells the sampler that this token is part of the text (prompt tokens, and each one picked), for the penalty. */
+LLAMITA_API void llamita_sampler_accept(llamita_sampler *sampler, int32_t id);
+
+/* Picks from logits[vocab_size], which it leaves alone. Non-finite logits: LLAMITA_ERROR_NUMERIC. */
+LLAMITA_API llamita_status llamita_sampler_pick(llamita_sampler *sampler, const float *logits, int32_t *id,
+                                                llamita_error *error);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

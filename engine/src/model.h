@@ -1,0 +1,81 @@
+/* model.h: what a model is in memory: data and shapes, no code but the declarations of who fills and frees it.
+ *
+ * Shape letters, everywhere in engine/: D hidden, H query heads, K kv heads, S head size, F ffn, V vocab, L layers,
+ * T tokens of one pass. Names follow Hugging Face (docs/naming.md has the table).
+ */
+#ifndef LLAMITA_MODEL_H
+#define LLAMITA_MODEL_H
+
+#include "llamita.h"
+
+/* GGUF's numbers. */
+typedef enum {
+    TENSOR_F32 = 0,
+    TENSOR_F16 = 1,
+    TENSOR_Q4_0 = 2,
+    TENSOR_Q4_1 = 3,
+    TENSOR_Q8_0 = 8,
+    TENSOR_BF16 = 30,
+} tensor_type;
+
+/* A matrix [num_rows][row_length], row-major; row_length is a multiple of its type's block. The data is aligned to 4
+ * bytes for F32, 2 for all else, and to no more: llama2.c files put the first float at byte 28. */
+typedef struct {
+    tensor_type type;
+    int64_t num_rows, row_length;
+    size_t row_bytes;
+    const void *data; /* into the mapping, or owned by the model */
+} tensor;
+
+typedef struct {
+    const float *attention_norm; /* [D] */
+    tensor query;                /* [H*S, D] */
+    tensor key, value;           /* [K*S, D] */
+    tensor attention_output;     /* [D, H*S] */
+    const float *ffn_norm;       /* [D] */
+    tensor ffn_gate, ffn_up;     /* [F, D] */
+    tensor ffn_down;             /* [D, F] */
+} layer;
+
+typedef struct tokenizer tokenizer; /* tokenizer.h */
+typedef struct kernels kernels;     /* kernels.h */
+
+struct llamita_model {
+    llamita_model_info info;
+    const kernels *kernels;
+
+    tensor token_embedding;      /* [V, D] */
+    tensor output;               /* [V, D]; the same data as token_embedding when tied */
+    const float *output_norm;    /* [D] */
+    const float *rope_frequency; /* [S/2] angle per position: theta^(-2i/S), divided by the file's factors if any.
+                                    Pairs are (2i, 2i+1): the order of GGUF "llama" and of llama2.c. */
+    layer *layers;               /* [L] */
+
+    tokenizer *tokenizer;        /* NULL: ids only */
+    char *chat_template;         /* NULL: none */
+    bool bos_ends;               /* llama2.c: BOS separates texts */
+
+    void *mapping;               /* the whole file, read-only and private */
+    size_t mapping_bytes;
+    void **owned;                /* what was allocated beside the mapping */
+    size_t num_owned;
+};
+
+/* Each fills an empty model from the mapped file (model->mapping) and validates every number in it before use; on
+ * failure the caller frees the half-filled model. path is for messages. */
+llamita_status gguf_fill_model(llamita_model *model, const char *path, llamita_error *error);
+llamita_status llama2c_fill_model(llamita_model *model, const char *path, llamita_error *error);
+
+/* Only the tokenizer, from a mapped GGUF or tokenizer.bin (vocab_size entries). */
+llamita_status gguf_read_tokenizer(const void *mapping, size_t num_bytes, const char *path, tokenizer **out,
+                                   char **chat_template, llamita_error *error);
+llamita_status llama2c_read_tokenizer(const void *mapping, size_t num_bytes, const char *path, int32_t vocab_size,
+                                      tokenizer **out, llamita_error *error);
+
+/* Zeroed memory that the model frees when it closes; NULL if there is none to be had. 64-byte aligned. */
+void *model_allocate(llamita_model *model, size_t num_bytes);
+
+/* Sizes of a type: elements and bytes of one block; false if the engine does not read it. */
+bool tensor_type_blocks(tensor_type type, int64_t *block_elements, size_t *block_bytes, const char **name);
+
+#endif

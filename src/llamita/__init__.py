@@ -1,0 +1,1 @@
+"""llamita: grow your own small Llama from your own text, and run it anywhere."""
