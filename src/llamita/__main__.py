@@ -1,0 +1,7 @@
+"""python -m llamita: the command line."""
+
+import sys
+
+from llamita.cli import main
+
+sys.exit(main())

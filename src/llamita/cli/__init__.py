@@ -1,0 +1,60 @@
+"""The command line: `llamita VERB …`; each verb is a module of this package, imported only when it is called."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+from collections.abc import Sequence
+
+from llamita.cli.command import fail
+from llamita.errors import LlamitaError
+
+# verb -> (module, what it does), in the order of the corridor.
+VERBS: dict[str, tuple[str, str]] = {
+    "prepare": ("prepare", "text → tokenizer and token store"),
+    "train": ("train", "token store → checkpoint (a Hugging Face folder)"),
+    "sample": ("sample", "tell a text with a checkpoint, in PyTorch: slow and obvious"),
+    "eval": ("eval", "bits per byte of a checkpoint or a model file on held-out text"),
+    "export": ("export", "checkpoint → one model file (.gguf, or llama2.c's .bin)"),
+    "import": ("importing", "llama2.c's .bin or .pt → checkpoint"),
+    "inspect": ("inspect", "what a model file, a checkpoint or a token store holds"),
+    "run": ("run", "model file → text, with the C engine"),
+    "demo": ("demo", "the whole corridor in a few minutes, on the embedded tales"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; returns the exit code: 0 done, 2 a user's error (one line on stderr), 130 interrupted."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return 0
+    if words[0] in ("-V", "--version"):
+        from llamita import __version__
+
+        print(f"llamita {__version__}")
+        return 0
+    verb = words[0]
+    if verb not in VERBS:
+        nearest = difflib.get_close_matches(verb, VERBS, n=1)
+        hint = f"; perhaps you meant {nearest[0]}" if nearest else f"; the verbs are {', '.join(VERBS)}"
+        return fail(f"unknown verb {verb!r}{hint}")
+    try:
+        module = importlib.import_module(f"llamita.cli.{VERBS[verb][0]}")
+        code: int | None = module.main(words[1:])
+        return code or 0
+    except LlamitaError as error:
+        return fail(str(error))
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 141
+
+
+def _overview() -> str:
+    lines = ["usage: llamita VERB [flags]", ""]
+    lines += [f"  {verb:<8} {what}" for verb, (_, what) in VERBS.items()]
+    lines += ["", "llamita VERB --help says more."]
+    return "\n".join(lines)

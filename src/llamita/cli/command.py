@@ -1,0 +1,53 @@
+"""Command-line words to a frozen dataclass of flags, and every user's error to one line and exit code 2."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import sys
+from collections.abc import Sequence
+from typing import TypeVar
+
+import tyro
+
+from llamita.errors import ConfigError
+
+Flags = TypeVar("Flags")
+
+
+def parse(flags: type[Flags], argv: Sequence[str], prog: str) -> Flags:
+    """Parse argv into the dataclass `flags`; --help prints and exits with 0.
+
+    Raises ConfigError with one line (what is wrong, and the nearest flag where one is close) for anything else.
+    """
+    captured = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(captured):
+            return tyro.cli(flags, args=list(argv), prog=prog)
+    except SystemExit as exit_:
+        if exit_.code in (0, None):
+            raise
+        raise ConfigError(f"{_one_line(captured.getvalue())} (see {prog} --help)") from None
+
+
+def _one_line(box: str) -> str:
+    """The first and second paragraphs of tyro's message box, without its frame."""
+    paragraphs: list[list[str]] = [[]]
+    for line in box.splitlines():
+        text = line.strip().strip("│╭╮╰╯").strip()
+        if not text.strip("─ ") or text.startswith("──"):
+            paragraphs.append([])
+        elif not line.startswith(("╭", "╰")):
+            paragraphs[-1].append(text)
+    kept = [" ".join(p) for p in paragraphs if p and not p[0].startswith("For full helptext")]
+    nearest = [word for word in kept[1].split() if word.startswith("--")] if len(kept) > 1 else []
+    message = kept[0] if kept else "the command's words cannot be read"
+    if len(kept) > 1 and kept[1].startswith("Perhaps you meant") and nearest:
+        message += f"; perhaps you meant {nearest[0]}"
+    return message[0].lower() + message[1:]
+
+
+def fail(message: str) -> int:
+    """Print one line on stderr and return the exit code of a user's error."""
+    print(f"llamita: {message}", file=sys.stderr)
+    return 2
