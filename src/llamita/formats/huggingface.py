@@ -1,0 +1,224 @@
+"""Hugging Face's config.json, as a dict, to a ModelConfig and back, in the spellings of transformers 4 and 5.
+
+Version 4 says `rope_theta` and `rope_scaling`; version 5 says `rope_parameters` for both. We write both and read both.
+What a plain Llama cannot do is refused by name: a file that loads here computes what its author meant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from llamita.config import ModelConfig
+from llamita.errors import ConfigError, FormatError
+
+ARCHITECTURE = "LlamaForCausalLM"
+MODEL_TYPE = "llama"
+
+# rope_type -> the numbers it needs (transformers, modeling_rope_utils.py). "default" is no scaling.
+ROPE_TYPES: dict[str, tuple[str, ...]] = {
+    "default": (),
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}
+
+# What LlamaConfig fills in when the key is missing (a null is another thing: it says "none").
+_LLAMA_DEFAULTS: dict[str, Any] = {
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": False,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": None,
+}
+
+_SHAPE_KEYS = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+
+# Keys that must be absent, null or hold one of these values: key -> (allowed values, what we do instead).
+_FIXED: dict[str, tuple[tuple[Any, ...], str]] = {
+    "hidden_act": (("silu", "swish"), "only SwiGLU"),
+    "attention_bias": ((False,), "no biases"),
+    "mlp_bias": ((False,), "no biases"),
+    "quantization_config": ((), "only plain weights"),
+    "partial_rotary_factor": ((1, 1.0), "RoPE over whole heads"),
+    "is_encoder_decoder": ((False,), "only decoders"),
+}
+
+
+def config_to_dict(config: ModelConfig) -> dict[str, Any]:
+    """The content of config.json for a ModelConfig; transformers 4 and 5 both read it."""
+    scaling = normalise_rope_scaling(config.rope_scaling, "model config")
+    eos = config.eos_token_id
+    return {
+        "architectures": [ARCHITECTURE],
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "bos_token_id": config.bos_token_id,
+        "eos_token_id": list(eos) if isinstance(eos, (tuple, list)) else eos,
+        "head_dim": config.head_dim,
+        "hidden_act": "silu",
+        "hidden_size": config.hidden_size,
+        "initializer_range": 0.02,
+        "intermediate_size": config.intermediate_size,
+        "max_position_embeddings": config.max_position_embeddings,
+        "mlp_bias": False,
+        "model_type": MODEL_TYPE,
+        "num_attention_heads": config.num_attention_heads,
+        "num_hidden_layers": config.num_hidden_layers,
+        "num_key_value_heads": config.num_key_value_heads,
+        "pad_token_id": config.pad_token_id,
+        "rms_norm_eps": config.rms_norm_eps,
+        "rope_parameters": {"rope_theta": config.rope_theta, **(scaling or {"rope_type": "default"})},
+        "rope_scaling": scaling,
+        "rope_theta": config.rope_theta,
+        "tie_word_embeddings": config.tie_word_embeddings,
+        "torch_dtype": "float32",
+        "vocab_size": config.vocab_size,
+    }
+
+
+def config_from_dict(d: Mapping[str, Any], where: str) -> ModelConfig:
+    """The ModelConfig that a config.json's content describes; `where` names the file in messages.
+
+    Raises FormatError for anything that is missing, malformed, or more than a plain Llama.
+    """
+    if not isinstance(d, Mapping):
+        raise FormatError(f"cannot read {where}: expected a JSON object, found {type(d).__name__}")
+    _refuse_other_models(d, where)
+    values: dict[str, Any] = {key: _whole_number(_required(d, key, where), key, where) for key in _SHAPE_KEYS}
+    for key, default in _LLAMA_DEFAULTS.items():
+        values[key] = d.get(key, default)
+    values["num_key_value_heads"] = _whole_number(
+        _given(d.get("num_key_value_heads"), values["num_attention_heads"]), "num_key_value_heads", where
+    )
+    values["head_dim"] = _head_dim(d, values, where)
+    values["max_position_embeddings"] = _whole_number(
+        values["max_position_embeddings"], "max_position_embeddings", where
+    )
+    values["rms_norm_eps"] = _number(values["rms_norm_eps"], "rms_norm_eps", where)
+    if not isinstance(values["tie_word_embeddings"], bool):
+        raise _wrong("tie_word_embeddings", "true or false", values["tie_word_embeddings"], where)
+    values["rope_theta"], values["rope_scaling"] = _rope(d, where)
+    for key in ("bos_token_id", "pad_token_id"):
+        values[key] = _token_id(values[key], key, values["vocab_size"], where)
+    values["eos_token_id"] = _end_ids(values["eos_token_id"], values["vocab_size"], where)
+    try:
+        return ModelConfig(**values)
+    except ConfigError as error:
+        raise FormatError(f"cannot use {where}: {error}") from error
+
+
+def normalise_rope_scaling(scaling: Mapping[str, Any] | None, where: str) -> dict[str, Any] | None:
+    """{rope_type, and exactly the numbers this type needs}, or None for no scaling. Raises FormatError."""
+    if scaling is None:
+        return None
+    if not isinstance(scaling, Mapping):
+        raise _wrong("rope_scaling", "an object or null", scaling, where)
+    rope_type = scaling.get("rope_type", scaling.get("type", "default"))
+    if rope_type not in ROPE_TYPES:
+        known = ", ".join(ROPE_TYPES)
+        raise FormatError(f"cannot use {where}: rope_type: expected one of {known}, found {rope_type!r}")
+    if rope_type == "default":
+        return None
+    result: dict[str, Any] = {"rope_type": rope_type}
+    for key in ROPE_TYPES[rope_type]:
+        if key not in scaling:
+            raise FormatError(f"cannot use {where}: rope_type {rope_type!r}: {key} is missing")
+        value = _number(scaling[key], key, where)
+        result[key] = _whole_number(scaling[key], key, where) if key.startswith("original") else value
+    if rope_type == "llama3" and not result["low_freq_factor"] < result["high_freq_factor"]:
+        raise _wrong("high_freq_factor", f"more than low_freq_factor ({result['low_freq_factor']})",
+                     result["high_freq_factor"], where)  # fmt: skip
+    return result
+
+
+def _refuse_other_models(d: Mapping[str, Any], where: str) -> None:
+    architectures = d.get("architectures")
+    if architectures is not None and architectures != [ARCHITECTURE]:
+        found = ", ".join(map(str, architectures)) if isinstance(architectures, list) else repr(architectures)
+        raise FormatError(f"cannot use {where}: architectures: expected {ARCHITECTURE}, found {found}")
+    if d.get("model_type") != MODEL_TYPE:
+        raise FormatError(f"cannot use {where}: model_type: expected {MODEL_TYPE!r}, found {d.get('model_type')!r}")
+    for key in _FIXED:
+        _refuse_unless_fixed(d, key, where)
+
+
+def _refuse_unless_fixed(d: Mapping[str, Any], key: str, where: str) -> None:
+    """Refuse a key of _FIXED that asks for more than we do."""
+    value = d.get(key)
+    allowed, instead = _FIXED[key]
+    if value is not None and value not in allowed:
+        shown = str(value)[:80] if isinstance(value, (str, int, float)) else type(value).__name__
+        raise FormatError(f"cannot use {where}: {key}: {shown} is not supported ({instead})")
+
+
+def _rope(d: Mapping[str, Any], where: str) -> tuple[float, dict[str, Any] | None]:
+    """(rope_theta, rope_scaling) from version 4's keys, version 5's, or both where they agree."""
+    new = d.get("rope_parameters")
+    old_theta, old_scaling = d.get("rope_theta"), normalise_rope_scaling(d.get("rope_scaling"), where)
+    if new is None:
+        return _number(_given(old_theta, 10000.0), "rope_theta", where), old_scaling
+    if not isinstance(new, Mapping):
+        raise _wrong("rope_parameters", "an object", new, where)
+    _refuse_unless_fixed(new, "partial_rotary_factor", where)
+    scaling = normalise_rope_scaling(new, where)
+    theta = _number(_given(new.get("rope_theta"), _given(old_theta, 10000.0)), "rope_theta", where)
+    if old_theta is not None and _number(old_theta, "rope_theta", where) != theta:
+        raise _wrong("rope_theta", f"the rope_theta of rope_parameters ({theta})", old_theta, where)
+    if d.get("rope_scaling") is not None and old_scaling != scaling:
+        raise _wrong("rope_scaling", f"the same as rope_parameters ({scaling})", old_scaling, where)
+    return theta, scaling
+
+
+def _head_dim(d: Mapping[str, Any], values: Mapping[str, Any], where: str) -> int:
+    hidden, heads = values["hidden_size"], values["num_attention_heads"]
+    if d.get("head_dim") is not None:
+        return _whole_number(d["head_dim"], "head_dim", where)
+    if hidden % heads:
+        expected = f"a divisor of hidden_size ({hidden}), as head_dim is not given"
+        raise _wrong("num_attention_heads", expected, heads, where)
+    return int(hidden // heads)
+
+
+def _end_ids(value: Any, vocab_size: int, where: str) -> int | tuple[int, ...] | None:
+    if not isinstance(value, (list, tuple)):
+        return _token_id(value, "eos_token_id", vocab_size, where)
+    ids = tuple(_token_id(item, "eos_token_id", vocab_size, where) for item in value)
+    if not ids or None in ids:
+        raise _wrong("eos_token_id", "an id or a list of ids", value, where)
+    return tuple(item for item in ids if item is not None)
+
+
+def _token_id(value: Any, key: str, vocab_size: int, where: str) -> int | None:
+    """An id inside the vocabulary, or None. -1 is how some tools write "none"."""
+    if value is None or value == -1:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < vocab_size:
+        raise _wrong(key, f"a token id below vocab_size ({vocab_size})", value, where)
+    return value
+
+
+def _required(d: Mapping[str, Any], key: str, where: str) -> Any:
+    if d.get(key) is None:
+        raise FormatError(f"cannot use {where}: {key} is missing")
+    return d[key]
+
+
+def _given(value: Any, default: Any) -> Any:
+    return default if value is None else value
+
+
+def _whole_number(value: Any, key: str, where: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 2**31:
+        raise _wrong(key, "a positive whole number", value, where)
+    return value
+
+
+def _number(value: Any, key: str, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e30:
+        raise _wrong(key, "a positive number", value, where)
+    return float(value)
+
+
+def _wrong(key: str, expected: str, found: Any, where: str) -> FormatError:
+    return FormatError(f"cannot use {where}: {key}: expected {expected}, found {str(found)[:80]!r}")
