@@ -1,0 +1,209 @@
+"""OWNER of the checkpoint directory, a Hugging Face folder: writes it whole or not at all, reads it back, finds the latest.
+
+    config.json  model.safetensors  tokenizer.json  tokenizer_config.json  generation_config.json  [tokenizer.model]
+    training/state.json        what resuming needs as JSON: step, random states, data position, …
+    training/state.safetensors …and as tensors: the optimizer's moments, …
+
+A run directory holds checkpoints `step-NNNNNNNN` and the links `latest` and `best`; wherever a checkpoint is asked for, a
+run directory will do (its best one is taken). A link is replaced by renaming, so a kill at any moment leaves a good one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from llamita.atomic import atomic_directory
+from llamita.config import ModelConfig
+from llamita.errors import CheckpointError, OutputError
+from llamita.formats.huggingface import config_from_dict, config_to_dict
+from llamita.model.llama import Llama
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json")
+STEP_NAME = re.compile(r"step-(\d{8})")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingState:
+    """What resuming needs beside the weights: JSON values and named tensors."""
+
+    values: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+
+def save_checkpoint(
+    directory: Path,
+    config: ModelConfig,
+    tensors: Mapping[str, Tensor],
+    tokenizer_dir: Path | None,
+    training: TrainingState | None = None,
+) -> None:
+    """Write a new checkpoint folder, whole or not at all.
+
+    tensors: a Llama's state_dict. tokenizer_dir: where tokenizer.json and its companions are copied from.
+    Raises OutputError if it exists already or cannot be written.
+    """
+    with atomic_directory(directory) as temporary:
+        _write_json(temporary / "config.json", config_to_dict(config))
+        _write_json(temporary / "generation_config.json", _generation_config(config))
+        _write_tensors(temporary / "model.safetensors", tensors)
+        for name in TOKENIZER_FILES:
+            if tokenizer_dir is not None and (tokenizer_dir / name).is_file():
+                shutil.copyfile(tokenizer_dir / name, temporary / name)
+        if training is not None:
+            (temporary / "training").mkdir()
+            _write_json(temporary / "training" / "state.json", training.values)
+            _write_tensors(temporary / "training" / "state.safetensors", training.tensors)
+
+
+def resolve_checkpoint(path: Path, *, prefer: str = "best") -> Path:
+    """The checkpoint folder that `path` means: itself, or of a run directory the `prefer`red link ("best" or "latest").
+
+    Raises CheckpointError if there is none.
+    """
+    path = Path(path)
+    if (path / "config.json").is_file() and (path / "model.safetensors").is_file():
+        return path
+    for link in (prefer, "latest"):
+        if (path / link / "model.safetensors").is_file():
+            return path / link
+    if not path.exists():
+        raise CheckpointError(f"cannot open checkpoint {path}: no such folder")
+    if path.is_file():
+        raise CheckpointError(f"cannot open checkpoint {path}: it is a file; expected a folder with config.json")
+    missing = "model.safetensors" if (path / "config.json").is_file() else "config.json"
+    raise CheckpointError(
+        f"cannot open checkpoint {path}: {missing} is missing; expected a Hugging Face folder or a run directory"
+    )
+
+
+def load_config(directory: Path) -> ModelConfig:
+    """The shape and constants of a checkpoint. Raises CheckpointError."""
+    path = resolve_checkpoint(directory) / "config.json"
+    return config_from_dict(_read_json(path), str(path))
+
+
+def load_tensors(directory: Path) -> dict[str, Tensor]:
+    """All tensors of model.safetensors by their Hugging Face names, in the types they are stored in."""
+    return _read_tensors(resolve_checkpoint(directory) / "model.safetensors")
+
+
+def load_model(directory: Path, *, dropout: float = 0.0) -> Llama:
+    """A checkpoint as a network in float32 on the CPU, every tensor's presence and shape checked.
+
+    Raises CheckpointError naming the missing, unknown or misshapen tensor.
+    """
+    directory = resolve_checkpoint(directory)
+    config, tensors = load_config(directory), load_tensors(directory)
+    with torch.device("meta"):
+        model = Llama(config, dropout)
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    check_tensors({name: tuple(tensor.shape) for name, tensor in tensors.items()}, expected, directory)
+    model = Llama(config, dropout)
+    model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
+    return model
+
+
+def check_tensors(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]], where: Path) -> None:
+    """Raise CheckpointError unless both hold the same names with the same shapes."""
+    for name in expected:
+        if name not in found:
+            raise CheckpointError(f"cannot load checkpoint {where}: tensor {name} is missing")
+    for name, shape in found.items():
+        if name not in expected:
+            raise CheckpointError(f"cannot load checkpoint {where}: unknown tensor {name}; its config has no place for it")
+        if shape != expected[name]:
+            raise CheckpointError(
+                f"cannot load checkpoint {where}: tensor {name}: expected shape {list(expected[name])}, "
+                f"found {list(shape)}"
+            )
+
+
+def load_training_state(directory: Path) -> TrainingState:
+    """What save_checkpoint was given as `training`. Raises CheckpointError if the checkpoint has none."""
+    folder = resolve_checkpoint(directory, prefer="latest") / "training"
+    if not folder.is_dir():
+        raise CheckpointError(f"cannot resume from {directory}: it has no training/ folder; only weights were kept")
+    return TrainingState(_read_json(folder / "state.json"), _read_tensors(folder / "state.safetensors"))
+
+
+# ---------------------------------------------------------------- run directories
+
+
+def step_directory(run: Path, step: int) -> Path:
+    """Where a run keeps the checkpoint after `step` optimizer steps."""
+    return Path(run) / f"step-{step:08d}"
+
+
+def point_link(run: Path, link: str, checkpoint: Path) -> None:
+    """Make run/link ("latest" or "best") mean this checkpoint of the run, atomically."""
+    temporary = Path(run) / f".{link}.partial"
+    try:
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(checkpoint.name, target_is_directory=True)
+        os.replace(temporary, Path(run) / link)
+    except OSError as error:
+        raise OutputError(f"cannot write {Path(run) / link}: {error.strerror or error}") from error
+
+
+def prune_checkpoints(run: Path) -> None:
+    """Delete the checkpoints that no link means, and what interrupted saves left behind."""
+    kept = {os.path.realpath(Path(run) / link) for link in ("latest", "best")}
+    for entry in Path(run).iterdir():
+        unfinished = entry.name.startswith(".step-") and entry.name.endswith(".partial")
+        if unfinished or (STEP_NAME.fullmatch(entry.name) and os.path.realpath(entry) not in kept):
+            shutil.rmtree(entry, ignore_errors=True)
+
+
+# ---------------------------------------------------------------- files
+
+
+def _generation_config(config: ModelConfig) -> dict[str, Any]:
+    eos = config.eos_token_id
+    values = {
+        "bos_token_id": config.bos_token_id,
+        "eos_token_id": list(eos) if isinstance(eos, tuple) else eos,
+        "pad_token_id": config.pad_token_id,
+        "do_sample": True,
+    }
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"cannot read {path}: {error}") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"cannot read {path}: expected a JSON object, found {type(values).__name__}")
+    return values
+
+
+def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    try:
+        save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path, {"format": "pt"})
+    except SafetensorError as error:  # how the library reports a full disk
+        raise OutputError(f"cannot write {path}: {error}") from error
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"cannot read {path}: {error}") from error

@@ -1,0 +1,1 @@
+"""The network in PyTorch: forward, cache, and the slow, obvious decoder."""

@@ -1,0 +1,182 @@
+"""The network on one page: token ids to logits, a Llama as Hugging Face's LlamaForCausalLM has it, forward only.
+
+Shape letters: B batch, T time, D hidden, H query heads, K kv heads, S head size, F ffn, V vocab.
+Parameter names are Hugging Face's, so that a state_dict is a checkpoint. Its twin in C is engine/src/forward.c.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from llamita.config import ModelConfig
+from llamita.model.kv_cache import KVCache
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight over the last axis, in float32 (arXiv 1910.07467)."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, (x.shape[-1],), self.weight.to(x.dtype), self.eps)
+
+
+def rope_frequencies(config: ModelConfig) -> Tensor:
+    """Angle per position of each of the S/2 pairs, float32: theta^(-2i/S) (arXiv 2104.09864), scaled as configured.
+
+    rope_scaling: None, {"rope_type": "linear", factor}, or Llama 3's {"rope_type": "llama3", factor, low_freq_factor,
+    high_freq_factor, original_max_position_embeddings}: long wavelengths are stretched by the factor, short ones
+    kept, those between interpolated (Llama 3.1's reference code).
+    """
+    exponent = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
+    frequency = 1.0 / (config.rope_theta**exponent)
+    scaling = config.rope_scaling
+    if scaling is None:
+        return frequency
+    factor = float(scaling["factor"])
+    if scaling["rope_type"] == "linear":
+        return frequency / factor
+    assert scaling["rope_type"] == "llama3", scaling  # ModelConfig lets no other kind through
+    low, high = float(scaling["low_freq_factor"]), float(scaling["high_freq_factor"])
+    turns = scaling["original_max_position_embeddings"] * frequency / (2 * math.pi)  # in the original context
+    smooth = ((turns - low) / (high - low)).clamp(0.0, 1.0)
+    return frequency * smooth + frequency / factor * (1 - smooth)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate each pair (i, i + S/2) of x [B, T, heads, S] by its position's angle; cos, sin: [T, 1, S/2]."""
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+class Attention(nn.Module):
+    """Causal self-attention with H query heads in groups that share one of K kv heads (arXiv 2305.13245)."""
+
+    def __init__(self, config: ModelConfig, layer: int, dropout: float) -> None:
+        super().__init__()
+        self.layer, self.head_dim, self.dropout = layer, config.head_dim, dropout
+        query_size = config.num_attention_heads * config.head_dim
+        key_size = config.num_key_value_heads * config.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, query_size, bias=False)
+        self.k_proj = nn.Linear(config.hidden_size, key_size, bias=False)
+        self.v_proj = nn.Linear(config.hidden_size, key_size, bias=False)
+        self.o_proj = nn.Linear(query_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None) -> Tensor:
+        batch, time, _ = x.shape
+        query = rotate(self.q_proj(x).view(batch, time, -1, self.head_dim), cos, sin)  # [B, T, H, S]
+        key = rotate(self.k_proj(x).view(batch, time, -1, self.head_dim), cos, sin)  # [B, T, K, S]
+        value = self.v_proj(x).view(batch, time, -1, self.head_dim)  # [B, T, K, S]
+        query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+        mask = None
+        if cache is not None:
+            key, value = cache.append(self.layer, key, value)  # [B, K, past + T, S]
+            mask = cache.causal_mask(time)
+        out = F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=mask,
+            is_causal=cache is None,
+            dropout_p=self.dropout if self.training else 0.0,
+            enable_gqa=query.shape[1] != key.shape[1],
+        )
+        return self.o_proj(out.transpose(1, 2).reshape(batch, time, -1))
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate(x)) * up(x)) (arXiv 2002.05202)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class DecoderLayer(nn.Module):
+    def __init__(self, config: ModelConfig, layer: int, dropout: float) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = Attention(config, layer, dropout)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = SwiGLU(config)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, residual: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None) -> Tensor:
+        residual = residual + self.dropout(self.self_attn(self.input_layernorm(residual), cos, sin, cache))
+        return residual + self.dropout(self.mlp(self.post_attention_layernorm(residual)))
+
+
+class Decoder(nn.Module):
+    def __init__(self, config: ModelConfig, dropout: float) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(DecoderLayer(config, i, dropout) for i in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.dropout = nn.Dropout(dropout)
+
+
+class Llama(nn.Module):
+    """ids [B, T] → logits [B, T, V].
+
+    dropout (training only): on embeddings, attention probabilities, and both branches' outputs, as in llama2.c.
+    """
+
+    cos: Tensor  # [context, 1, S/2]
+    sin: Tensor
+
+    def __init__(self, config: ModelConfig, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.config = config
+        self.model = Decoder(config, dropout)
+        if not config.tie_word_embeddings:
+            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        positions = torch.arange(config.max_position_embeddings, dtype=torch.float32)
+        angles = torch.outer(positions, rope_frequencies(config))[:, None]  # [context, 1, S/2]
+        self.register_buffer("cos", angles.cos(), persistent=False)
+        self.register_buffer("sin", angles.sin(), persistent=False)
+
+    @property
+    def output_weight(self) -> Tensor:
+        """The classifier's matrix [V, D]: the embeddings themselves where they are tied."""
+        return self.model.embed_tokens.weight if self.config.tie_word_embeddings else self.lm_head.weight
+
+    def hidden_states(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
+        """ids [B, T] → [B, T, D] after the final norm: what the classifier sees."""
+        time = ids.shape[1]
+        past = 0 if cache is None else cache.num_tokens
+        assert past + time <= self.config.max_position_embeddings, (past, time)
+        residual = self.model.dropout(self.model.embed_tokens(ids))
+        cos, sin = self.cos[past : past + time].to(residual.dtype), self.sin[past : past + time].to(residual.dtype)
+        for layer in self.model.layers:
+            residual = layer(residual, cos, sin, cache)
+        if cache is not None:
+            cache.num_tokens += time
+        return self.model.norm(residual)
+
+    def forward(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
+        return F.linear(self.hidden_states(ids, cache), self.output_weight)
+
+    @torch.no_grad()
+    def initialize(self, generator: torch.Generator | None = None) -> Llama:
+        """Fresh weights: N(0, 0.02); the two projections that write to the residual stream N(0, 0.02 / sqrt(2 L)), so
+        that its variance does not grow with depth (GPT-2). llama2.c scaled the gate's side instead, by a slip."""
+        depth_scale = 1 / math.sqrt(2 * self.config.num_hidden_layers)
+        for name, parameter in self.named_parameters():
+            if parameter.ndim == 1:
+                parameter.fill_(1.0)
+            else:
+                writes_residual = name.endswith(("o_proj.weight", "down_proj.weight"))
+                parameter.normal_(0.0, 0.02 * (depth_scale if writes_residual else 1.0), generator=generator)
+        return self
