@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
 import tyro
@@ -51,3 +51,14 @@ def fail(message: str) -> int:
     """Print one line on stderr and return the exit code of a user's error."""
     print(f"llamita: {message}", file=sys.stderr)
     return 2
+
+
+@contextlib.contextmanager
+def requires_extra(extra: str) -> Iterator[None]:
+    """Around the imports of a verb: a missing package becomes one line that says how to get it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] == "llamita":
+            raise  # a bug, not a missing extra
+        raise ConfigError(f"this verb needs the package {error.name}: pip install 'llamita[{extra}]'") from error

@@ -1,0 +1,27 @@
+#!/bin/sh
+# Everything that `make test` checks, in the order of what fails fastest; BIN is the virtual environment's bin folder.
+set -eu
+cd "$(dirname "$0")/.."
+BIN=${BIN:-.venv/bin}
+PATH="$PWD/$BIN:$PATH"
+
+echo "== ruff, mypy"
+ruff check .
+ruff format --check .
+mypy
+[ "${1:-}" = check ] && exit 0
+
+echo "== engine: warnings as errors, tests under AddressSanitizer and UndefinedBehaviorSanitizer"
+cmake -S engine -B build/asan -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo -DLLAMITA_TESTS=ON -DLLAMITA_WERROR=ON \
+      -DLLAMITA_SANITIZE=address,undefined >/dev/null
+cmake --build build/asan
+ctest --test-dir build/asan --output-on-failure
+
+echo "== engine: tests under ThreadSanitizer"
+cmake -S engine -B build/tsan -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo -DLLAMITA_TESTS=ON -DLLAMITA_WERROR=ON \
+      -DLLAMITA_SANITIZE=thread >/dev/null
+cmake --build build/tsan --target test_threads test_session
+ctest --test-dir build/tsan --output-on-failure -R '^test_(threads|session)$'
+
+echo "== pytest"
+python -m pytest tests
