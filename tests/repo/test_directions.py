@@ -1,0 +1,167 @@
+"""Holds the import directions of the design: Python by its syntax trees, C by its #include lines."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = ROOT / "src" / "llamita"
+ENGINE = ROOT / "engine"
+
+# Low to high: a module may import its own level and those below. The longest matching prefix counts.
+LEVELS = {
+    "errors": 0,
+    "atomic": 1,
+    "config": 1,
+    "tokenizer": 2,
+    "data.shards": 2,
+    "formats.tensor_table": 2,
+    "formats.rope_order": 2,
+    "formats.quantize": 2,
+    "formats.huggingface": 2,
+    "formats": 2,  # the package's own __init__, which imports nothing
+    "data": 3,
+    "engine": 3,
+    "model": 3,
+    "checkpoint": 3,
+    "training": 4,
+    "formats.gguf": 4,
+    "formats.llama2c": 4,
+    "formats.inspect": 4,
+    "formats.export": 4,
+    "formats.importing": 4,
+    "cli": 6,
+}
+ENVIRONMENT_READERS = ("cli", "training.distributed")
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def level(module: str) -> int:
+    prefix = module
+    while prefix and prefix not in LEVELS:
+        prefix = prefix.rpartition(".")[0]
+    assert prefix, f"{module} has no level: add it to LEVELS, and to the design if it is a new kind of thing"
+    return LEVELS[prefix]
+
+
+def imported_modules(path: Path) -> set[str]:
+    """Every module that the file imports anywhere, lazily or not."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import; write the whole name"
+            names.add(node.module or "")
+            names.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return names
+
+
+def is_module(dotted: str) -> bool:
+    path = PACKAGE / Path(*dotted.split("."))
+    return path.with_suffix(".py").is_file() or (path / "__init__.py").is_file()
+
+
+def own_imports(path: Path) -> set[str]:
+    stripped = {name.removeprefix("llamita.") for name in imported_modules(path) if name.startswith("llamita.")}
+    return {name for name in stripped if is_module(name)}
+
+
+FILES = [p for p in sorted(PACKAGE.rglob("*.py")) if module_name(p) not in ("", "__main__")]
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_name)
+def test_python_directions(path: Path) -> None:
+    importer = module_name(path)
+    for imported in own_imports(path):
+        assert level(imported) <= level(importer), f"{importer} must not import {imported}: it stands above"
+        area, other = importer.split(".")[0], imported.split(".")[0]
+        assert other != "cli" or area == "cli", f"{importer} imports cli: nothing does"
+        if {area, other} == {"training", "formats"}:
+            raise AssertionError(f"{importer} imports {imported}: training and formats do not know each other")
+        if area == "model":
+            assert other not in ("training", "formats"), f"{importer} imports {imported}: the network knows neither"
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_name)
+def test_torch_stays_out(path: Path) -> None:
+    importer = module_name(path)
+    area = importer.split(".")[0]
+    if area in ("errors", "config", "atomic", "engine", "tokenizer", "server") or importer in (
+        "formats.tensor_table",
+        "formats.quantize",
+        "formats.rope_order",
+        "formats.huggingface",
+        "data.shards",
+        "data.batches",
+        "data.prepare",
+        "data.sources",
+        "data.tales",
+        "data.tinystories",
+    ):
+        assert not any(name.split(".")[0] == "torch" for name in imported_modules(path)), f"{importer} imports torch"
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_name)
+def test_environment_is_read_in_two_places(path: Path) -> None:
+    if not module_name(path).startswith(ENVIRONMENT_READERS):
+        text = path.read_text(encoding="utf-8")
+        assert not re.search(r"os\.environ|getenv", text), f"{path}: only {ENVIRONMENT_READERS} read the environment"
+
+
+def includes(path: Path) -> set[str]:
+    return set(re.findall(r'^\s*#\s*include\s+"([^"]+)"', path.read_text(encoding="utf-8"), re.MULTILINE))
+
+
+def sources(*folders: str) -> list[Path]:
+    return sorted(p for f in folders for p in (ENGINE / f).glob("*.[ch]"))
+
+
+def test_program_knows_only_the_public_header() -> None:
+    assert includes(ENGINE / "app" / "run.c") == {"llamita.h"}
+    assert includes(ENGINE / "reference" / "run.c") == set()
+
+
+# Who may include what, by file stem; a stem that is not named may be included by anyone above the kernels.
+def test_c_directions() -> None:
+    for path in sources("src"):
+        stem, found = path.stem, includes(path)
+        if stem.startswith("kernels"):
+            bad = {name for name in found if not name.startswith("kernels")}
+            assert not bad, f"{path.name} includes {bad}: kernels know no model structs"
+        if stem == "ops":
+            assert not found & {"forward.h", "session.h", "model.h", "tokenizer.h"}, f"{path.name}: {found}"
+        if stem == "forward":
+            assert not found & {"session.h", "tokenizer.h", "sampler.h"}, f"{path.name}: {found}"
+        if stem.startswith(("tokenizer", "unicode", "sampler", "threads")):
+            assert not found & {"model.h", "forward.h", "ops.h", "session.h"}, f"{path.name}: {found}"
+
+
+def test_intrinsics_only_in_kernels() -> None:
+    for path in sources("src", "app", "reference"):
+        text = path.read_text(encoding="utf-8")
+        if not path.stem.startswith("kernels_"):
+            assert not re.search(r"immintrin\.h|arm_neon\.h|_mm\d*_\w+\(|\bv\w+q_[fsu]\d+\(", text), path
+
+
+def without_comments(text: str) -> str:
+    return re.sub(r'"(?:\\.|[^"\\\n])*"', '""', re.sub(r"/\*.*?\*/|//[^\n]*", " ", text, flags=re.DOTALL))
+
+
+def test_library_neither_prints_nor_exits() -> None:
+    for path in sources("src"):
+        text = without_comments(path.read_text(encoding="utf-8"))
+        found = re.search(r"\b(printf|fprintf|puts|putchar|perror|exit|_Exit|abort|getenv|system|execv\w*)\s*\(", text)
+        assert not found, f"{path.name}: {found.group(0) if found else ''}"
+
+
+def test_reference_stays_one_page() -> None:
+    assert len((ENGINE / "reference" / "run.c").read_text(encoding="utf-8").splitlines()) <= 500

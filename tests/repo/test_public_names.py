@@ -1,0 +1,55 @@
+"""Holds the public door: which names `llamita` has, that importing it is light, and that running needs no torch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import llamita
+
+PUBLIC = [
+    "LlamitaError",
+    "Model",
+    "ModelConfig",
+    "Sampler",
+    "Session",
+    "__version__",
+    "export",
+    "import_model",
+    "load",
+    "prepare",
+    "train",
+]
+
+
+def test_public_names() -> None:
+    assert sorted(llamita.__all__) == PUBLIC
+    for name in PUBLIC:
+        assert getattr(llamita, name) is not None
+
+
+def in_fresh_python(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_import_is_light() -> None:
+    heavy = in_fresh_python(
+        "import sys, llamita; print(sorted(set(sys.modules) & {'torch', 'numpy', 'gguf', 'rich', 'tyro', 'tokenizers'}))"
+    )
+    assert heavy == "[]"
+
+
+def test_running_needs_no_torch() -> None:
+    """With torch and every other training package made unimportable, the packaged model still tells a story."""
+    told = in_fresh_python(
+        "import sys\n"
+        "for name in ('torch', 'safetensors', 'tokenizers', 'sentencepiece', 'tiktoken', 'pyarrow', 'matplotlib'):\n"
+        "    sys.modules[name] = None\n"
+        "import llamita\n"
+        "print(''.join(llamita.load().generate('Once upon a time', max_new_tokens=8, temperature=0)))\n"
+        "from llamita.cli import main\n"
+        "assert main(['run', '-i', 'One day', '-n', '4', '-t', '0']) == 0\n"
+    )
+    assert told
