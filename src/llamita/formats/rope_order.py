@@ -1,0 +1,34 @@
+"""Rows of q and k from Hugging Face's RoPE order (halves) to that of GGUF, Meta and llama2.c (pairs), and back.
+
+RoPE rotates S/2 pairs of numbers in each head of size S. Hugging Face keeps the two numbers of pair i in the rows
+(i, i + S/2) of the head, the others in the rows (2i, 2i + 1). This is the only place that knows; v is never permuted.
+
+Shape letters: N heads (query heads for q, kv heads for k), S head size, D hidden.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+Scalar = TypeVar("Scalar", bound=np.generic)
+
+
+def halves_to_pairs(weight: NDArray[Scalar], num_heads: int) -> NDArray[Scalar]:
+    """A new array: row i + half·S/2 of each head becomes row 2i + half. weight: [N*S, D], or a bias [N*S]."""
+    return _swap(weight, num_heads, inner=(2, -1))
+
+
+def pairs_to_halves(weight: NDArray[Scalar], num_heads: int) -> NDArray[Scalar]:
+    """A new array: row 2i + half of each head becomes row i + half·S/2. weight: [N*S, D], or a bias [N*S]."""
+    return _swap(weight, num_heads, inner=(-1, 2))
+
+
+def _swap(weight: NDArray[Scalar], num_heads: int, inner: tuple[int, int]) -> NDArray[Scalar]:
+    rows = weight.shape[0]
+    assert rows % (2 * num_heads) == 0, f"{rows} rows do not make {num_heads} heads of an even size"
+    split = weight.reshape(num_heads, *inner, *weight.shape[1:])
+    swapped: NDArray[Scalar] = np.array(split.swapaxes(1, 2), order="C").reshape(weight.shape)
+    return swapped

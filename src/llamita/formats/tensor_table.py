@@ -1,0 +1,133 @@
+"""THE list of a Llama's tensors: from a ModelConfig to each one's name in every format, its shape and its kind.
+
+Shapes are PyTorch's: [rows, row length] = [out, in]. Row counts: V vocab, D hidden, H*S query heads times head size,
+K*S kv heads times head size, F ffn.
+
+    Hugging Face                                   GGUF                      llama2.c           shape      kind
+    model.embed_tokens.weight                      token_embd.weight         tok_embeddings     [V, D]     embedding
+    model.layers.N.input_layernorm.weight          blk.N.attn_norm.weight    attention_norm     [D]        norm
+    model.layers.N.self_attn.q_proj.weight         blk.N.attn_q.weight       wq                 [H*S, D]   query
+    model.layers.N.self_attn.k_proj.weight         blk.N.attn_k.weight       wk                 [K*S, D]   key
+    model.layers.N.self_attn.v_proj.weight         blk.N.attn_v.weight       wv                 [K*S, D]   matrix
+    model.layers.N.self_attn.o_proj.weight         blk.N.attn_output.weight  wo                 [D, H*S]   matrix
+    model.layers.N.post_attention_layernorm.weight blk.N.ffn_norm.weight     ffn_norm           [D]        norm
+    model.layers.N.mlp.gate_proj.weight            blk.N.ffn_gate.weight     w1                 [F, D]     matrix
+    model.layers.N.mlp.up_proj.weight              blk.N.ffn_up.weight       w3                 [F, D]     matrix
+    model.layers.N.mlp.down_proj.weight            blk.N.ffn_down.weight     w2                 [D, F]     matrix
+    model.norm.weight                              output_norm.weight        norm               [D]        norm
+    lm_head.weight (untied only)                   output.weight             output             [V, D]     matrix
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal
+
+from llamita.config import ModelConfig
+from llamita.errors import FormatError
+
+Kind = Literal["embedding", "norm", "query", "key", "matrix"]
+Naming = Literal["huggingface", "gguf", "llama2c"]
+
+# More layers than any Llama (126 in the largest): a bound on what a hostile header can make us list.
+MAX_LAYERS = 1024
+
+# GGUF only, llama3 RoPE scaling only: [S/2] divisors of the frequencies. Not a weight; not in the table.
+GGUF_ROPE_FACTORS = "rope_freqs.weight"
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorSpec:
+    """One tensor. `query` and `key` are matrices whose rows differ in RoPE order between formats (rope_order.py)."""
+
+    huggingface: str
+    gguf: str
+    llama2c: str
+    layer: int | None
+    shape: tuple[int, ...]
+    kind: Kind
+
+    def name(self, naming: Naming) -> str:
+        """Its name in a format; llama2.c's are those of its PyTorch checkpoint."""
+        if naming == "huggingface":
+            return self.huggingface
+        if naming == "gguf":
+            return self.gguf
+        if self.layer is None:
+            return f"{self.llama2c}.weight"
+        return f"layers.{self.layer}.{_LLAMA2C_FOLDERS.get(self.llama2c, '')}{self.llama2c}.weight"
+
+    def rope_heads(self, config: ModelConfig) -> int | None:
+        """Number of heads whose rows need rope_order, or None for a tensor that needs none."""
+        if self.kind == "query":
+            return config.num_attention_heads
+        return config.num_key_value_heads if self.kind == "key" else None
+
+
+_LLAMA2C_FOLDERS = {
+    "wq": "attention.", "wk": "attention.", "wv": "attention.", "wo": "attention.",
+    "w1": "feed_forward.", "w2": "feed_forward.", "w3": "feed_forward.",
+}  # fmt: skip
+
+
+def tensor_table(config: ModelConfig) -> tuple[TensorSpec, ...]:
+    """Every tensor of a model with this config, in the order of the forward pass; lm_head only if it is not tied."""
+    hidden, ffn, vocab = config.hidden_size, config.intermediate_size, config.vocab_size
+    query_rows = config.num_attention_heads * config.head_dim
+    key_rows = config.num_key_value_heads * config.head_dim
+    if config.num_hidden_layers > MAX_LAYERS:
+        raise FormatError(
+            f"model config: num_hidden_layers: expected at most {MAX_LAYERS}, found {config.num_hidden_layers}"
+        )
+    in_layer: list[tuple[str, str, str, tuple[int, ...], Kind]] = [
+        ("input_layernorm", "attn_norm", "attention_norm", (hidden,), "norm"),
+        ("self_attn.q_proj", "attn_q", "wq", (query_rows, hidden), "query"),
+        ("self_attn.k_proj", "attn_k", "wk", (key_rows, hidden), "key"),
+        ("self_attn.v_proj", "attn_v", "wv", (key_rows, hidden), "matrix"),
+        ("self_attn.o_proj", "attn_output", "wo", (hidden, query_rows), "matrix"),
+        ("post_attention_layernorm", "ffn_norm", "ffn_norm", (hidden,), "norm"),
+        ("mlp.gate_proj", "ffn_gate", "w1", (ffn, hidden), "matrix"),
+        ("mlp.up_proj", "ffn_up", "w3", (ffn, hidden), "matrix"),
+        ("mlp.down_proj", "ffn_down", "w2", (hidden, ffn), "matrix"),
+    ]
+    table = [
+        TensorSpec(
+            "model.embed_tokens.weight", "token_embd.weight", "tok_embeddings", None, (vocab, hidden), "embedding"
+        )
+    ]
+    for n in range(config.num_hidden_layers):
+        table += [
+            TensorSpec(f"model.layers.{n}.{hf}.weight", f"blk.{n}.{gguf}.weight", llama2c, n, shape, kind)
+            for hf, gguf, llama2c, shape, kind in in_layer
+        ]
+    table.append(TensorSpec("model.norm.weight", "output_norm.weight", "norm", None, (hidden,), "norm"))
+    if not config.tie_word_embeddings:
+        table.append(TensorSpec("lm_head.weight", "output.weight", "output", None, (vocab, hidden), "matrix"))
+    return tuple(table)
+
+
+def check_tensors(
+    found: Mapping[str, Sequence[int]] | Iterable[tuple[str, Sequence[int]]],
+    config: ModelConfig,
+    naming: Naming,
+    where: str,
+) -> None:
+    """Check that the found (name, shape) are exactly the table's. Raises FormatError naming what is unknown, missing,
+    doubled or of another shape."""
+    wanted = {spec.name(naming): spec.shape for spec in tensor_table(config)}
+    seen: set[str] = set()
+    for name, shape in found.items() if isinstance(found, Mapping) else found:
+        if name in seen:
+            raise FormatError(f"cannot read {where}: tensor {name} is there twice")
+        seen.add(name)
+        if name not in wanted:
+            raise FormatError(f"cannot read {where}: unknown tensor {name}; only plain Llama models are supported")
+        if tuple(shape) != wanted[name]:
+            raise FormatError(
+                f"cannot read {where}: tensor {name}: expected shape {list(wanted[name])}, found {list(shape)}"
+            )
+    missing = [name for name in wanted if name not in seen]
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise FormatError(f"cannot read {where}: tensor {missing[0]} is missing{more}")
