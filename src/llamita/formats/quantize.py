@@ -28,9 +28,9 @@ BLOCK = 32  # numbers in a block of Q8_0, Q4_0, Q4_1
 _CHUNK_BLOCKS = 4096  # blocks quantised at a time: 512 KiB of floats stay in the cache
 _HALF_MAX = float(np.finfo(np.float16).max)
 
-# Q4_0: the inverse scales tried, relative to ggml's: 8 / (the number with the largest magnitude). Beyond 1, that number
-# is clipped and the others get finer steps; below 1, it gets a smaller code. On the trained weights of stories260K these
-# 9 leave 0.893 of the squared error of ggml's rule; 15 leave 0.890, 101 leave 0.889.
+# Q4_0: the inverse scales tried, relative to ggml's: 8 / (the number with the largest magnitude). Beyond 1, that
+# number is clipped and the others get finer steps; below 1, it gets a smaller code. On the trained weights of
+# stories260K these 9 leave 0.893 of the squared error of ggml's rule; 15 leave 0.890, 101 leave 0.889.
 _SEARCH = tuple(float(x) for x in np.linspace(0.85, 1.25, 9))
 
 
@@ -86,7 +86,7 @@ def quantize(array: NDArray[Any], type: TypeName, where: str = "tensor") -> Byte
             encoded = _ENCODERS[type](numbers)
         if encoded is None:
             largest = np.abs(numbers).max()
-            raise FormatError(f"cannot store {where} as {type}: its largest number, {largest:.6g}, is too large; use F32")
+            raise FormatError(f"cannot store {where} as {type}: its largest number {largest:.6g} is too large; use F32")
         target[:] = encoded.reshape(-1)
     return out
 

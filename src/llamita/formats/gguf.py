@@ -1,0 +1,333 @@
+"""OWNER of GGUF in Python: metadata and tensors to a file, and a file, trusted in nothing, back to both.
+
+    "GGUF" | u32 version | u64 tensors | u64 keys | keys: name, type, value | tensors: name, dims, type, offset
+    | padding | data: each tensor at a multiple of the alignment, in order, zeros between
+
+Written is version 3, little-endian; read are 2 and 3. The reader checks every count, length and offset against the
+file's length before it uses them, and keeps the data in the file: tensors are mapped, not loaded.
+Dims are in GGUF's order only inside the file: shapes here are PyTorch's [rows, row length].
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import mmap
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llamita.atomic import atomic_file
+from llamita.errors import FormatError
+from llamita.formats.quantize import TYPES, Bytes, Floats, dequantize
+
+MAGIC: Final = b"GGUF"
+VERSION: Final = 3
+ALIGNMENT: Final = 32
+
+# Bounds far above any real file, so that a hostile one is refused before it costs time or memory.
+MAX_KEYS: Final = 65_536
+MAX_TENSORS: Final = 65_536
+MAX_STRINGS: Final = 4_194_304  # in one array; Llama 3 has 280,147 merges
+MAX_NAME_BYTES: Final = 65_535
+MAX_TENSOR_NAME_BYTES: Final = 63  # llama.cpp's
+MAX_DIMS: Final = 4
+
+_BOOL, _STRING, _ARRAY = 7, 8, 9
+# Scalar value types: number -> numpy's dtype.
+_SCALARS: dict[int, np.dtype[Any]] = {
+    0: np.dtype("u1"), 1: np.dtype("i1"), 2: np.dtype("<u2"), 3: np.dtype("<i2"), 4: np.dtype("<u4"),
+    5: np.dtype("<i4"), 6: np.dtype("<f4"), 10: np.dtype("<u8"), 11: np.dtype("<i8"), 12: np.dtype("<f8"),
+}  # fmt: skip
+_SCALAR_NUMBERS = {dtype: number for number, dtype in _SCALARS.items()}
+
+# Every tensor type of ggml: number -> (name, elements and bytes of a block). Known so that `inspect` can describe any
+# file; what we compute with is quantize.TYPES.
+BLOCK_SIZES: dict[int, tuple[str, int, int]] = {
+    0: ("F32", 1, 4), 1: ("F16", 1, 2), 2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20), 6: ("Q5_0", 32, 22),
+    7: ("Q5_1", 32, 24), 8: ("Q8_0", 32, 34), 9: ("Q8_1", 32, 40), 10: ("Q2_K", 256, 84), 11: ("Q3_K", 256, 110),
+    12: ("Q4_K", 256, 144), 13: ("Q5_K", 256, 176), 14: ("Q6_K", 256, 210), 15: ("Q8_K", 256, 292),
+    16: ("IQ2_XXS", 256, 66), 17: ("IQ2_XS", 256, 74), 18: ("IQ3_XXS", 256, 98), 19: ("IQ1_S", 256, 50),
+    20: ("IQ4_NL", 32, 18), 21: ("IQ3_S", 256, 110), 22: ("IQ2_S", 256, 82), 23: ("IQ4_XS", 256, 136),
+    24: ("I8", 1, 1), 25: ("I16", 1, 2), 26: ("I32", 1, 4), 27: ("I64", 1, 8), 28: ("F64", 1, 8),
+    29: ("IQ1_M", 256, 56), 30: ("BF16", 1, 2), 34: ("TQ1_0", 256, 54), 35: ("TQ2_0", 256, 66), 39: ("MXFP4", 32, 17),
+}  # fmt: skip
+
+# general.file_type: the type of most matrices.
+FILE_TYPES: dict[str, int] = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "BF16": 32}
+
+# A value of metadata: what Python type becomes what GGUF type is said at write_gguf.
+Value = bool | int | float | str | Sequence[str] | NDArray[Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorInfo:
+    """A tensor of a GGUF file. offset: in the file, of its first byte."""
+
+    name: str
+    type: str
+    shape: tuple[int, ...]
+    offset: int
+    num_bytes: int
+
+
+class GgufFile:
+    """A GGUF file, checked and mapped. metadata: scalars as Python's, arrays as numpy's or list[str]."""
+
+    def __init__(
+        self, path: Path, version: int, metadata: dict[str, Any], tensors: dict[str, TensorInfo], mapping: mmap.mmap
+    ) -> None:
+        self.path, self.version, self.metadata, self.tensors = path, version, metadata, tensors
+        self._mapping = mapping
+
+    def data(self, name: str) -> Bytes:
+        """The bytes of a tensor, mapped: read-only, and read from the disk when they are looked at."""
+        info = self.tensors[name]
+        return np.frombuffer(self._mapping, dtype=np.uint8, count=info.num_bytes, offset=info.offset)
+
+    def dequantize(self, name: str) -> Floats:
+        """The numbers of a tensor, a new array of its shape. Raises FormatError for a type we do not compute with."""
+        info = self.tensors[name]
+        if info.type not in TYPES:
+            raise FormatError(
+                f"cannot read {self.path}: tensor {name}: expected type {', '.join(TYPES)}, found {info.type}"
+            )
+        return dequantize(self.data(name), TYPES[info.type].name, info.shape)
+
+
+# ---------------------------------------------------------------- writing
+
+
+def write_gguf(
+    path: Path,
+    metadata: Mapping[str, Value],
+    tensors: Sequence[tuple[str, str, tuple[int, ...]]],
+    data: Iterable[Bytes],
+) -> int:
+    """Write a GGUF file, whole or not at all; returns its bytes. The same arguments give the same bytes.
+
+    metadata: in this order; bool → BOOL, int → UINT32, float → FLOAT32, str → STRING, a list of str → ARRAY of STRING,
+    a numpy array → ARRAY of its type. tensors: (name, type, shape). data: each tensor's bytes, in the same order; taken
+    one at a time, so that only one needs to be in memory. Raises OutputError.
+    """
+    head = [MAGIC, struct.pack("<IQQ", VERSION, len(tensors), len(metadata))]
+    for key, value in metadata.items():
+        head += [_string(key), _encode_value(value)]
+    offset, sizes = 0, []
+    for name, type_name, shape in tensors:
+        assert len(name.encode()) <= MAX_TENSOR_NAME_BYTES and len(shape) <= MAX_DIMS
+        number = TYPES[type_name].number
+        head.append(_string(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *reversed(shape), number, offset))
+        sizes.append(TYPES[type_name].num_bytes(math.prod(shape)))
+        offset += _padded(sizes[-1])
+    header = b"".join(head)
+    with atomic_file(path) as temporary, temporary.open("wb") as file:
+        file.write(header + bytes(_padded(len(header)) - len(header)))
+        for size, tensor in zip(sizes, data, strict=True):
+            assert tensor.dtype == np.uint8 and tensor.size == size
+            file.write(tensor.data)
+            file.write(bytes(_padded(size) - size))
+    return _padded(len(header)) + offset
+
+
+def _padded(size: int, alignment: int = ALIGNMENT) -> int:
+    return (size + alignment - 1) // alignment * alignment
+
+
+def _string(text: str) -> bytes:
+    raw = text.encode("utf-8")
+    return struct.pack("<Q", len(raw)) + raw
+
+
+def _encode_value(value: Value) -> bytes:
+    """Type number and bytes of one metadata value."""
+    if isinstance(value, bool):
+        return struct.pack("<IB", _BOOL, value)
+    if isinstance(value, int):
+        return struct.pack("<II", 4, value)
+    if isinstance(value, float):
+        return struct.pack("<If", 6, value)
+    if isinstance(value, str):
+        return struct.pack("<I", _STRING) + _string(value)
+    if isinstance(value, np.ndarray):
+        dtype = value.dtype.newbyteorder("<")
+        return struct.pack("<IIQ", _ARRAY, _SCALAR_NUMBERS[dtype], value.size) + value.astype(dtype).tobytes()
+    return struct.pack("<IIQ", _ARRAY, _STRING, len(value)) + b"".join(_string(text) for text in value)
+
+
+# ---------------------------------------------------------------- reading
+
+
+def read_gguf(path: Path) -> GgufFile:
+    """Map a GGUF file and check all of it but the numbers. Raises FormatError for anything not as it must be."""
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            if path.stat().st_size == 0:
+                raise FormatError(f"cannot read {path}: the file is empty")
+            mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except OSError as error:
+        raise FormatError(f"cannot read {path}: {error.strerror or error}") from error
+    cursor = _Cursor(mapping, path)
+    version = _read_version(cursor)
+    num_tensors = cursor.count("tensor count", MAX_TENSORS)
+    num_keys = cursor.count("key count", MAX_KEYS)
+    metadata = _read_metadata(cursor, num_keys)
+    tensors = _read_tensor_infos(cursor, num_tensors, _read_alignment(metadata, cursor))
+    return GgufFile(path, version, metadata, tensors, mapping)
+
+
+class _Cursor:
+    """Reads a mapping from front to back and never beyond its end."""
+
+    def __init__(self, mapping: mmap.mmap, path: Path) -> None:
+        self.mapping, self.path, self.offset, self.size = mapping, path, 0, len(mapping)
+
+    def wrong(self, what: str, expected: str, found: object) -> FormatError:
+        shown = repr(found)
+        shown = shown if len(shown) <= 80 else shown[:77] + "..."
+        return FormatError(f"cannot read {self.path}: {what}: expected {expected}, found {shown}")
+
+    def take(self, num_bytes: int, what: str) -> int:
+        """Step over num_bytes; returns the offset where they start."""
+        if num_bytes > self.size - self.offset:
+            raise FormatError(
+                f"cannot read {self.path}: {what}: expected {num_bytes} bytes at offset {self.offset}, found the end of "
+                f"the file after {self.size - self.offset}; it is truncated or damaged"
+            )
+        start = self.offset
+        self.offset += num_bytes
+        return start
+
+    def number(self, code: str, what: str) -> int:
+        value = struct.unpack_from(f"<{code}", self.mapping, self.take(struct.calcsize(f"<{code}"), what))[0]
+        assert isinstance(value, int)
+        return value
+
+    def count(self, what: str, most: int) -> int:
+        value = self.number("Q", what)
+        if value > most:
+            raise self.wrong(what, f"at most {most}", value)
+        return value
+
+    def text(self, what: str, most: int | None = None) -> str:
+        length = self.number("Q", f"length of {what}")
+        if most is not None and length > most:
+            raise self.wrong(f"length of {what}", f"at most {most} bytes", length)
+        start = self.take(length, what)
+        raw = self.mapping[start : start + length]
+        try:
+            return raw.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise self.wrong(what, "UTF-8", raw[:40]) from error
+
+
+def _read_version(cursor: _Cursor) -> int:
+    magic = cursor.mapping[:4]
+    if magic != MAGIC:
+        raise cursor.wrong("magic", "GGUF", magic)
+    cursor.take(4, "magic")
+    version = cursor.number("I", "version")
+    if version & 0xFFFF == 0 and version:
+        raise cursor.wrong("version", "little-endian 2 or 3", version)
+    if version not in (2, 3):
+        raise cursor.wrong("version", "2 or 3", version)
+    return version
+
+
+def _read_metadata(cursor: _Cursor, num_keys: int) -> dict[str, Any]:
+    metadata: dict[str, Any] = {}
+    for index in range(num_keys):
+        key = cursor.text(f"key {index}", MAX_NAME_BYTES)
+        if not key or "\0" in key:
+            raise cursor.wrong(f"key {index}", "a name", key)
+        if key in metadata:
+            raise FormatError(f"cannot read {cursor.path}: key {key} is there twice")
+        metadata[key] = _read_value(cursor, cursor.number("I", f"type of {key}"), key)
+    return metadata
+
+
+def _read_value(cursor: _Cursor, kind: int, key: str) -> Any:
+    if kind == _STRING:
+        return cursor.text(key)
+    if kind == _BOOL:
+        value = cursor.number("B", key)
+        if value > 1:
+            raise cursor.wrong(key, "a bool, 0 or 1", value)
+        return bool(value)
+    if kind in _SCALARS:
+        start = cursor.take(_SCALARS[kind].itemsize, key)
+        return np.frombuffer(cursor.mapping, _SCALARS[kind], 1, start)[0].item()
+    if kind == _ARRAY:
+        return _read_array(cursor, key)
+    raise cursor.wrong(f"type of {key}", "a value type of GGUF (0 to 12)", kind)
+
+
+def _read_array(cursor: _Cursor, key: str) -> Any:
+    kind, count = cursor.number("I", f"item type of {key}"), cursor.number("Q", f"length of {key}")
+    if kind == _STRING:
+        if count > min(MAX_STRINGS, (cursor.size - cursor.offset) // 8):
+            raise cursor.wrong(f"length of {key}", "no more strings than the file holds", count)
+        return [cursor.text(f"{key}[{index}]") for index in range(count)]
+    dtype = np.dtype("u1") if kind == _BOOL else _SCALARS.get(kind)
+    if dtype is None:
+        raise cursor.wrong(f"item type of {key}", "a number, bool or string", kind)
+    start = cursor.take(count * dtype.itemsize, key)
+    return np.frombuffer(cursor.mapping, dtype, count, start)
+
+
+def _read_alignment(metadata: Mapping[str, Any], cursor: _Cursor) -> int:
+    value = metadata.get("general.alignment", ALIGNMENT)
+    if isinstance(value, bool) or not isinstance(value, int) or not 8 <= value <= 65_536 or value & (value - 1):
+        raise cursor.wrong("general.alignment", "a power of two from 8 to 65536", value)
+    return value
+
+
+def _read_tensor_infos(cursor: _Cursor, num_tensors: int, alignment: int) -> dict[str, TensorInfo]:
+    """Checks what llama.cpp checks too: the offsets are the running, padded sum of the sizes."""
+    infos: dict[str, TensorInfo] = {}
+    expected = 0
+    for index in range(num_tensors):
+        name = cursor.text(f"name of tensor {index}", MAX_TENSOR_NAME_BYTES)
+        if not name:
+            raise cursor.wrong(f"name of tensor {index}", "a name", name)
+        if name in infos:
+            raise FormatError(f"cannot read {cursor.path}: tensor {name} is there twice")
+        num_dims = cursor.number("I", f"dimensions of {name}")
+        if not 1 <= num_dims <= MAX_DIMS:
+            raise cursor.wrong(f"dimensions of {name}", f"1 to {MAX_DIMS}", num_dims)
+        dims = [cursor.number("Q", f"dimensions of {name}") for _ in range(num_dims)]
+        type_name, num_bytes = _tensor_bytes(cursor, name, cursor.number("I", f"type of {name}"), dims)
+        offset = cursor.number("Q", f"offset of {name}")
+        if offset != expected:
+            raise cursor.wrong(f"offset of {name}", f"{expected}, the end of the tensor before it", offset)
+        infos[name] = TensorInfo(name, type_name, tuple(reversed(dims)), offset, num_bytes)
+        expected += _padded(num_bytes, alignment)
+    data_start = _padded(cursor.offset, alignment)
+    for info in infos.values():
+        if data_start + info.offset + info.num_bytes > cursor.size:
+            raise FormatError(
+                f"cannot read {cursor.path}: tensor {info.name}: expected {info.num_bytes} bytes at offset "
+                f"{data_start + info.offset}, found a file of {cursor.size}; it is truncated or damaged"
+            )
+    return {name: dataclasses.replace(info, offset=data_start + info.offset) for name, info in infos.items()}
+
+
+def _tensor_bytes(cursor: _Cursor, name: str, number: int, dims: list[int]) -> tuple[str, int]:
+    """Name of the type and bytes of the tensor. Python's numbers do not overflow; the file's length bounds them."""
+    if number not in BLOCK_SIZES:
+        raise cursor.wrong(f"type of {name}", "a tensor type of GGUF", number)
+    type_name, block_elements, block_bytes = BLOCK_SIZES[number]
+    if min(dims) < 1:
+        raise cursor.wrong(f"dimensions of {name}", "positive ones", dims)
+    if dims[0] % block_elements:
+        expected = f"a multiple of {block_elements}, the block of {type_name}"
+        raise cursor.wrong(f"row length of {name}", expected, dims[0])
+    num_bytes = math.prod(dims) // block_elements * block_bytes
+    if num_bytes > cursor.size:
+        raise cursor.wrong(f"dimensions of {name}", f"at most the file's {cursor.size} bytes", dims)
+    return type_name, num_bytes
