@@ -1,0 +1,65 @@
+"""Text to a byte-level BPE tokenizer: counts words, merges the most frequent pairs until the vocabulary is full."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, processors, trainers
+
+from llamita.errors import TokenizerError
+from llamita.tokenizer.splits import QWEN2
+from llamita.tokenizer.tokenizer import Tokenizer
+
+# Ids 0, 1, 2: the border of documents (BOS = EOS), and the two that are reserved for chat.
+SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+MIN_VOCAB_SIZE = len(SPECIAL_TOKENS) + 256
+MAX_VOCAB_SIZE = 1 << 20
+
+
+class VocabularyTooLarge(TokenizerError):
+    """The text has too few different words for the vocabulary; `supported` is the size that it can fill."""
+
+    def __init__(self, vocab_size: int, supported: int) -> None:
+        super().__init__(
+            f"cannot learn a vocabulary of {vocab_size:,}: the text supports at most {supported:,} "
+            f"(every merge must occur twice); give --vocab-size {supported} or less, or more text"
+        )
+        self.supported = supported
+
+
+def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """Learn a byte-level BPE of exactly `vocab_size` tokens: 3 special ones, the 256 bytes, then the merges.
+
+    Words are cut by the `qwen2` pattern; nothing is normalised, so bytes in are bytes out. The result depends on the
+    text alone (not on its order, nor on threads). Raises TokenizerError where the size is out of range,
+    VocabularyTooLarge where the text cannot fill it; what `texts` raises passes through.
+    """
+    if not MIN_VOCAB_SIZE <= vocab_size <= MAX_VOCAB_SIZE:
+        raise TokenizerError(
+            f"vocabulary size: expected {MIN_VOCAB_SIZE} (special tokens and bytes) to {MAX_VOCAB_SIZE:,}, "
+            f"found {vocab_size:,}"
+        )
+    backend = tokenizers.Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(tokenizers.Regex(QWEN2), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=2,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(iter(texts), trainer)
+    if backend.get_vocab_size() < vocab_size:
+        raise VocabularyTooLarge(vocab_size, backend.get_vocab_size())
+    border = SPECIAL_TOKENS[0]
+    backend.post_processor = processors.TemplateProcessing(
+        single=f"{border} $A", pair=f"{border} $A {border} $B:1", special_tokens=[(border, 0)]
+    )
+    return Tokenizer(backend, bos_id=0, eos_id=0, where="the new tokenizer")

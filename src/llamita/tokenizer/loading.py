@@ -1,0 +1,148 @@
+"""A tokenizer's file, whatever its kind, to a Tokenizer: tokenizer.json, SentencePiece .model, llama2.c's .bin."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from llamita.errors import TokenizerError
+from llamita.tokenizer.sentencepiece_model import read_llama2c, read_sentencepiece, tokenizer_json
+from llamita.tokenizer.tokenizer import Origin, Tokenizer
+
+# What BOS and EOS are called in a tokenizer.json that has no tokenizer_config.json beside it; the first that exists.
+_BOS_NAMES = ("<s>", "<|begin_of_text|>", "<|endoftext|>")
+_EOS_NAMES = ("</s>", "<|end_of_text|>", "<|endoftext|>", "<|im_end|>")
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """Load a folder that holds tokenizer.json (else tokenizer.model, else tokenizer.bin), or one such file.
+
+    Raises TokenizerError where there is none, where it is damaged, or where no Llama runtime could use it.
+    """
+    path = Path(path)
+    if path.is_dir():
+        for name in ("tokenizer.json", "tokenizer.model", "tokenizer.bin"):
+            if (path / name).is_file():
+                return load_tokenizer(path / name)
+        raise TokenizerError(f"no tokenizer in {path}: expected tokenizer.json, tokenizer.model or tokenizer.bin")
+    data = _read(path)
+    if not data:
+        raise TokenizerError(f"cannot read tokenizer {path}: the file is empty")
+    if path.suffix == ".json" or data[:1] == b"{":
+        return _from_json(data, path)
+    origin = _origin(path, data)
+    with _backend_errors(path):
+        backend = tokenizers.Tokenizer.from_str(json.dumps(tokenizer_json(origin.table, str(path))))
+    return Tokenizer(
+        backend, bos_id=origin.table.bos_id, eos_id=origin.table.eos_id, origin=origin, where=str(path)
+    )
+
+
+def _origin(path: Path, data: bytes) -> Origin:
+    """Parse a SentencePiece model (a protobuf that begins with a piece) or llama2.c's tokenizer.bin."""
+    if path.suffix == ".model" or (data[:1] == b"\n" and path.suffix != ".bin"):
+        if not data.startswith(b"\n"):
+            hint = "; Llama 3's tiktoken ranks are not supported here, bring its tokenizer.json" if b"=" in data[:60] else ""
+            raise TokenizerError(f"cannot read tokenizer {path}: not a SentencePiece model{hint}")
+        return Origin("tokenizer.model", data, read_sentencepiece(data, str(path)))
+    if path.suffix == ".bin":
+        return Origin("tokenizer.bin", data, read_llama2c(data, str(path)))
+    raise TokenizerError(
+        f"cannot read tokenizer {path}: expected a tokenizer.json, a SentencePiece .model or llama2.c's tokenizer.bin"
+    )
+
+
+def _from_json(data: bytes, path: Path) -> Tokenizer:
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise TokenizerError(f"cannot read tokenizer {path}: byte {error.start}: not UTF-8") from None
+    with _backend_errors(path):
+        backend = tokenizers.Tokenizer.from_str(text)
+    folder = path.parent
+    config = _settings(folder / "tokenizer_config.json")
+    ids = {"bos": _token_id(backend, config, "bos_token", path), "eos": _token_id(backend, config, "eos_token", path)}
+    if not config:
+        special = {token.content: i for i, token in backend.get_added_tokens_decoder().items() if token.special}
+        ids["bos"] = next((special[name] for name in _BOS_NAMES if name in special), None)
+        ids["eos"] = next((special[name] for name in _EOS_NAMES if name in special), None)
+    origin = None
+    for name in ("tokenizer.model", "tokenizer.bin"):
+        if origin is None and path.name == "tokenizer.json" and (folder / name).is_file():
+            origin = _origin(folder / name, _read(folder / name))
+    more_ends = _settings(folder / "generation_config.json").get("eos_token_id", [])
+    ends = [more_ends] if isinstance(more_ends, int) else more_ends
+    return Tokenizer(
+        backend,
+        bos_id=ids["bos"],
+        eos_id=ids["eos"],
+        end_ids=[i for i in ends if isinstance(i, int)] if isinstance(ends, list) else [],
+        chat_template=_chat_template(folder, config),
+        origin=origin,
+        where=str(path),
+    )
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise TokenizerError(f"cannot read tokenizer {path}: {error.strerror or error}") from None
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    """A JSON object beside tokenizer.json; empty where there is no such file."""
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(_read(path))
+    except (ValueError, RecursionError) as error:
+        raise TokenizerError(f"cannot read {path}: not JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise TokenizerError(f"cannot read {path}: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+def _token_id(backend: tokenizers.Tokenizer, config: dict[str, Any], key: str, path: Path) -> int | None:
+    """The id of a token that tokenizer_config.json names, as a string or as an object with its content."""
+    token = config.get(key)
+    if isinstance(token, dict):
+        token = token.get("content")
+    if token is None:
+        return None
+    token_id: int | None = backend.token_to_id(token) if isinstance(token, str) else None
+    if token_id is None:
+        raise TokenizerError(
+            f"cannot use tokenizer {path}: tokenizer_config.json says {key} is {token!r}, which is not in its vocabulary"
+        )
+    return token_id
+
+
+def _chat_template(folder: Path, config: dict[str, Any]) -> str | None:
+    """chat_template.jinja, else tokenizer_config.json's: a string, or a list of named ones of which `default` counts."""
+    if (folder / "chat_template.jinja").is_file():
+        return _read(folder / "chat_template.jinja").decode("utf-8", "replace")
+    template = config.get("chat_template")
+    if isinstance(template, list):
+        named = {each.get("name"): each.get("template") for each in template if isinstance(each, dict)}
+        template = named.get("default")
+    return template if isinstance(template, str) else None
+
+
+@contextlib.contextmanager
+def _backend_errors(path: Path) -> Iterator[None]:
+    """What the `tokenizers` library raises on a damaged file (plain exceptions and Rust panics) to TokenizerError."""
+    try:
+        yield
+    except TokenizerError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        message = " ".join(str(error).split())
+        raise TokenizerError(f"cannot read tokenizer {path}: {message[:300]}") from None

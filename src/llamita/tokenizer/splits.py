@@ -1,0 +1,49 @@
+"""The regular expressions that cut text into words before byte-level BPE, under the names that GGUF gives them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+# Each pattern in llama.cpp's spelling first (llama-vocab.cpp, llm_tokenizer_bpe), then in Hugging Face's.
+# The two cut alike, but for (?i:'s), which also takes U+017F (long s) for an s.
+QWEN2 = (
+    r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_QWEN2_HF = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)" + QWEN2[QWEN2.index("|[^") :]
+_LLAMA_BPE = QWEN2.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
+_LLAMA_BPE_HF = _QWEN2_HF.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
+_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
+_GPT2_HF = _GPT2 + r"|\s+"
+
+_NAME_OF_PATTERN = {
+    QWEN2: "qwen2",
+    _QWEN2_HF: "qwen2",
+    _LLAMA_BPE: "llama-bpe",
+    _LLAMA_BPE_HF: "llama-bpe",
+    _GPT2: "gpt-2",
+    _GPT2_HF: "gpt-2",
+}
+
+
+def split_name(pre_tokenizer: dict[str, Any] | None) -> str | None:
+    """GGUF's name (tokenizer.ggml.pre) of a tokenizer.json's pre_tokenizer section; None where it has none.
+
+    smollm is single digits, then GPT-2's pattern: Digits(individual) + ByteLevel(use_regex).
+    """
+    if pre_tokenizer is None:
+        return None
+    steps = pre_tokenizer["pretokenizers"] if pre_tokenizer.get("type") == "Sequence" else [pre_tokenizer]
+    kinds = [step.get("type") for step in steps]
+    if not kinds or kinds[-1] != "ByteLevel" or steps[-1].get("add_prefix_space"):
+        return None
+    cuts_itself = steps[-1].get("use_regex", True)
+    if kinds == ["ByteLevel"]:
+        return "gpt-2" if cuts_itself else None
+    if kinds == ["Digits", "ByteLevel"]:
+        return "smollm" if cuts_itself and steps[0].get("individual_digits") else None
+    if kinds == ["Split", "ByteLevel"] and not cuts_itself:
+        if steps[0].get("invert") or steps[0].get("behavior") != "Isolated":
+            return None
+        return _NAME_OF_PATTERN.get(steps[0].get("pattern", {}).get("Regex", ""))
+    return None

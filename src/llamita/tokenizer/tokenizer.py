@@ -1,0 +1,320 @@
+"""Text to token ids and back, whatever file the tokenizer came from: one class over the `tokenizers` library."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import tokenizers
+
+from llamita.atomic import atomic_write_bytes
+from llamita.errors import TokenizerError
+from llamita.tokenizer.sentencepiece_model import (
+    BYTE,
+    CONTROL,
+    NORMAL,
+    SPACE,
+    UNKNOWN,
+    UNUSED,
+    USER_DEFINED,
+    PieceTable,
+)
+from llamita.tokenizer.splits import split_name
+
+# Control tokens that end a text or a turn wherever they occur (llama.cpp holds the same to be end-of-generation).
+_END_TOKENS = frozenset(
+    ("<|endoftext|>", "<|end_of_text|>", "</s>", "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<end_of_turn>")
+)
+_UNKNOWN_TEXT = " \u2047 "  # SentencePiece's default unk_surface
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """The file that a SentencePiece tokenizer was read from; it is kept beside tokenizer.json, scores and all."""
+
+    name: str  # "tokenizer.model" or "tokenizer.bin"
+    data: bytes
+    table: PieceTable
+
+
+class Tokenizer:
+    """A BPE tokenizer of one of the two kinds that Llama runtimes know: "gpt2" (byte level), "llama" (SentencePiece)."""
+
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        *,
+        bos_id: int | None,
+        eos_id: int | None,
+        end_ids: Sequence[int] = (),
+        chat_template: str | None = None,
+        origin: Origin | None = None,
+        where: str,
+    ) -> None:
+        backend.no_truncation()
+        backend.no_padding()
+        self._backend = backend
+        self._where = where
+        self._origin = origin
+        self._sections: dict[str, Any] = json.loads(backend.to_str())
+        self._model: dict[str, Any] = self._sections["model"]
+        self.chat_template = chat_template
+        self.kind: Literal["gpt2", "llama"] = self._find_kind()
+        self.split: str | None = split_name(self._sections["pre_tokenizer"]) if self.kind == "gpt2" else None
+        self._pieces, self._types = self._list_pieces()
+        self.vocab_size = len(self._pieces)
+        self.bos_id = self._checked("BOS", bos_id)
+        self.eos_id = self._checked("EOS", eos_id)
+        self._check_pieces()
+        named = [i for i, piece in enumerate(self._pieces) if self._types[i] == CONTROL and piece in _END_TOKENS]
+        ends = [*([] if eos_id is None else [eos_id]), *end_ids, *named]
+        self.end_ids: tuple[int, ...] = tuple(dict.fromkeys(i for i in ends if 0 <= i < self.vocab_size))
+
+    # ---- text and ids
+
+    def encode(self, text: str, *, parse_special: bool = False) -> list[int]:
+        """The ids of `text`; no BOS or EOS is added, and control tokens written out in it are ordinary text
+        unless `parse_special`."""
+        self._backend.encode_special_tokens = not parse_special
+        ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """`encode` of each text, in parallel threads."""
+        self._backend.encode_special_tokens = True
+        return [each.ids for each in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def decode(self, ids: Sequence[int]) -> bytes:
+        """The bytes of the ids: control tokens add none; a SentencePiece text loses its added first space."""
+        parts = []
+        at_start = True
+        for token_id in ids:
+            if not 0 <= token_id < self.vocab_size:
+                raise TokenizerError(f"cannot decode id {token_id}: {self._where} has {self.vocab_size:,} tokens")
+            part = self._token_bytes[token_id]
+            if at_start and self.add_space_prefix and part.startswith(b" "):
+                part = part[1:]
+            parts.append(part)
+            at_start = token_id == self.bos_id or (at_start and self._types[token_id] == CONTROL)
+        return b"".join(parts)
+
+    # ---- the tables that model files want
+
+    def pieces(self) -> list[str]:
+        """Every token by id, as GGUF writes them: GPT-2's byte alphabet, or U+2581 for a space."""
+        return list(self._pieces)
+
+    def types(self) -> list[int]:
+        """Every token's type by id, in GGUF's numbers: 1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte."""
+        return list(self._types)
+
+    def merges(self) -> list[str]:
+        """ "left right" of every merge, best first."""
+        return [" ".join(merge) for merge in self._merge_pairs]
+
+    def scores(self) -> list[float] | None:
+        """A SentencePiece tokenizer's scores by id; None for byte level.
+
+        Where the file they came from is not at hand they are made from the merges' ranks, which encodes alike.
+        """
+        if self.kind == "gpt2":
+            return None
+        if self._origin is not None:
+            scores = list(self._origin.table.scores)
+            return scores + [0.0] * (self.vocab_size - len(scores))
+        rank: dict[str, int] = {}
+        last = ""
+        for left, right in self._merge_pairs:
+            piece = left + right
+            if piece in rank and piece != last:
+                raise TokenizerError(
+                    f"cannot give {self._where} scores: its merges into {piece!r} stand apart, as SentencePiece's "
+                    "never do; bring its tokenizer.model"
+                )
+            rank.setdefault(piece, len(rank))
+            last = piece
+        later = len(rank)
+        scores = []
+        for piece, kind in zip(self._pieces, self._types, strict=True):
+            if kind == NORMAL and piece not in rank:
+                rank[piece] = later
+                later += 1
+            scores.append(-float(rank[piece]) if kind == NORMAL else 0.0)
+        return scores
+
+    @property
+    def unknown_id(self) -> int | None:
+        """The id that stands for what cannot be encoded (SentencePiece only)."""
+        return self._types.index(UNKNOWN) if UNKNOWN in self._types else None
+
+    @functools.cached_property
+    def add_space_prefix(self) -> bool:
+        """True if text gets a leading space before it is encoded (SentencePiece's add_dummy_prefix)."""
+        if self._origin is not None:
+            return self._origin.table.add_space_prefix
+        steps = _steps(self._sections["normalizer"], "normalizers")
+        if any(step["type"] == "Prepend" and step.get("prepend") == SPACE for step in steps):
+            return True
+        steps = _steps(self._sections["pre_tokenizer"], "pretokenizers")
+        return any(step["type"] == "Metaspace" and step.get("prepend_scheme", "always") != "never" for step in steps)
+
+    @property
+    def remove_extra_whitespaces(self) -> bool:
+        """True if leading, trailing and repeated spaces are dropped before encoding (a SentencePiece setting)."""
+        return self._origin is not None and self._origin.table.remove_extra_whitespaces
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """sha256 (hex) of everything that decides ids: pieces, types, merges, text preparation, BOS and EOS."""
+        content = {
+            "kind": self.kind,
+            "split": self.split or self._sections["pre_tokenizer"],
+            "normalizer": self._sections["normalizer"],
+            "pieces": self._pieces,
+            "types": self._types,
+            "merges": self._merge_pairs,
+            "ids": [self.bos_id, self.eos_id],
+        }
+        return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+    def to_json(self) -> str:
+        """The content of tokenizer.json."""
+        return self._backend.to_str(pretty=False)
+
+    def save(self, directory: Path) -> None:
+        """Write tokenizer.json and tokenizer_config.json, so that transformers' AutoTokenizer loads them; and
+        tokenizer.model (or tokenizer.bin) where that is what this tokenizer came from. Raises OutputError."""
+        config: dict[str, Any] = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": None if self.bos_id is None else self._pieces[self.bos_id],
+            "eos_token": None if self.eos_id is None else self._pieces[self.eos_id],
+            "unk_token": None if self.unknown_id is None else self._pieces[self.unknown_id],
+            "clean_up_tokenization_spaces": False,
+            "model_max_length": 10**30,  # transformers' own word for "no limit"; the model's config.json has it
+        }
+        if self.chat_template is not None:
+            config["chat_template"] = self.chat_template
+        directory = Path(directory)
+        atomic_write_bytes(directory / "tokenizer.json", self._backend.to_str(pretty=True).encode("utf-8"))
+        text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+        atomic_write_bytes(directory / "tokenizer_config.json", text.encode("utf-8"))
+        if self._origin is not None:
+            atomic_write_bytes(directory / self._origin.name, self._origin.data)
+
+    # ---- reading the sections of tokenizer.json
+
+    def _find_kind(self) -> Literal["gpt2", "llama"]:
+        if self._model.get("type") != "BPE":
+            raise TokenizerError(
+                f"cannot use tokenizer {self._where}: a {self._model.get('type')} model; Llama's tokenizers are BPE"
+            )
+        if self._model.get("dropout"):
+            raise TokenizerError(f"cannot use tokenizer {self._where}: BPE dropout makes its ids random")
+        cuts = [step["type"] for step in _steps(self._sections["pre_tokenizer"], "pretokenizers")]
+        if "ByteLevel" in cuts:
+            return "gpt2"
+        prepares = [step["type"] for step in _steps(self._sections["normalizer"], "normalizers")]
+        if self._model.get("byte_fallback") or "Metaspace" in cuts or "Prepend" in prepares:
+            return "llama"
+        raise TokenizerError(
+            f"cannot use tokenizer {self._where}: a BPE that is neither byte level (a ByteLevel pre-tokenizer) nor "
+            "SentencePiece's (byte fallback)"
+        )
+
+    def _list_pieces(self) -> tuple[list[str], list[int]]:
+        """Pieces and types by id; ids that no token has are filled with unused [PADn], as llama.cpp does."""
+        vocabulary: dict[str, int] = self._model["vocab"]
+        added = self._sections["added_tokens"]
+        size = 1 + max([*vocabulary.values(), *(token["id"] for token in added)], default=-1)
+        if not 0 < size <= 1 << 24 or size > 2 * (len(vocabulary) + len(added)) + 65536:
+            raise TokenizerError(f"cannot use tokenizer {self._where}: ids up to {size - 1:,}, far above its pieces")
+        pieces = [f"[PAD{i}]" for i in range(size)]
+        types = [UNUSED] * size
+        byte_pieces = {f"<0x{byte:02X}>" for byte in range(256)} if self._model.get("byte_fallback") else set()
+        for piece, i in vocabulary.items():
+            pieces[i] = piece
+            types[i] = BYTE if piece in byte_pieces else NORMAL
+        for token in added:
+            pieces[token["id"]] = token["content"]
+            types[token["id"]] = CONTROL if token["special"] else USER_DEFINED
+        unknown = self._model.get("unk_token")
+        if unknown is not None and unknown in vocabulary:
+            types[vocabulary[unknown]] = UNKNOWN
+        return pieces, types
+
+    def _check_pieces(self) -> None:
+        """Refuse a tokenizer that would drop characters without a word."""
+        if self.kind == "gpt2":
+            missing = [symbol for symbol in _BYTE_OF_SYMBOL if symbol not in self._model["vocab"]]
+            if missing:
+                raise TokenizerError(
+                    f"cannot use tokenizer {self._where}: {len(missing)} of the 256 byte symbols are no tokens "
+                    f"(the first: {missing[0]!r}), so some text would vanish"
+                )
+        elif self._model.get("byte_fallback"):
+            if self._types.count(BYTE) != 256:
+                raise TokenizerError(
+                    f"cannot use tokenizer {self._where}: byte fallback with {self._types.count(BYTE)} of the 256 bytes"
+                )
+        elif self.unknown_id is None:
+            raise TokenizerError(f"cannot use tokenizer {self._where}: neither byte fallback nor an unknown token")
+        if self._origin is not None:
+            table = self._origin.table
+            if table.pieces != self._pieces[: len(table.pieces)]:
+                raise TokenizerError(
+                    f"cannot use tokenizer {self._where}: its tokenizer.json and its {self._origin.name} have "
+                    "different pieces; remove the wrong one"
+                )
+
+    def _checked(self, name: str, token_id: int | None) -> int | None:
+        if token_id is not None and not 0 <= token_id < self.vocab_size:
+            raise TokenizerError(
+                f"cannot use tokenizer {self._where}: {name} id {token_id}, but it has {self.vocab_size:,} tokens"
+            )
+        return token_id
+
+    @functools.cached_property
+    def _merge_pairs(self) -> list[list[str]]:
+        return [m.split(" ", 1) if isinstance(m, str) else list(m) for m in self._model["merges"]]
+
+    @functools.cached_property
+    def _token_bytes(self) -> list[bytes]:
+        """What each id adds to a text."""
+        return [self._bytes_of(piece, kind) for piece, kind in zip(self._pieces, self._types, strict=True)]
+
+    def _bytes_of(self, piece: str, kind: int) -> bytes:
+        if kind in (CONTROL, UNUSED):
+            return b""
+        if kind == UNKNOWN:
+            return _UNKNOWN_TEXT.encode()
+        if kind == BYTE:
+            return bytes([int(piece[3:5], 16)])
+        if kind == USER_DEFINED:
+            return piece.encode("utf-8")
+        if self.kind == "llama":
+            return piece.replace(SPACE, " ").encode("utf-8")
+        return bytes(_BYTE_OF_SYMBOL[symbol] for symbol in piece if symbol in _BYTE_OF_SYMBOL)
+
+
+def _steps(section: dict[str, Any] | None, key: str) -> list[dict[str, Any]]:
+    """The steps of a tokenizer.json section: none, one, or a sequence of them."""
+    if section is None:
+        return []
+    return list(section[key]) if section.get("type") == "Sequence" else [section]
+
+
+def _byte_symbols() -> dict[str, int]:
+    """GPT-2's alphabet: printable bytes stand for themselves, the others follow from U+0100 on (encoder.py)."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    symbols = {chr(byte): byte for byte in printable}
+    others = [byte for byte in range(256) if byte not in printable]
+    symbols.update({chr(256 + i): byte for i, byte in enumerate(others)})
+    return symbols
+
+
+_BYTE_OF_SYMBOL = _byte_symbols()
