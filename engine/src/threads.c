@@ -1,0 +1,239 @@
+/* threads.c: a team of threads that runs one function together, and meets at barriers within it. */
+#if defined(__linux__)
+#define _GNU_SOURCE /* sched_getaffinity */
+#endif
+#include "threads.h"
+
+#include <limits.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+#if defined(__linux__)
+#include <sched.h>
+#endif
+
+#define SPINS 4000 /* some tens of microseconds: longer than a step of a small model, shorter than a time slice */
+
+struct threads {
+    atomic_int count; /* changes only when some threads could not be started */
+    pthread_t *handles; /* [count - 1] */
+    struct member { threads *team; int index; } *members;
+
+    threads_function *function; /* NULL: go home. Written before the barrier that starts a run. */
+    void *argument;
+
+    /* The barrier: the last one to arrive begins the next generation. */
+    _Alignas(64) atomic_int arrived;
+    _Alignas(64) atomic_uint generation;
+    atomic_int num_asleep;
+    pthread_mutex_t mutex;
+    pthread_cond_t wake;
+};
+
+static inline void spin_pause(void) {
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("isb" ::: "memory");
+#endif
+}
+
+/* Either the waker sees num_asleep > 0, or the sleeper sees the new generation: both are sequentially consistent. */
+static void barrier_sleep(threads *team, unsigned generation) {
+    pthread_mutex_lock(&team->mutex);
+    atomic_fetch_add(&team->num_asleep, 1);
+    while (atomic_load(&team->generation) == generation) pthread_cond_wait(&team->wake, &team->mutex);
+    atomic_fetch_sub(&team->num_asleep, 1);
+    pthread_mutex_unlock(&team->mutex);
+}
+
+static void barrier_wait(threads *team) {
+    const unsigned generation = atomic_load(&team->generation);
+    if (atomic_fetch_add(&team->arrived, 1) + 1 == team->count) {
+        atomic_store(&team->arrived, 0);
+        atomic_store(&team->generation, generation + 1);
+        if (atomic_load(&team->num_asleep) > 0) {
+            pthread_mutex_lock(&team->mutex);
+            pthread_cond_broadcast(&team->wake);
+            pthread_mutex_unlock(&team->mutex);
+        }
+        return;
+    }
+    for (int i = 0; i < SPINS; i++) {
+        if (atomic_load_explicit(&team->generation, memory_order_acquire) != generation) return;
+        spin_pause();
+    }
+    barrier_sleep(team, generation);
+}
+
+void threads_barrier(worker w) {
+    if (w.count > 1) barrier_wait(w.team);
+}
+
+static void *member_main(void *argument) {
+    const struct member *member = argument;
+    threads *team = member->team;
+    for (;;) {
+        barrier_wait(team);
+        if (team->function == NULL) return NULL;
+        team->function(team->argument, (worker){team, member->index, team->count});
+        barrier_wait(team);
+    }
+}
+
+void threads_run(threads *team, threads_function *function, void *argument) {
+    const worker first = {team, 0, team->count};
+    team->function = function;
+    team->argument = argument;
+    threads_barrier(first);
+    function(argument, first);
+    threads_barrier(first);
+}
+
+int threads_count(const threads *team) { return team->count; }
+
+/* Those that started are told to go home: the team counts only them. */
+static void dismiss(threads *team, int num_started) {
+    team->function = NULL;
+    if (num_started > 0) {
+        team->count = num_started + 1;
+        barrier_wait(team);
+    }
+    for (int i = 0; i < num_started; i++) pthread_join(team->handles[i], NULL);
+    pthread_cond_destroy(&team->wake);
+    pthread_mutex_destroy(&team->mutex);
+    free(team->handles);
+    free(team->members);
+    free(team);
+}
+
+threads *threads_create(int count) {
+    threads *team = aligned_alloc(_Alignof(threads), sizeof *team);
+    if (team == NULL) return NULL;
+    memset(team, 0, sizeof *team);
+    team->count = count;
+    atomic_init(&team->arrived, 0);
+    atomic_init(&team->generation, 0);
+    atomic_init(&team->num_asleep, 0);
+    pthread_mutex_init(&team->mutex, NULL);
+    pthread_cond_init(&team->wake, NULL);
+    const size_t others = (size_t)count - 1;
+    team->handles = calloc(others + 1, sizeof *team->handles);
+    team->members = calloc(others + 1, sizeof *team->members);
+    int started = 0;
+    if (team->handles == NULL || team->members == NULL) {
+        dismiss(team, 0);
+        return NULL;
+    }
+    for (; started < count - 1; started++) {
+        team->members[started] = (struct member){team, started + 1};
+        if (pthread_create(&team->handles[started], NULL, member_main, &team->members[started]) != 0) {
+            dismiss(team, started);
+            return NULL;
+        }
+    }
+    return team;
+}
+
+void threads_free(threads *team) {
+    if (team != NULL) dismiss(team, team->count - 1);
+}
+
+void threads_share(worker w, int64_t total, int64_t unit, int64_t *begin, int64_t *end) {
+    const int64_t units = (total + unit - 1) / unit;
+    const int64_t first = units * w.index / w.count * unit, last = units * (w.index + 1) / w.count * unit;
+    *begin = first < total ? first : total;
+    *end = last < total ? last : total;
+}
+
+/* ------------------------------------------------------------------ the machine */
+
+#if defined(__linux__)
+static bool read_line(const char *path, char *line, size_t size) {
+    FILE *file = fopen(path, "r");
+    if (file == NULL) return false;
+    const bool read = fgets(line, (int)size, file) != NULL;
+    fclose(file);
+    return read;
+}
+
+/* Processors' worth of time that a folder of the control group tree grants, rounded up; INT_MAX: no limit. */
+static int quota_of_folder(const char *folder) {
+    char path[4096 + 64], line[128];
+    long long quota = 0, period = 0;
+    snprintf(path, sizeof path, "%s/cpu.max", folder); /* v2: "max 100000" or "150000 100000" */
+    if (read_line(path, line, sizeof line)) {
+        if (sscanf(line, "%lld %lld", &quota, &period) != 2) return INT_MAX;
+    } else {
+        snprintf(path, sizeof path, "%s/cpu.cfs_quota_us", folder); /* v1: -1 is no limit */
+        if (!read_line(path, line, sizeof line) || sscanf(line, "%lld", &quota) != 1) return INT_MAX;
+        snprintf(path, sizeof path, "%s/cpu.cfs_period_us", folder);
+        if (!read_line(path, line, sizeof line) || sscanf(line, "%lld", &period) != 1) return INT_MAX;
+    }
+    if (quota <= 0 || period <= 0) return INT_MAX;
+    const long long processors = quota / period + (quota % period != 0);
+    return processors < INT_MAX ? (int)processors : INT_MAX;
+}
+
+/* The smallest quota on the way from a group up to the root of its tree. */
+static int quota_of_group(const char *root, const char *group) {
+    char folder[4096];
+    if (snprintf(folder, sizeof folder, "%s%s", root, group) >= (int)sizeof folder) return INT_MAX;
+    int smallest = INT_MAX;
+    for (;;) {
+        const int quota = quota_of_folder(folder);
+        smallest = quota < smallest ? quota : smallest;
+        if (strlen(folder) <= strlen(root)) return smallest;
+        *strrchr(folder, '/') = '\0';
+    }
+}
+
+/* Whether "cpu" is one of the names between commas. */
+static bool lists_cpu(const char *controllers) {
+    for (;;) {
+        const size_t length = strcspn(controllers, ",");
+        if (length == 3 && memcmp(controllers, "cpu", 3) == 0) return true;
+        if (controllers[length] == '\0') return false;
+        controllers += length + 1;
+    }
+}
+
+/* /proc/self/cgroup has lines "0::/group" (v2) and "4:cpu,cpuacct:/group" (v1). Inside a container the group may lie
+ * above what is mounted, so the root of the mount is asked too: quota_of_group ends there. */
+static int quota_of_process(void) {
+    FILE *file = fopen("/proc/self/cgroup", "r");
+    if (file == NULL) return INT_MAX;
+    char line[4096];
+    int smallest = INT_MAX;
+    while (fgets(line, sizeof line, file) != NULL) {
+        line[strcspn(line, "\n")] = '\0';
+        char *controllers = strchr(line, ':'), *group = controllers != NULL ? strchr(controllers + 1, ':') : NULL;
+        if (group == NULL) continue;
+        *group++ = '\0';
+        controllers++;
+        const char *root = *controllers == '\0' ? "/sys/fs/cgroup" : lists_cpu(controllers) ? "/sys/fs/cgroup/cpu" : NULL;
+        const int quota = root != NULL ? quota_of_group(root, group) : INT_MAX;
+        smallest = quota < smallest ? quota : smallest;
+    }
+    fclose(file);
+    return smallest;
+}
+#endif
+
+int threads_available(void) {
+    int available = 0;
+#if defined(__linux__)
+    cpu_set_t allowed;
+    if (sched_getaffinity(0, sizeof allowed, &allowed) == 0) available = CPU_COUNT(&allowed);
+#endif
+    if (available <= 0) available = (int)sysconf(_SC_NPROCESSORS_ONLN);
+#if defined(__linux__)
+    const int quota = quota_of_process();
+    available = quota < available ? quota : available;
+#endif
+    return available > 0 ? available : 1;
+}
