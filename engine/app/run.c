@@ -1,0 +1,429 @@
+/* run.c: turns a model file and a prompt into text, as it comes; the text on stdout, everything else on stderr.
+ *
+ * The letters and meanings are llama2.c's, with one exception: -n counts new tokens, without the prompt's.
+ * Exit codes: 0 done, 2 something that a person can mend (one line on stderr says what), 130 Ctrl-C, 141 nobody reads.
+ */
+#include "llamita.h"
+
+#include <errno.h>
+#include <math.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { EXIT_MENDABLE = 2, EXIT_INTERRUPTED = 130, EXIT_UNREAD = 141 };
+
+/* One line, whatever strange bytes the arguments hold, then exit code 2. */
+_Noreturn static void fail(const char *format, ...) {
+    char message[1024];
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(message, sizeof message, format, arguments);
+    va_end(arguments);
+    for (char *c = message; *c; c++)
+        if ((unsigned char)*c < 0x20 || *c == 0x7f) *c = '?';
+    fprintf(stderr, "run: %s\n", message);
+    exit(EXIT_MENDABLE);
+}
+
+static void check(llamita_status status, const llamita_error *error) {
+    if (status != LLAMITA_OK) fail("%s", error->message);
+}
+
+static double seconds(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + (double)now.tv_nsec * 1e-9;
+}
+
+/* ------------------------------------------------------------------ flags */
+
+typedef struct {
+    const char *model_path, *prompt, *tokenizer_path, *mode, *kernels;
+    double temperature, top_p, min_p, repetition_penalty;
+    int64_t top_k, repetition_window, num_new_tokens, num_threads, context_tokens;
+    uint64_t seed;
+    bool seed_given;
+} options;
+
+typedef enum { FLAG_TEXT, FLAG_REAL, FLAG_WHOLE, FLAG_SEED } flag_kind;
+
+typedef struct {
+    char letter; /* 0: none */
+    const char *name, *value, *help;
+    flag_kind kind;
+    size_t offset; /* of its field in options */
+    double smallest, largest;
+} flag;
+
+#define FIELD(name) offsetof(options, name)
+static const flag FLAGS[] = {
+    {'t', "temperature", "T", 
+     "0: always the most probable token; above 1: bolder (1.0)",
+     FLAG_REAL, FIELD(temperature), 0, 1000},
+    {'p', "top-p", "P", 
+     "pick from the smallest set with this share of the probability; 0 or 1: off (0.9)",
+     FLAG_REAL, FIELD(top_p), 0, 1},
+    {'k', "top-k", "K", 
+     "pick from the K most probable tokens; 0: off (0)",
+     FLAG_WHOLE, FIELD(top_k), 0, INT32_MAX},
+    {0, "min-p", "P", 
+     "pick from those with this share of the best one's probability; 0: off (0)",
+     FLAG_REAL, FIELD(min_p), 0, 1},
+    {0, "repetition-penalty", "R", 
+     "above 1: avoid recent tokens (1.0)",
+     FLAG_REAL, FIELD(repetition_penalty), 0.01, 100},
+    {0, "repetition-window", "N", 
+     "how many tokens are recent (64)",
+     FLAG_WHOLE, FIELD(repetition_window), 0, INT32_MAX},
+    {'s', "seed", "S", 
+     "the same seed tells the same text (from the clock)",
+     FLAG_SEED, FIELD(seed), 0, 0},
+    {'n', "num-tokens", "N", 
+     "how many new tokens, the prompt's not counted; 0: to the context's end (256)",
+     FLAG_WHOLE, FIELD(num_new_tokens), 0, INT32_MAX},
+    {'i', "prompt", "TEXT", 
+     "how the text begins (empty)",
+     FLAG_TEXT, FIELD(prompt), 0, 0},
+    {'z', "tokenizer", "FILE", 
+     "tokenizer.bin or a GGUF to take it from (the GGUF model's own; for llama2.c models tokenizer.bin)",
+     FLAG_TEXT, FIELD(tokenizer_path), 0, 0},
+    {'m', "mode", "MODE", 
+     "generate (generate)",
+     FLAG_TEXT, FIELD(mode), 0, 0},
+    {'j', "threads", "N", 
+     "0: chosen by the model's size and the machine (0)",
+     FLAG_WHOLE, FIELD(num_threads), 0, 1024},
+    {'c', "context", "N", 
+     "keep room for this many tokens; 0: the model's context (0)",
+     FLAG_WHOLE, FIELD(context_tokens), 0, INT32_MAX},
+    {0, "kernels", "NAME", 
+     "auto, scalar, avx2, neon (auto)",
+     FLAG_TEXT, FIELD(kernels), 0, 0},
+};
+enum { NUM_FLAGS = sizeof FLAGS / sizeof *FLAGS };
+
+_Noreturn static void help(void) {
+    printf("usage: run MODEL [flags]\n\n"
+           "Tells a text with a GGUF or llama2.c model: the text on stdout, the speed on stderr.\n\n");
+    for (int i = 0; i < NUM_FLAGS; i++) {
+        char words[64];
+        snprintf(words, sizeof words, "--%s %s", FLAGS[i].name, FLAGS[i].value);
+        if (FLAGS[i].letter) printf("  -%c, %-25s %s\n", FLAGS[i].letter, words, FLAGS[i].help);
+        else printf("      %-25s %s\n", words, FLAGS[i].help);
+    }
+    printf("  -h, %-25s %s\n", "--help", "this");
+    printf("  -V, %-25s %s\n\n", "--version", "llamita's version, and the kernels for this processor");
+    printf("Speeds: prompt tokens per second, BOS included; then new tokens per second, and the weights read for them in\n"
+           "GB/s; time to open the model; time from the prompt to the first new token.\n");
+    exit(fflush(stdout) == 0 ? 0 : EXIT_MENDABLE);
+}
+
+static size_t smallest_of(size_t a, size_t b) { return a < b ? a : b; }
+
+/* How many letters must be put in, taken out or changed to make one word the other (Levenshtein). */
+static size_t edit_distance(const char *a, const char *b) {
+    size_t row[64], length = strlen(b);
+    if (length >= 64) return SIZE_MAX;
+    for (size_t j = 0; j <= length; j++) row[j] = j;
+    for (size_t i = 1; *a; i++, a++) {
+        size_t diagonal = row[0];
+        row[0] = i;
+        for (size_t j = 1; j <= length; j++) {
+            const size_t changed = diagonal + (*a != b[j - 1]);
+            diagonal = row[j];
+            row[j] = smallest_of(changed, smallest_of(row[j], row[j - 1]) + 1);
+        }
+    }
+    return row[length];
+}
+
+/* word: as it was typed. Names the nearest flag if one is near. */
+_Noreturn static void fail_unknown_flag(const char *word) {
+    const char *name = word + strspn(word, "-");
+    const flag *nearest = NULL;
+    size_t least = 4; /* further than three letters away is no help */
+    for (int i = 0; i < NUM_FLAGS; i++) {
+        const size_t typed = strlen(name), distance = edit_distance(name, FLAGS[i].name);
+        const bool begins = typed >= 3 && strncmp(FLAGS[i].name, name, typed) == 0;
+        if (begins || (distance < least && distance < typed)) {
+            least = begins ? 0 : distance;
+            nearest = &FLAGS[i];
+        }
+    }
+    if (nearest) fail("unknown flag %s; perhaps you meant --%s (run -h lists them all)", word, nearest->name);
+    for (int i = 0; i < NUM_FLAGS; i++)
+        if (name[0] && FLAGS[i].letter && (name[0] | 0x20) == FLAGS[i].letter)
+            fail("unknown flag %s; perhaps you meant -%c (run -h lists them all)", word, FLAGS[i].letter);
+    fail("unknown flag %s; run -h lists them all", word);
+}
+
+/* The flag that the word names; *value is what follows '=' in the word, or NULL. */
+static const flag *find_flag(const char *word, const char **value) {
+    *value = NULL;
+    for (int i = 0; i < NUM_FLAGS; i++) {
+        const size_t length = strlen(FLAGS[i].name);
+        if (FLAGS[i].letter && word[1] == FLAGS[i].letter && word[2] == 0) return &FLAGS[i];
+        if (word[1] != '-' || strncmp(word + 2, FLAGS[i].name, length) != 0) continue;
+        if (word[2 + length] == '=') *value = word + 2 + length + 1;
+        if (word[2 + length] == 0 || *value) return &FLAGS[i];
+    }
+    fail_unknown_flag(word);
+}
+
+/* Sets the flag's field from the text: all of it must be a number of the right kind and range. */
+static void set_field(options *o, const flag *f, const char *word, const char *text) {
+    void *field = (char *)o + f->offset;
+    char *end = NULL;
+    errno = 0;
+    if (f->kind == FLAG_TEXT) {
+        memcpy(field, &text, sizeof text);
+    } else if (f->kind == FLAG_REAL) {
+        const double value = strtod(text, &end);
+        if (!*text || *end || text[strspn(text, "0123456789.eE+-")] || !(value >= f->smallest && value <= f->largest))
+            fail("%s: expected a number from %g to %g, found '%s'", word, f->smallest, f->largest, text);
+        memcpy(field, &value, sizeof value);
+    } else if (f->kind == FLAG_WHOLE) {
+        const int64_t value = strtoll(text, &end, 10);
+        if (!*text || *end || errno || text[strspn(text, "0123456789+-")] || value < f->smallest || value > f->largest)
+            fail("%s: expected a whole number from %.0f to %.0f, found '%s'", word, f->smallest, f->largest, text);
+        memcpy(field, &value, sizeof value);
+    } else {
+        const unsigned long long value = strtoull(text, &end, 10);
+        if (!*text || errno || text[strspn(text, "0123456789")] || value > UINT64_MAX)
+            fail("%s: expected a whole number from 0 to %llu, found '%s'", word, (unsigned long long)UINT64_MAX, text);
+        o->seed = value;
+        o->seed_given = true;
+    }
+}
+
+static options parse(int num_words, char **words) {
+    options o = {.prompt = "", .mode = "generate", .temperature = 1.0, .top_p = 0.9, .repetition_penalty = 1.0,
+                 .repetition_window = 64, .num_new_tokens = 256};
+    for (int i = 1; i < num_words; i++) {
+        const char *word = words[i], *value;
+        if (strcmp(word, "-h") == 0 || strcmp(word, "--help") == 0) help();
+        if (strcmp(word, "-V") == 0 || strcmp(word, "--version") == 0) {
+            printf("llamita %s (%s kernels)\n", llamita_version(), llamita_kernels());
+            exit(0);
+        }
+        if (word[0] != '-' || word[1] == 0) {
+            if (o.model_path) fail("one model at a time: found %s and %s (a prompt follows -i)", o.model_path, word);
+            o.model_path = word;
+            continue;
+        }
+        const flag *f = find_flag(word, &value);
+        if (!value && i + 1 == num_words) fail("%s: expected a value after it; run -h says which", word);
+        set_field(&o, f, word, value ? value : words[++i]);
+    }
+    if (!o.model_path) fail("which model? usage: run MODEL [flags]; run -h lists them");
+    if (strcmp(o.mode, "generate") != 0) fail("-m: expected generate, found '%s'", o.mode);
+    if (o.top_p == 0) o.top_p = 1; /* llama2.c: 0 is off, too */
+    if (!o.seed_given) o.seed = (uint64_t)time(NULL) * 1000003u + (uint64_t)getpid();
+    return o;
+}
+
+/* ------------------------------------------------------------------ the text, on its way out */
+
+typedef struct {
+    char *bytes; /* what has not been written yet */
+    size_t num_bytes, capacity;
+    bool closed; /* the reader is gone */
+} output;
+
+/* Adds bytes and writes all that are whole characters. */
+static void output_write(output *out, const char *bytes, size_t num_bytes) {
+    if (out->num_bytes + num_bytes > out->capacity) {
+        out->capacity = 2 * (out->num_bytes + num_bytes);
+        out->bytes = realloc(out->bytes, out->capacity);
+        if (!out->bytes) fail("out of memory: %zu bytes for the text", out->capacity);
+    }
+    if (num_bytes > 0) memcpy(out->bytes + out->num_bytes, bytes, num_bytes);
+    out->num_bytes += num_bytes;
+    const size_t whole = llamita_utf8_complete(out->bytes, out->num_bytes);
+    if (whole == 0 || out->closed) return;
+    if (fwrite(out->bytes, 1, whole, stdout) != whole || fflush(stdout) != 0) {
+        if (errno != EPIPE) fail("writing the text to stdout: %s", strerror(errno));
+        out->closed = true;
+    }
+    out->num_bytes -= whole;
+    memmove(out->bytes, out->bytes + whole, out->num_bytes);
+}
+
+/* ------------------------------------------------------------------ the run */
+
+typedef enum { STOP_NONE, STOP_END_TOKEN, STOP_NUM_TOKENS, STOP_CONTEXT, STOP_INTERRUPT, STOP_UNREAD } stop_reason;
+
+typedef struct {
+    llamita_model *model;
+    llamita_model_info info;
+    llamita_session *session;
+    llamita_sampler *sampler;
+    int32_t *prompt_ids;
+    size_t num_prompt_ids;
+    double load_seconds, prompt_seconds, decode_seconds;
+    int64_t num_generated, num_decode_passes;
+    int32_t last_id;
+    stop_reason stop;
+} run;
+
+static volatile sig_atomic_t interrupted;
+
+static void on_interrupt(int signal_number) {
+    (void)signal_number;
+    interrupted = 1;
+}
+
+/* Ctrl-C ends the text at the next token; a second one ends the program. A reader that went away is an error of write. */
+static void set_signals(void) {
+    struct sigaction action;
+    memset(&action, 0, sizeof action);
+    action.sa_handler = on_interrupt;
+    action.sa_flags = (int)SA_RESETHAND;
+    sigaction(SIGINT, &action, NULL);
+    signal(SIGPIPE, SIG_IGN);
+}
+
+static void open_all(run *r, const options *o) {
+    const double start = seconds();
+    llamita_error error;
+    llamita_model_params params = {.tokenizer_path = o->tokenizer_path, .kernels = o->kernels};
+    check(llamita_model_open(o->model_path, &params, &r->model, &error), &error);
+    llamita_model_get_info(r->model, &r->info);
+    if (!r->info.has_tokenizer && !o->tokenizer_path && strncmp(r->info.format, "llama2.c", 8) == 0) {
+        llamita_model_close(r->model);
+        r->model = NULL;
+        params.tokenizer_path = "tokenizer.bin";
+        if (llamita_model_open(o->model_path, &params, &r->model, &error) != LLAMITA_OK)
+            fail("%s (a llama2.c model needs its tokenizer: -z FILE)", error.message);
+        llamita_model_get_info(r->model, &r->info);
+    }
+    if (!r->info.has_tokenizer) fail("%s holds no tokenizer; give one with -z FILE", o->model_path);
+
+    const llamita_session_params session = {
+        .num_threads = (int32_t)o->num_threads, .context_tokens = (int32_t)o->context_tokens};
+    check(llamita_session_open(r->model, &session, &r->session, &error), &error);
+    const llamita_sampler_params sampler = {
+        .temperature = (float)o->temperature, .top_k = (int32_t)o->top_k, .top_p = (float)o->top_p,
+        .min_p = (float)o->min_p, .repetition_penalty = (float)o->repetition_penalty,
+        .repetition_window = (int32_t)o->repetition_window, .seed = o->seed};
+    check(llamita_sampler_open(&sampler, r->info.vocab_size, &r->sampler, &error), &error);
+    r->load_seconds = seconds() - start;
+}
+
+/* The prompt's ids. A text begins with BOS where the file says so; and an empty one must begin with something. */
+static void encode_prompt(run *r, const char *prompt) {
+    llamita_error error;
+    const size_t num_bytes = strlen(prompt), capacity = num_bytes + 2;
+    const bool add_bos = r->info.add_bos || num_bytes == 0;
+    if (num_bytes == 0 && r->info.bos_id < 0) fail("-i: this model has no token to begin with; give a prompt");
+    r->prompt_ids = malloc(capacity * sizeof *r->prompt_ids);
+    if (!r->prompt_ids) fail("out of memory: %zu bytes for the prompt", capacity * sizeof *r->prompt_ids);
+    const int flags = add_bos ? LLAMITA_ENCODE_BOS : LLAMITA_ENCODE_PLAIN;
+    check(llamita_encode(r->model, prompt, num_bytes, flags, r->prompt_ids, capacity, &r->num_prompt_ids, &error), &error);
+    const size_t room = (size_t)llamita_session_context_tokens(r->session);
+    if (r->num_prompt_ids > room)
+        fail("-i: expected at most %zu tokens (the context), found %zu; shorten the prompt", room, r->num_prompt_ids);
+}
+
+static void write_token(const run *r, output *out, int32_t previous_id, int32_t id) {
+    llamita_error error;
+    const char *bytes;
+    size_t num_bytes;
+    check(llamita_decode(r->model, previous_id, id, &bytes, &num_bytes, &error), &error);
+    output_write(out, bytes, num_bytes);
+}
+
+static int32_t pick(run *r) {
+    llamita_error error;
+    int32_t id;
+    check(llamita_sampler_pick(r->sampler, llamita_session_logits(r->session), &id, &error), &error);
+    llamita_sampler_accept(r->sampler, id);
+    return id;
+}
+
+/* Why the text ends before this newly picked token, or STOP_NONE. */
+static stop_reason stop_before(const run *r, const output *out, int32_t id) {
+    if (interrupted) return STOP_INTERRUPT;
+    if (out->closed) return STOP_UNREAD;
+    return llamita_token_ends(r->model, id) ? STOP_END_TOKEN : STOP_NONE;
+}
+
+/* Why the text ends after the tokens generated so far, or STOP_NONE. */
+static stop_reason stop_after(const run *r, const options *o) {
+    if (o->num_new_tokens > 0 && r->num_generated >= o->num_new_tokens) return STOP_NUM_TOKENS;
+    const int32_t room = llamita_session_context_tokens(r->session);
+    return llamita_session_position(r->session) >= room ? STOP_CONTEXT : STOP_NONE;
+}
+
+/* Reads the prompt, writes it, and then token after token until there is a reason to stop. */
+static void generate(run *r, const options *o, output *out) {
+    llamita_error error;
+    double start = seconds();
+    for (size_t i = 0; i < r->num_prompt_ids; i++) llamita_sampler_accept(r->sampler, r->prompt_ids[i]);
+    check(llamita_session_feed(r->session, r->prompt_ids, r->num_prompt_ids, &error), &error);
+    int32_t id = pick(r), previous_id = r->prompt_ids[r->num_prompt_ids - 1];
+    r->prompt_seconds = seconds() - start;
+    for (size_t i = 0; i < r->num_prompt_ids; i++)
+        write_token(r, out, i > 0 ? r->prompt_ids[i - 1] : -1, r->prompt_ids[i]);
+
+    start = seconds();
+    while ((r->stop = stop_before(r, out, id)) == STOP_NONE) {
+        write_token(r, out, previous_id, id);
+        r->num_generated++;
+        if ((r->stop = stop_after(r, o)) != STOP_NONE) break;
+        check(llamita_session_feed(r->session, &id, 1, &error), &error);
+        r->num_decode_passes++;
+        previous_id = id;
+        id = pick(r);
+    }
+    r->decode_seconds = seconds() - start;
+    r->last_id = id;
+}
+
+static void report(const run *r, const options *o, const output *out) {
+    switch (r->stop) {
+    case STOP_NONE: break;
+    case STOP_END_TOKEN: fprintf(stderr, "stopped at the end token (id %d)", r->last_id); break;
+    case STOP_NUM_TOKENS: fprintf(stderr, "stopped after %lld new tokens (-n)", (long long)r->num_generated); break;
+    case STOP_CONTEXT:
+        fprintf(stderr, "stopped at the context's end (%d tokens)", llamita_session_context_tokens(r->session));
+        break;
+    case STOP_INTERRUPT: fprintf(stderr, "stopped by Ctrl-C"); break;
+    case STOP_UNREAD: fprintf(stderr, "stopped because nobody reads the text"); break;
+    }
+    if (out->num_bytes > 0 && !out->closed)
+        fprintf(stderr, ", inside a character whose first %zu bytes were not written", out->num_bytes);
+    if (!o->seed_given && o->temperature > 0) fprintf(stderr, "; -s %llu tells it again", (unsigned long long)o->seed);
+    const double prompt_speed = r->prompt_seconds > 0 ? (double)r->num_prompt_ids / r->prompt_seconds : 0;
+    const double speed = r->decode_seconds > 0 ? (double)r->num_decode_passes / r->decode_seconds : 0;
+    fprintf(stderr,
+            "\nprompt %zu tokens, %.1f tok/s | generated %lld tokens, %.1f tok/s, %.2f GB/s | "
+            "load %.1f ms, first token %.1f ms | threads %d\n",
+            r->num_prompt_ids, prompt_speed, (long long)r->num_generated, speed,
+            speed * (double)r->info.decode_bytes * 1e-9, r->load_seconds * 1e3, r->prompt_seconds * 1e3,
+            llamita_session_num_threads(r->session));
+}
+
+int main(int num_words, char **words) {
+    const options o = parse(num_words, words);
+    run r = {0};
+    output out = {0};
+    set_signals();
+    open_all(&r, &o);
+    encode_prompt(&r, o.prompt);
+    generate(&r, &o, &out);
+    if (!out.closed && (putchar('\n') == EOF || fflush(stdout) != 0) && errno != EPIPE)
+        fail("writing the text to stdout: %s", strerror(errno));
+    report(&r, &o, &out);
+    llamita_sampler_close(r.sampler);
+    llamita_session_close(r.session);
+    llamita_model_close(r.model);
+    free(r.prompt_ids);
+    free(out.bytes);
+    return r.stop == STOP_INTERRUPT ? EXIT_INTERRUPTED : r.stop == STOP_UNREAD ? EXIT_UNREAD : 0;
+}
