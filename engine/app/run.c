@@ -54,56 +54,43 @@ typedef enum { FLAG_TEXT, FLAG_REAL, FLAG_WHOLE, FLAG_SEED } flag_kind;
 
 typedef struct {
     char letter; /* 0: none */
-    const char *name, *value, *help;
+    const char *name, *value;
     flag_kind kind;
     size_t offset; /* of its field in options */
     double smallest, largest;
+    const char *help;
 } flag;
 
 #define FIELD(name) offsetof(options, name)
 static const flag FLAGS[] = {
-    {'t', "temperature", "T", 
-     "0: always the most probable token; above 1: bolder (1.0)",
-     FLAG_REAL, FIELD(temperature), 0, 1000},
-    {'p', "top-p", "P", 
-     "pick from the smallest set with this share of the probability; 0 or 1: off (0.9)",
-     FLAG_REAL, FIELD(top_p), 0, 1},
-    {'k', "top-k", "K", 
-     "pick from the K most probable tokens; 0: off (0)",
-     FLAG_WHOLE, FIELD(top_k), 0, INT32_MAX},
-    {0, "min-p", "P", 
-     "pick from those with this share of the best one's probability; 0: off (0)",
-     FLAG_REAL, FIELD(min_p), 0, 1},
-    {0, "repetition-penalty", "R", 
-     "above 1: avoid recent tokens (1.0)",
-     FLAG_REAL, FIELD(repetition_penalty), 0.01, 100},
-    {0, "repetition-window", "N", 
-     "how many tokens are recent (64)",
-     FLAG_WHOLE, FIELD(repetition_window), 0, INT32_MAX},
-    {'s', "seed", "S", 
-     "the same seed tells the same text (from the clock)",
-     FLAG_SEED, FIELD(seed), 0, 0},
-    {'n', "num-tokens", "N", 
-     "how many new tokens, the prompt's not counted; 0: to the context's end (256)",
-     FLAG_WHOLE, FIELD(num_new_tokens), 0, INT32_MAX},
-    {'i', "prompt", "TEXT", 
-     "how the text begins (empty)",
-     FLAG_TEXT, FIELD(prompt), 0, 0},
-    {'z', "tokenizer", "FILE", 
-     "tokenizer.bin or a GGUF to take it from (the GGUF model's own; for llama2.c models tokenizer.bin)",
-     FLAG_TEXT, FIELD(tokenizer_path), 0, 0},
-    {'m', "mode", "MODE", 
-     "generate (generate)",
-     FLAG_TEXT, FIELD(mode), 0, 0},
-    {'j', "threads", "N", 
-     "0: chosen by the model's size and the machine (0)",
-     FLAG_WHOLE, FIELD(num_threads), 0, 1024},
-    {'c', "context", "N", 
-     "keep room for this many tokens; 0: the model's context (0)",
-     FLAG_WHOLE, FIELD(context_tokens), 0, INT32_MAX},
-    {0, "kernels", "NAME", 
-     "auto, scalar, avx2, neon (auto)",
-     FLAG_TEXT, FIELD(kernels), 0, 0},
+    {'t', "temperature", "T", FLAG_REAL, FIELD(temperature), 0, 1000,
+     "0: always the most probable token; above 1: bolder (1.0)"},
+    {'p', "top-p", "P", FLAG_REAL, FIELD(top_p), 0, 1,
+     "pick from the smallest set with this share of the probability; 0 or 1: off (0.9)"},
+    {'k', "top-k", "K", FLAG_WHOLE, FIELD(top_k), 0, INT32_MAX,
+     "pick from the K most probable tokens; 0: off (0)"},
+    {0, "min-p", "P", FLAG_REAL, FIELD(min_p), 0, 1,
+     "pick from those with this share of the best one's probability; 0: off (0)"},
+    {0, "repetition-penalty", "R", FLAG_REAL, FIELD(repetition_penalty), 0.01, 100,
+     "above 1: avoid recent tokens (1.0)"},
+    {0, "repetition-window", "N", FLAG_WHOLE, FIELD(repetition_window), 0, INT32_MAX,
+     "how many tokens are recent (64)"},
+    {'s', "seed", "S", FLAG_SEED, FIELD(seed), 0, 0,
+     "the same seed tells the same text (from the clock)"},
+    {'n', "num-tokens", "N", FLAG_WHOLE, FIELD(num_new_tokens), 0, INT32_MAX,
+     "how many new tokens, the prompt's not counted; 0: to the context's end (256)"},
+    {'i', "prompt", "TEXT", FLAG_TEXT, FIELD(prompt), 0, 0,
+     "how the text begins (empty)"},
+    {'z', "tokenizer", "FILE", FLAG_TEXT, FIELD(tokenizer_path), 0, 0,
+     "tokenizer.bin or a GGUF to take it from (the GGUF model's own; for llama2.c models tokenizer.bin)"},
+    {'m', "mode", "MODE", FLAG_TEXT, FIELD(mode), 0, 0,
+     "generate (generate)"},
+    {'j', "threads", "N", FLAG_WHOLE, FIELD(num_threads), 0, 1024,
+     "0: chosen by the model's size and the machine (0)"},
+    {'c', "context", "N", FLAG_WHOLE, FIELD(context_tokens), 0, INT32_MAX,
+     "keep room for this many tokens; 0: the model's context (0)"},
+    {0, "kernels", "NAME", FLAG_TEXT, FIELD(kernels), 0, 0,
+     "auto, scalar, avx2, neon (auto)"},
 };
 enum { NUM_FLAGS = sizeof FLAGS / sizeof *FLAGS };
 
@@ -118,8 +105,8 @@ _Noreturn static void help(void) {
     }
     printf("  -h, %-25s %s\n", "--help", "this");
     printf("  -V, %-25s %s\n\n", "--version", "llamita's version, and the kernels for this processor");
-    printf("Speeds: prompt tokens per second, BOS included; then new tokens per second, and the weights read for them in\n"
-           "GB/s; time to open the model; time from the prompt to the first new token.\n");
+    printf("Speeds: prompt tokens per second, BOS included; then new tokens per second, and the weights read for them\n"
+           "in GB/s; time to open the model; time from the prompt to the first new token.\n");
     exit(fflush(stdout) == 0 ? 0 : EXIT_MENDABLE);
 }
 
@@ -278,7 +265,7 @@ static void on_interrupt(int signal_number) {
     interrupted = 1;
 }
 
-/* Ctrl-C ends the text at the next token; a second one ends the program. A reader that went away is an error of write. */
+/* Ctrl-C ends the text at the next token; a second one ends the program. A reader that went away: write says so. */
 static void set_signals(void) {
     struct sigaction action;
     memset(&action, 0, sizeof action);
@@ -324,7 +311,8 @@ static void encode_prompt(run *r, const char *prompt) {
     r->prompt_ids = malloc(capacity * sizeof *r->prompt_ids);
     if (!r->prompt_ids) fail("out of memory: %zu bytes for the prompt", capacity * sizeof *r->prompt_ids);
     const int flags = add_bos ? LLAMITA_ENCODE_BOS : LLAMITA_ENCODE_PLAIN;
-    check(llamita_encode(r->model, prompt, num_bytes, flags, r->prompt_ids, capacity, &r->num_prompt_ids, &error), &error);
+    check(llamita_encode(r->model, prompt, num_bytes, flags, r->prompt_ids, capacity, &r->num_prompt_ids, &error),
+          &error);
     const size_t room = (size_t)llamita_session_context_tokens(r->session);
     if (r->num_prompt_ids > room)
         fail("-i: expected at most %zu tokens (the context), found %zu; shorten the prompt", room, r->num_prompt_ids);
