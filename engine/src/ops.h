@@ -13,7 +13,7 @@
 #include "model.h"
 #include "threads.h"
 
-#define ROW_UNIT 32 /* rows are shared in these units: whole blocks, whole cache lines of outputs */
+#define ROW_UNIT BLOCK_LENGTH /* rows are shared in these units: whole blocks and cache lines of outputs */
 
 /* Columns that matrices are multiplied with: [T, length] floats, and the same as blocks once quantise has run. */
 typedef struct {
