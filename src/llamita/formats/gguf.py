@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from llamita.atomic import atomic_file
 from llamita.errors import FormatError
+from llamita.formats.mapping import map_file
 from llamita.formats.quantize import TYPES, Bytes, Floats, dequantize
 
 MAGIC: Final = b"GGUF"
@@ -164,21 +165,14 @@ def _encode_value(value: Value) -> bytes:
 
 def read_gguf(path: Path) -> GgufFile:
     """Map a GGUF file and check all of it but the numbers. Raises FormatError for anything not as it must be."""
-    path = Path(path)
-    try:
-        with path.open("rb") as file:
-            if path.stat().st_size == 0:
-                raise FormatError(f"cannot read {path}: the file is empty")
-            mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except OSError as error:
-        raise FormatError(f"cannot read {path}: {error.strerror or error}") from error
-    cursor = _Cursor(mapping, path)
+    mapping = map_file(path)
+    cursor = _Cursor(mapping, Path(path))
     version = _read_version(cursor)
     num_tensors = cursor.count("tensor count", MAX_TENSORS)
     num_keys = cursor.count("key count", MAX_KEYS)
     metadata = _read_metadata(cursor, num_keys)
     tensors = _read_tensor_infos(cursor, num_tensors, _read_alignment(metadata, cursor))
-    return GgufFile(path, version, metadata, tensors, mapping)
+    return GgufFile(cursor.path, version, metadata, tensors, mapping)
 
 
 class _Cursor:
@@ -196,8 +190,8 @@ class _Cursor:
         """Step over num_bytes; returns the offset where they start."""
         if num_bytes > self.size - self.offset:
             raise FormatError(
-                f"cannot read {self.path}: {what}: expected {num_bytes} bytes at offset {self.offset}, found the end of "
-                f"the file after {self.size - self.offset}; it is truncated or damaged"
+                f"cannot read {self.path}: {what}: expected {num_bytes} bytes at offset {self.offset}, found "
+                f"{self.size - self.offset} to the end of the file; it is truncated or damaged"
             )
         start = self.offset
         self.offset += num_bytes

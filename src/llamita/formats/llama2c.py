@@ -1,0 +1,349 @@
+"""llama2.c's files: model .bin of versions 0, 1 and 2, training checkpoints .pt, and tokenizer.bin; read and written.
+
+Version 0   7 int32 (dim, hidden_dim, n_layers, n_heads, n_kv_heads, ±vocab_size, seq_len; a negative vocab_size says
+            that the classifier is not the embedding), then float32 tensors: RoPE tables that no reader uses among them.
+Version 1   "ak42", int32 version, the 7 int32, uint8 tied, zeros to byte 256, then float32 tensors.
+Version 2   the same with int32 group size at byte 37; norms float32, then matrices, each int8 [n], float32 [n / group].
+A field (`wq`) holds the layers' tensors one after the other. Rows of q and k are in pairs order (rope_order.py).
+No version has room for a RoPE base, a RoPE scaling, an epsilon or a head size: readers take 10000, none, 1e-5 and
+dim / n_heads, so a model that differs cannot be written.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import struct
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llamita.atomic import atomic_file
+from llamita.config import ModelConfig
+from llamita.errors import ConfigError, FormatError
+from llamita.formats.mapping import map_file
+from llamita.formats.quantize import Floats
+from llamita.formats.tensor_table import TensorSpec, check_tensors, tensor_table
+from llamita.formats.vocabulary import padded_pieces
+from llamita.tokenizer import Tokenizer
+
+MAGIC: Final = 0x616B3432
+HEADER_BYTES: Final = {0: 28, 1: 256, 2: 256}
+ROPE_THETA, RMS_NORM_EPS = 10000.0, 1e-5
+BOS_ID, EOS_ID = 1, 2
+
+_NORMS, _MATRICES = ("attention_norm", "ffn_norm", "norm"), ("wq", "wk", "wv", "wo", "w1", "w2", "w3")
+# The order of fields in the file. "rope": the tables that version 0 carries along.
+_ORDER: dict[int, tuple[str, ...]] = {
+    0: (
+        "tok_embeddings", "attention_norm", "wq", "wk", "wv", "wo",
+        "ffn_norm", "w1", "w2", "w3", "norm", "rope", "output",
+    ),
+    1: (*_NORMS, "tok_embeddings", *_MATRICES, "output"),
+    2: (*_NORMS, "tok_embeddings", *_MATRICES, "output"),
+}  # fmt: skip
+
+# A tensor of the model by its place in the table; float32, rows of q and k in pairs order.
+TensorSource = Callable[[TensorSpec], Floats]
+
+
+@dataclasses.dataclass(frozen=True)
+class Llama2cModel:
+    """A model of llama2.c. version: "v0", "v1", "v2" or "checkpoint". tensor: reads one, a new array."""
+
+    path: Path
+    version: str
+    config: ModelConfig
+    group_size: int | None
+    tensor: TensorSource
+
+
+# ---------------------------------------------------------------- reading .bin
+
+
+def read_bin(path: Path) -> Llama2cModel:
+    """Map a .bin of version 0, 1 or 2 and check that its length is exactly what its header says. Raises FormatError."""
+    path = Path(path)
+    mapping = map_file(path)
+    version, config, group_size = _read_header(mapping[:256], path)
+    places, num_bytes = _layout(config, version, group_size, path)
+    if num_bytes != len(mapping):
+        kind = f"a llama2.c v{version} model of {_describe(config)}"
+        cause = "; it is truncated or damaged" if version or len(mapping) < num_bytes else "; it is no such file"
+        raise FormatError(
+            f"cannot read {path}: its header says {kind}: expected {num_bytes} bytes, found {len(mapping)}{cause}"
+        )
+
+    def tensor(spec: TensorSpec) -> Floats:
+        offset, size = places[spec.huggingface], int(np.prod(spec.shape))
+        if version < 2 or spec.kind == "norm":
+            return np.frombuffer(mapping, "<f4", size, offset).astype(np.float32).reshape(spec.shape)
+        assert group_size is not None
+        codes = np.frombuffer(mapping, np.int8, size, offset).reshape(-1, group_size)
+        scales = np.frombuffer(mapping, "<f4", size // group_size, offset + size)
+        return (codes.astype(np.float32) * scales[:, None]).reshape(spec.shape)
+
+    return Llama2cModel(path, f"v{version}", config, group_size, tensor)
+
+
+def _read_header(head: bytes, path: Path) -> tuple[int, ModelConfig, int | None]:
+    """(version, config, group size of version 2)."""
+    version = 0
+    if len(head) >= 4 and struct.unpack_from("<I", head)[0] == MAGIC:
+        version = struct.unpack_from("<i", head, 4)[0] if len(head) >= 8 else 1
+        if version not in (1, 2):
+            raise FormatError(f"cannot read {path}: llama2.c version: expected 1 or 2, found {version}")
+    if len(head) < HEADER_BYTES[version]:
+        raise FormatError(
+            f"cannot read {path}: header: expected {HEADER_BYTES[version]} bytes, found {len(head)}; it is truncated"
+        )
+    sizes = struct.unpack_from("<7i", head, 8 if version else 0)
+    vocab_size, tied = abs(sizes[5]), sizes[5] > 0
+    group_size = None
+    if version:
+        vocab_size, tied = sizes[5], _tied_flag(head[36], path)
+    if version == 2:
+        group_size = struct.unpack_from("<i", head, 37)[0]
+        if group_size < 1:
+            raise FormatError(f"cannot read {path}: group size: expected a positive number, found {group_size}")
+    config = _make_config(dict(zip(_SIZE_NAMES, (*sizes[:5], vocab_size, sizes[6]), strict=True)), tied, path)
+    return version, config, group_size
+
+
+_SIZE_NAMES = ("dim", "hidden_dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "max_seq_len")
+
+
+def _tied_flag(value: int, path: Path) -> bool:
+    if value > 1:
+        raise FormatError(f"cannot read {path}: shared classifier: expected 0 or 1, found {value}")
+    return value == 1
+
+
+def _make_config(sizes: Mapping[str, Any], tied: bool, path: Path, eps: float = RMS_NORM_EPS) -> ModelConfig:
+    """The ModelConfig of llama2.c's sizes. Texts end at EOS, and at BOS, which separates them in training."""
+    for name in _SIZE_NAMES:
+        if isinstance(sizes[name], bool) or not isinstance(sizes[name], int) or not 0 < sizes[name] < 2**31:
+            raise FormatError(f"cannot read {path}: {name}: expected a positive number, found {str(sizes[name])[:40]}")
+    if sizes["dim"] % sizes["n_heads"]:
+        expected = f"a divisor of dim {sizes['dim']}"
+        raise FormatError(f"cannot read {path}: n_heads: expected {expected}, found {sizes['n_heads']}")
+    if sizes["vocab_size"] <= EOS_ID:
+        raise FormatError(f"cannot read {path}: vocab_size: expected more than {EOS_ID}, found {sizes['vocab_size']}")
+    try:
+        return ModelConfig(
+            vocab_size=sizes["vocab_size"],
+            hidden_size=sizes["dim"],
+            intermediate_size=sizes["hidden_dim"],
+            num_hidden_layers=sizes["n_layers"],
+            num_attention_heads=sizes["n_heads"],
+            num_key_value_heads=sizes["n_kv_heads"],
+            head_dim=sizes["dim"] // sizes["n_heads"],
+            max_position_embeddings=sizes["max_seq_len"],
+            rms_norm_eps=eps,
+            rope_theta=ROPE_THETA,
+            tie_word_embeddings=tied,
+            bos_token_id=BOS_ID,
+            eos_token_id=(EOS_ID, BOS_ID),
+        )
+    except ConfigError as error:
+        raise FormatError(f"cannot read {path}: {error}") from error
+
+
+def _layout(config: ModelConfig, version: int, group_size: int | None, path: Path) -> tuple[dict[str, int], int]:
+    """(offset in the file of each tensor, by its Hugging Face name; bytes of the whole file)."""
+    places: dict[str, int] = {}
+    offset = HEADER_BYTES[version]
+    for field, specs in _fields(config, version):
+        if field == "rope":
+            offset += 4 * config.max_position_embeddings * config.head_dim
+        for spec in specs:
+            places[spec.huggingface] = offset
+            size = int(np.prod(spec.shape, dtype=object))
+            offset += 4 * size
+            if version == 2 and spec.kind != "norm":
+                assert group_size is not None
+                if size % group_size:
+                    raise FormatError(
+                        f"cannot read {path}: group size: expected a divisor of the {size} numbers of "
+                        f"{spec.name('llama2c')}, found {group_size}"
+                    )
+                offset += size // group_size * 4 - 3 * size
+    return places, offset
+
+
+def _fields(config: ModelConfig, version: int) -> Iterator[tuple[str, list[TensorSpec]]]:
+    """The fields in the file's order, each with its tensors in the order of the layers."""
+    table = tensor_table(config)
+    for field in _ORDER[version]:
+        yield field, [spec for spec in table if spec.llama2c == field]
+
+
+def _describe(config: ModelConfig) -> str:
+    return (
+        f"dim {config.hidden_size}, hidden_dim {config.intermediate_size}, {config.num_hidden_layers} layers, "
+        f"{config.num_attention_heads} heads, vocabulary {config.vocab_size}, context {config.max_position_embeddings}"
+    )
+
+
+# ---------------------------------------------------------------- reading .pt
+
+
+def read_checkpoint(path: Path) -> Llama2cModel:
+    """Open llama2.c's training checkpoint (ckpt.pt), mapped where its container allows; keys may begin `_orig_mod.`.
+
+    Nothing in the file is executed: a pickle with code is refused with the name of what it would call.
+    """
+    path = Path(path)
+    content = _load_pickle(path)
+    if not isinstance(content, dict) or not {"model", "model_args"} <= content.keys():
+        raise FormatError(f"cannot read {path}: expected a checkpoint of llama2.c, with model and model_args")
+    state, arguments = content["model"], content["model_args"]
+    if not isinstance(state, dict) or not isinstance(arguments, dict):
+        raise FormatError(f"cannot read {path}: model and model_args: expected dictionaries")
+    tensors = _named_tensors(state, path)
+    embedding, output = tensors["tok_embeddings.weight"], tensors.get("output.weight")
+    tied = output is None or (output.shape == embedding.shape and bool((output == embedding).all()))
+    if tied:
+        tensors.pop("output.weight", None)
+    config = _checkpoint_config(arguments, tensors, tied, path)
+    check_tensors({name: tuple(tensor.shape) for name, tensor in tensors.items()}, config, "llama2c", str(path))
+
+    def tensor(spec: TensorSpec) -> Floats:
+        return np.array(tensors[spec.name("llama2c")].float().numpy())
+
+    return Llama2cModel(path, "checkpoint", config, None, tensor)
+
+
+def _load_pickle(path: Path) -> Any:
+    import pickle
+
+    import torch
+
+    map_file(path).close()  # the same words as elsewhere for what is missing, empty or no file
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception as error:  # torch, its unpickler and its zip reader raise whatever they meet
+        called = re.search(r"GLOBAL (\S+)", str(error))
+        if called and isinstance(error, pickle.UnpicklingError):
+            raise FormatError(
+                f"cannot read {path}: it is a pickle with code ({called.group(1).rstrip('.')}); only weights are read, "
+                "nothing was executed"
+            ) from None
+        raise FormatError(
+            f"cannot read {path}: expected a PyTorch checkpoint of weights, found a damaged file or another kind"
+        ) from None
+
+
+# Buffers that old versions of llama2.c saved beside the weights.
+_BUFFERS = re.compile(r"(freqs_cos|freqs_sin|rope\.freqs)|layers\.\d+\.attention\.mask")
+
+
+def _named_tensors(state: Mapping[Any, Any], path: Path) -> dict[str, Any]:
+    """Tensors by name without torch.compile's prefix, buffers left out."""
+    import torch
+
+    tensors: dict[str, Any] = {}
+    for key, value in state.items():
+        name = str(key).removeprefix("_orig_mod.")
+        if _BUFFERS.fullmatch(name):
+            continue
+        if not isinstance(value, torch.Tensor) or not value.is_floating_point() or value.layout != torch.strided:
+            raise FormatError(f"cannot read {path}: {name}: expected a tensor of floats, found {type(value).__name__}")
+        if name in tensors:
+            raise FormatError(f"cannot read {path}: tensor {name} is there twice")
+        tensors[name] = value
+    for name in ("tok_embeddings.weight", "layers.0.feed_forward.w1.weight"):
+        if name not in tensors or tensors[name].ndim != 2:
+            raise FormatError(f"cannot read {path}: tensor {name}: expected a matrix, found none")
+    return tensors
+
+
+def _checkpoint_config(arguments: Mapping[str, Any], tensors: Mapping[str, Any], tied: bool, path: Path) -> ModelConfig:
+    sizes = {name: arguments.get(name) for name in _SIZE_NAMES}
+    sizes["n_kv_heads"] = sizes["n_heads"] if sizes["n_kv_heads"] is None else sizes["n_kv_heads"]
+    sizes["hidden_dim"] = int(tensors["layers.0.feed_forward.w1.weight"].shape[0])
+    eps = arguments.get("norm_eps", RMS_NORM_EPS)
+    return _make_config(sizes, tied, path, eps)
+
+
+# ---------------------------------------------------------------- writing
+
+
+def check_expressible(config: ModelConfig) -> None:
+    """Raise FormatError unless a version 0 file's readers would run this config as it is."""
+    head_dim = config.hidden_size / config.num_attention_heads
+    for name, needed, found in (
+        ("rope_theta", ROPE_THETA, config.rope_theta),
+        ("rope_scaling", None, config.rope_scaling),
+        ("rms_norm_eps", RMS_NORM_EPS, config.rms_norm_eps),
+        ("head_dim", head_dim, config.head_dim),
+    ):
+        if found != needed:
+            raise FormatError(
+                f"cannot export to llama2.c's .bin: {name}: the format has no place for it and its readers take "
+                f"{needed}, the model has {found}; export to .gguf"
+            )
+
+
+def write_v0(path: Path, config: ModelConfig, tensor: TensorSource) -> int:
+    """Write a version 0 .bin, whole or not at all, one tensor in memory at a time; returns its bytes.
+
+    Raises FormatError for a config that the format cannot say, OutputError if it cannot be written.
+    """
+    check_expressible(config)
+    vocab_size = config.vocab_size if config.tie_word_embeddings else -config.vocab_size
+    header = struct.pack(
+        "<7i", config.hidden_size, config.intermediate_size, config.num_hidden_layers, config.num_attention_heads,
+        config.num_key_value_heads, vocab_size, config.max_position_embeddings,
+    )  # fmt: skip
+    with atomic_file(path) as temporary, temporary.open("wb") as file:
+        file.write(header)
+        for field, specs in _fields(config, 0):
+            if field == "rope":
+                file.write(_rope_tables(config.max_position_embeddings, config.head_dim).tobytes())
+            for spec in specs:
+                file.write(np.ascontiguousarray(tensor(spec), dtype="<f4").data)
+        return file.tell()
+
+
+def _rope_tables(num_positions: int, head_dim: int) -> NDArray[np.float32]:
+    """cos and sin of every position's angles, [2, num_positions, head_dim / 2], as llama2.c's model.py makes them:
+    by PyTorch, so that a file that it wrote is written again bit for bit."""
+    import torch
+
+    frequency = 1.0 / (ROPE_THETA ** (torch.arange(0, head_dim, 2).float() / head_dim))
+    angles = torch.outer(torch.arange(num_positions), frequency).float()
+    tables: NDArray[np.float32] = torch.stack((torch.cos(angles), torch.sin(angles))).numpy()
+    return tables
+
+
+def tokenizer_bin(tokenizer: Tokenizer, vocab_size: int) -> bytes:
+    """The content of tokenizer.bin: u32 longest piece, then per id float32 score, u32 length, bytes.
+
+    Raises FormatError for a tokenizer that the format cannot express: it holds SentencePiece pieces with scores only,
+    and its readers take BOS 1 and EOS 2.
+    """
+    scores = tokenizer.scores()
+    if scores is None:
+        raise FormatError(
+            "no tokenizer.bin was written: the format cannot express a byte-level BPE; export to .gguf, or take the "
+            "tokenizer from a .gguf (run model.bin -z model.gguf)"
+        )
+    if (tokenizer.bos_id, tokenizer.eos_id) != (BOS_ID, EOS_ID):
+        raise FormatError(
+            f"no tokenizer.bin was written: its readers take BOS {BOS_ID} and EOS {EOS_ID}, the tokenizer has "
+            f"{tokenizer.bos_id} and {tokenizer.eos_id}; export to .gguf"
+        )
+    pieces, _ = padded_pieces(tokenizer, vocab_size)
+    pieces[BOS_ID], pieces[EOS_ID] = f"\n{pieces[BOS_ID]}\n", f"\n{pieces[EOS_ID]}\n"
+    raw = [piece.replace("\u2581", " ").encode("utf-8") for piece in pieces]
+    scores = scores + [0.0] * (len(raw) - len(scores))
+    entries = [struct.pack("<fI", score, len(piece)) + piece for score, piece in zip(scores, raw, strict=True)]
+    return struct.pack("<I", max(map(len, raw))) + b"".join(entries)
