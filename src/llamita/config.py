@@ -88,15 +88,20 @@ class Shape:
     max_position_embeddings: int
 
 
-# The seed's shapes (llama2.c, doc/stories260K.md and README), and small ones for CPUs.
+# The seed's shapes (llama2.c, doc/stories260K.md and README), and small ones for CPUs, named by their weights with a vocabulary of
+# 4,096: deep and thin, grouped queries, tied embeddings (MobileLLM, arXiv 2402.14905).
 PRESETS: dict[str, Shape] = {
+    "0.5M": Shape(5, 64, 2, 1, 192, 512),
+    "1.5M": Shape(5, 128, 4, 2, 352, 512),
+    "3M": Shape(6, 192, 6, 3, 512, 512),
+    "7M": Shape(8, 256, 8, 4, 704, 512),
     "stories260K": Shape(5, 64, 8, 4, 172, 512),
     "stories15M": Shape(6, 288, 6, 6, 768, 256),
     "stories42M": Shape(8, 512, 8, 8, 1376, 1024),
     "stories110M": Shape(12, 768, 12, 12, 2048, 1024),
 }
 
-PresetName = Literal["stories260K", "stories15M", "stories42M", "stories110M"]
+PresetName = Literal["0.5M", "1.5M", "3M", "7M", "stories260K", "stories15M", "stories42M", "stories110M"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,13 +109,174 @@ class PrepareConfig:
     """Turn text into a token store: documents, a tokenizer, token shards for training and validation."""
 
     sources: tuple[str, ...]
+    """Files or folders of .txt, .md, .jsonl, .csv or .parquet; or the one word tales (the stories that llamita makes up
+    itself) or tinystories (downloaded); a folder of such a name is ./tales."""
     out: Path
+    """The token store to make: a folder."""
     vocab_size: int | None = None
+    """Learn so many tokens, special ones and bytes included (default: 512 to 8,192 by the amount of text)."""
     tokenizer: Path | None = None
+    """Use this tokenizer instead: a tokenizer.json, a SentencePiece .model, llama2.c's tokenizer.bin, or a folder."""
     val_fraction: float | None = None
+    """Share of the documents that is held out, chosen by a hash of their text (default: 0.05)."""
     val: tuple[str, ...] = ()
+    """Files or folders to hold out, instead of a share; what is in them is dropped from the training documents."""
     separator: str = "<|endoftext|>"
+    """What ends a document in a .txt or .md file; a file without it is one document."""
     split_on: Literal["separator", "blank-lines", "file"] = "separator"
+    """Where documents of .txt and .md files end."""
     text_key: str = "text"
+    """The key (.jsonl) or column (.csv, .parquet) that holds the text."""
     num_workers: int | None = None
+    """Processes that encode (default: one a core, fewer for little text)."""
     seed: int = 0
+    """Decides which documents are held out, and which tales are made up."""
+    num_tales: int = 30_000
+    """How many tales (only for the source tales)."""
+    overwrite: bool = False
+    """Replace the token store that is at --out."""
+
+    def __post_init__(self) -> None:
+        check(len(self.sources) > 0, "prepare: no SOURCE given: expected files, folders, tales or tinystories")
+        check(
+            self.vocab_size is None or self.tokenizer is None,
+            "prepare: --vocab-size and --tokenizer exclude each other: a given tokenizer has its size",
+        )
+        check(
+            self.vocab_size is None or 259 <= self.vocab_size <= 1 << 20,
+            f"prepare: --vocab-size: expected 259 (special tokens and bytes) to 1,048,576, found {self.vocab_size}",
+        )
+        check(
+            self.val_fraction is None or not self.val,
+            "prepare: --val-fraction and --val exclude each other",
+        )
+        check(
+            self.val_fraction is None or 0 < self.val_fraction <= 0.5,
+            f"prepare: --val-fraction: expected more than 0, at most 0.5, found {self.val_fraction}",
+        )
+        check(
+            self.separator.strip() != "",
+            "prepare: --separator: expected some text, found none; for blank lines: --split-on blank-lines",
+        )
+        check(self.text_key != "", "prepare: --text-key: expected a name, found an empty one")
+        check(
+            self.num_workers is None or 1 <= self.num_workers <= 1024,
+            f"prepare: --num-workers: expected 1 to 1,024, found {self.num_workers}",
+        )
+        check(0 <= self.seed < 1 << 63, f"prepare: --seed: expected 0 to 2^63 - 1, found {self.seed}")
+        check(
+            1 <= self.num_tales <= 10_000_000,
+            f"prepare: --num-tales: expected 1 to 10,000,000, found {self.num_tales}",
+        )
+        check(
+            len(self.sources) == 1 or not {"tales", "tinystories"}.intersection(self.sources),
+            "prepare: tales and tinystories stand alone; a folder of such a name is written ./tales",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Turn a token store into a checkpoint. Each field is a flag of `llamita train`."""
+
+    data: Path
+    """Token store, as `llamita prepare` writes it."""
+    out: Path
+    """Run directory: checkpoints, metrics.jsonl, report."""
+    minutes: float | None = None
+    """Stop after this long, final evaluation included; the schedule is laid for it. This, --steps or --epochs: one of them."""
+    steps: int | None = None
+    """Stop after so many optimizer steps."""
+    epochs: float | None = None
+    """Stop when each training token was seen so many times."""
+    resume: bool = False
+    """Go on with the run in --out from its latest checkpoint; all other flags must be as they were."""
+    preset: PresetName | None = None
+    """Shape of the model by name; --layers and the like override its parts. Default: chosen by the time there is."""
+    layers: int | None = None
+    hidden: int | None = None
+    heads: int | None = None
+    kv_heads: int | None = None
+    ffn: int | None = None
+    """Width of the feed-forward layers (default: 8/3 of --hidden, rounded up to a multiple of 32)."""
+    context: int | None = None
+    """Tokens that the model sees at once."""
+    untied: bool = False
+    """A classifier of its own instead of the embeddings' transpose."""
+    rope_theta: float = 10000.0
+    dropout: float = 0.0
+    batch_rows: int | None = None
+    """Rows of --context tokens in one pass of one process (default: as many as make 8,192 tokens; 65,536 on CUDA)."""
+    accumulate: int = 1
+    """Passes whose gradients are summed for one step."""
+    learning_rate: float | None = None
+    """Peak learning rate (default: by the model's width)."""
+    schedule: Literal["wsd", "cosine"] = "wsd"
+    """After the warm-up: wsd stays at the peak, then falls linearly; cosine falls from the start."""
+    warmup: float = 0.02
+    """Share of the run in which the learning rate rises."""
+    cooldown: float = 0.65
+    """Share of the run in which wsd lets the learning rate fall."""
+    final_lr: float = 0.0
+    """Learning rate at the end, as a share of the peak."""
+    weight_decay: float = 0.1
+    """Decay of matrices (embeddings and norms have none)."""
+    beta1: float = 0.9
+    beta2: float | None = None
+    """Default: what halves the memory of squared gradients every 500,000 tokens, at most 0.999 (arXiv 2507.07101)."""
+    clip: float = 1.0
+    """Largest norm of a step's gradient; 0 switches clipping off."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Arithmetic of matrix products: auto is bfloat16 on CUDA where it has it; CPUs compute in float32 only."""
+    compile: Literal["off", "on"] = "off"
+    """torch.compile the network: a minute at the start, faster steps on GPUs."""
+    eval_interval: int | None = None
+    """Steps between evaluations on the whole held-out split (default: five in a run; with --minutes, what 5 % of the time allows)."""
+    save_minutes: float = 2.0
+    """Minutes between checkpoints; each evaluation saves one too."""
+    log_interval: int = 10
+    """Steps that a line of metrics.jsonl is the mean of."""
+    prompt: str = ""
+    """Beginning of the sample text told at each evaluation (default: an empty page)."""
+    seed: int = 0
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    threads: int | None = None
+    """CPU threads (default: one a core)."""
+
+    def __post_init__(self) -> None:
+        limits = [name for name in ("minutes", "steps", "epochs") if getattr(self, name) is not None]
+        check(len(limits) <= 1, f"train: {' and '.join(f'--{name}' for name in limits)} exclude each other; give one of them")
+        for name in (
+            "minutes", "steps", "epochs", "layers", "hidden", "heads", "kv_heads", "ffn", "context", "batch_rows", "accumulate",
+            "learning_rate", "eval_interval", "save_minutes", "log_interval", "threads", "rope_theta",
+        ):  # fmt: skip
+            value = getattr(self, name)
+            check(
+                value is None or (math.isfinite(value) and value > 0),
+                f"train: {flag(name)}: expected a positive number, found {value}",
+            )
+        for name in ("dropout", "warmup", "cooldown", "final_lr", "beta1", "beta2"):
+            value = getattr(self, name)
+            limit, upper = ("1 or less", 1.0) if name in ("warmup", "cooldown", "final_lr") else ("less than 1", 0.999999)
+            check(
+                value is None or 0.0 <= value <= upper,
+                f"train: {flag(name)}: expected 0 or more and {limit}, found {value}",
+            )
+        check(
+            self.warmup + (self.cooldown if self.schedule == "wsd" else 0.0) <= 1.0,
+            f"train: --warmup {self.warmup} and --cooldown {self.cooldown} together exceed the whole run; lower one",
+        )
+        for name in ("weight_decay", "clip", "seed"):
+            value = getattr(self, name)
+            check(math.isfinite(value) and value >= 0, f"train: {flag(name)}: expected 0 or more, found {value}")
+        parts = ("layers", "hidden", "heads")
+        missing = [flag(name) for name in parts if getattr(self, name) is None]
+        check(
+            self.preset is not None or len(missing) in (0, len(parts)),
+            f"train: a shape of your own also needs {', '.join(missing)} (or --preset as its basis)",
+        )
+
+
+def flag(field: str) -> str:
+    """How a field is spelled on the command line."""
+    return "--" + field.replace("_", "-")

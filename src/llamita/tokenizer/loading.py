@@ -47,8 +47,8 @@ def _origin(path: Path, data: bytes) -> Origin:
     """Parse a SentencePiece model (a protobuf that begins with a piece) or llama2.c's tokenizer.bin."""
     if path.suffix == ".model" or (data[:1] == b"\n" and path.suffix != ".bin"):
         if not data.startswith(b"\n"):
-            hint = "; Llama 3's tiktoken ranks are not supported here, bring its tokenizer.json" if b"=" in data[:60] else ""
-            raise TokenizerError(f"cannot read tokenizer {path}: not a SentencePiece model{hint}")
+            ranks = "; these look like tiktoken's ranks (Llama 3): bring its tokenizer.json" if b"= " in data[:99] else ""
+            raise TokenizerError(f"cannot read tokenizer {path}: not a SentencePiece model{ranks}")
         return Origin("tokenizer.model", data, read_sentencepiece(data, str(path)))
     if path.suffix == ".bin":
         return Origin("tokenizer.bin", data, read_llama2c(data, str(path)))
@@ -118,13 +118,13 @@ def _token_id(backend: tokenizers.Tokenizer, config: dict[str, Any], key: str, p
     token_id: int | None = backend.token_to_id(token) if isinstance(token, str) else None
     if token_id is None:
         raise TokenizerError(
-            f"cannot use tokenizer {path}: tokenizer_config.json says {key} is {token!r}, which is not in its vocabulary"
+            f"cannot use tokenizer {path}: tokenizer_config.json says {key} is {token!r}, which it does not have"
         )
     return token_id
 
 
 def _chat_template(folder: Path, config: dict[str, Any]) -> str | None:
-    """chat_template.jinja, else tokenizer_config.json's: a string, or a list of named ones of which `default` counts."""
+    """chat_template.jinja, else tokenizer_config.json's: a string, or the one named `default` of a list."""
     if (folder / "chat_template.jinja").is_file():
         return _read(folder / "chat_template.jinja").decode("utf-8", "replace")
     template = config.get("chat_template")

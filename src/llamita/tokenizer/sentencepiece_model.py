@@ -84,7 +84,7 @@ def read_llama2c(data: bytes, where: str) -> PieceTable:
     The ids are fixed: 0 <unk>, 1 BOS, 2 EOS, then 256 byte pieces if there is a byte fallback. Raises TokenizerError.
     """
     if len(data) < 4:
-        raise TokenizerError(f"cannot read tokenizer {where}: expected llama2.c's tokenizer.bin, found {len(data)} bytes")
+        raise TokenizerError(f"cannot read tokenizer {where}: not llama2.c's tokenizer.bin: only {len(data)} bytes")
     (longest,) = struct.unpack_from("<I", data)
     pieces: list[str] = []
     scores: list[float] = []
@@ -244,7 +244,8 @@ def _check_table(table: PieceTable, where: str) -> None:
     seen: dict[str, int] = {}
     for i, piece in enumerate(table.pieces):
         if piece in seen:
-            raise TokenizerError(f"cannot read tokenizer {where}: ids {seen[piece]} and {i} are the same piece {piece!r}")
+            same = f"ids {seen[piece]} and {i} are the same piece {piece!r}"
+            raise TokenizerError(f"cannot read tokenizer {where}: {same}")
         seen[piece] = i
         if not piece:
             raise TokenizerError(f"cannot read tokenizer {where}: piece {i} is empty")
@@ -254,7 +255,8 @@ def _check_table(table: PieceTable, where: str) -> None:
             raise TokenizerError(f"cannot read tokenizer {where}: piece {i} ({piece!r}) has type {table.types[i]}")
     bytes_found = sorted(piece for piece, kind in zip(table.pieces, table.types, strict=True) if kind == BYTE)
     if bytes_found and bytes_found != sorted(_BYTE_PIECES):
-        raise TokenizerError(f"cannot read tokenizer {where}: {len(bytes_found)} byte pieces, expected <0x00> to <0xFF>")
+        found = len(bytes_found)
+        raise TokenizerError(f"cannot read tokenizer {where}: {found} byte pieces, expected <0x00> to <0xFF>")
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:

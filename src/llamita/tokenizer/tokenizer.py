@@ -43,7 +43,7 @@ class Origin:
 
 
 class Tokenizer:
-    """A BPE tokenizer of one of the two kinds that Llama runtimes know: "gpt2" (byte level), "llama" (SentencePiece)."""
+    """A BPE tokenizer of a kind that Llama runtimes know: "gpt2" (byte level) or "llama" (SentencePiece)."""
 
     def __init__(
         self,
@@ -110,7 +110,7 @@ class Tokenizer:
         return list(self._pieces)
 
     def types(self) -> list[int]:
-        """Every token's type by id, in GGUF's numbers: 1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte."""
+        """Every token's type by id, GGUF's: 1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte."""
         return list(self._types)
 
     def merges(self) -> list[str]:

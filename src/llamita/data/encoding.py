@@ -1,0 +1,149 @@
+"""Documents to token ids in several processes, in the documents' order whatever their number."""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import itertools
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterable, Iterator
+from concurrent.futures.process import BrokenProcessPool
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tokenizers
+
+from llamita.data.shards import SplitName, id_type
+from llamita.data.sources import Document
+from llamita.errors import OutputError
+from llamita.tokenizer import Tokenizer
+
+_BATCH_BYTES = 1 << 20
+_BATCH_DOCUMENTS = 4096
+_PROCESS_BYTES = 4 << 20  # a process is worth its start from so much text on
+
+# What a batch's documents of one split became: split, ids with each document's EOS [tokens], tokens [documents], text bytes.
+Encoded = tuple[SplitName, npt.NDArray[Any], npt.NDArray[np.int64], int]
+
+
+class DocumentEncoder:
+    """Encodes documents with a tokenizer; a context manager, because it may own processes.
+
+    The processes are spawned, never forked: torch and the tokenizers' threads survive no fork.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, num_workers: int | None, total_bytes: int) -> None:
+        available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+        self._num_workers = num_workers or min(available, 1 + total_bytes // _PROCESS_BYTES)
+        assert tokenizer.eos_id is not None
+        self._arguments = (tokenizer.to_json(), tokenizer.eos_id, id_type(tokenizer.vocab_size).str)
+        self._pool: concurrent.futures.ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> DocumentEncoder:
+        if self._num_workers > 1:
+            self._pool = concurrent.futures.ProcessPoolExecutor(
+                self._num_workers,
+                mp_context=multiprocessing.get_context("spawn"),
+                initializer=_start_process,
+                initargs=self._arguments,
+            )
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def encode(self, documents: Iterable[tuple[SplitName, Document]]) -> Iterator[list[Encoded]]:
+        """Encode documents batch by batch, in their order."""
+        batches = _batches(documents)
+        if self._pool is None:
+            work = _Encoder(*self._arguments)
+            for batch in batches:
+                yield _join(batch, *work.encode([document.text for _, document in batch]))
+            return
+        waiting: collections.deque[tuple[list[tuple[SplitName, Document]], concurrent.futures.Future[Any]]]
+        waiting = collections.deque()
+        try:
+            for batch in batches:
+                texts = [document.text for _, document in batch]
+                waiting.append((batch, self._pool.submit(_encode_in_process, texts)))
+                if len(waiting) > 2 * self._num_workers:
+                    first, future = waiting.popleft()
+                    yield _join(first, *future.result())
+            while waiting:
+                first, future = waiting.popleft()
+                yield _join(first, *future.result())
+        except BrokenProcessPool:
+            raise OutputError(
+                "an encoding process was ended from outside (out of memory?); run the command again with fewer "
+                "--num-workers"
+            ) from None
+
+
+class _Encoder:
+    """One process's tokenizer."""
+
+    def __init__(self, tokenizer_json: str, eos_id: int, dtype: str) -> None:
+        self._tokenizer = tokenizers.Tokenizer.from_str(tokenizer_json)
+        self._tokenizer.encode_special_tokens = True  # control tokens written out in a text are text
+        self._eos_id = eos_id
+        self._dtype = np.dtype(dtype)
+
+    def encode(self, texts: list[str]) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+        """ids of all texts, EOS after each [tokens]; tokens of each [documents]."""
+        encoded = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        documents = [[*encoding.ids, self._eos_id] for encoding in encoded]
+        lengths = np.fromiter(map(len, documents), np.int64, len(documents))
+        ids = np.fromiter(itertools.chain.from_iterable(documents), self._dtype, int(lengths.sum()))
+        return ids, lengths
+
+
+_encoder: _Encoder | None = None  # of this process, if it is one of the pool's
+
+
+def _start_process(tokenizer_json: str, eos_id: int, dtype: str) -> None:
+    """Load the tokenizer once a process; Ctrl-C is the parent's business, and so is running in parallel."""
+    global _encoder
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    _encoder = _Encoder(tokenizer_json, eos_id, dtype)
+
+
+def _encode_in_process(texts: list[str]) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+    assert _encoder is not None
+    return _encoder.encode(texts)
+
+
+def _batches(documents: Iterable[tuple[SplitName, Document]]) -> Iterator[list[tuple[SplitName, Document]]]:
+    """Group documents to about a megabyte of text."""
+    batch: list[tuple[SplitName, Document]] = []
+    size = 0
+    for split, document in documents:
+        batch.append((split, document))
+        size += document.text_bytes
+        if size >= _BATCH_BYTES or len(batch) >= _BATCH_DOCUMENTS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _join(
+    batch: list[tuple[SplitName, Document]], ids: npt.NDArray[Any], lengths: npt.NDArray[np.int64]
+) -> list[Encoded]:
+    """Sort a batch's documents into their splits."""
+    is_val = np.fromiter((split == "val" for split, _ in batch), np.bool_, len(batch))
+    sizes = np.fromiter((document.text_bytes for _, document in batch), np.int64, len(batch))
+    token_is_val = np.repeat(is_val, lengths)
+    result: list[Encoded] = []
+    names: tuple[SplitName, SplitName] = ("train", "val")
+    for name, documents, tokens in zip(names, (~is_val, is_val), (~token_is_val, token_is_val), strict=True):
+        if documents.any():
+            result.append((name, ids[tokens], lengths[documents], int(sizes[documents].sum())))
+    return result

@@ -1,0 +1,422 @@
+"""Text to a token store: reads the documents, drops duplicates, splits them, learns a vocabulary, encodes, writes.
+
+The sources are read three times as a stream (to decide on every document, to learn the vocabulary, to encode), so that
+memory holds 16 bytes a document and never the text.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from llamita.atomic import atomic_directory
+from llamita.config import PrepareConfig
+from llamita.data.encoding import DocumentEncoder
+from llamita.data.shards import FORMAT, SplitName, StoreWriter, read_store_info
+from llamita.data.sources import (
+    Document,
+    SourceCounts,
+    SourceList,
+    check_unchanged,
+    hash_source,
+    list_sources,
+    read_documents,
+)
+from llamita.errors import ConfigError, OutputError, SourceError, StoreError, TokenizerError
+from llamita.tokenizer import Tokenizer, VocabularyTooLarge, load_tokenizer, train_bpe
+
+DEFAULT_VAL_FRACTION = 0.05
+MIN_SPLIT_BYTES = 1_000  # of text, in each split
+LEARN_BYTES = 256 << 20  # a vocabulary is learned from at most so much text
+_RECIPE = 1  # raised when the same sources and flags would give other tokens
+
+Stage = Literal["reading", "learning the vocabulary", "encoding"]
+Progress = Callable[[Stage, int, int], None]  # stage, bytes of text done, bytes of text in all
+
+_DROPPED, _TRAIN, _VAL = 0, 1, 2  # what was decided on a document
+
+
+@dataclasses.dataclass(frozen=True)
+class SplitReport:
+    """One split's size."""
+
+    documents: int
+    tokens: int  # EOS included
+    text_bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class PrepareReport:
+    """What went in and what came out. These add up, to the byte and to the document:
+
+    source_bytes = train.text_bytes + val.text_bytes + duplicate_bytes + whitespace_bytes + separator_bytes
+    + container_bytes;
+    documents = train.documents + val.documents + duplicate_documents + empty_documents.
+    """
+
+    out: Path
+    files: int
+    hidden_files: int
+    source_bytes: int
+    documents: int
+    train: SplitReport
+    val: SplitReport
+    duplicate_documents: int
+    duplicate_bytes: int
+    empty_documents: int
+    whitespace_bytes: int
+    separator_bytes: int
+    container_bytes: int
+    vocab_size: int
+    vocabulary: str  # where it came from and why it is so large
+    reused: bool  # the store was there already, made from the same sources with the same flags
+    seconds: float
+
+    @property
+    def tokens(self) -> int:
+        return self.train.tokens + self.val.tokens
+
+    @property
+    def text_bytes(self) -> int:
+        return self.train.text_bytes + self.val.text_bytes
+
+    @property
+    def bytes_per_token(self) -> float:
+        return self.text_bytes / self.tokens
+
+
+def prepare(config: PrepareConfig, progress: Progress | None = None) -> PrepareReport:
+    """Make the token store `config.out` from `config.sources`; with the same sources and flags again, do nothing.
+
+    Raises SourceError (text), TokenizerError (vocabulary), OutputError (disk, or something else is at `out`).
+    """
+    started = time.monotonic()
+    report = progress or _silent
+    corpus = _Corpus(config)
+    given = load_tokenizer(config.tokenizer) if config.tokenizer is not None else None
+    recipe = _recipe(config, corpus, given)
+    _check_place(config, corpus)
+    if _has_store(config, recipe):
+        return _read_report(config.out, time.monotonic() - started)
+    plan = _Plan.make(corpus, config, report)
+    tokenizer, reason = (given, f"{config.tokenizer}") if given else _learn(corpus, plan, config, report)
+    if tokenizer.eos_id is None:
+        raise TokenizerError(f"cannot use tokenizer {config.tokenizer}: it has no end-of-text token (eos_token)")
+    with atomic_directory(config.out, replace=config.out.exists()) as folder:
+        tokenizer.save(folder)
+        writer = StoreWriter(folder, vocab_size=tokenizer.vocab_size, eos_id=tokenizer.eos_id)
+        try:
+            _encode(corpus, plan, tokenizer, writer, config, report)
+            facts = {"recipe": recipe, "sources": corpus.facts(), "report": plan.facts(reason)}
+            writer.finish(_tokenizer_facts(tokenizer), facts)
+        finally:
+            writer.close()
+    return _read_report(config.out, time.monotonic() - started, reused=False)
+
+
+def default_vocab_size(train_bytes: int) -> int:
+    """1,024 tokens for a megabyte of text, growing with its square root, 512 to 8,192, a multiple of 64.
+
+    So 16 MB get 4,096: a domain's own 4,096 tokens cut it about as finely as Llama 2's 32,000, at a third of a small
+    model's arithmetic, and each token still occurs hundreds of times.
+    """
+    return min(8192, max(512, 64 * round(16 * math.sqrt(train_bytes / 1e6))))
+
+
+# ---- the corpus
+
+
+class _Corpus:
+    """The documents of the configuration's sources, as often as they are asked for: first --val's, then the others."""
+
+    def __init__(self, config: PrepareConfig) -> None:
+        self._config = config
+        self._tales: tuple[str, ...] | None = None
+        self.val = list_sources(config.val)
+        if config.sources == ("tales",):
+            from llamita.data.tales import generate_tales
+
+            self._tales = tuple(generate_tales(config.num_tales, seed=config.seed))
+            self.train = SourceList((), 0)
+        else:
+            self.train = list_sources(config.sources)
+        self.num_bytes = self.train.num_bytes + self.val.num_bytes + sum(len(t.encode()) for t in self._tales or ())
+
+    def documents(self, counts: SourceCounts) -> Iterator[tuple[Document, bool]]:
+        """Every document, and whether it is one of --val's."""
+        config = self._config
+        for sources, is_val in ((self.val, True), (self.train, False)):
+            for document in read_documents(
+                sources,
+                separator=config.separator,
+                split_on=config.split_on,
+                text_key=config.text_key,
+                counts=counts,
+            ):
+                yield document, is_val
+        for number, tale in enumerate(self._tales or ()):
+            size = len(tale.encode())
+            counts.source_bytes += size
+            counts.documents += 1
+            counts.document_bytes += size
+            yield Document(tale, "tales", number, size), False
+
+    def facts(self) -> list[dict[str, Any]]:
+        """What identifies the sources: names within their folders, sizes, hashes; not where they lie."""
+        files = [(file, split) for split, found in (("val", self.val), ("", self.train)) for file in found.files]
+        facts = [{"name": f.name, "bytes": f.num_bytes, "sha256": hash_source(f), "only": split} for f, split in files]
+        if self._tales is not None:
+            digest = hashlib.sha256("\0".join(self._tales).encode()).hexdigest()
+            facts.append({"name": "tales", "bytes": self.num_bytes, "sha256": digest, "only": ""})
+        return facts
+
+    def check_unchanged(self) -> None:
+        check_unchanged((*self.val.files, *self.train.files))
+
+
+# ---- deciding on every document
+
+
+@dataclasses.dataclass
+class _Plan:
+    """A decision for each document in reading order, and the sums."""
+
+    decisions: bytearray
+    counts: SourceCounts
+    hidden_files: int
+    documents: dict[SplitName, int]
+    text_bytes: dict[SplitName, int]
+    duplicate_documents: int = 0
+    duplicate_bytes: int = 0
+
+    @classmethod
+    def make(cls, corpus: _Corpus, config: PrepareConfig, progress: Progress) -> _Plan:
+        hidden = corpus.train.hidden_files + corpus.val.hidden_files
+        plan = cls(bytearray(), SourceCounts(), hidden, {"train": 0, "val": 0}, {"train": 0, "val": 0})
+        fraction = 0.0 if config.val else (config.val_fraction or DEFAULT_VAL_FRACTION)
+        threshold = int(fraction * 2**64)
+        seen: set[bytes] = set()
+        for document, is_val in corpus.documents(plan.counts):
+            digest = document_hash(document.text, config.seed)
+            if digest in seen:
+                plan.decisions.append(_DROPPED)
+                plan.duplicate_documents += 1
+                plan.duplicate_bytes += document.text_bytes
+            else:
+                seen.add(digest)
+                is_val = is_val or int.from_bytes(digest[:8], "little") < threshold
+                plan.decisions.append(_VAL if is_val else _TRAIN)
+                split: SplitName = "val" if is_val else "train"
+                plan.documents[split] += 1
+                plan.text_bytes[split] += document.text_bytes
+            if len(plan.decisions) % 256 == 0:
+                progress("reading", plan.counts.source_bytes, corpus.num_bytes)
+        progress("reading", corpus.num_bytes, corpus.num_bytes)
+        plan._check(config)
+        return plan
+
+    def _check(self, config: PrepareConfig) -> None:
+        """Both splits must hold enough to be worth it."""
+        if not self.decisions:
+            raise SourceError(f"no text in {', '.join(config.sources)}: all documents are empty")
+        for split, size in self.text_bytes.items():
+            if size >= MIN_SPLIT_BYTES:
+                continue
+            documents = sum(self.documents.values())
+            if split == "val" and config.val:
+                advice = "give more with --val"
+            elif documents == 1 and config.split_on != "blank-lines":
+                advice = "it is all one document: cut it with --split-on blank-lines or --separator, or give --val"
+            else:
+                advice = "give more text" + ("" if split == "train" else ", a larger --val-fraction, or --val")
+            raise SourceError(
+                f"too little text: the {'training' if split == 'train' else 'validation'} split would get "
+                f"{self.documents[split]:,} of {documents:,} documents, {size:,} bytes, and needs "
+                f"{MIN_SPLIT_BYTES:,} bytes; {advice}"
+            )
+
+    def facts(self, vocabulary: str) -> dict[str, Any]:
+        """What the report needs and the splits' own entries in store.json do not say."""
+        return {
+            "files": self.counts.files,
+            "hidden_files": self.hidden_files,
+            "source_bytes": self.counts.source_bytes,
+            "documents": self.counts.documents + self.counts.empty_documents,
+            "duplicate_documents": self.duplicate_documents,
+            "duplicate_bytes": self.duplicate_bytes,
+            "empty_documents": self.counts.empty_documents,
+            "whitespace_bytes": self.counts.whitespace_bytes,
+            "separator_bytes": self.counts.separator_bytes,
+            "container_bytes": self.counts.container_bytes,
+            "vocabulary": vocabulary,
+        }
+
+
+def document_hash(text: str, seed: int) -> bytes:
+    """16 bytes that identify a document; the first 8, as a share of 2^64, decide its split.
+
+    A function of the text and the seed alone: more documents never move one from a split to the other.
+    """
+    key = b"" if seed == 0 else seed.to_bytes(8, "little")
+    return hashlib.blake2b(text.encode("utf-8"), digest_size=16, key=key).digest()
+
+
+# ---- the vocabulary
+
+
+def _learn(corpus: _Corpus, plan: _Plan, config: PrepareConfig, progress: Progress) -> tuple[Tokenizer, str]:
+    """Learn a vocabulary from the training documents; the size is the flag's, or chosen by the amount of text."""
+    train_bytes = plan.text_bytes["train"]
+    if config.vocab_size is not None:
+        return train_bpe(_train_texts(corpus, plan, progress), config.vocab_size), "learned, size as asked"
+    size = default_vocab_size(train_bytes)
+    reason = f"learned, size chosen for {train_bytes / 1e6:,.1f} MB of training text"
+    try:
+        return train_bpe(_train_texts(corpus, plan, progress), size), reason
+    except VocabularyTooLarge as error:
+        smaller = max(320, error.supported // 64 * 64)
+        reason = f"learned, as large as so little text supports ({train_bytes:,} bytes)"
+        return train_bpe(_train_texts(corpus, plan, progress), smaller), reason
+
+
+def _train_texts(corpus: _Corpus, plan: _Plan, progress: Progress) -> Iterator[str]:
+    """The training documents' texts; of more than LEARN_BYTES, those with the smallest hash of their number."""
+    total = plan.text_bytes["train"]
+    share = min(1.0, LEARN_BYTES / max(1, total))
+    done = 0
+    for number, (document, _) in enumerate(corpus.documents(SourceCounts())):
+        if number >= len(plan.decisions) or plan.decisions[number] != _TRAIN:
+            continue
+        done += document.text_bytes
+        if number % 256 == 0:
+            progress("learning the vocabulary", done, total)
+        if share == 1.0 or int((number + 1) * share) > int(number * share):
+            yield document.text
+    progress("learning the vocabulary", total, total)
+
+
+# ---- the tokens
+
+
+def _encode(
+    corpus: _Corpus,
+    plan: _Plan,
+    tokenizer: Tokenizer,
+    writer: StoreWriter,
+    config: PrepareConfig,
+    progress: Progress,
+) -> None:
+    """Encode the kept documents, in reading order whatever the number of processes, and write them."""
+    total = sum(plan.text_bytes.values())
+    counts = SourceCounts()
+    written: dict[SplitName, int] = {"train": 0, "val": 0}
+    done = 0
+
+    def kept() -> Iterator[tuple[SplitName, Document]]:
+        number = -1
+        for number, (document, _) in enumerate(corpus.documents(counts)):
+            decision = plan.decisions[number] if number < len(plan.decisions) else _DROPPED
+            if decision != _DROPPED:
+                yield ("val" if decision == _VAL else "train"), document
+
+    with DocumentEncoder(tokenizer, config.num_workers, total) as encoder:
+        for batch in encoder.encode(kept()):
+            for split, ids, lengths, text_bytes in batch:
+                writer.add(split, ids, lengths, text_bytes)
+                written[split] += len(lengths)
+                done += text_bytes
+            progress("encoding", done, total)
+    corpus.check_unchanged()
+    assert counts == plan.counts and written == plan.documents and done == total, "documents were lost"
+
+
+# ---- the store that is there already
+
+
+def _recipe(config: PrepareConfig, corpus: _Corpus, tokenizer: Tokenizer | None) -> str:
+    """sha256 (hex) of all that decides the store's tokens: sources by content, flags, the given tokenizer."""
+    content = {
+        "recipe": _RECIPE,
+        "sources": corpus.facts(),
+        "vocab_size": config.vocab_size,
+        "tokenizer": tokenizer.fingerprint if tokenizer else None,
+        "val_fraction": None if config.val else (config.val_fraction or DEFAULT_VAL_FRACTION),
+        "separator": config.separator,
+        "split_on": config.split_on,
+        "text_key": config.text_key,
+        "seed": config.seed,
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _check_place(config: PrepareConfig, corpus: _Corpus) -> None:
+    """The store must not lie among its own sources: the next run would read it."""
+    out = config.out.resolve()
+    for source in (*config.sources, *config.val):
+        place = Path(source).resolve()
+        if place.is_dir() and (out == place or place in out.parents):
+            raise ConfigError(f"--out {config.out} lies inside the source folder {source}; choose a place outside it")
+
+
+def _has_store(config: PrepareConfig, recipe: str) -> bool:
+    """True if `out` is the finished store of this very recipe; False if it is free or may be replaced."""
+    out = config.out
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return False
+    try:
+        info = read_store_info(out)
+    except StoreError as error:
+        if out.is_dir() and _says_store(out / "store.json") and config.overwrite:
+            return False
+        raise OutputError(f"cannot write {out}: something that is no token store is there ({error})") from None
+    if info.get("recipe") == recipe and not config.overwrite:
+        return True
+    if not config.overwrite:
+        raise OutputError(
+            f"cannot write {out}: it holds a token store made from other text or with other flags; "
+            "choose another --out, or replace it with --overwrite"
+        )
+    return False
+
+
+def _says_store(path: Path) -> bool:
+    """True for a store.json, even a damaged one, of a token store."""
+    return path.is_file() and FORMAT.encode() in path.read_bytes()[:200]
+
+
+def _read_report(out: Path, seconds: float, *, reused: bool = True) -> PrepareReport:
+    info = read_store_info(out)
+    splits = {
+        name: SplitReport(split["documents"], split["tokens"], split["text_bytes"])
+        for name, split in info["splits"].items()
+    }
+    return PrepareReport(
+        out=out,
+        train=splits["train"],
+        val=splits["val"],
+        vocab_size=info["tokenizer"]["vocab_size"],
+        reused=reused,
+        seconds=seconds,
+        **info["report"],
+    )
+
+
+def _tokenizer_facts(tokenizer: Tokenizer) -> dict[str, Any]:
+    """What the store says of its tokenizer. A tokenizer without BOS starts documents with EOS."""
+    return {
+        "kind": tokenizer.kind,
+        "split": tokenizer.split,
+        "fingerprint": tokenizer.fingerprint,
+        "bos_id": tokenizer.bos_id if tokenizer.bos_id is not None else tokenizer.eos_id,
+        "eos_id": tokenizer.eos_id,
+    }
+
+
+def _silent(stage: Stage, done: int, total: int) -> None:
+    """No progress is wanted."""

@@ -1,0 +1,303 @@
+"""Owner of the token store: documents' ids to datatrove's .ds and .ds.index files with a store.json, and back.
+
+NAME.ds: little-endian uint16 (uint32 above 65,536 ids), the documents one after another, each ending with EOS.
+NAME.ds.index: little-endian uint64, the end of each document in tokens from the start of its NAME.ds.
+"""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from llamita.errors import StoreError
+
+FORMAT = "llamita token store"
+VERSION = 1
+SPLITS = ("train", "val")
+SHARD_TOKENS = 1 << 27
+_SAMPLED_DOCUMENTS = 256  # whose ids are checked when a shard is opened
+
+SplitName = Literal["train", "val"]
+Ids = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
+
+
+def id_type(vocab_size: int) -> np.dtype[Any]:
+    """The type of ids on disk for a vocabulary."""
+    return np.dtype("<u2") if vocab_size <= 1 << 16 else np.dtype("<u4")
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 (hex) of a small file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+# ---- writing
+
+
+class StoreWriter:
+    """Writes a store's splits into a folder; the caller makes the folder atomic and saves the tokenizer into it."""
+
+    def __init__(self, directory: Path, *, vocab_size: int, eos_id: int, shard_tokens: int = SHARD_TOKENS) -> None:
+        self._directory = Path(directory)
+        self._vocab_size = vocab_size
+        self._splits = {name: _SplitWriter(self._directory / name, vocab_size, eos_id, shard_tokens) for name in SPLITS}
+
+    def add(self, split: SplitName, ids: npt.NDArray[Any], lengths: npt.NDArray[Any], text_bytes: int) -> None:
+        """Append documents: ids of all [tokens], tokens of each with its EOS [documents], bytes of their text."""
+        self._splits[split].add(ids, lengths, text_bytes)
+
+    def num_tokens(self, split: SplitName) -> int:
+        """Tokens added so far, EOS included."""
+        return self._splits[split].num_tokens
+
+    def finish(self, tokenizer: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+        """Close the shards and write store.json: `tokenizer` says which (fingerprint, bos_id, eos_id …), `facts` what
+        else is worth knowing (sources, counts). tokenizer.json must lie in the folder already."""
+        info = {
+            "format": FORMAT,
+            "version": VERSION,
+            "tokenizer": {
+                **tokenizer,
+                "vocab_size": self._vocab_size,
+                "tokenizer_json_sha256": file_sha256(self._directory / "tokenizer.json"),
+            },
+            "dtype": id_type(self._vocab_size).name,
+            "splits": {name: writer.finish() for name, writer in self._splits.items()},
+            **facts,
+        }
+        text = json.dumps(info, indent=2, ensure_ascii=False) + "\n"
+        (self._directory / "store.json").write_text(text, encoding="utf-8")
+
+    def close(self) -> None:
+        """Close the files, after an error too."""
+        for writer in self._splits.values():
+            writer.close()
+
+
+class _SplitWriter:
+    def __init__(self, directory: Path, vocab_size: int, eos_id: int, shard_tokens: int) -> None:
+        self._directory = directory
+        self._vocab_size = vocab_size
+        self._eos_id = eos_id
+        self._shard_tokens = shard_tokens
+        self._dtype = id_type(vocab_size)
+        self._shards: list[dict[str, Any]] = []
+        self._tokens: IO[bytes] | None = None
+        self._ends: IO[bytes] | None = None
+        self._text_bytes = 0
+        self.num_tokens = 0
+        directory.mkdir(parents=True, exist_ok=True)
+
+    def add(self, ids: npt.NDArray[Any], lengths: npt.NDArray[Any], text_bytes: int) -> None:
+        ends = np.cumsum(lengths, dtype=np.int64)
+        assert len(ends) and ends[-1] == len(ids) and np.all(lengths > 0), "lengths do not add up to the ids"
+        assert int(ids.min()) >= 0 and int(ids.max()) < self._vocab_size, "an id outside the vocabulary"
+        assert np.all(ids[ends - 1] == self._eos_id), "a document that does not end with EOS"
+        self._text_bytes += text_bytes
+        self.num_tokens += len(ids)
+        first = 0
+        while first < len(ends):  # documents [first, last) fill up the current shard
+            start = int(ends[first - 1]) if first else 0
+            room = self._shard_tokens - (self._shards[-1]["tokens"] if self._tokens else 0)
+            last = int(np.searchsorted(ends, start + room, side="right"))
+            if last <= first:
+                if self._tokens is not None:
+                    self._close_shard()
+                    continue
+                last = first + 1  # one document larger than a shard
+            self._write(ids[start : ends[last - 1]], ends[first:last] - start)
+            first = last
+
+    def _write(self, ids: npt.NDArray[Any], ends: npt.NDArray[np.int64]) -> None:
+        if self._tokens is None or self._ends is None:
+            name = f"{len(self._shards):05d}.ds"
+            self._tokens = open(self._directory / name, "wb")  # noqa: SIM115 (closed by close)
+            self._ends = open(self._directory / f"{name}.index", "wb")  # noqa: SIM115
+            self._shards.append({"name": name, "documents": 0, "tokens": 0})
+        shard = self._shards[-1]
+        self._tokens.write(ids.astype(self._dtype, copy=False).tobytes())
+        self._ends.write((ends + shard["tokens"]).astype("<u8").tobytes())
+        shard["documents"] += len(ends)
+        shard["tokens"] += len(ids)
+
+    def _close_shard(self) -> None:
+        for file in (self._tokens, self._ends):
+            if file is not None:
+                file.close()
+        self._tokens = self._ends = None
+
+    def finish(self) -> dict[str, Any]:
+        self._close_shard()
+        return {
+            "documents": sum(shard["documents"] for shard in self._shards),
+            "tokens": self.num_tokens,
+            "text_bytes": self._text_bytes,
+            "shards": self._shards,
+        }
+
+    def close(self) -> None:
+        self._close_shard()
+
+
+# ---- reading
+
+
+class TokenStore:
+    """A token store, checked and memory-mapped. Raises StoreError where anything does not fit together."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        self.info = read_store_info(self.path)
+        self.tokenizer_path = self.path / "tokenizer.json"
+        try:
+            digest = file_sha256(self.tokenizer_path)
+        except OSError as error:
+            raise StoreError(f"cannot open store {self.path}: tokenizer.json: {error.strerror}") from None
+        tokenizer = self.info["tokenizer"]
+        if digest != tokenizer["tokenizer_json_sha256"]:
+            raise StoreError(
+                f"cannot open store {self.path}: its tokenizer.json is not the one its tokens were made with "
+                f"(sha256 {tokenizer['tokenizer_json_sha256'][:16]}…, found {digest[:16]}…); prepare it again"
+            )
+        self.vocab_size: int = tokenizer["vocab_size"]
+        self.bos_id: int = tokenizer["bos_id"]
+        self.eos_id: int = tokenizer["eos_id"]
+        self.tokenizer_fingerprint: str = tokenizer["fingerprint"]
+        self._splits: dict[str, Split] = {}
+
+    def split(self, name: SplitName) -> Split:
+        """The training or the validation documents."""
+        if name not in self._splits:
+            self._splits[name] = Split(self.path / name, self.info["splits"][name], self.vocab_size, self.eos_id)
+        return self._splits[name]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Shard:
+    tokens: Ids  # [tokens], memory-mapped
+    ends: npt.NDArray[np.uint64]  # [documents], memory-mapped
+
+
+class Split:
+    """The documents of one split: ids by number, over all its shards, read from the disk as they are asked for."""
+
+    def __init__(self, directory: Path, info: Mapping[str, Any], vocab_size: int, eos_id: int) -> None:
+        self._shards = [_open_shard(directory, shard, vocab_size, eos_id) for shard in info["shards"]]
+        self._first_documents: list[int] = []  # of each shard
+        self.num_documents = 0
+        self.num_tokens = 0
+        for shard in self._shards:
+            self._first_documents.append(self.num_documents)
+            self.num_documents += len(shard.ends)
+            self.num_tokens += len(shard.tokens)
+        self.text_bytes: int = info["text_bytes"]
+        for name, found in (("documents", self.num_documents), ("tokens", self.num_tokens)):
+            if info[name] != found:
+                raise StoreError(f"cannot open {directory}: store.json says {info[name]:,} {name}, found {found:,}")
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """Tokens of every document, EOS included. [documents]"""
+        parts = [np.diff(shard.ends.astype(np.int64), prepend=0) for shard in self._shards]
+        return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+
+    def document(self, number: int) -> Ids:
+        """The ids of a document, its final EOS included: a read-only view. [tokens]"""
+        if not 0 <= number < self.num_documents:
+            raise IndexError(f"document {number} of {self.num_documents}")
+        place = bisect.bisect_right(self._first_documents, number) - 1
+        shard, row = self._shards[place], number - self._first_documents[place]
+        start = int(shard.ends[row - 1]) if row else 0
+        return shard.tokens[start : int(shard.ends[row])]
+
+
+def read_store_info(path: Path) -> dict[str, Any]:
+    """store.json, its fields checked. Raises StoreError."""
+    file = Path(path) / "store.json"
+    if not file.is_file():
+        what = "no such folder" if not Path(path).exists() else "no store.json in it"
+        raise StoreError(f"cannot open store {path}: {what}; make one with: llamita prepare SOURCE --out {path}")
+    try:
+        info = json.loads(file.read_bytes())
+        _check_info(info)
+    except OSError as error:
+        raise StoreError(f"cannot open store {path}: store.json: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        message = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise StoreError(f"cannot open store {path}: store.json is damaged: {message}") from None
+    return dict(info)
+
+
+def _check_info(info: Any) -> None:
+    if not isinstance(info, dict) or info.get("format") != FORMAT:
+        raise ValueError(f"expected format {FORMAT!r}")
+    if info["version"] != VERSION:
+        raise ValueError(f"version {info['version']}, this llamita reads {VERSION}")
+    tokenizer = info["tokenizer"]
+    size = tokenizer["vocab_size"]
+    if not _is_count(size) or not 0 < size <= 1 << 24:
+        raise ValueError(f"vocab_size {size!r}")
+    for name in ("bos_id", "eos_id"):
+        if not _is_count(tokenizer[name]) or tokenizer[name] >= size:
+            raise ValueError(f"{name} {tokenizer[name]!r} is no id of a vocabulary of {size}")
+    for name in ("fingerprint", "tokenizer_json_sha256"):
+        if not isinstance(tokenizer[name], str):
+            raise ValueError(f"{name} {tokenizer[name]!r}")
+    if info["dtype"] != id_type(size).name:
+        raise ValueError(f"dtype {info['dtype']!r}, expected {id_type(size).name}")
+    for name in SPLITS:
+        split = info["splits"][name]
+        for shard in split["shards"]:
+            if not isinstance(shard["name"], str) or Path(shard["name"]).name != shard["name"]:
+                raise ValueError(f"shard name {shard['name']!r}")
+        parts = (split, *split["shards"])
+        counted = [split["text_bytes"], *(part[key] for part in parts for key in ("documents", "tokens"))]
+        if not all(_is_count(value) for value in counted):
+            raise ValueError(f"a count of {name} is not a whole number")
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _open_shard(directory: Path, info: Mapping[str, Any], vocab_size: int, eos_id: int) -> _Shard:
+    """Map a shard's two files and check sizes, ends, and a sample of documents' ids."""
+    path = directory / info["name"]
+    tokens = _map(path, id_type(vocab_size), info["tokens"])
+    ends = _map(path.with_name(path.name + ".index"), np.dtype("<u8"), info["documents"])
+    if len(ends) == 0 or int(ends[-1]) != len(tokens) or int(ends[0]) == 0 or not np.all(ends[1:] > ends[:-1]):
+        raise StoreError(f"cannot open {path}.index: its ends do not rise from 0 to {len(tokens):,}; prepare it again")
+    rows = np.unique(np.linspace(0, len(ends) - 1, _SAMPLED_DOCUMENTS).astype(np.int64))
+    for row in rows:
+        start = int(ends[row - 1]) if row else 0
+        document = tokens[start : int(ends[row])]
+        if int(document.max()) >= vocab_size:
+            raise StoreError(
+                f"cannot open {path}: document {row}: id {int(document.max()):,} in a vocabulary of {vocab_size:,}"
+            )
+        if int(document[-1]) != eos_id:
+            raise StoreError(f"cannot open {path}: document {row} ends with id {int(document[-1])}, not EOS ({eos_id})")
+    return _Shard(tokens, ends)
+
+
+def _map(path: Path, dtype: np.dtype[Any], count: int) -> npt.NDArray[Any]:
+    try:
+        found = path.stat().st_size
+        if found != count * dtype.itemsize:
+            raise StoreError(
+                f"cannot open {path}: expected {count * dtype.itemsize:,} bytes ({count:,} {dtype.name}), "
+                f"found {found:,}; prepare it again"
+            )
+        if not count:
+            raise StoreError(f"cannot open {path}: it is empty")
+        return np.memmap(path, dtype=dtype, mode="r", shape=(count,))
+    except OSError as error:
+        raise StoreError(f"cannot open {path}: {error.strerror or error}") from None
