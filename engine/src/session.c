@@ -53,28 +53,6 @@ bool llamita_token_ends(const llamita_model *model, int32_t id) {
     return model->tokenizer != NULL && tokenizer_ends(model->tokenizer, id);
 }
 
-/* How many bytes a character has that begins so, and the range of its second byte (RFC 3629); 0: cannot begin one. */
-static size_t character_bytes(unsigned char first, unsigned char *low, unsigned char *high) {
-    *low = first == 0xe0 ? 0xa0 : first == 0xf0 ? 0x90 : 0x80;
-    *high = first == 0xed ? 0x9f : first == 0xf4 ? 0x8f : 0xbf;
-    if (first >= 0xc2 && first <= 0xdf) return 2;
-    if (first >= 0xe0 && first <= 0xef) return 3;
-    if (first >= 0xf0 && first <= 0xf4) return 4;
-    return 0;
-}
-
-size_t llamita_utf8_complete(const char *bytes, size_t num_bytes) {
-    for (size_t tail = 1; tail <= 3 && tail <= num_bytes; tail++) {
-        const unsigned char *start = (const unsigned char *)bytes + num_bytes - tail;
-        if (*start >= 0x80 && *start <= 0xbf) continue; /* inside a character: look further back */
-        unsigned char low, high;
-        const size_t expected = character_bytes(*start, &low, &high);
-        const bool begun_well = tail == 1 || (start[1] >= low && start[1] <= high);
-        return expected > tail && begun_well ? num_bytes - tail : num_bytes;
-    }
-    return num_bytes;
-}
-
 /* ------------------------------------------------------------------ opening and closing */
 
 /* A thread is worth its barriers only with some bytes of weights to read; more than a few share one memory anyway. */
