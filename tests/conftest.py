@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder of real data (TinyStories, trained llama2.c models, tokenizers); tests that need it skip without it."""
+    """The folder of real data (TinyStories, trained llama2.c models, tokenizers); without it, tests skip."""
     path = Path(os.environ.get("LLAMITA_SHARED_DATA", ROOT.parent / "shared" / "data"))
     if not (path / "INDEX.md").is_file():
         pytest.skip(f"real data not present at {path} (set LLAMITA_SHARED_DATA)")

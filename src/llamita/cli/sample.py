@@ -78,10 +78,13 @@ def main(argv: list[str]) -> None:
     if flags.ids:
         print(" ".join(str(i) for i in new_ids))
         return
-    text = codecs.getincrementaldecoder("utf-8")(errors="replace")
-    sys.stdout.write(flags.prompt)
+    characters = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    told = tokenizer.decode(ids)
+    sys.stdout.write(characters.decode(told))
     for new in new_ids:
         ids.append(new)
-        sys.stdout.write(text.decode(tokenizer.decode_next(ids[:-1], new)))
+        so_far = tokenizer.decode(ids)
+        sys.stdout.write(characters.decode(so_far[len(told) :]))
         sys.stdout.flush()
-    sys.stdout.write(text.decode(b"", final=True) + "\n")
+        told = so_far
+    sys.stdout.write(characters.decode(b"", final=True) + "\n")

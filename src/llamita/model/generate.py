@@ -1,4 +1,4 @@
-"""The slow, obvious decoder: ids in, one new id after another, in PyTorch; the engine's answers are compared with it."""
+"""The slow, obvious decoder: ids in, one new id after another, in PyTorch; the engine is compared with it."""
 
 from __future__ import annotations
 
