@@ -26,7 +26,7 @@ _BATCH_BYTES = 1 << 20
 _BATCH_DOCUMENTS = 4096
 _PROCESS_BYTES = 4 << 20  # a process is worth its start from so much text on
 
-# What a batch's documents of one split became: split, ids with each document's EOS [tokens], tokens [documents], text bytes.
+# A batch's documents of one split: split, ids with each document's EOS [tokens], tokens [documents], text bytes.
 Encoded = tuple[SplitName, npt.NDArray[Any], npt.NDArray[np.int64], int]
 
 

@@ -138,6 +138,8 @@ class _Corpus:
     def __init__(self, config: PrepareConfig) -> None:
         self._config = config
         self._tales: tuple[str, ...] | None = None
+        if config.sources == ("tinystories",):
+            raise ConfigError("prepare: tinystories is downloaded first, by llamita.data.tinystories; give its files")
         self.val = list_sources(config.val)
         if config.sources == ("tales",):
             from llamita.data.tales import generate_tales

@@ -47,7 +47,7 @@ def _origin(path: Path, data: bytes) -> Origin:
     """Parse a SentencePiece model (a protobuf that begins with a piece) or llama2.c's tokenizer.bin."""
     if path.suffix == ".model" or (data[:1] == b"\n" and path.suffix != ".bin"):
         if not data.startswith(b"\n"):
-            ranks = "; these look like tiktoken's ranks (Llama 3): bring its tokenizer.json" if b"= " in data[:99] else ""
+            ranks = "; tiktoken's ranks (Llama 3) are not read: bring its tokenizer.json" if b"= " in data[:99] else ""
             raise TokenizerError(f"cannot read tokenizer {path}: not a SentencePiece model{ranks}")
         return Origin("tokenizer.model", data, read_sentencepiece(data, str(path)))
     if path.suffix == ".bin":
