@@ -30,6 +30,7 @@ LEVELS = {
     "checkpoint": 3,
     "training": 4,
     "formats.gguf": 4,
+    "formats.gguf_metadata": 4,
     "formats.llama2c": 4,
     "formats.inspect": 4,
     "formats.export": 4,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -23,8 +24,7 @@ from llamita.formats.rope_order import halves_to_pairs
 from llamita.formats.tensor_table import GGUF_ROPE_FACTORS, TensorSpec, check_tensors, tensor_table
 from llamita.tokenizer import Tokenizer, load_tokenizer
 
-ExportType = Literal["f32", "f16", "q8_0", "q4_0"]
-EXPORT_TYPES: dict[ExportType, TypeName] = {"f32": "F32", "f16": "F16", "q8_0": "Q8_0", "q4_0": "Q4_0"}
+EXPORT_TYPES: dict[str, TypeName] = {"f32": "F32", "f16": "F16", "q8_0": "Q8_0", "q4_0": "Q4_0"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,18 +45,20 @@ class ExportReport:
     remarks: tuple[str, ...]
 
 
-def export(checkpoint: Path, out: Path, type: ExportType | None = None) -> ExportReport:
+def export(checkpoint: Path, out: Path, type: str | None = None) -> ExportReport:
     """Write the checkpoint as `out`, whole or not at all, in the format that its suffix says (.gguf or .bin).
 
-    type: of the matrices; None is q8_0 for .gguf and f32 for .bin, which has no other. The same checkpoint, of the same
-    name, gives the same bytes. Raises CheckpointError, FormatError, TokenizerError, ConfigError (suffix or type),
+    type: of the matrices, one of EXPORT_TYPES; None is q8_0 for .gguf, and f32 for .bin, which has no other. The same
+    checkpoint, of the same name, gives the same bytes. Raises CheckpointError, FormatError, TokenizerError, ConfigError (suffix or type),
     OutputError.
     """
     out = Path(out)
     if out.suffix not in (".gguf", ".bin"):
         raise ConfigError(f"cannot export to {out}: expected a name that ends in .gguf or .bin")
     if type is not None and type not in EXPORT_TYPES:
-        raise ConfigError(f"cannot export: type: expected one of {', '.join(EXPORT_TYPES)}, found {type!r}")
+        nearest = difflib.get_close_matches(type, EXPORT_TYPES, n=1, cutoff=0.3)
+        hint = f"; perhaps you meant {nearest[0]}" if nearest else ""
+        raise ConfigError(f"cannot export: type: expected one of {', '.join(EXPORT_TYPES)}, found {type!r}{hint}")
     if out.suffix == ".bin" and type not in (None, "f32"):
         raise ConfigError(f"cannot export to {out}: llama2.c's .bin is f32, not {type}; export to .gguf for {type}")
     directory = resolve_checkpoint(Path(checkpoint))
@@ -114,7 +116,7 @@ def _export_gguf(
         largest_error=errors[worst],
         worst_tensor=None if exact else worst,
         tokenizer_path=None,
-        remarks=_remarks(table, types, wanted),
+        remarks=(*_type_remarks(table, types, wanted), *_tokenizer_remarks(tokenizer)),
     )
 
 
@@ -125,7 +127,7 @@ def _tensor_type(spec: TensorSpec, wanted: TypeName) -> TypeName:
     return wanted if TYPES[wanted].fits(spec.shape[-1]) else "F16"
 
 
-def _remarks(table: tuple[TensorSpec, ...], types: Mapping[str, TypeName], wanted: TypeName) -> tuple[str, ...]:
+def _type_remarks(table: tuple[TensorSpec, ...], types: Mapping[str, TypeName], wanted: TypeName) -> tuple[str, ...]:
     odd = [spec for spec in table if spec.kind != "norm" and types[spec.gguf] != wanted]
     if not odd:
         return ()
@@ -134,6 +136,15 @@ def _remarks(table: tuple[TensorSpec, ...], types: Mapping[str, TypeName], wante
     return (
         f"{len(odd)} tensors ({', '.join(names)}) are stored as F16: their rows of {', '.join(map(str, lengths))} "
         f"numbers are not whole blocks of {TYPES[wanted].block_elements}",
+    )
+
+
+def _tokenizer_remarks(tokenizer: Tokenizer) -> tuple[str, ...]:
+    if tokenizer.kind != "llama" or not tokenizer.remove_extra_whitespaces:
+        return ()
+    return (
+        "the tokenizer drops leading, trailing and repeated spaces, runtimes of GGUF and llama2.c keep them: their tokens "
+        "differ where a text has such spaces",
     )
 
 
@@ -157,7 +168,7 @@ def _relative_error(numbers: Floats, data: Bytes, type: TypeName) -> float:
 
 def _export_bin(out: Path, config: ModelConfig, tokenizer: Tokenizer, tensors: Mapping[str, Any]) -> ExportReport:
     check_expressible(config)
-    tokenizer_path, remarks, vocabulary = out.with_name("tokenizer.bin"), [], b""
+    tokenizer_path, remarks, vocabulary = out.with_name("tokenizer.bin"), [*_tokenizer_remarks(tokenizer)], b""
     try:
         vocabulary = tokenizer_bin(tokenizer, config.vocab_size)
     except FormatError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,7 +12,9 @@ from llamita.errors import FormatError
 from llamita.formats.gguf import FILE_TYPES, Value
 from llamita.formats.quantize import Floats
 from llamita.formats.vocabulary import padded_pieces
-from llamita.tokenizer import Tokenizer
+
+if TYPE_CHECKING:  # so that files are read where the `tokenizers` package is not
+    from llamita.tokenizer import Tokenizer
 
 QUANTIZATION_VERSION = 2  # of ggml's blocks
 

@@ -18,7 +18,7 @@ import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +30,9 @@ from llamita.formats.mapping import map_file
 from llamita.formats.quantize import Floats
 from llamita.formats.tensor_table import TensorSpec, check_tensors, tensor_table
 from llamita.formats.vocabulary import padded_pieces
-from llamita.tokenizer import Tokenizer
+
+if TYPE_CHECKING:  # so that files are read where the `tokenizers` package is not
+    from llamita.tokenizer import Tokenizer
 
 MAGIC: Final = 0x616B3432
 HEADER_BYTES: Final = {0: 28, 1: 256, 2: 256}

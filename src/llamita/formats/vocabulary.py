@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from llamita.errors import FormatError
-from llamita.tokenizer import Tokenizer
+
+if TYPE_CHECKING:  # so that files are read where the `tokenizers` package is not
+    from llamita.tokenizer import Tokenizer
 
 UNUSED = 5  # GGUF's number of the token type
 

@@ -1,0 +1,43 @@
+"""`llamita inspect PATH`: what a model file, a checkpoint, a tokenizer or a token store holds."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import tyro
+
+from llamita.cli.command import parse, requires_extra
+from llamita.cli.table import print_table
+
+
+@dataclasses.dataclass(frozen=True)
+class InspectFlags:
+    """Print what a GGUF, a llama2.c file, a checkpoint, a .safetensors, a tokenizer or a token store holds."""
+
+    path: tyro.conf.Positional[Path]
+    """The file or folder."""
+    tensors: bool = False
+    """List every tensor with its type, shape and bytes."""
+
+
+def main(argv: list[str]) -> None:
+    flags = parse(InspectFlags, argv, "llamita inspect")
+    from llamita.formats.inspect import inspect, type_counts
+
+    with requires_extra("train"):  # folders and tokenizers need more than model files do
+        found = inspect(flags.path)
+    print(f"{found.path}: {found.kind}, {found.num_bytes:,} bytes")
+    print_table(found.facts, sys.stdout)
+    if not found.tensors:
+        return
+    print(f"{len(found.tensors):,} tensors, {found.num_parameters:,} numbers")
+    if flags.tensors:
+        rows = [(t.name, t.type, " × ".join(f"{n:,}" for n in t.shape), f"{t.num_bytes:,}") for t in found.tensors]
+    else:
+        rows = [
+            (name, f"{count:,} tensors", f"{size:,} bytes", f"{8 * size / numbers:.2f} bits a number")
+            for name, count, size, numbers in type_counts(found.tensors)
+        ]
+    print_table(rows, sys.stdout)

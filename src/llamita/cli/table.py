@@ -1,0 +1,33 @@
+"""Rows of words to an aligned table: with rich on a terminal, plain lines when piped."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TextIO
+
+from rich.console import Console
+from rich.table import Table
+
+
+def print_table(rows: Sequence[Sequence[str]], file: TextIO) -> None:
+    """Print rows of equally many cells, indented, the first column emphasised on a terminal."""
+    if not rows:
+        return
+    if not file.isatty():
+        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+        for row in rows:
+            cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+            print("  " + "  ".join(cells).rstrip(), file=file)
+        return
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold", no_wrap=True)
+    for _ in rows[0][1:]:
+        table.add_column(overflow="fold")
+    for row in rows:
+        table.add_row(*(_escaped(cell) for cell in row))
+    Console(file=file, highlight=False).print(table)
+
+
+def _escaped(cell: str) -> str:
+    """Rich takes [words] for markup; ours are words."""
+    return cell.replace("[", "\\[")
