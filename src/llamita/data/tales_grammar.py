@@ -3,7 +3,7 @@
 The template language:
     [one|two|three]   one of the alternatives, which may nest and may be empty
     {key}             what the tale knows under `key`: a word, a Place, a Thing or a Character (its name)
-    {key.attr}        a Place's `at`, a Thing's `noun`, a Character's `he him his own himself first a kind alias`
+    {key.attr}        a Place's `at`, a Thing's `noun`, a Character's `first a kind he him his own himself`
     {Key}, {key.He}   the same with a capital; sentence starts get theirs without asking
 Articles are written `a` everywhere; `an` is put in where the next word asks for it.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 from random import Random
 from typing import NamedTuple, TypeVar
 
@@ -30,6 +30,14 @@ _TAG = re.compile(r'[!?]" ')
 _ARTICLE = re.compile(r"\b([Aa])n? (?=(\w+))")
 _SOUNDS_LIKE_A_CONSONANT = ("uni", "use", "usu", "one", "eu")
 _SOUNDS_LIKE_A_VOWEL = ("hour", "honest", "heir")
+
+
+def table(text: str) -> tuple[tuple[str, ...], ...]:
+    """Rows of cells from text: cells are divided by ` / `, and an indented line goes on with the row above."""
+    rows = re.sub(r"\n +", " ", text.strip()).split("\n")
+    cells = tuple(tuple(row.split(" / ")) for row in rows)
+    assert len({len(row) for row in cells}) == 1, f"table: rows of different lengths: {text}"
+    return cells
 
 
 class Place(NamedTuple):
@@ -50,18 +58,18 @@ class Thing(NamedTuple):
 class Character:
     """Someone in a tale, with one name and one set of pronouns for its whole length.
 
-    `first` is how the reader meets them (`her friend Ben`, `a small fox named Rusty`); it is used once.
+    `a` presents them to the reader (`a small fox named Rusty`); `{key.first}` does so once and names them from then on.
+    A friend (`friend_of`) is presented as somebody's: `her friend Ben`.
     """
 
-    __slots__ = ("a", "alias", "first", "gender", "kind", "met", "name")
+    __slots__ = ("a", "friend_of", "gender", "kind", "met", "name")
 
-    def __init__(self, name: str, gender: str, kind: str, a: str, alias: str, first: str | None = None) -> None:
+    def __init__(self, name: str, gender: str, kind: str, a: str, friend_of: Character | None = None) -> None:
         self.name = name
         self.gender = gender
         self.kind = kind
         self.a = a
-        self.alias = alias
-        self.first = first or a
+        self.friend_of = friend_of
         self.met = False
 
 
@@ -119,8 +127,15 @@ class Tale:
         self.say(*templates)
 
     def text(self) -> str:
-        """The story: paragraphs with a blank line between them."""
-        return "\n\n".join(_polish(" ".join(filter(None, sentences))) for sentences in self._paragraphs if sentences)
+        """The story: paragraphs with a blank line between them; whoever answers gets a new one."""
+        paragraphs: list[list[str]] = []
+        for sentences in self._paragraphs:
+            paragraphs.append([])
+            for sentence in filter(None, sentences):
+                if sentence[0] == '"' and any('"' in before for before in paragraphs[-1]):
+                    paragraphs.append([])
+                paragraphs[-1].append(sentence)
+        return "\n\n".join(_polish(" ".join(sentences)) for sentences in paragraphs if sentences)
 
     def _tell(self, template: str) -> str:
         parts: list[str] = []
@@ -150,18 +165,19 @@ class Tale:
         """A character's name, or a pronoun where it can mean nobody else: the last one named with these pronouns."""
         if attribute == "himself" or attribute == "own":
             return _PRONOUNS[who.gender][attribute]
-        if attribute in ("kind", "alias"):
-            return str(getattr(who, attribute))
+        if attribute == "kind":
+            return who.kind
         if attribute in ("he", "him", "his"):
             if self._meant.get(who.gender) is who:
                 return _PRONOUNS[who.gender][attribute]
             attribute, ending = "", "'s" if attribute == "his" else ""
         else:
             ending = ""
+        owner = self._refer(who.friend_of, "his") if attribute == "first" and who.friend_of and not who.met else ""
         self._meant[who.gender] = who
         met, who.met = who.met, True
         if attribute == "a" or (attribute == "first" and not met):
-            return str(getattr(who, attribute))
+            return f"{owner} friend {who.a}" if owner else who.a
         return who.name + ending
 
 
@@ -185,7 +201,7 @@ def _article(match: re.Match[str]) -> str:
     return f"{article}n " if vowel else f"{article} "
 
 
-@lru_cache(maxsize=None)
+@cache
 def _compile(template: str) -> list[Node]:
     """Parse a template; its mistakes are bugs of the grammar and assert."""
     nodes, end = _sequence(template, 0, "")
@@ -211,7 +227,7 @@ def _sequence(template: str, at: int, closers: str) -> tuple[list[Node], int]:
             nodes.append((key[0].lower() + key[1:], attribute[:1].lower() + attribute[1:], capital))
             at = close + 1
         else:
-            stop = min((i for i in (template.find(c, at) for c in "[]{|") if i >= 0), default=len(template))
+            stop = min((i for i in (template.find(c, at) for c in "[]{}|") if i >= 0), default=len(template))
             assert stop > at, f"template: unexpected {template[at]!r} at {at}: {template}"
             nodes.append(template[at:stop])
             at = stop

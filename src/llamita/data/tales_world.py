@@ -38,7 +38,7 @@ ANIMALS = {
 VILLAGE_HOMES = (
     "in a small village by a river", "in a yellow house at the end of the road", "in a little town between two hills",
     "above the bakery", "in a brick house with a green door", "next to the old mill", "on a farm below the hill",
-    "in a village where everyone knew everyone", "in a tall house with a crooked chimney",
+    "in a quiet village", "in a tall house with a crooked chimney",
 )  # fmt: skip
 SEASIDE_HOMES = (
     "in a white house near the sea", "in a fishing village", "on a small island", "beside the harbor",
@@ -86,7 +86,7 @@ FOREST_ELDERS = (
 
 WEATHER = {
     "spring": ("bright", "mild", "fresh", "clear"),
-    "summer": ("hot", "sunny", "golden", "long"),
+    "summer": ("hot", "sunny", "golden", "lazy"),
     "autumn": ("windy", "cool", "misty", "golden"),
     "winter": ("cold", "frosty", "snowy", "white"),
 }
@@ -99,8 +99,9 @@ _DEAR_THINGS = (
     ("bell", "silver tiny golden", "shiny small"), ("key", "brass silver old", "shiny small"),
     ("whistle", "tin silver wooden", "shiny small"), ("marble", "green glass blue", "shiny small round"),
     ("button", "golden pearl brass", "shiny small round"), ("ball", "red orange spotted rubber", "round"),
-    ("boat", "toy paper little", "light"), ("horse", "wooden painted little", ""), ("drum", "little red round", "round"),
-    ("book", "picture old blue", ""), ("blanket", "soft gray patched", ""), ("mitten", "red woolen white", "light"),
+    ("boat", "toy paper little", "light"), ("horse", "wooden painted little", ""),
+    ("drum", "little red round", "round"),
+    ("book", "picture old blue", ""), ("blanket", "soft gray patched", ""), ("flute", "wooden silver little", ""),
     ("feather", "blue white long", "light"), ("coin", "lucky silver old", "shiny small round"),
     ("ring", "glass copper silver", "shiny small round"), ("basket", "round little green", "round"),
 )  # fmt: skip
@@ -109,11 +110,41 @@ DEAR_THINGS = tuple(
     for noun, adjectives, traits in _DEAR_THINGS
     for adjective in adjectives.split()
 )
-FOODS = (
-    "cheese sandwich", "honey cake", "apple pie", "loaf of warm bread", "jar of plum jam", "bowl of berries",
-    "oat cake", "slice of pumpkin pie", "bag of nuts", "pear tart", "corn cake", "pot of vegetable soup",
-    "plate of pancakes", "bunch of grapes", "raisin bun", "berry muffin",
+# Food that can be broken in two, and food that cannot.
+WHOLE_FOODS = (
+    "cheese sandwich", "honey cake", "apple pie", "loaf of warm bread", "oat cake", "slice of pumpkin pie", "pear tart",
+    "corn cake", "raisin bun", "berry muffin", "cinnamon roll", "piece of plum cake", "walnut cookie", "carrot pie",
 )  # fmt: skip
+OTHER_FOODS = (
+    "jar of plum jam", "bowl of berries", "bag of nuts", "pot of vegetable soup", "plate of pancakes", "bunch of"
+    " grapes",
+    "bag of cherries", "bowl of rice", "dish of dumplings", "basket of pears",
+)  # fmt: skip
+FOODS = WHOLE_FOODS + OTHER_FOODS
+
+# What there is to see, hear and smell.
+_SCENERY = {
+    "spring": (
+        "The first [flowers|bees|swallows] had come.", "The buds on the branches were [fat|sticky] and green.",
+        "Everything smelled of [wet earth|rain and grass].", "A [cuckoo|robin|thrush] was calling somewhere.",
+        "The last snow had melted, and the ditches were full of water.", "New leaves [shone|trembled] in the light.",
+    ),
+    "summer": (
+        "The [bees|crickets|grasshoppers] were humming.", "The air smelled of [hay|mint|warm stone].",
+        "Not one cloud was in the sky.", "Butterflies danced over the [clover|thistles|daisies].",
+        "Even the [cat|lizard] was too lazy to move.", "The shadows were short and the sun was high.",
+    ),
+    "autumn": (
+        "[Red|Yellow|Brown] leaves were falling.", "The geese were flying south in a long line.",
+        "Mushrooms stood between the roots.", "The spiders had hung [silver|thin] threads from twig to twig.",
+        "There was a smell of [smoke|apples|chestnuts] in the air.", "The hedges were full of [nuts|dark berries].",
+    ),
+    "winter": (
+        "Snow lay [on everything|deep and soft].", "[Long icicles|Icicles] hung from the branches.",
+        "One could see one's breath, like little clouds.", "Everything was white and very quiet.",
+        "The pond was covered with ice.", "The snow [squeaked|crunched] under every step.",
+    ),
+}  # fmt: skip
 
 
 def begin(tale: Tale, *, season: str | None = None, people: bool = False) -> None:
@@ -151,13 +182,10 @@ def _choose_cast(tale: Tale, world: str) -> None:
         home = tale.pick(VILLAGE_HOMES if world == "village" else SEASIDE_HOMES)
         size = tale.pick(("little", "young", "small"))
     names = [girls[i] if gender == "she" else boys[i] for i, gender in enumerate(genders)]
-    hero = Character(
-        names[0], genders[0], kinds[0], f"a {size} {kinds[0]} named {names[0]}", f"the {size} {kinds[0]}"
-    )
-    own = "her" if genders[0] == "she" else "his"
-    friend_first = f"{own} friend {names[1]}" + (f" the {kinds[1]}" if world == "forest" else "")
-    friend = Character(names[1], genders[1], kinds[1], f"a {kinds[1]} named {names[1]}", f"the {kinds[1]}", friend_first)
-    stranger = Character(names[2], genders[2], kinds[2], f"a {kinds[2]} named {names[2]}", f"the {kinds[2]}")
+    hero = Character(names[0], genders[0], kinds[0], f"a {size} {kinds[0]} named {names[0]}")
+    known_as = f"{names[1]} the {kinds[1]}" if world == "forest" else names[1]
+    friend = Character(names[1], genders[1], kinds[1], known_as, hero)
+    stranger = Character(names[2], genders[2], kinds[2], f"a {kinds[2]} named {names[2]}")
     parent, grand, elder = _choose_elders(tale, world)
     tale.let(h=hero, f=friend, s=stranger, m=parent, g=grand, e=elder, home=home)
 
@@ -172,9 +200,9 @@ def _choose_elders(tale: Tale, world: str) -> tuple[Character, Character, Charac
     parent = tale.pick(((mother, "she", "mother"), (father, "he", "father")))
     grand = tale.pick(((grandmother, "she", "grandmother"), (grandfather, "he", "grandfather")))
     return (
-        Character(parent[0], parent[1], parent[2], parent[0], parent[0]),
-        Character(grand[0], grand[1], grand[2], grand[0], grand[0]),
-        Character(name, gender, "neighbor", first, name),
+        Character(parent[0], parent[1], parent[2], parent[0]),
+        Character(grand[0], grand[1], grand[2], grand[0]),
+        Character(name, gender, "neighbor", first),
     )
 
 
@@ -198,12 +226,22 @@ def open_tale(tale: Tale, trait: str = "") -> None:
         "Not so long ago, {home}, there lived {h.a}.",
         "Do you know {h}? {h.He} was a young {h.kind} who lived {home}.",
     )
-    if trait:
+    if " " in trait:
+        tale.say(f"{{h.He}} was {trait}.")
+    elif trait:
         tale.one_of(
             f"{{h.He}} was [very|rather|always a little] {trait}.",
             f"Everyone knew that {{h}} was {trait}.",
-            f"{{h.He}} was {trait}, and {{h.he}} knew it.",
+            f"{{h.He}} was {trait}, and everyone knew it.",
+            f'"[How|So] {trait} you are!" {{m}} often said.',
         )
+
+
+def scenery(tale: Tale, probability: float = 0.35) -> None:
+    """Perhaps a look around, in the season of the tale."""
+    season = tale.scope["season"]
+    assert isinstance(season, str)
+    tale.maybe(probability, *_SCENERY[season])
 
 
 def close_tale(tale: Tale, *lessons: str) -> None:
@@ -219,7 +257,7 @@ def close_tale(tale: Tale, *lessons: str) -> None:
         "They talked about it for a long, long time.",
         "And that is how the day ended well.",
         "Before going to bed, {h} looked at the stars and felt glad.",
-        "\"What a day!\" said {h}, and {h.he} yawned.",
+        '"What a day!" said {h}, and {h.he} yawned.',
         "{m} tucked {h} in, and soon the woods were quiet."
         if is_animal(tale)
         else "{m} kissed {h} good night, and soon the house was quiet.",
