@@ -1,10 +1,16 @@
-"""What several tests share: where the real data lies, if it is there."""
+"""What several tests share: where the real data lies, the built engine, and tiny models that tests make themselves."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import shutil
+import struct
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -12,8 +18,125 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder of real data (TinyStories, trained llama2.c models, tokenizers); without it, tests skip."""
+    """The folder of real data (TinyStories, trained models, tokenizers); tests that need it skip without it."""
     path = Path(os.environ.get("LLAMITA_SHARED_DATA", ROOT.parent / "shared" / "data"))
     if not (path / "INDEX.md").is_file():
         pytest.skip(f"real data not present at {path} (set LLAMITA_SHARED_DATA)")
     return path
+
+
+@pytest.fixture(scope="session")
+def engine_build() -> Path:
+    """engine/build with an up-to-date `run`, `run_reference` and shared library: what changed is compiled again."""
+    build = ROOT / "engine" / "build"
+    environment = dict(os.environ, PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    cmake = shutil.which("cmake", path=environment["PATH"])
+    assert cmake, "cmake is needed: pip install 'llamita[dev]'"
+    commands = [[cmake, "--build", str(build), "--parallel", "2"]]
+    if not (build / "CMakeCache.txt").is_file():
+        commands.insert(0, [cmake, "-S", str(ROOT / "engine"), "-B", str(build), "-G", "Ninja"])
+    for command in commands:
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
+        assert done.returncode == 0, done.stdout + done.stderr
+    return build
+
+
+@dataclasses.dataclass(frozen=True)
+class TinyModel:
+    """A llama2.c v0 model and its tokenizer, as files, and the numbers that are in them."""
+
+    path: Path
+    tokenizer: Path
+    shape: dict[str, int]
+    tensors: dict[str, np.ndarray]
+
+
+class TinyModels:
+    """Makes models of some kilobytes. Ids: 0 unknown, 1 BOS, 2 EOS, 3 to 258 the bytes, then PIECES."""
+
+    PIECES = (" ", *"abcdefghijklmnopqrstuvwxyz", "th", "he", "the", " the", "日", "ab")
+    NUM_BYTES_FIRST = 3
+    VOCAB_SIZE = 3 + 256 + len(PIECES)
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.tokenizer = folder / "tokenizer.bin"
+        self.tokenizer.write_bytes(self.tokenizer_bytes())
+
+    @classmethod
+    def tokenizer_bytes(cls) -> bytes:
+        """A llama2.c tokenizer.bin."""
+        entries = [b"<unk>", b"\n<s>\n", b"\n</s>\n", *(f"<0x{i:02X}>".encode() for i in range(256))]
+        scored = [(piece, 0.0) for piece in entries]
+        scored += [(piece.encode(), -float(rank)) for rank, piece in enumerate(cls.PIECES)]
+        body = b"".join(struct.pack("<fi", score, len(piece)) + piece for piece, score in scored)
+        return struct.pack("<i", max(len(piece) for piece, _ in scored)) + body
+
+    @staticmethod
+    def tensor_shapes(shape: dict[str, int]) -> dict[str, tuple[int, ...]]:
+        """llama2.c's v0 order; the RoPE tables are written as zeros, which readers skip."""
+        d, f, n, v = shape["hidden"], shape["ffn"], shape["layers"], shape["vocab"]
+        kv = d // shape["heads"] * shape["kv_heads"]
+        return {
+            "embedding": (v, d),
+            "attention_norm": (n, d),
+            "query": (n, d, d),
+            "key": (n, kv, d),
+            "value": (n, kv, d),
+            "attention_output": (n, d, d),
+            "ffn_norm": (n, d),
+            "gate": (n, f, d),
+            "down": (n, d, f),
+            "up": (n, f, d),
+            "output_norm": (d,),
+            "rope_tables": (shape["context"], d // shape["heads"]),
+            "output": (v, d),
+        }
+
+    def write(self, name: str, shape: dict[str, int], tensors: dict[str, np.ndarray], *, tied: bool) -> TinyModel:
+        numbers = [shape[key] for key in ("hidden", "ffn", "layers", "heads", "kv_heads", "vocab", "context")]
+        numbers[5] *= 1 if tied else -1
+        body = b"".join(
+            np.broadcast_to(tensors.get(key, np.zeros(())), size).astype("<f4").tobytes()
+            for key, size in self.tensor_shapes(shape).items()
+            if not (tied and key == "output")
+        )
+        path = self.folder / f"{name}.bin"
+        path.write_bytes(struct.pack("<7i", *numbers) + body)
+        return TinyModel(path, self.tokenizer, shape, tensors)
+
+    def random(self, seed: int = 0, *, tied: bool = True, kv_heads: int = 2, context: int = 32) -> TinyModel:
+        """Random weights: 2 layers, width 16, 4 heads."""
+        shape = {"hidden": 16, "ffn": 24, "layers": 2, "heads": 4, "kv_heads": kv_heads, "vocab": self.VOCAB_SIZE}
+        shape["context"] = context
+        random = np.random.default_rng(seed)
+        tensors = {key: random.normal(0, 0.4, size) for key, size in self.tensor_shapes(shape).items()}
+        if tied:
+            tensors["output"] = tensors["embedding"]
+        return self.write(f"random{seed}{tied}{kv_heads}{context}", shape, tensors, tied=tied)
+
+    def successor(self, name: str, follows: dict[int, int], *, context: int = 32) -> TinyModel:
+        """A model in which, greedily, token follows[i] comes after token i whatever came before: the blocks add
+        nothing, the embedding is the identity, and the output matrix holds the successors."""
+        v = self.VOCAB_SIZE + self.VOCAB_SIZE % 2
+        shape = {"hidden": v, "ffn": 1, "layers": 1, "heads": 1, "kv_heads": 1, "vocab": self.VOCAB_SIZE}
+        shape["context"] = context
+        output = np.zeros((self.VOCAB_SIZE, v))
+        for before, after in follows.items():
+            output[after, before] = 1.0
+        ones = np.ones(())
+        tensors = {"embedding": np.eye(self.VOCAB_SIZE, v), "output_norm": ones, "output": output}
+        return self.write(name, shape, tensors, tied=False)
+
+    @classmethod
+    def byte_id(cls, byte: int) -> int:
+        return cls.NUM_BYTES_FIRST + byte
+
+    @classmethod
+    def piece_id(cls, piece: str) -> int:
+        return 3 + 256 + cls.PIECES.index(piece)
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> TinyModels:
+    return TinyModels(tmp_path_factory.mktemp("tiny"))

@@ -1,0 +1,268 @@
+"""The binding, on tiny models: its numbers against a forward pass in numpy, its text, its errors, its lifetimes."""
+
+from __future__ import annotations
+
+import gc
+import re
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import llamita
+from llamita.engine import Model, Sampler, library_path
+from llamita.errors import EngineError
+
+pytestmark = pytest.mark.usefixtures("engine_build")
+
+
+def forward(tiny, ids: list[int]) -> np.ndarray:
+    """float64 [n, V]: a Llama in llama2.c's layout, all positions at once, written as plainly as numpy allows."""
+    w, shape, n = tiny.tensors, tiny.shape, len(ids)
+    heads, size = shape["heads"], shape["hidden"] // shape["heads"]
+    group = heads // shape["kv_heads"]
+
+    def norm(x, weight):
+        return x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-5) * weight
+
+    def rotate(x):  # [n, heads, size], adjacent pairs
+        angle = np.arange(n)[:, None, None] * 10000.0 ** (-np.arange(0, size, 2) / size)
+        a, b = x[..., 0::2], x[..., 1::2]
+        pairs = [a * np.cos(angle) - b * np.sin(angle), a * np.sin(angle) + b * np.cos(angle)]
+        return np.stack(pairs, -1).reshape(x.shape)
+
+    residual = w["embedding"].astype(np.float32).astype(np.float64)[ids]
+    for i in range(shape["layers"]):
+        normed = norm(residual, w["attention_norm"][i])
+        query = rotate((normed @ w["query"][i].T).reshape(n, heads, size))
+        key = rotate((normed @ w["key"][i].T).reshape(n, -1, size)).repeat(group, 1)
+        value = (normed @ w["value"][i].T).reshape(n, -1, size).repeat(group, 1)
+        scores = np.einsum("ths,uhs->htu", query, key) / np.sqrt(size)
+        scores = np.where(np.tril(np.ones((n, n), bool)), scores, -np.inf)
+        weights = np.exp(scores - scores.max(-1, keepdims=True))
+        weights /= weights.sum(-1, keepdims=True)
+        residual = residual + np.einsum("htu,uhs->ths", weights, value).reshape(n, -1) @ w["attention_output"][i].T
+        normed = norm(residual, w["ffn_norm"][i])
+        gate = normed @ w["gate"][i].T
+        residual = residual + (gate / (1 + np.exp(-gate)) * (normed @ w["up"][i].T)) @ w["down"][i].T
+    return norm(residual, w["output_norm"]) @ w["output"].T
+
+
+IDS = [1, 259, 270, 100, 7, 3, 288, 261]
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_logits_are_those_of_numpy(tiny_models, tied: bool, kv_heads: int) -> None:
+    tiny = tiny_models.random(kv_heads, tied=tied, kv_heads=kv_heads)
+    with llamita.load(tiny.path) as model:
+        logits = model.logits(IDS)
+        assert logits.dtype == np.float32 and logits.shape == (len(IDS), tiny_models.VOCAB_SIZE)
+        np.testing.assert_allclose(logits, forward(tiny, IDS), atol=2e-4)
+        with model.session(num_threads=2) as session:
+            assert session.logits is None
+            for token_id in IDS:
+                session.feed([token_id])
+            assert session.position == len(IDS)
+            assert session.num_threads == 2
+            np.testing.assert_array_equal(session.logits, logits[-1])  # bit-identical, however it was fed
+            session.rewind(3)
+            assert session.logits is None
+            np.testing.assert_array_equal(session.feed_logits(np.array(IDS[3:])), logits[3:])
+
+
+def test_score_is_the_negative_log_probability(tiny_models) -> None:
+    with llamita.load(tiny_models.random().path) as model:
+        logits = model.logits(IDS).astype(np.float64)
+        log_probability = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        expected = [-log_probability[i, after] for i, after in enumerate(IDS[1:])]
+        np.testing.assert_allclose(model.score(IDS), expected, atol=1e-5)
+        with model.session() as session:  # rows can follow one another
+            np.testing.assert_allclose([*session.score(IDS[:5]), *session.score(IDS[4:])], expected, atol=1e-5)
+
+
+def test_info(tiny_models) -> None:
+    tiny = tiny_models.random()
+    with llamita.load(tiny.path, tokenizer=tiny.tokenizer, kernels="scalar") as model:
+        info = model.info
+        assert (info.hidden_size, info.intermediate_size, info.num_hidden_layers) == (16, 24, 2)
+        assert (info.num_attention_heads, info.num_key_value_heads, info.head_dim) == (4, 2, 4)
+        assert (info.vocab_size, info.context_tokens) == (tiny_models.VOCAB_SIZE, 32)
+        assert info.format.startswith("llama2.c") and info.weight_type == "F32" and info.kernels == "scalar"
+        assert info.has_tokenizer and info.tied_embeddings and (info.bos_id, info.eos_id) == (1, 2)
+        assert info.num_parameters == sum(v.size for k, v in tiny.tensors.items() if k not in ("output", "rope_tables"))
+        assert abs(info.rms_norm_eps - 1e-5) < 1e-9 and info.rope_theta == 10000
+        assert model.chat_template is None
+        assert model.token_ends(2) and model.token_ends(1) and not model.token_ends(5)
+        assert model.token_text(tiny_models.piece_id("the")) == "the"
+        assert model.token_text(10**6) is None
+
+
+def test_text_and_ids(tiny_models) -> None:
+    tiny = tiny_models.random()
+    with llamita.load(tiny.path, tokenizer=tiny.tokenizer) as model:
+        assert model.encode("the") == [tiny_models.piece_id(" the")]
+        assert model.encode("the", bos=True) == [1, tiny_models.piece_id(" the")]
+        assert model.encode("") == []
+        for text in ["the cat", "日本 🦙", " two  spaces ", "line\nline\0nul"]:
+            raw = text.encode()
+            assert model.decode([1, *model.encode(text)]) == raw
+        broken = b"\xff\xe6\x97 ok"
+        assert model.decode([1, *model.encode(broken)]) == broken
+        assert model.decode([]) == b""
+
+
+def test_generate_is_greedy_seeded_and_continues_only(tiny_models) -> None:
+    tiny = tiny_models.random()
+    with llamita.load(tiny.path, tokenizer=tiny.tokenizer) as model:
+        generation = model.generate("ab", max_new_tokens=6, temperature=0)
+        list(generation)
+        ids = generation.prompt_ids
+        for _ in range(6):
+            ids = [*ids, int(model.logits(ids)[-1].argmax())]
+        assert [*generation.prompt_ids, *generation.ids] == ids
+        told = [list(model.generate("ab", max_new_tokens=9, seed=seed, top_k=50, min_p=0.01)) for seed in (7, 7, 8)]
+        assert told[0] == told[1] != told[2]
+
+
+def test_pieces_never_split_a_character(tiny_models) -> None:
+    byte = tiny_models.byte_id
+    chain = [1, byte(0xE6), byte(0x97), byte(0xA5), byte(0xF0), byte(0x9F), byte(0xA6), byte(0x99), byte(0xE6)]
+    tiny = tiny_models.successor("characters", dict(pairwise(chain)))
+    with llamita.load(tiny.path, tokenizer=tiny.tokenizer) as model:
+        generation = model.generate(temperature=0)
+        assert list(generation) == ["日", "🦙"] * 4 + ["日"]  # 32 tokens: the last one is left unfinished
+        assert generation.stop == "context's end" and len(generation.ids) == 32
+        generation = model.generate(temperature=0, max_new_tokens=5)
+        assert list(generation) == ["日"] and generation.stop == "number of tokens"
+
+
+def test_generate_stops_at_the_end_token(tiny_models) -> None:
+    a, b = tiny_models.piece_id("a"), tiny_models.piece_id("b")
+    tiny = tiny_models.successor("ends", {1: a, a: b, b: 2})
+    with llamita.load(tiny.path, tokenizer=tiny.tokenizer) as model:
+        generation = model.generate(temperature=0)
+        assert list(generation) == ["a", "b"] and generation.stop == "end token"
+        assert re.fullmatch(
+            r"prompt 1 tokens, [\d.]+ tok/s \| generated 2 tokens, [\d.]+ tok/s, [\d.]+ GB/s \| "
+            r"load [\d.]+ ms, first token [\d.]+ ms \| threads \d+",
+            generation.speed_line(),
+        )
+
+
+def test_sampler() -> None:
+    logits = np.log(np.array([0.5, 0.3, 0.15, 0.05], dtype=np.float32))
+    with Sampler(4, temperature=1.0, top_p=1.0, seed=1) as sampler:
+        counts = np.bincount([sampler.pick(logits) for _ in range(4000)], minlength=4) / 4000
+        np.testing.assert_allclose(counts, [0.5, 0.3, 0.15, 0.05], atol=0.03)
+    with Sampler(4, top_k=2, top_p=1.0, seed=1) as sampler:
+        assert {sampler.pick(logits) for _ in range(200)} == {0, 1}
+    with Sampler(4, temperature=0, repetition_penalty=5.0) as sampler:
+        positive = logits + 10
+        assert sampler.pick(positive) == 0
+        sampler.accept(0)
+        assert sampler.pick(positive) == 1
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda m: m.logits([]), "token"),
+        (lambda m: m.logits([[1, 2]]), "expected a sequence"),
+        (lambda m: m.logits([1.5]), "expected a sequence"),
+        (lambda m: m.logits([-1]), "expected 0 or more"),
+        (lambda m: m.logits([2**40]), "expected 0 or more"),
+        (lambda m: m.logits([10**6]), "1000000"),
+        (lambda m: m.logits([1] * 33), "32"),
+        (lambda m: m.score([1]), "2"),
+        (lambda m: m.decode([10**6]), "1000000"),
+        (lambda m: m.session(num_threads=-1), "num_threads"),
+        (lambda m: m.session(num_threads=2**40), "num_threads"),
+        (lambda m: m.session(context_tokens=33), "context"),
+        (lambda m: m.session().rewind(1), "0"),
+        (lambda m: m.generate("a" * 100), "shorten it"),
+        (lambda m: m.generate("a", max_new_tokens=0), "max_new_tokens"),
+        (lambda m: m.generate("a", temperature=-1), "temperature"),
+        (lambda m: m.generate("a", temperature=float("nan")), "temperature"),
+        (lambda m: m.generate("a", top_p=1.5), "top_p"),
+        (lambda m: m.generate("a", top_k=-1), "top_k"),
+        (lambda m: m.generate("a", min_p=2), "min_p"),
+        (lambda m: m.generate("a", repetition_penalty=0), "repetition_penalty"),
+        (lambda m: m.generate("a", seed=-1), "seed"),
+    ],
+)
+def test_what_the_engine_refuses(tiny_models, call, words: str) -> None:
+    tiny = tiny_models.random()
+    with llamita.load(tiny.path, tokenizer=tiny.tokenizer) as model, pytest.raises(EngineError, match=words) as caught:
+        call(model)
+    assert "\n" not in str(caught.value)
+
+
+def test_files_that_are_refused(tiny_models, tmp_path: Path) -> None:
+    tiny = tiny_models.random()
+    for path, options in [
+        (tmp_path / "missing.gguf", {}),
+        (tmp_path, {}),
+        (tiny.path, {"tokenizer": tmp_path / "missing.bin"}),
+        (tiny.path, {"tokenizer": tiny.path}),
+        (tiny.path, {"kernels": "sse9"}),
+    ]:
+        with pytest.raises(EngineError) as caught:
+            llamita.load(path, **options)
+        assert "\n" not in str(caught.value) and len(str(caught.value)) > 20
+
+
+def test_without_a_tokenizer_only_ids_work(tiny_models) -> None:
+    with llamita.load(tiny_models.random().path) as model:
+        assert not model.info.has_tokenizer
+        assert model.logits([1]).shape == (1, tiny_models.VOCAB_SIZE)
+        with pytest.raises(EngineError, match="tokenizer"):
+            model.encode("text")
+        with pytest.raises(EngineError, match="tokenizer"):
+            model.generate("text")
+
+
+@pytest.mark.parametrize("tensor", ["embedding", "gate", "down", "output_norm"])
+def test_weights_that_are_not_numbers(tiny_models, tensor: str) -> None:
+    tiny = tiny_models.random(5)
+    tensors = {**tiny.tensors, tensor: np.full_like(tiny.tensors[tensor], np.nan)}
+    broken = tiny_models.write("nan", tiny.shape, tensors, tied=True)
+    with pytest.raises(EngineError, match="finite"):  # when opened, or when the first token is picked
+        list(llamita.load(broken.path, tokenizer=broken.tokenizer).generate("a"))
+
+
+def test_lifetimes(tiny_models) -> None:
+    tiny = tiny_models.random()
+    model = llamita.load(tiny.path, tokenizer=tiny.tokenizer)
+    session = model.session()
+    del model
+    gc.collect()
+    session.feed([1, 2, 3])  # the session keeps its model
+    session.close()
+    session.close()
+    with pytest.raises(EngineError, match="closed"):
+        session.feed([1])
+
+    model = Model(tiny.path, tokenizer=tiny.tokenizer)
+    session, generation = model.session(), model.generate("a")
+    assert next(generation) is not None
+    model.close()
+    with pytest.raises(EngineError, match="closed"):
+        session.feed([1])
+    with pytest.raises(EngineError, match="closed"):
+        next(generation)
+    with pytest.raises(EngineError, match="closed"):
+        model.encode("a")
+
+
+def test_a_missing_library_says_what_to_do(monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(llamita.engine, "LIBRARY_NAMES", ("nowhere.so",))
+    with pytest.raises(EngineError, match="make engine"):
+        library_path()
+
+
+def test_a_missing_packaged_model_says_so(monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(llamita.engine, "PACKAGED_MODEL", tmp_path / "stories.gguf")
+    with pytest.raises(EngineError, match="name a model file"):
+        llamita.load()
