@@ -17,6 +17,7 @@
 #include "tokenizer.h"
 
 enum { MAGIC = 0x616b3432, V0_HEADER_BYTES = 28, HEADER_BYTES = 256 };
+enum { MAX_PLAUSIBLE_DIM = 1 << 20 }; /* four letters read as a number are more than this */
 
 /* Fixed in llama2.c, and in none of its files. */
 static const float ROPE_THETA = 10000.0F, RMS_NORM_EPS = 1e-5F;
@@ -114,7 +115,15 @@ static const float **norm_place(llamita_model *model, part p, int64_t copy) {
 
 /* ---- header */
 
+/* A file that is no llama2.c model at all: its kind is named if its first bytes tell it. */
 static llamita_status refuse_foreign(const reader *from) {
+    return reader_refuse(from,
+                         "expected a GGUF or llama2.c model file, found neither in its first bytes; give a .gguf, or "
+                         "a llama2.c .bin");
+}
+
+/* Version 0 has no magic number, so those of others come first. */
+static llamita_status check_not_foreign(const reader *from) {
     static const struct {
         const char *magic;
         size_t num_bytes;
@@ -136,9 +145,7 @@ static llamita_status refuse_foreign(const reader *from) {
                              "expected a GGUF or llama2.c model file; it looks like safetensors; export the checkpoint "
                              "with: llamita export");
     }
-    return reader_refuse(from,
-                         "expected a GGUF or llama2.c model file, found neither in its first bytes; give a .gguf, or "
-                         "a llama2.c .bin");
+    return LLAMITA_OK;
 }
 
 static llamita_status read_config(reader *from, const layout *l, llamita_model_info *info) {
@@ -207,10 +214,14 @@ static llamita_status read_header(reader *from, layout *l, llamita_model_info *i
     if (from->num_bytes >= 4 && read_u32(from->bytes) == MAGIC) {
         status = read_new_header(from, l, info);
     } else {
-        status = read_config(from, l, info);
+        status = check_not_foreign(from);
+        status = status ? status : read_config(from, l, info);
     }
     if (status) {
         return status;
+    }
+    if (l->version == 0 && info->hidden_size > MAX_PLAUSIBLE_DIM) {
+        return refuse_foreign(from);
     }
     if (info->hidden_size % info->num_attention_heads != 0) {
         return l->version == 0 ? refuse_foreign(from)

@@ -1,0 +1,515 @@
+/* test_gguf.c: whole GGUF files open as what they say, and each way of being wrong is refused in one line that names it. */
+#include <math.h>
+#include <time.h>
+
+#include "check.h"
+#include "kernels.h"
+#include "model_files.h"
+
+/* ---------------------------------------------------------------- refusals */
+
+static void check_refused(gguf_draft *d, const char *expected, int line) {
+    buffer file = draft_write(d, NULL);
+    llamita_error error;
+    llamita_model *model = open_bytes(file.bytes, file.num_bytes, NULL, &error);
+    CHECK(!model, "case of line %d: opened", line);
+    CHECK(strstr(error.message, expected), "case of line %d: expected \"%s\", found \"%s\"", line, expected,
+          error.message);
+    CHECK(strncmp(error.message, "cannot open ", 12) == 0 && !strchr(error.message, '\n'), "case of line %d: \"%s\"", line,
+          error.message);
+    CHECK(error.status == LLAMITA_ERROR_FORMAT, "case of line %d: status %d", line, error.status);
+    close_bytes(model);
+    free_buffer(&file);
+    draft_free(d);
+}
+
+/* A whole draft d, changed by the statements, must be refused with this text. */
+#define REFUSED(expected, ...)                                                                                         \
+    do {                                                                                                               \
+        gguf_draft d;                                                                                                  \
+        draft_llama(&d, TENSOR_F32, false);                                                                            \
+        __VA_ARGS__;                                                                                                   \
+        check_refused(&d, expected, __LINE__);                                                                         \
+    } while (0)
+
+static void test_header(void) {
+    REFUSED("big-endian", strcpy(d.magic, "FUGG"));
+    REFUSED("neither in its first bytes", strcpy(d.magic, "GGUE"));
+    REFUSED("expected 2 or 3, found 0", d.version = 0);
+    REFUSED("expected 2 or 3, found 1", d.version = 1);
+    REFUSED("expected 2 or 3, found 4", d.version = 4);
+    REFUSED("big-endian", d.version = 0x03000000);
+    REFUSED("number of tensors: expected at most 65536, found 2147483648", d.tensor_count_error = 0x80000000LL - 21);
+    REFUSED("number of tensors: expected at most 65536, found 18446744073709551615", d.tensor_count_error = -22);
+    REFUSED("number of keys: expected at most 65536, found 1000000", d.key_count_error = 1000000 - (int64_t)d.num_keys);
+    REFUSED("number of keys: expected at most 65536, found 9223372036854775807",
+            d.key_count_error = INT64_MAX - (int64_t)d.num_keys);
+    REFUSED("tensor 22 of 22 runs past the file's end", d.tensor_count_error = 1); /* weights read as a description */
+    REFUSED("expected the last tensor to end the file", d.tensor_count_error = -1);
+    REFUSED("tensor 1 of 21 runs past the file's end", d.key_count_error = 1);
+    REFUSED("tensor tokenizer.chat_template: expected 1 to 4 dimensions, found 8", d.key_count_error = -1);
+}
+
+static void test_keys(void) {
+    REFUSED("expected a name of 1 to 65535 bytes, found 0", d.keys[3].name_length = 0);
+    REFUSED("holds a zero byte", d.keys[3].name[2] = '\0', d.keys[3].name_length = 9);
+    REFUSED("key general.name occurs twice", strcpy(d.keys[3].name, "general.name"), d.keys[3].name_length = 12);
+    REFUSED("expected a type of 0 to 12, found 13", d.keys[3].type = 13);
+    REFUSED("expected a type of 0 to 12, found 4294967295", d.keys[3].type = UINT32_MAX);
+    REFUSED("expected an array of numbers, booleans or strings, found type 9", draft_array(&d, "x", GGUF_ARRAY, 1));
+    REFUSED("expected an array of numbers, booleans or strings, found type 77", draft_array(&d, "x", 77, 1));
+    REFUSED("key x: expected at most 16777216 elements, found 18446744073709551615",
+            draft_array(&d, "x", GGUF_U8, UINT64_MAX));
+    REFUSED("runs past the file's end", draft_array(&d, "x", GGUF_U64, 1 << 24));
+    REFUSED("key x: string", draft_array(&d, "x", GGUF_STRING, 1 << 24));
+    REFUSED("runs past the file's end", put_u64(draft_set(&d, "x", GGUF_STRING), UINT64_MAX));
+    REFUSED("runs past the file's end", put_u64(draft_set(&d, "x", GGUF_STRING), UINT64_MAX - 7));
+    REFUSED("key x: expected a boolean of 0 or 1, found 2", draft_bool(&d, "x", 2));
+}
+
+static void test_alignment(void) {
+    REFUSED("general.alignment: expected a power of two of at least 8, found 0", draft_u32(&d, "general.alignment", 0));
+    REFUSED("expected a power of two of at least 8, found 3", draft_u32(&d, "general.alignment", 3));
+    REFUSED("expected a power of two of at least 8, found 4", draft_u32(&d, "general.alignment", 4));
+    REFUSED("tensor token_embd.weight: expected", draft_u32(&d, "general.alignment", 0x80000000));
+    REFUSED("blk.0.attn_norm.weight: expected offset 4096, found 1024", draft_u32(&d, "general.alignment", 4096));
+    REFUSED("expected type u32, found string", draft_text(&d, "general.alignment", "32"));
+}
+
+static void test_tensor_descriptions(void) {
+    REFUSED("expected a name of 1 to 63 bytes, found 0", d.tensors[2].name_length = 0);
+    REFUSED("expected a name of 1 to 63 bytes, found 64", d.tensors[2].name_length = 64);
+    REFUSED("runs past the file's end", d.tensors[2].name_length = UINT64_MAX);
+    REFUSED("tensor blk.0.attn_q.weight occurs twice", strcpy(d.tensors[3].name, "blk.0.attn_q.weight"));
+    REFUSED("expected 1 to 4 dimensions, found 0", d.tensors[2].num_dimensions = 0);
+    REFUSED("expected 1 to 4 dimensions, found 5", d.tensors[2].num_dimensions = 5);
+    REFUSED("expected dimensions of at least 1, found 0", d.tensors[2].shape[0] = 0);
+    REFUSED("expected dimensions of at least 1, found -1", d.tensors[2].shape[1] = UINT64_MAX);
+    REFUSED("blk.0.attn_q.weight: expected 18446744073709551615 bytes", d.tensors[2].shape[1] = INT64_MAX);
+    REFUSED("blk.0.attn_q.weight: expected 18446744073709551615 bytes", d.tensors[2].shape[0] = 1ULL << 33,
+            d.tensors[2].shape[1] = 1ULL << 33);
+    REFUSED("type Q4_K is not read by this engine", d.tensors[2].type = 12);
+    REFUSED("4 is no tensor type", d.tensors[2].type = 4);
+    REFUSED("4294967295 is no tensor type", d.tensors[2].type = UINT32_MAX);
+    REFUSED("expected rows of a multiple of 32 elements for type Q8_0, found 33", d.tensors[2].type = TENSOR_Q8_0,
+            d.tensors[2].shape[0] = 33);
+    REFUSED("blk.0.attn_q.weight: expected offset", d.tensors[2].offset_error = 1);
+    REFUSED("blk.0.attn_q.weight: expected offset", d.tensors[2].offset_error = 32);
+    REFUSED("blk.0.attn_q.weight: expected offset", d.tensors[2].offset_error = -32); /* overlaps the one before */
+    REFUSED("blk.0.attn_q.weight: expected offset", d.tensors[2].offset_error = INT64_MAX);
+    REFUSED("expected the last tensor to end the file", put_zeros(&d.tensors[20].data, 64));
+}
+
+static void test_configuration(void) {
+    REFUSED("architecture: expected llama, found qwen2", draft_text(&d, "general.architecture", "qwen2"));
+    REFUSED("architecture: expected llama, found ll?ma", draft_text(&d, "general.architecture", "ll\nma"));
+    REFUSED("key general.architecture is missing", draft_remove(&d, "general.architecture"));
+    REFUSED("key general.architecture: expected string, found u32", draft_u32(&d, "general.architecture", 1));
+    REFUSED("one of 3 pieces", draft_u32(&d, "split.count", 3));
+    REFUSED("mixtures of experts", draft_u32(&d, "llama.expert_count", 8));
+    REFUSED("general.quantization_version: expected 2, found 1", draft_u32(&d, "general.quantization_version", 1),
+            draft_retype_tensor(&d, "blk.1.ffn_up.weight", TENSOR_Q4_0));
+    REFUSED("key llama.context_length is missing", draft_remove(&d, "llama.context_length"));
+    REFUSED("key llama.context_length: expected 1 to 2147483647, found 0", draft_u32(&d, "llama.context_length", 0));
+    REFUSED("key llama.context_length: expected 1 to 2147483647, found 4294967295",
+            draft_u32(&d, "llama.context_length", UINT32_MAX));
+    REFUSED("found 9223372036854775807", put_u64(draft_set(&d, "llama.context_length", GGUF_U64), UINT64_MAX));
+    REFUSED("found -1", put_u32(draft_set(&d, "llama.context_length", GGUF_I32), UINT32_MAX));
+    REFUSED("key llama.context_length: expected a whole number, found f32", draft_f32(&d, "llama.context_length", 16));
+    REFUSED("key llama.block_count: expected a whole number, found array of u32",
+            put_u32(draft_array(&d, "llama.block_count", GGUF_U32, 1), 2));
+    REFUSED("key llama.embedding_length is missing", draft_remove(&d, "llama.embedding_length"));
+    REFUSED("hidden size: expected 1 to 1048576", draft_u32(&d, "llama.embedding_length", 1u << 31 >> 1));
+    REFUSED("key llama.feed_forward_length is missing", draft_remove(&d, "llama.feed_forward_length"));
+    REFUSED("feed-forward size: expected 1 to", draft_u32(&d, "llama.feed_forward_length", 1 << 30));
+    REFUSED("key llama.block_count is missing", draft_remove(&d, "llama.block_count"));
+    REFUSED("number of layers: expected 1 to 4096, found 1000000", draft_u32(&d, "llama.block_count", 1000000));
+    REFUSED("expected no more than the file's", draft_u32(&d, "llama.block_count", 4096));
+    REFUSED("tensor blk.2.attn_norm.weight is missing", draft_u32(&d, "llama.block_count", 3));
+    REFUSED("tensor blk.1.attn_k.weight: expected no such tensor", draft_u32(&d, "llama.block_count", 1));
+}
+
+static void test_heads(void) {
+    REFUSED("key llama.attention.head_count is missing", draft_remove(&d, "llama.attention.head_count"));
+    REFUSED("head_count: expected 1 to", draft_u32(&d, "llama.attention.head_count", 0));
+    REFUSED("expected a divisor of the hidden size 32, found 5", draft_u32(&d, "llama.attention.head_count", 5));
+    REFUSED("head_count_kv: expected 1 to", draft_u32(&d, "llama.attention.head_count_kv", 0));
+    REFUSED("expected a divisor of 4 attention heads, found 3", draft_u32(&d, "llama.attention.head_count_kv", 3));
+    REFUSED("expected a divisor of 4 attention heads, found 8", draft_u32(&d, "llama.attention.head_count_kv", 8));
+    REFUSED("head size: expected an even number, found 1", draft_u32(&d, "llama.attention.head_count", 32),
+            draft_u32(&d, "llama.attention.head_count_kv", 32));
+    REFUSED("head size: expected 1 to 16384, found 20000", draft_u32(&d, "llama.attention.key_length", 20000),
+            draft_u32(&d, "llama.attention.value_length", 20000));
+    REFUSED("value_length: expected the head size 8, found 4", draft_u32(&d, "llama.attention.value_length", 4));
+    REFUSED("dimension_count: expected the head size 8, found 4", draft_u32(&d, "llama.rope.dimension_count", 4));
+    REFUSED("tensor blk.0.attn_q.weight: expected shape [32, 64], found [32, 32]; the file is damaged or not a Llama",
+            draft_u32(&d, "llama.attention.key_length", 16));
+}
+
+static void test_numbers(void) {
+    const char *epsilon = "llama.attention.layer_norm_rms_epsilon", *theta = "llama.rope.freq_base";
+    REFUSED("layer_norm_rms_epsilon is missing", draft_remove(&d, epsilon));
+    REFUSED("expected a number above 0 and below 1, found 0", draft_f32(&d, epsilon, 0));
+    REFUSED("expected a number above 0 and below 1, found -1", draft_f32(&d, epsilon, -1));
+    REFUSED("expected a number above 0 and below 1, found 2", draft_f32(&d, epsilon, 2));
+    REFUSED("expected a finite number, found", draft_f32(&d, epsilon, NAN));
+    REFUSED("expected f32, found u32", draft_u32(&d, epsilon, 1));
+    REFUSED("freq_base: expected at least 1, found 0", draft_f32(&d, theta, 0));
+    REFUSED("freq_base: expected at least 1, found -5", draft_f32(&d, theta, -5));
+    REFUSED("freq_base: expected a finite number, found inf", draft_f32(&d, theta, INFINITY));
+    REFUSED("scaling.type: expected none or linear, found yarn", draft_text(&d, "llama.rope.scaling.type", "yarn"));
+    REFUSED("scaling.type: expected none or linear, found longrope", draft_text(&d, "llama.rope.scaling.type", "longrope"));
+    REFUSED("scaling.factor: expected a positive number, found -2", draft_f32(&d, "llama.rope.scaling.factor", -2));
+    REFUSED("scaling.factor: expected a finite number", draft_f32(&d, "llama.rope.scaling.factor", NAN));
+    REFUSED("RoPE angle of pair 0: expected a finite number", draft_f32(&d, "llama.rope.scaling.factor", 1e-45F));
+    REFUSED("rope_freqs.weight: expected shape [4], found [8]", draft_add_tensor(&d, "rope_freqs.weight", 0, 8, 0));
+    REFUSED("rope_freqs.weight: expected positive numbers, found 0",
+            memset(draft_add_tensor(&d, "rope_freqs.weight", 0, 4, 0)->data.bytes, 0, 16));
+}
+
+static void set_float(gguf_draft *d, const char *name, size_t index, float value) {
+    memcpy(draft_find_tensor(d, name)->data.bytes + 4 * index, &value, sizeof value);
+}
+
+static void test_tensors(void) {
+    static const char *const matrices[] = {"attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"};
+    for (size_t i = 0; i < sizeof matrices / sizeof matrices[0]; i++) {
+        char name[DRAFT_NAME_BYTES], missing[DRAFT_NAME_BYTES + 32], shape[DRAFT_NAME_BYTES + 32];
+        snprintf(name, sizeof name, "blk.1.%s.weight", matrices[i]);
+        snprintf(missing, sizeof missing, "tensor %s is missing", name);
+        snprintf(shape, sizeof shape, "tensor %s: expected shape [", name);
+        REFUSED(missing, draft_remove_tensor(&d, name));
+        REFUSED(shape, draft_find_tensor(&d, name)->shape[1] *= 2, draft_fill_tensor(draft_find_tensor(&d, name)));
+        REFUSED(shape, draft_find_tensor(&d, name)->shape[0] *= 2, draft_fill_tensor(draft_find_tensor(&d, name)));
+        REFUSED(shape, draft_find_tensor(&d, name)->num_dimensions = 3, draft_find_tensor(&d, name)->shape[2] = 2,
+                draft_fill_tensor(draft_find_tensor(&d, name)));
+        REFUSED(shape, draft_find_tensor(&d, name)->num_dimensions = 1, draft_fill_tensor(draft_find_tensor(&d, name)));
+    }
+    static const char *const norms[] = {"blk.0.attn_norm.weight", "blk.1.ffn_norm.weight", "output_norm.weight"};
+    for (size_t i = 0; i < sizeof norms / sizeof norms[0]; i++) {
+        char missing[DRAFT_NAME_BYTES + 32], finite[DRAFT_NAME_BYTES + 64];
+        snprintf(missing, sizeof missing, "tensor %s is missing", norms[i]);
+        snprintf(finite, sizeof finite, "tensor %s: expected finite numbers", norms[i]);
+        REFUSED(missing, draft_remove_tensor(&d, norms[i]));
+        REFUSED(finite, set_float(&d, norms[i], 31, NAN));
+        REFUSED(finite, set_float(&d, norms[i], 0, -INFINITY));
+        REFUSED("expected type F32, F16 or BF16, found a quantised one", draft_retype_tensor(&d, norms[i], TENSOR_Q8_0));
+    }
+    REFUSED("tensor token_embd.weight is missing", draft_remove_tensor(&d, "token_embd.weight"));
+    REFUSED("tensor output.weight: expected shape [32, 8], found [32, 4]",
+            draft_find_tensor(&d, "output.weight")->shape[1] = 4,
+            draft_fill_tensor(draft_find_tensor(&d, "output.weight")));
+    REFUSED("tensor blk.0.attn_q.bias: expected no such tensor in a Llama of 2 layers",
+            draft_add_tensor(&d, "blk.0.attn_q.bias", TENSOR_F32, 32, 0));
+    REFUSED("tensor token_embd.weight: expected shape [64, 8], found [32, 8]", draft_u32(&d, "llama.embedding_length", 64));
+    REFUSED("llama.vocab_size: expected the 8 rows of token_embd.weight, found 9", draft_u32(&d, "llama.vocab_size", 9));
+    REFUSED("tensor token_embd.weight is missing", while (d.num_tensors > 1) draft_remove_tensor(&d, d.tensors[0].name));
+    REFUSED("holds a tokenizer but no tensors", while (d.num_tensors) draft_remove_tensor(&d, d.tensors[0].name));
+}
+
+/* ---------------------------------------------------------------- tokenizer keys */
+
+/* A byte-level tokenizer: the 256 symbols of GPT-2's alphabet in byte order, then a merge and an end token. */
+static void draft_byte_level(gguf_draft *d, const char *pre) {
+    enum { VOCAB = 259 };
+    static char symbols[256][3];
+    const char *tokens[VOCAB];
+    const char *const merges[] = {"a b"};
+    int next = 256;
+    for (int byte = 0; byte < 256; byte++) {
+        bool printable = (byte >= '!' && byte <= '~') || (byte >= 0xA1 && byte <= 0xAC) || byte >= 0xAE;
+        int code = printable ? byte : next++;
+        char *s = symbols[byte];
+        if (code < 0x80) {
+            s[0] = (char)code;
+            s[1] = '\0';
+        } else {
+            s[0] = (char)(0xC0 | code >> 6);
+            s[1] = (char)(0x80 | (code & 0x3F));
+            s[2] = '\0';
+        }
+        tokens[byte] = s;
+    }
+    tokens[256] = "ab";
+    tokens[257] = "<|im_end|>";
+    tokens[258] = "<|endoftext|>";
+    draft_remove(d, "tokenizer.ggml.scores");
+    draft_text(d, "tokenizer.ggml.model", "gpt2");
+    draft_text(d, "tokenizer.ggml.pre", pre);
+    draft_strings(d, "tokenizer.ggml.tokens", tokens, VOCAB);
+    draft_strings(d, "tokenizer.ggml.merges", merges, 1);
+    buffer *types = draft_array(d, "tokenizer.ggml.token_type", GGUF_I32, VOCAB);
+    for (int i = 0; i < VOCAB; i++) {
+        put_u32(types, i < 257 ? TOKEN_NORMAL : TOKEN_CONTROL);
+    }
+    draft_remove(d, "tokenizer.ggml.bos_token_id");
+    draft_u32(d, "tokenizer.ggml.eos_token_id", 258);
+    const char *const grown[] = {"token_embd.weight", "output.weight"};
+    for (int i = 0; i < 2; i++) {
+        draft_tensor *t = draft_find_tensor(d, grown[i]);
+        t->shape[1] = VOCAB;
+        draft_fill_tensor(t);
+    }
+}
+
+static void test_tokenizer_refusals(void) {
+    REFUSED("tokenizer.ggml.model: expected llama or gpt2, found bert", draft_text(&d, "tokenizer.ggml.model", "bert"));
+    REFUSED("tokenizer.ggml.model: expected string, found u32", draft_u32(&d, "tokenizer.ggml.model", 1));
+    REFUSED("key tokenizer.ggml.tokens is missing", draft_remove(&d, "tokenizer.ggml.tokens"));
+    REFUSED("tokens: expected array of string, found array of u32", draft_array(&d, "tokenizer.ggml.tokens", GGUF_U32, 0));
+    REFUSED("tokens: expected 1 to 1048576 tokens, found 0", draft_array(&d, "tokenizer.ggml.tokens", GGUF_STRING, 0));
+    REFUSED("the tokenizer in it has 7 tokens, the model's vocabulary has 8",
+            draft_strings(&d, "tokenizer.ggml.tokens", DRAFT_TOKENS, 7),
+            put_zeros(draft_array(&d, "tokenizer.ggml.scores", GGUF_F32, 7), 28), draft_remove(&d, "tokenizer.ggml.token_type"));
+    REFUSED("key tokenizer.ggml.scores is missing", draft_remove(&d, "tokenizer.ggml.scores"));
+    REFUSED("scores: expected 8 elements, one a token, found 7",
+            put_zeros(draft_array(&d, "tokenizer.ggml.scores", GGUF_F32, 7), 28));
+    REFUSED("scores: expected array of f32, found array of i32",
+            put_zeros(draft_array(&d, "tokenizer.ggml.scores", GGUF_I32, 8), 32));
+    REFUSED("scores: token 7: expected a finite number",
+            put_weights(draft_array(&d, "tokenizer.ggml.scores", GGUF_F32, 8), 7, 1),
+            put_f32(&draft_find(&d, "tokenizer.ggml.scores")->value, NAN));
+    REFUSED("token_type: expected 8 elements, one a token, found 0",
+            draft_array(&d, "tokenizer.ggml.token_type", GGUF_I32, 0));
+    REFUSED("token_type: token 0: expected a type of 1 to 6, found 0",
+            put_zeros(draft_array(&d, "tokenizer.ggml.token_type", GGUF_I32, 8), 32));
+    REFUSED("bos_token_id: expected 0 to 7, found 8", draft_u32(&d, "tokenizer.ggml.bos_token_id", 8));
+    REFUSED("eos_token_id: expected 0 to 7, found 4294967295", draft_u32(&d, "tokenizer.ggml.eos_token_id", UINT32_MAX));
+    REFUSED("eot_token_id: expected 0 to 7, found 9", draft_u32(&d, "tokenizer.ggml.eot_token_id", 9));
+    REFUSED("unknown_token_id: expected 0 to 7, found -1",
+            put_u32(draft_set(&d, "tokenizer.ggml.unknown_token_id", GGUF_I32), UINT32_MAX));
+    REFUSED("add_bos_token: expected bool, found u32", draft_u32(&d, "tokenizer.ggml.add_bos_token", 1));
+    REFUSED("chat_template: expected string, found bool", draft_bool(&d, "tokenizer.chat_template", 1));
+    REFUSED("chat_template: expected at most", put_u64(draft_set(&d, "tokenizer.chat_template", GGUF_STRING), 3),
+            put_bytes(&draft_find(&d, "tokenizer.chat_template")->value, "a\0b", 3));
+    REFUSED("chat_template: expected at most 1048576 bytes", put_u64(draft_set(&d, "tokenizer.chat_template", GGUF_STRING), 2 << 20),
+            put_zeros(&draft_find(&d, "tokenizer.chat_template")->value, 2 << 20));
+    REFUSED("tokenizer.ggml.pre: expected qwen2, llama-bpe, gpt-2 or smollm, found default", draft_byte_level(&d, "default"));
+    REFUSED("found tekken", draft_byte_level(&d, "tekken"));
+    REFUSED("key tokenizer.ggml.pre is missing", draft_byte_level(&d, "gpt-2"), draft_remove(&d, "tokenizer.ggml.pre"));
+    REFUSED("key tokenizer.ggml.merges is missing", draft_byte_level(&d, "gpt-2"), draft_remove(&d, "tokenizer.ggml.merges"));
+    REFUSED("merges: expected array of string, found u32", draft_byte_level(&d, "gpt-2"),
+            draft_u32(&d, "tokenizer.ggml.merges", 1));
+    REFUSED("bos_token_id: expected the id that add_bos_token asks for", draft_byte_level(&d, "gpt-2"),
+            draft_bool(&d, "tokenizer.ggml.add_bos_token", 1));
+}
+
+/* ---------------------------------------------------------------- whole files */
+
+static llamita_model *open_draft(gguf_draft *d, int line) {
+    buffer file = draft_write(d, NULL);
+    llamita_error error;
+    llamita_model *model = open_bytes(file.bytes, file.num_bytes, NULL, &error);
+    CHECK(model, "case of line %d: %s", line, error.message);
+    free_buffer(&file);
+    draft_free(d);
+    return model;
+}
+
+static void test_opens(void) {
+    static const struct { uint32_t type; const char *name; double bytes_per_weight; } types[] = {
+        {TENSOR_F32, "F32", 4.0},          {TENSOR_F16, "F16", 2.0},          {TENSOR_BF16, "BF16", 2.0},
+        {TENSOR_Q8_0, "Q8_0", 34.0 / 32.0}, {TENSOR_Q4_0, "Q4_0", 18.0 / 32.0}, {TENSOR_Q4_1, "Q4_1", 20.0 / 32.0},
+    };
+    const int64_t layer_weights = 2 * 32 * 32 + 2 * 16 * 32 + 3 * 64 * 32, norms = 5 * 32;
+    for (size_t i = 0; i < sizeof types / sizeof types[0]; i++) {
+        for (int tied = 0; tied < 2; tied++) {
+            gguf_draft d;
+            draft_llama(&d, types[i].type, tied);
+            d.version = 2 + (uint32_t)tied;
+            llamita_model *model = open_draft(&d, __LINE__);
+            if (!model) {
+                continue;
+            }
+            llamita_model_info info;
+            llamita_model_get_info(model, &info);
+            const int64_t matrices = 2 * layer_weights + (tied ? 1 : 2) * 8 * 32;
+            CHECK(strcmp(info.weight_type, types[i].name) == 0, "%s", info.weight_type);
+            CHECK(strcmp(info.format, tied ? "GGUF v3" : "GGUF v2") == 0, "%s", info.format);
+            CHECK(info.num_parameters == matrices + norms, "%d", (int)info.num_parameters);
+            CHECK(info.weight_bytes == (int64_t)((double)matrices * types[i].bytes_per_weight) + 4 * norms, "%d",
+                  (int)info.weight_bytes);
+            CHECK(info.decode_bytes == (int64_t)((2 * layer_weights + 8 * 32 + 32) * types[i].bytes_per_weight) + 4 * norms,
+                  "%d", (int)info.decode_bytes);
+            CHECK(info.tied_embeddings == (tied == 1) && (model->output.data == model->token_embedding.data) == (tied == 1),
+                  "tied %d", info.tied_embeddings);
+            CHECK(info.hidden_size == 32 && info.intermediate_size == 64 && info.num_hidden_layers == 2 &&
+                  info.num_attention_heads == 4 && info.num_key_value_heads == 2 && info.head_dim == 8 &&
+                  info.vocab_size == 8 && info.context_tokens == 16, "sizes");
+            CHECK(info.rope_theta == 10000.0F && info.rms_norm_eps == 1e-5F, "%g %g", info.rope_theta, info.rms_norm_eps);
+            CHECK(info.kv_bytes_per_token == 2 * 2 * 2 * 8 * 4, "%d", (int)info.kv_bytes_per_token);
+            CHECK(info.has_tokenizer && info.add_bos && info.bos_id == 1 && info.eos_id == 2, "tokenizer");
+            CHECK(strcmp(info.name, "a draft") == 0 && strcmp(info.architecture, "llama") == 0, "%s", info.name);
+            CHECK(strcmp(llamita_model_chat_template(model), "{{ messages }}") == 0, "template");
+            CHECK(model->layers[1].key.num_rows == 16 && model->layers[1].key.row_length == 32, "key");
+            CHECK(model->layers[0].ffn_down.row_bytes == (size_t)(64 * types[i].bytes_per_weight), "row bytes");
+            CHECK(sum_model(model) != 0, "weights");
+            close_bytes(model);
+        }
+    }
+}
+
+static void test_optional_keys(void) {
+    gguf_draft d;
+    draft_llama(&d, TENSOR_F32, true);
+    draft_remove(&d, "llama.rope.freq_base");
+    draft_remove(&d, "general.name");
+    draft_remove(&d, "general.quantization_version");
+    draft_remove(&d, "tokenizer.ggml.model");
+    draft_remove(&d, "tokenizer.chat_template");
+    put_u64(draft_set(&d, "llama.embedding_length", GGUF_U64), 32); /* another width of number */
+    draft_u32(&d, "general.alignment", 64);
+    d.alignment = 64;
+    llamita_model *model = open_draft(&d, __LINE__);
+    if (model) {
+        CHECK(model->info.rope_theta == 10000.0F, "%g", model->info.rope_theta);
+        CHECK(!model->info.has_tokenizer && model->info.bos_id == -1, "tokenizer");
+        CHECK(!llamita_model_chat_template(model) && !model->info.name[0], "template or name");
+        close_bytes(model);
+    }
+    draft_llama(&d, TENSOR_F32, true); /* heads larger than hidden size / heads */
+    draft_u32(&d, "llama.attention.key_length", 16);
+    draft_u32(&d, "llama.attention.value_length", 16);
+    draft_u32(&d, "llama.rope.dimension_count", 16);
+    for (size_t i = 0; i < d.num_tensors; i++) {
+        draft_tensor *t = &d.tensors[i];
+        if (strstr(t->name, "attn_") && !strstr(t->name, "norm")) {
+            t->shape[strstr(t->name, "output") ? 0 : 1] *= 2;
+            draft_fill_tensor(t);
+        }
+    }
+    model = open_draft(&d, __LINE__);
+    CHECK(!model || (model->info.head_dim == 16 && model->layers[0].attention_output.row_length == 64), "head size");
+    close_bytes(model);
+}
+
+static void test_converted_norms(void) {
+    const uint32_t types[] = {TENSOR_F16, TENSOR_BF16};
+    for (int i = 0; i < 2; i++) {
+        gguf_draft d;
+        draft_llama(&d, TENSOR_F32, true);
+        draft_retype_tensor(&d, "blk.0.attn_norm.weight", types[i]); /* 0x3C00 each */
+        llamita_model *model = open_draft(&d, __LINE__);
+        for (int k = 0; model && k < 32; k++) {
+            float expected = types[i] == TENSOR_F16 ? 1.0F : 0.0078125F;
+            CHECK(model->layers[0].attention_norm[k] == expected, "%g", (double)model->layers[0].attention_norm[k]);
+        }
+        close_bytes(model);
+    }
+    REFUSED("expected finite numbers, found inf", draft_retype_tensor(&d, "output_norm.weight", TENSOR_F16),
+            draft_find_tensor(&d, "output_norm.weight")->data.bytes[1] = 0x7C);
+}
+
+static void check_rope(gguf_draft *d, const float expected[4], int line) {
+    llamita_model *model = open_draft(d, line);
+    for (int i = 0; model && i < 4; i++) {
+        CHECK(model->rope_frequency[i] == expected[i], "case of line %d: pair %d: %.9g, not %.9g", line, i,
+              (double)model->rope_frequency[i], (double)expected[i]);
+    }
+    close_bytes(model);
+}
+
+static void test_rope(void) {
+    gguf_draft d;
+    draft_llama(&d, TENSOR_F32, true);
+    check_rope(&d, (const float[]){1.0F, 0.1F, 0.01F, 0.001F}, __LINE__);
+    draft_llama(&d, TENSOR_F32, true);
+    draft_text(&d, "llama.rope.scaling.type", "linear");
+    draft_f32(&d, "llama.rope.scaling.factor", 4.0F);
+    check_rope(&d, (const float[]){0.25F, 0.025F, 0.0025F, 0.00025F}, __LINE__);
+    draft_llama(&d, TENSOR_F32, true);
+    draft_f32(&d, "llama.rope.scale_linear", 4.0F); /* the older key, no type */
+    check_rope(&d, (const float[]){0.25F, 0.025F, 0.0025F, 0.00025F}, __LINE__);
+    draft_llama(&d, TENSOR_F32, true);
+    draft_text(&d, "llama.rope.scaling.type", "none");
+    draft_f32(&d, "llama.rope.scaling.factor", 4.0F);
+    check_rope(&d, (const float[]){1.0F, 0.1F, 0.01F, 0.001F}, __LINE__);
+    draft_llama(&d, TENSOR_F32, true);
+    draft_tensor *divisors = draft_add_tensor(&d, "rope_freqs.weight", TENSOR_F32, 4, 0);
+    memcpy(divisors->data.bytes, (const float[]){1.0F, 2.0F, 4.0F, 8.0F}, 16);
+    check_rope(&d, (const float[]){1.0F, 0.05F, 0.0025F, 0.000125F}, __LINE__);
+}
+
+static void test_byte_level(void) {
+    static const struct { const char *pre; bool add_bos; } splits[] = {
+        {"qwen2", false}, {"gpt-2", false}, {"smollm", false}, {"llama-bpe", true}, {"llama3", true}, {"llama-v3", true}};
+    for (size_t i = 0; i < sizeof splits / sizeof splits[0]; i++) {
+        gguf_draft d;
+        draft_llama(&d, TENSOR_F32, false);
+        draft_byte_level(&d, splits[i].pre);
+        draft_u32(&d, "tokenizer.ggml.bos_token_id", 258);
+        llamita_model *model = open_draft(&d, __LINE__);
+        CHECK(!model || (model->info.has_tokenizer && model->info.add_bos == splits[i].add_bos), "%s", splits[i].pre);
+        CHECK(!model || (tokenizer_ends(model->tokenizer, 257) && tokenizer_ends(model->tokenizer, 258) &&
+                         !tokenizer_ends(model->tokenizer, 256)), "%s: end tokens", splits[i].pre);
+        close_bytes(model);
+    }
+}
+
+/* ---------------------------------------------------------------- damage */
+
+static void test_truncated_everywhere(void) {
+    gguf_draft d;
+    draft_llama(&d, TENSOR_Q4_0, true);
+    draft_u32(&d, "general.alignment", 8);
+    d.alignment = 8;
+    buffer file = draft_write(&d, NULL);
+    size_t padding = (size_t)(padded(d.tensors[d.num_tensors - 1].data.num_bytes, 8) -
+                              d.tensors[d.num_tensors - 1].data.num_bytes);
+    for (size_t length = 0; length < file.num_bytes - padding; length++) {
+        llamita_error error;
+        llamita_model *model = open_bytes(file.bytes, length, NULL, &error);
+        CHECK(!model, "cut at byte %zu of %zu: opened", length, file.num_bytes);
+        CHECK(error.status == LLAMITA_ERROR_FORMAT && error.message[0], "cut at byte %zu: status %d", length, error.status);
+        close_bytes(model);
+    }
+    free_buffer(&file);
+    draft_free(&d);
+}
+
+/* 65,536 keys are still looked up fast; a million are refused without a look. */
+static void test_many_keys(void) {
+    for (uint64_t count = 1000000; count >= 10000; count /= 16) {
+        buffer file = {0};
+        put_bytes(&file, "GGUF", 4);
+        put_u32(&file, 3);
+        put_u64(&file, 0);
+        put_u64(&file, count);
+        for (uint64_t i = 0; i < count; i++) {
+            char name[16];
+            snprintf(name, sizeof name, "%08x", (unsigned)(i * 2654435761u));
+            put_string(&file, name);
+            put_u32(&file, GGUF_U8);
+            put_u8(&file, 0);
+        }
+        llamita_error error;
+        clock_t start = clock();
+        llamita_model *model = open_bytes(file.bytes, file.num_bytes, NULL, &error);
+        double seconds = (double)(clock() - start) / CLOCKS_PER_SEC;
+        const char *expected = count > 65536 ? "number of keys" : "key general.architecture is missing";
+        CHECK(!model && strstr(error.message, expected), "%s", error.message);
+        CHECK(seconds < 1.0, "%u keys took %.2f s", (unsigned)count, seconds);
+        close_bytes(model);
+        free_buffer(&file);
+    }
+}
+
+int main(void) {
+    test_header();
+    test_keys();
+    test_alignment();
+    test_tensor_descriptions();
+    test_configuration();
+    test_heads();
+    test_numbers();
+    test_tensors();
+    test_tokenizer_refusals();
+    test_opens();
+    test_optional_keys();
+    test_converted_norms();
+    test_rope();
+    test_byte_level();
+    test_truncated_everywhere();
+    test_many_keys();
+    return check_failures();
+}
