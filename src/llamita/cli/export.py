@@ -18,9 +18,9 @@ class ExportFlags:
     """Write a checkpoint as one file that runs anywhere: NAME.gguf (our engine, llama.cpp, Ollama, LM Studio) with its
     tokenizer inside, or NAME.bin (llama2.c version 0, float32) with tokenizer.bin beside it."""
 
-    checkpoint: tyro.conf.Positional[Path]
+    checkpoint: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CHECKPOINT")]
     """A checkpoint (a Hugging Face folder) or a run directory, of which the best checkpoint is taken."""
-    out: tyro.conf.Positional[Path]
+    out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT")]
     """The file to write; it ends in .gguf or .bin. An existing one is replaced."""
     type: Annotated[str | None, tyro.conf.arg(aliases=["-t"], metavar="{f32,f16,q8_0,q4_0}")] = None
     """How matrices are stored: f32 exact, f16 half the bytes, q8_0 a quarter (.gguf's default), q4_0 an eighth."""

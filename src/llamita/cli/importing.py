@@ -17,7 +17,7 @@ from llamita.cli.table import print_table
 class ImportFlags:
     """Turn a model of llama2.c (a .bin of version 0, 1 or 2, or a training checkpoint .pt) into a checkpoint."""
 
-    source: tyro.conf.Positional[Path]
+    source: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="SOURCE")]
     """The .bin or .pt file."""
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
     """The checkpoint folder to make."""

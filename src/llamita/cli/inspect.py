@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
@@ -16,7 +17,7 @@ from llamita.cli.table import print_table
 class InspectFlags:
     """Print what a GGUF, a llama2.c file, a checkpoint, a .safetensors, a tokenizer or a token store holds."""
 
-    path: tyro.conf.Positional[Path]
+    path: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="PATH")]
     """The file or folder."""
     tensors: bool = False
     """List every tensor with its type, shape and bytes."""

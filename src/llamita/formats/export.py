@@ -49,8 +49,8 @@ def export(checkpoint: Path, out: Path, type: str | None = None) -> ExportReport
     """Write the checkpoint as `out`, whole or not at all, in the format that its suffix says (.gguf or .bin).
 
     type: of the matrices, one of EXPORT_TYPES; None is q8_0 for .gguf, and f32 for .bin, which has no other. The same
-    checkpoint, of the same name, gives the same bytes. Raises CheckpointError, FormatError, TokenizerError, ConfigError (suffix or type),
-    OutputError.
+    checkpoint, of the same name, gives the same bytes. Raises CheckpointError, FormatError, TokenizerError, ConfigError
+    (suffix or type), OutputError.
     """
     out = Path(out)
     if out.suffix not in (".gguf", ".bin"):
@@ -143,8 +143,8 @@ def _tokenizer_remarks(tokenizer: Tokenizer) -> tuple[str, ...]:
     if tokenizer.kind != "llama" or not tokenizer.remove_extra_whitespaces:
         return ()
     return (
-        "the tokenizer drops leading, trailing and repeated spaces, runtimes of GGUF and llama2.c keep them: their tokens "
-        "differ where a text has such spaces",
+        "the tokenizer drops leading, trailing and repeated spaces; runtimes of GGUF and llama2.c keep them, so their "
+        "tokens differ where a text has such spaces",
     )
 
 

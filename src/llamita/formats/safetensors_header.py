@@ -62,7 +62,7 @@ def read_safetensors_header(path: Path) -> tuple[list[StoredTensor], dict[str, s
         end += tensor.num_bytes
     found = len(mapping) - 8 - length
     if end != found:
-        raise FormatError(f"cannot read {path}: expected {end} bytes of data, found {found}; it is truncated or damaged")
+        raise FormatError(f"cannot read {path}: data: expected {end} bytes, found {found}; it is truncated or damaged")
     return tensors, metadata
 
 
