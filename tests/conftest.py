@@ -8,7 +8,9 @@ import shutil
 import struct
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -119,7 +121,7 @@ class TinyModels:
         """A model in which, greedily, token follows[i] comes after token i whatever came before: the blocks add
         nothing, the embedding is the identity, and the output matrix holds the successors."""
         v = self.VOCAB_SIZE + self.VOCAB_SIZE % 2
-        shape = {"hidden": v, "ffn": 1, "layers": 1, "heads": 1, "kv_heads": 1, "vocab": self.VOCAB_SIZE}
+        shape = {"hidden": v, "ffn": 1, "layers": 1, "heads": v // 2, "kv_heads": 1, "vocab": self.VOCAB_SIZE}
         shape["context"] = context
         output = np.zeros((self.VOCAB_SIZE, v))
         for before, after in follows.items():
@@ -140,3 +142,58 @@ class TinyModels:
 @pytest.fixture(scope="session")
 def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> TinyModels:
     return TinyModels(tmp_path_factory.mktemp("tiny"))
+
+
+TEXTS = (
+    "Once upon a time there was a little llama who could not sleep. ",
+    "She counted 1, 2, 3 and 1024 sheep; the moon wasn't tired, and she'll try again.\n\n",
+    "床前明月光，疑是地上霜。举头望明月，低头思故乡。",
+    "El niño comió 12 manzanas — ¡qué rico! ",
+    "🦙 says: “good night” 🌙✨ ",
+)
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A tokenizer folder of each kind, trained on TEXTS: "gpt2" (byte-level BPE), "llama" (SentencePiece)."""
+    sentencepiece = pytest.importorskip("sentencepiece")
+    from llamita.tokenizer import load_tokenizer, train_bpe
+
+    root = tmp_path_factory.mktemp("tokenizers")
+    train_bpe(TEXTS * 3, 320).save(root / "gpt2")
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(TEXTS * 3), model_prefix=str(root / "tiny"), vocab_size=420, model_type="bpe",
+        byte_fallback=True, character_coverage=1.0, normalization_rule_name="identity", remove_extra_whitespaces=False,
+        split_digits=True, minloglevel=2,
+    )  # fmt: skip
+    load_tokenizer(root / "tiny.model").save(root / "llama")
+    return {"gpt2": root / "gpt2", "llama": root / "llama"}
+
+
+@pytest.fixture(scope="session")
+def make_checkpoint(tiny_tokenizers: dict[str, Path]) -> Callable[..., Path]:
+    """make_checkpoint(folder, kind="gpt2", seed=0, **config): a checkpoint with random weights that are far from alike,
+    so that wrong rows, signs or positions change what it tells."""
+    torch = pytest.importorskip("torch")
+    from llamita.checkpoint import save_checkpoint
+    from llamita.config import ModelConfig
+    from llamita.formats.tensor_table import tensor_table
+    from llamita.tokenizer import load_tokenizer
+
+    def make(folder: Path, kind: str = "gpt2", seed: int = 0, **changes: Any) -> Path:
+        tokenizer = load_tokenizer(tiny_tokenizers[kind])
+        values: dict[str, Any] = {
+            "vocab_size": tokenizer.vocab_size, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 128,
+            "bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id,
+        }  # fmt: skip
+        config = ModelConfig(**(values | changes))
+        random = torch.Generator().manual_seed(seed)
+        tensors = {}
+        for spec in tensor_table(config):
+            noise = torch.randn(spec.shape, generator=random)
+            tensors[spec.huggingface] = 1 + 0.2 * noise if spec.kind == "norm" else 0.2 * noise
+        save_checkpoint(folder, config, tensors, tiny_tokenizers[kind])
+        return folder
+
+    return make
