@@ -306,8 +306,11 @@ static llamita_status dequantise(llamita_model *model, const reader *from, const
     if (!weights) {
         return reader_refuse_memory(from, saturating_multiply((uint64_t)elements, sizeof *weights));
     }
-    for (int64_t i = 0; i < elements; i++) {
-        weights[i] = (float)(int8_t)bytes[i] * read_f32(scales + 4 * (i / l->group_size));
+    for (int64_t g = 0; g < elements / l->group_size; g++) {
+        const float scale = read_f32(scales + 4 * g);
+        for (int64_t i = g * l->group_size; i < (g + 1) * l->group_size; i++) {
+            weights[i] = (float)(int8_t)bytes[i] * scale;
+        }
     }
     *data = weights;
     return LLAMITA_OK;

@@ -29,10 +29,18 @@ static inline void put_bytes(buffer *to, const void *bytes, size_t num_bytes) {
     to->num_bytes += num_bytes;
 }
 
-static inline void put_u8(buffer *to, uint8_t value) { put_bytes(to, &value, 1); }
-static inline void put_u32(buffer *to, uint32_t value) { put_bytes(to, &value, 4); }
-static inline void put_u64(buffer *to, uint64_t value) { put_bytes(to, &value, 8); }
-static inline void put_f32(buffer *to, float value) { put_bytes(to, &value, 4); }
+static inline void put_u8(buffer *to, uint8_t value) {
+    put_bytes(to, &value, 1);
+}
+static inline void put_u32(buffer *to, uint32_t value) {
+    put_bytes(to, &value, 4);
+}
+static inline void put_u64(buffer *to, uint64_t value) {
+    put_bytes(to, &value, 8);
+}
+static inline void put_f32(buffer *to, float value) {
+    put_bytes(to, &value, 4);
+}
 
 static inline void put_string(buffer *to, const char *text) {
     put_u64(to, strlen(text));
@@ -214,10 +222,25 @@ static inline void draft_retype_tensor(gguf_draft *d, const char *name, uint32_t
     draft_fill_tensor(t);
 }
 
-enum { DRAFT_HIDDEN = 32, DRAFT_HEADS = 4, DRAFT_KV_HEADS = 2, DRAFT_HEAD_DIM = 8, DRAFT_FFN = 64, DRAFT_LAYERS = 2,
-       DRAFT_CONTEXT = 16 };
+enum {
+    DRAFT_HIDDEN = 32,
+    DRAFT_HEADS = 4,
+    DRAFT_KV_HEADS = 2,
+    DRAFT_HEAD_DIM = 8,
+    DRAFT_FFN = 64,
+    DRAFT_LAYERS = 2,
+    DRAFT_CONTEXT = 16
+};
 
-static const char *const DRAFT_TOKENS[] = {"<unk>", "<s>", "</s>", "\xE2\x96\x81", "a", "b", "\xE2\x96\x81""a", "ab"};
+static const char *const DRAFT_TOKENS[] = {"<unk>",
+                                           "<s>",
+                                           "</s>",
+                                           "\xE2\x96\x81",
+                                           "a",
+                                           "b",
+                                           "\xE2\x96\x81"
+                                           "a",
+                                           "ab"};
 enum { DRAFT_VOCAB = sizeof DRAFT_TOKENS / sizeof DRAFT_TOKENS[0] };
 
 /* SentencePiece without byte fallback. */
@@ -254,11 +277,18 @@ static inline void draft_llama(gguf_draft *d, uint32_t type, bool tied) {
     draft_f32(d, "llama.attention.layer_norm_rms_epsilon", 1e-5F);
     draft_f32(d, "llama.rope.freq_base", 10000.0F);
     draft_sentencepiece(d);
-    const struct { const char *name; uint64_t row_length, num_rows; } parts[] = {
-        {"attn_norm", DRAFT_HIDDEN, 0}, {"attn_q", DRAFT_HIDDEN, DRAFT_HIDDEN},
+    const struct {
+        const char *name;
+        uint64_t row_length, num_rows;
+    } parts[] = {
+        {"attn_norm", DRAFT_HIDDEN, 0},
+        {"attn_q", DRAFT_HIDDEN, DRAFT_HIDDEN},
         {"attn_k", DRAFT_HIDDEN, DRAFT_KV_HEADS * DRAFT_HEAD_DIM},
-        {"attn_v", DRAFT_HIDDEN, DRAFT_KV_HEADS * DRAFT_HEAD_DIM}, {"attn_output", DRAFT_HIDDEN, DRAFT_HIDDEN},
-        {"ffn_norm", DRAFT_HIDDEN, 0}, {"ffn_gate", DRAFT_HIDDEN, DRAFT_FFN}, {"ffn_up", DRAFT_HIDDEN, DRAFT_FFN},
+        {"attn_v", DRAFT_HIDDEN, DRAFT_KV_HEADS * DRAFT_HEAD_DIM},
+        {"attn_output", DRAFT_HIDDEN, DRAFT_HIDDEN},
+        {"ffn_norm", DRAFT_HIDDEN, 0},
+        {"ffn_gate", DRAFT_HIDDEN, DRAFT_FFN},
+        {"ffn_up", DRAFT_HIDDEN, DRAFT_FFN},
         {"ffn_down", DRAFT_FFN, DRAFT_HIDDEN},
     };
     draft_add_tensor(d, "token_embd.weight", type, DRAFT_HIDDEN, DRAFT_VOCAB);
@@ -272,6 +302,51 @@ static inline void draft_llama(gguf_draft *d, uint32_t type, bool tied) {
     draft_add_tensor(d, "output_norm.weight", TENSOR_F32, DRAFT_HIDDEN, 0);
     if (!tied) {
         draft_add_tensor(d, "output.weight", type, DRAFT_HIDDEN, DRAFT_VOCAB);
+    }
+}
+
+/* A byte-level tokenizer: the 256 symbols of GPT-2's alphabet in byte order, then a merge and an end token. */
+static inline void draft_byte_level(gguf_draft *d, const char *pre) {
+    enum { VOCAB = 259 };
+    static char symbols[256][3];
+    const char *tokens[VOCAB];
+    const char *const merges[] = {"a b"};
+    int next = 256;
+    for (int byte = 0; byte < 256; byte++) {
+        bool printable = (byte >= '!' && byte <= '~') || (byte >= 0xA1 && byte <= 0xAC) || byte >= 0xAE;
+        int code = printable ? byte : next++;
+        char *s = symbols[byte];
+        if (code < 0x80) {
+            s[0] = (char)code;
+            s[1] = '\0';
+        } else {
+            s[0] = (char)(0xC0 | code >> 6);
+            s[1] = (char)(0x80 | (code & 0x3F));
+            s[2] = '\0';
+        }
+        tokens[byte] = s;
+    }
+    tokens[256] = "ab";
+    tokens[257] = "<|im_end|>";
+    tokens[258] = "<|endoftext|>";
+    draft_remove(d, "tokenizer.ggml.scores");
+    draft_text(d, "tokenizer.ggml.model", "gpt2");
+    draft_text(d, "tokenizer.ggml.pre", pre);
+    draft_strings(d, "tokenizer.ggml.tokens", tokens, VOCAB);
+    draft_strings(d, "tokenizer.ggml.merges", merges, 1);
+    buffer *types = draft_array(d, "tokenizer.ggml.token_type", GGUF_I32, VOCAB);
+    for (int i = 0; i < VOCAB; i++) {
+        put_u32(types, i < 257 ? TOKEN_NORMAL : TOKEN_CONTROL);
+    }
+    draft_remove(d, "tokenizer.ggml.bos_token_id");
+    draft_u32(d, "tokenizer.ggml.eos_token_id", 258);
+    const char *const grown[] = {"token_embd.weight", "output.weight"};
+    for (int i = 0; i < 2; i++) {
+        draft_tensor *t = draft_find_tensor(d, grown[i]);
+        if (t) { /* no output.weight when tied */
+            t->shape[1] = VOCAB;
+            draft_fill_tensor(t);
+        }
     }
 }
 
@@ -434,8 +509,8 @@ static inline buffer llama2c_write_tokenizer(void) {
 
 /* ---------------------------------------------------------------- opening from memory */
 
-/* Opens a model from bytes, in a block of exactly their size so that AddressSanitizer sees every step beyond; NULL and the
- * error if refused. close_bytes frees it. */
+/* Opens a model from bytes, in a block of exactly their size so that AddressSanitizer sees every step beyond; NULL and
+ * the error if refused. close_bytes frees it. */
 static inline llamita_model *open_bytes(const void *bytes, size_t num_bytes, const char *tokenizer_path,
                                         llamita_error *error) {
     const llamita_model_params params = {.tokenizer_path = tokenizer_path, .kernels = "scalar"};

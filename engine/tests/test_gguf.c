@@ -1,4 +1,5 @@
-/* test_gguf.c: whole GGUF files open as what they say, and each way of being wrong is refused in one line that names it. */
+/* test_gguf.c: whole GGUF files open as what they say, and each way of being wrong is refused in one line that names
+ * it. */
 #include <math.h>
 #include <time.h>
 
@@ -15,8 +16,8 @@ static void check_refused(gguf_draft *d, const char *expected, int line) {
     CHECK(!model, "case of line %d: opened", line);
     CHECK(strstr(error.message, expected), "case of line %d: expected \"%s\", found \"%s\"", line, expected,
           error.message);
-    CHECK(strncmp(error.message, "cannot open ", 12) == 0 && !strchr(error.message, '\n'), "case of line %d: \"%s\"", line,
-          error.message);
+    CHECK(strncmp(error.message, "cannot open ", 12) == 0 && !strchr(error.message, '\n'), "case of line %d: \"%s\"",
+          line, error.message);
     CHECK(error.status == LLAMITA_ERROR_FORMAT, "case of line %d: status %d", line, error.status);
     close_bytes(model);
     free_buffer(&file);
@@ -158,7 +159,8 @@ static void test_numbers(void) {
     REFUSED("freq_base: expected at least 1, found -5", draft_f32(&d, theta, -5));
     REFUSED("freq_base: expected a finite number, found inf", draft_f32(&d, theta, INFINITY));
     REFUSED("scaling.type: expected none or linear, found yarn", draft_text(&d, "llama.rope.scaling.type", "yarn"));
-    REFUSED("scaling.type: expected none or linear, found longrope", draft_text(&d, "llama.rope.scaling.type", "longrope"));
+    REFUSED("scaling.type: expected none or linear, found longrope",
+            draft_text(&d, "llama.rope.scaling.type", "longrope"));
     REFUSED("scaling.factor: expected a positive number, found -2", draft_f32(&d, "llama.rope.scaling.factor", -2));
     REFUSED("scaling.factor: expected a finite number", draft_f32(&d, "llama.rope.scaling.factor", NAN));
     REFUSED("RoPE angle of pair 0: expected a finite number", draft_f32(&d, "llama.rope.scaling.factor", 1e-45F));
@@ -172,7 +174,8 @@ static void set_float(gguf_draft *d, const char *name, size_t index, float value
 }
 
 static void test_tensors(void) {
-    static const char *const matrices[] = {"attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"};
+    static const char *const matrices[] = {"attn_q",   "attn_k", "attn_v",  "attn_output",
+                                           "ffn_gate", "ffn_up", "ffn_down"};
     for (size_t i = 0; i < sizeof matrices / sizeof matrices[0]; i++) {
         char name[DRAFT_NAME_BYTES], missing[DRAFT_NAME_BYTES + 32], shape[DRAFT_NAME_BYTES + 32];
         snprintf(name, sizeof name, "blk.1.%s.weight", matrices[i]);
@@ -193,7 +196,8 @@ static void test_tensors(void) {
         REFUSED(missing, draft_remove_tensor(&d, norms[i]));
         REFUSED(finite, set_float(&d, norms[i], 31, NAN));
         REFUSED(finite, set_float(&d, norms[i], 0, -INFINITY));
-        REFUSED("expected type F32, F16 or BF16, found a quantised one", draft_retype_tensor(&d, norms[i], TENSOR_Q8_0));
+        REFUSED("expected type F32, F16 or BF16, found a quantised one",
+                draft_retype_tensor(&d, norms[i], TENSOR_Q8_0));
     }
     REFUSED("tensor token_embd.weight is missing", draft_remove_tensor(&d, "token_embd.weight"));
     REFUSED("tensor output.weight: expected shape [32, 8], found [32, 4]",
@@ -201,66 +205,28 @@ static void test_tensors(void) {
             draft_fill_tensor(draft_find_tensor(&d, "output.weight")));
     REFUSED("tensor blk.0.attn_q.bias: expected no such tensor in a Llama of 2 layers",
             draft_add_tensor(&d, "blk.0.attn_q.bias", TENSOR_F32, 32, 0));
-    REFUSED("tensor token_embd.weight: expected shape [64, 8], found [32, 8]", draft_u32(&d, "llama.embedding_length", 64));
-    REFUSED("llama.vocab_size: expected the 8 rows of token_embd.weight, found 9", draft_u32(&d, "llama.vocab_size", 9));
-    REFUSED("tensor token_embd.weight is missing", while (d.num_tensors > 1) draft_remove_tensor(&d, d.tensors[0].name));
+    REFUSED("tensor token_embd.weight: expected shape [64, 8], found [32, 8]",
+            draft_u32(&d, "llama.embedding_length", 64));
+    REFUSED("llama.vocab_size: expected the 8 rows of token_embd.weight, found 9",
+            draft_u32(&d, "llama.vocab_size", 9));
+    REFUSED("tensor token_embd.weight is missing",
+            while (d.num_tensors > 1) draft_remove_tensor(&d, d.tensors[0].name));
     REFUSED("holds a tokenizer but no tensors", while (d.num_tensors) draft_remove_tensor(&d, d.tensors[0].name));
 }
 
 /* ---------------------------------------------------------------- tokenizer keys */
 
-/* A byte-level tokenizer: the 256 symbols of GPT-2's alphabet in byte order, then a merge and an end token. */
-static void draft_byte_level(gguf_draft *d, const char *pre) {
-    enum { VOCAB = 259 };
-    static char symbols[256][3];
-    const char *tokens[VOCAB];
-    const char *const merges[] = {"a b"};
-    int next = 256;
-    for (int byte = 0; byte < 256; byte++) {
-        bool printable = (byte >= '!' && byte <= '~') || (byte >= 0xA1 && byte <= 0xAC) || byte >= 0xAE;
-        int code = printable ? byte : next++;
-        char *s = symbols[byte];
-        if (code < 0x80) {
-            s[0] = (char)code;
-            s[1] = '\0';
-        } else {
-            s[0] = (char)(0xC0 | code >> 6);
-            s[1] = (char)(0x80 | (code & 0x3F));
-            s[2] = '\0';
-        }
-        tokens[byte] = s;
-    }
-    tokens[256] = "ab";
-    tokens[257] = "<|im_end|>";
-    tokens[258] = "<|endoftext|>";
-    draft_remove(d, "tokenizer.ggml.scores");
-    draft_text(d, "tokenizer.ggml.model", "gpt2");
-    draft_text(d, "tokenizer.ggml.pre", pre);
-    draft_strings(d, "tokenizer.ggml.tokens", tokens, VOCAB);
-    draft_strings(d, "tokenizer.ggml.merges", merges, 1);
-    buffer *types = draft_array(d, "tokenizer.ggml.token_type", GGUF_I32, VOCAB);
-    for (int i = 0; i < VOCAB; i++) {
-        put_u32(types, i < 257 ? TOKEN_NORMAL : TOKEN_CONTROL);
-    }
-    draft_remove(d, "tokenizer.ggml.bos_token_id");
-    draft_u32(d, "tokenizer.ggml.eos_token_id", 258);
-    const char *const grown[] = {"token_embd.weight", "output.weight"};
-    for (int i = 0; i < 2; i++) {
-        draft_tensor *t = draft_find_tensor(d, grown[i]);
-        t->shape[1] = VOCAB;
-        draft_fill_tensor(t);
-    }
-}
-
 static void test_tokenizer_refusals(void) {
     REFUSED("tokenizer.ggml.model: expected llama or gpt2, found bert", draft_text(&d, "tokenizer.ggml.model", "bert"));
     REFUSED("tokenizer.ggml.model: expected string, found u32", draft_u32(&d, "tokenizer.ggml.model", 1));
     REFUSED("key tokenizer.ggml.tokens is missing", draft_remove(&d, "tokenizer.ggml.tokens"));
-    REFUSED("tokens: expected array of string, found array of u32", draft_array(&d, "tokenizer.ggml.tokens", GGUF_U32, 0));
+    REFUSED("tokens: expected array of string, found array of u32",
+            draft_array(&d, "tokenizer.ggml.tokens", GGUF_U32, 0));
     REFUSED("tokens: expected 1 to 1048576 tokens, found 0", draft_array(&d, "tokenizer.ggml.tokens", GGUF_STRING, 0));
     REFUSED("the tokenizer in it has 7 tokens, the model's vocabulary has 8",
             draft_strings(&d, "tokenizer.ggml.tokens", DRAFT_TOKENS, 7),
-            put_zeros(draft_array(&d, "tokenizer.ggml.scores", GGUF_F32, 7), 28), draft_remove(&d, "tokenizer.ggml.token_type"));
+            put_zeros(draft_array(&d, "tokenizer.ggml.scores", GGUF_F32, 7), 28),
+            draft_remove(&d, "tokenizer.ggml.token_type"));
     REFUSED("key tokenizer.ggml.scores is missing", draft_remove(&d, "tokenizer.ggml.scores"));
     REFUSED("scores: expected 8 elements, one a token, found 7",
             put_zeros(draft_array(&d, "tokenizer.ggml.scores", GGUF_F32, 7), 28));
@@ -274,7 +240,8 @@ static void test_tokenizer_refusals(void) {
     REFUSED("token_type: token 0: expected a type of 1 to 6, found 0",
             put_zeros(draft_array(&d, "tokenizer.ggml.token_type", GGUF_I32, 8), 32));
     REFUSED("bos_token_id: expected 0 to 7, found 8", draft_u32(&d, "tokenizer.ggml.bos_token_id", 8));
-    REFUSED("eos_token_id: expected 0 to 7, found 4294967295", draft_u32(&d, "tokenizer.ggml.eos_token_id", UINT32_MAX));
+    REFUSED("eos_token_id: expected 0 to 7, found 4294967295",
+            draft_u32(&d, "tokenizer.ggml.eos_token_id", UINT32_MAX));
     REFUSED("eot_token_id: expected 0 to 7, found 9", draft_u32(&d, "tokenizer.ggml.eot_token_id", 9));
     REFUSED("unknown_token_id: expected 0 to 7, found -1",
             put_u32(draft_set(&d, "tokenizer.ggml.unknown_token_id", GGUF_I32), UINT32_MAX));
@@ -282,12 +249,15 @@ static void test_tokenizer_refusals(void) {
     REFUSED("chat_template: expected string, found bool", draft_bool(&d, "tokenizer.chat_template", 1));
     REFUSED("chat_template: expected at most", put_u64(draft_set(&d, "tokenizer.chat_template", GGUF_STRING), 3),
             put_bytes(&draft_find(&d, "tokenizer.chat_template")->value, "a\0b", 3));
-    REFUSED("chat_template: expected at most 1048576 bytes", put_u64(draft_set(&d, "tokenizer.chat_template", GGUF_STRING), 2 << 20),
+    REFUSED("chat_template: expected at most 1048576 bytes",
+            put_u64(draft_set(&d, "tokenizer.chat_template", GGUF_STRING), 2 << 20),
             put_zeros(&draft_find(&d, "tokenizer.chat_template")->value, 2 << 20));
-    REFUSED("tokenizer.ggml.pre: expected qwen2, llama-bpe, gpt-2 or smollm, found default", draft_byte_level(&d, "default"));
+    REFUSED("tokenizer.ggml.pre: expected qwen2, llama-bpe, gpt-2 or smollm, found default",
+            draft_byte_level(&d, "default"));
     REFUSED("found tekken", draft_byte_level(&d, "tekken"));
     REFUSED("key tokenizer.ggml.pre is missing", draft_byte_level(&d, "gpt-2"), draft_remove(&d, "tokenizer.ggml.pre"));
-    REFUSED("key tokenizer.ggml.merges is missing", draft_byte_level(&d, "gpt-2"), draft_remove(&d, "tokenizer.ggml.merges"));
+    REFUSED("key tokenizer.ggml.merges is missing", draft_byte_level(&d, "gpt-2"),
+            draft_remove(&d, "tokenizer.ggml.merges"));
     REFUSED("merges: expected array of string, found u32", draft_byte_level(&d, "gpt-2"),
             draft_u32(&d, "tokenizer.ggml.merges", 1));
     REFUSED("bos_token_id: expected the id that add_bos_token asks for", draft_byte_level(&d, "gpt-2"),
@@ -307,8 +277,12 @@ static llamita_model *open_draft(gguf_draft *d, int line) {
 }
 
 static void test_opens(void) {
-    static const struct { uint32_t type; const char *name; double bytes_per_weight; } types[] = {
-        {TENSOR_F32, "F32", 4.0},          {TENSOR_F16, "F16", 2.0},          {TENSOR_BF16, "BF16", 2.0},
+    static const struct {
+        uint32_t type;
+        const char *name;
+        double bytes_per_weight;
+    } types[] = {
+        {TENSOR_F32, "F32", 4.0},           {TENSOR_F16, "F16", 2.0},           {TENSOR_BF16, "BF16", 2.0},
         {TENSOR_Q8_0, "Q8_0", 34.0 / 32.0}, {TENSOR_Q4_0, "Q4_0", 18.0 / 32.0}, {TENSOR_Q4_1, "Q4_1", 20.0 / 32.0},
     };
     const int64_t layer_weights = 2 * 32 * 32 + 2 * 16 * 32 + 3 * 64 * 32, norms = 5 * 32;
@@ -329,14 +303,18 @@ static void test_opens(void) {
             CHECK(info.num_parameters == matrices + norms, "%d", (int)info.num_parameters);
             CHECK(info.weight_bytes == (int64_t)((double)matrices * types[i].bytes_per_weight) + 4 * norms, "%d",
                   (int)info.weight_bytes);
-            CHECK(info.decode_bytes == (int64_t)((2 * layer_weights + 8 * 32 + 32) * types[i].bytes_per_weight) + 4 * norms,
+            CHECK(info.decode_bytes ==
+                      (int64_t)((2 * layer_weights + 8 * 32 + 32) * types[i].bytes_per_weight) + 4 * norms,
                   "%d", (int)info.decode_bytes);
-            CHECK(info.tied_embeddings == (tied == 1) && (model->output.data == model->token_embedding.data) == (tied == 1),
+            CHECK(info.tied_embeddings == (tied == 1) &&
+                      (model->output.data == model->token_embedding.data) == (tied == 1),
                   "tied %d", info.tied_embeddings);
             CHECK(info.hidden_size == 32 && info.intermediate_size == 64 && info.num_hidden_layers == 2 &&
-                  info.num_attention_heads == 4 && info.num_key_value_heads == 2 && info.head_dim == 8 &&
-                  info.vocab_size == 8 && info.context_tokens == 16, "sizes");
-            CHECK(info.rope_theta == 10000.0F && info.rms_norm_eps == 1e-5F, "%g %g", info.rope_theta, info.rms_norm_eps);
+                      info.num_attention_heads == 4 && info.num_key_value_heads == 2 && info.head_dim == 8 &&
+                      info.vocab_size == 8 && info.context_tokens == 16,
+                  "sizes");
+            CHECK(info.rope_theta == 10000.0F && info.rms_norm_eps == 1e-5F, "%g %g", info.rope_theta,
+                  info.rms_norm_eps);
             CHECK(info.kv_bytes_per_token == 2 * 2 * 2 * 8 * 4, "%d", (int)info.kv_bytes_per_token);
             CHECK(info.has_tokenizer && info.add_bos && info.bos_id == 1 && info.eos_id == 2, "tokenizer");
             CHECK(strcmp(info.name, "a draft") == 0 && strcmp(info.architecture, "llama") == 0, "%s", info.name);
@@ -431,8 +409,11 @@ static void test_rope(void) {
 }
 
 static void test_byte_level(void) {
-    static const struct { const char *pre; bool add_bos; } splits[] = {
-        {"qwen2", false}, {"gpt-2", false}, {"smollm", false}, {"llama-bpe", true}, {"llama3", true}, {"llama-v3", true}};
+    static const struct {
+        const char *pre;
+        bool add_bos;
+    } splits[] = {{"qwen2", false},    {"gpt-2", false}, {"smollm", false},
+                  {"llama-bpe", true}, {"llama3", true}, {"llama-v3", true}};
     for (size_t i = 0; i < sizeof splits / sizeof splits[0]; i++) {
         gguf_draft d;
         draft_llama(&d, TENSOR_F32, false);
@@ -441,7 +422,8 @@ static void test_byte_level(void) {
         llamita_model *model = open_draft(&d, __LINE__);
         CHECK(!model || (model->info.has_tokenizer && model->info.add_bos == splits[i].add_bos), "%s", splits[i].pre);
         CHECK(!model || (tokenizer_ends(model->tokenizer, 257) && tokenizer_ends(model->tokenizer, 258) &&
-                         !tokenizer_ends(model->tokenizer, 256)), "%s: end tokens", splits[i].pre);
+                         !tokenizer_ends(model->tokenizer, 256)),
+              "%s: end tokens", splits[i].pre);
         close_bytes(model);
     }
 }
@@ -454,13 +436,14 @@ static void test_truncated_everywhere(void) {
     draft_u32(&d, "general.alignment", 8);
     d.alignment = 8;
     buffer file = draft_write(&d, NULL);
-    size_t padding = (size_t)(padded(d.tensors[d.num_tensors - 1].data.num_bytes, 8) -
-                              d.tensors[d.num_tensors - 1].data.num_bytes);
+    size_t padding =
+        (size_t)(padded(d.tensors[d.num_tensors - 1].data.num_bytes, 8) - d.tensors[d.num_tensors - 1].data.num_bytes);
     for (size_t length = 0; length < file.num_bytes - padding; length++) {
         llamita_error error;
         llamita_model *model = open_bytes(file.bytes, length, NULL, &error);
         CHECK(!model, "cut at byte %zu of %zu: opened", length, file.num_bytes);
-        CHECK(error.status == LLAMITA_ERROR_FORMAT && error.message[0], "cut at byte %zu: status %d", length, error.status);
+        CHECK(error.status == LLAMITA_ERROR_FORMAT && error.message[0], "cut at byte %zu: status %d", length,
+              error.status);
         close_bytes(model);
     }
     free_buffer(&file);

@@ -1,4 +1,5 @@
-/* test_llama2c.c: llama2.c's model files and tokenizer.bin open as what they say; wrong ones are refused in one line. */
+/* test_llama2c.c: llama2.c's model files and tokenizer.bin open as what they say; wrong ones are refused in one line.
+ */
 #include <math.h>
 #include <unistd.h>
 #include <sys/stat.h>
@@ -20,8 +21,10 @@ static void check_refused(buffer *file, const char *expected, int line) {
     llamita_error error;
     llamita_model *model = open_bytes(file->bytes, file->num_bytes, NULL, &error);
     CHECK(!model, "case of line %d: opened", line);
-    CHECK(strstr(error.message, expected), "case of line %d: expected \"%s\", found \"%s\"", line, expected, error.message);
-    CHECK(strncmp(error.message, "cannot open model draft.bin: ", 29) == 0, "case of line %d: \"%s\"", line, error.message);
+    CHECK(strstr(error.message, expected), "case of line %d: expected \"%s\", found \"%s\"", line, expected,
+          error.message);
+    CHECK(strncmp(error.message, "cannot open model draft.bin: ", 29) == 0, "case of line %d: \"%s\"", line,
+          error.message);
     CHECK(error.status == LLAMITA_ERROR_FORMAT, "case of line %d: status %d", line, error.status);
     close_bytes(model);
     free_buffer(file);
@@ -37,7 +40,9 @@ static void check_refused(buffer *file, const char *expected, int line) {
 
 enum { DIM, HIDDEN_DIM, N_LAYERS, N_HEADS, N_KV_HEADS, VOCAB_SIZE, MAX_SEQ_LEN };
 
-static size_t field(int version, int index) { return (size_t)(version ? 8 : 0) + 4 * (size_t)index; }
+static size_t field(int version, int index) {
+    return (size_t)(version ? 8 : 0) + 4 * (size_t)index;
+}
 
 static void test_v0_refusals(void) {
     const char *foreign = "expected a GGUF or llama2.c model file, found neither";
@@ -50,13 +55,14 @@ static void test_v0_refusals(void) {
         REFUSED(0, index == N_HEADS ? foreign : "bytes for its header", put_i32_at(&file, field(0, index), 48));
     }
     REFUSED(0, "expected 18446744073709551615 bytes for its header",
-            for (int i = HIDDEN_DIM; i <= MAX_SEQ_LEN; i++) put_i32_at(&file, field(0, i), i == N_HEADS ? 4 : INT32_MAX));
+            for (int i = HIDDEN_DIM; i <= MAX_SEQ_LEN; i++)
+                put_i32_at(&file, field(0, i), i == N_HEADS ? 4 : INT32_MAX));
     REFUSED(0, "bytes for its header (dim 32, hidden_dim 64, layers 2, heads 4, kv heads 2, vocabulary 8, context 16)",
             put_u8(&file, 0));
     REFUSED(0, foreign, put_i32_at(&file, field(0, N_HEADS), 5));
-    REFUSED(0, "expected a divisor of 4 attention heads, found 3",
-            file.num_bytes += 4 * 2 * 2 * 8 * 32, file.bytes = realloc(file.bytes, file.num_bytes),
-            memset(file.bytes + file.num_bytes - 4096, 0, 4096), put_i32_at(&file, field(0, N_KV_HEADS), 3));
+    REFUSED(0, "expected a divisor of 4 attention heads, found 3", file.num_bytes += 4 * 2 * 2 * 8 * 32,
+            file.bytes = realloc(file.bytes, file.num_bytes), memset(file.bytes + file.num_bytes - 4096, 0, 4096),
+            put_i32_at(&file, field(0, N_KV_HEADS), 3));
     REFUSED(0, "tensor blk.0.attn_norm.weight: expected finite numbers, found nan",
             put_at(&file, 28 + 4 * 8 * 32 + 4 * 3, &(float){NAN}, 4));
     REFUSED(0, "tensor blk.1.attn_norm.weight: expected finite numbers, found inf at position 31",
@@ -93,7 +99,8 @@ static void test_new_refusals(void) {
     }
     REFUSED(2, "header: group size: expected at least 1, found 0", put_i32_at(&file, 37, 0));
     REFUSED(2, "header: group size: expected at least 1, found -64", put_i32_at(&file, 37, -64));
-    REFUSED(2, "header: group size: expected a divisor of the 256 weights of token_embd, found 48", put_i32_at(&file, 37, 48));
+    REFUSED(2, "header: group size: expected a divisor of the 256 weights of token_embd, found 48",
+            put_i32_at(&file, 37, 48));
     REFUSED(2, "bytes for its header", put_i32_at(&file, 37, 16));
     REFUSED(2, "tensor token_embd.weight: expected finite scales, found inf at group 1",
             put_at(&file, 256 + 4 * 5 * 32 + 8 * 32 + 4, &(float){INFINITY}, 4));
@@ -129,8 +136,9 @@ static void test_opens(void) {
             if (model) {
                 const llamita_model_info *info = &model->info;
                 CHECK(info->hidden_size == 32 && info->intermediate_size == 64 && info->num_hidden_layers == 2 &&
-                      info->num_attention_heads == 4 && info->num_key_value_heads == 2 && info->head_dim == 8 &&
-                      info->vocab_size == 8 && info->context_tokens == 16, "sizes");
+                          info->num_attention_heads == 4 && info->num_key_value_heads == 2 && info->head_dim == 8 &&
+                          info->vocab_size == 8 && info->context_tokens == 16,
+                      "sizes");
                 CHECK(info->tied_embeddings == (shared == 1), "tied %d", info->tied_embeddings);
                 CHECK((model->output.data == model->token_embedding.data) == (shared == 1), "output");
                 CHECK(info->format[10] == '0' + version, "%s", info->format);
@@ -202,7 +210,8 @@ static void test_groups(void) {
                 CHECK(weights[i] == expected, "group %u: weight %u: %g, not %g", group, i, (double)weights[i],
                       (double)expected);
             }
-            CHECK(model->info.weight_bytes == 4 * 5 * 32 + (8 * 32 + 2 * 9216) + 4 * (8 * 32 + 2 * 9216) / (int64_t)group,
+            CHECK(model->info.weight_bytes ==
+                      4 * 5 * 32 + (8 * 32 + 2 * 9216) + 4 * (8 * 32 + 2 * 9216) / (int64_t)group,
                   "%d", (int)model->info.weight_bytes);
         }
         close_bytes(model);
@@ -231,7 +240,8 @@ static void check_tokenizer_refused(buffer *file, int32_t vocab_size, const char
     llamita_error error;
     llamita_status status = read_copy(file, vocab_size, &t, &error);
     CHECK(status == LLAMITA_ERROR_FORMAT && !t, "case of line %d: status %d", line, status);
-    CHECK(strstr(error.message, expected), "case of line %d: expected \"%s\", found \"%s\"", line, expected, error.message);
+    CHECK(strstr(error.message, expected), "case of line %d: expected \"%s\", found \"%s\"", line, expected,
+          error.message);
     CHECK(strncmp(error.message, "cannot open tokenizer draft.bin: ", 33) == 0, "case of line %d: \"%s\"", line,
           error.message);
     tokenizer_free(t);
@@ -258,7 +268,8 @@ static void test_tokenizer_refusals(void) {
     TOKENIZER_REFUSED(8, "token 7: expected 6 bytes, found the file's end", put_i32_at(&file, last_score + 4, 6));
     TOKENIZER_REFUSED(8, "token 7: it ends after", file.num_bytes -= 3);
     TOKENIZER_REFUSED(8, "token 0: expected a finite score, found nan", put_at(&file, 4, &(float){NAN}, 4));
-    TOKENIZER_REFUSED(8, "token 7: expected a finite score, found inf", put_at(&file, last_score, &(float){INFINITY}, 4));
+    TOKENIZER_REFUSED(8, "token 7: expected a finite score, found inf",
+                      put_at(&file, last_score, &(float){INFINITY}, 4));
     TOKENIZER_REFUSED(9, "expected 9 tokens, the model's vocabulary, found 8", );
     TOKENIZER_REFUSED(7, "expected 7 tokens, the model's vocabulary, found 8", );
     TOKENIZER_REFUSED(2, "expected at least 3 tokens", put_i32_at(&file, 0, 5), file.num_bytes = 4 + 13 + 13);
@@ -272,7 +283,15 @@ static void test_tokenizer_refusals(void) {
 }
 
 static void test_tokenizer(void) {
-    static const char *const expected[] = {"<unk>", "<s>", "</s>", "\xE2\x96\x81", "a", "b", "\xE2\x96\x81""a", "ab"};
+    static const char *const expected[] = {"<unk>",
+                                           "<s>",
+                                           "</s>",
+                                           "\xE2\x96\x81",
+                                           "a",
+                                           "b",
+                                           "\xE2\x96\x81"
+                                           "a",
+                                           "ab"};
     buffer file = llama2c_write_tokenizer();
     tokenizer *t = NULL;
     llamita_error error;
@@ -288,7 +307,8 @@ static void test_tokenizer(void) {
 
 /* Byte tokens are the ones with exactly two hexadecimal digits; "<0x4>" and "<0x-1>" are ordinary text. */
 static void test_byte_tokens(void) {
-    static const char *const pieces[] = {"<unk>", "\n<s>\n", "\n</s>\n", "<0x41>", "<0x-1>", "<0x4>", "<0xZZ>", "<0x0a>"};
+    static const char *const pieces[] = {"<unk>",  "\n<s>\n", "\n</s>\n", "<0x41>",
+                                         "<0x-1>", "<0x4>",   "<0xZZ>",   "<0x0a>"};
     static const char *const bytes[] = {"A", "<0x-1>", "<0x4>", "<0xZZ>", "\n"};
     buffer file = {0};
     put_u32(&file, 6);
@@ -304,8 +324,8 @@ static void test_byte_tokens(void) {
         const char *text = NULL;
         size_t length = 0;
         CHECK(tokenizer_decode(t, 5, id, &text, &length, &error) == LLAMITA_OK, "%s", error.message);
-        CHECK(length == strlen(bytes[id - 3]) && memcmp(text, bytes[id - 3], length) == 0, "token %d: %.*s", id, (int)length,
-              text);
+        CHECK(length == strlen(bytes[id - 3]) && memcmp(text, bytes[id - 3], length) == 0, "token %d: %.*s", id,
+              (int)length, text);
     }
     tokenizer_free(t);
     free_buffer(&file);
@@ -326,7 +346,8 @@ static void check_open_fails(const char *path, const char *tokenizer_path, const
     llamita_model *model = NULL;
     llamita_error error = {0};
     CHECK(llamita_model_open(path, &params, &model, &error) == status, "%s: status %d", path, error.status);
-    CHECK(!model && strstr(error.message, expected), "%s: expected \"%s\", found \"%s\"", path, expected, error.message);
+    CHECK(!model && strstr(error.message, expected), "%s: expected \"%s\", found \"%s\"", path, expected,
+          error.message);
     CHECK(llamita_model_open(path, &params, &model, NULL) == status, "%s: without an error to fill", path);
 }
 
@@ -358,12 +379,14 @@ static void test_files(void) {
     CHECK(!model->info.has_tokenizer, "a tokenizer from nowhere");
     llamita_model_close(model);
     llamita_model_close(NULL);
-    check_open_fails("/nowhere/model.bin", NULL, NULL, LLAMITA_ERROR_IO, "cannot open model /nowhere/model.bin: No such file");
+    check_open_fails("/nowhere/model.bin", NULL, NULL, LLAMITA_ERROR_IO,
+                     "cannot open model /nowhere/model.bin: No such file");
     check_open_fails(directory, NULL, NULL, LLAMITA_ERROR_IO, "expected a file, found a directory");
     check_open_fails(pipe_path, NULL, NULL, LLAMITA_ERROR_IO, "expected a regular file");
     check_open_fails(empty_path, NULL, NULL, LLAMITA_ERROR_FORMAT, "the file is empty");
     check_open_fails(model_path, NULL, "mmx", LLAMITA_ERROR_ARGUMENT, "kernels: expected auto, scalar, avx2 or neon");
-    check_open_fails(model_path, "/nowhere/t.bin", NULL, LLAMITA_ERROR_IO, "cannot open tokenizer /nowhere/t.bin: No such");
+    check_open_fails(model_path, "/nowhere/t.bin", NULL, LLAMITA_ERROR_IO,
+                     "cannot open tokenizer /nowhere/t.bin: No such");
     check_open_fails(model_path, empty_path, NULL, LLAMITA_ERROR_FORMAT, "cannot open tokenizer");
     check_open_fails(model_path, model_path, NULL, LLAMITA_ERROR_FORMAT, "no llama2.c tokenizer.bin");
     unlink(model_path);
