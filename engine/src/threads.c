@@ -1,22 +1,25 @@
 /* threads.c: a team of threads that runs one function together, and meets at barriers within it. */
 #if defined(__linux__)
+#ifndef _GNU_SOURCE
 #define _GNU_SOURCE /* sched_getaffinity */
+#endif
 #endif
 #include "threads.h"
 
 #include <limits.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
-#if defined(__linux__)
-#include <sched.h>
-#endif
 
-#define SPINS 4000 /* some tens of microseconds: longer than a step of a small model, shorter than a time slice */
+/* A wait begins with pauses (about 3 us): the others are near. Then it yields, as the one who is waited for may be
+ * without a processor, even waiting for ours. Then it sleeps. */
+#define PAUSES 64
+#define YIELDS 64
 
 struct threads {
     atomic_int count; /* changes only when some threads could not be started */
@@ -63,9 +66,10 @@ static void barrier_wait(threads *team) {
         }
         return;
     }
-    for (int i = 0; i < SPINS; i++) {
+    for (int i = 0; i < PAUSES + YIELDS; i++) {
         if (atomic_load_explicit(&team->generation, memory_order_acquire) != generation) return;
-        spin_pause();
+        if (i < PAUSES) spin_pause();
+        else sched_yield();
     }
     barrier_sleep(team, generation);
 }

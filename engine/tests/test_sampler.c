@@ -1,0 +1,203 @@
+/* test_sampler.c: the sampler against one that sorts, its odds against probabilities, and its refusals. */
+#include "random_model.h"
+
+static llamita_error error;
+static const llamita_sampler_params off = {.temperature = 1.0f, .top_p = 1.0f, .repetition_penalty = 1.0f};
+
+static llamita_sampler *open_sampler(llamita_sampler_params params, int32_t vocab_size) {
+    llamita_sampler *sampler = NULL;
+    REQUIRE(llamita_sampler_open(&params, vocab_size, &sampler, &error) == LLAMITA_OK, "%s", error.message);
+    return sampler;
+}
+
+static int32_t pick(llamita_sampler *sampler, const float *logits) {
+    int32_t id = -1;
+    REQUIRE(llamita_sampler_pick(sampler, logits, &id, &error) == LLAMITA_OK, "%s", error.message);
+    return id;
+}
+
+/* ------------------------------------------------------------------ which tokens can come */
+
+typedef struct { double weight; int32_t id; } candidate;
+
+static int by_weight(const void *left, const void *right) {
+    const candidate *a = left, *b = right;
+    if (a->weight != b->weight) return a->weight < b->weight ? 1 : -1;
+    return a->id < b->id ? -1 : 1;
+}
+
+/* By sorting: the candidates in order, and the probabilities they are drawn with. Returns how many. doubtful: the last
+ * one is so near to a limit that rounding may decide. */
+static int32_t naive_candidates(const llamita_sampler_params *p, const float *logits, int32_t n, candidate *out, bool *doubtful) {
+    float largest = logits[0];
+    for (int32_t i = 1; i < n; i++) largest = fmaxf(largest, logits[i]);
+    double total = 0, mass = 0;
+    for (int32_t i = 0; i < n; i++) out[i] = (candidate){exp((double)((logits[i] - largest) / p->temperature)), i};
+    qsort(out, (size_t)n, sizeof *out, by_weight);
+    int32_t kept = p->top_k > 0 && p->top_k < n ? p->top_k : n;
+    for (int32_t i = 0; i < kept; i++) total += out[i].weight;
+    *doubtful = false;
+    if (p->top_p < 1.0f)
+        for (int32_t i = 0; i < kept; i++) {
+            mass += out[i].weight;
+            *doubtful |= fabs(mass / total - (double)p->top_p) < 1e-5;
+            if (mass >= (double)p->top_p * total) kept = i + 1;
+        }
+    for (int32_t i = 0; i < kept; i++) {
+        *doubtful |= fabs(out[i].weight - (double)p->min_p) < 1e-5 && p->min_p > 0.0f;
+        if (out[i].weight < (double)p->min_p) kept = i;
+    }
+    total = 0;
+    for (int32_t i = 0; i < kept; i++) total += out[i].weight;
+    for (int32_t i = 0; i < kept; i++) out[i].weight /= total;
+    return kept;
+}
+
+/* Draws many times: only candidates come, each about as often as it should (five standard deviations). */
+static void check_odds(llamita_sampler_params params, const float *logits, int32_t vocab_size) {
+    enum { DRAWS = 4000 };
+    candidate *expected = allocate_or_die((size_t)vocab_size * sizeof *expected);
+    int *counts = allocate_or_die((size_t)vocab_size * sizeof *counts);
+    bool doubtful;
+    const int32_t kept = naive_candidates(&params, logits, vocab_size, expected, &doubtful);
+    llamita_sampler *sampler = open_sampler(params, vocab_size);
+    for (int i = 0; i < DRAWS && !doubtful; i++) counts[pick(sampler, logits)]++;
+    for (int32_t i = 0; i < kept && !doubtful; i++) {
+        const double mean = DRAWS * expected[i].weight, deviation = sqrt(mean * (1 - expected[i].weight)) + 1e-9;
+        CHECK(fabs(counts[expected[i].id] - mean) < 5.5 * deviation + 3, "k %d p %g min %g: id %d came %d times, expected %g", (int)params.top_k,
+              (double)params.top_p, (double)params.min_p, (int)expected[i].id, counts[expected[i].id], mean);
+        counts[expected[i].id] = 0;
+    }
+    for (int32_t i = 0; i < vocab_size; i++)
+        CHECK(counts[i] == 0 || doubtful, "k %d p %g min %g t %g: id %d came %d times, but was cut off", (int)params.top_k, (double)params.top_p,
+              (double)params.min_p, (double)params.temperature, (int)i, counts[i]);
+    llamita_sampler_close(sampler);
+    free(expected);
+    free(counts);
+}
+
+static void test_odds(void) {
+    static float logits[3000];
+    for (int round = 0; round < 30; round++) {
+        const int32_t vocab_size = round % 3 == 0 ? 3000 : 1 + random_below(200);
+        for (int32_t i = 0; i < vocab_size; i++) logits[i] = 3.0f * random_float();
+        if (round % 4 == 0) /* many equal ones: the cut goes through them by id */
+            for (int32_t i = 0; i < vocab_size; i++) logits[i] = floorf(logits[i]);
+        llamita_sampler_params params = off;
+        params.seed = (uint64_t)round;
+        params.temperature = 0.5f + 0.25f * (float)(round % 5);
+        if (round % 2) params.top_k = 1 + random_below(40);
+        if (round % 3) params.top_p = 0.3f + 0.069f * (float)random_below(10);
+        if (round % 5 == 4) params.min_p = 0.05f;
+        check_odds(params, logits, vocab_size);
+    }
+    for (int i = 0; i < 300; i++) logits[i] = 1.0f; /* all the same */
+    llamita_sampler_params params = off;
+    params.top_k = 7;
+    check_odds(params, logits, 300);
+    params.top_k = 0;
+    params.top_p = 0.101f;
+    check_odds(params, logits, 300);
+    check_odds(off, logits, 300);
+}
+
+/* ------------------------------------------------------------------ the rest */
+
+static void test_greedy(void) {
+    float logits[50];
+    llamita_sampler_params greedy = off, first = off, cold = off;
+    greedy.temperature = 0.0f;
+    first.top_k = 1;
+    cold.temperature = 1e-30f;
+    llamita_sampler *samplers[] = {open_sampler(greedy, 50), open_sampler(first, 50), open_sampler(cold, 50)};
+    for (int round = 0; round < 200; round++) {
+        for (int i = 0; i < 50; i++) logits[i] = random_float();
+        const int best = random_below(40), next = best + random_below(10);
+        logits[best] = logits[next] = 9.0f; /* the first of equal ones */
+        CHECK(pick(samplers[0], logits) == best && pick(samplers[1], logits) == best, "expected %d", best);
+        const int32_t found = pick(samplers[2], logits);
+        CHECK(found == best || found == next, "cold: expected %d or %d, found %d", best, next, (int)found);
+    }
+    for (int i = 0; i < 3; i++) llamita_sampler_close(samplers[i]);
+}
+
+/* The same on every machine: these numbers were computed once and may not change. */
+static void test_fixed_draws(void) {
+    static const int32_t expected[12] = {741, 173, 284, 336, 39, 877, 224, 804, 334, 618, 211, 495};
+    float logits[1000];
+    for (int i = 0; i < 1000; i++) logits[i] = (float)((i * 7919) % 1000) * 0.01f;
+    llamita_sampler_params params = off;
+    params.seed = 42;
+    params.temperature = 0.9f;
+    params.top_p = 0.95f;
+    llamita_sampler *samplers[] = {open_sampler(params, 1000), open_sampler(params, 1000)};
+    for (int i = 0; i < 12; i++) {
+        const int32_t found = pick(samplers[0], logits);
+        CHECK(found == expected[i], "draw %d: %d, expected %d", i, (int)found, (int)expected[i]);
+        CHECK(found == pick(samplers[1], logits), "the same seed differs");
+    }
+    llamita_sampler_close(samplers[0]);
+    llamita_sampler_close(samplers[1]);
+}
+
+static void test_penalty(void) {
+    float logits[4] = {1.0f, 3.0f, -1.0f, 2.0f}, copy[4];
+    memcpy(copy, logits, sizeof copy);
+    llamita_sampler_params params = off;
+    params.temperature = 0.0f;
+    params.repetition_penalty = 2.0f;
+    params.repetition_window = 2;
+    llamita_sampler *sampler = open_sampler(params, 4);
+    CHECK(pick(sampler, logits) == 1, "nothing repeated yet");
+    llamita_sampler_accept(sampler, 1);
+    CHECK(pick(sampler, logits) == 3, "3 / 2 < 2");
+    llamita_sampler_accept(sampler, 1);
+    CHECK(pick(sampler, logits) == 3, "twice counts once");
+    llamita_sampler_accept(sampler, 3);
+    CHECK(pick(sampler, logits) == 1, "3 / 2 > 2 / 2");
+    llamita_sampler_accept(sampler, 0);
+    llamita_sampler_accept(sampler, 2);
+    CHECK(pick(sampler, logits) == 1, "1 has left the window");
+    const float negative[4] = {-1.0f, -9.0f, -1.2f, -9.0f};
+    llamita_sampler_accept(sampler, 0);
+    llamita_sampler_accept(sampler, 0);
+    CHECK(pick(sampler, negative) == 2, "-1 * 2 < -1.2");
+    llamita_sampler_accept(sampler, -1);
+    llamita_sampler_accept(sampler, 4);
+    CHECK(pick(sampler, negative) == 2, "ids out of range are no tokens");
+    CHECK(memcmp(copy, logits, sizeof copy) == 0, "the logits are left alone");
+    llamita_sampler_close(sampler);
+}
+
+static void test_refusals(void) {
+    llamita_sampler_params wrong[12];
+    for (int i = 0; i < 12; i++) wrong[i] = off;
+    wrong[0].temperature = -0.1f, wrong[1].temperature = NAN, wrong[2].temperature = INFINITY, wrong[3].top_k = -1;
+    wrong[4].top_p = 0.0f, wrong[5].top_p = 1.1f, wrong[6].top_p = NAN, wrong[7].min_p = -0.1f, wrong[8].min_p = 1.5f;
+    wrong[9].repetition_penalty = 0.0f, wrong[10].repetition_window = -1, wrong[11].repetition_penalty = NAN;
+    llamita_sampler *sampler = NULL;
+    for (int i = 0; i < 12; i++) {
+        CHECK(llamita_sampler_open(&wrong[i], 10, &sampler, &error) == LLAMITA_ERROR_ARGUMENT && sampler == NULL, "params %d", i);
+        CHECK(strstr(error.message, "expected") != NULL, "%s", error.message);
+    }
+    CHECK(llamita_sampler_open(&off, 0, &sampler, &error) == LLAMITA_ERROR_ARGUMENT, "no vocabulary");
+    const float damage[] = {NAN, INFINITY, -INFINITY};
+    sampler = open_sampler(off, 10);
+    for (int i = 0; i < 3; i++) {
+        float logits[10] = {0};
+        int32_t id = -5;
+        logits[7] = damage[i];
+        CHECK(llamita_sampler_pick(sampler, logits, &id, &error) == LLAMITA_ERROR_NUMERIC && id == -5, "damage %d", i);
+    }
+    llamita_sampler_close(sampler);
+    llamita_sampler_close(NULL);
+}
+
+int main(void) {
+    test_greedy();
+    test_odds();
+    test_fixed_draws();
+    test_penalty();
+    test_refusals();
+    return check_failures();
+}

@@ -1,0 +1,60 @@
+/* test_threads.c: parts cover everything once, barriers hold, teams start and end in any size. */
+#include "random_model.h"
+#include "threads.h"
+
+#define MOST 8
+#define PHASES 2000
+
+typedef struct {
+    int written[MOST]; /* plain integers: only the barrier orders them, which ThreadSanitizer checks */
+    int wrong[MOST];
+    int calls;
+} phases;
+
+static void phase_worker(void *argument, worker w) {
+    phases *p = argument;
+    if (w.index == 0) p->calls++;
+    for (int phase = 1; phase <= PHASES; phase++) {
+        p->written[w.index] = phase;
+        threads_barrier(w);
+        for (int i = 0; i < w.count; i++) p->wrong[w.index] += p->written[i] != phase;
+        threads_barrier(w);
+    }
+}
+
+static void test_barriers(void) {
+    for (int count = 1; count <= MOST; count = count < 4 ? count + 1 : count * 2) {
+        threads *team = threads_create(count);
+        CHECK(team != NULL && threads_count(team) == count, "a team of %d", count);
+        phases p = {0};
+        for (int run = 0; run < 5; run++) threads_run(team, phase_worker, &p);
+        CHECK(p.calls == 5, "%d calls", p.calls);
+        for (int i = 0; i < count; i++) CHECK(p.wrong[i] == 0, "member %d of %d saw %d values of other phases", i, count, p.wrong[i]);
+        threads_free(team);
+    }
+    threads_free(NULL);
+}
+
+static void test_share(void) {
+    for (int count = 1; count <= 7; count++)
+        for (int64_t total = 0; total < 200; total++)
+            for (int64_t unit = 1; unit <= 32; unit *= 2) {
+                int64_t expected_begin = 0, begin, end;
+                for (int i = 0; i < count; i++) {
+                    threads_share((worker){NULL, i, count}, total, unit, &begin, &end);
+                    CHECK(begin == expected_begin && end >= begin, "part %d of %d: [%d, %d)", i, count, (int)begin, (int)end);
+                    CHECK(end % unit == 0 || end == total, "part %d of %d ends within a unit", i, count);
+                    CHECK(end - begin <= (total / unit + count) / count * unit + unit, "part %d of %d is too large", i, count);
+                    expected_begin = end;
+                }
+                CHECK(expected_begin == total, "%d of %d shared", (int)expected_begin, (int)total);
+            }
+}
+
+int main(void) {
+    CHECK(threads_available() >= 1 && threads_available() < 100000, "%d processors", threads_available());
+    test_share();
+    test_barriers();
+    for (int i = 0; i < 200; i++) threads_free(threads_create(1 + i % 4)); /* ended before they ran anything */
+    return check_failures();
+}
