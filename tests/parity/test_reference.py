@@ -7,7 +7,6 @@ import json
 import re
 import shutil
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -94,7 +93,7 @@ def test_compiled_for_speed_it_tells_the_same(page: Path, shared_data: Path, tmp
     flags = ["-Ofast", "-march=native", "-fopenmp", "-Wall", "-Wextra", "-Werror"]
     subprocess.run([compiler(), *flags, PAGE, "-o", fast, "-lm"], check=True)
     folder = shared_data / "models" / "stories260K"
-    words = [folder / "stories260K.bin", "-z", folder / "tok512.bin", "-t", "0", "-n", "50"]
+    words = [folder / "stories260K.bin", "-z", folder / "tok512.bin", "-t", "0", "-n", "20"]
     assert tell(fast, *words) == tell(page, *words)
 
 
@@ -132,7 +131,8 @@ def test_page_and_engine_tell_the_same(
     words = [path, "-z", tokenizer, "-t", 0, "-i", prompt]
     new_tokens = 120  # llama2.c's -n, and so the page's, counts positions: one less than prompt and new tokens together
     told = tell(page, *words, "-n", num_prompt_ids + new_tokens - 1)
-    assert tell(engine_build / "run", *words, "-n", new_tokens) == told
+    engine_told = tell(engine_build / "run", *words, "-n", new_tokens)
+    assert engine_told.replace(" ⁇ ".encode(), b"<unk>") == told  # the page prints the unknown piece as it is written
 
 
 def test_logits_agree(engine_build: Path, page_library: ctypes.CDLL, trained: tuple[str, Path, Path]) -> None:
@@ -141,12 +141,8 @@ def test_logits_agree(engine_build: Path, page_library: ctypes.CDLL, trained: tu
     with llamita.load(path, tokenizer=tokenizer) as model:
         ids = np.array(model.encode(text, bos=True), dtype=np.int32)
         page_logits = np.empty((len(ids), model.info.vocab_size), dtype=np.float32)
-        page_library.page_logits(
-            str(path).encode(),
-            ids.ctypes.data_as(ctypes.c_void_p),
-            len(ids),
-            page_logits.ctypes.data_as(ctypes.c_void_p),
-        )
+        pointers = [array.ctypes.data_as(ctypes.c_void_p) for array in (ids, page_logits)]
+        page_library.page_logits(str(path).encode(), pointers[0], len(ids), pointers[1])
         np.testing.assert_allclose(model.logits(ids), page_logits, atol=1e-4)
 
 
@@ -185,17 +181,14 @@ def test_the_page_reads_long_prompts_in_no_time(page_library: ctypes.CDLL, share
     assert 200_000 < num_ids < 600_000  # a second or so; merging pair by pair over the whole text would take hours
 
 
-def sampled(page: Path, tiny_models, *words: str) -> Callable[[], bytes]:
+@pytest.mark.parametrize("flag", ["-t 1", "-p 0", "-p 1", "-p 1e-9", "-t 1e-30", "-t 1000"])
+def test_the_page_samples_by_seed(page: Path, tiny_models, flag: str) -> None:
     tiny = tiny_models.random()
-    return lambda: tell(page, tiny.path, "-z", tiny.tokenizer, *words)
-
-
-@pytest.mark.parametrize(
-    "words", [("-t", "1"), ("-p", "0"), ("-p", "1"), ("-p", "1e-9"), ("-t", "1e-30"), ("-t", "1000")]
-)
-def test_the_page_samples_by_seed(page: Path, tiny_models, words: tuple[str, ...]) -> None:
-    tell_it = sampled(page, tiny_models, "-n", "32", "-s", "7", *words)
-    assert tell_it() == tell_it()
+    words = [tiny.path, "-z", tiny.tokenizer, "-n", "32", *flag.split()]
+    told = [tell(page, *words, "-s", seed) for seed in (7, 7, 8)]
+    assert told[0] == told[1]
+    if flag in ("-t 1", "-p 0", "-p 1", "-t 1000"):
+        assert told[1] != told[2]
 
 
 @pytest.mark.parametrize(
