@@ -1,0 +1,160 @@
+/* tokenizer_byte_level.c: text to ids by byte-level BPE: split into pre-tokens, and in each merge bytes by the file's list.
+ *
+ * The file writes every byte as a printable character (GPT-2's alphabet: the byte itself where that is printable Latin-1,
+ * else U+0100 and on, in order). Here all strings are the bytes themselves. As in llama.cpp, a merge may make a string that
+ * is in the vocabulary nowhere; if it is left over, its bytes stand for it one by one.
+ */
+#include "tokenizer_internal.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "tokenizer_split.h"
+#include "unicode.h"
+
+/* ------------------------------------------------------------------ building */
+
+static bool byte_is_itself(int byte) {
+    return (byte >= 0x21 && byte <= 0x7E) || (byte >= 0xA1 && byte <= 0xAC) || (byte >= 0xAE && byte <= 0xFF);
+}
+
+/* byte_of[code point] for the code points of GPT-2's alphabet, else -1. */
+enum { ALPHABET_END = 0x100 + 68 };
+static void fill_alphabet(int16_t byte_of[ALPHABET_END]) {
+    int next = 0x100;
+    for (int i = 0; i < ALPHABET_END; i++) byte_of[i] = -1;
+    for (int byte = 0; byte < 256; byte++) byte_of[byte_is_itself(byte) ? byte : next++] = (int16_t)byte;
+}
+
+/* The bytes that a string of GPT-2's alphabet stands for; false if another character is in it. */
+static bool alphabet_bytes(const int16_t *byte_of, const char *text, size_t num_bytes, char *bytes, size_t *length) {
+    *length = 0;
+    for (size_t at = 0; at < num_bytes;) {
+        uint32_t code_point;
+        at += utf8_decode(text + at, num_bytes - at, &code_point);
+        if (code_point >= ALPHABET_END || byte_of[code_point] < 0) return false;
+        bytes[(*length)++] = (char)byte_of[code_point];
+    }
+    return true;
+}
+
+/* Symbols 0 .. vocab_size: normal tokens as bytes, findable; the others as the file writes them. */
+static llamita_status add_pieces(tokenizer *t, const tokenizer_source *source, const char *path, const int16_t *byte_of,
+                                 char *bytes, llamita_error *error) {
+    for (int32_t id = 0; id < t->vocab_size; id++) {
+        byte_slice piece = source->pieces[id];
+        size_t length;
+        bool normal = t->types[id] == TOKEN_NORMAL && alphabet_bytes(byte_of, piece.bytes, piece.num_bytes, bytes, &length);
+        int32_t symbol;
+        symbol_result result = normal ? symbol_append(&t->symbols, bytes, length, &symbol)
+                                      : symbol_append(&t->symbols, piece.bytes, piece.num_bytes, &symbol);
+        if (result == SYMBOL_ADDED && normal && length > 0) result = symbol_make_findable(&t->symbols, &symbol);
+        if (result == SYMBOL_EXISTS) {
+            return token_error(error, source, path, id,
+                               "expected every piece to differ, found the same text twice; export the model again");
+        }
+        if (result != SYMBOL_ADDED) return table_error(error, path, result == SYMBOL_NO_MEMORY);
+        unsigned char byte;
+        if (t->types[id] == TOKEN_BYTE && !byte_piece_value(piece, &byte)) {
+            return token_error(error, source, path, id, "expected a byte token to be written <0xNN>; export the model again");
+        }
+    }
+    return LLAMITA_OK;
+}
+
+static llamita_status add_bytes(tokenizer *t, const char *path, llamita_error *error) {
+    bool any = false;
+    for (int byte = 0; byte < 256; byte++) {
+        t->byte_ids[byte] = symbol_find(&t->symbols, &t->byte_values[byte], 1);
+        any |= t->byte_ids[byte] >= 0;
+    }
+    if (any) return LLAMITA_OK;
+    return error_set(error, LLAMITA_ERROR_FORMAT,
+                     "cannot read the tokenizer: %s: expected tokens for single bytes, found none; export the model again", path);
+}
+
+static llamita_status merge_error(llamita_error *error, const char *path, size_t index, byte_slice merge_text,
+                                  const char *expected) {
+    int shown = (int)(merge_text.num_bytes < PIECE_BYTES_SHOWN ? merge_text.num_bytes : PIECE_BYTES_SHOWN);
+    return error_set(error, LLAMITA_ERROR_FORMAT,
+                     "cannot read the tokenizer: %s: merge %zu '%.*s': expected %s; export the model again", path, index,
+                     shown, merge_text.bytes, expected);
+}
+
+/* One line "left right". Halves or a product outside the vocabulary are strings like any other; a line with characters
+ * outside the alphabet can never apply. */
+static llamita_status add_merge(tokenizer *t, const char *path, const int16_t *byte_of, char *bytes, byte_slice line,
+                                size_t index, llamita_error *error) {
+    if (line.num_bytes > 2 * TOKENIZER_PIECE_BYTES_MAX + 1) {
+        return merge_error(error, path, index, line, "at most 2,049 bytes");
+    }
+    const char *space = line.num_bytes > 2 ? memchr(line.bytes + 1, ' ', line.num_bytes - 2) : NULL;
+    if (space == NULL) return merge_error(error, path, index, line, "two strings with a space between them");
+    size_t left_bytes = (size_t)(space - line.bytes), right_bytes = line.num_bytes - left_bytes - 1, left_length, right_length;
+    if (!alphabet_bytes(byte_of, line.bytes, left_bytes, bytes, &left_length)) return LLAMITA_OK;
+    if (!alphabet_bytes(byte_of, space + 1, right_bytes, bytes + left_length, &right_length)) return LLAMITA_OK;
+    merge added = {.rank = (uint32_t)index};
+    symbol_result results[3] = {
+        symbol_intern(&t->symbols, bytes, left_length, &added.left),
+        symbol_intern(&t->symbols, bytes + left_length, right_length, &added.right),
+        symbol_intern(&t->symbols, bytes, left_length + right_length, &added.product),
+    };
+    for (int i = 0; i < 3; i++) {
+        if (results[i] != SYMBOL_ADDED && results[i] != SYMBOL_EXISTS) {
+            return table_error(error, path, results[i] == SYMBOL_NO_MEMORY);
+        }
+    }
+    merge_result result = merge_table_add(&t->merges, added); /* said twice: the first, better rank stays */
+    if (result == MERGE_ADDED || result == MERGE_EXISTS) return LLAMITA_OK;
+    return table_error(error, path, result == MERGE_NO_MEMORY);
+}
+
+llamita_status byte_level_build(tokenizer *t, const tokenizer_source *source, const char *path, llamita_error *error) {
+    int16_t byte_of[ALPHABET_END];
+    fill_alphabet(byte_of);
+    char *bytes = malloc(2 * TOKENIZER_PIECE_BYTES_MAX + 2);
+    if (bytes == NULL) return table_error(error, path, true);
+    llamita_status status = add_pieces(t, source, path, byte_of, bytes, error);
+    if (status == LLAMITA_OK) status = add_bytes(t, path, error);
+    for (size_t i = 0; i < source->num_merges && status == LLAMITA_OK; i++) {
+        status = add_merge(t, path, byte_of, bytes, source->merges[i], i, error);
+    }
+    free(bytes);
+    for (int byte = 0; byte < 256; byte++) {
+        t->byte_symbols[byte] = status == LLAMITA_OK ? symbol_find(&t->symbols, &t->byte_values[byte], 1) : SYMBOL_NONE;
+    }
+    return status;
+}
+
+/* ------------------------------------------------------------------ encoding */
+
+/* Llama 3's tokenizers take a pre-token that is a token whole, even where merges would not lead to it. */
+static int32_t whole_token(const tokenizer *t, const char *word, size_t num_bytes) {
+    if (t->split != SPLIT_LLAMA_BPE) return -1;
+    int32_t symbol = symbol_find(&t->symbols, word, num_bytes);
+    return symbol < t->vocab_size ? symbol : -1;
+}
+
+llamita_status byte_level_encode(encoder *e, size_t start, size_t end) {
+    const tokenizer *t = e->t;
+    llamita_status status = LLAMITA_OK;
+    for (size_t at = start, length; at < end && status == LLAMITA_OK; at += length) {
+        length = split_next(t->split, e->text + at, end - at);
+        size_t word_first_id = e->num_ids;
+        if (encoder_push_known(e, at, length, &status)) continue;
+        int32_t whole = whole_token(t, e->text + at, length);
+        if (whole >= 0) {
+            status = encoder_push(e, whole);
+        } else {
+            status = encoder_reserve_word(e, length);
+            if (status != LLAMITA_OK) break;
+            for (size_t i = 0; i < length; i++) {
+                int32_t symbol = t->byte_symbols[(unsigned char)e->text[at + i]];
+                e->word[i] = symbol >= 0 ? symbol : ~(int32_t)(at + i);
+            }
+            status = encoder_merge_word(e, length);
+        }
+        if (status == LLAMITA_OK) encoder_know(e, at, length, word_first_id);
+    }
+    return status;
+}

@@ -1,0 +1,176 @@
+/* tokenizer_encode.c: text to ids: cuts out the special tokens and hands what lies between them to the kind's own encoder. */
+#include "tokenizer_internal.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "unicode.h"
+
+enum {
+    LEAST_KNOWN_TEXT = 1024,     /* shorter texts repeat too little for the table of known words */
+    MOST_KNOWN_WORDS = 1 << 15,
+    LONGEST_KNOWN_WORD = 64,     /* bytes */
+};
+#define LONGEST_TEXT ((size_t)1 << 30)
+
+/* ------------------------------------------------------------------ what the kinds' encoders push */
+
+static llamita_status no_memory(const encoder *e) {
+    return error_set(e->error, LLAMITA_ERROR_MEMORY, "cannot encode the text: out of memory; split the text");
+}
+
+llamita_status encoder_push(encoder *e, int32_t id) {
+    if (e->num_ids == e->ids_capacity) {
+        size_t capacity = e->ids_capacity * 2 + 256;
+        int32_t *grown = realloc(e->ids, capacity * sizeof *grown);
+        if (grown == NULL) return no_memory(e);
+        e->ids = grown;
+        e->ids_capacity = capacity;
+    }
+    e->ids[e->num_ids++] = id;
+    return LLAMITA_OK;
+}
+
+llamita_status encoder_reserve_word(encoder *e, size_t num_symbols) {
+    if (num_symbols <= e->word_capacity) return LLAMITA_OK;
+    size_t capacity = num_symbols + num_symbols / 2 + 64;
+    int32_t *grown = realloc(e->word, capacity * sizeof *grown);
+    if (grown == NULL) return no_memory(e);
+    e->word = grown;
+    e->word_capacity = capacity;
+    return LLAMITA_OK;
+}
+
+/* Bytes that no token covers: their byte tokens, or the unknown token in their place. */
+static llamita_status push_bytes(encoder *e, const char *bytes, size_t num_bytes) {
+    const tokenizer *t = e->t;
+    for (size_t i = 0; i < num_bytes; i++) {
+        unsigned char byte = (unsigned char)bytes[i];
+        if (t->byte_ids[byte] >= 0) continue;
+        if (t->unknown_id >= 0) return encoder_push(e, t->unknown_id);
+        return error_set(e->error, LLAMITA_ERROR_ARGUMENT,
+                         "cannot encode the text: expected bytes that the vocabulary has, found 0x%02X in '%.*s', for which "
+                         "there is neither a token nor an unknown token; leave it out",
+                         byte, (int)num_bytes, bytes);
+    }
+    llamita_status status = LLAMITA_OK;
+    for (size_t i = 0; i < num_bytes && status == LLAMITA_OK; i++) {
+        status = encoder_push(e, t->byte_ids[(unsigned char)bytes[i]]);
+    }
+    return status;
+}
+
+/* The character of the text that begins at this byte: for SentencePiece a whole one, byte level takes bytes one by one. */
+static llamita_status push_character(encoder *e, size_t at) {
+    size_t num_bytes = e->t->kind == TOKENIZER_BYTE_LEVEL ? 1 : utf8_length(e->text + at, e->fragment_end - at);
+    return push_bytes(e, e->text + at, num_bytes);
+}
+
+llamita_status encoder_merge_word(encoder *e, size_t num_symbols) {
+    const tokenizer *t = e->t;
+    if (!merge_symbols(&t->merges, t->take_apart, &e->scratch, e->word, &num_symbols)) return no_memory(e);
+    llamita_status status = LLAMITA_OK;
+    for (size_t i = 0; i < num_symbols && status == LLAMITA_OK; i++) {
+        int32_t symbol = e->word[i];
+        if (symbol < 0) {
+            status = push_character(e, (size_t)~symbol);
+        } else if (symbol < t->vocab_size) {
+            status = encoder_push(e, symbol);
+        } else {
+            size_t num_bytes;
+            const char *bytes = symbol_bytes(&t->symbols, symbol, &num_bytes);
+            status = push_bytes(e, bytes, num_bytes);
+        }
+    }
+    return status;
+}
+
+/* ------------------------------------------------------------------ words that came before */
+
+static known_word *known_slot(encoder *e, size_t start, size_t num_bytes) {
+    if (e->known == NULL || num_bytes > LONGEST_KNOWN_WORD) return NULL;
+    return &e->known[bytes_hash(e->text + start, num_bytes) & e->known_mask];
+}
+
+bool encoder_push_known(encoder *e, size_t start, size_t num_bytes, llamita_status *status) {
+    const known_word *known = known_slot(e, start, num_bytes);
+    if (known == NULL || known->num_bytes != num_bytes) return false;
+    if (memcmp(e->text + known->text_start, e->text + start, num_bytes) != 0) return false;
+    for (uint32_t i = 0; i < known->num_ids && *status == LLAMITA_OK; i++) {
+        *status = encoder_push(e, e->ids[known->ids_start + i]);
+    }
+    return true;
+}
+
+void encoder_know(encoder *e, size_t start, size_t num_bytes, size_t ids_start) {
+    known_word *known = known_slot(e, start, num_bytes);
+    if (known == NULL) return;
+    *known = (known_word){(uint32_t)start, (uint32_t)num_bytes, (uint32_t)ids_start, (uint32_t)(e->num_ids - ids_start)};
+}
+
+/* ------------------------------------------------------------------ the whole text */
+
+/* A stretch between special tokens. As in llama.cpp, each of them gets SentencePiece's space prefix, not only the first. */
+static llamita_status encode_plain(encoder *e, size_t start, size_t end) {
+    if (start == end) return LLAMITA_OK;
+    e->fragment_end = end;
+    return e->t->kind == TOKENIZER_BYTE_LEVEL ? byte_level_encode(e, start, end) : sentencepiece_encode(e, start, end);
+}
+
+static llamita_status encode_text(encoder *e, bool with_control) {
+    const tokenizer *t = e->t;
+    const special_tokens *special = with_control ? &t->all : &t->user;
+    if (special->num_ids == 0) return encode_plain(e, 0, e->text_bytes);
+    llamita_status status = LLAMITA_OK;
+    size_t start = 0, matched = 0;
+    for (size_t at = 0; at < e->text_bytes && status == LLAMITA_OK;) {
+        int32_t id = special_tokens_match(special, t, e->text + at, e->text_bytes - at, &matched);
+        if (id < 0) {
+            at++;
+            continue;
+        }
+        status = encode_plain(e, start, at);
+        if (status == LLAMITA_OK) status = encoder_push(e, id);
+        start = at += matched;
+    }
+    return status == LLAMITA_OK ? encode_plain(e, start, e->text_bytes) : status;
+}
+
+static void allocate_known(encoder *e) {
+    if (e->text_bytes < LEAST_KNOWN_TEXT) return;
+    size_t num = 256;
+    while (num < MOST_KNOWN_WORDS && num * 16 < e->text_bytes) num *= 2;
+    e->known = calloc(num, sizeof *e->known); /* without it encoding is slower, and right */
+    e->known_mask = num - 1;
+}
+
+llamita_status tokenizer_encode(const tokenizer *t, const char *text, size_t num_bytes, int flags, int32_t *ids,
+                                size_t capacity, size_t *num_tokens, llamita_error *error) {
+    if (num_bytes > LONGEST_TEXT) {
+        return error_set(error, LLAMITA_ERROR_ARGUMENT,
+                         "cannot encode the text: expected at most %zu bytes, found %zu; split the text", LONGEST_TEXT, num_bytes);
+    }
+    if ((flags & LLAMITA_ENCODE_BOS) && t->bos_id < 0) {
+        return error_set(error, LLAMITA_ERROR_ARGUMENT,
+                         "cannot encode the text: expected a vocabulary with a BOS token, found none; encode without BOS");
+    }
+    encoder e = {.t = t, .text = text, .text_bytes = num_bytes, .error = error};
+    allocate_known(&e);
+    llamita_status status = LLAMITA_OK;
+    if (flags & LLAMITA_ENCODE_BOS) status = encoder_push(&e, t->bos_id);
+    if (status == LLAMITA_OK) status = encode_text(&e, (flags & LLAMITA_ENCODE_SPECIAL) != 0);
+    if (status == LLAMITA_OK) {
+        *num_tokens = e.num_ids;
+        if (e.num_ids <= capacity) {
+            if (e.num_ids > 0) memcpy(ids, e.ids, e.num_ids * sizeof *ids);
+        } else {
+            status = error_set(error, LLAMITA_ERROR_ARGUMENT,
+                               "cannot encode the text: expected room for %zu tokens, found %zu; give as many", e.num_ids, capacity);
+        }
+    }
+    free(e.ids);
+    free(e.word);
+    free(e.known);
+    merge_scratch_free(&e.scratch);
+    return status;
+}
