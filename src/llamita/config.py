@@ -1,4 +1,4 @@
-"""What a person can choose, as frozen dataclasses with units and validation; the command line's flags are made from them."""
+"""What a person can choose, as frozen dataclasses with units and validation; the flags are made from them."""
 
 from __future__ import annotations
 
@@ -88,8 +88,8 @@ class Shape:
     max_position_embeddings: int
 
 
-# The seed's shapes (llama2.c, doc/stories260K.md and README), and small ones for CPUs, named by their weights with a vocabulary of
-# 4,096: deep and thin, grouped queries, tied embeddings (MobileLLM, arXiv 2402.14905).
+# The seed's shapes (llama2.c, doc/stories260K.md and README), and small ones for CPUs, named by their weights with a
+# vocabulary of 4,096: deep and thin, grouped queries, tied embeddings (MobileLLM, arXiv 2402.14905).
 PRESETS: dict[str, Shape] = {
     "0.5M": Shape(5, 64, 2, 1, 192, 512),
     "1.5M": Shape(5, 128, 4, 2, 352, 512),
@@ -183,7 +183,8 @@ class TrainConfig:
     out: Path
     """Run directory: checkpoints, metrics.jsonl, report."""
     minutes: float | None = None
-    """Stop after this long, final evaluation included; the schedule is laid for it. This, --steps or --epochs: one of them."""
+    """Stop after this long, final evaluation included; the schedule is laid for it. Default, without --steps and
+    --epochs: 10."""
     steps: int | None = None
     """Stop after so many optimizer steps."""
     epochs: float | None = None
@@ -222,7 +223,7 @@ class TrainConfig:
     """Decay of matrices (embeddings and norms have none)."""
     beta1: float = 0.9
     beta2: float | None = None
-    """Default: what halves the memory of squared gradients every 500,000 tokens, at most 0.999 (arXiv 2507.07101)."""
+    """Default: halves the memory of squared gradients every 500,000 tokens, at most 0.999 (arXiv 2507.07101)."""
     clip: float = 1.0
     """Largest norm of a step's gradient; 0 switches clipping off."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -230,7 +231,7 @@ class TrainConfig:
     compile: Literal["off", "on"] = "off"
     """torch.compile the network: a minute at the start, faster steps on GPUs."""
     eval_interval: int | None = None
-    """Steps between evaluations on the whole held-out split (default: five in a run; with --minutes, what 5 % of the time allows)."""
+    """Steps between evaluations on the whole held-out split (default: 5 % of the time for them, at most 10)."""
     save_minutes: float = 2.0
     """Minutes between checkpoints; each evaluation saves one too."""
     log_interval: int = 10
@@ -245,10 +246,11 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         limits = [name for name in ("minutes", "steps", "epochs") if getattr(self, name) is not None]
-        check(len(limits) <= 1, f"train: {' and '.join(f'--{name}' for name in limits)} exclude each other; give one of them")
+        given = " and ".join(flag(name) for name in limits)
+        check(len(limits) <= 1, f"train: {given} exclude each other; give one of them")
         for name in (
-            "minutes", "steps", "epochs", "layers", "hidden", "heads", "kv_heads", "ffn", "context", "batch_rows", "accumulate",
-            "learning_rate", "eval_interval", "save_minutes", "log_interval", "threads", "rope_theta",
+            "minutes", "steps", "epochs", "layers", "hidden", "heads", "kv_heads", "ffn", "context", "rope_theta",
+            "batch_rows", "accumulate", "learning_rate", "eval_interval", "save_minutes", "log_interval", "threads",
         ):  # fmt: skip
             value = getattr(self, name)
             check(
@@ -257,10 +259,9 @@ class TrainConfig:
             )
         for name in ("dropout", "warmup", "cooldown", "final_lr", "beta1", "beta2"):
             value = getattr(self, name)
-            limit, upper = ("1 or less", 1.0) if name in ("warmup", "cooldown", "final_lr") else ("less than 1", 0.999999)
             check(
-                value is None or 0.0 <= value <= upper,
-                f"train: {flag(name)}: expected 0 or more and {limit}, found {value}",
+                value is None or 0.0 <= value < 1.0 or (value == 1.0 and name in ("warmup", "cooldown", "final_lr")),
+                f"train: {flag(name)}: expected a share between 0 and 1, found {value}",
             )
         check(
             self.warmup + (self.cooldown if self.schedule == "wsd" else 0.0) <= 1.0,

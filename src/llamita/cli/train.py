@@ -1,0 +1,51 @@
+"""`llamita train`: token store → checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from llamita.cli.command import parse
+from llamita.config import TrainConfig
+from llamita.errors import LlamitaError
+
+STARTED = time.monotonic()
+
+
+@dataclasses.dataclass(frozen=True)
+class Train(TrainConfig):
+    """Train a Llama on a token store. Ctrl-C saves, --resume goes on there. Under torchrun: in several processes."""
+
+    data: tyro.conf.Positional[Path]
+    """Token store, as `llamita prepare` writes it."""
+    out: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
+    """Run directory: checkpoints, metrics.jsonl, report."""
+
+
+def main(argv: list[str]) -> int:
+    config = parse(Train, argv, "llamita train")
+    try:
+        from llamita.training.loop import train
+    except ModuleNotFoundError as error:
+        raise LlamitaError(f"training needs {error.name}: pip install 'llamita[train]'") from error
+    from rich.console import Console
+
+    from llamita.training.report import summary_table
+
+    result = train(config, started=STARTED)
+    if not result.is_first:
+        return 0
+    console = Console(stderr=True, highlight=False)
+    if result.interrupted:
+        words = shlex.join([word for word in argv if word != "--resume"])
+        print(f"interrupted at step {result.summary['steps']}, and saved. To go on:", file=sys.stderr)
+        print(f"  llamita train {words} --resume", file=sys.stderr)
+        return 130
+    console.print(summary_table(result.summary))
+    return 0

@@ -1,0 +1,222 @@
+"""Turns a token store's split into batches of packed rows: every token once an epoch, in the order of a seed.
+
+A document of n stored tokens (its last one is EOS) is n pairs (input, target): its inputs are BOS and all but the last
+token, its targets are all tokens. A row is `context` pairs, filled with whole documents by best fit; where a gap is
+worth it, the beginning of a document fills it and the rest of that document opens another row ("Fewer truncations
+improve language modeling", arXiv 2404.10830, with no token lost). So a row starts at a document, or where a split one
+goes on, and never in between.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+IGNORED = -100  # a target that does not count, as torch's cross-entropy has it
+WINDOW_DOCUMENTS = 8192  # packed together; bounds the time and the memory that packing needs
+
+
+class Documents(Protocol):
+    """What training and scoring need of a split: a token store's split has it, and so have documents in memory."""
+
+    @property
+    def num_documents(self) -> int: ...
+
+    @property
+    def num_tokens(self) -> int: ...
+
+    @property
+    def text_bytes(self) -> int:
+        """UTF-8 bytes of all documents' text."""
+        ...
+
+    @property
+    def lengths(self) -> npt.NDArray[Any]:
+        """Tokens of each document, EOS included."""
+        ...
+
+    def document(self, index: int, /) -> npt.NDArray[Any]:
+        """The ids of one document, EOS included, without BOS."""
+        ...
+
+
+class Piece(NamedTuple):
+    """`length` pairs of a document, from its pair `start` on."""
+
+    document: int
+    start: int
+    length: int
+
+
+class Batch(NamedTuple):
+    """inputs, targets: int64 [B, T] of this process; num_targets: how many targets count, over all processes."""
+
+    inputs: npt.NDArray[np.int64]
+    targets: npt.NDArray[np.int64]
+    num_targets: int
+
+
+class _Shelf:
+    """Whole documents by length: hands out the longest that fits. An integer's bits tell which are there."""
+
+    def __init__(self, capacity: int) -> None:
+        self.by_length: list[list[int]] = [[] for _ in range(capacity + 1)]
+        self.present = 0
+
+    def put(self, document: int, length: int) -> None:
+        self.by_length[length].append(document)
+        self.present |= 1 << length
+
+    def take(self, room: int) -> Piece | None:
+        length = (self.present & ((1 << (room + 1)) - 1)).bit_length() - 1
+        if length < 1:
+            return None
+        document = self.by_length[length].pop()
+        if not self.by_length[length]:
+            self.present &= ~(1 << length)
+        return Piece(document, 0, length)
+
+
+def pack_rows(documents: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64], context: int) -> list[list[Piece]]:
+    """Pack documents (lengths [n] in pairs) into rows of at most `context` pairs; every pair is in exactly one row.
+
+    A gap of a row that no whole document fits is filled with the beginning of a document if it is at least context/16
+    wide (of one longer than a row where there is one: it must be split anyway); a narrower gap stays empty.
+    """
+    shelf = _Shelf(context)
+    long: list[Piece] = []
+    rests: list[Piece] = []
+    for document, length in zip(documents.tolist(), lengths.tolist(), strict=True):
+        if length <= context:
+            shelf.put(document, length)
+        else:
+            long.append(Piece(document, 0, length))
+    worth_splitting = max(1, context // 16)
+    rows: list[list[Piece]] = []
+    while shelf.present or long or rests:
+        row: list[Piece] = []
+        room = context
+        opening = rests.pop() if rests else (long.pop() if not shelf.present else None)
+        while room > 0:
+            piece = opening or shelf.take(room)
+            opening = None
+            if piece is None and room >= worth_splitting:
+                piece = long.pop() if long else shelf.take(context)
+            if piece is None:
+                break
+            if piece.length > room:
+                rests.append(Piece(piece.document, piece.start + room, piece.length - room))
+                piece = piece._replace(length=room)
+            row.append(piece)
+            room -= piece.length
+        rows.append(row)
+    return rows
+
+
+def fill_row(
+    inputs: npt.NDArray[np.int64],
+    targets: npt.NDArray[np.int64],
+    pieces: list[Piece],
+    documents: Documents,
+    bos_id: int,
+) -> None:
+    """Write pieces into one row's inputs and targets [T]; what is left over keeps its padding."""
+    at = 0
+    for document, start, length in pieces:
+        ids = documents.document(document)
+        end = at + length
+        targets[at:end] = ids[start : start + length]
+        inputs[at] = ids[start - 1] if start else bos_id
+        inputs[at + 1 : end] = ids[start : start + length - 1]
+        at = end
+
+
+@dataclasses.dataclass
+class _Position:
+    """Where the stream of rows stands: the next row, global over all processes."""
+
+    epoch: int = 0
+    window: int = 0
+    row: int = 0
+
+
+class Batches:
+    """An endless iterator of batches over `documents`, epoch after epoch, each in its own order.
+
+    The stream of rows depends on (seed, epoch) alone. Each batch takes the next world_size * batch_size rows of it; a
+    process gets the batch_size of them that its rank says. So the rows of a step are the same for any number of
+    processes with the same product, and `state_dict` (three numbers) restores the exact position.
+    """
+
+    def __init__(
+        self,
+        documents: Documents,
+        bos_id: int,
+        context: int,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        assert documents.num_documents > 0 and context > 0 and batch_size > 0 and 0 <= rank < world_size
+        self.documents, self.bos_id, self.context, self.batch_size = documents, bos_id, context, batch_size
+        self.seed, self.rank, self.world_size = seed, rank, world_size
+        self.num_windows = max(1, round(documents.num_documents / WINDOW_DOCUMENTS))
+        self._lengths = np.asarray(documents.lengths, dtype=np.int64)
+        self._position = _Position()
+        self._epoch_order: tuple[int, npt.NDArray[np.int64]] | None = None
+        self._rows: list[list[Piece]] | None = None
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that the next row belongs to, counted from 0."""
+        return self._position.epoch
+
+    def state_dict(self) -> dict[str, int]:
+        return dataclasses.asdict(self._position)
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self._position = _Position(**state)
+        self._rows = None
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        inputs = np.full((self.batch_size, self.context), self.bos_id, dtype=np.int64)
+        targets = np.full((self.batch_size, self.context), IGNORED, dtype=np.int64)
+        first, num_targets = self.rank * self.batch_size, 0
+        for index in range(self.world_size * self.batch_size):
+            pieces = self._next_row()
+            num_targets += sum(piece.length for piece in pieces)
+            own = index - first
+            if 0 <= own < self.batch_size:
+                fill_row(inputs[own], targets[own], pieces, self.documents, self.bos_id)
+        return Batch(inputs, targets, num_targets)
+
+    def _next_row(self) -> list[Piece]:
+        at = self._position
+        if self._rows is None:
+            self._rows = self._window_rows(at.epoch, at.window)
+        pieces = self._rows[at.row]
+        at.row += 1
+        if at.row == len(self._rows):
+            at.row, at.window, self._rows = 0, at.window + 1, None
+            if at.window == self.num_windows:
+                at.window, at.epoch = 0, at.epoch + 1
+        return pieces
+
+    def _window_rows(self, epoch: int, window: int) -> list[list[Piece]]:
+        """The rows of one window of an epoch's shuffled documents, shuffled in turn."""
+        if self._epoch_order is None or self._epoch_order[0] != epoch:
+            order = np.random.default_rng((self.seed, epoch)).permutation(self._lengths.size)
+            self._epoch_order = (epoch, order.astype(np.int64))
+        order = self._epoch_order[1]
+        bounds = [order.size * i // self.num_windows for i in (window, window + 1)]
+        documents = order[bounds[0] : bounds[1]]
+        rows = pack_rows(documents, self._lengths[documents], self.context)
+        return [rows[i] for i in np.random.default_rng((self.seed, epoch, window)).permutation(len(rows))]

@@ -1,0 +1,100 @@
+"""Turns minutes, steps or epochs into how far a run is, when it ends, and when it pauses to be evaluated."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from llamita.config import TrainConfig
+
+MOST_EVALUATIONS = 10
+EVALUATION_SHARE = 0.05  # of the training time, for the evaluations before the last one
+FORWARD_SHARE = 1 / 3  # of what a token costs in training
+CLOSING_SECONDS = 2.0  # the last sample, save and report
+
+
+@dataclasses.dataclass
+class Position:
+    """Where a run stands, over all resumptions. seconds: all of the command's; training_seconds: without its pauses."""
+
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    training_seconds: float = 0.0
+
+
+class Budget:
+    """Says how far a run is in [0, 1]: by time if it was given minutes, else by steps, else by tokens of epochs."""
+
+    def __init__(self, config: TrainConfig, tokens_per_step: int, epoch_tokens: int, held_out_tokens: int) -> None:
+        self.minutes, self.steps, self.tokens_per_step = config.minutes, config.steps, tokens_per_step
+        self.tokens = None if config.epochs is None else max(1, round(config.epochs * epoch_tokens))
+        self.eval_interval = config.eval_interval
+        self.evaluation_seconds = 0.0
+        self.step_seconds = 0.0
+        self.evaluations = 1
+        if self.minutes is None:  # counted in tokens, not seconds, so that the run is the same everywhere
+            whole = self.tokens or (self.steps or 0) * tokens_per_step
+            self.evaluations = _affordable(whole / max(1.0, held_out_tokens * FORWARD_SHARE))
+
+    @property
+    def is_timed(self) -> bool:
+        return self.minutes is not None
+
+    @property
+    def training_seconds(self) -> float:
+        """The minutes less what must follow the last step."""
+        assert self.minutes is not None
+        whole = self.minutes * 60
+        return max(0.1 * whole, whole - self.evaluation_seconds - CLOSING_SECONDS)
+
+    def plan_evaluations(self, evaluation_seconds: float) -> None:
+        """With minutes: as many evaluations as they allow when one takes so long."""
+        self.evaluation_seconds = evaluation_seconds
+        if self.minutes is not None:
+            self.evaluations = _affordable(self.minutes * 60 / max(evaluation_seconds, 1e-3))
+
+    def progress(self, at: Position) -> float:
+        """The share of the run that is done."""
+        if self.minutes is not None:
+            return at.seconds / self.training_seconds
+        if self.steps is not None:
+            return at.step / self.steps
+        assert self.tokens is not None
+        return at.tokens / self.tokens
+
+    def midpoint(self, at: Position) -> float:
+        """The progress in the middle of the coming step: the learning rate's, so that it is never 0 at either end."""
+        if self.minutes is not None:
+            half = 0.5 * self.step_seconds / self.training_seconds
+        elif self.steps is not None:
+            half = 0.5 / self.steps
+        else:
+            assert self.tokens is not None
+            half = 0.5 * self.tokens_per_step / self.tokens
+        return self.progress(at) + half
+
+    def is_over(self, at: Position) -> bool:
+        """Whether another step would go too far: with minutes, by more than half of itself."""
+        if self.minutes is not None:
+            return at.step > 0 and at.seconds + 0.5 * self.step_seconds >= self.training_seconds
+        return self.progress(at) >= 1.0
+
+    def wants_evaluation(self, at: Position, done: int) -> bool:
+        """Whether the run, `done` evaluations old, is to be evaluated here (beside at its end)."""
+        if at.step == 0:
+            return False
+        if self.eval_interval is not None:
+            return at.step % self.eval_interval == 0
+        return self.progress(at) >= (done + 1) / self.evaluations
+
+    def seconds_left(self, at: Position) -> float:
+        """Until the end of the last step."""
+        if self.minutes is not None:
+            return max(0.0, self.training_seconds - at.seconds)
+        done = self.progress(at)
+        return at.seconds * (1.0 - done) / done if done > 0 else 0.0
+
+
+def _affordable(whole: float) -> int:
+    """Evaluations in a run that costs as much as `whole` of them: EVALUATION_SHARE of it, and the last one."""
+    return min(MOST_EVALUATIONS, 1 + int(EVALUATION_SHARE * whole))

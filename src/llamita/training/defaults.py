@@ -1,0 +1,108 @@
+"""Turns the flags that a person gave into a configuration with nothing left open: shape, batch, learning rate."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+
+from llamita.config import PRESETS, ModelConfig, TrainConfig
+from llamita.errors import ConfigError, TrainingError
+from llamita.tokenizer import Tokenizer
+from llamita.training.optimizer import beta2_for, learning_rate_for
+
+DEFAULT_MINUTES = 10.0
+TOKENS_PER_PASS = {"cpu": 8192, "cuda": 65536}
+LONG_MINUTES = 5.0  # from here on the larger default shape is worth its slower steps
+
+
+def fill_defaults(config: TrainConfig, device: torch.device, world_size: int) -> TrainConfig:
+    """Every None that has a default gets it; minutes, steps and epochs stay None but for one of them."""
+    if config.minutes is None and config.steps is None and config.epochs is None:
+        config = dataclasses.replace(config, minutes=DEFAULT_MINUTES)
+    config = _fill_shape(config, device)
+    assert config.context is not None and config.hidden is not None
+    tokens = TOKENS_PER_PASS[device.type]
+    rows = config.batch_rows
+    if rows is None:
+        shared = tokens // world_size if device.type == "cpu" else tokens
+        rows = max(1, shared // config.context)
+    dtype = config.dtype
+    if dtype == "auto":
+        dtype = "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
+    if dtype == "bfloat16" and device.type == "cpu":
+        raise ConfigError("train: --dtype bfloat16 needs CUDA; CPUs compute in float32")
+    tokens_per_step = rows * config.context * config.accumulate * world_size
+    return dataclasses.replace(
+        config,
+        batch_rows=rows,
+        dtype=dtype,
+        learning_rate=config.learning_rate or learning_rate_for(config.hidden),
+        beta2=beta2_for(tokens_per_step) if config.beta2 is None else config.beta2,
+    )
+
+
+def _fill_shape(config: TrainConfig, device: torch.device) -> TrainConfig:
+    preset = config.preset
+    if preset is None and config.layers is None:
+        if device.type == "cuda":
+            preset = "stories15M"
+        else:
+            preset = "3M" if config.minutes is None or config.minutes >= LONG_MINUTES else "1.5M"
+    if preset is not None:
+        shape = PRESETS[preset]
+        ffn = shape.intermediate_size if config.hidden is None else _ffn_for(config.hidden)
+        kv_heads = shape.num_key_value_heads if config.heads is None else config.heads
+        return dataclasses.replace(
+            config,
+            preset=preset,
+            layers=config.layers or shape.num_hidden_layers,
+            hidden=config.hidden or shape.hidden_size,
+            heads=config.heads or shape.num_attention_heads,
+            kv_heads=config.kv_heads or kv_heads,
+            ffn=config.ffn or ffn,
+            context=config.context or shape.max_position_embeddings,
+        )
+    assert config.hidden is not None
+    return dataclasses.replace(
+        config,
+        kv_heads=config.kv_heads or config.heads,
+        ffn=config.ffn or _ffn_for(config.hidden),
+        context=config.context or 512,
+    )
+
+
+def _ffn_for(hidden: int) -> int:
+    return (hidden * 8 // 3 + 31) // 32 * 32
+
+
+def model_config(config: TrainConfig, tokenizer: Tokenizer) -> ModelConfig:
+    """The network of a filled configuration for a tokenizer. Raises ConfigError if the shape is impossible."""
+    assert config.hidden and config.heads and config.layers and config.kv_heads and config.ffn and config.context
+    if config.hidden % config.heads or config.hidden // config.heads % 2:
+        raise ConfigError(
+            f"train: --hidden {config.hidden} and --heads {config.heads}: expected heads of the same even size; "
+            f"found {config.hidden / config.heads:g}"
+        )
+    _bos_id, eos_id = border_ids(tokenizer)
+    return ModelConfig(
+        vocab_size=tokenizer.vocab_size,
+        hidden_size=config.hidden,
+        intermediate_size=config.ffn,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        num_key_value_heads=config.kv_heads,
+        head_dim=config.hidden // config.heads,
+        max_position_embeddings=config.context,
+        rope_theta=config.rope_theta,
+        tie_word_embeddings=not config.untied,
+        bos_token_id=tokenizer.bos_id,
+        eos_token_id=eos_id,
+    )
+
+
+def border_ids(tokenizer: Tokenizer) -> tuple[int, int]:
+    """The ids that a document begins after and ends with. Raises TrainingError if the tokenizer has no EOS."""
+    if tokenizer.eos_id is None:
+        raise TrainingError("the tokenizer has no end-of-text id, so no document would end; use another tokenizer")
+    return (tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id), tokenizer.eos_id

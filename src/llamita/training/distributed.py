@@ -1,0 +1,123 @@
+"""Turns torchrun's environment into ranks that train one model together; without it, into a single process."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Iterator
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from llamita.errors import TrainingError
+
+
+@dataclasses.dataclass(frozen=True)
+class Ranks:
+    """This process's place among those that train together, and the device it computes on."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the process that reports and saves."""
+        return self.rank == 0
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum over all processes of a tensor on the device; in place."""
+        if self.world_size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def agree(self, *values: float) -> tuple[float, ...]:
+        """The first process's values, in all of them: clocks and signals differ between processes."""
+        if self.world_size == 1:
+            return values
+        tensor = torch.tensor(values, dtype=torch.float64)
+        dist.broadcast(tensor, src=0)
+        return tuple(tensor.tolist())
+
+    def wait(self) -> None:
+        """Go on when all processes are here."""
+        if self.world_size > 1:
+            dist.barrier()
+
+    def parallel(self, module: nn.Module) -> nn.Module:
+        """The module with its gradients averaged over all processes at each backward."""
+        if self.world_size == 1:
+            return module
+        on_gpu = self.device.type == "cuda"
+        return nn.parallel.DistributedDataParallel(module, device_ids=[self.device.index] if on_gpu else None)
+
+    def local_gradients(self, module: nn.Module) -> contextlib.AbstractContextManager[None]:
+        """While entered, backward keeps `parallel`'s gradients to this process: more of the same step will follow."""
+        if isinstance(module, nn.parallel.DistributedDataParallel):
+            return module.no_sync()
+        return contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def start_ranks(device: str, threads: int | None) -> Iterator[Ranks]:
+    """Join the processes that torchrun started (gloo on CPUs, NCCL on CUDA); choose the device and the threads.
+
+    Raises TrainingError if the device is not there.
+    """
+    rank, world_size = _number("RANK", 0), _number("WORLD_SIZE", 1)
+    chosen = choose_device(device, _number("LOCAL_RANK", 0), several=world_size > 1)
+    if threads is None and world_size > 1:  # torchrun sets OMP_NUM_THREADS=1, which leaves cores idle
+        threads = max(1, num_cores() // _number("LOCAL_WORLD_SIZE", world_size))
+    if threads is not None:
+        torch.set_num_threads(threads)
+    torch.set_flush_denormal(True)
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+        torch.set_float32_matmul_precision("high")  # TF32
+    if world_size > 1:
+        # numbers that only steer the loop go through gloo, so that they never make a GPU wait
+        dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo")
+    try:
+        yield Ranks(rank, world_size, chosen)
+    finally:
+        if world_size > 1:
+            dist.destroy_process_group()
+
+
+def choose_device(name: str, local_rank: int = 0, *, several: bool = False) -> torch.device:
+    """auto, cpu, cuda or cuda:N → the device; with several processes on a machine, cuda means the local rank's.
+
+    Raises TrainingError if the name is unknown or the device is not there.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise TrainingError(f"device {name!r}: expected auto, cpu, cuda or cuda:N")
+    if device.type == "cpu":
+        return torch.device("cpu")
+    index = device.index if device.index is not None and not several else local_rank
+    if not torch.cuda.is_available() or index >= torch.cuda.device_count():
+        found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        raise TrainingError(f"device {name!r}: CUDA device {index} is not there, {found} found; use --device cpu")
+    return torch.device("cuda", index)
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _number(name: str, default: int) -> int:
+    text = os.environ.get(name, str(default))
+    try:
+        return int(text)
+    except ValueError:
+        raise TrainingError(f"environment variable {name}: expected a number (torchrun's), found {text!r}") from None

@@ -1,0 +1,95 @@
+"""Turns a run's numbers into a live bar on a terminal, or into plain lines elsewhere; both on stderr."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+class TrainingDisplay:
+    """Shows how training goes. `enabled=False` (all processes but the first) shows nothing."""
+
+    def __init__(self, *, enabled: bool = True, console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True, highlight=False)
+        self.enabled = enabled
+        self.is_live = enabled and self.console.is_terminal
+        self._last_line = -SECONDS_BETWEEN_LINES
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None, complete_style="green"),
+            TextColumn("{task.percentage:>3.0f} %"),
+            TextColumn("{task.fields[numbers]}"),
+            console=self.console,
+            transient=True,
+        )
+        self._task = self._progress.add_task("training", total=1.0, numbers="")
+
+    def __enter__(self) -> TrainingDisplay:
+        if self.is_live:
+            self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.is_live:
+            self._progress.stop()
+
+    def say(self, text: str, style: str | None = None) -> None:
+        """One line of its own."""
+        if self.enabled:
+            self.console.print(escape(text), style=style, soft_wrap=not self.is_live)
+
+    def update(
+        self,
+        progress: float,
+        *,
+        step: int,
+        loss: float,
+        bits_per_byte: float,
+        held_out: float | None,
+        tokens_per_second: float,
+        mfu: float | None,
+        seconds_left: float,
+    ) -> None:
+        """The current numbers; elsewhere than on a terminal a line every ten seconds."""
+        if not self.enabled:
+            return
+        parts = [
+            f"step {step}",
+            f"loss {loss:.3f}",
+            f"bpb {bits_per_byte:.3f}" + ("" if held_out is None else f" (held-out {held_out:.4f})"),
+            f"{format_count(tokens_per_second)} tok/s" + ("" if mfu is None else f", MFU {100 * mfu:.0f} %"),
+            f"{format_seconds(seconds_left)} left",
+        ]
+        if self.is_live:
+            self._progress.update(self._task, description="training", completed=progress, numbers=" · ".join(parts))
+        elif time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
+            self._last_line = time.monotonic()
+            self.console.print(" | ".join([f"{100 * progress:3.0f} %", *parts]), soft_wrap=True)
+
+    def evaluating(self, share: float) -> None:
+        """How far an evaluation is."""
+        if self.is_live:
+            self._progress.update(self._task, description=f"evaluating {100 * share:3.0f} %")
+
+
+def format_count(value: float) -> str:
+    """12345 → 12.3k."""
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:.{1 if value < 100 * size else 0}f}{letter}"
+    return f"{value:.0f}"
+
+
+def format_seconds(seconds: float) -> str:
+    """3723 → 1:02:03."""
+    whole = max(0, round(seconds))
+    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,103 @@
+"""Turns --out and --resume into an open run directory: a new one, or one whose configuration is still the same."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llamita.atomic import atomic_write_bytes
+from llamita.checkpoint import point_link, prune_checkpoints, resolve_checkpoint
+from llamita.config import ModelConfig, TrainConfig, flag
+from llamita.errors import CheckpointError, ConfigError, OutputError
+
+NAME = "run.json"
+# What may differ when a run is resumed: it moves or watches the run, but does not change what is learned. (--batch-rows
+# and --accumulate are held together, as rows_per_step, so that the number of processes may change.)
+MAY_CHANGE = frozenset(
+    ("data", "out", "resume", "save_minutes", "prompt", "device", "threads", "compile", "batch_rows", "accumulate")
+)
+
+
+def describe_run(config: TrainConfig, model: ModelConfig, rows_per_step: int, data: dict[str, Any]) -> dict[str, Any]:
+    """What run.json holds."""
+    fields = dataclasses.asdict(config).items()
+    values = {name: str(value) if isinstance(value, Path) else value for name, value in fields}
+    environment = {"python": platform.python_version(), "torch": torch.__version__, "machine": platform.machine()}
+    return {
+        "config": values,
+        "rows_per_step": rows_per_step,
+        "model": dataclasses.asdict(model),
+        "data": data,
+        "environment": environment,
+    }
+
+
+def open_run(run: Path, description: dict[str, Any], *, resume: bool) -> bool:
+    """Make the run directory, or check that the one there fits; True if there is a checkpoint to resume from.
+
+    Raises ConfigError naming the flag that differs, OutputError if the folder is in use or cannot be written,
+    CheckpointError if there is nothing to resume.
+    """
+    if not resume:
+        if run.exists() and (not run.is_dir() or any(run.iterdir())):
+            if (run / NAME).is_file():
+                raise OutputError(f"cannot train into {run}: it holds a run; --resume it, or choose another --out")
+            raise OutputError(f"cannot train into {run}: it exists and is no run; choose another --out")
+        try:
+            run.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"cannot write {run}: {error.strerror or error}") from error
+        _write(run, description)
+        return False
+    if not (run / NAME).is_file():
+        raise CheckpointError(f"cannot resume {run}: it holds no run (no {NAME}); train without --resume first")
+    check_same_run(run, _read(run), description)
+    if not (run / "latest").is_symlink():  # killed before its first checkpoint: the beginning is where it stands
+        return False
+    resolve_checkpoint(run, prefer="latest")
+    prune_checkpoints(run)  # what an interrupted save left behind
+    return True
+
+
+def check_same_run(run: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raise ConfigError naming the first flag or datum in which a resumed run would differ from itself."""
+    for name, value in now["config"].items():
+        old = before["config"].get(name)
+        if name not in MAY_CHANGE and old != value:
+            raise ConfigError(
+                f"cannot resume {run}: {flag(name)}: the run was started with {old}, found {value}; give the same"
+            )
+    if before["rows_per_step"] != now["rows_per_step"]:
+        raise ConfigError(
+            f"cannot resume {run}: rows a step (--batch-rows × --accumulate × processes): the run was started with "
+            f"{before['rows_per_step']}, found {now['rows_per_step']}; give the same"
+        )
+    for name, value in now["data"].items():
+        old = before["data"].get(name)
+        if old != value:
+            raise ConfigError(f"cannot resume {run}: {name} of the data: the run was started with {old}, found {value}")
+
+
+def mark_best(run: Path, checkpoint: Path) -> None:
+    """Point `best` at a checkpoint that is still there."""
+    if checkpoint.is_dir():
+        point_link(run, "best", checkpoint)
+
+
+def _write(run: Path, description: dict[str, Any]) -> None:
+    atomic_write_bytes(run / NAME, (json.dumps(description, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def _read(run: Path) -> dict[str, Any]:
+    try:
+        values = json.loads((run / NAME).read_text(encoding="utf-8"))
+        if not (isinstance(values, dict) and {"config", "rows_per_step", "data"} <= values.keys()):
+            raise ValueError("expected the keys config, rows_per_step, data")
+        return values
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot read {run / NAME}: {error}") from error

@@ -1,0 +1,46 @@
+"""Turns a shape into operations a token, and a device into the operations a second that it could do at best."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from llamita.config import ModelConfig
+
+# Peak dense tensor-core FLOP/s in bfloat16 (float16 where there is no bfloat16), from the makers' data sheets.
+GPU_PEAKS = {
+    "B200": 2250e12, "GB200": 2250e12, "H200": 989e12, "GH200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12,
+    "L4": 121e12, "A10G": 70e12, "A10": 125e12, "T4": 65e12, "V100": 125e12, "RTX 3090": 71e12, "RTX 4090": 165e12,
+    "RTX 5090": 209e12,
+}  # fmt: skip
+
+
+def flops_per_token(config: ModelConfig, context: int) -> float:
+    """Forward and backward: 6 a weight that multiplies (the classifier, not the embedding), and causal attention's
+    12 · layers · heads · head size · context / 2 (PaLM, arXiv 2204.02311, appendix B, halved for causality)."""
+    lookups = 0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size
+    attention = 6 * config.num_hidden_layers * config.num_attention_heads * config.head_dim * context
+    return 6.0 * (config.num_parameters - lookups) + attention
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
+    """CPU: measured with one matrix product (0.1 s). GPU: from the table; None where it is not in it."""
+    if device.type == "cpu":
+        return _measured_flops()
+    name = torch.cuda.get_device_name(device)
+    matches = [part for part in GPU_PEAKS if part in name]
+    if not matches:
+        return None
+    peak = GPU_PEAKS[max(matches, key=len)]
+    return peak if dtype != torch.float32 else peak / 2  # TF32 runs at half the rate
+
+
+def _measured_flops(size: int = 1024, repeats: int = 4) -> float:
+    left, right = torch.randn(size, size), torch.randn(size, size)
+    best = float("inf")
+    for _ in range(repeats):
+        start = time.perf_counter()
+        left @ right
+        best = min(best, time.perf_counter() - start)
+    return 2.0 * size**3 / best
