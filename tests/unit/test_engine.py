@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import re
 from itertools import pairwise
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 import llamita
+from llamita import engine
 from llamita.engine import Model, Sampler, library_path
 from llamita.errors import EngineError
 
@@ -256,13 +258,41 @@ def test_lifetimes(tiny_models) -> None:
         model.encode("a")
 
 
+def test_the_binding_is_the_header() -> None:
+    """Every function has its binding, and the fields of llamita_model_info are in the header's order and sizes."""
+    header = (Path(__file__).resolve().parents[2] / "engine" / "include" / "llamita.h").read_text(encoding="utf-8")
+    header = re.sub(r"/\*.*?\*/", "", header, flags=re.DOTALL)
+    assert re.findall(r"LLAMITA_API [^;(]*?\bllamita_(\w+)\(", header) == list(engine._FUNCTIONS)
+    for struct, mirror in [
+        ("model_info", engine._ModelInfo),
+        ("model_params", engine._ModelParams),
+        ("session_params", engine._SessionParams),
+        ("sampler_params", engine._SamplerParams),
+    ]:
+        body = re.search(r"typedef struct \{([^}]*)\} llamita_" + struct, header)
+        assert body
+        fields = []
+        for kind, names in re.findall(r"((?:const )?\w+ ?\*?)([^;]+);", body[1]):
+            for name, _, size in re.findall(r"(\w+)(\[(\d+)\])?", names):
+                fields.append((name, kind.replace(" ", ""), int(size or 0)))
+        types: dict[str, object] = {"char": ctypes.c_char, "constchar*": ctypes.c_char_p, "float": ctypes.c_float}
+        types |= {
+            "bool": ctypes.c_bool,
+            "int32_t": ctypes.c_int32,
+            "int64_t": ctypes.c_int64,
+            "uint64_t": ctypes.c_uint64,
+        }
+        expected = [(name, types[kind] * size if size else types[kind]) for name, kind, size in fields]
+        assert expected == list(mirror._fields_), struct
+
+
 def test_a_missing_library_says_what_to_do(monkeypatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(llamita.engine, "LIBRARY_NAMES", ("nowhere.so",))
+    monkeypatch.setattr(engine, "LIBRARY_NAMES", ("nowhere.so",))
     with pytest.raises(EngineError, match="make engine"):
         library_path()
 
 
 def test_a_missing_packaged_model_says_so(monkeypatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(llamita.engine, "PACKAGED_MODEL", tmp_path / "stories.gguf")
+    monkeypatch.setattr(engine, "PACKAGED_MODEL", tmp_path / "stories.gguf")
     with pytest.raises(EngineError, match="name a model file"):
         llamita.load()
