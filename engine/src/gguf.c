@@ -7,10 +7,12 @@
 
 #include <inttypes.h>
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 /* Far above any real file (tens of keys, hundreds of tensors, 10^5 tokens), and low enough to bound time and memory. */
+enum { MAX_HEADER_BYTES = 1 << 26 };
 enum { MAX_ENTRIES = 1 << 16, MAX_TENSORS = 1 << 16, MAX_ELEMENTS = 1 << 24, MAX_KEY_BYTES = 65535 };
 enum { MAX_TENSOR_NAME_BYTES = 63, DEFAULT_ALIGNMENT = 32, MIN_ALIGNMENT = 8 };
 
@@ -62,11 +64,10 @@ static int compare_tensors(const void *a, const void *b) {
 /* ---------------------------------------------------------------- parsing */
 
 static llamita_status refuse_end(const gguf_file *file, const char *part, uint64_t index, uint64_t count) {
-    return reader_refuse(&file->from,
-                         "%s %" PRIu64 " of %" PRIu64
-                         " runs past the file's end at byte %zu; the file is incomplete or "
-                         "damaged",
-                         part, index + 1, count, file->from.num_bytes);
+    const bool whole = file->from.num_bytes == file->file_bytes;
+    return reader_refuse(&file->from, "%s %" PRIu64 " of %" PRIu64 " runs past %s at byte %zu; the file is %sdamaged",
+                         part, index + 1, count, whole ? "the file's end" : "the longest header that this engine reads",
+                         file->from.num_bytes, whole ? "incomplete or " : "");
 }
 
 static bool take_string(reader *from, byte_slice *string) {
@@ -134,10 +135,9 @@ static llamita_status parse_array(gguf_file *file, gguf_entry *entry, uint64_t i
     for (uint64_t i = 0; i < entry->count; i++) {
         byte_slice string;
         if (!take_string(from, &string)) {
-            return reader_refuse(from,
-                                 "key %.*s: string %" PRIu64 " of %" PRIu64 " runs past the file's end at byte %zu; "
-                                 "the file is incomplete or damaged",
-                                 SHOWN(entry->key), i + 1, entry->count, from->num_bytes);
+            char part[80];
+            snprintf(part, sizeof part, "key %.*s: string", SHOWN(entry->key));
+            return refuse_end(file, part, i, entry->count);
         }
     }
     return LLAMITA_OK;
@@ -322,20 +322,20 @@ static llamita_status place_tensors(gguf_file *file) {
         }
         uint64_t start = saturating_add(data_start, t->offset);
         end = saturating_add(start, t->num_bytes);
-        if (end > file->from.num_bytes) {
+        if (end > file->file_bytes) {
             return reader_refuse(&file->from,
                                  "tensor %.*s: expected %" PRIu64 " bytes from byte %" PRIu64 " on, found a "
                                  "file of %zu bytes; the file is incomplete or damaged",
-                                 SHOWN(t->name), t->num_bytes, start, file->from.num_bytes);
+                                 SHOWN(t->name), t->num_bytes, start, file->file_bytes);
         }
         t->data = file->from.bytes + start;
         expected_offset = saturating_add(t->offset, saturating_add(t->num_bytes, alignment - 1) & ~(alignment - 1));
     }
-    if (!status && file->from.num_bytes - end >= alignment) {
+    if (!status && file->file_bytes - end >= alignment) {
         return reader_refuse(&file->from,
                              "expected the last tensor to end the file, found %" PRIu64 " bytes more; the file "
                              "is damaged",
-                             file->from.num_bytes - end);
+                             file->file_bytes - end);
     }
     return status;
 }
@@ -372,7 +372,10 @@ static llamita_status parse_tensors(gguf_file *file, uint64_t count) {
 
 llamita_status gguf_parse(gguf_file *file, const reader *from) {
     uint64_t num_tensors, num_entries;
-    *file = (gguf_file){.from = *from};
+    *file = (gguf_file){.from = *from, .file_bytes = from->num_bytes};
+    if (file->from.num_bytes > MAX_HEADER_BYTES) {
+        file->from.num_bytes = MAX_HEADER_BYTES;
+    }
     llamita_status status = parse_header(file, &num_tensors, &num_entries);
     status = status ? status : parse_entries(file, num_entries);
     return status ? status : parse_tensors(file, num_tensors);

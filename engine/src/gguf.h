@@ -45,6 +45,7 @@ typedef struct {
 
 typedef struct {
     reader from;
+    size_t file_bytes; /* from.num_bytes is less in a long file: the most that a header may take */
     uint32_t version;
     gguf_entry *entries; /* sorted by key, each once */
     size_t num_entries;

@@ -11,7 +11,7 @@
 
 #include "gguf.h"
 
-enum { MAX_TOKENS = 1 << 20, MAX_MERGES = 1 << 21, MAX_TOKEN_BYTES = 65535, MAX_TEMPLATE_BYTES = 1 << 20 };
+enum { MAX_TOKENS = 1 << 20, MAX_MERGES = 1 << 20, MAX_TOKEN_BYTES = 65535, MAX_TEMPLATE_BYTES = 1 << 20 };
 enum { MAX_END_IDS = 2 + 8 }; /* the two keys, and the texts of ENDING_TEXTS */
 
 /* Control tokens that end a text though no key says so. */

@@ -87,7 +87,8 @@ static bool is_norm(part p) {
     return p == ATTENTION_NORM || p == FFN_NORM || p == OUTPUT_NORM;
 }
 
-/* Where the model keeps a matrix, or a norm; the other is NULL. The RoPE tables are kept nowhere: they are computed. */
+/* Where the model keeps a matrix, or a norm; NULL for what it is not. RoPE's tables are kept nowhere: they are
+ * computed. */
 static tensor *matrix_place(llamita_model *model, part p, int64_t copy) {
     layer *l = &model->layers[copy];
     switch (p) {
@@ -279,20 +280,19 @@ static llamita_status check_length(const reader *from, const layout *l, llamita_
 
 /* ---- weights */
 
-static void part_name(char name[64], part p, int64_t copy, bool in_layer) {
-    if (in_layer) {
-        snprintf(name, 64, "blk.%" PRId64 ".%s.weight", copy, PART_NAMES[p]);
-    } else {
+static void part_name(char name[64], part p, int64_t copy) {
+    if (p == EMBEDDING || p == OUTPUT_NORM || p == ROPE_TABLES || p == OUTPUT) {
         snprintf(name, 64, "%s.weight", PART_NAMES[p]);
+    } else {
+        snprintf(name, 64, "blk.%" PRId64 ".%s.weight", copy, PART_NAMES[p]);
     }
 }
 
-/* Version 2: weight i is values[i] * scales[i / group_size], exactly, in memory of the model's own. */
-static llamita_status dequantise(llamita_model *model, const reader *from, const layout *l, const char *name,
-                                 const unsigned char *bytes, int64_t elements, const void **data) {
-    const unsigned char *scales = bytes + elements;
-    for (int64_t g = 0; g < elements / l->group_size; g++) { /* before memory is taken */
-        float scale = read_f32(scales + 4 * g);
+/* Version 2: the scales of a tensor, which lie behind its values. */
+static llamita_status check_scales(const reader *from, const layout *l, const char *name, const unsigned char *bytes,
+                                   int64_t elements) {
+    for (int64_t g = 0; g < elements / l->group_size; g++) {
+        const float scale = read_f32(bytes + elements + 4 * g);
         if (!isfinite(scale)) {
             return reader_refuse(from,
                                  "tensor %s: expected finite scales, found %f at group %" PRId64 "; the weights are "
@@ -300,66 +300,83 @@ static llamita_status dequantise(llamita_model *model, const reader *from, const
                                  name, (double)scale, g);
         }
     }
-    float *weights = (uint64_t)elements > SIZE_MAX / sizeof *weights
-                         ? NULL
-                         : model_allocate(model, (size_t)elements * sizeof *weights);
-    if (!weights) {
-        return reader_refuse_memory(from, saturating_multiply((uint64_t)elements, sizeof *weights));
-    }
-    for (int64_t g = 0; g < elements / l->group_size; g++) {
-        const float scale = read_f32(scales + 4 * g);
-        for (int64_t i = g * l->group_size; i < (g + 1) * l->group_size; i++) {
-            weights[i] = (float)(int8_t)bytes[i] * scale;
-        }
-    }
-    *data = weights;
     return LLAMITA_OK;
 }
 
-static llamita_status take_copy(llamita_model *model, reader *from, const layout *l, part p, int64_t copy,
-                                bool in_layer) {
+static llamita_status take_copy(llamita_model *model, reader *from, const layout *l, part p, int64_t copy) {
     int64_t num_rows, row_length, copies;
     const unsigned char *bytes;
     char name[64];
     part_shape(&model->info, p, &num_rows, &row_length, &copies);
-    part_name(name, p, copy, in_layer);
+    part_name(name, p, copy);
     if (!reader_bytes(from, part_bytes(l, p, num_rows, row_length), &bytes)) { /* check_length has made sure of it */
         return reader_refuse(from, "tensor %s runs past the file's end; the file is incomplete", name);
     }
     const float **norm = norm_place(model, p, copy);
+    tensor *matrix = matrix_place(model, p, copy);
     if (norm) {
         *norm = (const float *)(const void *)bytes;
         return model_check_finite(from, name, *norm, row_length);
     }
-    tensor *matrix = matrix_place(model, p, copy);
-    if (!matrix) {
-        return LLAMITA_OK;
+    if (matrix) {
+        *matrix = (tensor){TENSOR_F32, num_rows, row_length, (size_t)row_length * sizeof(float), bytes};
+        return l->group_size ? check_scales(from, l, name, bytes, num_rows * row_length) : LLAMITA_OK;
     }
-    *matrix = (tensor){TENSOR_F32, num_rows, row_length, (size_t)row_length * sizeof(float), bytes};
-    return l->group_size ? dequantise(model, from, l, name, bytes, num_rows * row_length, &matrix->data) : LLAMITA_OK;
+    return LLAMITA_OK;
 }
 
-static llamita_status take_parts(llamita_model *model, reader *from, const layout *l) {
-    const uint64_t layer_bytes = (uint64_t)model->info.num_hidden_layers * sizeof *model->layers;
-    model->layers = model_allocate(model, (size_t)layer_bytes);
-    if (!model->layers) {
-        return reader_refuse_memory(from, layer_bytes);
+/* Version 2: weight i is values[i] * scales[i / group_size], exactly, in memory of the model's own. */
+static llamita_status dequantise(llamita_model *model, const reader *from, const layout *l, tensor *matrix) {
+    const int64_t elements = matrix->num_rows * matrix->row_length;
+    const unsigned char *values = matrix->data, *scales = values + elements;
+    const uint64_t num_bytes = saturating_multiply((uint64_t)elements, sizeof(float));
+    float *weights = num_bytes > SIZE_MAX ? NULL : model_allocate(model, (size_t)num_bytes);
+    if (!weights) {
+        return reader_refuse_memory(from, num_bytes);
     }
+    for (int64_t g = 0; g < elements / l->group_size; g++) {
+        const float scale = read_f32(scales + 4 * g);
+        for (int64_t i = g * l->group_size; i < (g + 1) * l->group_size; i++) {
+            weights[i] = (float)(int8_t)values[i] * scale;
+        }
+    }
+    matrix->data = weights;
+    return LLAMITA_OK;
+}
+
+/* One part after another, in the file's order. With expand, what take_copy has found becomes floats: only once the
+ * whole file is known to be good, as this takes four times its size. */
+static llamita_status take_parts(llamita_model *model, reader *from, const layout *l, bool expand) {
     for (const part *p = l->order; *p != NUM_PARTS; p++) {
         int64_t num_rows, row_length, copies;
         part_shape(&model->info, *p, &num_rows, &row_length, &copies);
-        const bool in_layer = *p != EMBEDDING && *p != OUTPUT_NORM && *p != ROPE_TABLES && *p != OUTPUT;
         for (int64_t copy = 0; copy < copies; copy++) {
-            llamita_status status = take_copy(model, from, l, *p, copy, in_layer);
+            tensor *matrix = matrix_place(model, *p, copy);
+            llamita_status status = !expand  ? take_copy(model, from, l, *p, copy)
+                                    : matrix ? dequantise(model, from, l, matrix)
+                                             : LLAMITA_OK;
             if (status) {
                 return status;
             }
         }
     }
+    return LLAMITA_OK;
+}
+
+static llamita_status take_weights(llamita_model *model, reader *from, const layout *l) {
+    const uint64_t layer_bytes = (uint64_t)model->info.num_hidden_layers * sizeof *model->layers;
+    model->layers = model_allocate(model, (size_t)layer_bytes);
+    if (!model->layers) {
+        return reader_refuse_memory(from, layer_bytes);
+    }
+    llamita_status status = take_parts(model, from, l, false);
+    if (!status && l->group_size) {
+        status = take_parts(model, from, l, true);
+    }
     if (model->info.tied_embeddings) {
         model->output = model->token_embedding;
     }
-    return LLAMITA_OK;
+    return status;
 }
 
 llamita_status llama2c_fill_model(llamita_model *model, const char *path, llamita_error *error) {
@@ -368,7 +385,7 @@ llamita_status llama2c_fill_model(llamita_model *model, const char *path, llamit
     llamita_status status = read_header(&from, &l, &model->info);
     status = status ? status : check_length(&from, &l, &model->info);
     status = status ? status : model_check_shape(model, &from);
-    status = status ? status : take_parts(model, &from, &l);
+    status = status ? status : take_weights(model, &from, &l);
     status = status ? status : model_fill_rope(model, &from, 1.0, NULL);
     if (status) {
         return status;

@@ -9,10 +9,9 @@
 
 /* ---------------------------------------------------------------- refusals */
 
-static void check_refused(gguf_draft *d, const char *expected, int line) {
-    buffer file = draft_write(d, NULL);
+static void check_refused_bytes(buffer *file, const char *expected, int line) {
     llamita_error error;
-    llamita_model *model = open_bytes(file.bytes, file.num_bytes, NULL, &error);
+    llamita_model *model = open_bytes(file->bytes, file->num_bytes, NULL, &error);
     CHECK(!model, "case of line %d: opened", line);
     CHECK(strstr(error.message, expected), "case of line %d: expected \"%s\", found \"%s\"", line, expected,
           error.message);
@@ -20,7 +19,12 @@ static void check_refused(gguf_draft *d, const char *expected, int line) {
           line, error.message);
     CHECK(error.status == LLAMITA_ERROR_FORMAT, "case of line %d: status %d", line, error.status);
     close_bytes(model);
-    free_buffer(&file);
+    free_buffer(file);
+}
+
+static void check_refused(gguf_draft *d, const char *expected, int line) {
+    buffer file = draft_write(d, NULL);
+    check_refused_bytes(&file, expected, line);
     draft_free(d);
 }
 
@@ -477,6 +481,24 @@ static void test_many_keys(void) {
     }
 }
 
+/* A header that never ends costs no more than 64 MiB of reading, whatever the file's length. */
+static void test_long_header(void) {
+    const uint64_t num_bytes = 1 << 26;
+    void *zeros = calloc(1, num_bytes);
+    buffer file = {0};
+    put_bytes(&file, "GGUF", 4);
+    put_u32(&file, 3);
+    put_u64(&file, 0);
+    put_u64(&file, 1);
+    put_string(&file, "x");
+    put_u32(&file, GGUF_STRING);
+    put_u64(&file, num_bytes);
+    put_bytes(&file, zeros, num_bytes);
+    free(zeros);
+    check_refused_bytes(&file, "key 1 of 1 runs past the longest header that this engine reads at byte 67108864",
+                        __LINE__);
+}
+
 int main(void) {
     test_header();
     test_keys();
@@ -494,5 +516,6 @@ int main(void) {
     test_byte_level();
     test_truncated_everywhere();
     test_many_keys();
+    test_long_header();
     return check_failures();
 }

@@ -193,7 +193,7 @@ static void test_order(void) {
     free_buffer(&v1);
 }
 
-/* Version 2: groups run over the flattened tensor, so that one may cross rows. 48 does not divide a row of 32. */
+/* Version 2: groups run over the flattened tensor, so that one may cross rows: those of 64 and 128 do. */
 static void test_groups(void) {
     const uint32_t group_sizes[] = {4, 32, 64, 128};
     for (size_t g = 0; g < sizeof group_sizes / sizeof group_sizes[0]; g++) {
