@@ -57,11 +57,30 @@ def _origin(path: Path, data: bytes) -> Origin:
     )
 
 
+def _check_ids(text: str, path: Path) -> None:
+    """Refuse ids far above the number of tokens before anything makes room for them. Raises TokenizerError."""
+    try:
+        sections = json.loads(text)
+        vocabulary = sections["model"]["vocab"]
+        ids = [*vocabulary.values(), *(token["id"] for token in sections["added_tokens"])]
+        highest = max(ids, default=0)
+        fits = highest <= 2 * len(ids) + 65536
+    except (ValueError, RecursionError) as error:
+        raise TokenizerError(f"cannot read tokenizer {path}: not JSON ({error})") from None
+    except (KeyError, TypeError, AttributeError):
+        raise TokenizerError(
+            f"cannot read tokenizer {path}: no BPE tokenizer.json (model.vocab: pieces to ids; added_tokens: a list)"
+        ) from None
+    if not fits:
+        raise TokenizerError(f"cannot use tokenizer {path}: id {highest:,} is far above its {len(ids):,} tokens")
+
+
 def _from_json(data: bytes, path: Path) -> Tokenizer:
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise TokenizerError(f"cannot read tokenizer {path}: byte {error.start}: not UTF-8") from None
+    _check_ids(text, path)
     with _backend_errors(path):
         backend = tokenizers.Tokenizer.from_str(text)
     folder = path.parent

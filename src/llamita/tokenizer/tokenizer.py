@@ -166,7 +166,8 @@ class Tokenizer:
     @property
     def remove_extra_whitespaces(self) -> bool:
         """True if leading, trailing and repeated spaces are dropped before encoding (a SentencePiece setting)."""
-        return self._origin is not None and self._origin.table.remove_extra_whitespaces
+        steps = _steps(self._sections["normalizer"], "normalizers")
+        return any(step["type"] == "Replace" and step["pattern"] == {"Regex": " {2,}"} for step in steps)
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -231,8 +232,6 @@ class Tokenizer:
         vocabulary: dict[str, int] = self._model["vocab"]
         added = self._sections["added_tokens"]
         size = 1 + max([*vocabulary.values(), *(token["id"] for token in added)], default=-1)
-        if not 0 < size <= 1 << 24 or size > 2 * (len(vocabulary) + len(added)) + 65536:
-            raise TokenizerError(f"cannot use tokenizer {self._where}: ids up to {size - 1:,}, far above its pieces")
         pieces = [f"[PAD{i}]" for i in range(size)]
         types = [UNUSED] * size
         byte_pieces = {f"<0x{byte:02X}>" for byte in range(256)} if self._model.get("byte_fallback") else set()
