@@ -131,7 +131,7 @@ class PrepareConfig:
     """Processes that encode (default: one a core, fewer for little text)."""
     seed: int = 0
     """Decides which documents are held out, and which tales are made up."""
-    num_tales: int = 30_000
+    num_tales: int = 20_000
     """How many tales (only for the source tales)."""
     overwrite: bool = False
     """Replace the token store that is at --out."""

@@ -44,7 +44,7 @@ def main(argv: list[str]) -> None:
     with requires_extra("train"):
         from llamita.data.prepare import prepare
     config = PrepareConfig(**{field.name: getattr(flags, field.name) for field in dataclasses.fields(PrepareConfig)})
-    with _bar() as show:
+    with progress_bars() as show:
         if flags.sources == ("tinystories",):
             config = dataclasses.replace(config, **_tinystories(flags, show))
         report = prepare(config, show)
@@ -103,7 +103,7 @@ def _tinystories(flags: Flags, show: Show) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _bar() -> Iterator[Show]:
+def progress_bars() -> Iterator[Show]:
     """Progress bars on stderr, one for each thing done; nothing where stderr is no terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
