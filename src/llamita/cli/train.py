@@ -11,9 +11,8 @@ from typing import Annotated
 
 import tyro
 
-from llamita.cli.command import parse
+from llamita.cli.command import parse, requires_extra
 from llamita.config import TrainConfig
-from llamita.errors import LlamitaError
 
 STARTED = time.monotonic()
 
@@ -30,10 +29,8 @@ class Train(TrainConfig):
 
 def main(argv: list[str]) -> int:
     config = parse(Train, argv, "llamita train")
-    try:
+    with requires_extra("train"):
         from llamita.training.loop import train
-    except ModuleNotFoundError as error:
-        raise LlamitaError(f"training needs {error.name}: pip install 'llamita[train]'") from error
     from rich.console import Console
 
     from llamita.training.report import summary_table
