@@ -1,0 +1,102 @@
+"""Our checkpoints in transformers: AutoModelForCausalLM computes our logits, AutoTokenizer gives our ids; and back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from llamita.checkpoint import load_config, load_model, load_tensors
+from llamita.formats.huggingface import config_from_dict
+from llamita.formats.tensor_table import check_tensors
+from llamita.tokenizer import load_tokenizer
+
+pytestmark = pytest.mark.compat
+
+TEXTS = (
+    "Once upon a time",
+    " two  spaces,\tand a tab\n\n\nthree lines",
+    "She wasn't tired; they'll try 1024 times: 3.14!",
+    "床前明月光，疑是地上霜。",
+    "🦙 says “good night” 🌙 — ¡qué rico!",
+    "naïve Ünïcödé 日本語 mixed_with-code(x) = {y: 'z'};",
+)
+LLAMA3 = {
+    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}  # fmt: skip
+CONFIGS = {
+    "tied-gqa": {},
+    "untied-mha": {"tie_word_embeddings": False, "num_key_value_heads": 4},
+    "theta": {"rope_theta": 1e6, "rms_norm_eps": 1e-3},
+    "linear": {"rope_scaling": {"rope_type": "linear", "factor": 2.0}},
+    "llama3": {"rope_scaling": LLAMA3, "rope_theta": 500000.0},
+    "head-dim": {"head_dim": 32},
+    "two-ends": {"eos_token_id": (0, 2), "pad_token_id": 1},
+}
+
+
+@pytest.fixture(scope="module")
+def transformers():
+    return pytest.importorskip("transformers")
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_model_loads_and_agrees(transformers, make_checkpoint: Callable[..., Path], tmp_path: Path, name: str) -> None:
+    checkpoint = make_checkpoint(tmp_path / "model", **CONFIGS[name])
+    theirs, info = transformers.AutoModelForCausalLM.from_pretrained(checkpoint, output_loading_info=True)
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")), info
+    ours = load_model(checkpoint)
+    ids = torch.randint(0, ours.config.vocab_size, (2, 100), generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        difference = (theirs(ids).logits - ours(ids)).abs().max().item()
+    print(f"{name}: largest difference of logits {difference:.2e}")
+    assert difference < 1e-4
+    assert theirs.generation_config.eos_token_id == theirs.config.eos_token_id
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_tokenizer_gives_our_ids(
+    transformers, make_checkpoint: Callable[..., Path], tmp_path: Path, kind: str
+) -> None:
+    checkpoint = make_checkpoint(tmp_path / "model", kind)
+    theirs, ours = transformers.AutoTokenizer.from_pretrained(checkpoint), load_tokenizer(checkpoint)
+    assert (theirs.bos_token_id, theirs.eos_token_id) == (ours.bos_id, ours.eos_id)
+    for text in TEXTS:
+        ids = ours.encode(text)
+        assert theirs.encode(text, add_special_tokens=False) == ids
+        assert theirs.decode(ids) == text
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_what_transformers_saves_we_load(
+    transformers, make_checkpoint: Callable[..., Path], tmp_path: Path, name: str
+) -> None:
+    """transformers writes its own spellings: ours must understand them, tensor for tensor."""
+    checkpoint = make_checkpoint(tmp_path / "model", **CONFIGS[name])
+    transformers.AutoModelForCausalLM.from_pretrained(checkpoint).save_pretrained(tmp_path / "saved")
+    config = load_config(tmp_path / "saved")
+    assert config == load_config(checkpoint)
+    before, after = load_tensors(checkpoint), load_tensors(tmp_path / "saved")
+    check_tensors({key: tuple(value.shape) for key, value in after.items()}, config, "huggingface", "saved")
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_defaults_are_those_of_transformers(transformers) -> None:
+    """A config.json that leaves things out means what LlamaConfig means by it."""
+    theirs = transformers.LlamaConfig()
+    ours = config_from_dict(
+        {
+            "model_type": "llama", "vocab_size": theirs.vocab_size, "hidden_size": theirs.hidden_size,
+            "intermediate_size": theirs.intermediate_size, "num_hidden_layers": theirs.num_hidden_layers,
+            "num_attention_heads": theirs.num_attention_heads,
+        },
+        "config.json",
+    )  # fmt: skip
+    for key in (
+        "num_key_value_heads", "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings", "bos_token_id",
+        "eos_token_id", "pad_token_id", "head_dim",
+    ):  # fmt: skip
+        assert getattr(ours, key) == getattr(theirs, key), key
