@@ -49,6 +49,6 @@ static buffer write_variant(uint32_t variant, field_list *fields) {
 }
 
 int main(int argc, char **argv) {
-    return fuzz_main(argc, argv, 20000, 16, write_variant);
+    return fuzz_main(argc, argv, 10000, 16, write_variant);
 }
 #endif
