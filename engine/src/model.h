@@ -76,9 +76,9 @@ void model_clear(llamita_model *model);
 llamita_status gguf_fill_model(llamita_model *model, const char *path, llamita_error *error);
 llamita_status llama2c_fill_model(llamita_model *model, const char *path, llamita_error *error);
 
-/* Only the tokenizer and the chat template, from a mapped GGUF: *out becomes NULL if it holds none, and out may be NULL if
- * none is wanted; *chat_template becomes NULL if there is none, else it is the caller's to free. And from a tokenizer.bin
- * of vocab_size entries. */
+/* Only the tokenizer and the chat template, from a mapped GGUF: *out becomes NULL if it holds none, and out may be NULL
+ * if none is wanted; *chat_template becomes NULL if there is none, else it is the caller's to free. And from a
+ * tokenizer.bin of vocab_size entries. */
 llamita_status gguf_read_tokenizer(const void *mapping, size_t num_bytes, const char *path, tokenizer **out,
                                    char **chat_template, llamita_error *error);
 llamita_status llama2c_read_tokenizer(const void *mapping, size_t num_bytes, const char *path, int32_t vocab_size,
