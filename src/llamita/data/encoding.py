@@ -8,6 +8,7 @@ import itertools
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from types import TracebackType
@@ -110,9 +111,18 @@ _encoder: _Encoder | None = None  # of this process, if it is one of the pool's
 def _start_process(tokenizer_json: str, eos_id: int, dtype: str) -> None:
     """Load the tokenizer once a process; Ctrl-C is the parent's business, and so is running in parallel."""
     global _encoder
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     _encoder = _Encoder(tokenizer_json, eos_id, dtype)
+
+
+def _end_with_parent() -> None:
+    """End this process when its parent is gone (killed, even): nobody waits for its work."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _encode_in_process(texts: list[str]) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:

@@ -1,0 +1,339 @@
+"""Text to token store: everything adds up, splits are stable, reruns are idempotent, a kill leaves nothing half."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from llamita.config import PrepareConfig
+from llamita.data import prepare as prepare_module
+from llamita.data import shards
+from llamita.data.prepare import PrepareReport, default_vocab_size, document_hash, prepare
+from llamita.data.shards import TokenStore
+from llamita.errors import ConfigError, OutputError, SourceError, TokenizerError
+from llamita.tokenizer import load_tokenizer, train_bpe
+
+NAMES = ("Lily", "Ben", "Sue", "Tom", "Ada", "Max")
+THINGS = ("ball", "apple", "pebble", "kite", "drum", "狐狸", "boat")
+
+
+def story(number: int) -> str:
+    choose = random.Random(number)
+    name, thing, other = choose.choice(NAMES), choose.choice(THINGS), choose.choice(THINGS)
+    return (
+        f"One day {name} found a {thing} by the river. It was number {number}.\n"
+        f"\"May I keep the {thing}?\" asked {name}. Mum said {choose.choice(('yes', 'no'))}, and they ate {other}s."
+    )
+
+
+STORIES = [story(i) for i in range(400)]
+
+
+def write_stories(path: Path, stories: list[str] = STORIES) -> Path:
+    path.write_bytes("\n<|endoftext|>\n".join(stories).encode())
+    return path
+
+
+def make(tmp_path: Path, **changes: object) -> PrepareConfig:
+    if "sources" not in changes:
+        changes["sources"] = (str(write_stories(tmp_path / "stories.txt")),)
+    values = {"out": tmp_path / "store", "vocab_size": 320, "num_workers": 1}
+    return PrepareConfig(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def texts(store: Path, split: str) -> list[str]:
+    tokenizer = load_tokenizer(store)
+    part = TokenStore(store).split(split)  # type: ignore[arg-type]
+    documents = [part.document(i) for i in range(part.num_documents)]
+    assert all(document[-1] == tokenizer.eos_id for document in documents)
+    return [tokenizer.decode(document[:-1].tolist()).decode() for document in documents]
+
+
+def check_sums(report: PrepareReport) -> None:
+    parts = (report.duplicate_bytes, report.whitespace_bytes, report.separator_bytes, report.container_bytes)
+    assert report.source_bytes == report.text_bytes + sum(parts)
+    dropped = report.duplicate_documents + report.empty_documents
+    assert report.documents == report.train.documents + report.val.documents + dropped
+    store = TokenStore(report.out)
+    for name, split in (("train", report.train), ("val", report.val)):
+        found = store.split(name)  # type: ignore[arg-type]
+        sizes = (found.num_documents, found.num_tokens, found.text_bytes)
+        assert sizes == (split.documents, split.tokens, split.text_bytes)
+        assert split.text_bytes == sum(len(text.encode()) for text in texts(report.out, name))
+
+
+def test_every_document_is_in_the_store_once_in_order(tmp_path: Path) -> None:
+    report = prepare(make(tmp_path, val_fraction=0.1))
+    check_sums(report)
+    train, val = texts(report.out, "train"), texts(report.out, "val")
+    assert [text for text in STORIES if text in set(train)] == train
+    assert [text for text in STORIES if text in set(val)] == val
+    assert sorted(train + val) == sorted(STORIES)
+    assert 20 <= len(val) <= 65
+    assert load_tokenizer(report.out).vocab_size == report.vocab_size == 320
+
+
+def test_mixed_sources_with_duplicates_and_empties_add_up(tmp_path: Path) -> None:
+    folder = tmp_path / "text"
+    folder.mkdir()
+    write_stories(folder / "a.txt", [*STORIES[:150], "", "  \n ", STORIES[3], "\n" + STORIES[4] + "\t"])
+    (folder / "b.jsonl").write_text("\n".join(json.dumps({"text": s, "n": 1}) for s in [*STORIES[140:300], " "]))
+    (folder / "c.md").write_text("\ufeff" + STORIES[0])
+    (folder / ".hidden").write_text("x")
+    report = prepare(make(tmp_path, sources=(str(folder), str(folder / "c.md"))))
+    check_sums(report)
+    assert (report.files, report.hidden_files) == (4, 1)
+    assert (report.duplicate_documents, report.empty_documents) == (2 + 10 + 2, 3)
+    assert Counter(texts(report.out, "train") + texts(report.out, "val")) == Counter(STORIES[:300])
+
+
+def test_held_out_texts_are_dropped_from_training(tmp_path: Path) -> None:
+    val = write_stories(tmp_path / "val.txt", [*STORIES[:40], STORIES[0]])
+    report = prepare(make(tmp_path, val=(str(val),)))
+    check_sums(report)
+    assert texts(report.out, "val") == STORIES[:40] and texts(report.out, "train") == STORIES[40:]
+    assert report.duplicate_documents == 41
+
+
+def test_more_text_moves_no_document_to_another_split(tmp_path: Path) -> None:
+    few = prepare(make(tmp_path, out=tmp_path / "few", sources=(str(write_stories(tmp_path / "a.txt")),)))
+    more = [story(i) for i in range(1000, 1400)]
+    both = (str(write_stories(tmp_path / "0.txt", more)), str(tmp_path / "a.txt"))
+    many = prepare(make(tmp_path, out=tmp_path / "many", sources=both))
+    assert set(texts(few.out, "val")) == set(texts(many.out, "val")) & set(STORIES)
+    other_seed = prepare(make(tmp_path, out=tmp_path / "seed", sources=both, seed=1))
+    assert set(texts(other_seed.out, "val")) != set(texts(many.out, "val"))
+
+
+def test_document_hash_is_fixed_for_ever() -> None:
+    assert document_hash("Once upon a time", 0).hex() == "041b76e5564c0ea1bdb7e4cb77fae791"
+    assert document_hash("Once upon a time", 1).hex() == "638c839f7d76b88aef71390361850da1"
+
+
+def test_the_same_command_again_does_nothing(tmp_path: Path) -> None:
+    config = make(tmp_path)
+    first = prepare(config)
+    before = {path: path.stat().st_mtime_ns for path in config.out.rglob("*")}
+    os.utime(config.sources[0])  # touched, not changed
+    second = prepare(dataclasses.replace(config, num_workers=2))
+    assert second.reused and not first.reused
+    assert dataclasses.replace(second, seconds=first.seconds, reused=False) == first
+    assert {path: path.stat().st_mtime_ns for path in config.out.rglob("*")} == before
+
+
+def test_another_command_into_the_same_place_is_refused(tmp_path: Path) -> None:
+    config = make(tmp_path)
+    prepare(config)
+    content = {path: path.read_bytes() for path in config.out.rglob("*") if path.is_file()}
+    for change in ({"vocab_size": 321}, {"seed": 5}, {"val_fraction": 0.2}):
+        with pytest.raises(OutputError, match="made from other text or with other flags.*--overwrite"):
+            prepare(dataclasses.replace(config, **change))  # type: ignore[arg-type]
+    write_stories(tmp_path / "stories.txt", STORIES[1:])
+    with pytest.raises(OutputError, match="other text"):
+        prepare(config)
+    assert {path: path.read_bytes() for path in config.out.rglob("*") if path.is_file()} == content
+    report = prepare(dataclasses.replace(config, overwrite=True))
+    assert not report.reused and report.documents == 399
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["store", "stories.txt"]
+
+
+def test_overwrite_replaces_token_stores_only(tmp_path: Path) -> None:
+    config = make(tmp_path, overwrite=True)
+    config.out.mkdir()
+    (config.out / "thesis.txt").write_text("years of work")
+    with pytest.raises(OutputError, match="no token store"):
+        prepare(config)
+    assert (config.out / "thesis.txt").read_text() == "years of work"
+    (config.out / "thesis.txt").unlink()
+    prepare(config)
+    (config.out / "store.json").write_text((config.out / "store.json").read_text()[:200])  # damaged, but ours
+    assert prepare(config).documents == 400
+
+
+def test_out_inside_its_source_is_refused(tmp_path: Path) -> None:
+    write_stories(tmp_path / "a.txt")
+    with pytest.raises(ConfigError, match="lies inside the source folder"):
+        prepare(make(tmp_path, sources=(str(tmp_path),)))
+
+
+def test_number_of_processes_changes_no_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llamita.data.encoding._BATCH_BYTES", 3000)
+    monkeypatch.setattr(shards.StoreWriter.__init__, "__kwdefaults__", {"shard_tokens": 5000})
+    for workers in (1, 2):
+        prepare(make(tmp_path, out=tmp_path / str(workers), num_workers=workers))
+    one, two = ({p.relative_to(d): p.read_bytes() for p in d.rglob("*") if p.is_file()} for d in (tmp_path / "1", tmp_path / "2"))
+    assert one == two and len(one) > 8
+
+
+def test_given_tokenizers(tmp_path: Path) -> None:
+    tokenizer = train_bpe(STORIES, 300)
+    tokenizer.save(tmp_path / "tokenizer")
+    report = prepare(make(tmp_path, vocab_size=None, tokenizer=tmp_path / "tokenizer"))
+    check_sums(report)
+    assert report.vocab_size == 300 and TokenStore(report.out).tokenizer_fingerprint == tokenizer.fingerprint
+    again = prepare(make(tmp_path, vocab_size=None, tokenizer=tmp_path / "tokenizer" / "tokenizer.json"))
+    assert again.reused
+    config = json.loads((tmp_path / "tokenizer/tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer/tokenizer_config.json").write_text(json.dumps({**config, "eos_token": None}))
+    with pytest.raises(TokenizerError, match="no end-of-text token"):
+        prepare(make(tmp_path, out=tmp_path / "x", vocab_size=None, tokenizer=tmp_path / "tokenizer"))
+
+
+def test_given_sentencepiece_model(tmp_path: Path, shared_data: Path) -> None:
+    for name in ("tok512.model", "tok512.bin"):
+        path = shared_data / "models/stories260K" / name
+        report = prepare(make(tmp_path, out=tmp_path / name, vocab_size=None, tokenizer=path))
+        check_sums(report)
+        store = TokenStore(report.out)
+        assert (store.bos_id, store.eos_id, store.vocab_size) == (1, 2, 512)
+
+
+def test_default_vocabulary() -> None:
+    sizes = [default_vocab_size(n) for n in (0, 10_000, 1_000_000, 13_500_000, 16_000_000, 10**9)]
+    assert sizes == [512, 512, 1024, 3776, 4096, 8192]
+    assert all(default_vocab_size(n) % 64 == 0 for n in range(0, 10**8, 999_983))
+
+
+def test_default_vocabulary_of_little_text_is_what_it_supports(tmp_path: Path) -> None:
+    source = write_stories(tmp_path / "a.txt", STORIES[:60])
+    report = prepare(make(tmp_path, sources=(str(source),), vocab_size=None, val_fraction=0.3))
+    assert report.vocab_size % 64 == 0 and 320 <= report.vocab_size < 512
+    assert "so little text" in report.vocabulary
+
+
+@pytest.mark.parametrize(
+    ("stories", "changes", "message"),
+    [
+        ([""], {}, "all documents are empty"),
+        (["one single story. " * 200], {}, "it is all one document: cut it with --split-on blank-lines"),
+        (["a", "b"], {}, "training split would get . of 2 documents, . bytes, and needs 1,000 bytes; give more text"),
+        (STORIES[:30], {"val_fraction": 0.0001}, "validation split would get 0 of 30 documents.*larger --val-fraction"),
+        (STORIES, {"vocab_size": 5000}, r"vocabulary of 5,000: the text supports at most \d"),
+    ],
+)
+def test_too_little_text(tmp_path: Path, stories: list[str], changes: dict[str, object], message: str) -> None:
+    source = write_stories(tmp_path / "a.txt", stories)
+    with pytest.raises((SourceError, TokenizerError), match=message):
+        prepare(make(tmp_path, sources=(str(source),), **changes))
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sources": ()}, "no SOURCE"),
+        ({"vocab_size": 258}, "--vocab-size: expected 259"),
+        ({"tokenizer": Path("x")}, "--vocab-size and --tokenizer exclude"),
+        ({"val_fraction": 0.0}, "--val-fraction: expected more than 0"),
+        ({"val_fraction": 0.1, "val": ("x",)}, "exclude each other"),
+        ({"separator": " \n"}, "--separator"),
+        ({"num_workers": 0}, "--num-workers"),
+        ({"seed": -1}, "--seed"),
+        ({"sources": ("tales", "a.txt")}, "stand alone"),
+    ],
+)
+def test_flags_out_of_range(changes: dict[str, object], message: str) -> None:
+    values = {"sources": ("a.txt",), "out": Path("x"), "vocab_size": 300}
+    with pytest.raises(ConfigError, match=message):
+        PrepareConfig(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def test_a_source_that_changes_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = make(tmp_path)
+    learn = prepare_module._learn
+
+    def grow(*arguments: object) -> object:
+        result = learn(*arguments)  # type: ignore[arg-type]
+        with open(config.sources[0], "a") as file:
+            file.write("<|endoftext|>and one more story")
+        return result
+
+    monkeypatch.setattr(prepare_module, "_learn", grow)
+    with pytest.raises(SourceError, match="changed while it was being read"):
+        prepare(config)
+    assert not config.out.exists()
+
+
+def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = make(tmp_path)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    for name in ("_write", "finish"):
+        with monkeypatch.context() as patch:
+            patch.setattr(shards._SplitWriter, name, full)
+            with pytest.raises(OutputError, match=r"cannot write .*store: No space left on device"):
+                prepare(config)
+        assert [path.name for path in tmp_path.iterdir()] == ["stories.txt"]
+
+
+def test_a_limit_on_file_sizes_is_one_line(tmp_path: Path) -> None:
+    source = write_stories(tmp_path / "a.txt")
+    command = [sys.executable, "-m", "llamita", "prepare", str(source), "--out", str(tmp_path / "s"), "--vocab-size", "320"]
+    limited = ["/bin/sh", "-c", 'ulimit -f 8 && exec "$@"', "sh", *command]
+    done = subprocess.run(limited, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.count("\n") == 1 and "cannot write" in done.stderr and "File too large" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+def children(pid: int) -> list[int]:
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[1]) == pid:
+            found.append(int(stat.parent.name))
+    return found
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
+def test_a_killed_run_leaves_no_store_and_no_processes(tmp_path: Path) -> None:
+    source = write_stories(tmp_path / "a.txt", [story(i) for i in range(12_000)])
+    command = [sys.executable, "-m", "llamita", "prepare", str(source), "--out", str(tmp_path / "store")]
+    command += ["--vocab-size", "320", "--num-workers", "2"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 60
+        while len(workers := children(process.pid)) < 2 or not list(tmp_path.glob(".store.*.partial")):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert not (tmp_path / "store").exists()
+    assert list(tmp_path.glob(".store.*.partial"))
+    while any(alive(pid) for pid in workers):
+        assert time.monotonic() < deadline, "orphans"
+        time.sleep(0.05)
+    report = prepare(make(tmp_path, sources=(str(source),)))
+    assert not report.reused and report.documents == 12_000
+
+
+def test_real_stories(tmp_path: Path, shared_data: Path) -> None:
+    folder = shared_data / "tinystories"
+    config = make(tmp_path, sources=(str(folder / "valid.txt"),), vocab_size=1024, val_fraction=0.1)
+    report = prepare(config)
+    check_sums(report)
+    assert report.documents == 3_110 and report.text_bytes == 2_460_398 and report.duplicate_documents == 0
