@@ -162,7 +162,7 @@ static void test_quantise(void) {
 }
 
 static void check_vectors(const kernels *k, int length) {
-    float values[150], up[150], gate[150], out[150] = {0}, rows[4 * 150];
+    float values[150] = {0}, up[150], gate[150], out[150] = {0}, rows[4 * 150];
     double magnitude, total = 0;
     for (int i = 0; i < length; i++) {
         values[i] = 3.0f * random_float();
