@@ -2,8 +2,8 @@
 
     python benchmarks/decode_speed.py [--shape stories110M] [--rounds 7] [--threads 2] [--tokens 64]
 
-Makes random weights of the seed's shape as a llama2.c version 0 file, compiles the reference, and runs both interleaved.
-Prints medians, spread and the ratio of medians, and appends a row to results/<machine>.csv.
+Makes random weights of the seed's shape as a llama2.c version 0 file, compiles the reference, and runs both
+interleaved. Prints medians, spread and the ratio of medians, and appends a row to results/<machine>.csv.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""OWNER of the checkpoint directory, a Hugging Face folder: writes it whole or not at all, reads it back, finds the latest.
+"""OWNER of the checkpoint directory, a Hugging Face folder: writes it whole or not at all, reads it back, finds it.
 
     config.json  model.safetensors  tokenizer.json  tokenizer_config.json  generation_config.json  [tokenizer.model]
     training/state.json        what resuming needs as JSON: step, random states, data position, …
     training/state.safetensors …and as tensors: the optimizer's moments, …
 
-A run directory holds checkpoints `step-NNNNNNNN` and the links `latest` and `best`; wherever a checkpoint is asked for, a
-run directory will do (its best one is taken). A link is replaced by renaming, so a kill at any moment leaves a good one.
+A run directory holds checkpoints `step-NNNNNNNN` and the links `latest` and `best`; wherever a checkpoint is asked for,
+a run directory will do (its best one is taken). A link is replaced by renaming, so a kill leaves a good one.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def check_tensors(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, t
             raise CheckpointError(f"cannot load checkpoint {where}: tensor {name} is missing")
     for name, shape in found.items():
         if name not in expected:
-            raise CheckpointError(f"cannot load checkpoint {where}: unknown tensor {name}; its config has no place for it")
+            raise CheckpointError(f"cannot load checkpoint {where}: unknown tensor {name}, not in config.json's Llama")
         if shape != expected[name]:
             raise CheckpointError(
                 f"cannot load checkpoint {where}: tensor {name}: expected shape {list(expected[name])}, "

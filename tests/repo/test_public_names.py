@@ -36,7 +36,8 @@ def in_fresh_python(code: str) -> str:
 
 def test_import_is_light() -> None:
     heavy = in_fresh_python(
-        "import sys, llamita; print(sorted(set(sys.modules) & {'torch', 'numpy', 'gguf', 'rich', 'tyro', 'tokenizers'}))"
+        "import sys, llamita\n"
+        "print(sorted(set(sys.modules) & {'torch', 'numpy', 'gguf', 'rich', 'tyro', 'tokenizers'}))"
     )
     assert heavy == "[]"
 

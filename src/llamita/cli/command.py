@@ -31,15 +31,16 @@ def parse(flags: type[Flags], argv: Sequence[str], prog: str) -> Flags:
 
 
 def _one_line(box: str) -> str:
-    """The first and second paragraphs of tyro's message box, without its frame."""
+    """The first and second paragraphs of tyro's message box, without its frame (lines or plain ASCII)."""
     paragraphs: list[list[str]] = [[]]
     for line in box.splitlines():
         text = line.strip().strip("│╭╮╰╯").strip()
-        if not text.strip("─ ") or text.startswith("──"):
+        if not text.strip("─- ") or text.startswith("──"):
             paragraphs.append([])
         elif not line.startswith(("╭", "╰")):
             paragraphs[-1].append(text)
     kept = [" ".join(p) for p in paragraphs if p and not p[0].startswith("For full helptext")]
+    kept = kept if "╭" in box else kept[1:]  # the title of an ASCII box
     nearest = [word for word in kept[1].split() if word.startswith("--")] if len(kept) > 1 else []
     message = kept[0] if kept else "the command's words cannot be read"
     if len(kept) > 1 and kept[1].startswith("Perhaps you meant") and nearest:

@@ -44,7 +44,9 @@ class SampleFlags:
         check(0 < self.top_p <= 1, f"--top-p: expected a number above 0 and up to 1, found {self.top_p}")
         check(self.top_k >= 0, f"--top-k: expected 0 or more, found {self.top_k}")
         check(0 <= self.min_p <= 1, f"--min-p: expected a number from 0 to 1, found {self.min_p}")
-        check(self.repetition_penalty > 0, f"--repetition-penalty: expected more than 0, found {self.repetition_penalty}")
+        check(
+            self.repetition_penalty > 0, f"--repetition-penalty: expected more than 0, found {self.repetition_penalty}"
+        )
         check(
             self.max_new_tokens is None or self.max_new_tokens > 0,
             f"--max-new-tokens: expected 1 or more, found {self.max_new_tokens}",
@@ -62,7 +64,7 @@ def main(argv: list[str]) -> None:
     ids = ([] if tokenizer.bos_id is None else [tokenizer.bos_id]) + tokenizer.encode(flags.prompt)
     context = model.config.max_position_embeddings
     check(bool(ids), f"cannot start: {directory} has no BOS token; give a --prompt")
-    check(len(ids) < context, f"the prompt has {len(ids)} tokens, the model's context only {context}; shorten the prompt")
+    check(len(ids) < context, f"the prompt has {len(ids)} tokens, the context only {context}; shorten the prompt")
     new_ids = generate(
         model,
         ids,
