@@ -137,7 +137,7 @@ def test_another_command_into_the_same_place_is_refused(tmp_path: Path) -> None:
     prepare(config)
     content = {path: path.read_bytes() for path in config.out.rglob("*") if path.is_file()}
     for change in ({"vocab_size": 321}, {"seed": 5}, {"val_fraction": 0.2}):
-        with pytest.raises(OutputError, match="made from other text or with other flags.*--overwrite"):
+        with pytest.raises(OutputError, match=r"made from other text or with other flags.*--overwrite"):
             prepare(dataclasses.replace(config, **change))  # type: ignore[arg-type]
     write_stories(tmp_path / "stories.txt", STORIES[1:])
     with pytest.raises(OutputError, match="other text"):
@@ -172,7 +172,8 @@ def test_number_of_processes_changes_no_byte(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(shards.StoreWriter.__init__, "__kwdefaults__", {"shard_tokens": 5000})
     for workers in (1, 2):
         prepare(make(tmp_path, out=tmp_path / str(workers), num_workers=workers))
-    one, two = ({p.relative_to(d): p.read_bytes() for p in d.rglob("*") if p.is_file()} for d in (tmp_path / "1", tmp_path / "2"))
+    folders = (tmp_path / "1", tmp_path / "2")
+    one, two = ({p.relative_to(d): p.read_bytes() for p in d.rglob("*") if p.is_file()} for d in folders)
     assert one == two and len(one) > 8
 
 
@@ -281,7 +282,8 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_a_limit_on_file_sizes_is_one_line(tmp_path: Path) -> None:
     source = write_stories(tmp_path / "a.txt")
-    command = [sys.executable, "-m", "llamita", "prepare", str(source), "--out", str(tmp_path / "s"), "--vocab-size", "320"]
+    command = [sys.executable, "-m", "llamita", "prepare", str(source), "--out", str(tmp_path / "s")]
+    command += ["--vocab-size", "320"]
     limited = ["/bin/sh", "-c", 'ulimit -f 8 && exec "$@"', "sh", *command]
     done = subprocess.run(limited, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2 and done.stdout == ""

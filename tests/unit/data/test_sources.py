@@ -110,7 +110,8 @@ def test_what_is_not_utf8(tmp_path: Path, data: bytes, message: str) -> None:
 
 
 def test_jsonl(tmp_path: Path) -> None:
-    lines = ['{"text": " a\\u00e9\\n", "x": 1}', "", '{"x": [1], "text": "<|endoftext|>"}', '{"text": null}', '{"text": ""}']
+    lines = ['{"text": " a\\u00e9\\n", "x": 1}', "", '{"x": [1], "text": "<|endoftext|>"}', '{"text": null}']
+    lines.append('{"text": ""}')
     texts, counts = read(write(tmp_path / "a.jsonl", b"\xef\xbb\xbf" + "\n".join(lines).encode()))
     assert texts == ["aé", "<|endoftext|>"] and counts.empty_documents == 2
     found = list(read_documents([str(tmp_path / "a.jsonl")]))
@@ -157,8 +158,7 @@ def test_broken_csv(tmp_path: Path, data: bytes, message: str) -> None:
 
 def test_parquet(tmp_path: Path) -> None:
     pyarrow = pytest.importorskip("pyarrow")
-    import pyarrow.parquet
-
+    pytest.importorskip("pyarrow.parquet")
     table = pyarrow.table({"text": [" one ", None, "狐"] * 2000, "id": range(6000)})
     pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
     texts, counts = read(tmp_path / "a.parquet")

@@ -13,7 +13,8 @@ import sentencepiece
 from llamita.errors import TokenizerError
 from llamita.tokenizer import Tokenizer, load_tokenizer
 
-THINGS = [a + b + c for a in ("ball", "app", "pebb") for b in ("le", "oon", "est") for c in ("", "er", "ish", "ing", "ful")]
+ENDS = ("", "er", "ish", "ing", "ful")
+THINGS = [a + b + c for a in ("ball", "app", "pebb") for b in ("le", "oon", "est") for c in ENDS]
 TEXT = [
     f'Once upon a time {name} had {i} {thing}s, and the {THINGS[-i]}s were good. "Oh, {name}!" said Mum.\n天下{i}詩'
     for i in range(10)
@@ -28,7 +29,7 @@ MODELS = [
 
 
 def random_texts(count: int, seed: int = 0) -> list[str]:
-    """Runs of spaces and letters, words, digits, controls, Chinese, emoji; no U+2581, which SentencePiece writes itself."""
+    """Runs of spaces and letters, words, digits, controls, Chinese, emoji; no U+2581: it means a space."""
     choose = random.Random(seed)
     alphabet = "aaabbb ,.  \n\t1239éü唐詩🦙x\u3000\u00a0\r" + "thequickbrownfox"
     texts = ["".join(choose.choices(alphabet, k=choose.randrange(60))) for _ in range(count)]
@@ -85,7 +86,9 @@ def test_real_models_encode_as_sentencepiece(shared_data: Path, name: str) -> No
     check_equal(shared_data / name, stories + poems + recipes + random_texts(2000))
 
 
-@pytest.mark.parametrize("name", ["models/stories260K/tok512", "models/babyllama105/tok105", "tokenizers/llama2_tokenizer"])
+@pytest.mark.parametrize(
+    "name", ["models/stories260K/tok512", "models/babyllama105/tok105", "tokenizers/llama2_tokenizer"]
+)
 def test_llama2c_file_is_its_model(shared_data: Path, name: str) -> None:
     theirs, ours = load_tokenizer(shared_data / f"{name}.model"), load_tokenizer(shared_data / f"{name}.bin")
     assert ours.pieces() == theirs.pieces() and ours.types() == theirs.types()
