@@ -112,7 +112,7 @@ TOO_LARGE = [("F16", 7e4), ("Q8_0", 1e7), ("Q4_0", 6e5), ("Q4_1", 1.2e6), ("BF16
 def test_what_is_too_large_is_refused(name: str, largest: float) -> None:
     array = np.zeros((1, 32), dtype=np.float32)
     array[0, 3] = largest
-    with pytest.raises(FormatError, match=f"as {name}: its largest number .* is too large; use F32"):
+    with pytest.raises(FormatError, match=rf"as {name}: its largest number .* is too large; use F32"):
         quantize(array, name)
 
 
