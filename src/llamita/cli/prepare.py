@@ -60,11 +60,12 @@ def summary(report: PrepareReport) -> list[str]:
     else:
         speed = report.source_bytes / 1e6 / report.seconds
         first = f"{report.out}: token store, made in {report.seconds:.1f} s ({speed:.1f} MB/s)"
+    where = _count(report.files, "file") if report.files else "tales made up here"
     hidden = f" ({report.hidden_files:,} hidden ones passed over)" if report.hidden_files else ""
     return [
         first,
         f"  vocabulary  {report.vocab_size:,} tokens: {report.vocabulary}",
-        f"  source      {report.source_bytes:,} bytes in {_count(report.files, 'file')}{hidden}: "
+        f"  source      {report.source_bytes:,} bytes in {where}{hidden}: "
         f"{_count(report.documents, 'document')}",
         _split_line("train", report.train),
         _split_line("val", report.val),

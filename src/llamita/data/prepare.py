@@ -283,7 +283,7 @@ def _learn(corpus: _Corpus, plan: _Plan, config: PrepareConfig, progress: Progre
         return train_bpe(_train_texts(corpus, plan, progress), size), reason
     except VocabularyTooLarge as error:
         smaller = max(320, error.supported // 64 * 64)
-        reason = f"learned, as large as so little text supports ({train_bytes:,} bytes)"
+        reason = f"learned, as large as this text supports: in {train_bytes / 1e6:,.1f} MB no more pairs occur twice"
         return train_bpe(_train_texts(corpus, plan, progress), smaller), reason
 
 

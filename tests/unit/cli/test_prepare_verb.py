@@ -45,7 +45,7 @@ def test_summary(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 def test_default_vocabulary_is_explained(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(source, "-o", tmp_path / "store", "--split-on", "blank-lines", capsys=capsys)
-    assert code == 0 and "tokens: learned, as large as so little text supports" in out
+    assert code == 0 and "tokens: learned, as large as this text supports" in out
 
 
 def test_several_held_out_sources(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

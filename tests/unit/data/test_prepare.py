@@ -210,7 +210,7 @@ def test_default_vocabulary_of_little_text_is_what_it_supports(tmp_path: Path) -
     source = write_stories(tmp_path / "a.txt", STORIES[:60])
     report = prepare(make(tmp_path, sources=(str(source),), vocab_size=None, val_fraction=0.3))
     assert report.vocab_size % 64 == 0 and 320 <= report.vocab_size < 512
-    assert "so little text" in report.vocabulary
+    assert "as large as this text supports" in report.vocabulary
 
 
 @pytest.mark.parametrize(
