@@ -11,6 +11,7 @@ from typing import Any
 
 from llamita.config import ModelConfig
 from llamita.errors import ConfigError, FormatError
+from llamita.formats.tensor_table import MAX_LAYERS
 
 ARCHITECTURE = "LlamaForCausalLM"
 MODEL_TYPE = "llama"
@@ -86,6 +87,8 @@ def config_from_dict(d: Mapping[str, Any], where: str) -> ModelConfig:
         raise FormatError(f"cannot read {where}: expected a JSON object, found {type(d).__name__}")
     _refuse_other_models(d, where)
     values: dict[str, Any] = {key: _whole_number(_required(d, key, where), key, where) for key in _SHAPE_KEYS}
+    if values["num_hidden_layers"] > MAX_LAYERS:
+        raise _wrong("num_hidden_layers", f"at most {MAX_LAYERS}", values["num_hidden_layers"], where)
     for key, default in _LLAMA_DEFAULTS.items():
         values[key] = d.get(key, default)
     values["num_key_value_heads"] = _whole_number(

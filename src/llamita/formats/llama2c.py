@@ -28,7 +28,7 @@ from llamita.config import ModelConfig
 from llamita.errors import ConfigError, FormatError
 from llamita.formats.mapping import map_file
 from llamita.formats.quantize import Floats
-from llamita.formats.tensor_table import TensorSpec, check_tensors, tensor_table
+from llamita.formats.tensor_table import MAX_LAYERS, TensorSpec, check_tensors, tensor_table
 from llamita.formats.vocabulary import padded_pieces
 
 if TYPE_CHECKING:  # so that files are read where the `tokenizers` package is not
@@ -131,6 +131,8 @@ def _make_config(sizes: Mapping[str, Any], tied: bool, path: Path, eps: float = 
     for name in _SIZE_NAMES:
         if isinstance(sizes[name], bool) or not isinstance(sizes[name], int) or not 0 < sizes[name] < 2**31:
             raise FormatError(f"cannot read {path}: {name}: expected a positive number, found {str(sizes[name])[:40]}")
+    if sizes["n_layers"] > MAX_LAYERS:
+        raise FormatError(f"cannot read {path}: n_layers: expected at most {MAX_LAYERS}, found {sizes['n_layers']}")
     if sizes["dim"] % sizes["n_heads"]:
         expected = f"a divisor of dim {sizes['dim']}"
         raise FormatError(f"cannot read {path}: n_heads: expected {expected}, found {sizes['n_heads']}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,8 +20,9 @@ def refuses_every_prefix(tmp_path: Path) -> Callable[..., None]:
         read(path)
         content = path.read_bytes()
         cut = tmp_path / f"cut{path.suffix}"
-        for length in range(len(content) - keep):
-            cut.write_bytes(content[:length])
+        cut.write_bytes(content)
+        for length in range(len(content) - keep - 1, -1, -1):
+            os.truncate(cut, length)
             with pytest.raises(LlamitaError) as caught:
                 read(cut)
             assert "\n" not in str(caught.value)
