@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from random import Random
 
+from llamita.data import tales_plots_classics as classics
 from llamita.data import tales_plots_friends as friends
 from llamita.data import tales_plots_journeys as journeys
 from llamita.data import tales_plots_things as things
@@ -41,6 +42,14 @@ PLOTS: tuple[Callable[[Tale], None], ...] = (
     journeys.wish,
     journeys.new_skill,
     journeys.little_one_lost,
+    classics.soup_for_all,
+    classics.swaps,
+    classics.false_alarm,
+    classics.envy,
+    classics.riddle,
+    classics.letter_in_a_bottle,
+    classics.echo,
+    classics.pull_together,
 )
 
 
