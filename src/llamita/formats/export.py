@@ -15,10 +15,10 @@ import numpy as np
 from llamita.atomic import atomic_write_bytes
 from llamita.checkpoint import STEP_NAME, load_config, load_tensors, resolve_checkpoint
 from llamita.config import ModelConfig
-from llamita.errors import ConfigError, FormatError
+from llamita.errors import ConfigError
 from llamita.formats.gguf import write_gguf
 from llamita.formats.gguf_metadata import model_metadata, rope_factors, tokenizer_metadata
-from llamita.formats.llama2c import check_expressible, tokenizer_bin, write_v0
+from llamita.formats.llama2c import check_expressible, tokenizer_bin, why_no_tokenizer_bin, write_v0
 from llamita.formats.quantize import TYPES, Bytes, Floats, TypeName, dequantize, quantize
 from llamita.formats.rope_order import halves_to_pairs
 from llamita.formats.tensor_table import GGUF_ROPE_FACTORS, TensorSpec, check_tensors, tensor_table
@@ -168,11 +168,9 @@ def _relative_error(numbers: Floats, data: Bytes, type: TypeName) -> float:
 
 def _export_bin(out: Path, config: ModelConfig, tokenizer: Tokenizer, tensors: Mapping[str, Any]) -> ExportReport:
     check_expressible(config)
-    tokenizer_path, remarks, vocabulary = out.with_name("tokenizer.bin"), [*_tokenizer_remarks(tokenizer)], b""
-    try:
-        vocabulary = tokenizer_bin(tokenizer, config.vocab_size)
-    except FormatError as error:
-        remarks.append(str(error))
+    remarks, reason = _tokenizer_remarks(tokenizer), why_no_tokenizer_bin(tokenizer)
+    vocabulary = tokenizer_bin(tokenizer, config.vocab_size) if reason is None else b""
+    tokenizer_path = out.with_name("tokenizer.bin")
 
     def tensor(spec: TensorSpec) -> Floats:
         numbers = _in_pairs_order(_floats(tensors[spec.huggingface]), spec, config)
@@ -191,7 +189,7 @@ def _export_bin(out: Path, config: ModelConfig, tokenizer: Tokenizer, tensors: M
         largest_error=0.0,
         worst_tensor=None,
         tokenizer_path=tokenizer_path if vocabulary else None,
-        remarks=tuple(remarks),
+        remarks=remarks if reason is None else (*remarks, reason),
     )
 
 

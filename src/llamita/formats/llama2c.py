@@ -328,23 +328,29 @@ def _rope_tables(num_positions: int, head_dim: int) -> NDArray[np.float32]:
     return tables
 
 
-def tokenizer_bin(tokenizer: Tokenizer, vocab_size: int) -> bytes:
-    """The content of tokenizer.bin: u32 longest piece, then per id float32 score, u32 length, bytes.
-
-    Raises FormatError for a tokenizer that the format cannot express: it holds SentencePiece pieces with scores only,
-    and its readers take BOS 1 and EOS 2.
-    """
-    scores = tokenizer.scores()
-    if scores is None:
-        raise FormatError(
+def why_no_tokenizer_bin(tokenizer: Tokenizer) -> str | None:
+    """Why the format cannot express a tokenizer, or None if it can: it holds SentencePiece's pieces with scores only,
+    and its readers take BOS 1 and EOS 2."""
+    if tokenizer.kind == "gpt2":
+        return (
             "no tokenizer.bin was written: the format cannot express a byte-level BPE; export to .gguf, or take the "
             "tokenizer from a .gguf (run model.bin -z model.gguf)"
         )
     if (tokenizer.bos_id, tokenizer.eos_id) != (BOS_ID, EOS_ID):
-        raise FormatError(
+        return (
             f"no tokenizer.bin was written: its readers take BOS {BOS_ID} and EOS {EOS_ID}, the tokenizer has "
             f"{tokenizer.bos_id} and {tokenizer.eos_id}; export to .gguf"
         )
+    return None
+
+
+def tokenizer_bin(tokenizer: Tokenizer, vocab_size: int) -> bytes:
+    """The content of tokenizer.bin: u32 longest piece, then per id float32 score, u32 length, bytes.
+
+    For tokenizers that the format can express only. Raises FormatError for one that has more tokens than the model.
+    """
+    scores = tokenizer.scores()
+    assert scores is not None and why_no_tokenizer_bin(tokenizer) is None
     pieces, _ = padded_pieces(tokenizer, vocab_size)
     pieces[BOS_ID], pieces[EOS_ID] = f"\n{pieces[BOS_ID]}\n", f"\n{pieces[EOS_ID]}\n"
     raw = [piece.replace("\u2581", " ").encode("utf-8") for piece in pieces]

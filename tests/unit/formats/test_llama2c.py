@@ -14,7 +14,14 @@ import pytest
 
 from llamita.config import ModelConfig
 from llamita.errors import FormatError
-from llamita.formats.llama2c import check_expressible, read_bin, read_checkpoint, tokenizer_bin, write_v0
+from llamita.formats.llama2c import (
+    check_expressible,
+    read_bin,
+    read_checkpoint,
+    tokenizer_bin,
+    why_no_tokenizer_bin,
+    write_v0,
+)
 from llamita.formats.tensor_table import TensorSpec, tensor_table
 
 torch = pytest.importorskip("torch")
@@ -335,5 +342,5 @@ def test_byte_level_bpe_has_no_tokenizer_bin(tiny_tokenizers: dict[str, Path]) -
     from llamita.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(tiny_tokenizers["gpt2"])
-    with pytest.raises(FormatError, match=r"byte-level BPE.*run model\.bin -z model\.gguf"):
-        tokenizer_bin(tokenizer, tokenizer.vocab_size)
+    reason = why_no_tokenizer_bin(tokenizer)
+    assert reason is not None and "byte-level BPE" in reason and "run model.bin -z model.gguf" in reason

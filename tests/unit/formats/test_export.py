@@ -1,0 +1,261 @@
+"""Checkpoints exported: every number where it belongs, the same bytes each time, and refused rather than wrong."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from llamita.checkpoint import load_config, load_tensors, save_checkpoint  # noqa: E402
+from llamita.errors import CheckpointError, ConfigError, FormatError, OutputError, TokenizerError  # noqa: E402
+from llamita.formats.export import export  # noqa: E402
+from llamita.formats.gguf import read_gguf  # noqa: E402
+from llamita.formats.importing import import_model  # noqa: E402
+from llamita.formats.rope_order import pairs_to_halves  # noqa: E402
+from llamita.formats.tensor_table import tensor_table  # noqa: E402
+from llamita.model.llama import rope_frequencies  # noqa: E402
+from llamita.tokenizer import load_tokenizer  # noqa: E402
+
+MakeCheckpoint = Callable[..., Path]
+# The largest relative error of a tensor of normal noise, with room.
+LARGEST_ERROR = {"f32": 0.0, "f16": 3e-4, "q8_0": 8e-3, "q4_0": 0.11}
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("type", ["f32", "f16", "q8_0", "q4_0"])
+def test_every_tensor_arrives(make_checkpoint: MakeCheckpoint, tmp_path: Path, type: str, tied: bool) -> None:
+    checkpoint = make_checkpoint(tmp_path / "model", tie_word_embeddings=tied)
+    report = export(checkpoint, tmp_path / "model.gguf", type)
+    file, config, tensors = read_gguf(tmp_path / "model.gguf"), load_config(checkpoint), load_tensors(checkpoint)
+    assert set(file.tensors) == {spec.gguf for spec in tensor_table(config)}
+    worst = 0.0
+    for spec in tensor_table(config):
+        heads = spec.rope_heads(config)
+        numbers = file.dequantize(spec.gguf)
+        numbers = numbers if heads is None else pairs_to_halves(numbers, heads)
+        original = tensors[spec.huggingface].numpy()
+        error = float(np.linalg.norm(numbers - original) / np.linalg.norm(original))
+        worst = max(worst, error)
+        assert file.tensors[spec.gguf].type == ("F32" if spec.kind == "norm" else type.upper())
+        if spec.kind == "norm" or type == "f32":
+            assert np.array_equal(numbers, original)
+    assert worst <= LARGEST_ERROR[type]
+    assert report.largest_error == pytest.approx(worst, rel=1e-3)
+    assert (report.worst_tensor is None) == (type == "f32")
+    assert report.num_bytes == (tmp_path / "model.gguf").stat().st_size
+    assert report.num_parameters == config.num_parameters
+    assert sum(report.num_tensors_by_type.values()) == len(tensor_table(config))
+    assert report.remarks == ()
+
+
+def test_metadata(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+    checkpoint = make_checkpoint(tmp_path / "stories", rope_theta=5e5, head_dim=32, eos_token_id=(0, 2))
+    export(checkpoint, tmp_path / "model.gguf")
+    metadata, tokenizer = read_gguf(tmp_path / "model.gguf").metadata, load_tokenizer(checkpoint)
+    expected = {
+        "general.architecture": "llama", "general.name": "stories", "general.file_type": 7,
+        "general.quantization_version": 2, "llama.context_length": 128, "llama.embedding_length": 64,
+        "llama.block_count": 2, "llama.feed_forward_length": 96, "llama.attention.head_count": 4,
+        "llama.attention.head_count_kv": 2, "llama.rope.dimension_count": 32, "llama.rope.freq_base": 5e5,
+        "llama.vocab_size": tokenizer.vocab_size, "llama.attention.key_length": 32,
+        "llama.attention.value_length": 32, "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "qwen2",
+        "tokenizer.ggml.tokens": tokenizer.pieces(), "tokenizer.ggml.merges": tokenizer.merges(),
+        "tokenizer.ggml.bos_token_id": 0, "tokenizer.ggml.eos_token_id": 0, "tokenizer.ggml.eot_token_id": 2,
+        "tokenizer.ggml.add_bos_token": True, "tokenizer.ggml.add_eos_token": False,
+    }  # fmt: skip
+    assert {key: metadata.get(key) for key in expected} == expected
+    assert metadata["llama.attention.layer_norm_rms_epsilon"] == pytest.approx(1e-5)
+    assert metadata["tokenizer.ggml.token_type"].tolist() == tokenizer.types()
+    assert "tokenizer.ggml.scores" not in metadata and "llama.rope.scaling.type" not in metadata
+    assert not any(str(tmp_path) in str(value) for value in metadata.values())
+
+
+def test_metadata_of_a_sentencepiece_tokenizer(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+    checkpoint = make_checkpoint(tmp_path / "model", "llama")
+    export(checkpoint, tmp_path / "model.gguf")
+    metadata, tokenizer = read_gguf(tmp_path / "model.gguf").metadata, load_tokenizer(checkpoint)
+    assert metadata["tokenizer.ggml.model"] == "llama"
+    assert metadata["tokenizer.ggml.scores"].tolist() == tokenizer.scores()
+    assert metadata["tokenizer.ggml.unknown_token_id"] == 0
+    assert metadata["tokenizer.ggml.add_space_prefix"] is True
+    assert "tokenizer.ggml.merges" not in metadata
+
+
+def test_llama3_scaling_becomes_factors(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+    """theta^(-2i/S) divided by the factors is what the network itself computes."""
+    scaling = {
+        "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    }  # fmt: skip
+    checkpoint = make_checkpoint(tmp_path / "model", rope_scaling=scaling, head_dim=32, rope_theta=5e5)
+    export(checkpoint, tmp_path / "model.gguf", "q8_0")
+    file, config = read_gguf(tmp_path / "model.gguf"), load_config(checkpoint)
+    factors = file.dequantize("rope_freqs.weight")
+    plain = 5e5 ** -(np.arange(0, 32, 2) / 32)
+    assert np.allclose(plain / factors, rope_frequencies(config).numpy(), rtol=1e-5)
+    assert factors.min() == 1.0 and factors.max() == 8.0
+
+
+def test_linear_scaling_becomes_keys(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+    checkpoint = make_checkpoint(tmp_path / "model", rope_scaling={"rope_type": "linear", "factor": 4.0})
+    export(checkpoint, tmp_path / "model.gguf")
+    file = read_gguf(tmp_path / "model.gguf")
+    assert file.metadata["llama.rope.scaling.type"] == "linear" and file.metadata["llama.rope.scaling.factor"] == 4.0
+    assert "rope_freqs.weight" not in file.tensors
+
+
+def test_rows_that_are_no_blocks_become_f16(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+    checkpoint = make_checkpoint(tmp_path / "model", intermediate_size=172)
+    report = export(checkpoint, tmp_path / "model.gguf", "q4_0")
+    assert report.num_tensors_by_type == {"Q4_0": 13, "F32": 5, "F16": 2}
+    assert report.remarks == (
+        "2 tensors (ffn_down) are stored as F16: their rows of 172 numbers are not whole blocks of 32",
+    )
+    assert read_gguf(tmp_path / "model.gguf").tensors["blk.1.ffn_down.weight"].type == "F16"
+
+
+@pytest.mark.parametrize("name", ["model.gguf", "model.bin"])
+def test_the_same_checkpoint_gives_the_same_bytes(make_checkpoint: MakeCheckpoint, tmp_path: Path, name: str) -> None:
+    checkpoint = make_checkpoint(tmp_path / "model", "llama")
+    contents = []
+    for folder in ("one", "two"):
+        shutil.copytree(checkpoint, tmp_path / folder / "model")
+        export(tmp_path / folder / "model", tmp_path / folder / name)
+        contents.append((tmp_path / folder / name).read_bytes())
+    assert contents[0] == contents[1]
+
+
+def test_the_vocabulary_is_padded_or_refused(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+    checkpoint = make_checkpoint(tmp_path / "larger", vocab_size=352)
+    export(checkpoint, tmp_path / "model.gguf")
+    metadata = read_gguf(tmp_path / "model.gguf").metadata
+    assert metadata["tokenizer.ggml.tokens"][319:322:2] == [load_tokenizer(checkpoint).pieces()[319], "[PAD321]"]
+    assert metadata["tokenizer.ggml.token_type"][320:].tolist() == [5] * 32
+    for name in ("smaller.gguf", "smaller.bin"):
+        kind = "gpt2" if name.endswith("gguf") else "llama"
+        checkpoint = make_checkpoint(tmp_path / f"smaller-{kind}", kind, vocab_size=300)
+        with pytest.raises(FormatError, match=r"the tokenizer has \d+ tokens, the model 300"):
+            export(checkpoint, tmp_path / name)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_bin_and_back_is_bit_equal(make_checkpoint: MakeCheckpoint, tmp_path: Path, tied: bool) -> None:
+    checkpoint = make_checkpoint(tmp_path / "model", "llama", tie_word_embeddings=tied)
+    report = export(checkpoint, tmp_path / "out" / "model.bin")
+    assert report.tokenizer_path == tmp_path / "out" / "tokenizer.bin"
+    assert report.num_bytes == (tmp_path / "out" / "model.bin").stat().st_size
+    import_model(tmp_path / "out" / "model.bin", tmp_path / "again")
+    before, after = load_tensors(checkpoint), load_tensors(tmp_path / "again")
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    assert load_config(tmp_path / "again").tie_word_embeddings == tied
+    text = "Once upon a time 床前明月光 🦙"
+    assert load_tokenizer(tmp_path / "again").encode(text) == load_tokenizer(checkpoint).encode(text)
+
+
+def test_bin_without_a_tokenizer_says_so(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+    report = export(make_checkpoint(tmp_path / "model"), tmp_path / "out" / "model.bin")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["model.bin"]
+    assert report.tokenizer_path is None
+    assert "byte-level BPE" in report.remarks[0] and "run model.bin -z model.gguf" in report.remarks[0]
+
+
+def test_run_directories_are_named_by_the_run(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+    make_checkpoint(tmp_path / "tales" / "step-00000100")
+    (tmp_path / "tales" / "latest").symlink_to("step-00000100")
+    for given in ("tales", "tales/latest", "tales/step-00000100"):
+        export(tmp_path / given, tmp_path / "model.gguf")
+        assert read_gguf(tmp_path / "model.gguf").metadata["general.name"] == "tales"
+
+
+# ---------------------------------------------------------------- refusals: nothing is left behind
+
+
+def refuse(checkpoint: Path, out: Path, error: type[Exception], said: str, type: str | None = None) -> None:
+    before = sorted(out.parent.iterdir()) if out.parent.exists() else []
+    with pytest.raises(error, match=said) as caught:
+        export(checkpoint, out, type)
+    assert "\n" not in str(caught.value)
+    assert (sorted(out.parent.iterdir()) if out.parent.exists() else []) == before
+
+
+def test_wrong_names_and_types(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+    checkpoint = make_checkpoint(tmp_path / "model")
+    refuse(checkpoint, tmp_path / "model.ggml", ConfigError, r"ends in \.gguf or \.bin")
+    refuse(checkpoint, tmp_path / "model.gguf", ConfigError, "found 'q8'; perhaps you meant q8_0", "q8")
+    refuse(checkpoint, tmp_path / "model.bin", ConfigError, "is f32, not q8_0", "q8_0")
+    refuse(tmp_path / "none", tmp_path / "model.gguf", CheckpointError, "no such folder")
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["model.gguf", "model.bin"])
+def test_broken_weights(make_checkpoint: MakeCheckpoint, tmp_path: Path, name: str, bad: float) -> None:
+    checkpoint = make_checkpoint(tmp_path / "model", "llama")
+    tensors = load_tensors(checkpoint)
+    tensors["model.layers.1.mlp.up_proj.weight"][3, 4] = bad
+    save_checkpoint(tmp_path / "broken", load_config(checkpoint), tensors, checkpoint)
+    refuse(tmp_path / "broken", tmp_path / name, FormatError, r"model\.layers\.1\.mlp\.up_proj\.weight.*finite")
+
+
+def change_tensors(checkpoint: Path, out: Path, change: Callable[[dict[str, Any]], object]) -> Path:
+    tensors = load_tensors(checkpoint)
+    change(tensors)
+    save_checkpoint(out, load_config(checkpoint), tensors, checkpoint)
+    return out
+
+
+def test_tensors_that_do_not_belong(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+    checkpoint, out = make_checkpoint(tmp_path / "model"), tmp_path / "model.gguf"
+    changed = change_tensors(checkpoint, tmp_path / "a", lambda t: t.pop("model.norm.weight"))
+    refuse(changed, out, FormatError, r"model\.norm\.weight is missing")
+    changed = change_tensors(checkpoint, tmp_path / "b", lambda t: t.update({"model.layers.0.x.bias": torch.ones(2)}))
+    refuse(changed, out, FormatError, r"unknown tensor model\.layers\.0\.x\.bias")
+    changed = change_tensors(checkpoint, tmp_path / "c", lambda t: t.update({"model.norm.weight": torch.ones(65)}))
+    refuse(changed, out, FormatError, r"model\.norm\.weight: expected shape \[64\], found \[65\]")
+
+
+def test_config_that_bin_cannot_say(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+    checkpoint = make_checkpoint(tmp_path / "model", "llama", rope_theta=5e5)
+    refuse(checkpoint, tmp_path / "model.bin", FormatError, "rope_theta: the format has no place for it")
+
+
+def test_too_many_end_ids(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+    checkpoint = make_checkpoint(tmp_path / "model", eos_token_id=(0, 2, 7, 9))
+    refuse(checkpoint, tmp_path / "model.gguf", FormatError, r"4 ids end a text \(0, 2, 7, 9\), GGUF has room for 3")
+
+
+def test_checkpoint_without_tokenizer(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+    checkpoint = make_checkpoint(tmp_path / "model")
+    (checkpoint / "tokenizer.json").unlink()
+    refuse(checkpoint, tmp_path / "model.gguf", TokenizerError, "no tokenizer in")
+
+
+def test_unknown_split(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+    """Another regular expression would be exported as something that cuts texts differently: refused."""
+    checkpoint = make_checkpoint(tmp_path / "model")
+    content = json.loads((checkpoint / "tokenizer.json").read_text())
+    text = json.dumps(content["pre_tokenizer"])
+    assert "{1,3}" not in text
+    content["pre_tokenizer"] = json.loads(text.replace(r"\\p{N}", r"\\p{N}{1,2}"))
+    (checkpoint / "tokenizer.json").write_text(json.dumps(content))
+    refuse(checkpoint, tmp_path / "model.gguf", FormatError, "regular expression is none that GGUF runtimes know")
+
+
+def test_full_disk_and_forbidden_places(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+    checkpoint = make_checkpoint(tmp_path / "model")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="cannot write"):
+        export(checkpoint, tmp_path / "file" / "model.gguf")
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        refuse(checkpoint, tmp_path / "model.gguf", OutputError, "cannot write .*nothing was left behind")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
