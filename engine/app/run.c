@@ -305,7 +305,7 @@ static void open_all(run *r, const options *o) {
 /* The prompt's ids. A text begins with BOS where the file says so; and an empty one must begin with something. */
 static void encode_prompt(run *r, const char *prompt) {
     llamita_error error;
-    const size_t num_bytes = strlen(prompt), capacity = num_bytes + 2;
+    const size_t num_bytes = strlen(prompt), capacity = 2 * num_bytes + 2;
     const bool add_bos = r->info.add_bos || num_bytes == 0;
     if (num_bytes == 0 && r->info.bos_id < 0) fail("-i: this model has no token to begin with; give a prompt");
     r->prompt_ids = malloc(capacity * sizeof *r->prompt_ids);

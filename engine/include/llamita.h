@@ -101,8 +101,8 @@ typedef enum {
 } llamita_encode_flags;
 
 /* Text (num_bytes of any bytes, invalid UTF-8 included) to ids. Writes at most capacity ids and always sets
- * *num_tokens to the number needed; fewer than that in capacity is LLAMITA_ERROR_ARGUMENT. num_bytes + 2 is always
- * enough (+ 1 for the BOS, + 1 for SentencePiece's leading space). O(n log n). */
+ * *num_tokens to the number needed; fewer than that in capacity is LLAMITA_ERROR_ARGUMENT. 2 * num_bytes + 2 is
+ * always enough: the BOS, and SentencePiece's leading space, which comes again after each special token. O(n log n). */
 LLAMITA_API llamita_status llamita_encode(const llamita_model *model, const char *text, size_t num_bytes, int flags,
                                           int32_t *ids, size_t capacity, size_t *num_tokens, llamita_error *error);
 

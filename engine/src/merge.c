@@ -1,4 +1,4 @@
-/* merge.c: a row of symbols to fewer symbols, by a ranked list of pairs: short rows by scanning, long ones with a heap. */
+/* merge.c: a row of symbols to fewer symbols, by ranked pairs: short rows by scanning, long ones with a heap. */
 #include "merge.h"
 
 #include <stdlib.h>
@@ -71,7 +71,7 @@ static uint32_t pair_rank(const merge_table *table, const int32_t *symbols, int3
 
 /* num_symbols <= MOST_SCANNED: finds the best pair by looking at all of them. */
 static size_t merge_scanning(const merge_table *table, int32_t *symbols, size_t num_symbols) {
-    uint32_t ranks[MOST_SCANNED];   /* ranks[i], products[i]: of the pair i, i + 1 */
+    uint32_t ranks[MOST_SCANNED]; /* ranks[i], products[i]: of the pair i, i + 1 */
     int32_t products[MOST_SCANNED];
     for (size_t i = 0; i + 1 < num_symbols; i++) ranks[i] = pair_rank(table, symbols + i, &products[i]);
     while (num_symbols > 1) {
@@ -105,12 +105,12 @@ typedef struct {
 /* One place a symbol of the original row; a merge moves the right symbol into the left one's place. */
 typedef struct {
     int32_t symbol;
-    int32_t previous, next;   /* places, -1: none */
-    bool gone;                /* merged into a place to the left */
+    int32_t previous, next; /* places, -1: none */
+    bool gone;              /* merged into a place to the left */
     /* The merge that made this place's symbol is known by the place of its right half, from which it can be undone: */
-    int32_t last_merge;       /* place of the right half, -1: a symbol of the original row */
-    int32_t merge_before;     /* of a right half: the left half's last_merge */
-    int32_t left_half;        /* of a right half: the left half's symbol */
+    int32_t last_merge;   /* place of the right half, -1: a symbol of the original row */
+    int32_t merge_before; /* of a right half: the left half's last_merge */
+    int32_t left_half;    /* of a right half: the left half's symbol */
 } place;
 
 typedef struct {

@@ -31,9 +31,9 @@ typedef struct {
 
 void merge_scratch_free(merge_scratch *scratch);
 
-/* Merges symbols[num_symbols] in place until no pair has a merge, and sets *num_symbols to what is left. Negative symbols
- * never merge. take_apart: NULL, or flags by symbol: a final symbol so flagged is replaced by the two that it was merged
- * from. O(n log n). False: out of memory. */
+/* Merges symbols[num_symbols] in place until no pair has a merge, and sets *num_symbols to what is left. Negative
+ * symbols never merge. take_apart: NULL, or flags by symbol: a final symbol so flagged is replaced by the two that it
+ * was merged from. O(n log n). False: out of memory. */
 bool merge_symbols(const merge_table *table, const uint8_t *take_apart, merge_scratch *scratch, int32_t *symbols,
                    size_t *num_symbols);
 

@@ -1,4 +1,4 @@
-/* symbol_table.h: byte strings to numbers and back: the pieces of a vocabulary, and the strings its merges pass through. */
+/* symbol_table.h: byte strings to numbers and back: the pieces of a vocabulary, and what its merges pass through. */
 #ifndef LLAMITA_SYMBOL_TABLE_H
 #define LLAMITA_SYMBOL_TABLE_H
 
@@ -7,18 +7,18 @@
 #define SYMBOL_NONE (-1)
 
 typedef struct {
-    char *bytes;            /* all strings, one after the other */
+    char *bytes; /* all strings, one after the other */
     size_t num_bytes, bytes_capacity;
-    size_t *ends;           /* [num_symbols] where each string ends in bytes */
+    size_t *ends; /* [num_symbols] where each string ends in bytes */
     int32_t num_symbols, symbols_capacity;
-    int32_t *slots;         /* [num_slots] hash table of the findable symbols, SYMBOL_NONE: free */
+    int32_t *slots; /* [num_slots] hash table of the findable symbols, SYMBOL_NONE: free */
     size_t num_slots, num_findable;
 } symbol_table;
 
 typedef enum {
     SYMBOL_ADDED,
-    SYMBOL_EXISTS,    /* *symbol is the earlier one */
-    SYMBOL_CROWDED,   /* more strings share a hash than chance can explain: the file was made to be slow */
+    SYMBOL_EXISTS,  /* *symbol is the earlier one */
+    SYMBOL_CROWDED, /* more strings share a hash than chance can explain: the file was made to be slow */
     SYMBOL_NO_MEMORY,
 } symbol_result;
 

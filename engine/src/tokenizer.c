@@ -6,7 +6,7 @@
 #include <string.h>
 
 #define MOST_TOKENS (1 << 24)
-#define MOST_BYTES ((size_t)1 << 25) /* of all pieces together; real vocabularies have one or two million */
+#define MOST_BYTES ((size_t)1 << 25)  /* of all pieces together; real vocabularies have one or two million */
 #define UNKNOWN_TEXT " \xE2\x81\x87 " /* what SentencePiece shows for its unknown token */
 
 /* ------------------------------------------------------------------ errors */
@@ -15,21 +15,24 @@ llamita_status token_error(llamita_error *error, const tokenizer_source *source,
                            const char *rest) {
     byte_slice piece = source->pieces[id];
     int shown = (int)(piece.num_bytes < PIECE_BYTES_SHOWN ? piece.num_bytes : PIECE_BYTES_SHOWN);
-    return error_set(error, LLAMITA_ERROR_FORMAT, "cannot read the tokenizer: %s: token %d '%.*s': %s", path, (int)id, shown,
-                     shown > 0 ? piece.bytes : "", rest);
+    return error_set(error, LLAMITA_ERROR_FORMAT, "cannot read the tokenizer: %s: token %d '%.*s': %s", path, (int)id,
+                     shown, shown > 0 ? piece.bytes : "", rest);
 }
 
 llamita_status table_error(llamita_error *error, const char *path, bool no_memory) {
     if (no_memory) return error_set(error, LLAMITA_ERROR_MEMORY, "cannot read the tokenizer: %s: out of memory", path);
-    return error_set(error, LLAMITA_ERROR_FORMAT,
-                     "cannot read the tokenizer: %s: expected pieces as a training makes them, found thousands made to share one "
-                     "hash; do not trust this file", path);
+    return error_set(
+        error, LLAMITA_ERROR_FORMAT,
+        "cannot read the tokenizer: %s: expected pieces as a training makes them, found thousands made to share one "
+        "hash; do not trust this file",
+        path);
 }
 
-static llamita_status id_error(llamita_error *error, const char *path, const char *what, int32_t id, int32_t vocab_size) {
+static llamita_status id_error(llamita_error *error, const char *path, const char *what, int32_t id,
+                               int32_t vocab_size) {
     return error_set(error, LLAMITA_ERROR_FORMAT,
-                     "cannot read the tokenizer: %s: %s: expected an id below %d, found %d; export the model again", path, what,
-                     (int)vocab_size, (int)id);
+                     "cannot read the tokenizer: %s: %s: expected an id below %d, found %d; export the model again",
+                     path, what, (int)vocab_size, (int)id);
 }
 
 /* ------------------------------------------------------------------ checking the source */
@@ -37,29 +40,35 @@ static llamita_status id_error(llamita_error *error, const char *path, const cha
 static llamita_status check_pieces(const tokenizer_source *source, const char *path, llamita_error *error) {
     if (source->vocab_size < 1 || source->vocab_size > MOST_TOKENS || source->pieces == NULL) {
         return error_set(error, LLAMITA_ERROR_FORMAT,
-                         "cannot read the tokenizer: %s: expected 1 to %d tokens, found %d; export the model again", path,
-                         MOST_TOKENS, (int)source->vocab_size);
+                         "cannot read the tokenizer: %s: expected 1 to %d tokens, found %d; export the model again",
+                         path, MOST_TOKENS, (int)source->vocab_size);
     }
     size_t total = 0;
     for (int32_t id = 0; id < source->vocab_size; id++) {
         size_t num_bytes = source->pieces[id].num_bytes;
         if (num_bytes > TOKENIZER_PIECE_BYTES_MAX) {
-            return token_error(error, source, path, id, "expected at most 1,024 bytes, found more; export the model again");
+            return token_error(error, source, path, id,
+                               "expected at most 1,024 bytes, found more; export the model again");
         }
         total += num_bytes;
         if (total > MOST_BYTES) {
             return error_set(error, LLAMITA_ERROR_FORMAT,
-                             "cannot read the tokenizer: %s: expected at most %zu bytes of pieces, found more; do not trust this file",
+                             "cannot read the tokenizer: %s: expected at most %zu bytes of pieces, found more; do not "
+                             "trust this file",
                              path, MOST_BYTES);
         }
     }
     if (source->num_merges <= INT32_MAX / 4) return LLAMITA_OK;
-    return error_set(error, LLAMITA_ERROR_FORMAT, "cannot read the tokenizer: %s: expected at most %d merges, found %zu", path,
-                     INT32_MAX / 4, source->num_merges);
+    return error_set(error, LLAMITA_ERROR_FORMAT,
+                     "cannot read the tokenizer: %s: expected at most %d merges, found %zu", path, INT32_MAX / 4,
+                     source->num_merges);
 }
 
 static llamita_status check_ids(const tokenizer_source *source, const char *path, llamita_error *error) {
-    const struct { const char *what; int32_t id; } ids[] = {
+    const struct {
+        const char *what;
+        int32_t id;
+    } ids[] = {
         {"bos_token_id", source->bos_id}, {"eos_token_id", source->eos_id}, {"unknown_token_id", source->unknown_id}};
     for (size_t i = 0; i < sizeof ids / sizeof *ids; i++) {
         if (ids[i].id < -1 || ids[i].id >= source->vocab_size) {
@@ -96,7 +105,8 @@ static llamita_status fill_types(tokenizer *t, const tokenizer_source *source, c
     for (int32_t id = 0; id < t->vocab_size; id++) {
         int32_t type = source->types[id];
         if (type < TOKEN_NORMAL || type > TOKEN_BYTE) {
-            return token_error(error, source, path, id, "expected its token_type to be 1 to 6, found another; export the model again");
+            return token_error(error, source, path, id,
+                               "expected its token_type to be 1 to 6, found another; export the model again");
         }
         t->types[id] = (uint8_t)type;
     }
@@ -153,7 +163,8 @@ static llamita_status build(tokenizer *t, const tokenizer_source *source, const 
     return status;
 }
 
-llamita_status tokenizer_create(const tokenizer_source *source, const char *path, tokenizer **out, llamita_error *error) {
+llamita_status tokenizer_create(const tokenizer_source *source, const char *path, tokenizer **out,
+                                llamita_error *error) {
     llamita_status status = check_pieces(source, path, error);
     if (status == LLAMITA_OK) status = check_ids(source, path, error);
     if (status != LLAMITA_OK) return status;
@@ -209,6 +220,13 @@ const char *tokenizer_text(const tokenizer *t, int32_t id) {
 
 /* ------------------------------------------------------------------ decoding */
 
+/* True where add_space_prefix put a space that is not of the text: at its start. A BOS that is an ordinary token, which
+ * no sound file has, may stand anywhere. */
+static bool follows_space_prefix(const tokenizer *t, int32_t previous_id) {
+    if (t->kind != TOKENIZER_SENTENCEPIECE || !t->add_space_prefix) return false;
+    return previous_id < 0 || (previous_id == t->bos_id && t->types[t->bos_id] == TOKEN_CONTROL);
+}
+
 llamita_status tokenizer_decode(const tokenizer *t, int32_t previous_id, int32_t id, const char **bytes,
                                 size_t *num_bytes, llamita_error *error) {
     if (id < 0 || id >= t->vocab_size) {
@@ -219,9 +237,7 @@ llamita_status tokenizer_decode(const tokenizer *t, int32_t previous_id, int32_t
     const char *start = symbol_bytes(&t->symbols, id, &length);
     unsigned char byte = 0;
     switch (t->types[id]) {
-    case TOKEN_CONTROL:
-        length = 0;
-        break;
+    case TOKEN_CONTROL: length = 0; break;
     case TOKEN_UNKNOWN:
         start = UNKNOWN_TEXT;
         length = sizeof UNKNOWN_TEXT - 1;
@@ -231,9 +247,9 @@ llamita_status tokenizer_decode(const tokenizer *t, int32_t previous_id, int32_t
         start = &t->byte_values[byte];
         length = 1;
         break;
-    default: /* the space that add_space_prefix put there is not part of the text */
-        if (t->kind == TOKENIZER_SENTENCEPIECE && t->add_space_prefix && t->types[id] != TOKEN_USER &&
-            (previous_id < 0 || previous_id == t->bos_id) && length > 0 && start[0] == ' ') {
+    case TOKEN_USER: break;
+    default:
+        if (length > 0 && start[0] == ' ' && follows_space_prefix(t, previous_id)) {
             start++;
             length--;
         }

@@ -1,8 +1,8 @@
-/* tokenizer_byte_level.c: text to ids by byte-level BPE: split into pre-tokens, and in each merge bytes by the file's list.
+/* tokenizer_byte_level.c: text to ids by byte-level BPE: splits it, and in each pre-token merges bytes by the list.
  *
- * The file writes every byte as a printable character (GPT-2's alphabet: the byte itself where that is printable Latin-1,
- * else U+0100 and on, in order). Here all strings are the bytes themselves. As in llama.cpp, a merge may make a string that
- * is in the vocabulary nowhere; if it is left over, its bytes stand for it one by one.
+ * The file writes every byte as a printable character (GPT-2's alphabet: the byte itself where that is printable
+ * Latin-1, else U+0100 and on, in order). Here all strings are the bytes themselves. As in llama.cpp, a merge may make
+ * a string that is in the vocabulary nowhere; if it is left over, its bytes stand for it one by one.
  */
 #include "tokenizer_internal.h"
 
@@ -44,7 +44,8 @@ static llamita_status add_pieces(tokenizer *t, const tokenizer_source *source, c
     for (int32_t id = 0; id < t->vocab_size; id++) {
         byte_slice piece = source->pieces[id];
         size_t length;
-        bool normal = t->types[id] == TOKEN_NORMAL && alphabet_bytes(byte_of, piece.bytes, piece.num_bytes, bytes, &length);
+        bool normal =
+            t->types[id] == TOKEN_NORMAL && alphabet_bytes(byte_of, piece.bytes, piece.num_bytes, bytes, &length);
         int32_t symbol;
         symbol_result result = normal ? symbol_append(&t->symbols, bytes, length, &symbol)
                                       : symbol_append(&t->symbols, piece.bytes, piece.num_bytes, &symbol);
@@ -56,7 +57,8 @@ static llamita_status add_pieces(tokenizer *t, const tokenizer_source *source, c
         if (result != SYMBOL_ADDED) return table_error(error, path, result == SYMBOL_NO_MEMORY);
         unsigned char byte;
         if (t->types[id] == TOKEN_BYTE && !byte_piece_value(piece, &byte)) {
-            return token_error(error, source, path, id, "expected a byte token to be written <0xNN>; export the model again");
+            return token_error(error, source, path, id,
+                               "expected a byte token to be written <0xNN>; export the model again");
         }
     }
     return LLAMITA_OK;
@@ -69,16 +71,17 @@ static llamita_status add_bytes(tokenizer *t, const char *path, llamita_error *e
         any |= t->byte_ids[byte] >= 0;
     }
     if (any) return LLAMITA_OK;
-    return error_set(error, LLAMITA_ERROR_FORMAT,
-                     "cannot read the tokenizer: %s: expected tokens for single bytes, found none; export the model again", path);
+    return error_set(
+        error, LLAMITA_ERROR_FORMAT,
+        "cannot read the tokenizer: %s: expected tokens for single bytes, found none; export the model again", path);
 }
 
 static llamita_status merge_error(llamita_error *error, const char *path, size_t index, byte_slice merge_text,
                                   const char *expected) {
     int shown = (int)(merge_text.num_bytes < PIECE_BYTES_SHOWN ? merge_text.num_bytes : PIECE_BYTES_SHOWN);
     return error_set(error, LLAMITA_ERROR_FORMAT,
-                     "cannot read the tokenizer: %s: merge %zu '%.*s': expected %s; export the model again", path, index,
-                     shown, merge_text.bytes, expected);
+                     "cannot read the tokenizer: %s: merge %zu '%.*s': expected %s; export the model again", path,
+                     index, shown, merge_text.bytes, expected);
 }
 
 /* One line "left right". Halves or a product outside the vocabulary are strings like any other; a line with characters
@@ -90,7 +93,8 @@ static llamita_status add_merge(tokenizer *t, const char *path, const int16_t *b
     }
     const char *space = line.num_bytes > 2 ? memchr(line.bytes + 1, ' ', line.num_bytes - 2) : NULL;
     if (space == NULL) return merge_error(error, path, index, line, "two strings with a space between them");
-    size_t left_bytes = (size_t)(space - line.bytes), right_bytes = line.num_bytes - left_bytes - 1, left_length, right_length;
+    size_t left_bytes = (size_t)(space - line.bytes), right_bytes = line.num_bytes - left_bytes - 1, left_length,
+           right_length;
     if (!alphabet_bytes(byte_of, line.bytes, left_bytes, bytes, &left_length)) return LLAMITA_OK;
     if (!alphabet_bytes(byte_of, space + 1, right_bytes, bytes + left_length, &right_length)) return LLAMITA_OK;
     merge added = {.rank = (uint32_t)index};

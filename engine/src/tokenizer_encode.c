@@ -1,4 +1,4 @@
-/* tokenizer_encode.c: text to ids: cuts out the special tokens and hands what lies between them to the kind's own encoder. */
+/* tokenizer_encode.c: text to ids: cuts out the special tokens and hands the rest to the kind's own encoder. */
 #include "tokenizer_internal.h"
 
 #include <stdlib.h>
@@ -7,9 +7,9 @@
 #include "unicode.h"
 
 enum {
-    LEAST_KNOWN_TEXT = 1024,     /* shorter texts repeat too little for the table of known words */
+    LEAST_KNOWN_TEXT = 1024, /* shorter texts repeat too little for the table of known words */
     MOST_KNOWN_WORDS = 1 << 15,
-    LONGEST_KNOWN_WORD = 64,     /* bytes */
+    LONGEST_KNOWN_WORD = 64, /* bytes */
 };
 #define LONGEST_TEXT ((size_t)1 << 30)
 
@@ -48,10 +48,11 @@ static llamita_status push_bytes(encoder *e, const char *bytes, size_t num_bytes
         unsigned char byte = (unsigned char)bytes[i];
         if (t->byte_ids[byte] >= 0) continue;
         if (t->unknown_id >= 0) return encoder_push(e, t->unknown_id);
-        return error_set(e->error, LLAMITA_ERROR_ARGUMENT,
-                         "cannot encode the text: expected bytes that the vocabulary has, found 0x%02X in '%.*s', for which "
-                         "there is neither a token nor an unknown token; leave it out",
-                         byte, (int)num_bytes, bytes);
+        return error_set(
+            e->error, LLAMITA_ERROR_ARGUMENT,
+            "cannot encode the text: expected bytes that the vocabulary has, found 0x%02X in '%.*s', for which "
+            "there is neither a token nor an unknown token; leave it out",
+            byte, (int)num_bytes, bytes);
     }
     llamita_status status = LLAMITA_OK;
     for (size_t i = 0; i < num_bytes && status == LLAMITA_OK; i++) {
@@ -60,7 +61,7 @@ static llamita_status push_bytes(encoder *e, const char *bytes, size_t num_bytes
     return status;
 }
 
-/* The character of the text that begins at this byte: for SentencePiece a whole one, byte level takes bytes one by one. */
+/* The character of the text that begins at this byte: a whole one for SentencePiece, a byte for byte level. */
 static llamita_status push_character(encoder *e, size_t at) {
     size_t num_bytes = e->t->kind == TOKENIZER_BYTE_LEVEL ? 1 : utf8_length(e->text + at, e->fragment_end - at);
     return push_bytes(e, e->text + at, num_bytes);
@@ -105,12 +106,14 @@ bool encoder_push_known(encoder *e, size_t start, size_t num_bytes, llamita_stat
 void encoder_know(encoder *e, size_t start, size_t num_bytes, size_t ids_start) {
     known_word *known = known_slot(e, start, num_bytes);
     if (known == NULL) return;
-    *known = (known_word){(uint32_t)start, (uint32_t)num_bytes, (uint32_t)ids_start, (uint32_t)(e->num_ids - ids_start)};
+    *known =
+        (known_word){(uint32_t)start, (uint32_t)num_bytes, (uint32_t)ids_start, (uint32_t)(e->num_ids - ids_start)};
 }
 
 /* ------------------------------------------------------------------ the whole text */
 
-/* A stretch between special tokens. As in llama.cpp, each of them gets SentencePiece's space prefix, not only the first. */
+/* A stretch between special tokens. As in llama.cpp, each of them gets SentencePiece's space prefix, not only the
+ * first. */
 static llamita_status encode_plain(encoder *e, size_t start, size_t end) {
     if (start == end) return LLAMITA_OK;
     e->fragment_end = end;
@@ -148,11 +151,13 @@ llamita_status tokenizer_encode(const tokenizer *t, const char *text, size_t num
                                 size_t capacity, size_t *num_tokens, llamita_error *error) {
     if (num_bytes > LONGEST_TEXT) {
         return error_set(error, LLAMITA_ERROR_ARGUMENT,
-                         "cannot encode the text: expected at most %zu bytes, found %zu; split the text", LONGEST_TEXT, num_bytes);
+                         "cannot encode the text: expected at most %zu bytes, found %zu; split the text", LONGEST_TEXT,
+                         num_bytes);
     }
     if ((flags & LLAMITA_ENCODE_BOS) && t->bos_id < 0) {
-        return error_set(error, LLAMITA_ERROR_ARGUMENT,
-                         "cannot encode the text: expected a vocabulary with a BOS token, found none; encode without BOS");
+        return error_set(
+            error, LLAMITA_ERROR_ARGUMENT,
+            "cannot encode the text: expected a vocabulary with a BOS token, found none; encode without BOS");
     }
     encoder e = {.t = t, .text = text, .text_bytes = num_bytes, .error = error};
     allocate_known(&e);
@@ -165,7 +170,8 @@ llamita_status tokenizer_encode(const tokenizer *t, const char *text, size_t num
             if (e.num_ids > 0) memcpy(ids, e.ids, e.num_ids * sizeof *ids);
         } else {
             status = error_set(error, LLAMITA_ERROR_ARGUMENT,
-                               "cannot encode the text: expected room for %zu tokens, found %zu; give as many", e.num_ids, capacity);
+                               "cannot encode the text: expected room for %zu tokens, found %zu; give as many",
+                               e.num_ids, capacity);
         }
     }
     free(e.ids);

@@ -1,4 +1,4 @@
-/* tokenizer_internal.h: what the tokenizer's own files share: the tokenizer in memory, and one call of encode at work. */
+/* tokenizer_internal.h: what the tokenizer's own files share: the tokenizer in memory, and one call of encode. */
 #ifndef LLAMITA_TOKENIZER_INTERNAL_H
 #define LLAMITA_TOKENIZER_INTERNAL_H
 
@@ -13,7 +13,7 @@
 
 /* Strings to look for in a text, sorted by their bytes. */
 typedef struct {
-    int32_t *ids;            /* [num_ids] */
+    int32_t *ids; /* [num_ids] */
     int32_t num_ids;
     int32_t first_byte[257]; /* ids[first_byte[b]] .. ids[first_byte[b + 1]] begin with byte b */
 } special_tokens;
@@ -30,8 +30,8 @@ struct tokenizer {
     char *texts;              /* the pieces as the file writes them, each with a final NUL */
     size_t *text_starts;      /* [vocab_size] into texts */
 
-    /* The first vocab_size symbols are the ids, as the bytes that they stand for in a text; findable are those that plain
-     * text can become. Further symbols are strings that merges start from or pass through. */
+    /* The first vocab_size symbols are the ids, as the bytes that they stand for in a text; findable are those that
+     * plain text can become. Further symbols are strings that merges start from or pass through. */
     symbol_table symbols;
     merge_table merges;
     uint8_t *take_apart;       /* [symbols.num_symbols] SentencePiece's "unused" pieces; NULL if there are none */
@@ -39,8 +39,8 @@ struct tokenizer {
     int32_t byte_ids[256];     /* the id that stands for a byte which nothing else covers, -1: none */
     char byte_values[256];     /* byte_values[b] == b: what byte tokens decode to */
 
-    special_tokens user;       /* user-defined tokens: always matched */
-    special_tokens all;        /* and the control and unknown tokens: with LLAMITA_ENCODE_SPECIAL */
+    special_tokens user; /* user-defined tokens: always matched */
+    special_tokens all;  /* and the control and unknown tokens: with LLAMITA_ENCODE_SPECIAL */
 };
 
 /* ------------------------------------------------------------------ building */
@@ -54,7 +54,8 @@ llamita_status token_error(llamita_error *error, const tokenizer_source *source,
 llamita_status table_error(llamita_error *error, const char *path, bool no_memory);
 
 /* Each fills symbols[0 .. vocab_size) and byte_symbols, byte_ids, merges, take_apart from the source and t->types. */
-llamita_status sentencepiece_build(tokenizer *t, const tokenizer_source *source, const char *path, llamita_error *error);
+llamita_status sentencepiece_build(tokenizer *t, const tokenizer_source *source, const char *path,
+                                   llamita_error *error);
 llamita_status byte_level_build(tokenizer *t, const tokenizer_source *source, const char *path, llamita_error *error);
 
 /* True if the piece is <0xNN> with two hexadecimal digits; *byte is NN. */
@@ -77,15 +78,15 @@ typedef struct {
 
 typedef struct {
     const tokenizer *t;
-    const char *text;         /* the whole text */
+    const char *text; /* the whole text */
     size_t text_bytes;
-    size_t fragment_end;      /* of the stretch between special tokens at work */
-    int32_t *ids;             /* what it became so far */
+    size_t fragment_end; /* of the stretch between special tokens at work */
+    int32_t *ids;        /* what it became so far */
     size_t num_ids, ids_capacity;
-    int32_t *word;            /* symbols of the word at work */
+    int32_t *word; /* symbols of the word at work */
     size_t word_capacity;
     merge_scratch scratch;
-    known_word *known;        /* [known_mask + 1]; NULL: the text is too short to be worth it */
+    known_word *known; /* [known_mask + 1]; NULL: the text is too short to be worth it */
     size_t known_mask;
     llamita_error *error;
 } encoder;

@@ -1,8 +1,9 @@
-/* tokenizer_sentencepiece.c: text to ids by SentencePiece BPE: merge the pair whose piece has the best score, over and over.
+/* tokenizer_sentencepiece.c: text to ids by SentencePiece BPE: merges the pair whose piece scores best, until none is left.
  *
- * Two neighbours merge if their text together is a piece. The pairs that can ever meet are the ways of cutting a piece into
- * two known strings, so that they are listed once, when the tokenizer is built, with the rank of the piece's score.
- * U+2581 is a space in all strings here. Characters that no piece holds become byte tokens, or one unknown id a run.
+ * Two neighbours merge if their text together is a piece. The pairs that can ever meet are the ways of cutting a piece
+ * into two known strings, so that they are listed once, when the tokenizer is built, with the rank of the piece's
+ * score. U+2581 is a space in all strings here. A character that no piece holds becomes byte tokens; without them, a run
+ * of such characters becomes one unknown id.
  */
 #include "tokenizer_internal.h"
 
@@ -19,7 +20,10 @@ bool byte_piece_value(byte_slice piece, unsigned char *byte) {
     int value = 0;
     for (int i = 3; i < 5; i++) {
         char c = piece.bytes[i];
-        int digit = c >= '0' && c <= '9' ? c - '0' : c >= 'A' && c <= 'F' ? c - 'A' + 10 : c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
+        int digit = c >= '0' && c <= '9'   ? c - '0'
+                    : c >= 'A' && c <= 'F' ? c - 'A' + 10
+                    : c >= 'a' && c <= 'f' ? c - 'a' + 10
+                                           : -1;
         if (digit < 0) return false;
         value = value * 16 + digit;
     }
@@ -53,10 +57,12 @@ static llamita_status add_byte_token(tokenizer *t, const tokenizer_source *sourc
                                      llamita_error *error) {
     unsigned char byte;
     if (!byte_piece_value(source->pieces[id], &byte)) {
-        return token_error(error, source, path, id, "expected a byte token to be written <0xNN>; export the model again");
+        return token_error(error, source, path, id,
+                           "expected a byte token to be written <0xNN>; export the model again");
     }
     if (t->byte_ids[byte] >= 0) {
-        return token_error(error, source, path, id, "expected one token a byte, found a second; export the model again");
+        return token_error(error, source, path, id,
+                           "expected one token a byte, found a second; export the model again");
     }
     t->byte_ids[byte] = id;
     return LLAMITA_OK;
@@ -84,8 +90,9 @@ static llamita_status add_pieces(tokenizer *t, const tokenizer_source *source, c
         }
     }
     if (t->symbols.num_findable > 0) return LLAMITA_OK;
-    return error_set(error, LLAMITA_ERROR_FORMAT,
-                     "cannot read the tokenizer: %s: expected pieces of type normal, found none; export the model again", path);
+    return error_set(
+        error, LLAMITA_ERROR_FORMAT,
+        "cannot read the tokenizer: %s: expected pieces of type normal, found none; export the model again", path);
 }
 
 static bool is_findable(const tokenizer *t, int32_t id) {
@@ -113,7 +120,8 @@ static llamita_status rank_scores(const tokenizer *t, const tokenizer_source *so
     for (int32_t id = 0; id < t->vocab_size; id++) {
         if (isnan(source->scores[id])) {
             free(order);
-            return token_error(error, source, path, id, "expected its score to be a number, found NaN; export the model again");
+            return token_error(error, source, path, id,
+                               "expected its score to be a number, found NaN; export the model again");
         }
         order[id] = (scored){source->scores[id], id};
     }
@@ -141,7 +149,8 @@ static symbol_result add_characters(tokenizer *t, const char *bytes, size_t num_
 
 /* Every cut of the piece into two symbols is a merge. */
 static merge_result add_cuts(tokenizer *t, int32_t id, const char *bytes, size_t num_bytes, uint32_t rank) {
-    for (size_t cut = utf8_length(bytes, num_bytes); cut < num_bytes; cut += utf8_length(bytes + cut, num_bytes - cut)) {
+    for (size_t cut = utf8_length(bytes, num_bytes); cut < num_bytes;
+         cut += utf8_length(bytes + cut, num_bytes - cut)) {
         int32_t left = symbol_find(&t->symbols, bytes, cut);
         int32_t right = left < 0 ? SYMBOL_NONE : symbol_find(&t->symbols, bytes + cut, num_bytes - cut);
         if (right < 0) continue;
@@ -151,7 +160,8 @@ static merge_result add_cuts(tokenizer *t, int32_t id, const char *bytes, size_t
     return MERGE_ADDED;
 }
 
-static llamita_status add_merges(tokenizer *t, const char *path, char *plain, const uint32_t *ranks, llamita_error *error) {
+static llamita_status add_merges(tokenizer *t, const char *path, char *plain, const uint32_t *ranks,
+                                 llamita_error *error) {
     for (int pass = 0; pass < 2; pass++) { /* all characters first: they are what pieces are cut into */
         for (int32_t id = 0; id < t->vocab_size; id++) {
             if (!merges_make(t->types[id]) || !is_findable(t, id)) continue;
@@ -181,10 +191,13 @@ static llamita_status flag_unused(tokenizer *t, const char *path, llamita_error 
     return LLAMITA_OK;
 }
 
-llamita_status sentencepiece_build(tokenizer *t, const tokenizer_source *source, const char *path, llamita_error *error) {
+llamita_status sentencepiece_build(tokenizer *t, const tokenizer_source *source, const char *path,
+                                   llamita_error *error) {
     if (source->scores == NULL) {
-        return error_set(error, LLAMITA_ERROR_FORMAT,
-                         "cannot read the tokenizer: %s: expected a score for every piece, found none; export the model again", path);
+        return error_set(
+            error, LLAMITA_ERROR_FORMAT,
+            "cannot read the tokenizer: %s: expected a score for every piece, found none; export the model again",
+            path);
     }
     size_t longest = 1;
     for (int32_t id = 0; id < t->vocab_size; id++) {
@@ -251,7 +264,7 @@ static size_t word_symbols(const encoder *e, size_t start, size_t end, size_t nu
     return num_symbols;
 }
 
-/* A run of unknown ids is one unknown id. Only words push ids here, so that none of them was written out in the text. */
+/* A run of unknown ids is one unknown id. None of these was written out in the text: only words push ids here. */
 static void join_unknown(encoder *e, size_t first) {
     size_t kept = first;
     for (size_t i = first; i < e->num_ids; i++) {

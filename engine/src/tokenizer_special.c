@@ -51,8 +51,9 @@ llamita_status special_tokens_build(special_tokens *special, const tokenizer *t,
     for (int32_t i = 0; i < num && status == LLAMITA_OK; i++) {
         special->ids[i] = sorted[i].id;
         if (i > 0 && compare_tokens(&sorted[i - 1], &sorted[i]) == 0) {
-            status = token_error(error, source, path, sorted[i].id,
-                                 "expected every special token to differ, found the same text twice; export the model again");
+            status = token_error(
+                error, source, path, sorted[i].id,
+                "expected every special token to differ, found the same text twice; export the model again");
         }
     }
     index_first_bytes(special, sorted);

@@ -4,8 +4,9 @@
 
 #include "tokenizer.h"
 
-/* The number of bytes of the first pre-token of text[num_bytes], num_bytes >= 1: what the regular expression of the kind
- * matches first. Every byte belongs to one pre-token. Calling it again and again for a whole text takes linear time. */
+/* The number of bytes of the first pre-token of text[num_bytes], num_bytes >= 1: what the regular expression of the
+ * kind matches first. Every byte belongs to one pre-token. Calling it again and again for a whole text takes linear
+ * time. */
 size_t split_next(tokenizer_split kind, const char *text, size_t num_bytes);
 
 #endif

@@ -6,7 +6,8 @@
 unicode_class unicode_classify(uint32_t code_point) {
     if (code_point < 128) return (unicode_class)unicode_ascii[code_point];
     if (code_point > 0x10FFFF) return UNICODE_OTHER;
-    size_t low = 0, high = unicode_num_runs; /* the last run that starts at or before the code point is in [low, high) */
+    size_t low = 0,
+           high = unicode_num_runs; /* the last run that starts at or before the code point is in [low, high) */
     while (high - low > 1) {
         size_t middle = low + (high - low) / 2;
         if (unicode_runs[middle] >> 2 <= code_point) low = middle;
@@ -33,8 +34,8 @@ static size_t lead_byte(unsigned char lead, unsigned char *second_low, unsigned 
     return 4;
 }
 
-/* The bytes that the first character has in all if text[num_bytes] begins with the beginning of a well-formed one, up to
- * its end or the end of the text; else 0. */
+/* The bytes that the first character has in all if text[num_bytes] begins with the beginning of a well-formed one, up
+ * to its end or the end of the text; else 0. */
 static size_t character_begins(const char *text, size_t num_bytes) {
     unsigned char low, high;
     size_t length = lead_byte((unsigned char)text[0], &low, &high);

@@ -20,9 +20,9 @@ extern const uint8_t unicode_ascii[128];
 /* The class of a code point; UNICODE_INVALID is UNICODE_OTHER. */
 unicode_class unicode_classify(uint32_t code_point);
 
-/* The number of bytes of the first character of text[num_bytes], num_bytes >= 1, and its code point. Well-formed is what
- * Unicode's table 3-7 says (no surrogates, no overlong forms); a byte that begins no such character is taken alone, as
- * UNICODE_INVALID. */
+/* The number of bytes of the first character of text[num_bytes], num_bytes >= 1, and its code point. Well-formed is
+ * what Unicode's table 3-7 says (no surrogates, no overlong forms); a byte that begins no such character is taken
+ * alone, as UNICODE_INVALID. */
 size_t utf8_decode(const char *text, size_t num_bytes, uint32_t *code_point);
 
 /* As above, for callers that need no code point. */

@@ -291,7 +291,7 @@ class Model(_Owned):
     def encode(self, text: str | bytes, bos: bool = False, special: bool = False) -> list[int]:
         """Text to ids. bos: put BOS first. special: recognise control tokens written out in the text."""
         raw = text.encode("utf-8", "surrogateescape") if isinstance(text, str) else bytes(text)
-        ids = np.empty(len(raw) + 2, dtype=np.int32)
+        ids = np.empty(2 * len(raw) + 2, dtype=np.int32)
         flags = (_ENCODE_BOS if bos else 0) | (_ENCODE_SPECIAL if special else 0)
         num_ids = ctypes.c_size_t()
         pointer = ids.ctypes.data_as(_ids)
