@@ -17,6 +17,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
+# Threads that wait for one another sleep instead of spinning: on a busy machine spinning makes everything many times
+# slower. Set before torch is imported; the programs that tests start inherit it.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
@@ -197,3 +201,15 @@ def make_checkpoint(tiny_tokenizers: dict[str, Path]) -> Callable[..., Path]:
         return folder
 
     return make
+
+
+@pytest.fixture(scope="session")
+def tale_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A token store of 300 tales with a vocabulary of 320, 10 % of them held out."""
+    pytest.importorskip("tokenizers")
+    from llamita.config import PrepareConfig
+    from llamita.data.prepare import prepare
+
+    out = tmp_path_factory.mktemp("tales") / "store"
+    prepare(PrepareConfig(sources=("tales",), out=out, vocab_size=320, num_tales=300, val_fraction=0.1))
+    return out
