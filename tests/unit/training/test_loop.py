@@ -1,0 +1,225 @@
+"""THE loop on a tiny store: it learns, writes what it promises, stops and resumes, and names what goes wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from llamita.checkpoint import load_model, load_tensors, load_training_state  # noqa: E402
+from llamita.cli import main  # noqa: E402
+from llamita.config import TrainConfig  # noqa: E402
+from llamita.data.shards import TokenStore  # noqa: E402
+from llamita.errors import ConfigError, TrainingError  # noqa: E402
+from llamita.training import loop as loop_module  # noqa: E402
+from llamita.training.evaluate import bits_per_byte  # noqa: E402
+from llamita.training.loop import Trainer, train  # noqa: E402
+from llamita.training.loss import SummedLoss  # noqa: E402
+from llamita.training.metrics import read_metrics  # noqa: E402
+
+TIMINGS = ("seconds", "evaluation_seconds", "tokens_per_second", "mfu")
+
+
+def make_config(store: Path, out: Path, **changes: Any) -> TrainConfig:
+    values: dict[str, Any] = {
+        "layers": 1, "hidden": 32, "heads": 2, "kv_heads": 1, "ffn": 64, "context": 64, "batch_rows": 4, "steps": 12,
+        "log_interval": 5, "eval_interval": 6, "device": "cpu", "threads": 1,
+    }  # fmt: skip
+    return TrainConfig(data=store, out=out, **(values | changes))
+
+
+def untimed(run: Path) -> list[dict[str, Any]]:
+    return [{key: value for key, value in line.items() if key not in TIMINGS} for line in read_metrics(run)]
+
+
+def weights(run: Path) -> bytes:
+    return (run / "latest" / "model.safetensors").read_bytes()
+
+
+def test_it_learns_and_writes_what_it_promises(tale_store: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    result = train(make_config(tale_store, run, steps=40, eval_interval=20, prompt="Once"))
+    assert not result.interrupted and result.is_first
+    lines = read_metrics(run)
+    assert [line["step"] for line in lines if line["kind"] == "train"] == list(range(5, 41, 5))
+    evaluated = [line for line in lines if line["kind"] == "eval"]
+    assert [line["step"] for line in evaluated] == [20, 40]
+    assert evaluated[1]["bpb"] < evaluated[0]["bpb"] < 8 and evaluated[0]["sample"].startswith("Once")
+    assert {path.name for path in run.iterdir() if not path.name.startswith("step-")} == {
+        "best", "latest", "loss.png", "metrics.jsonl", "run.json", "summary.json",
+    }  # fmt: skip
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary == json.loads(json.dumps(result.summary))
+    assert summary["held_out_bits_per_byte"] == evaluated[1]["bpb"] and summary["steps"] == 40
+    assert (run / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert (run / "best").resolve() == (run / "latest").resolve() == (run / "step-00000040").resolve()
+    store = TokenStore(tale_store)
+    score = bits_per_byte(SummedLoss(load_model(run)), store.split("val"), store.bos_id)
+    assert score is not None and math.isclose(score.bits_per_byte, evaluated[1]["bpb"], rel_tol=1e-6)
+
+
+def test_best_and_latest_may_differ(tale_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = iter([2.0, 3.0, 2.5])
+
+    def fake(*args: Any, **kwargs: Any) -> Any:
+        return dataclasses.replace(real(*args, **kwargs), nats=next(scores))
+
+    real = bits_per_byte
+    monkeypatch.setattr(loop_module, "bits_per_byte", fake)
+    train(make_config(tale_store, tmp_path / "run", steps=9, eval_interval=3))
+    run = tmp_path / "run"
+    assert (run / "best").readlink().name == "step-00000003" and (run / "latest").readlink().name == "step-00000009"
+    assert sorted(path.name for path in run.glob("step-*")) == ["step-00000003", "step-00000009"]
+
+
+def test_accumulated_passes_equal_one_big_pass(tale_store: Path, tmp_path: Path) -> None:
+    train(make_config(tale_store, tmp_path / "one", batch_rows=8))
+    train(make_config(tale_store, tmp_path / "four", batch_rows=2, accumulate=4))
+    one, four = untimed(tmp_path / "one"), untimed(tmp_path / "four")
+    for a, b in zip(one, four, strict=True):
+        assert (a["step"], a["tokens"]) == (b["step"], b["tokens"])
+        assert math.isclose(a["loss"], b["loss"], rel_tol=1e-5)
+
+
+def test_epochs_count_every_token(tale_store: Path, tmp_path: Path) -> None:
+    result = train(make_config(tale_store, tmp_path / "run", steps=None, epochs=0.2, batch_rows=64))
+    tokens = TokenStore(tale_store).split("train").num_tokens
+    assert 0.2 * tokens <= result.summary["tokens"] < 0.2 * tokens + 64 * 64
+
+
+def test_minutes_are_kept(tale_store: Path, tmp_path: Path) -> None:
+    start = time.monotonic()
+    result = train(make_config(tale_store, tmp_path / "run", steps=None, minutes=0.15, eval_interval=None))
+    assert 5.0 < time.monotonic() - start < 12.0
+    assert result.summary["steps"] > 1 and result.summary["held_out_bits_per_byte"] is not None
+    rates = [line["learning_rate"] for line in read_metrics(tmp_path / "run") if line["kind"] == "train"]
+    assert rates[-1] < 0.25 * max(rates), "the schedule ends when the time does"
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, number: signal.Signals = signal.SIGINT) -> None:
+    """Send this process a signal in the middle of the given step."""
+    real = Trainer._step
+
+    def step_and_signal(self: Trainer) -> None:
+        if self.position.step == step:
+            os.kill(os.getpid(), number)
+        real(self)
+
+    monkeypatch.setattr(Trainer, "_step", step_and_signal)
+
+
+@pytest.mark.parametrize(("step", "number"), [(0, signal.SIGTERM), (5, signal.SIGINT), (7, signal.SIGINT)])
+def test_a_signal_saves_and_resuming_changes_nothing(
+    tale_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, number: signal.Signals
+) -> None:
+    """Bit for bit, with dropout, in the middle of a line of metrics and where an evaluation was due (step 6)."""
+    train(make_config(tale_store, tmp_path / "whole", dropout=0.1))
+    with monkeypatch.context() as patched:
+        stop_at(patched, step, number)
+        stopped = train(make_config(tale_store, tmp_path / "parts", dropout=0.1))
+    assert stopped.interrupted and stopped.summary["steps"] == step + 1
+    resumed = train(make_config(tale_store, tmp_path / "parts", dropout=0.1, resume=True))
+    assert not resumed.interrupted
+    assert weights(tmp_path / "whole") == weights(tmp_path / "parts")
+    assert untimed(tmp_path / "whole") == untimed(tmp_path / "parts")
+    a, b = (load_training_state(tmp_path / name).tensors for name in ("whole", "parts"))
+    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_signal_cuts_an_evaluation_short(tale_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(make_config(tale_store, tmp_path / "whole"))
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            loop_module.TrainingDisplay, "evaluating", lambda self, share: os.kill(os.getpid(), signal.SIGINT)
+        )
+        stopped = train(make_config(tale_store, tmp_path / "parts"))
+    assert stopped.interrupted and stopped.summary["steps"] == 6
+    assert not any(line["kind"] == "eval" for line in read_metrics(tmp_path / "parts"))
+    train(make_config(tale_store, tmp_path / "parts", resume=True))
+    assert weights(tmp_path / "whole") == weights(tmp_path / "parts")
+    assert untimed(tmp_path / "whole") == untimed(tmp_path / "parts")
+
+
+def test_a_finished_run_resumes_into_nothing(tale_store: Path, tmp_path: Path) -> None:
+    train(make_config(tale_store, tmp_path / "run"))
+    before = weights(tmp_path / "run"), untimed(tmp_path / "run")
+    result = train(make_config(tale_store, tmp_path / "run", resume=True))
+    assert (weights(tmp_path / "run"), untimed(tmp_path / "run")) == before and result.summary["steps"] == 12
+
+
+def test_resuming_with_another_flag_or_other_data_is_refused(tale_store: Path, tmp_path: Path) -> None:
+    train(make_config(tale_store, tmp_path / "run"))
+    with pytest.raises(ConfigError, match=r"--learning-rate: the run was started with 0\.004, found 0\.1"):
+        train(make_config(tale_store, tmp_path / "run", resume=True, learning_rate=0.1))
+    with pytest.raises(ConfigError, match="rows a step"):
+        train(make_config(tale_store, tmp_path / "run", resume=True, batch_rows=5))
+
+
+def test_divergence_is_named_and_the_last_checkpoint_stays(
+    tale_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Trainer._step
+
+    def poisoned(self: Trainer) -> None:
+        if self.position.step == 8:
+            self.model.model.norm.weight.data.fill_(math.inf)
+        real(self)
+
+    monkeypatch.setattr(Trainer, "_step", poisoned)
+    run = tmp_path / "run"
+    with pytest.raises(
+        TrainingError, match=r"diverged: step 9: .*--learning-rate below 0.004 .*last checkpoint: .*latest"
+    ):
+        train(make_config(tale_store, run))
+    assert (run / "latest").readlink().name == "step-00000006"
+    assert all(torch.isfinite(tensor).all() for tensor in load_tensors(run / "latest").values())
+
+
+def test_training_in_a_thread_works(tale_store: Path, tmp_path: Path) -> None:
+    results: list[Any] = []
+    thread = threading.Thread(target=lambda: results.append(train(make_config(tale_store, tmp_path / "run", steps=2))))
+    thread.start()
+    thread.join()
+    assert results[0].summary["steps"] == 2
+
+
+def test_the_command_line(tale_store: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Words to a run, its report, and one line with code 2 for each mistake."""
+    shape = [
+        "--layers=1",
+        "--hidden=32",
+        "--heads=2",
+        "--context=64",
+        "--batch-rows=4",
+        "--log-interval=1",
+        "--device=cpu",
+    ]
+    run = str(tmp_path / "run")
+    assert main(["train", str(tale_store), "--out", run, *shape, "--steps", "2"]) == 0
+    output = capfd.readouterr()
+    assert output.out == "" and "tokens per step: 256 (4 rows of 64)" in output.err and "bits per byte" in output.err
+    assert main(["eval", run, str(tale_store)]) == 0
+    output = capfd.readouterr()
+    assert output.out.split()[1:4] == ["bits", "per", "byte"] and output.err == ""
+    mistakes = {
+        "no such folder": ["train", str(tmp_path / "nowhere"), "--out", run],
+        "it holds a run": ["train", str(tale_store), "--out", run],
+        "perhaps you meant --minutes": ["train", str(tale_store), "--out", run, "--minute", "3"],
+        "holds no run": ["train", str(tale_store), "--out", str(tmp_path / "none"), "--resume"],
+        "CUDA device": ["train", str(tale_store), "--out", str(tmp_path / "none"), "--device", "cuda:99"],
+    }
+    for message, words in mistakes.items():
+        assert main(words) == 2, words
+        output = capfd.readouterr()
+        assert output.err.count("\n") == 1 and message in output.err and output.out == "", output
+    assert not (tmp_path / "none").exists()
