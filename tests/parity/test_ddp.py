@@ -1,0 +1,73 @@
+"""Two processes under torchrun train like one: the same rows, the same losses to 1e-5, one report."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch")
+
+SHAPE = ["--layers=2", "--hidden=64", "--heads=4", "--kv-heads=2", "--context=64", "--batch-rows=4", "--device=cpu"]
+PACE = ["--steps=12", "--eval-interval=6", "--log-interval=1"]
+
+
+def command(store: Path, run: Path, processes: int, *more: str) -> list[str]:
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
+    flags = ["train", str(store), "--out", str(run), *SHAPE, *PACE, *more]
+    return [sys.executable, *launcher, "-m", "llamita", *flags]
+
+
+def read_losses(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def run_training(store: Path, run: Path, processes: int, *more: str) -> list[dict[str, Any]]:
+    words = command(store, run, processes, *more)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("tokens per step: 512") == 1, "the first process alone reports"
+    return read_losses(run)
+
+
+@pytest.fixture(scope="module")
+def one(tale_store: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """The metrics of one process."""
+    return run_training(tale_store, tmp_path_factory.mktemp("one") / "run", 1, "--accumulate", "2")
+
+
+def test_two_processes_equal_one(one: list[dict[str, Any]], tale_store: Path, tmp_path: Path) -> None:
+    two = run_training(tale_store, tmp_path / "two", 2)
+    assert len(one) == len(two) == 12 + 2
+    for alone, together in zip(one, two, strict=True):
+        assert (alone["kind"], alone["step"], alone["tokens"]) == (
+            together["kind"],
+            together["step"],
+            together["tokens"],
+        )
+        assert abs(alone["loss"] - together["loss"]) < 1e-5, (alone, together)
+    shares = json.loads((tmp_path / "two" / "summary.json").read_text())
+    assert shares["processes"] == 2
+
+
+def test_a_run_of_two_goes_on_as_one(one: list[dict[str, Any]], tale_store: Path, tmp_path: Path) -> None:
+    """The position in the data is global, so a run may be resumed by another number of processes."""
+    run = tmp_path / "run"
+    words = command(tale_store, run, 2)
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not (run / "latest").is_symlink():  # the evaluation after step 6 saves the first checkpoint
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.001)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert len(read_losses(run)) < len(one), "killed too late to mean anything"
+    resumed = run_training(tale_store, run, 1, "--accumulate", "2", "--resume")
+    assert all(abs(a["loss"] - b["loss"]) < 1e-5 for a, b in zip(one, resumed, strict=True))
