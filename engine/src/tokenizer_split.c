@@ -2,11 +2,13 @@
  *
  *   gpt-2      's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
  *   smollm     every \p{N} by itself, and gpt-2 on each stretch of text between them
- *   llama-bpe  (?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|
- * ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+ qwen2      the same with \p{N} for \p{N}{1,3}
+ *   llama-bpe  (?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}
+ *              | ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+
+ *   qwen2      the same with \p{N} for \p{N}{1,3}
  *
- * Each function tries the alternatives from left to right, as the expression does. A byte that is no well-formed UTF-8
- * is one character of the class "other".
+ * The names and expressions are llama.cpp's. Hugging Face and tiktoken write (?i:'s|...) in the last two, which takes
+ * U+017F (long s) after an apostrophe for an s; nothing else differs. Each function tries the alternatives from left to
+ * right, as the expression does. A byte that is no well-formed UTF-8 is one character of the class "other".
  */
 #include "tokenizer_split.h"
 
@@ -51,7 +53,7 @@ static bool is_newline(char c) { return c == '\r' || c == '\n'; }
 
 static char lower_ascii(char c) { return c >= 'A' && c <= 'Z' ? (char)(c + 32) : c; }
 
-/* 's|'t|'re|'ve|'m|'ll|'d: its length, or 0. Where case does not count, U+017F (long s) is an s too. */
+/* 's|'t|'re|'ve|'m|'ll|'d: its length, or 0. */
 static size_t contraction(const scanner *s, bool any_case) {
     const char *text = s->text;
     size_t left = s->num_bytes;
@@ -59,7 +61,6 @@ static size_t contraction(const scanner *s, bool any_case) {
     char first = any_case ? lower_ascii(text[1]) : text[1];
     if (first == 's' || first == 't' || first == 'm' || first == 'd') return 2;
     if (left < 3) return 0;
-    if (any_case && (unsigned char)text[1] == 0xC5 && (unsigned char)text[2] == 0xBF) return 3;
     char second = any_case ? lower_ascii(text[2]) : text[2];
     bool matches =
         (first == 'r' && second == 'e') || (first == 'v' && second == 'e') || (first == 'l' && second == 'l');
