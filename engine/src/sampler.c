@@ -100,11 +100,18 @@ static bool penalise(llamita_sampler *s, const float *logits) {
     return !damaged;
 }
 
+/* First the value, in lanes that become vector code, then where it is. No value is NaN. */
 static int32_t first_maximum(const float *values, int32_t length) {
-    int32_t best = 0;
-    for (int32_t i = 1; i < length; i++)
-        if (values[i] > values[best]) best = i;
-    return best;
+    enum { LANES = 16 };
+    float lane[LANES], largest = values[0];
+    int32_t i = 0, place = 0;
+    for (int j = 0; j < LANES; j++) lane[j] = largest;
+    for (; i + LANES <= length; i += LANES)
+        for (int j = 0; j < LANES; j++) lane[j] = values[i + j] > lane[j] ? values[i + j] : lane[j];
+    for (; i < length; i++) largest = values[i] > largest ? values[i] : largest;
+    for (int j = 0; j < LANES; j++) largest = lane[j] > largest ? lane[j] : largest;
+    while (values[place] < largest) place++;
+    return place;
 }
 
 /* scaled = exp((scaled - largest) / temperature): the largest weight is 1. */
@@ -113,20 +120,31 @@ static void weigh(llamita_sampler *s, float largest) {
     for (int32_t i = 0; i < s->vocab_size; i++) s->scaled[i] = exponential((s->scaled[i] - largest) / temperature);
 }
 
-/* Candidates are all tokens with at least this weight. */
+/* Candidates are all tokens with at least this weight. Where few are, most groups hold none and are passed over. */
 static void gather(llamita_sampler *s, float least) {
+    enum { GROUP = 16 };
     int32_t n = 0;
-    for (int32_t i = 0; i < s->vocab_size; i++) {
-        if (s->scaled[i] < least) continue;
-        s->ids[n] = i;
-        s->weights[n++] = s->scaled[i];
+    for (int32_t first = 0; first < s->vocab_size; first += GROUP) {
+        const int32_t end = s->vocab_size - first < GROUP ? s->vocab_size : first + GROUP;
+        int any = end - first < GROUP;
+        if (!any)
+            for (int j = 0; j < GROUP; j++) any |= s->scaled[first + j] >= least;
+        if (!any) continue;
+        for (int32_t i = first; i < end; i++) {
+            s->ids[n] = i;
+            s->weights[n] = s->scaled[i];
+            n += s->scaled[i] >= least;
+        }
     }
     s->num_candidates = n;
 }
 
 static double total_weight(const float *weights, int32_t length) {
     double lane[4] = {0};
-    for (int32_t i = 0; i < length; i++) lane[i % 4] += (double)weights[i];
+    int32_t i = 0;
+    for (; i + 4 <= length; i += 4)
+        for (int j = 0; j < 4; j++) lane[j] += (double)weights[i + j];
+    for (; i < length; i++) lane[i % 4] += (double)weights[i];
     return (lane[0] + lane[2]) + (lane[1] + lane[3]);
 }
 
@@ -195,24 +213,20 @@ static void keep(llamita_sampler *s, budget left) {
     s->num_candidates = n;
 }
 
-static void keep_top_k(llamita_sampler *s) {
-    if (s->params.top_k > 0 && s->params.top_k < s->num_candidates) keep(s, (budget){s->params.top_k, DBL_MAX});
-}
-
-/* A token below (1 - p) * total / n cannot be among those kept: all such together weigh less than what is cut off. So
- * the search is among few. */
-static void keep_top_p(llamita_sampler *s) {
-    if (s->params.top_p >= 1.0f) return;
-    const double total = total_weight(s->weights, s->num_candidates), p = (double)s->params.top_p;
-    const double least = (1.0 - p) * total / s->num_candidates * 0.999; /* rounding must not cut what belongs */
-    int32_t n = 0;
-    for (int32_t i = 0; i < s->num_candidates; i++) {
-        if ((double)s->weights[i] < least) continue;
-        s->ids[n] = s->ids[i];
-        s->weights[n++] = s->weights[i];
+/* Gathers what top-k keeps, or else all that top-p could keep, and then keeps what it does. A token that weighs less
+ * than (1 - p) * total / n is not among those: all such together weigh less than what is cut off. */
+static void gather_top(llamita_sampler *s) {
+    const double p = (double)s->params.top_p;
+    double total;
+    if (s->params.top_k > 0 && s->params.top_k < s->vocab_size) {
+        gather(s, 0.0f);
+        keep(s, (budget){s->params.top_k, DBL_MAX});
+        total = total_weight(s->weights, s->num_candidates);
+    } else {
+        total = total_weight(s->scaled, s->vocab_size);
+        gather(s, (float)((1.0 - p) * total / s->vocab_size * 0.999)); /* rounding must not cut what belongs */
     }
-    s->num_candidates = n;
-    keep(s, (budget){INT32_MAX, p * total});
+    if (p < 1.0) keep(s, (budget){INT32_MAX, p * total});
 }
 
 static void keep_min_p(llamita_sampler *s) {
@@ -256,9 +270,7 @@ llamita_status llamita_sampler_pick(llamita_sampler *s, const float *logits, int
         return LLAMITA_OK;
     }
     weigh(s, s->scaled[best]);
-    gather(s, 0.0f);
-    keep_top_k(s);
-    keep_top_p(s);
+    gather_top(s);
     keep_min_p(s);
     *id = draw(s);
     return LLAMITA_OK;
