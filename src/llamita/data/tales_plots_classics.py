@@ -474,12 +474,12 @@ def pull_together(tale: Tale) -> None:
     """Something too heavy for one, for two, for all; the smallest comes last, and just that little more is enough."""
     begin(tale, season=tale.pick(("summer", "autumn")))
     heavy, how, result = tale.pick(_HEAVY)
-    last = tale.pick(("ladybug", "wren", "beetle", "little mouse", "young frog", "grasshopper"))
+    last = tale.pick(("ladybug", "wren", "beetle", "tiny caterpillar", "young frog", "grasshopper"))
     tale.let(heavy=heavy, how=how, last=last, it="the " + heavy.split()[1 if heavy.split()[1] != "fallen" else 2])
     open_tale(tale)
     tale.one_of(
         "{Day}, {h.first} found {heavy}. {h.He} {how}, but it did not move.",
-        '{Day}, there was {heavy}. "I can do that," said {h.first}. {h.He} {how} until {h.his} face was red. Nothing'
+        '{Day}, {heavy} had to be moved. "I can do that," said {h.first}. {h.He} {how} until {h.his} face was red. Nothing'
         " happened.",
     )
     tale.one_of(

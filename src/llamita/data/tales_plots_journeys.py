@@ -441,16 +441,16 @@ def wish(tale: Tale) -> None:
 
 # the skill, three failures, the secret of it, the use it has
 _SKILLS = table("""
-whistle / only air came out / make your lips very round / whistled so loudly that {f} found the way out of the thick
+whistle / only air came out / make your lips very round / whistled so loudly that {f.first} found the way out of the thick
     fog
-swim / {h} swallowed half the pond / lie on the water as if it were a bed / swam across and brought back {f}'s hat
-skate / {h} sat down on the ice / lean forward and look ahead / skated all the way around with {f}
-read / the letters danced before {h.his} eyes / take one letter at a time / read a whole story to {f}
-tie a knot / the rope fell apart / go over, under, and through the hole / tied {f}'s boat to the tree before it could
+swim / {h} swallowed half the pond / lie on the water as if it were a bed / swam across and brought back {f.first}'s hat
+skate / {h} sat down on the ice / lean forward and look ahead / skated all the way around with {f.first}
+read / the letters danced before {h.his} eyes / take one letter at a time / read a whole story to {f.first}
+tie a knot / the rope fell apart / go over, under, and through the hole / tied {f.first}'s boat to the tree before it could
     drift away
-ride / {h} landed in the grass / sit straight and trust the pony / rode through the village with {f} behind {h.him}
-juggle / all three balls fell on the floor / throw one ball high before the next one / made even sad {f} laugh
-light a fire / there was nothing but smoke / begin with the very smallest sticks / made a fire that kept {f} warm
+ride / {h} landed in the grass / sit straight and trust the pony / rode through the village with {f.first} behind {h.him}
+juggle / all three balls fell on the floor / throw one ball high before the next one / made {f.first} laugh on a sad day
+light a fire / there was nothing but smoke / begin with the very smallest sticks / made a fire that kept {f.first} warm
 """)
 
 
