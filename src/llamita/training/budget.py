@@ -14,11 +14,13 @@ CLOSING_SECONDS = 2.0  # the last sample, save and report
 
 @dataclasses.dataclass
 class Position:
-    """Where a run stands, over all resumptions. seconds: all of the command's; training_seconds: without its pauses."""
+    """Where a run stands, over all resumptions. seconds: since the command began, pauses included; first_second: when the
+    first step began; training_seconds: without pauses."""
 
     step: int = 0
     tokens: int = 0
     seconds: float = 0.0
+    first_second: float = 0.0
     training_seconds: float = 0.0
 
 
@@ -56,7 +58,7 @@ class Budget:
     def progress(self, at: Position) -> float:
         """The share of the run that is done."""
         if self.minutes is not None:
-            return at.seconds / self.training_seconds
+            return (at.seconds - at.first_second) / max(self.training_seconds - at.first_second, 1e-3)
         if self.steps is not None:
             return at.step / self.steps
         assert self.tokens is not None
@@ -65,7 +67,7 @@ class Budget:
     def midpoint(self, at: Position) -> float:
         """The progress in the middle of the coming step: the learning rate's, so that it is never 0 at either end."""
         if self.minutes is not None:
-            half = 0.5 * self.step_seconds / self.training_seconds
+            half = 0.5 * self.step_seconds / max(self.training_seconds - at.first_second, 1e-3)
         elif self.steps is not None:
             half = 0.5 / self.steps
         else:

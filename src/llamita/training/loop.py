@@ -213,6 +213,8 @@ class Trainer:
             time.monotonic() - self.last_save >= self.config.save_minutes * 60,
             stop.is_set,
         )
+        if at.step == 0:
+            at.first_second = at.seconds
         over = self.budget.is_over(at)
         wanted = over or self.budget.wants_evaluation(at, self.evaluations)
         evaluate = wanted and self.evaluated_step != at.step and self.val_split.num_documents > 0

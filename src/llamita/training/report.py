@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,7 +29,7 @@ def write_report(run: Path, summary: Mapping[str, Any]) -> None:
 
 
 def draw_curve(lines: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
-    """Bits per byte over tokens: of the training batches (and their running mean), and of the held-out split."""
+    """Bits per byte over tokens: of the training batches (and their mean over neighbours), and of the held-out split."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -38,9 +39,9 @@ def draw_curve(lines: Sequence[Mapping[str, Any]], path: Path, title: str) -> No
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     tokens = [line["tokens"] / 1e6 for line in train]
-    axes.plot(tokens, [line["bpb"] for line in train], color=TRAIN_COLOR, alpha=0.35, linewidth=1)
-    smooth = _running_mean([line["bpb"] for line in train])
-    axes.plot(tokens, smooth, color=TRAIN_COLOR, linewidth=1.8, label="training batches")
+    bits = [line["bpb"] for line in train]
+    axes.plot(tokens, bits, color=TRAIN_COLOR, alpha=0.35, linewidth=1)
+    axes.plot(tokens, _centered_means(bits), color=TRAIN_COLOR, linewidth=1.8, label="training batches")
     if held_out:
         axes.plot(
             [line["tokens"] / 1e6 for line in held_out], [line["bpb"] for line in held_out],
@@ -48,10 +49,11 @@ def draw_curve(lines: Sequence[Mapping[str, Any]], path: Path, title: str) -> No
         )  # fmt: skip
         last = held_out[-1]
         axes.annotate(
-            f"{last['bpb']:.4f}", (last["tokens"] / 1e6, last["bpb"]), xytext=(0, 9), textcoords="offset points",
+            f"{last['bpb']:.4f}", (last["tokens"] / 1e6, last["bpb"]), xytext=(0, 10), textcoords="offset points",
             ha="right", color=HELD_OUT_COLOR, fontweight="bold",
         )  # fmt: skip
     _set_limits(axes, train, held_out)
+    axes.set_xlim(0, 1.02 * tokens[-1])
     axes.set_xlabel("training tokens, millions", color=INK)
     axes.set_ylabel("bits per byte", color=INK)
     axes.set_title(title, loc="left", color=INK, fontweight="bold")
@@ -67,20 +69,18 @@ def _set_limits(axes: Any, train: Sequence[Mapping[str, Any]], held_out: Sequenc
     """Leave the steep beginning out of the picture, so that the end can be told apart."""
     values = sorted(line["bpb"] for line in [*train, *held_out])
     lowest = values[0]
-    early = [line["bpb"] for line in train if line["tokens"] >= 0.03 * train[-1]["tokens"]]
-    highest = max([*early, *(line["bpb"] for line in held_out)])
+    later = [line["bpb"] for line in train if line["tokens"] >= 0.1 * train[-1]["tokens"]]
+    highest = max([*later, *(line["bpb"] for line in held_out)])
     margin = 0.06 * (highest - lowest) or 0.05 * lowest
     axes.set_ylim(lowest - margin, highest + margin)
-    axes.set_xlim(left=0)
 
 
-def _running_mean(values: Sequence[float], decay: float = 0.9) -> list[float]:
-    """Exponential mean, freed of its bias towards the start (Adam's correction)."""
-    means, mean, weight = [], 0.0, 0.0
-    for value in values:
-        mean, weight = decay * mean + (1 - decay) * value, decay * weight + (1 - decay)
-        means.append(mean / weight)
-    return means
+def _centered_means(values: Sequence[float]) -> list[float]:
+    """The mean of each value and its neighbours, a sixtieth of all on either side: smooth, and not late."""
+    reach = len(values) // 60
+    sums = [0.0, *itertools.accumulate(values)]
+    bounds = [(max(0, i - reach), min(len(values), i + reach + 1)) for i in range(len(values))]
+    return [(sums[end] - sums[start]) / (end - start) for start, end in bounds]
 
 
 def summary_table(summary: Mapping[str, Any]) -> Table:
