@@ -14,8 +14,8 @@ CLOSING_SECONDS = 2.0  # the last sample, save and report
 
 @dataclasses.dataclass
 class Position:
-    """Where a run stands, over all resumptions. seconds: since the command began, pauses included; first_second: when the
-    first step began; training_seconds: without pauses."""
+    """Where a run stands, over all resumptions. seconds: since the command began, pauses included; first_second: when
+    the first step began; training_seconds: without pauses."""
 
     step: int = 0
     tokens: int = 0

@@ -29,7 +29,7 @@ def write_report(run: Path, summary: Mapping[str, Any]) -> None:
 
 
 def draw_curve(lines: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
-    """Bits per byte over tokens: of the training batches (and their mean over neighbours), and of the held-out split."""
+    """Bits per byte over tokens: of the training batches (and their smooth mean), and of the held-out split."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
