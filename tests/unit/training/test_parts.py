@@ -129,6 +129,16 @@ def test_loss_without_gradient_is_the_same_number() -> None:
     assert quiet.item() == SummedLoss(model)(ids, ids).item() and not quiet.requires_grad
 
 
+def test_bfloat16_is_close_and_its_gradients_are_float32() -> None:
+    model = Llama(TINY).initialize(torch.Generator().manual_seed(0))
+    ids = torch.arange(12).view(2, 6)
+    total = SummedLoss(model, torch.bfloat16)(ids, ids)
+    assert total.dtype == torch.float32
+    torch.testing.assert_close(total, SummedLoss(model)(ids, ids), rtol=1e-2, atol=0)
+    total.backward()
+    assert all(p.grad.dtype == torch.float32 and p.grad.abs().sum() > 0 for p in model.parameters())
+
+
 # ---------------------------------------------------------------- optimizer
 
 
