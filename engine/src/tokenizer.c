@@ -6,7 +6,7 @@
 #include <string.h>
 
 #define MOST_TOKENS (1 << 24)
-#define MOST_BYTES ((size_t)1 << 25)  /* of all pieces together; real vocabularies have one or two million */
+#define MOST_BYTES ((size_t)1 << 23) /* of all pieces together; real vocabularies have one to three million */
 #define UNKNOWN_TEXT " \xE2\x81\x87 " /* what SentencePiece shows for its unknown token */
 
 /* ------------------------------------------------------------------ errors */
