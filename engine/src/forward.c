@@ -22,15 +22,15 @@ struct forward {
     atomic_bool damaged;
 
     /* Memory for PASS_TOKENS tokens. */
-    float *residual;           /* [T, D] */
-    activations normed;        /* [T, D] */
-    float *angles;             /* [T, S] cos and sin of each pair */
+    float *residual;            /* [T, D] */
+    activations normed;         /* [T, D] */
+    float *angles;              /* [T, S] cos and sin of each pair */
     float *query, *key, *value; /* [T, H*S], [T, K*S], [T, K*S] */
-    activations attention_out; /* [T, H*S] */
-    activations ffn_gate;      /* [T, F] */
-    float *ffn_up;             /* [T, F] */
-    float *update;             /* [T, D] what a block adds to the residual */
-    float *attention_scratch;  /* [threads] of attention_scratch_floats */
+    activations attention_out;  /* [T, H*S] */
+    activations ffn_gate;       /* [T, F] */
+    float *ffn_up;              /* [T, F] */
+    float *update;              /* [T, D] what a block adds to the residual */
+    float *attention_scratch;   /* [threads] of attention_scratch_floats */
     size_t scratch_floats;
 };
 
@@ -39,7 +39,8 @@ static void project_heads(const forward *f, const tensor *weights, int64_t begin
     const int64_t head_dim = f->model->info.head_dim, num_heads = weights->num_rows / head_dim;
     begin = begin < 0 ? 0 : begin;
     end = end > num_heads ? num_heads : end;
-    if (begin < end) matmul_rows(f->model->kernels, weights, &f->normed, f->num_tokens, begin * head_dim, end * head_dim, out);
+    if (begin < end)
+        matmul_rows(f->model->kernels, weights, &f->normed, f->num_tokens, begin * head_dim, end * head_dim, out);
 }
 
 /* Query heads [begin, end) take their positions in place. */
@@ -61,9 +62,11 @@ static void remember(const forward *f, int32_t layer_index, int64_t begin, int64
             const int32_t head = (int32_t)(h % num_heads);
             const int64_t from = ((int64_t)t * num_heads + head) * head_dim, to = (int64_t)slot * head_dim;
             if (h < num_heads)
-                rope(f->angles + (int64_t)t * head_dim, head_dim, f->key + from, kv_cache_keys(f->cache, page, layer_index, head) + to);
+                rope(f->angles + (int64_t)t * head_dim, head_dim, f->key + from,
+                     kv_cache_keys(f->cache, page, layer_index, head) + to);
             else
-                memcpy(kv_cache_values(f->cache, page, layer_index, head) + to, f->value + from, (size_t)head_dim * sizeof(float));
+                memcpy(kv_cache_values(f->cache, page, layer_index, head) + to, f->value + from,
+                       (size_t)head_dim * sizeof(float));
         }
     }
 }
@@ -73,7 +76,8 @@ static void attention_block(forward *f, worker w, int32_t layer_index) {
     const llamita_model_info *info = &f->model->info;
     const kernels *k = f->model->kernels;
     const layer *layer = &f->model->layers[layer_index];
-    const int32_t num_tokens = f->num_tokens, num_heads = info->num_attention_heads, num_kv_heads = info->num_key_value_heads;
+    const int32_t num_tokens = f->num_tokens, num_heads = info->num_attention_heads,
+                  num_kv_heads = info->num_key_value_heads;
 
     rms_norm(w, k, f->residual, layer->attention_norm, info->rms_norm_eps, num_tokens, &f->normed);
     threads_barrier(w);
@@ -92,7 +96,8 @@ static void attention_block(forward *f, worker w, int32_t layer_index) {
     remember(f, layer_index, begin - num_heads, end - num_heads);
     threads_barrier(w);
 
-    const attention_job job = {f->query, f->cache, layer_index, num_heads, f->first_position, num_tokens, f->attention_out.values};
+    const attention_job job = {
+        f->query, f->cache, layer_index, num_heads, f->first_position, num_tokens, f->attention_out.values};
     attention(w, k, &job, f->attention_scratch + (size_t)w.index * f->scratch_floats);
     threads_barrier(w);
     if (tensor_is_quantised(&layer->attention_output)) {
@@ -195,7 +200,8 @@ forward *forward_create(const llamita_model *model, threads *team) {
     if (f == NULL) return NULL;
     f->model = model;
     f->team = team;
-    f->scratch_floats = (attention_scratch_floats(info->num_attention_heads, info->num_key_value_heads, info->head_dim) + 15) / 16 * 16;
+    f->scratch_floats =
+        (attention_scratch_floats(info->num_attention_heads, info->num_key_value_heads, info->head_dim) + 15) / 16 * 16;
     f->residual = floats(PASS_TOKENS * (int64_t)info->hidden_size);
     f->angles = floats(PASS_TOKENS * (int64_t)info->head_dim);
     f->query = floats(PASS_TOKENS * query_length);
@@ -204,9 +210,12 @@ forward *forward_create(const llamita_model *model, threads *team) {
     f->ffn_up = floats(PASS_TOKENS * (int64_t)info->intermediate_size);
     f->update = floats(PASS_TOKENS * (int64_t)info->hidden_size);
     f->attention_scratch = floats(threads_count(team) * (int64_t)f->scratch_floats);
-    const bool all = allocate_activations(&f->normed, info->hidden_size) && allocate_activations(&f->attention_out, query_length) &&
+    const bool all = allocate_activations(&f->normed, info->hidden_size) &&
+                     allocate_activations(&f->attention_out, query_length) &&
                      allocate_activations(&f->ffn_gate, info->intermediate_size);
-    if (all && f->residual && f->angles && f->query && f->key && f->value && f->ffn_up && f->update && f->attention_scratch) return f;
+    if (all && f->residual && f->angles && f->query && f->key && f->value && f->ffn_up && f->update &&
+        f->attention_scratch)
+        return f;
     forward_free(f);
     return NULL;
 }

@@ -81,14 +81,16 @@ static void multiply_converted(const matmul_job *job, dequantise_kernel *convert
                 const int64_t length = job->row_length - k < CHUNK ? job->row_length - k : CHUNK;
                 convert(row + k * element_bytes, length, chunk);
                 for (int64_t c = 0; c < n; c++) {
-                    const float *column = (const float *)((const char *)job->columns + (size_t)(first + c) * job->column_bytes) + k;
+                    const float *column =
+                        (const float *)((const char *)job->columns + (size_t)(first + c) * job->column_bytes) + k;
                     int64_t i = 0;
                     for (; i + LANES <= length; i += LANES)
                         for (int j = 0; j < LANES; j++) lanes[c][j] += chunk[i + j] * column[i + j];
                     for (int j = 0; i + j < length; j++) lanes[c][j] += chunk[i + j] * column[i + j];
                 }
             }
-            for (int64_t c = 0; c < n; c++) job->out[(size_t)(first + c) * job->out_stride + (size_t)r] = sum_lanes(lanes[c]);
+            for (int64_t c = 0; c < n; c++)
+                job->out[(size_t)(first + c) * job->out_stride + (size_t)r] = sum_lanes(lanes[c]);
         }
     }
 }
@@ -97,7 +99,8 @@ static void matmul_f32(const matmul_job *job) {
     for (int64_t r = 0; r < job->num_rows; r++) {
         const float *row = (const float *)(const void *)((const char *)job->weights + (size_t)r * job->row_bytes);
         for (int64_t c = 0; c < job->num_columns; c++) {
-            const float *column = (const float *)(const void *)((const char *)job->columns + (size_t)c * job->column_bytes);
+            const float *column =
+                (const float *)(const void *)((const char *)job->columns + (size_t)c * job->column_bytes);
             job->out[(size_t)c * job->out_stride + (size_t)r] = dot(row, column, job->row_length);
         }
     }
@@ -114,7 +117,8 @@ static inline void multiply_blocks(const matmul_job *job, size_t block_bytes, bl
         for (int64_t c = 0; c < job->num_columns; c++) {
             const activation_block *column = (const void *)((const char *)job->columns + (size_t)c * job->column_bytes);
             float sum = 0;
-            for (int64_t b = 0; b < job->row_length / BLOCK_LENGTH; b++) sum += dot_of(row + (size_t)b * block_bytes, column + b);
+            for (int64_t b = 0; b < job->row_length / BLOCK_LENGTH; b++)
+                sum += dot_of(row + (size_t)b * block_bytes, column + b);
             job->out[(size_t)c * job->out_stride + (size_t)r] = sum;
         }
     }

@@ -5,8 +5,9 @@
 /* __builtin_cpu_supports also asks whether the operating system saves the wide registers. */
 static const kernels *avx2_if_available(void) {
     __builtin_cpu_init();
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c") ? &kernels_avx2
-                                                                                                             : NULL;
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")
+               ? &kernels_avx2
+               : NULL;
 }
 #else
 static const kernels *avx2_if_available(void) { return NULL; }

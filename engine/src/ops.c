@@ -36,10 +36,12 @@ void embed(worker w, const tensor *table, const int32_t *ids, int32_t num_tokens
     int64_t begin, end;
     threads_share(w, num_tokens, 1, &begin, &end);
     for (int64_t t = begin; t < end; t++)
-        dequantise_of(table->type)((const char *)table->data + (size_t)ids[t] * table->row_bytes, table->row_length, out + t * table->row_length);
+        dequantise_of(table->type)((const char *)table->data + (size_t)ids[t] * table->row_bytes, table->row_length,
+                                   out + t * table->row_length);
 }
 
-void rms_norm(worker w, const kernels *k, const float *in, const float *weight, float epsilon, int32_t num_tokens, activations *out) {
+void rms_norm(worker w, const kernels *k, const float *in, const float *weight, float epsilon, int32_t num_tokens,
+              activations *out) {
     const int64_t length = out->length;
     int64_t begin, end;
     threads_share(w, num_tokens, 1, &begin, &end);
@@ -77,7 +79,8 @@ void matmul_rows(const kernels *k, const tensor *weights, const activations *col
     matmul_of(k, weights->type)(&job);
 }
 
-void matmul(worker w, const kernels *k, const tensor *weights, const activations *columns, int32_t num_tokens, float *out) {
+void matmul(worker w, const kernels *k, const tensor *weights, const activations *columns, int32_t num_tokens,
+            float *out) {
     int64_t begin, end;
     threads_share(w, weights->num_rows, ROW_UNIT, &begin, &end);
     matmul_rows(k, weights, columns, num_tokens, begin, end, out);
@@ -99,7 +102,8 @@ void swiglu(worker w, const kernels *k, const float *up, int64_t length, int32_t
 /* ------------------------------------------------------------------ rotary positions */
 
 /* The angle is rounded to float before its cosine is taken, as in PyTorch and in llama2.c. */
-void rope_table(worker w, const float *frequency, int32_t head_dim, int32_t first_position, int32_t num_tokens, float *table) {
+void rope_table(worker w, const float *frequency, int32_t head_dim, int32_t first_position, int32_t num_tokens,
+                float *table) {
     int64_t begin, end;
     threads_share(w, num_tokens, 1, &begin, &end);
     for (int64_t t = begin; t < end; t++) {
@@ -132,7 +136,9 @@ typedef struct {
     float *total;   /* [columns], of the weights so far */
 } attention_tile;
 
-static int64_t max_columns(int32_t num_heads, int32_t num_kv_heads) { return (int64_t)TILE_TOKENS * (num_heads / num_kv_heads); }
+static int64_t max_columns(int32_t num_heads, int32_t num_kv_heads) {
+    return (int64_t)TILE_TOKENS * (num_heads / num_kv_heads);
+}
 
 size_t attention_scratch_floats(int32_t num_heads, int32_t num_kv_heads, int32_t head_dim) {
     return (size_t)max_columns(num_heads, num_kv_heads) * (size_t)(2 * head_dim + KV_PAGE_TOKENS + 2);
@@ -149,7 +155,8 @@ static attention_tile tile_in(float *scratch, int64_t columns, int32_t head_dim)
 
 /* Online softmax (Milakov and Gimelshein, 1805.02867) over one page, of which this column sees num_visible positions:
  * when a larger score appears, what was summed so far is scaled down to it. */
-static void attend_to_page(const kernels *k, attention_tile *tile, int64_t column, const float *values, int32_t num_visible, int32_t head_dim) {
+static void attend_to_page(const kernels *k, attention_tile *tile, int64_t column, const float *values,
+                           int32_t num_visible, int32_t head_dim) {
     float *scores = tile->scores + column * KV_PAGE_TOKENS, *sum = tile->sum + column * head_dim;
     const float page_largest = k->maximum(scores, num_visible);
     if (page_largest > tile->largest[column]) {
@@ -164,13 +171,15 @@ static void attend_to_page(const kernels *k, attention_tile *tile, int64_t colum
 }
 
 /* Tokens [first, last) of the pass, all query heads of one kv head. */
-static void attend(const kernels *k, const attention_job *job, int32_t kv_head, int32_t first, int32_t last, float *scratch) {
+static void attend(const kernels *k, const attention_job *job, int32_t kv_head, int32_t first, int32_t last,
+                   float *scratch) {
     const int32_t head_dim = job->cache->head_dim, group = job->num_heads / job->cache->num_heads;
     const int64_t columns = (int64_t)(last - first) * group;
     const float scale = 1.0f / sqrtf((float)head_dim);
     attention_tile tile = tile_in(scratch, max_columns(job->num_heads, job->cache->num_heads), head_dim);
     for (int64_t c = 0; c < columns; c++) {
-        const float *query = job->query + ((first + c / group) * job->num_heads + kv_head * group + c % group) * head_dim;
+        const float *query =
+            job->query + ((first + c / group) * job->num_heads + kv_head * group + c % group) * head_dim;
         for (int32_t i = 0; i < head_dim; i++) tile.query[c * head_dim + i] = query[i] * scale;
         for (int32_t i = 0; i < head_dim; i++) tile.sum[c * head_dim + i] = 0.0f;
         tile.largest[c] = -INFINITY;
@@ -179,14 +188,21 @@ static void attend(const kernels *k, const attention_job *job, int32_t kv_head, 
     for (int32_t position = 0; position < job->first_position + last; position += KV_PAGE_TOKENS) {
         const int32_t page = position / KV_PAGE_TOKENS, held = job->first_position + last - position;
         const size_t head_bytes = (size_t)head_dim * sizeof(float);
-        k->matmul_f32(&(matmul_job){.weights = kv_cache_keys(job->cache, page, job->layer, kv_head), .row_bytes = head_bytes,
-                                    .num_rows = held < KV_PAGE_TOKENS ? held : KV_PAGE_TOKENS, .row_length = head_dim,
-                                    .columns = tile.query, .column_bytes = head_bytes, .num_columns = columns,
-                                    .out = tile.scores, .out_stride = KV_PAGE_TOKENS});
+        k->matmul_f32(&(matmul_job){.weights = kv_cache_keys(job->cache, page, job->layer, kv_head),
+                                    .row_bytes = head_bytes,
+                                    .num_rows = held < KV_PAGE_TOKENS ? held : KV_PAGE_TOKENS,
+                                    .row_length = head_dim,
+                                    .columns = tile.query,
+                                    .column_bytes = head_bytes,
+                                    .num_columns = columns,
+                                    .out = tile.scores,
+                                    .out_stride = KV_PAGE_TOKENS});
         const float *values = kv_cache_values(job->cache, page, job->layer, kv_head);
         for (int64_t c = 0; c < columns; c++) {
             const int64_t visible = job->first_position + first + c / group + 1 - position;
-            if (visible > 0) attend_to_page(k, &tile, c, values, visible < KV_PAGE_TOKENS ? (int32_t)visible : KV_PAGE_TOKENS, head_dim);
+            if (visible > 0)
+                attend_to_page(k, &tile, c, values, visible < KV_PAGE_TOKENS ? (int32_t)visible : KV_PAGE_TOKENS,
+                               head_dim);
         }
     }
     for (int64_t c = 0; c < columns; c++) {

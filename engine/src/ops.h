@@ -29,7 +29,8 @@ bool tensor_is_quantised(const tensor *weights);
 void embed(worker w, const tensor *table, const int32_t *ids, int32_t num_tokens, float *out);
 
 /* out = in / sqrt(mean(in^2) + epsilon) * weight, for each of num_tokens rows of out->length. */
-void rms_norm(worker w, const kernels *k, const float *in, const float *weight, float epsilon, int32_t num_tokens, activations *out);
+void rms_norm(worker w, const kernels *k, const float *in, const float *weight, float epsilon, int32_t num_tokens,
+              activations *out);
 
 /* Fills columns->blocks. Worker parts are whole blocks of each row. */
 void quantise(worker w, const kernels *k, int32_t num_tokens, activations *columns);
@@ -39,7 +40,8 @@ void matmul_rows(const kernels *k, const tensor *weights, const activations *col
                  int64_t end, float *out);
 
 /* All rows, shared in ROW_UNITs: *begin and *end of threads_share(w, num_rows, ROW_UNIT). */
-void matmul(worker w, const kernels *k, const tensor *weights, const activations *columns, int32_t num_tokens, float *out);
+void matmul(worker w, const kernels *k, const tensor *weights, const activations *columns, int32_t num_tokens,
+            float *out);
 
 /* residual [T, length] += update, the same part of every row as matmul's with as many rows. */
 void add(worker w, const float *update, int64_t length, int32_t num_tokens, float *residual);
@@ -48,7 +50,8 @@ void add(worker w, const float *update, int64_t length, int32_t num_tokens, floa
 void swiglu(worker w, const kernels *k, const float *up, int64_t length, int32_t num_tokens, float *gate);
 
 /* table [T, S/2] of (cos, sin) of (first_position + t) * frequency. */
-void rope_table(worker w, const float *frequency, int32_t head_dim, int32_t first_position, int32_t num_tokens, float *table);
+void rope_table(worker w, const float *frequency, int32_t head_dim, int32_t first_position, int32_t num_tokens,
+                float *table);
 
 /* Turns the pairs (2i, 2i + 1) of one head [S] by the angles of one row of the table; out may be in. */
 void rope(const float *angles, int32_t head_dim, const float *in, float *out);
@@ -57,10 +60,10 @@ void rope(const float *angles, int32_t head_dim, const float *in, float *out);
 size_t attention_scratch_floats(int32_t num_heads, int32_t num_kv_heads, int32_t head_dim);
 
 typedef struct {
-    const float *query;     /* [T, H, S] */
-    const kv_cache *cache;  /* holds positions 0 .. first_position + T - 1 */
+    const float *query;    /* [T, H, S] */
+    const kv_cache *cache; /* holds positions 0 .. first_position + T - 1 */
     int32_t layer, num_heads, first_position, num_tokens;
-    float *out;             /* [T, H, S] */
+    float *out; /* [T, H, S] */
 } attention_job;
 
 /* Each token attends to itself and all before it. scratch is the worker's own. */

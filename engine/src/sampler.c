@@ -21,24 +21,27 @@ struct llamita_sampler {
     int32_t *recent; /* [repetition_window], a ring */
     int32_t num_recent, next_recent;
 
-    float *scaled;         /* [V] the logits after the penalty; then the weights exp((logit - largest) / temperature) */
-    int32_t *ids;          /* [V] the candidates, ascending */
-    float *weights;        /* [V] theirs */
+    float *scaled;  /* [V] the logits after the penalty; then the weights exp((logit - largest) / temperature) */
+    int32_t *ids;   /* [V] the candidates, ascending */
+    float *weights; /* [V] theirs */
     int32_t num_candidates;
 };
 
 /* ------------------------------------------------------------------ opening and closing */
 
 static llamita_status check(const llamita_sampler_params *p, int32_t vocab_size, llamita_error *error) {
-#define REQUIRE(condition, name, expected, value)                                                                        \
-    if (!(condition))                                                                                                    \
-        return error_set(error, LLAMITA_ERROR_ARGUMENT, "opening a sampler failed: " name ": expected " expected ", found %g", (double)(value))
+#define REQUIRE(condition, name, expected, value)                                                                      \
+    if (!(condition))                                                                                                  \
+    return error_set(error, LLAMITA_ERROR_ARGUMENT,                                                                    \
+                     "opening a sampler failed: " name ": expected " expected ", found %g", (double)(value))
     REQUIRE(vocab_size >= 1, "vocab_size", "at least 1", vocab_size);
-    REQUIRE(p->temperature >= 0 && p->temperature <= FLT_MAX, "temperature", "0 (greedy) or a positive number", p->temperature);
+    REQUIRE(p->temperature >= 0 && p->temperature <= FLT_MAX, "temperature", "0 (greedy) or a positive number",
+            p->temperature);
     REQUIRE(p->top_k >= 0, "top_k", "0 (off) or a positive number", p->top_k);
     REQUIRE(p->top_p > 0 && p->top_p <= 1, "top_p", "above 0, to 1 (off)", p->top_p);
     REQUIRE(p->min_p >= 0 && p->min_p <= 1, "min_p", "0 (off) to 1", p->min_p);
-    REQUIRE(p->repetition_penalty > 0 && p->repetition_penalty <= FLT_MAX, "repetition_penalty", "a positive number, 1 (off)", p->repetition_penalty);
+    REQUIRE(p->repetition_penalty > 0 && p->repetition_penalty <= FLT_MAX, "repetition_penalty",
+            "a positive number, 1 (off)", p->repetition_penalty);
     REQUIRE(p->repetition_window >= 0, "repetition_window", "0 (off) or a positive number", p->repetition_window);
 #undef REQUIRE
     return LLAMITA_OK;
@@ -263,7 +266,9 @@ static int32_t draw(llamita_sampler *s) {
 
 llamita_status llamita_sampler_pick(llamita_sampler *s, const float *logits, int32_t *id, llamita_error *error) {
     if (!penalise(s, logits))
-        return error_set(error, LLAMITA_ERROR_NUMERIC, "picking a token failed: some logits are infinite or not a number; the model's weights are damaged");
+        return error_set(
+            error, LLAMITA_ERROR_NUMERIC,
+            "picking a token failed: some logits are infinite or not a number; the model's weights are damaged");
     const int32_t best = first_maximum(s->scaled, s->vocab_size);
     if (s->params.temperature == 0.0f) {
         *id = best;

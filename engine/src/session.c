@@ -14,8 +14,8 @@ struct llamita_session {
     forward *forward;
     kv_cache cache;
     int32_t context_tokens;
-    int32_t position;    /* tokens held */
-    float *logits;       /* [V] after the last token, if has_logits */
+    int32_t position; /* tokens held */
+    float *logits;    /* [V] after the last token, if has_logits */
     bool has_logits;
     float *score_logits; /* [PASS_TOKENS, V]; NULL before the first llamita_session_score */
 };
@@ -61,7 +61,8 @@ bool llamita_token_ends(const llamita_model *model, int32_t id) {
 
 static int32_t choose_threads(const llamita_model *model) {
     const int64_t useful = 1 + model->info.decode_bytes / BYTES_PER_THREAD;
-    const int64_t available = threads_available(), most = available < MOST_CHOSEN_THREADS ? available : MOST_CHOSEN_THREADS;
+    const int64_t available = threads_available(),
+                  most = available < MOST_CHOSEN_THREADS ? available : MOST_CHOSEN_THREADS;
     return (int32_t)(useful < most ? useful : most);
 }
 
@@ -70,12 +71,14 @@ llamita_status llamita_session_open(const llamita_model *model, const llamita_se
     const llamita_session_params asked = params != NULL ? *params : (llamita_session_params){0};
     const llamita_model_info *info = &model->info;
     if (asked.num_threads < 0 || asked.num_threads > THREADS_MAX)
-        return error_set(error, LLAMITA_ERROR_ARGUMENT, "opening a session failed: num_threads: expected 0 (automatic) to %d, found %d",
-                         THREADS_MAX, (int)asked.num_threads);
-    if (asked.context_tokens < 0 || asked.context_tokens > info->context_tokens)
         return error_set(error, LLAMITA_ERROR_ARGUMENT,
-                         "opening a session failed: context_tokens: expected 0 (the model's) to %d (the model's), found %d",
-                         (int)info->context_tokens, (int)asked.context_tokens);
+                         "opening a session failed: num_threads: expected 0 (automatic) to %d, found %d", THREADS_MAX,
+                         (int)asked.num_threads);
+    if (asked.context_tokens < 0 || asked.context_tokens > info->context_tokens)
+        return error_set(
+            error, LLAMITA_ERROR_ARGUMENT,
+            "opening a session failed: context_tokens: expected 0 (the model's) to %d (the model's), found %d",
+            (int)info->context_tokens, (int)asked.context_tokens);
     llamita_session *s = calloc(1, sizeof *s);
     if (s == NULL) return error_set(error, LLAMITA_ERROR_MEMORY, "opening a session failed: out of memory");
     s->model = model;
@@ -84,10 +87,12 @@ llamita_status llamita_session_open(const llamita_model *model, const llamita_se
     s->team = threads_create(num_threads);
     if (s->team != NULL) s->forward = forward_create(model, s->team);
     s->logits = calloc((size_t)info->vocab_size, sizeof *s->logits);
-    const bool cache = kv_cache_init(&s->cache, info->num_hidden_layers, info->num_key_value_heads, info->head_dim, s->context_tokens);
+    const bool cache =
+        kv_cache_init(&s->cache, info->num_hidden_layers, info->num_key_value_heads, info->head_dim, s->context_tokens);
     if (s->forward == NULL || s->logits == NULL || !cache) {
         llamita_session_close(s);
-        return error_set(error, LLAMITA_ERROR_MEMORY, "opening a session failed: no memory or no threads: expected %d threads; ask for fewer",
+        return error_set(error, LLAMITA_ERROR_MEMORY,
+                         "opening a session failed: no memory or no threads: expected %d threads; ask for fewer",
                          (int)num_threads);
     }
     *session = s;
@@ -111,8 +116,9 @@ const float *llamita_session_logits(const llamita_session *s) { return s->has_lo
 
 llamita_status llamita_session_rewind(llamita_session *s, int32_t position, llamita_error *error) {
     if (position < 0 || position > s->position)
-        return error_set(error, LLAMITA_ERROR_ARGUMENT, "rewinding failed: position: expected 0 to %d (tokens held), found %d",
-                         (int)s->position, (int)position);
+        return error_set(error, LLAMITA_ERROR_ARGUMENT,
+                         "rewinding failed: position: expected 0 to %d (tokens held), found %d", (int)s->position,
+                         (int)position);
     s->position = position;
     s->has_logits = false;
     return LLAMITA_OK;
@@ -122,20 +128,25 @@ llamita_status llamita_session_rewind(llamita_session *s, int32_t position, llam
 
 /* Everything that can be wrong with a call, and the memory it needs, before anything changes. num_held of the ids are
  * to be kept in the cache. */
-static llamita_status prepare(llamita_session *s, const int32_t *ids, size_t num_tokens, size_t num_held, llamita_error *error) {
+static llamita_status prepare(llamita_session *s, const int32_t *ids, size_t num_tokens, size_t num_held,
+                              llamita_error *error) {
     const int32_t vocab_size = s->model->info.vocab_size, left = s->context_tokens - s->position;
-    if (num_tokens == 0) return error_set(error, LLAMITA_ERROR_ARGUMENT, "feeding tokens failed: num_tokens: expected at least 1, found 0");
+    if (num_tokens == 0)
+        return error_set(error, LLAMITA_ERROR_ARGUMENT,
+                         "feeding tokens failed: num_tokens: expected at least 1, found 0");
     if (num_held > (size_t)left)
-        return error_set(error, LLAMITA_ERROR_CONTEXT,
-                         "feeding tokens failed: the context holds %d tokens, %d are used: expected at most %d more, found %zu; "
-                         "shorten the text, rewind or open a session with a larger context",
-                         (int)s->context_tokens, (int)s->position, (int)left, num_held);
+        return error_set(
+            error, LLAMITA_ERROR_CONTEXT,
+            "feeding tokens failed: the context holds %d tokens, %d are used: expected at most %d more, found %zu; "
+            "shorten the text, rewind or open a session with a larger context",
+            (int)s->context_tokens, (int)s->position, (int)left, num_held);
     for (size_t i = 0; i < num_tokens; i++)
         if (ids[i] < 0 || ids[i] >= vocab_size)
-            return error_set(error, LLAMITA_ERROR_ARGUMENT, "feeding tokens failed: id %zu: expected 0 to %d, found %d", i,
-                             (int)vocab_size - 1, (int)ids[i]);
+            return error_set(error, LLAMITA_ERROR_ARGUMENT, "feeding tokens failed: id %zu: expected 0 to %d, found %d",
+                             i, (int)vocab_size - 1, (int)ids[i]);
     if (!kv_cache_reserve(&s->cache, s->position + (int32_t)num_held))
-        return error_set(error, LLAMITA_ERROR_MEMORY, "feeding tokens failed: no memory for the keys and values of %d tokens",
+        return error_set(error, LLAMITA_ERROR_MEMORY,
+                         "feeding tokens failed: no memory for the keys and values of %d tokens",
                          (int)(s->position + (int32_t)num_held));
     return LLAMITA_OK;
 }
@@ -163,7 +174,8 @@ llamita_status llamita_session_feed(llamita_session *s, const int32_t *ids, size
     for (size_t done = 0; done < num_tokens;) {
         const int32_t count = next_pass(num_tokens - done);
         const bool last = done + (size_t)count == num_tokens;
-        if (!forward_run(s->forward, &s->cache, ids + done, count, s->position, last, s->logits)) return undo(s, start, error);
+        if (!forward_run(s->forward, &s->cache, ids + done, count, s->position, last, s->logits))
+            return undo(s, start, error);
         s->position += count;
         done += (size_t)count;
     }
@@ -179,7 +191,8 @@ llamita_status llamita_session_feed_logits(llamita_session *s, const int32_t *id
     const size_t vocab_size = (size_t)s->model->info.vocab_size;
     for (size_t done = 0; done < num_tokens;) {
         const int32_t count = next_pass(num_tokens - done);
-        if (!forward_run(s->forward, &s->cache, ids + done, count, s->position, count, logits + done * vocab_size)) return undo(s, start, error);
+        if (!forward_run(s->forward, &s->cache, ids + done, count, s->position, count, logits + done * vocab_size))
+            return undo(s, start, error);
         s->position += count;
         done += (size_t)count;
     }
@@ -201,22 +214,28 @@ static void score_worker(void *argument, worker w) {
     int64_t begin, end;
     threads_share(w, job->num_tokens, 1, &begin, &end);
     for (int64_t t = begin; t < end; t++)
-        job->nats[t] = negative_log_probability(job->model->kernels, job->logits + t * vocab_size, vocab_size, job->next_ids[t]);
+        job->nats[t] =
+            negative_log_probability(job->model->kernels, job->logits + t * vocab_size, vocab_size, job->next_ids[t]);
 }
 
-llamita_status llamita_session_score(llamita_session *s, const int32_t *ids, size_t num_tokens, double *nats, llamita_error *error) {
+llamita_status llamita_session_score(llamita_session *s, const int32_t *ids, size_t num_tokens, double *nats,
+                                     llamita_error *error) {
     if (num_tokens < 2)
-        return error_set(error, LLAMITA_ERROR_ARGUMENT, "scoring failed: num_tokens: expected at least 2, found %zu", num_tokens);
+        return error_set(error, LLAMITA_ERROR_ARGUMENT, "scoring failed: num_tokens: expected at least 2, found %zu",
+                         num_tokens);
     const llamita_status status = prepare(s, ids, num_tokens, num_tokens - 1, error);
     if (status != LLAMITA_OK) return status;
     const size_t vocab_size = (size_t)s->model->info.vocab_size;
     if (s->score_logits == NULL) s->score_logits = malloc(PASS_TOKENS * vocab_size * sizeof *s->score_logits);
-    if (s->score_logits == NULL) return error_set(error, LLAMITA_ERROR_MEMORY, "scoring failed: no memory for the logits of %d tokens", PASS_TOKENS);
+    if (s->score_logits == NULL)
+        return error_set(error, LLAMITA_ERROR_MEMORY, "scoring failed: no memory for the logits of %d tokens",
+                         PASS_TOKENS);
     const int32_t start = s->position;
     int32_t count = 0;
     for (size_t done = 0; done < num_tokens - 1; done += (size_t)count) {
         count = next_pass(num_tokens - 1 - done);
-        if (!forward_run(s->forward, &s->cache, ids + done, count, s->position, count, s->score_logits)) return undo(s, start, error);
+        if (!forward_run(s->forward, &s->cache, ids + done, count, s->position, count, s->score_logits))
+            return undo(s, start, error);
         s->position += count;
         score_job job = {s->model, s->score_logits, ids + done + 1, count, nats + done};
         threads_run(s->team, score_worker, &job);

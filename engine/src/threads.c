@@ -22,9 +22,12 @@
 #define YIELDS 64
 
 struct threads {
-    atomic_int count; /* changes only when some threads could not be started */
+    atomic_int count;   /* changes only when some threads could not be started */
     pthread_t *handles; /* [count - 1] */
-    struct member { threads *team; int index; } *members;
+    struct member {
+        threads *team;
+        int index;
+    } *members;
 
     threads_function *function; /* NULL: go home. Written before the barrier that starts a run. */
     void *argument;
@@ -219,7 +222,9 @@ static int quota_of_process(void) {
         if (group == NULL) continue;
         *group++ = '\0';
         controllers++;
-        const char *root = *controllers == '\0' ? "/sys/fs/cgroup" : lists_cpu(controllers) ? "/sys/fs/cgroup/cpu" : NULL;
+        const char *root = *controllers == '\0'     ? "/sys/fs/cgroup"
+                           : lists_cpu(controllers) ? "/sys/fs/cgroup/cpu"
+                                                    : NULL;
         const int quota = root != NULL ? quota_of_group(root, group) : INT_MAX;
         smallest = quota < smallest ? quota : smallest;
     }

@@ -11,11 +11,11 @@
 #include "model.h"
 
 /* A CHECK without which the test cannot go on. */
-#define REQUIRE(condition, ...)               \
-    do {                                      \
-        const int before = check_num_failures; \
-        CHECK(condition, __VA_ARGS__);        \
-        if (check_num_failures > before) exit(1); \
+#define REQUIRE(condition, ...)                                                                                        \
+    do {                                                                                                               \
+        const int before = check_num_failures;                                                                         \
+        CHECK(condition, __VA_ARGS__);                                                                                 \
+        if (check_num_failures > before) exit(1);                                                                      \
     } while (0)
 
 static uint64_t random_state = 1;
@@ -44,7 +44,12 @@ static const tensor_type all_types[] = {TENSOR_F32, TENSOR_F16, TENSOR_BF16, TEN
 #define NUM_TYPES ((int)(sizeof all_types / sizeof all_types[0]))
 
 static inline const char *type_name(tensor_type type) {
-    return type == TENSOR_F32 ? "F32" : type == TENSOR_F16 ? "F16" : type == TENSOR_BF16 ? "BF16" : type == TENSOR_Q8_0 ? "Q8_0" : type == TENSOR_Q4_0 ? "Q4_0" : "Q4_1";
+    return type == TENSOR_F32    ? "F32"
+           : type == TENSOR_F16  ? "F16"
+           : type == TENSOR_BF16 ? "BF16"
+           : type == TENSOR_Q8_0 ? "Q8_0"
+           : type == TENSOR_Q4_0 ? "Q4_0"
+                                 : "Q4_1";
 }
 
 static inline size_t row_bytes_of(tensor_type type, int64_t length) {
@@ -66,7 +71,8 @@ static inline uint16_t half_of(float value) {
     return (uint16_t)(sign | (((uint32_t)exponent << 10 | (bits & 0x7fffffu) >> 13) + (bits >> 12 & 1)));
 }
 
-/* Random weights of this standard deviation, in any type; 2 bytes past an allocation's start (4 for F32), as files may have it. */
+/* Random weights of this standard deviation, in any type; 2 bytes past an allocation's start (4 for F32), as
+ * files may have it. */
 static inline void *random_rows(tensor_type type, int64_t num_rows, int64_t length, float deviation, char **memory) {
     const size_t row_bytes = row_bytes_of(type, length), offset = type == TENSOR_F32 ? 4 : 2;
     *memory = allocate_or_die(offset + (size_t)num_rows * row_bytes);
@@ -85,7 +91,8 @@ static inline void *random_rows(tensor_type type, int64_t num_rows, int64_t leng
         const size_t block_bytes = row_bytes_of(type, 32), header = type == TENSOR_Q4_1 ? 4 : 2;
         for (char *block = row; block < row + row_bytes; block += block_bytes) {
             const float steps = type == TENSOR_Q8_0 ? 73.0f : 4.6f; /* standard deviation of uniform values */
-            const uint16_t scale = half_of(deviation / steps * (1.0f + 0.3f * random_float())), minimum = half_of(-7.5f * deviation / steps);
+            const uint16_t scale = half_of(deviation / steps * (1.0f + 0.3f * random_float())),
+                           minimum = half_of(-7.5f * deviation / steps);
             memcpy(block, &scale, 2);
             if (type == TENSOR_Q4_1) memcpy(block + 2, &minimum, 2);
             for (size_t i = header; i < block_bytes; i++) block[i] = (char)random_bits();
@@ -133,16 +140,27 @@ static inline const float *random_norm(llamita_model *model, int64_t length) {
 }
 
 /* The same weights for the same seed. */
-static inline llamita_model *random_model(const model_shape *shape, tensor_type type, const char *kernels_wanted, uint64_t seed) {
+static inline llamita_model *random_model(const model_shape *shape, tensor_type type, const char *kernels_wanted,
+                                          uint64_t seed) {
     random_state = seed;
     llamita_model *model = calloc(1, sizeof *model);
     REQUIRE(model != NULL, "no memory");
-    const int32_t head_dim = shape->hidden_size / shape->num_heads, hidden = shape->hidden_size, ffn = shape->intermediate_size;
-    model->info = (llamita_model_info){
-        .hidden_size = hidden, .intermediate_size = ffn, .num_hidden_layers = shape->num_layers,
-        .num_attention_heads = shape->num_heads, .num_key_value_heads = shape->num_kv_heads, .head_dim = head_dim,
-        .vocab_size = shape->vocab_size, .context_tokens = shape->context_tokens, .rope_theta = 10000.0f,
-        .rms_norm_eps = 1e-5f, .bos_id = 1, .eos_id = 2, .tied_embeddings = shape->tied, .decode_bytes = 1000};
+    const int32_t head_dim = shape->hidden_size / shape->num_heads, hidden = shape->hidden_size,
+                  ffn = shape->intermediate_size;
+    model->info = (llamita_model_info){.hidden_size = hidden,
+                                       .intermediate_size = ffn,
+                                       .num_hidden_layers = shape->num_layers,
+                                       .num_attention_heads = shape->num_heads,
+                                       .num_key_value_heads = shape->num_kv_heads,
+                                       .head_dim = head_dim,
+                                       .vocab_size = shape->vocab_size,
+                                       .context_tokens = shape->context_tokens,
+                                       .rope_theta = 10000.0f,
+                                       .rms_norm_eps = 1e-5f,
+                                       .bos_id = 1,
+                                       .eos_id = 2,
+                                       .tied_embeddings = shape->tied,
+                                       .decode_bytes = 1000};
     model->kernels = kernels_select(kernels_wanted);
     REQUIRE(model->kernels != NULL, "no such kernels");
     model->token_embedding = random_tensor(model, type, shape->vocab_size, hidden);

@@ -6,7 +6,8 @@
 static void multiply(const tensor *weights, const double *in, double *out) {
     float *row = allocate_or_die((size_t)weights->row_length * sizeof *row);
     for (int64_t r = 0; r < weights->num_rows; r++) {
-        dequantise_row(weights->type, (const char *)weights->data + (size_t)r * weights->row_bytes, weights->row_length, row);
+        dequantise_row(weights->type, (const char *)weights->data + (size_t)r * weights->row_bytes, weights->row_length,
+                       row);
         out[r] = 0;
         for (int64_t k = 0; k < weights->row_length; k++) out[r] += (double)row[k] * in[k];
     }
@@ -30,7 +31,8 @@ static void turn(const float *frequency, int32_t head_dim, int32_t position, dou
 enum { MOST = 512 }; /* any length of the shapes here */
 static double keys[4][400][MOST], values[4][400][MOST];
 
-static void attend_naively(const llamita_model_info *info, int32_t layer_index, int32_t position, const double *query, double *out) {
+static void attend_naively(const llamita_model_info *info, int32_t layer_index, int32_t position, const double *query,
+                           double *out) {
     const int32_t head_dim = info->head_dim, group = info->num_attention_heads / info->num_key_value_heads;
     for (int32_t h = 0; h < info->num_attention_heads; h++) {
         double weights[400], total = 0;
@@ -42,7 +44,8 @@ static void attend_naively(const llamita_model_info *info, int32_t layer_index, 
         }
         for (int32_t i = 0; i < head_dim; i++) {
             out[h * head_dim + i] = 0;
-            for (int32_t p = 0; p <= position; p++) out[h * head_dim + i] += weights[p] / total * values[layer_index][p][offset + i];
+            for (int32_t p = 0; p <= position; p++)
+                out[h * head_dim + i] += weights[p] / total * values[layer_index][p][offset + i];
         }
     }
 }
@@ -51,7 +54,9 @@ static void naive_logits(const llamita_model *model, int32_t id, int32_t positio
     const llamita_model_info *info = &model->info;
     double residual[MOST], normed[MOST], query[MOST], attended[MOST], gate[MOST], up[MOST], update[MOST];
     float row[MOST];
-    dequantise_row(model->token_embedding.type, (const char *)model->token_embedding.data + (size_t)id * model->token_embedding.row_bytes, info->hidden_size, row);
+    dequantise_row(model->token_embedding.type,
+                   (const char *)model->token_embedding.data + (size_t)id * model->token_embedding.row_bytes,
+                   info->hidden_size, row);
     for (int32_t i = 0; i < info->hidden_size; i++) residual[i] = (double)row[i];
     for (int32_t n = 0; n < info->num_hidden_layers; n++) {
         const layer *l = &model->layers[n];
@@ -59,8 +64,10 @@ static void naive_logits(const llamita_model *model, int32_t id, int32_t positio
         multiply(&l->query, normed, query);
         multiply(&l->key, normed, keys[n][position]);
         multiply(&l->value, normed, values[n][position]);
-        for (int32_t h = 0; h < info->num_attention_heads; h++) turn(model->rope_frequency, info->head_dim, position, query + h * info->head_dim);
-        for (int32_t h = 0; h < info->num_key_value_heads; h++) turn(model->rope_frequency, info->head_dim, position, keys[n][position] + h * info->head_dim);
+        for (int32_t h = 0; h < info->num_attention_heads; h++)
+            turn(model->rope_frequency, info->head_dim, position, query + h * info->head_dim);
+        for (int32_t h = 0; h < info->num_key_value_heads; h++)
+            turn(model->rope_frequency, info->head_dim, position, keys[n][position] + h * info->head_dim);
         attend_naively(info, n, position, query, attended);
         multiply(&l->attention_output, attended, update);
         for (int32_t i = 0; i < info->hidden_size; i++) residual[i] += update[i];
@@ -82,7 +89,8 @@ static void fill_ids(int32_t *ids, int32_t num_tokens, int32_t vocab_size) {
 }
 
 /* Root of the mean squared difference over all logits, in units of their own. */
-static double difference_from_naive(const model_shape *shape, tensor_type type, const char *kernels_wanted, int32_t num_tokens) {
+static double difference_from_naive(const model_shape *shape, tensor_type type, const char *kernels_wanted,
+                                    int32_t num_tokens) {
     llamita_model *model = random_model(shape, type, kernels_wanted, 7);
     llamita_session *session = open_session(model, 2);
     const int32_t vocab_size = shape->vocab_size;
@@ -90,7 +98,8 @@ static double difference_from_naive(const model_shape *shape, tensor_type type, 
     fill_ids(ids, num_tokens, vocab_size);
     float *logits = allocate_or_die((size_t)(num_tokens * vocab_size) * sizeof *logits);
     llamita_error error;
-    REQUIRE(llamita_session_feed_logits(session, ids, (size_t)num_tokens, logits, &error) == LLAMITA_OK, "%s", error.message);
+    REQUIRE(llamita_session_feed_logits(session, ids, (size_t)num_tokens, logits, &error) == LLAMITA_OK, "%s",
+            error.message);
     double differences = 0, squares = 0, expected[MOST];
     for (int32_t t = 0; t < num_tokens; t++) {
         naive_logits(model, ids[t], t, expected);
@@ -107,9 +116,12 @@ static double difference_from_naive(const model_shape *shape, tensor_type type, 
 
 static void test_against_naive(const char *kernels_wanted) {
     for (int t = 0; t < NUM_TYPES; t++) {
-        const bool quantised = all_types[t] == TENSOR_Q8_0 || all_types[t] == TENSOR_Q4_0 || all_types[t] == TENSOR_Q4_1;
-        const double difference = difference_from_naive(&small_shape, all_types[t], kernels_wanted, 135); /* beyond one page */
-        CHECK(difference < (quantised ? 0.04 : 2e-6), "%s %s is off by %g", kernels_wanted, type_name(all_types[t]), difference);
+        const bool quantised =
+            all_types[t] == TENSOR_Q8_0 || all_types[t] == TENSOR_Q4_0 || all_types[t] == TENSOR_Q4_1;
+        const double difference =
+            difference_from_naive(&small_shape, all_types[t], kernels_wanted, 135); /* beyond one page */
+        CHECK(difference < (quantised ? 0.04 : 2e-6), "%s %s is off by %g", kernels_wanted, type_name(all_types[t]),
+              difference);
         if (quantised) continue;
         const double odd = difference_from_naive(&odd_shape, all_types[t], kernels_wanted, 139);
         CHECK(odd < 2e-6, "%s %s, odd lengths: off by %g", kernels_wanted, type_name(all_types[t]), odd);
@@ -120,7 +132,8 @@ static void test_against_naive(const char *kernels_wanted) {
 
 /* Feeds the ids in random pieces, sometimes going back, sometimes with all logits; whatever is seen must be the same
  * bits as the logits of one token at a time on one thread. */
-static void feed_randomly(const llamita_model *model, int32_t num_threads, const int32_t *ids, int32_t num_tokens, const float *expected) {
+static void feed_randomly(const llamita_model *model, int32_t num_threads, const int32_t *ids, int32_t num_tokens,
+                          const float *expected) {
     const size_t vocab_size = (size_t)model->info.vocab_size, row_bytes = vocab_size * sizeof(float);
     llamita_session *session = open_session(model, num_threads);
     float *all = allocate_or_die((size_t)num_tokens * row_bytes);
@@ -129,26 +142,36 @@ static void feed_randomly(const llamita_model *model, int32_t num_threads, const
     int32_t position = 0;
     while (position < num_tokens) {
         const int32_t left = num_tokens - position, kind = random_below(8);
-        const int32_t limit = kind == 0 ? left : kind < 4 ? 9 : 100, piece = 1 + random_below(limit < left ? limit : left);
+        const int32_t limit = kind == 0  ? left
+                              : kind < 4 ? 9
+                                         : 100,
+                      piece = 1 + random_below(limit < left ? limit : left);
         if (kind == 1 && position > 0) {
             position = random_below(position);
             REQUIRE(llamita_session_rewind(session, position, &error) == LLAMITA_OK, "%s", error.message);
         } else if (kind == 2 && left > 1) {
             const size_t count = (size_t)(piece < left ? piece + 1 : piece);
             if (count < 2) continue;
-            REQUIRE(llamita_session_score(session, ids + position, count, nats, &error) == LLAMITA_OK, "%s", error.message);
+            REQUIRE(llamita_session_score(session, ids + position, count, nats, &error) == LLAMITA_OK, "%s",
+                    error.message);
             position += (int32_t)count - 1;
-            CHECK(memcmp(llamita_session_logits(session), expected + (size_t)(position - 1) * vocab_size, row_bytes) == 0, "scored to %d", position);
+            CHECK(memcmp(llamita_session_logits(session), expected + (size_t)(position - 1) * vocab_size, row_bytes) ==
+                      0,
+                  "scored to %d", position);
         } else if (kind == 3) {
-            REQUIRE(llamita_session_feed_logits(session, ids + position, (size_t)piece, all, &error) == LLAMITA_OK, "%s", error.message);
-            CHECK(memcmp(all, expected + (size_t)position * vocab_size, (size_t)piece * row_bytes) == 0, "%d logits from %d on, %s, %d threads", piece,
-                  position, type_name(model->output.type), num_threads);
+            REQUIRE(llamita_session_feed_logits(session, ids + position, (size_t)piece, all, &error) == LLAMITA_OK,
+                    "%s", error.message);
+            CHECK(memcmp(all, expected + (size_t)position * vocab_size, (size_t)piece * row_bytes) == 0,
+                  "%d logits from %d on, %s, %d threads", piece, position, type_name(model->output.type), num_threads);
             position += piece;
         } else {
-            REQUIRE(llamita_session_feed(session, ids + position, (size_t)piece, &error) == LLAMITA_OK, "%s", error.message);
+            REQUIRE(llamita_session_feed(session, ids + position, (size_t)piece, &error) == LLAMITA_OK, "%s",
+                    error.message);
             position += piece;
-            CHECK(memcmp(llamita_session_logits(session), expected + (size_t)(position - 1) * vocab_size, row_bytes) == 0,
-                  "logits at %d after a piece of %d, %s, %d threads", position, piece, type_name(model->output.type), num_threads);
+            CHECK(memcmp(llamita_session_logits(session), expected + (size_t)(position - 1) * vocab_size, row_bytes) ==
+                      0,
+                  "logits at %d after a piece of %d, %s, %d threads", position, piece, type_name(model->output.type),
+                  num_threads);
         }
         REQUIRE(llamita_session_position(session) == position, "position %d", position);
     }
@@ -156,7 +179,8 @@ static void feed_randomly(const llamita_model *model, int32_t num_threads, const
     llamita_session_close(session);
 }
 
-static void check_bit_identity(const model_shape *shape, tensor_type type, const char *kernels_wanted, int32_t num_tokens, uint64_t seed) {
+static void check_bit_identity(const model_shape *shape, tensor_type type, const char *kernels_wanted,
+                               int32_t num_tokens, uint64_t seed) {
     llamita_model *model = random_model(shape, type, kernels_wanted, seed);
     const size_t vocab_size = (size_t)shape->vocab_size;
     int32_t ids[400];
@@ -169,7 +193,8 @@ static void check_bit_identity(const model_shape *shape, tensor_type type, const
         memcpy(expected + (size_t)t * vocab_size, llamita_session_logits(session), vocab_size * sizeof *expected);
     }
     llamita_session_close(session);
-    for (int32_t num_threads = 1; num_threads <= 4; num_threads++) feed_randomly(model, num_threads, ids, num_tokens, expected);
+    for (int32_t num_threads = 1; num_threads <= 4; num_threads++)
+        feed_randomly(model, num_threads, ids, num_tokens, expected);
     free(expected);
     free_random_model(model);
 }

@@ -34,19 +34,28 @@ static void check_matmul(tensor_type type, int64_t num_rows, int64_t num_columns
     const bool quantised = is_quantised(type);
     char *memory;
     const char *weights = random_rows(type, num_rows, length, 0.1f, &memory);
-    float *columns = allocate_or_die((size_t)(num_columns * length) * sizeof(float)), *row = allocate_or_die((size_t)length * sizeof(float));
+    float *columns = allocate_or_die((size_t)(num_columns * length) * sizeof(float)),
+          *row = allocate_or_die((size_t)length * sizeof(float));
     const size_t num_blocks = (size_t)(num_columns * length / 32);
     activation_block *blocks = allocate_or_die((num_blocks + 1) * sizeof *blocks);
     for (int64_t i = 0; i < num_columns * length; i++) columns[i] = random_float() * (i % 5 == 0 ? 10.0f : 1.0f);
     if (quantised) {
         kernels_scalar.quantise(columns, num_columns * length, blocks);
-        for (int64_t i = 0; i < num_columns * length; i++) columns[i] = blocks[i / 32].scale * (float)blocks[i / 32].values[i % 32];
+        for (int64_t i = 0; i < num_columns * length; i++)
+            columns[i] = blocks[i / 32].scale * (float)blocks[i / 32].values[i % 32];
     }
     const size_t stride = (size_t)num_rows + 3;
     float *out = allocate_or_die((size_t)num_columns * stride * sizeof(float));
     for (int i = 0; i < num_tables; i++) {
-        const matmul_job job = {weights, row_bytes_of(type, length), num_rows, length, quantised ? (void *)blocks : columns,
-                                quantised ? (size_t)length / 32 * sizeof *blocks : (size_t)length * sizeof(float), num_columns, out, stride};
+        const matmul_job job = {weights,
+                                row_bytes_of(type, length),
+                                num_rows,
+                                length,
+                                quantised ? (void *)blocks : columns,
+                                quantised ? (size_t)length / 32 * sizeof *blocks : (size_t)length * sizeof(float),
+                                num_columns,
+                                out,
+                                stride};
         for (size_t j = 0; j < (size_t)num_columns * stride; j++) out[j] = -77.0f;
         kernel_of(tables[i], type)(&job);
         for (int64_t r = 0; r < num_rows; r++) {
@@ -55,8 +64,9 @@ static void check_matmul(tensor_type type, int64_t num_rows, int64_t num_columns
                 double magnitude;
                 const double exact = exact_dot(row, columns + c * length, length, &magnitude);
                 const float found = out[(size_t)c * stride + (size_t)r];
-                CHECK(fabs((double)found - exact) <= 1e-6 * magnitude + 1e-12, "%s %s %dx%dx%d at %d,%d: %.9g, exactly %.9g", tables[i]->name,
-                      type_name(type), (int)num_rows, (int)num_columns, (int)length, (int)r, (int)c, (double)found, exact);
+                CHECK(fabs((double)found - exact) <= 1e-6 * magnitude + 1e-12,
+                      "%s %s %dx%dx%d at %d,%d: %.9g, exactly %.9g", tables[i]->name, type_name(type), (int)num_rows,
+                      (int)num_columns, (int)length, (int)r, (int)c, (double)found, exact);
                 float alone;
                 matmul_job one = job;
                 one.weights = weights + (size_t)r * job.row_bytes;
@@ -64,12 +74,13 @@ static void check_matmul(tensor_type type, int64_t num_rows, int64_t num_columns
                 one.columns = (const char *)job.columns + (size_t)c * job.column_bytes;
                 one.out = &alone;
                 kernel_of(tables[i], type)(&one);
-                CHECK(memcmp(&alone, &found, sizeof found) == 0, "%s %s: %.9g alone, %.9g in %dx%d", tables[i]->name, type_name(type),
-                      (double)alone, (double)found, (int)num_rows, (int)num_columns);
+                CHECK(memcmp(&alone, &found, sizeof found) == 0, "%s %s: %.9g alone, %.9g in %dx%d", tables[i]->name,
+                      type_name(type), (double)alone, (double)found, (int)num_rows, (int)num_columns);
             }
         }
         for (int64_t c = 0; c < num_columns; c++)
-            for (size_t j = (size_t)num_rows; j < stride; j++) CHECK(out[(size_t)c * stride + j] == -77.0f, "%s wrote beyond its rows", tables[i]->name);
+            for (size_t j = (size_t)num_rows; j < stride; j++)
+                CHECK(out[(size_t)c * stride + j] == -77.0f, "%s wrote beyond its rows", tables[i]->name);
     }
     free(memory), free(columns), free(row), free(blocks), free(out);
 }
@@ -103,8 +114,10 @@ static void test_extreme_blocks(void) {
                 tables[i]->matmul_q4_0(&(matmul_job){q4_0, 18, 1, 32, &block, sizeof block, 1, &out[1], 1});
                 tables[i]->matmul_q4_1(&(matmul_job){q4_1, 20, 1, 32, &block, sizeof block, 1, &out[2], 1});
                 CHECK(out[0] == (float)(32 * weight * activation), "%s: %g", tables[i]->name, (double)out[0]);
-                CHECK(out[1] == (float)(32 * (weight < 0 ? -8 : 7) * activation), "%s: %g", tables[i]->name, (double)out[1]);
-                CHECK(out[2] == (float)(32 * (weight < 0 ? 0 : 15) * activation), "%s: %g", tables[i]->name, (double)out[2]);
+                CHECK(out[1] == (float)(32 * (weight < 0 ? -8 : 7) * activation), "%s: %g", tables[i]->name,
+                      (double)out[1]);
+                CHECK(out[2] == (float)(32 * (weight < 0 ? 0 : 15) * activation), "%s: %g", tables[i]->name,
+                      (double)out[2]);
             }
         }
 }
@@ -148,7 +161,8 @@ static void test_quantise(void) {
         }
         for (int i = 0; i < 32; i++) {
             const float error = fabsf(expected[b].scale * (float)expected[b].values[i] - values[32 * b + i]);
-            CHECK(expected[b].values[i] >= -127 && error <= expected[b].scale * 0.5001f + 1e-30f, "block %d value %d", b, i);
+            CHECK(expected[b].values[i] >= -127 && error <= expected[b].scale * 0.5001f + 1e-30f, "block %d value %d",
+                  b, i);
         }
     }
     for (int i = 0; i < num_tables; i++) {
@@ -156,7 +170,8 @@ static void test_quantise(void) {
         tables[i]->quantise(values, LENGTH, found);
         for (int b = 0; b < LENGTH / 32; b++) {
             CHECK(memcmp(found[b].values, expected[b].values, 32) == 0, "%s: block %d", tables[i]->name, b);
-            CHECK(found[b].scale == expected[b].scale || isnan(expected[b].scale) == isnan(found[b].scale), "%s: block %d scale", tables[i]->name, b);
+            CHECK(found[b].scale == expected[b].scale || isnan(expected[b].scale) == isnan(found[b].scale),
+                  "%s: block %d scale", tables[i]->name, b);
         }
     }
 }
@@ -174,25 +189,29 @@ static void check_vectors(const kernels *k, int length) {
     for (int i = 1; i < length; i++) largest = fmaxf(largest, values[i]);
     CHECK(k->maximum(values, length) == largest, "%s maximum of %d", k->name, length);
     const double squares = exact_dot(values, values, length, &magnitude);
-    CHECK(fabs((double)k->sum_of_squares(values, length) - squares) <= 1e-6 * squares, "%s sum_of_squares of %d", k->name, length);
+    CHECK(fabs((double)k->sum_of_squares(values, length) - squares) <= 1e-6 * squares, "%s sum_of_squares of %d",
+          k->name, length);
 
     k->add_weighted_rows(rows, values, length < 4 ? length : 4, length, out);
     for (int i = 0; i < length; i++) {
         double expected = 0;
-        for (int n = 0; n < (length < 4 ? length : 4); n++) expected += (double)values[n] * (double)rows[n * length + i];
+        for (int n = 0; n < (length < 4 ? length : 4); n++)
+            expected += (double)values[n] * (double)rows[n * length + i];
         CHECK(fabs((double)out[i] - expected) < 1e-5, "%s add_weighted_rows of %d at %d", k->name, length, i);
     }
     for (int i = 0; i < length; i++) out[i] = gate[i];
     k->swiglu(out, up, length);
     for (int i = 0; i < length; i++) {
         const double expected = (double)gate[i] / (1.0 + exp(-(double)gate[i])) * (double)up[i];
-        CHECK(fabs((double)out[i] - expected) <= 1e-6 * fabs(expected) + 1e-35, "%s swiglu of %g: %g", k->name, (double)gate[i], (double)out[i]);
+        CHECK(fabs((double)out[i] - expected) <= 1e-6 * fabs(expected) + 1e-35, "%s swiglu of %g: %g", k->name,
+              (double)gate[i], (double)out[i]);
     }
     for (int i = 0; i < length; i++) out[i] = values[i];
     const float sum = k->exp_and_sum(out, length, largest);
     for (int i = 0; i < length; i++) {
         const double expected = exp((double)(values[i] - largest)); /* the difference rounds to float first */
-        CHECK(fabs((double)out[i] - expected) <= 3e-7 * expected, "%s exp: %g, expected %g", k->name, (double)out[i], expected);
+        CHECK(fabs((double)out[i] - expected) <= 3e-7 * expected, "%s exp: %g, expected %g", k->name, (double)out[i],
+              expected);
         total += (double)out[i];
     }
     CHECK(fabs((double)sum - total) <= 1e-6 * total, "%s sum of exp", k->name);
@@ -203,16 +222,21 @@ static void test_vectors(void) {
         for (int length = 1; length < 150; length++) check_vectors(tables[i], length);
         float extremes[9] = {-INFINITY, -1000.0f, -88.0f, 0.0f, NAN, -1e-30f, -20.0f, -50.0f, -86.9f};
         tables[i]->exp_and_sum(extremes, 9, 0.0f);
-        CHECK(extremes[0] == 0.0f && extremes[1] == 0.0f && extremes[3] == 1.0f && isnan(extremes[4]), "%s: exp at the ends", tables[i]->name);
-        float gates[9] = {1e30f, -1e30f, NAN, INFINITY, 0.0f, 100.0f, -100.0f, 88.0f, -88.0f}, ones[9] = {1, 1, 1, 1, 1, 1, 1, 1, 1};
+        CHECK(extremes[0] == 0.0f && extremes[1] == 0.0f && extremes[3] == 1.0f && isnan(extremes[4]),
+              "%s: exp at the ends", tables[i]->name);
+        float gates[9] = {1e30f, -1e30f, NAN, INFINITY, 0.0f, 100.0f, -100.0f, 88.0f, -88.0f},
+              ones[9] = {1, 1, 1, 1, 1, 1, 1, 1, 1};
         tables[i]->swiglu(gates, ones, 9);
-        CHECK(gates[0] == 1e30f && fabsf(gates[1]) < 1e-7f && isnan(gates[2]) && gates[3] == INFINITY && gates[4] == 0.0f && gates[5] == 100.0f,
+        CHECK(gates[0] == 1e30f && fabsf(gates[1]) < 1e-7f && isnan(gates[2]) && gates[3] == INFINITY &&
+                  gates[4] == 0.0f && gates[5] == 100.0f,
               "%s: swiglu at the ends", tables[i]->name);
     }
     double worst = 0;
-    for (double x = -86.9; x <= 87.9; x += 0.00137) worst = fmax(worst, fabs((double)exponential((float)x) / exp((double)(float)x) - 1.0));
+    for (double x = -86.9; x <= 87.9; x += 0.00137)
+        worst = fmax(worst, fabs((double)exponential((float)x) / exp((double)(float)x) - 1.0));
     CHECK(worst < 2e-7, "exponential is off by %g", worst);
-    CHECK(exponential(0.0f) == 1.0f && isnan(exponential(NAN)) && exponential(-INFINITY) == 0.0f, "exponential at the ends");
+    CHECK(exponential(0.0f) == 1.0f && isnan(exponential(NAN)) && exponential(-INFINITY) == 0.0f,
+          "exponential at the ends");
 }
 
 static void test_select(void) {

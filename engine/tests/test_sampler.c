@@ -18,7 +18,10 @@ static int32_t pick(llamita_sampler *sampler, const float *logits) {
 
 /* ------------------------------------------------------------------ which tokens can come */
 
-typedef struct { double weight; int32_t id; } candidate;
+typedef struct {
+    double weight;
+    int32_t id;
+} candidate;
 
 static int by_weight(const void *left, const void *right) {
     const candidate *a = left, *b = right;
@@ -28,7 +31,8 @@ static int by_weight(const void *left, const void *right) {
 
 /* By sorting: the candidates in order, and the probabilities they are drawn with. Returns how many. doubtful: the last
  * one is so near to a limit that rounding may decide. */
-static int32_t naive_candidates(const llamita_sampler_params *p, const float *logits, int32_t n, candidate *out, bool *doubtful) {
+static int32_t naive_candidates(const llamita_sampler_params *p, const float *logits, int32_t n, candidate *out,
+                                bool *doubtful) {
     float largest = logits[0];
     for (int32_t i = 1; i < n; i++) largest = fmaxf(largest, logits[i]);
     double total = 0, mass = 0;
@@ -64,13 +68,15 @@ static void check_odds(llamita_sampler_params params, const float *logits, int32
     for (int i = 0; i < DRAWS && !doubtful; i++) counts[pick(sampler, logits)]++;
     for (int32_t i = 0; i < kept && !doubtful; i++) {
         const double mean = DRAWS * expected[i].weight, deviation = sqrt(mean * (1 - expected[i].weight)) + 1e-9;
-        CHECK(fabs(counts[expected[i].id] - mean) < 5.5 * deviation + 3, "k %d p %g min %g: id %d came %d times, expected %g", (int)params.top_k,
-              (double)params.top_p, (double)params.min_p, (int)expected[i].id, counts[expected[i].id], mean);
+        CHECK(fabs(counts[expected[i].id] - mean) < 5.5 * deviation + 3,
+              "k %d p %g min %g: id %d came %d times, expected %g", (int)params.top_k, (double)params.top_p,
+              (double)params.min_p, (int)expected[i].id, counts[expected[i].id], mean);
         counts[expected[i].id] = 0;
     }
     for (int32_t i = 0; i < vocab_size; i++)
-        CHECK(counts[i] == 0 || doubtful, "k %d p %g min %g t %g: id %d came %d times, but was cut off", (int)params.top_k, (double)params.top_p,
-              (double)params.min_p, (double)params.temperature, (int)i, counts[i]);
+        CHECK(counts[i] == 0 || doubtful, "k %d p %g min %g t %g: id %d came %d times, but was cut off",
+              (int)params.top_k, (double)params.top_p, (double)params.min_p, (double)params.temperature, (int)i,
+              counts[i]);
     llamita_sampler_close(sampler);
     free(expected);
     free(counts);
@@ -177,7 +183,8 @@ static void test_refusals(void) {
     wrong[9].repetition_penalty = 0.0f, wrong[10].repetition_window = -1, wrong[11].repetition_penalty = NAN;
     llamita_sampler *sampler = NULL;
     for (int i = 0; i < 12; i++) {
-        CHECK(llamita_sampler_open(&wrong[i], 10, &sampler, &error) == LLAMITA_ERROR_ARGUMENT && sampler == NULL, "params %d", i);
+        CHECK(llamita_sampler_open(&wrong[i], 10, &sampler, &error) == LLAMITA_ERROR_ARGUMENT && sampler == NULL,
+              "params %d", i);
         CHECK(strstr(error.message, "expected") != NULL, "%s", error.message);
     }
     CHECK(llamita_sampler_open(&off, 0, &sampler, &error) == LLAMITA_ERROR_ARGUMENT, "no vocabulary");

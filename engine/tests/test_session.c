@@ -8,7 +8,8 @@ static void test_refusals(const llamita_model *model) {
     llamita_session *session = NULL;
     for (size_t i = 0; i < sizeof wrong / sizeof wrong[0]; i++) {
         CHECK(llamita_session_open(model, &wrong[i], &session, &error) == LLAMITA_ERROR_ARGUMENT, "params %zu", i);
-        CHECK(session == NULL && error.status == LLAMITA_ERROR_ARGUMENT && strstr(error.message, "expected") != NULL, "%s", error.message);
+        CHECK(session == NULL && error.status == LLAMITA_ERROR_ARGUMENT && strstr(error.message, "expected") != NULL,
+              "%s", error.message);
     }
     const llamita_session_params params = {2, 10};
     REQUIRE(llamita_session_open(model, &params, &session, &error) == LLAMITA_OK, "%s", error.message);
@@ -29,16 +30,24 @@ static void test_refusals(const llamita_model *model) {
     CHECK(llamita_session_feed(session, ids, 0, &error) == LLAMITA_ERROR_ARGUMENT, "no tokens");
     CHECK(llamita_session_score(session, ids, 1, nats, &error) == LLAMITA_ERROR_ARGUMENT, "nothing to score");
     for (size_t i = 0; i < 3; i++) {
-        CHECK(llamita_session_feed(session, bad[i], 2, &error) == LLAMITA_ERROR_ARGUMENT, "id %d %d", bad[i][0], bad[i][1]);
-        CHECK(llamita_session_score(session, bad[i], 2, nats, &error) == LLAMITA_ERROR_ARGUMENT, "id %d %d", bad[i][0], bad[i][1]);
-        CHECK(llamita_session_feed_logits(session, bad[i], 2, out, &error) == LLAMITA_ERROR_ARGUMENT, "id %d %d", bad[i][0], bad[i][1]);
+        CHECK(llamita_session_feed(session, bad[i], 2, &error) == LLAMITA_ERROR_ARGUMENT, "id %d %d", bad[i][0],
+              bad[i][1]);
+        CHECK(llamita_session_score(session, bad[i], 2, nats, &error) == LLAMITA_ERROR_ARGUMENT, "id %d %d", bad[i][0],
+              bad[i][1]);
+        CHECK(llamita_session_feed_logits(session, bad[i], 2, out, &error) == LLAMITA_ERROR_ARGUMENT, "id %d %d",
+              bad[i][0], bad[i][1]);
     }
-    CHECK(llamita_session_rewind(session, 5, &error) == LLAMITA_ERROR_ARGUMENT && llamita_session_rewind(session, -1, &error) == LLAMITA_ERROR_ARGUMENT, "rewind");
-    CHECK(llamita_session_position(session) == 4 && memcmp(before, llamita_session_logits(session), sizeof before) == 0, "a refusal changed something");
+    CHECK(llamita_session_rewind(session, 5, &error) == LLAMITA_ERROR_ARGUMENT &&
+              llamita_session_rewind(session, -1, &error) == LLAMITA_ERROR_ARGUMENT,
+          "rewind");
+    CHECK(llamita_session_position(session) == 4 && memcmp(before, llamita_session_logits(session), sizeof before) == 0,
+          "a refusal changed something");
     for (size_t i = 0; i < sizeof out / sizeof out[0]; i++) CHECK(out[i] == 0.0f, "a refusal wrote logits");
-    CHECK(llamita_session_feed(session, ids, 6, &error) == LLAMITA_OK && llamita_session_position(session) == 10, "exactly full");
+    CHECK(llamita_session_feed(session, ids, 6, &error) == LLAMITA_OK && llamita_session_position(session) == 10,
+          "exactly full");
     CHECK(llamita_session_feed(session, ids, 1, &error) == LLAMITA_ERROR_CONTEXT, "one more than full");
-    CHECK(llamita_session_rewind(session, 4, &error) == LLAMITA_OK && llamita_session_logits(session) == NULL, "rewind forgets logits");
+    CHECK(llamita_session_rewind(session, 4, &error) == LLAMITA_OK && llamita_session_logits(session) == NULL,
+          "rewind forgets logits");
     llamita_session_close(session);
     llamita_session_close(NULL);
 }
@@ -51,7 +60,8 @@ static void test_score(const llamita_model *model) {
     static float logits[COUNT * 75];
     for (int i = 0; i < COUNT; i++) ids[i] = random_below(75);
     REQUIRE(llamita_session_score(session, ids, COUNT, nats, &error) == LLAMITA_OK, "%s", error.message);
-    CHECK(llamita_session_position(session) == COUNT - 1, "the last id is not appended: %d", llamita_session_position(session));
+    CHECK(llamita_session_position(session) == COUNT - 1, "the last id is not appended: %d",
+          llamita_session_position(session));
     REQUIRE(llamita_session_rewind(session, 0, &error) == LLAMITA_OK, "%s", error.message);
     REQUIRE(llamita_session_feed_logits(session, ids, COUNT, logits, &error) == LLAMITA_OK, "%s", error.message);
     for (int t = 0; t < COUNT - 1; t++) {
@@ -70,12 +80,17 @@ static void test_damaged_weights(tensor_type type) {
     REQUIRE(llamita_session_feed(session, ids, 2, &error) == LLAMITA_OK, "%s", error.message);
     const float nan = NAN;
     const uint16_t half_nan = 0x7e00, bfloat_nan = 0x7fc0;
-    memcpy((char *)(uintptr_t)model->layers[1].ffn_up.data, type == TENSOR_F32 ? (const void *)&nan : type == TENSOR_BF16 ? &bfloat_nan : &half_nan,
+    memcpy((char *)(uintptr_t)model->layers[1].ffn_up.data,
+           type == TENSOR_F32    ? (const void *)&nan
+           : type == TENSOR_BF16 ? &bfloat_nan
+                                 : &half_nan,
            type == TENSOR_F32 ? 4 : 2);
     float logits[75];
     double nats[1];
-    CHECK(llamita_session_feed(session, ids, 1, &error) == LLAMITA_ERROR_NUMERIC, "%s: damage goes unseen", type_name(type));
-    CHECK(llamita_session_position(session) == 2 && llamita_session_logits(session) == NULL, "%s: half a feed stays", type_name(type));
+    CHECK(llamita_session_feed(session, ids, 1, &error) == LLAMITA_ERROR_NUMERIC, "%s: damage goes unseen",
+          type_name(type));
+    CHECK(llamita_session_position(session) == 2 && llamita_session_logits(session) == NULL, "%s: half a feed stays",
+          type_name(type));
     CHECK(llamita_session_feed_logits(session, ids, 1, logits, &error) == LLAMITA_ERROR_NUMERIC, "%s", type_name(type));
     CHECK(llamita_session_score(session, ids, 2, nats, &error) == LLAMITA_ERROR_NUMERIC, "%s", type_name(type));
     CHECK(llamita_session_position(session) == 2, "%s: half a feed stays", type_name(type));
@@ -97,13 +112,40 @@ static void test_without_tokenizer(llamita_model *model) {
 }
 
 static void test_utf8(void) {
-    static const struct { const char *bytes; size_t num_bytes, complete; } cases[] = {
-        {"", 0, 0}, {"abc", 3, 3}, {"\xc3\xa9", 2, 2}, {"a\xc3", 2, 1}, {"a\xe6", 2, 1}, {"a\xe6\x97", 3, 1}, {"a\xe6\x97\xa5", 4, 4},
-        {"\xf0", 1, 0}, {"\xf0\x9f", 2, 0}, {"\xf0\x9f\xa6", 3, 0}, {"\xf0\x9f\xa6\x99", 4, 4}, {"\xf0\x9f\xa6\x99\xf0\x9f\xa6", 7, 4},
-        /* never valid, so whole: a lone continuation, too many of them, overlong forms, surrogates, beyond U+10FFFF, 0xff */
-        {"\x80", 1, 1}, {"\x80\x80\x80\x80", 4, 4}, {"\xc0", 1, 1}, {"\xc1\x81", 2, 2}, {"\xe0\x80", 2, 2}, {"\xed\xa0", 2, 2},
-        {"\xf0\x80", 2, 2}, {"\xf4\x90", 2, 2}, {"\xf5", 1, 1}, {"\xff", 1, 1}, {"\xc3\x28", 2, 2}, {"\xe6\x28", 2, 2}, {"\xe6\x97\x28", 3, 3},
-        {"\xe0\xa0", 2, 0}, {"\xed\x9f", 2, 0}, {"\xf4\x8f", 2, 0}, {"\xe6\xe6\x97", 3, 1},
+    static const struct {
+        const char *bytes;
+        size_t num_bytes, complete;
+    } cases[] = {
+        {"", 0, 0},
+        {"abc", 3, 3},
+        {"\xc3\xa9", 2, 2},
+        {"a\xc3", 2, 1},
+        {"a\xe6", 2, 1},
+        {"a\xe6\x97", 3, 1},
+        {"a\xe6\x97\xa5", 4, 4},
+        {"\xf0", 1, 0},
+        {"\xf0\x9f", 2, 0},
+        {"\xf0\x9f\xa6", 3, 0},
+        {"\xf0\x9f\xa6\x99", 4, 4},
+        {"\xf0\x9f\xa6\x99\xf0\x9f\xa6", 7, 4},
+        /* never valid, so whole: lone continuations, overlong forms, surrogates, beyond U+10FFFF, 0xff */
+        {"\x80", 1, 1},
+        {"\x80\x80\x80\x80", 4, 4},
+        {"\xc0", 1, 1},
+        {"\xc1\x81", 2, 2},
+        {"\xe0\x80", 2, 2},
+        {"\xed\xa0", 2, 2},
+        {"\xf0\x80", 2, 2},
+        {"\xf4\x90", 2, 2},
+        {"\xf5", 1, 1},
+        {"\xff", 1, 1},
+        {"\xc3\x28", 2, 2},
+        {"\xe6\x28", 2, 2},
+        {"\xe6\x97\x28", 3, 3},
+        {"\xe0\xa0", 2, 0},
+        {"\xed\x9f", 2, 0},
+        {"\xf4\x8f", 2, 0},
+        {"\xe6\xe6\x97", 3, 1},
     };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         const size_t found = llamita_utf8_complete(cases[i].bytes, cases[i].num_bytes);
@@ -118,9 +160,11 @@ int main(void) {
     test_without_tokenizer(model);
     for (int t = 0; t < NUM_TYPES; t++) test_damaged_weights(all_types[t]);
     test_utf8();
-    CHECK(strcmp(llamita_version(), "0.1.0") == 0 && kernels_select(llamita_kernels()) == kernels_select(NULL), "%s %s", llamita_version(), llamita_kernels());
+    CHECK(strcmp(llamita_version(), "0.1.0") == 0 && kernels_select(llamita_kernels()) == kernels_select(NULL), "%s %s",
+          llamita_version(), llamita_kernels());
     llamita_session *session = open_session(model, 0);
-    CHECK(llamita_session_num_threads(session) == 1, "a tiny model gets one thread, not %d", llamita_session_num_threads(session));
+    CHECK(llamita_session_num_threads(session) == 1, "a tiny model gets one thread, not %d",
+          llamita_session_num_threads(session));
     llamita_session_close(session);
     free_random_model(model);
     return check_failures();

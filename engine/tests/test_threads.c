@@ -29,7 +29,8 @@ static void test_barriers(void) {
         phases p = {0};
         for (int run = 0; run < 5; run++) threads_run(team, phase_worker, &p);
         CHECK(p.calls == 5, "%d calls", p.calls);
-        for (int i = 0; i < count; i++) CHECK(p.wrong[i] == 0, "member %d of %d saw %d values of other phases", i, count, p.wrong[i]);
+        for (int i = 0; i < count; i++)
+            CHECK(p.wrong[i] == 0, "member %d of %d saw %d values of other phases", i, count, p.wrong[i]);
         threads_free(team);
     }
     threads_free(NULL);
@@ -42,9 +43,11 @@ static void test_share(void) {
                 int64_t expected_begin = 0, begin, end;
                 for (int i = 0; i < count; i++) {
                     threads_share((worker){NULL, i, count}, total, unit, &begin, &end);
-                    CHECK(begin == expected_begin && end >= begin, "part %d of %d: [%d, %d)", i, count, (int)begin, (int)end);
+                    CHECK(begin == expected_begin && end >= begin, "part %d of %d: [%d, %d)", i, count, (int)begin,
+                          (int)end);
                     CHECK(end % unit == 0 || end == total, "part %d of %d ends within a unit", i, count);
-                    CHECK(end - begin <= (total / unit + count) / count * unit + unit, "part %d of %d is too large", i, count);
+                    CHECK(end - begin <= (total / unit + count) / count * unit + unit, "part %d of %d is too large", i,
+                          count);
                     expected_begin = end;
                 }
                 CHECK(expected_begin == total, "%d of %d shared", (int)expected_begin, (int)total);
