@@ -146,7 +146,8 @@ LLAMITA_API llamita_status llamita_session_rewind(llamita_session *session, int3
 LLAMITA_API llamita_status llamita_session_feed(llamita_session *session, const int32_t *ids, size_t num_tokens,
                                                 llamita_error *error);
 
-/* As feed, but writes the logits after every id: logits[num_tokens][vocab_size], the caller's. */
+/* As feed, but writes the logits after every id: logits[num_tokens][vocab_size], the caller's. After
+ * LLAMITA_ERROR_NUMERIC its contents are unspecified, here and in score; the session is as it was before the call. */
 LLAMITA_API llamita_status llamita_session_feed_logits(llamita_session *session, const int32_t *ids, size_t num_tokens,
                                                        float *logits, llamita_error *error);
 

@@ -359,7 +359,7 @@ def _read_jsonl(file: SourceFile, text_key: str) -> Iterator[tuple[int, str | No
         if not line.strip():
             continue
         try:
-            value = json.loads(line)
+            value = json.loads(line.rstrip("\r\n"))
         except json.JSONDecodeError as error:
             what = f"broken JSON at column {error.colno}: {error.msg}"
             raise SourceError(f"cannot read {file.path}:{number}: {what}") from None
