@@ -58,9 +58,7 @@ def test_model_loads_and_agrees(transformers, make_checkpoint: Callable[..., Pat
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
-def test_tokenizer_gives_our_ids(
-    transformers, make_checkpoint: Callable[..., Path], tmp_path: Path, kind: str
-) -> None:
+def test_tokenizer_gives_our_ids(transformers, make_checkpoint: Callable[..., Path], tmp_path: Path, kind: str) -> None:
     checkpoint = make_checkpoint(tmp_path / "model", kind)
     theirs, ours = transformers.AutoTokenizer.from_pretrained(checkpoint), load_tokenizer(checkpoint)
     assert (theirs.bos_token_id, theirs.eos_token_id) == (ours.bos_id, ours.eos_id)

@@ -65,8 +65,7 @@ def summary(report: PrepareReport) -> list[str]:
     return [
         first,
         f"  vocabulary  {report.vocab_size:,} tokens: {report.vocabulary}",
-        f"  source      {report.source_bytes:,} bytes in {where}{hidden}: "
-        f"{_count(report.documents, 'document')}",
+        f"  source      {report.source_bytes:,} bytes in {where}{hidden}: {_count(report.documents, 'document')}",
         _split_line("train", report.train),
         _split_line("val", report.val),
         f"  dropped     {_count(report.duplicate_documents, 'duplicate')} ({report.duplicate_bytes:,} bytes), "

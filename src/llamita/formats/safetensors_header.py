@@ -1,6 +1,6 @@
 """The header of a .safetensors file, checked against the file's length, to a list of its tensors; no data is read.
 
-    u64 length of the header | header: JSON {name: {dtype, shape, data_offsets}, "__metadata__": {…}} | data
+u64 length of the header | header: JSON {name: {dtype, shape, data_offsets}, "__metadata__": {…}} | data
 """
 
 from __future__ import annotations

@@ -38,9 +38,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
     origin = _origin(path, data)
     with _backend_errors(path):
         backend = tokenizers.Tokenizer.from_str(json.dumps(tokenizer_json(origin.table, str(path))))
-    return Tokenizer(
-        backend, bos_id=origin.table.bos_id, eos_id=origin.table.eos_id, origin=origin, where=str(path)
-    )
+    return Tokenizer(backend, bos_id=origin.table.bos_id, eos_id=origin.table.eos_id, origin=origin, where=str(path))
 
 
 def _origin(path: Path, data: bytes) -> Origin:

@@ -33,7 +33,7 @@ def story(number: int) -> str:
     name, thing, other = choose.choice(NAMES), choose.choice(THINGS), choose.choice(THINGS)
     return (
         f"One day {name} found a {thing} by the river. It was number {number}.\n"
-        f"\"May I keep the {thing}?\" asked {name}. Mum said {choose.choice(('yes', 'no'))}, and they ate {other}s."
+        f'"May I keep the {thing}?" asked {name}. Mum said {choose.choice(("yes", "no"))}, and they ate {other}s.'
     )
 
 

@@ -191,9 +191,7 @@ def test_a_silent_server(tmp_path: Path) -> None:
         silent.listen()
         endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
         with pytest.raises(NetworkError, match="timed out"):
-            download_tinystories(
-                tmp_path, endpoint=endpoint, attempts=2, first_wait_seconds=0.001, timeout_seconds=0.1
-            )
+            download_tinystories(tmp_path, endpoint=endpoint, attempts=2, first_wait_seconds=0.001, timeout_seconds=0.1)
 
 
 def test_a_full_disk(tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,11 +85,13 @@ def test_ids_without_a_token_are_unused(folder: Path) -> None:
 
 def test_settings_beside_it_name_the_special_tokens(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(
-        json.dumps({
-            "bos_token": None,
-            "eos_token": {"content": "<|im_end|>"},
-            "chat_template": [{"name": "tool_use", "template": "x"}, {"name": "default", "template": "y"}],
-        })
+        json.dumps(
+            {
+                "bos_token": None,
+                "eos_token": {"content": "<|im_end|>"},
+                "chat_template": [{"name": "tool_use", "template": "x"}, {"name": "default", "template": "y"}],
+            }
+        )
     )
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 259]}))
     tokenizer = load_tokenizer(folder)

@@ -45,9 +45,7 @@ def train(directory: Path, **settings: object) -> Path:
         "normalization_rule_name": "identity", "remove_extra_whitespaces": False, "split_digits": True,
         "allow_whitespace_only_pieces": True, "minloglevel": 2, "num_threads": 1,
     }  # fmt: skip
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(TEXT), model_writer=out, **{**defaults, **settings}
-    )
+    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(TEXT), model_writer=out, **{**defaults, **settings})
     path = directory / "trained.model"
     path.write_bytes(out.getvalue())
     return path
