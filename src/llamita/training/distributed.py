@@ -82,6 +82,7 @@ def start_ranks(device: str, threads: int | None) -> Iterator[Ranks]:
     try:
         yield Ranks(rank, world_size, chosen)
     finally:
+        torch.set_flush_denormal(False)  # leave the process as it was
         if world_size > 1:
             dist.destroy_process_group()
 
