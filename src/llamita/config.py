@@ -206,7 +206,7 @@ class TrainConfig:
     rope_theta: float = 10000.0
     dropout: float = 0.0
     batch_rows: int | None = None
-    """Rows of --context tokens in one pass of one process (default: as many as make 8,192 tokens; 65,536 on CUDA)."""
+    """Rows of --context tokens in one pass of one process (default: as many as make 2,048 tokens; 65,536 on CUDA)."""
     accumulate: int = 1
     """Passes whose gradients are summed for one step."""
     learning_rate: float | None = None

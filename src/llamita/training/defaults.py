@@ -12,7 +12,7 @@ from llamita.tokenizer import Tokenizer
 from llamita.training.optimizer import beta2_for, learning_rate_for
 
 DEFAULT_MINUTES = 10.0
-TOKENS_PER_PASS = {"cpu": 8192, "cuda": 65536}
+TOKENS_PER_PASS = {"cpu": 2048, "cuda": 65536}
 LONG_MINUTES = 5.0  # from here on the larger default shape is worth its slower steps
 
 

@@ -200,7 +200,7 @@ def test_presets_have_the_sizes_that_their_names_say() -> None:
 
 def test_defaults_leave_nothing_open_and_flags_win() -> None:
     filled = fill_defaults(make_config(), CPU, 1)
-    assert filled.minutes == 10 and filled.batch_rows and filled.batch_rows * filled.context == 8192
+    assert filled.minutes == 10 and filled.batch_rows and filled.batch_rows * filled.context == 2048
     assert filled.dtype == "float32" and filled.learning_rate and filled.beta2
     shared = fill_defaults(make_config(steps=5), CPU, 2)
     assert shared.minutes is None and shared.batch_rows * 2 == filled.batch_rows
