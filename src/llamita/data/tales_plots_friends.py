@@ -278,7 +278,7 @@ _NOISES = table("""
 a strange banging, late in the evening / making wooden toys / a hammer / built a little wagon
 low humming behind the door / keeping bees / a jar of honey / looked after the bees
 a light that burned all night / looking at the stars / a long telescope / counted the stars
-loud trumpet sounds / learning to play the trumpet / a golden trumpet / made music
+the sound of a trumpet / learning to play the trumpet / a golden trumpet / made music
 smoke of every color / making pots and cups / a wheel with wet clay on it / made cups out of clay
 something big being dragged around / building a boat / half a boat / painted the boat
 soft singing at midnight / baking bread for the morning / a hot oven / baked little rolls
