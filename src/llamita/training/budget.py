@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 from llamita.config import TrainConfig
 
@@ -10,6 +11,7 @@ MOST_EVALUATIONS = 10
 EVALUATION_SHARE = 0.05  # of the training time, for the evaluations before the last one
 FORWARD_SHARE = 1 / 3  # of what a token costs in training
 CLOSING_SECONDS = 2.0  # the last sample, save and report
+PROBE_SHARE = 0.1  # of the run between two guesses at what an evaluation takes, until there has been one
 
 
 @dataclasses.dataclass
@@ -33,6 +35,7 @@ class Budget:
         self.eval_interval = config.eval_interval
         self.evaluation_seconds = 0.0
         self.step_seconds = 0.0
+        self.next_probe = 0.0  # progress; infinite once an evaluation was timed
         self.evaluations = 1
         if self.minutes is None:  # counted in tokens, not seconds, so that the run is the same everywhere
             whole = self.tokens or (self.steps or 0) * tokens_per_step
@@ -49,11 +52,20 @@ class Budget:
         whole = self.minutes * 60
         return max(0.1 * whole, whole - self.evaluation_seconds - CLOSING_SECONDS)
 
-    def plan_evaluations(self, evaluation_seconds: float) -> None:
-        """With minutes: as many evaluations as they allow when one takes so long."""
+    def wants_probe(self, at: Position) -> bool:
+        """Whether to guess (again: a busy machine may have misled the first guess) what an evaluation takes."""
+        return self.is_timed and self.progress(at) >= self.next_probe
+
+    def plan_evaluations(self, evaluation_seconds: float, at: Position) -> None:
+        """With minutes: as many evaluations as they allow when one takes so long, by a probe at this position."""
         self.evaluation_seconds = evaluation_seconds
         if self.minutes is not None:
             self.evaluations = _affordable(self.minutes * 60 / max(evaluation_seconds, 1e-3))
+            self.next_probe = self.progress(at) + PROBE_SHARE
+
+    def note_evaluation(self, seconds: float) -> None:
+        """An evaluation took so long: no more guessing."""
+        self.evaluation_seconds, self.next_probe = seconds, math.inf
 
     def progress(self, at: Position) -> float:
         """The share of the run that is done."""

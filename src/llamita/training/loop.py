@@ -224,6 +224,7 @@ class Trainer:
         """One step of the optimizer on rows_per_step rows."""
         config, at, start = self.config, self.position, time.monotonic()
         assert config.learning_rate is not None
+        probe = self.budget.wants_probe(at)  # by the time that all processes agreed on
         progress = self.budget.midpoint(at)
         self.learning_rate = config.learning_rate * self.schedule.factor(progress)
         set_learning_rate(self.optimizer, self.learning_rate)
@@ -245,7 +246,7 @@ class Trainer:
             self._check_finite()
             self._show()
         self.budget.step_seconds = self.ranks.agree(time.monotonic() - start)[0] if self.budget.is_timed else 0.0
-        if self.budget.is_timed and self.budget.evaluation_seconds == 0.0:
+        if probe:
             self._plan_evaluations()
 
     def _backward(self, batch: Batch, num_targets: int, is_last: bool) -> None:
@@ -354,7 +355,7 @@ class Trainer:
                 self.loss, self.val_split, self.bos_id, self.ranks,
                 num_batches=2 * self.ranks.world_size, advance=note,
             )  # fmt: skip
-        self.budget.plan_evaluations(self.ranks.agree((time.monotonic() - start) / shares[-1])[0])
+        self.budget.plan_evaluations(self.ranks.agree((time.monotonic() - start) / shares[-1])[0], self.position)
 
     def _evaluate(self, stop: StopSignal) -> bool:
         """Score the whole held-out split, tell a sample, save; False if a signal came between."""
@@ -384,7 +385,7 @@ class Trainer:
             self.display.say(f"step {at.step}: held-out {bits:.4f} bits per byte, {seen} tokens seen")
             self.display.say(f"  {shorten(sample)}", style="dim")
         self._save()
-        self.budget.evaluation_seconds = self.ranks.agree(time.monotonic() - start)[0]
+        self.budget.note_evaluation(self.ranks.agree(time.monotonic() - start)[0])
         self._mark_speed()
         return True
 

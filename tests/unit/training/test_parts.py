@@ -82,11 +82,22 @@ def test_epochs_are_counted_in_tokens() -> None:
 
 def test_minutes_leave_room_for_the_last_evaluation() -> None:
     budget = Budget(make_config(minutes=10), tokens_per_step=10, epoch_tokens=100, held_out_tokens=10)
-    budget.plan_evaluations(20.0)
+    budget.plan_evaluations(20.0, Position())
     budget.step_seconds = 2.0
     assert budget.training_seconds == 600 - 20 - 2 and budget.evaluations == 2
     assert not budget.is_over(Position(step=1, seconds=576.9)) and budget.is_over(Position(step=1, seconds=577.1))
     assert math.isclose(budget.progress(Position(seconds=289)), 0.5)
+
+
+def test_a_guess_made_on_a_busy_machine_is_made_again() -> None:
+    budget = Budget(make_config(minutes=10), tokens_per_step=10, epoch_tokens=100, held_out_tokens=10)
+    assert budget.wants_probe(Position(step=1, seconds=1))
+    budget.plan_evaluations(500.0, Position(step=1, seconds=1))
+    assert not budget.wants_probe(Position(step=2, seconds=5)) and budget.wants_probe(Position(step=3, seconds=15))
+    budget.plan_evaluations(20.0, Position(step=3, seconds=15))
+    assert math.isclose(budget.progress(Position(seconds=289)), 0.5)
+    budget.note_evaluation(18.0)
+    assert not budget.wants_probe(Position(seconds=570))
 
 
 def test_evaluations_cost_a_twentieth_of_the_run() -> None:
