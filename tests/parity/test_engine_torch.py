@@ -1,0 +1,68 @@
+"""The engine on an exported file computes what the PyTorch network computes on the checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import llamita
+from llamita.checkpoint import load_model
+
+LINEAR = {"rope_type": "linear", "factor": 4.0}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+SHAPES: dict[str, dict[str, Any]] = {
+    "grouped, tied": {},
+    "multi-head, untied": {"num_key_value_heads": 4, "tie_word_embeddings": False},
+    "multi-query": {"num_key_value_heads": 1},
+    "head_dim of its own": {"head_dim": 24},
+    "other constants": {"rope_theta": 500000.0, "rms_norm_eps": 1e-6},
+    "linear rope": {"rope_scaling": LINEAR},
+    "llama3 rope": {"rope_scaling": LLAMA3},
+    "odd ffn": {"intermediate_size": 100},
+}
+
+
+def torch_logits(checkpoint: Path, ids: list[int]) -> np.ndarray:
+    model = load_model(checkpoint).eval()
+    with torch.inference_mode():
+        return model(torch.tensor([ids]))[0].numpy()
+
+
+@pytest.mark.parametrize("kernels", ["auto", "scalar"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_same_logits(
+    shape: str, kernels: str, make_checkpoint: Callable[..., Path], tmp_path: Path, engine_build: Path
+) -> None:
+    checkpoint = make_checkpoint(tmp_path / "checkpoint", **SHAPES[shape])
+    llamita.export(checkpoint, tmp_path / "model.gguf", "f32")
+    ids = [0, *np.random.default_rng(1).integers(3, 250, 99).tolist()]  # more than a pass of the engine
+    expected = torch_logits(checkpoint, ids)
+    with llamita.load(tmp_path / "model.gguf", kernels=kernels) as model:
+        found = model.logits(ids)
+    assert np.abs(expected).max() > 1  # the comparison is of something
+    np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize(("type_", "bound"), [("f16", 0.002), ("q8_0", 0.02), ("q4_0", 0.25)])
+def test_quantised_logits_are_near(
+    type_: str, bound: float, make_checkpoint: Callable[..., Path], tmp_path: Path, engine_build: Path
+) -> None:
+    """√(Σ difference² / Σ logit²) of random weights, which quantise worse than trained ones."""
+    checkpoint = make_checkpoint(tmp_path / "checkpoint")
+    llamita.export(checkpoint, tmp_path / "model.gguf", type_)
+    ids = [0, *range(5, 60)]
+    expected = torch_logits(checkpoint, ids)
+    with llamita.load(tmp_path / "model.gguf") as model:
+        difference = model.logits(ids) - expected
+    assert np.sqrt(np.square(difference).sum() / np.square(expected).sum()) < bound
