@@ -54,15 +54,14 @@ def test_same_logits(
     np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize(("type_", "bound"), [("f16", 0.002), ("q8_0", 0.02), ("q4_0", 0.25)])
-def test_quantised_logits_are_near(
-    type_: str, bound: float, make_checkpoint: Callable[..., Path], tmp_path: Path, engine_build: Path
+def test_half_precision_weights_are_near(
+    make_checkpoint: Callable[..., Path], tmp_path: Path, engine_build: Path
 ) -> None:
-    """√(Σ difference² / Σ logit²) of random weights, which quantise worse than trained ones."""
+    """√(Σ difference² / Σ logit²). What the quantised types cost is asked of a trained model, in tests/corridor."""
     checkpoint = make_checkpoint(tmp_path / "checkpoint")
-    llamita.export(checkpoint, tmp_path / "model.gguf", type_)
+    llamita.export(checkpoint, tmp_path / "model.gguf", "f16")
     ids = [0, *range(5, 60)]
     expected = torch_logits(checkpoint, ids)
     with llamita.load(tmp_path / "model.gguf") as model:
         difference = model.logits(ids) - expected
-    assert np.sqrt(np.square(difference).sum() / np.square(expected).sum()) < bound
+    assert np.sqrt(np.square(difference).sum() / np.square(expected).sum()) < 0.002
