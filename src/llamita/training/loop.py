@@ -304,7 +304,7 @@ class Trainer:
         at = self.position
         at.seconds = self.earlier_seconds + time.monotonic() - self.started
         self.display.update(
-            self.budget.progress(at),
+            min(1.0, self.budget.progress(at)),
             step=at.step,
             loss=loss,
             bits_per_byte=self._bits_per_byte(loss),
