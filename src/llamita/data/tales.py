@@ -16,8 +16,8 @@ from llamita.data import tales_plots_journeys as journeys
 from llamita.data import tales_plots_things as things
 from llamita.data.tales_grammar import Tale
 
-# About 16 MB of text, 3.9 million tokens at a vocabulary of 2,048: no less than a small model on two cores reads in three
-# minutes, so it sees each story once at most and has no use for learning one by heart.
+# About 16 MB of text, 3.9 million tokens at a vocabulary of 2,048: no less than a small model on two cores reads in
+# three minutes, so it sees each story once at most and has no use for learning one by heart.
 DEFAULT_NUM_TALES = 20_000
 MIN_WORDS, MAX_WORDS = 60, 200
 
