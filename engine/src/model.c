@@ -227,6 +227,56 @@ static llamita_status map_file(const char *what, const char *path, mapped_file *
     return status;
 }
 
+/* Files of these sizes are copied into huge pages once they are known good. Their weights are too many for the caches,
+ * so that every token reads them from memory. How fast that is depends on where the page cache put them (110M F32, 2
+ * threads: 52 to 66 tok/s); in huge pages it is always fast (64 to 68). Larger ones stay mapped: processes share them. */
+static const size_t huge_pages_from = (size_t)32 << 20, huge_pages_to = (size_t)1 << 30;
+
+static const void *moved(const void *pointer, const void *from, size_t num_bytes, const void *to) {
+    const uintptr_t offset = (uintptr_t)pointer - (uintptr_t)from;
+    return offset < num_bytes ? (const char *)to + offset : pointer;
+}
+
+/* Does nothing where there is no memory to be had, or no huge pages. */
+static void move_to_huge_pages(llamita_model *model) {
+#ifdef MADV_HUGEPAGE
+    const size_t num_bytes = model->mapping_bytes;
+    void *old = model->mapping;
+    if (num_bytes < huge_pages_from || num_bytes > huge_pages_to) {
+        return;
+    }
+    void *new = mmap(NULL, num_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (new == MAP_FAILED) {
+        return;
+    }
+    if (madvise(new, num_bytes, MADV_HUGEPAGE) != 0) {
+        munmap(new, num_bytes);
+        return;
+    }
+    memcpy(new, old, num_bytes);
+    mprotect(new, num_bytes, PROT_READ);
+
+    model->output_norm = moved(model->output_norm, old, num_bytes, new);
+    model->token_embedding.data = moved(model->token_embedding.data, old, num_bytes, new);
+    model->output.data = moved(model->output.data, old, num_bytes, new);
+    for (int32_t i = 0; i < model->info.num_hidden_layers; i++) {
+        layer *l = &model->layers[i];
+        l->attention_norm = moved(l->attention_norm, old, num_bytes, new);
+        l->ffn_norm = moved(l->ffn_norm, old, num_bytes, new);
+        tensor *tensors[] = {&l->query,    &l->key,    &l->value,   &l->attention_output,
+                             &l->ffn_gate, &l->ffn_up, &l->ffn_down};
+        for (size_t t = 0; t < sizeof tensors / sizeof tensors[0]; t++) {
+            tensors[t]->data = moved(tensors[t]->data, old, num_bytes, new);
+        }
+    }
+    model->rope_frequency = moved(model->rope_frequency, old, num_bytes, new);
+    model->mapping = new;
+    munmap(old, num_bytes);
+#else
+    (void)model;
+#endif
+}
+
 static bool is_gguf(const void *bytes, size_t num_bytes) {
     return num_bytes >= 4 && memcmp(bytes, "GGUF", 4) == 0;
 }
@@ -355,6 +405,7 @@ llamita_status llamita_model_open(const char *path, const llamita_model_params *
         llamita_model_close(opened);
         return status;
     }
+    move_to_huge_pages(opened);
     *model = opened;
     return LLAMITA_OK;
 }

@@ -55,7 +55,7 @@ struct llamita_model {
     char *chat_template;         /* NULL: none */
     bool bos_ends;               /* llama2.c: BOS separates texts */
 
-    void *mapping;               /* the whole file, read-only and private */
+    void *mapping;               /* the whole file, or a copy of it; read-only and private */
     size_t mapping_bytes;
     void **owned;                /* what was allocated beside the mapping */
     size_t num_owned;

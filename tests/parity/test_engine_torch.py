@@ -30,6 +30,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "linear rope": {"rope_scaling": LINEAR},
     "llama3 rope": {"rope_scaling": LLAMA3},
     "odd ffn": {"intermediate_size": 100},
+    "copied into huge pages": {"hidden_size": 512, "head_dim": 128, "intermediate_size": 3072},  # 44 MB
 }
 
 
