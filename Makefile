@@ -21,7 +21,8 @@ check: $(VENV)/.dev ## ruff, mypy
 	@BIN=$(BIN) sh tests/run_all.sh check
 
 engine: ## the C engine alone, without Python: engine/build/run
-	@cmake -S engine -B engine/build -DCMAKE_BUILD_TYPE=Release >/dev/null && cmake --build engine/build --parallel
+	@PATH="$(CURDIR)/$(BIN):$$PATH" sh -c 'cmake -S engine -B engine/build >/dev/null && cmake --build engine/build --parallel'
+	@echo "built engine/build/run"
 
 docs: $(VENV)/.dev ## write docs/cli.md again from --help
 	@$(BIN)/python docs/write_cli.py
