@@ -90,7 +90,7 @@ static const flag FLAGS[] = {
     {'c', "context", "N", FLAG_WHOLE, FIELD(context_tokens), 0, INT32_MAX,
      "keep room for this many tokens; 0: the model's context (0)"},
     {0, "kernels", "NAME", FLAG_TEXT, FIELD(kernels), 0, 0,
-     "auto, scalar, avx2, neon (auto)"},
+     "auto, scalar, avx2 (auto)"},
 };
 enum { NUM_FLAGS = sizeof FLAGS / sizeof *FLAGS };
 

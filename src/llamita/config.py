@@ -228,7 +228,7 @@ class TrainConfig:
     """Largest norm of a step's gradient; 0 switches clipping off."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic of matrix products: auto is bfloat16 on CUDA where it has it; CPUs compute in float32 only."""
-    compile: Literal["off", "on"] = "off"
+    compile: bool = False
     """torch.compile the network: a minute at the start, faster steps on GPUs."""
     eval_interval: int | None = None
     """Steps between evaluations on the whole held-out split (default: 5 % of the time for them, at most 10)."""

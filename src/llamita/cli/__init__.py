@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import importlib
+import io
+import os
 import sys
 from collections.abc import Sequence
 
@@ -35,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         print(f"llamita {__version__}")
         return 0
+    if isinstance(sys.stdout, io.TextIOWrapper):  # text is UTF-8 whatever the locale, as the engine's program writes it
+        sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
     verb = words[0]
     if verb not in VERBS:
         nearest = difflib.get_close_matches(verb, VERBS, n=1)
@@ -43,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         module = importlib.import_module(f"llamita.cli.{VERBS[verb][0]}")
         code: int | None = module.main(words[1:])
+        sys.stdout.flush()
         return code or 0
     except LlamitaError as error:
         return fail(str(error))
@@ -51,6 +57,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 141
+    except OSError as error:  # of stdout: everything else that is written or read has an error of its own
+        if error.errno not in (errno.ENOSPC, errno.EIO, errno.EFBIG):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left in the buffer goes nowhere when Python ends
+        return fail(f"cannot write the text: {error.strerror}")
 
 
 def _overview() -> str:

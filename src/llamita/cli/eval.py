@@ -164,7 +164,9 @@ def _border(flags: Flags, first: int | None, second: int | None) -> int:
     for border in (first, second):
         if border is not None:
             return border
-    raise TokenizerError(f"cannot score {flags.model}: its tokenizer has no id for the beginning and the end of a text")
+    raise TokenizerError(
+        f"cannot score {flags.model}: no id for the beginning and the end of a text; a llama2.c model needs --tokenizer"
+    )
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import dataclasses
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -12,6 +13,7 @@ import tyro
 
 from llamita.cli.command import parse, requires_extra
 from llamita.config import check
+from llamita.errors import ConfigError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,13 +42,15 @@ class SampleFlags:
     """Print the token ids instead of the text."""
 
     def __post_init__(self) -> None:
-        check(self.temperature >= 0, f"--temperature: expected 0 or more, found {self.temperature}")
+        check(0 <= self.temperature <= 1000, f"--temperature: expected 0 to 1000, found {self.temperature}")
         check(0 < self.top_p <= 1, f"--top-p: expected a number above 0 and up to 1, found {self.top_p}")
         check(self.top_k >= 0, f"--top-k: expected 0 or more, found {self.top_k}")
         check(0 <= self.min_p <= 1, f"--min-p: expected a number from 0 to 1, found {self.min_p}")
         check(
-            self.repetition_penalty > 0, f"--repetition-penalty: expected more than 0, found {self.repetition_penalty}"
+            0.01 <= self.repetition_penalty <= 100,
+            f"--repetition-penalty: expected 0.01 to 100, found {self.repetition_penalty}",
         )
+        check(self.seed is None or 0 <= self.seed < 1 << 63, f"--seed: expected 0 to 2^63 - 1, found {self.seed}")
         check(
             self.max_new_tokens is None or self.max_new_tokens > 0,
             f"--max-new-tokens: expected 1 or more, found {self.max_new_tokens}",
@@ -61,7 +65,7 @@ def main(argv: list[str]) -> None:
         from llamita.tokenizer import load_tokenizer
     directory = resolve_checkpoint(flags.checkpoint)
     model, tokenizer = load_model(directory), load_tokenizer(directory)
-    ids = ([] if tokenizer.bos_id is None else [tokenizer.bos_id]) + tokenizer.encode(flags.prompt)
+    ids = ([] if tokenizer.bos_id is None else [tokenizer.bos_id]) + tokenizer.encode(_prompt_text(flags.prompt))
     context = model.config.max_position_embeddings
     check(bool(ids), f"cannot start: {directory} has no BOS token; give a --prompt")
     check(len(ids) < context, f"the prompt has {len(ids)} tokens, the context only {context}; shorten the prompt")
@@ -90,3 +94,11 @@ def main(argv: list[str]) -> None:
         sys.stdout.flush()
         told = so_far
     sys.stdout.write(characters.decode(b"", final=True) + "\n")
+
+
+def _prompt_text(argument: str) -> str:
+    """A command-line word as the UTF-8 text that it is, whatever the locale took it for. Raises ConfigError."""
+    try:
+        return os.fsencode(argument).decode("utf-8")
+    except UnicodeError as error:
+        raise ConfigError(f"--prompt: expected UTF-8 text, found {argument!r}") from error

@@ -55,6 +55,8 @@ def export(checkpoint: Path, out: Path, type: str | None = None) -> ExportReport
     out = Path(out)
     if out.suffix not in (".gguf", ".bin"):
         raise ConfigError(f"cannot export to {out}: expected a name that ends in .gguf or .bin")
+    if out.name == "tokenizer.bin":
+        raise ConfigError(f"cannot export to {out}: the tokenizer is written under that name; name the model otherwise")
     if type is not None and type not in EXPORT_TYPES:
         nearest = difflib.get_close_matches(type, EXPORT_TYPES, n=1, cutoff=0.3)
         hint = f"; perhaps you meant {nearest[0]}" if nearest else ""

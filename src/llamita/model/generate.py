@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from llamita.errors import CheckpointError
 from llamita.model.kv_cache import KVCache
 from llamita.model.llama import Llama
 
@@ -18,7 +19,9 @@ def filter_logits(
 
     The kept ones are renormalised. top_k 0, top_p 1 and min_p 0 switch each off.
     """
-    probabilities = (logits.float() / temperature).softmax(dim=-1)
+    logits = logits.float()
+    coldness = 1 / max(temperature, 1e-30)  # together with the maximum at 0: no overflow however cold
+    probabilities = ((logits - logits.max()) * coldness).softmax(dim=-1)
     ordered, order = probabilities.sort(descending=True, stable=True)
     keep = torch.ones_like(ordered, dtype=torch.bool)
     if top_k > 0:
@@ -62,7 +65,8 @@ def generate(
 ) -> Iterator[int]:
     """Yield new ids after the prompt `ids` (BOS included), at most max_new_tokens, up to but without an end id.
 
-    temperature 0 is greedy: the first maximum. Stops silently at the end of the model's context.
+    temperature 0 is greedy: the first maximum. Stops silently at the end of the model's context. Raises CheckpointError
+    where the weights are damaged.
     """
     assert ids, "the prompt needs at least one id: BOS"
     device = model.output_weight.device
@@ -80,6 +84,8 @@ def generate(
     fresh = text
     for _ in range(count):
         logits = model(torch.tensor([fresh], device=device), cache)[0, -1].float()
+        if not bool(torch.isfinite(logits).all()):
+            raise CheckpointError("cannot generate: the logits are not finite: the model's weights are damaged")
         logits = penalize_repetition(logits, text[-repetition_window:], repetition_penalty)
         if temperature == 0.0:
             new = int(logits.argmax())

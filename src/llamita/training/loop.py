@@ -151,7 +151,7 @@ class Trainer:
         random = torch.Generator().manual_seed(config.seed)
         self.model = Llama(self.model_config, config.dropout).initialize(random).to(ranks.device)
         self.compute = torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
-        self.loss = SummedLoss(self.model, self.compute, compiled=config.compile == "on")
+        self.loss = SummedLoss(self.model, self.compute, compiled=config.compile)
         self.parallel_loss = ranks.parallel(self.loss)
         self.optimizer = build_optimizer(
             self.model,
