@@ -19,14 +19,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from llamita.atomic import atomic_directory
 from llamita.config import ModelConfig
-from llamita.errors import CheckpointError, OutputError
+from llamita.errors import CheckpointError, FormatError, OutputError
+from llamita.formats import tensor_table
 from llamita.formats.huggingface import config_from_dict, config_to_dict
 from llamita.model.llama import Llama
 
@@ -106,28 +106,19 @@ def load_model(directory: Path, *, dropout: float = 0.0) -> Llama:
     """
     directory = resolve_checkpoint(directory)
     config, tensors = load_config(directory), load_tensors(directory)
-    with torch.device("meta"):
-        model = Llama(config, dropout)
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    check_tensors({name: tuple(tensor.shape) for name, tensor in tensors.items()}, expected, directory)
+    check_tensors(tensors, config, directory)
     model = Llama(config, dropout)
     model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
     return model
 
 
-def check_tensors(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]], where: Path) -> None:
-    """Raise CheckpointError unless both hold the same names with the same shapes."""
-    for name in expected:
-        if name not in found:
-            raise CheckpointError(f"cannot load checkpoint {where}: tensor {name} is missing")
-    for name, shape in found.items():
-        if name not in expected:
-            raise CheckpointError(f"cannot load checkpoint {where}: unknown tensor {name}, not in config.json's Llama")
-        if shape != expected[name]:
-            raise CheckpointError(
-                f"cannot load checkpoint {where}: tensor {name}: expected shape {list(expected[name])}, "
-                f"found {list(shape)}"
-            )
+def check_tensors(tensors: Mapping[str, Tensor], config: ModelConfig, where: Path) -> None:
+    """Raise CheckpointError unless the tensors are those of a Llama of this config, by name and shape."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    try:
+        tensor_table.check_tensors(shapes, config, "huggingface", str(where))
+    except FormatError as error:
+        raise CheckpointError(str(error)) from error
 
 
 def load_training_state(directory: Path) -> TrainingState:

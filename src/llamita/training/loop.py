@@ -451,8 +451,7 @@ class Trainer:
         run, device = self.config.out, self.ranks.device
         tensors = load_tensors(resolve_checkpoint(run, prefer="latest"))
         state = load_training_state(run)
-        expected = {name: tuple(tensor.shape) for name, tensor in self.model.state_dict().items()}
-        check_tensors({name: tuple(tensor.shape) for name, tensor in tensors.items()}, expected, run)
+        check_tensors(tensors, self.model_config, run)
         self.model.load_state_dict(tensors)
         restore_optimizer(self.optimizer, self.model, state.tensors)
         try:
