@@ -15,6 +15,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "tensor_type.h"
+
 #define BLOCK_LENGTH 32 /* elements of one quantised block, of weights and of activations */
 
 /* A block of an activation vector: value[i] is about scale * values[i]; |values[i]| <= 127. The scale is NaN where a
@@ -37,7 +39,6 @@ typedef struct {
 } matmul_job;
 
 typedef void matmul_kernel(const matmul_job *job);
-typedef void dequantise_kernel(const void *row, int64_t length, float *out);
 
 struct kernels {
     const char *name;
@@ -69,36 +70,5 @@ extern const kernels kernels_avx2; /* AVX2, FMA, F16C */
 /* NULL or "auto": the fastest on this processor. NULL if there is no such table or the processor cannot run it. */
 const kernels *kernels_select(const char *name);
 const char *kernels_name(const kernels *k);
-
-/* One row of any format to floats: the same for every instruction set, exact. */
-dequantise_kernel dequantise_f32, dequantise_f16, dequantise_bf16, dequantise_q8_0, dequantise_q4_0, dequantise_q4_1;
-
-static inline float float_from_bits(uint32_t bits) {
-    float value;
-    memcpy(&value, &bits, sizeof value);
-    return value;
-}
-
-static inline uint32_t bits_from_float(float value) {
-    uint32_t bits;
-    memcpy(&bits, &value, sizeof bits);
-    return bits;
-}
-
-/* The 16-bit float at any address, exact, subnormals, infinities and NaN included. */
-static inline float float_from_half(const void *address) {
-    uint16_t half;
-    memcpy(&half, address, sizeof half);
-    const uint32_t sign = (uint32_t)(half & 0x8000u) << 16, magnitude = half & 0x7fffu;
-    if (magnitude >= 0x7c00u) return float_from_bits(sign | 0x7f800000u | (magnitude & 0x3ffu) << 13);
-    /* Read as a float the exponent is 112 too small; the product is exact, for subnormal halves too. */
-    return float_from_bits(sign | bits_from_float(float_from_bits(magnitude << 13) * 0x1p112f));
-}
-
-static inline float float_from_bfloat(const void *address) {
-    uint16_t high;
-    memcpy(&high, address, sizeof high);
-    return float_from_bits((uint32_t)high << 16);
-}
 
 #endif

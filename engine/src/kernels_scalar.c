@@ -19,51 +19,6 @@ static float dot(const float *restrict a, const float *restrict b, int64_t lengt
     return sum_lanes(lane);
 }
 
-/* ------------------------------------------------------------------ rows to floats */
-
-void dequantise_f32(const void *row, int64_t length, float *out) { memcpy(out, row, (size_t)length * sizeof *out); }
-
-void dequantise_f16(const void *row, int64_t length, float *out) {
-    for (int64_t k = 0; k < length; k++) out[k] = float_from_half((const char *)row + 2 * k);
-}
-
-void dequantise_bf16(const void *row, int64_t length, float *out) {
-    for (int64_t k = 0; k < length; k++) out[k] = float_from_bfloat((const char *)row + 2 * k);
-}
-
-/* Q8_0: half scale, int8 values[32]. */
-void dequantise_q8_0(const void *row, int64_t length, float *out) {
-    const uint8_t *block = row;
-    for (int64_t k = 0; k < length; k += BLOCK_LENGTH, block += 34) {
-        const float scale = float_from_half(block);
-        for (int i = 0; i < BLOCK_LENGTH; i++) out[k + i] = scale * (float)(int8_t)block[2 + i];
-    }
-}
-
-/* Q4_0: half scale, 16 bytes of nibbles: low ones are values 0..15, high ones 16..31; 8 stands for zero. */
-void dequantise_q4_0(const void *row, int64_t length, float *out) {
-    const uint8_t *block = row;
-    for (int64_t k = 0; k < length; k += BLOCK_LENGTH, block += 18) {
-        const float scale = float_from_half(block);
-        for (int i = 0; i < BLOCK_LENGTH / 2; i++) {
-            out[k + i] = scale * (float)((block[2 + i] & 15) - 8);
-            out[k + i + BLOCK_LENGTH / 2] = scale * (float)((block[2 + i] >> 4) - 8);
-        }
-    }
-}
-
-/* Q4_1: half scale, half minimum, nibbles as in Q4_0. */
-void dequantise_q4_1(const void *row, int64_t length, float *out) {
-    const uint8_t *block = row;
-    for (int64_t k = 0; k < length; k += BLOCK_LENGTH, block += 20) {
-        const float scale = float_from_half(block), minimum = float_from_half(block + 2);
-        for (int i = 0; i < BLOCK_LENGTH / 2; i++) {
-            out[k + i] = scale * (float)(block[4 + i] & 15) + minimum;
-            out[k + i + BLOCK_LENGTH / 2] = scale * (float)(block[4 + i] >> 4) + minimum;
-        }
-    }
-}
-
 /* ------------------------------------------------------------------ matrix products */
 
 /* A chunk of a 16-bit row is turned into floats once and met with every column. Its length is a multiple of LANES, and
@@ -71,7 +26,7 @@ void dequantise_q4_1(const void *row, int64_t length, float *out) {
 #define CHUNK 256
 #define COLUMNS 16
 
-static void multiply_converted(const matmul_job *job, dequantise_kernel *convert, int64_t element_bytes) {
+static void multiply_converted(const matmul_job *job, dequantise_function *convert, int64_t element_bytes) {
     for (int64_t r = 0; r < job->num_rows; r++) {
         const char *row = (const char *)job->weights + (size_t)r * job->row_bytes;
         for (int64_t first = 0; first < job->num_columns; first += COLUMNS) {
