@@ -45,6 +45,7 @@ static const char *foreign_type(uint32_t type) {
         {28, "F64, doubles"},
         {29, "IQ1_M, whose codes need tables"},
         {40, "NVFP4, which is newer than this engine"},
+        {41, "Q1_0, which is newer than this engine"},
     };
     for (size_t i = 0; i < sizeof foreign / sizeof foreign[0]; i++) {
         if (foreign[i].type == type) {

@@ -1,4 +1,4 @@
-/* dequantise_rows.c: `dequantise_rows TYPE LENGTH < rows > floats` turns rows of a tensor type (its number) to float32. */
+/* dequantise_rows.c: `dequantise_rows TYPE LENGTH < rows > floats` turns rows of a type (its number) into float32. */
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
