@@ -12,6 +12,9 @@ import gguf
 import numpy as np
 import pytest
 
+from llamita.formats import quantize
+from llamita.formats.quantize import dequantize
+
 TYPES = (
     *("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "IQ4_NL", "MXFP4"),
     *("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS", "TQ1_0", "TQ2_0"),
@@ -87,6 +90,12 @@ def test_engine_reads_every_type(name: str, dequantise_rows: Path) -> None:
     assert_same_bits(found, expected_values(name, rows))
 
 
+@pytest.mark.parametrize("name", TYPES)
+def test_python_reads_every_type(name: str) -> None:
+    rows = rows_of(name)
+    assert_same_bits(dequantize(rows, name, (len(rows), ROW_LENGTH)), expected_values(name, rows))
+
+
 def test_every_type_without_codebooks_is_covered() -> None:
     """A type that the gguf package learns to read shows up here, to be read too or to be refused by name."""
     refused = {"IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S"}  # their codes index tables
@@ -94,4 +103,4 @@ def test_every_type_without_codebooks_is_covered() -> None:
     never_stored = {"Q8_1", "Q8_K"}
     newer = {"NVFP4", "Q1_0"}
     known = {t.name for t in gguf.GGMLQuantizationType}
-    assert known - refused - integers - never_stored - newer == set(TYPES)
+    assert known - refused - integers - never_stored - newer == set(TYPES) == set(quantize.TYPES)
