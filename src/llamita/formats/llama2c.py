@@ -14,8 +14,6 @@ from __future__ import annotations
 import dataclasses
 import re
 import struct
-import warnings
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -26,7 +24,7 @@ from numpy.typing import NDArray
 from llamita.atomic import atomic_file
 from llamita.config import ModelConfig
 from llamita.errors import ConfigError, FormatError
-from llamita.formats.mapping import map_file
+from llamita.formats.mapping import map_file, read_bytes
 from llamita.formats.quantize import Floats
 from llamita.formats.tensor_table import MAX_LAYERS, TensorSpec, check_tensors, tensor_table
 from llamita.formats.vocabulary import padded_pieces
@@ -72,22 +70,25 @@ def read_bin(path: Path) -> Llama2cModel:
     """Map a .bin of version 0, 1 or 2 and check that its length is exactly what its header says. Raises FormatError."""
     path = Path(path)
     mapping = map_file(path)
-    version, config, group_size = _read_header(mapping[:256], path)
+    head, found = mapping[:256], len(mapping)
+    mapping.close()
+    version, config, group_size = _read_header(head, path)
     places, num_bytes = _layout(config, version, group_size, path)
-    if num_bytes != len(mapping):
+    if num_bytes != found:
         kind = f"a llama2.c v{version} model of {_describe(config)}"
-        cause = "; it is truncated or damaged" if version or len(mapping) < num_bytes else "; it is no such file"
+        cause = "; it is truncated or damaged" if version or found < num_bytes else "; it is no such file"
         raise FormatError(
-            f"cannot read {path}: its header says {kind}: expected {num_bytes} bytes, found {len(mapping)}{cause}"
+            f"cannot read {path}: its header says {kind}: expected {num_bytes} bytes, found {found}{cause}"
         )
 
     def tensor(spec: TensorSpec) -> Floats:
         offset, size = places[spec.huggingface], int(np.prod(spec.shape))
         if version < 2 or spec.kind == "norm":
-            return np.frombuffer(mapping, "<f4", size, offset).astype(np.float32).reshape(spec.shape)
+            numbers = read_bytes(path, offset, 4 * size, spec.name("llama2c")).view("<f4")
+            return numbers.astype(np.float32, copy=False).reshape(spec.shape)
         assert group_size is not None
-        codes = np.frombuffer(mapping, np.int8, size, offset).reshape(-1, group_size)
-        scales = np.frombuffer(mapping, "<f4", size // group_size, offset + size)
+        raw = read_bytes(path, offset, size + size // group_size * 4, spec.name("llama2c"))
+        codes, scales = raw[:size].view(np.int8).reshape(-1, group_size), np.frombuffer(raw, "<f4", offset=size)
         return (codes.astype(np.float32) * scales[:, None]).reshape(spec.shape)
 
     return Llama2cModel(path, f"v{version}", config, group_size, tensor)
@@ -198,18 +199,23 @@ def _describe(config: ModelConfig) -> str:
 
 
 def read_checkpoint(path: Path) -> Llama2cModel:
-    """Open llama2.c's training checkpoint (ckpt.pt), mapped where its container allows; keys may begin `_orig_mod.`.
+    """Open llama2.c's training checkpoint (ckpt.pt), mapped; keys may begin `_orig_mod.`.
 
     Nothing in the file is executed: a pickle with code is refused with the name of what it would call.
     """
+    from llamita.formats.pickled import copied, load_pickle, named_tensors  # needs torch, which reading a .bin does not
+
     path = Path(path)
-    content = _load_pickle(path)
+    content = load_pickle(path)
     if not isinstance(content, dict) or not {"model", "model_args"} <= content.keys():
         raise FormatError(f"cannot read {path}: expected a checkpoint of llama2.c, with model and model_args")
     state, arguments = content["model"], content["model_args"]
     if not isinstance(state, dict) or not isinstance(arguments, dict):
         raise FormatError(f"cannot read {path}: model and model_args: expected dictionaries")
-    tensors = _named_tensors(state, path)
+    tensors = named_tensors(state, path, _BUFFERS, prefix="_orig_mod.")
+    for name in ("tok_embeddings.weight", "layers.0.feed_forward.w1.weight"):
+        if name not in tensors or tensors[name].ndim != 2:
+            raise FormatError(f"cannot read {path}: tensor {name}: expected a matrix, found none")
     embedding, output = tensors["tok_embeddings.weight"], tensors.get("output.weight")
     tied = output is None or (output.shape == embedding.shape and bool((output == embedding).all()))
     if tied:
@@ -218,55 +224,14 @@ def read_checkpoint(path: Path) -> Llama2cModel:
     check_tensors({name: tuple(tensor.shape) for name, tensor in tensors.items()}, config, "llama2c", str(path))
 
     def tensor(spec: TensorSpec) -> Floats:
-        return np.array(tensors[spec.name("llama2c")].float().numpy())
+        numbers: Floats = copied([tensors[spec.name("llama2c")]], spec.shape, 0).float().numpy()
+        return numbers
 
     return Llama2cModel(path, "checkpoint", config, None, tensor)
 
 
-def _load_pickle(path: Path) -> Any:
-    import pickle
-
-    import torch
-
-    map_file(path).close()  # the same words as elsewhere for what is missing, empty or no file
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # torch, its unpickler and its zip reader raise whatever they meet
-        called = re.search(r"GLOBAL (\S+)", str(error))
-        if called and isinstance(error, pickle.UnpicklingError):
-            raise FormatError(
-                f"cannot read {path}: it is a pickle with code ({called.group(1).rstrip('.')}); only weights are read, "
-                "nothing was executed"
-            ) from None
-        raise FormatError(
-            f"cannot read {path}: expected a PyTorch checkpoint of weights, found a damaged file or another kind"
-        ) from None
-
-
 # Buffers that old versions of llama2.c saved beside the weights.
 _BUFFERS = re.compile(r"(freqs_cos|freqs_sin|rope\.freqs)|layers\.\d+\.attention\.mask")
-
-
-def _named_tensors(state: Mapping[Any, Any], path: Path) -> dict[str, Any]:
-    """Tensors by name without torch.compile's prefix, buffers left out."""
-    import torch
-
-    tensors: dict[str, Any] = {}
-    for key, value in state.items():
-        name = str(key).removeprefix("_orig_mod.")
-        if _BUFFERS.fullmatch(name):
-            continue
-        if not isinstance(value, torch.Tensor) or not value.is_floating_point() or value.layout != torch.strided:
-            raise FormatError(f"cannot read {path}: {name}: expected a tensor of floats, found {type(value).__name__}")
-        if name in tensors:
-            raise FormatError(f"cannot read {path}: tensor {name} is there twice")
-        tensors[name] = value
-    for name in ("tok_embeddings.weight", "layers.0.feed_forward.w1.weight"):
-        if name not in tensors or tensors[name].ndim != 2:
-            raise FormatError(f"cannot read {path}: tensor {name}: expected a matrix, found none")
-    return tensors
 
 
 def _checkpoint_config(arguments: Mapping[str, Any], tensors: Mapping[str, Any], tied: bool, path: Path) -> ModelConfig:

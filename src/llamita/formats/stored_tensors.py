@@ -16,11 +16,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from llamita.errors import FormatError
+from llamita.formats.mapping import read_bytes
 from llamita.formats.safetensors_header import DTYPE_BYTES, StoredTensor, read_safetensors_header
 
 WEIGHTS: Final = "model.safetensors"
@@ -68,20 +68,6 @@ class StoredTensors:
             shape, offset = (num_rows, *shape[1:]), offset + first_row * row_bytes
         raw = read_bytes(path, offset, math.prod(shape) * dtype.itemsize, name)
         return torch.from_numpy(raw).view(dtype).reshape(shape) if raw.size else torch.empty(shape, dtype=dtype)
-
-
-def read_bytes(path: Path, offset: int, num_bytes: int, name: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """num_bytes at this offset of a file, uint8 [num_bytes], for the tensor of this name. Raises FormatError."""
-    raw = np.empty(num_bytes, np.uint8)
-    try:
-        with path.open("rb") as file:
-            file.seek(offset)
-            found = file.readinto(raw.data) if num_bytes else 0
-    except OSError as error:
-        raise FormatError(f"cannot read {path}: {error.strerror or error}") from error
-    if found != num_bytes:
-        raise FormatError(f"cannot read {path}: tensor {name}: expected {num_bytes} bytes, found {found}; it changed")
-    return raw
 
 
 def open_stored_tensors(folder: Path, stem: str = "model") -> StoredTensors:
