@@ -17,15 +17,17 @@ import sys
 from pathlib import Path
 
 import bench_peer
-from bench_protocol import SideError, Worker, compare
+from bench_protocol import SideError, compare
 from bench_results import Result, append_rows, csv_rows, make_result, make_table, table_cells
 from bench_sides import READING_FLAGS, REFERENCE_FLAGS, ROOT, Bench
-from bench_works import LLAMA_CPP, OURS, Work, all_works, choose_works
+from bench_works import OURS, Work, all_works, choose_works
 from rich.console import Console
 
+from llamita import engine
 from llamita.errors import LlamitaError
 
 DEFAULT_THREADS = 2
+BUSY_LOAD = 0.5
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -61,38 +63,23 @@ def compiler_version() -> str:
         return "no cc"
 
 
-def describe_machine(bench: Bench, console: Console) -> str:
-    """Prints what the figures depend on; returns the peer's name for the records."""
-    console.print(f"{processor_name()}, {len(os.sched_getaffinity(0))} cores, at most {bench.threads} threads used")
-    console.print(
-        f"{compiler_version()}; reference/run.c {' '.join(REFERENCE_FLAGS)}, reading {' '.join(READING_FLAGS)}"
-    )
+def describe_machine(bench: Bench, console: Console) -> None:
+    """Prints what the figures depend on."""
+    cores = len(os.sched_getaffinity(0))
+    compiler = f"reference/run.c {' '.join(REFERENCE_FLAGS)}, reading {' '.join(READING_FLAGS)}"
+    lines = [
+        f"{processor_name()}, {cores} cores, at most {bench.threads} threads used",
+        f"llamita {engine.version()}, kernels {engine.kernels()}",
+        f"{compiler_version()}: {compiler}",
+        *bench.describe_peers(),
+    ]
+    console.print("\n".join(lines), highlight=False, soft_wrap=True)
     load = os.getloadavg()[0]
-    if load > 0.5:
+    if load > BUSY_LOAD:
         console.print(f"the machine is busy: {load:.1f} processes ran on average in the last minute", style="yellow")
-    if bench.programs is not None:
-        name = f"{LLAMA_CPP} {bench.programs.describe()['version']}"
-    elif bench.has_binding:
-        name = describe_binding(console)
-    else:
-        console.print("llama.cpp: not measured (llama-cpp-python is not installed: `make compat`, or --llama-cpp DIR)")
-        return LLAMA_CPP
-    console.print(name)
-    return name
 
 
-def describe_binding(console: Console) -> str:
-    """Version of llama-cpp-python; its instruction sets are printed."""
-    worker = Worker("llama_cpp")
-    try:
-        described = worker.do("describe")
-    finally:
-        worker.close()
-    console.print(f"llama.cpp's system info: {described['system']}", highlight=False)
-    return f"{LLAMA_CPP} (llama-cpp-python {described['version']})"
-
-
-def measure(bench: Bench, work: Work, rounds: int, peer_name: str, console: Console) -> Result | None:
+def measure(bench: Bench, work: Work, rounds: int, console: Console) -> Result | None:
     """One work, whole; None, with the reason printed, where ours cannot be measured."""
 
     def remark(text: str) -> None:
@@ -106,7 +93,7 @@ def measure(bench: Bench, work: Work, rounds: int, peer_name: str, console: Cons
         return None
     if OURS not in costs:
         return None
-    return make_result(work, costs, sides.amount, sides.bytes_read, peer_name)
+    return make_result(work, costs, sides.amount, sides.bytes_read, sides.peer_name)
 
 
 def main() -> int:
@@ -120,14 +107,17 @@ def main() -> int:
     results_path = ROOT / "benchmarks" / "results" / f"{platform.machine()}-{os.cpu_count()}cores.csv"
     results = []
     try:
-        peer_name = describe_machine(bench, console)
+        describe_machine(bench, console)
         for work in works:
-            result = measure(bench, work, 2 if arguments.quick else arguments.rounds, peer_name, console)
+            result = measure(bench, work, 2 if arguments.quick else arguments.rounds, console)
             if result is not None:
                 results.append(result)
                 console.print("  ".join(cell for cell in table_cells(result) if cell), highlight=False)
                 if not arguments.quick:
                     append_rows(results_path, csv_rows(result, datetime.date.today()))
+    except (SideError, LlamitaError) as error:
+        print(error, file=sys.stderr)
+        return 2
     finally:
         bench.close()
     console.print(make_table(results))

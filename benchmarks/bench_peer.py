@@ -12,6 +12,7 @@ import importlib.util
 import json
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -183,9 +184,10 @@ class LlamaPrograms:
     def __init__(self, folder: Path) -> None:
         self._bench, self._batched = (_find_program(folder, name) for name in ("llama-bench", "llama-batched-bench"))
 
-    def describe(self) -> dict[str, Any]:
-        shown = "with llama-batched-bench" if self._batched else "without llama-batched-bench"
-        return {"version": f"build, {shown}", "system": ""}
+    def name(self, path: str) -> str:
+        """For the records: with the build's number and commit, which a run on any model tells."""
+        found = self._run(path, {"threads": 1, "flash": False}, ["-p", "0", "-n", "1"])
+        return f"llama.cpp (llama-bench {found.get('build_number', '?')} {found.get('build_commit', '?')})"
 
     def decode(self, path: str, depth: int, num_tokens: int, setting: dict[str, Any]) -> float:
         return num_tokens / self._speed(path, setting, ["-p", "0", "-n", str(num_tokens), "-d", str(depth)])
@@ -208,10 +210,22 @@ class LlamaPrograms:
 
     def _speed(self, path: str, setting: dict[str, Any], shape: list[str]) -> float:
         """Tokens per second of one run, which comes after a warm-up run of its own."""
+        return float(self._run(path, setting, shape)["avg_ts"])
+
+    def _run(self, path: str, setting: dict[str, Any], shape: list[str]) -> dict[str, Any]:
         threads, flash = str(setting["threads"]), "1" if setting["flash"] else "0"
         batch = ["-b", str(BATCH_TOKENS), "-ub", str(BATCH_TOKENS), "-ngl", "0", "-r", "1", "-o", "json"]
-        found = json.loads(_output([str(self._bench), "-m", path, *shape, "-t", threads, "-fa", flash, *batch]))
-        return float(found[0]["avg_ts"])
+        command = [str(self._bench), "-m", path, *shape, "-t", threads, "-fa", flash, *batch]
+        (found,) = json.loads(_output(command))
+        return dict(found)
+
+
+def program_measure(
+    programs: LlamaPrograms, kind: str, path: str, arguments: dict[str, int]
+) -> Callable[[dict[str, Any]], float]:
+    """A function of the setting."""
+    method: Callable[..., float] = getattr(programs, kind)
+    return lambda setting: method(path, setting=setting, **arguments)
 
 
 def _find_program(folder: Path, name: str) -> Path | None:

@@ -29,11 +29,12 @@ Setting = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Sides:
-    """A work's entries. amount and bytes_read: of one measurement (bench_results.Result)."""
+    """A work's entries. amount, bytes_read and peer_name: as in bench_results.Result."""
 
     entries: list[Entry]
-    amount: float
-    bytes_read: float
+    amount: float = 1.0
+    bytes_read: float = 0.0
+    peer_name: str = LLAMA_CPP
 
 
 class Bench:
@@ -43,9 +44,11 @@ class Bench:
         """threads: at most so many. llama_cpp: a build folder, used instead of llama-cpp-python where it can be."""
         self.folder, self.threads = folder, threads
         self.programs = bench_peer.LlamaPrograms(llama_cpp) if llama_cpp is not None else None
+        self.has_peer = has_peer
         self.has_binding = has_peer and bench_peer.is_installed()
+        self._binding_name = self._programs_name = LLAMA_CPP
         self._workers: dict[str, Worker] = {}
-        self._readers: list[Process] = []
+        self._reader: Process | None = None
         self._current: Path | None = None
 
     # ---------------------------------------------------------------- models and processes
@@ -71,9 +74,9 @@ class Bench:
 
     def close(self) -> None:
         """End every process."""
-        for process in (*self._workers.values(), *self._readers):
+        for process in (*self._workers.values(), *([self._reader] if self._reader else [])):
             process.close()
-        self._workers, self._readers, self._current = {}, [], None
+        self._workers, self._reader, self._current = {}, None, None
 
     def compiled(self, source: Path, flags: tuple[str, ...], *libraries: str) -> Path:
         """The program of one C file, compiled where it is older than its source. Raises SideError."""
@@ -88,6 +91,30 @@ class Bench:
         return program
 
     # ---------------------------------------------------------------- settings
+
+    def describe_peers(self) -> list[str]:
+        """What llama.cpp is here, a line each; a binding that cannot be started is not used."""
+        lines = []
+        if self.programs is not None:
+            path = bench_models.model_path(self.folder, "stories260K", "F32")
+            self._programs_name = self.programs.name(str(path))
+            lines.append(self._programs_name)
+        if self.has_binding:
+            try:
+                worker = Worker("llama_cpp")
+                described = worker.do("describe")
+                worker.close()
+                self._binding_name = f"{LLAMA_CPP} (llama-cpp-python {described['version']})"
+                lines.append(f"{self._binding_name}: {described['system']}")
+            except SideError as error:
+                self.has_binding = False
+                lines.append(str(error))
+        if not lines:
+            why = (
+                "llama-cpp-python is not installed: `make compat`, or --llama-cpp DIR" if self.has_peer else "--no-peer"
+            )
+            lines.append(f"{LLAMA_CPP}: not measured ({why})")
+        return lines
 
     def thread_counts(self) -> list[int]:
         return sorted({1, self.threads})
@@ -104,12 +131,12 @@ class Bench:
     def sides(self, work: Work) -> Sides:
         """Everything that is measured for this work. Raises SideError if not even ours can be."""
         if work.kind == "size":
-            return Sides([Entry(OURS, "", stripped_run_bytes)], 1.0, 0.0)
+            return Sides([Entry(OURS, "", stripped_run_bytes)])
         path = self.model_path(work)
         ours, setting = self.worker("engine", path), self.our_setting(path)
         decode_bytes = float(ours.described["decode_bytes"])
         if work.kind == "program":
-            return Sides([Entry(OURS, "", lambda: seconds_of_run(path))], 1.0, 0.0)
+            return Sides([Entry(OURS, "", lambda: seconds_of_run(path))])
         measure = self._worker_measure("engine", work, path)
         in_worker = None if work.kind in IN_FRESH_PROCESS else ours
         entries = [Entry(OURS, setting_text(setting), lambda: measure(setting), in_worker)]
@@ -119,7 +146,12 @@ class Bench:
             entries += self._reference_entries(work)
         if work.kind == "batch" and work.num_sequences > 1:
             entries.append(self._alone_entry(work, ours, setting))
-        return Sides(entries, self._amount(work), decode_bytes * work.num_tokens if work.kind == "decode" else 0.0)
+        bytes_read = decode_bytes * work.num_tokens if work.kind == "decode" else 0.0
+        peer_name = self._programs_name if self._uses_programs(work) else self._binding_name
+        return Sides(entries, self._amount(work), bytes_read, peer_name)
+
+    def _uses_programs(self, work: Work) -> bool:
+        return self.programs is not None and work.kind in ("decode", "prompt", "batch")
 
     def _amount(self, work: Work) -> float:
         if work.kind == "prompt":
@@ -139,41 +171,45 @@ class Bench:
     def _peer_entries(self, work: Work, path: Path) -> list[Entry]:
         """llama.cpp at each setting; none where it is not there."""
         process: Process | None = None
-        if self.programs is not None and work.kind in ("decode", "prompt", "batch"):
-            method, arguments = getattr(self.programs, work.kind), worker_arguments(work)
-            measure: Callable[[Setting], float] = lambda setting: method(str(path), setting=setting, **arguments)  # noqa: E731
+        if self.programs is not None and self._uses_programs(work):
+            measure = bench_peer.program_measure(self.programs, work.kind, str(path), worker_arguments(work))
         elif self.has_binding:
-            measure = self._worker_measure("llama_cpp", work, path)
-            process = None if work.kind in IN_FRESH_PROCESS else self.worker("llama_cpp", path)
+            try:
+                measure = self._worker_measure("llama_cpp", work, path)
+                process = None if work.kind in IN_FRESH_PROCESS else self.worker("llama_cpp", path)
+            except SideError as error:
+                return [unmeasurable(LLAMA_CPP, error)]
         else:
             return []
         settings = self.peer_settings() if work.kind != "sample" else [{"threads": 1, "flash": False}]
         return [Entry(LLAMA_CPP, setting_text(s), bind(measure, s), process) for s in settings]
 
     def _reading_entries(self, num_bytes: float, num_tokens: int) -> list[Entry]:
-        """Reading as many bytes as decoding reads, by a process for each number of threads."""
-        source = Path(__file__).with_name("read_bandwidth.c")
-        program = self.compiled(source, READING_FLAGS)
-        for process in self._readers:
-            process.close()
-        self._readers = [
-            Process("read_bandwidth", [program, str(int(num_bytes)), str(n)]) for n in self.thread_counts()
-        ]
+        """Reading as many bytes as decoding reads, with each number of threads."""
+        try:
+            program = self.compiled(Path(__file__).with_name("read_bandwidth.c"), READING_FLAGS)
+        except SideError as error:
+            return [unmeasurable(READING, error)]
+        if self._reader is not None:
+            self._reader.close()
+        reader = self._reader = Process("read_bandwidth", [program, str(int(num_bytes))])
 
-        def seconds(process: Process) -> float:
-            best_and_median = process.ask("").split()
+        def seconds(threads: int) -> float:
+            best_and_median = reader.ask(str(threads)).split()
             return num_bytes * num_tokens / (float(best_and_median[1]) * 1e9)
 
-        for process in self._readers:
-            process.ask("")  # its memory is written before another is measured
-        counts = zip(self.thread_counts(), self._readers, strict=True)
-        return [Entry(READING, setting_text({"threads": n}), bind(seconds, p), p) for n, p in counts]
+        seconds(1)  # its memory is written before another side is measured
+        counts = self.thread_counts()
+        return [Entry(READING, setting_text({"threads": n}), bind(seconds, n), reader) for n in counts]
 
     def _reference_entries(self, work: Work) -> list[Entry]:
         """The page, with the same F32 numbers. It picks greedily from position 1 on, as it cannot be fed ids."""
         if work.type != "F32" or work.model not in REFERENCE_MODELS:
             return []
-        program = self.compiled(ROOT / "engine" / "reference" / "run.c", REFERENCE_FLAGS, "-lm")
+        try:
+            program = self.compiled(ROOT / "engine" / "reference" / "run.c", REFERENCE_FLAGS, "-lm")
+        except SideError as error:
+            return [unmeasurable(REFERENCE, error)]
         model, tokenizer = bench_models.reference_paths(self.folder, work.model)
         positions = str(work.num_tokens + DEPTH_TOKENS)
         command = [str(program), str(model), "-z", str(tokenizer), "-t", "0", "-n", positions]
@@ -201,6 +237,15 @@ def worker_arguments(work: Work) -> dict[str, int]:
     if work.kind == "batch":
         return {"num_sequences": work.num_sequences, "depth": DEPTH_TOKENS, "num_tokens": work.num_tokens}
     return {"num_picks" if work.kind == "sample" else "num_tokens": work.num_tokens}
+
+
+def unmeasurable(group: str, error: SideError) -> Entry:
+    """A side that says why it is left out when it is asked."""
+
+    def measure() -> float:
+        raise error
+
+    return Entry(group, "", measure)
 
 
 def bind(measure: Callable[[Any], float], argument: Any) -> Callable[[], float]:

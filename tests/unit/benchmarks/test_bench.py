@@ -158,7 +158,9 @@ def test_a_process_that_spins_while_idle_is_stopped() -> None:
         costs = compare(entries, 1, remarks.append)
         assert costs == {"quiet": {"": [1.0]}, "spinner": {"": [2.0]}}
         assert spinner.is_spinning and len(remarks) == 1 and "spinner used" in remarks[0]
-        state = Path(f"/proc/{spinner._process.pid}/stat").read_text().rpartition(")")[2].split()[0]
+        state, end = "", time.monotonic() + 20
+        while state != "T" and time.monotonic() < end:  # a signal takes a moment
+            state = Path(f"/proc/{spinner._process.pid}/stat").read_text().rpartition(")")[2].split()[0]
         assert state == "T"
     finally:
         spinner.close()
@@ -221,13 +223,17 @@ def test_worker_of_llama_cpp(tmp_path: Path) -> None:
 def test_programs_of_a_build(tmp_path: Path) -> None:
     """Programs that print what llama.cpp's print; what they were asked is in a file."""
     (tmp_path / "bin").mkdir()
-    answers = {"llama-bench": '[{"avg_ts": 50.0}]', "llama-batched-bench": 'log\n{"t_pp": 9.0, "t_tg": 0.25}'}
+    answers = {
+        "llama-bench": '[{"avg_ts": 50.0, "build_number": 7, "build_commit": "abc"}]',
+        "llama-batched-bench": 'log\n{"t_pp": 9.0, "t_tg": 0.25}',
+    }
     for name, answer in answers.items():
         program = tmp_path / "bin" / name
         program.write_text(f"#!/bin/sh\necho \"$@\" > '{tmp_path}/{name}.asked'\ncat <<'END'\n{answer}\nEND\n")
         program.chmod(program.stat().st_mode | stat.S_IXUSR)
     assert bench_peer.has_programs(tmp_path) and not bench_peer.has_programs(tmp_path / "bin" / "llama-bench")
     programs, setting = bench_peer.LlamaPrograms(tmp_path), {"threads": 2, "flash": True}
+    assert programs.name("m.gguf") == "llama.cpp (llama-bench 7 abc)"
     assert programs.decode("m.gguf", depth=32, num_tokens=100, setting=setting) == 2.0
     assert "-m m.gguf -p 0 -n 100 -d 32 -t 2 -fa 1" in (tmp_path / "llama-bench.asked").read_text()
     assert programs.prompt("m.gguf", num_tokens=512, setting=setting) == 512 / 50
