@@ -28,6 +28,7 @@ from llamita.errors import LlamitaError
 
 DEFAULT_THREADS = 2
 BUSY_LOAD = 0.5
+ROUNDS_AT_MOST = {"size": 1, "memory": 2}  # what hardly varies
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -87,7 +88,7 @@ def measure(bench: Bench, work: Work, rounds: int, console: Console) -> Result |
 
     try:
         sides = bench.sides(work)
-        costs = compare(sides.entries, 1 if work.kind == "size" else rounds, remark)
+        costs = compare(sides.entries, min(rounds, ROUNDS_AT_MOST.get(work.kind, rounds)), remark)
     except (SideError, LlamitaError) as error:
         remark(str(error))
         return None
@@ -121,7 +122,7 @@ def main() -> int:
     finally:
         bench.close()
     console.print(make_table(results))
-    return 0
+    return 0 if results else 1
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ finds each group's promising settings; only they go on, so that a side with many
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -13,6 +14,7 @@ import signal
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +23,7 @@ from typing import Any
 PROMISING = 1.15  # settings up to so much slower than the group's best in the warm-up round are measured further
 IDLE_SHARE = 0.05  # a process that uses more of a processor than this while another is measured is stopped meanwhile
 IDLE_SECONDS = 0.03  # ... and more than this: threads may take a moment to fall asleep, and clocks count hundredths
-ANSWER_SECONDS = 600
+ANSWER_SECONDS = 300  # a process that takes longer for one answer is ended
 
 
 class SideError(Exception):
@@ -43,13 +45,21 @@ class Process:
         )
 
     def ask(self, line: str) -> str:
-        assert self._process.stdin is not None and self._process.stdout is not None
-        try:
+        """The answer. Raises SideError if the process has ended, or does so because ANSWER_SECONDS are over."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # then the answer is missing
             self._process.stdin.write(line + "\n")
             self._process.stdin.flush()
+        return self.read_answer()
+
+    def read_answer(self) -> str:
+        assert self._process.stdout is not None
+        watch = threading.Timer(ANSWER_SECONDS, self._process.kill)
+        watch.start()
+        try:
             found = self._process.stdout.readline()
-        except BrokenPipeError:
-            found = ""
+        finally:
+            watch.cancel()
         if not found:
             self._process.wait(timeout=10)
             raise SideError(f"{self.name}: its process ended with code {self._process.returncode}")
@@ -90,7 +100,7 @@ class Worker(Process):
     def __init__(self, side: str) -> None:
         super().__init__(side, [sys.executable, Path(__file__).with_name("bench_worker.py"), side])
         self.described: dict[str, Any] = {}
-        self._reply()
+        self._checked(self.read_answer())
 
     def do(self, command: str, **arguments: Any) -> dict[str, Any]:
         return self._checked(self.ask(json.dumps({"do": command, **arguments})))
@@ -101,14 +111,6 @@ class Worker(Process):
     def load(self, path: Path) -> Worker:
         self.described = self.do("load", path=str(path))
         return self
-
-    def _reply(self) -> None:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            self._process.wait(timeout=10)
-            raise SideError(f"{self.name}: its worker does not start (exit code {self._process.returncode})")
-        self._checked(line)
 
     def _checked(self, line: str) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(line)
