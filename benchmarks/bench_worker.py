@@ -49,8 +49,14 @@ class Runner(Protocol):
 
 
 def fixed_ids(num_tokens: int, vocab_size: int) -> NDArray[np.int32]:
-    """The same ids for both sides, spread over the vocabulary."""
-    return (FIRST_ID + np.arange(num_tokens, dtype=np.int32) * 7919 % (vocab_size - FIRST_ID)).astype(np.int32)
+    """The same ids for both sides: the position, scrambled (Murmur's finaliser), so that nothing in them is repeated
+    and nobody can guess what comes next. No generator of NumPy's: importing those takes longer than some starts."""
+    scrambled = np.arange(1, num_tokens + 1, dtype=np.uint32)
+    for multiplier in (0x85EBCA6B, 0xC2B2AE35):
+        scrambled ^= scrambled >> np.uint32(16)
+        scrambled *= np.uint32(multiplier)
+    scrambled ^= scrambled >> np.uint32(16)
+    return (FIRST_ID + scrambled % np.uint32(vocab_size - FIRST_ID)).astype(np.int32)
 
 
 def peaked_logits(vocab_size: int) -> NDArray[np.float32]:
