@@ -14,6 +14,7 @@ import os
 import platform
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import bench_peer
@@ -106,7 +107,7 @@ def main() -> int:
     console = Console(width=None if sys.stdout.isatty() else 200)
     bench = Bench(arguments.models, arguments.threads, arguments.llama_cpp, not arguments.no_peer)
     results_path = ROOT / "benchmarks" / "results" / f"{platform.machine()}-{os.cpu_count()}cores.csv"
-    results = []
+    results, start = [], time.monotonic()
     try:
         describe_machine(bench, console)
         for work in works:
@@ -122,6 +123,7 @@ def main() -> int:
     finally:
         bench.close()
     console.print(make_table(results))
+    console.print(f"{len(results)} of {len(works)} works in {(time.monotonic() - start) / 60:.1f} minutes")
     return 0 if results else 1
 
 
