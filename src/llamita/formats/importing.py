@@ -21,15 +21,10 @@ from llamita.formats.source import ModelSource, Wishes
 from llamita.formats.source_gguf import open_gguf
 from llamita.formats.source_huggingface import fetch_from_hub, is_hub_id, open_huggingface
 from llamita.formats.source_llama2c import open_llama2c
-from llamita.formats.stored_tensors import TensorEntry, TensorReader
-from llamita.formats.tensor_table import TensorSpec, tensor_table
+from llamita.formats.stored_tensors import DTYPES, TensorEntry, TensorReader, checked
+from llamita.formats.tensor_table import tensor_table
 from llamita.formats.verify import Verification, is_small, verify_import
 from llamita.tokenizer.chat_template import check_template_name, replace_chat_template
-
-DTYPES: dict[str, torch.dtype] = {
-    "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16,
-}  # fmt: skip
-_FINITE_CHUNK = 1 << 24  # numbers looked at together
 
 # Called with the bytes written so far and in all.
 Progress = Callable[[int, int], None]
@@ -144,34 +139,10 @@ def _reader(
 
     def tensor(name: str) -> Tensor:
         nonlocal done
-        value = _checked(model.tensor(specs[name]), specs[name], model.path, wanted)
+        value = checked(model.tensor(specs[name]), name, f"cannot import {model.path}", wanted)
         done += sizes[name]
         if progress is not None:
             progress(done, total)
         return value
 
     return tensor
-
-
-def _checked(tensor: Tensor, spec: TensorSpec, path: Path, wanted: torch.dtype | None) -> Tensor:
-    """The tensor in the wanted type. Raises FormatError for numbers that are not finite, or too large for the type."""
-    if not _finite(tensor):
-        raise FormatError(
-            f"cannot import {path}: tensor {spec.huggingface}: expected finite numbers, found NaN or infinity; the "
-            "weights are broken"
-        )
-    if wanted is None or wanted == tensor.dtype:
-        return tensor
-    rounded = tensor.to(wanted)
-    if not _finite(rounded):
-        kind = str(wanted).removeprefix("torch.")
-        raise FormatError(
-            f"cannot import {path}: tensor {spec.huggingface}: its largest number, {float(tensor.abs().max()):.6g}, is "
-            f"too large for {kind}; take bfloat16 or float32"
-        )
-    return rounded
-
-
-def _finite(tensor: Tensor) -> bool:
-    """Whether all numbers are; looked at in pieces, so that little memory is needed."""
-    return all(bool(torch.isfinite(piece).all()) for piece in torch.split(tensor.reshape(-1), _FINITE_CHUNK))

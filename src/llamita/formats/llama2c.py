@@ -36,6 +36,8 @@ MAGIC: Final = 0x616B3432
 HEADER_BYTES: Final = {0: 28, 1: 256, 2: 256}
 ROPE_THETA, RMS_NORM_EPS = 10000.0, 1e-5
 BOS_ID, EOS_ID = 1, 2
+MAX_GROUP_SIZE: Final = 64
+_GROUPS_AT_A_TIME: Final = 1 << 16
 
 _NORMS, _MATRICES = ("attention_norm", "ffn_norm", "norm"), ("wq", "wk", "wv", "wo", "w1", "w2", "w3")
 # The order of fields in the file. "rope": the tables that version 0 carries along.
@@ -246,7 +248,7 @@ def _checkpoint_config(arguments: Mapping[str, Any], tensors: Mapping[str, Any],
 
 
 def check_expressible(config: ModelConfig) -> None:
-    """Raise FormatError unless a version 0 file's readers would run this config as it is."""
+    """Raise FormatError unless the readers of a .bin would run this config as it is."""
     head_dim = config.hidden_size / config.num_attention_heads
     for name, needed, found in (
         ("rope_theta", ROPE_THETA, config.rope_theta),
@@ -261,25 +263,67 @@ def check_expressible(config: ModelConfig) -> None:
             )
 
 
-def write_v0(path: Path, config: ModelConfig, tensor: TensorSource) -> int:
-    """Write a version 0 .bin, whole or not at all, one tensor in memory at a time; returns its bytes.
+def choose_group_size(config: ModelConfig) -> int:
+    """The largest power of two up to 64 that divides the rows of every matrix.
+
+    llama2.c's export halves 64 until it divides dim and forgets hidden_dim; its runq then drops the end of every row of
+    w2 (stories260K and stories42M), which is why this one looks at both."""
+    group_size = MAX_GROUP_SIZE
+    while config.hidden_size % group_size or config.intermediate_size % group_size:
+        group_size //= 2
+    return group_size
+
+
+def write_bin(path: Path, config: ModelConfig, tensor: TensorSource, version: int = 0) -> int:
+    """Write a .bin of version 0, 1 or 2, whole or not at all, one tensor in memory at a time; returns its bytes.
 
     Raises FormatError for a config that the format cannot say, OutputError if it cannot be written.
     """
     check_expressible(config)
-    vocab_size = config.vocab_size if config.tie_word_embeddings else -config.vocab_size
-    header = struct.pack(
-        "<7i", config.hidden_size, config.intermediate_size, config.num_hidden_layers, config.num_attention_heads,
-        config.num_key_value_heads, vocab_size, config.max_position_embeddings,
-    )  # fmt: skip
+    group_size = choose_group_size(config) if version == 2 else None
     with atomic_file(path) as temporary, temporary.open("wb") as file:
-        file.write(header)
-        for field, specs in _fields(config, 0):
+        file.write(_header(config, version, group_size))
+        for field, specs in _fields(config, version):
             if field == "rope":
                 file.write(_rope_tables(config.max_position_embeddings, config.head_dim).tobytes())
             for spec in specs:
-                file.write(np.ascontiguousarray(tensor(spec), dtype="<f4").data)
+                numbers = np.ascontiguousarray(tensor(spec), dtype="<f4")
+                if group_size is None or spec.kind == "norm":
+                    file.write(numbers.data)
+                else:
+                    codes, scales = _in_groups(numbers, group_size)
+                    file.write(codes.data)
+                    file.write(scales.data)
         return file.tell()
+
+
+def _header(config: ModelConfig, version: int, group_size: int | None) -> bytes:
+    sizes = [
+        config.hidden_size, config.intermediate_size, config.num_hidden_layers, config.num_attention_heads,
+        config.num_key_value_heads, config.vocab_size, config.max_position_embeddings,
+    ]  # fmt: skip
+    if version == 0:
+        sizes[5] *= 1 if config.tie_word_embeddings else -1
+        return struct.pack("<7i", *sizes)
+    header = struct.pack("<Ii7iB", MAGIC, version, *sizes, config.tie_word_embeddings)
+    if group_size is not None:
+        header += struct.pack("<i", group_size)
+    return header.ljust(HEADER_BYTES[version], b"\0")
+
+
+def _in_groups(numbers: Floats, group_size: int) -> tuple[NDArray[np.int8], Floats]:
+    """(int8 of all numbers, float32 scale of each group): scale = max|x| / 127, halves go to the even neighbour, as
+    llama2.c's export.py rounds. A group of zeros has scale 0 and codes 0 (there, 0 / 0)."""
+    flat = numbers.reshape(-1)
+    codes, scales = np.empty(flat.size, np.int8), np.empty(flat.size // group_size, np.float32)
+    step = _GROUPS_AT_A_TIME * group_size
+    for first in range(0, flat.size, step):
+        groups = flat[first : first + step].reshape(-1, group_size)
+        scale = np.abs(groups).max(axis=1) / np.float32(127)
+        divided = np.divide(groups, scale[:, None], out=np.zeros_like(groups), where=scale[:, None] > 0)
+        codes[first : first + step] = np.rint(divided).clip(-127, 127).astype(np.int8).reshape(-1)
+        scales[first // group_size : first // group_size + len(groups)] = scale
+    return codes, scales
 
 
 def _rope_tables(num_positions: int, head_dim: int) -> NDArray[np.float32]:

@@ -16,7 +16,7 @@ import pytest
 
 import llamita
 from llamita.config import Shape
-from llamita.formats.llama2c import write_v0
+from llamita.formats.llama2c import write_bin
 
 ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -27,6 +27,7 @@ import bench_results  # noqa: E402
 import bench_works  # noqa: E402
 from bench_protocol import Entry, Process, SideError, Worker, best_setting, compare  # noqa: E402
 from bench_sides import setting_text  # noqa: E402
+from bench_worker import fixed_ids  # noqa: E402
 from bench_works import ALONE, LLAMA_CPP, OURS, READING, REFERENCE, Goal  # noqa: E402
 
 SMALL = bench_models.model_config(Shape(2, 64, 4, 2, 96, 64), vocab_size=400)
@@ -59,10 +60,10 @@ def test_model_is_read_by_the_engine_and_by_gguf_py(tmp_path: Path, engine_build
 
 def test_the_reference_gets_the_same_numbers(tmp_path: Path, engine_build: Path) -> None:
     """The F32 GGUF and the .bin give the same logits; no special token is ever the greedy one."""
-    pytest.importorskip("torch")  # write_v0's tables
+    pytest.importorskip("torch")  # write_bin's tables
     ours, theirs = tmp_path / "model.gguf", tmp_path / "model.bin"
     bench_models.write_random_gguf(ours, SMALL, "F32", "small")
-    write_v0(theirs, SMALL, bench_models.random_floats)
+    write_bin(theirs, SMALL, bench_models.random_floats)
     ids = np.arange(259, 290)
     with llamita.load(ours) as one, llamita.load(theirs) as other:
         logits = one.logits(ids)
@@ -83,6 +84,14 @@ def test_multiply_adds_of_a_prompt() -> None:
         in_layer = 64 * 64 + 2 * 32 * 64 + 64 * 64 + 3 * 64 * 96
         total += 2 * (in_layer + 2 * 64 * (position + 1))
     assert bench_models.prompt_multiply_adds(SMALL, 10) == total
+
+
+@pytest.mark.parametrize("vocab_size", [512, 32000])
+def test_fixed_ids_are_words_and_never_repeat_three_in_a_row(vocab_size: int) -> None:
+    ids = fixed_ids(1024, vocab_size)
+    assert ids.dtype == np.int32 and ids.min() >= 259 and ids.max() < vocab_size
+    assert len({tuple(ids[i : i + 3]) for i in range(1022)}) >= 1020
+    assert len(set(ids.tolist())) > (240 if vocab_size == 512 else 950)
 
 
 # ---------------------------------------------------------------- protocol

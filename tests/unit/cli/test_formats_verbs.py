@@ -42,7 +42,7 @@ def test_export_inspect_import(checkpoint: Path, tmp_path: Path, capsys: pytest.
         (["export", "CHECKPOINT", "TMP/x.onnx"], "ends in .gguf or .bin"),
         (["export", "CHECKPOINT", "TMP/x.gguf", "--type", "q8"], "perhaps you meant q8_0"),
         (["export", "CHECKPOINT", "TMP/x.gguf", "--tpye", "f16"], "--type"),
-        (["export", "CHECKPOINT", "TMP/x.bin", "--type", "f16"], "is f32, not f16"),
+        (["export", "CHECKPOINT", "TMP/x.bin", "--type", "f16"], "(version 2), not f16"),
         (["export", "TMP/none", "TMP/x.gguf"], "no such folder"),
         (["export", "TMP", "TMP/x.gguf"], "config.json is missing"),
         (["export", "CHECKPOINT"], "OUT"),

@@ -20,7 +20,7 @@ from llamita.formats.llama2c import (
     read_checkpoint,
     tokenizer_bin,
     why_no_tokenizer_bin,
-    write_v0,
+    write_bin,
 )
 from llamita.formats.tensor_table import TensorSpec, tensor_table
 
@@ -119,7 +119,7 @@ def test_reads_every_version(tmp_path: Path, make: Callable[[bool], bytes], vers
 def test_writes_what_llama2c_writes(tmp_path: Path, tied: bool) -> None:
     (tmp_path / "in.bin").write_bytes(v0_bytes(tied))
     model = read_bin(tmp_path / "in.bin")
-    size = write_v0(tmp_path / "out.bin", model.config, model.tensor)
+    size = write_bin(tmp_path / "out.bin", model.config, model.tensor)
     assert (tmp_path / "out.bin").read_bytes() == v0_bytes(tied)
     assert size == len(v0_bytes(tied))
 
@@ -308,7 +308,7 @@ def test_what_version_0_cannot_say_is_refused(tmp_path: Path, name: str, value: 
     check_expressible(PLAIN)
     config = dataclasses.replace(PLAIN, **{name: value})
     with pytest.raises(FormatError, match=f"{name}: the format has no place"):
-        write_v0(tmp_path / "out.bin", config, lambda spec: np.zeros(spec.shape, np.float32))
+        write_bin(tmp_path / "out.bin", config, lambda spec: np.zeros(spec.shape, np.float32))
     assert not list(tmp_path.iterdir())
 
 
