@@ -41,6 +41,7 @@ LEVELS = {
     "formats.source_gguf": 4,
     "formats.source_huggingface": 4,
     "formats.source_llama2c": 4,
+    "formats.type_choice": 4,
     "formats.verify": 4,
     "cli": 6,
 }

@@ -28,8 +28,9 @@ class ExportFlags:
     """A checkpoint (a Hugging Face folder) or a run directory, of which the best checkpoint is taken."""
     out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT")]
     """What to write: NAME.gguf or NAME.bin (an existing one is replaced), or a new folder."""
-    type: Annotated[str | None, tyro.conf.arg(aliases=["-t"], metavar="{f32,f16,q8_0,q4_0}")] = None
-    """How a .gguf's matrices are stored: f32 exact, f16 half, q8_0 a quarter of the bytes (the default), q4_0 an eighth."""
+    type: Annotated[str | None, tyro.conf.arg(aliases=["-t"], metavar="TYPE")] = None
+    """How a .gguf's matrices are stored: f32 exact; f16, bf16 half the bytes; q8_0 a quarter (the default); q6_k, q5_k,
+    q5_1, q5_0 less; q4_k_m (q4_k, the most sensitive in q6_k), q4_k, q4_1, q4_0 an eighth."""
     version: Annotated[int | None, tyro.conf.arg(metavar="{0,1,2}")] = None
     """Of llama2.c's .bin: 0 and 1 are float32 (0: the default, which every program reads), 2 is int8."""
     dtype: Annotated[str | None, tyro.conf.arg(metavar="{float32,bfloat16,float16}")] = None

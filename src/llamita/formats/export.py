@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import math
 import os
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -42,11 +41,9 @@ from llamita.formats.quantize import TYPES, Bytes, Floats, TypeName, dequantize,
 from llamita.formats.rope_order import halves_to_pairs
 from llamita.formats.stored_tensors import DTYPES, StoredTensors, TensorEntry, checked
 from llamita.formats.tensor_table import GGUF_ROPE_FACTORS, TensorSpec, check_tensors, tensor_table
+from llamita.formats.type_choice import WantedType, choose_types, type_remarks, wanted_type
 from llamita.formats.verify import Verification, is_small, verify_file, verify_folder
 from llamita.tokenizer import Tokenizer, load_tokenizer
-
-EXPORT_TYPES: dict[str, TypeName] = {"f32": "F32", "f16": "F16", "q8_0": "Q8_0", "q4_0": "Q4_0"}
-
 
 VERSIONS: Final = (0, 1, 2)  # of llama2.c's .bin
 # Numbers of a tensor that are in memory as float32 at a time, in whole heads.
@@ -107,7 +104,7 @@ def export(
 ) -> ExportReport:
     """Write the checkpoint as `out`, whole or not at all: a .gguf, a .bin of llama2.c, or a Hugging Face folder.
 
-    type: of a .gguf's matrices, one of EXPORT_TYPES; None is q8_0. version: of a .bin; None is 0. dtype: of a folder's
+    type: of a .gguf's matrices, one of WANTED_TYPES; None is q8_0. version: of a .bin; None is 0. dtype: of a folder's
     weights, one of DTYPES; None keeps the checkpoint's. shard_bytes: of a folder's files; None: one file. verify:
     compare the logits of what was written with the checkpoint's; None: if the model is small and the engine is there.
     One tensor is in memory at a time. The same checkpoint, of the same name, gives the same bytes. Raises
@@ -123,7 +120,7 @@ def export(
     if kind == ".bin":
         return _export_bin(job, version or 0)
     if kind == ".gguf":
-        return _export_gguf(job, EXPORT_TYPES[type or "q8_0"], _model_name(Path(checkpoint)))
+        return _export_gguf(job, wanted_type(type or "q8_0", "export"), _model_name(Path(checkpoint)))
     return _export_folder(job, dtype, shard_bytes)
 
 
@@ -143,10 +140,8 @@ def _check_settings(
 ) -> None:
     if out.name == "tokenizer.bin":
         raise ConfigError(f"cannot export to {out}: the tokenizer is written under that name; name the model otherwise")
-    if type is not None and type not in EXPORT_TYPES:
-        nearest = difflib.get_close_matches(type, EXPORT_TYPES, n=1, cutoff=0.3)
-        hint = f"; perhaps you meant {nearest[0]}" if nearest else ""
-        raise ConfigError(f"cannot export: type: expected one of {', '.join(EXPORT_TYPES)}, found {type!r}{hint}")
+    if type is not None:
+        wanted_type(type, "export")
     if kind == ".bin" and type not in (None, "f32"):
         raise ConfigError(
             f"cannot export to {out}: llama2.c's .bin is f32 (version 0, 1) or int8 (version 2), not {type}; export to "
@@ -175,12 +170,13 @@ def _model_name(checkpoint: Path) -> str:
 # ---------------------------------------------------------------- .gguf
 
 
-def _export_gguf(job: _Job, wanted: TypeName, name: str) -> ExportReport:
+def _export_gguf(job: _Job, wanted: WantedType, name: str) -> ExportReport:
     config, tokenizer = job.config, job.tokenizer
-    metadata = model_metadata(config, name, wanted)
+    metadata = model_metadata(config, name, wanted.file_type)
     metadata |= tokenizer_metadata(tokenizer, config.vocab_size, _end_ids(config, tokenizer))
     table = tensor_table(config)
-    types = {spec.gguf: _tensor_type(spec, wanted) for spec in table}
+    shapes = {spec.gguf: spec.shape for spec in table}
+    types = choose_types(shapes, wanted)
     infos: list[tuple[str, str, tuple[int, ...]]] = [(spec.gguf, types[spec.gguf], spec.shape) for spec in table]
     factors = rope_factors(config)
     if factors is not None:
@@ -213,7 +209,7 @@ def _export_gguf(job: _Job, wanted: TypeName, name: str) -> ExportReport:
         largest_error=errors[worst],
         worst_tensor=None if exact else worst,
         tokenizer_path=None,
-        remarks=(*_type_remarks(table, types, wanted), *_tokenizer_remarks(tokenizer), *notes),
+        remarks=(*type_remarks(shapes, wanted), *_tokenizer_remarks(tokenizer), *notes),
         seconds=seconds,
         verification=verification,
     )
@@ -238,25 +234,6 @@ def _encode(job: _Job, spec: TensorSpec, type: TypeName) -> tuple[Bytes, float]:
 def _coarsest(types: Iterable[TypeName]) -> TypeName:
     """The type with the fewest bits a weight."""
     return min(types, key=lambda name: TYPES[name].block_bytes / TYPES[name].block_elements)
-
-
-def _tensor_type(spec: TensorSpec, wanted: TypeName) -> TypeName:
-    """Norms are always F32 (runtimes demand it); rows that are not whole blocks are F16."""
-    if spec.kind == "norm":
-        return "F32"
-    return wanted if TYPES[wanted].fits(spec.shape[-1]) else "F16"
-
-
-def _type_remarks(table: tuple[TensorSpec, ...], types: Mapping[str, TypeName], wanted: TypeName) -> tuple[str, ...]:
-    odd = [spec for spec in table if spec.kind != "norm" and types[spec.gguf] != wanted]
-    if not odd:
-        return ()
-    names = sorted({spec.llama2c if spec.layer is None else spec.gguf.split(".")[2] for spec in odd})
-    lengths = sorted({spec.shape[-1] for spec in odd})
-    return (
-        f"{len(odd)} tensors ({', '.join(names)}) are stored as F16: their rows of {', '.join(map(str, lengths))} "
-        f"numbers are not whole blocks of {TYPES[wanted].block_elements}",
-    )
 
 
 def _tokenizer_remarks(tokenizer: Tokenizer) -> tuple[str, ...]:

@@ -58,8 +58,12 @@ BLOCK_SIZES: dict[int, tuple[str, int, int]] = {
     29: ("IQ1_M", 256, 56), 30: ("BF16", 1, 2), 34: ("TQ1_0", 256, 54), 35: ("TQ2_0", 256, 66), 39: ("MXFP4", 32, 17),
 }  # fmt: skip
 
-# general.file_type: the type of most matrices.
-FILE_TYPES: dict[str, int] = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "BF16": 32}
+# general.file_type: the type of most matrices, or llama.cpp's name of a mixture.
+FILE_TYPES: dict[str, int] = {
+    "F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "Q2_K": 10, "Q3_K_S": 11, "Q3_K_M": 12,
+    "Q3_K_L": 13, "Q4_K": 14, "Q4_K_M": 15, "Q5_K": 16, "Q5_K_M": 17, "Q6_K": 18, "IQ4_NL": 25, "IQ4_XS": 30,
+    "BF16": 32, "TQ1_0": 36, "TQ2_0": 37, "MXFP4": 38,
+}  # fmt: skip
 
 # A value of metadata: what Python type becomes what GGUF type is said at write_gguf.
 Value = bool | int | float | str | Sequence[str] | NDArray[Any]

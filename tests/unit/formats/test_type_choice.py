@@ -1,0 +1,74 @@
+"""Which type each tensor gets: by role, by its rows, and what is said about it."""
+
+from __future__ import annotations
+
+import pytest
+
+from llamita.errors import ConfigError
+from llamita.formats.gguf import FILE_TYPES
+from llamita.formats.quantize import WRITTEN_TYPES
+from llamita.formats.type_choice import WANTED_TYPES, choose_types, type_remarks, wanted_type
+
+LAYER = {
+    "attn_norm": (1,), "attn_q": (1, 1), "attn_k": (1, 1), "attn_v": (1, 1), "attn_output": (1, 1), "ffn_norm": (1,),
+    "ffn_gate": (1, 1), "ffn_up": (1, 1), "ffn_down": (1, 3),
+}  # fmt: skip
+
+
+def shapes(hidden: int, num_layers: int = 8, tied: bool = True) -> dict[str, tuple[int, ...]]:
+    found: dict[str, tuple[int, ...]] = {"token_embd.weight": (300, hidden), "output_norm.weight": (hidden,)}
+    if not tied:
+        found["output.weight"] = (300, hidden)
+    for layer in range(num_layers):
+        found |= {f"blk.{layer}.{name}.weight": tuple(n * hidden for n in shape) for name, shape in LAYER.items()}
+    return found
+
+
+def test_every_type_can_be_written_and_has_a_number() -> None:
+    assert {wanted.main for wanted in WANTED_TYPES.values()} == set(WRITTEN_TYPES)
+    assert all(wanted.file_type in FILE_TYPES for wanted in WANTED_TYPES.values())
+
+
+@pytest.mark.parametrize("name", [name for name in WANTED_TYPES if name != "q4_k_m"])
+def test_a_plain_type_is_that_of_every_matrix(name: str) -> None:
+    model = shapes(256)
+    types = choose_types(model, wanted_type(name, "export"))
+    assert {types[tensor] for tensor in model if len(model[tensor]) == 2} == {name.upper()}
+    assert {types[tensor] for tensor in model if len(model[tensor]) == 1} == {"F32"}
+    assert type_remarks(model, wanted_type(name, "export")) == ()
+
+
+@pytest.mark.parametrize(("tied", "output"), [(True, "token_embd.weight"), (False, "output.weight")])
+def test_the_mixture_spends_bits_where_errors_cost(tied: bool, output: str) -> None:
+    types = choose_types(shapes(256, num_layers=16, tied=tied), wanted_type("q4_k_m", "export"))
+    more = {name for name, type in types.items() if type == "Q6_K"}
+    layers = (0, 1, 4, 7, 10, 13, 14, 15)  # two at each end, every third between
+    assert more == {output} | {f"blk.{i}.{part}.weight" for i in layers for part in ("attn_v", "ffn_down")}
+    assert {type for name, type in types.items() if name not in more} == {"Q4_K", "F32"}
+
+
+def test_rows_that_are_no_whole_blocks_of_256() -> None:
+    for name, expected in (("q4_k", "Q5_0"), ("q5_k", "Q5_1"), ("q6_k", "Q8_0")):
+        wanted = wanted_type(name, "export")
+        types = choose_types(shapes(576), wanted)
+        assert types["token_embd.weight"] == types["blk.3.ffn_down.weight"] == expected
+        assert any(
+            f"are stored as {expected}: their rows of 576, 1728" in remark
+            for remark in type_remarks(shapes(576), wanted)
+        )
+    mixed = choose_types(shapes(576), wanted_type("q4_k_m", "export"))
+    assert mixed["token_embd.weight"] == "Q8_0" and mixed["blk.0.attn_q.weight"] == "Q5_0"
+
+
+@pytest.mark.parametrize("name", ["q8_0", "q4_0", "q4_k", "q6_k", "q4_k_m"])
+def test_rows_that_are_no_whole_blocks_of_32(name: str) -> None:
+    wanted = wanted_type(name, "export")
+    types = choose_types(shapes(172), wanted)
+    assert {type for tensor, type in types.items() if "norm" not in tensor} == {"F16"}
+    remarks = type_remarks(shapes(172), wanted)
+    assert all("are stored as F16: their rows of 172" in remark for remark in remarks) and remarks
+
+
+def test_an_unknown_type_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"cannot quantize: type: expected one of f32, .*found 'q4km'; perhaps you"):
+        wanted_type("q4km", "quantize")
