@@ -24,20 +24,32 @@ static bool type_known(uint32_t type) {
     return type <= GGUF_F64;
 }
 
-/* Names of GGUF tensor types that exist and that this engine does not read; NULL for numbers that name none. */
-static const char *foreign_type_name(uint32_t type) {
+/* Types of GGUF that exist and that this engine does not read, and what they are; NULL for numbers that name none. */
+static const char *foreign_type(uint32_t type) {
     static const struct {
         uint32_t type;
-        const char *name;
-    } names[] = {
-        {6, "Q5_0"},   {7, "Q5_1"},   {9, "Q8_1"},     {10, "Q2_K"},   {11, "Q3_K"},    {12, "Q4_K"},  {13, "Q5_K"},
-        {14, "Q6_K"},  {15, "Q8_K"},  {16, "IQ2_XXS"}, {17, "IQ2_XS"}, {18, "IQ3_XXS"}, {19, "IQ1_S"}, {20, "IQ4_NL"},
-        {21, "IQ3_S"}, {22, "IQ2_S"}, {23, "IQ4_XS"},  {24, "I8"},     {25, "I16"},     {26, "I32"},   {27, "I64"},
-        {28, "F64"},   {29, "IQ1_M"}, {34, "TQ1_0"},   {35, "TQ2_0"},  {39, "MXFP4"},
+        const char *what;
+    } foreign[] = {
+        {9, "Q8_1, which files never hold"},
+        {15, "Q8_K, which files never hold"},
+        {16, "IQ2_XXS, whose codes need tables"},
+        {17, "IQ2_XS, whose codes need tables"},
+        {18, "IQ3_XXS, whose codes need tables"},
+        {19, "IQ1_S, whose codes need tables"},
+        {21, "IQ3_S, whose codes need tables"},
+        {22, "IQ2_S, whose codes need tables"},
+        {24, "I8, integers"},
+        {25, "I16, integers"},
+        {26, "I32, integers"},
+        {27, "I64, integers"},
+        {28, "F64, doubles"},
+        {29, "IQ1_M, whose codes need tables"},
+        {40, "NVFP4, which is newer than this engine"},
+        {41, "Q1_0, which is newer than this engine"},
     };
-    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
-        if (names[i].type == type) {
-            return names[i].name;
+    for (size_t i = 0; i < sizeof foreign / sizeof foreign[0]; i++) {
+        if (foreign[i].type == type) {
+            return foreign[i].what;
         }
     }
     return NULL;
@@ -225,14 +237,15 @@ static llamita_status size_tensor(gguf_file *file, gguf_tensor *t) {
     size_t block_bytes;
     const char *name;
     if (!tensor_type_blocks((tensor_type)t->type, &block_elements, &block_bytes, &name)) {
-        const char *foreign = foreign_type_name(t->type);
+        const char *foreign = foreign_type(t->type);
         return foreign ? reader_refuse(&file->from,
-                                       "tensor %.*s: type %s is not read by this engine; expected F32, F16, "
-                                       "BF16, Q8_0, Q4_0 or Q4_1; convert the model to one of these",
+                                       "tensor %.*s: it is of type %s; this engine reads F32, F16, BF16, Q8_0, Q4_0, "
+                                       "Q4_K, Q5_K, Q6_K and their like; convert the model to one of these "
+                                       "(llama-quantize --allow-requantize)",
                                        SHOWN(t->name), foreign)
                        : reader_refuse(&file->from,
-                                       "tensor %.*s: %" PRIu32 " is no tensor type; expected F32, F16, BF16, "
-                                       "Q8_0, Q4_0 or Q4_1; the file is damaged",
+                                       "tensor %.*s: expected the number of a tensor type, found %" PRIu32
+                                       "; the file is damaged or newer than this engine",
                                        SHOWN(t->name), t->type);
     }
     if (t->shape[0] % block_elements != 0) {

@@ -7,7 +7,6 @@
 
 #include "error.h"
 #include "gguf.h"
-#include "kernels.h"
 
 enum { NAME_BYTES = 64, SHAPE_BYTES = 96 };
 
@@ -45,8 +44,7 @@ static llamita_status check_kind(const gguf_file *file) {
     number = 2;
     status = status ? status : gguf_integer(file, "general.quantization_version", 0, INT32_MAX, &number, &found);
     for (size_t i = 0; !status && number != 2 && i < file->num_tensors; i++) {
-        uint32_t type = file->tensors[i].type;
-        if (type == TENSOR_Q8_0 || type == TENSOR_Q4_0 || type == TENSOR_Q4_1) {
+        if (tensor_type_is_quantised((tensor_type)file->tensors[i].type)) {
             return reader_refuse(&file->from,
                                  "general.quantization_version: expected 2, found %" PRId64 "; convert the "
                                  "model again",
@@ -226,19 +224,21 @@ static llamita_status take_vector(llamita_model *model, const gguf_file *file, c
     if (status) {
         return status;
     }
+    const tensor_type type = (tensor_type)t->type;
     const float *values = (const float *)(const void *)t->data;
-    if (t->type == TENSOR_F16 || t->type == TENSOR_BF16) {
-        float *converted = model_allocate(model, (size_t)length * sizeof *converted);
-        if (!converted) {
-            return reader_refuse_memory(&file->from, (uint64_t)length * sizeof *converted);
-        }
-        (t->type == TENSOR_F16 ? dequantise_f16 : dequantise_bf16)(t->data, length, converted);
-        values = converted;
-    } else if (t->type != TENSOR_F32) {
+    if (tensor_type_is_quantised(type)) {
         return reader_refuse(&file->from,
                              "tensor %s: expected type F32, F16 or BF16, found a quantised one; the file is "
                              "damaged",
                              name);
+    }
+    if (type != TENSOR_F32) {
+        float *converted = model_allocate(model, (size_t)length * sizeof *converted);
+        if (!converted) {
+            return reader_refuse_memory(&file->from, (uint64_t)length * sizeof *converted);
+        }
+        tensor_type_dequantise(type)(t->data, length, converted);
+        values = converted;
     }
     *vector = values;
     return model_check_finite(&file->from, name, values, length);
@@ -345,9 +345,30 @@ static llamita_status check_all_used(llamita_model *model, const gguf_file *file
     return LLAMITA_OK;
 }
 
+/* The kernels multiply matrices of these types. */
+static llamita_status check_runnable(const gguf_file *file) {
+    static const uint32_t runnable = 1U << TENSOR_F32 | 1U << TENSOR_F16 | 1U << TENSOR_BF16 | 1U << TENSOR_Q8_0 |
+                                     1U << TENSOR_Q4_0 | 1U << TENSOR_Q4_1;
+    for (size_t i = 0; i < file->num_tensors; i++) {
+        const gguf_tensor *t = &file->tensors[i];
+        if (t->type >= 32 || !(runnable >> t->type & 1)) {
+            int64_t block_elements;
+            size_t block_bytes;
+            const char *name = "";
+            tensor_type_blocks((tensor_type)t->type, &block_elements, &block_bytes, &name);
+            return reader_refuse(&file->from,
+                                 "tensor %.*s: type %s has no kernel in this engine yet; expected F32, F16, BF16, Q8_0, "
+                                 "Q4_0 or Q4_1; convert the model to one of these",
+                                 SHOWN(t->name), name);
+        }
+    }
+    return LLAMITA_OK;
+}
+
 static llamita_status fill(llamita_model *model, const gguf_file *file) {
     llamita_model_info *info = &model->info;
     llamita_status status = check_kind(file);
+    status = status ? status : check_runnable(file);
     status = status ? status : read_sizes(file, info);
     status = status ? status : read_numbers(file, info);
     status = status ? status : read_vocab_size(file, info);

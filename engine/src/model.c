@@ -20,7 +20,7 @@
 enum { MAX_HIDDEN = 1 << 20, MAX_FFN = 1 << 22, MAX_HEADS = 1 << 14, MAX_HEAD_DIM = 1 << 14, MAX_LAYERS = 1 << 12 };
 enum { MAX_VOCAB = 1 << 20, MEMORY_ALIGNMENT = 64 };
 
-/* ---------------------------------------------------------------- memory and types */
+/* ---------------------------------------------------------------- memory */
 
 void *model_allocate(llamita_model *model, size_t num_bytes) {
     if (num_bytes > SIZE_MAX - MEMORY_ALIGNMENT) {
@@ -38,27 +38,6 @@ void *model_allocate(llamita_model *model, size_t num_bytes) {
         owned[model->num_owned++] = memory;
     }
     return memory;
-}
-
-bool tensor_type_blocks(tensor_type type, int64_t *block_elements, size_t *block_bytes, const char **name) {
-    static const struct {
-        tensor_type type;
-        int64_t elements;
-        size_t bytes;
-        const char *name;
-    } types[] = {
-        {TENSOR_F32, 1, 4, "F32"},     {TENSOR_F16, 1, 2, "F16"},     {TENSOR_BF16, 1, 2, "BF16"},
-        {TENSOR_Q8_0, 32, 34, "Q8_0"}, {TENSOR_Q4_0, 32, 18, "Q4_0"}, {TENSOR_Q4_1, 32, 20, "Q4_1"},
-    };
-    for (size_t i = 0; i < sizeof types / sizeof types[0]; i++) {
-        if (types[i].type == type) {
-            *block_elements = types[i].elements;
-            *block_bytes = types[i].bytes;
-            *name = types[i].name;
-            return true;
-        }
-    }
-    return false;
 }
 
 /* ---------------------------------------------------------------- what both formats need */
@@ -154,7 +133,7 @@ static int64_t tensor_bytes(const tensor *t) {
 static void describe(llamita_model *model) {
     llamita_model_info *info = &model->info;
     int64_t norm_elements = (2 * (int64_t)info->num_hidden_layers + 1) * info->hidden_size;
-    int64_t elements_of[TENSOR_BF16 + 1] = {0};
+    int64_t elements_of[TENSOR_TYPES_END] = {0};
     info->num_parameters = norm_elements + tensor_elements(&model->token_embedding);
     info->decode_bytes = norm_elements * (int64_t)sizeof(float) + tensor_bytes(&model->output) +
                          (int64_t)model->token_embedding.row_bytes;
@@ -175,7 +154,7 @@ static void describe(llamita_model *model) {
     info->kv_bytes_per_token =
         2 * (int64_t)info->num_hidden_layers * info->num_key_value_heads * info->head_dim * (int64_t)sizeof(float);
     int most = 0;
-    for (int type = 0; type <= TENSOR_BF16; type++) {
+    for (int type = 0; type < TENSOR_TYPES_END; type++) {
         most = elements_of[type] > elements_of[most] ? type : most;
     }
     int64_t block_elements;

@@ -7,16 +7,7 @@
 #define LLAMITA_MODEL_H
 
 #include "llamita.h"
-
-/* GGUF's numbers. */
-typedef enum {
-    TENSOR_F32 = 0,
-    TENSOR_F16 = 1,
-    TENSOR_Q4_0 = 2,
-    TENSOR_Q4_1 = 3,
-    TENSOR_Q8_0 = 8,
-    TENSOR_BF16 = 30,
-} tensor_type;
+#include "tensor_type.h"
 
 /* A matrix [num_rows][row_length], row-major; row_length is a multiple of its type's block. The data is aligned to 4
  * bytes for F32, 2 for all else, and to no more: llama2.c files put the first float at byte 28. */
@@ -95,8 +86,5 @@ llamita_status model_fill_rope(llamita_model *model, const struct reader *from, 
 
 /* Refuses NaN, infinities: name is the tensor's, for the message. */
 llamita_status model_check_finite(const struct reader *from, const char *name, const float *values, int64_t length);
-
-/* Sizes of a type: elements and bytes of one block; false if the engine does not read it. */
-bool tensor_type_blocks(tensor_type type, int64_t *block_elements, size_t *block_bytes, const char **name);
 
 #endif

@@ -10,17 +10,6 @@ bool tensor_is_quantised(const tensor *weights) {
     return weights->type == TENSOR_Q8_0 || weights->type == TENSOR_Q4_0 || weights->type == TENSOR_Q4_1;
 }
 
-static dequantise_kernel *dequantise_of(tensor_type type) {
-    switch (type) {
-    case TENSOR_F16: return dequantise_f16;
-    case TENSOR_BF16: return dequantise_bf16;
-    case TENSOR_Q8_0: return dequantise_q8_0;
-    case TENSOR_Q4_0: return dequantise_q4_0;
-    case TENSOR_Q4_1: return dequantise_q4_1;
-    default: return dequantise_f32;
-    }
-}
-
 static matmul_kernel *matmul_of(const kernels *k, tensor_type type) {
     switch (type) {
     case TENSOR_F16: return k->matmul_f16;
@@ -36,8 +25,8 @@ void embed(worker w, const tensor *table, const int32_t *ids, int32_t num_tokens
     int64_t begin, end;
     threads_share(w, num_tokens, 1, &begin, &end);
     for (int64_t t = begin; t < end; t++)
-        dequantise_of(table->type)((const char *)table->data + (size_t)ids[t] * table->row_bytes, table->row_length,
-                                   out + t * table->row_length);
+        tensor_type_dequantise(table->type)((const char *)table->data + (size_t)ids[t] * table->row_bytes,
+                                            table->row_length, out + t * table->row_length);
 }
 
 void rms_norm(worker w, const kernels *k, const float *in, const float *weight, float epsilon, int32_t num_tokens,

@@ -102,14 +102,7 @@ static inline void *random_rows(tensor_type type, int64_t num_rows, int64_t leng
 }
 
 static inline void dequantise_row(tensor_type type, const void *row, int64_t length, float *out) {
-    switch (type) {
-    case TENSOR_F16: dequantise_f16(row, length, out); break;
-    case TENSOR_BF16: dequantise_bf16(row, length, out); break;
-    case TENSOR_Q8_0: dequantise_q8_0(row, length, out); break;
-    case TENSOR_Q4_0: dequantise_q4_0(row, length, out); break;
-    case TENSOR_Q4_1: dequantise_q4_1(row, length, out); break;
-    default: dequantise_f32(row, length, out);
-    }
+    tensor_type_dequantise(type)(row, length, out);
 }
 
 /* ------------------------------------------------------------------ models */

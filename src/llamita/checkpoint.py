@@ -1,6 +1,7 @@
 """OWNER of the checkpoint directory, a Hugging Face folder: writes it whole or not at all, reads it back, finds it.
 
     config.json  model.safetensors  tokenizer.json  tokenizer_config.json  generation_config.json  [tokenizer.model]
+    (or model-00001-of-0000N.safetensors … and model.safetensors.index.json)
     training/state.json        what resuming needs as JSON: step, random states, data position, …
     training/state.safetensors …and as tensors: the optimizer's moments, …
 
@@ -15,12 +16,11 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+import torch
 from torch import Tensor
 
 from llamita.atomic import atomic_directory
@@ -28,9 +28,23 @@ from llamita.config import ModelConfig
 from llamita.errors import CheckpointError, FormatError, OutputError
 from llamita.formats import tensor_table
 from llamita.formats.huggingface import config_from_dict, config_to_dict
+from llamita.formats.stored_tensors import (
+    FLOAT_DTYPES,
+    INDEX,
+    WEIGHTS,
+    StoredTensors,
+    TensorEntry,
+    TensorReader,
+    open_stored_tensors,
+    write_safetensors,
+    write_stored_tensors,
+)
 from llamita.model.llama import Llama
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json")
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "tokenizer.bin", "special_tokens_map.json",
+    "chat_template.jinja",
+)  # fmt: skip
 STEP_NAME = re.compile(r"step-(\d{8})")
 
 
@@ -55,16 +69,41 @@ def save_checkpoint(
     Raises OutputError if it exists already or cannot be written.
     """
     with atomic_directory(directory) as temporary:
-        _write_json(temporary / "config.json", config_to_dict(config))
-        _write_json(temporary / "generation_config.json", _generation_config(config))
-        _write_tensors(temporary / "model.safetensors", tensors)
-        for name in TOKENIZER_FILES:
-            if tokenizer_dir is not None and (tokenizer_dir / name).is_file():
-                shutil.copyfile(tokenizer_dir / name, temporary / name)
+        _write_settings(temporary, config, _main_dtype(_entries(tensors)))
+        _write_tensors(temporary / WEIGHTS, tensors)
+        if tokenizer_dir is not None:
+            copy_tokenizer(tokenizer_dir, temporary)
         if training is not None:
             (temporary / "training").mkdir()
             _write_json(temporary / "training" / "state.json", training.values)
             _write_tensors(temporary / "training" / "state.safetensors", training.tensors)
+
+
+def stream_checkpoint(
+    directory: Path,
+    config: ModelConfig,
+    entries: Sequence[TensorEntry],
+    tensor: TensorReader,
+    write_tokenizer: Callable[[Path], None],
+    shard_bytes: int | None = None,
+) -> int:
+    """Write a new checkpoint folder, whole or not at all, with one tensor in memory at a time; returns its weights'
+    bytes.
+
+    entries: what will come, by Hugging Face's names. tensor: gives each, once. write_tokenizer: puts its files into
+    the folder. shard_bytes: of a weights file (None: one file). Raises OutputError.
+    """
+    with atomic_directory(directory) as temporary:
+        _write_settings(temporary, config, _main_dtype(entries))
+        write_tokenizer(temporary)
+        return write_stored_tensors(temporary, entries, tensor, shard_bytes)
+
+
+def copy_tokenizer(source: Path, directory: Path) -> None:
+    """Copy the tokenizer's files from one folder to another as they are."""
+    for name in TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, directory / name)
 
 
 def resolve_checkpoint(path: Path, *, prefer: str = "best") -> Path:
@@ -73,10 +112,10 @@ def resolve_checkpoint(path: Path, *, prefer: str = "best") -> Path:
     Raises CheckpointError if there is none.
     """
     path = Path(path)
-    if (path / "config.json").is_file() and (path / "model.safetensors").is_file():
+    if (path / "config.json").is_file() and _has_weights(path):
         return path
     for link in (prefer, "latest"):
-        if (path / link / "model.safetensors").is_file():
+        if _has_weights(path / link):
             return path / link
     if not path.exists():
         raise CheckpointError(f"cannot open checkpoint {path}: no such folder")
@@ -88,6 +127,10 @@ def resolve_checkpoint(path: Path, *, prefer: str = "best") -> Path:
     )
 
 
+def _has_weights(path: Path) -> bool:
+    return (path / WEIGHTS).is_file() or (path / INDEX).is_file()
+
+
 def load_config(directory: Path) -> ModelConfig:
     """The shape and constants of a checkpoint. Raises CheckpointError."""
     path = resolve_checkpoint(directory) / "config.json"
@@ -95,8 +138,13 @@ def load_config(directory: Path) -> ModelConfig:
 
 
 def load_tensors(directory: Path) -> dict[str, Tensor]:
-    """All tensors of model.safetensors by their Hugging Face names, in the types they are stored in."""
-    return _read_tensors(resolve_checkpoint(directory) / "model.safetensors")
+    """All weights by their Hugging Face names, in the types they are stored in. Raises CheckpointError."""
+    return _read_tensors(resolve_checkpoint(directory))
+
+
+def open_tensors(directory: Path) -> StoredTensors:
+    """The weights, to be read one at a time; from one file or from shards. Raises CheckpointError."""
+    return _open_tensors(resolve_checkpoint(directory))
 
 
 def load_model(directory: Path, *, dropout: float = 0.0) -> Llama:
@@ -126,7 +174,7 @@ def load_training_state(directory: Path) -> TrainingState:
     folder = resolve_checkpoint(directory, prefer="latest") / "training"
     if not folder.is_dir():
         raise CheckpointError(f"cannot resume from {directory}: it has no training/ folder; only weights were kept")
-    return TrainingState(_read_json(folder / "state.json"), _read_tensors(folder / "state.safetensors"))
+    return TrainingState(_read_json(folder / "state.json"), _read_tensors(folder, "state"))
 
 
 # ---------------------------------------------------------------- run directories
@@ -185,16 +233,35 @@ def _read_json(path: Path) -> dict[str, Any]:
     return values
 
 
+def _write_settings(folder: Path, config: ModelConfig, dtype: torch.dtype) -> None:
+    _write_json(folder / "config.json", config_to_dict(config, str(dtype).removeprefix("torch.")))
+    _write_json(folder / "generation_config.json", _generation_config(config))
+
+
+def _main_dtype(entries: Sequence[TensorEntry]) -> torch.dtype:
+    """The type of most weights, as config.json says it."""
+    sizes = {dtype: sum(e.num_bytes for e in entries if e.dtype == dtype) for dtype in FLOAT_DTYPES}
+    return max(sizes, key=lambda dtype: sizes[dtype])
+
+
+def _entries(tensors: Mapping[str, Tensor]) -> list[TensorEntry]:
+    return [TensorEntry(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()]
+
+
 def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    try:
-        save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path, {"format": "pt"})
-    except SafetensorError as error:  # how the library reports a full disk
-        raise OutputError(f"cannot write {path}: {error}") from error
+    write_safetensors(path, _entries(tensors), lambda name: tensors[name].cpu())
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
+def _open_tensors(folder: Path, stem: str = "model") -> StoredTensors:
     try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"cannot read {path}: {error}") from error
+        return open_stored_tensors(folder, stem)
+    except FormatError as error:
+        raise CheckpointError(str(error)) from error
+
+
+def _read_tensors(folder: Path, stem: str = "model") -> dict[str, Tensor]:
+    stored = _open_tensors(folder, stem)
+    try:
+        return {name: stored.read(name) for name in stored.shapes}
+    except FormatError as error:
+        raise CheckpointError(str(error)) from error

@@ -46,8 +46,8 @@ _FIXED: dict[str, tuple[tuple[Any, ...], str]] = {
 }
 
 
-def config_to_dict(config: ModelConfig) -> dict[str, Any]:
-    """The content of config.json for a ModelConfig; transformers 4 and 5 both read it."""
+def config_to_dict(config: ModelConfig, dtype: str = "float32") -> dict[str, Any]:
+    """The content of config.json for a ModelConfig whose weights are of this type; transformers 4 and 5 read it."""
     scaling = normalise_rope_scaling(config.rope_scaling, "model config")
     eos = config.eos_token_id
     return {
@@ -73,7 +73,7 @@ def config_to_dict(config: ModelConfig) -> dict[str, Any]:
         "rope_scaling": scaling,
         "rope_theta": config.rope_theta,
         "tie_word_embeddings": config.tie_word_embeddings,
-        "torch_dtype": "float32",
+        "torch_dtype": dtype,
         "vocab_size": config.vocab_size,
     }
 

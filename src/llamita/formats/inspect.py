@@ -136,8 +136,10 @@ def _inspect_folder(path: Path) -> Inspection:
         facts.append(("tokenizer", "none"))
     if (folder / "training").is_dir():
         facts.append(("training", f"state kept, {_num_bytes(folder / 'training'):,} bytes"))
-    weights = _inspect_safetensors(folder / "model.safetensors", 0)
-    return Inspection(path, "checkpoint", _num_bytes(folder), tuple(facts), weights.tensors)
+    weights = folder / "model.safetensors"
+    shards = sorted(folder.glob("model-*-of-*.safetensors")) if not weights.is_file() else [weights]
+    rows = [row for shard in shards for row in _inspect_safetensors(shard, 0).tensors]
+    return Inspection(path, "checkpoint", _num_bytes(folder), tuple(facts), tuple(rows))
 
 
 def _inspect_store(path: Path) -> Inspection:

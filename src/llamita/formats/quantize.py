@@ -1,9 +1,6 @@
 """Float arrays to the block bytes of GGUF's tensor types and back, in numpy: vectorised and deterministic.
 
-A quantised row is cut into blocks of 32 numbers; all scales are little-endian fp16. Bytes of a block, and its numbers:
-    Q8_0  34: d, 32 int8 q                 x = d·q
-    Q4_0  18: d, 16 bytes of two q         x = d·(q - 8); byte j: low half q[j], high half q[j + 16]
-    Q4_1  20: d, m, 16 bytes of two q      x = d·q + m
+The formats of the blocks are described where they are decoded: quantize_blocks.py and quantize_k.py.
 Q8_0 and Q4_1 are ggml's reference rule, byte for byte. Q4_0 searches: of the scales near ggml's it keeps, for each
 block, the one with the least squared error (after rounding to fp16), ggml's own among the candidates, so that no block
 is worse than ggml's reference rule makes it.
@@ -19,12 +16,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llamita.errors import FormatError
+from llamita.formats import quantize_blocks, quantize_k
+from llamita.formats.quantize_blocks import BLOCK, Bytes, Floats
+from llamita.formats.quantize_k import SUPER
 
-Floats = NDArray[np.float32]
-Bytes = NDArray[np.uint8]
-TypeName = Literal["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1"]
+__all__ = ["BLOCK", "TYPES", "WRITTEN_TYPES", "Bytes", "Floats", "TensorType", "TypeName", "dequantize", "quantize"]
 
-BLOCK = 32  # numbers in a block of Q8_0, Q4_0, Q4_1
+TypeName = Literal[
+    "F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "IQ4_NL", "MXFP4",
+    "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS", "TQ1_0", "TQ2_0",
+]  # fmt: skip
+
 _CHUNK_BLOCKS = 4096  # blocks quantised at a time: 512 KiB of floats stay in the cache
 _HALF_MAX = float(np.finfo(np.float16).max)
 
@@ -52,26 +54,47 @@ class TensorType:
         return row_length % self.block_elements == 0
 
 
-TYPES: dict[str, TensorType] = {
-    "F32": TensorType("F32", 0, 1, 4),
-    "F16": TensorType("F16", 1, 1, 2),
-    "Q4_0": TensorType("Q4_0", 2, BLOCK, 18),
-    "Q4_1": TensorType("Q4_1", 3, BLOCK, 20),
-    "Q8_0": TensorType("Q8_0", 8, BLOCK, 34),
-    "BF16": TensorType("BF16", 30, 1, 2),
-}
+def _table(*types: TensorType) -> dict[str, TensorType]:
+    return {kind.name: kind for kind in types}
+
+
+TYPES: dict[str, TensorType] = _table(
+    TensorType("F32", 0, 1, 4),
+    TensorType("F16", 1, 1, 2),
+    TensorType("Q4_0", 2, BLOCK, 18),
+    TensorType("Q4_1", 3, BLOCK, 20),
+    TensorType("Q5_0", 6, BLOCK, 22),
+    TensorType("Q5_1", 7, BLOCK, 24),
+    TensorType("Q8_0", 8, BLOCK, 34),
+    TensorType("Q2_K", 10, SUPER, 84),
+    TensorType("Q3_K", 11, SUPER, 110),
+    TensorType("Q4_K", 12, SUPER, 144),
+    TensorType("Q5_K", 13, SUPER, 176),
+    TensorType("Q6_K", 14, SUPER, 210),
+    TensorType("IQ4_NL", 20, BLOCK, 18),
+    TensorType("IQ4_XS", 23, SUPER, 136),
+    TensorType("BF16", 30, 1, 2),
+    TensorType("TQ1_0", 34, SUPER, 54),
+    TensorType("TQ2_0", 35, SUPER, 66),
+    TensorType("MXFP4", 39, BLOCK, 17),
+)
+
+
+WRITTEN_TYPES: tuple[TypeName, ...] = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1")  # the others are only read
 
 
 def quantize(array: NDArray[Any], type: TypeName, where: str = "tensor") -> Bytes:
-    """The bytes of an array [..., row length] in this type, flat.
+    """The bytes of an array [..., row length] in this type, one of WRITTEN_TYPES, flat.
 
     Raises FormatError naming `where` if a number is NaN or infinite or too large for the type, or if the rows are not
     whole blocks.
     """
+    assert type in WRITTEN_TYPES, f"{type} is only read"
     row_length = array.shape[-1] if array.ndim else 1
     if not TYPES[type].fits(row_length):
         raise FormatError(
-            f"cannot store {where} as {type}: rows of {row_length} numbers are not whole blocks of {BLOCK}; use F16"
+            f"cannot store {where} as {type}: rows of {row_length} numbers are not whole blocks of "
+            f"{TYPES[type].block_elements}; use F16"
         )
     flat = np.ascontiguousarray(array, dtype=np.float32).reshape(-1)
     out = np.empty(TYPES[type].num_bytes(flat.size), dtype=np.uint8)
@@ -97,8 +120,9 @@ def dequantize(data: NDArray[Any] | bytes | memoryview, type: TypeName, shape: t
     out = np.empty(shape, dtype=np.float32)
     flat = out.reshape(-1)
     assert raw.size == TYPES[type].num_bytes(flat.size), f"{raw.size} bytes are not {flat.size} numbers of {type}"
-    for numbers, source in _chunks(flat, raw, TYPES[type]):
-        numbers[:] = _DECODERS[type](source).reshape(-1)
+    with np.errstate(all="ignore"):  # damaged scales give infinities and NaN, as they do everywhere else
+        for numbers, source in _chunks(flat, raw, TYPES[type]):
+            numbers[:] = _DECODERS[type](source.reshape(-1, TYPES[type].block_bytes)).reshape(-1)
     return out
 
 
@@ -168,11 +192,6 @@ def _encode_q8_0(x: Floats) -> Bytes | None:
     return np.concatenate([_bytes(halves), rounded.astype(np.int8).view(np.uint8)], axis=1)
 
 
-def _decode_q8_0(raw: Bytes) -> Floats:
-    blocks = raw.reshape(-1, TYPES["Q8_0"].block_bytes)
-    return _half_column(blocks, 0) * blocks[:, 2:].view(np.int8).astype(np.float32)
-
-
 def _encode_q4_0(x: Floats) -> Bytes | None:
     """Works on the transpose [32, n], where sums and maxima over a block are whole-row operations."""
     columns = np.ascontiguousarray(x.reshape(-1, BLOCK).T)
@@ -231,12 +250,6 @@ def _half_rounded(scale: Floats) -> Floats:
     return clipped.astype(np.float16).astype(np.float32)
 
 
-def _decode_q4_0(raw: Bytes) -> Floats:
-    blocks = raw.reshape(-1, TYPES["Q4_0"].block_bytes)
-    numbers: Floats = _half_column(blocks, 0) * (_unpack_nibbles(blocks[:, 2:]) - np.float32(8))
-    return numbers
-
-
 def _encode_q4_1(x: Floats) -> Bytes | None:
     blocks = x.reshape(-1, BLOCK)
     low = blocks.min(axis=1, keepdims=True)
@@ -244,11 +257,6 @@ def _encode_q4_1(x: Floats) -> Bytes | None:
     codes = np.trunc((blocks - low) * _inverse(scale) + np.float32(0.5)).clip(0, 15).astype(np.uint8)
     halves, low_halves = _halves(scale), _halves(low)
     return None if halves is None or low_halves is None else _pack_nibbles([halves, low_halves], codes)
-
-
-def _decode_q4_1(raw: Bytes) -> Floats:
-    blocks = raw.reshape(-1, TYPES["Q4_1"].block_bytes)
-    return _half_column(blocks, 0) * _unpack_nibbles(blocks[:, 4:]) + _half_column(blocks, 2)
 
 
 def _inverse(scale: Floats) -> Floats:
@@ -263,21 +271,16 @@ def _pack_nibbles(headers: list[NDArray[np.float16]], codes: Bytes) -> Bytes:
     return np.concatenate([*(_bytes(h.reshape(-1, 1)) for h in headers), packed], axis=1)
 
 
-def _unpack_nibbles(packed: Bytes) -> Floats:
-    """Codes 0 … 15 as floats [n, 32] from [n, 16]."""
-    return np.concatenate([packed & np.uint8(15), packed >> np.uint8(4)], axis=1).astype(np.float32)
-
-
-def _half_column(blocks: Bytes, offset: int) -> Floats:
-    """The fp16 at this byte of each block, [n, 1]."""
-    return np.ascontiguousarray(blocks[:, offset : offset + 2]).view("<f2").astype(np.float32)
-
-
 _ENCODERS = {
     "F32": _encode_f32, "F16": _encode_f16, "BF16": _encode_bf16,
     "Q8_0": _encode_q8_0, "Q4_0": _encode_q4_0, "Q4_1": _encode_q4_1,
 }  # fmt: skip
 _DECODERS = {
     "F32": _decode_f32, "F16": _decode_f16, "BF16": _decode_bf16,
-    "Q8_0": _decode_q8_0, "Q4_0": _decode_q4_0, "Q4_1": _decode_q4_1,
+    "Q8_0": quantize_blocks.decode_q8_0, "Q4_0": quantize_blocks.decode_q4_0, "Q4_1": quantize_blocks.decode_q4_1,
+    "Q5_0": quantize_blocks.decode_q5_0, "Q5_1": quantize_blocks.decode_q5_1,
+    "IQ4_NL": quantize_blocks.decode_iq4_nl, "MXFP4": quantize_blocks.decode_mxfp4,
+    "Q2_K": quantize_k.decode_q2_k, "Q3_K": quantize_k.decode_q3_k, "Q4_K": quantize_k.decode_q4_k,
+    "Q5_K": quantize_k.decode_q5_k, "Q6_K": quantize_k.decode_q6_k, "IQ4_XS": quantize_k.decode_iq4_xs,
+    "TQ1_0": quantize_k.decode_tq1_0, "TQ2_0": quantize_k.decode_tq2_0,
 }  # fmt: skip

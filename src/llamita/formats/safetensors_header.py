@@ -24,12 +24,12 @@ DTYPE_BYTES: Final = {
 
 @dataclasses.dataclass(frozen=True)
 class StoredTensor:
-    """A tensor of a .safetensors file. start: of its first byte, counted from the end of the header."""
+    """A tensor of a .safetensors file. offset: in the file, of its first byte."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
-    start: int
+    offset: int
     num_bytes: int
 
 
@@ -53,14 +53,17 @@ def read_safetensors_header(path: Path) -> tuple[list[StoredTensor], dict[str, s
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise FormatError(f"cannot read {path}: __metadata__: expected an object of strings")
-    tensors = [_tensor(path, name, entry) for name, entry in header.items()]
-    tensors.sort(key=lambda tensor: (tensor.start, tensor.num_bytes))
+    data_start = 8 + length
+    tensors = [_tensor(path, name, entry, data_start) for name, entry in header.items()]
+    tensors.sort(key=lambda tensor: (tensor.offset, tensor.num_bytes))
     end = 0
     for tensor in tensors:
-        if tensor.start != end:
-            raise FormatError(f"cannot read {path}: tensor {tensor.name}: expected offset {end}, found {tensor.start}")
+        start = tensor.offset - data_start
+        if start != end:
+            raise FormatError(f"cannot read {path}: tensor {tensor.name}: expected offset {end}, found {start}")
         end += tensor.num_bytes
-    found = len(mapping) - 8 - length
+    found = len(mapping) - data_start
+    mapping.close()
     if end != found:
         raise FormatError(f"cannot read {path}: data: expected {end} bytes, found {found}; it is truncated or damaged")
     return tensors, metadata
@@ -74,7 +77,7 @@ def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def _tensor(path: Path, name: str, entry: Any) -> StoredTensor:
+def _tensor(path: Path, name: str, entry: Any, data_start: int) -> StoredTensor:
     try:
         dtype, shape, (start, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
         whole = all(isinstance(number, int) and not isinstance(number, bool) for number in (*shape, start, end))
@@ -88,4 +91,4 @@ def _tensor(path: Path, name: str, entry: Any) -> StoredTensor:
         ) from error
     if end - start != num_bytes:
         raise FormatError(f"cannot read {path}: tensor {name}: expected {num_bytes} bytes, found {end - start}")
-    return StoredTensor(name, dtype, tuple(shape), start, num_bytes)
+    return StoredTensor(name, dtype, tuple(shape), data_start + start, num_bytes)

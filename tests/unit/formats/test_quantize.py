@@ -11,9 +11,9 @@ from hypothesis.extra import numpy as arrays
 
 from llamita.errors import FormatError
 from llamita.formats.gguf import BLOCK_SIZES
-from llamita.formats.quantize import TYPES, dequantize, quantize
+from llamita.formats.quantize import TYPES, WRITTEN_TYPES, dequantize, quantize
 
-NAMES = list(TYPES)
+NAMES = list(WRITTEN_TYPES)
 BLOCKED = ["Q8_0", "Q4_0", "Q4_1"]
 
 
