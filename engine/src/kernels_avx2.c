@@ -36,6 +36,11 @@ INLINE __m256 load_halves(const uint8_t *address) {
     return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)address));
 }
 
+INLINE __m256i widen(const uint8_t *eight, const bool is_signed) {
+    const __m128i bytes = _mm_loadl_epi64((const __m128i *)(const void *)eight);
+    return is_signed ? _mm256_cvtepi8_epi32(bytes) : _mm256_cvtepu8_epi32(bytes);
+}
+
 /* Eight outputs of a column, those of them that are rows of the matrix. */
 INLINE void store_rows(const matmul_job *job, int64_t panel, int64_t column, __m256 sums) {
     const int64_t row = panel * PANEL_ROWS, left = job->num_rows - row;
@@ -48,6 +53,7 @@ INLINE void store_rows(const matmul_job *job, int64_t panel, int64_t column, __m
 
 INLINE __m256 load_weights(const char *panel, int64_t k, const panel_format format) {
     if (format == PANEL_F32) return _mm256_loadu_ps((const float *)(const void *)panel + PANEL_ROWS * k);
+    if (format == PANEL_I8) return _mm256_cvtepi32_ps(widen((const uint8_t *)panel + PANEL_ROWS * k, true));
     const __m128i halves = _mm_loadu_si128((const __m128i *)(const void *)(panel + 2 * PANEL_ROWS * k));
     if (format == PANEL_F16) return _mm256_cvtph_ps(halves);
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(halves), 16));
@@ -110,6 +116,7 @@ INLINE void float_matmul(const matmul_job *job, const panel_format format) {
 static void matmul_f32(const matmul_job *job) { float_matmul(job, PANEL_F32); }
 static void matmul_f16(const matmul_job *job) { float_matmul(job, PANEL_F16); }
 static void matmul_bf16(const matmul_job *job) { float_matmul(job, PANEL_BF16); }
+static void matmul_i8(const matmul_job *job) { float_matmul(job, PANEL_I8); }
 
 /* ------------------------------------------------------------------ quantised matrices */
 
@@ -165,13 +172,6 @@ INLINE void sum_quads(const uint8_t *codes, const activation_block *const *block
     }
 }
 
-INLINE __m256 half_scales(const uint8_t *header) { return load_halves(header); }
-
-INLINE __m256i widen(const uint8_t *eight, const bool is_signed) {
-    const __m128i bytes = _mm_loadl_epi64((const __m128i *)(const void *)eight);
-    return is_signed ? _mm256_cvtepi8_epi32(bytes) : _mm256_cvtepu8_epi32(bytes);
-}
-
 /* The block's part of sums[c], in the order of kernels.h. */
 INLINE void add_block(const uint8_t *codes, const uint8_t *header, const uint8_t *super,
                       const activation_block *const *blocks, const int columns, const panel_format format,
@@ -194,14 +194,14 @@ INLINE void add_block(const uint8_t *codes, const uint8_t *header, const uint8_t
         sum_quads(codes, blocks, 0, 8, columns, format, whole);
     }
     if (format == PANEL_Q6_K) {
-        scale = half_scales(super);
+        scale = load_halves(super);
     } else if (format == PANEL_Q4_K || format == PANEL_Q5_K) {
-        scale = _mm256_mul_ps(half_scales(super), _mm256_cvtepi32_ps(widen(header, false)));
-        minimum = _mm256_mul_ps(half_scales(super + 16), _mm256_cvtepi32_ps(widen(header + PANEL_ROWS, false)));
+        scale = _mm256_mul_ps(load_halves(super), _mm256_cvtepi32_ps(widen(header, false)));
+        minimum = _mm256_mul_ps(load_halves(super + 16), _mm256_cvtepi32_ps(widen(header + PANEL_ROWS, false)));
         minimum = _mm256_sub_ps(_mm256_setzero_ps(), minimum);
     } else {
-        scale = half_scales(header);
-        if (has_minimum) minimum = half_scales(header + 16);
+        scale = load_halves(header);
+        if (has_minimum) minimum = load_halves(header + 16);
     }
     UNROLL for (int c = 0; c < columns; c++) {
         if (format == PANEL_Q4_0) whole[c] = _mm256_sub_epi32(whole[c], _mm256_set1_epi32(blocks[c]->eight_sums));
@@ -387,8 +387,8 @@ static void swiglu(float *gate, const float *up, int64_t length) {
 
 const kernels kernels_avx2 = {
     .name = "avx2",
-    .matmul = {matmul_f32, matmul_f16, matmul_bf16, matmul_q8_0, matmul_q4_0, matmul_q4_1, matmul_q5_1, matmul_q4_k,
-               matmul_q5_k, matmul_q6_k},
+    .matmul = {matmul_f32, matmul_f16, matmul_bf16, matmul_i8, matmul_q8_0, matmul_q4_0, matmul_q4_1, matmul_q5_1,
+               matmul_q4_k, matmul_q5_k, matmul_q6_k},
     .quantise = quantise,
     .to_halves = to_halves,
     .sum_of_squares = sum_of_squares,

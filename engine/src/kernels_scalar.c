@@ -18,6 +18,8 @@ static inline float load_f32(const void *address) {
     return value;
 }
 
+static inline float load_i8(const void *address) { return (float)*(const int8_t *)address; }
+
 typedef float load_function(const void *address);
 
 static inline void multiply_floats(const matmul_job *job, size_t element_bytes, load_function *load) {
@@ -37,6 +39,7 @@ static inline void multiply_floats(const matmul_job *job, size_t element_bytes, 
 static void matmul_f32(const matmul_job *job) { multiply_floats(job, 4, load_f32); }
 static void matmul_f16(const matmul_job *job) { multiply_floats(job, 2, float_from_half); }
 static void matmul_bf16(const matmul_job *job) { multiply_floats(job, 2, float_from_bfloat); }
+static void matmul_i8(const matmul_job *job) { multiply_floats(job, 1, load_i8); }
 
 /* ------------------------------------------------------------------ quantised matrices */
 
@@ -168,8 +171,8 @@ static void swiglu(float *gate, const float *up, int64_t length) {
 
 const kernels kernels_scalar = {
     .name = "scalar",
-    .matmul = {matmul_f32, matmul_f16, matmul_bf16, matmul_q8_0, matmul_q4_0, matmul_q4_1, matmul_q5_1, matmul_q4_k,
-               matmul_q5_k, matmul_q6_k},
+    .matmul = {matmul_f32, matmul_f16, matmul_bf16, matmul_i8, matmul_q8_0, matmul_q4_0, matmul_q4_1, matmul_q5_1,
+               matmul_q4_k, matmul_q5_k, matmul_q6_k},
     .quantise = quantise,
     .to_halves = to_halves,
     .sum_of_squares = sum_of_squares,

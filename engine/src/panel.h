@@ -3,7 +3,7 @@
  * A vector lane is an output row, so nothing is ever summed across lanes, and a panel is read from its first byte to its
  * last. Rows beyond the matrix in the last panel are zeros. K is the row length, a block 32 and a super-block 256 of it.
  *
- *   F32, F16, BF16   [K][8] numbers
+ *   F32, F16, BF16   [K][8] numbers; I8 (of caches only): [K][8] whole numbers
  *   the others       codes   [K/32][bytes of a block's codes], of which each 32-bit lane is a row:
  *                      8 bits: [8 quads][8 rows][4]: quad q holds k = 4q .. 4q + 3 of the block
  *                      4 bits: [4][8 rows][4]: low halves are quads 0 .. 3, high halves quads 4 .. 7
@@ -38,6 +38,7 @@ typedef enum {
     PANEL_F32,
     PANEL_F16,
     PANEL_BF16,
+    PANEL_I8,
     PANEL_Q8_0,
     PANEL_Q4_0,
     PANEL_Q4_1,
@@ -46,7 +47,7 @@ typedef enum {
     PANEL_Q5_K,
     PANEL_Q6_K,
 } panel_format;
-#define NUM_PANEL_FORMATS 10
+#define NUM_PANEL_FORMATS 11
 
 /* Sizes of a format, in bytes. element_bytes: of float formats, 0 for the others. */
 typedef struct {
@@ -58,6 +59,7 @@ static inline panel_layout panel_layout_of(panel_format format) {
     case PANEL_F32: return (panel_layout){32, 0, 0, 0};
     case PANEL_F16: return (panel_layout){16, 0, 0, 0};
     case PANEL_BF16: return (panel_layout){16, 0, 0, 0};
+    case PANEL_I8: return (panel_layout){8, 0, 0, 0};
     case PANEL_Q8_0: return (panel_layout){0, 256, 16, 0};
     case PANEL_Q4_0: return (panel_layout){0, 128, 16, 0};
     case PANEL_Q4_1: return (panel_layout){0, 128, 32, 0};
