@@ -149,7 +149,7 @@ static void describe(llamita_model *model) {
         }
     }
     info->kv_bytes_per_token =
-        2 * (int64_t)info->num_hidden_layers * info->num_key_value_heads * info->head_dim * (int64_t)sizeof(float);
+        2 * (int64_t)info->num_hidden_layers * info->num_key_value_heads * info->head_dim * (int64_t)sizeof(uint16_t);
     int most = 0;
     for (int type = 0; type < TENSOR_TYPES_END; type++) {
         most = elements_of[type] > elements_of[most] ? type : most;
