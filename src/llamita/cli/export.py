@@ -1,29 +1,43 @@
-"""`llamita export CHECKPOINT OUT`: a checkpoint to one model file."""
+"""`llamita export CHECKPOINT OUT`: a checkpoint to one model file, or to a Hugging Face folder."""
 
 from __future__ import annotations
 
 import dataclasses
+import re
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
+from llamita.cli.byte_progress import byte_progress
 from llamita.cli.command import parse, requires_extra
 from llamita.cli.table import print_table
+from llamita.errors import ConfigError
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 
 
 @dataclasses.dataclass(frozen=True)
 class ExportFlags:
     """Write a checkpoint as one file that runs anywhere: NAME.gguf (our engine, llama.cpp, Ollama, LM Studio) with its
-    tokenizer inside, or NAME.bin (llama2.c version 0, float32) with tokenizer.bin beside it."""
+    tokenizer inside, or NAME.bin (llama2.c) with tokenizer.bin beside it. Any other NAME becomes a Hugging Face folder,
+    which a checkpoint is already, in another type or in shards. One tensor is in memory at a time."""
 
     checkpoint: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CHECKPOINT")]
     """A checkpoint (a Hugging Face folder) or a run directory, of which the best checkpoint is taken."""
     out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT")]
-    """The file to write; it ends in .gguf or .bin. An existing one is replaced."""
+    """What to write: NAME.gguf or NAME.bin (an existing one is replaced), or a new folder."""
     type: Annotated[str | None, tyro.conf.arg(aliases=["-t"], metavar="{f32,f16,q8_0,q4_0}")] = None
-    """How matrices are stored: f32 exact, f16 half the bytes, q8_0 a quarter (.gguf's default), q4_0 an eighth."""
+    """How a .gguf's matrices are stored: f32 exact, f16 half, q8_0 a quarter of the bytes (the default), q4_0 an eighth."""
+    version: Annotated[int | None, tyro.conf.arg(metavar="{0,1,2}")] = None
+    """Of llama2.c's .bin: 0 and 1 are float32 (0: the default, which every program reads), 2 is int8."""
+    dtype: Annotated[str | None, tyro.conf.arg(metavar="{float32,bfloat16,float16}")] = None
+    """The type of a folder's weights (default: the checkpoint's)."""
+    shard_size: Annotated[str | None, tyro.conf.arg(metavar="SIZE")] = None
+    """The largest file of a folder's weights, as 5GB or 500MB (default: one file)."""
+    verify: bool | None = None
+    """Compare logits of what was written, run by the engine, with the checkpoint's (default: up to 200M weights)."""
 
 
 def main(argv: list[str]) -> None:
@@ -31,16 +45,37 @@ def main(argv: list[str]) -> None:
     with requires_extra("train"):
         from llamita.formats.export import export
 
-        report = export(flags.checkpoint, flags.out, flags.type)
+        with byte_progress("exporting", sys.stderr) as progress:
+            report = export(
+                flags.checkpoint,
+                flags.out,
+                flags.type,
+                version=flags.version,
+                dtype=flags.dtype,
+                shard_bytes=None if flags.shard_size is None else parse_bytes(flags.shard_size),
+                verify=flags.verify,
+                progress=progress,
+            )
     kinds = ", ".join(f"{count} {name}" for name, count in report.num_tensors_by_type.items())
-    worst = "none" if report.worst_tensor is None else f"{report.largest_error:.3%} of {report.worst_tensor}"
     rows = [
         ("wrote", f"{report.path}, {report.num_bytes:,} bytes"),
         ("weights", f"{report.num_parameters:,}, {report.bits_per_weight:.2f} bits each"),
         ("tensors", kinds),
-        ("largest rounding error", worst),
     ]
+    if report.path.suffix == ".gguf":
+        worst = "none" if report.worst_tensor is None else f"{report.largest_error:.3%} of {report.worst_tensor}"
+        rows.append(("largest rounding error", worst))
     if report.tokenizer_path is not None:
         rows.append(("tokenizer", str(report.tokenizer_path)))
+    rows.append(("took", f"{report.seconds:.1f} s, {report.num_bytes / max(report.seconds, 1e-9) / 1e6:,.0f} MB/s"))
+    rows.append(("verified", "no (--verify)" if report.verification is None else report.verification.line()))
     rows += [("note", remark) for remark in report.remarks]
     print_table(rows, sys.stderr)
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes of a size: 5GB, 500 MB, 1GiB, 4096. Raises ConfigError."""
+    match = re.fullmatch(r"(\d{1,12})\s*([KMG]I?|)B?", text.strip().upper())
+    if match is None or int(match[1]) == 0:
+        raise ConfigError(f"shard size: expected a size as 5GB or 500MB, found {text!r}")
+    return int(match[1]) * _UNITS[match[2]]

@@ -15,6 +15,8 @@ from llamita.formats.tensor_table import MAX_LAYERS
 
 ARCHITECTURE = "LlamaForCausalLM"
 MODEL_TYPE = "llama"
+# model_type → architecture, of all that compute what a Llama computes.
+_ARCHITECTURES = {MODEL_TYPE: ARCHITECTURE, "mistral": "MistralForCausalLM"}
 
 # rope_type -> the numbers it needs (transformers, modeling_rope_utils.py). "default" is no scaling.
 ROPE_TYPES: dict[str, tuple[str, ...]] = {
@@ -32,6 +34,10 @@ _LLAMA_DEFAULTS: dict[str, Any] = {
     "eos_token_id": 2,
     "pad_token_id": None,
 }
+
+# What MistralConfig fills in instead, kv heads and the window included.
+_MISTRAL_DEFAULTS: dict[str, Any] = _LLAMA_DEFAULTS | {"max_position_embeddings": 131072}
+_MISTRAL_KV_HEADS, _MISTRAL_WINDOW = 8, 4096
 
 _SHAPE_KEYS = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 
@@ -89,15 +95,19 @@ def config_from_dict(d: Mapping[str, Any], where: str) -> ModelConfig:
     values: dict[str, Any] = {key: _whole_number(_required(d, key, where), key, where) for key in _SHAPE_KEYS}
     if values["num_hidden_layers"] > MAX_LAYERS:
         raise _wrong("num_hidden_layers", f"at most {MAX_LAYERS}", values["num_hidden_layers"], where)
-    for key, default in _LLAMA_DEFAULTS.items():
+    is_mistral = d.get("model_type") == "mistral"
+    for key, default in (_MISTRAL_DEFAULTS if is_mistral else _LLAMA_DEFAULTS).items():
         values[key] = d.get(key, default)
+    kv_heads = d.get("num_key_value_heads", _MISTRAL_KV_HEADS if is_mistral else None)
     values["num_key_value_heads"] = _whole_number(
-        _given(d.get("num_key_value_heads"), values["num_attention_heads"]), "num_key_value_heads", where
+        _given(kv_heads, values["num_attention_heads"]), "num_key_value_heads", where
     )
     values["head_dim"] = _head_dim(d, values, where)
     values["max_position_embeddings"] = _whole_number(
         values["max_position_embeddings"], "max_position_embeddings", where
     )
+    if is_mistral:
+        _refuse_window(d, values["max_position_embeddings"], where)
     values["rms_norm_eps"] = _number(values["rms_norm_eps"], "rms_norm_eps", where)
     if not isinstance(values["tie_word_embeddings"], bool):
         raise _wrong("tie_word_embeddings", "true or false", values["tie_word_embeddings"], where)
@@ -135,13 +145,36 @@ def normalise_rope_scaling(scaling: Mapping[str, Any] | None, where: str) -> dic
     return result
 
 
+# Relatives of Llama → what a plain Llama lacks to be one.
+_OTHER_MODELS = {
+    "qwen2": "; it would need biases on q, k and v",
+    "qwen3": "; it would need norms on q and k",
+    "gemma": "; it would need GELU, scaled embeddings and norms of 1 + w",
+    "phi3": "; it would need joined qkv and gate_up matrices",
+    "mixtral": "; it would need experts",
+    "llama4_text": "; it would need experts and layers without RoPE",
+    "mllama": "; it would need cross-attention to images",
+}
+
+
+def _refuse_window(d: Mapping[str, Any], context: int, where: str) -> None:
+    """Refuse a sliding window that some text within the context would feel."""
+    window = d.get("sliding_window", _MISTRAL_WINDOW)
+    if window is not None and _whole_number(window, "sliding_window", where) < context:
+        raise FormatError(
+            f"cannot use {where}: sliding_window: expected none, or one no shorter than max_position_embeddings "
+            f"({context}), found {window}; it would need attention in windows; import it with --context-tokens {window}"
+        )
+
+
 def _refuse_other_models(d: Mapping[str, Any], where: str) -> None:
-    architectures = d.get("architectures")
-    if architectures is not None and architectures != [ARCHITECTURE]:
+    kind, architectures = d.get("model_type"), d.get("architectures")
+    if not isinstance(kind, str) or kind not in _ARCHITECTURES:
+        more = _OTHER_MODELS.get(kind, "") if isinstance(kind, str) else ""
+        raise FormatError(f"cannot use {where}: model_type: expected 'llama', found {kind!r:.60}{more}")
+    if architectures is not None and architectures != [_ARCHITECTURES[kind]]:
         found = ", ".join(map(str, architectures)) if isinstance(architectures, list) else repr(architectures)
-        raise FormatError(f"cannot use {where}: architectures: expected {ARCHITECTURE}, found {found}")
-    if d.get("model_type") != MODEL_TYPE:
-        raise FormatError(f"cannot use {where}: model_type: expected {MODEL_TYPE!r}, found {d.get('model_type')!r}")
+        raise FormatError(f"cannot use {where}: architectures: expected {_ARCHITECTURES[kind]}, found {found[:80]}")
     for key in _FIXED:
         _refuse_unless_fixed(d, key, where)
 

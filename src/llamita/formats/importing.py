@@ -1,97 +1,148 @@
-"""A llama2.c model (.bin of version 0, 1 or 2, or a training checkpoint .pt) and its tokenizer to a checkpoint."""
+"""A model in any published form, its kind found by looking, to a checkpoint: one tensor in memory at a time."""
 
 from __future__ import annotations
 
 import dataclasses
-import tempfile
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from llamita.checkpoint import save_checkpoint
+from llamita.checkpoint import stream_checkpoint
 from llamita.config import ModelConfig
-from llamita.errors import FormatError, OutputError, TokenizerError
-from llamita.formats.llama2c import Llama2cModel, read_bin, read_checkpoint
+from llamita.errors import ConfigError, FormatError, OutputError
 from llamita.formats.mapping import map_file
-from llamita.formats.rope_order import pairs_to_halves
-from llamita.formats.tensor_table import TensorSpec, tensor_table
-from llamita.tokenizer import Tokenizer, load_tokenizer
+from llamita.formats.meta import is_meta_folder, open_meta
+from llamita.formats.source import ModelSource, Wishes
+from llamita.formats.source_gguf import open_gguf
+from llamita.formats.source_huggingface import fetch_from_hub, is_hub_id, open_huggingface
+from llamita.formats.source_llama2c import open_llama2c
+from llamita.formats.stored_tensors import DTYPES, TensorEntry, TensorReader, checked
+from llamita.formats.tensor_table import tensor_table
+from llamita.formats.verify import Verification, is_small, verify_import
+from llamita.tokenizer.chat_template import check_template_name, replace_chat_template
+
+# Called with the bytes written so far and in all.
+Progress = Callable[[int, int], None]
 
 
 @dataclasses.dataclass(frozen=True)
 class ImportReport:
-    """What was read and written. version: "v0", "v1", "v2" or "checkpoint" of llama2.c."""
+    """What was read and written. num_tensors_by_type: as {"bfloat16": 226}. verification: None if it was not asked for.
+
+    remarks: what was decided for the user, one sentence each."""
 
     path: Path
-    version: str
+    kind: str
     config: ModelConfig
     tokenizer_path: Path
+    num_bytes: int
+    num_tensors_by_type: dict[str, int]
+    seconds: float
+    verification: Verification | None
+    remarks: tuple[str, ...]
 
 
-def import_model(source: Path, out: Path, tokenizer: Path | None = None) -> ImportReport:
+def import_model(
+    source: Path | str,
+    out: Path,
+    tokenizer: Path | None = None,
+    *,
+    dtype: str | None = None,
+    chat_template: str | None = None,
+    context_tokens: int | None = None,
+    verify: bool | None = None,
+    progress: Progress | None = None,
+) -> ImportReport:
     """Write the model as the new checkpoint folder `out`, whole or not at all.
 
-    tokenizer: a tokenizer.bin, SentencePiece .model or tokenizer.json; None takes the one beside the source that
-    llama2.c would mean. Raises FormatError, TokenizerError (none found, or it does not fit), OutputError.
+    source: a folder of Meta's or Hugging Face's, a Hugging Face hub id, a GGUF, llama2.c's .bin or .pt. tokenizer:
+    where it is not with the model. dtype: of the weights, one of DTYPES; None keeps the source's (float32 for what was
+    quantised). chat_template: a name of tokenizer/chat_template.py or "none"; None: as the source says. context_tokens:
+    None is the source's. verify: compare logits of what was written with the source's; None: if the model is small.
+    Raises FormatError, TokenizerError, ConfigError, NetworkError, OutputError.
     """
     source, out = Path(source), Path(out)
-    if out.exists():
+    if out.exists() or out.is_symlink():
         raise OutputError(f"cannot write {out}: it exists already; choose another name or remove it")
-    model = _read(source)
-    tokenizer_path = _find_tokenizer(source, model.config.vocab_size) if tokenizer is None else Path(tokenizer)
-    loaded = load_tokenizer(tokenizer_path)
-    _check_fit(loaded, model.config, tokenizer_path, source)
-    tensors = {spec.huggingface: _tensor(model, spec) for spec in tensor_table(model.config)}
-    with tempfile.TemporaryDirectory() as folder:
-        loaded.save(Path(folder))
-        save_checkpoint(out, model.config, tensors, Path(folder))
-    return ImportReport(out, model.version, model.config, tokenizer_path)
+    if dtype is not None and dtype not in DTYPES:
+        raise ConfigError(f"cannot import: dtype: expected one of {', '.join(DTYPES)}, found {dtype!r}")
+    check_template_name(chat_template)
+    model = open_source(source, Wishes(tokenizer, chat_template, context_tokens))
+    start = time.perf_counter()
+    wanted = None if dtype is None else DTYPES[dtype]
+    verification, seconds = None, 0.0
+    entries = [
+        TensorEntry(spec.huggingface, wanted or model.dtype(spec), spec.shape) for spec in tensor_table(model.config)
+    ]
+
+    def check(folder: Path) -> None:
+        nonlocal verification, seconds
+        seconds = time.perf_counter() - start
+        if is_small(model.config) if verify is None else verify:
+            verification = verify_import(model, folder, entries, out)
+
+    def write_tokenizer(folder: Path) -> None:
+        model.write_tokenizer(folder)
+        if chat_template is not None:
+            replace_chat_template(folder, chat_template)
+
+    reader = _reader(model, entries, wanted, progress)
+    num_bytes = stream_checkpoint(out, model.config, entries, reader, write_tokenizer, check=check)
+    counts = Counter(str(entry.dtype).removeprefix("torch.") for entry in entries)
+    return ImportReport(
+        out, model.kind, model.config, model.tokenizer_path, num_bytes, dict(counts), seconds, verification,
+        model.remarks,
+    )  # fmt: skip
 
 
-def _read(source: Path) -> Llama2cModel:
-    """Zip and pickle containers are PyTorch's; everything else must be a .bin."""
-    if source.is_dir():
-        raise FormatError(f"cannot import {source}: expected llama2.c's .bin or .pt, found a folder")
-    head = map_file(source)[:4]
-    if head == b"GGUF":
-        raise FormatError(f"cannot import {source}: expected llama2.c's .bin or .pt, found GGUF; it runs as it is")
-    if head[:2] == b"PK" or source.suffix in (".pt", ".pth"):
-        return read_checkpoint(source)
-    return read_bin(source)
+def open_source(path: Path, wishes: Wishes) -> ModelSource:
+    """Look at what the path is, open and check it. Raises FormatError, TokenizerError, NetworkError."""
+    if not path.exists() and is_hub_id(str(path)):
+        return open_huggingface(fetch_from_hub(str(path)), wishes, name=str(path))
+    if path.is_dir():
+        return _open_folder(path, wishes)
+    mapping = map_file(path)
+    head = mapping[:16]
+    mapping.close()
+    if head[:4] == b"GGUF":
+        return open_gguf(path, wishes)
+    is_part = re.fullmatch(r"consolidated\.\d+\.pth|pytorch_model.*\.bin", path.name) and head[:1] in (b"P", b"\x80")
+    if is_part or path.suffix == ".safetensors":
+        raise FormatError(f"cannot import {path}: it holds only weights; name its folder, {path.parent}, instead")
+    pickled = head[:2] == b"PK" or path.suffix in (".pt", ".pth")
+    return open_llama2c(path, wishes, pickled=pickled)
 
 
-def _find_tokenizer(source: Path, vocab_size: int) -> Path:
-    """The tokenizer that lies beside the model under a name llama2.c gives it."""
-    names = [f"tok{vocab_size}.model", f"tok{vocab_size}.bin", "tokenizer.model", "tokenizer.bin"]
-    for name in names:
-        if (source.parent / name).is_file():
-            return source.parent / name
-    raise TokenizerError(
-        f"cannot import {source}: no tokenizer beside it (looked for {', '.join(names)}); name it with --tokenizer FILE"
+def _open_folder(path: Path, wishes: Wishes) -> ModelSource:
+    if (path / "config.json").is_file():
+        return open_huggingface(path, wishes, name=path.name)
+    if is_meta_folder(path):
+        return open_meta(path, wishes)
+    raise FormatError(
+        f"cannot import {path}: expected a folder with config.json (Hugging Face) or with params.json and "
+        "consolidated.00.pth (Meta), found neither"
     )
 
 
-def _check_fit(tokenizer: Tokenizer, config: ModelConfig, path: Path, source: Path) -> None:
-    if tokenizer.vocab_size != config.vocab_size:
-        raise TokenizerError(
-            f"cannot import {source} with tokenizer {path}: expected {config.vocab_size} tokens, found "
-            f"{tokenizer.vocab_size}; they do not belong together"
-        )
-    if (tokenizer.bos_id, tokenizer.eos_id) != (config.bos_token_id, config.eos_token_ids[0]):
-        raise TokenizerError(
-            f"cannot import {source} with tokenizer {path}: expected BOS {config.bos_token_id} and EOS "
-            f"{config.eos_token_ids[0]}, as llama2.c has them, found {tokenizer.bos_id} and {tokenizer.eos_id}"
-        )
+def _reader(
+    model: ModelSource, entries: Sequence[TensorEntry], wanted: torch.dtype | None, progress: Progress | None
+) -> TensorReader:
+    """Gives the source's tensors by Hugging Face's names, checked and in the wanted type, and tells how far it is."""
+    specs = {spec.huggingface: spec for spec in tensor_table(model.config)}
+    sizes = {entry.name: entry.num_bytes for entry in entries}
+    total, done = sum(sizes.values()), 0
 
+    def tensor(name: str) -> Tensor:
+        nonlocal done
+        value = checked(model.tensor(specs[name]), name, f"cannot import {model.path}", wanted)
+        done += sizes[name]
+        if progress is not None:
+            progress(done, total)
+        return value
 
-def _tensor(model: Llama2cModel, spec: TensorSpec) -> Tensor:
-    numbers = model.tensor(spec)
-    if not np.isfinite(numbers).all():
-        raise FormatError(
-            f"cannot import {model.path}: tensor {spec.name('llama2c')}: expected finite numbers, found NaN or "
-            "infinity; the weights are broken"
-        )
-    heads = spec.rope_heads(model.config)
-    return torch.from_numpy(numbers if heads is None else pairs_to_halves(numbers, heads))
+    return tensor

@@ -14,8 +14,6 @@ from __future__ import annotations
 import dataclasses
 import re
 import struct
-import warnings
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -26,7 +24,7 @@ from numpy.typing import NDArray
 from llamita.atomic import atomic_file
 from llamita.config import ModelConfig
 from llamita.errors import ConfigError, FormatError
-from llamita.formats.mapping import map_file
+from llamita.formats.mapping import map_file, read_bytes
 from llamita.formats.quantize import Floats
 from llamita.formats.tensor_table import MAX_LAYERS, TensorSpec, check_tensors, tensor_table
 from llamita.formats.vocabulary import padded_pieces
@@ -38,6 +36,8 @@ MAGIC: Final = 0x616B3432
 HEADER_BYTES: Final = {0: 28, 1: 256, 2: 256}
 ROPE_THETA, RMS_NORM_EPS = 10000.0, 1e-5
 BOS_ID, EOS_ID = 1, 2
+MAX_GROUP_SIZE: Final = 64
+_GROUPS_AT_A_TIME: Final = 1 << 16
 
 _NORMS, _MATRICES = ("attention_norm", "ffn_norm", "norm"), ("wq", "wk", "wv", "wo", "w1", "w2", "w3")
 # The order of fields in the file. "rope": the tables that version 0 carries along.
@@ -72,22 +72,25 @@ def read_bin(path: Path) -> Llama2cModel:
     """Map a .bin of version 0, 1 or 2 and check that its length is exactly what its header says. Raises FormatError."""
     path = Path(path)
     mapping = map_file(path)
-    version, config, group_size = _read_header(mapping[:256], path)
+    head, found = mapping[:256], len(mapping)
+    mapping.close()
+    version, config, group_size = _read_header(head, path)
     places, num_bytes = _layout(config, version, group_size, path)
-    if num_bytes != len(mapping):
+    if num_bytes != found:
         kind = f"a llama2.c v{version} model of {_describe(config)}"
-        cause = "; it is truncated or damaged" if version or len(mapping) < num_bytes else "; it is no such file"
+        cause = "; it is truncated or damaged" if version or found < num_bytes else "; it is no such file"
         raise FormatError(
-            f"cannot read {path}: its header says {kind}: expected {num_bytes} bytes, found {len(mapping)}{cause}"
+            f"cannot read {path}: its header says {kind}: expected {num_bytes} bytes, found {found}{cause}"
         )
 
     def tensor(spec: TensorSpec) -> Floats:
         offset, size = places[spec.huggingface], int(np.prod(spec.shape))
         if version < 2 or spec.kind == "norm":
-            return np.frombuffer(mapping, "<f4", size, offset).astype(np.float32).reshape(spec.shape)
+            numbers = read_bytes(path, offset, 4 * size, spec.name("llama2c")).view("<f4")
+            return numbers.astype(np.float32, copy=False).reshape(spec.shape)
         assert group_size is not None
-        codes = np.frombuffer(mapping, np.int8, size, offset).reshape(-1, group_size)
-        scales = np.frombuffer(mapping, "<f4", size // group_size, offset + size)
+        raw = read_bytes(path, offset, size + size // group_size * 4, spec.name("llama2c"))
+        codes, scales = raw[:size].view(np.int8).reshape(-1, group_size), np.frombuffer(raw, "<f4", offset=size)
         return (codes.astype(np.float32) * scales[:, None]).reshape(spec.shape)
 
     return Llama2cModel(path, f"v{version}", config, group_size, tensor)
@@ -198,18 +201,23 @@ def _describe(config: ModelConfig) -> str:
 
 
 def read_checkpoint(path: Path) -> Llama2cModel:
-    """Open llama2.c's training checkpoint (ckpt.pt), mapped where its container allows; keys may begin `_orig_mod.`.
+    """Open llama2.c's training checkpoint (ckpt.pt), mapped; keys may begin `_orig_mod.`.
 
     Nothing in the file is executed: a pickle with code is refused with the name of what it would call.
     """
+    from llamita.formats.pickled import copied, load_pickle, named_tensors  # needs torch, which reading a .bin does not
+
     path = Path(path)
-    content = _load_pickle(path)
+    content = load_pickle(path)
     if not isinstance(content, dict) or not {"model", "model_args"} <= content.keys():
         raise FormatError(f"cannot read {path}: expected a checkpoint of llama2.c, with model and model_args")
     state, arguments = content["model"], content["model_args"]
     if not isinstance(state, dict) or not isinstance(arguments, dict):
         raise FormatError(f"cannot read {path}: model and model_args: expected dictionaries")
-    tensors = _named_tensors(state, path)
+    tensors = named_tensors(state, path, _BUFFERS, prefix="_orig_mod.")
+    for name in ("tok_embeddings.weight", "layers.0.feed_forward.w1.weight"):
+        if name not in tensors or tensors[name].ndim != 2:
+            raise FormatError(f"cannot read {path}: tensor {name}: expected a matrix, found none")
     embedding, output = tensors["tok_embeddings.weight"], tensors.get("output.weight")
     tied = output is None or (output.shape == embedding.shape and bool((output == embedding).all()))
     if tied:
@@ -218,55 +226,14 @@ def read_checkpoint(path: Path) -> Llama2cModel:
     check_tensors({name: tuple(tensor.shape) for name, tensor in tensors.items()}, config, "llama2c", str(path))
 
     def tensor(spec: TensorSpec) -> Floats:
-        return np.array(tensors[spec.name("llama2c")].float().numpy())
+        numbers: Floats = copied([tensors[spec.name("llama2c")]], spec.shape, 0).float().numpy()
+        return numbers
 
     return Llama2cModel(path, "checkpoint", config, None, tensor)
 
 
-def _load_pickle(path: Path) -> Any:
-    import pickle
-
-    import torch
-
-    map_file(path).close()  # the same words as elsewhere for what is missing, empty or no file
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # torch, its unpickler and its zip reader raise whatever they meet
-        called = re.search(r"GLOBAL (\S+)", str(error))
-        if called and isinstance(error, pickle.UnpicklingError):
-            raise FormatError(
-                f"cannot read {path}: it is a pickle with code ({called.group(1).rstrip('.')}); only weights are read, "
-                "nothing was executed"
-            ) from None
-        raise FormatError(
-            f"cannot read {path}: expected a PyTorch checkpoint of weights, found a damaged file or another kind"
-        ) from None
-
-
 # Buffers that old versions of llama2.c saved beside the weights.
 _BUFFERS = re.compile(r"(freqs_cos|freqs_sin|rope\.freqs)|layers\.\d+\.attention\.mask")
-
-
-def _named_tensors(state: Mapping[Any, Any], path: Path) -> dict[str, Any]:
-    """Tensors by name without torch.compile's prefix, buffers left out."""
-    import torch
-
-    tensors: dict[str, Any] = {}
-    for key, value in state.items():
-        name = str(key).removeprefix("_orig_mod.")
-        if _BUFFERS.fullmatch(name):
-            continue
-        if not isinstance(value, torch.Tensor) or not value.is_floating_point() or value.layout != torch.strided:
-            raise FormatError(f"cannot read {path}: {name}: expected a tensor of floats, found {type(value).__name__}")
-        if name in tensors:
-            raise FormatError(f"cannot read {path}: tensor {name} is there twice")
-        tensors[name] = value
-    for name in ("tok_embeddings.weight", "layers.0.feed_forward.w1.weight"):
-        if name not in tensors or tensors[name].ndim != 2:
-            raise FormatError(f"cannot read {path}: tensor {name}: expected a matrix, found none")
-    return tensors
 
 
 def _checkpoint_config(arguments: Mapping[str, Any], tensors: Mapping[str, Any], tied: bool, path: Path) -> ModelConfig:
@@ -281,7 +248,7 @@ def _checkpoint_config(arguments: Mapping[str, Any], tensors: Mapping[str, Any],
 
 
 def check_expressible(config: ModelConfig) -> None:
-    """Raise FormatError unless a version 0 file's readers would run this config as it is."""
+    """Raise FormatError unless the readers of a .bin would run this config as it is."""
     head_dim = config.hidden_size / config.num_attention_heads
     for name, needed, found in (
         ("rope_theta", ROPE_THETA, config.rope_theta),
@@ -296,25 +263,67 @@ def check_expressible(config: ModelConfig) -> None:
             )
 
 
-def write_v0(path: Path, config: ModelConfig, tensor: TensorSource) -> int:
-    """Write a version 0 .bin, whole or not at all, one tensor in memory at a time; returns its bytes.
+def choose_group_size(config: ModelConfig) -> int:
+    """The largest power of two up to 64 that divides the rows of every matrix.
+
+    llama2.c's export halves 64 until it divides dim and forgets hidden_dim; its runq then drops the end of every row of
+    w2 (stories260K and stories42M), which is why this one looks at both."""
+    group_size = MAX_GROUP_SIZE
+    while config.hidden_size % group_size or config.intermediate_size % group_size:
+        group_size //= 2
+    return group_size
+
+
+def write_bin(path: Path, config: ModelConfig, tensor: TensorSource, version: int = 0) -> int:
+    """Write a .bin of version 0, 1 or 2, whole or not at all, one tensor in memory at a time; returns its bytes.
 
     Raises FormatError for a config that the format cannot say, OutputError if it cannot be written.
     """
     check_expressible(config)
-    vocab_size = config.vocab_size if config.tie_word_embeddings else -config.vocab_size
-    header = struct.pack(
-        "<7i", config.hidden_size, config.intermediate_size, config.num_hidden_layers, config.num_attention_heads,
-        config.num_key_value_heads, vocab_size, config.max_position_embeddings,
-    )  # fmt: skip
+    group_size = choose_group_size(config) if version == 2 else None
     with atomic_file(path) as temporary, temporary.open("wb") as file:
-        file.write(header)
-        for field, specs in _fields(config, 0):
+        file.write(_header(config, version, group_size))
+        for field, specs in _fields(config, version):
             if field == "rope":
                 file.write(_rope_tables(config.max_position_embeddings, config.head_dim).tobytes())
             for spec in specs:
-                file.write(np.ascontiguousarray(tensor(spec), dtype="<f4").data)
+                numbers = np.ascontiguousarray(tensor(spec), dtype="<f4")
+                if group_size is None or spec.kind == "norm":
+                    file.write(numbers.data)
+                else:
+                    codes, scales = _in_groups(numbers, group_size)
+                    file.write(codes.data)
+                    file.write(scales.data)
         return file.tell()
+
+
+def _header(config: ModelConfig, version: int, group_size: int | None) -> bytes:
+    sizes = [
+        config.hidden_size, config.intermediate_size, config.num_hidden_layers, config.num_attention_heads,
+        config.num_key_value_heads, config.vocab_size, config.max_position_embeddings,
+    ]  # fmt: skip
+    if version == 0:
+        sizes[5] *= 1 if config.tie_word_embeddings else -1
+        return struct.pack("<7i", *sizes)
+    header = struct.pack("<Ii7iB", MAGIC, version, *sizes, config.tie_word_embeddings)
+    if group_size is not None:
+        header += struct.pack("<i", group_size)
+    return header.ljust(HEADER_BYTES[version], b"\0")
+
+
+def _in_groups(numbers: Floats, group_size: int) -> tuple[NDArray[np.int8], Floats]:
+    """(int8 of all numbers, float32 scale of each group): scale = max|x| / 127, halves go to the even neighbour, as
+    llama2.c's export.py rounds. A group of zeros has scale 0 and codes 0 (there, 0 / 0)."""
+    flat = numbers.reshape(-1)
+    codes, scales = np.empty(flat.size, np.int8), np.empty(flat.size // group_size, np.float32)
+    step = _GROUPS_AT_A_TIME * group_size
+    for first in range(0, flat.size, step):
+        groups = flat[first : first + step].reshape(-1, group_size)
+        scale = np.abs(groups).max(axis=1) / np.float32(127)
+        divided = np.divide(groups, scale[:, None], out=np.zeros_like(groups), where=scale[:, None] > 0)
+        codes[first : first + step] = np.rint(divided).clip(-127, 127).astype(np.int8).reshape(-1)
+        scales[first // group_size : first // group_size + len(groups)] = scale
+    return codes, scales
 
 
 def _rope_tables(num_positions: int, head_dim: int) -> NDArray[np.float32]:

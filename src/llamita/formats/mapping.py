@@ -1,9 +1,12 @@
-"""A model file to a read-only mapping of its bytes: nothing is loaded until it is looked at."""
+"""A model file to a read-only mapping of its bytes, or to some of its bytes: nothing is loaded before it is needed."""
 
 from __future__ import annotations
 
 import mmap
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from llamita.errors import FormatError
 
@@ -21,3 +24,20 @@ def map_file(path: Path) -> mmap.mmap:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except OSError as error:
         raise FormatError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def read_bytes(path: Path, offset: int, num_bytes: int, name: str) -> NDArray[np.uint8]:
+    """The bytes of the tensor of this name, read into new memory: a mapping's pages would count as memory in use.
+
+    Raises FormatError if the file cannot be read or ends too early.
+    """
+    raw = np.empty(num_bytes, np.uint8)
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            found = file.readinto(raw.data) if num_bytes else 0
+    except OSError as error:
+        raise FormatError(f"cannot read {path}: {error.strerror or error}") from error
+    if found != num_bytes:
+        raise FormatError(f"cannot read {path}: tensor {name}: expected {num_bytes} bytes, found {found}; it changed")
+    return raw

@@ -16,11 +16,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from llamita.errors import FormatError
+from llamita.formats.mapping import read_bytes
 from llamita.formats.safetensors_header import DTYPE_BYTES, StoredTensor, read_safetensors_header
 
 WEIGHTS: Final = "model.safetensors"
@@ -31,7 +31,12 @@ _DTYPES: dict[str, torch.dtype] = {
     "I64": torch.int64, "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64,
 }  # fmt: skip
 _DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
-FLOAT_DTYPES: Final = (torch.float32, torch.bfloat16, torch.float16)
+# What weights may be, by the names that flags and config.json have for them.
+DTYPES: Final[dict[str, torch.dtype]] = {
+    "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16,
+}  # fmt: skip
+FLOAT_DTYPES: Final = tuple(DTYPES.values())
+_NUMBERS_AT_A_TIME: Final = 1 << 24  # looked at together
 
 
 # ---------------------------------------------------------------- reading
@@ -68,20 +73,6 @@ class StoredTensors:
             shape, offset = (num_rows, *shape[1:]), offset + first_row * row_bytes
         raw = read_bytes(path, offset, math.prod(shape) * dtype.itemsize, name)
         return torch.from_numpy(raw).view(dtype).reshape(shape) if raw.size else torch.empty(shape, dtype=dtype)
-
-
-def read_bytes(path: Path, offset: int, num_bytes: int, name: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """num_bytes at this offset of a file, uint8 [num_bytes], for the tensor of this name. Raises FormatError."""
-    raw = np.empty(num_bytes, np.uint8)
-    try:
-        with path.open("rb") as file:
-            file.seek(offset)
-            found = file.readinto(raw.data) if num_bytes else 0
-    except OSError as error:
-        raise FormatError(f"cannot read {path}: {error.strerror or error}") from error
-    if found != num_bytes:
-        raise FormatError(f"cannot read {path}: tensor {name}: expected {num_bytes} bytes, found {found}; it changed")
-    return raw
 
 
 def open_stored_tensors(folder: Path, stem: str = "model") -> StoredTensors:
@@ -197,3 +188,32 @@ def _shards(entries: Sequence[TensorEntry], shard_bytes: int | None) -> list[lis
         shards[-1].append(entry)
         size += entry.num_bytes
     return shards
+
+
+# ---------------------------------------------------------------- types
+
+
+def checked(tensor: Tensor, name: str, what: str, wanted: torch.dtype | None) -> Tensor:
+    """The tensor in the wanted type (None: its own).
+
+    Raises FormatError(what: …) for numbers that are not finite, or too large for the type.
+    """
+    if not _finite(tensor):
+        raise FormatError(
+            f"{what}: tensor {name}: expected finite numbers, found NaN or infinity; the weights are broken"
+        )
+    if wanted is None or wanted == tensor.dtype:
+        return tensor
+    rounded = tensor.to(wanted)
+    if not _finite(rounded):
+        kind = str(wanted).removeprefix("torch.")
+        raise FormatError(
+            f"{what}: tensor {name}: its largest number, {float(tensor.abs().max()):.6g}, is too large for {kind}; "
+            "take bfloat16 or float32"
+        )
+    return rounded
+
+
+def _finite(tensor: Tensor) -> bool:
+    """Whether all numbers are; looked at in pieces, so that little memory is needed."""
+    return all(bool(torch.isfinite(piece).all()) for piece in torch.split(tensor.reshape(-1), _NUMBERS_AT_A_TIME))

@@ -1,4 +1,4 @@
-"""A tokenizer's file, whatever its kind, to a Tokenizer: tokenizer.json, SentencePiece .model, llama2.c's .bin."""
+"""A tokenizer's file to a Tokenizer: tokenizer.json, SentencePiece or tiktoken .model, llama2.c's tokenizer.bin."""
 
 from __future__ import annotations
 
@@ -12,6 +12,16 @@ import tokenizers
 
 from llamita.errors import TokenizerError
 from llamita.tokenizer.sentencepiece_model import read_llama2c, read_sentencepiece, tokenizer_json
+from llamita.tokenizer.tiktoken_model import (
+    BOS,
+    END_OF_TEXT,
+    END_OF_TURN,
+    Version,
+    is_tiktoken,
+    read_tiktoken,
+    special_tokens,
+    tiktoken_json,
+)
 from llamita.tokenizer.tokenizer import Origin, Tokenizer
 
 # What BOS and EOS are called in a tokenizer.json that has no tokenizer_config.json beside it; the first that exists.
@@ -35,18 +45,35 @@ def load_tokenizer(path: Path) -> Tokenizer:
         raise TokenizerError(f"cannot read tokenizer {path}: the file is empty")
     if path.suffix == ".json" or data[:1] == b"{":
         return _from_json(data, path)
+    if is_tiktoken(data):
+        return load_tiktoken(path)
     origin = _origin(path, data)
-    with _backend_errors(path):
+    with backend_errors(path):
         backend = tokenizers.Tokenizer.from_str(json.dumps(tokenizer_json(origin.table, str(path))))
     return Tokenizer(backend, bos_id=origin.table.bos_id, eos_id=origin.table.eos_id, origin=origin, where=str(path))
+
+
+def is_tiktoken_file(path: Path) -> bool:
+    """Whether a tokenizer's file holds tiktoken's ranks (Llama 3), by its content."""
+    return path.is_file() and is_tiktoken(_read(path)[:200])
+
+
+def load_tiktoken(path: Path, version: Version = "3.1", *, is_chat: bool = False) -> Tokenizer:
+    """Load Llama 3's tokenizer.model. version: whose names the special tokens have; is_chat: answers end at the end of
+    a turn, not of a text. Raises TokenizerError."""
+    tokens = read_tiktoken(_read(path), str(path))
+    with backend_errors(path):
+        backend = tokenizers.Tokenizer.from_str(json.dumps(tiktoken_json(tokens, version)))
+    ids = {name: len(tokens) + i for i, name in enumerate(special_tokens(version))}
+    eos_id = ids[END_OF_TURN if is_chat else END_OF_TEXT]
+    return Tokenizer(backend, bos_id=ids[BOS], eos_id=eos_id, where=str(path))
 
 
 def _origin(path: Path, data: bytes) -> Origin:
     """Parse a SentencePiece model (a protobuf that begins with a piece) or llama2.c's tokenizer.bin."""
     if path.suffix == ".model" or (data[:1] == b"\n" and path.suffix != ".bin"):
         if not data.startswith(b"\n"):
-            ranks = "; tiktoken's ranks (Llama 3) are not read: bring its tokenizer.json" if b"= " in data[:99] else ""
-            raise TokenizerError(f"cannot read tokenizer {path}: not a SentencePiece model{ranks}")
+            raise TokenizerError(f"cannot read tokenizer {path}: neither a SentencePiece model nor tiktoken's ranks")
         return Origin("tokenizer.model", data, read_sentencepiece(data, str(path)))
     if path.suffix == ".bin":
         return Origin("tokenizer.bin", data, read_llama2c(data, str(path)))
@@ -79,7 +106,7 @@ def _from_json(data: bytes, path: Path) -> Tokenizer:
     except UnicodeDecodeError as error:
         raise TokenizerError(f"cannot read tokenizer {path}: byte {error.start}: not UTF-8") from None
     _check_ids(text, path)
-    with _backend_errors(path):
+    with backend_errors(path):
         backend = tokenizers.Tokenizer.from_str(text)
     folder = path.parent
     config = _settings(folder / "tokenizer_config.json")
@@ -91,7 +118,8 @@ def _from_json(data: bytes, path: Path) -> Tokenizer:
     origin = None
     for name in ("tokenizer.model", "tokenizer.bin"):
         if origin is None and path.name == "tokenizer.json" and (folder / name).is_file():
-            origin = _origin(folder / name, _read(folder / name))
+            companion = _read(folder / name)
+            origin = None if is_tiktoken(companion) else _origin(folder / name, companion)
     more_ends = _settings(folder / "generation_config.json").get("eos_token_id", [])
     ends = [more_ends] if isinstance(more_ends, int) else more_ends
     return Tokenizer(
@@ -152,7 +180,7 @@ def _chat_template(folder: Path, config: dict[str, Any]) -> str | None:
 
 
 @contextlib.contextmanager
-def _backend_errors(path: Path) -> Iterator[None]:
+def backend_errors(where: Path | str) -> Iterator[None]:
     """What the `tokenizers` library raises on a damaged file (plain exceptions and Rust panics) to TokenizerError."""
     try:
         yield
@@ -162,4 +190,4 @@ def _backend_errors(path: Path) -> Iterator[None]:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         message = " ".join(str(error).split())
-        raise TokenizerError(f"cannot read tokenizer {path}: {message[:300]}") from None
+        raise TokenizerError(f"cannot read tokenizer {where}: {message[:300]}") from None

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from llamita.errors import TokenizerError
+from llamita.tokenizer.byte_level import bos_template
 
 SPACE = "\u2581"  # how SentencePiece writes a space
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # GGUF took SentencePiece's numbers
@@ -74,7 +75,7 @@ def read_sentencepiece(data: bytes, where: str) -> PieceTable:
         add_space_prefix=bool(normalizer.get(3, 1)),
         remove_extra_whitespaces=bool(normalizer.get(4, 1)),
     )
-    _check_table(table, where)
+    check_table(table, where)
     return table
 
 
@@ -119,7 +120,7 @@ def read_llama2c(data: bytes, where: str) -> PieceTable:
     has_bytes = pieces[3:259] == _BYTE_PIECES
     types = [UNKNOWN, CONTROL, CONTROL] + [BYTE if has_bytes and i < 256 else NORMAL for i in range(len(pieces) - 3)]
     table = PieceTable(pieces, scores, types, 1, 2, 0, add_space_prefix=True, remove_extra_whitespaces=False)
-    _check_table(table, where)
+    check_table(table, where)
     return table
 
 
@@ -153,7 +154,7 @@ def tokenizer_json(table: PieceTable, where: str) -> dict[str, Any]:
         "added_tokens": added,
         "normalizer": {"type": "Sequence", "normalizers": normalizers},
         "pre_tokenizer": None,
-        "post_processor": _bos_template(table),
+        "post_processor": None if table.bos_id is None else bos_template(table.pieces[table.bos_id], table.bos_id),
         "decoder": {"type": "Sequence", "decoders": steps},
         "model": {
             "type": "BPE",
@@ -190,26 +191,6 @@ def _replace(pattern: dict[str, str], content: str) -> dict[str, Any]:
     return {"type": "Replace", "pattern": pattern, "content": content}
 
 
-def _bos_template(table: PieceTable) -> dict[str, Any] | None:
-    """Hugging Face's own encoding of a prompt starts with BOS, as the model's training data does."""
-    if table.bos_id is None:
-        return None
-    bos = table.pieces[table.bos_id]
-
-    def special(part: int) -> dict[str, Any]:
-        return {"SpecialToken": {"id": bos, "type_id": part}}
-
-    def text(name: str, part: int) -> dict[str, Any]:
-        return {"Sequence": {"id": name, "type_id": part}}
-
-    return {
-        "type": "TemplateProcessing",
-        "single": [special(0), text("A", 0)],
-        "pair": [special(0), text("A", 0), special(1), text("B", 1)],
-        "special_tokens": {bos: {"id": bos, "ids": [table.bos_id], "tokens": [bos]}},
-    }
-
-
 def _refuse_settings(
     where: str, trainer: dict[int, int | bytes], normalizer: dict[int, int | bytes], types: list[int]
 ) -> None:
@@ -235,7 +216,7 @@ def _refuse_settings(
         )
 
 
-def _check_table(table: PieceTable, where: str) -> None:
+def check_table(table: PieceTable, where: str) -> None:
     """What every table must hold: ids in range, no piece twice, finite scores, all bytes or none."""
     count = len(table.pieces)
     for name, token_id in (("unknown", table.unknown_id), ("BOS", table.bos_id), ("EOS", table.eos_id)):

@@ -16,6 +16,14 @@ _LLAMA_BPE_HF = _QWEN2_HF.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
 _GPT2_HF = _GPT2 + r"|\s+"
 
+LLAMA_BPE_NAME = "llama-bpe"
+
+# Names in GGUF files (tokenizer.ggml.pre) → the one that means the same here; as the engine knows them.
+SPLIT_NAMES = {
+    "qwen2": "qwen2", "llama-bpe": "llama-bpe", "llama3": "llama-bpe", "llama-v3": "llama-bpe", "gpt-2": "gpt-2",
+    "smollm": "smollm",
+}  # fmt: skip
+
 _NAME_OF_PATTERN = {
     QWEN2: "qwen2",
     _QWEN2_HF: "qwen2",
@@ -47,3 +55,20 @@ def split_name(pre_tokenizer: dict[str, Any] | None) -> str | None:
             return None
         return _NAME_OF_PATTERN.get(steps[0].get("pattern", {}).get("Regex", ""))
     return None
+
+
+def pre_tokenizer(name: str) -> dict[str, Any]:
+    """The pre_tokenizer section of the split that split_name calls so."""
+
+    def byte_level(*, cuts: bool) -> dict[str, Any]:
+        return {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": cuts}
+
+    if name == "gpt-2":
+        return byte_level(cuts=True)
+    if name == "smollm":
+        steps: list[dict[str, Any]] = [{"type": "Digits", "individual_digits": True}, byte_level(cuts=True)]
+    else:
+        pattern = {"qwen2": _QWEN2_HF, "llama-bpe": _LLAMA_BPE_HF}[name]
+        split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+        steps = [split, byte_level(cuts=False)]
+    return {"type": "Sequence", "pretokenizers": steps}

@@ -30,6 +30,9 @@ from llamita.tokenizer.splits import split_name
 _END_TOKENS = frozenset(
     ("<|endoftext|>", "<|end_of_text|>", "</s>", "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<end_of_turn>")
 )
+# Bytes that a byte-level vocabulary must have. Published ones (SmolLM2's) lack some control characters and the first
+# bytes of planes where nothing is written (0xF1, 0xF2, 0xF4); 0xC0, 0xC1 and 0xF5 to 0xFF are in no UTF-8 text.
+_BYTES_OF_TEXT = frozenset((9, 10, 13, *range(32, 127), *range(0x80, 0xC0), *range(0xC2, 0xF1)))
 _UNKNOWN_TEXT = " \u2047 "  # SentencePiece's default unk_surface
 
 
@@ -147,6 +150,13 @@ class Tokenizer:
             scores.append(-float(rank[piece]) if kind == NORMAL else 0.0)
         return scores
 
+    @functools.cached_property
+    def missing_bytes(self) -> tuple[int, ...]:
+        """Bytes that a byte-level vocabulary has no token for: a text that has them loses them, in every runtime."""
+        if self.kind != "gpt2":
+            return ()
+        return tuple(sorted(byte for symbol, byte in BYTE_OF_SYMBOL.items() if symbol not in self._model["vocab"]))
+
     @property
     def unknown_id(self) -> int | None:
         """The id that stands for what cannot be encoded (SentencePiece only)."""
@@ -249,11 +259,11 @@ class Tokenizer:
     def _check_pieces(self) -> None:
         """Refuse a tokenizer that would drop characters without a word."""
         if self.kind == "gpt2":
-            missing = [symbol for symbol in _BYTE_OF_SYMBOL if symbol not in self._model["vocab"]]
-            if missing:
+            needed = [byte for byte in self.missing_bytes if byte in _BYTES_OF_TEXT]
+            if needed:
                 raise TokenizerError(
-                    f"cannot use tokenizer {self._where}: {len(missing)} of the 256 byte symbols are no tokens "
-                    f"(the first: {missing[0]!r}), so some text would vanish"
+                    f"cannot use tokenizer {self._where}: {len(needed)} of the 256 byte symbols are no tokens "
+                    f"(the first: 0x{needed[0]:02X}), so some text would vanish"
                 )
         elif self._model.get("byte_fallback"):
             if self._types.count(BYTE) != 256:
@@ -297,7 +307,7 @@ class Tokenizer:
             return piece.encode("utf-8")
         if self.kind == "llama":
             return piece.replace(SPACE, " ").encode("utf-8")
-        return bytes(_BYTE_OF_SYMBOL[symbol] for symbol in piece if symbol in _BYTE_OF_SYMBOL)
+        return bytes(BYTE_OF_SYMBOL[symbol] for symbol in piece if symbol in BYTE_OF_SYMBOL)
 
 
 def _steps(section: dict[str, Any] | None, key: str) -> list[dict[str, Any]]:
@@ -316,4 +326,4 @@ def _byte_symbols() -> dict[str, int]:
     return symbols
 
 
-_BYTE_OF_SYMBOL = _byte_symbols()
+BYTE_OF_SYMBOL = _byte_symbols()

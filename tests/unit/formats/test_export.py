@@ -32,7 +32,7 @@ LARGEST_ERROR = {"f32": 0.0, "f16": 3e-4, "q8_0": 8e-3, "q4_0": 0.11}
 @pytest.mark.parametrize("type", ["f32", "f16", "q8_0", "q4_0"])
 def test_every_tensor_arrives(make_checkpoint: MakeCheckpoint, tmp_path: Path, type: str, tied: bool) -> None:
     checkpoint = make_checkpoint(tmp_path / "model", tie_word_embeddings=tied)
-    report = export(checkpoint, tmp_path / "model.gguf", type)
+    report = export(checkpoint, tmp_path / "model.gguf", type, verify=False)
     file, config, tensors = read_gguf(tmp_path / "model.gguf"), load_config(checkpoint), load_tensors(checkpoint)
     assert set(file.tensors) == {spec.gguf for spec in tensor_table(config)}
     worst = 0.0
@@ -113,7 +113,7 @@ def test_linear_scaling_becomes_keys(make_checkpoint: MakeCheckpoint, tmp_path: 
 
 def test_rows_that_are_no_blocks_become_f16(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
     checkpoint = make_checkpoint(tmp_path / "model", intermediate_size=172)
-    report = export(checkpoint, tmp_path / "model.gguf", "q4_0")
+    report = export(checkpoint, tmp_path / "model.gguf", "q4_0", verify=False)
     assert report.num_tensors_by_type == {"Q4_0": 13, "F32": 5, "F16": 2}
     assert report.remarks == (
         "2 tensors (ffn_down) are stored as F16: their rows of 172 numbers are not whole blocks of 32",
@@ -160,7 +160,7 @@ def test_bin_and_back_is_bit_equal(make_checkpoint: MakeCheckpoint, tmp_path: Pa
 
 
 def test_bin_without_a_tokenizer_says_so(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
-    report = export(make_checkpoint(tmp_path / "model"), tmp_path / "out" / "model.bin")
+    report = export(make_checkpoint(tmp_path / "model"), tmp_path / "out" / "model.bin", verify=False)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["model.bin"]
     assert report.tokenizer_path is None
     assert "byte-level BPE" in report.remarks[0] and "run model.bin -z model.gguf" in report.remarks[0]
@@ -189,7 +189,7 @@ def test_wrong_names_and_types(make_checkpoint: MakeCheckpoint, tmp_path: Path) 
     checkpoint = make_checkpoint(tmp_path / "model")
     refuse(checkpoint, tmp_path / "model.ggml", ConfigError, r"ends in \.gguf or \.bin")
     refuse(checkpoint, tmp_path / "model.gguf", ConfigError, "found 'q8'; perhaps you meant q8_0", "q8")
-    refuse(checkpoint, tmp_path / "model.bin", ConfigError, "is f32, not q8_0", "q8_0")
+    refuse(checkpoint, tmp_path / "model.bin", ConfigError, "is f32 .*, not q8_0", "q8_0")
     refuse(tmp_path / "none", tmp_path / "model.gguf", CheckpointError, "no such folder")
 
 

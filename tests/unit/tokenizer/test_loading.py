@@ -154,7 +154,10 @@ def test_what_is_no_tokenizer(tmp_path: Path) -> None:
         load_tokenizer(tmp_path / "missing.model")
     ranks = tmp_path / "tokenizer.model"
     ranks.write_bytes(b"IQ== 0\nIg== 1\n")
-    with pytest.raises(TokenizerError, match="tiktoken"):
+    with pytest.raises(TokenizerError, match="byte 0 is no token"):
+        load_tokenizer(ranks)
+    ranks.write_bytes(b"no model\n")
+    with pytest.raises(TokenizerError, match="neither a SentencePiece model nor tiktoken's ranks"):
         load_tokenizer(ranks)
     (tmp_path / "words.txt").write_bytes(b"hello")
     with pytest.raises(TokenizerError, match=r"expected a tokenizer\.json"):

@@ -1,0 +1,23 @@
+/* quantise.h: rows of floats to the blocks of a tensor type: what quantise.c chooses between. */
+#ifndef LLAMITA_QUANTISE_H
+#define LLAMITA_QUANTISE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "tensor_type.h"
+
+/* num_blocks consecutive blocks of finite values, none larger than the type's largest (quantise.c). */
+typedef void quantise_function(const float *values, int64_t num_blocks, uint8_t *out);
+
+/* The same bytes from both. */
+typedef struct {
+    quantise_function *q8_0, *q4_0, *q5_0, *q4_1, *q5_1, *q4_k, *q5_k, *q6_k;
+} quantise_table;
+
+extern const quantise_table quantise_plain;
+#if defined(__x86_64__)
+extern const quantise_table quantise_avx2;
+#endif
+
+#endif

@@ -1,0 +1,158 @@
+"""Two forms of one model to how far their logits on a fixed text are apart; more than its type allows is an error."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from llamita.checkpoint import load_model, open_tensors
+from llamita.config import ModelConfig
+from llamita.engine import Model
+from llamita.errors import FormatError
+from llamita.formats.gguf import read_gguf
+from llamita.formats.llama2c import read_bin
+from llamita.formats.mapping import read_bytes
+from llamita.formats.quantize import TYPES
+from llamita.formats.source import ModelSource, in_halves_order
+from llamita.formats.stored_tensors import TensorEntry
+from llamita.formats.tensor_table import TensorSpec, tensor_table
+from llamita.model.llama import Llama
+from llamita.tokenizer import load_tokenizer
+
+SMALL_PARAMETERS = 200_000_000  # up to here a comparison costs seconds and less than two gigabytes
+NUM_TOKENS = 48
+TEXT = (
+    "Once upon a time, in 1987, a naïve llama (her name was Lía) asked: “Where does the river go?” "
+    "床前明月光 🦙\n\n    def river(): return 42\n"
+)
+
+# The largest difference of two logits, relative to the largest logit, that rounding weights to a type may cause. Rows
+# in a wrong order, a wrong RoPE base or a lost tensor give 0.5 and more.
+BOUNDS: dict[str, float] = {"float32": 1e-5, "float16": 0.02, "bfloat16": 0.15}
+
+# The same for a file that the engine runs, which also sums in another order, and for quantised types rounds what it
+# multiplies with to eight bits. First: against PyTorch with the very weights that are in the file. Second: against the
+# checkpoint, whose weights the type rounds; below eight bits that is the user's decision, so only nonsense is refused.
+FILE_BOUNDS: dict[str, tuple[float, float]] = {"F32": (1e-4, 1e-4), "F16": (2e-3, 0.02), "BF16": (2e-3, 0.15)}
+QUANTISED_BOUNDS = (0.1, 0.2)
+COARSE_BOUNDS = (0.1, 1.0)  # fewer than six bits a weight
+
+
+@dataclasses.dataclass(frozen=True)
+class Verification:
+    """largest_difference: between logits of the two, absolute; largest_logit: in magnitude, of the source; bound: of
+    their ratio, beyond which it is an error."""
+
+    num_tokens: int
+    largest_difference: float
+    largest_logit: float
+    bound: float
+
+    @property
+    def ratio(self) -> float:
+        return self.largest_difference / self.largest_logit if self.largest_logit > 0 else self.largest_difference
+
+    def line(self) -> str:
+        """For people."""
+        return (
+            f"logits of {self.num_tokens} tokens differ by at most {self.largest_difference:.3g} (the largest logit is "
+            f"{self.largest_logit:.4g}; allowed: {self.bound:g} of it)"
+        )
+
+
+def is_small(config: ModelConfig) -> bool:
+    """Whether comparing is cheap enough to be done unasked."""
+    return config.num_parameters <= SMALL_PARAMETERS
+
+
+def verify_import(source: ModelSource, folder: Path, entries: Sequence[TensorEntry], out: Path) -> Verification:
+    """Logits of the written checkpoint folder, to be known as `out`, against those of the source, read once more.
+
+    Raises FormatError beyond the bound of the type that the source's numbers were rounded to."""
+    specs = {spec.huggingface: spec for spec in tensor_table(source.config)}
+    rounded = [entry.dtype for entry in entries if entry.dtype != source.dtype(specs[entry.name])]
+    kind = str(rounded[0]).removeprefix("torch.") if rounded else "float32"
+    ids = fixed_ids(folder, source.config)
+    written = torch_logits(load_model(folder), ids)
+    original = torch_logits(network(source.config, source.tensor), ids)
+    return compare(original, written, BOUNDS[kind], f"cannot write {out}", str(source.path))
+
+
+def verify_folder(checkpoint: Path, folder: Path, entries: Sequence[TensorEntry], out: Path) -> Verification:
+    """Logits of an exported folder, to be known as `out`, against those of the checkpoint. Raises FormatError."""
+    stored, original = open_tensors(checkpoint), load_model(checkpoint)
+    rounded = [entry.dtype for entry in entries if entry.dtype != stored.dtype(entry.name)]
+    kind = str(rounded[0]).removeprefix("torch.") if rounded else "float32"
+    ids = fixed_ids(checkpoint, original.config)
+    expected, found = torch_logits(original, ids), torch_logits(load_model(folder), ids)
+    return compare(expected, found, BOUNDS[kind], f"cannot write {out}", str(checkpoint))
+
+
+def verify_file(checkpoint: Path, written: Path, config: ModelConfig, type: str, out: Path) -> Verification:
+    """Logits that the engine computes from a .gguf or .bin, to be known as `out`, against those of PyTorch: with the
+    weights in the file, then with the checkpoint's, whose difference is returned.
+
+    type: the coarsest in the file. Raises FormatError, EngineError.
+    """
+    ids = fixed_ids(checkpoint, config)
+    with Model(written) as model:
+        engine = model.logits(ids)
+    if type in FILE_BOUNDS:
+        same, rounded = FILE_BOUNDS[type]
+    else:
+        bits = 8 * TYPES[type].block_bytes / TYPES[type].block_elements
+        same, rounded = QUANTISED_BOUNDS if bits > 6 else COARSE_BOUNDS
+    what = f"cannot write {out}"
+    compare(torch_logits(network(config, _reader(written, config)), ids), engine, same, what, "its own weights")
+    return compare(torch_logits(load_model(checkpoint), ids), engine, rounded, what, str(checkpoint))
+
+
+def _reader(path: Path, config: ModelConfig) -> Callable[[TensorSpec], Tensor]:
+    """Reads the tensors of a .gguf or .bin."""
+    if read_bytes(path, 0, 4, "header").tobytes() != b"GGUF":
+        model = read_bin(path)
+        return lambda spec: in_halves_order(torch.from_numpy(model.tensor(spec)), spec, config)
+    file = read_gguf(path)
+    return lambda spec: in_halves_order(torch.from_numpy(file.dequantize(spec.gguf)), spec, config)
+
+
+def compare(
+    original: NDArray[np.float32], written: NDArray[np.float32], bound: float, what: str, against: str
+) -> Verification:
+    """Raise FormatError(what: …) if logits [n, V] are farther apart than the bound."""
+    difference = float(np.abs(original - written).max())
+    result = Verification(len(original), difference, float(np.abs(original).max()), bound)
+    if not result.ratio <= bound:  # also for NaN
+        raise FormatError(
+            f"{what}: its logits differ from those of {against} by {difference:.3g} of {result.largest_logit:.3g}: "
+            f"expected at most {bound:g} of the largest; this is a fault of llamita, please report it"
+        )
+    return result
+
+
+def network(config: ModelConfig, read: Callable[[TensorSpec], Tensor]) -> Llama:
+    """The network in float32 with the tensors that `read` gives in Hugging Face's order."""
+    model = Llama(config)
+    state = {spec.huggingface: read(spec).float() for spec in tensor_table(config)}
+    model.load_state_dict(state, assign=True)
+    return model
+
+
+def fixed_ids(checkpoint: Path, config: ModelConfig) -> list[int]:
+    """BOS and the beginning of TEXT, as many ids as fit."""
+    tokenizer = load_tokenizer(checkpoint)
+    ids = ([] if tokenizer.bos_id is None else [tokenizer.bos_id]) + tokenizer.encode(TEXT)
+    return ids[: min(NUM_TOKENS, config.max_position_embeddings)]
+
+
+@torch.no_grad()
+def torch_logits(model: Llama, ids: Sequence[int]) -> NDArray[np.float32]:
+    """float32 [n, V]."""
+    logits: NDArray[np.float32] = model.eval()(torch.tensor([list(ids)]))[0].numpy()
+    return logits

@@ -1,0 +1,65 @@
+"""The pieces and merges of a byte-level BPE to the tokenizer.json that encodes as its own runtime does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from llamita.tokenizer.splits import pre_tokenizer
+
+
+def byte_level_json(
+    vocab: Mapping[str, int],
+    merges: Sequence[Sequence[str]],
+    split: str,
+    added: Mapping[str, tuple[int, bool]],
+    bos: str | None,
+) -> dict[str, Any]:
+    """vocab: pieces in GPT-2's byte alphabet. merges: [left, right], best first. split: GGUF's name of the regular
+    expression. added: tokens that are found in a text before it is cut, each with its id and whether it is a control
+    token. bos: the added token that Hugging Face's own encoding of a prompt starts with."""
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [
+            {
+                "id": i, "content": content, "single_word": False, "lstrip": False, "rstrip": False,
+                "normalized": False, "special": special,
+            }
+            for content, (i, special) in sorted(added.items(), key=lambda item: item[1][0])
+        ],
+        "normalizer": None,
+        "pre_tokenizer": pre_tokenizer(split),
+        "post_processor": None if bos is None else bos_template(bos, added[bos][0]),
+        "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": split == "llama-bpe",  # a whole word that is a token is taken as it is
+            "vocab": dict(vocab),
+            "merges": [list(merge) for merge in merges],
+        },
+    }  # fmt: skip
+
+
+def bos_template(bos: str, bos_id: int) -> dict[str, Any]:
+    """Hugging Face's own encoding of a prompt starts with BOS, as the model's training data does."""
+
+    def special(part: int) -> dict[str, Any]:
+        return {"SpecialToken": {"id": bos, "type_id": part}}
+
+    def text(name: str, part: int) -> dict[str, Any]:
+        return {"Sequence": {"id": name, "type_id": part}}
+
+    return {
+        "type": "TemplateProcessing",
+        "single": [special(0), text("A", 0)],
+        "pair": [special(0), text("A", 0), special(1), text("B", 1)],
+        "special_tokens": {bos: {"id": bos, "ids": [bos_id], "tokens": [bos]}},
+    }
