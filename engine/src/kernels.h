@@ -76,15 +76,4 @@ extern const kernels kernels_avx2; /* AVX2, FMA, F16C */
 const kernels *kernels_select(const char *name);
 const char *kernels_name(const kernels *k);
 
-/* The nearest 16-bit float, ties to even; above the largest: infinity. */
-static inline uint16_t half_from_float(float value) {
-    const uint32_t bits = bits_from_float(value), magnitude = bits & 0x7fffffffu;
-    const uint16_t sign = (uint16_t)(bits >> 16 & 0x8000u);
-    if (magnitude > 0x7f800000u) return (uint16_t)(sign | 0x7e00u | (magnitude >> 13 & 0x1ffu)); /* NaN */
-    if (magnitude >= 0x477ff000u) return (uint16_t)(sign | 0x7c00u);
-    if (magnitude < 0x38800000u) /* subnormal: adding 0.5 leaves the multiple of 2^-24 in the low bits */
-        return (uint16_t)(sign | (bits_from_float(float_from_bits(magnitude) + 0.5f) - 0x3f000000u));
-    return (uint16_t)(sign | ((magnitude + 0xfffu + (magnitude >> 13 & 1) - 0x38000000u) >> 13));
-}
-
 #endif
