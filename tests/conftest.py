@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
+import json
 import os
 import shutil
 import struct
@@ -199,6 +201,95 @@ def make_checkpoint(tiny_tokenizers: dict[str, Path]) -> Callable[..., Path]:
             tensors[spec.huggingface] = 1 + 0.2 * noise if spec.kind == "norm" else 0.2 * noise
         save_checkpoint(folder, config, tensors, tiny_tokenizers[kind])
         return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiktoken_ranks(tiny_tokenizers: dict[str, Path]) -> bytes:
+    """The content of a small file of tiktoken's ranks, as Llama 3's tokenizer.model is one: bytes, then merges."""
+    from llamita.tokenizer import load_tokenizer
+    from llamita.tokenizer.tokenizer import BYTE_OF_SYMBOL
+
+    def raw(piece: str) -> bytes:
+        return bytes(BYTE_OF_SYMBOL[symbol] for symbol in piece)
+
+    merges = [raw(merge.replace(" ", "")) for merge in load_tokenizer(tiny_tokenizers["gpt2"]).merges()]
+    tokens = list(dict.fromkeys([*(bytes([byte]) for byte in range(256)), *merges]))
+    return b"".join(base64.b64encode(token) + f" {rank}\n".encode() for rank, token in enumerate(tokens))
+
+
+@dataclasses.dataclass(frozen=True)
+class MetaModel:
+    """A folder as Meta publishes it, and the checkpoint with the same weights in Hugging Face's order."""
+
+    path: Path
+    checkpoint: Path
+
+
+@pytest.fixture(scope="session")
+def make_meta(
+    make_checkpoint: Callable[..., Path], tiny_tokenizers: dict[str, Path], tiktoken_ranks: bytes
+) -> Callable[..., MetaModel]:
+    """make_meta(folder, shards, rules="2" or "3", params={}, dtype=None, **config): random weights, cut as fairscale
+    cuts them among so many processes: rows of ColumnParallelLinear's, columns of RowParallelLinear's, the embedding by
+    columns (Llama 1, 2) or by rows (Llama 3), norms whole, kv heads repeated where there are fewer than shards."""
+    torch = pytest.importorskip("torch")
+    from llamita.checkpoint import load_config, load_tensors
+    from llamita.formats.rope_order import halves_to_pairs
+    from llamita.formats.tensor_table import tensor_table
+
+    axes = {"wq": 0, "wk": 0, "wv": 0, "w1": 0, "w3": 0, "output": 0, "wo": 1, "w2": 1}
+
+    def parts(name: str, whole: Any, shards: int, kv_heads: int, embedding_axis: int) -> list[Any]:
+        if whole.ndim == 1:
+            return [whole.clone() for _ in range(shards)]
+        pieces = min(shards, kv_heads) if name in ("wk", "wv") else shards
+        cut = [part.clone() for part in whole.chunk(pieces, axes.get(name, embedding_axis))]
+        assert len(cut) == pieces and len({part.shape for part in cut}) == 1
+        return [cut[number * pieces // shards] for number in range(shards)]
+
+    def make(
+        folder: Path, shards: int, rules: str = "2", params: dict[str, Any] | None = None, dtype: Any = None,
+        **changes: Any,
+    ) -> MetaModel:  # fmt: skip
+        heads = 16 if shards == 16 else 8
+        ranks = tiktoken_ranks.count(b"\n")
+        values: dict[str, Any] = {
+            "hidden_size": 8 * heads, "intermediate_size": 192 if heads == 8 else 352, "num_attention_heads": heads,
+            "num_key_value_heads": 8, "head_dim": 8, "rms_norm_eps": 1e-5, "tie_word_embeddings": False,
+            "vocab_size": 432 if rules == "2" else -(-(ranks + 256) // 16) * 16,
+        }  # fmt: skip
+        checkpoint = make_checkpoint(folder / "checkpoint", "llama", **(values | changes))
+        config, tensors = load_config(checkpoint), load_tensors(checkpoint)
+        states: list[dict[str, Any]] = [{} for _ in range(shards)]
+        for spec in tensor_table(config):
+            rope_heads = spec.rope_heads(config)
+            whole = tensors[spec.huggingface]
+            if rope_heads is not None:
+                whole = torch.from_numpy(halves_to_pairs(whole.numpy(), rope_heads))
+            whole = whole if dtype is None else whole.to(dtype)
+            embedding_axis = 1 if rules == "2" else 0
+            cut = parts(spec.llama2c, whole, shards, config.num_key_value_heads, embedding_axis)
+            for state, part in zip(states, cut, strict=True):
+                state[spec.name("llama2c")] = part
+        out = folder / "meta"
+        out.mkdir()
+        for number, state in enumerate(states):
+            state["rope.freqs"] = torch.ones(config.head_dim // 2)
+            torch.save(state, out / f"consolidated.{number:02d}.pth")
+        said: dict[str, Any] = {
+            "dim": config.hidden_size, "n_layers": config.num_hidden_layers, "n_heads": config.num_attention_heads,
+            "multiple_of": 32, "norm_eps": config.rms_norm_eps, "vocab_size": -1 if rules == "2" else config.vocab_size,
+        }  # fmt: skip
+        if config.num_key_value_heads != config.num_attention_heads:
+            said["n_kv_heads"] = config.num_key_value_heads
+        if rules == "3":
+            said["rope_theta"] = config.rope_theta
+        (out / "params.json").write_text(json.dumps(said | (params or {})))
+        model = tiktoken_ranks if rules == "3" else (tiny_tokenizers["llama"] / "tokenizer.model").read_bytes()
+        (out / "tokenizer.model").write_bytes(model)
+        return MetaModel(out, checkpoint)
 
     return make
 

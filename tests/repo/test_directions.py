@@ -21,7 +21,7 @@ LEVELS = {
     "data.shards": 2,
     "formats.tensor_table": 2,
     "formats.rope_order": 2,
-    "formats.quantize": 2,
+    "formats.quantize": 4,  # the engine quantises
     "formats.quantize_blocks": 2,
     "formats.quantize_k": 2,
     "formats.huggingface": 2,

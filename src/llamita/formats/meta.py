@@ -244,7 +244,7 @@ def _vocab_size(params: Mapping[str, Any], shards: Sequence[Mapping[str, Tensor]
     if columns not in (dim, dim // count):
         raise FormatError(
             f"cannot read {path}: tensor tok_embeddings.weight: expected rows of {dim} numbers, or of {dim // count} "
-            f"in each of {count} shards, found {columns}"
+            f"in each of {count} shards, found {columns}; a shard is missing or they do not belong together"
         )
     said = params.get("vocab_size", -1)
     if said not in (-1, None) and _whole(said, "vocab_size", path / "params.json") != found:
@@ -346,8 +346,8 @@ def _join(parts: Sequence[Sequence[int]], whole: Sequence[int], repeats: int) ->
     count, first = len(parts), tuple(parts[0])
     if any(tuple(part) != first for part in parts):
         return None
-    if first == tuple(whole):
-        return 0, 0, count  # replicated: the first shard's
+    if first == tuple(whole):  # in every shard: only norms may be, and a single kv head
+        return (0, 0, count) if len(whole) == 1 or repeats == count else None
     axes = [axis for axis in range(len(whole)) if first[axis] * (count // repeats) == whole[axis]]
     for axis in axes:
         others = all(first[other] == whole[other] for other in range(len(whole)) if other != axis)

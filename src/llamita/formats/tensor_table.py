@@ -122,7 +122,7 @@ def check_tensors(
             raise FormatError(f"cannot read {where}: tensor {name} is there twice")
         seen.add(name)
         if name not in wanted:
-            raise FormatError(f"cannot read {where}: unknown tensor {name}; only plain Llama models are supported")
+            raise FormatError(f"cannot read {where}: unknown tensor {name[:80]}; {_needed(name)}")
         if tuple(shape) != wanted[name]:
             raise FormatError(
                 f"cannot read {where}: tensor {name}: expected shape {list(wanted[name])}, found {list(shape)}"
@@ -131,3 +131,14 @@ def check_tensors(
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise FormatError(f"cannot read {where}: tensor {missing[0]} is missing{more}")
+
+
+def _needed(name: str) -> str:
+    """What an unknown tensor would need, in words."""
+    if name.endswith((".bias", "_bias")):
+        return "a plain Llama has no biases: they would be needed in the network and the engine"
+    if any(word in name for word in ("q_norm", "k_norm")):
+        return "a plain Llama has no norms on queries and keys: they would be needed in the network and the engine"
+    if any(word in name for word in ("expert", "_exps", "router")):
+        return "a plain Llama has no experts: they would be needed in the network and the engine"
+    return "only plain Llama models are supported"

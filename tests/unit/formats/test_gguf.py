@@ -209,10 +209,10 @@ def test_version_2_reads_too(tmp_path: Path) -> None:
 
 def test_unread_types_are_described_but_not_computed(tmp_path: Path) -> None:
     path = tmp_path / "k.gguf"
-    path.write_bytes(file(infos=[info(dims=(256, 2), kind=12)], data=bytes(288)))
+    path.write_bytes(file(infos=[info(dims=(256, 2), kind=16)], data=bytes(132)))
     read = read_gguf(path)
-    assert read.tensors["t"].type == "Q4_K" and read.tensors["t"].num_bytes == 288
-    with pytest.raises(FormatError, match=r"tensor t: expected type .* found Q4_K"):
+    assert read.tensors["t"].type == "IQ2_XXS" and read.tensors["t"].num_bytes == 132
+    with pytest.raises(FormatError, match=r"tensor t: expected type .* found IQ2_XXS"):
         read.dequantize("t")
 
 
