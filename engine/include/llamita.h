@@ -130,7 +130,7 @@ LLAMITA_API size_t llamita_utf8_complete(const char *bytes, size_t num_bytes);
 typedef enum {
     LLAMITA_KV_F16 = 0,
     LLAMITA_KV_F32 = 1,
-    LLAMITA_KV_Q8 = 2, /* a byte each, with a scale for each position of a head; head sizes that 8 divides */
+    LLAMITA_KV_Q8 = 2, /* a byte each, with a scale for each position of a head */
 } llamita_kv_type;
 
 /* Guessing from repetitions in the text what will be fed next, and computing it along; the results never change. */

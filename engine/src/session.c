@@ -105,10 +105,6 @@ static llamita_status check_params(const llamita_model *model, const llamita_ses
         return error_set(error, LLAMITA_ERROR_ARGUMENT,
                          "opening a session failed: kv_type: expected F16, F32 or Q8, found number %d",
                          (int)asked->kv_type);
-    if (asked->kv_type == LLAMITA_KV_Q8 && info->head_dim % PANEL_ROWS != 0)
-        return error_set(error, LLAMITA_ERROR_ARGUMENT,
-                         "opening a session failed: kv_type Q8: expected heads of a multiple of %d, found %d; take F16",
-                         PANEL_ROWS, (int)info->head_dim);
     if ((unsigned)asked->speculation > LLAMITA_SPECULATION_ALWAYS)
         return error_set(error, LLAMITA_ERROR_ARGUMENT,
                          "opening a session failed: speculation: expected AUTO, OFF or ALWAYS, found number %d",
