@@ -322,7 +322,7 @@ static void write_token(const run *r, output *out, int32_t previous_id, int32_t 
     llamita_error error;
     const char *bytes;
     size_t num_bytes;
-    check(llamita_decode(r->model, previous_id, id, &bytes, &num_bytes, &error), &error);
+    check(llamita_token_bytes(r->model, previous_id, id, &bytes, &num_bytes, &error), &error);
     output_write(out, bytes, num_bytes);
 }
 

@@ -9,8 +9,9 @@
  *     NULL may be closed.
  *   - A llamita_model is immutable after opening and may be shared by sessions in any number of threads.
  *     A session, a sampler: one thread at a time.
- *   - Determinism: logits are a function of (model file, kernels, token ids) alone: bit-identical for any number of
- *     threads, any way of splitting the ids over calls, and after any rewind.
+ *   - Determinism: logits are a function of (model file, type of the KV cache, token ids) alone: bit-identical for any
+ *     kernels and number of threads, any way of splitting the ids over calls, after any rewind, with any sequences
+ *     beside, with speculation or without.
  *   - The library never prints, never exits, never reads the environment, and treats every file as hostile.
  */
 #ifndef LLAMITA_H
@@ -108,8 +109,8 @@ LLAMITA_API llamita_status llamita_encode(const llamita_model *model, const char
 
 /* The bytes that the id adds to a text in which previous_id came before it (-1: nothing did): control tokens add
  * none; a SentencePiece piece right after BOS (or at the start) loses its leading space. The pointer is the model's. */
-LLAMITA_API llamita_status llamita_decode(const llamita_model *model, int32_t previous_id, int32_t id,
-                                          const char **bytes, size_t *num_bytes, llamita_error *error);
+LLAMITA_API llamita_status llamita_token_bytes(const llamita_model *model, int32_t previous_id, int32_t id,
+                                               const char **bytes, size_t *num_bytes, llamita_error *error);
 
 /* The token as it is written in the vocabulary ("<s>", "Ġthe", "▁the"), for people. Owned by the model; NULL if out
  * of range or without a tokenizer. */
@@ -125,9 +126,26 @@ LLAMITA_API size_t llamita_utf8_complete(const char *bytes, size_t num_bytes);
 
 /* ------------------------------------------------------------------ session */
 
+/* How keys and values are stored. */
+typedef enum {
+    LLAMITA_KV_F16 = 0,
+    LLAMITA_KV_F32 = 1,
+    LLAMITA_KV_Q8 = 2, /* a byte each, with a scale for each position of a head */
+} llamita_kv_type;
+
+/* Guessing from repetitions in the text what will be fed next, and computing it along; the results never change. */
+typedef enum {
+    LLAMITA_SPECULATION_AUTO = 0, /* while it saves time */
+    LLAMITA_SPECULATION_OFF = 1,
+    LLAMITA_SPECULATION_ALWAYS = 2,
+} llamita_speculation;
+
 typedef struct {
     int32_t num_threads;    /* 0: chosen by the size of the model and the machine (cgroup limits respected) */
-    int32_t context_tokens; /* 0: the model's; larger than the model's is an error */
+    int32_t context_tokens; /* of each sequence. 0: the model's; larger than the model's is an error */
+    int32_t num_sequences;  /* texts that run side by side, each with its own keys and values. 0: one */
+    llamita_kv_type kv_type;
+    llamita_speculation speculation;
 } llamita_session_params;
 
 LLAMITA_API llamita_status llamita_session_open(const llamita_model *model, const llamita_session_params *params,
@@ -135,6 +153,8 @@ LLAMITA_API llamita_status llamita_session_open(const llamita_model *model, cons
 LLAMITA_API void llamita_session_close(llamita_session *session);
 LLAMITA_API int32_t llamita_session_num_threads(const llamita_session *session);
 LLAMITA_API int32_t llamita_session_context_tokens(const llamita_session *session);
+
+/* The functions named llamita_session_* work on sequence 0. */
 
 /* Number of tokens held: the position that the next one takes. */
 LLAMITA_API int32_t llamita_session_position(const llamita_session *session);
@@ -156,8 +176,37 @@ LLAMITA_API llamita_status llamita_session_feed_logits(llamita_session *session,
 LLAMITA_API llamita_status llamita_session_score(llamita_session *session, const int32_t *ids, size_t num_tokens,
                                                  double *nats, llamita_error *error);
 
-/* The logits after the last fed id, [vocab_size]; NULL before the first feed and after a rewind. The session's. */
+/* The logits after the last fed id, [vocab_size]; NULL before the first feed and after a rewind. The session's, and valid
+ * until its next call. */
 LLAMITA_API const float *llamita_session_logits(const llamita_session *session);
+
+/* ------------------------------------------------------------------ several sequences */
+
+/* Tokens to append to one sequence. */
+typedef struct {
+    int32_t sequence;   /* 0 to num_sequences - 1; each once at most in a call */
+    const int32_t *ids; /* num_tokens >= 1 of them */
+    size_t num_tokens;
+    size_t num_logits;  /* logits are wanted after the last num_logits of them; 0 to num_tokens */
+} llamita_chunk;
+
+/* Appends all chunks, together in as few passes as possible, and writes the logits asked for in the order of the chunks:
+ * logits [sum of num_logits][vocab_size], the caller's. What a sequence gives does not depend on what runs beside it. On
+ * failure every sequence is as it was before the call. */
+LLAMITA_API llamita_status llamita_decode(llamita_session *session, const llamita_chunk *chunks, size_t num_chunks,
+                                          float *logits, llamita_error *error);
+
+/* Tokens held by a sequence; -1 if there is none of that number. */
+LLAMITA_API int32_t llamita_sequence_position(const llamita_session *session, int32_t sequence);
+
+/* Forgets all tokens of a sequence from this position on. */
+LLAMITA_API llamita_status llamita_sequence_rewind(llamita_session *session, int32_t sequence, int32_t position,
+                                                   llamita_error *error);
+
+/* Sequence `to` becomes the first num_tokens of sequence `from` without computing them, and shares their keys and values
+ * in memory for as long as neither writes there. What `to` held is forgotten. */
+LLAMITA_API llamita_status llamita_sequence_share(llamita_session *session, int32_t from, int32_t to,
+                                                  int32_t num_tokens, llamita_error *error);
 
 /* ------------------------------------------------------------------ sampler */
 

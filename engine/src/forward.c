@@ -1,25 +1,35 @@
 /* forward.c: token ids in, logits out: the network, with the names and in the order of src/llamita/model/llama.py.
  *
- * All members of the team run forward_worker together. An operation that reads what other members wrote comes after a
- * threads_barrier; one that reads only what its own member wrote (matmul, add, swiglu share rows in one way) does not.
+ * All members of the team run forward_worker together, each on its part of every operation; threads_barrier stands where
+ * one reads what others wrote. A pass of few tokens (decoding) has four barriers a layer: each member norms the residual
+ * for itself, and attends with the heads that it has projected itself where those divide evenly (five if not).
  */
 #include "forward.h"
 
 #include <stdatomic.h>
 #include <stdlib.h>
 
+#include "attention.h"
 #include "ops.h"
+
+#define FEW_TOKENS 8 /* up to here doing small things twice is faster than a barrier */
 
 struct forward {
     const llamita_model *model;
     threads *team;
+    int32_t max_pages; /* of a sequence */
+    bool keys_in_parts; /* members may share the rows of one kv head */
 
     /* This pass. */
-    kv_cache *cache;
-    const int32_t *ids; /* [T] */
-    int32_t num_tokens, first_position, num_logits;
+    const forward_span *spans;
+    int32_t num_spans, num_tokens, num_logits, num_tiles;
+    bool few, whole_heads, split_pages;
     float *logits; /* [num_logits, V] */
     atomic_bool damaged;
+    int32_t ids[PASS_TOKENS], positions[PASS_TOKENS];
+    int32_t logit_tokens[PASS_TOKENS]; /* [num_logits] */
+    kv_cache *caches[PASS_TOKENS];     /* of each token */
+    attention_tile tiles[PASS_TOKENS];
 
     /* Memory for PASS_TOKENS tokens. */
     float *residual;            /* [T, D] */
@@ -30,133 +40,234 @@ struct forward {
     activations ffn_gate;       /* [T, F] */
     float *ffn_up;              /* [T, F] */
     float *update;              /* [T, D] what a block adds to the residual */
-    float *attention_scratch;   /* [threads] of attention_scratch_floats */
-    size_t scratch_floats;
+    float *last;                /* [T, D] the rows of the residual that logits are wanted of */
+    float *partials;            /* [FEW_TOKENS, H, max_pages] of what attention_page writes */
+
+    struct own { /* each member's */
+        activations normed;        /* [FEW_TOKENS, D] */
+        activations attention_out; /* [FEW_TOKENS, H*S] */
+        float *attention_scratch;
+    } *own; /* [threads] */
 };
 
-/* Heads [begin, end) of a projection: [T, heads, S]. */
-static void project_heads(const forward *f, const tensor *weights, int64_t begin, int64_t end, float *out) {
-    const int64_t head_dim = f->model->info.head_dim, num_heads = weights->num_rows / head_dim;
-    begin = begin < 0 ? 0 : begin;
-    end = end > num_heads ? num_heads : end;
-    if (begin < end)
-        matmul_rows(f->model->kernels, weights, &f->normed, f->num_tokens, begin * head_dim, end * head_dim, out);
+/* ------------------------------------------------------------------ who does what */
+
+/* Rows [begin, end) of the projections. */
+typedef struct {
+    int64_t begin, end;
+} rows;
+
+static rows share_rows(worker w, int64_t num_rows) {
+    rows mine;
+    threads_share(w, num_rows, ROW_UNIT, &mine.begin, &mine.end);
+    return mine;
 }
 
-/* Query heads [begin, end) take their positions in place. */
-static void rotate_queries(const forward *f, int64_t begin, int64_t end) {
-    const int32_t head_dim = f->model->info.head_dim, num_heads = f->model->info.num_attention_heads;
-    for (int32_t t = 0; t < f->num_tokens; t++)
-        for (int64_t h = begin; h < end && h < num_heads; h++) {
-            float *query = f->query + (t * num_heads + h) * head_dim;
-            rope(f->angles + (int64_t)t * head_dim, head_dim, query, query);
-        }
+/* What [begin, end) of a list has of the part of it that starts at offset and is this long. */
+static rows part_of(rows list, int64_t offset, int64_t length) {
+    const int64_t begin = list.begin - offset, end = list.end - offset;
+    return (rows){begin < 0 ? 0 : begin > length ? length : begin, end < 0 ? 0 : end > length ? length : end};
 }
 
-/* Key heads [begin, end) take their positions on the way into the cache; value heads [.. - K] go as they are. */
-static void remember(const forward *f, int32_t layer_index, int64_t begin, int64_t end) {
+/* This member's rows of query, key and value: those of whole kv heads, or else an even part of the list of all. */
+static void share_projections(const forward *f, worker w, rows *query, rows *key, rows *value) {
+    const llamita_model_info *info = &f->model->info;
+    const int64_t head_dim = info->head_dim, num_queries = info->num_attention_heads * head_dim,
+                  num_keys = info->num_key_value_heads * head_dim;
+    if (f->whole_heads) {
+        int64_t begin, end;
+        threads_share(w, info->num_key_value_heads, 1, &begin, &end);
+        *key = *value = (rows){begin * head_dim, end * head_dim};
+        const int64_t group = num_queries / num_keys;
+        *query = (rows){key->begin * group, key->end * group};
+        return;
+    }
+    const int64_t total = num_queries + 2 * num_keys, unit = f->keys_in_parts ? PANEL_ROWS : head_dim;
+    rows mine = {0, w.index == 0 ? total : 0}; /* heads that cut panels in two: all by one member */
+    if (num_queries % PANEL_ROWS == 0 && num_keys % PANEL_ROWS == 0 && unit % PANEL_ROWS == 0)
+        threads_share(w, total, unit, &mine.begin, &mine.end);
+    *query = part_of(mine, 0, num_queries);
+    *key = part_of(mine, num_queries, num_keys);
+    *value = part_of(mine, num_queries + num_keys, num_keys);
+}
+
+/* ------------------------------------------------------------------ the network */
+
+/* The normed rows of `in`, as the matrices that follow read them: each member's own if there are few. */
+static const activations *normalise(forward *f, worker w, const float *in, int32_t num_tokens, const float *weight,
+                                    bool quantised) {
+    activations *out = f->few ? &f->own[w.index].normed : &f->normed;
+    int64_t begin = 0, end = num_tokens;
+    if (!f->few) threads_share(w, num_tokens, 1, &begin, &end);
+    rms_norm(f->model->kernels, in, weight, f->model->info.rms_norm_eps, begin, end, out);
+    if (quantised) quantise(f->model->kernels, out->values, begin, end, out);
+    if (!f->few) threads_barrier(w);
+    return out;
+}
+
+/* Keys take their positions on the way into the cache; values go as they are. */
+static void remember(const forward *f, int32_t layer_index, rows keys, rows values) {
     const int32_t head_dim = f->model->info.head_dim, num_heads = f->model->info.num_key_value_heads;
+    const int64_t length = (int64_t)num_heads * head_dim;
+    const kernels *k = f->model->kernels;
     for (int32_t t = 0; t < f->num_tokens; t++) {
-        const int32_t page = (f->first_position + t) / KV_PAGE_TOKENS, slot = (f->first_position + t) % KV_PAGE_TOKENS;
-        for (int64_t h = begin < 0 ? 0 : begin; h < end && h < 2 * num_heads; h++) {
-            const int32_t head = (int32_t)(h % num_heads);
-            const int64_t from = ((int64_t)t * num_heads + head) * head_dim, to = (int64_t)slot * head_dim;
-            if (h < num_heads)
-                rope(f->angles + (int64_t)t * head_dim, head_dim, f->key + from,
-                     kv_cache_keys(f->cache, page, layer_index, head) + to);
-            else
-                memcpy(kv_cache_values(f->cache, page, layer_index, head) + to, f->value + from,
-                       (size_t)head_dim * sizeof(float));
+        rope(f->angles + (int64_t)t * head_dim, head_dim, keys.begin, keys.end, f->key + t * length);
+        for (int32_t h = 0; h < num_heads; h++) {
+            const int64_t offset = (int64_t)h * head_dim;
+            const rows key = part_of(keys, offset, head_dim), value = part_of(values, offset, head_dim);
+            if (key.begin < key.end)
+                kv_cache_put_key(f->caches[t], k, f->positions[t], layer_index, h,
+                                 f->key + t * length + offset + key.begin, (int32_t)key.begin, (int32_t)key.end);
+            if (value.begin < value.end)
+                kv_cache_put_value(f->caches[t], k, f->positions[t], layer_index, h,
+                                   f->value + t * length + offset + value.begin, (int32_t)value.begin,
+                                   (int32_t)value.end);
         }
     }
 }
+
+/* query, key and value of this member's rows, rotated and remembered. */
+static void project(forward *f, worker w, int32_t layer_index, const activations *normed) {
+    const layer *layer = &f->model->layers[layer_index];
+    const kernels *k = f->model->kernels;
+    const int32_t head_dim = f->model->info.head_dim, num_tokens = f->num_tokens;
+    rows query, key, value;
+    share_projections(f, w, &query, &key, &value);
+    matmul(k, &layer->query, normed, num_tokens, query.begin, query.end, f->query);
+    matmul(k, &layer->key, normed, num_tokens, key.begin, key.end, f->key);
+    matmul(k, &layer->value, normed, num_tokens, value.begin, value.end, f->value);
+    for (int32_t t = 0; t < num_tokens; t++)
+        rope(f->angles + (int64_t)t * head_dim, head_dim, query.begin, query.end,
+             f->query + t * layer->query.num_rows);
+    remember(f, layer_index, key, value);
+}
+
+/* Every tile with every kv head; for a few tokens on several threads page by page, into partials. */
+static void attend(forward *f, worker w, int32_t layer_index) {
+    const llamita_model_info *info = &f->model->info;
+    const attention_job job = {f->model->kernels, layer_index, info->num_attention_heads, f->query,
+                               f->attention_out.values};
+    const int64_t num_kv_heads = info->num_key_value_heads;
+    float *scratch = f->own[w.index].attention_scratch;
+    int64_t begin, end, item = 0;
+    if (f->whole_heads) {
+        threads_share(w, num_kv_heads, 1, &begin, &end);
+        for (int32_t i = 0; i < f->num_tiles; i++)
+            for (int64_t head = begin; head < end; head++) attention(&job, &f->tiles[i], (int32_t)head, scratch);
+        return;
+    }
+    if (!f->split_pages) {
+        threads_share(w, f->num_tiles * num_kv_heads, 1, &begin, &end);
+        for (item = begin; item < end; item++)
+            attention(&job, &f->tiles[item / num_kv_heads], (int32_t)(item % num_kv_heads), scratch);
+        return;
+    }
+    int64_t num_items = 0;
+    for (int32_t i = 0; i < f->num_tiles; i++) num_items += num_kv_heads * attention_num_pages(&f->tiles[i]);
+    threads_share(w, num_items, 1, &begin, &end);
+    for (int32_t i = 0; i < f->num_tiles; i++) {
+        const attention_tile *tile = &f->tiles[i];
+        const int32_t num_pages = attention_num_pages(tile);
+        float *partials = f->partials + (size_t)tile->first_token * (size_t)info->num_attention_heads *
+                                            (size_t)f->max_pages * PARTIAL_FLOATS(info->head_dim);
+        for (int64_t of_tile = 0; of_tile < num_kv_heads * num_pages; of_tile++, item++)
+            if (item >= begin && item < end)
+                attention_page(&job, tile, (int32_t)(of_tile / num_pages), (int32_t)(of_tile % num_pages), scratch,
+                               partials, f->max_pages);
+    }
+}
+
+/* What was attended to, as attention_output reads it: each member's own if there are few. */
+static const activations *gather_heads(forward *f, worker w, bool quantised) {
+    const llamita_model_info *info = &f->model->info;
+    const size_t partial_floats = PARTIAL_FLOATS(info->head_dim);
+    activations *out = f->few && (quantised || f->split_pages) ? &f->own[w.index].attention_out : &f->attention_out;
+    const int64_t length = out->length;
+    if (f->split_pages)
+        for (int32_t i = 0; i < f->num_tiles; i++)
+            for (int64_t t = f->tiles[i].first_token; t < f->tiles[i].first_token + f->tiles[i].num_tokens; t++)
+                for (int32_t h = 0; h < info->num_attention_heads; h++)
+                    attention_merge(f->partials + (size_t)((t * info->num_attention_heads + h) * f->max_pages) *
+                                                      partial_floats,
+                                    attention_num_pages(&f->tiles[i]), info->head_dim,
+                                    out->values + t * length + (int64_t)h * info->head_dim);
+    if (!quantised) return out;
+    int64_t begin = 0, end = f->num_tokens;
+    if (!f->few) threads_share(w, f->num_tokens, 1, &begin, &end);
+    const float *values = f->split_pages ? out->values : f->attention_out.values;
+    quantise(f->model->kernels, values, begin, end, out);
+    if (!f->few) threads_barrier(w);
+    return out;
+}
+
+/* residual += matrix(columns), this member's rows. */
+static void add_product(forward *f, worker w, const tensor *matrix, const activations *columns) {
+    const rows mine = share_rows(w, matrix->num_rows);
+    matmul(f->model->kernels, matrix, columns, f->num_tokens, mine.begin, mine.end, f->update);
+    add(f->update, matrix->num_rows, f->num_tokens, mine.begin, mine.end, f->residual);
+}
+
+static bool quantised(const tensor *t) { return panel_is_quantised(t->format); }
 
 /* residual += attention(attention_norm(residual)) */
 static void attention_block(forward *f, worker w, int32_t layer_index) {
-    const llamita_model_info *info = &f->model->info;
-    const kernels *k = f->model->kernels;
     const layer *layer = &f->model->layers[layer_index];
-    const int32_t num_tokens = f->num_tokens, num_heads = info->num_attention_heads,
-                  num_kv_heads = info->num_key_value_heads;
-
-    rms_norm(w, k, f->residual, layer->attention_norm, info->rms_norm_eps, num_tokens, &f->normed);
+    const activations *normed = normalise(f, w, f->residual, f->num_tokens, layer->attention_norm,
+                                          quantised(&layer->query) || quantised(&layer->key) || quantised(&layer->value));
+    project(f, w, layer_index, normed);
+    if (!f->whole_heads) threads_barrier(w);
+    attend(f, w, layer_index);
     threads_barrier(w);
-    if (tensor_is_quantised(&layer->query) || tensor_is_quantised(&layer->key) || tensor_is_quantised(&layer->value)) {
-        quantise(w, k, num_tokens, &f->normed);
-        threads_barrier(w);
-    }
-
-    /* The heads of query, key and value are shared as one list, and each stays with its member. */
-    int64_t begin, end;
-    threads_share(w, num_heads + 2 * num_kv_heads, 1, &begin, &end);
-    project_heads(f, &layer->query, begin, end, f->query);
-    project_heads(f, &layer->key, begin - num_heads, end - num_heads, f->key);
-    project_heads(f, &layer->value, begin - num_heads - num_kv_heads, end - num_heads - num_kv_heads, f->value);
-    rotate_queries(f, begin, end);
-    remember(f, layer_index, begin - num_heads, end - num_heads);
-    threads_barrier(w);
-
-    const attention_job job = {
-        f->query, f->cache, layer_index, num_heads, f->first_position, num_tokens, f->attention_out.values};
-    attention(w, k, &job, f->attention_scratch + (size_t)w.index * f->scratch_floats);
-    threads_barrier(w);
-    if (tensor_is_quantised(&layer->attention_output)) {
-        quantise(w, k, num_tokens, &f->attention_out);
-        threads_barrier(w);
-    }
-
-    matmul(w, k, &layer->attention_output, &f->attention_out, num_tokens, f->update);
-    add(w, f->update, info->hidden_size, num_tokens, f->residual);
+    add_product(f, w, &layer->attention_output, gather_heads(f, w, quantised(&layer->attention_output)));
     threads_barrier(w);
 }
 
 /* residual += ffn_down(silu(ffn_gate(ffn_norm(residual))) * ffn_up(ffn_norm(residual))) */
 static void ffn_block(forward *f, worker w, int32_t layer_index) {
-    const llamita_model_info *info = &f->model->info;
-    const kernels *k = f->model->kernels;
     const layer *layer = &f->model->layers[layer_index];
-    const int32_t num_tokens = f->num_tokens;
-
-    rms_norm(w, k, f->residual, layer->ffn_norm, info->rms_norm_eps, num_tokens, &f->normed);
+    const kernels *k = f->model->kernels;
+    const int64_t length = f->model->info.intermediate_size;
+    const activations *normed = normalise(f, w, f->residual, f->num_tokens, layer->ffn_norm,
+                                          quantised(&layer->ffn_gate) || quantised(&layer->ffn_up));
+    const rows mine = share_rows(w, length);
+    matmul(k, &layer->ffn_gate, normed, f->num_tokens, mine.begin, mine.end, f->ffn_gate.values);
+    matmul(k, &layer->ffn_up, normed, f->num_tokens, mine.begin, mine.end, f->ffn_up);
+    swiglu(k, f->ffn_up, length, f->num_tokens, mine.begin, mine.end, f->ffn_gate.values);
+    if (quantised(&layer->ffn_down)) quantise_part(k, f->num_tokens, mine.begin, mine.end, &f->ffn_gate);
     threads_barrier(w);
-    if (tensor_is_quantised(&layer->ffn_gate) || tensor_is_quantised(&layer->ffn_up)) {
-        quantise(w, k, num_tokens, &f->normed);
-        threads_barrier(w);
-    }
-
-    matmul(w, k, &layer->ffn_gate, &f->normed, num_tokens, f->ffn_gate.values);
-    matmul(w, k, &layer->ffn_up, &f->normed, num_tokens, f->ffn_up);
-    swiglu(w, k, f->ffn_up, info->intermediate_size, num_tokens, f->ffn_gate.values);
-    if (tensor_is_quantised(&layer->ffn_down)) quantise(w, k, num_tokens, &f->ffn_gate);
-    threads_barrier(w);
-
-    matmul(w, k, &layer->ffn_down, &f->ffn_gate, num_tokens, f->update);
-    add(w, f->update, info->hidden_size, num_tokens, f->residual);
+    add_product(f, w, &layer->ffn_down, &f->ffn_gate);
     threads_barrier(w);
 }
 
-/* logits = output(output_norm(residual)), of the last num_logits tokens. */
+/* logits = output(output_norm(residual)), of the tokens that they are wanted of. */
 static void output_block(forward *f, worker w) {
-    const llamita_model_info *info = &f->model->info;
-    const kernels *k = f->model->kernels;
-    const float *last = f->residual + (int64_t)(f->num_tokens - f->num_logits) * info->hidden_size;
-
-    rms_norm(w, k, last, f->model->output_norm, info->rms_norm_eps, f->num_logits, &f->normed);
-    threads_barrier(w);
-    if (tensor_is_quantised(&f->model->output)) {
-        quantise(w, k, f->num_logits, &f->normed);
+    const llamita_model *model = f->model;
+    const int64_t hidden = model->info.hidden_size, vocab_size = model->info.vocab_size;
+    const float *in = f->last;
+    if (f->num_logits == f->num_tokens) {
+        in = f->residual;
+    } else {
+        int64_t begin, end;
+        threads_share(w, f->num_logits, 1, &begin, &end);
+        for (int64_t i = begin; i < end; i++)
+            memcpy(f->last + i * hidden, f->residual + f->logit_tokens[i] * hidden, (size_t)hidden * sizeof(float));
         threads_barrier(w);
     }
-    matmul(w, k, &f->model->output, &f->normed, f->num_logits, f->logits);
-    if (!are_finite(w, f->logits, info->vocab_size, f->num_logits)) atomic_store(&f->damaged, true);
+    const activations *normed = normalise(f, w, in, f->num_logits, model->output_norm, quantised(&model->output));
+    const rows mine = share_rows(w, vocab_size);
+    matmul(model->kernels, &model->output, normed, f->num_logits, mine.begin, mine.end, f->logits);
+    for (int32_t i = 0; i < f->num_logits; i++)
+        if (!are_finite(f->logits + i * vocab_size + mine.begin, mine.end - mine.begin))
+            atomic_store(&f->damaged, true);
 }
 
 static void forward_worker(void *argument, worker w) {
     forward *f = argument;
     const llamita_model *model = f->model;
-
-    embed(w, &model->token_embedding, f->ids, f->num_tokens, f->residual);
-    rope_table(w, model->rope_frequency, model->info.head_dim, f->first_position, f->num_tokens, f->angles);
+    int64_t begin, end;
+    threads_share(w, f->num_tokens, 1, &begin, &end);
+    embed(&model->token_embedding, f->ids, begin, end, f->residual);
+    rope_table(model->rope_frequency, model->info.head_dim, f->positions, begin, end, f->angles);
     threads_barrier(w);
     for (int32_t i = 0; i < model->info.num_hidden_layers; i++) {
         attention_block(f, w, i);
@@ -165,13 +276,31 @@ static void forward_worker(void *argument, worker w) {
     if (f->num_logits > 0) output_block(f, w);
 }
 
-bool forward_run(forward *f, kv_cache *cache, const int32_t *ids, int32_t num_tokens, int32_t first_position,
-                 int32_t num_logits, float *logits) {
-    f->cache = cache;
-    f->ids = ids;
-    f->num_tokens = num_tokens;
-    f->first_position = first_position;
-    f->num_logits = num_logits;
+/* ------------------------------------------------------------------ a pass */
+
+static void add_span(forward *f, const forward_span *span) {
+    for (int32_t i = 0; i < span->num_tokens; i++) {
+        const int32_t t = f->num_tokens + i;
+        f->ids[t] = span->ids[i];
+        f->positions[t] = span->first_position + i;
+        f->caches[t] = span->cache;
+        if (i >= span->num_tokens - span->num_logits) f->logit_tokens[f->num_logits++] = t;
+        if (i % TILE_TOKENS == 0)
+            f->tiles[f->num_tiles++] = (attention_tile){span->cache, t, 0, span->first_position + i};
+        f->tiles[f->num_tiles - 1].num_tokens++;
+    }
+    f->num_tokens += span->num_tokens;
+}
+
+bool forward_run(forward *f, const forward_span *spans, int32_t num_spans, float *logits) {
+    f->num_tokens = f->num_logits = f->num_tiles = 0;
+    for (int32_t i = 0; i < num_spans; i++) add_span(f, &spans[i]);
+    const int32_t num_threads = threads_count(f->team), num_kv_heads = f->model->info.num_key_value_heads;
+    bool several_pages = false;
+    for (int32_t i = 0; i < f->num_tiles; i++) several_pages |= attention_num_pages(&f->tiles[i]) > 1;
+    f->few = f->num_tokens <= FEW_TOKENS;
+    f->whole_heads = f->few && num_kv_heads % num_threads == 0 && f->model->info.head_dim % PANEL_ROWS == 0;
+    f->split_pages = f->few && !f->whole_heads && several_pages;
     f->logits = logits;
     atomic_store(&f->damaged, false);
     threads_run(f->team, forward_worker, f);
@@ -180,41 +309,63 @@ bool forward_run(forward *f, kv_cache *cache, const int32_t *ids, int32_t num_to
 
 /* ------------------------------------------------------------------ memory */
 
-static float *floats(int64_t count) {
-    const size_t bytes = ((size_t)count * sizeof(float) + 63) / 64 * 64;
-    return aligned_alloc(64, bytes);
-}
+static float *floats(size_t count) { return aligned_alloc(64, (count * sizeof(float) + 63) / 64 * 64); }
 
-static bool allocate_activations(activations *a, int64_t length) {
+static bool allocate_activations(activations *a, size_t num_tokens, int64_t length) {
+    const size_t num_blocks = num_tokens * (size_t)(length / BLOCK_LENGTH) + 1;
     a->length = length;
-    a->values = floats(PASS_TOKENS * length);
-    a->blocks = calloc((size_t)(PASS_TOKENS * (length / BLOCK_LENGTH) + 1), sizeof *a->blocks);
+    a->values = floats(num_tokens * (size_t)length);
+    a->blocks = aligned_alloc(64, (num_blocks * sizeof *a->blocks + 63) / 64 * 64);
     return a->values != NULL && a->blocks != NULL;
 }
 
-forward *forward_create(const llamita_model *model, threads *team) {
+static void free_activations(activations *a) {
+    free(a->values);
+    free(a->blocks);
+}
+
+static bool allocate_own(forward *f, size_t scratch_floats) {
+    const int count = threads_count(f->team);
+    f->own = calloc((size_t)count, sizeof *f->own);
+    for (int i = 0; f->own != NULL && i < count; i++) {
+        f->own[i].attention_scratch = floats(scratch_floats);
+        if (f->own[i].attention_scratch == NULL ||
+            !allocate_activations(&f->own[i].normed, FEW_TOKENS, f->normed.length) ||
+            !allocate_activations(&f->own[i].attention_out, FEW_TOKENS, f->attention_out.length))
+            return false;
+    }
+    return f->own != NULL;
+}
+
+forward *forward_create(const llamita_model *model, const kv_shape *shape, int32_t context_tokens, threads *team) {
     const llamita_model_info *info = &model->info;
-    const int64_t query_length = (int64_t)info->num_attention_heads * info->head_dim;
-    const int64_t key_length = (int64_t)info->num_key_value_heads * info->head_dim;
+    const size_t hidden = (size_t)info->hidden_size, ffn = (size_t)info->intermediate_size,
+                 query_length = (size_t)info->num_attention_heads * (size_t)info->head_dim,
+                 key_length = (size_t)info->num_key_value_heads * (size_t)info->head_dim;
     forward *f = calloc(1, sizeof *f);
     if (f == NULL) return NULL;
     f->model = model;
     f->team = team;
-    f->scratch_floats =
-        (attention_scratch_floats(info->num_attention_heads, info->num_key_value_heads, info->head_dim) + 15) / 16 * 16;
-    f->residual = floats(PASS_TOKENS * (int64_t)info->hidden_size);
-    f->angles = floats(PASS_TOKENS * (int64_t)info->head_dim);
+    f->keys_in_parts = shape->type != KV_Q8;
+    f->max_pages = (context_tokens - 1) / KV_PAGE_TOKENS + 1;
+    f->residual = floats(PASS_TOKENS * hidden);
+    f->angles = floats(PASS_TOKENS * (size_t)info->head_dim);
     f->query = floats(PASS_TOKENS * query_length);
     f->key = floats(PASS_TOKENS * key_length);
     f->value = floats(PASS_TOKENS * key_length);
-    f->ffn_up = floats(PASS_TOKENS * (int64_t)info->intermediate_size);
-    f->update = floats(PASS_TOKENS * (int64_t)info->hidden_size);
-    f->attention_scratch = floats(threads_count(team) * (int64_t)f->scratch_floats);
-    const bool all = allocate_activations(&f->normed, info->hidden_size) &&
-                     allocate_activations(&f->attention_out, query_length) &&
-                     allocate_activations(&f->ffn_gate, info->intermediate_size);
-    if (all && f->residual && f->angles && f->query && f->key && f->value && f->ffn_up && f->update &&
-        f->attention_scratch)
+    f->ffn_up = floats(PASS_TOKENS * ffn);
+    f->update = floats(PASS_TOKENS * hidden);
+    f->last = floats(PASS_TOKENS * hidden);
+    const bool whole_heads = info->num_key_value_heads % threads_count(team) == 0 && info->head_dim % PANEL_ROWS == 0;
+    const size_t heads = whole_heads ? 0 : FEW_TOKENS * (size_t)info->num_attention_heads; /* memory not used costs none */
+    f->partials = floats(heads * (size_t)f->max_pages * PARTIAL_FLOATS(info->head_dim) + 1);
+    const bool all = allocate_activations(&f->normed, PASS_TOKENS, (int64_t)hidden) &&
+                     allocate_activations(&f->attention_out, PASS_TOKENS, (int64_t)query_length) &&
+                     allocate_activations(&f->ffn_gate, PASS_TOKENS, (int64_t)ffn) &&
+                     allocate_own(f, attention_scratch_floats(info->num_attention_heads, info->num_key_value_heads,
+                                                              info->head_dim));
+    if (all && f->residual && f->angles && f->query && f->key && f->value && f->ffn_up && f->update && f->last &&
+        f->partials)
         return f;
     forward_free(f);
     return NULL;
@@ -222,12 +373,16 @@ forward *forward_create(const llamita_model *model, threads *team) {
 
 void forward_free(forward *f) {
     if (f == NULL) return;
-    activations *columns[] = {&f->normed, &f->attention_out, &f->ffn_gate};
-    for (size_t i = 0; i < sizeof columns / sizeof columns[0]; i++) {
-        free(columns[i]->values);
-        free(columns[i]->blocks);
+    for (int i = 0; f->own != NULL && i < threads_count(f->team); i++) {
+        free(f->own[i].attention_scratch);
+        free_activations(&f->own[i].normed);
+        free_activations(&f->own[i].attention_out);
     }
-    float *buffers[] = {f->residual, f->angles, f->query, f->key, f->value, f->ffn_up, f->update, f->attention_scratch};
+    free(f->own);
+    free_activations(&f->normed);
+    free_activations(&f->attention_out);
+    free_activations(&f->ffn_gate);
+    float *buffers[] = {f->residual, f->angles, f->query, f->key, f->value, f->ffn_up, f->update, f->last, f->partials};
     for (size_t i = 0; i < sizeof buffers / sizeof buffers[0]; i++) free(buffers[i]);
     free(f);
 }

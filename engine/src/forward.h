@@ -10,14 +10,21 @@
 
 typedef struct forward forward; /* the memory of a pass */
 
+/* Consecutive tokens of one sequence. */
+typedef struct {
+    kv_cache *cache; /* reserved for them */
+    const int32_t *ids;
+    int32_t num_tokens, first_position;
+    int32_t num_logits; /* of the last tokens; 0 .. num_tokens */
+} forward_span;
+
 /* NULL: no memory. The model and the team must outlive it. */
-forward *forward_create(const llamita_model *model, threads *team);
+forward *forward_create(const llamita_model *model, const kv_shape *shape, int32_t context_tokens, threads *team);
 void forward_free(forward *f);
 
-/* Runs num_tokens ids (1 <= num_tokens <= PASS_TOKENS, each < V) at the positions from first_position on, puts their
- * keys and values into the cache, which must have room, and writes the logits after the last num_logits of them:
- * logits [num_logits, V]. False: some logits are not finite. */
-bool forward_run(forward *f, kv_cache *cache, const int32_t *ids, int32_t num_tokens, int32_t first_position,
-                 int32_t num_logits, float *logits);
+/* Runs the spans' tokens (1 to PASS_TOKENS in all, ids below V; no cache twice), puts their keys and values into the
+ * caches, and writes the logits asked for, in the order of the spans: logits [sum of num_logits, V]. False: some logits
+ * are not finite. */
+bool forward_run(forward *f, const forward_span *spans, int32_t num_spans, float *logits);
 
 #endif

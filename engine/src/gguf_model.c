@@ -211,7 +211,11 @@ static llamita_status take_matrix(const gguf_file *file, const char *name, int64
     llamita_status status = take_tensor(file, name, row_length, num_rows, &t);
     if (!status) {
         *matrix =
-            (tensor){(tensor_type)t->type, num_rows, row_length, (size_t)(t->num_bytes / (uint64_t)num_rows), t->data};
+            (tensor){.type = (tensor_type)t->type,
+                           .num_rows = num_rows,
+                           .row_length = row_length,
+                           .row_bytes = (size_t)(t->num_bytes / (uint64_t)num_rows),
+                           .data = t->data};
     }
     return status;
 }
@@ -345,30 +349,9 @@ static llamita_status check_all_used(llamita_model *model, const gguf_file *file
     return LLAMITA_OK;
 }
 
-/* The kernels multiply matrices of these types. */
-static llamita_status check_runnable(const gguf_file *file) {
-    static const uint32_t runnable = 1U << TENSOR_F32 | 1U << TENSOR_F16 | 1U << TENSOR_BF16 | 1U << TENSOR_Q8_0 |
-                                     1U << TENSOR_Q4_0 | 1U << TENSOR_Q4_1;
-    for (size_t i = 0; i < file->num_tensors; i++) {
-        const gguf_tensor *t = &file->tensors[i];
-        if (t->type >= 32 || !(runnable >> t->type & 1)) {
-            int64_t block_elements;
-            size_t block_bytes;
-            const char *name = "";
-            tensor_type_blocks((tensor_type)t->type, &block_elements, &block_bytes, &name);
-            return reader_refuse(&file->from,
-                                 "tensor %.*s: type %s has no kernel in this engine yet; expected F32, F16, BF16, Q8_0, "
-                                 "Q4_0 or Q4_1; convert the model to one of these",
-                                 SHOWN(t->name), name);
-        }
-    }
-    return LLAMITA_OK;
-}
-
 static llamita_status fill(llamita_model *model, const gguf_file *file) {
     llamita_model_info *info = &model->info;
     llamita_status status = check_kind(file);
-    status = status ? status : check_runnable(file);
     status = status ? status : read_sizes(file, info);
     status = status ? status : read_numbers(file, info);
     status = status ? status : read_vocab_size(file, info);

@@ -1,12 +1,18 @@
 /* kernels.h: the arithmetic that a processor is good at: one table of functions for each instruction set.
  *
- * The order of every sum is fixed: an output of a matrix product depends on its row and its column alone, never on how
- * many rows or columns are asked for at once. So any split over threads, passes and batches gives the same bits.
- *   - float rows: lane j of eight adds the products k = j, j + 8, j + 16, ... in ascending k, then
- *     ((lane 0 + 4) + (2 + 6)) + ((1 + 5) + (3 + 7));
- *   - quantised rows: the products of a block of 32 are summed as integers, which is exact; then blocks in ascending
- *     order as floats (avx2: eight lanes, each with four neighbours of the block, added at the end as above).
- * Kernels know no models: only pointers and sizes. Weights are aligned to 4 bytes (floats) or 2 (all else).
+ * Every table gives the same bits, because every sum has one order, whatever the number of rows, columns and threads,
+ * and every step one rounding (fma: of the exact a * b + c):
+ *   - float matrices: s = fma(weight k, value k, s) for k = 0, 1, 2, ...
+ *   - quantised ones: the codes of a block meet the column's bytes in integers, which is exact: i = sum of q * v.
+ *     Then for each block in ascending order, with the letters of panel.h, c the column's scale and C its scaled_sum:
+ *       Q8_0        s = fma(i, d * c, s)
+ *       Q4_0        s = fma(i - 8 * sum of v, d * c, s)
+ *       Q4_1, Q5_1  s = fma(m, C, fma(i, d * c, s))
+ *       Q4_K, Q5_K  s = fma(-(e * n), C, fma(i, (d * s) * c, s))
+ *       Q6_K        s = fma(sum over both halves of s * (i - 32 * sum of v), d * c, s)
+ *   - vectors: lane j of eight takes the elements j, j + 8, j + 16, ...; the lanes are added as
+ *     ((0 + 4) + (2 + 6)) + ((1 + 5) + (3 + 7)).
+ * Kernels know no models: only pointers and sizes.
  */
 #ifndef LLAMITA_KERNELS_H
 #define LLAMITA_KERNELS_H
@@ -15,21 +21,23 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "panel.h"
 #include "tensor_type.h"
-
-#define BLOCK_LENGTH 32 /* elements of one quantised block, of weights and of activations */
 
 /* A block of an activation vector: value[i] is about scale * values[i]; |values[i]| <= 127. The scale is NaN where a
  * value was not finite, so that damage is never hidden. */
 typedef struct {
     float scale;
+    float scaled_sum;       /* scale * (sum of values) */
+    int32_t eight_sums;     /* 8 * sum of values */
+    int32_t sums_of_half;   /* 32 * sum of values[0 .. 15] */
     int8_t values[BLOCK_LENGTH];
 } activation_block;
 
 /* out[column * out_stride + row] = sum over k of weights[row][k] * columns[column][k]. */
 typedef struct {
-    const void *weights; /* [num_rows][row_length] in the kernel's format */
-    size_t row_bytes;
+    const void *panels; /* the first of ceil(num_rows / 8), aligned to 32 bytes (float formats: 16) */
+    size_t panel_bytes; /* from one panel to the next */
     int64_t num_rows, row_length;
     const void *columns; /* [num_columns][row_length]: floats, or activation_blocks for quantised weights */
     size_t column_bytes;
@@ -43,20 +51,17 @@ typedef void matmul_kernel(const matmul_job *job);
 struct kernels {
     const char *name;
 
-    /* Float activations. */
-    matmul_kernel *matmul_f32, *matmul_f16, *matmul_bf16;
-    /* activation_block activations. */
-    matmul_kernel *matmul_q8_0, *matmul_q4_0, *matmul_q4_1;
+    matmul_kernel *matmul[NUM_PANEL_FORMATS];
 
     /* length is a multiple of BLOCK_LENGTH. Rounds to nearest, ties to even. */
     void (*quantise)(const float *values, int64_t length, activation_block *blocks);
+    /* To 16-bit floats, rounding to nearest, ties to even. */
+    void (*to_halves)(const float *values, int64_t length, uint16_t *halves);
 
     float (*sum_of_squares)(const float *values, int64_t length);
     float (*maximum)(const float *values, int64_t length);
     /* values[i] = exp(values[i] - shift), which is at most 1; returns their sum. */
     float (*exp_and_sum)(float *values, int64_t length, float shift);
-    /* out[i] += sum over n of weights[n] * rows[n][i], in ascending n; rows are [num_rows][length]. */
-    void (*add_weighted_rows)(const float *rows, const float *weights, int64_t num_rows, int64_t length, float *out);
     /* gate[i] = gate[i] / (1 + exp(-gate[i])) * up[i] */
     void (*swiglu)(float *gate, const float *up, int64_t length);
 };

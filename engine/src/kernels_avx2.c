@@ -1,13 +1,8 @@
 /* kernels_avx2.c: the kernels for x86-64 processors with AVX2, FMA and F16C (Intel since 2013, AMD since 2015).
  *
- * A tile is `rows` x `columns` outputs whose sums are kept in registers, one vector of eight lanes each: eight rows of
- * one column (decoding, where memory is the limit), or four rows of several columns (prompts, where loads are). The
- * sizes are literals, so that the compiler unrolls the loops over them; the order within one sum is that of kernels.h
- * in every tile.
- *
- * When decoding, the rows of a tile are eight short streams, over before the processor has learnt to read ahead. So
- * each step asks for the same place in the next tile's rows: 1.5 times as fast for Q8_0 and Q4_0 from memory, 1.3 for
- * F16.
+ * A tile is some panels x some columns of outputs, whose sums stay in registers: one vector of eight rows each. Its sizes
+ * are literals, so that the compiler unrolls the loops over them. One column (decoding) takes panels as fast as memory
+ * gives them; several columns share what was loaded and unpacked for one.
  */
 #include "exponential.h"
 #include "kernels.h"
@@ -30,196 +25,244 @@ INLINE float sum_lanes(__m256 lanes) {
     return _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps(two, two, 1)));
 }
 
-/* The first n lanes, 0 <= n <= 8. */
+/* The first n lanes, 0 <= n; all from 8 on. */
 INLINE __m256i lane_mask(int64_t n) {
     return _mm256_cmpgt_epi32(_mm256_set1_epi32((int)n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
 
-/* The address may lie beyond the tensor: asking is no access. */
-INLINE void prefetch_next_tile(const void *place_in_row, size_t row_bytes) {
-    _mm_prefetch((const char *)((uintptr_t)place_in_row + 8 * row_bytes), _MM_HINT_T1);
+INLINE __m256i load_bytes(const uint8_t *address) { return _mm256_loadu_si256((const __m256i *)(const void *)address); }
+
+INLINE __m256 load_halves(const uint8_t *address) {
+    return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)address));
 }
 
-/* ------------------------------------------------------------------ float columns */
+INLINE __m256i widen(const uint8_t *eight, const bool is_signed) {
+    const __m128i bytes = _mm_loadl_epi64((const __m128i *)(const void *)eight);
+    return is_signed ? _mm256_cvtepi8_epi32(bytes) : _mm256_cvtepu8_epi32(bytes);
+}
 
-enum { F32, F16, BF16 };
+/* Eight outputs of a column, those of them that are rows of the matrix. */
+INLINE void store_rows(const matmul_job *job, int64_t panel, int64_t column, __m256 sums) {
+    const int64_t row = panel * PANEL_ROWS, left = job->num_rows - row;
+    float *out = job->out + (size_t)column * job->out_stride + (size_t)row;
+    if (left >= PANEL_ROWS) _mm256_storeu_ps(out, sums);
+    else _mm256_maskstore_ps(out, lane_mask(left), sums);
+}
 
-INLINE __m256 load_weights(const char *row, int64_t k, int format) {
-    if (format == F32) return _mm256_loadu_ps((const float *)(const void *)row + k);
-    const __m128i halves = _mm_loadu_si128((const __m128i *)(const void *)(row + 2 * k));
-    if (format == F16) return _mm256_cvtph_ps(halves);
+/* ------------------------------------------------------------------ float matrices */
+
+INLINE __m256 load_weights(const char *panel, int64_t k, const panel_format format) {
+    if (format == PANEL_F32) return _mm256_loadu_ps((const float *)(const void *)panel + PANEL_ROWS * k);
+    if (format == PANEL_I8) return _mm256_cvtepi32_ps(widen((const uint8_t *)panel + PANEL_ROWS * k, true));
+    const __m128i halves = _mm_loadu_si128((const __m128i *)(const void *)(panel + 2 * PANEL_ROWS * k));
+    if (format == PANEL_F16) return _mm256_cvtph_ps(halves);
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(halves), 16));
 }
 
-/* The last n < 8 weights of a row, then zeros; reads nothing beyond them. */
-INLINE __m256 load_last_weights(const char *row, int64_t k, int64_t n, int format) {
-    if (format == F32) return _mm256_maskload_ps((const float *)(const void *)row + k, lane_mask(n));
-    char halves[16] = {0};
-    memcpy(halves, row + 2 * k, 2 * (size_t)n);
-    return load_weights(halves, 0, format);
+/* Asks for what will be read next but some, so that memory is never waited for: the processor's own reading ahead stops
+ * at pages. From memory, one thread: Q8_0 14 to 19 GB/s, Q4_0 12 to 19 (of 19 to 25 that reading alone reaches). Only
+ * the first tile of a panel asks: for the others it lies in the cache. Addresses may lie beyond: asking is no access. */
+#define BYTES_AHEAD 8192
+
+INLINE void ask_ahead(const void *address, size_t num_bytes) {
+    for (size_t i = 0; i < num_bytes; i += 64)
+        _mm_prefetch((const char *)((uintptr_t)address + BYTES_AHEAD + i), _MM_HINT_T1);
 }
 
-INLINE const float *float_column(const matmul_job *job, int64_t column) {
-    return (const float *)(const void *)((const char *)job->columns + (size_t)column * job->column_bytes);
-}
-
-INLINE void float_tile(const matmul_job *job, int64_t row, int64_t column, const int rows, const int columns,
-                       const int format) {
-    const char *weights[8];
-    const float *values[4];
-    __m256 sums[8][4];
-    UNROLL for (int r = 0; r < rows; r++) weights[r] = (const char *)job->weights + (size_t)(row + r) * job->row_bytes;
-    UNROLL for (int c = 0; c < columns; c++) values[c] = float_column(job, column + c);
-    UNROLL for (int r = 0; r < rows; r++) UNROLL for (int c = 0; c < columns; c++) sums[r][c] = _mm256_setzero_ps();
-
-    int64_t k = 0;
-    for (; k + LANES <= job->row_length; k += LANES) {
-        __m256 activation[4];
-        if (rows == 8 && k % 16 == 0)
-            UNROLL for (int r = 0; r < rows; r++)
-                prefetch_next_tile(weights[r] + k * (format == F32 ? 4 : 2), job->row_bytes);
-        UNROLL for (int c = 0; c < columns; c++) activation[c] = _mm256_loadu_ps(values[c] + k);
-        UNROLL for (int r = 0; r < rows; r++) {
-            const __m256 weight = load_weights(weights[r], k, format);
-            UNROLL for (int c = 0; c < columns; c++) sums[r][c] = _mm256_fmadd_ps(weight, activation[c], sums[r][c]);
-        }
-    }
-    const int64_t left = job->row_length - k;
-    if (left > 0) {
-        const __m256i mask = lane_mask(left);
-        UNROLL for (int r = 0; r < rows; r++) {
-            const __m256 weight = load_last_weights(weights[r], k, left, format);
-            UNROLL for (int c = 0; c < columns; c++)
-                sums[r][c] = _mm256_fmadd_ps(weight, _mm256_maskload_ps(values[c] + k, mask), sums[r][c]);
-        }
-    }
-    UNROLL for (int r = 0; r < rows; r++) UNROLL for (int c = 0; c < columns; c++)
-        job->out[(size_t)(column + c) * job->out_stride + (size_t)(row + r)] = sum_lanes(sums[r][c]);
-}
-
-INLINE void float_matmul(const matmul_job *job, const int format) {
-    int64_t row = 0;
-    if (job->num_columns == 1)
-        for (; row + 8 <= job->num_rows; row += 8) float_tile(job, row, 0, 8, 1, format);
-    for (; row + 4 <= job->num_rows; row += 4) {
-        int64_t column = 0;
-        for (; column + 3 <= job->num_columns; column += 3) float_tile(job, row, column, 4, 3, format);
-        for (; column < job->num_columns; column++) float_tile(job, row, column, 4, 1, format);
-    }
-    for (; row < job->num_rows; row++)
-        for (int64_t column = 0; column < job->num_columns; column++) float_tile(job, row, column, 1, 1, format);
-}
-
-static void matmul_f32(const matmul_job *job) { float_matmul(job, F32); }
-static void matmul_f16(const matmul_job *job) { float_matmul(job, F16); }
-static void matmul_bf16(const matmul_job *job) { float_matmul(job, BF16); }
-
-/* ------------------------------------------------------------------ quantised columns */
-
-enum { Q8_0, Q4_0, Q4_1 };
-
-INLINE size_t weight_block_bytes(int format) { return format == Q8_0 ? 34 : format == Q4_0 ? 18 : 20; }
-
-INLINE __m256 half_to_all_lanes(const uint8_t *address) {
-    uint16_t half;
-    memcpy(&half, address, sizeof half);
-    return _mm256_cvtph_ps(_mm_set1_epi16((short)half));
-}
-
-/* The 32 weights of a block as bytes: signed for Q8_0, 0..15 for the others. */
-INLINE __m256i load_block(const uint8_t *block, int format) {
-    if (format == Q8_0) return _mm256_loadu_si256((const __m256i *)(const void *)(block + 2));
-    const __m128i nibbles = _mm_loadu_si128((const __m128i *)(const void *)(block + (format == Q4_0 ? 2 : 4)));
-    const __m256i both = _mm256_inserti128_si256(_mm256_castsi128_si256(nibbles), _mm_srli_epi16(nibbles, 4), 1);
-    return _mm256_and_si256(both, _mm256_set1_epi8(15));
-}
-
-/* What a column's block gives to every row, worked out once. */
-typedef struct {
-    __m256i values;     /* 32 signed bytes */
-    __m256i correction; /* Q4_0: 8 times the sum of each two values; Q4_1: unused */
-    __m256 scale;       /* in all lanes */
-    __m256 scaled_sum;  /* Q4_1: scale times the sum of each four values */
-} column_block;
-
-INLINE column_block load_column_block(const activation_block *block, int format) {
-    column_block column = {.values = _mm256_loadu_si256((const __m256i *)(const void *)block->values),
-                           .scale = _mm256_broadcast_ss(&block->scale)};
-    if (format == Q4_0) column.correction = _mm256_maddubs_epi16(_mm256_set1_epi8(8), column.values);
-    if (format == Q4_1) {
-        const __m256i pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), column.values);
-        const __m256i fours = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
-        column.scaled_sum = _mm256_mul_ps(_mm256_cvtepi32_ps(fours), column.scale);
-    }
-    return column;
-}
-
-/* Sums of four neighbouring products in each of eight lanes, exact: no pair of products leaves 16 bits, as
- * 128 * 127 * 2 = 32,512 (|w| as unsigned, so -128 is right too) and 15 * 127 * 2 + 8 * 127 * 2 = 5,842. */
-INLINE __m256i block_sums(__m256i weights, __m256i magnitudes, const column_block *column, int format) {
-    __m256i pairs;
-    if (format == Q8_0) pairs = _mm256_maddubs_epi16(magnitudes, _mm256_sign_epi8(column->values, weights));
-    else pairs = _mm256_maddubs_epi16(weights, column->values);
-    if (format == Q4_0) pairs = _mm256_sub_epi16(pairs, column->correction);
-    return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
-}
-
-INLINE void block_tile(const matmul_job *job, int64_t row, int64_t column, const int rows, const int columns,
-                       const int format) {
-    const uint8_t *weights[8];
-    const activation_block *blocks[4];
-    __m256 sums[8][4];
-    UNROLL for (int r = 0; r < rows; r++)
-        weights[r] = (const uint8_t *)job->weights + (size_t)(row + r) * job->row_bytes;
+INLINE void float_tile(const matmul_job *job, int64_t panel, int64_t column, const int panels, const int columns,
+                       const panel_format format) {
+    const char *weights[4];
+    const float *values[6];
+    __m256 sums[4][6];
+    UNROLL for (int p = 0; p < panels; p++) weights[p] = (const char *)job->panels + (size_t)(panel + p) * job->panel_bytes;
     UNROLL for (int c = 0; c < columns; c++)
-        blocks[c] = (const void *)((const char *)job->columns + (size_t)(column + c) * job->column_bytes);
-    UNROLL for (int r = 0; r < rows; r++) UNROLL for (int c = 0; c < columns; c++) sums[r][c] = _mm256_setzero_ps();
+        values[c] = (const float *)(const void *)((const char *)job->columns + (size_t)(column + c) * job->column_bytes);
+    UNROLL for (int p = 0; p < panels; p++) UNROLL for (int c = 0; c < columns; c++) sums[p][c] = _mm256_setzero_ps();
+    for (int64_t k = 0; k < job->row_length; k++) {
+        __m256 weight[4];
+        UNROLL for (int p = 0; p < panels; p++) weight[p] = load_weights(weights[p], k, format);
+        UNROLL for (int c = 0; c < columns; c++) {
+            const __m256 value = _mm256_broadcast_ss(values[c] + k);
+            UNROLL for (int p = 0; p < panels; p++) sums[p][c] = _mm256_fmadd_ps(weight[p], value, sums[p][c]);
+        }
+    }
+    UNROLL for (int p = 0; p < panels; p++) UNROLL for (int c = 0; c < columns; c++)
+        store_rows(job, panel + p, column + c, sums[p][c]);
+}
 
-    const int64_t num_blocks = job->row_length / BLOCK_LENGTH;
-    for (int64_t b = 0; b < num_blocks; b++) {
-        column_block values[4];
-        if (rows == 8)
-            UNROLL for (int r = 0; r < rows; r++)
-                prefetch_next_tile(weights[r] + (size_t)b * weight_block_bytes(format), job->row_bytes);
-        UNROLL for (int c = 0; c < columns; c++) values[c] = load_column_block(blocks[c] + b, format);
-        UNROLL for (int r = 0; r < rows; r++) {
-            const uint8_t *block = weights[r] + (size_t)b * weight_block_bytes(format);
-            const __m256i weight = load_block(block, format);
-            const __m256i magnitude = format == Q8_0 ? _mm256_abs_epi8(weight) : weight;
-            const __m256 scale = half_to_all_lanes(block);
-            const __m256 minimum = format == Q4_1 ? half_to_all_lanes(block + 2) : scale;
-            UNROLL for (int c = 0; c < columns; c++) {
-                const __m256 sum = _mm256_cvtepi32_ps(block_sums(weight, magnitude, &values[c], format));
-                sums[r][c] = _mm256_fmadd_ps(sum, _mm256_mul_ps(scale, values[c].scale), sums[r][c]);
-                if (format == Q4_1) sums[r][c] = _mm256_fmadd_ps(minimum, values[c].scaled_sum, sums[r][c]);
+/* Two panels meet six columns at a time, then what is left of them. */
+INLINE void float_tiles(const matmul_job *job, int64_t panel, const int panels, const panel_format format) {
+    int64_t column = 0;
+    for (; column + 6 <= job->num_columns; column += 6) float_tile(job, panel, column, panels, 6, format);
+    switch (job->num_columns - column) {
+    case 5: float_tile(job, panel, column, panels, 5, format); break;
+    case 4: float_tile(job, panel, column, panels, 4, format); break;
+    case 3: float_tile(job, panel, column, panels, 3, format); break;
+    case 2: float_tile(job, panel, column, panels, 2, format); break;
+    case 1: float_tile(job, panel, column, panels, 1, format); break;
+    default: break;
+    }
+}
+
+INLINE void float_matmul(const matmul_job *job, const panel_format format) {
+    const int64_t num_panels = (job->num_rows + PANEL_ROWS - 1) / PANEL_ROWS;
+    int64_t panel = 0;
+    if (job->num_columns == 1)
+        for (; panel + 4 <= num_panels; panel += 4) float_tile(job, panel, 0, 4, 1, format);
+    for (; panel + 2 <= num_panels; panel += 2) float_tiles(job, panel, 2, format);
+    if (panel < num_panels) float_tiles(job, panel, 1, format);
+}
+
+static void matmul_f32(const matmul_job *job) { float_matmul(job, PANEL_F32); }
+static void matmul_f16(const matmul_job *job) { float_matmul(job, PANEL_F16); }
+static void matmul_bf16(const matmul_job *job) { float_matmul(job, PANEL_BF16); }
+static void matmul_i8(const matmul_job *job) { float_matmul(job, PANEL_I8); }
+
+/* ------------------------------------------------------------------ quantised matrices */
+
+/* Quad q of a block's codes, of all eight rows. Q8_0: signed; the others: from 0. */
+INLINE __m256i load_quad(const uint8_t *codes, const int q, const panel_format format) {
+    if (format == PANEL_Q8_0) return load_bytes(codes + 32 * q);
+    __m256i nibbles = load_bytes(codes + 32 * (q % 4));
+    if (q >= 4) nibbles = _mm256_srli_epi16(nibbles, 4);
+    nibbles = _mm256_and_si256(nibbles, _mm256_set1_epi8(15));
+    if (format == PANEL_Q5_1 || format == PANEL_Q5_K) {
+        const __m256i fifth = load_bytes(codes + 128); /* its bit q goes to bit 4 */
+        const __m256i moved = q <= 4 ? _mm256_slli_epi16(fifth, 4 - q) : _mm256_srli_epi16(fifth, q - 4);
+        return _mm256_or_si256(nibbles, _mm256_and_si256(moved, _mm256_set1_epi8(16)));
+    }
+    if (format == PANEL_Q6_K) {
+        const __m256i high = load_bytes(codes + 128 + 32 * (q / 4)); /* its bits 2 (q % 4) and above go to 4 and 5 */
+        const __m256i moved = q % 4 <= 2 ? _mm256_slli_epi16(high, 4 - 2 * (q % 4)) : _mm256_srli_epi16(high, 2);
+        return _mm256_or_si256(nibbles, _mm256_and_si256(moved, _mm256_set1_epi8(48)));
+    }
+    return nibbles;
+}
+
+/* How many products of two pairs fit 16 bits together: 8 * 15 * 127 * 2 = 30,480; 4 * 31 * 127 * 2 = 31,496;
+ * 2 * 63 * 127 * 2 = 32,004; 128 * 127 * 2 = 32,512 (|code| is unsigned, so -128 is right too). */
+INLINE int quads_per_sum(const panel_format format) {
+    return format == PANEL_Q8_0 ? 1 : format == PANEL_Q6_K ? 2 : format == PANEL_Q5_1 || format == PANEL_Q5_K ? 4 : 8;
+}
+
+INLINE __m256i broadcast_quad(const activation_block *block, int q) {
+    int32_t four;
+    memcpy(&four, block->values + 4 * q, sizeof four);
+    return _mm256_set1_epi32(four);
+}
+
+/* whole[c] += sum of code * value over quads [first, last) of a block, for each column, exact. */
+INLINE void sum_quads(const uint8_t *codes, const activation_block *const *blocks, const int first, const int last,
+                      const int columns, const panel_format format, __m256i *whole) {
+    const __m256i ones = _mm256_set1_epi16(1);
+    __m256i pairs[4];
+    UNROLL for (int q = first; q < last; q++) {
+        const __m256i code = load_quad(codes, q, format);
+        const __m256i magnitude = format == PANEL_Q8_0 ? _mm256_abs_epi8(code) : code;
+        UNROLL for (int c = 0; c < columns; c++) {
+            __m256i value = broadcast_quad(blocks[c], q);
+            if (format == PANEL_Q8_0) value = _mm256_sign_epi8(value, code);
+            const __m256i products = _mm256_maddubs_epi16(magnitude, value);
+            pairs[c] = q % quads_per_sum(format) == 0 ? products : _mm256_add_epi16(pairs[c], products);
+            if ((q + 1) % quads_per_sum(format) == 0) {
+                const __m256i sums = _mm256_madd_epi16(pairs[c], ones);
+                whole[c] = q + 1 == first + quads_per_sum(format) ? sums : _mm256_add_epi32(whole[c], sums);
             }
         }
     }
-    UNROLL for (int r = 0; r < rows; r++) UNROLL for (int c = 0; c < columns; c++)
-        job->out[(size_t)(column + c) * job->out_stride + (size_t)(row + r)] = sum_lanes(sums[r][c]);
 }
 
-INLINE void block_matmul(const matmul_job *job, const int format) {
-    int64_t row = 0;
-    if (job->num_columns == 1)
-        for (; row + 8 <= job->num_rows; row += 8) block_tile(job, row, 0, 8, 1, format);
-    for (; row + 4 <= job->num_rows; row += 4) {
-        int64_t column = 0;
-        for (; column + 2 <= job->num_columns; column += 2) block_tile(job, row, column, 4, 2, format);
-        for (; column < job->num_columns; column++) block_tile(job, row, column, 4, 1, format);
+/* The block's part of sums[c], in the order of kernels.h. */
+INLINE void add_block(const uint8_t *codes, const uint8_t *header, const uint8_t *super,
+                      const activation_block *const *blocks, const int columns, const panel_format format,
+                      __m256 *sums) {
+    const bool has_minimum = format == PANEL_Q4_1 || format == PANEL_Q5_1 || format == PANEL_Q4_K || format == PANEL_Q5_K;
+    __m256i whole[4], second[4];
+    __m256 scale, minimum = _mm256_setzero_ps();
+    if (format == PANEL_Q6_K) {
+        sum_quads(codes, blocks, 0, 4, columns, format, whole);
+        sum_quads(codes, blocks, 4, 8, columns, format, second);
+        const __m256i first_scales = widen(header, true), second_scales = widen(header + PANEL_ROWS, true);
+        UNROLL for (int c = 0; c < columns; c++) {
+            const __m256i sums_of_half = _mm256_set1_epi32(blocks[c]->sums_of_half);
+            const __m256i all = _mm256_slli_epi32(_mm256_set1_epi32(blocks[c]->eight_sums), 2);
+            whole[c] = _mm256_mullo_epi32(_mm256_sub_epi32(whole[c], sums_of_half), first_scales);
+            second[c] = _mm256_sub_epi32(second[c], _mm256_sub_epi32(all, sums_of_half));
+            whole[c] = _mm256_add_epi32(whole[c], _mm256_mullo_epi32(second[c], second_scales));
+        }
+    } else {
+        sum_quads(codes, blocks, 0, 8, columns, format, whole);
     }
-    for (; row < job->num_rows; row++)
-        for (int64_t column = 0; column < job->num_columns; column++) block_tile(job, row, column, 1, 1, format);
+    if (format == PANEL_Q6_K) {
+        scale = load_halves(super);
+    } else if (format == PANEL_Q4_K || format == PANEL_Q5_K) {
+        scale = _mm256_mul_ps(load_halves(super), _mm256_cvtepi32_ps(widen(header, false)));
+        minimum = _mm256_mul_ps(load_halves(super + 16), _mm256_cvtepi32_ps(widen(header + PANEL_ROWS, false)));
+        minimum = _mm256_sub_ps(_mm256_setzero_ps(), minimum);
+    } else {
+        scale = load_halves(header);
+        if (has_minimum) minimum = load_halves(header + 16);
+    }
+    UNROLL for (int c = 0; c < columns; c++) {
+        if (format == PANEL_Q4_0) whole[c] = _mm256_sub_epi32(whole[c], _mm256_set1_epi32(blocks[c]->eight_sums));
+        const __m256 scales = _mm256_mul_ps(scale, _mm256_broadcast_ss(&blocks[c]->scale));
+        sums[c] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(whole[c]), scales, sums[c]);
+        if (has_minimum) sums[c] = _mm256_fmadd_ps(minimum, _mm256_broadcast_ss(&blocks[c]->scaled_sum), sums[c]);
+    }
 }
 
-static void matmul_q8_0(const matmul_job *job) { block_matmul(job, Q8_0); }
-static void matmul_q4_0(const matmul_job *job) { block_matmul(job, Q4_0); }
-static void matmul_q4_1(const matmul_job *job) { block_matmul(job, Q4_1); }
+INLINE void block_tile(const matmul_job *job, int64_t panel, int64_t column, const int columns,
+                       const panel_format format) {
+    const panel_layout layout = panel_layout_of(format);
+    const int64_t num_blocks = job->row_length / BLOCK_LENGTH;
+    const uint8_t *codes = (const uint8_t *)job->panels + (size_t)panel * job->panel_bytes;
+    const uint8_t *headers = codes + (size_t)num_blocks * layout.code_bytes;
+    const uint8_t *supers = headers + (size_t)num_blocks * layout.header_bytes;
+    const activation_block *blocks[4];
+    __m256 sums[4];
+    UNROLL for (int c = 0; c < columns; c++) {
+        blocks[c] = (const void *)((const char *)job->columns + (size_t)(column + c) * job->column_bytes);
+        sums[c] = _mm256_setzero_ps();
+    }
+    for (int64_t b = 0; b < num_blocks; b++) {
+        if (column == 0) ask_ahead(codes, layout.code_bytes);
+        add_block(codes, headers, supers, blocks, columns, format, sums);
+        codes += layout.code_bytes;
+        headers += layout.header_bytes;
+        if (layout.super_bytes > 0 && b % (SUPER_LENGTH / BLOCK_LENGTH) == SUPER_LENGTH / BLOCK_LENGTH - 1)
+            supers += layout.super_bytes;
+        UNROLL for (int c = 0; c < columns; c++) blocks[c]++;
+    }
+    UNROLL for (int c = 0; c < columns; c++) store_rows(job, panel, column + c, sums[c]);
+}
 
-/* The same numbers as the scalar kernel's, bit for bit. */
+INLINE void block_matmul(const matmul_job *job, const panel_format format) {
+    const int64_t num_panels = (job->num_rows + PANEL_ROWS - 1) / PANEL_ROWS;
+    for (int64_t panel = 0; panel < num_panels; panel++) {
+        int64_t column = 0;
+        for (; column + 4 <= job->num_columns; column += 4) block_tile(job, panel, column, 4, format);
+        switch (job->num_columns - column) {
+        case 3: block_tile(job, panel, column, 3, format); break;
+        case 2: block_tile(job, panel, column, 2, format); break;
+        case 1: block_tile(job, panel, column, 1, format); break;
+        default: break;
+        }
+    }
+}
+
+static void matmul_q8_0(const matmul_job *job) { block_matmul(job, PANEL_Q8_0); }
+static void matmul_q4_0(const matmul_job *job) { block_matmul(job, PANEL_Q4_0); }
+static void matmul_q4_1(const matmul_job *job) { block_matmul(job, PANEL_Q4_1); }
+static void matmul_q5_1(const matmul_job *job) { block_matmul(job, PANEL_Q5_1); }
+static void matmul_q4_k(const matmul_job *job) { block_matmul(job, PANEL_Q4_K); }
+static void matmul_q5_k(const matmul_job *job) { block_matmul(job, PANEL_Q5_K); }
+static void matmul_q6_k(const matmul_job *job) { block_matmul(job, PANEL_Q6_K); }
+
+/* ------------------------------------------------------------------ vectors */
+
 static void quantise(const float *values, int64_t length, activation_block *blocks) {
     const __m256i no_sign = _mm256_set1_epi32(0x7fffffff);
-    for (int64_t b = 0; b < length / BLOCK_LENGTH; b++, values += BLOCK_LENGTH) {
+    for (int64_t b = 0; b < length / BLOCK_LENGTH; b++, values += BLOCK_LENGTH, blocks++) {
         __m256 part[4];
         /* Magnitudes compare as integers, NaN above infinity above the rest. */
         __m256i largest = _mm256_setzero_si256();
@@ -233,11 +276,10 @@ static void quantise(const float *values, int64_t length, activation_block *bloc
         const uint32_t bits = (uint32_t)_mm_cvtsi128_si32(four);
         const float magnitude = float_from_bits(bits);
         if (!(magnitude >= 1e-30f && bits < 0x7f800000u)) {
-            blocks[b].scale = bits >= 0x7f800000u ? NAN : 0.0f;
-            memset(blocks[b].values, 0, sizeof blocks[b].values);
+            memset(blocks, 0, sizeof *blocks);
+            if (bits >= 0x7f800000u) blocks->scale = blocks->scaled_sum = NAN;
             continue;
         }
-        blocks[b].scale = magnitude / 127.0f;
         const __m256 inverse = _mm256_set1_ps(127.0f / magnitude);
         __m256i rounded[4];
         UNROLL for (int i = 0; i < 4; i++) rounded[i] = _mm256_cvtps_epi32(_mm256_mul_ps(part[i], inverse));
@@ -246,13 +288,26 @@ static void quantise(const float *values, int64_t length, activation_block *bloc
         /* The packs work within halves; this puts the fours of bytes back in order. */
         const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
         const __m256i bytes = _mm256_permutevar8x32_epi32(_mm256_packs_epi16(low, high), order);
-        _mm256_storeu_si256((__m256i *)(void *)blocks[b].values, bytes);
+        _mm256_storeu_si256((__m256i *)(void *)blocks->values, bytes);
+        const __m256i pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), bytes);
+        __m256i sums = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)); /* of each quad; of each half below */
+        sums = _mm256_add_epi32(sums, _mm256_shuffle_epi32(sums, 0x4e));
+        sums = _mm256_add_epi32(sums, _mm256_shuffle_epi32(sums, 0xb1));
+        const int32_t first = _mm256_extract_epi32(sums, 0), all = first + _mm256_extract_epi32(sums, 4);
+        blocks->scale = magnitude / 127.0f;
+        blocks->scaled_sum = blocks->scale * (float)all;
+        blocks->eight_sums = 8 * all;
+        blocks->sums_of_half = 32 * first;
     }
 }
 
-/* ------------------------------------------------------------------ vectors */
-
-INLINE __m256 load_last(const float *values, int64_t n) { return _mm256_maskload_ps(values, lane_mask(n)); }
+static void to_halves(const float *values, int64_t length, uint16_t *halves) {
+    int64_t i = 0;
+    for (; i + LANES <= length; i += LANES)
+        _mm_storeu_si128((__m128i *)(void *)(halves + i),
+                         _mm256_cvtps_ph(_mm256_loadu_ps(values + i), _MM_FROUND_TO_NEAREST_INT));
+    for (; i < length; i++) halves[i] = half_from_float(values[i]);
+}
 
 static float sum_of_squares(const float *values, int64_t length) {
     __m256 sums = _mm256_setzero_ps();
@@ -261,7 +316,7 @@ static float sum_of_squares(const float *values, int64_t length) {
         const __m256 value = _mm256_loadu_ps(values + i);
         sums = _mm256_fmadd_ps(value, value, sums);
     }
-    const __m256 value = load_last(values + i, length - i);
+    const __m256 value = _mm256_maskload_ps(values + i, lane_mask(length - i));
     return sum_lanes(_mm256_fmadd_ps(value, value, sums));
 }
 
@@ -276,19 +331,20 @@ static float maximum(const float *values, int64_t length) {
     return result;
 }
 
-/* exponential.h, eight at a time. The order of max and min lets NaN through. */
+/* exponential.h, eight at once, with its roundings. */
 INLINE __m256 exponential_lanes(__m256 x) {
     const __m256 clamped = _mm256_min_ps(_mm256_set1_ps(EXP_HIGHEST), _mm256_max_ps(_mm256_set1_ps(EXP_LOWEST), x));
-    const __m256 shifted = _mm256_fmadd_ps(clamped, _mm256_set1_ps(EXP_LOG2_E), _mm256_set1_ps(EXP_ROUND));
-    const __m256 n = _mm256_sub_ps(shifted, _mm256_set1_ps(EXP_ROUND));
-    __m256 r = _mm256_fnmadd_ps(n, _mm256_set1_ps(EXP_LN2_HIGH), clamped);
-    r = _mm256_fnmadd_ps(n, _mm256_set1_ps(EXP_LN2_LOW), r);
-    __m256 q = _mm256_fmadd_ps(r, _mm256_set1_ps(EXP_Q4), _mm256_set1_ps(EXP_Q3));
-    q = _mm256_fmadd_ps(r, q, _mm256_set1_ps(EXP_Q2));
-    q = _mm256_fmadd_ps(r, q, _mm256_set1_ps(EXP_Q1));
-    q = _mm256_fmadd_ps(r, q, _mm256_set1_ps(EXP_Q0));
+    const __m256 round = _mm256_set1_ps(EXP_ROUND);
+    const __m256 shifted = _mm256_add_ps(_mm256_mul_ps(clamped, _mm256_set1_ps(EXP_LOG2_E)), round);
+    const __m256 n = _mm256_sub_ps(shifted, round);
+    __m256 r = _mm256_sub_ps(clamped, _mm256_mul_ps(n, _mm256_set1_ps(EXP_LN2_HIGH)));
+    r = _mm256_sub_ps(r, _mm256_mul_ps(n, _mm256_set1_ps(EXP_LN2_LOW)));
+    __m256 q = _mm256_add_ps(_mm256_set1_ps(EXP_Q3), _mm256_mul_ps(r, _mm256_set1_ps(EXP_Q4)));
+    q = _mm256_add_ps(_mm256_set1_ps(EXP_Q2), _mm256_mul_ps(r, q));
+    q = _mm256_add_ps(_mm256_set1_ps(EXP_Q1), _mm256_mul_ps(r, q));
+    q = _mm256_add_ps(_mm256_set1_ps(EXP_Q0), _mm256_mul_ps(r, q));
     const __m256 one_and_r = _mm256_add_ps(_mm256_set1_ps(1.0f), r);
-    const __m256 value = _mm256_fmadd_ps(_mm256_mul_ps(r, r), q, one_and_r);
+    const __m256 value = _mm256_add_ps(one_and_r, _mm256_mul_ps(_mm256_mul_ps(r, r), q));
     const __m256i power = _mm256_slli_epi32(_mm256_add_epi32(_mm256_castps_si256(shifted), _mm256_set1_epi32(127)), 23);
     const __m256 too_low = _mm256_cmp_ps(x, _mm256_set1_ps(EXP_LOWEST), _CMP_LT_OQ);
     return _mm256_andnot_ps(too_low, _mm256_mul_ps(value, _mm256_castsi256_ps(power)));
@@ -313,32 +369,6 @@ static float exp_and_sum(float *values, int64_t length, float shift) {
     return sum_lanes(sums);
 }
 
-/* vectors * 8 outputs at once, kept in registers over all rows. */
-INLINE void add_weighted_columns(const float *rows, const float *weights, int64_t num_rows, int64_t length,
-                                 float *out, const int vectors) {
-    __m256 sums[8];
-    UNROLL for (int i = 0; i < vectors; i++) sums[i] = _mm256_loadu_ps(out + 8 * i);
-    for (int64_t n = 0; n < num_rows; n++) {
-        const __m256 weight = _mm256_broadcast_ss(weights + n);
-        UNROLL for (int i = 0; i < vectors; i++)
-            sums[i] = _mm256_fmadd_ps(weight, _mm256_loadu_ps(rows + n * length + 8 * i), sums[i]);
-    }
-    UNROLL for (int i = 0; i < vectors; i++) _mm256_storeu_ps(out + 8 * i, sums[i]);
-}
-
-static void add_weighted_rows(const float *rows, const float *weights, int64_t num_rows, int64_t length, float *out) {
-    int64_t i = 0;
-    for (; i + 64 <= length; i += 64) add_weighted_columns(rows + i, weights, num_rows, length, out + i, 8);
-    for (; i + 16 <= length; i += 16) add_weighted_columns(rows + i, weights, num_rows, length, out + i, 2);
-    for (; i + 8 <= length; i += 8) add_weighted_columns(rows + i, weights, num_rows, length, out + i, 1);
-    if (i == length) return;
-    const __m256i mask = lane_mask(length - i);
-    __m256 sums = _mm256_maskload_ps(out + i, mask);
-    for (int64_t n = 0; n < num_rows; n++)
-        sums = _mm256_fmadd_ps(_mm256_broadcast_ss(weights + n), _mm256_maskload_ps(rows + n * length + i, mask), sums);
-    _mm256_maskstore_ps(out + i, mask, sums);
-}
-
 INLINE __m256 swiglu_lanes(__m256 gate, __m256 up) {
     const __m256 one = _mm256_set1_ps(1.0f);
     const __m256 power = exponential_lanes(_mm256_sub_ps(_mm256_setzero_ps(), gate));
@@ -357,17 +387,13 @@ static void swiglu(float *gate, const float *up, int64_t length) {
 
 const kernels kernels_avx2 = {
     .name = "avx2",
-    .matmul_f32 = matmul_f32,
-    .matmul_f16 = matmul_f16,
-    .matmul_bf16 = matmul_bf16,
-    .matmul_q8_0 = matmul_q8_0,
-    .matmul_q4_0 = matmul_q4_0,
-    .matmul_q4_1 = matmul_q4_1,
+    .matmul = {matmul_f32, matmul_f16, matmul_bf16, matmul_i8, matmul_q8_0, matmul_q4_0, matmul_q4_1, matmul_q5_1,
+               matmul_q4_k, matmul_q5_k, matmul_q6_k},
     .quantise = quantise,
+    .to_halves = to_halves,
     .sum_of_squares = sum_of_squares,
     .maximum = maximum,
     .exp_and_sum = exp_and_sum,
-    .add_weighted_rows = add_weighted_rows,
     .swiglu = swiglu,
 };
 #endif

@@ -319,7 +319,11 @@ static llamita_status take_copy(llamita_model *model, reader *from, const layout
         return model_check_finite(from, name, *norm, row_length);
     }
     if (matrix) {
-        *matrix = (tensor){TENSOR_F32, num_rows, row_length, (size_t)row_length * sizeof(float), bytes};
+        *matrix = (tensor){.type = TENSOR_F32,
+                           .num_rows = num_rows,
+                           .row_length = row_length,
+                           .row_bytes = (size_t)row_length * sizeof(float),
+                           .data = bytes};
         return l->group_size ? check_scales(from, l, name, bytes, num_rows * row_length) : LLAMITA_OK;
     }
     return LLAMITA_OK;

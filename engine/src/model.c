@@ -113,12 +113,9 @@ llamita_status model_fill_rope(llamita_model *model, const struct reader *from, 
     return LLAMITA_OK;
 }
 
-/* The matrices of one token's pass through layer l, in the order of use. */
-enum { MATRICES_PER_LAYER = 7 };
-
-static void layer_matrices(const layer *l, const tensor *matrices[MATRICES_PER_LAYER]) {
-    const tensor *all[MATRICES_PER_LAYER] = {&l->query,    &l->key,    &l->value,   &l->attention_output,
-                                             &l->ffn_gate, &l->ffn_up, &l->ffn_down};
+void model_layer_matrices(layer *l, tensor *matrices[MATRICES_PER_LAYER]) {
+    tensor *all[MATRICES_PER_LAYER] = {&l->query,    &l->key,    &l->value,   &l->attention_output,
+                                       &l->ffn_gate, &l->ffn_up, &l->ffn_down};
     memcpy(matrices, all, sizeof all);
 }
 
@@ -143,8 +140,8 @@ static void describe(llamita_model *model) {
         elements_of[model->output.type] += tensor_elements(&model->output);
     }
     for (int32_t i = 0; i < info->num_hidden_layers; i++) {
-        const tensor *matrices[MATRICES_PER_LAYER];
-        layer_matrices(&model->layers[i], matrices);
+        tensor *matrices[MATRICES_PER_LAYER];
+        model_layer_matrices(&model->layers[i], matrices);
         for (int m = 0; m < MATRICES_PER_LAYER; m++) {
             info->num_parameters += tensor_elements(matrices[m]);
             info->decode_bytes += tensor_bytes(matrices[m]);
@@ -152,7 +149,7 @@ static void describe(llamita_model *model) {
         }
     }
     info->kv_bytes_per_token =
-        2 * (int64_t)info->num_hidden_layers * info->num_key_value_heads * info->head_dim * (int64_t)sizeof(float);
+        2 * (int64_t)info->num_hidden_layers * info->num_key_value_heads * info->head_dim * (int64_t)sizeof(uint16_t);
     int most = 0;
     for (int type = 0; type < TENSOR_TYPES_END; type++) {
         most = elements_of[type] > elements_of[most] ? type : most;
@@ -204,56 +201,6 @@ static llamita_status map_file(const char *what, const char *path, mapped_file *
     }
     close(descriptor);
     return status;
-}
-
-/* Files of these sizes are copied into huge pages once they are known good. Their weights are too many for the caches,
- * so that every token reads them from memory. How fast that is depends on where the page cache put them (110M F32, 2
- * threads: 52 to 66 tok/s); in huge pages it is always fast (64 to 68). Larger ones stay mapped: processes share them. */
-static const size_t huge_pages_from = (size_t)32 << 20, huge_pages_to = (size_t)1 << 30;
-
-static const void *moved(const void *pointer, const void *from, size_t num_bytes, const void *to) {
-    const uintptr_t offset = (uintptr_t)pointer - (uintptr_t)from;
-    return offset < num_bytes ? (const char *)to + offset : pointer;
-}
-
-/* Does nothing where there is no memory to be had, or no huge pages. */
-static void move_to_huge_pages(llamita_model *model) {
-#ifdef MADV_HUGEPAGE
-    const size_t num_bytes = model->mapping_bytes;
-    void *old = model->mapping;
-    if (num_bytes < huge_pages_from || num_bytes > huge_pages_to) {
-        return;
-    }
-    void *new = mmap(NULL, num_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (new == MAP_FAILED) {
-        return;
-    }
-    if (madvise(new, num_bytes, MADV_HUGEPAGE) != 0) {
-        munmap(new, num_bytes);
-        return;
-    }
-    memcpy(new, old, num_bytes);
-    mprotect(new, num_bytes, PROT_READ);
-
-    model->output_norm = moved(model->output_norm, old, num_bytes, new);
-    model->token_embedding.data = moved(model->token_embedding.data, old, num_bytes, new);
-    model->output.data = moved(model->output.data, old, num_bytes, new);
-    for (int32_t i = 0; i < model->info.num_hidden_layers; i++) {
-        layer *l = &model->layers[i];
-        l->attention_norm = moved(l->attention_norm, old, num_bytes, new);
-        l->ffn_norm = moved(l->ffn_norm, old, num_bytes, new);
-        tensor *tensors[] = {&l->query,    &l->key,    &l->value,   &l->attention_output,
-                             &l->ffn_gate, &l->ffn_up, &l->ffn_down};
-        for (size_t t = 0; t < sizeof tensors / sizeof tensors[0]; t++) {
-            tensors[t]->data = moved(tensors[t]->data, old, num_bytes, new);
-        }
-    }
-    model->rope_frequency = moved(model->rope_frequency, old, num_bytes, new);
-    model->mapping = new;
-    munmap(old, num_bytes);
-#else
-    (void)model;
-#endif
 }
 
 static bool is_gguf(const void *bytes, size_t num_bytes) {
@@ -358,6 +305,9 @@ void model_clear(llamita_model *model) {
         free(model->owned[i]);
     }
     free(model->owned);
+    if (model->packed) {
+        munmap(model->packed, model->packed_bytes);
+    }
 }
 
 llamita_status llamita_model_open(const char *path, const llamita_model_params *params, llamita_model **model,
@@ -380,11 +330,11 @@ llamita_status llamita_model_open(const char *path, const llamita_model_params *
     opened->mapping = file.bytes;
     opened->mapping_bytes = file.num_bytes;
     status = model_fill(opened, path, params, error);
+    status = status ? status : model_pack(opened, path, error);
     if (status) {
         llamita_model_close(opened);
         return status;
     }
-    move_to_huge_pages(opened);
     *model = opened;
     return LLAMITA_OK;
 }

@@ -7,15 +7,20 @@
 #define LLAMITA_MODEL_H
 
 #include "llamita.h"
-#include "tensor_type.h"
+#include "panel.h"
 
-/* A matrix [num_rows][row_length], row-major; row_length is a multiple of its type's block. The data is aligned to 4
- * bytes for F32, 2 for all else, and to no more: llama2.c files put the first float at byte 28. */
+/* A matrix [num_rows][row_length]; row_length is a multiple of its type's block. As the file has it, row-major, aligned
+ * to 4 bytes for F32, 2 for all else, and to no more: llama2.c files put the first float at byte 28. And as the kernels
+ * read it. */
 typedef struct {
     tensor_type type;
     int64_t num_rows, row_length;
     size_t row_bytes;
     const void *data; /* into the mapping, or owned by the model */
+
+    panel_format format;
+    size_t panel_bytes;
+    const void *panels; /* [ceil(num_rows / 8)] of panel_bytes; NULL before model_pack */
 } tensor;
 
 typedef struct {
@@ -46,8 +51,10 @@ struct llamita_model {
     char *chat_template;         /* NULL: none */
     bool bos_ends;               /* llama2.c: BOS separates texts */
 
-    void *mapping;               /* the whole file, or a copy of it; read-only and private */
+    void *mapping;               /* the whole file; read-only and private */
     size_t mapping_bytes;
+    void *packed;                /* all panels; NULL before model_pack */
+    size_t packed_bytes;
     void **owned;                /* what was allocated beside the mapping */
     size_t num_owned;
 };
@@ -58,6 +65,14 @@ struct reader; /* reader.h */
  * failure the caller clears the half-filled model. */
 llamita_status model_fill(llamita_model *model, const char *path, const llamita_model_params *params,
                           llamita_error *error);
+
+/* Packs every matrix for the kernels, in parallel, into memory of its own (huge pages where there are some): from here
+ * on only token_embedding is read from the file. On failure the caller clears the model. */
+llamita_status model_pack(llamita_model *model, const char *path, llamita_error *error);
+
+/* The matrices of one token's pass through a layer, in the order of use. */
+enum { MATRICES_PER_LAYER = 7 };
+void model_layer_matrices(layer *l, tensor *matrices[MATRICES_PER_LAYER]);
 
 /* Frees everything but the mapping and the struct itself. */
 void model_clear(llamita_model *model);

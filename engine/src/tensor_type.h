@@ -72,10 +72,11 @@ static inline float float_from_half(const void *address) {
     return float_from_bits(sign | bits_from_float(float_from_bits(magnitude << 13) * 0x1p112f));
 }
 
-/* Rounded to the nearest 16-bit float, ties to even; too large ones become infinite. Not for NaN. */
+/* Rounded to the nearest 16-bit float, ties to even; too large ones become infinite, NaN stays NaN. */
 static inline uint16_t half_from_float(float value) {
     const uint32_t bits = bits_from_float(value), magnitude = bits & 0x7fffffffu;
     const uint16_t sign = (uint16_t)(bits >> 16 & 0x8000u);
+    if (magnitude > 0x7f800000u) return (uint16_t)(sign | 0x7e00u | (magnitude >> 13 & 0x1ffu));
     if (magnitude >= 0x477ff000u) return sign | 0x7c00u; /* 65520 and above */
     /* Subnormal: adding 0.5 puts the last bit of 2^-24 at the last bit of the float, rounded by the addition. */
     if (magnitude < 0x38800000u) return sign | (uint16_t)(bits_from_float(float_from_bits(magnitude) + 0.5f) & 0xffffu);

@@ -42,7 +42,7 @@ bool tokenizer_add_bos(const tokenizer *t);
 bool tokenizer_ends(const tokenizer *t, int32_t id);
 const char *tokenizer_text(const tokenizer *t, int32_t id);
 
-/* The contracts of llamita_encode and llamita_decode. */
+/* The contracts of llamita_encode and llamita_token_bytes. */
 llamita_status tokenizer_encode(const tokenizer *t, const char *text, size_t num_bytes, int flags, int32_t *ids,
                                 size_t capacity, size_t *num_tokens, llamita_error *error);
 llamita_status tokenizer_decode(const tokenizer *t, int32_t previous_id, int32_t id, const char **bytes,

@@ -40,26 +40,27 @@ static inline void *allocate_or_die(size_t bytes) {
     return memory;
 }
 
-static const tensor_type all_types[] = {TENSOR_F32, TENSOR_F16, TENSOR_BF16, TENSOR_Q8_0, TENSOR_Q4_0, TENSOR_Q4_1};
+static const tensor_type all_types[] = {
+    TENSOR_F32,  TENSOR_F16,  TENSOR_BF16, TENSOR_Q8_0, TENSOR_Q4_0,   TENSOR_Q4_1,   TENSOR_Q5_0,  TENSOR_Q5_1,  TENSOR_IQ4_NL,
+    TENSOR_MXFP4, TENSOR_Q2_K, TENSOR_Q3_K, TENSOR_Q4_K, TENSOR_Q5_K, TENSOR_Q6_K, TENSOR_IQ4_XS, TENSOR_TQ1_0, TENSOR_TQ2_0};
 #define NUM_TYPES ((int)(sizeof all_types / sizeof all_types[0]))
+#define NUM_FLOAT_TYPES 3
+#define NUM_BLOCK_TYPES 10 /* whose blocks have at most 32 elements */
 
 static inline const char *type_name(tensor_type type) {
-    return type == TENSOR_F32    ? "F32"
-           : type == TENSOR_F16  ? "F16"
-           : type == TENSOR_BF16 ? "BF16"
-           : type == TENSOR_Q8_0 ? "Q8_0"
-           : type == TENSOR_Q4_0 ? "Q4_0"
-                                 : "Q4_1";
+    int64_t elements;
+    size_t bytes;
+    const char *name = "?";
+    tensor_type_blocks(type, &elements, &bytes, &name);
+    return name;
 }
 
 static inline size_t row_bytes_of(tensor_type type, int64_t length) {
-    switch (type) {
-    case TENSOR_F32: return (size_t)length * 4;
-    case TENSOR_Q8_0: return (size_t)length / 32 * 34;
-    case TENSOR_Q4_0: return (size_t)length / 32 * 18;
-    case TENSOR_Q4_1: return (size_t)length / 32 * 20;
-    default: return (size_t)length * 2;
-    }
+    int64_t elements;
+    size_t bytes;
+    const char *name;
+    tensor_type_blocks(type, &elements, &bytes, &name);
+    return (size_t)(length / elements) * bytes;
 }
 
 /* To the nearest half, for normal results only. */
@@ -71,7 +72,61 @@ static inline uint16_t half_of(float value) {
     return (uint16_t)(sign | (((uint32_t)exponent << 10 | (bits & 0x7fffffu) >> 13) + (bits >> 12 & 1)));
 }
 
-/* Random weights of this standard deviation, in any type; 2 bytes past an allocation's start (4 for F32), as
+/* Where the halves of a block lie that scale it, and the one that moves it; -1: none. */
+static inline void scale_places(tensor_type type, int *scale, int *minimum) {
+    *minimum = type == TENSOR_Q4_1 || type == TENSOR_Q5_1 || type == TENSOR_Q4_K || type == TENSOR_Q5_K ? 2
+               : type == TENSOR_Q2_K                                                                 ? 82
+                                                                                                     : -1;
+    *scale = type == TENSOR_Q2_K    ? 80
+             : type == TENSOR_Q3_K  ? 108
+             : type == TENSOR_Q6_K  ? 208
+             : type == TENSOR_TQ1_0 ? 52
+             : type == TENSOR_TQ2_0 ? 64
+                                    : 0;
+}
+
+static inline void dequantise_row(tensor_type type, const void *row, int64_t length, float *out) {
+    tensor_type_dequantise(type)(row, length, out);
+}
+
+/* A block of random codes whose scale is this. MXFP4's is a power of two in a byte. */
+static inline void random_block(tensor_type type, size_t block_bytes, float scale, char *block) {
+    int scale_place, minimum_place;
+    scale_places(type, &scale_place, &minimum_place);
+    for (size_t i = 0; i < block_bytes; i++) block[i] = (char)random_bits();
+    if (type == TENSOR_MXFP4) {
+        block[0] = (char)(127 + (int)log2f(scale));
+        return;
+    }
+    const uint16_t half = half_of(scale * (1.0f + 0.3f * random_float()));
+    memcpy(block + scale_place, &half, 2);
+    const float middle = type == TENSOR_Q2_K ? 1.5f : type == TENSOR_Q4_1 || type == TENSOR_Q4_K ? 7.5f : 15.5f;
+    const bool added = type == TENSOR_Q4_1 || type == TENSOR_Q5_1; /* the others subtract it */
+    const uint16_t minimum = half_of((added ? -middle : middle) * scale);
+    if (minimum_place >= 0) memcpy(block + minimum_place, &minimum, 2);
+}
+
+/* The scale that gives elements of about this standard deviation. */
+static inline float scale_for(tensor_type type, float deviation) {
+    switch (type) {
+    case TENSOR_Q8_0: return deviation / 73.0f;
+    case TENSOR_Q5_0:
+    case TENSOR_Q5_1: return deviation / 9.2f;
+    case TENSOR_IQ4_NL: return deviation / 63.0f;
+    case TENSOR_MXFP4: return deviation / 2.5f;
+    case TENSOR_Q2_K: return deviation / 40.0f;
+    case TENSOR_Q3_K: return deviation / 43.0f;
+    case TENSOR_Q4_K: return deviation / 250.0f;
+    case TENSOR_Q5_K: return deviation / 500.0f;
+    case TENSOR_Q6_K: return deviation / 1400.0f;
+    case TENSOR_IQ4_XS: return deviation / 1100.0f;
+    case TENSOR_TQ1_0:
+    case TENSOR_TQ2_0: return deviation;
+    default: return deviation / 4.6f;
+    }
+}
+
+/* Random weights of about this standard deviation, in any type; 2 bytes past an allocation's start (4 for F32), as
  * files may have it. */
 static inline void *random_rows(tensor_type type, int64_t num_rows, int64_t length, float deviation, char **memory) {
     const size_t row_bytes = row_bytes_of(type, length), offset = type == TENSOR_F32 ? 4 : 2;
@@ -88,21 +143,24 @@ static inline void *random_rows(tensor_type type, int64_t num_rows, int64_t leng
             }
             continue;
         }
-        const size_t block_bytes = row_bytes_of(type, 32), header = type == TENSOR_Q4_1 ? 4 : 2;
-        for (char *block = row; block < row + row_bytes; block += block_bytes) {
-            const float steps = type == TENSOR_Q8_0 ? 73.0f : 4.6f; /* standard deviation of uniform values */
-            const uint16_t scale = half_of(deviation / steps * (1.0f + 0.3f * random_float())),
-                           minimum = half_of(-7.5f * deviation / steps);
-            memcpy(block, &scale, 2);
-            if (type == TENSOR_Q4_1) memcpy(block + 2, &minimum, 2);
-            for (size_t i = header; i < block_bytes; i++) block[i] = (char)random_bits();
-        }
+        int64_t elements;
+        size_t block_bytes;
+        const char *name;
+        tensor_type_blocks(type, &elements, &block_bytes, &name);
+        for (char *block = row; block < row + row_bytes; block += block_bytes)
+            random_block(type, block_bytes, scale_for(type, deviation), block);
     }
     return data;
 }
 
-static inline void dequantise_row(tensor_type type, const void *row, int64_t length, float *out) {
-    tensor_type_dequantise(type)(row, length, out);
+/* The same rows as the kernels read them; the caller's. */
+static inline void *packed_rows(tensor_type type, const void *rows, int64_t num_rows, int64_t length) {
+    const int64_t num_panels = (num_rows + PANEL_ROWS - 1) / PANEL_ROWS;
+    const size_t bytes = ((size_t)num_panels * panel_bytes(panel_format_of(type), length) + 63) / 64 * 64;
+    void *panels = aligned_alloc(PANEL_ALIGNMENT, bytes);
+    REQUIRE(panels != NULL, "no memory");
+    REQUIRE(panel_pack(type, rows, row_bytes_of(type, length), num_rows, length, 0, num_panels, panels), "no memory");
+    return panels;
 }
 
 /* ------------------------------------------------------------------ models */
@@ -116,14 +174,29 @@ typedef struct {
 static const model_shape small_shape = {96, 160, 2, 6, 2, 75, 300, false};
 /* Lengths that are no multiple of 8, for float types: heads of 6. */
 static const model_shape odd_shape = {30, 43, 2, 5, 5, 37, 140, true};
+/* Whole super-blocks; as many kv heads as some of the teams have members. */
+static const model_shape super_shape = {256, 512, 1, 4, 4, 75, 300, false};
+
+static inline void own(llamita_model *model, void *memory) {
+    model->owned = realloc(model->owned, (model->num_owned + 1) * sizeof *model->owned);
+    REQUIRE(model->owned != NULL, "no memory");
+    model->owned[model->num_owned++] = memory;
+}
 
 static inline tensor random_tensor(llamita_model *model, tensor_type type, int64_t num_rows, int64_t length) {
     char *memory;
     const void *data = random_rows(type, num_rows, length, 1.0f / sqrtf((float)length), &memory);
-    model->owned = realloc(model->owned, (model->num_owned + 1) * sizeof *model->owned);
-    REQUIRE(model->owned != NULL, "no memory");
-    model->owned[model->num_owned++] = memory;
-    return (tensor){type, num_rows, length, row_bytes_of(type, length), data};
+    void *panels = packed_rows(type, data, num_rows, length);
+    own(model, memory);
+    own(model, panels);
+    return (tensor){.type = type,
+                    .num_rows = num_rows,
+                    .row_length = length,
+                    .row_bytes = row_bytes_of(type, length),
+                    .data = data,
+                    .format = panel_format_of(type),
+                    .panel_bytes = panel_bytes(panel_format_of(type), length),
+                    .panels = panels};
 }
 
 static inline const float *random_norm(llamita_model *model, int64_t length) {
@@ -186,12 +259,15 @@ static inline void free_random_model(llamita_model *model) {
     free(model);
 }
 
-static inline llamita_session *open_session(const llamita_model *model, int32_t num_threads) {
+static inline llamita_session *open_session_with(const llamita_model *model, llamita_session_params params) {
     llamita_error error;
     llamita_session *session = NULL;
-    const llamita_session_params params = {num_threads, 0};
     REQUIRE(llamita_session_open(model, &params, &session, &error) == LLAMITA_OK, "%s", error.message);
     return session;
+}
+
+static inline llamita_session *open_session(const llamita_model *model, int32_t num_threads) {
+    return open_session_with(model, (llamita_session_params){.num_threads = num_threads});
 }
 
 #endif

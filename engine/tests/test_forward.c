@@ -90,9 +90,9 @@ static void fill_ids(int32_t *ids, int32_t num_tokens, int32_t vocab_size) {
 
 /* Root of the mean squared difference over all logits, in units of their own. */
 static double difference_from_naive(const model_shape *shape, tensor_type type, const char *kernels_wanted,
-                                    int32_t num_tokens) {
+                                    llamita_kv_type kv_type, int32_t num_tokens) {
     llamita_model *model = random_model(shape, type, kernels_wanted, 7);
-    llamita_session *session = open_session(model, 2);
+    llamita_session *session = open_session_with(model, (llamita_session_params){.num_threads = 2, .kv_type = kv_type});
     const int32_t vocab_size = shape->vocab_size;
     int32_t ids[400];
     fill_ids(ids, num_tokens, vocab_size);
@@ -114,17 +114,23 @@ static double difference_from_naive(const model_shape *shape, tensor_type type, 
     return sqrt(differences / squares);
 }
 
+/* Rounding of: floats; quantised activations; 11 bits of keys and values; 8 bits of them. */
 static void test_against_naive(const char *kernels_wanted) {
+    static const double of_kv_type[] = {[LLAMITA_KV_F16] = 1e-3, [LLAMITA_KV_F32] = 2e-6, [LLAMITA_KV_Q8] = 2e-2};
     for (int t = 0; t < NUM_TYPES; t++) {
-        const bool quantised =
-            all_types[t] == TENSOR_Q8_0 || all_types[t] == TENSOR_Q4_0 || all_types[t] == TENSOR_Q4_1;
-        const double difference =
-            difference_from_naive(&small_shape, all_types[t], kernels_wanted, 135); /* beyond one page */
-        CHECK(difference < (quantised ? 0.04 : 2e-6), "%s %s is off by %g", kernels_wanted, type_name(all_types[t]),
-              difference);
-        if (quantised) continue;
-        const double odd = difference_from_naive(&odd_shape, all_types[t], kernels_wanted, 139);
-        CHECK(odd < 2e-6, "%s %s, odd lengths: off by %g", kernels_wanted, type_name(all_types[t]), odd);
+        const bool quantised = panel_is_quantised(panel_format_of(all_types[t]));
+        const model_shape *shape = t < NUM_BLOCK_TYPES ? &small_shape : &super_shape;
+        for (int kv = LLAMITA_KV_F16; kv <= LLAMITA_KV_Q8; kv++) {
+            if (t > 0 && kv != LLAMITA_KV_F32) continue;
+            const double difference =
+                difference_from_naive(shape, all_types[t], kernels_wanted, (llamita_kv_type)kv, 135); /* two pages */
+            CHECK(difference < (quantised ? 0.04 : of_kv_type[kv]), "%s %s, KV type %d: off by %g", kernels_wanted,
+                  type_name(all_types[t]), kv, difference);
+        }
+        if (t >= NUM_FLOAT_TYPES) continue;
+        const llamita_kv_type kv_type = t == 0 ? LLAMITA_KV_Q8 : LLAMITA_KV_F32;
+        const double odd = difference_from_naive(&odd_shape, all_types[t], kernels_wanted, kv_type, 139);
+        CHECK(odd < of_kv_type[kv_type], "%s %s, odd lengths: off by %g", kernels_wanted, type_name(all_types[t]), odd);
     }
 }
 
@@ -207,7 +213,8 @@ int main(int argc, char **argv) {
         test_against_naive(names[i]);
         for (int round = 0; round < rounds; round++)
             for (int t = 0; t < NUM_TYPES; t++) {
-                check_bit_identity(&small_shape, all_types[t], names[i], 180, (uint64_t)round + 100);
+                check_bit_identity(t < NUM_BLOCK_TYPES ? &small_shape : &super_shape, all_types[t], names[i], 180,
+                                   (uint64_t)round + 100);
                 if (t < 3) check_bit_identity(&odd_shape, all_types[t], names[i], 139, (uint64_t)round + 200);
             }
     }

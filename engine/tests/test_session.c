@@ -4,14 +4,16 @@
 static llamita_error error;
 
 static void test_refusals(const llamita_model *model) {
-    const llamita_session_params wrong[] = {{-1, 0}, {100000, 0}, {1, -1}, {1, 301}};
+    const llamita_session_params wrong[] = {
+        {.num_threads = -1},   {.num_threads = 100000}, {.context_tokens = -1},           {.context_tokens = 301},
+        {.num_sequences = -1}, {.num_sequences = 5000}, {.kv_type = (llamita_kv_type)3},  {.speculation = (llamita_speculation)9}};
     llamita_session *session = NULL;
     for (size_t i = 0; i < sizeof wrong / sizeof wrong[0]; i++) {
         CHECK(llamita_session_open(model, &wrong[i], &session, &error) == LLAMITA_ERROR_ARGUMENT, "params %zu", i);
         CHECK(session == NULL && error.status == LLAMITA_ERROR_ARGUMENT && strstr(error.message, "expected") != NULL,
               "%s", error.message);
     }
-    const llamita_session_params params = {2, 10};
+    const llamita_session_params params = {.num_threads = 2, .context_tokens = 10};
     REQUIRE(llamita_session_open(model, &params, &session, &error) == LLAMITA_OK, "%s", error.message);
     CHECK(llamita_session_num_threads(session) == 2 && llamita_session_context_tokens(session) == 10, "as asked");
     CHECK(llamita_session_logits(session) == NULL, "logits before any feed");
@@ -80,11 +82,16 @@ static void test_damaged_weights(tensor_type type) {
     REQUIRE(llamita_session_feed(session, ids, 2, &error) == LLAMITA_OK, "%s", error.message);
     const float nan = NAN;
     const uint16_t half_nan = 0x7e00, bfloat_nan = 0x7fc0;
-    memcpy((char *)(uintptr_t)model->layers[1].ffn_up.data,
-           type == TENSOR_F32    ? (const void *)&nan
-           : type == TENSOR_BF16 ? &bfloat_nan
-                                 : &half_nan,
-           type == TENSOR_F32 ? 4 : 2);
+    /* The first number of a float panel; the first scale of a quantised one, behind all its codes. */
+    tensor *damaged = &model->layers[1].ffn_up;
+    const size_t place = panel_is_quantised(damaged->format) ? (size_t)(damaged->row_length / BLOCK_LENGTH) *
+                                                                   panel_layout_of(damaged->format).code_bytes
+                                                             : 0;
+    memcpy((char *)(uintptr_t)damaged->panels + place,
+           damaged->format == PANEL_F32    ? (const void *)&nan
+           : damaged->format == PANEL_BF16 ? &bfloat_nan
+                                           : &half_nan,
+           damaged->format == PANEL_F32 ? 4 : 2);
     float logits[75];
     double nats[1];
     CHECK(llamita_session_feed(session, ids, 1, &error) == LLAMITA_ERROR_NUMERIC, "%s: damage goes unseen",
@@ -103,7 +110,7 @@ static void test_without_tokenizer(llamita_model *model) {
     size_t count;
     const char *bytes;
     CHECK(llamita_encode(model, "a", 1, 0, &id, 1, &count, &error) == LLAMITA_ERROR_ARGUMENT, "encode");
-    CHECK(llamita_decode(model, -1, 5, &bytes, &count, &error) == LLAMITA_ERROR_ARGUMENT, "decode");
+    CHECK(llamita_token_bytes(model, -1, 5, &bytes, &count, &error) == LLAMITA_ERROR_ARGUMENT, "decode");
     CHECK(llamita_token_text(model, 5) == NULL, "token_text");
     CHECK(llamita_token_ends(model, 2) && !llamita_token_ends(model, 1) && !llamita_token_ends(model, -1), "EOS ends");
     model->bos_ends = true;
@@ -158,7 +165,7 @@ int main(void) {
     test_refusals(model);
     test_score(model);
     test_without_tokenizer(model);
-    for (int t = 0; t < NUM_TYPES; t++) test_damaged_weights(all_types[t]);
+    for (int t = 0; t < NUM_BLOCK_TYPES; t++) test_damaged_weights(all_types[t]);
     test_utf8();
     CHECK(strcmp(llamita_version(), "0.1.0") == 0 && kernels_select(llamita_kernels()) == kernels_select(NULL), "%s %s",
           llamita_version(), llamita_kernels());

@@ -41,7 +41,26 @@ class _ModelParams(ctypes.Structure):
 
 
 class _SessionParams(ctypes.Structure):
-    _fields_ = [("num_threads", ctypes.c_int32), ("context_tokens", ctypes.c_int32)]
+    _fields_ = [
+        ("num_threads", ctypes.c_int32),
+        ("context_tokens", ctypes.c_int32),
+        ("num_sequences", ctypes.c_int32),
+        ("kv_type", ctypes.c_int),
+        ("speculation", ctypes.c_int),
+    ]
+
+
+class _Chunk(ctypes.Structure):
+    _fields_ = [
+        ("sequence", ctypes.c_int32),
+        ("ids", ctypes.POINTER(ctypes.c_int32)),
+        ("num_tokens", ctypes.c_size_t),
+        ("num_logits", ctypes.c_size_t),
+    ]
+
+
+KV_TYPES = ("f16", "f32", "q8")  # llamita_kv_type, in its order
+SPECULATIONS = ("auto", "off", "always")  # llamita_speculation, in its order
 
 
 class _SamplerParams(ctypes.Structure):
@@ -124,7 +143,7 @@ _FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
         ctypes.c_int,
         [_pointer, ctypes.c_char_p, ctypes.c_size_t, ctypes.c_int, _ids, ctypes.c_size_t, _size_out, _error],
     ),
-    "decode": (ctypes.c_int, [_pointer, ctypes.c_int32, ctypes.c_int32, _bytes_out, _size_out, _error]),
+    "token_bytes": (ctypes.c_int, [_pointer, ctypes.c_int32, ctypes.c_int32, _bytes_out, _size_out, _error]),
     "token_text": (ctypes.c_char_p, [_pointer, ctypes.c_int32]),
     "token_ends": (ctypes.c_bool, [_pointer, ctypes.c_int32]),
     "utf8_complete": (ctypes.c_size_t, [ctypes.c_char_p, ctypes.c_size_t]),
@@ -138,6 +157,10 @@ _FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "session_feed_logits": (ctypes.c_int, [_pointer, _ids, ctypes.c_size_t, _floats, _error]),
     "session_score": (ctypes.c_int, [_pointer, _ids, ctypes.c_size_t, ctypes.POINTER(ctypes.c_double), _error]),
     "session_logits": (_floats, [_pointer]),
+    "decode": (ctypes.c_int, [_pointer, ctypes.POINTER(_Chunk), ctypes.c_size_t, _floats, _error]),
+    "sequence_position": (ctypes.c_int32, [_pointer, ctypes.c_int32]),
+    "sequence_rewind": (ctypes.c_int, [_pointer, ctypes.c_int32, ctypes.c_int32, _error]),
+    "sequence_share": (ctypes.c_int, [_pointer, ctypes.c_int32, ctypes.c_int32, ctypes.c_int32, _error]),
     "sampler_open": (ctypes.c_int, [ctypes.POINTER(_SamplerParams), ctypes.c_int32, _handle_out, _error]),
     "sampler_close": (None, [_pointer]),
     "sampler_accept": (None, [_pointer, ctypes.c_int32]),
@@ -322,7 +345,7 @@ class Model(_Owned):
     def decode_token(self, id: int, previous_id: int = -1) -> bytes:
         """The bytes that the id adds to a text in which previous_id came before it (-1: nothing did)."""
         start, num_bytes = ctypes.POINTER(ctypes.c_char)(), ctypes.c_size_t()
-        _call("decode", self._handle, previous_id, id, ctypes.byref(start), ctypes.byref(num_bytes))
+        _call("token_bytes", self._handle, previous_id, id, ctypes.byref(start), ctypes.byref(num_bytes))
         return bytes(start[: num_bytes.value]) if num_bytes.value else b""
 
     def token_text(self, id: int) -> str | None:
@@ -334,18 +357,33 @@ class Model(_Owned):
         """Whether generation ends at this id."""
         return bool(_library().llamita_token_ends(self._handle, id))
 
-    def session(self, *, num_threads: int = 0, context_tokens: int = 0) -> Session:
-        """A new running text. num_threads 0: chosen by size of model and machine. context_tokens 0: the model's."""
-        return Session(self, num_threads=num_threads, context_tokens=context_tokens)
+    def session(
+        self,
+        *,
+        num_threads: int = 0,
+        context_tokens: int = 0,
+        num_sequences: int = 1,
+        kv_type: str = "f16",
+        speculation: str = "auto",
+    ) -> Session:
+        """A new running text, or several side by side: see Session."""
+        return Session(
+            self,
+            num_threads=num_threads,
+            context_tokens=context_tokens,
+            num_sequences=num_sequences,
+            kv_type=kv_type,
+            speculation=speculation,
+        )
 
-    def logits(self, ids: Ids, *, num_threads: int = 0) -> npt.NDArray[np.float32]:
+    def logits(self, ids: Ids, *, num_threads: int = 0, kv_type: str = "f16") -> npt.NDArray[np.float32]:
         """float32 [n, V]: row i are the logits of the token after ids[0..i]."""
-        with self.session(num_threads=num_threads) as session:
+        with self.session(num_threads=num_threads, kv_type=kv_type) as session:
             return session.feed_logits(ids)
 
-    def score(self, ids: Ids, *, num_threads: int = 0) -> npt.NDArray[np.float64]:
+    def score(self, ids: Ids, *, num_threads: int = 0, kv_type: str = "f16") -> npt.NDArray[np.float64]:
         """float64 [n - 1], in nats: -ln p(ids[i + 1] | ids[0..i]); at least two ids."""
-        with self.session(num_threads=num_threads) as session:
+        with self.session(num_threads=num_threads, kv_type=kv_type) as session:
             return session.score(ids)
 
     def generate(
@@ -395,14 +433,35 @@ class Model(_Owned):
 
 
 class Session(_Owned):
-    """One running text: the ids so far (as keys and values), scratch memory and threads. One thread at a time."""
+    """Running texts: the ids so far (as keys and values), scratch memory and threads. One thread at a time.
+
+    What does not take a sequence's number works on sequence 0."""
 
     _kind = "session"
 
-    def __init__(self, model: Model, *, num_threads: int = 0, context_tokens: int = 0) -> None:
-        """num_threads 0: chosen by the size of model and machine. context_tokens 0: the model's."""
+    def __init__(
+        self,
+        model: Model,
+        *,
+        num_threads: int = 0,
+        context_tokens: int = 0,
+        num_sequences: int = 1,
+        kv_type: str = "f16",
+        speculation: str = "auto",
+    ) -> None:
+        """num_threads 0: chosen by the size of model and machine. context_tokens (of each sequence) 0: the model's.
+
+        kv_type: how keys and values are stored, one of KV_TYPES. speculation: one of SPECULATIONS; computes along what
+        a repetition in the text makes probable, with the same results.
+        """
         handle = ctypes.c_void_p()
-        params = _SessionParams(_int32("num_threads", num_threads), _int32("context_tokens", context_tokens))
+        params = _SessionParams(
+            _int32("num_threads", num_threads),
+            _int32("context_tokens", context_tokens),
+            _int32("num_sequences", num_sequences),
+            _choice("kv_type", kv_type, KV_TYPES),
+            _choice("speculation", speculation, SPECULATIONS),
+        )
         _call("session_open", model._handle, ctypes.byref(params), ctypes.byref(handle))
         self._own(handle.value, model)
         self._vocab_size = model.info.vocab_size
@@ -447,6 +506,39 @@ class Session(_Owned):
         nats_pointer = nats.ctypes.data_as(ctypes.POINTER(ctypes.c_double))
         _call("session_score", self._handle, array.ctypes.data_as(_ids), array.size, nats_pointer)
         return nats
+
+    def decode(self, chunks: Sequence[tuple[int, Ids, int]]) -> npt.NDArray[np.float32]:
+        """Append ids to several sequences at once: chunks of (sequence, ids, how many logits are wanted at its end).
+
+        Returns them in this order: float32 [all of them, V]. What a sequence gives does not depend on the others."""
+        arrays = [_id_array(ids) for _, ids, _ in chunks]
+        if any(not 0 <= num_logits <= array.size for (_, _, num_logits), array in zip(chunks, arrays, strict=True)):
+            raise EngineError("chunks: expected to ask for 0 logits to as many as there are ids")
+        raw = (_Chunk * len(chunks))(
+            *(
+                _Chunk(_int32("sequence", sequence), array.ctypes.data_as(_ids), array.size, num_logits)
+                for (sequence, _, num_logits), array in zip(chunks, arrays, strict=True)
+            )
+        )
+        logits = np.empty((sum(num_logits for _, _, num_logits in chunks), self._vocab_size), dtype=np.float32)
+        _call("decode", self._handle, raw, len(chunks), logits.ctypes.data_as(_floats))
+        return logits
+
+    def sequence_position(self, sequence: int) -> int:
+        """How many tokens a sequence holds."""
+        position = int(_library().llamita_sequence_position(self._handle, _int32("sequence", sequence)))
+        if position < 0:
+            raise EngineError(f"sequence: this session has no sequence {sequence}")
+        return position
+
+    def sequence_rewind(self, sequence: int, position: int) -> None:
+        """Forget all tokens of a sequence from this position on."""
+        _call("sequence_rewind", self._handle, _int32("sequence", sequence), _int32("position", position))
+
+    def sequence_share(self, source: int, target: int, num_tokens: int) -> None:
+        """Make the target the first num_tokens of the source, without computing or copying them."""
+        numbers = _int32("source", source), _int32("target", target), _int32("num_tokens", num_tokens)
+        _call("sequence_share", self._handle, *numbers)
 
     @property
     def logits(self) -> npt.NDArray[np.float32] | None:
@@ -503,6 +595,12 @@ class Sampler(_Owned):
         picked = ctypes.c_int32()
         _call("sampler_pick", self._handle, array.ctypes.data_as(_floats), ctypes.byref(picked))
         return picked.value
+
+
+def _choice(name: str, value: str, choices: tuple[str, ...]) -> int:
+    if value not in choices:
+        raise EngineError(f"{name}: expected one of {', '.join(choices)}, found {value!r}")
+    return choices.index(value)
 
 
 def _int32(name: str, value: int) -> int:

@@ -61,7 +61,8 @@ def test_logits_are_those_of_numpy(tiny_models, tied: bool, kv_heads: int) -> No
     with llamita.load(tiny.path) as model:
         logits = model.logits(IDS)
         assert logits.dtype == np.float32 and logits.shape == (len(IDS), tiny_models.VOCAB_SIZE)
-        np.testing.assert_allclose(logits, forward(tiny, IDS), atol=2e-4)
+        np.testing.assert_allclose(model.logits(IDS, kv_type="f32"), forward(tiny, IDS), atol=2e-4)
+        np.testing.assert_allclose(logits, forward(tiny, IDS), atol=0.02)  # keys and values as 16-bit floats
         with model.session(num_threads=2) as session:
             assert session.logits is None
             for token_id in IDS:
@@ -267,6 +268,7 @@ def test_the_binding_is_the_header() -> None:
         ("model_info", engine._ModelInfo),
         ("model_params", engine._ModelParams),
         ("session_params", engine._SessionParams),
+        ("chunk", engine._Chunk),
         ("sampler_params", engine._SamplerParams),
     ]:
         body = re.search(r"typedef struct \{([^}]*)\} llamita_" + struct, header)
@@ -281,9 +283,47 @@ def test_the_binding_is_the_header() -> None:
             "int32_t": ctypes.c_int32,
             "int64_t": ctypes.c_int64,
             "uint64_t": ctypes.c_uint64,
+            "size_t": ctypes.c_size_t,
+            "constint32_t*": ctypes.POINTER(ctypes.c_int32),
+            "llamita_kv_type": ctypes.c_int,
+            "llamita_speculation": ctypes.c_int,
         }
         expected = [(name, types[kind] * size if size else types[kind]) for name, kind, size in fields]
         assert expected == list(mirror._fields_), struct
+
+
+def test_sequences_side_by_side(tiny_models) -> None:
+    """Whatever runs beside it, a sequence's logits are those it has alone."""
+    with llamita.load(tiny_models.random().path) as model:
+        expected = model.logits(IDS)
+        with model.session(num_sequences=3, num_threads=2) as session:
+            np.testing.assert_array_equal(session.decode([(1, IDS[:5], 5), (0, IDS[:1], 0)]), expected[:5])
+            session.sequence_share(1, 2, 4)
+            assert [session.sequence_position(i) for i in range(3)] == [1, 5, 4]
+            together = session.decode([(2, IDS[4:], 4), (1, IDS[5:7], 1), (0, IDS[1:], 1)])
+            np.testing.assert_array_equal(together, expected[[4, 5, 6, 7, 6, 7]])
+            session.sequence_rewind(2, 3)
+            np.testing.assert_array_equal(session.decode([(2, IDS[3:], 5)]), expected[3:])
+            with pytest.raises(EngineError, match="sequence 3"):
+                session.sequence_position(3)
+            with pytest.raises(EngineError, match="each sequence once"):
+                session.decode([(1, IDS[:1], 0), (1, IDS[:1], 0)])
+            with pytest.raises(EngineError, match="as many as there are ids"):
+                session.decode([(1, IDS[:1], 2)])
+
+
+@pytest.mark.parametrize("kv_type", engine.KV_TYPES)
+def test_speculation_changes_nothing(tiny_models, kv_type: str) -> None:
+    ids = (IDS * 20)[:150]
+    with llamita.load(tiny_models.random().path) as model:
+        expected = model.logits(ids, kv_type=kv_type)
+        for speculation in engine.SPECULATIONS:
+            with model.session(kv_type=kv_type, speculation=speculation) as session:
+                for token_id, row in zip(ids, expected, strict=True):
+                    session.feed([token_id])
+                    np.testing.assert_array_equal(session.logits, row)
+        with pytest.raises(EngineError, match="kv_type: expected one of f16, f32, q8, found 'q2'"):
+            model.session(kv_type="q2")
 
 
 def test_a_missing_library_says_what_to_do(monkeypatch, tmp_path: Path) -> None:

@@ -102,7 +102,7 @@ def verify_file(checkpoint: Path, written: Path, config: ModelConfig, type: str,
     """
     ids = fixed_ids(checkpoint, config)
     with Model(written) as model:
-        engine = model.logits(ids)
+        engine = model.logits(ids, kv_type="f32")
     if type in FILE_BOUNDS:
         same, rounded = FILE_BOUNDS[type]
     else:
