@@ -16,6 +16,7 @@ from llamita.tokenizer.sentencepiece_model import (
     CONTROL,
     NORMAL,
     UNKNOWN,
+    UNUSED,
     USER_DEFINED,
     PieceTable,
     check_table,
@@ -42,6 +43,8 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any], where: str) -> Tokenizer:
     if not 0 < len(pieces) <= MAX_TOKENS:
         raise TokenizerError(f"cannot use tokenizer {where}: expected 1 to {MAX_TOKENS} tokens, found {len(pieces)}")
     types = read.numbers("token_type", len(pieces), NORMAL)
+    while types and types[-1] == UNUSED and pieces[-1] == f"[PAD{len(pieces) - 1}]":  # rows of the embedding, no tokens
+        types, pieces = types[:-1], pieces[:-1]
     content = _sentencepiece(read, pieces, types) if kind == "llama" else _byte_level(read, pieces, types)
     with backend_errors(where):
         backend = tokenizers.Tokenizer.from_str(json.dumps(content))
@@ -59,7 +62,7 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any], where: str) -> Tokenizer:
 
 def _sentencepiece(read: _Keys, pieces: list[str], types: list[int]) -> dict[str, Any]:
     scores = read.metadata.get(f"{_PREFIX}scores")
-    if scores is None or len(scores) != len(pieces):
+    if scores is None or isinstance(scores, str) or len(scores) < len(pieces):
         raise read.wrong("scores", f"{len(pieces)} numbers")
     unknown = read.token("unknown_token_id", len(pieces))
     if unknown is None:
@@ -68,7 +71,7 @@ def _sentencepiece(read: _Keys, pieces: list[str], types: list[int]) -> dict[str
         raise read.wrong("unknown_token_id", "the id of the unknown token")
     table = PieceTable(
         pieces,
-        [float(score) for score in scores],
+        [float(score) for score in scores[: len(pieces)]],
         types,
         bos_id=read.token("bos_token_id", len(pieces)) if read.flag("add_bos_token", True) else None,
         eos_id=read.token("eos_token_id", len(pieces)),
