@@ -6,6 +6,7 @@ import base64
 import dataclasses
 import json
 import os
+import random
 import shutil
 import struct
 import subprocess
@@ -117,8 +118,8 @@ class TinyModels:
         """Random weights: 2 layers, width 16, 4 heads."""
         shape = {"hidden": 16, "ffn": 24, "layers": 2, "heads": 4, "kv_heads": kv_heads, "vocab": self.VOCAB_SIZE}
         shape["context"] = context
-        random = np.random.default_rng(seed)
-        tensors = {key: random.normal(0, 0.4, size) for key, size in self.tensor_shapes(shape).items()}
+        generator = np.random.default_rng(seed)
+        tensors = {key: generator.normal(0, 0.4, size) for key, size in self.tensor_shapes(shape).items()}
         if tied:
             tensors["output"] = tensors["embedding"]
         return self.write(f"random{seed}{tied}{kv_heads}{context}", shape, tensors, tied=tied)
@@ -194,15 +195,54 @@ def make_checkpoint(tiny_tokenizers: dict[str, Path]) -> Callable[..., Path]:
             "bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id,
         }  # fmt: skip
         config = ModelConfig(**(values | changes))
-        random = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(seed)
         tensors = {}
         for spec in tensor_table(config):
-            noise = torch.randn(spec.shape, generator=random)
+            noise = torch.randn(spec.shape, generator=generator)
             tensors[spec.huggingface] = 1 + 0.2 * noise if spec.kind == "norm" else 0.2 * noise
         save_checkpoint(folder, config, tensors, tiny_tokenizers[kind])
         return folder
 
     return make
+
+
+@pytest.fixture(scope="session")
+def random_texts() -> list[str]:
+    """10,000 texts of words, numbers, contractions, spaces of all kinds, and characters from all planes."""
+    chosen = random.Random(7)
+    words = (
+        "the",
+        " llama",
+        "'ll",
+        "'S",
+        " 2024",
+        "don't",
+        "\n\n",
+        "  ",
+        "\t",
+        " \r\n",
+        "日本",
+        "niño",
+        "🦙",
+        "—",
+        "ſ",
+    )
+    texts = []
+    for _ in range(10_000):
+        parts = []
+        for _ in range(chosen.randrange(1, 12)):
+            kind = chosen.randrange(4)
+            if kind == 0:
+                parts.append(chosen.choice(words))
+            elif kind == 1:
+                parts.append("".join(chr(chosen.randrange(32, 127)) for _ in range(chosen.randrange(1, 8))))
+            elif kind == 2:
+                parts.append("".join(chr(chosen.randrange(0xA0, 0x3000)) for _ in range(chosen.randrange(1, 4))))
+            else:
+                code = chosen.randrange(0x110000)
+                parts.append(chr(code if not 0xD800 <= code < 0xE000 else 0x4E00))
+        texts.append("".join(parts))
+    return texts
 
 
 @pytest.fixture(scope="session")

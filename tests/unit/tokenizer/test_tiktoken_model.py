@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import random
 from pathlib import Path
 
 import pytest
@@ -18,54 +17,14 @@ PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
     r"|\s+(?!\S)|\s+"
 )
-NUM_TEXTS = 10_000
 
 
-def random_texts(count: int, seed: int = 7) -> list[str]:
-    """Words, numbers, contractions, spaces of all kinds, and characters from all planes."""
-    chosen = random.Random(seed)
-    words = (
-        "the",
-        " llama",
-        "'ll",
-        "'S",
-        " 2024",
-        "don't",
-        "\n\n",
-        "  ",
-        "\t",
-        " \r\n",
-        "日本",
-        "niño",
-        "🦙",
-        "—",
-        "ſ",
-    )
-    texts = []
-    for _ in range(count):
-        parts = []
-        for _ in range(chosen.randrange(1, 12)):
-            kind = chosen.randrange(4)
-            if kind == 0:
-                parts.append(chosen.choice(words))
-            elif kind == 1:
-                parts.append("".join(chr(chosen.randrange(32, 127)) for _ in range(chosen.randrange(1, 8))))
-            elif kind == 2:
-                parts.append("".join(chr(chosen.randrange(0xA0, 0x3000)) for _ in range(chosen.randrange(1, 4))))
-            else:
-                code = chosen.randrange(0x110000)
-                parts.append(chr(code if not 0xD800 <= code < 0xE000 else 0x4E00))
-        texts.append("".join(parts))
-    return texts
-
-
-def same_ids(tokenizer: Tokenizer, ranks: Path, num_texts: int) -> None:
+def same_ids(tokenizer: Tokenizer, ranks: Path, texts: list[str]) -> None:
     tiktoken = pytest.importorskip("tiktoken")
     lines = [line.split() for line in ranks.read_bytes().splitlines()]
     mergeable = {base64.b64decode(token): int(rank) for token, rank in lines}
     special = {name: len(mergeable) + i for i, name in enumerate(special_tokens("3.1"))}
     theirs = tiktoken.Encoding("x", pat_str=PATTERN, mergeable_ranks=mergeable, special_tokens=special)
-    texts = random_texts(num_texts)
     expected = theirs.encode_ordinary_batch(texts)
     for text, ids, ours in zip(texts, expected, tokenizer.encode_batch(texts), strict=True):
         assert ours == ids, text
@@ -81,26 +40,26 @@ def ranks(tiktoken_ranks: bytes, tmp_path: Path) -> Path:
     return tmp_path / "tokenizer.model"
 
 
-def test_small_ranks_encode_as_tiktoken(ranks: Path) -> None:
+def test_small_ranks_encode_as_tiktoken(ranks: Path, random_texts: list[str]) -> None:
     tokenizer = load_tokenizer(ranks)
     assert (tokenizer.kind, tokenizer.split) == ("gpt2", "llama-bpe")
-    same_ids(tokenizer, ranks, NUM_TEXTS)
+    same_ids(tokenizer, ranks, random_texts)
 
 
-def test_saved_and_loaded_it_encodes_alike(ranks: Path, tmp_path: Path) -> None:
+def test_saved_and_loaded_it_encodes_alike(ranks: Path, tmp_path: Path, random_texts: list[str]) -> None:
     load_tokenizer(ranks).save(tmp_path / "saved")
     again = load_tokenizer(tmp_path / "saved")
     assert again.fingerprint == load_tokenizer(ranks).fingerprint
-    same_ids(again, ranks, 1000)
+    same_ids(again, ranks, random_texts[:1000])
 
 
-def test_llama3_encodes_as_tiktoken(shared_data: Path) -> None:
+def test_llama3_encodes_as_tiktoken(shared_data: Path, random_texts: list[str]) -> None:
     path = shared_data / "tokenizers" / "llama3_tokenizer.model"
     tokenizer = load_tokenizer(path)
     assert (tokenizer.vocab_size, tokenizer.bos_id, tokenizer.eos_id) == (128256, 128000, 128001)
     assert len(tokenizer.merges()) == 280147  # as in the published tokenizer.json
     assert tokenizer.end_ids == (128001, 128008, 128009)
-    same_ids(tokenizer, path, NUM_TEXTS)
+    same_ids(tokenizer, path, random_texts)
 
 
 def test_special_tokens_of_both_versions() -> None:
