@@ -18,7 +18,8 @@ from llamita.errors import CheckpointError, ConfigError, FormatError, OutputErro
 from llamita.formats.export import export  # noqa: E402
 from llamita.formats.gguf import read_gguf  # noqa: E402
 from llamita.formats.importing import import_model  # noqa: E402
-from llamita.formats.rope_order import pairs_to_halves  # noqa: E402
+from llamita.formats.llama2c import read_bin  # noqa: E402
+from llamita.formats.rope_order import halves_to_pairs, pairs_to_halves  # noqa: E402
 from llamita.formats.tensor_table import tensor_table  # noqa: E402
 from llamita.model.llama import rope_frequencies  # noqa: E402
 from llamita.tokenizer import load_tokenizer  # noqa: E402
@@ -174,6 +175,128 @@ def test_run_directories_are_named_by_the_run(make_checkpoint: MakeCheckpoint, t
         assert read_gguf(tmp_path / "model.gguf").metadata["general.name"] == "tales"
 
 
+# ---------------------------------------------------------------- llama2.c's versions 1 and 2
+
+
+def same_weights(ours: Path, theirs: Path, dtype: Any = None) -> None:
+    found, expected = load_tensors(ours), load_tensors(theirs)
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor if dtype is None else tensor.to(dtype)), name
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("version", [0, 1])
+def test_versions_0_and_1_come_back_bit_equal(
+    make_checkpoint: MakeCheckpoint, tmp_path: Path, version: int, tied: bool
+) -> None:
+    checkpoint = make_checkpoint(tmp_path / "model", "llama", tie_word_embeddings=tied, intermediate_size=172)
+    report = export(checkpoint, tmp_path / "out" / "model.bin", version=version, verify=False)
+    assert report.num_bytes == (tmp_path / "out" / "model.bin").stat().st_size
+    assert import_model(tmp_path / "out" / "model.bin", tmp_path / "again").kind == f"llama2.c v{version}"
+    same_weights(tmp_path / "again", checkpoint)
+
+
+def quantize_q80(weight: Any, group_size: int) -> tuple[Any, Any]:
+    """As llama2.c's export.py says it, in PyTorch."""
+    groups = weight.float().reshape(-1, group_size)
+    scale = groups.abs().max(dim=1).values / 127.0
+    return torch.round(groups / scale[:, None]).to(torch.int8).reshape(-1), scale
+
+
+@pytest.mark.parametrize(
+    ("hidden", "ffn", "group_size"), [(64, 128, 64), (64, 96, 32), (64, 172, 4), (96, 1376, 32), (64, 86, 2)]
+)
+def test_version_2_has_groups_that_divide_every_row(
+    make_checkpoint: MakeCheckpoint, tmp_path: Path, hidden: int, ffn: int, group_size: int
+) -> None:
+    """llama2.c's export asks only whether they divide dim, and its runq then drops the end of w2's rows. (64, 172) is
+    stories260K, and 1376 the ffn of stories42M."""
+    checkpoint = make_checkpoint(
+        tmp_path / "model", "llama", hidden_size=hidden, intermediate_size=ffn, head_dim=hidden // 4
+    )
+    report = export(checkpoint, tmp_path / "out" / "model.bin", version=2, verify=False)
+    assert any(f"groups of {group_size} " in remark for remark in report.remarks) == (group_size < 64)
+    assert report.num_tensors_by_type == {"INT8": 15, "F32": 5}
+    model = read_bin(tmp_path / "out" / "model.bin")
+    assert (model.version, model.group_size) == ("v2", group_size)
+    tensors = load_tensors(checkpoint)
+    for spec in tensor_table(model.config):
+        weight = tensors[spec.huggingface]
+        heads = spec.rope_heads(model.config)
+        if heads is not None:
+            weight = torch.from_numpy(halves_to_pairs(weight.numpy(), heads))
+        if spec.kind != "norm":
+            codes, scale = quantize_q80(weight, group_size)
+            weight = (codes.reshape(-1, group_size).float() * scale[:, None]).reshape(weight.shape)
+        assert np.array_equal(model.tensor(spec), weight.numpy()), spec.llama2c
+
+
+def test_groups_of_zeros_stay_zeros(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+    """llama2.c divides them by zero."""
+    checkpoint = make_checkpoint(tmp_path / "model", "llama")
+    name = "model.layers.1.mlp.up_proj.weight"
+    zeros = change_tensors(checkpoint, tmp_path / "zeros", lambda tensors: tensors[name].zero_())
+    export(zeros, tmp_path / "out" / "model.bin", version=2, verify=False)
+    import_model(tmp_path / "out" / "model.bin", tmp_path / "again")
+    assert not load_tensors(tmp_path / "again")[name].any()
+
+
+# ---------------------------------------------------------------- folders
+
+
+@pytest.mark.parametrize("dtype", [None, "float32", "bfloat16", "float16"])
+def test_folders(make_checkpoint: MakeCheckpoint, tmp_path: Path, dtype: str | None) -> None:
+    checkpoint = make_checkpoint(tmp_path / "model", "llama", tie_word_embeddings=False)
+    (checkpoint / "chat_template.jinja").write_text("{{ messages }}")
+    report = export(checkpoint, tmp_path / "out", dtype=dtype, shard_bytes=40_000)
+    wanted = dtype or "float32"
+    assert report.num_tensors_by_type == {wanted: 21} and report.verification is not None
+    files = sorted(tmp_path.glob("out/model-*.safetensors"))
+    assert len(files) > 2 and report.num_bytes == sum(
+        path.stat().st_size for path in [*files, tmp_path / "out" / "model.safetensors.index.json"]
+    )
+    same_weights(tmp_path / "out", checkpoint, getattr(torch, wanted))
+    assert load_config(tmp_path / "out") == load_config(checkpoint)
+    assert load_tokenizer(tmp_path / "out").fingerprint == load_tokenizer(checkpoint).fingerprint
+    assert (tmp_path / "out" / "chat_template.jinja").read_text() == "{{ messages }}"
+    with pytest.raises(OutputError, match="exists already"):
+        export(checkpoint, tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["model.gguf", "model.bin", "folder"])
+def test_shards_export_as_one_file_does(make_checkpoint: MakeCheckpoint, tmp_path: Path, name: str) -> None:
+    checkpoint = make_checkpoint(tmp_path / "whole" / "model", "llama")
+    export(checkpoint, tmp_path / "cut" / "model", shard_bytes=30_000)
+    type = "f16" if name.endswith("gguf") else None
+    contents = []
+    for kind in ("whole", "cut"):
+        export(tmp_path / kind / "model", tmp_path / kind / name, type, verify=False)
+        written = tmp_path / kind / name
+        contents.append((written / "model.safetensors" if written.is_dir() else written).read_bytes())
+    assert contents[0] == contents[1]
+
+
+def test_types_of_the_checkpoint_do_not_matter_to_the_file(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+    """A checkpoint in bfloat16 exports as one in float32 with the same numbers."""
+    checkpoint = make_checkpoint(tmp_path / "a" / "model")
+    export(checkpoint, tmp_path / "b" / "model", dtype="bfloat16")
+    import_model(tmp_path / "b" / "model", tmp_path / "c" / "model", dtype="float32")
+    for folder in ("b", "c"):
+        export(tmp_path / folder / "model", tmp_path / folder / "model.gguf", "f16", verify=False)
+    assert (tmp_path / "b" / "model.gguf").read_bytes() == (tmp_path / "c" / "model.gguf").read_bytes()
+
+
+def test_progress_ends_at_all_bytes(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+    checkpoint = make_checkpoint(tmp_path / "model", "llama")
+    total = sum(tensor.nbytes for tensor in load_tensors(checkpoint).values())
+    for name in ("model.gguf", "model.bin", "folder"):
+        calls: list[tuple[int, int]] = []
+        type = "f32" if name.endswith("gguf") else None
+        export(checkpoint, tmp_path / name, type, verify=False, progress=lambda done, of, c=calls: c.append((done, of)))
+        assert calls[-1] == (total, total) and calls == sorted(calls) and len(calls) == 20
+
+
 # ---------------------------------------------------------------- refusals: nothing is left behind
 
 
@@ -218,6 +341,25 @@ def test_tensors_that_do_not_belong(make_checkpoint: MakeCheckpoint, tmp_path: P
     refuse(changed, out, FormatError, r"unknown tensor model\.layers\.0\.x\.bias")
     changed = change_tensors(checkpoint, tmp_path / "c", lambda t: t.update({"model.norm.weight": torch.ones(65)}))
     refuse(changed, out, FormatError, r"model\.norm\.weight: expected shape \[64\], found \[65\]")
+
+
+def test_settings_that_do_not_go_with_what_is_written(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+    checkpoint = make_checkpoint(tmp_path / "model", "llama")
+    before = sorted(tmp_path.iterdir())
+    for name, settings, said in (
+        ("model.gguf", {"version": 1}, r"version: it is a setting of \.bin"),
+        ("folder", {"version": 1}, r"version: it is a setting of \.bin"),
+        ("model.bin", {"version": 3}, "version: expected one of 0, 1, 2, found 3"),
+        ("model.gguf", {"dtype": "bfloat16"}, "dtype: it is a setting of a folder"),
+        ("folder", {"dtype": "int8"}, "dtype: expected one of float32, bfloat16, float16, found 'int8'"),
+        ("model.bin", {"shard_bytes": 5}, "shard size: it is a setting of a folder"),
+        ("folder", {"shard_bytes": 0}, "shard size: expected a positive number of bytes"),
+        ("folder", {"type": "f16"}, r"type: it is a setting of \.gguf or \.bin"),
+        ("tokenizer.bin", {}, "the tokenizer is written under that name"),
+    ):  # fmt: skip
+        with pytest.raises(ConfigError, match=said):
+            export(checkpoint, tmp_path / name, **settings)
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_config_that_bin_cannot_say(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
