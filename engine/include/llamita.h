@@ -236,10 +236,12 @@ LLAMITA_API llamita_status llamita_sampler_pick(llamita_sampler *sampler, const 
 
 /* Rows of floats [num_rows][row_length] to the blocks of a GGUF tensor type, row after row: "Q8_0", "Q4_0", "Q4_1",
  * "Q5_0", "Q5_1" (row_length a multiple of 32), "Q4_K", "Q5_K", "Q6_K" (of 256). All but Q8_0 search for the scales
- * with the least squared error. out_bytes: the room at out. The bytes depend on each row alone: a matrix may be cut
- * into parts for several threads. NaN, infinities and what 16-bit scales cannot reach: LLAMITA_ERROR_NUMERIC. */
+ * with the least squared error. out_bytes: the room at out. squared_error: the sum of (stored - value)^2; may be NULL.
+ * The bytes depend on each row alone: a matrix may be cut into parts for several threads. NaN, infinities and what
+ * 16-bit scales cannot reach: LLAMITA_ERROR_NUMERIC. */
 LLAMITA_API llamita_status llamita_quantize(const char *type, const float *values, int64_t row_length, int64_t num_rows,
-                                            void *out, size_t out_bytes, llamita_error *error);
+                                            void *out, size_t out_bytes, double *squared_error,
+                                            llamita_error *error);
 
 #ifdef __cplusplus
 }

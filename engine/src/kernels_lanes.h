@@ -35,6 +35,13 @@ static inline lanes lanes_round_half(lanes a) {
     return _mm256_cvtph_ps(_mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
 
+/* Whole numbers of 0 to 255. */
+static inline void lanes_store_bytes(uint8_t *to, lanes a) {
+    const __m256i whole = _mm256_cvttps_epi32(a);
+    const __m128i words = _mm_packus_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));
+    _mm_storel_epi64((__m128i *)(void *)to, _mm_packus_epi16(words, words));
+}
+
 /* columns[i] lane j = rows[j * stride + i], i < 8. */
 static inline void lanes_transpose(const float *rows, int stride, lanes *columns) {
     lanes r[LANES], pairs[LANES], fours[LANES];
@@ -91,6 +98,9 @@ static inline lanes lanes_round_half(lanes a) {
         a.at[j] = float_from_half(&half);
     }
     return a;
+}
+static inline void lanes_store_bytes(uint8_t *to, lanes a) {
+    for (int j = 0; j < LANES; j++) to[j] = (uint8_t)(int32_t)a.at[j];
 }
 static inline void lanes_transpose(const float *rows, int stride, lanes *columns) {
     for (int i = 0; i < LANES; i++)

@@ -70,7 +70,7 @@ static llamita_status refuse_number(const written_type *to, const char *type, co
 }
 
 llamita_status llamita_quantize(const char *type, const float *values, int64_t row_length, int64_t num_rows, void *out,
-                                size_t out_bytes, llamita_error *error) {
+                                size_t out_bytes, double *squared_error, llamita_error *error) {
     written_type to;
     if (!find_written(type, &to)) {
         return error_set(error, LLAMITA_ERROR_ARGUMENT,
@@ -93,6 +93,8 @@ llamita_status llamita_quantize(const char *type, const float *values, int64_t r
                          "cannot quantise to %s: expected room for %" PRId64 " rows of %zu bytes, found %zu bytes",
                          name, num_rows, row_bytes, out_bytes);
     }
+    double sum = 0.0;
+    if (squared_error) *squared_error = sum;
     if (row_bytes == 0) return LLAMITA_OK;
     /* Some rows at a time: few enough to stay in the cache between the check and the work. */
     const int64_t most_rows = CHUNK_ELEMENTS / row_length + 1;
@@ -102,7 +104,8 @@ llamita_status llamita_quantize(const char *type, const float *values, int64_t r
         if (largest_magnitude(chunk, rows * row_length) > (int32_t)bits_from_float(to.largest)) {
             return refuse_number(&to, name, chunk, row_length, r, error);
         }
-        to.quantise(chunk, rows * row_length / block_elements, (uint8_t *)out + (size_t)r * row_bytes);
+        sum += to.quantise(chunk, rows * row_length / block_elements, (uint8_t *)out + (size_t)r * row_bytes);
     }
+    if (squared_error) *squared_error = sum;
     return LLAMITA_OK;
 }

@@ -7,8 +7,9 @@
 
 #include "tensor_type.h"
 
-/* num_blocks consecutive blocks of finite values, none larger than the type's largest (quantise.c). */
-typedef void quantise_function(const float *values, int64_t num_blocks, uint8_t *out);
+/* num_blocks consecutive blocks of finite values, none larger than the type's largest (quantise.c). Returns the sum of
+ * (stored - value)^2. */
+typedef double quantise_function(const float *values, int64_t num_blocks, uint8_t *out);
 
 /* The same bytes from both. */
 typedef struct {

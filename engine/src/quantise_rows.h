@@ -66,11 +66,7 @@ static inline void codes_to_bytes(const lanes *codes, int length, uint8_t *group
     for (int i = 0; i < length; i += LANES) {
         lanes rows[LANES];
         lanes_transpose((const float *)(const void *)(codes + i), LANES, rows);
-        for (int j = 0; j < LANES; j++) {
-            float row[LANES];
-            lanes_store(row, rows[j]);
-            for (int k = 0; k < LANES; k++) groups[j * length + i + k] = (uint8_t)(int32_t)row[k];
-        }
+        for (int j = 0; j < LANES; j++) lanes_store_bytes(groups + j * length + i, rows[j]);
     }
 }
 
@@ -126,8 +122,8 @@ static inline lanes code_symmetric(const lanes *x, int length, lanes scale, floa
     return error;
 }
 
-/* ggml's scale, which gives the extreme number the code 0, unless the searched one is better. */
-static inline void encode_symmetric(const lanes *x, float zero, const float *factors, int num_factors, lanes *codes,
+/* ggml's scale, which gives the extreme number the code 0, unless the searched one is better. Returns the errors. */
+static inline lanes encode_symmetric(const lanes *x, float zero, const float *factors, int num_factors, lanes *codes,
                                     lanes *scale) {
     lanes plain_codes[BLOCK];
     const lanes extreme = extreme_of(x, BLOCK);
@@ -137,6 +133,7 @@ static inline void encode_symmetric(const lanes *x, float zero, const float *fac
     const lanes error = code_symmetric(x, BLOCK, searched, zero, codes);
     *scale = lanes_pick(error, plain_error, searched, plain);
     for (int i = 0; i < BLOCK; i++) codes[i] = lanes_pick(error, plain_error, codes[i], plain_codes[i]);
+    return lanes_min(error, plain_error);
 }
 
 /* ------------------------------------------------------------------ x = scale * code + offset */
@@ -224,8 +221,9 @@ static inline lanes code_affine(const lanes *x, affine a, float most, lanes *cod
     return error;
 }
 
-/* ggml's scale and offset, which just span the numbers, unless the searched ones are better. */
-static inline affine encode_affine(const lanes *x, float most, const float *factors, int num_factors, lanes *codes) {
+/* ggml's scale and offset, which just span the numbers, unless the searched ones are better. Returns the errors. */
+static inline lanes encode_affine(const lanes *x, float most, const float *factors, int num_factors, lanes *codes,
+                                  affine *out) {
     lanes plain_codes[BLOCK], low = x[0], high = x[0];
     for (int i = 1; i < BLOCK; i++) {
         low = lanes_min(low, x[i]);
@@ -237,9 +235,9 @@ static inline affine encode_affine(const lanes *x, float most, const float *fact
     best = (affine){half_scale(best.scale), half_scale(best.offset)};
     const lanes plain_error = code_affine(x, plain, most, plain_codes), error = code_affine(x, best, most, codes);
     for (int i = 0; i < BLOCK; i++) codes[i] = lanes_pick(error, plain_error, codes[i], plain_codes[i]);
-    best.scale = lanes_pick(error, plain_error, best.scale, plain.scale);
-    best.offset = lanes_pick(error, plain_error, best.offset, plain.offset);
-    return best;
+    out->scale = lanes_pick(error, plain_error, best.scale, plain.scale);
+    out->offset = lanes_pick(error, plain_error, best.offset, plain.offset);
+    return lanes_min(error, plain_error);
 }
 
 /* ------------------------------------------------------------------ blocks of 32, eight at once */
@@ -248,19 +246,20 @@ static inline affine encode_affine(const lanes *x, float most, const float *fact
  * get finer steps; below 1, it gets a smaller code. */
 static const float q4_0_factors[] = {0.85F, 0.9F, 0.95F, 1.0F, 1.05F, 1.1F, 1.15F, 1.2F, 1.25F};
 static const float q5_0_factors[] = {0.92F, 0.95F, 0.98F, 1.0F, 1.02F, 1.05F, 1.08F, 1.11F, 1.14F};
-static const float q4_1_factors[] = {0.9F, 0.95F, 1.0F, 1.06F, 1.12F, 1.18F, 1.25F};
+static const float q4_1_factors[] = {0.92F, 0.98F, 1.04F, 1.1F, 1.16F, 1.23F};
 static const float q5_1_factors[] = {0.95F, 0.98F, 1.0F, 1.03F, 1.06F, 1.1F, 1.14F};
 #define COUNT(array) ((int)(sizeof(array) / sizeof(array)[0]))
 
-typedef void eight_function(const lanes *x, uint8_t *out);
+typedef double eight_function(const lanes *x, uint8_t *out);
 
-static inline void each_eight(const float *values, int64_t num_blocks, uint8_t *out, size_t block_bytes,
+static inline double each_eight(const float *values, int64_t num_blocks, uint8_t *out, size_t block_bytes,
                               eight_function *quantise_eight) {
     lanes x[BLOCK];
+    double error = 0.0;
     int64_t b = 0;
     for (; b + GROUPS <= num_blocks; b += GROUPS) {
         columns_of(values + b * BLOCK, BLOCK, x);
-        quantise_eight(x, out + (size_t)b * block_bytes);
+        error += quantise_eight(x, out + (size_t)b * block_bytes);
     }
     if (b < num_blocks) {
         const size_t left = (size_t)(num_blocks - b);
@@ -268,9 +267,10 @@ static inline void each_eight(const float *values, int64_t num_blocks, uint8_t *
         uint8_t blocks[GROUPS * 34];
         memcpy(rest, values + b * BLOCK, left * BLOCK * sizeof *rest);
         columns_of(rest, BLOCK, x);
-        quantise_eight(x, blocks);
+        error += quantise_eight(x, blocks);
         memcpy(out + (size_t)b * block_bytes, blocks, left * block_bytes);
     }
+    return error;
 }
 
 static inline void pack_nibbles(const uint8_t *codes, uint8_t *out) {
@@ -286,14 +286,18 @@ static inline void pack_fifth_bits(const uint8_t *codes, uint8_t *out) {
 }
 
 /* ggml's rule: the scale reaches the extreme number, codes are rounded half away from zero. */
-static void eight_q8_0(const lanes *x, uint8_t *out) {
+static double eight_q8_0(const lanes *x, uint8_t *out) {
     const lanes scale = lanes_div(lanes_abs(extreme_of(x, BLOCK)), lanes_all(127.0F)), inverse = inverse_of(scale);
-    lanes codes[BLOCK];
+    const lanes stored = half_scale(scale);
+    lanes codes[BLOCK], error = lanes_all(0.0F);
     for (int i = 0; i < BLOCK; i++) {
         const lanes magnitude = lanes_abs(lanes_mul(x[i], inverse)), whole = lanes_truncate(magnitude);
         const lanes above = lanes_truncate(lanes_mul(lanes_sub(magnitude, whole), lanes_all(2.0F)));
         const lanes code = lanes_add(whole, above);
-        codes[i] = lanes_pick(x[i], lanes_all(0.0F), lanes_sub(lanes_all(256.0F), code), code); /* modulo 256 */
+        error = lanes_add(error, lanes_square(lanes_sub(lanes_mul(stored, code), lanes_abs(x[i]))));
+        /* As a byte: -1 is 255. */
+        codes[i] = lanes_pick(x[i], lanes_all(0.0F), lanes_sub(lanes_all(256.0F), code), code);
+        codes[i] = lanes_pick(code, lanes_all(0.5F), code, codes[i]);
     }
     uint8_t bytes[GROUPS * BLOCK];
     float scales[LANES];
@@ -303,11 +307,12 @@ static void eight_q8_0(const lanes *x, uint8_t *out) {
         put_half(out + j * 34, scales[j]);
         memcpy(out + j * 34 + 2, bytes + j * BLOCK, BLOCK);
     }
+    return sum_of_lanes(error);
 }
 
-static inline void eight_symmetric(const lanes *x, bool five, const float *factors, int num_factors, uint8_t *out) {
+static inline double eight_symmetric(const lanes *x, bool five, const float *factors, int num_factors, uint8_t *out) {
     lanes codes[BLOCK], scale;
-    encode_symmetric(x, five ? 16.0F : 8.0F, factors, num_factors, codes, &scale);
+    const lanes error = encode_symmetric(x, five ? 16.0F : 8.0F, factors, num_factors, codes, &scale);
     uint8_t bytes[GROUPS * BLOCK];
     float scales[LANES];
     codes_to_bytes(codes, BLOCK, bytes);
@@ -322,11 +327,13 @@ static inline void eight_symmetric(const lanes *x, bool five, const float *facto
         pack_nibbles(bytes + j * BLOCK, out);
         out += BLOCK / 2;
     }
+    return sum_of_lanes(error);
 }
 
-static inline void eight_affine(const lanes *x, bool five, const float *factors, int num_factors, uint8_t *out) {
+static inline double eight_affine(const lanes *x, bool five, const float *factors, int num_factors, uint8_t *out) {
     lanes codes[BLOCK];
-    const affine a = encode_affine(x, five ? 31.0F : 15.0F, factors, num_factors, codes);
+    affine a;
+    const lanes error = encode_affine(x, five ? 31.0F : 15.0F, factors, num_factors, codes, &a);
     uint8_t bytes[GROUPS * BLOCK];
     float scales[LANES], offsets[LANES];
     codes_to_bytes(codes, BLOCK, bytes);
@@ -343,35 +350,36 @@ static inline void eight_affine(const lanes *x, bool five, const float *factors,
         pack_nibbles(bytes + j * BLOCK, out);
         out += BLOCK / 2;
     }
+    return sum_of_lanes(error);
 }
 
-static void eight_q4_0(const lanes *x, uint8_t *out) {
-    eight_symmetric(x, false, q4_0_factors, COUNT(q4_0_factors), out);
+static double eight_q4_0(const lanes *x, uint8_t *out) {
+    return eight_symmetric(x, false, q4_0_factors, COUNT(q4_0_factors), out);
 }
-static void eight_q5_0(const lanes *x, uint8_t *out) {
-    eight_symmetric(x, true, q5_0_factors, COUNT(q5_0_factors), out);
+static double eight_q5_0(const lanes *x, uint8_t *out) {
+    return eight_symmetric(x, true, q5_0_factors, COUNT(q5_0_factors), out);
 }
-static void eight_q4_1(const lanes *x, uint8_t *out) {
-    eight_affine(x, false, q4_1_factors, COUNT(q4_1_factors), out);
+static double eight_q4_1(const lanes *x, uint8_t *out) {
+    return eight_affine(x, false, q4_1_factors, COUNT(q4_1_factors), out);
 }
-static void eight_q5_1(const lanes *x, uint8_t *out) {
-    eight_affine(x, true, q5_1_factors, COUNT(q5_1_factors), out);
+static double eight_q5_1(const lanes *x, uint8_t *out) {
+    return eight_affine(x, true, q5_1_factors, COUNT(q5_1_factors), out);
 }
 
-static void quantise_q8_0(const float *values, int64_t num_blocks, uint8_t *out) {
-    each_eight(values, num_blocks, out, 34, eight_q8_0);
+static double quantise_q8_0(const float *values, int64_t num_blocks, uint8_t *out) {
+    return each_eight(values, num_blocks, out, 34, eight_q8_0);
 }
-static void quantise_q4_0(const float *values, int64_t num_blocks, uint8_t *out) {
-    each_eight(values, num_blocks, out, 18, eight_q4_0);
+static double quantise_q4_0(const float *values, int64_t num_blocks, uint8_t *out) {
+    return each_eight(values, num_blocks, out, 18, eight_q4_0);
 }
-static void quantise_q5_0(const float *values, int64_t num_blocks, uint8_t *out) {
-    each_eight(values, num_blocks, out, 22, eight_q5_0);
+static double quantise_q5_0(const float *values, int64_t num_blocks, uint8_t *out) {
+    return each_eight(values, num_blocks, out, 22, eight_q5_0);
 }
-static void quantise_q4_1(const float *values, int64_t num_blocks, uint8_t *out) {
-    each_eight(values, num_blocks, out, 20, eight_q4_1);
+static double quantise_q4_1(const float *values, int64_t num_blocks, uint8_t *out) {
+    return each_eight(values, num_blocks, out, 20, eight_q4_1);
 }
-static void quantise_q5_1(const float *values, int64_t num_blocks, uint8_t *out) {
-    each_eight(values, num_blocks, out, 24, eight_q5_1);
+static double quantise_q5_1(const float *values, int64_t num_blocks, uint8_t *out) {
+    return each_eight(values, num_blocks, out, 24, eight_q5_1);
 }
 
 #include "quantise_super.h"

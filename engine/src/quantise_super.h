@@ -140,21 +140,26 @@ static inline void pack_affine_scales(const affine_fit *fit, uint8_t *out) {
     }
 }
 
-static void quantise_q4_k(const float *values, int64_t num_blocks, uint8_t *out) {
+static double quantise_q4_k(const float *values, int64_t num_blocks, uint8_t *out) {
     uint8_t codes[SUPER];
+    double error = 0.0;
     for (int64_t b = 0; b < num_blocks; b++, out += 144) {
         const affine_fit fit = encode_super_affine(values + b * SUPER, 15.0F, q4_k_factors, COUNT(q4_k_factors), codes);
+        error += fit.error;
         pack_affine_scales(&fit, out);
         for (int p = 0; p < 4; p++)
             for (int i = 0; i < 32; i++)
                 out[16 + p * 32 + i] = codes[p * 64 + i] | (uint8_t)(codes[p * 64 + 32 + i] << 4);
     }
+    return error;
 }
 
-static void quantise_q5_k(const float *values, int64_t num_blocks, uint8_t *out) {
+static double quantise_q5_k(const float *values, int64_t num_blocks, uint8_t *out) {
     uint8_t codes[SUPER];
+    double error = 0.0;
     for (int64_t b = 0; b < num_blocks; b++, out += 176) {
         const affine_fit fit = encode_super_affine(values + b * SUPER, 31.0F, q5_k_factors, COUNT(q5_k_factors), codes);
+        error += fit.error;
         pack_affine_scales(&fit, out);
         for (int i = 0; i < 32; i++) {
             unsigned high = 0;
@@ -165,6 +170,7 @@ static void quantise_q5_k(const float *values, int64_t num_blocks, uint8_t *out)
             for (int i = 0; i < 32; i++)
                 out[48 + p * 32 + i] = (codes[p * 64 + i] & 15) | (uint8_t)(codes[p * 64 + 32 + i] << 4);
     }
+    return error;
 }
 
 /* ------------------------------------------------------------------ Q6_K: x = d * multiple * (code - 32) */
@@ -238,8 +244,9 @@ static inline symmetric_fit encode_super_symmetric(const float *values, uint8_t 
     return best;
 }
 
-static void quantise_q6_k(const float *values, int64_t num_blocks, uint8_t *out) {
+static double quantise_q6_k(const float *values, int64_t num_blocks, uint8_t *out) {
     uint8_t codes[SUPER];
+    double error = 0.0;
     for (int64_t b = 0; b < num_blocks; b++, out += 210) {
         const symmetric_fit fit = encode_super_symmetric(values + b * SUPER, codes);
         for (int h = 0; h < HALVES; h++) {
@@ -253,5 +260,7 @@ static void quantise_q6_k(const float *values, int64_t num_blocks, uint8_t *out)
             for (int j = 0; j < LANES; j++) out[192 + h * 8 + j] = (uint8_t)(int8_t)multiples[j];
         }
         put_half(out + 208, fit.d);
+        error += fit.error;
     }
+    return error;
 }

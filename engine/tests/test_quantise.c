@@ -69,19 +69,21 @@ static void test_same_bytes(void) {
         int64_t block_elements = 1;
         size_t block_bytes;
         tensor_type_blocks(written[t], &block_elements, &block_bytes, &name);
-        CHECK(llamita_quantize(name, values, LENGTH, ROWS, together, num_bytes, NULL) == LLAMITA_OK, "%s", name);
+        CHECK(llamita_quantize(name, values, LENGTH, ROWS, together, num_bytes, NULL, NULL) == LLAMITA_OK, "%s", name);
         function_of(&quantise_plain, written[t])(values, ROWS * LENGTH / block_elements, plain);
         CHECK(memcmp(together, plain, num_bytes) == 0, "%s: the versions differ", name);
         for (int r = 0; r < ROWS; r++) {
-            llamita_quantize(name, values + r * LENGTH, LENGTH, 1, single + (size_t)r * row_bytes, row_bytes, NULL);
+            uint8_t *out = single + (size_t)r * row_bytes;
+            llamita_quantize(name, values + r * LENGTH, LENGTH, 1, out, row_bytes, NULL, NULL);
         }
         CHECK(memcmp(together, single, num_bytes) == 0, "%s: a row's bytes depend on other rows", name);
         for (int64_t blocks = 1; blocks < 12; blocks++) { /* fewer than eight at once, and more */
             if (blocks * block_elements > ROWS * LENGTH) break;
-            single[(size_t)blocks * block_bytes] = 0xa5;
-            llamita_quantize(name, values, blocks * block_elements, 1, single, (size_t)blocks * block_bytes, NULL);
-            CHECK(memcmp(together, single, (size_t)blocks * block_bytes) == 0, "%s: %d blocks", name, (int)blocks);
-            CHECK(single[(size_t)blocks * block_bytes] == 0xa5, "%s: it writes behind %d blocks", name, (int)blocks);
+            const size_t size = (size_t)blocks * block_bytes;
+            single[size] = 0xa5;
+            llamita_quantize(name, values, blocks * block_elements, 1, single, size, NULL, NULL);
+            CHECK(memcmp(together, single, size) == 0, "%s: %d blocks", name, (int)blocks);
+            CHECK(single[size] == 0xa5, "%s: it writes behind %d blocks", name, (int)blocks);
         }
     }
 }
@@ -100,14 +102,20 @@ static double relative_error(tensor_type type, const float *values, const uint8_
 }
 
 static void test_errors(void) {
-    static float values[ROWS * LENGTH];
+    static float values[ROWS * LENGTH], decoded[ROWS * LENGTH];
     static uint8_t bytes[MOST_BYTES];
     static const double bounds[NUM_WRITTEN] = {0.006, 0.1, 0.05, 0.08, 0.04, 0.08, 0.04, 0.025};
     fill(values);
     for (int t = 0; t < NUM_WRITTEN; t++) {
         const char *name;
         const size_t num_bytes = bytes_of(written[t], ROWS * LENGTH, &name);
-        CHECK(llamita_quantize(name, values, LENGTH, ROWS, bytes, num_bytes, NULL) == LLAMITA_OK, "%s", name);
+        double told = -1.0, found = 0.0;
+        CHECK(llamita_quantize(name, values, LENGTH, ROWS, bytes, num_bytes, &told, NULL) == LLAMITA_OK, "%s", name);
+        tensor_type_dequantise(written[t])(bytes, ROWS * LENGTH, decoded);
+        for (int k = 0; k < ROWS * LENGTH; k++) {
+            found += ((double)decoded[k] - (double)values[k]) * ((double)decoded[k] - (double)values[k]);
+        }
+        CHECK(fabs(told - found) <= 1e-3 * found, "%s: squared error %g, said to be %g", name, found, told);
         for (int r = 0; r < ROWS; r++) {
             const double error = relative_error(written[t], values, bytes, num_bytes / ROWS, r);
             /* Rows 7 and 8 are below the steps of 16-bit floats, row 6 has outliers. */
@@ -126,9 +134,9 @@ static void test_again(void) {
     for (int t = 0; t < NUM_WRITTEN; t++) {
         const char *name;
         const size_t num_bytes = bytes_of(written[t], ROWS * LENGTH, &name);
-        llamita_quantize(name, values, LENGTH, ROWS, bytes, num_bytes, NULL);
+        llamita_quantize(name, values, LENGTH, ROWS, bytes, num_bytes, NULL, NULL);
         tensor_type_dequantise(written[t])(bytes, ROWS * LENGTH, decoded);
-        llamita_quantize(name, decoded, LENGTH, ROWS, bytes, num_bytes, NULL);
+        llamita_quantize(name, decoded, LENGTH, ROWS, bytes, num_bytes, NULL, NULL);
         for (int r = 0; r < ROWS; r++) {
             if (r == 7 || r == 8) continue; /* their scales are subnormal */
             const double error = relative_error(written[t], decoded, bytes, num_bytes / ROWS, r);
@@ -155,7 +163,7 @@ static void refused(const char *what, const char *type, float *values, int64_t r
                     size_t out_bytes, llamita_status expected) {
     static uint8_t out[MOST_BYTES];
     llamita_error error = {0};
-    const llamita_status status = llamita_quantize(type, values, row_length, num_rows, out, out_bytes, &error);
+    const llamita_status status = llamita_quantize(type, values, row_length, num_rows, out, out_bytes, NULL, &error);
     CHECK(status == expected && strstr(error.message, what), "status %d: %s", (int)status, error.message);
 }
 
@@ -184,11 +192,11 @@ static void test_refusals(void) {
         static uint8_t out[MOST_BYTES];
         static float decoded[ROWS * LENGTH];
         const size_t num_bytes = bytes_of(written[t], ROWS * LENGTH, &name);
-        CHECK(llamita_quantize(name, values, LENGTH, ROWS, out, num_bytes, NULL) == LLAMITA_OK, "%s", name);
+        CHECK(llamita_quantize(name, values, LENGTH, ROWS, out, num_bytes, NULL, NULL) == LLAMITA_OK, "%s", name);
         tensor_type_dequantise(written[t])(out, ROWS * LENGTH, decoded);
         for (int k = 0; k < ROWS * LENGTH; k++) CHECK(isfinite(decoded[k]), "%s, number %d", name, k);
     }
-    CHECK(llamita_quantize("Q4_0", NULL, 0, 0, NULL, 0, NULL) == LLAMITA_OK, "nothing");
+    CHECK(llamita_quantize("Q4_0", NULL, 0, 0, NULL, 0, NULL, NULL) == LLAMITA_OK, "nothing");
 }
 
 int main(void) {

@@ -167,7 +167,10 @@ _FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "sampler_pick": (ctypes.c_int, [_pointer, _floats, ctypes.POINTER(ctypes.c_int32), _error]),
     "quantize": (
         ctypes.c_int,
-        [ctypes.c_char_p, _floats, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p, ctypes.c_size_t, _error],
+        [
+            *(ctypes.c_char_p, _floats, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p, ctypes.c_size_t),
+            *(ctypes.POINTER(ctypes.c_double), _error),
+        ],
     ),
 }
 
@@ -230,16 +233,19 @@ def kernels() -> str:
     return str(_library().llamita_kernels().decode())
 
 
-def quantize(rows: npt.NDArray[np.float32], type: str, out: npt.NDArray[np.uint8]) -> None:
-    """Write the blocks of rows [N, row length] as GGUF's `type` ("Q4_K") into out, which has exactly their bytes.
+def quantize(rows: npt.NDArray[np.float32], type: str, out: npt.NDArray[np.uint8]) -> float:
+    """Write the blocks of rows [N, row length] as GGUF's `type` ("Q4_K") into out, which has exactly their bytes;
+    returns Σ(stored - x)².
 
     Both are contiguous. Other threads run meanwhile. EngineError for a type that is not written, rows that are not
     whole blocks, too little room, or a number that the type cannot hold."""
     assert rows.dtype == np.float32 and rows.ndim == 2 and rows.flags.c_contiguous
     assert out.dtype == np.uint8 and out.flags.c_contiguous and out.flags.writeable
     num_rows, row_length = rows.shape
+    squared_error = ctypes.c_double()
     values = rows.ctypes.data_as(_floats)
-    _call("quantize", type.encode(), values, row_length, num_rows, out.ctypes.data, out.nbytes)
+    _call("quantize", type.encode(), values, row_length, num_rows, out.ctypes.data, out.nbytes, squared_error)
+    return squared_error.value
 
 
 Opened = TypeVar("Opened", bound="_Owned")

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
@@ -24,7 +25,18 @@ from llamita.formats import quantize_blocks, quantize_k
 from llamita.formats.quantize_blocks import BLOCK, Bytes, Floats
 from llamita.formats.quantize_k import SUPER
 
-__all__ = ["BLOCK", "TYPES", "WRITTEN_TYPES", "Bytes", "Floats", "TensorType", "TypeName", "dequantize", "quantize"]
+__all__ = [
+    "BLOCK",
+    "TYPES",
+    "WRITTEN_TYPES",
+    "Bytes",
+    "Floats",
+    "TensorType",
+    "TypeName",
+    "dequantize",
+    "quantize",
+    "quantize_chunks",
+]
 
 TypeName = Literal[
     "F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "IQ4_NL", "MXFP4",
@@ -91,6 +103,26 @@ def quantize(array: NDArray[Any], type: TypeName, where: str = "tensor") -> Byte
     Raises FormatError naming `where` if a number is NaN or infinite or too large for the type, or if the rows are not
     whole blocks.
     """
+    return _quantize(array, type, where)[0]
+
+
+def quantize_chunks(chunks: Iterable[Floats], num_elements: int, type: TypeName, where: str) -> tuple[Bytes, float]:
+    """The bytes of a tensor of num_elements that comes in chunks of whole rows, and its relative error
+    √(Σ(stored - x)² / Σx²), 0 for a tensor of zeros. Raises FormatError as `quantize`."""
+    out = np.empty(TYPES[type].num_bytes(num_elements), np.uint8)
+    end, power, lost = 0, 0.0, 0.0
+    for numbers in chunks:
+        data, squared_error = _quantize(numbers, type, where)
+        out[end : end + data.size] = data
+        end += data.size
+        lost += squared_error
+        power += float(np.dot(numbers.reshape(-1), numbers.reshape(-1))) if type != "F32" else 0.0
+    assert end == out.size
+    return out, math.sqrt(lost / power) if power > 0 else 0.0
+
+
+def _quantize(array: NDArray[Any], type: TypeName, where: str) -> tuple[Bytes, float]:
+    """(bytes, Σ(stored - x)²)."""
     assert type in WRITTEN_TYPES, f"{type} is only read"
     kind = TYPES[type]
     row_length = array.shape[-1] if array.ndim else 1
@@ -102,37 +134,42 @@ def quantize(array: NDArray[Any], type: TypeName, where: str = "tensor") -> Byte
     rows = np.ascontiguousarray(array, dtype=np.float32).reshape(-1, row_length)
     out = np.empty(kind.num_bytes(rows.size), dtype=np.uint8)
     if type in _PLAIN_ENCODERS:
-        for numbers, target in _chunks(rows.reshape(-1), out, kind):
-            with np.errstate(over="ignore"):
-                encoded = _PLAIN_ENCODERS[type](numbers) if np.isfinite(numbers).all() else None
-            if encoded is None:
-                raise _unstorable(numbers, type, where)
-            target[:] = encoded
-        return out
+        return out, _encode_plain(rows.reshape(-1), type, out, where)
     try:
-        _quantize_in_threads(rows, type, out.reshape(len(rows), -1))
+        return out, _quantize_in_threads(rows, type, out.reshape(len(rows), -1))
     except EngineError as error:
         if not str(error).startswith("cannot quantise"):  # the engine itself is missing
             raise
         raise _unstorable(rows, type, where) from error
-    return out
 
 
-def _quantize_in_threads(rows: Floats, type: TypeName, out: Bytes) -> None:
-    """Rows [N, row length] into out [N, bytes of a row], a part of the rows to each thread."""
+def _encode_plain(flat: Floats, type: TypeName, out: Bytes, where: str) -> float:
+    squared_error = 0.0
+    for numbers, target in _chunks(flat, out, TYPES[type]):
+        with np.errstate(over="ignore"):
+            encoded = _PLAIN_ENCODERS[type](numbers) if np.isfinite(numbers).all() else None
+        if encoded is None:
+            raise _unstorable(numbers, type, where)
+        target[:] = encoded
+        if type != "F32":
+            difference = _DECODERS[type](encoded).reshape(-1) - numbers
+            squared_error += float(np.dot(difference, difference))
+    return squared_error
+
+
+def _quantize_in_threads(rows: Floats, type: TypeName, out: Bytes) -> float:
+    """Rows [N, row length] into out [N, bytes of a row], a part of the rows to each thread; returns Σ(stored - x)²."""
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
     parts = max(1, min(available, len(rows), rows.size // _THREAD_NUMBERS))
     if parts == 1:
-        engine.quantize(rows, type, out)
-        return
+        return engine.quantize(rows, type, out)
     ends = [len(rows) * part // parts for part in range(parts + 1)]
     with ThreadPoolExecutor(parts) as pool:
         tasks = [
             pool.submit(engine.quantize, rows[start:end], type, out[start:end])
             for start, end in itertools.pairwise(ends)
         ]
-        for task in tasks:
-            task.result()
+        return sum(task.result() for task in tasks)
 
 
 def _unstorable(numbers: Floats, type: TypeName, where: str) -> FormatError:
