@@ -21,7 +21,7 @@ from llamita.atomic import atomic_write_bytes
 from llamita.config import PRESETS, ModelConfig, Shape
 from llamita.formats.gguf import Value, write_gguf
 from llamita.formats.gguf_metadata import model_metadata
-from llamita.formats.llama2c import write_v0
+from llamita.formats.llama2c import write_bin
 from llamita.formats.quantize import TYPES, Bytes, Floats, TypeName, quantize
 from llamita.formats.tensor_table import TensorSpec, tensor_table
 
@@ -92,7 +92,7 @@ def reference_paths(folder: Path, name: str) -> tuple[Path, Path]:
     config = named_config(name)
     folder.mkdir(parents=True, exist_ok=True)
     if not model.exists():
-        write_v0(model, config, random_floats)
+        write_bin(model, config, random_floats)
     if not tokenizer.exists():
         atomic_write_bytes(tokenizer, _tokenizer_bin(config.vocab_size))
     return model, tokenizer
