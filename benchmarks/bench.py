@@ -43,7 +43,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--llama-cpp", type=Path, metavar="DIR", help="a build of llama.cpp with llama-bench in it")
     parser.add_argument("--no-peer", action="store_true", help="ours only")
     parser.add_argument("--models", type=Path, default=ROOT / "build" / "bench-models", metavar="DIR",
-                        help="where the models are made and kept (default build/bench-models, 4 GB)")  # fmt: skip
+                        help="where the models are made and kept (default build/bench-models, 3 GB)")  # fmt: skip
     arguments = parser.parse_args()
     if arguments.rounds < 1 or arguments.threads < 1:
         parser.error("--rounds and --threads: expected at least 1")

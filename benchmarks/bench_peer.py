@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 from bench_protocol import SideError
-from bench_worker import FIRST_TOKEN_IDS, UNTIMED_TOKENS, fixed_ids, peaked_logits
+from bench_worker import BATCH_CONTEXT_TOKENS, FIRST_TOKEN_IDS, UNTIMED_TOKENS, fixed_ids, peaked_logits
 
 BATCH_TOKENS = 512
 
@@ -60,7 +60,7 @@ class LlamaCpp:
         key, threads = (bool(setting["flash"]), num_sequences), int(setting["threads"])
         if key not in self._contexts:
             parameters = self._api.llama_context_default_params()
-            parameters.n_ctx = self._context_tokens if num_sequences == 1 else 256 * num_sequences
+            parameters.n_ctx = self._context_tokens if num_sequences == 1 else BATCH_CONTEXT_TOKENS * num_sequences
             parameters.n_batch = parameters.n_ubatch = BATCH_TOKENS
             parameters.n_seq_max = num_sequences
             parameters.n_threads = parameters.n_threads_batch = threads
@@ -199,7 +199,16 @@ class LlamaPrograms:
         if self._batched is None:
             raise SideError("the build has no llama-batched-bench")
         shape = ["-npp", str(depth), "-ntg", str(num_tokens), "-npl", str(num_sequences)]
-        context = ["-c", str(num_sequences * 256), "-b", str(BATCH_TOKENS), "-ub", str(BATCH_TOKENS), "-ngl", "0"]
+        context = [
+            "-c",
+            str(num_sequences * BATCH_CONTEXT_TOKENS),
+            "-b",
+            str(BATCH_TOKENS),
+            "-ub",
+            str(BATCH_TOKENS),
+            "-ngl",
+            "0",
+        ]
         threads = ["-t", str(setting["threads"]), "-tb", str(setting["threads"])]
         flash = ["-fa", "on" if setting["flash"] else "off"]
         command = [str(self._batched), "-m", path, *shape, *context, *threads, *flash, "--output-format", "jsonl"]

@@ -27,6 +27,7 @@ from llamita import engine
 
 FIRST_TOKEN_IDS = 8  # a short prompt: what the time to the first token is taken with
 UNTIMED_TOKENS = 2  # before each measured run, so that threads are awake
+BATCH_CONTEXT_TOKENS = 256  # of each sequence
 FIRST_ID = 259  # of words: the vocabulary's special tokens and bytes come before it
 
 
@@ -56,7 +57,8 @@ def fixed_ids(num_tokens: int, vocab_size: int) -> NDArray[np.int32]:
         scrambled ^= scrambled >> np.uint32(16)
         scrambled *= np.uint32(multiplier)
     scrambled ^= scrambled >> np.uint32(16)
-    return (FIRST_ID + scrambled % np.uint32(vocab_size - FIRST_ID)).astype(np.int32)
+    ids: NDArray[np.int32] = (FIRST_ID + scrambled % np.uint32(vocab_size - FIRST_ID)).astype(np.int32)
+    return ids
 
 
 def peaked_logits(vocab_size: int) -> NDArray[np.float32]:
@@ -70,6 +72,7 @@ class Engine:
     def __init__(self) -> None:
         self._library = engine._library()
         self._sessions: dict[int, engine.Session] = {}
+        self._batches: dict[tuple[int, int], engine.Session] = {}
         self._error = ctypes.byref(engine._Error())
 
     def load(self, path: str) -> None:
@@ -125,7 +128,30 @@ class Engine:
         return time.perf_counter() - start
 
     def batch(self, num_sequences: int, depth: int, num_tokens: int, setting: dict[str, Any]) -> float:
-        raise NotImplementedError("this engine decodes one sequence at a time")
+        key = (int(setting["threads"]), num_sequences)
+        if key not in self._batches:
+            context_tokens = min(BATCH_CONTEXT_TOKENS, self._model.info.context_tokens)
+            self._batches[key] = self._model.session(
+                num_threads=key[0], num_sequences=num_sequences, context_tokens=context_tokens
+            )
+        session = self._batches[key]
+        for i in range(num_sequences):
+            session.sequence_rewind(i, min(depth, session.sequence_position(i)))
+        filled = session.sequence_position(0)
+        rows = [self._row(num_sequences, position) for position in range(filled, depth + UNTIMED_TOKENS + num_tokens)]
+        for row in rows[:-num_tokens]:
+            session.decode(row)
+        start = time.perf_counter()
+        for row in rows[-num_tokens:]:
+            session.decode(row)
+        seconds = time.perf_counter() - start
+        assert session.sequence_position(num_sequences - 1) == depth + UNTIMED_TOKENS + num_tokens
+        return seconds
+
+    def _row(self, num_sequences: int, position: int) -> list[tuple[int, NDArray[np.int32], int]]:
+        """One token of every sequence, at the same position; logits of all."""
+        start = [(position + i) % len(self._ids) for i in range(num_sequences)]
+        return [(i, self._ids[start[i] : start[i] + 1], 1) for i in range(num_sequences)]
 
     def sample(self, num_picks: int, setting: dict[str, Any]) -> float:
         logits = peaked_logits(self._model.info.vocab_size)

@@ -37,7 +37,7 @@ from llamita.formats.llama2c import (
     why_no_tokenizer_bin,
     write_bin,
 )
-from llamita.formats.quantize import TYPES, Bytes, Floats, TypeName, dequantize, quantize
+from llamita.formats.quantize import TYPES, Bytes, Floats, TypeName, quantize, quantize_chunks
 from llamita.formats.rope_order import halves_to_pairs
 from llamita.formats.stored_tensors import DTYPES, StoredTensors, TensorEntry, checked
 from llamita.formats.tensor_table import GGUF_ROPE_FACTORS, TensorSpec, check_tensors, tensor_table
@@ -188,7 +188,9 @@ def _export_gguf(job: _Job, wanted: WantedType, name: str) -> ExportReport:
             yield quantize(factors, "F32", GGUF_ROPE_FACTORS)
         count = _counter(job)
         for spec in table:
-            data, errors[spec.huggingface] = _encode(job, spec, types[spec.gguf])
+            data, errors[spec.huggingface] = quantize_chunks(
+                _chunks(job, spec), math.prod(spec.shape), types[spec.gguf], f"tensor {spec.huggingface}"
+            )
             count(spec)
             yield data
 
@@ -213,22 +215,6 @@ def _export_gguf(job: _Job, wanted: WantedType, name: str) -> ExportReport:
         seconds=seconds,
         verification=verification,
     )
-
-
-def _encode(job: _Job, spec: TensorSpec, type: TypeName) -> tuple[Bytes, float]:
-    """A tensor's bytes in this type, and the relative error √(Σ(stored - x)² / Σx²); 0 for a tensor of zeros."""
-    out = np.empty(TYPES[type].num_bytes(math.prod(spec.shape)), np.uint8)
-    end, power, lost = 0, 0.0, 0.0
-    for numbers in _chunks(job, spec):
-        data = quantize(numbers, type, f"tensor {spec.huggingface}")
-        out[end : end + data.size] = data
-        end += data.size
-        if type != "F32":
-            difference = (dequantize(data, type, numbers.shape) - numbers).reshape(-1)
-            power += float(np.dot(numbers.reshape(-1), numbers.reshape(-1)))
-            lost += float(np.dot(difference, difference))
-    assert end == out.size
-    return out, math.sqrt(lost / power) if power > 0 else 0.0
 
 
 def _coarsest(types: Iterable[TypeName]) -> TypeName:

@@ -65,8 +65,16 @@ FILE_TYPES: dict[str, int] = {
     "BF16": 32, "TQ1_0": 36, "TQ2_0": 37, "MXFP4": 38,
 }  # fmt: skip
 
+
+@dataclasses.dataclass(frozen=True)
+class EncodedValue:
+    """A value of metadata as it is in a file: type number and bytes."""
+
+    raw: bytes
+
+
 # A value of metadata: what Python type becomes what GGUF type is said at write_gguf.
-Value = bool | int | float | str | Sequence[str] | NDArray[Any]
+Value = bool | int | float | str | Sequence[str] | NDArray[Any] | EncodedValue
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,13 +89,24 @@ class TensorInfo:
 
 
 class GgufFile:
-    """A GGUF file, checked and mapped. metadata: scalars as Python's, arrays as numpy's or list[str]."""
+    """A GGUF file, checked and mapped. metadata: scalars as Python's, arrays as numpy's or list[str]; spans: where
+    their type number and bytes are in the file."""
 
     def __init__(
-        self, path: Path, version: int, metadata: dict[str, Any], tensors: dict[str, TensorInfo], mapping: mmap.mmap
+        self,
+        path: Path,
+        version: int,
+        metadata: dict[str, Any],
+        spans: dict[str, slice],
+        tensors: dict[str, TensorInfo],
+        mapping: mmap.mmap,
     ) -> None:
         self.path, self.version, self.metadata, self.tensors = path, version, metadata, tensors
-        self._mapping = mapping
+        self._spans, self._mapping = spans, mapping
+
+    def encoded(self, key: str) -> EncodedValue:
+        """A value of metadata, to be written as it is."""
+        return EncodedValue(self._mapping[self._spans[key]])
 
     def data(self, name: str) -> Bytes:
         """The bytes of a tensor, mapped: read-only, and read from the disk when they are looked at."""
@@ -116,8 +135,8 @@ def write_gguf(
     """Write a GGUF file, whole or not at all; returns its bytes. The same arguments give the same bytes.
 
     metadata: in this order; bool → BOOL, int → UINT32, float → FLOAT32, str → STRING, a list of str → ARRAY of STRING,
-    a numpy array → ARRAY of its type. tensors: (name, type, shape). data: each tensor's bytes, in the same order; taken
-    one at a time, so that only one needs to be in memory. Raises OutputError.
+    a numpy array → ARRAY of its type; an EncodedValue is written as it is. tensors: (name, type, shape). data: each
+    tensor's bytes, in the same order; taken one at a time, so that only one needs to be in memory. Raises OutputError.
     """
     head = [MAGIC, struct.pack("<IQQ", VERSION, len(tensors), len(metadata))]
     for key, value in metadata.items():
@@ -150,6 +169,8 @@ def _string(text: str) -> bytes:
 
 def _encode_value(value: Value) -> bytes:
     """Type number and bytes of one metadata value."""
+    if isinstance(value, EncodedValue):
+        return value.raw
     if isinstance(value, bool):
         return struct.pack("<IB", _BOOL, value)
     if isinstance(value, int):
@@ -174,9 +195,9 @@ def read_gguf(path: Path) -> GgufFile:
     version = _read_version(cursor)
     num_tensors = cursor.count("tensor count", MAX_TENSORS)
     num_keys = cursor.count("key count", MAX_KEYS)
-    metadata = _read_metadata(cursor, num_keys)
+    metadata, spans = _read_metadata(cursor, num_keys)
     tensors = _read_tensor_infos(cursor, num_tensors, _read_alignment(metadata, cursor))
-    return GgufFile(cursor.path, version, metadata, tensors, mapping)
+    return GgufFile(cursor.path, version, metadata, spans, tensors, mapping)
 
 
 class _Cursor:
@@ -237,16 +258,20 @@ def _read_version(cursor: _Cursor) -> int:
     return version
 
 
-def _read_metadata(cursor: _Cursor, num_keys: int) -> dict[str, Any]:
+def _read_metadata(cursor: _Cursor, num_keys: int) -> tuple[dict[str, Any], dict[str, slice]]:
+    """(the values, where they are)."""
     metadata: dict[str, Any] = {}
+    spans: dict[str, slice] = {}
     for index in range(num_keys):
         key = cursor.text(f"key {index}", MAX_NAME_BYTES)
         if not key or "\0" in key:
             raise cursor.wrong(f"key {index}", "a name", key)
         if key in metadata:
             raise FormatError(f"cannot read {cursor.path}: key {key} is there twice")
+        start = cursor.offset
         metadata[key] = _read_value(cursor, cursor.number("I", f"type of {key}"), key)
-    return metadata
+        spans[key] = slice(start, cursor.offset)
+    return metadata, spans
 
 
 def _read_value(cursor: _Cursor, kind: int, key: str) -> Any:

@@ -189,6 +189,9 @@ def ask_everything(side: str, path: Path, setting: dict[str, object]) -> None:
         for _ in range(2):  # the second begins with a rewind
             assert worker.cost("decode", depth=4, num_tokens=3, setting=setting) > 0
             assert worker.cost("prompt", num_tokens=20, setting=setting) > 0
+            for num_sequences in (1, 3):
+                batch = {"num_sequences": num_sequences, "depth": 4, "num_tokens": 3, "setting": setting}
+                assert worker.cost("batch", **batch) > 0
         assert worker.cost("sample", num_picks=3, setting=setting) > 0
     finally:
         worker.close()
@@ -220,13 +223,6 @@ def test_worker_of_llama_cpp(tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     bench_models.write_random_gguf(path, SMALL, "Q8_0", "small")
     ask_everything("llama_cpp", path, {"threads": 1, "flash": False})
-    worker = Worker("llama_cpp").load(path)
-    try:
-        for _ in range(2):
-            batch = {"num_sequences": 3, "depth": 4, "num_tokens": 3, "setting": {"threads": 1, "flash": True}}
-            assert worker.cost("batch", **batch) > 0
-    finally:
-        worker.close()
 
 
 def test_programs_of_a_build(tmp_path: Path) -> None:

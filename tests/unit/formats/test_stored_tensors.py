@@ -11,7 +11,12 @@ torch = pytest.importorskip("torch")
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 from llamita.errors import FormatError  # noqa: E402
-from llamita.formats.stored_tensors import TensorEntry, open_stored_tensors, write_stored_tensors  # noqa: E402
+from llamita.formats.stored_tensors import (  # noqa: E402
+    TensorEntry,
+    checked,
+    open_stored_tensors,
+    write_stored_tensors,
+)
 
 
 def make() -> dict[str, torch.Tensor]:
@@ -114,3 +119,15 @@ def test_a_file_that_shrinks_is_told(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match=r"expected \d+ bytes, found \d+; it changed"):
         for name in stored.shapes:
             stored.read(name)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_numbers_that_are_not_finite_are_found_anywhere(dtype: torch.dtype) -> None:
+    for bad in (float("nan"), float("inf"), -float("inf")):
+        for place in ((0, 0), (6, 17), (12, 32)):
+            tensor = torch.randn(13, 33).to(dtype)
+            assert checked(tensor, "t", "cannot", None) is tensor
+            tensor[place] = bad
+            with pytest.raises(FormatError, match="cannot: tensor t: expected finite numbers"):
+                checked(tensor, "t", "cannot", None)
+    assert checked(torch.empty(0, 3), "t", "cannot", torch.bfloat16).dtype == torch.bfloat16

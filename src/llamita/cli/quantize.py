@@ -1,0 +1,49 @@
+"""`llamita quantize IN.gguf OUT.gguf --type T`: a GGUF file to a smaller one."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from llamita.cli.byte_progress import byte_progress
+from llamita.cli.command import parse
+from llamita.cli.table import print_table
+
+
+@dataclasses.dataclass(frozen=True)
+class QuantizeFlags:
+    """Write a GGUF file's matrices in another type: fewer bytes, a little less quality. The tokenizer and everything
+    else in it is kept. Scales are searched for the least squared error. One tensor is in memory at a time."""
+
+    source: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="IN")]
+    """A GGUF file of a Llama, unquantised (f32, f16, bf16)."""
+    out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT")]
+    """The file to write; an existing one is replaced."""
+    type: Annotated[str, tyro.conf.arg(aliases=["-t"], metavar="TYPE")]
+    """f16, bf16: half the bytes of f32; q8_0: a quarter; q6_k, q5_k, q5_1, q5_0: less; q4_k_m (q4_k, the most sensitive
+    matrices in q6_k), q4_k, q4_1, q4_0: an eighth. f32: from any type, exactly."""
+    requantize: bool = False
+    """Accept a file that is quantised already: the new errors come on top of the old ones."""
+
+
+def main(argv: list[str]) -> None:
+    flags = parse(QuantizeFlags, argv, "llamita quantize")
+    from llamita.formats.requantize import quantize_file
+
+    with byte_progress("quantizing", sys.stderr) as progress:
+        report = quantize_file(flags.source, flags.out, flags.type, requantize=flags.requantize, progress=progress)
+    worst = "none" if report.worst_tensor is None else f"{report.largest_error:.3%} of {report.worst_tensor}"
+    speed = report.source_bytes / max(report.seconds, 1e-9) / 1e6
+    rows = [
+        ("wrote", f"{report.path}, {report.num_bytes:,} bytes"),
+        ("weights", f"{report.num_parameters:,}, {report.bits_per_weight:.2f} bits each"),
+        ("tensors", ", ".join(f"{count} {name}" for name, count in report.num_tensors_by_type.items())),
+        ("largest rounding error", worst),
+        ("took", f"{report.seconds:.1f} s, {speed:,.0f} MB/s of weights read"),
+        *(("note", remark) for remark in report.remarks),
+    ]
+    print_table(rows, sys.stderr)
