@@ -207,8 +207,8 @@ static void check_bit_identity(const model_shape *shape, tensor_type type, const
 
 int main(int argc, char **argv) {
     const int rounds = argc > 1 ? atoi(argv[1]) : 1; /* more of the random pieces, for those who have time */
-    static const char *const names[] = {"scalar", "avx2"};
-    for (int i = 0; i < 2; i++) {
+    static const char *const names[] = {"scalar", "avx2", "neon", "dotprod"};
+    for (int i = 0; i < 4; i++) {
         if (kernels_select(names[i]) == NULL) continue;
         test_against_naive(names[i]);
         for (int round = 0; round < rounds; round++)
