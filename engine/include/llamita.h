@@ -124,6 +124,44 @@ LLAMITA_API bool llamita_token_ends(const llamita_model *model, int32_t id);
  * follows. Bytes that can never become valid count as whole. */
 LLAMITA_API size_t llamita_utf8_complete(const char *bytes, size_t num_bytes);
 
+/* ------------------------------------------------------------------ chats */
+
+/* A stretch of a text that not all of one hand wrote. */
+typedef struct {
+    const char *text;
+    size_t num_bytes;
+    bool trusted;       /* control tokens written out in it are meant; else they stay text */
+    const int32_t *ids; /* [num_ids] the text was generated as these ids; NULL: it was not generated */
+    size_t num_ids;
+} llamita_part;
+
+/* The text that the parts make together, to ids: those of llamita_encode, but that control tokens are recognised in
+ * trusted parts only, and that generated ids stay what they were for as long as they say what the text says (white
+ * space that they begin with may stand in the part before). Writes at most capacity ids and always sets *num_tokens to
+ * the number needed; fewer than that in capacity is LLAMITA_ERROR_ARGUMENT. */
+LLAMITA_API llamita_status llamita_encode_parts(const llamita_model *model, const llamita_part *parts, size_t num_parts,
+                                                int32_t *ids, size_t capacity, size_t *num_tokens,
+                                                llamita_error *error);
+
+typedef struct {
+    const char *role;    /* "system", "user", "assistant" */
+    const char *content; /* num_bytes of UTF-8 */
+    size_t num_bytes;
+    const int32_t *ids;  /* [num_ids] what the content was generated as; NULL: it was not generated */
+    size_t num_ids;
+} llamita_message;
+
+/* "chatml", "llama2", "llama3" or "zephyr" if the file's chat template is one of these in a spelling that the engine
+ * knows; else NULL: only Jinja can render it, or there is none. Static. */
+LLAMITA_API const char *llamita_chat_family(const llamita_model *model);
+
+/* Messages, [system] user (assistant user)*, to the ids of what the file's own chat template makes of them, with the
+ * beginning of the assistant's answer at the end. Contents never become control tokens. ids, capacity and num_tokens as
+ * in llamita_encode_parts. A template that is missing or not known is LLAMITA_ERROR_ARGUMENT. */
+LLAMITA_API llamita_status llamita_chat_encode(const llamita_model *model, const llamita_message *messages,
+                                               size_t num_messages, int32_t *ids, size_t capacity, size_t *num_tokens,
+                                               llamita_error *error);
+
 /* ------------------------------------------------------------------ session */
 
 /* How keys and values are stored. */

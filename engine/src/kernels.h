@@ -70,6 +70,9 @@ typedef struct kernels kernels;
 extern const kernels kernels_scalar; /* the oracle: plain C, everywhere */
 #if defined(__x86_64__)
 extern const kernels kernels_avx2; /* AVX2, FMA, F16C */
+#elif defined(__aarch64__)
+extern const kernels kernels_neon;    /* every such processor */
+extern const kernels kernels_dotprod; /* NEON with the dot product extension */
 #endif
 
 /* NULL or "auto": the fastest on this processor. NULL if there is no such table or the processor cannot run it. */

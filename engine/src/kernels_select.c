@@ -1,23 +1,52 @@
 /* kernels_select.c: which kernels this processor can run, and the fastest of them. */
 #include "kernels.h"
 
+#include <stdbool.h>
+
 #if defined(__x86_64__)
 /* __builtin_cpu_supports also asks whether the operating system saves the wide registers. */
-static const kernels *avx2_if_available(void) {
+static bool has_avx2(void) {
     __builtin_cpu_init();
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")
-               ? &kernels_avx2
-               : NULL;
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
 }
-#else
-static const kernels *avx2_if_available(void) { return NULL; }
+#elif defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#if !defined(HWCAP_ASIMDDP)
+#define HWCAP_ASIMDDP (1UL << 20) /* headers before Linux 4.16 */
+#endif
+static bool has_dot_product(void) { return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0; }
+#elif defined(__aarch64__) && defined(__APPLE__)
+#include <sys/sysctl.h>
+static bool has_dot_product(void) {
+    int found = 0;
+    size_t size = sizeof found;
+    return sysctlbyname("hw.optional.arm.FEAT_DotProd", &found, &size, NULL, 0) == 0 && found != 0;
+}
+#elif defined(__aarch64__)
+static bool has_dot_product(void) { return false; } /* no known way to ask */
 #endif
 
+#define MOST_TABLES 3
+
+/* Those that this processor can run, the fastest first; returns how many. */
+static int find_tables(const kernels *tables[MOST_TABLES]) {
+    int count = 0;
+#if defined(__x86_64__)
+    if (has_avx2()) tables[count++] = &kernels_avx2;
+#elif defined(__aarch64__)
+    if (has_dot_product()) tables[count++] = &kernels_dotprod;
+    tables[count++] = &kernels_neon;
+#endif
+    tables[count++] = &kernels_scalar;
+    return count;
+}
+
 const kernels *kernels_select(const char *name) {
-    const kernels *avx2 = avx2_if_available();
-    if (name == NULL || strcmp(name, "auto") == 0) return avx2 != NULL ? avx2 : &kernels_scalar;
-    if (strcmp(name, "scalar") == 0) return &kernels_scalar;
-    if (strcmp(name, "avx2") == 0) return avx2;
+    const kernels *tables[MOST_TABLES];
+    const int count = find_tables(tables);
+    if (name == NULL || strcmp(name, "auto") == 0) return tables[0];
+    for (int i = 0; i < count; i++)
+        if (strcmp(name, tables[i]->name) == 0) return tables[i];
     return NULL;
 }
 

@@ -3,7 +3,7 @@
 
 #include "exponential.h"
 
-static const kernels *tables[2];
+static const kernels *tables[3];
 static int num_tables;
 
 /* The exact sum of products, and the sum of their magnitudes, which bounds the rounding error. */
@@ -302,8 +302,10 @@ static void test_select(void) {
 }
 
 int main(void) {
+    static const char *const others[] = {"avx2", "neon", "dotprod"};
     tables[num_tables++] = &kernels_scalar;
-    if (kernels_select("avx2") != NULL) tables[num_tables++] = kernels_select("avx2");
+    for (int i = 0; i < 3; i++)
+        if (kernels_select(others[i]) != NULL) tables[num_tables++] = kernels_select(others[i]);
     test_select();
     test_halves();
     test_to_halves();

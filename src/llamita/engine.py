@@ -59,6 +59,26 @@ class _Chunk(ctypes.Structure):
     ]
 
 
+class _Part(ctypes.Structure):
+    _fields_ = [
+        ("text", ctypes.c_char_p),
+        ("num_bytes", ctypes.c_size_t),
+        ("trusted", ctypes.c_bool),
+        ("ids", ctypes.POINTER(ctypes.c_int32)),
+        ("num_ids", ctypes.c_size_t),
+    ]
+
+
+class _Message(ctypes.Structure):
+    _fields_ = [
+        ("role", ctypes.c_char_p),
+        ("content", ctypes.c_char_p),
+        ("num_bytes", ctypes.c_size_t),
+        ("ids", ctypes.POINTER(ctypes.c_int32)),
+        ("num_ids", ctypes.c_size_t),
+    ]
+
+
 KV_TYPES = ("f16", "f32", "q8")  # llamita_kv_type, in its order
 SPECULATIONS = ("auto", "off", "always")  # llamita_speculation, in its order
 
@@ -123,6 +143,28 @@ class _ModelInfo(ctypes.Structure):
 
 _ENCODE_BOS, _ENCODE_SPECIAL = 1, 2
 
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A stretch of a text. trusted: control tokens written out in it are meant; else they stay text.
+
+    ids: what it was generated as, and stays; () if it was not generated."""
+
+    text: bytes
+    trusted: bool = False
+    ids: tuple[int, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Message:
+    """What one side of a chat says. role: "system", "user" or "assistant".
+
+    ids: what the content was generated as, and stays; () if it was not generated."""
+
+    role: str
+    content: bytes
+    ids: tuple[int, ...] = ()
+
+
 _pointer = ctypes.c_void_p
 _ids = ctypes.POINTER(ctypes.c_int32)
 _floats = ctypes.POINTER(ctypes.c_float)
@@ -147,6 +189,15 @@ _FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "token_text": (ctypes.c_char_p, [_pointer, ctypes.c_int32]),
     "token_ends": (ctypes.c_bool, [_pointer, ctypes.c_int32]),
     "utf8_complete": (ctypes.c_size_t, [ctypes.c_char_p, ctypes.c_size_t]),
+    "encode_parts": (
+        ctypes.c_int,
+        [_pointer, ctypes.POINTER(_Part), ctypes.c_size_t, _ids, ctypes.c_size_t, _size_out, _error],
+    ),
+    "chat_family": (ctypes.c_char_p, [_pointer]),
+    "chat_encode": (
+        ctypes.c_int,
+        [_pointer, ctypes.POINTER(_Message), ctypes.c_size_t, _ids, ctypes.c_size_t, _size_out, _error],
+    ),
     "session_open": (ctypes.c_int, [_pointer, ctypes.POINTER(_SessionParams), _handle_out, _error]),
     "session_close": (None, [_pointer]),
     "session_num_threads": (ctypes.c_int32, [_pointer]),
@@ -341,6 +392,33 @@ class Model(_Owned):
         num_ids = ctypes.c_size_t()
         pointer = ids.ctypes.data_as(_ids)
         _call("encode", self._handle, raw, len(raw), flags, pointer, ids.size, ctypes.byref(num_ids))
+        return [int(i) for i in ids[: num_ids.value]]
+
+    @property
+    def chat_family(self) -> str | None:
+        """ "chatml", "llama2", "llama3" or "zephyr" if the engine itself can render the file's chat template."""
+        family: bytes | None = _library().llamita_chat_family(self._handle)
+        return None if family is None else family.decode()
+
+    def encode_parts(self, parts: Sequence[Part]) -> list[int]:
+        """The text that the parts make together, to ids: control tokens in trusted parts only, generated ids kept."""
+        raw = (_Part * len(parts))(*(_Part(each.text, len(each.text), each.trusted, *_kept(each)) for each in parts))
+        num_bytes = sum(len(each.text) + len(each.ids) for each in parts)
+        return self._encoded("encode_parts", raw, len(parts), 2 * num_bytes + 2)
+
+    def chat_encode(self, messages: Sequence[Message]) -> list[int]:
+        """[system] user (assistant user)* to the ids that the file's chat template makes of them, the beginning of the
+        answer included. EngineError unless `chat_family` knows the template."""
+        raw = (_Message * len(messages))(
+            *(_Message(each.role.encode(), each.content, len(each.content), *_kept(each)) for each in messages)
+        )
+        num_bytes = sum(len(each.content) + len(each.ids) + 100 for each in messages)
+        return self._encoded("chat_encode", raw, len(messages), 2 * num_bytes + 2048)
+
+    def _encoded(self, name: str, raw: Any, count: int, room: int) -> list[int]:
+        """The ids that an encoding function writes into so much room: more than any of them needs."""
+        ids, num_ids = np.empty(room, dtype=np.int32), ctypes.c_size_t()
+        _call(name, self._handle, raw, count, ids.ctypes.data_as(_ids), ids.size, ctypes.byref(num_ids))
         return [int(i) for i in ids[: num_ids.value]]
 
     def decode(self, ids: Ids) -> bytes:
@@ -601,6 +679,12 @@ class Sampler(_Owned):
         picked = ctypes.c_int32()
         _call("sampler_pick", self._handle, array.ctypes.data_as(_floats), ctypes.byref(picked))
         return picked.value
+
+
+def _kept(said: Part | Message) -> tuple[Any, int]:
+    """The ids of a part or a message, for its structure: NULL and 0 if it was not generated."""
+    array = _id_array(said.ids) if said.ids else None
+    return (None if array is None else (ctypes.c_int32 * len(array))(*array.tolist())), len(said.ids)
 
 
 def _choice(name: str, value: str, choices: tuple[str, ...]) -> int:

@@ -41,6 +41,10 @@ class EngineError(LlamitaError):
     """The C engine refused: the message is the engine's own."""
 
 
+class ChatError(LlamitaError):
+    """A chat cannot go on: its template cannot be rendered, or what was said does not fit the context."""
+
+
 class NetworkError(LlamitaError):
     """A download failed: offline, not found, or the bytes are not the expected ones."""
 

@@ -113,6 +113,14 @@ class GgufFile:
         info = self.tensors[name]
         return np.frombuffer(self._mapping, dtype=np.uint8, count=info.num_bytes, offset=info.offset)
 
+    def release(self, name: str) -> None:
+        """The tensor has been used: its pages need not stay in memory. It can be read again."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            info = self.tensors[name]
+            start = info.offset // mmap.PAGESIZE * mmap.PAGESIZE
+            if info.num_bytes:
+                self._mapping.madvise(mmap.MADV_DONTNEED, start, info.offset + info.num_bytes - start)
+
     def dequantize(self, name: str) -> Floats:
         """The numbers of a tensor, a new array of its shape. Raises FormatError for a type we do not compute with."""
         info = self.tensors[name]

@@ -153,6 +153,7 @@ def _encoded(
         if progress is not None:
             progress(done, total)
         yield data
+        file.release(name)
 
 
 def _chunks(file: GgufFile, info: TensorInfo) -> Iterator[Floats]:

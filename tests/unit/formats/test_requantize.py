@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -176,3 +177,18 @@ def test_progress_counts_the_sources_bytes(make_gguf: Callable[..., Path], tmp_p
     seen: list[tuple[int, int]] = []
     report = quantize_file(make_gguf(), tmp_path / "out.gguf", "q4_1", progress=lambda *pair: seen.append(pair))
     assert seen[-1] == (report.source_bytes, report.source_bytes) and seen == sorted(seen) and len(seen) == 26
+
+
+def test_memory_is_that_of_one_tensor(tmp_path: Path) -> None:
+    """Twelve matrices of 4 MB: 48 MB of weights, of which a few are ever in memory (the mapping is not counted)."""
+    shape = (1024, 1024)
+    raw = np.random.default_rng(3).normal(size=shape).astype(np.float32).view(np.uint8).reshape(-1)
+    infos = [(f"blk.{layer}.ffn_up.weight", "F32", shape) for layer in range(12)]
+    write_gguf(tmp_path / "large.gguf", {"general.architecture": "llama"}, infos, [raw] * 12)
+    tracemalloc.start()
+    try:
+        report = quantize_file(tmp_path / "large.gguf", tmp_path / "out.gguf", "q4_0")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert report.source_bytes == 12 * 4 * 1024 * 1024 and peak < 8_000_000
