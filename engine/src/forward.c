@@ -292,10 +292,10 @@ static void add_span(forward *f, const forward_span *span) {
     f->num_tokens += span->num_tokens;
 }
 
-bool forward_run(forward *f, const forward_span *spans, int32_t num_spans, float *logits) {
+bool forward_run(forward *f, int num_threads, const forward_span *spans, int32_t num_spans, float *logits) {
     f->num_tokens = f->num_logits = f->num_tiles = 0;
     for (int32_t i = 0; i < num_spans; i++) add_span(f, &spans[i]);
-    const int32_t num_threads = threads_count(f->team), num_kv_heads = f->model->info.num_key_value_heads;
+    const int32_t num_kv_heads = f->model->info.num_key_value_heads;
     bool several_pages = false;
     for (int32_t i = 0; i < f->num_tiles; i++) several_pages |= attention_num_pages(&f->tiles[i]) > 1;
     f->few = f->num_tokens <= FEW_TOKENS;
@@ -303,7 +303,7 @@ bool forward_run(forward *f, const forward_span *spans, int32_t num_spans, float
     f->split_pages = f->few && !f->whole_heads && several_pages;
     f->logits = logits;
     atomic_store(&f->damaged, false);
-    threads_run(f->team, forward_worker, f);
+    threads_run(f->team, num_threads, forward_worker, f);
     return !atomic_load(&f->damaged);
 }
 
@@ -356,7 +356,7 @@ forward *forward_create(const llamita_model *model, const kv_shape *shape, int32
     f->ffn_up = floats(PASS_TOKENS * ffn);
     f->update = floats(PASS_TOKENS * hidden);
     f->last = floats(PASS_TOKENS * hidden);
-    const bool whole_heads = info->num_key_value_heads % threads_count(team) == 0 && info->head_dim % PANEL_ROWS == 0;
+    const bool whole_heads = threads_count(team) == 1 && info->head_dim % PANEL_ROWS == 0;
     const size_t heads = whole_heads ? 0 : FEW_TOKENS * (size_t)info->num_attention_heads; /* memory not used costs none */
     f->partials = floats(heads * (size_t)f->max_pages * PARTIAL_FLOATS(info->head_dim) + 1);
     const bool all = allocate_activations(&f->normed, PASS_TOKENS, (int64_t)hidden) &&

@@ -22,9 +22,9 @@ typedef struct {
 forward *forward_create(const llamita_model *model, const kv_shape *shape, int32_t context_tokens, threads *team);
 void forward_free(forward *f);
 
-/* Runs the spans' tokens (1 to PASS_TOKENS in all, ids below V; no cache twice), puts their keys and values into the
+/* Runs, on num_threads of the team, the spans' tokens (1 to PASS_TOKENS in all, ids below V; no cache twice), puts their keys and values into the
  * caches, and writes the logits asked for, in the order of the spans: logits [sum of num_logits, V]. False: some logits
  * are not finite. */
-bool forward_run(forward *f, const forward_span *spans, int32_t num_spans, float *logits);
+bool forward_run(forward *f, int num_threads, const forward_span *spans, int32_t num_spans, float *logits);
 
 #endif

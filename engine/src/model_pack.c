@@ -66,7 +66,7 @@ static bool pack_all(pack_job *job, uint64_t num_bytes) {
     const int available = threads_available(), most = available < MOST_THREADS ? available : MOST_THREADS;
     threads *team = threads_create(num_bytes < BYTES_WORTH_THREADS ? 1 : most);
     if (team == NULL) return false;
-    threads_run(team, pack_worker, job);
+    threads_run(team, threads_count(team), pack_worker, job);
     threads_free(team);
     return !atomic_load(&job->no_memory);
 }

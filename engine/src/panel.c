@@ -282,6 +282,15 @@ static void convert_row(tensor_type type, const void *row, int64_t row_length, f
     }
 }
 
+/* Whoever copies from memory to memory waits for both, unless it has asked in time. The addresses may lie beyond. */
+static void ask_for(const uint8_t *address, size_t num_bytes, bool to_write) {
+    for (size_t i = 0; i < num_bytes; i += 64) {
+        const void *line = (const void *)((uintptr_t)address + i);
+        if (to_write) __builtin_prefetch(line, 1, 2);
+        else __builtin_prefetch(line, 0, 2);
+    }
+}
+
 bool panel_pack(tensor_type type, const void *rows, size_t row_bytes, int64_t num_rows, int64_t row_length,
                 int64_t first, int64_t last, void *panels) {
     const size_t bytes = panel_bytes(panel_format_of(type), row_length);
@@ -291,6 +300,8 @@ bool panel_pack(tensor_type type, const void *rows, size_t row_bytes, int64_t nu
     float *floats = converted ? calloc((size_t)row_length * PANEL_ROWS, sizeof *floats) : NULL;
     const bool memory = (zeros != NULL || last * PANEL_ROWS <= num_rows) && (floats != NULL || !converted);
     for (int64_t p = first; memory && p < last; p++) {
+        ask_for((const uint8_t *)rows + (size_t)(p + 1) * PANEL_ROWS * row_bytes, PANEL_ROWS * row_bytes, false);
+        ask_for((const uint8_t *)panels + (size_t)(p + 1) * bytes, bytes, true);
         const uint8_t *panel_rows[PANEL_ROWS];
         for (int r = 0; r < PANEL_ROWS; r++) {
             const int64_t row = p * PANEL_ROWS + r;

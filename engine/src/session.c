@@ -8,6 +8,7 @@
 #include "forward.h"
 #include "kernels.h"
 #include "ops.h"
+#include "pace.h"
 #include "speculation.h"
 #include "tokenizer.h"
 
@@ -23,6 +24,7 @@ struct llamita_session {
     kv_shape kv_shape;
     int32_t context_tokens, num_sequences;
     sequence *sequences; /* [num_sequences] */
+    pace few_pace, many_pace; /* of passes of one token, and of full ones */
 
     /* Sequence 0. */
     int32_t *ids;  /* [context_tokens] the ids held, which speculation looks through */
@@ -130,6 +132,8 @@ static bool fill_session(llamita_session *s, const llamita_session_params *asked
     for (; s->num_sequences < num_sequences; s->num_sequences++)
         if (!kv_cache_init(&s->sequences[s->num_sequences].cache, &s->kv_shape, s->context_tokens)) return false;
     s->team = threads_create(num_threads);
+    pace_init(&s->few_pace, num_threads);
+    pace_init(&s->many_pace, num_threads);
     if (s->team != NULL) s->forward = forward_create(s->model, &s->kv_shape, s->context_tokens, s->team);
     return s->forward != NULL;
 }
@@ -267,6 +271,22 @@ static forward_span next_span(llamita_session *s, const llamita_chunk *chunk, si
                           end > first_logits ? (int32_t)(end - first_logits) : 0};
 }
 
+static double now(void) {
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
+}
+
+/* Passes of one token and full ones teach how many threads are fastest; others go by the nearer of them. */
+static bool run_pass(llamita_session *s, const forward_span *spans, int32_t num_spans, int32_t num_tokens,
+                     float *logits) {
+    pace *pace = num_tokens > PASS_TOKENS / 2 ? &s->many_pace : &s->few_pace;
+    const double start = now();
+    const bool finite = forward_run(s->forward, pace->num_threads, spans, num_spans, logits);
+    if (num_tokens == 1 || num_tokens == PASS_TOKENS) pace_learn(pace, now() - start);
+    return finite;
+}
+
 /* Runs all chunks, which were prepared, and moves their sequences on. False: some logits are not finite. */
 static bool run_chunks(llamita_session *s, const llamita_chunk *chunks, size_t num_chunks, float *logits) {
     size_t current = 0, done = 0;
@@ -286,7 +306,7 @@ static bool run_chunks(llamita_session *s, const llamita_chunk *chunks, size_t n
             current++;
             done = 0;
         }
-        if (!forward_run(s->forward, spans, num_spans, logits)) return false;
+        if (!run_pass(s, spans, num_spans, num_tokens, logits)) return false;
         logits += num_logits * (size_t)s->model->info.vocab_size;
     }
     return true;
@@ -352,12 +372,6 @@ llamita_status llamita_decode(llamita_session *s, const llamita_chunk *chunks, s
 
 /* ------------------------------------------------------------------ feeding sequence 0 */
 
-static double now(void) {
-    struct timespec time;
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
-}
-
 /* The id was guessed, and all is there already. */
 static bool take_guessed(llamita_session *s, int32_t id) {
     if (s->num_taken == s->num_guessed || s->guess[s->num_taken] != id) return false;
@@ -395,11 +409,11 @@ static llamita_status feed_one(llamita_session *s, int32_t id, llamita_error *er
     if (num_guessed > 0 && !make_room(s, 1 + MAX_DRAFT_TOKENS)) num_guessed = 0;
     const double start = now();
     forward_span span = {&held->cache, ids, 1 + num_guessed, held->position, 1 + num_guessed};
-    bool finite = forward_run(s->forward, &span, 1, s->logits);
+    bool finite = run_pass(s, &span, 1, span.num_tokens, s->logits);
     if (!finite && num_guessed > 0) { /* perhaps only after what was guessed */
         num_guessed = 0;
         span.num_tokens = span.num_logits = 1;
-        finite = forward_run(s->forward, &span, 1, s->logits);
+        finite = run_pass(s, &span, 1, 1, s->logits);
     }
     if (!finite) return damaged(error);
     speculation_passed(&s->speculation, num_guessed, now() - start);
@@ -470,7 +484,7 @@ llamita_status llamita_session_score(llamita_session *s, const int32_t *ids, siz
             return fed;
         }
         score_job job = {s->model, s->score_logits, ids + done + 1, (int32_t)count, nats + done};
-        threads_run(s->team, score_worker, &job);
+        threads_run(s->team, threads_count(s->team), score_worker, &job);
     }
     keep_logits(s, s->score_logits + (count - 1) * vocab_size);
     return LLAMITA_OK;

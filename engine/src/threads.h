@@ -11,7 +11,7 @@ typedef struct threads threads;
 /* One member of the team, as the function sees itself. */
 typedef struct {
     threads *team;
-    int index, count; /* 0 <= index < count */
+    int index, count; /* 0 <= index < count, the members of this run */
 } worker;
 
 typedef void threads_function(void *argument, worker w);
@@ -22,8 +22,9 @@ threads *threads_create(int count);
 void threads_free(threads *team);
 int threads_count(const threads *team);
 
-/* Every member calls function(argument, its worker); returns when all have. One run at a time. */
-void threads_run(threads *team, threads_function *function, void *argument);
+/* The first num_members of the team, 1 <= num_members <= threads_count, call function(argument, its worker); returns when
+ * all have. One run at a time. */
+void threads_run(threads *team, int num_members, threads_function *function, void *argument);
 
 /* Within a run: nobody goes on before all are here. What was written before is seen by all after. */
 void threads_barrier(worker w);

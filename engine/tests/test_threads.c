@@ -1,5 +1,6 @@
 /* test_threads.c: parts cover everything once, barriers hold, teams start and end in any size. */
 #include "random_model.h"
+#include "pace.h"
 #include "threads.h"
 
 #define MOST 8
@@ -27,8 +28,9 @@ static void test_barriers(void) {
         threads *team = threads_create(count);
         CHECK(team != NULL && threads_count(team) == count, "a team of %d", count);
         phases p = {0};
-        for (int run = 0; run < 5; run++) threads_run(team, phase_worker, &p);
-        CHECK(p.calls == 5, "%d calls", p.calls);
+        for (int run = 0; run < 5; run++) threads_run(team, count, phase_worker, &p);
+        for (int members = 1; members <= count; members++) threads_run(team, members, phase_worker, &p);
+        CHECK(p.calls == 5 + count, "%d calls", p.calls);
         for (int i = 0; i < count; i++)
             CHECK(p.wrong[i] == 0, "member %d of %d saw %d values of other phases", i, count, p.wrong[i]);
         threads_free(team);
@@ -54,10 +56,32 @@ static void test_share(void) {
             }
 }
 
+/* Seconds of a pass on that many threads. */
+static double disturbed_seconds(int num_threads, int pass) { return num_threads > 1 && pass % 3 == 0 ? 20.0 : 3.0 / num_threads; }
+static double quiet_seconds(int num_threads, int pass) { return (3.0 + 0.2 * (pass % 5)) / num_threads; }
+
+static void test_pace(void) {
+    pace p;
+    pace_init(&p, 4);
+    for (int pass = 0; pass < 2000; pass++) {
+        CHECK(p.num_threads == 4, "pass %d of a quiet machine on %d threads", pass, p.num_threads);
+        pace_learn(&p, quiet_seconds(p.num_threads, pass));
+    }
+    int on_all = 0;
+    for (int pass = 0; pass < 4000; pass++) {
+        on_all += p.num_threads == 4;
+        pace_learn(&p, disturbed_seconds(p.num_threads, pass));
+    }
+    CHECK(on_all < 400, "%d of 4000 disturbed passes on all threads", on_all);
+    for (int pass = 0; pass < 8000; pass++) pace_learn(&p, quiet_seconds(p.num_threads, pass));
+    CHECK(p.num_threads == 4, "back on %d threads", p.num_threads);
+}
+
 int main(void) {
     CHECK(threads_available() >= 1 && threads_available() < 100000, "%d processors", threads_available());
     test_share();
     test_barriers();
+    test_pace();
     for (int i = 0; i < 200; i++) threads_free(threads_create(1 + i % 4)); /* ended before they ran anything */
     return check_failures();
 }

@@ -1,0 +1,56 @@
+/* pace.c: times of passes in, the number of threads that the next pass should use out. */
+#include "pace.h"
+
+#define WINDOW_PASSES 8    /* that are judged together, at least, */
+#define WINDOW_SECONDS 0.05 /* and at least this long: one interruption of a few milliseconds is no reason */
+#define DISTURBED 1.6      /* mean over fastest: more than this means that others are busy */
+#define WORTH_CHANGING 0.9 /* of the mean time */
+#define FIRST_RETRY 4
+#define LAST_RETRY 256
+
+static void begin_window(pace *p) {
+    p->num_passes = 0;
+    p->sum = p->fastest = 0.0;
+}
+
+void pace_init(pace *p, int num_threads) {
+    *p = (pace){.most_threads = num_threads, .num_threads = num_threads, .retry_after = FIRST_RETRY};
+    begin_window(p);
+}
+
+static void try_threads(pace *p, int num_threads, double mean) {
+    p->kept_mean = mean;
+    p->kept_threads = p->num_threads;
+    p->num_threads = num_threads;
+}
+
+/* A trial is over: back to what was faster. */
+static void judge(pace *p, double mean) {
+    const int tried = p->num_threads;
+    if (mean > p->kept_mean * WORTH_CHANGING) p->num_threads = p->kept_threads;
+    p->kept_mean = 0.0;
+    if (tried != p->most_threads || p->num_threads == p->most_threads) {
+        p->retry_after = FIRST_RETRY;
+    } else if (p->retry_after < LAST_RETRY) {
+        p->retry_after *= 2;
+    }
+    p->until_retry = p->retry_after;
+}
+
+void pace_learn(pace *p, double seconds) {
+    if (p->most_threads == 1) return;
+    if (p->num_passes == 0 || seconds < p->fastest) p->fastest = seconds;
+    p->sum += seconds;
+    if (++p->num_passes < WINDOW_PASSES || p->sum < WINDOW_SECONDS) return;
+    const double mean = p->sum / p->num_passes;
+    const int disturbed = mean > DISTURBED * p->fastest;
+    begin_window(p);
+    if (p->kept_mean > 0.0) {
+        judge(p, mean);
+    } else if (disturbed && p->num_threads > 1) {
+        try_threads(p, p->tries_one ? 1 : p->num_threads / 2, mean); /* in turn: either can be the better one */
+        p->tries_one = !p->tries_one;
+    } else if (p->num_threads < p->most_threads && --p->until_retry <= 0) {
+        try_threads(p, p->most_threads, mean);
+    }
+}

@@ -1,0 +1,203 @@
+/* test_identity.c: logits are a function of model, KV type and ids alone: random ways of getting them give the same bits.
+ *
+ *     test_identity [cases, 40 if not said] [seed]
+ *
+ * A case takes a model of random type and shape and some texts with beginnings in common, and computes them with random
+ * kernels and threads, side by side in random pieces, going back, taking over the keys and values of another text, and
+ * with speculation. Every row of logits that it sees is compared with the scalar kernels on one thread, token by token.
+ */
+#include "random_model.h"
+
+enum { NUM_TEXTS = 8, MOST_TOKENS = 160, CASES_PER_MODEL = 10 };
+
+static llamita_error error;
+
+typedef struct {
+    tensor_type type;
+    const model_shape *shape;
+    llamita_kv_type kv_type;
+    uint64_t seed;
+    int32_t ids[NUM_TEXTS][MOST_TOKENS], num_tokens[NUM_TEXTS];
+    int32_t shared[NUM_TEXTS]; /* ids in common with text 0 */
+    float *expected[NUM_TEXTS]; /* [num_tokens, V] */
+} subject;
+
+/* Some of it repeats, for speculation to find; sometimes what seems to repeat goes on otherwise. */
+static void fill_text(int32_t *ids, int32_t begin, int32_t end, int32_t vocab_size) {
+    for (int32_t i = begin; i < end; i++)
+        ids[i] = i >= 12 && random_below(8) != 0 ? ids[i - 12] : random_below(vocab_size);
+}
+
+static void compute_expected(subject *s, int32_t text) {
+    llamita_model *model = random_model(s->shape, s->type, "scalar", s->seed);
+    llamita_session *session = open_session_with(
+        model, (llamita_session_params){.num_threads = 1, .kv_type = s->kv_type, .speculation = LLAMITA_SPECULATION_OFF});
+    const size_t vocab_size = (size_t)s->shape->vocab_size;
+    s->expected[text] = allocate_or_die((size_t)s->num_tokens[text] * vocab_size * sizeof(float));
+    for (int32_t t = 0; t < s->num_tokens[text]; t++) {
+        REQUIRE(llamita_session_feed(session, &s->ids[text][t], 1, &error) == LLAMITA_OK, "%s", error.message);
+        memcpy(s->expected[text] + (size_t)t * vocab_size, llamita_session_logits(session), vocab_size * sizeof(float));
+    }
+    llamita_session_close(session);
+    free_random_model(model);
+}
+
+static void make_subject(subject *s, uint64_t seed) {
+    random_state = seed;
+    const int t = random_below(NUM_TYPES);
+    s->type = all_types[t];
+    s->shape = t >= NUM_BLOCK_TYPES ? &super_shape : t < NUM_FLOAT_TYPES && random_below(3) == 0 ? &odd_shape : &small_shape;
+    s->kv_type = (llamita_kv_type)random_below(3);
+    s->seed = seed;
+    const int32_t most = s->shape->context_tokens < MOST_TOKENS ? s->shape->context_tokens : MOST_TOKENS;
+    for (int32_t text = 0; text < NUM_TEXTS; text++) {
+        s->num_tokens[text] = most - random_below(most / 2);
+        s->shared[text] = text == 0 ? s->num_tokens[0] : random_below(s->num_tokens[text]);
+        if (s->shared[text] > s->num_tokens[0]) s->shared[text] = s->num_tokens[0];
+        memcpy(s->ids[text], s->ids[0], (size_t)s->shared[text] * sizeof(int32_t));
+        fill_text(s->ids[text], text == 0 ? 0 : s->shared[text], s->num_tokens[text], s->shape->vocab_size);
+    }
+    for (int32_t text = 0; text < NUM_TEXTS; text++) compute_expected(s, text);
+}
+
+/* ------------------------------------------------------------------ one case */
+
+typedef struct {
+    const subject *subject;
+    llamita_session *session;
+    int32_t num_sequences; /* sequence i runs text i */
+    char description[160];
+} run;
+
+static void compare(const run *r, int32_t text, int32_t position, const float *found, const char *how) {
+    const size_t vocab_size = (size_t)r->subject->shape->vocab_size;
+    const float *expected = r->subject->expected[text] + (size_t)position * vocab_size;
+    CHECK(memcmp(found, expected, vocab_size * sizeof(float)) == 0, "%s: text %d after token %d, %s", r->description,
+          text, position, how);
+}
+
+static int32_t position_of(const run *r, int32_t text) { return llamita_sequence_position(r->session, text); }
+static int32_t left_of(const run *r, int32_t text) { return r->subject->num_tokens[text] - position_of(r, text); }
+
+/* Some of the texts go on by pieces of any size, all in one call. */
+static void decode_some(const run *r) {
+    llamita_chunk chunks[NUM_TEXTS];
+    int32_t num_chunks = 0, starts[NUM_TEXTS];
+    size_t num_logits = 0;
+    const int32_t limit = random_below(4) == 0 ? MOST_TOKENS : 1 + random_below(6), begin = random_below(r->num_sequences);
+    for (int32_t i = 0; i < r->num_sequences; i++) {
+        const int32_t text = (begin + i) % r->num_sequences, left = left_of(r, text);
+        if (left == 0 || random_below(4) == 0) continue;
+        const int32_t count = 1 + random_below(left < limit ? left : limit);
+        starts[num_chunks] = position_of(r, text);
+        chunks[num_chunks] = (llamita_chunk){text, r->subject->ids[text] + starts[num_chunks], (size_t)count,
+                                             (size_t)random_below(count + 1)};
+        num_logits += chunks[num_chunks++].num_logits;
+    }
+    if (num_chunks == 0) return;
+    const size_t vocab_size = (size_t)r->subject->shape->vocab_size;
+    float *logits = allocate_or_die((num_logits + 1) * vocab_size * sizeof *logits);
+    REQUIRE(llamita_decode(r->session, chunks, (size_t)num_chunks, logits, &error) == LLAMITA_OK, "%s", error.message);
+    const float *row = logits;
+    for (int32_t i = 0; i < num_chunks; i++)
+        for (size_t j = chunks[i].num_tokens - chunks[i].num_logits; j < chunks[i].num_tokens; j++, row += vocab_size)
+            compare(r, chunks[i].sequence, starts[i] + (int32_t)j, row, "side by side");
+    free(logits);
+}
+
+/* Text 0 token by token, as when generating. */
+static void generate(const run *r) {
+    for (int32_t left = left_of(r, 0) < 40 ? left_of(r, 0) : 1 + random_below(40); left > 0; left--) {
+        const int32_t position = position_of(r, 0);
+        REQUIRE(llamita_session_feed(r->session, &r->subject->ids[0][position], 1, &error) == LLAMITA_OK, "%s",
+                error.message);
+        compare(r, 0, position, llamita_session_logits(r->session), "one by one");
+    }
+}
+
+static void feed_piece(const run *r) {
+    const int32_t left = left_of(r, 0), position = position_of(r, 0);
+    if (left == 0) return;
+    const int32_t count = 1 + random_below(left);
+    REQUIRE(llamita_session_feed(r->session, r->subject->ids[0] + position, (size_t)count, &error) == LLAMITA_OK, "%s",
+            error.message);
+    compare(r, 0, position + count - 1, llamita_session_logits(r->session), "in a piece");
+}
+
+static void score_piece(const run *r) {
+    const int32_t left = left_of(r, 0), position = position_of(r, 0);
+    double nats[MOST_TOKENS];
+    if (left < 2) return;
+    const int32_t count = 2 + random_below(left - 1);
+    REQUIRE(llamita_session_score(r->session, r->subject->ids[0] + position, (size_t)count, nats, &error) == LLAMITA_OK,
+            "%s", error.message);
+    compare(r, 0, position + count - 2, llamita_session_logits(r->session), "scored");
+}
+
+static void go_back(const run *r) {
+    const int32_t text = random_below(r->num_sequences), position = position_of(r, text);
+    if (position == 0) return;
+    REQUIRE(llamita_sequence_rewind(r->session, text, random_below(position), &error) == LLAMITA_OK, "%s",
+            error.message);
+}
+
+/* A text begins again with what another holds of their beginning. */
+static void take_over(const run *r) {
+    const int32_t from = random_below(r->num_sequences), to = random_below(r->num_sequences);
+    if (from == to) return;
+    int32_t common = from == 0   ? r->subject->shared[to]
+                     : to == 0   ? r->subject->shared[from]
+                     : r->subject->shared[from] < r->subject->shared[to] ? r->subject->shared[from]
+                                                                         : r->subject->shared[to];
+    common = common < position_of(r, from) ? common : position_of(r, from);
+    REQUIRE(llamita_sequence_share(r->session, from, to, random_below(common + 1), &error) == LLAMITA_OK, "%s",
+            error.message);
+}
+
+static bool unfinished(const run *r) {
+    for (int32_t text = 0; text < r->num_sequences; text++)
+        if (left_of(r, text) > 0) return true;
+    return false;
+}
+
+static void run_case(const subject *s, int number) {
+    const char *kernels_wanted = random_below(4) == 0 ? "scalar" : "auto";
+    const llamita_session_params params = {.num_threads = 1 + random_below(4),
+                                           .num_sequences = 1 + random_below(NUM_TEXTS),
+                                           .kv_type = s->kv_type,
+                                           .speculation = (llamita_speculation)random_below(3)};
+    const uint64_t state = random_state;
+    llamita_model *model = random_model(s->shape, s->type, kernels_wanted, s->seed);
+    random_state = state;
+    run r = {.subject = s, .session = open_session_with(model, params), .num_sequences = params.num_sequences};
+    snprintf(r.description, sizeof r.description, "case %d (%s, KV type %d, %s, %d threads, %d texts, speculation %d)",
+             number, type_name(s->type), (int)s->kv_type, kernels_name(model->kernels), (int)params.num_threads,
+             (int)params.num_sequences, (int)params.speculation);
+    for (int step = 0; step < 60 && unfinished(&r); step++) switch (random_below(10)) {
+        case 0: go_back(&r); break;
+        case 1: take_over(&r); break;
+        case 2: feed_piece(&r); break;
+        case 3: score_piece(&r); break;
+        case 4:
+        case 5: generate(&r); break;
+        default: decode_some(&r);
+        }
+    llamita_session_close(r.session);
+    free_random_model(model);
+}
+
+int main(int argc, char **argv) {
+    const int num_cases = argc > 1 ? atoi(argv[1]) : 40;
+    const uint64_t seed = argc > 2 ? (uint64_t)atoll(argv[2]) : 1;
+    static subject s;
+    for (int i = 0; i < num_cases && check_num_failures < 10; i++) {
+        if (i % CASES_PER_MODEL == 0) {
+            for (int text = 0; text < NUM_TEXTS; text++) free(s.expected[text]);
+            make_subject(&s, seed * 1000 + (uint64_t)i);
+        }
+        run_case(&s, i);
+    }
+    for (int text = 0; text < NUM_TEXTS; text++) free(s.expected[text]);
+    printf("%d cases\n", num_cases);
+    return check_failures();
+}
