@@ -71,12 +71,13 @@ def check_fit(tokenizer: Tokenizer, config: ModelConfig, path: Path, source: Pat
 
 
 def with_context(config: ModelConfig, context_tokens: int | None) -> ModelConfig:
-    """The config for texts of at most so many tokens. Raises FormatError if it is out of range."""
-    if context_tokens is None:
-        return config
-    if not 0 < context_tokens <= MAX_CONTEXT_TOKENS:
-        raise FormatError(f"context: expected 1 to {MAX_CONTEXT_TOKENS} tokens, found {context_tokens}")
-    return dataclasses.replace(config, max_position_embeddings=context_tokens)
+    """The config for texts of at most so many tokens (None: its own). Raises FormatError if it is out of range, so that
+    a hostile source cannot ask for tables that fill the memory."""
+    tokens = config.max_position_embeddings if context_tokens is None else context_tokens
+    if not 0 < tokens <= MAX_CONTEXT_TOKENS:
+        hint = "; say a shorter one with --context-tokens N" if context_tokens is None else ""
+        raise FormatError(f"context: expected 1 to {MAX_CONTEXT_TOKENS} tokens, found {tokens}{hint}")
+    return dataclasses.replace(config, max_position_embeddings=tokens)
 
 
 def byte_remarks(tokenizer: Tokenizer) -> list[str]:

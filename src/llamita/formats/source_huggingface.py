@@ -200,5 +200,7 @@ def fetch_from_hub(name: str) -> Path:
                 return folder
     except Exception as error:  # whatever the network, the hub and its client raise
         message = " ".join(str(error).split())[:200]
-        raise NetworkError(f"cannot fetch {name} from the Hugging Face hub: {message}") from error
+        raise NetworkError(
+            f"cannot import {name}: no such folder, and it cannot be fetched from the Hugging Face hub: {message}"
+        ) from error
     raise FormatError(f"cannot import {name}: the hub has no model.safetensors and no {PICKLE} of it")

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from llamita.checkpoint import load_model, open_tensors
+from llamita.checkpoint import load_config, open_tensors
 from llamita.config import ModelConfig
 from llamita.engine import Model
 from llamita.errors import FormatError
@@ -77,19 +77,20 @@ def verify_import(source: ModelSource, folder: Path, entries: Sequence[TensorEnt
     rounded = [entry.dtype for entry in entries if entry.dtype != source.dtype(specs[entry.name])]
     kind = str(rounded[0]).removeprefix("torch.") if rounded else "float32"
     ids = fixed_ids(folder, source.config)
-    written = torch_logits(load_model(folder), ids)
+    written = torch_logits(_checkpoint_network(folder, source.config), ids)
     original = torch_logits(network(source.config, source.tensor), ids)
     return compare(original, written, BOUNDS[kind], f"cannot write {out}", str(source.path))
 
 
 def verify_folder(checkpoint: Path, folder: Path, entries: Sequence[TensorEntry], out: Path) -> Verification:
     """Logits of an exported folder, to be known as `out`, against those of the checkpoint. Raises FormatError."""
-    stored, original = open_tensors(checkpoint), load_model(checkpoint)
+    stored, config = open_tensors(checkpoint), load_config(checkpoint)
     rounded = [entry.dtype for entry in entries if entry.dtype != stored.dtype(entry.name)]
     kind = str(rounded[0]).removeprefix("torch.") if rounded else "float32"
-    ids = fixed_ids(checkpoint, original.config)
-    expected, found = torch_logits(original, ids), torch_logits(load_model(folder), ids)
-    return compare(expected, found, BOUNDS[kind], f"cannot write {out}", str(checkpoint))
+    ids = fixed_ids(checkpoint, config)
+    original = torch_logits(_checkpoint_network(checkpoint, config), ids)
+    written = torch_logits(_checkpoint_network(folder, config), ids)
+    return compare(original, written, BOUNDS[kind], f"cannot write {out}", str(checkpoint))
 
 
 def verify_file(checkpoint: Path, written: Path, config: ModelConfig, type: str, out: Path) -> Verification:
@@ -108,7 +109,7 @@ def verify_file(checkpoint: Path, written: Path, config: ModelConfig, type: str,
         same, rounded = QUANTISED_BOUNDS if bits > 6 else COARSE_BOUNDS
     what = f"cannot write {out}"
     compare(torch_logits(network(config, _reader(written, config)), ids), engine, same, what, "its own weights")
-    return compare(torch_logits(load_model(checkpoint), ids), engine, rounded, what, str(checkpoint))
+    return compare(torch_logits(_checkpoint_network(checkpoint, config), ids), engine, rounded, what, str(checkpoint))
 
 
 def _reader(path: Path, config: ModelConfig) -> Callable[[TensorSpec], Tensor]:
@@ -124,7 +125,11 @@ def compare(
     original: NDArray[np.float32], written: NDArray[np.float32], bound: float, what: str, against: str
 ) -> Verification:
     """Raise FormatError(what: …) if logits [n, V] are farther apart than the bound."""
-    difference = (written - original).astype(np.float64)
+    if not np.isfinite(original).all():
+        raise FormatError(
+            f"{what}: the logits of {against} itself are not finite: its weights are broken (--no-verify writes it)"
+        )
+    difference = written.astype(np.float64) - original.astype(np.float64)
     power = float(np.square(original.astype(np.float64)).sum())
     result = Verification(
         num_tokens=len(original),
@@ -144,11 +149,16 @@ def compare(
 
 
 def network(config: ModelConfig, read: Callable[[TensorSpec], Tensor]) -> Llama:
-    """The network in float32 with the tensors that `read` gives in Hugging Face's order."""
-    model = Llama(config)
+    """The network in float32 with the tensors that `read` gives in Hugging Face's order, for NUM_TOKENS tokens."""
+    model = Llama(dataclasses.replace(config, max_position_embeddings=min(NUM_TOKENS, config.max_position_embeddings)))
     state = {spec.huggingface: read(spec).float() for spec in tensor_table(config)}
     model.load_state_dict(state, assign=True)
     return model
+
+
+def _checkpoint_network(folder: Path, config: ModelConfig) -> Llama:
+    stored = open_tensors(folder)
+    return network(config, lambda spec: stored.read(spec.huggingface))
 
 
 def fixed_ids(checkpoint: Path, config: ModelConfig) -> list[int]:

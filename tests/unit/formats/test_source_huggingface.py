@@ -239,6 +239,9 @@ def test_context_out_of_range(make_checkpoint: MakeCheckpoint, tmp_path: Path) -
     checkpoint = make_checkpoint(tmp_path / "model")
     for tokens in (0, -3, 1 << 40):
         refuse(checkpoint, tmp_path / "out", "expected", context_tokens=tokens)
+    change_config(checkpoint, max_position_embeddings=2**31 - 1)  # tables that would fill the memory
+    refuse(checkpoint, tmp_path / "out", "context: expected 1 to 16777216 tokens, found 2147483647; say a shorter one")
+    import_model(checkpoint, tmp_path / "out", context_tokens=50)
 
 
 # ---------------------------------------------------------------- the hub, without a network
@@ -274,7 +277,7 @@ def test_hub_without_the_package_or_the_network(tmp_path: Path, monkeypatch: pyt
         raise OSError("cannot\nreach it")
 
     fake_hub(monkeypatch, fail)
-    refuse("some/model", tmp_path / "out", "cannot fetch some/model from the Hugging Face hub: cannot reach it",
+    refuse("some/model", tmp_path / "out", "cannot be fetched from the Hugging Face hub: cannot reach it",
            NetworkError)  # fmt: skip
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     refuse("some/model", tmp_path / "out", "pip install huggingface_hub", ConfigError)

@@ -32,6 +32,11 @@ def test_compare() -> None:
             compare(logits, bad, 0.1, "cannot write z", "w")
 
 
+def test_models_that_compute_nothing_are_told() -> None:
+    with pytest.raises(FormatError, match="logits of w itself are not finite: its weights are broken"):
+        compare(np.full((1, 2), np.inf, np.float32), np.zeros((1, 2), np.float32), 0.1, "cannot write z", "w")
+
+
 @pytest.mark.parametrize("type", ["f32", "f16", "q8_0", "q4_0"])
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 def test_gguf_files(make_checkpoint: MakeCheckpoint, engine_build: Path, tmp_path: Path, type: str, kind: str) -> None:

@@ -162,3 +162,17 @@ def test_what_is_no_tokenizer(tmp_path: Path) -> None:
     (tmp_path / "words.txt").write_bytes(b"hello")
     with pytest.raises(TokenizerError, match=r"expected a tokenizer\.json"):
         load_tokenizer(tmp_path / "words.txt")
+
+
+def test_a_ggufs_sentencepiece_vocabulary_is_the_models(shared_data: Path, random_texts: list[str]) -> None:
+    """Llama 2's, as llama.cpp carries it, against its tokenizer.model."""
+    from llamita.formats.gguf import read_gguf
+    from llamita.tokenizer.gguf_vocabulary import tokenizer_from_gguf
+
+    path = shared_data / "tokenizers" / "ggml-vocab-llama-spm.gguf"
+    found = tokenizer_from_gguf(read_gguf(path).metadata, str(path))
+    expected = load_tokenizer(shared_data / "tokenizers" / "llama2_tokenizer.model")
+    assert found.pieces() == expected.pieces() and found.types() == expected.types()
+    assert (found.bos_id, found.eos_id, found.unknown_id) == (1, 2, 0)
+    texts = random_texts[:3000]
+    assert found.encode_batch(texts) == expected.encode_batch(texts)
