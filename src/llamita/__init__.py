@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from llamita.chat import Chat
     from llamita.config import ModelConfig
     from llamita.data.prepare import prepare
     from llamita.engine import Model, Sampler, Session, load
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 # public name -> the module it lives in
 _HOMES = {
+    "Chat": "llamita.chat",
     "LlamitaError": "llamita.errors",
     "Model": "llamita.engine",
     "ModelConfig": "llamita.config",
@@ -34,6 +36,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Chat",
     "LlamitaError",
     "Model",
     "ModelConfig",

@@ -284,6 +284,11 @@ def kernels() -> str:
     return str(_library().llamita_kernels().decode())
 
 
+def utf8_complete(raw: bytes) -> int:
+    """How many of the leading bytes are whole characters; the rest may be completed by what follows."""
+    return int(_library().llamita_utf8_complete(raw, len(raw)))
+
+
 def quantize(rows: npt.NDArray[np.float32], type: str, out: npt.NDArray[np.uint8]) -> float:
     """Write the blocks of rows [N, row length] as GGUF's `type` ("Q4_K") into out, which has exactly their bytes;
     returns Σ(stored - x)².
@@ -735,7 +740,7 @@ class Generation(Iterator[str]):
             for token_id in self._new_ids():
                 pending += self._model.decode_token(token_id, previous_id)
                 previous_id = token_id
-                whole = _library().llamita_utf8_complete(pending, len(pending))
+                whole = utf8_complete(pending)
                 if whole:
                     piece, pending = pending[:whole], pending[whole:]
                     yield piece.decode("utf-8", "replace")

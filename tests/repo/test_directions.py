@@ -17,6 +17,8 @@ LEVELS = {
     "errors": 0,
     "atomic": 1,
     "config": 1,
+    "chat_template": 2,
+    "chat_template_worker": 2,
     "tokenizer": 2,
     "data.shards": 2,
     "formats.tensor_table": 2,
@@ -30,6 +32,7 @@ LEVELS = {
     "engine": 3,
     "model": 3,
     "checkpoint": 3,
+    "chat": 4,
     "training": 4,
     "formats.gguf": 4,
     "formats.gguf_metadata": 4,
@@ -105,7 +108,7 @@ def test_python_directions(path: Path) -> None:
 def test_torch_stays_out(path: Path) -> None:
     importer = module_name(path)
     area = importer.split(".")[0]
-    if area in ("errors", "config", "atomic", "engine", "tokenizer", "server") or importer in (
+    if area in ("errors", "config", "atomic", "engine", "tokenizer", "server", "chat", "chat_template") or importer in (
         "formats.tensor_table",
         "formats.quantize",
         "formats.quantize_blocks",

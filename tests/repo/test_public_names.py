@@ -8,6 +8,7 @@ import sys
 import llamita
 
 PUBLIC = [
+    "Chat",
     "LlamitaError",
     "Model",
     "ModelConfig",

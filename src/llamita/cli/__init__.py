@@ -24,6 +24,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "import": ("importing", "Meta, Hugging Face, GGUF or llama2.c → checkpoint"),
     "inspect": ("inspect", "what a model file, a checkpoint or a token store holds"),
     "run": ("run", "model file → text, with the C engine"),
+    "chat": ("chat", "model file → a conversation, with the C engine"),
     "demo": ("demo", "the whole corridor in a few minutes, on the embedded tales"),
 }
 

@@ -1,0 +1,308 @@
+"""A model and what a person says, turn by turn, to its answers: a conversation whose keys and values are kept.
+
+What is fed is what the session does not hold yet: the ids of the whole conversation are made anew for every question
+(generated ids stay what they were), and the session goes back to where both agree. Normally that is its end.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Generator, Iterator
+from types import TracebackType
+
+from llamita.chat_template import ChatTemplate
+from llamita.engine import Message, Model, Part, Sampler, Session, utf8_complete
+from llamita.errors import ChatError
+
+FEED_TOKENS = 128  # at a time, so that reading a long text can be interrupted
+ROLLING_SHARE = 4  # with rolling, a quarter of the context is kept free for an answer
+
+
+class Chat:
+    """A conversation with a model that has a chat template. One thread at a time.
+
+    messages: what was said so far, the system prompt included.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        system: str | None = None,
+        *,
+        rolling: bool = False,
+        max_new_tokens: int | None = None,
+        temperature: float = 0.6,
+        top_p: float = 0.9,
+        top_k: int = 0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        repetition_window: int = 64,
+        seed: int | None = None,
+        num_threads: int = 0,
+        context_tokens: int = 0,
+    ) -> None:
+        """system: how the assistant is to be; None: as the template says. rolling: forget the oldest turns when the
+        context is full, instead of refusing. max_new_tokens: of one answer. The others are Model.generate's.
+
+        Raises ChatError if the model has no chat template, and EngineError for numbers out of their range.
+        """
+        if model.chat_template is None:
+            raise ChatError(
+                "chat: the model has no chat template: it was not trained to chat; let it tell a text with `llamita "
+                "run`, or give it a template with `llamita import --chat-template`"
+            )
+        if not model.info.has_tokenizer:
+            raise ChatError("chat: the model has no tokenizer; name one with --tokenizer")
+        if max_new_tokens is not None and max_new_tokens < 1:
+            raise ChatError(f"max_new_tokens: expected at least 1, or None for no limit, found {max_new_tokens}")
+        self.messages = [] if system is None else [Message("system", _bytes(system))]
+        self.rolling = rolling
+        self._model, self._max_new_tokens = model, max_new_tokens
+        self._template = None if model.chat_family else _template(model)
+        self._held: list[int] = []  # the session's ids
+        self._answer: Answer | None = None
+        self._sampler = Sampler(
+            model.info.vocab_size,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            repetition_window=repetition_window,
+            seed=seed,
+        )
+        self.seed = self._sampler.seed
+        self._session = model.session(num_threads=num_threads, context_tokens=context_tokens)
+        self._end_ids: frozenset[int] | None = None if self._template else frozenset()
+
+    def ask(self, text: str) -> Answer:
+        """The answer to a text: an iterator of pieces of str, which computes as it is read.
+
+        Question and answer become part of `messages` when the answer ends, also early (Answer.interrupt and close;
+        asking again closes the answer before). Raises ChatError if the conversation does not fit the context, or the template
+        refuses it: then the question was not asked.
+        """
+        if self._answer is not None:
+            self._answer.close()
+            self._answer = None
+        question = Message("user", _bytes(text))
+        num_forgotten = 0
+        ids = self.encode([*self.messages, question])
+        room = self._session.context_tokens
+        first = 1 if self.messages and self.messages[0].role == "system" else 0
+        while self.rolling and len(ids) > room - self._reserved_tokens() and len(self.messages) > first:
+            del self.messages[first : first + 2]
+            num_forgotten += 1
+            ids = self.encode([*self.messages, question])
+        if len(ids) >= room:
+            much = "the question alone has" if len(self.messages) == first else "with this question the chat has"
+            remedy = "shorten it" if self.rolling or len(self.messages) == first else "begin anew, or use --rolling"
+            raise ChatError(f"chat: the context is full: it holds {room} tokens, {much} {len(ids)}; {remedy}")
+        if self._end_ids is None:
+            self._end_ids = self._turn_ends()
+        self._answer = Answer(self, question, ids, num_forgotten, self._end_ids)
+        return self._answer
+
+    def encode(self, messages: list[Message]) -> list[int]:
+        """The ids of a conversation and of the beginning of the next answer, by the model's template.
+
+        Control tokens written out in contents stay text. Raises ChatError or EngineError if that cannot be.
+        """
+        if self._template is None:
+            return self._model.chat_encode(messages)
+        said = [{"role": each.role, "content": _text(each.content)} for each in messages]
+        found = self._template.render_parts(said)
+        if found is None:
+            return self._encode_whole(said)
+        parts = []
+        for part in found:
+            ids = () if part.message is None else messages[part.message].ids
+            parts.append(Part(_bytes(part.text), part.message is None, ids))
+        return self._model.encode_parts(parts)
+
+    def close(self) -> None:
+        """Give the memory back."""
+        if self._answer is not None:
+            self._answer.close()
+        if self._template is not None:
+            self._template.close()
+        self._session.close()
+        self._sampler.close()
+
+    def __enter__(self) -> Chat:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _reserved_tokens(self) -> int:
+        share = self._session.context_tokens // ROLLING_SHARE
+        return share if self._max_new_tokens is None else min(share, self._max_new_tokens)
+
+    def _encode_whole(self, said: list[dict[str, str]]) -> list[int]:
+        """For templates that rewrite contents, so that nobody can tell them from what the template writes: all of the
+        text may bring control tokens, but only those that come whatever the contents are."""
+        assert self._template is not None
+        text = self._template.render(said)
+        plain = [{**each, "content": "x" if each["content"].strip() else ""} for each in said]
+        if self._control_ids(text) != self._control_ids(self._template.render(plain)):
+            raise ChatError(
+                "chat: the model's template rewrites what is said, and something said would become control tokens; "
+                "leave out what looks like them, such as <|im_end|>"
+            )
+        return self._model.encode(_bytes(text), special=True)
+
+    def _control_ids(self, text: str) -> list[int]:
+        ids = self._model.encode(_bytes(text), special=True)
+        return [i for i in ids if not self._model.decode_token(i, i)]
+
+    def _turn_ends(self) -> frozenset[int]:
+        """The control token that the template writes after an answer: the file may not say that it ends one."""
+        assert self._template is not None
+        said = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]
+        try:
+            found = self._template.render_parts(said, add_generation_prompt=False) or []
+        except ChatError:  # it wants other messages; what is wrong with it is told at the first question
+            return frozenset()
+        after = [part for before, part in itertools.pairwise(found) if before.message == 1]
+        ids = self._model.encode(_bytes(after[0].text.lstrip()), special=True) if after else []
+        return frozenset(i for i in ids[:1] if not self._model.decode_token(i, i))
+
+
+class Answer(Iterator[str]):
+    """An answer as it is generated: pieces of str that never split a character; then why it ended, and how fast it was.
+
+    ids: the new ones so far. num_fed_tokens: of the conversation, those that the session did not hold. stop: "" while
+    it runs, then "end token", "number of tokens", "context's end" or "interrupted". num_forgotten_turns: with rolling.
+    """
+
+    def __init__(
+        self, chat: Chat, question: Message, prompt_ids: list[int], num_forgotten_turns: int, end_ids: frozenset[int]
+    ) -> None:
+        self.ids: list[int] = []
+        self.num_fed_tokens = 0
+        self.num_forgotten_turns = num_forgotten_turns
+        self.stop = ""
+        self._chat, self._question, self._prompt_ids, self._end_ids = chat, question, prompt_ids, end_ids
+        self._interrupted = False
+        self._prompt_seconds = self._decode_seconds = 0.0
+        self._pieces = self._generate()
+
+    def __next__(self) -> str:
+        return next(self._pieces)
+
+    def interrupt(self) -> None:
+        """End at the next token; may be called from a signal handler or another thread."""
+        self._interrupted = True
+
+    def close(self) -> None:
+        """End now; what was answered so far stays in the conversation."""
+        self._pieces.close()
+        self.stop = self.stop or "interrupted"  # where it had not begun
+
+    def speed_line(self) -> str:
+        """How many tokens were read and generated, and how fast."""
+        read_speed = self.num_fed_tokens / self._prompt_seconds if self._prompt_seconds else 0.0
+        speed = (len(self.ids) - 1) / self._decode_seconds if self._decode_seconds else 0.0
+        held, room = len(self._prompt_ids) + len(self.ids), self._chat._session.context_tokens
+        return (
+            f"read {self.num_fed_tokens} tokens, {read_speed:.1f} tok/s | generated {len(self.ids)} tokens, "
+            f"{speed:.1f} tok/s | context {held} of {room}"
+        )
+
+    def _generate(self) -> Generator[str, None, None]:
+        pending = b""
+        previous_id = self._prompt_ids[-1]
+        try:
+            for token_id in self._new_ids():
+                pending += self._chat._model.decode_token(token_id, previous_id)
+                previous_id = token_id
+                whole = utf8_complete(pending)
+                if whole:
+                    piece, pending = pending[:whole], pending[whole:]
+                    yield piece.decode("utf-8", "replace")
+        finally:
+            self.stop = self.stop or "interrupted"
+            self._record()
+            self._chat._answer = None
+
+    def _record(self) -> None:
+        """Make question and answer part of the conversation, unless it was interrupted before the answer began."""
+        chat = self._chat
+        if self.ids or self.stop == "end token":
+            before = [self._prompt_ids[-1], *self.ids]
+            said = b"".join(chat._model.decode_token(i, b) for b, i in zip(before, self.ids, strict=False))
+            chat.messages += [self._question, Message("assistant", said, tuple(self.ids))]
+
+    def _new_ids(self) -> Iterator[int]:
+        chat, session = self._chat, self._chat._session
+        start = time.perf_counter()
+        if not self._read():
+            return
+        token_id = self._pick()
+        self._prompt_seconds = time.perf_counter() - start
+        while not self._interrupted:
+            if chat._model.token_ends(token_id) or token_id in self._end_ids:
+                self.stop = "end token"
+                return
+            self.ids.append(token_id)
+            yield token_id
+            if chat._max_new_tokens is not None and len(self.ids) >= chat._max_new_tokens:
+                self.stop = "number of tokens"
+                return
+            if session.position >= session.context_tokens:
+                self.stop = "context's end"
+                return
+            start = time.perf_counter()
+            _feed(session, chat._held, [token_id])
+            token_id = self._pick()
+            self._decode_seconds += time.perf_counter() - start
+
+    def _read(self) -> bool:
+        """Bring the session from what it holds to this conversation; False if that was interrupted."""
+        chat, session, ids = self._chat, self._chat._session, self._prompt_ids
+        common = 0
+        while common < min(len(chat._held), len(ids) - 1) and chat._held[common] == ids[common]:
+            common += 1
+        session.rewind(common)
+        del chat._held[common:]
+        for start in range(common, len(ids), FEED_TOKENS):
+            if self._interrupted:
+                return False
+            piece = ids[start : start + FEED_TOKENS]
+            _feed(session, chat._held, piece)
+            self.num_fed_tokens += len(piece)
+            for token_id in piece:
+                chat._sampler.accept(token_id)
+        return True
+
+    def _pick(self) -> int:
+        logits = self._chat._session.logits
+        assert logits is not None
+        token_id = self._chat._sampler.pick(logits)
+        self._chat._sampler.accept(token_id)
+        return token_id
+
+
+def _feed(session: Session, held: list[int], ids: list[int]) -> None:
+    session.feed(ids)
+    held += ids
+
+
+def _template(model: Model) -> ChatTemplate:
+    info, template = model.info, model.chat_template
+    assert template is not None
+    bos, eos = model.token_text(info.bos_id) or "", model.token_text(info.eos_id) or ""
+    return ChatTemplate(template, bos_token=bos, eos_token=eos)
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
+
+
+def _text(raw: bytes) -> str:
+    """Bytes that are no UTF-8 (a generated character that was not finished) survive as lone surrogates."""
+    return raw.decode("utf-8", "surrogateescape")

@@ -1,0 +1,193 @@
+"""A Jinja chat template and messages to text, in parts: what the template writes, and what the messages say.
+
+The template runs in a process of its own (chat_template_worker.py) in Jinja's sandbox, with limits on time, memory and
+output; whatever it does ends in a text or a ChatError of one line. Which part of the text is a message's content is
+found by rendering twice: as it is, and with the contents between marks, characters of private use. Where the second
+text without its marks is the first, the marks tell; where it is not (the template shortens contents, or asks what they
+are), nothing tells, and whoever encodes the text must see to it that no content brings control tokens along.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+import threading
+import weakref
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final
+
+from llamita.errors import ChatError
+
+MAX_TEMPLATE_BYTES: Final = 64 << 10
+LIMIT_SECONDS: Final = 1.5  # for one text
+_START_SECONDS: Final = 30.0
+_MOST_CHARACTERS: Final = 1 << 20  # beside 16 times those of the contents
+_WORKER: Final = Path(__file__).with_name("chat_template_worker.py")
+
+# Supplementary Private Use Area-A: a mark that opens the content of message i, and one that closes it.
+_OPEN, _CLOSE, _MOST_MARKED = 0xF0000, "\U000ffffd", 0xFF00
+_MARKS = re.compile("[\U000f0000-\U000ffffd]")
+
+
+@dataclasses.dataclass(frozen=True)
+class TextPart:
+    """A stretch of a rendered text. message: the number of the message whose content it is, without white space at its
+    ends; None: what the template writes."""
+
+    text: str
+    message: int | None = None
+
+
+class ChatTemplate:
+    """A template, ready to render conversations. Not for several threads at once."""
+
+    def __init__(self, template: str, *, bos_token: str = "", eos_token: str = "") -> None:
+        """bos_token, eos_token: the texts of these tokens, which the template may write.
+
+        Raises ChatError if the template is no text, is too long, or jinja2 is missing. It is not looked into before
+        the first rendering.
+        """
+        if not isinstance(template, str):
+            raise ChatError(f"chat template: expected a text, found {type(template).__name__}")
+        size = len(template.encode("utf-8", "surrogatepass"))
+        if size > MAX_TEMPLATE_BYTES:
+            raise ChatError(f"chat template: expected at most {MAX_TEMPLATE_BYTES:,} bytes, found {size:,}")
+        if importlib.util.find_spec("jinja2") is None:
+            raise ChatError("chat template: rendering this one needs the package jinja2: pip install jinja2")
+        self._template = template
+        self._variables = {"bos_token": bos_token, "eos_token": eos_token}
+        self._process: subprocess.Popen[str] | None = None
+
+    def render(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True) -> str:
+        """The text of the conversation, as transformers' apply_chat_template renders it.
+
+        messages: each with "role" and "content", and whatever else the template knows. Raises ChatError for everything
+        that the template does wrong, and for what it says itself (raise_exception).
+        """
+        contents = sum(len(str(message.get("content", ""))) for message in messages)
+        return self._ask(
+            {
+                "messages": [dict(message) for message in messages],
+                "add_generation_prompt": add_generation_prompt,
+                "most_characters": _MOST_CHARACTERS + 16 * contents,
+            }
+        )
+
+    def render_parts(
+        self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True
+    ) -> list[TextPart] | None:
+        """The same text in parts; None if the template does more with contents than write and trim them."""
+        plain = self.render(messages, add_generation_prompt=add_generation_prompt)
+        contents = [message.get("content") for message in messages]
+        if len(messages) > _MOST_MARKED or any(_MARKS.search(str(text)) for text in [*contents, self._template]):
+            return None
+        marked = [_marked(number, message) for number, message in enumerate(messages)]
+        try:
+            parts = _parts(self.render(marked, add_generation_prompt=add_generation_prompt))
+        except ChatError:
+            return None
+        return parts if parts is not None and "".join(part.text for part in parts) == plain else None
+
+    def close(self) -> None:
+        """End the process. Rendering again starts another."""
+        if self._process is not None:
+            self._finalizer()
+            self._process = None
+
+    def __enter__(self) -> ChatTemplate:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # ---- the process
+
+    def _ask(self, request: dict[str, Any]) -> str:
+        if self._process is None:
+            self._start()
+        reply = self._exchange(request, LIMIT_SECONDS)
+        if reply is None:
+            raise ChatError(
+                f"chat template: it was stopped: rendering took more than {LIMIT_SECONDS} s, or crashed; the model's "
+                "template is broken or hostile"
+            )
+        if "error" in reply:
+            raise ChatError(f"chat template: {reply['error']}")
+        return reply["text"]
+
+    def _start(self) -> None:
+        command = [sys.executable, "-I", "-S", str(_WORKER), json.dumps([path or "." for path in sys.path])]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, encoding="ascii"
+        )
+        self._finalizer = weakref.finalize(self, _end, self._process)
+        if self._exchange({"template": self._template, "variables": self._variables}, _START_SECONDS) is None:
+            raise ChatError("chat template: the process that renders it could not be started")
+
+    def _exchange(self, request: dict[str, Any], seconds: float) -> dict[str, str] | None:
+        """One line there and one back; None if the process ended, by itself or because the time was over."""
+        process = self._process
+        assert process is not None and process.stdin is not None and process.stdout is not None
+        alarm = threading.Timer(seconds, process.kill)
+        alarm.start()
+        try:
+            process.stdin.write(json.dumps(request) + "\n")
+            process.stdin.flush()
+            line = process.stdout.readline()
+        except OSError:
+            line = ""
+        finally:
+            alarm.cancel()
+        if not line.endswith("\n"):
+            self.close()
+            return None
+        reply: dict[str, str] = json.loads(line)
+        return reply
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    process.kill()
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            with contextlib.suppress(OSError):  # what was left to write to a process that has ended
+                pipe.close()
+    process.wait()
+
+
+def _marked(number: int, message: Mapping[str, Any]) -> dict[str, Any]:
+    """The message with marks around its content, inside the white space at its ends, which templates trim."""
+    content = message.get("content")
+    if not isinstance(content, str) or not content.strip():
+        return dict(message)
+    core = content.strip()
+    start = content.index(core)
+    marked = content[:start] + chr(_OPEN + number) + core + _CLOSE + content[start + len(core) :]
+    return {**message, "content": marked}
+
+
+def _parts(text: str) -> list[TextPart] | None:
+    """A text with marks to its parts; None if one is missing, as when a template cuts contents."""
+    parts: list[TextPart] = []
+    at, inside = 0, None
+    for mark in _MARKS.finditer(text):
+        closes = mark.group() == _CLOSE
+        if closes == (inside is None):
+            return None
+        if mark.start() > at:
+            parts.append(TextPart(text[at : mark.start()], inside))
+        inside = None if closes else ord(mark.group()) - _OPEN
+        at = mark.end()
+    if inside is not None:
+        return None
+    if at < len(text):
+        parts.append(TextPart(text[at:]))
+    return parts
