@@ -1,5 +1,6 @@
 /* test_sampler.c: the sampler against one that sorts, its odds against probabilities, and its refusals. */
 #include "random_model.h"
+#include "sampler_passes.h"
 
 static llamita_error error;
 static const llamita_sampler_params off = {.temperature = 1.0f, .top_p = 1.0f, .repetition_penalty = 1.0f};
@@ -30,9 +31,9 @@ static int by_weight(const void *left, const void *right) {
 }
 
 /* By sorting: the candidates in order, and the probabilities they are drawn with. Returns how many. doubtful: the last
- * one is so near to a limit that rounding may decide. */
-static int32_t naive_candidates(const llamita_sampler_params *p, const float *logits, int32_t n, candidate *out,
-                                bool *doubtful) {
+ * one is so near to a limit, by this share, that rounding may decide. */
+static int32_t naive_candidates(const llamita_sampler_params *p, const float *logits, int32_t n, double share,
+                                candidate *out, bool *doubtful) {
     float largest = logits[0];
     for (int32_t i = 1; i < n; i++) largest = fmaxf(largest, logits[i]);
     double total = 0, mass = 0;
@@ -44,11 +45,11 @@ static int32_t naive_candidates(const llamita_sampler_params *p, const float *lo
     if (p->top_p < 1.0f)
         for (int32_t i = 0; i < kept; i++) {
             mass += out[i].weight;
-            *doubtful |= fabs(mass / total - (double)p->top_p) < 1e-5;
+            *doubtful |= fabs(mass / total - (double)p->top_p) < share;
             if (mass >= (double)p->top_p * total) kept = i + 1;
         }
     for (int32_t i = 0; i < kept; i++) {
-        *doubtful |= fabs(out[i].weight - (double)p->min_p) < 1e-5 && p->min_p > 0.0f;
+        *doubtful |= fabs(out[i].weight - (double)p->min_p) < share && p->min_p > 0.0f;
         if (out[i].weight < (double)p->min_p) kept = i;
     }
     total = 0;
@@ -63,7 +64,7 @@ static void check_odds(llamita_sampler_params params, const float *logits, int32
     candidate *expected = allocate_or_die((size_t)vocab_size * sizeof *expected);
     int *counts = allocate_or_die((size_t)vocab_size * sizeof *counts);
     bool doubtful;
-    const int32_t kept = naive_candidates(&params, logits, vocab_size, expected, &doubtful);
+    const int32_t kept = naive_candidates(&params, logits, vocab_size, 1e-5, expected, &doubtful);
     llamita_sampler *sampler = open_sampler(params, vocab_size);
     for (int i = 0; i < DRAWS && !doubtful; i++) counts[pick(sampler, logits)]++;
     for (int32_t i = 0; i < kept && !doubtful; i++) {
@@ -105,6 +106,108 @@ static void test_odds(void) {
     params.top_p = 0.101f;
     check_odds(params, logits, 300);
     check_odds(off, logits, 300);
+}
+
+/* ------------------------------------------------------------------ large vocabularies */
+
+static int by_id(const void *left, const void *right) {
+    const candidate *a = left, *b = right;
+    return (a->id > b->id) - (a->id < b->id);
+}
+
+/* The numbers that the sampler draws: splitmix64. */
+static double next_random(uint64_t *state) {
+    uint64_t z = *state += 0x9e3779b97f4a7c15u;
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
+    return (double)((z ^ z >> 31) >> 11) * 0x1p-53;
+}
+
+enum { LARGE = 20011 };
+
+/* Picks in a row are those of sorting and adding up. Returns 1 if rounding may decide what is kept: none was tried. */
+static int check_picks(llamita_sampler_params params, const float *logits, int32_t vocab_size) {
+    static candidate expected[LARGE];
+    bool doubtful;
+    const int32_t kept = naive_candidates(&params, logits, vocab_size, 5e-6, expected, &doubtful);
+    if (doubtful) return 1;
+    qsort(expected, (size_t)kept, sizeof *expected, by_id);
+    llamita_sampler *sampler = open_sampler(params, vocab_size);
+    uint64_t state = params.seed;
+    for (int draw = 0; draw < 20; draw++) {
+        double left = next_random(&state);
+        int32_t at = 0;
+        while (at < kept - 1 && left >= expected[at].weight) left -= expected[at++].weight;
+        const bool near_border = left < 5e-6 || expected[at].weight - left < 5e-6;
+        const int32_t found = pick(sampler, logits);
+        CHECK(found == expected[at].id || near_border, "k %d p %g min %g t %g: draw %d: %d, expected %d",
+              (int)params.top_k, (double)params.top_p, (double)params.min_p, (double)params.temperature, draw,
+              (int)found, (int)expected[at].id);
+    }
+    llamita_sampler_close(sampler);
+    return 0;
+}
+
+/* Peaked, wide, flat, with the mass at the end, and with so many equal ones that the cut goes through them. */
+static void fill_large(float *logits, int32_t vocab_size, int shape) {
+    for (int32_t i = 0; i < vocab_size; i++) {
+        float noise = 0;
+        for (int j = 0; j < 6; j++) noise += random_float(); /* almost normal, deviation 1.4 */
+        const float rank = -1.1f * logf((float)(i + 1));
+        const float late = -0.01f * (float)(vocab_size - i);
+        const float values[] = {rank + 2.0f * noise, rank + noise,         0.3f * noise, late,
+                                floorf(noise),       floorf(noise + rank), 0.0f,         40.0f * noise};
+        logits[i] = values[shape];
+    }
+}
+
+static void test_large(void) {
+    static float logits[LARGE];
+    static const float masses[] = {0.9f, 0.5f, 0.95f, 0.999f, 0.01f, 1.0f};
+    int doubtful = 0, cases = 0;
+    for (int shape = 0; shape < 8; shape++)
+        for (int round = 0; round < 10; round++) {
+            const int32_t vocab_size = round == 0 ? LARGE : round == 1 ? 16 * 256 : 1 + random_below(LARGE);
+            fill_large(logits, vocab_size, shape);
+            llamita_sampler_params params = off;
+            params.seed = (uint64_t)round;
+            params.temperature = round % 3 == 0 ? 1.0f : 0.4f + 0.3f * (float)random_below(5);
+            params.top_p = masses[round % 6];
+            if (round >= 5) params.top_k = round % 2 ? 40 : 1 + random_below(vocab_size);
+            if (round % 4 == 3) params.min_p = 0.01f;
+            doubtful += check_picks(params, logits, vocab_size);
+            cases++;
+        }
+    CHECK(doubtful < cases / 4, "%d of %d cases were left to rounding", doubtful, cases);
+}
+
+/* ------------------------------------------------------------------ the loops */
+
+/* Every instruction set that this machine has gives the bits of the plain loops, which are those of exp(). */
+static void test_passes(void) {
+    enum { CHUNKS = 9, N = CHUNKS * CHUNK };
+    static float values[N], weights[2][N], columns[2][CHUNKS * CHUNK_LANES];
+    static uint32_t bits[2][CHUNKS * CHUNK_LANES];
+    double masses[2][3][CHUNKS];
+    const sampler_passes *passes[] = {&sampler_passes_portable, sampler_passes_select()};
+    for (int i = 0; i < N; i++) values[i] = 30.0f - 30.0f * fabsf(random_float()) * (i % 7 ? 1.0f : 20.0f);
+    values[0] = -INFINITY;
+    const float scale = 1.44269504f;
+    for (int v = 0; v < 2; v++) {
+        passes[v]->weigh(values, CHUNKS, 30.0f, scale, weights[v], masses[v][0]);
+        passes[v]->weigh_upper(weights[v], CHUNKS, 1e-9f, masses[v][1]);
+        passes[v]->mark(weights[v], CHUNKS, 1e-9f, 1e-3f, bits[v], masses[v][2]);
+        CHECK(!passes[v]->survey(values, CHUNKS, columns[v]), "an infinite one");
+    }
+    CHECK(memcmp(weights[0], weights[1], sizeof *weights) == 0, "weights");
+    CHECK(memcmp(masses[0], masses[1], sizeof *masses) == 0, "masses");
+    CHECK(memcmp(bits[0], bits[1], sizeof *bits) == 0, "bits");
+    CHECK(memcmp(columns[0], columns[1], sizeof *columns) == 0, "columns");
+    CHECK(weights[0][0] == 0.0f, "exp(-infinity): %g", (double)weights[0][0]);
+    for (int i = 1; i < N; i++) {
+        const double x = (double)values[i] - 30.0, expected = exp(x), found = (double)weights[0][i];
+        CHECK(fabs(found - expected) <= (4e-6 - 1.5e-7 * x) * expected + 2e-38, "exp(%g): %g", x, found);
+    }
 }
 
 /* ------------------------------------------------------------------ the rest */
@@ -203,6 +306,8 @@ static void test_refusals(void) {
 int main(void) {
     test_greedy();
     test_odds();
+    test_large();
+    test_passes();
     test_fixed_draws();
     test_penalty();
     test_refusals();
