@@ -24,9 +24,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t num_bytes) {
 
 #ifdef FUZZ_MAIN
 static buffer write_variant(uint32_t variant, field_list *fields) {
-    static const uint32_t types[] = {TENSOR_F32, TENSOR_F16, TENSOR_BF16, TENSOR_Q8_0, TENSOR_Q4_0, TENSOR_Q4_1};
+    static const uint32_t types[] = {TENSOR_F32,  TENSOR_F16,  TENSOR_BF16, TENSOR_Q8_0,   TENSOR_Q4_0,
+                                     TENSOR_Q4_1, TENSOR_Q5_0, TENSOR_Q5_1, TENSOR_IQ4_NL, TENSOR_MXFP4};
     gguf_draft d;
-    draft_llama(&d, types[variant % 6], variant & 1);
+    draft_llama(&d, types[variant % 10], variant & 1);
     d.version = 2 + (variant >> 1 & 1);
     if (variant & 4) {
         draft_byte_level(&d, variant & 8 ? "qwen2" : "llama-bpe");
