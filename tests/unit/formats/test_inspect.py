@@ -23,13 +23,14 @@ def folder(make_checkpoint: MakeCheckpoint, tmp_path_factory: pytest.TempPathFac
     make_checkpoint(root / "model", "llama")
     export(root / "model", root / "model.gguf", "q8_0")
     export(root / "model", root / "model.bin")
+    export(root / "model", root / "sharded", shard_bytes=50_000)
     return root
 
 
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
-        ("model", "checkpoint"), ("model.gguf", "GGUF"), ("model.bin", "llama2.c model v0"),
+        ("model", "checkpoint"), ("sharded", "checkpoint"), ("model.gguf", "GGUF"), ("model.bin", "llama2.c model v0"),
         ("tokenizer.bin", "tokenizer"), ("model/model.safetensors", "safetensors"),
         ("model/tokenizer.json", "tokenizer"), ("model/tokenizer.model", "tokenizer"),
     ],
