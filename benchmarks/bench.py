@@ -21,6 +21,7 @@ import bench_peer
 from bench_protocol import SideError, compare
 from bench_results import Result, append_rows, csv_rows, make_result, make_table, table_cells
 from bench_sides import READING_FLAGS, REFERENCE_FLAGS, ROOT, Bench
+from bench_worker import KERNELS_VARIABLE
 from bench_works import OURS, Work, all_works, choose_works
 from rich.console import Console
 
@@ -40,6 +41,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="2 rounds of a quarter of the tokens, not recorded")
     parser.add_argument("--threads", type=int, default=min(DEFAULT_THREADS, len(os.sched_getaffinity(0))),
                         help="at most so many, on both sides (default: 2, or the one there is)")  # fmt: skip
+    parser.add_argument("--kernels", help="ours; default: avx2 where llama.cpp is compared with, which `make compat` "
+                                          "builds for AVX2, else the fastest")  # fmt: skip
     parser.add_argument("--llama-cpp", type=Path, metavar="DIR", help="a build of llama.cpp with llama-bench in it")
     parser.add_argument("--no-peer", action="store_true", help="ours only")
     parser.add_argument("--models", type=Path, default=ROOT / "build" / "bench-models", metavar="DIR",
@@ -71,7 +74,7 @@ def describe_machine(bench: Bench, console: Console) -> None:
     compiler = f"reference/run.c {' '.join(REFERENCE_FLAGS)}, reading {' '.join(READING_FLAGS)}"
     lines = [
         f"{processor_name()}, {cores} cores, at most {bench.threads} threads used",
-        f"llamita {engine.version()}, kernels {engine.kernels()}",
+        f"llamita {engine.version()}, kernels {os.environ.get(KERNELS_VARIABLE, engine.kernels())}",
         f"{compiler_version()}: {compiler}",
         *bench.describe_peers(),
     ]
@@ -104,6 +107,9 @@ def main() -> int:
     if arguments.list or not works:
         print("\n".join(work.name for work in all_works()))
         return 0 if arguments.list else 2
+    kernels = arguments.kernels or ("avx2" if engine.kernels() == "avxvnni" and not arguments.no_peer else None)
+    if kernels is not None:
+        os.environ[KERNELS_VARIABLE] = kernels  # the workers inherit it
     console = Console(width=None if sys.stdout.isatty() else 200)
     bench = Bench(arguments.models, arguments.threads, arguments.llama_cpp, not arguments.no_peer)
     results_path = ROOT / "benchmarks" / "results" / f"{platform.machine()}-{os.cpu_count()}cores.csv"

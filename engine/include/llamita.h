@@ -56,7 +56,7 @@ typedef struct {
 /* "0.1.0". Static. */
 LLAMITA_API const char *llamita_version(void);
 
-/* The kernels that kernels="auto" selects on this processor: "avx2", "dotprod" (ARM), "neon" or "scalar". Static. */
+/* The kernels that kernels="auto" selects on this processor: "avxvnni", "avx2", "dotprod" (ARM), "neon" or "scalar". Static. */
 LLAMITA_API const char *llamita_kernels(void);
 
 /* ------------------------------------------------------------------ model */
@@ -64,8 +64,8 @@ LLAMITA_API const char *llamita_kernels(void);
 typedef struct {
     const char *tokenizer_path; /* NULL: the tokenizer inside the GGUF. A llama2.c tokenizer.bin, or a GGUF whose
                                    tokenizer is used; required for llama2.c model files (else only ids work). */
-    const char *kernels;        /* NULL or "auto", "scalar", "avx2", "neon", "dotprod" (NEON with dot product); an
-                                   unavailable one is an error. */
+    const char *kernels;        /* NULL or "auto", "scalar", "avx2", "avxvnni", "neon", "dotprod" (NEON with dot
+                                   product); an unavailable one is an error. */
 } llamita_model_params;
 
 typedef struct {

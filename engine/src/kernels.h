@@ -69,7 +69,8 @@ typedef struct kernels kernels;
 
 extern const kernels kernels_scalar; /* the oracle: plain C, everywhere */
 #if defined(__x86_64__)
-extern const kernels kernels_avx2; /* AVX2, FMA, F16C */
+extern const kernels kernels_avx2;    /* AVX2, FMA, F16C */
+extern const kernels kernels_avxvnni; /* and AVX-VNNI; where the compiler knows it (LLAMITA_HAS_AVXVNNI) */
 #elif defined(__aarch64__)
 extern const kernels kernels_neon;    /* every such processor */
 extern const kernels kernels_dotprod; /* NEON with the dot product extension */

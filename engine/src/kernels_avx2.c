@@ -7,7 +7,7 @@
 #include "exponential.h"
 #include "kernels.h"
 
-#if defined(__x86_64__)
+#if defined(__AVX2__)
 #include <immintrin.h>
 #include <math.h>
 
@@ -151,7 +151,23 @@ INLINE __m256i broadcast_quad(const activation_block *block, int q) {
     return _mm256_set1_epi32(four);
 }
 
-/* whole[c] += sum of code * value over quads [first, last) of a block, for each column, exact. */
+#if defined(KERNELS_AVXVNNI)
+/* As below, with the instruction that does it all. */
+INLINE void sum_quads(const uint8_t *codes, const activation_block *const *blocks, const int first, const int last,
+                      const int columns, const panel_format format, __m256i *whole) {
+    UNROLL for (int c = 0; c < columns; c++) whole[c] = _mm256_setzero_si256();
+    UNROLL for (int q = first; q < last; q++) {
+        const __m256i code = load_quad(codes, q, format);
+        const __m256i magnitude = format == PANEL_Q8_0 ? _mm256_abs_epi8(code) : code;
+        UNROLL for (int c = 0; c < columns; c++) {
+            __m256i value = broadcast_quad(blocks[c], q);
+            if (format == PANEL_Q8_0) value = _mm256_sign_epi8(value, code);
+            whole[c] = _mm256_dpbusd_avx_epi32(whole[c], magnitude, value);
+        }
+    }
+}
+#else
+/* whole[c] = sum of code * value over quads [first, last) of a block, for each column, exact. */
 INLINE void sum_quads(const uint8_t *codes, const activation_block *const *blocks, const int first, const int last,
                       const int columns, const panel_format format, __m256i *whole) {
     const __m256i ones = _mm256_set1_epi16(1);
@@ -171,6 +187,8 @@ INLINE void sum_quads(const uint8_t *codes, const activation_block *const *block
         }
     }
 }
+
+#endif
 
 /* The block's part of sums[c], in the order of kernels.h. */
 INLINE void add_block(const uint8_t *codes, const uint8_t *header, const uint8_t *super,
@@ -385,8 +403,13 @@ static void swiglu(float *gate, const float *up, int64_t length) {
     _mm256_maskstore_ps(gate + i, mask, last);
 }
 
+#if defined(KERNELS_AVXVNNI)
+const kernels kernels_avxvnni = {
+    .name = "avxvnni",
+#else
 const kernels kernels_avx2 = {
     .name = "avx2",
+#endif
     .matmul = {matmul_f32, matmul_f16, matmul_bf16, matmul_i8, matmul_q8_0, matmul_q4_0, matmul_q4_1, matmul_q5_1,
                matmul_q4_k, matmul_q5_k, matmul_q6_k},
     .quantise = quantise,

@@ -9,6 +9,14 @@ static bool has_avx2(void) {
     __builtin_cpu_init();
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
 }
+
+#if defined(LLAMITA_HAS_AVXVNNI)
+#include <cpuid.h>
+static bool has_avxvnni(void) {
+    unsigned a, b, c, d;
+    return has_avx2() && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1) != 0;
+}
+#endif
 #elif defined(__aarch64__) && defined(__linux__)
 #include <sys/auxv.h>
 #if !defined(HWCAP_ASIMDDP)
@@ -32,6 +40,9 @@ static bool has_dot_product(void) { return false; } /* no known way to ask */
 static int find_tables(const kernels *tables[MOST_TABLES]) {
     int count = 0;
 #if defined(__x86_64__)
+#if defined(LLAMITA_HAS_AVXVNNI)
+    if (has_avxvnni()) tables[count++] = &kernels_avxvnni;
+#endif
     if (has_avx2()) tables[count++] = &kernels_avx2;
 #elif defined(__aarch64__)
     if (has_dot_product()) tables[count++] = &kernels_dotprod;

@@ -274,8 +274,8 @@ static llamita_status select_kernels(llamita_model *model, const char *path, con
     model->kernels = kernels_select(name);
     if (!model->kernels) {
         return error_set(error, LLAMITA_ERROR_ARGUMENT,
-                         "cannot open model %s: kernels: expected auto, scalar or, on a processor that has it, avx2, neon "
-                         "or dotprod; found %s",
+                         "cannot open model %s: kernels: expected auto, scalar or, on a processor that has it, avx2, "
+                         "avxvnni, neon or dotprod; found %s",
                          error_path(path), name ? name : "none");
     }
     const char *selected = kernels_name(model->kernels);

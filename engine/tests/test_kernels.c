@@ -3,7 +3,7 @@
 
 #include "exponential.h"
 
-static const kernels *tables[3];
+static const kernels *tables[5];
 static int num_tables;
 
 /* The exact sum of products, and the sum of their magnitudes, which bounds the rounding error. */
@@ -302,9 +302,9 @@ static void test_select(void) {
 }
 
 int main(void) {
-    static const char *const others[] = {"avx2", "neon", "dotprod"};
+    static const char *const others[] = {"avx2", "avxvnni", "neon", "dotprod"};
     tables[num_tables++] = &kernels_scalar;
-    for (int i = 0; i < 3; i++)
+    for (int i = 0; i < 4; i++)
         if (kernels_select(others[i]) != NULL) tables[num_tables++] = kernels_select(others[i]);
     test_select();
     test_halves();

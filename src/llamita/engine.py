@@ -280,7 +280,7 @@ def version() -> str:
 
 
 def kernels() -> str:
-    """The kernels that are chosen on this processor: "avx2", "dotprod" (ARM), "neon" or "scalar"."""
+    """The kernels that are chosen on this processor: "avxvnni", "avx2", "dotprod" (ARM), "neon" or "scalar"."""
     return str(_library().llamita_kernels().decode())
 
 
@@ -356,7 +356,7 @@ class Model(_Owned):
         """Open a GGUF or llama2.c file (found by content).
 
         tokenizer: a llama2.c tokenizer.bin, or a GGUF to take the tokenizer from; None: the one in the file.
-        kernels: "auto" (also None), "scalar", "avx2", "neon" or "dotprod". EngineError if the files are not right.
+        kernels: "auto" (also None), "scalar", "avx2", "avxvnni", "neon" or "dotprod". EngineError if the files are not right.
         """
         params = _ModelParams(os.fsencode(tokenizer) if tokenizer is not None else None, kernels and kernels.encode())
         handle = ctypes.c_void_p()
@@ -801,7 +801,7 @@ def load(
     """Open a model file for the engine; with no path, the story model that comes with the package.
 
     tokenizer: a llama2.c tokenizer.bin (required for llama2.c models), or a GGUF to take the tokenizer from.
-    kernels: "auto" (also None), "scalar", "avx2", "neon" or "dotprod". EngineError if anything is wrong with the files.
+    kernels: "auto" (also None), "scalar", "avx2", "avxvnni", "neon" or "dotprod". EngineError if anything is wrong with the files.
     """
     if path is None and not PACKAGED_MODEL.is_file():
         raise EngineError(f"the packaged model: expected it at {PACKAGED_MODEL}, found nothing; name a model file")

@@ -57,7 +57,7 @@ class ChatFlags:
     context: Annotated[int, tyro.conf.arg(aliases=["-c"])] = 0
     """Keep room for this many tokens; 0: the model's context."""
     kernels: str = "auto"
-    """auto, scalar, avx2, or on ARM neon, dotprod."""
+    """auto, scalar, avx2, avxvnni, or on ARM neon, dotprod."""
     verbose: Annotated[bool, tyro.conf.arg(aliases=["-v"])] = False
     """Tell the speed after each answer, also where stderr is no terminal."""
 

@@ -46,7 +46,7 @@ class RunFlags:
     context: Annotated[int, tyro.conf.arg(aliases=["-c"])] = 0
     """Keep room for this many tokens; 0: the model's context."""
     kernels: str = "auto"
-    """auto, scalar, avx2, or on ARM neon, dotprod."""
+    """auto, scalar, avx2, avxvnni, or on ARM neon, dotprod."""
 
     def __post_init__(self) -> None:
         check(self.num_tokens >= 0, f"--num-tokens: expected 0 or more, found {self.num_tokens}")
