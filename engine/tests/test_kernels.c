@@ -196,7 +196,7 @@ static void test_quantise(void) {
     float values[LENGTH];
     activation_block expected[LENGTH / 32], found[LENGTH / 32];
     for (int i = 0; i < LENGTH; i++) values[i] = random_float() * powf(10.0f, (float)(i / 32 - 32));
-    for (int i = 0; i < 32; i++) values[40 * 32 + i] = (float)(i - 16) * 0.5f; /* ties */
+    for (int i = 0; i < 32; i++) values[40 * 32 + i] = i == 0 ? 127.0f : (float)(i - 16) * 0.5f; /* ties: the scale is 1 */
     for (int i = 0; i < 32; i++) values[41 * 32 + i] = 0.0f;
     for (int i = 0; i < 32; i++) values[42 * 32 + i] = -0.0f;
     values[43 * 32 + 5] = NAN;

@@ -80,8 +80,8 @@ class Chat:
         """The answer to a text: an iterator of pieces of str, which computes as it is read.
 
         Question and answer become part of `messages` when the answer ends, also early (Answer.interrupt and close;
-        asking again closes the answer before). Raises ChatError if the conversation does not fit the context, or the template
-        refuses it: then the question was not asked.
+        asking again closes the answer before). Raises ChatError if the conversation does not fit the context, or the
+        template refuses it: then the question was not asked.
         """
         if self._answer is not None:
             self._answer.close()

@@ -18,7 +18,7 @@ from llamita.formats.export import export
 from llamita.formats.importing import import_model
 from llamita.formats.verify import torch_logits
 from llamita.tokenizer import load_tokenizer
-from llamita.tokenizer.chat_template import CHAT_TEMPLATES
+from llamita.tokenizer.family_templates import CHAT_TEMPLATES
 
 pytestmark = pytest.mark.compat
 

@@ -14,6 +14,9 @@ from llamita.errors import ConfigError
 
 Flags = TypeVar("Flags")
 
+# What --verify says → what the library is asked for; None: the library decides by the model's size.
+VERIFY: dict[str, bool | None] = {"auto": None, "yes": True, "no": False}
+
 
 def parse(flags: type[Flags], argv: Sequence[str], prog: str) -> Flags:
     """Parse argv into the dataclass `flags`; --help prints and exits with 0.

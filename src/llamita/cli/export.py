@@ -6,12 +6,12 @@ import dataclasses
 import re
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
 from llamita.cli.byte_progress import byte_progress
-from llamita.cli.command import parse, requires_extra
+from llamita.cli.command import VERIFY, parse, requires_extra
 from llamita.cli.table import print_table
 from llamita.errors import ConfigError
 
@@ -37,8 +37,8 @@ class ExportFlags:
     """The type of a folder's weights (default: the checkpoint's)."""
     shard_size: Annotated[str | None, tyro.conf.arg(metavar="SIZE")] = None
     """The largest file of a folder's weights, as 5GB or 500MB (default: one file)."""
-    verify: bool | None = None
-    """Compare logits of what was written, run by the engine, with the checkpoint's (default: up to 200M weights)."""
+    verify: Literal["auto", "yes", "no"] = "auto"
+    """Compare logits of what was written, run by the engine, with the checkpoint's; auto: up to 200M weights."""
 
 
 def main(argv: list[str]) -> None:
@@ -54,7 +54,7 @@ def main(argv: list[str]) -> None:
                 version=flags.version,
                 dtype=flags.dtype,
                 shard_bytes=None if flags.shard_size is None else parse_bytes(flags.shard_size),
-                verify=flags.verify,
+                verify=VERIFY[flags.verify],
                 progress=progress,
             )
     kinds = ", ".join(f"{count} {name}" for name, count in report.num_tensors_by_type.items())
@@ -69,7 +69,7 @@ def main(argv: list[str]) -> None:
     if report.tokenizer_path is not None:
         rows.append(("tokenizer", str(report.tokenizer_path)))
     rows.append(("took", f"{report.seconds:.1f} s, {report.num_bytes / max(report.seconds, 1e-9) / 1e6:,.0f} MB/s"))
-    rows.append(("verified", "no (--verify)" if report.verification is None else report.verification.line()))
+    rows.append(("verified", "no (--verify yes)" if report.verification is None else report.verification.line()))
     rows += [("note", remark) for remark in report.remarks]
     print_table(rows, sys.stderr)
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
 from llamita.cli.byte_progress import byte_progress
-from llamita.cli.command import parse, requires_extra
+from llamita.cli.command import VERIFY, parse, requires_extra
 from llamita.cli.table import print_table
 
 
@@ -33,8 +33,8 @@ class ImportFlags:
     """How a chat is written (default: the source's own; for Meta's folders by their name)."""
     context_tokens: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """The longest text (default: what the source says; Meta's say nothing, the report says what was taken)."""
-    verify: bool | None = None
-    """Compare logits of what was written with the source's (default: for models of up to 200M weights)."""
+    verify: Literal["auto", "yes", "no"] = "auto"
+    """Compare logits of what was written with the source's; auto: for models of up to 200M weights."""
 
 
 def main(argv: list[str]) -> None:
@@ -50,7 +50,7 @@ def main(argv: list[str]) -> None:
                 dtype=flags.dtype,
                 chat_template=flags.chat_template,
                 context_tokens=flags.context_tokens,
-                verify=flags.verify,
+                verify=VERIFY[flags.verify],
                 progress=progress,
             )
     config = report.config
@@ -67,7 +67,7 @@ def main(argv: list[str]) -> None:
         ),
         ("tensors", kinds),
         ("took", f"{report.seconds:.1f} s, {report.num_bytes / max(report.seconds, 1e-9) / 1e6:,.0f} MB/s"),
-        ("verified", "no (--verify)" if report.verification is None else report.verification.line()),
+        ("verified", "no (--verify yes)" if report.verification is None else report.verification.line()),
     ]
     rows += [("note", remark) for remark in report.remarks]
     print_table(rows, sys.stderr)

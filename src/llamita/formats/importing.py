@@ -24,7 +24,7 @@ from llamita.formats.source_llama2c import open_llama2c
 from llamita.formats.stored_tensors import DTYPES, TensorEntry, TensorReader, checked
 from llamita.formats.tensor_table import tensor_table
 from llamita.formats.verify import Verification, is_small, verify_import
-from llamita.tokenizer.chat_template import check_template_name, replace_chat_template
+from llamita.tokenizer.family_templates import check_template_name, replace_chat_template
 
 # Called with the bytes written so far and in all.
 Progress = Callable[[int, int], None]
@@ -62,8 +62,8 @@ def import_model(
 
     source: a folder of Meta's or Hugging Face's, a Hugging Face hub id, a GGUF, llama2.c's .bin or .pt. tokenizer:
     where it is not with the model. dtype: of the weights, one of DTYPES; None keeps the source's (float32 for what was
-    quantised). chat_template: a name of tokenizer/chat_template.py or "none"; None: as the source says. context_tokens:
-    None is the source's. verify: compare logits of what was written with the source's; None: if the model is small.
+    quantised). chat_template: a name of tokenizer/family_templates.py or "none"; None: as the source says.
+    context_tokens: None is the source's. verify: compare logits of what was written with the source's; None: if the model is small.
     Raises FormatError, TokenizerError, ConfigError, NetworkError, OutputError.
     """
     source, out = Path(source), Path(out)

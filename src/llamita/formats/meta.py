@@ -25,7 +25,7 @@ from llamita.formats.pickled import copied, load_pickle, named_tensors
 from llamita.formats.source import ModelSource, Wishes, check_fit, in_halves_order, with_context
 from llamita.formats.tensor_table import MAX_LAYERS, TensorSpec, check_tensors, tensor_table
 from llamita.tokenizer import Tokenizer, load_tokenizer
-from llamita.tokenizer.chat_template import CHAT_TEMPLATES, NO_TEMPLATE, check_template_fits
+from llamita.tokenizer.family_templates import CHAT_TEMPLATES, NO_TEMPLATE, check_template_fits
 from llamita.tokenizer.loading import is_tiktoken_file, load_tiktoken
 
 NUM_SHARDS: Final = (1, 2, 4, 8, 16)

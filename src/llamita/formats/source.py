@@ -23,8 +23,8 @@ MAX_CONTEXT_TOKENS = 1 << 24
 class Wishes:
     """What the user says about a source that the source may not say itself.
 
-    tokenizer: its file or folder. chat_template: a name of tokenizer/chat_template.py, "none", or None: as the source
-    says. context_tokens: the longest text to use it for, where that is not what the source says."""
+    tokenizer: its file or folder. chat_template: a name of tokenizer/family_templates.py, "none", or None: as the
+    source says. context_tokens: the longest text to use it for, where that is not what the source says."""
 
     tokenizer: Path | None = None
     chat_template: str | None = None

@@ -25,7 +25,7 @@ from llamita.formats.source import ModelSource, Wishes, byte_remarks, check_fit,
 from llamita.formats.stored_tensors import FLOAT_DTYPES, INDEX, WEIGHTS, open_stored_tensors, read_index
 from llamita.formats.tensor_table import check_tensors, tensor_table
 from llamita.tokenizer import Tokenizer, load_tokenizer
-from llamita.tokenizer.chat_template import NO_TEMPLATE, check_template_fits
+from llamita.tokenizer.family_templates import NO_TEMPLATE, check_template_fits
 
 PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 _BUFFERS = re.compile(r"(model\.)?(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")

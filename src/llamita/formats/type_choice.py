@@ -15,6 +15,8 @@ from collections.abc import Mapping
 
 from llamita.errors import ConfigError
 from llamita.formats.quantize import TYPES, TypeName
+from llamita.formats.quantize_blocks import BLOCK
+from llamita.formats.quantize_k import SUPER
 
 Shape = tuple[int, ...]
 
@@ -59,19 +61,17 @@ def choose_types(shapes: Mapping[str, Shape], wanted: WantedType) -> dict[str, T
 
 def type_remarks(shapes: Mapping[str, Shape], wanted: WantedType) -> tuple[str, ...]:
     """A sentence for each type that tensors got because their rows are not whole blocks of the planned one."""
-    types = choose_types(shapes, wanted)
-    groups: dict[tuple[TypeName, TypeName], list[str]] = {}
-    for name, type in types.items():
-        planned = _planned(name, shapes, wanted)
-        if type != planned:
-            groups.setdefault((planned, type), []).append(name)
+    groups: dict[TypeName, list[str]] = {}
+    for name, type in choose_types(shapes, wanted).items():
+        if type != _planned(name, shapes, wanted):
+            groups.setdefault(type, []).append(name)
     remarks = []
-    for (planned, type), names in groups.items():
+    for type, names in groups.items():
         kinds = sorted({name.split(".")[-2] for name in names})
         lengths = sorted({shapes[name][-1] for name in names})
         remarks.append(
             f"{len(names)} tensors ({', '.join(kinds)}) are stored as {type}: their rows of "
-            f"{', '.join(map(str, lengths))} numbers are not whole blocks of {TYPES[planned].block_elements}"
+            f"{', '.join(map(str, lengths))} numbers are not whole blocks of {BLOCK if type == 'F16' else SUPER}"
         )
     return tuple(remarks)
 

@@ -127,7 +127,7 @@ def compare(
     """Raise FormatError(what: …) if logits [n, V] are farther apart than the bound."""
     if not np.isfinite(original).all():
         raise FormatError(
-            f"{what}: the logits of {against} itself are not finite: its weights are broken (--no-verify writes it)"
+            f"{what}: the logits of {against} itself are not finite: its weights are broken (--verify no writes it)"
         )
     difference = written.astype(np.float64) - original.astype(np.float64)
     power = float(np.square(original.astype(np.float64)).sum())

@@ -19,7 +19,7 @@ from llamita.formats.export import export  # noqa: E402
 from llamita.formats.gguf import GgufFile, read_gguf, write_gguf  # noqa: E402
 from llamita.formats.importing import import_model  # noqa: E402
 from llamita.tokenizer import load_tokenizer  # noqa: E402
-from llamita.tokenizer.chat_template import CHAT_TEMPLATES  # noqa: E402
+from llamita.tokenizer.family_templates import CHAT_TEMPLATES  # noqa: E402
 
 MakeCheckpoint = Callable[..., Path]
 LLAMA3 = {

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from llamita.errors import ConfigError, TokenizerError
-from llamita.tokenizer.chat_template import (
+from llamita.tokenizer.family_templates import (
     CHAT_TEMPLATES,
     check_template_fits,
     check_template_name,
@@ -91,3 +92,19 @@ def test_replaced_in_a_folder(tmp_path: Path) -> None:
     assert not (tmp_path / "chat_template.jinja").exists()
     replace_chat_template(tmp_path, "none")
     assert json.loads((tmp_path / "tokenizer_config.json").read_text()) == {"bos_token": "<s>"}
+
+
+@pytest.mark.parametrize("name", CHAT_TEMPLATES)
+def test_the_engine_knows_them_by_their_letters(
+    make_checkpoint: Callable[..., Path], engine_build: Path, tmp_path: Path, name: str
+) -> None:
+    """engine/src/chat_template.c has their spelling: a change here is a change there."""
+    pytest.importorskip("torch")
+    from llamita.engine import Model
+    from llamita.formats.export import export
+
+    checkpoint = make_checkpoint(tmp_path / "model", "gpt2")
+    replace_chat_template(checkpoint, name)
+    export(checkpoint, tmp_path / "model.gguf", "f16", verify=False)
+    with Model(tmp_path / "model.gguf") as model:
+        assert model.chat_family == name
