@@ -319,7 +319,7 @@ static void test_opens(void) {
                   "sizes");
             CHECK(info.rope_theta == 10000.0F && info.rms_norm_eps == 1e-5F, "%g %g", info.rope_theta,
                   info.rms_norm_eps);
-            CHECK(info.kv_bytes_per_token == 2 * 2 * 2 * 8 * 4, "%d", (int)info.kv_bytes_per_token);
+            CHECK(info.kv_bytes_per_token == 2 * 2 * 2 * 8 * 2, "%d", (int)info.kv_bytes_per_token);
             CHECK(info.has_tokenizer && info.add_bos && info.bos_id == 1 && info.eos_id == 2, "tokenizer");
             CHECK(strcmp(info.name, "a draft") == 0 && strcmp(info.architecture, "llama") == 0, "%s", info.name);
             CHECK(strcmp(llamita_model_chat_template(model), "{{ messages }}") == 0, "template");
