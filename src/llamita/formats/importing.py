@@ -63,7 +63,8 @@ def import_model(
     source: a folder of Meta's or Hugging Face's, a Hugging Face hub id, a GGUF, llama2.c's .bin or .pt. tokenizer:
     where it is not with the model. dtype: of the weights, one of DTYPES; None keeps the source's (float32 for what was
     quantised). chat_template: a name of tokenizer/family_templates.py or "none"; None: as the source says.
-    context_tokens: None is the source's. verify: compare logits of what was written with the source's; None: if the model is small.
+    context_tokens: None is the source's. verify: compare logits of what was written with the source's; None: if the
+    model is small.
     Raises FormatError, TokenizerError, ConfigError, NetworkError, OutputError.
     """
     source, out = Path(source), Path(out)

@@ -116,9 +116,10 @@ def _config(file: GgufFile, remarks: list[str]) -> ModelConfig:
         "rope_theta": read.real("llama.rope.freq_base", 10000.0),
         "tie_word_embeddings": "output.weight" not in file.tensors,
     }
-    bos, ends = read.token("tokenizer.ggml.bos_token_id"), [read.token(key) for key in END_KEYS]
+    rows = embedding.shape[0]
+    bos, ends = read.token("tokenizer.ggml.bos_token_id", rows), [read.token(key, rows) for key in END_KEYS]
     found = [i for i in dict.fromkeys(ends) if i is not None]
-    values |= {"bos_token_id": bos, "pad_token_id": read.token("tokenizer.ggml.padding_token_id")}
+    values |= {"bos_token_id": bos, "pad_token_id": read.token("tokenizer.ggml.padding_token_id", rows)}
     values["eos_token_id"] = (found[0] if len(found) == 1 else tuple(found)) if found else None
     values["rope_scaling"] = _linear(read) or _llama3(file, values, remarks)
     try:
@@ -152,12 +153,12 @@ class _Keys:
         # a float32 as the shortest decimal that means it: 1e-05, not 9.999999747378752e-06
         return float(str(np.float32(value))) if float(np.float32(value)) == value else float(value)
 
-    def token(self, key: str) -> int | None:
+    def token(self, key: str, rows: int) -> int | None:
         value = self.metadata.get(key)
         if value is None or value in (-1, 2**32 - 1):
             return None
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-            raise self.wrong(key, "a token's id")
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < rows:
+            raise self.wrong(key, f"an id below {rows}")
         return value
 
     def refuse_more(self) -> None:

@@ -176,8 +176,7 @@ BAD_MODELS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
 @pytest.mark.parametrize("name", BAD_MODELS)
 def test_models_that_are_no_plain_llama(original: dict[str, GgufFile], tmp_path: Path, name: str) -> None:
     changes, tensors, said = BAD_MODELS[name]
-    error = TokenizerError if "token_id" in said else FormatError
-    refuse(rewrite(original["gpt2"], tmp_path / "bad.gguf", changes, tensors), tmp_path / "out", said, error)
+    refuse(rewrite(original["gpt2"], tmp_path / "bad.gguf", changes, tensors), tmp_path / "out", said)
 
 
 def test_harmless_variants(original: dict[str, GgufFile], tmp_path: Path) -> None:
