@@ -44,7 +44,7 @@ static double seconds(void) {
 /* ------------------------------------------------------------------ flags */
 
 typedef struct {
-    const char *model_path, *prompt, *tokenizer_path, *mode, *kernels, *system;
+    const char *model_path, *prompt, *tokenizer_path, *mode, *kernels, *system, *kv_type, *speculation;
     double temperature, top_p, min_p, repetition_penalty;
     int64_t top_k, repetition_window, num_new_tokens, num_threads, context_tokens;
     uint64_t seed;
@@ -96,8 +96,12 @@ static const flag FLAGS[] = {
      "0: chosen by the model's size and the machine (0)"},
     {'c', "context", "N", FLAG_WHOLE, FIELD(context_tokens), 0, INT32_MAX,
      "keep room for this many tokens; 0: the model's context (0)"},
+    {0, "kv", "TYPE", FLAG_TEXT, FIELD(kv_type), 0, 0,
+     "how keys and values are kept: f16, f32 or q8 (f16)"},
+    {0, "speculation", "WHEN", FLAG_TEXT, FIELD(speculation), 0, 0,
+     "computing along what repetitions make probable, with the same text: auto, off or always (auto)"},
     {0, "kernels", "NAME", FLAG_TEXT, FIELD(kernels), 0, 0,
-     "auto, scalar, avx2 (auto)"},
+     "auto, scalar, avx2, avxvnni, neon, dotprod (auto)"},
 };
 enum { NUM_FLAGS = sizeof FLAGS / sizeof *FLAGS };
 
@@ -196,8 +200,17 @@ static void set_field(options *o, const flag *f, const char *word, const char *t
     }
 }
 
+/* Which of the names, separated by spaces, the text is. */
+static int choose(const char *name, const char *text, const char *names) {
+    const size_t length = strlen(text);
+    int index = 0;
+    for (const char *at = names; *at && length > 0; at += strcspn(at, " "), at += *at == ' ', index++)
+        if (strcspn(at, " ") == length && memcmp(at, text, length) == 0) return index;
+    fail("--%s: expected one of %s, found '%s'", name, names, text);
+}
+
 static options parse(int num_words, char **words) {
-    options o = {.prompt = "", .mode = "generate", .temperature = -1, .top_p = 0.9, .repetition_penalty = 1.0,
+    options o = {.prompt = "", .mode = "generate", .kv_type = "f16", .speculation = "auto", .temperature = -1, .top_p = 0.9, .repetition_penalty = 1.0,
                  .repetition_window = 64, .num_new_tokens = -1};
     for (int i = 1; i < num_words; i++) {
         const char *word = words[i], *value;
@@ -270,7 +283,7 @@ typedef struct {
     int32_t *prompt_ids;
     size_t num_prompt_ids;
     double load_seconds, prompt_seconds, decode_seconds;
-    int64_t num_generated, num_decode_passes;
+    int64_t num_generated, num_decode_passes, num_decoded;
     int32_t last_id;
     stop_reason stop;
 } run;
@@ -310,7 +323,9 @@ static void open_all(run *r, const options *o) {
     if (!r->info.has_tokenizer) fail("%s holds no tokenizer; give one with -z FILE", o->model_path);
 
     const llamita_session_params session = {
-        .num_threads = (int32_t)o->num_threads, .context_tokens = (int32_t)o->context_tokens};
+        .num_threads = (int32_t)o->num_threads, .context_tokens = (int32_t)o->context_tokens,
+        .kv_type = (llamita_kv_type)choose("kv", o->kv_type, "f16 f32 q8"),
+        .speculation = (llamita_speculation)choose("speculation", o->speculation, "auto off always")};
     check(llamita_session_open(r->model, &session, &r->session, &error), &error);
     const llamita_sampler_params sampler = {
         .temperature = (float)o->temperature, .top_k = (int32_t)o->top_k, .top_p = (float)o->top_p,
@@ -370,6 +385,7 @@ static stop_reason stop_after(const run *r, const options *o) {
 static void generate(run *r, const options *o, output *out) {
     llamita_error error;
     double start = seconds();
+    int64_t passes;
     for (size_t i = 0; i < r->num_prompt_ids; i++) llamita_sampler_accept(r->sampler, r->prompt_ids[i]);
     check(llamita_session_feed(r->session, r->prompt_ids, r->num_prompt_ids, &error), &error);
     int32_t id = pick(r), previous_id = r->prompt_ids[r->num_prompt_ids - 1];
@@ -378,16 +394,18 @@ static void generate(run *r, const options *o, output *out) {
         write_token(r, out, i > 0 ? r->prompt_ids[i - 1] : -1, r->prompt_ids[i]);
 
     start = seconds();
+    passes = llamita_session_num_passes(r->session);
     while ((r->stop = stop_before(r, out, id)) == STOP_NONE) {
         write_token(r, out, previous_id, id);
         r->num_generated++;
         if ((r->stop = stop_after(r, o)) != STOP_NONE) break;
         check(llamita_session_feed(r->session, &id, 1, &error), &error);
-        r->num_decode_passes++;
+        r->num_decoded++;
         previous_id = id;
         id = pick(r);
     }
     r->decode_seconds = seconds() - start;
+    r->num_decode_passes = llamita_session_num_passes(r->session) - passes;
     r->last_id = id;
 }
 
@@ -406,12 +424,13 @@ static void report(const run *r, const options *o, const output *out) {
         fprintf(stderr, ", inside a character whose first %zu bytes were not written", out->num_bytes);
     if (!o->seed_given && o->temperature > 0) fprintf(stderr, "; -s %llu tells it again", (unsigned long long)o->seed);
     const double prompt_speed = r->prompt_seconds > 0 ? (double)r->num_prompt_ids / r->prompt_seconds : 0;
-    const double speed = r->decode_seconds > 0 ? (double)r->num_decode_passes / r->decode_seconds : 0;
+    const double speed = r->decode_seconds > 0 ? (double)r->num_decoded / r->decode_seconds : 0;
+    const double passes = r->decode_seconds > 0 ? (double)r->num_decode_passes / r->decode_seconds : 0;
     fprintf(stderr,
             "\nprompt %zu tokens, %.1f tok/s | generated %lld tokens, %.1f tok/s, %.2f GB/s | "
             "load %.1f ms, first token %.1f ms | threads %d\n",
             r->num_prompt_ids, prompt_speed, (long long)r->num_generated, speed,
-            speed * (double)r->info.decode_bytes * 1e-9, r->load_seconds * 1e3, r->prompt_seconds * 1e3,
+            passes * (double)r->info.decode_bytes * 1e-9, r->load_seconds * 1e3, r->prompt_seconds * 1e3,
             llamita_session_num_threads(r->session));
 }
 
@@ -554,7 +573,7 @@ static void chat_report(const chat *c) {
         tell("stopped before the answer began: the question is forgotten");
     if (!c->o->verbose && !isatty(STDERR_FILENO)) return;
     const double read_speed = r->prompt_seconds > 0 ? (double)c->num_fed / r->prompt_seconds : 0;
-    const double speed = r->decode_seconds > 0 ? (double)r->num_decode_passes / r->decode_seconds : 0;
+    const double speed = r->decode_seconds > 0 ? (double)r->num_decoded / r->decode_seconds : 0;
     tell("read %zu tokens, %.1f tok/s | generated %zu tokens, %.1f tok/s | context %zu of %zu", c->num_fed, read_speed,
          c->num_answer, speed, c->num_ids + c->num_answer, c->room);
 }
@@ -565,7 +584,7 @@ static void chat_answer(chat *c, output *out) {
     int32_t previous_id = c->ids[c->num_ids - 1], id = -1;
     double start = seconds();
     c->num_answer = c->said_bytes = 0;
-    r->num_generated = r->num_decode_passes = 0;
+    r->num_generated = r->num_decoded = 0;
     r->stop = STOP_INTERRUPT;
     if (chat_read(c)) id = pick(r);
     r->prompt_seconds = seconds() - start;
@@ -575,7 +594,7 @@ static void chat_answer(chat *c, output *out) {
         r->num_generated++;
         if ((r->stop = stop_after(r, c->o)) != STOP_NONE) break;
         chat_feed(c, &id, 1);
-        r->num_decode_passes++;
+        r->num_decoded++;
         previous_id = id;
         id = pick(r);
     }

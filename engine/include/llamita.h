@@ -198,6 +198,10 @@ LLAMITA_API int32_t llamita_session_context_tokens(const llamita_session *sessio
 /* Number of tokens held: the position that the next one takes. */
 LLAMITA_API int32_t llamita_session_position(const llamita_session *session);
 
+/* How often the weights were read since the session was opened: more tokens than that in their time is speculation's
+ * gain. */
+LLAMITA_API int64_t llamita_session_num_passes(const llamita_session *session);
+
 /* Forgets all tokens from this position on; 0 <= position <= llamita_session_position. The logits are forgotten too. */
 LLAMITA_API llamita_status llamita_session_rewind(llamita_session *session, int32_t position, llamita_error *error);
 

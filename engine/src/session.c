@@ -25,6 +25,7 @@ struct llamita_session {
     int32_t context_tokens, num_sequences;
     sequence *sequences; /* [num_sequences] */
     pace few_pace, many_pace; /* of passes of one token, and of full ones */
+    int64_t num_passes;
 
     /* Sequence 0. */
     int32_t *ids;  /* [context_tokens] the ids held, which speculation looks through */
@@ -170,6 +171,7 @@ void llamita_session_close(llamita_session *s) {
 
 int32_t llamita_session_num_threads(const llamita_session *s) { return threads_count(s->team); }
 int32_t llamita_session_context_tokens(const llamita_session *s) { return s->context_tokens; }
+int64_t llamita_session_num_passes(const llamita_session *s) { return s->num_passes; }
 int32_t llamita_session_position(const llamita_session *s) { return s->sequences[0].position; }
 const float *llamita_session_logits(const llamita_session *s) { return s->current; }
 
@@ -283,6 +285,7 @@ static bool run_pass(llamita_session *s, const forward_span *spans, int32_t num_
     pace *pace = num_tokens > PASS_TOKENS / 2 ? &s->many_pace : &s->few_pace;
     const double start = now();
     const bool finite = forward_run(s->forward, pace->num_threads, spans, num_spans, logits);
+    s->num_passes++;
     if (num_tokens == 1 || num_tokens == PASS_TOKENS) pace_learn(pace, now() - start);
     return finite;
 }

@@ -143,6 +143,7 @@ class _ModelInfo(ctypes.Structure):
 
 _ENCODE_BOS, _ENCODE_SPECIAL = 1, 2
 
+
 @dataclasses.dataclass(frozen=True)
 class Part:
     """A stretch of a text. trusted: control tokens written out in it are meant; else they stay text.
@@ -203,6 +204,7 @@ _FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "session_num_threads": (ctypes.c_int32, [_pointer]),
     "session_context_tokens": (ctypes.c_int32, [_pointer]),
     "session_position": (ctypes.c_int32, [_pointer]),
+    "session_num_passes": (ctypes.c_int64, [_pointer]),
     "session_rewind": (ctypes.c_int, [_pointer, ctypes.c_int32, _error]),
     "session_feed": (ctypes.c_int, [_pointer, _ids, ctypes.c_size_t, _error]),
     "session_feed_logits": (ctypes.c_int, [_pointer, _ids, ctypes.c_size_t, _floats, _error]),
@@ -356,7 +358,7 @@ class Model(_Owned):
         """Open a GGUF or llama2.c file (found by content).
 
         tokenizer: a llama2.c tokenizer.bin, or a GGUF to take the tokenizer from; None: the one in the file.
-        kernels: "auto" (also None), "scalar", "avx2", "avxvnni", "neon" or "dotprod". EngineError if the files are not right.
+        kernels: "auto" (also None), "scalar", "avx2", "avxvnni", "neon", "dotprod". EngineError: bad files.
         """
         params = _ModelParams(os.fsencode(tokenizer) if tokenizer is not None else None, kernels and kernels.encode())
         handle = ctypes.c_void_p()
@@ -489,6 +491,8 @@ class Model(_Owned):
         seed: int | None = None,
         num_threads: int = 0,
         context_tokens: int = 0,
+        kv_type: str = "f16",
+        speculation: str = "auto",
     ) -> Generation:
         """Continue the prompt: an iterator of the new text's pieces (str), which never split a character.
 
@@ -512,7 +516,9 @@ class Model(_Owned):
             seed=seed,
         )
         prompt_ids = self.encode(prompt, bos=begins)
-        session = self.session(num_threads=num_threads, context_tokens=context_tokens)
+        session = self.session(
+            num_threads=num_threads, context_tokens=context_tokens, kv_type=kv_type, speculation=speculation
+        )
         if len(prompt_ids) > session.context_tokens:
             raise EngineError(
                 f"prompt: expected at most {session.context_tokens} tokens (the context), found {len(prompt_ids)}; "
@@ -570,6 +576,11 @@ class Session(_Owned):
     def position(self) -> int:
         """How many tokens it holds."""
         return int(_library().llamita_session_position(self._handle))
+
+    @property
+    def num_passes(self) -> int:
+        """How often the weights were read so far: what is fed in fewer passes than tokens was guessed right."""
+        return int(_library().llamita_session_num_passes(self._handle))
 
     def rewind(self, position: int) -> None:
         """Forget all tokens from this position on."""
@@ -721,7 +732,7 @@ class Generation(Iterator[str]):
         self._model, self._session, self._sampler, self._max_new_tokens = model, session, sampler, max_new_tokens
         self._num_threads = session.num_threads
         self._prompt_seconds = self._decode_seconds = 0.0
-        self._num_decode_passes = 0
+        self._num_decoded = self._num_passes = 0
         self._pieces = self._generate()
 
     def __next__(self) -> str:
@@ -766,10 +777,11 @@ class Generation(Iterator[str]):
             if self._session.position >= self._session.context_tokens:
                 self.stop = "context's end"
                 return
-            start = time.perf_counter()
+            start, passes = time.perf_counter(), self._session.num_passes
             token_id = self._step([token_id])
             self._decode_seconds += time.perf_counter() - start
-            self._num_decode_passes += 1
+            self._num_passes += self._session.num_passes - passes
+            self._num_decoded += 1
 
     def _step(self, ids: Sequence[int]) -> int:
         self._session.feed(ids)
@@ -782,8 +794,9 @@ class Generation(Iterator[str]):
     def speed_line(self) -> str:
         """The line that engine/app/run.c prints last, with the same fields and units."""
         prompt_speed = len(self.prompt_ids) / self._prompt_seconds if self._prompt_seconds else 0.0
-        speed = self._num_decode_passes / self._decode_seconds if self._decode_seconds else 0.0
-        gigabytes = speed * self._model.info.decode_bytes * 1e-9
+        speed = self._num_decoded / self._decode_seconds if self._decode_seconds else 0.0
+        passes = self._num_passes / self._decode_seconds if self._decode_seconds else 0.0
+        gigabytes = passes * self._model.info.decode_bytes * 1e-9
         return (
             f"prompt {len(self.prompt_ids)} tokens, {prompt_speed:.1f} tok/s | "
             f"generated {len(self.ids)} tokens, {speed:.1f} tok/s, {gigabytes:.2f} GB/s | "
@@ -801,7 +814,7 @@ def load(
     """Open a model file for the engine; with no path, the story model that comes with the package.
 
     tokenizer: a llama2.c tokenizer.bin (required for llama2.c models), or a GGUF to take the tokenizer from.
-    kernels: "auto" (also None), "scalar", "avx2", "avxvnni", "neon" or "dotprod". EngineError if anything is wrong with the files.
+    kernels: "auto" (also None), "scalar", "avx2", "avxvnni", "neon", "dotprod". EngineError: the files are wrong.
     """
     if path is None and not PACKAGED_MODEL.is_file():
         raise EngineError(f"the packaged model: expected it at {PACKAGED_MODEL}, found nothing; name a model file")

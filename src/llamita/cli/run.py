@@ -45,6 +45,10 @@ class RunFlags:
     """0: chosen by the model's size and the machine."""
     context: Annotated[int, tyro.conf.arg(aliases=["-c"])] = 0
     """Keep room for this many tokens; 0: the model's context."""
+    kv: str = "f16"
+    """How keys and values are kept: f16, f32 or q8."""
+    speculation: str = "auto"
+    """Computing along what repetitions make probable, with the same text: auto, off or always."""
     kernels: str = "auto"
     """auto, scalar, avx2, avxvnni, or on ARM neon, dotprod."""
 
@@ -69,6 +73,8 @@ def main(argv: list[str]) -> int | None:
             seed=flags.seed,
             num_threads=flags.threads,
             context_tokens=flags.context,
+            kv_type=flags.kv,
+            speculation=flags.speculation,
         )
         interrupted = _stream(model, generation)
         told = f"stopped by Ctrl-C after {len(generation.ids)} tokens" if interrupted else f"stopped: {generation.stop}"
