@@ -142,7 +142,7 @@ def _check_settings(
         raise ConfigError(f"cannot export to {out}: the tokenizer is written under that name; name the model otherwise")
     if type is not None:
         wanted_type(type, "export")
-    if kind == ".bin" and type not in (None, "f32"):
+    if kind == ".bin" and (type not in (None, "f32") or (type == "f32" and version == 2)):
         raise ConfigError(
             f"cannot export to {out}: llama2.c's .bin is f32 (version 0, 1) or int8 (version 2), not {type}; export to "
             f".gguf for {type}"

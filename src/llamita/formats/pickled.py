@@ -148,7 +148,8 @@ def copied(parts: Iterable[Tensor], shape: tuple[int, ...], axis: int) -> Tensor
 
 
 def _give_back(part: Tensor) -> None:
-    """Tell the system that a mapping's pages behind this contiguous tensor are not needed now (they stay readable)."""
+    """Tell the system that a mapping's pages behind this contiguous tensor are not needed now: they are read from the
+    file again when they are. Only whole pages of the tensor, so that nothing else is touched whatever it lies in."""
     advise = getattr(ctypes.CDLL(None), "madvise", None) if hasattr(mmap, "MADV_DONTNEED") else None
     first = -(-part.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
     end = (part.data_ptr() + part.numel() * part.itemsize) // mmap.PAGESIZE * mmap.PAGESIZE

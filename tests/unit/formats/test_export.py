@@ -349,6 +349,7 @@ def test_settings_that_do_not_go_with_what_is_written(make_checkpoint: MakeCheck
     for name, settings, said in (
         ("model.gguf", {"version": 1}, r"version: it is a setting of \.bin"),
         ("folder", {"version": 1}, r"version: it is a setting of \.bin"),
+        ("model.bin", {"version": 2, "type": "f32"}, r"is f32 \(version 0, 1\) or int8 \(version 2\), not f32"),
         ("model.bin", {"version": 3}, "version: expected one of 0, 1, 2, found 3"),
         ("model.gguf", {"dtype": "bfloat16"}, "dtype: it is a setting of a folder"),
         ("folder", {"dtype": "int8"}, "dtype: expected one of float32, bfloat16, float16, found 'int8'"),

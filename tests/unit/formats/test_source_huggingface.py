@@ -116,6 +116,20 @@ def test_a_sentencepiece_model_alone_becomes_tokenizer_json(
     assert (tmp_path / "named" / "tokenizer.json").is_file()
 
 
+def test_a_companion_of_tiktokens_kind_is_left_alone(
+    make_meta: Callable[..., Any], tmp_path: Path, tiktoken_ranks: bytes
+) -> None:
+    """Folders of Llama 3 have tokenizer.json and, in some, Meta's tokenizer.model too."""
+    import_model(make_meta(tmp_path, 1, "3").path, tmp_path / "source")
+    (tmp_path / "source" / "tokenizer.model").write_bytes(tiktoken_ranks)
+    import_model(tmp_path / "source", tmp_path / "out")
+    assert load_tokenizer(tmp_path / "out").fingerprint == load_tokenizer(tmp_path / "source").fingerprint
+    assert (tmp_path / "out" / "tokenizer.model").read_bytes() == tiktoken_ranks
+    (tmp_path / "source" / "tokenizer.json").unlink()  # the ranks alone will do
+    import_model(tmp_path / "source", tmp_path / "alone")
+    assert load_tokenizer(tmp_path / "alone").merges() == load_tokenizer(tmp_path / "out").merges()
+
+
 def test_mistral_is_a_llama_within_its_window(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
     checkpoint = make_checkpoint(tmp_path / "model")
     mistral = {"model_type": "mistral", "architectures": ["MistralForCausalLM"]}
