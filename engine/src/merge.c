@@ -4,82 +4,154 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { MOST_PROBES = 4096, LEAST_SLOTS = 1024, MOST_SCANNED = 32 };
-#define RANK_NONE UINT32_MAX
+enum { MOST_PROBES = 1024, LEAST_SLOTS = 1024, LEAST_PAIRS_LOG2 = 6, MOST_PAIRS_LOG2 = 15, MOST_SCANNED = 32 };
 
-/* ------------------------------------------------------------------ the table */
+/* ------------------------------------------------------------------ the rules */
 
-void merge_table_free(merge_table *table) {
-    free(table->slots);
-    memset(table, 0, sizeof *table);
-}
-
-static inline size_t pair_slot(const merge_table *table, int32_t left, int32_t right) {
-    uint64_t hash = ((uint64_t)(uint32_t)left << 32 | (uint32_t)right) * 0x9E3779B97F4A7C15u;
-    hash ^= hash >> 32;
-    return (size_t)(hash * 0xBF58476D1CE4E5B9u >> 20) & (table->num_slots - 1);
-}
-
-/* The merge of the pair, or NULL. */
-static inline const merge *pair_merge(const merge_table *table, int32_t left, int32_t right) {
-    if (left < 0 || right < 0 || table->num_slots == 0) return NULL;
-    for (size_t slot = pair_slot(table, left, right);; slot = (slot + 1) & (table->num_slots - 1)) {
-        const merge *entry = &table->slots[slot];
-        if (entry->left < 0) return NULL;
-        if (entry->left == left && entry->right == right) return entry;
+static bool grow_ranks(merge_rules *rules, size_t num_ranks, bool any_halves) {
+    if (num_ranks > INT32_MAX) return false;
+    uint32_t *ranks = realloc(rules->ranks, num_ranks * sizeof *ranks);
+    if (ranks == NULL) return false;
+    rules->ranks = ranks;
+    for (size_t i = (size_t)rules->num_ranks; i < num_ranks; i++) ranks[i] = MERGE_RANK_NONE;
+    if (!any_halves) {
+        uint16_t *left_bytes = realloc(rules->left_bytes, num_ranks * sizeof *left_bytes);
+        if (left_bytes == NULL) return false;
+        rules->left_bytes = left_bytes;
     }
+    rules->num_ranks = (int32_t)num_ranks;
+    return true;
 }
 
-static merge_result put(merge_table *table, merge added) {
-    size_t slot = pair_slot(table, added.left, added.right);
-    for (int probe = 0; probe < MOST_PROBES; probe++, slot = (slot + 1) & (table->num_slots - 1)) {
-        merge *entry = &table->slots[slot];
-        if (entry->left == added.left && entry->right == added.right) return MERGE_EXISTS;
-        if (entry->left >= 0) continue;
-        *entry = added;
-        table->num_merges++;
+merge_result merge_rules_create(merge_rules *rules, const symbol_table *symbols, int32_t num_ranks, bool any_halves) {
+    *rules = (merge_rules){.symbols = symbols};
+    return grow_ranks(rules, (size_t)num_ranks, any_halves) ? MERGE_ADDED : MERGE_NO_MEMORY;
+}
+
+void merge_rules_free(merge_rules *rules) {
+    free(rules->ranks);
+    free(rules->left_bytes);
+    free(rules->others);
+    memset(rules, 0, sizeof *rules);
+}
+
+/* The slot of a further merge: the one that holds it, or the free one where it belongs; NULL if neither is near. */
+static other_merge *other_slot(const merge_rules *rules, int32_t product, uint32_t left_bytes) {
+    const uint64_t hash = ((uint64_t)(uint32_t)product << 32 | left_bytes) * 0x9E3779B97F4A7C15u;
+    const size_t mask = rules->num_other_slots - 1;
+    size_t at = (size_t)(hash >> 20) & mask;
+    for (int probe = 0; probe < MOST_PROBES; probe++, at = (at + 1) & mask) {
+        other_merge *slot = &rules->others[at];
+        if (slot->product < 0 || (slot->product == product && slot->left_bytes == left_bytes)) return slot;
+    }
+    return NULL;
+}
+
+static merge_result grow_others(merge_rules *rules) {
+    merge_rules grown = {.num_other_slots = rules->num_other_slots ? 2 * rules->num_other_slots : LEAST_SLOTS};
+    grown.others = malloc(grown.num_other_slots * sizeof *grown.others);
+    if (grown.others == NULL) return MERGE_NO_MEMORY;
+    for (size_t i = 0; i < grown.num_other_slots; i++) grown.others[i].product = -1;
+    for (size_t i = 0; i < rules->num_other_slots; i++) {
+        if (rules->others[i].product < 0) continue;
+        other_merge *slot = other_slot(&grown, rules->others[i].product, rules->others[i].left_bytes);
+        if (slot == NULL) {
+            free(grown.others);
+            return MERGE_CROWDED;
+        }
+        *slot = rules->others[i];
+    }
+    free(rules->others);
+    rules->others = grown.others;
+    rules->num_other_slots = grown.num_other_slots;
+    return MERGE_ADDED;
+}
+
+merge_result merge_rules_add(merge_rules *rules, int32_t product, size_t left_bytes, uint32_t rank) {
+    if (product >= rules->num_ranks && !grow_ranks(rules, 2 * (size_t)product + 1, false)) return MERGE_NO_MEMORY;
+    if (rules->ranks[product] == MERGE_RANK_NONE) {
+        rules->ranks[product] = rank;
+        rules->left_bytes[product] = (uint16_t)left_bytes;
         return MERGE_ADDED;
     }
-    return MERGE_CROWDED;
+    if (rules->left_bytes[product] == left_bytes) return MERGE_EXISTS;
+    if ((rules->num_others + 1) * 2 > rules->num_other_slots) {
+        const merge_result result = grow_others(rules);
+        if (result != MERGE_ADDED) return result;
+    }
+    other_merge *slot = other_slot(rules, product, (uint32_t)left_bytes);
+    if (slot == NULL) return MERGE_CROWDED;
+    if (slot->product >= 0) return MERGE_EXISTS;
+    *slot = (other_merge){product, (uint32_t)left_bytes, rank};
+    rules->num_others++;
+    return MERGE_ADDED;
 }
 
-merge_result merge_table_add(merge_table *table, merge added) {
-    if ((table->num_merges + 1) * 2 > table->num_slots) {
-        merge_table grown = {NULL, table->num_slots ? table->num_slots * 2 : LEAST_SLOTS, 0};
-        grown.slots = malloc(grown.num_slots * sizeof *grown.slots);
-        if (grown.slots == NULL) return MERGE_NO_MEMORY;
-        for (size_t i = 0; i < grown.num_slots; i++) grown.slots[i].left = -1;
-        for (size_t i = 0; i < table->num_slots; i++) {
-            if (table->slots[i].left >= 0 && put(&grown, table->slots[i]) == MERGE_CROWDED) {
-                merge_table_free(&grown);
-                return MERGE_CROWDED;
-            }
-        }
-        free(table->slots);
-        *table = grown;
+/* ------------------------------------------------------------------ pairs */
+
+void merge_scratch_keep_pairs(merge_scratch *scratch, size_t num_pairs) {
+    int log2 = LEAST_PAIRS_LOG2;
+    while (log2 < MOST_PAIRS_LOG2 && (size_t)1 << log2 < num_pairs) log2++;
+    scratch->pairs = calloc((size_t)1 << log2, sizeof *scratch->pairs);
+    scratch->pairs_shift = 64 - log2;
+}
+
+void merge_scratch_free(merge_scratch *scratch) {
+    free(scratch->memory);
+    free(scratch->pairs);
+    memset(scratch, 0, sizeof *scratch);
+}
+
+/* What the pair becomes, with its rank: MERGE_RANK_NONE if it does not merge. */
+static uint32_t look_up(const merge_rules *rules, int32_t left, int32_t right, int32_t *product) {
+    *product = symbol_find_pair(rules->symbols, left, right);
+    if (*product < 0 || *product >= rules->num_ranks) return MERGE_RANK_NONE;
+    const uint32_t rank = rules->ranks[*product];
+    if (rules->left_bytes == NULL || rank == MERGE_RANK_NONE) return rank;
+    const uint32_t left_bytes = rules->symbols->entries[left].num_bytes;
+    if (rules->left_bytes[*product] == left_bytes) return rank;
+    if (rules->num_others == 0) return MERGE_RANK_NONE;
+    const other_merge *other = other_slot(rules, *product, left_bytes);
+    return other != NULL && other->product >= 0 ? other->rank : MERGE_RANK_NONE;
+}
+
+/* What rows are merged by. */
+typedef struct {
+    const merge_rules *rules;
+    known_pair *pairs;
+    int pairs_shift;
+} pair_source;
+
+static inline uint32_t pair_rank(const pair_source *source, int32_t left, int32_t right, int32_t *product) {
+    if ((left | right) < 0) return MERGE_RANK_NONE;
+    if (source->pairs == NULL) return look_up(source->rules, left, right, product);
+    const uint64_t key = ((uint64_t)left + 1) << 32 | (uint32_t)right;
+    uint64_t hash = key * 0x9E3779B97F4A7C15u;
+    hash = (hash ^ hash >> 32) * 0xBF58476D1CE4E5B9u;
+    known_pair *known = &source->pairs[hash >> source->pairs_shift];
+    if (known->key != key) {
+        known->key = key;
+        known->rank = look_up(source->rules, left, right, &known->product);
     }
-    return put(table, added);
+    *product = known->product;
+    return known->rank;
 }
 
 /* ------------------------------------------------------------------ short rows */
 
-static uint32_t pair_rank(const merge_table *table, const int32_t *symbols, int32_t *product) {
-    const merge *found = pair_merge(table, symbols[0], symbols[1]);
-    *product = found ? found->product : -1;
-    return found ? found->rank : RANK_NONE;
-}
-
 /* num_symbols <= MOST_SCANNED: finds the best pair by looking at all of them. */
-static size_t merge_scanning(const merge_table *table, int32_t *symbols, size_t num_symbols) {
+static size_t merge_scanning(const pair_source *source, int32_t *symbols, size_t num_symbols) {
     uint32_t ranks[MOST_SCANNED]; /* ranks[i], products[i]: of the pair i, i + 1 */
     int32_t products[MOST_SCANNED];
-    for (size_t i = 0; i + 1 < num_symbols; i++) ranks[i] = pair_rank(table, symbols + i, &products[i]);
+    for (size_t i = 0; i + 1 < num_symbols; i++) {
+        ranks[i] = pair_rank(source, symbols[i], symbols[i + 1], &products[i]);
+    }
     while (num_symbols > 1) {
         size_t best = 0;
         for (size_t i = 1; i + 1 < num_symbols; i++) {
             if (ranks[i] < ranks[best]) best = i;
         }
-        if (ranks[best] == RANK_NONE) break;
+        if (ranks[best] == MERGE_RANK_NONE) break;
         symbols[best] = products[best];
         num_symbols--;
         for (size_t i = best + 1; i < num_symbols; i++) {
@@ -87,8 +159,12 @@ static size_t merge_scanning(const merge_table *table, int32_t *symbols, size_t 
             ranks[i - 1] = ranks[i];
             products[i - 1] = products[i];
         }
-        if (best > 0) ranks[best - 1] = pair_rank(table, symbols + best - 1, &products[best - 1]);
-        if (best + 1 < num_symbols) ranks[best] = pair_rank(table, symbols + best, &products[best]);
+        if (best > 0) {
+            ranks[best - 1] = pair_rank(source, symbols[best - 1], symbols[best], &products[best - 1]);
+        }
+        if (best + 1 < num_symbols) {
+            ranks[best] = pair_rank(source, symbols[best], symbols[best + 1], &products[best]);
+        }
     }
     return num_symbols;
 }
@@ -114,16 +190,11 @@ typedef struct {
 } place;
 
 typedef struct {
-    const merge_table *table;
+    const pair_source *source;
     place *places;
     candidate *heap;
     size_t num_candidates;
 } merger;
-
-void merge_scratch_free(merge_scratch *scratch) {
-    free(scratch->memory);
-    memset(scratch, 0, sizeof *scratch);
-}
 
 static void heap_push(merger *m, candidate added) {
     size_t i = m->num_candidates++;
@@ -150,9 +221,10 @@ static candidate heap_pop(merger *m) {
 static void consider(merger *m, int32_t left_place) {
     if (left_place < 0 || m->places[left_place].next < 0) return;
     int32_t left = m->places[left_place].symbol, right = m->places[m->places[left_place].next].symbol;
-    const merge *found = pair_merge(m->table, left, right);
-    if (found == NULL) return;
-    heap_push(m, (candidate){(uint64_t)found->rank << 32 | (uint32_t)left_place, left, right, found->product});
+    int32_t product;
+    const uint32_t rank = pair_rank(m->source, left, right, &product);
+    if (rank == MERGE_RANK_NONE) return;
+    heap_push(m, (candidate){(uint64_t)rank << 32 | (uint32_t)left_place, left, right, product});
 }
 
 static void merge_at(merger *m, int32_t left_place, int32_t product) {
@@ -188,10 +260,10 @@ static bool prepare(merger *m, merge_scratch *scratch, const int32_t *symbols, s
     size_t place_bytes = num_symbols * sizeof(place), needed = place_bytes + 2 * num_symbols * sizeof(candidate);
     if (num_symbols > INT32_MAX || num_symbols > SIZE_MAX / 128) return false;
     if (scratch->num_bytes < needed) {
-        merge_scratch_free(scratch);
+        free(scratch->memory);
         scratch->memory = malloc(needed);
+        scratch->num_bytes = scratch->memory != NULL ? needed : 0;
         if (scratch->memory == NULL) return false;
-        scratch->num_bytes = needed;
     }
     m->heap = scratch->memory; /* first: its alignment is the greater */
     m->places = (place *)(m->heap + 2 * num_symbols);
@@ -222,13 +294,14 @@ static bool merge_with_heap(merger *m, const uint8_t *take_apart, merge_scratch 
     return true;
 }
 
-bool merge_symbols(const merge_table *table, const uint8_t *take_apart, merge_scratch *scratch, int32_t *symbols,
+bool merge_symbols(const merge_rules *rules, const uint8_t *take_apart, merge_scratch *scratch, int32_t *symbols,
                    size_t *num_symbols) {
     if (*num_symbols <= 1) return true;
+    const pair_source source = {rules, scratch->pairs, scratch->pairs_shift};
     if (*num_symbols <= MOST_SCANNED && take_apart == NULL) {
-        *num_symbols = merge_scanning(table, symbols, *num_symbols);
+        *num_symbols = merge_scanning(&source, symbols, *num_symbols);
         return true;
     }
-    merger m = {table, NULL, NULL, 0};
+    merger m = {&source, NULL, NULL, 0};
     return merge_with_heap(&m, take_apart, scratch, symbols, num_symbols);
 }

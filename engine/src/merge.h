@@ -1,40 +1,62 @@
-/* merge.h: a row of symbols to fewer symbols, by a ranked list of pairs: the one algorithm of both kinds of BPE. */
+/* merge.h: a row of symbols to fewer symbols, by ranked pairs: the one algorithm of both kinds of BPE. */
 #ifndef LLAMITA_MERGE_H
 #define LLAMITA_MERGE_H
 
-#include "llamita.h"
+#include "symbol_table.h"
 
-/* left and right, side by side, become product; the lowest rank first, of equal ranks the leftmost. */
-typedef struct {
-    int32_t left, right; /* left < 0: a free slot */
-    uint32_t rank;
-    int32_t product;
-} merge;
+#define MERGE_RANK_NONE UINT32_MAX
 
+/* A merge of a string that other merges make too, of other halves. */
 typedef struct {
-    merge *slots; /* [num_slots] hash table */
-    size_t num_slots, num_merges;
-} merge_table;
+    int32_t product; /* -1: a free slot */
+    uint32_t left_bytes, rank;
+} other_merge;
+
+/* Which neighbours become one symbol: those whose strings together are a symbol that has a rank. Nothing lists the
+ * pairs: they are looked up as they meet. */
+typedef struct {
+    const symbol_table *symbols;
+    uint32_t *ranks;      /* [num_ranks] by product; MERGE_RANK_NONE: nothing becomes this symbol */
+    uint16_t *left_bytes; /* [num_ranks] the length of the left half; NULL: any two halves merge */
+    int32_t num_ranks;    /* further symbols have no rank */
+    other_merge *others;  /* [num_other_slots] hash table, by product and left_bytes */
+    size_t num_other_slots, num_others;
+} merge_rules;
 
 typedef enum { MERGE_ADDED, MERGE_EXISTS, MERGE_CROWDED, MERGE_NO_MEMORY } merge_result;
 
-void merge_table_free(merge_table *table);
+/* Rules without a merge for symbols 0 .. num_ranks; more may follow. any_halves: products alone decide. */
+merge_result merge_rules_create(merge_rules *rules, const symbol_table *symbols, int32_t num_ranks, bool any_halves);
+void merge_rules_free(merge_rules *rules);
 
-/* MERGE_EXISTS: the pair has a merge already, which stays. */
-merge_result merge_table_add(merge_table *table, merge added);
+/* The first left_bytes bytes of product and the rest of it merge, with this rank. MERGE_EXISTS: they do already, with
+ * the rank that they have. */
+merge_result merge_rules_add(merge_rules *rules, int32_t product, size_t left_bytes, uint32_t rank);
 
-/* Memory that merging needs, kept from one call to the next. Zero it first. */
+/* What became of a pair that was looked up. */
+typedef struct {
+    uint64_t key; /* (left + 1) << 32 | right, 0: free */
+    uint32_t rank;
+    int32_t product;
+} known_pair;
+
+/* Memory that merging needs, kept from one row to the next. Zero it first. */
 typedef struct {
     void *memory;
     size_t num_bytes;
+    known_pair *pairs; /* [1 << (64 - pairs_shift)], each pair has one place; NULL: none are kept */
+    int pairs_shift;
 } merge_scratch;
 
+/* Keeps about as many pairs; without memory for them merging is slower, and right. */
+void merge_scratch_keep_pairs(merge_scratch *scratch, size_t num_pairs);
 void merge_scratch_free(merge_scratch *scratch);
 
-/* Merges symbols[num_symbols] in place until no pair has a merge, and sets *num_symbols to what is left. Negative
- * symbols never merge. take_apart: NULL, or flags by symbol: a final symbol so flagged is replaced by the two that it
- * was merged from. O(n log n). False: out of memory. */
-bool merge_symbols(const merge_table *table, const uint8_t *take_apart, merge_scratch *scratch, int32_t *symbols,
+/* Merges symbols[num_symbols] in place until no pair merges, the lowest rank first, of equal ranks the leftmost, and
+ * sets *num_symbols to what is left. Negative symbols never merge, all others are findable. take_apart: NULL, or flags
+ * by symbol: a final symbol so flagged is replaced by the two that it was merged from. O(n log n). False: out of
+ * memory. */
+bool merge_symbols(const merge_rules *rules, const uint8_t *take_apart, merge_scratch *scratch, int32_t *symbols,
                    size_t *num_symbols);
 
 #endif

@@ -1,120 +1,162 @@
-/* symbol_table.c: byte strings to numbers and back, with an open-addressed hash table of twice the size at least. */
+/* symbol_table.c: byte strings to numbers and back, with an open-addressed hash table of twice the size at least.
+ *
+ * The hash of a string is a polynomial of its bytes (Karp and Rabin 1987), modulo 2^64: hash(left right) =
+ * hash(left) * BASE^bytes(right) + hash(right). Merging asks for thousands of pairs, most of which are no symbol: their
+ * answer takes one look at the table.
+ */
 #include "symbol_table.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-enum { MOST_PROBES = 4096, LEAST_SLOTS = 1024 };
+enum { MOST_PROBES = 1024, LEAST_SLOTS_LOG2 = 10, MOST_SLOTS_LOG2 = 26, LEAST_BYTES = 4096 };
+#define BASE 0x9E3779B97F4A7C15u
 
-void symbol_table_free(symbol_table *table) {
-    free(table->bytes);
-    free(table->ends);
-    free(table->slots);
-    memset(table, 0, sizeof *table);
-}
+/* ------------------------------------------------------------------ hashes */
 
-uint64_t bytes_hash(const char *bytes, size_t num_bytes) {
-    const uint64_t odd = 0x9E3779B97F4A7C15u;
-    uint64_t hash = odd ^ num_bytes, word;
-    while (num_bytes >= 8) {
-        memcpy(&word, bytes, 8);
-        hash = (hash ^ word) * odd;
-        hash ^= hash >> 32;
-        bytes += 8;
-        num_bytes -= 8;
+/* The sum of (byte[i] + 1) * BASE^(num_bytes - 1 - i). */
+static uint64_t string_hash(const char *bytes, size_t num_bytes) {
+    const uint64_t base = BASE, base2 = base * base, base3 = base2 * base, base4 = base2 * base2;
+    const unsigned char *at = (const unsigned char *)bytes;
+    uint64_t hash = 0;
+    for (; num_bytes >= 4; num_bytes -= 4, at += 4) {
+        hash = hash * base4 + ((at[0] + 1) * base3 + (at[1] + 1) * base2 + (at[2] + 1) * base + (at[3] + 1));
     }
-    word = 0;
-    memcpy(&word, bytes, num_bytes);
-    hash = (hash ^ word) * odd;
-    hash ^= hash >> 29;
-    hash *= 0xBF58476D1CE4E5B9u;
-    return hash ^ hash >> 32;
+    for (; num_bytes > 0; num_bytes--, at++) hash = hash * base + (*at + 1);
+    return hash;
 }
 
-const char *symbol_bytes(const symbol_table *table, int32_t symbol, size_t *num_bytes) {
-    size_t start = symbol > 0 ? table->ends[symbol - 1] : 0;
-    *num_bytes = table->ends[symbol] - start;
-    return table->bytes + start;
+/* The first slot comes from the high bits, the tag from the low ones. */
+static inline uint64_t spread(uint64_t hash) { return (hash ^ hash >> 32) * 0xBF58476D1CE4E5B9u; }
+
+/* ------------------------------------------------------------------ slots */
+
+typedef struct {
+    const char *bytes;
+    size_t num_bytes;
+} string;
+
+static inline bool holds(const symbol_table *table, int32_t symbol, string left, string right) {
+    const symbol_entry *entry = &table->entries[symbol];
+    const char *held = table->bytes + entry->start;
+    return entry->num_bytes == left.num_bytes + right.num_bytes && memcmp(held, left.bytes, left.num_bytes) == 0 &&
+           memcmp(held + left.num_bytes, right.bytes, right.num_bytes) == 0;
 }
 
-/* The slot of the string: the one that holds it, or the free one where it belongs; num_slots if neither is near. */
-static size_t slot_of(const symbol_table *table, const char *bytes, size_t num_bytes) {
-    size_t mask = table->num_slots - 1, slot = (size_t)bytes_hash(bytes, num_bytes) & mask;
-    for (int probe = 0; probe < MOST_PROBES; probe++, slot = (slot + 1) & mask) {
-        int32_t symbol = table->slots[slot];
-        if (symbol == SYMBOL_NONE) return slot;
-        size_t length;
-        const char *held = symbol_bytes(table, symbol, &length);
-        if (length == num_bytes && memcmp(held, bytes, length) == 0) return slot;
+/* The slot of left and right together, which have this hash: the one that holds them, or the free one where they
+ * belong; NULL if neither is near. */
+static inline symbol_slot *slot_of(const symbol_table *table, uint64_t hash, string left, string right) {
+    const uint64_t bits = spread(hash);
+    const size_t mask = table->num_slots - 1;
+    size_t at = (size_t)(bits >> table->slots_shift);
+    for (int probe = 0; probe < MOST_PROBES; probe++, at = (at + 1) & mask) {
+        symbol_slot *slot = &table->slots[at];
+        if (slot->number == 0) return slot;
+        if (slot->tag == (uint32_t)bits && holds(table, (int32_t)slot->number - 1, left, right)) return slot;
     }
-    return table->num_slots;
+    return NULL;
 }
 
-int32_t symbol_find(const symbol_table *table, const char *bytes, size_t num_bytes) {
-    if (table->num_slots == 0) return SYMBOL_NONE;
-    size_t slot = slot_of(table, bytes, num_bytes);
-    return slot < table->num_slots ? table->slots[slot] : SYMBOL_NONE;
-}
-
-/* Doubles the hash table when it would be more than half full. */
-static symbol_result make_room(symbol_table *table) {
-    if ((table->num_findable + 1) * 2 <= table->num_slots) return SYMBOL_ADDED;
-    size_t num_slots = table->num_slots ? table->num_slots * 2 : LEAST_SLOTS, num_old = table->num_slots;
-    int32_t *old = table->slots, *slots = malloc(num_slots * sizeof *slots);
+/* Moves the findable symbols to a table of 1 << log2 slots. */
+static symbol_result resize(symbol_table *table, int log2) {
+    if (log2 > MOST_SLOTS_LOG2) return SYMBOL_NO_MEMORY;
+    symbol_slot *slots = calloc((size_t)1 << log2, sizeof *slots);
     if (slots == NULL) return SYMBOL_NO_MEMORY;
-    for (size_t i = 0; i < num_slots; i++) slots[i] = SYMBOL_NONE;
+    const size_t num_slots = (size_t)1 << log2;
+    for (size_t i = 0; i < table->num_slots; i++) {
+        if (table->slots[i].number == 0) continue;
+        const uint64_t bits = spread(table->entries[table->slots[i].number - 1].hash);
+        size_t at = (size_t)(bits >> (64 - log2));
+        int probe = 0;
+        for (; probe < MOST_PROBES && slots[at].number != 0; probe++) at = (at + 1) & (num_slots - 1);
+        if (probe == MOST_PROBES) {
+            free(slots);
+            return SYMBOL_CROWDED;
+        }
+        slots[at] = table->slots[i];
+    }
+    free(table->slots);
     table->slots = slots;
     table->num_slots = num_slots;
-    symbol_result result = SYMBOL_ADDED;
-    for (size_t i = 0; i < num_old && result == SYMBOL_ADDED; i++) {
-        if (old[i] == SYMBOL_NONE) continue;
-        size_t length;
-        const char *held = symbol_bytes(table, old[i], &length);
-        size_t slot = slot_of(table, held, length);
-        if (slot == num_slots) result = SYMBOL_CROWDED;
-        else slots[slot] = old[i];
-    }
-    free(old);
-    return result;
-}
-
-symbol_result symbol_append(symbol_table *table, const char *bytes, size_t num_bytes, int32_t *symbol) {
-    if (table->num_symbols == table->symbols_capacity) {
-        if (table->symbols_capacity > INT32_MAX / 2) return SYMBOL_NO_MEMORY;
-        int32_t capacity = table->symbols_capacity ? table->symbols_capacity * 2 : 1024;
-        size_t *ends = realloc(table->ends, (size_t)capacity * sizeof *ends);
-        if (ends == NULL) return SYMBOL_NO_MEMORY;
-        table->ends = ends;
-        table->symbols_capacity = capacity;
-    }
-    if (num_bytes > table->bytes_capacity - table->num_bytes) {
-        if (num_bytes > SIZE_MAX / 4 || table->bytes_capacity > SIZE_MAX / 4) return SYMBOL_NO_MEMORY;
-        size_t capacity = table->bytes_capacity * 2 + num_bytes + 4096;
-        char *grown = realloc(table->bytes, capacity);
-        if (grown == NULL) return SYMBOL_NO_MEMORY;
-        table->bytes = grown;
-        table->bytes_capacity = capacity;
-    }
-    if (num_bytes > 0) memcpy(table->bytes + table->num_bytes, bytes, num_bytes);
-    table->num_bytes += num_bytes;
-    table->ends[table->num_symbols] = table->num_bytes;
-    *symbol = table->num_symbols++;
+    table->slots_shift = 64 - log2;
     return SYMBOL_ADDED;
 }
 
+/* ------------------------------------------------------------------ the table */
+
+void symbol_table_free(symbol_table *table) {
+    free(table->bytes);
+    free(table->entries);
+    free(table->slots);
+    free(table->hash_factors);
+    memset(table, 0, sizeof *table);
+}
+
+static bool grow_entries(symbol_table *table, size_t capacity) {
+    if (capacity > INT32_MAX / 2) return false;
+    symbol_entry *entries = realloc(table->entries, capacity * sizeof *entries);
+    if (entries == NULL) return false;
+    table->entries = entries;
+    table->symbols_capacity = (int32_t)capacity;
+    return true;
+}
+
+static bool grow_bytes(symbol_table *table, size_t capacity) {
+    if (capacity > UINT32_MAX) return false;
+    char *bytes = realloc(table->bytes, capacity);
+    if (bytes == NULL) return false;
+    table->bytes = bytes;
+    table->bytes_capacity = capacity;
+    return true;
+}
+
+symbol_result symbol_table_create(symbol_table *table, size_t num_symbols, size_t num_bytes) {
+    int log2 = LEAST_SLOTS_LOG2;
+    while (log2 < MOST_SLOTS_LOG2 && (size_t)1 << log2 < 2 * num_symbols) log2++;
+    table->hash_factors = malloc((SYMBOL_BYTES_MAX + 1) * sizeof *table->hash_factors);
+    if (table->hash_factors == NULL || !grow_entries(table, num_symbols + 1) ||
+        !grow_bytes(table, num_bytes + LEAST_BYTES))
+        return SYMBOL_NO_MEMORY;
+    uint64_t factor = 1;
+    for (int i = 0; i <= SYMBOL_BYTES_MAX; i++, factor *= BASE) table->hash_factors[i] = factor;
+    return resize(table, log2);
+}
+
+symbol_result symbol_append(symbol_table *table, const char *bytes, size_t num_bytes, int32_t *symbol) {
+    if (num_bytes > SYMBOL_BYTES_MAX) return SYMBOL_NO_MEMORY;
+    const size_t symbols = (size_t)table->symbols_capacity, held = table->bytes_capacity;
+    if (table->num_symbols == table->symbols_capacity && !grow_entries(table, symbols * 2)) return SYMBOL_NO_MEMORY;
+    if (num_bytes > held - table->num_bytes && !grow_bytes(table, held * 2)) return SYMBOL_NO_MEMORY;
+    if (num_bytes > 0) memcpy(table->bytes + table->num_bytes, bytes, num_bytes);
+    *symbol = table->num_symbols++;
+    table->entries[*symbol] =
+        (symbol_entry){string_hash(bytes, num_bytes), (uint32_t)table->num_bytes, (uint16_t)num_bytes, false};
+    table->num_bytes += num_bytes;
+    return SYMBOL_ADDED;
+}
+
+static void occupy(symbol_table *table, symbol_slot *slot, int32_t symbol) {
+    symbol_entry *entry = &table->entries[symbol];
+    *slot = (symbol_slot){(uint32_t)spread(entry->hash), (uint32_t)symbol + 1};
+    entry->findable = true;
+    table->num_findable++;
+    if (entry->num_bytes > table->longest) table->longest = entry->num_bytes;
+}
+
 symbol_result symbol_make_findable(symbol_table *table, int32_t *symbol) {
-    symbol_result result = make_room(table);
-    if (result != SYMBOL_ADDED) return result;
-    size_t num_bytes;
-    const char *bytes = symbol_bytes(table, *symbol, &num_bytes);
-    size_t slot = slot_of(table, bytes, num_bytes);
-    if (slot == table->num_slots) return SYMBOL_CROWDED;
-    if (table->slots[slot] != SYMBOL_NONE) {
-        *symbol = table->slots[slot];
+    if ((table->num_findable + 1) * 2 > table->num_slots) {
+        const symbol_result result = resize(table, 65 - table->slots_shift);
+        if (result != SYMBOL_ADDED) return result;
+    }
+    string whole;
+    whole.bytes = symbol_bytes(table, *symbol, &whole.num_bytes);
+    symbol_slot *slot = slot_of(table, table->entries[*symbol].hash, whole, (string){"", 0});
+    if (slot == NULL) return SYMBOL_CROWDED;
+    if (slot->number != 0) {
+        *symbol = (int32_t)slot->number - 1;
         return SYMBOL_EXISTS;
     }
-    table->slots[slot] = *symbol;
-    table->num_findable++;
+    occupy(table, slot, *symbol);
     return SYMBOL_ADDED;
 }
 
@@ -123,4 +165,31 @@ symbol_result symbol_intern(symbol_table *table, const char *bytes, size_t num_b
     if (*symbol != SYMBOL_NONE) return SYMBOL_EXISTS;
     symbol_result result = symbol_append(table, bytes, num_bytes, symbol);
     return result == SYMBOL_ADDED ? symbol_make_findable(table, symbol) : result;
+}
+
+/* ------------------------------------------------------------------ looking up */
+
+int32_t symbol_find(const symbol_table *table, const char *bytes, size_t num_bytes) {
+    if (num_bytes > table->longest) return SYMBOL_NONE;
+    const symbol_slot *slot =
+        slot_of(table, string_hash(bytes, num_bytes), (string){bytes, num_bytes}, (string){"", 0});
+    return slot != NULL ? (int32_t)slot->number - 1 : SYMBOL_NONE;
+}
+
+int32_t symbol_find_pair(const symbol_table *table, int32_t left, int32_t right) {
+    const symbol_entry *first = &table->entries[left], *second = &table->entries[right];
+    const size_t second_bytes = second->num_bytes;
+    if (first->num_bytes + second_bytes > table->longest) return SYMBOL_NONE;
+    const symbol_slot *slot =
+        slot_of(table, first->hash * table->hash_factors[second_bytes] + second->hash,
+                (string){table->bytes + first->start, first->num_bytes},
+                (string){table->bytes + second->start, second_bytes});
+    return slot != NULL ? (int32_t)slot->number - 1 : SYMBOL_NONE;
+}
+
+bool symbol_is(const symbol_table *table, int32_t symbol, const char *bytes, size_t num_bytes) {
+    if (symbol < 0 || symbol >= table->num_symbols) return false;
+    const symbol_entry *entry = &table->entries[symbol];
+    return entry->findable && entry->num_bytes == num_bytes &&
+           memcmp(table->bytes + entry->start, bytes, num_bytes) == 0;
 }

@@ -84,6 +84,15 @@ static llamita_status check_ids(const tokenizer_source *source, const char *path
 
 /* ------------------------------------------------------------------ building */
 
+llamita_status tables_create(tokenizer *t, bool any_halves, const char *path, llamita_error *error) {
+    const size_t num_bytes = t->text_starts[t->vocab_size - 1] + TOKENIZER_PIECE_BYTES_MAX;
+    const size_t num_symbols = (size_t)t->vocab_size + 256; /* and single bytes */
+    const symbol_result added = symbol_table_create(&t->symbols, num_symbols, num_bytes);
+    if (added != SYMBOL_ADDED) return table_error(error, path, added == SYMBOL_NO_MEMORY);
+    const merge_result rules = merge_rules_create(&t->merges, &t->symbols, t->vocab_size, any_halves);
+    return rules == MERGE_ADDED ? LLAMITA_OK : table_error(error, path, true);
+}
+
 /* A file without types: byte tokens are known by how they are written, control tokens by their ids. */
 static void guess_types(tokenizer *t, const tokenizer_source *source) {
     for (int32_t id = 0; id < t->vocab_size; id++) {
@@ -194,7 +203,7 @@ llamita_status tokenizer_create(const tokenizer_source *source, const char *path
 void tokenizer_free(tokenizer *t) {
     if (t == NULL) return;
     symbol_table_free(&t->symbols);
-    merge_table_free(&t->merges);
+    merge_rules_free(&t->merges);
     free(t->user.ids);
     free(t->all.ids);
     free(t->take_apart);

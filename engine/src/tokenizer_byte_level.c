@@ -69,6 +69,10 @@ static llamita_status add_bytes(tokenizer *t, const char *path, llamita_error *e
     for (int byte = 0; byte < 256; byte++) {
         t->byte_ids[byte] = symbol_find(&t->symbols, &t->byte_values[byte], 1);
         any |= t->byte_ids[byte] >= 0;
+        const symbol_result result = symbol_intern(&t->symbols, &t->byte_values[byte], 1, &t->byte_symbols[byte]);
+        if (result != SYMBOL_ADDED && result != SYMBOL_EXISTS) {
+            return table_error(error, path, result == SYMBOL_NO_MEMORY);
+        }
     }
     if (any) return LLAMITA_OK;
     return error_set(
@@ -87,7 +91,7 @@ static llamita_status merge_error(llamita_error *error, const char *path, size_t
 /* One line "left right". Halves or a product outside the vocabulary are strings like any other; a line with characters
  * outside the alphabet can never apply. */
 static llamita_status add_merge(tokenizer *t, const char *path, const int16_t *byte_of, char *bytes, byte_slice line,
-                                size_t index, llamita_error *error) {
+                                size_t index, int32_t *last_product, llamita_error *error) {
     if (line.num_bytes > 2 * TOKENIZER_PIECE_BYTES_MAX + 1) {
         return merge_error(error, path, index, line, "at most 2,049 bytes");
     }
@@ -97,18 +101,13 @@ static llamita_status add_merge(tokenizer *t, const char *path, const int16_t *b
            right_length;
     if (!alphabet_bytes(byte_of, line.bytes, left_bytes, bytes, &left_length)) return LLAMITA_OK;
     if (!alphabet_bytes(byte_of, space + 1, right_bytes, bytes + left_length, &right_length)) return LLAMITA_OK;
-    merge added = {.rank = (uint32_t)index};
-    symbol_result results[3] = {
-        symbol_intern(&t->symbols, bytes, left_length, &added.left),
-        symbol_intern(&t->symbols, bytes + left_length, right_length, &added.right),
-        symbol_intern(&t->symbols, bytes, left_length + right_length, &added.product),
-    };
-    for (int i = 0; i < 3; i++) {
-        if (results[i] != SYMBOL_ADDED && results[i] != SYMBOL_EXISTS) {
-            return table_error(error, path, results[i] == SYMBOL_NO_MEMORY);
-        }
+    int32_t product = *last_product + 1; /* most files list tokens in the order of their merges */
+    if (!symbol_is(&t->symbols, product, bytes, left_length + right_length)) {
+        const symbol_result added = symbol_intern(&t->symbols, bytes, left_length + right_length, &product);
+        if (added != SYMBOL_ADDED && added != SYMBOL_EXISTS) return table_error(error, path, added == SYMBOL_NO_MEMORY);
     }
-    merge_result result = merge_table_add(&t->merges, added); /* said twice: the first, better rank stays */
+    *last_product = product;
+    merge_result result = merge_rules_add(&t->merges, product, left_length, (uint32_t)index); /* the first rank stays */
     if (result == MERGE_ADDED || result == MERGE_EXISTS) return LLAMITA_OK;
     return table_error(error, path, result == MERGE_NO_MEMORY);
 }
@@ -118,15 +117,14 @@ llamita_status byte_level_build(tokenizer *t, const tokenizer_source *source, co
     fill_alphabet(byte_of);
     char *bytes = malloc(2 * TOKENIZER_PIECE_BYTES_MAX + 2);
     if (bytes == NULL) return table_error(error, path, true);
-    llamita_status status = add_pieces(t, source, path, byte_of, bytes, error);
+    llamita_status status = tables_create(t, false, path, error);
+    if (status == LLAMITA_OK) status = add_pieces(t, source, path, byte_of, bytes, error);
     if (status == LLAMITA_OK) status = add_bytes(t, path, error);
+    int32_t last_product = SYMBOL_NONE;
     for (size_t i = 0; i < source->num_merges && status == LLAMITA_OK; i++) {
-        status = add_merge(t, path, byte_of, bytes, source->merges[i], i, error);
+        status = add_merge(t, path, byte_of, bytes, source->merges[i], i, &last_product, error);
     }
     free(bytes);
-    for (int byte = 0; byte < 256; byte++) {
-        t->byte_symbols[byte] = status == LLAMITA_OK ? symbol_find(&t->symbols, &t->byte_values[byte], 1) : SYMBOL_NONE;
-    }
     return status;
 }
 

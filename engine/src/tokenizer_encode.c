@@ -88,9 +88,27 @@ llamita_status encoder_merge_word(encoder *e, size_t num_symbols) {
 
 /* ------------------------------------------------------------------ words that came before */
 
+static uint64_t word_hash(const char *bytes, size_t num_bytes) {
+    const uint64_t odd = 0x9E3779B97F4A7C15u;
+    uint64_t hash = odd ^ num_bytes, word;
+    while (num_bytes >= 8) {
+        memcpy(&word, bytes, 8);
+        hash = (hash ^ word) * odd;
+        hash ^= hash >> 32;
+        bytes += 8;
+        num_bytes -= 8;
+    }
+    word = 0;
+    memcpy(&word, bytes, num_bytes);
+    hash = (hash ^ word) * odd;
+    hash ^= hash >> 29;
+    hash *= 0xBF58476D1CE4E5B9u;
+    return hash ^ hash >> 32;
+}
+
 static known_word *known_slot(encoder *e, size_t start, size_t num_bytes) {
     if (e->known == NULL || num_bytes > LONGEST_KNOWN_WORD) return NULL;
-    return &e->known[bytes_hash(e->text + start, num_bytes) & e->known_mask];
+    return &e->known[word_hash(e->text + start, num_bytes) & e->known_mask];
 }
 
 bool encoder_push_known(encoder *e, size_t start, size_t num_bytes, llamita_status *status) {
@@ -161,6 +179,7 @@ llamita_status tokenizer_encode(const tokenizer *t, const char *text, size_t num
     }
     encoder e = {.t = t, .text = text, .text_bytes = num_bytes, .error = error};
     allocate_known(&e);
+    merge_scratch_keep_pairs(&e.scratch, num_bytes / 4);
     llamita_status status = LLAMITA_OK;
     if (flags & LLAMITA_ENCODE_BOS) status = encoder_push(&e, t->bos_id);
     if (status == LLAMITA_OK) status = encode_text(&e, (flags & LLAMITA_ENCODE_SPECIAL) != 0);

@@ -33,7 +33,7 @@ struct tokenizer {
     /* The first vocab_size symbols are the ids, as the bytes that they stand for in a text; findable are those that
      * plain text can become. Further symbols are strings that merges start from or pass through. */
     symbol_table symbols;
-    merge_table merges;
+    merge_rules merges;
     uint8_t *take_apart;       /* [symbols.num_symbols] SentencePiece's "unused" pieces; NULL if there are none */
     int32_t byte_symbols[256]; /* the symbol of each one-byte string, SYMBOL_NONE: no merge begins with it */
     int32_t byte_ids[256];     /* the id that stands for a byte which nothing else covers, -1: none */
@@ -50,6 +50,8 @@ struct tokenizer {
 /* "cannot read the tokenizer: PATH: token ID 'piece': " + the rest, always LLAMITA_ERROR_FORMAT. */
 llamita_status token_error(llamita_error *error, const tokenizer_source *source, const char *path, int32_t id,
                            const char *rest);
+/* Starts symbols and merges with room for the pieces. any_halves: as merge_rules_create. */
+llamita_status tables_create(tokenizer *t, bool any_halves, const char *path, llamita_error *error);
 /* What a symbol_result or merge_result says that is neither added nor exists: no memory, or crowded. */
 llamita_status table_error(llamita_error *error, const char *path, bool no_memory);
 

@@ -1,9 +1,8 @@
 /* tokenizer_sentencepiece.c: text to ids by SentencePiece BPE: merges the pair whose piece scores best, until none is left.
  *
- * Two neighbours merge if their text together is a piece. The pairs that can ever meet are the ways of cutting a piece
- * into two known strings, so that they are listed once, when the tokenizer is built, with the rank of the piece's
- * score. U+2581 is a space in all strings here. A character that no piece holds becomes byte tokens; without them, a run
- * of such characters becomes one unknown id.
+ * Two neighbours merge if their text together is a piece, with the rank of the piece's score. U+2581 is a space in all
+ * strings here. A character that no piece holds becomes byte tokens; without them, a run of such characters becomes one
+ * unknown id.
  */
 #include "tokenizer_internal.h"
 
@@ -95,12 +94,6 @@ static llamita_status add_pieces(tokenizer *t, const tokenizer_source *source, c
         "cannot read the tokenizer: %s: expected pieces of type normal, found none; export the model again", path);
 }
 
-static bool is_findable(const tokenizer *t, int32_t id) {
-    size_t length;
-    const char *bytes = symbol_bytes(&t->symbols, id, &length);
-    return length > 0 && symbol_find(&t->symbols, bytes, length) == id;
-}
-
 typedef struct {
     float score;
     int32_t id;
@@ -112,70 +105,64 @@ static int compare_scores(const void *a, const void *b) {
     return (x->id > y->id) - (x->id < y->id);
 }
 
-/* ranks[id]: 0 for the best score; equal scores have equal ranks. */
-static llamita_status rank_scores(const tokenizer *t, const tokenizer_source *source, const char *path, uint32_t *ranks,
+/* Gives the pieces that merges make their ranks: 0 for the best score; equal scores have equal ranks. */
+static llamita_status rank_scores(tokenizer *t, const tokenizer_source *source, const char *path,
                                   llamita_error *error) {
     scored *order = malloc((size_t)t->vocab_size * sizeof *order);
     if (order == NULL) return table_error(error, path, true);
+    size_t num = 0;
+    bool sorted = true; /* as trainings leave them */
     for (int32_t id = 0; id < t->vocab_size; id++) {
-        if (isnan(source->scores[id])) {
+        const float score = source->scores[id];
+        if (isnan(score)) {
             free(order);
             return token_error(error, source, path, id,
                                "expected its score to be a number, found NaN; export the model again");
         }
-        order[id] = (scored){source->scores[id], id};
+        if (!t->symbols.entries[id].findable) continue;
+        sorted &= num == 0 || score <= order[num - 1].score;
+        order[num++] = (scored){score, id};
     }
-    qsort(order, (size_t)t->vocab_size, sizeof *order, compare_scores);
+    if (!sorted) qsort(order, num, sizeof *order, compare_scores);
     uint32_t rank = 0;
-    for (int32_t i = 0; i < t->vocab_size; i++) {
+    for (size_t i = 0; i < num; i++) {
         if (i > 0 && order[i].score != order[i - 1].score) rank++;
-        ranks[order[i].id] = rank;
+        t->merges.ranks[order[i].id] = rank;
     }
     free(order);
     return LLAMITA_OK;
 }
 
-/* Makes every character of the piece a symbol, and notes whether a space follows another character. */
-static symbol_result add_characters(tokenizer *t, const char *bytes, size_t num_bytes) {
+enum { SEEN_CODE_POINTS = 0x800 }; /* those of one and two bytes */
+
+/* Makes every character of the piece a symbol, and notes whether a space follows another character. seen: whether a
+ * character has had its turn. */
+static symbol_result add_characters(tokenizer *t, int32_t id, bool *seen) {
+    size_t num_bytes;
+    const char *bytes = symbol_bytes(&t->symbols, id, &num_bytes);
     for (size_t i = 0, length; i < num_bytes; i += length) {
-        length = utf8_length(bytes + i, num_bytes - i);
+        uint32_t code_point;
+        length = utf8_decode(bytes + i, num_bytes - i, &code_point);
         if (i > 0 && bytes[i] == ' ' && bytes[i - 1] != ' ') t->words_end_at_spaces = false;
+        if (length == num_bytes) break; /* the piece is the character */
+        if (code_point < SEEN_CODE_POINTS && seen[code_point]) continue;
+        if (code_point < SEEN_CODE_POINTS) seen[code_point] = true;
+        char character[4]; /* the table's own copy moves when it grows */
+        memcpy(character, bytes + i, length);
         int32_t symbol;
-        symbol_result result = symbol_intern(&t->symbols, bytes + i, length, &symbol);
+        symbol_result result = symbol_intern(&t->symbols, character, length, &symbol);
         if (result != SYMBOL_ADDED && result != SYMBOL_EXISTS) return result;
+        bytes = symbol_bytes(&t->symbols, id, &num_bytes);
     }
     return SYMBOL_ADDED;
 }
 
-/* Every cut of the piece into two symbols is a merge. */
-static merge_result add_cuts(tokenizer *t, int32_t id, const char *bytes, size_t num_bytes, uint32_t rank) {
-    for (size_t cut = utf8_length(bytes, num_bytes); cut < num_bytes;
-         cut += utf8_length(bytes + cut, num_bytes - cut)) {
-        int32_t left = symbol_find(&t->symbols, bytes, cut);
-        int32_t right = left < 0 ? SYMBOL_NONE : symbol_find(&t->symbols, bytes + cut, num_bytes - cut);
-        if (right < 0) continue;
-        merge_result result = merge_table_add(&t->merges, (merge){left, right, rank, id});
-        if (result != MERGE_ADDED && result != MERGE_EXISTS) return result;
-    }
-    return MERGE_ADDED;
-}
-
-static llamita_status add_merges(tokenizer *t, const char *path, char *plain, const uint32_t *ranks,
-                                 llamita_error *error) {
-    for (int pass = 0; pass < 2; pass++) { /* all characters first: they are what pieces are cut into */
-        for (int32_t id = 0; id < t->vocab_size; id++) {
-            if (!merges_make(t->types[id]) || !is_findable(t, id)) continue;
-            size_t num_bytes;
-            const char *bytes = symbol_bytes(&t->symbols, id, &num_bytes);
-            memcpy(plain, bytes, num_bytes); /* the table's own copy moves when it grows */
-            if (pass == 0) {
-                symbol_result result = add_characters(t, plain, num_bytes);
-                if (result != SYMBOL_ADDED) return table_error(error, path, result == SYMBOL_NO_MEMORY);
-            } else {
-                merge_result result = add_cuts(t, id, plain, num_bytes, ranks[id]);
-                if (result != MERGE_ADDED) return table_error(error, path, result == MERGE_NO_MEMORY);
-            }
-        }
+static llamita_status add_all_characters(tokenizer *t, const char *path, llamita_error *error) {
+    bool seen[SEEN_CODE_POINTS] = {false};
+    for (int32_t id = 0; id < t->vocab_size; id++) {
+        if (!t->symbols.entries[id].findable) continue;
+        const symbol_result result = add_characters(t, id, seen);
+        if (result != SYMBOL_ADDED) return table_error(error, path, result == SYMBOL_NO_MEMORY);
     }
     return LLAMITA_OK;
 }
@@ -204,15 +191,13 @@ llamita_status sentencepiece_build(tokenizer *t, const tokenizer_source *source,
         if (source->pieces[id].num_bytes > longest) longest = source->pieces[id].num_bytes;
     }
     char *plain = malloc(longest);
-    uint32_t *ranks = malloc((size_t)t->vocab_size * sizeof *ranks);
     t->words_end_at_spaces = true;
-    llamita_status status = plain && ranks ? LLAMITA_OK : table_error(error, path, true);
+    llamita_status status = plain != NULL ? tables_create(t, true, path, error) : table_error(error, path, true);
     if (status == LLAMITA_OK) status = add_pieces(t, source, path, plain, error);
-    if (status == LLAMITA_OK) status = rank_scores(t, source, path, ranks, error);
-    if (status == LLAMITA_OK) status = add_merges(t, path, plain, ranks, error);
+    if (status == LLAMITA_OK) status = rank_scores(t, source, path, error);
+    if (status == LLAMITA_OK) status = add_all_characters(t, path, error);
     if (status == LLAMITA_OK) status = flag_unused(t, path, error);
     free(plain);
-    free(ranks);
     for (int byte = 0; byte < 256; byte++) {
         t->byte_symbols[byte] = status == LLAMITA_OK ? symbol_find(&t->symbols, &t->byte_values[byte], 1) : SYMBOL_NONE;
     }
