@@ -206,6 +206,82 @@ def make_checkpoint(tiny_tokenizers: dict[str, Path]) -> Callable[..., Path]:
     return make
 
 
+# Chat templates in the spellings that models are published with, by family.
+PUBLISHED_TEMPLATES = {
+    "chatml": (  # SmolLM2: a system prompt of its own
+        "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\n"
+        "You are a helpful assistant.<|im_end|>\n' }}{% endif %}{{'<|im_start|>' + message['role'] + '\n' + "
+        "message['content'] + '<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}"
+        "{{ '<|im_start|>assistant\n' }}{% endif %}"
+    ),
+    "qwen": (
+        "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
+        "{{ '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}{% endif %}{{'<|im_start|>' + message['role'] "
+        "+ '\n' + message['content']}}{% if (loop.last and add_generation_prompt) or not loop.last %}{{ '<|im_end|>' + "
+        "'\n'}}{% endif %}{% endfor %}{% if add_generation_prompt and messages[-1]['role'] != 'assistant' %}"
+        "{{ '<|im_start|>assistant\n' }}{% endif %}"
+    ),
+    "llama2": (
+        "{% if messages[0]['role'] == 'system' %}{% set loop_messages = messages[1:] %}"
+        "{% set system_message = messages[0]['content'] %}{% else %}{% set loop_messages = messages %}"
+        "{% set system_message = false %}{% endif %}{% for message in loop_messages %}"
+        "{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+        "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}"
+        "{% if loop.index0 == 0 and system_message != false %}{% set content = '<<SYS>>\\n' + system_message + "
+        "'\\n<</SYS>>\\n\\n' + message['content'] %}{% else %}{% set content = message['content'] %}{% endif %}"
+        "{% if message['role'] == 'user' %}{{ bos_token + '[INST] ' + content.strip() + ' [/INST]' }}"
+        "{% elif message['role'] == 'assistant' %}{{ ' '  + content.strip() + ' ' + eos_token }}{% endif %}{% endfor %}"
+    ),
+    "llama3": (
+        "{% set loop_messages = messages %}{% for message in loop_messages %}{% set content = '<|start_header_id|>' + "
+        "message['role'] + '<|end_header_id|>\n\n'+ message['content'] | trim + '<|eot_id|>' %}{% if loop.index0 == 0 %}"
+        "{% set content = bos_token + content %}{% endif %}{{ content }}{% endfor %}{% if add_generation_prompt %}"
+        "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
+    ),
+    "zephyr": (  # TinyLlama
+        "{% for message in messages %}\n{% if message['role'] == 'user' %}\n{{ '<|user|>\n' + message['content'] + "
+        "eos_token }}\n{% elif message['role'] == 'system' %}\n{{ '<|system|>\n' + message['content'] + eos_token }}\n"
+        "{% elif message['role'] == 'assistant' %}\n{{ '<|assistant|>\n'  + message['content'] + eos_token }}\n"
+        "{% endif %}\n{% if loop.last and add_generation_prompt %}\n{{ '<|assistant|>' }}\n{% endif %}\n{% endfor %}"
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class ChatModel:
+    """A model that answers with nonsense: its checkpoint, and the same as a model file."""
+
+    checkpoint: Path
+    path: Path
+
+
+@pytest.fixture(scope="session")
+def make_chat_model(
+    make_checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., ChatModel]:
+    """make_chat_model(template, context=256): a chat template's text, or a name of PUBLISHED_TEMPLATES with a
+    tokenizer of the right kind."""
+    import tokenizers
+
+    from llamita.formats.export import export
+
+    def make(template: str, context: int = 256) -> ChatModel:
+        folder = tmp_path_factory.mktemp("chat") / "model"
+        kind = "llama" if template in ("llama2", "zephyr") else "gpt2"
+        make_checkpoint(folder, kind, vocab_size=432, max_position_embeddings=context)
+        if template == "llama3":
+            backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+            backend.add_special_tokens(["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"])
+            backend.save(str(folder / "tokenizer.json"))
+        path = folder / "tokenizer_config.json"
+        config = json.loads(path.read_text()) | {"chat_template": PUBLISHED_TEMPLATES.get(template, template)}
+        path.write_text(json.dumps(config))
+        export(folder, folder.parent / "model.gguf", "f32", verify=False)
+        return ChatModel(folder, folder.parent / "model.gguf")
+
+    return make
+
+
 @pytest.fixture(scope="session")
 def random_texts() -> list[str]:
     """10,000 texts of words, numbers, contractions, spaces of all kinds, and characters from all planes."""
