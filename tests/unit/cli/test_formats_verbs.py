@@ -64,3 +64,27 @@ def test_mistakes_get_one_line_and_exit_code_2(
     out, err = capsys.readouterr()
     assert out == "" and said in err and err.startswith("llamita: ") and err.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_folders_shards_and_verifying(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["export", str(checkpoint), str(tmp_path / "shards"), "--dtype", "bfloat16", "--shard-size", "40KB"]
+    assert main(words) == 0
+    err = capsys.readouterr().err
+    assert "20 bfloat16" in err and "logits of 48 tokens" in err and "allowed: 0.1" in err
+    assert len(list((tmp_path / "shards").glob("model-*.safetensors"))) > 2
+    assert main(["import", str(tmp_path / "shards"), "--out", str(tmp_path / "again"), "--verify", "no"]) == 0
+    err = capsys.readouterr().err
+    assert "Hugging Face, safetensors" in err and "no (--verify yes)" in err and "MB/s" in err
+    assert main(["export", str(checkpoint), str(tmp_path / "model.bin"), "--version", "2", "--verify", "no"]) == 0
+    assert "15 INT8, 5 F32" in capsys.readouterr().err
+
+
+def test_sizes_as_people_write_them() -> None:
+    from llamita.cli.export import parse_bytes
+    from llamita.errors import ConfigError
+
+    sizes = {"5GB": 5 * 10**9, "500 MB": 5 * 10**8, "1GiB": 2**30, "40k": 40_000, "4096": 4096, "7B": 7}
+    assert {text: parse_bytes(text) for text in sizes} == sizes
+    for text in ("", "0", "0GB", "-5GB", "5.5GB", "GB", "5TB", "five", "9" * 30):
+        with pytest.raises(ConfigError, match="expected a size as 5GB or 500MB"):
+            parse_bytes(text)
