@@ -229,40 +229,48 @@ INLINE void add_block(const uint8_t *codes, const uint8_t *header, const uint8_t
     }
 }
 
-INLINE void block_tile(const matmul_job *job, int64_t panel, int64_t column, const int columns,
+INLINE void block_tile(const matmul_job *job, int64_t panel, int64_t column, const int panels, const int columns,
                        const panel_format format) {
     const panel_layout layout = panel_layout_of(format);
     const int64_t num_blocks = job->row_length / BLOCK_LENGTH;
-    const uint8_t *codes = (const uint8_t *)job->panels + (size_t)panel * job->panel_bytes;
-    const uint8_t *headers = codes + (size_t)num_blocks * layout.code_bytes;
-    const uint8_t *supers = headers + (size_t)num_blocks * layout.header_bytes;
+    const uint8_t *codes[2], *headers[2], *supers[2];
     const activation_block *blocks[4];
-    __m256 sums[4];
-    UNROLL for (int c = 0; c < columns; c++) {
-        blocks[c] = (const void *)((const char *)job->columns + (size_t)(column + c) * job->column_bytes);
-        sums[c] = _mm256_setzero_ps();
+    __m256 sums[2][4];
+    UNROLL for (int p = 0; p < panels; p++) {
+        codes[p] = (const uint8_t *)job->panels + (size_t)(panel + p) * job->panel_bytes;
+        headers[p] = codes[p] + (size_t)num_blocks * layout.code_bytes;
+        supers[p] = headers[p] + (size_t)num_blocks * layout.header_bytes;
+        UNROLL for (int c = 0; c < columns; c++) sums[p][c] = _mm256_setzero_ps();
     }
+    UNROLL for (int c = 0; c < columns; c++)
+        blocks[c] = (const void *)((const char *)job->columns + (size_t)(column + c) * job->column_bytes);
     for (int64_t b = 0; b < num_blocks; b++) {
-        if (column == 0) ask_ahead(codes, layout.code_bytes);
-        add_block(codes, headers, supers, blocks, columns, format, sums);
-        codes += layout.code_bytes;
-        headers += layout.header_bytes;
-        if (layout.super_bytes > 0 && b % (SUPER_LENGTH / BLOCK_LENGTH) == SUPER_LENGTH / BLOCK_LENGTH - 1)
-            supers += layout.super_bytes;
+        UNROLL for (int p = 0; p < panels; p++) {
+            if (column == 0) ask_ahead(codes[p], layout.code_bytes);
+            add_block(codes[p], headers[p], supers[p], blocks, columns, format, sums[p]);
+            codes[p] += layout.code_bytes;
+            headers[p] += layout.header_bytes;
+            if (layout.super_bytes > 0 && b % (SUPER_LENGTH / BLOCK_LENGTH) == SUPER_LENGTH / BLOCK_LENGTH - 1)
+                supers[p] += layout.super_bytes;
+        }
         UNROLL for (int c = 0; c < columns; c++) blocks[c]++;
     }
-    UNROLL for (int c = 0; c < columns; c++) store_rows(job, panel, column + c, sums[c]);
+    UNROLL for (int p = 0; p < panels; p++) UNROLL for (int c = 0; c < columns; c++)
+        store_rows(job, panel + p, column + c, sums[p][c]);
 }
 
 INLINE void block_matmul(const matmul_job *job, const panel_format format) {
     const int64_t num_panels = (job->num_rows + PANEL_ROWS - 1) / PANEL_ROWS;
-    for (int64_t panel = 0; panel < num_panels; panel++) {
+    int64_t panel = 0;
+    if (job->num_columns == 1) /* two places of memory at once: 1.1B Q8_0 26.2 GB/s, where one gives 24.3 */
+        for (; panel + 2 <= num_panels; panel += 2) block_tile(job, panel, 0, 2, 1, format);
+    for (; panel < num_panels; panel++) {
         int64_t column = 0;
-        for (; column + 4 <= job->num_columns; column += 4) block_tile(job, panel, column, 4, format);
+        for (; column + 4 <= job->num_columns; column += 4) block_tile(job, panel, column, 1, 4, format);
         switch (job->num_columns - column) {
-        case 3: block_tile(job, panel, column, 3, format); break;
-        case 2: block_tile(job, panel, column, 2, format); break;
-        case 1: block_tile(job, panel, column, 1, format); break;
+        case 3: block_tile(job, panel, column, 1, 3, format); break;
+        case 2: block_tile(job, panel, column, 1, 2, format); break;
+        case 1: block_tile(job, panel, column, 1, 1, format); break;
         default: break;
         }
     }
