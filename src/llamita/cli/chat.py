@@ -8,6 +8,7 @@ import importlib
 import io
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Annotated
@@ -89,13 +90,49 @@ def main(argv: list[str]) -> int | None:
             return _converse(chat, flags)
 
 
+class _Interrupts:
+    """What Ctrl-C means: the first during an answer ends it, a second one the program. At the prompt it is a
+    KeyboardInterrupt; between the two, on a terminal, nothing."""
+
+    def __init__(self, terminal: bool) -> None:
+        self.reading = not terminal
+        self._answer: Answer | None = None
+        self._pressed = False
+        signal.signal(signal.SIGINT, self._on_interrupt)
+
+    @contextlib.contextmanager
+    def during(self, answer: Answer) -> Iterator[None]:
+        """In this block an answer comes."""
+        self._answer, self._pressed = answer, False
+        try:
+            yield
+        finally:
+            self._answer = None
+
+    def _on_interrupt(self, number: int, frame: FrameType | None) -> None:
+        if self._answer is not None and not self._pressed:
+            self._pressed = True
+            self._answer.interrupt()
+        elif self._answer is not None or self.reading:
+            raise KeyboardInterrupt
+
+
 def _converse(chat: Chat, flags: ChatFlags) -> int:
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        return _turns(chat, flags)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _turns(chat: Chat, flags: ChatFlags) -> int:
     terminal = sys.stdin.isatty()
+    interrupts = _Interrupts(terminal)
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
     if terminal:
         _status("Ctrl-C stops an answer, Ctrl-D ends the chat.")
-    while (question := _read(terminal)) is not None:
+    while (question := _read(terminal, interrupts)) is not None:
         if not question.strip():
             continue
         try:
@@ -105,19 +142,20 @@ def _converse(chat: Chat, flags: ChatFlags) -> int:
                 raise
             fail(str(error))  # the chat goes on: another question may be shorter
             continue
-        _answer(answer, flags)
+        _answer(answer, flags, interrupts)
         if answer.stop == "interrupted" and not terminal:
             return 130
     return 0
 
 
-def _read(terminal: bool) -> str | None:
+def _read(terminal: bool, interrupts: _Interrupts) -> str | None:
     """The next question; None at the end."""
     while True:
         try:
             if not terminal:
                 line = sys.stdin.readline()
                 return line.removesuffix("\n").removesuffix("\r") if line else None
+            interrupts.reading = True
             if sys.stdout.isatty():
                 _load_line_editing()
                 return input("> ")
@@ -130,8 +168,11 @@ def _read(terminal: bool) -> str | None:
         except KeyboardInterrupt:
             if not terminal:
                 raise
+            interrupts.reading = False
             sys.stderr.write("\n")
             _status("Ctrl-D ends the chat.")
+        finally:
+            interrupts.reading = not terminal
 
 
 def _load_line_editing() -> None:
@@ -139,22 +180,15 @@ def _load_line_editing() -> None:
         importlib.import_module("readline")  # arrow keys and earlier questions, where the system has it
 
 
-def _answer(answer: Answer, flags: ChatFlags) -> None:
-    """Print the answer as it comes; Ctrl-C ends it at the next token, a second one ends the program."""
+def _answer(answer: Answer, flags: ChatFlags, interrupts: _Interrupts) -> None:
+    """Print the answer as it comes."""
     if answer.num_forgotten_turns:
         turns = "turn was" if answer.num_forgotten_turns == 1 else "turns were"
         _status(f"the context is full: the {answer.num_forgotten_turns} oldest {turns} forgotten")
 
-    def on_interrupt(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, before)
-        answer.interrupt()
-
-    before = signal.signal(signal.SIGINT, on_interrupt)
-    try:
+    with interrupts.during(answer):
         for piece in answer:
             print(piece, end="", flush=True)
-    finally:
-        signal.signal(signal.SIGINT, before)
     print(flush=True)
     if answer.stop == "number of tokens":
         _status(f"stopped after {len(answer.ids)} tokens (-n)")
