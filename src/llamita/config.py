@@ -209,8 +209,12 @@ class TrainConfig:
     """Rows of --context tokens in one pass of one process (default: as many as make 2,048 tokens; 65,536 on CUDA)."""
     accumulate: int = 1
     """Passes whose gradients are summed for one step."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """muon orthogonalizes the steps of the layers' matrices; adamw trains everything else, or everything."""
     learning_rate: float | None = None
-    """Peak learning rate (default: by the model's width)."""
+    """Peak learning rate of AdamW (default: by the model's width)."""
+    muon_lr: float = 0.02
+    """Peak learning rate of Muon, for the layers' matrices."""
     schedule: Literal["wsd", "cosine"] = "wsd"
     """After the warm-up: wsd stays at the peak, then falls linearly; cosine falls from the start."""
     warmup: float = 0.02
@@ -250,7 +254,8 @@ class TrainConfig:
         check(len(limits) <= 1, f"train: {given} exclude each other; give one of them")
         for name in (
             "minutes", "steps", "epochs", "layers", "hidden", "heads", "kv_heads", "ffn", "context", "rope_theta",
-            "batch_rows", "accumulate", "learning_rate", "eval_interval", "save_minutes", "log_interval", "threads",
+            "batch_rows", "accumulate", "learning_rate", "muon_lr", "eval_interval", "save_minutes", "log_interval",
+            "threads",
         ):  # fmt: skip
             value = getattr(self, name)
             check(

@@ -15,7 +15,15 @@ import pytest
 pytest.importorskip("torch")
 
 SHAPE = ["--layers=2", "--hidden=64", "--heads=4", "--kv-heads=2", "--context=64", "--batch-rows=8", "--dropout=0.1"]
-PACE = ["--steps=100", "--eval-interval=25", "--log-interval=7", "--save-minutes=0.001", "--device=cpu", "--threads=1"]
+PACE = [
+    "--optimizer=muon",
+    "--steps=100",
+    "--eval-interval=25",
+    "--log-interval=7",
+    "--save-minutes=0.001",
+    "--device=cpu",
+    "--threads=1",
+]
 TIMINGS = ("seconds", "evaluation_seconds", "tokens_per_second", "mfu")
 KILLS = 3
 

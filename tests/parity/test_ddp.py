@@ -16,7 +16,7 @@ import pytest
 pytest.importorskip("torch")
 
 SHAPE = ["--layers=2", "--hidden=64", "--heads=4", "--kv-heads=2", "--context=64", "--batch-rows=4", "--device=cpu"]
-PACE = ["--steps=12", "--eval-interval=6", "--log-interval=1"]
+PACE = ["--steps=12", "--eval-interval=6", "--log-interval=1", "--optimizer=muon"]
 
 
 def command(store: Path, run: Path, processes: int, *more: str) -> list[str]:

@@ -46,7 +46,7 @@ from llamita.training.distributed import Ranks, start_ranks
 from llamita.training.evaluate import bits_per_byte
 from llamita.training.loss import SummedLoss
 from llamita.training.metrics import MetricsLog
-from llamita.training.optimizer import build_optimizer, optimizer_tensors, restore_optimizer, set_learning_rate
+from llamita.training.optimizer import build_optimizer, optimizer_tensors, restore_optimizer
 from llamita.training.progress import TrainingDisplay, format_count
 from llamita.training.report import write_report
 from llamita.training.rundir import describe_run, mark_best, open_run
@@ -147,19 +147,13 @@ class Trainer:
 
     def _build(self) -> None:
         config, ranks = self.config, self.ranks
-        assert config.context and config.batch_rows and config.learning_rate and config.beta2 is not None
+        assert config.context and config.batch_rows
         random = torch.Generator().manual_seed(config.seed)
         self.model = Llama(self.model_config, config.dropout).initialize(random).to(ranks.device)
         self.compute = torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
         self.loss = SummedLoss(self.model, self.compute, compiled=config.compile)
         self.parallel_loss = ranks.parallel(self.loss)
-        self.optimizer = build_optimizer(
-            self.model,
-            learning_rate=config.learning_rate,
-            weight_decay=config.weight_decay,
-            beta1=config.beta1,
-            beta2=config.beta2,
-        )
+        self.optimizer = build_optimizer(self.model, config)
         self.schedule = Schedule(config.schedule, config.warmup, config.cooldown, config.final_lr)
         self.batches = Batches(
             self.train_split, self.bos_id, config.context, config.batch_rows, config.seed, ranks.rank, ranks.world_size
@@ -226,8 +220,9 @@ class Trainer:
         assert config.learning_rate is not None
         probe = self.budget.wants_probe(at)  # by the time that all processes agreed on
         progress = self.budget.midpoint(at)
-        self.learning_rate = config.learning_rate * self.schedule.factor(progress)
-        set_learning_rate(self.optimizer, self.learning_rate)
+        share = self.schedule.factor(progress)
+        self.learning_rate = config.learning_rate * share
+        self.optimizer.set_share(share)
         if config.dropout > 0:  # randomness is a function of (seed, step, rank), so there is no state of it to save
             torch.manual_seed((config.seed * 1_000_003 + at.step) * 1_009 + self.ranks.rank)
         batches = [next(self.batches) for _ in range(config.accumulate)]
@@ -237,7 +232,7 @@ class Trainer:
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip or math.inf)
         self.pending.largest_norm = torch.maximum(self.pending.largest_norm, norm)
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         at.step += 1
         at.tokens += num_targets
         self.pending.tokens += num_targets

@@ -1,15 +1,25 @@
-"""Turns a network's parameters into the optimizer that trains them, and its state into named tensors and back."""
+"""Turns a network's parameters into the optimizers that train them, and their state into named tensors and back.
+
+Shape letters: N matrices of one shape, R rows, C columns.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from llamita.config import TrainConfig
 from llamita.errors import CheckpointError
 
 HALF_LIFE_TOKENS = 500_000  # of the memory of squared gradients
+MUON_MOMENTUM = 0.95
+ORTHOGONAL_STEPS = 5
+# x → a x + b x³ + c x⁵, five times over, carries every singular value from 0.003 to 1 into 0.68 to 1.13: steep at 0, so
+# that small ones rise fast, at the price of a band instead of a point (Keller Jordan, "Muon", 2024).
+QUINTIC = (3.4445, -4.7750, 2.0315)
 
 
 def beta2_for(tokens_per_step: int) -> float:
@@ -22,37 +32,148 @@ def learning_rate_for(hidden_size: int) -> float:
     return 4e-3 * min(1.0, (128 / hidden_size) ** 0.5)
 
 
-def build_optimizer(
-    model: nn.Module, *, learning_rate: float, weight_decay: float, beta1: float, beta2: float
-) -> torch.optim.Optimizer:
-    """AdamW, fused: matrices of the layers decay; embeddings, classifier and norms do not (SmolLM's finding)."""
-    decaying: list[nn.Parameter] = []
+def orthogonalize(matrices: Tensor) -> Tensor:
+    """[N, R, C] with R <= C → the nearest matrices whose rows are orthonormal, roughly: U Vᵀ of U S Vᵀ, its singular
+    values in a band about 1 (see QUINTIC). By Newton-Schulz steps: products only, in bfloat16 on CUDA and in float32 on
+    CPUs, which multiply nothing faster."""
+    assert matrices.ndim == 3 and matrices.shape[1] <= matrices.shape[2], matrices.shape
+    a, b, c = QUINTIC
+    x = matrices.to(torch.bfloat16 if matrices.is_cuda else torch.float32)
+    x = x / (torch.linalg.vector_norm(matrices, dim=(1, 2), keepdim=True) + 1e-7).to(x.dtype)  # singular values <= 1
+    for _ in range(ORTHOGONAL_STEPS):
+        gram = x @ x.mT  # [N, R, R]
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.to(matrices.dtype)
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum, orthogonalized (Keller Jordan, "Muon", 2024): every direction of a matrix moves equally far.
+
+    A step changes a matrix [R, C] by lr * sqrt(max(1, R / C)) * U Vᵀ of its Nesterov momentum: a unit of activations
+    changes by about as much for any shape, so that one lr does for all of them. Decay is decoupled, as AdamW's.
+    Each process computes all of it, from the same gradients: DDP needs nothing else.
+    """
+
+    def __init__(self, parameters: list[nn.Parameter], *, lr: float, momentum: float, weight_decay: float) -> None:
+        assert all(parameter.ndim == 2 for parameter in parameters)
+        super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """One step; parameters without a gradient stay as they are."""
+        assert closure is None
+        for group in self.param_groups:
+            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if not parameters:
+                continue
+            gradients = [parameter.grad for parameter in parameters]
+            for parameter in parameters:
+                if not self.state[parameter]:
+                    self.state[parameter]["momentum"] = torch.zeros_like(parameter)
+            momenta = [self.state[parameter]["momentum"] for parameter in parameters]
+            torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
+            directions = _orthogonalized(torch._foreach_lerp(gradients, momenta, group["momentum"]))
+            torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+            scales = [-group["lr"] * max(1.0, rows / columns) ** 0.5 for rows, columns in map(_shape, parameters)]
+            torch._foreach_mul_(directions, scales)
+            torch._foreach_add_(parameters, directions)
+
+
+def _shape(matrix: Tensor) -> tuple[int, int]:
+    return matrix.shape[0], matrix.shape[1]
+
+
+def _orthogonalized(matrices: Sequence[Tensor]) -> list[Tensor]:
+    """Each matrix orthogonalized: those of one shape, tall ones lying on their side, in one batch."""
+    batches: dict[tuple[int, int], list[int]] = {}
+    for index, matrix in enumerate(matrices):
+        rows, columns = _shape(matrix)
+        batches.setdefault((min(rows, columns), max(rows, columns)), []).append(index)
+    result = list(matrices)
+    for shape, indices in batches.items():
+        lying = [matrices[i] if _shape(matrices[i]) == shape else matrices[i].mT for i in indices]
+        for i, direction in zip(indices, orthogonalize(torch.stack(lying)).unbind(), strict=True):
+            result[i] = direction if _shape(matrices[i]) == shape else direction.mT
+    return result
+
+
+class Optimizers:
+    """The optimizers of one network, together: each parameter has exactly one of them."""
+
+    def __init__(self, parts: list[torch.optim.Optimizer]) -> None:
+        self.parts = parts
+        for group in self.groups():
+            group["peak_lr"] = group["lr"]
+
+    def groups(self) -> Iterator[dict[str, Any]]:
+        for part in self.parts:
+            yield from part.param_groups
+
+    def set_share(self, share: float) -> None:
+        """Every learning rate to this share of its peak."""
+        for group in self.groups():
+            group["lr"] = share * group["peak_lr"]
+
+    def step(self) -> None:
+        for part in self.parts:
+            part.step()
+
+    def zero_grad(self) -> None:
+        for part in self.parts:
+            part.zero_grad(set_to_none=True)
+
+    def state(self, parameter: nn.Parameter) -> dict[str, Any]:
+        """A parameter's own state, empty before the first step."""
+        for part in self.parts:
+            if any(other is parameter for group in part.param_groups for other in group["params"]):
+                state: dict[str, Any] = part.state[parameter]
+                return state
+        raise AssertionError("a parameter that nothing trains")
+
+
+def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that learn, by name."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def build_optimizer(model: nn.Module, config: TrainConfig) -> Optimizers:
+    """The optimizers of a filled configuration.
+
+    adamw: AdamW, fused: matrices of the layers decay; embeddings, classifier and norms do not (SmolLM's finding).
+    muon: Muon for the matrices of the layers, AdamW for the rest.
+    """
+    assert config.learning_rate is not None and config.beta2 is not None
+    matrices: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
-    for name, parameter in model.named_parameters():
+    for name, parameter in _trained(model).items():
         is_layer_matrix = parameter.ndim == 2 and "embed_tokens" not in name and "lm_head" not in name
-        (decaying if is_layer_matrix else others).append(parameter)
-    groups = [{"params": decaying, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=learning_rate, betas=(beta1, beta2), eps=1e-8, fused=True)
+        (matrices if is_layer_matrix else others).append(parameter)
+    groups: list[dict[str, Any]] = [{"params": others, "weight_decay": 0.0}]
+    parts: list[torch.optim.Optimizer] = []
+    if config.optimizer == "muon":
+        parts.append(Muon(matrices, lr=config.muon_lr, momentum=MUON_MOMENTUM, weight_decay=config.weight_decay))
+    else:
+        groups.insert(0, {"params": matrices, "weight_decay": config.weight_decay})
+    betas = (config.beta1, config.beta2)
+    parts.append(torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, eps=1e-8, fused=True))
+    return Optimizers(parts)
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate
-
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
-    """The optimizer's state as `STATE/PARAMETER` → tensor."""
+def optimizer_tensors(optimizers: Optimizers, model: nn.Module) -> dict[str, Tensor]:
+    """The optimizers' state as `STATE/PARAMETER` → tensor."""
     return {
         f"{key}/{name}": value
-        for name, parameter in model.named_parameters()
-        for key, value in optimizer.state[parameter].items()
+        for name, parameter in _trained(model).items()
+        for key, value in optimizers.state(parameter).items()
     }
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+def restore_optimizer(optimizers: Optimizers, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """What optimizer_tensors gave, back into place. Raises CheckpointError if the state is of another network."""
-    parameters = dict(model.named_parameters())
-    for key, name, value in _split_names(tensors):
+    parameters = _trained(model)
+    states = {name: optimizers.state(parameter) for name, parameter in parameters.items()}
+    for full_name, value in tensors.items():
+        key, _, name = full_name.partition("/")
         if name not in parameters:
             raise CheckpointError(f"cannot resume: the optimizer's state has an unknown tensor {key}/{name}")
         parameter = parameters[name]
@@ -61,13 +182,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, tensor
                 f"cannot resume: optimizer state {key}/{name}: expected shape {list(parameter.shape)}, "
                 f"found {list(value.shape)}"
             )
-        optimizer.state[parameter][key] = value.to(parameter.device, copy=True)
-    missing = [name for name, parameter in parameters.items() if tensors and not optimizer.state[parameter]]
+        states[name][key] = value.to(parameter.device, copy=True)
+    missing = [name for name, state in states.items() if tensors and not state]
     if missing:
         raise CheckpointError(f"cannot resume: the optimizer's state lacks {missing[0]}")
-
-
-def _split_names(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, str, Tensor]]:
-    for full_name, value in tensors.items():
-        key, _, name = full_name.partition("/")
-        yield key, name, value

@@ -118,17 +118,19 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, number: signal.Signals =
     monkeypatch.setattr(Trainer, "_step", step_and_signal)
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize(("step", "number"), [(0, signal.SIGTERM), (5, signal.SIGINT), (7, signal.SIGINT)])
 def test_a_signal_saves_and_resuming_changes_nothing(
-    tale_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, number: signal.Signals
+    tale_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, number: signal.Signals, optimizer: str
 ) -> None:
     """Bit for bit, with dropout, in the middle of a line of metrics and where an evaluation was due (step 6)."""
-    train(make_config(tale_store, tmp_path / "whole", dropout=0.1))
+    options: dict[str, Any] = {"dropout": 0.1, "optimizer": optimizer}
+    train(make_config(tale_store, tmp_path / "whole", **options))
     with monkeypatch.context() as patched:
         stop_at(patched, step, number)
-        stopped = train(make_config(tale_store, tmp_path / "parts", dropout=0.1))
+        stopped = train(make_config(tale_store, tmp_path / "parts", **options))
     assert stopped.interrupted and stopped.summary["steps"] == step + 1
-    resumed = train(make_config(tale_store, tmp_path / "parts", dropout=0.1, resume=True))
+    resumed = train(make_config(tale_store, tmp_path / "parts", resume=True, **options))
     assert not resumed.interrupted
     assert weights(tmp_path / "whole") == weights(tmp_path / "parts")
     assert untimed(tmp_path / "whole") == untimed(tmp_path / "parts")

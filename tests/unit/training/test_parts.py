@@ -25,12 +25,6 @@ from llamita.training.defaults import fill_defaults, model_config  # noqa: E402
 from llamita.training.distributed import choose_device, start_ranks  # noqa: E402
 from llamita.training.loss import SummedLoss  # noqa: E402
 from llamita.training.metrics import MetricsLog, read_metrics  # noqa: E402
-from llamita.training.optimizer import (  # noqa: E402
-    beta2_for,
-    build_optimizer,
-    optimizer_tensors,
-    restore_optimizer,
-)
 from llamita.training.progress import format_count, format_seconds  # noqa: E402
 from llamita.training.report import draw_curve  # noqa: E402
 from llamita.training.rundir import check_same_run, describe_run, open_run  # noqa: E402
@@ -148,53 +142,6 @@ def test_bfloat16_is_close_and_its_gradients_are_float32() -> None:
     torch.testing.assert_close(total, SummedLoss(model)(ids, ids), rtol=1e-2, atol=0)
     total.backward()
     assert all(p.grad.dtype == torch.float32 and p.grad.abs().sum() > 0 for p in model.parameters())
-
-
-# ---------------------------------------------------------------- optimizer
-
-
-def test_only_matrices_of_layers_decay() -> None:
-    model = Llama(dataclasses.replace(TINY, tie_word_embeddings=False))
-    optimizer = build_optimizer(model, learning_rate=1e-3, weight_decay=0.3, beta1=0.9, beta2=0.95)
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    decays = {names[id(p)]: group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
-    assert decays.keys() == dict(model.named_parameters()).keys()
-    assert {name for name, decay in decays.items() if decay} == {name for name in decays if "_proj" in name}
-
-
-def test_beta2_halves_its_memory_in_so_many_tokens() -> None:
-    assert math.isclose(beta2_for(8192) ** (500_000 / 8192), 0.5)
-    assert beta2_for(1) == 0.999 and beta2_for(10**9) == 0.9
-
-
-def test_optimizer_state_comes_back_and_strangers_are_refused() -> None:
-    def steps(model: Llama, optimizer: torch.optim.Optimizer, count: int) -> None:
-        for step in range(count):
-            ids = torch.arange(12).view(2, 6) + step
-            SummedLoss(model)(ids, ids.flip(0)).backward()
-            optimizer.step()
-            optimizer.zero_grad()
-
-    def make() -> tuple[Llama, torch.optim.Optimizer]:
-        model = Llama(TINY).initialize(torch.Generator().manual_seed(0))
-        return model, build_optimizer(model, learning_rate=1e-2, weight_decay=0.1, beta1=0.9, beta2=0.95)
-
-    model, optimizer = make()
-    steps(model, optimizer, 3)
-    weights, state = model.state_dict(), optimizer_tensors(optimizer, model)
-    copied, fresh = make()
-    copied.load_state_dict(weights)
-    restore_optimizer(fresh, copied, state)
-    steps(model, optimizer, 2)
-    steps(copied, fresh, 2)
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), copied.parameters(), strict=True))
-    with pytest.raises(CheckpointError, match="unknown tensor exp_avg/nobody"):
-        restore_optimizer(fresh, copied, {"exp_avg/nobody": torch.zeros(1)})
-    with pytest.raises(CheckpointError, match=r"expected shape \[16\], found \[3\]"):
-        restore_optimizer(fresh, copied, {"exp_avg/model.norm.weight": torch.zeros(3)})
-    with pytest.raises(CheckpointError, match=r"lacks model\.embed_tokens\.weight"):
-        _, empty = make()
-        restore_optimizer(empty, copied, {"exp_avg/model.norm.weight": torch.zeros(16)})
 
 
 # ---------------------------------------------------------------- configuration

@@ -1,0 +1,174 @@
+"""AdamW and Muon: what decays, what a step is, how orthogonal it is, and that the state comes back bit for bit."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from llamita.config import ModelConfig, TrainConfig  # noqa: E402
+from llamita.errors import CheckpointError  # noqa: E402
+from llamita.model.llama import Llama  # noqa: E402
+from llamita.training.loss import SummedLoss  # noqa: E402
+from llamita.training.optimizer import (  # noqa: E402
+    Muon,
+    Optimizers,
+    beta2_for,
+    build_optimizer,
+    optimizer_tensors,
+    orthogonalize,
+    restore_optimizer,
+)
+
+TINY = ModelConfig(50, 16, 24, 2, 4, 2, 4, 32)
+OPTIMIZERS = ("adamw", "muon")
+
+
+def make_config(**changes: Any) -> TrainConfig:
+    return TrainConfig(data=Path("store"), out=Path("run"), **({"learning_rate": 1e-2, "beta2": 0.95} | changes))
+
+
+def random_matrices(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+def make(optimizer: str, **changes: Any) -> tuple[Llama, Optimizers]:
+    model = Llama(TINY).initialize(torch.Generator().manual_seed(0))
+    return model, build_optimizer(model, make_config(optimizer=optimizer, **changes))
+
+
+def run_steps(model: Llama, optimizer: Optimizers, count: int) -> None:
+    for step in range(count):
+        ids = torch.arange(12).view(2, 6) + step
+        SummedLoss(model)(ids, ids.flip(0)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+# ---------------------------------------------------------------- orthogonalizing
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (2, 16, 48), (1, 1, 9), (4, 64, 64)])
+def test_singular_values_end_in_a_band_about_one(shape: tuple[int, ...]) -> None:
+    found = torch.linalg.svdvals(orthogonalize(random_matrices(*shape)))
+    before = torch.linalg.svdvals(random_matrices(*shape))
+    assert found.max() < 1.25
+    assert found[before > 0.01 * before.amax(dim=1, keepdim=True)].min() > 0.65
+
+
+def test_it_points_where_the_polar_factor_does() -> None:
+    matrices = random_matrices(4, 24, 40)
+    left, _, right = torch.linalg.svd(matrices, full_matrices=False)
+    found, exact = orthogonalize(matrices), left @ right
+    cosine = (found * exact).sum(dim=(1, 2)) / (found.norm(dim=(1, 2)) * exact.norm(dim=(1, 2)))
+    assert cosine.min() > 0.97
+    assert (found - exact).norm() / exact.norm() < 0.25
+
+
+def test_the_size_of_a_gradient_does_not_matter() -> None:
+    matrices = random_matrices(2, 8, 24)
+    torch.testing.assert_close(orthogonalize(matrices * 1e-4), orthogonalize(matrices), rtol=1e-3, atol=1e-4)
+    assert orthogonalize(torch.zeros(1, 4, 4)).abs().max() == 0, "no gradient, no step, and no 0 / 0"
+
+
+def test_a_batch_of_matrices_equals_one_by_one() -> None:
+    matrices = random_matrices(5, 24, 40)
+    apart = torch.cat([orthogonalize(matrix[None]) for matrix in matrices])
+    torch.testing.assert_close(orthogonalize(matrices), apart, rtol=1e-5, atol=1e-6)
+
+
+# ---------------------------------------------------------------- Muon
+
+
+def slow_muon(weight: torch.Tensor, gradients: list[torch.Tensor], lr: float, momentum: float, decay: float) -> Any:
+    """The same steps on one matrix, as one would write them down, with the exact polar factor's stand-in."""
+    rows, columns = weight.shape
+    memory = torch.zeros_like(weight)
+    for gradient in gradients:
+        memory = momentum * memory + (1 - momentum) * gradient
+        ahead = momentum * memory + (1 - momentum) * gradient
+        tall = rows > columns
+        direction = orthogonalize((ahead.T if tall else ahead)[None])[0]
+        direction = direction.T if tall else direction
+        weight = (1 - lr * decay) * weight - lr * math.sqrt(max(1, rows / columns)) * direction
+    return weight
+
+
+def test_muon_equals_the_slow_obvious_one_for_wide_tall_and_square() -> None:
+    shapes = [(8, 24), (24, 8), (8, 8), (24, 8)]
+    parameters = [torch.nn.Parameter(random_matrices(*shape) * (i + 1)) for i, shape in enumerate(shapes)]
+    gradients = [[random_matrices(3, *p.shape)[step] * (i + 1) for step in range(3)] for i, p in enumerate(parameters)]
+    expected = [
+        slow_muon(p.detach(), of, lr=0.1, momentum=0.9, decay=0.2) for p, of in zip(parameters, gradients, strict=True)
+    ]
+    muon = Muon(parameters, lr=0.1, momentum=0.9, weight_decay=0.2)
+    for step in range(3):
+        for parameter, of in zip(parameters, gradients, strict=True):
+            parameter.grad = of[step].clone()
+        muon.step()
+    for parameter, weight in zip(parameters, expected, strict=True):
+        torch.testing.assert_close(parameter.detach(), weight, rtol=1e-4, atol=1e-4)
+
+
+def test_muon_trains_the_matrices_of_layers_and_adamw_the_rest() -> None:
+    model, optimizer = make("muon")
+    muon, adamw = optimizer.parts
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    with_muon, with_adamw = (
+        {names[id(p)] for group in part.param_groups for p in group["params"]} for part in (muon, adamw)
+    )
+    assert with_muon == {name for name in names.values() if "_proj" in name}
+    assert with_adamw == set(names.values()) - with_muon
+
+
+# ---------------------------------------------------------------- both
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_only_matrices_of_layers_decay(kind: str) -> None:
+    model = Llama(dataclasses.replace(TINY, tie_word_embeddings=False))
+    optimizer = build_optimizer(model, make_config(optimizer=kind, weight_decay=0.3))
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    decays = {names[id(p)]: group["weight_decay"] for group in optimizer.groups() for p in group["params"]}
+    assert decays.keys() == dict(model.named_parameters()).keys()
+    assert {name for name, decay in decays.items() if decay} == {name for name in decays if "_proj" in name}
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_a_share_scales_every_learning_rate_from_its_peak(kind: str) -> None:
+    _, optimizer = make(kind, muon_lr=0.4)
+    peaks = [group["lr"] for group in optimizer.groups()]
+    assert peaks == ([0.4, 0.01] if kind == "muon" else [0.01, 0.01])
+    for share in (0.5, 0.0, 1.0):
+        optimizer.set_share(share)
+        assert [group["lr"] for group in optimizer.groups()] == [share * peak for peak in peaks]
+
+
+def test_beta2_halves_its_memory_in_so_many_tokens() -> None:
+    assert math.isclose(beta2_for(8192) ** (500_000 / 8192), 0.5)
+    assert beta2_for(1) == 0.999 and beta2_for(10**9) == 0.9
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_state_comes_back_and_strangers_are_refused(kind: str) -> None:
+    model, optimizer = make(kind)
+    run_steps(model, optimizer, 3)
+    weights, state = model.state_dict(), optimizer_tensors(optimizer, model)
+    copied, fresh = make(kind)
+    copied.load_state_dict(weights)
+    restore_optimizer(fresh, copied, state)
+    run_steps(model, optimizer, 2)
+    run_steps(copied, fresh, 2)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), copied.parameters(), strict=True))
+    with pytest.raises(CheckpointError, match="unknown tensor exp_avg/nobody"):
+        restore_optimizer(fresh, copied, {"exp_avg/nobody": torch.zeros(1)})
+    with pytest.raises(CheckpointError, match=r"expected shape \[16\], found \[3\]"):
+        restore_optimizer(fresh, copied, {"exp_avg/model.norm.weight": torch.zeros(3)})
+    with pytest.raises(CheckpointError, match=r"lacks model\.embed_tokens\.weight"):
+        other, empty = make(kind)
+        restore_optimizer(empty, other, {"exp_avg/model.norm.weight": torch.zeros(16)})
