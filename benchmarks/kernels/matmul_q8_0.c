@@ -1,0 +1,85 @@
+/* matmul_q8_0.c: how many columns should a panel of Q8_0 weights meet at once, to multiply a matrix with 64 columns?
+ *
+ *     make -C benchmarks/kernels matmul_q8_0
+ *
+ * Answer (GMAC/s, one thread, medians of three runs; Xeon (Sapphire Rapids), AVX2 kernels, 2 shared cores):
+ *   rows to floats 2.0; column by column 45; tiles of 1 panel x 1 column 48, 1 x 2 58, 1 x 3 58, 1 x 4 57, 1 x 8 60,
+ *   2 x 1 49, 2 x 2 55, 2 x 4 60; the engine (1 x 4) 57
+ * The multiplications themselves (sign, maddubs, madd, add for 32 products) are the limit: a second column saves the
+ * loads and sizes of codes, a fifth in all, and from there on the shape hardly matters, registers or not. 1 x 4 is the
+ * largest whose sums all stay in registers, and prompts' tails of 1 to 3 columns are its smaller sisters.
+ */
+#include "ladder_matrix.h"
+
+/* Block b of `panels` panels meets `columns` columns. The codes' sizes are computed once for all columns; their signs
+ * go to every value. */
+INLINE void add_block(const uint8_t *const *codes, const uint8_t *const *halves, const activation_block *const *blocks,
+                      const int panels, const int columns, __m256 sums[2][8]) {
+    const __m256i ones = _mm256_set1_epi16(1);
+    __m256i whole[2][8];
+    UNROLL for (int q = 0; q < 8; q++) UNROLL for (int i = 0; i < panels; i++) {
+        const __m256i code = load(codes[i] + 32 * q), size = _mm256_abs_epi8(code);
+        UNROLL for (int c = 0; c < columns; c++) {
+            const __m256i value = _mm256_sign_epi8(broadcast_quad(blocks[c], q), code);
+            const __m256i products = _mm256_madd_epi16(_mm256_maddubs_epi16(size, value), ones);
+            whole[i][c] = q == 0 ? products : _mm256_add_epi32(whole[i][c], products);
+        }
+    }
+    UNROLL for (int i = 0; i < panels; i++) {
+        const __m256 scale = load_halves(halves[i]);
+        UNROLL for (int c = 0; c < columns; c++) {
+            const __m256 scales = _mm256_mul_ps(scale, _mm256_set1_ps(blocks[c]->scale));
+            sums[i][c] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(whole[i][c]), scales, sums[i][c]);
+        }
+    }
+}
+
+/* A tile of `panels` panels x `columns` columns of outputs, whose sums stay in registers if there are enough. */
+INLINE void tile(matrix_problem *p, int64_t panel, int64_t column, const int panels, const int columns) {
+    const uint8_t *codes[2], *halves[2];
+    const activation_block *blocks[8];
+    __m256 sums[2][8];
+    UNROLL for (int i = 0; i < panels; i++) {
+        codes[i] = p->panels + (size_t)(panel + i) * p->panel_bytes;
+        halves[i] = codes[i] + p->num_blocks * 256;
+    }
+    UNROLL for (int c = 0; c < columns; c++) blocks[c] = p->blocks + (column + c) * p->num_blocks;
+    UNROLL for (int i = 0; i < panels; i++) UNROLL for (int c = 0; c < columns; c++) sums[i][c] = _mm256_setzero_ps();
+    for (int64_t b = 0; b < p->num_blocks; b++) {
+        add_block(codes, halves, blocks, panels, columns, sums);
+        UNROLL for (int i = 0; i < panels; i++) codes[i] += 256, halves[i] += 16;
+        UNROLL for (int c = 0; c < columns; c++) blocks[c]++;
+    }
+    UNROLL for (int i = 0; i < panels; i++) UNROLL for (int c = 0; c < columns; c++)
+        _mm256_storeu_ps(p->out + (column + c) * p->num_rows + (panel + i) * PANEL_ROWS, sums[i][c]);
+}
+
+/* What is left over of the columns is taken one at a time. */
+INLINE void tiles(matrix_problem *p, const int panels, const int columns) {
+    for (int64_t panel = 0; panel < p->num_rows / PANEL_ROWS; panel += panels) {
+        int64_t column = 0;
+        for (; column + columns <= p->num_columns; column += columns) tile(p, panel, column, panels, columns);
+        for (; column < p->num_columns; column++) tile(p, panel, column, panels, 1);
+    }
+}
+
+static void tiles_1_1(void *argument) { tiles(argument, 1, 1); }
+static void tiles_1_2(void *argument) { tiles(argument, 1, 2); }
+static void tiles_1_3(void *argument) { tiles(argument, 1, 3); }
+static void tiles_1_4(void *argument) { tiles(argument, 1, 4); }
+static void tiles_1_8(void *argument) { tiles(argument, 1, 8); }
+static void tiles_2_1(void *argument) { tiles(argument, 2, 1); }
+static void tiles_2_2(void *argument) { tiles(argument, 2, 2); }
+static void tiles_2_4(void *argument) { tiles(argument, 2, 4); }
+
+int main(void) {
+    static const version versions[] = {
+        {"1 rows to floats, float dots", rows_to_floats}, {"2 the engine, column by column", engine_column_by_column},
+        {"3 tiles of 1 panel x 1 column", tiles_1_1},     {"4 1 x 2", tiles_1_2},
+        {"5 1 x 3, the rest by one", tiles_1_3},          {"6 1 x 4", tiles_1_4},
+        {"7 1 x 8", tiles_1_8},                           {"8 2 x 1", tiles_2_1},
+        {"9 2 x 2", tiles_2_2},                           {"10 2 x 4", tiles_2_4},
+        {"11 the engine: 1 x 4", engine}};
+    climb_matmul(TENSOR_Q8_0, versions, 11, 1);
+    return 0;
+}
