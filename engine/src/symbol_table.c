@@ -186,10 +186,3 @@ int32_t symbol_find_pair(const symbol_table *table, int32_t left, int32_t right)
                 (string){table->bytes + second->start, second_bytes});
     return slot != NULL ? (int32_t)slot->number - 1 : SYMBOL_NONE;
 }
-
-bool symbol_is(const symbol_table *table, int32_t symbol, const char *bytes, size_t num_bytes) {
-    if (symbol < 0 || symbol >= table->num_symbols) return false;
-    const symbol_entry *entry = &table->entries[symbol];
-    return entry->findable && entry->num_bytes == num_bytes &&
-           memcmp(table->bytes + entry->start, bytes, num_bytes) == 0;
-}

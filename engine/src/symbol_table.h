@@ -58,9 +58,6 @@ int32_t symbol_find(const symbol_table *table, const char *bytes, size_t num_byt
 /* The findable symbol whose string is that of left and then that of right, both findable; or SYMBOL_NONE. */
 int32_t symbol_find_pair(const symbol_table *table, int32_t left, int32_t right);
 
-/* True if the symbol exists, is findable and has these bytes. */
-bool symbol_is(const symbol_table *table, int32_t symbol, const char *bytes, size_t num_bytes);
-
 static inline const char *symbol_bytes(const symbol_table *table, int32_t symbol, size_t *num_bytes) {
     const symbol_entry *entry = &table->entries[symbol];
     *num_bytes = entry->num_bytes;

@@ -141,7 +141,7 @@ static bool copy_texts(tokenizer *t, const tokenizer_source *source) {
     if (t->texts == NULL || t->text_starts == NULL) return false;
     for (int32_t id = 0; id < t->vocab_size; id++) {
         byte_slice piece = source->pieces[id];
-        t->text_starts[id] = at;
+        t->text_starts[id] = (uint32_t)at;
         if (piece.num_bytes > 0) memcpy(t->texts + at, piece.bytes, piece.num_bytes);
         at += piece.num_bytes;
         t->texts[at++] = '\0';

@@ -26,6 +26,8 @@ static void fill_alphabet(int16_t byte_of[ALPHABET_END]) {
     for (int byte = 0; byte < 256; byte++) byte_of[byte_is_itself(byte) ? byte : next++] = (int16_t)byte;
 }
 
+static bool continues_character(char byte) { return ((unsigned char)byte & 0xC0) == 0x80; }
+
 /* The bytes that a string of GPT-2's alphabet stands for; false if another character is in it. */
 static bool alphabet_bytes(const int16_t *byte_of, const char *text, size_t num_bytes, char *bytes, size_t *length) {
     *length = 0;
@@ -88,26 +90,42 @@ static llamita_status merge_error(llamita_error *error, const char *path, size_t
                      index, shown, merge_text.bytes, expected);
 }
 
+/* True if the file writes the piece of this id as left and right of the line together, whose space is given;
+ * *left_length: the bytes that left stands for. */
+static bool is_product(const tokenizer *t, const tokenizer_source *source, int32_t id, byte_slice line,
+                       const char *space, size_t *left_length) {
+    if (id >= t->vocab_size || !t->symbols.entries[id].findable) return false;
+    const byte_slice piece = source->pieces[id];
+    const size_t left_bytes = (size_t)(space - line.bytes);
+    if (piece.num_bytes != line.num_bytes - 1 || memcmp(piece.bytes, line.bytes, left_bytes) != 0 ||
+        memcmp(piece.bytes + left_bytes, space + 1, piece.num_bytes - left_bytes) != 0)
+        return false;
+    *left_length = 0;
+    for (size_t i = 0; i < left_bytes; i++) *left_length += !continues_character(line.bytes[i]);
+    return !continues_character(space[1]);
+}
+
 /* One line "left right". Halves or a product outside the vocabulary are strings like any other; a line with characters
- * outside the alphabet can never apply. */
-static llamita_status add_merge(tokenizer *t, const char *path, const int16_t *byte_of, char *bytes, byte_slice line,
-                                size_t index, int32_t *last_product, llamita_error *error) {
+ * outside the alphabet can never apply. *product: the last line's, and then this one's. */
+static llamita_status add_merge(tokenizer *t, const tokenizer_source *source, const char *path, const int16_t *byte_of,
+                                char *bytes, size_t index, int32_t *product, llamita_error *error) {
+    const byte_slice line = source->merges[index];
     if (line.num_bytes > 2 * TOKENIZER_PIECE_BYTES_MAX + 1) {
         return merge_error(error, path, index, line, "at most 2,049 bytes");
     }
     const char *space = line.num_bytes > 2 ? memchr(line.bytes + 1, ' ', line.num_bytes - 2) : NULL;
     if (space == NULL) return merge_error(error, path, index, line, "two strings with a space between them");
-    size_t left_bytes = (size_t)(space - line.bytes), right_bytes = line.num_bytes - left_bytes - 1, left_length,
-           right_length;
-    if (!alphabet_bytes(byte_of, line.bytes, left_bytes, bytes, &left_length)) return LLAMITA_OK;
-    if (!alphabet_bytes(byte_of, space + 1, right_bytes, bytes + left_length, &right_length)) return LLAMITA_OK;
-    int32_t product = *last_product + 1; /* most files list tokens in the order of their merges */
-    if (!symbol_is(&t->symbols, product, bytes, left_length + right_length)) {
-        const symbol_result added = symbol_intern(&t->symbols, bytes, left_length + right_length, &product);
+    size_t left_length, right_length;
+    if (is_product(t, source, *product + 1, line, space, &left_length)) { /* pieces are often in the merges' order */
+        ++*product;
+    } else {
+        const size_t left_bytes = (size_t)(space - line.bytes), right_bytes = line.num_bytes - left_bytes - 1;
+        if (!alphabet_bytes(byte_of, line.bytes, left_bytes, bytes, &left_length)) return LLAMITA_OK;
+        if (!alphabet_bytes(byte_of, space + 1, right_bytes, bytes + left_length, &right_length)) return LLAMITA_OK;
+        const symbol_result added = symbol_intern(&t->symbols, bytes, left_length + right_length, product);
         if (added != SYMBOL_ADDED && added != SYMBOL_EXISTS) return table_error(error, path, added == SYMBOL_NO_MEMORY);
     }
-    *last_product = product;
-    merge_result result = merge_rules_add(&t->merges, product, left_length, (uint32_t)index); /* the first rank stays */
+    merge_result result = merge_rules_add(&t->merges, *product, left_length, (uint32_t)index); /* the first rank stays */
     if (result == MERGE_ADDED || result == MERGE_EXISTS) return LLAMITA_OK;
     return table_error(error, path, result == MERGE_NO_MEMORY);
 }
@@ -120,9 +138,9 @@ llamita_status byte_level_build(tokenizer *t, const tokenizer_source *source, co
     llamita_status status = tables_create(t, false, path, error);
     if (status == LLAMITA_OK) status = add_pieces(t, source, path, byte_of, bytes, error);
     if (status == LLAMITA_OK) status = add_bytes(t, path, error);
-    int32_t last_product = SYMBOL_NONE;
+    int32_t product = SYMBOL_NONE;
     for (size_t i = 0; i < source->num_merges && status == LLAMITA_OK; i++) {
-        status = add_merge(t, path, byte_of, bytes, source->merges[i], i, &last_product, error);
+        status = add_merge(t, source, path, byte_of, bytes, i, &product, error);
     }
     free(bytes);
     return status;

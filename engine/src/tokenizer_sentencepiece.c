@@ -39,12 +39,14 @@ static size_t plain_text(byte_slice piece, char *plain, bool *has_space) {
     size_t length = 0;
     *has_space = false;
     for (size_t i = 0; i < piece.num_bytes;) {
-        if (begins_with_separator(piece.bytes + i, piece.num_bytes - i)) {
+        const char byte = piece.bytes[i];
+        if (byte == WORD_SEPARATOR[0] && begins_with_separator(piece.bytes + i, piece.num_bytes - i)) {
             plain[length++] = ' ';
             i += WORD_SEPARATOR_BYTES;
         } else {
-            *has_space |= piece.bytes[i] == ' ';
-            plain[length++] = piece.bytes[i++];
+            *has_space |= byte == ' ';
+            plain[length++] = byte;
+            i++;
         }
     }
     return length;
@@ -94,42 +96,25 @@ static llamita_status add_pieces(tokenizer *t, const tokenizer_source *source, c
         "cannot read the tokenizer: %s: expected pieces of type normal, found none; export the model again", path);
 }
 
-typedef struct {
-    float score;
-    int32_t id;
-} scored;
-
-static int compare_scores(const void *a, const void *b) {
-    const scored *x = a, *y = b;
-    if (x->score != y->score) return x->score > y->score ? -1 : 1;
-    return (x->id > y->id) - (x->id < y->id);
+/* A number that is the lower the better the score, and equal for equal scores: the bits of a negative float grow as it
+ * falls, those of a positive one as it rises. */
+static uint32_t score_rank(float score) {
+    uint32_t bits;
+    if (score == 0) return 0x7FFFFFFF; /* either zero */
+    memcpy(&bits, &score, sizeof bits);
+    return bits >> 31 ? bits : 0x7FFFFFFF - bits;
 }
 
-/* Gives the pieces that merges make their ranks: 0 for the best score; equal scores have equal ranks. */
+/* Gives the pieces that merges make their ranks. */
 static llamita_status rank_scores(tokenizer *t, const tokenizer_source *source, const char *path,
                                   llamita_error *error) {
-    scored *order = malloc((size_t)t->vocab_size * sizeof *order);
-    if (order == NULL) return table_error(error, path, true);
-    size_t num = 0;
-    bool sorted = true; /* as trainings leave them */
     for (int32_t id = 0; id < t->vocab_size; id++) {
-        const float score = source->scores[id];
-        if (isnan(score)) {
-            free(order);
+        if (isnan(source->scores[id])) {
             return token_error(error, source, path, id,
                                "expected its score to be a number, found NaN; export the model again");
         }
-        if (!t->symbols.entries[id].findable) continue;
-        sorted &= num == 0 || score <= order[num - 1].score;
-        order[num++] = (scored){score, id};
+        if (t->symbols.entries[id].findable) t->merges.ranks[id] = score_rank(source->scores[id]);
     }
-    if (!sorted) qsort(order, num, sizeof *order, compare_scores);
-    uint32_t rank = 0;
-    for (size_t i = 0; i < num; i++) {
-        if (i > 0 && order[i].score != order[i - 1].score) rank++;
-        t->merges.ranks[order[i].id] = rank;
-    }
-    free(order);
     return LLAMITA_OK;
 }
 
@@ -141,9 +126,11 @@ static symbol_result add_characters(tokenizer *t, int32_t id, bool *seen) {
     size_t num_bytes;
     const char *bytes = symbol_bytes(&t->symbols, id, &num_bytes);
     for (size_t i = 0, length; i < num_bytes; i += length) {
-        uint32_t code_point;
-        length = utf8_decode(bytes + i, num_bytes - i, &code_point);
         if (i > 0 && bytes[i] == ' ' && bytes[i - 1] != ' ') t->words_end_at_spaces = false;
+        uint32_t code_point = (unsigned char)bytes[i];
+        length = 1;
+        if (code_point < 0x80 && seen[code_point]) continue;
+        length = utf8_decode(bytes + i, num_bytes - i, &code_point);
         if (length == num_bytes) break; /* the piece is the character */
         if (code_point < SEEN_CODE_POINTS && seen[code_point]) continue;
         if (code_point < SEEN_CODE_POINTS) seen[code_point] = true;

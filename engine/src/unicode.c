@@ -6,8 +6,13 @@
 unicode_class unicode_classify(uint32_t code_point) {
     if (code_point < 128) return (unicode_class)unicode_ascii[code_point];
     if (code_point > 0x10FFFF) return UNICODE_OTHER;
-    size_t low = 0,
+    const uint32_t page = code_point >> UNICODE_PAGE_BITS;
+    size_t low = unicode_pages[UNICODE_NUM_PAGES],
            high = unicode_num_runs; /* the last run that starts at or before the code point is in [low, high) */
+    if (page < UNICODE_NUM_PAGES) {
+        low = unicode_pages[page];
+        high = (size_t)unicode_pages[page + 1] + 1;
+    }
     while (high - low > 1) {
         size_t middle = low + (high - low) / 2;
         if (unicode_runs[middle] >> 2 <= code_point) low = middle;
@@ -48,7 +53,7 @@ static size_t character_begins(const char *text, size_t num_bytes) {
     return length;
 }
 
-size_t utf8_decode(const char *text, size_t num_bytes, uint32_t *code_point) {
+size_t utf8_decode_rare(const char *text, size_t num_bytes, uint32_t *code_point) {
     const unsigned char *bytes = (const unsigned char *)text;
     size_t length = character_begins(text, num_bytes);
     if (length == 0 || length > num_bytes) {

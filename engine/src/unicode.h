@@ -17,18 +17,42 @@ extern const uint32_t unicode_runs[];
 extern const size_t unicode_num_runs;
 extern const uint8_t unicode_ascii[128];
 
+/* unicode_pages[n]: the run of the first code point of page n, which has 1 << UNICODE_PAGE_BITS; further code points are
+ * in the last page's run or a later one. */
+enum { UNICODE_PAGE_BITS = 7, UNICODE_NUM_PAGES = 1024 };
+extern const uint16_t unicode_pages[UNICODE_NUM_PAGES + 1];
+
 /* The class of a code point; UNICODE_INVALID is UNICODE_OTHER. */
 unicode_class unicode_classify(uint32_t code_point);
+
+/* utf8_decode for what it does not do at once: bytes that are no character, and rare ones. */
+size_t utf8_decode_rare(const char *text, size_t num_bytes, uint32_t *code_point);
 
 /* The number of bytes of the first character of text[num_bytes], num_bytes >= 1, and its code point. Well-formed is
  * what Unicode's table 3-7 says (no surrogates, no overlong forms); a byte that begins no such character is taken
  * alone, as UNICODE_INVALID. */
-size_t utf8_decode(const char *text, size_t num_bytes, uint32_t *code_point);
+static inline size_t utf8_decode(const char *text, size_t num_bytes, uint32_t *code_point) {
+    const unsigned char *bytes = (const unsigned char *)text;
+    const unsigned char lead = bytes[0];
+    if (lead < 0x80) {
+        *code_point = lead;
+        return 1;
+    }
+    if (num_bytes >= 3 && lead > 0xE0 && lead < 0xF0 && lead != 0xED && (bytes[1] & 0xC0) == 0x80 &&
+        (bytes[2] & 0xC0) == 0x80) {
+        *code_point = (lead & 0x0Fu) << 12 | (bytes[1] & 0x3Fu) << 6 | (bytes[2] & 0x3Fu);
+        return 3;
+    }
+    if (num_bytes >= 2 && lead >= 0xC2 && lead < 0xE0 && (bytes[1] & 0xC0) == 0x80) {
+        *code_point = (lead & 0x1Fu) << 6 | (bytes[1] & 0x3Fu);
+        return 2;
+    }
+    return utf8_decode_rare(text, num_bytes, code_point);
+}
 
 /* As above, for callers that need no code point. */
 static inline size_t utf8_length(const char *text, size_t num_bytes) {
     uint32_t code_point;
-    if ((unsigned char)text[0] < 0x80) return 1;
     return utf8_decode(text, num_bytes, &code_point);
 }
 
