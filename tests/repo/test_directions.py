@@ -47,6 +47,7 @@ LEVELS = {
     "formats.type_choice": 4,
     "formats.requantize": 4,
     "formats.verify": 4,
+    "finetune": 5,
     "cli": 6,
 }
 ENVIRONMENT_READERS = ("cli", "training.distributed")

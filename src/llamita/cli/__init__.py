@@ -20,6 +20,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "sample": ("sample", "tell a text with a checkpoint, in PyTorch: slow and obvious"),
     "eval": ("eval", "bits per byte of a checkpoint or a model file on held-out text"),
     "export": ("export", "checkpoint → one model file (.gguf, or llama2.c's .bin)"),
+    "merge": ("merge", "checkpoint and adapter (LoRA) → checkpoint"),
     "quantize": ("quantize", ".gguf → a smaller .gguf"),
     "import": ("importing", "Meta, Hugging Face, GGUF or llama2.c → checkpoint"),
     "inspect": ("inspect", "what a model file, a checkpoint or a token store holds"),

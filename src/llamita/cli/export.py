@@ -13,6 +13,7 @@ import tyro
 from llamita.cli.byte_progress import byte_progress
 from llamita.cli.command import VERIFY, parse, requires_extra
 from llamita.cli.table import print_table
+from llamita.config import flag
 from llamita.errors import ConfigError
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
@@ -37,12 +38,16 @@ class ExportFlags:
     """The type of a folder's weights (default: the checkpoint's)."""
     shard_size: Annotated[str | None, tyro.conf.arg(metavar="SIZE")] = None
     """The largest file of a folder's weights, as 5GB or 500MB (default: one file)."""
+    adapter: Annotated[Path | None, tyro.conf.arg(metavar="ADAPTER")] = None
+    """Write not the checkpoint but this adapter of it (a LoRA folder as PEFT's) as a .gguf for llama.cpp's --lora."""
     verify: Literal["auto", "yes", "no"] = "auto"
     """Compare logits of what was written, run by the engine, with the checkpoint's; auto: up to 200M weights."""
 
 
 def main(argv: list[str]) -> None:
     flags = parse(ExportFlags, argv, "llamita export")
+    if flags.adapter is not None:
+        return export_adapter(flags, flags.adapter)
     with requires_extra("train"):
         from llamita.formats.export import export
 
@@ -71,6 +76,26 @@ def main(argv: list[str]) -> None:
     rows.append(("took", f"{report.seconds:.1f} s, {report.num_bytes / max(report.seconds, 1e-9) / 1e6:,.0f} MB/s"))
     rows.append(("verified", "no (--verify yes)" if report.verification is None else report.verification.line()))
     rows += [("note", remark) for remark in report.remarks]
+    print_table(rows, sys.stderr)
+
+
+def export_adapter(flags: ExportFlags, adapter: Path) -> None:
+    """--adapter: what else can be chosen is a setting of a checkpoint's export."""
+    for name in ("type", "version", "dtype", "shard_size"):
+        if getattr(flags, name) is not None:
+            raise ConfigError(f"cannot export {adapter}: {flag(name)}: an adapter is written in f32, as one .gguf")
+    if flags.verify == "yes" or flags.out.suffix != ".gguf":
+        what = "--verify yes" if flags.verify == "yes" else f"{flags.out}"
+        raise ConfigError(f"cannot export {adapter}: expected OUT to end in .gguf and no --verify, found {what}")
+    with requires_extra("train"):
+        from llamita.finetune.adapter_gguf import export_adapter
+
+        report = export_adapter(adapter, flags.checkpoint, flags.out)
+    rows = [
+        ("wrote", f"{report.path}, {report.num_bytes:,} bytes"),
+        ("weights", f"{report.num_parameters:,}, updates of {report.num_layers} layers"),
+        ("use", f"with the checkpoint's own .gguf: llama-cli -m MODEL.gguf --lora {report.path}"),
+    ]
     print_table(rows, sys.stderr)
 
 

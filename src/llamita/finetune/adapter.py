@@ -1,0 +1,249 @@
+"""OWNER of the adapter directory, PEFT's files: writes low-rank updates whole or not at all, reads PEFT's and ours.
+
+    adapter_config.json        peft_type LORA, r, lora_alpha, use_rslora, target_modules, …
+    adapter_model.safetensors  base_model.model.MODULE.lora_A.weight [R, in], ….lora_B.weight [out, R]
+    tokenizer.json, …          ours: with the chat template that the adapter was trained with
+
+Rows of q and k are in Hugging Face's RoPE order, in the adapter as in the checkpoint, so nothing is permuted here.
+What another kind of adapter would need (DoRA's magnitudes, biases, whole layers) is refused by name, never left out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from llamita.atomic import atomic_directory
+from llamita.checkpoint import copy_tokenizer
+from llamita.config import ModelConfig
+from llamita.errors import CheckpointError, FormatError
+from llamita.finetune.lora import LINEAR_LAYERS, LoraConfig, LoraUpdate, lora_scale, lora_specs
+from llamita.formats.safetensors_header import read_safetensors_header
+from llamita.formats.stored_tensors import FLOAT_DTYPES, StoredTensors, TensorEntry, checked, write_safetensors
+
+CONFIG: Final = "adapter_config.json"
+WEIGHTS: Final = "adapter_model.safetensors"
+_PREFIX: Final = "base_model.model."
+_PARTS: Final = {"a": ".lora_A.weight", "b": ".lora_B.weight"}
+_PATTERN: Final = re.compile(r"\^?[\w.|\\]{1,400}\$?")
+# Settings of PEFT under which the updates would not be s B A: the value that means "not used", and what it is.
+_UNSUPPORTED: Final[dict[str, tuple[Any, str]]] = {
+    "use_dora": (False, "DoRA"),
+    "bias": ("none", "trained biases"),
+    "lora_bias": (False, "a bias of lora_B"),
+    "fan_in_fan_out": (False, "transposed weights"),
+    "modules_to_save": (None, "whole layers"),
+    "trainable_token_indices": (None, "trained tokens"),
+    "layer_replication": (None, "repeated layers"),
+    "target_parameters": (None, "updates of bare parameters"),
+    "alora_invocation_tokens": (None, "aLoRA"),
+    "use_qalora": (False, "QALoRA"),
+    "use_bdlora": (None, "block-diagonal LoRA"),
+    "arrow_config": (None, "Arrow"),
+    "kasa_config": (None, "KaSA"),
+    "velora_config": (None, "VeLoRA"),
+    "monteclora_config": (None, "MonteCLoRA"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Adapter:
+    """updates: by the layer's name (`model.layers.0.self_attn.q_proj`)."""
+
+    directory: Path
+    updates: dict[str, LoraUpdate]
+    dropout: float
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(update.a.numel() + update.b.numel() for update in self.updates.values())
+
+
+def save_adapter(
+    directory: Path,
+    updates: Mapping[str, LoraUpdate],
+    config: LoraConfig,
+    base: str | None,
+    tokenizer_dir: Path | None = None,
+) -> None:
+    """Write a new adapter folder, whole or not at all.
+
+    updates: finetune.lora.updates_of. base: the checkpoint's name or path as PEFT should look for it. tokenizer_dir:
+    where the tokenizer's files, chat template included, are copied from. Raises OutputError if it exists already.
+    """
+    tensors = {
+        f"{_PREFIX}{name}{_PARTS[part]}": getattr(update, part).cpu()
+        for name, update in updates.items()
+        for part in _PARTS
+    }
+    entries = [TensorEntry(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()]
+    with atomic_directory(directory) as temporary:
+        content = json.dumps(_config_values(config, base), indent=2, ensure_ascii=False) + "\n"
+        (temporary / CONFIG).write_text(content, encoding="utf-8")
+        write_safetensors(temporary / WEIGHTS, entries, lambda name: tensors[name])
+        if tokenizer_dir is not None:
+            copy_tokenizer(tokenizer_dir, temporary)
+
+
+def load_adapter(directory: Path, config: ModelConfig) -> Adapter:
+    """Read an adapter for a Llama of this config, every tensor's presence and shape checked.
+
+    Raises CheckpointError for a folder that is no adapter, one of a kind that is not s B A, or one that does not fit.
+    """
+    directory = Path(directory)
+    settings = _read_settings(directory)
+    stored = _open(directory)
+    found: dict[str, dict[str, str]] = {}
+    for tensor_name in stored.shapes:
+        module, part = _split(tensor_name, directory)
+        found.setdefault(module, {})[part] = tensor_name
+    shapes = {module: spec.shape for module, spec in lora_specs(config)}
+    updates: dict[str, LoraUpdate] = {}
+    for module in sorted(found, key=lambda name: list(shapes).index(name) if name in shapes else -1):
+        if module not in shapes:
+            known = f"layers 0 to {config.num_hidden_layers - 1}: {', '.join(LINEAR_LAYERS)}"
+            raise CheckpointError(
+                f"cannot use adapter {directory}: {module}: expected a linear layer of the model's ({known}); "
+                "the adapter was made for another model, or updates what cannot be updated here"
+            )
+        updates[module] = _read_update(directory, stored, settings, module, found[module], shapes[module])
+    if not updates:
+        raise CheckpointError(f"cannot use adapter {directory}: {WEIGHTS} has no tensors")
+    return Adapter(directory, updates, float(settings.get("lora_dropout") or 0.0))
+
+
+def _config_values(config: LoraConfig, base: str | None) -> dict[str, Any]:
+    alpha = config.alpha_or_default
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "inference_mode": True,
+        "r": config.rank,
+        "lora_alpha": int(alpha) if alpha.is_integer() else alpha,
+        "lora_dropout": config.dropout,
+        "use_rslora": config.rslora,
+        "target_modules": list(config.layers),
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "init_lora_weights": True,
+        "modules_to_save": None,
+        "rank_pattern": {},
+        "alpha_pattern": {},
+    }
+
+
+def _read_settings(directory: Path) -> dict[str, Any]:
+    path = directory / CONFIG
+    if not path.is_file():
+        raise CheckpointError(
+            f"cannot open adapter {directory}: {CONFIG} is missing; expected a folder as PEFT writes it"
+        )
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"cannot read {path}: {str(error)[:200]}") from error
+    if not isinstance(settings, dict):
+        raise CheckpointError(f"cannot read {path}: expected a JSON object, found {type(settings).__name__}")
+    if settings.get("peft_type") != "LORA":
+        raise CheckpointError(f"cannot use {path}: peft_type: expected LORA, found {settings.get('peft_type')!r}")
+    for key, (unused, what) in _UNSUPPORTED.items():
+        if settings.get(key, unused) not in (unused, None, False, [], {}):
+            raise CheckpointError(
+                f"cannot use {path}: {key}: expected {json.dumps(unused)}, found {str(settings[key])[:60]}: {what} "
+                "cannot be applied here; merge the adapter with peft (merge_and_unload) and import the result"
+            )
+    for key in ("rank_pattern", "alpha_pattern"):
+        if not isinstance(settings.get(key) or {}, dict):
+            raise CheckpointError(f"cannot read {path}: {key}: expected an object, found {str(settings[key])[:60]}")
+    return settings
+
+
+def _open(directory: Path) -> StoredTensors:
+    path = directory / WEIGHTS
+    if not path.is_file():
+        raise CheckpointError(
+            f"cannot open adapter {directory}: {WEIGHTS} is missing (an adapter_model.bin is a pickle: load it in peft "
+            "and save it again)"
+        )
+    try:
+        return StoredTensors({tensor.name: (path, tensor) for tensor in read_safetensors_header(path)[0]})
+    except FormatError as error:
+        raise CheckpointError(str(error)) from error
+
+
+def _split(tensor_name: str, directory: Path) -> tuple[str, str]:
+    """A tensor's name to (the layer's name, "a" or "b")."""
+    for part, suffix in _PARTS.items():
+        if tensor_name.startswith(_PREFIX) and tensor_name.endswith(suffix):
+            return tensor_name[len(_PREFIX) : -len(suffix)], part
+    raise CheckpointError(
+        f"cannot use adapter {directory}: unknown tensor {tensor_name[:120]}; expected {_PREFIX}LAYER.lora_A.weight "
+        "and ….lora_B.weight"
+    )
+
+
+def _read_update(
+    directory: Path,
+    stored: StoredTensors,
+    settings: dict[str, Any],
+    module: str,
+    names: dict[str, str],
+    shape: tuple[int, ...],
+) -> LoraUpdate:
+    for part, suffix in _PARTS.items():
+        if part not in names:
+            raise CheckpointError(f"cannot use adapter {directory}: tensor {_PREFIX}{module}{suffix} is missing")
+    rank = stored.shapes[names["a"]][0] if len(stored.shapes[names["a"]]) == 2 else 0
+    for part, wanted in (("a", (rank, shape[1])), ("b", (shape[0], rank))):
+        found = stored.shapes[names[part]]
+        if tuple(found) != wanted or rank < 1:
+            raise CheckpointError(
+                f"cannot use adapter {directory}: tensor {names[part]}: expected shape "
+                f"{['R' if rank < 1 and size == rank else size for size in wanted]}, found {list(found)}; the adapter "
+                "was made for another model"
+            )
+    said = _number(directory, settings, "r", "rank_pattern", module)
+    if said != rank:
+        raise CheckpointError(
+            f"cannot use adapter {directory}: {module}: {CONFIG} says rank {said:g}, the tensors have {rank}"
+        )
+    scale = lora_scale(
+        _number(directory, settings, "lora_alpha", "alpha_pattern", module), rank, bool(settings.get("use_rslora"))
+    )
+    return LoraUpdate(_read(directory, stored, names["a"]), _read(directory, stored, names["b"]), scale)
+
+
+def _read(directory: Path, stored: StoredTensors, name: str) -> Tensor:
+    try:
+        if stored.dtype(name) not in FLOAT_DTYPES:
+            raise FormatError(
+                f"cannot use adapter {directory}: tensor {name}: expected floats, found {stored.dtype(name)}"
+            )
+        return checked(stored.read(name), name, f"cannot use adapter {directory}", torch.float32)
+    except FormatError as error:
+        raise CheckpointError(str(error)) from error
+
+
+def _number(directory: Path, settings: dict[str, Any], key: str, pattern_key: str, module: str) -> float:
+    """A layer's rank or alpha: of the first pattern that its name ends in, else the adapter's (PEFT's rule)."""
+    value: Any = settings.get(key)
+    for pattern, special in (settings.get(pattern_key) or {}).items():
+        if not _PATTERN.fullmatch(pattern):  # repetitions could take for ever
+            raise CheckpointError(
+                f"cannot use {directory / CONFIG}: {pattern_key}: expected names of layers, found {pattern[:80]!r}"
+            )
+        if re.fullmatch(rf"(.*\.)?({pattern})", module):
+            value = special
+            break
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value <= 0:
+        raise CheckpointError(f"cannot read {directory / CONFIG}: {key}: expected a positive number, found {value!r}")
+    return float(value)

@@ -1,0 +1,68 @@
+"""An adapter directory to a GGUF adapter, which llama.cpp applies to a model file at load (--lora).
+
+general.type = "adapter", adapter.type = "lora", adapter.lora.alpha; each layer is two F32 tensors, NAME.lora_a [R, in]
+and NAME.lora_b [out, R], where NAME is the model file's tensor. A runtime adds alpha / R · B A. Rows of q's and k's B
+are in pairs order, as the model file's own rows are.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from llamita.checkpoint import load_config
+from llamita.finetune.adapter import load_adapter
+from llamita.finetune.lora import lora_specs
+from llamita.formats.gguf import Value, write_gguf
+from llamita.formats.quantize import Bytes, Floats, quantize
+from llamita.formats.rope_order import halves_to_pairs
+
+
+@dataclasses.dataclass(frozen=True)
+class AdapterExportReport:
+    """What was written. alpha: adapter.lora.alpha, the file's one; layers with another scale hold it in their B."""
+
+    path: Path
+    num_bytes: int
+    num_layers: int
+    num_parameters: int
+    alpha: float
+
+
+def export_adapter(adapter: Path, checkpoint: Path, out: Path) -> AdapterExportReport:
+    """Write the adapter, made for this checkpoint, as the .gguf `out`, whole or not at all.
+
+    Raises CheckpointError, FormatError (numbers that are not finite), OutputError.
+    """
+    config = load_config(checkpoint)
+    loaded = load_adapter(Path(adapter), config)
+    updates = loaded.updates
+    first = next(iter(updates.values()))
+    alpha = float(np.float32(first.scale * first.rank))
+    specs = {module: spec for module, spec in lora_specs(config) if module in updates}
+    infos: list[tuple[str, str, tuple[int, ...]]] = []
+    for module, spec in specs.items():
+        infos.append((f"{spec.gguf}.lora_a", "F32", tuple(updates[module].a.shape)))
+        infos.append((f"{spec.gguf}.lora_b", "F32", tuple(updates[module].b.shape)))
+
+    def encoded() -> Iterator[Bytes]:
+        for module, spec in specs.items():
+            update = updates[module]
+            a: Floats = update.a.numpy()
+            b: Floats = update.b.numpy() * np.float32(update.scale * update.rank / alpha)
+            heads = spec.rope_heads(config)
+            yield quantize(a, "F32", f"tensor {module}.lora_A")
+            yield quantize(b if heads is None else halves_to_pairs(b, heads), "F32", f"tensor {module}.lora_B")
+
+    metadata: dict[str, Value] = {
+        "general.architecture": "llama",
+        "general.type": "adapter",
+        "general.name": Path(adapter).resolve().name,
+        "adapter.type": "lora",
+        "adapter.lora.alpha": alpha,
+    }
+    num_bytes = write_gguf(Path(out), metadata, infos, encoded())
+    return AdapterExportReport(Path(out), num_bytes, len(specs), loaded.num_parameters, alpha)

@@ -1,0 +1,156 @@
+"""A Llama to one that learns through low-rank updates of its linear layers alone: LoRA (arXiv 2106.09685), by hand.
+
+A layer y = W x becomes y = W x + s B A dropout(x) with A [R, in], B [out, R]; s is alpha / R, or alpha / √R (rsLoRA,
+arXiv 2312.03732). W is the very tensor that it was, frozen, without gradient or optimizer state. The names are PEFT's:
+the layer's `weight` keeps its name, beside it stand `lora_A.weight` and `lora_B.weight`.
+
+Shape letters: R rank.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from llamita.config import ModelConfig, check
+from llamita.formats.tensor_table import TensorSpec, tensor_table
+from llamita.model.llama import Llama
+
+LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraConfig:
+    """What a person can choose of LoRA. alpha None: twice the rank. Raises ConfigError."""
+
+    rank: int = 16
+    alpha: float | None = None
+    dropout: float = 0.0
+    rslora: bool = False
+    layers: tuple[str, ...] = LINEAR_LAYERS
+
+    def __post_init__(self) -> None:
+        check(1 <= self.rank <= 65_536, f"lora: rank: expected 1 to 65,536, found {self.rank}")
+        check(
+            self.alpha is None or (math.isfinite(self.alpha) and self.alpha > 0),
+            f"lora: alpha: expected a positive number, found {self.alpha}",
+        )
+        check(0.0 <= self.dropout < 1.0, f"lora: dropout: expected a share from 0 to below 1, found {self.dropout}")
+        check(len(self.layers) > 0, "lora: layers: expected at least one, found none")
+        unknown = [name for name in self.layers if name not in LINEAR_LAYERS]
+        check(not unknown, f"lora: layers: expected some of {', '.join(LINEAR_LAYERS)}, found {', '.join(unknown)}")
+
+    @property
+    def alpha_or_default(self) -> float:
+        return 2.0 * self.rank if self.alpha is None else float(self.alpha)
+
+    @property
+    def scale(self) -> float:
+        """s: what B A is multiplied by."""
+        return lora_scale(self.alpha_or_default, self.rank, self.rslora)
+
+
+def lora_scale(alpha: float, rank: int, rslora: bool) -> float:
+    return alpha / (math.sqrt(rank) if rslora else rank)
+
+
+class LoraLinear(nn.Module):
+    """A linear layer with its low-rank update: x [..., in] → [..., out]."""
+
+    def __init__(self, linear: nn.Linear, rank: int, scale: float, dropout: float = 0.0) -> None:
+        """Takes over the linear layer's weight itself, frozen; the update is on its device, in float32."""
+        super().__init__()
+        assert "bias" not in dict(linear.named_parameters()), "a plain Llama's linear layers have none"
+        self.weight = linear.weight.requires_grad_(False)
+        self.scale, self.dropout = scale, dropout
+        device = linear.weight.device
+        self.lora_A = nn.Linear(linear.in_features, rank, bias=False, device=device, dtype=torch.float32)
+        self.lora_B = nn.Linear(rank, linear.out_features, bias=False, device=device, dtype=torch.float32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.linear(x, self.weight)
+        narrow = self.lora_A(F.dropout(x.to(self.lora_A.weight.dtype), self.dropout, self.training))  # [..., R]
+        return out + (self.lora_B(narrow) * self.scale).to(out.dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraUpdate:
+    """One layer's update: a [R, in], b [out, R]."""
+
+    a: Tensor
+    b: Tensor
+    scale: float
+
+    @property
+    def rank(self) -> int:
+        return self.a.shape[0]
+
+    def delta(self) -> Tensor:
+        """s B A, float32 [out, in]: what merging adds to the weight."""
+        return (self.b.float() @ self.a.float()) * self.scale
+
+
+def lora_specs(config: ModelConfig, layers: tuple[str, ...] = LINEAR_LAYERS) -> Iterator[tuple[str, TensorSpec]]:
+    """(module's name, its weight's row of the tensor table) of every linear layer of the decoder so named."""
+    for spec in tensor_table(config):
+        module = spec.huggingface.removesuffix(".weight")
+        if spec.layer is not None and module.rpartition(".")[2] in layers:
+            yield module, spec
+
+
+def add_lora(model: Llama, config: LoraConfig, generator: torch.Generator | None = None) -> Llama:
+    """Freeze the network and give its linear layers updates that change nothing yet: A uniform in ±1/√in, B zero.
+
+    The network is changed in place and returned; no weight is copied.
+    """
+    model.requires_grad_(False)
+    for name, _ in lora_specs(model.config, config.layers):
+        layer = _replace(model, name, config.rank, config.scale, config.dropout)
+        bound = 1 / math.sqrt(layer.weight.shape[1])  # Kaiming's, a = √5: PEFT's beginning
+        with torch.no_grad():
+            layer.lora_A.weight.copy_(
+                torch.empty(layer.lora_A.weight.shape).uniform_(-bound, bound, generator=generator)
+            )
+            layer.lora_B.weight.zero_()
+    return model
+
+
+def attach_updates(model: Llama, updates: Mapping[str, LoraUpdate], dropout: float = 0.0) -> Llama:
+    """Freeze the network and give the named linear layers these updates, in place."""
+    model.requires_grad_(False)
+    for name, update in updates.items():
+        layer = _replace(model, name, update.rank, update.scale, dropout)
+        with torch.no_grad():
+            layer.lora_A.weight.copy_(update.a)
+            layer.lora_B.weight.copy_(update.b)
+    return model
+
+
+def lora_layers(model: nn.Module) -> Iterator[tuple[str, LoraLinear]]:
+    """The layers that have an update, by name."""
+    for name, module in model.named_modules():
+        if isinstance(module, LoraLinear):
+            yield name, module
+
+
+def updates_of(model: nn.Module) -> dict[str, LoraUpdate]:
+    """The updates that a network has, by the layer's name; the tensors are the network's own."""
+    return {
+        name: LoraUpdate(layer.lora_A.weight.detach(), layer.lora_B.weight.detach(), layer.scale)
+        for name, layer in lora_layers(model)
+    }
+
+
+def _replace(model: Llama, name: str, rank: int, scale: float, dropout: float) -> LoraLinear:
+    parent, _, last = name.rpartition(".")
+    linear = model.get_submodule(name)
+    assert isinstance(linear, nn.Linear), f"{name} has an update already"
+    layer = LoraLinear(linear, rank, scale, dropout)
+    layer.train(linear.training)
+    setattr(model.get_submodule(parent), last, layer)
+    return layer

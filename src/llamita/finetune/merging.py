@@ -1,0 +1,100 @@
+"""A checkpoint and an adapter to a plain checkpoint, W + s B A in the place of W, one tensor in memory at a time."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from llamita.checkpoint import copy_tokenizer, load_config, open_tensors, resolve_checkpoint, stream_checkpoint
+from llamita.config import ModelConfig
+from llamita.errors import CheckpointError, ConfigError, FormatError
+from llamita.finetune.adapter import load_adapter
+from llamita.formats import tensor_table
+from llamita.formats.stored_tensors import DTYPES, TensorEntry, checked
+from llamita.tokenizer import load_tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class MergeReport:
+    """What was written. largest_change: √(Σ(s B A)² / ΣW²) of the layer that changed most, and that layer's name."""
+
+    path: Path
+    config: ModelConfig
+    num_layers: int
+    num_bytes: int
+    largest_change: float
+    most_changed: str
+    tokenizer_from: Path
+
+
+def merge_adapter(
+    checkpoint: Path,
+    adapter: Path,
+    out: Path,
+    *,
+    strength: float = 1.0,
+    dtype: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> MergeReport:
+    """Write the checkpoint with the adapter's updates added as a new checkpoint, whole or not at all.
+
+    strength: what the updates are multiplied by, beside their own scale. dtype: of the weights, one of DTYPES; None
+    keeps the checkpoint's. progress: called with bytes of weights done and in all. The sums are made in float32. The
+    tokenizer, chat template included, is the adapter's where it has one, else the checkpoint's. Raises CheckpointError,
+    ConfigError, TokenizerError, OutputError.
+    """
+    if not math.isfinite(strength):
+        raise ConfigError(f"cannot merge: strength: expected a number, found {strength}")
+    if dtype is not None and dtype not in DTYPES:
+        raise ConfigError(f"cannot merge: dtype: expected one of {', '.join(DTYPES)}, found {dtype!r}")
+    directory, adapter, out = resolve_checkpoint(Path(checkpoint)), Path(adapter), Path(out)
+    config, stored = load_config(directory), open_tensors(directory)
+    try:
+        tensor_table.check_tensors(stored.shapes, config, "huggingface", str(directory))
+    except FormatError as error:
+        raise CheckpointError(str(error)) from error
+    updates = {f"{name}.weight": update for name, update in load_adapter(adapter, config).updates.items()}
+    table = tensor_table.tensor_table(config)
+    entries = [
+        TensorEntry(s.huggingface, DTYPES[dtype] if dtype else stored.dtype(s.huggingface), s.shape) for s in table
+    ]
+    wanted = {entry.name: entry for entry in entries}
+    total, done = sum(entry.num_bytes for entry in entries), 0
+    changes: dict[str, float] = {}
+
+    def tensor(name: str) -> torch.Tensor:
+        nonlocal done
+        weight = stored.read(name)
+        if name in updates:
+            exact, delta = weight.float(), updates[name].delta() * strength
+            changes[name] = (delta.norm() / exact.norm().clamp_min(1e-30)).item()
+            weight = exact.add_(delta)
+        done += wanted[name].num_bytes
+        if progress is not None:
+            progress(done, total)
+        return checked(weight, name, f"cannot merge {adapter} into {directory}", wanted[name].dtype)
+
+    tokenizer_from = adapter if has_tokenizer(adapter) else directory
+    check_same_tokens(tokenizer_from, directory)
+    num_bytes = stream_checkpoint(out, config, entries, tensor, lambda folder: copy_tokenizer(tokenizer_from, folder))
+    worst = max(changes, key=lambda name: changes[name])
+    return MergeReport(out, config, len(updates), num_bytes, changes[worst], worst, tokenizer_from)
+
+
+def has_tokenizer(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "tokenizer.bin"))
+
+
+def check_same_tokens(adapter: Path, checkpoint: Path) -> None:
+    """Raise CheckpointError if the adapter's tokenizer gives other ids than the checkpoint's."""
+    if adapter == checkpoint or not has_tokenizer(checkpoint):
+        return
+    if load_tokenizer(adapter).fingerprint != load_tokenizer(checkpoint).fingerprint:
+        raise CheckpointError(
+            f"cannot merge {adapter}: its tokenizer gives other ids than that of {checkpoint}; the adapter was made "
+            "for another model"
+        )

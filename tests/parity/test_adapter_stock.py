@@ -1,0 +1,106 @@
+"""Our adapters in peft and in llama.cpp, and peft's here: the same logits everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from llamita.checkpoint import load_config, load_model
+from llamita.finetune.adapter import load_adapter, save_adapter
+from llamita.finetune.adapter_gguf import export_adapter
+from llamita.finetune.lora import LINEAR_LAYERS, LoraConfig, add_lora, attach_updates, lora_layers, updates_of
+from llamita.finetune.merging import merge_adapter
+from llamita.formats.export import export
+
+pytestmark = pytest.mark.compat
+
+IDS = torch.randint(3, 300, (2, 48), generator=torch.Generator().manual_seed(3))
+CASES = {
+    "all-layers": (LoraConfig(rank=4, alpha=6.0), {}),
+    "rslora": (LoraConfig(rank=4, alpha=3.0, rslora=True), {}),
+    "attention-untied": (LoraConfig(rank=3, layers=("q_proj", "v_proj")), {"tie_word_embeddings": False}),
+    "every-head-its-own": (LoraConfig(rank=2), {"num_key_value_heads": 4}),
+}
+
+
+def make_adapter(make_checkpoint: Callable[..., Path], folder: Path, name: str):
+    """(the checkpoint, the adapter's folder, the network with it)"""
+    config, shape = CASES[name]
+    checkpoint = make_checkpoint(folder / "base", **shape)
+    generator = torch.Generator().manual_seed(1)
+    model = add_lora(load_model(checkpoint), config, generator).eval()
+    with torch.no_grad():
+        for _, layer in lora_layers(model):
+            layer.lora_B.weight.normal_(0, 0.1, generator=generator)
+    save_adapter(folder / "adapter", updates_of(model), config, str(checkpoint), checkpoint)
+    return checkpoint, folder / "adapter", model
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_peft_computes_with_ours(make_checkpoint: Callable[..., Path], tmp_path: Path, name: str) -> None:
+    transformers, peft = pytest.importorskip("transformers"), pytest.importorskip("peft")
+    checkpoint, adapter, model = make_adapter(make_checkpoint, tmp_path, name)
+    base = transformers.AutoModelForCausalLM.from_pretrained(checkpoint)
+    theirs = peft.PeftModel.from_pretrained(base, adapter)
+    with torch.inference_mode():
+        difference = (theirs(IDS).logits - model(IDS)).abs().max().item()
+        changed = (load_model(checkpoint)(IDS) - model(IDS)).abs().max().item()
+    print(f"{name}: peft - ours {difference:.2e}; the adapter changes {changed:.2f}")
+    assert difference < 1e-5 and changed > 0.1
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+def test_we_compute_with_pefts(make_checkpoint: Callable[..., Path], tmp_path: Path, rslora: bool) -> None:
+    transformers, peft = pytest.importorskip("transformers"), pytest.importorskip("peft")
+    checkpoint = make_checkpoint(tmp_path / "base")
+    settings = peft.LoraConfig(
+        r=4, lora_alpha=6, use_rslora=rslora, target_modules=list(LINEAR_LAYERS), task_type="CAUSAL_LM",
+        init_lora_weights=False, rank_pattern={"v_proj": 2}, alpha_pattern={"model.layers.1.mlp.up_proj": 9},
+    )  # fmt: skip
+    torch.manual_seed(5)
+    theirs = peft.get_peft_model(transformers.AutoModelForCausalLM.from_pretrained(checkpoint), settings).eval()
+    theirs.save_pretrained(tmp_path / "adapter")
+    loaded = load_adapter(tmp_path / "adapter", load_config(checkpoint))
+    ours = attach_updates(load_model(checkpoint), loaded.updates).eval()
+    merge_adapter(checkpoint, tmp_path / "adapter", tmp_path / "merged")
+    with torch.inference_mode():
+        expected = theirs(IDS).logits
+        scale = expected.abs().max()  # random weights make wild logits: 1e-5 of the largest
+        assert (ours(IDS) - expected).abs().max() < 1e-5 * scale
+        assert (load_model(tmp_path / "merged")(IDS) - expected).abs().max() < 1e-5 * scale
+
+
+def logits_of_llama_cpp(path: Path, ids: list[int], adapter: Path | None = None) -> np.ndarray:
+    llama_cpp = pytest.importorskip("llama_cpp")
+    llama = llama_cpp.Llama(
+        str(path), n_ctx=128, n_batch=128, n_ubatch=1, n_threads=1, n_threads_batch=1, logits_all=True, verbose=False,
+        type_k=llama_cpp.GGML_TYPE_F32, type_v=llama_cpp.GGML_TYPE_F32,
+        lora_path=None if adapter is None else str(adapter),
+    )  # fmt: skip
+    llama.eval(ids)
+    logits = np.array(llama.scores[: len(ids)], dtype=np.float32)
+    llama.close()
+    return logits
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_llama_cpp_applies_ours(make_checkpoint: Callable[..., Path], tmp_path: Path, name: str) -> None:
+    checkpoint, adapter, model = make_adapter(make_checkpoint, tmp_path, name)
+    export_adapter(adapter, checkpoint, tmp_path / "adapter.gguf")
+    export(checkpoint, tmp_path / "base.gguf", "f32", verify=False)
+    merge_adapter(checkpoint, adapter, tmp_path / "merged")
+    export(tmp_path / "merged", tmp_path / "merged.gguf", "f32", verify=False)
+    ids = IDS[0].tolist()
+    base = logits_of_llama_cpp(tmp_path / "base.gguf", ids)
+    merged = logits_of_llama_cpp(tmp_path / "merged.gguf", ids)
+    applied = logits_of_llama_cpp(tmp_path / "base.gguf", ids, tmp_path / "adapter.gguf")
+    scale = np.abs(merged).max()
+    print(f"{name}: applied - merged {np.abs(applied - merged).max():.2e} of {scale:.1f}")
+    assert np.abs(applied - merged).max() < 1e-4 * scale
+    assert np.abs(base - merged).max() > 0.05 * scale
+    with torch.inference_mode():
+        assert np.abs(applied - model(IDS[:1])[0].numpy()).max() < 1e-4 * scale

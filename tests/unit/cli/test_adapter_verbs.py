@@ -1,0 +1,61 @@
+"""llamita merge and llamita export --adapter: what they write, what they say, what they refuse."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from llamita.checkpoint import load_config, load_model, load_tensors
+from llamita.cli import main
+from llamita.finetune.adapter import save_adapter
+from llamita.finetune.lora import LoraConfig, add_lora, updates_of
+from llamita.formats.gguf import read_gguf
+from llamita.formats.rope_order import halves_to_pairs
+
+
+@pytest.fixture(scope="module")
+def folder(make_checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("adapter")
+    checkpoint = make_checkpoint(root / "base")
+    model = add_lora(load_model(checkpoint), LoraConfig(rank=4), torch.Generator().manual_seed(0))
+    for update in updates_of(model).values():
+        update.b.normal_(0, 0.1, generator=torch.Generator().manual_seed(1))
+    save_adapter(root / "adapter", updates_of(model), LoraConfig(rank=4), None)
+    return root
+
+
+def test_merge(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["merge", str(folder / "base"), str(folder / "adapter"), "-o", str(tmp_path / "merged")]) == 0
+    assert "14 layers" in capsys.readouterr().err
+    base, merged = load_tensors(folder / "base"), load_tensors(tmp_path / "merged")
+    changed = {name for name in base if not torch.equal(base[name], merged[name])}
+    assert changed == {name for name in base if "_proj" in name}
+    assert main(["merge", str(folder / "base"), str(folder / "adapter"), "-o", str(tmp_path / "merged")]) == 2
+    assert "exists already" in capsys.readouterr().err
+    assert main(["merge", str(folder / "base"), str(folder / "base"), "-o", str(tmp_path / "other")]) == 2
+    assert "adapter_config.json is missing" in capsys.readouterr().err
+
+
+def test_export_adapter(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "adapter.gguf"
+    words = ["export", str(folder / "base"), str(out), "--adapter", str(folder / "adapter")]
+    assert main(words) == 0, capsys.readouterr().err
+    file, config = read_gguf(out), load_config(folder / "base")
+    assert file.metadata["general.type"] == "adapter" and file.metadata["adapter.type"] == "lora"
+    assert file.metadata["adapter.lora.alpha"] == 8.0 and len(file.tensors) == 28
+    from llamita.finetune.adapter import load_adapter
+
+    update = load_adapter(folder / "adapter", config).updates["model.layers.1.self_attn.k_proj"]
+    expected = halves_to_pairs(update.b.numpy(), config.num_key_value_heads)
+    assert np.array_equal(file.dequantize("blk.1.attn_k.weight.lora_b"), expected)
+    assert np.array_equal(file.dequantize("blk.1.attn_k.weight.lora_a"), update.a.numpy())
+    capsys.readouterr()
+    for more in (["--type", "q8_0"], ["--verify", "yes"]):
+        assert main([*words, *more]) == 2
+        assert "cannot export" in capsys.readouterr().err
+    words[2] = str(tmp_path / "adapter.bin")
+    assert main(words) == 2 and ".gguf" in capsys.readouterr().err
