@@ -215,8 +215,8 @@ class TrainConfig:
     """Peak learning rate of AdamW (default: by the model's width)."""
     muon_lr: float = 0.02
     """Peak learning rate of Muon, for the layers' matrices."""
-    schedule: Literal["wsd", "cosine"] = "wsd"
-    """After the warm-up: wsd stays at the peak, then falls linearly; cosine falls from the start."""
+    schedule: Literal["wsd", "linear", "cosine"] = "wsd"
+    """After the warm-up: wsd stays at the peak, then falls linearly; linear and cosine fall from the start."""
     warmup: float = 0.02
     """Share of the run in which the learning rate rises."""
     cooldown: float = 0.65

@@ -20,6 +20,8 @@ from llamita.training.optimizer import (  # noqa: E402
     Optimizers,
     beta2_for,
     build_optimizer,
+    newton_schulz,
+    newton_schulz_by_gram,
     optimizer_tensors,
     orthogonalize,
     restore_optimizer,
@@ -80,6 +82,18 @@ def test_a_batch_of_matrices_equals_one_by_one() -> None:
     matrices = random_matrices(5, 24, 40)
     apart = torch.cat([orthogonalize(matrix[None]) for matrix in matrices])
     torch.testing.assert_close(orthogonalize(matrices), apart, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("smallest", [0.1, 1e-3, 1e-5, 0.0])
+def test_the_fast_steps_equal_the_obvious_ones(smallest: float) -> None:
+    """For singular values from 1 down to almost nothing, which squaring would lose first."""
+    left, _, right = torch.linalg.svd(random_matrices(3, 16, 48), full_matrices=False)
+    values = torch.linspace(1.0, smallest, 16)
+    matrices = left * values @ right
+    matrices = matrices / matrices.norm(dim=(1, 2), keepdim=True)
+    exact = newton_schulz(matrices.double())
+    torch.testing.assert_close(newton_schulz_by_gram(matrices), newton_schulz(matrices), rtol=1e-3, atol=2e-4)
+    assert (newton_schulz_by_gram(matrices) - exact).abs().max() < 2e-4
 
 
 # ---------------------------------------------------------------- Muon

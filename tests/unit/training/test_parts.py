@@ -55,6 +55,12 @@ def test_cosine_is_half_a_wave() -> None:
     assert all(math.isclose(schedule.factor(at), value, abs_tol=1e-12) for at, value in expected.items())
 
 
+def test_linear_falls_from_the_end_of_the_warmup() -> None:
+    schedule = Schedule("linear", warmup=0.2, cooldown=0.65, final=0.5)
+    expected = {0.1: 0.5, 0.2: 1.0, 0.6: 0.75, 1.0: 0.5}
+    assert all(math.isclose(schedule.factor(at), value, abs_tol=1e-12) for at, value in expected.items())
+
+
 def test_without_warmup_and_cooldown_the_peak_holds() -> None:
     assert [Schedule("wsd", 0.0, 0.0, 0.0).factor(at) for at in (0.0, 0.5, 1.0)] == [1.0, 1.0, 1.0]
 
