@@ -123,9 +123,8 @@ static llamita_status push_text(joiner *j, size_t start, size_t end) {
 
 /* ------------------------------------------------------------------ generated ids */
 
-/* How many of the ids are what text[at ..] says; *end becomes the end of what they say. */
-static size_t agreeing(const joiner *j, const generated *span, size_t at, size_t *end) {
-    int32_t previous = j->num_ids > 0 ? j->ids[j->num_ids - 1] : -1;
+/* How many of the ids, after the previous one, are what text[at ..] says; *end becomes the end of what they say. */
+static size_t agreeing(const joiner *j, const generated *span, int32_t previous, size_t at, size_t *end) {
     size_t count = 0;
     for (; count < span->num_ids; count++) {
         const char *bytes;
@@ -143,9 +142,10 @@ static size_t agreeing(const joiner *j, const generated *span, size_t at, size_t
  * ids begin with may stand before the span: templates write it themselves. */
 static llamita_status push_generated(joiner *j, size_t start, const generated *span, size_t *end) {
     size_t most = 0, first = span->start;
+    const int32_t ordinary = span->ids[0]; /* any id that is not BOS, after which a first space would be lost */
     for (size_t from = first;; from--) {
         size_t to;
-        const size_t count = agreeing(j, span, from, &to);
+        const size_t count = agreeing(j, span, ordinary, from, &to);
         if (count > most && to >= span->start) {
             most = count;
             first = from;
@@ -155,7 +155,8 @@ static llamita_status push_generated(joiner *j, size_t start, const generated *s
     *end = span->start;
     llamita_status status = push_text(j, start, most > 0 ? first : span->start);
     if (status != LLAMITA_OK || most == 0) return status;
-    most = agreeing(j, span, first, end); /* again, now that the id before is known */
+    const int32_t previous = j->num_ids > 0 ? j->ids[j->num_ids - 1] : -1;
+    most = agreeing(j, span, previous, first, end); /* again, now that the id before is known */
     if (most == 0 || *end < span->start) { /* a first space that only stands at a beginning */
         *end = first;
         return LLAMITA_OK;
