@@ -106,19 +106,19 @@ kv_head_page kv_cache_head(const kv_cache *cache, int32_t page, int32_t layer, i
 /* Where element e of a position lies: keys have a row for each position, values a row for each element. */
 typedef struct {
     char *memory;
-    size_t panel_bytes;
+    size_t panel_elements;
     int32_t slot;
     bool is_key;
 } slot_place;
 
-static size_t element_index(const slot_place *place, int32_t e, size_t bytes) {
-    const int32_t row = place->is_key ? place->slot : e, k = place->is_key ? e : place->slot;
-    return (size_t)(row / PANEL_ROWS) * (place->panel_bytes / bytes) + (size_t)(k * PANEL_ROWS + row % PANEL_ROWS);
+static inline size_t element_index(const slot_place *place, int32_t e) {
+    const size_t row = (size_t)(place->is_key ? place->slot : e), k = (size_t)(place->is_key ? e : place->slot);
+    return row / PANEL_ROWS * place->panel_elements + k * PANEL_ROWS + row % PANEL_ROWS;
 }
 
 static void put_floats(const slot_place *place, const float *elements, int32_t begin, int32_t end) {
     float *out = (float *)(void *)place->memory;
-    for (int32_t e = begin; e < end; e++) out[element_index(place, e, 4)] = elements[e - begin];
+    for (int32_t e = begin; e < end; e++) out[element_index(place, e)] = elements[e - begin];
 }
 
 static void put_halves(const slot_place *place, const kernels *k, const float *elements, int32_t begin, int32_t end) {
@@ -126,7 +126,7 @@ static void put_halves(const slot_place *place, const kernels *k, const float *e
     for (int32_t first = begin; first < end; first += 64) {
         const int32_t count = end - first < 64 ? end - first : 64;
         k->to_halves(elements + (first - begin), count, halves);
-        for (int32_t i = 0; i < count; i++) out[element_index(place, first + i, 2)] = halves[i];
+        for (int32_t i = 0; i < count; i++) out[element_index(place, first + i)] = halves[i];
     }
 }
 
@@ -141,7 +141,7 @@ static float put_bytes(const slot_place *place, const float *elements, int32_t n
     const float magnitude = float_from_bits(largest);
     const float inverse = magnitude >= 1e-30f && largest < 0x7f800000u ? 127.0f / magnitude : 0.0f;
     for (int32_t e = 0; e < num_elements; e++)
-        out[element_index(place, e, 1)] = inverse > 0.0f ? (int8_t)lrintf(elements[e] * inverse) : 0;
+        out[element_index(place, e)] = inverse > 0.0f ? (int8_t)lrintf(elements[e] * inverse) : 0;
     return largest >= 0x7f800000u ? NAN : inverse > 0.0f ? magnitude / 127.0f : 0.0f;
 }
 
@@ -155,14 +155,14 @@ static void put(const kv_cache *cache, const kernels *k, const slot_place *place
 void kv_cache_put_key(const kv_cache *cache, const kernels *k, int32_t position, int32_t layer, int32_t head,
                       const float *elements, int32_t begin, int32_t end) {
     char *memory = head_memory(cache, position / KV_PAGE_TOKENS, layer, head);
-    const slot_place place = {memory, cache->shape->key_panel_bytes, position % KV_PAGE_TOKENS, true};
+    const slot_place place = {memory, (size_t)cache->shape->head_dim * PANEL_ROWS, position % KV_PAGE_TOKENS, true};
     put(cache, k, &place, (float *)(void *)(memory + cache->shape->key_scales_offset), elements, begin, end);
 }
 
 void kv_cache_put_value(const kv_cache *cache, const kernels *k, int32_t position, int32_t layer, int32_t head,
                         const float *elements, int32_t begin, int32_t end) {
     char *memory = head_memory(cache, position / KV_PAGE_TOKENS, layer, head);
-    const slot_place place = {memory + cache->shape->values_offset, cache->shape->value_panel_bytes,
+    const slot_place place = {memory + cache->shape->values_offset, (size_t)KV_PAGE_TOKENS * PANEL_ROWS,
                               position % KV_PAGE_TOKENS, false};
     put(cache, k, &place, (float *)(void *)(memory + cache->shape->value_scales_offset), elements, begin, end);
 }
