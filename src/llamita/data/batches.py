@@ -81,12 +81,16 @@ class _Shelf:
         return Piece(document, 0, length)
 
 
-def pack_rows(documents: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64], context: int) -> list[list[Piece]]:
+def pack_rows(
+    documents: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64], context: int, *, split: bool = True
+) -> list[list[Piece]]:
     """Pack documents (lengths [n] in pairs) into rows of at most `context` pairs; every pair is in exactly one row.
 
     A gap of a row that no whole document fits is filled with the beginning of a document if it is at least context/16
-    wide (of one longer than a row where there is one: it must be split anyway); a narrower gap stays empty.
+    wide (of one longer than a row where there is one: it must be split anyway); a narrower gap stays empty. Without
+    `split` every gap does, and no document may be longer than a row.
     """
+    assert split or lengths.size == 0 or int(lengths.max()) <= context, (int(lengths.max()), context)
     shelf = _Shelf(context)
     long: list[Piece] = []
     rests: list[Piece] = []
@@ -95,7 +99,7 @@ def pack_rows(documents: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64], 
             shelf.put(document, length)
         else:
             long.append(Piece(document, 0, length))
-    worth_splitting = max(1, context // 16)
+    worth_splitting = max(1, context // 16) if split else context + 1
     rows: list[list[Piece]] = []
     while shelf.present or long or rests:
         row: list[Piece] = []
@@ -151,6 +155,8 @@ class Batches:
     process gets the batch_size of them that its rank says. So the rows of a step are the same for any number of
     processes with the same product, and `state_dict` (three numbers) restores the exact position.
     """
+
+    splits_documents = True  # to fill rows
 
     def __init__(
         self,
@@ -218,5 +224,5 @@ class Batches:
         order = self._epoch_order[1]
         bounds = [order.size * i // self.num_windows for i in (window, window + 1)]
         documents = order[bounds[0] : bounds[1]]
-        rows = pack_rows(documents, self._lengths[documents], self.context)
+        rows = pack_rows(documents, self._lengths[documents], self.context, split=self.splits_documents)
         return [rows[i] for i in np.random.default_rng((self.seed, epoch, window)).permutation(len(rows))]

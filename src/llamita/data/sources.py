@@ -339,7 +339,7 @@ def _describe(data: bytes, error: UnicodeDecodeError) -> str:
 # ---- rows: (line or row number from 1, text or None)
 
 
-def _lines(file: SourceFile) -> Iterator[str]:
+def read_lines(file: SourceFile) -> Iterator[str]:
     """Lines of a UTF-8 file with their ends, the BOM taken off."""
     with _open(file.path) as stream:
         rest = b""
@@ -355,7 +355,7 @@ def _lines(file: SourceFile) -> Iterator[str]:
 
 
 def _read_jsonl(file: SourceFile, text_key: str) -> Iterator[tuple[int, str | None]]:
-    for number, line in enumerate(_lines(file), start=1):
+    for number, line in enumerate(read_lines(file), start=1):
         if not line.strip():
             continue
         try:
@@ -366,7 +366,7 @@ def _read_jsonl(file: SourceFile, text_key: str) -> Iterator[tuple[int, str | No
         except (RecursionError, ValueError) as error:
             raise SourceError(f"cannot read {file.path}:{number}: broken JSON: {error}") from None
         if not isinstance(value, dict):
-            raise SourceError(f"cannot read {file.path}:{number}: expected a JSON object, found {_json_name(value)}")
+            raise SourceError(f"cannot read {file.path}:{number}: expected a JSON object, found {json_name(value)}")
         if text_key not in value:
             raise SourceError(_wrong_key(f"{file.path}:{number}", text_key, value))
         yield number, _text_of(value[text_key], text_key, f"{file.path}:{number}")
@@ -374,7 +374,7 @@ def _read_jsonl(file: SourceFile, text_key: str) -> Iterator[tuple[int, str | No
 
 def _read_csv(file: SourceFile, text_key: str) -> Iterator[tuple[int, str | None]]:
     csv.field_size_limit(2**31 - 1)
-    reader = csv.reader(_lines(file), strict=True)
+    reader = csv.reader(read_lines(file), strict=True)
     try:
         columns = next(reader, None)
         if columns is None:
@@ -418,7 +418,7 @@ def _read_parquet(file: SourceFile, text_key: str) -> Iterator[tuple[int, str | 
 def _text_of(value: Any, text_key: str, where: str) -> str | None:
     if value is None or isinstance(value, str):
         return value
-    raise SourceError(f"cannot read {where}: {text_key!r}: expected text, found {_json_name(value)}")
+    raise SourceError(f"cannot read {where}: {text_key!r}: expected text, found {json_name(value)}")
 
 
 def _wrong_key(where: str, text_key: str, found: Iterable[str]) -> str:
@@ -426,7 +426,8 @@ def _wrong_key(where: str, text_key: str, found: Iterable[str]) -> str:
     return f"cannot read {where}: no {text_key!r} in it, found {names}; name the right one with --text-key"
 
 
-def _json_name(value: Any) -> str:
+def json_name(value: Any) -> str:
+    """What a JSON value is, for a message."""
     names = {list: "an array", dict: "an object", str: "a string", bool: "true or false", type(None): "null"}
     return names.get(type(value), "a number" if isinstance(value, (int, float)) else type(value).__name__)
 
