@@ -1,0 +1,200 @@
+"""Rows of any usual form to conversations: who said what, and which answers are to be learned.
+
+{"messages": [{"role": …, "content": …}, …]}          OpenAI's; "weight": 0 on an answer: not learned
+{"conversations": [{"from": …, "value": …}, …]}       ShareGPT's; with "system" beside it
+{"prompt": …, "completion": …}                        texts, or lists of messages
+{"question": …, "answer": …}
+{"instruction": …, "input": …, "output": …}           Alpaca's; "input" may be missing or empty
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from llamita.data.sources import json_name
+from llamita.errors import SourceError
+from llamita.finetune.rows import Row, list_example_files, read_rows
+
+Role = Literal["system", "user", "assistant"]
+# What roles are called in published data.
+_ROLES: Final[dict[str, Role]] = {
+    "system": "system", "user": "user", "human": "user", "prompter": "user",
+    "assistant": "assistant", "gpt": "assistant", "model": "assistant", "bot": "assistant", "chatgpt": "assistant",
+}  # fmt: skip
+_PAIRS: Final = (("prompt", "completion"), ("question", "answer"), ("instruction", "output"))
+FORMS: Final = "messages, conversations, prompt and completion, question and answer, or instruction and output"
+
+
+@dataclasses.dataclass(frozen=True)
+class Turn:
+    """learned: whether the model is to learn to say it; only an assistant's turn can be."""
+
+    role: Role
+    text: str
+    learned: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Conversation:
+    """An optional system prompt, then user and assistant in turns; its last turn is an answer.
+
+    where: the file and line, item or row. unanswered: whether a last question without an answer was left out."""
+
+    turns: tuple[Turn, ...]
+    where: str
+    unanswered: bool = False
+
+    def messages(self, num_turns: int | None = None) -> list[dict[str, str]]:
+        """The first turns as chat templates want them."""
+        return [{"role": turn.role, "content": turn.text} for turn in self.turns[:num_turns]]
+
+
+def read_conversations(
+    data: Path | Sequence[Path], columns: tuple[str, str] | None = None, system: str | None = None
+) -> Iterator[Conversation]:
+    """Every conversation of files or folders, in order.
+
+    columns: the keys of questions and answers, where they are not of a known form. system: a system prompt for
+    conversations that have none. Raises SourceError naming file, line and what is wrong, also if there is none at all.
+    """
+    paths = [data] if isinstance(data, (str, Path)) else list(data)
+    found = 0
+    for path in paths:
+        for file in list_example_files(Path(path)):
+            for row in read_rows(file):
+                found += 1
+                yield read_conversation(row, columns, system)
+    if not found:
+        raise SourceError(f"no examples in {', '.join(map(str, paths))}: the files are empty")
+
+
+def read_conversation(row: Row, columns: tuple[str, str] | None = None, system: str | None = None) -> Conversation:
+    """One row's conversation. Raises SourceError."""
+    values, where = row.values, row.where
+    if columns is not None:
+        missing = [name for name in columns if name not in values]
+        if missing:
+            raise SourceError(
+                f"cannot use {where}: no {missing[0]!r} in it, found {_keys(values)}; name columns it has"
+            )
+        turns = _pair(values, columns, where)
+    elif values.get("messages") is not None:
+        turns = _turns(values["messages"], "messages", where)
+    elif values.get("conversations") is not None:
+        turns = _turns(values["conversations"], "conversations", where)
+    else:
+        pair = next((pair for pair in _PAIRS if all(name in values for name in pair)), None)
+        if pair is None:
+            raise SourceError(f"cannot use {where}: expected {FORMS}, found {_keys(values)}; or name its columns")
+        turns = _pair(values, pair, where)
+    own = values.get("system") or None
+    if own is not None and turns and turns[0].role != "system":
+        turns.insert(0, Turn("system", _text(own, "system", where)))
+    elif system is not None and turns and turns[0].role != "system":
+        turns.insert(0, Turn("system", system))
+    return _checked(turns, where)
+
+
+def _pair(values: Mapping[str, Any], names: tuple[str, str], where: str) -> list[Turn]:
+    asked, answered = (values[name] for name in names)
+    if isinstance(asked, list) or isinstance(answered, list):  # TRL's conversational form
+        before = (
+            _turns(asked, names[0], where) if isinstance(asked, list) else [Turn("user", _text(asked, names[0], where))]
+        )
+        before = [dataclasses.replace(turn, learned=False) for turn in before]
+        if isinstance(answered, list):
+            return before + _turns(answered, names[1], where)
+        return [*before, Turn("assistant", _text(answered, names[1], where), True)]
+    question = _text(asked, names[0], where)
+    more = values.get("input") if names[0] == "instruction" else None
+    if more is not None and _text(more, "input", where).strip():
+        question = f"{question.strip()}\n\n{more.strip()}"
+    return [Turn("user", question), Turn("assistant", _text(answered, names[1], where), True)]
+
+
+def _turns(said: Any, key: str, where: str) -> list[Turn]:
+    if not isinstance(said, list) or not said:
+        what = "an empty array" if said == [] else json_name(said)
+        raise SourceError(f"cannot use {where}: {key}: expected an array of messages, found {what}")
+    return [_turn(message, f"{key}[{number}]", where) for number, message in enumerate(said)]
+
+
+def _turn(message: Any, place: str, where: str) -> Turn:
+    if not isinstance(message, dict):
+        raise SourceError(f"cannot use {where}: {place}: expected an object, found {json_name(message)}")
+    keys = ("role", "content") if "role" in message else ("from", "value")
+    missing = [key for key in keys if key not in message]
+    if missing:
+        raise SourceError(
+            f"cannot use {where}: {place}: expected role and content (or from and value), found {_keys(message)}"
+        )
+    named = message[keys[0]]
+    role = _ROLES.get(named.lower()) if isinstance(named, str) else None
+    if role is None:
+        raise SourceError(
+            f"cannot use {where}: {place}: {keys[0]}: expected system, user or assistant, found {str(named)[:40]!r}; "
+            "tools and other roles cannot be learned from: leave the example out"
+        )
+    if message.get("tool_calls"):
+        raise SourceError(
+            f"cannot use {where}: {place}: it calls tools, which cannot be learned; leave the example out"
+        )
+    weight = message.get("weight")
+    if weight not in (None, 0, 1) or (weight is not None and role != "assistant"):
+        raise SourceError(
+            f"cannot use {where}: {place}: weight: expected 0 or 1, on an assistant's message, found {weight!r}"
+        )
+    text = _text(message[keys[1]], f"{place}.{keys[1]}", where)
+    return Turn(role, text, role == "assistant" and weight != 0)
+
+
+def _text(value: Any, place: str, where: str) -> str:
+    """A text, or OpenAI's list of parts that are texts."""
+    if (
+        isinstance(value, list)
+        and value
+        and all(isinstance(part, dict) and part.get("type") == "text" for part in value)
+    ):
+        value = "".join(str(part.get("text", "")) for part in value)
+    if not isinstance(value, str):
+        raise SourceError(f"cannot use {where}: {place}: expected a text, found {json_name(value)}")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        raise SourceError(
+            f"cannot use {where}: {place}: the text holds half of a UTF-16 pair (\\ud800 to \\udfff), which is "
+            "no character"
+        ) from None
+    return value
+
+
+def _checked(turns: list[Turn], where: str) -> Conversation:
+    """White space at the ends of texts goes; roles must alternate; a question without an answer at the end goes too."""
+    turns = [dataclasses.replace(turn, text=turn.text.strip()) for turn in turns]
+    first = 1 if turns and turns[0].role == "system" else 0
+    for number, turn in enumerate(turns):
+        wanted: Role = "system" if number < first else ("user", "assistant")[(number - first) % 2]
+        if turn.role != wanted:
+            raise SourceError(
+                f"cannot use {where}: message {number + 1}: expected the {wanted}, found the {turn.role}; user and "
+                "assistant must take turns, after at most one system prompt"
+            )
+        if not turn.text and turn.role != "system":
+            raise SourceError(
+                f"cannot use {where}: message {number + 1}: the {turn.role}'s text is empty; fill or leave out"
+            )
+    unanswered = bool(turns) and turns[-1].role != "assistant"
+    kept = turns[:-1] if unanswered else turns
+    if not any(turn.learned for turn in kept):
+        raise SourceError(
+            f"cannot use {where}: it has nothing to learn: expected an answer of the assistant's (whose weight is not "
+            "0), found none; leave the example out"
+        )
+    return Conversation(tuple(kept), where, unanswered)
+
+
+def _keys(values: Mapping[str, Any]) -> str:
+    return ", ".join(map(repr, list(values)[:12])) or "nothing"

@@ -1,0 +1,126 @@
+"""Every form of examples to conversations, and every way to be none with file and line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from llamita.errors import SourceError
+from llamita.finetune.conversations import Conversation, Turn, read_conversations
+from llamita.finetune.rows import Row
+
+PAIR = (Turn("user", "Why?"), Turn("assistant", "Because.", True))
+SAID = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because."}]
+
+
+def write(path: Path, *rows: object) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def only(path: Path, **options: object) -> Conversation:
+    (found,) = read_conversations(path, **options)
+    return found
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": SAID},
+        {"messages": [SAID[0] | {"content": [{"type": "text", "text": "Why?"}]}, SAID[1] | {"weight": 1}]},
+        {"prompt": "Why?", "completion": " Because.\n"},
+        {"prompt": SAID[:1], "completion": SAID[1:]},
+        {"question": "Why?", "answer": "Because.", "source": "x"},
+        {"instruction": "Why?", "input": "", "output": "Because."},
+        {"instruction": "Why?", "output": "Because."},
+        {"conversations": [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "Because."}]},
+        {"messages": None, "prompt": "Why?", "completion": "Because."},
+    ],
+)
+def test_forms(tmp_path: Path, row: object) -> None:
+    for path in (write(tmp_path / "a.jsonl", row), tmp_path / "a.json"):
+        if path.suffix == ".json":
+            path.write_text(json.dumps([row]))
+        assert only(path).turns == PAIR
+
+
+def test_details(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", {"instruction": "Add.", "input": "1 2", "output": "3"})
+    assert only(path).turns[0].text == "Add.\n\n1 2"
+    assert only(path, system="Be brief.").turns[0] == Turn("system", "Be brief.")
+    many = [*SAID, {"role": "user", "content": "And?"}, {"role": "assistant", "content": "So.", "weight": 0}]
+    found = only(write(tmp_path / "b.jsonl", {"messages": [*many, {"role": "user", "content": "Hm"}], "system": "S"}))
+    assert [turn.learned for turn in found.turns] == [False, False, True, False, False]
+    assert found.unanswered and found.turns[0] == Turn("system", "S") and found.where.endswith("b.jsonl:1")
+    assert found.messages(2) == [{"role": "system", "content": "S"}, {"role": "user", "content": "Why?"}]
+
+
+def test_tables(tmp_path: Path) -> None:
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "a.csv"
+    path.write_text('id,frage,antwort\n1,Why?,"Because."\n2,"two\nlines","Yes, ""so""."\n3,x\n')
+    rows = read_conversations(path, columns=("frage", "antwort"))
+    assert next(rows).turns == PAIR
+    assert next(rows).turns[1].text == 'Yes, "so".'
+    with pytest.raises(SourceError, match=r"a\.csv:5: expected 3 columns, found 2"):
+        next(rows)
+    path.write_text("question,answer\nWhy?,Because.\n")
+    assert only(path).turns == PAIR
+    parquet.write_table(pyarrow.Table.from_pylist([{"messages": SAID}]), tmp_path / "a.parquet")
+    assert only(tmp_path / "a.parquet").turns == PAIR
+    assert len(list(read_conversations(tmp_path))) == 2
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"text": "x"}, "expected messages, conversations, .*found 'text'"),
+        ([1], "expected a JSON object, found an array"),
+        ({"messages": []}, "expected an array of messages, found an empty array"),
+        ({"messages": "x"}, "expected an array of messages, found a string"),
+        ({"messages": [3]}, r"messages\[0\]: expected an object"),
+        ({"messages": [{"role": "user"}]}, r"messages\[0\]: expected role and content"),
+        ({"messages": [*SAID, {"role": "tool", "content": "x"}]}, r"messages\[2\]: role: expected system.*'tool'"),
+        ({"messages": [SAID[0], SAID[1] | {"tool_calls": [{}]}]}, "it calls tools"),
+        ({"messages": [SAID[0], SAID[1] | {"weight": 2}]}, "weight: expected 0 or 1"),
+        ({"messages": [SAID[0] | {"weight": 1}, SAID[1]]}, "weight: expected 0 or 1"),
+        ({"messages": [SAID[0] | {"content": None}, SAID[1]]}, "expected a text, found null"),
+        ({"messages": SAID[:1]}, "nothing to learn"),
+        ({"messages": [SAID[0], SAID[1] | {"weight": 0}]}, "nothing to learn"),
+        ({"messages": SAID[1:]}, "message 1: expected the user, found the assistant"),
+        ({"messages": [SAID[0], *SAID]}, "message 2: expected the assistant, found the user"),
+        ({"question": "Why?", "answer": "  "}, "message 2: the assistant's text is empty"),
+        ({"question": "Why?", "answer": 3}, "answer: expected a text, found a number"),
+        ({"question": "Why?", "answer": "\ud800"}, "half of a UTF-16 pair"),
+    ],
+)
+def test_what_is_no_conversation(tmp_path: Path, row: object, message: str) -> None:
+    path = write(tmp_path / "a.jsonl", {"messages": SAID}, row)
+    with pytest.raises(SourceError, match=rf"a\.jsonl:2: .*{message}|a\.jsonl:2: {message}"):
+        list(read_conversations(path))
+
+
+def test_files_that_are_none(tmp_path: Path) -> None:
+    for name, content, message in (
+        ("a.jsonl", '{"x": ', r"a\.jsonl:1: broken JSON"),
+        ("a.json", '{"x": 1}', "expected a JSON array"),
+        ("a.json", "[1]", "item 1: expected a JSON object"),
+        ("a.csv", "", "it is empty"),
+        ("a.csv", "a,a\n1,2\n", "two columns have the same name"),
+        ("a.parquet", "x", "not a whole parquet file"),
+        ("a.txt", "x", "unknown kind of file"),
+        ("a.jsonl", "\n\n", "the files are empty"),
+    ):
+        (tmp_path / name).write_text(content)
+        with pytest.raises(SourceError, match=message):
+            list(read_conversations(tmp_path / name))
+    with pytest.raises(SourceError, match="no such file"):
+        list(read_conversations(tmp_path / "none.jsonl"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SourceError, match="no examples in folder"):
+        list(read_conversations(tmp_path / "empty"))
+    with pytest.raises(SourceError, match="no 'frage' in it"):
+        list(read_conversations(write(tmp_path / "b.jsonl", {"a": 1}), columns=("frage", "antwort")))
+    assert Row("x", {}).values == {}
