@@ -19,6 +19,15 @@
 #endif
 #define LANES 8
 
+/* What kernels_avxvnni.c takes from here as it is. */
+matmul_kernel avx2_matmul_f32, avx2_matmul_f16, avx2_matmul_bf16, avx2_matmul_i8;
+void avx2_quantise(const float *values, int64_t length, activation_block *blocks);
+void avx2_to_halves(const float *values, int64_t length, uint16_t *halves);
+float avx2_sum_of_squares(const float *values, int64_t length);
+float avx2_maximum(const float *values, int64_t length);
+float avx2_exp_and_sum(float *values, int64_t length, float shift);
+void avx2_swiglu(float *gate, const float *up, int64_t length);
+
 INLINE float sum_lanes(__m256 lanes) {
     const __m128 four = _mm_add_ps(_mm256_castps256_ps128(lanes), _mm256_extractf128_ps(lanes, 1));
     const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
@@ -51,14 +60,6 @@ INLINE void store_rows(const matmul_job *job, int64_t panel, int64_t column, __m
 
 /* ------------------------------------------------------------------ float matrices */
 
-INLINE __m256 load_weights(const char *panel, int64_t k, const panel_format format) {
-    if (format == PANEL_F32) return _mm256_loadu_ps((const float *)(const void *)panel + PANEL_ROWS * k);
-    if (format == PANEL_I8) return _mm256_cvtepi32_ps(widen((const uint8_t *)panel + PANEL_ROWS * k, true));
-    const __m128i halves = _mm_loadu_si128((const __m128i *)(const void *)(panel + 2 * PANEL_ROWS * k));
-    if (format == PANEL_F16) return _mm256_cvtph_ps(halves);
-    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(halves), 16));
-}
-
 /* Asks for what will be read next but some, so that memory is never waited for: the processor's own reading ahead stops
  * at pages. From memory, one thread: Q8_0 14 to 19 GB/s, Q4_0 12 to 19 (of 19 to 25 that reading alone reaches). Only
  * the first tile of a panel asks: for the others it lies in the cache. Addresses may lie beyond: asking is no access. */
@@ -67,6 +68,15 @@ INLINE __m256 load_weights(const char *panel, int64_t k, const panel_format form
 INLINE void ask_ahead(const void *address, size_t num_bytes) {
     for (size_t i = 0; i < num_bytes; i += 64)
         _mm_prefetch((const char *)((uintptr_t)address + BYTES_AHEAD + i), _MM_HINT_T1);
+}
+
+#if !defined(KERNELS_AVXVNNI)
+INLINE __m256 load_weights(const char *panel, int64_t k, const panel_format format) {
+    if (format == PANEL_F32) return _mm256_loadu_ps((const float *)(const void *)panel + PANEL_ROWS * k);
+    if (format == PANEL_I8) return _mm256_cvtepi32_ps(widen((const uint8_t *)panel + PANEL_ROWS * k, true));
+    const __m128i halves = _mm_loadu_si128((const __m128i *)(const void *)(panel + 2 * PANEL_ROWS * k));
+    if (format == PANEL_F16) return _mm256_cvtph_ps(halves);
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(halves), 16));
 }
 
 INLINE void float_tile(const matmul_job *job, int64_t panel, int64_t column, const int panels, const int columns,
@@ -113,10 +123,11 @@ INLINE void float_matmul(const matmul_job *job, const panel_format format) {
     if (panel < num_panels) float_tiles(job, panel, 1, format);
 }
 
-static void matmul_f32(const matmul_job *job) { float_matmul(job, PANEL_F32); }
-static void matmul_f16(const matmul_job *job) { float_matmul(job, PANEL_F16); }
-static void matmul_bf16(const matmul_job *job) { float_matmul(job, PANEL_BF16); }
-static void matmul_i8(const matmul_job *job) { float_matmul(job, PANEL_I8); }
+void avx2_matmul_f32(const matmul_job *job) { float_matmul(job, PANEL_F32); }
+void avx2_matmul_f16(const matmul_job *job) { float_matmul(job, PANEL_F16); }
+void avx2_matmul_bf16(const matmul_job *job) { float_matmul(job, PANEL_BF16); }
+void avx2_matmul_i8(const matmul_job *job) { float_matmul(job, PANEL_I8); }
+#endif
 
 /* ------------------------------------------------------------------ quantised matrices */
 
@@ -286,7 +297,8 @@ static void matmul_q6_k(const matmul_job *job) { block_matmul(job, PANEL_Q6_K); 
 
 /* ------------------------------------------------------------------ vectors */
 
-static void quantise(const float *values, int64_t length, activation_block *blocks) {
+#if !defined(KERNELS_AVXVNNI)
+void avx2_quantise(const float *values, int64_t length, activation_block *blocks) {
     const __m256i no_sign = _mm256_set1_epi32(0x7fffffff);
     for (int64_t b = 0; b < length / BLOCK_LENGTH; b++, values += BLOCK_LENGTH, blocks++) {
         __m256 part[4];
@@ -327,7 +339,7 @@ static void quantise(const float *values, int64_t length, activation_block *bloc
     }
 }
 
-static void to_halves(const float *values, int64_t length, uint16_t *halves) {
+void avx2_to_halves(const float *values, int64_t length, uint16_t *halves) {
     int64_t i = 0;
     for (; i + LANES <= length; i += LANES)
         _mm_storeu_si128((__m128i *)(void *)(halves + i),
@@ -335,7 +347,7 @@ static void to_halves(const float *values, int64_t length, uint16_t *halves) {
     for (; i < length; i++) halves[i] = half_from_float(values[i]);
 }
 
-static float sum_of_squares(const float *values, int64_t length) {
+float avx2_sum_of_squares(const float *values, int64_t length) {
     __m256 sums = _mm256_setzero_ps();
     int64_t i = 0;
     for (; i + LANES <= length; i += LANES) {
@@ -346,7 +358,7 @@ static float sum_of_squares(const float *values, int64_t length) {
     return sum_lanes(_mm256_fmadd_ps(value, value, sums));
 }
 
-static float maximum(const float *values, int64_t length) {
+float avx2_maximum(const float *values, int64_t length) {
     __m256 largest = _mm256_set1_ps(-INFINITY);
     int64_t i = 0;
     for (; i + LANES <= length; i += LANES) largest = _mm256_max_ps(_mm256_loadu_ps(values + i), largest);
@@ -376,7 +388,7 @@ INLINE __m256 exponential_lanes(__m256 x) {
     return _mm256_andnot_ps(too_low, _mm256_mul_ps(value, _mm256_castsi256_ps(power)));
 }
 
-static float exp_and_sum(float *values, int64_t length, float shift) {
+float avx2_exp_and_sum(float *values, int64_t length, float shift) {
     const __m256 shifts = _mm256_set1_ps(shift);
     __m256 sums = _mm256_setzero_ps();
     int64_t i = 0;
@@ -401,7 +413,7 @@ INLINE __m256 swiglu_lanes(__m256 gate, __m256 up) {
     return _mm256_mul_ps(_mm256_div_ps(gate, _mm256_add_ps(one, power)), up);
 }
 
-static void swiglu(float *gate, const float *up, int64_t length) {
+void avx2_swiglu(float *gate, const float *up, int64_t length) {
     int64_t i = 0;
     for (; i + LANES <= length; i += LANES)
         _mm256_storeu_ps(gate + i, swiglu_lanes(_mm256_loadu_ps(gate + i), _mm256_loadu_ps(up + i)));
@@ -410,6 +422,7 @@ static void swiglu(float *gate, const float *up, int64_t length) {
     const __m256 last = swiglu_lanes(_mm256_maskload_ps(gate + i, mask), _mm256_maskload_ps(up + i, mask));
     _mm256_maskstore_ps(gate + i, mask, last);
 }
+#endif
 
 #if defined(KERNELS_AVXVNNI)
 const kernels kernels_avxvnni = {
@@ -418,13 +431,13 @@ const kernels kernels_avxvnni = {
 const kernels kernels_avx2 = {
     .name = "avx2",
 #endif
-    .matmul = {matmul_f32, matmul_f16, matmul_bf16, matmul_i8, matmul_q8_0, matmul_q4_0, matmul_q4_1, matmul_q5_1,
-               matmul_q4_k, matmul_q5_k, matmul_q6_k},
-    .quantise = quantise,
-    .to_halves = to_halves,
-    .sum_of_squares = sum_of_squares,
-    .maximum = maximum,
-    .exp_and_sum = exp_and_sum,
-    .swiglu = swiglu,
+    .matmul = {avx2_matmul_f32, avx2_matmul_f16, avx2_matmul_bf16, avx2_matmul_i8, matmul_q8_0, matmul_q4_0,
+               matmul_q4_1, matmul_q5_1, matmul_q4_k, matmul_q5_k, matmul_q6_k},
+    .quantise = avx2_quantise,
+    .to_halves = avx2_to_halves,
+    .sum_of_squares = avx2_sum_of_squares,
+    .maximum = avx2_maximum,
+    .exp_and_sum = avx2_exp_and_sum,
+    .swiglu = avx2_swiglu,
 };
 #endif
