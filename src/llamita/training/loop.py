@@ -55,6 +55,12 @@ from llamita.training.signals import StopSignal
 from llamita.training.throughput import flops_per_token, peak_flops
 
 SAMPLE_TOKENS = 160
+MOST_RETREATS = 3  # a run that diverges again after so many is told what to change
+RETREAT_SHARE = 0.5  # of the learning rates, from a retreat on
+
+
+class Diverged(Exception):
+    """A step went where no later one comes back from. The message: what was found, and where."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,6 +119,7 @@ class Trainer:
         self.evaluations, self.evaluated_step, self.saved_step = 0, -1, -1
         self.held_out: float | None = None
         self.best: tuple[float, int] | None = None  # held-out bits per byte, step
+        self.retreats, self.has_learned = 0, False
         metrics_bytes = self._restore() if resuming else 0
         self.earlier_seconds = self.position.seconds
         self.metrics = MetricsLog(config.out, metrics_bytes) if ranks.is_first else None
@@ -148,8 +155,8 @@ class Trainer:
     def _build(self) -> None:
         config, ranks = self.config, self.ranks
         assert config.context and config.batch_rows
-        random = torch.Generator().manual_seed(config.seed)
-        self.model = Llama(self.model_config, config.dropout).initialize(random).to(ranks.device)
+        self.model = Llama(self.model_config, config.dropout).to(ranks.device)
+        self._initialize()
         self.compute = torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
         self.loss = SummedLoss(self.model, self.compute, compiled=config.compile)
         self.parallel_loss = ranks.parallel(self.loss)
@@ -158,6 +165,11 @@ class Trainer:
         self.batches = Batches(
             self.train_split, self.bos_id, config.context, config.batch_rows, config.seed, ranks.rank, ranks.world_size
         )
+
+    def _initialize(self) -> None:
+        """Fresh weights, a function of the seed: drawn on the CPU, so that they are the same on every device."""
+        fresh = Llama(self.model_config).initialize(torch.Generator().manual_seed(self.config.seed))
+        self.model.load_state_dict(fresh.state_dict())
 
     def _announce(self) -> None:
         config, say = self.config, self.display.say
@@ -186,18 +198,29 @@ class Trainer:
     def run(self, stop: StopSignal) -> bool:
         """Train to the end of the budget; True if it was interrupted (and saved) before."""
         while True:
-            over, evaluate, save, stopped = self._decide(stop)
-            if over and self.pending.steps > 0:
-                self._log()
-            if evaluate and not stopped:
-                stopped = not self._evaluate(stop)
-            if save or stopped or over:
-                self._save()
-            if stopped or over:
+            try:
+                stopped = self._advance(stop)
+            except Diverged as error:
+                self._retreat(error)
+                continue
+            if stopped is not None:
                 return stopped
-            self._step()
-            if self.pending.steps >= self.config.log_interval:
-                self._log()
+
+    def _advance(self, stop: StopSignal) -> bool | None:
+        """What is due at this position, and then a step; at the end of the run: whether it was interrupted."""
+        over, evaluate, save, stopped = self._decide(stop)
+        if over and self.pending.steps > 0:
+            self._log()
+        if evaluate and not stopped:
+            stopped = not self._evaluate(stop)
+        if save or stopped or over:
+            self._save()
+        if stopped or over:
+            return stopped
+        self._step()
+        if self.pending.steps >= self.config.log_interval:
+            self._log()
+        return None
 
     def _decide(self, stop: StopSignal) -> tuple[bool, bool, bool, bool]:
         """Whether the run is over, and whether to evaluate, to save, to stop: the first process decides for all."""
@@ -220,7 +243,7 @@ class Trainer:
         assert config.learning_rate is not None
         probe = self.budget.wants_probe(at)  # by the time that all processes agreed on
         progress = self.budget.midpoint(at)
-        share = self.schedule.factor(progress)
+        share = self.schedule.factor(progress) * RETREAT_SHARE**self.retreats
         self.learning_rate = config.learning_rate * share
         self.optimizer.set_share(share)
         if config.dropout > 0:  # randomness is a function of (seed, step, rank), so there is no state of it to save
@@ -231,14 +254,15 @@ class Trainer:
             self._backward(batch, num_targets, is_last=index == len(batches) - 1)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip or math.inf)
         self.pending.largest_norm = torch.maximum(self.pending.largest_norm, norm)
+        at.step += 1
+        if self.ranks.device.type == "cpu":  # elsewhere, looking at a number would make the device wait
+            self._check_finite()
         self.optimizer.step()
         self.optimizer.zero_grad()
-        at.step += 1
         at.tokens += num_targets
         self.pending.tokens += num_targets
         self.pending.steps += 1
-        if self.ranks.device.type == "cpu":  # elsewhere, looking at a number would make the device wait
-            self._check_finite()
+        if self.ranks.device.type == "cpu":
             self._show()
         self.budget.step_seconds = self.ranks.agree(time.monotonic() - start)[0] if self.budget.is_timed else 0.0
         if probe:
@@ -258,16 +282,54 @@ class Trainer:
             return tensor.pin_memory().to(self.ranks.device, non_blocking=True)
         return tensor
 
+    # ---------------------------------------------------------------- divergence
+
     def _check_finite(self) -> None:
-        """Raise TrainingError if a gradient since the last line was not a number (then no process's was)."""
+        """Raise Diverged if a gradient since the last line was not a number (then no process's was)."""
         norm = self.pending.largest_norm.item()
-        if math.isfinite(norm):
-            return
-        saved = f"{self.config.out}/latest" if (self.config.out / "latest").exists() else "none yet"
-        raise TrainingError(
-            f"training diverged: step {self.position.step}: expected a finite gradient, found {norm}; start again with "
-            f"a --learning-rate below {self.config.learning_rate:g} or a longer --warmup (last checkpoint: {saved})"
+        if not math.isfinite(norm):
+            raise Diverged(f"step {self.position.step}: expected a finite gradient, found {norm}")
+
+    def _check_loss(self, loss: float) -> None:
+        """Raise Diverged if a network that has learned something now does worse than guessing blindly, by a nat."""
+        blind = math.log(self.model_config.vocab_size)
+        if self.has_learned and loss > blind + 1:
+            raise Diverged(
+                f"step {self.position.step}: expected a loss below that of guessing blindly, {blind:.2f}, "
+                f"found {loss:.2f}"
+            )
+        self.has_learned = self.has_learned or loss < blind
+
+    def _retreat(self, found: Diverged) -> None:
+        """Back to the last good state, at half the learning rates, past the rows that led astray.
+
+        Raises TrainingError, which names what to change, after MOST_RETREATS of them.
+        """
+        has_saved = self.saved_step >= 0
+        if self.retreats == MOST_RETREATS:
+            saved = f"{self.config.out}/latest" if has_saved else "none yet"
+            raise TrainingError(
+                f"training diverged: {found}, after going back {self.retreats} times; start again with a "
+                f"--learning-rate below {self.learning_rate:.2g} or a longer --warmup (last checkpoint: {saved})"
+            )
+        retreats, rows, failed_step = self.retreats + 1, self.batches.state_dict(), self.position.step
+        self.optimizer.clear()
+        if has_saved:
+            self._restore()
+        else:
+            self._initialize()
+            self.position = Position(seconds=self.position.seconds, first_second=self.position.first_second)
+            self.pending, self.has_learned = Pending.empty(self.ranks.device), False
+        self.retreats = retreats
+        self.batches.load_state_dict(rows)
+        step, share = self.position.step, RETREAT_SHARE**retreats
+        self.display.say(
+            f"diverged at {found}; going back to step {step}, with {share:g} of the learning rate", style="yellow"
         )
+        if self.metrics is not None:
+            self.metrics.append({"kind": "retreat", "step": failed_step, "to_step": step, "found": str(found),
+                                 "learning_rate_share": share})  # fmt: skip
+        self._mark_speed()
 
     # ---------------------------------------------------------------- measuring
 
@@ -314,6 +376,7 @@ class Trainer:
         self._check_finite()
         at, pending = self.position, self.pending
         loss = self.ranks.sum(pending.nats).item() / pending.tokens
+        self._check_loss(loss)
         speed = self._speed()
         if self.ranks.device.type != "cpu":
             pending.nats.fill_(loss * pending.tokens / self.ranks.world_size)
@@ -438,6 +501,8 @@ class Trainer:
             "evaluated_step": self.evaluated_step,
             "held_out": self.held_out,
             "best": self.best,
+            "retreats": self.retreats,
+            "has_learned": self.has_learned,
             "metrics_bytes": metrics_bytes,
         }
 
@@ -462,6 +527,7 @@ class Trainer:
             )
             self.evaluations, self.evaluated_step = values["evaluations"], values["evaluated_step"]
             self.held_out = values["held_out"]
+            self.retreats, self.has_learned = values["retreats"], values["has_learned"]
             self.best = None if values["best"] is None else (values["best"][0], values["best"][1])
             metrics_bytes = int(values["metrics_bytes"])
         except (KeyError, TypeError, ValueError) as error:

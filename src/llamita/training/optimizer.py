@@ -143,6 +143,12 @@ class Optimizers:
         for part in self.parts:
             part.zero_grad(set_to_none=True)
 
+    def clear(self) -> None:
+        """Forget all gradients and everything remembered of them."""
+        self.zero_grad()
+        for part in self.parts:
+            part.state.clear()
+
     def state(self, parameter: nn.Parameter) -> dict[str, Any]:
         """A parameter's own state, empty before the first step."""
         for part in self.parts:

@@ -167,21 +167,59 @@ def test_resuming_with_another_flag_or_other_data_is_refused(tale_store: Path, t
         train(make_config(tale_store, tmp_path / "run", resume=True, batch_rows=5))
 
 
-def test_divergence_is_named_and_the_last_checkpoint_stays(
-    tale_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def poison(monkeypatch: pytest.MonkeyPatch, steps: dict[int, int], value: float = math.inf) -> None:
+    """Spoil a weight before each of these steps, as often as given."""
     real = Trainer._step
 
     def poisoned(self: Trainer) -> None:
-        if self.position.step == 8:
-            self.model.model.norm.weight.data.fill_(math.inf)
+        if steps.get(self.position.step, 0) > 0:
+            steps[self.position.step] -= 1
+            self.model.model.norm.weight.data.fill_(value)
         real(self)
 
     monkeypatch.setattr(Trainer, "_step", poisoned)
+
+
+@pytest.mark.parametrize(("step", "back_to"), [(8, 6), (3, 0)])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_after_divergence_training_goes_on_from_the_last_good_state(
+    tale_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, back_to: int, optimizer: str
+) -> None:
+    """From the checkpoint of step 6, or from the beginning where there is none; with other rows and half the steps."""
+    poison(monkeypatch, {step: 1})
     run = tmp_path / "run"
-    with pytest.raises(
-        TrainingError, match=r"diverged: step 9: .*--learning-rate below 0.004 .*last checkpoint: .*latest"
-    ):
+    result = train(make_config(tale_store, run, optimizer=optimizer, log_interval=1))
+    assert result.summary["steps"] == 12 and not result.interrupted
+    lines = read_metrics(run)
+    retreat = next(line for line in lines if line["kind"] == "retreat")
+    assert (retreat["step"], retreat["to_step"], retreat["learning_rate_share"]) == (step + 1, back_to, 0.5)
+    assert "expected a finite gradient" in retreat["found"]
+    trained = [line for line in lines if line["kind"] == "train"]
+    assert [line["step"] for line in trained] == [*range(1, step + 1), *range(back_to + 1, 13)]
+    before, after = ([line for line in trained if line["step"] == back_to + 1][i] for i in (0, 1))
+    assert math.isclose(after["learning_rate"], before["learning_rate"] / 2)
+    assert after["loss"] != before["loss"], "the rows that led astray are not seen again"
+    assert all(math.isfinite(line["loss"]) for line in trained)
+    assert all(torch.isfinite(tensor).all() for tensor in load_tensors(run / "latest").values())
+
+
+def test_a_loss_worse_than_guessing_is_divergence_too(
+    tale_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison(monkeypatch, {9: 1}, value=300.0)
+    result = train(make_config(tale_store, tmp_path / "run", log_interval=1, learning_rate=0.02))
+    retreat = next(line for line in read_metrics(tmp_path / "run") if line["kind"] == "retreat")
+    assert "below that of guessing blindly" in retreat["found"] and retreat["to_step"] == 6
+    assert result.summary["held_out_bits_per_byte"] < 4.5, "blind guessing has 5.3"
+
+
+def test_divergence_again_and_again_is_named_and_the_last_checkpoint_stays(
+    tale_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison(monkeypatch, {8: 4})
+    run = tmp_path / "run"
+    message = r"diverged: step 9: .*going back 3 times; .*--learning-rate below .*last checkpoint: .*latest"
+    with pytest.raises(TrainingError, match=message):
         train(make_config(tale_store, run))
     assert (run / "latest").readlink().name == "step-00000006"
     assert all(torch.isfinite(tensor).all() for tensor in load_tensors(run / "latest").values())
