@@ -209,7 +209,7 @@ class TrainConfig:
     """Rows of --context tokens in one pass of one process (default: as many as make 2,048 tokens; 65,536 on CUDA)."""
     accumulate: int = 1
     """Passes whose gradients are summed for one step."""
-    optimizer: Literal["adamw", "muon"] = "adamw"
+    optimizer: Literal["adamw", "muon"] = "muon"
     """muon orthogonalizes the steps of the layers' matrices; adamw trains everything else, or everything."""
     learning_rate: float | None = None
     """Peak learning rate of AdamW (default: by the model's width)."""
