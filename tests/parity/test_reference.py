@@ -143,7 +143,7 @@ def test_logits_agree(engine_build: Path, page_library: ctypes.CDLL, trained: tu
         page_logits = np.empty((len(ids), model.info.vocab_size), dtype=np.float32)
         pointers = [array.ctypes.data_as(ctypes.c_void_p) for array in (ids, page_logits)]
         page_library.page_logits(str(path).encode(), pointers[0], len(ids), pointers[1])
-        np.testing.assert_allclose(model.logits(ids), page_logits, atol=1e-4)
+        np.testing.assert_allclose(model.logits(ids, kv_type="f32"), page_logits, atol=1e-4)
 
 
 def test_page_and_engine_read_text_alike(
