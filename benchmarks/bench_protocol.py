@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 PROMISING = 1.15  # settings up to so much slower than the group's best in the warm-up round are measured further
+SETTLE_SECONDS = 0.1  # before a measurement: what ran before it has gone to sleep
 IDLE_SHARE = 0.05  # a process that uses more of a processor than this while another is measured is stopped meanwhile
 IDLE_SECONDS = 0.03  # ... and more than this: threads may take a moment to fall asleep, and clocks count hundredths
 ANSWER_SECONDS = 300  # a process that takes longer for one answer is ended
@@ -168,6 +169,7 @@ def is_promising(entry: Entry, warm: Costs) -> bool:
 def measure_alone(entry: Entry, entries: Iterable[Entry], remark: Callable[[str], None]) -> float:
     """One measurement, while the other processes are idle: one that was not is stopped meanwhile from now on."""
     others = {id(e.process): e.process for e in entries if e.process is not None and e.process is not entry.process}
+    time.sleep(SETTLE_SECONDS)
     before = {key: process.cpu_seconds() for key, process in others.items()}
     if entry.process is not None:
         entry.process.resume()

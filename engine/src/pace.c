@@ -5,8 +5,8 @@
 #define WINDOW_SECONDS 0.05 /* and at least this long: one interruption of a few milliseconds is no reason */
 #define DISTURBED 1.6      /* mean over fastest: more than this means that others are busy */
 #define WORTH_CHANGING 0.9 /* of the mean time */
-#define FIRST_RETRY 4
-#define LAST_RETRY 256
+#define FIRST_RETRY 1
+#define LAST_RETRY 64
 
 static void begin_window(pace *p) {
     p->num_passes = 0;

@@ -20,6 +20,8 @@
  * processes are busy, a yield hands them the processor for milliseconds, at every barrier (15M Q8_0 beside four busy
  * loops, 2 threads: 48 tok/s where sleeping gives 570). */
 #define PAUSES 1024
+/* Between two runs the caller samples and writes a token, or goes through Python: waking up costs more than that. */
+#define PAUSES_BETWEEN_RUNS 8192
 
 /* Where threads sleep until a word changes. */
 typedef struct {
@@ -79,8 +81,8 @@ static void bell_ring(bell *b) {
     pthread_mutex_unlock(&b->mutex);
 }
 
-static void bell_wait(bell *b, unsigned word) {
-    for (int i = 0; i < PAUSES; i++) {
+static void bell_wait(bell *b, unsigned word, int pauses) {
+    for (int i = 0; i < pauses; i++) {
         if (atomic_load_explicit(&b->word, memory_order_acquire) != word) return;
         spin_pause();
     }
@@ -96,7 +98,7 @@ void threads_barrier(worker w) {
     threads *team = w.team;
     const unsigned word = atomic_load(&team->all_arrived.word);
     if (atomic_fetch_add(&team->arrived, 1) + 1 < w.count) {
-        bell_wait(&team->all_arrived, word);
+        bell_wait(&team->all_arrived, word, PAUSES);
         return;
     }
     atomic_store(&team->arrived, 0);
@@ -107,7 +109,7 @@ static void *member_main(void *argument) {
     member *self = argument;
     threads *team = self->team;
     for (unsigned runs = 0;; runs++) {
-        bell_wait(&self->start, runs);
+        bell_wait(&self->start, runs, PAUSES_BETWEEN_RUNS);
         if (team->function == NULL) return NULL;
         const worker w = {team, self->index, team->num_members};
         team->function(team->argument, w);
