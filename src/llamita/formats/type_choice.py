@@ -3,8 +3,12 @@
 Vectors (norms, RoPE factors) are F32: runtimes demand it. A matrix whose rows are not whole blocks of its type gets, as
 in llama.cpp, the type of blocks of 32 that is nearest above, or F16 where its rows are not whole blocks of 32 either.
 
-`q4_k_m` is llama.cpp's mixture: Q4_K, with Q6_K where errors cost most: the output matrix (the embedding, where the two
-are one), and attn_v and ffn_down in the first eighth of the layers, the last eighth and every third between.
+As in llama.cpp the output matrix (the embedding, where the two are one) gets Q6_K where the others have fewer bits:
+every token is chosen by it. SmolLM2-135M in Q4_0 has 11 % more bits per byte than in F32 if its output matrix has four
+bits as well, and 7 % with this choice.
+
+`q4_k_m` is llama.cpp's mixture: Q4_K, with Q6_K where errors cost most: the output matrix, and attn_v and ffn_down in
+the first eighth of the layers, the last eighth and every third between.
 """
 
 from __future__ import annotations
@@ -41,6 +45,9 @@ WANTED_TYPES: dict[str, WantedType] = {
     )
 }
 
+# Those with fewer bits than Q6_K, which the output matrix gets instead.
+_FEW_BITS: frozenset[TypeName] = frozenset(("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K"))
+
 # For rows that are not whole blocks of 256; llama.cpp's choice.
 _NEAREST_ABOVE: dict[TypeName, TypeName] = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
 
@@ -60,17 +67,18 @@ def choose_types(shapes: Mapping[str, Shape], wanted: WantedType) -> dict[str, T
 
 
 def type_remarks(shapes: Mapping[str, Shape], wanted: WantedType) -> tuple[str, ...]:
-    """A sentence for each type that tensors got because their rows are not whole blocks of the planned one."""
-    groups: dict[TypeName, list[str]] = {}
+    """A sentence for each pair of types, got and planned, of tensors whose rows are not whole blocks of the planned."""
+    groups: dict[tuple[TypeName, TypeName], list[str]] = {}
     for name, type in choose_types(shapes, wanted).items():
-        if type != _planned(name, shapes, wanted):
-            groups.setdefault(type, []).append(name)
+        planned = _planned(name, shapes, wanted)
+        if type != planned:
+            groups.setdefault((type, planned), []).append(name)
     remarks = []
-    for type, names in groups.items():
+    for (type, planned), names in groups.items():
         kinds = sorted({name.split(".")[-2] for name in names})
         lengths = sorted({shapes[name][-1] for name in names})
         remarks.append(
-            f"{len(names)} tensors ({', '.join(kinds)}) are stored as {type}: their rows of "
+            f"stored as {type} instead of {planned}: {len(names)} of the tensors ({', '.join(kinds)}), whose rows of "
             f"{', '.join(map(str, lengths))} numbers are not whole blocks of {BLOCK if type == 'F16' else SUPER}"
         )
     return tuple(remarks)
@@ -80,12 +88,13 @@ def _planned(name: str, shapes: Mapping[str, Shape], wanted: WantedType) -> Type
     """The type by the tensor's role."""
     if len(shapes[name]) == 1:
         return "F32"
-    if not wanted.mixed:
-        return wanted.main
     output = "output.weight" if "output.weight" in shapes else "token_embd.weight"
+    if name == output:
+        return "Q6_K" if wanted.main in _FEW_BITS else wanted.main
     parts = name.split(".")
-    sensitive = name == output or (
-        len(parts) == 4
+    sensitive = (
+        wanted.mixed
+        and len(parts) == 4
         and parts[2] in ("attn_v", "ffn_down")
         and _gets_more_bits(int(parts[1]), sum(other.endswith(f".{parts[2]}.weight") for other in shapes))
     )

@@ -22,10 +22,10 @@ def checkpoint(make_checkpoint: MakeCheckpoint, tmp_path_factory: pytest.TempPat
 def test_export_inspect_import(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", str(checkpoint), str(tmp_path / "model.gguf"), "--type", "q4_0"]) == 0
     out, err = capsys.readouterr()
-    assert out == "" and "13 Q4_0, 5 F32, 2 F16" in err and "note" in err and "rounding error" in err
+    assert out == "" and "1 Q8_0, 5 F32, 12 Q4_0, 2 F16" in err and "note" in err and "rounding error" in err
     assert main(["inspect", str(tmp_path / "model.gguf")]) == 0
     out, err = capsys.readouterr()
-    assert err == "" and "llama.block_count" in out and "Q4_0  13 tensors" in out and "blk.0" not in out
+    assert err == "" and "llama.block_count" in out and "Q4_0  12 tensors" in out and "blk.0" not in out
     assert main(["inspect", "--tensors", str(tmp_path / "model.gguf")]) == 0
     assert "blk.1.ffn_down.weight" in capsys.readouterr().out
     assert main(["export", str(checkpoint), str(tmp_path / "model.bin")]) == 0

@@ -28,12 +28,12 @@ def test_the_report(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert main(["quantize", str(source), str(tmp_path / "small.gguf"), "--type", "q4_k"]) == 0
     out, err = capsys.readouterr()
     assert out == ""
-    for said in ("small.gguf", "768, 5.50 bits each", "1 Q5_0", "% of token_embd.weight", "MB/s", "note", "not whole"):
+    for said in ("small.gguf", "768, 8.50 bits each", "1 Q8_0", "% of token_embd.weight", "MB/s", "note", "not whole"):
         assert said in err
-    assert read_gguf(tmp_path / "small.gguf").tensors["token_embd.weight"].type == "Q5_0"
-    assert main(["quantize", str(tmp_path / "small.gguf"), str(tmp_path / "x.gguf"), "-t", "q8_0"]) == 2
+    assert read_gguf(tmp_path / "small.gguf").tensors["token_embd.weight"].type == "Q8_0"
+    assert main(["quantize", str(tmp_path / "small.gguf"), str(tmp_path / "x.gguf"), "-t", "f16"]) == 2
     assert "--requantize" in capsys.readouterr().err
-    assert main(["quantize", str(tmp_path / "small.gguf"), str(tmp_path / "x.gguf"), "-t", "q8_0", "--requantize"]) == 0
+    assert main(["quantize", str(tmp_path / "small.gguf"), str(tmp_path / "x.gguf"), "-t", "f16", "--requantize"]) == 0
 
 
 @pytest.mark.parametrize(

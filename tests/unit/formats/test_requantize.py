@@ -63,14 +63,25 @@ def relative_error(path: Path, name: str, expected: np.ndarray) -> float:
     return float(np.linalg.norm(read_gguf(path).dequantize(name) - expected) / np.linalg.norm(expected))
 
 
-@pytest.mark.parametrize("type", ["q8_0", "q5_k", "q4_0", "f16", "bf16"])
-def test_matrices_change_and_nothing_else(make_gguf: Callable[..., Path], tmp_path: Path, type: str) -> None:
+@pytest.mark.parametrize(
+    ("type", "output", "counts"),
+    [
+        ("q8_0", "Q8_0", {"Q8_0": 17, "F32": 9}),
+        ("q5_k", "Q6_K", {"Q6_K": 1, "F32": 9, "Q5_K": 16}),
+        ("q4_0", "Q6_K", {"Q6_K": 1, "F32": 9, "Q4_0": 16}),
+        ("f16", "F16", {"F16": 17, "F32": 9}),
+        ("bf16", "BF16", {"BF16": 17, "F32": 9}),
+    ],
+)
+def test_matrices_change_and_nothing_else(
+    make_gguf: Callable[..., Path], tmp_path: Path, type: str, output: str, counts: dict[str, int]
+) -> None:
     source, out = make_gguf(), tmp_path / "out.gguf"
     report = quantize_file(source, out, type)
     before, after = read_gguf(source), read_gguf(out)
     assert list(after.tensors) == list(before.tensors)
     for name, array in weights().items():
-        expected = type.upper() if array.ndim == 2 else "F32"
+        expected = output if name == "token_embd.weight" else type.upper() if array.ndim == 2 else "F32"
         assert after.tensors[name].type == expected and after.tensors[name].shape == array.shape
         assert bytes(after.data(name)) == bytes(quantize(array, TYPES[expected].name))
     for key in set(METADATA) - {"general.file_type", "general.alignment"}:
@@ -78,7 +89,7 @@ def test_matrices_change_and_nothing_else(make_gguf: Callable[..., Path], tmp_pa
     assert set(after.metadata) == (set(METADATA) | {"general.quantization_version"}) - {"general.alignment"}
     assert after.metadata["general.quantization_version"] == 2
     assert report.num_bytes == out.stat().st_size and report.source_bytes == sum(a.nbytes for a in weights().values())
-    assert report.num_tensors_by_type == {type.upper(): 17, "F32": 9} and report.remarks == ()
+    assert report.num_tensors_by_type == counts and report.remarks == ()
     errors = {name: relative_error(out, name, array) for name, array in weights().items()}
     assert report.largest_error == pytest.approx(max(errors.values()), rel=1e-3)
     assert report.worst_tensor == max(errors, key=lambda name: errors[name])
@@ -99,7 +110,10 @@ def test_the_mixture(make_gguf: Callable[..., Path], tmp_path: Path) -> None:
 def test_rows_that_fit_no_blocks_are_said(make_gguf: Callable[..., Path], tmp_path: Path) -> None:
     report = quantize_file(make_gguf(width=96), tmp_path / "out.gguf", "q6_k")
     assert report.num_tensors_by_type == {"Q8_0": 17, "F32": 9}
-    assert "17 tensors (attn_v, ffn_down, token_embd) are stored as Q8_0: their rows of 96, 192" in report.remarks[0]
+    assert report.remarks == (
+        "stored as Q8_0 instead of Q6_K: 17 of the tensors (attn_v, ffn_down, token_embd), whose rows of 96, 192"
+        " numbers are not whole blocks of 256",
+    )
 
 
 def test_half_precision_is_a_source_and_back_to_float32_is_exact(
@@ -120,10 +134,15 @@ def test_a_second_rounding_is_refused_unless_asked_for(make_gguf: Callable[..., 
     assert not out.exists()
     report = quantize_file(source, out, "q5_0", requantize=True)
     assert "their new errors come on top" in report.remarks[0] and report.largest_error > 0
-    kept = quantize_file(source, out, "q4_0")  # what has its type already is copied
-    assert kept.worst_tensor is None
-    for name in weights():
-        assert bytes(read_gguf(out).data(name)) == bytes(read_gguf(source).data(name))
+    with pytest.raises(FormatError, match=r"1 tensors were quantised already \(1 Q4_0\)"):  # the output matrix
+        quantize_file(source, out, "q4_0")
+
+
+def test_what_has_its_type_already_is_copied(make_gguf: Callable[..., Path], tmp_path: Path) -> None:
+    first, second = tmp_path / "first.gguf", tmp_path / "second.gguf"
+    quantize_file(make_gguf(), first, "q4_0")
+    assert quantize_file(first, second, "q4_0").worst_tensor is None
+    assert second.read_bytes() == first.read_bytes()
 
 
 def test_types_that_are_only_read_are_sources(tmp_path: Path) -> None:

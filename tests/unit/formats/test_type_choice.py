@@ -29,16 +29,22 @@ def test_every_type_can_be_written_and_has_a_number() -> None:
     assert all(wanted.file_type in FILE_TYPES for wanted in WANTED_TYPES.values())
 
 
+OUTPUTS = pytest.mark.parametrize(("tied", "output"), [(True, "token_embd.weight"), (False, "output.weight")])
+
+
+@OUTPUTS
 @pytest.mark.parametrize("name", [name for name in WANTED_TYPES if name != "q4_k_m"])
-def test_a_plain_type_is_that_of_every_matrix(name: str) -> None:
-    model = shapes(256)
+def test_a_plain_type_is_that_of_every_matrix_but_the_output(name: str, tied: bool, output: str) -> None:
+    model = shapes(256, tied=tied)
     types = choose_types(model, wanted_type(name, "export"))
-    assert {types[tensor] for tensor in model if len(model[tensor]) == 2} == {name.upper()}
-    assert {types[tensor] for tensor in model if len(model[tensor]) == 1} == {"F32"}
+    for tensor, shape in model.items():
+        plain = "F32" if len(shape) == 1 else name.upper()
+        few_bits = tensor == output and name in ("q4_0", "q4_1", "q5_0", "q5_1", "q4_k", "q5_k")
+        assert types[tensor] == ("Q6_K" if few_bits else plain)
     assert type_remarks(model, wanted_type(name, "export")) == ()
 
 
-@pytest.mark.parametrize(("tied", "output"), [(True, "token_embd.weight"), (False, "output.weight")])
+@OUTPUTS
 def test_the_mixture_spends_bits_where_errors_cost(tied: bool, output: str) -> None:
     types = choose_types(shapes(256, num_layers=16, tied=tied), wanted_type("q4_k_m", "export"))
     more = {name for name, type in types.items() if type == "Q6_K"}
@@ -51,13 +57,24 @@ def test_rows_that_are_no_whole_blocks_of_256() -> None:
     for name, expected in (("q4_k", "Q5_0"), ("q5_k", "Q5_1"), ("q6_k", "Q8_0")):
         wanted = wanted_type(name, "export")
         types = choose_types(shapes(576), wanted)
-        assert types["token_embd.weight"] == types["blk.3.ffn_down.weight"] == expected
-        assert any(
-            f"are stored as {expected}: their rows of 576, 1728" in remark
-            for remark in type_remarks(shapes(576), wanted)
-        )
+        assert types["token_embd.weight"] == "Q8_0"
+        assert {t for n, t in types.items() if n.startswith("blk.") and "norm" not in n} == {expected}
+    assert choose_types(shapes(576), wanted_type("q4_0", "export"))["token_embd.weight"] == "Q8_0"
     mixed = choose_types(shapes(576), wanted_type("q4_k_m", "export"))
     assert mixed["token_embd.weight"] == "Q8_0" and mixed["blk.0.attn_q.weight"] == "Q5_0"
+
+
+def test_a_remark_names_the_type_that_did_not_fit() -> None:
+    output = (
+        "stored as Q8_0 instead of Q6_K: 1 of the tensors (token_embd), whose rows of 576 numbers are not whole blocks"
+        " of 256"
+    )
+    others = (
+        "stored as Q5_1 instead of Q5_K: 56 of the tensors (attn_k, attn_output, attn_q, attn_v, ffn_down, ffn_gate,"
+        " ffn_up), whose rows of 576, 1728 numbers are not whole blocks of 256"
+    )
+    assert type_remarks(shapes(576), wanted_type("q4_0", "export")) == (output,)
+    assert type_remarks(shapes(576), wanted_type("q5_k", "export")) == (output, others)
 
 
 @pytest.mark.parametrize("name", ["q8_0", "q4_0", "q4_k", "q6_k", "q4_k_m"])
@@ -66,7 +83,7 @@ def test_rows_that_are_no_whole_blocks_of_32(name: str) -> None:
     types = choose_types(shapes(172), wanted)
     assert {type for tensor, type in types.items() if "norm" not in tensor} == {"F16"}
     remarks = type_remarks(shapes(172), wanted)
-    assert all("are stored as F16: their rows of 172" in remark for remark in remarks) and remarks
+    assert all("stored as F16 instead of Q" in r and "whose rows of 172" in r for r in remarks) and remarks
 
 
 def test_an_unknown_type_is_refused() -> None:
