@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import dataclasses
+import functools
 import importlib.util
 import itertools
 import sys
@@ -63,8 +64,7 @@ class StockModel:
         import llama_cpp
 
         self._api = llama_cpp
-        self._log = llama_cpp.llama_log_callback(lambda level, text, data: None)
-        llama_cpp.llama_log_set(self._log, ctypes.c_void_p(0))
+        silence_stock()
         llama_cpp.llama_backend_init()
         parameters = llama_cpp.llama_model_default_params()
         parameters.n_gpu_layers = 0
@@ -103,6 +103,16 @@ class StockModel:
         self._api.llama_model_free(self._model)
 
 
+@functools.cache
+def silence_stock() -> object:
+    """The function that llama.cpp calls with its messages from here on: kept, as it calls it for as long as it runs."""
+    import llama_cpp
+
+    ignore = llama_cpp.llama_log_callback(lambda level, text, data: None)
+    llama_cpp.llama_log_set(ignore, ctypes.c_void_p(0))
+    return ignore
+
+
 def stock_is_installed() -> bool:
     """Whether there is a llama-cpp-python to import."""
     return importlib.util.find_spec("llama_cpp") is not None
@@ -113,8 +123,7 @@ def stock_quantize(source: Path, out: Path, type: str) -> None:
     and so a tied embedding, of more bits."""
     import llama_cpp
 
-    log = llama_cpp.llama_log_callback(lambda level, text, data: None)
-    llama_cpp.llama_log_set(log, ctypes.c_void_p(0))
+    silence_stock()
     parameters = llama_cpp.llama_model_quantize_default_params()
     parameters.ftype, parameters.nthread = LLAMA_CPP_TYPES[type], 1
     status = llama_cpp.llama_model_quantize(str(source).encode(), str(out).encode(), ctypes.byref(parameters))
