@@ -27,7 +27,7 @@ from llamita.atomic import atomic_directory
 from llamita.config import ModelConfig
 from llamita.errors import CheckpointError, FormatError, OutputError
 from llamita.formats import tensor_table
-from llamita.formats.huggingface import config_from_dict, config_to_dict
+from llamita.formats.huggingface import config_from_dict, config_to_dict, read_json_object
 from llamita.formats.stored_tensors import (
     FLOAT_DTYPES,
     INDEX,
@@ -139,7 +139,7 @@ def _has_weights(path: Path) -> bool:
 def load_config(directory: Path) -> ModelConfig:
     """The shape and constants of a checkpoint. Raises CheckpointError."""
     path = resolve_checkpoint(directory) / "config.json"
-    return config_from_dict(_read_json(path), str(path))
+    return config_from_dict(read_json_object(path, CheckpointError), str(path))
 
 
 def load_tensors(directory: Path) -> dict[str, Tensor]:
@@ -179,7 +179,7 @@ def load_training_state(directory: Path) -> TrainingState:
     folder = resolve_checkpoint(directory, prefer="latest") / "training"
     if not folder.is_dir():
         raise CheckpointError(f"cannot resume from {directory}: it has no training/ folder; only weights were kept")
-    return TrainingState(_read_json(folder / "state.json"), _read_tensors(folder, "state"))
+    return TrainingState(read_json_object(folder / "state.json", CheckpointError), _read_tensors(folder, "state"))
 
 
 # ---------------------------------------------------------------- run directories
@@ -226,16 +226,6 @@ def _generation_config(config: ModelConfig) -> dict[str, Any]:
 
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"cannot read {path}: {error}") from error
-    if not isinstance(values, dict):
-        raise CheckpointError(f"cannot read {path}: expected a JSON object, found {type(values).__name__}")
-    return values
 
 
 def _write_settings(folder: Path, config: ModelConfig, dtype: torch.dtype) -> None:

@@ -7,11 +7,10 @@ tokenizer's files are kept as they are, after they have been checked.
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -19,7 +18,7 @@ from torch import Tensor
 from llamita.checkpoint import copy_tokenizer
 from llamita.config import ModelConfig
 from llamita.errors import ConfigError, FormatError, NetworkError
-from llamita.formats.huggingface import config_from_dict
+from llamita.formats.huggingface import config_from_dict, read_json_object
 from llamita.formats.pickled import copied, load_pickle, named_tensors
 from llamita.formats.source import ModelSource, Wishes, byte_remarks, check_fit, with_context
 from llamita.formats.stored_tensors import FLOAT_DTYPES, INDEX, WEIGHTS, open_stored_tensors, read_index
@@ -104,28 +103,18 @@ def _write_tokenizer(tokenizer: Tokenizer, path: Path, out: Path) -> None:
 
 def _read_config(folder: Path, context_tokens: int | None) -> ModelConfig:
     """config.json's, with all the ids that generation_config.json says end a text."""
-    content = _read_json(folder / "config.json")
+    content = read_json_object(folder / "config.json", FormatError)
     if context_tokens is not None:  # before the checks: a window that is longer than all texts does not matter
         content["max_position_embeddings"] = context_tokens
     config = config_from_dict(content, str(folder / "config.json"))
     settings = folder / "generation_config.json"
-    ends = _read_json(settings).get("eos_token_id") if settings.is_file() else None
+    ends = read_json_object(settings, FormatError).get("eos_token_id") if settings.is_file() else None
     more = ends if isinstance(ends, list) else [ends]
     ids = [*config.eos_token_ids]
     ids += [i for i in more if type(i) is int and 0 <= i < config.vocab_size and i not in ids]
     if not ids:
         return config
     return dataclasses.replace(config, eos_token_id=ids[0] if len(ids) == 1 else tuple(ids))
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise FormatError(f"cannot read {path}: {str(error)[:120]}") from error
-    if not isinstance(content, dict):
-        raise FormatError(f"cannot read {path}: expected a JSON object, found {type(content).__name__}")
-    return content
 
 
 # ---------------------------------------------------------------- weights
