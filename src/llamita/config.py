@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from llamita.errors import ConfigError
 
@@ -174,36 +174,24 @@ class PrepareConfig:
         )
 
 
-@dataclasses.dataclass(frozen=True)
-class TrainConfig:
-    """Turn a token store into a checkpoint. Each field is a flag of `llamita train`."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """What every run of the training loop can be told, whatever it learns from; `verb` names it in messages."""
 
-    data: Path
-    """Token store, as `llamita prepare` writes it."""
+    verb: ClassVar[str] = "train"
+
     out: Path
     """Run directory: checkpoints, metrics.jsonl, report."""
     minutes: float | None = None
-    """Stop after this long, final evaluation included; the schedule is laid for it. Default, without --steps and
-    --epochs: 10."""
+    """Stop after this long, final evaluation included; the schedule is laid for it."""
     steps: int | None = None
     """Stop after so many optimizer steps."""
     epochs: float | None = None
     """Stop when each training token was seen so many times."""
     resume: bool = False
     """Go on with the run in --out from its latest checkpoint; all other flags must be as they were."""
-    preset: PresetName | None = None
-    """Shape of the model by name; --layers and the like override its parts. Default: chosen by the time there is."""
-    layers: int | None = None
-    hidden: int | None = None
-    heads: int | None = None
-    kv_heads: int | None = None
-    ffn: int | None = None
-    """Width of the feed-forward layers (default: 8/3 of --hidden, rounded up to a multiple of 32)."""
     context: int | None = None
     """Tokens that the model sees at once."""
-    untied: bool = False
-    """A classifier of its own instead of the embeddings' transpose."""
-    rope_theta: float = 10000.0
     dropout: float = 0.0
     batch_rows: int | None = None
     """Rows of --context tokens in one pass of one process (default: as many as make 2,048 tokens; 65,536 on CUDA)."""
@@ -232,10 +220,8 @@ class TrainConfig:
     """Largest norm of a step's gradient; 0 switches clipping off."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic of matrix products: auto is bfloat16 on CUDA where it has it; CPUs compute in float32 only."""
-    compile: bool = False
-    """torch.compile the network: a minute at the start, faster steps on GPUs."""
     eval_interval: int | None = None
-    """Steps between evaluations on the whole held-out split (default: 5 % of the time for them, at most 10)."""
+    """Steps between evaluations on all that is held out (default: 5 % of the time for them, at most 10)."""
     save_minutes: float = 2.0
     """Minutes between checkpoints; each evaluation saves one too."""
     log_interval: int = 10
@@ -251,30 +237,61 @@ class TrainConfig:
     def __post_init__(self) -> None:
         limits = [name for name in ("minutes", "steps", "epochs") if getattr(self, name) is not None]
         given = " and ".join(flag(name) for name in limits)
-        check(len(limits) <= 1, f"train: {given} exclude each other; give one of them")
-        for name in (
-            "minutes", "steps", "epochs", "layers", "hidden", "heads", "kv_heads", "ffn", "context", "rope_theta",
-            "batch_rows", "accumulate", "learning_rate", "muon_lr", "eval_interval", "save_minutes", "log_interval",
-            "threads",
-        ):  # fmt: skip
-            value = getattr(self, name)
-            check(
-                value is None or (math.isfinite(value) and value > 0),
-                f"train: {flag(name)}: expected a positive number, found {value}",
-            )
+        check(len(limits) <= 1, f"{self.verb}: {given} exclude each other; give one of them")
+        self._check_positive(
+            "minutes", "steps", "epochs", "context", "batch_rows", "accumulate", "learning_rate", "muon_lr",
+            "eval_interval", "save_minutes", "log_interval", "threads",
+        )  # fmt: skip
         for name in ("dropout", "warmup", "cooldown", "final_lr", "beta1", "beta2"):
             value = getattr(self, name)
             check(
                 value is None or 0.0 <= value < 1.0 or (value == 1.0 and name in ("warmup", "cooldown", "final_lr")),
-                f"train: {flag(name)}: expected a share between 0 and 1, found {value}",
+                f"{self.verb}: {flag(name)}: expected a share between 0 and 1, found {value}",
             )
         check(
             self.warmup + (self.cooldown if self.schedule == "wsd" else 0.0) <= 1.0,
-            f"train: --warmup {self.warmup} and --cooldown {self.cooldown} together exceed the whole run; lower one",
+            f"{self.verb}: --warmup {self.warmup} and --cooldown {self.cooldown} together exceed the whole run; "
+            "lower one",
         )
         for name in ("weight_decay", "clip", "seed"):
             value = getattr(self, name)
-            check(math.isfinite(value) and value >= 0, f"train: {flag(name)}: expected 0 or more, found {value}")
+            check(math.isfinite(value) and value >= 0, f"{self.verb}: {flag(name)}: expected 0 or more, found {value}")
+
+    def _check_positive(self, *names: str) -> None:
+        for name in names:
+            value = getattr(self, name)
+            check(
+                value is None or (math.isfinite(value) and value > 0),
+                f"{self.verb}: {flag(name)}: expected a positive number, found {value}",
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig(RunConfig):
+    """Turn a token store into a checkpoint. Each field is a flag of `llamita train`."""
+
+    data: Path
+    """Token store, as `llamita prepare` writes it."""
+    minutes: float | None = None
+    """Stop after this long, final evaluation included; the schedule is laid for it. Default, without --steps and
+    --epochs: 10."""
+    preset: PresetName | None = None
+    """Shape of the model by name; --layers and the like override its parts. Default: chosen by the time there is."""
+    layers: int | None = None
+    hidden: int | None = None
+    heads: int | None = None
+    kv_heads: int | None = None
+    ffn: int | None = None
+    """Width of the feed-forward layers (default: 8/3 of --hidden, rounded up to a multiple of 32)."""
+    untied: bool = False
+    """A classifier of its own instead of the embeddings' transpose."""
+    rope_theta: float = 10000.0
+    compile: bool = False
+    """torch.compile the network: a minute at the start, faster steps on GPUs."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_positive("layers", "hidden", "heads", "kv_heads", "ffn", "rope_theta")
         parts = ("layers", "hidden", "heads")
         missing = [flag(name) for name in parts if getattr(self, name) is None]
         check(

@@ -17,7 +17,7 @@ from llamita.config import TrainConfig
 STARTED = time.monotonic()
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Train(TrainConfig):
     """Train a Llama on a token store. Ctrl-C saves, --resume goes on there. Under torchrun: in several processes."""
 
