@@ -300,6 +300,81 @@ class TrainConfig(RunConfig):
         )
 
 
+LayerName = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FinetuneConfig(RunConfig):
+    """Teach a checkpoint with examples or texts. Each field is a flag of `llamita finetune`."""
+
+    verb: ClassVar[str] = "finetune"
+
+    checkpoint: Path
+    """The checkpoint to begin with, ours or imported, or a run directory, of which the best checkpoint is taken."""
+    data: Path
+    """Conversations (.jsonl, .json, .csv, .parquet: messages, prompt and completion, question and answer, …), or plain
+    texts (.txt, .md, or a token store of the checkpoint's tokenizer): a file or a folder."""
+    epochs: float | None = None
+    """Stop when each target was seen so many times. Default, without --minutes and --steps: 3."""
+    context: int | None = None
+    """Longest conversation in tokens; what is longer is cut at a turn's end (default: 1,024; 4,096 on CUDA)."""
+    dropout: float = 0.0
+    """With --lora of the updates' inputs, otherwise of the whole network."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """adamw trains everything; muon orthogonalizes the steps of the layers' matrices."""
+    learning_rate: float | None = None
+    """Peak learning rate of AdamW (default: 1e-4 at width 576, more for narrower ones; ten times that with --lora)."""
+    schedule: Literal["wsd", "linear", "cosine"] = "linear"
+    """After the warm-up: linear and cosine fall from the start; wsd stays at the peak, then falls linearly."""
+    warmup: float = 0.05
+    weight_decay: float = 0.0
+    """Decay of matrices (embeddings and norms have none)."""
+    log_interval: int = 5
+    """Steps that a line of metrics.jsonl is the mean of."""
+    prompt: str = ""
+    """A question to ask at each evaluation (default: the first held-out ones)."""
+    val: Path | None = None
+    """Held-out data, instead of a share of DATA."""
+    val_fraction: float | None = None
+    """Share of DATA that is held out, chosen by a hash of its content (default: 0.1, at most 64 conversations)."""
+    columns: tuple[str, str] | None = None
+    """The keys of questions and answers, where they are not of a known form."""
+    system: str | None = None
+    """A system prompt for conversations that have none."""
+    chat_template: str | None = None
+    """chatml, llama2, llama3, zephyr, or a file of Jinja (default: the checkpoint's own; ChatML where it has none)."""
+    lora: bool = False
+    """Train low-rank updates of the linear layers; the result is an adapter, PEFT's files."""
+    rank: int | None = None
+    """Of the updates (default: 8)."""
+    alpha: float | None = None
+    """The updates are multiplied by alpha / rank (default: twice the rank)."""
+    rslora: bool = False
+    """Multiply by alpha / √rank instead (arXiv 2312.03732)."""
+    targets: tuple[LayerName, ...] | None = None
+    """The layers that get updates (default: all seven)."""
+    general_text: Path | None = None
+    """Texts (.txt, .md, a folder, or a token store) of another kind: their bits per byte tell what is forgotten."""
+    preview: int = 0
+    """Show so many examples, what is learned and what is masked, and end."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_positive("rank", "alpha")
+        check(self.val is None or self.val_fraction is None, "finetune: --val and --val-fraction exclude each other")
+        check(
+            self.val_fraction is None or 0 <= self.val_fraction <= 0.5,
+            f"finetune: --val-fraction: expected 0 to 0.5, found {self.val_fraction}",
+        )
+        check(self.preview >= 0, f"finetune: --preview: expected 0 or more, found {self.preview}")
+        for name in ("rank", "alpha", "rslora", "targets"):
+            check(self.lora or not getattr(self, name), f"finetune: {flag(name)} is a setting of --lora; give both")
+        check(
+            not self.lora or self.optimizer == "adamw",
+            "finetune: --optimizer muon: expected adamw with --lora, whose updates are no matrices of the network's",
+        )
+
+
 def flag(field: str) -> str:
     """How a field is spelled on the command line."""
     return "--" + field.replace("_", "-")
