@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from llamita.errors import LlamitaError
     from llamita.formats.export import export
     from llamita.formats.importing import import_model
-    from llamita.training.loop import train
+    from llamita.training.pretraining import train
 
     __version__: str
 
@@ -32,7 +32,7 @@ _HOMES = {
     "import_model": "llamita.formats.importing",
     "load": "llamita.engine",
     "prepare": "llamita.data.prepare",
-    "train": "llamita.training.loop",
+    "train": "llamita.training.pretraining",
 }
 
 __all__ = [

@@ -45,7 +45,7 @@ def main(argv: list[str]) -> int:
     flags = parse(DemoFlags, argv, "llamita demo")
     with requires_extra("train"):
         from llamita.formats.export import export
-        from llamita.training.loop import train
+        from llamita.training.pretraining import train
     tokens, run, model = flags.out / "tokens", flags.out / "run", flags.out / "tales.gguf"
     _start_over(run)
     _say("1/4  text: tales that llamita makes up, cut into tokens")

@@ -30,7 +30,7 @@ class Train(TrainConfig):
 def main(argv: list[str]) -> int:
     config = parse(Train, argv, "llamita train")
     with requires_extra("train"):
-        from llamita.training.loop import train
+        from llamita.training.pretraining import train
     from rich.console import Console
 
     from llamita.training.report import summary_table

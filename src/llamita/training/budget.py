@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from llamita.config import TrainConfig
+from llamita.config import RunConfig
 
 MOST_EVALUATIONS = 10
 EVALUATION_SHARE = 0.05  # of the training time, for the evaluations before the last one
@@ -29,7 +29,7 @@ class Position:
 class Budget:
     """Says how far a run is in [0, 1]: by time if it was given minutes, else by steps, else by tokens of epochs."""
 
-    def __init__(self, config: TrainConfig, tokens_per_step: int, epoch_tokens: int, held_out_tokens: int) -> None:
+    def __init__(self, config: RunConfig, tokens_per_step: int, epoch_tokens: int, held_out_tokens: int) -> None:
         self.minutes, self.steps, self.tokens_per_step = config.minutes, config.steps, tokens_per_step
         self.tokens = None if config.epochs is None else max(1, round(config.epochs * epoch_tokens))
         self.eval_interval = config.eval_interval

@@ -1,8 +1,8 @@
-"""THE loop: turns a token store and a configuration into a run directory of checkpoints, metrics and a report.
+"""THE loop: turns a task and a configuration into a run directory of checkpoints, metrics and a report.
 
 A run directory:
-    RUN/step-NNNNNNNN/   checkpoints (Hugging Face folders): the ones that the links mean
-    RUN/latest, best     links: the last one, and the one with the lowest held-out bits per byte
+    RUN/step-NNNNNNNN/   checkpoints (Hugging Face folders; adapters): the ones that the links mean
+    RUN/latest, best     links: the last one, and the one that did best on what is held out
     RUN/run.json         the configuration, every default filled in, and what it was trained on
     RUN/metrics.jsonl    a line for every --log-interval steps, and one for each evaluation
     RUN/summary.json, loss.png
@@ -14,6 +14,7 @@ import contextlib
 import dataclasses
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,27 +25,15 @@ from torch import Tensor
 
 from llamita.checkpoint import (
     TrainingState,
-    check_tensors,
-    load_tensors,
     load_training_state,
     point_link,
     prune_checkpoints,
-    resolve_checkpoint,
-    save_checkpoint,
     step_directory,
 )
-from llamita.config import TrainConfig
-from llamita.data.batches import Batch, Batches
-from llamita.data.shards import TokenStore
+from llamita.config import RunConfig
 from llamita.errors import CheckpointError, TrainingError
-from llamita.model.generate import generate
-from llamita.model.llama import Llama
-from llamita.tokenizer import Tokenizer, load_tokenizer
 from llamita.training.budget import Budget, Position
-from llamita.training.defaults import fill_defaults, model_config
 from llamita.training.distributed import Ranks, start_ranks
-from llamita.training.evaluate import bits_per_byte
-from llamita.training.loss import SummedLoss
 from llamita.training.metrics import MetricsLog
 from llamita.training.optimizer import build_optimizer, optimizer_tensors, restore_optimizer
 from llamita.training.progress import TrainingDisplay, format_count
@@ -52,9 +41,9 @@ from llamita.training.report import write_report
 from llamita.training.rundir import describe_run, mark_best, open_run
 from llamita.training.schedule import Schedule
 from llamita.training.signals import StopSignal
-from llamita.training.throughput import flops_per_token, peak_flops
+from llamita.training.task import Task
+from llamita.training.throughput import peak_flops
 
-SAMPLE_TOKENS = 160
 MOST_RETREATS = 3  # a run that diverges again after so many is told what to change
 RETREAT_SHARE = 0.5  # of the learning rates, from a retreat on
 
@@ -87,110 +76,69 @@ class Pending:
         return cls(torch.zeros((), dtype=torch.float64, device=device), torch.zeros((), device=device))
 
 
-def train(config: TrainConfig, *, started: float | None = None) -> TrainResult:
-    """Train from fresh weights, or go on with the run in config.out if config.resume.
+def run_task(config: RunConfig, make_task: Callable[[Ranks], Task], started: float) -> TrainResult:
+    """Train what make_task builds in this process, or go on with the run in config.out if config.resume.
 
-    started: time.monotonic() when the command began, for --minutes. Raises ConfigError, TrainingError, StoreError,
-    CheckpointError, OutputError. SIGINT and SIGTERM save a checkpoint and return with `interrupted`.
+    started: time.monotonic() when the command began, for --minutes. SIGINT and SIGTERM save a checkpoint and return
+    with `interrupted`. Raises what make_task raises, ConfigError, TrainingError, CheckpointError, OutputError.
     """
-    started = time.monotonic() if started is None else started
     with start_ranks(config.device, config.threads) as ranks, TrainingDisplay(enabled=ranks.is_first) as display:
-        trainer = Trainer(config, ranks, display, started)
+        trainer = Trainer(make_task(ranks), ranks, display, started)
         with StopSignal() as stop:
             interrupted = trainer.run(stop)
         return TrainResult(config.out, ranks.is_first, interrupted, trainer.close())
 
 
 class Trainer:
-    """A run: the network, what it learns from, and where it stands."""
+    """A run: a task, and where it stands."""
 
-    def __init__(self, config: TrainConfig, ranks: Ranks, display: TrainingDisplay, started: float) -> None:
-        self.ranks, self.display, self.started = ranks, display, started
-        self.config = config = fill_defaults(config, ranks.device, ranks.world_size)
-        assert config.context and config.batch_rows
-        self.rows_per_step = config.batch_rows * config.accumulate * ranks.world_size
-        self.tokens_per_step = self.rows_per_step * config.context
-        self._open_data()
-        self.model_config = model_config(config, self.tokenizer)
+    def __init__(self, task: Task, ranks: Ranks, display: TrainingDisplay, started: float) -> None:
+        self.task, self.ranks, self.display, self.started = task, ranks, display, started
+        self.config = config = task.config
+        self.model, self.batches = task.model, task.batches
+        self.rows_per_step = task.batch_rows * config.accumulate * ranks.world_size
+        tokens_per_step = round(self.rows_per_step * task.tokens_per_row)
         resuming = self._open_run()
-        self._build()
-        self.budget = Budget(config, self.tokens_per_step, self.train_split.num_tokens, self.val_split.num_tokens)
+        task.initialize()
+        self.parallel_loss = ranks.parallel(task.loss)
+        self.optimizer = build_optimizer(self.model, config)
+        self.schedule = Schedule(config.schedule, config.warmup, config.cooldown, config.final_lr)
+        self.budget = Budget(config, tokens_per_step, task.epoch_tokens, task.held_out_tokens)
         self.position, self.pending = Position(), Pending.empty(ranks.device)
         self.evaluations, self.evaluated_step, self.saved_step = 0, -1, -1
         self.held_out: float | None = None
-        self.best: tuple[float, int] | None = None  # held-out bits per byte, step
+        self.best: tuple[float, int] | None = None  # the objective on what is held out, step
         self.retreats, self.has_learned = 0, False
         metrics_bytes = self._restore() if resuming else 0
         self.earlier_seconds = self.position.seconds
         self.metrics = MetricsLog(config.out, metrics_bytes) if ranks.is_first else None
-        self.peak_flops = peak_flops(ranks.device, self.compute)
-        self.flops_per_token = flops_per_token(self.model_config, config.context)
-        self.bytes_per_token = self.train_split.text_bytes / self.train_split.num_tokens
+        self.peak_flops = peak_flops(ranks.device, torch.bfloat16 if config.dtype == "bfloat16" else torch.float32)
         self.last_save = time.monotonic()
         self._mark_speed()
         self._announce()
 
-    def _open_data(self) -> None:
-        data = self.config.data
-        store = TokenStore(data)
-        self.tokenizer: Tokenizer = load_tokenizer(data)
-        self.bos_id = store.bos_id
-        self.train_split, self.val_split = store.split("train"), store.split("val")
-        if self.train_split.num_documents == 0:
-            raise TrainingError(f"cannot train on {data}: its train split is empty; prepare more text")
-
     def _open_run(self) -> bool:
         """Open the run directory; whether there is a checkpoint to resume from."""
-        data = {
-            "tokenizer": self.tokenizer.fingerprint,
-            "documents": self.train_split.num_documents,
-            "tokens": self.train_split.num_tokens,
-        }
-        resuming = False
+        task, resuming = self.task, False
         if self.ranks.is_first:
-            description = describe_run(self.config, self.model_config, self.rows_per_step, data)
+            description = describe_run(self.config, task.model_config, self.rows_per_step, task.facts())
             resuming = open_run(self.config.out, description, resume=self.config.resume)
         return bool(self.ranks.agree(resuming)[0])
 
-    def _build(self) -> None:
-        config, ranks = self.config, self.ranks
-        assert config.context and config.batch_rows
-        self.model = Llama(self.model_config, config.dropout).to(ranks.device)
-        self._initialize()
-        self.compute = torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
-        self.loss = SummedLoss(self.model, self.compute, compiled=config.compile)
-        self.parallel_loss = ranks.parallel(self.loss)
-        self.optimizer = build_optimizer(self.model, config)
-        self.schedule = Schedule(config.schedule, config.warmup, config.cooldown, config.final_lr)
-        self.batches = Batches(
-            self.train_split, self.bos_id, config.context, config.batch_rows, config.seed, ranks.rank, ranks.world_size
-        )
-
-    def _initialize(self) -> None:
-        """Fresh weights, a function of the seed: drawn on the CPU, so that they are the same on every device."""
-        fresh = Llama(self.model_config).initialize(torch.Generator().manual_seed(self.config.seed))
-        self.model.load_state_dict(fresh.state_dict())
-
     def _announce(self) -> None:
-        config, say = self.config, self.display.say
-        rows = f"{config.batch_rows} rows of {config.context}"
+        task, config, say = self.task, self.config, self.display.say
+        rows = f"{task.batch_rows} rows of {task.context}"
         if config.accumulate > 1:
             rows += f" × {config.accumulate} passes"
         if self.ranks.world_size > 1:
             rows += f" × {self.ranks.world_size} processes"
-        say(
-            f"model: {format_count(self.model_config.num_parameters)} weights, "
-            f"{config.layers} layers of {config.hidden}, ffn {config.ffn}, "
-            f"{config.heads} heads, {config.kv_heads} kv heads, vocabulary {self.model_config.vocab_size}"
-        )
-        say(
-            f"data: {format_count(self.train_split.num_tokens)} tokens of {self.train_split.num_documents} documents, "
-            f"{format_count(self.val_split.num_tokens)} held out"
-        )
-        say(f"tokens per step: {self.tokens_per_step} ({rows}); peak learning rate {config.learning_rate:.2g}")
+        for line in task.lines():
+            say(line)
+        tokens = self.rows_per_step * task.context
+        say(f"tokens per step: {tokens} ({rows}); peak learning rate {config.learning_rate:.2g}")
         if self.position.step > 0:
             say(f"resuming at step {self.position.step}")
-        if self.val_split.num_documents == 0:
+        if task.held_out_tokens == 0:
             say("no held-out documents: nothing will be evaluated", style="yellow")
 
     # ---------------------------------------------------------------- the run
@@ -234,7 +182,7 @@ class Trainer:
             at.first_second = at.seconds
         over = self.budget.is_over(at)
         wanted = over or self.budget.wants_evaluation(at, self.evaluations)
-        evaluate = wanted and self.evaluated_step != at.step and self.val_split.num_documents > 0
+        evaluate = wanted and self.evaluated_step != at.step and self.task.held_out_tokens > 0
         return over, evaluate, bool(save), bool(stopped)
 
     def _step(self) -> None:
@@ -246,8 +194,8 @@ class Trainer:
         share = self.schedule.factor(progress) * RETREAT_SHARE**self.retreats
         self.learning_rate = config.learning_rate * share
         self.optimizer.set_share(share)
-        if config.dropout > 0:  # randomness is a function of (seed, step, rank), so there is no state of it to save
-            torch.manual_seed((config.seed * 1_000_003 + at.step) * 1_009 + self.ranks.rank)
+        # dropout is a function of (seed, step, rank), so there is no random state to save
+        torch.manual_seed((config.seed * 1_000_003 + at.step) * 1_009 + self.ranks.rank)
         batches = [next(self.batches) for _ in range(config.accumulate)]
         num_targets = sum(batch.num_targets for batch in batches)
         for index, batch in enumerate(batches):
@@ -268,11 +216,11 @@ class Trainer:
         if probe:
             self._plan_evaluations()
 
-    def _backward(self, batch: Batch, num_targets: int, is_last: bool) -> None:
+    def _backward(self, batch: Any, num_targets: int, is_last: bool) -> None:
         """Add a pass's gradient of the mean loss over all num_targets of the step."""
-        inputs, targets = self._to_device(batch.inputs), self._to_device(batch.targets)
+        arrays = [self._to_device(array) for name, array in batch._asdict().items() if name != "num_targets"]
         with contextlib.nullcontext() if is_last else self.ranks.local_gradients(self.parallel_loss):
-            nats = self.parallel_loss(inputs, targets)
+            nats = self.parallel_loss(*arrays)
             (nats * (self.ranks.world_size / num_targets)).backward()  # DDP takes the mean: back to the sum
         self.pending.nats += nats.detach()
 
@@ -292,7 +240,7 @@ class Trainer:
 
     def _check_loss(self, loss: float) -> None:
         """Raise Diverged if a network that has learned something now does worse than guessing blindly, by a nat."""
-        blind = math.log(self.model_config.vocab_size)
+        blind = math.log(self.task.model_config.vocab_size)
         if self.has_learned and loss > blind + 1:
             raise Diverged(
                 f"step {self.position.step}: expected a loss below that of guessing blindly, {blind:.2f}, "
@@ -317,7 +265,7 @@ class Trainer:
         if has_saved:
             self._restore()
         else:
-            self._initialize()
+            self.task.initialize()
             self.position = Position(seconds=self.position.seconds, first_second=self.position.first_second)
             self.pending, self.has_learned = Pending.empty(self.ranks.device), False
         self.retreats = retreats
@@ -349,10 +297,7 @@ class Trainer:
     def _mfu(self, speed: float) -> float | None:
         if self.peak_flops is None:
             return None
-        return speed * self.flops_per_token / (self.peak_flops * self.ranks.world_size)
-
-    def _bits_per_byte(self, nats_per_token: float) -> float:
-        return nats_per_token / (math.log(2) * self.bytes_per_token)
+        return speed * self.task.flops_per_token / (self.peak_flops * self.ranks.world_size)
 
     def _show(self) -> None:
         """The bar; on several processes its loss is this one's share."""
@@ -364,7 +309,7 @@ class Trainer:
             min(1.0, self.budget.progress(at)),
             step=at.step,
             loss=loss,
-            bits_per_byte=self._bits_per_byte(loss),
+            bits_per_byte=self.task.numbers(loss).get("bpb"),
             held_out=self.held_out,
             tokens_per_second=speed,
             mfu=self._mfu(speed),
@@ -387,9 +332,9 @@ class Trainer:
                 "kind": "train",
                 "step": at.step,
                 "tokens": at.tokens,
-                "epoch": at.tokens / self.train_split.num_tokens,
+                "epoch": at.tokens / self.task.epoch_tokens,
                 "loss": loss,
-                "bpb": self._bits_per_byte(loss),
+                **self.task.numbers(loss),
                 "learning_rate": self.learning_rate,
                 "gradient_norm": pending.largest_norm.item(),
                 "tokens_per_second": speed,
@@ -408,15 +353,12 @@ class Trainer:
             shares.append(share)
             return True
 
-        if self.val_split.num_documents > 0:
-            bits_per_byte(
-                self.loss, self.val_split, self.bos_id, self.ranks,
-                num_batches=2 * self.ranks.world_size, advance=note,
-            )  # fmt: skip
+        if self.task.held_out_tokens > 0:
+            self.task.evaluate(num_batches=2 * self.ranks.world_size, advance=note)
         self.budget.plan_evaluations(self.ranks.agree((time.monotonic() - start) / shares[-1])[0], self.position)
 
     def _evaluate(self, stop: StopSignal) -> bool:
-        """Score the whole held-out split, tell a sample, save; False if a signal came between."""
+        """Judge all that is held out, tell a sample, save; False if a signal came between."""
         self._check_finite()
         self._end_interval()
         start, alone = time.monotonic(), self.ranks.world_size == 1
@@ -425,39 +367,26 @@ class Trainer:
             self.display.evaluating(share)
             return not (alone and stop.is_set)
 
-        score = bits_per_byte(self.loss, self.val_split, self.bos_id, self.ranks, advance=advance)
-        if score is None:
+        found = self.task.evaluate(advance=advance)
+        if found is None:
             self._mark_speed()
             return False
-        at, bits = self.position, score.bits_per_byte
-        self.held_out, self.evaluated_step = bits, at.step
+        at = self.position
+        self.held_out, self.evaluated_step = found.objective, at.step
         self.evaluations += 1
-        if self.best is None or bits < self.best[0]:
-            self.best = (bits, at.step)
+        if self.best is None or found.objective < self.best[0]:
+            self.best = (found.objective, at.step)
         seconds = time.monotonic() - start
         if self.metrics is not None:
-            sample = self.tell_sample()
-            line = {"kind": "eval", "step": at.step, "tokens": at.tokens, "loss": score.nats_per_token, "bpb": bits}
+            sample = self.task.sample()
+            line = {"kind": "eval", "step": at.step, "tokens": at.tokens, **found.numbers}
             self.metrics.append({**line, "sample": sample, "evaluation_seconds": seconds, "seconds": at.seconds})
-            seen = format_count(at.tokens)
-            self.display.say(f"step {at.step}: held-out {bits:.4f} bits per byte, {seen} tokens seen")
+            self.display.say(f"step {at.step}: {found.words}, {format_count(at.tokens)} tokens seen")
             self.display.say(f"  {shorten(sample)}", style="dim")
         self._save()
         self.budget.note_evaluation(self.ranks.agree(time.monotonic() - start)[0])
         self._mark_speed()
         return True
-
-    def tell_sample(self) -> str:
-        """A text that begins with --prompt, told at temperature 0.8; the same for the same weights."""
-        ids = [self.bos_id, *self.tokenizer.encode(self.config.prompt)]
-        ids = ids[: self.model_config.max_position_embeddings // 2]
-        new = generate(
-            self.model, ids, SAMPLE_TOKENS, temperature=0.8, top_p=0.95, seed=self.config.seed,
-            end_ids=self.tokenizer.end_ids,
-        )  # fmt: skip
-        text = self.tokenizer.decode([*ids[1:], *new]).decode("utf-8", errors="replace")
-        self.model.train()
-        return text
 
     # ---------------------------------------------------------------- saving and resuming
 
@@ -476,7 +405,8 @@ class Trainer:
             if not checkpoint.is_dir():
                 tensors = optimizer_tensors(self.optimizer, self.model)
                 state = TrainingState(self._state_values(nats, self.metrics.num_bytes), tensors)
-                save_checkpoint(checkpoint, self.model_config, self.model.state_dict(), self.config.data, state)
+                weights = {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
+                self.task.save(checkpoint, weights, state)
             point_link(run, "latest", checkpoint)
             if self.best is not None:
                 mark_best(run, step_directory(run, self.best[1]))
@@ -509,10 +439,8 @@ class Trainer:
     def _restore(self) -> int:
         """Take up the latest checkpoint's weights and state; returns the length of metrics.jsonl at that time."""
         run, device = self.config.out, self.ranks.device
-        tensors = load_tensors(resolve_checkpoint(run, prefer="latest"))
+        self.task.load_weights(run)
         state = load_training_state(run)
-        check_tensors(tensors, self.model_config, run)
-        self.model.load_state_dict(tensors)
         restore_optimizer(self.optimizer, self.model, state.tensors)
         try:
             values, pending = state.values, state.values["pending"]
@@ -548,16 +476,17 @@ class Trainer:
             "run": str(config.out),
             "steps": at.step,
             "tokens": at.tokens,
-            "epochs": at.tokens / self.train_split.num_tokens,
-            "tokens_per_step": self.tokens_per_step,
+            "epochs": at.tokens / self.task.epoch_tokens,
+            "tokens_per_step": self.rows_per_step * self.task.context,
             "seconds": at.seconds,
-            "held_out_bits_per_byte": self.held_out,
-            "best_bits_per_byte": None if self.best is None else self.best[0],
+            "objective": self.task.objective,
+            "held_out": self.held_out,
+            "best": None if self.best is None else self.best[0],
             "best_step": None if self.best is None else self.best[1],
             "tokens_per_second": speed,
             "mfu": self._mfu(speed),
-            "num_parameters": self.model_config.num_parameters,
-            "model": dataclasses.asdict(self.model_config),
+            "num_parameters": self.task.model_config.num_parameters,
+            "model": dataclasses.asdict(self.task.model_config),
             "threads": torch.get_num_threads(),
             "processes": self.ranks.world_size,
         }

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llamita.config import TrainConfig
+from llamita.config import RunConfig
 from llamita.errors import CheckpointError
 
 HALF_LIFE_TOKENS = 500_000  # of the memory of squared gradients
@@ -163,7 +163,7 @@ def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def build_optimizer(model: nn.Module, config: TrainConfig) -> Optimizers:
+def build_optimizer(model: nn.Module, config: RunConfig) -> Optimizers:
     """The optimizers of a filled configuration.
 
     adamw: AdamW, fused: matrices of the layers decay; embeddings, classifier and norms do not (SmolLM's finding).

@@ -52,7 +52,7 @@ class TrainingDisplay:
         *,
         step: int,
         loss: float,
-        bits_per_byte: float,
+        bits_per_byte: float | None,
         held_out: float | None,
         tokens_per_second: float,
         mfu: float | None,
@@ -63,8 +63,8 @@ class TrainingDisplay:
             return
         parts = [
             f"step {step}",
-            f"loss {loss:.3f}",
-            f"bpb {bits_per_byte:.3f}" + ("" if held_out is None else f" (held-out {held_out:.4f})"),
+            (f"loss {loss:.3f}" if bits_per_byte is None else f"loss {loss:.3f} · bpb {bits_per_byte:.3f}")
+            + ("" if held_out is None else f" (held-out {held_out:.4f})"),
             f"{format_count(tokens_per_second)} tok/s" + ("" if mfu is None else f", MFU {100 * mfu:.0f} %"),
             f"{format_seconds(seconds_left)} left",
         ]

@@ -88,12 +88,13 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
     table = Table(box=box.SIMPLE, show_header=False, pad_edge=False)
     table.add_column(style="dim")
     table.add_column()
-    model, held_out, best = summary["model"], summary["held_out_bits_per_byte"], summary["best_bits_per_byte"]
+    model, held_out, best = summary["model"], summary["held_out"], summary["best"]
+    unit = "bits per byte" if summary["objective"] == "bpb" else summary["objective"]
     layers, hidden = model["num_hidden_layers"], model["hidden_size"]
     parameters = format_count(summary["num_parameters"])
     if held_out is not None:
         note = "" if best == held_out else f" (best {best:.4f} at step {summary['best_step']})"
-        table.add_row("held-out", f"[bold]{held_out:.4f}[/bold] bits per byte{note}")
+        table.add_row("held-out", f"[bold]{held_out:.4f}[/bold] {unit}{note}")
     table.add_row("model", f"{parameters} weights: {layers} layers of {hidden}, vocabulary {model['vocab_size']}")
     table.add_row(
         "trained",

@@ -12,7 +12,7 @@ import torch
 
 from llamita.atomic import atomic_write_bytes
 from llamita.checkpoint import point_link, prune_checkpoints, resolve_checkpoint
-from llamita.config import ModelConfig, TrainConfig, flag
+from llamita.config import ModelConfig, RunConfig, flag
 from llamita.errors import CheckpointError, ConfigError, OutputError
 
 NAME = "run.json"
@@ -23,7 +23,7 @@ MAY_CHANGE = frozenset(
 )
 
 
-def describe_run(config: TrainConfig, model: ModelConfig, rows_per_step: int, data: dict[str, Any]) -> dict[str, Any]:
+def describe_run(config: RunConfig, model: ModelConfig, rows_per_step: int, data: dict[str, Any]) -> dict[str, Any]:
     """What run.json holds."""
     fields = dataclasses.asdict(config).items()
     values = {name: str(value) if isinstance(value, Path) else value for name, value in fields}

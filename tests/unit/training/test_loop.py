@@ -22,10 +22,12 @@ from llamita.config import TrainConfig  # noqa: E402
 from llamita.data.shards import TokenStore  # noqa: E402
 from llamita.errors import ConfigError, TrainingError  # noqa: E402
 from llamita.training import loop as loop_module  # noqa: E402
+from llamita.training import pretraining as pretraining_module  # noqa: E402
 from llamita.training.evaluate import bits_per_byte  # noqa: E402
-from llamita.training.loop import Trainer, train  # noqa: E402
+from llamita.training.loop import Trainer  # noqa: E402
 from llamita.training.loss import SummedLoss  # noqa: E402
 from llamita.training.metrics import read_metrics  # noqa: E402
+from llamita.training.pretraining import train  # noqa: E402
 
 TIMINGS = ("seconds", "evaluation_seconds", "tokens_per_second", "mfu")
 
@@ -60,7 +62,7 @@ def test_it_learns_and_writes_what_it_promises(tale_store: Path, tmp_path: Path)
     }  # fmt: skip
     summary = json.loads((run / "summary.json").read_text())
     assert summary == json.loads(json.dumps(result.summary))
-    assert summary["held_out_bits_per_byte"] == evaluated[1]["bpb"] and summary["steps"] == 40
+    assert summary["held_out"] == evaluated[1]["bpb"] and summary["steps"] == 40
     assert (run / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert (run / "best").resolve() == (run / "latest").resolve() == (run / "step-00000040").resolve()
     store = TokenStore(tale_store)
@@ -75,7 +77,7 @@ def test_best_and_latest_may_differ(tale_store: Path, tmp_path: Path, monkeypatc
         return dataclasses.replace(real(*args, **kwargs), nats=next(scores))
 
     real = bits_per_byte
-    monkeypatch.setattr(loop_module, "bits_per_byte", fake)
+    monkeypatch.setattr(pretraining_module, "bits_per_byte", fake)
     train(make_config(tale_store, tmp_path / "run", steps=9, eval_interval=3))
     run = tmp_path / "run"
     assert (run / "best").readlink().name == "step-00000003" and (run / "latest").readlink().name == "step-00000009"
@@ -101,7 +103,7 @@ def test_minutes_are_kept(tale_store: Path, tmp_path: Path) -> None:
     start = time.monotonic()
     result = train(make_config(tale_store, tmp_path / "run", steps=None, minutes=0.15, eval_interval=None))
     assert 5.0 < time.monotonic() - start < 12.0
-    assert result.summary["steps"] > 1 and result.summary["held_out_bits_per_byte"] is not None
+    assert result.summary["steps"] > 1 and result.summary["held_out"] is not None
     rates = [line["learning_rate"] for line in read_metrics(tmp_path / "run") if line["kind"] == "train"]
     assert rates[-1] < 0.25 * max(rates), "the schedule ends when the time does"
 
@@ -210,7 +212,7 @@ def test_a_loss_worse_than_guessing_is_divergence_too(
     result = train(make_config(tale_store, tmp_path / "run", log_interval=1, learning_rate=0.02))
     retreat = next(line for line in read_metrics(tmp_path / "run") if line["kind"] == "retreat")
     assert "below that of guessing blindly" in retreat["found"] and retreat["to_step"] == 6
-    assert result.summary["held_out_bits_per_byte"] < 4.5, "blind guessing has 5.3"
+    assert result.summary["held_out"] < 4.5, "blind guessing has 5.3"
 
 
 def test_divergence_again_and_again_is_named_and_the_last_checkpoint_stays(

@@ -1,0 +1,117 @@
+"""Turns a token store into a task of the loop: a fresh Llama that learns to continue the store's documents."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from llamita.checkpoint import TrainingState, check_tensors, load_tensors, resolve_checkpoint, save_checkpoint
+from llamita.config import TrainConfig
+from llamita.data.batches import Batches
+from llamita.data.shards import TokenStore
+from llamita.errors import TrainingError
+from llamita.model.llama import Llama
+from llamita.tokenizer import load_tokenizer
+from llamita.training.defaults import fill_defaults, model_config
+from llamita.training.distributed import Ranks
+from llamita.training.evaluate import bits_per_byte
+from llamita.training.loop import TrainResult, run_task
+from llamita.training.loss import SummedLoss
+from llamita.training.progress import format_count
+from llamita.training.task import Evaluation, Task
+from llamita.training.throughput import flops_per_token
+
+
+def train(config: TrainConfig, *, started: float | None = None) -> TrainResult:
+    """Train from fresh weights, or go on with the run in config.out if config.resume.
+
+    started: time.monotonic() when the command began, for --minutes. Raises ConfigError, TrainingError, StoreError,
+    CheckpointError, OutputError. SIGINT and SIGTERM save a checkpoint and return with `interrupted`.
+    """
+    started = time.monotonic() if started is None else started
+    return run_task(config, lambda ranks: Pretraining(config, ranks), started)
+
+
+class Pretraining(Task):
+    """A network of the configuration's shape, a store's documents packed into rows, judged in bits per byte."""
+
+    objective: ClassVar[str] = "bpb"
+
+    loss: SummedLoss
+
+    def __init__(self, config: TrainConfig, ranks: Ranks) -> None:
+        self.ranks = ranks
+        self.config: TrainConfig = fill_defaults(config, ranks.device, ranks.world_size)
+        config = self.config
+        assert config.context and config.batch_rows
+        self.context, self.batch_rows = config.context, config.batch_rows
+        store = TokenStore(config.data)
+        self.tokenizer = load_tokenizer(config.data)
+        self.bos_id = store.bos_id
+        self.train_split, self.val_split = store.split("train"), store.split("val")
+        if self.train_split.num_documents == 0:
+            raise TrainingError(f"cannot train on {config.data}: its train split is empty; prepare more text")
+        self.epoch_tokens, self.held_out_tokens = self.train_split.num_tokens, self.val_split.num_tokens
+        self.bytes_per_token = self.train_split.text_bytes / self.train_split.num_tokens
+        self.model_config = model_config(config, self.tokenizer)
+        self.flops_per_token = flops_per_token(self.model_config, config.context)
+        self.model = Llama(self.model_config, config.dropout).to(ranks.device)
+        compute = torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
+        self.loss = SummedLoss(self.model, compute, compiled=config.compile)
+        self.batches = Batches(
+            self.train_split, self.bos_id, self.context, self.batch_rows, config.seed, ranks.rank, ranks.world_size
+        )
+
+    @property
+    def tokens_per_row(self) -> float:
+        return self.context
+
+    def facts(self) -> dict[str, Any]:
+        return {
+            "tokenizer": self.tokenizer.fingerprint,
+            "documents": self.train_split.num_documents,
+            "tokens": self.train_split.num_tokens,
+        }
+
+    def lines(self) -> list[str]:
+        shape = self.model_config
+        return [
+            f"model: {format_count(shape.num_parameters)} weights, {shape.num_hidden_layers} layers of "
+            f"{shape.hidden_size}, ffn {shape.intermediate_size}, {shape.num_attention_heads} heads, "
+            f"{shape.num_key_value_heads} kv heads, vocabulary {shape.vocab_size}",
+            f"data: {format_count(self.train_split.num_tokens)} tokens of {self.train_split.num_documents} documents, "
+            f"{format_count(self.val_split.num_tokens)} held out",
+        ]
+
+    def initialize(self) -> None:
+        """Fresh weights, a function of the seed: drawn on the CPU, so that they are the same on every device."""
+        fresh = Llama(self.model_config).initialize(torch.Generator().manual_seed(self.config.seed))
+        self.model.load_state_dict(fresh.state_dict())
+
+    def numbers(self, nats_per_target: float) -> dict[str, float]:
+        return {"bpb": nats_per_target / (math.log(2) * self.bytes_per_token)}
+
+    def evaluate(
+        self, *, num_batches: int | None = None, advance: Callable[[float], bool] = lambda share: True
+    ) -> Evaluation | None:
+        score = bits_per_byte(
+            self.loss, self.val_split, self.bos_id, self.ranks, num_batches=num_batches, advance=advance
+        )
+        if score is None:
+            return None
+        bits = score.bits_per_byte
+        return Evaluation(bits, {"loss": score.nats_per_token, "bpb": bits}, f"held-out {bits:.4f} bits per byte")
+
+    def save(self, checkpoint: Path, weights: Mapping[str, Tensor], training: TrainingState) -> None:
+        save_checkpoint(checkpoint, self.model_config, weights, self.config.data, training)
+
+    def load_weights(self, run: Path) -> None:
+        tensors = load_tensors(resolve_checkpoint(run, prefer="latest"))
+        check_tensors(tensors, self.model_config, run)
+        self.model.load_state_dict(tensors)
