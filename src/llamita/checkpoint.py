@@ -45,6 +45,7 @@ TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "tokenizer.bin", "special_tokens_map.json",
     "chat_template.jinja",
 )  # fmt: skip
+ADAPTER_CONFIG = "adapter_config.json"  # what makes a folder an adapter's
 STEP_NAME = re.compile(r"step-(\d{8})")
 
 
@@ -60,23 +61,30 @@ def save_checkpoint(
     directory: Path,
     config: ModelConfig,
     tensors: Mapping[str, Tensor],
-    tokenizer_dir: Path | None,
+    tokenizer: Path | Callable[[Path], None] | None,
     training: TrainingState | None = None,
 ) -> None:
     """Write a new checkpoint folder, whole or not at all.
 
-    tensors: a Llama's state_dict. tokenizer_dir: where tokenizer.json and its companions are copied from.
-    Raises OutputError if it exists already or cannot be written.
+    tensors: a Llama's state_dict. tokenizer: where tokenizer.json and its companions are copied from, or what puts them
+    into the folder. Raises OutputError if it exists already or cannot be written.
     """
     with atomic_directory(directory) as temporary:
         _write_settings(temporary, config, _main_dtype(_entries(tensors)))
         _write_tensors(temporary / WEIGHTS, tensors)
-        if tokenizer_dir is not None:
-            copy_tokenizer(tokenizer_dir, temporary)
+        if isinstance(tokenizer, Path):
+            copy_tokenizer(tokenizer, temporary)
+        elif tokenizer is not None:
+            tokenizer(temporary)
         if training is not None:
-            (temporary / "training").mkdir()
-            _write_json(temporary / "training" / "state.json", training.values)
-            _write_tensors(temporary / "training" / "state.safetensors", training.tensors)
+            write_training_state(temporary, training)
+
+
+def write_training_state(folder: Path, training: TrainingState) -> None:
+    """Put training/ into a folder that is being written: a checkpoint's or an adapter's."""
+    (folder / "training").mkdir()
+    _write_json(folder / "training" / "state.json", training.values)
+    _write_tensors(folder / "training" / "state.safetensors", training.tensors)
 
 
 def stream_checkpoint(
@@ -122,6 +130,7 @@ def resolve_checkpoint(path: Path, *, prefer: str = "best") -> Path:
     for link in (prefer, "latest"):
         if _has_weights(path / link):
             return path / link
+    _refuse_adapter(path)
     if not path.exists():
         raise CheckpointError(f"cannot open checkpoint {path}: no such folder")
     if path.is_file():
@@ -130,6 +139,17 @@ def resolve_checkpoint(path: Path, *, prefer: str = "best") -> Path:
     raise CheckpointError(
         f"cannot open checkpoint {path}: {missing} is missing; expected a Hugging Face folder or a run directory"
     )
+
+
+def _refuse_adapter(path: Path) -> None:
+    """Raise CheckpointError if the path is an adapter's folder, or a run's whose checkpoints are adapters."""
+    adapter = next((each for each in (path, path / "best", path / "latest") if (each / ADAPTER_CONFIG).is_file()), None)
+    if adapter is not None:
+        base = read_json_object(adapter / ADAPTER_CONFIG, CheckpointError).get("base_model_name_or_path") or "BASE"
+        raise CheckpointError(
+            f"cannot open checkpoint {path}: it is an adapter (LoRA) of {base}; merge it first: llamita merge {base} "
+            f"{path} --out CHECKPOINT"
+        )
 
 
 def _has_weights(path: Path) -> bool:
@@ -175,8 +195,10 @@ def check_tensors(tensors: Mapping[str, Tensor], config: ModelConfig, where: Pat
 
 
 def load_training_state(directory: Path) -> TrainingState:
-    """What save_checkpoint was given as `training`. Raises CheckpointError if the checkpoint has none."""
-    folder = resolve_checkpoint(directory, prefer="latest") / "training"
+    """What save_checkpoint (or save_adapter) was given as `training`; of a run directory, its latest. Raises
+    CheckpointError if there is none."""
+    latest = Path(directory) / "latest"
+    folder = (latest if latest.is_dir() else Path(directory)) / "training"
     if not folder.is_dir():
         raise CheckpointError(f"cannot resume from {directory}: it has no training/ folder; only weights were kept")
     return TrainingState(read_json_object(folder / "state.json", CheckpointError), _read_tensors(folder, "state"))

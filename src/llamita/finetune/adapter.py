@@ -14,7 +14,7 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,14 +22,14 @@ import torch
 from torch import Tensor
 
 from llamita.atomic import atomic_directory
-from llamita.checkpoint import copy_tokenizer
+from llamita.checkpoint import ADAPTER_CONFIG, TrainingState, copy_tokenizer, write_training_state
 from llamita.config import ModelConfig
 from llamita.errors import CheckpointError, FormatError
 from llamita.finetune.lora import LINEAR_LAYERS, LoraConfig, LoraUpdate, lora_scale, lora_specs
 from llamita.formats.safetensors_header import read_safetensors_header
 from llamita.formats.stored_tensors import FLOAT_DTYPES, StoredTensors, TensorEntry, checked, write_safetensors
 
-CONFIG: Final = "adapter_config.json"
+CONFIG: Final = ADAPTER_CONFIG
 WEIGHTS: Final = "adapter_model.safetensors"
 _PREFIX: Final = "base_model.model."
 _PARTS: Final = {"a": ".lora_A.weight", "b": ".lora_B.weight"}
@@ -72,12 +72,14 @@ def save_adapter(
     updates: Mapping[str, LoraUpdate],
     config: LoraConfig,
     base: str | None,
-    tokenizer_dir: Path | None = None,
+    tokenizer: Path | Callable[[Path], None] | None = None,
+    training: TrainingState | None = None,
 ) -> None:
     """Write a new adapter folder, whole or not at all.
 
-    updates: finetune.lora.updates_of. base: the checkpoint's name or path as PEFT should look for it. tokenizer_dir:
-    where the tokenizer's files, chat template included, are copied from. Raises OutputError if it exists already.
+    updates: finetune.lora.updates_of. base: the checkpoint's name or path as PEFT should look for it. tokenizer: where
+    the tokenizer's files, chat template included, are copied from, or what puts them into the folder. training: what
+    resuming needs. Raises OutputError if it exists already.
     """
     tensors = {
         f"{_PREFIX}{name}{_PARTS[part]}": getattr(update, part).cpu()
@@ -89,8 +91,19 @@ def save_adapter(
         content = json.dumps(_config_values(config, base), indent=2, ensure_ascii=False) + "\n"
         (temporary / CONFIG).write_text(content, encoding="utf-8")
         write_safetensors(temporary / WEIGHTS, entries, lambda name: tensors[name])
-        if tokenizer_dir is not None:
-            copy_tokenizer(tokenizer_dir, temporary)
+        if isinstance(tokenizer, Path):
+            copy_tokenizer(tokenizer, temporary)
+        elif tokenizer is not None:
+            tokenizer(temporary)
+        if training is not None:
+            write_training_state(temporary, training)
+
+
+def resolve_adapter(path: Path, *, prefer: str = "best") -> Path:
+    """The adapter folder that `path` means: itself, or of a run directory the `prefer`red link ("best" or "latest")."""
+    path = Path(path)
+    links = (path, path / prefer, path / "latest")
+    return next((each for each in links if (each / CONFIG).is_file()), path)
 
 
 def load_adapter(directory: Path, config: ModelConfig) -> Adapter:

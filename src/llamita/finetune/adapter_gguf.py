@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from llamita.checkpoint import load_config
-from llamita.finetune.adapter import load_adapter
+from llamita.finetune.adapter import load_adapter, resolve_adapter
 from llamita.finetune.lora import lora_specs
 from llamita.formats.gguf import Value, write_gguf
 from llamita.formats.quantize import Bytes, Floats, quantize
@@ -38,7 +38,7 @@ def export_adapter(adapter: Path, checkpoint: Path, out: Path) -> AdapterExportR
     Raises CheckpointError, FormatError (numbers that are not finite), OutputError.
     """
     config = load_config(checkpoint)
-    loaded = load_adapter(Path(adapter), config)
+    loaded = load_adapter(resolve_adapter(adapter), config)
     updates = loaded.updates
     first = next(iter(updates.values()))
     alpha = float(np.float32(first.scale * first.rank))

@@ -12,7 +12,7 @@ import torch
 from llamita.checkpoint import copy_tokenizer, load_config, open_tensors, resolve_checkpoint, stream_checkpoint
 from llamita.config import ModelConfig
 from llamita.errors import CheckpointError, ConfigError, FormatError
-from llamita.finetune.adapter import load_adapter
+from llamita.finetune.adapter import load_adapter, resolve_adapter
 from llamita.formats import tensor_table
 from llamita.formats.stored_tensors import DTYPES, TensorEntry, checked
 from llamita.tokenizer import load_tokenizer
@@ -42,6 +42,7 @@ def merge_adapter(
 ) -> MergeReport:
     """Write the checkpoint with the adapter's updates added as a new checkpoint, whole or not at all.
 
+    adapter: its folder, or a run directory, of which the best one is taken.
     strength: what the updates are multiplied by, beside their own scale. dtype: of the weights, one of DTYPES; None
     keeps the checkpoint's. progress: called with bytes of weights done and in all. The sums are made in float32. The
     tokenizer, chat template included, is the adapter's where it has one, else the checkpoint's. Raises CheckpointError,
@@ -51,7 +52,7 @@ def merge_adapter(
         raise ConfigError(f"cannot merge: strength: expected a number, found {strength}")
     if dtype is not None and dtype not in DTYPES:
         raise ConfigError(f"cannot merge: dtype: expected one of {', '.join(DTYPES)}, found {dtype!r}")
-    directory, adapter, out = resolve_checkpoint(Path(checkpoint)), Path(adapter), Path(out)
+    directory, adapter, out = resolve_checkpoint(Path(checkpoint)), resolve_adapter(adapter), Path(out)
     config, stored = load_config(directory), open_tensors(directory)
     try:
         tensor_table.check_tensors(stored.shapes, config, "huggingface", str(directory))

@@ -24,7 +24,7 @@ from llamita.tokenizer.sentencepiece_model import (
     USER_DEFINED,
     PieceTable,
 )
-from llamita.tokenizer.splits import split_name
+from llamita.tokenizer.splits import LLAMA_BPE_NAME, split_name
 
 # Control tokens that end a text or a turn wherever they occur (llama.cpp holds the same to be end-of-generation).
 _END_TOKENS = frozenset(
@@ -180,6 +180,28 @@ class Tokenizer:
         return any(step["type"] == "Replace" and step["pattern"] == {"Regex": " {2,}"} for step in steps)
 
     @functools.cached_property
+    def engine_obstacle(self) -> str | None:
+        """What this tokenizer does to a text that the engine's tokenizers do not, in one line; None: nothing."""
+        if self.missing_bytes:
+            return f"{len(self.missing_bytes)} bytes have no token: the tokenizers library drops them from a text"
+        prepares = _steps(self._sections["normalizer"], "normalizers")
+        if self.kind == "gpt2":
+            if prepares:
+                return f"it prepares text ({prepares[0]['type']})"
+            if self.split is None:
+                return "its regular expression is none that the engine knows (qwen2, llama-bpe, gpt-2, smollm)"
+            if bool(self._model.get("ignore_merges")) != (self.split == LLAMA_BPE_NAME):
+                return "it takes whole words where the engine merges, or merges where the engine takes whole words"
+        elif any(step["type"] not in ("Prepend", "Replace") for step in prepares) or self.remove_extra_whitespaces:
+            return "it prepares text in a way of its own"
+        if any(self._model.get(key) for key in ("continuing_subword_prefix", "end_of_word_suffix")):
+            return "its pieces have prefixes or suffixes"
+        for token in self._sections["added_tokens"]:
+            if not token["special"] and (token["lstrip"] or token["rstrip"] or token["single_word"]):
+                return f"its token {token['content']!r} takes the spaces around it, or stands alone"
+        return None
+
+    @functools.cached_property
     def fingerprint(self) -> str:
         """sha256 (hex) of everything that decides ids: pieces, types, merges, text preparation, BOS and EOS."""
         content = {
@@ -216,6 +238,17 @@ class Tokenizer:
         atomic_write_bytes(directory / "tokenizer_config.json", text.encode("utf-8"))
         if self._origin is not None:
             atomic_write_bytes(directory / self._origin.name, self._origin.data)
+
+    def with_control_tokens(self, tokens: Sequence[str]) -> Tokenizer:
+        """The same tokenizer with these control tokens after its own, in order; texts get the ids they had."""
+        backend = tokenizers.Tokenizer.from_str(self.to_json())
+        backend.add_special_tokens([tokenizers.AddedToken(token, special=True, normalized=False) for token in tokens])
+        found = [backend.token_to_id(token) for token in tokens]
+        assert found == list(range(self.vocab_size, self.vocab_size + len(tokens))), found
+        return Tokenizer(
+            backend, bos_id=self.bos_id, eos_id=self.eos_id, end_ids=self.end_ids, chat_template=self.chat_template,
+            origin=self._origin, where=self._where,
+        )  # fmt: skip
 
     # ---- reading the sections of tokenizer.json
 
