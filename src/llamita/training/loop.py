@@ -165,6 +165,8 @@ class Trainer:
             self._save()
         if stopped or over:
             return stopped
+        if evaluate and self.position.step == 0:
+            return None  # the time that the first step begins has changed
         self._step()
         if self.pending.steps >= self.config.log_interval:
             self._log()
@@ -181,7 +183,7 @@ class Trainer:
         if at.step == 0:
             at.first_second = at.seconds
         over = self.budget.is_over(at)
-        wanted = over or self.budget.wants_evaluation(at, self.evaluations)
+        wanted = over or self.budget.wants_evaluation(at, self.evaluations) or (at.step == 0 and self.task.judges_first)
         evaluate = wanted and self.evaluated_step != at.step and self.task.held_out_tokens > 0
         return over, evaluate, bool(save), bool(stopped)
 
@@ -373,7 +375,7 @@ class Trainer:
             return False
         at = self.position
         self.held_out, self.evaluated_step = found.objective, at.step
-        self.evaluations += 1
+        self.evaluations += at.step > 0
         if self.best is None or found.objective < self.best[0]:
             self.best = (found.objective, at.step)
         seconds = time.monotonic() - start
