@@ -1,0 +1,153 @@
+"""A student learns from a larger network with the same tokenizer: targets and the teacher's distribution to one loss.
+
+    Σ over targets of (1-a) · -log q(target) + a T² · KL(p_T ‖ q_T)
+
+p_T, q_T: the teacher's and the student's distributions, softmax(logits / T); T² keeps the gradient's size as T grows
+(Hinton, Vinyals, Dean, arXiv 1503.02531, section 2). Neither network's logits ever exist whole.
+
+Shape letters: B batch, T time, N targets that count, D the student's hidden, E the teacher's, V vocab.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from llamita.checkpoint import load_model
+from llamita.config import ModelConfig
+from llamita.data.batches import IGNORED
+from llamita.errors import TrainingError
+from llamita.model.kv_cache import KVCache
+from llamita.model.llama import Llama
+from llamita.tokenizer import Tokenizer, load_tokenizer
+from llamita.training.loss import CHUNK_LOGITS, summed_cross_entropy
+
+
+class _ChunkedDistillation(torch.autograd.Function):
+    """The loss above, its gradient computed in the same pass, a chunk of tokens at a time."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, teacher_hidden: Tensor, teacher_weight: Tensor, targets: Tensor,
+        share: float, temperature: float, with_gradient: bool, weight_learns: bool,
+    ) -> Tensor:  # fmt: skip
+        """hidden [N, D], weight [V, D] of one type, teacher_hidden [N, E], teacher_weight [V, E] of one type,
+        targets [N] → float32 scalar."""
+        hidden_gradient = torch.empty_like(hidden) if with_gradient else None
+        weight_gradient = torch.zeros_like(weight, dtype=torch.float32) if with_gradient and weight_learns else None
+        total = torch.zeros((), device=hidden.device)
+        # twice the arrays of a chunk of cross-entropy
+        chunk = max(1, CHUNK_LOGITS["cuda" if hidden.is_cuda else "cpu"] // (2 * weight.shape[0]))
+        for start in range(0, len(targets), chunk):
+            part, target = hidden[start : start + chunk], targets[start : start + chunk]
+            logits = (part @ weight.t()).float()  # [chunk, V]
+            log_p = F.log_softmax(
+                (teacher_hidden[start : start + chunk] @ teacher_weight.t()).float() / temperature, -1
+            )
+            log_q = F.log_softmax(logits / temperature, dim=-1)
+            total += share * temperature**2 * F.kl_div(log_q, log_p, reduction="sum", log_target=True)
+            log_q_of_one = log_q if temperature == 1 else F.log_softmax(logits, dim=-1)
+            total += (1 - share) * F.nll_loss(log_q_of_one, target, reduction="sum")
+            if hidden_gradient is None:
+                continue
+            of_targets = log_q_of_one.exp()  # softmax - onehot(target)
+            of_targets.scatter_add_(1, target[:, None], torch.full_like(logits[:, :1], -1.0))
+            of_teacher = log_q.exp() - log_p.exp()  # of KL(p_T ‖ q_T), times T
+            gradient = ((1 - share) * of_targets).add_(of_teacher, alpha=share * temperature).to(weight.dtype)
+            torch.mm(gradient, weight, out=hidden_gradient[start : start + len(part)])
+            if weight_gradient is not None:
+                weight_gradient += gradient.t() @ part
+        if with_gradient:
+            ctx.save_for_backward(hidden_gradient, weight_gradient)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, ...]:
+        hidden_gradient, weight_gradient = ctx.saved_tensors
+        of_weight = None if weight_gradient is None else (weight_gradient * outputs[0]).to(hidden_gradient.dtype)
+        return (hidden_gradient * outputs[0].to(hidden_gradient.dtype), of_weight, *[None] * 7)
+
+
+class DistillationLoss(nn.Module):
+    """A network with its loss beside a teacher's: inputs, targets [B, T] and what else a batch has → Σ nats over the
+    targets that count, float32. Out of training (`eval()`) it is the cross-entropy alone, so that what is held out is
+    judged as ever.
+
+    compute: the type of the student's matrix products; anything but float32 goes through autocast. The teacher computes
+    in the type that its weights have, without gradients and without dropout.
+    """
+
+    def __init__(
+        self,
+        model: Llama,
+        teacher: Llama,
+        compute: torch.dtype = torch.float32,
+        *,
+        share: float = 0.5,
+        temperature: float = 1.0,
+        attention: Callable[..., KVCache] | None = None,
+        compiled: bool = False,
+    ) -> None:
+        """share: a, the teacher's part of the loss. attention: makes, of what a batch has beside inputs and targets,
+        what stands in the cache's place (finetune.loss.ConversationMask of the segments). compiled: the student."""
+        super().__init__()
+        assert model.config.vocab_size == teacher.config.vocab_size and 0.0 <= share <= 1.0 and temperature > 0
+        self.model, self.compute = model, compute
+        self.share, self.temperature, self.attention = share, temperature, attention
+        self._hidden_states = torch.compile(model.hidden_states, dynamic=False) if compiled else model.hidden_states
+        self._teacher = (teacher.requires_grad_(False).eval(),)  # no part of this module: it neither learns nor trains
+
+    @property
+    def teacher(self) -> Llama:
+        return self._teacher[0]
+
+    def forward(self, inputs: Tensor, targets: Tensor, *more: Tensor) -> Tensor:
+        with torch.autocast(inputs.device.type, self.compute, enabled=self.compute != torch.float32):
+            hidden = self._hidden_states(inputs, self._cache(*more))
+        counts = targets != IGNORED
+        weight = self.model.output_weight.to(self.compute)
+        hidden = hidden[counts].to(self.compute)
+        if not self.training:
+            return summed_cross_entropy(hidden, weight, targets[counts])
+        with torch.no_grad():
+            teacher_hidden = self.teacher.hidden_states(inputs, self._cache(*more))[counts]
+        total: Tensor = _ChunkedDistillation.apply(  # type: ignore[no-untyped-call]
+            hidden, weight, teacher_hidden, self.teacher.output_weight, targets[counts], self.share, self.temperature,
+            torch.is_grad_enabled(), weight.requires_grad,
+        )  # fmt: skip
+        return total
+
+    def _cache(self, *more: Tensor) -> KVCache | None:
+        return None if self.attention is None else self.attention(*more)
+
+
+def load_teacher(
+    directory: Path, tokenizer: Tokenizer, config: ModelConfig, context: int, device: torch.device, compute: torch.dtype
+) -> Llama:
+    """A checkpoint as a teacher on the device, in the type `compute`.
+
+    tokenizer, config: the student's; context: of its rows. Raises CheckpointError, and TrainingError if the teacher's
+    tokenizer gives other ids, its vocabulary has another size, or its context is shorter.
+    """
+    teacher = load_model(directory)
+    if load_tokenizer(directory).fingerprint != tokenizer.fingerprint:
+        raise TrainingError(
+            f"cannot learn from {directory}: expected a teacher with the student's tokenizer, found other tokens; "
+            "prepare the data with the teacher's tokenizer (llamita prepare --tokenizer), or choose another teacher"
+        )
+    if teacher.config.vocab_size != config.vocab_size:
+        raise TrainingError(
+            f"cannot learn from {directory}: expected the student's vocabulary of {config.vocab_size:,}, found "
+            f"{teacher.config.vocab_size:,}; choose another teacher"
+        )
+    if teacher.config.max_position_embeddings < context:
+        raise TrainingError(
+            f"cannot learn from {directory}: expected a context of at least {context:,} tokens, found "
+            f"{teacher.config.max_position_embeddings:,}; lower --context"
+        )
+    return teacher.to(device, compute).requires_grad_(False).eval()
