@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import platform
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 
 from llamita.atomic import atomic_write_bytes
-from llamita.checkpoint import point_link, prune_checkpoints, resolve_checkpoint
+from llamita.checkpoint import point_link, prune_checkpoints
 from llamita.config import ModelConfig, RunConfig, flag
 from llamita.errors import CheckpointError, ConfigError, OutputError
 
@@ -19,14 +20,18 @@ NAME = "run.json"
 # What may differ when a run is resumed: it moves or watches the run, but does not change what is learned. (--batch-rows
 # and --accumulate are held together, as rows_per_step, so that the number of processes may change.)
 MAY_CHANGE = frozenset(
-    ("data", "out", "resume", "save_minutes", "prompt", "device", "threads", "compile", "batch_rows", "accumulate")
-)
+    (
+        "data", "out", "resume", "save_minutes", "prompt", "device", "threads", "compile", "batch_rows", "accumulate",
+        "checkpoint", "val", "general_text", "preview",  # what they hold is among the data's facts
+    )
+)  # fmt: skip
 
 
 def describe_run(config: RunConfig, model: ModelConfig, rows_per_step: int, data: dict[str, Any]) -> dict[str, Any]:
     """What run.json holds."""
     fields = dataclasses.asdict(config).items()
     values = {name: str(value) if isinstance(value, Path) else value for name, value in fields}
+    values = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}  # as JSON
     environment = {"python": platform.python_version(), "torch": torch.__version__, "machine": platform.machine()}
     return {
         "config": values,
@@ -59,9 +64,18 @@ def open_run(run: Path, description: dict[str, Any], *, resume: bool) -> bool:
     check_same_run(run, _read(run), description)
     if not (run / "latest").is_symlink():  # killed before its first checkpoint: the beginning is where it stands
         return False
-    resolve_checkpoint(run, prefer="latest")
+    if not (run / "latest" / "training").is_dir():
+        raise CheckpointError(f"cannot resume {run}: its latest checkpoint, {os.readlink(run / 'latest')}, is missing")
     prune_checkpoints(run)  # what an interrupted save left behind
     return True
+
+
+def remembered_config(run: Path) -> dict[str, Any]:
+    """The configuration that a run was started with, defaults and choices filled in; empty if there is no run."""
+    if not (run / NAME).is_file():
+        return {}
+    config = _read(run)["config"]
+    return config if isinstance(config, dict) else {}
 
 
 def check_same_run(run: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
