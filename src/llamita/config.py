@@ -222,6 +222,12 @@ class RunConfig:
     """Arithmetic of matrix products: auto is bfloat16 on CUDA where it has it; CPUs compute in float32 only."""
     eval_interval: int | None = None
     """Steps between evaluations on all that is held out (default: 5 % of the time for them, at most 10)."""
+    teacher: Path | None = None
+    """A larger checkpoint with the same tokenizer: learn its distribution too, not the targets alone."""
+    teacher_weight: float | None = None
+    """The teacher's share of the loss (default: 0.5)."""
+    temperature: float | None = None
+    """The teacher's and the learner's distributions are compared at this temperature (default: 1)."""
     save_minutes: float = 2.0
     """Minutes between checkpoints; each evaluation saves one too."""
     log_interval: int = 10
@@ -256,6 +262,21 @@ class RunConfig:
         for name in ("weight_decay", "clip", "seed"):
             value = getattr(self, name)
             check(math.isfinite(value) and value >= 0, f"{self.verb}: {flag(name)}: expected 0 or more, found {value}")
+        self._check_positive("temperature")
+        self._check_settings("teacher", "teacher_weight", "temperature")
+        check(
+            self.teacher_weight is None or 0 < self.teacher_weight <= 1,
+            f"{self.verb}: --teacher-weight: expected a share above 0, at most 1, found {self.teacher_weight}",
+        )
+
+    def _check_settings(self, of: str, *names: str) -> None:
+        """Refuse settings of a flag that was not given."""
+        for name in names:
+            chosen = getattr(self, name) not in (None, False)
+            check(
+                bool(getattr(self, of)) or not chosen,
+                f"{self.verb}: {flag(name)} is a setting of {flag(of)}; give both",
+            )
 
     def _check_positive(self, *names: str) -> None:
         for name in names:
@@ -353,6 +374,13 @@ class FinetuneConfig(RunConfig):
     """Multiply by alpha / √rank instead (arXiv 2312.03732)."""
     targets: tuple[LayerName, ...] | None = None
     """The layers that get updates (default: all seven)."""
+    preference: Literal["dpo", "ipo"] | None = None
+    """DATA are pairs of a better and a worse answer (prompt, chosen, rejected): learn to prefer the better ones, by DPO
+    (arXiv 2305.18290) or IPO (arXiv 2310.12036)."""
+    beta: float | None = None
+    """How much it costs to leave what the checkpoint says (default: 0.1)."""
+    label_smoothing: float | None = None
+    """With dpo: the share of pairs whose answers may be the wrong way round (default: 0)."""
     general_text: Path | None = None
     """Texts (.txt, .md, a folder, or a token store) of another kind: their bits per byte tell what is forgotten."""
     preview: int = 0
@@ -367,11 +395,25 @@ class FinetuneConfig(RunConfig):
             f"finetune: --val-fraction: expected 0 to 0.5, found {self.val_fraction}",
         )
         check(self.preview >= 0, f"finetune: --preview: expected 0 or more, found {self.preview}")
-        for name in ("rank", "alpha", "rslora", "targets"):
-            check(self.lora or not getattr(self, name), f"finetune: {flag(name)} is a setting of --lora; give both")
+        self._check_settings("lora", "rank", "alpha", "rslora", "targets")
+        self._check_preference()
         check(
             not self.lora or self.optimizer == "adamw",
             "finetune: --optimizer muon: expected adamw with --lora, whose updates are no matrices of the network's",
+        )
+
+    def _check_preference(self) -> None:
+        self._check_positive("beta")
+        self._check_settings("preference", "beta", "label_smoothing")
+        smoothing = self.label_smoothing
+        check(
+            smoothing is None or (0 <= smoothing < 0.5 and self.preference == "dpo"),
+            f"finetune: --label-smoothing: expected 0 to below 0.5, with --preference dpo, found {smoothing} with "
+            f"{self.preference}",
+        )
+        check(
+            self.preference is None or self.teacher is None,
+            "finetune: --preference and --teacher exclude each other; give one of them",
         )
 
 
