@@ -7,7 +7,8 @@
  *   - Ownership: what an *_open function returns belongs to the caller and is given back with the matching *_close.
  *     Pointers returned by other functions belong to the object they came from and live as long as it does.
  *     NULL may be closed.
- *   - A llamita_model is immutable after opening and may be shared by sessions in any number of threads.
+ *   - A llamita_model is immutable after opening and may be shared by sessions in any number of threads; so is a
+ *     llamita_tokenizer.
  *     A session, a sampler: one thread at a time.
  *   - Determinism: logits are a function of (model file, type of the KV cache, token ids) alone: bit-identical for any
  *     kernels and number of threads, any way of splitting the ids over calls, after any rewind, with any sequences
@@ -34,6 +35,7 @@ extern "C" {
 typedef struct llamita_model llamita_model;     /* weights, configuration and tokenizer of one file */
 typedef struct llamita_session llamita_session; /* one running text: KV cache, scratch memory, thread pool */
 typedef struct llamita_sampler llamita_sampler; /* how the next token is picked, with its random state */
+typedef struct llamita_tokenizer llamita_tokenizer; /* a tokenizer without a model, for many documents */
 
 typedef enum {
     LLAMITA_OK = 0,
@@ -124,6 +126,23 @@ LLAMITA_API bool llamita_token_ends(const llamita_model *model, int32_t id);
 /* How many of the leading bytes are whole UTF-8 characters; the rest (at most 3 bytes) may be completed by what
  * follows. Bytes that can never become valid count as whole. */
 LLAMITA_API size_t llamita_utf8_complete(const char *bytes, size_t num_bytes);
+
+/* ------------------------------------------------------------------ documents */
+
+/* The tokenizer of a GGUF file's bytes; nothing else in them is looked at, tensors may be missing, and they need not
+ * stay. name: what errors call it. */
+LLAMITA_API llamita_status llamita_tokenizer_open(const void *gguf, size_t num_bytes, const char *name,
+                                                  llamita_tokenizer **tokenizer, llamita_error *error);
+LLAMITA_API void llamita_tokenizer_close(llamita_tokenizer *tokenizer);
+
+/* Documents that stand one after another in text, document i up to byte ends[i], to ids: of each those of llamita_encode
+ * without flags, and then last_id (-1: none). Writes at most capacity ids, and to token_ends[num_documents] where each
+ * document's end. At most 2^30 bytes a call; 2 * bytes + 2 * num_documents ids are always enough. Several times faster
+ * than a call a document: a word of an earlier one is known. */
+LLAMITA_API llamita_status llamita_tokenizer_encode(const llamita_tokenizer *tokenizer, const char *text,
+                                                    const uint64_t *ends, size_t num_documents, int32_t last_id,
+                                                    int32_t *ids, size_t capacity, uint64_t *token_ends,
+                                                    llamita_error *error);
 
 /* ------------------------------------------------------------------ chats */
 

@@ -37,7 +37,9 @@ void merge_rules_free(merge_rules *rules) {
 
 /* The slot of a further merge: the one that holds it, or the free one where it belongs; NULL if neither is near. */
 static other_merge *other_slot(const merge_rules *rules, int32_t product, uint32_t left_bytes) {
-    const uint64_t hash = ((uint64_t)(uint32_t)product << 32 | left_bytes) * 0x9E3779B97F4A7C15u;
+    const uint64_t odd = 0x9E3779B97F4A7C15u;
+    uint64_t hash = ((uint64_t)(uint32_t)product << 32 | left_bytes) * odd;
+    hash = (hash ^ hash >> 32) * odd; /* the product alone would be in the upper half only */
     const size_t mask = rules->num_other_slots - 1;
     size_t at = (size_t)(hash >> 20) & mask;
     for (int probe = 0; probe < MOST_PROBES; probe++, at = (at + 1) & mask) {

@@ -45,6 +45,10 @@ const char *tokenizer_text(const tokenizer *t, int32_t id);
 /* The contracts of llamita_encode and llamita_token_bytes. */
 llamita_status tokenizer_encode(const tokenizer *t, const char *text, size_t num_bytes, int flags, int32_t *ids,
                                 size_t capacity, size_t *num_tokens, llamita_error *error);
+/* The contract of llamita_tokenizer_encode. */
+llamita_status tokenizer_encode_documents(const tokenizer *t, const char *text, const uint64_t *ends,
+                                          size_t num_documents, int32_t last_id, int32_t *ids, size_t capacity,
+                                          uint64_t *token_ends, llamita_error *error);
 llamita_status tokenizer_decode(const tokenizer *t, int32_t previous_id, int32_t id, const char **bytes,
                                 size_t *num_bytes, llamita_error *error);
 

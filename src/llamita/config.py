@@ -128,7 +128,8 @@ class PrepareConfig:
     text_key: str = "text"
     """The key (.jsonl) or column (.csv, .parquet) that holds the text."""
     num_workers: int | None = None
-    """Processes that encode (default: one a core, fewer for little text)."""
+    """Threads that encode; processes where only the tokenizers library can (default: one a core, fewer for little
+    text)."""
     seed: int = 0
     """Decides which documents are held out, and which tales are made up."""
     num_tales: int = 20_000
@@ -297,7 +298,8 @@ class TrainConfig(RunConfig):
     """Stop after this long, final evaluation included; the schedule is laid for it. Default, without --steps and
     --epochs: 10."""
     preset: PresetName | None = None
-    """Shape of the model by name; --layers and the like override its parts. Default: chosen by the time there is."""
+    """Shape of the model by name; --layers and the like override its parts. Default: with --minutes planned for them on
+    this machine (see `llamita plan`), else 3M on CPUs and stories15M on CUDA."""
     layers: int | None = None
     hidden: int | None = None
     heads: int | None = None

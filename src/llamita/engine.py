@@ -194,6 +194,15 @@ _FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
         ctypes.c_int,
         [_pointer, ctypes.POINTER(_Part), ctypes.c_size_t, _ids, ctypes.c_size_t, _size_out, _error],
     ),
+    "tokenizer_open": (ctypes.c_int, [ctypes.c_char_p, ctypes.c_size_t, ctypes.c_char_p, _handle_out, _error]),
+    "tokenizer_close": (None, [_pointer]),
+    "tokenizer_encode": (
+        ctypes.c_int,
+        [
+            *(_pointer, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int32),
+            *(ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p, _error),
+        ],
+    ),
     "chat_family": (ctypes.c_char_p, [_pointer]),
     "chat_encode": (
         ctypes.c_int,
@@ -341,6 +350,34 @@ class _Owned:
 
 
 # ---------------------------------------------------------------------- what a user sees
+
+
+class DocumentTokenizer(_Owned):
+    """A tokenizer without a model, for many documents at a time. Immutable: threads may share it, and other threads run
+    while it encodes."""
+
+    _kind = "tokenizer"
+
+    def __init__(self, gguf: bytes, name: str) -> None:
+        """gguf: the bytes of a GGUF file, of which only the tokenizer's keys matter. name: what errors call it."""
+        handle = ctypes.c_void_p()
+        _call("tokenizer_open", gguf, len(gguf), os.fsencode(name), ctypes.byref(handle))
+        self._own(handle.value)
+
+    def encode(
+        self, text: bytes, ends: npt.NDArray[np.uint64], last_id: int
+    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint64]]:
+        """Documents that stand one after another in `text`, document i up to byte ends[i] (all [documents]), to ids
+        [tokens], last_id after each document's (-1: none), and where each document's end [documents].
+
+        Control tokens written out in a text are text. EngineError: more than 2^30 bytes, a byte without a token."""
+        assert ends.dtype == np.uint64 and ends.flags.c_contiguous and (ends.size == 0 or int(ends[-1]) == len(text))
+        ids, token_ends = np.empty(2 * (len(text) + ends.size), np.int32), np.empty(ends.size, np.uint64)
+        _call(
+            "tokenizer_encode", self._handle, text, ends.ctypes.data, ends.size, last_id, ids.ctypes.data, ids.size,
+            token_ends.ctypes.data,
+        )  # fmt: skip
+        return ids[: int(token_ends[-1]) if ends.size else 0], token_ends
 
 
 class Model(_Owned):

@@ -29,6 +29,9 @@ LEVELS = {
     "formats.huggingface": 2,
     "formats": 2,  # the package's own __init__, which imports nothing
     "data": 3,
+    "data.encoding": 4,  # the engine encodes
+    "data.engine_encoding": 4,
+    "data.prepare": 4,
     "engine": 3,
     "model": 3,
     "checkpoint": 3,

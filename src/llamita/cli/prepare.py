@@ -64,7 +64,7 @@ def summary(report: PrepareReport) -> list[str]:
     hidden = f" ({report.hidden_files:,} hidden ones passed over)" if report.hidden_files else ""
     return [
         first,
-        f"  vocabulary  {report.vocab_size:,} tokens: {report.vocabulary}",
+        f"  vocabulary  {report.vocab_size:,} tokens: {report.vocabulary}; encoded by {report.encoded_by}",
         f"  source      {report.source_bytes:,} bytes in {where}{hidden}: {_count(report.documents, 'document')}",
         _split_line("train", report.train),
         _split_line("val", report.val),

@@ -1,4 +1,8 @@
-"""Documents to token ids in several processes, in the documents' order whatever their number."""
+"""Documents to token ids, in the documents' order whatever the number of workers.
+
+The engine encodes, in threads; a tokenizer that it cannot stand in for is left to the `tokenizers` library, in
+processes.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from types import TracebackType
 from typing import Any
@@ -18,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import tokenizers
 
+from llamita.data.engine_encoding import open_engine_encoder
 from llamita.data.shards import SplitName, id_type
 from llamita.data.sources import Document
 from llamita.errors import OutputError
@@ -32,20 +37,27 @@ Encoded = tuple[SplitName, npt.NDArray[Any], npt.NDArray[np.int64], int]
 
 
 class DocumentEncoder:
-    """Encodes documents with a tokenizer; a context manager, because it may own processes.
+    """Encodes documents with a tokenizer; a context manager, because it may own threads or processes.
 
-    The processes are spawned, never forked: torch and the tokenizers' threads survive no fork.
+    sample: texts on which the engine has to agree with the `tokenizers` library before it may encode.
     """
 
-    def __init__(self, tokenizer: Tokenizer, num_workers: int | None, total_bytes: int) -> None:
+    def __init__(self, tokenizer: Tokenizer, num_workers: int | None, total_bytes: int, sample: Sequence[str]) -> None:
         available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
         self._num_workers = num_workers or min(available, 1 + total_bytes // _PROCESS_BYTES)
         assert tokenizer.eos_id is not None
-        self._arguments = (tokenizer.to_json(), tokenizer.eos_id, id_type(tokenizer.vocab_size).str)
-        self._pool: concurrent.futures.ProcessPoolExecutor | None = None
+        dtype = id_type(tokenizer.vocab_size)
+        self._arguments = (tokenizer.to_json(), tokenizer.eos_id, dtype.str)
+        found = open_engine_encoder(tokenizer, dtype, sample)
+        self._engine = None if isinstance(found, str) else found
+        self.encoded_by = f"the tokenizers library ({found})" if isinstance(found, str) else "the engine"
+        self._encode = _encode_in_process if self._engine is None else self._engine.encode
+        self._pool: concurrent.futures.Executor | None = None
 
     def __enter__(self) -> DocumentEncoder:
-        if self._num_workers > 1:
+        if self._num_workers > 1 and self._engine is not None:
+            self._pool = concurrent.futures.ThreadPoolExecutor(self._num_workers)
+        elif self._num_workers > 1:  # spawned, never forked: torch and the tokenizers' threads survive no fork
             self._pool = concurrent.futures.ProcessPoolExecutor(
                 self._num_workers,
                 mp_context=multiprocessing.get_context("spawn"),
@@ -64,7 +76,7 @@ class DocumentEncoder:
         """Encode documents batch by batch, in their order."""
         batches = _batches(documents)
         if self._pool is None:
-            work = _Encoder(*self._arguments)
+            work = self._engine or _Encoder(*self._arguments)
             for batch in batches:
                 yield _join(batch, *work.encode([document.text for _, document in batch]))
             return
@@ -73,7 +85,7 @@ class DocumentEncoder:
         try:
             for batch in batches:
                 texts = [document.text for _, document in batch]
-                waiting.append((batch, self._pool.submit(_encode_in_process, texts)))
+                waiting.append((batch, self._pool.submit(self._encode, texts)))
                 if len(waiting) > 2 * self._num_workers:
                     first, future = waiting.popleft()
                     yield _join(first, *future.result())
@@ -88,7 +100,7 @@ class DocumentEncoder:
 
 
 class _Encoder:
-    """One process's tokenizer."""
+    """One process's tokenizer, of the `tokenizers` library."""
 
     def __init__(self, tokenizer_json: str, eos_id: int, dtype: str) -> None:
         self._tokenizer = tokenizers.Tokenizer.from_str(tokenizer_json)
@@ -96,9 +108,9 @@ class _Encoder:
         self._eos_id = eos_id
         self._dtype = np.dtype(dtype)
 
-    def encode(self, texts: list[str]) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+    def encode(self, texts: Sequence[str]) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
         """ids of all texts, EOS after each [tokens]; tokens of each [documents]."""
-        encoded = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        encoded = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         documents = [[*encoding.ids, self._eos_id] for encoding in encoded]
         lengths = np.fromiter(map(len, documents), np.int64, len(documents))
         ids = np.fromiter(itertools.chain.from_iterable(documents), self._dtype, int(lengths.sum()))
@@ -125,7 +137,7 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _encode_in_process(texts: list[str]) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+def _encode_in_process(texts: Sequence[str]) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
     assert _encoder is not None
     return _encoder.encode(texts)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import heapq
 import json
 import math
 import time
@@ -34,6 +35,7 @@ from llamita.tokenizer import Tokenizer, VocabularyTooLarge, load_tokenizer, tra
 DEFAULT_VAL_FRACTION = 0.05
 MIN_SPLIT_BYTES = 1_000  # of text, in each split
 LEARN_BYTES = 256 << 20  # a vocabulary is learned from at most so much text
+SAMPLED_DOCUMENTS, SAMPLED_CHARACTERS = 256, 2048  # on which the engine's ids are compared with the library's
 _RECIPE = 1  # raised when the same sources and flags would give other tokens
 
 Stage = Literal["reading", "learning the vocabulary", "encoding"]
@@ -77,6 +79,7 @@ class PrepareReport:
     vocabulary: str  # where it came from and why it is so large
     reused: bool  # the store was there already, made from the same sources with the same flags
     seconds: float
+    encoded_by: str = "the tokenizers library"  # who made ids of the text (as stores of before say by silence)
 
     @property
     def tokens(self) -> int:
@@ -112,8 +115,8 @@ def prepare(config: PrepareConfig, progress: Progress | None = None) -> PrepareR
         tokenizer.save(folder)
         writer = StoreWriter(folder, vocab_size=tokenizer.vocab_size, eos_id=tokenizer.eos_id)
         try:
-            _encode(corpus, plan, tokenizer, writer, config, report)
-            facts = {"recipe": recipe, "sources": corpus.facts(), "report": plan.facts(reason)}
+            encoded_by = _encode(corpus, plan, tokenizer, writer, config, report)
+            facts = {"recipe": recipe, "sources": corpus.facts(), "report": plan.facts(reason, encoded_by)}
             writer.finish(_tokenizer_facts(tokenizer), facts)
         finally:
             writer.close()
@@ -194,13 +197,14 @@ class _Plan:
     hidden_files: int
     documents: dict[SplitName, int]
     text_bytes: dict[SplitName, int]
+    sample: _Sample
     duplicate_documents: int = 0
     duplicate_bytes: int = 0
 
     @classmethod
     def make(cls, corpus: _Corpus, config: PrepareConfig, progress: Progress) -> _Plan:
         hidden = corpus.train.hidden_files + corpus.val.hidden_files
-        plan = cls(bytearray(), SourceCounts(), hidden, {"train": 0, "val": 0}, {"train": 0, "val": 0})
+        plan = cls(bytearray(), SourceCounts(), hidden, {"train": 0, "val": 0}, {"train": 0, "val": 0}, _Sample())
         fraction = 0.0 if config.val else (config.val_fraction or DEFAULT_VAL_FRACTION)
         threshold = int(fraction * 2**64)
         seen: set[bytes] = set()
@@ -212,6 +216,7 @@ class _Plan:
                 plan.duplicate_bytes += document.text_bytes
             else:
                 seen.add(digest)
+                plan.sample.offer(digest, document.text)
                 is_val = is_val or int.from_bytes(digest[:8], "little") < threshold
                 plan.decisions.append(_VAL if is_val else _TRAIN)
                 split: SplitName = "val" if is_val else "train"
@@ -243,7 +248,7 @@ class _Plan:
                 f"{MIN_SPLIT_BYTES:,} bytes; {advice}"
             )
 
-    def facts(self, vocabulary: str) -> dict[str, Any]:
+    def facts(self, vocabulary: str, encoded_by: str) -> dict[str, Any]:
         """What the report needs and the splits' own entries in store.json do not say."""
         return {
             "files": self.counts.files,
@@ -257,7 +262,26 @@ class _Plan:
             "separator_bytes": self.counts.separator_bytes,
             "container_bytes": self.counts.container_bytes,
             "vocabulary": vocabulary,
+            "encoded_by": encoded_by,
         }
+
+
+class _Sample:
+    """The beginnings of the SAMPLED_DOCUMENTS documents with the smallest hashes: a fair choice, and the same each
+    time."""
+
+    def __init__(self) -> None:
+        self._worst_first: list[tuple[int, str]] = []  # a heap: (-hash, text)
+
+    def offer(self, digest: bytes, text: str) -> None:
+        rank = -int.from_bytes(digest[8:], "little")  # the first half decides the split
+        if len(self._worst_first) < SAMPLED_DOCUMENTS:
+            heapq.heappush(self._worst_first, (rank, text[:SAMPLED_CHARACTERS]))
+        elif rank > self._worst_first[0][0]:
+            heapq.heapreplace(self._worst_first, (rank, text[:SAMPLED_CHARACTERS]))
+
+    def texts(self) -> list[str]:
+        return [text for _, text in sorted(self._worst_first)]
 
 
 def document_hash(text: str, seed: int) -> bytes:
@@ -313,8 +337,9 @@ def _encode(
     writer: StoreWriter,
     config: PrepareConfig,
     progress: Progress,
-) -> None:
-    """Encode the kept documents, in reading order whatever the number of processes, and write them."""
+) -> str:
+    """Encode the kept documents, in reading order whatever the number of workers, and write them; returns what encoded
+    them."""
     total = sum(plan.text_bytes.values())
     counts = SourceCounts()
     written: dict[SplitName, int] = {"train": 0, "val": 0}
@@ -327,7 +352,7 @@ def _encode(
             if decision != _DROPPED:
                 yield ("val" if decision == _VAL else "train"), document
 
-    with DocumentEncoder(tokenizer, config.num_workers, total) as encoder:
+    with DocumentEncoder(tokenizer, config.num_workers, total, plan.sample.texts()) as encoder:
         for batch in encoder.encode(kept()):
             for split, ids, lengths, text_bytes in batch:
                 writer.add(split, ids, lengths, text_bytes)
@@ -336,6 +361,7 @@ def _encode(
             progress("encoding", done, total)
     corpus.check_unchanged()
     assert counts == plan.counts and written == plan.documents and done == total, "documents were lost"
+    return encoder.encoded_by
 
 
 # ---- the store that is there already

@@ -146,24 +146,35 @@ def write_gguf(
     a numpy array → ARRAY of its type; an EncodedValue is written as it is. tensors: (name, type, shape). data: each
     tensor's bytes, in the same order; taken one at a time, so that only one needs to be in memory. Raises OutputError.
     """
-    head = [MAGIC, struct.pack("<IQQ", VERSION, len(tensors), len(metadata))]
-    for key, value in metadata.items():
-        head += [_string(key), _encode_value(value)]
-    offset, sizes = 0, []
-    for name, type_name, shape in tensors:
-        assert len(name.encode()) <= MAX_TENSOR_NAME_BYTES and len(shape) <= MAX_DIMS
-        number = TYPES[type_name].number
-        head.append(_string(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *reversed(shape), number, offset))
-        sizes.append(TYPES[type_name].num_bytes(math.prod(shape)))
-        offset += _padded(sizes[-1])
-    header = b"".join(head)
+    header, sizes = encode_header(metadata, tensors), [_data_bytes(tensor) for tensor in tensors]
     with atomic_file(path) as temporary, temporary.open("wb") as file:
-        file.write(header + bytes(_padded(len(header)) - len(header)))
+        file.write(header)
         for size, tensor in zip(sizes, data, strict=True):
             assert tensor.dtype == np.uint8 and tensor.size == size
             file.write(tensor.data)
             file.write(bytes(_padded(size) - size))
-    return _padded(len(header)) + offset
+    return len(header) + sum(map(_padded, sizes))
+
+
+def encode_header(metadata: Mapping[str, Value], tensors: Sequence[tuple[str, str, tuple[int, ...]]] = ()) -> bytes:
+    """What a GGUF file begins with, up to its tensors' data; without tensors it is a whole file. As write_gguf's."""
+    head = [MAGIC, struct.pack("<IQQ", VERSION, len(tensors), len(metadata))]
+    for key, value in metadata.items():
+        head += [_string(key), _encode_value(value)]
+    offset = 0
+    for tensor in tensors:
+        name, type_name, shape = tensor
+        assert len(name.encode()) <= MAX_TENSOR_NAME_BYTES and len(shape) <= MAX_DIMS
+        number = TYPES[type_name].number
+        head.append(_string(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *reversed(shape), number, offset))
+        offset += _padded(_data_bytes(tensor))
+    header = b"".join(head)
+    return header + bytes(_padded(len(header)) - len(header))
+
+
+def _data_bytes(tensor: tuple[str, str, tuple[int, ...]]) -> int:
+    _, type_name, shape = tensor
+    return TYPES[type_name].num_bytes(math.prod(shape))
 
 
 def _padded(size: int, alignment: int = ALIGNMENT) -> int:

@@ -314,7 +314,7 @@ def alive(pid: int) -> bool:
 def test_a_killed_run_leaves_no_store_and_no_processes(tmp_path: Path) -> None:
     source = write_stories(tmp_path / "a.txt", [story(i) for i in range(12_000)])
     command = [sys.executable, "-m", "llamita", "prepare", str(source), "--out", str(tmp_path / "store")]
-    command += ["--vocab-size", "320", "--num-workers", "2"]
+    command += ["--tokenizer", str(normalizing_tokenizer(tmp_path)), "--num-workers", "2"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 60
@@ -332,6 +332,27 @@ def test_a_killed_run_leaves_no_store_and_no_processes(tmp_path: Path) -> None:
         time.sleep(0.05)
     report = prepare(make(tmp_path, sources=(str(source),)))
     assert not report.reused and report.documents == 12_000
+
+
+def normalizing_tokenizer(tmp_path: Path) -> Path:
+    """A tokenizer that the engine cannot stand in for: the `tokenizers` library encodes, in processes."""
+    train_bpe(STORIES, 320).save(tmp_path / "tokenizer")
+    path = tmp_path / "tokenizer" / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"normalizer": {"type": "NFC"}}))
+    return path
+
+
+@pytest.mark.usefixtures("engine_build")
+def test_what_encodes_is_said_and_changes_no_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    left = prepare(make(tmp_path, out=tmp_path / "nfc", vocab_size=None, tokenizer=normalizing_tokenizer(tmp_path)))
+    assert left.encoded_by == "the tokenizers library (it prepares text (NFC))"
+    by_engine = prepare(make(tmp_path, out=tmp_path / "engine"))
+    assert by_engine.encoded_by == "the engine" == prepare(make(tmp_path, out=tmp_path / "engine")).encoded_by
+    monkeypatch.setattr("llamita.data.encoding.open_engine_encoder", lambda *_: "not today")
+    by_library = prepare(make(tmp_path, out=tmp_path / "library"))
+    assert by_library.encoded_by == "the tokenizers library (not today)"
+    for name in ("train/00000.ds", "train/00000.ds.index", "val/00000.ds"):
+        assert (by_engine.out / name).read_bytes() == (by_library.out / name).read_bytes()
 
 
 def test_real_stories(tmp_path: Path, shared_data: Path) -> None:
