@@ -134,7 +134,10 @@ def resolve_checkpoint(path: Path, *, prefer: str = "best") -> Path:
     if not path.exists():
         raise CheckpointError(f"cannot open checkpoint {path}: no such folder")
     if path.is_file():
-        raise CheckpointError(f"cannot open checkpoint {path}: it is a file; expected a folder with config.json")
+        raise CheckpointError(
+            f"cannot open checkpoint {path}: it is a file; expected a folder with config.json, as "
+            "llamita import makes of model files"
+        )
     missing = "model.safetensors" if (path / "config.json").is_file() else "config.json"
     raise CheckpointError(
         f"cannot open checkpoint {path}: {missing} is missing; expected a Hugging Face folder or a run directory"

@@ -50,6 +50,13 @@ def rope_frequencies(config: ModelConfig) -> Tensor:
     return frequency * smooth + frequency / factor * (1 - smooth)
 
 
+def rope_tables(config: ModelConfig) -> tuple[Tensor, Tensor]:
+    """cos and sin of every position's angles, float32 [context, 1, S/2]."""
+    positions = torch.arange(config.max_position_embeddings, dtype=torch.float32)
+    angles = torch.outer(positions, rope_frequencies(config))[:, None]
+    return angles.cos(), angles.sin()
+
+
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate each pair (i, i + S/2) of x [B, T, heads, S] by its position's angle; cos, sin: [T, 1, S/2]."""
     first, second = x.chunk(2, dim=-1)
@@ -142,10 +149,9 @@ class Llama(nn.Module):
         self.model = Decoder(config, dropout)
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        positions = torch.arange(config.max_position_embeddings, dtype=torch.float32)
-        angles = torch.outer(positions, rope_frequencies(config))[:, None]  # [context, 1, S/2]
-        self.register_buffer("cos", angles.cos(), persistent=False)
-        self.register_buffer("sin", angles.sin(), persistent=False)
+        cos, sin = rope_tables(config)
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
 
     @property
     def output_weight(self) -> Tensor:
