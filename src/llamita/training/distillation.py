@@ -18,14 +18,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llamita.checkpoint import load_model
-from llamita.config import ModelConfig
+from llamita.checkpoint import load_model, resolve_checkpoint
+from llamita.config import ModelConfig, RunConfig
 from llamita.data.batches import IGNORED
 from llamita.errors import TrainingError
 from llamita.model.kv_cache import KVCache
 from llamita.model.llama import Llama
 from llamita.tokenizer import Tokenizer, load_tokenizer
 from llamita.training.loss import CHUNK_LOGITS, summed_cross_entropy
+from llamita.training.progress import format_count
+
+DEFAULT_SHARE, DEFAULT_TEMPERATURE = 0.5, 1.0
 
 
 class _ChunkedDistillation(torch.autograd.Function):
@@ -88,8 +91,8 @@ class DistillationLoss(nn.Module):
         teacher: Llama,
         compute: torch.dtype = torch.float32,
         *,
-        share: float = 0.5,
-        temperature: float = 1.0,
+        share: float = DEFAULT_SHARE,
+        temperature: float = DEFAULT_TEMPERATURE,
         attention: Callable[..., KVCache] | None = None,
         compiled: bool = False,
     ) -> None:
@@ -105,6 +108,11 @@ class DistillationLoss(nn.Module):
     @property
     def teacher(self) -> Llama:
         return self._teacher[0]
+
+    def line(self) -> str:
+        """What is learned from, to be said as a run begins."""
+        weights = format_count(self.teacher.config.num_parameters)
+        return f"teacher: {weights} weights, {self.share:g} of the loss at temperature {self.temperature:g}"
 
     def forward(self, inputs: Tensor, targets: Tensor, *more: Tensor) -> Tensor:
         with torch.autocast(inputs.device.type, self.compute, enabled=self.compute != torch.float32):
@@ -134,6 +142,7 @@ def load_teacher(
     tokenizer, config: the student's; context: of its rows. Raises CheckpointError, and TrainingError if the teacher's
     tokenizer gives other ids, its vocabulary has another size, or its context is shorter.
     """
+    directory = resolve_checkpoint(directory)
     teacher = load_model(directory)
     if load_tokenizer(directory).fingerprint != tokenizer.fingerprint:
         raise TrainingError(
@@ -151,3 +160,29 @@ def load_teacher(
             f"{teacher.config.max_position_embeddings:,}; lower --context"
         )
     return teacher.to(device, compute).requires_grad_(False).eval()
+
+
+def distillation_loss(
+    config: RunConfig,
+    model: Llama,
+    tokenizer: Tokenizer,
+    context: int,
+    compute: torch.dtype,
+    *,
+    attention: Callable[..., KVCache] | None = None,
+    compiled: bool = False,
+) -> DistillationLoss:
+    """The loss that --teacher, --teacher-weight and --temperature ask for; the teacher is put where the model is, in
+    the type `compute`. Raises what load_teacher raises."""
+    assert config.teacher is not None
+    device = model.output_weight.device
+    teacher = load_teacher(config.teacher, tokenizer, model.config, context, device, compute)
+    return DistillationLoss(
+        model,
+        teacher,
+        compute,
+        share=DEFAULT_SHARE if config.teacher_weight is None else config.teacher_weight,
+        temperature=DEFAULT_TEMPERATURE if config.temperature is None else config.temperature,
+        attention=attention,
+        compiled=compiled,
+    )

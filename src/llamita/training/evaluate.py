@@ -9,6 +9,7 @@ import torch
 
 from llamita.data.batches import Documents
 from llamita.data.scoring import Score, scoring_batches, scoring_rows
+from llamita.training.distillation import DistillationLoss
 from llamita.training.distributed import Ranks
 from llamita.training.loss import SummedLoss
 
@@ -17,7 +18,7 @@ TOKENS_PER_BATCH = {"cpu": 8192, "cuda": 131072}
 
 @torch.no_grad()
 def bits_per_byte(
-    loss: SummedLoss,
+    loss: SummedLoss | DistillationLoss,
     documents: Documents,
     bos_id: int,
     ranks: Ranks | None = None,

@@ -19,6 +19,7 @@ from llamita.errors import TrainingError
 from llamita.model.llama import Llama
 from llamita.tokenizer import load_tokenizer
 from llamita.training.defaults import fill_defaults, model_config
+from llamita.training.distillation import DistillationLoss, distillation_loss
 from llamita.training.distributed import Ranks
 from llamita.training.evaluate import bits_per_byte
 from llamita.training.loop import TrainResult, run_task
@@ -42,8 +43,7 @@ class Pretraining(Task):
     """A network of the configuration's shape, a store's documents packed into rows, judged in bits per byte."""
 
     objective: ClassVar[str] = "bpb"
-
-    loss: SummedLoss
+    loss: SummedLoss | DistillationLoss
 
     def __init__(self, config: TrainConfig, ranks: Ranks) -> None:
         self.ranks = ranks
@@ -63,7 +63,11 @@ class Pretraining(Task):
         self.flops_per_token = flops_per_token(self.model_config, config.context)
         self.model = Llama(self.model_config, config.dropout).to(ranks.device)
         compute = torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
-        self.loss = SummedLoss(self.model, compute, compiled=config.compile)
+        self.loss = (
+            SummedLoss(self.model, compute, compiled=config.compile)
+            if config.teacher is None
+            else distillation_loss(config, self.model, self.tokenizer, self.context, compute, compiled=config.compile)
+        )
         self.batches = Batches(
             self.train_split, self.bos_id, self.context, self.batch_rows, config.seed, ranks.rank, ranks.world_size
         )
@@ -83,12 +87,14 @@ class Pretraining(Task):
         shape = self.model_config
         return [
             f"model: {format_count(shape.num_parameters)} weights, {shape.num_hidden_layers} layers of "
+        teacher = [] if isinstance(self.loss, SummedLoss) else [self.loss.line()]
             f"{shape.hidden_size}, ffn {shape.intermediate_size}, {shape.num_attention_heads} heads, "
             f"{shape.num_key_value_heads} kv heads, vocabulary {shape.vocab_size}",
             f"data: {format_count(self.train_split.num_tokens)} tokens of {self.train_split.num_documents} documents, "
             f"{format_count(self.val_split.num_tokens)} held out",
         ]
 
+            *teacher,
     def initialize(self) -> None:
         """Fresh weights, a function of the seed: drawn on the CPU, so that they are the same on every device."""
         fresh = Llama(self.model_config).initialize(torch.Generator().manual_seed(self.config.seed))

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llamita.checkpoint import load_config, load_model
+from llamita.checkpoint import load_config, load_model, load_tensors
+from llamita.config import TrainConfig
 from llamita.data.batches import IGNORED
-from llamita.errors import TrainingError
+from llamita.errors import ConfigError, TrainingError
 from llamita.finetune.lora import LoraConfig, add_lora
 from llamita.finetune.loss import ConversationLoss, ConversationMask
 from llamita.model.llama import Llama
@@ -20,6 +22,8 @@ from llamita.tokenizer import load_tokenizer
 from llamita.training import distillation
 from llamita.training.distillation import DistillationLoss, load_teacher
 from llamita.training.loss import SummedLoss
+from llamita.training.metrics import read_metrics
+from llamita.training.pretraining import train
 
 
 @pytest.fixture(scope="module")
@@ -143,3 +147,35 @@ def test_teachers_that_are_refused(
         load(wider)
     with pytest.raises(TrainingError, match="expected a context of at least 129 tokens, found 128; lower --context"):
         load(teacher, 129)
+
+
+def make_config(store: Path, out: Path, **changes: Any) -> TrainConfig:
+    values: dict[str, Any] = {
+        "layers": 1, "hidden": 32, "heads": 2, "kv_heads": 1, "ffn": 64, "context": 64, "batch_rows": 4, "steps": 10,
+        "log_interval": 5, "eval_interval": 5, "device": "cpu", "threads": 1,
+    }  # fmt: skip
+    return TrainConfig(data=store, out=out, **(values | changes))
+
+
+def test_a_run_with_a_teacher(tale_store: Path, tmp_path: Path) -> None:
+    """The student alone is saved, and what is held out is measured as without a teacher."""
+    train(make_config(tale_store, tmp_path / "teacher", layers=2, hidden=64, steps=30))
+    options: dict[str, Any] = {"teacher": tmp_path / "teacher", "teacher_weight": 0.8, "temperature": 2.0}
+    train(make_config(tale_store, tmp_path / "taught", **options))
+    train(make_config(tale_store, tmp_path / "alone"))
+    taught, alone = (
+        {line["step"]: line for line in read_metrics(tmp_path / name) if line["kind"] == "eval"}
+        for name in ("taught", "alone")
+    )
+    assert abs(taught[10]["bpb"] - alone[10]["bpb"]) < 0.5 and taught[10]["bpb"] != alone[10]["bpb"]
+    tensors = load_tensors(tmp_path / "taught")
+    assert tensors.keys() == load_tensors(tmp_path / "alone").keys()
+    assert all(each.shape == load_tensors(tmp_path / "alone")[name].shape for name, each in tensors.items())
+
+
+def test_settings_of_no_teacher(tmp_path: Path) -> None:
+    for changes in ({"temperature": 2.0}, {"teacher_weight": 0.5}):
+        with pytest.raises(ConfigError, match=r"is a setting of --teacher; give both"):
+            make_config(tmp_path, tmp_path, **changes)
+    with pytest.raises(ConfigError, match=r"--teacher-weight: expected a share above 0, at most 1, found 1\.5"):
+        make_config(tmp_path, tmp_path, teacher=tmp_path, teacher_weight=1.5)
