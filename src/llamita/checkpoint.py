@@ -4,6 +4,7 @@
     (or model-00001-of-0000N.safetensors … and model.safetensors.index.json)
     training/state.json        what resuming needs as JSON: step, random states, data position, …
     training/state.safetensors …and as tensors: the optimizer's moments, …
+    training/optimizer         …instead, where they were sharded: torch.distributed.checkpoint's files
 
 A run directory holds checkpoints `step-NNNNNNNN` and the links `latest` and `best`; wherever a checkpoint is asked for,
 a run directory will do (its best one is taken). A link is replaced by renaming, so a kill leaves a good one.
@@ -51,10 +52,12 @@ STEP_NAME = re.compile(r"step-(\d{8})")
 
 @dataclasses.dataclass(frozen=True)
 class TrainingState:
-    """What resuming needs beside the weights: JSON values and named tensors."""
+    """What resuming needs beside the weights: JSON values, and tensors by name or in a folder of shards. A new
+    checkpoint takes the folder in: it is moved."""
 
     values: dict[str, Any]
     tensors: dict[str, Tensor]
+    shards: Path | None = None
 
 
 def save_checkpoint(
@@ -84,7 +87,10 @@ def write_training_state(folder: Path, training: TrainingState) -> None:
     """Put training/ into a folder that is being written: a checkpoint's or an adapter's."""
     (folder / "training").mkdir()
     _write_json(folder / "training" / "state.json", training.values)
-    _write_tensors(folder / "training" / "state.safetensors", training.tensors)
+    if training.shards is None:
+        _write_tensors(folder / "training" / "state.safetensors", training.tensors)
+    else:
+        os.rename(training.shards, folder / "training" / "optimizer")
 
 
 def stream_checkpoint(
@@ -204,7 +210,10 @@ def load_training_state(directory: Path) -> TrainingState:
     folder = (latest if latest.is_dir() else Path(directory)) / "training"
     if not folder.is_dir():
         raise CheckpointError(f"cannot resume from {directory}: it has no training/ folder; only weights were kept")
-    return TrainingState(read_json_object(folder / "state.json", CheckpointError), _read_tensors(folder, "state"))
+    values, shards = read_json_object(folder / "state.json", CheckpointError), folder / "optimizer"
+    if shards.is_dir():
+        return TrainingState(values, {}, shards)
+    return TrainingState(values, _read_tensors(folder, "state"))
 
 
 # ---------------------------------------------------------------- run directories
@@ -213,6 +222,11 @@ def load_training_state(directory: Path) -> TrainingState:
 def step_directory(run: Path, step: int) -> Path:
     """Where a run keeps the checkpoint after `step` optimizer steps."""
     return Path(run) / f"step-{step:08d}"
+
+
+def sharded_state_directory(checkpoint: Path) -> Path:
+    """Where the processes put their shards of the optimizer's state, before the checkpoint takes them in."""
+    return checkpoint.with_name(f".{checkpoint.name}.optimizer.partial")
 
 
 def point_link(run: Path, link: str, checkpoint: Path) -> None:

@@ -87,6 +87,18 @@ def start_ranks(device: str, threads: int | None) -> Iterator[Ranks]:
             dist.destroy_process_group()
 
 
+def whole(tensor: Tensor) -> Tensor:
+    """A sharded tensor (a DTensor) put together from all processes, which call this together; any other as it is."""
+    full: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return full
+
+
+def own_part(tensor: Tensor) -> Tensor:
+    """What this process has of a sharded tensor, in the same memory; any other tensor as it is."""
+    part: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return part
+
+
 def choose_device(name: str, local_rank: int = 0, *, several: bool = False) -> torch.device:
     """auto, cpu, cuda or cuda:N → the device; with several processes on a machine, cuda means the local rank's.
 

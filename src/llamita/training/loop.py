@@ -14,7 +14,7 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ from llamita.training.optimizer import build_optimizer, optimizer_tensors, resto
 from llamita.training.progress import TrainingDisplay, format_count
 from llamita.training.report import write_report
 from llamita.training.rundir import describe_run, mark_best, open_run
+from llamita.training.saving import Saver
 from llamita.training.schedule import Schedule
 from llamita.training.signals import StopSignal
 from llamita.training.task import Task
@@ -84,7 +85,7 @@ def run_task(config: RunConfig, make_task: Callable[[Ranks], Task], started: flo
     """
     with start_ranks(config.device, config.threads) as ranks, TrainingDisplay(enabled=ranks.is_first) as display:
         trainer = Trainer(make_task(ranks), ranks, display, started)
-        with StopSignal() as stop:
+        with trainer.saver, StopSignal() as stop:
             interrupted = trainer.run(stop)
         return TrainResult(config.out, ranks.is_first, interrupted, trainer.close())
 
@@ -102,6 +103,7 @@ class Trainer:
         task.initialize()
         self.parallel_loss = ranks.parallel(task.loss)
         self.optimizer = build_optimizer(self.model, config)
+        self.saver = Saver(ranks, sharded=False)
         self.schedule = Schedule(config.schedule, config.warmup, config.cooldown, config.final_lr)
         self.budget = Budget(config, tokens_per_step, task.epoch_tokens, task.held_out_tokens)
         self.position, self.pending = Position(), Pending.empty(ranks.device)
@@ -164,6 +166,7 @@ class Trainer:
         if save or stopped or over:
             self._save()
         if stopped or over:
+            self.saver.wait()
             return stopped
         if evaluate and self.position.step == 0:
             return None  # the time that the first step begins has changed
@@ -174,6 +177,7 @@ class Trainer:
 
     def _decide(self, stop: StopSignal) -> tuple[bool, bool, bool, bool]:
         """Whether the run is over, and whether to evaluate, to save, to stop: the first process decides for all."""
+        self.saver.check()
         at = self.position
         at.seconds, save, stopped = self.ranks.agree(
             self.earlier_seconds + time.monotonic() - self.started,
@@ -393,7 +397,8 @@ class Trainer:
     # ---------------------------------------------------------------- saving and resuming
 
     def _save(self) -> None:
-        """Write a checkpoint of this step and point the links at it; nothing if it is saved already."""
+        """Have a checkpoint of this step written, and the links pointed at it, while training goes on; nothing if it is
+        saved already."""
         self.last_save = time.monotonic()
         if self.saved_step == self.position.step:
             return
@@ -401,19 +406,20 @@ class Trainer:
         self._end_interval()
         nats = self.ranks.sum(self.pending.nats.clone()).item()
         self.saved_step = self.position.step
-        if self.metrics is not None:
-            run, at = self.config.out, self.position
-            checkpoint = step_directory(run, at.step)
+        run, best = self.config.out, self.best
+        checkpoint = step_directory(run, self.saved_step)
+
+        def write(weights: Mapping[str, Tensor], state: TrainingState) -> None:
             if not checkpoint.is_dir():
-                tensors = optimizer_tensors(self.optimizer, self.model)
-                state = TrainingState(self._state_values(nats, self.metrics.num_bytes), tensors)
-                weights = {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
                 self.task.save(checkpoint, weights, state)
             point_link(run, "latest", checkpoint)
-            if self.best is not None:
-                mark_best(run, step_directory(run, self.best[1]))
+            if best is not None:
+                mark_best(run, step_directory(run, best[1]))
             prune_checkpoints(run)
-        self.ranks.wait()
+
+        weights = {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
+        values = self._state_values(nats, 0 if self.metrics is None else self.metrics.num_bytes)
+        self.saver.save(checkpoint, weights, optimizer_tensors(self.optimizer, self.model), values, write)
         self.last_save = time.monotonic()
         self._mark_speed()
 
@@ -441,6 +447,8 @@ class Trainer:
     def _restore(self) -> int:
         """Take up the latest checkpoint's weights and state; returns the length of metrics.jsonl at that time."""
         run, device = self.config.out, self.ranks.device
+        self.saver.wait()
+        self.ranks.wait()  # the checkpoint is there, for all processes
         self.task.load_weights(run)
         state = load_training_state(run)
         restore_optimizer(self.optimizer, self.model, state.tensors)
@@ -486,6 +494,7 @@ class Trainer:
             "best": None if self.best is None else self.best[0],
             "best_step": None if self.best is None else self.best[1],
             "tokens_per_second": speed,
+            "saving_seconds": self.saver.stalled_seconds,  # in which training stood still, since this command began
             "mfu": self._mfu(speed),
             "num_parameters": self.task.model_config.num_parameters,
             "model": dataclasses.asdict(self.task.model_config),
