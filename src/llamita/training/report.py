@@ -29,7 +29,8 @@ def write_report(run: Path, summary: Mapping[str, Any]) -> None:
 
 
 def draw_curve(lines: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
-    """Bits per byte over tokens: of the training batches (and their smooth mean), and of the held-out split."""
+    """Bits per byte (nats a target where there are none) over tokens: of the training batches (and their smooth mean),
+    and of the held-out split."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -39,23 +40,24 @@ def draw_curve(lines: Sequence[Mapping[str, Any]], path: Path, title: str) -> No
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     tokens = [line["tokens"] / 1e6 for line in train]
-    bits = [line["bpb"] for line in train]
+    name = "bpb" if "bpb" in train[0] else "loss"
+    bits = [line[name] for line in train]
     axes.plot(tokens, bits, color=TRAIN_COLOR, alpha=0.35, linewidth=1)
     axes.plot(tokens, _centered_means(bits), color=TRAIN_COLOR, linewidth=1.8, label="training batches")
     if held_out:
         axes.plot(
-            [line["tokens"] / 1e6 for line in held_out], [line["bpb"] for line in held_out],
+            [line["tokens"] / 1e6 for line in held_out], [line[name] for line in held_out],
             color=HELD_OUT_COLOR, marker="o", markersize=5, linewidth=1.8, label="held-out split",
         )  # fmt: skip
         last = held_out[-1]
         axes.annotate(
-            f"{last['bpb']:.4f}", (last["tokens"] / 1e6, last["bpb"]), xytext=(0, 10), textcoords="offset points",
+            f"{last[name]:.4f}", (last["tokens"] / 1e6, last["bpb"]), xytext=(0, 10), textcoords="offset points",
             ha="right", color=HELD_OUT_COLOR, fontweight="bold",
         )  # fmt: skip
-    _set_limits(axes, train, held_out)
+    _set_limits(axes, train, held_out, name)
     axes.set_xlim(0, 1.02 * tokens[-1])
     axes.set_xlabel("training tokens, millions", color=INK)
-    axes.set_ylabel("bits per byte", color=INK)
+    axes.set_ylabel("bits per byte" if name == "bpb" else "nats a target", color=INK)
     axes.set_title(title, loc="left", color=INK, fontweight="bold")
     axes.grid(color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
@@ -65,12 +67,14 @@ def draw_curve(lines: Sequence[Mapping[str, Any]], path: Path, title: str) -> No
     figure.savefig(path, format="png")
 
 
-def _set_limits(axes: Any, train: Sequence[Mapping[str, Any]], held_out: Sequence[Mapping[str, Any]]) -> None:
+def _set_limits(
+    axes: Any, train: Sequence[Mapping[str, Any]], held_out: Sequence[Mapping[str, Any]], name: str
+) -> None:
     """Leave the steep beginning out of the picture, so that the end can be told apart."""
-    values = sorted(line["bpb"] for line in [*train, *held_out])
+    values = sorted(line[name] for line in [*train, *held_out])
     lowest = values[0]
-    later = [line["bpb"] for line in train if line["tokens"] >= 0.1 * train[-1]["tokens"]]
-    highest = max([*later, *(line["bpb"] for line in held_out)])
+    later = [line[name] for line in train if line["tokens"] >= 0.1 * train[-1]["tokens"]]
+    highest = max([*later, *(line[name] for line in held_out)])
     margin = 0.06 * (highest - lowest) or 0.05 * lowest
     axes.set_ylim(lowest - margin, highest + margin)
 
@@ -89,7 +93,7 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
     table.add_column(style="dim")
     table.add_column()
     model, held_out, best = summary["model"], summary["held_out"], summary["best"]
-    unit = "bits per byte" if summary["objective"] == "bpb" else summary["objective"]
+    unit = "bits per byte" if summary["objective"] == "bpb" else "nats a target"
     layers, hidden = model["num_hidden_layers"], model["hidden_size"]
     parameters = format_count(summary["num_parameters"])
     if held_out is not None:
