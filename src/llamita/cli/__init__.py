@@ -16,7 +16,9 @@ from llamita.errors import LlamitaError
 # verb -> (module, what it does), in the order of the corridor.
 VERBS: dict[str, tuple[str, str]] = {
     "prepare": ("prepare", "text → tokenizer and token store"),
+    "plan": ("plan", "token store and minutes → what train would choose here, and why"),
     "train": ("train", "token store → checkpoint (a Hugging Face folder)"),
+    "finetune": ("finetune", "checkpoint and conversations or texts → checkpoint or adapter (LoRA)"),
     "sample": ("sample", "tell a text with a checkpoint, in PyTorch: slow and obvious"),
     "eval": ("eval", "bits per byte of a checkpoint or a model file on held-out text"),
     "export": ("export", "checkpoint → one model file (.gguf, or llama2.c's .bin)"),

@@ -24,6 +24,7 @@ from llamita.training.distributed import Ranks
 from llamita.training.evaluate import bits_per_byte
 from llamita.training.loop import TrainResult, run_task
 from llamita.training.loss import SummedLoss
+from llamita.training.planner import settled
 from llamita.training.progress import format_count
 from llamita.training.task import Evaluation, Task
 from llamita.training.throughput import flops_per_token
@@ -47,10 +48,6 @@ class Pretraining(Task):
 
     def __init__(self, config: TrainConfig, ranks: Ranks) -> None:
         self.ranks = ranks
-        self.config: TrainConfig = fill_defaults(config, ranks.device, ranks.world_size)
-        config = self.config
-        assert config.context and config.batch_rows
-        self.context, self.batch_rows = config.context, config.batch_rows
         store = TokenStore(config.data)
         self.tokenizer = load_tokenizer(config.data)
         self.bos_id = store.bos_id
@@ -59,6 +56,11 @@ class Pretraining(Task):
             raise TrainingError(f"cannot train on {config.data}: its train split is empty; prepare more text")
         self.epoch_tokens, self.held_out_tokens = self.train_split.num_tokens, self.val_split.num_tokens
         self.bytes_per_token = self.train_split.text_bytes / self.train_split.num_tokens
+        config = settled(config, vocab_size=store.vocab_size, unique_tokens=self.epoch_tokens, ranks=ranks)
+        self.config: TrainConfig = fill_defaults(config, ranks.device, ranks.world_size)
+        config = self.config
+        assert config.context and config.batch_rows
+        self.context, self.batch_rows = config.context, config.batch_rows
         self.model_config = model_config(config, self.tokenizer)
         self.flops_per_token = flops_per_token(self.model_config, config.context)
         self.model = Llama(self.model_config, config.dropout).to(ranks.device)
@@ -85,16 +87,16 @@ class Pretraining(Task):
 
     def lines(self) -> list[str]:
         shape = self.model_config
+        teacher = [] if isinstance(self.loss, SummedLoss) else [self.loss.line()]
         return [
             f"model: {format_count(shape.num_parameters)} weights, {shape.num_hidden_layers} layers of "
-        teacher = [] if isinstance(self.loss, SummedLoss) else [self.loss.line()]
             f"{shape.hidden_size}, ffn {shape.intermediate_size}, {shape.num_attention_heads} heads, "
             f"{shape.num_key_value_heads} kv heads, vocabulary {shape.vocab_size}",
             f"data: {format_count(self.train_split.num_tokens)} tokens of {self.train_split.num_documents} documents, "
             f"{format_count(self.val_split.num_tokens)} held out",
+            *teacher,
         ]
 
-            *teacher,
     def initialize(self) -> None:
         """Fresh weights, a function of the seed: drawn on the CPU, so that they are the same on every device."""
         fresh = Llama(self.model_config).initialize(torch.Generator().manual_seed(self.config.seed))

@@ -1,0 +1,45 @@
+"""`llamita plan DATA`: what `llamita train DATA --minutes M` would choose here, beside the rules of thumb."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from llamita.cli.command import parse, requires_extra
+from llamita.cli.table import print_table
+from llamita.config import TrainConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class PlanFlags:
+    """Measure this machine for some seconds; print the shape, batch and learning rates for the minutes there are."""
+
+    data: tyro.conf.Positional[Path]
+    """Token store, as `llamita prepare` writes it."""
+    minutes: Annotated[float, tyro.conf.arg(aliases=["-m"])] = 10.0
+    """How long the training may take, start and evaluations included."""
+    context: int | None = None
+    """Tokens that the model sees at once (default: 512)."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    threads: int | None = None
+    """CPU threads (default: one a core)."""
+
+
+def main(argv: list[str]) -> None:
+    flags = parse(PlanFlags, argv, "llamita plan")
+    with requires_extra("train"):
+        from llamita.training.planner import describe_plan, plan_store
+
+    config = TrainConfig(
+        data=flags.data, out=Path("run"), minutes=flags.minutes, context=flags.context, device=flags.device,
+        threads=flags.threads,
+    )  # fmt: skip
+    chosen, weighed = describe_plan(plan_store(config))
+    print_table(chosen, sys.stdout)
+    print()
+    print_table(weighed, sys.stdout)

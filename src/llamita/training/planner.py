@@ -1,0 +1,308 @@
+"""Turns minutes, a token store and this machine into a plan: which shape learns most in the time there is.
+
+Two or three shapes are trained for a moment on noise, which tells the seconds that a step costs here; a law fitted to
+runs of this very recipe tells what a shape makes of so many tokens. What a person has said stays as it is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from llamita.config import ModelConfig, Shape, TrainConfig
+from llamita.data.shards import TokenStore
+from llamita.errors import TrainingError
+from llamita.model.llama import Llama
+from llamita.training.budget import CLOSING_SECONDS
+from llamita.training.defaults import fill_defaults
+from llamita.training.distributed import Ranks, start_ranks
+from llamita.training.loss import SummedLoss
+from llamita.training.optimizer import build_optimizer
+from llamita.training.progress import format_count
+from llamita.training.rundir import remembered_config
+from llamita.training.throughput import flops_per_token
+
+PROBE_SHARE = 0.01  # of the minutes, for each of at most three probes
+PROBE_SECONDS = (0.5, 3.0)  # at least, at most
+TRAINING_SHARE = 0.94  # of the minutes: the rest is start, evaluations and saving
+WIDTHS = (64, 96, 128, 160, 192, 256, 320, 384, 512, 640, 768, 1024, 1280, 1536, 2048)
+CONTEXT = 512
+SHAPE_FIELDS = ("preset", "layers", "hidden", "heads", "kv_heads", "ffn", "context")
+# How often tokens may repeat, and weights outnumber the tokens there are, until more of them add 1/e of the first
+# (Muennighoff et al., arXiv 2305.16264)
+REPEATS_WORTH, WEIGHTS_WORTH = 15.4, 5.3
+
+
+@dataclasses.dataclass(frozen=True)
+class Law:
+    """bits(N, D) = floor + a / N^alpha + b / D^beta: N weights, D tokens (the form of Chinchilla, arXiv 2203.15556).
+
+    Fitted to runs of this recipe on TinyStories (docs/log.md). The floor and the unit are that text's; which N is best
+    for given seconds depends on the two slopes and on a / b alone, which change little from text to text.
+    """
+
+    floor: float
+    a: float
+    alpha: float
+    b: float
+    beta: float
+
+    def bits(self, num_parameters: float, tokens: float) -> float:
+        return self.floor + self.a / num_parameters**self.alpha + self.b / tokens**self.beta
+
+
+LAW = Law(floor=0.5, a=9.0, alpha=0.25, b=60.0, beta=0.36)
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """What a shape is expected to do in the time: tokens seen, epochs they are, bits per byte by the law."""
+
+    shape: Shape
+    num_parameters: int
+    tokens_per_second: float
+    tokens: float
+    epochs: float
+    bits: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """filled: the flags with nothing left open; best: the estimate chosen; estimates: all that were weighed."""
+
+    filled: TrainConfig
+    best: Estimate
+    estimates: tuple[Estimate, ...]
+    vocab_size: int
+    device: str
+
+
+def wants_plan(config: TrainConfig) -> bool:
+    """Whether the shape is open, and minutes (or nothing) say how long."""
+    return config.preset is None and config.layers is None and config.steps is None and config.epochs is None
+
+
+def ladder_shape(hidden: int, context: int = CONTEXT) -> Shape:
+    """The planner's shape of a width: a layer for every 64 of it and one more, at least 4; heads of 32 up to 320 and of
+    64 above; two query heads to a kv head; the feed-forward layer 8/3 as wide, in multiples of 32."""
+    heads = hidden // (32 if hidden <= 320 else 64)
+    return Shape(
+        num_hidden_layers=max(4, round(hidden / 64) + 1),
+        hidden_size=hidden,
+        num_attention_heads=heads,
+        num_key_value_heads=heads // 2 if heads % 2 == 0 else heads,
+        intermediate_size=(hidden * 8 // 3 + 31) // 32 * 32,
+        max_position_embeddings=context,
+    )
+
+
+def plan_run(
+    config: TrainConfig, *, vocab_size: int, unique_tokens: int, device: torch.device, world_size: int = 1
+) -> Plan:
+    """Choose a shape for config.minutes on this machine (a few seconds of probing).
+
+    unique_tokens: of the training split. config.context, if given, is kept.
+    """
+    minutes = fill_defaults(dataclasses.replace(config, preset="0.5M"), device, world_size).minutes
+    assert minutes is not None
+    seconds = max(0.1 * 60 * minutes, 60 * minutes * TRAINING_SHARE - CLOSING_SECONDS)
+    context = config.context or CONTEXT
+    shapes = [ladder_shape(width, context) for width in WIDTHS]
+
+    def measured(shape: Shape) -> float:
+        """Seconds that a token takes."""
+        allowed = min(PROBE_SECONDS[1], max(PROBE_SECONDS[0], PROBE_SHARE * 60 * minutes))
+        return probe_seconds_per_token(with_shape(config, shape), vocab_size, device, world_size, allowed)
+
+    def operations(shape: Shape) -> float:
+        return flops_per_token(model_shape(shape, vocab_size), context)
+
+    points = [(operations(shape), measured(shape)) for shape in (shapes[2], shapes[4])]
+    best = choose(points, shapes, vocab_size, seconds, unique_tokens)[0]
+    if best.shape not in (shapes[2], shapes[4]):  # far from what was measured: measure there too
+        points.append((operations(best.shape), measured(best.shape)))
+    best, estimates = choose(points, shapes, vocab_size, seconds, unique_tokens)
+    filled = fill_defaults(with_shape(config, best.shape), device, world_size)
+    on_cpu = device.type == "cpu"
+    name = f"{torch.get_num_threads()} threads of the CPU" if on_cpu else torch.cuda.get_device_name(device)
+    return Plan(filled, best, estimates, vocab_size, name)
+
+
+def choose(
+    points: Sequence[tuple[float, float]],
+    shapes: Sequence[Shape],
+    vocab_size: int,
+    seconds: float,
+    unique_tokens: int,
+) -> tuple[Estimate, tuple[Estimate, ...]]:
+    """points: (operations a token, seconds a token) as measured → the best estimate, and all."""
+    estimates = []
+    for shape in shapes:
+        model = model_shape(shape, vocab_size)
+        per_token = interpolate(points, flops_per_token(model, shape.max_position_embeddings))
+        tokens = seconds / per_token
+        bits = LAW.bits(
+            worth(model.num_parameters, unique_tokens, WEIGHTS_WORTH), worth(tokens, unique_tokens, REPEATS_WORTH)
+        )
+        estimates.append(
+            Estimate(shape, model.num_parameters, 1 / per_token, tokens, tokens / unique_tokens, bits)
+        )  # fmt: skip
+    return min(estimates, key=lambda estimate: estimate.bits), tuple(estimates)
+
+
+def interpolate(points: Sequence[tuple[float, float]], operations: float) -> float:
+    """Seconds a token between and beyond measured points: straight lines in the logarithms, of slope 0.5 to 1.1 where
+    they go beyond (small steps are bound by overhead, large ones by arithmetic)."""
+    known = sorted((math.log(x), math.log(y)) for x, y in points)
+    at = math.log(operations)
+    upper = min(max(1, sum(x < at for x, _ in known)), len(known) - 1)
+    (x0, y0), (x1, y1) = known[upper - 1], known[upper]
+    slope = (y1 - y0) / (x1 - x0)
+    if not x0 <= at <= x1:
+        slope = min(1.1, max(0.5, slope))
+    anchor_x, anchor_y = (x0, y0) if at < x0 else (x1, y1)
+    return math.exp(anchor_y + slope * (at - anchor_x))
+
+
+def worth(amount: float, unique_tokens: float, decay: float) -> float:
+    """What tokens seen, or weights, are worth where the text has only so many tokens: U + U R* (1 - exp(-R / R*)) with
+    R = amount / U - 1 (arXiv 2305.16264, equations 5 and 6; a weight for each token counts as balanced)."""
+    if amount <= unique_tokens:
+        return amount
+    excess = amount / unique_tokens - 1
+    return unique_tokens * (1 + decay * (1 - math.exp(-excess / decay)))
+
+
+def model_shape(shape: Shape, vocab_size: int) -> ModelConfig:
+    """The network of a shape, its embeddings tied."""
+    fields = dataclasses.asdict(shape)
+    return ModelConfig(vocab_size=vocab_size, head_dim=shape.hidden_size // shape.num_attention_heads, **fields)
+
+
+def with_shape(config: TrainConfig, shape: Shape) -> TrainConfig:
+    """The flags with this shape where they name none."""
+    return dataclasses.replace(
+        config,
+        layers=shape.num_hidden_layers,
+        hidden=config.hidden or shape.hidden_size,
+        heads=config.heads or shape.num_attention_heads,
+        kv_heads=config.kv_heads or shape.num_key_value_heads,
+        ffn=config.ffn or shape.intermediate_size,
+        context=config.context or shape.max_position_embeddings,
+    )
+
+
+def probe_seconds_per_token(
+    config: TrainConfig, vocab_size: int, device: torch.device, world_size: int, seconds: float
+) -> float:
+    """Train this shape on noise for about so many seconds; what a token takes, over all processes."""
+    config = fill_defaults(config, device, world_size)
+    assert config.layers and config.hidden and config.heads and config.kv_heads and config.ffn
+    assert config.context and config.batch_rows
+    shape = Shape(config.layers, config.hidden, config.heads, config.kv_heads, config.ffn, config.context)
+    generator = torch.Generator().manual_seed(0)
+    model = Llama(model_shape(shape, vocab_size), config.dropout).initialize(generator).to(device)
+    loss = SummedLoss(model, torch.bfloat16 if config.dtype == "bfloat16" else torch.float32)
+    optimizer = build_optimizer(model, config)
+    ids = torch.randint(vocab_size, (config.batch_rows, config.context + 1), generator=generator).to(device)
+    num_tokens = config.batch_rows * config.context
+    times: list[float] = []
+    start = time.monotonic()
+    while len(times) < 3 or time.monotonic() - start < seconds:
+        began = time.monotonic()
+        for _ in range(config.accumulate):
+            (loss(ids[:, :-1], ids[:, 1:]) / num_tokens).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.monotonic() - began)
+    times = sorted(times[1:])  # the first one warms up; of the others the faster half, for others use the machine too
+    return times[len(times) // 4] / (num_tokens * config.accumulate * world_size)
+
+
+def settled(config: TrainConfig, *, vocab_size: int, unique_tokens: int, ranks: Ranks) -> TrainConfig:
+    """The flags with a shape: as a resumed run was planned, else as it is planned now, the same in all processes."""
+    if not wants_plan(config):
+        return config
+    before = remembered_config(config.out) if config.resume else {}
+    if before.get("layers"):
+        known: dict[str, Any] = {name: before.get(name) for name in SHAPE_FIELDS}
+        return dataclasses.replace(config, **known)
+    plan = plan_run(
+        config, vocab_size=vocab_size, unique_tokens=unique_tokens, device=ranks.device, world_size=ranks.world_size
+    )
+    hidden = round(ranks.agree(plan.best.shape.hidden_size)[0])
+    return with_shape(config, ladder_shape(hidden, config.context or CONTEXT))
+
+
+def plan_store(config: TrainConfig) -> Plan:
+    """The plan for a token store and minutes, in this process alone. Raises StoreError, TrainingError, ConfigError."""
+    with start_ranks(config.device, config.threads) as ranks:
+        store = TokenStore(config.data)
+        split = store.split("train")
+        if split.num_documents == 0:
+            raise TrainingError(f"cannot plan for {config.data}: its train split is empty; prepare more text")
+        return plan_run(
+            config, vocab_size=store.vocab_size, unique_tokens=split.num_tokens, device=ranks.device
+        )  # fmt: skip
+
+
+def describe_plan(plan: Plan) -> tuple[list[tuple[str, ...]], list[tuple[str, ...]]]:
+    """Two tables: what was chosen beside the rule of thumb for it, and the shapes that were weighed, best in the
+    middle."""
+    best, config, device = plan.best, plan.filled, plan.device
+    shape = best.shape
+    embeddings = plan.vocab_size * shape.hidden_size
+    share = embeddings / best.num_parameters
+    ratio = best.tokens / best.num_parameters
+    assert config.batch_rows and config.context and config.learning_rate is not None
+    step = config.batch_rows * config.context * config.accumulate
+    chosen: list[tuple[str, ...]] = [
+        ("", "chosen", "rule of thumb"),
+        ("minutes", f"{config.minutes:g} on {device}", ""),
+        ("vocabulary", f"{plan.vocab_size:,}: {100 * share:.0f} % of the weights", "embeddings at most 15 to 35 %; "
+         + ("fine" if share <= 0.35 else f"prepare with --vocab-size {_smaller_vocabulary(best)}")),
+        ("layers × hidden", f"{shape.num_hidden_layers} × {shape.hidden_size}, ffn {shape.intermediate_size}", "deep "
+         "and thin (MobileLLM)"),
+        ("heads, kv heads", f"{shape.num_attention_heads}, {shape.num_key_value_heads}", "heads of 32 to 128"),
+        ("weights", format_count(best.num_parameters), "a twentieth of the tokens (Chinchilla): "
+         + format_count(best.tokens / 20)),
+        ("speed", f"{format_count(best.tokens_per_second)} tok/s", ""),
+        ("tokens", f"{format_count(best.tokens)}: {ratio:.1f} a weight", "20 a weight (Chinchilla); small models in "
+         "minutes do best with fewer"),
+        ("epochs", f"{best.epochs:.2f}", "up to 4 are as good as fresh text (arXiv 2305.16264)"),
+        ("tokens per step", f"{step:,}", "100,000 for medium models (llama2.c); on CPUs small steps learn more"),
+        ("context", f"{config.context}", "what most documents need"),
+        ("learning rates", f"Muon {config.muon_lr:g}, AdamW {config.learning_rate:.3g}", "AdamW alone: 5e-4 (110M) to "
+         "1e-3 and more (tiny)"),
+        ("schedule", f"{config.schedule}, the last {100 * config.cooldown:.0f} % falling", "cosine to 10 % (llama2.c)"),
+    ]  # fmt: skip
+    weighed: list[tuple[str, ...]] = [("layers × hidden", "weights", "tok/s", "tokens", "epochs", "expected")]
+    for estimate in plan.estimates:
+        gap = estimate.bits / best.bits - 1
+        if gap < 0.15:
+            weighed.append((
+                f"{estimate.shape.num_hidden_layers} × {estimate.shape.hidden_size}",
+                format_count(estimate.num_parameters), format_count(estimate.tokens_per_second),
+                format_count(estimate.tokens), f"{estimate.epochs:.2f}",
+                "best" if estimate is best else f"{100 * gap:+.1f} %",
+            ))  # fmt: skip
+    return chosen, weighed
+
+
+def _smaller_vocabulary(estimate: Estimate) -> int:
+    """A vocabulary whose embeddings are about a quarter of this shape's weights."""
+    hidden = estimate.shape.hidden_size
+    layers = layer_weights(estimate.shape)
+    return max(512, 1 << round(math.log2(layers / 3 / hidden)))
+
+
+def layer_weights(shape: Shape) -> int:
+    """Weights of the layers alone."""
+    return model_shape(shape, 1).num_parameters - 2 * shape.hidden_size

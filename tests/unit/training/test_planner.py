@@ -1,0 +1,117 @@
+"""The planner: from probes to speeds, from speeds to a shape, and the same shape again when a run goes on."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from llamita.cli import main  # noqa: E402
+from llamita.config import TrainConfig  # noqa: E402
+from llamita.training import planner  # noqa: E402
+from llamita.training.planner import (  # noqa: E402
+    REPEATS_WORTH,
+    WIDTHS,
+    choose,
+    describe_plan,
+    interpolate,
+    ladder_shape,
+    model_shape,
+    plan_run,
+    worth,
+)
+from llamita.training.pretraining import train  # noqa: E402
+from llamita.training.rundir import remembered_config  # noqa: E402
+
+SHAPES = [ladder_shape(width) for width in WIDTHS]
+CPU = torch.device("cpu")
+
+
+def test_every_shape_of_the_ladder_is_a_llama_and_they_grow() -> None:
+    sizes = [model_shape(shape, 4096).num_parameters for shape in SHAPES]
+    assert sizes == sorted(sizes) and sizes[0] < 1e6 and sizes[-1] > 5e8
+    assert all(shape.hidden_size % shape.num_attention_heads == 0 for shape in SHAPES)
+
+
+def test_speeds_are_met_where_measured_and_monotonic_between_and_beyond() -> None:
+    points = [(1e7, 1e-4), (4e7, 3.2e-4)]
+    assert all(math.isclose(interpolate(points, x), y) for x, y in points)
+    found = [interpolate(points, x) for x in (1e6, 5e6, 1e7, 2e7, 4e7, 1e8, 1e9)]
+    assert all(a < b for a, b in itertools.pairwise(found))
+    noisy = [(1e7, 4e-4), (4e7, 3e-4)]  # a busy moment: beyond the points the slope stays sane
+    assert interpolate(noisy, 4e8) > 3e-4 and interpolate(noisy, 1e6) < 4e-4
+
+
+def test_repetitions_are_worth_less_and_at_most_so_much() -> None:
+    assert worth(500, 1000, REPEATS_WORTH) == 500 and worth(1000, 1000, REPEATS_WORTH) == 1000
+    assert 3500 < worth(4000, 1000, REPEATS_WORTH) < 4000
+    assert worth(1e9, 1000, REPEATS_WORTH) < 1000 * (2 + REPEATS_WORTH)
+
+
+def test_more_time_and_more_text_ask_for_larger_models_and_a_slow_machine_for_smaller_ones() -> None:
+    points = [(1e7, 1e-4), (4e7, 4e-4)]
+
+    def size(seconds: float, text: int, slower: float = 1.0) -> int:
+        slowed = [(x, slower * y) for x, y in points]
+        return choose(slowed, SHAPES, 4096, seconds, text)[0].num_parameters
+
+    by_time = [size(seconds, 10**9) for seconds in (60, 600, 6000, 60000, 600000)]
+    assert by_time == sorted(by_time) and by_time[0] < by_time[-1]
+    assert size(6000, 10**9, slower=20) < size(6000, 10**9)
+    assert size(60000, 10**5) <= size(60000, 10**9)
+
+
+def make_config(**changes: Any) -> TrainConfig:
+    return TrainConfig(data=Path("store"), out=Path("run"), **changes)
+
+
+def test_a_plan_keeps_what_was_said_and_says_what_it_chose(monkeypatch: pytest.MonkeyPatch) -> None:
+    probed: list[int] = []
+
+    def probe(config: TrainConfig, *args: Any) -> float:
+        assert config.hidden
+        probed.append(config.hidden)
+        return 1e-8 * config.hidden**2
+
+    monkeypatch.setattr(planner, "probe_seconds_per_token", probe)
+    config = make_config(minutes=10.0, context=128, batch_rows=3, learning_rate=0.01)
+    plan = plan_run(config, vocab_size=2048, unique_tokens=10**7, device=CPU)
+    assert 2 <= len(probed) <= 3 and plan.filled.hidden == plan.best.shape.hidden_size
+    assert (plan.filled.context, plan.filled.batch_rows, plan.filled.learning_rate) == (128, 3, 0.01)
+    assert plan.best.bits == min(estimate.bits for estimate in plan.estimates)
+    chosen, weighed = describe_plan(plan)
+    words = {row[0]: row[1] for row in chosen}
+    assert words["layers × hidden"].startswith(f"{plan.best.shape.num_hidden_layers} × {plan.best.shape.hidden_size},")
+    assert words["tokens per step"] == "384" and "best" in {row[-1] for row in weighed}
+
+
+def test_a_resumed_run_keeps_its_planned_shape(
+    tale_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However fast the machine is by then."""
+    run = tmp_path / "run"
+    cost = {"seconds": 1e-3}
+    monkeypatch.setattr(planner, "probe_seconds_per_token", lambda *args: cost["seconds"])
+    config = TrainConfig(
+        data=tale_store, out=run, minutes=0.08, device="cpu", threads=1, batch_rows=1, context=32, save_minutes=0.01
+    )
+    train(config)
+    planned = remembered_config(run)
+    assert planned["layers"] and planned["hidden"]
+    cost["seconds"] = 1e-9
+    train(dataclasses.replace(config, resume=True))
+    assert remembered_config(run) == planned
+
+
+def test_the_verb_measures_this_machine(tale_store: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", str(tale_store), "--minutes", "0.5", "--context", "64", "--threads", "1"]) == 0
+    out = capfd.readouterr().out
+    assert "tokens per step" in out and "Chinchilla" in out and "best" in out
+    assert main(["plan", str(tale_store / "none")]) == 2
+    assert "cannot open store" in capfd.readouterr().err
