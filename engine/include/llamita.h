@@ -36,6 +36,7 @@ typedef struct llamita_model llamita_model;     /* weights, configuration and to
 typedef struct llamita_session llamita_session; /* one running text: KV cache, scratch memory, thread pool */
 typedef struct llamita_sampler llamita_sampler; /* how the next token is picked, with its random state */
 typedef struct llamita_tokenizer llamita_tokenizer; /* a tokenizer without a model, for many documents */
+typedef struct llamita_learner llamita_learner; /* words of a text, counted, that a vocabulary is learned from */
 
 typedef enum {
     LLAMITA_OK = 0,
@@ -143,6 +144,24 @@ LLAMITA_API llamita_status llamita_tokenizer_encode(const llamita_tokenizer *tok
                                                     const uint64_t *ends, size_t num_documents, int32_t last_id,
                                                     int32_t *ids, size_t capacity, uint64_t *token_ends,
                                                     llamita_error *error);
+
+/* Learns a vocabulary: add documents, then merge. One thread at a time. */
+LLAMITA_API llamita_status llamita_learner_open(llamita_learner **learner, llamita_error *error);
+LLAMITA_API void llamita_learner_close(llamita_learner *learner);
+
+/* Counts the words of documents (given as to llamita_tokenizer_encode), cut as the qwen2 expression cuts them. Memory:
+ * the bytes of the different words and 40 more for each. */
+LLAMITA_API llamita_status llamita_learner_add(llamita_learner *learner, const char *text, const uint64_t *ends,
+                                               size_t num_documents, llamita_error *error);
+
+/* Merges pairs until there are num_tokens tokens, the 256 bytes included, or no pair stands least_count times in the
+ * text. Tokens 0 to 255 are the bytes in the order of GPT-2's alphabet, then those that merges make, in their order.
+ * Writes merges[num_merges][3]: left, right, what they become (which may be an earlier token). capacity: how many there
+ * is room for; at most so many are made. Memory: about 4 bytes for each byte of the different words, and 4 for each pair
+ * in each of them. */
+LLAMITA_API llamita_status llamita_learner_merge(const llamita_learner *learner, int32_t num_tokens,
+                                                 int64_t least_count, int32_t *merges, size_t capacity,
+                                                 size_t *num_merges, llamita_error *error);
 
 /* ------------------------------------------------------------------ chats */
 

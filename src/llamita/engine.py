@@ -203,6 +203,13 @@ _FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
             *(ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p, _error),
         ],
     ),
+    "learner_open": (ctypes.c_int, [_handle_out, _error]),
+    "learner_close": (None, [_pointer]),
+    "learner_add": (ctypes.c_int, [_pointer, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_size_t, _error]),
+    "learner_merge": (
+        ctypes.c_int,
+        [_pointer, ctypes.c_int32, ctypes.c_int64, ctypes.c_void_p, ctypes.c_size_t, _size_out, _error],
+    ),
     "chat_family": (ctypes.c_char_p, [_pointer]),
     "chat_encode": (
         ctypes.c_int,
@@ -378,6 +385,34 @@ class DocumentTokenizer(_Owned):
             token_ends.ctypes.data,
         )  # fmt: skip
         return ids[: int(token_ends[-1]) if ends.size else 0], token_ends
+
+
+class Learner(_Owned):
+    """Counts the words of documents, cut by the `qwen2` expression, and learns a byte-level BPE's merges from them."""
+
+    _kind = "learner"
+
+    def __init__(self) -> None:
+        handle = ctypes.c_void_p()
+        _call("learner_open", ctypes.byref(handle))
+        self._own(handle.value)
+
+    def add(self, text: bytes, ends: npt.NDArray[np.uint64]) -> None:
+        """Documents that stand one after another in `text`, document i up to byte ends[i]. Other threads run on."""
+        assert ends.dtype == np.uint64 and ends.flags.c_contiguous and (ends.size == 0 or int(ends[-1]) == len(text))
+        _call("learner_add", self._handle, text, ends.ctypes.data, ends.size)
+
+    def merge(self, num_tokens: int, least_count: int) -> npt.NDArray[np.int32]:
+        """[merges, 3]: left, right, what they become; until there are so many tokens, the 256 bytes included, or no
+        pair stands least_count times in the text.
+
+        Tokens 0 to 255 are the bytes in the order of GPT-2's alphabet, the others follow as they are made."""
+        merges, num_merges = np.empty((4 * num_tokens, 3), np.int32), ctypes.c_size_t()
+        _call(
+            "learner_merge", self._handle, num_tokens, least_count, merges.ctypes.data, len(merges),
+            ctypes.byref(num_merges),
+        )  # fmt: skip
+        return merges[: num_merges.value]
 
 
 class Model(_Owned):

@@ -32,6 +32,7 @@ LEVELS = {
     "data.encoding": 4,  # the engine encodes
     "data.engine_encoding": 4,
     "data.prepare": 4,
+    "data.vocabulary": 4,  # the engine learns
     "engine": 3,
     "model": 3,
     "checkpoint": 3,

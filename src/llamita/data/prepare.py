@@ -29,14 +29,16 @@ from llamita.data.sources import (
     list_sources,
     read_documents,
 )
-from llamita.errors import ConfigError, OutputError, SourceError, StoreError, TokenizerError
+from llamita.data.vocabulary import CountedWords
+from llamita.errors import ConfigError, EngineError, OutputError, SourceError, StoreError, TokenizerError
 from llamita.tokenizer import Tokenizer, VocabularyTooLarge, load_tokenizer, train_bpe
 
 DEFAULT_VAL_FRACTION = 0.05
 MIN_SPLIT_BYTES = 1_000  # of text, in each split
-LEARN_BYTES = 256 << 20  # a vocabulary is learned from at most so much text
+LEARN_BYTES = 64 << 20  # a vocabulary is learned from at most so much text: 1 GB of memory at worst (Chinese)
 SAMPLED_DOCUMENTS, SAMPLED_CHARACTERS = 256, 2048  # on which the engine's ids are compared with the library's
 _RECIPE = 1  # raised when the same sources and flags would give other tokens
+_RECIPE_OF_A_SAMPLE = 2  # the same, for a vocabulary learned from LEARN_BYTES of more text
 
 Stage = Literal["reading", "learning the vocabulary", "encoding"]
 Progress = Callable[[Stage, int, int], None]  # stage, bytes of text done, bytes of text in all
@@ -299,20 +301,26 @@ def document_hash(text: str, seed: int) -> bytes:
 def _learn(corpus: _Corpus, plan: _Plan, config: PrepareConfig, progress: Progress) -> tuple[Tokenizer, str]:
     """Learn a vocabulary from the training documents; the size is the flag's, or chosen by the amount of text."""
     train_bytes = plan.text_bytes["train"]
-    if config.vocab_size is not None:
-        return train_bpe(_train_texts(corpus, plan, progress), config.vocab_size), "learned, size as asked"
-    size = default_vocab_size(train_bytes)
-    reason = f"learned, size chosen for {train_bytes / 1e6:,.1f} MB of training text"
     try:
-        return train_bpe(_train_texts(corpus, plan, progress), size), reason
+        learn = CountedWords(_train_texts(corpus, plan, progress)).tokenizer
+    except EngineError:  # it is not built: the library learns the same, in its time, and encoding says so
+
+        def learn(vocab_size: int) -> Tokenizer:
+            return train_bpe(_train_texts(corpus, plan, progress), vocab_size)
+
+    if config.vocab_size is not None:
+        return learn(config.vocab_size), "learned, size as asked"
+    try:
+        size = default_vocab_size(train_bytes)
+        return learn(size), f"learned, size chosen for {train_bytes / 1e6:,.1f} MB of training text"
     except VocabularyTooLarge as error:
         smaller = max(320, error.supported // 64 * 64)
         reason = f"learned, as large as this text supports: in {train_bytes / 1e6:,.1f} MB no more pairs occur twice"
-        return train_bpe(_train_texts(corpus, plan, progress), smaller), reason
+        return learn(smaller), reason
 
 
 def _train_texts(corpus: _Corpus, plan: _Plan, progress: Progress) -> Iterator[str]:
-    """The training documents' texts; of more than LEARN_BYTES, those with the smallest hash of their number."""
+    """The training documents' texts; of more than LEARN_BYTES, a share that is evenly spread."""
     total = plan.text_bytes["train"]
     share = min(1.0, LEARN_BYTES / max(1, total))
     done = 0
@@ -370,7 +378,7 @@ def _encode(
 def _recipe(config: PrepareConfig, corpus: _Corpus, tokenizer: Tokenizer | None) -> str:
     """sha256 (hex) of all that decides the store's tokens: sources by content, flags, the given tokenizer."""
     content = {
-        "recipe": _RECIPE,
+        "recipe": _RECIPE_OF_A_SAMPLE if tokenizer is None and corpus.num_bytes > LEARN_BYTES else _RECIPE,
         "sources": corpus.facts(),
         "vocab_size": config.vocab_size,
         "tokenizer": tokenizer.fingerprint if tokenizer else None,

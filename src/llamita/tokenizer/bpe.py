@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from llamita.errors import TokenizerError
 from llamita.tokenizer.splits import QWEN2
-from llamita.tokenizer.tokenizer import Tokenizer
+from llamita.tokenizer.tokenizer import BYTE_OF_SYMBOL, Tokenizer
 
 # Ids 0, 1, 2: the border of documents (BOS = EOS), and the two that are reserved for chat.
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -35,19 +35,8 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     text alone (not on its order, nor on threads). Raises TokenizerError where the size is out of range,
     VocabularyTooLarge where the text cannot fill it; what `texts` raises passes through.
     """
-    if not MIN_VOCAB_SIZE <= vocab_size <= MAX_VOCAB_SIZE:
-        raise TokenizerError(
-            f"vocabulary size: expected {MIN_VOCAB_SIZE} (special tokens and bytes) to {MAX_VOCAB_SIZE:,}, "
-            f"found {vocab_size:,}"
-        )
-    backend = tokenizers.Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(tokenizers.Regex(QWEN2), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    backend.decoder = decoders.ByteLevel()
+    check_vocab_size(vocab_size)
+    backend = _backend(models.BPE())
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         min_frequency=2,
@@ -56,6 +45,50 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         show_progress=False,
     )
     backend.train_from_iterator(iter(texts), trainer)
+    return _finish(backend, vocab_size)
+
+
+def bpe_from_merges(merges: Sequence[Sequence[int]], vocab_size: int) -> Tokenizer:
+    """The tokenizer of `train_bpe` from merges that were learned elsewhere: (left, right, product) each, where 0 to
+    255 are the bytes in the order of GPT-2's alphabet and the others follow as merges first make them.
+
+    Raises VocabularyTooLarge where they do not make vocab_size tokens.
+    """
+    pieces = sorted(BYTE_OF_SYMBOL)
+    pairs: dict[tuple[str, str], None] = {}
+    for left, right, product in merges:
+        pairs[pieces[left], pieces[right]] = None
+        if product == len(pieces):
+            pieces.append(pieces[left] + pieces[right])
+    vocabulary = {piece: i for i, piece in enumerate([*SPECIAL_TOKENS, *pieces])}
+    backend = _backend(models.BPE(vocab=vocabulary, merges=list(pairs)))
+    backend.add_special_tokens(list(SPECIAL_TOKENS))
+    return _finish(backend, vocab_size)
+
+
+def check_vocab_size(vocab_size: int) -> None:
+    """Raise TokenizerError for a size that cannot be learned."""
+    if not MIN_VOCAB_SIZE <= vocab_size <= MAX_VOCAB_SIZE:
+        raise TokenizerError(
+            f"vocabulary size: expected {MIN_VOCAB_SIZE} (special tokens and bytes) to {MAX_VOCAB_SIZE:,}, "
+            f"found {vocab_size:,}"
+        )
+
+
+def _backend(model: models.BPE) -> tokenizers.Tokenizer:
+    """Cut by the `qwen2` pattern, then bytes as GPT-2 writes them."""
+    backend = tokenizers.Tokenizer(model)
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(tokenizers.Regex(QWEN2), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    backend.decoder = decoders.ByteLevel()
+    return backend
+
+
+def _finish(backend: tokenizers.Tokenizer, vocab_size: int) -> Tokenizer:
     if backend.get_vocab_size() < vocab_size:
         raise VocabularyTooLarge(vocab_size, backend.get_vocab_size())
     border = SPECIAL_TOKENS[0]
