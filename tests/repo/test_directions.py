@@ -37,6 +37,7 @@ LEVELS = {
     "model": 3,
     "checkpoint": 3,
     "chat": 4,
+    "telling": 4,
     "training": 4,
     "formats.gguf": 4,
     "formats.gguf_metadata": 4,
