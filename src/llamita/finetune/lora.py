@@ -110,14 +110,18 @@ def add_lora(model: Llama, config: LoraConfig, generator: torch.Generator | None
     """
     model.requires_grad_(False)
     for name, _ in lora_specs(model.config, config.layers):
-        layer = _replace(model, name, config.rank, config.scale, config.dropout)
-        bound = 1 / math.sqrt(layer.weight.shape[1])  # Kaiming's, a = √5: PEFT's beginning
-        with torch.no_grad():
-            layer.lora_A.weight.copy_(
-                torch.empty(layer.lora_A.weight.shape).uniform_(-bound, bound, generator=generator)
-            )
-            layer.lora_B.weight.zero_()
+        _replace(model, name, config.rank, config.scale, config.dropout)
+    initialize_updates(model, generator)
     return model
+
+
+@torch.no_grad()
+def initialize_updates(model: Llama, generator: torch.Generator | None = None) -> None:
+    """A uniform in ±1/√in (Kaiming's, a = √5: PEFT's beginning), drawn on the CPU; B zero."""
+    for _, layer in lora_layers(model):
+        bound = 1 / math.sqrt(layer.weight.shape[1])
+        layer.lora_A.weight.copy_(torch.empty(layer.lora_A.weight.shape).uniform_(-bound, bound, generator=generator))
+        layer.lora_B.weight.zero_()
 
 
 def attach_updates(model: Llama, updates: Mapping[str, LoraUpdate], dropout: float = 0.0) -> Llama:

@@ -48,8 +48,12 @@ class ConversationLoss(nn.Module):
         super().__init__()
         self.model, self.compute = model, compute
 
+    def autocast(self) -> torch.autocast:
+        """While entered, matrix products are of the type `compute`."""
+        return torch.autocast(self.model.output_weight.device.type, self.compute, enabled=self.compute != torch.float32)
+
     def forward(self, inputs: Tensor, targets: Tensor, segments: Tensor) -> Tensor:
-        with torch.autocast(inputs.device.type, self.compute, enabled=self.compute != torch.float32):
+        with self.autocast():
             hidden = self.model.hidden_states(inputs, ConversationMask(segments))
         counts = targets != IGNORED
         return summed_cross_entropy(

@@ -74,7 +74,7 @@ class Renderer:
             )
         pieces, types = tokenizer.pieces(), tokenizer.types()
         self.tokenizer, self.context_tokens = tokenizer, context_tokens or config.max_position_embeddings
-        self.template = template or tokenizer.chat_template or _default_template(pieces)
+        self.template = template or tokenizer.chat_template or default_template(pieces)
         self.end_ids = frozenset((*config.eos_token_ids, *tokenizer.end_ids))
         self._pieces = pieces
         self._is_control = np.array([kind == CONTROL for kind in types])
@@ -109,6 +109,14 @@ class Renderer:
         if not learned[1:length].any():
             return None
         return Example(ids[:length], learned[:length], where, len(conversation.turns) - num_turns)
+
+    def prompt(self, conversation: Conversation, num_turns: int) -> list[int]:
+        """The ids of the first turns and of what asks for an answer. Raises ChatError."""
+        return self.tokenizer.encode(self._text(conversation, num_turns, True), parse_special=True)
+
+    def controls_in(self, ids: npt.NDArray[np.int64]) -> set[int]:
+        """The control tokens among these ids."""
+        return set(ids[self._is_control[ids]].tolist())
 
     def close(self) -> None:
         """End the template's process."""
@@ -201,7 +209,8 @@ def render_examples(conversations: Iterable[Conversation], renderer: Renderer) -
     return examples, counts
 
 
-def _default_template(pieces: list[str]) -> str:
+def default_template(pieces: list[str]) -> str:
+    """ChatML's, for a tokenizer that knows its marks. Raises ChatError."""
     if "<|im_start|>" in pieces and "<|im_end|>" in pieces:
         return CHAT_TEMPLATES["chatml"]
     raise ChatError(
