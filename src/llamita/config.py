@@ -292,8 +292,10 @@ class RunConfig:
 class TrainConfig(RunConfig):
     """Turn a token store into a checkpoint. Each field is a flag of `llamita train`."""
 
-    data: Path
-    """Token store, as `llamita prepare` writes it."""
+    data: Path | tuple[str, ...]
+    """A token store, as `llamita prepare` writes it; or several of one tokenizer, "PATH" or "PATH:WEIGHT" each: an
+    epoch sees the documents of weight 2 twice, of weight 0.5 another half of them each time. Judged by what the stores
+    hold out together, weights aside."""
     minutes: float | None = None
     """Stop after this long, final evaluation included; the schedule is laid for it. Default, without --steps and
     --epochs: 10."""

@@ -18,8 +18,8 @@ from llamita.config import TrainConfig
 class PlanFlags:
     """Measure this machine for some seconds; print the shape, batch and learning rates for the minutes there are."""
 
-    data: tyro.conf.Positional[Path]
-    """Token store, as `llamita prepare` writes it."""
+    data: tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar="STORE[:WEIGHT]...")]]
+    """Token stores, as `llamita train` takes them."""
     minutes: Annotated[float, tyro.conf.arg(aliases=["-m"])] = 10.0
     """How long the training may take, start and evaluations included."""
     context: int | None = None

@@ -19,10 +19,11 @@ STARTED = time.monotonic()
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Train(TrainConfig):
-    """Train a Llama on a token store. Ctrl-C saves, --resume goes on there. Under torchrun: in several processes."""
+    """Train a Llama on token stores. Ctrl-C saves, --resume goes on there. Under torchrun: in several processes."""
 
-    data: tyro.conf.Positional[Path]
-    """Token store, as `llamita prepare` writes it."""
+    data: tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar="STORE[:WEIGHT]...")]]
+    """Token stores, as `llamita prepare` writes them, made with one tokenizer. Weight 2: an epoch sees the store's
+    documents twice; 0.5: another half of them each epoch. Default: 1."""
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
     """Run directory: checkpoints, metrics.jsonl, report."""
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -41,6 +41,19 @@ class Documents(Protocol):
 
     def document(self, index: int, /) -> npt.NDArray[Any]:
         """The ids of one document, EOS included, without BOS."""
+        ...
+
+
+class WeightedDocuments(Documents, Protocol):
+    """Documents of which an epoch does not see each exactly once."""
+
+    @property
+    def epoch_size(self) -> int:
+        """How many documents an epoch sees, repetitions counted."""
+        ...
+
+    def epoch_documents(self, epoch: int, /) -> npt.NDArray[np.int64]:
+        """Their numbers, in an order of no meaning. [epoch_size]"""
         ...
 
 
@@ -171,7 +184,10 @@ class Batches:
         assert documents.num_documents > 0 and context > 0 and batch_size > 0 and 0 <= rank < world_size
         self.documents, self.bos_id, self.context, self.batch_size = documents, bos_id, context, batch_size
         self.seed, self.rank, self.world_size = seed, rank, world_size
-        self.num_windows = max(1, round(documents.num_documents / WINDOW_DOCUMENTS))
+        is_weighted = hasattr(documents, "epoch_documents")  # isinstance would read every property, text_bytes too
+        self._weighted = cast(WeightedDocuments, documents) if is_weighted else None
+        size = self._weighted.epoch_size if self._weighted is not None else documents.num_documents
+        self.num_windows = max(1, round(size / WINDOW_DOCUMENTS))
         self._lengths = np.asarray(documents.lengths, dtype=np.int64)
         self._position = _Position()
         self._epoch_order: tuple[int, npt.NDArray[np.int64]] | None = None
@@ -219,8 +235,13 @@ class Batches:
     def _window_rows(self, epoch: int, window: int) -> list[list[Piece]]:
         """The rows of one window of an epoch's shuffled documents, shuffled in turn."""
         if self._epoch_order is None or self._epoch_order[0] != epoch:
-            order = np.random.default_rng((self.seed, epoch)).permutation(self._lengths.size)
-            self._epoch_order = (epoch, order.astype(np.int64))
+            rng = np.random.default_rng((self.seed, epoch))
+            if self._weighted is None:
+                order = rng.permutation(self._lengths.size).astype(np.int64)
+            else:
+                order = self._weighted.epoch_documents(epoch)
+                rng.shuffle(order)
+            self._epoch_order = (epoch, order)
         order = self._epoch_order[1]
         bounds = [order.size * i // self.num_windows for i in (window, window + 1)]
         documents = order[bounds[0] : bounds[1]]

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from llamita.config import ModelConfig, Shape, TrainConfig
-from llamita.data.shards import TokenStore
+from llamita.data.mixture import open_documents
 from llamita.errors import TrainingError
 from llamita.model.llama import Llama
 from llamita.training.budget import CLOSING_SECONDS
@@ -244,12 +244,11 @@ def settled(config: TrainConfig, *, vocab_size: int, unique_tokens: int, ranks: 
 def plan_store(config: TrainConfig) -> Plan:
     """The plan for a token store and minutes, in this process alone. Raises StoreError, TrainingError, ConfigError."""
     with start_ranks(config.device, config.threads) as ranks:
-        store = TokenStore(config.data)
-        split = store.split("train")
-        if split.num_documents == 0:
-            raise TrainingError(f"cannot plan for {config.data}: its train split is empty; prepare more text")
+        data = open_documents(config.data)
+        if data.train.num_documents == 0:
+            raise TrainingError(f"cannot plan for {data.names}: no training documents in it; prepare more text")
         return plan_run(
-            config, vocab_size=store.vocab_size, unique_tokens=split.num_tokens, device=ranks.device
+            config, vocab_size=data.vocab_size, unique_tokens=data.train.num_tokens, device=ranks.device
         )  # fmt: skip
 
 

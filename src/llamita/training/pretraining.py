@@ -14,7 +14,7 @@ from torch import Tensor
 from llamita.checkpoint import TrainingState, check_tensors, load_tensors, resolve_checkpoint, save_checkpoint
 from llamita.config import TrainConfig
 from llamita.data.batches import Batches
-from llamita.data.shards import TokenStore
+from llamita.data.mixture import open_documents
 from llamita.errors import TrainingError
 from llamita.model.llama import Llama
 from llamita.tokenizer import load_tokenizer
@@ -48,15 +48,14 @@ class Pretraining(Task):
 
     def __init__(self, config: TrainConfig, ranks: Ranks) -> None:
         self.ranks = ranks
-        store = TokenStore(config.data)
-        self.tokenizer = load_tokenizer(config.data)
-        self.bos_id = store.bos_id
-        self.train_split, self.val_split = store.split("train"), store.split("val")
+        self.data = open_documents(config.data)
+        self.tokenizer, self.bos_id = load_tokenizer(self.data.tokenizer_path), self.data.bos_id
+        self.train_split, self.val_split = self.data.train, self.data.val
         if self.train_split.num_documents == 0:
-            raise TrainingError(f"cannot train on {config.data}: its train split is empty; prepare more text")
+            raise TrainingError(f"cannot train on {self.data.names}: no training documents in it; prepare more text")
         self.epoch_tokens, self.held_out_tokens = self.train_split.num_tokens, self.val_split.num_tokens
         self.bytes_per_token = self.train_split.text_bytes / self.train_split.num_tokens
-        config = settled(config, vocab_size=store.vocab_size, unique_tokens=self.epoch_tokens, ranks=ranks)
+        config = settled(config, vocab_size=self.data.vocab_size, unique_tokens=self.epoch_tokens, ranks=ranks)
         self.config: TrainConfig = fill_defaults(config, ranks.device, ranks.world_size)
         config = self.config
         assert config.context and config.batch_rows
@@ -79,11 +78,7 @@ class Pretraining(Task):
         return self.context
 
     def facts(self) -> dict[str, Any]:
-        return {
-            "tokenizer": self.tokenizer.fingerprint,
-            "documents": self.train_split.num_documents,
-            "tokens": self.train_split.num_tokens,
-        }
+        return self.data.facts
 
     def lines(self) -> list[str]:
         shape = self.model_config
@@ -93,9 +88,15 @@ class Pretraining(Task):
             f"{shape.hidden_size}, ffn {shape.intermediate_size}, {shape.num_attention_heads} heads, "
             f"{shape.num_key_value_heads} kv heads, vocabulary {shape.vocab_size}",
             f"data: {format_count(self.train_split.num_tokens)} tokens of {self.train_split.num_documents} documents, "
-            f"{format_count(self.val_split.num_tokens)} held out",
+            f"{format_count(self.val_split.num_tokens)} held out" + self._stores_line(),
             *teacher,
         ]
+
+    def _stores_line(self) -> str:
+        """What an epoch takes of each store; nothing where there is one, and all of it."""
+        if "stores" not in self.data.facts:
+            return ""
+        return "; an epoch: " + ", ".join(f"{path} × {weight:g}" for path, weight in self.data.stores)
 
     def initialize(self) -> None:
         """Fresh weights, a function of the seed: drawn on the CPU, so that they are the same on every device."""
@@ -117,7 +118,7 @@ class Pretraining(Task):
         return Evaluation(bits, {"loss": score.nats_per_token, "bpb": bits}, f"held-out {bits:.4f} bits per byte")
 
     def save(self, checkpoint: Path, weights: Mapping[str, Tensor], training: TrainingState) -> None:
-        save_checkpoint(checkpoint, self.model_config, weights, self.config.data, training)
+        save_checkpoint(checkpoint, self.model_config, weights, self.data.tokenizer_path, training)
 
     def load_weights(self, run: Path) -> None:
         tensors = load_tensors(resolve_checkpoint(run, prefer="latest"))
