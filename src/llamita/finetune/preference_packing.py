@@ -60,6 +60,12 @@ class PreferenceBatch(NamedTuple):
     reference: npt.NDArray[np.float64]
 
 
+def render_pair(preference: Preference, renderer: Renderer) -> Pair | None:
+    """None if one of the two conversations does not fit. Raises ChatError or SourceError naming the example."""
+    chosen, rejected = renderer.render(preference.chosen), renderer.render(preference.rejected)
+    return None if chosen is None or rejected is None else Pair(chosen, rejected)
+
+
 def render_pairs(preferences: Iterable[Preference], renderer: Renderer) -> tuple[list[Pair], PairCounts]:
     """Every pair whose two conversations fit, and what became of all.
 
@@ -72,15 +78,15 @@ def render_pairs(preferences: Iterable[Preference], renderer: Renderer) -> tuple
         if preference.is_tie:
             counts.ties += 1
             continue
-        chosen, rejected = renderer.render(preference.chosen), renderer.render(preference.rejected)
-        if chosen is None or rejected is None:
+        pair = render_pair(preference, renderer)
+        if pair is None:
             counts.too_long += 1
             counts.first_too_long = counts.first_too_long or preference.where
             continue
         counts.kept += 1
-        counts.tokens += chosen.num_pairs + rejected.num_pairs
-        counts.answer_tokens += int(chosen.learned[1:].sum() + rejected.learned[1:].sum())
-        pairs.append(Pair(chosen, rejected))
+        counts.tokens += sum(example.num_pairs for example in pair)
+        counts.answer_tokens += sum(int(example.learned[1:].sum()) for example in pair)
+        pairs.append(pair)
     if not pairs:
         raise TrainingError(
             f"nothing to prefer: of {counts.pairs:,} pairs {counts.ties:,} have two answers that are the same and "
@@ -95,13 +101,11 @@ class Pairs:
 
     def __init__(self, pairs: Sequence[Pair], reference: npt.NDArray[np.float64] | None = None) -> None:
         """reference: float64 [2, number of pairs], see PreferenceBatch; may be set later, before batches are made."""
-        assert len(pairs) > 0
         assert all(example.learned[1:].any() for pair in pairs for example in pair)
         self.pairs, self.reference = list(pairs), reference
         self.lengths: npt.NDArray[np.int64] = np.array([pair.length for pair in pairs], dtype=np.int64)
-        self.answer_tokens: npt.NDArray[np.int64] = np.array(  # [2, number of pairs]
-            [[int(example.learned[1:].sum()) for example in examples] for examples in zip(*pairs, strict=True)]
-        )
+        learned = [[int(example.learned[1:].sum()) for example in pair] for pair in pairs]
+        self.answer_tokens = np.array(learned, dtype=np.int64).reshape(-1, 2).T  # [2, number of pairs]
 
     @property
     def num_documents(self) -> int:

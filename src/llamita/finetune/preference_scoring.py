@@ -19,7 +19,7 @@ from llamita.training.evaluate import TOKENS_PER_BATCH
 
 class PreferenceScore(NamedTuple):
     """Means over pairs. accuracy: share of those whose better answer has the higher reward, β r(y) (arXiv 2305.18290,
-    section 4); margin: the better answer's reward less the worse one's."""
+    section 4), a tie counting half; margin: the better answer's reward less the worse one's."""
 
     loss: float
     accuracy: float
@@ -43,6 +43,8 @@ def answer_log_probabilities(
     advance(share done) is called after each pass and stops it with None when it returns False.
     """
     device = loss.model.output_weight.device
+    if pairs.num_documents == 0:
+        return torch.zeros((2, 0), dtype=torch.float64)
     context = int(pairs.lengths.max())
     rows = pack_rows(np.argsort(pairs.lengths, kind="stable"), np.sort(pairs.lengths), context, split=False)
     size = max(1, TOKENS_PER_BATCH[device.type] // (2 * context))
@@ -76,5 +78,5 @@ def score_pairs(loss: PreferenceLoss, pairs: Pairs, log_probabilities: Tensor) -
     chosen, rejected = loss.beta * ratios
     num_tokens = torch.from_numpy(pairs.answer_tokens)
     losses = preference_losses(ratios, num_tokens, loss.kind, loss.beta, loss.label_smoothing)
-    means = (losses, (chosen > rejected).double(), chosen - rejected, chosen, rejected)
+    means = (losses, ((chosen - rejected).sign() + 1) / 2, chosen - rejected, chosen, rejected)
     return PreferenceScore(*(each.mean().item() for each in means))

@@ -316,7 +316,7 @@ def test_at_the_reference_nothing_is_preferred(checkpoint: Path) -> None:
             assert said[side, index].item() == pytest.approx(alone(model, each.ids, each.learned).item(), rel=1e-5)
     pairs.reference = said.numpy()
     score = score_pairs(loss, pairs, said)
-    assert score.loss == pytest.approx(math.log(2)) and score.margin == score.chosen_reward == score.accuracy == 0
+    assert score == pytest.approx((math.log(2), 0.5, 0, 0, 0))
     with torch.no_grad():
         assert loss(*tensors(next(PreferenceBatches(pairs, 128, 2, seed=1)))).item() > 0
     score = score_pairs(loss, pairs, said + torch.tensor([[1.0], [-3.0]]))
