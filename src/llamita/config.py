@@ -175,6 +175,9 @@ class PrepareConfig:
         )
 
 
+TrackerName = Literal["tensorboard", "wandb", "trackio"]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """What every run of the training loop can be told, whatever it learns from; `verb` names it in messages."""
@@ -201,9 +204,9 @@ class RunConfig:
     optimizer: Literal["adamw", "muon"] = "muon"
     """muon orthogonalizes the steps of the layers' matrices; adamw trains everything else, or everything."""
     learning_rate: float | None = None
-    """Peak learning rate of AdamW (default: by the model's width)."""
-    muon_lr: float = 0.02
-    """Peak learning rate of Muon, for the layers' matrices."""
+    """Peak learning rate of the layers' matrices (default: 0.02 with muon; with adamw by the model's width)."""
+    embedding_lr: float | None = None
+    """Peak learning rate, AdamW's, of embeddings, classifier and norms (default: by the model's width)."""
     schedule: Literal["wsd", "linear", "cosine"] = "wsd"
     """After the warm-up: wsd stays at the peak, then falls linearly; linear and cosine fall from the start."""
     warmup: float = 0.02
@@ -235,6 +238,8 @@ class RunConfig:
     """Steps that a line of metrics.jsonl is the mean of."""
     prompt: str = ""
     """Beginning of the sample text told at each evaluation (default: an empty page)."""
+    track: tuple[TrackerName, ...] = ()
+    """Send the numbers of metrics.jsonl to these too: tensorboard (RUN/tensorboard), wandb, trackio (project llamita)."""
     seed: int = 0
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
@@ -246,7 +251,7 @@ class RunConfig:
         given = " and ".join(flag(name) for name in limits)
         check(len(limits) <= 1, f"{self.verb}: {given} exclude each other; give one of them")
         self._check_positive(
-            "minutes", "steps", "epochs", "context", "batch_rows", "accumulate", "learning_rate", "muon_lr",
+            "minutes", "steps", "epochs", "context", "batch_rows", "accumulate", "learning_rate", "embedding_lr",
             "eval_interval", "save_minutes", "log_interval", "threads",
         )  # fmt: skip
         for name in ("dropout", "warmup", "cooldown", "final_lr", "beta1", "beta2"):

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 
 from llamita.config import RunConfig
 from llamita.errors import CheckpointError
+from llamita.training.distributed import Ranks, own_part
+from llamita.training.matrix_sharing import MatrixFunction, shared_rows, shared_whole
 
 HALF_LIFE_TOKENS = 500_000  # of the memory of squared gradients
-MUON_MOMENTUM = 0.95
+MUON_RATE, MUON_MOMENTUM = 0.02, 0.95
 ORTHOGONAL_STEPS = 5
 # x → a x + b x³ + c x⁵, five times over, carries every singular value from 0.003 to 1 into 0.68 to 1.13: steep at 0, so
 # that small ones rise fast, at the price of a band instead of a point (Keller Jordan, "Muon", 2024).
@@ -30,6 +32,12 @@ def beta2_for(tokens_per_step: int) -> float:
 def learning_rate_for(hidden_size: int) -> float:
     """Adam's peak learning rate for a width: 4e-3 up to 128, then falling with 1/sqrt(width)."""
     return 4e-3 * min(1.0, (128 / hidden_size) ** 0.5)
+
+
+def embedding_rate_for(hidden_size: int) -> float:
+    """Adam's peak learning rate for embeddings and norms in pretraining, which take ten times the matrices': each token
+    moves its own row only (docs/log.md)."""
+    return 10 * learning_rate_for(hidden_size)
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:
@@ -72,11 +80,20 @@ class Muon(torch.optim.Optimizer):
 
     A step changes a matrix [R, C] by lr * sqrt(max(1, R / C)) * U Vᵀ of its Nesterov momentum: a unit of activations
     changes by about as much for any shape, so that one lr does for all of them. Decay is decoupled, as AdamW's.
-    Each process computes all of it, from the same gradients: DDP needs nothing else.
+    orthogonalized: how several processes share that work (training.matrix_sharing); alone: every matrix here.
     """
 
-    def __init__(self, parameters: list[nn.Parameter], *, lr: float, momentum: float, weight_decay: float) -> None:
+    def __init__(
+        self,
+        parameters: list[nn.Parameter],
+        *,
+        lr: float,
+        momentum: float,
+        weight_decay: float,
+        orthogonalized: MatrixFunction | None = None,
+    ) -> None:
         assert all(parameter.ndim == 2 for parameter in parameters)
+        self.orthogonalized = orthogonalized or (lambda matrices, shapes: orthogonalize_each(matrices))
         super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
@@ -87,24 +104,27 @@ class Muon(torch.optim.Optimizer):
             parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
             if not parameters:
                 continue
-            gradients = [parameter.grad for parameter in parameters]
             for parameter in parameters:
                 if not self.state[parameter]:
                     self.state[parameter]["momentum"] = torch.zeros_like(parameter)
-            momenta = [self.state[parameter]["momentum"] for parameter in parameters]
+            # of a sharded matrix, this process's rows
+            gradients = [own_part(parameter.grad) for parameter in parameters if parameter.grad is not None]
+            momenta = [own_part(self.state[parameter]["momentum"]) for parameter in parameters]
+            weights, shapes = [own_part(parameter) for parameter in parameters], [_shape(each) for each in parameters]
             torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
-            directions = _orthogonalized(torch._foreach_lerp(gradients, momenta, group["momentum"]))
-            torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-            scales = [-group["lr"] * max(1.0, rows / columns) ** 0.5 for rows, columns in map(_shape, parameters)]
+            ahead = torch._foreach_lerp(gradients, momenta, group["momentum"])
+            directions = self.orthogonalized(ahead, shapes)
+            torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
+            scales = [-group["lr"] * max(1.0, rows / columns) ** 0.5 for rows, columns in shapes]
             torch._foreach_mul_(directions, scales)
-            torch._foreach_add_(parameters, directions)
+            torch._foreach_add_(weights, directions)
 
 
 def _shape(matrix: Tensor) -> tuple[int, int]:
     return matrix.shape[0], matrix.shape[1]
 
 
-def _orthogonalized(matrices: Sequence[Tensor]) -> list[Tensor]:
+def orthogonalize_each(matrices: Sequence[Tensor]) -> list[Tensor]:
     """Each matrix orthogonalized: those of one shape, tall ones lying on their side, in one batch."""
     batches: dict[tuple[int, int], list[int]] = {}
     for index, matrix in enumerate(matrices):
@@ -163,8 +183,9 @@ def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def build_optimizer(model: nn.Module, config: RunConfig) -> Optimizers:
-    """The optimizers of a filled configuration.
+def build_optimizer(model: nn.Module, config: RunConfig, ranks: Ranks | None = None) -> Optimizers:
+    """The optimizers of a filled configuration. ranks: several processes share Muon's work; AdamW's each does for what
+    it has of the network.
 
     adamw: AdamW, fused: matrices of the layers decay; embeddings, classifier and norms do not (SmolLM's finding).
     muon: Muon for the matrices of the layers, AdamW for the rest.
@@ -175,15 +196,29 @@ def build_optimizer(model: nn.Module, config: RunConfig) -> Optimizers:
     for name, parameter in _trained(model).items():
         is_layer_matrix = parameter.ndim == 2 and "embed_tokens" not in name and "lm_head" not in name
         (matrices if is_layer_matrix else others).append(parameter)
-    groups: list[dict[str, Any]] = [{"params": others, "weight_decay": 0.0}]
+    others_rate = config.learning_rate if config.embedding_lr is None else config.embedding_lr
+    groups: list[dict[str, Any]] = [{"params": others, "weight_decay": 0.0, "lr": others_rate}]
     parts: list[torch.optim.Optimizer] = []
     if config.optimizer == "muon":
-        parts.append(Muon(matrices, lr=config.muon_lr, momentum=MUON_MOMENTUM, weight_decay=config.weight_decay))
+        decay, sharing = config.weight_decay, None if ranks is None else _sharing(matrices, ranks)
+        parts.append(
+            Muon(matrices, lr=config.learning_rate, momentum=MUON_MOMENTUM, weight_decay=decay, orthogonalized=sharing)
+        )
     else:
         groups.insert(0, {"params": matrices, "weight_decay": config.weight_decay})
     betas = (config.beta1, config.beta2)
     parts.append(torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, eps=1e-8, fused=True))
     return Optimizers(parts)
+
+
+def _sharing(matrices: list[nn.Parameter], ranks: Ranks) -> MatrixFunction | None:
+    """How the processes share the orthogonalizing of these matrices."""
+    if ranks.world_size == 1:
+        return None
+    if any(own_part(matrix).shape != matrix.shape for matrix in matrices):
+        return shared_rows(orthogonalize_each)
+    # CUDA computes the directions in bfloat16: nothing is lost when they travel so
+    return shared_whole(orthogonalize_each, torch.bfloat16 if ranks.device.type == "cuda" else torch.float32)
 
 
 def optimizer_tensors(optimizers: Optimizers, model: nn.Module) -> dict[str, Tensor]:

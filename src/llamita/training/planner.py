@@ -278,8 +278,8 @@ def describe_plan(plan: Plan) -> tuple[list[tuple[str, ...]], list[tuple[str, ..
         ("epochs", f"{best.epochs:.2f}", "up to 4 are as good as fresh text (arXiv 2305.16264)"),
         ("tokens per step", f"{step:,}", "100,000 for medium models (llama2.c); on CPUs small steps learn more"),
         ("context", f"{config.context}", "what most documents need"),
-        ("learning rates", f"Muon {config.muon_lr:g}, AdamW {config.learning_rate:.3g}", "AdamW alone: 5e-4 (110M) to "
-         "1e-3 and more (tiny)"),
+        ("learning rates", f"{config.optimizer} {config.learning_rate:.3g}, embeddings {config.embedding_lr:.3g}",
+         "AdamW for all: 5e-4 (110M) to 1e-3 and more (tiny)"),
         ("schedule", f"{config.schedule}, the last {100 * config.cooldown:.0f} % falling", "cosine to 10 % (llama2.c)"),
     ]  # fmt: skip
     weighed: list[tuple[str, ...]] = [("layers × hidden", "weights", "tok/s", "tokens", "epochs", "expected")]

@@ -155,9 +155,11 @@ def test_only_matrices_of_layers_decay(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", OPTIMIZERS)
 def test_a_share_scales_every_learning_rate_from_its_peak(kind: str) -> None:
-    _, optimizer = make(kind, muon_lr=0.4)
+    _, optimizer = make(kind, learning_rate=0.4, embedding_lr=0.01)
     peaks = [group["lr"] for group in optimizer.groups()]
-    assert peaks == ([0.4, 0.01] if kind == "muon" else [0.01, 0.01])
+    assert peaks == [0.4, 0.01], "the layers' matrices, and all else"
+    _, same = make(kind, learning_rate=0.4)
+    assert [group["lr"] for group in same.groups()] == [0.4, 0.4]
     for share in (0.5, 0.0, 1.0):
         optimizer.set_share(share)
         assert [group["lr"] for group in optimizer.groups()] == [share * peak for peak in peaks]
