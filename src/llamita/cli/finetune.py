@@ -34,8 +34,9 @@ class Finetune(FinetuneConfig, _Positionals):
     checkpoint: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CHECKPOINT")]
     """The checkpoint to begin with, ours or imported, or a run directory, of which the best checkpoint is taken."""
     data: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DATA")]
-    """Conversations (.jsonl, .json, .csv, .parquet: messages, prompt and completion, question and answer, …), or plain
-    texts (.txt, .md, or a token store of the checkpoint's tokenizer): a file or a folder."""
+    """Conversations (.jsonl, .json, .csv, .parquet: messages, prompt and completion, question and answer, …), with
+    --preference pairs of answers, or plain texts (.txt, .md, or a token store of the checkpoint's tokenizer): a file or
+    a folder."""
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
     """Run directory: checkpoints or adapters, metrics.jsonl, report."""
 
@@ -64,8 +65,10 @@ def main(argv: list[str]) -> int:
     judged = [line for line in read_metrics(config.out) if line["kind"] == "eval"]
     rows = []
     for name, what in (
-        ("loss", "nats a held-out target"), ("bpb", "held-out bits per byte"), ("exact", "short answers exact"),
-        ("contains", "short answers contained"), ("general_bpb", "general text, bits per byte"),
+        ("loss", "loss of held-out pairs" if config.preference else "nats a held-out target"),
+        ("accuracy", "held-out pairs ranked rightly"), ("margin", "their margin of rewards"),
+        ("bpb", "held-out bits per byte"), ("exact", "short answers exact"), ("contains", "short answers contained"),
+        ("general_bpb", "general text, bits per byte"),
     ):  # fmt: skip
         values = [line[name] for line in judged if name in line]
         if values:
