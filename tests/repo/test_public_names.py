@@ -48,7 +48,7 @@ def test_running_needs_no_torch() -> None:
     told = in_fresh_python(
         "import sys\n"
         "class Absent:\n"
-        "    NAMES = {'torch', 'safetensors', 'tokenizers', 'sentencepiece', 'tiktoken', 'pyarrow', 'matplotlib'}\n"
+        "    NAMES = {'torch', 'safetensors', 'tokenizers', 'sentencepiece', 'tiktoken', 'pyarrow'}\n"
         "    def find_spec(self, name, path=None, target=None):\n"
         "        if name.split('.')[0] in self.NAMES:\n"
         "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"

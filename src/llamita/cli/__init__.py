@@ -18,6 +18,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "prepare": ("prepare", "text → tokenizer and token store"),
     "plan": ("plan", "token store and minutes → what train would choose here, and why"),
     "train": ("train", "token store → checkpoint (a Hugging Face folder)"),
+    "report": ("report", "run directories → one page: curves, samples, settings"),
     "finetune": ("finetune", "checkpoint and conversations or texts → checkpoint or adapter (LoRA)"),
     "sample": ("sample", "tell a text with a checkpoint, in PyTorch: slow and obvious"),
     "eval": ("eval", "bits per byte of a checkpoint or a model file on held-out text"),

@@ -112,7 +112,7 @@ def _say_what_next(out: Path, report: ExportReport, started: float) -> None:
     program, megabytes = _program(), report.num_bytes / 1e6
     _say()
     _say(f"made    {report.path}: {report.num_parameters:,} weights in {megabytes:.1f} MB, in {_minutes(started)}")
-    _say(f"it lies in {out}: tokens/ (the text), run/ (checkpoints, loss.png), {report.path.name} (the model)")
+    _say(f"it lies in {out}: tokens/ (the text), run/ (checkpoints, report.html), {report.path.name} (the model)")
     _say(f"again   {program} run {report.path} -i 'One windy morning'")
     _say("yours   put your own text into my.txt, documents divided by a line <|endoftext|>; then")
     _say(f"        {program} prepare my.txt --out runs/my/tokens")

@@ -5,7 +5,8 @@ A run directory:
     RUN/latest, best     links: the last one, and the one that did best on what is held out
     RUN/run.json         the configuration, every default filled in, and what it was trained on
     RUN/metrics.jsonl    a line for every --log-interval steps, and one for each evaluation
-    RUN/summary.json, loss.png
+    RUN/report.html      all of it as a page, written anew at each evaluation
+    RUN/summary.json
 """
 
 from __future__ import annotations
@@ -37,11 +38,12 @@ from llamita.training.distributed import Ranks, start_ranks
 from llamita.training.metrics import MetricsLog
 from llamita.training.optimizer import build_optimizer, optimizer_tensors, restore_optimizer
 from llamita.training.progress import TrainingDisplay, format_count
-from llamita.training.report import write_report
+from llamita.training.report import write_page, write_report
 from llamita.training.rundir import describe_run, mark_best, open_run
 from llamita.training.saving import Saver
 from llamita.training.schedule import Schedule
 from llamita.training.signals import StopSignal
+from llamita.training.sinks import check_trackers
 from llamita.training.task import Task
 from llamita.training.throughput import peak_flops
 
@@ -83,6 +85,7 @@ def run_task(config: RunConfig, make_task: Callable[[Ranks], Task], started: flo
     started: time.monotonic() when the command began, for --minutes. SIGINT and SIGTERM save a checkpoint and return
     with `interrupted`. Raises what make_task raises, ConfigError, TrainingError, CheckpointError, OutputError.
     """
+    check_trackers(config.track)
     with start_ranks(config.device, config.threads) as ranks, TrainingDisplay(enabled=ranks.is_first) as display:
         trainer = Trainer(make_task(ranks), ranks, display, started)
         with trainer.saver, StopSignal() as stop:
@@ -113,7 +116,7 @@ class Trainer:
         self.retreats, self.has_learned = 0, False
         metrics_bytes = self._restore() if resuming else 0
         self.earlier_seconds = self.position.seconds
-        self.metrics = MetricsLog(config.out, metrics_bytes) if ranks.is_first else None
+        self.metrics = MetricsLog(config.out, metrics_bytes, config.track, display.say) if ranks.is_first else None
         self.peak_flops = peak_flops(ranks.device, torch.bfloat16 if config.dtype == "bfloat16" else torch.float32)
         self.last_save = time.monotonic()
         self._mark_speed()
@@ -389,6 +392,7 @@ class Trainer:
             self.metrics.append({**line, "sample": sample, "evaluation_seconds": seconds, "seconds": at.seconds})
             self.display.say(f"step {at.step}: {found.words}, {format_count(at.tokens)} tokens seen")
             self.display.say(f"  {shorten(sample)}", style="dim")
+            write_page([self.config.out])
         self._save()
         self.budget.note_evaluation(self.ranks.agree(time.monotonic() - start)[0])
         self._mark_speed()
@@ -503,6 +507,8 @@ class Trainer:
         }
         if self.ranks.is_first:
             write_report(config.out, summary)
+        if self.metrics is not None:
+            self.metrics.close()
         return summary
 
 

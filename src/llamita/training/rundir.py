@@ -5,16 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import platform
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from llamita.atomic import atomic_write_bytes
 from llamita.checkpoint import point_link, prune_checkpoints
 from llamita.config import ModelConfig, RunConfig, flag
 from llamita.errors import CheckpointError, ConfigError, OutputError
+from llamita.training.environment import describe_environment
 
 NAME = "run.json"
 # What may differ when a run is resumed: it moves or watches the run, but does not change what is learned. (--batch-rows
@@ -22,7 +20,7 @@ NAME = "run.json"
 MAY_CHANGE = frozenset(
     (
         "data", "out", "resume", "save_minutes", "prompt", "device", "threads", "compile", "batch_rows", "accumulate",
-        "checkpoint", "val", "general_text", "preview",  # what they hold is among the data's facts
+        "track", "checkpoint", "val", "general_text", "preview",  # what they hold is among the data's facts
     )
 )  # fmt: skip
 
@@ -32,13 +30,12 @@ def describe_run(config: RunConfig, model: ModelConfig, rows_per_step: int, data
     fields = dataclasses.asdict(config).items()
     values = {name: str(value) if isinstance(value, Path) else value for name, value in fields}
     values = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}  # as JSON
-    environment = {"python": platform.python_version(), "torch": torch.__version__, "machine": platform.machine()}
     return {
         "config": values,
         "rows_per_step": rows_per_step,
         "model": dataclasses.asdict(model),
         "data": data,
-        "environment": environment,
+        "environment": describe_environment(config.device),
     }
 
 

@@ -26,7 +26,6 @@ from llamita.training.distributed import choose_device, start_ranks  # noqa: E40
 from llamita.training.loss import SummedLoss  # noqa: E402
 from llamita.training.metrics import MetricsLog, read_metrics  # noqa: E402
 from llamita.training.progress import format_count, format_seconds  # noqa: E402
-from llamita.training.report import draw_curve  # noqa: E402
 from llamita.training.rundir import check_same_run, describe_run, open_run  # noqa: E402
 from llamita.training.schedule import Schedule  # noqa: E402
 from llamita.training.signals import StopSignal  # noqa: E402
@@ -291,11 +290,3 @@ def test_flops_count_the_classifier_once_and_no_lookups() -> None:
     assert flops_per_token(untied, 32) == flops_per_token(TINY, 32)
     peak = peak_flops(CPU, torch.float32)
     assert peak is not None and peak > 1e8
-
-
-def test_a_curve_is_drawn_even_of_a_single_line(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
-    line = {"kind": "train", "tokens": 100, "bpb": 2.0}
-    draw_curve([line], tmp_path / "one.png", "one")
-    draw_curve([line, {"kind": "eval", "tokens": 100, "bpb": 1.9}], tmp_path / "two.png", "two")
-    assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in ("one.png", "two.png"))

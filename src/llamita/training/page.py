@@ -1,0 +1,379 @@
+"""Turns the histories of one run or several into report.html: one page that needs nothing but itself."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from html import escape
+from importlib.resources import files
+from typing import Any
+
+from llamita import __version__
+from llamita.training.facts import changed_from_default, differing, flat, store_facts
+from llamita.training.history import History
+from llamita.training.plot import FORMATS, Curve, Note, Plot, draw
+from llamita.training.progress import format_count, format_seconds
+
+# What is drawn, in this order: key → (title, how its values are written, logarithmic, from zero). Any other number in
+# the lines of metrics.jsonl follows under its own name.
+CHARTS: dict[str, tuple[str, str, bool, bool]] = {
+    "learning_rate": ("Learning rate", "number", False, True),
+    "gradient_norm": ("Gradient norm, largest of each line", "number", True, False),
+    "tokens_per_second": ("Tokens per second", "count", False, True),
+    "mfu": ("MFU: share of the device's peak", "percent", False, True),
+}
+TITLES = {"bpb": "Bits per byte", "loss": "Loss, nats per target"}
+NOT_DRAWN = ("step", "tokens", "seconds", "epoch", "evaluation_seconds")
+AXES = {"tokens": ("training tokens", "count"), "step": ("step", "count"), "seconds": ("time", "seconds")}
+COLOURS = 8
+
+
+def build_page(histories: Sequence[History]) -> str:
+    """The whole page: of one run, or of several beside each other."""
+    axes = _axes(histories)
+    alone = histories[0] if len(histories) == 1 else None
+    title = alone.name if alone else f"{len(histories)} runs"
+    body = [
+        f"<h1>{escape(title)}</h1>",
+        _status(alone) if alone else f'<p class="soft">{escape(", ".join(history.name for history in histories))}</p>',
+        _tiles(alone) if alone else _final_numbers(histories),
+        _axis_switch(axes),
+        "<main>",
+        _main_chart(histories, axes),
+        _charts(histories, axes),
+        *(
+            [_retreats(alone), _samples(alone), _facts(alone)]
+            if alone
+            else [_sides(histories), _differences(histories)]
+        ),
+        "</main>",
+        f"<footer>written by llamita {__version__}; to write it again: <code>llamita report "
+        f"{escape(' '.join(str(history.path) for history in histories))}</code></footer>",
+    ]
+    style, script = (_asset(name) for name in ("page.css", "page.js"))
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(title)} · llamita</title>\n<style>\n{style}</style>\n</head>\n<body>\n"
+        + "\n".join(part for part in body if part)
+        + f"\n<script>\n{script}</script>\n</body>\n</html>\n"
+    )
+
+
+def _asset(name: str) -> str:
+    return files("llamita.training").joinpath(name).read_text(encoding="utf-8")
+
+
+# ---------------------------------------------------------------- the head
+
+
+def objective(histories: Sequence[History]) -> str:
+    """What all runs have: bits per byte, or else the loss."""
+    return "bpb" if all("bpb" in _keys(history) for history in histories) else "loss"
+
+
+def _keys(history: History) -> list[str]:
+    return [*history.keys("train"), *history.keys("eval")]
+
+
+def _status(history: History) -> str:
+    lines = history.lines
+    state = "ended" if history.summary else "under way"
+    where = f" at step {lines[-1]['step']:,}" if lines else ""
+    started = history.description.get("environment", {}).get("started")
+    begun = f", begun {started}" if started else ""
+    return f'<p class="soft">{escape(str(history.path))} · {state}{where}{escape(begun)}</p>'
+
+
+def _tiles(history: History) -> str:
+    key, summary = objective([history]), history.summary
+    unit = "bits per byte" if key == "bpb" else "nats per target"
+    held_out = history.series("eval", key, "step")
+    tiles: list[tuple[str, str]] = []
+    if held_out[1]:
+        best, step = min(zip(held_out[1], held_out[0], strict=True))
+        note = "" if best == held_out[1][-1] else f" (best {best:.4f} at step {step:,.0f})"
+        tiles.append((f"{held_out[1][-1]:.4f}", f"{unit}, held out{note}"))
+    elif (train := history.last("train", key)) is not None:
+        tiles.append((f"{train:.4f}", f"{unit}, training"))
+    if weights := summary.get("num_parameters"):
+        tiles.append((format_count(weights), "weights"))
+    if (tokens := history.last("train", "tokens")) is not None:
+        epoch = history.last("train", "epoch")
+        epochs = "" if epoch is None else f", {epoch:.2f} epochs"
+        tiles.append((format_count(tokens), f"tokens{epochs}"))
+    if (seconds := history.last("train", "seconds")) is not None:
+        tiles.append((format_seconds(summary.get("seconds", seconds)), "time"))
+    if (speed := summary.get("tokens_per_second") or history.last("train", "tokens_per_second")) is not None:
+        tiles.append((format_count(speed), "tokens per second"))
+    if (mfu := summary.get("mfu") or history.last("train", "mfu")) is not None:
+        tiles.append((f"{100 * mfu:.0f} %", "MFU"))
+    shown = "".join(
+        f'<div class="tile"><b>{escape(value)}</b><span>{escape(what)}</span></div>' for value, what in tiles
+    )
+    return f'<div class="tiles">{shown}</div>' if tiles else ""
+
+
+def _axes(histories: Sequence[History]) -> list[str]:
+    """One or two names of AXES that the lines of all runs have: what was learned from, and time."""
+    having = [axis for axis in AXES if all(axis in history.keys("train") for history in histories if history.lines)]
+    first = "tokens" if "tokens" in having else "step"
+    return [first, "seconds"] if "seconds" in having else [first]
+
+
+def _axis_switch(axes: Sequence[str]) -> str:
+    if len(axes) < 2:
+        return ""
+    buttons = "".join(
+        f'<input class="axis" type="radio" name="axis" id="axis-{index}"{" checked" if index == 0 else ""}>'
+        for index in range(len(axes))
+    )
+    labels = "".join(f'<label for="axis-{index}">over {AXES[axis][0]}</label>' for index, axis in enumerate(axes))
+    return f'{buttons}<div class="axes">{labels}</div>'
+
+
+# ---------------------------------------------------------------- charts
+
+
+def _main_chart(histories: Sequence[History], axes: Sequence[str]) -> str:
+    key = objective(histories)
+    if len(histories) == 1:
+        legend = _legend([("training batches", 0), ("held out", 1)])
+    else:
+        legend = _legend([(history.name, index % COLOURS) for index, history in enumerate(histories)])
+    drawn = []
+    for axis in axes:
+        curves = [curve for index, history in enumerate(histories) for curve in _objective_curves(
+            history, key, axis, index, alone=len(histories) == 1)]  # fmt: skip
+        label, x_format = AXES[axis]
+        drawn.append(Plot(
+            TITLES[key], curves, label, x_format, width=1040, height=400,
+            y_limits=_late_limits(curves), notes=_notes(histories, axis),
+        ))  # fmt: skip
+    hint = "" if len(histories) == 1 else "<span>bold: held out, thin: training batches</span>"
+    return _figure(TITLES[key], drawn, "wide", f'<div class="legend">{legend}{hint}</div>')
+
+
+def _objective_curves(history: History, key: str, axis: str, index: int, *, alone: bool) -> list[Curve]:
+    """Training batches, as they were and as their smooth mean, and what was held out."""
+    colour, held_colour = (0, 1) if alone else (index % COLOURS,) * 2
+    xs, ys = history.series("train", key, axis)
+    name = "" if alone else f"{history.name}, "
+    curves = [Curve(xs, ys, f"c{colour} faint")] if alone else []
+    held_out = history.series("eval", key, axis)
+    style = "thin" if held_out[0] and not alone else ""
+    curves.append(Curve(xs, centered_means(ys), f"c{colour} {style}".strip(), f"{name}training"))
+    curves += _astray(history, "train", key, axis, colour)
+    curves.append(Curve(*held_out, f"c{held_colour} bold", f"{name}held out", dots=True))
+    return curves
+
+
+def _astray(history: History, kind: str, key: str, axis: str, colour: int) -> list[Curve]:
+    return [Curve(xs, ys, f"c{colour} astray") for xs, ys in history.astray(kind, key, axis)]
+
+
+def _late_limits(curves: Sequence[Curve]) -> tuple[float, float] | None:
+    """Leave the steep beginning out of the picture, so that the end can be told apart; what was held out stays."""
+    curves = [curve for curve in curves if len(curve.xs) > 0 and "astray" not in curve.style]
+    if not curves:
+        return None
+    lowest = min(min(curve.ys) for curve in curves)
+    from_x = [0.1 * curve.xs[-1] for curve in curves]
+    later = [y for curve, start in zip(curves, from_x, strict=True) for x, y in zip(curve.xs, curve.ys, strict=True)
+             if x >= start or curve.dots]  # fmt: skip
+    highest = max(later)
+    margin = 0.06 * (highest - lowest) or 0.05 * abs(lowest) or 1.0
+    return lowest - margin, highest + margin
+
+
+def _notes(histories: Sequence[History], axis: str) -> list[Note]:
+    """Where a run diverged."""
+    several = len(histories) > 1
+    return [
+        Note(retreat[axis], f"{history.name}: diverged" if several else "diverged")
+        for history in histories for retreat in history.retreats if axis in retreat
+    ]  # fmt: skip
+
+
+def _charts(histories: Sequence[History], axes: Sequence[str]) -> str:
+    """Everything else that was measured, a small chart each."""
+    main = objective(histories)
+    found = dict.fromkeys(key for history in histories for key in _keys(history))
+    redundant = {"loss"} if main == "bpb" else set()  # the same curve in another unit
+    others = [
+        key for key in found if key not in CHARTS and key not in NOT_DRAWN and key != main and key not in redundant
+    ]
+    drawn = []
+    for key in [*(key for key in CHARTS if key in found), *others]:
+        title, y_format, is_log, from_zero = CHARTS.get(
+            key, (TITLES.get(key, key.replace("_", " ").replace(".", ": ").capitalize()), "number", False, False)
+        )
+        plots = []
+        for axis in axes:
+            label, x_format = AXES[axis]
+            curves = [curve for index, history in enumerate(histories)
+                      for curve in _curves(history, key, axis, index, alone=len(histories) == 1)]  # fmt: skip
+            plots.append(Plot(title, curves, label, x_format, y_format, is_log=is_log, from_zero=from_zero,
+                              notes=[Note(note.x, "") for note in _notes(histories, axis)]))  # fmt: skip
+        drawn.append(_figure(title, plots, "", ""))
+    return f'<div class="charts">{"".join(drawn)}</div>' if drawn else ""
+
+
+def _curves(history: History, key: str, axis: str, index: int, *, alone: bool) -> list[Curve]:
+    colour, held_colour = (0, 1) if alone else (index % COLOURS,) * 2
+    name = history.name if not alone else ""
+    return [
+        Curve(*history.series("train", key, axis), f"c{colour}", name or "training"),
+        *_astray(history, "train", key, axis, colour),
+        Curve(*history.series("eval", key, axis), f"c{held_colour}", f"{name}, held out" if name else "held out", True),
+    ]
+
+
+def _figure(title: str, plots: Sequence[Plot], style: str, legend: str) -> str:
+    """A chart, once for each axis; the page shows one of them."""
+    charts = "".join(f'<div class="axis-{index}">{draw(plot)}</div>' for index, plot in enumerate(plots))
+    return f'<figure class="{style}"><h3>{escape(title)}</h3>{legend}{charts}</figure>'
+
+
+def _legend(names: Sequence[tuple[str, int]]) -> str:
+    return "".join(f'<span><i class="key c{colour}"></i>{escape(name)}</span>' for name, colour in names)
+
+
+def centered_means(values: Sequence[float]) -> list[float]:
+    """The mean of each value and its neighbours, a sixtieth of all on either side: smooth, and not late."""
+    reach = len(values) // 60
+    sums = [0.0, *itertools.accumulate(values)]
+    bounds = [(max(0, i - reach), min(len(values), i + reach + 1)) for i in range(len(values))]
+    return [(sums[end] - sums[start]) / (end - start) for start, end in bounds]
+
+
+# ---------------------------------------------------------------- one run: retreats, samples, facts
+
+
+def _retreats(history: History) -> str:
+    if not history.retreats:
+        return ""
+    told = "".join(
+        f"<li><b>step {line['step']:,}</b>: {escape(str(line.get('found', '')))}; "
+        f"back to step {line.get('to_step', 0):,}, with {line.get('learning_rate_share', 1):g} of the rate</li>"
+        for line in history.retreats
+    )
+    return f'<h2 class="warn">Diverged {len(history.retreats)} times</h2><ul>{told}</ul>'
+
+
+def _samples(history: History) -> str:
+    evaluations = [line for line in history.evaluations if isinstance(line.get("sample"), str)]
+    if not evaluations:
+        return ""
+    prompt = str(history.config.get("prompt") or "")
+    asked = f"beginning with “{escape(prompt)}”" if prompt else "from an empty page"
+    told = "".join(_sample(line, is_open=line is evaluations[-1]) for line in evaluations)
+    return f'<h2>What it told over time</h2><p class="soft">Temperature 0.8, {asked}, at each evaluation.</p>{told}'
+
+
+def _sample(line: Mapping[str, Any], *, is_open: bool) -> str:
+    text = str(line["sample"])
+    start = escape(" ".join(text.split())[:160])
+    return (
+        f'<details{" open" if is_open else ""}><summary><span class="when">{_when(line)}</span>'
+        f'<span class="start">{start}</span></summary><div class="told">{escape(text)}</div></details>'
+    )
+
+
+def _when(line: Mapping[str, Any]) -> str:
+    score = next((f"<b>{line[key]:.4f}</b> · " for key in ("bpb", "loss") if key in line), "")
+    tokens = f", {format_count(line['tokens'])} tokens" if "tokens" in line else ""
+    return f"{score}step {line['step']:,}{tokens}"
+
+
+def _facts(history: History) -> str:
+    description, changed = history.description, changed_from_default(history.config)
+    rows = [(name, value, "" if name in changed else "default") for name, value in flat(history.config).items()]
+    tables = [("Configuration", rows)]
+    data = {**description.get("data", {}), **store_facts(description)}
+    for title, values in (
+        ("Model", description.get("model", {})),
+        ("Data", data),
+        ("Environment", description.get("environment", {})),
+        ("Summary", {name: value for name, value in history.summary.items() if name != "model"}),
+    ):
+        if values:
+            tables.append((title, [(name, value, "") for name, value in flat(values).items()]))
+    left, right = _fact_table(*tables[0]), "".join(_fact_table(*table) for table in tables[1:])
+    return f'<div class="columns"><div>{left}</div><div>{right}</div></div>'
+
+
+def _fact_table(title: str, rows: Sequence[tuple[str, str, str]]) -> str:
+    cells = "".join(
+        f'<tr><th>{escape(name)}</th><td class="{style}">{escape(value)}</td></tr>' for name, value, style in rows
+    )
+    note = '<p class="soft">Grey: the default.</p>' if any(style for _, _, style in rows) else ""
+    return f'<h2>{escape(title)}</h2>{note}<table class="facts">{cells}</table>'
+
+
+# ---------------------------------------------------------------- several runs
+
+
+def _final_numbers(histories: Sequence[History]) -> str:
+    """A row for each run; the best of what can be better in bold."""
+    key = objective(histories)
+    unit = "bits per byte" if key == "bpb" else "nats per target"
+    columns = [
+        (f"held out, {unit}", lambda h: h.last("eval", key), "{:.4f}".format, min),
+        ("best", lambda h: min(h.series("eval", key, "step")[1], default=None), "{:.4f}".format, min),
+        ("training", lambda h: h.last("train", key), "{:.4f}".format, None),
+        ("steps", lambda h: h.last("train", "step"), "{:,.0f}".format, None),
+        ("tokens", lambda h: h.last("train", "tokens"), format_count, None),
+        ("epochs", lambda h: h.last("train", "epoch"), "{:.2f}".format, None),
+        ("time", lambda h: h.summary.get("seconds") or h.last("train", "seconds"), format_seconds, None),
+        (
+            "tok/s",
+            lambda h: h.summary.get("tokens_per_second") or h.last("train", "tokens_per_second"),
+            format_count,
+            max,
+        ),
+        ("MFU", lambda h: h.summary.get("mfu") or h.last("train", "mfu"), FORMATS["percent"], max),
+        ("weights", lambda h: h.summary.get("num_parameters"), format_count, None),
+        ("diverged", lambda h: len(h.retreats) or None, "{:.0f} times".format, None),
+    ]  # type: list[tuple[str, Any, Any, Any]]
+    found = [(name, [get(history) for history in histories], show, better) for name, get, show, better in columns]
+    found = [column for column in found if any(value is not None for value in column[1])]
+    head = "".join(f"<th>{escape(name)}</th>" for name, *_ in found)
+    rows = []
+    for index, history in enumerate(histories):
+        cells = [f'<td><i class="key c{index % COLOURS}"></i>{escape(history.name)}</td>']
+        for _, values, show, better in found:
+            value = values[index]
+            is_best = better and value is not None and value == better(v for v in values if v is not None)
+            cells.append(f'<td class="{"best" if is_best else ""}">{"" if value is None else escape(show(value))}</td>')
+        rows.append(f"<tr>{''.join(cells)}</tr>")
+    return f'<div class="scroll"><table><thead><tr><th>run</th>{head}</tr></thead>{"".join(rows)}</table></div>'
+
+
+def _differences(histories: Sequence[History]) -> str:
+    """The configuration, model, data and environment, as far as they are not the same in all runs."""
+    head = "".join(f"<th>{escape(history.name)}</th>" for history in histories)
+    parts = []
+    for title in ("config", "model", "data", "environment"):
+        values = [flat(history.description.get(title, {})) for history in histories]
+        rows = differing(values)
+        if rows:
+            cells = "".join(
+                f"<tr><th>{escape(name)}</th>{''.join(f'<td>{escape(value)}</td>' for value in row)}</tr>"
+                for name, row in rows
+            )
+            parts.append(f'<tbody><tr><th class="part" colspan="{1 + len(histories)}">{title}</th></tr>{cells}</tbody>')
+    if not parts:
+        return '<h2>What differs</h2><p class="soft">Nothing but the folder.</p>'
+    table = f"<table><thead><tr><th></th>{head}</tr></thead>{''.join(parts)}</table>"
+    return f'<h2>What differs</h2><div class="scroll">{table}</div>'
+
+
+def _sides(histories: Sequence[History]) -> str:
+    """The last samples side by side, the earlier ones behind them."""
+    sides = []
+    for index, history in enumerate(histories):
+        evaluations = [line for line in history.evaluations if isinstance(line.get("sample"), str)]
+        told = "".join(_sample(line, is_open=line is evaluations[-1]) for line in reversed(evaluations))
+        sides.append(f'<div><h3><i class="key c{index % COLOURS}"></i>{escape(history.name)}</h3>{told}</div>')
+    return f'<h2>What they told, last first</h2><div class="sides">{"".join(sides)}</div>'
