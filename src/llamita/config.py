@@ -134,6 +134,9 @@ class PrepareConfig:
     """Decides which documents are held out, and which tales are made up."""
     num_tales: int = 20_000
     """How many tales (only for the source tales)."""
+    datatrove: bool = False
+    """SOURCE (and --val) are folders that datatrove's DocumentTokenizer wrote with this --tokenizer and its eos_token:
+    the store links to their files. Without --val the last documents are held out."""
     overwrite: bool = False
     """Replace the token store that is at --out."""
 
@@ -146,6 +149,10 @@ class PrepareConfig:
         check(
             self.vocab_size is None or 259 <= self.vocab_size <= 1 << 20,
             f"prepare: --vocab-size: expected 259 (special tokens and bytes) to 1,048,576, found {self.vocab_size}",
+        )
+        check(
+            not self.datatrove or self.tokenizer is not None,
+            "prepare: --datatrove needs the --tokenizer that the tokens were made with (a tokenizer.json)",
         )
         check(
             self.val_fraction is None or not self.val,

@@ -123,6 +123,7 @@ def test_torch_stays_out(path: Path) -> None:
         "formats.huggingface",
         "data.shards",
         "data.batches",
+        "data.datatrove",
         "data.mixture",
         "data.prepare",
         "data.sources",

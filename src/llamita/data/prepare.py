@@ -18,8 +18,9 @@ from typing import Any, Literal
 
 from llamita.atomic import atomic_directory
 from llamita.config import PrepareConfig
+from llamita.data.datatrove import TokenFile, adopt, find_token_files
 from llamita.data.encoding import DocumentEncoder
-from llamita.data.shards import FORMAT, SplitName, StoreWriter, read_store_info
+from llamita.data.shards import FORMAT, SPLITS, SplitName, StoreWriter, read_store_info
 from llamita.data.sources import (
     Document,
     SourceCounts,
@@ -40,7 +41,7 @@ SAMPLED_DOCUMENTS, SAMPLED_CHARACTERS = 256, 2048  # on which the engine's ids a
 _RECIPE = 1  # raised when the same sources and flags would give other tokens
 _RECIPE_OF_A_SAMPLE = 2  # the same, for a vocabulary learned from LEARN_BYTES of more text
 
-Stage = Literal["reading", "learning the vocabulary", "encoding"]
+Stage = Literal["reading", "learning the vocabulary", "encoding", "checking tokens"]
 Progress = Callable[[Stage, int, int], None]  # stage, bytes of text done, bytes of text in all
 
 _DROPPED, _TRAIN, _VAL = 0, 1, 2  # what was decided on a document
@@ -103,10 +104,12 @@ def prepare(config: PrepareConfig, progress: Progress | None = None) -> PrepareR
     """
     started = time.monotonic()
     report = progress or _silent
+    if config.datatrove:
+        return _adopt(config, report, started)
     corpus = _Corpus(config)
     given = load_tokenizer(config.tokenizer) if config.tokenizer is not None else None
     recipe = _recipe(config, corpus, given)
-    _check_place(config, corpus)
+    _check_place(config)
     if _has_store(config, recipe):
         return _read_report(config.out, time.monotonic() - started)
     plan = _Plan.make(corpus, config, report)
@@ -391,7 +394,49 @@ def _recipe(config: PrepareConfig, corpus: _Corpus, tokenizer: Tokenizer | None)
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _check_place(config: PrepareConfig, corpus: _Corpus) -> None:
+# ---- what datatrove tokenised
+
+
+def _adopt(config: PrepareConfig, progress: Progress, started: float) -> PrepareReport:
+    """Make the store of datatrove's token files: see llamita.data.datatrove."""
+    assert config.tokenizer is not None
+    tokenizer = load_tokenizer(config.tokenizer)
+    if tokenizer.eos_id is None:
+        raise TokenizerError(f"cannot use tokenizer {config.tokenizer}: it has no end-of-text token (eos_token)")
+    train = find_token_files(config.sources, tokenizer.vocab_size)
+    val = find_token_files(config.val, tokenizer.vocab_size) if config.val else []
+    fraction = config.val_fraction or DEFAULT_VAL_FRACTION
+    files: list[tuple[list[TokenFile], str]] = [(val, "val"), (train, "")]
+    facts = [
+        {"name": file.path.name, "bytes": file.tokens.nbytes, "modified": file.path.stat().st_mtime_ns, "only": split}
+        for found, split in files
+        for file in found
+    ]
+    content = {"datatrove": 1, "files": facts, "tokenizer": tokenizer.fingerprint, "val": None if val else fraction}
+    recipe = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    _check_place(config)
+    if _has_store(config, recipe):
+        return _read_report(config.out, time.monotonic() - started)
+    total = sum(file.tokens.nbytes for file in (*train, *val))
+    with atomic_directory(config.out, replace=config.out.exists()) as folder:
+        tokenizer.save(folder)
+        writer = StoreWriter(folder, vocab_size=tokenizer.vocab_size, eos_id=tokenizer.eos_id)
+        try:
+            adopt(writer, tokenizer, train, val, fraction, lambda done: progress("checking tokens", done, total))
+            counts = SourceCounts(len(train) + len(val), total, sum(len(file.ends) for file in (*train, *val)))
+            text_bytes = {name: writer.text_bytes(name) for name in SPLITS}
+            counts.container_bytes = total - sum(text_bytes.values())  # ids are not text
+            documents = {name: writer.num_documents(name) for name in SPLITS}
+            plan = _Plan(bytearray(1), counts, 0, documents, text_bytes, _Sample())
+            plan._check(config)
+            report = plan.facts(f"{config.tokenizer}", "datatrove")
+            writer.finish(_tokenizer_facts(tokenizer), {"recipe": recipe, "sources": facts, "report": report})
+        finally:
+            writer.close()
+    return _read_report(config.out, time.monotonic() - started, reused=False)
+
+
+def _check_place(config: PrepareConfig) -> None:
     """The store must not lie among its own sources: the next run would read it."""
     out = config.out.resolve()
     for source in (*config.sources, *config.val):

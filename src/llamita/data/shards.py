@@ -21,11 +21,11 @@ from llamita.errors import StoreError
 
 FORMAT = "llamita token store"
 VERSION = 1
-SPLITS = ("train", "val")
+SplitName = Literal["train", "val"]
+SPLITS: tuple[SplitName, SplitName] = ("train", "val")
 SHARD_TOKENS = 1 << 27
 _SAMPLED_DOCUMENTS = 256  # whose ids are checked when a shard is opened
 
-SplitName = Literal["train", "val"]
 Ids = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
 
 
@@ -54,9 +54,21 @@ class StoreWriter:
         """Append documents: ids of all [tokens], tokens of each with its EOS [documents], bytes of their text."""
         self._splits[split].add(ids, lengths, text_bytes)
 
+    def link(self, split: SplitName, ds: Path, index: Path, documents: int, tokens: int, text_bytes: int) -> None:
+        """Append files that are already what a shard is, as links: hard ones, or symbolic where those cannot be."""
+        self._splits[split].link(ds, index, documents, tokens, text_bytes)
+
     def num_tokens(self, split: SplitName) -> int:
         """Tokens added so far, EOS included."""
         return self._splits[split].num_tokens
+
+    def num_documents(self, split: SplitName) -> int:
+        """Documents added so far."""
+        return self._splits[split].num_documents
+
+    def text_bytes(self, split: SplitName) -> int:
+        """Bytes of their text, as they were said."""
+        return self._splits[split].text_bytes
 
     def finish(self, tokenizer: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
         """Close the shards and write store.json: `tokenizer` says which (fingerprint, bos_id, eos_id …), `facts` what
@@ -92,7 +104,7 @@ class _SplitWriter:
         self._shards: list[dict[str, Any]] = []
         self._tokens: IO[bytes] | None = None
         self._ends: IO[bytes] | None = None
-        self._text_bytes = 0
+        self.text_bytes = 0
         self.num_tokens = 0
         directory.mkdir(parents=True, exist_ok=True)
 
@@ -101,7 +113,7 @@ class _SplitWriter:
         assert len(ends) and ends[-1] == len(ids) and np.all(lengths > 0), "lengths do not add up to the ids"
         assert int(ids.min()) >= 0 and int(ids.max()) < self._vocab_size, "an id outside the vocabulary"
         assert np.all(ids[ends - 1] == self._eos_id), "a document that does not end with EOS"
-        self._text_bytes += text_bytes
+        self.text_bytes += text_bytes
         self.num_tokens += len(ids)
         first = 0
         while first < len(ends):  # documents [first, last) fill up the current shard
@@ -115,6 +127,18 @@ class _SplitWriter:
                 last = first + 1  # one document larger than a shard
             self._write(ids[start : ends[last - 1]], ends[first:last] - start)
             first = last
+
+    def link(self, ds: Path, index: Path, documents: int, tokens: int, text_bytes: int) -> None:
+        self._close_shard()
+        name = f"{len(self._shards):05d}.ds"
+        for target, place in ((ds, self._directory / name), (index, self._directory / f"{name}.index")):
+            try:
+                place.hardlink_to(target.resolve())
+            except OSError:  # another file system, or one without hard links
+                place.symlink_to(target.resolve())
+        self._shards.append({"name": name, "documents": documents, "tokens": tokens})
+        self.text_bytes += text_bytes
+        self.num_tokens += tokens
 
     def _write(self, ids: npt.NDArray[Any], ends: npt.NDArray[np.int64]) -> None:
         if self._tokens is None or self._ends is None:
@@ -137,11 +161,15 @@ class _SplitWriter:
     def finish(self) -> dict[str, Any]:
         self._close_shard()
         return {
-            "documents": sum(shard["documents"] for shard in self._shards),
+            "documents": self.num_documents,
             "tokens": self.num_tokens,
-            "text_bytes": self._text_bytes,
+            "text_bytes": self.text_bytes,
             "shards": self._shards,
         }
+
+    @property
+    def num_documents(self) -> int:
+        return sum(shard["documents"] for shard in self._shards)
 
     def close(self) -> None:
         self._close_shard()

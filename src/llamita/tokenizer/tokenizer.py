@@ -106,6 +106,14 @@ class Tokenizer:
             at_start = token_id == self.bos_id or (at_start and self._types[token_id] == CONTROL)
         return b"".join(parts)
 
+    def byte_lengths(self) -> list[int]:
+        """How many bytes each id adds to a text that has begun."""
+        return [len(part) for part in self._token_bytes]
+
+    def adds_first_space(self) -> list[bool]:
+        """By id: whether a text that begins with it gets a first space that is not of the text."""
+        return [self.add_space_prefix and part.startswith(b" ") for part in self._token_bytes]
+
     # ---- the tables that model files want
 
     def pieces(self) -> list[str]:

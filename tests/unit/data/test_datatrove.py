@@ -1,0 +1,125 @@
+"""Token files in datatrove's layout, written here: what makes a store, and what is refused with file and document."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from llamita.config import PrepareConfig
+from llamita.data import datatrove as datatrove_module
+from llamita.data.prepare import PrepareReport, prepare
+from llamita.data.shards import TokenStore
+from llamita.errors import ConfigError, SourceError
+from llamita.tokenizer import Tokenizer, load_tokenizer, train_bpe
+
+pytest.importorskip("tokenizers")
+TEXTS = [f"Once there was number {i}, and its friend {i * 17}; they met and danced." for i in range(400)]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    train_bpe(TEXTS, 280).save(folder)
+    return folder
+
+
+def write(path: Path, documents: list[list[int]]) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    np.array([i for document in documents for i in document], "<u2").tofile(path)
+    np.cumsum([len(document) for document in documents]).astype("<u8").tofile(f"{path}.index")
+    return path
+
+
+def encoded(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
+    assert tokenizer.eos_id is not None
+    return [[*ids, tokenizer.eos_id] for ids in tokenizer.encode_batch(texts)]
+
+
+def make(tmp_path: Path, tokenizer: Path, **changes: Any) -> PrepareReport:
+    values = {"sources": (str(tmp_path / "tokens"),), "out": tmp_path / "store", "tokenizer": tokenizer}
+    return prepare(PrepareConfig(**{**values, "datatrove": True, **changes}))
+
+
+def texts(store: Path, name: str) -> list[str]:
+    tokenizer, split = load_tokenizer(store), TokenStore(store).split(name)  # type: ignore[arg-type]
+    return [tokenizer.decode(split.document(i)[:-1].tolist()).decode() for i in range(split.num_documents)]
+
+
+@pytest.mark.parametrize("held_out", [30, 100, 150, 190])
+def test_the_last_documents_are_held_out(
+    tmp_path: Path, tokenizer: Path, held_out: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole files are links; the one in which the held-out part begins is cut. In one run and in many."""
+    monkeypatch.setattr(datatrove_module, "_CHUNK_TOKENS", 700)
+    documents = encoded(load_tokenizer(tokenizer), TEXTS)
+    for number, (first, last) in enumerate([(0, 120), (120, 250), (250, 300), (300, 400)]):
+        write(tmp_path / "tokens" / f"{number:05d}_00000_shuffled.ds", documents[first:last])
+    (tmp_path / "tokens" / "00009_unshuffled.ds").touch()  # a task that had no documents
+    (tmp_path / "tokens" / "00009_unshuffled.ds.index").touch()
+    report = make(tmp_path, tokenizer, val_fraction=held_out / 400)
+    assert texts(report.out, "train") == TEXTS[: 400 - held_out] and texts(report.out, "val") == TEXTS[-held_out:]
+    assert report.text_bytes == sum(len(text) for text in TEXTS)
+    assert report.source_bytes == report.text_bytes + report.container_bytes and report.documents == 400
+    cut = held_out not in (100, 150)
+    copied = [p for p in report.out.rglob("*.ds") if p.stat().st_nlink == 1 and not p.is_symlink()]
+    assert len(copied) == (2 if cut else 0)
+    assert make(tmp_path, tokenizer, val_fraction=held_out / 400).reused
+
+
+def test_held_out_files_of_their_own(tmp_path: Path, tokenizer: Path) -> None:
+    documents = encoded(load_tokenizer(tokenizer), TEXTS)
+    write(tmp_path / "tokens" / "a.ds", documents[:300])
+    val = write(tmp_path / "b.ds", documents[300:])
+    report = make(tmp_path, tokenizer, val=(str(val),))
+    assert texts(report.out, "train") == TEXTS[:300] and texts(report.out, "val") == TEXTS[300:]
+
+
+def test_sentencepiece_bytes_are_the_texts(tmp_path: Path, shared_data: Path) -> None:
+    """The space that SentencePiece puts before a text is not of the text."""
+    path = shared_data / "models/stories260K/tok512.model"
+    write(tmp_path / "tokens" / "a.ds", encoded(load_tokenizer(path), TEXTS))
+    assert make(tmp_path, path).text_bytes == sum(len(text) for text in TEXTS)
+
+
+def test_what_cannot_be_trained_on(tmp_path: Path, tokenizer: Path) -> None:
+    documents = encoded(load_tokenizer(tokenizer), TEXTS)
+    path = tmp_path / "tokens" / "a.ds"
+
+    def refuse(message: str, **changes: Any) -> None:
+        with pytest.raises(SourceError, match=message):
+            make(tmp_path, tokenizer, **changes)
+        assert not (tmp_path / "store").exists()
+
+    refuse("no token files in")
+    write(path, [*documents[:200], documents[200][:-1], *documents[201:]])
+    refuse(
+        r"a\.ds: document 200 does not end with EOS \(id 0\); run DocumentTokenizer with eos_token='<\|endoftext\|>'"
+    )
+    write(path, [*documents[:3], [500, 0], *documents[4:]])
+    refuse(r"id 500 in a vocabulary of 280; give the --tokenizer")
+    write(path, [[*(min(i + 9, 279) for i in document[:-1]), 0] for document in documents])
+    refuse("16 of 16 documents, decoded, are encoded in another way")
+    write(path, documents)
+    np.arange(1, 401).astype("<u8").tofile(f"{path}.index")
+    refuse(r"a\.ds\.index: its ends do not rise from 0 to")
+    Path(f"{path}.index").unlink()
+    refuse(r"no a\.ds\.index beside it")
+    write(path, documents)
+    mask = np.ones(sum(map(len, documents)), np.uint8)
+    mask[7] = 0
+    mask.tofile(f"{path}.loss")
+    refuse(r"a\.ds\.loss: it masks tokens")
+    np.ones_like(mask).tofile(f"{path}.loss")
+    Path(f"{path}.metadata").write_text("big/tokenizer.json|4\n9\n9 T")
+    refuse(r"its \.metadata says 4 bytes a token, a vocabulary of 280 has 2")
+    Path(f"{path}.metadata").write_text("own/tokenizer.json|2\n9\n9 T")
+    refuse("training split would get|validation split would get", val_fraction=0.001)
+    assert make(tmp_path, tokenizer).documents == 400
+
+
+def test_a_tokenizer_is_needed() -> None:
+    with pytest.raises(ConfigError, match="--datatrove needs the --tokenizer"):
+        PrepareConfig(sources=("x",), out=Path("y"), datatrove=True)
