@@ -165,13 +165,8 @@ class PreferenceTuning(FineTuning):
             f"held out: {self.held_out.num_documents:,} pairs",
         ]
 
-    def initialize(self) -> None:
-        super().initialize()
-        if self.pairs.reference is None:
-            self._find_reference()
-
-    def _find_reference(self) -> None:
-        """Read what the run began with, or compute it, all processes together."""
+    def prepare(self, advance: Callable[[float], None]) -> None:
+        """Read the reference, what the network says as the run begins, or compute it, all processes together."""
         run, parts = self.config.out, (self.pairs, self.held_out)
         sizes = (parts[0].num_documents, parts[1].num_documents)
         known = hashlib.sha256(json.dumps(self.facts(), sort_keys=True).encode()).hexdigest()
@@ -180,15 +175,24 @@ class PreferenceTuning(FineTuning):
             arrays = [torch.from_numpy(each) for each in found or (np.zeros((2, size)) for size in sizes)]
             arrays = [self.ranks.sum(each.to(self.ranks.device)).cpu() for each in arrays]
         else:
-            arrays = [self._say(part) for part in parts]
+            share = self.pairs.num_tokens / (self.pairs.num_tokens + self.held_out.num_tokens)
+            arrays = [
+                self._say(self.pairs, lambda done: advance(done * share)),
+                self._say(self.held_out, lambda done: advance(share + done * (1 - share))),
+            ]
         reference = Reference(*(each.numpy() for each in arrays))
         if self.ranks.is_first and found is None:
             save_reference(run, reference, known)
         self.pairs.reference, self.held_out.reference = reference
 
-    def _say(self, pairs: Pairs) -> Tensor:
+    def _say(self, pairs: Pairs, advance: Callable[[float], None]) -> Tensor:
         """What the network gives each answer. Raises TrainingError if that is no number."""
-        said = answer_log_probabilities(self.loss, pairs, self.ranks)
+
+        def go_on(share: float) -> bool:
+            advance(share)
+            return True
+
+        said = answer_log_probabilities(self.loss, pairs, self.ranks, advance=go_on)
         assert said is not None, "nothing stops it"
         if not said.isfinite().all():
             raise TrainingError(

@@ -104,6 +104,7 @@ class Trainer:
         tokens_per_step = round(self.rows_per_step * task.tokens_per_row)
         resuming = self._open_run()
         task.initialize()
+        task.prepare(display.evaluating)
         self.parallel_loss = ranks.parallel(task.loss)
         self.optimizer = build_optimizer(self.model, config)
         self.saver = Saver(ranks, sharded=False)

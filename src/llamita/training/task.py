@@ -83,6 +83,10 @@ class Task(ABC):
     def initialize(self) -> None:
         """Give the network the weights that the run begins with."""
 
+    def prepare(self, advance: Callable[[float], None]) -> None:  # noqa: B027  # most need nothing
+        """Compute what must be known of the network as the run begins, after `initialize`; advance(share done) tells how
+        far it is."""
+
     @abstractmethod
     def numbers(self, nats_per_target: float) -> dict[str, float]:
         """What else a mean training loss tells (bits per byte), by its name in metrics.jsonl."""
