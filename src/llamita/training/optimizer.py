@@ -215,7 +215,7 @@ def _sharing(matrices: list[nn.Parameter], ranks: Ranks) -> MatrixFunction | Non
     """How the processes share the orthogonalizing of these matrices."""
     if ranks.world_size == 1:
         return None
-    if any(own_part(matrix).shape != matrix.shape for matrix in matrices):
+    if any(own_part(matrix) is not matrix for matrix in matrices):
         return shared_rows(orthogonalize_each)
     # CUDA computes the directions in bfloat16: nothing is lost when they travel so
     return shared_whole(orthogonalize_each, torch.bfloat16 if ranks.device.type == "cuda" else torch.float32)

@@ -1,0 +1,65 @@
+"""Turns a network into shards, one a process, that are put together only where they are needed (PyTorch's FSDP2).
+
+Each process keeps its rows of every parameter, of its gradient and of the optimizer's state. A layer's parameters are
+gathered before it computes, forward and backward, and freed after; its gradients are summed into the rows' owners.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from llamita.model.llama import Llama
+
+
+def shard(loss: nn.Module, model: Llama, device: torch.device, compute: torch.dtype) -> FSDPModule:
+    """Cut the network inside the loss, in place: each layer by itself, what is left with the loss. Returns the loss.
+
+    The embeddings and the last norm belong to the loss, whose forward uses the classifier's matrix. All processes hold
+    the same whole weights before. compute: the type that layers are gathered and computed in; gradients are summed in
+    float32, and what is kept stays float32. From here on the network's load_state_dict takes whole tensors and cuts.
+    """
+    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    policy = MixedPrecisionPolicy()
+    if compute != torch.float32:
+        policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32)
+    for layer in model.model.layers:
+        fully_shard(layer, mesh=mesh, mp_policy=policy)
+    fully_shard(loss, mesh=mesh, mp_policy=policy)
+    assert isinstance(loss, FSDPModule)
+    model.register_load_state_dict_pre_hook(_cut)  # type: ignore[no-untyped-call]
+    return loss
+
+
+def _cut(module: nn.Module, tensors: dict[str, Any], prefix: str, *rest: Any) -> None:
+    """Replace whole tensors that are about to be loaded by this process's rows of them."""
+    for name, parameter in module.named_parameters(prefix.removesuffix(".")):
+        whole = tensors.get(name)
+        if isinstance(parameter, DTensor) and isinstance(whole, Tensor) and not isinstance(whole, DTensor):
+            tensors[name] = cut_like(whole, parameter)
+
+
+def cut_like(whole: Tensor, parameter: Tensor) -> Tensor:
+    """A whole tensor, the same on all processes, laid out as a parameter is: cut, or on its device."""
+    on_device = whole.to(parameter.device, copy=True)
+    if not isinstance(parameter, DTensor):
+        return on_device
+    return distribute_tensor(on_device, parameter.device_mesh, parameter.placements, src_data_rank=None)
+
+
+@contextlib.contextmanager
+def usable(loss: FSDPModule) -> Iterator[None]:
+    """While entered, the network can be called without the loss, by all processes together."""
+    loss.unshard()
+    try:
+        yield
+    finally:
+        loss.reshard()
