@@ -84,8 +84,8 @@ class Task(ABC):
         """Give the network the weights that the run begins with."""
 
     def prepare(self, advance: Callable[[float], None]) -> None:  # noqa: B027  # most need nothing
-        """Compute what must be known of the network as the run begins, after `initialize`; advance(share done) tells how
-        far it is."""
+        """Compute what must be known of the network as the run begins, after `initialize`; advance(share done) tells
+        how far it is."""
 
     @abstractmethod
     def numbers(self, nats_per_target: float) -> dict[str, float]:
