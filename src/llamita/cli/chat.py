@@ -70,6 +70,11 @@ class ChatFlags:
 
 def main(argv: list[str]) -> int | None:
     flags = parse(ChatFlags, argv, "llamita chat")
+    check(
+        not flags.model.is_dir(),
+        f"cannot chat with {flags.model}: expected a model file, found a folder; make one of it: llamita export "
+        f"{flags.model} {flags.model.name}.gguf",
+    )
     with llamita.load(flags.model, tokenizer=flags.tokenizer, kernels=flags.kernels) as model:
         chat = Chat(
             model,

@@ -26,7 +26,8 @@ class ExportFlags:
     which a checkpoint is already, in another type or in shards. One tensor is in memory at a time."""
 
     checkpoint: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CHECKPOINT")]
-    """A checkpoint (a Hugging Face folder) or a run directory, of which the best checkpoint is taken."""
+    """A checkpoint (a Hugging Face folder) or a run directory, of which the best checkpoint is taken. An adapter (LoRA)
+    is merged into the checkpoint that it was made for."""
     out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT")]
     """What to write: NAME.gguf or NAME.bin (an existing one is replaced), or a new folder."""
     type: Annotated[str | None, tyro.conf.arg(aliases=["-t"], metavar="TYPE")] = None
@@ -49,11 +50,15 @@ def main(argv: list[str]) -> None:
     if flags.adapter is not None:
         return export_adapter(flags, flags.adapter)
     with requires_extra("train"):
+        from llamita.finetune.merging import plain_checkpoint
         from llamita.formats.export import export
 
-        with byte_progress("exporting", sys.stderr) as progress:
+        with (
+            plain_checkpoint(flags.checkpoint, flags.out) as checkpoint,
+            byte_progress("exporting", sys.stderr) as progress,
+        ):
             report = export(
-                flags.checkpoint,
+                checkpoint,
                 flags.out,
                 flags.type,
                 version=flags.version,

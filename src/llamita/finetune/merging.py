@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
-from collections.abc import Callable
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 
-from llamita.checkpoint import copy_tokenizer, load_config, open_tensors, resolve_checkpoint, stream_checkpoint
+from llamita.checkpoint import (
+    ADAPTER_CONFIG,
+    copy_tokenizer,
+    load_config,
+    open_tensors,
+    resolve_checkpoint,
+    stream_checkpoint,
+)
 from llamita.config import ModelConfig
-from llamita.errors import CheckpointError, ConfigError, FormatError
+from llamita.errors import CheckpointError, ConfigError, FormatError, OutputError
 from llamita.finetune.adapter import load_adapter, resolve_adapter
 from llamita.formats import tensor_table
+from llamita.formats.export import model_name
+from llamita.formats.huggingface import read_json_object
 from llamita.formats.stored_tensors import DTYPES, TensorEntry, checked
 from llamita.tokenizer import load_tokenizer
 
@@ -84,6 +96,36 @@ def merge_adapter(
     num_bytes = stream_checkpoint(out, config, entries, tensor, lambda folder: copy_tokenizer(tokenizer_from, folder))
     worst = max(changes, key=lambda name: changes[name])
     return MergeReport(out, config, len(updates), num_bytes, changes[worst], worst, tokenizer_from)
+
+
+@contextlib.contextmanager
+def plain_checkpoint(path: Path, out: Path, progress: Callable[[int, int], None] | None = None) -> Iterator[Path]:
+    """The path itself; or, if it is an adapter or a run directory of adapters, the checkpoint that it was made for with
+    the best one merged into it, in a folder beside `out` that is there while this is entered.
+
+    Raises CheckpointError where that checkpoint is not where the adapter says; OutputError.
+    """
+    adapter = resolve_adapter(path)
+    if not (adapter / ADAPTER_CONFIG).is_file():
+        yield path
+        return
+    base = read_json_object(adapter / ADAPTER_CONFIG, CheckpointError).get("base_model_name_or_path")
+    if not isinstance(base, str) or not Path(base).is_dir():
+        raise CheckpointError(
+            f"cannot merge adapter {path}: it was made for {base}, and there is no such folder; merge it with what it "
+            f"was made for: llamita merge CHECKPOINT {path} --out FOLDER"
+        )
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        folder = tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".merged", dir=out.parent)
+    except OSError as error:
+        raise OutputError(f"cannot write {out}: {error.strerror or error}") from error
+    try:
+        merged = Path(folder) / model_name(path)
+        merge_adapter(Path(base), adapter, merged, progress=progress)
+        yield merged
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def has_tokenizer(folder: Path) -> bool:

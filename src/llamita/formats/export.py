@@ -120,7 +120,7 @@ def export(
     if kind == ".bin":
         return _export_bin(job, version or 0)
     if kind == ".gguf":
-        return _export_gguf(job, wanted_type(type or "q8_0", "export"), _model_name(Path(checkpoint)))
+        return _export_gguf(job, wanted_type(type or "q8_0", "export"), model_name(Path(checkpoint)))
     return _export_folder(job, dtype, shard_bytes)
 
 
@@ -160,7 +160,7 @@ def _check_settings(
             raise ConfigError(f"cannot export to {out}: {name}: it is a setting of {meant}")
 
 
-def _model_name(checkpoint: Path) -> str:
+def model_name(checkpoint: Path) -> str:
     """The folder's name, or that of the run whose step it is. Only a name: where it lies is nobody's business."""
     folder = Path(os.path.abspath(checkpoint))
     is_step = STEP_NAME.fullmatch(folder.name) or folder.name in ("best", "latest")

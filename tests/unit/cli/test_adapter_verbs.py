@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from llamita.checkpoint import load_config, load_model, load_tensors
+from llamita.checkpoint import load_config, load_model, load_tensors, point_link
 from llamita.cli import main
 from llamita.finetune.adapter import save_adapter
-from llamita.finetune.lora import LoraConfig, add_lora, updates_of
+from llamita.finetune.lora import LoraConfig, add_lora, lora_layers, updates_of
 from llamita.formats.gguf import read_gguf
 from llamita.formats.rope_order import halves_to_pairs
 
@@ -59,3 +60,25 @@ def test_export_adapter(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixt
         assert "cannot export" in capsys.readouterr().err
     words[2] = str(tmp_path / "adapter.bin")
     assert main(words) == 2 and ".gguf" in capsys.readouterr().err
+
+
+def test_export_of_a_run_of_adapters_is_that_of_the_merged(
+    make_checkpoint: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base, adapter = make_checkpoint(tmp_path / "base"), tmp_path / "mine" / "step-00000001"
+    model = add_lora(load_model(base), LoraConfig(rank=2))
+    for _, layer in lora_layers(model):
+        torch.nn.init.normal_(layer.lora_B.weight)
+    save_adapter(adapter, updates_of(model), LoraConfig(rank=2), str(base), base)
+    point_link(tmp_path / "mine", "best", adapter)
+    assert main(["merge", str(base), str(tmp_path / "mine"), "--out", str(tmp_path / "merged" / "mine")]) == 0
+    for source, out in (("mine", "a.gguf"), ("merged/mine", "b.gguf")):
+        assert main(["export", str(tmp_path / source), str(tmp_path / out), "--type", "f32", "--verify", "no"]) == 0
+    assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
+    assert not list(tmp_path.glob(".*")), "nothing is left over"
+    shutil.rmtree(base)
+    capsys.readouterr()
+    assert main(["export", str(tmp_path / "mine"), str(tmp_path / "c.gguf")]) == 2
+    assert "there is no such folder; merge it with what it was made for" in capsys.readouterr().err
+    assert main(["chat", str(tmp_path / "mine")]) == 2
+    assert "found a folder; make one of it: llamita export" in capsys.readouterr().err
