@@ -1,0 +1,63 @@
+"""lm-evaluation-harness on a checkpoint, by the one command of docs/evaluation.md: its bits per byte are ours."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from llamita.checkpoint import load_model
+from llamita.data.tales import generate_tales
+from llamita.tokenizer import load_tokenizer
+
+pytestmark = pytest.mark.compat
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def bits_without_eos(checkpoint: Path, texts: list[str]) -> float:
+    """Bits per byte of the texts, each from BOS, as lm_eval counts them: the end of a text is not asked for."""
+    model, tokenizer = load_model(checkpoint).eval(), load_tokenizer(checkpoint)
+    assert tokenizer.bos_id is not None
+    nats = 0.0
+    for text in texts:
+        ids = tokenizer.encode(text)
+        assert len(ids) <= model.config.max_position_embeddings
+        with torch.no_grad():
+            logits = model(torch.tensor([[tokenizer.bos_id, *ids[:-1]]]))[0]
+        nats += float(torch.nn.functional.cross_entropy(logits.double(), torch.tensor(ids), reduction="sum"))
+    return nats / math.log(2) / sum(len(text.encode()) for text in texts)
+
+
+def test_bits_per_byte_and_endings(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    pytest.importorskip("lm_eval", reason="lm_eval is not installed: pip install 'lm_eval[hf]'")
+    checkpoint = make_checkpoint(tmp_path / "checkpoint", max_position_embeddings=1024)
+    tales = list(generate_tales(6))
+    (tmp_path / "tales.txt").write_text("\n<|endoftext|>\n".join(tales), encoding="utf-8")
+    script = ROOT / "benchmarks" / "lm_eval" / "write_tasks.py"
+    commands = [
+        [str(script), str(tmp_path / "tales.txt"), "--model", str(checkpoint), "--out", str(tmp_path / "tasks")],
+        [
+            *("-m", "lm_eval", "--model", "hf", "--model_args", f"pretrained={checkpoint},add_bos_token=False"),
+            *("--include_path", str(tmp_path / "tasks"), "--tasks", "held_out_bits,endings"),
+            *("--device", "cpu", "--output_path", str(tmp_path / "results")),
+        ],
+    ]
+    offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(tmp_path / "cache")}
+    for command in commands:
+        done = subprocess.run(
+            [sys.executable, *command], env=os.environ | offline, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stderr
+    (path,) = (tmp_path / "results").rglob("results*.json")
+    results = json.loads(path.read_text(encoding="utf-8"))["results"]
+    theirs = results["held_out_bits"]["bits_per_byte,none"]
+    assert math.isclose(theirs, bits_without_eos(checkpoint, [tale.strip() for tale in tales]), rel_tol=1e-5)
+    assert 0 <= results["endings"]["acc,none"] <= 1
