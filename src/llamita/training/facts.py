@@ -58,20 +58,31 @@ def differing(values: Sequence[Mapping[str, str]]) -> list[tuple[str, list[str]]
 
 
 def store_facts(description: Mapping[str, Any]) -> dict[str, Any]:
-    """What the token store says of itself, if it is still where it was and the same."""
-    data = description.get("data", {})
-    try:
-        info = read_store_info(Path(str(description["config"].get("data"))))
-    except StoreError:
+    """What the token stores say of themselves, if they are still where they were, of the same tokenizer."""
+    given, known = description["config"].get("data"), description.get("data", {})
+    stores = [_store_info(str(store)) for store in (given if isinstance(given, list) else [given])]
+    found = [info for info in stores if info is not None and info["tokenizer"]["fingerprint"] == known.get("tokenizer")]
+    if len(found) < len(stores) or not found:
         return {}
-    train, val = info["splits"]["train"], info["splits"]["val"]
-    if (info["tokenizer"]["fingerprint"], train["tokens"]) != (data.get("tokenizer"), data.get("tokens")):
-        return {}
-    found = {
-        "text_bytes": train["text_bytes"],
-        "held_out_documents": val["documents"],
-        "held_out_tokens": val["tokens"],
-        "held_out_bytes": val["text_bytes"],
-        "sources": [source["name"] for source in info.get("sources", [])],
+    train, val = ([info["splits"][split] for info in found] for split in ("train", "val"))
+    if len(found) == 1 and train[0]["tokens"] != known.get("tokens"):
+        return {}  # prepared anew since
+    sources = [source["name"] for info in found for source in info.get("sources", [])]
+    return {
+        "text_bytes": sum(split["text_bytes"] for split in train),
+        "held_out_documents": sum(split["documents"] for split in val),
+        "held_out_tokens": sum(split["tokens"] for split in val),
+        "held_out_bytes": sum(split["text_bytes"] for split in val),
+        **({"sources": sources} if sources else {}),
     }
-    return {name: value for name, value in found.items() if value != []}
+
+
+def _store_info(store: str) -> dict[str, Any] | None:
+    """store.json of "PATH" or "PATH:WEIGHT"; None if it is not there."""
+    for path in (store, store.rpartition(":")[0]):
+        if path and Path(path).is_dir():
+            try:
+                return read_store_info(Path(path))
+            except StoreError:
+                return None
+    return None

@@ -258,7 +258,8 @@ def _retreats(history: History) -> str:
         f"back to step {line.get('to_step', 0):,}, with {line.get('learning_rate_share', 1):g} of the rate</li>"
         for line in history.retreats
     )
-    return f'<h2 class="warn">Diverged {len(history.retreats)} times</h2><ul>{told}</ul>'
+    times = "once" if len(history.retreats) == 1 else f"{len(history.retreats)} times"
+    return f'<h2 class="warn">Diverged {times}</h2><ul>{told}</ul>'
 
 
 def _samples(history: History) -> str:
