@@ -103,7 +103,7 @@ def _without_retreats(
             continue
         to_step = line.get("to_step", 0)
         before: dict[str, Any] = kept[-1] if kept else {}
-        place = {key: before[key] for key in ("tokens", "seconds") if key in before}
+        place: dict[str, Any] = {key: before[key] for key in ("tokens", "seconds") if key in before}
         retreats.append({**place, **line})
         abandoned.append([other for other in kept if other["step"] > to_step])
         kept = [other for other in kept if other["step"] <= to_step]

@@ -254,8 +254,8 @@ def _retreats(history: History) -> str:
     if not history.retreats:
         return ""
     told = "".join(
-        f"<li><b>step {line['step']:,}</b>: {escape(str(line.get('found', '')))}; "
-        f"back to step {line.get('to_step', 0):,}, with {line.get('learning_rate_share', 1):g} of the rate</li>"
+        f"<li>{escape(str(line.get('found', '')))}; back to step {line.get('to_step', 0):,}, "
+        f"with {line.get('learning_rate_share', 1):g} of the learning rates</li>"
         for line in history.retreats
     )
     times = "once" if len(history.retreats) == 1 else f"{len(history.retreats)} times"
@@ -348,7 +348,8 @@ def _final_numbers(histories: Sequence[History]) -> str:
             is_best = better and value is not None and value == better(v for v in values if v is not None)
             cells.append(f'<td class="{"best" if is_best else ""}">{"" if value is None else escape(show(value))}</td>')
         rows.append(f"<tr>{''.join(cells)}</tr>")
-    return f'<div class="scroll"><table><thead><tr><th>run</th>{head}</tr></thead>{"".join(rows)}</table></div>'
+    table = f'<table class="numbers"><thead><tr><th>run</th>{head}</tr></thead>{"".join(rows)}</table>'
+    return f'<div class="scroll">{table}</div>'
 
 
 def _differences(histories: Sequence[History]) -> str:

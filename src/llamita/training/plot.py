@@ -117,13 +117,13 @@ def _limits(curves: Sequence[Curve], is_log: bool, from_zero: bool) -> tuple[flo
 
 def _axes(plot: Plot, x: _Scale, y: _Scale) -> list[str]:
     bottom, right, parts = plot.height - BOTTOM, plot.width - RIGHT, []
-    y_ticks = log_ticks(y.low, y.high) if y.is_log else ticks(y.low, y.high, max(3, plot.height // 60))
+    y_ticks = log_ticks(y.low, y.high) if y.is_log else ticks(y.low, y.high, max(4, plot.height // 60))
     for value in y_ticks:
         at = y(value)
         parts.append(f'<path class="grid" d="M{LEFT} {at:.1f}H{right}"/>')
         label = escape(FORMATS[plot.y_format](value))
         parts.append(f'<text class="tick" x="{LEFT - 8}" y="{at + 4:.1f}" text-anchor="end">{label}</text>')
-    count = max(3, plot.width // 110)
+    count = max(4, plot.width // 110)
     x_ticks = second_ticks(x.high, count) if plot.x_format == "seconds" else ticks(x.low, x.high, count)
     for value in x_ticks:
         at, label = x(value), escape(FORMATS[plot.x_format](value))
@@ -175,7 +175,7 @@ def ticks(low: float, high: float, count: int) -> list[float]:
     """About `count` round values from low to high: 1, 2 or 5 times a power of ten apart."""
     rough = (high - low) / count
     power: float = 10.0 ** math.floor(math.log10(rough))
-    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * 0.999)
+    step = min((power * factor for factor in (1, 2, 5, 10)), key=lambda step: abs(math.log(step / rough)))
     return [index * step for index in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
 
 
