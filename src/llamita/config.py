@@ -239,6 +239,8 @@ class RunConfig:
     """The teacher's share of the loss (default: 0.5)."""
     temperature: float | None = None
     """The teacher's and the learner's distributions are compared at this temperature (default: 1)."""
+    patience: int = 3
+    """Stop when so many evaluations in a row were worse than the best one: the model memorises; 0: never."""
     save_minutes: float = 2.0
     """Minutes between checkpoints; each evaluation saves one too."""
     log_interval: int = 10
@@ -246,12 +248,18 @@ class RunConfig:
     prompt: str = ""
     """Beginning of the sample text told at each evaluation (default: an empty page)."""
     track: tuple[TrackerName, ...] = ()
-    """Send the numbers of metrics.jsonl to these too: tensorboard (RUN/tensorboard), wandb, trackio (project llamita)."""
+    """Send the numbers of metrics.jsonl to these too: tensorboard (RUN/tensorboard), wandb, trackio (project
+    llamita)."""
     seed: int = 0
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     threads: int | None = None
     """CPU threads (default: one a core)."""
+    fsdp: bool = False
+    """Under torchrun: share out weights, gradients and optimizer among the processes (FSDP2), where one GPU is too
+    small for all of them; otherwise each process has everything (DDP)."""
+    recompute: bool = False
+    """Keep only the layers' inputs for the backward pass and compute the rest again: less memory, a third slower."""
 
     def __post_init__(self) -> None:
         limits = [name for name in ("minutes", "steps", "epochs") if getattr(self, name) is not None]
@@ -272,7 +280,7 @@ class RunConfig:
             f"{self.verb}: --warmup {self.warmup} and --cooldown {self.cooldown} together exceed the whole run; "
             "lower one",
         )
-        for name in ("weight_decay", "clip", "seed"):
+        for name in ("weight_decay", "clip", "patience", "seed"):
             value = getattr(self, name)
             check(math.isfinite(value) and value >= 0, f"{self.verb}: {flag(name)}: expected 0 or more, found {value}")
         self._check_positive("temperature")
@@ -329,6 +337,7 @@ class TrainConfig(RunConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check_positive("layers", "hidden", "heads", "kv_heads", "ffn", "rope_theta")
+        check(not (self.fsdp and self.compile), "train: --compile and --fsdp exclude each other; drop one")
         parts = ("layers", "hidden", "heads")
         missing = [flag(name) for name in parts if getattr(self, name) is None]
         check(
@@ -410,6 +419,7 @@ class FinetuneConfig(RunConfig):
             self.val_fraction is None or 0 <= self.val_fraction <= 0.5,
             f"finetune: --val-fraction: expected 0 to 0.5, found {self.val_fraction}",
         )
+        check(not self.fsdp, "finetune: --fsdp: expected every process to have the whole network, which answers alone")
         check(self.preview >= 0, f"finetune: --preview: expected 0 or more, found {self.preview}")
         self._check_settings("lora", "rank", "alpha", "rslora", "targets")
         self._check_preference()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import platform
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -21,6 +23,8 @@ class Ranks:
     rank: int
     world_size: int
     device: torch.device
+    launch: str = ""  # which torchrun started it; the same for the processes of all its restarts
+    restarts: int = 0  # how many times that torchrun has started all processes anew
 
     @property
     def is_first(self) -> bool:
@@ -53,11 +57,23 @@ class Ranks:
         on_gpu = self.device.type == "cuda"
         return nn.parallel.DistributedDataParallel(module, device_ids=[self.device.index] if on_gpu else None)
 
-    def local_gradients(self, module: nn.Module) -> contextlib.AbstractContextManager[None]:
-        """While entered, backward keeps `parallel`'s gradients to this process: more of the same step will follow."""
+    @contextlib.contextmanager
+    def local_gradients(self, module: nn.Module) -> Iterator[None]:
+        """While entered, backward keeps the gradients of a parallel or sharded module to this process: more of the same
+        step will follow."""
         if isinstance(module, nn.parallel.DistributedDataParallel):
-            return module.no_sync()
-        return contextlib.nullcontext()
+            with module.no_sync():
+                yield
+            return
+        synchronize: Any = getattr(module, "set_requires_gradient_sync", lambda wanted: None)  # a sharded one's
+        synchronize(False)
+        yield
+        synchronize(True)
+
+    def must_join(self, num_passes: int) -> bool:
+        """Whether, of passes that were dealt in turn, this process had one less than the first: where the network is
+        sharded, it must compute another, since all compute together."""
+        return 0 < num_passes % self.world_size <= self.rank
 
 
 @contextlib.contextmanager
@@ -80,7 +96,7 @@ def start_ranks(device: str, threads: int | None) -> Iterator[Ranks]:
         # numbers that only steer the loop go through gloo, so that they never make a GPU wait
         dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo")
     try:
-        yield Ranks(rank, world_size, chosen)
+        yield Ranks(rank, world_size, chosen, _launch(), _number("TORCHELASTIC_RESTART_COUNT", 0))
     finally:
         torch.set_flush_denormal(False)  # leave the process as it was
         if world_size > 1:
@@ -126,6 +142,12 @@ def num_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def _launch() -> str:
+    """torchrun's id, which a Slurm job's number makes unique; without one, its process on its machine."""
+    name = os.environ.get("TORCHELASTIC_RUN_ID", "")
+    return f"{platform.node()} {os.getppid()}" if name == "none" else name
 
 
 def _number(name: str, default: int) -> int:

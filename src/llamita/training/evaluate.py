@@ -38,7 +38,7 @@ def bits_per_byte(
     rows = scoring_rows(documents.lengths, config.max_position_embeddings)
     batches = scoring_batches(documents, rows, bos_id, TOKENS_PER_BATCH[device.type])
     rank, world_size = (0, 1) if ranks is None else (ranks.rank, ranks.world_size)
-    nats, done = torch.zeros((), dtype=torch.float64, device=device), 0
+    nats, done, index = torch.zeros((), dtype=torch.float64, device=device), 0, -1
     for index, (inputs, targets) in enumerate(islice(batches, num_batches)):
         done += len(inputs)
         if index % world_size == rank:
@@ -46,7 +46,9 @@ def bits_per_byte(
         if not advance(done / len(rows)):
             loss.train(was_training)
             return None
-    loss.train(was_training)
     if ranks is not None:
+        if ranks.must_join(index + 1):
+            loss(torch.from_numpy(inputs).to(device), torch.from_numpy(targets).to(device))
         ranks.sum(nats)
+    loss.train(was_training)
     return Score(nats.item(), documents.num_tokens, documents.num_documents, documents.text_bytes)

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from llamita.checkpoint import (
     TrainingState,
@@ -34,10 +34,11 @@ from llamita.checkpoint import (
 from llamita.config import RunConfig
 from llamita.errors import CheckpointError, TrainingError
 from llamita.training.budget import Budget, Position
-from llamita.training.distributed import Ranks, start_ranks
+from llamita.training.distributed import Ranks, start_ranks, whole
 from llamita.training.metrics import MetricsLog
 from llamita.training.optimizer import build_optimizer, optimizer_tensors, restore_optimizer
 from llamita.training.progress import TrainingDisplay, format_count
+from llamita.training.recomputation import recompute_layers
 from llamita.training.report import write_page, write_report
 from llamita.training.rundir import describe_run, mark_best, open_run
 from llamita.training.saving import Saver
@@ -105,15 +106,17 @@ class Trainer:
         resuming = self._open_run()
         task.initialize()
         task.prepare(display.evaluating)
-        self.parallel_loss = ranks.parallel(task.loss)
-        self.optimizer = build_optimizer(self.model, config)
-        self.saver = Saver(ranks, sharded=False)
+        self.sharded = config.fsdp and ranks.world_size > 1
+        self.parallel_loss = self._distribute()
+        self.optimizer = build_optimizer(self.model, config, ranks)
+        self.saver = Saver(ranks, sharded=self.sharded)
         self.schedule = Schedule(config.schedule, config.warmup, config.cooldown, config.final_lr)
         self.budget = Budget(config, tokens_per_step, task.epoch_tokens, task.held_out_tokens)
         self.position, self.pending = Position(), Pending.empty(ranks.device)
         self.evaluations, self.evaluated_step, self.saved_step = 0, -1, -1
         self.held_out: float | None = None
         self.best: tuple[float, int] | None = None  # the objective on what is held out, step
+        self.num_worse = 0  # evaluations since the best one
         self.retreats, self.has_learned = 0, False
         metrics_bytes = self._restore() if resuming else 0
         self.earlier_seconds = self.position.seconds
@@ -127,9 +130,23 @@ class Trainer:
         """Open the run directory; whether there is a checkpoint to resume from."""
         task, resuming = self.task, False
         if self.ranks.is_first:
-            description = describe_run(self.config, task.model_config, self.rows_per_step, task.facts())
-            resuming = open_run(self.config.out, description, resume=self.config.resume)
+            description = describe_run(
+                self.config, task.model_config, self.rows_per_step, task.facts(), self.ranks.launch
+            )
+            restarted = self.ranks.restarts > 0
+            resuming = open_run(self.config.out, description, resume=self.config.resume, restarted=restarted)
         return bool(self.ranks.agree(resuming)[0])
+
+    def _distribute(self) -> nn.Module:
+        """The loss as all processes compute it together: each with the whole network, or with a shard of it."""
+        if self.config.recompute:
+            recompute_layers(self.model)
+        if not self.sharded:
+            return self.ranks.parallel(self.task.loss)
+        from llamita.training.sharding import shard  # a second to load, for a few
+
+        compute = torch.bfloat16 if self.config.dtype == "bfloat16" else torch.float32
+        return shard(self.task.loss, self.model, self.ranks.device, compute)
 
     def _announce(self) -> None:
         task, config, say = self.task, self.config, self.display.say
@@ -141,7 +158,8 @@ class Trainer:
         for line in task.lines():
             say(line)
         tokens = self.rows_per_step * task.context
-        say(f"tokens per step: {tokens} ({rows}); peak learning rate {config.learning_rate:.2g}")
+        others = "" if config.embedding_lr is None else f", of embeddings {config.embedding_lr:.2g}"
+        say(f"tokens per step: {tokens} ({rows}); peak learning rate {config.learning_rate:.2g}{others}")
         if self.position.step > 0:
             say(f"resuming at step {self.position.step}")
         if task.held_out_tokens == 0:
@@ -167,6 +185,7 @@ class Trainer:
             self._log()
         if evaluate and not stopped:
             stopped = not self._evaluate(stop)
+        over = over or 0 < self.config.patience <= self.num_worse
         if save or stopped or over:
             self._save()
         if stopped or over:
@@ -210,7 +229,7 @@ class Trainer:
         num_targets = sum(batch.num_targets for batch in batches)
         for index, batch in enumerate(batches):
             self._backward(batch, num_targets, is_last=index == len(batches) - 1)
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip or math.inf)
+        norm = whole(torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip or math.inf))
         self.pending.largest_norm = torch.maximum(self.pending.largest_norm, norm)
         at.step += 1
         if self.ranks.device.type == "cpu":  # elsewhere, looking at a number would make the device wait
@@ -384,20 +403,40 @@ class Trainer:
         at = self.position
         self.held_out, self.evaluated_step = found.objective, at.step
         self.evaluations += at.step > 0
-        if self.best is None or found.objective < self.best[0]:
-            self.best = (found.objective, at.step)
         seconds = time.monotonic() - start
+        sample = self._sample()
         if self.metrics is not None:
-            sample = self.task.sample()
             line = {"kind": "eval", "step": at.step, "tokens": at.tokens, **found.numbers}
             self.metrics.append({**line, "sample": sample, "evaluation_seconds": seconds, "seconds": at.seconds})
             self.display.say(f"step {at.step}: {found.words}, {format_count(at.tokens)} tokens seen")
             self.display.say(f"  {shorten(sample)}", style="dim")
             write_page([self.config.out])
+        self._note_best(found.objective)
         self._save()
         self.budget.note_evaluation(self.ranks.agree(time.monotonic() - start)[0])
         self._mark_speed()
         return True
+
+    def _sample(self) -> str:
+        """What the task tells, in the first process; a sharded network tells it in all of them together."""
+        if self.sharded:
+            from llamita.training.sharding import usable
+
+            with usable(self.parallel_loss):
+                return self.task.sample()
+        return self.task.sample() if self.ranks.is_first else ""
+
+    def _note_best(self, objective: float) -> None:
+        """Keep in mind the best evaluation, and how many worse ones came after it."""
+        if self.best is None or objective < self.best[0]:
+            self.best, self.num_worse = (objective, self.position.step), 0
+            return
+        self.num_worse += 1
+        ends = self.num_worse == self.config.patience
+        self.display.say(
+            f"held-out was {self.best[0]:.4f} at step {self.best[1]} (kept as best), and is worse now: the model begins "
+            f"to memorise{'; stopping early' if ends else ''}", style="yellow",
+        )  # fmt: skip
 
     # ---------------------------------------------------------------- saving and resuming
 
@@ -444,6 +483,7 @@ class Trainer:
             "evaluated_step": self.evaluated_step,
             "held_out": self.held_out,
             "best": self.best,
+            "num_worse": self.num_worse,
             "retreats": self.retreats,
             "has_learned": self.has_learned,
             "metrics_bytes": metrics_bytes,
@@ -456,7 +496,12 @@ class Trainer:
         self.ranks.wait()  # the checkpoint is there, for all processes
         self.task.load_weights(run)
         state = load_training_state(run)
-        restore_optimizer(self.optimizer, self.model, state.tensors)
+        tensors = state.tensors
+        if self.sharded or state.shards is not None:
+            from llamita.training.sharding import lay_out_state
+
+            tensors = lay_out_state(state, self.model)
+        restore_optimizer(self.optimizer, self.model, tensors)
         try:
             values, pending = state.values, state.values["pending"]
             self.position = Position(**values["position"])
@@ -469,7 +514,7 @@ class Trainer:
                 pending["steps"],
             )
             self.evaluations, self.evaluated_step = values["evaluations"], values["evaluated_step"]
-            self.held_out = values["held_out"]
+            self.held_out, self.num_worse = values["held_out"], values["num_worse"]
             self.retreats, self.has_learned = values["retreats"], values["has_learned"]
             self.best = None if values["best"] is None else (values["best"][0], values["best"][1])
             metrics_bytes = int(values["metrics_bytes"])

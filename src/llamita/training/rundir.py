@@ -20,13 +20,16 @@ NAME = "run.json"
 MAY_CHANGE = frozenset(
     (
         "data", "out", "resume", "save_minutes", "prompt", "device", "threads", "compile", "batch_rows", "accumulate",
-        "track", "checkpoint", "val", "general_text", "preview",  # what they hold is among the data's facts
+        "fsdp", "recompute", "track", "checkpoint", "val", "general_text", "preview",
+        # what the last ones hold is among the data's facts
     )
 )  # fmt: skip
 
 
-def describe_run(config: RunConfig, model: ModelConfig, rows_per_step: int, data: dict[str, Any]) -> dict[str, Any]:
-    """What run.json holds."""
+def describe_run(
+    config: RunConfig, model: ModelConfig, rows_per_step: int, data: dict[str, Any], launch: str = ""
+) -> dict[str, Any]:
+    """What run.json holds. launch: Ranks.launch."""
     fields = dataclasses.asdict(config).items()
     values = {name: str(value) if isinstance(value, Path) else value for name, value in fields}
     values = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}  # as JSON
@@ -36,16 +39,19 @@ def describe_run(config: RunConfig, model: ModelConfig, rows_per_step: int, data
         "model": dataclasses.asdict(model),
         "data": data,
         "environment": describe_environment(config.device),
+        "launch": launch,
     }
 
 
-def open_run(run: Path, description: dict[str, Any], *, resume: bool) -> bool:
+def open_run(run: Path, description: dict[str, Any], *, resume: bool, restarted: bool = False) -> bool:
     """Make the run directory, or check that the one there fits; True if there is a checkpoint to resume from.
 
+    restarted: by torchrun, after a process died: a run that the same torchrun began is resumed without being told.
     Raises ConfigError naming the flag that differs, OutputError if the folder is in use or cannot be written,
     CheckpointError if there is nothing to resume.
     """
-    if not resume:
+    begun = restarted and (run / NAME).is_file() and _read(run).get("launch") == description["launch"] != ""
+    if not (resume or begun):
         if run.exists() and (not run.is_dir() or any(run.iterdir())):
             if (run / NAME).is_file():
                 raise OutputError(f"cannot train into {run}: it holds a run; --resume it, or choose another --out")

@@ -7,20 +7,27 @@ gathered before it computes, forward and backward, and freed after; its gradient
 from __future__ import annotations
 
 import contextlib
+import pickle
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from llamita.checkpoint import TrainingState
+from llamita.errors import CheckpointError
 from llamita.model.llama import Llama
 
 
-def shard(loss: nn.Module, model: Llama, device: torch.device, compute: torch.dtype) -> FSDPModule:
+def shard(loss: nn.Module, model: Llama, device: torch.device, compute: torch.dtype) -> nn.Module:
     """Cut the network inside the loss, in place: each layer by itself, what is left with the loss. Returns the loss.
 
     The embeddings and the last norm belong to the loss, whose forward uses the classifier's matrix. All processes hold
@@ -34,7 +41,6 @@ def shard(loss: nn.Module, model: Llama, device: torch.device, compute: torch.dt
     for layer in model.model.layers:
         fully_shard(layer, mesh=mesh, mp_policy=policy)
     fully_shard(loss, mesh=mesh, mp_policy=policy)
-    assert isinstance(loss, FSDPModule)
     model.register_load_state_dict_pre_hook(_cut)  # type: ignore[no-untyped-call]
     return loss
 
@@ -55,9 +61,38 @@ def cut_like(whole: Tensor, parameter: Tensor) -> Tensor:
     return distribute_tensor(on_device, parameter.device_mesh, parameter.placements, src_data_rank=None)
 
 
+def lay_out_state(state: TrainingState, model: nn.Module) -> dict[str, Tensor]:
+    """A checkpoint's optimizer state, `STATE/PARAMETER` → a tensor cut (or whole) as the parameter is, however many
+    processes wrote it in whichever way. Raises CheckpointError if the shards are damaged."""
+    parameters = dict(model.named_parameters())
+    if state.shards is None:
+        return {
+            name: cut_like(value, parameters[name.partition("/")[2]]) if value.ndim > 0 else value
+            for name, value in state.tensors.items()
+            if name.partition("/")[2] in parameters
+        }
+    try:
+        reader = FileSystemReader(state.shards)
+        tensors: dict[str, Any] = {}
+        for name, stored in reader.read_metadata().state_dict_metadata.items():
+            assert isinstance(stored, TensorStorageMetadata)
+            parameter = parameters.get(name.partition("/")[2])
+            fits = parameter is not None and parameter.shape == stored.size
+            like = parameter if parameter is not None and fits else torch.empty(stored.size)
+            tensors[name] = torch.zeros_like(like, dtype=stored.properties.dtype, requires_grad=False)
+        load(tensors, storage_reader=reader, no_dist=not dist.is_initialized())
+    except (OSError, EOFError, ValueError, RuntimeError, pickle.UnpicklingError, CheckpointException) as error:
+        said = str(error).strip().splitlines()[-1:] or [type(error).__name__]
+        raise CheckpointError(
+            f"cannot resume: {state.shards}: expected the optimizer's shards: {said[0][:200]}"
+        ) from error
+    return tensors
+
+
 @contextlib.contextmanager
-def usable(loss: FSDPModule) -> Iterator[None]:
-    """While entered, the network can be called without the loss, by all processes together."""
+def usable(loss: nn.Module) -> Iterator[None]:
+    """While entered, the network can be called without the (sharded) loss, by all processes together."""
+    assert isinstance(loss, FSDPModule)
     loss.unshard()
     try:
         yield
