@@ -48,6 +48,20 @@ def test_published_vocabularies(name: str, shared_data: Path) -> None:
     assert_same(tokenizer, [text.strip() for text in (*stories, *poems) if text.strip()])
 
 
+def test_sentencepiece_that_drops_spaces(tmp_path: Path, random_texts: list[str]) -> None:
+    """remove_extra_whitespaces, SentencePiece's own default."""
+    sentencepiece = pytest.importorskip("sentencepiece")
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["the moon and the sun, a llama counted 12 sheep"] * 9),
+        model_prefix=str(tmp_path / "own"),
+        vocab_size=310, model_type="bpe", byte_fallback=True, normalization_rule_name="identity", minloglevel=2,
+    )  # fmt: skip
+    tokenizer = load_tokenizer(tmp_path / "own.model")
+    assert tokenizer.remove_extra_whitespaces
+    texts = [text.replace("\x00", "") for text in random_texts[:2000]]
+    assert_same(tokenizer, [*texts, "  a   b \n  c\t ", " ", "\u2581 \u2581x"])
+
+
 def test_documents_that_cannot_be(tiny_tokenizers: dict[str, Path]) -> None:
     tokenizer = load_tokenizer(tiny_tokenizers["gpt2"])
     header = encode_header(tokenizer_metadata(tokenizer, tokenizer.vocab_size, [0]))

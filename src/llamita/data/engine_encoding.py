@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,13 +17,19 @@ from llamita.tokenizer import Tokenizer
 
 
 class EngineEncoder:
-    """Texts to ids by the engine: those of `Tokenizer.encode_batch`, EOS after each. Threads may share it."""
+    """Texts to ids by the engine: those of `Tokenizer.encode_batch`, EOS after each. Threads may share it.
 
-    def __init__(self, tokenizer: DocumentTokenizer, eos_id: int, dtype: np.dtype[Any]) -> None:
+    single_spaces: spaces around a text are dropped, and others become one (SentencePiece's remove_extra_whitespaces).
+    """
+
+    def __init__(self, tokenizer: DocumentTokenizer, eos_id: int, dtype: np.dtype[Any], *, single_spaces: bool) -> None:
         self._tokenizer, self._eos_id, self._dtype = tokenizer, eos_id, dtype
+        self._single_spaces = single_spaces
 
     def encode(self, texts: Sequence[str]) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
         """ids of all texts, EOS after each [tokens]; tokens of each [documents]."""
+        if self._single_spaces:
+            texts = [re.sub(" {2,}", " ", text.strip(" ")) for text in texts]
         raw = "".join(texts).encode("utf-8")
         sizes = (len(text) if text.isascii() else len(text.encode("utf-8")) for text in texts)
         ends = np.cumsum(np.fromiter(sizes, np.uint64, len(texts)), dtype=np.uint64)
@@ -41,7 +48,13 @@ def open_engine_encoder(tokenizer: Tokenizer, dtype: np.dtype[Any], sample: Sequ
         return reason
     try:
         metadata = tokenizer_metadata(tokenizer, tokenizer.vocab_size, [tokenizer.eos_id])
-        encoder = EngineEncoder(DocumentTokenizer(encode_header(metadata), "the store's"), tokenizer.eos_id, dtype)
+        engine = DocumentTokenizer(encode_header(metadata), "the store's")
+        encoder = EngineEncoder(
+            engine,
+            tokenizer.eos_id,
+            dtype,
+            single_spaces=tokenizer.kind == "llama" and tokenizer.remove_extra_whitespaces,
+        )
         ids, lengths = encoder.encode(sample)
     except (EngineError, FormatError) as error:
         return str(error)

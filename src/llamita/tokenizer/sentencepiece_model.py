@@ -11,6 +11,7 @@ from typing import Any
 from llamita.errors import TokenizerError
 from llamita.tokenizer.byte_level import bos_template
 
+OUTER_SPACES = r"\A +| +\z"  # as the `tokenizers` library writes it
 SPACE = "\u2581"  # how SentencePiece writes a space
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # GGUF took SentencePiece's numbers
 _BYTE_PIECES = [f"<0x{byte:02X}>" for byte in range(256)]
@@ -131,7 +132,7 @@ def tokenizer_json(table: PieceTable, where: str) -> dict[str, Any]:
     """
     normalizers: list[dict[str, Any]] = []
     if table.remove_extra_whitespaces:
-        normalizers.append(_replace({"Regex": r"\A +| +\z"}, ""))
+        normalizers.append(_replace({"Regex": OUTER_SPACES}, ""))
         normalizers.append(_replace({"Regex": " {2,}"}, " "))
     if table.add_space_prefix:
         normalizers.append({"type": "Prepend", "prepend": SPACE})

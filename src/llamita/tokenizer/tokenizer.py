@@ -18,6 +18,7 @@ from llamita.tokenizer.sentencepiece_model import (
     BYTE,
     CONTROL,
     NORMAL,
+    OUTER_SPACES,
     SPACE,
     UNKNOWN,
     UNUSED,
@@ -200,8 +201,17 @@ class Tokenizer:
                 return "its regular expression is none that the engine knows (qwen2, llama-bpe, gpt-2, smollm)"
             if bool(self._model.get("ignore_merges")) != (self.split == LLAMA_BPE_NAME):
                 return "it takes whole words where the engine merges, or merges where the engine takes whole words"
-        elif any(step["type"] not in ("Prepend", "Replace") for step in prepares) or self.remove_extra_whitespaces:
-            return "it prepares text in a way of its own"
+        else:
+            replaced = [step["pattern"] for step in prepares if step["type"] == "Replace"]
+            known: list[dict[str, str]] = [{"String": " "}]
+            known += [{"Regex": OUTER_SPACES}, {"Regex": " {2,}"}] if self.remove_extra_whitespaces else []
+            foreign = any(step["type"] not in ("Prepend", "Replace") for step in prepares)
+            if (
+                foreign
+                or any(pattern not in replaced for pattern in known[1:])
+                or any(p not in known for p in replaced)
+            ):
+                return "it prepares text in a way of its own"
         if any(self._model.get(key) for key in ("continuing_subword_prefix", "end_of_word_suffix")):
             return "its pieces have prefixes or suffixes"
         for token in self._sections["added_tokens"]:

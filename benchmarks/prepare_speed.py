@@ -1,0 +1,97 @@
+"""Texts to MB/s: `llamita prepare` beside a SentencePiece loop in two processes, taken in turns; and preparing with a
+vocabulary of its own beside the time that the tokenizers library needs to learn the same one.
+
+    python benchmarks/prepare_speed.py TEXT.txt [--split-on blank-lines] [--rounds 5]
+
+The loop is that of llama2.c's `tinystories.py pretokenize`: a process a part of the documents, each document stripped,
+encoded by SentencePiece with BOS before it, and written as uint16. It gets its model (BPE, 4,096 tokens), its texts in
+memory and its processes started; `prepare` is timed whole, from the file on the disk to the finished store: reading,
+duplicates, held-out split, encoding, writing. With the same SentencePiece model, with a tokenizer that llamita learned,
+and with learning it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import sentencepiece
+
+from llamita.config import PrepareConfig
+from llamita.data.prepare import prepare
+from llamita.data.sources import read_documents
+from llamita.tokenizer import train_bpe
+
+PROCESSES, VOCAB_SIZE = 2, 4096
+
+
+def encode_part(model: str, texts: list[str], out: str) -> None:
+    """What one process of the loop does."""
+    processor = sentencepiece.SentencePieceProcessor(model_file=model)
+    ids: list[int] = []
+    for text in texts:
+        ids.extend([processor.bos_id(), *processor.encode(text.strip())])
+    np.array(ids, dtype=np.uint16).tofile(out)
+
+
+def timed(action: Callable[[], object]) -> float:
+    """Seconds."""
+    start = time.perf_counter()
+    action()
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("text")
+    parser.add_argument("--split-on", choices=("separator", "blank-lines"), default="separator")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--learn", action="store_true", help="learn with the tokenizers library too (slow)")
+    flags = parser.parse_args()
+    texts = [document.text for document in read_documents([flags.text], split_on=flags.split_on)]
+    megabytes = sum(len(text.encode()) for text in texts) / 1e6
+    with tempfile.TemporaryDirectory() as name, multiprocessing.get_context("spawn").Pool(PROCESSES) as pool:
+        folder = Path(name)
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(texts[:4000]), model_prefix=str(folder / "peer"), vocab_size=VOCAB_SIZE,
+            model_type="bpe", byte_fallback=True, split_digits=True, normalization_rule_name="identity", minloglevel=2,
+        )  # fmt: skip
+        parts = [(str(folder / "peer.model"), texts[i::PROCESSES], str(folder / f"{i}.bin")) for i in range(PROCESSES)]
+
+        def store(**changes: object) -> Callable[[], object]:
+            values = {"sources": (flags.text,), "out": folder / "store", "split_on": flags.split_on, "overwrite": True}
+            return lambda: prepare(PrepareConfig(**{**values, **changes}))  # type: ignore[arg-type]
+
+        store(vocab_size=VOCAB_SIZE)()
+        (folder / "own").mkdir()
+        for file in ("tokenizer.json", "tokenizer_config.json"):
+            (folder / "own" / file).write_bytes((folder / "store" / file).read_bytes())
+        sides: dict[str, Callable[[], object]] = {
+            "SentencePiece loop, 2 processes": lambda: pool.starmap(encode_part, parts),
+            "prepare, the same SentencePiece model": store(tokenizer=folder / "peer.model"),
+            "prepare, given tokenizer": store(tokenizer=folder / "own"),
+            "prepare, vocabulary learned": store(vocab_size=VOCAB_SIZE),
+        }
+        if flags.learn:
+            sides["tokenizers library: learning alone"] = lambda: train_bpe(texts, VOCAB_SIZE)
+        walls: dict[str, list[float]] = {side: [] for side in sides}
+        for _ in range(flags.rounds):
+            for side, action in sides.items():
+                walls[side].append(timed(action))
+        loop = statistics.median(walls["SentencePiece loop, 2 processes"])
+        for side, seconds in walls.items():
+            median = statistics.median(seconds)
+            spread = f"{min(seconds):.2f} to {max(seconds):.2f}"
+            print(f"{side:<40} {median:6.2f} s ({spread}) {megabytes / median:6.1f} MB/s {loop / median:6.2f} x")
+    print(f"{len(texts):,} documents, {megabytes:.1f} MB; {flags.rounds} rounds in turns, medians", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
