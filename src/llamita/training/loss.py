@@ -15,6 +15,7 @@ from llamita.data.batches import IGNORED
 from llamita.model.llama import Llama
 
 CHUNK_LOGITS = {"cpu": 1 << 21, "cuda": 1 << 27}  # at a time: what stays in a CPU's cache; a GPU wants big products
+FEWEST_TOKENS = 192  # at a time: each chunk reads the whole classifier, which a large vocabulary's must be worth
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -28,7 +29,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         hidden_gradient = torch.empty_like(hidden) if with_gradient else None
         weight_gradient = torch.zeros_like(weight, dtype=torch.float32) if with_gradient and weight_learns else None
         total = torch.zeros((), device=hidden.device)
-        chunk = max(1, CHUNK_LOGITS["cuda" if hidden.is_cuda else "cpu"] // weight.shape[0])
+        chunk = max(FEWEST_TOKENS, CHUNK_LOGITS["cuda" if hidden.is_cuda else "cpu"] // weight.shape[0])
         for start in range(0, len(targets), chunk):
             part, target = hidden[start : start + chunk], targets[start : start + chunk]
             log_p = F.log_softmax((part @ weight.t()).float(), dim=-1)  # [chunk, V]
