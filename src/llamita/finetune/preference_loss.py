@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from llamita.data.batches import IGNORED
 from llamita.finetune.loss import ConversationMask
 from llamita.model.llama import Llama
-from llamita.training.loss import CHUNK_LOGITS
+from llamita.training.loss import tokens_per_chunk
 
 PreferenceKind = Literal["dpo", "ipo"]
 
@@ -71,7 +71,7 @@ class _TargetLogProbabilities(torch.autograd.Function):
 
 
 def _chunks(hidden: Tensor, weight: Tensor) -> list[slice]:
-    size = max(1, CHUNK_LOGITS["cuda" if hidden.is_cuda else "cpu"] // weight.shape[0])
+    size = tokens_per_chunk(weight)
     return [slice(start, min(start + size, len(hidden))) for start in range(0, len(hidden), size)]
 
 

@@ -25,7 +25,7 @@ from llamita.errors import TrainingError
 from llamita.model.kv_cache import KVCache
 from llamita.model.llama import Llama
 from llamita.tokenizer import Tokenizer, load_tokenizer
-from llamita.training.loss import CHUNK_LOGITS, summed_cross_entropy
+from llamita.training.loss import summed_cross_entropy, tokens_per_chunk
 from llamita.training.progress import format_count
 
 DEFAULT_SHARE, DEFAULT_TEMPERATURE = 0.5, 1.0
@@ -44,8 +44,7 @@ class _ChunkedDistillation(torch.autograd.Function):
         hidden_gradient = torch.empty_like(hidden) if with_gradient else None
         weight_gradient = torch.zeros_like(weight, dtype=torch.float32) if with_gradient and weight_learns else None
         total = torch.zeros((), device=hidden.device)
-        # twice the arrays of a chunk of cross-entropy
-        chunk = max(1, CHUNK_LOGITS["cuda" if hidden.is_cuda else "cpu"] // (2 * weight.shape[0]))
+        chunk = tokens_per_chunk(weight)
         for start in range(0, len(targets), chunk):
             part, target = hidden[start : start + chunk], targets[start : start + chunk]
             logits = (part @ weight.t()).float()  # [chunk, V]

@@ -8,14 +8,19 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llamita.data.batches import IGNORED
 from llamita.model.llama import Llama
+from llamita.training.fused import can_fuse, fused_hidden_states
 
 CHUNK_LOGITS = {"cpu": 1 << 21, "cuda": 1 << 27}  # at a time: what stays in a CPU's cache; a GPU wants big products
 FEWEST_TOKENS = 192  # at a time: each chunk reads the whole classifier, which a large vocabulary's must be worth
+
+
+def tokens_per_chunk(weight: Tensor) -> int:
+    """Of how many tokens the logits exist at a time, weight [V, D] being the classifier."""
+    return max(FEWEST_TOKENS, CHUNK_LOGITS["cuda" if weight.is_cuda else "cpu"] // weight.shape[0])
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -28,28 +33,33 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         """hidden [N, D], weight [V, D] of one type, targets [N] → float32 scalar."""
         hidden_gradient = torch.empty_like(hidden) if with_gradient else None
         weight_gradient = torch.zeros_like(weight, dtype=torch.float32) if with_gradient and weight_learns else None
-        total = torch.zeros((), device=hidden.device)
-        chunk = max(FEWEST_TOKENS, CHUNK_LOGITS["cuda" if hidden.is_cuda else "cpu"] // weight.shape[0])
+        nats = torch.empty(len(targets), device=hidden.device)
+        counts = (targets != IGNORED).float()  # 1 or 0
+        chunk = max(1, CHUNK_LOGITS["cuda" if hidden.is_cuda else "cpu"] // weight.shape[0])
         for start in range(0, len(targets), chunk):
-            part, target = hidden[start : start + chunk], targets[start : start + chunk]
-            log_p = F.log_softmax((part @ weight.t()).float(), dim=-1)  # [chunk, V]
-            total += F.nll_loss(log_p, target, ignore_index=IGNORED, reduction="sum")
+            rows = slice(start, start + chunk)
+            part, target = hidden[rows], targets[rows].clamp_min(0)[:, None]
+            logits = (part @ weight.t()).float()  # [chunk, V]
+            largest, of_target = logits.amax(-1, keepdim=True), logits.gather(1, target)
+            shares = logits.sub_(largest).exp_()  # of the softmax, times their total
+            total = shares.sum(-1, keepdim=True)
+            nats[rows] = (largest - of_target + total.log())[:, 0]
             if hidden_gradient is None:
                 continue
-            counts = (target != IGNORED)[:, None]
-            gradient = log_p.exp_()  # softmax - onehot(target), zero where the target does not count
-            gradient.scatter_add_(1, target.clamp_min(0)[:, None], torch.full_like(log_p[:, :1], -1.0))
-            gradient = gradient.mul_(counts).to(weight.dtype)
-            torch.mm(gradient, weight, out=hidden_gradient[start : start + len(part)])
+            # softmax - onehot(target), times the total: what is short, the rows of D, is divided by it
+            gradient = shares.scatter_add_(1, target, -total).to(weight.dtype)
+            scale = counts[rows, None] / total
+            torch.mm(gradient, weight, out=hidden_gradient[rows]).mul_(scale)
             if weight_gradient is None:
                 continue
+            scaled = (part * scale).to(weight.dtype)
             if weight.dtype == torch.float32:
-                weight_gradient.addmm_(gradient.t(), part)
+                weight_gradient.addmm_(gradient.t(), scaled)
             else:
-                weight_gradient += gradient.t() @ part
+                weight_gradient += gradient.t() @ scaled
         if with_gradient:
             ctx.save_for_backward(hidden_gradient, weight_gradient)
-        return total
+        return (nats * counts).sum()
 
     @staticmethod
     def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, ...]:
@@ -72,13 +82,15 @@ def summed_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Ten
 class SummedLoss(nn.Module):
     """A network with its loss: inputs, targets [B, T] → Σ nats over the targets that count, float32.
 
-    compute: the type of matrix products; anything but float32 goes through autocast.
+    compute: the type of matrix products; anything but float32 goes through autocast. compiled: only where there is a
+    gradient to compute, so that evaluations, with rows of other lengths, wait for no compiler. Not compiled, a network
+    that can_fuse learns through training/fused.py.
     """
 
     def __init__(self, model: Llama, compute: torch.dtype = torch.float32, *, compiled: bool = False) -> None:
         super().__init__()
         self.model, self.compute = model, compute
-        self._hidden_states = torch.compile(model.hidden_states, dynamic=False) if compiled else model.hidden_states
+        self._compiled = torch.compile(model.hidden_states, dynamic=False) if compiled else None
 
     def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
         with torch.autocast(inputs.device.type, self.compute, enabled=self.compute != torch.float32):
@@ -86,3 +98,12 @@ class SummedLoss(nn.Module):
         hidden = hidden.reshape(-1, hidden.shape[-1]).to(self.compute)
         weight = self.model.output_weight.to(self.compute)
         return summed_cross_entropy(hidden, weight, targets.reshape(-1))
+
+    def _hidden_states(self, inputs: Tensor) -> Tensor:
+        if not torch.is_grad_enabled():
+            return self.model.hidden_states(inputs)
+        if self._compiled is not None:
+            return self._compiled(inputs)
+        if self.compute == torch.float32 and can_fuse(self.model):
+            return fused_hidden_states(self.model, inputs)
+        return self.model.hidden_states(inputs)

@@ -248,7 +248,7 @@ def test_formulas() -> None:
 @pytest.mark.parametrize("frozen", [False, True])
 def test_log_probabilities_and_gradients(frozen: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunk by chunk as all at once."""
-    monkeypatch.setattr("llamita.finetune.preference_loss.CHUNK_LOGITS", {"cpu": 50 * 7, "cuda": 50 * 7})
+    monkeypatch.setattr("llamita.finetune.preference_loss.tokens_per_chunk", lambda weight: 7)
     generator = torch.Generator().manual_seed(2)
     hidden = torch.randn(23, 16, generator=generator, requires_grad=True)
     weight = torch.randn(50, 16, generator=generator, requires_grad=not frozen)

@@ -61,7 +61,7 @@ def plain(student_logits: Tensor, teacher_logits: Tensor, targets: Tensor, share
 def test_loss_and_gradients(
     student: Path, teacher: Path, packed: bool, share: float, temperature: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(distillation, "CHUNK_LOGITS", {"cpu": 2 * 320 * 7, "cuda": 2 * 320 * 7})  # 7 tokens at a time
+    monkeypatch.setattr(distillation, "tokens_per_chunk", lambda weight: 7)
     model, wise = load_model(student), load_model(teacher)
     inputs, targets, segments = some_batch(model.config.vocab_size)
     attention, more = (ConversationMask, (segments,)) if packed else (None, ())
