@@ -29,10 +29,13 @@ from llamita.errors import (  # noqa: E402
     TrainingError,
 )
 from llamita.finetune.adapter import load_adapter  # noqa: E402
-from llamita.finetune.answers import grade  # noqa: E402
+from llamita.finetune.answers import answer, grade  # noqa: E402
 from llamita.finetune.base import Base  # noqa: E402
 from llamita.finetune.lesson import open_lesson  # noqa: E402
+from llamita.finetune.lora import LoraConfig, add_lora  # noqa: E402
+from llamita.finetune.loss import ConversationLoss  # noqa: E402
 from llamita.finetune.merging import merge_adapter  # noqa: E402
+from llamita.finetune.packing import ConversationBatches, Examples  # noqa: E402
 from llamita.finetune.sources import hold_out, is_text  # noqa: E402
 from llamita.finetune.task import finetune, row_length, show_preview  # noqa: E402
 from llamita.tokenizer import load_tokenizer  # noqa: E402
@@ -280,3 +283,26 @@ def test_another_template_of_known_marks_may_be_chosen(chat_base: Path, question
         make_config(chat_base, questions, tmp_path / "x", lora=True, chat_template=str(tmp_path / "a.jinja")), "cpu"
     )
     assert lesson.examples[0].ids[:2].tolist() == [1, 1]
+
+
+def test_a_frozen_base_in_bfloat16(chat_base: Path, questions: Path) -> None:
+    """What CUDA does, on the CPU: matrices in bfloat16, updates in float32, about the same loss and gradients."""
+    lesson = open_lesson(make_config(chat_base, questions, Path("x"), lora=True), "cpu")
+    examples = Examples(lesson.examples)
+    batch = next(ConversationBatches(examples, 128, 4, 0))
+    arrays = [torch.from_numpy(array) for array in (batch.inputs, batch.targets, batch.segments)]
+    nats, gradients = [], []
+    for dtype in (torch.float32, torch.bfloat16):
+        model = lesson.base.build(0.0, torch.device("cpu"), dtype)
+        lesson.base.fill(model)
+        add_lora(model, LoraConfig(rank=4), torch.Generator().manual_seed(0))
+        loss = ConversationLoss(model, dtype)
+        loss(*arrays).backward()
+        nats.append(loss(*arrays).item())
+        layer = model.get_submodule("model.layers.1.mlp.down_proj")
+        assert layer.weight.dtype == dtype and layer.weight.grad is None and layer.lora_B.weight.dtype == torch.float32
+        gradients.append(layer.lora_B.weight.grad)
+        with loss.autocast():
+            assert isinstance(answer(model, lesson.base.tokenizer, lesson.questions[0], 4), str)
+    assert nats[1] == pytest.approx(nats[0], rel=0.02) and nats[0] != nats[1]
+    assert torch.nn.functional.cosine_similarity(gradients[0].flatten(), gradients[1].flatten(), dim=0) > 0.99
