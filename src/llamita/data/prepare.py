@@ -1,7 +1,7 @@
 """Text to a token store: reads the documents, drops duplicates, splits them, learns a vocabulary, encodes, writes.
 
-The sources are read three times as a stream (to decide on every document, to learn the vocabulary, to encode), so that
-memory holds 16 bytes a document and never the text.
+Large sources are read three times as a stream (to decide on every document, to learn the vocabulary, to encode), so
+that memory holds some 100 bytes a document (what finds duplicates) and never the text.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ from llamita.tokenizer import Tokenizer, VocabularyTooLarge, load_tokenizer, tra
 DEFAULT_VAL_FRACTION = 0.05
 MIN_SPLIT_BYTES = 1_000  # of text, in each split
 LEARN_BYTES = 64 << 20  # a vocabulary is learned from at most so much text: 1 GB of memory at worst (Chinese)
-SAMPLED_DOCUMENTS, SAMPLED_CHARACTERS = 256, 2048  # on which the engine's ids are compared with the library's
+KEPT_BYTES = 64 << 20  # so much text is read once and stays in memory; more is read again for each purpose
+SAMPLED_DOCUMENTS, SAMPLED_CHARACTERS = 128, 2048  # on which the engine's ids are compared with the library's
 _RECIPE = 1  # raised when the same sources and flags would give other tokens
 _RECIPE_OF_A_SAMPLE = 2  # the same, for a vocabulary learned from LEARN_BYTES of more text
 
@@ -146,6 +147,8 @@ class _Corpus:
     def __init__(self, config: PrepareConfig) -> None:
         self._config = config
         self._tales: tuple[str, ...] | None = None
+        self._kept: list[tuple[Document, bool]] | None = None
+        self._kept_counts = SourceCounts()
         if config.sources == ("tinystories",):
             raise ConfigError("prepare: tinystories is downloaded first, by llamita.data.tinystories; give its files")
         self.val = list_sources(config.val)
@@ -159,7 +162,21 @@ class _Corpus:
         self.num_bytes = self.train.num_bytes + self.val.num_bytes + sum(len(t.encode()) for t in self._tales or ())
 
     def documents(self, counts: SourceCounts) -> Iterator[tuple[Document, bool]]:
-        """Every document, and whether it is one of --val's."""
+        """Every document, and whether it is one of --val's. Those of small sources are read once and kept."""
+        if self._kept is not None:
+            for field in dataclasses.fields(SourceCounts):
+                setattr(counts, field.name, getattr(self._kept_counts, field.name))
+            yield from self._kept
+            return
+        kept: list[tuple[Document, bool]] = []
+        for document in self._read(counts):
+            if self.num_bytes <= KEPT_BYTES:
+                kept.append(document)
+            yield document
+        if self.num_bytes <= KEPT_BYTES:
+            self._kept, self._kept_counts = kept, dataclasses.replace(counts)
+
+    def _read(self, counts: SourceCounts) -> Iterator[tuple[Document, bool]]:
         config = self._config
         for sources, is_val in ((self.val, True), (self.train, False)):
             for document in read_documents(

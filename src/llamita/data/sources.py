@@ -152,18 +152,22 @@ def read_documents(
         counts.container_bytes += file.num_bytes
         for position, text in rows(file, text_key):
             raw = text or ""
-            counts.container_bytes -= _num_bytes(raw, file, position)
-            document = _document(raw, file, position, counts)
+            raw_bytes = _num_bytes(raw, file, position)
+            counts.container_bytes -= raw_bytes
+            document = _document(raw, raw_bytes, file, position, counts)
             if document is not None:
                 yield document
 
 
-def _document(raw: str, file: SourceFile, position: int, counts: SourceCounts) -> Document | None:
-    """Strip, count, and wrap one text; None if nothing is left."""
+def _document(raw: str, raw_bytes: int, file: SourceFile, position: int, counts: SourceCounts) -> Document | None:
+    """Strip, count, and wrap one text of so many bytes; None if nothing is left."""
     text = raw.strip()
-    raw_bytes = _num_bytes(raw, file, position)
-    text_bytes = raw_bytes if len(text) == len(raw) else _num_bytes(text, file, position)
-    counts.whitespace_bytes += raw_bytes - text_bytes
+    stripped = len(raw) - len(text)
+    if stripped:
+        before = len(raw) - len(raw.lstrip()) if text else 0
+        stripped = len((raw[:before] + raw[before + len(text) :]).encode("utf-8"))
+    text_bytes = raw_bytes - stripped
+    counts.whitespace_bytes += stripped
     if not text:
         counts.empty_documents += 1
         return None
@@ -246,7 +250,7 @@ def _read_text(file: SourceFile, border: bytes | re.Pattern[bytes] | None, count
             if (is_rest or isinstance(border, re.Pattern)) and not text.strip():
                 counts.whitespace_bytes += len(raw)
                 continue
-            document = _document(text, file, offset + bom_bytes, counts)
+            document = _document(text, len(raw), file, offset + bom_bytes, counts)
             if document is not None:
                 yield document
 
