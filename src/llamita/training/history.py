@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +40,14 @@ class History:
 
     def keys(self, kind: str) -> list[str]:
         """The names of all numbers in the lines of a kind, in the order of their appearance."""
-        return list(dict.fromkeys(key for line in self.lines if line["kind"] == kind for key in numbers(line)))
+        return self._keys.get(kind, [])
+
+    @functools.cached_property
+    def _keys(self) -> dict[str, list[str]]:
+        found: dict[str, dict[str, None]] = {}
+        for line in self.lines:
+            found.setdefault(line["kind"], {}).update(dict.fromkeys(numbers(line)))
+        return {kind: list(keys) for kind, keys in found.items()}
 
     def series(self, kind: str, key: str, axis: str) -> Points:
         """The number `key` over `axis` (tokens, seconds or step) in the lines of a kind that have both."""
@@ -51,19 +60,28 @@ class History:
 
     def last(self, kind: str, key: str) -> float | None:
         """The last number `key` of a kind."""
-        found = [numbers(line)[key] for line in self.lines if line["kind"] == kind and key in numbers(line)]
-        return found[-1] if found else None
+        found = (_number(line, key) for line in reversed(self.lines) if line["kind"] == kind)
+        return next((value for value in found if value is not None), None)
 
 
 def _points(lines: Sequence[dict[str, Any]], kind: str, key: str, axis: str) -> Points:
     xs, ys = [], []
     for line in lines:
         if line["kind"] == kind:
-            found = numbers(line)
-            if key in found and axis in found:
-                xs.append(found[axis])
-                ys.append(found[key])
+            x, y = _number(line, axis), _number(line, key)
+            if x is not None and y is not None:
+                xs.append(x)
+                ys.append(y)
     return xs, ys
+
+
+def _number(line: Mapping[str, Any], key: str) -> float | None:
+    """numbers(line).get(key), without the others."""
+    value = line.get(key)
+    if value is None and "." in key:
+        value = numbers(line).get(key)
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return value if is_number else None
 
 
 def read_history(run: Path) -> History:

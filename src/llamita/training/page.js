@@ -8,7 +8,8 @@ const count = (v) => {
   for (const [size, letter] of [[1e9, "G"], [1e6, "M"], [1e3, "k"]]) if (v >= size) return (v / size).toPrecision(4) + letter;
   return v.toFixed(0);
 };
-const formats = { number: (v) => v.toPrecision(4), count, seconds: clock, percent: (v) => (100 * v).toFixed(1) + " %" };
+const number = (v) => (v !== 0 && Math.abs(v) < 1e-3 ? v.toExponential(2) : v.toPrecision(4));
+const formats = { number, count, seconds: clock, percent: (v) => (100 * v).toFixed(1) + " %" };
 const toValue = (scale, pixel) => {
   const [low, high, start, end, isLog] = scale, share = (pixel - start) / (end - start);
   return isLog ? low * Math.pow(high / low, share) : low + share * (high - low);
@@ -28,7 +29,9 @@ for (const plot of document.querySelectorAll("svg.plot")) {
     const [, , left, right] = scales[0];
     if (x < left || x > right || !lines.length) return leave();
     const near = (points) => points.reduce((a, b) => (Math.abs(b[0] - x) < Math.abs(a[0] - x) ? b : a));
-    const found = lines.map((line) => ({ ...line, at: near(line.points) }));
+    const reaches = ({ points }) => x > points[0][0] - 12 && x < points[points.length - 1][0] + 12;
+    const found = lines.filter(reaches).map((line) => ({ ...line, at: near(line.points) }));
+    if (!found.length) return leave();
     const at = found.reduce((a, b) => (Math.abs(b.at[0] - x) < Math.abs(a.at[0] - x) ? b : a)).at[0];
     cursor.setAttribute("d", `M${at} ${scales[1][3]}V${scales[1][2]}`);
     plot.append(cursor);

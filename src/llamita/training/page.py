@@ -335,7 +335,7 @@ def _final_numbers(histories: Sequence[History]) -> str:
         ),
         ("MFU", lambda h: h.summary.get("mfu") or h.last("train", "mfu"), FORMATS["percent"], max),
         ("weights", lambda h: h.summary.get("num_parameters"), format_count, None),
-        ("diverged", lambda h: len(h.retreats) or None, "{:.0f} times".format, None),
+        ("divergences", lambda h: len(h.retreats) or None, "{:.0f}".format, None),
     ]  # type: list[tuple[str, Any, Any, Any]]
     found = [(name, [get(history) for history in histories], show, better) for name, get, show, better in columns]
     found = [column for column in found if any(value is not None for value in column[1])]
