@@ -48,7 +48,7 @@ def shared_whole(function: WholeFunction, sent: torch.dtype) -> MatrixFunction:
         mine = gathered.new_zeros(max(sizes))
         if own:
             torch.cat([result.reshape(-1).to(sent) for result in own], out=mine[: sizes[rank]])
-        dist.all_gather_into_tensor(gathered.view(-1), mine)
+        dist.all_gather(list(gathered.unbind()), mine)
         return _unpack(gathered, shapes, owners, matrices[0].dtype)
 
     return compute
