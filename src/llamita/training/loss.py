@@ -35,7 +35,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         weight_gradient = torch.zeros_like(weight, dtype=torch.float32) if with_gradient and weight_learns else None
         nats = torch.empty(len(targets), device=hidden.device)
         counts = (targets != IGNORED).float()  # 1 or 0
-        chunk = max(1, CHUNK_LOGITS["cuda" if hidden.is_cuda else "cpu"] // weight.shape[0])
+        chunk = tokens_per_chunk(weight)
         for start in range(0, len(targets), chunk):
             rows = slice(start, start + chunk)
             part, target = hidden[rows], targets[rows].clamp_min(0)[:, None]
@@ -103,7 +103,8 @@ class SummedLoss(nn.Module):
         if not torch.is_grad_enabled():
             return self.model.hidden_states(inputs)
         if self._compiled is not None:
-            return self._compiled(inputs)
+            compiled: Tensor = self._compiled(inputs)
+            return compiled
         if self.compute == torch.float32 and can_fuse(self.model):
             return fused_hidden_states(self.model, inputs)
         return self.model.hidden_states(inputs)
