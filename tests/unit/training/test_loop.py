@@ -83,6 +83,27 @@ def test_best_and_latest_may_differ(tale_store: Path, tmp_path: Path, monkeypatc
     assert sorted(path.name for path in run.glob("step-*")) == ["step-00000003", "step-00000009"]
 
 
+def test_a_model_that_memorises_stops_early(tale_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After --patience worse evaluations in a row, also across a resumption; 0 never stops."""
+    real = bits_per_byte
+    for name, patience, steps in (("two", 2, 12), ("never", 0, 21)):
+        scores = iter([2.0, 2.5, 1.0, 3.0, 3.0, 3.0, 3.0])
+        monkeypatch.setattr(
+            pretraining_module, "bits_per_byte",
+            lambda *args, **kwargs: dataclasses.replace(real(*args, **kwargs), nats=next(scores)),  # noqa: B023
+        )  # fmt: skip
+        config = make_config(tale_store, tmp_path / name, steps=21, eval_interval=3, patience=patience)
+        if name == "two":
+            with monkeypatch.context() as patched:
+                stop_at(patched, 9)  # after the first worse one
+                assert train(config).interrupted
+            scores = iter([3.0, 3.0])
+            config = dataclasses.replace(config, resume=True)
+        result = train(config)
+        assert not result.interrupted and result.summary["steps"] == (15 if name == "two" else steps)
+        assert (tmp_path / name / "best").readlink().name == "step-00000009"
+
+
 def test_accumulated_passes_equal_one_big_pass(tale_store: Path, tmp_path: Path) -> None:
     train(make_config(tale_store, tmp_path / "one", batch_rows=8))
     train(make_config(tale_store, tmp_path / "four", batch_rows=2, accumulate=4))
@@ -162,7 +183,7 @@ def test_a_finished_run_resumes_into_nothing(tale_store: Path, tmp_path: Path) -
 
 def test_resuming_with_another_flag_or_other_data_is_refused(tale_store: Path, tmp_path: Path) -> None:
     train(make_config(tale_store, tmp_path / "run"))
-    with pytest.raises(ConfigError, match=r"--learning-rate: the run was started with 0\.004, found 0\.1"):
+    with pytest.raises(ConfigError, match=r"--learning-rate: the run was started with 0\.02, found 0\.1"):
         train(make_config(tale_store, tmp_path / "run", resume=True, learning_rate=0.1))
     with pytest.raises(ConfigError, match="rows a step"):
         train(make_config(tale_store, tmp_path / "run", resume=True, batch_rows=5))
