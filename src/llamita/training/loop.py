@@ -413,7 +413,10 @@ class Trainer:
             write_page([self.config.out])
         self._note_best(found.objective)
         self._save()
-        self.budget.note_evaluation(self.ranks.agree(time.monotonic() - start)[0])
+        whole_seconds = self.ranks.agree(time.monotonic() - start)[0]
+        if at.step == 0:  # a whole evaluation tells more than a probe would
+            self.budget.plan_evaluations(whole_seconds, at)
+        self.budget.note_evaluation(whole_seconds)
         self._mark_speed()
         return True
 

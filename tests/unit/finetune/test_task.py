@@ -80,11 +80,20 @@ def test_all_weights_learn_and_the_result_stops_where_answers_do(
 def test_updates_alone_learn(chat_base: Path, questions: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     config = make_config(
-        chat_base, questions, run, lora=True, rank=4, learning_rate=2e-2, steps=20, eval_interval=10, dropout=0.1
+        chat_base,
+        questions,
+        run,
+        lora=True,
+        rank=4,
+        learning_rate=2e-2,
+        steps=20,
+        eval_interval=10,
+        dropout=0.1,
+        prompt="Who?",
     )
     finetune(config)
     lines = judged(run)
-    assert lines[-1]["loss"] < lines[0]["loss"] - 0.5
+    assert lines[-1]["loss"] < lines[0]["loss"] - 0.5 and lines[0]["sample"].startswith("> Who?\n")
     adapter = load_adapter(run / "latest", load_config(chat_base))
     assert len(adapter.updates) == 14 and adapter.dropout == 0.1
     assert all(update.b.abs().max() > 0 and update.rank == 4 for update in adapter.updates.values())
