@@ -7,12 +7,12 @@
  *   - Ownership: what an *_open function returns belongs to the caller and is given back with the matching *_close.
  *     Pointers returned by other functions belong to the object they came from and live as long as it does.
  *     NULL may be closed.
- *   - A llamita_model is immutable after opening and may be shared by sessions in any number of threads; so is a
- *     llamita_tokenizer.
+ *   - A llamita_model is immutable after opening and may be shared by sessions in any number of threads; so are a
+ *     llamita_tokenizer and a llamita_adapter.
  *     A session, a sampler: one thread at a time.
- *   - Determinism: logits are a function of (model file, type of the KV cache, token ids) alone: bit-identical for any
- *     kernels and number of threads, any way of splitting the ids over calls, after any rewind, with any sequences
- *     beside, with speculation or without.
+ *   - Determinism: logits are a function of (model file, adapters and their scales, type of the KV cache, token ids)
+ *     alone: bit-identical for any kernels and number of threads, any way of splitting the ids over calls, after any
+ *     rewind, with any sequences beside, with speculation or without.
  *   - The library never prints, never exits, never reads the environment, and treats every file as hostile.
  */
 #ifndef LLAMITA_H
@@ -33,6 +33,7 @@ extern "C" {
 #endif
 
 typedef struct llamita_model llamita_model;     /* weights, configuration and tokenizer of one file */
+typedef struct llamita_adapter llamita_adapter; /* a low-rank change of one model's matrices */
 typedef struct llamita_session llamita_session; /* one running text: KV cache, scratch memory, thread pool */
 typedef struct llamita_sampler llamita_sampler; /* how the next token is picked, with its random state */
 typedef struct llamita_tokenizer llamita_tokenizer; /* a tokenizer without a model, for many documents */
@@ -96,6 +97,28 @@ LLAMITA_API void llamita_model_get_info(const llamita_model *model, llamita_mode
 
 /* The Jinja chat template stored in the file, or NULL. Owned by the model. */
 LLAMITA_API const char *llamita_model_chat_template(const llamita_model *model);
+
+/* ------------------------------------------------------------------ adapters */
+
+/* At most so many act on a sequence together. */
+#define LLAMITA_MAX_ADAPTERS 16
+
+typedef struct {
+    char name[128];         /* general.name, or "" */
+    int64_t num_parameters;
+    int32_t num_matrices;   /* of the model's, that it changes */
+    int32_t rank;           /* the largest */
+    float alpha;
+} llamita_adapter_info;
+
+/* Reads and validates a GGUF adapter (LoRA) made for this model: as llamita export --adapter writes it, and llama.cpp
+ * loads it. A matrix W becomes W + scale * alpha / rank * B A where the adapter is used (llamita_session_set_adapters);
+ * the model stays as it is, and must outlive the adapter. */
+LLAMITA_API llamita_status llamita_adapter_open(const llamita_model *model, const char *path,
+                                                llamita_adapter **adapter, llamita_error *error);
+/* Sequences that use the adapter keep it in memory until they use others or their session is closed. */
+LLAMITA_API void llamita_adapter_close(llamita_adapter *adapter);
+LLAMITA_API void llamita_adapter_get_info(const llamita_adapter *adapter, llamita_adapter_info *info);
 
 /* ------------------------------------------------------------------ text */
 
@@ -243,6 +266,19 @@ LLAMITA_API int64_t llamita_session_num_passes(const llamita_session *session);
 /* Forgets all tokens from this position on; 0 <= position <= llamita_session_position. The logits are forgotten too. */
 LLAMITA_API llamita_status llamita_session_rewind(llamita_session *session, int32_t position, llamita_error *error);
 
+/* An adapter, and how much of it: 1 as it was trained, 0 not at all; any finite number. */
+typedef struct {
+    llamita_adapter *adapter;
+    float scale;
+} llamita_adapter_use;
+
+/* From here on these adapters act together, in this order, instead of those before; num_uses 0 to LLAMITA_MAX_ADAPTERS,
+ * 0: the model alone. Unless they are the same as before, what the sequence holds was computed without them and is
+ * forgotten: its position becomes 0. The session holds the adapters by itself: they may be closed while in use. On
+ * failure nothing changes. */
+LLAMITA_API llamita_status llamita_session_set_adapters(llamita_session *session, const llamita_adapter_use *uses,
+                                                        size_t num_uses, llamita_error *error);
+
 /* Appends num_tokens >= 1 ids in as few passes as possible and computes the logits after the last one only. */
 LLAMITA_API llamita_status llamita_session_feed(llamita_session *session, const int32_t *ids, size_t num_tokens,
                                                 llamita_error *error);
@@ -284,8 +320,13 @@ LLAMITA_API int32_t llamita_sequence_position(const llamita_session *session, in
 LLAMITA_API llamita_status llamita_sequence_rewind(llamita_session *session, int32_t sequence, int32_t position,
                                                    llamita_error *error);
 
+/* The adapters of one sequence; sequences with different ones run side by side. */
+LLAMITA_API llamita_status llamita_sequence_set_adapters(llamita_session *session, int32_t sequence,
+                                                         const llamita_adapter_use *uses, size_t num_uses,
+                                                         llamita_error *error);
+
 /* Sequence `to` becomes the first num_tokens of sequence `from` without computing them, and shares their keys and values
- * in memory for as long as neither writes there. What `to` held is forgotten. */
+ * in memory for as long as neither writes there. What `to` held is forgotten. Both must have the same adapters. */
 LLAMITA_API llamita_status llamita_sequence_share(llamita_session *session, int32_t from, int32_t to,
                                                   int32_t num_tokens, llamita_error *error);
 

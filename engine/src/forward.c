@@ -30,6 +30,8 @@ struct forward {
     int32_t logit_tokens[PASS_TOKENS]; /* [num_logits] */
     kv_cache *caches[PASS_TOKENS];     /* of each token */
     attention_tile tiles[PASS_TOKENS];
+    adapted_tokens adapted[PASS_TOKENS];
+    int32_t num_adapted;
 
     /* Memory for PASS_TOKENS tokens. */
     float *residual;            /* [T, D] */
@@ -42,6 +44,9 @@ struct forward {
     float *update;              /* [T, D] what a block adds to the residual */
     float *last;                /* [T, D] the rows of the residual that logits are wanted of */
     float *partials;            /* [FEW_TOKENS, H, max_pages] of what attention_page writes */
+    float *low;                 /* [T, low_floats] of what adapter_reduce writes, then [FEW_TOKENS, low_floats] of each
+                                   member; NULL: no adapters so far */
+    int64_t low_floats;
 
     struct own { /* each member's */
         activations normed;        /* [FEW_TOKENS, D] */
@@ -91,6 +96,34 @@ static void share_projections(const forward *f, worker w, rows *query, rows *key
     *value = part_of(mine, num_queries + num_keys, num_keys);
 }
 
+/* ------------------------------------------------------------------ adapters */
+
+static float *low_of(const forward *f, worker w, const adapted_tokens *tokens) {
+    const int64_t first = f->few ? PASS_TOKENS + (int64_t)w.index * FEW_TOKENS : 0;
+    return f->low + (first + tokens->first_token) * f->low_floats;
+}
+
+/* What adapters make of the columns that matrices first .. last read: each member's own if there are few. */
+static void reduce(const forward *f, worker w, int32_t layer_index, layer_matrix first, layer_matrix last,
+                   const activations *columns) {
+    if (f->num_adapted == 0) return;
+    int64_t begin = 0, end = f->num_tokens;
+    if (!f->few) threads_share(w, f->num_tokens, 1, &begin, &end);
+    for (int32_t i = 0; i < f->num_adapted; i++)
+        adapter_reduce(f->model->kernels, &f->adapted[i], layer_index, first, last, columns, begin, end,
+                       low_of(f, w, &f->adapted[i]));
+    if (!f->few) threads_barrier(w);
+}
+
+/* out = matrix(columns), with what adapters add to it, these rows. */
+static void apply(const forward *f, worker w, int32_t layer_index, layer_matrix which, const tensor *matrix,
+                  const activations *columns, rows mine, float *out) {
+    matmul(f->model->kernels, matrix, columns, f->num_tokens, mine.begin, mine.end, out);
+    for (int32_t i = 0; i < f->num_adapted; i++)
+        adapter_expand(f->model->kernels, &f->adapted[i], layer_index, which, low_of(f, w, &f->adapted[i]), mine.begin,
+                       mine.end, out);
+}
+
 /* ------------------------------------------------------------------ the network */
 
 /* The normed rows of `in`, as the matrices that follow read them: each member's own if there are few. */
@@ -129,13 +162,13 @@ static void remember(const forward *f, int32_t layer_index, rows keys, rows valu
 /* query, key and value of this member's rows, rotated and remembered. */
 static void project(forward *f, worker w, int32_t layer_index, const activations *normed) {
     const layer *layer = &f->model->layers[layer_index];
-    const kernels *k = f->model->kernels;
     const int32_t head_dim = f->model->info.head_dim, num_tokens = f->num_tokens;
     rows query, key, value;
     share_projections(f, w, &query, &key, &value);
-    matmul(k, &layer->query, normed, num_tokens, query.begin, query.end, f->query);
-    matmul(k, &layer->key, normed, num_tokens, key.begin, key.end, f->key);
-    matmul(k, &layer->value, normed, num_tokens, value.begin, value.end, f->value);
+    reduce(f, w, layer_index, MATRIX_QUERY, MATRIX_VALUE, normed);
+    apply(f, w, layer_index, MATRIX_QUERY, &layer->query, normed, query, f->query);
+    apply(f, w, layer_index, MATRIX_KEY, &layer->key, normed, key, f->key);
+    apply(f, w, layer_index, MATRIX_VALUE, &layer->value, normed, value, f->value);
     for (int32_t t = 0; t < num_tokens; t++)
         rope(f->angles + (int64_t)t * head_dim, head_dim, query.begin, query.end,
              f->query + t * layer->query.num_rows);
@@ -201,9 +234,10 @@ static const activations *gather_heads(forward *f, worker w, bool quantised) {
 }
 
 /* residual += matrix(columns), this member's rows. */
-static void add_product(forward *f, worker w, const tensor *matrix, const activations *columns) {
+static void add_product(forward *f, worker w, int32_t layer_index, layer_matrix which, const tensor *matrix,
+                        const activations *columns) {
     const rows mine = share_rows(w, matrix->num_rows);
-    matmul(f->model->kernels, matrix, columns, f->num_tokens, mine.begin, mine.end, f->update);
+    apply(f, w, layer_index, which, matrix, columns, mine, f->update);
     add(f->update, matrix->num_rows, f->num_tokens, mine.begin, mine.end, f->residual);
 }
 
@@ -218,7 +252,10 @@ static void attention_block(forward *f, worker w, int32_t layer_index) {
     if (!f->whole_heads) threads_barrier(w);
     attend(f, w, layer_index);
     threads_barrier(w);
-    add_product(f, w, &layer->attention_output, gather_heads(f, w, quantised(&layer->attention_output)));
+    const activations *heads = gather_heads(f, w, quantised(&layer->attention_output));
+    reduce(f, w, layer_index, MATRIX_ATTENTION_OUTPUT, MATRIX_ATTENTION_OUTPUT,
+           f->split_pages ? heads : &f->attention_out); /* where the floats are */
+    add_product(f, w, layer_index, MATRIX_ATTENTION_OUTPUT, &layer->attention_output, heads);
     threads_barrier(w);
 }
 
@@ -230,12 +267,14 @@ static void ffn_block(forward *f, worker w, int32_t layer_index) {
     const activations *normed = normalise(f, w, f->residual, f->num_tokens, layer->ffn_norm,
                                           quantised(&layer->ffn_gate) || quantised(&layer->ffn_up));
     const rows mine = share_rows(w, length);
-    matmul(k, &layer->ffn_gate, normed, f->num_tokens, mine.begin, mine.end, f->ffn_gate.values);
-    matmul(k, &layer->ffn_up, normed, f->num_tokens, mine.begin, mine.end, f->ffn_up);
+    reduce(f, w, layer_index, MATRIX_FFN_GATE, MATRIX_FFN_UP, normed);
+    apply(f, w, layer_index, MATRIX_FFN_GATE, &layer->ffn_gate, normed, mine, f->ffn_gate.values);
+    apply(f, w, layer_index, MATRIX_FFN_UP, &layer->ffn_up, normed, mine, f->ffn_up);
     swiglu(k, f->ffn_up, length, f->num_tokens, mine.begin, mine.end, f->ffn_gate.values);
     if (quantised(&layer->ffn_down)) quantise_part(k, f->num_tokens, mine.begin, mine.end, &f->ffn_gate);
     threads_barrier(w);
-    add_product(f, w, &layer->ffn_down, &f->ffn_gate);
+    reduce(f, w, layer_index, MATRIX_FFN_DOWN, MATRIX_FFN_DOWN, &f->ffn_gate);
+    add_product(f, w, layer_index, MATRIX_FFN_DOWN, &layer->ffn_down, &f->ffn_gate);
     threads_barrier(w);
 }
 
@@ -278,7 +317,19 @@ static void forward_worker(void *argument, worker w) {
 
 /* ------------------------------------------------------------------ a pass */
 
+/* Neighbours with equal sets are computed together. */
+static void adapt_span(forward *f, const forward_span *span) {
+    if (span->adapters == NULL || span->adapters->count == 0) return;
+    adapted_tokens *last = f->num_adapted > 0 ? &f->adapted[f->num_adapted - 1] : NULL;
+    if (last != NULL && last->first_token + last->num_tokens == f->num_tokens &&
+        adapter_sets_equal(last->set, span->adapters))
+        last->num_tokens += span->num_tokens;
+    else
+        f->adapted[f->num_adapted++] = (adapted_tokens){span->adapters, f->num_tokens, span->num_tokens};
+}
+
 static void add_span(forward *f, const forward_span *span) {
+    adapt_span(f, span);
     for (int32_t i = 0; i < span->num_tokens; i++) {
         const int32_t t = f->num_tokens + i;
         f->ids[t] = span->ids[i];
@@ -293,7 +344,7 @@ static void add_span(forward *f, const forward_span *span) {
 }
 
 bool forward_run(forward *f, int num_threads, const forward_span *spans, int32_t num_spans, float *logits) {
-    f->num_tokens = f->num_logits = f->num_tiles = 0;
+    f->num_tokens = f->num_logits = f->num_tiles = f->num_adapted = 0;
     for (int32_t i = 0; i < num_spans; i++) add_span(f, &spans[i]);
     const int32_t num_kv_heads = f->model->info.num_key_value_heads;
     bool several_pages = false;
@@ -371,6 +422,17 @@ forward *forward_create(const llamita_model *model, const kv_shape *shape, int32
     return NULL;
 }
 
+bool forward_reserve_adapters(forward *f, int64_t num_floats) {
+    if (num_floats <= f->low_floats) return true;
+    const size_t num_tokens = PASS_TOKENS + FEW_TOKENS * (size_t)threads_count(f->team);
+    float *low = floats(num_tokens * (size_t)num_floats);
+    if (low == NULL) return false;
+    free(f->low);
+    f->low = low;
+    f->low_floats = num_floats;
+    return true;
+}
+
 void forward_free(forward *f) {
     if (f == NULL) return;
     for (int i = 0; f->own != NULL && i < threads_count(f->team); i++) {
@@ -382,7 +444,8 @@ void forward_free(forward *f) {
     free_activations(&f->normed);
     free_activations(&f->attention_out);
     free_activations(&f->ffn_gate);
-    float *buffers[] = {f->residual, f->angles, f->query, f->key, f->value, f->ffn_up, f->update, f->last, f->partials};
+    float *buffers[] = {f->residual, f->angles, f->query, f->key, f->value, f->ffn_up, f->update, f->last, f->partials,
+                        f->low};
     for (size_t i = 0; i < sizeof buffers / sizeof buffers[0]; i++) free(buffers[i]);
     free(f);
 }

@@ -74,6 +74,9 @@ llamita_status gguf_array(const gguf_file *file, const char *key, gguf_type elem
 /* The elements of an array of strings, as new memory for the caller to free. */
 llamita_status gguf_strings(const gguf_file *file, const gguf_entry *array, byte_slice **strings);
 
+/* What a layer's matrices are called in "blk.N.NAME.weight". */
+extern const char *const gguf_matrix_names[MATRICES_PER_LAYER];
+
 bool slice_is(byte_slice slice, const char *text);
 
 #endif

@@ -17,7 +17,13 @@ static llamita_status check_kind(const gguf_file *file) {
     byte_slice architecture = {0};
     bool found;
     int64_t number = 0;
-    llamita_status status = gguf_string(file, "general.architecture", &architecture, NULL);
+    byte_slice kind = {0};
+    llamita_status status = gguf_string(file, "general.type", &kind, &found);
+    if (!status && slice_is(kind, "adapter")) {
+        return reader_refuse(&file->from, "it is an adapter; open the model that it was made for, and apply it to that "
+                                          "(--adapter)");
+    }
+    status = status ? status : gguf_string(file, "general.architecture", &architecture, NULL);
     if (!status && !slice_is(architecture, "llama")) {
         return reader_refuse(&file->from, "architecture: expected llama, found %.*s; this engine runs Llamas only",
                              SHOWN(architecture));
@@ -248,6 +254,9 @@ static llamita_status take_vector(llamita_model *model, const gguf_file *file, c
     return model_check_finite(&file->from, name, values, length);
 }
 
+const char *const gguf_matrix_names[MATRICES_PER_LAYER] = {"attn_q",   "attn_k", "attn_v",  "attn_output",
+                                                           "ffn_gate", "ffn_up", "ffn_down"};
+
 static llamita_status take_layer(llamita_model *model, const gguf_file *file, int32_t index) {
     const llamita_model_info *info = &model->info;
     const int64_t hidden = info->hidden_size, ffn = info->intermediate_size;
@@ -261,14 +270,14 @@ static llamita_status take_layer(llamita_model *model, const gguf_file *file, in
         int64_t num_rows, row_length;
     } parts[] = {
         {"attn_norm", &l->attention_norm, NULL, 0, hidden},
-        {"attn_q", NULL, &l->query, query, hidden},
-        {"attn_k", NULL, &l->key, key_value, hidden},
-        {"attn_v", NULL, &l->value, key_value, hidden},
-        {"attn_output", NULL, &l->attention_output, hidden, query},
+        {gguf_matrix_names[MATRIX_QUERY], NULL, &l->query, query, hidden},
+        {gguf_matrix_names[MATRIX_KEY], NULL, &l->key, key_value, hidden},
+        {gguf_matrix_names[MATRIX_VALUE], NULL, &l->value, key_value, hidden},
+        {gguf_matrix_names[MATRIX_ATTENTION_OUTPUT], NULL, &l->attention_output, hidden, query},
         {"ffn_norm", &l->ffn_norm, NULL, 0, hidden},
-        {"ffn_gate", NULL, &l->ffn_gate, ffn, hidden},
-        {"ffn_up", NULL, &l->ffn_up, ffn, hidden},
-        {"ffn_down", NULL, &l->ffn_down, hidden, ffn},
+        {gguf_matrix_names[MATRIX_FFN_GATE], NULL, &l->ffn_gate, ffn, hidden},
+        {gguf_matrix_names[MATRIX_FFN_UP], NULL, &l->ffn_up, ffn, hidden},
+        {gguf_matrix_names[MATRIX_FFN_DOWN], NULL, &l->ffn_down, hidden, ffn},
     };
     for (size_t i = 0; i < sizeof parts / sizeof parts[0]; i++) {
         char name[NAME_BYTES];

@@ -1,18 +1,15 @@
 /* model.c: turns a path into an open model: maps the file, lets its format's reader fill it, loads its tokenizer. */
 #include "model.h"
 
-#include <errno.h>
-#include <fcntl.h>
 #include <inttypes.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include "error.h"
 #include "kernels.h"
+#include "mapping.h"
 #include "reader.h"
 #include "tokenizer.h"
 
@@ -162,47 +159,6 @@ static void describe(llamita_model *model) {
     }
 }
 
-/* ---------------------------------------------------------------- files */
-
-typedef struct {
-    void *bytes;
-    size_t num_bytes;
-} mapped_file;
-
-static llamita_status refuse_file(const char *what, const char *path, const char *reason, llamita_error *error) {
-    return error_set(error, LLAMITA_ERROR_IO, "cannot open %s %s: %s", what, error_path(path), reason);
-}
-
-/* O_NONBLOCK: opening a pipe that nobody writes to would wait for ever. */
-static llamita_status map_file(const char *what, const char *path, mapped_file *file, llamita_error *error) {
-    int descriptor = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-    struct stat facts;
-    if (descriptor < 0) {
-        return refuse_file(what, path, strerror(errno), error);
-    }
-    llamita_status status = LLAMITA_OK;
-    if (fstat(descriptor, &facts) != 0) {
-        status = refuse_file(what, path, strerror(errno), error);
-    } else if (!S_ISREG(facts.st_mode)) {
-        status = refuse_file(what, path,
-                             S_ISDIR(facts.st_mode) ? "expected a file, found a directory"
-                                                    : "expected a regular file, found a device or a pipe",
-                             error);
-    } else if (facts.st_size == 0) {
-        error_set(error, status = LLAMITA_ERROR_FORMAT, "cannot open %s %s: the file is empty", what, error_path(path));
-    } else if ((uint64_t)facts.st_size > SIZE_MAX) {
-        status = refuse_file(what, path, "the file is larger than this machine's addresses", error);
-    } else {
-        file->num_bytes = (size_t)facts.st_size;
-        file->bytes = mmap(NULL, file->num_bytes, PROT_READ, MAP_PRIVATE, descriptor, 0);
-        if (file->bytes == MAP_FAILED) {
-            status = refuse_file(what, path, strerror(errno), error);
-        }
-    }
-    close(descriptor);
-    return status;
-}
-
 static bool is_gguf(const void *bytes, size_t num_bytes) {
     return num_bytes >= 4 && memcmp(bytes, "GGUF", 4) == 0;
 }
@@ -212,7 +168,7 @@ static bool is_gguf(const void *bytes, size_t num_bytes) {
 /* The tokenizer of another file than the model's. */
 static llamita_status load_tokenizer(llamita_model *model, const char *path, llamita_error *error) {
     mapped_file file;
-    llamita_status status = map_file("tokenizer", path, &file, error);
+    llamita_status status = mapping_open("tokenizer", path, &file, error);
     if (status) {
         return status;
     }
@@ -318,7 +274,7 @@ llamita_status llamita_model_open(const char *path, const llamita_model_params *
                          "found NULL");
     }
     mapped_file file;
-    llamita_status status = map_file("model", path, &file, error);
+    llamita_status status = mapping_open("model", path, &file, error);
     if (status) {
         return status;
     }

@@ -71,7 +71,16 @@ llamita_status model_fill(llamita_model *model, const char *path, const llamita_
 llamita_status model_pack(llamita_model *model, const char *path, llamita_error *error);
 
 /* The matrices of one token's pass through a layer, in the order of use. */
-enum { MATRICES_PER_LAYER = 7 };
+typedef enum {
+    MATRIX_QUERY,
+    MATRIX_KEY,
+    MATRIX_VALUE,
+    MATRIX_ATTENTION_OUTPUT,
+    MATRIX_FFN_GATE,
+    MATRIX_FFN_UP,
+    MATRIX_FFN_DOWN,
+    MATRICES_PER_LAYER
+} layer_matrix;
 void model_layer_matrices(layer *l, tensor *matrices[MATRICES_PER_LAYER]);
 
 /* Frees everything but the mapping and the struct itself. */

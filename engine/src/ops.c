@@ -36,8 +36,9 @@ void quantise_part(const kernels *k, int32_t num_tokens, int64_t begin, int64_t 
     }
 }
 
-void matmul(const kernels *k, const tensor *weights, const activations *columns, int32_t num_tokens, int64_t begin,
-            int64_t end, float *out) {
+/* out [num_tokens][out_stride]: its first element is that of row begin. */
+static void multiply(const kernels *k, const tensor *weights, const activations *columns, int64_t num_tokens,
+                     int64_t begin, int64_t end, float *out, size_t out_stride) {
     if (begin >= end) return;
     const bool quantised = panel_is_quantised(weights->format);
     const size_t length = (size_t)columns->length;
@@ -49,10 +50,32 @@ void matmul(const kernels *k, const tensor *weights, const activations *columns,
         .columns = quantised ? (const void *)columns->blocks : columns->values,
         .column_bytes = quantised ? length / BLOCK_LENGTH * sizeof(activation_block) : length * sizeof(float),
         .num_columns = num_tokens,
-        .out = out + begin,
-        .out_stride = (size_t)weights->num_rows,
+        .out = out,
+        .out_stride = out_stride,
     };
     k->matmul[weights->format](&job);
+}
+
+void matmul(const kernels *k, const tensor *weights, const activations *columns, int32_t num_tokens, int64_t begin,
+            int64_t end, float *out) {
+    multiply(k, weights, columns, num_tokens, begin, end, out + begin, (size_t)weights->num_rows);
+}
+
+/* A tile of the product at a time, which stays in the nearest cache. */
+void matmul_add(const kernels *k, const tensor *weights, const activations *columns, int32_t num_tokens, int64_t begin,
+                int64_t end, float *out) {
+    enum { TILE_COLUMNS = 8, TILE_ROWS = 256 };
+    float product[TILE_COLUMNS * TILE_ROWS];
+    for (int64_t t = 0; t < num_tokens; t += TILE_COLUMNS)
+        for (int64_t row = begin; row < end; row += TILE_ROWS) {
+            const int64_t count = num_tokens - t < TILE_COLUMNS ? num_tokens - t : TILE_COLUMNS,
+                          last = end - row < TILE_ROWS ? end : row + TILE_ROWS;
+            const activations part = {columns->values + t * columns->length, NULL, columns->length};
+            multiply(k, weights, &part, count, row, last, product, TILE_ROWS);
+            for (int64_t i = 0; i < count; i++)
+                for (int64_t r = row; r < last; r++)
+                    out[(t + i) * weights->num_rows + r] += product[i * TILE_ROWS + (r - row)];
+        }
 }
 
 void add(const float *update, int64_t length, int32_t num_tokens, int64_t begin, int64_t end, float *residual) {

@@ -37,6 +37,10 @@ void quantise_part(const kernels *k, int32_t num_tokens, int64_t begin, int64_t 
 void matmul(const kernels *k, const tensor *weights, const activations *columns, int32_t num_tokens, int64_t begin,
             int64_t end, float *out);
 
+/* The same, added to what is in out. Float weights only. */
+void matmul_add(const kernels *k, const tensor *weights, const activations *columns, int32_t num_tokens, int64_t begin,
+                int64_t end, float *out);
+
 /* residual [T, length] += update, elements [begin, end) of each token. */
 void add(const float *update, int64_t length, int32_t num_tokens, int64_t begin, int64_t end, float *residual);
 

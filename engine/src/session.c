@@ -14,6 +14,7 @@
 
 typedef struct {
     kv_cache cache;
+    adapter_set adapters;
     int32_t position; /* tokens held */
 } sequence;
 
@@ -161,7 +162,10 @@ void llamita_session_close(llamita_session *s) {
     if (s == NULL) return;
     forward_free(s->forward);
     threads_free(s->team);
-    for (int32_t i = 0; i < s->num_sequences; i++) kv_cache_clear(&s->sequences[i].cache);
+    for (int32_t i = 0; i < s->num_sequences; i++) {
+        kv_cache_clear(&s->sequences[i].cache);
+        adapter_set_release(&s->sequences[i].adapters);
+    }
     free(s->sequences);
     free(s->ids);
     free(s->logits);
@@ -215,11 +219,63 @@ llamita_status llamita_sequence_share(llamita_session *s, int32_t from, int32_t 
                          "sharing a sequence failed: expected another sequence and 0 to %d tokens (held), found "
                          "sequence %d and %d",
                          (int)s->sequences[from].position, (int)to, (int)num_tokens);
+    if (!adapter_sets_equal(&s->sequences[from].adapters, &s->sequences[to].adapters))
+        return error_set(error, LLAMITA_ERROR_ARGUMENT,
+                         "sharing a sequence failed: expected the same adapters in both, found others in %d than in %d; "
+                         "set them first",
+                         (int)to, (int)from);
     kv_cache_share(&s->sequences[to].cache, &s->sequences[from].cache, num_tokens);
     s->sequences[to].position = num_tokens;
     forget_guess(s);
     if (to == 0) s->current = NULL;
     return LLAMITA_OK;
+}
+
+/* ------------------------------------------------------------------ adapters */
+
+/* The set that these uses make, those of scale 0 left out. */
+static llamita_status make_set(const llamita_session *s, const llamita_adapter_use *uses, size_t num_uses,
+                               adapter_set *set, llamita_error *error) {
+    if (num_uses > LLAMITA_MAX_ADAPTERS)
+        return error_set(error, LLAMITA_ERROR_ARGUMENT, "setting adapters failed: expected at most %d, found %zu",
+                         LLAMITA_MAX_ADAPTERS, num_uses);
+    for (size_t i = 0; i < num_uses; i++) {
+        if (uses[i].adapter == NULL || uses[i].adapter->model != s->model)
+            return error_set(error, LLAMITA_ERROR_ARGUMENT,
+                             "setting adapters failed: adapter %zu: expected one that was opened for the session's "
+                             "model, found another's; open it with this model",
+                             i);
+        if (!isfinite(uses[i].scale))
+            return error_set(error, LLAMITA_ERROR_ARGUMENT,
+                             "setting adapters failed: scale of adapter %zu: expected a finite number, found %f", i,
+                             (double)uses[i].scale);
+        if (uses[i].scale == 0.0f) continue;
+        set->adapters[set->count] = uses[i].adapter;
+        set->scales[set->count++] = uses[i].scale;
+    }
+    return LLAMITA_OK;
+}
+
+llamita_status llamita_sequence_set_adapters(llamita_session *s, int32_t index, const llamita_adapter_use *uses,
+                                             size_t num_uses, llamita_error *error) {
+    adapter_set set = {0};
+    if (index < 0 || index >= s->num_sequences) return no_sequence(s, "setting adapters", index, error);
+    const llamita_status status = make_set(s, uses, num_uses, &set, error);
+    if (status != LLAMITA_OK) return status;
+    adapter_set *held = &s->sequences[index].adapters;
+    if (adapter_sets_equal(held, &set)) return LLAMITA_OK;
+    if (!forward_reserve_adapters(s->forward, adapter_set_floats(&set)))
+        return error_set(error, LLAMITA_ERROR_MEMORY, "setting adapters failed: no memory for the products of %d adapters",
+                         (int)set.count);
+    adapter_set_hold(&set);
+    adapter_set_release(held);
+    *held = set;
+    return llamita_sequence_rewind(s, index, 0, error);
+}
+
+llamita_status llamita_session_set_adapters(llamita_session *s, const llamita_adapter_use *uses, size_t num_uses,
+                                            llamita_error *error) {
+    return llamita_sequence_set_adapters(s, 0, uses, num_uses, error);
 }
 
 /* ------------------------------------------------------------------ passes */
@@ -258,9 +314,12 @@ static llamita_status prepare(llamita_session *s, const llamita_chunk *chunk, si
     return LLAMITA_OK;
 }
 
-static llamita_status damaged(llamita_error *error) {
+static llamita_status damaged(const llamita_session *s, llamita_error *error) {
+    bool adapted = false;
+    for (int32_t i = 0; i < s->num_sequences; i++) adapted |= s->sequences[i].adapters.count > 0;
     return error_set(error, LLAMITA_ERROR_NUMERIC,
-                     "computing logits failed: some are infinite or not a number; the model's weights are damaged");
+                     "computing logits failed: some are infinite or not a number; the model's weights are damaged%s",
+                     adapted ? ", or an adapter's scale is too large" : "");
 }
 
 /* Some of a chunk's tokens, from the first that are left. */
@@ -269,7 +328,7 @@ static forward_span next_span(llamita_session *s, const llamita_chunk *chunk, si
     const int32_t count = left < (size_t)room ? (int32_t)left : room;
     const size_t end = done + (size_t)count, first_logits = done > without_logits ? done : without_logits;
     sequence *held = &s->sequences[chunk->sequence];
-    return (forward_span){&held->cache, chunk->ids + done, count, held->position,
+    return (forward_span){&held->cache, &held->adapters, chunk->ids + done, count, held->position,
                           end > first_logits ? (int32_t)(end - first_logits) : 0};
 }
 
@@ -336,7 +395,7 @@ static llamita_status feed_chunk(llamita_session *s, const int32_t *ids, size_t 
     forget_guess(s);
     if (!run_chunks(s, &chunk, 1, logits)) {
         s->sequences[0].position = start;
-        return damaged(error);
+        return damaged(s, error);
     }
     remember_ids(s, ids, num_tokens, start);
     return LLAMITA_OK;
@@ -366,7 +425,7 @@ llamita_status llamita_decode(llamita_session *s, const llamita_chunk *chunks, s
         }
     if (!run_chunks(s, chunks, num_chunks, logits)) {
         move_back(s, chunks, num_chunks, positions);
-        return damaged(error);
+        return damaged(s, error);
     }
     for (size_t i = 0; i < num_chunks; i++)
         if (chunks[i].sequence == 0) remember_ids(s, chunks[i].ids, chunks[i].num_tokens, positions[i]);
@@ -411,14 +470,14 @@ static llamita_status feed_one(llamita_session *s, int32_t id, llamita_error *er
                                         min(MAX_DRAFT_TOKENS, s->context_tokens - held->position - 1), ids + 1);
     if (num_guessed > 0 && !make_room(s, 1 + MAX_DRAFT_TOKENS)) num_guessed = 0;
     const double start = now();
-    forward_span span = {&held->cache, ids, 1 + num_guessed, held->position, 1 + num_guessed};
+    forward_span span = {&held->cache, &held->adapters, ids, 1 + num_guessed, held->position, 1 + num_guessed};
     bool finite = run_pass(s, &span, 1, span.num_tokens, s->logits);
     if (!finite && num_guessed > 0) { /* perhaps only after what was guessed */
         num_guessed = 0;
         span.num_tokens = span.num_logits = 1;
         finite = run_pass(s, &span, 1, 1, s->logits);
     }
-    if (!finite) return damaged(error);
+    if (!finite) return damaged(s, error);
     speculation_passed(&s->speculation, num_guessed, now() - start);
     memcpy(s->guess, ids + 1, (size_t)num_guessed * sizeof *ids);
     s->num_guessed = num_guessed;

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "adapter.h"
 #include "check.h"
 #include "kernels.h"
 #include "model.h"
@@ -257,6 +258,32 @@ static inline void free_random_model(llamita_model *model) {
     free(model->owned);
     free(model->layers);
     free(model);
+}
+
+/* Updates of some of the model's matrices, of this rank or less, in floats of a random type; the same for the same seed.
+ * The memory is the model's. Large enough to change every logit. */
+static inline llamita_adapter *random_adapter(llamita_model *model, int32_t rank, uint64_t seed) {
+    static const tensor_type types[] = {TENSOR_F32, TENSOR_F16, TENSOR_BF16};
+    random_state = seed;
+    llamita_adapter *adapter = allocate_or_die(sizeof *adapter);
+    own(model, adapter);
+    adapter->model = model;
+    adapter->info = (llamita_adapter_info){.rank = rank, .alpha = 1.5f * (float)rank};
+    atomic_init(&adapter->num_holders, 1 << 20); /* whoever lets go of it does not free it */
+    adapter->layers = allocate_or_die((size_t)model->info.num_hidden_layers * sizeof *adapter->layers);
+    own(model, adapter->layers);
+    for (int32_t i = 0; i < model->info.num_hidden_layers; i++) {
+        tensor *matrices[MATRICES_PER_LAYER];
+        model_layer_matrices(&model->layers[i], matrices);
+        for (int which = 0; which < MATRICES_PER_LAYER; which++) {
+            if (random_below(5) == 0) continue;
+            const int32_t own_rank = 1 + random_below(rank);
+            low_rank *update = &adapter->layers[i][which];
+            update->a = random_tensor(model, types[random_below(3)], own_rank, matrices[which]->row_length);
+            update->b = random_tensor(model, types[random_below(3)], matrices[which]->num_rows, own_rank);
+        }
+    }
+    return adapter;
 }
 
 static inline llamita_session *open_session_with(const llamita_model *model, llamita_session_params params) {

@@ -1,14 +1,14 @@
-/* test_identity.c: logits are a function of model, KV type and ids alone: random ways of getting them give the same bits.
+/* test_identity.c: logits are a function of model, adapters, KV type and ids alone: random ways of getting them give the same bits.
  *
  *     test_identity [cases, 40 if not said] [seed]
  *
  * A case takes a model of random type and shape and some texts with beginnings in common, and computes them with random
- * kernels and threads, side by side in random pieces, going back, taking over the keys and values of another text, and
+ * kernels and threads, some with adapters, side by side in random pieces, going back, taking over the keys and values of another text, and
  * with speculation. Every row of logits that it sees is compared with the scalar kernels on one thread, token by token.
  */
 #include "random_model.h"
 
-enum { NUM_TEXTS = 8, MOST_TOKENS = 160, CASES_PER_MODEL = 10 };
+enum { NUM_ADAPTERS = 2, NUM_SETS = 5, NUM_TEXTS = 8, MOST_TOKENS = 160, CASES_PER_MODEL = 10 };
 
 static llamita_error error;
 
@@ -19,6 +19,7 @@ typedef struct {
     uint64_t seed;
     int32_t ids[NUM_TEXTS][MOST_TOKENS], num_tokens[NUM_TEXTS];
     int32_t shared[NUM_TEXTS]; /* ids in common with text 0 */
+    int set[NUM_TEXTS];        /* which adapters it is told with */
     float *expected[NUM_TEXTS]; /* [num_tokens, V] */
 } subject;
 
@@ -28,10 +29,28 @@ static void fill_text(int32_t *ids, int32_t begin, int32_t end, int32_t vocab_si
         ids[i] = i >= 12 && random_below(8) != 0 ? ids[i - 12] : random_below(vocab_size);
 }
 
+static void make_adapters(const subject *s, llamita_model *model, llamita_adapter *adapters[NUM_ADAPTERS]) {
+    adapters[0] = random_adapter(model, 3, s->seed + 7);
+    adapters[1] = random_adapter(model, 17, s->seed + 8);
+}
+
+/* The sets: none, one, the other, both, both the other way round. */
+static void set_adapters(llamita_adapter *const adapters[NUM_ADAPTERS], int set, llamita_session *session,
+                         int32_t sequence) {
+    const llamita_adapter_use one = {adapters[0], 0.8f}, other = {adapters[1], -0.7f},
+                              uses[NUM_SETS][2] = {{one}, {one}, {other}, {one, other}, {other, one}};
+    const size_t num_uses = set == 0 ? 0 : set < 3 ? 1 : 2;
+    REQUIRE(llamita_sequence_set_adapters(session, sequence, uses[set], num_uses, &error) == LLAMITA_OK, "%s",
+            error.message);
+}
+
 static void compute_expected(subject *s, int32_t text) {
     llamita_model *model = random_model(s->shape, s->type, "scalar", s->seed);
     llamita_session *session = open_session_with(
         model, (llamita_session_params){.num_threads = 1, .kv_type = s->kv_type, .speculation = LLAMITA_SPECULATION_OFF});
+    llamita_adapter *adapters[NUM_ADAPTERS];
+    make_adapters(s, model, adapters);
+    set_adapters(adapters, s->set[text], session, 0);
     const size_t vocab_size = (size_t)s->shape->vocab_size;
     s->expected[text] = allocate_or_die((size_t)s->num_tokens[text] * vocab_size * sizeof(float));
     for (int32_t t = 0; t < s->num_tokens[text]; t++) {
@@ -55,6 +74,7 @@ static void make_subject(subject *s, uint64_t seed) {
         s->shared[text] = text == 0 ? s->num_tokens[0] : random_below(s->num_tokens[text]);
         if (s->shared[text] > s->num_tokens[0]) s->shared[text] = s->num_tokens[0];
         memcpy(s->ids[text], s->ids[0], (size_t)s->shared[text] * sizeof(int32_t));
+        s->set[text] = random_below(2) == 0 ? 0 : random_below(NUM_SETS);
         fill_text(s->ids[text], text == 0 ? 0 : s->shared[text], s->num_tokens[text], s->shape->vocab_size);
     }
     for (int32_t text = 0; text < NUM_TEXTS; text++) compute_expected(s, text);
@@ -144,7 +164,7 @@ static void go_back(const run *r) {
 /* A text begins again with what another holds of their beginning. */
 static void take_over(const run *r) {
     const int32_t from = random_below(r->num_sequences), to = random_below(r->num_sequences);
-    if (from == to) return;
+    if (from == to || r->subject->set[from] != r->subject->set[to]) return;
     int32_t common = from == 0   ? r->subject->shared[to]
                      : to == 0   ? r->subject->shared[from]
                      : r->subject->shared[from] < r->subject->shared[to] ? r->subject->shared[from]
@@ -168,8 +188,11 @@ static void run_case(const subject *s, int number) {
                                            .speculation = (llamita_speculation)random_below(3)};
     const uint64_t state = random_state;
     llamita_model *model = random_model(s->shape, s->type, kernels_wanted, s->seed);
-    random_state = state;
     run r = {.subject = s, .session = open_session_with(model, params), .num_sequences = params.num_sequences};
+    llamita_adapter *adapters[NUM_ADAPTERS];
+    make_adapters(s, model, adapters);
+    for (int32_t text = 0; text < r.num_sequences; text++) set_adapters(adapters, s->set[text], r.session, text);
+    random_state = state;
     snprintf(r.description, sizeof r.description, "case %d (%s, KV type %d, %s, %d threads, %d texts, speculation %d)",
              number, type_name(s->type), (int)s->kv_type, kernels_name(model->kernels), (int)params.num_threads,
              (int)params.num_sequences, (int)params.speculation);
