@@ -12,7 +12,7 @@ from collections.abc import Generator, Iterator
 from types import TracebackType
 
 from llamita.chat_template import ChatTemplate
-from llamita.engine import Message, Model, Part, Sampler, Session, utf8_complete
+from llamita.engine import AdapterUses, Message, Model, Part, Sampler, Session, utf8_complete
 from llamita.errors import ChatError
 
 FEED_TOKENS = 128  # at a time, so that reading a long text can be interrupted
@@ -41,6 +41,7 @@ class Chat:
         seed: int | None = None,
         num_threads: int = 0,
         context_tokens: int = 0,
+        adapters: AdapterUses = (),
     ) -> None:
         """system: how the assistant is to be; None: as the template says. rolling: forget the oldest turns when the
         context is full, instead of refusing. max_new_tokens: of one answer. The others are Model.generate's.
@@ -73,7 +74,7 @@ class Chat:
             seed=seed,
         )
         self.seed = self._sampler.seed
-        self._session = model.session(num_threads=num_threads, context_tokens=context_tokens)
+        self._session = model.session(num_threads=num_threads, context_tokens=context_tokens, adapters=adapters)
         self._end_ids: frozenset[int] | None = None if self._template else frozenset()
 
     def ask(self, text: str) -> Answer:

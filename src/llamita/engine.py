@@ -1,7 +1,7 @@
 """The binding of engine/include/llamita.h: a model file to text, ids and logits, one method per C function.
 
 Shapes: n ids of a text, V vocabulary size. Logits are float32, nats float64, ids int32. Errors are EngineError with the
-engine's own line. The engine's promise holds here too: logits depend on (model file, kernels, ids) alone.
+engine's own line. The engine's promise holds here too: logits depend on (model file, adapters, ids) alone.
 """
 
 from __future__ import annotations
@@ -48,6 +48,10 @@ class _SessionParams(ctypes.Structure):
         ("kv_type", ctypes.c_int),
         ("speculation", ctypes.c_int),
     ]
+
+
+class _AdapterUse(ctypes.Structure):
+    _fields_ = [("adapter", ctypes.c_void_p), ("scale", ctypes.c_float)]
 
 
 class _Chunk(ctypes.Structure):
@@ -141,6 +145,27 @@ class _ModelInfo(ctypes.Structure):
     _fields_ = [(field.name, _INFO_TYPES.get(field.name, ctypes.c_int32)) for field in dataclasses.fields(ModelInfo)]
 
 
+@dataclasses.dataclass(frozen=True)
+class AdapterInfo:
+    """What an adapter file is: the fields of llamita_adapter_info, with its names. rank: the largest."""
+
+    name: str
+    num_parameters: int
+    num_matrices: int
+    rank: int
+    alpha: float
+
+
+class _AdapterInfo(ctypes.Structure):
+    _fields_ = [
+        ("name", ctypes.c_char * 128),
+        ("num_parameters", ctypes.c_int64),
+        ("num_matrices", ctypes.c_int32),
+        ("rank", ctypes.c_int32),
+        ("alpha", ctypes.c_float),
+    ]
+
+
 _ENCODE_BOS, _ENCODE_SPECIAL = 1, 2
 
 
@@ -182,6 +207,9 @@ _FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "model_close": (None, [_pointer]),
     "model_get_info": (None, [_pointer, ctypes.POINTER(_ModelInfo)]),
     "model_chat_template": (ctypes.c_char_p, [_pointer]),
+    "adapter_open": (ctypes.c_int, [_pointer, ctypes.c_char_p, _handle_out, _error]),
+    "adapter_close": (None, [_pointer]),
+    "adapter_get_info": (None, [_pointer, ctypes.POINTER(_AdapterInfo)]),
     "encode": (
         ctypes.c_int,
         [_pointer, ctypes.c_char_p, ctypes.c_size_t, ctypes.c_int, _ids, ctypes.c_size_t, _size_out, _error],
@@ -222,6 +250,7 @@ _FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "session_position": (ctypes.c_int32, [_pointer]),
     "session_num_passes": (ctypes.c_int64, [_pointer]),
     "session_rewind": (ctypes.c_int, [_pointer, ctypes.c_int32, _error]),
+    "session_set_adapters": (ctypes.c_int, [_pointer, ctypes.POINTER(_AdapterUse), ctypes.c_size_t, _error]),
     "session_feed": (ctypes.c_int, [_pointer, _ids, ctypes.c_size_t, _error]),
     "session_feed_logits": (ctypes.c_int, [_pointer, _ids, ctypes.c_size_t, _floats, _error]),
     "session_score": (ctypes.c_int, [_pointer, _ids, ctypes.c_size_t, ctypes.POINTER(ctypes.c_double), _error]),
@@ -229,6 +258,10 @@ _FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "decode": (ctypes.c_int, [_pointer, ctypes.POINTER(_Chunk), ctypes.c_size_t, _floats, _error]),
     "sequence_position": (ctypes.c_int32, [_pointer, ctypes.c_int32]),
     "sequence_rewind": (ctypes.c_int, [_pointer, ctypes.c_int32, ctypes.c_int32, _error]),
+    "sequence_set_adapters": (
+        ctypes.c_int,
+        [_pointer, ctypes.c_int32, ctypes.POINTER(_AdapterUse), ctypes.c_size_t, _error],
+    ),
     "sequence_share": (ctypes.c_int, [_pointer, ctypes.c_int32, ctypes.c_int32, ctypes.c_int32, _error]),
     "sampler_open": (ctypes.c_int, [ctypes.POINTER(_SamplerParams), ctypes.c_int32, _handle_out, _error]),
     "sampler_close": (None, [_pointer]),
@@ -438,12 +471,13 @@ class Model(_Owned):
         _call("model_open", os.fsencode(path), ctypes.byref(params), ctypes.byref(handle))
         self._own(handle.value)
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
+        self._adapters: weakref.WeakSet[Adapter] = weakref.WeakSet()
         self.load_seconds = time.perf_counter() - start
 
     def close(self) -> None:
-        """Unmap the file; sessions that are still open are closed first."""
-        for session in list(self._sessions):
-            session.close()
+        """Unmap the file; sessions and adapters that are still open are closed first."""
+        for opened in [*self._sessions, *self._adapters]:
+            opened.close()
         super().close()
 
     @functools.cached_property
@@ -520,6 +554,10 @@ class Model(_Owned):
         """Whether generation ends at this id."""
         return bool(_library().llamita_token_ends(self._handle, id))
 
+    def load_adapter(self, path: str | os.PathLike[str]) -> Adapter:
+        """Open a GGUF adapter that was made for this model (`llamita export --adapter`). EngineError: bad files."""
+        return Adapter(self, path)
+
     def session(
         self,
         *,
@@ -528,9 +566,10 @@ class Model(_Owned):
         num_sequences: int = 1,
         kv_type: str = "f16",
         speculation: str = "auto",
+        adapters: AdapterUses = (),
     ) -> Session:
-        """A new running text, or several side by side: see Session."""
-        return Session(
+        """A new running text, or several side by side: see Session. adapters: of all sequences."""
+        session = Session(
             self,
             num_threads=num_threads,
             context_tokens=context_tokens,
@@ -538,15 +577,22 @@ class Model(_Owned):
             kv_type=kv_type,
             speculation=speculation,
         )
+        for sequence in range(num_sequences if adapters else 0):
+            session.sequence_set_adapters(sequence, adapters)
+        return session
 
-    def logits(self, ids: Ids, *, num_threads: int = 0, kv_type: str = "f16") -> npt.NDArray[np.float32]:
+    def logits(
+        self, ids: Ids, *, num_threads: int = 0, kv_type: str = "f16", adapters: AdapterUses = ()
+    ) -> npt.NDArray[np.float32]:
         """float32 [n, V]: row i are the logits of the token after ids[0..i]."""
-        with self.session(num_threads=num_threads, kv_type=kv_type) as session:
+        with self.session(num_threads=num_threads, kv_type=kv_type, adapters=adapters) as session:
             return session.feed_logits(ids)
 
-    def score(self, ids: Ids, *, num_threads: int = 0, kv_type: str = "f16") -> npt.NDArray[np.float64]:
+    def score(
+        self, ids: Ids, *, num_threads: int = 0, kv_type: str = "f16", adapters: AdapterUses = ()
+    ) -> npt.NDArray[np.float64]:
         """float64 [n - 1], in nats: -ln p(ids[i + 1] | ids[0..i]); at least two ids."""
-        with self.session(num_threads=num_threads, kv_type=kv_type) as session:
+        with self.session(num_threads=num_threads, kv_type=kv_type, adapters=adapters) as session:
             return session.score(ids)
 
     def generate(
@@ -565,12 +611,14 @@ class Model(_Owned):
         context_tokens: int = 0,
         kv_type: str = "f16",
         speculation: str = "auto",
+        adapters: AdapterUses = (),
     ) -> Generation:
         """Continue the prompt: an iterator of the new text's pieces (str), which never split a character.
 
         It ends at an end token, after max_new_tokens (None: no limit), or at the context's end. The same seed and the
         same model give the same text; None draws one. Temperature 0 takes the most probable token each time.
         Bytes that are no UTF-8 become U+FFFD; an unfinished character at the end is left out.
+        adapters: act together, each with its scale (1 if none is given), in this order.
         """
         if max_new_tokens is not None and max_new_tokens < 1:
             raise EngineError(f"max_new_tokens: expected at least 1, or None for no limit, found {max_new_tokens}")
@@ -589,7 +637,11 @@ class Model(_Owned):
         )
         prompt_ids = self.encode(prompt, bos=begins)
         session = self.session(
-            num_threads=num_threads, context_tokens=context_tokens, kv_type=kv_type, speculation=speculation
+            num_threads=num_threads,
+            context_tokens=context_tokens,
+            kv_type=kv_type,
+            speculation=speculation,
+            adapters=adapters,
         )
         if len(prompt_ids) > session.context_tokens:
             raise EngineError(
@@ -597,6 +649,32 @@ class Model(_Owned):
                 "shorten it"
             )
         return Generation(self, session, sampler, prompt_ids, max_new_tokens)
+
+
+class Adapter(_Owned):
+    """A low-rank change of one model's matrices. Immutable; sessions in many threads may share it.
+
+    Sessions that use it keep it: closing it only means that it cannot be put to use again."""
+
+    _kind = "adapter"
+
+    def __init__(self, model: Model, path: str | os.PathLike[str]) -> None:
+        """Read a GGUF adapter. EngineError for a file that is none, is damaged, or was made for another model."""
+        handle = ctypes.c_void_p()
+        _call("adapter_open", model._handle, os.fsencode(path), ctypes.byref(handle))
+        self._own(handle.value, model)
+        model._adapters.add(self)
+
+    @functools.cached_property
+    def info(self) -> AdapterInfo:
+        """What the file is."""
+        raw = _AdapterInfo()
+        _library().llamita_adapter_get_info(self._handle, ctypes.byref(raw))
+        name = raw.name.decode("utf-8", "replace")
+        return AdapterInfo(name, raw.num_parameters, raw.num_matrices, raw.rank, raw.alpha)
+
+
+AdapterUses: TypeAlias = Sequence[Adapter | tuple[Adapter, float]]
 
 
 class Session(_Owned):
@@ -658,6 +736,12 @@ class Session(_Owned):
         """Forget all tokens from this position on."""
         _call("session_rewind", self._handle, _int32("position", position))
 
+    def set_adapters(self, adapters: AdapterUses) -> None:
+        """Use these adapters, each with its scale (1 if none is given), in this order; () for the model alone.
+
+        Unless they are those of before, the tokens held are forgotten: they were computed without them."""
+        _call("session_set_adapters", self._handle, *_uses(adapters))
+
     def feed(self, ids: Ids) -> None:
         """Append at least one id; `logits` then holds those after the last one."""
         array = _id_array(ids)
@@ -707,8 +791,13 @@ class Session(_Owned):
         """Forget all tokens of a sequence from this position on."""
         _call("sequence_rewind", self._handle, _int32("sequence", sequence), _int32("position", position))
 
+    def sequence_set_adapters(self, sequence: int, adapters: AdapterUses) -> None:
+        """Use these adapters for one sequence: see set_adapters. Sequences with different ones run side by side."""
+        _call("sequence_set_adapters", self._handle, _int32("sequence", sequence), *_uses(adapters))
+
     def sequence_share(self, source: int, target: int, num_tokens: int) -> None:
-        """Make the target the first num_tokens of the source, without computing or copying them."""
+        """Make the target the first num_tokens of the source, without computing or copying them. Both must have the
+        same adapters."""
         numbers = _int32("source", source), _int32("target", target), _int32("num_tokens", num_tokens)
         _call("sequence_share", self._handle, *numbers)
 
@@ -767,6 +856,11 @@ class Sampler(_Owned):
         picked = ctypes.c_int32()
         _call("sampler_pick", self._handle, array.ctypes.data_as(_floats), ctypes.byref(picked))
         return picked.value
+
+
+def _uses(adapters: AdapterUses) -> tuple[Any, int]:
+    pairs = [(each, 1.0) if isinstance(each, Adapter) else each for each in adapters]
+    return (_AdapterUse * len(pairs))(*(_AdapterUse(adapter._handle, scale) for adapter, scale in pairs)), len(pairs)
 
 
 def _kept(said: Part | Message) -> tuple[Any, int]:

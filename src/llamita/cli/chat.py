@@ -17,6 +17,7 @@ import tyro
 
 import llamita
 from llamita.chat import Answer, Chat
+from llamita.cli.adapters import open_adapters
 from llamita.cli.command import fail, parse
 from llamita.config import check
 from llamita.errors import ChatError
@@ -53,6 +54,8 @@ class ChatFlags:
     """The same seed and the same questions give the same answers; without one it is drawn."""
     tokenizer: Annotated[Path | None, tyro.conf.arg(aliases=["-z"])] = None
     """A GGUF to take the tokenizer and the chat template from; without one the model's own."""
+    adapter: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """A GGUF adapter of the model's, FILE or FILE:SCALE; several times for several, which act together."""
     threads: Annotated[int, tyro.conf.arg(aliases=["-j"])] = 0
     """0: chosen by the model's size and the machine."""
     context: Annotated[int, tyro.conf.arg(aliases=["-c"])] = 0
@@ -90,6 +93,7 @@ def main(argv: list[str]) -> int | None:
             seed=flags.seed,
             num_threads=flags.threads,
             context_tokens=flags.context,
+            adapters=open_adapters(model, flags.adapter),
         )
         with chat:
             return _converse(chat, flags)

@@ -10,6 +10,7 @@ from typing import Annotated
 import tyro
 
 import llamita
+from llamita.cli.adapters import open_adapters
 from llamita.cli.command import parse
 from llamita.config import check
 from llamita.engine import Generation, Model
@@ -41,6 +42,8 @@ class RunFlags:
     """The same seed tells the same text; without one it is drawn, and told at the end."""
     tokenizer: Annotated[Path | None, tyro.conf.arg(aliases=["-z"])] = None
     """tokenizer.bin or a GGUF to take it from; without one the model's own (for llama2.c models tokenizer.bin)."""
+    adapter: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """A GGUF adapter of the model's, FILE or FILE:SCALE; several times for several, which act together."""
     threads: Annotated[int, tyro.conf.arg(aliases=["-j"])] = 0
     """0: chosen by the model's size and the machine."""
     context: Annotated[int, tyro.conf.arg(aliases=["-c"])] = 0
@@ -75,6 +78,7 @@ def main(argv: list[str]) -> int | None:
             context_tokens=flags.context,
             kv_type=flags.kv,
             speculation=flags.speculation,
+            adapters=open_adapters(model, flags.adapter),
         )
         interrupted = _stream(model, generation)
         told = f"stopped by Ctrl-C after {len(generation.ids)} tokens" if interrupted else f"stopped: {generation.stop}"

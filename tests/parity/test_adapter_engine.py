@@ -1,0 +1,122 @@
+"""Adapters in the engine: the merged model's logits, alone, together and with scales, and back to the base."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import llamita
+from llamita.checkpoint import load_model
+from llamita.cli import main
+from llamita.errors import EngineError
+from llamita.finetune.adapter import save_adapter
+from llamita.finetune.adapter_gguf import export_adapter
+from llamita.finetune.lora import LoraConfig, add_lora, lora_layers, updates_of
+from llamita.finetune.merging import merge_adapter
+from llamita.formats.export import export
+
+pytestmark = pytest.mark.usefixtures("engine_build")
+
+IDS = np.random.default_rng(3).integers(3, 300, 90)
+CONFIGS = {"first": LoraConfig(rank=4, alpha=6.0), "second": LoraConfig(rank=3, layers=("q_proj", "v_proj"))}
+
+
+@pytest.fixture(scope="module")
+def files(make_checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with base.gguf, NAME.gguf of each adapter, and merged.gguf: the base with `first`."""
+    folder = tmp_path_factory.mktemp("adapters")
+    checkpoint = make_checkpoint(folder / "base")
+    for name, config in CONFIGS.items():
+        generator = torch.Generator().manual_seed(len(name))
+        model = add_lora(load_model(checkpoint), config, generator)
+        with torch.no_grad():
+            for _, layer in lora_layers(model):
+                layer.lora_B.weight.normal_(0, 0.1, generator=generator)
+        save_adapter(folder / name, updates_of(model), config, str(checkpoint), checkpoint)
+        export_adapter(folder / name, checkpoint, folder / f"{name}.gguf")
+    export(checkpoint, folder / "base.gguf", "f32", verify=False)
+    merge_adapter(checkpoint, folder / "first", folder / "merged")
+    export(folder / "merged", folder / "merged.gguf", "f32", verify=False)
+    return folder
+
+
+def test_applied_is_merged(files: Path) -> None:
+    with llamita.load(files / "base.gguf") as model, llamita.load(files / "merged.gguf") as merged:
+        adapter = model.load_adapter(files / "first.gguf")
+        assert adapter.info.rank == 4 and adapter.info.num_matrices == 14 and adapter.info.alpha == 6
+        expected = merged.logits(IDS, kv_type="f32")
+        scale = np.abs(expected).max()
+        applied = model.logits(IDS, kv_type="f32", adapters=[adapter])
+        assert np.abs(applied - expected).max() < 1e-4 * scale
+        assert np.abs(model.logits(IDS, kv_type="f32") - expected).max() > 0.05 * scale
+
+
+def test_bits_do_not_depend_on_how(files: Path) -> None:
+    """Any threads, any pieces, both kernels, and any adapters before: the same bits; without adapters the base's."""
+    with llamita.load(files / "base.gguf") as model, llamita.load(files / "base.gguf", kernels="scalar") as scalar:
+        base = model.logits(IDS)
+        pair = [
+            (model.load_adapter(files / f"{name}.gguf"), scale)
+            for name, scale in zip(CONFIGS, (0.8, -0.5), strict=True)
+        ]
+        expected = model.logits(IDS, num_threads=1, adapters=pair)
+        assert not np.array_equal(expected, base)
+        other = [
+            (scalar.load_adapter(files / f"{name}.gguf"), scale)
+            for name, scale in zip(CONFIGS, (0.8, -0.5), strict=True)
+        ]
+        np.testing.assert_array_equal(scalar.logits(IDS, adapters=other), expected)
+        for num_threads in (2, 4):
+            with model.session(num_threads=num_threads) as session:
+                session.feed(IDS[:20])
+                session.set_adapters(pair)
+                assert session.position == 0
+                pieces = [session.feed_logits(part) for part in np.split(IDS, [1, 4, 37])]
+                np.testing.assert_array_equal(np.concatenate(pieces), expected)
+                session.set_adapters([])
+                np.testing.assert_array_equal(session.feed_logits(IDS), base)
+
+
+def test_sequences_with_different_adapters(files: Path) -> None:
+    with llamita.load(files / "base.gguf") as model, model.session(num_sequences=3) as session:
+        adapters = [(), [model.load_adapter(files / "first.gguf")], [(model.load_adapter(files / "second.gguf"), 2.0)]]
+        for sequence, uses in enumerate(adapters):
+            session.sequence_set_adapters(sequence, uses)
+        rows = session.decode([(sequence, IDS[:9], 1) for sequence in range(3)])
+        for row, uses in zip(rows, adapters, strict=True):
+            np.testing.assert_array_equal(row, model.logits(IDS[:9], adapters=uses)[-1])
+        with pytest.raises(EngineError, match="expected the same adapters"):
+            session.sequence_share(0, 1, 5)
+
+
+def test_lifetimes(files: Path) -> None:
+    model = llamita.load(files / "base.gguf")
+    adapter = model.load_adapter(files / "first.gguf")
+    expected = model.logits(IDS, adapters=[adapter])
+    with model.session(adapters=[adapter]) as session:
+        adapter.close()
+        np.testing.assert_array_equal(session.feed_logits(IDS), expected)  # the session holds it
+        with pytest.raises(EngineError, match="adapter: it has been closed"):
+            session.set_adapters([adapter])
+    with pytest.raises(EngineError, match="it is an adapter; open the model"):
+        llamita.load(files / "first.gguf")
+    with pytest.raises(EngineError, match="expected adapter, found"):
+        model.load_adapter(files / "base.gguf")
+    model.close()
+
+
+def test_run_tells_what_the_merged_model_tells(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["-i", "Once", "-n", "12", "-t", "0", "--kv", "f32"]
+    assert main(["run", str(files / "merged.gguf"), *words]) == 0
+    expected = capsys.readouterr().out
+    assert main(["run", str(files / "base.gguf"), *words, "--adapter", str(files / "first.gguf")]) == 0
+    assert capsys.readouterr().out == expected
+    assert main(["run", str(files / "base.gguf"), *words, "--adapter", f"{files / 'first.gguf'}:0"]) == 0
+    base = capsys.readouterr().out
+    assert base != expected
+    assert main(["run", str(files / "base.gguf"), *words, "--adapter", str(files / "gone.gguf:0.5")]) == 2
+    assert "cannot open adapter" in capsys.readouterr().err
