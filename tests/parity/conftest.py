@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,3 +25,34 @@ def one_torch_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+def workers(launcher: int) -> list[int]:
+    """The processes that a torchrun started."""
+    return [int(word) for word in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()]
+
+
+@pytest.fixture
+def kill_launch() -> Callable[[subprocess.Popen[Any]], None]:
+    """kill_launch(process): kill -9 a torchrun and its processes, which are in sessions of their own."""
+    if not Path("/proc/self/task").is_dir():
+        pytest.skip("needs /proc to find a process's children")
+
+    def kill(process: subprocess.Popen[Any]) -> None:
+        doomed = workers(process.pid)
+        process.kill()
+        process.wait()
+        for worker in doomed:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(worker, signal.SIGKILL)
+        process.communicate()  # ends when they are gone
+
+    return kill
+
+
+@pytest.fixture
+def kill_worker() -> Callable[[subprocess.Popen[Any]], None]:
+    """kill_worker(process): kill -9 the last process that a torchrun started."""
+    if not Path("/proc/self/task").is_dir():
+        pytest.skip("needs /proc to find a process's children")
+    return lambda process: os.kill(workers(process.pid)[-1], signal.SIGKILL)

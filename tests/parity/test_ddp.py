@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -57,17 +56,18 @@ def test_two_processes_equal_one(one: list[dict[str, Any]], tale_store: Path, tm
     assert shares["processes"] == 2
 
 
-def test_a_run_of_two_goes_on_as_one(one: list[dict[str, Any]], tale_store: Path, tmp_path: Path) -> None:
+def test_a_run_of_two_goes_on_as_one(
+    one: list[dict[str, Any]], tale_store: Path, tmp_path: Path, kill_launch: Callable[[subprocess.Popen[bytes]], None]
+) -> None:
     """The position in the data is global, so a run may be resumed by another number of processes."""
     run = tmp_path / "run"
     words = command(tale_store, run, 2)
-    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not (run / "latest").is_symlink():  # the evaluation after step 6 saves the first checkpoint
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.001)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    kill_launch(process)
     assert len(read_losses(run)) < len(one), "killed too late to mean anything"
     resumed = run_training(tale_store, run, 1, "--accumulate", "2", "--resume")
     assert all(abs(a["loss"] - b["loss"]) < 1e-5 for a, b in zip(one, resumed, strict=True))

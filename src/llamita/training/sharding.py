@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import pickle
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -80,7 +81,9 @@ def lay_out_state(state: TrainingState, model: nn.Module) -> dict[str, Tensor]:
             fits = parameter is not None and parameter.shape == stored.size
             like = parameter if parameter is not None and fits else torch.empty(stored.size)
             tensors[name] = torch.zeros_like(like, dtype=stored.properties.dtype, requires_grad=False)
-        load(tensors, storage_reader=reader, no_dist=not dist.is_initialized())
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process may read shards
+            load(tensors, storage_reader=reader, no_dist=not dist.is_initialized())
     except (OSError, EOFError, ValueError, RuntimeError, pickle.UnpicklingError, CheckpointException) as error:
         said = str(error).strip().splitlines()[-1:] or [type(error).__name__]
         raise CheckpointError(

@@ -1,0 +1,99 @@
+"""What two processes check together; test_sharding.py launches it. A failed check ends it with a traceback."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from llamita.config import ModelConfig
+from llamita.model.llama import Llama
+from llamita.training.distributed import Ranks, own_part, start_ranks, whole
+from llamita.training.loss import SummedLoss
+from llamita.training.matrix_sharing import rows_of, shared_rows, shared_whole
+from llamita.training.optimizer import orthogonalize_each
+from llamita.training.recomputation import recompute_layers
+from llamita.training.sharding import shard, usable
+
+TINY = ModelConfig(50, 16, 24, 3, 4, 2, 4, 32, tie_word_embeddings=True)
+SHAPES = [(24, 16), (16, 24), (1, 16), (5, 16), (16, 16), (16, 24), (7, 3)]  # one with fewer rows than processes
+
+
+def check_matrices(ranks: Ranks) -> None:
+    """Each matrix orthogonalized by its owner: the same bits as alone, from whole matrices and from rows."""
+    generator = torch.Generator().manual_seed(3)
+    for shapes in (SHAPES, SHAPES[:1]):  # of the second kind, one process has nothing to do
+        matrices = [torch.randn(shape, generator=generator) for shape in shapes]
+        alone = [orthogonalize_each([matrix])[0] for matrix in matrices]
+        for got, expected in zip(shared_whole(orthogonalize_each, torch.float32)(matrices, shapes), alone, strict=True):
+            torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+        cuts = [rows_of(ranks.rank, rows, ranks.world_size) for rows, _ in shapes]
+        parts = [matrix[cut.start : cut.stop] for matrix, cut in zip(matrices, cuts, strict=True)]
+        results = shared_rows(orthogonalize_each)(parts, shapes)
+        for got, expected, cut in zip(results, alone, cuts, strict=True):
+            torch.testing.assert_close(got, expected[cut.start : cut.stop], rtol=1e-5, atol=1e-6)
+
+
+def make(model_seed: int = 0) -> SummedLoss:
+    return SummedLoss(Llama(TINY).initialize(torch.Generator().manual_seed(model_seed)))
+
+
+def check_accumulation(ranks: Ranks) -> None:
+    """The gradients of two passes, summed over processes at the second one alone, layers computed twice."""
+    rows = torch.randint(50, (4 * ranks.world_size, 12), generator=torch.Generator().manual_seed(1))
+    inputs, targets = rows[:, :-1], rows[:, 1:]
+    alone = make()
+    alone(inputs, targets).backward()
+    sharded = make()
+    recompute_layers(sharded.model)
+    parallel = shard(sharded, sharded.model, ranks.device, torch.float32)
+    own = slice(4 * ranks.rank, 4 * ranks.rank + 2), slice(4 * ranks.rank + 2, 4 * ranks.rank + 4)
+    with ranks.local_gradients(parallel):
+        (parallel(inputs[own[0]], targets[own[0]]) * ranks.world_size).backward()
+    assert all(parameter.grad is None for parameter in sharded.parameters()), "nothing has travelled yet"
+    (parallel(inputs[own[1]], targets[own[1]]) * ranks.world_size).backward()
+    for (name, parameter), expected in zip(sharded.named_parameters(), alone.parameters(), strict=True):
+        assert own_part(parameter).shape != parameter.shape, f"{name} is not sharded"
+        assert parameter.grad is not None and expected.grad is not None
+        torch.testing.assert_close(whole(parameter.grad), expected.grad, rtol=1e-4, atol=1e-5, msg=name)
+    ids = inputs[:1]
+    with usable(parallel), torch.no_grad():
+        torch.testing.assert_close(sharded.model(ids), alone.model(ids), rtol=1e-5, atol=1e-6)
+    other = make(model_seed=1)
+    sharded.model.load_state_dict(other.model.state_dict())  # whole tensors are cut
+    for parameter, expected in zip(sharded.parameters(), other.parameters(), strict=True):
+        assert torch.equal(whole(parameter.detach()), expected)
+
+
+def check_mixed_precision(ranks: Ranks) -> None:
+    """bfloat16 to compute in, float32 to keep and to sum in."""
+    rows = torch.randint(50, (2, 12), generator=torch.Generator().manual_seed(1))
+    inputs, targets = rows[:, :-1], rows[:, 1:]
+    alone, half = make(), make()
+    seen = set()
+    half.model.model.layers[0].mlp.register_forward_pre_hook(lambda module, arguments: seen.add(arguments[0].dtype))
+    half.compute = torch.bfloat16
+    parallel = shard(half, half.model, ranks.device, torch.bfloat16)
+    loss = parallel(inputs, targets)
+    loss.backward()
+    assert seen == {torch.bfloat16} and loss.dtype == torch.float32
+    expected = alone(inputs, targets)
+    torch.testing.assert_close(loss, expected, rtol=2e-2, atol=0.0)
+    parameter: nn.Parameter = next(half.parameters())
+    assert parameter.dtype == torch.float32 and parameter.grad is not None and parameter.grad.dtype == torch.float32
+
+
+def check_turns(ranks: Ranks) -> None:
+    """Passes dealt in turn: those who had one less than the first must join in."""
+    assert [ranks.must_join(passes) for passes in range(4)] == [False, ranks.rank == 1, False, ranks.rank == 1]
+
+
+if __name__ == "__main__":
+    with start_ranks("cpu", 1) as ranks:
+        assert dist.get_world_size() == 2
+        check_turns(ranks)
+        check_matrices(ranks)
+        check_accumulation(ranks)
+        check_mixed_precision(ranks)
+        if ranks.is_first:
+            print("all checks passed")

@@ -1,0 +1,131 @@
+"""Shards train like one process, FSDP2's and Muon's; a run goes from 2 processes to 1 to 4, and survives a death."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from llamita.checkpoint import load_tensors, load_training_state  # noqa: E402
+from llamita.config import TrainConfig  # noqa: E402
+from llamita.training.loop import Trainer  # noqa: E402
+from llamita.training.pretraining import train  # noqa: E402
+
+STEPS, ROWS, INTERRUPTED_STEP = 40, 8, 25
+SHAPE: dict[str, Any] = {"layers": 2, "hidden": 32, "heads": 4, "kv_heads": 2, "context": 32}
+PACE: dict[str, Any] = {"steps": STEPS, "eval_interval": 20, "log_interval": 1, "device": "cpu", "threads": 1}
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+
+
+def make_config(store: Path, run: Path, **changes: Any) -> TrainConfig:
+    return TrainConfig(data=store, out=run, **SHAPE, **(PACE | {"optimizer": "muon", "batch_rows": ROWS} | changes))
+
+
+def launch(store: Path, run: Path, processes: int, *more: str, restarts: int = 0) -> subprocess.Popen[str]:
+    """`llamita train` in several processes, which save after each step."""
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in (SHAPE | PACE).items()]
+    command = [*TORCHRUN, f"--nproc-per-node={processes}", f"--max-restarts={restarts}", "-m", "llamita", "train"]
+    command += [str(store), "--out", str(run), "--optimizer=muon", "--save-minutes=0.0001", *flags, *more]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_a_checkpoint(process: subprocess.Popen[str], run: Path) -> None:
+    deadline = time.monotonic() + 240
+    while not (run / "latest").is_symlink() or (run / "latest").readlink().name < "step-00000002":
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline, "no checkpoint"
+        time.sleep(0.001)
+
+
+def losses(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def check_same(run: Path, expected: Path) -> None:
+    found, wanted = losses(run), losses(expected)
+    assert len(found) == len(wanted) == STEPS + 2
+    for a, b in zip(found, wanted, strict=True):
+        assert (a["kind"], a["step"], a["tokens"]) == (b["kind"], b["step"], b["tokens"])
+        assert abs(a["loss"] - b["loss"]) < 1e-4, (a, b)
+    for name, tensor in load_tensors(expected / "latest").items():
+        torch.testing.assert_close(load_tensors(run / "latest")[name], tensor, rtol=1e-3, atol=1e-3)
+
+
+@pytest.fixture(scope="module")
+def one(tale_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of one process, uninterrupted."""
+    run = tmp_path_factory.mktemp("one") / "run"
+    train(make_config(tale_store, run))
+    return run
+
+
+def test_what_two_processes_check_together() -> None:
+    script = Path(__file__).with_name("sharding_checks.py")
+    done = subprocess.run(
+        [*TORCHRUN, "--nproc-per-node=2", str(script)], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0 and "all checks passed" in done.stdout, done.stderr
+
+
+def test_from_two_sharded_processes_to_one_to_four(
+    one: Path,
+    tale_store: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kill_launch: Callable[[subprocess.Popen[str]], None],
+) -> None:
+    """Killed with -9, resumed without shards, interrupted, resumed in four shards: the same run."""
+    run = tmp_path / "run"
+    process = launch(tale_store, run, 2, "--fsdp", "--batch-rows=2", "--accumulate=2")
+    wait_for_a_checkpoint(process, run)
+    kill_launch(process)
+    state = load_training_state(run)
+    assert state.shards is not None and {path.name for path in state.shards.glob("*.distcp")} >= {"__0_0.distcp"}
+    assert state.values["position"]["step"] < INTERRUPTED_STEP, "killed too late to mean anything"
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "_step", signalled_at(INTERRUPTED_STEP))
+        stopped = train(make_config(tale_store, run, resume=True))
+    assert stopped.interrupted and load_training_state(run).tensors.keys() >= {
+        "momentum/model.layers.0.mlp.up_proj.weight"
+    }
+    process = launch(tale_store, run, 4, "--fsdp", "--batch-rows=2", "--resume")
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0 and f"resuming at step {INTERRUPTED_STEP + 1}" in errors, errors
+    check_same(run, one)
+    assert json.loads((run / "summary.json").read_text())["processes"] == 4
+    assert not [path for path in run.iterdir() if path.name.startswith(".")], "nothing is left over"
+
+
+def signalled_at(step: int) -> Callable[[Trainer], None]:
+    """Trainer._step that sends its process SIGINT in the middle of this step."""
+    real = Trainer._step
+
+    def step_and_signal(self: Trainer) -> None:
+        if self.position.step == step:
+            os.kill(os.getpid(), signal.SIGINT)
+        real(self)
+
+    return step_and_signal
+
+
+def test_torchrun_goes_on_when_a_process_dies(
+    one: Path, tale_store: Path, tmp_path: Path, kill_worker: Callable[[subprocess.Popen[str]], None]
+) -> None:
+    """Without --resume: the run is this torchrun's own."""
+    run = tmp_path / "run"
+    process = launch(tale_store, run, 2, "--batch-rows=4", restarts=1)
+    wait_for_a_checkpoint(process, run)
+    kill_worker(process)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0 and "resuming at step" in errors, errors
+    check_same(run, one)
