@@ -162,6 +162,8 @@ class Trainer:
         say(f"tokens per step: {tokens} ({rows}); peak learning rate {config.learning_rate:.2g}{others}")
         if self.position.step > 0:
             say(f"resuming at step {self.position.step}")
+        if config.fsdp and not self.sharded:
+            say("--fsdp: one process has nothing to share out", style="yellow")
         if task.held_out_tokens == 0:
             say("no held-out documents: nothing will be evaluated", style="yellow")
 

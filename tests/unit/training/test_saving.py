@@ -1,0 +1,105 @@
+"""Writing while training goes on: copies are of their moment, one checkpoint at a time, errors surface."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from llamita.checkpoint import TrainingState  # noqa: E402
+from llamita.config import FinetuneConfig, ModelConfig, TrainConfig  # noqa: E402
+from llamita.errors import ConfigError, OutputError  # noqa: E402
+from llamita.model.llama import Llama  # noqa: E402
+from llamita.training.distributed import Ranks  # noqa: E402
+from llamita.training.loss import SummedLoss  # noqa: E402
+from llamita.training.recomputation import recompute_layers  # noqa: E402
+from llamita.training.rundir import describe_run, open_run  # noqa: E402
+from llamita.training.saving import Saver  # noqa: E402
+
+TINY = ModelConfig(50, 16, 24, 2, 4, 2, 4, 32)
+ALONE = Ranks(0, 1, torch.device("cpu"))
+
+
+def test_what_is_written_is_the_moment_of_saving() -> None:
+    weight, moment, may_write = torch.ones(4), torch.full((4,), 2.0), threading.Event()
+    written: list[tuple[list[float], list[float], int]] = []
+
+    def write(weights: Mapping[str, torch.Tensor], state: TrainingState) -> None:
+        assert may_write.wait(60)
+        written.append((weights["w"].tolist(), state.tensors["m/w"].tolist(), state.values["step"]))
+
+    with Saver(ALONE, sharded=False) as saver:
+        saver.save(Path("step-1"), {"w": weight}, {"m/w": moment}, {"step": 1}, write)
+        weight.zero_()  # training goes on while the writer has not even begun
+        moment.zero_()
+        assert not written
+        saver.check()
+        may_write.set()
+        saver.save(Path("step-2"), {"w": weight}, {"m/w": moment}, {"step": 2}, write)
+        assert written[0] == ([1.0] * 4, [2.0] * 4, 1), "the one before is written before its copies are"
+        saver.wait()
+    assert written[1] == ([0.0] * 4, [0.0] * 4, 2)
+    assert saver.stalled_seconds > 0
+
+
+def test_a_writers_error_surfaces_once() -> None:
+    def write(weights: Mapping[str, torch.Tensor], state: TrainingState) -> None:
+        raise OutputError("cannot write: no space left")
+
+    with Saver(ALONE, sharded=False) as saver:
+        saver.save(Path("step-1"), {}, {}, {}, write)
+        with pytest.raises(OutputError, match="no space left"):
+            saver.wait()
+        saver.wait()
+
+
+def test_leaving_waits_for_the_writer() -> None:
+    done = threading.Event()
+    with pytest.raises(KeyError), Saver(ALONE, sharded=False) as saver:
+        saver.save(Path("step-1"), {}, {}, {}, lambda weights, state: done.set())
+        raise KeyError
+    assert done.is_set()
+
+
+def test_recomputed_layers_give_the_same_bits() -> None:
+    """With dropout: the second time it drops the same."""
+    ids, results, calls = torch.arange(24).view(2, 12), [], []
+    for recomputes in (False, True):
+        model = Llama(TINY, dropout=0.3).initialize(torch.Generator().manual_seed(0))
+        if recomputes:
+            recompute_layers(model)
+            model.model.layers[0].mlp.register_forward_hook(lambda *_: calls.append(1))
+        torch.manual_seed(5)
+        loss = SummedLoss(model)(ids, ids.flip(0))
+        loss.backward()
+        results.append([loss.detach(), *(parameter.grad for parameter in model.parameters())])
+        if recomputes:
+            assert len(calls) == 2, "forward, and again for backward"
+    assert all(torch.equal(plain, again) for plain, again in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("launch", "restarted", "resumes"), [("a", True, True), ("b", True, False), ("a", False, False)]
+)
+def test_only_the_same_launch_resumes_by_itself(tmp_path: Path, launch: str, restarted: bool, resumes: bool) -> None:
+    config = TrainConfig(data=tmp_path / "store", out=tmp_path / "run", steps=1)
+    open_run(config.out, describe_run(config, TINY, 8, {}, "a"), resume=False)
+    (config.out / "step-00000001" / "training").mkdir(parents=True)
+    (config.out / "latest").symlink_to("step-00000001")
+    again = describe_run(config, TINY, 8, {}, launch)
+    if resumes:
+        assert open_run(config.out, again, resume=False, restarted=restarted)
+    else:
+        with pytest.raises(OutputError, match="--resume"):
+            open_run(config.out, again, resume=False, restarted=restarted)
+
+
+def test_what_fsdp_does_not_go_with() -> None:
+    with pytest.raises(ConfigError, match="--compile and --fsdp exclude each other"):
+        TrainConfig(data=Path("store"), out=Path("run"), fsdp=True, compile=True)
+    with pytest.raises(ConfigError, match="finetune: --fsdp"):
+        FinetuneConfig(checkpoint=Path("checkpoint"), data=Path("data"), out=Path("run"), fsdp=True)
