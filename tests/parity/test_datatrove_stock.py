@@ -16,7 +16,10 @@ from llamita.tokenizer import load_tokenizer, train_bpe
 
 pytestmark = pytest.mark.compat
 pytest.importorskip("datatrove", reason="datatrove is not installed (the extra compat has it)")
-STORIES = [f"Story {i}: Lily saw {i % 7} apples by the river, where 狐狸 had found {i * i} of them before; she counted and sang." for i in range(300)]
+STORIES = [
+    f"Story {i}: Lily saw {i % 7} apples by the river, where 狐狸 had found {i * i} before; she counted and sang."
+    for i in range(300)
+]
 
 
 @pytest.fixture(scope="module")
