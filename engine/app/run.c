@@ -49,9 +49,11 @@ typedef struct {
     int64_t top_k, repetition_window, num_new_tokens, num_threads, context_tokens;
     uint64_t seed;
     bool seed_given, rolling, verbose;
+    const char *adapters[LLAMITA_MAX_ADAPTERS]; /* FILE or FILE:SCALE */
+    size_t num_adapters;
 } options;
 
-typedef enum { FLAG_TEXT, FLAG_REAL, FLAG_WHOLE, FLAG_SEED, FLAG_SWITCH } flag_kind;
+typedef enum { FLAG_TEXT, FLAG_REAL, FLAG_WHOLE, FLAG_SEED, FLAG_SWITCH, FLAG_ADAPTER } flag_kind;
 
 typedef struct {
     char letter; /* 0: none */
@@ -84,6 +86,8 @@ static const flag FLAGS[] = {
      "how the text begins (empty); in a chat: the first question"},
     {'z', "tokenizer", "FILE", FLAG_TEXT, FIELD(tokenizer_path), 0, 0,
      "tokenizer.bin or a GGUF to take it from (the GGUF model's own; for llama2.c models tokenizer.bin)"},
+    {0, "adapter", "FILE[:SCALE]", FLAG_ADAPTER, 0, 0, 0,
+     "a GGUF adapter of the model's; several times for several, which act together (none)"},
     {'m', "mode", "MODE", FLAG_TEXT, FIELD(mode), 0, 0,
      "generate, or chat: the prompt is the first question, the others are lines on stdin (generate)"},
     {'y', "system", "TEXT", FLAG_TEXT, FIELD(system), 0, 0,
@@ -181,6 +185,9 @@ static void set_field(options *o, const flag *f, const char *word, const char *t
     errno = 0;
     if (f->kind == FLAG_TEXT) {
         memcpy(field, &text, sizeof text);
+    } else if (f->kind == FLAG_ADAPTER) {
+        if (o->num_adapters == LLAMITA_MAX_ADAPTERS) fail("%s: expected at most %d of them", word, LLAMITA_MAX_ADAPTERS);
+        o->adapters[o->num_adapters++] = text;
     } else if (f->kind == FLAG_REAL) {
         const double value = strtod(text, &end);
         if (!*text || *end || text[strspn(text, "0123456789.eE+-")] || !(value >= f->smallest && value <= f->largest))
@@ -306,6 +313,37 @@ static void set_signals(bool restart) {
     signal(SIGPIPE, SIG_IGN);
 }
 
+/* FILE or FILE:SCALE: what follows the last colon is a scale if it is a number. */
+static llamita_adapter_use open_adapter(const run *r, const char *text) {
+    llamita_adapter_use use = {NULL, 1.0f};
+    llamita_error error;
+    char path[4096];
+    const char *colon = strrchr(text, ':');
+    char *end = NULL;
+    size_t length = strlen(text);
+    if (colon && colon > text && colon[1] && colon[1 + strspn(colon + 1, "0123456789.eE+-")] == 0) {
+        const double scale = strtod(colon + 1, &end);
+        if (*end == 0) {
+            use.scale = (float)scale;
+            length = (size_t)(colon - text);
+        }
+    }
+    if (length >= sizeof path) fail("--adapter: expected a path of at most %zu bytes, found %zu", sizeof path - 1, length);
+    memcpy(path, text, length);
+    path[length] = 0;
+    check(llamita_adapter_open(r->model, path, &use.adapter, &error), &error);
+    return use;
+}
+
+/* From here on the session holds them. */
+static void use_adapters(const run *r, const options *o) {
+    llamita_adapter_use uses[LLAMITA_MAX_ADAPTERS];
+    llamita_error error;
+    for (size_t i = 0; i < o->num_adapters; i++) uses[i] = open_adapter(r, o->adapters[i]);
+    check(llamita_session_set_adapters(r->session, uses, o->num_adapters, &error), &error);
+    for (size_t i = 0; i < o->num_adapters; i++) llamita_adapter_close(uses[i].adapter);
+}
+
 static void open_all(run *r, const options *o) {
     const double start = seconds();
     llamita_error error;
@@ -327,6 +365,7 @@ static void open_all(run *r, const options *o) {
         .kv_type = (llamita_kv_type)choose("kv", o->kv_type, "f16 f32 q8"),
         .speculation = (llamita_speculation)choose("speculation", o->speculation, "auto off always")};
     check(llamita_session_open(r->model, &session, &r->session, &error), &error);
+    use_adapters(r, o);
     const llamita_sampler_params sampler = {
         .temperature = (float)o->temperature, .top_k = (int32_t)o->top_k, .top_p = (float)o->top_p,
         .min_p = (float)o->min_p, .repetition_penalty = (float)o->repetition_penalty,

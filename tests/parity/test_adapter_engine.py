@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -120,3 +121,19 @@ def test_run_tells_what_the_merged_model_tells(files: Path, capsys: pytest.Captu
     assert base != expected
     assert main(["run", str(files / "base.gguf"), *words, "--adapter", str(files / "gone.gguf:0.5")]) == 2
     assert "cannot open adapter" in capsys.readouterr().err
+
+
+def test_the_program_tells_the_same(files: Path, engine_build: Path) -> None:
+    def told(model: str, *words: str) -> tuple[int, str]:
+        command = [engine_build / "run", files / model, "-i", "Once", "-n", "12", "-t", "0", "--kv", "f32", *words]
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=60)
+        return done.returncode, done.stdout if done.returncode == 0 else done.stderr
+
+    adapter = f"--adapter={files / 'first.gguf'}"
+    assert told("base.gguf", adapter) == told("merged.gguf")
+    assert told("base.gguf", f"{adapter}:0.5", f"{adapter}:0.5") == told("merged.gguf")
+    assert told("base.gguf", f"{adapter}:0") == told("base.gguf") != told("merged.gguf")
+    code, line = told("base.gguf", f"{adapter}:1e39")
+    assert code == 2 and "scale of adapter 0: expected a finite number" in line
+    code, line = told("base.gguf", "--adapter", str(files / "base.gguf"))
+    assert code == 2 and "expected adapter, found" in line
