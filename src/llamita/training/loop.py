@@ -439,8 +439,8 @@ class Trainer:
         self.num_worse += 1
         ends = self.num_worse == self.config.patience
         self.display.say(
-            f"held-out was {self.best[0]:.4f} at step {self.best[1]} (kept as best), and is worse now: the model begins "
-            f"to memorise{'; stopping early' if ends else ''}", style="yellow",
+            f"held-out was {self.best[0]:.4f} at step {self.best[1]} (kept as best), and is worse now: the model "
+            f"begins to memorise{'; stopping early' if ends else ''}", style="yellow",
         )  # fmt: skip
 
     # ---------------------------------------------------------------- saving and resuming

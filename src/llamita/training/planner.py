@@ -12,6 +12,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from llamita.config import ModelConfig, Shape, TrainConfig
@@ -31,7 +33,7 @@ PROBE_SHARE = 0.01  # of the minutes, for each of at most three probes
 PROBE_SECONDS = (0.5, 3.0)  # at least, at most
 TRAINING_SHARE = 0.94  # of the minutes: the rest is start, evaluations and saving
 WIDTHS = (64, 96, 128, 160, 192, 256, 320, 384, 512, 640, 768, 1024, 1280, 1536, 2048)
-CONTEXT = 512
+CONTEXTS = {"cpu": (128, 512), "cuda": (256, 1024)}  # at least, at most
 SHAPE_FIELDS = ("preset", "layers", "hidden", "heads", "kv_heads", "ffn", "context")
 # How often tokens may repeat, and weights outnumber the tokens there are, until more of them add 1/e of the first
 # (Muennighoff et al., arXiv 2305.16264)
@@ -87,7 +89,15 @@ def wants_plan(config: TrainConfig) -> bool:
     return config.preset is None and config.layers is None and config.steps is None and config.epochs is None
 
 
-def ladder_shape(hidden: int, context: int = CONTEXT) -> Shape:
+def context_for(lengths: npt.NDArray[Any], device: torch.device) -> int:
+    """Tokens a row: the smallest power of two that holds three of four documents whole, within CONTEXTS. Shorter rows
+    are cheaper and make a step's texts more varied; what is longer is continued in another row."""
+    least, most = CONTEXTS[device.type]
+    typical = float(np.quantile(lengths, 0.75)) if len(lengths) else least
+    return min(most, max(least, 1 << math.ceil(math.log2(max(1.0, typical)))))
+
+
+def ladder_shape(hidden: int, context: int) -> Shape:
     """The planner's shape of a width: a layer for every 64 of it and one more, at least 4; heads of 32 up to 320 and of
     64 above; two query heads to a kv head; the feed-forward layer 8/3 as wide, in multiples of 32."""
     heads = hidden // (32 if hidden <= 320 else 64)
@@ -102,16 +112,17 @@ def ladder_shape(hidden: int, context: int = CONTEXT) -> Shape:
 
 
 def plan_run(
-    config: TrainConfig, *, vocab_size: int, unique_tokens: int, device: torch.device, world_size: int = 1
+    config: TrainConfig, *, vocab_size: int, lengths: npt.NDArray[Any], device: torch.device, world_size: int = 1
 ) -> Plan:
     """Choose a shape for config.minutes on this machine (a few seconds of probing).
 
-    unique_tokens: of the training split. config.context, if given, is kept.
+    lengths: tokens of each training document. config.context, if given, is kept.
     """
     minutes = fill_defaults(dataclasses.replace(config, preset="0.5M"), device, world_size).minutes
     assert minutes is not None
     seconds = max(0.1 * 60 * minutes, 60 * minutes * TRAINING_SHARE - CLOSING_SECONDS)
-    context = config.context or CONTEXT
+    context = config.context or context_for(lengths, device)
+    unique_tokens = int(lengths.sum())
     shapes = [ladder_shape(width, context) for width in WIDTHS]
 
     def measured(shape: Shape) -> float:
@@ -226,7 +237,7 @@ def probe_seconds_per_token(
     return times[len(times) // 4] / (num_tokens * config.accumulate * world_size)
 
 
-def settled(config: TrainConfig, *, vocab_size: int, unique_tokens: int, ranks: Ranks) -> TrainConfig:
+def settled(config: TrainConfig, *, vocab_size: int, lengths: npt.NDArray[Any], ranks: Ranks) -> TrainConfig:
     """The flags with a shape: as a resumed run was planned, else as it is planned now, the same in all processes."""
     if not wants_plan(config):
         return config
@@ -234,11 +245,9 @@ def settled(config: TrainConfig, *, vocab_size: int, unique_tokens: int, ranks: 
     if before.get("layers"):
         known: dict[str, Any] = {name: before.get(name) for name in SHAPE_FIELDS}
         return dataclasses.replace(config, **known)
-    plan = plan_run(
-        config, vocab_size=vocab_size, unique_tokens=unique_tokens, device=ranks.device, world_size=ranks.world_size
-    )
+    plan = plan_run(config, vocab_size=vocab_size, lengths=lengths, device=ranks.device, world_size=ranks.world_size)
     hidden = round(ranks.agree(plan.best.shape.hidden_size)[0])
-    return with_shape(config, ladder_shape(hidden, config.context or CONTEXT))
+    return with_shape(config, ladder_shape(hidden, plan.best.shape.max_position_embeddings))
 
 
 def plan_store(config: TrainConfig) -> Plan:
@@ -248,7 +257,7 @@ def plan_store(config: TrainConfig) -> Plan:
         if data.train.num_documents == 0:
             raise TrainingError(f"cannot plan for {data.names}: no training documents in it; prepare more text")
         return plan_run(
-            config, vocab_size=data.vocab_size, unique_tokens=data.train.num_tokens, device=ranks.device
+            config, vocab_size=data.vocab_size, lengths=data.train.lengths, device=ranks.device
         )  # fmt: skip
 
 
@@ -277,7 +286,7 @@ def describe_plan(plan: Plan) -> tuple[list[tuple[str, ...]], list[tuple[str, ..
          "minutes do best with fewer"),
         ("epochs", f"{best.epochs:.2f}", "up to 4 are as good as fresh text (arXiv 2305.16264)"),
         ("tokens per step", f"{step:,}", "100,000 for medium models (llama2.c); on CPUs small steps learn more"),
-        ("context", f"{config.context}", "what most documents need"),
+        ("context", f"{config.context}", "three of four documents fit whole"),
         ("learning rates", f"{config.optimizer} {config.learning_rate:.3g}, embeddings {config.embedding_lr:.3g}",
          "AdamW for all: 5e-4 (110M) to 1e-3 and more (tiny)"),
         ("schedule", f"{config.schedule}, the last {100 * config.cooldown:.0f} % falling", "cosine to 10 % (llama2.c)"),

@@ -55,7 +55,7 @@ class Pretraining(Task):
             raise TrainingError(f"cannot train on {self.data.names}: no training documents in it; prepare more text")
         self.epoch_tokens, self.held_out_tokens = self.train_split.num_tokens, self.val_split.num_tokens
         self.bytes_per_token = self.train_split.text_bytes / self.train_split.num_tokens
-        config = settled(config, vocab_size=self.data.vocab_size, unique_tokens=self.epoch_tokens, ranks=ranks)
+        config = settled(config, vocab_size=self.data.vocab_size, lengths=self.data.train.lengths, ranks=ranks)
         self.config: TrainConfig = fill_defaults(config, ranks.device, ranks.world_size)
         config = self.config
         assert config.context and config.batch_rows

@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -19,6 +20,7 @@ from llamita.training.planner import (  # noqa: E402
     REPEATS_WORTH,
     WIDTHS,
     choose,
+    context_for,
     describe_plan,
     interpolate,
     ladder_shape,
@@ -29,7 +31,7 @@ from llamita.training.planner import (  # noqa: E402
 from llamita.training.pretraining import train  # noqa: E402
 from llamita.training.rundir import remembered_config  # noqa: E402
 
-SHAPES = [ladder_shape(width) for width in WIDTHS]
+SHAPES = [ladder_shape(width, 512) for width in WIDTHS]
 CPU = torch.device("cpu")
 
 
@@ -52,6 +54,13 @@ def test_repetitions_are_worth_less_and_at_most_so_much() -> None:
     assert worth(500, 1000, REPEATS_WORTH) == 500 and worth(1000, 1000, REPEATS_WORTH) == 1000
     assert 3500 < worth(4000, 1000, REPEATS_WORTH) < 4000
     assert worth(1e9, 1000, REPEATS_WORTH) < 1000 * (2 + REPEATS_WORTH)
+
+
+def test_rows_are_as_long_as_most_documents() -> None:
+    assert context_for(np.array([100, 200, 250, 3000]), CPU) == 512
+    assert context_for(np.full(9, 256), CPU) == 256 and context_for(np.full(9, 257), CPU) == 512
+    assert context_for(np.array([10**6]), CPU) == 512 and context_for(np.array([3]), CPU) == 128
+    assert context_for(np.array([10**6]), torch.device("cuda")) == 1024
 
 
 def test_more_time_and_more_text_ask_for_larger_models_and_a_slow_machine_for_smaller_ones() -> None:
@@ -81,7 +90,7 @@ def test_a_plan_keeps_what_was_said_and_says_what_it_chose(monkeypatch: pytest.M
 
     monkeypatch.setattr(planner, "probe_seconds_per_token", probe)
     config = make_config(minutes=10.0, context=128, batch_rows=3, learning_rate=0.01)
-    plan = plan_run(config, vocab_size=2048, unique_tokens=10**7, device=CPU)
+    plan = plan_run(config, vocab_size=2048, lengths=np.full(50_000, 200), device=CPU)
     assert 2 <= len(probed) <= 3 and plan.filled.hidden == plan.best.shape.hidden_size
     assert (plan.filled.context, plan.filled.batch_rows, plan.filled.learning_rate) == (128, 3, 0.01)
     assert plan.best.bits == min(estimate.bits for estimate in plan.estimates)
