@@ -22,7 +22,10 @@ def can_fuse(model: Llama) -> bool:
     """Whether the written-out passes compute what the model does: in float32 on a CPU, whole layers of plain matrices
     that all learn, no dropout."""
     layers, parameters = list(model.model.layers), list(model.parameters())
-    is_whole = type(model) is Llama and all(type(layer) is DecoderLayer for layer in layers)  # not sharded, not wrapped
+    # not sharded, not wrapped, not recomputed
+    is_whole = type(model) is Llama and all(
+        type(each) is DecoderLayer and "forward" not in vars(each) for each in layers
+    )
     if not is_whole or (model.training and model.model.dropout.p > 0):
         return False
     is_plain = all(type(module) is nn.Linear for layer in layers for module in _projections(layer))

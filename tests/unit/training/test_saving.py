@@ -65,21 +65,23 @@ def test_leaving_waits_for_the_writer() -> None:
     assert done.is_set()
 
 
-def test_recomputed_layers_give_the_same_bits() -> None:
-    """With dropout: the second time it drops the same."""
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_recomputed_layers_give_the_same(dropout: float) -> None:
+    """With dropout, where the other one computes with the plain page too, the same bits: it drops the same twice."""
     ids, results, calls = torch.arange(24).view(2, 12), [], []
     for recomputes in (False, True):
-        model = Llama(TINY, dropout=0.3).initialize(torch.Generator().manual_seed(0))
+        model = Llama(TINY, dropout).initialize(torch.Generator().manual_seed(0))
         if recomputes:
             recompute_layers(model)
-            model.model.layers[0].mlp.register_forward_hook(lambda *_: calls.append(1))
+            model.model.layers[0].mlp.register_forward_pre_hook(lambda *_: calls.append(1))
         torch.manual_seed(5)
         loss = SummedLoss(model)(ids, ids.flip(0))
         loss.backward()
         results.append([loss.detach(), *(parameter.grad for parameter in model.parameters())])
         if recomputes:
             assert len(calls) == 2, "forward, and again for backward"
-    assert all(torch.equal(plain, again) for plain, again in zip(*results, strict=True))
+    for plain, again in zip(*results, strict=True):
+        torch.testing.assert_close(again, plain, rtol=0.0 if dropout else 1e-4, atol=0.0 if dropout else 1e-5)
 
 
 @pytest.mark.parametrize(
