@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+import llamita
 from llamita.checkpoint import load_config, load_model
 from llamita.finetune.adapter import load_adapter, save_adapter
 from llamita.finetune.adapter_gguf import export_adapter
@@ -88,7 +89,9 @@ def logits_of_llama_cpp(path: Path, ids: list[int], adapter: Path | None = None)
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_llama_cpp_applies_ours(make_checkpoint: Callable[..., Path], tmp_path: Path, name: str) -> None:
+def test_llama_cpp_applies_ours(
+    make_checkpoint: Callable[..., Path], tmp_path: Path, engine_build: Path, name: str
+) -> None:
     checkpoint, adapter, model = make_adapter(make_checkpoint, tmp_path, name)
     export_adapter(adapter, checkpoint, tmp_path / "adapter.gguf")
     export(checkpoint, tmp_path / "base.gguf", "f32", verify=False)
@@ -98,7 +101,10 @@ def test_llama_cpp_applies_ours(make_checkpoint: Callable[..., Path], tmp_path: 
     base = logits_of_llama_cpp(tmp_path / "base.gguf", ids)
     merged = logits_of_llama_cpp(tmp_path / "merged.gguf", ids)
     applied = logits_of_llama_cpp(tmp_path / "base.gguf", ids, tmp_path / "adapter.gguf")
+    with llamita.load(tmp_path / "base.gguf") as engine:
+        ours = engine.logits(ids, kv_type="f32", adapters=[engine.load_adapter(tmp_path / "adapter.gguf")])
     scale = np.abs(merged).max()
+    assert np.abs(ours - applied).max() < 1e-4 * scale
     print(f"{name}: applied - merged {np.abs(applied - merged).max():.2e} of {scale:.1f}")
     assert np.abs(applied - merged).max() < 1e-4 * scale
     assert np.abs(base - merged).max() > 0.05 * scale
