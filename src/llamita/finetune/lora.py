@@ -75,7 +75,10 @@ class LoraLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out = F.linear(x, self.weight)
         narrow = self.lora_A(F.dropout(x.to(self.lora_A.weight.dtype), self.dropout, self.training))  # [..., R]
-        return out + (self.lora_B(narrow) * self.scale).to(out.dtype)
+        if narrow.dtype != out.dtype:  # a base in its own type, without autocast
+            return out + (self.lora_B(narrow) * self.scale).to(out.dtype)
+        rows = out.flatten(0, -2), narrow.flatten(0, -2)
+        return torch.addmm(*rows, self.lora_B.weight.t(), alpha=self.scale).view_as(out)  # nothing wide in between
 
 
 @dataclasses.dataclass(frozen=True)
