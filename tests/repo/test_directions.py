@@ -38,6 +38,7 @@ LEVELS = {
     "checkpoint": 3,
     "chat": 4,
     "telling": 4,
+    "sample_report": 4,
     "training": 4,
     "formats.gguf": 4,
     "formats.gguf_metadata": 4,

@@ -8,7 +8,6 @@ import dataclasses
 import json
 import math
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,14 +21,13 @@ from llamita.cli.command import parse, requires_extra
 from llamita.cli.table import print_table
 from llamita.config import check
 from llamita.data.batches import Documents
-from llamita.data.overlap import Memorisation, Overlap, measure_memorisation
-from llamita.data.sample_metrics import Sample, SampleMetrics, measure_samples
+from llamita.data.sample_metrics import Sample
 from llamita.data.scoring import EncodedTexts, Score, score_documents
 from llamita.data.shards import TokenStore
 from llamita.data.sources import read_documents
 from llamita.engine import Model, load
 from llamita.errors import CheckpointError, ConfigError, SourceError, TokenizerError
-from llamita.telling import tell_texts
+from llamita.sample_report import Telling, Told, opened_in_engine, tell_and_measure
 
 ROUND_TRIPS = 32  # documents of a store that a model file's tokenizer must give the same ids for
 
@@ -105,14 +103,6 @@ class _Scored:
     documents: Documents
 
 
-@dataclasses.dataclass(frozen=True)
-class _Told:
-    """What the samples say. memorisation: None if it is not known what the model was trained on."""
-
-    metrics: SampleMetrics
-    memorisation: Memorisation | None
-
-
 def main(argv: list[str]) -> None:
     flags = parse(Flags, argv, "llamita eval")
     prompts = _prompts(flags)
@@ -132,7 +122,7 @@ def main(argv: list[str]) -> None:
             "perplexity": perplexity,
             "seconds": seconds,
         }
-        print(json.dumps(values if told is None else {**values, "samples": _told_values(flags, told)}))
+        print(json.dumps(values if told is None else {**values, "samples": told.values()}))
         return
     print(f"{score.bits_per_byte:.4f} bits per byte")
     print(
@@ -141,7 +131,7 @@ def main(argv: list[str]) -> None:
         f"{score.num_tokens / seconds:,.0f} tok/s"
     )
     if told is not None:
-        print_table(_told_rows(flags, told), sys.stdout)
+        print_table(told.rows(), sys.stdout)
 
 
 def _score_checkpoint(flags: Flags) -> _Scored:
@@ -281,47 +271,26 @@ def _prompts(flags: Flags) -> list[str]:
     return prompts
 
 
-@contextlib.contextmanager
-def _in_the_engine(flags: Flags) -> Iterator[Model]:
-    """The model, opened by the engine; a checkpoint as a temporary f32 file, which tells what the checkpoint tells."""
-    if flags.model.is_file():
-        with load(flags.model, tokenizer=flags.tokenizer) as model:
-            yield model
-        return
-    with requires_extra("train"):
-        from llamita.formats.export import export
-
-    with tempfile.TemporaryDirectory(prefix="llamita-eval-") as folder:
-        export(flags.model, Path(folder) / "model.gguf", "f32", verify=False)
-        with load(Path(folder) / "model.gguf") as model:
-            yield model
-
-
-def _tell(flags: Flags, prompts: list[str], held_out: Documents) -> _Told:
+def _tell(flags: Flags, prompts: list[str], held_out: Documents) -> Told:
     training = flags.training
     if not training and _open_store(flags.data, "val") is not None:
         training = flags.data
-    with _in_the_engine(flags) as model:
+    telling = Telling(
+        flags.samples,
+        tuple(prompts),
+        flags.max_new_tokens,
+        flags.temperature,
+        flags.top_p,
+        flags.seed,
+        flags.threads or 0,
+    )
+    with opened_in_engine(flags.model, flags.tokenizer) as model:
         documents = _documents(flags, model, training, "train") if training else None
         with _bar("telling") as advance:
-            samples = tell_texts(
-                model,
-                flags.samples,
-                prompts=prompts,
-                max_new_tokens=flags.max_new_tokens,
-                temperature=flags.temperature,
-                top_p=flags.top_p,
-                seed=flags.seed,
-                num_threads=flags.threads or 0,
-                advance=advance,
-            )
-        if flags.save_samples is not None:
-            _save(flags.save_samples, samples)
-        memorisation = None
-        if documents is not None:
-            ids = [sample.ids for sample in samples]
-            memorisation = measure_memorisation(ids, held_out, documents, model.decode)
-    return _Told(measure_samples(samples), memorisation)
+            told = tell_and_measure(model, telling, held_out, documents, advance)
+    if flags.save_samples is not None:
+        _save(flags.save_samples, told.samples)
+    return told
 
 
 def _save(path: Path, samples: list[Sample]) -> None:
@@ -330,57 +299,3 @@ def _save(path: Path, samples: list[Sample]) -> None:
         path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
     except OSError as error:
         raise SourceError(f"--save-samples: {path}: {error.strerror or error}") from None
-
-
-def _told_values(flags: Flags, told: _Told) -> dict[str, Any]:
-    """The part of the JSON that is about samples."""
-    values = {
-        **dataclasses.asdict(told.metrics),
-        **{name: getattr(flags, name) for name in ("temperature", "top_p", "seed", "max_new_tokens")},
-    }
-    found = told.memorisation
-    if found is not None:
-        values["overlap"] = {
-            **_overlap_values(found.longest),
-            "median_tokens": found.median_tokens,
-            "held_out": {**_overlap_values(found.held_out_longest), "median_tokens": found.held_out_median_tokens},
-            "held_out_known": found.held_out_known,
-            "memorises": found.memorises,
-        }
-    return values
-
-
-def _overlap_values(overlap: Overlap) -> dict[str, Any]:
-    return {**dataclasses.asdict(overlap), "text": overlap.text.decode("utf-8", "replace")}
-
-
-def _told_rows(flags: Flags, told: _Told) -> list[tuple[str, str]]:
-    metrics, found = told.metrics, told.memorisation
-    rows = [
-        (
-            "samples",
-            f"{metrics.num_samples:,} texts of {metrics.mean_tokens:.1f} tokens ({metrics.mean_bytes:.1f} bytes) on "
-            f"average; temperature {flags.temperature:g}, top-p {flags.top_p:g}, seed {flags.seed}",
-        ),
-        ("ended by themselves", f"{metrics.stop_rate:.1%}"),
-        ("distinct-1, -2, -3", f"{metrics.distinct_1:.3f}, {metrics.distinct_2:.3f}, {metrics.distinct_3:.3f}"),
-        ("repetition", f"{metrics.repetition:.1%} of the sequences of 4 words were in the same text before"),
-    ]
-    if found is None:
-        return [*rows, ("copies", "not looked for: --training says what the model was trained on")]
-    longest, held_out = found.longest, found.held_out_longest
-    said = json.dumps(longest.text.decode("utf-8", "replace"), ensure_ascii=False)
-    verdict = "yes: its copies are clearly longer than those in held-out text" if found.memorises else "no"
-    if found.held_out_known > 0.5:
-        verdict = "cannot be said: the held-out text is in the training text"
-    return [
-        *rows,
-        (
-            "longest copy",
-            f"{longest.length_tokens:,} tokens ({longest.length_bytes:,} bytes), "
-            f"median {found.median_tokens:g} a text; "
-            f"held-out text: {held_out.length_tokens:,} tokens, median {found.held_out_median_tokens:g}",
-        ),
-        ("it says", said if len(said) <= 200 else f"{said[:200]}…"),
-        ("memorises", verdict),
-    ]
