@@ -9,7 +9,13 @@ import torch
 from llamita.config import PRESETS, ModelConfig, TrainConfig
 from llamita.errors import ConfigError, TrainingError
 from llamita.tokenizer import Tokenizer
-from llamita.training.optimizer import MUON_RATE, beta2_for, embedding_rate_for, learning_rate_for
+from llamita.training.optimizer import (
+    MUON_RATE,
+    beta2_for,
+    embedding_rate_for,
+    learning_rate_for,
+    small_step_share,
+)
 
 DEFAULT_MINUTES = 10.0
 TOKENS_PER_PASS = {"cpu": 2048, "cuda": 65536}
@@ -34,12 +40,14 @@ def fill_defaults(config: TrainConfig, device: torch.device, world_size: int) ->
         raise ConfigError("train: --dtype bfloat16 needs CUDA; CPUs compute in float32")
     is_muon = config.optimizer == "muon"
     tokens_per_step = rows * config.context * config.accumulate * world_size
+    share = small_step_share(tokens_per_step)
+    rate = share * (MUON_RATE if is_muon else learning_rate_for(config.hidden))
     return dataclasses.replace(
         config,
         batch_rows=rows,
         dtype=dtype,
-        learning_rate=config.learning_rate or (MUON_RATE if is_muon else learning_rate_for(config.hidden)),
-        embedding_lr=config.embedding_lr or embedding_rate_for(config.hidden),
+        learning_rate=config.learning_rate or rate,
+        embedding_lr=config.embedding_lr or share * embedding_rate_for(config.hidden),
         beta2=beta2_for(tokens_per_step) if config.beta2 is None else config.beta2,
     )
 

@@ -18,6 +18,7 @@ from llamita.training.matrix_sharing import MatrixFunction, shared_rows, shared_
 
 HALF_LIFE_TOKENS = 500_000  # of the memory of squared gradients
 MUON_RATE, MUON_MOMENTUM = 0.02, 0.95
+FULL_STEP_TOKENS = 2048
 ORTHOGONAL_STEPS = 5
 # x → a x + b x³ + c x⁵, five times over, carries every singular value from 0.003 to 1 into 0.68 to 1.13: steep at 0, so
 # that small ones rise fast, at the price of a band instead of a point (Keller Jordan, "Muon", 2024).
@@ -38,6 +39,12 @@ def embedding_rate_for(hidden_size: int) -> float:
     """Adam's peak learning rate for embeddings and norms in pretraining, which take ten times the matrices': each token
     moves its own row only (docs/log.md)."""
     return 10 * learning_rate_for(hidden_size)
+
+
+def small_step_share(tokens_per_step: int) -> float:
+    """Of the rates above: they are for steps of FULL_STEP_TOKENS and more; smaller ones are noisier, and take
+    sqrt(tokens) less (docs/log.md)."""
+    return float(min(1.0, (tokens_per_step / FULL_STEP_TOKENS) ** 0.5))
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:

@@ -73,27 +73,28 @@ def open_run(run: Path, description: dict[str, Any], *, resume: bool, restarted:
     return True
 
 
-def remembered_config(run: Path) -> dict[str, Any]:
-    """The configuration that a run was started with, defaults and choices filled in; empty if there is no run."""
+def remembered_run(run: Path) -> tuple[dict[str, Any], int] | None:
+    """The configuration that a run was started with, defaults and choices filled in, and its rows a step; None if
+    there is no run."""
     if not (run / NAME).is_file():
-        return {}
-    config = _read(run)["config"]
-    return config if isinstance(config, dict) else {}
+        return None
+    values = _read(run)
+    return values["config"], values["rows_per_step"]
 
 
 def check_same_run(run: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
     """Raise ConfigError naming the first flag or datum in which a resumed run would differ from itself."""
+    if before["rows_per_step"] != now["rows_per_step"]:
+        raise ConfigError(
+            f"cannot resume {run}: rows a step (--batch-rows × --accumulate × processes): the run was started with "
+            f"{before['rows_per_step']}, found {now['rows_per_step']}; give the same"
+        )
     for name, value in now["config"].items():
         old = before["config"].get(name)
         if name not in MAY_CHANGE and old != value:
             raise ConfigError(
                 f"cannot resume {run}: {flag(name)}: the run was started with {old}, found {value}; give the same"
             )
-    if before["rows_per_step"] != now["rows_per_step"]:
-        raise ConfigError(
-            f"cannot resume {run}: rows a step (--batch-rows × --accumulate × processes): the run was started with "
-            f"{before['rows_per_step']}, found {now['rows_per_step']}; give the same"
-        )
     for name, value in now["data"].items():
         old = before["data"].get(name)
         if old != value:

@@ -26,10 +26,12 @@ from llamita.training.planner import (  # noqa: E402
     ladder_shape,
     model_shape,
     plan_run,
+    step_tokens,
+    with_step,
     worth,
 )
 from llamita.training.pretraining import train  # noqa: E402
-from llamita.training.rundir import remembered_config  # noqa: E402
+from llamita.training.rundir import remembered_run  # noqa: E402
 
 SHAPES = [ladder_shape(width, 512) for width in WIDTHS]
 CPU = torch.device("cpu")
@@ -61,6 +63,21 @@ def test_rows_are_as_long_as_most_documents() -> None:
     assert context_for(np.full(9, 256), CPU) == 256 and context_for(np.full(9, 257), CPU) == 512
     assert context_for(np.array([10**6]), CPU) == 512 and context_for(np.array([3]), CPU) == 128
     assert context_for(np.array([10**6]), torch.device("cuda")) == 1024
+
+
+def test_steps_grow_with_the_run() -> None:
+    assert [step_tokens(tokens, CPU) for tokens in (1e4, 6e5, 2e6, 5e6, 1e7, 1e9)] == [
+        1024,
+        1024,
+        2048,
+        2048,
+        4096,
+        16384,
+    ]
+    assert step_tokens(1e4, torch.device("cuda")) == 65536
+    config = make_config(context=128, accumulate=2)
+    assert with_step(config, 2048, world_size=2).batch_rows == 4 and with_step(config, 10, world_size=2).batch_rows == 1
+    assert with_step(dataclasses.replace(config, batch_rows=3), 2048, world_size=2).batch_rows == 3
 
 
 def test_more_time_and_more_text_ask_for_larger_models_and_a_slow_machine_for_smaller_ones() -> None:
@@ -107,15 +124,13 @@ def test_a_resumed_run_keeps_its_planned_shape(
     run = tmp_path / "run"
     cost = {"seconds": 1e-3}
     monkeypatch.setattr(planner, "probe_seconds_per_token", lambda *args: cost["seconds"])
-    config = TrainConfig(
-        data=tale_store, out=run, minutes=0.08, device="cpu", threads=1, batch_rows=1, context=32, save_minutes=0.01
-    )
+    config = TrainConfig(data=tale_store, out=run, minutes=0.08, device="cpu", threads=1, context=32, save_minutes=0.01)
     train(config)
-    planned = remembered_config(run)
-    assert planned["layers"] and planned["hidden"]
+    planned = remembered_run(run)
+    assert planned is not None and planned[0]["layers"] and planned[0]["hidden"] and planned[1] == 32
     cost["seconds"] = 1e-9
     train(dataclasses.replace(config, resume=True))
-    assert remembered_config(run) == planned
+    assert remembered_run(run) == planned
 
 
 def test_the_verb_measures_this_machine(tale_store: Path, capfd: pytest.CaptureFixture[str]) -> None:
