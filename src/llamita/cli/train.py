@@ -1,4 +1,4 @@
-"""`llamita train`: token store → checkpoint."""
+"""`llamita train`: token store → checkpoint, and a word on whether it knows its text by heart."""
 
 from __future__ import annotations
 
@@ -7,14 +7,24 @@ import shlex
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from llamita.cli.command import parse, requires_extra
 from llamita.config import TrainConfig
+from llamita.errors import LlamitaError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from llamita.sample_report import Told
+    from llamita.training.loop import TrainResult
+    from llamita.training.task import Task
 
 STARTED = time.monotonic()
+TOLD_TEXTS, TOLD_TOKENS = 24, 200  # in the end, by the best checkpoint
+TELLING_SHARE, TELLING_SECONDS = 0.03, 5.0  # of the run, or so many seconds, is not too long for telling them
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,7 +46,7 @@ def main(argv: list[str]) -> int:
 
     from llamita.training.report import summary_table
 
-    result = train(config, started=STARTED)
+    result = train(config, started=STARTED, sequel_seconds=_seconds_to_keep)
     if not result.is_first:
         return 0
     console = Console(stderr=True, highlight=False)
@@ -45,5 +55,72 @@ def main(argv: list[str]) -> int:
         print(f"interrupted at step {result.summary['steps']}, and saved. To go on:", file=sys.stderr)
         print(f"  llamita train {words} --resume", file=sys.stderr)
         return 130
-    console.print(summary_table(result.summary))
+    summary, remark = _with_samples(result, config.data, console)
+    console.print(summary_table(summary))
+    if remark:
+        console.print(remark, style="yellow", markup=False, soft_wrap=True)
     return 0
+
+
+# ---------------------------------------------------------------------- what the best checkpoint tells in the end
+
+
+def _seconds_to_keep(task: Task) -> float:
+    """Of --minutes, for telling texts and looking for copies, if the run sees its text more than once."""
+    if task.config.minutes is None or task.held_out_tokens == 0:
+        return 0.0
+    seconds = _expected_seconds(task.model_config.num_parameters, task.epoch_tokens)
+    return seconds if seconds <= _most_seconds(60 * task.config.minutes) else 0.0
+
+
+def _expected_seconds(num_parameters: int, training_tokens: int) -> float:
+    from llamita.sample_report import expected_seconds
+
+    return expected_seconds(num_parameters, TOLD_TEXTS * TOLD_TOKENS, training_tokens)
+
+
+def _most_seconds(run_seconds: float) -> float:
+    return max(TELLING_SECONDS, TELLING_SHARE * run_seconds)
+
+
+def _with_samples(result: TrainResult, stores: tuple[str, ...], console: Console) -> tuple[dict[str, Any], str]:
+    """The summary, with what the best checkpoint's texts say where it may know its text by heart, and a remark: that it
+    does, or why this was not looked for. Writes summary.json and the report again. Raises OutputError."""
+    from llamita.training.budget import REPEATED_EPOCHS
+    from llamita.training.report import write_report
+
+    summary = result.summary
+    if summary["epochs"] < REPEATED_EPOCHS or summary["held_out"] is None:
+        return summary, ""
+    later = f"llamita eval {result.run} STORE --samples {TOLD_TEXTS} looks for them"
+    try:
+        told = _tell(result, stores, console)
+    except LlamitaError as error:
+        return summary, f"copies of the training text: not looked for: {error}"
+    except KeyboardInterrupt:
+        return summary, f"copies of the training text: interrupted; {later}"
+    if isinstance(told, float):
+        return summary, f"copies of the training text: not looked for, as it would take about {told:.0f} s; {later}"
+    summary = {**summary, "samples": told.values()}
+    write_report(result.run, summary)
+    assert told.memorisation is not None
+    if not told.memorisation.memorises:
+        return summary, ""
+    return summary, (
+        "the model memorises: its texts copy the training text for much longer than held-out text does; "
+        f"more text or fewer epochs would help ({result.run}/report.html shows the longest copy)"
+    )
+
+
+def _tell(result: TrainResult, stores: tuple[str, ...], console: Console) -> Told | float:
+    """Texts of the best checkpoint, measured; or, where that is too long for such a run, the seconds that it takes."""
+    from llamita.data.mixture import open_documents
+    from llamita.sample_report import Telling, opened_in_engine, tell_and_measure
+
+    data, minutes = open_documents(stores), result.config.minutes
+    seconds = _expected_seconds(result.summary["num_parameters"], data.train.num_tokens)
+    if seconds > _most_seconds(max(result.summary["seconds"], 60 * (minutes or 0.0))):
+        return seconds
+    telling = Telling(TOLD_TEXTS, max_new_tokens=TOLD_TOKENS, num_threads=result.config.threads or 0)
+    with console.status("looking for copies of the training text"), opened_in_engine(result.run) as model:
+        return tell_and_measure(model, telling, data.val, data.train)

@@ -11,6 +11,8 @@ MOST_EVALUATIONS = 10
 EVALUATION_SHARE = 0.05  # of the training time, for the evaluations before the last one
 FORWARD_SHARE = 1 / 3  # of what a token costs in training
 CLOSING_SECONDS = 2.0  # the last sample, save and report
+REPEATED_EPOCHS = 1.5  # from here on a run has seen much of its text more than once, and may know it by heart
+PACE_SHARE = 0.05  # of the run, after which its pace says how many epochs it will see
 PROBE_SHARE = 0.1  # of the run between two guesses at what an evaluation takes, until there has been one
 
 
@@ -27,12 +29,24 @@ class Position:
 
 
 class Budget:
-    """Says how far a run is in [0, 1]: by time if it was given minutes, else by steps, else by tokens of epochs."""
+    """Says how far a run is in [0, 1]: by time if it was given minutes, else by steps, else by tokens of epochs.
 
-    def __init__(self, config: RunConfig, tokens_per_step: int, epoch_tokens: int, held_out_tokens: int) -> None:
+    sequel_seconds: to be kept of the minutes for what follows a run of REPEATED_EPOCHS or more.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        tokens_per_step: int,
+        epoch_tokens: int,
+        held_out_tokens: int,
+        sequel_seconds: float = 0.0,
+    ) -> None:
         self.minutes, self.steps, self.tokens_per_step = config.minutes, config.steps, tokens_per_step
         self.tokens = None if config.epochs is None else max(1, round(config.epochs * epoch_tokens))
         self.eval_interval = config.eval_interval
+        self.repeated_tokens = REPEATED_EPOCHS * epoch_tokens
+        self.sequel_seconds, self.has_sequel = sequel_seconds, False
         self.evaluation_seconds = 0.0
         self.step_seconds = 0.0
         self.next_probe = 0.0  # progress; infinite once an evaluation was timed
@@ -50,7 +64,14 @@ class Budget:
         """The minutes less what must follow the last step."""
         assert self.minutes is not None
         whole = self.minutes * 60
-        return max(0.1 * whole, whole - self.evaluation_seconds - CLOSING_SECONDS)
+        closing = CLOSING_SECONDS + (self.sequel_seconds if self.has_sequel else 0.0)
+        return max(0.1 * whole, whole - self.evaluation_seconds - closing)
+
+    def note_pace(self, at: Position) -> None:
+        """Guess by the pace so far whether the run will see its text more than once. With several processes: at a
+        time that they agree on, so that all guess the same."""
+        if self.minutes is not None and (done := self.progress(at)) >= PACE_SHARE:
+            self.has_sequel = at.tokens >= self.repeated_tokens * min(done, 1.0)
 
     def wants_probe(self, at: Position) -> bool:
         """Whether to guess (again: a busy machine may have misled the first guess) what an evaluation takes."""

@@ -58,12 +58,14 @@ class Diverged(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class TrainResult:
-    """How a run ended. is_first: whether this process is the one that reports; summary: what summary.json holds."""
+    """How a run ended. is_first: whether this process is the one that reports; summary: what summary.json holds;
+    config: with every default filled in."""
 
     run: Path
     is_first: bool
     interrupted: bool
     summary: dict[str, Any]
+    config: RunConfig
 
 
 @dataclasses.dataclass
@@ -80,24 +82,33 @@ class Pending:
         return cls(torch.zeros((), dtype=torch.float64, device=device), torch.zeros((), device=device))
 
 
-def run_task(config: RunConfig, make_task: Callable[[Ranks], Task], started: float) -> TrainResult:
+def run_task(
+    config: RunConfig,
+    make_task: Callable[[Ranks], Task],
+    started: float,
+    sequel_seconds: Callable[[Task], float] = lambda task: 0.0,
+) -> TrainResult:
     """Train what make_task builds in this process, or go on with the run in config.out if config.resume.
 
-    started: time.monotonic() when the command began, for --minutes. SIGINT and SIGTERM save a checkpoint and return
-    with `interrupted`. Raises what make_task raises, ConfigError, TrainingError, CheckpointError, OutputError.
+    started: time.monotonic() when the command began, for --minutes; sequel_seconds: how much of them is for what the
+    caller does after a run that saw its text more than once. SIGINT and SIGTERM save a checkpoint and return with
+    `interrupted`. Raises what make_task raises, ConfigError, TrainingError, CheckpointError, OutputError.
     """
     check_trackers(config.track)
     with start_ranks(config.device, config.threads) as ranks, TrainingDisplay(enabled=ranks.is_first) as display:
-        trainer = Trainer(make_task(ranks), ranks, display, started)
+        task = make_task(ranks)
+        trainer = Trainer(task, ranks, display, started, sequel_seconds(task))
         with trainer.saver, StopSignal() as stop:
             interrupted = trainer.run(stop)
-        return TrainResult(config.out, ranks.is_first, interrupted, trainer.close())
+        return TrainResult(config.out, ranks.is_first, interrupted, trainer.close(), task.config)
 
 
 class Trainer:
     """A run: a task, and where it stands."""
 
-    def __init__(self, task: Task, ranks: Ranks, display: TrainingDisplay, started: float) -> None:
+    def __init__(
+        self, task: Task, ranks: Ranks, display: TrainingDisplay, started: float, sequel_seconds: float
+    ) -> None:
         self.task, self.ranks, self.display, self.started = task, ranks, display, started
         self.config = config = task.config
         self.model, self.batches = task.model, task.batches
@@ -111,7 +122,7 @@ class Trainer:
         self.optimizer = build_optimizer(self.model, config, ranks)
         self.saver = Saver(ranks, sharded=self.sharded)
         self.schedule = Schedule(config.schedule, config.warmup, config.cooldown, config.final_lr)
-        self.budget = Budget(config, tokens_per_step, task.epoch_tokens, task.held_out_tokens)
+        self.budget = Budget(config, tokens_per_step, task.epoch_tokens, task.held_out_tokens, sequel_seconds)
         self.position, self.pending = Position(), Pending.empty(ranks.device)
         self.evaluations, self.evaluated_step, self.saved_step = 0, -1, -1
         self.held_out: float | None = None
@@ -211,6 +222,7 @@ class Trainer:
         )
         if at.step == 0:
             at.first_second = at.seconds
+        self.budget.note_pace(at)
         over = self.budget.is_over(at)
         wanted = over or self.budget.wants_evaluation(at, self.evaluations) or (at.step == 0 and self.task.judges_first)
         evaluate = wanted and self.evaluated_step != at.step and self.task.held_out_tokens > 0

@@ -42,7 +42,7 @@ def build_page(histories: Sequence[History]) -> str:
         _main_chart(histories, axes),
         _charts(histories, axes),
         *(
-            [_retreats(alone), _samples(alone), _facts(alone)]
+            [_retreats(alone), _copies(alone), _samples(alone), _facts(alone)]
             if alone
             else [_sides(histories), _differences(histories)]
         ),
@@ -247,7 +247,7 @@ def centered_means(values: Sequence[float]) -> list[float]:
     return [(sums[end] - sums[start]) / (end - start) for start, end in bounds]
 
 
-# ---------------------------------------------------------------- one run: retreats, samples, facts
+# ---------------------------------------------------------------- one run: retreats, copies, samples, facts
 
 
 def _retreats(history: History) -> str:
@@ -260,6 +260,37 @@ def _retreats(history: History) -> str:
     )
     times = "once" if len(history.retreats) == 1 else f"{len(history.retreats)} times"
     return f'<h2 class="warn">Diverged {times}</h2><ul>{told}</ul>'
+
+
+def copies_words(overlap: Mapping[str, Any]) -> str:
+    """How long the copies of the training text are, in the words of a line."""
+    held_out = overlap["held_out"]
+    return (
+        f"{overlap['length_tokens']:,} tokens at most, median {overlap['median_tokens']:g} a text; "
+        f"held-out text: {held_out['length_tokens']:,}, median {held_out['median_tokens']:g}"
+    )
+
+
+def _copies(history: History) -> str:
+    """What summary.json says of the texts that the best checkpoint told in the end."""
+    told = history.summary.get("samples", {})
+    if not (overlap := told.get("overlap")):
+        return ""
+    title = '<h2 class="warn">It memorises</h2>' if overlap["memorises"] else "<h2>What it copies</h2>"
+    verdict = "The copies are clearly longer than those in held-out text: more text or fewer epochs would help. "
+    if overlap["held_out_known"] > 0.5:
+        verdict = "What that means cannot be said: the held-out text is in the training text. "
+    elif not overlap["memorises"]:
+        verdict = "That is much like held-out text: no sign of learning by heart. "
+    numbers = (
+        f"{told['num_samples']} texts of the best checkpoint, {told['mean_tokens']:.0f} tokens on average: "
+        f"{told['stop_rate']:.0%} ended by themselves; distinct-1, -2, -3 {told['distinct_1']:.3f}, "
+        f"{told['distinct_2']:.3f}, {told['distinct_3']:.3f}; repetition (seq-rep-4) {told['repetition']:.1%}."
+    )
+    return (
+        f"{title}<p>Word for word in the training text: {escape(copies_words(overlap))}. {verdict}The longest:</p>"
+        f'<div class="told">{escape(overlap["text"])}</div><p class="soft">{escape(numbers)}</p>'
+    )
 
 
 def _samples(history: History) -> str:
@@ -296,7 +327,7 @@ def _facts(history: History) -> str:
         ("Model", description.get("model", {})),
         ("Data", data),
         ("Environment", description.get("environment", {})),
-        ("Summary", {name: value for name, value in history.summary.items() if name != "model"}),
+        ("Summary", {name: value for name, value in history.summary.items() if name not in ("model", "samples")}),
     ):
         if values:
             tables.append((title, [(name, value, "") for name, value in flat(values).items()]))

@@ -30,14 +30,20 @@ from llamita.training.task import Evaluation, Task
 from llamita.training.throughput import flops_per_token
 
 
-def train(config: TrainConfig, *, started: float | None = None) -> TrainResult:
+def train(
+    config: TrainConfig,
+    *,
+    started: float | None = None,
+    sequel_seconds: Callable[[Task], float] = lambda task: 0.0,
+) -> TrainResult:
     """Train from fresh weights, or go on with the run in config.out if config.resume.
 
-    started: time.monotonic() when the command began, for --minutes. Raises ConfigError, TrainingError, StoreError,
-    CheckpointError, OutputError. SIGINT and SIGTERM save a checkpoint and return with `interrupted`.
+    started: time.monotonic() when the command began, for --minutes; sequel_seconds: see `run_task`. Raises ConfigError,
+    TrainingError, StoreError, CheckpointError, OutputError. SIGINT and SIGTERM save a checkpoint and return with
+    `interrupted`.
     """
     started = time.monotonic() if started is None else started
-    return run_task(config, lambda ranks: Pretraining(config, ranks), started)
+    return run_task(config, lambda ranks: Pretraining(config, ranks), started, sequel_seconds)
 
 
 class Pretraining(Task):

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from llamita.atomic import atomic_write_bytes
 from llamita.training.history import distinct_names, read_history
-from llamita.training.page import build_page
+from llamita.training.page import build_page, copies_words
 from llamita.training.progress import format_count, format_seconds
 
 PAGE = "report.html"
@@ -57,5 +57,7 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
     mfu = "" if summary["mfu"] is None else f", MFU {100 * summary['mfu']:.0f} %"
     speed = f"{format_count(summary['tokens_per_second'])} tok/s{mfu}"
     table.add_row("time", f"{format_seconds(summary['seconds'])}, {speed}")
+    if overlap := summary.get("samples", {}).get("overlap"):
+        table.add_row("copies", copies_words(overlap))
     table.add_row("files", f"{summary['run']}: best, latest, metrics.jsonl, summary.json, {PAGE}")
     return table

@@ -99,6 +99,19 @@ def test_a_guess_made_on_a_busy_machine_is_made_again() -> None:
     assert not budget.wants_probe(Position(seconds=570))
 
 
+def test_minutes_leave_room_for_what_follows_several_epochs() -> None:
+    budget = Budget(make_config(minutes=10), 10, epoch_tokens=1000, held_out_tokens=10, sequel_seconds=8.0)
+    assert budget.training_seconds == 598
+    budget.note_pace(Position(step=1, tokens=1000, seconds=3.0))
+    assert budget.training_seconds == 598, "too early to tell"
+    budget.note_pace(Position(step=2, tokens=160, seconds=59.8))
+    assert budget.training_seconds == 590, "1.6 epochs at this pace"
+    budget.note_pace(Position(step=3, tokens=700, seconds=295.0))
+    assert budget.training_seconds == 598, "1.4 epochs at this pace"
+    budget.note_pace(Position(step=4, tokens=1500, seconds=650.0))
+    assert budget.training_seconds == 590, "1.5 epochs were seen"
+
+
 def test_evaluations_cost_a_twentieth_of_the_run() -> None:
     budget = Budget(make_config(steps=100), tokens_per_step=1000, epoch_tokens=100, held_out_tokens=7500)
     assert budget.evaluations == 3  # 100,000 tokens trained, 2,500 an evaluation: 2 of them are 5 %

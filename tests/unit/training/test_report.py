@@ -125,6 +125,31 @@ def test_a_page_of_one_run(tmp_path: Path) -> None:
         assert shown in page, shown
 
 
+COPIES = {
+    "num_samples": 24, "mean_tokens": 100.0, "stop_rate": 0.5, "distinct_1": 0.1, "distinct_2": 0.4, "distinct_3": 0.6,
+    "repetition": 0.02, "overlap": {
+        "length_tokens": 79, "text": "the <b>same</b> story", "median_tokens": 18.0, "memorises": True,
+        "held_out": {"length_tokens": 13, "median_tokens": 9.0}, "held_out_known": 0.0,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "shown"),
+    [
+        ({}, "It memorises"),
+        ({"memorises": False}, "no sign of learning by heart"),
+        ({"memorises": False, "held_out_known": 0.9}, "cannot be said"),
+    ],
+)
+def test_copies_of_the_training_text(tmp_path: Path, changes: dict[str, Any], shown: str) -> None:
+    samples = COPIES | {"overlap": {**COPIES["overlap"], **changes}}  # type: ignore[dict-item]
+    page = page_of(make_run(tmp_path / "run", summary={**SUMMARY, "samples": samples}))
+    assert shown in page and "79 tokens at most, median 18 a text; held-out text: 13, median 9" in page
+    assert "the &lt;b&gt;same&lt;/b&gt; story" in page and "samples." not in page
+    assert "Word for word" not in page_of(make_run(tmp_path / "other"))
+
+
 def test_runs_beside_each_other(tmp_path: Path) -> None:
     worse = [{**line, "bpb": line["bpb"] + 0.1} for line in LINES]
     first, second = make_run(tmp_path / "a" / "run"), make_run(tmp_path / "b" / "run", worse, optimizer="adamw")
