@@ -165,7 +165,7 @@ class Bench:
         if work.kind == "memory":
             tokens = work.num_tokens
             return lambda setting: in_fresh_worker(side, "memory", path=str(path), num_tokens=tokens, setting=setting)
-        worker, arguments = self.worker(side, path), worker_arguments(work)
+        worker, arguments = self.worker(side, path), worker_arguments(work) | {"repeats": work.num_repeats}
         return lambda setting: worker.cost(work.kind, setting=setting, **arguments)
 
     def _peer_entries(self, work: Work, path: Path) -> list[Entry]:

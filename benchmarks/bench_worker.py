@@ -181,7 +181,8 @@ def memory_bytes(field: str) -> int:
 
 
 def answer(runner: Runner, asked: dict[str, Any]) -> dict[str, Any]:
-    """One command's answer. memory: the peak while a model answers a prompt, less what the process had before."""
+    """One command's answer. repeats: the cost is the mean of so many in a row. memory: the peak while a model answers a
+    prompt, less what the process had before."""
     do, setting = asked.pop("do"), asked.get("setting", {})
     if do == "describe":
         return runner.describe()
@@ -194,7 +195,8 @@ def answer(runner: Runner, asked: dict[str, Any]) -> dict[str, Any]:
         runner.prompt(asked["num_tokens"], setting)
         return {"cost": memory_bytes("VmHWM") - before}
     method: Callable[..., float] = getattr(runner, do)
-    return {"cost": method(**asked)}
+    repeats = asked.pop("repeats", 1)
+    return {"cost": sum(method(**asked) for _ in range(repeats)) / repeats}
 
 
 @contextlib.contextmanager

@@ -65,7 +65,8 @@ class Goal:
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """num_tokens: of a measurement, in each sequence (picks, for sample)."""
+    """num_tokens: in each sequence (picks, for sample); num_repeats: as often in a measurement, where a context has too
+    little room."""
 
     name: str
     kind: KindName
@@ -74,6 +75,10 @@ class Work:
     num_tokens: int
     num_sequences: int = 1
     goal: Goal = dataclasses.field(default_factory=Goal)
+
+    @property
+    def num_repeats(self) -> int:
+        return _DECODE_REPEATS.get(self.model, 1) if self.kind == "decode" else 1
 
 
 def _goal(peer: float | None = None, *, reading: float | None = None, reference: float | None = None,
@@ -109,6 +114,8 @@ GOALS: Mapping[str, Goal] = MappingProxyType(
 
 # Tokens of a decoding measurement.
 _DECODE_TOKENS = {"stories260K": 400, "15M": 128, "42M": 96, "110M": 48, SMOLLM2: 48, "1.1B": 12}
+# So often, for the smallest: shorter measurements told how a pause before them ends, not how fast decoding is.
+_DECODE_REPEATS = {"stories260K": 20, "15M": 6, "42M": 2}
 _DECODE_TYPES: Mapping[str, tuple[TypeName, ...]] = MappingProxyType(
     {
         "stories260K": ("F32",),
