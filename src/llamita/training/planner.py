@@ -58,7 +58,7 @@ class Law:
         return self.floor + self.a / num_parameters**self.alpha + self.b / tokens**self.beta
 
 
-LAW = Law(floor=0.5, a=9.0, alpha=0.25, b=60.0, beta=0.36)
+LAW = Law(floor=0.25, a=4.44, alpha=0.2, b=206.0, beta=0.44)
 
 
 @dataclasses.dataclass(frozen=True)
