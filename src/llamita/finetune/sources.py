@@ -24,6 +24,7 @@ TEXT_SUFFIXES: Final = (".txt", ".md")
 DEFAULT_FRACTION: Final = 0.1
 MOST_HELD_OUT: Final = 64  # conversations, where no fraction is given
 GENERAL_TOKENS: Final = 8192  # of general text: about as much as what is held out
+GENERAL_CHARACTERS: Final = 32768  # of one document of it: a book is one
 
 
 class TextSplits(NamedTuple):
@@ -118,8 +119,9 @@ def encode_texts(texts: Sequence[str], tokenizer: Tokenizer, eos_id: int) -> Enc
 
 def open_general_text(path: Path, tokenizer: Tokenizer, eos_id: int) -> EncodedTexts:
     """The first documents of a text, a folder or a token store (of any tokenizer), GENERAL_TOKENS of them or a little
-    more; the last one whole. Raises SourceError, StoreError."""
-    texts = _store_texts(path) if is_store(path) else read_texts(path)
+    more, of each its beginning. Raises SourceError, StoreError."""
+    whole = _store_texts(path) if is_store(path) else read_texts(path)
+    texts = [text[:GENERAL_CHARACTERS] for text in whole]
     chosen, num_tokens = 0, 0
     while chosen < len(texts) and num_tokens < GENERAL_TOKENS:
         num_tokens += len(tokenizer.encode(texts[chosen])) + 1
