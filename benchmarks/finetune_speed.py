@@ -2,6 +2,7 @@
 
     python benchmarks/finetune_speed.py            # SmolLM2-135M's shape, random weights: some ten minutes on two cores
     python benchmarks/finetune_speed.py --quick    # four of its thirty layers, two rounds
+    python benchmarks/finetune_speed.py --shape llama2-7b --layers 2   # a 7B's width: memory, and how it grows by layers
 
 Both sides train the same weights on the same conversations, so many a step, each in a process of its own; a step of the
 one follows a step of the other. Ours packs the conversations into rows and computes logits where something is learned;
@@ -28,6 +29,13 @@ SMOLLM2 = {
     "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
     "num_attention_heads": 9, "num_key_value_heads": 3, "head_dim": 64, "max_position_embeddings": 2048,
 }  # fmt: skip
+LLAMA2_7B = {
+    "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
+    "num_attention_heads": 32, "num_key_value_heads": 32, "head_dim": 128, "max_position_embeddings": 2048,
+    "tie_word_embeddings": False,
+}  # fmt: skip
+SHAPES: dict[str, dict[str, Any]] = {"smollm2-135m": SMOLLM2, "llama2-7b": LLAMA2_7B}
+LEAST_VOCABULARY = min(shape["vocab_size"] for shape in SHAPES.values())
 RANK = 8
 QUICK_LAYERS = 4
 
@@ -38,7 +46,7 @@ def make_conversations(count: int, seed: int) -> list[tuple[np.ndarray, np.ndarr
     result = []
     for _ in range(count):
         asked, answered = int(random.integers(10, 40)), int(np.clip(random.lognormal(4.9, 0.6), 30, 350))
-        ids = random.integers(3, SMOLLM2["vocab_size"], asked + answered)
+        ids = random.integers(3, LEAST_VOCABULARY, asked + answered)
         result.append((ids, np.arange(asked + answered) >= asked))
     return result
 
@@ -215,7 +223,7 @@ class Side:
         return [step[name] for step in self.steps[1:]]
 
 
-def make_checkpoint(folder: Path, layers: int) -> None:
+def make_checkpoint(folder: Path, shape: str, layers: int) -> None:
     """Random weights of the shape, with a byte-level tokenizer, which nothing uses."""
     import torch
 
@@ -225,15 +233,15 @@ def make_checkpoint(folder: Path, layers: int) -> None:
     from llamita.model.llama import Llama
     from llamita.tokenizer import train_bpe
 
-    config = ModelConfig(**SMOLLM2 | {"num_hidden_layers": layers}, rope_theta=100000.0)
+    config = ModelConfig(**SHAPES[shape] | {"num_hidden_layers": layers}, rope_theta=100000.0)
     model = Llama(config).initialize(torch.Generator().manual_seed(0))
     save_checkpoint(folder, config, model.state_dict(), train_bpe(generate_tales(50), 300).save)
 
 
-def compare(layers: int, per_step: int, rounds: int) -> int:
+def compare(shape: str, layers: int, per_step: int, rounds: int) -> int:
     with tempfile.TemporaryDirectory() as temporary:
         checkpoint = Path(temporary) / "base"
-        make_checkpoint(checkpoint, layers)
+        make_checkpoint(checkpoint, shape, layers)
         sides = [Side(name, checkpoint, per_step, rounds + 1) for name in ("ours", "theirs")]
         for number in range(rounds + 1):  # the first is the warm-up
             for side in sides:
@@ -267,7 +275,8 @@ def compare(layers: int, per_step: int, rounds: int) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_LAYERS} layers, two rounds")
-    parser.add_argument("--layers", type=int, default=SMOLLM2["num_hidden_layers"])
+    parser.add_argument("--shape", choices=list(SHAPES), default="smollm2-135m")
+    parser.add_argument("--layers", type=int, help="fewer than the shape has")
     parser.add_argument("--samples", type=int, default=8, help="conversations a step")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--side", nargs=4, help=argparse.SUPPRESS)
@@ -277,8 +286,8 @@ def main() -> int:
         (run_ours if name == "ours" else run_theirs)(Path(checkpoint), int(per_step), int(steps))
         return 0
     if flags.quick:
-        return compare(QUICK_LAYERS, flags.samples, 2)
-    return compare(flags.layers, flags.samples, flags.rounds)
+        return compare(flags.shape, QUICK_LAYERS, flags.samples, 2)
+    return compare(flags.shape, flags.layers or SHAPES[flags.shape]["num_hidden_layers"], flags.samples, flags.rounds)
 
 
 if __name__ == "__main__":

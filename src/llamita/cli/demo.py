@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from llamita.cli.command import parse, requires_extra
-from llamita.config import PrepareConfig, PresetName, TrainConfig, check
+from llamita.config import PrepareConfig, TrainConfig, check
 from llamita.errors import OutputError
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 # For three minutes on two cores: most words of the tales, and every name, are one token of 2,048.
 VOCAB_SIZE = 2048
-PRESET: PresetName = "1.5M"
 TEMPERATURE = 0.6
 
 
@@ -51,10 +50,10 @@ def main(argv: list[str]) -> int:
     _say("1/4  text: tales that llamita makes up, cut into tokens")
     _prepare(tokens, flags.num_tales)
     _say(f"2/4  training: {flags.minutes:g} minutes; bpb, bits per byte of held-out text, should fall (Ctrl-C ends it)")
-    result = train(TrainConfig(data=tokens, out=run, minutes=flags.minutes, preset=PRESET))
+    result = train(TrainConfig(data=tokens, out=run, minutes=flags.minutes))
     if result.interrupted:
         _say("interrupted, and saved. To go on from there:")
-        _say(f"  {_program()} train {tokens} --out {run} --preset {PRESET} --minutes {flags.minutes:g} --resume")
+        _say(f"  {_program()} train {tokens} --out {run} --minutes {flags.minutes:g} --resume")
         _say(f"  {_program()} export {run} {model}")
         return 130
     _say("3/4  model file: weights, tokenizer and all, 8 bits a weight")
