@@ -2,7 +2,7 @@
 
     python benchmarks/finetune_speed.py            # SmolLM2-135M's shape, random weights: some ten minutes on two cores
     python benchmarks/finetune_speed.py --quick    # four of its thirty layers, two rounds
-    python benchmarks/finetune_speed.py --shape llama2-7b --layers 2   # a 7B's width: memory, and how it grows by layers
+    python benchmarks/finetune_speed.py --shape llama2-7b --layers 2   # a 7B: how memory grows with layers
 
 Both sides train the same weights on the same conversations, so many a step, each in a process of its own; a step of the
 one follows a step of the other. Ours packs the conversations into rows and computes logits where something is learned;
