@@ -218,10 +218,6 @@ _FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "token_text": (ctypes.c_char_p, [_pointer, ctypes.c_int32]),
     "token_ends": (ctypes.c_bool, [_pointer, ctypes.c_int32]),
     "utf8_complete": (ctypes.c_size_t, [ctypes.c_char_p, ctypes.c_size_t]),
-    "encode_parts": (
-        ctypes.c_int,
-        [_pointer, ctypes.POINTER(_Part), ctypes.c_size_t, _ids, ctypes.c_size_t, _size_out, _error],
-    ),
     "tokenizer_open": (ctypes.c_int, [ctypes.c_char_p, ctypes.c_size_t, ctypes.c_char_p, _handle_out, _error]),
     "tokenizer_close": (None, [_pointer]),
     "tokenizer_encode": (
@@ -237,6 +233,10 @@ _FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "learner_merge": (
         ctypes.c_int,
         [_pointer, ctypes.c_int32, ctypes.c_int64, ctypes.c_void_p, ctypes.c_size_t, _size_out, _error],
+    ),
+    "encode_parts": (
+        ctypes.c_int,
+        [_pointer, ctypes.POINTER(_Part), ctypes.c_size_t, _ids, ctypes.c_size_t, _size_out, _error],
     ),
     "chat_family": (ctypes.c_char_p, [_pointer]),
     "chat_encode": (
