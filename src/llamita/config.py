@@ -205,13 +205,15 @@ class RunConfig:
     """Tokens that the model sees at once."""
     dropout: float = 0.0
     batch_rows: int | None = None
-    """Rows of --context tokens in one pass of one process (default: as many as make 2,048 tokens; 65,536 on CUDA)."""
+    """Rows of --context tokens in one pass of one process (default: planned with --minutes, else as many as make 2,048
+    tokens; 65,536 on CUDA)."""
     accumulate: int = 1
     """Passes whose gradients are summed for one step."""
     optimizer: Literal["adamw", "muon"] = "muon"
     """muon orthogonalizes the steps of the layers' matrices; adamw trains everything else, or everything."""
     learning_rate: float | None = None
-    """Peak learning rate of the layers' matrices (default: 0.02 with muon; with adamw by the model's width)."""
+    """Peak learning rate of the layers' matrices (default: 0.02 with muon, with adamw by the model's width; less for
+    steps below 2,048 tokens)."""
     embedding_lr: float | None = None
     """Peak learning rate, AdamW's, of embeddings, classifier and norms (default: by the model's width)."""
     schedule: Literal["wsd", "linear", "cosine"] = "wsd"
@@ -419,10 +421,17 @@ class FinetuneConfig(RunConfig):
             self.val_fraction is None or 0 <= self.val_fraction <= 0.5,
             f"finetune: --val-fraction: expected 0 to 0.5, found {self.val_fraction}",
         )
-        check(not self.fsdp, "finetune: --fsdp: expected every process to have the whole network, which answers alone")
+        check(
+            not self.fsdp,
+            "finetune: --fsdp: expected every process to have the whole network, which answers alone; leave it out",
+        )
         check(self.preview >= 0, f"finetune: --preview: expected 0 or more, found {self.preview}")
         self._check_settings("lora", "rank", "alpha", "rslora", "targets")
         self._check_preference()
+        check(
+            not self.lora or self.embedding_lr is None,
+            "finetune: --embedding-lr: with --lora embeddings do not learn; leave it out",
+        )
         check(
             not self.lora or self.optimizer == "adamw",
             "finetune: --optimizer muon: expected adamw with --lora, whose updates are no matrices of the network's",

@@ -70,9 +70,10 @@ def main(argv: list[str]) -> int:
         ("bpb", "held-out bits per byte"), ("exact", "short answers exact"), ("contains", "short answers contained"),
         ("general_bpb", "general text, bits per byte"),
     ):  # fmt: skip
-        values = [line[name] for line in judged if name in line]
-        if values:
-            rows.append((what, f"{values[0]:.4f} before, {values[-1]:.4f} after"))
+        told = [(line["step"], line[name]) for line in judged if name in line]
+        best = [value for step, value in told if step == result.summary["best_step"]]  # what is exported
+        if best:
+            rows.append((what, f"{told[0][1]:.4f} before, {best[-1]:.4f} after"))
     print_table([*rows, *next_steps(config)], sys.stderr)
     return 0
 

@@ -23,7 +23,7 @@ class PlanFlags:
     minutes: Annotated[float, tyro.conf.arg(aliases=["-m"])] = 10.0
     """How long the training may take, start and evaluations included."""
     context: int | None = None
-    """Tokens that the model sees at once (default: 512)."""
+    """Tokens that the model sees at once (default: by the documents)."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     threads: int | None = None

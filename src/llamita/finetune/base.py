@@ -61,6 +61,15 @@ class Base:
             )
         return self.tokenizer.eos_id
 
+    def context(self, wanted: int | None, longest: int) -> int:
+        """Tokens a row: as wanted, else at most `longest`. Raises ConfigError where the checkpoint sees fewer."""
+        seen = self.config.max_position_embeddings
+        if wanted is not None and wanted > seen:
+            raise ConfigError(
+                f"finetune: --context: expected at most {seen:,}, which {self.directory} sees; found {wanted:,}"
+            )
+        return wanted or min(longest, seen)
+
     def use_template(self, wanted: str | None) -> str:
         """The chat template by its name or file, else the checkpoint's own, else ChatML; the tokenizer's from now on.
         ChatML's marks are added to a tokenizer that lacks them, if it was asked for by name.

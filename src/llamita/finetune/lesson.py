@@ -52,7 +52,7 @@ def open_lesson(config: FinetuneConfig, device: str) -> Lesson:
     """Read and render the data. device: "cpu" or "cuda". Raises CheckpointError, TokenizerError, ChatError, SourceError
     (naming the example), ConfigError, TrainingError (nothing to learn)."""
     base = Base(config.checkpoint)
-    context = min(config.context or LONGEST[device], base.config.max_position_embeddings)
+    context = base.context(config.context, LONGEST[device])
     template = base.use_template(config.chat_template)
     train, held = _conversations(config)
     with Renderer(base.tokenizer, base.config, context, template) as renderer:

@@ -70,7 +70,7 @@ def open_preference_lesson(config: FinetuneConfig, device: str) -> PreferenceLes
             "finetune: --columns names questions and answers; with --preference the keys are prompt, chosen, rejected"
         )
     base = Base(config.checkpoint)
-    context = min(config.context or LONGEST[device], base.config.max_position_embeddings)
+    context = base.context(config.context, LONGEST[device])
     template = base.use_template(config.chat_template)
     learn, held = _preferences(config)
     with Renderer(base.tokenizer, base.config, context, template) as renderer:
@@ -115,6 +115,7 @@ class PreferenceTuning(FineTuning):
     """Learns which of two answers is the better one; judged by the loss on held-out pairs."""
 
     objective: ClassVar[str] = "loss"
+    targets: ClassVar[str] = "pairs"
     loss: PreferenceLoss
 
     def __init__(self, config: FinetuneConfig, ranks: Ranks) -> None:

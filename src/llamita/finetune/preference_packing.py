@@ -88,10 +88,13 @@ def render_pairs(preferences: Iterable[Preference], renderer: Renderer) -> tuple
         counts.answer_tokens += sum(int(example.learned[1:].sum()) for example in pair)
         pairs.append(pair)
     if not pairs:
-        raise TrainingError(
-            f"nothing to prefer: of {counts.pairs:,} pairs {counts.ties:,} have two answers that are the same and "
-            f"{counts.too_long:,} do not fit into {renderer.context_tokens:,} tokens (the first: "
+        too_long = (
+            f" and {counts.too_long:,} do not fit into {renderer.context_tokens:,} tokens (the first: "
             f"{counts.first_too_long}); raise --context or shorten them"
+        )
+        raise TrainingError(
+            f"nothing to prefer: of {counts.pairs:,} pairs {counts.ties:,} have two answers that are the same"
+            + (too_long if counts.too_long else "; expected chosen and rejected to differ")
         )
     return pairs, counts
 

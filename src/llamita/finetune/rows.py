@@ -26,9 +26,13 @@ def read_rows(path: Path) -> Iterator[Row]:
     path = Path(path)
     readers = {".jsonl": _read_jsonl, ".json": _read_json, ".csv": _read_csv, ".parquet": _read_parquet}
     reader = readers.get(path.suffix.lower())
+    if not path.exists():
+        raise SourceError(f"cannot read {path}: no such file or folder")
     if reader is None:
         kind = path.suffix or "no suffix"
-        raise SourceError(f"cannot read {path}: unknown kind of file ({kind}); expected {', '.join(SUFFIXES)}")
+        raise SourceError(
+            f"cannot read {path}: unknown kind of file ({kind}); expected {', '.join(SUFFIXES)}, .txt, .md"
+        )
     if not path.is_file():
         raise SourceError(f"cannot read {path}: " + ("not a regular file" if path.exists() else "no such file"))
     return reader(path)
@@ -62,9 +66,8 @@ def _parse(text: str, where: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise SourceError(
-            f"cannot read {where}: broken JSON at line {error.lineno}, column {error.colno}: {error.msg}"
-        ) from None
+        line = f"line {error.lineno}, " if "\n" in text else ""
+        raise SourceError(f"cannot read {where}: broken JSON at {line}column {error.colno}: {error.msg}") from None
     except (RecursionError, ValueError) as error:
         raise SourceError(f"cannot read {where}: broken JSON: {error}") from None
 

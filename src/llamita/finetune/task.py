@@ -206,6 +206,7 @@ class ConversationTuning(FineTuning):
     """Learns the assistant's answers of conversations; judged by the mean nats of held-out answers' tokens."""
 
     objective: ClassVar[str] = "loss"
+    targets: ClassVar[str] = "learned tokens"
 
     def __init__(self, config: FinetuneConfig, ranks: Ranks) -> None:
         device = ranks.device.type
@@ -295,8 +296,7 @@ class TextTuning(FineTuning):
         self.train_split, self.val_split = open_texts(
             config.data, config.val, config.val_fraction, base.tokenizer, base.eos_id
         )
-        limit = config.context or LONGEST[ranks.device.type]
-        self.context = min(limit, base.config.max_position_embeddings)
+        self.context = base.context(config.context, LONGEST[ranks.device.type])
         self.epoch_tokens, self.held_out_tokens = self.train_split.num_tokens, self.val_split.num_tokens
         config = fill_defaults(config, base, ranks, self.context, self.context, self.epoch_tokens)
         assert config.batch_rows

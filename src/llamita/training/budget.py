@@ -84,9 +84,11 @@ class Budget:
             self.evaluations = _affordable(self.minutes * 60 / max(evaluation_seconds, 1e-3))
             self.next_probe = self.progress(at) + PROBE_SHARE
 
-    def note_evaluation(self, seconds: float) -> None:
-        """An evaluation took so long: no more guessing."""
+    def note_evaluation(self, seconds: float, done: int) -> None:
+        """An evaluation, the `done`-th, took so long, its sample and checkpoint included: no more guessing."""
         self.evaluation_seconds, self.next_probe = seconds, math.inf
+        if self.minutes is not None:
+            self.evaluations = max(done + 1, min(self.evaluations, _affordable(self.minutes * 60 / max(seconds, 1e-3))))
 
     def progress(self, at: Position) -> float:
         """The share of the run that is done."""

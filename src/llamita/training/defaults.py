@@ -19,7 +19,6 @@ from llamita.training.optimizer import (
 
 DEFAULT_MINUTES = 10.0
 TOKENS_PER_PASS = {"cpu": 2048, "cuda": 65536}
-LONG_MINUTES = 5.0  # from here on the larger default shape is worth its slower steps
 
 
 def fill_defaults(config: TrainConfig, device: torch.device, world_size: int) -> TrainConfig:
@@ -55,13 +54,10 @@ def fill_defaults(config: TrainConfig, device: torch.device, world_size: int) ->
 def _fill_shape(config: TrainConfig, device: torch.device) -> TrainConfig:
     preset = config.preset
     if preset is None and config.layers is None:
-        if device.type == "cuda":
-            preset = "stories15M"
-        else:
-            preset = "3M" if config.minutes is None or config.minutes >= LONG_MINUTES else "1.5M"
+        preset = "stories15M" if device.type == "cuda" else "3M"
     if preset is not None:
         shape = PRESETS[preset]
-        ffn = shape.intermediate_size if config.hidden is None else _ffn_for(config.hidden)
+        ffn = shape.intermediate_size if config.hidden is None else ffn_for(config.hidden)
         kv_heads = shape.num_key_value_heads if config.heads is None else config.heads
         return dataclasses.replace(
             config,
@@ -77,12 +73,13 @@ def _fill_shape(config: TrainConfig, device: torch.device) -> TrainConfig:
     return dataclasses.replace(
         config,
         kv_heads=config.kv_heads or config.heads,
-        ffn=config.ffn or _ffn_for(config.hidden),
+        ffn=config.ffn or ffn_for(config.hidden),
         context=config.context or 512,
     )
 
 
-def _ffn_for(hidden: int) -> int:
+def ffn_for(hidden: int) -> int:
+    """Width of the feed-forward layers where nothing is said: 8/3 of the hidden size, in multiples of 32."""
     return (hidden * 8 // 3 + 31) // 32 * 32
 
 

@@ -127,7 +127,7 @@ class Trainer:
         self.evaluations, self.evaluated_step, self.saved_step = 0, -1, -1
         self.held_out: float | None = None
         self.best: tuple[float, int] | None = None  # the objective on what is held out, step
-        self.num_worse = 0  # evaluations since the best one
+        self.num_worse, self.is_late = 0, False  # evaluations since the best one; minutes over before the first step
         self.retreats, self.has_learned = 0, False
         metrics_bytes = self._restore() if resuming else 0
         self.earlier_seconds = self.position.seconds
@@ -198,14 +198,13 @@ class Trainer:
             self._log()
         if evaluate and not stopped:
             stopped = not self._evaluate(stop)
-        over = over or 0 < self.config.patience <= self.num_worse
+            if not stopped:
+                return None  # it took time, and may have been the last one
         if save or stopped or over:
             self._save()
         if stopped or over:
             self.saver.wait()
             return stopped
-        if evaluate and self.position.step == 0:
-            return None  # the time that the first step begins has changed
         self._step()
         if self.pending.steps >= self.config.log_interval:
             self._log()
@@ -222,11 +221,21 @@ class Trainer:
         )
         if at.step == 0:
             at.first_second = at.seconds
+            self._warn_if_late()
         self.budget.note_pace(at)
-        over = self.budget.is_over(at)
+        over = self.budget.is_over(at) or 0 < self.config.patience <= self.num_worse
         wanted = over or self.budget.wants_evaluation(at, self.evaluations) or (at.step == 0 and self.task.judges_first)
         evaluate = wanted and self.evaluated_step != at.step and self.task.held_out_tokens > 0
         return over, evaluate, bool(save), bool(stopped)
+
+    def _warn_if_late(self) -> None:
+        """Say that the minutes are over before the first step, where they are: a machine too busy, or too few."""
+        if self.budget.is_timed and self.position.seconds >= self.budget.training_seconds and not self.is_late:
+            self.is_late = True
+            self.display.say(
+                f"the start alone took {self.position.seconds:.0f} s: nothing is left of the {self.config.minutes:g} "
+                "minutes to train in; give more", style="yellow",
+            )  # fmt: skip
 
     def _step(self) -> None:
         """One step of the optimizer on rows_per_step rows."""
@@ -422,7 +431,7 @@ class Trainer:
         if self.metrics is not None:
             line = {"kind": "eval", "step": at.step, "tokens": at.tokens, **found.numbers}
             self.metrics.append({**line, "sample": sample, "evaluation_seconds": seconds, "seconds": at.seconds})
-            self.display.say(f"step {at.step}: {found.words}, {format_count(at.tokens)} tokens seen")
+            self.display.say(f"step {at.step}: {found.words}, {format_count(at.tokens)} {self.task.targets} seen")
             self.display.say(f"  {shorten(sample)}", style="dim")
             write_page([self.config.out])
         self._note_best(found.objective)
@@ -430,7 +439,7 @@ class Trainer:
         whole_seconds = self.ranks.agree(time.monotonic() - start)[0]
         if at.step == 0:  # a whole evaluation tells more than a probe would
             self.budget.plan_evaluations(whole_seconds, at)
-        self.budget.note_evaluation(whole_seconds)
+        self.budget.note_evaluation(whole_seconds, self.evaluations)
         self._mark_speed()
         return True
 
@@ -449,10 +458,11 @@ class Trainer:
             self.best, self.num_worse = (objective, self.position.step), 0
             return
         self.num_worse += 1
-        ends = self.num_worse == self.config.patience
+        repeats = self.position.tokens > self.task.epoch_tokens
         self.display.say(
-            f"held-out was {self.best[0]:.4f} at step {self.best[1]} (kept as best), and is worse now: the model "
-            f"begins to memorise{'; stopping early' if ends else ''}", style="yellow",
+            f"held-out was better at step {self.best[1]}: {self.best[0]:.4f}, kept as best"
+            + ("; the model begins to memorise" if repeats else "")
+            + ("; stopping early" if self.num_worse == self.config.patience else ""), style="yellow",
         )  # fmt: skip
 
     # ---------------------------------------------------------------- saving and resuming
@@ -557,6 +567,7 @@ class Trainer:
             "tokens_per_step": self.rows_per_step * self.task.context,
             "seconds": at.seconds,
             "objective": self.task.objective,
+            "targets": self.task.targets,
             "held_out": self.held_out,
             "best": None if self.best is None else self.best[0],
             "best_step": None if self.best is None else self.best[1],

@@ -21,7 +21,7 @@ from llamita.data.mixture import open_documents
 from llamita.errors import TrainingError
 from llamita.model.llama import Llama
 from llamita.training.budget import CLOSING_SECONDS
-from llamita.training.defaults import TOKENS_PER_PASS, fill_defaults
+from llamita.training.defaults import TOKENS_PER_PASS, ffn_for, fill_defaults
 from llamita.training.distributed import Ranks, start_ranks
 from llamita.training.loss import SummedLoss
 from llamita.training.optimizer import build_optimizer
@@ -106,7 +106,7 @@ def ladder_shape(hidden: int, context: int) -> Shape:
         hidden_size=hidden,
         num_attention_heads=heads,
         num_key_value_heads=heads // 2 if heads % 2 == 0 else heads,
-        intermediate_size=(hidden * 8 // 3 + 31) // 32 * 32,
+        intermediate_size=ffn_for(hidden),
         max_position_embeddings=context,
     )
 
@@ -262,7 +262,7 @@ def settled(config: TrainConfig, *, vocab_size: int, lengths: npt.NDArray[Any], 
     before = remembered_run(config.out) if config.resume else None
     if before is not None:
         values, rows = before
-        known: dict[str, Any] = {name: values.get(name) for name in SHAPE_FIELDS}
+        known: dict[str, Any] = {name: values.get(name) for name in SHAPE_FIELDS if getattr(config, name) is None}
         config = dataclasses.replace(config, **known)
         return with_step(config, rows * (config.context or 0), ranks.world_size)
     plan = plan_run(config, vocab_size=vocab_size, lengths=lengths, device=ranks.device, world_size=ranks.world_size)

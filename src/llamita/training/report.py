@@ -51,7 +51,8 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
     table.add_row("model", f"{parameters} weights: {layers} layers of {hidden}, vocabulary {model['vocab_size']}")
     table.add_row(
         "trained",
-        f"{summary['steps']} steps of {summary['tokens_per_step']} tokens: {format_count(summary['tokens'])} tokens, "
+        f"{summary['steps']} steps of {summary['tokens_per_step']} tokens: "
+        f"{format_count(summary['tokens'])} {summary['targets']}, "
         f"{summary['epochs']:.2f} epochs",
     )
     mfu = "" if summary["mfu"] is None else f", MFU {100 * summary['mfu']:.0f} %"

@@ -52,6 +52,7 @@ class Task(ABC):
     """Built for one process (its Ranks) from a configuration; `config` has every default filled in."""
 
     objective: ClassVar[str]  # the name of Evaluation.objective in metrics.jsonl
+    targets: ClassVar[str] = "tokens"  # what is learned and counted, in words
     judges_first: ClassVar[bool] = False  # whether what it begins with is worth an evaluation
 
     config: RunConfig

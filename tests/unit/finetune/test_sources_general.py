@@ -8,8 +8,8 @@ import pytest
 
 pytest.importorskip("torch")
 
-from llamita.finetune import sources  # noqa: E402
-from llamita.tokenizer import load_tokenizer  # noqa: E402
+from llamita.finetune import sources
+from llamita.tokenizer import load_tokenizer
 
 
 def test_a_book_and_many_documents_are_cut(tale_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

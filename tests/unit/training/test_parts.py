@@ -95,7 +95,7 @@ def test_a_guess_made_on_a_busy_machine_is_made_again() -> None:
     assert not budget.wants_probe(Position(step=2, seconds=5)) and budget.wants_probe(Position(step=3, seconds=15))
     budget.plan_evaluations(20.0, Position(step=3, seconds=15))
     assert math.isclose(budget.progress(Position(seconds=289)), 0.5)
-    budget.note_evaluation(18.0)
+    budget.note_evaluation(18.0, 1)
     assert not budget.wants_probe(Position(seconds=570))
 
 

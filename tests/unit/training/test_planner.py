@@ -15,6 +15,7 @@ torch = pytest.importorskip("torch")
 
 from llamita.cli import main  # noqa: E402
 from llamita.config import TrainConfig  # noqa: E402
+from llamita.errors import ConfigError  # noqa: E402
 from llamita.training import planner  # noqa: E402
 from llamita.training.planner import (  # noqa: E402
     REPEATS_WORTH,
@@ -131,6 +132,8 @@ def test_a_resumed_run_keeps_its_planned_shape(
     cost["seconds"] = 1e-9
     train(dataclasses.replace(config, resume=True))
     assert remembered_run(run) == planned
+    with pytest.raises(ConfigError, match="--ffn: the run was started with"):
+        train(dataclasses.replace(config, resume=True, ffn=999))
 
 
 def test_the_verb_measures_this_machine(tale_store: Path, capfd: pytest.CaptureFixture[str]) -> None:
