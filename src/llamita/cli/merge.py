@@ -46,4 +46,6 @@ def main(argv: list[str]) -> None:
         ("updated", f"{report.num_layers} layers, most of all {report.most_changed}: by {report.largest_change:.2%}"),
         ("tokenizer", str(report.tokenizer_from)),
     ]
+    if report.other_base is not None:
+        rows.append(("note", f"the adapter was made for {report.other_base}: with another checkpoint it means nothing"))
     print_table(rows, sys.stderr)

@@ -41,6 +41,7 @@ class MergeReport:
     largest_change: float
     most_changed: str
     tokenizer_from: Path
+    other_base: str | None = None  # what the adapter was made for, if that is another checkpoint
 
 
 def merge_adapter(
@@ -95,7 +96,17 @@ def merge_adapter(
     check_same_tokens(tokenizer_from, directory)
     num_bytes = stream_checkpoint(out, config, entries, tensor, lambda folder: copy_tokenizer(tokenizer_from, folder))
     worst = max(changes, key=lambda name: changes[name])
-    return MergeReport(out, config, len(updates), num_bytes, changes[worst], worst, tokenizer_from)
+    return MergeReport(
+        out, config, len(updates), num_bytes, changes[worst], worst, tokenizer_from, other_base(adapter, directory)
+    )
+
+
+def other_base(adapter: Path, checkpoint: Path) -> str | None:
+    """The checkpoint that an adapter says it was made for, where that is a folder here and not this one."""
+    base = read_json_object(adapter / ADAPTER_CONFIG, CheckpointError).get("base_model_name_or_path")
+    if not isinstance(base, str) or not Path(base).is_dir() or Path(base).resolve() == checkpoint.resolve():
+        return None
+    return base
 
 
 @contextlib.contextmanager

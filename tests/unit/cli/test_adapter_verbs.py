@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -39,6 +40,17 @@ def test_merge(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "exists already" in capsys.readouterr().err
     assert main(["merge", str(folder / "base"), str(folder / "base"), "-o", str(tmp_path / "other")]) == 2
     assert "adapter_config.json is missing" in capsys.readouterr().err
+
+
+def test_an_adapter_of_another_base_is_told(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(folder / "adapter", tmp_path / "adapter")
+    config = tmp_path / "adapter" / "adapter_config.json"
+    values = json.loads(config.read_text())
+    for number, (base, told) in enumerate(((folder / "base", False), (tmp_path, True), ("a-hub/name", False))):
+        config.write_text(json.dumps(values | {"base_model_name_or_path": str(base)}))
+        words = ["merge", str(folder / "base"), str(tmp_path / "adapter"), "-o", str(tmp_path / f"merged{number}")]
+        assert main(words) == 0
+        assert ("was made for" in capsys.readouterr().err) is told
 
 
 def test_export_adapter(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
