@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 @pytest.fixture(scope="module")
 def write_tasks() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("write_tasks", ROOT / "benchmarks" / "lm_eval" / "write_tasks.py")
+    spec = importlib.util.spec_from_file_location("write_tasks", ROOT / "benchmarks" / "harness" / "write_tasks.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

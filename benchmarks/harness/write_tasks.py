@@ -1,6 +1,6 @@
 """Turns held-out text into two tasks of lm-evaluation-harness that need no network: bits per byte, and story endings.
 
-    python benchmarks/lm_eval/write_tasks.py --model runs/mine --out tasks my_data
+    python benchmarks/harness/write_tasks.py --model runs/mine --out tasks my_data
     lm_eval --model hf --model_args pretrained=runs/mine/latest,add_bos_token=False \
         --include_path tasks --tasks held_out_bits,endings
 
