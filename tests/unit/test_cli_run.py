@@ -26,9 +26,14 @@ def endless(tiny_models):
 
 
 def start(*words: object) -> subprocess.Popen[bytes]:
+    """The program, with SIGINT as a terminal has it: a shell's background job, as this suite may be, ignores it."""
     environment = dict(os.environ, PYTHONPATH=str(SOURCE))
     command = [sys.executable, "-m", "llamita", "run", *map(str, words)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize(
