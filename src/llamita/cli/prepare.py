@@ -14,6 +14,7 @@ import tyro
 
 from llamita.cli.command import parse, requires_extra
 from llamita.config import PrepareConfig
+from llamita.user_cache import user_cache
 
 if TYPE_CHECKING:
     from llamita.data.prepare import PrepareReport, SplitReport
@@ -95,8 +96,7 @@ def _tinystories(flags: Flags, show: Show) -> dict[str, Any]:
         not flags.val and flags.val_fraction is None,
         "prepare tinystories: --val and --val-fraction do not go with it: the data set has its own held-out file",
     )
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    directory = flags.download_dir or cache / "llamita" / "tinystories"
+    directory = flags.download_dir or user_cache("tinystories")
     endpoint = flags.endpoint or os.environ.get("HF_ENDPOINT") or ENDPOINT
     train, val = download_tinystories(directory, endpoint=endpoint, progress=show)
     return {"sources": (str(train),), "val": (str(val),)}

@@ -18,6 +18,7 @@ from llamita.data.mixture import open_documents
 from llamita.errors import TrainingError
 from llamita.model.llama import Llama
 from llamita.tokenizer import load_tokenizer
+from llamita.training.compilation import settle_compilation
 from llamita.training.defaults import fill_defaults, model_config
 from llamita.training.distillation import DistillationLoss, distillation_loss
 from llamita.training.distributed import Ranks
@@ -69,11 +70,13 @@ class Pretraining(Task):
         self.model_config = model_config(config, self.tokenizer)
         self.flops_per_token = flops_per_token(self.model_config, config.context)
         self.model = Llama(self.model_config, config.dropout).to(ranks.device)
+        self.config, self._compilation = settle_compilation(config, self.model, ranks)
+        compiled = self.config.compile == "on"
         compute = torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
         self.loss = (
-            SummedLoss(self.model, compute, compiled=config.compile)
+            SummedLoss(self.model, compute, compiled=compiled)
             if config.teacher is None
-            else distillation_loss(config, self.model, self.tokenizer, self.context, compute, compiled=config.compile)
+            else distillation_loss(config, self.model, self.tokenizer, self.context, compute, compiled=compiled)
         )
         self.batches = Batches(
             self.train_split, self.bos_id, self.context, self.batch_rows, config.seed, ranks.rank, ranks.world_size
@@ -96,6 +99,7 @@ class Pretraining(Task):
             f"data: {format_count(self.train_split.num_tokens)} tokens of {self.train_split.num_documents} documents, "
             f"{format_count(self.val_split.num_tokens)} held out" + self._stores_line(),
             *teacher,
+            *([self._compilation] if self._compilation else []),
         ]
 
     def _stores_line(self) -> str:

@@ -101,7 +101,7 @@ def test_only_the_same_launch_resumes_by_itself(tmp_path: Path, launch: str, res
 
 
 def test_what_fsdp_does_not_go_with() -> None:
-    with pytest.raises(ConfigError, match="--compile and --fsdp exclude each other"):
-        TrainConfig(data=Path("store"), out=Path("run"), fsdp=True, compile=True)
+    with pytest.raises(ConfigError, match="--compile on and --fsdp exclude each other"):
+        TrainConfig(data=Path("store"), out=Path("run"), fsdp=True, compile="on")
     with pytest.raises(ConfigError, match="finetune: --fsdp"):
         FinetuneConfig(checkpoint=Path("checkpoint"), data=Path("data"), out=Path("run"), fsdp=True)
