@@ -84,7 +84,8 @@ def probe(config: TrainConfig, model: Llama, device: torch.device) -> Found:
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator).mul_(0.02))
+            noise = torch.randn(parameter.shape, generator=generator).mul_(0.02)
+            parameter.copy_(noise if parameter.dim() > 1 else torch.ones_like(noise))
     ids = torch.randint(model.config.vocab_size, (config.batch_rows, config.context + 1), generator=generator)
     ids = ids.to(device)
     compute = torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
