@@ -54,7 +54,7 @@ def main(argv: list[str]) -> int:
         show_preview(config, Console())
         return 0
     result = finetune(config, started=STARTED)
-    if not result.is_first:
+    if not result.is_first or result.was_finished:
         return 0
     if result.interrupted:
         words = shlex.join([word for word in argv if word != "--resume"])

@@ -47,7 +47,7 @@ def main(argv: list[str]) -> int:
     from llamita.training.report import summary_table
 
     result = train(config, started=STARTED, sequel_seconds=_seconds_to_keep)
-    if not result.is_first:
+    if not result.is_first or result.was_finished:
         return 0
     console = Console(stderr=True, highlight=False)
     if result.interrupted:

@@ -40,7 +40,7 @@ from llamita.training.optimizer import build_optimizer, optimizer_tensors, resto
 from llamita.training.progress import TrainingDisplay, format_count
 from llamita.training.recomputation import recompute_layers
 from llamita.training.report import write_page, write_report
-from llamita.training.rundir import describe_run, mark_best, open_run
+from llamita.training.rundir import describe_run, finished_summary, finished_words, mark_best, open_run
 from llamita.training.saving import Saver
 from llamita.training.schedule import Schedule
 from llamita.training.signals import StopSignal
@@ -59,13 +59,14 @@ class Diverged(Exception):
 @dataclasses.dataclass(frozen=True)
 class TrainResult:
     """How a run ended. is_first: whether this process is the one that reports; summary: what summary.json holds;
-    config: with every default filled in."""
+    config: with every default filled in; was_finished: it had ended before, and nothing was done."""
 
     run: Path
     is_first: bool
     interrupted: bool
     summary: dict[str, Any]
     config: RunConfig
+    was_finished: bool = False
 
 
 @dataclasses.dataclass
@@ -92,29 +93,52 @@ def run_task(
 
     started: time.monotonic() when the command began, for --minutes; sequel_seconds: how much of them is for what the
     caller does after a run that saw its text more than once. SIGINT and SIGTERM save a checkpoint and return with
-    `interrupted`. Raises what make_task raises, ConfigError, TrainingError, CheckpointError, OutputError.
+    `interrupted`. A run that is finished is left as it is. Raises what make_task raises, ConfigError, TrainingError,
+    CheckpointError, OutputError.
     """
     check_trackers(config.track)
     with start_ranks(config.device, config.threads) as ranks, TrainingDisplay(enabled=ranks.is_first) as display:
         task = make_task(ranks)
-        trainer = Trainer(task, ranks, display, started, sequel_seconds(task))
+        resuming, finished = _open(task, ranks)
+        if finished:
+            display.say(finished_words(task.config, finished))
+            return TrainResult(config.out, ranks.is_first, False, finished, task.config, was_finished=True)
+        trainer = Trainer(task, ranks, display, started, sequel_seconds(task), resuming=resuming)
         with trainer.saver, StopSignal() as stop:
             interrupted = trainer.run(stop)
-        return TrainResult(config.out, ranks.is_first, interrupted, trainer.close(), task.config)
+        return TrainResult(config.out, ranks.is_first, interrupted, trainer.close(interrupted), task.config)
+
+
+def _open(task: Task, ranks: Ranks) -> tuple[bool, dict[str, Any]]:
+    """Open the run directory: whether there is a checkpoint to resume from; its summary if it is finished, else {}."""
+    config, found = task.config, (False, False)
+    if ranks.is_first:
+        rows_per_step = task.batch_rows * config.accumulate * ranks.world_size
+        description = describe_run(config, task.model_config, rows_per_step, task.facts(), ranks.launch)
+        resuming = open_run(config.out, description, resume=config.resume, restarted=ranks.restarts > 0)
+        found = resuming, resuming and bool(finished_summary(config.out))
+    is_resumed, is_finished = ranks.agree(*found)
+    return bool(is_resumed), finished_summary(config.out) if is_finished else {}
 
 
 class Trainer:
     """A run: a task, and where it stands."""
 
     def __init__(
-        self, task: Task, ranks: Ranks, display: TrainingDisplay, started: float, sequel_seconds: float
+        self,
+        task: Task,
+        ranks: Ranks,
+        display: TrainingDisplay,
+        started: float,
+        sequel_seconds: float,
+        *,
+        resuming: bool,
     ) -> None:
         self.task, self.ranks, self.display, self.started = task, ranks, display, started
         self.config = config = task.config
         self.model, self.batches = task.model, task.batches
         self.rows_per_step = task.batch_rows * config.accumulate * ranks.world_size
         tokens_per_step = round(self.rows_per_step * task.tokens_per_row)
-        resuming = self._open_run()
         task.initialize()
         task.prepare(display.evaluating)
         self.sharded = config.fsdp and ranks.world_size > 1
@@ -136,17 +160,6 @@ class Trainer:
         self.last_save = time.monotonic()
         self._mark_speed()
         self._announce()
-
-    def _open_run(self) -> bool:
-        """Open the run directory; whether there is a checkpoint to resume from."""
-        task, resuming = self.task, False
-        if self.ranks.is_first:
-            description = describe_run(
-                self.config, task.model_config, self.rows_per_step, task.facts(), self.ranks.launch
-            )
-            restarted = self.ranks.restarts > 0
-            resuming = open_run(self.config.out, description, resume=self.config.resume, restarted=restarted)
-        return bool(self.ranks.agree(resuming)[0])
 
     def _distribute(self) -> nn.Module:
         """The loss as all processes compute it together: each with the whole network, or with a shard of it."""
@@ -554,13 +567,14 @@ class Trainer:
 
     # ---------------------------------------------------------------- the end
 
-    def close(self) -> dict[str, Any]:
+    def close(self, interrupted: bool) -> dict[str, Any]:
         """Write the report; returns the summary."""
         at, config = self.position, self.config
         at.seconds = self.earlier_seconds + time.monotonic() - self.started
         speed = at.tokens / max(at.training_seconds, 1e-9)
         summary = {
             "run": str(config.out),
+            "finished": not interrupted,
             "steps": at.step,
             "tokens": at.tokens,
             "epochs": at.tokens / self.task.epoch_tokens,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llamita.atomic import atomic_write_bytes
-from llamita.checkpoint import point_link, prune_checkpoints
+from llamita.checkpoint import point_link, prune_checkpoints, step_directory
 from llamita.config import ModelConfig, RunConfig, flag
 from llamita.errors import CheckpointError, ConfigError, OutputError
 from llamita.training.environment import describe_environment
@@ -80,6 +80,26 @@ def remembered_run(run: Path) -> tuple[dict[str, Any], int] | None:
         return None
     values = _read(run)
     return values["config"], values["rows_per_step"]
+
+
+def finished_summary(run: Path) -> dict[str, Any]:
+    """summary.json, if it says that the run came to its end, at its latest checkpoint; else nothing."""
+    path = run / "summary.json"
+    try:
+        summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        is_end = summary["finished"] and step_directory(run, summary["steps"]).name == os.readlink(run / "latest")
+    except (OSError, ValueError, KeyError, TypeError):  # no end was written: the checkpoint tells where it stands
+        return {}
+    return summary if is_end else {}
+
+
+def finished_words(config: RunConfig, summary: dict[str, Any]) -> str:
+    """What --resume has to say of a finished run: config's, every default filled in."""
+    limit = next(name for name in ("minutes", "steps", "epochs") if getattr(config, name) is not None)
+    return (
+        f"{config.out} is finished, after {summary['steps']:,} steps: nothing to resume, nothing was changed; "
+        f"more {flag(limit)} make another run, with an --out of its own"
+    )
 
 
 def check_same_run(run: Path, before: dict[str, Any], now: dict[str, Any]) -> None:

@@ -105,14 +105,14 @@ def test_resumed_equals_uninterrupted(
         patched.setattr(Trainer, "_step", step_and_signal)
         assert finetune(make_config(checkpoint, pairs, tmp_path / "parts", **options)).interrupted
     reference = (tmp_path / "parts" / NAME).read_bytes()
+    (tmp_path / "parts" / NAME).write_bytes(reference[:100])
+    with pytest.raises(CheckpointError, match=r"reference\.npz is damaged"):
+        finetune(make_config(checkpoint, pairs, tmp_path / "parts", resume=True, **options))
+    (tmp_path / "parts" / NAME).write_bytes(reference)
     finetune(make_config(checkpoint, pairs, tmp_path / "parts", resume=True, **options))
     assert untimed(tmp_path / "whole") == untimed(tmp_path / "parts")
     weights = [(tmp_path / name / "latest" / "model.safetensors").read_bytes() for name in ("whole", "parts")]
     assert weights[0] == weights[1] and (tmp_path / "parts" / NAME).read_bytes() == reference
-
-    (tmp_path / "parts" / NAME).write_bytes(reference[:100])
-    with pytest.raises(CheckpointError, match=r"reference\.npz is damaged"):
-        finetune(make_config(checkpoint, pairs, tmp_path / "parts", resume=True, **options))
 
 
 def test_the_reference_file(tmp_path: Path) -> None:

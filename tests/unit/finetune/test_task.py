@@ -273,6 +273,20 @@ def test_resumed_runs_must_be_the_same(chat_base: Path, questions: Path, tmp_pat
         finetune(again)
 
 
+def test_a_finished_run_resumes_into_nothing(
+    chat_base: Path, questions: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    words = ["finetune", str(chat_base), str(questions), "--out", str(run), "--steps=2", "--device=cpu", "--threads=1"]
+    assert main(words) == 0
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    capfd.readouterr()
+    assert main([*words, "--resume"]) == 0
+    said = capfd.readouterr()
+    assert said.out == "" and said.err.count("\n") == 1 and f"{run} is finished, after 2 steps" in said.err
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+
+
 def test_the_preview_trains_nothing(
     chat_base: Path, questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

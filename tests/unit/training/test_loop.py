@@ -48,6 +48,12 @@ def weights(run: Path) -> bytes:
     return (run / "latest" / "model.safetensors").read_bytes()
 
 
+def folder_state(run: Path) -> dict[str, tuple[int, bytes]]:
+    """When each file was written, and what it holds."""
+    files = [path for path in run.rglob("*") if path.is_file()]
+    return {str(path): (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
+
+
 def test_it_learns_and_writes_what_it_promises(tale_store: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     result = train(make_config(tale_store, run, steps=40, eval_interval=20, prompt="Once"))
@@ -151,7 +157,7 @@ def test_a_signal_saves_and_resuming_changes_nothing(
     with monkeypatch.context() as patched:
         stop_at(patched, step, number)
         stopped = train(make_config(tale_store, tmp_path / "parts", **options))
-    assert stopped.interrupted and stopped.summary["steps"] == step + 1
+    assert stopped.interrupted and stopped.summary["steps"] == step + 1 and not stopped.summary["finished"]
     resumed = train(make_config(tale_store, tmp_path / "parts", resume=True, **options))
     assert not resumed.interrupted
     assert weights(tmp_path / "whole") == weights(tmp_path / "parts")
@@ -175,10 +181,21 @@ def test_a_signal_cuts_an_evaluation_short(tale_store: Path, tmp_path: Path, mon
 
 
 def test_a_finished_run_resumes_into_nothing(tale_store: Path, tmp_path: Path) -> None:
-    train(make_config(tale_store, tmp_path / "run"))
-    before = weights(tmp_path / "run"), untimed(tmp_path / "run")
-    result = train(make_config(tale_store, tmp_path / "run", resume=True))
-    assert (weights(tmp_path / "run"), untimed(tmp_path / "run")) == before and result.summary["steps"] == 12
+    """And says so; the folder stays as it is, to the byte and the second."""
+    run = tmp_path / "run"
+    first = train(make_config(tale_store, run))
+    before = folder_state(run)
+    result = train(make_config(tale_store, run, resume=True))
+    assert folder_state(run) == before and result.was_finished and not first.was_finished
+    assert result.summary == first.summary and result.summary["finished"]
+
+
+def test_a_run_that_was_killed_before_its_summary_is_not_finished(tale_store: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train(make_config(tale_store, run))
+    (run / "summary.json").unlink()
+    assert not train(make_config(tale_store, run, resume=True)).was_finished
+    assert json.loads((run / "summary.json").read_text())["steps"] == 12
 
 
 def test_resuming_with_another_flag_or_other_data_is_refused(tale_store: Path, tmp_path: Path) -> None:
@@ -273,6 +290,9 @@ def test_the_command_line(tale_store: Path, tmp_path: Path, capfd: pytest.Captur
     assert main(["eval", run, str(tale_store)]) == 0
     output = capfd.readouterr()
     assert output.out.split()[1:4] == ["bits", "per", "byte"] and output.err == ""
+    assert main(["train", str(tale_store), "--out", run, *shape, "--steps", "2", "--resume"]) == 0
+    output = capfd.readouterr()
+    assert output.err.count("\n") == 1 and "is finished, after 2 steps" in output.err and "more --steps" in output.err
     mistakes = {
         "no such folder": ["train", str(tmp_path / "nowhere"), "--out", run],
         "it holds a run": ["train", str(tale_store), "--out", run],
