@@ -24,6 +24,8 @@ class PlanFlags:
     """How long the training may take, start and evaluations included."""
     context: int | None = None
     """Tokens that the model sees at once (default: by the documents)."""
+    untied: bool = False
+    """Plan for a classifier of its own instead of the embeddings' transpose."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     threads: int | None = None
@@ -36,8 +38,8 @@ def main(argv: list[str]) -> None:
         from llamita.training.planner import describe_plan, plan_store
 
     config = TrainConfig(
-        data=flags.data, out=Path("run"), minutes=flags.minutes, context=flags.context, device=flags.device,
-        threads=flags.threads,
+        data=flags.data, out=Path("run"), minutes=flags.minutes, context=flags.context, untied=flags.untied,
+        device=flags.device, threads=flags.threads,
     )  # fmt: skip
     chosen, weighed = describe_plan(plan_store(config))
     print_table(chosen, sys.stdout)

@@ -131,13 +131,16 @@ def plan_run(
         return probe_seconds_per_token(with_shape(config, shape), vocab_size, device, world_size, allowed)
 
     def operations(shape: Shape) -> float:
-        return flops_per_token(model_shape(shape, vocab_size), context)
+        return flops_per_token(model_shape(shape, vocab_size, untied=config.untied), context)
+
+    def chosen_of(points: list[tuple[float, float]]) -> tuple[Estimate, tuple[Estimate, ...]]:
+        return choose(points, shapes, vocab_size, seconds, unique_tokens, untied=config.untied)
 
     points = [(operations(shape), measured(shape)) for shape in (shapes[2], shapes[4])]
-    best = choose(points, shapes, vocab_size, seconds, unique_tokens)[0]
+    best = chosen_of(points)[0]
     if best.shape not in (shapes[2], shapes[4]):  # far from what was measured: measure there too
         points.append((operations(best.shape), measured(best.shape)))
-    best, estimates = choose(points, shapes, vocab_size, seconds, unique_tokens)
+    best, estimates = chosen_of(points)
     chosen = with_step(with_shape(config, best.shape), step_tokens(best.tokens, device), world_size)
     filled = fill_defaults(chosen, device, world_size)
     on_cpu = device.type == "cpu"
@@ -151,11 +154,14 @@ def choose(
     vocab_size: int,
     seconds: float,
     unique_tokens: int,
+    *,
+    untied: bool = False,
 ) -> tuple[Estimate, tuple[Estimate, ...]]:
-    """points: (operations a token, seconds a token) as measured → the best estimate, and all."""
+    """points: (operations a token, seconds a token) as measured → the best estimate, and all. untied: the shapes have
+    a classifier of their own."""
     estimates = []
     for shape in shapes:
-        model = model_shape(shape, vocab_size)
+        model = model_shape(shape, vocab_size, untied=untied)
         per_token = interpolate(points, flops_per_token(model, shape.max_position_embeddings))
         tokens = seconds / per_token
         bits = LAW.bits(
@@ -190,10 +196,11 @@ def worth(amount: float, unique_tokens: float, decay: float) -> float:
     return unique_tokens * (1 + decay * (1 - math.exp(-excess / decay)))
 
 
-def model_shape(shape: Shape, vocab_size: int) -> ModelConfig:
-    """The network of a shape, its embeddings tied."""
+def model_shape(shape: Shape, vocab_size: int, *, untied: bool = False) -> ModelConfig:
+    """The network of a shape, its embeddings the classifier too unless it is to be untied."""
     fields = dataclasses.asdict(shape)
-    return ModelConfig(vocab_size=vocab_size, head_dim=shape.hidden_size // shape.num_attention_heads, **fields)
+    head_dim = shape.hidden_size // shape.num_attention_heads
+    return ModelConfig(vocab_size=vocab_size, head_dim=head_dim, tie_word_embeddings=not untied, **fields)
 
 
 def with_shape(config: TrainConfig, shape: Shape) -> TrainConfig:
@@ -235,7 +242,7 @@ def probe_seconds_per_token(
     assert config.context and config.batch_rows
     shape = Shape(config.layers, config.hidden, config.heads, config.kv_heads, config.ffn, config.context)
     generator = torch.Generator().manual_seed(0)
-    model = Llama(model_shape(shape, vocab_size), config.dropout).initialize(generator).to(device)
+    model = Llama(model_shape(shape, vocab_size, untied=config.untied), config.dropout).initialize(generator).to(device)
     loss = SummedLoss(model, torch.bfloat16 if config.dtype == "bfloat16" else torch.float32)
     optimizer = build_optimizer(model, config)
     ids = torch.randint(vocab_size, (config.batch_rows, config.context + 1), generator=generator).to(device)
@@ -287,7 +294,8 @@ def describe_plan(plan: Plan) -> tuple[list[tuple[str, ...]], list[tuple[str, ..
     middle."""
     best, config, device = plan.best, plan.filled, plan.device
     shape = best.shape
-    embeddings = plan.vocab_size * shape.hidden_size
+    tables = 2 if config.untied else 1
+    embeddings = tables * plan.vocab_size * shape.hidden_size
     share = embeddings / best.num_parameters
     ratio = best.tokens / best.num_parameters
     assert config.batch_rows and config.context and config.learning_rate is not None
@@ -296,7 +304,7 @@ def describe_plan(plan: Plan) -> tuple[list[tuple[str, ...]], list[tuple[str, ..
         ("", "chosen", "rule of thumb"),
         ("minutes", f"{config.minutes:g} on {device}", ""),
         ("vocabulary", f"{plan.vocab_size:,}: {100 * share:.0f} % of the weights", "embeddings at most 15 to 35 %; "
-         + ("fine" if share <= 0.35 else f"prepare with --vocab-size {_smaller_vocabulary(best)}")),
+         + ("fine" if share <= 0.35 else f"prepare with --vocab-size {_smaller_vocabulary(best, tables)}")),
         ("layers × hidden", f"{shape.num_hidden_layers} × {shape.hidden_size}, ffn {shape.intermediate_size}", "deep "
          "and thin (MobileLLM)"),
         ("heads, kv heads", f"{shape.num_attention_heads}, {shape.num_key_value_heads}", "heads of 32 to 128"),
@@ -325,11 +333,11 @@ def describe_plan(plan: Plan) -> tuple[list[tuple[str, ...]], list[tuple[str, ..
     return chosen, weighed
 
 
-def _smaller_vocabulary(estimate: Estimate) -> int:
-    """A vocabulary whose embeddings are about a quarter of this shape's weights."""
+def _smaller_vocabulary(estimate: Estimate, tables: int) -> int:
+    """A vocabulary whose embeddings (and classifier, with two tables) are about a quarter of this shape's weights."""
     hidden = estimate.shape.hidden_size
     layers = layer_weights(estimate.shape)
-    return max(512, 1 << round(math.log2(layers / 3 / hidden)))
+    return max(512, 1 << round(math.log2(layers / 3 / (tables * hidden))))
 
 
 def layer_weights(shape: Shape) -> int:

@@ -118,6 +118,35 @@ def test_a_plan_keeps_what_was_said_and_says_what_it_chose(monkeypatch: pytest.M
     assert words["tokens per step"] == "384" and "best" in {row[-1] for row in weighed}
 
 
+def test_a_classifier_of_its_own_is_weighed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In weights, in operations (as many as tied: the embeddings are looked up), in what is measured, in the table."""
+    trained: list[tuple[bool, int]] = []
+    real = planner.Llama
+
+    def watched(shape: Any, *args: Any) -> Any:
+        trained.append((shape.tie_word_embeddings, shape.num_parameters))
+        return real(shape, *args)
+
+    monkeypatch.setattr(planner, "Llama", watched)
+    monkeypatch.setattr(planner, "WIDTHS", (32, 48, 64, 80, 96))
+    monkeypatch.setattr(planner, "PROBE_SECONDS", (0.01, 0.01))
+    lengths = np.full(50_000, 200)
+    for untied in (False, True):
+        config = make_config(minutes=1.0, context=16, batch_rows=1, threads=1, untied=untied)
+        plan = plan_run(config, vocab_size=512, lengths=lengths, device=CPU)
+        assert {tied for tied, _ in trained} == {not untied}
+        for each in plan.estimates:
+            one = model_shape(each.shape, 512).num_parameters
+            assert each.num_parameters == one + (512 * each.shape.hidden_size if untied else 0)
+        words = {row[0]: row[1] for row in describe_plan(plan)[0]}
+        tables = 512 * plan.best.shape.hidden_size * (2 if untied else 1)
+        assert words["vocabulary"] == f"512: {100 * tables / plan.best.num_parameters:.0f} % of the weights"
+        trained.clear()
+    shape, points = ladder_shape(256, 128), [(1e7, 1e-4), (4e7, 4e-4)]
+    one, two = (choose(points, [shape], 4096, 600, 10**9, untied=untied)[0] for untied in (False, True))
+    assert two.num_parameters == one.num_parameters + 4096 * 256 and math.isclose(two.tokens, one.tokens)
+
+
 def test_a_resumed_run_keeps_its_planned_shape(
     tale_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
