@@ -319,6 +319,8 @@ def describe_plan(plan: Plan) -> tuple[list[tuple[str, ...]], list[tuple[str, ..
         ("learning rates", f"{config.optimizer} {config.learning_rate:.3g}, embeddings {config.embedding_lr:.3g}",
          "AdamW for all: 5e-4 (110M) to 1e-3 and more (tiny)"),
         ("schedule", f"{config.schedule}, the last {100 * config.cooldown:.0f} % falling", "cosine to 10 % (llama2.c)"),
+        ("compile", "auto: tried as the run begins, on if it pays" if config.compile == "auto" else config.compile,
+         "half a minute of the minutes; long runs earn it back"),
     ]  # fmt: skip
     weighed: list[tuple[str, ...]] = [("layers × hidden", "weights", "tok/s", "tokens", "epochs", "expected")]
     for estimate in plan.estimates:

@@ -115,6 +115,10 @@ def test_a_plan_keeps_what_was_said_and_says_what_it_chose(monkeypatch: pytest.M
     chosen, weighed = describe_plan(plan)
     words = {row[0]: row[1] for row in chosen}
     assert words["layers × hidden"].startswith(f"{plan.best.shape.num_hidden_layers} × {plan.best.shape.hidden_size},")
+    assert words["compile"].startswith("auto: tried as the run begins")
+    said = {row[0]: row[1] for row in describe_plan(dataclasses.replace(
+        plan, filled=dataclasses.replace(plan.filled, compile="on")))[0]}  # fmt: skip
+    assert said["compile"] == "on"
     assert words["tokens per step"] == "384" and "best" in {row[-1] for row in weighed}
 
 
