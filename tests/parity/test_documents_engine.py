@@ -26,7 +26,7 @@ def opened(tokenizer: Tokenizer, sample: list[str]) -> EngineEncoder:
 
 
 def assert_same(tokenizer: Tokenizer, texts: list[str]) -> None:
-    ids, lengths = opened(tokenizer, texts[:50]).encode(texts)
+    ids, lengths = opened(tokenizer, texts[:50]).encode([text.encode() for text in texts])
     expected = tokenizer.encode_batch(texts)
     assert lengths.tolist() == [len(each) + 1 for each in expected]
     assert ids.tolist() == [i for each in expected for i in (*each, tokenizer.eos_id)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
+import dataclasses
 import itertools
 import multiprocessing
 import os
@@ -24,13 +25,23 @@ import tokenizers
 
 from llamita.data.engine_encoding import open_engine_encoder
 from llamita.data.shards import SplitName, id_type
-from llamita.data.sources import Document
 from llamita.errors import OutputError
 from llamita.tokenizer import Tokenizer
 
-_BATCH_BYTES = 1 << 20
-_BATCH_DOCUMENTS = 4096
 _PROCESS_BYTES = 4 << 20  # a process is worth its start from so much text on
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """Texts to encode, UTF-8, best about a megabyte of them; of each split in the documents' order."""
+
+    train: list[bytes]
+    val: list[bytes]
+
+    @property
+    def texts(self) -> list[bytes]:
+        return self.train + self.val
+
 
 # A batch's documents of one split: split, ids with each document's EOS [tokens], tokens [documents], text bytes.
 Encoded = tuple[SplitName, npt.NDArray[Any], npt.NDArray[np.int64], int]
@@ -72,26 +83,23 @@ class DocumentEncoder:
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def encode(self, documents: Iterable[tuple[SplitName, Document]]) -> Iterator[list[Encoded]]:
-        """Encode documents batch by batch, in their order."""
-        batches = _batches(documents)
+    def encode(self, batches: Iterable[Batch]) -> Iterator[list[Encoded]]:
+        """Encode batch by batch, in their order."""
         if self._pool is None:
             work = self._engine or _Encoder(*self._arguments)
             for batch in batches:
-                yield _join(batch, *work.encode([document.text for _, document in batch]))
+                yield _part(batch, *work.encode(batch.texts))
             return
-        waiting: collections.deque[tuple[list[tuple[SplitName, Document]], concurrent.futures.Future[Any]]]
-        waiting = collections.deque()
+        waiting: collections.deque[tuple[Batch, concurrent.futures.Future[Any]]] = collections.deque()
         try:
             for batch in batches:
-                texts = [document.text for _, document in batch]
-                waiting.append((batch, self._pool.submit(self._encode, texts)))
+                waiting.append((batch, self._pool.submit(self._encode, batch.texts)))
                 if len(waiting) > 2 * self._num_workers:
                     first, future = waiting.popleft()
-                    yield _join(first, *future.result())
+                    yield _part(first, *future.result())
             while waiting:
                 first, future = waiting.popleft()
-                yield _join(first, *future.result())
+                yield _part(first, *future.result())
         except BrokenProcessPool:
             raise OutputError(
                 "an encoding process was ended from outside (out of memory?); run the command again with fewer "
@@ -108,9 +116,9 @@ class _Encoder:
         self._eos_id = eos_id
         self._dtype = np.dtype(dtype)
 
-    def encode(self, texts: Sequence[str]) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+    def encode(self, texts: Sequence[bytes]) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
         """ids of all texts, EOS after each [tokens]; tokens of each [documents]."""
-        encoded = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        encoded = self._tokenizer.encode_batch_fast([str(text, "utf-8") for text in texts], add_special_tokens=False)
         documents = [[*encoding.ids, self._eos_id] for encoding in encoded]
         lengths = np.fromiter(map(len, documents), np.int64, len(documents))
         ids = np.fromiter(itertools.chain.from_iterable(documents), self._dtype, int(lengths.sum()))
@@ -137,35 +145,15 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _encode_in_process(texts: Sequence[str]) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+def _encode_in_process(texts: Sequence[bytes]) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
     assert _encoder is not None
     return _encoder.encode(texts)
 
 
-def _batches(documents: Iterable[tuple[SplitName, Document]]) -> Iterator[list[tuple[SplitName, Document]]]:
-    """Group documents to about a megabyte of text."""
-    batch: list[tuple[SplitName, Document]] = []
-    size = 0
-    for split, document in documents:
-        batch.append((split, document))
-        size += document.text_bytes
-        if size >= _BATCH_BYTES or len(batch) >= _BATCH_DOCUMENTS:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
-
-
-def _join(
-    batch: list[tuple[SplitName, Document]], ids: npt.NDArray[Any], lengths: npt.NDArray[np.int64]
-) -> list[Encoded]:
-    """Sort a batch's documents into their splits."""
-    is_val = np.fromiter((split == "val" for split, _ in batch), np.bool_, len(batch))
-    sizes = np.fromiter((document.text_bytes for _, document in batch), np.int64, len(batch))
-    token_is_val = np.repeat(is_val, lengths)
-    result: list[Encoded] = []
-    names: tuple[SplitName, SplitName] = ("train", "val")
-    for name, documents, tokens in zip(names, (~is_val, is_val), (~token_is_val, token_is_val), strict=True):
-        if documents.any():
-            result.append((name, ids[tokens], lengths[documents], int(sizes[documents].sum())))
-    return result
+def _part(batch: Batch, ids: npt.NDArray[Any], lengths: npt.NDArray[np.int64]) -> list[Encoded]:
+    """Part what was made of a batch's texts into its splits."""
+    documents = len(batch.train)
+    tokens = int(lengths[:documents].sum())
+    train: Encoded = ("train", ids[:tokens], lengths[:documents], sum(map(len, batch.train)))
+    val: Encoded = ("val", ids[tokens:], lengths[documents:], sum(map(len, batch.val)))
+    return [part for part in (train, val) if part[2].size]

@@ -26,14 +26,13 @@ class EngineEncoder:
         self._tokenizer, self._eos_id, self._dtype = tokenizer, eos_id, dtype
         self._single_spaces = single_spaces
 
-    def encode(self, texts: Sequence[str]) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+    def encode(self, texts: Sequence[bytes]) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
         """ids of all texts, EOS after each [tokens]; tokens of each [documents]."""
         if self._single_spaces:
-            texts = [re.sub(" {2,}", " ", text.strip(" ")) for text in texts]
-        raw = "".join(texts).encode("utf-8")
-        sizes = (len(text) if text.isascii() else len(text.encode("utf-8")) for text in texts)
-        ends = np.cumsum(np.fromiter(sizes, np.uint64, len(texts)), dtype=np.uint64)
-        ids, token_ends = self._tokenizer.encode(raw, ends, self._eos_id)
+            stripped = (text.strip(b" ") for text in texts)
+            texts = [re.sub(rb" {2,}", b" ", text) if b"  " in text else text for text in stripped]
+        ends = np.cumsum(np.fromiter(map(len, texts), np.uint64, len(texts)), dtype=np.uint64)
+        ids, token_ends = self._tokenizer.encode(b"".join(texts), ends, self._eos_id)
         lengths = token_ends.astype(np.int64)
         lengths[1:] -= lengths[:-1].copy()
         return ids.astype(self._dtype), lengths
@@ -55,7 +54,7 @@ def open_engine_encoder(tokenizer: Tokenizer, dtype: np.dtype[Any], sample: Sequ
             dtype,
             single_spaces=tokenizer.kind == "llama" and tokenizer.remove_extra_whitespaces,
         )
-        ids, lengths = encoder.encode(sample)
+        ids, lengths = encoder.encode([text.encode("utf-8") for text in sample])
     except (EngineError, FormatError) as error:
         return str(error)
     ends = np.cumsum(lengths)

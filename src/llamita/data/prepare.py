@@ -7,28 +7,31 @@ that memory holds some 100 bytes a document (what finds duplicates) and never th
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
-import heapq
+import itertools
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
 
 from llamita.atomic import atomic_directory
 from llamita.config import PrepareConfig
 from llamita.data.datatrove import TokenFile, adopt, find_token_files
-from llamita.data.encoding import DocumentEncoder
+from llamita.data.encoding import Batch, DocumentEncoder
 from llamita.data.shards import FORMAT, SPLITS, SplitName, StoreWriter, read_store_info
 from llamita.data.sources import (
-    Document,
     SourceCounts,
     SourceList,
     check_unchanged,
     hash_source,
     list_sources,
-    read_documents,
+    read_texts,
 )
 from llamita.data.vocabulary import CountedWords
 from llamita.errors import ConfigError, EngineError, OutputError, SourceError, StoreError, TokenizerError
@@ -46,6 +49,7 @@ Stage = Literal["reading", "learning the vocabulary", "encoding", "checking toke
 Progress = Callable[[Stage, int, int], None]  # stage, bytes of text done, bytes of text in all
 
 _DROPPED, _TRAIN, _VAL = 0, 1, 2  # what was decided on a document
+_TALES = 1024  # generated ones are prepared so many at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +126,7 @@ def prepare(config: PrepareConfig, progress: Progress | None = None) -> PrepareR
         writer = StoreWriter(folder, vocab_size=tokenizer.vocab_size, eos_id=tokenizer.eos_id)
         try:
             encoded_by = _encode(corpus, plan, tokenizer, writer, config, report)
-            facts = {"recipe": recipe, "sources": corpus.facts(), "report": plan.facts(reason, encoded_by)}
+            facts = {"recipe": recipe, "sources": corpus.facts, "report": plan.facts(reason, encoded_by)}
             writer.finish(_tokenizer_facts(tokenizer), facts)
         finally:
             writer.close()
@@ -142,12 +146,12 @@ def default_vocab_size(train_bytes: int) -> int:
 
 
 class _Corpus:
-    """The documents of the configuration's sources, as often as they are asked for: first --val's, then the others."""
+    """The texts of the configuration's sources, as often as they are asked for: first --val's, then the others."""
 
     def __init__(self, config: PrepareConfig) -> None:
         self._config = config
-        self._tales: tuple[str, ...] | None = None
-        self._kept: list[tuple[Document, bool]] | None = None
+        self._tales: list[bytes] | None = None
+        self._kept: list[tuple[list[bytes], bool]] | None = None
         self._kept_counts = SourceCounts()
         if config.sources == ("tinystories",):
             raise ConfigError("prepare: tinystories is downloaded first, by llamita.data.tinystories; give its files")
@@ -155,51 +159,55 @@ class _Corpus:
         if config.sources == ("tales",):
             from llamita.data.tales import generate_tales
 
-            self._tales = tuple(generate_tales(config.num_tales, seed=config.seed))
+            self._tales = [tale.encode("utf-8") for tale in generate_tales(config.num_tales, seed=config.seed)]
             self.train = SourceList((), 0)
         else:
             self.train = list_sources(config.sources)
-        self.num_bytes = self.train.num_bytes + self.val.num_bytes + sum(len(t.encode()) for t in self._tales or ())
+        self.num_bytes = self.train.num_bytes + self.val.num_bytes + sum(map(len, self._tales or ()))
 
-    def documents(self, counts: SourceCounts) -> Iterator[tuple[Document, bool]]:
-        """Every document, and whether it is one of --val's. Those of small sources are read once and kept."""
+    def blocks(self, counts: SourceCounts) -> Iterator[tuple[list[bytes], bool]]:
+        """Every text (UTF-8), some thousands at a time, and whether they are --val's. Those of small sources are read
+        once and kept."""
         if self._kept is not None:
             for field in dataclasses.fields(SourceCounts):
                 setattr(counts, field.name, getattr(self._kept_counts, field.name))
             yield from self._kept
             return
-        kept: list[tuple[Document, bool]] = []
-        for document in self._read(counts):
+        kept: list[tuple[list[bytes], bool]] = []
+        for block in self._read(counts):
             if self.num_bytes <= KEPT_BYTES:
-                kept.append(document)
-            yield document
+                kept.append(block)
+            yield block
         if self.num_bytes <= KEPT_BYTES:
             self._kept, self._kept_counts = kept, dataclasses.replace(counts)
 
-    def _read(self, counts: SourceCounts) -> Iterator[tuple[Document, bool]]:
+    def _read(self, counts: SourceCounts) -> Iterator[tuple[list[bytes], bool]]:
         config = self._config
         for sources, is_val in ((self.val, True), (self.train, False)):
-            for document in read_documents(
+            for texts in read_texts(
                 sources,
                 separator=config.separator,
                 split_on=config.split_on,
                 text_key=config.text_key,
                 counts=counts,
             ):
-                yield document, is_val
-        for number, tale in enumerate(self._tales or ()):
-            size = len(tale.encode())
+                yield texts, is_val
+        tales = self._tales or []
+        for first in range(0, len(tales), _TALES):
+            texts = tales[first : first + _TALES]
+            size = sum(map(len, texts))
             counts.source_bytes += size
-            counts.documents += 1
+            counts.documents += len(texts)
             counts.document_bytes += size
-            yield Document(tale, "tales", number, size), False
+            yield texts, False
 
+    @functools.cached_property
     def facts(self) -> list[dict[str, Any]]:
         """What identifies the sources: names within their folders, sizes, hashes; not where they lie."""
         files = [(file, split) for split, found in (("val", self.val), ("", self.train)) for file in found.files]
         facts = [{"name": f.name, "bytes": f.num_bytes, "sha256": hash_source(f), "only": split} for f, split in files]
         if self._tales is not None:
-            digest = hashlib.sha256("\0".join(self._tales).encode()).hexdigest()
+            digest = hashlib.sha256(b"\0".join(self._tales)).hexdigest()
             facts.append({"name": "tales", "bytes": self.num_bytes, "sha256": digest, "only": ""})
         return facts
 
@@ -230,25 +238,34 @@ class _Plan:
         fraction = 0.0 if config.val else (config.val_fraction or DEFAULT_VAL_FRACTION)
         threshold = int(fraction * 2**64)
         seen: set[bytes] = set()
-        for document, is_val in corpus.documents(plan.counts):
-            digest = document_hash(document.text, config.seed)
-            if digest in seen:
-                plan.decisions.append(_DROPPED)
-                plan.duplicate_documents += 1
-                plan.duplicate_bytes += document.text_bytes
-            else:
-                seen.add(digest)
-                plan.sample.offer(digest, document.text)
-                is_val = is_val or int.from_bytes(digest[:8], "little") < threshold
-                plan.decisions.append(_VAL if is_val else _TRAIN)
-                split: SplitName = "val" if is_val else "train"
-                plan.documents[split] += 1
-                plan.text_bytes[split] += document.text_bytes
-            if len(plan.decisions) % 256 == 0:
-                progress("reading", plan.counts.source_bytes, corpus.num_bytes)
+        for texts, is_val in corpus.blocks(plan.counts):
+            plan._decide(texts, document_hashes(texts, config.seed), seen, 2**64 if is_val else threshold)
+            progress("reading", plan.counts.source_bytes, corpus.num_bytes)
         progress("reading", corpus.num_bytes, corpus.num_bytes)
         plan._check(config)
         return plan
+
+    def _decide(self, texts: Sequence[bytes], hashes: Sequence[bytes], seen: set[bytes], threshold: int) -> None:
+        """Decide on some documents. Those are held out whose hash's first half is less than the threshold."""
+        is_new = np.zeros(len(texts), np.bool_)
+        for i, digest in enumerate(hashes):
+            if digest not in seen:
+                seen.add(digest)
+                is_new[i] = True
+        halves = np.frombuffer(b"".join(hashes), "<u8").reshape(-1, 2)
+        is_val = halves[:, 0] <= np.uint64(threshold - 1) if threshold else np.zeros(len(texts), np.bool_)
+        decisions = np.where(is_new, np.where(is_val, _VAL, _TRAIN), _DROPPED).astype(np.uint8)
+        self.decisions += decisions.tobytes()
+        self.sample.offer(halves[:, 1], is_new, texts)
+        documents = np.bincount(decisions, minlength=3).tolist()
+        sizes = np.fromiter(map(len, texts), np.int64, len(texts))
+        text_bytes = [int(sizes[decisions == decision].sum()) for decision in range(3)]
+        self.duplicate_documents += documents[_DROPPED]
+        self.duplicate_bytes += text_bytes[_DROPPED]
+        splits: tuple[tuple[SplitName, int], ...] = (("train", _TRAIN), ("val", _VAL))
+        for split, decision in splits:
+            self.documents[split] += documents[decision]
+            self.text_bytes[split] += text_bytes[decision]
 
     def _check(self, config: PrepareConfig) -> None:
         """Both splits must hold enough to be worth it."""
@@ -293,26 +310,28 @@ class _Sample:
     time."""
 
     def __init__(self) -> None:
-        self._worst_first: list[tuple[int, str]] = []  # a heap: (-hash, text)
+        self._chosen: list[tuple[int, str]] = []  # by hash; of this the second half: the first decides the split
 
-    def offer(self, digest: bytes, text: str) -> None:
-        rank = -int.from_bytes(digest[8:], "little")  # the first half decides the split
-        if len(self._worst_first) < SAMPLED_DOCUMENTS:
-            heapq.heappush(self._worst_first, (rank, text[:SAMPLED_CHARACTERS]))
-        elif rank > self._worst_first[0][0]:
-            heapq.heapreplace(self._worst_first, (rank, text[:SAMPLED_CHARACTERS]))
+    def offer(self, hashes: npt.NDArray[np.uint64], is_new: npt.NDArray[np.bool_], texts: Sequence[bytes]) -> None:
+        if len(self._chosen) == SAMPLED_DOCUMENTS:
+            is_new = is_new & (hashes < np.uint64(self._chosen[-1][0]))
+        found = np.flatnonzero(is_new)
+        for i in found[np.argsort(hashes[found], kind="stable")[:SAMPLED_DOCUMENTS]].tolist():
+            start = texts[i][: 4 * SAMPLED_CHARACTERS].decode("utf-8", "ignore")  # a character has 4 bytes at most
+            self._chosen.append((int(hashes[i]), start[:SAMPLED_CHARACTERS]))
+        self._chosen = sorted(self._chosen)[:SAMPLED_DOCUMENTS]
 
     def texts(self) -> list[str]:
-        return [text for _, text in sorted(self._worst_first)]
+        return [text for _, text in reversed(self._chosen)]
 
 
-def document_hash(text: str, seed: int) -> bytes:
-    """16 bytes that identify a document; the first 8, as a share of 2^64, decide its split.
+def document_hashes(texts: Sequence[bytes], seed: int) -> list[bytes]:
+    """16 bytes that identify each document; the first 8, as a share of 2^64, decide its split.
 
     A function of the text and the seed alone: more documents never move one from a split to the other.
     """
     key = b"" if seed == 0 else seed.to_bytes(8, "little")
-    return hashlib.blake2b(text.encode("utf-8"), digest_size=16, key=key).digest()
+    return [hashlib.blake2b(text, digest_size=16, key=key).digest() for text in texts]
 
 
 # ---- the vocabulary
@@ -326,7 +345,8 @@ def _learn(corpus: _Corpus, plan: _Plan, config: PrepareConfig, progress: Progre
     except EngineError:  # it is not built: the library learns the same, in its time, and encoding says so
 
         def learn(vocab_size: int) -> Tokenizer:
-            return train_bpe(_train_texts(corpus, plan, progress), vocab_size)
+            blocks = _train_texts(corpus, plan, progress)
+            return train_bpe((str(text, "utf-8") for texts in blocks for text in texts), vocab_size)
 
     if config.vocab_size is not None:
         return learn(config.vocab_size), "learned, size as asked"
@@ -339,19 +359,18 @@ def _learn(corpus: _Corpus, plan: _Plan, config: PrepareConfig, progress: Progre
         return learn(smaller), reason
 
 
-def _train_texts(corpus: _Corpus, plan: _Plan, progress: Progress) -> Iterator[str]:
+def _train_texts(corpus: _Corpus, plan: _Plan, progress: Progress) -> Iterator[list[bytes]]:
     """The training documents' texts; of more than LEARN_BYTES, a share that is evenly spread."""
     total = plan.text_bytes["train"]
     share = min(1.0, LEARN_BYTES / max(1, total))
-    done = 0
-    for number, (document, _) in enumerate(corpus.documents(SourceCounts())):
-        if number >= len(plan.decisions) or plan.decisions[number] != _TRAIN:
-            continue
-        done += document.text_bytes
-        if number % 256 == 0:
-            progress("learning the vocabulary", done, total)
-        if share == 1.0 or int((number + 1) * share) > int(number * share):
-            yield document.text
+    done = first = 0
+    for texts, _ in corpus.blocks(SourceCounts()):
+        numbered = zip(itertools.count(first), texts, plan.decisions[first : first + len(texts)], strict=False)
+        train = [(number, text) for number, text, decision in numbered if decision == _TRAIN]
+        progress("learning the vocabulary", done, total)
+        yield [text for number, text in train if share == 1.0 or int((number + 1) * share) > int(number * share)]
+        first += len(texts)
+        done += sum(len(text) for _, text in train)
     progress("learning the vocabulary", total, total)
 
 
@@ -373,12 +392,12 @@ def _encode(
     written: dict[SplitName, int] = {"train": 0, "val": 0}
     done = 0
 
-    def kept() -> Iterator[tuple[SplitName, Document]]:
-        number = -1
-        for number, (document, _) in enumerate(corpus.documents(counts)):
-            decision = plan.decisions[number] if number < len(plan.decisions) else _DROPPED
-            if decision != _DROPPED:
-                yield ("val" if decision == _VAL else "train"), document
+    def kept() -> Iterator[Batch]:
+        first = 0
+        for texts, _ in corpus.blocks(counts):  # of a source that has grown since, more than was decided on
+            decided = list(zip(texts, plan.decisions[first : first + len(texts)], strict=False))
+            yield Batch(*([text for text, decision in decided if decision == wanted] for wanted in (_TRAIN, _VAL)))
+            first += len(texts)
 
     with DocumentEncoder(tokenizer, config.num_workers, total, plan.sample.texts()) as encoder:
         for batch in encoder.encode(kept()):
@@ -399,7 +418,7 @@ def _recipe(config: PrepareConfig, corpus: _Corpus, tokenizer: Tokenizer | None)
     """sha256 (hex) of all that decides the store's tokens: sources by content, flags, the given tokenizer."""
     content = {
         "recipe": _RECIPE_OF_A_SAMPLE if tokenizer is None and corpus.num_bytes > LEARN_BYTES else _RECIPE,
-        "sources": corpus.facts(),
+        "sources": corpus.facts,
         "vocab_size": config.vocab_size,
         "tokenizer": tokenizer.fingerprint if tokenizer else None,
         "val_fraction": None if config.val else (config.val_fraction or DEFAULT_VAL_FRACTION),

@@ -19,7 +19,7 @@ import pytest
 from llamita.config import PrepareConfig
 from llamita.data import prepare as prepare_module
 from llamita.data import shards
-from llamita.data.prepare import PrepareReport, default_vocab_size, document_hash, prepare
+from llamita.data.prepare import PrepareReport, default_vocab_size, document_hashes, prepare
 from llamita.data.shards import TokenStore
 from llamita.errors import ConfigError, OutputError, SourceError, TokenizerError
 from llamita.tokenizer import load_tokenizer, train_bpe
@@ -117,8 +117,9 @@ def test_more_text_moves_no_document_to_another_split(tmp_path: Path) -> None:
 
 
 def test_document_hash_is_fixed_for_ever() -> None:
-    assert document_hash("Once upon a time", 0).hex() == "041b76e5564c0ea1bdb7e4cb77fae791"
-    assert document_hash("Once upon a time", 1).hex() == "638c839f7d76b88aef71390361850da1"
+    hashes = [each.hex() for each in document_hashes([b"Once upon a time", "狐狸".encode()], 0)]
+    assert hashes == ["041b76e5564c0ea1bdb7e4cb77fae791", "5b3eb19def654f2a9effe96be989c2d8"]
+    assert document_hashes([b"Once upon a time"], 1)[0].hex() == "638c839f7d76b88aef71390361850da1"
 
 
 def test_the_same_command_again_does_nothing(tmp_path: Path) -> None:
@@ -168,7 +169,7 @@ def test_out_inside_its_source_is_refused(tmp_path: Path) -> None:
 
 
 def test_number_of_processes_changes_no_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llamita.data.encoding._BATCH_BYTES", 3000)
+    monkeypatch.setattr("llamita.data.sources._BLOCK_BYTES", 3000)
     monkeypatch.setattr(shards.StoreWriter.__init__, "__kwdefaults__", {"shard_tokens": 5000})
     for workers in (1, 2):
         prepare(make(tmp_path, out=tmp_path / str(workers), num_workers=workers))

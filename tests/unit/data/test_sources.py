@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from llamita.data import sources
-from llamita.data.sources import SourceCounts, SplitOn, list_sources, read_documents
+from llamita.data.sources import SourceCounts, SplitOn, list_sources, read_documents, read_texts
 from llamita.errors import SourceError
 
 
@@ -64,6 +64,21 @@ def test_byte_order_mark_is_no_text(tmp_path: Path) -> None:
     assert texts == ["a", "b"] and counts.container_bytes == 3
     found = list(read_documents([str(tmp_path / "a.txt")]))
     assert [d.position for d in found] == [3, 17]
+
+
+@pytest.mark.parametrize("block_bytes", [1, 40, 1 << 20])
+def test_lists_of_texts_are_the_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block_bytes: int) -> None:
+    """Over files of all kinds, empty documents among them."""
+    monkeypatch.setattr(sources, "_BLOCK_BYTES", block_bytes)
+    write(tmp_path / "a.txt", "one<|endoftext|> <|endoftext|>狐 and\n two\u2003<|endoftext|>".encode())
+    write(tmp_path / "b.jsonl", b'{"text": " three"}\n{"text": null}\n{"text": "four"}')
+    for number in range(5):
+        write(tmp_path / f"c{number}.md", f"\n{number}\n".encode())
+    one, many = SourceCounts(), SourceCounts()
+    texts = [document.text for document in read_documents([str(tmp_path)], counts=one)]
+    blocks = list(read_texts([str(tmp_path)], counts=many))
+    assert [text.decode() for block in blocks for text in block] == texts and len(texts) == 9
+    assert one == many and len(blocks) == {1: 8, 40: 1, 1 << 20: 1}[block_bytes] and all(blocks)
 
 
 @pytest.mark.parametrize("split_on", ["separator", "blank-lines"])
