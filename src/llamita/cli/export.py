@@ -40,7 +40,8 @@ class ExportFlags:
     shard_size: Annotated[str | None, tyro.conf.arg(metavar="SIZE")] = None
     """The largest file of a folder's weights, as 5GB or 500MB (default: one file)."""
     adapter: Annotated[Path | None, tyro.conf.arg(metavar="ADAPTER")] = None
-    """Write not the checkpoint but this adapter of it (a LoRA folder as PEFT's) as a .gguf for llama.cpp's --lora."""
+    """Write not the checkpoint but this adapter of it (a LoRA folder as PEFT's) as a .gguf, for `llamita run --adapter`
+    and llama.cpp's --lora."""
     verify: Literal["auto", "yes", "no"] = "auto"
     """Compare logits of what was written, run by the engine, with the checkpoint's; auto: up to 200M weights."""
 
@@ -99,8 +100,14 @@ def export_adapter(flags: ExportFlags, adapter: Path) -> None:
     rows = [
         ("wrote", f"{report.path}, {report.num_bytes:,} bytes"),
         ("weights", f"{report.num_parameters:,}, updates of {report.num_layers} layers"),
-        ("use", f"with the checkpoint's own .gguf: llama-cli -m MODEL.gguf --lora {report.path}"),
+        ("use", f"with the checkpoint's own .gguf: llamita run|chat BASE.gguf --adapter {report.path}[:SCALE]"),
+        ("or", f"llama-cli -m BASE.gguf --lora {report.path}"),
     ]
+    if report.chat_template is False:
+        rows.append((
+            "note", "the checkpoint has no chat template, which chat needs BASE.gguf to have: export BASE.gguf of what "
+            f"`llamita import {flags.checkpoint} --out FOLDER --chat-template NAME` makes",
+        ))  # fmt: skip
     print_table(rows, sys.stderr)
 
 

@@ -1,4 +1,4 @@
-"""An adapter directory to a GGUF adapter, which llama.cpp applies to a model file at load (--lora).
+"""An adapter directory to a GGUF adapter, which our engine (--adapter) and llama.cpp (--lora) apply to a model file.
 
 general.type = "adapter", adapter.type = "lora", adapter.lora.alpha; each layer is two F32 tensors, NAME.lora_a [R, in]
 and NAME.lora_b [out, R], where NAME is the model file's tensor. A runtime adds alpha / R · B A. Rows of q's and k's B
@@ -13,29 +13,33 @@ from pathlib import Path
 
 import numpy as np
 
-from llamita.checkpoint import load_config
+from llamita.checkpoint import load_config, resolve_checkpoint
 from llamita.finetune.adapter import load_adapter, resolve_adapter
 from llamita.finetune.lora import lora_specs
+from llamita.finetune.merging import has_tokenizer
 from llamita.formats.gguf import Value, write_gguf
 from llamita.formats.quantize import Bytes, Floats, quantize
 from llamita.formats.rope_order import halves_to_pairs
+from llamita.tokenizer import load_tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
 class AdapterExportReport:
-    """What was written. alpha: adapter.lora.alpha, the file's one; layers with another scale hold it in their B."""
+    """What was written. alpha: adapter.lora.alpha, the file's one; layers with another scale hold it in their B.
+    chat_template: whether the checkpoint has one, and so its model file; None where it has no tokenizer either."""
 
     path: Path
     num_bytes: int
     num_layers: int
     num_parameters: int
     alpha: float
+    chat_template: bool | None
 
 
 def export_adapter(adapter: Path, checkpoint: Path, out: Path) -> AdapterExportReport:
     """Write the adapter, made for this checkpoint, as the .gguf `out`, whole or not at all.
 
-    Raises CheckpointError, FormatError (numbers that are not finite), OutputError.
+    Raises CheckpointError, TokenizerError, FormatError (numbers that are not finite), OutputError.
     """
     config = load_config(checkpoint)
     loaded = load_adapter(resolve_adapter(adapter), config)
@@ -65,4 +69,6 @@ def export_adapter(adapter: Path, checkpoint: Path, out: Path) -> AdapterExportR
         "adapter.lora.alpha": alpha,
     }
     num_bytes = write_gguf(Path(out), metadata, infos, encoded())
-    return AdapterExportReport(Path(out), num_bytes, len(specs), loaded.num_parameters, alpha)
+    base = resolve_checkpoint(checkpoint)
+    has_template = load_tokenizer(base).chat_template is not None if has_tokenizer(base) else None
+    return AdapterExportReport(Path(out), num_bytes, len(specs), loaded.num_parameters, alpha, has_template)

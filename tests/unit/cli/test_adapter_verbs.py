@@ -57,6 +57,9 @@ def test_export_adapter(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     out = tmp_path / "adapter.gguf"
     words = ["export", str(folder / "base"), str(out), "--adapter", str(folder / "adapter")]
     assert main(words) == 0, capsys.readouterr().err
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"llamita run|chat BASE.gguf --adapter {out}[:SCALE]" in said and f"--lora {out}" in said
+    assert "the checkpoint has no chat template, which chat needs BASE.gguf to have" in said
     file, config = read_gguf(out), load_config(folder / "base")
     assert file.metadata["general.type"] == "adapter" and file.metadata["adapter.type"] == "lora"
     assert file.metadata["adapter.lora.alpha"] == 8.0 and len(file.tensors) == 28
@@ -72,6 +75,20 @@ def test_export_adapter(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixt
         assert "cannot export" in capsys.readouterr().err
     words[2] = str(tmp_path / "adapter.bin")
     assert main(words) == 2 and ".gguf" in capsys.readouterr().err
+
+
+def test_export_adapter_of_a_base_that_chats(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What the note of a base that does not says to do; the base's folder without a tokenizer: nothing is known."""
+    chats, silent, out = tmp_path / "chats", tmp_path / "silent", str(tmp_path / "adapter.gguf")
+    assert main(["import", str(folder / "base"), "--out", str(chats), "--chat-template", "zephyr"]) == 0
+    shutil.copytree(folder / "base", silent)
+    for name in ("tokenizer.json", "tokenizer.model", "tokenizer.bin"):
+        (silent / name).unlink(missing_ok=True)
+    for base in (chats, silent):
+        capsys.readouterr()
+        assert main(["export", str(base), out, "--adapter", str(folder / "adapter")]) == 0
+        said = capsys.readouterr().err
+        assert "BASE.gguf --adapter" in said and "template" not in said
 
 
 def test_export_of_a_run_of_adapters_is_that_of_the_merged(
