@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from llamita.finetune.adapter_gguf import export_adapter
 from llamita.finetune.lora import LoraConfig, add_lora, lora_layers, updates_of
 from llamita.finetune.merging import merge_adapter
 from llamita.formats.export import export
+from llamita.formats.gguf import read_gguf, write_gguf
 
 pytestmark = pytest.mark.usefixtures("engine_build")
 
@@ -115,12 +117,35 @@ def test_run_tells_what_the_merged_model_tells(files: Path, capsys: pytest.Captu
     assert main(["run", str(files / "merged.gguf"), *words]) == 0
     expected = capsys.readouterr().out
     assert main(["run", str(files / "base.gguf"), *words, "--adapter", str(files / "first.gguf")]) == 0
-    assert capsys.readouterr().out == expected
+    told = capsys.readouterr()
+    assert told.out == expected and "made for" not in told.err
     assert main(["run", str(files / "base.gguf"), *words, "--adapter", f"{files / 'first.gguf'}:0"]) == 0
     base = capsys.readouterr().out
     assert base != expected
     assert main(["run", str(files / "base.gguf"), *words, "--adapter", str(files / "gone.gguf:0.5")]) == 2
     assert "cannot open adapter" in capsys.readouterr().err
+
+
+def test_another_base_of_the_same_shape_is_told(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Once for each adapter; not where only the spelling differs, or where one of the two has no name."""
+    assert read_gguf(files / "first.gguf").metadata["general.base_model.0.name"] == "base"
+    shutil.copytree(files / "base", tmp_path / "Ba-se")
+    save = {"other": files / "merged", "same": tmp_path / "Ba-se"}
+    for name, checkpoint in save.items():
+        export_adapter(files / "second", checkpoint, tmp_path / f"{name}.gguf")
+    file = read_gguf(tmp_path / "other.gguf")
+    unnamed = {key: value for key, value in file.metadata.items() if "base_model" not in key}
+    infos = [(tensor.name, "F32", tensor.shape) for tensor in file.tensors.values()]
+    write_gguf(tmp_path / "unnamed.gguf", unnamed, infos, (file.data(name) for name in file.tensors))
+    adapters = [f"--adapter={tmp_path / name}.gguf:0.5" for name in ("other", "same", "unnamed")]
+    assert main(["run", str(files / "base.gguf"), "-n", "2", "-s", "1", *adapters]) == 0
+    told = [line for line in capsys.readouterr().err.splitlines() if "made for" in line]
+    assert told == [
+        f"adapter {tmp_path / 'other.gguf'}: it was made for 'merged', and this model is 'base': with another "
+        "checkpoint it means nothing"
+    ]
 
 
 def test_the_program_tells_the_same(files: Path, engine_build: Path) -> None:

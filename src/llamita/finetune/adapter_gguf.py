@@ -1,8 +1,8 @@
 """An adapter directory to a GGUF adapter, which our engine (--adapter) and llama.cpp (--lora) apply to a model file.
 
-general.type = "adapter", adapter.type = "lora", adapter.lora.alpha; each layer is two F32 tensors, NAME.lora_a [R, in]
-and NAME.lora_b [out, R], where NAME is the model file's tensor. A runtime adds alpha / R · B A. Rows of q's and k's B
-are in pairs order, as the model file's own rows are.
+general.type = "adapter", general.base_model.0.name (the model file's general.name), adapter.type = "lora",
+adapter.lora.alpha; each layer is two F32 tensors, NAME.lora_a [R, in] and NAME.lora_b [out, R], where NAME is the model
+file's tensor. A runtime adds alpha / R · B A. Rows of q's and k's B are in pairs order, as the model file's own are.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from llamita.checkpoint import load_config, resolve_checkpoint
 from llamita.finetune.adapter import load_adapter, resolve_adapter
 from llamita.finetune.lora import lora_specs
 from llamita.finetune.merging import has_tokenizer
+from llamita.formats.export import model_name
 from llamita.formats.gguf import Value, write_gguf
 from llamita.formats.quantize import Bytes, Floats, quantize
 from llamita.formats.rope_order import halves_to_pairs
@@ -64,7 +65,9 @@ def export_adapter(adapter: Path, checkpoint: Path, out: Path) -> AdapterExportR
     metadata: dict[str, Value] = {
         "general.architecture": "llama",
         "general.type": "adapter",
-        "general.name": Path(adapter).resolve().name,
+        "general.name": model_name(Path(adapter)),
+        "general.base_model.count": 1,
+        "general.base_model.0.name": model_name(Path(checkpoint)),  # as the model file's own general.name
         "adapter.type": "lora",
         "adapter.lora.alpha": alpha,
     }
