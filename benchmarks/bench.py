@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import os
-import platform
 import subprocess
 import sys
 import time
@@ -19,7 +18,16 @@ from pathlib import Path
 
 import bench_peer
 from bench_protocol import SideError, compare
-from bench_results import Result, append_rows, csv_rows, make_result, make_table, table_cells
+from bench_results import (
+    Result,
+    append_rows,
+    csv_rows,
+    make_result,
+    make_table,
+    processor_name,
+    results_path,
+    table_cells,
+)
 from bench_sides import READING_FLAGS, REFERENCE_FLAGS, ROOT, Bench
 from bench_worker import KERNELS_VARIABLE
 from bench_works import OURS, Work, all_works, choose_works
@@ -53,12 +61,6 @@ def parse_arguments() -> argparse.Namespace:
     if arguments.llama_cpp is not None and not bench_peer.has_programs(arguments.llama_cpp):
         parser.error(f"--llama-cpp: expected a folder with llama-bench or bin/llama-bench, found {arguments.llama_cpp}")
     return arguments
-
-
-def processor_name() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "Model")))
-    return next(names, platform.machine())
 
 
 def compiler_version() -> str:
@@ -112,7 +114,6 @@ def main() -> int:
         os.environ[KERNELS_VARIABLE] = kernels  # the workers inherit it
     console = Console(width=None if sys.stdout.isatty() else 200)
     bench = Bench(arguments.models, arguments.threads, arguments.llama_cpp, not arguments.no_peer)
-    results_path = ROOT / "benchmarks" / "results" / f"{platform.machine()}-{os.cpu_count()}cores.csv"
     results, start = [], time.monotonic()
     try:
         describe_machine(bench, console)
@@ -122,7 +123,7 @@ def main() -> int:
                 results.append(result)
                 console.print("  ".join(cell for cell in table_cells(result) if cell), highlight=False)
                 if not arguments.quick:
-                    append_rows(results_path, csv_rows(result, datetime.date.today()))
+                    append_rows(results_path(), csv_rows(result, datetime.date.today()))
     except (SideError, LlamitaError) as error:
         print(error, file=sys.stderr)
         return 2

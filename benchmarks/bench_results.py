@@ -9,6 +9,8 @@ from __future__ import annotations
 import csv
 import dataclasses
 import datetime
+import os
+import platform
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +19,7 @@ from bench_protocol import Costs, best_setting
 from bench_works import ALONE, KINDS, LLAMA_CPP, OURS, READING, REFERENCE, Goal, Work
 from rich.table import Table
 
-COLUMNS = ("date", "script", "what", "ours", "unit", "peer", "peer_value", "ratio", "rounds", "spread")
+COLUMNS = ("date", "script", "what", "ours", "unit", "peer", "peer_value", "ratio", "rounds", "spread", "processor")
 SCRIPT = "bench.py"
 
 
@@ -171,12 +173,26 @@ def _spread(result: Result, group: str, unit: str) -> str:
     return f"{least * scale:.4g}-{most * scale:.4g}"
 
 
+def results_path() -> Path:
+    """The file for machines like this one."""
+    return Path(__file__).with_name("results") / f"{platform.machine()}-{os.cpu_count()}cores.csv"
+
+
+def processor_name() -> str:
+    """As the system says it, and which of the instructions that matter here it has."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "Model")))
+    flags = next((line.split() for line in lines if line.startswith(("flags", "Features"))), [])
+    known = [flag for flag in ("avx2", "avx_vnni", "avx512f", "asimddp") if flag in flags]
+    return f"{next(names, platform.machine())} ({' '.join(known)})"
+
+
 def append_rows(path: Path, rows: Sequence[Sequence[str]]) -> None:
-    """Rows to the end of the file, which begins with the names of the columns."""
+    """Rows, each with this processor at its end, to the end of the file, which begins with the names of the columns."""
     path.parent.mkdir(parents=True, exist_ok=True)
     is_new = not path.exists()
     with path.open("a", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         if is_new:
             writer.writerow(COLUMNS)
-        writer.writerows(rows)
+        writer.writerows([*row, processor_name()] for row in rows)

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import os
-import platform
 import random
 import shlex
 import sys
@@ -20,8 +18,7 @@ import tempfile
 from pathlib import Path
 
 from bench_protocol import SideError
-from bench_results import append_rows
-from bench_sides import ROOT
+from bench_results import append_rows, results_path
 from time_to_quality import run_ours
 
 from llamita.config import TrainConfig
@@ -80,7 +77,7 @@ def main() -> int:
     row = [datetime.date.today().isoformat(), "planner_grid.py", f"{flags.store.name}, {flags.minutes:g} minutes",
            f"{found[chosen]:.4f}", "bits per byte", f"hidden {best[0]}, {best[1]} tokens a step",
            f"{found[best]:.4f}", f"{found[best] / found[chosen]:.3f}", "1", ""]  # fmt: skip
-    append_rows(ROOT / "benchmarks" / "results" / f"{platform.machine()}-{os.cpu_count()}cores.csv", [row])
+    append_rows(results_path(), [row])
     return 0
 
 

@@ -15,8 +15,6 @@ import argparse
 import dataclasses
 import datetime
 import json
-import os
-import platform
 import re
 import shlex
 import statistics
@@ -27,8 +25,7 @@ import time
 from pathlib import Path
 
 from bench_protocol import SideError
-from bench_results import append_rows
-from bench_sides import ROOT
+from bench_results import append_rows, results_path
 
 OURS, PEER = "ours", "peer"
 
@@ -141,7 +138,7 @@ def main() -> int:
                       f"{flags.target:g} {reached}", flush=True)  # fmt: skip
     rows = report(outcomes, flags)
     if not flags.quick:
-        append_rows(ROOT / "benchmarks" / "results" / f"{platform.machine()}-{os.cpu_count()}cores.csv", rows)
+        append_rows(results_path(), rows)
     return 0
 
 

@@ -18,7 +18,6 @@ import argparse
 import datetime
 import fnmatch
 import os
-import platform
 import re
 import shlex
 import statistics
@@ -31,8 +30,7 @@ from typing import Any
 
 import torch
 from bench_protocol import Costs, Entry, SideError, compare
-from bench_results import append_rows
-from bench_sides import ROOT
+from bench_results import append_rows, results_path
 from torch import Tensor
 
 from llamita.config import ModelConfig, TrainConfig
@@ -210,11 +208,10 @@ def main() -> int:
     torch.set_num_threads(flags.threads)
     load = os.getloadavg()[0]
     print(f"{flags.threads} threads, torch {torch.__version__}, load {load:.1f}")
-    path = ROOT / "benchmarks" / "results" / f"{platform.machine()}-{os.cpu_count()}cores.csv"
     for name in names:
         rows = report(name, measure(name, flags), 2 if flags.quick else flags.rounds)
         if not flags.quick:
-            append_rows(path, rows)
+            append_rows(results_path(), rows)
     return 0
 
 
