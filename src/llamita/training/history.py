@@ -35,6 +35,11 @@ class History:
         return dict(self.description["config"])
 
     @property
+    def targets(self) -> str:
+        """What its tokens are, in words: tokens, learned tokens, pairs."""
+        return str(self.description.get("targets", "tokens"))
+
+    @property
     def evaluations(self) -> list[dict[str, Any]]:
         return [line for line in self.lines if line["kind"] == "eval"]
 

@@ -114,7 +114,9 @@ def _open(task: Task, ranks: Ranks) -> tuple[bool, dict[str, Any]]:
     config, found = task.config, (False, False)
     if ranks.is_first:
         rows_per_step = task.batch_rows * config.accumulate * ranks.world_size
-        description = describe_run(config, task.model_config, rows_per_step, task.facts(), ranks.launch)
+        description = describe_run(
+            config, task.model_config, rows_per_step, task.facts(), ranks.launch, targets=task.targets
+        )
         resuming = open_run(config.out, description, resume=config.resume, restarted=ranks.restarts > 0)
         found = resuming, resuming and bool(finished_summary(config.out))
     is_resumed, is_finished = ranks.agree(*found)
@@ -377,6 +379,7 @@ class Trainer:
             bits_per_byte=self.task.numbers(loss).get("bpb"),
             held_out=self.held_out,
             tokens_per_second=speed,
+            targets=self.task.targets,
             mfu=self._mfu(speed),
             seconds_left=self.budget.seconds_left(at),
         )

@@ -12,7 +12,7 @@ from llamita import __version__
 from llamita.training.facts import changed_from_default, differing, flat, store_facts
 from llamita.training.history import History
 from llamita.training.plot import FORMATS, Curve, Note, Plot, draw
-from llamita.training.progress import format_count, format_seconds
+from llamita.training.progress import format_count, format_rate, format_seconds, speed_unit
 
 # What is drawn, in this order: key → (title, how its values are written, logarithmic, from zero). Any other number in
 # the lines of metrics.jsonl follows under its own name.
@@ -24,7 +24,7 @@ CHARTS: dict[str, tuple[str, str, bool, bool]] = {
 }
 TITLES = {"bpb": "Bits per byte", "loss": "Loss, nats per target"}
 NOT_DRAWN = ("step", "tokens", "seconds", "epoch", "evaluation_seconds")
-AXES = {"tokens": ("training tokens", "count"), "step": ("step", "count"), "seconds": ("time", "seconds")}
+AXES = {"tokens": ("training", "count"), "step": ("step", "count"), "seconds": ("time", "seconds")}
 COLOURS = 8
 
 
@@ -37,7 +37,7 @@ def build_page(histories: Sequence[History]) -> str:
         f"<h1>{escape(title)}</h1>",
         _status(alone) if alone else f'<p class="soft">{escape(", ".join(history.name for history in histories))}</p>',
         _tiles(alone) if alone else _final_numbers(histories),
-        _axis_switch(axes),
+        _axis_switch(histories, axes),
         "<main>",
         _main_chart(histories, axes),
         _charts(histories, axes),
@@ -72,6 +72,30 @@ def objective(histories: Sequence[History]) -> str:
     return "bpb" if all("bpb" in _keys(history) for history in histories) else "loss"
 
 
+def objective_unit(key: str, targets: str) -> str:
+    """Of what `objective` names. targets: History.targets."""
+    if key == "bpb":
+        return "bits per byte"
+    return "loss per pair" if targets == "pairs" else "nats per target"  # IPO's is a square, not nats
+
+
+def _targets(histories: Sequence[History]) -> str:
+    """What the tokens of all these runs are."""
+    found = {history.targets for history in histories}
+    return found.pop() if len(found) == 1 else "targets"
+
+
+def _axis(histories: Sequence[History], axis: str) -> tuple[str, str]:
+    """An axis's name, and how its values are written."""
+    label, x_format = AXES[axis]
+    return (f"{label} {_targets(histories)}" if axis == "tokens" else label), x_format
+
+
+def _title(histories: Sequence[History], key: str) -> str:
+    """What is above the objective's chart."""
+    return "Loss per pair" if key == "loss" and _targets(histories) == "pairs" else TITLES[key]
+
+
 def _keys(history: History) -> list[str]:
     return [*history.keys("train"), *history.keys("eval")]
 
@@ -87,7 +111,7 @@ def _status(history: History) -> str:
 
 def _tiles(history: History) -> str:
     key, summary = objective([history]), history.summary
-    unit = "bits per byte" if key == "bpb" else "nats per target"
+    unit = objective_unit(key, history.targets)
     held_out = history.series("eval", key, "step")
     tiles: list[tuple[str, str]] = []
     if held_out[1]:
@@ -101,11 +125,11 @@ def _tiles(history: History) -> str:
     if (tokens := history.last("train", "tokens")) is not None:
         epoch = history.last("train", "epoch")
         epochs = "" if epoch is None else f", {epoch:.2f} epochs"
-        tiles.append((format_count(tokens), f"tokens{epochs}"))
+        tiles.append((format_count(tokens), f"{history.targets}{epochs}"))
     if (seconds := history.last("train", "seconds")) is not None:
         tiles.append((format_seconds(summary.get("seconds", seconds)), "time"))
     if (speed := summary.get("tokens_per_second") or history.last("train", "tokens_per_second")) is not None:
-        tiles.append((format_count(speed), "tokens per second"))
+        tiles.append((format_rate(speed), f"{history.targets} per second"))
     if (mfu := summary.get("mfu") or history.last("train", "mfu")) is not None:
         tiles.append((f"{100 * mfu:.0f} %", "MFU"))
     shown = "".join(
@@ -121,14 +145,15 @@ def _axes(histories: Sequence[History]) -> list[str]:
     return [first, "seconds"] if "seconds" in having else [first]
 
 
-def _axis_switch(axes: Sequence[str]) -> str:
+def _axis_switch(histories: Sequence[History], axes: Sequence[str]) -> str:
     if len(axes) < 2:
         return ""
     buttons = "".join(
         f'<input class="axis" type="radio" name="axis" id="axis-{index}"{" checked" if index == 0 else ""}>'
         for index in range(len(axes))
     )
-    labels = "".join(f'<label for="axis-{index}">over {AXES[axis][0]}</label>' for index, axis in enumerate(axes))
+    names = [_axis(histories, axis)[0] for axis in axes]
+    labels = "".join(f'<label for="axis-{index}">over {name}</label>' for index, name in enumerate(names))
     return f'{buttons}<div class="axes">{labels}</div>'
 
 
@@ -145,13 +170,13 @@ def _main_chart(histories: Sequence[History], axes: Sequence[str]) -> str:
     for axis in axes:
         curves = [curve for index, history in enumerate(histories) for curve in _objective_curves(
             history, key, axis, index, alone=len(histories) == 1)]  # fmt: skip
-        label, x_format = AXES[axis]
+        label, x_format = _axis(histories, axis)
         drawn.append(Plot(
-            TITLES[key], curves, label, x_format, width=1040, height=400,
+            _title(histories, key), curves, label, x_format, width=1040, height=400,
             y_limits=_late_limits(curves), notes=_notes(histories, axis),
         ))  # fmt: skip
     hint = "" if len(histories) == 1 else "<span>bold: held out, thin: training batches</span>"
-    return _figure(TITLES[key], drawn, "wide", f'<div class="legend">{legend}{hint}</div>')
+    return _figure(_title(histories, key), drawn, "wide", f'<div class="legend">{legend}{hint}</div>')
 
 
 def _objective_curves(history: History, key: str, axis: str, index: int, *, alone: bool) -> list[Curve]:
@@ -208,9 +233,11 @@ def _charts(histories: Sequence[History], axes: Sequence[str]) -> str:
         title, y_format, is_log, from_zero = CHARTS.get(
             key, (TITLES.get(key, key.replace("_", " ").replace(".", ": ").capitalize()), "number", False, False)
         )
+        if key == "tokens_per_second":
+            title = title.replace("Tokens", _targets(histories).capitalize())
         plots = []
         for axis in axes:
-            label, x_format = AXES[axis]
+            label, x_format = _axis(histories, axis)
             curves = [curve for index, history in enumerate(histories)
                       for curve in _curves(history, key, axis, index, alone=len(histories) == 1)]  # fmt: skip
             plots.append(Plot(title, curves, label, x_format, y_format, is_log=is_log, from_zero=from_zero,
@@ -299,22 +326,22 @@ def _samples(history: History) -> str:
         return ""
     prompt = str(history.config.get("prompt") or "")
     asked = f"beginning with “{escape(prompt)}”" if prompt else "from an empty page"
-    told = "".join(_sample(line, is_open=line is evaluations[-1]) for line in evaluations)
+    told = "".join(_sample(line, history.targets, is_open=line is evaluations[-1]) for line in evaluations)
     return f'<h2>What it told over time</h2><p class="soft">Temperature 0.8, {asked}, at each evaluation.</p>{told}'
 
 
-def _sample(line: Mapping[str, Any], *, is_open: bool) -> str:
+def _sample(line: Mapping[str, Any], targets: str, *, is_open: bool) -> str:
     text = str(line["sample"])
     start = escape(" ".join(text.split())[:160])
     return (
-        f'<details{" open" if is_open else ""}><summary><span class="when">{_when(line)}</span>'
+        f'<details{" open" if is_open else ""}><summary><span class="when">{_when(line, targets)}</span>'
         f'<span class="start">{start}</span></summary><div class="told">{escape(text)}</div></details>'
     )
 
 
-def _when(line: Mapping[str, Any]) -> str:
+def _when(line: Mapping[str, Any], targets: str) -> str:
     score = next((f"<b>{line[key]:.4f}</b> · " for key in ("bpb", "loss") if key in line), "")
-    tokens = f", {format_count(line['tokens'])} tokens" if "tokens" in line else ""
+    tokens = f", {format_count(line['tokens'])} {targets}" if "tokens" in line else ""
     return f"{score}step {line['step']:,}{tokens}"
 
 
@@ -349,19 +376,20 @@ def _fact_table(title: str, rows: Sequence[tuple[str, str, str]]) -> str:
 def _final_numbers(histories: Sequence[History]) -> str:
     """A row for each run; the best of what can be better in bold."""
     key = objective(histories)
-    unit = "bits per byte" if key == "bpb" else "nats per target"
+    targets = _targets(histories)
+    unit = objective_unit(key, targets)
     columns = [
         (f"held out, {unit}", lambda h: h.last("eval", key), "{:.4f}".format, min),
         ("best", lambda h: min(h.series("eval", key, "step")[1], default=None), "{:.4f}".format, min),
         ("training", lambda h: h.last("train", key), "{:.4f}".format, None),
         ("steps", lambda h: h.last("train", "step"), "{:,.0f}".format, None),
-        ("tokens", lambda h: h.last("train", "tokens"), format_count, None),
+        (targets, lambda h: h.last("train", "tokens"), format_count, None),
         ("epochs", lambda h: h.last("train", "epoch"), "{:.2f}".format, None),
         ("time", lambda h: h.summary.get("seconds") or h.last("train", "seconds"), format_seconds, None),
         (
-            "tok/s",
+            speed_unit(targets),
             lambda h: h.summary.get("tokens_per_second") or h.last("train", "tokens_per_second"),
-            format_count,
+            format_rate,
             max,
         ),
         ("MFU", lambda h: h.summary.get("mfu") or h.last("train", "mfu"), FORMATS["percent"], max),
@@ -407,6 +435,8 @@ def _sides(histories: Sequence[History]) -> str:
     sides = []
     for index, history in enumerate(histories):
         evaluations = [line for line in history.evaluations if isinstance(line.get("sample"), str)]
-        told = "".join(_sample(line, is_open=line is evaluations[-1]) for line in reversed(evaluations))
+        told = "".join(
+            _sample(line, history.targets, is_open=line is evaluations[-1]) for line in reversed(evaluations)
+        )
         sides.append(f'<div><h3><i class="key c{index % COLOURS}"></i>{escape(history.name)}</h3>{told}</div>')
     return f'<h2>What they told, last first</h2><div class="sides">{"".join(sides)}</div>'

@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 
 SECONDS_BETWEEN_LINES = 10.0
+SHORT = {"tokens": "tok", "learned tokens": "learned tok"}
 
 
 class TrainingDisplay:
@@ -55,17 +56,18 @@ class TrainingDisplay:
         bits_per_byte: float | None,
         held_out: float | None,
         tokens_per_second: float,
+        targets: str,
         mfu: float | None,
         seconds_left: float,
     ) -> None:
-        """The current numbers; elsewhere than on a terminal a line every ten seconds."""
+        """The current numbers; elsewhere than on a terminal a line every ten seconds. targets: what the tokens are."""
         if not self.enabled:
             return
         parts = [
             f"step {step}",
             (f"loss {loss:.3f}" if bits_per_byte is None else f"loss {loss:.3f} · bpb {bits_per_byte:.3f}")
             + ("" if held_out is None else f" (held-out {held_out:.4f})"),
-            f"{format_count(tokens_per_second)} tok/s" + ("" if mfu is None else f", MFU {100 * mfu:.0f} %"),
+            format_speed(tokens_per_second, targets) + ("" if mfu is None else f", MFU {100 * mfu:.0f} %"),
             f"{format_seconds(seconds_left)} left",
         ]
         if self.is_live:
@@ -86,6 +88,20 @@ def format_count(value: float) -> str:
         if value >= size:
             return f"{value / size:.{1 if value < 100 * size else 0}f}{letter}"
     return f"{value:.0f}"
+
+
+def format_speed(per_second: float, targets: str) -> str:
+    """12345 tokens → 12.3k tok/s; 0.66 pairs → 0.66 pairs/s."""
+    return f"{format_rate(per_second)} {speed_unit(targets)}"
+
+
+def format_rate(per_second: float) -> str:
+    """As a count, but small ones with their decimals."""
+    return format_count(per_second) if per_second >= 10 else f"{per_second:.2g}"
+
+
+def speed_unit(targets: str) -> str:
+    return f"{SHORT.get(targets, targets)}/s"
 
 
 def format_seconds(seconds: float) -> str:

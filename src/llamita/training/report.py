@@ -12,8 +12,8 @@ from rich.table import Table
 
 from llamita.atomic import atomic_write_bytes
 from llamita.training.history import distinct_names, read_history
-from llamita.training.page import build_page, copies_words
-from llamita.training.progress import format_count, format_seconds
+from llamita.training.page import build_page, copies_words, objective_unit
+from llamita.training.progress import format_count, format_seconds, format_speed
 
 PAGE = "report.html"
 
@@ -42,7 +42,8 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
     table.add_column(style="dim")
     table.add_column()
     model, held_out, best = summary["model"], summary["held_out"], summary["best"]
-    unit = "bits per byte" if summary["objective"] == "bpb" else "nats a target"
+    targets = summary["targets"]
+    unit = objective_unit(summary["objective"], targets)
     layers, hidden = model["num_hidden_layers"], model["hidden_size"]
     parameters = format_count(summary["num_parameters"])
     if held_out is not None:
@@ -52,12 +53,12 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
     table.add_row(
         "trained",
         f"{summary['steps']} steps of {summary['tokens_per_step']} tokens: "
-        f"{format_count(summary['tokens'])} {summary['targets']}, "
+        f"{format_count(summary['tokens'])} {targets}, "
         f"{summary['epochs']:.2f} epochs",
     )
     mfu = "" if summary["mfu"] is None else f", MFU {100 * summary['mfu']:.0f} %"
-    speed = f"{format_count(summary['tokens_per_second'])} tok/s{mfu}"
-    table.add_row("time", f"{format_seconds(summary['seconds'])}, {speed}")
+    speed = format_speed(summary["tokens_per_second"], targets)
+    table.add_row("time", f"{format_seconds(summary['seconds'])}, {speed}{mfu}")
     if overlap := summary.get("samples", {}).get("overlap"):
         table.add_row("copies", copies_words(overlap))
     table.add_row("files", f"{summary['run']}: best, latest, metrics.jsonl, summary.json, {PAGE}")

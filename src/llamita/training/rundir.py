@@ -27,15 +27,22 @@ MAY_CHANGE = frozenset(
 
 
 def describe_run(
-    config: RunConfig, model: ModelConfig, rows_per_step: int, data: dict[str, Any], launch: str = ""
+    config: RunConfig,
+    model: ModelConfig,
+    rows_per_step: int,
+    data: dict[str, Any],
+    launch: str = "",
+    *,
+    targets: str = "tokens",
 ) -> dict[str, Any]:
-    """What run.json holds. launch: Ranks.launch."""
+    """What run.json holds. launch: Ranks.launch; targets: Task.targets."""
     fields = dataclasses.asdict(config).items()
     values = {name: str(value) if isinstance(value, Path) else value for name, value in fields}
     values = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}  # as JSON
     return {
         "config": values,
         "rows_per_step": rows_per_step,
+        "targets": targets,
         "model": dataclasses.asdict(model),
         "data": data,
         "environment": describe_environment(config.device),

@@ -88,6 +88,15 @@ def test_held_out_pairs_are_preferred(checkpoint: Path, pairs: Path, tmp_path: P
         assert load_tensors(tmp_path / "run").keys() == load_tensors(checkpoint).keys()
 
 
+def test_the_terminal_and_the_run_count_pairs(
+    checkpoint: Path, pairs: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    finetune(make_config(checkpoint, pairs, tmp_path / "run", steps=2))
+    said = capfd.readouterr().err
+    assert "pairs/s" in said and "tok/s" not in said
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["targets"] == "pairs"
+
+
 def test_resumed_equals_uninterrupted(
     checkpoint: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

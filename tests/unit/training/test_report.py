@@ -17,7 +17,8 @@ from llamita.training.facts import changed_from_default, differing, flat
 from llamita.training.history import read_history
 from llamita.training.page import centered_means
 from llamita.training.plot import MOST_POINTS, Curve, Plot, draw, log_ticks, second_ticks, thin, ticks
-from llamita.training.report import write_page, write_report
+from llamita.training.progress import format_speed
+from llamita.training.report import summary_table, write_page, write_report
 
 CONFIG = {"data": "store", "out": "run", "steps": 40, "optimizer": "muon", "learning_rate": 0.02, "prompt": "Once"}
 SUMMARY = {"steps": 40, "tokens": 4000, "seconds": 40.0, "num_parameters": 1234567, "objective": "bpb"}
@@ -123,6 +124,40 @@ def test_a_page_of_one_run(tmp_path: Path) -> None:
     assert "&lt;b&gt;One day&lt;/b&gt; at 40" in page and "<b>One day" not in page and "O &lt;i&gt;nce" in page
     for shown in ("run &amp; co", "0.9000", "1.2M", "ended at step 40", "over time", "hidden_size", "muon"):
         assert shown in page, shown
+
+
+def test_what_is_counted_is_named(tmp_path: Path) -> None:
+    """Pairs are no tokens: in the tiles, on the axis, over the samples; two kinds of runs together count targets."""
+    slow = [train_line(20, bpb=..., tokens_per_second=0.663), eval_line(40, bpb=...)]
+    run, other = make_run(tmp_path / "pairs", slow, None), make_run(tmp_path / "other")
+    description = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**description, "targets": "pairs"}))
+    page = page_of(run)
+    assert next(iter(charts(page))) == "Loss per pair" and "Pairs per second" in charts(page)
+    for shown in ("<b>0.66</b><span>pairs per second", "<span>pairs, 0.10 epochs", "over training pairs", "4.0k pairs",
+                  "<span>loss per pair, held out"):  # fmt: skip
+        assert shown in page, shown
+    assert "okens" not in re.sub(r"<script>.*</script>|<table.*</table>", "", page, flags=re.DOTALL)
+    both = page_of(run, other)
+    assert "over training targets" in both and "<th>targets/s</th>" in both
+    assert "<b>100</b><span>tokens per second" in page_of(other)
+
+
+def test_the_end_of_a_run_of_pairs_is_told_in_pairs() -> None:
+    summary = {
+        **SUMMARY, "run": "run", "objective": "loss", "targets": "pairs", "held_out": 0.6257, "best": 0.6257,
+        "best_step": 40, "tokens_per_step": 384, "tokens": 132, "epochs": 2.4, "tokens_per_second": 0.344, "mfu": None,
+        "model": {"num_hidden_layers": 1, "hidden_size": 8, "vocab_size": 9},
+    }  # fmt: skip
+    cells = [str(cell) for column in summary_table(summary).columns for cell in column.cells]
+    assert "[bold]0.6257[/bold] loss per pair" in cells and "0:40, 0.34 pairs/s" in cells
+    assert "40 steps of 384 tokens: 132 pairs, 2.40 epochs" in cells
+
+
+def test_speeds_have_the_unit_of_what_is_learned() -> None:
+    assert [format_speed(12345, "tokens"), format_speed(222, "learned tokens"), format_speed(0.663, "pairs")] == [
+        "12.3k tok/s", "222 learned tok/s", "0.66 pairs/s",
+    ]  # fmt: skip
 
 
 COPIES = {
