@@ -193,8 +193,8 @@ static llamita_status load_tokenizer(llamita_model *model, const char *path, lla
     return status;
 }
 
-static llamita_status fill_tokenizer(llamita_model *model, const char *path, const char *tokenizer_path,
-                                     llamita_error *error) {
+llamita_status model_fill_tokenizer(llamita_model *model, const char *path, const char *tokenizer_path,
+                                    llamita_error *error) {
     llamita_status status = LLAMITA_OK;
     if (is_gguf(model->mapping, model->mapping_bytes)) {
         tokenizer *own = NULL;
@@ -239,19 +239,40 @@ static llamita_status select_kernels(llamita_model *model, const char *path, con
     return LLAMITA_OK;
 }
 
-llamita_status model_fill(llamita_model *model, const char *path, const llamita_model_params *params,
-                          llamita_error *error) {
+llamita_status model_fill(llamita_model *model, const char *path, const char *kernels, llamita_error *error) {
     model->info.bos_id = model->info.eos_id = -1;
-    llamita_status status = select_kernels(model, path, params ? params->kernels : NULL, error);
+    llamita_status status = select_kernels(model, path, kernels, error);
     if (!status) {
         status = is_gguf(model->mapping, model->mapping_bytes) ? gguf_fill_model(model, path, error)
                                                                : llama2c_fill_model(model, path, error);
     }
     if (!status) {
         describe(model);
-        status = fill_tokenizer(model, path, params ? params->tokenizer_path : NULL, error);
     }
     return status;
+}
+
+typedef struct {
+    llamita_model *model;
+    const char *path, *tokenizer_path;
+    llamita_status status;
+    llamita_error error;
+} tokenizer_task;
+
+static void run_tokenizer_task(void *argument) {
+    tokenizer_task *task = argument;
+    task->status = model_fill_tokenizer(task->model, task->path, task->tokenizer_path, &task->error);
+}
+
+/* Packs the weights while one of the threads reads the tokenizer. */
+static llamita_status pack_beside_tokenizer(llamita_model *model, const char *path, const char *tokenizer_path,
+                                            llamita_error *error) {
+    tokenizer_task task = {.model = model, .path = path, .tokenizer_path = tokenizer_path};
+    const llamita_status packed = model_pack(model, path, run_tokenizer_task, &task, error);
+    if (task.status && error) {
+        *error = task.error;
+    }
+    return task.status ? task.status : packed;
 }
 
 void model_clear(llamita_model *model) {
@@ -285,8 +306,8 @@ llamita_status llamita_model_open(const char *path, const llamita_model_params *
     }
     opened->mapping = file.bytes;
     opened->mapping_bytes = file.num_bytes;
-    status = model_fill(opened, path, params, error);
-    status = status ? status : model_pack(opened, path, error);
+    status = model_fill(opened, path, params ? params->kernels : NULL, error);
+    status = status ? status : pack_beside_tokenizer(opened, path, params ? params->tokenizer_path : NULL, error);
     if (status) {
         llamita_model_close(opened);
         return status;

@@ -61,14 +61,21 @@ struct llamita_model {
 
 struct reader; /* reader.h */
 
-/* llamita_model_open once the file is mapped: finds the format by content, fills the model, loads its tokenizer. On
- * failure the caller clears the half-filled model. */
-llamita_status model_fill(llamita_model *model, const char *path, const llamita_model_params *params,
-                          llamita_error *error);
+/* llamita_model_open once the file is mapped: finds the format by content and fills the model but for its tokenizer. On
+ * failure the caller clears the half-filled model. kernels: their name, or NULL. */
+llamita_status model_fill(llamita_model *model, const char *path, const char *kernels, llamita_error *error);
+
+/* And then its tokenizer, with what info says of it, and its chat template. tokenizer_path: NULL, or the file to take it
+ * from. Leaves the weights alone: they may be packed meanwhile. On failure the caller clears the model. */
+llamita_status model_fill_tokenizer(llamita_model *model, const char *path, const char *tokenizer_path,
+                                    llamita_error *error);
 
 /* Packs every matrix for the kernels, in parallel, into memory of its own (huge pages where there are some): from here
- * on only token_embedding is read from the file. On failure the caller clears the model. */
-llamita_status model_pack(llamita_model *model, const char *path, llamita_error *error);
+ * on only token_embedding is read from the file. beside(argument), unless NULL, runs once meanwhile, on the calling
+ * thread; where packing fails it may not have run. On failure the caller clears the model. */
+typedef void model_task(void *argument);
+llamita_status model_pack(llamita_model *model, const char *path, model_task *beside, void *argument,
+                          llamita_error *error);
 
 /* The matrices of one token's pass through a layer, in the order of use. */
 typedef enum {

@@ -2,6 +2,7 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include "error.h"
 #include "model.h"
@@ -11,10 +12,17 @@
 #define BYTES_WORTH_THREADS ((size_t)4 << 20)
 #define MOST_THREADS 16
 
+/* What a thread takes at a time, and what the system hands out where it can. */
+#define HUGE_PAGE_BYTES ((uint64_t)2 << 20)
+
 typedef struct {
     tensor **matrices;
     size_t num_matrices;
-    char *panels;        /* of the first matrix; the others follow */
+    char *panels;       /* of the first matrix; the others follow */
+    uint64_t num_bytes; /* of all panels */
+    model_task *beside; /* what one member does first; NULL: nothing */
+    void *argument;     /* of beside */
+    _Atomic uint64_t next_page;
     atomic_bool no_memory;
 } pack_job;
 
@@ -26,16 +34,31 @@ static uint64_t packed_bytes(const tensor *t) {
     return (bytes + PANEL_ALIGNMENT - 1) / PANEL_ALIGNMENT * PANEL_ALIGNMENT;
 }
 
+/* The first panel of a matrix, which begins at start, that begins at this byte or later. */
+static int64_t panel_from(const tensor *t, uint64_t start, uint64_t byte) {
+    const uint64_t panel = byte > start ? (byte - start + t->panel_bytes - 1) / t->panel_bytes : 0;
+    return panel < (uint64_t)num_panels(t) ? (int64_t)panel : num_panels(t);
+}
+
+/* Page after page, whoever is free the next one: where a thread gets less of its processor the others pack more, and no
+ * two of them wait for the system to clear the same page. */
 static void pack_worker(void *argument, worker w) {
     pack_job *job = argument;
-    char *panels = job->panels;
-    for (size_t i = 0; i < job->num_matrices; i++) {
-        tensor *t = job->matrices[i];
-        int64_t first, last;
-        threads_share(w, num_panels(t), 1, &first, &last);
-        if (!panel_pack(t->type, t->data, t->row_bytes, t->num_rows, t->row_length, first, last, panels))
-            atomic_store(&job->no_memory, true);
-        panels += packed_bytes(t);
+    if (w.index == 0 && job->beside != NULL) job->beside(job->argument);
+    size_t i = 0;
+    uint64_t start = 0; /* of matrix i, in bytes from the first panel */
+    for (;;) {
+        const uint64_t page = atomic_fetch_add(&job->next_page, 1) * HUGE_PAGE_BYTES, end = page + HUGE_PAGE_BYTES;
+        if (page >= job->num_bytes) return;
+        for (; start + packed_bytes(job->matrices[i]) <= page; i++) start += packed_bytes(job->matrices[i]);
+        uint64_t at = start;
+        for (size_t m = i; m < job->num_matrices && at < end; at += packed_bytes(job->matrices[m]), m++) {
+            const tensor *t = job->matrices[m];
+            const int64_t first = panel_from(t, at, page), last = panel_from(t, at, end);
+            if (first < last && !panel_pack(t->type, t->data, t->row_bytes, t->num_rows, t->row_length, first, last,
+                                            job->panels + at))
+                atomic_store(&job->no_memory, true);
+        }
     }
 }
 
@@ -50,21 +73,27 @@ static tensor **list_matrices(llamita_model *model, size_t *num_matrices) {
     return matrices;
 }
 
-/* Zeroed memory; 0 of it cannot be had. Huge pages, as most of a token's time goes by in reading the weights: 110M F32 on
- * 2 threads, 52 to 66 tok/s in small pages (it depends on where they lie), 64 to 68 in huge ones. */
+/* Zeroed memory that begins at a huge page; 0 of it cannot be had. Huge pages, as most of a token's time goes by in
+ * reading the weights: 110M F32 on 2 threads, 52 to 66 tok/s in small pages (it depends on where they lie), 64 to 68 in
+ * huge ones. A last part of a page stays small pages: only what is used is taken. */
 static void *reserve(uint64_t num_bytes) {
     if (num_bytes == 0 || num_bytes > SIZE_MAX / 2) return NULL;
-    void *memory = mmap(NULL, (size_t)num_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    const size_t wanted = (size_t)num_bytes, huge = (size_t)HUGE_PAGE_BYTES;
+    char *memory = mmap(NULL, wanted + huge, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (memory == MAP_FAILED) return NULL;
+    const size_t before = (huge - (uintptr_t)memory % huge) % huge, page = (size_t)sysconf(_SC_PAGESIZE);
+    const size_t used = (before + wanted + page - 1) / page * page;
+    if (before > 0) (void)munmap(memory, before);
+    (void)munmap(memory + used, wanted + huge - used);
 #ifdef MADV_HUGEPAGE
-    (void)madvise(memory, (size_t)num_bytes, MADV_HUGEPAGE); /* small ones will do where there are none */
+    if (wanted >= huge) (void)madvise(memory + before, wanted / huge * huge, MADV_HUGEPAGE); /* or small ones will do */
 #endif
-    return memory;
+    return memory + before;
 }
 
-static bool pack_all(pack_job *job, uint64_t num_bytes) {
+static bool pack_all(pack_job *job) {
     const int available = threads_available(), most = available < MOST_THREADS ? available : MOST_THREADS;
-    threads *team = threads_create(num_bytes < BYTES_WORTH_THREADS ? 1 : most);
+    threads *team = threads_create(job->num_bytes < BYTES_WORTH_THREADS ? 1 : most);
     if (team == NULL) return false;
     threads_run(team, threads_count(team), pack_worker, job);
     threads_free(team);
@@ -82,7 +111,8 @@ static void forget_rows(llamita_model *model, tensor *t) {
     t->data = NULL;
 }
 
-llamita_status model_pack(llamita_model *model, const char *path, llamita_error *error) {
+llamita_status model_pack(llamita_model *model, const char *path, model_task *beside, void *argument,
+                          llamita_error *error) {
     size_t num_matrices = 0;
     uint64_t num_bytes = 0;
     tensor **matrices = list_matrices(model, &num_matrices);
@@ -96,9 +126,11 @@ llamita_status model_pack(llamita_model *model, const char *path, llamita_error 
         model->packed = memory;
         model->packed_bytes = (size_t)num_bytes;
     }
-    pack_job job = {.matrices = matrices, .num_matrices = num_matrices, .panels = memory};
+    pack_job job = {.matrices = matrices, .num_matrices = num_matrices, .panels = memory, .num_bytes = num_bytes,
+                    .beside = beside, .argument = argument};
+    atomic_init(&job.next_page, 0);
     atomic_init(&job.no_memory, false);
-    if (memory == NULL || !pack_all(&job, num_bytes)) {
+    if (memory == NULL || !pack_all(&job)) {
         free(matrices);
         return error_set(error, LLAMITA_ERROR_MEMORY,
                          "cannot open model %s: no memory for %llu bytes of weights in the kernels' layout",

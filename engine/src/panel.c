@@ -2,6 +2,9 @@
 #include "panel.h"
 
 #include <stdlib.h>
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
 
 size_t panel_bytes(panel_format format, int64_t row_length) {
     const panel_layout layout = panel_layout_of(format);
@@ -57,12 +60,6 @@ INLINE void k_scales(const uint8_t *b, int j, uint8_t *scale, uint8_t *minimum) 
     *minimum = j < 4 ? b[j + 4] & 63 : (uint8_t)(b[j + 4] >> 4 | b[j] >> 6 << 4);
 }
 
-INLINE void read_q8_0(const uint8_t *row, int64_t block, row_block *out) {
-    row += 34 * block;
-    memcpy(out->header, row, 2);
-    memcpy(out->codes, row + 2, 32);
-}
-
 INLINE void read_q5_0(const uint8_t *row, int64_t block, row_block *out) {
     row += 22 * block;
     uint32_t fifth;
@@ -99,18 +96,6 @@ INLINE void read_tq2_0(const uint8_t *row, int64_t block, row_block *out) {
     memcpy(out->header, row + 64, 2);
     const int part = (int)(block % 8); /* 128 elements share 32 bytes: a quarter for each two bits */
     for (int j = 0; j < 32; j++) out->codes[j] = (uint8_t)((row[32 * (part / 4) + j] >> 2 * (part % 4) & 3) - 1);
-}
-
-INLINE void read_q4_0(const uint8_t *row, int64_t block, row_block *out) {
-    row += 18 * block;
-    memcpy(out->header, row, 2);
-    split_nibbles(row + 2, out->codes);
-}
-
-INLINE void read_q4_1(const uint8_t *row, int64_t block, row_block *out) {
-    row += 20 * block;
-    memcpy(out->header, row, 4);
-    split_nibbles(row + 4, out->codes);
 }
 
 INLINE void read_q5_1(const uint8_t *row, int64_t block, row_block *out) {
@@ -170,13 +155,10 @@ INLINE void read_q3_k(const uint8_t *row, int64_t block, row_block *out) {
 
 INLINE void read_block(tensor_type type, const uint8_t *row, int64_t block, row_block *out) {
     switch (type) {
-    case TENSOR_Q8_0: read_q8_0(row, block, out); break;
     case TENSOR_Q5_0: read_q5_0(row, block, out); break;
     case TENSOR_IQ4_NL: read_iq4_nl(row, block, out); break;
     case TENSOR_TQ1_0: read_tq1_0(row, block, out); break;
     case TENSOR_TQ2_0: read_tq2_0(row, block, out); break;
-    case TENSOR_Q4_0: read_q4_0(row, block, out); break;
-    case TENSOR_Q4_1: read_q4_1(row, block, out); break;
     case TENSOR_Q5_1: read_q5_1(row, block, out); break;
     case TENSOR_Q4_K: read_q4_k(row, block, out); break;
     case TENSOR_Q5_K: read_q5_k(row, block, out); break;
@@ -219,6 +201,48 @@ INLINE void put_header(size_t panel_bytes_of_header, bool bytes, const uint8_t *
     if (panel_bytes_of_header == 32) memcpy(out + 16 + 2 * row, header + 2, 2);
 }
 
+#if defined(__SSE2__)
+/* Four numbers of four rows, across. Not past the caches: memory that the system has just cleared is in them still. */
+INLINE void put_four_quads(const uint8_t *const rows[4], size_t offset, uint8_t *out) {
+    const __m128i a = _mm_loadu_si128((const __m128i *)(const void *)(rows[0] + offset));
+    const __m128i b = _mm_loadu_si128((const __m128i *)(const void *)(rows[1] + offset));
+    const __m128i c = _mm_loadu_si128((const __m128i *)(const void *)(rows[2] + offset));
+    const __m128i d = _mm_loadu_si128((const __m128i *)(const void *)(rows[3] + offset));
+    const __m128i ab0 = _mm_unpacklo_epi32(a, b), cd0 = _mm_unpacklo_epi32(c, d);
+    const __m128i ab2 = _mm_unpackhi_epi32(a, b), cd2 = _mm_unpackhi_epi32(c, d);
+    _mm_storeu_si128((__m128i *)(void *)out, _mm_unpacklo_epi64(ab0, cd0));
+    _mm_storeu_si128((__m128i *)(void *)(out + 32), _mm_unpackhi_epi64(ab0, cd0));
+    _mm_storeu_si128((__m128i *)(void *)(out + 64), _mm_unpacklo_epi64(ab2, cd2));
+    _mm_storeu_si128((__m128i *)(void *)(out + 96), _mm_unpackhi_epi64(ab2, cd2));
+}
+#endif
+
+/* Interleaves numbers of four bytes: number q of row r, which begins at its byte offset, goes to out[q][r]. */
+INLINE void put_quads(const uint8_t *const rows[PANEL_ROWS], size_t offset, size_t num_quads, uint8_t *out) {
+    size_t q = 0;
+#if defined(__SSE2__)
+    for (; q + 4 <= num_quads; q += 4) {
+        put_four_quads(rows, offset + 4 * q, out + 32 * q);
+        put_four_quads(rows + 4, offset + 4 * q, out + 32 * q + 16);
+    }
+#endif
+    for (; q < num_quads; q++)
+        for (int r = 0; r < PANEL_ROWS; r++) memcpy(out + 32 * q + 4 * r, rows[r] + offset + 4 * q, 4);
+}
+
+/* One panel of a type whose blocks are a header of one or two halves and then the codes as panels have them. */
+INLINE void pack_quads(size_t block_header_bytes, size_t num_quads, const uint8_t *const rows[PANEL_ROWS],
+                       int64_t row_length, uint8_t *panel) {
+    const size_t block_bytes = block_header_bytes + 4 * num_quads, num_blocks = (size_t)row_length / BLOCK_LENGTH;
+    uint8_t *headers = panel + num_blocks * num_quads * 32;
+    for (size_t b = 0; b < num_blocks; b++) {
+        put_quads(rows, b * block_bytes + block_header_bytes, num_quads, panel + b * num_quads * 32);
+        for (int r = 0; r < PANEL_ROWS; r++)
+            put_header(PANEL_ROWS * block_header_bytes, false, rows[r] + b * block_bytes, r,
+                       headers + b * PANEL_ROWS * block_header_bytes);
+    }
+}
+
 /* One panel from eight rows. type and format are literals where it is called. */
 INLINE void pack_blocks(tensor_type type, panel_format format, const uint8_t *const rows[PANEL_ROWS],
                         int64_t row_length, uint8_t *panel) {
@@ -249,16 +273,16 @@ INLINE void interleave(const uint8_t *const rows[PANEL_ROWS], int64_t row_length
 
 static void pack_panel(tensor_type type, const uint8_t *const rows[PANEL_ROWS], int64_t row_length, uint8_t *panel) {
     switch (type) {
-    case TENSOR_F32: interleave(rows, row_length, 4, panel); break;
+    case TENSOR_F32: put_quads(rows, 0, (size_t)row_length, panel); break;
     case TENSOR_F16:
     case TENSOR_BF16: interleave(rows, row_length, 2, panel); break;
-    case TENSOR_Q8_0: pack_blocks(TENSOR_Q8_0, PANEL_Q8_0, rows, row_length, panel); break;
+    case TENSOR_Q8_0: pack_quads(2, 8, rows, row_length, panel); break;
     case TENSOR_Q5_0: pack_blocks(TENSOR_Q5_0, PANEL_Q8_0, rows, row_length, panel); break;
     case TENSOR_IQ4_NL: pack_blocks(TENSOR_IQ4_NL, PANEL_Q8_0, rows, row_length, panel); break;
     case TENSOR_TQ1_0: pack_blocks(TENSOR_TQ1_0, PANEL_Q8_0, rows, row_length, panel); break;
     case TENSOR_TQ2_0: pack_blocks(TENSOR_TQ2_0, PANEL_Q8_0, rows, row_length, panel); break;
-    case TENSOR_Q4_0: pack_blocks(TENSOR_Q4_0, PANEL_Q4_0, rows, row_length, panel); break;
-    case TENSOR_Q4_1: pack_blocks(TENSOR_Q4_1, PANEL_Q4_1, rows, row_length, panel); break;
+    case TENSOR_Q4_0: pack_quads(2, 4, rows, row_length, panel); break;
+    case TENSOR_Q4_1: pack_quads(4, 4, rows, row_length, panel); break;
     case TENSOR_Q5_1: pack_blocks(TENSOR_Q5_1, PANEL_Q5_1, rows, row_length, panel); break;
     case TENSOR_Q4_K: pack_blocks(TENSOR_Q4_K, PANEL_Q4_K, rows, row_length, panel); break;
     case TENSOR_Q5_K: pack_blocks(TENSOR_Q5_K, PANEL_Q5_K, rows, row_length, panel); break;

@@ -51,8 +51,8 @@ static inline symbol_slot *slot_of(const symbol_table *table, uint64_t hash, str
     size_t at = (size_t)(bits >> table->slots_shift);
     for (int probe = 0; probe < MOST_PROBES; probe++, at = (at + 1) & mask) {
         symbol_slot *slot = &table->slots[at];
-        if (slot->number == 0) return slot;
-        if (slot->tag == (uint32_t)bits && holds(table, (int32_t)slot->number - 1, left, right)) return slot;
+        if (slot->symbol == SYMBOL_NONE) return slot;
+        if (slot->tag == (uint32_t)bits && holds(table, slot->symbol, left, right)) return slot;
     }
     return NULL;
 }
@@ -60,15 +60,16 @@ static inline symbol_slot *slot_of(const symbol_table *table, uint64_t hash, str
 /* Moves the findable symbols to a table of 1 << log2 slots. */
 static symbol_result resize(symbol_table *table, int log2) {
     if (log2 > MOST_SLOTS_LOG2) return SYMBOL_NO_MEMORY;
-    symbol_slot *slots = calloc((size_t)1 << log2, sizeof *slots);
-    if (slots == NULL) return SYMBOL_NO_MEMORY;
     const size_t num_slots = (size_t)1 << log2;
+    symbol_slot *slots = malloc(num_slots * sizeof *slots);
+    if (slots == NULL) return SYMBOL_NO_MEMORY;
+    memset(slots, 0xFF, num_slots * sizeof *slots); /* SYMBOL_NONE everywhere */
     for (size_t i = 0; i < table->num_slots; i++) {
-        if (table->slots[i].number == 0) continue;
-        const uint64_t bits = spread(table->entries[table->slots[i].number - 1].hash);
+        if (table->slots[i].symbol == SYMBOL_NONE) continue;
+        const uint64_t bits = spread(table->entries[table->slots[i].symbol].hash);
         size_t at = (size_t)(bits >> (64 - log2));
         int probe = 0;
-        for (; probe < MOST_PROBES && slots[at].number != 0; probe++) at = (at + 1) & (num_slots - 1);
+        for (; probe < MOST_PROBES && slots[at].symbol != SYMBOL_NONE; probe++) at = (at + 1) & (num_slots - 1);
         if (probe == MOST_PROBES) {
             free(slots);
             return SYMBOL_CROWDED;
@@ -137,7 +138,7 @@ symbol_result symbol_append(symbol_table *table, const char *bytes, size_t num_b
 
 static void occupy(symbol_table *table, symbol_slot *slot, int32_t symbol) {
     symbol_entry *entry = &table->entries[symbol];
-    *slot = (symbol_slot){(uint32_t)spread(entry->hash), (uint32_t)symbol + 1};
+    *slot = (symbol_slot){(uint32_t)spread(entry->hash), symbol};
     entry->findable = true;
     table->num_findable++;
     if (entry->num_bytes > table->longest) table->longest = entry->num_bytes;
@@ -152,8 +153,8 @@ symbol_result symbol_make_findable(symbol_table *table, int32_t *symbol) {
     whole.bytes = symbol_bytes(table, *symbol, &whole.num_bytes);
     symbol_slot *slot = slot_of(table, table->entries[*symbol].hash, whole, (string){"", 0});
     if (slot == NULL) return SYMBOL_CROWDED;
-    if (slot->number != 0) {
-        *symbol = (int32_t)slot->number - 1;
+    if (slot->symbol != SYMBOL_NONE) {
+        *symbol = slot->symbol;
         return SYMBOL_EXISTS;
     }
     occupy(table, slot, *symbol);
@@ -173,7 +174,7 @@ int32_t symbol_find(const symbol_table *table, const char *bytes, size_t num_byt
     if (num_bytes > table->longest) return SYMBOL_NONE;
     const symbol_slot *slot =
         slot_of(table, string_hash(bytes, num_bytes), (string){bytes, num_bytes}, (string){"", 0});
-    return slot != NULL ? (int32_t)slot->number - 1 : SYMBOL_NONE;
+    return slot != NULL ? slot->symbol : SYMBOL_NONE;
 }
 
 int32_t symbol_find_pair(const symbol_table *table, int32_t left, int32_t right) {
@@ -184,5 +185,5 @@ int32_t symbol_find_pair(const symbol_table *table, int32_t left, int32_t right)
         slot_of(table, first->hash * table->hash_factors[second_bytes] + second->hash,
                 (string){table->bytes + first->start, first->num_bytes},
                 (string){table->bytes + second->start, second_bytes});
-    return slot != NULL ? (int32_t)slot->number - 1 : SYMBOL_NONE;
+    return slot != NULL ? slot->symbol : SYMBOL_NONE;
 }

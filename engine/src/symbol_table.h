@@ -16,8 +16,8 @@ typedef struct {
 } symbol_entry;
 
 typedef struct {
-    uint32_t tag;    /* of the hash: other strings are told apart without looking at them */
-    uint32_t number; /* the symbol + 1, 0: free */
+    uint32_t tag;   /* of the hash: other strings are told apart without looking at them */
+    int32_t symbol; /* SYMBOL_NONE: free */
 } symbol_slot;
 
 typedef struct {

@@ -19,7 +19,7 @@ static const llamita_model *the_model(void) {
         draft_llama(&d, TENSOR_F32, false);
         buffer file = draft_write(&d, fields);
         model = open_bytes(file.bytes, file.num_bytes, NULL, &error);
-        if (!model || model_pack(model, "draft.bin", &error)) {
+        if (!model || model_pack(model, "draft.bin", NULL, NULL, &error)) {
             abort();
         }
         draft_free(&d);

@@ -513,7 +513,6 @@ static inline buffer llama2c_write_tokenizer(void) {
  * the error if refused. close_bytes frees it. */
 static inline llamita_model *open_bytes(const void *bytes, size_t num_bytes, const char *tokenizer_path,
                                         llamita_error *error) {
-    const llamita_model_params params = {.tokenizer_path = tokenizer_path, .kernels = "scalar"};
     llamita_model *model = calloc(1, sizeof *model);
     void *copy = malloc(num_bytes ? num_bytes : 1);
     if (!model || !copy) {
@@ -525,7 +524,8 @@ static inline llamita_model *open_bytes(const void *bytes, size_t num_bytes, con
     model->mapping = copy;
     model->mapping_bytes = num_bytes;
     *error = (llamita_error){0};
-    if (model_fill(model, "draft.bin", &params, error)) {
+    if (model_fill(model, "draft.bin", "scalar", error) ||
+        model_fill_tokenizer(model, "draft.bin", tokenizer_path, error)) {
         model_clear(model);
         free(copy);
         free(model);
