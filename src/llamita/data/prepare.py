@@ -396,7 +396,8 @@ def _encode(
         first = 0
         for texts, _ in corpus.blocks(counts):  # of a source that has grown since, more than was decided on
             decided = list(zip(texts, plan.decisions[first : first + len(texts)], strict=False))
-            yield Batch(*([text for text, decision in decided if decision == wanted] for wanted in (_TRAIN, _VAL)))
+            train = [text for text, decision in decided if decision == _TRAIN]
+            yield Batch(train, [text for text, decision in decided if decision == _VAL])
             first += len(texts)
 
     with DocumentEncoder(tokenizer, config.num_workers, total, plan.sample.texts()) as encoder:
