@@ -20,6 +20,8 @@ typedef struct {
     size_t num_matrices;
     char *panels;       /* of the first matrix; the others follow */
     uint64_t num_bytes; /* of all panels */
+    void *mapping;      /* the file, which is not needed in memory once all is packed */
+    size_t mapping_bytes;
     model_task *beside; /* what one member does first; NULL: nothing */
     void *argument;     /* of beside */
     _Atomic uint64_t next_page;
@@ -42,9 +44,7 @@ static int64_t panel_from(const tensor *t, uint64_t start, uint64_t byte) {
 
 /* Page after page, whoever is free the next one: where a thread gets less of its processor the others pack more, and no
  * two of them wait for the system to clear the same page. */
-static void pack_worker(void *argument, worker w) {
-    pack_job *job = argument;
-    if (w.index == 0 && job->beside != NULL) job->beside(job->argument);
+static void pack_pages(pack_job *job) {
     size_t i = 0;
     uint64_t start = 0; /* of matrix i, in bytes from the first panel */
     for (;;) {
@@ -60,6 +60,18 @@ static void pack_worker(void *argument, worker w) {
                 atomic_store(&job->no_memory, true);
         }
     }
+}
+
+static void pack_worker(void *argument, worker w) {
+    pack_job *job = argument;
+    if (w.index == 0 && job->beside != NULL) job->beside(job->argument);
+    pack_pages(job);
+    threads_barrier(w);
+#ifdef MADV_DONTNEED
+    int64_t begin, end; /* a share of the mapping: its pages come back when asked for */
+    threads_share(w, (int64_t)job->mapping_bytes, (int64_t)HUGE_PAGE_BYTES, &begin, &end);
+    (void)madvise((char *)job->mapping + begin, (size_t)(end - begin), MADV_DONTNEED);
+#endif
 }
 
 /* Every matrix once, in the order of use: those of the layers, then the output. */
@@ -126,8 +138,14 @@ llamita_status model_pack(llamita_model *model, const char *path, model_task *be
         model->packed = memory;
         model->packed_bytes = (size_t)num_bytes;
     }
-    pack_job job = {.matrices = matrices, .num_matrices = num_matrices, .panels = memory, .num_bytes = num_bytes,
-                    .beside = beside, .argument = argument};
+    pack_job job = {.matrices = matrices,
+                    .num_matrices = num_matrices,
+                    .panels = memory,
+                    .num_bytes = num_bytes,
+                    .mapping = model->mapping,
+                    .mapping_bytes = model->mapping_bytes,
+                    .beside = beside,
+                    .argument = argument};
     atomic_init(&job.next_page, 0);
     atomic_init(&job.no_memory, false);
     if (memory == NULL || !pack_all(&job)) {
@@ -144,8 +162,5 @@ llamita_status model_pack(llamita_model *model, const char *path, model_task *be
     }
     free(matrices);
     (void)mprotect(memory, (size_t)num_bytes, PROT_READ);
-#ifdef MADV_DONTNEED
-    (void)madvise(model->mapping, model->mapping_bytes, MADV_DONTNEED); /* the file's pages come back when asked for */
-#endif
     return LLAMITA_OK;
 }
