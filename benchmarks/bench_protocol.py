@@ -99,7 +99,7 @@ class Worker(Process):
     """A bench_worker.py: a side alone with its model."""
 
     def __init__(self, side: str) -> None:
-        # NumPy's OpenBLAS starts threads that spin for a tenth of a second: whatever a fresh worker starts with would be
+        # NumPy's OpenBLAS starts threads that spin for a tenth of a second: what a fresh worker does first would be
         # measured beside them. Neither side multiplies with NumPy.
         command = [sys.executable, Path(__file__).with_name("bench_worker.py"), side]
         super().__init__(side, command, {"OPENBLAS_NUM_THREADS": "1"})
