@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from llamita.finetune.conversations import Conversation
 from llamita.finetune.rendering import Renderer
@@ -44,11 +44,21 @@ def find_questions(conversations: Sequence[Conversation], renderer: Renderer, mo
     return questions
 
 
-def answer(model: Llama, tokenizer: Tokenizer, question: Question, most_tokens: int) -> str:
-    """The most probable answer, token by token."""
+def answer(
+    model: Llama,
+    tokenizer: Tokenizer,
+    question: Question,
+    most_tokens: int,
+    go_on: Callable[[], bool] = lambda: True,
+) -> str:
+    """The most probable answer, token by token, while go_on()."""
     was_training = model.training
-    ids = generate(model, list(question.ids), most_tokens, temperature=0.0, end_ids=tokenizer.end_ids)
-    text = tokenizer.decode(list(ids)).decode("utf-8", errors="replace").strip()
+    ids = []
+    for token in generate(model, list(question.ids), most_tokens, temperature=0.0, end_ids=tokenizer.end_ids):
+        ids.append(token)
+        if not go_on():
+            break
+    text = tokenizer.decode(ids).decode("utf-8", errors="replace").strip()
     model.train(was_training)
     return text
 

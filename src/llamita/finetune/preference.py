@@ -228,6 +228,6 @@ class PreferenceTuning(FineTuning):
         words += "".join(f", general text {bits:.4f} bits per byte" for bits in forgotten.values())
         return Evaluation(score.loss, numbers | forgotten, words)
 
-    def sample(self) -> str:
+    def sample(self, go_on: Callable[[], bool] = lambda: True) -> str:
         """The questions and the network's most probable answers."""
-        return self._tell(self.lesson.asked)
+        return self._tell(self.lesson.asked, go_on)

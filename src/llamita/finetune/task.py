@@ -41,10 +41,10 @@ from llamita.training.defaults import TOKENS_PER_PASS
 from llamita.training.distillation import DistillationLoss, distillation_loss
 from llamita.training.distributed import Ranks
 from llamita.training.evaluate import bits_per_byte
-from llamita.training.loop import TrainResult, run_task, shorten
+from llamita.training.loop import TrainResult, run_task
 from llamita.training.loss import SummedLoss
 from llamita.training.optimizer import beta2_for
-from llamita.training.progress import format_count
+from llamita.training.progress import format_count, shorten
 from llamita.training.task import Evaluation, Task
 from llamita.training.throughput import flops_per_token
 
@@ -192,12 +192,14 @@ class FineTuning(Task):
         score = bits_per_byte(self.text_loss, self.general, self.base.bos_or_eos_id, self.ranks, advance=advance)
         return None if score is None else {"general_bpb": score.bits_per_byte}
 
-    def _tell(self, asked: Sequence[Question]) -> str:
-        """Questions and the network's most probable answers."""
-        told = []
+    def _tell(self, asked: Sequence[Question], go_on: Callable[[], bool]) -> str:
+        """Questions and the network's most probable answers, while go_on(): the first one at least."""
+        told: list[str] = []
         for question in asked:
+            if told and not go_on():
+                break
             with torch.autocast(self.ranks.device.type, self.compute, enabled=self.compute != torch.float32):
-                said = answer(self.model, self.tokenizer, question, TOLD_TOKENS)
+                said = answer(self.model, self.tokenizer, question, TOLD_TOKENS, go_on)
             told.append(f"> {shorten(question.text)}\n{said}")
         return "\n\n".join(told)
 
@@ -279,8 +281,8 @@ class ConversationTuning(FineTuning):
         words += "".join(f", general text {bits:.4f} bits per byte" for bits in forgotten.values())
         return Evaluation(loss, numbers | forgotten, words)
 
-    def sample(self) -> str:
-        return self._tell(self.asked)
+    def sample(self, go_on: Callable[[], bool] = lambda: True) -> str:
+        return self._tell(self.asked, go_on)
 
 
 class TextTuning(FineTuning):
@@ -351,9 +353,9 @@ class TextTuning(FineTuning):
         words += "".join(f", general text {each:.4f}" for each in forgotten.values())
         return Evaluation(bits, numbers | forgotten, words)
 
-    def sample(self) -> str:
+    def sample(self, go_on: Callable[[], bool] = lambda: True) -> str:
         with torch.autocast(self.ranks.device.type, self.compute, enabled=self.compute != torch.float32):
-            return super().sample()
+            return super().sample(go_on)
 
 
 # ---------------------------------------------------------------- defaults

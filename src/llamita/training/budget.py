@@ -10,7 +10,8 @@ from llamita.config import RunConfig
 MOST_EVALUATIONS = 10
 EVALUATION_SHARE = 0.05  # of the training time, for the evaluations before the last one
 FORWARD_SHARE = 1 / 3  # of what a token costs in training
-CLOSING_SECONDS = 2.0  # the last sample, save and report
+TELLING_SECONDS = 1.0  # a sample may take so long, however late it is
+CLOSING_SECONDS = 2.0  # the last save and report, at least
 REPEATED_EPOCHS = 1.5  # from here on a run has seen much of its text more than once, and may know it by heart
 PACE_SHARE = 0.05  # of the run, after which its pace says how many epochs it will see
 PROBE_SHARE = 0.1  # of the run between two guesses at what an evaluation takes, until there has been one
@@ -48,6 +49,7 @@ class Budget:
         self.repeated_tokens = REPEATED_EPOCHS * epoch_tokens
         self.sequel_seconds, self.has_sequel = sequel_seconds, False
         self.evaluation_seconds = 0.0
+        self.saving_seconds = 0.0  # that writing the last checkpoint took: training does not wait for it, its end does
         self.step_seconds = 0.0
         self.next_probe = 0.0  # progress; infinite once an evaluation was timed
         self.evaluations = 1
@@ -64,8 +66,21 @@ class Budget:
         """The minutes less what must follow the last step."""
         assert self.minutes is not None
         whole = self.minutes * 60
-        closing = CLOSING_SECONDS + (self.sequel_seconds if self.has_sequel else 0.0)
-        return max(0.1 * whole, whole - self.evaluation_seconds - closing)
+        return max(0.1 * whole, whole - self.evaluation_seconds - self._closing_seconds)
+
+    @property
+    def _closing_seconds(self) -> float:
+        """For what follows the last evaluation."""
+        return CLOSING_SECONDS + self.saving_seconds + (self.sequel_seconds if self.has_sequel else 0.0)
+
+    def told_by(self, seconds: float) -> float:
+        """The second of the run by which a sample, begun at `seconds`, is to end: with minutes it may take
+        EVALUATION_SHARE of them, and what the end needs is kept. A busy machine tells token by token so slowly that
+        what it took before says little."""
+        if self.minutes is None:
+            return math.inf
+        whole = self.minutes * 60
+        return max(seconds + TELLING_SECONDS, min(seconds + EVALUATION_SHARE * whole, whole - self._closing_seconds))
 
     def note_pace(self, at: Position) -> None:
         """Guess by the pace so far whether the run will see its text more than once. With several processes: at a

@@ -37,7 +37,7 @@ from llamita.training.budget import Budget, Position
 from llamita.training.distributed import Ranks, start_ranks, whole
 from llamita.training.metrics import MetricsLog
 from llamita.training.optimizer import build_optimizer, optimizer_tensors, restore_optimizer
-from llamita.training.progress import TrainingDisplay, format_count
+from llamita.training.progress import TrainingDisplay, format_count, shorten
 from llamita.training.recomputation import recompute_layers
 from llamita.training.report import write_page, write_report
 from llamita.training.rundir import describe_run, finished_summary, finished_words, mark_best, open_run
@@ -229,8 +229,9 @@ class Trainer:
         """Whether the run is over, and whether to evaluate, to save, to stop: the first process decides for all."""
         self.saver.check()
         at = self.position
-        at.seconds, save, stopped = self.ranks.agree(
-            self.earlier_seconds + time.monotonic() - self.started,
+        at.seconds, self.budget.saving_seconds, save, stopped = self.ranks.agree(
+            self._seconds(),
+            self.saver.writing_seconds,
             time.monotonic() - self.last_save >= self.config.save_minutes * 60,
             stop.is_set,
         )
@@ -348,6 +349,10 @@ class Trainer:
 
     # ---------------------------------------------------------------- measuring
 
+    def _seconds(self) -> float:
+        """Since the command began, over all resumptions."""
+        return self.earlier_seconds + time.monotonic() - self.started
+
     def _mark_speed(self) -> None:
         """Measure the speed from here on."""
         self.speed_start, self.speed_tokens = time.monotonic(), self.position.tokens
@@ -371,7 +376,7 @@ class Trainer:
         loss = self.pending.nats.item() * self.ranks.world_size / max(self.pending.tokens, 1)
         speed = self._speed()
         at = self.position
-        at.seconds = self.earlier_seconds + time.monotonic() - self.started
+        at.seconds = self._seconds()
         self.display.update(
             min(1.0, self.budget.progress(at)),
             step=at.step,
@@ -461,12 +466,13 @@ class Trainer:
 
     def _sample(self) -> str:
         """What the task tells, in the first process; a sharded network tells it in all of them together."""
+        until = self.budget.told_by(self._seconds())
         if self.sharded:
             from llamita.training.sharding import usable
 
             with usable(self.parallel_loss):
-                return self.task.sample()
-        return self.task.sample() if self.ranks.is_first else ""
+                return self.task.sample(lambda: self.ranks.agree(self._seconds())[0] < until)
+        return self.task.sample(lambda: self._seconds() < until) if self.ranks.is_first else ""
 
     def _note_best(self, objective: float) -> None:
         """Keep in mind the best evaluation, and how many worse ones came after it."""
@@ -512,7 +518,7 @@ class Trainer:
 
     def _state_values(self, pending_nats: float, metrics_bytes: int) -> dict[str, Any]:
         at = self.position
-        at.seconds = self.earlier_seconds + time.monotonic() - self.started
+        at.seconds = self._seconds()
         return {
             "position": dataclasses.asdict(at),
             "batches": self.batches.state_dict(),
@@ -573,7 +579,7 @@ class Trainer:
     def close(self, interrupted: bool) -> dict[str, Any]:
         """Write the report; returns the summary."""
         at, config = self.position, self.config
-        at.seconds = self.earlier_seconds + time.monotonic() - self.started
+        at.seconds = self._seconds()
         speed = at.tokens / max(at.training_seconds, 1e-9)
         summary = {
             "run": str(config.out),
@@ -601,9 +607,3 @@ class Trainer:
         if self.metrics is not None:
             self.metrics.close()
         return summary
-
-
-def shorten(text: str, limit: int = 240) -> str:
-    """The beginning of a text on one line."""
-    line = " ".join(text.split())
-    return line if len(line) <= limit else line[:limit].rsplit(" ", 1)[0] + " …"

@@ -31,6 +31,7 @@ class Saver:
     def __init__(self, ranks: Ranks, *, sharded: bool) -> None:
         self.ranks = ranks
         self.stalled_seconds = 0.0  # how long training stood still
+        self.writing_seconds = 0.0  # how long the last checkpoint took, while training went on
         self._copies: dict[str, Tensor] = {}
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._writing: Future[Any] | None = None
@@ -70,7 +71,9 @@ class Saver:
             shards = _save_shards(optimizer_state, folder, self._group)
         if self.ranks.device.type == "cuda":
             torch.cuda.synchronize()
-        self._writing = self._thread.submit(_finish, write, copies, state, shards) if self.ranks.is_first else shards
+        self._writing = (
+            self._thread.submit(self._finish, write, copies, state, shards) if self.ranks.is_first else shards
+        )
         self.stalled_seconds += time.monotonic() - start
 
     def check(self) -> None:
@@ -83,6 +86,15 @@ class Saver:
         writing, self._writing = self._writing, None
         if writing is not None:
             writing.result()
+
+    def _finish(
+        self, write: CheckpointWriter, weights: Mapping[str, Tensor], state: TrainingState, shards: Future[Any] | None
+    ) -> None:
+        start = time.monotonic()
+        if shards is not None:
+            shards.result()
+        write(weights, state)
+        self.writing_seconds = time.monotonic() - start
 
     def _copy(self, kind: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Whole tensors in the CPU's memory, by name; on the first process (the others only give their parts)."""
@@ -97,14 +109,6 @@ class Saver:
                 self._copies[key] = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=pinned)
             copies[name] = self._copies[key].copy_(tensor, non_blocking=True)
         return copies
-
-
-def _finish(
-    write: CheckpointWriter, weights: Mapping[str, Tensor], state: TrainingState, shards: Future[Any] | None
-) -> None:
-    if shards is not None:
-        shards.result()
-    write(weights, state)
 
 
 def _save_shards(tensors: Mapping[str, Tensor], folder: Path, group: dist.ProcessGroup) -> Future[Any]:

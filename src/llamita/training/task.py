@@ -109,21 +109,24 @@ class Task(ABC):
     def load_weights(self, run: Path) -> None:
         """Take up the weights of a run's latest checkpoint. Raises CheckpointError."""
 
-    def sample(self) -> str:
-        """A text that begins with --prompt, told at temperature 0.8; the same for the same weights."""
+    def sample(self, go_on: Callable[[], bool] = lambda: True) -> str:
+        """A text that begins with --prompt, told at temperature 0.8; the same for the same weights, but that it ends
+        at the first token after which go_on() is false."""
         bos = [] if self.tokenizer.bos_id is None else [self.tokenizer.bos_id]
         ids = [*bos, *self.tokenizer.encode(self.config.prompt)]
-        return self.continue_ids(ids or [self.model_config.eos_token_ids[0]], shown=ids[len(bos) :])
+        return self.continue_ids(ids or [self.model_config.eos_token_ids[0]], shown=ids[len(bos) :], go_on=go_on)
 
-    def continue_ids(self, ids: list[int], shown: list[int]) -> str:
+    def continue_ids(self, ids: list[int], shown: list[int], go_on: Callable[[], bool] = lambda: True) -> str:
         """What the network makes of `ids`, after the text of `shown`."""
         was_training = self.model.training
         ids = ids[: self.model_config.max_position_embeddings // 2]
-        new = list(
-            generate(
-                self.model, ids, SAMPLE_TOKENS, temperature=0.8, top_p=0.95, seed=self.config.seed,
-                end_ids=self.tokenizer.end_ids,
-            )
-        )  # fmt: skip
+        new = []
+        for token in generate(
+            self.model, ids, SAMPLE_TOKENS, temperature=0.8, top_p=0.95, seed=self.config.seed,
+            end_ids=self.tokenizer.end_ids,
+        ):  # fmt: skip
+            new.append(token)
+            if not go_on():
+                break
         self.model.train(was_training)
         return self.tokenizer.decode([*shown, *new]).decode("utf-8", errors="replace")

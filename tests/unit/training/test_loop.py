@@ -9,6 +9,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from llamita.data.shards import TokenStore  # noqa: E402
 from llamita.errors import ConfigError, TrainingError  # noqa: E402
 from llamita.training import loop as loop_module  # noqa: E402
 from llamita.training import pretraining as pretraining_module  # noqa: E402
+from llamita.training import task as task_module  # noqa: E402
 from llamita.training.evaluate import bits_per_byte  # noqa: E402
 from llamita.training.loop import Trainer  # noqa: E402
 from llamita.training.loss import SummedLoss  # noqa: E402
@@ -132,6 +134,26 @@ def test_minutes_are_kept(tale_store: Path, tmp_path: Path) -> None:
     assert result.summary["steps"] > 1 and result.summary["held_out"] is not None
     rates = [line["learning_rate"] for line in read_metrics(tmp_path / "run") if line["kind"] == "train"]
     assert rates[-1] < 0.25 * max(rates), "the schedule ends when the time does"
+
+
+def slowly(generate: Callable[..., Iterator[int]]) -> Callable[..., Iterator[int]]:
+    """As a machine that is busy tells: two seconds a token."""
+
+    def told(*arguments: Any, **settings: Any) -> Iterator[int]:
+        for token in generate(*arguments, **settings):
+            time.sleep(2.0)
+            yield token
+
+    return told
+
+
+def test_minutes_are_kept_where_telling_is_slow(
+    tale_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Samples of 160 tokens would take five minutes each; they end in the middle instead."""
+    monkeypatch.setattr(task_module, "generate", slowly(task_module.generate))
+    result = train(make_config(tale_store, tmp_path / "run", steps=None, minutes=0.2, eval_interval=None))
+    assert result.summary["seconds"] < 18.0 and result.summary["steps"] > 1
 
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, number: signal.Signals = signal.SIGINT) -> None:
