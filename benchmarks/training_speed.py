@@ -68,7 +68,8 @@ def our_step(config: ModelConfig, batches: list[Tensor], *, compiled: bool) -> S
     """A step as training/loop.py makes it."""
     model = Llama(config).initialize(torch.Generator().manual_seed(0))
     loss = SummedLoss(model, compiled=compiled)
-    settings = TrainConfig(data=Path("data"), out=Path("run"), optimizer="adamw", learning_rate=1e-3, beta2=0.99)
+    settings = TrainConfig(data=Path("data"), out=Path("run"), optimizer="adamw", learning_rate=1e-3, beta2=0.99,
+                           weight_decay=0.1)  # fmt: skip
     optimizer, done = build_optimizer(model, settings), iter(range(1 << 62))
 
     def step() -> float:

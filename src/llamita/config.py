@@ -224,8 +224,8 @@ class RunConfig:
     """Share of the run in which wsd lets the learning rate fall."""
     final_lr: float = 0.0
     """Learning rate at the end, as a share of the peak."""
-    weight_decay: float = 0.1
-    """Decay of matrices (embeddings and norms have none)."""
+    weight_decay: float | None = None
+    """Decay of matrices; embeddings and norms have none (default: 0.1, more where a text is read many times)."""
     beta1: float = 0.9
     beta2: float | None = None
     """Default: halves the memory of squared gradients every 500,000 tokens, at most 0.999 (arXiv 2507.07101)."""
@@ -284,7 +284,8 @@ class RunConfig:
         )
         for name in ("weight_decay", "clip", "patience", "seed"):
             value = getattr(self, name)
-            check(math.isfinite(value) and value >= 0, f"{self.verb}: {flag(name)}: expected 0 or more, found {value}")
+            fits = value is None or (math.isfinite(value) and value >= 0)
+            check(fits, f"{self.verb}: {flag(name)}: expected 0 or more, found {value}")
         self._check_positive("temperature")
         self._check_settings("teacher", "teacher_weight", "temperature")
         check(
@@ -376,7 +377,7 @@ class FinetuneConfig(RunConfig):
     schedule: Literal["wsd", "linear", "cosine"] = "linear"
     """After the warm-up: linear and cosine fall from the start; wsd stays at the peak, then falls linearly."""
     warmup: float = 0.05
-    weight_decay: float = 0.0
+    weight_decay: float | None = 0.0
     """Decay of matrices (embeddings and norms have none)."""
     log_interval: int = 5
     """Steps that a line of metrics.jsonl is the mean of."""

@@ -18,11 +18,15 @@ from llamita.training.optimizer import (
 )
 
 DEFAULT_MINUTES = 10.0
+LEAST_DECAY, MOST_DECAY, DECAY_EPOCHS = 0.1, 1.0, 30.0  # weight decay, and the epochs for each unit of it
 TOKENS_PER_PASS = {"cpu": 2048, "cuda": 65536}
 
 
-def fill_defaults(config: TrainConfig, device: torch.device, world_size: int) -> TrainConfig:
-    """Every None that has a default gets it; minutes, steps and epochs stay None but for one of them."""
+def fill_defaults(
+    config: TrainConfig, device: torch.device, world_size: int, *, epoch_tokens: int | None = None
+) -> TrainConfig:
+    """Every None that has a default gets it; minutes, steps and epochs stay None but for one of them. epoch_tokens: of
+    the text, where there is one."""
     if config.minutes is None and config.steps is None and config.epochs is None:
         config = dataclasses.replace(config, minutes=DEFAULT_MINUTES)
     config = _fill_shape(config, device)
@@ -40,6 +44,9 @@ def fill_defaults(config: TrainConfig, device: torch.device, world_size: int) ->
     is_muon = config.optimizer == "muon"
     tokens_per_step = rows * config.context * config.accumulate * world_size
     share = small_step_share(tokens_per_step)
+    epochs = config.epochs or 1.0  # where the clock decides, the planner has said the decay
+    if config.steps is not None and epoch_tokens is not None:
+        epochs = config.steps * tokens_per_step / epoch_tokens
     rate = share * (MUON_RATE if is_muon else learning_rate_for(config.hidden))
     return dataclasses.replace(
         config,
@@ -48,7 +55,13 @@ def fill_defaults(config: TrainConfig, device: torch.device, world_size: int) ->
         learning_rate=config.learning_rate or rate,
         embedding_lr=config.embedding_lr or share * embedding_rate_for(config.hidden),
         beta2=beta2_for(tokens_per_step) if config.beta2 is None else config.beta2,
+        weight_decay=decay_for(epochs) if config.weight_decay is None else config.weight_decay,
     )
+
+
+def decay_for(epochs: float) -> float:
+    """Weight decay where a text is read so many times: 0.1 up to three, 0.5 for fifteen (docs/log.md)."""
+    return min(MOST_DECAY, max(LEAST_DECAY, epochs / DECAY_EPOCHS))
 
 
 def _fill_shape(config: TrainConfig, device: torch.device) -> TrainConfig:

@@ -197,7 +197,7 @@ def build_optimizer(model: nn.Module, config: RunConfig, ranks: Ranks | None = N
     adamw: AdamW, fused: matrices of the layers decay; embeddings, classifier and norms do not (SmolLM's finding).
     muon: Muon for the matrices of the layers, AdamW for the rest.
     """
-    assert config.learning_rate is not None and config.beta2 is not None
+    assert config.learning_rate is not None and config.beta2 is not None and config.weight_decay is not None
     matrices: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     for name, parameter in _trained(model).items():
@@ -207,10 +207,9 @@ def build_optimizer(model: nn.Module, config: RunConfig, ranks: Ranks | None = N
     groups: list[dict[str, Any]] = [{"params": others, "weight_decay": 0.0, "lr": others_rate}]
     parts: list[torch.optim.Optimizer] = []
     if config.optimizer == "muon":
-        decay, sharing = config.weight_decay, None if ranks is None else _sharing(matrices, ranks)
-        parts.append(
-            Muon(matrices, lr=config.learning_rate, momentum=MUON_MOMENTUM, weight_decay=decay, orthogonalized=sharing)
-        )
+        sharing = None if ranks is None else _sharing(matrices, ranks)
+        rate, decay = config.learning_rate, config.weight_decay
+        parts.append(Muon(matrices, lr=rate, momentum=MUON_MOMENTUM, weight_decay=decay, orthogonalized=sharing))
     else:
         groups.insert(0, {"params": matrices, "weight_decay": config.weight_decay})
     betas = (config.beta1, config.beta2)

@@ -21,7 +21,7 @@ from llamita.data.mixture import open_documents
 from llamita.errors import TrainingError
 from llamita.model.llama import Llama
 from llamita.training.budget import CLOSING_SECONDS
-from llamita.training.defaults import TOKENS_PER_PASS, ffn_for, fill_defaults
+from llamita.training.defaults import TOKENS_PER_PASS, decay_for, ffn_for, fill_defaults
 from llamita.training.distributed import Ranks, start_ranks
 from llamita.training.loss import SummedLoss
 from llamita.training.optimizer import build_optimizer
@@ -34,7 +34,7 @@ PROBE_SECONDS = (0.5, 3.0)  # at least, at most
 TRAINING_SHARE = 0.94  # of the minutes: the rest is start, evaluations and saving
 WIDTHS = (64, 96, 128, 160, 192, 256, 320, 384, 512, 640, 768, 1024, 1280, 1536, 2048)
 CONTEXTS = {"cpu": (128, 512), "cuda": (256, 1024)}  # at least, at most
-SHAPE_FIELDS = ("preset", "layers", "hidden", "heads", "kv_heads", "ffn", "context")
+PLANNED_FIELDS = ("preset", "layers", "hidden", "heads", "kv_heads", "ffn", "context", "weight_decay")
 # How often tokens may repeat, and weights outnumber the tokens there are, until more of them add 1/e of the first
 # (Muennighoff et al., arXiv 2305.16264)
 REPEATS_WORTH, WEIGHTS_WORTH = 15.4, 5.3
@@ -142,7 +142,7 @@ def plan_run(
         points.append((operations(best.shape), measured(best.shape)))
     best, estimates = chosen_of(points)
     chosen = with_step(with_shape(config, best.shape), step_tokens(best.tokens, device), world_size)
-    filled = fill_defaults(chosen, device, world_size)
+    filled = fill_defaults(with_decay(chosen, best.epochs), device, world_size)
     on_cpu = device.type == "cpu"
     name = f"{torch.get_num_threads()} threads of the CPU" if on_cpu else torch.cuda.get_device_name(device)
     return Plan(filled, best, estimates, vocab_size, name)
@@ -233,6 +233,11 @@ def with_step(config: TrainConfig, tokens: int, world_size: int) -> TrainConfig:
     return dataclasses.replace(config, batch_rows=rows)
 
 
+def with_decay(config: TrainConfig, epochs: float) -> TrainConfig:
+    """The flags with the weight decay for so many epochs, where they name none."""
+    return config if config.weight_decay is not None else dataclasses.replace(config, weight_decay=decay_for(epochs))
+
+
 def probe_seconds_per_token(
     config: TrainConfig, vocab_size: int, device: torch.device, world_size: int, seconds: float
 ) -> float:
@@ -269,13 +274,14 @@ def settled(config: TrainConfig, *, vocab_size: int, lengths: npt.NDArray[Any], 
     before = remembered_run(config.out) if config.resume else None
     if before is not None:
         values, rows = before
-        known: dict[str, Any] = {name: values.get(name) for name in SHAPE_FIELDS if getattr(config, name) is None}
+        known: dict[str, Any] = {name: values.get(name) for name in PLANNED_FIELDS if getattr(config, name) is None}
         config = dataclasses.replace(config, **known)
         return with_step(config, rows * (config.context or 0), ranks.world_size)
     plan = plan_run(config, vocab_size=vocab_size, lengths=lengths, device=ranks.device, world_size=ranks.world_size)
-    hidden, tokens = ranks.agree(plan.best.shape.hidden_size, step_tokens(plan.best.tokens, ranks.device))
-    shape = ladder_shape(round(hidden), plan.best.shape.max_position_embeddings)
-    return with_step(with_shape(config, shape), round(tokens), ranks.world_size)
+    best = plan.best
+    hidden, tokens, epochs = ranks.agree(best.shape.hidden_size, step_tokens(best.tokens, ranks.device), best.epochs)
+    shape = ladder_shape(round(hidden), best.shape.max_position_embeddings)
+    return with_decay(with_step(with_shape(config, shape), round(tokens), ranks.world_size), epochs)
 
 
 def plan_store(config: TrainConfig) -> Plan:
@@ -318,6 +324,7 @@ def describe_plan(plan: Plan) -> tuple[list[tuple[str, ...]], list[tuple[str, ..
         ("context", f"{config.context}", "three of four documents fit whole"),
         ("learning rates", f"{config.optimizer} {config.learning_rate:.3g}, embeddings {config.embedding_lr:.3g}",
          "AdamW for all: 5e-4 (110M) to 1e-3 and more (tiny)"),
+        ("weight decay", f"{config.weight_decay:.2g}", "0.1; more where a text is read many times"),
         ("schedule", f"{config.schedule}, the last {100 * config.cooldown:.0f} % falling", "cosine to 10 % (llama2.c)"),
         ("compile", "auto: tried as the run begins, on if it pays" if config.compile == "auto" else config.compile,
          "half a minute of the minutes; long runs earn it back"),

@@ -63,7 +63,7 @@ class Pretraining(Task):
         self.epoch_tokens, self.held_out_tokens = self.train_split.num_tokens, self.val_split.num_tokens
         self.bytes_per_token = self.train_split.text_bytes / self.train_split.num_tokens
         config = settled(config, vocab_size=self.data.vocab_size, lengths=self.data.train.lengths, ranks=ranks)
-        self.config: TrainConfig = fill_defaults(config, ranks.device, ranks.world_size)
+        self.config: TrainConfig = fill_defaults(config, ranks.device, ranks.world_size, epoch_tokens=self.epoch_tokens)
         config = self.config
         assert config.context and config.batch_rows
         self.context, self.batch_rows = config.context, config.batch_rows

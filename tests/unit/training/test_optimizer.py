@@ -32,7 +32,8 @@ OPTIMIZERS = ("adamw", "muon")
 
 
 def make_config(**changes: Any) -> TrainConfig:
-    return TrainConfig(data=Path("store"), out=Path("run"), **({"learning_rate": 1e-2, "beta2": 0.95} | changes))
+    values: dict[str, Any] = {"learning_rate": 1e-2, "beta2": 0.95, "weight_decay": 0.1}
+    return TrainConfig(data=Path("store"), out=Path("run"), **(values | changes))
 
 
 def random_matrices(*shape: int) -> torch.Tensor:

@@ -21,7 +21,7 @@ from llamita.errors import CheckpointError, ConfigError, OutputError, TrainingEr
 from llamita.model.llama import Llama  # noqa: E402
 from llamita.training import loss as loss_module  # noqa: E402
 from llamita.training.budget import Budget, Position  # noqa: E402
-from llamita.training.defaults import fill_defaults, model_config  # noqa: E402
+from llamita.training.defaults import decay_for, fill_defaults, model_config  # noqa: E402
 from llamita.training.distributed import choose_device, start_ranks  # noqa: E402
 from llamita.training.loss import SummedLoss  # noqa: E402
 from llamita.training.metrics import MetricsLog, read_metrics  # noqa: E402
@@ -184,6 +184,14 @@ def test_defaults_leave_nothing_open_and_flags_win() -> None:
     assert (own.layers, own.kv_heads, own.ffn, own.learning_rate, own.batch_rows) == (3, 3, 256, 0.5, 7)
     wider = fill_defaults(make_config(preset="3M", layers=2, context=64), CPU, 1)
     assert (wider.layers, wider.hidden, wider.context) == (2, 192, 64)
+
+
+def test_a_text_that_is_read_many_times_decays_more() -> None:
+    assert [decay_for(epochs) for epochs in (0.1, 2, 3, 15, 1000)] == [0.1, 0.1, 0.1, 0.5, 1.0]
+    assert fill_defaults(make_config(epochs=9.0), CPU, 1).weight_decay == 0.3
+    steps = make_config(steps=100, context=64, batch_rows=4)
+    assert fill_defaults(steps, CPU, 1, epoch_tokens=100 * 256 // 9).weight_decay == pytest.approx(0.3, abs=1e-3)
+    assert fill_defaults(dataclasses.replace(steps, weight_decay=0.2), CPU, 1, epoch_tokens=10).weight_decay == 0.2
 
 
 @pytest.mark.parametrize(
