@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import llamita
-from llamita import engine
+from llamita import engine, engine_library
 
 FIRST_TOKEN_IDS = 8  # a short prompt: what the time to the first token is taken with
 UNTIMED_TOKENS = 2  # before each measured run, so that threads are awake
@@ -73,15 +73,15 @@ class Engine:
     """Our side, through the engine's own library."""
 
     def __init__(self) -> None:
-        self._library = engine._library()
+        self._library = engine_library.library()
         self._sessions: dict[int, engine.Session] = {}
         self._batches: dict[tuple[int, int], engine.Session] = {}
-        self._error = ctypes.byref(engine._Error())
+        self._error = ctypes.byref(engine_library.ErrorStruct())
 
     def load(self, path: str) -> None:
         self._model = llamita.load(path, kernels=os.environ.get(KERNELS_VARIABLE))
         self._ids = fixed_ids(self._model.info.context_tokens, self._model.info.vocab_size)
-        self._pointers = [self._ids[i:].ctypes.data_as(engine._ids) for i in range(len(self._ids))]
+        self._pointers = [self._ids[i:].ctypes.data_as(engine_library.ids_pointer) for i in range(len(self._ids))]
 
     def describe(self) -> dict[str, Any]:
         with self._model.session() as session:
@@ -159,7 +159,7 @@ class Engine:
     def sample(self, num_picks: int, setting: dict[str, Any]) -> float:
         logits = peaked_logits(self._model.info.vocab_size)
         sampler = engine.Sampler(logits.size, temperature=1.0, top_p=0.9, seed=7)
-        pointer, picked = logits.ctypes.data_as(engine._floats), ctypes.c_int32()
+        pointer, picked = logits.ctypes.data_as(engine_library.floats_pointer), ctypes.c_int32()
         pick, out = self._library.llamita_sampler_pick, ctypes.byref(picked)
         handle, error = sampler._handle, self._error
         pick(handle, pointer, out, error)

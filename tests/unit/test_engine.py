@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 import llamita
-from llamita import engine
-from llamita.engine import Model, Sampler, library_path
+from llamita import engine, engine_library
+from llamita.engine import Model, Sampler
+from llamita.engine_library import library_path
 from llamita.errors import EngineError
 
 pytestmark = pytest.mark.usefixtures("engine_build")
@@ -263,13 +264,13 @@ def test_the_binding_is_the_header() -> None:
     """Every function has its binding, and the fields of llamita_model_info are in the header's order and sizes."""
     header = (Path(__file__).resolve().parents[2] / "engine" / "include" / "llamita.h").read_text(encoding="utf-8")
     header = re.sub(r"/\*.*?\*/", "", header, flags=re.DOTALL)
-    assert re.findall(r"LLAMITA_API [^;(]*?\bllamita_(\w+)\(", header) == list(engine._FUNCTIONS)
+    assert re.findall(r"LLAMITA_API [^;(]*?\bllamita_(\w+)\(", header) == list(engine_library.FUNCTIONS)
     for struct, mirror in [
-        ("model_info", engine._ModelInfo),
-        ("model_params", engine._ModelParams),
-        ("session_params", engine._SessionParams),
-        ("chunk", engine._Chunk),
-        ("sampler_params", engine._SamplerParams),
+        ("model_info", engine_library.ModelInfoStruct),
+        ("model_params", engine_library.ModelParamsStruct),
+        ("session_params", engine_library.SessionParamsStruct),
+        ("chunk", engine_library.ChunkStruct),
+        ("sampler_params", engine_library.SamplerParamsStruct),
     ]:
         body = re.search(r"typedef struct \{([^}]*)\} llamita_" + struct, header)
         assert body
@@ -327,7 +328,7 @@ def test_speculation_changes_nothing(tiny_models, kv_type: str) -> None:
 
 
 def test_a_missing_library_says_what_to_do(monkeypatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(engine, "LIBRARY_NAMES", ("nowhere.so",))
+    monkeypatch.setattr(engine_library, "LIBRARY_NAMES", ("nowhere.so",))
     with pytest.raises(EngineError, match="make engine"):
         library_path()
 

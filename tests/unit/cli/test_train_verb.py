@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-from llamita import engine, sample_report
+from llamita import engine_library, sample_report
 from llamita.cli import main
 from llamita.config import PrepareConfig
 from llamita.data.prepare import prepare
@@ -40,10 +40,10 @@ def letters(tmp_path_factory: pytest.TempPathFactory, engine_build: Path) -> Pat
 @pytest.fixture
 def no_engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """As where the engine was not built."""
-    monkeypatch.setattr(engine, "LIBRARY_NAMES", ("no-such-library.so",))
-    engine._library.cache_clear()
+    monkeypatch.setattr(engine_library, "LIBRARY_NAMES", ("no-such-library.so",))
+    engine_library.library.cache_clear()
     yield
-    engine._library.cache_clear()
+    engine_library.library.cache_clear()
 
 
 def trained(store: Path, run: Path, *limit: str) -> dict[str, Any]:
