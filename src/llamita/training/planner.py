@@ -32,6 +32,7 @@ from llamita.training.throughput import flops_per_token
 PROBE_SHARE = 0.01  # of the minutes, for each of at most three probes
 PROBE_SECONDS = (0.5, 3.0)  # at least, at most
 TRAINING_SHARE = 0.94  # of the minutes: the rest is start, evaluations and saving
+NEGLIGIBLE = 0.003  # of the bits: of shapes so close together the smallest is taken
 WIDTHS = (64, 96, 128, 160, 192, 256, 320, 384, 512, 640, 768, 1024, 1280, 1536, 2048)
 CONTEXTS = {"cpu": (128, 512), "cuda": (256, 1024)}  # at least, at most
 PLANNED_FIELDS = ("preset", "layers", "hidden", "heads", "kv_heads", "ffn", "context", "weight_decay")
@@ -58,7 +59,7 @@ class Law:
         return self.floor + self.a / num_parameters**self.alpha + self.b / tokens**self.beta
 
 
-LAW = Law(floor=0.25, a=4.44, alpha=0.2, b=206.0, beta=0.44)
+LAW = Law(floor=0.25, a=174.6, alpha=0.512, b=22.3, beta=0.261)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,7 +171,9 @@ def choose(
         estimates.append(
             Estimate(shape, model.num_parameters, 1 / per_token, tokens, tokens / unique_tokens, bits)
         )  # fmt: skip
-    return min(estimates, key=lambda estimate: estimate.bits), tuple(estimates)
+    least = min(estimate.bits for estimate in estimates)
+    best = next(estimate for estimate in estimates if estimate.bits <= (1 + NEGLIGIBLE) * least)
+    return best, tuple(estimates)
 
 
 def interpolate(points: Sequence[tuple[float, float]], operations: float) -> float:
@@ -217,11 +220,11 @@ def with_shape(config: TrainConfig, shape: Shape) -> TrainConfig:
 
 
 def step_tokens(tokens: float, device: torch.device) -> int:
-    """Tokens a step for a run of so many: a power of two, growing with their 0.4th power (0.383 in nanochat's runs),
-    through what was best on CPUs: 1,024 for 0.6 M, 2,048 for 1.8 M (docs/log.md)."""
+    """Tokens a step for a run of so many: a power of two, through what was best on CPUs (1,024 for 0.6 M, 2,048 for
+    1.8 M, 4,096 for 2.4 to 5 M and good for 11 M: docs/log.md), then with their 0.383th power (nanochat's runs)."""
     if device.type != "cpu":
         return TOKENS_PER_PASS[device.type]
-    wanted = 2048 * (tokens / 2.5e6) ** 0.4
+    wanted = min(4096, 2048 * (tokens / 1.3e6) ** 0.6) * max(1.0, tokens / 8e6) ** 0.383
     return int(min(16384, max(1024, 1 << round(math.log2(wanted)))))
 
 

@@ -71,7 +71,7 @@ def test_steps_grow_with_the_run() -> None:
         1024,
         1024,
         2048,
-        2048,
+        4096,
         4096,
         16384,
     ]
