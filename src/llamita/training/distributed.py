@@ -6,14 +6,20 @@ import contextlib
 import dataclasses
 import os
 import platform
+import time
+import uuid
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 from llamita.errors import TrainingError
+
+MEETING_SECONDS = 600  # in which all processes of a launch must have come
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,13 +100,58 @@ def start_ranks(device: str, threads: int | None) -> Iterator[Ranks]:
         torch.set_float32_matmul_precision("high")  # TF32
     if world_size > 1:
         # numbers that only steer the loop go through gloo, so that they never make a GPU wait
-        dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo")
+        backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=_fresh_store(rank, world_size), rank=rank, world_size=world_size)
     try:
         yield Ranks(rank, world_size, chosen, _launch(), _number("TORCHELASTIC_RESTART_COUNT", 0))
     finally:
         torch.set_flush_denormal(False)  # leave the process as it was
         if world_size > 1:
             dist.destroy_process_group()
+
+
+def _fresh_store(rank: int, world_size: int) -> Store:
+    """The launcher's key-value store, under a prefix that no earlier start of these processes has used.
+
+    torchrun keeps one store for all its restarts, and the counts of restarts differ between machines: a process that is
+    started again would find the addresses of the dead (PyTorch 2.13). Raises TrainingError if a process does not come.
+    """
+    shared, _, _ = next(rendezvous("env://", rank, world_size))
+    return PrefixStore(meet(PrefixStore("llamita", shared), rank, world_size), shared)
+
+
+def meet(store: Store, rank: int, world_size: int, seconds: float = MEETING_SECONDS) -> str:
+    """A name that all processes of this start agree on, whatever earlier ones have left in the store.
+
+    Each leaves a note; the first answers every note that it finds, until all have read an answer. A note of an earlier
+    start is answered too, and nobody reads that. Raises TrainingError naming who has not come after so many seconds.
+    """
+    mine, deadline = uuid.uuid4().hex, time.monotonic() + seconds
+
+    def wait_for(missing: int) -> None:
+        if time.monotonic() > deadline:
+            raise TrainingError(
+                f"starting {world_size} processes failed: process {rank} has waited {seconds:g} s for process "
+                f"{missing}; see what became of that one, and start all again"
+            )
+        time.sleep(0.01)
+
+    if rank > 0:
+        store.set(f"note/{rank}", mine)
+        while not store.check([f"answer/{mine}"]):
+            wait_for(0)
+        name = store.get(f"answer/{mine}").decode()
+        store.set(f"{name}/read/{rank}", "")
+        return name
+    absent = list(range(1, world_size))
+    while absent:
+        for other in absent:
+            if store.check([f"note/{other}"]):
+                store.set(f"answer/{store.get(f'note/{other}').decode()}", mine)
+        absent = [other for other in absent if not store.check([f"{mine}/read/{other}"])]
+        if absent:
+            wait_for(absent[0])
+    return mine
 
 
 def whole(tensor: Tensor) -> Tensor:

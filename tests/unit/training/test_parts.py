@@ -6,6 +6,7 @@ import dataclasses
 import math
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,7 +23,7 @@ from llamita.model.llama import Llama  # noqa: E402
 from llamita.training import loss as loss_module  # noqa: E402
 from llamita.training.budget import Budget, Position  # noqa: E402
 from llamita.training.defaults import decay_for, fill_defaults, model_config  # noqa: E402
-from llamita.training.distributed import choose_device, start_ranks  # noqa: E402
+from llamita.training.distributed import choose_device, meet, start_ranks  # noqa: E402
 from llamita.training.loss import SummedLoss  # noqa: E402
 from llamita.training.metrics import MetricsLog, read_metrics  # noqa: E402
 from llamita.training.progress import format_count, format_seconds  # noqa: E402
@@ -232,6 +233,24 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "first")
     with pytest.raises(TrainingError, match="environment variable RANK"), start_ranks("cpu", None):
         pass
+
+
+def test_processes_that_start_again_meet_each_other_and_not_the_dead() -> None:
+    """torchrun keeps its store: what three earlier starts left there, one of them broken off, leads nobody astray."""
+    store, names = torch.distributed.HashStore(), []
+    store.set("note/1", "of a process that died before it had an answer")
+    with ThreadPoolExecutor(3) as pool:
+        for order in ((0, 1, 2), (2, 1, 0), (1, 0, 2)):  # who comes first
+            meetings = [pool.submit(meet, store, rank, 3) for rank in order]
+            (name,) = {meeting.result(timeout=60) for meeting in meetings}
+            names.append(name)
+    assert len(set(names)) == 3
+
+
+@pytest.mark.parametrize(("rank", "absent"), [(0, 1), (2, 0)])
+def test_who_does_not_come_is_named(rank: int, absent: int) -> None:
+    with pytest.raises(TrainingError, match=rf"process {rank} has waited 0\.05 s for process {absent}; see"):
+        meet(torch.distributed.HashStore(), rank, 3, seconds=0.05)
 
 
 # ---------------------------------------------------------------- the run directory
