@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from llamita.finetune.conversations import Conversation
 from llamita.finetune.rendering import Renderer
-from llamita.model.generate import generate
+from llamita.model.generate import generate, take_while
 from llamita.model.llama import Llama
 from llamita.tokenizer import Tokenizer
 
@@ -53,12 +53,8 @@ def answer(
 ) -> str:
     """The most probable answer, token by token, while go_on()."""
     was_training = model.training
-    ids = []
-    for token in generate(model, list(question.ids), most_tokens, temperature=0.0, end_ids=tokenizer.end_ids):
-        ids.append(token)
-        if not go_on():
-            break
-    text = tokenizer.decode(ids).decode("utf-8", errors="replace").strip()
+    ids = generate(model, list(question.ids), most_tokens, temperature=0.0, end_ids=tokenizer.end_ids)
+    text = tokenizer.decode(take_while(ids, go_on)).decode("utf-8", errors="replace").strip()
     model.train(was_training)
     return text
 

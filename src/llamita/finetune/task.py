@@ -39,7 +39,7 @@ from llamita.finetune.sources import digest_ids, is_text, open_general_text, ope
 from llamita.model.kv_cache import KVCache
 from llamita.training.defaults import TOKENS_PER_PASS
 from llamita.training.distillation import DistillationLoss, distillation_loss
-from llamita.training.distributed import Ranks
+from llamita.training.distributed import Ranks, compute_type
 from llamita.training.evaluate import bits_per_byte
 from llamita.training.loop import TrainResult, run_task
 from llamita.training.loss import SummedLoss
@@ -105,7 +105,7 @@ class FineTuning(Task):
         self.config, self.base, self.ranks = config, base, ranks
         self.teacher_lines: list[str] = []
         self.tokenizer, self.model_config = base.tokenizer, base.config
-        self.compute = torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
+        self.compute = compute_type(config.dtype)
         if config.lora:
             assert config.rank is not None
             layers = LINEAR_LAYERS if config.targets is None else tuple(config.targets)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -97,3 +97,13 @@ def generate(
         yield new
         text.append(new)
         fresh = [new]
+
+
+def take_while(ids: Iterable[int], go_on: Callable[[], bool]) -> list[int]:
+    """The ids as they come, up to and with the first after which go_on() is false."""
+    taken = []
+    for each in ids:
+        taken.append(each)
+        if not go_on():
+            break
+    return taken

@@ -19,7 +19,7 @@ from llamita.atomic import atomic_write_bytes
 from llamita.config import TrainConfig
 from llamita.errors import OutputError
 from llamita.model.llama import Llama
-from llamita.training.distributed import Ranks
+from llamita.training.distributed import Ranks, compute_type
 from llamita.training.environment import describe_environment
 from llamita.training.loss import SummedLoss
 from llamita.training.rundir import remembered_run
@@ -88,7 +88,7 @@ def probe(config: TrainConfig, model: Llama, device: torch.device) -> Found:
             parameter.copy_(noise if parameter.dim() > 1 else torch.ones_like(noise))
     ids = torch.randint(model.config.vocab_size, (config.batch_rows, config.context + 1), generator=generator)
     ids = ids.to(device)
-    compute = torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
+    compute = compute_type(config.dtype)
     losses = [SummedLoss(model, compute, compiled=compiled) for compiled in (False, True)]
 
     def one_pass(loss: SummedLoss) -> float:

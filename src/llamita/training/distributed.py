@@ -188,6 +188,11 @@ def choose_device(name: str, local_rank: int = 0, *, several: bool = False) -> t
     return torch.device("cuda", index)
 
 
+def compute_type(dtype: str) -> torch.dtype:
+    """A filled configuration's --dtype: bfloat16 or float32."""
+    return torch.bfloat16 if dtype == "bfloat16" else torch.float32
+
+
 def num_cores() -> int:
     """Cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):

@@ -34,7 +34,7 @@ from llamita.checkpoint import (
 from llamita.config import RunConfig
 from llamita.errors import CheckpointError, TrainingError
 from llamita.training.budget import Budget, Position
-from llamita.training.distributed import Ranks, start_ranks, whole
+from llamita.training.distributed import Ranks, compute_type, start_ranks, whole
 from llamita.training.metrics import MetricsLog
 from llamita.training.optimizer import build_optimizer, optimizer_tensors, restore_optimizer
 from llamita.training.progress import TrainingDisplay, format_count, shorten
@@ -158,7 +158,7 @@ class Trainer:
         metrics_bytes = self._restore() if resuming else 0
         self.earlier_seconds = self.position.seconds
         self.metrics = MetricsLog(config.out, metrics_bytes, config.track, display.say) if ranks.is_first else None
-        self.peak_flops = peak_flops(ranks.device, torch.bfloat16 if config.dtype == "bfloat16" else torch.float32)
+        self.peak_flops = peak_flops(ranks.device, compute_type(config.dtype))
         self.last_save = time.monotonic()
         self._mark_speed()
         self._announce()
@@ -171,7 +171,7 @@ class Trainer:
             return self.ranks.parallel(self.task.loss)
         from llamita.training.sharding import shard  # a second to load, for a few
 
-        compute = torch.bfloat16 if self.config.dtype == "bfloat16" else torch.float32
+        compute = compute_type(self.config.dtype)
         return shard(self.task.loss, self.model, self.ranks.device, compute)
 
     def _announce(self) -> None:

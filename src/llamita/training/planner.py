@@ -22,7 +22,7 @@ from llamita.errors import TrainingError
 from llamita.model.llama import Llama
 from llamita.training.budget import CLOSING_SECONDS
 from llamita.training.defaults import TOKENS_PER_PASS, decay_for, ffn_for, fill_defaults
-from llamita.training.distributed import Ranks, start_ranks
+from llamita.training.distributed import Ranks, compute_type, start_ranks
 from llamita.training.loss import SummedLoss
 from llamita.training.optimizer import build_optimizer
 from llamita.training.progress import format_count
@@ -251,7 +251,7 @@ def probe_seconds_per_token(
     shape = Shape(config.layers, config.hidden, config.heads, config.kv_heads, config.ffn, config.context)
     generator = torch.Generator().manual_seed(0)
     model = Llama(model_shape(shape, vocab_size, untied=config.untied), config.dropout).initialize(generator).to(device)
-    loss = SummedLoss(model, torch.bfloat16 if config.dtype == "bfloat16" else torch.float32)
+    loss = SummedLoss(model, compute_type(config.dtype))
     optimizer = build_optimizer(model, config)
     ids = torch.randint(vocab_size, (config.batch_rows, config.context + 1), generator=generator).to(device)
     num_tokens = config.batch_rows * config.context

@@ -21,7 +21,7 @@ from llamita.tokenizer import load_tokenizer
 from llamita.training.compilation import settle_compilation
 from llamita.training.defaults import fill_defaults, model_config
 from llamita.training.distillation import DistillationLoss, distillation_loss
-from llamita.training.distributed import Ranks
+from llamita.training.distributed import Ranks, compute_type
 from llamita.training.evaluate import bits_per_byte
 from llamita.training.loop import TrainResult, run_task
 from llamita.training.loss import SummedLoss
@@ -72,7 +72,7 @@ class Pretraining(Task):
         self.model = Llama(self.model_config, config.dropout).to(ranks.device)
         self.config, self._compilation = settle_compilation(config, self.model, ranks)
         compiled = self.config.compile == "on"
-        compute = torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
+        compute = compute_type(config.dtype)
         self.loss = (
             SummedLoss(self.model, compute, compiled=compiled)
             if config.teacher is None

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from llamita.checkpoint import TrainingState
 from llamita.config import ModelConfig, RunConfig
-from llamita.model.generate import generate
+from llamita.model.generate import generate, take_while
 from llamita.model.llama import Llama
 from llamita.tokenizer import Tokenizer
 
@@ -120,13 +120,10 @@ class Task(ABC):
         """What the network makes of `ids`, after the text of `shown`."""
         was_training = self.model.training
         ids = ids[: self.model_config.max_position_embeddings // 2]
-        new = []
-        for token in generate(
+        told = generate(
             self.model, ids, SAMPLE_TOKENS, temperature=0.8, top_p=0.95, seed=self.config.seed,
             end_ids=self.tokenizer.end_ids,
-        ):  # fmt: skip
-            new.append(token)
-            if not go_on():
-                break
+        )  # fmt: skip
+        new = take_while(told, go_on)
         self.model.train(was_training)
         return self.tokenizer.decode([*shown, *new]).decode("utf-8", errors="replace")
