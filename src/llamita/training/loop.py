@@ -40,7 +40,14 @@ from llamita.training.optimizer import build_optimizer, optimizer_tensors, resto
 from llamita.training.progress import TrainingDisplay, format_count, shorten
 from llamita.training.recomputation import recompute_layers
 from llamita.training.report import write_page, write_report
-from llamita.training.rundir import describe_run, finished_summary, finished_words, mark_best, open_run
+from llamita.training.rundir import (
+    describe_run,
+    finished_summary,
+    finished_words,
+    is_begun,
+    mark_best,
+    open_run,
+)
 from llamita.training.saving import Saver
 from llamita.training.schedule import Schedule
 from llamita.training.signals import StopSignal
@@ -98,6 +105,8 @@ def run_task(
     """
     check_trackers(config.track)
     with start_ranks(config.device, config.threads) as ranks, TrainingDisplay(enabled=ranks.is_first) as display:
+        if ranks.is_first:  # told before minutes go into planning and compiling
+            is_begun(config.out, ranks.launch, resume=config.resume, restarted=ranks.restarts > 0)
         task = make_task(ranks)
         resuming, finished = _open(task, ranks)
         if finished:

@@ -50,27 +50,36 @@ def describe_run(
     }
 
 
+def is_begun(run: Path, launch: str, *, resume: bool, restarted: bool = False) -> bool:
+    """Whether the folder holds the run that is to go on; False: a new one is to begin there.
+
+    restarted: by torchrun, after a process died: a run that the same torchrun (launch) began goes on without resume.
+    Raises OutputError if a new run finds the folder in use, CheckpointError if there is no run to resume.
+    """
+    is_run = (run / NAME).is_file()
+    if resume and not is_run:
+        raise CheckpointError(f"cannot resume {run}: it holds no run (no {NAME}); train without --resume first")
+    if resume or (restarted and is_run and _read(run).get("launch") == launch != ""):
+        return True
+    if is_run:
+        raise OutputError(f"cannot train into {run}: it holds a run; --resume it, or choose another --out")
+    if run.exists() and (not run.is_dir() or any(run.iterdir())):
+        raise OutputError(f"cannot train into {run}: it exists and is no run; choose another --out")
+    return False
+
+
 def open_run(run: Path, description: dict[str, Any], *, resume: bool, restarted: bool = False) -> bool:
     """Make the run directory, or check that the one there fits; True if there is a checkpoint to resume from.
 
-    restarted: by torchrun, after a process died: a run that the same torchrun began is resumed without being told.
-    Raises ConfigError naming the flag that differs, OutputError if the folder is in use or cannot be written,
-    CheckpointError if there is nothing to resume.
+    Raises what is_begun raises, ConfigError naming the flag that differs, OutputError if the folder cannot be written.
     """
-    begun = restarted and (run / NAME).is_file() and _read(run).get("launch") == description["launch"] != ""
-    if not (resume or begun):
-        if run.exists() and (not run.is_dir() or any(run.iterdir())):
-            if (run / NAME).is_file():
-                raise OutputError(f"cannot train into {run}: it holds a run; --resume it, or choose another --out")
-            raise OutputError(f"cannot train into {run}: it exists and is no run; choose another --out")
+    if not is_begun(run, description["launch"], resume=resume, restarted=restarted):
         try:
             run.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OutputError(f"cannot write {run}: {error.strerror or error}") from error
         _write(run, description)
         return False
-    if not (run / NAME).is_file():
-        raise CheckpointError(f"cannot resume {run}: it holds no run (no {NAME}); train without --resume first")
     check_same_run(run, _read(run), description)
     if not (run / "latest").is_symlink():  # killed before its first checkpoint: the beginning is where it stands
         return False

@@ -21,12 +21,12 @@ from llamita.checkpoint import load_model, load_tensors, load_training_state  # 
 from llamita.cli import main  # noqa: E402
 from llamita.config import TrainConfig  # noqa: E402
 from llamita.data.shards import TokenStore  # noqa: E402
-from llamita.errors import ConfigError, TrainingError  # noqa: E402
+from llamita.errors import ConfigError, OutputError, TrainingError  # noqa: E402
 from llamita.training import loop as loop_module  # noqa: E402
 from llamita.training import pretraining as pretraining_module  # noqa: E402
 from llamita.training import task as task_module  # noqa: E402
 from llamita.training.evaluate import bits_per_byte  # noqa: E402
-from llamita.training.loop import Trainer  # noqa: E402
+from llamita.training.loop import Trainer, run_task  # noqa: E402
 from llamita.training.loss import SummedLoss  # noqa: E402
 from llamita.training.metrics import read_metrics  # noqa: E402
 from llamita.training.pretraining import train  # noqa: E402
@@ -294,6 +294,14 @@ def test_training_in_a_thread_works(tale_store: Path, tmp_path: Path) -> None:
     assert results[0].summary["steps"] == 2
 
 
+def test_a_folder_in_use_is_refused_before_anything_is_planned(tale_store: Path, tmp_path: Path) -> None:
+    (tmp_path / "letters").mkdir()
+    (tmp_path / "letters" / "one.txt").write_text("dear")
+    config = make_config(tale_store, tmp_path / "letters")
+    with pytest.raises(OutputError, match="it exists and is no run"):
+        run_task(config, lambda ranks: pytest.fail("planned"), time.monotonic())
+
+
 def test_the_command_line(tale_store: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Words to a run, its report, and one line with code 2 for each mistake."""
     shape = [
@@ -316,7 +324,7 @@ def test_the_command_line(tale_store: Path, tmp_path: Path, capfd: pytest.Captur
     output = capfd.readouterr()
     assert output.err.count("\n") == 1 and "is finished, after 2 steps" in output.err and "more --steps" in output.err
     mistakes = {
-        "no such folder": ["train", str(tmp_path / "nowhere"), "--out", run],
+        "no such folder": ["train", str(tmp_path / "nowhere"), "--out", str(tmp_path / "none")],
         "it holds a run": ["train", str(tale_store), "--out", run],
         "perhaps you meant --minutes": ["train", str(tale_store), "--out", run, "--minute", "3"],
         "holds no run": ["train", str(tale_store), "--out", str(tmp_path / "none"), "--resume"],
