@@ -14,14 +14,27 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
-/* A wait begins with pauses, 10 to 50 us of them: the others are near. Then it sleeps. It never yields: where other
- * processes are busy, a yield hands them the processor for milliseconds, at every barrier (15M Q8_0 beside four busy
- * loops, 2 threads: 48 tok/s where sleeping gives 570). */
+#include "placement.h"
+
+/* A wait begins with pauses, 10 to 50 us of them: the others are near. Then it looks on for as long as its patience lasts,
+ * and sleeps. It never yields: where other processes are busy, a yield hands them the processor for milliseconds, at every
+ * barrier (15M Q8_0 beside four busy loops, 2 threads: 48 tok/s where sleeping gives 570).
+ *
+ * Patience doubles after a sleep that it would have spared, and halves after a longer one: where nobody disturbs, members
+ * hardly sleep while there is work, and beside busy processes they do not use up time that these let them have. A team
+ * larger than the machine has none. */
 #define PAUSES 1024
+#define MOST_PATIENCE 1e-3 /* seconds */
+#define LEAST_PATIENCE 4e-6
 /* Between two runs the caller samples and writes a token, or goes through Python: waking up costs more than that. */
 #define PAUSES_BETWEEN_RUNS 8192
+/* Linux may wake a thread where its waker runs, above all in virtual machines, whose sleeping processors do not count as
+ * idle, and takes some 30 ms to part them. Meanwhile each waits for the other's time slices: after a rest, 42M Q4_0 took
+ * 1.6 ms a token where it takes 0.5. So who wakes up beside another member leaves, at most so often. */
+#define SECONDS_BETWEEN_MOVES 1e-3
 
 /* Where threads sleep until a word changes. */
 typedef struct {
@@ -35,10 +48,14 @@ typedef struct {
     threads *team;
     int index;
     bell start; /* rings when a run begins that this member is part of */
+    _Alignas(64) atomic_int processor; /* where it was seen last; -1: nowhere */
+    double patience;                   /* in seconds */
+    double moved;                      /* when it left a processor to another member, in seconds */
 } member;
 
 struct threads {
     int count;
+    double most_patience;
     pthread_t *handles; /* [count - 1] */
     member *members;    /* [count], the first unused */
 
@@ -81,16 +98,56 @@ static void bell_ring(bell *b) {
     pthread_mutex_unlock(&b->mutex);
 }
 
-static void bell_wait(bell *b, unsigned word, int pauses) {
+static double now(void) {
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
+}
+
+/* Whether the word changed while it was looked at so many times. */
+static bool changes(const bell *b, unsigned word, int pauses) {
     for (int i = 0; i < pauses; i++) {
-        if (atomic_load_explicit(&b->word, memory_order_acquire) != word) return;
+        if (atomic_load_explicit(&b->word, memory_order_acquire) != word) return true;
         spin_pause();
     }
+    return false;
+}
+
+/* Seconds asleep; 0: the bell rang before. */
+static double bell_wait(bell *b, unsigned word, int pauses, double patience) {
+    if (changes(b, word, pauses)) return 0.0;
+    const double start = now();
+    for (double time = start; time < start + patience; time = now())
+        if (changes(b, word, PAUSES / 16)) return 0.0;
     pthread_mutex_lock(&b->mutex);
     atomic_fetch_add(&b->num_asleep, 1);
     while (atomic_load(&b->word) == word) pthread_cond_wait(&b->wake, &b->mutex);
     atomic_fetch_sub(&b->num_asleep, 1);
     pthread_mutex_unlock(&b->mutex);
+    return now() - start;
+}
+
+/* Remembers where this member of a run is. */
+static int note_place(member *self) {
+    const int here = placement_here();
+    if (atomic_load_explicit(&self->processor, memory_order_relaxed) != here)
+        atomic_store_explicit(&self->processor, here, memory_order_relaxed);
+    return here;
+}
+
+/* Where another member of the run is seen on this one's processor, it leaves. */
+static void keep_apart(worker w) {
+    member *members = w.team->members, *self = &members[w.index];
+    const int here = note_place(self);
+    int processors[THREADS_MAX];
+    bool shared = false;
+    for (int i = 0; i < w.count; i++) {
+        processors[i] = atomic_load_explicit(&members[i].processor, memory_order_relaxed);
+        shared |= i != w.index && here >= 0 && processors[i] == here;
+    }
+    if (!shared || now() - self->moved < SECONDS_BETWEEN_MOVES) return;
+    self->moved = now();
+    if (placement_leave(processors, w.count)) note_place(self);
 }
 
 void threads_barrier(worker w) {
@@ -98,7 +155,13 @@ void threads_barrier(worker w) {
     threads *team = w.team;
     const unsigned word = atomic_load(&team->all_arrived.word);
     if (atomic_fetch_add(&team->arrived, 1) + 1 < w.count) {
-        bell_wait(&team->all_arrived, word, PAUSES);
+        member *self = &team->members[w.index];
+        const double asleep = bell_wait(&team->all_arrived, word, PAUSES, self->patience);
+        if (asleep == 0.0) return;
+        const double wanted = asleep < team->most_patience ? 2.0 * self->patience : 0.5 * self->patience;
+        self->patience = wanted < LEAST_PATIENCE ? LEAST_PATIENCE : wanted;
+        if (self->patience > team->most_patience) self->patience = team->most_patience;
+        keep_apart(w);
         return;
     }
     atomic_store(&team->arrived, 0);
@@ -109,9 +172,11 @@ static void *member_main(void *argument) {
     member *self = argument;
     threads *team = self->team;
     for (unsigned runs = 0;; runs++) {
-        bell_wait(&self->start, runs, PAUSES_BETWEEN_RUNS);
+        const double asleep = bell_wait(&self->start, runs, PAUSES_BETWEEN_RUNS, 0.0);
         if (team->function == NULL) return NULL;
         const worker w = {team, self->index, team->num_members};
+        if (asleep > 0.0) keep_apart(w);
+        else note_place(self);
         team->function(team->argument, w);
         threads_barrier(w);
     }
@@ -122,6 +187,7 @@ void threads_run(threads *team, int num_members, threads_function *function, voi
     team->num_members = num_members;
     team->function = function;
     team->argument = argument;
+    note_place(&team->members[0]);
     for (int i = 1; i < num_members; i++) bell_ring(&team->members[i].start);
     function(argument, first);
     threads_barrier(first);
@@ -146,6 +212,7 @@ threads *threads_create(int count) {
     if (team == NULL) return NULL;
     memset(team, 0, sizeof *team);
     team->count = count;
+    team->most_patience = count <= threads_available() ? MOST_PATIENCE : 0.0;
     atomic_init(&team->arrived, 0);
     bell_init(&team->all_arrived);
     team->handles = calloc((size_t)count, sizeof *team->handles);
@@ -153,6 +220,9 @@ threads *threads_create(int count) {
     for (int i = 0; team->members != NULL && i < count; i++) {
         team->members[i].team = team;
         team->members[i].index = i;
+        team->members[i].patience = team->most_patience;
+        team->members[i].moved = 0.0;
+        atomic_init(&team->members[i].processor, -1);
         bell_init(&team->members[i].start);
     }
     if (team->handles == NULL || team->members == NULL) {

@@ -1,6 +1,9 @@
 /* test_threads.c: parts cover everything once, barriers hold, teams start and end in any size. */
+#include <time.h>
+
 #include "random_model.h"
 #include "pace.h"
+#include "placement.h"
 #include "threads.h"
 
 #define MOST 8
@@ -36,6 +39,33 @@ static void test_barriers(void) {
         threads_free(team);
     }
     threads_free(NULL);
+}
+
+/* Members that fell asleep between two runs are woken for the next one, and meet at its barriers. */
+static void test_waking(void) {
+    threads *team = threads_create(4);
+    phases p = {0};
+    for (int run = 0; run < 5; run++) {
+        const struct timespec rest = {0, 20 * 1000 * 1000};
+        nanosleep(&rest, NULL);
+        threads_run(team, 2 + run % 3, phase_worker, &p);
+    }
+    CHECK(p.calls == 5 && p.wrong[0] + p.wrong[1] + p.wrong[2] + p.wrong[3] == 0, "%d calls", p.calls);
+    threads_free(team);
+}
+
+static void test_placement(void) {
+    int all[4096], here = placement_here();
+    for (int i = 0; i < 4096; i++) all[i] = i - 1;
+    CHECK(!placement_leave(all, 4096), "left all processors");
+    const int available = threads_available();
+    bool moved = false;
+    for (int i = 0; i < 100 && !moved && here >= 0; i++) { /* the system may take it back at any time */
+        here = placement_here();
+        moved = placement_leave(&here, 1) && placement_here() != here;
+    }
+    CHECK(moved || available == 1 || here < 0, "still on processor %d", here);
+    CHECK(threads_available() == available, "%d processors instead of %d", threads_available(), available);
 }
 
 static void test_share(void) {
@@ -81,6 +111,8 @@ int main(void) {
     CHECK(threads_available() >= 1 && threads_available() < 100000, "%d processors", threads_available());
     test_share();
     test_barriers();
+    test_waking();
+    test_placement();
     test_pace();
     for (int i = 0; i < 200; i++) threads_free(threads_create(1 + i % 4)); /* ended before they ran anything */
     return check_failures();
