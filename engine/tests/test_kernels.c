@@ -100,7 +100,7 @@ static void test_matmul(void) {
                     for (int i = 0; i < 4; i++) check_matmul(all_types[t], num_rows, num_columns, block_lengths[i]);
                 else
                     for (int i = 0; i < 2; i++) check_matmul(all_types[t], num_rows, num_columns, 256 << i);
-    for (int t = 0; t < NUM_TYPES; t++) check_matmul(all_types[t], 13, 40, 256);
+    for (int t = 0; t < NUM_TYPES; t++) check_matmul(all_types[t], 13, 40, 256), check_matmul(all_types[t], 13, 15, 256);
 }
 
 /* Blocks that leave 16 bits in sloppy kernels: the largest codes with the largest values. The result is exact. */
