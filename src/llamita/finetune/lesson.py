@@ -27,7 +27,8 @@ MOST_QUESTIONS = 256
 class Lesson:
     """What is learned and what is held out, as examples; questions of what is held out; what became of the rest.
 
-    context: tokens that an example may have. prompt: the question of --prompt, where there is one."""
+    context: tokens that an example may have. prompt: the question of --prompt, where there is one. held_counts: of what
+    was to be held out."""
 
     base: Base
     context: int
@@ -36,6 +37,7 @@ class Lesson:
     questions: list[Question]
     prompt: Question | None
     counts: RenderCounts
+    held_counts: RenderCounts
 
     def facts(self) -> dict[str, Any]:
         """What a resumed run must find again."""
@@ -57,7 +59,7 @@ def open_lesson(config: FinetuneConfig, device: str) -> Lesson:
     train, held = _conversations(config)
     with Renderer(base.tokenizer, base.config, context, template) as renderer:
         examples, counts = render_examples(train, renderer)
-        held_out = [example for example in map(renderer.render, held) if example is not None]
+        held_out, held_counts = render_examples(held, renderer, "judge by")
         questions = find_questions(held, renderer, MOST_QUESTIONS)
         prompt = asked_question(config, renderer) if config.prompt else None
         used = set[int]().union(*(renderer.controls_in(each.ids) for each in (*examples, *held_out)))
@@ -65,7 +67,7 @@ def open_lesson(config: FinetuneConfig, device: str) -> Lesson:
         if config.lora:
             base.check_marks(used, own_marks(base, train[0], renderer))
     base.add_ends(ends)
-    return Lesson(base, context, examples, held_out, questions, prompt, counts)
+    return Lesson(base, context, examples, held_out, questions, prompt, counts, held_counts)
 
 
 def _conversations(config: FinetuneConfig) -> tuple[list[Conversation], list[Conversation]]:

@@ -31,7 +31,6 @@ from llamita.finetune.preference_packing import (
     Pairs,
     PreferenceBatches,
     pair_count_lines,
-    render_pair,
     render_pairs,
 )
 from llamita.finetune.preference_reference import Reference, load_reference, save_reference
@@ -52,7 +51,8 @@ RATE_SHARE: Final = 0.1  # of fine-tuning's learning rates
 class PreferenceLesson:
     """Pairs to learn from and pairs held out, rendered with the base's tokenizer and template; what became of the rest.
 
-    context: tokens that a conversation may have. asked: questions for samples."""
+    context: tokens that a conversation may have. asked: questions for samples. held_counts: of what was to be held out.
+    """
 
     base: Base
     context: int
@@ -60,6 +60,7 @@ class PreferenceLesson:
     held_out: list[Pair]
     asked: list[Question]
     counts: PairCounts
+    held_counts: PairCounts
 
 
 def open_preference_lesson(config: FinetuneConfig, device: str) -> PreferenceLesson:
@@ -75,7 +76,7 @@ def open_preference_lesson(config: FinetuneConfig, device: str) -> PreferenceLes
     learn, held = _preferences(config)
     with Renderer(base.tokenizer, base.config, context, template) as renderer:
         pairs, counts = render_pairs(learn, renderer)
-        held_out = [pair for each in held if not each.is_tie and (pair := render_pair(each, renderer)) is not None]
+        held_out, held_counts = render_pairs(held, renderer, "judge by")
         asked = find_questions([each.chosen for each in held], renderer, MOST_ASKED)
         if config.prompt:
             asked = [asked_question(config, renderer)]
@@ -84,7 +85,7 @@ def open_preference_lesson(config: FinetuneConfig, device: str) -> PreferenceLes
             used = set[int]().union(*map(renderer.controls_in, ids))
             base.check_marks(used, own_marks(base, learn[0].chosen, renderer))
     base.add_ends({int(each[-1]) for each in ids})
-    return PreferenceLesson(base, context, pairs, held_out, asked, counts)
+    return PreferenceLesson(base, context, pairs, held_out, asked, counts, held_counts)
 
 
 def _preferences(config: FinetuneConfig) -> tuple[list[Preference], list[Preference]]:
@@ -163,8 +164,16 @@ class PreferenceTuning(FineTuning):
         return [
             *lines,
             f"rows: {self.num_rows:,} of {self.context} tokens for the better answers, and as many for the worse ones",
-            f"held out: {self.held_out.num_documents:,} pairs",
+            f"held out: {self.held_out.num_documents:,} pairs" + self._left_out(),
         ]
+
+    def _left_out(self) -> str:
+        """What is not judged by."""
+        held = self.lesson.held_counts
+        too_long = f"{held.too_long:,} more do not fit, the first: {held.first_too_long}" if held.too_long else ""
+        return "".join(
+            f"; {words}" for words in (too_long, f"{held.ties:,} more are ties" if held.ties else "") if words
+        )
 
     def prepare(self, advance: Callable[[float], None]) -> None:
         """Read the reference, what the network says as the run begins, or compute it, all processes together."""

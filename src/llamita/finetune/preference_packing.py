@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -66,11 +66,14 @@ def render_pair(preference: Preference, renderer: Renderer) -> Pair | None:
     return None if chosen is None or rejected is None else Pair(chosen, rejected)
 
 
-def render_pairs(preferences: Iterable[Preference], renderer: Renderer) -> tuple[list[Pair], PairCounts]:
+def render_pairs(
+    preferences: Sequence[Preference], renderer: Renderer, aim: str = "prefer"
+) -> tuple[list[Pair], PairCounts]:
     """Every pair whose two conversations fit, and what became of all.
 
     An answer is compared whole or not at all: a pair of which one conversation does not fit is left out and counted,
-    and so is a tie. Raises TrainingError if nothing is left to learn, ChatError or SourceError naming the example.
+    and so is a tie. Raises TrainingError if there are some and none is left (aim: what for), ChatError or SourceError
+    naming the example.
     """
     counts, pairs = PairCounts(), []
     for preference in preferences:
@@ -87,13 +90,13 @@ def render_pairs(preferences: Iterable[Preference], renderer: Renderer) -> tuple
         counts.tokens += sum(example.num_pairs for example in pair)
         counts.answer_tokens += sum(int(example.learned[1:].sum()) for example in pair)
         pairs.append(pair)
-    if not pairs:
+    if preferences and not pairs:
         too_long = (
             f" and {counts.too_long:,} do not fit into {renderer.context_tokens:,} tokens (the first: "
             f"{counts.first_too_long}); raise --context or shorten them"
         )
         raise TrainingError(
-            f"nothing to prefer: of {counts.pairs:,} pairs {counts.ties:,} have two answers that are the same"
+            f"nothing to {aim}: of {counts.pairs:,} pairs {counts.ties:,} have two answers that are the same"
             + (too_long if counts.too_long else "; expected chosen and rejected to differ")
         )
     return pairs, counts

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from types import TracebackType
 
 import numpy as np
@@ -183,8 +183,11 @@ class Renderer:
             )
 
 
-def render_examples(conversations: Iterable[Conversation], renderer: Renderer) -> tuple[list[Example], RenderCounts]:
-    """Every conversation that fits, and what became of all. Raises TrainingError if nothing is left to learn."""
+def render_examples(
+    conversations: Sequence[Conversation], renderer: Renderer, aim: str = "learn"
+) -> tuple[list[Example], RenderCounts]:
+    """Every conversation that fits, and what became of all. Raises TrainingError if there are some and none fits; aim:
+    what there is nothing to do then."""
     counts, examples = RenderCounts(), []
     for conversation in conversations:
         counts.conversations += 1
@@ -200,9 +203,9 @@ def render_examples(conversations: Iterable[Conversation], renderer: Renderer) -
         counts.tokens += example.num_pairs
         counts.learned_tokens += int(example.learned[1:].sum())
         examples.append(example)
-    if not examples:
+    if conversations and not examples:
         raise TrainingError(
-            f"nothing to learn: all answers of the {counts.conversations:,} conversations were cut off (the first: "
+            f"nothing to {aim}: all answers of the {counts.conversations:,} conversations were cut off (the first: "
             f"{counts.first_too_long}): none fits into {renderer.context_tokens:,} tokens with its question; raise "
             "--context or shorten them"
         )

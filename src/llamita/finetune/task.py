@@ -243,7 +243,11 @@ class ConversationTuning(FineTuning):
         lines = [f"{name}: {line}" for name, line in count_lines(self.lesson.counts)]
         lines.append(f"rows: {self.num_rows:,} of {self.context} tokens hold an epoch, each conversation whole")
         graded = f", {len(self.graded)} of them with short answers to compare" if self.graded else ""
-        return [*lines, f"held out: {len(self.lesson.held_out):,} conversations{graded}"]
+        left_out = self.lesson.held_counts.too_long
+        more = (
+            f"; {left_out:,} more are too long, the first: {self.lesson.held_counts.first_too_long}" if left_out else ""
+        )
+        return [*lines, f"held out: {len(self.lesson.held_out):,} conversations{graded}{more}"]
 
     def numbers(self, nats_per_target: float) -> dict[str, float]:
         return {}

@@ -113,6 +113,7 @@ def test_columns_and_a_system_prompt() -> None:
         ({"prompt": LONG, "chosen": [user("Who?"), says(GOOD)], "rejected": [user("Who?"), says(BAD)]},
          "begins a conversation of its own beside prompt"),
         ({"prompt": "Who?", "chosen": says(GOOD) | {"weight": 0}, "rejected": BAD}, "nothing to learn"),
+        ({"prompt": LONG, "chosen": says(GOOD) | {"weight": 0}, "rejected": BAD}, "weight 0, so there is nothing"),
     ],
 )  # fmt: skip
 def test_refusals(values: dict[str, Any], message: str) -> None:

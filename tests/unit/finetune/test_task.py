@@ -212,6 +212,7 @@ def test_new_marks_get_rows_of_their_own(make_checkpoint: Callable[..., Path], q
         ({"chat_template": "nothing"}, ChatError, "expected one of .*chatml.*or a file of Jinja"),
         ({"columns": ("frage", "answer")}, SourceError, r"questions\.jsonl:1: no 'frage' in it"),
         ({"dtype": "bfloat16"}, ConfigError, "--dtype bfloat16 needs CUDA"),
+        ({"context": 999}, ConfigError, "--context: expected at most 128, which .* sees; found 999"),
     ],
 )
 def test_refusals(
@@ -220,6 +221,46 @@ def test_refusals(
     with pytest.raises(error, match=message):
         finetune(make_config(chat_base, questions, tmp_path / "x", **changes))
     assert not (tmp_path / "x").exists()
+
+
+def test_held_out_conversations_that_do_not_fit_are_counted(chat_base: Path, questions: Path, tmp_path: Path) -> None:
+    """And if none fits, there is nothing to judge by: `best` would mean nothing."""
+    long = json.dumps({"question": "Why? " * 200, "answer": "So."}) + "\n"
+    val = tmp_path / "val.jsonl"
+    val.write_text(long + '{"question": "Who?", "answer": "She."}\n' + long)
+    lesson = open_lesson(make_config(chat_base, questions, tmp_path / "x", val=val), "cpu")
+    assert len(lesson.held_out) == 1 and lesson.held_counts.too_long == 2
+    val.write_text(long + long)
+    with pytest.raises(
+        TrainingError, match=r"nothing to judge by: all answers of the 2 .*val\.jsonl:1.*raise --context"
+    ):
+        open_lesson(make_config(chat_base, questions, tmp_path / "x", val=val), "cpu")
+
+
+def test_texts_that_cannot_be_learned(
+    plain_base: Path, tale_store: Path, make_checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    empty, text = tmp_path / "empty.txt", tmp_path / "text.txt"
+    empty.write_text("\n \n")
+    text.write_text("Once upon a time.\n<|endoftext|>\nThe end.\n")
+    with pytest.raises(SourceError, match=r"cannot fine-tune on .*empty\.txt: no text in it"):
+        finetune(make_config(plain_base, empty, tmp_path / "x"))
+    with pytest.raises(ConfigError, match=r"is a token store, which has held-out documents; leave --val\* out"):
+        finetune(make_config(plain_base, tale_store, tmp_path / "x", val_fraction=0.1))
+    with pytest.raises(SourceError, match="no text in it"):
+        finetune(make_config(plain_base, text, tmp_path / "x", general_text=empty))
+    endless = make_checkpoint(tmp_path / "endless")
+    settings = json.loads((endless / "tokenizer_config.json").read_text())
+    (endless / "tokenizer_config.json").write_text(json.dumps(settings | {"eos_token": None}))
+    if load_tokenizer(endless).eos_id is None:
+        with pytest.raises(TokenizerError, match="has no end-of-text token"):
+            finetune(make_config(endless, text, tmp_path / "x"))
+
+
+def test_a_template_that_cannot_be_read(chat_base: Path, questions: Path, tmp_path: Path) -> None:
+    (tmp_path / "bytes.jinja").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(SourceError, match=r"cannot read chat template .*bytes\.jinja"):
+        finetune(make_config(chat_base, questions, tmp_path / "x", chat_template=str(tmp_path / "bytes.jinja")))
 
 
 @pytest.mark.parametrize(
@@ -249,6 +290,7 @@ def test_settings_that_do_not_go_together() -> None:
         ({"val": Path("a"), "val_fraction": 0.1}, "exclude each other"),
         ({"val_fraction": 0.9}, "--val-fraction: expected 0 to 0.5"),
         ({"lora": True, "optimizer": "muon"}, "expected adamw with --lora"),
+        ({"lora": True, "embedding_lr": 0.1}, "--embedding-lr"),
         ({"steps": 1, "minutes": 1.0}, "--minutes and --steps exclude each other"),
     ):
         with pytest.raises(ConfigError, match=message):
