@@ -18,7 +18,7 @@ import tyro
 import llamita
 from llamita.chat import Answer, Chat
 from llamita.cli.adapters import open_adapters
-from llamita.cli.command import fail, parse
+from llamita.cli.command import check_is_file, fail, parse
 from llamita.config import check
 from llamita.errors import ChatError
 
@@ -73,11 +73,7 @@ class ChatFlags:
 
 def main(argv: list[str]) -> int | None:
     flags = parse(ChatFlags, argv, "llamita chat")
-    check(
-        not flags.model.is_dir(),
-        f"cannot chat with {flags.model}: expected a model file, found a folder; make one of it: llamita export "
-        f"{flags.model} {flags.model.name}.gguf",
-    )
+    check_is_file(flags.model, "chat with")
     with llamita.load(flags.model, tokenizer=flags.tokenizer, kernels=flags.kernels) as model:
         chat = Chat(
             model,

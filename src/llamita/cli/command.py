@@ -6,6 +6,7 @@ import contextlib
 import io
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TypeVar
 
 import tyro
@@ -49,6 +50,15 @@ def _one_line(box: str) -> str:
     if len(kept) > 1 and kept[1].startswith("Perhaps you meant") and nearest:
         message += f"; perhaps you meant {nearest[0]}"
     return message[0].lower() + message[1:]
+
+
+def check_is_file(model: Path, verb: str) -> None:
+    """Raise ConfigError where a checkpoint stands and a model file is wanted."""
+    if model.is_dir():
+        raise ConfigError(
+            f"cannot {verb} {model}: expected a model file, found a folder; make one of it: llamita export "
+            f"{model} {model.name}.gguf"
+        )
 
 
 def fail(message: str) -> int:

@@ -12,9 +12,9 @@ import tyro
 
 from llamita.cli.byte_progress import byte_progress
 from llamita.cli.command import VERIFY, parse, requires_extra
-from llamita.cli.table import print_table
 from llamita.config import flag
 from llamita.errors import ConfigError
+from llamita.table import print_table
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 
@@ -103,6 +103,8 @@ def export_adapter(flags: ExportFlags, adapter: Path) -> None:
         ("use", f"with the checkpoint's own .gguf: llamita run|chat BASE.gguf --adapter {report.path}[:SCALE]"),
         ("or", f"llama-cli -m BASE.gguf --lora {report.path}"),
     ]
+    if report.other_base is not None:
+        rows.append(("note", f"the adapter was made for {report.other_base}: with another checkpoint it means nothing"))
     if report.chat_template is False:
         rows.append((
             "note", "the checkpoint has no chat template, which chat needs BASE.gguf to have: export BASE.gguf of what "

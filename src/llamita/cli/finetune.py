@@ -12,8 +12,8 @@ from typing import Annotated
 import tyro
 
 from llamita.cli.command import parse, requires_extra
-from llamita.cli.table import print_table
 from llamita.config import FinetuneConfig
+from llamita.table import print_table
 
 STARTED = time.monotonic()
 
@@ -74,6 +74,11 @@ def main(argv: list[str]) -> int:
         best = [value for step, value in told if step == result.summary["best_step"]]  # what is exported
         if best:
             rows.append((what, f"{told[0][1]:.4f} before, {best[-1]:.4f} after"))
+    if result.summary["best_step"] == 0 and result.summary["steps"] > 0:
+        rows.append((
+            "note", f"nothing better than {config.checkpoint} was found: best is as it was before the first step, "
+            f"{config.out}/latest has what was learned; more examples, or a lower --learning-rate, may help",
+        ))  # fmt: skip
     print_table([*rows, *next_steps(config)], sys.stderr)
     return 0
 

@@ -11,7 +11,7 @@ import tyro
 
 import llamita
 from llamita.cli.adapters import open_adapters
-from llamita.cli.command import parse
+from llamita.cli.command import check_is_file, parse
 from llamita.config import check
 from llamita.engine import Generation, Model
 
@@ -90,6 +90,8 @@ def main(argv: list[str]) -> int | None:
 
 def _open(flags: RunFlags) -> Model:
     """The model; one of llama2.c's without -z takes the tokenizer.bin of this folder, as llama2.c does."""
+    if flags.model is not None:
+        check_is_file(flags.model, "run")
     model = llamita.load(flags.model, tokenizer=flags.tokenizer, kernels=flags.kernels)
     if flags.tokenizer is None and not model.info.has_tokenizer and model.info.format.startswith("llama2.c"):
         model.close()

@@ -251,8 +251,12 @@ def read_store_info(path: Path) -> dict[str, Any]:
     """store.json, its fields checked. Raises StoreError."""
     file = Path(path) / "store.json"
     if not file.is_file():
-        what = "no such folder" if not Path(path).exists() else "no store.json in it"
-        raise StoreError(f"cannot open store {path}: {what}; make one with: llamita prepare SOURCE --out {path}")
+        if Path(path).exists():  # texts, most likely
+            raise StoreError(
+                f"cannot open store {path}: no store.json in it; make a store of texts: llamita prepare {path} --out "
+                "STORE"
+            )
+        raise StoreError(f"cannot open store {path}: no such folder; make one: llamita prepare SOURCE --out {path}")
     try:
         info = json.loads(file.read_bytes())
         _check_info(info)

@@ -16,7 +16,7 @@ import numpy as np
 from llamita.checkpoint import load_config, resolve_checkpoint
 from llamita.finetune.adapter import load_adapter, resolve_adapter
 from llamita.finetune.lora import lora_specs
-from llamita.finetune.merging import has_tokenizer
+from llamita.finetune.merging import has_tokenizer, other_base
 from llamita.formats.export import model_name
 from llamita.formats.gguf import Value, write_gguf
 from llamita.formats.quantize import Bytes, Floats, quantize
@@ -35,6 +35,7 @@ class AdapterExportReport:
     num_parameters: int
     alpha: float
     chat_template: bool | None
+    other_base: str | None = None  # what the adapter was made for, if that is another checkpoint
 
 
 def export_adapter(adapter: Path, checkpoint: Path, out: Path) -> AdapterExportReport:
@@ -42,8 +43,8 @@ def export_adapter(adapter: Path, checkpoint: Path, out: Path) -> AdapterExportR
 
     Raises CheckpointError, TokenizerError, FormatError (numbers that are not finite), OutputError.
     """
-    config = load_config(checkpoint)
-    loaded = load_adapter(resolve_adapter(adapter), config)
+    config, base, directory = load_config(checkpoint), resolve_checkpoint(checkpoint), resolve_adapter(adapter)
+    loaded, made_for = load_adapter(directory, config), other_base(directory, base)
     updates = loaded.updates
     first = next(iter(updates.values()))
     alpha = float(np.float32(first.scale * first.rank))
@@ -67,11 +68,11 @@ def export_adapter(adapter: Path, checkpoint: Path, out: Path) -> AdapterExportR
         "general.type": "adapter",
         "general.name": model_name(Path(adapter)),
         "general.base_model.count": 1,
-        "general.base_model.0.name": model_name(Path(checkpoint)),  # as the model file's own general.name
+        # as the model file's own general.name: of what the adapter itself says that it was made for
+        "general.base_model.0.name": model_name(Path(made_for or checkpoint)),
         "adapter.type": "lora",
         "adapter.lora.alpha": alpha,
     }
     num_bytes = write_gguf(Path(out), metadata, infos, encoded())
-    base = resolve_checkpoint(checkpoint)
     has_template = load_tokenizer(base).chat_template is not None if has_tokenizer(base) else None
-    return AdapterExportReport(Path(out), num_bytes, len(specs), loaded.num_parameters, alpha, has_template)
+    return AdapterExportReport(Path(out), num_bytes, len(specs), loaded.num_parameters, alpha, has_template, made_for)

@@ -325,6 +325,10 @@ def _samples(history: History) -> str:
     if not evaluations:
         return ""
     prompt = str(history.config.get("prompt") or "")
+    if "checkpoint" in history.config and any(str(line["sample"]).startswith("> ") for line in evaluations):
+        how = f"to “{escape(prompt)}”" if prompt else "to held-out questions"
+        told = "".join(_sample(line, history.targets, is_open=line is evaluations[-1]) for line in evaluations)
+        return f'<h2>What it answered over time</h2><p class="soft">The most probable answers {how}.</p>{told}'
     asked = f"beginning with “{escape(prompt)}”" if prompt else "from an empty page"
     told = "".join(_sample(line, history.targets, is_open=line is evaluations[-1]) for line in evaluations)
     return f'<h2>What it told over time</h2><p class="soft">Temperature 0.8, {asked}, at each evaluation.</p>{told}'

@@ -132,5 +132,5 @@ def test_damaged_stores(tmp_path: Path, damage: Callable[[Path], object], messag
 
 
 def test_no_store(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match="no such folder; make one with: llamita prepare"):
+    with pytest.raises(StoreError, match="no such folder; make one: llamita prepare"):
         TokenStore(tmp_path / "missing")
