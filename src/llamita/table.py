@@ -9,15 +9,16 @@ from rich.console import Console
 from rich.table import Table
 
 
-def print_table(rows: Sequence[Sequence[str]], file: TextIO) -> None:
+def print_table(rows: Sequence[Sequence[str]], file: TextIO | Console) -> None:
     """Print rows of equally many cells, indented, the first column emphasised on a terminal."""
     if not rows:
         return
-    if not file.isatty():
+    console = file if isinstance(file, Console) else Console(file=file, highlight=False)
+    if not console.is_terminal:
         widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
         for row in rows:
             cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
-            print("  " + "  ".join(cells).rstrip(), file=file)
+            print("  " + "  ".join(cells).rstrip(), file=console.file)
         return
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold", no_wrap=True)
@@ -25,7 +26,7 @@ def print_table(rows: Sequence[Sequence[str]], file: TextIO) -> None:
         table.add_column(overflow="fold")
     for row in rows:
         table.add_row(*(_escaped(cell) for cell in row))
-    Console(file=file, highlight=False).print(table)
+    console.print(table)
 
 
 def _escaped(cell: str) -> str:

@@ -57,6 +57,7 @@ LEVELS = {
     "formats.verify": 4,
     "finetune": 5,
     "cli": 6,
+    "table": 0,
 }
 ENVIRONMENT_READERS = ("cli", "training.distributed", "user_cache")
 

@@ -18,7 +18,6 @@ import numpy.typing as npt
 import tyro
 
 from llamita.cli.command import parse, requires_extra
-from llamita.cli.table import print_table
 from llamita.config import check
 from llamita.data.batches import Documents
 from llamita.data.sample_metrics import Sample
@@ -28,6 +27,7 @@ from llamita.data.sources import read_documents
 from llamita.engine import Model, load
 from llamita.errors import CheckpointError, ConfigError, SourceError, TokenizerError
 from llamita.sample_report import Telling, Told, opened_in_engine, tell_and_measure
+from llamita.table import print_table
 
 ROUND_TRIPS = 32  # documents of a store that a model file's tokenizer must give the same ids for
 

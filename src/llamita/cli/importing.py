@@ -11,7 +11,7 @@ import tyro
 
 from llamita.cli.byte_progress import byte_progress
 from llamita.cli.command import VERIFY, parse, requires_extra
-from llamita.cli.table import print_table
+from llamita.table import print_table
 
 
 @dataclasses.dataclass(frozen=True)

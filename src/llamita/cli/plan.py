@@ -10,8 +10,8 @@ from typing import Annotated
 import tyro
 
 from llamita.cli.command import parse, requires_extra
-from llamita.cli.table import print_table
 from llamita.config import TrainConfig
+from llamita.table import print_table
 
 
 @dataclasses.dataclass(frozen=True)

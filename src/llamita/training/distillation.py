@@ -101,7 +101,8 @@ class DistillationLoss(nn.Module):
         assert model.config.vocab_size == teacher.config.vocab_size and 0.0 <= share <= 1.0 and temperature > 0
         self.model, self.compute = model, compute
         self.share, self.temperature, self.attention = share, temperature, attention
-        self._hidden_states = torch.compile(model.hidden_states, dynamic=False) if compiled else model.hidden_states
+        # as in SummedLoss: only where there is a gradient to compute
+        self._compiled = torch.compile(model.hidden_states, dynamic=False) if compiled else model.hidden_states
         self._teacher = (teacher.requires_grad_(False).eval(),)  # no part of this module: it neither learns nor trains
 
     @property
@@ -115,7 +116,8 @@ class DistillationLoss(nn.Module):
 
     def forward(self, inputs: Tensor, targets: Tensor, *more: Tensor) -> Tensor:
         with torch.autocast(inputs.device.type, self.compute, enabled=self.compute != torch.float32):
-            hidden = self._hidden_states(inputs, self._cache(*more))
+            hidden_states = self._compiled if torch.is_grad_enabled() else self.model.hidden_states
+            hidden = hidden_states(inputs, self._cache(*more))
         counts = targets != IGNORED
         weight = self.model.output_weight.to(self.compute)
         hidden = hidden[counts].to(self.compute)

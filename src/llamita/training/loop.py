@@ -15,7 +15,7 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -90,23 +90,44 @@ class Pending:
         return cls(torch.zeros((), dtype=torch.float64, device=device), torch.zeros((), device=device))
 
 
+@contextlib.contextmanager
+def memory_errors_named() -> Iterator[None]:
+    """Turn the framework's "out of memory" into a TrainingError that says what to change."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        raise TrainingError(
+            f"training failed: the memory is too small: {str(error).strip().splitlines()[0]}; fewer --batch-rows (with "
+            "more --accumulate a step stays as it is), --recompute, a shorter --context or a smaller model need less"
+        ) from error
+
+
 def run_task(
     config: RunConfig,
     make_task: Callable[[Ranks], Task],
     started: float,
     sequel_seconds: Callable[[Task], float] = lambda task: 0.0,
+    opening: str = "",
 ) -> TrainResult:
     """Train what make_task builds in this process, or go on with the run in config.out if config.resume.
 
     started: time.monotonic() when the command began, for --minutes; sequel_seconds: how much of them is for what the
-    caller does after a run that saw its text more than once. SIGINT and SIGTERM save a checkpoint and return with
-    `interrupted`. A run that is finished is left as it is. Raises what make_task raises, ConfigError, TrainingError,
-    CheckpointError, OutputError.
+    caller does after a run that saw its text more than once; opening: what to say before make_task. SIGINT and SIGTERM
+    save a checkpoint and return with `interrupted`. A run that is finished is left as it is. Raises what make_task
+    raises, ConfigError, TrainingError, CheckpointError, OutputError.
     """
     check_trackers(config.track)
-    with start_ranks(config.device, config.threads) as ranks, TrainingDisplay(enabled=ranks.is_first) as display:
+    with (
+        start_ranks(config.device, config.threads) as ranks,
+        memory_errors_named(),
+        TrainingDisplay(enabled=ranks.is_first) as display,
+    ):
         if ranks.is_first:  # told before minutes go into planning and compiling
-            is_begun(config.out, ranks.launch, resume=config.resume, restarted=ranks.restarts > 0)
+            is_begun(config, ranks.launch, restarted=ranks.restarts > 0)
+        if opening:
+            display.say(opening, style="dim")
         task = make_task(ranks)
         resuming, finished = _open(task, ranks)
         if finished:
@@ -126,7 +147,7 @@ def _open(task: Task, ranks: Ranks) -> tuple[bool, dict[str, Any]]:
         description = describe_run(
             config, task.model_config, rows_per_step, task.facts(), ranks.launch, targets=task.targets
         )
-        resuming = open_run(config.out, description, resume=config.resume, restarted=ranks.restarts > 0)
+        resuming = open_run(config, description, restarted=ranks.restarts > 0)
         found = resuming, resuming and bool(finished_summary(config.out))
     is_resumed, is_finished = ranks.agree(*found)
     return bool(is_resumed), finished_summary(config.out) if is_finished else {}
@@ -150,6 +171,7 @@ class Trainer:
         self.model, self.batches = task.model, task.batches
         self.rows_per_step = task.batch_rows * config.accumulate * ranks.world_size
         tokens_per_step = round(self.rows_per_step * task.tokens_per_row)
+        self._announce_task()
         task.initialize()
         task.prepare(display.evaluating)
         self.sharded = config.fsdp and ranks.world_size > 1
@@ -163,14 +185,14 @@ class Trainer:
         self.held_out: float | None = None
         self.best: tuple[float, int] | None = None  # the objective on what is held out, step
         self.num_worse, self.is_late = 0, False  # evaluations since the best one; minutes over before the first step
-        self.retreats, self.has_learned = 0, False
+        self.retreats, self.has_learned, self.is_ending = 0, False, False
         metrics_bytes = self._restore() if resuming else 0
         self.earlier_seconds = self.position.seconds
         self.metrics = MetricsLog(config.out, metrics_bytes, config.track, display.say) if ranks.is_first else None
         self.peak_flops = peak_flops(ranks.device, compute_type(config.dtype))
         self.last_save = time.monotonic()
         self._mark_speed()
-        self._announce()
+        self._announce_run()
 
     def _distribute(self) -> nn.Module:
         """The loss as all processes compute it together: each with the whole network, or with a shard of it."""
@@ -183,15 +205,18 @@ class Trainer:
         compute = compute_type(self.config.dtype)
         return shard(self.task.loss, self.model, self.ranks.device, compute)
 
-    def _announce(self) -> None:
+    def _announce_task(self) -> None:
+        self.display.table(self.task.table())
+        for line in self.task.lines():
+            self.display.say(line)
+
+    def _announce_run(self) -> None:
         task, config, say = self.task, self.config, self.display.say
         rows = f"{task.batch_rows} rows of {task.context}"
         if config.accumulate > 1:
             rows += f" × {config.accumulate} passes"
         if self.ranks.world_size > 1:
             rows += f" × {self.ranks.world_size} processes"
-        for line in task.lines():
-            say(line)
         tokens = self.rows_per_step * task.context
         others = "" if config.embedding_lr is None else f", of embeddings {config.embedding_lr:.2g}"
         say(f"tokens per step: {tokens} ({rows}); peak learning rate {config.learning_rate:.2g}{others}")
@@ -248,7 +273,8 @@ class Trainer:
             at.first_second = at.seconds
             self._warn_if_late()
         self.budget.note_pace(at)
-        over = self.budget.is_over(at) or 0 < self.config.patience <= self.num_worse
+        # once: the last evaluation may be over sooner than was kept for it, but the rates have fallen to nothing
+        over = self.is_ending = self.is_ending or self.budget.is_over(at) or 0 < self.config.patience <= self.num_worse
         wanted = over or self.budget.wants_evaluation(at, self.evaluations) or (at.step == 0 and self.task.judges_first)
         evaluate = wanted and self.evaluated_step != at.step and self.task.held_out_tokens > 0
         return over, evaluate, bool(save), bool(stopped)
@@ -345,7 +371,7 @@ class Trainer:
             self.task.initialize()
             self.position = Position(seconds=self.position.seconds, first_second=self.position.first_second)
             self.pending, self.has_learned = Pending.empty(self.ranks.device), False
-        self.retreats = retreats
+        self.retreats, self.is_ending = retreats, False
         self.batches.load_state_dict(rows)
         step, share = self.position.step, RETREAT_SHARE**retreats
         self.display.say(
@@ -435,8 +461,10 @@ class Trainer:
             shares.append(share)
             return True
 
+        self._end_interval()
         if self.task.held_out_tokens > 0:
             self.task.evaluate(num_batches=2 * self.ranks.world_size, advance=note)
+        self._mark_speed()
         self.budget.plan_evaluations(self.ranks.agree((time.monotonic() - start) / shares[-1])[0], self.position)
 
     def _evaluate(self, stop: StopSignal) -> bool:

@@ -18,7 +18,7 @@ import torch
 
 from llamita.config import ModelConfig, Shape, TrainConfig
 from llamita.data.mixture import open_documents
-from llamita.errors import TrainingError
+from llamita.errors import ConfigError, TrainingError
 from llamita.model.llama import Llama
 from llamita.training.budget import CLOSING_SECONDS
 from llamita.training.defaults import TOKENS_PER_PASS, decay_for, ffn_for, fill_defaults
@@ -35,6 +35,7 @@ TRAINING_SHARE = 0.94  # of the minutes: the rest is start, evaluations and savi
 NEGLIGIBLE = 0.003  # of the bits: of shapes so close together the smallest is taken
 WIDTHS = (64, 96, 128, 160, 192, 256, 320, 384, 512, 640, 768, 1024, 1280, 1536, 2048)
 CONTEXTS = {"cpu": (128, 512), "cuda": (256, 1024)}  # at least, at most
+Rows = list[tuple[str, ...]]  # of a table
 PLANNED_FIELDS = ("preset", "layers", "hidden", "heads", "kv_heads", "ffn", "context", "weight_decay")
 # How often tokens may repeat, and weights outnumber the tokens there are, until more of them add 1/e of the first
 # (Muennighoff et al., arXiv 2305.16264)
@@ -112,19 +113,46 @@ def ladder_shape(hidden: int, context: int) -> Shape:
     )
 
 
+def planned_shapes(config: TrainConfig, context: int) -> list[Shape]:
+    """The ladder's shapes with the --kv-heads and --ffn that were said. Raises ConfigError if they fit none of them."""
+    shapes = [
+        dataclasses.replace(
+            shape,
+            num_key_value_heads=config.kv_heads or shape.num_key_value_heads,
+            intermediate_size=config.ffn or shape.intermediate_size,
+        )
+        for shape in (ladder_shape(width, context) for width in WIDTHS)
+        if shape.num_attention_heads % (config.kv_heads or 1) == 0
+    ]
+    if not shapes:
+        raise ConfigError(
+            f"train: --kv-heads {config.kv_heads}: expected a divisor of the heads of a planned shape "
+            f"({WIDTHS[0] // 32} to {WIDTHS[-1] // 64}); say another number, or --layers, --hidden and --heads too"
+        )
+    return shapes
+
+
 def plan_run(
     config: TrainConfig, *, vocab_size: int, lengths: npt.NDArray[Any], device: torch.device, world_size: int = 1
 ) -> Plan:
     """Choose a shape for config.minutes on this machine (a few seconds of probing).
 
-    lengths: tokens of each training document. config.context, if given, is kept.
+    lengths: tokens of each training document. What config says of the shape is kept. Raises ConfigError if no shape
+    can be so.
     """
     minutes = fill_defaults(dataclasses.replace(config, preset="0.5M"), device, world_size).minutes
     assert minutes is not None
     seconds = max(0.1 * 60 * minutes, 60 * minutes * TRAINING_SHARE - CLOSING_SECONDS)
     context = config.context or context_for(lengths, device)
     unique_tokens = int(lengths.sum())
-    shapes = [ladder_shape(width, context) for width in WIDTHS]
+    shapes = planned_shapes(config, context)
+
+    def nearest(width: int, among: list[Shape]) -> Shape:
+        return min(among, key=lambda shape: abs(shape.hidden_size - width))
+
+    near = [nearest(128, shapes)]  # small ones: they are measured in seconds
+    if others := [shape for shape in shapes if shape != near[0]]:
+        near.append(nearest(192, others))
 
     def measured(shape: Shape) -> float:
         """Seconds that a token takes."""
@@ -137,12 +165,12 @@ def plan_run(
     def chosen_of(points: list[tuple[float, float]]) -> tuple[Estimate, tuple[Estimate, ...]]:
         return choose(points, shapes, vocab_size, seconds, unique_tokens, untied=config.untied)
 
-    points = [(operations(shape), measured(shape)) for shape in (shapes[2], shapes[4])]
+    points = [(operations(shape), measured(shape)) for shape in near]
     best = chosen_of(points)[0]
-    if best.shape not in (shapes[2], shapes[4]):  # far from what was measured: measure there too
+    if best.shape not in near:  # far from what was measured: measure there too
         points.append((operations(best.shape), measured(best.shape)))
     best, estimates = chosen_of(points)
-    chosen = with_step(with_shape(config, best.shape), step_tokens(best.tokens, device), world_size)
+    chosen = with_step(with_shape(config, best.shape), step_tokens(best.tokens, device, world_size), world_size)
     filled = fill_defaults(with_decay(chosen, best.epochs), device, world_size)
     on_cpu = device.type == "cpu"
     name = f"{torch.get_num_threads()} threads of the CPU" if on_cpu else torch.cuda.get_device_name(device)
@@ -178,9 +206,11 @@ def choose(
 
 def interpolate(points: Sequence[tuple[float, float]], operations: float) -> float:
     """Seconds a token between and beyond measured points: straight lines in the logarithms, of slope 0.5 to 1.1 where
-    they go beyond (small steps are bound by overhead, large ones by arithmetic)."""
+    they go beyond (small steps are bound by overhead, large ones by arithmetic). One point alone: in proportion."""
     known = sorted((math.log(x), math.log(y)) for x, y in points)
     at = math.log(operations)
+    if len(known) == 1:
+        return math.exp(known[0][1] + at - known[0][0])
     upper = min(max(1, sum(x < at for x, _ in known)), len(known) - 1)
     (x0, y0), (x1, y1) = known[upper - 1], known[upper]
     slope = (y1 - y0) / (x1 - x0)
@@ -219,11 +249,12 @@ def with_shape(config: TrainConfig, shape: Shape) -> TrainConfig:
     )
 
 
-def step_tokens(tokens: float, device: torch.device) -> int:
+def step_tokens(tokens: float, device: torch.device, world_size: int = 1) -> int:
     """Tokens a step for a run of so many: a power of two, through what was best on CPUs (1,024 for 0.6 M, 2,048 for
-    1.8 M, 4,096 for 2.4 to 5 M and good for 11 M: docs/log.md), then with their 0.383th power (nanochat's runs)."""
+    1.8 M, 4,096 for 2.4 to 5 M and good for 11 M: docs/log.md), then with their 0.383th power (nanochat's runs). On
+    GPUs as many as each of them takes well, as without a plan."""
     if device.type != "cpu":
-        return TOKENS_PER_PASS[device.type]
+        return TOKENS_PER_PASS[device.type] * world_size
     wanted = min(4096, 2048 * (tokens / 1.3e6) ** 0.6) * max(1.0, tokens / 8e6) ** 0.383
     return int(min(16384, max(1024, 1 << round(math.log2(wanted)))))
 
@@ -270,21 +301,27 @@ def probe_seconds_per_token(
     return times[len(times) // 4] / (num_tokens * config.accumulate * world_size)
 
 
-def settled(config: TrainConfig, *, vocab_size: int, lengths: npt.NDArray[Any], ranks: Ranks) -> TrainConfig:
-    """The flags with a shape: as a resumed run was planned, else as it is planned now, the same in all processes."""
+def settled(
+    config: TrainConfig, *, vocab_size: int, lengths: npt.NDArray[Any], ranks: Ranks
+) -> tuple[TrainConfig, Rows]:
+    """The flags with a shape: as a resumed run was planned, else as it is planned now, the same in all processes; and
+    the table of what was planned now."""
     if not wants_plan(config):
-        return config
+        return config, []
     before = remembered_run(config.out) if config.resume else None
     if before is not None:
         values, rows = before
         known: dict[str, Any] = {name: values.get(name) for name in PLANNED_FIELDS if getattr(config, name) is None}
         config = dataclasses.replace(config, **known)
-        return with_step(config, rows * (config.context or 0), ranks.world_size)
+        return with_step(config, rows * (config.context or 0), ranks.world_size), []
     plan = plan_run(config, vocab_size=vocab_size, lengths=lengths, device=ranks.device, world_size=ranks.world_size)
     best = plan.best
-    hidden, tokens, epochs = ranks.agree(best.shape.hidden_size, step_tokens(best.tokens, ranks.device), best.epochs)
-    shape = ladder_shape(round(hidden), best.shape.max_position_embeddings)
-    return with_decay(with_step(with_shape(config, shape), round(tokens), ranks.world_size), epochs)
+    tokens = step_tokens(best.tokens, ranks.device, ranks.world_size)
+    hidden, agreed_tokens, epochs = ranks.agree(best.shape.hidden_size, tokens, best.epochs)
+    shapes = planned_shapes(config, best.shape.max_position_embeddings)
+    shape = next(each for each in shapes if each.hidden_size == round(hidden))
+    config = with_step(with_shape(config, shape), round(agreed_tokens), ranks.world_size)
+    return with_decay(config, epochs), describe_plan(plan)[0]
 
 
 def plan_store(config: TrainConfig) -> Plan:
@@ -298,7 +335,7 @@ def plan_store(config: TrainConfig) -> Plan:
         )  # fmt: skip
 
 
-def describe_plan(plan: Plan) -> tuple[list[tuple[str, ...]], list[tuple[str, ...]]]:
+def describe_plan(plan: Plan) -> tuple[Rows, Rows]:
     """Two tables: what was chosen beside the rule of thumb for it, and the shapes that were weighed, best in the
     middle."""
     best, config, device = plan.best, plan.filled, plan.device

@@ -25,7 +25,7 @@ from llamita.training.distributed import Ranks, compute_type
 from llamita.training.evaluate import bits_per_byte
 from llamita.training.loop import TrainResult, run_task
 from llamita.training.loss import SummedLoss
-from llamita.training.planner import settled
+from llamita.training.planner import settled, wants_plan
 from llamita.training.progress import format_count
 from llamita.training.task import Evaluation, Task
 from llamita.training.throughput import flops_per_token
@@ -44,7 +44,8 @@ def train(
     `interrupted`.
     """
     started = time.monotonic() if started is None else started
-    return run_task(config, lambda ranks: Pretraining(config, ranks), started, sequel_seconds)
+    opening = "measuring this machine, to plan the minutes" if wants_plan(config) and not config.resume else ""
+    return run_task(config, lambda ranks: Pretraining(config, ranks), started, sequel_seconds, opening)
 
 
 class Pretraining(Task):
@@ -62,7 +63,9 @@ class Pretraining(Task):
             raise TrainingError(f"cannot train on {self.data.names}: no training documents in it; prepare more text")
         self.epoch_tokens, self.held_out_tokens = self.train_split.num_tokens, self.val_split.num_tokens
         self.bytes_per_token = self.train_split.text_bytes / self.train_split.num_tokens
-        config = settled(config, vocab_size=self.data.vocab_size, lengths=self.data.train.lengths, ranks=ranks)
+        config, self._plan = settled(
+            config, vocab_size=self.data.vocab_size, lengths=self.data.train.lengths, ranks=ranks
+        )
         self.config: TrainConfig = fill_defaults(config, ranks.device, ranks.world_size, epoch_tokens=self.epoch_tokens)
         config = self.config
         assert config.context and config.batch_rows
@@ -101,6 +104,9 @@ class Pretraining(Task):
             *teacher,
             *([self._compilation] if self._compilation else []),
         ]
+
+    def table(self) -> list[tuple[str, ...]]:
+        return self._plan
 
     def _stores_line(self) -> str:
         """What an epoch takes of each store; nothing where there is one, and all of it."""

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from types import TracebackType
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
+
+from llamita.table import print_table
 
 SECONDS_BETWEEN_LINES = 10.0
 SHORT = {"tokens": "tok", "learned tokens": "learned tok"}
@@ -46,6 +49,11 @@ class TrainingDisplay:
         """One line of its own."""
         if self.enabled:
             self.console.print(escape(text), style=style, soft_wrap=not self.is_live)
+
+    def table(self, rows: Sequence[Sequence[str]]) -> None:
+        """Rows of cells, the first row and the first column being what they are about."""
+        if self.enabled:
+            print_table(rows, self.console)
 
     def update(
         self,

@@ -50,16 +50,19 @@ def describe_run(
     }
 
 
-def is_begun(run: Path, launch: str, *, resume: bool, restarted: bool = False) -> bool:
-    """Whether the folder holds the run that is to go on; False: a new one is to begin there.
+def is_begun(config: RunConfig, launch: str, *, restarted: bool = False) -> bool:
+    """Whether config.out holds the run that is to go on; False: a new one is to begin there.
 
-    restarted: by torchrun, after a process died: a run that the same torchrun (launch) began goes on without resume.
-    Raises OutputError if a new run finds the folder in use, CheckpointError if there is no run to resume.
+    restarted: by torchrun, after a process died: a run that the same torchrun (launch) began goes on without --resume.
+    Raises OutputError if a new run finds the folder in use, CheckpointError if there is no run to resume, ConfigError
+    if it is one of another kind.
     """
+    run = config.out
     is_run = (run / NAME).is_file()
-    if resume and not is_run:
+    if config.resume and not is_run:
         raise CheckpointError(f"cannot resume {run}: it holds no run (no {NAME}); train without --resume first")
-    if resume or (restarted and is_run and _read(run).get("launch") == launch != ""):
+    if config.resume or (restarted and is_run and _read(run).get("launch") == launch != ""):
+        _check_same_kind(config)
         return True
     if is_run:
         raise OutputError(f"cannot train into {run}: it holds a run; --resume it, or choose another --out")
@@ -68,12 +71,31 @@ def is_begun(run: Path, launch: str, *, resume: bool, restarted: bool = False) -
     return False
 
 
-def open_run(run: Path, description: dict[str, Any], *, resume: bool, restarted: bool = False) -> bool:
+def _check_same_kind(config: RunConfig) -> None:
+    """Raise ConfigError if the run is another verb's, or learns something else: what all other settings follow from."""
+    run, now = config.out, dataclasses.asdict(config)
+    before = _read(run)["config"]
+    verbs = ["finetune" if "checkpoint" in values else "train" for values in (before, now)]
+    if verbs[0] != verbs[1]:
+        raise ConfigError(
+            f"cannot resume {run}: it is a run of llamita {verbs[0]}, found llamita {verbs[1]}; resume it with "
+            "that, or choose another --out"
+        )
+    for name in ("lora", "preference"):
+        if name in now and before.get(name) != now[name]:
+            raise ConfigError(
+                f"cannot resume {run}: {flag(name)}: the run was started with {before.get(name)}, found {now[name]}; "
+                "give the same"
+            )
+
+
+def open_run(config: RunConfig, description: dict[str, Any], *, restarted: bool = False) -> bool:
     """Make the run directory, or check that the one there fits; True if there is a checkpoint to resume from.
 
     Raises what is_begun raises, ConfigError naming the flag that differs, OutputError if the folder cannot be written.
     """
-    if not is_begun(run, description["launch"], resume=resume, restarted=restarted):
+    run = config.out
+    if not is_begun(config, description["launch"], restarted=restarted):
         try:
             run.mkdir(parents=True, exist_ok=True)
         except OSError as error:

@@ -80,6 +80,10 @@ class Task(ABC):
     def lines(self) -> list[str]:
         """What it is, to be said as it begins."""
 
+    def table(self) -> list[tuple[str, ...]]:
+        """What was chosen for it, and why, to be shown as it begins: rows of cells."""
+        return []
+
     @abstractmethod
     def initialize(self) -> None:
         """Give the network the weights that the run begins with."""

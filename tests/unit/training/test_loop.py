@@ -26,7 +26,7 @@ from llamita.training import loop as loop_module  # noqa: E402
 from llamita.training import pretraining as pretraining_module  # noqa: E402
 from llamita.training import task as task_module  # noqa: E402
 from llamita.training.evaluate import bits_per_byte  # noqa: E402
-from llamita.training.loop import Trainer, run_task  # noqa: E402
+from llamita.training.loop import Trainer, memory_errors_named, run_task  # noqa: E402
 from llamita.training.loss import SummedLoss  # noqa: E402
 from llamita.training.metrics import read_metrics  # noqa: E402
 from llamita.training.pretraining import train  # noqa: E402
@@ -300,6 +300,24 @@ def test_a_folder_in_use_is_refused_before_anything_is_planned(tale_store: Path,
     config = make_config(tale_store, tmp_path / "letters")
     with pytest.raises(OutputError, match="it exists and is no run"):
         run_task(config, lambda ranks: pytest.fail("planned"), time.monotonic())
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nMore lines"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: 9 bytes"),
+    ],
+)
+def test_too_little_memory_is_said_in_one_line(error: RuntimeError) -> None:
+    with (
+        pytest.raises(TrainingError, match=r"memory is too small: .*; fewer --batch-rows") as found,
+        memory_errors_named(),
+    ):
+        raise error
+    assert "\n" not in str(found.value)
+    with pytest.raises(RuntimeError, match="another"), memory_errors_named():
+        raise RuntimeError("another")
 
 
 def test_the_command_line(tale_store: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,7 @@ torch = pytest.importorskip("torch")
 
 import torch.nn.functional as F  # noqa: E402
 
-from llamita.config import PRESETS, ModelConfig, TrainConfig  # noqa: E402
+from llamita.config import PRESETS, FinetuneConfig, ModelConfig, TrainConfig  # noqa: E402
 from llamita.errors import CheckpointError, ConfigError, OutputError, TrainingError  # noqa: E402
 from llamita.model.llama import Llama  # noqa: E402
 from llamita.training import loss as loss_module  # noqa: E402
@@ -27,7 +27,7 @@ from llamita.training.distributed import choose_device, meet, start_ranks  # noq
 from llamita.training.loss import SummedLoss  # noqa: E402
 from llamita.training.metrics import MetricsLog, read_metrics  # noqa: E402
 from llamita.training.progress import format_count, format_seconds  # noqa: E402
-from llamita.training.rundir import check_same_run, describe_run, open_run  # noqa: E402
+from llamita.training.rundir import check_same_run, describe_run, is_begun, open_run  # noqa: E402
 from llamita.training.schedule import Schedule  # noqa: E402
 from llamita.training.signals import StopSignal  # noqa: E402
 from llamita.training.throughput import flops_per_token, peak_flops  # noqa: E402
@@ -271,24 +271,35 @@ def test_metrics_are_cut_back_to_the_checkpoint(tmp_path: Path) -> None:
 
 
 def test_a_run_directory_is_neither_overwritten_nor_made_up(tmp_path: Path) -> None:
-    run, data = tmp_path / "run", {"tokens": 5}
-    description = describe_run(make_config(steps=3), TINY, 8, data)
+    config = dataclasses.replace(make_config(steps=3), out=tmp_path / "run")
+    again, description = dataclasses.replace(config, resume=True), describe_run(config, TINY, 8, {"tokens": 5})
     with pytest.raises(CheckpointError, match="holds no run"):
-        open_run(run, description, resume=True)
-    assert not run.exists()
-    assert open_run(run, description, resume=False) is False
+        open_run(again, description)
+    assert not config.out.exists()
+    assert open_run(config, description) is False
     with pytest.raises(OutputError, match="it holds a run; --resume it, or choose another --out"):
-        open_run(run, description, resume=False)
-    assert open_run(run, description, resume=True) is False, (
-        "killed before its first checkpoint: starts from the beginning"
-    )
+        open_run(config, description)
+    assert open_run(again, description) is False, "killed before its first checkpoint: starts from the beginning"
     (tmp_path / "letters").mkdir()
     (tmp_path / "letters" / "love.txt").write_text("…")
     with pytest.raises(OutputError, match="exists and is no run"):
-        open_run(tmp_path / "letters", description, resume=False)
-    (run / "run.json").write_text("{")
+        open_run(dataclasses.replace(config, out=tmp_path / "letters"), description)
+    (config.out / "run.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"cannot read .*run\.json"):
-        open_run(run, description, resume=True)
+        open_run(again, description)
+
+
+def test_a_run_is_resumed_by_its_own_verb(tmp_path: Path) -> None:
+    trained = dataclasses.replace(make_config(steps=3), out=tmp_path / "run")
+    tuned = FinetuneConfig(checkpoint=Path("base"), data=Path("a.jsonl"), out=tmp_path / "tuned", lora=True)
+    for config in (trained, tuned):
+        open_run(config, describe_run(config, TINY, 8, {}))
+    with pytest.raises(ConfigError, match="is a run of llamita train, found llamita finetune; resume it with that"):
+        is_begun(dataclasses.replace(tuned, out=trained.out, resume=True), "")
+    with pytest.raises(ConfigError, match="is a run of llamita finetune, found llamita train"):
+        is_begun(dataclasses.replace(trained, out=tuned.out, resume=True), "")
+    with pytest.raises(ConfigError, match="--lora: the run was started with True, found False"):
+        is_begun(dataclasses.replace(tuned, lora=False, resume=True), "")
 
 
 def test_what_a_resumed_run_may_not_change_is_named(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from llamita.training.planner import (  # noqa: E402
     ladder_shape,
     model_shape,
     plan_run,
+    planned_shapes,
     step_tokens,
     with_step,
     worth,
@@ -76,6 +77,7 @@ def test_steps_grow_with_the_run() -> None:
         16384,
     ]
     assert step_tokens(1e4, torch.device("cuda")) == 65536
+    assert step_tokens(1e4, torch.device("cuda"), 8) == 8 * 65536, "as many for each GPU as without a plan"
     config = make_config(context=128, accumulate=2)
     assert with_step(config, 2048, world_size=2).batch_rows == 4 and with_step(config, 10, world_size=2).batch_rows == 1
     assert with_step(dataclasses.replace(config, batch_rows=3), 2048, world_size=2).batch_rows == 3
@@ -149,6 +151,31 @@ def test_a_classifier_of_its_own_is_weighed(monkeypatch: pytest.MonkeyPatch) -> 
     shape, points = ladder_shape(256, 128), [(1e7, 1e-4), (4e7, 4e-4)]
     one, two = (choose(points, [shape], 4096, 600, 10**9, untied=untied)[0] for untied in (False, True))
     assert two.num_parameters == one.num_parameters + 4096 * 256 and math.isclose(two.tokens, one.tokens)
+
+
+def flags(**values: Any) -> TrainConfig:
+    return TrainConfig(data=Path("store"), out=Path("run"), minutes=1.0, **values)
+
+
+def test_what_is_said_of_the_shape_is_what_is_planned() -> None:
+    wide = planned_shapes(flags(ffn=2048), 128)
+    assert [shape.hidden_size for shape in wide] == list(WIDTHS) and {each.intermediate_size for each in wide} == {2048}
+    four = planned_shapes(flags(kv_heads=4), 128)
+    assert four and all(shape.num_key_value_heads == 4 and shape.num_attention_heads % 4 == 0 for shape in four)
+    with pytest.raises(ConfigError, match="--kv-heads 7919: expected a divisor of the heads of a planned shape"):
+        planned_shapes(flags(kv_heads=7919), 128)
+
+
+@pytest.mark.parametrize("values", [{"ffn": 512}, {"kv_heads": 4}])
+def test_a_plan_keeps_what_is_said(values: dict[str, int]) -> None:
+    """And reckons with it: the weights are those of the network that will be trained."""
+    torch.set_num_threads(1)
+    plan = plan_run(flags(context=64, **values), vocab_size=320, lengths=np.full(1000, 100), device=CPU)
+    assert all(getattr(plan.filled, name) == value for name, value in values.items())
+    shape = plan.best.shape
+    trained = (plan.filled.hidden, plan.filled.heads, plan.filled.kv_heads, plan.filled.ffn)
+    reckoned = (shape.hidden_size, shape.num_attention_heads, shape.num_key_value_heads, shape.intermediate_size)
+    assert trained == reckoned
 
 
 def test_a_resumed_run_keeps_its_planned_shape(

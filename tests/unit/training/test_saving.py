@@ -89,15 +89,15 @@ def test_recomputed_layers_give_the_same(dropout: float) -> None:
 )
 def test_only_the_same_launch_resumes_by_itself(tmp_path: Path, launch: str, restarted: bool, resumes: bool) -> None:
     config = TrainConfig(data=tmp_path / "store", out=tmp_path / "run", steps=1)
-    open_run(config.out, describe_run(config, TINY, 8, {}, "a"), resume=False)
+    open_run(config, describe_run(config, TINY, 8, {}, "a"))
     (config.out / "step-00000001" / "training").mkdir(parents=True)
     (config.out / "latest").symlink_to("step-00000001")
     again = describe_run(config, TINY, 8, {}, launch)
     if resumes:
-        assert open_run(config.out, again, resume=False, restarted=restarted)
+        assert open_run(config, again, restarted=restarted)
     else:
         with pytest.raises(OutputError, match="--resume"):
-            open_run(config.out, again, resume=False, restarted=restarted)
+            open_run(config, again, restarted=restarted)
 
 
 def test_what_fsdp_does_not_go_with() -> None:
