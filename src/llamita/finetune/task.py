@@ -62,7 +62,8 @@ def finetune(config: FinetuneConfig, *, started: float | None = None) -> TrainRe
     that cannot be used), ChatError (template), TokenizerError, TrainingError, StoreError, CheckpointError, OutputError.
     SIGINT and SIGTERM save a checkpoint and return with `interrupted`.
     """
-    return run_task(config, lambda ranks: open_task(config, ranks), time.monotonic() if started is None else started)
+    started = time.monotonic() if started is None else started
+    return run_task(config, lambda ranks, say: open_task(config, ranks), started)
 
 
 def open_task(config: FinetuneConfig, ranks: Ranks) -> FineTuning:

@@ -106,17 +106,16 @@ def memory_errors_named() -> Iterator[None]:
 
 def run_task(
     config: RunConfig,
-    make_task: Callable[[Ranks], Task],
+    make_task: Callable[[Ranks, Callable[[str], None]], Task],
     started: float,
     sequel_seconds: Callable[[Task], float] = lambda task: 0.0,
-    opening: str = "",
 ) -> TrainResult:
-    """Train what make_task builds in this process, or go on with the run in config.out if config.resume.
+    """Train what make_task(ranks, how to say a line) builds in this process; if config.resume, go on with config.out.
 
     started: time.monotonic() when the command began, for --minutes; sequel_seconds: how much of them is for what the
-    caller does after a run that saw its text more than once; opening: what to say before make_task. SIGINT and SIGTERM
-    save a checkpoint and return with `interrupted`. A run that is finished is left as it is. Raises what make_task
-    raises, ConfigError, TrainingError, CheckpointError, OutputError.
+    caller does after a run that saw its text more than once. SIGINT and SIGTERM save a checkpoint and return with
+    `interrupted`. A run that is finished is left as it is. Raises what make_task raises, ConfigError, TrainingError,
+    CheckpointError, OutputError.
     """
     check_trackers(config.track)
     with (
@@ -126,9 +125,7 @@ def run_task(
     ):
         if ranks.is_first:  # told before minutes go into planning and compiling
             is_begun(config, ranks.launch, restarted=ranks.restarts > 0)
-        if opening:
-            display.say(opening, style="dim")
-        task = make_task(ranks)
+        task = make_task(ranks, display.say)
         resuming, finished = _open(task, ranks)
         if finished:
             display.say(finished_words(task.config, finished))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -302,10 +302,15 @@ def probe_seconds_per_token(
 
 
 def settled(
-    config: TrainConfig, *, vocab_size: int, lengths: npt.NDArray[Any], ranks: Ranks
+    config: TrainConfig,
+    *,
+    vocab_size: int,
+    lengths: npt.NDArray[Any],
+    ranks: Ranks,
+    say: Callable[[str], None],
 ) -> tuple[TrainConfig, Rows]:
     """The flags with a shape: as a resumed run was planned, else as it is planned now, the same in all processes; and
-    the table of what was planned now."""
+    the table of what was planned now. say: tells what takes some seconds."""
     if not wants_plan(config):
         return config, []
     before = remembered_run(config.out) if config.resume else None
@@ -314,6 +319,7 @@ def settled(
         known: dict[str, Any] = {name: values.get(name) for name in PLANNED_FIELDS if getattr(config, name) is None}
         config = dataclasses.replace(config, **known)
         return with_step(config, rows * (config.context or 0), ranks.world_size), []
+    say("measuring this machine, to plan the minutes")
     plan = plan_run(config, vocab_size=vocab_size, lengths=lengths, device=ranks.device, world_size=ranks.world_size)
     best = plan.best
     tokens = step_tokens(best.tokens, ranks.device, ranks.world_size)

@@ -25,7 +25,7 @@ from llamita.training.distributed import Ranks, compute_type
 from llamita.training.evaluate import bits_per_byte
 from llamita.training.loop import TrainResult, run_task
 from llamita.training.loss import SummedLoss
-from llamita.training.planner import settled, wants_plan
+from llamita.training.planner import settled
 from llamita.training.progress import format_count
 from llamita.training.task import Evaluation, Task
 from llamita.training.throughput import flops_per_token
@@ -44,8 +44,7 @@ def train(
     `interrupted`.
     """
     started = time.monotonic() if started is None else started
-    opening = "measuring this machine, to plan the minutes" if wants_plan(config) and not config.resume else ""
-    return run_task(config, lambda ranks: Pretraining(config, ranks), started, sequel_seconds, opening)
+    return run_task(config, lambda ranks, say: Pretraining(config, ranks, say), started, sequel_seconds)
 
 
 class Pretraining(Task):
@@ -54,7 +53,7 @@ class Pretraining(Task):
     objective: ClassVar[str] = "bpb"
     loss: SummedLoss | DistillationLoss
 
-    def __init__(self, config: TrainConfig, ranks: Ranks) -> None:
+    def __init__(self, config: TrainConfig, ranks: Ranks, say: Callable[[str], None]) -> None:
         self.ranks = ranks
         self.data = open_documents(config.data)
         self.tokenizer, self.bos_id = load_tokenizer(self.data.tokenizer_path), self.data.bos_id
@@ -64,7 +63,7 @@ class Pretraining(Task):
         self.epoch_tokens, self.held_out_tokens = self.train_split.num_tokens, self.val_split.num_tokens
         self.bytes_per_token = self.train_split.text_bytes / self.train_split.num_tokens
         config, self._plan = settled(
-            config, vocab_size=self.data.vocab_size, lengths=self.data.train.lengths, ranks=ranks
+            config, vocab_size=self.data.vocab_size, lengths=self.data.train.lengths, ranks=ranks, say=say
         )
         self.config: TrainConfig = fill_defaults(config, ranks.device, ranks.world_size, epoch_tokens=self.epoch_tokens)
         config = self.config

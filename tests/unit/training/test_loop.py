@@ -299,7 +299,7 @@ def test_a_folder_in_use_is_refused_before_anything_is_planned(tale_store: Path,
     (tmp_path / "letters" / "one.txt").write_text("dear")
     config = make_config(tale_store, tmp_path / "letters")
     with pytest.raises(OutputError, match="it exists and is no run"):
-        run_task(config, lambda ranks: pytest.fail("planned"), time.monotonic())
+        run_task(config, lambda ranks, say: pytest.fail("planned"), time.monotonic())
 
 
 @pytest.mark.parametrize(
