@@ -458,10 +458,9 @@ class Trainer:
             shares.append(share)
             return True
 
-        self._end_interval()
         if self.task.held_out_tokens > 0:
             self.task.evaluate(num_batches=2 * self.ranks.world_size, advance=note)
-        self._mark_speed()
+        self.speed_start += time.monotonic() - start  # no time of training
         self.budget.plan_evaluations(self.ranks.agree((time.monotonic() - start) / shares[-1])[0], self.position)
 
     def _evaluate(self, stop: StopSignal) -> bool:

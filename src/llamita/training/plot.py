@@ -55,9 +55,13 @@ def _number(value: float) -> str:
     return f"{value:.4g}" if value == 0 or 1e-3 <= abs(value) < 1e5 else f"{value:.2g}"
 
 
+def _count(value: float) -> str:
+    return format_count(value).replace(".0", "") if value >= 10 else f"{value:.2g}"
+
+
 FORMATS: dict[str, Callable[[float], str]] = {
     "number": _number,
-    "count": lambda value: format_count(value).replace(".0", ""),
+    "count": _count,
     "seconds": format_seconds,
     "percent": lambda value: f"{100 * value:.3g} %",
 }

@@ -16,7 +16,7 @@ from llamita.errors import TrainingError
 from llamita.training.facts import changed_from_default, differing, flat
 from llamita.training.history import read_history
 from llamita.training.page import centered_means
-from llamita.training.plot import MOST_POINTS, Curve, Plot, draw, log_ticks, second_ticks, thin, ticks
+from llamita.training.plot import FORMATS, MOST_POINTS, Curve, Plot, draw, log_ticks, second_ticks, thin, ticks
 from llamita.training.progress import format_speed
 from llamita.training.report import summary_table, write_page, write_report
 
@@ -141,6 +141,11 @@ def test_what_is_counted_is_named(tmp_path: Path) -> None:
     both = page_of(run, other)
     assert "over training targets" in both and "<th>targets/s</th>" in both
     assert "<b>100</b><span>tokens per second" in page_of(other)
+
+
+def test_ticks_of_small_rates_have_their_decimals() -> None:
+    ticks = {0.0: "0", 0.05: "0.05", 0.25: "0.25", 9.5: "9.5", 12.0: "12", 20_000.0: "20k", 1_500_000.0: "1.5M"}
+    assert {value: FORMATS["count"](value) for value in ticks} == ticks
 
 
 def test_the_end_of_a_run_of_pairs_is_told_in_pairs() -> None:
