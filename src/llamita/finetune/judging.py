@@ -26,17 +26,17 @@ def target_nats(
     loss: ConversationLoss, examples: Sequence[Example], ranks: Ranks, num_batches: int | None, advance: Advance
 ) -> tuple[float, int] | None:
     """Σ nats over the learned targets of the examples, all processes together, and how many those are; None if
-    advance(share done), called after each pass, returned False. num_batches: only the first few."""
+    advance(share of the targets done), called after each pass, returned False. num_batches: only the first few."""
     device, was_training = ranks.device, loss.training
     loss.eval()
-    nats, num_targets, done = torch.zeros((), dtype=torch.float64, device=device), 0, 0
+    nats, num_targets = torch.zeros((), dtype=torch.float64, device=device), 0
+    all_targets = sum(int(each.learned[1:].sum()) for each in examples)
     try:
         for index, arrays in enumerate(islice(padded_batches(examples, TOKENS_PER_BATCH[device.type]), num_batches)):
             if index % ranks.world_size == ranks.rank:
                 nats += loss(*(torch.from_numpy(array).to(device) for array in arrays))
             num_targets += int((arrays[1] != IGNORED).sum())
-            done += len(arrays[0])
-            if not advance(done / len(examples)):
+            if not advance(num_targets / all_targets):
                 return None
     finally:
         loss.train(was_training)

@@ -7,7 +7,7 @@ from itertools import islice
 
 import torch
 
-from llamita.data.batches import Documents
+from llamita.data.batches import IGNORED, Documents
 from llamita.data.scoring import Score, scoring_batches, scoring_rows
 from llamita.training.distillation import DistillationLoss
 from llamita.training.distributed import Ranks
@@ -29,7 +29,7 @@ def bits_per_byte(
     """Score all documents: each from BOS, in rows of the model's context, every token counted, EOS included.
 
     ranks: processes that share the work, the sum in all of them. num_batches: only the first few, for timing.
-    advance(share done) is called after each pass and stops the evaluation with None when it returns False.
+    advance(share of tokens done) is called after each pass and stops the evaluation with None when it returns False.
     """
     config = loss.model.config
     device = loss.model.output_weight.device
@@ -40,10 +40,10 @@ def bits_per_byte(
     rank, world_size = (0, 1) if ranks is None else (ranks.rank, ranks.world_size)
     nats, done, index = torch.zeros((), dtype=torch.float64, device=device), 0, -1
     for index, (inputs, targets) in enumerate(islice(batches, num_batches)):
-        done += len(inputs)
+        done += int((targets != IGNORED).sum())
         if index % world_size == rank:
             nats += loss(torch.from_numpy(inputs).to(device), torch.from_numpy(targets).to(device))
-        if not advance(done / len(rows)):
+        if not advance(done / documents.num_tokens):
             loss.train(was_training)
             return None
     if ranks is not None:
