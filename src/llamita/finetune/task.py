@@ -397,6 +397,11 @@ def fill_defaults(
         dtype = "bfloat16" if not on_cpu and torch.cuda.is_bf16_supported() else "float32"
     if dtype == "bfloat16" and on_cpu:
         raise ConfigError("finetune: --dtype bfloat16 needs CUDA; CPUs compute in float32")
+    if config.rank is not None and config.rank > base.config.hidden_size:
+        raise ConfigError(
+            f"finetune: --rank: expected at most {base.config.hidden_size}, the width of {base.directory}, found "
+            f"{config.rank}; an update of a higher rank is no smaller than the weights"
+        )
     tokens_per_step = rows * row_tokens * config.accumulate * ranks.world_size
     return dataclasses.replace(
         config,

@@ -213,6 +213,7 @@ def test_new_marks_get_rows_of_their_own(make_checkpoint: Callable[..., Path], q
         ({"columns": ("frage", "answer")}, SourceError, r"questions\.jsonl:1: no 'frage' in it"),
         ({"dtype": "bfloat16"}, ConfigError, "--dtype bfloat16 needs CUDA"),
         ({"context": 999}, ConfigError, "--context: expected at most 128, which .* sees; found 999"),
+        ({"lora": True, "rank": 65}, ConfigError, "--rank: expected at most 64, the width of .*, found 65"),
     ],
 )
 def test_refusals(
