@@ -22,7 +22,7 @@ from llamita.checkpoint import (
     resolve_checkpoint,
     save_checkpoint,
 )
-from llamita.config import FinetuneConfig, flag
+from llamita.config import FinetuneConfig, ModelConfig, flag
 from llamita.data.batches import Batches, pack_rows
 from llamita.data.scoring import EncodedTexts
 from llamita.errors import ConfigError
@@ -379,6 +379,14 @@ def row_length(lengths: Any, limit: int) -> int:
     return min(limit, math.ceil(wanted / ROW_MULTIPLE) * ROW_MULTIPLE)
 
 
+def tokens_that_fit(free_bytes: int, config: ModelConfig, *, lora: bool) -> int:
+    """Tokens of a pass on a GPU: what it keeps for its backward pass, some 12 D + 4 F numbers of 2 bytes a layer and
+    token, may take half of what the weights leave: 2 bytes each if frozen, else 16 (gradient, AdamW's moments)."""
+    left = free_bytes - config.num_parameters * (2 if lora else 16)
+    per_token = 2 * config.num_hidden_layers * (12 * config.hidden_size + 4 * config.intermediate_size)
+    return max(0, left) // (2 * per_token)
+
+
 def fill_defaults(
     config: FinetuneConfig, base: Base, ranks: Ranks, context: int, row_tokens: int, epoch_tokens: int
 ) -> FinetuneConfig:
@@ -390,6 +398,8 @@ def fill_defaults(
         config = dataclasses.replace(config, epochs=DEFAULT_EPOCHS)
     on_cpu = ranks.device.type == "cpu"
     tokens = TOKENS_PER_PASS[ranks.device.type] // (ranks.world_size if on_cpu else 1)
+    if not on_cpu and not config.recompute:
+        tokens = min(tokens, tokens_that_fit(torch.cuda.mem_get_info(ranks.device)[0], base.config, lora=config.lora))
     tokens = min(tokens, epoch_tokens // (STEPS_PER_EPOCH * ranks.world_size))
     rows = config.batch_rows or max(1, tokens // row_tokens)
     dtype = config.dtype

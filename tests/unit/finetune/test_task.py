@@ -37,7 +37,7 @@ from llamita.finetune.loss import ConversationLoss  # noqa: E402
 from llamita.finetune.merging import merge_adapter  # noqa: E402
 from llamita.finetune.packing import ConversationBatches, Examples  # noqa: E402
 from llamita.finetune.sources import hold_out, is_text  # noqa: E402
-from llamita.finetune.task import finetune, row_length, show_preview  # noqa: E402
+from llamita.finetune.task import finetune, row_length, show_preview, tokens_that_fit  # noqa: E402
 from llamita.tokenizer import load_tokenizer  # noqa: E402
 from llamita.tokenizer.family_templates import CHAT_TEMPLATES  # noqa: E402
 from llamita.training.metrics import read_metrics  # noqa: E402
@@ -125,6 +125,16 @@ def test_rows_hold_the_longest_example() -> None:
     assert row_length(np.array([10, 300]), 1024) == 640
     assert row_length(np.array([1000, 10]), 1024) == 1024
     assert row_length(np.array([5, 5]), 1024) == 64 and row_length(np.array([90]), 100) == 100
+
+
+def test_a_pass_fits_the_gpu() -> None:
+    """A 7B with frozen weights leaves 66 of 80 GB, of which a pass of some thousand tokens may take half; a 135M leaves
+    room for more than is wanted; where the weights do not fit, a row is tried."""
+    seven = ModelConfig(32000, 4096, 11008, 32, 32, 32, 128, 4096, tie_word_embeddings=False)
+    assert 4_000 < tokens_that_fit(80 * 10**9, seven, lora=True) < 8_000
+    assert tokens_that_fit(80 * 10**9, seven, lora=False) == 0
+    small = ModelConfig(49152, 576, 1536, 30, 9, 3, 64, 8192)
+    assert tokens_that_fit(80 * 10**9, small, lora=True) > 30_000
 
 
 def test_grades() -> None:
