@@ -15,7 +15,7 @@ echo "== engine: warnings as errors, tests under AddressSanitizer and UndefinedB
 cmake -S engine -B build/asan -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo -DLLAMITA_TESTS=ON -DLLAMITA_WERROR=ON \
       -DLLAMITA_SANITIZE=address,undefined >/dev/null
 cmake --build build/asan
-ctest --test-dir build/asan --output-on-failure
+ctest --test-dir build/asan --output-on-failure --parallel 2
 
 echo "== engine: tests under ThreadSanitizer"
 cmake -S engine -B build/tsan -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo -DLLAMITA_TESTS=ON -DLLAMITA_WERROR=ON \

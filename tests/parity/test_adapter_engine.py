@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -132,9 +133,12 @@ def test_another_base_of_the_same_shape_is_told(
     """Once for each adapter; not where only the spelling differs, or where one of the two has no name."""
     assert read_gguf(files / "first.gguf").metadata["general.base_model.0.name"] == "base"
     shutil.copytree(files / "base", tmp_path / "Ba-se")
-    save = {"other": files / "merged", "same": tmp_path / "Ba-se"}
-    for name, checkpoint in save.items():
-        export_adapter(files / "second", checkpoint, tmp_path / f"{name}.gguf")
+    for name, checkpoint in {"other": files / "merged", "same": tmp_path / "Ba-se"}.items():
+        made = shutil.copytree(files / "second", tmp_path / name)
+        settings = json.loads((made / "adapter_config.json").read_text())
+        (made / "adapter_config.json").write_text(json.dumps(settings | {"base_model_name_or_path": str(checkpoint)}))
+        report = export_adapter(made, files / "base", tmp_path / f"{name}.gguf")
+        assert report.other_base == str(checkpoint), "what the adapter says counts, not the checkpoint beside it"
     file = read_gguf(tmp_path / "other.gguf")
     unnamed = {key: value for key, value in file.metadata.items() if "base_model" not in key}
     infos = [(tensor.name, "F32", tensor.shape) for tensor in file.tensors.values()]
