@@ -2,8 +2,8 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
+#include "clock.h"
 #include "error.h"
 #include "forward.h"
 #include "kernels.h"
@@ -332,20 +332,14 @@ static forward_span next_span(llamita_session *s, const llamita_chunk *chunk, si
                           end > first_logits ? (int32_t)(end - first_logits) : 0};
 }
 
-static double now(void) {
-    struct timespec time;
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
-}
-
 /* Passes of one token and full ones teach how many threads are fastest; others go by the nearer of them. */
 static bool run_pass(llamita_session *s, const forward_span *spans, int32_t num_spans, int32_t num_tokens,
                      float *logits) {
     pace *pace = num_tokens > PASS_TOKENS / 2 ? &s->many_pace : &s->few_pace;
-    const double start = now();
+    const double start = clock_seconds();
     const bool finite = forward_run(s->forward, pace->num_threads, spans, num_spans, logits);
     s->num_passes++;
-    if (num_tokens == 1 || num_tokens == PASS_TOKENS) pace_learn(pace, now() - start);
+    if (num_tokens == 1 || num_tokens == PASS_TOKENS) pace_learn(pace, clock_seconds() - start);
     return finite;
 }
 
@@ -469,7 +463,7 @@ static llamita_status feed_one(llamita_session *s, int32_t id, llamita_error *er
         num_guessed = speculation_guess(&s->speculation, s->ids, held->position + 1,
                                         min(MAX_DRAFT_TOKENS, s->context_tokens - held->position - 1), ids + 1);
     if (num_guessed > 0 && !make_room(s, 1 + MAX_DRAFT_TOKENS)) num_guessed = 0;
-    const double start = now();
+    const double start = clock_seconds();
     forward_span span = {&held->cache, &held->adapters, ids, 1 + num_guessed, held->position, 1 + num_guessed};
     bool finite = run_pass(s, &span, 1, span.num_tokens, s->logits);
     if (!finite && num_guessed > 0) { /* perhaps only after what was guessed */
@@ -478,7 +472,7 @@ static llamita_status feed_one(llamita_session *s, int32_t id, llamita_error *er
         finite = run_pass(s, &span, 1, 1, s->logits);
     }
     if (!finite) return damaged(s, error);
-    speculation_passed(&s->speculation, num_guessed, now() - start);
+    speculation_passed(&s->speculation, num_guessed, clock_seconds() - start);
     memcpy(s->guess, ids + 1, (size_t)num_guessed * sizeof *ids);
     s->num_guessed = num_guessed;
     s->current = s->logits;

@@ -14,9 +14,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
+#include "clock.h"
 #include "placement.h"
 
 /* A wait begins with pauses, 10 to 50 us of them: the others are near. Then it looks on for as long as its patience lasts,
@@ -98,12 +98,6 @@ static void bell_ring(bell *b) {
     pthread_mutex_unlock(&b->mutex);
 }
 
-static double now(void) {
-    struct timespec time;
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
-}
-
 /* Whether the word changed while it was looked at so many times. */
 static bool changes(const bell *b, unsigned word, int pauses) {
     for (int i = 0; i < pauses; i++) {
@@ -116,15 +110,15 @@ static bool changes(const bell *b, unsigned word, int pauses) {
 /* Seconds asleep; 0: the bell rang before. */
 static double bell_wait(bell *b, unsigned word, int pauses, double patience) {
     if (changes(b, word, pauses)) return 0.0;
-    const double start = now();
-    for (double time = start; time < start + patience; time = now())
+    const double start = clock_seconds();
+    for (double time = start; time < start + patience; time = clock_seconds())
         if (changes(b, word, PAUSES / 16)) return 0.0;
     pthread_mutex_lock(&b->mutex);
     atomic_fetch_add(&b->num_asleep, 1);
     while (atomic_load(&b->word) == word) pthread_cond_wait(&b->wake, &b->mutex);
     atomic_fetch_sub(&b->num_asleep, 1);
     pthread_mutex_unlock(&b->mutex);
-    return now() - start;
+    return clock_seconds() - start;
 }
 
 /* Remembers where this member of a run is. */
@@ -145,8 +139,9 @@ static void keep_apart(worker w) {
         processors[i] = atomic_load_explicit(&members[i].processor, memory_order_relaxed);
         shared |= i != w.index && here >= 0 && processors[i] == here;
     }
-    if (!shared || now() - self->moved < SECONDS_BETWEEN_MOVES) return;
-    self->moved = now();
+    const double time = clock_seconds();
+    if (!shared || time - self->moved < SECONDS_BETWEEN_MOVES) return;
+    self->moved = time;
     if (placement_leave(processors, w.count)) note_place(self);
 }
 

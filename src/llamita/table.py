@@ -8,6 +8,8 @@ from typing import TextIO
 from rich.console import Console
 from rich.table import Table
 
+Rows = list[tuple[str, ...]]  # of equally many cells
+
 
 def print_table(rows: Sequence[Sequence[str]], file: TextIO | Console) -> None:
     """Print rows of equally many cells, indented, the first column emphasised on a terminal."""

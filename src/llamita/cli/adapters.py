@@ -1,4 +1,4 @@
-"""The values of --adapter (FILE or FILE:SCALE) to open adapters with their scales."""
+"""The values of --adapter (FILE or FILE:SCALE) to open adapters with their scales, and what is said of a stranger."""
 
 from __future__ import annotations
 
@@ -14,6 +14,14 @@ from llamita.errors import FormatError
 _SCALED = re.compile(r"(.+):([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)", re.DOTALL)
 
 
+MEANS_NOTHING = "with another checkpoint it means nothing"
+
+
+def other_base_rows(other_base: str | None) -> list[tuple[str, str]]:
+    """What to say of an adapter that was made for another checkpoint, if it was, as rows of a table."""
+    return [] if other_base is None else [("note", f"the adapter was made for {other_base}: {MEANS_NOTHING}")]
+
+
 def open_adapters(model: Model, values: Sequence[str]) -> list[tuple[Adapter, float]]:
     """The adapters in their order; without a scale it is 1. A line on stderr for each that names another base than this
     model. Raises EngineError for a file that does not fit."""
@@ -25,8 +33,7 @@ def open_adapters(model: Model, values: Sequence[str]) -> list[tuple[Adapter, fl
         base, name = base_name(Path(path)), model.info.name
         if base and name and _letters(base) != _letters(name):
             print(
-                f"adapter {path}: it was made for {base!r}, and this model is {name!r}: with another checkpoint it "
-                "means nothing",
+                f"adapter {path}: it was made for {base!r}, and this model is {name!r}: {MEANS_NOTHING}",
                 file=sys.stderr,
             )
     return pairs

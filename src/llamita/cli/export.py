@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from llamita.cli.adapters import other_base_rows
 from llamita.cli.byte_progress import byte_progress
 from llamita.cli.command import VERIFY, parse, requires_extra
 from llamita.config import flag
@@ -103,8 +104,7 @@ def export_adapter(flags: ExportFlags, adapter: Path) -> None:
         ("use", f"with the checkpoint's own .gguf: llamita run|chat BASE.gguf --adapter {report.path}[:SCALE]"),
         ("or", f"llama-cli -m BASE.gguf --lora {report.path}"),
     ]
-    if report.other_base is not None:
-        rows.append(("note", f"the adapter was made for {report.other_base}: with another checkpoint it means nothing"))
+    rows += other_base_rows(report.other_base)
     if report.chat_template is False:
         rows.append((
             "note", "the checkpoint has no chat template, which chat needs BASE.gguf to have: export BASE.gguf of what "

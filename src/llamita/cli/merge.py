@@ -9,6 +9,7 @@ from typing import Annotated
 
 import tyro
 
+from llamita.cli.adapters import other_base_rows
 from llamita.cli.byte_progress import byte_progress
 from llamita.cli.command import parse, requires_extra
 from llamita.table import print_table
@@ -46,6 +47,5 @@ def main(argv: list[str]) -> None:
         ("updated", f"{report.num_layers} layers, most of all {report.most_changed}: by {report.largest_change:.2%}"),
         ("tokenizer", str(report.tokenizer_from)),
     ]
-    if report.other_base is not None:
-        rows.append(("note", f"the adapter was made for {report.other_base}: with another checkpoint it means nothing"))
+    rows += other_base_rows(report.other_base)
     print_table(rows, sys.stderr)

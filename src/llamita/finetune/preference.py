@@ -31,6 +31,7 @@ from llamita.finetune.preference_packing import (
     Pairs,
     PreferenceBatches,
     pair_count_lines,
+    pair_loss_lines,
     render_pairs,
 )
 from llamita.finetune.preference_reference import Reference, load_reference, save_reference
@@ -164,16 +165,9 @@ class PreferenceTuning(FineTuning):
         return [
             *lines,
             f"rows: {self.num_rows:,} of {self.context} tokens for the better answers, and as many for the worse ones",
-            f"held out: {self.held_out.num_documents:,} pairs" + self._left_out(),
+            f"held out: {self.held_out.num_documents:,} pairs",
+            *(f"held out, {name}: {line}" for name, line in pair_loss_lines(self.lesson.held_counts)),
         ]
-
-    def _left_out(self) -> str:
-        """What is not judged by."""
-        held = self.lesson.held_counts
-        too_long = f"{held.too_long:,} more do not fit, the first: {held.first_too_long}" if held.too_long else ""
-        return "".join(
-            f"; {words}" for words in (too_long, f"{held.ties:,} more are ties" if held.ties else "") if words
-        )
 
     def prepare(self, advance: Callable[[float], None]) -> None:
         """Read the reference, what the network says as the run begins, or compute it, all processes together."""

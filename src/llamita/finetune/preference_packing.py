@@ -184,10 +184,16 @@ class PreferenceBatches(Batches):
 
 def pair_count_lines(counts: PairCounts) -> list[tuple[str, str]]:
     """What became of the preferences, as rows of a table."""
-    rows = [
+    return [
         ("pairs", f"{counts.pairs:,}, {counts.kept:,} kept"),
         ("tokens", f"{counts.tokens:,}, {counts.answer_tokens:,} of them in answers that are compared"),
+        *pair_loss_lines(counts),
     ]
+
+
+def pair_loss_lines(counts: PairCounts) -> list[tuple[str, str]]:
+    """What of the preferences is not used, and why."""
+    rows = []
     if counts.too_long:
         rows.append(("too long", f"{counts.too_long:,} left out, the first: {counts.first_too_long}"))
     if counts.ties:

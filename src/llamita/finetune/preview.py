@@ -56,10 +56,16 @@ def stretches(example: Example, tokenizer: Tokenizer) -> Iterator[tuple[str, boo
 
 def count_lines(counts: RenderCounts) -> list[tuple[str, str]]:
     """What became of the conversations, as rows of a table."""
-    rows = [
+    return [
         ("conversations", f"{counts.conversations:,}, {counts.kept:,} kept"),
         ("tokens", f"{counts.tokens:,}, {counts.learned_tokens:,} of them learned"),
+        *loss_lines(counts),
     ]
+
+
+def loss_lines(counts: RenderCounts) -> list[tuple[str, str]]:
+    """What of the conversations is not used, and why."""
+    rows = []
     if counts.cut:
         rows.append(("cut", f"{counts.cut:,} conversations at a turn's end, {counts.cut_turns:,} turns left out"))
     if counts.too_long:

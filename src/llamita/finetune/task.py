@@ -34,7 +34,7 @@ from llamita.finetune.lesson import LONGEST, open_lesson
 from llamita.finetune.lora import LINEAR_LAYERS, LoraConfig, add_lora, initialize_updates, lora_layers, updates_of
 from llamita.finetune.loss import ConversationLoss, ConversationMask
 from llamita.finetune.packing import ConversationBatches, Examples
-from llamita.finetune.preview import count_lines, preview_examples
+from llamita.finetune.preview import count_lines, loss_lines, preview_examples
 from llamita.finetune.sources import digest_ids, is_text, open_general_text, open_texts
 from llamita.model.kv_cache import KVCache
 from llamita.training.defaults import TOKENS_PER_PASS
@@ -244,11 +244,8 @@ class ConversationTuning(FineTuning):
         lines = [f"{name}: {line}" for name, line in count_lines(self.lesson.counts)]
         lines.append(f"rows: {self.num_rows:,} of {self.context} tokens hold an epoch, each conversation whole")
         graded = f", {len(self.graded)} of them with short answers to compare" if self.graded else ""
-        left_out = self.lesson.held_counts.too_long
-        more = (
-            f"; {left_out:,} more are too long, the first: {self.lesson.held_counts.first_too_long}" if left_out else ""
-        )
-        return [*lines, f"held out: {len(self.lesson.held_out):,} conversations{graded}{more}"]
+        lines.append(f"held out: {len(self.lesson.held_out):,} conversations{graded}")
+        return [*lines, *(f"held out, {name}: {line}" for name, line in loss_lines(self.lesson.held_counts))]
 
     def numbers(self, nats_per_target: float) -> dict[str, float]:
         return {}

@@ -324,14 +324,16 @@ def _samples(history: History) -> str:
     evaluations = [line for line in history.evaluations if isinstance(line.get("sample"), str)]
     if not evaluations:
         return ""
-    prompt = str(history.config.get("prompt") or "")
+    prompt = escape(str(history.config.get("prompt") or ""))
     if "checkpoint" in history.config and any(str(line["sample"]).startswith("> ") for line in evaluations):
-        how = f"to “{escape(prompt)}”" if prompt else "to held-out questions"
-        told = "".join(_sample(line, history.targets, is_open=line is evaluations[-1]) for line in evaluations)
-        return f'<h2>What it answered over time</h2><p class="soft">The most probable answers {how}.</p>{told}'
-    asked = f"beginning with “{escape(prompt)}”" if prompt else "from an empty page"
+        title = "What it answered over time"
+        how = f"The most probable answers to {f'“{prompt}”' if prompt else 'held-out questions'}."
+    else:
+        title = "What it told over time"
+        asked = f"beginning with “{prompt}”" if prompt else "from an empty page"
+        how = f"Temperature 0.8, {asked}, at each evaluation."
     told = "".join(_sample(line, history.targets, is_open=line is evaluations[-1]) for line in evaluations)
-    return f'<h2>What it told over time</h2><p class="soft">Temperature 0.8, {asked}, at each evaluation.</p>{told}'
+    return f'<h2>{title}</h2><p class="soft">{how}</p>{told}'
 
 
 def _sample(line: Mapping[str, Any], targets: str, *, is_open: bool) -> str:

@@ -20,6 +20,7 @@ from llamita.config import ModelConfig, Shape, TrainConfig
 from llamita.data.mixture import open_documents
 from llamita.errors import ConfigError, TrainingError
 from llamita.model.llama import Llama
+from llamita.table import Rows
 from llamita.training.budget import CLOSING_SECONDS
 from llamita.training.defaults import TOKENS_PER_PASS, decay_for, ffn_for, fill_defaults
 from llamita.training.distributed import Ranks, compute_type, start_ranks
@@ -35,7 +36,6 @@ TRAINING_SHARE = 0.94  # of the minutes: the rest is start, evaluations and savi
 NEGLIGIBLE = 0.003  # of the bits: of shapes so close together the smallest is taken
 WIDTHS = (64, 96, 128, 160, 192, 256, 320, 384, 512, 640, 768, 1024, 1280, 1536, 2048)
 CONTEXTS = {"cpu": (128, 512), "cuda": (256, 1024)}  # at least, at most
-Rows = list[tuple[str, ...]]  # of a table
 PLANNED_FIELDS = ("preset", "layers", "hidden", "heads", "kv_heads", "ffn", "context", "weight_decay")
 # How often tokens may repeat, and weights outnumber the tokens there are, until more of them add 1/e of the first
 # (Muennighoff et al., arXiv 2305.16264)
@@ -324,8 +324,7 @@ def settled(
     best = plan.best
     tokens = step_tokens(best.tokens, ranks.device, ranks.world_size)
     hidden, agreed_tokens, epochs = ranks.agree(best.shape.hidden_size, tokens, best.epochs)
-    shapes = planned_shapes(config, best.shape.max_position_embeddings)
-    shape = next(each for each in shapes if each.hidden_size == round(hidden))
+    shape = next(each.shape for each in plan.estimates if each.shape.hidden_size == round(hidden))
     config = with_step(with_shape(config, shape), round(agreed_tokens), ranks.world_size)
     return with_decay(config, epochs), describe_plan(plan)[0]
 
@@ -352,7 +351,7 @@ def describe_plan(plan: Plan) -> tuple[Rows, Rows]:
     ratio = best.tokens / best.num_parameters
     assert config.batch_rows and config.context and config.learning_rate is not None
     step = config.batch_rows * config.context * config.accumulate
-    chosen: list[tuple[str, ...]] = [
+    chosen: Rows = [
         ("", "chosen", "rule of thumb"),
         ("minutes", f"{config.minutes:g} on {device}", ""),
         ("vocabulary", f"{plan.vocab_size:,}: {100 * share:.0f} % of the weights", "embeddings at most 15 to 35 %; "
@@ -375,7 +374,7 @@ def describe_plan(plan: Plan) -> tuple[Rows, Rows]:
         ("compile", "auto: tried as the run begins, on if it pays" if config.compile == "auto" else config.compile,
          "half a minute of the minutes; long runs earn it back"),
     ]  # fmt: skip
-    weighed: list[tuple[str, ...]] = [("layers × hidden", "weights", "tok/s", "tokens", "epochs", "expected")]
+    weighed: Rows = [("layers × hidden", "weights", "tok/s", "tokens", "epochs", "expected")]
     for estimate in plan.estimates:
         gap = estimate.bits / best.bits - 1
         if gap < 0.15:

@@ -17,6 +17,7 @@ from llamita.data.batches import Batches
 from llamita.data.mixture import open_documents
 from llamita.errors import TrainingError
 from llamita.model.llama import Llama
+from llamita.table import Rows
 from llamita.tokenizer import load_tokenizer
 from llamita.training.compilation import settle_compilation
 from llamita.training.defaults import fill_defaults, model_config
@@ -104,7 +105,7 @@ class Pretraining(Task):
             *([self._compilation] if self._compilation else []),
         ]
 
-    def table(self) -> list[tuple[str, ...]]:
+    def table(self) -> Rows:
         return self._plan
 
     def _stores_line(self) -> str:

@@ -83,10 +83,7 @@ def _check_same_kind(config: RunConfig) -> None:
         )
     for name in ("lora", "preference"):
         if name in now and before.get(name) != now[name]:
-            raise ConfigError(
-                f"cannot resume {run}: {flag(name)}: the run was started with {before.get(name)}, found {now[name]}; "
-                "give the same"
-            )
+            raise _differs(run, flag(name), before.get(name), now[name])
 
 
 def open_run(config: RunConfig, description: dict[str, Any], *, restarted: bool = False) -> bool:
@@ -143,20 +140,20 @@ def finished_words(config: RunConfig, summary: dict[str, Any]) -> str:
 def check_same_run(run: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
     """Raise ConfigError naming the first flag or datum in which a resumed run would differ from itself."""
     if before["rows_per_step"] != now["rows_per_step"]:
-        raise ConfigError(
-            f"cannot resume {run}: rows a step (--batch-rows × --accumulate × processes): the run was started with "
-            f"{before['rows_per_step']}, found {now['rows_per_step']}; give the same"
-        )
+        what = "rows a step (--batch-rows × --accumulate × processes)"
+        raise _differs(run, what, before["rows_per_step"], now["rows_per_step"])
     for name, value in now["config"].items():
         old = before["config"].get(name)
         if name not in MAY_CHANGE and old != value:
-            raise ConfigError(
-                f"cannot resume {run}: {flag(name)}: the run was started with {old}, found {value}; give the same"
-            )
+            raise _differs(run, flag(name), old, value)
     for name, value in now["data"].items():
         old = before["data"].get(name)
         if old != value:
             raise ConfigError(f"cannot resume {run}: {name} of the data: the run was started with {old}, found {value}")
+
+
+def _differs(run: Path, what: str, before: object, now: object) -> ConfigError:
+    return ConfigError(f"cannot resume {run}: {what}: the run was started with {before}, found {now}; give the same")
 
 
 def mark_best(run: Path, checkpoint: Path) -> None:

@@ -17,6 +17,7 @@ from llamita.checkpoint import TrainingState
 from llamita.config import ModelConfig, RunConfig
 from llamita.model.generate import generate, take_while
 from llamita.model.llama import Llama
+from llamita.table import Rows
 from llamita.tokenizer import Tokenizer
 
 SAMPLE_TOKENS = 160
@@ -80,7 +81,7 @@ class Task(ABC):
     def lines(self) -> list[str]:
         """What it is, to be said as it begins."""
 
-    def table(self) -> list[tuple[str, ...]]:
+    def table(self) -> Rows:
         """What was chosen for it, and why, to be shown as it begins: rows of cells."""
         return []
 
