@@ -89,14 +89,14 @@ def describe_machine(bench: Bench, console: Console) -> None:
 def measure(bench: Bench, work: Work, rounds: int, console: Console) -> Result | None:
     """One work, whole; None, with the reason printed, where ours cannot be measured."""
 
-    def remark(text: str) -> None:
+    def note(text: str) -> None:
         console.print(f"  {work.name}: {text}", style="yellow", highlight=False)
 
     try:
         sides = bench.sides(work)
-        costs = compare(sides.entries, min(rounds, ROUNDS_AT_MOST.get(work.kind, rounds)), remark)
+        costs = compare(sides.entries, min(rounds, ROUNDS_AT_MOST.get(work.kind, rounds)), note)
     except (SideError, LlamitaError) as error:
-        remark(str(error))
+        note(str(error))
         return None
     if OURS not in costs:
         return None

@@ -1,6 +1,6 @@
 """The seed's shapes and a seed of randomness to model files with weights that mean nothing, made once and kept.
 
-Speed depends on shapes and types, not on what weights say: quantised blocks are drawn at once, with scales that give
+Speed depends on shapes and types, not on what weights say: quantized blocks are drawn at once, with scales that give
 numbers of the size that trained ones have. The vocabulary is made up too: bytes and words of about the usual length.
 BOS's and EOS's rows are zero where a program cannot be told to go on after them (F32, for reference/run.c).
 """
@@ -22,8 +22,8 @@ from llamita.config import PRESETS, ModelConfig, Shape
 from llamita.formats.gguf import Value, write_gguf
 from llamita.formats.gguf_metadata import model_metadata
 from llamita.formats.llama2c import write_bin
-from llamita.formats.quantize import TYPES, Bytes, Floats, TypeName, quantize
 from llamita.formats.tensor_table import TensorSpec, tensor_table
+from llamita.formats.tensor_types import TYPES, Bytes, Floats, TypeName, quantize
 
 RECIPE = 1  # in the files' names: raise it when what is written changes
 DEVIATION = 0.02  # of the weights, as at the start of a training
@@ -124,7 +124,7 @@ def _tensor_type(spec: TensorSpec, type: TypeName) -> TypeName:
 
 
 def random_tensor(spec: TensorSpec, type: TypeName) -> Bytes:
-    """The bytes of one tensor; the same on every machine. Quantised blocks are drawn, not computed from floats."""
+    """The bytes of one tensor; the same on every machine. Quantized blocks are drawn, not computed from floats."""
     if type in ("Q8_0", "Q4_0") and spec.shape[-1] % TYPES[type].block_elements == 0:
         num_blocks = spec.shape[0] * (spec.shape[1] // TYPES[type].block_elements)
         return (_random_q8_0 if type == "Q8_0" else _random_q4_0)(num_blocks, _generator(spec))
@@ -148,7 +148,7 @@ def _generator(spec: TensorSpec) -> np.random.Generator:
 
 
 def _random_q8_0(num_blocks: int, random: np.random.Generator) -> Bytes:
-    """[num_blocks * 34]: scales, codes of -127 to 127 (the quantiser never writes -128)."""
+    """[num_blocks * 34]: scales, codes of -127 to 127 (the quantizer never writes -128)."""
     codes = random.integers(-127, 128, (num_blocks, 32), dtype=np.int8)
     return _blocks(random, DEVIATION / float(np.sqrt((255**2 - 1) / 12)), codes.view(np.uint8))
 

@@ -137,20 +137,20 @@ class Entry:
 Costs = dict[str, dict[str, list[float]]]  # group → setting → a cost a round
 
 
-def compare(entries: Sequence[Entry], rounds: int, remark: Callable[[str], None]) -> Costs:
+def compare(entries: Sequence[Entry], rounds: int, note: Callable[[str], None]) -> Costs:
     """Costs of each setting that went beyond the warm-up round. A group that cannot be measured is left out, and the
-    remark says why."""
+    note says why."""
     failed: set[str] = set()
 
     def attempt(entry: Entry, into: dict[str, dict[str, list[float]]]) -> None:
         if entry.group in failed:
             return
         try:
-            cost = measure_alone(entry, entries, remark)
+            cost = measure_alone(entry, entries, note)
             into.setdefault(entry.group, {}).setdefault(entry.setting, []).append(cost)
         except SideError as error:
             failed.add(entry.group)
-            remark(str(error))
+            note(str(error))
 
     warm: Costs = {}
     for entry in entries:
@@ -169,7 +169,7 @@ def is_promising(entry: Entry, warm: Costs) -> bool:
     return settings[entry.setting] <= PROMISING * min(settings.values())
 
 
-def measure_alone(entry: Entry, entries: Iterable[Entry], remark: Callable[[str], None]) -> float:
+def measure_alone(entry: Entry, entries: Iterable[Entry], note: Callable[[str], None]) -> float:
     """One measurement, while the other processes are idle: one that was not is stopped meanwhile from now on."""
     others = {id(e.process): e.process for e in entries if e.process is not None and e.process is not entry.process}
     time.sleep(SETTLE_SECONDS)
@@ -184,7 +184,7 @@ def measure_alone(entry: Entry, entries: Iterable[Entry], remark: Callable[[str]
         for key, process in others.items():
             used = process.cpu_seconds() - before[key]
             if used > limit and not process.is_spinning:
-                remark(f"{process.name} used {used:.2f} s of processor time while idle: stopped from now on when idle")
+                note(f"{process.name} used {used:.2f} s of processor time while idle: stopped from now on when idle")
                 process.is_spinning = True
                 process.pause()
         if entry.process is not None:

@@ -23,7 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 import llamita
-from llamita import engine, engine_library
+from llamita import engine
+from llamita.engine import library as engine_library
 
 FIRST_TOKEN_IDS = 8  # a short prompt: what the time to the first token is taken with
 UNTIMED_TOKENS = 2  # before each measured run, so that threads are awake
@@ -73,7 +74,7 @@ class Engine:
     """Our side, through the engine's own library."""
 
     def __init__(self) -> None:
-        self._library = engine_library.library()
+        self._library = engine_library.load_library()
         self._sessions: dict[int, engine.Session] = {}
         self._batches: dict[tuple[int, int], engine.Session] = {}
         self._error = ctypes.byref(engine_library.ErrorStruct())

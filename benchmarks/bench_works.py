@@ -14,7 +14,7 @@ from typing import Literal, cast
 
 from bench_models import SMOLLM2
 
-from llamita.formats.quantize import TypeName
+from llamita.formats.tensor_types import TypeName
 
 KindName = Literal["decode", "prompt", "batch", "start", "program", "memory", "sample", "size"]
 

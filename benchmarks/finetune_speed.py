@@ -35,7 +35,7 @@ LLAMA2_7B = {
     "tie_word_embeddings": False,
 }  # fmt: skip
 SHAPES: dict[str, dict[str, Any]] = {"smollm2-135m": SMOLLM2, "llama2-7b": LLAMA2_7B}
-LEAST_VOCABULARY = min(shape["vocab_size"] for shape in SHAPES.values())
+MIN_VOCABULARY = min(shape["vocab_size"] for shape in SHAPES.values())
 RANK = 8
 QUICK_LAYERS = 4
 
@@ -46,7 +46,7 @@ def make_conversations(count: int, seed: int) -> list[tuple[np.ndarray, np.ndarr
     result = []
     for _ in range(count):
         asked, answered = int(random.integers(10, 40)), int(np.clip(random.lognormal(4.9, 0.6), 30, 350))
-        ids = random.integers(3, LEAST_VOCABULARY, asked + answered)
+        ids = random.integers(3, MIN_VOCABULARY, asked + answered)
         result.append((ids, np.arange(asked + answered) >= asked))
     return result
 
@@ -92,18 +92,18 @@ def run_ours(checkpoint: Path, per_step: int, steps: int) -> None:
 
     from llamita.config import FinetuneConfig
     from llamita.data.batches import pack_rows
-    from llamita.finetune.base import Base
+    from llamita.finetune.base_model import BaseModel
     from llamita.finetune.lora import LoraConfig, add_lora, initialize_updates
     from llamita.finetune.loss import ConversationLoss
     from llamita.finetune.packing import ConversationBatches, Examples
     from llamita.finetune.rendering import Example
-    from llamita.finetune.task import row_length
+    from llamita.finetune.sft import row_length
     from llamita.training.optimizer import build_optimizer
 
     config = FinetuneConfig(
         checkpoint=checkpoint, data=checkpoint, out=checkpoint, lora=True, rank=RANK, learning_rate=1e-3, beta2=0.999
     )
-    base = Base(checkpoint)
+    base = BaseModel(checkpoint)
     model = base.build(0.0, torch.device("cpu"))
     base.fill(model)
     add_lora(model, LoraConfig(RANK))

@@ -1,4 +1,4 @@
-"""Minutes and a token store to nine runs: the planner's choice among its neighbours, three widths × three step sizes.
+"""Minutes and a token store to nine runs: the planner's choice among its neighbors, three widths × three step sizes.
 
     python benchmarks/planner_grid.py STORE --minutes 2 [--seed 0] [--device cpu]
 
@@ -25,7 +25,7 @@ from llamita.config import TrainConfig
 from llamita.training.planner import WIDTHS, ladder_shape, plan_store
 
 
-def neighbours(width: int) -> list[int]:
+def neighbors(width: int) -> list[int]:
     """The ladder's widths around this one; three of them, also at its ends."""
     first = min(max(0, WIDTHS.index(width) - 1), len(WIDTHS) - 3)
     return list(WIDTHS[first : first + 3])
@@ -52,9 +52,9 @@ def main() -> int:
     flags = parser.parse_args()
     config = TrainConfig(data=flags.store, out=Path("unused"), minutes=flags.minutes, device=flags.device)
     plan = plan_store(config).filled
-    assert plan.hidden and plan.context and plan.batch_rows
-    chosen = (plan.hidden, plan.batch_rows * plan.context)
-    points = [(width, round(chosen[1] * factor)) for width in neighbours(chosen[0]) for factor in (0.5, 1, 2)]
+    assert plan.hidden and plan.context and plan.micro_batch_size
+    chosen = (plan.hidden, plan.micro_batch_size * plan.context)
+    points = [(width, round(chosen[1] * factor)) for width in neighbors(chosen[0]) for factor in (0.5, 1, 2)]
     random.Random(flags.seed).shuffle(points)
     print(f"the planner chose hidden {chosen[0]}, {chosen[1]} tokens a step, context {plan.context}", flush=True)
     found: dict[tuple[int, int], float] = {}

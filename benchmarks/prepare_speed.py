@@ -26,7 +26,7 @@ import sentencepiece
 
 from llamita.config import PrepareConfig
 from llamita.data.prepare import prepare
-from llamita.data.sources import read_documents
+from llamita.data.readers import read_documents
 from llamita.tokenizer import train_bpe
 
 PROCESSES, VOCAB_SIZE = 2, 4096

@@ -28,10 +28,10 @@ import numpy as np
 import numpy.typing as npt
 
 import llamita
-from llamita.data.scoring import EncodedTexts, score_documents
-from llamita.data.sources import read_documents
+from llamita.convert.quantize import quantize_file
+from llamita.data.readers import read_documents
 from llamita.data.tales import generate_tales
-from llamita.formats.requantize import quantize_file
+from llamita.eval.scoring import EncodedTexts, score_documents
 
 PACKAGED = Path(llamita.__file__).parent / "assets" / "stories.gguf"
 CACHE_TYPES = ("f16", "f32", "q8")
@@ -153,7 +153,7 @@ def encode(path: Path, texts: list[str]) -> tuple[EncodedTexts, int]:
 
 
 class Meter:
-    """Scores files of one model on one text: rows of at most context_tokens, as data/scoring.py cuts them."""
+    """Scores files of one model on one text: rows of at most context_tokens, as eval/scoring.py cuts them."""
 
     def __init__(self, source: Path, texts: list[str], context_tokens: int, num_threads: int) -> None:
         self._documents, self._border = encode(source, texts)

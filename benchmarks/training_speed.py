@@ -35,9 +35,9 @@ from torch import Tensor
 
 from llamita.config import ModelConfig, TrainConfig
 from llamita.model.llama import Llama
+from llamita.training.flops import flops_per_token
 from llamita.training.loss import SummedLoss
 from llamita.training.optimizer import build_optimizer
-from llamita.training.throughput import flops_per_token
 
 CONTEXT, ROWS, NUM_BATCHES = 256, 16, 4
 TOKENS = CONTEXT * ROWS
@@ -65,7 +65,7 @@ def random_batches(vocab_size: int) -> list[Tensor]:
 
 
 def our_step(config: ModelConfig, batches: list[Tensor], *, compiled: bool) -> Step:
-    """A step as training/loop.py makes it."""
+    """A step as training/trainer.py makes it."""
     model = Llama(config).initialize(torch.Generator().manual_seed(0))
     loss = SummedLoss(model, compiled=compiled)
     settings = TrainConfig(data=Path("data"), out=Path("run"), optimizer="adamw", learning_rate=1e-3, beta2=0.99,

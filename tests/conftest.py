@@ -265,7 +265,7 @@ def make_chat_model(
     tokenizer of the right kind."""
     import tokenizers
 
-    from llamita.formats.export import export
+    from llamita.convert.export import export
 
     def make(template: str, context: int = 256) -> ChatModel:
         folder = tmp_path_factory.mktemp("chat") / "model"
@@ -354,7 +354,7 @@ def make_meta(
     columns (Llama 1, 2) or by rows (Llama 3), norms whole, kv heads repeated where there are fewer than shards."""
     torch = pytest.importorskip("torch")
     from llamita.checkpoint import load_config, load_tensors
-    from llamita.formats.rope_order import halves_to_pairs
+    from llamita.formats.rope_order import permute_qk
     from llamita.formats.tensor_table import tensor_table
 
     axes = {"wq": 0, "wk": 0, "wv": 0, "w1": 0, "w3": 0, "output": 0, "wo": 1, "w2": 1}
@@ -385,7 +385,7 @@ def make_meta(
             rope_heads = spec.rope_heads(config)
             whole = tensors[spec.huggingface]
             if rope_heads is not None:
-                whole = torch.from_numpy(halves_to_pairs(whole.numpy(), rope_heads))
+                whole = torch.from_numpy(permute_qk(whole.numpy(), rope_heads))
             whole = whole if dtype is None else whole.to(dtype)
             embedding_axis = 1 if rules == "2" else 0
             cut = parts(spec.llama2c, whole, shards, config.num_key_value_heads, embedding_axis)

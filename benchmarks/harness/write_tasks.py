@@ -2,7 +2,7 @@
 
     python benchmarks/harness/write_tasks.py --model runs/mine --out tasks my_data
     lm_eval --model hf --model_args pretrained=runs/mine/latest,add_bos_token=False \
-        --include_path tasks --tasks held_out_bits,endings
+        --include_path tasks --tasks val_bits,endings
 
 DATA is a token store, of which the held-out split is taken, or text as `llamita prepare` takes it. In `endings` a text
 without its last sentence is given, and the model chooses between this sentence and the last ones of three other texts
@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from llamita.checkpoint import resolve_checkpoint
-from llamita.data.shards import TokenStore
-from llamita.data.sources import read_documents
+from llamita.data.readers import read_documents
+from llamita.data.token_store import TokenStore
 from llamita.errors import LlamitaError, SourceError
 from llamita.tokenizer import Tokenizer, load_tokenizer
 
@@ -32,7 +32,7 @@ SENTENCE_BYTES = 12  # a shorter one says too little
 SENTENCE_END = re.compile(r"""(?:[.!?…]+["'”’)]*(?=\s)|[。！？]+[”’」』]*)""")
 
 ROLLING = """\
-task: held_out_bits
+task: val_bits
 dataset_path: json
 dataset_kwargs:
   data_files:
@@ -84,8 +84,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     begin = "" if tokenizer.bos_id is None else tokenizer.pieces()[tokenizer.bos_id]
     endings = ask_endings(texts, begin, random.Random(arguments.seed))
-    write_task(arguments.out, "held_out_bits", ROLLING, [{"text": text} for text in texts])
-    print(f"held_out_bits: {len(texts):,} texts, {sum(len(text.encode()) for text in texts):,} bytes")
+    write_task(arguments.out, "val_bits", ROLLING, [{"text": text} for text in texts])
+    print(f"val_bits: {len(texts):,} texts, {sum(len(text.encode()) for text in texts):,} bytes")
     if endings:
         write_task(arguments.out, "endings", ENDINGS, endings)
     print(f"endings: {len(endings):,} of them have {SENTENCES} sentences or more" + ("" if endings else ": no task"))

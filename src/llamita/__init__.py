@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from llamita.chat import Chat
     from llamita.config import ModelConfig
+    from llamita.convert.export import export
+    from llamita.convert.import_model import import_model
     from llamita.data.prepare import prepare
     from llamita.engine import Model, Sampler, Session, load
     from llamita.errors import LlamitaError
-    from llamita.formats.export import export
-    from llamita.formats.importing import import_model
     from llamita.training.pretraining import train
 
     __version__: str
@@ -28,8 +28,8 @@ _HOMES = {
     "ModelConfig": "llamita.config",
     "Sampler": "llamita.engine",
     "Session": "llamita.engine",
-    "export": "llamita.formats.export",
-    "import_model": "llamita.formats.importing",
+    "export": "llamita.convert.export",
+    "import_model": "llamita.convert.import_model",
     "load": "llamita.engine",
     "prepare": "llamita.data.prepare",
     "train": "llamita.training.pretraining",

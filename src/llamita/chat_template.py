@@ -28,11 +28,11 @@ from llamita.errors import ChatError
 MAX_TEMPLATE_BYTES: Final = 64 << 10
 LIMIT_SECONDS: Final = 1.5  # for one text
 _START_SECONDS: Final = 30.0
-_MOST_CHARACTERS: Final = 1 << 20  # beside 16 times those of the contents
+_MAX_CHARACTERS: Final = 1 << 20  # beside 16 times those of the contents
 _WORKER: Final = Path(__file__).with_name("chat_template_worker.py")
 
 # Supplementary Private Use Area-A: a mark that opens the content of message i, and one that closes it.
-_OPEN, _CLOSE, _MOST_MARKED = 0xF0000, "\U000ffffd", 0xFF00
+_OPEN, _CLOSE, _MAX_MARKED = 0xF0000, "\U000ffffd", 0xFF00
 _MARKS = re.compile("[\U000f0000-\U000ffffd]")
 
 
@@ -76,7 +76,7 @@ class ChatTemplate:
             {
                 "messages": [dict(message) for message in messages],
                 "add_generation_prompt": add_generation_prompt,
-                "most_characters": _MOST_CHARACTERS + 16 * contents,
+                "most_characters": _MAX_CHARACTERS + 16 * contents,
             }
         )
 
@@ -86,7 +86,7 @@ class ChatTemplate:
         """The same text in parts; None if the template does more with contents than write and trim them."""
         plain = self.render(messages, add_generation_prompt=add_generation_prompt)
         contents = [message.get("content") for message in messages]
-        if len(messages) > _MOST_MARKED or any(_MARKS.search(str(text)) for text in [*contents, self._template]):
+        if len(messages) > _MAX_MARKED or any(_MARKS.search(str(text)) for text in [*contents, self._template]):
             return None
         marked = [_marked(number, message) for number, message in enumerate(messages)]
         try:

@@ -29,16 +29,16 @@ from llamita.config import ModelConfig
 from llamita.errors import CheckpointError, FormatError, OutputError
 from llamita.formats import tensor_table
 from llamita.formats.huggingface import config_from_dict, config_to_dict, read_json_object
-from llamita.formats.stored_tensors import (
+from llamita.formats.safetensors_io import (
     FLOAT_DTYPES,
     INDEX,
     WEIGHTS,
-    StoredTensors,
+    SafetensorsReader,
     TensorEntry,
     TensorReader,
-    open_stored_tensors,
+    open_safetensors,
     write_safetensors,
-    write_stored_tensors,
+    write_sharded_safetensors,
 )
 from llamita.model.llama import Llama
 
@@ -112,7 +112,7 @@ def stream_checkpoint(
     with atomic_directory(directory) as temporary:
         _write_settings(temporary, config, _main_dtype(entries))
         write_tokenizer(temporary)
-        num_bytes = write_stored_tensors(temporary, entries, tensor, shard_bytes)
+        num_bytes = write_sharded_safetensors(temporary, entries, tensor, shard_bytes)
         if check is not None:
             check(temporary)
         return num_bytes
@@ -176,7 +176,7 @@ def load_tensors(directory: Path) -> dict[str, Tensor]:
     return _read_tensors(resolve_checkpoint(directory))
 
 
-def open_tensors(directory: Path) -> StoredTensors:
+def open_tensors(directory: Path) -> SafetensorsReader:
     """The weights, to be read one at a time; from one file or from shards. Raises CheckpointError."""
     return _open_tensors(resolve_checkpoint(directory))
 
@@ -286,9 +286,9 @@ def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     write_safetensors(path, _entries(tensors), lambda name: tensors[name].cpu())
 
 
-def _open_tensors(folder: Path, stem: str = "model") -> StoredTensors:
+def _open_tensors(folder: Path, stem: str = "model") -> SafetensorsReader:
     try:
-        return open_stored_tensors(folder, stem)
+        return open_safetensors(folder, stem)
     except FormatError as error:
         raise CheckpointError(str(error)) from error
 

@@ -187,9 +187,9 @@ TrackerName = Literal["tensorboard", "wandb", "trackio"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """What every run of the training loop can be told, whatever it learns from; `verb` names it in messages."""
+    """What every run of the training loop can be told, whatever it learns from; `command` names it in messages."""
 
-    verb: ClassVar[str] = "train"
+    command: ClassVar[str] = "train"
 
     out: Path
     """Run directory: checkpoints, metrics.jsonl, report."""
@@ -204,10 +204,10 @@ class RunConfig:
     context: int | None = None
     """Tokens that the model sees at once."""
     dropout: float = 0.0
-    batch_rows: int | None = None
+    micro_batch_size: int | None = None
     """Rows of --context tokens in one pass of one process (default: planned with --minutes, else as many as make 2,048
     tokens; 65,536 on CUDA)."""
-    accumulate: int = 1
+    grad_accum_steps: int = 1
     """Passes whose gradients are summed for one step."""
     optimizer: Literal["adamw", "muon"] = "muon"
     """muon orthogonalizes the steps of the layers' matrices; adamw trains everything else, or everything."""
@@ -218,18 +218,18 @@ class RunConfig:
     """Peak learning rate, AdamW's, of embeddings, classifier and norms (default: by the model's width)."""
     schedule: Literal["wsd", "linear", "cosine"] = "wsd"
     """After the warm-up: wsd stays at the peak, then falls linearly; linear and cosine fall from the start."""
-    warmup: float = 0.02
+    warmup_fraction: float = 0.02
     """Share of the run in which the learning rate rises."""
-    cooldown: float = 0.65
+    decay_fraction: float = 0.65
     """Share of the run in which wsd lets the learning rate fall."""
-    final_lr: float = 0.0
+    final_lr_fraction: float = 0.0
     """Learning rate at the end, as a share of the peak."""
     weight_decay: float | None = None
     """Decay of matrices; embeddings and norms have none (default: 0.1, more where a text is read many times)."""
     beta1: float = 0.9
     beta2: float | None = None
     """Default: halves the memory of squared gradients every 500,000 tokens, at most 0.999 (arXiv 2507.07101)."""
-    clip: float = 1.0
+    grad_clip: float = 1.0
     """Largest norm of a step's gradient; 0 switches clipping off."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic of matrix products: auto is bfloat16 on CUDA where it has it; CPUs compute in float32 only."""
@@ -241,8 +241,8 @@ class RunConfig:
     """The teacher's share of the loss (default: 0.5)."""
     temperature: float | None = None
     """The teacher's and the learner's distributions are compared at this temperature (default: 1)."""
-    patience: int = 3
-    """Stop when so many evaluations in a row were worse than the best one: the model memorises; 0: never."""
+    early_stopping_patience: int = 3
+    """Stop when so many evaluations in a row were worse than the best one: the model memorizes; 0: never."""
     save_minutes: float = 2.0
     """Minutes between checkpoints; each evaluation saves one too."""
     log_interval: int = 10
@@ -260,37 +260,40 @@ class RunConfig:
     fsdp: bool = False
     """Under torchrun: share out weights, gradients and optimizer among the processes (FSDP2), where one GPU is too
     small for all of them; otherwise each process has everything (DDP)."""
-    recompute: bool = False
+    activation_checkpointing: bool = False
     """Keep only the layers' inputs for the backward pass and compute the rest again: less memory, a third slower."""
 
     def __post_init__(self) -> None:
         limits = [name for name in ("minutes", "steps", "epochs") if getattr(self, name) is not None]
         given = " and ".join(flag(name) for name in limits)
-        check(len(limits) <= 1, f"{self.verb}: {given} exclude each other; give one of them")
+        check(len(limits) <= 1, f"{self.command}: {given} exclude each other; give one of them")
         self._check_positive(
-            "minutes", "steps", "epochs", "context", "batch_rows", "accumulate", "learning_rate", "embedding_lr",
-            "eval_interval", "save_minutes", "log_interval", "threads",
+            "minutes", "steps", "epochs", "context", "micro_batch_size", "grad_accum_steps",
+            "learning_rate", "embedding_lr", "eval_interval", "save_minutes", "log_interval", "threads",
         )  # fmt: skip
-        for name in ("dropout", "warmup", "cooldown", "final_lr", "beta1", "beta2"):
+        for name in ("dropout", "warmup_fraction", "decay_fraction", "final_lr_fraction", "beta1", "beta2"):
             value = getattr(self, name)
             check(
-                value is None or 0.0 <= value < 1.0 or (value == 1.0 and name in ("warmup", "cooldown", "final_lr")),
-                f"{self.verb}: {flag(name)}: expected a share between 0 and 1, found {value}",
+                value is None
+                or 0.0 <= value < 1.0
+                or (value == 1.0 and name in ("warmup_fraction", "decay_fraction", "final_lr_fraction")),
+                f"{self.command}: {flag(name)}: expected a share between 0 and 1, found {value}",
             )
         check(
-            self.warmup + (self.cooldown if self.schedule == "wsd" else 0.0) <= 1.0,
-            f"{self.verb}: --warmup {self.warmup} and --cooldown {self.cooldown} together exceed the whole run; "
+            self.warmup_fraction + (self.decay_fraction if self.schedule == "wsd" else 0.0) <= 1.0,
+            f"{self.command}: --warmup-fraction {self.warmup_fraction} and --decay-fraction {self.decay_fraction} "
+            "together exceed the whole run; "
             "lower one",
         )
-        for name in ("weight_decay", "clip", "patience", "seed"):
+        for name in ("weight_decay", "grad_clip", "early_stopping_patience", "seed"):
             value = getattr(self, name)
             fits = value is None or (math.isfinite(value) and value >= 0)
-            check(fits, f"{self.verb}: {flag(name)}: expected 0 or more, found {value}")
+            check(fits, f"{self.command}: {flag(name)}: expected 0 or more, found {value}")
         self._check_positive("temperature")
         self._check_settings("teacher", "teacher_weight", "temperature")
         check(
             self.teacher_weight is None or 0 < self.teacher_weight <= 1,
-            f"{self.verb}: --teacher-weight: expected a share above 0, at most 1, found {self.teacher_weight}",
+            f"{self.command}: --teacher-weight: expected a share above 0, at most 1, found {self.teacher_weight}",
         )
 
     def _check_settings(self, of: str, *names: str) -> None:
@@ -299,7 +302,7 @@ class RunConfig:
             chosen = getattr(self, name) not in (None, False)
             check(
                 bool(getattr(self, of)) or not chosen,
-                f"{self.verb}: {flag(name)} is a setting of {flag(of)}; give both",
+                f"{self.command}: {flag(name)} is a setting of {flag(of)}; give both",
             )
 
     def _check_positive(self, *names: str) -> None:
@@ -307,7 +310,7 @@ class RunConfig:
             value = getattr(self, name)
             check(
                 value is None or (math.isfinite(value) and value > 0),
-                f"{self.verb}: {flag(name)}: expected a positive number, found {value}",
+                f"{self.command}: {flag(name)}: expected a positive number, found {value}",
             )
 
 
@@ -357,7 +360,7 @@ LayerName = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_pro
 class FinetuneConfig(RunConfig):
     """Teach a checkpoint with examples or texts. Each field is a flag of `llamita finetune`."""
 
-    verb: ClassVar[str] = "finetune"
+    command: ClassVar[str] = "finetune"
 
     checkpoint: Path
     """The checkpoint to begin with, ours or imported, or a run directory, of which the best checkpoint is taken."""
@@ -376,7 +379,7 @@ class FinetuneConfig(RunConfig):
     """Peak learning rate of AdamW (default: 1e-4 at width 576, more for narrower ones; ten times that with --lora)."""
     schedule: Literal["wsd", "linear", "cosine"] = "linear"
     """After the warm-up: linear and cosine fall from the start; wsd stays at the peak, then falls linearly."""
-    warmup: float = 0.05
+    warmup_fraction: float = 0.05
     weight_decay: float | None = 0.0
     """Decay of matrices (embeddings and norms have none)."""
     log_interval: int = 5

@@ -8,12 +8,12 @@ from torch import nn
 
 from llamita.config import ModelConfig
 from llamita.model.llama import Llama
+from llamita.training.activation_checkpointing import checkpoint_activations
 from llamita.training.distributed import Ranks, own_part, start_ranks, whole
+from llamita.training.distributed_muon import compute_rows_shared, compute_whole_shared, rows_of
+from llamita.training.fsdp import shard, usable
 from llamita.training.loss import SummedLoss
-from llamita.training.matrix_sharing import rows_of, shared_rows, shared_whole
 from llamita.training.optimizer import orthogonalize_each
-from llamita.training.recomputation import recompute_layers
-from llamita.training.sharding import shard, usable
 
 TINY = ModelConfig(50, 16, 24, 3, 4, 2, 4, 32, tie_word_embeddings=True)
 SHAPES = [(24, 16), (16, 24), (1, 16), (5, 16), (16, 16), (16, 24), (7, 3)]  # one with fewer rows than processes
@@ -25,11 +25,13 @@ def check_matrices(ranks: Ranks) -> None:
     for shapes in (SHAPES, SHAPES[:1]):  # of the second kind, one process has nothing to do
         matrices = [torch.randn(shape, generator=generator) for shape in shapes]
         alone = [orthogonalize_each([matrix])[0] for matrix in matrices]
-        for got, expected in zip(shared_whole(orthogonalize_each, torch.float32)(matrices, shapes), alone, strict=True):
+        for got, expected in zip(
+            compute_whole_shared(orthogonalize_each, torch.float32)(matrices, shapes), alone, strict=True
+        ):
             torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
         cuts = [rows_of(ranks.rank, rows, ranks.world_size) for rows, _ in shapes]
         parts = [matrix[cut.start : cut.stop] for matrix, cut in zip(matrices, cuts, strict=True)]
-        results = shared_rows(orthogonalize_each)(parts, shapes)
+        results = compute_rows_shared(orthogonalize_each)(parts, shapes)
         for got, expected, cut in zip(results, alone, cuts, strict=True):
             torch.testing.assert_close(got, expected[cut.start : cut.stop], rtol=1e-5, atol=1e-6)
 
@@ -45,7 +47,7 @@ def check_accumulation(ranks: Ranks) -> None:
     alone = make()
     alone(inputs, targets).backward()
     sharded = make()
-    recompute_layers(sharded.model)
+    checkpoint_activations(sharded.model)
     parallel = shard(sharded, sharded.model, ranks.device, torch.float32)
     own = slice(4 * ranks.rank, 4 * ranks.rank + 2), slice(4 * ranks.rank + 2, 4 * ranks.rank + 4)
     with ranks.local_gradients(parallel):

@@ -15,12 +15,12 @@ import torch
 import llamita
 from llamita.checkpoint import load_model
 from llamita.cli import main
+from llamita.convert.export import export
 from llamita.errors import EngineError
 from llamita.finetune.adapter import save_adapter
 from llamita.finetune.adapter_gguf import export_adapter
 from llamita.finetune.lora import LoraConfig, add_lora, lora_layers, updates_of
-from llamita.finetune.merging import merge_adapter
-from llamita.formats.export import export
+from llamita.finetune.merge_lora import merge_adapter
 from llamita.formats.gguf import read_gguf, write_gguf
 
 pytestmark = pytest.mark.usefixtures("engine_build")

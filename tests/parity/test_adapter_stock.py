@@ -11,11 +11,11 @@ import torch
 
 import llamita
 from llamita.checkpoint import load_config, load_model
+from llamita.convert.export import export
 from llamita.finetune.adapter import load_adapter, save_adapter
 from llamita.finetune.adapter_gguf import export_adapter
 from llamita.finetune.lora import LINEAR_LAYERS, LoraConfig, add_lora, attach_updates, lora_layers, updates_of
-from llamita.finetune.merging import merge_adapter
-from llamita.formats.export import export
+from llamita.finetune.merge_lora import merge_adapter
 
 pytestmark = pytest.mark.compat
 

@@ -12,8 +12,8 @@ import pytest
 
 from llamita.chat import Chat
 from llamita.chat_template import ChatTemplate
+from llamita.convert.import_model import import_model
 from llamita.engine import Message, Model, Part
-from llamita.formats.importing import import_model
 
 pytestmark = pytest.mark.compat
 

@@ -10,7 +10,7 @@ import pytest
 
 from llamita.config import PrepareConfig
 from llamita.data.prepare import prepare
-from llamita.data.shards import TokenStore
+from llamita.data.token_store import TokenStore
 from llamita.errors import SourceError
 from llamita.tokenizer import load_tokenizer, train_bpe
 
@@ -75,7 +75,7 @@ def test_training_reads_it(tmp_path: Path, tokenizer: Path) -> None:
     prepare(PrepareConfig(sources=(str(tokens),), out=tmp_path / "store", tokenizer=tokenizer, datatrove=True))
     result = train(
         TrainConfig(
-            data=tmp_path / "store", out=tmp_path / "run", layers=1, hidden=32, heads=2, context=64, batch_rows=4,
+            data=tmp_path / "store", out=tmp_path / "run", layers=1, hidden=32, heads=2, context=64, micro_batch_size=4,
             steps=30, device="cpu", threads=1,
         )
     )  # fmt: skip

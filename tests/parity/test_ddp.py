@@ -14,7 +14,15 @@ import pytest
 
 pytest.importorskip("torch")
 
-SHAPE = ["--layers=2", "--hidden=64", "--heads=4", "--kv-heads=2", "--context=64", "--batch-rows=4", "--device=cpu"]
+SHAPE = [
+    "--layers=2",
+    "--hidden=64",
+    "--heads=4",
+    "--kv-heads=2",
+    "--context=64",
+    "--micro-batch-size=4",
+    "--device=cpu",
+]
 PACE = ["--steps=12", "--eval-interval=6", "--log-interval=1", "--optimizer=muon"]
 
 
@@ -39,7 +47,7 @@ def run_training(store: Path, run: Path, processes: int, *more: str) -> list[dic
 @pytest.fixture(scope="module")
 def one(tale_store: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """The metrics of one process."""
-    return run_training(tale_store, tmp_path_factory.mktemp("one") / "run", 1, "--accumulate", "2")
+    return run_training(tale_store, tmp_path_factory.mktemp("one") / "run", 1, "--grad-accum-steps", "2")
 
 
 def test_two_processes_equal_one(one: list[dict[str, Any]], tale_store: Path, tmp_path: Path) -> None:
@@ -69,5 +77,5 @@ def test_a_run_of_two_goes_on_as_one(
         time.sleep(0.001)
     kill_launch(process)
     assert len(read_losses(run)) < len(one), "killed too late to mean anything"
-    resumed = run_training(tale_store, run, 1, "--accumulate", "2", "--resume")
+    resumed = run_training(tale_store, run, 1, "--grad-accum-steps", "2", "--resume")
     assert all(abs(a["loss"] - b["loss"]) < 1e-5 for a, b in zip(one, resumed, strict=True))

@@ -59,7 +59,7 @@ def test_same_logits(
 def test_half_precision_weights_are_near(
     make_checkpoint: Callable[..., Path], tmp_path: Path, engine_build: Path
 ) -> None:
-    """√(Σ difference² / Σ logit²). What the quantised types cost is asked of a trained model, in tests/corridor."""
+    """√(Σ difference² / Σ logit²). What the quantized types cost is asked of a trained model, in tests/end_to_end."""
     checkpoint = make_checkpoint(tmp_path / "checkpoint")
     llamita.export(checkpoint, tmp_path / "model.gguf", "f16")
     ids = [0, *range(5, 60)]

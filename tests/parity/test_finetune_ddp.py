@@ -1,4 +1,4 @@
-"""Two processes under torchrun fine-tune like one: the same rows, losses and judgements to 1e-5."""
+"""Two processes under torchrun fine-tune like one: the same rows, losses and judgments to 1e-5."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-from llamita.tokenizer.family_templates import replace_chat_template
+from llamita.tokenizer.chat_templates import replace_chat_template
 
 PACE = ["--steps=8", "--eval-interval=4", "--log-interval=1", "--context=128", "--device=cpu", "--learning-rate=3e-3"]
 
@@ -34,8 +34,8 @@ def test_two_processes_equal_one(make_checkpoint: Callable[..., Path], tmp_path:
     rows = [{"question": f"What is {number} and {number}?", "answer": str(2 * number)} for number in range(40)]
     rows += [{"question": "Why?", "answer": "Because it is so. " * number} for number in range(1, 6)]  # unevenly
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    one = run_training(base, data, tmp_path / "one", 1, *flags, "--batch-rows=2", "--accumulate=2")
-    two = run_training(base, data, tmp_path / "two", 2, *flags, "--batch-rows=2")
+    one = run_training(base, data, tmp_path / "one", 1, *flags, "--micro-batch-size=2", "--grad-accum-steps=2")
+    two = run_training(base, data, tmp_path / "two", 2, *flags, "--micro-batch-size=2")
     assert len(one) == len(two) == 8 + 3
     for alone, together in zip(one, two, strict=True):
         for key in ("kind", "step", "tokens", "exact", "contains", "sample"):

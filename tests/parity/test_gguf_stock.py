@@ -1,4 +1,4 @@
-"""Our GGUF files in stock runtimes: llama.cpp tokenises and answers as our own code does, gguf-py parses every byte."""
+"""Our GGUF files in stock runtimes: llama.cpp tokenizes and answers as our own code does, gguf-py parses every byte."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from llamita.checkpoint import load_config, load_model, load_tensors
 from llamita.config import ModelConfig
-from llamita.formats.export import export
+from llamita.convert.export import export
 from llamita.formats.gguf import read_gguf
-from llamita.formats.rope_order import pairs_to_halves
+from llamita.formats.rope_order import unpermute_qk
 from llamita.formats.tensor_table import tensor_table
 from llamita.model.generate import generate
 from llamita.model.llama import Llama
@@ -47,7 +47,7 @@ TOLERANCE = {"f32": 1e-5, "f16": 5e-3, "q8_0": 5e-2, "q4_0": 5e-2}
 
 
 def open_in_llama_cpp(path: Path):
-    """One token a pass: llama.cpp 0.3.36's AMX kernels crash on longer ones of quantised models as small as these,
+    """One token a pass: llama.cpp 0.3.36's AMX kernels crash on longer ones of quantized models as small as these,
     whoever wrote the file. The cache is kept in F32, so that F32 is F32."""
     llama_cpp = pytest.importorskip("llama_cpp")
     return llama_cpp.Llama(
@@ -81,7 +81,7 @@ def model_of_gguf(path: Path, config: ModelConfig) -> Llama:
     file, tensors = read_gguf(path), {}
     for spec in tensor_table(config):
         numbers, heads = file.dequantize(spec.gguf), spec.rope_heads(config)
-        tensors[spec.huggingface] = torch.from_numpy(numbers if heads is None else pairs_to_halves(numbers, heads))
+        tensors[spec.huggingface] = torch.from_numpy(numbers if heads is None else unpermute_qk(numbers, heads))
     model = Llama(config)
     model.load_state_dict(tensors)
     return model

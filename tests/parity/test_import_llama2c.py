@@ -13,9 +13,9 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from llamita.checkpoint import load_model, load_tensors  # noqa: E402
-from llamita.formats.export import export  # noqa: E402
+from llamita.convert.export import export  # noqa: E402
+from llamita.convert.import_model import import_model  # noqa: E402
 from llamita.formats.gguf import read_gguf  # noqa: E402
-from llamita.formats.importing import import_model  # noqa: E402
 from llamita.model.generate import generate  # noqa: E402
 from llamita.tokenizer import load_tokenizer  # noqa: E402
 

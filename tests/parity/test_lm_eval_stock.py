@@ -46,7 +46,7 @@ def test_bits_per_byte_and_endings(make_checkpoint: Callable[..., Path], tmp_pat
         [str(script), str(tmp_path / "tales.txt"), "--model", str(checkpoint), "--out", str(tmp_path / "tasks")],
         [
             *("-m", "lm_eval", "--model", "hf", "--model_args", f"pretrained={checkpoint},add_bos_token=False"),
-            *("--include_path", str(tmp_path / "tasks"), "--tasks", "held_out_bits,endings"),
+            *("--include_path", str(tmp_path / "tasks"), "--tasks", "val_bits,endings"),
             *("--device", "cpu", "--output_path", str(tmp_path / "results")),
         ],
     ]
@@ -58,6 +58,6 @@ def test_bits_per_byte_and_endings(make_checkpoint: Callable[..., Path], tmp_pat
         assert done.returncode == 0, done.stderr
     (path,) = (tmp_path / "results").rglob("results*.json")
     results = json.loads(path.read_text(encoding="utf-8"))["results"]
-    theirs = results["held_out_bits"]["bits_per_byte,none"]
+    theirs = results["val_bits"]["bits_per_byte,none"]
     assert math.isclose(theirs, bits_without_eos(checkpoint, [tale.strip() for tale in tales]), rel_tol=1e-5)
     assert 0 <= results["endings"]["acc,none"] <= 1

@@ -14,11 +14,11 @@ import pytest
 
 pytest.importorskip("torch")
 
-from llamita.finetune.preference_reference import NAME
+from llamita.finetune.dpo_reference import NAME
 
 FLAGS = [
     "--preference=dpo", "--lora", "--rank=4", "--beta=0.3", "--learning-rate=5e-3", "--steps=6", "--eval-interval=3",
-    "--log-interval=1", "--batch-rows=1", "--context=64", "--val-fraction=0.2", "--chat-template=zephyr",
+    "--log-interval=1", "--micro-batch-size=1", "--context=64", "--val-fraction=0.2", "--chat-template=zephyr",
     "--device=cpu", "--threads=1",
 ]  # fmt: skip
 
@@ -36,7 +36,7 @@ def test_two_processes_equal_one(make_checkpoint: Callable[..., Path], tmp_path:
     data = tmp_path / "pairs.jsonl"
     words = [{"prompt": f"Is it {n}?", "chosen": f"yes, {n % 7}", "rejected": "no" * (1 + n % 4)} for n in range(40)]
     data.write_text("\n".join(map(json.dumps, words)))
-    one = run_finetune(checkpoint, data, tmp_path / "one", 1, "--accumulate=2")
+    one = run_finetune(checkpoint, data, tmp_path / "one", 1, "--grad-accum-steps=2")
     two = run_finetune(checkpoint, data, tmp_path / "two", 2)
     assert len(one) == len(two) == 6 + 3
     for alone, together in zip(one, two, strict=True):
@@ -45,6 +45,6 @@ def test_two_processes_equal_one(make_checkpoint: Callable[..., Path], tmp_path:
         for name in ("loss", *(("margin", "accuracy") if alone["kind"] == "eval" else ())):
             assert abs(alone[name] - together[name]) < 1e-5, (alone, together)
     references = [np.load(tmp_path / name / NAME) for name in ("one", "two")]
-    assert all(np.allclose(references[0][name], references[1][name], atol=1e-4) for name in ("learn", "held_out"))
+    assert all(np.allclose(references[0][name], references[1][name], atol=1e-4) for name in ("learn", "val"))
     evaluated = [line for line in one if line["kind"] == "eval"]
     assert evaluated[-1]["margin"] > evaluated[0]["margin"] == 0

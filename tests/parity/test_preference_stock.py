@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from llamita.checkpoint import load_config, load_model
-from llamita.finetune.preference_loss import PreferenceLoss
-from llamita.finetune.preference_packing import Pair, Pairs, PreferenceBatches, render_pairs
-from llamita.finetune.preference_rows import read_preference
-from llamita.finetune.preference_scoring import answer_log_probabilities, score_pairs
+from llamita.data.records import Row
+from llamita.finetune.dpo_evaluate import answer_log_probabilities, score_pairs
+from llamita.finetune.dpo_loss import DpoLoss
+from llamita.finetune.dpo_packing import DpoBatches, Pair, Pairs, render_pairs
+from llamita.finetune.preferences import read_preference
 from llamita.finetune.rendering import Renderer
-from llamita.finetune.rows import Row
 from llamita.tokenizer import load_tokenizer
 
 pytestmark = pytest.mark.compat
@@ -44,7 +44,7 @@ def made(make_checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPath
     other = make_checkpoint(folder / "other", seed=1, max_position_embeddings=256)
     with Renderer(load_tokenizer(base), load_config(base)) as renderer:
         pairs = Pairs(render_pairs([read_preference(Row("x", row)) for row in ROWS], renderer)[0])
-    said = answer_log_probabilities(PreferenceLoss(load_model(base)), pairs)
+    said = answer_log_probabilities(DpoLoss(load_model(base)), pairs)
     assert said is not None
     pairs.reference = said.numpy()
     return base, other, pairs
@@ -78,8 +78,8 @@ def test_losses_and_gradients(made: tuple[Path, Path, Pairs], tmp_path: Path, ou
     expected = trainer._compute_loss(trainer.model, batch, False)
     expected.backward()
 
-    loss = PreferenceLoss(load_model(other), "ipo" if ours == "ipo" else "dpo", BETA, SMOOTHING * (ours == "smoothed"))
-    packed = next(PreferenceBatches(pairs, 256, 1, seed=0))
+    loss = DpoLoss(load_model(other), "ipo" if ours == "ipo" else "dpo", BETA, SMOOTHING * (ours == "smoothed"))
+    packed = next(DpoBatches(pairs, 256, 1, seed=0))
     assert packed.num_targets == len(pairs.pairs)  # all of them in one row, and one below
     found = loss(*(torch.from_numpy(part) for part in packed if isinstance(part, np.ndarray))) / packed.num_targets
     found.backward()

@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 import quality
 
-from llamita.data.sources import read_documents
+from llamita.data.readers import read_documents
 from llamita.data.tales import generate_tales
 
 pytestmark = pytest.mark.compat

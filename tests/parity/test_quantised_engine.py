@@ -10,11 +10,11 @@ import pytest
 
 pytest.importorskip("torch")
 
+from llamita.convert.export import export
+from llamita.convert.quant_mix import QUANT_MIXES
+from llamita.convert.quantize import quantize_file
 from llamita.engine import Model
-from llamita.formats.export import export
 from llamita.formats.gguf import read_gguf
-from llamita.formats.requantize import quantize_file
-from llamita.formats.type_choice import WANTED_TYPES
 
 pytestmark = pytest.mark.usefixtures("engine_build")
 
@@ -22,12 +22,12 @@ pytestmark = pytest.mark.usefixtures("engine_build")
 @pytest.fixture(scope="module")
 def checkpoint(make_checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     sizes = {"hidden_size": 256, "head_dim": 64, "intermediate_size": 512}
-    return make_checkpoint(tmp_path_factory.mktemp("quantised") / "model", num_hidden_layers=3, **sizes)
+    return make_checkpoint(tmp_path_factory.mktemp("quantized") / "model", num_hidden_layers=3, **sizes)
 
 
-@pytest.mark.parametrize("type", WANTED_TYPES)
+@pytest.mark.parametrize("type", QUANT_MIXES)
 def test_logits_are_those_of_the_values(checkpoint: Path, tmp_path: Path, type: str) -> None:
-    """Where weights are quantised, activations are rounded to eight bits, which this random network makes 6 to 10 % of;
+    """Where weights are quantized, activations are rounded to eight bits, which this random network makes 6 to 10 % of;
     rows or codes in a wrong order give more than 1."""
     export(checkpoint, tmp_path / "small.gguf", type, verify=False)
     quantize_file(tmp_path / "small.gguf", tmp_path / "values.gguf", "f32")

@@ -1,4 +1,4 @@
-"""Our quantisers beside llama.cpp's on the same weights: less squared error, the same types, files that it runs."""
+"""Our quantizers beside llama.cpp's on the same weights: less squared error, the same types, files that it runs."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import gguf
 import numpy as np
 import pytest
 
+from llamita.convert.quantize import quantize_file
 from llamita.formats.gguf import read_gguf
-from llamita.formats.quantize import TYPES, TypeName, dequantize, quantize
-from llamita.formats.requantize import quantize_file
+from llamita.formats.tensor_types import TYPES, TypeName, dequantize, quantize
 
 pytestmark = [pytest.mark.compat, pytest.mark.usefixtures("engine_build")]
 
@@ -72,7 +72,7 @@ def test_the_type_of_each_tensor_is_llama_cpps(
     make_checkpoint: Callable[..., Path], tmp_path: Path, hidden_size: int, tied: bool
 ) -> None:
     """Its defaults. Not q4_k and q5_k: they are mixtures there (Q4_K_S, Q5_K_S)."""
-    from llamita.formats.export import export
+    from llamita.convert.export import export
 
     sizes = {"hidden_size": hidden_size, "head_dim": hidden_size // 4, "intermediate_size": 512}
     folder = make_checkpoint(tmp_path / "model", num_hidden_layers=9, tie_word_embeddings=tied, **sizes)
@@ -92,9 +92,9 @@ def test_the_type_of_each_tensor_is_llama_cpps(
 
 @pytest.mark.parametrize("type", ["q4_1", "q5_0", "q5_1", "q4_k", "q5_k", "q6_k", "q4_k_m"])
 def test_llama_cpp_runs_what_we_write(make_checkpoint: Callable[..., Path], tmp_path: Path, type: str) -> None:
-    """Its logits on our quantised file are near those on the same values stored as float32; it rounds activations to
+    """Its logits on our quantized file are near those on the same values stored as float32; it rounds activations to
     eight bits, for the K types by one scale for 256 of them, which makes up to 7 %."""
-    from llamita.formats.export import export
+    from llamita.convert.export import export
 
     llama_cpp = pytest.importorskip("llama_cpp")
     folder = make_checkpoint(tmp_path / "model", hidden_size=256, head_dim=64, intermediate_size=512)

@@ -18,8 +18,8 @@ torch = pytest.importorskip("torch")
 
 from llamita.checkpoint import load_tensors, load_training_state  # noqa: E402
 from llamita.config import TrainConfig  # noqa: E402
-from llamita.training.loop import Trainer  # noqa: E402
 from llamita.training.pretraining import train  # noqa: E402
+from llamita.training.trainer import Trainer  # noqa: E402
 
 STEPS, ROWS, INTERRUPTED_STEP = 40, 8, 25
 SHAPE: dict[str, Any] = {"layers": 2, "hidden": 32, "heads": 4, "kv_heads": 2, "context": 32}
@@ -28,7 +28,9 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
 
 
 def make_config(store: Path, run: Path, **changes: Any) -> TrainConfig:
-    return TrainConfig(data=store, out=run, **SHAPE, **(PACE | {"optimizer": "muon", "batch_rows": ROWS} | changes))
+    return TrainConfig(
+        data=store, out=run, **SHAPE, **(PACE | {"optimizer": "muon", "micro_batch_size": ROWS} | changes)
+    )
 
 
 def launch(store: Path, run: Path, processes: int, *more: str, restarts: int = 0) -> subprocess.Popen[str]:
@@ -86,7 +88,7 @@ def test_from_two_sharded_processes_to_one_to_four(
 ) -> None:
     """Killed with -9, resumed without shards, interrupted, resumed in four shards: the same run."""
     run = tmp_path / "run"
-    process = launch(tale_store, run, 2, "--fsdp", "--batch-rows=2", "--accumulate=2")
+    process = launch(tale_store, run, 2, "--fsdp", "--micro-batch-size=2", "--grad-accum-steps=2")
     wait_for_a_checkpoint(process, run)
     kill_launch(process)
     state = load_training_state(run)
@@ -98,7 +100,7 @@ def test_from_two_sharded_processes_to_one_to_four(
     assert stopped.interrupted and load_training_state(run).tensors.keys() >= {
         "momentum/model.layers.0.mlp.up_proj.weight"
     }
-    process = launch(tale_store, run, 4, "--fsdp", "--batch-rows=2", "--resume")
+    process = launch(tale_store, run, 4, "--fsdp", "--micro-batch-size=2", "--resume")
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 0 and f"resuming at step {INTERRUPTED_STEP + 1}" in errors, errors
     check_same(run, one)
@@ -123,7 +125,7 @@ def test_torchrun_goes_on_when_a_process_dies(
 ) -> None:
     """Without --resume: the run is this torchrun's own."""
     run = tmp_path / "run"
-    process = launch(tale_store, run, 2, "--batch-rows=4", restarts=1)
+    process = launch(tale_store, run, 2, "--micro-batch-size=4", restarts=1)
     wait_for_a_checkpoint(process, run)
     kill_worker(process)
     _, errors = process.communicate(timeout=300)

@@ -1,4 +1,4 @@
-"""Every tensor type that is read gives the values of the gguf package's dequantiser, bit for bit."""
+"""Every tensor type that is read gives the values of the gguf package's dequantizer, bit for bit."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import gguf
 import numpy as np
 import pytest
 
-from llamita.formats import quantize
-from llamita.formats.quantize import dequantize
+from llamita.formats import tensor_types
+from llamita.formats.tensor_types import dequantize
 
 TYPES = (
     *("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "IQ4_NL", "MXFP4"),
@@ -70,21 +70,21 @@ def assert_same_bits(found: np.ndarray, expected: np.ndarray) -> None:
 
 
 @pytest.fixture(scope="module")
-def dequantise_rows(engine_build: Path) -> Path:
+def dequantize_rows(engine_build: Path) -> Path:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     cmake = shutil.which("cmake", path=path)
     assert cmake
-    command = [cmake, "--build", str(engine_build), "--target", "dequantise_rows"]
+    command = [cmake, "--build", str(engine_build), "--target", "dequantize_rows"]
     environment = dict(os.environ, PATH=path)
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
-    return engine_build / "dequantise_rows"
+    return engine_build / "dequantize_rows"
 
 
 @pytest.mark.parametrize("name", TYPES)
-def test_engine_reads_every_type(name: str, dequantise_rows: Path) -> None:
+def test_engine_reads_every_type(name: str, dequantize_rows: Path) -> None:
     rows = rows_of(name)
-    command = [dequantise_rows, str(int(gguf.GGMLQuantizationType[name])), str(ROW_LENGTH)]
+    command = [dequantize_rows, str(int(gguf.GGMLQuantizationType[name])), str(ROW_LENGTH)]
     done = subprocess.run(command, input=rows.tobytes(), capture_output=True, check=True, timeout=60)
     found = np.frombuffer(done.stdout, np.float32).reshape(len(rows), ROW_LENGTH)
     assert_same_bits(found, expected_values(name, rows))
@@ -103,4 +103,4 @@ def test_every_type_without_codebooks_is_covered() -> None:
     never_stored = {"Q8_1", "Q8_K"}
     newer = {"NVFP4", "Q1_0"}
     known = {t.name for t in gguf.GGMLQuantizationType}
-    assert known - refused - integers - never_stored - newer == set(TYPES) == set(quantize.TYPES)
+    assert known - refused - integers - never_stored - newer == set(TYPES) == set(tensor_types.TYPES)

@@ -271,7 +271,7 @@ def vocabulary_of_sentencepiece(processor) -> Vocabulary:
 
 
 def assert_same_as_sentencepiece(processor, model: Model, texts: Sequence[str]) -> None:
-    """What the normaliser of the model does (nothing, or single spaces only) is done to both."""
+    """What the normalizer of the model does (nothing, or single spaces only) is done to both."""
     has_bytes = any(processor.is_byte(i) for i in range(processor.vocab_size()))
     for text in texts:
         kept = text.replace("\x00", "")  # SentencePiece's string ends there

@@ -8,18 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llamita.data.vocabulary import CountedWords
-from llamita.engine import Learner
+from llamita.engine import BpeTrainer
 from llamita.errors import EngineError, TokenizerError
 from llamita.tokenizer import Tokenizer, VocabularyTooLarge, train_bpe
+from llamita.tokenizer.bpe_trainer import EngineBpeTrainer
 
 pytestmark = pytest.mark.usefixtures("engine_build")
 
 
-def counted(texts: list[str]) -> CountedWords:
+def counted(texts: list[str]) -> EngineBpeTrainer:
     """Counted in blocks of 1,000 texts."""
     raw = [text.encode() for text in texts]
-    return CountedWords(raw[first : first + 1000] for first in range(0, len(raw), 1000))
+    return EngineBpeTrainer(raw[first : first + 1000] for first in range(0, len(raw), 1000))
 
 
 def content(tokenizer: Tokenizer) -> dict[str, object]:
@@ -63,7 +63,7 @@ def test_too_little_text() -> None:
 
 def test_words_longer_than_tokens_may_be() -> None:
     """A token has at most 512 bytes, so that every vocabulary can be opened."""
-    learner = Learner()
+    learner = BpeTrainer()
     text = b"a" * 5000
     learner.add(text * 2, np.array([5000, 10_000], np.uint64))
     merges = learner.merge(300, 1)
@@ -75,7 +75,7 @@ def test_words_longer_than_tokens_may_be() -> None:
 
 
 def test_wrong_ends() -> None:
-    learner = Learner()
+    learner = BpeTrainer()
     with pytest.raises(EngineError, match="document 1: expected an end after its beginning, byte 3"):
         learner.add(b"ab", np.array([3, 2], np.uint64))
     with pytest.raises(EngineError, match="expected 256 to 2"):

@@ -63,13 +63,13 @@ def corridor_commands() -> list[str]:
 
 
 def test_corridor_commands_run(tmp_path: Path) -> None:
-    """Every command of the corridor, in order, in one folder; only the training time is cut to a few steps."""
+    """Every command of the pipeline, in order, in one folder; only the training time is cut to a few steps."""
     folder = tmp_path / "my_texts"
     folder.mkdir()
     (folder / "stories.txt").write_text("\n<|endoftext|>\n".join(generate_tales(4000)), encoding="utf-8")
     commands = corridor_commands()
-    verbs = [shlex.split(command)[1] for command in commands]
-    assert verbs[:2] == ["prepare", "train"] and {"export", "run", "eval"} <= set(verbs)
+    commands = [shlex.split(command)[1] for command in commands]
+    assert commands[:2] == ["prepare", "train"] and {"export", "run", "eval"} <= set(commands)
     for command in commands:
         words = shlex.split(re.sub(r"--minutes \d+", "--steps 3", command))
         assert words[0] == "llamita"

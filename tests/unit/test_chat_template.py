@@ -12,7 +12,7 @@ pytest.importorskip("jinja2")
 
 from llamita.chat_template import MAX_TEMPLATE_BYTES, ChatTemplate, TextPart
 from llamita.errors import ChatError
-from llamita.tokenizer.family_templates import CHAT_TEMPLATES
+from llamita.tokenizer.chat_templates import CHAT_TEMPLATES
 
 SAID = [
     {"role": "system", "content": " S "},

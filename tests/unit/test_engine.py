@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 import llamita
-from llamita import engine, engine_library
+from llamita import engine
 from llamita.engine import Model, Sampler
-from llamita.engine_library import library_path
+from llamita.engine import library as engine_library
+from llamita.engine.library import library_path
 from llamita.errors import EngineError
 
 pytestmark = pytest.mark.usefixtures("engine_build")

@@ -1,4 +1,4 @@
-"""The command line: `llamita VERB …`; each verb is a module of this package, imported only when it is called."""
+"""The command line: `llamita VERB …`; each command is a module of this package, imported only when it is called."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from llamita.cli.command import fail
 from llamita.errors import LlamitaError
 
-# verb -> (module, what it does), in the order of the corridor.
+# command -> (module, what it does), in the order of the pipeline.
 VERBS: dict[str, tuple[str, str]] = {
     "prepare": ("prepare", "text → tokenizer and token store"),
     "plan": ("plan", "token store and minutes → what train would choose here, and why"),
@@ -25,16 +25,16 @@ VERBS: dict[str, tuple[str, str]] = {
     "export": ("export", "checkpoint → one model file (.gguf, or llama2.c's .bin)"),
     "merge": ("merge", "checkpoint and adapter (LoRA) → checkpoint"),
     "quantize": ("quantize", ".gguf → a smaller .gguf"),
-    "import": ("importing", "Meta, Hugging Face, GGUF or llama2.c → checkpoint"),
+    "import": ("import_model", "Meta, Hugging Face, GGUF or llama2.c → checkpoint"),
     "inspect": ("inspect", "what a model file, a checkpoint or a token store holds"),
     "run": ("run", "model file → text, with the C engine"),
     "chat": ("chat", "model file → a conversation, with the C engine"),
-    "demo": ("demo", "the whole corridor in a few minutes, on the embedded tales"),
+    "demo": ("demo", "the whole pipeline in a few minutes, on the embedded tales"),
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb; returns the exit code: 0 done, 2 a user's error (one line on stderr), 130 interrupted."""
+    """Run one command; returns the exit code: 0 done, 2 a user's error (one line on stderr), 130 interrupted."""
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help", "help"):
         print(_overview())
@@ -46,13 +46,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if isinstance(sys.stdout, io.TextIOWrapper):  # text is UTF-8 whatever the locale, as the engine's program writes it
         sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
-    verb = words[0]
-    if verb not in VERBS:
-        nearest = difflib.get_close_matches(verb, VERBS, n=1)
-        hint = f"; perhaps you meant {nearest[0]}" if nearest else f"; the verbs are {', '.join(VERBS)}"
-        return fail(f"unknown verb {verb!r}{hint}")
+    command = words[0]
+    if command not in VERBS:
+        nearest = difflib.get_close_matches(command, VERBS, n=1)
+        hint = f"; perhaps you meant {nearest[0]}" if nearest else f"; the commands are {', '.join(VERBS)}"
+        return fail(f"unknown command {command!r}{hint}")
     try:
-        module = importlib.import_module(f"llamita.cli.{VERBS[verb][0]}")
+        module = importlib.import_module(f"llamita.cli.{VERBS[command][0]}")
         code: int | None = module.main(words[1:])
         sys.stdout.flush()
         return code or 0
@@ -72,6 +72,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _overview() -> str:
     lines = ["usage: llamita VERB [flags]", ""]
-    lines += [f"  {verb:<8} {what}" for verb, (_, what) in VERBS.items()]
+    lines += [f"  {command:<8} {what}" for command, (_, what) in VERBS.items()]
     lines += ["", "llamita VERB --help says more."]
     return "\n".join(lines)

@@ -52,11 +52,11 @@ def _one_line(box: str) -> str:
     return message[0].lower() + message[1:]
 
 
-def check_is_file(model: Path, verb: str) -> None:
+def check_is_file(model: Path, command: str) -> None:
     """Raise ConfigError where a checkpoint stands and a model file is wanted."""
     if model.is_dir():
         raise ConfigError(
-            f"cannot {verb} {model}: expected a model file, found a folder; make one of it: llamita export "
+            f"cannot {command} {model}: expected a model file, found a folder; make one of it: llamita export "
             f"{model} {model.name}.gguf"
         )
 
@@ -69,10 +69,10 @@ def fail(message: str) -> int:
 
 @contextlib.contextmanager
 def requires_extra(extra: str) -> Iterator[None]:
-    """Around the imports of a verb: a missing package becomes one line that says how to get it."""
+    """Around the imports of a command: a missing package becomes one line that says how to get it."""
     try:
         yield
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] == "llamita":
             raise  # a bug, not a missing extra
-        raise ConfigError(f"this verb needs the package {error.name}: pip install 'llamita[{extra}]'") from error
+        raise ConfigError(f"this command needs the package {error.name}: pip install 'llamita[{extra}]'") from error

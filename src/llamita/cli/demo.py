@@ -1,4 +1,4 @@
-"""`llamita demo`: the whole corridor in a few minutes: tales, tokens, training, a model file, a story told by it."""
+"""`llamita demo`: the whole pipeline in a few minutes: tales, tokens, training, a model file, a story told by it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from llamita.config import PrepareConfig, TrainConfig, check
 from llamita.errors import OutputError
 
 if TYPE_CHECKING:
-    from llamita.formats.export import ExportReport
+    from llamita.convert.export import ExportReport
 
 # For three minutes on two cores: most words of the tales, and every name, are one token of 2,048.
 VOCAB_SIZE = 2048
@@ -25,7 +25,7 @@ TEMPERATURE = 0.6
 
 @dataclasses.dataclass(frozen=True)
 class DemoFlags:
-    """Go through the whole corridor: make up tales, learn their tokens, train a small model in front of you, write it
+    """Go through the whole pipeline: make up tales, learn their tokens, train a small model in front of you, write it
     as one file, and let it tell a story. Done again, it starts over."""
 
     minutes: Annotated[float, tyro.conf.arg(aliases=["-m"])] = 3.0
@@ -43,7 +43,7 @@ def main(argv: list[str]) -> int:
     started = time.monotonic()
     flags = parse(DemoFlags, argv, "llamita demo")
     with requires_extra("train"):
-        from llamita.formats.export import export
+        from llamita.convert.export import export
         from llamita.training.pretraining import train
     tokens, run, model = flags.out / "tokens", flags.out / "run", flags.out / "tales.gguf"
     _start_over(run)

@@ -17,17 +17,17 @@ import numpy as np
 import numpy.typing as npt
 import tyro
 
+from llamita.batch_generate import Sample
 from llamita.cli.command import parse, requires_extra
 from llamita.config import check
+from llamita.console import print_table
 from llamita.data.batches import Documents
-from llamita.data.sample_metrics import Sample
-from llamita.data.scoring import EncodedTexts, Score, score_documents
-from llamita.data.shards import TokenStore
-from llamita.data.sources import read_documents
+from llamita.data.readers import read_documents
+from llamita.data.token_store import TokenStore
 from llamita.engine import Model, load
 from llamita.errors import CheckpointError, ConfigError, SourceError, TokenizerError
-from llamita.sample_report import Telling, Told, opened_in_engine, tell_and_measure
-from llamita.table import print_table
+from llamita.eval.samples import SampleOptions, SampleReport, generate_and_measure, opened_in_engine
+from llamita.eval.scoring import EncodedTexts, Score, score_documents
 
 ROUND_TRIPS = 32  # documents of a store that a model file's tokenizer must give the same ids for
 
@@ -137,9 +137,9 @@ def main(argv: list[str]) -> None:
 def _score_checkpoint(flags: Flags) -> _Scored:
     with requires_extra("train"):
         from llamita.checkpoint import load_model, resolve_checkpoint
+        from llamita.eval.bits_per_byte import bits_per_byte
         from llamita.tokenizer import load_tokenizer
         from llamita.training.distributed import start_ranks
-        from llamita.training.evaluate import bits_per_byte
         from llamita.training.loss import SummedLoss
 
     if flags.tokenizer is not None:
@@ -271,11 +271,11 @@ def _prompts(flags: Flags) -> list[str]:
     return prompts
 
 
-def _tell(flags: Flags, prompts: list[str], held_out: Documents) -> Told:
+def _tell(flags: Flags, prompts: list[str], val: Documents) -> SampleReport:
     training = flags.training
     if not training and _open_store(flags.data, "val") is not None:
         training = flags.data
-    telling = Telling(
+    telling = SampleOptions(
         flags.samples,
         tuple(prompts),
         flags.max_new_tokens,
@@ -287,7 +287,7 @@ def _tell(flags: Flags, prompts: list[str], held_out: Documents) -> Told:
     with opened_in_engine(flags.model, flags.tokenizer) as model:
         documents = _documents(flags, model, training, "train") if training else None
         with _bar("telling") as advance:
-            told = tell_and_measure(model, telling, held_out, documents, advance)
+            told = generate_and_measure(model, telling, val, documents, advance)
     if flags.save_samples is not None:
         _save(flags.save_samples, told.samples)
     return told

@@ -14,8 +14,8 @@ from llamita.cli.adapters import other_base_rows
 from llamita.cli.byte_progress import byte_progress
 from llamita.cli.command import VERIFY, parse, requires_extra
 from llamita.config import flag
+from llamita.console import print_table
 from llamita.errors import ConfigError
-from llamita.table import print_table
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 
@@ -52,8 +52,8 @@ def main(argv: list[str]) -> None:
     if flags.adapter is not None:
         return export_adapter(flags, flags.adapter)
     with requires_extra("train"):
-        from llamita.finetune.merging import plain_checkpoint
-        from llamita.formats.export import export
+        from llamita.convert.export import export
+        from llamita.finetune.merge_lora import plain_checkpoint
 
         with (
             plain_checkpoint(flags.checkpoint, flags.out) as checkpoint,
@@ -82,7 +82,7 @@ def main(argv: list[str]) -> None:
         rows.append(("tokenizer", str(report.tokenizer_path)))
     rows.append(("took", f"{report.seconds:.1f} s, {report.num_bytes / max(report.seconds, 1e-9) / 1e6:,.0f} MB/s"))
     rows.append(("verified", "no (--verify yes)" if report.verification is None else report.verification.line()))
-    rows += [("note", remark) for remark in report.remarks]
+    rows += [("note", note) for note in report.notes]
     print_table(rows, sys.stderr)
 
 

@@ -13,7 +13,7 @@ import tyro
 
 from llamita.cli.command import parse, requires_extra
 from llamita.config import FinetuneConfig
-from llamita.table import print_table
+from llamita.console import print_table
 
 STARTED = time.monotonic()
 
@@ -44,11 +44,11 @@ class Finetune(FinetuneConfig, _Positionals):
 def main(argv: list[str]) -> int:
     config = parse(Finetune, argv, "llamita finetune")
     with requires_extra("train"):
-        from llamita.finetune.task import finetune, show_preview
+        from llamita.finetune.run import finetune, show_preview
     from rich.console import Console
 
-    from llamita.training.metrics import read_metrics
-    from llamita.training.report import summary_table
+    from llamita.report.summary import summary_table
+    from llamita.run_directory import read_metrics
 
     if config.preview:
         show_preview(config, Console())
@@ -85,12 +85,12 @@ def main(argv: list[str]) -> int:
 
 def next_steps(config: FinetuneConfig) -> list[tuple[str, str]]:
     """What to do with the result, as rows of a table."""
-    from llamita.finetune.sources import is_text
+    from llamita.finetune.splits import is_text
 
     run, base = shlex.quote(str(config.out)), shlex.quote(str(config.checkpoint))
     model = shlex.quote(f"{config.out.name}.gguf")
-    verb = "run" if is_text(config.data) else "chat"
-    rows = [("next", f"llamita export {run} {model} --type q8_0; llamita {verb} {model}")]
+    command = "run" if is_text(config.data) else "chat"
+    rows = [("next", f"llamita export {run} {model} --type q8_0; llamita {command} {model}")]
     if config.lora:
         rows.append(("merge", f"llamita merge {base} {run} --out CHECKPOINT"))
         rows.append(("adapter alone", f"llamita export {base} ADAPTER.gguf --adapter {run}"))

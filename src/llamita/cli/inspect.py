@@ -10,7 +10,7 @@ from typing import Annotated
 import tyro
 
 from llamita.cli.command import parse, requires_extra
-from llamita.table import print_table
+from llamita.console import print_table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +25,7 @@ class InspectFlags:
 
 def main(argv: list[str]) -> None:
     flags = parse(InspectFlags, argv, "llamita inspect")
-    from llamita.formats.inspect import inspect, type_counts
+    from llamita.convert.inspect import inspect, type_counts
 
     with requires_extra("train"):  # folders and tokenizers need more than model files do
         found = inspect(flags.path)

@@ -12,7 +12,7 @@ import tyro
 from llamita.cli.adapters import other_base_rows
 from llamita.cli.byte_progress import byte_progress
 from llamita.cli.command import parse, requires_extra
-from llamita.table import print_table
+from llamita.console import print_table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +35,7 @@ class MergeFlags:
 def main(argv: list[str]) -> None:
     flags = parse(MergeFlags, argv, "llamita merge")
     with requires_extra("train"):
-        from llamita.finetune.merging import merge_adapter
+        from llamita.finetune.merge_lora import merge_adapter
 
         with byte_progress("merging", sys.stderr) as progress:
             report = merge_adapter(

@@ -11,7 +11,7 @@ import tyro
 
 from llamita.cli.command import parse, requires_extra
 from llamita.config import TrainConfig
-from llamita.table import print_table
+from llamita.console import print_table
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ import tyro
 
 from llamita.cli.byte_progress import byte_progress
 from llamita.cli.command import parse
-from llamita.table import print_table
+from llamita.console import print_table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,19 +20,19 @@ class QuantizeFlags:
     else in it is kept. Scales are searched for the least squared error. One tensor is in memory at a time."""
 
     source: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="IN")]
-    """A GGUF file of a Llama, unquantised (f32, f16, bf16)."""
+    """A GGUF file of a Llama, unquantized (f32, f16, bf16)."""
     out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT")]
     """The file to write; an existing one is replaced."""
     type: Annotated[str, tyro.conf.arg(aliases=["-t"], metavar="TYPE")]
     """f16, bf16: half the bytes of f32; q8_0: a quarter; q6_k, q5_k, q5_1, q5_0: less; q4_k_m (q4_k, the most sensitive
     matrices in q6_k), q4_k, q4_1, q4_0: an eighth. f32: from any type, exactly."""
     requantize: bool = False
-    """Accept a file that is quantised already: the new errors come on top of the old ones."""
+    """Accept a file that is quantized already: the new errors come on top of the old ones."""
 
 
 def main(argv: list[str]) -> None:
     flags = parse(QuantizeFlags, argv, "llamita quantize")
-    from llamita.formats.requantize import quantize_file
+    from llamita.convert.quantize import quantize_file
 
     with byte_progress("quantizing", sys.stderr) as progress:
         report = quantize_file(flags.source, flags.out, flags.type, requantize=flags.requantize, progress=progress)
@@ -44,6 +44,6 @@ def main(argv: list[str]) -> None:
         ("tensors", ", ".join(f"{count} {name}" for name, count in report.num_tensors_by_type.items())),
         ("largest rounding error", worst),
         ("took", f"{report.seconds:.1f} s, {speed:,.0f} MB/s of weights read"),
-        *(("note", remark) for remark in report.remarks),
+        *(("note", note) for note in report.notes),
     ]
     print_table(rows, sys.stderr)

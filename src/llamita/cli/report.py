@@ -35,7 +35,7 @@ class ReportFlags:
 
 def main(argv: list[str]) -> None:
     flags = parse(ReportFlags, argv, "llamita report")
-    from llamita.training.report import write_page
+    from llamita.report.summary import write_page
 
     out = flags.out or (None if len(flags.runs) == 1 else COMPARISON)
     print(write_page(flags.runs, out))

@@ -18,13 +18,13 @@ from llamita.errors import LlamitaError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from llamita.sample_report import Told
-    from llamita.training.loop import TrainResult
+    from llamita.eval.samples import SampleReport
     from llamita.training.task import Task
+    from llamita.training.trainer import TrainResult
 
 STARTED = time.monotonic()
-TOLD_TEXTS, TOLD_TOKENS = 24, 200  # in the end, by the best checkpoint
-TELLING_SHARE, TELLING_SECONDS = 0.03, 5.0  # of the run, or so many seconds, is not too long for telling them
+NUM_SAMPLES, SAMPLE_TOKENS = 24, 200  # in the end, by the best checkpoint
+SAMPLE_SHARE, SAMPLE_SECONDS = 0.03, 5.0  # of the run, or so many seconds, is not too long for telling them
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,9 +44,9 @@ def main(argv: list[str]) -> int:
         from llamita.training.pretraining import train
     from rich.console import Console
 
-    from llamita.training.report import summary_table
+    from llamita.report.summary import summary_table
 
-    result = train(config, started=STARTED, sequel_seconds=_seconds_to_keep)
+    result = train(config, started=STARTED, reserved_seconds=_seconds_to_keep)
     if not result.is_first or result.was_finished:
         return 0
     console = Console(stderr=True, highlight=False)
@@ -55,10 +55,10 @@ def main(argv: list[str]) -> int:
         print(f"interrupted at step {result.summary['steps']}, and saved. To go on:", file=sys.stderr)
         print(f"  llamita train {words} --resume", file=sys.stderr)
         return 130
-    summary, remark = _with_samples(result, config.data, console)
+    summary, note = _with_samples(result, config.data, console)
     console.print(summary_table(summary))
-    if remark:
-        console.print(remark, style="yellow", markup=False, soft_wrap=True)
+    if note:
+        console.print(note, style="yellow", markup=False, soft_wrap=True)
     return 0
 
 
@@ -67,32 +67,32 @@ def main(argv: list[str]) -> int:
 
 def _seconds_to_keep(task: Task) -> float:
     """Of --minutes, for telling texts and looking for copies, if the run sees its text more than once."""
-    if task.config.minutes is None or task.held_out_tokens == 0:
+    if task.config.minutes is None or task.val_tokens == 0:
         return 0.0
     seconds = _expected_seconds(task.model_config.num_parameters, task.epoch_tokens)
     return seconds if seconds <= _most_seconds(60 * task.config.minutes) else 0.0
 
 
 def _expected_seconds(num_parameters: int, training_tokens: int) -> float:
-    from llamita.sample_report import expected_seconds
+    from llamita.eval.samples import expected_seconds
 
-    return expected_seconds(num_parameters, TOLD_TEXTS * TOLD_TOKENS, training_tokens)
+    return expected_seconds(num_parameters, NUM_SAMPLES * SAMPLE_TOKENS, training_tokens)
 
 
 def _most_seconds(run_seconds: float) -> float:
-    return max(TELLING_SECONDS, TELLING_SHARE * run_seconds)
+    return max(SAMPLE_SECONDS, SAMPLE_SHARE * run_seconds)
 
 
 def _with_samples(result: TrainResult, stores: tuple[str, ...], console: Console) -> tuple[dict[str, Any], str]:
-    """The summary, with what the best checkpoint's texts say where it may know its text by heart, and a remark: that it
+    """The summary, with what the best checkpoint's texts say where it may know its text by heart, and a note: that it
     does, or why this was not looked for. Writes summary.json and the report again. Raises OutputError."""
+    from llamita.report.summary import write_report
     from llamita.training.budget import REPEATED_EPOCHS
-    from llamita.training.report import write_report
 
     summary = result.summary
-    if summary["epochs"] < REPEATED_EPOCHS or summary["held_out"] is None:
+    if summary["epochs"] < REPEATED_EPOCHS or summary["val"] is None:
         return summary, ""
-    later = f"llamita eval {result.run} STORE --samples {TOLD_TEXTS} looks for them"
+    later = f"llamita eval {result.run} STORE --samples {NUM_SAMPLES} looks for them"
     try:
         told = _tell(result, stores, console)
     except LlamitaError as error:
@@ -103,24 +103,24 @@ def _with_samples(result: TrainResult, stores: tuple[str, ...], console: Console
         return summary, f"copies of the training text: not looked for, as it would take about {told:.0f} s; {later}"
     summary = {**summary, "samples": told.values()}
     write_report(result.run, summary)
-    assert told.memorisation is not None
-    if not told.memorisation.memorises:
+    assert told.memorization is not None
+    if not told.memorization.memorizes:
         return summary, ""
     return summary, (
-        "the model memorises: its texts copy the training text for much longer than held-out text does; "
+        "the model memorizes: its texts copy the training text for much longer than held-out text does; "
         f"more text or fewer epochs would help ({result.run}/report.html shows the longest copy)"
     )
 
 
-def _tell(result: TrainResult, stores: tuple[str, ...], console: Console) -> Told | float:
+def _tell(result: TrainResult, stores: tuple[str, ...], console: Console) -> SampleReport | float:
     """Texts of the best checkpoint, measured; or, where that is too long for such a run, the seconds that it takes."""
     from llamita.data.mixture import open_documents
-    from llamita.sample_report import Telling, opened_in_engine, tell_and_measure
+    from llamita.eval.samples import SampleOptions, generate_and_measure, opened_in_engine
 
     data, minutes = open_documents(stores), result.config.minutes
     seconds = _expected_seconds(result.summary["num_parameters"], data.train.num_tokens)
     if seconds > _most_seconds(max(result.summary["seconds"], 60 * (minutes or 0.0))):
         return seconds
-    telling = Telling(TOLD_TEXTS, max_new_tokens=TOLD_TOKENS, num_threads=result.config.threads or 0)
+    telling = SampleOptions(NUM_SAMPLES, max_new_tokens=SAMPLE_TOKENS, num_threads=result.config.threads or 0)
     with console.status("looking for copies of the training text"), opened_in_engine(result.run) as model:
-        return tell_and_measure(model, telling, data.val, data.train)
+        return generate_and_measure(model, telling, data.val, data.train)

@@ -15,14 +15,14 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from llamita.data.shards import StoreWriter, id_type
+from llamita.data.token_store import StoreWriter, id_type
 from llamita.errors import SourceError
 from llamita.tokenizer import Tokenizer
 
 _CHUNK_DOCUMENTS = 1 << 16
 _CHUNK_TOKENS = 1 << 23
 _SAMPLED_DOCUMENTS, _SAMPLED_TOKENS = 16, 512  # of each file: decoded, and encoded again
-_LEAST_ALIKE = 0.9  # of them: a text that writes out a control token is encoded in another way here
+_MIN_ALIKE = 0.9  # of them: a text that writes out a control token is encoded in another way here
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,12 +92,12 @@ def adopt(
     sizes = np.array(tokenizer.byte_lengths(), np.int64)
     first_space = np.array(tokenizer.adds_first_space(), np.bool_)
     left = 0 if val else max(1, round(val_fraction * sum(len(file.ends) for file in train)))
-    held_out: list[tuple[TokenFile, int]] = [(file, 0) for file in val]  # from this document on
+    val_parts: list[tuple[TokenFile, int]] = [(file, 0) for file in val]  # from this document on
     for file in reversed(train):
         if left:
-            held_out.insert(0, (file, max(0, len(file.ends) - left)))
+            val_parts.insert(0, (file, max(0, len(file.ends) - left)))
             left -= min(left, len(file.ends))
-    borders = {id(file): first for file, first in held_out}
+    borders = {id(file): first for file, first in val_parts}
     done = 0
     for file in [*train, *val]:
         border, count = borders.get(id(file), len(file.ends)), len(file.ends)
@@ -185,7 +185,7 @@ def _check_tokenizer(file: TokenFile, tokenizer: Tokenizer) -> None:
             continue
         tried += 1
         alike += tokenizer.encode(tokenizer.decode(ids).decode("utf-8", "replace")) == ids
-    if alike < _LEAST_ALIKE * tried:
+    if alike < _MIN_ALIKE * tried:
         raise SourceError(
             f"cannot use {file.path}: {tried - alike} of {tried} documents, decoded, are encoded in another way; were "
             "they made with this --tokenizer, with EOS and without BOS?"

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llamita.data.batches import Documents
-from llamita.data.shards import TokenStore
+from llamita.data.token_store import TokenStore
 from llamita.errors import ConfigError, StoreError
 
 

@@ -23,9 +23,7 @@ import numpy.typing as npt
 from llamita.atomic import atomic_directory
 from llamita.config import PrepareConfig
 from llamita.data.datatrove import TokenFile, adopt, find_token_files
-from llamita.data.encoding import Batch, DocumentEncoder
-from llamita.data.shards import FORMAT, SPLITS, SplitName, StoreWriter, read_store_info
-from llamita.data.sources import (
+from llamita.data.readers import (
     SourceCounts,
     SourceList,
     check_unchanged,
@@ -33,9 +31,11 @@ from llamita.data.sources import (
     list_sources,
     read_texts,
 )
-from llamita.data.vocabulary import CountedWords
+from llamita.data.token_store import FORMAT, SPLITS, SplitName, StoreWriter, read_store_info
+from llamita.data.tokenize_workers import Batch, DocumentEncoder
 from llamita.errors import ConfigError, EngineError, OutputError, SourceError, StoreError, TokenizerError
 from llamita.tokenizer import Tokenizer, VocabularyTooLarge, load_tokenizer, train_bpe
+from llamita.tokenizer.bpe_trainer import EngineBpeTrainer
 
 DEFAULT_VAL_FRACTION = 0.05
 MIN_SPLIT_BYTES = 1_000  # of text, in each split
@@ -341,7 +341,7 @@ def _learn(corpus: _Corpus, plan: _Plan, config: PrepareConfig, progress: Progre
     """Learn a vocabulary from the training documents; the size is the flag's, or chosen by the amount of text."""
     train_bytes = plan.text_bytes["train"]
     try:
-        learn = CountedWords(_train_texts(corpus, plan, progress)).tokenizer
+        learn = EngineBpeTrainer(_train_texts(corpus, plan, progress)).tokenizer
     except EngineError:  # it is not built: the library learns the same, in its time, and encoding says so
 
         def learn(vocab_size: int) -> Tokenizer:
@@ -431,7 +431,7 @@ def _recipe(config: PrepareConfig, corpus: _Corpus, tokenizer: Tokenizer | None)
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-# ---- what datatrove tokenised
+# ---- what datatrove tokenized
 
 
 def _adopt(config: PrepareConfig, progress: Progress, started: float) -> PrepareReport:

@@ -27,7 +27,7 @@ from llamita.config import ModelConfig
 from llamita.errors import CheckpointError, FormatError
 from llamita.finetune.lora import LINEAR_LAYERS, LoraConfig, LoraUpdate, lora_scale, lora_specs
 from llamita.formats.safetensors_header import read_safetensors_header
-from llamita.formats.stored_tensors import FLOAT_DTYPES, StoredTensors, TensorEntry, checked, write_safetensors
+from llamita.formats.safetensors_io import FLOAT_DTYPES, SafetensorsReader, TensorEntry, checked, write_safetensors
 
 CONFIG: Final = ADAPTER_CONFIG
 WEIGHTS: Final = "adapter_model.safetensors"
@@ -180,7 +180,7 @@ def _read_settings(directory: Path) -> dict[str, Any]:
     return settings
 
 
-def _open(directory: Path) -> StoredTensors:
+def _open(directory: Path) -> SafetensorsReader:
     path = directory / WEIGHTS
     if not path.is_file():
         raise CheckpointError(
@@ -188,7 +188,7 @@ def _open(directory: Path) -> StoredTensors:
             "and save it again)"
         )
     try:
-        return StoredTensors({tensor.name: (path, tensor) for tensor in read_safetensors_header(path)[0]})
+        return SafetensorsReader({tensor.name: (path, tensor) for tensor in read_safetensors_header(path)[0]})
     except FormatError as error:
         raise CheckpointError(str(error)) from error
 
@@ -206,7 +206,7 @@ def _split(tensor_name: str, directory: Path) -> tuple[str, str]:
 
 def _read_update(
     directory: Path,
-    stored: StoredTensors,
+    stored: SafetensorsReader,
     settings: dict[str, Any],
     module: str,
     names: dict[str, str],
@@ -235,7 +235,7 @@ def _read_update(
     return LoraUpdate(_read(directory, stored, names["a"]), _read(directory, stored, names["b"]), scale)
 
 
-def _read(directory: Path, stored: StoredTensors, name: str) -> Tensor:
+def _read(directory: Path, stored: SafetensorsReader, name: str) -> Tensor:
     try:
         if stored.dtype(name) not in FLOAT_DTYPES:
             raise FormatError(

@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 
 from llamita.checkpoint import load_config, resolve_checkpoint
+from llamita.convert.export import model_name
 from llamita.finetune.adapter import load_adapter, resolve_adapter
 from llamita.finetune.lora import lora_specs
-from llamita.finetune.merging import has_tokenizer, other_base
-from llamita.formats.export import model_name
+from llamita.finetune.merge_lora import has_tokenizer, other_base
 from llamita.formats.gguf import Value, write_gguf
-from llamita.formats.quantize import Bytes, Floats, quantize
-from llamita.formats.rope_order import halves_to_pairs
+from llamita.formats.rope_order import permute_qk
+from llamita.formats.tensor_types import Bytes, Floats, quantize
 from llamita.tokenizer import load_tokenizer
 
 
@@ -61,7 +61,7 @@ def export_adapter(adapter: Path, checkpoint: Path, out: Path) -> AdapterExportR
             b: Floats = update.b.numpy() * np.float32(update.scale * update.rank / alpha)
             heads = spec.rope_heads(config)
             yield quantize(a, "F32", f"tensor {module}.lora_A")
-            yield quantize(b if heads is None else halves_to_pairs(b, heads), "F32", f"tensor {module}.lora_B")
+            yield quantize(b if heads is None else permute_qk(b, heads), "F32", f"tensor {module}.lora_B")
 
     metadata: dict[str, Value] = {
         "general.architecture": "llama",

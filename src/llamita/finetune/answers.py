@@ -13,9 +13,9 @@ from llamita.model.llama import Llama
 from llamita.tokenizer import Tokenizer
 
 SHORT_TOKENS = 32  # an answer of at most so many can be right or wrong; longer ones only likely or not
-MOST_GRADED = 32
-MOST_ASKED = 3
-TOLD_TOKENS = 96
+MAX_GRADED = 32
+MAX_ASKED = 3
+SAMPLE_TOKENS = 96
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,9 +14,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from llamita.data.sources import json_name
+from llamita.data.readers import json_name
+from llamita.data.records import Row, list_example_files, read_rows
 from llamita.errors import SourceError
-from llamita.finetune.rows import Row, list_example_files, read_rows
 
 Role = Literal["system", "user", "assistant"]
 # What roles are called in published data.

@@ -13,16 +13,14 @@ from llamita.tokenizer import Tokenizer
 from llamita.tokenizer.sentencepiece_model import CONTROL
 
 LEARNED_STYLE, MASKED_STYLE = "bold green", "dim"
-OPEN, CLOSE = "«", "»"  # around what is learned, where there are no colours
+OPEN, CLOSE = "«", "»"  # around what is learned, where there are no colors
 
 
 def preview_examples(examples: Sequence[Example], tokenizer: Tokenizer, number: int, console: Console) -> None:
-    """Print the first examples, control tokens written out; without colours what is learned stands between « and »."""
-    coloured = console.color_system is not None
+    """Print the first examples, control tokens written out; without colors what is learned stands between « and »."""
+    colored = console.color_system is not None
     legend = (
-        Text.assemble(("learned", LEARNED_STYLE), " ", ("masked", MASKED_STYLE))
-        if coloured
-        else f"{OPEN}learned{CLOSE}"
+        Text.assemble(("learned", LEARNED_STYLE), " ", ("masked", MASKED_STYLE)) if colored else f"{OPEN}learned{CLOSE}"
     )
     console.print(legend, highlight=False)
     for example in examples[:number]:
@@ -32,7 +30,7 @@ def preview_examples(examples: Sequence[Example], tokenizer: Tokenizer, number: 
         console.print(Text(title, style="bold"), soft_wrap=True)
         line = Text()
         for text, learned in stretches(example, tokenizer):
-            if coloured:
+            if colored:
                 line.append(text, style=LEARNED_STYLE if learned else MASKED_STYLE)
             else:
                 line.append(f"{OPEN}{text}{CLOSE}" if learned else text)

@@ -21,7 +21,7 @@ from llamita.config import ModelConfig
 from llamita.errors import ChatError, SourceError, TokenizerError, TrainingError
 from llamita.finetune.conversations import Conversation
 from llamita.tokenizer import Tokenizer
-from llamita.tokenizer.family_templates import CHAT_TEMPLATES
+from llamita.tokenizer.chat_templates import CHAT_TEMPLATES
 from llamita.tokenizer.sentencepiece_model import CONTROL
 
 

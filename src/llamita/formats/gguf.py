@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 
 from llamita.atomic import atomic_file
 from llamita.errors import FormatError
-from llamita.formats.mapping import map_file
-from llamita.formats.quantize import TYPES, Bytes, Floats, dequantize
+from llamita.formats.mmap_file import map_file
+from llamita.formats.tensor_types import TYPES, Bytes, Floats, dequantize
 
 MAGIC: Final = b"GGUF"
 VERSION: Final = 3

@@ -10,7 +10,7 @@ import numpy as np
 from llamita.config import ModelConfig
 from llamita.errors import FormatError
 from llamita.formats.gguf import FILE_TYPES, Value
-from llamita.formats.quantize import Floats
+from llamita.formats.tensor_types import Floats
 from llamita.formats.vocabulary import padded_pieces
 
 if TYPE_CHECKING:  # so that files are read where the `tokenizers` package is not
@@ -70,7 +70,7 @@ def rope_factors(config: ModelConfig) -> Floats | None:
 def tokenizer_metadata(tokenizer: Tokenizer, vocab_size: int, end_ids: Sequence[int]) -> dict[str, Value]:
     """The tokenizer's keys. end_ids: every id that ends a text, the most usual first.
 
-    Raises FormatError where the tokenizer does not fit the model or stock runtimes could not tokenise alike.
+    Raises FormatError where the tokenizer does not fit the model or stock runtimes could not tokenize alike.
     """
     pieces, types = padded_pieces(tokenizer, vocab_size)
     metadata: dict[str, Value] = {"tokenizer.ggml.model": tokenizer.kind}

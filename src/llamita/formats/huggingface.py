@@ -56,7 +56,7 @@ _FIXED: dict[str, tuple[tuple[Any, ...], str]] = {
 
 def config_to_dict(config: ModelConfig, dtype: str = "float32") -> dict[str, Any]:
     """The content of config.json for a ModelConfig whose weights are of this type; transformers 4 and 5 read it."""
-    scaling = normalise_rope_scaling(config.rope_scaling, "model config")
+    scaling = normalize_rope_scaling(config.rope_scaling, "model config")
     eos = config.eos_token_id
     return {
         "architectures": [ARCHITECTURE],
@@ -123,7 +123,7 @@ def config_from_dict(d: Mapping[str, Any], where: str) -> ModelConfig:
         raise FormatError(f"cannot use {where}: {error}") from error
 
 
-def normalise_rope_scaling(scaling: Mapping[str, Any] | None, where: str) -> dict[str, Any] | None:
+def normalize_rope_scaling(scaling: Mapping[str, Any] | None, where: str) -> dict[str, Any] | None:
     """{rope_type, and exactly the numbers this type needs}, or None for no scaling. Raises FormatError."""
     if scaling is None:
         return None
@@ -193,13 +193,13 @@ def _refuse_unless_fixed(d: Mapping[str, Any], key: str, where: str) -> None:
 def _rope(d: Mapping[str, Any], where: str) -> tuple[float, dict[str, Any] | None]:
     """(rope_theta, rope_scaling) from version 4's keys, version 5's, or both where they agree."""
     new = d.get("rope_parameters")
-    old_theta, old_scaling = d.get("rope_theta"), normalise_rope_scaling(d.get("rope_scaling"), where)
+    old_theta, old_scaling = d.get("rope_theta"), normalize_rope_scaling(d.get("rope_scaling"), where)
     if new is None:
         return _number(_given(old_theta, 10000.0), "rope_theta", where), old_scaling
     if not isinstance(new, Mapping):
         raise _wrong("rope_parameters", "an object", new, where)
     _refuse_unless_fixed(new, "partial_rotary_factor", where)
-    scaling = normalise_rope_scaling(new, where)
+    scaling = normalize_rope_scaling(new, where)
     theta = _number(_given(new.get("rope_theta"), _given(old_theta, 10000.0)), "rope_theta", where)
     if old_theta is not None and _number(old_theta, "rope_theta", where) != theta:
         raise _wrong("rope_theta", f"the rope_theta of rope_parameters ({theta})", old_theta, where)

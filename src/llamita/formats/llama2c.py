@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 from llamita.atomic import atomic_file
 from llamita.config import ModelConfig
 from llamita.errors import ConfigError, FormatError
-from llamita.formats.mapping import map_file, read_bytes
-from llamita.formats.quantize import Floats
+from llamita.formats.mmap_file import map_file, read_bytes
 from llamita.formats.tensor_table import MAX_LAYERS, TensorSpec, check_tensors, tensor_table
+from llamita.formats.tensor_types import Floats
 from llamita.formats.vocabulary import padded_pieces
 
 if TYPE_CHECKING:  # so that files are read where the `tokenizers` package is not
@@ -205,7 +205,11 @@ def read_checkpoint(path: Path) -> Llama2cModel:
 
     Nothing in the file is executed: a pickle with code is refused with the name of what it would call.
     """
-    from llamita.formats.pickled import copied, load_pickle, named_tensors  # needs torch, which reading a .bin does not
+    from llamita.formats.torch_pickle import (  # needs torch, which reading a .bin does not
+        copied,
+        load_pickle,
+        named_tensors,
+    )
 
     path = Path(path)
     content = load_pickle(path)
@@ -312,7 +316,7 @@ def _header(config: ModelConfig, version: int, group_size: int | None) -> bytes:
 
 
 def _in_groups(numbers: Floats, group_size: int) -> tuple[NDArray[np.int8], Floats]:
-    """(int8 of all numbers, float32 scale of each group): scale = max|x| / 127, halves go to the even neighbour, as
+    """(int8 of all numbers, float32 scale of each group): scale = max|x| / 127, halves go to the even neighbor, as
     llama2.c's export.py rounds. A group of zeros has scale 0 and codes 0 (there, 0 / 0)."""
     flat = numbers.reshape(-1)
     codes, scales = np.empty(flat.size, np.int8), np.empty(flat.size // group_size, np.float32)

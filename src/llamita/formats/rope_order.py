@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 Scalar = TypeVar("Scalar", bound=np.generic)
 
 
-def halves_to_pairs(weight: NDArray[Scalar], num_heads: int) -> NDArray[Scalar]:
+def permute_qk(weight: NDArray[Scalar], num_heads: int) -> NDArray[Scalar]:
     """A new array: row i + half·S/2 of each head becomes row 2i + half. weight: [N*S, D], or a bias [N*S]."""
     return _swap(weight, num_heads, inner=(2, -1))
 
 
-def pairs_to_halves(weight: NDArray[Scalar], num_heads: int) -> NDArray[Scalar]:
+def unpermute_qk(weight: NDArray[Scalar], num_heads: int) -> NDArray[Scalar]:
     """A new array: row 2i + half of each head becomes row i + half·S/2. weight: [N*S, D], or a bias [N*S]."""
     return _swap(weight, num_heads, inner=(-1, 2))
 

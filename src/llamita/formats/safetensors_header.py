@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from llamita.errors import FormatError
-from llamita.formats.mapping import map_file
+from llamita.formats.mmap_file import map_file
 
 MAX_HEADER_BYTES: Final = 100_000_000  # the reference implementation's
 DTYPE_BYTES: Final = {
@@ -23,7 +23,7 @@ DTYPE_BYTES: Final = {
 
 
 @dataclasses.dataclass(frozen=True)
-class StoredTensor:
+class SafetensorsEntry:
     """A tensor of a .safetensors file. offset: in the file, of its first byte."""
 
     name: str
@@ -33,7 +33,7 @@ class StoredTensor:
     num_bytes: int
 
 
-def read_safetensors_header(path: Path) -> tuple[list[StoredTensor], dict[str, str]]:
+def read_safetensors_header(path: Path) -> tuple[list[SafetensorsEntry], dict[str, str]]:
     """(tensors in the order of their data, metadata). Raises FormatError, also for gaps and overlaps in the data."""
     mapping = map_file(path)
     if len(mapping) < 8:
@@ -77,7 +77,7 @@ def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def _tensor(path: Path, name: str, entry: Any, data_start: int) -> StoredTensor:
+def _tensor(path: Path, name: str, entry: Any, data_start: int) -> SafetensorsEntry:
     try:
         dtype, shape, (start, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
         whole = all(isinstance(number, int) and not isinstance(number, bool) for number in (*shape, start, end))
@@ -91,4 +91,4 @@ def _tensor(path: Path, name: str, entry: Any, data_start: int) -> StoredTensor:
         ) from error
     if end - start != num_bytes:
         raise FormatError(f"cannot read {path}: tensor {name}: expected {num_bytes} bytes, found {end - start}")
-    return StoredTensor(name, dtype, tuple(shape), data_start + start, num_bytes)
+    return SafetensorsEntry(name, dtype, tuple(shape), data_start + start, num_bytes)

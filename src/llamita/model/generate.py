@@ -17,7 +17,7 @@ def filter_logits(
 ) -> Tensor:
     """Logits [V] → probabilities [V] after temperature, top-k, top-p (arXiv 1904.09751) and min-p (arXiv 2407.01082).
 
-    The kept ones are renormalised. top_k 0, top_p 1 and min_p 0 switch each off.
+    The kept ones are renormalized. top_k 0, top_p 1 and min_p 0 switch each off.
     """
     logits = logits.float()
     coldness = 1 / max(temperature, 1e-30)  # together with the maximum at 0: no overflow however cold

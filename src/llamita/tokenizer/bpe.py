@@ -8,7 +8,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from llamita.errors import TokenizerError
-from llamita.tokenizer.splits import QWEN2
+from llamita.tokenizer.pre_tokenizers import QWEN2
 from llamita.tokenizer.tokenizer import BYTE_OF_SYMBOL, Tokenizer
 
 # Ids 0, 1, 2: the border of documents (BOS = EOS), and the two that are reserved for chat.
@@ -31,7 +31,7 @@ class VocabularyTooLarge(TokenizerError):
 def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     """Learn a byte-level BPE of exactly `vocab_size` tokens: 3 special ones, the 256 bytes, then the merges.
 
-    Words are cut by the `qwen2` pattern; nothing is normalised, so bytes in are bytes out. The result depends on the
+    Words are cut by the `qwen2` pattern; nothing is normalized, so bytes in are bytes out. The result depends on the
     text alone (not on its order, nor on threads). Raises TokenizerError where the size is out of range,
     VocabularyTooLarge where the text cannot fill it; what `texts` raises passes through.
     """

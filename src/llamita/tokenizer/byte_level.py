@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llamita.tokenizer.splits import pre_tokenizer
+from llamita.tokenizer.pre_tokenizers import pre_tokenizer
 
 
 def byte_level_json(

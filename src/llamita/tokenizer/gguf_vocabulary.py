@@ -11,6 +11,7 @@ import tokenizers
 from llamita.errors import TokenizerError
 from llamita.tokenizer.byte_level import byte_level_json
 from llamita.tokenizer.loading import backend_errors
+from llamita.tokenizer.pre_tokenizers import LLAMA_BPE_NAME, SPLIT_NAMES
 from llamita.tokenizer.sentencepiece_model import (
     BYTE,
     CONTROL,
@@ -22,7 +23,6 @@ from llamita.tokenizer.sentencepiece_model import (
     check_table,
     tokenizer_json,
 )
-from llamita.tokenizer.splits import LLAMA_BPE_NAME, SPLIT_NAMES
 from llamita.tokenizer.tokenizer import Tokenizer
 
 _PREFIX = "tokenizer.ggml."

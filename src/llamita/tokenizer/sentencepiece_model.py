@@ -39,7 +39,7 @@ def read_sentencepiece(data: bytes, where: str) -> PieceTable:
     """Parse sentencepiece_model.proto's ModelProto, as far as a BPE needs it.
 
     Raises TokenizerError where the bytes are damaged, or where the model does what no Llama runtime can repeat
-    (unigram, normalisation tables, user-defined symbols behind an added space).
+    (unigram, normalization tables, user-defined symbols behind an added space).
     """
     pieces: list[str] = []
     scores: list[float] = []
@@ -128,7 +128,7 @@ def read_llama2c(data: bytes, where: str) -> PieceTable:
 def tokenizer_json(table: PieceTable, where: str) -> dict[str, Any]:
     """The `tokenizers` library's BPE with byte fallback that encodes as SentencePiece does.
 
-    Normaliser and decoder are those that transformers gives a Llama (convert_slow_tokenizer.py, LlamaConverter).
+    Normalizer and decoder are those that transformers gives a Llama (convert_slow_tokenizer.py, LlamaConverter).
     """
     normalizers: list[dict[str, Any]] = []
     if table.remove_extra_whitespaces:
@@ -205,7 +205,7 @@ def _refuse_settings(
     if normalizer.get(2, b"") not in (b"", None):
         rule = _as_bytes(normalizer.get(1, b"?")).decode("utf-8", "replace")
         raise TokenizerError(
-            f"cannot use tokenizer {where}: it normalises text ({rule}), which no Llama runtime repeats; "
+            f"cannot use tokenizer {where}: it normalizes text ({rule}), which no Llama runtime repeats; "
             "train it with --normalization_rule_name=identity"
         )
     if trainer.get(24, 0):

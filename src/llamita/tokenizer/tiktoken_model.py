@@ -1,6 +1,6 @@
 """tiktoken's file of ranks (Llama 3's tokenizer.model: a line a token, base64 and rank) to a tokenizer.json.
 
-tiktoken joins, of all pairs of neighbours whose bytes together are a token, the one with the lowest rank. A BPE that
+tiktoken joins, of all pairs of neighbors whose bytes together are a token, the one with the lowest rank. A BPE that
 merges by a list does the same if the list holds every way to join two tokens into a third, by the third's rank.
 """
 
@@ -12,7 +12,7 @@ from typing import Any, Final, Literal
 
 from llamita.errors import TokenizerError
 from llamita.tokenizer.byte_level import byte_level_json
-from llamita.tokenizer.splits import LLAMA_BPE_NAME
+from llamita.tokenizer.pre_tokenizers import LLAMA_BPE_NAME
 
 Version = Literal["3", "3.1"]
 

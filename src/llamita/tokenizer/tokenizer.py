@@ -14,6 +14,7 @@ import tokenizers
 
 from llamita.atomic import atomic_write_bytes
 from llamita.errors import TokenizerError
+from llamita.tokenizer.pre_tokenizers import LLAMA_BPE_NAME, split_name
 from llamita.tokenizer.sentencepiece_model import (
     BYTE,
     CONTROL,
@@ -25,7 +26,6 @@ from llamita.tokenizer.sentencepiece_model import (
     USER_DEFINED,
     PieceTable,
 )
-from llamita.tokenizer.splits import LLAMA_BPE_NAME, split_name
 
 # Control tokens that end a text or a turn wherever they occur (llama.cpp holds the same to be end-of-generation).
 _END_TOKENS = frozenset(

@@ -7,10 +7,10 @@ import math
 
 from llamita.config import RunConfig
 
-MOST_EVALUATIONS = 10
+MAX_EVALUATIONS = 10
 EVALUATION_SHARE = 0.05  # of the training time, for the evaluations before the last one
 FORWARD_SHARE = 1 / 3  # of what a token costs in training
-TELLING_SECONDS = 1.0  # a sample may take so long, however late it is
+SAMPLE_SECONDS = 1.0  # a sample may take so long, however late it is
 CLOSING_SECONDS = 2.0  # the last save and report, at least
 REPEATED_EPOCHS = 1.5  # from here on a run has seen much of its text more than once, and may know it by heart
 PACE_SHARE = 0.05  # of the run, after which its pace says how many epochs it will see
@@ -18,7 +18,7 @@ PROBE_SHARE = 0.1  # of the run between two guesses at what an evaluation takes,
 
 
 @dataclasses.dataclass
-class Position:
+class Progress:
     """Where a run stands, over all resumptions. seconds: since the command began, pauses included; first_second: when
     the first step began; training_seconds: without pauses."""
 
@@ -32,7 +32,7 @@ class Position:
 class Budget:
     """Says how far a run is in [0, 1]: by time if it was given minutes, else by steps, else by tokens of epochs.
 
-    sequel_seconds: to be kept of the minutes for what follows a run of REPEATED_EPOCHS or more.
+    reserved_seconds: to be kept of the minutes for what follows a run of REPEATED_EPOCHS or more.
     """
 
     def __init__(
@@ -40,14 +40,14 @@ class Budget:
         config: RunConfig,
         tokens_per_step: int,
         epoch_tokens: int,
-        held_out_tokens: int,
-        sequel_seconds: float = 0.0,
+        val_tokens: int,
+        reserved_seconds: float = 0.0,
     ) -> None:
         self.minutes, self.steps, self.tokens_per_step = config.minutes, config.steps, tokens_per_step
         self.tokens = None if config.epochs is None else max(1, round(config.epochs * epoch_tokens))
         self.eval_interval = config.eval_interval
         self.repeated_tokens = REPEATED_EPOCHS * epoch_tokens
-        self.sequel_seconds, self.has_sequel = sequel_seconds, False
+        self.reserved_seconds, self.reserves_time = reserved_seconds, False
         self.evaluation_seconds = 0.0
         self.saving_seconds = 0.0  # that writing the last checkpoint took: training does not wait for it, its end does
         self.step_seconds = 0.0
@@ -55,7 +55,7 @@ class Budget:
         self.evaluations = 1
         if self.minutes is None:  # counted in tokens, not seconds, so that the run is the same everywhere
             whole = self.tokens or (self.steps or 0) * tokens_per_step
-            self.evaluations = _affordable(whole / max(1.0, held_out_tokens * FORWARD_SHARE))
+            self.evaluations = _affordable(whole / max(1.0, val_tokens * FORWARD_SHARE))
 
     @property
     def is_timed(self) -> bool:
@@ -71,28 +71,28 @@ class Budget:
     @property
     def _closing_seconds(self) -> float:
         """For what follows the last evaluation."""
-        return CLOSING_SECONDS + self.saving_seconds + (self.sequel_seconds if self.has_sequel else 0.0)
+        return CLOSING_SECONDS + self.saving_seconds + (self.reserved_seconds if self.reserves_time else 0.0)
 
-    def told_by(self, seconds: float) -> float:
+    def sample_deadline(self, seconds: float) -> float:
         """The second of the run by which a sample, begun at `seconds`, is to end: with minutes it may take
         EVALUATION_SHARE of them, and what the end needs is kept. A busy machine tells token by token so slowly that
         what it took before says little."""
         if self.minutes is None:
             return math.inf
         whole = self.minutes * 60
-        return max(seconds + TELLING_SECONDS, min(seconds + EVALUATION_SHARE * whole, whole - self._closing_seconds))
+        return max(seconds + SAMPLE_SECONDS, min(seconds + EVALUATION_SHARE * whole, whole - self._closing_seconds))
 
-    def note_pace(self, at: Position) -> None:
+    def update_forecast(self, at: Progress) -> None:
         """Guess by the pace so far whether the run will see its text more than once. With several processes: at a
         time that they agree on, so that all guess the same."""
         if self.minutes is not None and (done := self.progress(at)) >= PACE_SHARE:
-            self.has_sequel = at.tokens >= self.repeated_tokens * min(done, 1.0)
+            self.reserves_time = at.tokens >= self.repeated_tokens * min(done, 1.0)
 
-    def wants_probe(self, at: Position) -> bool:
+    def wants_probe(self, at: Progress) -> bool:
         """Whether to guess (again: a busy machine may have misled the first guess) what an evaluation takes."""
         return self.is_timed and self.progress(at) >= self.next_probe
 
-    def plan_evaluations(self, evaluation_seconds: float, at: Position) -> None:
+    def plan_evaluations(self, evaluation_seconds: float, at: Progress) -> None:
         """With minutes: as many evaluations as they allow when one takes so long, by a probe at this position."""
         self.evaluation_seconds = evaluation_seconds
         if self.minutes is not None:
@@ -105,7 +105,7 @@ class Budget:
         if self.minutes is not None:
             self.evaluations = max(done + 1, min(self.evaluations, _affordable(self.minutes * 60 / max(seconds, 1e-3))))
 
-    def progress(self, at: Position) -> float:
+    def progress(self, at: Progress) -> float:
         """The share of the run that is done."""
         if self.minutes is not None:
             return (at.seconds - at.first_second) / max(self.training_seconds - at.first_second, 1e-3)
@@ -114,7 +114,7 @@ class Budget:
         assert self.tokens is not None
         return at.tokens / self.tokens
 
-    def midpoint(self, at: Position) -> float:
+    def midpoint(self, at: Progress) -> float:
         """The progress in the middle of the coming step: the learning rate's, so that it is never 0 at either end."""
         if self.minutes is not None:
             half = 0.5 * self.step_seconds / max(self.training_seconds - at.first_second, 1e-3)
@@ -125,13 +125,13 @@ class Budget:
             half = 0.5 * self.tokens_per_step / self.tokens
         return self.progress(at) + half
 
-    def is_over(self, at: Position) -> bool:
+    def is_over(self, at: Progress) -> bool:
         """Whether another step would go too far: with minutes, by more than half of itself."""
         if self.minutes is not None:
             return at.step > 0 and at.seconds + 0.5 * self.step_seconds >= self.training_seconds
         return self.progress(at) >= 1.0
 
-    def wants_evaluation(self, at: Position, done: int) -> bool:
+    def wants_evaluation(self, at: Progress, done: int) -> bool:
         """Whether the run, `done` evaluations old, is to be evaluated here (beside at its end)."""
         if at.step == 0:
             return False
@@ -139,7 +139,7 @@ class Budget:
             return at.step % self.eval_interval == 0
         return self.progress(at) >= (done + 1) / self.evaluations
 
-    def seconds_left(self, at: Position) -> float:
+    def seconds_left(self, at: Progress) -> float:
         """Until the end of the last step."""
         if self.minutes is not None:
             return max(0.0, self.training_seconds - at.seconds)
@@ -149,4 +149,4 @@ class Budget:
 
 def _affordable(whole: float) -> int:
     """Evaluations in a run that costs as much as `whole` of them: EVALUATION_SHARE of it, and the last one."""
-    return min(MOST_EVALUATIONS, 1 + int(EVALUATION_SHARE * whole))
+    return min(MAX_EVALUATIONS, 1 + int(EVALUATION_SHARE * whole))

@@ -18,7 +18,7 @@ from llamita.training.optimizer import (
 )
 
 DEFAULT_MINUTES = 10.0
-LEAST_DECAY, MOST_DECAY, DECAY_EPOCHS = 0.1, 1.0, 30.0  # weight decay, and the epochs for each unit of it
+MIN_DECAY, MAX_DECAY, DECAY_EPOCHS = 0.1, 1.0, 30.0  # weight decay, and the epochs for each unit of it
 TOKENS_PER_PASS = {"cpu": 2048, "cuda": 65536}
 
 
@@ -32,7 +32,7 @@ def fill_defaults(
     config = _fill_shape(config, device)
     assert config.context is not None and config.hidden is not None
     tokens = TOKENS_PER_PASS[device.type]
-    rows = config.batch_rows
+    rows = config.micro_batch_size
     if rows is None:
         shared = tokens // world_size if device.type == "cpu" else tokens
         rows = max(1, shared // config.context)
@@ -42,7 +42,7 @@ def fill_defaults(
     if dtype == "bfloat16" and device.type == "cpu":
         raise ConfigError("train: --dtype bfloat16 needs CUDA; CPUs compute in float32")
     is_muon = config.optimizer == "muon"
-    tokens_per_step = rows * config.context * config.accumulate * world_size
+    tokens_per_step = rows * config.context * config.grad_accum_steps * world_size
     share = small_step_share(tokens_per_step)
     epochs = config.epochs or 1.0  # where the clock decides, the planner has said the decay
     if config.steps is not None and epoch_tokens is not None:
@@ -50,7 +50,7 @@ def fill_defaults(
     rate = share * (MUON_RATE if is_muon else learning_rate_for(config.hidden))
     return dataclasses.replace(
         config,
-        batch_rows=rows,
+        micro_batch_size=rows,
         dtype=dtype,
         learning_rate=config.learning_rate or rate,
         embedding_lr=config.embedding_lr or share * embedding_rate_for(config.hidden),
@@ -61,7 +61,7 @@ def fill_defaults(
 
 def decay_for(epochs: float) -> float:
     """Weight decay where a text is read so many times: 0.1 up to three, 0.5 for fifteen (docs/log.md)."""
-    return min(MOST_DECAY, max(LEAST_DECAY, epochs / DECAY_EPOCHS))
+    return min(MAX_DECAY, max(MIN_DECAY, epochs / DECAY_EPOCHS))
 
 
 def _fill_shape(config: TrainConfig, device: torch.device) -> TrainConfig:
@@ -104,7 +104,7 @@ def model_config(config: TrainConfig, tokenizer: Tokenizer) -> ModelConfig:
             f"train: --hidden {config.hidden} and --heads {config.heads}: expected heads of the same even size; "
             f"found {config.hidden / config.heads:g}"
         )
-    _bos_id, eos_id = border_ids(tokenizer)
+    _bos_id, eos_id = bos_eos_ids(tokenizer)
     return ModelConfig(
         vocab_size=tokenizer.vocab_size,
         hidden_size=config.hidden,
@@ -121,7 +121,7 @@ def model_config(config: TrainConfig, tokenizer: Tokenizer) -> ModelConfig:
     )
 
 
-def border_ids(tokenizer: Tokenizer) -> tuple[int, int]:
+def bos_eos_ids(tokenizer: Tokenizer) -> tuple[int, int]:
     """The ids that a document begins after and ends with. Raises TrainingError if the tokenizer has no EOS."""
     if tokenizer.eos_id is None:
         raise TrainingError("the tokenizer has no end-of-text id, so no document would end; use another tokenizer")

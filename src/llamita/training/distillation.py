@@ -20,13 +20,13 @@ from torch import Tensor, nn
 
 from llamita.checkpoint import load_model, resolve_checkpoint
 from llamita.config import ModelConfig, RunConfig
+from llamita.console import format_count
 from llamita.data.batches import IGNORED
 from llamita.errors import TrainingError
 from llamita.model.kv_cache import KVCache
 from llamita.model.llama import Llama
 from llamita.tokenizer import Tokenizer, load_tokenizer
 from llamita.training.loss import summed_cross_entropy, tokens_per_chunk
-from llamita.training.progress import format_count
 
 DEFAULT_SHARE, DEFAULT_TEMPERATURE = 0.5, 1.0
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
+from llamita.environment import num_cores
 from llamita.errors import TrainingError
 
 MEETING_SECONDS = 600  # in which all processes of a launch must have come
@@ -43,7 +44,7 @@ class Ranks:
             dist.all_reduce(values)
         return values
 
-    def agree(self, *values: float) -> tuple[float, ...]:
+    def broadcast_from_first(self, *values: float) -> tuple[float, ...]:
         """The first process's values, in all of them: clocks and signals differ between processes."""
         if self.world_size == 1:
             return values
@@ -191,13 +192,6 @@ def choose_device(name: str, local_rank: int = 0, *, several: bool = False) -> t
 def compute_type(dtype: str) -> torch.dtype:
     """A filled configuration's --dtype: bfloat16 or float32."""
     return torch.bfloat16 if dtype == "bfloat16" else torch.float32
-
-
-def num_cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _launch() -> str:

@@ -15,12 +15,12 @@ from llamita.model.llama import Llama
 from llamita.training.fused import can_fuse, fused_hidden_states
 
 CHUNK_LOGITS = {"cpu": 1 << 21, "cuda": 1 << 27}  # at a time: what stays in a CPU's cache; a GPU wants big products
-FEWEST_TOKENS = 192  # at a time: each chunk reads the whole classifier, which a large vocabulary's must be worth
+MIN_TOKENS = 192  # at a time: each chunk reads the whole classifier, which a large vocabulary's must be worth
 
 
 def tokens_per_chunk(weight: Tensor) -> int:
     """Of how many tokens the logits exist at a time, weight [V, D] being the classifier."""
-    return max(FEWEST_TOKENS, CHUNK_LOGITS["cuda" if weight.is_cuda else "cpu"] // weight.shape[0])
+    return max(MIN_TOKENS, CHUNK_LOGITS["cuda" if weight.is_cuda else "cpu"] // weight.shape[0])
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):

@@ -1,19 +1,225 @@
-"""Turns measurements into lines of metrics.jsonl, cut back to the checkpoint's line when a run is resumed."""
+"""metrics.jsonl, and the trackers that draw its lines: tensorboard, wandb, trackio.
+
+Names in trackers are kind and key of a line: train/loss, train/bpb, train/lr, train/grad_norm, train/tok_s, train/mfu,
+val/loss, val/bpb. The x axis is the step; tokens and seconds are logged too. A failing tracker never stops training.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import importlib.util
 import json
-import math
 import os
+import sys
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from llamita.errors import OutputError, TrainingError
-
-NAME = "metrics.jsonl"
+from llamita.atomic import atomic_write_bytes
+from llamita.errors import ConfigError, OutputError, TrainingError
+from llamita.run_directory import METRICS, numbers, read_metrics
 
 Line = Mapping[str, Any]
+
+TRACKING = "tracking.json"  # in the run directory: by which name the trackers know the run, and which of them do
+PROJECT = "llamita"
+AXES = ("step", "tokens", "seconds")
+PREFIXES = {"eval": "val"}
+SHORT_NAMES = {"learning_rate": "lr", "gradient_norm": "grad_norm", "tokens_per_second": "tok_s"}
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Raise ConfigError if the package of one of --track's names is not installed."""
+    for name in names:
+        if name not in sys.modules and importlib.util.find_spec(name) is None:
+            raise ConfigError(f"cannot track with {name}: it is not installed; pip install {name}")
+
+
+class MetricLogger(Protocol):
+    """One tracker. Any exception of its methods ends it, and nothing else."""
+
+    def write(
+        self, step: int, axes: Mapping[str, float], values: Mapping[str, float], texts: Mapping[str, str]
+    ) -> None:
+        """The numbers and texts of a line, by their names."""
+
+    def go_back(self, step: int) -> None:
+        """Training went back to this step: what came after it no longer holds."""
+
+    def close(self) -> None:
+        """All lines have been written."""
+
+
+class TensorBoard:
+    """RUN/tensorboard. Steps that a resumed run computes again replace those of before."""
+
+    def __init__(self, run: Path, identity: str, config: Mapping[str, Any], kept_step: int | None) -> None:
+        self.folder = str(run / "tensorboard")
+        self._open(kept_step)
+        rows = "\n".join(f"| {name} | {value} |" for name, value in config.items())
+        self.writer.add_text("config", f"| flag | value |\n|---|---|\n{rows}", kept_step or 0)
+
+    def _open(self, kept_step: int | None) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        purge_step = None if kept_step is None else kept_step + 1
+        self.writer: Any = SummaryWriter(self.folder, purge_step=purge_step)
+
+    def write(
+        self, step: int, axes: Mapping[str, float], values: Mapping[str, float], texts: Mapping[str, str]
+    ) -> None:
+        for name, value in values.items():
+            self.writer.add_scalar(name, value, step)
+        for name, text in texts.items():
+            self.writer.add_text(name, text, step)
+        for name in ("tokens", "seconds"):
+            if name in axes:
+                self.writer.add_scalar(f"progress/{name}", axes[name], step)
+        self.writer.flush()
+
+    def go_back(self, step: int) -> None:
+        self.writer.close()
+        self._open(step)
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+class Wandb:
+    """A run of wandb's project llamita; resumed under the same id."""
+
+    def __init__(self, run: Path, identity: str, config: Mapping[str, Any], kept_step: int | None) -> None:
+        wandb: Any = importlib.import_module("wandb")
+        self.run = wandb.init(
+            project=PROJECT, name=run.resolve().name, id=identity, resume="allow", dir=str(run), config=dict(config),
+            settings=wandb.Settings(console="off"),
+        )  # fmt: skip
+        self.run.define_metric("step")
+        self.run.define_metric("*", step_metric="step")
+
+    def write(
+        self, step: int, axes: Mapping[str, float], values: Mapping[str, float], texts: Mapping[str, str]
+    ) -> None:
+        self.run.log({**axes, **values, **texts})
+
+    def go_back(self, step: int) -> None:
+        """What was drawn stays; the line goes on from the earlier step."""
+
+    def close(self) -> None:
+        self.run.finish()
+
+
+class Trackio:
+    """A run of trackio's project llamita; resumed under the same name."""
+
+    def __init__(self, run: Path, identity: str, config: Mapping[str, Any], kept_step: int | None) -> None:
+        self.trackio: Any = importlib.import_module("trackio")
+        name = f"{run.resolve().name}-{identity[:6]}"
+        with contextlib.redirect_stdout(sys.stderr):  # its greeting
+            self.trackio.init(project=PROJECT, name=name, config=dict(config), resume="allow")
+
+    def write(
+        self, step: int, axes: Mapping[str, float], values: Mapping[str, float], texts: Mapping[str, str]
+    ) -> None:
+        self.trackio.log({**axes, **values, **texts}, step=step)
+
+    def go_back(self, step: int) -> None:
+        """What was drawn stays; the line goes on from the earlier step."""
+
+    def close(self) -> None:
+        with contextlib.redirect_stdout(sys.stderr):
+            self.trackio.finish()
+
+
+LOGGERS: dict[str, Callable[[Path, str, Mapping[str, Any], int | None], MetricLogger]] = {
+    "tensorboard": TensorBoard,
+    "wandb": Wandb,
+    "trackio": Trackio,
+}
+
+
+class Trackers:
+    """The trackers of a run. One that fails is named once, and done without."""
+
+    def __init__(
+        self, names: Sequence[str], run: Path, kept: Sequence[Line], cut: Sequence[Line], say: Callable[[str], None]
+    ) -> None:
+        """kept: lines that the run goes on from; cut: later ones, which it will compute again (it was killed)."""
+        self.say = say
+        self.loggers: dict[str, MetricLogger] = {}
+        known = _read_known(run)
+        identity = known.get("id") or uuid.uuid4().hex[:12]
+        before = [name for name in known.get("trackers", []) if name in LOGGERS]
+        config = _read_config(run)
+        self.sent: dict[str, set[tuple[str, int]]] = {}  # lines that must not be sent again
+        last = max((line["step"] for line in kept), default=0)
+        for name in dict.fromkeys(names):
+            with self._guard(name):
+                logger = LOGGERS[name](run, identity, config, last if name in before else None)
+                self.loggers[name] = logger
+                has_them = name in before and name != "tensorboard"
+                self.sent[name] = {(line["kind"], line["step"]) for line in cut} if has_them else set()
+        for name in [name for name in self.loggers if name not in before]:
+            for line in kept:  # it comes late: it gets what was before
+                self._write_to(name, line)
+        trackers = [*before, *(name for name in self.loggers if name not in before)]
+        text = json.dumps({"id": identity, "trackers": trackers})
+        atomic_write_bytes(run / TRACKING, f"{text}\n".encode())
+
+    def write(self, line: Line) -> None:
+        """Hand on a line of metrics.jsonl."""
+        for name in list(self.loggers):
+            if (line["kind"], line["step"]) not in self.sent[name]:
+                self._write_to(name, line)
+
+    def _write_to(self, name: str, line: Line) -> None:
+        logger = self.loggers.get(name)
+        if logger is None:
+            return
+        prefix = PREFIXES.get(line["kind"], line["kind"])
+        axes = {key: line[key] for key in AXES if key in line}
+        values = {
+            f"{prefix}/{SHORT_NAMES.get(key, key)}": value for key, value in numbers(line).items() if key not in AXES
+        }
+        texts = {f"{prefix}/{key}": value for key, value in line.items() if isinstance(value, str) and key != "kind"}
+        with self._guard(name):
+            logger.write(line["step"], axes, values, texts)
+            if line["kind"] == "rollback":
+                logger.go_back(line["to_step"])
+
+    def close(self) -> None:
+        """Let each finish its sending."""
+        for name in list(self.loggers):
+            with self._guard(name):
+                self.loggers[name].close()
+        self.loggers.clear()
+
+    @contextlib.contextmanager
+    def _guard(self, name: str) -> Any:
+        """Around whatever a tracker does: what it raises is told in one line, and the tracker dropped."""
+        try:
+            yield
+        except Exception as error:
+            self.loggers.pop(name, None)
+            what = " ".join(str(error).split()) or type(error).__name__
+            self.say(f"{name} failed, training goes on without it: {what[:200]}")
+
+
+def _read_known(run: Path) -> dict[str, Any]:
+    try:
+        known = json.loads((run / TRACKING).read_bytes())
+    except (OSError, ValueError):
+        return {}  # new, or damaged: then the trackers get a new run
+    return known if isinstance(known, dict) else {}
+
+
+def _read_config(run: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads((run / "run.json").read_bytes())["config"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
 
 class MetricsLog:
@@ -26,7 +232,7 @@ class MetricsLog:
 
         Raises OutputError if it cannot be written, TrainingError if it is shorter than the checkpoint remembers.
         """
-        self.path = Path(run) / NAME
+        self.path = Path(run) / METRICS
         try:
             self.path.touch()
             found = self.path.stat().st_size
@@ -41,8 +247,6 @@ class MetricsLog:
         self.num_bytes = num_bytes
         self.trackers = None
         if track:
-            from llamita.training.sinks import Trackers
-
             kept = read_metrics(run)
             self.trackers = Trackers(track, Path(run), kept, lines[len(kept) :], say or (lambda text: None))
 
@@ -62,37 +266,3 @@ class MetricsLog:
         """Let the trackers finish; the file needs nothing."""
         if self.trackers is not None:
             self.trackers.close()
-
-
-def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """All lines of a run's metrics.jsonl; an unfinished last line (the run was killed) is left out.
-
-    Raises OSError, and TrainingError naming the line that is no line of metrics.
-    """
-    path = Path(run) / NAME
-    data = path.read_bytes()
-    lines = []
-    for number, text in enumerate(data[: data.rfind(b"\n") + 1].split(b"\n")[:-1], 1):
-        try:
-            line = json.loads(text)
-        except ValueError:
-            line = None
-        if not (isinstance(line, dict) and isinstance(line.get("kind"), str) and isinstance(line.get("step"), int)):
-            shown = text[:40].decode("utf-8", errors="replace")
-            raise TrainingError(
-                f"cannot read {path}: line {number}: expected an object with kind and step, found {shown!r}; "
-                "the file is damaged"
-            )
-        lines.append(line)
-    return lines
-
-
-def numbers(line: Line, prefix: str = "") -> dict[str, float]:
-    """The finite numbers of a line; those of an object in it as object.key."""
-    found: dict[str, float] = {}
-    for key, value in line.items():
-        if isinstance(value, Mapping):
-            found.update(numbers(value, f"{prefix}{key}."))
-        elif isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
-            found[prefix + key] = value
-    return found

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from llamita.config import RunConfig
 from llamita.errors import CheckpointError
 from llamita.training.distributed import Ranks, own_part
-from llamita.training.matrix_sharing import MatrixFunction, shared_rows, shared_whole
+from llamita.training.distributed_muon import MatrixFunction, compute_rows_shared, compute_whole_shared
 
 HALF_LIFE_TOKENS = 500_000  # of the memory of squared gradients
 MUON_RATE, MUON_MOMENTUM = 0.02, 0.95
@@ -222,9 +222,9 @@ def _sharing(matrices: list[nn.Parameter], ranks: Ranks) -> MatrixFunction | Non
     if ranks.world_size == 1:
         return None
     if any(own_part(matrix) is not matrix for matrix in matrices):
-        return shared_rows(orthogonalize_each)
+        return compute_rows_shared(orthogonalize_each)
     # CUDA computes the directions in bfloat16: nothing is lost when they travel so
-    return shared_whole(orthogonalize_each, torch.bfloat16 if ranks.device.type == "cuda" else torch.float32)
+    return compute_whole_shared(orthogonalize_each, torch.bfloat16 if ranks.device.type == "cuda" else torch.float32)
 
 
 def optimizer_tensors(optimizers: Optimizers, model: nn.Module) -> dict[str, Tensor]:

@@ -17,18 +17,17 @@ import numpy.typing as npt
 import torch
 
 from llamita.config import ModelConfig, Shape, TrainConfig
+from llamita.console import Rows, format_count
 from llamita.data.mixture import open_documents
 from llamita.errors import ConfigError, TrainingError
 from llamita.model.llama import Llama
-from llamita.table import Rows
+from llamita.run_directory import remembered_run
 from llamita.training.budget import CLOSING_SECONDS
 from llamita.training.defaults import TOKENS_PER_PASS, decay_for, ffn_for, fill_defaults
 from llamita.training.distributed import Ranks, compute_type, start_ranks
+from llamita.training.flops import flops_per_token
 from llamita.training.loss import SummedLoss
 from llamita.training.optimizer import build_optimizer
-from llamita.training.progress import format_count
-from llamita.training.rundir import remembered_run
-from llamita.training.throughput import flops_per_token
 
 PROBE_SHARE = 0.01  # of the minutes, for each of at most three probes
 PROBE_SECONDS = (0.5, 3.0)  # at least, at most
@@ -43,7 +42,7 @@ REPEATS_WORTH, WEIGHTS_WORTH = 15.4, 5.3
 
 
 @dataclasses.dataclass(frozen=True)
-class Law:
+class ScalingLaw:
     """bits(N, D) = floor + a / N^alpha + b / D^beta: N weights, D tokens (the form of Chinchilla, arXiv 2203.15556).
 
     Fitted to runs of this recipe on TinyStories (docs/log.md). The floor and the unit are that text's; which N is best
@@ -60,7 +59,7 @@ class Law:
         return self.floor + self.a / num_parameters**self.alpha + self.b / tokens**self.beta
 
 
-LAW = Law(floor=0.25, a=174.6, alpha=0.512, b=22.3, beta=0.261)
+LAW = ScalingLaw(floor=0.25, a=174.6, alpha=0.512, b=22.3, beta=0.261)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -261,10 +260,10 @@ def step_tokens(tokens: float, device: torch.device, world_size: int = 1) -> int
 
 def with_step(config: TrainConfig, tokens: int, world_size: int) -> TrainConfig:
     """The flags with rows for about so many tokens a step, where they name none."""
-    if config.batch_rows is not None or config.context is None:
+    if config.micro_batch_size is not None or config.context is None:
         return config
-    rows = max(1, tokens // (config.context * config.accumulate * world_size))
-    return dataclasses.replace(config, batch_rows=rows)
+    rows = max(1, tokens // (config.context * config.grad_accum_steps * world_size))
+    return dataclasses.replace(config, micro_batch_size=rows)
 
 
 def with_decay(config: TrainConfig, epochs: float) -> TrainConfig:
@@ -278,19 +277,19 @@ def probe_seconds_per_token(
     """Train this shape on noise for about so many seconds; what a token takes, over all processes."""
     config = fill_defaults(config, device, world_size)
     assert config.layers and config.hidden and config.heads and config.kv_heads and config.ffn
-    assert config.context and config.batch_rows
+    assert config.context and config.micro_batch_size
     shape = Shape(config.layers, config.hidden, config.heads, config.kv_heads, config.ffn, config.context)
     generator = torch.Generator().manual_seed(0)
     model = Llama(model_shape(shape, vocab_size, untied=config.untied), config.dropout).initialize(generator).to(device)
     loss = SummedLoss(model, compute_type(config.dtype))
     optimizer = build_optimizer(model, config)
-    ids = torch.randint(vocab_size, (config.batch_rows, config.context + 1), generator=generator).to(device)
-    num_tokens = config.batch_rows * config.context
+    ids = torch.randint(vocab_size, (config.micro_batch_size, config.context + 1), generator=generator).to(device)
+    num_tokens = config.micro_batch_size * config.context
     times: list[float] = []
     start = time.monotonic()
     while len(times) < 3 or time.monotonic() - start < seconds:
         began = time.monotonic()
-        for _ in range(config.accumulate):
+        for _ in range(config.grad_accum_steps):
             (loss(ids[:, :-1], ids[:, 1:]) / num_tokens).backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -298,7 +297,7 @@ def probe_seconds_per_token(
             torch.cuda.synchronize(device)
         times.append(time.monotonic() - began)
     times = sorted(times[1:])  # the first one warms up; of the others the faster half, for others use the machine too
-    return times[len(times) // 4] / (num_tokens * config.accumulate * world_size)
+    return times[len(times) // 4] / (num_tokens * config.grad_accum_steps * world_size)
 
 
 def settled(
@@ -323,7 +322,7 @@ def settled(
     plan = plan_run(config, vocab_size=vocab_size, lengths=lengths, device=ranks.device, world_size=ranks.world_size)
     best = plan.best
     tokens = step_tokens(best.tokens, ranks.device, ranks.world_size)
-    hidden, agreed_tokens, epochs = ranks.agree(best.shape.hidden_size, tokens, best.epochs)
+    hidden, agreed_tokens, epochs = ranks.broadcast_from_first(best.shape.hidden_size, tokens, best.epochs)
     shape = next(each.shape for each in plan.estimates if each.shape.hidden_size == round(hidden))
     config = with_step(with_shape(config, shape), round(agreed_tokens), ranks.world_size)
     return with_decay(config, epochs), describe_plan(plan)[0]
@@ -349,8 +348,8 @@ def describe_plan(plan: Plan) -> tuple[Rows, Rows]:
     embeddings = tables * plan.vocab_size * shape.hidden_size
     share = embeddings / best.num_parameters
     ratio = best.tokens / best.num_parameters
-    assert config.batch_rows and config.context and config.learning_rate is not None
-    step = config.batch_rows * config.context * config.accumulate
+    assert config.micro_batch_size and config.context and config.learning_rate is not None
+    step = config.micro_batch_size * config.context * config.grad_accum_steps
     chosen: Rows = [
         ("", "chosen", "rule of thumb"),
         ("minutes", f"{config.minutes:g} on {device}", ""),
@@ -370,7 +369,8 @@ def describe_plan(plan: Plan) -> tuple[Rows, Rows]:
         ("learning rates", f"{config.optimizer} {config.learning_rate:.3g}, embeddings {config.embedding_lr:.3g}",
          "AdamW for all: 5e-4 (110M) to 1e-3 and more (tiny)"),
         ("weight decay", f"{config.weight_decay:.2g}", "0.1; more where a text is read many times"),
-        ("schedule", f"{config.schedule}, the last {100 * config.cooldown:.0f} % falling", "cosine to 10 % (llama2.c)"),
+        ("schedule", f"{config.schedule}, the last {100 * config.decay_fraction:.0f} % falling",
+         "cosine to 10 % (llama2.c)"),
         ("compile", "auto: tried as the run begins, on if it pays" if config.compile == "auto" else config.compile,
          "half a minute of the minutes; long runs earn it back"),
     ]  # fmt: skip

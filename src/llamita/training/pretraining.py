@@ -13,39 +13,38 @@ from torch import Tensor
 
 from llamita.checkpoint import TrainingState, check_tensors, load_tensors, resolve_checkpoint, save_checkpoint
 from llamita.config import TrainConfig
+from llamita.console import Rows, format_count
 from llamita.data.batches import Batches
 from llamita.data.mixture import open_documents
 from llamita.errors import TrainingError
+from llamita.eval.bits_per_byte import bits_per_byte
 from llamita.model.llama import Llama
-from llamita.table import Rows
 from llamita.tokenizer import load_tokenizer
-from llamita.training.compilation import settle_compilation
+from llamita.training.compile import resolve_compilation
 from llamita.training.defaults import fill_defaults, model_config
 from llamita.training.distillation import DistillationLoss, distillation_loss
 from llamita.training.distributed import Ranks, compute_type
-from llamita.training.evaluate import bits_per_byte
-from llamita.training.loop import TrainResult, run_task
+from llamita.training.flops import flops_per_token
 from llamita.training.loss import SummedLoss
 from llamita.training.planner import settled
-from llamita.training.progress import format_count
 from llamita.training.task import Evaluation, Task
-from llamita.training.throughput import flops_per_token
+from llamita.training.trainer import TrainResult, run_task
 
 
 def train(
     config: TrainConfig,
     *,
     started: float | None = None,
-    sequel_seconds: Callable[[Task], float] = lambda task: 0.0,
+    reserved_seconds: Callable[[Task], float] = lambda task: 0.0,
 ) -> TrainResult:
     """Train from fresh weights, or go on with the run in config.out if config.resume.
 
-    started: time.monotonic() when the command began, for --minutes; sequel_seconds: see `run_task`. Raises ConfigError,
-    TrainingError, StoreError, CheckpointError, OutputError. SIGINT and SIGTERM save a checkpoint and return with
-    `interrupted`.
+    started: time.monotonic() when the command began, for --minutes; reserved_seconds: see `run_task`. Raises
+    ConfigError, TrainingError, StoreError, CheckpointError, OutputError. SIGINT and SIGTERM save a
+    checkpoint and return with `interrupted`.
     """
     started = time.monotonic() if started is None else started
-    return run_task(config, lambda ranks, say: Pretraining(config, ranks, say), started, sequel_seconds)
+    return run_task(config, lambda ranks, say: Pretraining(config, ranks, say), started, reserved_seconds)
 
 
 class Pretraining(Task):
@@ -61,19 +60,19 @@ class Pretraining(Task):
         self.train_split, self.val_split = self.data.train, self.data.val
         if self.train_split.num_documents == 0:
             raise TrainingError(f"cannot train on {self.data.names}: no training documents in it; prepare more text")
-        self.epoch_tokens, self.held_out_tokens = self.train_split.num_tokens, self.val_split.num_tokens
+        self.epoch_tokens, self.val_tokens = self.train_split.num_tokens, self.val_split.num_tokens
         self.bytes_per_token = self.train_split.text_bytes / self.train_split.num_tokens
         config, self._plan = settled(
             config, vocab_size=self.data.vocab_size, lengths=self.data.train.lengths, ranks=ranks, say=say
         )
         self.config: TrainConfig = fill_defaults(config, ranks.device, ranks.world_size, epoch_tokens=self.epoch_tokens)
         config = self.config
-        assert config.context and config.batch_rows
-        self.context, self.batch_rows = config.context, config.batch_rows
+        assert config.context and config.micro_batch_size
+        self.context, self.micro_batch_size = config.context, config.micro_batch_size
         self.model_config = model_config(config, self.tokenizer)
         self.flops_per_token = flops_per_token(self.model_config, config.context)
         self.model = Llama(self.model_config, config.dropout).to(ranks.device)
-        self.config, self._compilation = settle_compilation(config, self.model, ranks)
+        self.config, self._compilation = resolve_compilation(config, self.model, ranks)
         compiled = self.config.compile == "on"
         compute = compute_type(config.dtype)
         self.loss = (
@@ -82,7 +81,13 @@ class Pretraining(Task):
             else distillation_loss(config, self.model, self.tokenizer, self.context, compute, compiled=compiled)
         )
         self.batches = Batches(
-            self.train_split, self.bos_id, self.context, self.batch_rows, config.seed, ranks.rank, ranks.world_size
+            self.train_split,
+            self.bos_id,
+            self.context,
+            self.micro_batch_size,
+            config.seed,
+            ranks.rank,
+            ranks.world_size,
         )
 
     @property

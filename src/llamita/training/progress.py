@@ -10,10 +10,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 
-from llamita.table import print_table
+from llamita.console import format_seconds, format_speed, print_table
 
 SECONDS_BETWEEN_LINES = 10.0
-SHORT = {"tokens": "tok", "learned tokens": "learned tok"}
 
 
 class TrainingDisplay:
@@ -62,7 +61,7 @@ class TrainingDisplay:
         step: int,
         loss: float,
         bits_per_byte: float | None,
-        held_out: float | None,
+        val: float | None,
         tokens_per_second: float,
         targets: str,
         mfu: float | None,
@@ -74,7 +73,7 @@ class TrainingDisplay:
         parts = [
             f"step {step}",
             (f"loss {loss:.3f}" if bits_per_byte is None else f"loss {loss:.3f} · bpb {bits_per_byte:.3f}")
-            + ("" if held_out is None else f" (held-out {held_out:.4f})"),
+            + ("" if val is None else f" (held-out {val:.4f})"),
             format_speed(tokens_per_second, targets) + ("" if mfu is None else f", MFU {100 * mfu:.0f} %"),
             f"{format_seconds(seconds_left)} left",
         ]
@@ -88,38 +87,3 @@ class TrainingDisplay:
         """How far an evaluation is."""
         if self.is_live:
             self._progress.update(self._task, description=f"evaluating {100 * share:3.0f} %")
-
-
-def format_count(value: float) -> str:
-    """12345 → 12.3k."""
-    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= size:
-            return f"{value / size:.{1 if value < 100 * size else 0}f}{letter}"
-    return f"{value:.0f}"
-
-
-def format_speed(per_second: float, targets: str) -> str:
-    """12345 tokens → 12.3k tok/s; 0.66 pairs → 0.66 pairs/s."""
-    return f"{format_rate(per_second)} {speed_unit(targets)}"
-
-
-def format_rate(per_second: float) -> str:
-    """As a count, but small ones with their decimals."""
-    return format_count(per_second) if per_second >= 10 else f"{per_second:.2g}"
-
-
-def speed_unit(targets: str) -> str:
-    return f"{SHORT.get(targets, targets)}/s"
-
-
-def format_seconds(seconds: float) -> str:
-    """3723 → 1:02:03."""
-    whole = max(0, round(seconds))
-    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def shorten(text: str, limit: int = 240) -> str:
-    """The beginning of a text on one line."""
-    line = " ".join(text.split())
-    return line if len(line) <= limit else line[:limit].rsplit(" ", 1)[0] + " …"

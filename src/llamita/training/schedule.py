@@ -12,8 +12,8 @@ class Schedule:
     """warmup, cooldown, final: shares of the run, of the run, of the peak."""
 
     kind: Literal["wsd", "linear", "cosine"]
-    warmup: float
-    cooldown: float
+    warmup_fraction: float
+    decay_fraction: float
     final: float
 
     def factor(self, progress: float) -> float:
@@ -24,9 +24,9 @@ class Schedule:
         cosine: half a wave down.
         """
         progress = min(1.0, max(0.0, progress))
-        if progress < self.warmup:
-            return progress / self.warmup
-        start = 1.0 - self.cooldown if self.kind == "wsd" else self.warmup
+        if progress < self.warmup_fraction:
+            return progress / self.warmup_fraction
+        start = 1.0 - self.decay_fraction if self.kind == "wsd" else self.warmup_fraction
         fallen = (progress - start) / (1.0 - start) if progress > start else 0.0
         if self.kind == "cosine":
             fallen = 0.5 - 0.5 * math.cos(math.pi * fallen)

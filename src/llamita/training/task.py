@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from llamita.checkpoint import TrainingState
 from llamita.config import ModelConfig, RunConfig
+from llamita.console import Rows
 from llamita.model.generate import generate, take_while
 from llamita.model.llama import Llama
-from llamita.table import Rows
 from llamita.tokenizer import Tokenizer
 
 SAMPLE_TOKENS = 160
@@ -41,7 +41,7 @@ class BatchStream(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """A judgement of what is held out. numbers: the objective, by which the best checkpoint is chosen (less is better),
+    """A judgment of what is held out. numbers: the objective, by which the best checkpoint is chosen (less is better),
     and whatever else metrics.jsonl is to hold; words: the same for the terminal."""
 
     objective: float
@@ -54,7 +54,7 @@ class Task(ABC):
 
     objective: ClassVar[str]  # the name of Evaluation.objective in metrics.jsonl
     targets: ClassVar[str] = "tokens"  # what is learned and counted, in words
-    judges_first: ClassVar[bool] = False  # whether what it begins with is worth an evaluation
+    evaluate_at_start: ClassVar[bool] = False  # whether what it begins with is worth an evaluation
 
     config: RunConfig
     tokenizer: Tokenizer
@@ -62,10 +62,10 @@ class Task(ABC):
     model: Llama  # on the device; what requires no gradient is not trained
     loss: nn.Module  # holds the network: a batch's arrays, in their order → Σ nats over the targets that count
     batches: BatchStream
-    batch_rows: int  # of one pass of this process
+    micro_batch_size: int  # of one pass of this process
     context: int
     epoch_tokens: int  # targets that an epoch has
-    held_out_tokens: int  # 0: nothing will be evaluated
+    val_tokens: int  # 0: nothing will be evaluated
     flops_per_token: float
 
     @property

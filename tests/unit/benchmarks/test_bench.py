@@ -131,14 +131,14 @@ def test_rounds_are_interleaved_and_poor_settings_end_with_the_warm_up() -> None
 
 
 def test_a_side_that_fails_is_left_out_with_the_reason() -> None:
-    side, remarks = Scripted(), []
+    side, notes = Scripted(), []
     entries = [
         side.entry("ours", "", 1.0, 1.0, 1.0),
         side.entry("broken", "x", SideError("cannot"), 1.0),
         side.entry("late", "x", 1.0, 1.0, SideError("died")),
     ]
-    assert compare(entries, 2, remarks.append) == {"ours": {"": [1.0, 1.0]}}
-    assert remarks == ["cannot", "died"]
+    assert compare(entries, 2, notes.append) == {"ours": {"": [1.0, 1.0]}}
+    assert notes == ["cannot", "died"]
 
 
 SPINNER = """
@@ -151,7 +151,7 @@ while True: print(input())
 
 
 def test_a_process_that_spins_while_idle_is_stopped() -> None:
-    spinner, remarks = Process("spinner", [sys.executable, "-u", "-c", SPINNER]), []
+    spinner, notes = Process("spinner", [sys.executable, "-u", "-c", SPINNER]), []
     try:
 
         def until_it_has_spun() -> float:
@@ -164,9 +164,9 @@ def test_a_process_that_spins_while_idle_is_stopped() -> None:
             Entry("quiet", "", until_it_has_spun),
             Entry("spinner", "", lambda: float(spinner.ask("2")), spinner),
         ]
-        costs = compare(entries, 1, remarks.append)
+        costs = compare(entries, 1, notes.append)
         assert costs == {"quiet": {"": [1.0]}, "spinner": {"": [2.0]}}
-        assert spinner.is_spinning and len(remarks) == 1 and "spinner used" in remarks[0]
+        assert spinner.is_spinning and len(notes) == 1 and "spinner used" in notes[0]
         state, end = "", time.monotonic() + 20
         while state != "T" and time.monotonic() < end:  # a signal takes a moment
             state = Path(f"/proc/{spinner._process.pid}/stat").read_text().rpartition(")")[2].split()[0]

@@ -58,11 +58,11 @@ def test_files(
     (tmp_path / "texts.txt").write_text("\n<|endoftext|>\n".join(stories), encoding="utf-8")
     words = ["--model", str(checkpoint), "--out", str(tmp_path / "tasks"), "--documents", "4"]
     assert write_tasks.main([str(tmp_path / "texts.txt"), *words]) == 0
-    rows = (tmp_path / "tasks" / "held_out_bits.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = (tmp_path / "tasks" / "val_bits.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(row)["text"] for row in rows] == [stories[number] for number in (0, 1, 3, 4)]
     (question, *_) = (tmp_path / "tasks" / "endings.jsonl").read_text(encoding="utf-8").splitlines()
     assert json.loads(question)["context"] == "<|endoftext|>Day 0 came. All slept well."
-    for name in ("held_out_bits", "endings"):
+    for name in ("val_bits", "endings"):
         task = (tmp_path / "tasks" / f"{name}.yaml").read_text(encoding="utf-8")
         assert f"task: {name}\n" in task and json.dumps(str(tmp_path / "tasks" / f"{name}.jsonl")) in task
     assert write_tasks.main(["no-such.txt", *words]) == 2

@@ -14,7 +14,7 @@ from llamita.training.planner import WIDTHS
 ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-from planner_grid import neighbours, words_for  # noqa: E402
+from planner_grid import neighbors, words_for  # noqa: E402
 
 
 @pytest.mark.parametrize(
@@ -22,10 +22,10 @@ from planner_grid import neighbours, words_for  # noqa: E402
     [(WIDTHS[0], WIDTHS[:3]), (WIDTHS[4], WIDTHS[3:6]), (WIDTHS[-1], WIDTHS[-3:])],
 )
 def test_three_widths_of_the_ladder(width: int, around: tuple[int, ...]) -> None:
-    assert neighbours(width) == list(around)
+    assert neighbors(width) == list(around)
 
 
 def test_flags_of_train() -> None:
     words = words_for(160, 256, 4096)
     config = parse(TrainConfig, ["--data", "store", "--out", "run", *words], "llamita train")
-    assert (config.layers, config.hidden, config.heads, config.context, config.batch_rows) == (4, 160, 5, 256, 16)
+    assert (config.layers, config.hidden, config.heads, config.context, config.micro_batch_size) == (4, 160, 5, 256, 16)

@@ -11,7 +11,7 @@ import pytest
 from llamita.config import PrepareConfig
 from llamita.data import datatrove as datatrove_module
 from llamita.data.prepare import PrepareReport, prepare
-from llamita.data.shards import TokenStore
+from llamita.data.token_store import TokenStore
 from llamita.errors import ConfigError, SourceError
 from llamita.tokenizer import Tokenizer, load_tokenizer, train_bpe
 
@@ -48,9 +48,9 @@ def texts(store: Path, name: str) -> list[str]:
     return [tokenizer.decode(split.document(i)[:-1].tolist()).decode() for i in range(split.num_documents)]
 
 
-@pytest.mark.parametrize("held_out", [30, 100, 150, 190])
+@pytest.mark.parametrize("val", [30, 100, 150, 190])
 def test_the_last_documents_are_held_out(
-    tmp_path: Path, tokenizer: Path, held_out: int, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tokenizer: Path, val: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whole files are links; the one in which the held-out part begins is cut. In one run and in many."""
     monkeypatch.setattr(datatrove_module, "_CHUNK_TOKENS", 700)
@@ -59,14 +59,14 @@ def test_the_last_documents_are_held_out(
         write(tmp_path / "tokens" / f"{number:05d}_00000_shuffled.ds", documents[first:last])
     (tmp_path / "tokens" / "00009_unshuffled.ds").touch()  # a task that had no documents
     (tmp_path / "tokens" / "00009_unshuffled.ds.index").touch()
-    report = make(tmp_path, tokenizer, val_fraction=held_out / 400)
-    assert texts(report.out, "train") == TEXTS[: 400 - held_out] and texts(report.out, "val") == TEXTS[-held_out:]
+    report = make(tmp_path, tokenizer, val_fraction=val / 400)
+    assert texts(report.out, "train") == TEXTS[: 400 - val] and texts(report.out, "val") == TEXTS[-val:]
     assert report.text_bytes == sum(len(text) for text in TEXTS)
     assert report.source_bytes == report.text_bytes + report.container_bytes and report.documents == 400
-    cut = held_out not in (100, 150)
+    cut = val not in (100, 150)
     copied = [p for p in report.out.rglob("*.ds") if p.stat().st_nlink == 1 and not p.is_symlink()]
     assert len(copied) == (2 if cut else 0)
-    assert make(tmp_path, tokenizer, val_fraction=held_out / 400).reused
+    assert make(tmp_path, tokenizer, val_fraction=val / 400).reused
 
 
 def test_held_out_files_of_their_own(tmp_path: Path, tokenizer: Path) -> None:

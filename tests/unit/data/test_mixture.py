@@ -18,7 +18,7 @@ from llamita.config import PrepareConfig
 from llamita.data import batches as batches_module
 from llamita.data.batches import IGNORED, Batches
 from llamita.data.mixture import JoinedDocuments, Mixture, open_documents, parse_store
-from llamita.data.shards import TokenStore
+from llamita.data.token_store import TokenStore
 from llamita.errors import ConfigError, StoreError
 
 BOS, EOS = 1, 2
@@ -164,14 +164,15 @@ def test_training_on_two_stores_resumes_exactly(
     pytest.importorskip("torch")
 
     from llamita.config import TrainConfig
-    from llamita.training.loop import Trainer
     from llamita.training.pretraining import train
+    from llamita.training.trainer import Trainer
 
     first, second, _ = stores
 
     def run(name: str, weight: str = "0.5", **changes: Any) -> Any:
         values: dict[str, Any] = {
-            "layers": 1, "hidden": 32, "heads": 2, "context": 64, "batch_rows": 4, "steps": 12, "eval_interval": 6,
+            "layers": 1, "hidden": 32, "heads": 2, "context": 64, "micro_batch_size": 4, "steps": 12,
+            "eval_interval": 6,
             "device": "cpu", "threads": 1,
         }  # fmt: skip
         stores = (f"{first}:1.5", f"{second}:{weight}")

@@ -18,9 +18,9 @@ import pytest
 
 from llamita.config import PrepareConfig
 from llamita.data import prepare as prepare_module
-from llamita.data import shards
+from llamita.data import token_store
 from llamita.data.prepare import PrepareReport, default_vocab_size, document_hashes, prepare
-from llamita.data.shards import TokenStore
+from llamita.data.token_store import TokenStore
 from llamita.errors import ConfigError, OutputError, SourceError, TokenizerError
 from llamita.tokenizer import load_tokenizer, train_bpe
 
@@ -169,8 +169,8 @@ def test_out_inside_its_source_is_refused(tmp_path: Path) -> None:
 
 
 def test_number_of_processes_changes_no_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llamita.data.sources._BLOCK_BYTES", 3000)
-    monkeypatch.setattr(shards.StoreWriter.__init__, "__kwdefaults__", {"shard_tokens": 5000})
+    monkeypatch.setattr("llamita.data.readers._BLOCK_BYTES", 3000)
+    monkeypatch.setattr(token_store.StoreWriter.__init__, "__kwdefaults__", {"shard_tokens": 5000})
     for workers in (1, 2):
         prepare(make(tmp_path, out=tmp_path / str(workers), num_workers=workers))
     folders = (tmp_path / "1", tmp_path / "2")
@@ -275,7 +275,7 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     for name in ("_write", "finish"):
         with monkeypatch.context() as patch:
-            patch.setattr(shards._SplitWriter, name, full)
+            patch.setattr(token_store._SplitWriter, name, full)
             with pytest.raises(OutputError, match=r"cannot write .*store: No space left on device"):
                 prepare(config)
         assert [path.name for path in tmp_path.iterdir()] == ["stories.txt"]
@@ -349,7 +349,7 @@ def test_what_encodes_is_said_and_changes_no_byte(tmp_path: Path, monkeypatch: p
     assert left.encoded_by == "the tokenizers library (it prepares text (NFC))"
     by_engine = prepare(make(tmp_path, out=tmp_path / "engine"))
     assert by_engine.encoded_by == "the engine" == prepare(make(tmp_path, out=tmp_path / "engine")).encoded_by
-    monkeypatch.setattr("llamita.data.encoding.open_engine_encoder", lambda *_: "not today")
+    monkeypatch.setattr("llamita.data.tokenize_workers.open_engine_encoder", lambda *_: "not today")
     by_library = prepare(make(tmp_path, out=tmp_path / "library"))
     assert by_library.encoded_by == "the tokenizers library (not today)"
     for name in ("train/00000.ds", "train/00000.ds.index", "val/00000.ds"):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from llamita.tokenizer.family_templates import replace_chat_template
+from llamita.tokenizer.chat_templates import replace_chat_template
 
 ANIMALS = {"cat": "meow", "dog": "woof", "cow": "moo", "owl": "hoot", "pig": "oink"}
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from llamita.data.records import Row
 from llamita.errors import SourceError
 from llamita.finetune.conversations import Conversation, Turn, read_conversations
-from llamita.finetune.rows import Row
 
 PAIR = (Turn("user", "Why?"), Turn("assistant", "Because.", True))
 SAID = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because."}]

@@ -13,7 +13,7 @@ from llamita.checkpoint import load_config, load_model, load_tensors
 from llamita.errors import CheckpointError, ConfigError, OutputError
 from llamita.finetune.adapter import CONFIG, WEIGHTS, load_adapter, save_adapter
 from llamita.finetune.lora import LoraConfig, add_lora, attach_updates, lora_layers, lora_scale, updates_of
-from llamita.finetune.merging import merge_adapter
+from llamita.finetune.merge_lora import merge_adapter
 from llamita.model.llama import Llama
 
 IDS = torch.randint(0, 300, (2, 40), generator=torch.Generator().manual_seed(3))

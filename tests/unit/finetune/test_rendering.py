@@ -23,7 +23,7 @@ from llamita.finetune.packing import ConversationBatches, Examples
 from llamita.finetune.preview import count_lines, preview_examples, stretches
 from llamita.finetune.rendering import Renderer, render_examples
 from llamita.tokenizer import load_tokenizer
-from llamita.tokenizer.family_templates import CHAT_TEMPLATES
+from llamita.tokenizer.chat_templates import CHAT_TEMPLATES
 from tests.conftest import PUBLISHED_TEMPLATES
 
 
@@ -261,17 +261,17 @@ def test_packed_loss_is_that_of_each_alone(checkpoint: Path, lora: bool) -> None
 def test_preview(checkpoint: Path) -> None:
     with renderer(checkpoint) as render:
         example = render.render(talk("Why [b]?", "Because.", where="a.jsonl:9"))
-        plain, coloured = io.StringIO(), io.StringIO()
+        plain, colored = io.StringIO(), io.StringIO()
         preview_examples([example], render.tokenizer, 3, Console(file=plain, width=80))
         preview_examples(
             [example],
             render.tokenizer,
             3,
-            Console(file=coloured, force_terminal=True, color_system="standard", width=80),
+            Console(file=colored, force_terminal=True, color_system="standard", width=80),
         )
     assert "<|im_start|>user\nWhy [b]?<|im_end|>" in plain.getvalue() and "«Because.<|im_end|>»" in plain.getvalue()
     assert "a.jsonl:9" in plain.getvalue()
-    assert "\x1b[1;32mBecause.<|im_end|>" in coloured.getvalue()
+    assert "\x1b[1;32mBecause.<|im_end|>" in colored.getvalue()
 
 
 def test_real_pairs(checkpoint: Path, shared_data: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from llamita.errors import FormatError
 from llamita.formats.gguf import read_gguf, write_gguf
-from llamita.formats.quantize import quantize
+from llamita.formats.tensor_types import quantize
 
 METADATA: dict[str, Any] = {
     "general.architecture": "llama",

@@ -1,4 +1,4 @@
-"""The network: its cache, its initialisation, its positions."""
+"""The network: its cache, its initialization, its positions."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_parameter_count_is_the_configs() -> None:
         assert sum(p.numel() for p in model.parameters()) == model.config.num_parameters
 
 
-def test_initialisation_scales_what_writes_to_the_residual() -> None:
+def test_initialization_scales_what_writes_to_the_residual() -> None:
     model = Llama(make_config(hidden_size=128, head_dim=32, intermediate_size=512)).initialize()
     deviations = {name: p.std().item() for name, p in model.named_parameters() if p.ndim == 2}
     for name, deviation in deviations.items():

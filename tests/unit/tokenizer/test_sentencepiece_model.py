@@ -122,7 +122,7 @@ def test_a_model_of_other_pieces_beside_tokenizer_json(tmp_path: Path) -> None:
     [
         ({"model_type": "unigram", "vocab_size": 330}, "of type unigram"),
         ({"model_type": "char", "vocab_size": 330}, "of type char"),
-        ({"normalization_rule_name": "nmt_nfkc"}, "normalises text"),
+        ({"normalization_rule_name": "nmt_nfkc"}, "normalizes text"),
         ({"user_defined_symbols": ["<tool>"]}, "user-defined symbols"),
         ({"treat_whitespace_as_suffix": True}, "suffixes"),
     ],

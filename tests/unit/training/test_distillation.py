@@ -18,11 +18,11 @@ from llamita.errors import ConfigError, TrainingError
 from llamita.finetune.lora import LoraConfig, add_lora
 from llamita.finetune.loss import ConversationLoss, ConversationMask
 from llamita.model.llama import Llama
+from llamita.run_directory import read_metrics
 from llamita.tokenizer import load_tokenizer
 from llamita.training import distillation
 from llamita.training.distillation import DistillationLoss, load_teacher
 from llamita.training.loss import SummedLoss
-from llamita.training.metrics import read_metrics
 from llamita.training.pretraining import train
 
 
@@ -151,7 +151,8 @@ def test_teachers_that_are_refused(
 
 def make_config(store: Path, out: Path, **changes: Any) -> TrainConfig:
     values: dict[str, Any] = {
-        "layers": 1, "hidden": 32, "heads": 2, "kv_heads": 1, "ffn": 64, "context": 64, "batch_rows": 4, "steps": 10,
+        "layers": 1, "hidden": 32, "heads": 2, "kv_heads": 1, "ffn": 64, "context": 64, "micro_batch_size": 4,
+        "steps": 10,
         "log_interval": 5, "eval_interval": 5, "device": "cpu", "threads": 1,
     }  # fmt: skip
     return TrainConfig(data=store, out=out, **(values | changes))

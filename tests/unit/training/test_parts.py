@@ -18,19 +18,25 @@ torch = pytest.importorskip("torch")
 import torch.nn.functional as F  # noqa: E402
 
 from llamita.config import PRESETS, FinetuneConfig, ModelConfig, TrainConfig  # noqa: E402
+from llamita.console import format_count, format_seconds  # noqa: E402
 from llamita.errors import CheckpointError, ConfigError, OutputError, TrainingError  # noqa: E402
 from llamita.model.llama import Llama  # noqa: E402
+from llamita.run_directory import (  # noqa: E402
+    check_same_run,
+    describe_run,
+    is_begun,
+    open_run,
+    read_metrics,
+)
 from llamita.training import loss as loss_module  # noqa: E402
-from llamita.training.budget import Budget, Position  # noqa: E402
+from llamita.training.budget import Budget, Progress  # noqa: E402
 from llamita.training.defaults import decay_for, fill_defaults, model_config  # noqa: E402
 from llamita.training.distributed import choose_device, meet, start_ranks  # noqa: E402
+from llamita.training.flops import flops_per_token, peak_flops  # noqa: E402
 from llamita.training.loss import SummedLoss  # noqa: E402
-from llamita.training.metrics import MetricsLog, read_metrics  # noqa: E402
-from llamita.training.progress import format_count, format_seconds  # noqa: E402
-from llamita.training.rundir import check_same_run, describe_run, is_begun, open_run  # noqa: E402
+from llamita.training.metrics import MetricsLog  # noqa: E402
 from llamita.training.schedule import Schedule  # noqa: E402
 from llamita.training.signals import StopSignal  # noqa: E402
-from llamita.training.throughput import flops_per_token, peak_flops  # noqa: E402
 
 CPU = torch.device("cpu")
 TINY = ModelConfig(50, 16, 24, 2, 4, 2, 4, 32)
@@ -44,19 +50,19 @@ def make_config(**changes: Any) -> TrainConfig:
 
 
 def test_wsd_rises_stays_and_falls_in_straight_lines() -> None:
-    schedule = Schedule("wsd", warmup=0.1, cooldown=0.4, final=0.1)
+    schedule = Schedule("wsd", warmup_fraction=0.1, decay_fraction=0.4, final=0.1)
     expected = {0.0: 0.0, 0.05: 0.5, 0.1: 1.0, 0.6: 1.0, 0.8: 0.55, 1.0: 0.1, 1.5: 0.1}
     assert all(math.isclose(schedule.factor(at), value, abs_tol=1e-12) for at, value in expected.items())
 
 
 def test_cosine_is_half_a_wave() -> None:
-    schedule = Schedule("cosine", warmup=0.2, cooldown=0.4, final=0.0)
+    schedule = Schedule("cosine", warmup_fraction=0.2, decay_fraction=0.4, final=0.0)
     expected = {0.1: 0.5, 0.2: 1.0, 0.6: 0.5, 1.0: 0.0}
     assert all(math.isclose(schedule.factor(at), value, abs_tol=1e-12) for at, value in expected.items())
 
 
 def test_linear_falls_from_the_end_of_the_warmup() -> None:
-    schedule = Schedule("linear", warmup=0.2, cooldown=0.65, final=0.5)
+    schedule = Schedule("linear", warmup_fraction=0.2, decay_fraction=0.65, final=0.5)
     expected = {0.1: 0.5, 0.2: 1.0, 0.6: 0.75, 1.0: 0.5}
     assert all(math.isclose(schedule.factor(at), value, abs_tol=1e-12) for at, value in expected.items())
 
@@ -69,60 +75,60 @@ def test_without_warmup_and_cooldown_the_peak_holds() -> None:
 
 
 def test_steps_end_the_run_and_the_learning_rate_is_never_zero() -> None:
-    budget = Budget(make_config(steps=4), tokens_per_step=10, epoch_tokens=1000, held_out_tokens=10)
-    middles = [budget.midpoint(Position(step=step)) for step in range(4)]
+    budget = Budget(make_config(steps=4), tokens_per_step=10, epoch_tokens=1000, val_tokens=10)
+    middles = [budget.midpoint(Progress(step=step)) for step in range(4)]
     assert middles == [0.125, 0.375, 0.625, 0.875]
-    assert not budget.is_over(Position(step=3)) and budget.is_over(Position(step=4))
+    assert not budget.is_over(Progress(step=3)) and budget.is_over(Progress(step=4))
 
 
 def test_epochs_are_counted_in_tokens() -> None:
-    budget = Budget(make_config(epochs=1.5), tokens_per_step=10, epoch_tokens=100, held_out_tokens=10)
-    assert not budget.is_over(Position(step=9, tokens=149)) and budget.is_over(Position(step=9, tokens=150))
+    budget = Budget(make_config(epochs=1.5), tokens_per_step=10, epoch_tokens=100, val_tokens=10)
+    assert not budget.is_over(Progress(step=9, tokens=149)) and budget.is_over(Progress(step=9, tokens=150))
 
 
 def test_minutes_leave_room_for_the_last_evaluation() -> None:
-    budget = Budget(make_config(minutes=10), tokens_per_step=10, epoch_tokens=100, held_out_tokens=10)
-    budget.plan_evaluations(20.0, Position())
+    budget = Budget(make_config(minutes=10), tokens_per_step=10, epoch_tokens=100, val_tokens=10)
+    budget.plan_evaluations(20.0, Progress())
     budget.step_seconds = 2.0
     assert budget.training_seconds == 600 - 20 - 2 and budget.evaluations == 2
-    assert not budget.is_over(Position(step=1, seconds=576.9)) and budget.is_over(Position(step=1, seconds=577.1))
-    assert math.isclose(budget.progress(Position(seconds=289)), 0.5)
+    assert not budget.is_over(Progress(step=1, seconds=576.9)) and budget.is_over(Progress(step=1, seconds=577.1))
+    assert math.isclose(budget.progress(Progress(seconds=289)), 0.5)
 
 
 def test_a_guess_made_on_a_busy_machine_is_made_again() -> None:
-    budget = Budget(make_config(minutes=10), tokens_per_step=10, epoch_tokens=100, held_out_tokens=10)
-    assert budget.wants_probe(Position(step=1, seconds=1))
-    budget.plan_evaluations(500.0, Position(step=1, seconds=1))
-    assert not budget.wants_probe(Position(step=2, seconds=5)) and budget.wants_probe(Position(step=3, seconds=15))
-    budget.plan_evaluations(20.0, Position(step=3, seconds=15))
-    assert math.isclose(budget.progress(Position(seconds=289)), 0.5)
+    budget = Budget(make_config(minutes=10), tokens_per_step=10, epoch_tokens=100, val_tokens=10)
+    assert budget.wants_probe(Progress(step=1, seconds=1))
+    budget.plan_evaluations(500.0, Progress(step=1, seconds=1))
+    assert not budget.wants_probe(Progress(step=2, seconds=5)) and budget.wants_probe(Progress(step=3, seconds=15))
+    budget.plan_evaluations(20.0, Progress(step=3, seconds=15))
+    assert math.isclose(budget.progress(Progress(seconds=289)), 0.5)
     budget.note_evaluation(18.0, 1)
-    assert not budget.wants_probe(Position(seconds=570))
+    assert not budget.wants_probe(Progress(seconds=570))
 
 
 def test_minutes_leave_room_for_what_follows_several_epochs() -> None:
-    budget = Budget(make_config(minutes=10), 10, epoch_tokens=1000, held_out_tokens=10, sequel_seconds=8.0)
+    budget = Budget(make_config(minutes=10), 10, epoch_tokens=1000, val_tokens=10, reserved_seconds=8.0)
     assert budget.training_seconds == 598
-    budget.note_pace(Position(step=1, tokens=1000, seconds=3.0))
+    budget.update_forecast(Progress(step=1, tokens=1000, seconds=3.0))
     assert budget.training_seconds == 598, "too early to tell"
-    budget.note_pace(Position(step=2, tokens=160, seconds=59.8))
+    budget.update_forecast(Progress(step=2, tokens=160, seconds=59.8))
     assert budget.training_seconds == 590, "1.6 epochs at this pace"
-    budget.note_pace(Position(step=3, tokens=700, seconds=295.0))
+    budget.update_forecast(Progress(step=3, tokens=700, seconds=295.0))
     assert budget.training_seconds == 598, "1.4 epochs at this pace"
-    budget.note_pace(Position(step=4, tokens=1500, seconds=650.0))
+    budget.update_forecast(Progress(step=4, tokens=1500, seconds=650.0))
     assert budget.training_seconds == 590, "1.5 epochs were seen"
 
 
 def test_evaluations_cost_a_twentieth_of_the_run() -> None:
-    budget = Budget(make_config(steps=100), tokens_per_step=1000, epoch_tokens=100, held_out_tokens=7500)
+    budget = Budget(make_config(steps=100), tokens_per_step=1000, epoch_tokens=100, val_tokens=7500)
     assert budget.evaluations == 3  # 100,000 tokens trained, 2,500 an evaluation: 2 of them are 5 %
-    due = [step for step in range(100) if budget.wants_evaluation(Position(step=step), done=1 if step > 40 else 0)]
+    due = [step for step in range(100) if budget.wants_evaluation(Progress(step=step), done=1 if step > 40 else 0)]
     assert due[0] == 34 and 67 in due and 66 not in due
 
 
 def test_an_interval_of_steps_is_kept() -> None:
-    budget = Budget(make_config(steps=100, eval_interval=7), tokens_per_step=1, epoch_tokens=1, held_out_tokens=1)
-    assert [step for step in range(20) if budget.wants_evaluation(Position(step=step), 0)] == [7, 14]
+    budget = Budget(make_config(steps=100, eval_interval=7), tokens_per_step=1, epoch_tokens=1, val_tokens=1)
+    assert [step for step in range(20) if budget.wants_evaluation(Progress(step=step), 0)] == [7, 14]
 
 
 # ---------------------------------------------------------------- loss
@@ -177,12 +183,12 @@ def test_presets_have_the_sizes_that_their_names_say() -> None:
 
 def test_defaults_leave_nothing_open_and_flags_win() -> None:
     filled = fill_defaults(make_config(), CPU, 1)
-    assert filled.minutes == 10 and filled.batch_rows and filled.batch_rows * filled.context == 2048
+    assert filled.minutes == 10 and filled.micro_batch_size and filled.micro_batch_size * filled.context == 2048
     assert filled.dtype == "float32" and filled.learning_rate and filled.beta2
     shared = fill_defaults(make_config(steps=5), CPU, 2)
-    assert shared.minutes is None and shared.batch_rows * 2 == filled.batch_rows
-    own = fill_defaults(make_config(layers=3, hidden=96, heads=3, learning_rate=0.5, batch_rows=7), CPU, 1)
-    assert (own.layers, own.kv_heads, own.ffn, own.learning_rate, own.batch_rows) == (3, 3, 256, 0.5, 7)
+    assert shared.minutes is None and shared.micro_batch_size * 2 == filled.micro_batch_size
+    own = fill_defaults(make_config(layers=3, hidden=96, heads=3, learning_rate=0.5, micro_batch_size=7), CPU, 1)
+    assert (own.layers, own.kv_heads, own.ffn, own.learning_rate, own.micro_batch_size) == (3, 3, 256, 0.5, 7)
     wider = fill_defaults(make_config(preset="3M", layers=2, context=64), CPU, 1)
     assert (wider.layers, wider.hidden, wider.context) == (2, 192, 64)
 
@@ -190,7 +196,7 @@ def test_defaults_leave_nothing_open_and_flags_win() -> None:
 def test_a_text_that_is_read_many_times_decays_more() -> None:
     assert [decay_for(epochs) for epochs in (0.1, 2, 3, 15, 1000)] == [0.1, 0.1, 0.1, 0.5, 1.0]
     assert fill_defaults(make_config(epochs=9.0), CPU, 1).weight_decay == 0.3
-    steps = make_config(steps=100, context=64, batch_rows=4)
+    steps = make_config(steps=100, context=64, micro_batch_size=4)
     assert fill_defaults(steps, CPU, 1, epoch_tokens=100 * 256 // 9).weight_decay == pytest.approx(0.3, abs=1e-3)
     assert fill_defaults(dataclasses.replace(steps, weight_decay=0.2), CPU, 1, epoch_tokens=10).weight_decay == 0.2
 
@@ -204,7 +210,10 @@ def test_a_text_that_is_read_many_times_decays_more() -> None:
         ({"learning_rate": -1.0}, "--learning-rate: expected a positive number"),
         ({"dropout": 1.0}, "--dropout: expected a share between 0 and 1, found 1.0"),
         ({"beta2": 1.5}, "--beta2: expected a share between 0 and 1"),
-        ({"warmup": 0.5, "cooldown": 0.6}, "--warmup 0.5 and --cooldown 0.6 together exceed the whole run"),
+        (
+            {"warmup_fraction": 0.5, "decay_fraction": 0.6},
+            "--warmup-fraction 0.5 and --decay-fraction 0.6 together exceed the whole run",
+        ),
         ({"weight_decay": -0.1}, "--weight-decay: expected 0 or more"),
         ({"hidden": 64}, "also needs --layers, --heads"),
     ],
@@ -236,7 +245,7 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_processes_that_start_again_meet_each_other_and_not_the_dead() -> None:
-    """torchrun keeps its store: what three earlier starts left there, one of them broken off, leads nobody astray."""
+    """torchrun keeps its store: what three earlier starts left there, one of them broken off, misleads nobody."""
     store, names = torch.distributed.HashStore(), []
     store.set("note/1", "of a process that died before it had an answer")
     with ThreadPoolExecutor(3) as pool:

@@ -16,6 +16,7 @@ torch = pytest.importorskip("torch")
 from llamita.cli import main  # noqa: E402
 from llamita.config import TrainConfig  # noqa: E402
 from llamita.errors import ConfigError  # noqa: E402
+from llamita.run_directory import remembered_run  # noqa: E402
 from llamita.training import planner  # noqa: E402
 from llamita.training.planner import (  # noqa: E402
     REPEATS_WORTH,
@@ -33,7 +34,6 @@ from llamita.training.planner import (  # noqa: E402
     worth,
 )
 from llamita.training.pretraining import train  # noqa: E402
-from llamita.training.rundir import remembered_run  # noqa: E402
 
 SHAPES = [ladder_shape(width, 512) for width in WIDTHS]
 CPU = torch.device("cpu")
@@ -78,9 +78,12 @@ def test_steps_grow_with_the_run() -> None:
     ]
     assert step_tokens(1e4, torch.device("cuda")) == 65536
     assert step_tokens(1e4, torch.device("cuda"), 8) == 8 * 65536, "as many for each GPU as without a plan"
-    config = make_config(context=128, accumulate=2)
-    assert with_step(config, 2048, world_size=2).batch_rows == 4 and with_step(config, 10, world_size=2).batch_rows == 1
-    assert with_step(dataclasses.replace(config, batch_rows=3), 2048, world_size=2).batch_rows == 3
+    config = make_config(context=128, grad_accum_steps=2)
+    assert (
+        with_step(config, 2048, world_size=2).micro_batch_size == 4
+        and with_step(config, 10, world_size=2).micro_batch_size == 1
+    )
+    assert with_step(dataclasses.replace(config, micro_batch_size=3), 2048, world_size=2).micro_batch_size == 3
 
 
 def test_more_time_and_more_text_ask_for_larger_models_and_a_slow_machine_for_smaller_ones() -> None:
@@ -109,10 +112,10 @@ def test_a_plan_keeps_what_was_said_and_says_what_it_chose(monkeypatch: pytest.M
         return 1e-8 * config.hidden**2
 
     monkeypatch.setattr(planner, "probe_seconds_per_token", probe)
-    config = make_config(minutes=10.0, context=128, batch_rows=3, learning_rate=0.01)
+    config = make_config(minutes=10.0, context=128, micro_batch_size=3, learning_rate=0.01)
     plan = plan_run(config, vocab_size=2048, lengths=np.full(50_000, 200), device=CPU)
     assert 2 <= len(probed) <= 3 and plan.filled.hidden == plan.best.shape.hidden_size
-    assert (plan.filled.context, plan.filled.batch_rows, plan.filled.learning_rate) == (128, 3, 0.01)
+    assert (plan.filled.context, plan.filled.micro_batch_size, plan.filled.learning_rate) == (128, 3, 0.01)
     assert plan.best.bits == min(estimate.bits for estimate in plan.estimates)
     chosen, weighed = describe_plan(plan)
     words = {row[0]: row[1] for row in chosen}
@@ -138,7 +141,7 @@ def test_a_classifier_of_its_own_is_weighed(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(planner, "PROBE_SECONDS", (0.01, 0.01))
     lengths = np.full(50_000, 200)
     for untied in (False, True):
-        config = make_config(minutes=1.0, context=16, batch_rows=1, threads=1, untied=untied)
+        config = make_config(minutes=1.0, context=16, micro_batch_size=1, threads=1, untied=untied)
         plan = plan_run(config, vocab_size=512, lengths=lengths, device=CPU)
         assert {tied for tied, _ in trained} == {not untied}
         for each in plan.estimates:

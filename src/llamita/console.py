@@ -1,0 +1,73 @@
+"""Tables and number formats for the terminal and the report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TextIO
+
+from rich.console import Console
+from rich.table import Table
+
+SHORT_UNITS = {"tokens": "tok", "learned tokens": "learned tok"}
+
+Rows = list[tuple[str, ...]]  # every row has the same number of cells
+
+
+def print_table(rows: Sequence[Sequence[str]], file: TextIO | Console) -> None:
+    """Print rows of equally many cells, indented, the first column emphasised on a terminal."""
+    if not rows:
+        return
+    console = file if isinstance(file, Console) else Console(file=file, highlight=False)
+    if not console.is_terminal:
+        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+        for row in rows:
+            cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+            print("  " + "  ".join(cells).rstrip(), file=console.file)
+        return
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold", no_wrap=True)
+    for _ in rows[0][1:]:
+        table.add_column(overflow="fold")
+    for row in rows:
+        table.add_row(*(_escaped(cell) for cell in row))
+    console.print(table)
+
+
+def _escaped(cell: str) -> str:
+    """Rich takes [words] for markup; ours are words."""
+    return cell.replace("[", "\\[")
+
+
+def format_count(value: float) -> str:
+    """12345 → 12.3k."""
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:.{1 if value < 100 * size else 0}f}{letter}"
+    return f"{value:.0f}"
+
+
+def format_speed(per_second: float, targets: str) -> str:
+    """12345 tokens → 12.3k tok/s; 0.66 pairs → 0.66 pairs/s."""
+    return f"{format_rate(per_second)} {speed_unit(targets)}"
+
+
+def format_rate(per_second: float) -> str:
+    """As a count, but small ones with their decimals."""
+    return format_count(per_second) if per_second >= 10 else f"{per_second:.2g}"
+
+
+def speed_unit(targets: str) -> str:
+    return f"{SHORT_UNITS.get(targets, targets)}/s"
+
+
+def format_seconds(seconds: float) -> str:
+    """3723 → 1:02:03."""
+    whole = max(0, round(seconds))
+    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def shorten(text: str, limit: int = 240) -> str:
+    """The beginning of a text on one line."""
+    line = " ".join(text.split())
+    return line if len(line) <= limit else line[:limit].rsplit(" ", 1)[0] + " …"

@@ -1,0 +1,369 @@
+"""A checkpoint to a .gguf with everything in it, llama2.c's .bin with its tokenizer.bin, or a Hugging Face folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import os
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import torch
+
+from llamita.atomic import atomic_file, atomic_write_bytes
+from llamita.checkpoint import (
+    STEP_NAME,
+    copy_tokenizer,
+    load_config,
+    open_tensors,
+    resolve_checkpoint,
+    stream_checkpoint,
+)
+from llamita.config import ModelConfig
+from llamita.convert.quant_mix import QuantMix, assign_types, quant_mix, quant_mix_notes
+from llamita.convert.verify import Verification, is_small, verify_file, verify_folder
+from llamita.errors import ConfigError, EngineError
+from llamita.formats.gguf import write_gguf
+from llamita.formats.gguf_metadata import model_metadata, rope_factors, tokenizer_metadata
+from llamita.formats.llama2c import (
+    MAX_GROUP_SIZE,
+    check_expressible,
+    choose_group_size,
+    tokenizer_bin,
+    why_no_tokenizer_bin,
+    write_bin,
+)
+from llamita.formats.rope_order import permute_qk
+from llamita.formats.safetensors_io import DTYPES, SafetensorsReader, TensorEntry, checked
+from llamita.formats.tensor_table import GGUF_ROPE_FACTORS, TensorSpec, check_tensors, tensor_table
+from llamita.formats.tensor_types import TYPES, Bytes, Floats, TypeName, quantize, quantize_chunks
+from llamita.tokenizer import Tokenizer, load_tokenizer
+
+VERSIONS: Final = (0, 1, 2)  # of llama2.c's .bin
+# Numbers of a tensor that are in memory as float32 at a time, in whole heads.
+_CHUNK_NUMBERS: Final = 1 << 24
+
+# Called with the bytes of weights read so far and in all.
+Progress = Callable[[int, int], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportReport:
+    """What was written. num_tensors_by_type: as {"Q8_0": 36, "F32": 11}. bits_per_weight: of the tensors' bytes.
+
+    largest_error: the largest relative error of a tensor, √(Σ(stored - x)² / Σx²), and worst_tensor its name; 0 and
+    None where every number was stored exactly. seconds: without verification, which is None if there was none.
+    notes: what the user should know, one sentence each."""
+
+    path: Path
+    num_bytes: int
+    num_parameters: int
+    num_tensors_by_type: dict[str, int]
+    bits_per_weight: float
+    largest_error: float
+    worst_tensor: str | None
+    tokenizer_path: Path | None
+    notes: tuple[str, ...]
+    seconds: float = 0.0
+    verification: Verification | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    """What every kind of export needs."""
+
+    directory: Path
+    out: Path
+    config: ModelConfig
+    stored: SafetensorsReader
+    tokenizer: Tokenizer
+    verify: bool | None
+    progress: Progress | None
+
+    @functools.cached_property
+    def num_bytes(self) -> int:
+        return sum(math.prod(s.shape) * self.stored.dtype(s.huggingface).itemsize for s in tensor_table(self.config))
+
+
+def export(
+    checkpoint: Path,
+    out: Path,
+    type: str | None = None,
+    *,
+    version: int | None = None,
+    dtype: str | None = None,
+    shard_bytes: int | None = None,
+    verify: bool | None = None,
+    progress: Progress | None = None,
+) -> ExportReport:
+    """Write the checkpoint as `out`, whole or not at all: a .gguf, a .bin of llama2.c, or a Hugging Face folder.
+
+    type: of a .gguf's matrices, one of QUANT_MIXES; None is q8_0. version: of a .bin; None is 0. dtype: of a folder's
+    weights, one of DTYPES; None keeps the checkpoint's. shard_bytes: of a folder's files; None: one file. verify:
+    compare the logits of what was written with the checkpoint's; None: if the model is small and the engine is there.
+    One tensor is in memory at a time. The same checkpoint, of the same name, gives the same bytes. Raises
+    CheckpointError, FormatError, TokenizerError, ConfigError (a setting that does not go with `out`), OutputError.
+    """
+    out = Path(out)
+    kind = _kind(out)
+    _check_settings(out, kind, type, version, dtype, shard_bytes)
+    directory = resolve_checkpoint(Path(checkpoint))
+    config, stored = load_config(directory), open_tensors(directory)
+    check_tensors(stored.shapes, config, "huggingface", str(directory))
+    job = _Job(directory, out, config, stored, load_tokenizer(directory), verify, progress)
+    if kind == ".bin":
+        return _export_bin(job, version or 0)
+    if kind == ".gguf":
+        return _export_gguf(job, quant_mix(type or "q8_0", "export"), model_name(Path(checkpoint)))
+    return _export_folder(job, dtype, shard_bytes)
+
+
+def _kind(out: Path) -> str:
+    """ ".gguf", ".bin" or "" for a folder. A name that ends like another kind of file is a mistake."""
+    if out.suffix in (".gguf", ".bin"):
+        return out.suffix
+    if re.fullmatch(r"\.[A-Za-z]\w*", out.suffix):
+        raise ConfigError(
+            f"cannot export to {out}: expected a name that ends in .gguf or .bin, or a folder's name, without an ending"
+        )
+    return ""
+
+
+def _check_settings(
+    out: Path, kind: str, type: str | None, version: int | None, dtype: str | None, shard_bytes: int | None
+) -> None:
+    if out.name == "tokenizer.bin":
+        raise ConfigError(f"cannot export to {out}: the tokenizer is written under that name; name the model otherwise")
+    if type is not None:
+        quant_mix(type, "export")
+    if kind == ".bin" and (type not in (None, "f32") or (type == "f32" and version == 2)):
+        raise ConfigError(
+            f"cannot export to {out}: llama2.c's .bin is f32 (version 0, 1) or int8 (version 2), not {type}; export to "
+            f".gguf for {type}"
+        )
+    if version is not None and version not in VERSIONS:
+        raise ConfigError(f"cannot export: version: expected one of {', '.join(map(str, VERSIONS))}, found {version}")
+    if dtype is not None and dtype not in DTYPES:
+        raise ConfigError(f"cannot export: dtype: expected one of {', '.join(DTYPES)}, found {dtype!r}")
+    if shard_bytes is not None and shard_bytes < 1:
+        raise ConfigError(f"cannot export: shard size: expected a positive number of bytes, found {shard_bytes}")
+    for name, value, wanted in (("type", type, (".gguf", ".bin")), ("version", version, (".bin",)),
+                                ("dtype", dtype, ("",)), ("shard size", shard_bytes, ("",))):  # fmt: skip
+        if value is not None and kind not in wanted:
+            meant = " or ".join(each or "a folder" for each in wanted)
+            raise ConfigError(f"cannot export to {out}: {name}: it is a setting of {meant}")
+
+
+def model_name(checkpoint: Path) -> str:
+    """The folder's name, or that of the run whose step it is. Only a name: where it lies is nobody's business."""
+    folder = Path(os.path.abspath(checkpoint))
+    is_step = STEP_NAME.fullmatch(folder.name) or folder.name in ("best", "latest")
+    return (folder.parent.name if is_step else folder.name) or "model"
+
+
+# ---------------------------------------------------------------- .gguf
+
+
+def _export_gguf(job: _Job, wanted: QuantMix, name: str) -> ExportReport:
+    config, tokenizer = job.config, job.tokenizer
+    metadata = model_metadata(config, name, wanted.file_type)
+    metadata |= tokenizer_metadata(tokenizer, config.vocab_size, _end_ids(config, tokenizer))
+    table = tensor_table(config)
+    shapes = {spec.gguf: spec.shape for spec in table}
+    types = assign_types(shapes, wanted)
+    infos: list[tuple[str, str, tuple[int, ...]]] = [(spec.gguf, types[spec.gguf], spec.shape) for spec in table]
+    factors = rope_factors(config)
+    if factors is not None:
+        infos.insert(0, (GGUF_ROPE_FACTORS, "F32", factors.shape))
+    errors: dict[str, float] = {}
+
+    def encoded() -> Iterator[Bytes]:
+        if factors is not None:
+            yield quantize(factors, "F32", GGUF_ROPE_FACTORS)
+        count = _counter(job)
+        for spec in table:
+            data, errors[spec.huggingface] = quantize_chunks(
+                _chunks(job, spec), math.prod(spec.shape), types[spec.gguf], f"tensor {spec.huggingface}"
+            )
+            count(spec)
+            yield data
+
+    start = time.perf_counter()
+    with atomic_file(job.out) as temporary:
+        num_bytes = write_gguf(temporary, metadata, infos, encoded())
+        seconds = time.perf_counter() - start
+        verification, notes = _verified(job, temporary, _coarsest(types.values()))
+    worst = max(errors, key=lambda name: errors[name])
+    exact = errors[worst] == 0.0
+    weight_bytes = sum(TYPES[types[spec.gguf]].num_bytes(math.prod(spec.shape)) for spec in table)
+    return ExportReport(
+        path=job.out,
+        num_bytes=num_bytes,
+        num_parameters=config.num_parameters,
+        num_tensors_by_type=dict(Counter(types[spec.gguf] for spec in table)),
+        bits_per_weight=8 * weight_bytes / config.num_parameters,
+        largest_error=errors[worst],
+        worst_tensor=None if exact else worst,
+        tokenizer_path=None,
+        notes=(*quant_mix_notes(shapes, wanted), *_tokenizer_notes(tokenizer), *notes),
+        seconds=seconds,
+        verification=verification,
+    )
+
+
+def _coarsest(types: Iterable[TypeName]) -> TypeName:
+    """The type with the fewest bits a weight."""
+    return min(types, key=lambda name: TYPES[name].block_bytes / TYPES[name].block_elements)
+
+
+def _tokenizer_notes(tokenizer: Tokenizer) -> tuple[str, ...]:
+    if tokenizer.kind != "llama" or not tokenizer.remove_extra_whitespaces:
+        return ()
+    return (
+        "the tokenizer drops leading, trailing and repeated spaces; runtimes of GGUF and llama2.c keep them, so their "
+        "tokens differ where a text has such spaces",
+    )
+
+
+def _end_ids(config: ModelConfig, tokenizer: Tokenizer) -> list[int]:
+    """Every id that ends a text: the tokenizer's EOS first, then config.json's, then the tokenizer's others."""
+    first = () if tokenizer.eos_id is None else (tokenizer.eos_id,)
+    return list(dict.fromkeys((*first, *config.eos_token_ids, *tokenizer.end_ids)))
+
+
+# ---------------------------------------------------------------- .bin
+
+
+def _export_bin(job: _Job, version: int) -> ExportReport:
+    config, tokenizer = job.config, job.tokenizer
+    check_expressible(config)
+    notes, reason = _tokenizer_notes(tokenizer), why_no_tokenizer_bin(tokenizer)
+    vocabulary = tokenizer_bin(tokenizer, config.vocab_size) if reason is None else b""
+    tokenizer_path = job.out.with_name("tokenizer.bin")
+    count = _counter(job)
+
+    def tensor(spec: TensorSpec) -> Floats:
+        numbers = np.empty(spec.shape, np.float32)
+        first = 0
+        for chunk in _chunks(job, spec):
+            quantize(chunk, "F32", f"tensor {spec.huggingface}")  # refuses NaN and infinities
+            numbers[first : first + len(chunk)] = chunk
+            first += len(chunk)
+        count(spec)
+        return numbers
+
+    start = time.perf_counter()
+    with atomic_file(job.out) as temporary:
+        num_bytes = write_bin(temporary, config, tensor, version)
+        seconds = time.perf_counter() - start
+        verification, notes = _verified(job, temporary, "F32" if version < 2 else "Q8_0")
+    if vocabulary:
+        atomic_write_bytes(tokenizer_path, vocabulary)
+    table = tensor_table(config)
+    norms = sum(spec.kind == "norm" for spec in table)
+    group_size = choose_group_size(config)
+    if version == 2 and group_size < MAX_GROUP_SIZE:
+        notes = (
+            *notes,
+            f"groups of {group_size} weights: the largest that divides the rows of {config.hidden_size} and "
+            f"{config.intermediate_size} numbers, which llama2.c's runq needs",
+        )
+    return ExportReport(
+        path=job.out,
+        num_bytes=num_bytes,
+        num_parameters=config.num_parameters,
+        num_tensors_by_type={"F32": len(table)} if version < 2 else {"INT8": len(table) - norms, "F32": norms},
+        bits_per_weight=32.0 if version < 2 else 8 * num_bytes / config.num_parameters,
+        largest_error=0.0,
+        worst_tensor=None,
+        tokenizer_path=tokenizer_path if vocabulary else None,
+        notes=(*notes, *(() if reason is None else (reason,)), *notes),
+        seconds=seconds,
+        verification=verification,
+    )
+
+
+# ---------------------------------------------------------------- a folder
+
+
+def _export_folder(job: _Job, dtype: str | None, shard_bytes: int | None) -> ExportReport:
+    table = tensor_table(job.config)
+    specs = {spec.huggingface: spec for spec in table}
+    wanted = {spec.huggingface: DTYPES[dtype] if dtype else job.stored.dtype(spec.huggingface) for spec in table}
+    entries = [TensorEntry(spec.huggingface, wanted[spec.huggingface], spec.shape) for spec in table]
+    count, verification, seconds, start = _counter(job), None, 0.0, time.perf_counter()
+
+    def tensor(name: str) -> torch.Tensor:
+        count(specs[name])
+        return checked(job.stored.read(name), name, f"cannot export {job.directory}", wanted[name])
+
+    def check(folder: Path) -> None:
+        nonlocal verification, seconds
+        seconds = time.perf_counter() - start
+        if is_small(job.config) if job.verify is None else job.verify:
+            verification = verify_folder(job.directory, folder, entries, job.out)
+
+    def write_tokenizer(folder: Path) -> None:
+        copy_tokenizer(job.directory, folder)
+
+    num_bytes = stream_checkpoint(job.out, job.config, entries, tensor, write_tokenizer, shard_bytes, check)
+    kinds = Counter(str(entry.dtype).removeprefix("torch.") for entry in entries)
+    return ExportReport(
+        path=job.out,
+        num_bytes=num_bytes,
+        num_parameters=job.config.num_parameters,
+        num_tensors_by_type=dict(kinds),
+        bits_per_weight=8 * sum(entry.num_bytes for entry in entries) / job.config.num_parameters,
+        largest_error=0.0,
+        worst_tensor=None,
+        tokenizer_path=None,
+        notes=(),
+        seconds=seconds,
+        verification=verification,
+    )
+
+
+# ---------------------------------------------------------------- all
+
+
+def _chunks(job: _Job, spec: TensorSpec) -> Iterator[Floats]:
+    """The tensor as float32 with rows of q and k in pairs order, some rows (whole heads of q and k) at a time."""
+    heads = spec.rope_heads(job.config)
+    rows, row_length = spec.shape[0], math.prod(spec.shape[1:])
+    unit = 1 if heads is None else rows // heads
+    step = max(1, _CHUNK_NUMBERS // row_length // unit) * unit
+    for first in range(0, rows, step):
+        number = min(step, rows - first)
+        numbers: Floats = job.stored.read(spec.huggingface, first, number).float().numpy()
+        yield numbers if heads is None else permute_qk(numbers, number // unit)
+
+
+def _counter(job: _Job) -> Callable[[TensorSpec], None]:
+    """Called after each tensor, tells how far the export is."""
+    done = 0
+
+    def count(spec: TensorSpec) -> None:
+        nonlocal done
+        done += math.prod(spec.shape) * job.stored.dtype(spec.huggingface).itemsize
+        if job.progress is not None:
+            job.progress(done, job.num_bytes)
+
+    return count
+
+
+def _verified(job: _Job, written: Path, type: str) -> tuple[Verification | None, tuple[str, ...]]:
+    """(how far the written file's logits are from the checkpoint's, notes)."""
+    if not (is_small(job.config) if job.verify is None else job.verify):
+        return None, ()
+    try:
+        return verify_file(job.directory, written, job.config, type, job.out), ()
+    except EngineError as error:  # no library in this installation, or a type that it does not compute with
+        if job.verify:
+            raise
+        return None, (f"not compared with the checkpoint: {error}",)

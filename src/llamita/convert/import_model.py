@@ -1,0 +1,149 @@
+"""A model in any published form, its kind found by looking, to a checkpoint: one tensor in memory at a time."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from llamita.checkpoint import stream_checkpoint
+from llamita.config import ModelConfig
+from llamita.convert.import_gguf import open_gguf
+from llamita.convert.import_huggingface import fetch_from_hub, is_hub_id, open_huggingface
+from llamita.convert.import_llama2c import open_llama2c
+from llamita.convert.import_meta import is_meta_folder, open_meta
+from llamita.convert.model_source import ImportOptions, ModelSource
+from llamita.convert.verify import Verification, is_small, verify_import
+from llamita.errors import ConfigError, FormatError, OutputError
+from llamita.formats.mmap_file import map_file
+from llamita.formats.safetensors_io import DTYPES, TensorEntry, TensorReader, checked
+from llamita.formats.tensor_table import tensor_table
+from llamita.tokenizer.chat_templates import check_template_name, replace_chat_template
+
+# Called with the bytes written so far and in all.
+Progress = Callable[[int, int], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class ImportReport:
+    """What was read and written. num_tensors_by_type: as {"bfloat16": 226}. verification: None if it was not asked for.
+
+    notes: what was decided for the user, one sentence each."""
+
+    path: Path
+    kind: str
+    config: ModelConfig
+    tokenizer_path: Path
+    num_bytes: int
+    num_tensors_by_type: dict[str, int]
+    seconds: float
+    verification: Verification | None
+    notes: tuple[str, ...]
+
+
+def import_model(
+    source: Path | str,
+    out: Path,
+    tokenizer: Path | None = None,
+    *,
+    dtype: str | None = None,
+    chat_template: str | None = None,
+    context_tokens: int | None = None,
+    verify: bool | None = None,
+    progress: Progress | None = None,
+) -> ImportReport:
+    """Write the model as the new checkpoint folder `out`, whole or not at all.
+
+    source: a folder of Meta's or Hugging Face's, a Hugging Face hub id, a GGUF, llama2.c's .bin or .pt. tokenizer:
+    where it is not with the model. dtype: of the weights, one of DTYPES; None keeps the source's (float32 for what was
+    quantized). chat_template: a name of tokenizer/chat_templates.py or "none"; None: as the source says.
+    context_tokens: None is the source's. verify: compare logits of what was written with the source's; None: if the
+    model is small.
+    Raises FormatError, TokenizerError, ConfigError, NetworkError, OutputError.
+    """
+    source, out = Path(source), Path(out)
+    if out.exists() or out.is_symlink():
+        raise OutputError(f"cannot write {out}: it exists already; choose another name or remove it")
+    if dtype is not None and dtype not in DTYPES:
+        raise ConfigError(f"cannot import: dtype: expected one of {', '.join(DTYPES)}, found {dtype!r}")
+    check_template_name(chat_template)
+    model = open_source(source, ImportOptions(tokenizer, chat_template, context_tokens))
+    start = time.perf_counter()
+    wanted = None if dtype is None else DTYPES[dtype]
+    verification, seconds = None, 0.0
+    entries = [
+        TensorEntry(spec.huggingface, wanted or model.dtype(spec), spec.shape) for spec in tensor_table(model.config)
+    ]
+
+    def check(folder: Path) -> None:
+        nonlocal verification, seconds
+        seconds = time.perf_counter() - start
+        if is_small(model.config) if verify is None else verify:
+            verification = verify_import(model, folder, entries, out)
+
+    def write_tokenizer(folder: Path) -> None:
+        model.write_tokenizer(folder)
+        if chat_template is not None:
+            replace_chat_template(folder, chat_template)
+
+    reader = _reader(model, entries, wanted, progress)
+    num_bytes = stream_checkpoint(out, model.config, entries, reader, write_tokenizer, check=check)
+    counts = Counter(str(entry.dtype).removeprefix("torch.") for entry in entries)
+    return ImportReport(
+        out, model.kind, model.config, model.tokenizer_path, num_bytes, dict(counts), seconds, verification,
+        model.notes,
+    )  # fmt: skip
+
+
+def open_source(path: Path, options: ImportOptions) -> ModelSource:
+    """Look at what the path is, open and check it. Raises FormatError, TokenizerError, NetworkError."""
+    if not path.exists() and is_hub_id(str(path)):
+        return open_huggingface(fetch_from_hub(str(path)), options, name=str(path))
+    if path.is_dir():
+        return _open_folder(path, options)
+    mapping = map_file(path)
+    head = mapping[:16]
+    mapping.close()
+    if head[:4] == b"GGUF":
+        return open_gguf(path, options)
+    is_part = re.fullmatch(r"consolidated\.\d+\.pth|pytorch_model.*\.bin", path.name) and head[:1] in (b"P", b"\x80")
+    if is_part or path.suffix == ".safetensors":
+        raise FormatError(f"cannot import {path}: it holds only weights; name its folder, {path.parent}, instead")
+    pickled = head[:2] == b"PK" or path.suffix in (".pt", ".pth")
+    return open_llama2c(path, options, pickled=pickled)
+
+
+def _open_folder(path: Path, options: ImportOptions) -> ModelSource:
+    if (path / "config.json").is_file():
+        return open_huggingface(path, options, name=path.name)
+    if is_meta_folder(path):
+        return open_meta(path, options)
+    raise FormatError(
+        f"cannot import {path}: expected a folder with config.json (Hugging Face) or with params.json and "
+        "consolidated.00.pth (Meta), found neither"
+    )
+
+
+def _reader(
+    model: ModelSource, entries: Sequence[TensorEntry], wanted: torch.dtype | None, progress: Progress | None
+) -> TensorReader:
+    """Gives the source's tensors by Hugging Face's names, checked and in the wanted type, and tells how far it is."""
+    specs = {spec.huggingface: spec for spec in tensor_table(model.config)}
+    sizes = {entry.name: entry.num_bytes for entry in entries}
+    total, done = sum(sizes.values()), 0
+
+    def tensor(name: str) -> Tensor:
+        nonlocal done
+        value = checked(model.tensor(specs[name]), name, f"cannot import {model.path}", wanted)
+        done += sizes[name]
+        if progress is not None:
+            progress(done, total)
+        return value
+
+    return tensor

@@ -1,0 +1,175 @@
+"""Two forms of one model to how far their logits on a fixed text are apart; more than its type allows is an error."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from llamita.checkpoint import load_config, open_tensors
+from llamita.config import ModelConfig
+from llamita.convert.model_source import ModelSource, with_unpermuted_qk
+from llamita.engine import Model
+from llamita.errors import FormatError
+from llamita.formats.gguf import read_gguf
+from llamita.formats.llama2c import read_bin
+from llamita.formats.mmap_file import read_bytes
+from llamita.formats.safetensors_io import TensorEntry
+from llamita.formats.tensor_table import TensorSpec, tensor_table
+from llamita.formats.tensor_types import TYPES
+from llamita.model.llama import Llama
+from llamita.tokenizer import load_tokenizer
+
+SMALL_PARAMETERS = 200_000_000  # up to here a comparison costs seconds and less than two gigabytes
+NUM_TOKENS = 48
+TEXT = (
+    "Once upon a time, in 1987, a naïve llama (her name was Lía) asked: “Where does the river go?” "
+    "床前明月光 🦙\n\n    def river(): return 42\n"
+)
+
+# How far logits may be apart, √(Σ difference² / Σ logit²), for rounding weights to a type. Rows of q and k in a wrong
+# order give 1.2 on random weights and 0.3 on trained ones (stories260K).
+BOUNDS: dict[str, float] = {"float32": 1e-5, "float16": 0.01, "bfloat16": 0.1}
+
+# The same for a file that the engine runs, which also sums in another order, and for quantized types rounds what it
+# multiplies with to eight bits. First: against PyTorch with the very weights that are in the file. Second: against the
+# checkpoint, whose weights the type rounds; below six bits that is the user's decision, so only nonsense is refused.
+FILE_BOUNDS: dict[str, tuple[float, float]] = {"F32": (1e-4, 1e-4), "F16": (0.01, 0.02), "BF16": (0.02, 0.1)}
+QUANTIZED_BOUNDS = (0.1, 0.15)
+COARSE_BOUNDS = (0.1, 0.9)
+
+
+@dataclasses.dataclass(frozen=True)
+class Verification:
+    """largest_difference: between logits of the two, absolute; largest_logit: in magnitude, of the source; relative:
+    √(Σ difference² / Σ logit²), which beyond the bound is an error."""
+
+    num_tokens: int
+    largest_difference: float
+    largest_logit: float
+    relative: float
+    bound: float
+
+    def line(self) -> str:
+        """For people."""
+        return (
+            f"logits of {self.num_tokens} tokens: largest difference {self.largest_difference:.3g} (largest logit "
+            f"{self.largest_logit:.4g}), relative {self.relative:.2g} (allowed: {self.bound:g})"
+        )
+
+
+def is_small(config: ModelConfig) -> bool:
+    """Whether comparing is cheap enough to be done unasked."""
+    return config.num_parameters <= SMALL_PARAMETERS
+
+
+def verify_import(source: ModelSource, folder: Path, entries: Sequence[TensorEntry], out: Path) -> Verification:
+    """Logits of the written checkpoint folder, to be known as `out`, against those of the source, read once more.
+
+    Raises FormatError beyond the bound of the type that the source's numbers were rounded to."""
+    specs = {spec.huggingface: spec for spec in tensor_table(source.config)}
+    rounded = [entry.dtype for entry in entries if entry.dtype != source.dtype(specs[entry.name])]
+    kind = str(rounded[0]).removeprefix("torch.") if rounded else "float32"
+    ids = fixed_ids(folder, source.config)
+    written = torch_logits(_checkpoint_network(folder, source.config), ids)
+    original = torch_logits(network(source.config, source.tensor), ids)
+    return compare(original, written, BOUNDS[kind], f"cannot write {out}", str(source.path))
+
+
+def verify_folder(checkpoint: Path, folder: Path, entries: Sequence[TensorEntry], out: Path) -> Verification:
+    """Logits of an exported folder, to be known as `out`, against those of the checkpoint. Raises FormatError."""
+    stored, config = open_tensors(checkpoint), load_config(checkpoint)
+    rounded = [entry.dtype for entry in entries if entry.dtype != stored.dtype(entry.name)]
+    kind = str(rounded[0]).removeprefix("torch.") if rounded else "float32"
+    ids = fixed_ids(checkpoint, config)
+    original = torch_logits(_checkpoint_network(checkpoint, config), ids)
+    written = torch_logits(_checkpoint_network(folder, config), ids)
+    return compare(original, written, BOUNDS[kind], f"cannot write {out}", str(checkpoint))
+
+
+def verify_file(checkpoint: Path, written: Path, config: ModelConfig, type: str, out: Path) -> Verification:
+    """Logits that the engine computes from a .gguf or .bin, to be known as `out`, against those of PyTorch: with the
+    weights in the file, then with the checkpoint's, whose difference is returned.
+
+    type: the coarsest in the file. Raises FormatError, EngineError.
+    """
+    ids = fixed_ids(checkpoint, config)
+    with Model(written) as model:
+        engine = model.logits(ids, kv_type="f32")
+    if type in FILE_BOUNDS:
+        same, rounded = FILE_BOUNDS[type]
+    else:
+        bits = 8 * TYPES[type].block_bytes / TYPES[type].block_elements
+        same, rounded = QUANTIZED_BOUNDS if bits > 6 else COARSE_BOUNDS
+    what = f"cannot write {out}"
+    compare(torch_logits(network(config, _reader(written, config)), ids), engine, same, what, "its own weights")
+    return compare(torch_logits(_checkpoint_network(checkpoint, config), ids), engine, rounded, what, str(checkpoint))
+
+
+def _reader(path: Path, config: ModelConfig) -> Callable[[TensorSpec], Tensor]:
+    """Reads the tensors of a .gguf or .bin."""
+    if read_bytes(path, 0, 4, "header").tobytes() != b"GGUF":
+        model = read_bin(path)
+        return lambda spec: with_unpermuted_qk(torch.from_numpy(model.tensor(spec)), spec, config)
+    file = read_gguf(path)
+    return lambda spec: with_unpermuted_qk(torch.from_numpy(file.dequantize(spec.gguf)), spec, config)
+
+
+def compare(
+    original: NDArray[np.float32], written: NDArray[np.float32], bound: float, what: str, against: str
+) -> Verification:
+    """Raise FormatError(what: …) if logits [n, V] are farther apart than the bound."""
+    if not np.isfinite(original).all():
+        raise FormatError(
+            f"{what}: the logits of {against} itself are not finite: its weights are broken (--verify no writes it)"
+        )
+    difference = written.astype(np.float64) - original.astype(np.float64)
+    power = float(np.square(original.astype(np.float64)).sum())
+    result = Verification(
+        num_tokens=len(original),
+        largest_difference=float(np.abs(difference).max()),
+        largest_logit=float(np.abs(original).max()),
+        relative=math.sqrt(float(np.square(difference).sum()) / power)
+        if power > 0
+        else float(np.abs(difference).max()),
+        bound=bound,
+    )
+    if not result.relative <= bound:  # also for NaN
+        raise FormatError(
+            f"{what}: its logits differ from those of {against} by {result.relative:.3g} of their size: expected at "
+            f"most {bound:g}; this is a fault of llamita, please report it"
+        )
+    return result
+
+
+def network(config: ModelConfig, read: Callable[[TensorSpec], Tensor]) -> Llama:
+    """The network in float32 with the tensors that `read` gives in Hugging Face's order, for NUM_TOKENS tokens."""
+    model = Llama(dataclasses.replace(config, max_position_embeddings=min(NUM_TOKENS, config.max_position_embeddings)))
+    state = {spec.huggingface: read(spec).float() for spec in tensor_table(config)}
+    model.load_state_dict(state, assign=True)
+    return model
+
+
+def _checkpoint_network(folder: Path, config: ModelConfig) -> Llama:
+    stored = open_tensors(folder)
+    return network(config, lambda spec: stored.read(spec.huggingface))
+
+
+def fixed_ids(checkpoint: Path, config: ModelConfig) -> list[int]:
+    """BOS and the beginning of TEXT, as many ids as fit."""
+    tokenizer = load_tokenizer(checkpoint)
+    ids = ([] if tokenizer.bos_id is None else [tokenizer.bos_id]) + tokenizer.encode(TEXT)
+    return ids[: min(NUM_TOKENS, config.max_position_embeddings)]
+
+
+@torch.no_grad()
+def torch_logits(model: Llama, ids: Sequence[int]) -> NDArray[np.float32]:
+    """float32 [n, V]."""
+    logits: NDArray[np.float32] = model.eval()(torch.tensor([list(ids)]))[0].numpy()
+    return logits

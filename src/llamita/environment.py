@@ -1,0 +1,75 @@
+"""Turns this machine and its software into facts for run.json: what a run was computed on and with."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+import torch
+
+import llamita
+
+
+def describe_environment(device: str) -> dict[str, str | int]:
+    """Versions, processor, threads, device (as in --device) and the commit of the sources; what is not known is left
+    out."""
+    found: dict[str, str | int | None] = {
+        "started": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC"),
+        "llamita": llamita.__version__,
+        "commit": _commit(Path(llamita.__file__).parent),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "system": platform.platform(terse=True),
+        "machine": platform.machine(),
+        "processor": _processor(),
+        "cores": num_cores(),
+        "threads": torch.get_num_threads(),
+        "memory_gib": _memory_gib(),
+        "gpu": torch.cuda.get_device_name() if device != "cpu" and torch.cuda.is_available() else None,
+        "gpus": torch.cuda.device_count() if device != "cpu" and torch.cuda.is_available() else None,
+    }
+    return {name: value for name, value in found.items() if value}
+
+
+def _processor() -> str:
+    """The processor's name, as the system says it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass  # not Linux
+    return platform.processor()
+
+
+def _memory_gib() -> int | None:
+    try:
+        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / (1 << 30))
+    except (ValueError, OSError, AttributeError):
+        return None
+
+
+def _commit(package: Path) -> str | None:
+    """The commit of the checkout that the package lies in, with -dirty where it was changed; None outside of one."""
+    if _git(package, "ls-files", "--error-unmatch", "__init__.py") is None:
+        return None  # installed: a repository around it is another project's
+    return _git(package, "describe", "--always", "--dirty", "--exclude=*")
+
+
+def _git(folder: Path, *words: str) -> str | None:
+    try:
+        done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=5)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,1 @@
+"""Judges a model: bits per byte, samples, memorization."""

@@ -1,0 +1,81 @@
+"""Bits per byte of held-out documents under a network in PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import islice
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from llamita.data.batches import IGNORED, Documents
+from llamita.eval.scoring import Score, scoring_batches, scoring_rows
+from llamita.model.llama import Llama
+
+TOKENS_PER_BATCH = {"cpu": 8192, "cuda": 131072}
+
+
+class SummedLossModule(Protocol):
+    """A module that returns the summed nats of the targets that count: ids and targets [B, T] to a scalar."""
+
+    model: Llama
+    training: bool
+
+    def __call__(self, ids: Tensor, targets: Tensor, /) -> Tensor: ...
+
+    def train(self, mode: bool = True, /) -> object: ...
+
+    def eval(self) -> object: ...
+
+
+class Workers(Protocol):
+    """The processes that share an evaluation; see `training.distributed.Ranks`."""
+
+    @property
+    def rank(self) -> int: ...
+
+    @property
+    def world_size(self) -> int: ...
+
+    def sum(self, values: Tensor) -> Tensor: ...
+
+    def must_join(self, num_batches: int) -> bool: ...
+
+
+@torch.no_grad()
+def bits_per_byte(
+    loss: SummedLossModule,
+    documents: Documents,
+    bos_id: int,
+    ranks: Workers | None = None,
+    *,
+    num_batches: int | None = None,
+    advance: Callable[[float], bool] = lambda share: True,
+) -> Score | None:
+    """Score all documents: each from BOS, in rows of the model's context, every token counted, EOS included.
+
+    ranks: processes that share the work, the sum in all of them. num_batches: only the first few, for timing.
+    advance(share of tokens done) is called after each pass and stops the evaluation with None when it returns False.
+    """
+    config = loss.model.config
+    device = loss.model.output_weight.device
+    was_training = loss.training
+    loss.eval()
+    rows = scoring_rows(documents.lengths, config.max_position_embeddings)
+    batches = scoring_batches(documents, rows, bos_id, TOKENS_PER_BATCH[device.type])
+    rank, world_size = (0, 1) if ranks is None else (ranks.rank, ranks.world_size)
+    nats, done, index = torch.zeros((), dtype=torch.float64, device=device), 0, -1
+    for index, (inputs, targets) in enumerate(islice(batches, num_batches)):
+        done += int((targets != IGNORED).sum())
+        if index % world_size == rank:
+            nats += loss(torch.from_numpy(inputs).to(device), torch.from_numpy(targets).to(device))
+        if not advance(done / documents.num_tokens):
+            loss.train(was_training)
+            return None
+    if ranks is not None:
+        if ranks.must_join(index + 1):
+            loss(torch.from_numpy(inputs).to(device), torch.from_numpy(targets).to(device))
+        ranks.sum(nats)
+    loss.train(was_training)
+    return Score(nats.item(), documents.num_tokens, documents.num_documents, documents.text_bytes)

@@ -1,0 +1,190 @@
+"""A checkpoint to what a fine-tuning begins with: its network, and its tokenizer with the chat template to be used."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from pathlib import Path
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+
+from llamita.checkpoint import copy_tokenizer, load_config, open_tensors, resolve_checkpoint
+from llamita.errors import ChatError, CheckpointError, ConfigError, FormatError, SourceError, TokenizerError
+from llamita.finetune.rendering import default_template
+from llamita.formats import tensor_table
+from llamita.formats.safetensors_io import checked
+from llamita.model.llama import Llama, rope_tables
+from llamita.tokenizer import load_tokenizer
+from llamita.tokenizer.chat_templates import CHAT_TEMPLATES, check_template_fits
+
+CHATML_MARKS: Final = ("<|im_start|>", "<|im_end|>")
+_VOCABULARY_TENSORS: Final = ("model.embed_tokens.weight", "lm_head.weight")
+
+
+class BaseModel:
+    """A checkpoint, and what is changed of it beside its weights: chat template, new control tokens, end tokens."""
+
+    def __init__(self, checkpoint: Path) -> None:
+        """Raises CheckpointError, and TokenizerError if the tokenizer does not fit the model."""
+        self.directory = resolve_checkpoint(checkpoint).resolve()
+        self.config = load_config(self.directory)  # as the result will have it
+        self.stored = open_tensors(self.directory)
+        try:
+            tensor_table.check_tensors(self.stored.shapes, self.config, "huggingface", str(self.directory))
+        except FormatError as error:
+            raise CheckpointError(str(error)) from error
+        self.tokenizer = load_tokenizer(self.directory)
+        self.num_learned_rows = self.tokenizer.vocab_size
+        if self.tokenizer.vocab_size > self.config.vocab_size:
+            raise TokenizerError(
+                f"the tokenizer of {checkpoint} does not fit the model: expected at most {self.config.vocab_size:,} "
+                f"tokens, found {self.tokenizer.vocab_size:,}; bring the checkpoint's own"
+            )
+        self.own_template = self.tokenizer.chat_template
+        self._changed = False
+
+    @property
+    def bos_or_eos_id(self) -> int:
+        """What a document begins after. Raises TokenizerError."""
+        bos_id = self.tokenizer.bos_id
+        return self.eos_id if bos_id is None else bos_id
+
+    @property
+    def eos_id(self) -> int:
+        """Raises TokenizerError if there is none."""
+        if self.tokenizer.eos_id is None:
+            raise TokenizerError(
+                f"cannot fine-tune {self.directory} on texts: its tokenizer has no end-of-text token (eos_token), so "
+                "no text would end"
+            )
+        return self.tokenizer.eos_id
+
+    def context(self, wanted: int | None, longest: int) -> int:
+        """Tokens a row: as wanted, else at most `longest`. Raises ConfigError where the checkpoint sees fewer."""
+        seen = self.config.max_position_embeddings
+        if wanted is not None and wanted > seen:
+            raise ConfigError(
+                f"finetune: --context: expected at most {seen:,}, which {self.directory} sees; found {wanted:,}"
+            )
+        return wanted or min(longest, seen)
+
+    def use_template(self, wanted: str | None) -> str:
+        """The chat template by its name or file, else the checkpoint's own, else ChatML; the tokenizer's from now on.
+        ChatML's marks are added to a tokenizer that lacks them, if it was asked for by name.
+
+        Raises ChatError, TokenizerError, SourceError.
+        """
+        pieces = self.tokenizer.pieces()
+        if wanted is None:
+            template = self.own_template or default_template(pieces)
+        elif wanted == "chatml":
+            template = CHAT_TEMPLATES["chatml"]
+            missing = [mark for mark in CHATML_MARKS if mark not in pieces]
+            if missing:
+                self._add_tokens(missing)
+        elif wanted in CHAT_TEMPLATES:
+            check_template_fits(wanted, pieces, str(self.directory))
+            template = CHAT_TEMPLATES[wanted]
+        else:
+            template = _read_template(Path(wanted))
+        self._changed = self._changed or template != self.own_template
+        self.tokenizer.chat_template = template
+        return template
+
+    def _add_tokens(self, tokens: list[str]) -> None:
+        self.tokenizer = self.tokenizer.with_control_tokens(tokens)
+        size = max(self.config.vocab_size, self.tokenizer.vocab_size)
+        self.config = dataclasses.replace(self.config, vocab_size=size)
+        self._changed = True
+
+    def add_ends(self, ids: set[int]) -> None:
+        """Answers end with these tokens: let generation stop there."""
+        ends = (*self.config.eos_token_ids, *sorted(ids - set(self.config.eos_token_ids)))
+        if ends != self.config.eos_token_ids:
+            self.config = dataclasses.replace(self.config, eos_token_id=ends if len(ends) > 1 else ends[0])
+
+    def check_marks(self, used: set[int], known: set[int]) -> None:
+        """Raise ConfigError if an adapter would need tokens that the checkpoint never learned.
+
+        used: the control tokens of the examples. known: those that the checkpoint's own chat template writes.
+        """
+        new = used - known - {self.tokenizer.bos_id, self.tokenizer.eos_id}
+        if new:
+            names = " and ".join(repr(self.tokenizer.pieces()[i]) for i in sorted(new))
+            raise ConfigError(
+                f"finetune: --lora: the chat template writes {names}, which the checkpoint has not learned yet, and "
+                "updates of linear layers leave a token's own weights alone; fine-tune without --lora first, or "
+                "take a template whose marks are text: --chat-template zephyr"
+            )
+
+    def write_tokenizer(self, folder: Path) -> None:
+        """Put the tokenizer's files, with the chat template, into a folder."""
+        if self._changed:
+            self.tokenizer.save(folder)
+        else:
+            copy_tokenizer(self.directory, folder)
+
+    def fingerprint(self) -> str:
+        """sha256 (hex) of the shape and of two small tensors, which any training changes."""
+        last = self.config.num_hidden_layers - 1
+        digest = hashlib.sha256(repr(dataclasses.astuple(self.config)).encode())
+        for name in ("model.norm.weight", f"model.layers.{last}.self_attn.k_proj.weight"):
+            digest.update(self._read(name).numpy().tobytes())
+        return digest.hexdigest()
+
+    # ---------------------------------------------------------------- the network
+
+    def build(self, dropout: float, device: torch.device, frozen: torch.dtype = torch.float32) -> Llama:
+        """A network of the shape on the device, its weights not yet filled in: float32, the decoder's matrices of the
+        type `frozen`."""
+        with torch.device("meta"):
+            model = Llama(self.config, dropout)
+        for module in model.modules():
+            dtype = frozen if isinstance(module, nn.Linear) and module is not getattr(model, "lm_head", None) else None
+            for name, weight in module.named_parameters(recurse=False):
+                empty = torch.empty(weight.shape, dtype=dtype or torch.float32, device=device)
+                setattr(module, name, nn.Parameter(empty))
+        cos, sin = rope_tables(self.config)
+        model.cos, model.sin = cos.to(device), sin.to(device)
+        return model
+
+    @torch.no_grad()
+    def fill(self, model: Llama) -> None:
+        """Give the network the checkpoint's weights, one tensor in memory at a time. Raises CheckpointError."""
+        parameters = dict(model.named_parameters())
+        for spec in tensor_table.tensor_table(self.config):
+            name = spec.huggingface
+            weight = self._read(name)
+            if name in _VOCABULARY_TENSORS:
+                weight = self._with_new_rows(weight)
+            parameters[name].copy_(weight)
+
+    def _read(self, name: str) -> Tensor:
+        try:
+            return checked(self.stored.read(name), name, f"cannot fine-tune {self.directory}", torch.float32)
+        except FormatError as error:
+            raise CheckpointError(str(error)) from error
+
+    def _with_new_rows(self, weight: Tensor) -> Tensor:
+        """[V, D] with rows for new tokens, in unused slots first: the mean of the learned ones, so that no new token
+        stands out from the start (J. Hewitt, "Initializing New Word Embeddings", 2021)."""
+        if self.num_learned_rows == self.tokenizer.vocab_size:
+            return weight
+        rows = torch.empty(self.config.vocab_size, weight.shape[1])
+        rows[: len(weight)] = weight
+        rows[self.num_learned_rows : self.tokenizer.vocab_size] = weight[: self.num_learned_rows].mean(dim=0)
+        return rows
+
+
+def _read_template(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        known = ", ".join(CHAT_TEMPLATES)
+        raise ChatError(
+            f"chat template {str(path)!r}: expected one of {known}, or a file of Jinja, which is not there"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SourceError(f"cannot read chat template {path}: {error}") from None

@@ -1,0 +1,154 @@
+"""A checkpoint and an adapter to a plain checkpoint, W + s B A in the place of W, one tensor in memory at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+
+from llamita.checkpoint import (
+    ADAPTER_CONFIG,
+    copy_tokenizer,
+    load_config,
+    open_tensors,
+    resolve_checkpoint,
+    stream_checkpoint,
+)
+from llamita.config import ModelConfig
+from llamita.convert.export import model_name
+from llamita.errors import CheckpointError, ConfigError, FormatError, OutputError
+from llamita.finetune.adapter import load_adapter, resolve_adapter
+from llamita.formats import tensor_table
+from llamita.formats.huggingface import read_json_object
+from llamita.formats.safetensors_io import DTYPES, TensorEntry, checked
+from llamita.tokenizer import load_tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class MergeReport:
+    """What was written. largest_change: √(Σ(s B A)² / ΣW²) of the layer that changed most, and that layer's name."""
+
+    path: Path
+    config: ModelConfig
+    num_layers: int
+    num_bytes: int
+    largest_change: float
+    most_changed: str
+    tokenizer_from: Path
+    other_base: str | None = None  # what the adapter was made for, if that is another checkpoint
+
+
+def merge_adapter(
+    checkpoint: Path,
+    adapter: Path,
+    out: Path,
+    *,
+    strength: float = 1.0,
+    dtype: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> MergeReport:
+    """Write the checkpoint with the adapter's updates added as a new checkpoint, whole or not at all.
+
+    adapter: its folder, or a run directory, of which the best one is taken.
+    strength: what the updates are multiplied by, beside their own scale. dtype: of the weights, one of DTYPES; None
+    keeps the checkpoint's. progress: called with bytes of weights done and in all. The sums are made in float32. The
+    tokenizer, chat template included, is the adapter's where it has one, else the checkpoint's. Raises CheckpointError,
+    ConfigError, TokenizerError, OutputError.
+    """
+    if not math.isfinite(strength):
+        raise ConfigError(f"cannot merge: strength: expected a number, found {strength}")
+    if dtype is not None and dtype not in DTYPES:
+        raise ConfigError(f"cannot merge: dtype: expected one of {', '.join(DTYPES)}, found {dtype!r}")
+    directory, adapter, out = resolve_checkpoint(Path(checkpoint)), resolve_adapter(adapter), Path(out)
+    config, stored = load_config(directory), open_tensors(directory)
+    try:
+        tensor_table.check_tensors(stored.shapes, config, "huggingface", str(directory))
+    except FormatError as error:
+        raise CheckpointError(str(error)) from error
+    updates = {f"{name}.weight": update for name, update in load_adapter(adapter, config).updates.items()}
+    table = tensor_table.tensor_table(config)
+    entries = [
+        TensorEntry(s.huggingface, DTYPES[dtype] if dtype else stored.dtype(s.huggingface), s.shape) for s in table
+    ]
+    wanted = {entry.name: entry for entry in entries}
+    total, done = sum(entry.num_bytes for entry in entries), 0
+    changes: dict[str, float] = {}
+
+    def tensor(name: str) -> torch.Tensor:
+        nonlocal done
+        weight = stored.read(name)
+        if name in updates:
+            exact, delta = weight.float(), updates[name].delta() * strength
+            changes[name] = (delta.norm() / exact.norm().clamp_min(1e-30)).item()
+            weight = exact.add_(delta)
+        done += wanted[name].num_bytes
+        if progress is not None:
+            progress(done, total)
+        return checked(weight, name, f"cannot merge {adapter} into {directory}", wanted[name].dtype)
+
+    tokenizer_from = adapter if has_tokenizer(adapter) else directory
+    check_same_tokens(tokenizer_from, directory)
+    num_bytes = stream_checkpoint(out, config, entries, tensor, lambda folder: copy_tokenizer(tokenizer_from, folder))
+    worst = max(changes, key=lambda name: changes[name])
+    return MergeReport(
+        out, config, len(updates), num_bytes, changes[worst], worst, tokenizer_from, other_base(adapter, directory)
+    )
+
+
+def other_base(adapter: Path, checkpoint: Path) -> str | None:
+    """The checkpoint that an adapter says it was made for, where that is a folder here and not this one."""
+    base = read_json_object(adapter / ADAPTER_CONFIG, CheckpointError).get("base_model_name_or_path")
+    if not isinstance(base, str) or not Path(base).is_dir() or Path(base).resolve() == checkpoint.resolve():
+        return None
+    return base
+
+
+@contextlib.contextmanager
+def plain_checkpoint(path: Path, out: Path, progress: Callable[[int, int], None] | None = None) -> Iterator[Path]:
+    """The path itself; or, if it is an adapter or a run directory of adapters, the checkpoint that it was made for with
+    the best one merged into it, in a folder beside `out` that is there while this is entered.
+
+    Raises CheckpointError where that checkpoint is not where the adapter says; OutputError.
+    """
+    adapter = resolve_adapter(path)
+    if not (adapter / ADAPTER_CONFIG).is_file():
+        yield path
+        return
+    base = read_json_object(adapter / ADAPTER_CONFIG, CheckpointError).get("base_model_name_or_path")
+    if not isinstance(base, str) or not Path(base).is_dir():
+        raise CheckpointError(
+            f"cannot merge adapter {path}: it was made for {base}, and there is no such folder; merge it with what it "
+            f"was made for: llamita merge CHECKPOINT {path} --out FOLDER"
+        )
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        folder = tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".merged", dir=out.parent)
+    except OSError as error:
+        raise OutputError(f"cannot write {out}: {error.strerror or error}") from error
+    try:
+        merged = Path(folder) / model_name(path)
+        merge_adapter(Path(base), adapter, merged, progress=progress)
+        yield merged
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def has_tokenizer(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "tokenizer.bin"))
+
+
+def check_same_tokens(adapter: Path, checkpoint: Path) -> None:
+    """Raise CheckpointError if the adapter's tokenizer gives other ids than the checkpoint's."""
+    if adapter == checkpoint or not has_tokenizer(checkpoint):
+        return
+    if load_tokenizer(adapter).fingerprint != load_tokenizer(checkpoint).fingerprint:
+        raise CheckpointError(
+            f"cannot merge {adapter}: its tokenizer gives other ids than that of {checkpoint}; the adapter was made "
+            "for another model"
+        )

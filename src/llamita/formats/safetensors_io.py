@@ -1,0 +1,219 @@
+"""A folder of .safetensors files, one or several with an index, to its tensors, read a piece at a time; and back.
+
+    model.safetensors
+    model-00001-of-00002.safetensors  model-00002-of-00002.safetensors  model.safetensors.index.json
+
+Nothing is held in memory but what is asked for, and nothing is mapped, so the memory in use is what was returned.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import struct
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from llamita.errors import FormatError
+from llamita.formats.mmap_file import read_bytes
+from llamita.formats.safetensors_header import DTYPE_BYTES, SafetensorsEntry, read_safetensors_header
+
+WEIGHTS: Final = "model.safetensors"
+INDEX: Final = "model.safetensors.index.json"
+
+_DTYPES: dict[str, torch.dtype] = {
+    "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "I32": torch.int32,
+    "I64": torch.int64, "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64,
+}  # fmt: skip
+_DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+# What weights may be, by the names that flags and config.json have for them.
+DTYPES: Final[dict[str, torch.dtype]] = {
+    "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16,
+}  # fmt: skip
+FLOAT_DTYPES: Final = tuple(DTYPES.values())
+
+
+# ---------------------------------------------------------------- reading
+
+
+class SafetensorsReader:
+    """Tensors of one or more .safetensors files, by name. Each read opens, seeks and reads: no mapping is kept."""
+
+    def __init__(self, places: Mapping[str, tuple[Path, SafetensorsEntry]]) -> None:
+        self._places = dict(places)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: stored.shape for name, (_, stored) in self._places.items()}
+
+    def dtype(self, name: str) -> torch.dtype:
+        """The type it is stored in. Raises FormatError for one that PyTorch cannot compute with."""
+        path, stored = self._places[name]
+        if stored.dtype not in _DTYPES:
+            known = ", ".join(_DTYPES)
+            raise FormatError(f"cannot read {path}: tensor {name}: expected one of {known}, found {stored.dtype}")
+        return _DTYPES[stored.dtype]
+
+    def read(self, name: str, first_row: int = 0, num_rows: int | None = None) -> Tensor:
+        """A tensor, or rows [first_row, first_row + num_rows) of it, in the type it is stored in; always new memory.
+
+        Raises FormatError if the file has become shorter since it was opened, or cannot be read.
+        """
+        path, stored = self._places[name]
+        dtype, shape, offset = self.dtype(name), stored.shape, stored.offset
+        if num_rows is not None:
+            row_bytes = math.prod(shape[1:]) * dtype.itemsize
+            assert first_row >= 0 and first_row + num_rows <= shape[0], (name, first_row, num_rows)
+            shape, offset = (num_rows, *shape[1:]), offset + first_row * row_bytes
+        raw = read_bytes(path, offset, math.prod(shape) * dtype.itemsize, name)
+        return torch.from_numpy(raw).view(dtype).reshape(shape) if raw.size else torch.empty(shape, dtype=dtype)
+
+
+def open_safetensors(folder: Path, stem: str = "model") -> SafetensorsReader:
+    """All tensors of folder/STEM.safetensors, or of the shards that folder/STEM.safetensors.index.json names.
+
+    Raises FormatError for a damaged file, a missing shard, a tensor that is there twice or is not where the index says.
+    """
+    index, single = folder / f"{stem}.safetensors.index.json", folder / f"{stem}.safetensors"
+    if single.is_file() or not index.is_file():
+        return SafetensorsReader({tensor.name: (single, tensor) for tensor in read_safetensors_header(single)[0]})
+    weight_map = read_index(index)
+    places: dict[str, tuple[Path, SafetensorsEntry]] = {}
+    for name in sorted(set(weight_map.values())):
+        for tensor in read_safetensors_header(folder / name)[0]:
+            if weight_map.get(tensor.name) != name:
+                said = weight_map.get(tensor.name, "nowhere")
+                raise FormatError(f"cannot read {folder / name}: tensor {tensor.name}: the index says it is in {said}")
+            places[tensor.name] = (folder / name, tensor)
+    missing = next((name for name in weight_map if name not in places), None)
+    if missing is not None:
+        raise FormatError(f"cannot read {folder / weight_map[missing]}: tensor {missing}: the index says it is there")
+    return SafetensorsReader(places)
+
+
+def read_index(path: Path) -> dict[str, str]:
+    """Tensor → file name, from an index.json. File names are names in the same folder, never paths."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise FormatError(f"cannot read {path}: {str(error)[:120]}") from error
+    weight_map = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise FormatError(f"cannot read {path}: expected weight_map, an object of tensor names and file names")
+    for name, file in weight_map.items():
+        if not isinstance(file, str) or file != Path(file).name or file in ("", "..") or "\\" in file or "\0" in file:
+            raise FormatError(f"cannot read {path}: {name}: expected a file's name, found {str(file)[:80]!r}")
+    return weight_map
+
+
+# ---------------------------------------------------------------- writing
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorEntry:
+    """A tensor to be written, before it is there."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+# The tensor of an entry's name; asked for once each, one at a time.
+TensorReader = Callable[[str], Tensor]
+
+
+def write_safetensors(path: Path, entries: Iterable[TensorEntry], tensor: TensorReader) -> int:
+    """Write one .safetensors file, one tensor in memory at a time; returns its bytes. Wide types come first, so that
+    every tensor lies at a multiple of its type's size. OSErrors pass through: the caller writes atomically."""
+    ordered = sorted(entries, key=lambda entry: -entry.dtype.itemsize)
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for entry in ordered:
+        assert DTYPE_BYTES[_DTYPE_NAMES[entry.dtype]] == entry.dtype.itemsize
+        end = offset + entry.num_bytes
+        kind = _DTYPE_NAMES[entry.dtype]
+        header[entry.name] = {"dtype": kind, "shape": list(entry.shape), "data_offsets": [offset, end]}
+        offset = end
+    raw = json.dumps(header, separators=(",", ":")).encode("utf-8")
+    raw += b" " * (-len(raw) % 8)
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(raw)) + raw)
+        for entry in ordered:
+            value = tensor(entry.name).detach()
+            assert (value.dtype, tuple(value.shape)) == (entry.dtype, entry.shape), (entry, value.dtype, value.shape)
+            if entry.num_bytes:
+                file.write(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            del value
+    return 8 + len(raw) + offset
+
+
+def write_sharded_safetensors(
+    folder: Path, entries: Sequence[TensorEntry], tensor: TensorReader, shard_bytes: int | None = None
+) -> int:
+    """Write folder/model.safetensors, or shards of at most shard_bytes (a larger tensor is a shard of its own) and
+    their index; returns the bytes of all files."""
+    shards = _shards(entries, shard_bytes)
+    if len(shards) == 1:
+        return write_safetensors(folder / WEIGHTS, entries, tensor)
+    weight_map: dict[str, str] = {}
+    num_bytes = 0
+    for number, shard in enumerate(shards, 1):
+        name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        num_bytes += write_safetensors(folder / name, shard, tensor)
+        weight_map |= {entry.name: name for entry in shard}
+    total = sum(entry.num_bytes for entry in entries)
+    content = json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2) + "\n"
+    (folder / INDEX).write_text(content, encoding="utf-8")
+    return num_bytes + len(content)
+
+
+def _shards(entries: Sequence[TensorEntry], shard_bytes: int | None) -> list[list[TensorEntry]]:
+    """The entries in order, cut before the one that would make a shard larger than shard_bytes."""
+    shards: list[list[TensorEntry]] = [[]]
+    size = 0
+    for entry in entries:
+        if shard_bytes is not None and shards[-1] and size + entry.num_bytes > shard_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(entry)
+        size += entry.num_bytes
+    return shards
+
+
+# ---------------------------------------------------------------- types
+
+
+def checked(tensor: Tensor, name: str, what: str, wanted: torch.dtype | None) -> Tensor:
+    """The tensor in the wanted type (None: its own).
+
+    Raises FormatError(what: …) for numbers that are not finite, or too large for the type.
+    """
+    if not _finite(tensor):
+        raise FormatError(
+            f"{what}: tensor {name}: expected finite numbers, found NaN or infinity; the weights are broken"
+        )
+    if wanted is None or wanted == tensor.dtype:
+        return tensor
+    rounded = tensor.to(wanted)
+    if not _finite(rounded):
+        kind = str(wanted).removeprefix("torch.")
+        raise FormatError(
+            f"{what}: tensor {name}: its largest number, {float(tensor.abs().max()):.6g}, is too large for {kind}; "
+            "take bfloat16 or float32"
+        )
+    return rounded
+
+
+def _finite(tensor: Tensor) -> bool:
+    """Whether all numbers are: whether the least and the greatest are, which NaN becomes where there is one. (Twelve
+    times faster than to ask each number.)"""
+    return tensor.numel() == 0 or all(bool(torch.isfinite(end)) for end in torch.aminmax(tensor))

@@ -1,0 +1,251 @@
+"""Float arrays to the block bytes of GGUF's tensor types (by the engine), and back (in numpy).
+
+The formats of the blocks are described where they are decoded: blocks.py and super_blocks.py. Q8_0 is ggml's
+reference rule, byte for byte. The other quantized types search: of many scales near ggml's, each block keeps the one
+with the least squared error, after rounding as it is stored. The same numbers give the same bytes, on any number of
+threads and any processor.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llamita import engine
+from llamita.errors import EngineError, FormatError
+from llamita.formats import dequantize as blocks
+from llamita.formats import dequantize_k as super_blocks
+from llamita.formats.dequantize import BLOCK, Bytes, Floats
+from llamita.formats.dequantize_k import SUPER
+
+__all__ = [
+    "BLOCK",
+    "TYPES",
+    "WRITTEN_TYPES",
+    "Bytes",
+    "Floats",
+    "TensorType",
+    "TypeName",
+    "dequantize",
+    "quantize",
+    "quantize_chunks",
+]
+
+TypeName = Literal[
+    "F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "IQ4_NL", "MXFP4",
+    "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS", "TQ1_0", "TQ2_0",
+]  # fmt: skip
+
+_CHUNK_BLOCKS = 4096  # of 32, decoded at a time: 512 KiB of floats stay in the cache
+_THREAD_NUMBERS = 1 << 17  # fewer are not worth a thread of their own
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorType:
+    """A GGUF tensor type: its number there, how many numbers a block holds and in how many bytes."""
+
+    name: TypeName
+    number: int
+    block_elements: int
+    block_bytes: int
+
+    def num_bytes(self, num_elements: int) -> int:
+        """Bytes of a tensor with this many elements (whole blocks)."""
+        return num_elements // self.block_elements * self.block_bytes
+
+    def fits(self, row_length: int) -> bool:
+        """Whether rows of this length are whole blocks."""
+        return row_length % self.block_elements == 0
+
+
+def _table(*types: TensorType) -> dict[str, TensorType]:
+    return {kind.name: kind for kind in types}
+
+
+TYPES: dict[str, TensorType] = _table(
+    TensorType("F32", 0, 1, 4),
+    TensorType("F16", 1, 1, 2),
+    TensorType("Q4_0", 2, BLOCK, 18),
+    TensorType("Q4_1", 3, BLOCK, 20),
+    TensorType("Q5_0", 6, BLOCK, 22),
+    TensorType("Q5_1", 7, BLOCK, 24),
+    TensorType("Q8_0", 8, BLOCK, 34),
+    TensorType("Q2_K", 10, SUPER, 84),
+    TensorType("Q3_K", 11, SUPER, 110),
+    TensorType("Q4_K", 12, SUPER, 144),
+    TensorType("Q5_K", 13, SUPER, 176),
+    TensorType("Q6_K", 14, SUPER, 210),
+    TensorType("IQ4_NL", 20, BLOCK, 18),
+    TensorType("IQ4_XS", 23, SUPER, 136),
+    TensorType("BF16", 30, 1, 2),
+    TensorType("TQ1_0", 34, SUPER, 54),
+    TensorType("TQ2_0", 35, SUPER, 66),
+    TensorType("MXFP4", 39, BLOCK, 17),
+)
+
+
+# Those that `quantize` writes; the others are only read.
+WRITTEN_TYPES: tuple[TypeName, ...] = (
+    "F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K",
+)  # fmt: skip
+
+
+def quantize(array: NDArray[Any], type: TypeName, where: str = "tensor") -> Bytes:
+    """The bytes of an array [..., row length] in this type, one of WRITTEN_TYPES, flat.
+
+    Raises FormatError naming `where` if a number is NaN or infinite or too large for the type, or if the rows are not
+    whole blocks.
+    """
+    return _quantize(array, type, where)[0]
+
+
+def quantize_chunks(chunks: Iterable[Floats], num_elements: int, type: TypeName, where: str) -> tuple[Bytes, float]:
+    """The bytes of a tensor of num_elements that comes in chunks of whole rows, and its relative error
+    √(Σ(stored - x)² / Σx²), 0 for a tensor of zeros. Raises FormatError as `quantize`."""
+    out = np.empty(TYPES[type].num_bytes(num_elements), np.uint8)
+    end, power, lost = 0, 0.0, 0.0
+    for numbers in chunks:
+        data, squared_error = _quantize(numbers, type, where)
+        out[end : end + data.size] = data
+        end += data.size
+        lost += squared_error
+        power += float(np.dot(numbers.reshape(-1), numbers.reshape(-1))) if type != "F32" else 0.0
+    assert end == out.size
+    return out, math.sqrt(lost / power) if power > 0 else 0.0
+
+
+def _quantize(array: NDArray[Any], type: TypeName, where: str) -> tuple[Bytes, float]:
+    """(bytes, Σ(stored - x)²)."""
+    assert type in WRITTEN_TYPES, f"{type} is only read"
+    kind = TYPES[type]
+    row_length = array.shape[-1] if array.ndim else 1
+    if not kind.fits(row_length):
+        raise FormatError(
+            f"cannot store {where} as {type}: rows of {row_length} numbers are not whole blocks of "
+            f"{kind.block_elements}; use F16"
+        )
+    rows = np.ascontiguousarray(array, dtype=np.float32).reshape(-1, row_length)
+    out = np.empty(kind.num_bytes(rows.size), dtype=np.uint8)
+    if type in _PLAIN_ENCODERS:
+        return out, _encode_plain(rows.reshape(-1), type, out, where)
+    try:
+        return out, _quantize_in_threads(rows, type, out.reshape(len(rows), -1))
+    except EngineError as error:
+        if not str(error).startswith("cannot quantize"):  # the engine itself is missing
+            raise
+        raise _unstorable(rows, type, where) from error
+
+
+def _encode_plain(flat: Floats, type: TypeName, out: Bytes, where: str) -> float:
+    squared_error = 0.0
+    for numbers, target in _chunks(flat, out, TYPES[type]):
+        with np.errstate(over="ignore"):
+            encoded = _PLAIN_ENCODERS[type](numbers) if np.isfinite(numbers).all() else None
+        if encoded is None:
+            raise _unstorable(numbers, type, where)
+        target[:] = encoded
+        if type != "F32":
+            difference = _DECODERS[type](encoded).reshape(-1) - numbers
+            squared_error += float(np.dot(difference, difference))
+    return squared_error
+
+
+def _quantize_in_threads(rows: Floats, type: TypeName, out: Bytes) -> float:
+    """Rows [N, row length] into out [N, bytes of a row], a part of the rows to each thread; returns Σ(stored - x)²."""
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    parts = max(1, min(available, len(rows), rows.size // _THREAD_NUMBERS))
+    if parts == 1:
+        return engine.quantize(rows, type, out)
+    ends = [len(rows) * part // parts for part in range(parts + 1)]
+    with ThreadPoolExecutor(parts) as pool:
+        tasks = [
+            pool.submit(engine.quantize, rows[start:end], type, out[start:end])
+            for start, end in itertools.pairwise(ends)
+        ]
+        return sum(task.result() for task in tasks)
+
+
+def _unstorable(numbers: Floats, type: TypeName, where: str) -> FormatError:
+    broken = numbers[~np.isfinite(numbers)]
+    if broken.size:
+        return FormatError(
+            f"cannot store {where} as {type}: expected finite numbers, found {broken[0]}; the weights are broken"
+        )
+    largest = np.abs(numbers).max(initial=0)
+    return FormatError(f"cannot store {where} as {type}: its largest number {largest:.6g} is too large; use F32")
+
+
+def dequantize(data: NDArray[Any] | bytes | memoryview, type: TypeName, shape: tuple[int, ...]) -> Floats:
+    """The numbers [shape] that the bytes hold; a new array. The data must have exactly the shape's bytes."""
+    raw = np.frombuffer(data, dtype=np.uint8)
+    out = np.empty(shape, dtype=np.float32)
+    flat = out.reshape(-1)
+    assert raw.size == TYPES[type].num_bytes(flat.size), f"{raw.size} bytes are not {flat.size} numbers of {type}"
+    with np.errstate(all="ignore"):  # damaged scales give infinities and NaN, as they do everywhere else
+        for numbers, source in _chunks(flat, raw, TYPES[type]):
+            numbers[:] = _DECODERS[type](source.reshape(-1, TYPES[type].block_bytes)).reshape(-1)
+    return out
+
+
+def _chunks(flat: Floats, data: Bytes, kind: TensorType) -> Iterator[tuple[Floats, Bytes]]:
+    """Matching slices of the numbers and the bytes, each a whole number of blocks."""
+    elements = _CHUNK_BLOCKS * BLOCK
+    for start in range(0, flat.size, elements):
+        numbers = flat[start : start + elements]
+        first = kind.num_bytes(start)
+        yield numbers, data[first : first + kind.num_bytes(numbers.size)]
+
+
+def _bytes(array: NDArray[Any]) -> Bytes:
+    return np.ascontiguousarray(array).view(np.uint8)
+
+
+# ---------------------------------------------------------------- plain types
+
+
+def _encode_f32(x: Floats) -> Bytes | None:
+    return _bytes(x.astype("<f4"))
+
+
+def _encode_f16(x: Floats) -> Bytes | None:
+    halves = x.astype("<f2")
+    return None if np.isinf(halves).any() else _bytes(halves)
+
+
+def _encode_bf16(x: Floats) -> Bytes | None:
+    bits = x.view(np.uint32).astype(np.uint64)
+    rounded = (bits + 0x7FFF + ((bits >> np.uint64(16)) & np.uint64(1))) >> np.uint64(16)  # nearest, ties to even
+    return None if ((rounded & 0x7FFF) == 0x7F80).any() else _bytes(rounded.astype("<u2"))
+
+
+def _decode_f32(raw: Bytes) -> Floats:
+    return raw.view("<f4").astype(np.float32)
+
+
+def _decode_f16(raw: Bytes) -> Floats:
+    return raw.view("<f2").astype(np.float32)
+
+
+def _decode_bf16(raw: Bytes) -> Floats:
+    numbers: Floats = (raw.view("<u2").astype(np.uint32) << np.uint32(16)).view(np.float32)
+    return numbers
+
+
+_PLAIN_ENCODERS = {"F32": _encode_f32, "F16": _encode_f16, "BF16": _encode_bf16}
+_DECODERS = {
+    "F32": _decode_f32, "F16": _decode_f16, "BF16": _decode_bf16,
+    "Q8_0": blocks.decode_q8_0, "Q4_0": blocks.decode_q4_0, "Q4_1": blocks.decode_q4_1,
+    "Q5_0": blocks.decode_q5_0, "Q5_1": blocks.decode_q5_1,
+    "IQ4_NL": blocks.decode_iq4_nl, "MXFP4": blocks.decode_mxfp4,
+    "Q2_K": super_blocks.decode_q2_k, "Q3_K": super_blocks.decode_q3_k, "Q4_K": super_blocks.decode_q4_k,
+    "Q5_K": super_blocks.decode_q5_k, "Q6_K": super_blocks.decode_q6_k, "IQ4_XS": super_blocks.decode_iq4_xs,
+    "TQ1_0": super_blocks.decode_tq1_0, "TQ2_0": super_blocks.decode_tq2_0,
+}  # fmt: skip

@@ -1,0 +1,157 @@
+"""A file that torch.save wrote, in which only tensors are trusted, to its content, mapped: nothing in it is executed.
+
+Only `torch.load(weights_only=True, mmap=True)`, and there is no fallback: versions before 2.10 could be made to write
+outside their memory (CVE-2026-24747) or to run code (CVE-2025-32434) even so, and are refused.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import pickletools
+import re
+import warnings
+import zipfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from llamita.errors import ConfigError, FormatError
+from llamita.formats.mmap_file import map_file
+from llamita.formats.safetensors_io import FLOAT_DTYPES
+
+OLDEST_TORCH: Final = (2, 10)
+_CHUNK_BYTES: Final = 1 << 26  # of a tensor copied out of a mapping before its pages are given back
+
+
+def load_pickle(path: Path) -> Any:
+    """The content of a .pth, .pt or .bin of PyTorch, its tensors mapped. Raises FormatError, ConfigError (old torch).
+
+    A pickle with code is refused with the name of what it would call.
+    """
+    _demand_torch(torch.__version__)
+    _check_container(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # torch, its unpickler and its zip reader raise whatever they meet
+        called = re.search(r"GLOBAL (\S+)", str(error))
+        if called:
+            raise _code(path, called.group(1).rstrip(".")) from None
+        raise FormatError(
+            f"cannot read {path}: expected a PyTorch checkpoint of weights, found a damaged file or another kind"
+        ) from None
+
+
+def _code(path: Path, called: str) -> FormatError:
+    return FormatError(
+        f"cannot read {path}: it is a pickle with code ({called}); only weights are read, nothing was executed"
+    )
+
+
+def _first_call(path: Path) -> str | None:
+    """The first name in a bare pickle that is none of PyTorch's own, found by reading its opcodes, which runs none."""
+    strings: list[str] = []
+    try:
+        with path.open("rb") as file:
+            for _ in range(5):
+                for opcode, argument, _ in pickletools.genops(file):
+                    if isinstance(argument, str):
+                        strings = [*strings[-1:], argument]
+                    name = None
+                    if opcode.name == "GLOBAL":
+                        name = str(argument).replace(" ", ".")
+                    elif opcode.name == "STACK_GLOBAL":
+                        name = ".".join(strings[-2:])
+                    if name is not None and name != "collections.OrderedDict" and not name.startswith("torch."):
+                        return name
+    except (ValueError, OSError, MemoryError, IndexError):  # how a damaged pickle ends
+        return None
+    return None
+
+
+def _demand_torch(version: str) -> None:
+    numbers = tuple(int(number) for number in re.findall(r"\d+", version)[:2])
+    if numbers < OLDEST_TORCH:
+        raise ConfigError(
+            f"PyTorch {version}: its reader of .pth, .pt and .bin files is not safe; pip install "
+            f"'torch>={OLDEST_TORCH[0]}.{OLDEST_TORCH[1]}'"
+        )
+
+
+def _check_container(path: Path) -> None:
+    """Refuse what is no zip of torch.save's, where nothing is compressed and so nothing grows."""
+    mapping = map_file(path)
+    head, size = mapping[:2], len(mapping)
+    mapping.close()
+    if head[:1] == b"\x80":  # a bare pickle; PyTorch before 1.6 wrote five of them
+        called = _first_call(path)
+        if called is not None:
+            raise _code(path, called)
+        raise FormatError(
+            f"cannot read {path}: expected a PyTorch checkpoint in a zip file, which can be mapped, found a bare "
+            "pickle (PyTorch before 1.6 wrote those); load it and save it again with a newer one"
+        )
+    try:
+        with zipfile.ZipFile(path) as container:
+            members = container.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise FormatError(f"cannot read {path}: expected a PyTorch checkpoint, found no zip file ({error})") from None
+    packed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
+    if packed or sum(member.file_size for member in members) > size:
+        raise FormatError(f"cannot read {path}: expected a PyTorch checkpoint, found a compressed zip file")
+
+
+def named_tensors(state: Any, path: Path, ignored: re.Pattern[str], prefix: str = "") -> dict[str, Tensor]:
+    """The float tensors of a state dict by name, `prefix` taken off, those whose whole name matches `ignored` left out.
+
+    Raises FormatError for anything else in it, and for two names that become one.
+    """
+    if not isinstance(state, Mapping):
+        raise FormatError(f"cannot read {path}: expected a dictionary of tensors, found {type(state).__name__}")
+    tensors: dict[str, Tensor] = {}
+    for key, value in state.items():
+        name = str(key).removeprefix(prefix)
+        if ignored.fullmatch(name):
+            continue
+        if not isinstance(value, Tensor):
+            raise FormatError(f"cannot read {path}: {name}: expected a tensor of floats, found {type(value).__name__}")
+        if value.dtype not in FLOAT_DTYPES or value.layout != torch.strided:
+            found = str(value.dtype if value.layout == torch.strided else value.layout).removeprefix("torch.")
+            raise FormatError(f"cannot read {path}: tensor {name}: expected floats of 16 or 32 bits, found {found}")
+        if value.numel() * value.itemsize > value.untyped_storage().nbytes():
+            raise FormatError(f"cannot read {path}: tensor {name}: it is larger than what is stored of it; damaged")
+        if name in tensors:
+            raise FormatError(f"cannot read {path}: tensor {name} is there twice")
+        tensors[name] = value
+    return tensors
+
+
+def copied(parts: Iterable[Tensor], shape: tuple[int, ...], axis: int) -> Tensor:
+    """The parts, mapped, joined along an axis in new memory [shape]; the pages that were read are given back."""
+    parts = list(parts)
+    joined = torch.empty(shape, dtype=parts[0].dtype)
+    start = 0
+    for part in parts:
+        target = joined.narrow(axis, start, part.shape[axis])
+        start += part.shape[axis]
+        rows = max(1, _CHUNK_BYTES // max(1, part[0].numel() * part.itemsize))
+        for first in range(0, part.shape[0], rows):
+            target[first : first + rows] = part[first : first + rows]
+            _give_back(part[first : first + rows])
+    assert start == shape[axis]
+    return joined
+
+
+def _give_back(part: Tensor) -> None:
+    """Tell the system that a mapping's pages behind this contiguous tensor are not needed now: they are read from the
+    file again when they are. Only whole pages of the tensor, so that nothing else is touched whatever it lies in."""
+    advise = getattr(ctypes.CDLL(None), "madvise", None) if hasattr(mmap, "MADV_DONTNEED") else None
+    first = -(-part.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+    end = (part.data_ptr() + part.numel() * part.itemsize) // mmap.PAGESIZE * mmap.PAGESIZE
+    if advise is not None and part.is_contiguous() and end > first:
+        advise(ctypes.c_void_p(first), ctypes.c_size_t(end - first), mmap.MADV_DONTNEED)

@@ -1,0 +1,1 @@
+"""Shows run directories: report.html, charts, summaries."""

@@ -1,0 +1,155 @@
+"""Turns a run directory into what can be shown of it: its facts, its numbers as series, its samples, its rollbacks."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from llamita.errors import TrainingError
+from llamita.run_directory import METRICS, numbers, read_metrics
+
+Points = tuple[list[float], list[float]]  # xs, ys
+
+
+@dataclasses.dataclass(frozen=True)
+class History:
+    """A run. lines: all that still hold, in the order of their steps; abandoned: for each rollback, the lines that it
+    took back; rollbacks: their own lines; summary: empty while the run goes on."""
+
+    name: str
+    path: Path
+    description: dict[str, Any]
+    lines: list[dict[str, Any]]
+    abandoned: list[list[dict[str, Any]]]
+    rollbacks: list[dict[str, Any]]
+    summary: dict[str, Any]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """run.json's configuration, every default filled in."""
+        return dict(self.description["config"])
+
+    @property
+    def targets(self) -> str:
+        """What its tokens are, in words: tokens, learned tokens, pairs."""
+        return str(self.description.get("targets", "tokens"))
+
+    @property
+    def evaluations(self) -> list[dict[str, Any]]:
+        return [line for line in self.lines if line["kind"] == "eval"]
+
+    def keys(self, kind: str) -> list[str]:
+        """The names of all numbers in the lines of a kind, in the order of their appearance."""
+        return self._keys.get(kind, [])
+
+    @functools.cached_property
+    def _keys(self) -> dict[str, list[str]]:
+        found: dict[str, dict[str, None]] = {}
+        for line in self.lines:
+            found.setdefault(line["kind"], {}).update(dict.fromkeys(numbers(line)))
+        return {kind: list(keys) for kind, keys in found.items()}
+
+    def series(self, kind: str, key: str, axis: str) -> Points:
+        """The number `key` over `axis` (tokens, seconds or step) in the lines of a kind that have both."""
+        return _points(self.lines, kind, key, axis)
+
+    def rolled_back(self, kind: str, key: str, axis: str) -> list[Points]:
+        """The same of what was taken back, one piece for each rollback."""
+        pieces = [_points(lines, kind, key, axis) for lines in self.abandoned]
+        return [piece for piece in pieces if piece[0]]
+
+    def last(self, kind: str, key: str) -> float | None:
+        """The last number `key` of a kind."""
+        found = (_number(line, key) for line in reversed(self.lines) if line["kind"] == kind)
+        return next((value for value in found if value is not None), None)
+
+
+def _points(lines: Sequence[dict[str, Any]], kind: str, key: str, axis: str) -> Points:
+    xs, ys = [], []
+    for line in lines:
+        if line["kind"] == kind:
+            x, y = _number(line, axis), _number(line, key)
+            if x is not None and y is not None:
+                xs.append(x)
+                ys.append(y)
+    return xs, ys
+
+
+def _number(line: Mapping[str, Any], key: str) -> float | None:
+    """numbers(line).get(key), without the others."""
+    value = line.get(key)
+    if value is None and "." in key:
+        value = numbers(line).get(key)
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return value if is_number else None
+
+
+def read_history(run: Path) -> History:
+    """Read a run directory. Raises TrainingError with one line if it is none, or damaged."""
+    run = Path(run)
+    if not (run / "run.json").is_file():
+        what = "no such folder" if not run.exists() else "expected a run directory, found no run.json in it"
+        inside = (run.parent / "run.json").is_file()
+        hint = f"; give {run.parent}" if inside else "; give what `llamita train` was given as --out"
+        raise TrainingError(f"cannot report on {run}: {what}{hint}")
+    description = _read_object(run / "run.json")
+    if not isinstance(description.get("config"), dict):
+        raise TrainingError(f"cannot read {run / 'run.json'}: expected the key config; the file is damaged")
+    try:
+        lines = read_metrics(run)
+    except FileNotFoundError:
+        lines = []  # stopped before its first line
+    except OSError as error:
+        raise TrainingError(f"cannot read {run / METRICS}: {error.strerror or error}") from error
+    summary = _read_object(run / "summary.json") if (run / "summary.json").is_file() else {}
+    steps = [line["step"] for line in lines if line["kind"] != "rollback"]
+    if steps and summary.get("steps", 0) < steps[-1]:
+        summary = {}  # of before the run was resumed
+    kept, abandoned, rollbacks = _without_rolled_back(lines)
+    return History(run.resolve().name, run, description, kept, abandoned, rollbacks, summary)
+
+
+def _without_rolled_back(
+    lines: Sequence[dict[str, Any]],
+) -> tuple[list[dict[str, Any]], list[list[dict[str, Any]]], list[dict[str, Any]]]:
+    """The lines that hold, those that each rollback undid, and the rollbacks with their tokens and seconds."""
+    kept: list[dict[str, Any]] = []
+    abandoned, rollbacks = [], []
+    for line in lines:
+        if line["kind"] != "rollback":
+            kept.append(line)
+            continue
+        to_step = line.get("to_step", 0)
+        before: dict[str, Any] = kept[-1] if kept else {}
+        place: dict[str, Any] = {key: before[key] for key in ("tokens", "seconds") if key in before}
+        rollbacks.append({**place, **line})
+        abandoned.append([other for other in kept if other["step"] > to_step])
+        kept = [other for other in kept if other["step"] <= to_step]
+    return kept, abandoned, rollbacks
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise TrainingError(f"cannot read {path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise TrainingError(f"cannot read {path}: it is damaged: {error}") from error
+    if not isinstance(values, dict):
+        raise TrainingError(f"cannot read {path}: expected an object, found {type(values).__name__}; it is damaged")
+    return values
+
+
+def distinct_names(histories: Sequence[History]) -> list[History]:
+    """The runs, each named by as much of its path as tells it from the others."""
+    parts = [history.path.resolve().parts for history in histories]
+    depth = 1
+    while len({part[-depth:] for part in parts}) < len({part for part in parts}):
+        depth += 1
+    names = ["/".join(part[-depth:]) for part in parts]
+    return [dataclasses.replace(history, name=name) for history, name in zip(histories, names, strict=True)]

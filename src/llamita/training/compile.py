@@ -1,0 +1,146 @@
+"""Turns --compile auto into on or off: a pass of the network at hand, compiled beside plain, timed once and remembered.
+
+What was found is kept in the user's cache, by all that it depends on: network, rows, device, threads, torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import statistics
+import time
+from typing import Any
+
+import torch
+
+from llamita.atomic import atomic_write_bytes
+from llamita.config import TrainConfig
+from llamita.environment import describe_environment
+from llamita.errors import OutputError
+from llamita.model.llama import Llama
+from llamita.run_directory import remembered_run
+from llamita.training.distributed import Ranks, compute_type
+from llamita.training.loss import SummedLoss
+from llamita.user_cache import user_cache
+
+NAME = "compile.json"
+FIRST_PRICE = 30.0  # seconds: compiling with nothing in the compiler's own cache, and the probe
+LATER_PRICE = 10.0  # compiling what it has there
+PRICE_SHARE = 0.08  # of a run, which the first price may take
+MIN_GAIN = 0.04  # of a pass's time: less is lost in noise
+PROBE_SECONDS, MIN_PASSES = 4.0, 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """Seconds of a pass, forward and backward; error: why it could not be compiled, in one line."""
+
+    plain: float
+    compiled: float
+    error: str = ""
+
+    @property
+    def gain(self) -> float:
+        """The share of a plain pass that compiling saves."""
+        return 0.0 if self.error else 1 - self.compiled / self.plain
+
+
+def resolve_compilation(config: TrainConfig, model: Llama, ranks: Ranks) -> tuple[TrainConfig, str]:
+    """The filled flags with --compile on or off, and a line that says why, if there is something to say. All processes
+    together. The model's weights and gradients are overwritten where it probes."""
+    if config.compile != "auto":
+        return config, ""
+    before = remembered_run(config.out) if config.resume else None
+    if before is not None:
+        return dataclasses.replace(config, compile=before[0]["compile"]), ""
+    off = dataclasses.replace(config, compile="off")
+    # counted in steps, a run is meant to be the same everywhere
+    if config.minutes is None or config.fsdp or config.activation_checkpointing or config.teacher is not None:
+        return off, ""
+    seconds = 60 * config.minutes
+    key = _key(config, model, ranks)
+    found = _remembered(key)
+    (is_known,) = ranks.broadcast_from_first(float(found is not None))
+    if not is_known:
+        if PRICE_SHARE * seconds < FIRST_PRICE:
+            return off, ""
+        found = probe(config, model, ranks.device)
+        if ranks.is_first and not found.error:
+            _remember(key, found)
+    (gain,) = ranks.broadcast_from_first(found.gain if found is not None else 0.0)
+    if found is not None and found.error:
+        return off, f"compile: off, for it fails here: {found.error}"
+    if gain < MIN_GAIN or gain * seconds < 2 * LATER_PRICE:
+        return off, f"compile: off, it would save {100 * max(0.0, gain):.0f} % of a pass"
+    how = "as found before" if is_known else "as just found"
+    return dataclasses.replace(config, compile="on"), f"compile: on, it saves {100 * gain:.0f} % of a pass ({how})"
+
+
+def probe(config: TrainConfig, model: Llama, device: torch.device) -> Found:
+    """Time the network's passes over noise, plain and compiled in turns."""
+    assert config.micro_batch_size and config.context
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            noise = torch.randn(parameter.shape, generator=generator).mul_(0.02)
+            parameter.copy_(noise if parameter.dim() > 1 else torch.ones_like(noise))
+    ids = torch.randint(model.config.vocab_size, (config.micro_batch_size, config.context + 1), generator=generator)
+    ids = ids.to(device)
+    compute = compute_type(config.dtype)
+    losses = [SummedLoss(model, compute, compiled=compiled) for compiled in (False, True)]
+
+    def one_pass(loss: SummedLoss) -> float:
+        start = time.perf_counter()
+        loss(ids[:, :-1], ids[:, 1:]).backward()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter() - start
+
+    times: list[list[float]] = [[], []]
+    try:
+        for loss in losses:
+            one_pass(loss)  # compiles, warms up
+        start = time.perf_counter()
+        while len(times[0]) < MIN_PASSES or time.perf_counter() - start < PROBE_SECONDS:
+            for seconds, loss in zip(times, losses, strict=True):
+                seconds.append(one_pass(loss))
+    except Exception as error:  # whatever a compiler, or the lack of one, may raise
+        return Found(0.0, 0.0, (str(error).strip().splitlines() or [type(error).__name__])[0])
+    finally:
+        model.zero_grad()
+    return Found(statistics.median(times[0]), statistics.median(times[1]))
+
+
+def _key(config: TrainConfig, model: Llama, ranks: Ranks) -> str:
+    environment = describe_environment(str(ranks.device))
+    parts: dict[str, Any] = {
+        name: environment.get(name) for name in ("llamita", "torch", "processor", "threads", "gpu")
+    }
+    parts |= {"model": dataclasses.asdict(model.config), "world_size": ranks.world_size, "device": ranks.device.type}
+    parts |= {name: getattr(config, name) for name in ("micro_batch_size", "context", "dtype", "dropout")}
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def _read_all() -> dict[str, Any]:
+    """What was found on this machine; nothing where the file is missing, or not ours (it is written anew)."""
+    try:
+        entries = json.loads(user_cache(NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return entries if isinstance(entries, dict) else {}
+
+
+def _remembered(key: str) -> Found | None:
+    try:
+        entry = _read_all()[key]
+        return Found(float(entry["plain"]), float(entry["compiled"]))
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _remember(key: str, found: Found) -> None:
+    entries = _read_all() | {key: {"plain": found.plain, "compiled": found.compiled}}
+    with contextlib.suppress(OutputError):  # no home to write to: it will be measured again
+        atomic_write_bytes(user_cache(NAME), json.dumps(entries, indent=1).encode())

@@ -1,0 +1,54 @@
+"""kill -9 while fine-tuning, weights or updates: the resumed run ends with the same bytes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+
+from llamita.tokenizer.chat_templates import replace_chat_template
+from tests.end_to_end.test_resume import latest, metrics, wait_for
+
+PACE = [
+    "--steps=40", "--eval-interval=10", "--log-interval=3", "--save-minutes=0.001", "--micro-batch-size=1",
+    "--dropout=0.1",
+    "--device=cpu", "--threads=1",
+]  # fmt: skip
+
+
+def start(base: Path, data: Path, run: Path, *more: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "llamita", "finetune", str(base), str(data), "--out", str(run), *PACE, *more]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+
+@pytest.mark.parametrize("flags", [[], ["--lora", "--rank=4"]], ids=["all weights", "updates"])
+def test_killed_runs_end_with_the_same_bytes(
+    make_checkpoint: Callable[..., Path], tmp_path: Path, flags: list[str]
+) -> None:
+    base, data = make_checkpoint(tmp_path / "base"), tmp_path / "questions.jsonl"
+    replace_chat_template(base, "chatml")
+    rows = [{"question": f"What is {number} and {number}?", "answer": str(2 * number)} for number in range(40)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    process = start(base, data, whole, *flags)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors.decode()
+    process = start(base, data, parts, *flags)
+    wait_for(process, lambda: latest(parts) > "step-00000014")
+    process.kill()
+    process.communicate()
+    assert process.returncode == -9 and latest(parts) < "step-00000040", "killed too late to mean anything"
+    process = start(base, data, parts, *flags, "--resume")
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors.decode()
+    weights = "adapter_model.safetensors" if flags else "model.safetensors"
+    for name in (weights, "training/state.safetensors", "tokenizer_config.json"):
+        assert (whole / "latest" / name).read_bytes() == (parts / "latest" / name).read_bytes(), name
+    assert metrics(whole) == metrics(parts)
+    assert (whole / "best").readlink() == (parts / "best").readlink()

@@ -1,0 +1,157 @@
+"""Text to text in seconds, through the real commands: prepare → train → eval → export → inspect → run."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from llamita.cli import main
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = (
+    "--layers", "2", "--hidden", "32", "--heads", "4", "--kv-heads", "2", "--ffn", "64", "--context", "64",
+    "--micro-batch-size", "8", "--threads", "1",
+)  # fmt: skip
+
+
+def call(*words: object) -> None:
+    """A command of the pipeline, in this process; it must succeed."""
+    assert main([str(word) for word in words]) == 0
+
+
+def run_as_a_user_does(*words: object) -> subprocess.CompletedProcess[bytes]:
+    """A command in a process of its own: what it prints is bytes."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    command = [sys.executable, "-m", "llamita", *map(str, words)]
+    return subprocess.run(command, capture_output=True, env=environment, timeout=120)
+
+
+@pytest.fixture(scope="module")
+def tales(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with tokens/, made from 300 tales, and run/, a tiny model trained on them for 20 steps."""
+    folder = tmp_path_factory.mktemp("tales")
+    call("prepare", "tales", "--num-tales", 300, "--vocab-size", 384, "--out", folder / "tokens")
+    call("train", folder / "tokens", "--steps", 20, "--eval-interval", 10, *TINY, "--out", folder / "run")
+    return folder
+
+
+def bits_per_byte(capsys: pytest.CaptureFixture[str], model: Path, tokens: Path) -> float:
+    capsys.readouterr()
+    call("eval", model, tokens, "--json")
+    values = json.loads(capsys.readouterr().out)
+    return float(values["bits_per_byte"])
+
+
+def test_training_learned_something(tales: Path) -> None:
+    lines = [json.loads(line) for line in (tales / "run" / "metrics.jsonl").read_text().splitlines()]
+    val = [line["bpb"] for line in lines if line["kind"] == "eval"]
+    assert len(val) == 2
+    assert val[1] < val[0]
+    assert (tales / "run" / "report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
+# The largest share by which each type may change the held-out bits per byte of so small a model.
+@pytest.mark.parametrize(
+    ("name", "drift"),
+    [("f32.gguf", 1e-4), ("f16.gguf", 1e-3), ("q8_0.gguf", 5e-3), ("q4_0.gguf", 5e-2)],
+)
+def test_every_type_of_model_file(tales: Path, capsys: pytest.CaptureFixture[str], name: str, drift: float) -> None:
+    model = tales / name
+    call("export", tales / "run", model, "--type", name.removesuffix(".gguf"))
+    call("inspect", model)
+    assert "GGUF" in capsys.readouterr().out
+    from_torch = bits_per_byte(capsys, tales / "run", tales / "tokens")
+    from_engine = bits_per_byte(capsys, model, tales / "tokens")
+    assert abs(from_engine - from_torch) < drift * from_torch
+    call("run", model, "-i", "Once upon a time", "-n", 20, "-s", 1)
+    told = capsys.readouterr()
+    assert told.out.startswith("Once upon a time")
+    assert len(told.out) > len("Once upon a time\n")
+    assert "tok/s" in told.err.splitlines()[-1]
+
+
+def test_engine_and_torch_tell_the_same_greedy_story(tales: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = tales / "greedy.gguf"
+    call("export", tales / "run", model, "--type", "f32")
+    capsys.readouterr()
+    call("run", model, "-t", 0, "-n", 32, "-i", "One day")
+    engine = capsys.readouterr().out
+    call("sample", tales / "run", "-t", 0, "-n", 32, "-i", "One day")
+    assert capsys.readouterr().out == engine
+
+
+def test_a_user_of_the_shell_gets_text_on_stdout_and_one_line_for_a_mistake(tales: Path) -> None:
+    model = tales / "shell.gguf"
+    call("export", tales / "run", model)
+    told = run_as_a_user_does("run", model, "-i", "The fox", "-n", 8, "-s", 3)
+    assert told.returncode == 0
+    assert told.stdout.startswith(b"The fox")
+    again = run_as_a_user_does("run", model, "-i", "The fox", "-n", 8, "-s", 3)
+    assert again.stdout == told.stdout
+    wrong = run_as_a_user_does("run", tales / "no-such.gguf")
+    assert wrong.returncode == 2
+    assert wrong.stdout == b""
+    assert wrong.stderr.count(b"\n") == 1 and b"no-such.gguf" in wrong.stderr
+
+
+def test_a_store_and_a_checkpoint_can_be_looked_at(tales: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    call("inspect", tales / "tokens")
+    assert "384" in capsys.readouterr().out
+    call("inspect", tales / "run" / "latest")
+    assert "model.embed_tokens.weight" not in capsys.readouterr().out
+    call("inspect", tales / "run" / "latest", "--tensors")
+    assert "model.embed_tokens.weight" in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------- Chinese: three bytes a character
+
+LINES = ("床前明月光", "疑是地上霜", "舉頭望明月", "低頭思故鄉", "春眠不覺曉", "處處聞啼鳥", "夜來風雨聲", "花落知多少")
+
+
+def test_chinese_text_goes_through_and_no_character_is_broken(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    poems = [
+        "，".join(LINES[(i * step + offset) % 8] for i in range(length)) + "。"
+        for length in (4, 6, 8)
+        for step in (1, 3, 5, 7)
+        for offset in range(8)
+    ]
+    source = tmp_path / "poems.txt"
+    source.write_text("\n\n".join(poems), encoding="utf-8")
+    tokens, run, model = tmp_path / "tokens", tmp_path / "run", tmp_path / "poems.gguf"
+    call("prepare", source, "--split-on", "blank-lines", "--vocab-size", 320, "--val-fraction", 0.2, "--out", tokens)
+    call("train", tokens, "--steps", 60, "--eval-interval", 60, *TINY, "--learning-rate", 0.01, "--out", run)
+    call("export", run, model, "--type", "f32")
+    assert abs(bits_per_byte(capsys, model, tokens) - bits_per_byte(capsys, run, tokens)) < 1e-4
+    told = run_as_a_user_does("run", model, "-i", "床前", "-t", 0, "-n", 24)
+    assert told.returncode == 0
+    text = told.stdout.decode("utf-8")  # raises if a character was broken
+    assert text.startswith("床前")
+    assert re.search(r"[\u4e00-\u9fff]", text.removeprefix("床前")), text
+
+
+# ---------------------------------------------------------------- the demo
+
+
+def test_demo_tells_a_story_and_can_be_done_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "demo"
+    for again in (False, True):
+        call("demo", "--minutes", 0.01, "--num-tales", 400, "--out", out)
+        told = capsys.readouterr()
+        assert len(told.out.split()) > 3
+        assert ("starting over" in told.err) == again
+        assert ("made earlier" in told.err) == again
+        assert (out / "tales.gguf").read_bytes()[:4] == b"GGUF"
+        assert f"run {out / 'tales.gguf'} -i" in told.err
+
+
+def test_demo_flags_are_checked(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", "--minutes", "0"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1

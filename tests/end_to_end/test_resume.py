@@ -1,0 +1,95 @@
+"""kill -9 at any moment, while a checkpoint is being written too: the resumed run ends with the same bytes.
+
+LLAMITA_KILLS=10 kills as often (3 in the suite).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch")
+
+SHAPE = [
+    "--layers=2",
+    "--hidden=64",
+    "--heads=4",
+    "--kv-heads=2",
+    "--context=64",
+    "--micro-batch-size=8",
+    "--dropout=0.1",
+]
+PACE = [
+    "--optimizer=muon",
+    "--eval-interval=25",
+    "--log-interval=7",
+    "--save-minutes=0.001",
+    "--device=cpu",
+    "--threads=1",
+]
+TIMINGS = ("seconds", "evaluation_seconds", "tokens_per_second", "mfu")
+KILLS = int(os.environ.get("LLAMITA_KILLS", "3"))
+STEPS = max(100, 40 * KILLS)
+
+
+def start(store: Path, run: Path, *more: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "llamita", "train", str(store), "--out", str(run), *SHAPE, *PACE, *more]
+    command.append(f"--steps={STEPS}")
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+
+def wait_for(process: subprocess.Popen[bytes], moment: Any) -> None:
+    """Until moment() is true, or the process has ended."""
+    deadline = time.monotonic() + 120
+    while process.poll() is None and not moment():
+        assert time.monotonic() < deadline, "training does not get anywhere"
+        time.sleep(0.0005)
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key not in TIMINGS} for line in lines]
+
+
+def latest(run: Path) -> str:
+    return (run / "latest").readlink().name if (run / "latest").is_symlink() else ""
+
+
+def test_killed_runs_end_with_the_same_bytes(tale_store: Path, tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    process = start(tale_store, whole)
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors.decode()
+    choose = random.Random(time.time_ns())
+    during_saves = steps_at_kills = 0
+    for kill in range(KILLS):
+        process = start(tale_store, parts, *(["--resume"] if (parts / "run.json").exists() else []))
+        before = latest(parts)
+        wait_for(process, lambda before=before: latest(parts) != before)
+        if kill % 2:  # while a checkpoint is being written, behind the steps
+            wait_for(process, lambda: any(parts.glob(".step-*.partial")))
+        else:
+            time.sleep(choose.uniform(0.0, 0.3))
+        process.kill()
+        _, errors = process.communicate()
+        assert process.returncode in (-9, 0), errors.decode()
+        during_saves += any(parts.glob(".step-*.partial"))
+        steps_at_kills += process.returncode == -9
+        (parts / latest(parts) / "model.safetensors").stat()
+    assert steps_at_kills >= 2 and during_saves >= 1, "the kills came too late to mean anything"
+    process = start(tale_store, parts, "--resume")
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors.decode()
+    for name in ("model.safetensors", "training/state.safetensors"):
+        assert (whole / "latest" / name).read_bytes() == (parts / "latest" / name).read_bytes(), name
+    assert metrics(whole) == metrics(parts)
+    assert latest(whole) == latest(parts) == f"step-{STEPS:08d}"
+    assert not list(parts.glob(".*")), "nothing is left over"

@@ -1,0 +1,105 @@
+"""llamita eval: the numbers of samples, from a checkpoint and its model file alike, and one line for mistakes."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llamita.cli import main
+
+FEW = ("--samples", "5", "--max-new-tokens", "20")
+
+
+@pytest.fixture
+def checkpoint(make_checkpoint: Callable[..., Path], tmp_path: Path) -> Path:
+    return make_checkpoint(tmp_path / "checkpoint")
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> Path:
+    path = tmp_path / "val.txt"
+    path.write_text("A llama went home.\n<|endoftext|>\n床前明月光，疑是地上霜。\n", encoding="utf-8")
+    return path
+
+
+def evaluated(capsys: pytest.CaptureFixture[str], *words: object) -> dict[str, Any]:
+    capsys.readouterr()
+    assert main(["eval", *map(str, words), "--json"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert isinstance(values, dict)
+    return values
+
+
+def test_bits_nats_and_perplexity_agree(
+    checkpoint: Path, texts: Path, capsys: pytest.CaptureFixture[str], engine_build: Path
+) -> None:
+    values = evaluated(capsys, checkpoint, texts)
+    assert math.isclose(values["bits_per_byte"] * values["text_bytes"] * math.log(2), values["nats"])
+    assert math.isclose(values["perplexity"], math.exp(values["nats_per_token"]))
+    assert "samples" not in values
+
+
+def test_a_checkpoint_and_its_file_tell_the_same(
+    checkpoint: Path, texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], engine_build: Path
+) -> None:
+    prompts, saved = tmp_path / "prompts.txt", tmp_path / "told.jsonl"
+    prompts.write_text("Once upon\n\n床前\n", encoding="utf-8")
+    assert main(["export", str(checkpoint), str(tmp_path / "model.gguf"), "--type", "f32"]) == 0
+    words = (texts, *FEW, "--prompts", prompts, "--training", texts, "--seed", 3)
+    ours = evaluated(capsys, checkpoint, *words)["samples"]
+    theirs = evaluated(capsys, tmp_path / "model.gguf", *words, "--save-samples", saved)["samples"]
+    assert ours == theirs
+    assert ours["num_samples"] == 5 and 0 < ours["mean_tokens"] <= 20 and ours["seed"] == 3
+    assert ours["overlap"]["length_tokens"] >= 1 and not ours["overlap"]["memorizes"]
+    lines = [json.loads(line) for line in saved.read_text(encoding="utf-8").splitlines()]
+    assert len(lines) == 5 and ours["stop_rate"] == sum(line["ended"] for line in lines) / 5
+
+
+def test_the_table(checkpoint: Path, texts: Path, capsys: pytest.CaptureFixture[str], engine_build: Path) -> None:
+    assert main(["eval", str(checkpoint), str(texts), *FEW]) == 0
+    told = capsys.readouterr().out
+    for row in ("bits per byte", "perplexity", "samples ", "ended by themselves", "distinct-1", "repetition"):
+        assert row in told
+    assert "not looked for: --training says" in told
+    assert main(["eval", str(checkpoint), str(texts), *FEW, "--training", str(texts)]) == 0
+    told = capsys.readouterr().out
+    assert "longest copy" in told and "memorizes" in told
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--samples", "-1"], "--samples: expected 0 or more"),
+        (["--samples", "2", "--top-p", "0"], "--top-p: expected a number above 0"),
+        (["--samples", "2", "--split", "train"], "leave --split train out"),
+        (["--training", "."], "say how many with --samples"),
+        (["--samples", "2", "--prompts", "no-such.txt"], "no-such.txt: No such file"),
+        (
+            ["--samples", "2", "--save-samples", "no/such/told.jsonl"],
+            "--save-samples: no/such/told.jsonl: No such file",
+        ),
+        (["--threads", "0"], "--threads: expected 1 or more"),
+    ],
+)
+def test_one_line_for_a_mistake(
+    checkpoint: Path,
+    texts: Path,
+    capsys: pytest.CaptureFixture[str],
+    engine_build: Path,
+    words: list[str],
+    message: str,
+) -> None:
+    assert main(["eval", str(checkpoint), str(texts), *words]) == 2
+    told = capsys.readouterr()
+    assert message in told.err and told.err.count("\n") == 1 and told.out == ""
+
+
+def test_empty_prompts(checkpoint: Path, texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "prompts.txt").write_text("\n \n")
+    assert main(["eval", str(checkpoint), str(texts), *FEW, "--prompts", str(tmp_path / "prompts.txt")]) == 2
+    assert "found none" in capsys.readouterr().err

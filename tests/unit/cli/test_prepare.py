@@ -1,0 +1,129 @@
+"""llamita prepare: its flags, its summary, and one line with exit code 2 for whatever is wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from llamita.cli import main
+from llamita.data import tinystories
+from llamita.data.token_store import TokenStore
+
+KINDS = ("red", "small", "kind", "old", "quiet", "tall", "green")
+WORDS = [a + b for a in KINDS for b in ("fox", "hen", "boat", "king")]
+STORIES = [f"The {a} met the {b} near the mill, number {i}. They left." for i, a in enumerate(WORDS) for b in WORDS]
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    path = tmp_path / "stories.txt"
+    path.write_text("\n\n".join(STORIES))
+    return path
+
+
+def run(*words: object, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    code = main(["prepare", *map(str, words)])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_summary(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = (source, "-o", tmp_path / "store", "--split-on", "blank-lines", "--vocab-size", 300)
+    code, out, err = run(*words, capsys=capsys)
+    assert (code, err) == (0, "")
+    store = TokenStore(tmp_path / "store")
+    train, val = store.split("train"), store.split("val")
+    assert "MB/s" in out and "vocabulary  300 tokens: learned, size as asked" in out
+    assert f"{source.stat().st_size:,} bytes in 1 file: {len(STORIES)} documents" in out
+    for name, split in (("train", train), ("val", val)):
+        assert f"{name:<10}  {split.num_documents:,} documents, {split.num_tokens:,} tokens" in out
+    code, out, _ = run(*words, capsys=capsys)
+    assert code == 0 and "is there already" in out and "nothing was done" in out
+
+
+def test_default_vocabulary_is_explained(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(source, "-o", tmp_path / "store", "--split-on", "blank-lines", capsys=capsys)
+    assert code == 0 and "tokens: learned, as large as this text supports" in out
+
+
+def test_several_held_out_sources(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, part in (("v1.txt", STORIES[:30]), ("v2.txt", STORIES[30:60])):
+        (tmp_path / name).write_text("\n\n".join(part))
+    code, out, _ = run(
+        "--val", tmp_path / "v1.txt", "--val", tmp_path / "v2.txt", source, "-o", tmp_path / "store",
+        "--split-on", "blank-lines", "--vocab-size", 300, capsys=capsys,
+    )  # fmt: skip
+    assert code == 0 and "dropped     60 duplicates" in out
+    assert TokenStore(tmp_path / "store").split("val").num_documents == 60
+
+
+def test_what_a_killed_run_left_is_named(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / ".store.abc.partial").mkdir()
+    code, _, err = run(
+        source, "-o", tmp_path / "store", "--split-on", "blank-lines", "--vocab-size", 300, capsys=capsys
+    )
+    assert code == 0 and ".store.abc.partial was left by a run that was killed" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["missing.txt"], "no such file or folder: missing.txt"),
+        ([], "no SOURCE given"),
+        (["{source}", "--vocab-siz", "9"], "perhaps you meant --vocab-size"),
+        (["{source}", "--vocab-size", "ten"], "vocab-size"),
+        (["{source}", "--val-fraction", "0.9"], "--val-fraction: expected more than 0, at most 0.5, found 0.9"),
+        (["{source}", "--vocab-size", "300", "--tokenizer", "x"], "exclude each other"),
+        (["{source}", "--tokenizer", "missing.json"], "missing.json: No such file"),
+        (["{source}"], "all one document"),
+        (["tinystories", "--val", "{source}"], "has its own held-out file"),
+    ],
+)
+def test_errors_are_one_line(
+    source: Path, tmp_path: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    filled = [word.format(source=source) for word in words]
+    code, out, err = run(*filled, "--out", tmp_path / "store", capsys=capsys)
+    assert code == 2 and out == ""
+    assert err.startswith("llamita: ") and err.count("\n") == 1 and message in err
+    assert [path.name for path in tmp_path.iterdir()] == ["stories.txt"]
+
+
+def test_bad_text_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": "a"}) + "\n{oops\n")
+    code, _, err = run(tmp_path / "a.jsonl", "-o", tmp_path / "store", capsys=capsys)
+    assert code == 2 and f"{tmp_path / 'a.jsonl'}:2: broken JSON at column 2" in err
+
+
+def test_tales(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("llamita.data.tales")
+    words = ("tales", "-o", tmp_path / "store", "--num-tales", 300, "--vocab-size", 400)
+    code, out, _ = run(*words, capsys=capsys)
+    assert code == 0 and "300 documents" in out
+    assert "nothing was done" in run(*words, capsys=capsys)[1]
+    assert "other text" in run(*words, "--seed", 1, capsys=capsys)[2]
+
+
+def test_tinystories(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def download(directory: Path, *, endpoint: str, progress: object) -> list[Path]:
+        asked.append((directory, endpoint))
+        directory.mkdir(parents=True, exist_ok=True)
+        for name, part in (("train.txt", STORIES[100:]), ("val.txt", STORIES[:100])):
+            (directory / name).write_text("<|endoftext|>".join(part))
+        return [directory / "train.txt", directory / "val.txt"]
+
+    monkeypatch.setattr(tinystories, "download_tinystories", download)
+    monkeypatch.setenv("HF_ENDPOINT", "https://mirror.example")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    words = ("tinystories", "-o", tmp_path / "store", "--vocab-size", 300)
+    assert run(*words, capsys=capsys)[0] == 0
+    assert run(*words, "--endpoint", "http://x", "--download-dir", tmp_path / "d", capsys=capsys)[0] == 0
+    assert asked == [
+        (tmp_path / "cache/llamita/tinystories", "https://mirror.example"),
+        (tmp_path / "d", "http://x"),
+    ]
+    assert TokenStore(tmp_path / "store").split("val").num_documents == 100

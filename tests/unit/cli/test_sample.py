@@ -1,0 +1,95 @@
+"""llamita sample: what it prints, and one line for whatever a person can get wrong; and what all commands share."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from llamita.cli import main
+
+
+@pytest.fixture
+def checkpoint(make_checkpoint: Callable[..., Path], tmp_path: Path) -> Path:
+    return make_checkpoint(tmp_path / "checkpoint")
+
+
+def test_a_seed_decides(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    told = []
+    for seed in ("1", "1", "2"):
+        assert main(["sample", str(checkpoint), "-i", "one", "-n", "12", "-s", seed]) == 0
+        told.append(capsys.readouterr().out)
+    assert told[0] == told[1] != told[2] and told[0].startswith("one")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["-t", "-1"], "--temperature: expected 0 to 1000"),
+        (["-p", "0"], "--top-p: expected a number above 0"),
+        (["-k", "-1"], "--top-k: expected 0 or more"),
+        (["-n", "0"], "--max-new-tokens: expected 1 or more"),
+        (["-s", "-1"], "--seed: expected 0 to 2^63"),
+        (["-s", "99999999999999999999"], "--seed: expected 0 to 2^63"),
+        (["--repetition-penalty", "inf"], "--repetition-penalty: expected 0.01 to 100"),
+        (["-i", "a\udcff"], "--prompt: expected UTF-8 text"),
+        (["-i", "word " * 500], "shorten the prompt"),
+        (["--temprature", "1"], "perhaps you meant --temperature"),
+    ],
+)
+def test_one_line_for_a_mistake(
+    checkpoint: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    assert main(["sample", str(checkpoint), *words]) == 2
+    told = capsys.readouterr()
+    assert message in told.err and told.err.count("\n") == 1 and told.out == ""
+
+
+def test_cold_is_greedy(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    told = []
+    for temperature in ("0", "1e-300"):
+        assert main(["sample", str(checkpoint), "-t", temperature, "-n", "8", "--ids"]) == 0
+        told.append(capsys.readouterr().out)
+    assert told[0] == told[1]
+
+
+@pytest.mark.parametrize("temperature", ["0", "1"])
+def test_damaged_weights(checkpoint: Path, capsys: pytest.CaptureFixture[str], temperature: str) -> None:
+    tensors = load_file(checkpoint / "model.safetensors")
+    tensors["model.norm.weight"] = torch.full_like(tensors["model.norm.weight"], float("nan"))
+    save_file(tensors, checkpoint / "model.safetensors")
+    assert main(["sample", str(checkpoint), "-t", temperature, "-n", "3"]) == 2
+    assert "not finite" in capsys.readouterr().err
+
+
+def as_a_program(*words: object) -> list[str]:
+    return [sys.executable, "-m", "llamita", *(str(word) for word in words)]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.parametrize("words", [("sample", "-n", "3", "-t", "0"), ("inspect", "--tensors")])
+def test_full_disk_on_stdout(checkpoint: Path, words: tuple[str, ...]) -> None:
+    command, *flags = words
+    with open("/dev/full", "w") as full:
+        command = as_a_program(command, checkpoint, *flags)
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120)
+    assert done.returncode == 2 and done.stderr.startswith("llamita: cannot write the text: No space left on device")
+    assert done.stderr.count("\n") == 1
+
+
+def test_text_is_utf8_in_any_locale(checkpoint: Path) -> None:
+    environment = os.environ | {"PYTHONUTF8": "0", "LC_ALL": "POSIX", "PYTHONCOERCECLOCALE": "0"}
+    command = as_a_program("sample", checkpoint, "-i", "春", "-n", 1, "-t", 0)
+    done = subprocess.run(command, capture_output=True, env=environment, timeout=120)
+    assert done.returncode == 0 and done.stdout.startswith("春".encode()), done.stderr
+
+
+def test_a_model_cannot_be_named_like_its_tokenizer(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", str(checkpoint), str(checkpoint.parent / "tokenizer.bin")]) == 2
+    assert "name the model otherwise" in capsys.readouterr().err

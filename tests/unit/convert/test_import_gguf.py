@@ -1,0 +1,243 @@
+"""GGUF files imported: weights, settings and tokenizer come back as they were exported, and others are refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from llamita.checkpoint import load_config, load_tensors  # noqa: E402
+from llamita.convert.export import export  # noqa: E402
+from llamita.convert.import_model import import_model  # noqa: E402
+from llamita.errors import FormatError, LlamitaError, TokenizerError  # noqa: E402
+from llamita.formats.gguf import GgufFile, read_gguf, write_gguf  # noqa: E402
+from llamita.tokenizer import load_tokenizer  # noqa: E402
+from llamita.tokenizer.chat_templates import CHAT_TEMPLATES  # noqa: E402
+
+MakeCheckpoint = Callable[..., Path]
+LLAMA3 = {
+    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {}, {"tie_word_embeddings": False}, {"head_dim": 32}, {"rope_theta": 5e5, "rms_norm_eps": 1e-6},
+        {"rope_scaling": {"rope_type": "linear", "factor": 4.0}}, {"rope_scaling": LLAMA3, "head_dim": 64},
+        {"num_key_value_heads": 4}, {"vocab_size": 448},
+    ],
+)  # fmt: skip
+def test_there_and_back_is_bit_equal(
+    make_checkpoint: MakeCheckpoint, tmp_path: Path, kind: str, changes: dict[str, Any]
+) -> None:
+    checkpoint = make_checkpoint(tmp_path / "model", kind, **changes)
+    export(checkpoint, tmp_path / "model.gguf", "f32", verify=False)
+    report = import_model(tmp_path / "model.gguf", tmp_path / "out")
+    assert report.kind == "GGUF version 3" and report.tokenizer_path == tmp_path / "model.gguf"
+    before, after = load_tensors(checkpoint), load_tensors(tmp_path / "out")
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    old, new = load_config(checkpoint), load_config(tmp_path / "out")
+    assert dataclasses.replace(new, eos_token_id=None) == dataclasses.replace(old, eos_token_id=None)
+    assert set(new.eos_token_ids) >= set(old.eos_token_ids)
+    ours, theirs = load_tokenizer(tmp_path / "out"), load_tokenizer(checkpoint)
+    text = "Once upon a time, 1024 llamas\n\n床前明月光 🦙 don't \t<|im_start|> <s>"
+    assert ours.encode(text) == theirs.encode(text)
+    assert ours.encode(text, parse_special=True) == theirs.encode(text, parse_special=True)
+    assert (ours.bos_id, ours.eos_id, set(ours.end_ids)) == (theirs.bos_id, theirs.eos_id, set(theirs.end_ids))
+    assert (ours.kind, ours.split) == (theirs.kind, theirs.split)
+    assert ours.pieces() == theirs.pieces()
+
+
+@pytest.mark.parametrize(
+    ("type", "dtype"),
+    [
+        ("f16", "float16"), ("bf16", "bfloat16"), ("q8_0", "float32"), ("q4_0", "float32"), ("q5_1", "float32"),
+        ("q6_k", "float32"), ("q4_k_m", "float32"),
+    ],
+)  # fmt: skip
+def test_types(make_checkpoint: MakeCheckpoint, engine_build: Path, tmp_path: Path, type: str, dtype: str) -> None:
+    """Plain types keep their precision and come back bit for bit, quantized ones are expanded to what they hold."""
+    checkpoint = make_checkpoint(tmp_path / "model", hidden_size=256, intermediate_size=512, head_dim=64)
+    export(checkpoint, tmp_path / "model.gguf", type, verify=False)
+    report = import_model(tmp_path / "model.gguf", tmp_path / "out")
+    assert report.num_tensors_by_type[dtype] >= 15
+    file, tensors = read_gguf(tmp_path / "model.gguf"), load_tensors(tmp_path / "out")
+    assert np.array_equal(file.dequantize("blk.1.ffn_up.weight"), tensors["model.layers.1.mlp.up_proj.weight"].float())
+    assert any("dequantized" in note for note in report.notes) == type.startswith("q")
+    if not type.startswith("q"):
+        export(tmp_path / "out", tmp_path / "again.gguf", type, verify=False)
+        again = read_gguf(tmp_path / "again.gguf")
+        for name in file.tensors:
+            assert np.array_equal(again.data(name), file.data(name)), name
+
+
+def test_chat_templates_travel(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+    checkpoint = make_checkpoint(tmp_path / "model")
+    path = checkpoint / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": CHAT_TEMPLATES["chatml"]}))
+    export(checkpoint, tmp_path / "model.gguf", "f16", verify=False)
+    import_model(tmp_path / "model.gguf", tmp_path / "out")
+    assert load_tokenizer(tmp_path / "out").chat_template == CHAT_TEMPLATES["chatml"]
+
+
+def test_another_tokenizer_may_be_named(
+    make_checkpoint: MakeCheckpoint, tmp_path: Path, tiny_tokenizers: dict[str, Path]
+) -> None:
+    export(make_checkpoint(tmp_path / "model", "llama"), tmp_path / "model.gguf", "f16", verify=False)
+    import_model(tmp_path / "model.gguf", tmp_path / "out", tiny_tokenizers["llama"])
+    assert (tmp_path / "out" / "tokenizer.model").is_file()
+
+
+# ---------------------------------------------------------------- refusals
+
+
+@pytest.fixture(scope="module")
+def original(make_checkpoint: MakeCheckpoint, tmp_path_factory: pytest.TempPathFactory) -> dict[str, GgufFile]:
+    folder = tmp_path_factory.mktemp("gguf")
+    for kind in ("gpt2", "llama"):
+        export(make_checkpoint(folder / kind, kind), folder / f"{kind}.gguf", "f16", verify=False)
+    return {kind: read_gguf(folder / f"{kind}.gguf") for kind in ("gpt2", "llama")}
+
+
+def rewrite(file: GgufFile, path: Path, changes: dict[str, Any], tensors: dict[str, Any] | None = None) -> Path:
+    """The file with other metadata (... removes a key) and other tensors (float32 arrays; None removes one)."""
+    metadata = {key: value for key, value in (file.metadata | changes).items() if value is not ...}
+    infos = {name: (name, info.type, info.shape) for name, info in file.tensors.items()}
+    data = {name: file.data(name) for name in file.tensors}
+    for name, array in (tensors or {}).items():
+        infos.pop(name, None)
+        data.pop(name, None)
+        if array is not None:
+            infos[name] = (name, "F32", array.shape)
+            data[name] = np.ascontiguousarray(array, np.float32).reshape(-1).view(np.uint8)
+    write_gguf(path, metadata, list(infos.values()), [data[name] for name in infos])
+    return path
+
+
+def refuse(path: Path, out: Path, said: str, error: type[LlamitaError] = FormatError) -> None:
+    before = sorted(out.parent.iterdir())
+    with pytest.raises(error, match=said) as caught:
+        import_model(path, out)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
+    assert sorted(out.parent.iterdir()) == before
+
+
+def divisors(*values: float) -> np.ndarray:
+    return np.array(values, np.float32)
+
+
+BAD_MODELS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+    "another architecture": ({"general.architecture": "qwen3"}, {}, "expected llama, found qwen3; another network"),
+    "no architecture": ({"general.architecture": ...}, {}, "expected llama, found None"),
+    "experts": ({"llama.expert_count": 8}, {}, "llama.expert_count: 8 is not supported; it would need experts"),
+    "no heads": ({"llama.attention.head_count": 0}, {}, "head_count: expected a positive whole number, found 0"),
+    "heads as text": ({"llama.attention.head_count": "4"}, {}, "head_count: expected a positive whole number"),
+    "heads that do not divide": ({"llama.attention.head_count": 5}, {}, "head_count: expected a divisor"),
+    "kv heads that do not divide": ({"llama.attention.head_count_kv": 3}, {}, "num_key_value_heads: expected a div"),
+    "kv heads of each layer": (
+        {"llama.attention.head_count_kv": np.array([2, 4], np.int32)}, {}, "head_count_kv: expected a positive whole",
+    ),
+    "no context": ({"llama.context_length": ...}, {}, "context_length: expected a .* found nothing"),
+    "absurdly many layers": ({"llama.block_count": 2**31 - 1}, {}, "block_count: expected at most 1024"),
+    "one layer more": ({"llama.block_count": 3}, {}, r"tensor blk\.2\.\S+ is missing"),
+    "eps NaN": ({"llama.attention.layer_norm_rms_epsilon": float("nan")}, {}, "epsilon: expected a positive number"),
+    "theta infinite": ({"llama.rope.freq_base": float("inf")}, {}, "freq_base: expected a positive number"),
+    "part of a head": ({"llama.rope.dimension_count": 8}, {}, "dimension_count: expected 16, .* found 8; it"),
+    "values of another size": ({"llama.attention.value_length": 8}, {}, "value_length: expected 16"),
+    "yarn": ({"llama.rope.scaling.type": "yarn"}, {}, "expected none or linear, found yarn"),
+    "linear without a factor": ({"llama.rope.scaling.type": "linear"}, {}, "scaling.factor: expected a posi"),
+    "another width": (
+        {"llama.embedding_length": 128, "llama.attention.head_count": 8}, {}, r"token_embd\.weight: expected shape",
+    ),
+    "a bias": ({}, {"blk.0.attn_q.bias": np.ones(64)}, "unknown tensor blk.0.attn_q.bias; a plain Llama has no biases"),
+    "no embedding": ({}, {"token_embd.weight": None}, "token_embd.weight: expected a matrix, found none"),
+    "no norm": ({}, {"output_norm.weight": None}, "tensor output_norm.weight is missing"),
+    "NaN": ({}, {"output_norm.weight": np.full(64, np.nan)}, "model.norm.weight: expected finite numbers"),
+    "a rope rule of its own": (
+        {}, {"rope_freqs.weight": divisors(1, 2, 3, 4, 5, 6, 7, 8)}, "divisors of the RoPE .* not those of Llama 3's",
+    ),
+    "rope divisors NaN": ({}, {"rope_freqs.weight": divisors(*[float("nan")] * 8)}, "not those of Llama 3's rule"),
+    "rope divisors 0": ({}, {"rope_freqs.weight": np.zeros(8)}, "not those of Llama 3's rule"),
+    "too few rope divisors": ({}, {"rope_freqs.weight": divisors(1, 1)}, r"rope_freqs\.weight: expected F32 \[8\]"),
+    "eos outside": ({"tokenizer.ggml.eos_token_id": 320}, {}, "eos_token_id: expected an id below 320, found 320"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD_MODELS)
+def test_models_that_are_no_plain_llama(original: dict[str, GgufFile], tmp_path: Path, name: str) -> None:
+    changes, tensors, said = BAD_MODELS[name]
+    refuse(rewrite(original["gpt2"], tmp_path / "bad.gguf", changes, tensors), tmp_path / "out", said)
+
+
+def test_harmless_variants(original: dict[str, GgufFile], tmp_path: Path) -> None:
+    """As other programs write: kv heads as an array, divisors of one, keys at their defaults, no optional ones."""
+    variant = rewrite(
+        original["gpt2"], tmp_path / "variant.gguf",
+        {
+            "llama.attention.head_count_kv": np.array([2, 2], np.int32), "llama.expert_count": 0,
+            "llama.rope.dimension_count": ..., "llama.vocab_size": ..., "general.file_type": ...,
+            "tokenizer.ggml.add_bos_token": ..., "llama.rope.freq_base": ...,
+        },
+        {"rope_freqs.weight": np.ones(8)},
+    )  # fmt: skip
+    config = import_model(variant, tmp_path / "out").config
+    assert (config.num_key_value_heads, config.rope_theta, config.rope_scaling) == (2, 10000.0, None)
+
+
+BAD_TOKENIZERS: dict[str, tuple[str, dict[str, Any], str]] = {
+    "none": ("gpt2", {"tokenizer.ggml.model": ...}, "tokenizer.ggml.model: expected llama or gpt2, found None"),
+    "unigram": ("gpt2", {"tokenizer.ggml.model": "t5"}, "expected llama or gpt2, found t5"),
+    "no tokens": ("gpt2", {"tokenizer.ggml.tokens": ...}, "tokens: expected an array of strings"),
+    "tokens are numbers": ("gpt2", {"tokenizer.ggml.tokens": np.ones(3, np.int32)}, "expected an array of strings"),
+    "no merges": ("gpt2", {"tokenizer.ggml.merges": ...}, "merges: expected an array of strings"),
+    "a merge of nothing": ("gpt2", {"tokenizer.ggml.merges": ["a", "b c"]}, "merge 0: expected two tokens that"),
+    "another split": ("gpt2", {"tokenizer.ggml.pre": "tekken"}, "pre: expected one of qwen2, .* found tekken"),
+    "no split": ("gpt2", {"tokenizer.ggml.pre": ...}, "pre: expected one of .* found None"),
+    "too few types": ("gpt2", {"tokenizer.ggml.token_type": np.ones(3, np.int32)}, "token_type: expected 320 types"),
+    "types out of range": (
+        "gpt2", {"tokenizer.ggml.token_type": np.full(320, 9, np.int32)}, "token_type: expected 320 types from 1 to 6",
+    ),
+    "bos of no kind": ("gpt2", {"tokenizer.ggml.bos_token_id": 100}, "bos_token_id: expected a control token"),
+    "add_bos as a number": ("gpt2", {"tokenizer.ggml.add_bos_token": 1}, "add_bos_token: expected true or false"),
+    "no scores": ("llama", {"tokenizer.ggml.scores": ...}, "scores: expected 420 numbers"),
+    "scores NaN": ("llama", {"tokenizer.ggml.scores": np.full(420, np.nan, np.float32)}, "has no finite score"),
+    "unknown outside": ("llama", {"tokenizer.ggml.unknown_token_id": 999}, "unknown_token_id: expected an id below"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD_TOKENIZERS)
+def test_tokenizers_that_are_not_whole(original: dict[str, GgufFile], tmp_path: Path, name: str) -> None:
+    kind, changes, said = BAD_TOKENIZERS[name]
+    refuse(rewrite(original[kind], tmp_path / "bad.gguf", changes), tmp_path / "out", said, TokenizerError)
+
+
+def test_doubled_tokens(original: dict[str, GgufFile], tmp_path: Path) -> None:
+    for kind in ("gpt2", "llama"):
+        tokens = list(original[kind].metadata["tokenizer.ggml.tokens"])
+        tokens[-1] = tokens[-2]
+        path = rewrite(original[kind], tmp_path / f"{kind}.gguf", {"tokenizer.ggml.tokens": tokens})
+        refuse(path, tmp_path / "out", "there twice|same piece|a third", TokenizerError)
+
+
+def test_byte_tokens_demand_two_hexadecimal_digits(original: dict[str, GgufFile], tmp_path: Path) -> None:
+    tokens = list(original["llama"].metadata["tokenizer.ggml.tokens"])
+    tokens[tokens.index("<0x41>")] = "<0x-1>"
+    path = rewrite(original["llama"], tmp_path / "bad.gguf", {"tokenizer.ggml.tokens": tokens})
+    refuse(path, tmp_path / "out", "256 byte pieces, expected <0x00> to <0xFF>", TokenizerError)
+
+
+def test_truncated_files(original: dict[str, GgufFile], tmp_path: Path) -> None:
+    content = original["gpt2"].path.read_bytes()
+    for length in [0, 3, 4, 23, 24, *range(25, len(content) - 1, len(content) // 60)]:
+        (tmp_path / "cut.gguf").write_bytes(content[:length])
+        refuse(tmp_path / "cut.gguf", tmp_path / "out", r"cannot read .*cut\.gguf")

@@ -1,0 +1,303 @@
+"""Hugging Face folders imported: shards, pickles, old and new spellings; what a plain Llama cannot do is named."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from llamita.checkpoint import load_config, load_tensors  # noqa: E402
+from llamita.convert.export import export  # noqa: E402
+from llamita.convert.import_huggingface import is_hub_id  # noqa: E402
+from llamita.convert.import_model import import_model  # noqa: E402
+from llamita.errors import ConfigError, FormatError, LlamitaError, NetworkError, TokenizerError  # noqa: E402
+from llamita.tokenizer import load_tokenizer  # noqa: E402
+
+MakeCheckpoint = Callable[..., Path]
+
+
+def same_weights(ours: Path, theirs: Path, dtype: Any = None) -> None:
+    found, expected = load_tensors(ours), load_tensors(theirs)
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor if dtype is None else tensor.to(dtype)), name
+
+
+def as_pickles(folder: Path, num_files: int, change: Callable[[dict[str, Any]], object] | None = None) -> None:
+    """Replace model.safetensors by pytorch_model.bin, or by shards of it and their index."""
+    tensors = load_tensors(folder)
+    if change is not None:
+        change(tensors)
+    (folder / "model.safetensors").unlink()
+    if num_files == 1:
+        torch.save(tensors, folder / "pytorch_model.bin")
+        return
+    names, weight_map = sorted(tensors), {}
+    for number in range(num_files):
+        file = f"pytorch_model-{number + 1:05d}-of-{num_files:05d}.bin"
+        part = {name: tensors[name] for name in names[number::num_files]}
+        torch.save(part, folder / file)
+        weight_map |= dict.fromkeys(part, file)
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("kind", ["one file", "shards", "pickle", "pickles"])
+def test_weights_in_every_packing(make_checkpoint: MakeCheckpoint, tmp_path: Path, kind: str, tied: bool) -> None:
+    checkpoint = make_checkpoint(tmp_path / "original", tie_word_embeddings=tied, head_dim=32)
+    source = tmp_path / "source"
+    if kind == "shards":
+        export(checkpoint, source, shard_bytes=60_000)
+        assert len(list(source.glob("model-*.safetensors"))) > 2
+    else:
+        shutil.copytree(checkpoint, source)
+        if kind.startswith("pickle"):
+            as_pickles(source, 1 if kind == "pickle" else 3)
+    report = import_model(source, tmp_path / "out")
+    assert report.kind == f"Hugging Face, {'PyTorch pickle' if kind.startswith('pickle') else 'safetensors'}"
+    same_weights(tmp_path / "out", checkpoint)
+    assert load_config(tmp_path / "out") == load_config(checkpoint)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (checkpoint / name).read_bytes()
+    assert not list(tmp_path.glob("out/*.bin"))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_types_are_kept(make_checkpoint: MakeCheckpoint, tmp_path: Path, dtype: Any) -> None:
+    name = str(dtype).removeprefix("torch.")
+    checkpoint = make_checkpoint(tmp_path / "original")
+    export(checkpoint, tmp_path / "typed", dtype=name)
+    assert import_model(tmp_path / "typed", tmp_path / "out").num_tensors_by_type == {name: 20}
+    same_weights(tmp_path / "out", checkpoint, dtype)
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["torch_dtype"] == name
+
+
+def change_config(folder: Path, name: str = "config.json", **changes: Any) -> None:
+    content = json.loads((folder / name).read_text()) | changes
+    (folder / name).write_text(json.dumps({key: value for key, value in content.items() if value is not ...}))
+
+
+def test_companions_are_kept(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+    checkpoint = make_checkpoint(tmp_path / "model", eos_token_id=0)
+    (checkpoint / "chat_template.jinja").write_text("{{ messages }}")
+    (checkpoint / "special_tokens_map.json").write_text("{}")
+    (checkpoint / "README.md").write_text("no")
+    (checkpoint / "code.py").write_text("raise SystemExit")
+    change_config(checkpoint, "generation_config.json", eos_token_id=[0, 2, 9999])
+    import_model(checkpoint, tmp_path / "out")
+    assert load_config(tmp_path / "out").eos_token_ids == (0, 2)
+    assert load_tokenizer(tmp_path / "out").chat_template == "{{ messages }}"
+    assert not (tmp_path / "out" / "README.md").exists() and not (tmp_path / "out" / "code.py").exists()
+    assert (tmp_path / "out" / "special_tokens_map.json").is_file()
+    import_model(checkpoint, tmp_path / "other", chat_template="chatml")
+    assert "im_start" in str(load_tokenizer(tmp_path / "other").chat_template)
+
+
+def test_a_sentencepiece_model_alone_becomes_tokenizer_json(
+    make_checkpoint: MakeCheckpoint, tmp_path: Path, tiny_tokenizers: dict[str, Path]
+) -> None:
+    checkpoint = make_checkpoint(tmp_path / "model", "llama")
+    (checkpoint / "tokenizer.json").unlink()
+    (checkpoint / "tokenizer_config.json").unlink()
+    import_model(checkpoint, tmp_path / "out")
+    assert load_tokenizer(tmp_path / "out").fingerprint == load_tokenizer(tiny_tokenizers["llama"]).fingerprint
+    (checkpoint / "tokenizer.model").unlink()
+    refuse(checkpoint, tmp_path / "none", "no tokenizer in", TokenizerError)
+    import_model(checkpoint, tmp_path / "named", tiny_tokenizers["llama"])
+    assert (tmp_path / "named" / "tokenizer.json").is_file()
+
+
+def test_a_companion_of_tiktokens_kind_is_left_alone(
+    make_meta: Callable[..., Any], tmp_path: Path, tiktoken_ranks: bytes
+) -> None:
+    """Folders of Llama 3 have tokenizer.json and, in some, Meta's tokenizer.model too."""
+    import_model(make_meta(tmp_path, 1, "3").path, tmp_path / "source")
+    (tmp_path / "source" / "tokenizer.model").write_bytes(tiktoken_ranks)
+    import_model(tmp_path / "source", tmp_path / "out")
+    assert load_tokenizer(tmp_path / "out").fingerprint == load_tokenizer(tmp_path / "source").fingerprint
+    assert (tmp_path / "out" / "tokenizer.model").read_bytes() == tiktoken_ranks
+    (tmp_path / "source" / "tokenizer.json").unlink()  # the ranks alone will do
+    import_model(tmp_path / "source", tmp_path / "alone")
+    assert load_tokenizer(tmp_path / "alone").merges() == load_tokenizer(tmp_path / "out").merges()
+
+
+def test_mistral_is_a_llama_within_its_window(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+    checkpoint = make_checkpoint(tmp_path / "model")
+    mistral = {"model_type": "mistral", "architectures": ["MistralForCausalLM"]}
+    for number, window in enumerate((None, 128, 4096)):
+        change_config(checkpoint, **mistral, sliding_window=window)
+        import_model(checkpoint, tmp_path / f"out{number}")
+        config = json.loads((tmp_path / f"out{number}" / "config.json").read_text())
+        assert config["architectures"] == ["LlamaForCausalLM"] and "sliding_window" not in config
+    change_config(checkpoint, sliding_window=64)
+    refuse(checkpoint, tmp_path / "out", r"sliding_window: expected none, or .* \(128\), found 64; it would need")
+    import_model(checkpoint, tmp_path / "shorter", context_tokens=64)
+    assert load_config(tmp_path / "shorter").max_position_embeddings == 64
+    change_config(checkpoint, sliding_window=..., max_position_embeddings=8192)
+    refuse(checkpoint, tmp_path / "out", "sliding_window: .* found 4096")  # what MistralConfig takes when it is missing
+
+
+def refuse(source: Path | str, out: Path, said: str, error: type[LlamitaError] = FormatError, **options: Any) -> None:
+    before = sorted(out.parent.iterdir())
+    with pytest.raises(error, match=said) as caught:
+        import_model(source, out, **options)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
+    assert sorted(out.parent.iterdir()) == before
+
+
+def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    from safetensors.torch import save_file
+
+    tensors = load_tensors(folder)
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
+
+
+Q = "model.layers.0.self_attn.q_proj"
+BAD: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
+    "missing": (lambda t: t.pop("model.norm.weight"), r"tensor model\.norm\.weight is missing"),
+    "unknown": (lambda t: t.update(extra=torch.ones(2)), "unknown tensor extra; only plain Llama"),
+    "a bias": (lambda t: t.update({f"{Q}.bias": torch.ones(64)}), "q_proj.bias; a plain Llama has no biases"),
+    "qk norms": (
+        lambda t: t.update({"model.layers.0.self_attn.q_norm.weight": torch.ones(16)}), "no norms on queries and keys",
+    ),
+    "another shape": (lambda t: t.update({f"{Q}.weight": torch.ones(64, 65)}), r"expected shape \[64, 64\]"),
+    "whole numbers": (
+        lambda t: t.update({f"{Q}.weight": torch.ones(64, 64).long()}), "expected floats of 16 or 32 bits, found int64",
+    ),
+    "doubles": (lambda t: t.update({f"{Q}.weight": torch.ones(64, 64).double()}), "found float64"),
+    "NaN": (lambda t: t[f"{Q}.weight"].fill_(float("nan")), "expected finite numbers"),
+    "infinite": (lambda t: t[f"{Q}.weight"][3, 4].fill_(float("inf")), "expected finite numbers"),
+    "tied, another output": (
+        lambda t: t.update({"lm_head.weight": torch.ones(320, 64)}), "says tie_word_embeddings, but lm_head.weight",
+    ),
+    "tied, another output's shape": (lambda t: t.update({"lm_head.weight": torch.ones(3)}), "tie_word_embeddings"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_tensors_that_do_not_belong(make_checkpoint: MakeCheckpoint, tmp_path: Path, name: str) -> None:
+    checkpoint = make_checkpoint(tmp_path / "model")
+    change, said = BAD[name]
+    edit(checkpoint, change)
+    refuse(checkpoint, tmp_path / "out", said)
+
+
+def test_harmless_extras(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+    """Buffers that old versions of transformers saved, and a copy of the embedding where it is tied."""
+    checkpoint = make_checkpoint(tmp_path / "model")
+    original = load_tensors(checkpoint)
+    extras = {
+        "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8),
+        "lm_head.weight": original["model.embed_tokens.weight"].clone(),
+    }
+    edit(checkpoint, lambda tensors: tensors.update(extras))
+    import_model(checkpoint, tmp_path / "out")
+    assert load_tensors(tmp_path / "out").keys() == original.keys()
+    as_pickles(checkpoint, 2)
+    import_model(checkpoint, tmp_path / "pickled")
+    same_weights(tmp_path / "pickled", tmp_path / "out")
+
+
+class Bomb:
+    def __init__(self, flag: Path) -> None:
+        self.flag = flag
+
+    def __reduce__(self) -> Any:
+        return os.system, (f"touch {self.flag}",)
+
+
+def test_pickles_with_code_and_doubles(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+    checkpoint = make_checkpoint(tmp_path / "model")
+    as_pickles(checkpoint, 1, lambda tensors: tensors.update(bomb=Bomb(tmp_path / "ran")))
+    refuse(checkpoint, tmp_path / "out", r"pickle with code \((posix|nt)\.system\)")
+    assert not (tmp_path / "ran").exists()
+    other = make_checkpoint(tmp_path / "other")
+    as_pickles(other, 2)
+    path = other / "pytorch_model-00002-of-00002.bin"
+    torch.save(torch.load(path, weights_only=True) | {"model.norm.weight": torch.ones(64)}, path)
+    first = torch.load(other / "pytorch_model-00001-of-00002.bin", weights_only=True)
+    torch.save(first | {"model.norm.weight": torch.ones(64)}, other / "pytorch_model-00001-of-00002.bin")
+    refuse(other, tmp_path / "out", r"tensor model\.norm\.weight is there twice")
+    path.unlink()
+    refuse(other, tmp_path / "out", "No such file")
+
+
+def test_folders_that_are_not_whole(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+    checkpoint = make_checkpoint(tmp_path / "model")
+    change_config(checkpoint, vocab_size=300)
+    refuse(checkpoint, tmp_path / "out", r"embed_tokens\.weight: expected shape \[300, 64\], found \[320, 64\]")
+    change_config(checkpoint, vocab_size=320, model_type="qwen2", architectures=["Qwen2ForCausalLM"])
+    refuse(checkpoint, tmp_path / "out", "model_type: expected 'llama', found 'qwen2'; it would need biases on q, k")
+    change_config(checkpoint, model_type="llama", architectures=["LlamaForSequenceClassification"])
+    refuse(checkpoint, tmp_path / "out", "architectures: expected LlamaForCausalLM, found LlamaForSequence")
+    change_config(checkpoint, architectures=["LlamaForCausalLM"])
+    (checkpoint / "config.json").rename(checkpoint / "configuration.json")
+    refuse(checkpoint, tmp_path / "out", r"expected a folder with config\.json")
+    (checkpoint / "configuration.json").rename(checkpoint / "config.json")
+    refuse(checkpoint / "model.safetensors", tmp_path / "out", "it holds only weights; name its folder")
+    (checkpoint / "model.safetensors").unlink()
+    refuse(checkpoint, tmp_path / "out", r"no weights beside config\.json")
+
+
+def test_context_out_of_range(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+    checkpoint = make_checkpoint(tmp_path / "model")
+    for tokens in (0, -3, 1 << 40):
+        refuse(checkpoint, tmp_path / "out", "expected", context_tokens=tokens)
+    change_config(checkpoint, max_position_embeddings=2**31 - 1)  # tables that would fill the memory
+    refuse(checkpoint, tmp_path / "out", "context: expected 1 to 16777216 tokens, found 2147483647; say a shorter one")
+    import_model(checkpoint, tmp_path / "out", context_tokens=50)
+
+
+# ---------------------------------------------------------------- the hub, without a network
+
+
+def fake_hub(monkeypatch: pytest.MonkeyPatch, answer: Callable[..., str]) -> None:
+    module = types.ModuleType("huggingface_hub")
+    module.snapshot_download = answer  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "huggingface_hub", module)
+
+
+def test_hub_ids(make_checkpoint: MakeCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = make_checkpoint(tmp_path / "model")
+    asked: list[list[str]] = []
+
+    def answer(name: str, allow_patterns: list[str]) -> str:
+        assert name == "someone/tiny-llama-chat"
+        asked.append(allow_patterns)
+        return str(checkpoint)
+
+    fake_hub(monkeypatch, answer)
+    report = import_model("someone/tiny-llama-chat", tmp_path / "out")
+    same_weights(tmp_path / "out", checkpoint)
+    assert len(asked) == 1 and "model*.safetensors" in asked[0] and not any("py" in name for name in asked[0])
+    assert any("its name says that it chats" in note for note in report.notes)
+    as_pickles(checkpoint, 1)
+    import_model("someone/tiny-llama-chat", tmp_path / "pickled")
+    assert "pytorch_model*.bin" in asked[-1]
+
+
+def test_hub_without_the_package_or_the_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(name: str, allow_patterns: list[str]) -> str:
+        raise OSError("cannot\nreach it")
+
+    fake_hub(monkeypatch, fail)
+    refuse("some/model", tmp_path / "out", "cannot be fetched from the Hugging Face hub: cannot reach it",
+           NetworkError)  # fmt: skip
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    refuse("some/model", tmp_path / "out", "pip install huggingface_hub", ConfigError)
+
+
+def test_what_reads_like_a_hub_id() -> None:
+    assert is_hub_id("meta-llama/Llama-3.2-1B") and is_hub_id("a/b")
+    for text in ("model", "a/b/c", "./a/b", "/a/b", "../b", "a/b.gguf", "models/x.bin", "a b/c", "a/"):
+        assert not is_hub_id(text), text

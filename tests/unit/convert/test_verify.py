@@ -1,0 +1,90 @@
+"""What was written is compared with its source: equal numbers pass, and a swapped row, a lost scale or NaN do not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from llamita.convert import export as export_module  # noqa: E402
+from llamita.convert import import_llama2c as source_llama2c  # noqa: E402
+from llamita.convert import verify  # noqa: E402
+from llamita.convert.export import export  # noqa: E402
+from llamita.convert.import_model import import_model  # noqa: E402
+from llamita.convert.verify import compare  # noqa: E402
+from llamita.errors import FormatError  # noqa: E402
+
+MakeCheckpoint = Callable[..., Path]
+
+
+def test_compare() -> None:
+    logits = np.array([[1.0, -4.0]], np.float32)
+    result = compare(logits, logits + np.float32(0.25), 0.1, "x", "y")
+    assert (result.num_tokens, result.largest_difference, result.largest_logit) == (1, 0.25, 4.0)
+    assert result.relative == pytest.approx((2 * 0.25**2 / 17) ** 0.5)
+    assert "largest difference 0.25 (largest logit 4), relative 0.086 (allowed: 0.1)" in result.line()
+    for bad in (logits + np.float32(0.4), np.full_like(logits, np.nan)):
+        with pytest.raises(FormatError, match="cannot write z: its logits differ from those of w by"):
+            compare(logits, bad, 0.1, "cannot write z", "w")
+
+
+def test_models_that_compute_nothing_are_told() -> None:
+    with pytest.raises(FormatError, match="logits of w itself are not finite: its weights are broken"):
+        compare(np.full((1, 2), np.inf, np.float32), np.zeros((1, 2), np.float32), 0.1, "cannot write z", "w")
+
+
+@pytest.mark.parametrize("type", ["f32", "f16", "q8_0", "q4_0"])
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_gguf_files(make_checkpoint: MakeCheckpoint, engine_build: Path, tmp_path: Path, type: str, kind: str) -> None:
+    report = export(make_checkpoint(tmp_path / "model", kind), tmp_path / "model.gguf", type, verify=True)
+    found = report.verification
+    assert found is not None and found.num_tokens == verify.NUM_TOKENS
+    assert found.relative <= {"f32": 1e-5, "f16": 0.01, "q8_0": 0.15, "q4_0": 0.9}[type]
+    assert (found.relative > 1e-4) == (type not in ("f32",))
+
+
+@pytest.mark.parametrize("version", [0, 1, 2])
+def test_bin_files(make_checkpoint: MakeCheckpoint, engine_build: Path, tmp_path: Path, version: int) -> None:
+    checkpoint = make_checkpoint(tmp_path / "model", "llama", intermediate_size=172)
+    found = export(checkpoint, tmp_path / "out" / "model.bin", version=version, verify=True).verification
+    assert found is not None and found.relative <= (0.1 if version == 2 else 1e-5)
+
+
+def test_rows_in_a_wrong_order_are_caught(
+    make_checkpoint: MakeCheckpoint, engine_build: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one mistake that every other check lets through: q and k of the right shape, in the other format's order."""
+    checkpoint = make_checkpoint(tmp_path / "model", "llama")
+    export(checkpoint, tmp_path / "right" / "model.bin", verify=True)
+    before = sorted(tmp_path.iterdir())
+    with monkeypatch.context() as patch:
+        patch.setattr(export_module, "permute_qk", lambda numbers, heads: numbers)
+        for name in ("model.gguf", "model.bin"):
+            with pytest.raises(FormatError, match=r"cannot write .* differ from those of .* please report it"):
+                export(checkpoint, tmp_path / name, "f32", verify=True)
+    assert sorted(tmp_path.iterdir()) == before
+
+    def broken(tensor: Any, spec: Any, config: Any, reads: list[int] = []) -> Any:  # noqa: B006 (counts the reads)
+        reads.append(1)
+        return tensor.flip(0) if len(reads) == 3 else tensor
+
+    monkeypatch.setattr(source_llama2c, "with_unpermuted_qk", broken)
+    with pytest.raises(FormatError, match=r"cannot write .*/again: its logits differ"):
+        import_model(tmp_path / "right" / "model.bin", tmp_path / "again")
+    assert not (tmp_path / "again").exists() and not list(tmp_path.glob(".again*"))
+
+
+def test_small_models_are_verified_unasked_and_large_ones_not(
+    make_checkpoint: MakeCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = make_checkpoint(tmp_path / "model")
+    assert import_model(checkpoint, tmp_path / "a").verification is not None
+    assert import_model(checkpoint, tmp_path / "b", verify=False).verification is None
+    monkeypatch.setattr(verify, "SMALL_PARAMETERS", 1000)
+    assert import_model(checkpoint, tmp_path / "c").verification is None
+    assert import_model(checkpoint, tmp_path / "d", verify=True).verification is not None

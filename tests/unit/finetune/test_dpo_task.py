@@ -1,0 +1,217 @@
+"""Preferences and teachers through the one loop: what is held out is preferred more, resumed equals uninterrupted."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import random
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from llamita.checkpoint import load_model, load_tensors
+from llamita.config import FinetuneConfig
+from llamita.errors import CheckpointError, ConfigError, TrainingError
+from llamita.finetune.dpo_reference import NAME, Reference, load_reference, save_reference
+from llamita.finetune.run import finetune, show_preview
+from llamita.run_directory import read_metrics
+from llamita.tokenizer.chat_templates import CHAT_TEMPLATES
+from llamita.training.trainer import Trainer
+
+TIMINGS = ("seconds", "evaluation_seconds", "tokens_per_second", "mfu")
+WORDS = ["the", "llama", "could", "not", "sleep", "and", "counted", "sheep", "again"]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(make_checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With the chat template that it was trained with, as far as anybody can tell."""
+    folder = make_checkpoint(tmp_path_factory.mktemp("dpo") / "base", max_position_embeddings=256)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": CHAT_TEMPLATES["chatml"]}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The better answers end in "yes", the worse ones in "no"."""
+    chosen = random.Random(1)
+
+    def some(most: int) -> str:
+        return " ".join(chosen.choices(WORDS, k=chosen.randrange(1, most)))
+
+    rows = [{"prompt": some(7), "chosen": some(5) + " yes", "rejected": some(5) + " no"} for _ in range(80)]
+    path = tmp_path_factory.mktemp("pairs") / "pairs.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+def make_config(checkpoint: Path, data: Path, out: Path, **changes: Any) -> FinetuneConfig:
+    values: dict[str, Any] = {
+        "preference": "dpo", "steps": 10, "log_interval": 4, "eval_interval": 5, "device": "cpu", "threads": 1,
+        "val_fraction": 0.25, "learning_rate": 2e-3, "micro_batch_size": 2,
+    }  # fmt: skip
+    return FinetuneConfig(checkpoint=checkpoint, data=data, out=out, **(values | changes))
+
+
+def judged(run: Path) -> list[dict[str, Any]]:
+    return [line for line in read_metrics(run) if line["kind"] == "eval"]
+
+
+def untimed(run: Path) -> list[dict[str, Any]]:
+    return [{key: value for key, value in line.items() if key not in TIMINGS} for line in read_metrics(run)]
+
+
+@pytest.mark.parametrize("kind", ["dpo", "ipo"])
+@pytest.mark.parametrize("lora", [False, True])
+def test_held_out_pairs_are_preferred(checkpoint: Path, pairs: Path, tmp_path: Path, kind: str, lora: bool) -> None:
+    rate = 1e-2 if lora else 2e-3
+    config = make_config(checkpoint, pairs, tmp_path / "run", preference=kind, lora=lora, steps=30, eval_interval=15,
+                         learning_rate=rate, beta=0.2)  # fmt: skip
+    result = finetune(config)
+    first, *_, last = judged(tmp_path / "run")
+    assert first["step"] == 0 and first["loss"] == pytest.approx(math.log(2) if kind == "dpo" else 1 / (4 * 0.2**2))
+    assert (first["margin"], first["accuracy"]) == (0, 0.5)
+    assert last["margin"] > 0.1 and last["accuracy"] >= 0.9 and last["loss"] < 0.95 * first["loss"]
+    assert last["margin"] == pytest.approx(last["chosen_reward"] - last["rejected_reward"], abs=1e-9)
+    assert result.summary["val"] == last["loss"]
+    adapter = (tmp_path / "run" / "latest" / "adapter_model.safetensors").is_file()
+    assert adapter == lora
+    if not lora:
+        assert load_tensors(tmp_path / "run").keys() == load_tensors(checkpoint).keys()
+
+
+def test_the_terminal_and_the_run_count_pairs(
+    checkpoint: Path, pairs: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    finetune(make_config(checkpoint, pairs, tmp_path / "run", steps=2))
+    said = capfd.readouterr().err
+    assert "pairs/s" in said and "tok/s" not in said
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["targets"] == "pairs"
+
+
+def test_resumed_equals_uninterrupted(
+    checkpoint: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bit for bit, and the reference is the one of the beginning."""
+    options: dict[str, Any] = {"label_smoothing": 0.1, "dropout": 0.1, "steps": 8, "eval_interval": 4}
+    finetune(make_config(checkpoint, pairs, tmp_path / "whole", **options))
+    real = Trainer._step
+
+    def step_and_signal(self: Trainer) -> None:
+        if self.position.step == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+        real(self)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "_step", step_and_signal)
+        assert finetune(make_config(checkpoint, pairs, tmp_path / "parts", **options)).interrupted
+    reference = (tmp_path / "parts" / NAME).read_bytes()
+    (tmp_path / "parts" / NAME).write_bytes(reference[:100])
+    with pytest.raises(CheckpointError, match=r"reference\.npz is damaged"):
+        finetune(make_config(checkpoint, pairs, tmp_path / "parts", resume=True, **options))
+    (tmp_path / "parts" / NAME).write_bytes(reference)
+    finetune(make_config(checkpoint, pairs, tmp_path / "parts", resume=True, **options))
+    assert untimed(tmp_path / "whole") == untimed(tmp_path / "parts")
+    weights = [(tmp_path / name / "latest" / "model.safetensors").read_bytes() for name in ("whole", "parts")]
+    assert weights[0] == weights[1] and (tmp_path / "parts" / NAME).read_bytes() == reference
+
+
+def test_the_reference_file(tmp_path: Path) -> None:
+    reference = Reference(np.array([[1.0, 2.0], [3.0, 4.0]]), np.zeros((2, 0)))
+    assert load_reference(tmp_path, "a", (2, 0)) is None
+    save_reference(tmp_path, reference, "a")
+    found = load_reference(tmp_path, "a", (2, 0))
+    assert found is not None and np.array_equal(found.learn, reference.learn) and found.val.shape == (2, 0)
+    with pytest.raises(CheckpointError, match="computed from other pairs or another checkpoint"):
+        load_reference(tmp_path, "b", (2, 0))
+    with pytest.raises(CheckpointError, match="is damaged: expected 3 pairs"):
+        load_reference(tmp_path, "a", (3, 0))
+    save_reference(tmp_path, Reference(np.full((2, 2), math.nan), np.zeros((2, 0))), "a")
+    with pytest.raises(CheckpointError, match="is damaged"):
+        load_reference(tmp_path, "a", (2, 0))
+
+
+def test_pairs_of_a_prompt_are_on_one_side(checkpoint: Path, tmp_path: Path) -> None:
+    """With two pairs a prompt, half of the prompts held out: no prompt is learned and judged."""
+    rows = [{"prompt": f"Who is {n}?", "chosen": f"{n} yes {m}", "rejected": "no"} for n in range(10) for m in range(2)]
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    result = finetune(make_config(checkpoint, tmp_path / "a.json", tmp_path / "run", val_fraction=0.5, steps=2))
+    facts = json.loads((tmp_path / "run" / "run.json").read_text())["data"]
+    assert (facts["pairs"], facts["val"]) == (10, 10) and result.summary["steps"] == 2
+
+
+def test_preview(checkpoint: Path, pairs: Path, tmp_path: Path) -> None:
+    shown = io.StringIO()
+    show_preview(make_config(checkpoint, pairs, tmp_path / "run", preview=2), Console(file=shown, width=100))
+    text = shown.getvalue()
+    assert text.count(" yes<|im_end|>»") == text.count(" no<|im_end|>»") == 2 and "pairs: 60, 60 kept" in text
+
+
+def test_refusals(checkpoint: Path, pairs: Path, tmp_path: Path) -> None:
+    def config(**changes: Any) -> FinetuneConfig:
+        return make_config(checkpoint, pairs, tmp_path / "run", **changes)
+
+    with pytest.raises(ConfigError, match=r"--beta is a setting of --preference; give both"):
+        config(preference=None, beta=0.1)
+    with pytest.raises(ConfigError, match=r"--beta: expected a positive number, found 0"):
+        config(beta=0.0)
+    with pytest.raises(ConfigError, match=r"--label-smoothing: expected 0 to below 0.5, with --preference dpo, found"):
+        config(label_smoothing=0.6)
+    with pytest.raises(ConfigError, match=r"--label-smoothing: .* found 0.1 with ipo"):
+        config(label_smoothing=0.1, preference="ipo")
+    with pytest.raises(ConfigError, match=r"--preference and --teacher exclude each other"):
+        config(teacher=checkpoint)
+    with pytest.raises(ConfigError, match=r"--columns names questions and answers"):
+        finetune(config(columns=("a", "b")))
+    with pytest.raises(TrainingError, match=r"nothing to prefer: .*raise --context"):
+        finetune(config(context=8))
+
+
+def test_a_damaged_checkpoint_is_no_reference(
+    make_checkpoint: Callable[..., Path], pairs: Path, tmp_path: Path
+) -> None:
+    from llamita.checkpoint import load_config, save_checkpoint
+
+    base = make_checkpoint(tmp_path / "base", max_position_embeddings=256)
+    tensors = load_tensors(base)
+    tensors["model.norm.weight"] = torch.full_like(tensors["model.norm.weight"], 3e38)
+    save_checkpoint(tmp_path / "wild", load_config(base), tensors, base)
+    with pytest.raises(TrainingError, match="expected finite log-probabilities of the answers"):
+        finetune(make_config(tmp_path / "wild", pairs, tmp_path / "run"))
+
+
+@pytest.mark.parametrize("kind", ["conversations", "text"])
+def test_a_teacher_of_fine_tuning(
+    checkpoint: Path, make_checkpoint: Callable[..., Path], tmp_path: Path, kind: str
+) -> None:
+    """With the teacher's share at 1, the student's answers come nearer to the teacher's, whatever the targets say."""
+    teacher = make_checkpoint(tmp_path / "teacher", seed=3, num_hidden_layers=3, max_position_embeddings=256)
+    chosen = random.Random(2)
+    texts = [" ".join(chosen.choices(WORDS, k=12)) for _ in range(40)]
+    if kind == "text":
+        data = tmp_path / "a.txt"
+        data.write_text("\n<|endoftext|>\n".join(texts))
+    else:
+        data = tmp_path / "a.jsonl"
+        data.write_text("\n".join(json.dumps({"prompt": text, "completion": text[::-1]}) for text in texts))
+    config = FinetuneConfig(
+        checkpoint=checkpoint, data=data, out=tmp_path / "run", teacher=teacher, teacher_weight=1.0, steps=30,
+        learning_rate=3e-3, device="cpu", threads=1, val_fraction=0.2,
+    )  # fmt: skip
+    finetune(config)
+    ids = torch.randint(3, 300, (4, 32), generator=torch.Generator().manual_seed(0))
+
+    def distance(folder: Path) -> float:
+        with torch.no_grad():
+            p, q = (load_model(each).eval()(ids).log_softmax(-1) for each in (teacher, folder))
+        return (p.exp() * (p - q)).sum(-1).mean().item()
+
+    assert distance(tmp_path / "run" / "latest") < 0.9 * distance(checkpoint)

@@ -1,0 +1,133 @@
+"""Tensors in .safetensors files, whole and in shards: what the reference library writes is read, and the other way."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+from safetensors.torch import load_file, save_file  # noqa: E402
+
+from llamita.errors import FormatError  # noqa: E402
+from llamita.formats.safetensors_io import (  # noqa: E402
+    TensorEntry,
+    checked,
+    open_safetensors,
+    write_sharded_safetensors,
+)
+
+
+def make() -> dict[str, torch.Tensor]:
+    random = torch.Generator().manual_seed(1)
+    return {
+        "odd": torch.randn(3, 5, generator=random).to(torch.bfloat16),
+        "norm": torch.randn(7, generator=random),
+        "half": torch.randn(4, 2, generator=random).half(),
+        "ids": torch.arange(3),
+        "bytes": torch.arange(5, dtype=torch.uint8),
+        "flag": torch.tensor([True, False, True]),
+        "scalar": torch.tensor(2.5),
+        "none": torch.empty(0, 4),
+    }
+
+
+def entries(tensors: dict[str, torch.Tensor]) -> list[TensorEntry]:
+    return [TensorEntry(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()]
+
+
+@pytest.mark.parametrize("shard_bytes", [None, 40, 1])
+def test_written_here_read_by_the_library_and_here(tmp_path: Path, shard_bytes: int | None) -> None:
+    tensors = make()
+    num_bytes = write_sharded_safetensors(tmp_path, entries(tensors), tensors.__getitem__, shard_bytes)
+    assert num_bytes == sum(file.stat().st_size for file in tmp_path.iterdir())
+    theirs: dict[str, torch.Tensor] = {}
+    for file in tmp_path.glob("*.safetensors"):
+        theirs |= load_file(file)
+    stored = open_safetensors(tmp_path)
+    assert theirs.keys() == tensors.keys() == stored.shapes.keys()
+    for name, tensor in tensors.items():
+        for other in (theirs[name], stored.read(name)):
+            assert other.dtype == tensor.dtype and torch.equal(other, tensor), name
+    if shard_bytes is not None:
+        index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+        assert index["weight_map"].keys() == tensors.keys()
+        assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in tensors.values())
+        assert len(list(tmp_path.glob("*.safetensors"))) == (len(tensors) if shard_bytes == 1 else 4)
+
+
+def test_rows_are_read_alone(tmp_path: Path) -> None:
+    tensors = make()
+    save_file(tensors, tmp_path / "model.safetensors")
+    stored = open_safetensors(tmp_path)
+    assert torch.equal(stored.read("odd", 1, 2), tensors["odd"][1:])
+    assert torch.equal(stored.read("norm", 6, 1), tensors["norm"][6:])
+
+
+def in_two(folder: Path) -> dict[str, str]:
+    """Two shards and their index; returns its weight_map."""
+    tensors = make()
+    save_file({"odd": tensors["odd"], "norm": tensors["norm"]}, folder / "model-00001-of-00002.safetensors")
+    save_file({"half": tensors["half"]}, folder / "model-00002-of-00002.safetensors")
+    first, second = sorted(path.name for path in folder.glob("*.safetensors"))
+    return {"odd": first, "norm": first, "half": second}
+
+
+BAD_INDEX = {
+    "no JSON": ("{", "cannot read .*index.json"),
+    "a list": ("[]", "expected weight_map"),
+    "no map": ("{}", "expected weight_map"),
+    "empty": ('{"weight_map": {}}', "expected weight_map"),
+    "a path": ('{"weight_map": {"odd": "../model.safetensors"}}', "odd: expected a file's name, found '../model"),
+    "a number": ('{"weight_map": {"odd": 3}}', "odd: expected a file's name"),
+    "no such file": ('{"weight_map": {"odd": "model-9.safetensors"}}', "model-9.safetensors: No such file"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_INDEX)
+def test_bad_indexes(tmp_path: Path, name: str) -> None:
+    in_two(tmp_path)
+    content, said = BAD_INDEX[name]
+    (tmp_path / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(FormatError, match=said) as caught:
+        open_safetensors(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_index_and_shards_must_agree(tmp_path: Path) -> None:
+    weight_map = in_two(tmp_path)
+
+    def opened(changed: dict[str, str]) -> None:
+        (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": changed}))
+        open_safetensors(tmp_path)
+
+    opened(weight_map)
+    with pytest.raises(FormatError, match="tensor norm: the index says it is in nowhere"):
+        opened({name: file for name, file in weight_map.items() if name != "norm"})
+    with pytest.raises(FormatError, match="tensor other: the index says it is there"):
+        opened(weight_map | {"other": weight_map["odd"]})
+    with pytest.raises(FormatError, match="tensor odd: the index says it is in model-00002"):
+        opened(weight_map | {"odd": weight_map["half"]})
+
+
+def test_a_file_that_shrinks_is_told(tmp_path: Path) -> None:
+    save_file(make(), tmp_path / "model.safetensors")
+    stored = open_safetensors(tmp_path)
+    content = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(content[:-8])
+    with pytest.raises(FormatError, match=r"expected \d+ bytes, found \d+; it changed"):
+        for name in stored.shapes:
+            stored.read(name)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_numbers_that_are_not_finite_are_found_anywhere(dtype: torch.dtype) -> None:
+    for bad in (float("nan"), float("inf"), -float("inf")):
+        for place in ((0, 0), (6, 17), (12, 32)):
+            tensor = torch.randn(13, 33).to(dtype)
+            assert checked(tensor, "t", "cannot", None) is tensor
+            tensor[place] = bad
+            with pytest.raises(FormatError, match="cannot: tensor t: expected finite numbers"):
+                checked(tensor, "t", "cannot", None)
+    assert checked(torch.empty(0, 3), "t", "cannot", torch.bfloat16).dtype == torch.bfloat16

@@ -1,0 +1,326 @@
+"""report.html: what it shows of runs of every kind, that it stands alone, and that its charts are true."""
+
+from __future__ import annotations
+
+import json
+import re
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llamita.console import format_speed
+from llamita.errors import TrainingError
+from llamita.report.history import read_history
+from llamita.report.html import centered_means
+from llamita.report.run_settings import changed_from_default, differing, flat
+from llamita.report.summary import summary_table, write_page, write_report
+from llamita.report.svg_chart import FORMATS, MAX_POINTS, Curve, Plot, draw, log_ticks, second_ticks, thin, ticks
+
+CONFIG = {"data": "store", "out": "run", "steps": 40, "optimizer": "muon", "learning_rate": 0.02, "prompt": "Once"}
+SUMMARY = {"steps": 40, "tokens": 4000, "seconds": 40.0, "num_parameters": 1234567, "objective": "bpb"}
+VOID = {"meta", "input", "path", "circle", "polyline", "br"}
+
+
+def train_line(step: int, **changes: Any) -> dict[str, Any]:
+    line = {
+        "kind": "train", "step": step, "tokens": 100 * step, "epoch": 0.1, "loss": 4 - step / 20, "bpb": 2 - step / 40,
+        "learning_rate": 0.02, "gradient_norm": 1.0 + step % 3, "tokens_per_second": 100.0, "mfu": 0.4,
+        "seconds": float(step),
+    }  # fmt: skip
+    return {key: value for key, value in {**line, **changes}.items() if value is not ...}
+
+
+def eval_line(step: int, **changes: Any) -> dict[str, Any]:
+    line = {
+        "kind": "eval", "step": step, "tokens": 100 * step, "loss": 3.5, "bpb": 1.9 - step / 40, "seconds": float(step),
+        "sample": f"<b>One day</b> at {step}", "evaluation_seconds": 1.0,
+    }  # fmt: skip
+    return {key: value for key, value in {**line, **changes}.items() if value is not ...}
+
+
+LINES = [train_line(10), train_line(20), eval_line(20), train_line(30), train_line(40), eval_line(40)]
+
+
+def make_run(
+    folder: Path, lines: Sequence[dict[str, Any]] = LINES, summary: dict[str, Any] | None = SUMMARY, **config: Any
+) -> Path:
+    folder.mkdir(parents=True)
+    description = {
+        "config": {**CONFIG, **config},
+        "model": {"hidden_size": 64},
+        "data": {"tokens": 5},
+        "environment": {"torch": "2"},
+    }
+    (folder / "run.json").write_text(json.dumps(description))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    if summary is not None:
+        (folder / "summary.json").write_text(json.dumps(summary))
+    return folder
+
+
+class Checker(HTMLParser):
+    """Holds that tags close in order and that nothing is fetched from elsewhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append(tag)
+        assert tag not in ("img", "link", "iframe") and not {"src", "href"} & {name for name, _ in attrs}
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert tag in VOID or self.open.pop() == tag
+
+
+def page_of(*runs: Path) -> str:
+    page = write_page(runs, runs[0].parent / "page.html").read_text(encoding="utf-8")
+    checker = Checker()
+    checker.feed(page)
+    assert checker.open == [] and "http" not in page.replace("http://www.w3.org/2000/svg", "")
+    return page
+
+
+def charts(page: str) -> dict[str, ElementTree.Element]:
+    """The charts over the first axis, by their titles."""
+    found = re.findall(r'<figure.*?<h3>(.*?)</h3>.*?<div class="axis-0">(<svg.*?</svg></svg>)', page)
+    return {title: ElementTree.fromstring(svg) for title, svg in found}
+
+
+def values(chart: ElementTree.Element, name: str) -> list[tuple[float, float]]:
+    """The points of a named curve, back from pixels: what the page's script does."""
+    (line,) = [line for line in chart.iter("polyline") if line.get("data-name") == name]
+    scales = [[float(part) for part in (chart.get(f"data-{axis}") or "").split()] for axis in "xy"]
+    points = [[float(part) for part in pair.split(",")] for pair in (line.get("points") or "").split()]
+    back = []
+    for point in points:
+        pair = []
+        for (low, high, start, end, is_log), pixel in zip(scales, point, strict=True):
+            share = (pixel - start) / (end - start)
+            pair.append(low * (high / low) ** share if is_log else low + share * (high - low))
+        back.append((pair[0], pair[1]))
+    return back
+
+
+def test_a_page_of_one_run(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run & co", prompt="O <i>nce")
+    page = page_of(run)
+    found = charts(page)
+    assert list(found) == [
+        "Bits per byte", "Learning rate", "Gradient norm, largest of each line", "Tokens per second",
+        "MFU: share of the device&#x27;s peak",
+    ]  # fmt: skip
+    val = values(found["Bits per byte"], "held out")
+    assert [(round(x), round(y, 3)) for x, y in val] == [(2000, 1.4), (4000, 0.9)]
+    norms = values(found["Gradient norm, largest of each line"], "training")
+    assert [round(y, 1) for _, y in norms] == [2.0, 3.0, 1.0, 2.0]
+    assert "&lt;b&gt;One day&lt;/b&gt; at 40" in page and "<b>One day" not in page and "O &lt;i&gt;nce" in page
+    for shown in ("run &amp; co", "0.9000", "1.2M", "ended at step 40", "over time", "hidden_size", "muon"):
+        assert shown in page, shown
+
+
+def test_what_is_counted_is_named(tmp_path: Path) -> None:
+    """Pairs are no tokens: in the tiles, on the axis, over the samples; two kinds of runs together count targets."""
+    slow = [train_line(20, bpb=..., tokens_per_second=0.663), eval_line(40, bpb=...)]
+    run, other = make_run(tmp_path / "pairs", slow, None), make_run(tmp_path / "other")
+    description = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**description, "targets": "pairs"}))
+    page = page_of(run)
+    assert next(iter(charts(page))) == "Loss per pair" and "Pairs per second" in charts(page)
+    for shown in ("<b>0.66</b><span>pairs per second", "<span>pairs, 0.10 epochs", "over training pairs", "4.0k pairs",
+                  "<span>loss per pair, held out"):  # fmt: skip
+        assert shown in page, shown
+    assert "okens" not in re.sub(r"<script>.*</script>|<table.*</table>", "", page, flags=re.DOTALL)
+    both = page_of(run, other)
+    assert "over training targets" in both and "<th>targets/s</th>" in both
+    assert "<b>100</b><span>tokens per second" in page_of(other)
+
+
+def test_ticks_of_small_rates_have_their_decimals() -> None:
+    ticks = {0.0: "0", 0.05: "0.05", 0.25: "0.25", 9.5: "9.5", 12.0: "12", 20_000.0: "20k", 1_500_000.0: "1.5M"}
+    assert {value: FORMATS["count"](value) for value in ticks} == ticks
+
+
+def test_the_end_of_a_run_of_pairs_is_told_in_pairs() -> None:
+    summary = {
+        **SUMMARY, "run": "run", "objective": "loss", "targets": "pairs", "val": 0.6257, "best": 0.6257,
+        "best_step": 40, "tokens_per_step": 384, "tokens": 132, "epochs": 2.4, "tokens_per_second": 0.344, "mfu": None,
+        "model": {"num_hidden_layers": 1, "hidden_size": 8, "vocab_size": 9},
+    }  # fmt: skip
+    cells = [str(cell) for column in summary_table(summary).columns for cell in column.cells]
+    assert "[bold]0.6257[/bold] loss per pair" in cells and "0:40, 0.34 pairs/s" in cells
+    assert "40 steps of 384 tokens: 132 pairs, 2.40 epochs" in cells
+
+
+def test_speeds_have_the_unit_of_what_is_learned() -> None:
+    assert [format_speed(12345, "tokens"), format_speed(222, "learned tokens"), format_speed(0.663, "pairs")] == [
+        "12.3k tok/s", "222 learned tok/s", "0.66 pairs/s",
+    ]  # fmt: skip
+
+
+COPIES = {
+    "num_samples": 24, "mean_tokens": 100.0, "stop_rate": 0.5, "distinct_1": 0.1, "distinct_2": 0.4, "distinct_3": 0.6,
+    "repetition": 0.02, "overlap": {
+        "length_tokens": 79, "text": "the <b>same</b> story", "median_tokens": 18.0, "memorizes": True,
+        "val": {"length_tokens": 13, "median_tokens": 9.0}, "val_known": 0.0,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "shown"),
+    [
+        ({}, "It memorizes"),
+        ({"memorizes": False}, "no sign of learning by heart"),
+        ({"memorizes": False, "val_known": 0.9}, "cannot be said"),
+    ],
+)
+def test_copies_of_the_training_text(tmp_path: Path, changes: dict[str, Any], shown: str) -> None:
+    samples = COPIES | {"overlap": {**COPIES["overlap"], **changes}}  # type: ignore[dict-item]
+    page = page_of(make_run(tmp_path / "run", summary={**SUMMARY, "samples": samples}))
+    assert shown in page and "79 tokens at most, median 18 a text; held-out text: 13, median 9" in page
+    assert "the &lt;b&gt;same&lt;/b&gt; story" in page and "samples." not in page
+    assert "Word for word" not in page_of(make_run(tmp_path / "other"))
+
+
+def test_runs_beside_each_other(tmp_path: Path) -> None:
+    worse = [{**line, "bpb": line["bpb"] + 0.1} for line in LINES]
+    first, second = make_run(tmp_path / "a" / "run"), make_run(tmp_path / "b" / "run", worse, optimizer="adamw")
+    page = page_of(first, second)
+    assert page.count("a/run") >= 3 and page.count("b/run") >= 3, "folders of one name are told apart"
+    differs = page[page.index("What differs") :]
+    assert "adamw" in differs and "muon" in differs and "learning_rate" not in differs
+    assert '<td class="best">0.9000</td>' in page and '<td class="">1.0000</td>' in page
+    curve = values(charts(page)["Bits per byte"], "b/run, held out")
+    assert [round(y, 2) for _, y in curve] == [1.5, 1.0]
+    assert page.count('<div class="told">') == 4 and page.count("<details open>") == 2
+
+
+def test_runs_that_judge_otherwise(tmp_path: Path) -> None:
+    """Fine-tuning: no bits per byte, a loss on targets, numbers of its own; beside a run that has both, the loss."""
+    lines = [
+        train_line(10, bpb=..., mfu=None),
+        eval_line(10, bpb=..., judged={"exact": 0.25}),
+        train_line(20, bpb=..., mfu=None),
+    ]
+    tuned, other = make_run(tmp_path / "tuned", lines, checkpoint="base"), make_run(tmp_path / "other")
+    found = charts(page_of(tuned))
+    assert next(iter(found)) == "Loss, nats per target" and "Judged: exact" in found
+    assert not any("MFU" in title for title in found)
+    assert next(iter(charts(page_of(tuned, other)))) == "Loss, nats per target"
+
+
+def test_lines_without_tokens_and_time_are_drawn_over_steps(tmp_path: Path) -> None:
+    lines = [train_line(step, tokens=..., seconds=..., epoch=...) for step in (10, 20)]
+    page = page_of(make_run(tmp_path / "run", lines, None))
+    assert "under way at step 20" in page and 'type="radio"' not in page
+    assert [round(x) for x, _ in values(charts(page)["Bits per byte"], "training")] == [10, 20]
+
+
+@pytest.mark.parametrize("lines", [[], [train_line(10)], [train_line(10, loss=float("nan"), bpb=float("nan"))]])
+def test_few_lines(tmp_path: Path, lines: list[dict[str, Any]]) -> None:
+    page = page_of(make_run(tmp_path / "run", lines, None))
+    assert ("nothing measured yet" in page) == (not lines or "NaN" in json.dumps(lines))
+
+
+def test_a_divergence_is_marked_and_what_it_took_back_is_set_apart(tmp_path: Path) -> None:
+    rollback = {"kind": "rollback", "step": 35, "to_step": 10, "found": "step 35: inf", "learning_rate_share": 0.5}
+    lines = [train_line(10), train_line(20), eval_line(20), train_line(30), rollback, train_line(20), train_line(30)]
+    history = read_history(make_run(tmp_path / "run", lines, None))
+    assert [line["step"] for line in history.lines] == [10, 20, 30] and history.evaluations == []
+    assert history.series("train", "bpb", "tokens")[0] == [1000, 2000, 3000]
+    assert history.rolled_back("train", "bpb", "step") == [([20, 30], [1.5, 1.25])]
+    page = page_of(tmp_path / "run")
+    assert "DivergenceError once" in page and "step 35: inf" in page and 'class="c0 rolled_back"' in page
+    assert 'class="note"' in page and ">diverged</text>" in page
+
+
+def test_a_summary_of_before_a_resumption_is_left_out(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", summary={**SUMMARY, "steps": 30})
+    assert read_history(run).summary == {}
+
+
+def test_a_report_is_summary_and_page(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", summary=None)
+    write_report(run, SUMMARY)
+    assert json.loads((run / "summary.json").read_text()) == SUMMARY
+    assert "ended at step 40" in (run / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("run.json", "{", r"run\.json: it is damaged"),
+        ("run.json", "[]", r"run\.json: expected an object, found list"),
+        ("run.json", '{"config": 3}', r"run\.json: expected the key config"),
+        ("summary.json", "nonsense", r"summary\.json: it is damaged"),
+        ("metrics.jsonl", '{"kind": "train", "step": 1}\nnonsense\n', r"metrics\.jsonl: line 2: .* found 'nonsense'"),
+        ("metrics.jsonl", '{"kind": "train"}\n', r"metrics\.jsonl: line 1: expected an object with kind and step"),
+    ],
+)
+def test_damaged_files_are_named(tmp_path: Path, file: str, text: str, message: str) -> None:
+    run = make_run(tmp_path / "run")
+    (run / file).write_text(text)
+    with pytest.raises(TrainingError, match=message):
+        read_history(run)
+
+
+def test_a_killed_run_has_half_a_last_line(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", summary=None)
+    with open(run / "metrics.jsonl", "a") as file:
+        file.write('{"kind": "tra')
+    assert len(read_history(run).lines) == len(LINES)
+
+
+# ---------------------------------------------------------------- charts and facts
+
+
+def test_thinning_keeps_ends_and_peaks() -> None:
+    xs = [float(i) for i in range(10_000)]
+    ys = [0.0] * 10_000
+    ys[1234], ys[7777] = 5.0, -5.0
+    few_xs, few_ys = thin(xs, ys)
+    assert len(few_xs) <= MAX_POINTS and list(few_xs) == sorted(few_xs) and (few_xs[0], few_xs[-1]) == (0, 9999)
+    assert (max(few_ys), min(few_ys)) == (5.0, -5.0)
+    assert thin(xs[:9], ys[:9]) == (xs[:9], ys[:9])
+
+
+def test_ticks_are_round() -> None:
+    assert ticks(0, 10, 5) == [0, 2, 4, 6, 8, 10]
+    assert [round(tick, 3) for tick in ticks(0.93, 1.28, 4)] == [1.0, 1.1, 1.2]
+    assert second_ticks(90, 4) == [0, 30, 60, 90] and second_ticks(7300, 4) == [0, 1800, 3600, 5400, 7200]
+    assert second_ticks(0.4, 4) == [0.0] and len(second_ticks(40 * 86400, 4)) <= 6
+    assert [round(tick, 9) for tick in log_ticks(0.5, 200)] == [1, 10, 100] and 2.0 in log_ticks(0.9, 7)
+
+
+def test_a_flat_curve_and_a_single_point_are_drawn() -> None:
+    for xs, ys in (([0.0], [0.0]), ([1.0, 2.0], [3.0, 3.0]), ([5.0], [1e-9])):
+        for is_log in (False, True):
+            svg = ElementTree.fromstring(draw(Plot("t", [Curve(xs, ys, "c0", "x")], "x", is_log=is_log)))
+            points = (next(svg.iter("polyline")).get("points") or "").replace(",", " ").split()
+            assert all(0 <= float(point) <= 460 for point in points)
+
+
+def test_means_are_centered() -> None:
+    assert centered_means([1.0, 5.0, 3.0]) == [1.0, 5.0, 3.0]
+    rising = [float(i) for i in range(600)]
+    assert centered_means(rising)[300] == 300.0 and len(centered_means(rising)) == 600 and centered_means([]) == []
+
+
+def test_facts_are_flat_and_told_from_defaults() -> None:
+    assert flat({"a": {"b": None, "c": True}, "d": [1, "x"], "e": 12345, "f": 0.00123}) == {
+        "a.b": "–", "a.c": "yes", "d": "1, x", "e": "12,345", "f": "0.00123",
+    }  # fmt: skip
+    changed = changed_from_default({"steps": 5, "optimizer": "muon", "track": [], "data": "d", "dropout": 0.1})
+    assert changed == {"steps", "data", "dropout"}
+    assert differing([{"a": "1", "b": "2", "out": "x"}, {"a": "1", "c": "3", "out": "y"}]) == [
+        ("b", ["2", "–"]),
+        ("c", ["–", "3"]),
+    ]

@@ -1,0 +1,123 @@
+"""--compile auto: what decides, what is remembered, and (with the stock runtimes' tests) the real probe."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from llamita.config import ModelConfig, TrainConfig
+from llamita.model.llama import Llama
+from llamita.training import compile
+from llamita.training.compile import Found, probe, resolve_compilation
+from llamita.training.distributed import Ranks
+
+RANKS = Ranks(0, 1, torch.device("cpu"))
+
+
+@pytest.fixture
+def model() -> Llama:
+    shape = ModelConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, head_dim=16, max_position_embeddings=16,
+    )  # fmt: skip
+    return Llama(shape)
+
+
+@pytest.fixture
+def probes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Found]:
+    """What probes will find, the last first; the cache in a folder of its own."""
+    waiting: list[Found] = []
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(compile, "probe", lambda *_: waiting.pop())
+    return waiting
+
+
+def flags(tmp_path: Path, **values: Any) -> TrainConfig:
+    defaults: dict[str, Any] = {"minutes": 10.0, "micro_batch_size": 2, "context": 16, "dtype": "float32"}
+    return TrainConfig(data=Path("store"), out=tmp_path / "run", **(defaults | values))
+
+
+def test_said_is_done(model: Llama, probes: list[Found], tmp_path: Path) -> None:
+    for said in ("on", "off"):
+        assert resolve_compilation(flags(tmp_path, compile=said), model, RANKS)[0].compile == said
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"minutes": None, "steps": 1000000},
+        {"activation_checkpointing": True},
+        {"minutes": 6.0},
+        {"teacher": Path("teacher")},
+    ],
+)
+def test_nothing_is_probed(values: dict[str, Any], model: Llama, probes: list[Found], tmp_path: Path) -> None:
+    settled, line = resolve_compilation(flags(tmp_path, **values), model, RANKS)  # a probe would find the list empty
+    assert (settled.compile, line) == ("off", "")
+
+
+@pytest.mark.parametrize(
+    ("found", "chosen"), [(Found(1.0, 0.9), "on"), (Found(1.0, 0.98), "off"), (Found(1, 2), "off")]
+)
+def test_the_probe_decides_once(found: Found, chosen: str, model: Llama, probes: list[Found], tmp_path: Path) -> None:
+    probes.append(found)
+    settled, line = resolve_compilation(flags(tmp_path), model, RANKS)
+    assert settled.compile == chosen and line.startswith(f"compile: {chosen}")
+    assert resolve_compilation(flags(tmp_path), model, RANKS)[0].compile == chosen  # remembered: no probe is left
+    with pytest.raises(IndexError):  # other rows are another question
+        resolve_compilation(flags(tmp_path, micro_batch_size=3), model, RANKS)
+
+
+def test_remembered_it_serves_shorter_runs(model: Llama, probes: list[Found], tmp_path: Path) -> None:
+    probes.append(Found(1.0, 0.8))
+    resolve_compilation(flags(tmp_path), model, RANKS)
+    assert resolve_compilation(flags(tmp_path, minutes=3.0), model, RANKS)[0].compile == "on"
+    assert resolve_compilation(flags(tmp_path, minutes=1.0), model, RANKS)[0].compile == "off"  # 12 s are not worth it
+
+
+def test_no_compiler(model: Llama, probes: list[Found], tmp_path: Path) -> None:
+    probes.append(Found(0.0, 0.0, "no g++"))
+    settled, line = resolve_compilation(flags(tmp_path), model, RANKS)
+    assert settled.compile == "off" and line.endswith("no g++")
+    probes.append(Found(1.0, 0.5))  # not remembered: a compiler may be installed
+    assert resolve_compilation(flags(tmp_path), model, RANKS)[0].compile == "on"
+
+
+@pytest.mark.parametrize("damaged", ["{", "[]", '{"x": 1}'])
+def test_a_damaged_cache_is_written_anew(damaged: str, model: Llama, probes: list[Found], tmp_path: Path) -> None:
+    path = tmp_path / "cache" / "llamita" / "compile.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(damaged)
+    probes.append(Found(1.0, 0.5))
+    assert resolve_compilation(flags(tmp_path), model, RANKS)[0].compile == "on"
+    assert any(entry == {"plain": 1.0, "compiled": 0.5} for entry in json.loads(path.read_text()).values())
+
+
+def test_a_resumed_run_goes_on_as_it_began(model: Llama, probes: list[Found], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "run.json").write_text(json.dumps({"config": {"compile": "on"}, "rows_per_step": 2, "data": {}}))
+    assert resolve_compilation(flags(tmp_path, resume=True), model, RANKS)[0].compile == "on"
+
+
+@pytest.mark.compat
+def test_the_real_probe(model: Llama, tmp_path: Path) -> None:
+    found = probe(flags(tmp_path), model, RANKS.device)
+    assert not found.error and found.plain > 0 and found.compiled > 0
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_failing_compiler_is_named(model: Llama, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> Any:
+        def compiled(ids: torch.Tensor) -> torch.Tensor:
+            raise RuntimeError("no C++ compiler\nmore of it")
+
+        return compiled
+
+    monkeypatch.setattr(torch, "compile", refuse)
+    assert dataclasses.astuple(probe(flags(tmp_path), model, RANKS.device)) == (0.0, 0.0, "no C++ compiler")

@@ -1,0 +1,356 @@
+"""THE loop on a tiny store: it learns, writes what it promises, stops and resumes, and names what goes wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from llamita.checkpoint import load_model, load_tensors, load_training_state  # noqa: E402
+from llamita.cli import main  # noqa: E402
+from llamita.config import TrainConfig  # noqa: E402
+from llamita.data.token_store import TokenStore  # noqa: E402
+from llamita.errors import ConfigError, OutputError, TrainingError  # noqa: E402
+from llamita.eval.bits_per_byte import bits_per_byte  # noqa: E402
+from llamita.run_directory import read_metrics  # noqa: E402
+from llamita.training import pretraining as pretraining_module  # noqa: E402
+from llamita.training import task as task_module  # noqa: E402
+from llamita.training import trainer as loop_module  # noqa: E402
+from llamita.training.loss import SummedLoss  # noqa: E402
+from llamita.training.pretraining import train  # noqa: E402
+from llamita.training.trainer import Trainer, memory_errors_named, run_task  # noqa: E402
+
+TIMINGS = ("seconds", "evaluation_seconds", "tokens_per_second", "mfu")
+
+
+def make_config(store: Path, out: Path, **changes: Any) -> TrainConfig:
+    values: dict[str, Any] = {
+        "layers": 1, "hidden": 32, "heads": 2, "kv_heads": 1, "ffn": 64, "context": 64, "micro_batch_size": 4,
+        "steps": 12,
+        "log_interval": 5, "eval_interval": 6, "device": "cpu", "threads": 1,
+    }  # fmt: skip
+    return TrainConfig(data=store, out=out, **(values | changes))
+
+
+def untimed(run: Path) -> list[dict[str, Any]]:
+    return [{key: value for key, value in line.items() if key not in TIMINGS} for line in read_metrics(run)]
+
+
+def weights(run: Path) -> bytes:
+    return (run / "latest" / "model.safetensors").read_bytes()
+
+
+def folder_state(run: Path) -> dict[str, tuple[int, bytes]]:
+    """When each file was written, and what it holds."""
+    files = [path for path in run.rglob("*") if path.is_file()]
+    return {str(path): (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
+
+
+def test_it_learns_and_writes_what_it_promises(tale_store: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    result = train(make_config(tale_store, run, steps=40, eval_interval=20, prompt="Once"))
+    assert not result.interrupted and result.is_first
+    lines = read_metrics(run)
+    assert [line["step"] for line in lines if line["kind"] == "train"] == list(range(5, 41, 5))
+    evaluated = [line for line in lines if line["kind"] == "eval"]
+    assert [line["step"] for line in evaluated] == [20, 40]
+    assert evaluated[1]["bpb"] < evaluated[0]["bpb"] < 8 and evaluated[0]["sample"].startswith("Once")
+    assert {path.name for path in run.iterdir() if not path.name.startswith("step-")} == {
+        "best", "latest", "metrics.jsonl", "report.html", "run.json", "summary.json",
+    }  # fmt: skip
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary == json.loads(json.dumps(result.summary))
+    assert summary["val"] == evaluated[1]["bpb"] and summary["steps"] == 40
+    assert (run / "best").resolve() == (run / "latest").resolve() == (run / "step-00000040").resolve()
+    store = TokenStore(tale_store)
+    score = bits_per_byte(SummedLoss(load_model(run)), store.split("val"), store.bos_id)
+    assert score is not None and math.isclose(score.bits_per_byte, evaluated[1]["bpb"], rel_tol=1e-6)
+
+
+def test_best_and_latest_may_differ(tale_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = iter([2.0, 3.0, 2.5])
+
+    def fake(*args: Any, **kwargs: Any) -> Any:
+        return dataclasses.replace(real(*args, **kwargs), nats=next(scores))
+
+    real = bits_per_byte
+    monkeypatch.setattr(pretraining_module, "bits_per_byte", fake)
+    train(make_config(tale_store, tmp_path / "run", steps=9, eval_interval=3))
+    run = tmp_path / "run"
+    assert (run / "best").readlink().name == "step-00000003" and (run / "latest").readlink().name == "step-00000009"
+    assert sorted(path.name for path in run.glob("step-*")) == ["step-00000003", "step-00000009"]
+
+
+def test_a_model_that_memorizes_stops_early(tale_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After --early-stopping-patience worse evaluations in a row, also across a resumption; 0 never stops."""
+    real = bits_per_byte
+    for name, patience, steps in (("two", 2, 12), ("never", 0, 21)):
+        scores = iter([2.0, 2.5, 1.0, 3.0, 3.0, 3.0, 3.0])
+        monkeypatch.setattr(
+            pretraining_module, "bits_per_byte",
+            lambda *args, **kwargs: dataclasses.replace(real(*args, **kwargs), nats=next(scores)),  # noqa: B023
+        )  # fmt: skip
+        config = make_config(tale_store, tmp_path / name, steps=21, eval_interval=3, early_stopping_patience=patience)
+        if name == "two":
+            with monkeypatch.context() as patched:
+                stop_at(patched, 9)  # after the first worse one
+                assert train(config).interrupted
+            scores = iter([3.0, 3.0])
+            config = dataclasses.replace(config, resume=True)
+        result = train(config)
+        assert not result.interrupted and result.summary["steps"] == (15 if name == "two" else steps)
+        assert (tmp_path / name / "best").readlink().name == "step-00000009"
+
+
+def test_accumulated_passes_equal_one_big_pass(tale_store: Path, tmp_path: Path) -> None:
+    train(make_config(tale_store, tmp_path / "one", micro_batch_size=8))
+    train(make_config(tale_store, tmp_path / "four", micro_batch_size=2, grad_accum_steps=4))
+    one, four = untimed(tmp_path / "one"), untimed(tmp_path / "four")
+    for a, b in zip(one, four, strict=True):
+        assert (a["step"], a["tokens"]) == (b["step"], b["tokens"])
+        assert math.isclose(a["loss"], b["loss"], rel_tol=1e-5)
+
+
+def test_epochs_count_every_token(tale_store: Path, tmp_path: Path) -> None:
+    result = train(make_config(tale_store, tmp_path / "run", steps=None, epochs=0.2, micro_batch_size=64))
+    tokens = TokenStore(tale_store).split("train").num_tokens
+    assert 0.2 * tokens <= result.summary["tokens"] < 0.2 * tokens + 64 * 64
+
+
+def test_minutes_are_kept(tale_store: Path, tmp_path: Path) -> None:
+    start = time.monotonic()
+    result = train(make_config(tale_store, tmp_path / "run", steps=None, minutes=0.15, eval_interval=None))
+    assert 5.0 < time.monotonic() - start < 12.0
+    assert result.summary["steps"] > 1 and result.summary["val"] is not None
+    rates = [line["learning_rate"] for line in read_metrics(tmp_path / "run") if line["kind"] == "train"]
+    assert rates[-1] < 0.25 * max(rates), "the schedule ends when the time does"
+
+
+def slowly(generate: Callable[..., Iterator[int]]) -> Callable[..., Iterator[int]]:
+    """As a machine that is busy tells: two seconds a token."""
+
+    def told(*arguments: Any, **settings: Any) -> Iterator[int]:
+        for token in generate(*arguments, **settings):
+            time.sleep(2.0)
+            yield token
+
+    return told
+
+
+def test_minutes_are_kept_where_telling_is_slow(
+    tale_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Samples of 160 tokens would take five minutes each; they end in the middle instead."""
+    monkeypatch.setattr(task_module, "generate", slowly(task_module.generate))
+    result = train(make_config(tale_store, tmp_path / "run", steps=None, minutes=0.2, eval_interval=None))
+    assert result.summary["seconds"] < 18.0 and result.summary["steps"] > 1
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, number: signal.Signals = signal.SIGINT) -> None:
+    """Send this process a signal in the middle of the given step."""
+    real = Trainer._step
+
+    def step_and_signal(self: Trainer) -> None:
+        if self.position.step == step:
+            os.kill(os.getpid(), number)
+        real(self)
+
+    monkeypatch.setattr(Trainer, "_step", step_and_signal)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize(("step", "number"), [(0, signal.SIGTERM), (5, signal.SIGINT), (7, signal.SIGINT)])
+def test_a_signal_saves_and_resuming_changes_nothing(
+    tale_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, number: signal.Signals, optimizer: str
+) -> None:
+    """Bit for bit, with dropout, in the middle of a line of metrics and where an evaluation was due (step 6)."""
+    options: dict[str, Any] = {"dropout": 0.1, "optimizer": optimizer}
+    train(make_config(tale_store, tmp_path / "whole", **options))
+    with monkeypatch.context() as patched:
+        stop_at(patched, step, number)
+        stopped = train(make_config(tale_store, tmp_path / "parts", **options))
+    assert stopped.interrupted and stopped.summary["steps"] == step + 1 and not stopped.summary["finished"]
+    resumed = train(make_config(tale_store, tmp_path / "parts", resume=True, **options))
+    assert not resumed.interrupted
+    assert weights(tmp_path / "whole") == weights(tmp_path / "parts")
+    assert untimed(tmp_path / "whole") == untimed(tmp_path / "parts")
+    a, b = (load_training_state(tmp_path / name).tensors for name in ("whole", "parts"))
+    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_signal_cuts_an_evaluation_short(tale_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(make_config(tale_store, tmp_path / "whole"))
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            loop_module.TrainingDisplay, "evaluating", lambda self, share: os.kill(os.getpid(), signal.SIGINT)
+        )
+        stopped = train(make_config(tale_store, tmp_path / "parts"))
+    assert stopped.interrupted and stopped.summary["steps"] == 6
+    assert not any(line["kind"] == "eval" for line in read_metrics(tmp_path / "parts"))
+    train(make_config(tale_store, tmp_path / "parts", resume=True))
+    assert weights(tmp_path / "whole") == weights(tmp_path / "parts")
+    assert untimed(tmp_path / "whole") == untimed(tmp_path / "parts")
+
+
+def test_a_finished_run_resumes_into_nothing(tale_store: Path, tmp_path: Path) -> None:
+    """And says so; the folder stays as it is, to the byte and the second."""
+    run = tmp_path / "run"
+    first = train(make_config(tale_store, run))
+    before = folder_state(run)
+    result = train(make_config(tale_store, run, resume=True))
+    assert folder_state(run) == before and result.was_finished and not first.was_finished
+    assert result.summary == first.summary and result.summary["finished"]
+
+
+def test_a_run_that_was_killed_before_its_summary_is_not_finished(tale_store: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train(make_config(tale_store, run))
+    (run / "summary.json").unlink()
+    assert not train(make_config(tale_store, run, resume=True)).was_finished
+    assert json.loads((run / "summary.json").read_text())["steps"] == 12
+
+
+def test_resuming_with_another_flag_or_other_data_is_refused(tale_store: Path, tmp_path: Path) -> None:
+    train(make_config(tale_store, tmp_path / "run"))
+    with pytest.raises(ConfigError, match=r"--learning-rate: the run was started with 0\.0\d+, found 0\.1"):
+        train(make_config(tale_store, tmp_path / "run", resume=True, learning_rate=0.1))
+    with pytest.raises(ConfigError, match="rows a step"):
+        train(make_config(tale_store, tmp_path / "run", resume=True, micro_batch_size=5))
+
+
+def poison(monkeypatch: pytest.MonkeyPatch, steps: dict[int, int], value: float = math.inf) -> None:
+    """Spoil a weight before each of these steps, as often as given."""
+    real = Trainer._step
+
+    def poisoned(self: Trainer) -> None:
+        if steps.get(self.position.step, 0) > 0:
+            steps[self.position.step] -= 1
+            self.model.model.norm.weight.data.fill_(value)
+        real(self)
+
+    monkeypatch.setattr(Trainer, "_step", poisoned)
+
+
+@pytest.mark.parametrize(("step", "back_to"), [(8, 6), (3, 0)])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_after_divergence_training_goes_on_from_the_last_good_state(
+    tale_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, back_to: int, optimizer: str
+) -> None:
+    """From the checkpoint of step 6, or from the beginning where there is none; with other rows and half the steps."""
+    poison(monkeypatch, {step: 1})
+    run = tmp_path / "run"
+    result = train(make_config(tale_store, run, optimizer=optimizer, log_interval=1))
+    assert result.summary["steps"] == 12 and not result.interrupted
+    lines = read_metrics(run)
+    rollback = next(line for line in lines if line["kind"] == "rollback")
+    assert (rollback["step"], rollback["to_step"], rollback["learning_rate_share"]) == (step + 1, back_to, 0.5)
+    assert "expected a finite gradient" in rollback["found"]
+    trained = [line for line in lines if line["kind"] == "train"]
+    assert [line["step"] for line in trained] == [*range(1, step + 1), *range(back_to + 1, 13)]
+    before, after = ([line for line in trained if line["step"] == back_to + 1][i] for i in (0, 1))
+    assert math.isclose(after["learning_rate"], before["learning_rate"] / 2)
+    assert after["loss"] != before["loss"], "the rows that led rolled_back are not seen again"
+    assert all(math.isfinite(line["loss"]) for line in trained)
+    assert all(torch.isfinite(tensor).all() for tensor in load_tensors(run / "latest").values())
+
+
+def test_a_loss_worse_than_guessing_is_divergence_too(
+    tale_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison(monkeypatch, {9: 1}, value=300.0)
+    result = train(make_config(tale_store, tmp_path / "run", log_interval=1, learning_rate=0.02))
+    rollback = next(line for line in read_metrics(tmp_path / "run") if line["kind"] == "rollback")
+    assert "below that of guessing blindly" in rollback["found"] and rollback["to_step"] == 6
+    assert result.summary["val"] < 4.5, "blind guessing has 5.3"
+
+
+def test_divergence_again_and_again_is_named_and_the_last_checkpoint_stays(
+    tale_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison(monkeypatch, {8: 4})
+    run = tmp_path / "run"
+    message = r"diverged: step 9: .*going back 3 times; .*--learning-rate below .*last checkpoint: .*latest"
+    with pytest.raises(TrainingError, match=message):
+        train(make_config(tale_store, run))
+    assert (run / "latest").readlink().name == "step-00000006"
+    assert all(torch.isfinite(tensor).all() for tensor in load_tensors(run / "latest").values())
+
+
+def test_training_in_a_thread_works(tale_store: Path, tmp_path: Path) -> None:
+    results: list[Any] = []
+    thread = threading.Thread(target=lambda: results.append(train(make_config(tale_store, tmp_path / "run", steps=2))))
+    thread.start()
+    thread.join()
+    assert results[0].summary["steps"] == 2
+
+
+def test_a_folder_in_use_is_refused_before_anything_is_planned(tale_store: Path, tmp_path: Path) -> None:
+    (tmp_path / "letters").mkdir()
+    (tmp_path / "letters" / "one.txt").write_text("dear")
+    config = make_config(tale_store, tmp_path / "letters")
+    with pytest.raises(OutputError, match="it exists and is no run"):
+        run_task(config, lambda ranks, say: pytest.fail("planned"), time.monotonic())
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nMore lines"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: 9 bytes"),
+    ],
+)
+def test_too_little_memory_is_said_in_one_line(error: RuntimeError) -> None:
+    with (
+        pytest.raises(TrainingError, match=r"memory is too small: .*; fewer --micro-batch-size") as found,
+        memory_errors_named(),
+    ):
+        raise error
+    assert "\n" not in str(found.value)
+    with pytest.raises(RuntimeError, match="another"), memory_errors_named():
+        raise RuntimeError("another")
+
+
+def test_the_command_line(tale_store: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Words to a run, its report, and one line with code 2 for each mistake."""
+    shape = [
+        "--layers=1",
+        "--hidden=32",
+        "--heads=2",
+        "--context=64",
+        "--micro-batch-size=4",
+        "--log-interval=1",
+        "--device=cpu",
+    ]
+    run = str(tmp_path / "run")
+    assert main(["train", str(tale_store), "--out", run, *shape, "--steps", "2"]) == 0
+    output = capfd.readouterr()
+    assert output.out == "" and "tokens per step: 256 (4 rows of 64)" in output.err and "bits per byte" in output.err
+    assert main(["eval", run, str(tale_store)]) == 0
+    output = capfd.readouterr()
+    assert output.out.split()[1:4] == ["bits", "per", "byte"] and output.err == ""
+    assert main(["train", str(tale_store), "--out", run, *shape, "--steps", "2", "--resume"]) == 0
+    output = capfd.readouterr()
+    assert output.err.count("\n") == 1 and "is finished, after 2 steps" in output.err and "more --steps" in output.err
+    mistakes = {
+        "no such folder": ["train", str(tmp_path / "nowhere"), "--out", str(tmp_path / "none")],
+        "it holds a run": ["train", str(tale_store), "--out", run],
+        "perhaps you meant --minutes": ["train", str(tale_store), "--out", run, "--minute", "3"],
+        "holds no run": ["train", str(tale_store), "--out", str(tmp_path / "none"), "--resume"],
+        "CUDA device": ["train", str(tale_store), "--out", str(tmp_path / "none"), "--device", "cuda:99"],
+    }
+    for message, words in mistakes.items():
+        assert main(words) == 2, words
+        output = capfd.readouterr()
+        assert output.err.count("\n") == 1 and message in output.err and output.out == "", output
+    assert not (tmp_path / "none").exists()
