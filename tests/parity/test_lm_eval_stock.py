@@ -41,7 +41,7 @@ def test_bits_per_byte_and_endings(make_checkpoint: Callable[..., Path], tmp_pat
     checkpoint = make_checkpoint(tmp_path / "checkpoint", max_position_embeddings=1024)
     tales = list(generate_tales(6))
     (tmp_path / "tales.txt").write_text("\n<|endoftext|>\n".join(tales), encoding="utf-8")
-    script = ROOT / "benchmarks" / "harness" / "write_tasks.py"
+    script = ROOT / "benchmarks" / "lm_eval_tasks.py"
     commands = [
         [str(script), str(tmp_path / "tales.txt"), "--model", str(checkpoint), "--out", str(tmp_path / "tasks")],
         [
