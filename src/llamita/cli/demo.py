@@ -1,4 +1,5 @@
-"""`llamita demo`: the whole pipeline in a few minutes: tales, tokens, training, a model file, a story told by it."""
+"""`llamita demo`: the whole pipeline in a few minutes: tales, tokens, training, a model file, a
+story told by it."""
 
 from __future__ import annotations
 
@@ -9,10 +10,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import tyro
-
 from llamita.cli.command import parse, requires_extra
-from llamita.config import PrepareConfig, TrainConfig, check
+from llamita.config import Option, PrepareConfig, TrainConfig, check
 from llamita.errors import OutputError
 
 if TYPE_CHECKING:
@@ -25,15 +24,20 @@ TEMPERATURE = 0.6
 
 @dataclasses.dataclass(frozen=True)
 class DemoFlags:
-    """Go through the whole pipeline: make up tales, learn their tokens, train a small model in front of you, write it
-    as one file, and let it tell a story. Done again, it starts over."""
+    """Run the whole pipeline: generate stories, train a tokenizer and a small model, export it, and
+    print a story.
 
-    minutes: Annotated[float, tyro.conf.arg(aliases=["-m"])] = 3.0
+    Run again, it starts over.
+    """
+
+    examples = ("llamita demo", "llamita demo --minutes 10 -o runs/longer")
+
+    minutes: Annotated[float, Option("M", short="m")] = 3.0
     """How long to train; the rest takes less than a minute."""
-    out: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("runs/demo")
-    """Where everything is put."""
+    out: Annotated[Path, Option(short="o")] = Path("runs/demo")
+    """Folder for the results."""
     num_tales: int = PrepareConfig.num_tales
-    """How many tales to learn from."""
+    """How many stories to generate and learn from."""
 
     def __post_init__(self) -> None:
         check(0 < self.minutes <= 1e6, f"--minutes: expected more than 0, found {self.minutes}")
@@ -69,7 +73,8 @@ def _say(line: str = "") -> None:
 
 
 def _start_over(run: Path) -> None:
-    """Remove the training run of an earlier demo; anything else there is the training's to refuse."""
+    """Remove the training run of an earlier demo; anything else there is the training's to
+    refuse."""
     if not (run / "run.json").is_file():
         return
     _say(f"starting over: {run}, of an earlier demo, is made anew")

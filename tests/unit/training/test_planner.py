@@ -141,7 +141,7 @@ def test_a_classifier_of_its_own_is_weighed(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(planner, "PROBE_SECONDS", (0.01, 0.01))
     lengths = np.full(50_000, 200)
     for untied in (False, True):
-        config = make_config(minutes=1.0, context=16, micro_batch_size=1, threads=1, untied=untied)
+        config = make_config(minutes=1.0, context=16, micro_batch_size=1, threads=1, tie_embeddings=not untied)
         plan = plan_run(config, vocab_size=512, lengths=lengths, device=CPU)
         assert {tied for tied, _ in trained} == {not untied}
         for each in plan.estimates:
