@@ -35,7 +35,8 @@ LAYERS = (
 TORCH_FREE = (
     "errors", "atomic", "user_cache", "console", "config", "chat_template_worker", "chat_template",
     "sampling", "engine", "tokenizer", "stories", "data", "batch_generate", "chat", "formats.tensor_table",
-    "formats.tensor_types", "formats.dequantize", "formats.dequantize_k", "formats.rope_order", "formats.huggingface", "formats.gguf",
+    "formats.tensor_types", "formats.dequantize", "formats.dequantize_k", "formats.rope_order",
+    "formats.huggingface", "formats.gguf",
 )  # fmt: skip
 ENVIRONMENT_READERS = ("cli", "training.distributed", "user_cache")
 

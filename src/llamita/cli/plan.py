@@ -40,7 +40,8 @@ def main(argv: list[str]) -> None:
         from llamita.training.planner import describe_plan, plan_store
 
     config = TrainConfig(
-        data=flags.data, out=Path("run"), minutes=flags.minutes, context=flags.context, tie_embeddings=flags.tie_embeddings,
+        data=flags.data, out=Path("run"), minutes=flags.minutes, context=flags.context,
+        tie_embeddings=flags.tie_embeddings,
         device=flags.device, threads=flags.threads,
     )  # fmt: skip
     chosen, weighed = describe_plan(plan_store(config))

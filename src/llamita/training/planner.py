@@ -280,11 +280,8 @@ def probe_seconds_per_token(
     assert config.context and config.micro_batch_size
     shape = Shape(config.layers, config.hidden, config.heads, config.kv_heads, config.ffn, config.context)
     generator = torch.Generator().manual_seed(0)
-    model = (
-        Llama(model_shape(shape, vocab_size, untied=not config.tie_embeddings), config.dropout)
-        .initialize(generator)
-        .to(device)
-    )
+    shape_config = model_shape(shape, vocab_size, untied=not config.tie_embeddings)
+    model = Llama(shape_config, config.dropout).initialize(generator).to(device)
     loss = SummedLoss(model, compute_type(config.dtype))
     optimizer = build_optimizer(model, config)
     ids = torch.randint(vocab_size, (config.micro_batch_size, config.context + 1), generator=generator).to(device)
