@@ -127,8 +127,8 @@ class PrepareConfig:
     validation."""
 
     sources: tuple[str, ...]
-    """Files or folders of .txt, .md, .jsonl, .csv or .parquet; or the single word tales (generated
-    stories) or tinystories (downloaded). Write ./tales for a folder of that name."""
+    """Files or folders of .txt, .md, .jsonl, .csv or .parquet; or the single word stories (generated
+    stories) or tinystories (downloaded). Write ./stories for a folder of that name."""
     out: Path
     """Token store to create, a folder."""
     vocab_size: int | None = None
@@ -153,9 +153,9 @@ class PrepareConfig:
     """Encoding threads, or processes if only the tokenizers library can encode. Default: one per
     core, fewer for little text."""
     seed: int = 0
-    """Random seed for the choice of held-out documents, and for tales."""
-    num_tales: Annotated[int, Option(group="advanced")] = 20_000
-    """How many tales to generate (for the source tales only)."""
+    """Random seed for the choice of held-out documents, and for generated stories."""
+    num_stories: Annotated[int, Option(group="advanced")] = 20_000
+    """How many stories to generate (source `stories` only)."""
     datatrove: Annotated[bool, Option(group="advanced")] = False
     """SOURCE (and --val) are folders that datatrove's DocumentTokenizer wrote with this --tokenizer
     and its eos_token; the store links to their files. Without --val, the last documents are held
@@ -164,7 +164,7 @@ class PrepareConfig:
     """Replace the token store at --out."""
 
     def __post_init__(self) -> None:
-        check(len(self.sources) > 0, "prepare: no SOURCE given: expected files, folders, tales or tinystories")
+        check(len(self.sources) > 0, "prepare: no SOURCE given: expected files, folders, stories or tinystories")
         check(
             self.vocab_size is None or self.tokenizer is None,
             "prepare: --vocab-size and --tokenizer exclude each other: a given tokenizer has its size",
@@ -196,12 +196,12 @@ class PrepareConfig:
         )
         check(0 <= self.seed < 1 << 63, f"prepare: --seed: expected 0 to 2^63 - 1, found {self.seed}")
         check(
-            1 <= self.num_tales <= 10_000_000,
-            f"prepare: --num-tales: expected 1 to 10,000,000, found {self.num_tales}",
+            1 <= self.num_stories <= 10_000_000,
+            f"prepare: --num-stories: expected 1 to 10,000,000, found {self.num_stories}",
         )
         check(
-            len(self.sources) == 1 or not {"tales", "tinystories"}.intersection(self.sources),
-            "prepare: tales and tinystories stand alone; a folder of such a name is written ./tales",
+            len(self.sources) == 1 or not {"stories", "tinystories"}.intersection(self.sources),
+            "prepare: stories and tinystories stand alone; a folder of such a name is written ./stories",
         )
 
 

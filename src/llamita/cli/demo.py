@@ -1,4 +1,4 @@
-"""`llamita demo`: the whole pipeline in a few minutes: tales, tokens, training, a model file, a
+"""`llamita demo`: the whole pipeline in a few minutes: stories, tokens, training, a model file, a
 story told by it."""
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from llamita.errors import OutputError
 if TYPE_CHECKING:
     from llamita.convert.export import ExportReport
 
-# For three minutes on two cores: most words of the tales, and every name, are one token of 2,048.
+# For three minutes on two cores: most words of the stories, and every name, are one token of 2,048.
 VOCAB_SIZE = 2048
 TEMPERATURE = 0.6
 
@@ -36,7 +36,7 @@ class DemoFlags:
     """How long to train; the rest takes less than a minute."""
     out: Annotated[Path, Option(short="o")] = Path("runs/demo")
     """Folder for the results."""
-    num_tales: int = PrepareConfig.num_tales
+    num_stories: int = PrepareConfig.num_stories
     """How many stories to generate and learn from."""
 
     def __post_init__(self) -> None:
@@ -49,10 +49,10 @@ def main(argv: list[str]) -> int:
     with requires_extra("train"):
         from llamita.convert.export import export
         from llamita.training.pretraining import train
-    tokens, run, model = flags.out / "tokens", flags.out / "run", flags.out / "tales.gguf"
+    tokens, run, model = flags.out / "tokens", flags.out / "run", flags.out / "stories.gguf"
     _start_over(run)
-    _say("1/4  text: tales that llamita makes up, cut into tokens")
-    _prepare(tokens, flags.num_tales)
+    _say("1/4  text: stories, generated and cut into tokens")
+    _prepare(tokens, flags.num_stories)
     _say(f"2/4  training: {flags.minutes:g} minutes; bpb, bits per byte of held-out text, should fall (Ctrl-C ends it)")
     result = train(TrainConfig(data=tokens, out=run, minutes=flags.minutes))
     if result.interrupted:
@@ -84,18 +84,18 @@ def _start_over(run: Path) -> None:
         raise OutputError(f"cannot start over: {run}: {error.strerror or error}; choose another --out") from error
 
 
-def _prepare(tokens: Path, num_tales: int) -> None:
+def _prepare(tokens: Path, num_stories: int) -> None:
     from llamita.cli.prepare import progress_bars
     from llamita.data.prepare import prepare
 
     with progress_bars() as show:
         report = prepare(
-            PrepareConfig(sources=("tales",), out=tokens, vocab_size=VOCAB_SIZE, num_tales=num_tales), show
+            PrepareConfig(sources=("stories",), out=tokens, vocab_size=VOCAB_SIZE, num_stories=num_stories), show
         )
     made = "made earlier" if report.reused else f"made in {report.seconds:.0f} s"
     _say(
-        f"{report.documents:,} tales ({made}), {report.source_bytes / 1e6:.1f} MB, {report.tokens / 1e6:.1f} M tokens "
-        f"of a vocabulary of {report.vocab_size:,}"
+        f"{report.documents:,} stories ({made}), {report.source_bytes / 1e6:.1f} MB, {report.tokens / 1e6:.1f} M "
+        f"tokens of a vocabulary of {report.vocab_size:,}"
     )
 
 

@@ -62,7 +62,7 @@ def summary(report: PrepareReport) -> list[str]:
     else:
         speed = report.source_bytes / 1e6 / report.seconds
         first = f"{report.out}: token store, made in {report.seconds:.1f} s ({speed:.1f} MB/s)"
-    where = _count(report.files, "file") if report.files else "tales made up here"
+    where = _count(report.files, "file") if report.files else "generated stories"
     hidden = f" ({report.hidden_files:,} hidden ones passed over)" if report.hidden_files else ""
     return [
         first,
