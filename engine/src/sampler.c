@@ -313,7 +313,7 @@ static void softmax_of_top_k(llamita_sampler *s, const float *logits, float larg
     const int32_t num_peaks = s->num_blocks * LANES, peak_blocks = pad(s->peaks, num_peaks, -INFINITY);
     weigh(s->peaks, peak_blocks, largest, scale, s->weights);
     const float floor = find_cut(s->weights, peak_blocks, count_from, k, FLT_MIN, s->scratch).weight;
-    float limit = floor > FLT_MIN ? largest : -FLT_MAX; /* FLT_MIN: fewer than k peaks */
+    float limit = k < num_peaks && floor > FLT_MIN ? largest : -FLT_MAX; /* all, if the peaks are too few */
     for (int32_t i = 0; i < num_peaks; i++)
         limit = s->weights[i] >= floor && s->peaks[i] < limit ? s->peaks[i] : limit;
     const int32_t num = gather(logits, s->num_blocks, limit, INFINITY, s->scratch, s->ids);
