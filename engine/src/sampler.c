@@ -14,6 +14,7 @@
 #include <string.h>
 
 #include "error.h"
+#include "exponential.h"
 
 enum { MAX_TOKENS = 1 << 30, LANES = 16, ROWS = 16, BLOCK = ROWS * LANES };
 
@@ -377,7 +378,7 @@ llamita_status llamita_sampler_pick(llamita_sampler *s, const float *logits, int
         *id = first_of(s, logits, largest);
         return LLAMITA_OK;
     }
-    const float scale = fminf(FLT_MAX, 1.44269504f / p->temperature);
+    const float scale = fminf(FLT_MAX, EXP_LOG2_E / p->temperature);
     if (p->top_k > 0 && p->top_k < s->vocab_size) softmax_of_top_k(s, logits, largest, scale, p->top_k);
     else softmax(s, logits, largest, scale);
     if (p->top_p < 1.0f) keep_top_p(s, p->top_p);
