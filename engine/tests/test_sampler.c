@@ -206,8 +206,8 @@ static void fill_exactly(float *logits, int32_t vocab_size, bool ties, uint64_t 
     }
 }
 
-/* The plain loops pick the tokens of those for this processor; the hash of all of them was computed once and may not
- * change. */
+/* The plain loops pick the same tokens as the AVX2 clones. The hash of all picks was computed
+ * once, with other code, and may not change. */
 static void test_every_machine(void) {
     static float logits[LARGE];
     static const float temperatures[] = {1.0f, 0.8f, 0.1f, 2.0f}, masses[] = {1.0f, 0.9f, 0.5f, 0.999f};
