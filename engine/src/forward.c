@@ -1,6 +1,6 @@
 /* forward.c: token ids in, logits out: the network, with the names and in the order of src/llamita/model/llama.py.
  *
- * All members of the team run forward_worker together, each on its part of every operation; threads_barrier stands where
+ * All members of the pool run forward_worker together, each on its part of every operation; thread_pool_barrier stands where
  * one reads what others wrote. A pass of few tokens (decoding) has four barriers a layer: each member norms the residual
  * for itself, and attends with the heads that it has projected itself where those divide evenly (five if not).
  */
@@ -16,7 +16,7 @@
 
 struct forward {
     const llamita_model *model;
-    threads *team;
+    thread_pool *pool;
     int32_t max_pages; /* of a sequence */
     bool keys_in_parts; /* members may share the rows of one kv head */
 
@@ -64,7 +64,7 @@ typedef struct {
 
 static rows share_rows(worker w, int64_t num_rows) {
     rows mine;
-    threads_share(w, num_rows, ROW_UNIT, &mine.begin, &mine.end);
+    thread_pool_share(w, num_rows, ROW_UNIT, &mine.begin, &mine.end);
     return mine;
 }
 
@@ -81,7 +81,7 @@ static void share_projections(const forward *f, worker w, rows *query, rows *key
                   num_keys = info->num_key_value_heads * head_dim;
     if (f->whole_heads) {
         int64_t begin, end;
-        threads_share(w, info->num_key_value_heads, 1, &begin, &end);
+        thread_pool_share(w, info->num_key_value_heads, 1, &begin, &end);
         *key = *value = (rows){begin * head_dim, end * head_dim};
         const int64_t group = num_queries / num_keys;
         *query = (rows){key->begin * group, key->end * group};
@@ -90,7 +90,7 @@ static void share_projections(const forward *f, worker w, rows *query, rows *key
     const int64_t total = num_queries + 2 * num_keys, unit = f->keys_in_parts ? PANEL_ROWS : head_dim;
     rows mine = {0, w.index == 0 ? total : 0}; /* heads that cut panels in two: all by one member */
     if (num_queries % PANEL_ROWS == 0 && num_keys % PANEL_ROWS == 0 && unit % PANEL_ROWS == 0)
-        threads_share(w, total, unit, &mine.begin, &mine.end);
+        thread_pool_share(w, total, unit, &mine.begin, &mine.end);
     *query = part_of(mine, 0, num_queries);
     *key = part_of(mine, num_queries, num_keys);
     *value = part_of(mine, num_queries + num_keys, num_keys);
@@ -108,11 +108,11 @@ static void reduce(const forward *f, worker w, int32_t layer_index, layer_matrix
                    const activations *columns) {
     if (f->num_adapted == 0) return;
     int64_t begin = 0, end = f->num_tokens;
-    if (!f->few) threads_share(w, f->num_tokens, 1, &begin, &end);
+    if (!f->few) thread_pool_share(w, f->num_tokens, 1, &begin, &end);
     for (int32_t i = 0; i < f->num_adapted; i++)
         adapter_reduce(f->model->kernels, &f->adapted[i], layer_index, first, last, columns, begin, end,
                        low_of(f, w, &f->adapted[i]));
-    if (!f->few) threads_barrier(w);
+    if (!f->few) thread_pool_barrier(w);
 }
 
 /* out = matrix(columns), with what adapters add to it, these rows. */
@@ -131,10 +131,10 @@ static const activations *normalise(forward *f, worker w, const float *in, int32
                                     bool quantised) {
     activations *out = f->few ? &f->own[w.index].normed : &f->normed;
     int64_t begin = 0, end = num_tokens;
-    if (!f->few) threads_share(w, num_tokens, 1, &begin, &end);
+    if (!f->few) thread_pool_share(w, num_tokens, 1, &begin, &end);
     rms_norm(f->model->kernels, in, weight, f->model->info.rms_norm_eps, begin, end, out);
     if (quantised) quantise(f->model->kernels, out->values, begin, end, out);
-    if (!f->few) threads_barrier(w);
+    if (!f->few) thread_pool_barrier(w);
     return out;
 }
 
@@ -184,20 +184,20 @@ static void attend(forward *f, worker w, int32_t layer_index) {
     float *scratch = f->own[w.index].attention_scratch;
     int64_t begin, end, item = 0;
     if (f->whole_heads) {
-        threads_share(w, num_kv_heads, 1, &begin, &end);
+        thread_pool_share(w, num_kv_heads, 1, &begin, &end);
         for (int32_t i = 0; i < f->num_tiles; i++)
             for (int64_t head = begin; head < end; head++) attention(&job, &f->tiles[i], (int32_t)head, scratch);
         return;
     }
     if (!f->split_pages) {
-        threads_share(w, f->num_tiles * num_kv_heads, 1, &begin, &end);
+        thread_pool_share(w, f->num_tiles * num_kv_heads, 1, &begin, &end);
         for (item = begin; item < end; item++)
             attention(&job, &f->tiles[item / num_kv_heads], (int32_t)(item % num_kv_heads), scratch);
         return;
     }
     int64_t num_items = 0;
     for (int32_t i = 0; i < f->num_tiles; i++) num_items += num_kv_heads * attention_num_pages(&f->tiles[i]);
-    threads_share(w, num_items, 1, &begin, &end);
+    thread_pool_share(w, num_items, 1, &begin, &end);
     for (int32_t i = 0; i < f->num_tiles; i++) {
         const attention_tile *tile = &f->tiles[i];
         const int32_t num_pages = attention_num_pages(tile);
@@ -226,10 +226,10 @@ static const activations *gather_heads(forward *f, worker w, bool quantised) {
                                     out->values + t * length + (int64_t)h * info->head_dim);
     if (!quantised) return out;
     int64_t begin = 0, end = f->num_tokens;
-    if (!f->few) threads_share(w, f->num_tokens, 1, &begin, &end);
+    if (!f->few) thread_pool_share(w, f->num_tokens, 1, &begin, &end);
     const float *values = f->split_pages ? out->values : f->attention_out.values;
     quantise(f->model->kernels, values, begin, end, out);
-    if (!f->few) threads_barrier(w);
+    if (!f->few) thread_pool_barrier(w);
     return out;
 }
 
@@ -249,14 +249,14 @@ static void attention_block(forward *f, worker w, int32_t layer_index) {
     const activations *normed = normalise(f, w, f->residual, f->num_tokens, layer->attention_norm,
                                           quantised(&layer->query) || quantised(&layer->key) || quantised(&layer->value));
     project(f, w, layer_index, normed);
-    if (!f->whole_heads) threads_barrier(w);
+    if (!f->whole_heads) thread_pool_barrier(w);
     attend(f, w, layer_index);
-    threads_barrier(w);
+    thread_pool_barrier(w);
     const activations *heads = gather_heads(f, w, quantised(&layer->attention_output));
     reduce(f, w, layer_index, MATRIX_ATTENTION_OUTPUT, MATRIX_ATTENTION_OUTPUT,
            f->split_pages ? heads : &f->attention_out); /* where the floats are */
     add_product(f, w, layer_index, MATRIX_ATTENTION_OUTPUT, &layer->attention_output, heads);
-    threads_barrier(w);
+    thread_pool_barrier(w);
 }
 
 /* residual += ffn_down(silu(ffn_gate(ffn_norm(residual))) * ffn_up(ffn_norm(residual))) */
@@ -272,10 +272,10 @@ static void ffn_block(forward *f, worker w, int32_t layer_index) {
     apply(f, w, layer_index, MATRIX_FFN_UP, &layer->ffn_up, normed, mine, f->ffn_up);
     swiglu(k, f->ffn_up, length, f->num_tokens, mine.begin, mine.end, f->ffn_gate.values);
     if (quantised(&layer->ffn_down)) quantise_part(k, f->num_tokens, mine.begin, mine.end, &f->ffn_gate);
-    threads_barrier(w);
+    thread_pool_barrier(w);
     reduce(f, w, layer_index, MATRIX_FFN_DOWN, MATRIX_FFN_DOWN, &f->ffn_gate);
     add_product(f, w, layer_index, MATRIX_FFN_DOWN, &layer->ffn_down, &f->ffn_gate);
-    threads_barrier(w);
+    thread_pool_barrier(w);
 }
 
 /* logits = output(output_norm(residual)), of the tokens that they are wanted of. */
@@ -287,10 +287,10 @@ static void output_block(forward *f, worker w) {
         in = f->residual;
     } else {
         int64_t begin, end;
-        threads_share(w, f->num_logits, 1, &begin, &end);
+        thread_pool_share(w, f->num_logits, 1, &begin, &end);
         for (int64_t i = begin; i < end; i++)
             memcpy(f->last + i * hidden, f->residual + f->logit_tokens[i] * hidden, (size_t)hidden * sizeof(float));
-        threads_barrier(w);
+        thread_pool_barrier(w);
     }
     const activations *normed = normalise(f, w, in, f->num_logits, model->output_norm, quantised(&model->output));
     const rows mine = share_rows(w, vocab_size);
@@ -304,10 +304,10 @@ static void forward_worker(void *argument, worker w) {
     forward *f = argument;
     const llamita_model *model = f->model;
     int64_t begin, end;
-    threads_share(w, f->num_tokens, 1, &begin, &end);
+    thread_pool_share(w, f->num_tokens, 1, &begin, &end);
     embed(&model->token_embedding, f->ids, begin, end, f->residual);
     rope_table(model->rope_frequency, model->info.head_dim, f->positions, begin, end, f->angles);
-    threads_barrier(w);
+    thread_pool_barrier(w);
     for (int32_t i = 0; i < model->info.num_hidden_layers; i++) {
         attention_block(f, w, i);
         ffn_block(f, w, i);
@@ -354,7 +354,7 @@ bool forward_run(forward *f, int num_threads, const forward_span *spans, int32_t
     f->split_pages = f->few && !f->whole_heads && several_pages;
     f->logits = logits;
     atomic_store(&f->damaged, false);
-    threads_run(f->team, num_threads, forward_worker, f);
+    thread_pool_run(f->pool, num_threads, forward_worker, f);
     return !atomic_load(&f->damaged);
 }
 
@@ -376,7 +376,7 @@ static void free_activations(activations *a) {
 }
 
 static bool allocate_own(forward *f, size_t scratch_floats) {
-    const int count = threads_count(f->team);
+    const int count = thread_pool_size(f->pool);
     f->own = calloc((size_t)count, sizeof *f->own);
     for (int i = 0; f->own != NULL && i < count; i++) {
         f->own[i].attention_scratch = floats(scratch_floats);
@@ -388,7 +388,7 @@ static bool allocate_own(forward *f, size_t scratch_floats) {
     return f->own != NULL;
 }
 
-forward *forward_create(const llamita_model *model, const kv_shape *shape, int32_t context_tokens, threads *team) {
+forward *forward_create(const llamita_model *model, const kv_shape *shape, int32_t context_tokens, thread_pool *pool) {
     const llamita_model_info *info = &model->info;
     const size_t hidden = (size_t)info->hidden_size, ffn = (size_t)info->intermediate_size,
                  query_length = (size_t)info->num_attention_heads * (size_t)info->head_dim,
@@ -396,7 +396,7 @@ forward *forward_create(const llamita_model *model, const kv_shape *shape, int32
     forward *f = calloc(1, sizeof *f);
     if (f == NULL) return NULL;
     f->model = model;
-    f->team = team;
+    f->pool = pool;
     f->keys_in_parts = shape->type != KV_Q8;
     f->max_pages = (context_tokens - 1) / KV_PAGE_TOKENS + 1;
     f->residual = floats(PASS_TOKENS * hidden);
@@ -407,7 +407,7 @@ forward *forward_create(const llamita_model *model, const kv_shape *shape, int32
     f->ffn_up = floats(PASS_TOKENS * ffn);
     f->update = floats(PASS_TOKENS * hidden);
     f->last = floats(PASS_TOKENS * hidden);
-    const bool whole_heads = threads_count(team) == 1 && info->head_dim % PANEL_ROWS == 0;
+    const bool whole_heads = thread_pool_size(pool) == 1 && info->head_dim % PANEL_ROWS == 0;
     const size_t heads = whole_heads ? 0 : FEW_TOKENS * (size_t)info->num_attention_heads; /* memory not used costs none */
     f->partials = floats(heads * (size_t)f->max_pages * PARTIAL_FLOATS(info->head_dim) + 1);
     const bool all = allocate_activations(&f->normed, PASS_TOKENS, (int64_t)hidden) &&
@@ -424,7 +424,7 @@ forward *forward_create(const llamita_model *model, const kv_shape *shape, int32
 
 bool forward_reserve_adapters(forward *f, int64_t num_floats) {
     if (num_floats <= f->low_floats) return true;
-    const size_t num_tokens = PASS_TOKENS + FEW_TOKENS * (size_t)threads_count(f->team);
+    const size_t num_tokens = PASS_TOKENS + FEW_TOKENS * (size_t)thread_pool_size(f->pool);
     float *low = floats(num_tokens * (size_t)num_floats);
     if (low == NULL) return false;
     free(f->low);
@@ -435,7 +435,7 @@ bool forward_reserve_adapters(forward *f, int64_t num_floats) {
 
 void forward_free(forward *f) {
     if (f == NULL) return;
-    for (int i = 0; f->own != NULL && i < threads_count(f->team); i++) {
+    for (int i = 0; f->own != NULL && i < thread_pool_size(f->pool); i++) {
         free(f->own[i].attention_scratch);
         free_activations(&f->own[i].normed);
         free_activations(&f->own[i].attention_out);

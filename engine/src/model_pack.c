@@ -6,7 +6,7 @@
 
 #include "error.h"
 #include "model.h"
-#include "threads.h"
+#include "thread_pool.h"
 
 /* Below this many bytes threads cost more than they help. */
 #define BYTES_WORTH_THREADS ((size_t)4 << 20)
@@ -66,10 +66,10 @@ static void pack_worker(void *argument, worker w) {
     pack_job *job = argument;
     if (w.index == 0 && job->beside != NULL) job->beside(job->argument);
     pack_pages(job);
-    threads_barrier(w);
+    thread_pool_barrier(w);
 #ifdef MADV_DONTNEED
     int64_t begin, end; /* a share of the mapping: its pages come back when asked for */
-    threads_share(w, (int64_t)job->mapping_bytes, (int64_t)HUGE_PAGE_BYTES, &begin, &end);
+    thread_pool_share(w, (int64_t)job->mapping_bytes, (int64_t)HUGE_PAGE_BYTES, &begin, &end);
     (void)madvise((char *)job->mapping + begin, (size_t)(end - begin), MADV_DONTNEED);
 #endif
 }
@@ -104,11 +104,11 @@ static void *reserve(uint64_t num_bytes) {
 }
 
 static bool pack_all(pack_job *job) {
-    const int available = threads_available(), most = available < MOST_THREADS ? available : MOST_THREADS;
-    threads *team = threads_create(job->num_bytes < BYTES_WORTH_THREADS ? 1 : most);
-    if (team == NULL) return false;
-    threads_run(team, threads_count(team), pack_worker, job);
-    threads_free(team);
+    const int available = thread_pool_available(), most = available < MOST_THREADS ? available : MOST_THREADS;
+    thread_pool *pool = thread_pool_create(job->num_bytes < BYTES_WORTH_THREADS ? 1 : most);
+    if (pool == NULL) return false;
+    thread_pool_run(pool, thread_pool_size(pool), pack_worker, job);
+    thread_pool_free(pool);
     return !atomic_load(&job->no_memory);
 }
 

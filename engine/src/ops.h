@@ -1,4 +1,4 @@
-/* ops.h: the operations that forward.c is written in, each on the part of it that one member of a team asks for.
+/* ops.h: the operations that forward.c is written in, each on the part of it that one member of a pool asks for.
  *
  * No function here has a barrier inside. Shapes: T tokens of this pass; the rest as in model.h.
  */
@@ -9,7 +9,7 @@
 
 #include "kernels.h"
 #include "model.h"
-#include "threads.h"
+#include "thread_pool.h"
 
 #define ROW_UNIT BLOCK_LENGTH /* rows are shared in these units: whole blocks, panels and cache lines of outputs */
 

@@ -8,7 +8,7 @@
 #include "forward.h"
 #include "kernels.h"
 #include "ops.h"
-#include "pace.h"
+#include "thread_tuner.h"
 #include "speculation.h"
 #include "tokenizer.h"
 
@@ -20,12 +20,12 @@ typedef struct {
 
 struct llamita_session {
     const llamita_model *model;
-    threads *team;
+    thread_pool *pool;
     forward *forward;
     kv_shape kv_shape;
     int32_t context_tokens, num_sequences;
     sequence *sequences; /* [num_sequences] */
-    pace few_pace, many_pace; /* of passes of one token, and of full ones */
+    thread_tuner decode_tuner, prefill_tuner; /* of passes of one token, and of full ones */
     int64_t num_passes;
 
     /* Sequence 0. */
@@ -84,7 +84,7 @@ bool llamita_token_ends(const llamita_model *model, int32_t id) {
 
 static int32_t choose_threads(const llamita_model *model) {
     const int64_t useful = 1 + model->info.decode_bytes / BYTES_PER_THREAD;
-    const int64_t available = threads_available(),
+    const int64_t available = thread_pool_available(),
                   most = available < MOST_CHOSEN_THREADS ? available : MOST_CHOSEN_THREADS;
     return (int32_t)(useful < most ? useful : most);
 }
@@ -92,9 +92,9 @@ static int32_t choose_threads(const llamita_model *model) {
 static llamita_status check_params(const llamita_model *model, const llamita_session_params *asked,
                                    llamita_error *error) {
     const llamita_model_info *info = &model->info;
-    if (asked->num_threads < 0 || asked->num_threads > THREADS_MAX)
+    if (asked->num_threads < 0 || asked->num_threads > MAX_THREADS)
         return error_set(error, LLAMITA_ERROR_ARGUMENT,
-                         "opening a session failed: num_threads: expected 0 (automatic) to %d, found %d", THREADS_MAX,
+                         "opening a session failed: num_threads: expected 0 (automatic) to %d, found %d", MAX_THREADS,
                          (int)asked->num_threads);
     if (asked->context_tokens < 0 || asked->context_tokens > info->context_tokens)
         return error_set(
@@ -133,10 +133,10 @@ static bool fill_session(llamita_session *s, const llamita_session_params *asked
         return false;
     for (; s->num_sequences < num_sequences; s->num_sequences++)
         if (!kv_cache_init(&s->sequences[s->num_sequences].cache, &s->kv_shape, s->context_tokens)) return false;
-    s->team = threads_create(num_threads);
-    pace_init(&s->few_pace, num_threads);
-    pace_init(&s->many_pace, num_threads);
-    if (s->team != NULL) s->forward = forward_create(s->model, &s->kv_shape, s->context_tokens, s->team);
+    s->pool = thread_pool_create(num_threads);
+    thread_tuner_init(&s->decode_tuner, num_threads);
+    thread_tuner_init(&s->prefill_tuner, num_threads);
+    if (s->pool != NULL) s->forward = forward_create(s->model, &s->kv_shape, s->context_tokens, s->pool);
     return s->forward != NULL;
 }
 
@@ -161,7 +161,7 @@ llamita_status llamita_session_open(const llamita_model *model, const llamita_se
 void llamita_session_close(llamita_session *s) {
     if (s == NULL) return;
     forward_free(s->forward);
-    threads_free(s->team);
+    thread_pool_free(s->pool);
     for (int32_t i = 0; i < s->num_sequences; i++) {
         kv_cache_clear(&s->sequences[i].cache);
         adapter_set_release(&s->sequences[i].adapters);
@@ -173,7 +173,7 @@ void llamita_session_close(llamita_session *s) {
     free(s);
 }
 
-int32_t llamita_session_num_threads(const llamita_session *s) { return threads_count(s->team); }
+int32_t llamita_session_num_threads(const llamita_session *s) { return thread_pool_size(s->pool); }
 int32_t llamita_session_context_tokens(const llamita_session *s) { return s->context_tokens; }
 int64_t llamita_session_num_passes(const llamita_session *s) { return s->num_passes; }
 int32_t llamita_session_position(const llamita_session *s) { return s->sequences[0].position; }
@@ -335,11 +335,11 @@ static forward_span next_span(llamita_session *s, const llamita_chunk *chunk, si
 /* Passes of one token and full ones teach how many threads are fastest; others go by the nearer of them. */
 static bool run_pass(llamita_session *s, const forward_span *spans, int32_t num_spans, int32_t num_tokens,
                      float *logits) {
-    pace *pace = num_tokens > PASS_TOKENS / 2 ? &s->many_pace : &s->few_pace;
+    thread_tuner *thread_tuner = num_tokens > PASS_TOKENS / 2 ? &s->prefill_tuner : &s->decode_tuner;
     const double start = clock_seconds();
-    const bool finite = forward_run(s->forward, pace->num_threads, spans, num_spans, logits);
+    const bool finite = forward_run(s->forward, thread_tuner->num_threads, spans, num_spans, logits);
     s->num_passes++;
-    if (num_tokens == 1 || num_tokens == PASS_TOKENS) pace_learn(pace, clock_seconds() - start);
+    if (num_tokens == 1 || num_tokens == PASS_TOKENS) thread_tuner_record(thread_tuner, clock_seconds() - start);
     return finite;
 }
 
@@ -511,7 +511,7 @@ static void score_worker(void *argument, worker w) {
     const score_job *job = argument;
     const int32_t vocab_size = job->model->info.vocab_size;
     int64_t begin, end;
-    threads_share(w, job->num_tokens, 1, &begin, &end);
+    thread_pool_share(w, job->num_tokens, 1, &begin, &end);
     for (int64_t t = begin; t < end; t++)
         job->nats[t] =
             negative_log_probability(job->model->kernels, job->logits + t * vocab_size, vocab_size, job->next_ids[t]);
@@ -540,7 +540,7 @@ llamita_status llamita_session_score(llamita_session *s, const int32_t *ids, siz
             return fed;
         }
         score_job job = {s->model, s->score_logits, ids + done + 1, (int32_t)count, nats + done};
-        threads_run(s->team, threads_count(s->team), score_worker, &job);
+        thread_pool_run(s->pool, thread_pool_size(s->pool), score_worker, &job);
     }
     keep_logits(s, s->score_logits + (count - 1) * vocab_size);
     return LLAMITA_OK;

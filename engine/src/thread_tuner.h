@@ -1,25 +1,25 @@
-/* pace.h: times of passes in, the number of threads that the next pass should use out.
+/* thread_tuner.h: times of passes in, the number of threads that the next pass should use out.
  *
  * Beside other busy processes several threads can be slower than one, as each waits at every barrier for those that are
  * not running. When passes take much longer on average than the fastest ones, fewer threads are tried, and what was
  * faster is kept; from time to time all are tried again. On a quiet machine nothing is ever tried.
  */
-#ifndef LLAMITA_PACE_H
-#define LLAMITA_PACE_H
+#ifndef LLAMITA_THREAD_TUNER_H
+#define LLAMITA_THREAD_TUNER_H
 
 typedef struct {
-    int most_threads, num_threads; /* of the team, and of the next pass */
+    int max_threads, num_threads; /* of the team, and of the next pass */
     int num_passes;                /* in the window */
     double sum, fastest;           /* seconds in the window */
     double kept_mean;              /* of the threads that a trial is compared with; 0: no trial runs */
     int kept_threads;
     int tries_one;                 /* what is tried next: one thread, or half of them */
     int until_retry, retry_after;  /* windows on fewer threads before all are tried again */
-} pace;
+} thread_tuner;
 
-void pace_init(pace *p, int num_threads);
+void thread_tuner_init(thread_tuner *p, int num_threads);
 
-/* A pass on p->num_threads took this long. All passes that one pace sees do the same amount of work, nearly. */
-void pace_learn(pace *p, double seconds);
+/* A pass on p->num_threads took this long. All passes that one thread_tuner sees do the same amount of work, nearly. */
+void thread_tuner_record(thread_tuner *p, double seconds);
 
 #endif
