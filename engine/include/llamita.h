@@ -37,7 +37,7 @@ typedef struct llamita_adapter llamita_adapter; /* a low-rank change of one mode
 typedef struct llamita_session llamita_session; /* one running text: KV cache, scratch memory, thread pool */
 typedef struct llamita_sampler llamita_sampler; /* how the next token is picked, with its random state */
 typedef struct llamita_tokenizer llamita_tokenizer; /* a tokenizer without a model, for many documents */
-typedef struct llamita_learner llamita_learner; /* words of a text, counted, that a vocabulary is learned from */
+typedef struct llamita_bpe_trainer llamita_bpe_trainer; /* words of a text, counted, that a vocabulary is learned from */
 
 typedef enum {
     LLAMITA_OK = 0,
@@ -169,12 +169,12 @@ LLAMITA_API llamita_status llamita_tokenizer_encode(const llamita_tokenizer *tok
                                                     llamita_error *error);
 
 /* Learns a vocabulary: add documents, then merge. One thread at a time. */
-LLAMITA_API llamita_status llamita_learner_open(llamita_learner **learner, llamita_error *error);
-LLAMITA_API void llamita_learner_close(llamita_learner *learner);
+LLAMITA_API llamita_status llamita_bpe_trainer_open(llamita_bpe_trainer **trainer, llamita_error *error);
+LLAMITA_API void llamita_bpe_trainer_close(llamita_bpe_trainer *trainer);
 
 /* Counts the words of documents (given as to llamita_tokenizer_encode), cut as the qwen2 expression cuts them. Memory:
  * the bytes of the different words and 40 more for each. */
-LLAMITA_API llamita_status llamita_learner_add(llamita_learner *learner, const char *text, const uint64_t *ends,
+LLAMITA_API llamita_status llamita_bpe_trainer_add(llamita_bpe_trainer *trainer, const char *text, const uint64_t *ends,
                                                size_t num_documents, llamita_error *error);
 
 /* Merges pairs until there are num_tokens tokens, the 256 bytes included, or no pair stands least_count times in the
@@ -182,7 +182,7 @@ LLAMITA_API llamita_status llamita_learner_add(llamita_learner *learner, const c
  * Writes merges[num_merges][3]: left, right, what they become (which may be an earlier token). capacity: how many there
  * is room for; at most so many are made. Memory: about 4 bytes for each byte of the different words, and 4 for each pair
  * in each of them. */
-LLAMITA_API llamita_status llamita_learner_merge(const llamita_learner *learner, int32_t num_tokens,
+LLAMITA_API llamita_status llamita_bpe_trainer_train(const llamita_bpe_trainer *trainer, int32_t num_tokens,
                                                  int64_t least_count, int32_t *merges, size_t capacity,
                                                  size_t *num_merges, llamita_error *error);
 
@@ -195,13 +195,13 @@ typedef struct {
     bool trusted;       /* control tokens written out in it are meant; else they stay text */
     const int32_t *ids; /* [num_ids] the text was generated as these ids; NULL: it was not generated */
     size_t num_ids;
-} llamita_part;
+} llamita_text_segment;
 
-/* The text that the parts make together, to ids: those of llamita_encode, but that control tokens are recognised in
- * trusted parts only, and that generated ids stay what they were for as long as they say what the text says (white
- * space that they begin with may stand in the part before). Writes at most capacity ids and always sets *num_tokens to
+/* The text that the segments make together, to ids: those of llamita_encode, but that control tokens are recognised in
+ * trusted segments only, and that generated ids stay what they were for as long as they say what the text says (white
+ * space that they begin with may stand in the segment before). Writes at most capacity ids and always sets *num_tokens to
  * the number needed; fewer than that in capacity is LLAMITA_ERROR_ARGUMENT. */
-LLAMITA_API llamita_status llamita_encode_parts(const llamita_model *model, const llamita_part *parts, size_t num_parts,
+LLAMITA_API llamita_status llamita_encode_segments(const llamita_model *model, const llamita_text_segment *segments, size_t num_segments,
                                                 int32_t *ids, size_t capacity, size_t *num_tokens,
                                                 llamita_error *error);
 
@@ -219,7 +219,7 @@ LLAMITA_API const char *llamita_chat_family(const llamita_model *model);
 
 /* Messages, [system] user (assistant user)*, to the ids of what the file's own chat template makes of them, with the
  * beginning of the assistant's answer at the end. Contents never become control tokens. ids, capacity and num_tokens as
- * in llamita_encode_parts. A template that is missing or not known is LLAMITA_ERROR_ARGUMENT. */
+ * in llamita_encode_segments. A template that is missing or not known is LLAMITA_ERROR_ARGUMENT. */
 LLAMITA_API llamita_status llamita_chat_encode(const llamita_model *model, const llamita_message *messages,
                                                size_t num_messages, int32_t *ids, size_t capacity, size_t *num_tokens,
                                                llamita_error *error);

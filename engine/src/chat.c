@@ -1,11 +1,11 @@
-/* chat.c: the functions of llamita.h about chats: messages to the parts of a text, by the model's own chat template. */
+/* chat.c: the functions of llamita.h about chats: messages to the segments of a text, by the model's own chat template. */
 #include <stdlib.h>
 #include <string.h>
 
 #include "chat_template.h"
 #include "error.h"
 #include "model.h"
-#include "tokenizer_parts.h"
+#include "segments.h"
 #include "unicode.h"
 
 /* ------------------------------------------------------------------ stretches of text */
@@ -41,19 +41,19 @@ static slice strip_end(slice text) {
     return text;
 }
 
-/* ------------------------------------------------------------------ messages to parts */
+/* ------------------------------------------------------------------ messages to segments */
 
 typedef struct {
     const llamita_model *model;
     const chat_format *format;
-    llamita_part *parts;
-    size_t num_parts;
+    llamita_text_segment *segments;
+    size_t num_segments;
 } writer;
 
-enum { MOST_PARTS_PER_MESSAGE = 8 };
+enum { MAX_SEGMENTS_PER_MESSAGE = 8 };
 
 static void write_part(writer *w, slice text, bool trusted) {
-    if (text.num_bytes > 0) w->parts[w->num_parts++] = (llamita_part){text.bytes, text.num_bytes, trusted, NULL, 0};
+    if (text.num_bytes > 0) w->segments[w->num_segments++] = (llamita_text_segment){text.bytes, text.num_bytes, trusted, NULL, 0};
 }
 
 /* What the template itself says; CHAT_EOS stands for the text of the EOS token. */
@@ -75,8 +75,8 @@ static void write_bos(writer *w) {
 static void write_content(writer *w, const llamita_message *message, slice content) {
     const bool generated = message->ids != NULL && message->num_ids > 0;
     if (generated)
-        w->parts[w->num_parts++] =
-            (llamita_part){content.bytes, content.num_bytes, false, message->ids, message->num_ids};
+        w->segments[w->num_segments++] =
+            (llamita_text_segment){content.bytes, content.num_bytes, false, message->ids, message->num_ids};
     else write_part(w, content, false);
 }
 
@@ -128,7 +128,7 @@ static void write_turns(writer *w, const llamita_message *messages, size_t num_m
     if (default_system != NULL && strcmp(messages[0].role, "system") != 0) {
         const llamita_message system = {"system", default_system, strlen(default_system), NULL, 0};
         write_turn(w, &system);
-        w->parts[w->num_parts - 2].trusted = true; /* as all that the template writes */
+        w->segments[w->num_segments - 2].trusted = true; /* as all that the template writes */
     }
     for (size_t i = 0; i < num_messages; i++) write_turn(w, &messages[i]);
     write_own(w, w->format->before_role);
@@ -164,18 +164,18 @@ const char *llamita_chat_family(const llamita_model *model) {
     return format != NULL ? format->family : NULL;
 }
 
-llamita_status llamita_encode_parts(const llamita_model *model, const llamita_part *parts, size_t num_parts,
+llamita_status llamita_encode_segments(const llamita_model *model, const llamita_text_segment *segments, size_t num_segments,
                                     int32_t *ids, size_t capacity, size_t *num_tokens, llamita_error *error) {
     if (model->tokenizer == NULL)
         return error_set(error, LLAMITA_ERROR_ARGUMENT,
                          "encoding text failed: the model has no tokenizer; name one when opening it (tokenizer_path)");
-    for (size_t i = 0; i < num_parts; i++)
-        for (size_t k = 0; k < parts[i].num_ids; k++)
-            if (parts[i].ids[k] < 0 || parts[i].ids[k] >= model->info.vocab_size)
+    for (size_t i = 0; i < num_segments; i++)
+        for (size_t k = 0; k < segments[i].num_ids; k++)
+            if (segments[i].ids[k] < 0 || segments[i].ids[k] >= model->info.vocab_size)
                 return error_set(error, LLAMITA_ERROR_ARGUMENT,
-                                 "encoding text failed: part %zu, id %zu: expected 0 to %d, found %d", i, k,
-                                 (int)model->info.vocab_size - 1, (int)parts[i].ids[k]);
-    return tokenizer_encode_parts(model->tokenizer, parts, num_parts, ids, capacity, num_tokens, error);
+                                 "encoding text failed: segment %zu, id %zu: expected 0 to %d, found %d", i, k,
+                                 (int)model->info.vocab_size - 1, (int)segments[i].ids[k]);
+    return tokenizer_encode_segments(model->tokenizer, segments, num_segments, ids, capacity, num_tokens, error);
 }
 
 llamita_status llamita_chat_encode(const llamita_model *model, const llamita_message *messages, size_t num_messages,
@@ -194,13 +194,13 @@ llamita_status llamita_chat_encode(const llamita_model *model, const llamita_mes
     llamita_status status = check_roles(messages, num_messages, error);
     if (status != LLAMITA_OK) return status;
     writer w = {.model = model, .format = format};
-    w.parts = calloc(num_messages + 3, MOST_PARTS_PER_MESSAGE * sizeof *w.parts);
-    if (w.parts == NULL)
+    w.segments = calloc(num_messages + 3, MAX_SEGMENTS_PER_MESSAGE * sizeof *w.segments);
+    if (w.segments == NULL)
         return error_set(error, LLAMITA_ERROR_MEMORY, "writing a chat failed: no memory for %zu messages",
                          num_messages);
     if (format->before_role == NULL) write_llama2(&w, messages, num_messages);
     else write_turns(&w, messages, num_messages, has_default_system ? default_system : NULL);
-    status = llamita_encode_parts(model, w.parts, w.num_parts, ids, capacity, num_tokens, error);
-    free(w.parts);
+    status = llamita_encode_segments(model, w.segments, w.num_segments, ids, capacity, num_tokens, error);
+    free(w.segments);
     return status;
 }

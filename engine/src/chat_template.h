@@ -7,7 +7,7 @@
 
 #define CHAT_EOS '\x02' /* in the strings below: the text of the EOS token */
 
-/* How a turn is written. llama2 stands apart: there a system prompt is part of the user's first turn. */
+/* How a turn is written. llama2 stands apart: there a system prompt is segment of the user's first turn. */
 typedef struct {
     const char *family; /* "chatml", "llama2", "llama3", "zephyr" */
     bool begins_with_bos, trims_contents;

@@ -8,7 +8,7 @@
 #include "adapter.h"
 #include "error.h"
 #include "gguf.h"
-#include "mapping.h"
+#include "mmap_file.h"
 
 enum { NAME_BYTES = 96, MAX_RANK = 1 << 14 };
 
@@ -241,8 +241,8 @@ llamita_status adapter_read(const llamita_model *model, const void *bytes, size_
 
 llamita_status llamita_adapter_open(const llamita_model *model, const char *path, llamita_adapter **adapter,
                                     llamita_error *error) {
-    mapped_file file;
-    llamita_status status = mapping_open("adapter", path, &file, error);
+    mmap_file file;
+    llamita_status status = mmap_file_open("adapter", path, &file, error);
     if (!status) {
         status = adapter_read(model, file.bytes, file.num_bytes, path, adapter, error);
         munmap(file.bytes, file.num_bytes);

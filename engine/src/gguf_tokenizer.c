@@ -40,17 +40,17 @@ static llamita_status read_kind(const gguf_file *file, byte_slice model, tokeniz
     }
     static const struct {
         const char *name;
-        tokenizer_split split;
+        pre_tokenizer pre_tokenizer;
     } splits[] = {
-        {"qwen2", SPLIT_QWEN2},        {"llama-bpe", SPLIT_LLAMA_BPE}, {"llama3", SPLIT_LLAMA_BPE},
-        {"llama-v3", SPLIT_LLAMA_BPE}, {"gpt-2", SPLIT_GPT2},          {"smollm", SPLIT_SMOLLM},
+        {"qwen2", PRE_TOKENIZER_QWEN2},        {"llama-bpe", PRE_TOKENIZER_LLAMA_BPE}, {"llama3", PRE_TOKENIZER_LLAMA_BPE},
+        {"llama-v3", PRE_TOKENIZER_LLAMA_BPE}, {"gpt-2", PRE_TOKENIZER_GPT2},          {"smollm", PRE_TOKENIZER_SMOLLM},
     };
     byte_slice pre = {"", 0};
     source->kind = TOKENIZER_BYTE_LEVEL;
     llamita_status status = gguf_string(file, "tokenizer.ggml.pre", &pre, NULL);
     for (size_t i = 0; !status && i < sizeof splits / sizeof splits[0]; i++) {
         if (slice_is(pre, splits[i].name)) {
-            source->split = splits[i].split;
+            source->pre_tokenizer = splits[i].pre_tokenizer;
             return LLAMITA_OK;
         }
     }
@@ -213,7 +213,7 @@ static llamita_status read_specials(const gguf_file *file, vocabulary *v) {
                  : read_id(file, "tokenizer.ggml.unknown_token_id", size, sentencepiece ? 0 : -1, &source->unknown_id);
     status = status ? status : read_end_ids(file, v);
     bool found;
-    source->add_bos = sentencepiece || source->split == SPLIT_LLAMA_BPE;
+    source->add_bos = sentencepiece || source->pre_tokenizer == PRE_TOKENIZER_LLAMA_BPE;
     source->add_space_prefix = sentencepiece;
     status = status ? status : gguf_bool(file, "tokenizer.ggml.add_bos_token", &source->add_bos, &found);
     if (!status && source->add_bos && source->bos_id < 0) {

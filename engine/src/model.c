@@ -9,7 +9,7 @@
 
 #include "error.h"
 #include "kernels.h"
-#include "mapping.h"
+#include "mmap_file.h"
 #include "reader.h"
 #include "tokenizer.h"
 
@@ -167,8 +167,8 @@ static bool is_gguf(const void *bytes, size_t num_bytes) {
 
 /* The tokenizer of another file than the model's. */
 static llamita_status load_tokenizer(llamita_model *model, const char *path, llamita_error *error) {
-    mapped_file file;
-    llamita_status status = mapping_open("tokenizer", path, &file, error);
+    mmap_file file;
+    llamita_status status = mmap_file_open("tokenizer", path, &file, error);
     if (status) {
         return status;
     }
@@ -294,8 +294,8 @@ llamita_status llamita_model_open(const char *path, const llamita_model_params *
                          "cannot open a model: expected a path and a place for the model, "
                          "found NULL");
     }
-    mapped_file file;
-    llamita_status status = mapping_open("model", path, &file, error);
+    mmap_file file;
+    llamita_status status = mmap_file_open("model", path, &file, error);
     if (status) {
         return status;
     }

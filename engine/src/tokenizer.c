@@ -89,8 +89,8 @@ llamita_status tables_create(tokenizer *t, bool any_halves, const char *path, ll
     const size_t num_symbols = (size_t)t->vocab_size + 256; /* and single bytes */
     const symbol_result added = symbol_table_create(&t->symbols, num_symbols, num_bytes);
     if (added != SYMBOL_ADDED) return table_error(error, path, added == SYMBOL_NO_MEMORY);
-    const merge_result rules = merge_rules_create(&t->merges, &t->symbols, t->vocab_size, any_halves);
-    return rules == MERGE_ADDED ? LLAMITA_OK : table_error(error, path, true);
+    const bpe_result rules = bpe_rules_create(&t->merges, &t->symbols, t->vocab_size, any_halves);
+    return rules == BPE_ADDED ? LLAMITA_OK : table_error(error, path, true);
 }
 
 /* A file without types: byte tokens are known by how they are written, control tokens by their ids. */
@@ -180,7 +180,7 @@ llamita_status tokenizer_create(const tokenizer_source *source, const char *path
     tokenizer *t = calloc(1, sizeof *t);
     if (t == NULL) return table_error(error, path, true);
     t->kind = source->kind;
-    t->split = source->split;
+    t->pre_tokenizer = source->pre_tokenizer;
     t->vocab_size = source->vocab_size;
     t->bos_id = source->bos_id;
     t->eos_id = source->eos_id;
@@ -203,7 +203,7 @@ llamita_status tokenizer_create(const tokenizer_source *source, const char *path
 void tokenizer_free(tokenizer *t) {
     if (t == NULL) return;
     symbol_table_free(&t->symbols);
-    merge_rules_free(&t->merges);
+    bpe_rules_free(&t->merges);
     free(t->user.ids);
     free(t->all.ids);
     free(t->take_apart);

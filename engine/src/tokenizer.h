@@ -7,7 +7,7 @@
 typedef struct tokenizer tokenizer;
 
 typedef enum { TOKENIZER_SENTENCEPIECE, TOKENIZER_BYTE_LEVEL } tokenizer_kind;
-typedef enum { SPLIT_GPT2, SPLIT_LLAMA_BPE, SPLIT_QWEN2, SPLIT_SMOLLM } tokenizer_split;
+typedef enum { PRE_TOKENIZER_GPT2, PRE_TOKENIZER_LLAMA_BPE, PRE_TOKENIZER_QWEN2, PRE_TOKENIZER_SMOLLM } pre_tokenizer;
 
 /* GGUF's numbers. */
 typedef enum { TOKEN_NORMAL = 1, TOKEN_UNKNOWN = 2, TOKEN_CONTROL = 3, TOKEN_USER = 4, TOKEN_UNUSED = 5, TOKEN_BYTE = 6 } token_type;
@@ -18,7 +18,7 @@ typedef struct { const char *bytes; size_t num_bytes; } byte_slice;
 /* What a file says of its tokenizer. Everything is copied by tokenizer_create; nothing is trusted. */
 typedef struct {
     tokenizer_kind kind;
-    tokenizer_split split;     /* byte level only */
+    pre_tokenizer pre_tokenizer;     /* byte level only */
     int32_t vocab_size;
     const byte_slice *pieces;  /* [vocab_size], as GGUF writes them: U+2581 or the GPT-2 byte alphabet */
     const float *scores;       /* [vocab_size], SentencePiece only; else NULL */

@@ -3,7 +3,7 @@
 #define LLAMITA_TOKENIZER_INTERNAL_H
 
 #include "error.h"
-#include "merge.h"
+#include "bpe_merge.h"
 #include "symbol_table.h"
 #include "tokenizer.h"
 
@@ -20,7 +20,7 @@ typedef struct {
 
 struct tokenizer {
     tokenizer_kind kind;
-    tokenizer_split split;
+    pre_tokenizer pre_tokenizer;
     int32_t vocab_size;
     int32_t bos_id, eos_id, unknown_id; /* -1: none */
     bool add_bos, add_space_prefix;
@@ -33,7 +33,7 @@ struct tokenizer {
     /* The first vocab_size symbols are the ids, as the bytes that they stand for in a text; findable are those that
      * plain text can become. Further symbols are strings that merges start from or pass through. */
     symbol_table symbols;
-    merge_rules merges;
+    bpe_rules merges;
     uint8_t *take_apart;       /* [symbols.num_symbols] SentencePiece's "unused" pieces; NULL if there are none */
     int32_t byte_symbols[256]; /* the symbol of each one-byte string, SYMBOL_NONE: no merge begins with it */
     int32_t byte_ids[256];     /* the id that stands for a byte which nothing else covers, -1: none */
@@ -50,9 +50,9 @@ struct tokenizer {
 /* "cannot read the tokenizer: PATH: token ID 'piece': " + the rest, always LLAMITA_ERROR_FORMAT. */
 llamita_status token_error(llamita_error *error, const tokenizer_source *source, const char *path, int32_t id,
                            const char *rest);
-/* Starts symbols and merges with room for the pieces. any_halves: as merge_rules_create. */
+/* Starts symbols and merges with room for the pieces. any_halves: as bpe_rules_create. */
 llamita_status tables_create(tokenizer *t, bool any_halves, const char *path, llamita_error *error);
-/* What a symbol_result or merge_result says that is neither added nor exists: no memory, or crowded. */
+/* What a symbol_result or bpe_result says that is neither added nor exists: no memory, or crowded. */
 llamita_status table_error(llamita_error *error, const char *path, bool no_memory);
 
 /* Each fills symbols[0 .. vocab_size) and byte_symbols, byte_ids, merges, take_apart from the source and t->types. */
@@ -63,7 +63,7 @@ llamita_status byte_level_build(tokenizer *t, const tokenizer_source *source, co
 /* True if the piece is <0xNN> with two hexadecimal digits; *byte is NN. */
 bool byte_piece_value(byte_slice piece, unsigned char *byte);
 
-/* tokenizer_special.c: collects the tokens of these types (a mask of 1 << token_type); needs the symbols. */
+/* special_tokens.c: collects the tokens of these types (a mask of 1 << token_type); needs the symbols. */
 llamita_status special_tokens_build(special_tokens *special, const tokenizer *t, unsigned type_mask,
                                     const tokenizer_source *source, const char *path, llamita_error *error);
 /* The longest special token that text[num_bytes] begins with, or -1. */
@@ -87,7 +87,7 @@ typedef struct {
     size_t num_ids, ids_capacity;
     int32_t *word; /* symbols of the word at work */
     size_t word_capacity;
-    merge_scratch scratch;
+    bpe_scratch scratch;
     known_word *known; /* [known_mask + 1]; NULL: the text is too short to be worth it */
     size_t known_mask;
     llamita_error *error;

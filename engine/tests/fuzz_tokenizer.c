@@ -129,7 +129,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t num_bytes) {
     feed f = {bytes, num_bytes < 4096 ? num_bytes : 4096};
     unsigned shape = take(&f), wild = take(&f); /* wild: what most files get right may be wrong too */
     tokenizer_source source = {.kind = shape & 1 ? TOKENIZER_BYTE_LEVEL : TOKENIZER_SENTENCEPIECE,
-                               .split = (tokenizer_split)(shape >> 1 & 3),
+                               .pre_tokenizer = (pre_tokenizer)(shape >> 1 & 3),
                                .pieces = pieces,
                                .merges = merges,
                                .scores = scores,

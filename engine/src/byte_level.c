@@ -1,4 +1,4 @@
-/* tokenizer_byte_level.c: text to ids by byte-level BPE: splits it, and in each pre-token merges bytes by the list.
+/* byte_level.c: text to ids by byte-level BPE: splits it, and in each pre-token merges bytes by the list.
  *
  * The file writes every byte as a printable character (GPT-2's alphabet: the byte itself where that is printable
  * Latin-1, else U+0100 and on, in order). Here all strings are the bytes themselves. As in llama.cpp, a merge may make
@@ -9,7 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "tokenizer_split.h"
+#include "pre_tokenizer.h"
 #include "unicode.h"
 
 /* ------------------------------------------------------------------ building */
@@ -125,9 +125,9 @@ static llamita_status add_merge(tokenizer *t, const tokenizer_source *source, co
         const symbol_result added = symbol_intern(&t->symbols, bytes, left_length + right_length, product);
         if (added != SYMBOL_ADDED && added != SYMBOL_EXISTS) return table_error(error, path, added == SYMBOL_NO_MEMORY);
     }
-    merge_result result = merge_rules_add(&t->merges, *product, left_length, (uint32_t)index); /* the first rank stays */
-    if (result == MERGE_ADDED || result == MERGE_EXISTS) return LLAMITA_OK;
-    return table_error(error, path, result == MERGE_NO_MEMORY);
+    bpe_result result = bpe_rules_add(&t->merges, *product, left_length, (uint32_t)index); /* the first rank stays */
+    if (result == BPE_ADDED || result == BPE_EXISTS) return LLAMITA_OK;
+    return table_error(error, path, result == BPE_NO_MEMORY);
 }
 
 llamita_status byte_level_build(tokenizer *t, const tokenizer_source *source, const char *path, llamita_error *error) {
@@ -150,7 +150,7 @@ llamita_status byte_level_build(tokenizer *t, const tokenizer_source *source, co
 
 /* Llama 3's tokenizers take a pre-token that is a token whole, even where merges would not lead to it. */
 static int32_t whole_token(const tokenizer *t, const char *word, size_t num_bytes) {
-    if (t->split != SPLIT_LLAMA_BPE) return -1;
+    if (t->pre_tokenizer != PRE_TOKENIZER_LLAMA_BPE) return -1;
     int32_t symbol = symbol_find(&t->symbols, word, num_bytes);
     return symbol < t->vocab_size ? symbol : -1;
 }
@@ -159,7 +159,7 @@ llamita_status byte_level_encode(encoder *e, size_t start, size_t end) {
     const tokenizer *t = e->t;
     llamita_status status = LLAMITA_OK;
     for (size_t at = start, length; at < end && status == LLAMITA_OK; at += length) {
-        length = split_next(t->split, e->text + at, end - at);
+        length = pre_tokenizer_next(t->pre_tokenizer, e->text + at, end - at);
         size_t word_first_id = e->num_ids;
         if (encoder_push_known(e, at, length, &status)) continue;
         int32_t whole = whole_token(t, e->text + at, length);

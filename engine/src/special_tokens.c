@@ -1,4 +1,4 @@
-/* tokenizer_special.c: finds the tokens that are matched as whole strings, before any merging, in a text. */
+/* special_tokens.c: finds the tokens that are matched as whole strings, before any merging, in a text. */
 #include "tokenizer_internal.h"
 
 #include <stdlib.h>

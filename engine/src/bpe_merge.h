@@ -1,10 +1,10 @@
-/* merge.h: a row of symbols to fewer symbols, by ranked pairs: the one algorithm of both kinds of BPE. */
-#ifndef LLAMITA_MERGE_H
-#define LLAMITA_MERGE_H
+/* bpe_merge.h: a row of symbols to fewer symbols, by ranked pairs: the one algorithm of both kinds of BPE. */
+#ifndef LLAMITA_BPE_MERGE_H
+#define LLAMITA_BPE_MERGE_H
 
 #include "symbol_table.h"
 
-#define MERGE_RANK_NONE UINT32_MAX
+#define BPE_RANK_NONE UINT32_MAX
 
 /* A merge of a string that other merges make too, of other halves. */
 typedef struct {
@@ -16,22 +16,22 @@ typedef struct {
  * pairs: they are looked up as they meet. */
 typedef struct {
     const symbol_table *symbols;
-    uint32_t *ranks;      /* [num_ranks] by product; MERGE_RANK_NONE: nothing becomes this symbol */
+    uint32_t *ranks;      /* [num_ranks] by product; BPE_RANK_NONE: nothing becomes this symbol */
     uint16_t *left_bytes; /* [num_ranks] the length of the left half; NULL: any two halves merge */
     int32_t num_ranks;    /* further symbols have no rank */
     other_merge *others;  /* [num_other_slots] hash table, by product and left_bytes */
     size_t num_other_slots, num_others;
-} merge_rules;
+} bpe_rules;
 
-typedef enum { MERGE_ADDED, MERGE_EXISTS, MERGE_CROWDED, MERGE_NO_MEMORY } merge_result;
+typedef enum { BPE_ADDED, BPE_EXISTS, BPE_CROWDED, BPE_NO_MEMORY } bpe_result;
 
 /* Rules without a merge for symbols 0 .. num_ranks; more may follow. any_halves: products alone decide. */
-merge_result merge_rules_create(merge_rules *rules, const symbol_table *symbols, int32_t num_ranks, bool any_halves);
-void merge_rules_free(merge_rules *rules);
+bpe_result bpe_rules_create(bpe_rules *rules, const symbol_table *symbols, int32_t num_ranks, bool any_halves);
+void bpe_rules_free(bpe_rules *rules);
 
-/* The first left_bytes bytes of product and the rest of it merge, with this rank. MERGE_EXISTS: they do already, with
+/* The first left_bytes bytes of product and the rest of it merge, with this rank. BPE_EXISTS: they do already, with
  * the rank that they have. */
-merge_result merge_rules_add(merge_rules *rules, int32_t product, size_t left_bytes, uint32_t rank);
+bpe_result bpe_rules_add(bpe_rules *rules, int32_t product, size_t left_bytes, uint32_t rank);
 
 /* What became of a pair that was looked up. */
 typedef struct {
@@ -46,17 +46,17 @@ typedef struct {
     size_t num_bytes;
     known_pair *pairs; /* [1 << (64 - pairs_shift)], each pair has one place; NULL: none are kept */
     int pairs_shift;
-} merge_scratch;
+} bpe_scratch;
 
 /* Keeps about as many pairs; without memory for them merging is slower, and right. */
-void merge_scratch_keep_pairs(merge_scratch *scratch, size_t num_pairs);
-void merge_scratch_free(merge_scratch *scratch);
+void bpe_scratch_keep_pairs(bpe_scratch *scratch, size_t num_pairs);
+void bpe_scratch_free(bpe_scratch *scratch);
 
 /* Merges symbols[num_symbols] in place until no pair merges, the lowest rank first, of equal ranks the leftmost, and
  * sets *num_symbols to what is left. Negative symbols never merge, all others are findable. take_apart: NULL, or flags
  * by symbol: a final symbol so flagged is replaced by the two that it was merged from. O(n log n). False: out of
  * memory. */
-bool merge_symbols(const merge_rules *rules, const uint8_t *take_apart, merge_scratch *scratch, int32_t *symbols,
+bool bpe_merge(const bpe_rules *rules, const uint8_t *take_apart, bpe_scratch *scratch, int32_t *symbols,
                    size_t *num_symbols);
 
 #endif

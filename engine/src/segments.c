@@ -1,9 +1,9 @@
-/* tokenizer_parts.c: a text of parts to ids: control tokens only where they may be, generated ids as they were.
+/* segments.c: a text of segments to ids: control tokens only where they may be, generated ids as they were.
  *
- * The parts are one text: between control tokens and generated ids it is encoded as if it had none, so that a text
+ * The segments are one text: between control tokens and generated ids it is encoded as if it had none, so that a text
  * without untrusted control tokens gives the same ids as when it is encoded whole.
  */
-#include "tokenizer_parts.h"
+#include "segments.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -46,26 +46,26 @@ static llamita_status reserve(joiner *j, size_t num_more) {
 
 /* ------------------------------------------------------------------ joining */
 
-static llamita_status join(joiner *j, const llamita_part *parts, size_t num_parts) {
+static llamita_status join(joiner *j, const llamita_text_segment *segments, size_t num_segments) {
     size_t num_bytes = 0, num_spans = 0;
-    for (size_t i = 0; i < num_parts; i++) {
-        if (parts[i].num_bytes > ((size_t)1 << 30) - num_bytes)
+    for (size_t i = 0; i < num_segments; i++) {
+        if (segments[i].num_bytes > ((size_t)1 << 30) - num_bytes)
             return error_set(j->error, LLAMITA_ERROR_ARGUMENT,
                              "cannot encode the text: expected at most %zu bytes, found more; split the text",
                              (size_t)1 << 30);
-        num_bytes += parts[i].num_bytes;
-        num_spans += parts[i].num_ids > 0;
+        num_bytes += segments[i].num_bytes;
+        num_spans += segments[i].num_ids > 0;
     }
     j->text = malloc(num_bytes + 1);
     j->trusted = calloc(num_bytes + 1, sizeof *j->trusted);
     j->spans = calloc(num_spans + 1, sizeof *j->spans);
     if (j->text == NULL || j->trusted == NULL || j->spans == NULL) return no_memory(j);
-    for (size_t i = 0; i < num_parts; i++) {
-        const llamita_part *part = &parts[i];
-        if (part->num_ids > 0) j->spans[j->num_spans++] = (generated){j->num_bytes, part->ids, part->num_ids};
-        if (part->num_bytes > 0) memcpy(j->text + j->num_bytes, part->text, part->num_bytes);
-        for (size_t k = 0; k < part->num_bytes; k++) j->trusted[j->num_bytes + k] = part->trusted;
-        j->num_bytes += part->num_bytes;
+    for (size_t i = 0; i < num_segments; i++) {
+        const llamita_text_segment *segment = &segments[i];
+        if (segment->num_ids > 0) j->spans[j->num_spans++] = (generated){j->num_bytes, segment->ids, segment->num_ids};
+        if (segment->num_bytes > 0) memcpy(j->text + j->num_bytes, segment->text, segment->num_bytes);
+        for (size_t k = 0; k < segment->num_bytes; k++) j->trusted[j->num_bytes + k] = segment->trusted;
+        j->num_bytes += segment->num_bytes;
     }
     return LLAMITA_OK;
 }
@@ -169,10 +169,10 @@ static llamita_status push_generated(joiner *j, size_t start, const generated *s
     return LLAMITA_OK;
 }
 
-llamita_status tokenizer_encode_parts(const tokenizer *t, const llamita_part *parts, size_t num_parts, int32_t *ids,
+llamita_status tokenizer_encode_segments(const tokenizer *t, const llamita_text_segment *segments, size_t num_segments, int32_t *ids,
                                       size_t capacity, size_t *num_tokens, llamita_error *error) {
     joiner j = {.t = t, .error = error};
-    llamita_status status = join(&j, parts, num_parts);
+    llamita_status status = join(&j, segments, num_segments);
     size_t at = 0;
     for (size_t i = 0; i < j.num_spans && status == LLAMITA_OK; i++)
         if (j.spans[i].start >= at) status = push_generated(&j, at, &j.spans[i], &at);

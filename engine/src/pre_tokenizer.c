@@ -1,4 +1,4 @@
-/* tokenizer_split.c: text to the pre-tokens that byte-level BPE merges within: four regular expressions as scanners.
+/* pre_tokenizer.c: text to the pre-tokens that byte-level BPE merges within: four regular expressions as scanners.
  *
  *   gpt-2      's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
  *   smollm     every \p{N} by itself, and gpt-2 on each stretch of text between them
@@ -10,7 +10,7 @@
  * U+017F (long s) after an apostrophe for an s; nothing else differs. Each function tries the alternatives from left to
  * right, as the expression does. A byte that is no well-formed UTF-8 is one character of the class "other".
  */
-#include "tokenizer_split.h"
+#include "pre_tokenizer.h"
 
 #include "unicode.h"
 
@@ -135,13 +135,13 @@ static size_t split_llama(const scanner *s, int most_digits) {
     return length > 0 ? length : spaces(s);
 }
 
-size_t split_next(tokenizer_split kind, const char *text, size_t num_bytes) {
+size_t pre_tokenizer_next(pre_tokenizer kind, const char *text, size_t num_bytes) {
     scanner s = {text, num_bytes, false};
     switch (kind) {
-    case SPLIT_LLAMA_BPE: return split_llama(&s, 3);
-    case SPLIT_QWEN2: return split_llama(&s, 1);
-    case SPLIT_SMOLLM: return split_smollm(&s);
-    case SPLIT_GPT2: break;
+    case PRE_TOKENIZER_LLAMA_BPE: return split_llama(&s, 3);
+    case PRE_TOKENIZER_QWEN2: return split_llama(&s, 1);
+    case PRE_TOKENIZER_SMOLLM: return split_smollm(&s);
+    case PRE_TOKENIZER_GPT2: break;
     }
     return split_gpt2(&s);
 }

@@ -1,5 +1,5 @@
-/* mapping.c: turns a path into the bytes of a regular file, mapped read-only and private. */
-#include "mapping.h"
+/* mmap_file.c: turns a path into the bytes of a regular file, mapped read-only and private. */
+#include "mmap_file.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -15,7 +15,7 @@ static llamita_status refuse_file(const char *what, const char *path, const char
 }
 
 /* O_NONBLOCK: opening a pipe that nobody writes to would wait for ever. */
-llamita_status mapping_open(const char *what, const char *path, mapped_file *file, llamita_error *error) {
+llamita_status mmap_file_open(const char *what, const char *path, mmap_file *file, llamita_error *error) {
     int descriptor = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     struct stat facts;
     if (descriptor < 0) {

@@ -1,5 +1,5 @@
-/* merge.c: a row of symbols to fewer symbols, by ranked pairs: short rows by scanning, long ones with a heap. */
-#include "merge.h"
+/* bpe_merge.c: a row of symbols to fewer symbols, by ranked pairs: short rows by scanning, long ones with a heap. */
+#include "bpe_merge.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -8,12 +8,12 @@ enum { MOST_PROBES = 1024, LEAST_SLOTS = 1024, LEAST_PAIRS_LOG2 = 6, MOST_PAIRS_
 
 /* ------------------------------------------------------------------ the rules */
 
-static bool grow_ranks(merge_rules *rules, size_t num_ranks, bool any_halves) {
+static bool grow_ranks(bpe_rules *rules, size_t num_ranks, bool any_halves) {
     if (num_ranks > INT32_MAX) return false;
     uint32_t *ranks = realloc(rules->ranks, num_ranks * sizeof *ranks);
     if (ranks == NULL) return false;
     rules->ranks = ranks;
-    for (size_t i = (size_t)rules->num_ranks; i < num_ranks; i++) ranks[i] = MERGE_RANK_NONE;
+    for (size_t i = (size_t)rules->num_ranks; i < num_ranks; i++) ranks[i] = BPE_RANK_NONE;
     if (!any_halves) {
         uint16_t *left_bytes = realloc(rules->left_bytes, num_ranks * sizeof *left_bytes);
         if (left_bytes == NULL) return false;
@@ -23,12 +23,12 @@ static bool grow_ranks(merge_rules *rules, size_t num_ranks, bool any_halves) {
     return true;
 }
 
-merge_result merge_rules_create(merge_rules *rules, const symbol_table *symbols, int32_t num_ranks, bool any_halves) {
-    *rules = (merge_rules){.symbols = symbols};
-    return grow_ranks(rules, (size_t)num_ranks, any_halves) ? MERGE_ADDED : MERGE_NO_MEMORY;
+bpe_result bpe_rules_create(bpe_rules *rules, const symbol_table *symbols, int32_t num_ranks, bool any_halves) {
+    *rules = (bpe_rules){.symbols = symbols};
+    return grow_ranks(rules, (size_t)num_ranks, any_halves) ? BPE_ADDED : BPE_NO_MEMORY;
 }
 
-void merge_rules_free(merge_rules *rules) {
+void bpe_rules_free(bpe_rules *rules) {
     free(rules->ranks);
     free(rules->left_bytes);
     free(rules->others);
@@ -36,7 +36,7 @@ void merge_rules_free(merge_rules *rules) {
 }
 
 /* The slot of a further merge: the one that holds it, or the free one where it belongs; NULL if neither is near. */
-static other_merge *other_slot(const merge_rules *rules, int32_t product, uint32_t left_bytes) {
+static other_merge *other_slot(const bpe_rules *rules, int32_t product, uint32_t left_bytes) {
     const uint64_t odd = 0x9E3779B97F4A7C15u;
     uint64_t hash = ((uint64_t)(uint32_t)product << 32 | left_bytes) * odd;
     hash = (hash ^ hash >> 32) * odd; /* the product alone would be in the upper half only */
@@ -49,83 +49,83 @@ static other_merge *other_slot(const merge_rules *rules, int32_t product, uint32
     return NULL;
 }
 
-static merge_result grow_others(merge_rules *rules) {
-    merge_rules grown = {.num_other_slots = rules->num_other_slots ? 2 * rules->num_other_slots : LEAST_SLOTS};
+static bpe_result grow_others(bpe_rules *rules) {
+    bpe_rules grown = {.num_other_slots = rules->num_other_slots ? 2 * rules->num_other_slots : LEAST_SLOTS};
     grown.others = malloc(grown.num_other_slots * sizeof *grown.others);
-    if (grown.others == NULL) return MERGE_NO_MEMORY;
+    if (grown.others == NULL) return BPE_NO_MEMORY;
     for (size_t i = 0; i < grown.num_other_slots; i++) grown.others[i].product = -1;
     for (size_t i = 0; i < rules->num_other_slots; i++) {
         if (rules->others[i].product < 0) continue;
         other_merge *slot = other_slot(&grown, rules->others[i].product, rules->others[i].left_bytes);
         if (slot == NULL) {
             free(grown.others);
-            return MERGE_CROWDED;
+            return BPE_CROWDED;
         }
         *slot = rules->others[i];
     }
     free(rules->others);
     rules->others = grown.others;
     rules->num_other_slots = grown.num_other_slots;
-    return MERGE_ADDED;
+    return BPE_ADDED;
 }
 
-merge_result merge_rules_add(merge_rules *rules, int32_t product, size_t left_bytes, uint32_t rank) {
-    if (product >= rules->num_ranks && !grow_ranks(rules, 2 * (size_t)product + 1, false)) return MERGE_NO_MEMORY;
-    if (rules->ranks[product] == MERGE_RANK_NONE) {
+bpe_result bpe_rules_add(bpe_rules *rules, int32_t product, size_t left_bytes, uint32_t rank) {
+    if (product >= rules->num_ranks && !grow_ranks(rules, 2 * (size_t)product + 1, false)) return BPE_NO_MEMORY;
+    if (rules->ranks[product] == BPE_RANK_NONE) {
         rules->ranks[product] = rank;
         rules->left_bytes[product] = (uint16_t)left_bytes;
-        return MERGE_ADDED;
+        return BPE_ADDED;
     }
-    if (rules->left_bytes[product] == left_bytes) return MERGE_EXISTS;
+    if (rules->left_bytes[product] == left_bytes) return BPE_EXISTS;
     if ((rules->num_others + 1) * 2 > rules->num_other_slots) {
-        const merge_result result = grow_others(rules);
-        if (result != MERGE_ADDED) return result;
+        const bpe_result result = grow_others(rules);
+        if (result != BPE_ADDED) return result;
     }
     other_merge *slot = other_slot(rules, product, (uint32_t)left_bytes);
-    if (slot == NULL) return MERGE_CROWDED;
-    if (slot->product >= 0) return MERGE_EXISTS;
+    if (slot == NULL) return BPE_CROWDED;
+    if (slot->product >= 0) return BPE_EXISTS;
     *slot = (other_merge){product, (uint32_t)left_bytes, rank};
     rules->num_others++;
-    return MERGE_ADDED;
+    return BPE_ADDED;
 }
 
 /* ------------------------------------------------------------------ pairs */
 
-void merge_scratch_keep_pairs(merge_scratch *scratch, size_t num_pairs) {
+void bpe_scratch_keep_pairs(bpe_scratch *scratch, size_t num_pairs) {
     int log2 = LEAST_PAIRS_LOG2;
     while (log2 < MOST_PAIRS_LOG2 && (size_t)1 << log2 < num_pairs) log2++;
     scratch->pairs = calloc((size_t)1 << log2, sizeof *scratch->pairs);
     scratch->pairs_shift = 64 - log2;
 }
 
-void merge_scratch_free(merge_scratch *scratch) {
+void bpe_scratch_free(bpe_scratch *scratch) {
     free(scratch->memory);
     free(scratch->pairs);
     memset(scratch, 0, sizeof *scratch);
 }
 
-/* What the pair becomes, with its rank: MERGE_RANK_NONE if it does not merge. */
-static uint32_t look_up(const merge_rules *rules, int32_t left, int32_t right, int32_t *product) {
+/* What the pair becomes, with its rank: BPE_RANK_NONE if it does not merge. */
+static uint32_t look_up(const bpe_rules *rules, int32_t left, int32_t right, int32_t *product) {
     *product = symbol_find_pair(rules->symbols, left, right);
-    if (*product < 0 || *product >= rules->num_ranks) return MERGE_RANK_NONE;
+    if (*product < 0 || *product >= rules->num_ranks) return BPE_RANK_NONE;
     const uint32_t rank = rules->ranks[*product];
-    if (rules->left_bytes == NULL || rank == MERGE_RANK_NONE) return rank;
+    if (rules->left_bytes == NULL || rank == BPE_RANK_NONE) return rank;
     const uint32_t left_bytes = rules->symbols->entries[left].num_bytes;
     if (rules->left_bytes[*product] == left_bytes) return rank;
-    if (rules->num_others == 0) return MERGE_RANK_NONE;
+    if (rules->num_others == 0) return BPE_RANK_NONE;
     const other_merge *other = other_slot(rules, *product, left_bytes);
-    return other != NULL && other->product >= 0 ? other->rank : MERGE_RANK_NONE;
+    return other != NULL && other->product >= 0 ? other->rank : BPE_RANK_NONE;
 }
 
 /* What rows are merged by. */
 typedef struct {
-    const merge_rules *rules;
+    const bpe_rules *rules;
     known_pair *pairs;
     int pairs_shift;
 } pair_source;
 
 static inline uint32_t pair_rank(const pair_source *source, int32_t left, int32_t right, int32_t *product) {
-    if ((left | right) < 0) return MERGE_RANK_NONE;
+    if ((left | right) < 0) return BPE_RANK_NONE;
     if (source->pairs == NULL) return look_up(source->rules, left, right, product);
     const uint64_t key = ((uint64_t)left + 1) << 32 | (uint32_t)right;
     uint64_t hash = key * 0x9E3779B97F4A7C15u;
@@ -153,7 +153,7 @@ static size_t merge_scanning(const pair_source *source, int32_t *symbols, size_t
         for (size_t i = 1; i + 1 < num_symbols; i++) {
             if (ranks[i] < ranks[best]) best = i;
         }
-        if (ranks[best] == MERGE_RANK_NONE) break;
+        if (ranks[best] == BPE_RANK_NONE) break;
         symbols[best] = products[best];
         num_symbols--;
         for (size_t i = best + 1; i < num_symbols; i++) {
@@ -225,7 +225,7 @@ static void consider(merger *m, int32_t left_place) {
     int32_t left = m->places[left_place].symbol, right = m->places[m->places[left_place].next].symbol;
     int32_t product;
     const uint32_t rank = pair_rank(m->source, left, right, &product);
-    if (rank == MERGE_RANK_NONE) return;
+    if (rank == BPE_RANK_NONE) return;
     heap_push(m, (candidate){(uint64_t)rank << 32 | (uint32_t)left_place, left, right, product});
 }
 
@@ -257,7 +257,7 @@ static void undo_merges(merger *m, int32_t at, const uint8_t *take_apart) {
     }
 }
 
-static bool prepare(merger *m, merge_scratch *scratch, const int32_t *symbols, size_t num_symbols) {
+static bool prepare(merger *m, bpe_scratch *scratch, const int32_t *symbols, size_t num_symbols) {
     /* A pop takes one candidate and its merge, one symbol fewer, brings at most two. */
     size_t place_bytes = num_symbols * sizeof(place), needed = place_bytes + 2 * num_symbols * sizeof(candidate);
     if (num_symbols > INT32_MAX || num_symbols > SIZE_MAX / 128) return false;
@@ -276,7 +276,7 @@ static bool prepare(merger *m, merge_scratch *scratch, const int32_t *symbols, s
     return true;
 }
 
-static bool merge_with_heap(merger *m, const uint8_t *take_apart, merge_scratch *scratch, int32_t *symbols,
+static bool merge_with_heap(merger *m, const uint8_t *take_apart, bpe_scratch *scratch, int32_t *symbols,
                             size_t *num_symbols) {
     if (!prepare(m, scratch, symbols, *num_symbols)) return false;
     for (size_t i = 0; i + 1 < *num_symbols; i++) consider(m, (int32_t)i);
@@ -296,7 +296,7 @@ static bool merge_with_heap(merger *m, const uint8_t *take_apart, merge_scratch 
     return true;
 }
 
-bool merge_symbols(const merge_rules *rules, const uint8_t *take_apart, merge_scratch *scratch, int32_t *symbols,
+bool bpe_merge(const bpe_rules *rules, const uint8_t *take_apart, bpe_scratch *scratch, int32_t *symbols,
                    size_t *num_symbols) {
     if (*num_symbols <= 1) return true;
     const pair_source source = {rules, scratch->pairs, scratch->pairs_shift};

@@ -1,4 +1,4 @@
-/* tokenizer_encode.c: text to ids: cuts out the special tokens and hands the rest to the kind's own encoder. */
+/* encode.c: text to ids: cuts out the special tokens and hands the rest to the kind's own encoder. */
 #include "tokenizer_internal.h"
 
 #include <stdlib.h>
@@ -69,7 +69,7 @@ static llamita_status push_character(encoder *e, size_t at) {
 
 llamita_status encoder_merge_word(encoder *e, size_t num_symbols) {
     const tokenizer *t = e->t;
-    if (!merge_symbols(&t->merges, t->take_apart, &e->scratch, e->word, &num_symbols)) return no_memory(e);
+    if (!bpe_merge(&t->merges, t->take_apart, &e->scratch, e->word, &num_symbols)) return no_memory(e);
     llamita_status status = LLAMITA_OK;
     for (size_t i = 0; i < num_symbols && status == LLAMITA_OK; i++) {
         int32_t symbol = e->word[i];
@@ -174,7 +174,7 @@ static llamita_status begin(encoder *e, const tokenizer *t, const char *text, si
     }
     *e = (encoder){.t = t, .text = text, .text_bytes = num_bytes, .error = error};
     allocate_known(e);
-    merge_scratch_keep_pairs(&e->scratch, num_bytes / 4);
+    bpe_scratch_keep_pairs(&e->scratch, num_bytes / 4);
     return LLAMITA_OK;
 }
 
@@ -193,7 +193,7 @@ static llamita_status finish(encoder *e, llamita_status status, int32_t *ids, si
     free(e->ids);
     free(e->word);
     free(e->known);
-    merge_scratch_free(&e->scratch);
+    bpe_scratch_free(&e->scratch);
     return status;
 }
 

@@ -1,4 +1,4 @@
-/* learn.c: documents to the merges of a byte-level BPE: counts their words, then merges the most frequent pair until
+/* bpe_trainer.c: documents to the merges of a byte-level BPE: counts their words, then merges the most frequent pair until
  * there are tokens enough.
  *
  * The order is that of Hugging Face's BpeTrainer: of equally frequent pairs the one of the lower numbers, where bytes are
@@ -11,7 +11,7 @@
 #include "error.h"
 #include "llamita.h"
 #include "symbol_table.h"
-#include "tokenizer_split.h"
+#include "pre_tokenizer.h"
 
 enum { LONGEST_TOKEN = 512, LEAST_SLOTS = 1 << 12 }; /* bytes: twice that at most when written in GPT-2's alphabet */
 #define NO_ENTRY UINT32_MAX
@@ -22,7 +22,7 @@ typedef struct {
     uint32_t num_bytes, hash;
 } word;
 
-struct llamita_learner {
+struct llamita_bpe_trainer {
     char *bytes; /* all words, one after the other */
     size_t num_bytes, bytes_capacity;
     word *words;
@@ -47,8 +47,8 @@ typedef struct {
 } candidate;
 
 typedef struct {
-    const llamita_learner *learner;
-    int32_t *symbols;  /* [learner->num_bytes] the words as they are now, each where its bytes begin */
+    const llamita_bpe_trainer *trainer;
+    int32_t *symbols;  /* [trainer->num_bytes] the words as they are now, each where its bytes begin */
     uint32_t *lengths; /* [num_words] symbols of each */
     symbol_table tokens;
     pair *pairs;
@@ -90,7 +90,7 @@ static uint32_t word_hash(const char *bytes, size_t num_bytes) {
     return (uint32_t)(mix(hash ^ part) >> 16);
 }
 
-static bool grow_words(llamita_learner *l) {
+static bool grow_words(llamita_bpe_trainer *l) {
     if (l->num_words * 2 < l->num_slots) return true;
     const size_t num_slots = l->num_slots ? 2 * l->num_slots : LEAST_SLOTS;
     uint32_t *slots = calloc(num_slots, sizeof *slots);
@@ -109,7 +109,7 @@ static bool grow_words(llamita_learner *l) {
     return true;
 }
 
-static bool append_bytes(llamita_learner *l, const char *bytes, size_t num_bytes) {
+static bool append_bytes(llamita_bpe_trainer *l, const char *bytes, size_t num_bytes) {
     if (l->num_bytes + num_bytes > l->bytes_capacity) {
         const size_t capacity = 2 * l->bytes_capacity + num_bytes + 4096;
         char *moved = realloc(l->bytes, capacity);
@@ -122,7 +122,7 @@ static bool append_bytes(llamita_learner *l, const char *bytes, size_t num_bytes
     return true;
 }
 
-static bool count_word(llamita_learner *l, const char *bytes, size_t num_bytes) {
+static bool count_word(llamita_bpe_trainer *l, const char *bytes, size_t num_bytes) {
     if (!grow_words(l)) return false;
     const uint32_t hash = word_hash(bytes, num_bytes);
     size_t at = hash & (l->num_slots - 1);
@@ -146,22 +146,22 @@ static llamita_status no_memory(llamita_error *error) {
     return error_set(error, LLAMITA_ERROR_MEMORY, "cannot learn a vocabulary: out of memory; learn from less text");
 }
 
-llamita_status llamita_learner_open(llamita_learner **learner, llamita_error *error) {
-    llamita_learner *opened = calloc(1, sizeof *opened);
+llamita_status llamita_bpe_trainer_open(llamita_bpe_trainer **trainer, llamita_error *error) {
+    llamita_bpe_trainer *opened = calloc(1, sizeof *opened);
     if (opened == NULL) return no_memory(error);
-    *learner = opened;
+    *trainer = opened;
     return LLAMITA_OK;
 }
 
-void llamita_learner_close(llamita_learner *learner) {
-    if (learner == NULL) return;
-    free(learner->bytes);
-    free(learner->words);
-    free(learner->slots);
-    free(learner);
+void llamita_bpe_trainer_close(llamita_bpe_trainer *trainer) {
+    if (trainer == NULL) return;
+    free(trainer->bytes);
+    free(trainer->words);
+    free(trainer->slots);
+    free(trainer);
 }
 
-llamita_status llamita_learner_add(llamita_learner *learner, const char *text, const uint64_t *ends,
+llamita_status llamita_bpe_trainer_add(llamita_bpe_trainer *trainer, const char *text, const uint64_t *ends,
                                    size_t num_documents, llamita_error *error) {
     uint64_t at = 0;
     for (size_t i = 0; i < num_documents; i++) {
@@ -172,8 +172,8 @@ llamita_status llamita_learner_add(llamita_learner *learner, const char *text, c
                              i, (unsigned long long)at, (unsigned long long)ends[i]);
         }
         for (size_t length; at < ends[i]; at += length) {
-            length = split_next(SPLIT_QWEN2, text + at, (size_t)(ends[i] - at));
-            if (!count_word(learner, text + at, length)) return no_memory(error);
+            length = pre_tokenizer_next(PRE_TOKENIZER_QWEN2, text + at, (size_t)(ends[i] - at));
+            if (!count_word(trainer, text + at, length)) return no_memory(error);
         }
     }
     return LLAMITA_OK;
@@ -292,11 +292,11 @@ static void number_bytes(int32_t number_of[256], char byte_of[256]) {
     }
 }
 
-static bool start_merging(merging *m, const llamita_learner *l, int32_t num_tokens) {
+static bool start_merging(merging *m, const llamita_bpe_trainer *l, int32_t num_tokens) {
     int32_t number_of[256], symbol;
     char byte_of[256];
     number_bytes(number_of, byte_of);
-    *m = (merging){.learner = l};
+    *m = (merging){.trainer = l};
     m->symbols = malloc((l->num_bytes + 1) * sizeof *m->symbols);
     m->lengths = malloc((l->num_words + 1) * sizeof *m->lengths);
     if (m->symbols == NULL || m->lengths == NULL) return false;
@@ -329,8 +329,8 @@ static void stop_merging(merging *m) {
 
 /* Every left and right of the word becomes one product; the neighbours' pairs change with them. */
 static bool merge_word(merging *m, uint32_t place, int32_t left, int32_t right, int32_t product) {
-    int32_t *symbols = m->symbols + m->learner->words[place].start;
-    const int64_t count = (int64_t)m->learner->words[place].count;
+    int32_t *symbols = m->symbols + m->trainer->words[place].start;
+    const int64_t count = (int64_t)m->trainer->words[place].count;
     const uint32_t num = m->lengths[place];
     uint32_t kept = 0;
     bool ok = true;
@@ -380,7 +380,7 @@ static bool merge_pair(merging *m, uint32_t number, int32_t *product) {
     return ok && offer_risen(m);
 }
 
-llamita_status llamita_learner_merge(const llamita_learner *learner, int32_t num_tokens, int64_t least_count,
+llamita_status llamita_bpe_trainer_train(const llamita_bpe_trainer *trainer, int32_t num_tokens, int64_t least_count,
                                      int32_t *merges, size_t capacity, size_t *num_merges, llamita_error *error) {
     if (num_tokens < 256 || num_tokens > 1 << 24 || least_count < 1) {
         return error_set(error, LLAMITA_ERROR_ARGUMENT,
@@ -389,7 +389,7 @@ llamita_status llamita_learner_merge(const llamita_learner *learner, int32_t num
                          (int)num_tokens, (long long)least_count);
     }
     merging m;
-    bool ok = start_merging(&m, learner, num_tokens);
+    bool ok = start_merging(&m, trainer, num_tokens);
     size_t num = 0;
     while (ok && m.tokens.num_symbols < num_tokens && m.num_candidates > 0 && num < capacity) {
         candidate best = heap_pop(&m);

@@ -1,4 +1,4 @@
-/* documents.c: a tokenizer without a model, and many documents to ids in one call. */
+/* tokenizer_api.c: a tokenizer without a model, and many documents to ids in one call. */
 #include <stdlib.h>
 
 #include "error.h"
