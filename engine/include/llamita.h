@@ -125,7 +125,7 @@ LLAMITA_API void llamita_adapter_get_info(const llamita_adapter *adapter, llamit
 typedef enum {
     LLAMITA_ENCODE_PLAIN = 0,
     LLAMITA_ENCODE_BOS = 1,     /* put the BOS id first (whatever the file's add_bos says) */
-    LLAMITA_ENCODE_SPECIAL = 2, /* recognise control tokens written out in the text, such as <|im_start|> */
+    LLAMITA_ENCODE_SPECIAL = 2, /* recognize control tokens written out in the text, such as <|im_start|> */
 } llamita_encode_flags;
 
 /* Text (num_bytes of any bytes, invalid UTF-8 included) to ids. Writes at most capacity ids and always sets
@@ -197,7 +197,7 @@ typedef struct {
     size_t num_ids;
 } llamita_text_segment;
 
-/* The text that the segments make together, to ids: those of llamita_encode, but that control tokens are recognised in
+/* The text that the segments make together, to ids: those of llamita_encode, but that control tokens are recognized in
  * trusted segments only, and that generated ids stay what they were for as long as they say what the text says (white
  * space that they begin with may stand in the segment before). Writes at most capacity ids and always sets *num_tokens to
  * the number needed; fewer than that in capacity is LLAMITA_ERROR_ARGUMENT. */
@@ -354,7 +354,7 @@ LLAMITA_API void llamita_sampler_accept(llamita_sampler *sampler, int32_t id);
 LLAMITA_API llamita_status llamita_sampler_pick(llamita_sampler *sampler, const float *logits, int32_t *id,
                                                 llamita_error *error);
 
-/* ------------------------------------------------------------------ quantising */
+/* ------------------------------------------------------------------ quantizing */
 
 /* Rows of floats [num_rows][row_length] to the blocks of a GGUF tensor type, row after row: "Q8_0", "Q4_0", "Q4_1",
  * "Q5_0", "Q5_1" (row_length a multiple of 32), "Q4_K", "Q5_K", "Q6_K" (of 256). All but Q8_0 search for the scales

@@ -3,7 +3,7 @@
 
 #include <math.h>
 
-#include "exponential.h"
+#include "float_math.h"
 
 /* A column is one query head of one token: all that share a kv head meet its keys and values together. */
 typedef struct {

@@ -12,7 +12,7 @@ typedef struct {
     uint32_t left_bytes, rank;
 } other_merge;
 
-/* Which neighbours become one symbol: those whose strings together are a symbol that has a rank. Nothing lists the
+/* Which neighbors become one symbol: those whose strings together are a symbol that has a rank. Nothing lists the
  * pairs: they are looked up as they meet. */
 typedef struct {
     const symbol_table *symbols;

@@ -31,7 +31,7 @@ struct llamita_bpe_trainer {
     size_t num_slots;
 };
 
-/* Two neighbours: how often they stand in the text, and in which words. */
+/* Two neighbors: how often they stand in the text, and in which words. */
 typedef struct {
     uint64_t key; /* left << 32 | right */
     int64_t count;
@@ -327,7 +327,7 @@ static void stop_merging(merging *m) {
     free(m->risen);
 }
 
-/* Every left and right of the word becomes one product; the neighbours' pairs change with them. */
+/* Every left and right of the word becomes one product; the neighbors' pairs change with them. */
 static bool merge_word(merging *m, uint32_t place, int32_t left, int32_t right, int32_t product) {
     int32_t *symbols = m->symbols + m->trainer->words[place].start;
     const int64_t count = (int64_t)m->trainer->words[place].count;

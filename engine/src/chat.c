@@ -160,7 +160,7 @@ const char *llamita_chat_family(const llamita_model *model) {
     char default_system[MAX_DEFAULT_SYSTEM_BYTES];
     bool has_default_system;
     if (model->chat_template == NULL) return NULL;
-    const chat_format *format = chat_template_recognise(model->chat_template, default_system, &has_default_system);
+    const chat_format *format = chat_template_recognize(model->chat_template, default_system, &has_default_system);
     return format != NULL ? format->family : NULL;
 }
 
@@ -186,7 +186,7 @@ llamita_status llamita_chat_encode(const llamita_model *model, const llamita_mes
                          "tell a text instead");
     char default_system[MAX_DEFAULT_SYSTEM_BYTES];
     bool has_default_system = false;
-    const chat_format *format = chat_template_recognise(model->chat_template, default_system, &has_default_system);
+    const chat_format *format = chat_template_recognize(model->chat_template, default_system, &has_default_system);
     if (format == NULL)
         return error_set(error, LLAMITA_ERROR_ARGUMENT,
                          "writing a chat failed: the model's chat template: expected one of ChatML, Llama 2, Llama 3 "

@@ -391,7 +391,7 @@ static bool matches(const char *canonical, const char *spelling, const char **te
     return *num_bytes < MAX_DEFAULT_SYSTEM_BYTES;
 }
 
-const chat_format *chat_template_recognise(const char *template_text, char default_system[MAX_DEFAULT_SYSTEM_BYTES],
+const chat_format *chat_template_recognize(const char *template_text, char default_system[MAX_DEFAULT_SYSTEM_BYTES],
                                            bool *has_default_system) {
     char *canonical = chat_template_canonical(template_text);
     const chat_format *format = NULL;

@@ -19,7 +19,7 @@ typedef struct {
 /* The format of a template that writes [system] user (assistant user)* and the beginning of the next answer exactly as
  * the format says; NULL if it may write anything else. default_system becomes what the template puts in the place of a
  * missing system prompt; *has_default_system: whether it does so. */
-const chat_format *chat_template_recognise(const char *template_text, char default_system[MAX_DEFAULT_SYSTEM_BYTES],
+const chat_format *chat_template_recognize(const char *template_text, char default_system[MAX_DEFAULT_SYSTEM_BYTES],
                                            bool *has_default_system);
 
 /* The template in a spelling that does not depend on white space, quotes or ways of saying the same: what it writes,

@@ -127,13 +127,13 @@ static void apply(const forward *f, worker w, int32_t layer_index, layer_matrix 
 /* ------------------------------------------------------------------ the network */
 
 /* The normed rows of `in`, as the matrices that follow read them: each member's own if there are few. */
-static const activations *normalise(forward *f, worker w, const float *in, int32_t num_tokens, const float *weight,
-                                    bool quantised) {
+static const activations *normalize(forward *f, worker w, const float *in, int32_t num_tokens, const float *weight,
+                                    bool quantized) {
     activations *out = f->few ? &f->own[w.index].normed : &f->normed;
     int64_t begin = 0, end = num_tokens;
     if (!f->few) thread_pool_share(w, num_tokens, 1, &begin, &end);
     rms_norm(f->model->kernels, in, weight, f->model->info.rms_norm_eps, begin, end, out);
-    if (quantised) quantise(f->model->kernels, out->values, begin, end, out);
+    if (quantized) quantize(f->model->kernels, out->values, begin, end, out);
     if (!f->few) thread_pool_barrier(w);
     return out;
 }
@@ -211,10 +211,10 @@ static void attend(forward *f, worker w, int32_t layer_index) {
 }
 
 /* What was attended to, as attention_output reads it: each member's own if there are few. */
-static const activations *gather_heads(forward *f, worker w, bool quantised) {
+static const activations *gather_heads(forward *f, worker w, bool quantized) {
     const llamita_model_info *info = &f->model->info;
     const size_t partial_floats = PARTIAL_FLOATS(info->head_dim);
-    activations *out = f->few && (quantised || f->split_pages) ? &f->own[w.index].attention_out : &f->attention_out;
+    activations *out = f->few && (quantized || f->split_pages) ? &f->own[w.index].attention_out : &f->attention_out;
     const int64_t length = out->length;
     if (f->split_pages)
         for (int32_t i = 0; i < f->num_tiles; i++)
@@ -224,11 +224,11 @@ static const activations *gather_heads(forward *f, worker w, bool quantised) {
                                                       partial_floats,
                                     attention_num_pages(&f->tiles[i]), info->head_dim,
                                     out->values + t * length + (int64_t)h * info->head_dim);
-    if (!quantised) return out;
+    if (!quantized) return out;
     int64_t begin = 0, end = f->num_tokens;
     if (!f->few) thread_pool_share(w, f->num_tokens, 1, &begin, &end);
     const float *values = f->split_pages ? out->values : f->attention_out.values;
-    quantise(f->model->kernels, values, begin, end, out);
+    quantize(f->model->kernels, values, begin, end, out);
     if (!f->few) thread_pool_barrier(w);
     return out;
 }
@@ -241,18 +241,18 @@ static void add_product(forward *f, worker w, int32_t layer_index, layer_matrix 
     add(f->update, matrix->num_rows, f->num_tokens, mine.begin, mine.end, f->residual);
 }
 
-static bool quantised(const tensor *t) { return panel_is_quantised(t->format); }
+static bool quantized(const tensor *t) { return panel_is_quantized(t->format); }
 
 /* residual += attention(attention_norm(residual)) */
 static void attention_block(forward *f, worker w, int32_t layer_index) {
     const layer *layer = &f->model->layers[layer_index];
-    const activations *normed = normalise(f, w, f->residual, f->num_tokens, layer->attention_norm,
-                                          quantised(&layer->query) || quantised(&layer->key) || quantised(&layer->value));
+    const activations *normed = normalize(f, w, f->residual, f->num_tokens, layer->attention_norm,
+                                          quantized(&layer->query) || quantized(&layer->key) || quantized(&layer->value));
     project(f, w, layer_index, normed);
     if (!f->whole_heads) thread_pool_barrier(w);
     attend(f, w, layer_index);
     thread_pool_barrier(w);
-    const activations *heads = gather_heads(f, w, quantised(&layer->attention_output));
+    const activations *heads = gather_heads(f, w, quantized(&layer->attention_output));
     reduce(f, w, layer_index, MATRIX_ATTENTION_OUTPUT, MATRIX_ATTENTION_OUTPUT,
            f->split_pages ? heads : &f->attention_out); /* where the floats are */
     add_product(f, w, layer_index, MATRIX_ATTENTION_OUTPUT, &layer->attention_output, heads);
@@ -264,14 +264,14 @@ static void ffn_block(forward *f, worker w, int32_t layer_index) {
     const layer *layer = &f->model->layers[layer_index];
     const kernels *k = f->model->kernels;
     const int64_t length = f->model->info.intermediate_size;
-    const activations *normed = normalise(f, w, f->residual, f->num_tokens, layer->ffn_norm,
-                                          quantised(&layer->ffn_gate) || quantised(&layer->ffn_up));
+    const activations *normed = normalize(f, w, f->residual, f->num_tokens, layer->ffn_norm,
+                                          quantized(&layer->ffn_gate) || quantized(&layer->ffn_up));
     const rows mine = share_rows(w, length);
     reduce(f, w, layer_index, MATRIX_FFN_GATE, MATRIX_FFN_UP, normed);
     apply(f, w, layer_index, MATRIX_FFN_GATE, &layer->ffn_gate, normed, mine, f->ffn_gate.values);
     apply(f, w, layer_index, MATRIX_FFN_UP, &layer->ffn_up, normed, mine, f->ffn_up);
     swiglu(k, f->ffn_up, length, f->num_tokens, mine.begin, mine.end, f->ffn_gate.values);
-    if (quantised(&layer->ffn_down)) quantise_part(k, f->num_tokens, mine.begin, mine.end, &f->ffn_gate);
+    if (quantized(&layer->ffn_down)) quantize_part(k, f->num_tokens, mine.begin, mine.end, &f->ffn_gate);
     thread_pool_barrier(w);
     reduce(f, w, layer_index, MATRIX_FFN_DOWN, MATRIX_FFN_DOWN, &f->ffn_gate);
     add_product(f, w, layer_index, MATRIX_FFN_DOWN, &layer->ffn_down, &f->ffn_gate);
@@ -292,7 +292,7 @@ static void output_block(forward *f, worker w) {
             memcpy(f->last + i * hidden, f->residual + f->logit_tokens[i] * hidden, (size_t)hidden * sizeof(float));
         thread_pool_barrier(w);
     }
-    const activations *normed = normalise(f, w, in, f->num_logits, model->output_norm, quantised(&model->output));
+    const activations *normed = normalize(f, w, in, f->num_logits, model->output_norm, quantized(&model->output));
     const rows mine = share_rows(w, vocab_size);
     matmul(model->kernels, &model->output, normed, f->num_logits, mine.begin, mine.end, f->logits);
     for (int32_t i = 0; i < f->num_logits; i++)
@@ -317,7 +317,7 @@ static void forward_worker(void *argument, worker w) {
 
 /* ------------------------------------------------------------------ a pass */
 
-/* Neighbours with equal sets are computed together. */
+/* Neighbors with equal sets are computed together. */
 static void adapt_span(forward *f, const forward_span *span) {
     if (span->adapters == NULL || span->adapters->count == 0) return;
     adapted_tokens *last = f->num_adapted > 0 ? &f->adapted[f->num_adapted - 1] : NULL;

@@ -64,7 +64,7 @@ static llamita_status refuse_shape(const gguf_file *file, const gguf_tensor *t, 
 /* The tensor as it will be packed: floats of 16 bits stay what they are, all else becomes F32. */
 static tensor describe(const gguf_tensor *t) {
     const tensor_type type = (tensor_type)t->type;
-    tensor described = {.type = tensor_type_is_quantised(type) ? TENSOR_F32 : type,
+    tensor described = {.type = tensor_type_is_quantized(type) ? TENSOR_F32 : type,
                         .num_rows = t->shape[1],
                         .row_length = t->shape[0]};
     described.format = panel_format_of(described.type);
@@ -158,7 +158,7 @@ static llamita_status pack_tensor(const gguf_file *file, const char *name, tenso
         return reader_refuse_memory(&file->from, (uint64_t)t->num_rows * row * sizeof *floats);
     }
     for (int64_t r = 0; r < t->num_rows; r++) {
-        tensor_type_dequantise((tensor_type)stored->type)(stored->data + (size_t)r * row_bytes, t->row_length,
+        tensor_type_dequantize((tensor_type)stored->type)(stored->data + (size_t)r * row_bytes, t->row_length,
                                                           floats + (size_t)r * row);
     }
     llamita_status status = model_check_finite(&file->from, name, floats, t->num_rows * t->row_length);

@@ -50,7 +50,7 @@ static llamita_status check_kind(const gguf_file *file) {
     number = 2;
     status = status ? status : gguf_integer(file, "general.quantization_version", 0, INT32_MAX, &number, &found);
     for (size_t i = 0; !status && number != 2 && i < file->num_tensors; i++) {
-        if (tensor_type_is_quantised((tensor_type)file->tensors[i].type)) {
+        if (tensor_type_is_quantized((tensor_type)file->tensors[i].type)) {
             return reader_refuse(&file->from,
                                  "general.quantization_version: expected 2, found %" PRId64 "; convert the "
                                  "model again",
@@ -236,9 +236,9 @@ static llamita_status take_vector(llamita_model *model, const gguf_file *file, c
     }
     const tensor_type type = (tensor_type)t->type;
     const float *values = (const float *)(const void *)t->data;
-    if (tensor_type_is_quantised(type)) {
+    if (tensor_type_is_quantized(type)) {
         return reader_refuse(&file->from,
-                             "tensor %s: expected type F32, F16 or BF16, found a quantised one; the file is "
+                             "tensor %s: expected type F32, F16 or BF16, found a quantized one; the file is "
                              "damaged",
                              name);
     }
@@ -247,7 +247,7 @@ static llamita_status take_vector(llamita_model *model, const gguf_file *file, c
         if (!converted) {
             return reader_refuse_memory(&file->from, (uint64_t)length * sizeof *converted);
         }
-        tensor_type_dequantise(type)(t->data, length, converted);
+        tensor_type_dequantize(type)(t->data, length, converted);
         values = converted;
     }
     *vector = values;

@@ -3,7 +3,7 @@
  * Every table gives the same bits, because every sum has one order, whatever the number of rows, columns and threads,
  * and every step one rounding (fma: of the exact a * b + c):
  *   - float matrices: s = fma(weight k, value k, s) for k = 0, 1, 2, ...
- *   - quantised ones: the codes of a block meet the column's bytes in integers, which is exact: i = sum of q * v.
+ *   - quantized ones: the codes of a block meet the column's bytes in integers, which is exact: i = sum of q * v.
  *     Then for each block in ascending order, with the letters of panel.h, c the column's scale and C its scaled_sum:
  *       Q8_0        s = fma(i, d * c, s)
  *       Q4_0        s = fma(i - 8 * sum of v, d * c, s)
@@ -39,7 +39,7 @@ typedef struct {
     const void *panels; /* the first of ceil(num_rows / 8), aligned to 32 bytes (float formats: 16) */
     size_t panel_bytes; /* from one panel to the next */
     int64_t num_rows, row_length;
-    const void *columns; /* [num_columns][row_length]: floats, or activation_blocks for quantised weights */
+    const void *columns; /* [num_columns][row_length]: floats, or activation_blocks for quantized weights */
     size_t column_bytes;
     int64_t num_columns;
     float *out;
@@ -54,7 +54,7 @@ struct kernels {
     matmul_kernel *matmul[NUM_PANEL_FORMATS];
 
     /* length is a multiple of BLOCK_LENGTH. Rounds to nearest, ties to even. */
-    void (*quantise)(const float *values, int64_t length, activation_block *blocks);
+    void (*quantize)(const float *values, int64_t length, activation_block *blocks);
     /* To 16-bit floats, rounding to nearest, ties to even. */
     void (*to_halves)(const float *values, int64_t length, uint16_t *halves);
 

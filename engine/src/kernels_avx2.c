@@ -4,7 +4,7 @@
  * are literals, so that the compiler unrolls the loops over them. One column (decoding) takes panels as fast as memory
  * gives them; several columns share what was loaded and unpacked for one.
  */
-#include "exponential.h"
+#include "float_math.h"
 #include "kernels.h"
 
 #if defined(__AVX2__)
@@ -18,11 +18,11 @@
 #define UNROLL _Pragma("GCC unroll 8")
 #endif
 #define LANES 8
-#define MOST_COLUMNS 8 /* that quantised weights meet at once */
+#define MOST_COLUMNS 8 /* that quantized weights meet at once */
 
 /* What kernels_avxvnni.c takes from here as it is. */
 matmul_kernel avx2_matmul_f32, avx2_matmul_f16, avx2_matmul_bf16, avx2_matmul_i8;
-void avx2_quantise(const float *values, int64_t length, activation_block *blocks);
+void avx2_quantize(const float *values, int64_t length, activation_block *blocks);
 void avx2_to_halves(const float *values, int64_t length, uint16_t *halves);
 float avx2_sum_of_squares(const float *values, int64_t length);
 float avx2_maximum(const float *values, int64_t length);
@@ -136,7 +136,7 @@ void avx2_matmul_bf16(const matmul_job *job) { float_matmul(job, PANEL_BF16); }
 void avx2_matmul_i8(const matmul_job *job) { float_matmul(job, PANEL_I8); }
 #endif
 
-/* ------------------------------------------------------------------ quantised matrices */
+/* ------------------------------------------------------------------ quantized matrices */
 
 /* Quad q of a block's codes, of all eight rows. Q8_0: signed; the others: from 0. */
 INLINE __m256i load_quad(const uint8_t *codes, const int q, const panel_format format) {
@@ -306,7 +306,7 @@ static void matmul_q6_k(const matmul_job *job) { block_matmul(job, PANEL_Q6_K); 
 /* ------------------------------------------------------------------ vectors */
 
 #if !defined(KERNELS_AVXVNNI)
-void avx2_quantise(const float *values, int64_t length, activation_block *blocks) {
+void avx2_quantize(const float *values, int64_t length, activation_block *blocks) {
     const __m256i no_sign = _mm256_set1_epi32(0x7fffffff);
     for (int64_t b = 0; b < length / BLOCK_LENGTH; b++, values += BLOCK_LENGTH, blocks++) {
         __m256 part[4];
@@ -377,9 +377,9 @@ float avx2_maximum(const float *values, int64_t length) {
     return result;
 }
 
-/* exponential.h, eight at once, with its roundings. */
+/* float_math.h, eight at once, with its roundings. */
 INLINE __m256 exponential_lanes(__m256 x) {
-    const __m256 clamped = _mm256_min_ps(_mm256_set1_ps(EXP_HIGHEST), _mm256_max_ps(_mm256_set1_ps(EXP_LOWEST), x));
+    const __m256 clamped = _mm256_min_ps(_mm256_set1_ps(EXP_MAX), _mm256_max_ps(_mm256_set1_ps(EXP_MIN), x));
     const __m256 round = _mm256_set1_ps(EXP_ROUND);
     const __m256 shifted = _mm256_add_ps(_mm256_mul_ps(clamped, _mm256_set1_ps(EXP_LOG2_E)), round);
     const __m256 n = _mm256_sub_ps(shifted, round);
@@ -392,7 +392,7 @@ INLINE __m256 exponential_lanes(__m256 x) {
     const __m256 one_and_r = _mm256_add_ps(_mm256_set1_ps(1.0f), r);
     const __m256 value = _mm256_add_ps(one_and_r, _mm256_mul_ps(_mm256_mul_ps(r, r), q));
     const __m256i power = _mm256_slli_epi32(_mm256_add_epi32(_mm256_castps_si256(shifted), _mm256_set1_epi32(127)), 23);
-    const __m256 too_low = _mm256_cmp_ps(x, _mm256_set1_ps(EXP_LOWEST), _CMP_LT_OQ);
+    const __m256 too_low = _mm256_cmp_ps(x, _mm256_set1_ps(EXP_MIN), _CMP_LT_OQ);
     return _mm256_andnot_ps(too_low, _mm256_mul_ps(value, _mm256_castsi256_ps(power)));
 }
 
@@ -441,7 +441,7 @@ const kernels kernels_avx2 = {
 #endif
     .matmul = {avx2_matmul_f32, avx2_matmul_f16, avx2_matmul_bf16, avx2_matmul_i8, matmul_q8_0, matmul_q4_0,
                matmul_q4_1, matmul_q5_1, matmul_q4_k, matmul_q5_k, matmul_q6_k},
-    .quantise = avx2_quantise,
+    .quantize = avx2_quantize,
     .to_halves = avx2_to_halves,
     .sum_of_squares = avx2_sum_of_squares,
     .maximum = avx2_maximum,

@@ -5,7 +5,7 @@
  * sums stay in registers. Its sizes are literals, so that the compiler unrolls the loops over them. One column (decoding)
  * takes panels as fast as memory gives them; several columns share what was loaded and unpacked for one.
  */
-#include "exponential.h"
+#include "float_math.h"
 #include "kernels.h"
 
 #if defined(__aarch64__)
@@ -18,7 +18,6 @@
 #else
 #define UNROLL _Pragma("GCC unroll 8")
 #endif
-#define LANES 8
 #define HALVES 2
 
 INLINE float sum_lanes(const float32x4_t *lanes) {
@@ -166,7 +165,7 @@ static void matmul_f16(const matmul_job *job) { float_matmul(job, PANEL_F16); }
 static void matmul_bf16(const matmul_job *job) { float_matmul(job, PANEL_BF16); }
 static void matmul_i8(const matmul_job *job) { float_matmul(job, PANEL_I8); }
 
-/* ------------------------------------------------------------------ quantised matrices */
+/* ------------------------------------------------------------------ quantized matrices */
 
 INLINE uint8x16_t shift_left(uint8x16_t bytes, const int bits) { return bytes << vdupq_n_u8((uint8_t)bits); }
 INLINE uint8x16_t shift_right(uint8x16_t bytes, const int bits) { return bytes >> vdupq_n_u8((uint8_t)bits); }
@@ -360,7 +359,7 @@ static void matmul_q6_k(const matmul_job *job) { block_matmul(job, PANEL_Q6_K); 
 
 /* ------------------------------------------------------------------ vectors */
 
-static void quantise(const float *values, int64_t length, activation_block *blocks) {
+static void quantize(const float *values, int64_t length, activation_block *blocks) {
     const uint32x4_t no_sign = vdupq_n_u32(0x7fffffffu);
     for (int64_t b = 0; b < length / BLOCK_LENGTH; b++, values += BLOCK_LENGTH, blocks++) {
         float32x4_t part[8];
@@ -425,9 +424,9 @@ static float maximum(const float *values, int64_t length) {
     return result;
 }
 
-/* exponential.h, four at once, with its roundings. */
+/* float_math.h, four at once, with its roundings. */
 INLINE float32x4_t exponential_lanes(float32x4_t x) {
-    const float32x4_t clamped = vminq_f32(vdupq_n_f32(EXP_HIGHEST), vmaxq_f32(vdupq_n_f32(EXP_LOWEST), x));
+    const float32x4_t clamped = vminq_f32(vdupq_n_f32(EXP_MAX), vmaxq_f32(vdupq_n_f32(EXP_MIN), x));
     const float32x4_t round = vdupq_n_f32(EXP_ROUND);
     const float32x4_t shifted = vaddq_f32(vmulq_n_f32(clamped, EXP_LOG2_E), round);
     const float32x4_t n = vsubq_f32(shifted, round);
@@ -441,7 +440,7 @@ INLINE float32x4_t exponential_lanes(float32x4_t x) {
     const float32x4_t value = vaddq_f32(one_and_r, vmulq_f32(vmulq_f32(r, r), q));
     const uint32x4_t power = vshlq_n_u32(vaddq_u32(vreinterpretq_u32_f32(shifted), vdupq_n_u32(127)), 23);
     const uint32x4_t result = vreinterpretq_u32_f32(vmulq_f32(value, vreinterpretq_f32_u32(power)));
-    return vreinterpretq_f32_u32(vbicq_u32(result, vcltq_f32(x, vdupq_n_f32(EXP_LOWEST))));
+    return vreinterpretq_f32_u32(vbicq_u32(result, vcltq_f32(x, vdupq_n_f32(EXP_MIN))));
 }
 
 INLINE void exponential_of_difference(const float32x4_t *value, float shift, float32x4_t *out) {
@@ -499,7 +498,7 @@ const kernels kernels_neon = {
 #endif
     .matmul = {matmul_f32, matmul_f16, matmul_bf16, matmul_i8, matmul_q8_0, matmul_q4_0, matmul_q4_1, matmul_q5_1,
                matmul_q4_k, matmul_q5_k, matmul_q6_k},
-    .quantise = quantise,
+    .quantize = quantize,
     .to_halves = to_halves,
     .sum_of_squares = sum_of_squares,
     .maximum = maximum,

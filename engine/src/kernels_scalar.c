@@ -1,10 +1,8 @@
 /* kernels_scalar.c: the kernels in plain C: the oracle that the others are compared with, and what runs anywhere. */
-#include "exponential.h"
+#include "float_math.h"
 #include "kernels.h"
 
 #include <math.h>
-
-#define LANES 8
 
 static float sum_lanes(const float lane[LANES]) {
     return ((lane[0] + lane[4]) + (lane[2] + lane[6])) + ((lane[1] + lane[5]) + (lane[3] + lane[7]));
@@ -41,7 +39,7 @@ static void matmul_f16(const matmul_job *job) { multiply_floats(job, 2, float_fr
 static void matmul_bf16(const matmul_job *job) { multiply_floats(job, 2, float_from_bfloat); }
 static void matmul_i8(const matmul_job *job) { multiply_floats(job, 1, load_i8); }
 
-/* ------------------------------------------------------------------ quantised matrices */
+/* ------------------------------------------------------------------ quantized matrices */
 
 /* One row of a panel: where its codes and headers lie. */
 typedef struct {
@@ -118,7 +116,7 @@ static void matmul_q6_k(const matmul_job *job) { multiply_blocks(job, PANEL_Q6_K
 
 /* ------------------------------------------------------------------ vectors */
 
-static void quantise(const float *values, int64_t length, activation_block *blocks) {
+static void quantize(const float *values, int64_t length, activation_block *blocks) {
     for (int64_t b = 0; b < length / BLOCK_LENGTH; b++, values += BLOCK_LENGTH) {
         uint32_t largest = 0; /* magnitudes compare as integers, NaN above infinity above the rest */
         for (int i = 0; i < BLOCK_LENGTH; i++) {
@@ -173,7 +171,7 @@ const kernels kernels_scalar = {
     .name = "scalar",
     .matmul = {matmul_f32, matmul_f16, matmul_bf16, matmul_i8, matmul_q8_0, matmul_q4_0, matmul_q4_1, matmul_q5_1,
                matmul_q4_k, matmul_q5_k, matmul_q6_k},
-    .quantise = quantise,
+    .quantize = quantize,
     .to_halves = to_halves,
     .sum_of_squares = sum_of_squares,
     .maximum = maximum,

@@ -330,7 +330,7 @@ static llamita_status take_copy(llamita_model *model, reader *from, const layout
 }
 
 /* Version 2: weight i is values[i] * scales[i / group_size], exactly, in memory of the model's own. */
-static llamita_status dequantise(llamita_model *model, const reader *from, const layout *l, tensor *matrix) {
+static llamita_status dequantize(llamita_model *model, const reader *from, const layout *l, tensor *matrix) {
     const int64_t elements = matrix->num_rows * matrix->row_length;
     const unsigned char *values = matrix->data, *scales = values + elements;
     const uint64_t num_bytes = saturating_multiply((uint64_t)elements, sizeof(float));
@@ -357,7 +357,7 @@ static llamita_status take_parts(llamita_model *model, reader *from, const layou
         for (int64_t copy = 0; copy < copies; copy++) {
             tensor *matrix = matrix_place(model, *p, copy);
             llamita_status status = !expand  ? take_copy(model, from, l, *p, copy)
-                                    : matrix ? dequantise(model, from, l, matrix)
+                                    : matrix ? dequantize(model, from, l, matrix)
                                              : LLAMITA_OK;
             if (status) {
                 return status;
@@ -492,7 +492,7 @@ static llamita_status check_entries(reader from, int32_t vocab_size) {
 
 /* A piece as GGUF writes it: U+2581 for space; BOS and EOS without the line ends that llama2.c puts around them.
  * Returns the byte after it. */
-static char *normalise_piece(byte_slice *piece, int32_t id, char *to) {
+static char *normalize_piece(byte_slice *piece, int32_t id, char *to) {
     byte_slice from = *piece;
     if ((id == BOS_ID || id == EOS_ID) && from.num_bytes > 2 && from.bytes[0] == '\n' &&
         from.bytes[from.num_bytes - 1] == '\n') {
@@ -535,7 +535,7 @@ llamita_status llama2c_read_tokenizer(const void *mapping, size_t num_bytes, con
                     : id == BOS_ID || id == EOS_ID ? TOKEN_CONTROL
                     : is_byte_token(pieces[id])    ? TOKEN_BYTE
                                                    : TOKEN_NORMAL;
-        end = status ? end : normalise_piece(&pieces[id], id, end);
+        end = status ? end : normalize_piece(&pieces[id], id, end);
     }
     if (!status) {
         tokenizer_source source = {.kind = TOKENIZER_SENTENCEPIECE,

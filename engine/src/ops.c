@@ -7,9 +7,9 @@
 /* ------------------------------------------------------------------ rows and columns */
 
 void embed(const tensor *table, const int32_t *ids, int64_t begin, int64_t end, float *out) {
-    dequantise_function *dequantise = tensor_type_dequantise(table->type);
+    dequantize_function *dequantize = tensor_type_dequantize(table->type);
     for (int64_t t = begin; t < end; t++)
-        dequantise((const char *)table->data + (size_t)ids[t] * table->row_bytes, table->row_length,
+        dequantize((const char *)table->data + (size_t)ids[t] * table->row_bytes, table->row_length,
                    out + t * table->row_length);
 }
 
@@ -24,15 +24,15 @@ void rms_norm(const kernels *k, const float *in, const float *weight, float epsi
     }
 }
 
-void quantise(const kernels *k, const float *values, int64_t begin, int64_t end, activations *columns) {
+void quantize(const kernels *k, const float *values, int64_t begin, int64_t end, activations *columns) {
     const int64_t first = begin * columns->length;
-    k->quantise(values + first, (end - begin) * columns->length, columns->blocks + first / BLOCK_LENGTH);
+    k->quantize(values + first, (end - begin) * columns->length, columns->blocks + first / BLOCK_LENGTH);
 }
 
-void quantise_part(const kernels *k, int32_t num_tokens, int64_t begin, int64_t end, activations *columns) {
+void quantize_part(const kernels *k, int32_t num_tokens, int64_t begin, int64_t end, activations *columns) {
     for (int64_t t = 0; t < num_tokens; t++) {
         const int64_t first = t * columns->length + begin;
-        k->quantise(columns->values + first, end - begin, columns->blocks + first / BLOCK_LENGTH);
+        k->quantize(columns->values + first, end - begin, columns->blocks + first / BLOCK_LENGTH);
     }
 }
 
@@ -40,15 +40,15 @@ void quantise_part(const kernels *k, int32_t num_tokens, int64_t begin, int64_t 
 static void multiply(const kernels *k, const tensor *weights, const activations *columns, int64_t num_tokens,
                      int64_t begin, int64_t end, float *out, size_t out_stride) {
     if (begin >= end) return;
-    const bool quantised = panel_is_quantised(weights->format);
+    const bool quantized = panel_is_quantized(weights->format);
     const size_t length = (size_t)columns->length;
     const matmul_job job = {
         .panels = (const char *)weights->panels + (size_t)(begin / PANEL_ROWS) * weights->panel_bytes,
         .panel_bytes = weights->panel_bytes,
         .num_rows = end - begin,
         .row_length = weights->row_length,
-        .columns = quantised ? (const void *)columns->blocks : columns->values,
-        .column_bytes = quantised ? length / BLOCK_LENGTH * sizeof(activation_block) : length * sizeof(float),
+        .columns = quantized ? (const void *)columns->blocks : columns->values,
+        .column_bytes = quantized ? length / BLOCK_LENGTH * sizeof(activation_block) : length * sizeof(float),
         .num_columns = num_tokens,
         .out = out,
         .out_stride = out_stride,

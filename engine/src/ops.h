@@ -13,7 +13,7 @@
 
 #define ROW_UNIT BLOCK_LENGTH /* rows are shared in these units: whole blocks, panels and cache lines of outputs */
 
-/* Columns that matrices are multiplied with: [T, length] floats, and the same as blocks where quantised ones need them. */
+/* Columns that matrices are multiplied with: [T, length] floats, and the same as blocks where quantized ones need them. */
 typedef struct {
     float *values;            /* [T, length] */
     activation_block *blocks; /* [T, length / BLOCK_LENGTH] */
@@ -28,10 +28,10 @@ void rms_norm(const kernels *k, const float *in, const float *weight, float epsi
               activations *out);
 
 /* Fills the blocks of tokens [begin, end) from values [T, length]. */
-void quantise(const kernels *k, const float *values, int64_t begin, int64_t end, activations *columns);
+void quantize(const kernels *k, const float *values, int64_t begin, int64_t end, activations *columns);
 
 /* Fills the blocks of elements [begin, end) of each of num_tokens tokens: whole blocks. */
-void quantise_part(const kernels *k, int32_t num_tokens, int64_t begin, int64_t end, activations *columns);
+void quantize_part(const kernels *k, int32_t num_tokens, int64_t begin, int64_t end, activations *columns);
 
 /* out[t][row] for rows [begin, end) of the weights; begin is a multiple of 8. out is [T, weights->num_rows]. */
 void matmul(const kernels *k, const tensor *weights, const activations *columns, int32_t num_tokens, int64_t begin,

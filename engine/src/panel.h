@@ -29,8 +29,9 @@
 
 #include "tensor_type.h"
 
-#define PANEL_ROWS 8
-#define BLOCK_LENGTH 32 /* elements of one quantised block, of weights and of activations */
+#define LANES 8 /* floats in a vector: one AVX2 register, two of NEON */
+#define PANEL_ROWS LANES
+#define BLOCK_LENGTH 32 /* elements of one quantized block, of weights and of activations */
 #define SUPER_LENGTH 256
 #define PANEL_ALIGNMENT 64
 
@@ -71,7 +72,7 @@ static inline panel_layout panel_layout_of(panel_format format) {
     return (panel_layout){0, 0, 0, 0};
 }
 
-static inline bool panel_is_quantised(panel_format format) { return format >= PANEL_Q8_0; }
+static inline bool panel_is_quantized(panel_format format) { return format >= PANEL_Q8_0; }
 
 /* Bytes from one panel to the next: a multiple of 32. */
 size_t panel_bytes(panel_format format, int64_t row_length);

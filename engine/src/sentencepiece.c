@@ -1,6 +1,6 @@
 /* sentencepiece.c: text to ids by SentencePiece BPE: merges the pair whose piece scores best, until none is left.
  *
- * Two neighbours merge if their text together is a piece, with the rank of the piece's score. U+2581 is a space in all
+ * Two neighbors merge if their text together is a piece, with the rank of the piece's score. U+2581 is a space in all
  * strings here. A character that no piece holds becomes byte tokens; without them, a run of such characters becomes one
  * unknown id.
  */

@@ -9,22 +9,22 @@ enum { BLOCK = 32, SUPER = 256 };
 
 /* ------------------------------------------------------------------ floats */
 
-static void dequantise_f32(const void *row, int64_t length, float *out) {
+static void dequantize_f32(const void *row, int64_t length, float *out) {
     memcpy(out, row, (size_t)length * sizeof *out);
 }
 
-void dequantise_f16(const void *row, int64_t length, float *out) {
+void dequantize_f16(const void *row, int64_t length, float *out) {
     for (int64_t k = 0; k < length; k++) out[k] = float_from_half((const char *)row + 2 * k);
 }
 
-void dequantise_bf16(const void *row, int64_t length, float *out) {
+void dequantize_bf16(const void *row, int64_t length, float *out) {
     for (int64_t k = 0; k < length; k++) out[k] = float_from_bfloat((const char *)row + 2 * k);
 }
 
 /* ------------------------------------------------------------------ blocks of 32 */
 
 /* Q8_0: half scale, int8 values[32]. */
-static void dequantise_q8_0(const void *row, int64_t length, float *out) {
+static void dequantize_q8_0(const void *row, int64_t length, float *out) {
     const uint8_t *block = row;
     for (int64_t k = 0; k < length; k += BLOCK, block += 34) {
         const float scale = float_from_half(block);
@@ -33,7 +33,7 @@ static void dequantise_q8_0(const void *row, int64_t length, float *out) {
 }
 
 /* Q4_0: half scale, 16 bytes of nibbles; 8 stands for zero. */
-static void dequantise_q4_0(const void *row, int64_t length, float *out) {
+static void dequantize_q4_0(const void *row, int64_t length, float *out) {
     const uint8_t *block = row;
     for (int64_t k = 0; k < length; k += BLOCK, block += 18) {
         const float scale = float_from_half(block);
@@ -45,7 +45,7 @@ static void dequantise_q4_0(const void *row, int64_t length, float *out) {
 }
 
 /* Q4_1: half scale, half minimum, nibbles as in Q4_0. */
-static void dequantise_q4_1(const void *row, int64_t length, float *out) {
+static void dequantize_q4_1(const void *row, int64_t length, float *out) {
     const uint8_t *block = row;
     for (int64_t k = 0; k < length; k += BLOCK, block += 20) {
         const float scale = float_from_half(block), minimum = float_from_half(block + 2);
@@ -65,7 +65,7 @@ static inline void codes_of_5_bits(const uint8_t *bytes, int codes[BLOCK]) {
 }
 
 /* Q5_0: half scale, codes; 16 stands for zero. */
-static void dequantise_q5_0(const void *row, int64_t length, float *out) {
+static void dequantize_q5_0(const void *row, int64_t length, float *out) {
     const uint8_t *block = row;
     int codes[BLOCK];
     for (int64_t k = 0; k < length; k += BLOCK, block += 22) {
@@ -76,7 +76,7 @@ static void dequantise_q5_0(const void *row, int64_t length, float *out) {
 }
 
 /* Q5_1: half scale, half minimum, codes. */
-static void dequantise_q5_1(const void *row, int64_t length, float *out) {
+static void dequantize_q5_1(const void *row, int64_t length, float *out) {
     const uint8_t *block = row;
     int codes[BLOCK];
     for (int64_t k = 0; k < length; k += BLOCK, block += 24) {
@@ -98,7 +98,7 @@ static inline void look_up_nibbles(const uint8_t *bytes, const int8_t table[16],
 static const int8_t iq4_values[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
 
 /* IQ4_NL: half scale, nibbles. */
-static void dequantise_iq4_nl(const void *row, int64_t length, float *out) {
+static void dequantize_iq4_nl(const void *row, int64_t length, float *out) {
     const uint8_t *block = row;
     for (int64_t k = 0; k < length; k += BLOCK, block += 18)
         look_up_nibbles(block + 2, iq4_values, float_from_half(block), out + k);
@@ -106,7 +106,7 @@ static void dequantise_iq4_nl(const void *row, int64_t length, float *out) {
 
 /* MXFP4 (OCP microscaling formats, E2M1 with a shared E8M0): a byte e for the scale 2^(e - 127), nibbles. The table
  * holds twice the values, so the scale is halved; 2^-127 and 2^-128 are subnormal. */
-static void dequantise_mxfp4(const void *row, int64_t length, float *out) {
+static void dequantize_mxfp4(const void *row, int64_t length, float *out) {
     static const int8_t doubled[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
     const uint8_t *block = row;
     for (int64_t k = 0; k < length; k += BLOCK, block += 17) {
@@ -120,7 +120,7 @@ static void dequantise_mxfp4(const void *row, int64_t length, float *out) {
 
 /* Q2_K: 16 bytes for groups of 16: nibbles scale (low) and minimum (high); 64 bytes of 2-bit codes; half scale of the
  * scales, half scale of the minima. */
-static void dequantise_q2_k(const void *row, int64_t length, float *out) {
+static void dequantize_q2_k(const void *row, int64_t length, float *out) {
     const uint8_t *block = row;
     for (int64_t k = 0; k < length; k += SUPER, block += 84) {
         const float d = float_from_half(block + 80), d_minimum = float_from_half(block + 82);
@@ -143,7 +143,7 @@ static inline int q3_k_scale(const uint8_t *bytes, int group) {
 
 /* Q3_K: 32 bytes: bit b of byte i is the highest of code 32 b + i; 64 bytes of 2-bit codes; 12 bytes of scales for
  * groups of 16; half scale. 4 stands for zero. */
-static void dequantise_q3_k(const void *row, int64_t length, float *out) {
+static void dequantize_q3_k(const void *row, int64_t length, float *out) {
     const uint8_t *block = row;
     for (int64_t k = 0; k < length; k += SUPER, block += 110) {
         const float d = float_from_half(block + 108);
@@ -173,7 +173,7 @@ static inline void q4_k_scale(const uint8_t *bytes, int group, float d, float d_
 
 /* Q4_K: half scale of the scales, half scale of the minima, 12 bytes of scales and minima for groups of 32, 4 times 32
  * bytes of nibbles. */
-static void dequantise_q4_k(const void *row, int64_t length, float *out) {
+static void dequantize_q4_k(const void *row, int64_t length, float *out) {
     const uint8_t *block = row;
     for (int64_t k = 0; k < length; k += SUPER, block += 144) {
         const float d = float_from_half(block), d_minimum = float_from_half(block + 2);
@@ -189,7 +189,7 @@ static void dequantise_q4_k(const void *row, int64_t length, float *out) {
 }
 
 /* Q5_K: as Q4_K, with 32 bytes before the nibbles: bit g of byte i is the highest of code i of group g. */
-static void dequantise_q5_k(const void *row, int64_t length, float *out) {
+static void dequantize_q5_k(const void *row, int64_t length, float *out) {
     const uint8_t *block = row;
     for (int64_t k = 0; k < length; k += SUPER, block += 176) {
         const float d = float_from_half(block), d_minimum = float_from_half(block + 2);
@@ -207,7 +207,7 @@ static void dequantise_q5_k(const void *row, int64_t length, float *out) {
 
 /* Q6_K: 2 times 64 bytes of nibbles, 2 times 32 bytes with the upper 2 bits, int8 scales[16] for groups of 16, half
  * scale. 32 stands for zero. */
-static void dequantise_q6_k(const void *row, int64_t length, float *out) {
+static void dequantize_q6_k(const void *row, int64_t length, float *out) {
     const uint8_t *block = row;
     for (int64_t k = 0; k < length; k += SUPER, block += 210) {
         const float d = float_from_half(block + 208);
@@ -225,7 +225,7 @@ static void dequantise_q6_k(const void *row, int64_t length, float *out) {
 
 /* IQ4_XS: half scale, 2 bytes: the upper 2 bits of 8 scales for groups of 32, 4 bytes: their lower nibbles (32 stands
  * for zero), then 8 times the nibbles of IQ4_NL. */
-static void dequantise_iq4_xs(const void *row, int64_t length, float *out) {
+static void dequantize_iq4_xs(const void *row, int64_t length, float *out) {
     const uint8_t *block = row;
     for (int64_t k = 0; k < length; k += SUPER, block += 136) {
         const float d = float_from_half(block);
@@ -250,7 +250,7 @@ static inline float *ternary_digits(const uint8_t *bytes, int count, int digits,
 }
 
 /* TQ1_0: 32 and 16 bytes of five digits, 4 bytes of four; half scale. */
-static void dequantise_tq1_0(const void *row, int64_t length, float *out) {
+static void dequantize_tq1_0(const void *row, int64_t length, float *out) {
     const uint8_t *block = row;
     for (int64_t k = 0; k < length; k += SUPER, block += 54) {
         const float scale = float_from_half(block + 52);
@@ -261,7 +261,7 @@ static void dequantise_tq1_0(const void *row, int64_t length, float *out) {
 }
 
 /* TQ2_0: 2 times 32 bytes of 2-bit codes; half scale. 1 stands for zero. */
-static void dequantise_tq2_0(const void *row, int64_t length, float *out) {
+static void dequantize_tq2_0(const void *row, int64_t length, float *out) {
     const uint8_t *block = row;
     for (int64_t k = 0; k < length; k += SUPER, block += 66) {
         const float scale = float_from_half(block + 64);
@@ -279,28 +279,28 @@ typedef struct {
     const char *name;
     int64_t elements;
     size_t bytes;
-    dequantise_function *dequantise;
+    dequantize_function *dequantize;
 } type_facts;
 
 static const type_facts types[TENSOR_TYPES_END] = {
-    [TENSOR_F32] = {"F32", 1, 4, dequantise_f32},
-    [TENSOR_F16] = {"F16", 1, 2, dequantise_f16},
-    [TENSOR_BF16] = {"BF16", 1, 2, dequantise_bf16},
-    [TENSOR_Q8_0] = {"Q8_0", BLOCK, 34, dequantise_q8_0},
-    [TENSOR_Q4_0] = {"Q4_0", BLOCK, 18, dequantise_q4_0},
-    [TENSOR_Q4_1] = {"Q4_1", BLOCK, 20, dequantise_q4_1},
-    [TENSOR_Q5_0] = {"Q5_0", BLOCK, 22, dequantise_q5_0},
-    [TENSOR_Q5_1] = {"Q5_1", BLOCK, 24, dequantise_q5_1},
-    [TENSOR_IQ4_NL] = {"IQ4_NL", BLOCK, 18, dequantise_iq4_nl},
-    [TENSOR_MXFP4] = {"MXFP4", BLOCK, 17, dequantise_mxfp4},
-    [TENSOR_Q2_K] = {"Q2_K", SUPER, 84, dequantise_q2_k},
-    [TENSOR_Q3_K] = {"Q3_K", SUPER, 110, dequantise_q3_k},
-    [TENSOR_Q4_K] = {"Q4_K", SUPER, 144, dequantise_q4_k},
-    [TENSOR_Q5_K] = {"Q5_K", SUPER, 176, dequantise_q5_k},
-    [TENSOR_Q6_K] = {"Q6_K", SUPER, 210, dequantise_q6_k},
-    [TENSOR_IQ4_XS] = {"IQ4_XS", SUPER, 136, dequantise_iq4_xs},
-    [TENSOR_TQ1_0] = {"TQ1_0", SUPER, 54, dequantise_tq1_0},
-    [TENSOR_TQ2_0] = {"TQ2_0", SUPER, 66, dequantise_tq2_0},
+    [TENSOR_F32] = {"F32", 1, 4, dequantize_f32},
+    [TENSOR_F16] = {"F16", 1, 2, dequantize_f16},
+    [TENSOR_BF16] = {"BF16", 1, 2, dequantize_bf16},
+    [TENSOR_Q8_0] = {"Q8_0", BLOCK, 34, dequantize_q8_0},
+    [TENSOR_Q4_0] = {"Q4_0", BLOCK, 18, dequantize_q4_0},
+    [TENSOR_Q4_1] = {"Q4_1", BLOCK, 20, dequantize_q4_1},
+    [TENSOR_Q5_0] = {"Q5_0", BLOCK, 22, dequantize_q5_0},
+    [TENSOR_Q5_1] = {"Q5_1", BLOCK, 24, dequantize_q5_1},
+    [TENSOR_IQ4_NL] = {"IQ4_NL", BLOCK, 18, dequantize_iq4_nl},
+    [TENSOR_MXFP4] = {"MXFP4", BLOCK, 17, dequantize_mxfp4},
+    [TENSOR_Q2_K] = {"Q2_K", SUPER, 84, dequantize_q2_k},
+    [TENSOR_Q3_K] = {"Q3_K", SUPER, 110, dequantize_q3_k},
+    [TENSOR_Q4_K] = {"Q4_K", SUPER, 144, dequantize_q4_k},
+    [TENSOR_Q5_K] = {"Q5_K", SUPER, 176, dequantize_q5_k},
+    [TENSOR_Q6_K] = {"Q6_K", SUPER, 210, dequantize_q6_k},
+    [TENSOR_IQ4_XS] = {"IQ4_XS", SUPER, 136, dequantize_iq4_xs},
+    [TENSOR_TQ1_0] = {"TQ1_0", SUPER, 54, dequantize_tq1_0},
+    [TENSOR_TQ2_0] = {"TQ2_0", SUPER, 66, dequantize_tq2_0},
 };
 
 /* NULL for what is not in the table. */
@@ -318,12 +318,12 @@ bool tensor_type_blocks(tensor_type type, int64_t *block_elements, size_t *block
     return facts != NULL;
 }
 
-bool tensor_type_is_quantised(tensor_type type) {
+bool tensor_type_is_quantized(tensor_type type) {
     const type_facts *facts = facts_of(type);
     return facts && facts->elements > 1;
 }
 
-dequantise_function *tensor_type_dequantise(tensor_type type) {
+dequantize_function *tensor_type_dequantize(tensor_type type) {
     const type_facts *facts = facts_of(type);
-    return facts ? facts->dequantise : NULL;
+    return facts ? facts->dequantize : NULL;
 }

@@ -431,7 +431,7 @@ typedef struct {
 static const llama2c_sizes LLAMA2C_SIZES = {DRAFT_HIDDEN,   DRAFT_FFN,   DRAFT_LAYERS, DRAFT_HEADS,
                                             DRAFT_KV_HEADS, DRAFT_VOCAB, DRAFT_CONTEXT};
 
-/* Quantised as llama2.c's version 2 does: int8 values, then one scale a group. */
+/* Quantized as llama2.c's version 2 does: int8 values, then one scale a group. */
 static inline void put_groups(buffer *to, size_t count, size_t group_size, uint32_t seed) {
     for (size_t i = 0; i < count; i++) {
         put_u8(to, (uint8_t)(i * 37 + seed));

@@ -86,8 +86,8 @@ static inline void scale_places(tensor_type type, int *scale, int *minimum) {
                                     : 0;
 }
 
-static inline void dequantise_row(tensor_type type, const void *row, int64_t length, float *out) {
-    tensor_type_dequantise(type)(row, length, out);
+static inline void dequantize_row(tensor_type type, const void *row, int64_t length, float *out) {
+    tensor_type_dequantize(type)(row, length, out);
 }
 
 /* A block of random codes whose scale is this. MXFP4's is a power of two in a byte. */
@@ -171,7 +171,7 @@ typedef struct {
     bool tied;
 } model_shape;
 
-/* 32s everywhere that quantised types need them; grouped heads; rows that are no multiple of any tile. */
+/* 32s everywhere that quantized types need them; grouped heads; rows that are no multiple of any tile. */
 static const model_shape small_shape = {96, 160, 2, 6, 2, 75, 300, false};
 /* Lengths that are no multiple of 8, for float types: heads of 6. */
 static const model_shape odd_shape = {30, 43, 2, 5, 5, 37, 140, true};

@@ -65,7 +65,7 @@ static void test_logits(uint32_t type) {
         float *weights = (float *)(uintptr_t)matrix->data, *low = allocate_or_die(a->data.num_bytes * 4);
         const size_t length = a->shape[0];
         for (size_t r = 0; r < RANK; r++)
-            tensor_type_dequantise((tensor_type)type)(a->data.bytes + r * row_bytes_of((tensor_type)type, (int64_t)length),
+            tensor_type_dequantize((tensor_type)type)(a->data.bytes + r * row_bytes_of((tensor_type)type, (int64_t)length),
                                                       (int64_t)length, low + r * length);
         for (int64_t row = 0; row < matrix->num_rows; row++)
             for (size_t k = 0; k < length; k++) {

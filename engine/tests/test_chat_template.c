@@ -40,19 +40,19 @@ static void test_spellings(void) {
 static void test_recognition(void) {
     char system[MAX_DEFAULT_SYSTEM_BYTES];
     bool has_system;
-    const chat_format *format = chat_template_recognise(SMOLLM2, system, &has_system);
+    const chat_format *format = chat_template_recognize(SMOLLM2, system, &has_system);
     CHECK(format != NULL && strcmp(format->family, "chatml") == 0, "SmolLM2's template is not known");
     CHECK(has_system && strcmp(system, "Be kind.") == 0, "found %s", system);
     const char *const others[] = {"", "{{ messages }}", "<|im_start|>", "{% for message in messages %}<|im_start|>"};
     for (size_t i = 0; i < sizeof others / sizeof *others; i++)
-        CHECK(chat_template_recognise(others[i], system, &has_system) == NULL, "%s", others[i]);
+        CHECK(chat_template_recognize(others[i], system, &has_system) == NULL, "%s", others[i]);
     const size_t length = strlen(SMOLLM2); /* without any one of its bytes, but for white space, it is another */
     char *changed = malloc(length + 1);
     int num_known = 0;
     for (size_t i = 0; changed != NULL && i < length; i++) {
         memcpy(changed, SMOLLM2, i);
         strcpy(changed + i, SMOLLM2 + i + 1);
-        format = chat_template_recognise(changed, system, &has_system);
+        format = chat_template_recognize(changed, system, &has_system);
         if (format == NULL) continue;
         num_known++;
         CHECK(strchr(" Bekind.", SMOLLM2[i]) != NULL, "without byte %zu, '%c', it is still known", i, SMOLLM2[i]);

@@ -6,7 +6,7 @@
 static void multiply(const tensor *weights, const double *in, double *out) {
     float *row = allocate_or_die((size_t)weights->row_length * sizeof *row);
     for (int64_t r = 0; r < weights->num_rows; r++) {
-        dequantise_row(weights->type, (const char *)weights->data + (size_t)r * weights->row_bytes, weights->row_length,
+        dequantize_row(weights->type, (const char *)weights->data + (size_t)r * weights->row_bytes, weights->row_length,
                        row);
         out[r] = 0;
         for (int64_t k = 0; k < weights->row_length; k++) out[r] += (double)row[k] * in[k];
@@ -14,7 +14,7 @@ static void multiply(const tensor *weights, const double *in, double *out) {
     free(row);
 }
 
-static void normalise(const double *in, const float *weight, double epsilon, int32_t length, double *out) {
+static void normalize(const double *in, const float *weight, double epsilon, int32_t length, double *out) {
     double squares = 0;
     for (int32_t i = 0; i < length; i++) squares += in[i] * in[i];
     for (int32_t i = 0; i < length; i++) out[i] = in[i] / sqrt(squares / length + epsilon) * (double)weight[i];
@@ -54,13 +54,13 @@ static void naive_logits(const llamita_model *model, int32_t id, int32_t positio
     const llamita_model_info *info = &model->info;
     double residual[MOST], normed[MOST], query[MOST], attended[MOST], gate[MOST], up[MOST], update[MOST];
     float row[MOST];
-    dequantise_row(model->token_embedding.type,
+    dequantize_row(model->token_embedding.type,
                    (const char *)model->token_embedding.data + (size_t)id * model->token_embedding.row_bytes,
                    info->hidden_size, row);
     for (int32_t i = 0; i < info->hidden_size; i++) residual[i] = (double)row[i];
     for (int32_t n = 0; n < info->num_hidden_layers; n++) {
         const layer *l = &model->layers[n];
-        normalise(residual, l->attention_norm, (double)info->rms_norm_eps, info->hidden_size, normed);
+        normalize(residual, l->attention_norm, (double)info->rms_norm_eps, info->hidden_size, normed);
         multiply(&l->query, normed, query);
         multiply(&l->key, normed, keys[n][position]);
         multiply(&l->value, normed, values[n][position]);
@@ -71,14 +71,14 @@ static void naive_logits(const llamita_model *model, int32_t id, int32_t positio
         attend_naively(info, n, position, query, attended);
         multiply(&l->attention_output, attended, update);
         for (int32_t i = 0; i < info->hidden_size; i++) residual[i] += update[i];
-        normalise(residual, l->ffn_norm, (double)info->rms_norm_eps, info->hidden_size, normed);
+        normalize(residual, l->ffn_norm, (double)info->rms_norm_eps, info->hidden_size, normed);
         multiply(&l->ffn_gate, normed, gate);
         multiply(&l->ffn_up, normed, up);
         for (int32_t i = 0; i < info->intermediate_size; i++) gate[i] = gate[i] / (1 + exp(-gate[i])) * up[i];
         multiply(&l->ffn_down, gate, update);
         for (int32_t i = 0; i < info->hidden_size; i++) residual[i] += update[i];
     }
-    normalise(residual, model->output_norm, (double)info->rms_norm_eps, info->hidden_size, normed);
+    normalize(residual, model->output_norm, (double)info->rms_norm_eps, info->hidden_size, normed);
     multiply(&model->output, normed, logits);
 }
 
@@ -114,17 +114,17 @@ static double difference_from_naive(const model_shape *shape, tensor_type type, 
     return sqrt(differences / squares);
 }
 
-/* Rounding of: floats; quantised activations; 11 bits of keys and values; 8 bits of them. */
+/* Rounding of: floats; quantized activations; 11 bits of keys and values; 8 bits of them. */
 static void test_against_naive(const char *kernels_wanted) {
     static const double of_kv_type[] = {[LLAMITA_KV_F16] = 1e-3, [LLAMITA_KV_F32] = 2e-6, [LLAMITA_KV_Q8] = 2e-2};
     for (int t = 0; t < NUM_TYPES; t++) {
-        const bool quantised = panel_is_quantised(panel_format_of(all_types[t]));
+        const bool quantized = panel_is_quantized(panel_format_of(all_types[t]));
         const model_shape *shape = t < NUM_BLOCK_TYPES ? &small_shape : &super_shape;
         for (int kv = LLAMITA_KV_F16; kv <= LLAMITA_KV_Q8; kv++) {
             if (t > 0 && kv != LLAMITA_KV_F32) continue;
             const double difference =
                 difference_from_naive(shape, all_types[t], kernels_wanted, (llamita_kv_type)kv, 135); /* two pages */
-            CHECK(difference < (quantised ? 0.04 : of_kv_type[kv]), "%s %s, KV type %d: off by %g", kernels_wanted,
+            CHECK(difference < (quantized ? 0.04 : of_kv_type[kv]), "%s %s, KV type %d: off by %g", kernels_wanted,
                   type_name(all_types[t]), kv, difference);
         }
         if (t >= NUM_FLOAT_TYPES) continue;

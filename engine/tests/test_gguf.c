@@ -200,7 +200,7 @@ static void test_tensors(void) {
         REFUSED(missing, draft_remove_tensor(&d, norms[i]));
         REFUSED(finite, set_float(&d, norms[i], 31, NAN));
         REFUSED(finite, set_float(&d, norms[i], 0, -INFINITY));
-        REFUSED("expected type F32, F16 or BF16, found a quantised one",
+        REFUSED("expected type F32, F16 or BF16, found a quantized one",
                 draft_retype_tensor(&d, norms[i], TENSOR_Q8_0));
     }
     REFUSED("tensor token_embd.weight is missing", draft_remove_tensor(&d, "token_embd.weight"));

@@ -1,7 +1,7 @@
 /* test_kernels.c: every kernel against double arithmetic, against its own other tile shapes, and against the oracle. */
 #include "random_model.h"
 
-#include "exponential.h"
+#include "float_math.h"
 
 static const kernels *tables[5];
 static int num_tables;
@@ -39,7 +39,7 @@ static void check_alone(const kernels *k, const matmul_job *job, panel_format fo
 /* Against exact sums, against the same column alone, and bit for bit against the oracle. */
 static void check_matmul(tensor_type type, int64_t num_rows, int64_t num_columns, int64_t length) {
     const panel_format format = panel_format_of(type);
-    const bool quantised = panel_is_quantised(format);
+    const bool quantized = panel_is_quantized(format);
     char *memory;
     const char *weights = random_rows(type, num_rows, length, 0.1f, &memory);
     void *panels = packed_rows(type, weights, num_rows, length);
@@ -48,8 +48,8 @@ static void check_matmul(tensor_type type, int64_t num_rows, int64_t num_columns
     const size_t num_blocks = (size_t)(num_columns * length / 32);
     activation_block *blocks = allocate_or_die((num_blocks + 1) * sizeof *blocks);
     for (int64_t i = 0; i < num_columns * length; i++) columns[i] = random_float() * (i % 5 == 0 ? 10.0f : 1.0f);
-    if (quantised) {
-        kernels_scalar.quantise(columns, num_columns * length, blocks);
+    if (quantized) {
+        kernels_scalar.quantize(columns, num_columns * length, blocks);
         for (int64_t i = 0; i < num_columns * length; i++)
             columns[i] = blocks[i / 32].scale * (float)blocks[i / 32].values[i % 32];
     }
@@ -60,15 +60,15 @@ static void check_matmul(tensor_type type, int64_t num_rows, int64_t num_columns
                                 panel_bytes(format, length),
                                 num_rows,
                                 length,
-                                quantised ? (void *)blocks : columns,
-                                quantised ? (size_t)length / 32 * sizeof *blocks : (size_t)length * sizeof(float),
+                                quantized ? (void *)blocks : columns,
+                                quantized ? (size_t)length / 32 * sizeof *blocks : (size_t)length * sizeof(float),
                                 num_columns,
                                 out,
                                 stride};
         for (size_t j = 0; j < num_out; j++) out[j] = -77.0f;
         tables[i]->matmul[format](&job);
         for (int64_t r = 0; r < num_rows; r++) {
-            dequantise_row(type, weights + (size_t)r * row_bytes_of(type, length), length, row);
+            dequantize_row(type, weights + (size_t)r * row_bytes_of(type, length), length, row);
             for (int64_t c = 0; c < num_columns; c++) {
                 double magnitude;
                 const double exact = exact_dot(row, columns + c * length, length, &magnitude);
@@ -132,7 +132,7 @@ static void test_extreme_blocks(void) {
                 float values[BLOCK_LENGTH], out[PANEL_ROWS];
                 for (int j = 0; j < BLOCK_LENGTH; j++) values[j] = (float)activation;
                 activation_block block;
-                kernels_scalar.quantise(values, BLOCK_LENGTH, &block);
+                kernels_scalar.quantize(values, BLOCK_LENGTH, &block);
                 const float expected = (float)(32 * (code - cases[i].zero) * activation * cases[i].step);
                 for (int t = 0; t < num_tables; t++) {
                     tables[t]->matmul[cases[i].format](&(matmul_job){panel, sizeof panel, PANEL_ROWS, BLOCK_LENGTH,
@@ -191,7 +191,7 @@ static void test_to_halves(void) {
     }
 }
 
-static void test_quantise(void) {
+static void test_quantize(void) {
     enum { LENGTH = 32 * 64 };
     float values[LENGTH];
     activation_block expected[LENGTH / 32], found[LENGTH / 32];
@@ -202,7 +202,7 @@ static void test_quantise(void) {
     values[43 * 32 + 5] = NAN;
     values[44 * 32 + 31] = INFINITY;
     values[45 * 32] = -INFINITY;
-    kernels_scalar.quantise(values, LENGTH, expected);
+    kernels_scalar.quantize(values, LENGTH, expected);
     for (int b = 0; b < LENGTH / 32; b++) {
         if (b >= 43 && b <= 45) {
             CHECK(isnan(expected[b].scale), "block %d hides a value that is not finite", b);
@@ -216,7 +216,7 @@ static void test_quantise(void) {
     }
     for (int i = 0; i < num_tables; i++) {
         memset(found, 0x55, sizeof found);
-        tables[i]->quantise(values, LENGTH, found);
+        tables[i]->quantize(values, LENGTH, found);
         for (int b = 0; b < LENGTH / 32; b++) {
             CHECK(memcmp(found[b].values, expected[b].values, 32) == 0, "%s: block %d", tables[i]->name, b);
             if (b >= 43 && b <= 45) {
@@ -310,7 +310,7 @@ int main(void) {
     test_halves();
     test_to_halves();
     test_extreme_blocks();
-    test_quantise();
+    test_quantize();
     test_vectors();
     test_matmul();
     return check_failures();

@@ -82,9 +82,9 @@ static void test_damaged_weights(tensor_type type) {
     REQUIRE(llamita_session_feed(session, ids, 2, &error) == LLAMITA_OK, "%s", error.message);
     const float nan = NAN;
     const uint16_t half_nan = 0x7e00, bfloat_nan = 0x7fc0;
-    /* The first number of a float panel; the first scale of a quantised one, behind all its codes. */
+    /* The first number of a float panel; the first scale of a quantized one, behind all its codes. */
     tensor *damaged = &model->layers[1].ffn_up;
-    const size_t place = panel_is_quantised(damaged->format) ? (size_t)(damaged->row_length / BLOCK_LENGTH) *
+    const size_t place = panel_is_quantized(damaged->format) ? (size_t)(damaged->row_length / BLOCK_LENGTH) *
                                                                    panel_layout_of(damaged->format).code_bytes
                                                              : 0;
     memcpy((char *)(uintptr_t)damaged->panels + place,

@@ -331,7 +331,7 @@ static unsigned random_below(unsigned limit) { /* xorshift64 (Marsaglia 2003) */
     return (unsigned)((random_state >> 11) % limit);
 }
 
-/* Merges strings of a's, b's and c's: over and over, the neighbours whose joined string has the best rank. */
+/* Merges strings of a's, b's and c's: over and over, the neighbors whose joined string has the best rank. */
 static size_t merge_slowly(const draft *d, int32_t first, const char *text, size_t length, int32_t *ids) {
     size_t starts[512], num = length;
     for (size_t i = 0; i <= num; i++) starts[i] = i;

@@ -1,4 +1,4 @@
-"""Every tensor type that is read gives the values of the gguf package's dequantiser, bit for bit."""
+"""Every tensor type that is read gives the values of the gguf package's dequantizer, bit for bit."""
 
 from __future__ import annotations
 
@@ -70,21 +70,21 @@ def assert_same_bits(found: np.ndarray, expected: np.ndarray) -> None:
 
 
 @pytest.fixture(scope="module")
-def dequantise_rows(engine_build: Path) -> Path:
+def dequantize_rows(engine_build: Path) -> Path:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     cmake = shutil.which("cmake", path=path)
     assert cmake
-    command = [cmake, "--build", str(engine_build), "--target", "dequantise_rows"]
+    command = [cmake, "--build", str(engine_build), "--target", "dequantize_rows"]
     environment = dict(os.environ, PATH=path)
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
-    return engine_build / "dequantise_rows"
+    return engine_build / "dequantize_rows"
 
 
 @pytest.mark.parametrize("name", TYPES)
-def test_engine_reads_every_type(name: str, dequantise_rows: Path) -> None:
+def test_engine_reads_every_type(name: str, dequantize_rows: Path) -> None:
     rows = rows_of(name)
-    command = [dequantise_rows, str(int(gguf.GGMLQuantizationType[name])), str(ROW_LENGTH)]
+    command = [dequantize_rows, str(int(gguf.GGMLQuantizationType[name])), str(ROW_LENGTH)]
     done = subprocess.run(command, input=rows.tobytes(), capture_output=True, check=True, timeout=60)
     found = np.frombuffer(done.stdout, np.float32).reshape(len(rows), ROW_LENGTH)
     assert_same_bits(found, expected_values(name, rows))

@@ -1,4 +1,4 @@
-/* dequantise_rows.c: `dequantise_rows TYPE LENGTH < rows > floats` turns rows of a type (its number) into float32. */
+/* dequantize_rows.c: `dequantize_rows TYPE LENGTH < rows > floats` turns rows of a type (its number) into float32. */
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -6,7 +6,7 @@
 #include "tensor_type.h"
 
 static int refuse(const char *what) {
-    fprintf(stderr, "dequantise_rows: %s\n", what);
+    fprintf(stderr, "dequantize_rows: %s\n", what);
     return 2;
 }
 
@@ -26,7 +26,7 @@ int main(int num_arguments, char **arguments) {
     if (!memory || !values) return refuse("no memory");
     size_t taken;
     while ((taken = fread(row, 1, row_bytes, stdin)) == row_bytes) {
-        tensor_type_dequantise(type)(row, length, values);
+        tensor_type_dequantize(type)(row, length, values);
         if (fwrite(values, sizeof *values, (size_t)length, stdout) != (size_t)length) return refuse("cannot write");
     }
     free(values);

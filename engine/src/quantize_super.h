@@ -1,4 +1,4 @@
-/* quantise_super.h: the part of quantise_rows.h for blocks of 256: groups whose scales are whole multiples of the
+/* quantize_super.h: the part of quantize_rows.h for blocks of 256: groups whose scales are whole multiples of the
  * block's own.
  *
  * First each group is searched alone. Then the block's scale d (and that of the minima) is chosen, and every group
@@ -32,43 +32,43 @@ static inline float nearest_half(double value) {
 
 typedef struct {
     float d, d_minimum;
-    lanes multiples, minima; /* 0 to 63 */
+    simd8 multiples, minima; /* 0 to 63 */
     double error;
 } affine_fit;
 
 /* The nearest multiple of d, 0 to 63, and delta beside it. */
-static inline lanes multiple_of(lanes value, float d, float delta) {
-    const lanes inverse = inverse_of(lanes_all(d));
-    const lanes nearest = code_of(value, inverse, lanes_all(0.5F), lanes_all(63.5F));
-    return lanes_min(lanes_max(lanes_add(nearest, lanes_all(delta)), lanes_all(0.0F)), lanes_all(63.0F));
+static inline simd8 multiple_of(simd8 value, float d, float delta) {
+    const simd8 inverse = inverse_of(simd8_all(d));
+    const simd8 nearest = code_of(value, inverse, simd8_all(0.5F), simd8_all(63.5F));
+    return simd8_min(simd8_max(simd8_add(nearest, simd8_all(delta)), simd8_all(0.0F)), simd8_all(63.0F));
 }
 
 /* The minimum that suits the codes of (scale, offset) best: their mean overshoot. */
-static inline lanes better_minimum(const lanes *x, affine a, float most) {
-    const lanes inverse = inverse_of(a.scale), top = lanes_all(most + 0.5F);
-    const lanes shift = lanes_sub(lanes_all(0.5F), lanes_mul(a.offset, inverse));
-    lanes over = lanes_all(0.0F);
+static inline simd8 better_minimum(const simd8 *x, affine a, float most) {
+    const simd8 inverse = inverse_of(a.scale), top = simd8_all(most + 0.5F);
+    const simd8 shift = simd8_sub(simd8_all(0.5F), simd8_mul(a.offset, inverse));
+    simd8 over = simd8_all(0.0F);
     for (int i = 0; i < BLOCK; i++)
-        over = lanes_add(over, lanes_sub(lanes_mul(a.scale, code_of(x[i], inverse, shift, top)), x[i]));
-    return lanes_mul(over, lanes_all(1.0F / BLOCK));
+        over = simd8_add(over, simd8_sub(simd8_mul(a.scale, code_of(x[i], inverse, shift, top)), x[i]));
+    return simd8_mul(over, simd8_all(1.0F / BLOCK));
 }
 
 /* Each group's multiples near its own solution, for given d and d_minimum. */
-static inline affine_fit fit_affine(const lanes *x, affine own, float most, float d, float d_minimum) {
-    affine_fit fit = {d, d_minimum, lanes_all(0.0F), lanes_all(0.0F), 0.0};
-    lanes codes[BLOCK], best_error = lanes_all(3e38F);
-    const lanes own_minima = multiple_of(lanes_negate(own.offset), d_minimum, 0.0F);
+static inline affine_fit fit_affine(const simd8 *x, affine own, float most, float d, float d_minimum) {
+    affine_fit fit = {d, d_minimum, simd8_all(0.0F), simd8_all(0.0F), 0.0};
+    simd8 codes[BLOCK], best_error = simd8_all(3e38F);
+    const simd8 own_minima = multiple_of(simd8_negate(own.offset), d_minimum, 0.0F);
     for (int delta = -1; delta <= 1; delta++) {
-        const lanes multiples = multiple_of(own.scale, d, (float)delta);
-        affine a = {lanes_mul(lanes_all(d), multiples), lanes_negate(lanes_mul(lanes_all(d_minimum), own_minima))};
-        const lanes minimum = better_minimum(x, a, most);
+        const simd8 multiples = multiple_of(own.scale, d, (float)delta);
+        affine a = {simd8_mul(simd8_all(d), multiples), simd8_negate(simd8_mul(simd8_all(d_minimum), own_minima))};
+        const simd8 minimum = better_minimum(x, a, most);
         for (int minimum_delta = -1; minimum_delta <= 1; minimum_delta++) {
-            const lanes minima = multiple_of(minimum, d_minimum, (float)minimum_delta);
-            a.offset = lanes_negate(lanes_mul(lanes_all(d_minimum), minima));
-            const lanes error = code_affine(x, a, most, codes);
-            fit.multiples = lanes_pick(error, best_error, multiples, fit.multiples);
-            fit.minima = lanes_pick(error, best_error, minima, fit.minima);
-            best_error = lanes_min(error, best_error);
+            const simd8 minima = multiple_of(minimum, d_minimum, (float)minimum_delta);
+            a.offset = simd8_negate(simd8_mul(simd8_all(d_minimum), minima));
+            const simd8 error = code_affine(x, a, most, codes);
+            fit.multiples = simd8_pick(error, best_error, multiples, fit.multiples);
+            fit.minima = simd8_pick(error, best_error, minima, fit.minima);
+            best_error = simd8_min(error, best_error);
         }
     }
     fit.error = sum_of_lanes(best_error);
@@ -76,23 +76,23 @@ static inline affine_fit fit_affine(const lanes *x, affine own, float most, floa
 }
 
 static inline affine affine_of_fit(const affine_fit *fit) {
-    return (affine){lanes_mul(lanes_all(fit->d), fit->multiples),
-                    lanes_negate(lanes_mul(lanes_all(fit->d_minimum), fit->minima))};
+    return (affine){simd8_mul(simd8_all(fit->d), fit->multiples),
+                    simd8_negate(simd8_mul(simd8_all(fit->d_minimum), fit->minima))};
 }
 
 /* d and d_minimum with the least squared error, given the fit's multiples and codes: 2 normal equations. */
-static inline void solve_affine(const lanes *x, const affine_fit *fit, float most, float *d, float *d_minimum) {
-    lanes codes[BLOCK], products = lanes_all(0.0F), squares = lanes_all(0.0F);
+static inline void solve_affine(const simd8 *x, const affine_fit *fit, float most, float *d, float *d_minimum) {
+    simd8 codes[BLOCK], products = simd8_all(0.0F), squares = simd8_all(0.0F);
     code_affine(x, affine_of_fit(fit), most, codes);
     for (int i = 0; i < BLOCK; i++) {
-        products = lanes_add(products, lanes_mul(codes[i], x[i]));
-        squares = lanes_add(squares, lanes_square(codes[i]));
+        products = simd8_add(products, simd8_mul(codes[i], x[i]));
+        squares = simd8_add(squares, simd8_square(codes[i]));
     }
-    const lanes sum = sum_of(x, BLOCK), code_sum = sum_of(codes, BLOCK);
-    const double aa = sum_of_lanes(lanes_mul(lanes_square(fit->multiples), squares));
-    const double ab = sum_of_lanes(lanes_mul(lanes_mul(fit->multiples, fit->minima), code_sum));
-    const double bb = BLOCK * sum_of_lanes(lanes_square(fit->minima));
-    const double ax = sum_of_lanes(lanes_mul(fit->multiples, products)), bx = sum_of_lanes(lanes_mul(fit->minima, sum));
+    const simd8 sum = sum_of(x, BLOCK), code_sum = sum_of(codes, BLOCK);
+    const double aa = sum_of_lanes(simd8_mul(simd8_square(fit->multiples), squares));
+    const double ab = sum_of_lanes(simd8_mul(simd8_mul(fit->multiples, fit->minima), code_sum));
+    const double bb = BLOCK * sum_of_lanes(simd8_square(fit->minima));
+    const double ax = sum_of_lanes(simd8_mul(fit->multiples, products)), bx = sum_of_lanes(simd8_mul(fit->minima, sum));
     const double determinant = aa * bb - ab * ab;
     if (determinant > 1e-9 * aa * bb) {
         *d = nearest_half((ax * bb - ab * bx) / determinant);
@@ -105,11 +105,11 @@ static inline void solve_affine(const lanes *x, const affine_fit *fit, float mos
 /* One block: its fit, and its codes, group after group. */
 static inline affine_fit encode_super_affine(const float *values, float most, const float *factors, int num_factors,
                                              uint8_t *bytes) {
-    lanes x[BLOCK], codes[BLOCK];
+    simd8 x[BLOCK], codes[BLOCK];
     columns_of(values, BLOCK, x);
     const affine own = search_affine(x, true, true, most, factors, num_factors);
     const float d = super_scale(largest_lane(own.scale), 63.0F);
-    const float d_minimum = super_scale(largest_lane(lanes_negate(own.offset)), 63.0F);
+    const float d_minimum = super_scale(largest_lane(simd8_negate(own.offset)), 63.0F);
     affine_fit best = fit_affine(x, own, most, d, d_minimum);
     for (int r = 0; r < SUPER_ROUNDS; r++) {
         float next_d = best.d, next_minimum = best.d_minimum;
@@ -127,8 +127,8 @@ static inline affine_fit encode_super_affine(const float *values, float most, co
 /* d, d_minimum and the 8 multiples and minima of 6 bits: the first 16 bytes of Q4_K and Q5_K. */
 static inline void pack_affine_scales(const affine_fit *fit, uint8_t *out) {
     float multiples[LANES], minima[LANES];
-    lanes_store(multiples, fit->multiples);
-    lanes_store(minima, fit->minima);
+    simd8_store(multiples, fit->multiples);
+    simd8_store(minima, fit->minima);
     put_half(out, fit->d);
     put_half(out + 2, fit->d_minimum);
     for (int j = 0; j < 4; j++) {
@@ -140,7 +140,7 @@ static inline void pack_affine_scales(const affine_fit *fit, uint8_t *out) {
     }
 }
 
-static double quantise_q4_k(const float *values, int64_t num_blocks, uint8_t *out) {
+static double quantize_q4_k(const float *values, int64_t num_blocks, uint8_t *out) {
     uint8_t codes[SUPER];
     double error = 0.0;
     for (int64_t b = 0; b < num_blocks; b++, out += 144) {
@@ -154,7 +154,7 @@ static double quantise_q4_k(const float *values, int64_t num_blocks, uint8_t *ou
     return error;
 }
 
-static double quantise_q5_k(const float *values, int64_t num_blocks, uint8_t *out) {
+static double quantize_q5_k(const float *values, int64_t num_blocks, uint8_t *out) {
     uint8_t codes[SUPER];
     double error = 0.0;
     for (int64_t b = 0; b < num_blocks; b++, out += 176) {
@@ -179,23 +179,23 @@ enum { HALVES = 2, GROUP = 16 };
 
 typedef struct {
     float d;
-    lanes multiples[HALVES]; /* -128 to 127 */
+    simd8 multiples[HALVES]; /* -128 to 127 */
     double error;
 } symmetric_fit;
 
-static inline symmetric_fit fit_symmetric(lanes x[HALVES][GROUP], const lanes *own, float d) {
+static inline symmetric_fit fit_symmetric(simd8 x[HALVES][GROUP], const simd8 *own, float d) {
     symmetric_fit fit = {.d = d};
-    lanes codes[GROUP];
-    const lanes inverse = inverse_of(lanes_all(d));
+    simd8 codes[GROUP];
+    const simd8 inverse = inverse_of(simd8_all(d));
     for (int h = 0; h < HALVES; h++) {
-        lanes best_error = lanes_all(3e38F), best = lanes_all(0.0F);
+        simd8 best_error = simd8_all(3e38F), best = simd8_all(0.0F);
         for (int delta = -1; delta <= 1; delta++) {
-            lanes multiples = lanes_add(lanes_mul(own[h], inverse), lanes_all(128.5F + (float)delta));
-            multiples = lanes_truncate(lanes_min(lanes_max(multiples, lanes_all(0.0F)), lanes_all(255.0F)));
-            multiples = lanes_sub(multiples, lanes_all(128.0F));
-            const lanes error = code_symmetric(x[h], GROUP, lanes_mul(lanes_all(d), multiples), 32.0F, codes);
-            best = lanes_pick(error, best_error, multiples, best);
-            best_error = lanes_min(error, best_error);
+            simd8 multiples = simd8_add(simd8_mul(own[h], inverse), simd8_all(128.5F + (float)delta));
+            multiples = simd8_truncate(simd8_min(simd8_max(multiples, simd8_all(0.0F)), simd8_all(255.0F)));
+            multiples = simd8_sub(multiples, simd8_all(128.0F));
+            const simd8 error = code_symmetric(x[h], GROUP, simd8_mul(simd8_all(d), multiples), 32.0F, codes);
+            best = simd8_pick(error, best_error, multiples, best);
+            best_error = simd8_min(error, best_error);
         }
         fit.multiples[h] = best;
         fit.error += sum_of_lanes(best_error);
@@ -204,29 +204,29 @@ static inline symmetric_fit fit_symmetric(lanes x[HALVES][GROUP], const lanes *o
 }
 
 /* d with the least squared error, given the fit's multiples and codes. */
-static inline float solve_symmetric(lanes x[HALVES][GROUP], const symmetric_fit *fit) {
+static inline float solve_symmetric(simd8 x[HALVES][GROUP], const symmetric_fit *fit) {
     double products = 0.0, squares = 0.0;
     for (int h = 0; h < HALVES; h++) {
-        lanes codes[GROUP], code_products = lanes_all(0.0F), code_squares = lanes_all(0.0F);
-        code_symmetric(x[h], GROUP, lanes_mul(lanes_all(fit->d), fit->multiples[h]), 32.0F, codes);
+        simd8 codes[GROUP], code_products = simd8_all(0.0F), code_squares = simd8_all(0.0F);
+        code_symmetric(x[h], GROUP, simd8_mul(simd8_all(fit->d), fit->multiples[h]), 32.0F, codes);
         for (int i = 0; i < GROUP; i++) {
-            const lanes code = lanes_sub(codes[i], lanes_all(32.0F));
-            code_products = lanes_add(code_products, lanes_mul(code, x[h][i]));
-            code_squares = lanes_add(code_squares, lanes_square(code));
+            const simd8 code = simd8_sub(codes[i], simd8_all(32.0F));
+            code_products = simd8_add(code_products, simd8_mul(code, x[h][i]));
+            code_squares = simd8_add(code_squares, simd8_square(code));
         }
-        products += sum_of_lanes(lanes_mul(fit->multiples[h], code_products));
-        squares += sum_of_lanes(lanes_mul(lanes_square(fit->multiples[h]), code_squares));
+        products += sum_of_lanes(simd8_mul(fit->multiples[h], code_products));
+        squares += sum_of_lanes(simd8_mul(simd8_square(fit->multiples[h]), code_squares));
     }
     return squares > 0.0 ? nearest_half(products / squares) : 0.0F;
 }
 
 static inline symmetric_fit encode_super_symmetric(const float *values, uint8_t *bytes) {
-    lanes x[HALVES][GROUP], own[HALVES], codes[GROUP];
+    simd8 x[HALVES][GROUP], own[HALVES], codes[GROUP];
     float largest = 0.0F;
     for (int h = 0; h < HALVES; h++) {
         columns_of(values + h * SUPER / HALVES, GROUP, x[h]);
         own[h] = search_scale(x[h], GROUP, extreme_of(x[h], GROUP), 32.0F, q6_k_factors, COUNT(q6_k_factors));
-        const float here = largest_lane(lanes_abs(own[h]));
+        const float here = largest_lane(simd8_abs(own[h]));
         largest = here > largest ? here : largest;
     }
     symmetric_fit best = fit_symmetric(x, own, super_scale(largest, 127.0F));
@@ -238,13 +238,13 @@ static inline symmetric_fit encode_super_symmetric(const float *values, uint8_t 
         best = next;
     }
     for (int h = 0; h < HALVES; h++) {
-        code_symmetric(x[h], GROUP, lanes_mul(lanes_all(best.d), best.multiples[h]), 32.0F, codes);
+        code_symmetric(x[h], GROUP, simd8_mul(simd8_all(best.d), best.multiples[h]), 32.0F, codes);
         codes_to_bytes(codes, GROUP, bytes + h * SUPER / HALVES);
     }
     return best;
 }
 
-static double quantise_q6_k(const float *values, int64_t num_blocks, uint8_t *out) {
+static double quantize_q6_k(const float *values, int64_t num_blocks, uint8_t *out) {
     uint8_t codes[SUPER];
     double error = 0.0;
     for (int64_t b = 0; b < num_blocks; b++, out += 210) {
@@ -256,7 +256,7 @@ static double quantise_q6_k(const float *values, int64_t num_blocks, uint8_t *ou
                 out[128 + h * 32 + i] =
                     (uint8_t)(c[i] >> 4 | c[i + 32] >> 4 << 2 | c[i + 64] >> 4 << 4 | c[i + 96] >> 4 << 6);
             float multiples[LANES];
-            lanes_store(multiples, fit.multiples[h]);
+            simd8_store(multiples, fit.multiples[h]);
             for (int j = 0; j < LANES; j++) out[192 + h * 8 + j] = (uint8_t)(int8_t)multiples[j];
         }
         put_half(out + 208, fit.d);

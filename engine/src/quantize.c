@@ -1,5 +1,5 @@
-/* quantise.c: turns rows of floats into a quantised type's blocks: finds who does it, and refuses what cannot be. */
-#include "quantise.h"
+/* quantize.c: turns rows of floats into a quantized type's blocks: finds who does it, and refuses what cannot be. */
+#include "quantize.h"
 
 #include <inttypes.h>
 
@@ -11,21 +11,21 @@
 typedef struct {
     tensor_type type;
     float largest;
-    quantise_function *quantise;
+    quantize_function *quantize;
 } written_type;
 
 #define HALF_MAX 65504.0F
 enum { NUM_WRITTEN = 8, CHUNK_ELEMENTS = 1 << 15 };
 
-static const quantise_table *fastest(void) {
+static const quantize_table *fastest(void) {
 #if defined(__x86_64__)
-    if (kernels_select("avx2")) return &quantise_avx2;
+    if (kernels_select("avx2")) return &quantize_avx2;
 #endif
-    return &quantise_plain;
+    return &quantize_plain;
 }
 
 static bool find_written(const char *name, written_type *out) {
-    const quantise_table *table = fastest();
+    const quantize_table *table = fastest();
     const written_type written[NUM_WRITTEN] = {
         {TENSOR_Q8_0, 127.0F * HALF_MAX, table->q8_0}, {TENSOR_Q4_0, 8.0F * HALF_MAX, table->q4_0},
         {TENSOR_Q5_0, 16.0F * HALF_MAX, table->q5_0},  {TENSOR_Q4_1, HALF_MAX, table->q4_1},
@@ -63,7 +63,7 @@ static llamita_status refuse_number(const written_type *to, const char *type, co
     while (largest_magnitude(rows + at, 1) <= limit) at++;
     const bool broken = largest_magnitude(rows + at, 1) >= 0x7f800000;
     return error_set(error, LLAMITA_ERROR_NUMERIC,
-                     "cannot quantise to %s: row %" PRId64 ", position %" PRId64 ": expected %s, found %g; %s", type,
+                     "cannot quantize to %s: row %" PRId64 ", position %" PRId64 ": expected %s, found %g; %s", type,
                      first_row + at / row_length, at % row_length,
                      broken ? "finite numbers" : "numbers that 16-bit scales reach", (double)rows[at],
                      broken ? "the weights are broken" : "use F32");
@@ -74,7 +74,7 @@ llamita_status llamita_quantize(const char *type, const float *values, int64_t r
     written_type to;
     if (!find_written(type, &to)) {
         return error_set(error, LLAMITA_ERROR_ARGUMENT,
-                         "cannot quantise: type: expected Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K or Q6_K, found %s",
+                         "cannot quantize: type: expected Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K or Q6_K, found %s",
                          type ? type : "none");
     }
     int64_t block_elements = 1;
@@ -83,14 +83,14 @@ llamita_status llamita_quantize(const char *type, const float *values, int64_t r
     tensor_type_blocks(to.type, &block_elements, &block_bytes, &name);
     if (row_length < 0 || num_rows < 0 || row_length % block_elements != 0) {
         return error_set(error, LLAMITA_ERROR_ARGUMENT,
-                         "cannot quantise to %s: expected rows of a multiple of %d numbers, found %" PRId64
+                         "cannot quantize to %s: expected rows of a multiple of %d numbers, found %" PRId64
                          " rows of %" PRId64 "; use F16",
                          name, (int)block_elements, num_rows, row_length);
     }
     const size_t row_bytes = (size_t)(row_length / block_elements) * block_bytes;
     if (row_bytes > 0 && out_bytes / row_bytes < (uint64_t)num_rows) {
         return error_set(error, LLAMITA_ERROR_ARGUMENT,
-                         "cannot quantise to %s: expected room for %" PRId64 " rows of %zu bytes, found %zu bytes",
+                         "cannot quantize to %s: expected room for %" PRId64 " rows of %zu bytes, found %zu bytes",
                          name, num_rows, row_bytes, out_bytes);
     }
     double sum = 0.0;
@@ -104,7 +104,7 @@ llamita_status llamita_quantize(const char *type, const float *values, int64_t r
         if (largest_magnitude(chunk, rows * row_length) > (int32_t)bits_from_float(to.largest)) {
             return refuse_number(&to, name, chunk, row_length, r, error);
         }
-        sum += to.quantise(chunk, rows * row_length / block_elements, (uint8_t *)out + (size_t)r * row_bytes);
+        sum += to.quantize(chunk, rows * row_length / block_elements, (uint8_t *)out + (size_t)r * row_bytes);
     }
     if (squared_error) *squared_error = sum;
     return LLAMITA_OK;

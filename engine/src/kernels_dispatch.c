@@ -1,4 +1,4 @@
-/* kernels_select.c: which kernels this processor can run, and the fastest of them. */
+/* kernels_dispatch.c: which kernels this processor can run, and the fastest of them. */
 #include "kernels.h"
 
 #include <stdbool.h>

@@ -1,9 +1,9 @@
-/* test_quantise.c: the same bytes from every version, errors within bounds, what cannot be stored is refused. */
+/* test_quantize.c: the same bytes from every version, errors within bounds, what cannot be stored is refused. */
 #include <math.h>
 
 #include "check.h"
 #include "llamita.h"
-#include "quantise.h"
+#include "quantize.h"
 
 enum { ROWS = 13, LENGTH = 512, MOST_BYTES = ROWS * LENGTH * 2 };
 
@@ -45,7 +45,7 @@ static size_t bytes_of(tensor_type type, int64_t num_elements, const char **name
     return (size_t)(num_elements / block_elements) * block_bytes;
 }
 
-static quantise_function *function_of(const quantise_table *table, tensor_type type) {
+static quantize_function *function_of(const quantize_table *table, tensor_type type) {
     switch (type) {
     case TENSOR_Q8_0: return table->q8_0;
     case TENSOR_Q4_0: return table->q4_0;
@@ -70,7 +70,7 @@ static void test_same_bytes(void) {
         size_t block_bytes;
         tensor_type_blocks(written[t], &block_elements, &block_bytes, &name);
         CHECK(llamita_quantize(name, values, LENGTH, ROWS, together, num_bytes, NULL, NULL) == LLAMITA_OK, "%s", name);
-        function_of(&quantise_plain, written[t])(values, ROWS * LENGTH / block_elements, plain);
+        function_of(&quantize_plain, written[t])(values, ROWS * LENGTH / block_elements, plain);
         CHECK(memcmp(together, plain, num_bytes) == 0, "%s: the versions differ", name);
         for (int r = 0; r < ROWS; r++) {
             uint8_t *out = single + (size_t)r * row_bytes;
@@ -92,7 +92,7 @@ static void test_same_bytes(void) {
 static double relative_error(tensor_type type, const float *values, const uint8_t *bytes, size_t row_bytes, int row) {
     float decoded[LENGTH];
     double error = 0.0, power = 0.0;
-    tensor_type_dequantise(type)(bytes + (size_t)row * row_bytes, LENGTH, decoded);
+    tensor_type_dequantize(type)(bytes + (size_t)row * row_bytes, LENGTH, decoded);
     for (int k = 0; k < LENGTH; k++) {
         const double difference = (double)decoded[k] - (double)values[row * LENGTH + k];
         error += difference * difference;
@@ -111,7 +111,7 @@ static void test_errors(void) {
         const size_t num_bytes = bytes_of(written[t], ROWS * LENGTH, &name);
         double told = -1.0, found = 0.0;
         CHECK(llamita_quantize(name, values, LENGTH, ROWS, bytes, num_bytes, &told, NULL) == LLAMITA_OK, "%s", name);
-        tensor_type_dequantise(written[t])(bytes, ROWS * LENGTH, decoded);
+        tensor_type_dequantize(written[t])(bytes, ROWS * LENGTH, decoded);
         for (int k = 0; k < ROWS * LENGTH; k++) {
             found += ((double)decoded[k] - (double)values[k]) * ((double)decoded[k] - (double)values[k]);
         }
@@ -135,7 +135,7 @@ static void test_again(void) {
         const char *name;
         const size_t num_bytes = bytes_of(written[t], ROWS * LENGTH, &name);
         llamita_quantize(name, values, LENGTH, ROWS, bytes, num_bytes, NULL, NULL);
-        tensor_type_dequantise(written[t])(bytes, ROWS * LENGTH, decoded);
+        tensor_type_dequantize(written[t])(bytes, ROWS * LENGTH, decoded);
         llamita_quantize(name, decoded, LENGTH, ROWS, bytes, num_bytes, NULL, NULL);
         for (int r = 0; r < ROWS; r++) {
             if (r == 7 || r == 8) continue; /* their scales are subnormal */
@@ -193,7 +193,7 @@ static void test_refusals(void) {
         static float decoded[ROWS * LENGTH];
         const size_t num_bytes = bytes_of(written[t], ROWS * LENGTH, &name);
         CHECK(llamita_quantize(name, values, LENGTH, ROWS, out, num_bytes, NULL, NULL) == LLAMITA_OK, "%s", name);
-        tensor_type_dequantise(written[t])(out, ROWS * LENGTH, decoded);
+        tensor_type_dequantize(written[t])(out, ROWS * LENGTH, decoded);
         for (int k = 0; k < ROWS * LENGTH; k++) CHECK(isfinite(decoded[k]), "%s, number %d", name, k);
     }
     CHECK(llamita_quantize("Q4_0", NULL, 0, 0, NULL, 0, NULL, NULL) == LLAMITA_OK, "nothing");
