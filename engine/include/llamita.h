@@ -177,13 +177,13 @@ LLAMITA_API void llamita_bpe_trainer_close(llamita_bpe_trainer *trainer);
 LLAMITA_API llamita_status llamita_bpe_trainer_add(llamita_bpe_trainer *trainer, const char *text, const uint64_t *ends,
                                                size_t num_documents, llamita_error *error);
 
-/* Merges pairs until there are num_tokens tokens, the 256 bytes included, or no pair stands least_count times in the
+/* Merges pairs until there are num_tokens tokens, the 256 bytes included, or no pair stands min_count times in the
  * text. Tokens 0 to 255 are the bytes in the order of GPT-2's alphabet, then those that merges make, in their order.
  * Writes merges[num_merges][3]: left, right, what they become (which may be an earlier token). capacity: how many there
  * is room for; at most so many are made. Memory: about 4 bytes for each byte of the different words, and 4 for each pair
  * in each of them. */
 LLAMITA_API llamita_status llamita_bpe_trainer_train(const llamita_bpe_trainer *trainer, int32_t num_tokens,
-                                                 int64_t least_count, int32_t *merges, size_t capacity,
+                                                 int64_t min_count, int32_t *merges, size_t capacity,
                                                  size_t *num_merges, llamita_error *error);
 
 /* ------------------------------------------------------------------ chats */

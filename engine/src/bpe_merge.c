@@ -4,7 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { MOST_PROBES = 1024, LEAST_SLOTS = 1024, LEAST_PAIRS_LOG2 = 6, MOST_PAIRS_LOG2 = 15, MOST_SCANNED = 32 };
+enum { MAX_PROBES = 1024, MIN_SLOTS = 1024, MIN_PAIRS_LOG2 = 6, MAX_PAIRS_LOG2 = 15, MAX_SCANNED_SYMBOLS = 32 };
 
 /* ------------------------------------------------------------------ the rules */
 
@@ -42,7 +42,7 @@ static other_merge *other_slot(const bpe_rules *rules, int32_t product, uint32_t
     hash = (hash ^ hash >> 32) * odd; /* the product alone would be in the upper half only */
     const size_t mask = rules->num_other_slots - 1;
     size_t at = (size_t)(hash >> 20) & mask;
-    for (int probe = 0; probe < MOST_PROBES; probe++, at = (at + 1) & mask) {
+    for (int probe = 0; probe < MAX_PROBES; probe++, at = (at + 1) & mask) {
         other_merge *slot = &rules->others[at];
         if (slot->product < 0 || (slot->product == product && slot->left_bytes == left_bytes)) return slot;
     }
@@ -50,7 +50,7 @@ static other_merge *other_slot(const bpe_rules *rules, int32_t product, uint32_t
 }
 
 static bpe_result grow_others(bpe_rules *rules) {
-    bpe_rules grown = {.num_other_slots = rules->num_other_slots ? 2 * rules->num_other_slots : LEAST_SLOTS};
+    bpe_rules grown = {.num_other_slots = rules->num_other_slots ? 2 * rules->num_other_slots : MIN_SLOTS};
     grown.others = malloc(grown.num_other_slots * sizeof *grown.others);
     if (grown.others == NULL) return BPE_NO_MEMORY;
     for (size_t i = 0; i < grown.num_other_slots; i++) grown.others[i].product = -1;
@@ -92,8 +92,8 @@ bpe_result bpe_rules_add(bpe_rules *rules, int32_t product, size_t left_bytes, u
 /* ------------------------------------------------------------------ pairs */
 
 void bpe_scratch_keep_pairs(bpe_scratch *scratch, size_t num_pairs) {
-    int log2 = LEAST_PAIRS_LOG2;
-    while (log2 < MOST_PAIRS_LOG2 && (size_t)1 << log2 < num_pairs) log2++;
+    int log2 = MIN_PAIRS_LOG2;
+    while (log2 < MAX_PAIRS_LOG2 && (size_t)1 << log2 < num_pairs) log2++;
     scratch->pairs = calloc((size_t)1 << log2, sizeof *scratch->pairs);
     scratch->pairs_shift = 64 - log2;
 }
@@ -141,10 +141,10 @@ static inline uint32_t pair_rank(const pair_source *source, int32_t left, int32_
 
 /* ------------------------------------------------------------------ short rows */
 
-/* num_symbols <= MOST_SCANNED: finds the best pair by looking at all of them. */
+/* num_symbols <= MAX_SCANNED_SYMBOLS: finds the best pair by looking at all of them. */
 static size_t merge_scanning(const pair_source *source, int32_t *symbols, size_t num_symbols) {
-    uint32_t ranks[MOST_SCANNED]; /* ranks[i], products[i]: of the pair i, i + 1 */
-    int32_t products[MOST_SCANNED];
+    uint32_t ranks[MAX_SCANNED_SYMBOLS]; /* ranks[i], products[i]: of the pair i, i + 1 */
+    int32_t products[MAX_SCANNED_SYMBOLS];
     for (size_t i = 0; i + 1 < num_symbols; i++) {
         ranks[i] = pair_rank(source, symbols[i], symbols[i + 1], &products[i]);
     }
@@ -300,7 +300,7 @@ bool bpe_merge(const bpe_rules *rules, const uint8_t *take_apart, bpe_scratch *s
                    size_t *num_symbols) {
     if (*num_symbols <= 1) return true;
     const pair_source source = {rules, scratch->pairs, scratch->pairs_shift};
-    if (*num_symbols <= MOST_SCANNED && take_apart == NULL) {
+    if (*num_symbols <= MAX_SCANNED_SYMBOLS && take_apart == NULL) {
         *num_symbols = merge_scanning(&source, symbols, *num_symbols);
         return true;
     }

@@ -13,7 +13,7 @@
 #include "symbol_table.h"
 #include "pre_tokenizer.h"
 
-enum { LONGEST_TOKEN = 512, LEAST_SLOTS = 1 << 12 }; /* bytes: twice that at most when written in GPT-2's alphabet */
+enum { MAX_TOKEN_BYTES = 512, MIN_SLOTS = 1 << 12 }; /* bytes: twice that at most when written in GPT-2's alphabet */
 #define NO_ENTRY UINT32_MAX
 
 typedef struct {
@@ -92,7 +92,7 @@ static uint32_t word_hash(const char *bytes, size_t num_bytes) {
 
 static bool grow_words(llamita_bpe_trainer *l) {
     if (l->num_words * 2 < l->num_slots) return true;
-    const size_t num_slots = l->num_slots ? 2 * l->num_slots : LEAST_SLOTS;
+    const size_t num_slots = l->num_slots ? 2 * l->num_slots : MIN_SLOTS;
     uint32_t *slots = calloc(num_slots, sizeof *slots);
     if (slots == NULL || l->num_words >= UINT32_MAX / 2) {
         free(slots);
@@ -209,7 +209,7 @@ static candidate heap_pop(merging *m) {
 
 static bool grow_pairs(merging *m) {
     if (m->num_pairs * 2 < m->num_slots) return true;
-    const size_t num_slots = m->num_slots ? 2 * m->num_slots : LEAST_SLOTS;
+    const size_t num_slots = m->num_slots ? 2 * m->num_slots : MIN_SLOTS;
     uint32_t *slots = m->num_pairs < UINT32_MAX / 2 ? calloc(num_slots, sizeof *slots) : NULL;
     if (slots == NULL) return false;
     for (size_t i = 0; i < m->num_pairs; i++) {
@@ -356,7 +356,7 @@ static bool merge_word(merging *m, uint32_t place, int32_t left, int32_t right, 
 /* Merges a pair everywhere. *product: the token that it becomes, -1: it would be too long. */
 static bool merge_pair(merging *m, uint32_t number, int32_t *product) {
     const int32_t left = (int32_t)(m->pairs[number].key >> 32), right = (int32_t)(uint32_t)m->pairs[number].key;
-    char joined[2 * LONGEST_TOKEN];
+    char joined[2 * MAX_TOKEN_BYTES];
     size_t left_bytes, right_bytes;
     const char *bytes = symbol_bytes(&m->tokens, left, &left_bytes);
     memcpy(joined, bytes, left_bytes);
@@ -364,7 +364,7 @@ static bool merge_pair(merging *m, uint32_t number, int32_t *product) {
     memcpy(joined + left_bytes, bytes, right_bytes);
     *product = -1;
     bool ok = true;
-    if (left_bytes + right_bytes <= LONGEST_TOKEN) {
+    if (left_bytes + right_bytes <= MAX_TOKEN_BYTES) {
         const symbol_result result = symbol_intern(&m->tokens, joined, left_bytes + right_bytes, product);
         ok = result == SYMBOL_ADDED || result == SYMBOL_EXISTS;
     }
@@ -380,13 +380,13 @@ static bool merge_pair(merging *m, uint32_t number, int32_t *product) {
     return ok && offer_risen(m);
 }
 
-llamita_status llamita_bpe_trainer_train(const llamita_bpe_trainer *trainer, int32_t num_tokens, int64_t least_count,
+llamita_status llamita_bpe_trainer_train(const llamita_bpe_trainer *trainer, int32_t num_tokens, int64_t min_count,
                                      int32_t *merges, size_t capacity, size_t *num_merges, llamita_error *error) {
-    if (num_tokens < 256 || num_tokens > 1 << 24 || least_count < 1) {
+    if (num_tokens < 256 || num_tokens > 1 << 24 || min_count < 1) {
         return error_set(error, LLAMITA_ERROR_ARGUMENT,
                          "cannot learn a vocabulary: expected 256 to 2^24 tokens and a least count of 1 or more, found %d "
                          "and %lld",
-                         (int)num_tokens, (long long)least_count);
+                         (int)num_tokens, (long long)min_count);
     }
     merging m;
     bool ok = start_merging(&m, trainer, num_tokens);
@@ -396,10 +396,10 @@ llamita_status llamita_bpe_trainer_train(const llamita_bpe_trainer *trainer, int
         const int64_t count = m.pairs[best.pair].count;
         if (best.count != count) { /* it has fallen, or rose and stands there a second time */
             best.count = count;
-            ok = count < least_count || heap_push(&m, best);
+            ok = count < min_count || heap_push(&m, best);
             continue;
         }
-        if (count < least_count) break;
+        if (count < min_count) break;
         int32_t product;
         ok = merge_pair(&m, best.pair, &product);
         if (!ok || product < 0) continue;

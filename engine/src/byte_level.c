@@ -110,7 +110,7 @@ static bool is_product(const tokenizer *t, const tokenizer_source *source, int32
 static llamita_status add_merge(tokenizer *t, const tokenizer_source *source, const char *path, const int16_t *byte_of,
                                 char *bytes, size_t index, int32_t *product, llamita_error *error) {
     const byte_slice line = source->merges[index];
-    if (line.num_bytes > 2 * TOKENIZER_PIECE_BYTES_MAX + 1) {
+    if (line.num_bytes > 2 * MAX_PIECE_BYTES + 1) {
         return merge_error(error, path, index, line, "at most 2,049 bytes");
     }
     const char *space = line.num_bytes > 2 ? memchr(line.bytes + 1, ' ', line.num_bytes - 2) : NULL;
@@ -133,7 +133,7 @@ static llamita_status add_merge(tokenizer *t, const tokenizer_source *source, co
 llamita_status byte_level_build(tokenizer *t, const tokenizer_source *source, const char *path, llamita_error *error) {
     int16_t byte_of[ALPHABET_END];
     fill_alphabet(byte_of);
-    char *bytes = malloc(2 * TOKENIZER_PIECE_BYTES_MAX + 2);
+    char *bytes = malloc(2 * MAX_PIECE_BYTES + 2);
     if (bytes == NULL) return table_error(error, path, true);
     llamita_status status = tables_create(t, false, path, error);
     if (status == LLAMITA_OK) status = add_pieces(t, source, path, byte_of, bytes, error);

@@ -7,11 +7,11 @@
 #include "unicode.h"
 
 enum {
-    LEAST_KNOWN_TEXT = 1024, /* shorter texts repeat too little for the table of known words */
-    MOST_KNOWN_WORDS = 1 << 15,
-    LONGEST_KNOWN_WORD = 64, /* bytes */
+    MIN_KNOWN_TEXT_BYTES = 1024, /* shorter texts repeat too little for the table of known words */
+    MAX_KNOWN_WORDS = 1 << 15,
+    MAX_KNOWN_WORD_BYTES = 64, /* bytes */
 };
-#define LONGEST_TEXT ((size_t)1 << 30)
+#define MAX_TEXT_BYTES ((size_t)1 << 30)
 
 /* ------------------------------------------------------------------ what the kinds' encoders push */
 
@@ -107,7 +107,7 @@ static uint64_t word_hash(const char *bytes, size_t num_bytes) {
 }
 
 static known_word *known_slot(encoder *e, size_t start, size_t num_bytes) {
-    if (e->known == NULL || num_bytes > LONGEST_KNOWN_WORD) return NULL;
+    if (e->known == NULL || num_bytes > MAX_KNOWN_WORD_BYTES) return NULL;
     return &e->known[word_hash(e->text + start, num_bytes) & e->known_mask];
 }
 
@@ -159,17 +159,17 @@ static llamita_status encode_text(encoder *e, size_t start, size_t end, bool wit
 }
 
 static void allocate_known(encoder *e) {
-    if (e->text_bytes < LEAST_KNOWN_TEXT) return;
+    if (e->text_bytes < MIN_KNOWN_TEXT_BYTES) return;
     size_t num = 256;
-    while (num < MOST_KNOWN_WORDS && num * 16 < e->text_bytes) num *= 2;
+    while (num < MAX_KNOWN_WORDS && num * 16 < e->text_bytes) num *= 2;
     e->known = calloc(num, sizeof *e->known); /* without it encoding is slower, and right */
     e->known_mask = num - 1;
 }
 
 static llamita_status begin(encoder *e, const tokenizer *t, const char *text, size_t num_bytes, llamita_error *error) {
-    if (num_bytes > LONGEST_TEXT) {
+    if (num_bytes > MAX_TEXT_BYTES) {
         return error_set(error, LLAMITA_ERROR_ARGUMENT,
-                         "cannot encode the text: expected at most %zu bytes, found %zu; split the text", LONGEST_TEXT,
+                         "cannot encode the text: expected at most %zu bytes, found %zu; split the text", MAX_TEXT_BYTES,
                          num_bytes);
     }
     *e = (encoder){.t = t, .text = text, .text_bytes = num_bytes, .error = error};

@@ -30,13 +30,13 @@ struct forward {
     int32_t logit_tokens[PASS_TOKENS]; /* [num_logits] */
     kv_cache *caches[PASS_TOKENS];     /* of each token */
     attention_tile tiles[PASS_TOKENS];
-    adapted_tokens adapted[PASS_TOKENS];
-    int32_t num_adapted;
+    lora_tokens lora_runs[PASS_TOKENS];
+    int32_t num_lora_runs;
 
     /* Memory for PASS_TOKENS tokens. */
     float *residual;            /* [T, D] */
     activations normed;         /* [T, D] */
-    float *angles;              /* [T, S] cos and sin of each pair */
+    float *rope_table;              /* [T, S] cos and sin of each pair */
     float *query, *key, *value; /* [T, H*S], [T, K*S], [T, K*S] */
     activations attention_out;  /* [T, H*S] */
     activations ffn_gate;       /* [T, F] */
@@ -44,15 +44,15 @@ struct forward {
     float *update;              /* [T, D] what a block adds to the residual */
     float *last;                /* [T, D] the rows of the residual that logits are wanted of */
     float *partials;            /* [FEW_TOKENS, H, max_pages] of what attention_page writes */
-    float *low;                 /* [T, low_floats] of what adapter_reduce writes, then [FEW_TOKENS, low_floats] of each
+    float *lora_hidden;                 /* [T, lora_floats] of what lora_down writes, then [FEW_TOKENS, lora_floats] of each
                                    member; NULL: no adapters so far */
-    int64_t low_floats;
+    int64_t lora_floats;
 
-    struct own { /* each member's */
+    struct thread_buffers { /* of one worker */
         activations normed;        /* [FEW_TOKENS, D] */
         activations attention_out; /* [FEW_TOKENS, H*S] */
         float *attention_scratch;
-    } *own; /* [threads] */
+    } *thread_buffers; /* [threads] */
 };
 
 /* ------------------------------------------------------------------ who does what */
@@ -98,20 +98,20 @@ static void share_projections(const forward *f, worker w, rows *query, rows *key
 
 /* ------------------------------------------------------------------ adapters */
 
-static float *low_of(const forward *f, worker w, const adapted_tokens *tokens) {
+static float *lora_hidden_of(const forward *f, worker w, const lora_tokens *tokens) {
     const int64_t first = f->few ? PASS_TOKENS + (int64_t)w.index * FEW_TOKENS : 0;
-    return f->low + (first + tokens->first_token) * f->low_floats;
+    return f->lora_hidden + (first + tokens->first_token) * f->lora_floats;
 }
 
 /* What adapters make of the columns that matrices first .. last read: each member's own if there are few. */
 static void reduce(const forward *f, worker w, int32_t layer_index, layer_matrix first, layer_matrix last,
                    const activations *columns) {
-    if (f->num_adapted == 0) return;
+    if (f->num_lora_runs == 0) return;
     int64_t begin = 0, end = f->num_tokens;
     if (!f->few) thread_pool_share(w, f->num_tokens, 1, &begin, &end);
-    for (int32_t i = 0; i < f->num_adapted; i++)
-        adapter_reduce(f->model->kernels, &f->adapted[i], layer_index, first, last, columns, begin, end,
-                       low_of(f, w, &f->adapted[i]));
+    for (int32_t i = 0; i < f->num_lora_runs; i++)
+        lora_down(f->model->kernels, &f->lora_runs[i], layer_index, first, last, columns, begin, end,
+                       lora_hidden_of(f, w, &f->lora_runs[i]));
     if (!f->few) thread_pool_barrier(w);
 }
 
@@ -119,8 +119,8 @@ static void reduce(const forward *f, worker w, int32_t layer_index, layer_matrix
 static void apply(const forward *f, worker w, int32_t layer_index, layer_matrix which, const tensor *matrix,
                   const activations *columns, rows mine, float *out) {
     matmul(f->model->kernels, matrix, columns, f->num_tokens, mine.begin, mine.end, out);
-    for (int32_t i = 0; i < f->num_adapted; i++)
-        adapter_expand(f->model->kernels, &f->adapted[i], layer_index, which, low_of(f, w, &f->adapted[i]), mine.begin,
+    for (int32_t i = 0; i < f->num_lora_runs; i++)
+        lora_up(f->model->kernels, &f->lora_runs[i], layer_index, which, lora_hidden_of(f, w, &f->lora_runs[i]), mine.begin,
                        mine.end, out);
 }
 
@@ -129,7 +129,7 @@ static void apply(const forward *f, worker w, int32_t layer_index, layer_matrix 
 /* The normed rows of `in`, as the matrices that follow read them: each member's own if there are few. */
 static const activations *normalize(forward *f, worker w, const float *in, int32_t num_tokens, const float *weight,
                                     bool quantized) {
-    activations *out = f->few ? &f->own[w.index].normed : &f->normed;
+    activations *out = f->few ? &f->thread_buffers[w.index].normed : &f->normed;
     int64_t begin = 0, end = num_tokens;
     if (!f->few) thread_pool_share(w, num_tokens, 1, &begin, &end);
     rms_norm(f->model->kernels, in, weight, f->model->info.rms_norm_eps, begin, end, out);
@@ -139,12 +139,12 @@ static const activations *normalize(forward *f, worker w, const float *in, int32
 }
 
 /* Keys take their positions on the way into the cache; values go as they are. */
-static void remember(const forward *f, int32_t layer_index, rows keys, rows values) {
+static void store_kv(const forward *f, int32_t layer_index, rows keys, rows values) {
     const int32_t head_dim = f->model->info.head_dim, num_heads = f->model->info.num_key_value_heads;
     const int64_t length = (int64_t)num_heads * head_dim;
     const kernels *k = f->model->kernels;
     for (int32_t t = 0; t < f->num_tokens; t++) {
-        rope(f->angles + (int64_t)t * head_dim, head_dim, keys.begin, keys.end, f->key + t * length);
+        rope(f->rope_table + (int64_t)t * head_dim, head_dim, keys.begin, keys.end, f->key + t * length);
         for (int32_t h = 0; h < num_heads; h++) {
             const int64_t offset = (int64_t)h * head_dim;
             const rows key = part_of(keys, offset, head_dim), value = part_of(values, offset, head_dim);
@@ -170,9 +170,9 @@ static void project(forward *f, worker w, int32_t layer_index, const activations
     apply(f, w, layer_index, MATRIX_KEY, &layer->key, normed, key, f->key);
     apply(f, w, layer_index, MATRIX_VALUE, &layer->value, normed, value, f->value);
     for (int32_t t = 0; t < num_tokens; t++)
-        rope(f->angles + (int64_t)t * head_dim, head_dim, query.begin, query.end,
+        rope(f->rope_table + (int64_t)t * head_dim, head_dim, query.begin, query.end,
              f->query + t * layer->query.num_rows);
-    remember(f, layer_index, key, value);
+    store_kv(f, layer_index, key, value);
 }
 
 /* Every tile with every kv head; for a few tokens on several threads page by page, into partials. */
@@ -181,7 +181,7 @@ static void attend(forward *f, worker w, int32_t layer_index) {
     const attention_job job = {f->model->kernels, layer_index, info->num_attention_heads, f->query,
                                f->attention_out.values};
     const int64_t num_kv_heads = info->num_key_value_heads;
-    float *scratch = f->own[w.index].attention_scratch;
+    float *scratch = f->thread_buffers[w.index].attention_scratch;
     int64_t begin, end, item = 0;
     if (f->whole_heads) {
         thread_pool_share(w, num_kv_heads, 1, &begin, &end);
@@ -214,7 +214,7 @@ static void attend(forward *f, worker w, int32_t layer_index) {
 static const activations *gather_heads(forward *f, worker w, bool quantized) {
     const llamita_model_info *info = &f->model->info;
     const size_t partial_floats = PARTIAL_FLOATS(info->head_dim);
-    activations *out = f->few && (quantized || f->split_pages) ? &f->own[w.index].attention_out : &f->attention_out;
+    activations *out = f->few && (quantized || f->split_pages) ? &f->thread_buffers[w.index].attention_out : &f->attention_out;
     const int64_t length = out->length;
     if (f->split_pages)
         for (int32_t i = 0; i < f->num_tiles; i++)
@@ -306,7 +306,7 @@ static void forward_worker(void *argument, worker w) {
     int64_t begin, end;
     thread_pool_share(w, f->num_tokens, 1, &begin, &end);
     embed(&model->token_embedding, f->ids, begin, end, f->residual);
-    rope_table(model->rope_frequency, model->info.head_dim, f->positions, begin, end, f->angles);
+    rope_fill_table(model->rope_frequency, model->info.head_dim, f->positions, begin, end, f->rope_table);
     thread_pool_barrier(w);
     for (int32_t i = 0; i < model->info.num_hidden_layers; i++) {
         attention_block(f, w, i);
@@ -318,18 +318,18 @@ static void forward_worker(void *argument, worker w) {
 /* ------------------------------------------------------------------ a pass */
 
 /* Neighbors with equal sets are computed together. */
-static void adapt_span(forward *f, const forward_span *span) {
+static void add_lora_run(forward *f, const forward_span *span) {
     if (span->adapters == NULL || span->adapters->count == 0) return;
-    adapted_tokens *last = f->num_adapted > 0 ? &f->adapted[f->num_adapted - 1] : NULL;
+    lora_tokens *last = f->num_lora_runs > 0 ? &f->lora_runs[f->num_lora_runs - 1] : NULL;
     if (last != NULL && last->first_token + last->num_tokens == f->num_tokens &&
-        adapter_sets_equal(last->set, span->adapters))
+        lora_sets_equal(last->set, span->adapters))
         last->num_tokens += span->num_tokens;
     else
-        f->adapted[f->num_adapted++] = (adapted_tokens){span->adapters, f->num_tokens, span->num_tokens};
+        f->lora_runs[f->num_lora_runs++] = (lora_tokens){span->adapters, f->num_tokens, span->num_tokens};
 }
 
 static void add_span(forward *f, const forward_span *span) {
-    adapt_span(f, span);
+    add_lora_run(f, span);
     for (int32_t i = 0; i < span->num_tokens; i++) {
         const int32_t t = f->num_tokens + i;
         f->ids[t] = span->ids[i];
@@ -344,7 +344,7 @@ static void add_span(forward *f, const forward_span *span) {
 }
 
 bool forward_run(forward *f, int num_threads, const forward_span *spans, int32_t num_spans, float *logits) {
-    f->num_tokens = f->num_logits = f->num_tiles = f->num_adapted = 0;
+    f->num_tokens = f->num_logits = f->num_tiles = f->num_lora_runs = 0;
     for (int32_t i = 0; i < num_spans; i++) add_span(f, &spans[i]);
     const int32_t num_kv_heads = f->model->info.num_key_value_heads;
     bool several_pages = false;
@@ -375,17 +375,17 @@ static void free_activations(activations *a) {
     free(a->blocks);
 }
 
-static bool allocate_own(forward *f, size_t scratch_floats) {
+static bool allocate_thread_buffers(forward *f, size_t scratch_floats) {
     const int count = thread_pool_size(f->pool);
-    f->own = calloc((size_t)count, sizeof *f->own);
-    for (int i = 0; f->own != NULL && i < count; i++) {
-        f->own[i].attention_scratch = floats(scratch_floats);
-        if (f->own[i].attention_scratch == NULL ||
-            !allocate_activations(&f->own[i].normed, FEW_TOKENS, f->normed.length) ||
-            !allocate_activations(&f->own[i].attention_out, FEW_TOKENS, f->attention_out.length))
+    f->thread_buffers = calloc((size_t)count, sizeof *f->thread_buffers);
+    for (int i = 0; f->thread_buffers != NULL && i < count; i++) {
+        f->thread_buffers[i].attention_scratch = floats(scratch_floats);
+        if (f->thread_buffers[i].attention_scratch == NULL ||
+            !allocate_activations(&f->thread_buffers[i].normed, FEW_TOKENS, f->normed.length) ||
+            !allocate_activations(&f->thread_buffers[i].attention_out, FEW_TOKENS, f->attention_out.length))
             return false;
     }
-    return f->own != NULL;
+    return f->thread_buffers != NULL;
 }
 
 forward *forward_create(const llamita_model *model, const kv_shape *shape, int32_t context_tokens, thread_pool *pool) {
@@ -400,7 +400,7 @@ forward *forward_create(const llamita_model *model, const kv_shape *shape, int32
     f->keys_in_parts = shape->type != KV_Q8;
     f->max_pages = (context_tokens - 1) / KV_PAGE_TOKENS + 1;
     f->residual = floats(PASS_TOKENS * hidden);
-    f->angles = floats(PASS_TOKENS * (size_t)info->head_dim);
+    f->rope_table = floats(PASS_TOKENS * (size_t)info->head_dim);
     f->query = floats(PASS_TOKENS * query_length);
     f->key = floats(PASS_TOKENS * key_length);
     f->value = floats(PASS_TOKENS * key_length);
@@ -413,39 +413,39 @@ forward *forward_create(const llamita_model *model, const kv_shape *shape, int32
     const bool all = allocate_activations(&f->normed, PASS_TOKENS, (int64_t)hidden) &&
                      allocate_activations(&f->attention_out, PASS_TOKENS, (int64_t)query_length) &&
                      allocate_activations(&f->ffn_gate, PASS_TOKENS, (int64_t)ffn) &&
-                     allocate_own(f, attention_scratch_floats(info->num_attention_heads, info->num_key_value_heads,
+                     allocate_thread_buffers(f, attention_scratch_floats(info->num_attention_heads, info->num_key_value_heads,
                                                               info->head_dim));
-    if (all && f->residual && f->angles && f->query && f->key && f->value && f->ffn_up && f->update && f->last &&
+    if (all && f->residual && f->rope_table && f->query && f->key && f->value && f->ffn_up && f->update && f->last &&
         f->partials)
         return f;
     forward_free(f);
     return NULL;
 }
 
-bool forward_reserve_adapters(forward *f, int64_t num_floats) {
-    if (num_floats <= f->low_floats) return true;
+bool forward_reserve_lora(forward *f, int64_t num_floats) {
+    if (num_floats <= f->lora_floats) return true;
     const size_t num_tokens = PASS_TOKENS + FEW_TOKENS * (size_t)thread_pool_size(f->pool);
-    float *low = floats(num_tokens * (size_t)num_floats);
-    if (low == NULL) return false;
-    free(f->low);
-    f->low = low;
-    f->low_floats = num_floats;
+    float *hidden = floats(num_tokens * (size_t)num_floats);
+    if (hidden == NULL) return false;
+    free(f->lora_hidden);
+    f->lora_hidden = hidden;
+    f->lora_floats = num_floats;
     return true;
 }
 
 void forward_free(forward *f) {
     if (f == NULL) return;
-    for (int i = 0; f->own != NULL && i < thread_pool_size(f->pool); i++) {
-        free(f->own[i].attention_scratch);
-        free_activations(&f->own[i].normed);
-        free_activations(&f->own[i].attention_out);
+    for (int i = 0; f->thread_buffers != NULL && i < thread_pool_size(f->pool); i++) {
+        free(f->thread_buffers[i].attention_scratch);
+        free_activations(&f->thread_buffers[i].normed);
+        free_activations(&f->thread_buffers[i].attention_out);
     }
-    free(f->own);
+    free(f->thread_buffers);
     free_activations(&f->normed);
     free_activations(&f->attention_out);
     free_activations(&f->ffn_gate);
-    float *buffers[] = {f->residual, f->angles, f->query, f->key, f->value, f->ffn_up, f->update, f->last, f->partials,
-                        f->low};
+    float *buffers[] = {f->residual, f->rope_table, f->query, f->key, f->value, f->ffn_up, f->update, f->last, f->partials,
+                        f->lora_hidden};
     for (size_t i = 0; i < sizeof buffers / sizeof buffers[0]; i++) free(buffers[i]);
     free(f);
 }

@@ -2,7 +2,7 @@
 #ifndef LLAMITA_FORWARD_H
 #define LLAMITA_FORWARD_H
 
-#include "adapter.h"
+#include "lora.h"
 #include "kv_cache.h"
 #include "model.h"
 #include "thread_pool.h"
@@ -14,7 +14,7 @@ typedef struct forward forward; /* the memory of a pass */
 /* Consecutive tokens of one sequence. */
 typedef struct {
     kv_cache *cache; /* reserved for them */
-    const adapter_set *adapters; /* NULL: none */
+    const lora_set *adapters; /* NULL: none */
     const int32_t *ids;
     int32_t num_tokens, first_position;
     int32_t num_logits; /* of the last tokens; 0 .. num_tokens */
@@ -24,8 +24,8 @@ typedef struct {
 forward *forward_create(const llamita_model *model, const kv_shape *shape, int32_t context_tokens, thread_pool *pool);
 void forward_free(forward *f);
 
-/* Sets that need at most so many floats a token (adapter_set_floats) may run from here on. False: no memory. */
-bool forward_reserve_adapters(forward *f, int64_t num_floats);
+/* Sets that need at most so many floats a token (lora_set_floats) may run from here on. False: no memory. */
+bool forward_reserve_lora(forward *f, int64_t num_floats);
 
 /* Runs, on num_threads of the pool, the spans' tokens (1 to PASS_TOKENS in all, ids below V; no cache twice), puts their keys and values into the
  * caches, and writes the logits asked for, in the order of the spans: logits [sum of num_logits, V]. False: some logits

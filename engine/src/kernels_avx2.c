@@ -18,7 +18,7 @@
 #define UNROLL _Pragma("GCC unroll 8")
 #endif
 #define LANES 8
-#define MOST_COLUMNS 8 /* that quantized weights meet at once */
+#define MAX_COLUMNS 8 /* that quantized weights meet at once */
 
 /* What kernels_avxvnni.c takes from here as it is. */
 matmul_kernel avx2_matmul_f32, avx2_matmul_f16, avx2_matmul_bf16, avx2_matmul_i8;
@@ -188,7 +188,7 @@ INLINE void sum_quads(const uint8_t *codes, const activation_block *const *block
 INLINE void sum_quads(const uint8_t *codes, const activation_block *const *blocks, const int first, const int last,
                       const int columns, const panel_format format, __m256i *whole) {
     const __m256i ones = _mm256_set1_epi16(1);
-    __m256i pairs[MOST_COLUMNS];
+    __m256i pairs[MAX_COLUMNS];
     UNROLL for (int q = first; q < last; q++) {
         const __m256i code = load_quad(codes, q, format);
         const __m256i magnitude = format == PANEL_Q8_0 ? _mm256_abs_epi8(code) : code;
@@ -212,7 +212,7 @@ INLINE void add_block(const uint8_t *codes, const uint8_t *header, const uint8_t
                       const activation_block *const *blocks, const int columns, const panel_format format,
                       __m256 *sums) {
     const bool has_minimum = format == PANEL_Q4_1 || format == PANEL_Q5_1 || format == PANEL_Q4_K || format == PANEL_Q5_K;
-    __m256i whole[MOST_COLUMNS], second[MOST_COLUMNS];
+    __m256i whole[MAX_COLUMNS], second[MAX_COLUMNS];
     __m256 scale, minimum = _mm256_setzero_ps();
     if (format == PANEL_Q6_K) {
         sum_quads(codes, blocks, 0, 4, columns, format, whole);
@@ -251,8 +251,8 @@ INLINE void block_tile(const matmul_job *job, int64_t panel, int64_t column, con
     const panel_layout layout = panel_layout_of(format);
     const int64_t num_blocks = job->row_length / BLOCK_LENGTH;
     const uint8_t *codes[2], *headers[2], *supers[2];
-    const activation_block *blocks[MOST_COLUMNS];
-    __m256 sums[2][MOST_COLUMNS];
+    const activation_block *blocks[MAX_COLUMNS];
+    __m256 sums[2][MAX_COLUMNS];
     UNROLL for (int p = 0; p < panels; p++) {
         codes[p] = (const uint8_t *)job->panels + (size_t)(panel + p) * job->panel_bytes;
         headers[p] = codes[p] + (size_t)num_blocks * layout.code_bytes;

@@ -34,10 +34,10 @@ static bool has_dot_product(void) {
 static bool has_dot_product(void) { return false; } /* no known way to ask */
 #endif
 
-#define MOST_TABLES 3
+#define MAX_TABLES 3
 
 /* Those that this processor can run, the fastest first; returns how many. */
-static int find_tables(const kernels *tables[MOST_TABLES]) {
+static int find_tables(const kernels *tables[MAX_TABLES]) {
     int count = 0;
 #if defined(__x86_64__)
 #if defined(LLAMITA_HAS_AVXVNNI)
@@ -53,7 +53,7 @@ static int find_tables(const kernels *tables[MOST_TABLES]) {
 }
 
 const kernels *kernels_select(const char *name) {
-    const kernels *tables[MOST_TABLES];
+    const kernels *tables[MAX_TABLES];
     const int count = find_tables(tables);
     if (name == NULL || strcmp(name, "auto") == 0) return tables[0];
     for (int i = 0; i < count; i++)

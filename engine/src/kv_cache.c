@@ -33,7 +33,7 @@ bool kv_cache_init(kv_cache *cache, const kv_shape *shape, int32_t max_tokens) {
 }
 
 static void release(kv_page *page) {
-    if (--page->num_users > 0) return;
+    if (--page->ref_count > 0) return;
     free(page->memory);
     free(page);
 }
@@ -51,7 +51,7 @@ void kv_cache_clear(kv_cache *cache) {
 static kv_page *new_page(const kv_shape *shape) {
     kv_page *page = calloc(1, sizeof *page);
     if (page == NULL) return NULL;
-    page->num_users = 1;
+    page->ref_count = 1;
     page->memory = aligned_alloc(PANEL_ALIGNMENT, shape->page_bytes);
     if (page->memory != NULL) return page;
     free(page);
@@ -61,7 +61,7 @@ static kv_page *new_page(const kv_shape *shape) {
 bool kv_cache_reserve(kv_cache *cache, int32_t first, int32_t last) {
     const int32_t end = last / KV_PAGE_TOKENS + (last % KV_PAGE_TOKENS != 0);
     for (int32_t i = first / KV_PAGE_TOKENS; i < end; i++) {
-        if (i < cache->num_pages && cache->pages[i]->num_users == 1) continue;
+        if (i < cache->num_pages && cache->pages[i]->ref_count == 1) continue;
         kv_page *page = new_page(cache->shape);
         if (page == NULL) return false;
         if (i < cache->num_pages) { /* shared: the positions before `first` are copied with it */
@@ -81,7 +81,7 @@ void kv_cache_share(kv_cache *to, const kv_cache *from, int32_t num_tokens) {
     to->num_pages = num_tokens / KV_PAGE_TOKENS + (num_tokens % KV_PAGE_TOKENS != 0);
     for (int32_t i = 0; i < to->num_pages; i++) {
         to->pages[i] = from->pages[i];
-        to->pages[i]->num_users++;
+        to->pages[i]->ref_count++;
     }
 }
 

@@ -28,7 +28,7 @@ typedef struct {
 } kv_shape;
 
 typedef struct {
-    int32_t num_users; /* caches that hold it */
+    int32_t ref_count; /* caches that hold it */
     char *memory;
 } kv_page;
 

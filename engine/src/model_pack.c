@@ -10,7 +10,7 @@
 
 /* Below this many bytes threads cost more than they help. */
 #define BYTES_WORTH_THREADS ((size_t)4 << 20)
-#define MOST_THREADS 16
+#define MAX_PACK_THREADS 16
 
 /* What a thread takes at a time, and what the system hands out where it can. */
 #define HUGE_PAGE_BYTES ((uint64_t)2 << 20)
@@ -104,7 +104,7 @@ static void *reserve(uint64_t num_bytes) {
 }
 
 static bool pack_all(pack_job *job) {
-    const int available = thread_pool_available(), most = available < MOST_THREADS ? available : MOST_THREADS;
+    const int available = thread_pool_available(), most = available < MAX_PACK_THREADS ? available : MAX_THREADS;
     thread_pool *pool = thread_pool_create(job->num_bytes < BYTES_WORTH_THREADS ? 1 : most);
     if (pool == NULL) return false;
     thread_pool_run(pool, thread_pool_size(pool), pack_worker, job);

@@ -97,9 +97,9 @@ llamita_status llamita_quantize(const char *type, const float *values, int64_t r
     if (squared_error) *squared_error = sum;
     if (row_bytes == 0) return LLAMITA_OK;
     /* Some rows at a time: few enough to stay in the cache between the check and the work. */
-    const int64_t most_rows = CHUNK_ELEMENTS / row_length + 1;
-    for (int64_t r = 0; r < num_rows; r += most_rows) {
-        const int64_t rows = num_rows - r < most_rows ? num_rows - r : most_rows;
+    const int64_t max_rows = CHUNK_ELEMENTS / row_length + 1;
+    for (int64_t r = 0; r < num_rows; r += max_rows) {
+        const int64_t rows = num_rows - r < max_rows ? num_rows - r : max_rows;
         const float *chunk = values + r * row_length;
         if (largest_magnitude(chunk, rows * row_length) > (int32_t)bits_from_float(to.largest)) {
             return refuse_number(&to, name, chunk, row_length, r, error);

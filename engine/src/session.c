@@ -9,12 +9,12 @@
 #include "kernels.h"
 #include "ops.h"
 #include "thread_tuner.h"
-#include "speculation.h"
+#include "prompt_lookup.h"
 #include "tokenizer.h"
 
 typedef struct {
     kv_cache cache;
-    adapter_set adapters;
+    lora_set adapters;
     int32_t position; /* tokens held */
 } sequence;
 
@@ -35,7 +35,7 @@ struct llamita_session {
     size_t logits_rows;   /* room in logits */
 
     /* Tokens that were guessed to follow, computed already: their keys and values lie beyond the position. */
-    speculation speculation;
+    prompt_lookup lookup;
     bool speculates;
     int32_t guess[MAX_DRAFT_TOKENS], num_guessed, num_taken; /* the first num_taken of them were fed */
 
@@ -79,13 +79,13 @@ bool llamita_token_ends(const llamita_model *model, int32_t id) {
 
 /* A thread is worth its barriers only with some bytes of weights to read; more than a few share one memory anyway. */
 #define BYTES_PER_THREAD ((int64_t)2 << 20)
-#define MOST_CHOSEN_THREADS 16
-#define MOST_SEQUENCES 1024
+#define MAX_AUTO_THREADS 16
+#define MAX_SEQUENCES 1024
 
 static int32_t choose_threads(const llamita_model *model) {
     const int64_t useful = 1 + model->info.decode_bytes / BYTES_PER_THREAD;
     const int64_t available = thread_pool_available(),
-                  most = available < MOST_CHOSEN_THREADS ? available : MOST_CHOSEN_THREADS;
+                  most = available < MAX_AUTO_THREADS ? available : MAX_AUTO_THREADS;
     return (int32_t)(useful < most ? useful : most);
 }
 
@@ -101,9 +101,9 @@ static llamita_status check_params(const llamita_model *model, const llamita_ses
             error, LLAMITA_ERROR_ARGUMENT,
             "opening a session failed: context_tokens: expected 0 (the model's) to %d (the model's), found %d",
             (int)info->context_tokens, (int)asked->context_tokens);
-    if (asked->num_sequences < 0 || asked->num_sequences > MOST_SEQUENCES)
+    if (asked->num_sequences < 0 || asked->num_sequences > MAX_SEQUENCES)
         return error_set(error, LLAMITA_ERROR_ARGUMENT,
-                         "opening a session failed: num_sequences: expected 0 (one) to %d, found %d", MOST_SEQUENCES,
+                         "opening a session failed: num_sequences: expected 0 (one) to %d, found %d", MAX_SEQUENCES,
                          (int)asked->num_sequences);
     if ((unsigned)asked->kv_type > LLAMITA_KV_Q8)
         return error_set(error, LLAMITA_ERROR_ARGUMENT,
@@ -126,7 +126,7 @@ static bool fill_session(llamita_session *s, const llamita_session_params *asked
     s->logits_rows = 1;
     s->logits = malloc((size_t)info->vocab_size * sizeof *s->logits);
     s->speculates = asked->speculation != LLAMITA_SPECULATION_OFF;
-    speculation_init(&s->speculation, asked->speculation == LLAMITA_SPECULATION_ALWAYS);
+    prompt_lookup_init(&s->lookup, asked->speculation == LLAMITA_SPECULATION_ALWAYS);
     if (s->sequences == NULL || s->ids == NULL || s->logits == NULL ||
         !kv_shape_init(&s->kv_shape, info->num_hidden_layers, info->num_key_value_heads, info->head_dim,
                        types[asked->kv_type]))
@@ -164,7 +164,7 @@ void llamita_session_close(llamita_session *s) {
     thread_pool_free(s->pool);
     for (int32_t i = 0; i < s->num_sequences; i++) {
         kv_cache_clear(&s->sequences[i].cache);
-        adapter_set_release(&s->sequences[i].adapters);
+        lora_set_release(&s->sequences[i].adapters);
     }
     free(s->sequences);
     free(s->ids);
@@ -219,7 +219,7 @@ llamita_status llamita_sequence_share(llamita_session *s, int32_t from, int32_t 
                          "sharing a sequence failed: expected another sequence and 0 to %d tokens (held), found "
                          "sequence %d and %d",
                          (int)s->sequences[from].position, (int)to, (int)num_tokens);
-    if (!adapter_sets_equal(&s->sequences[from].adapters, &s->sequences[to].adapters))
+    if (!lora_sets_equal(&s->sequences[from].adapters, &s->sequences[to].adapters))
         return error_set(error, LLAMITA_ERROR_ARGUMENT,
                          "sharing a sequence failed: expected the same adapters in both, found others in %d than in %d; "
                          "set them first",
@@ -235,7 +235,7 @@ llamita_status llamita_sequence_share(llamita_session *s, int32_t from, int32_t 
 
 /* The set that these uses make, those of scale 0 left out. */
 static llamita_status make_set(const llamita_session *s, const llamita_adapter_use *uses, size_t num_uses,
-                               adapter_set *set, llamita_error *error) {
+                               lora_set *set, llamita_error *error) {
     if (num_uses > LLAMITA_MAX_ADAPTERS)
         return error_set(error, LLAMITA_ERROR_ARGUMENT, "setting adapters failed: expected at most %d, found %zu",
                          LLAMITA_MAX_ADAPTERS, num_uses);
@@ -258,17 +258,17 @@ static llamita_status make_set(const llamita_session *s, const llamita_adapter_u
 
 llamita_status llamita_sequence_set_adapters(llamita_session *s, int32_t index, const llamita_adapter_use *uses,
                                              size_t num_uses, llamita_error *error) {
-    adapter_set set = {0};
+    lora_set set = {0};
     if (index < 0 || index >= s->num_sequences) return no_sequence(s, "setting adapters", index, error);
     const llamita_status status = make_set(s, uses, num_uses, &set, error);
     if (status != LLAMITA_OK) return status;
-    adapter_set *held = &s->sequences[index].adapters;
-    if (adapter_sets_equal(held, &set)) return LLAMITA_OK;
-    if (!forward_reserve_adapters(s->forward, adapter_set_floats(&set)))
+    lora_set *held = &s->sequences[index].adapters;
+    if (lora_sets_equal(held, &set)) return LLAMITA_OK;
+    if (!forward_reserve_lora(s->forward, lora_set_floats(&set)))
         return error_set(error, LLAMITA_ERROR_MEMORY, "setting adapters failed: no memory for the products of %d adapters",
                          (int)set.count);
-    adapter_set_hold(&set);
-    adapter_set_release(held);
+    lora_set_retain(&set);
+    lora_set_release(held);
     *held = set;
     return llamita_sequence_rewind(s, index, 0, error);
 }
@@ -397,7 +397,7 @@ static llamita_status feed_chunk(llamita_session *s, const int32_t *ids, size_t 
 
 llamita_status llamita_decode(llamita_session *s, const llamita_chunk *chunks, size_t num_chunks, float *logits,
                               llamita_error *error) {
-    int32_t positions[MOST_SEQUENCES];
+    int32_t positions[MAX_SEQUENCES];
     if (num_chunks == 0 || num_chunks > (size_t)s->num_sequences)
         return error_set(error, LLAMITA_ERROR_ARGUMENT,
                          "feeding tokens failed: num_chunks: expected 1 to %d (one for each sequence), found %zu",
@@ -450,7 +450,7 @@ static bool make_room(llamita_session *s, size_t rows) {
 /* One id, and with it a guess of those that may come next. */
 static llamita_status feed_one(llamita_session *s, int32_t id, llamita_error *error) {
     if (take_guessed(s, id)) return LLAMITA_OK;
-    if (s->num_guessed > 0) speculation_learn(&s->speculation, s->num_guessed, s->num_taken);
+    if (s->num_guessed > 0) prompt_lookup_record_hits(&s->lookup, s->num_guessed, s->num_taken);
     forget_guess(s);
     const llamita_chunk chunk = {0, &id, 1, 1};
     const llamita_status status = prepare(s, &chunk, 1, s->speculates ? MAX_DRAFT_TOKENS : 0, error);
@@ -460,7 +460,7 @@ static llamita_status feed_one(llamita_session *s, int32_t id, llamita_error *er
     s->current = NULL;
     s->ids[held->position] = id;
     if (s->speculates)
-        num_guessed = speculation_guess(&s->speculation, s->ids, held->position + 1,
+        num_guessed = prompt_lookup_guess(&s->lookup, s->ids, held->position + 1,
                                         min(MAX_DRAFT_TOKENS, s->context_tokens - held->position - 1), ids + 1);
     if (num_guessed > 0 && !make_room(s, 1 + MAX_DRAFT_TOKENS)) num_guessed = 0;
     const double start = clock_seconds();
@@ -472,7 +472,7 @@ static llamita_status feed_one(llamita_session *s, int32_t id, llamita_error *er
         finite = run_pass(s, &span, 1, 1, s->logits);
     }
     if (!finite) return damaged(s, error);
-    speculation_passed(&s->speculation, num_guessed, clock_seconds() - start);
+    prompt_lookup_record_pass(&s->lookup, num_guessed, clock_seconds() - start);
     memcpy(s->guess, ids + 1, (size_t)num_guessed * sizeof *ids);
     s->num_guessed = num_guessed;
     s->current = s->logits;

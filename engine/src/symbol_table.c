@@ -9,7 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { MOST_PROBES = 1024, LEAST_SLOTS_LOG2 = 10, MOST_SLOTS_LOG2 = 26, LEAST_BYTES = 4096 };
+enum { MAX_PROBES = 1024, MIN_SLOTS_LOG2 = 10, MAX_SLOTS_LOG2 = 26, MIN_BYTES = 4096 };
 #define BASE 0x9E3779B97F4A7C15u
 
 /* ------------------------------------------------------------------ hashes */
@@ -49,7 +49,7 @@ static inline symbol_slot *slot_of(const symbol_table *table, uint64_t hash, str
     const uint64_t bits = spread(hash);
     const size_t mask = table->num_slots - 1;
     size_t at = (size_t)(bits >> table->slots_shift);
-    for (int probe = 0; probe < MOST_PROBES; probe++, at = (at + 1) & mask) {
+    for (int probe = 0; probe < MAX_PROBES; probe++, at = (at + 1) & mask) {
         symbol_slot *slot = &table->slots[at];
         if (slot->symbol == SYMBOL_NONE) return slot;
         if (slot->tag == (uint32_t)bits && holds(table, slot->symbol, left, right)) return slot;
@@ -59,7 +59,7 @@ static inline symbol_slot *slot_of(const symbol_table *table, uint64_t hash, str
 
 /* Moves the findable symbols to a table of 1 << log2 slots. */
 static symbol_result resize(symbol_table *table, int log2) {
-    if (log2 > MOST_SLOTS_LOG2) return SYMBOL_NO_MEMORY;
+    if (log2 > MAX_SLOTS_LOG2) return SYMBOL_NO_MEMORY;
     const size_t num_slots = (size_t)1 << log2;
     symbol_slot *slots = malloc(num_slots * sizeof *slots);
     if (slots == NULL) return SYMBOL_NO_MEMORY;
@@ -69,8 +69,8 @@ static symbol_result resize(symbol_table *table, int log2) {
         const uint64_t bits = spread(table->entries[table->slots[i].symbol].hash);
         size_t at = (size_t)(bits >> (64 - log2));
         int probe = 0;
-        for (; probe < MOST_PROBES && slots[at].symbol != SYMBOL_NONE; probe++) at = (at + 1) & (num_slots - 1);
-        if (probe == MOST_PROBES) {
+        for (; probe < MAX_PROBES && slots[at].symbol != SYMBOL_NONE; probe++) at = (at + 1) & (num_slots - 1);
+        if (probe == MAX_PROBES) {
             free(slots);
             return SYMBOL_CROWDED;
         }
@@ -112,19 +112,19 @@ static bool grow_bytes(symbol_table *table, size_t capacity) {
 }
 
 symbol_result symbol_table_create(symbol_table *table, size_t num_symbols, size_t num_bytes) {
-    int log2 = LEAST_SLOTS_LOG2;
-    while (log2 < MOST_SLOTS_LOG2 && (size_t)1 << log2 < 2 * num_symbols) log2++;
-    table->hash_factors = malloc((SYMBOL_BYTES_MAX + 1) * sizeof *table->hash_factors);
+    int log2 = MIN_SLOTS_LOG2;
+    while (log2 < MAX_SLOTS_LOG2 && (size_t)1 << log2 < 2 * num_symbols) log2++;
+    table->hash_factors = malloc((MAX_SYMBOL_BYTES + 1) * sizeof *table->hash_factors);
     if (table->hash_factors == NULL || !grow_entries(table, num_symbols + 1) ||
-        !grow_bytes(table, num_bytes + LEAST_BYTES))
+        !grow_bytes(table, num_bytes + MIN_BYTES))
         return SYMBOL_NO_MEMORY;
     uint64_t factor = 1;
-    for (int i = 0; i <= SYMBOL_BYTES_MAX; i++, factor *= BASE) table->hash_factors[i] = factor;
+    for (int i = 0; i <= MAX_SYMBOL_BYTES; i++, factor *= BASE) table->hash_factors[i] = factor;
     return resize(table, log2);
 }
 
 symbol_result symbol_append(symbol_table *table, const char *bytes, size_t num_bytes, int32_t *symbol) {
-    if (num_bytes > SYMBOL_BYTES_MAX) return SYMBOL_NO_MEMORY;
+    if (num_bytes > MAX_SYMBOL_BYTES) return SYMBOL_NO_MEMORY;
     const size_t symbols = (size_t)table->symbols_capacity, held = table->bytes_capacity;
     if (table->num_symbols == table->symbols_capacity && !grow_entries(table, symbols * 2)) return SYMBOL_NO_MEMORY;
     if (num_bytes > held - table->num_bytes && !grow_bytes(table, held * 2)) return SYMBOL_NO_MEMORY;

@@ -5,7 +5,7 @@
 #include "llamita.h"
 
 #define SYMBOL_NONE (-1)
-#define SYMBOL_BYTES_MAX 2048
+#define MAX_SYMBOL_BYTES 2048
 
 /* Where a string lies, and its hash: that of two strings together comes from theirs without looking at any byte. */
 typedef struct {
@@ -29,7 +29,7 @@ typedef struct {
     size_t num_slots, num_findable;
     int slots_shift;        /* num_slots == 1 << (64 - slots_shift) */
     size_t longest;         /* bytes of the longest findable symbol */
-    uint64_t *hash_factors; /* [SYMBOL_BYTES_MAX + 1] by the length of what follows a string */
+    uint64_t *hash_factors; /* [MAX_SYMBOL_BYTES + 1] by the length of what follows a string */
 } symbol_table;
 
 typedef enum {
@@ -43,7 +43,7 @@ typedef enum {
 symbol_result symbol_table_create(symbol_table *table, size_t num_symbols, size_t num_bytes);
 void symbol_table_free(symbol_table *table);
 
-/* Appends the string of at most SYMBOL_BYTES_MAX bytes under the next number, *symbol, not findable. */
+/* Appends the string of at most MAX_SYMBOL_BYTES bytes under the next number, *symbol, not findable. */
 symbol_result symbol_append(symbol_table *table, const char *bytes, size_t num_bytes, int32_t *symbol);
 
 /* Makes a symbol findable; SYMBOL_EXISTS: another with the same bytes is already, *symbol. */

@@ -5,8 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define MOST_TOKENS (1 << 24)
-#define MOST_BYTES ((size_t)1 << 23) /* of all pieces together; real vocabularies have one to three million */
+#define MAX_TOKENS (1 << 24)
+#define MAX_BYTES ((size_t)1 << 23) /* of all pieces together; real vocabularies have one to three million */
 #define UNKNOWN_TEXT " \xE2\x81\x87 " /* what SentencePiece shows for its unknown token */
 
 /* ------------------------------------------------------------------ errors */
@@ -38,24 +38,24 @@ static llamita_status id_error(llamita_error *error, const char *path, const cha
 /* ------------------------------------------------------------------ checking the source */
 
 static llamita_status check_pieces(const tokenizer_source *source, const char *path, llamita_error *error) {
-    if (source->vocab_size < 1 || source->vocab_size > MOST_TOKENS || source->pieces == NULL) {
+    if (source->vocab_size < 1 || source->vocab_size > MAX_TOKENS || source->pieces == NULL) {
         return error_set(error, LLAMITA_ERROR_FORMAT,
                          "cannot read the tokenizer: %s: expected 1 to %d tokens, found %d; export the model again",
-                         path, MOST_TOKENS, (int)source->vocab_size);
+                         path, MAX_TOKENS, (int)source->vocab_size);
     }
     size_t total = 0;
     for (int32_t id = 0; id < source->vocab_size; id++) {
         size_t num_bytes = source->pieces[id].num_bytes;
-        if (num_bytes > TOKENIZER_PIECE_BYTES_MAX) {
+        if (num_bytes > MAX_PIECE_BYTES) {
             return token_error(error, source, path, id,
                                "expected at most 1,024 bytes, found more; export the model again");
         }
         total += num_bytes;
-        if (total > MOST_BYTES) {
+        if (total > MAX_BYTES) {
             return error_set(error, LLAMITA_ERROR_FORMAT,
                              "cannot read the tokenizer: %s: expected at most %zu bytes of pieces, found more; do not "
                              "trust this file",
-                             path, MOST_BYTES);
+                             path, MAX_BYTES);
         }
     }
     if (source->num_merges <= INT32_MAX / 4) return LLAMITA_OK;
@@ -85,7 +85,7 @@ static llamita_status check_ids(const tokenizer_source *source, const char *path
 /* ------------------------------------------------------------------ building */
 
 llamita_status tables_create(tokenizer *t, bool any_halves, const char *path, llamita_error *error) {
-    const size_t num_bytes = t->text_starts[t->vocab_size - 1] + TOKENIZER_PIECE_BYTES_MAX;
+    const size_t num_bytes = t->text_starts[t->vocab_size - 1] + MAX_PIECE_BYTES;
     const size_t num_symbols = (size_t)t->vocab_size + 256; /* and single bytes */
     const symbol_result added = symbol_table_create(&t->symbols, num_symbols, num_bytes);
     if (added != SYMBOL_ADDED) return table_error(error, path, added == SYMBOL_NO_MEMORY);

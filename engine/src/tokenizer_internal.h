@@ -9,7 +9,7 @@
 
 #define WORD_SEPARATOR "\xE2\x96\x81" /* U+2581, SentencePiece's space */
 #define WORD_SEPARATOR_BYTES 3
-#define TOKENIZER_PIECE_BYTES_MAX 1024 /* longer pieces are refused; the longest in use have a few hundred */
+#define MAX_PIECE_BYTES 1024 /* longer pieces are refused; the longest in use have a few hundred */
 
 /* Strings to look for in a text, sorted by their bytes. */
 typedef struct {

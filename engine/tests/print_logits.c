@@ -27,10 +27,10 @@ static int print(const llamita_model *model, llamita_session *session, const int
 }
 
 int main(int num_arguments, char **arguments) {
-    enum { FIRST_ID = 5, MOST_IDS = 1000 };
-    if (num_arguments <= FIRST_ID || num_arguments > FIRST_ID + MOST_IDS)
+    enum { FIRST_ID = 5, MAX_IDS = 1000 };
+    if (num_arguments <= FIRST_ID || num_arguments > FIRST_ID + MAX_IDS)
         return refuse("expected a model, kernels, threads, a KV type, ids");
-    int32_t ids[MOST_IDS];
+    int32_t ids[MAX_IDS];
     for (int i = FIRST_ID; i < num_arguments; i++) ids[i - FIRST_ID] = (int32_t)strtol(arguments[i], NULL, 10);
     llamita_error error;
     llamita_model *model = NULL;

@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "adapter.h"
+#include "lora.h"
 #include "check.h"
 #include "kernels.h"
 #include "model.h"
@@ -269,7 +269,7 @@ static inline llamita_adapter *random_adapter(llamita_model *model, int32_t rank
     own(model, adapter);
     adapter->model = model;
     adapter->info = (llamita_adapter_info){.rank = rank, .alpha = 1.5f * (float)rank};
-    atomic_init(&adapter->num_holders, 1 << 20); /* whoever lets go of it does not free it */
+    atomic_init(&adapter->ref_count, 1 << 20); /* whoever lets go of it does not free it */
     adapter->layers = allocate_or_die((size_t)model->info.num_hidden_layers * sizeof *adapter->layers);
     own(model, adapter->layers);
     for (int32_t i = 0; i < model->info.num_hidden_layers; i++) {
@@ -278,7 +278,7 @@ static inline llamita_adapter *random_adapter(llamita_model *model, int32_t rank
         for (int which = 0; which < MATRICES_PER_LAYER; which++) {
             if (random_below(5) == 0) continue;
             const int32_t own_rank = 1 + random_below(rank);
-            low_rank *update = &adapter->layers[i][which];
+            lora_pair *update = &adapter->layers[i][which];
             update->a = random_tensor(model, types[random_below(3)], own_rank, matrices[which]->row_length);
             update->b = random_tensor(model, types[random_below(3)], matrices[which]->num_rows, own_rank);
         }

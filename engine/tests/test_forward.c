@@ -28,8 +28,8 @@ static void turn(const float *frequency, int32_t head_dim, int32_t position, dou
     }
 }
 
-enum { MOST = 512 }; /* any length of the shapes here */
-static double keys[4][400][MOST], values[4][400][MOST];
+enum { MAX_WORKERS = 512 }; /* any length of the shapes here */
+static double keys[4][400][MAX_WORKERS], values[4][400][MAX_WORKERS];
 
 static void attend_naively(const llamita_model_info *info, int32_t layer_index, int32_t position, const double *query,
                            double *out) {
@@ -52,8 +52,8 @@ static void attend_naively(const llamita_model_info *info, int32_t layer_index, 
 
 static void naive_logits(const llamita_model *model, int32_t id, int32_t position, double *logits) {
     const llamita_model_info *info = &model->info;
-    double residual[MOST], normed[MOST], query[MOST], attended[MOST], gate[MOST], up[MOST], update[MOST];
-    float row[MOST];
+    double residual[MAX_WORKERS], normed[MAX_WORKERS], query[MAX_WORKERS], attended[MAX_WORKERS], gate[MAX_WORKERS], up[MAX_WORKERS], update[MAX_WORKERS];
+    float row[MAX_WORKERS];
     dequantize_row(model->token_embedding.type,
                    (const char *)model->token_embedding.data + (size_t)id * model->token_embedding.row_bytes,
                    info->hidden_size, row);
@@ -100,7 +100,7 @@ static double difference_from_naive(const model_shape *shape, tensor_type type, 
     llamita_error error;
     REQUIRE(llamita_session_feed_logits(session, ids, (size_t)num_tokens, logits, &error) == LLAMITA_OK, "%s",
             error.message);
-    double differences = 0, squares = 0, expected[MOST];
+    double differences = 0, squares = 0, expected[MAX_WORKERS];
     for (int32_t t = 0; t < num_tokens; t++) {
         naive_logits(model, ids[t], t, expected);
         for (int32_t i = 0; i < vocab_size; i++) {

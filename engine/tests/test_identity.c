@@ -8,7 +8,7 @@
  */
 #include "random_model.h"
 
-enum { NUM_ADAPTERS = 2, NUM_SETS = 5, NUM_TEXTS = 8, MOST_TOKENS = 160, CASES_PER_MODEL = 10 };
+enum { NUM_ADAPTERS = 2, NUM_SETS = 5, NUM_TEXTS = 8, MAX_TOKENS = 160, CASES_PER_MODEL = 10 };
 
 static llamita_error error;
 
@@ -17,7 +17,7 @@ typedef struct {
     const model_shape *shape;
     llamita_kv_type kv_type;
     uint64_t seed;
-    int32_t ids[NUM_TEXTS][MOST_TOKENS], num_tokens[NUM_TEXTS];
+    int32_t ids[NUM_TEXTS][MAX_TOKENS], num_tokens[NUM_TEXTS];
     int32_t shared[NUM_TEXTS]; /* ids in common with text 0 */
     int set[NUM_TEXTS];        /* which adapters it is told with */
     float *expected[NUM_TEXTS]; /* [num_tokens, V] */
@@ -68,7 +68,7 @@ static void make_subject(subject *s, uint64_t seed) {
     s->shape = t >= NUM_BLOCK_TYPES ? &super_shape : t < NUM_FLOAT_TYPES && random_below(3) == 0 ? &odd_shape : &small_shape;
     s->kv_type = (llamita_kv_type)random_below(3);
     s->seed = seed;
-    const int32_t most = s->shape->context_tokens < MOST_TOKENS ? s->shape->context_tokens : MOST_TOKENS;
+    const int32_t most = s->shape->context_tokens < MAX_TOKENS ? s->shape->context_tokens : MAX_TOKENS;
     for (int32_t text = 0; text < NUM_TEXTS; text++) {
         s->num_tokens[text] = most - random_below(most / 2);
         s->shared[text] = text == 0 ? s->num_tokens[0] : random_below(s->num_tokens[text]);
@@ -104,7 +104,7 @@ static void decode_some(const run *r) {
     llamita_chunk chunks[NUM_TEXTS];
     int32_t num_chunks = 0, starts[NUM_TEXTS];
     size_t num_logits = 0;
-    const int32_t limit = random_below(4) == 0 ? MOST_TOKENS : 1 + random_below(6), begin = random_below(r->num_sequences);
+    const int32_t limit = random_below(4) == 0 ? MAX_TOKENS : 1 + random_below(6), begin = random_below(r->num_sequences);
     for (int32_t i = 0; i < r->num_sequences; i++) {
         const int32_t text = (begin + i) % r->num_sequences, left = left_of(r, text);
         if (left == 0 || random_below(4) == 0) continue;
@@ -146,7 +146,7 @@ static void feed_piece(const run *r) {
 
 static void score_piece(const run *r) {
     const int32_t left = left_of(r, 0), position = position_of(r, 0);
-    double nats[MOST_TOKENS];
+    double nats[MAX_TOKENS];
     if (left < 2) return;
     const int32_t count = 2 + random_below(left - 1);
     REQUIRE(llamita_session_score(r->session, r->subject->ids[0] + position, (size_t)count, nats, &error) == LLAMITA_OK,

@@ -5,7 +5,7 @@
 #include "llamita.h"
 #include "quantize.h"
 
-enum { ROWS = 13, LENGTH = 512, MOST_BYTES = ROWS * LENGTH * 2 };
+enum { ROWS = 13, LENGTH = 512, MAX_BYTES = ROWS * LENGTH * 2 };
 
 static const tensor_type written[] = {TENSOR_Q8_0, TENSOR_Q4_0, TENSOR_Q5_0, TENSOR_Q4_1,
                                       TENSOR_Q5_1, TENSOR_Q4_K, TENSOR_Q5_K, TENSOR_Q6_K};
@@ -61,7 +61,7 @@ static quantize_function *function_of(const quantize_table *table, tensor_type t
 /* The processor's version, the plain one and the rows one by one. */
 static void test_same_bytes(void) {
     static float values[ROWS * LENGTH];
-    static uint8_t together[MOST_BYTES], plain[MOST_BYTES], single[MOST_BYTES];
+    static uint8_t together[MAX_BYTES], plain[MAX_BYTES], single[MAX_BYTES];
     fill(values);
     for (int t = 0; t < NUM_WRITTEN; t++) {
         const char *name;
@@ -103,7 +103,7 @@ static double relative_error(tensor_type type, const float *values, const uint8_
 
 static void test_errors(void) {
     static float values[ROWS * LENGTH], decoded[ROWS * LENGTH];
-    static uint8_t bytes[MOST_BYTES];
+    static uint8_t bytes[MAX_BYTES];
     static const double bounds[NUM_WRITTEN] = {0.006, 0.1, 0.05, 0.08, 0.04, 0.08, 0.04, 0.025};
     fill(values);
     for (int t = 0; t < NUM_WRITTEN; t++) {
@@ -129,7 +129,7 @@ static void test_errors(void) {
 /* What already lies on a type's grid comes back as it was, or nearly so. */
 static void test_again(void) {
     static float values[ROWS * LENGTH], decoded[ROWS * LENGTH];
-    static uint8_t bytes[MOST_BYTES];
+    static uint8_t bytes[MAX_BYTES];
     fill(values);
     for (int t = 0; t < NUM_WRITTEN; t++) {
         const char *name;
@@ -161,7 +161,7 @@ static void test_half_from_float(void) {
 
 static void refused(const char *what, const char *type, float *values, int64_t row_length, int64_t num_rows,
                     size_t out_bytes, llamita_status expected) {
-    static uint8_t out[MOST_BYTES];
+    static uint8_t out[MAX_BYTES];
     llamita_error error = {0};
     const llamita_status status = llamita_quantize(type, values, row_length, num_rows, out, out_bytes, NULL, &error);
     CHECK(status == expected && strstr(error.message, what), "status %d: %s", (int)status, error.message);
@@ -169,7 +169,7 @@ static void refused(const char *what, const char *type, float *values, int64_t r
 
 static void test_refusals(void) {
     static float values[ROWS * LENGTH];
-    const size_t room = MOST_BYTES;
+    const size_t room = MAX_BYTES;
     fill(values);
     refused("found Q2_K", "Q2_K", values, LENGTH, ROWS, room, LLAMITA_ERROR_ARGUMENT);
     refused("found F32", "F32", values, LENGTH, ROWS, room, LLAMITA_ERROR_ARGUMENT);
@@ -189,7 +189,7 @@ static void test_refusals(void) {
                     LLAMITA_ERROR_NUMERIC);
         }
         values[11 * LENGTH + 500] = 65504.0F; /* the largest that all types reach */
-        static uint8_t out[MOST_BYTES];
+        static uint8_t out[MAX_BYTES];
         static float decoded[ROWS * LENGTH];
         const size_t num_bytes = bytes_of(written[t], ROWS * LENGTH, &name);
         CHECK(llamita_quantize(name, values, LENGTH, ROWS, out, num_bytes, NULL, NULL) == LLAMITA_OK, "%s", name);

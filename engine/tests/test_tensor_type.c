@@ -4,7 +4,7 @@
 #include "check.h"
 #include "tensor_type.h"
 
-enum { MOST_BYTES = 256, MOST_ELEMENTS = 256, END = -1 };
+enum { MAX_BYTES = 256, MAX_ELEMENTS = 256, END = -1 };
 
 typedef struct {
     int offset, value; /* offset END: no more */
@@ -101,8 +101,8 @@ static void test_cases(void) {
         int64_t elements = 0;
         size_t num_bytes = 0;
         const char *name = "";
-        uint8_t block[MOST_BYTES] = {0};
-        float values[MOST_ELEMENTS];
+        uint8_t block[MAX_BYTES] = {0};
+        float values[MAX_ELEMENTS];
         CHECK(tensor_type_blocks(this->type, &elements, &num_bytes, &name), "type %d is not read", (int)this->type);
         for (const byte_set *set = this->bytes; set->offset != END; set++) {
             CHECK((size_t)set->offset < num_bytes, "case %zu: byte %d of %zu", c, set->offset, num_bytes);
@@ -143,11 +143,11 @@ static void test_rows(void) {
         }
         CHECK(name != NULL && number < TENSOR_TYPES_END, "type %d", number);
         CHECK(tensor_type_is_quantized(type) == (elements > 1), "%s", name);
-        uint8_t rows[1 + 3 * MOST_BYTES];
-        float alone[3 * MOST_ELEMENTS], together[3 * MOST_ELEMENTS + 1];
+        uint8_t rows[1 + 3 * MAX_BYTES];
+        float alone[3 * MAX_ELEMENTS], together[3 * MAX_ELEMENTS + 1];
         for (size_t i = 0; i < sizeof rows; i++) rows[i] = (uint8_t)(i * 37 % 59); /* finite in every format */
         for (int b = 0; b < 3; b++) {
-            uint8_t block[MOST_BYTES];
+            uint8_t block[MAX_BYTES];
             memcpy(block, rows + 1 + (size_t)b * num_bytes, num_bytes);
             tensor_type_dequantize(type)(block, elements, alone + b * elements);
         }

@@ -5,12 +5,12 @@
 #include "thread_tuner.h"
 #include "thread_pool.h"
 
-#define MOST 8
+#define MAX_WORKERS 8
 #define PHASES 2000
 
 typedef struct {
-    int written[MOST]; /* plain integers: only the barrier orders them, which ThreadSanitizer checks */
-    int wrong[MOST];
+    int written[MAX_WORKERS]; /* plain integers: only the barrier orders them, which ThreadSanitizer checks */
+    int wrong[MAX_WORKERS];
     int calls;
 } phases;
 
@@ -26,7 +26,7 @@ static void phase_worker(void *argument, worker w) {
 }
 
 static void test_barriers(void) {
-    for (int count = 1; count <= MOST; count = count < 4 ? count + 1 : count * 2) {
+    for (int count = 1; count <= MAX_WORKERS; count = count < 4 ? count + 1 : count * 2) {
         thread_pool *pool = thread_pool_create(count);
         CHECK(pool != NULL && thread_pool_size(pool) == count, "a pool of %d", count);
         phases p = {0};

@@ -1,11 +1,11 @@
-/* gguf_adapter.c: a GGUF file of type "adapter" to the low-rank updates of an open model, every number checked. */
+/* gguf_lora.c: a GGUF file of type "adapter" to the low-rank updates of an open model, every number checked. */
 #include <inttypes.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 
-#include "adapter.h"
+#include "lora.h"
 #include "error.h"
 #include "gguf.h"
 #include "mmap_file.h"
@@ -73,7 +73,7 @@ static tensor describe(const gguf_tensor *t) {
 }
 
 /* Both halves of one matrix's update, if the file has any; the panels come later. */
-static llamita_status take_update(const gguf_file *file, const tensor *matrix, const char *name, low_rank *update) {
+static llamita_status take_update(const gguf_file *file, const tensor *matrix, const char *name, lora_pair *update) {
     gguf_tensor *halves[2];
     for (int i = 0; i < 2; i++) {
         char half[NAME_BYTES + 8];
@@ -106,7 +106,7 @@ static llamita_status take_update(const gguf_file *file, const tensor *matrix, c
         snprintf(expected, sizeof expected, "[%" PRId64 ", %" PRId64 "]", rank, matrix->num_rows);
         return refuse_shape(file, b, expected);
     }
-    *update = (low_rank){describe(a), describe(b)};
+    *update = (lora_pair){describe(a), describe(b)};
     return LLAMITA_OK;
 }
 
@@ -179,7 +179,7 @@ static llamita_status pack_updates(llamita_adapter *adapter, const gguf_file *fi
     size_t num_bytes = 0;
     for (int32_t i = 0; i < num_layers; i++) {
         for (int which = 0; which < MATRICES_PER_LAYER; which++) {
-            const low_rank *update = &adapter->layers[i][which];
+            const lora_pair *update = &adapter->layers[i][which];
             if (update->a.num_rows == 0) {
                 continue;
             }
@@ -212,13 +212,13 @@ static llamita_status pack_updates(llamita_adapter *adapter, const gguf_file *fi
 
 /* ---------------------------------------------------------------- opening */
 
-llamita_status adapter_read(const llamita_model *model, const void *bytes, size_t num_bytes, const char *path,
+llamita_status gguf_lora_read(const llamita_model *model, const void *bytes, size_t num_bytes, const char *path,
                             llamita_adapter **adapter, llamita_error *error) {
     const reader from = {bytes, num_bytes, 0, "adapter", path, error};
     llamita_adapter *opened = calloc(1, sizeof *opened);
     if (opened) {
         opened->model = model;
-        atomic_init(&opened->num_holders, 1);
+        atomic_init(&opened->ref_count, 1);
         opened->layers = calloc((size_t)model->info.num_hidden_layers, sizeof *opened->layers);
     }
     if (!opened || !opened->layers) {
@@ -244,7 +244,7 @@ llamita_status llamita_adapter_open(const llamita_model *model, const char *path
     mmap_file file;
     llamita_status status = mmap_file_open("adapter", path, &file, error);
     if (!status) {
-        status = adapter_read(model, file.bytes, file.num_bytes, path, adapter, error);
+        status = gguf_lora_read(model, file.bytes, file.num_bytes, path, adapter, error);
         munmap(file.bytes, file.num_bytes);
     }
     return status;

@@ -1,8 +1,8 @@
-/* speculation.h: the ids so far in, a guess of the next ones out: what followed when the text was last like this
+/* prompt_lookup.h: the ids so far in, a guess of the next ones out: what followed when the text was last like this
  * (prompt lookup, Saxena 2023). Turns itself off while its guesses cost more time than they save.
  */
-#ifndef LLAMITA_SPECULATION_H
-#define LLAMITA_SPECULATION_H
+#ifndef LLAMITA_PROMPT_LOOKUP_H
+#define LLAMITA_PROMPT_LOOKUP_H
 
 #include <stdbool.h>
 #include <stdint.h>
@@ -18,17 +18,17 @@ typedef struct {
     int32_t num_measured;  /* passes with guesses since it was turned on */
     int32_t pause;         /* tokens until it is tried again */
     int32_t next_pause;
-} speculation;
+} prompt_lookup;
 
-void speculation_init(speculation *s, bool always);
+void prompt_lookup_init(prompt_lookup *s, bool always);
 
 /* Guesses up to `most` ids (at most MAX_DRAFT_TOKENS) that may follow ids [num_ids]; returns how many. */
-int32_t speculation_guess(speculation *s, const int32_t *ids, int32_t num_ids, int32_t most, int32_t *guess);
+int32_t prompt_lookup_guess(prompt_lookup *s, const int32_t *ids, int32_t num_ids, int32_t most, int32_t *guess);
 
 /* A pass of 1 + num_guessed tokens took this long. */
-void speculation_passed(speculation *s, int32_t num_guessed, double seconds);
+void prompt_lookup_record_pass(prompt_lookup *s, int32_t num_guessed, double seconds);
 
 /* Of the guesses of the last pass this many were right. */
-void speculation_learn(speculation *s, int32_t num_guessed, int32_t num_right);
+void prompt_lookup_record_hits(prompt_lookup *s, int32_t num_guessed, int32_t num_right);
 
 #endif

@@ -1,8 +1,8 @@
-/* fuzz_adapter.c: any bytes as an adapter of a model: refused in one line, or applied without a step beyond its memory.
+/* fuzz_lora.c: any bytes as an adapter of a model: refused in one line, or applied without a step beyond its memory.
  *
  * For libFuzzer and as a program of its own: as fuzz_gguf.c.
  */
-#include "adapter.h"
+#include "lora.h"
 #include "check.h"
 #include "fuzz.h"
 #include "model_files.h"
@@ -32,7 +32,7 @@ static const llamita_model *the_model(void) {
 int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t num_bytes) {
     llamita_error error;
     llamita_adapter *adapter = NULL;
-    if (adapter_read(the_model(), bytes, num_bytes, "draft.gguf", &adapter, &error)) {
+    if (gguf_lora_read(the_model(), bytes, num_bytes, "draft.gguf", &adapter, &error)) {
         fuzz_check_error(&error);
         return 0;
     }

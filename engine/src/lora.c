@@ -1,5 +1,5 @@
-/* adapter.c: adapters in a pass: columns to their low-rank products, and these to what they add to a matrix's own. */
-#include "adapter.h"
+/* lora.c: adapters in a pass: columns to their low-rank products, and these to what they add to a matrix's own. */
+#include "lora.h"
 
 #include <stdlib.h>
 
@@ -11,52 +11,52 @@ enum { NUM_PLACES = 3 };
 
 /* ------------------------------------------------------------------ sets */
 
-bool adapter_sets_equal(const adapter_set *a, const adapter_set *b) {
+bool lora_sets_equal(const lora_set *a, const lora_set *b) {
     if (a->count != b->count) return false;
     for (int32_t i = 0; i < a->count; i++)
         if (a->adapters[i] != b->adapters[i] || a->scales[i] != b->scales[i]) return false;
     return true;
 }
 
-void adapter_set_hold(const adapter_set *set) {
-    for (int32_t i = 0; i < set->count; i++) atomic_fetch_add(&set->adapters[i]->num_holders, 1);
+void lora_set_retain(const lora_set *set) {
+    for (int32_t i = 0; i < set->count; i++) atomic_fetch_add(&set->adapters[i]->ref_count, 1);
 }
 
-void adapter_set_release(const adapter_set *set) {
+void lora_set_release(const lora_set *set) {
     for (int32_t i = 0; i < set->count; i++) llamita_adapter_close(set->adapters[i]);
 }
 
 void llamita_adapter_close(llamita_adapter *adapter) {
-    if (adapter == NULL || atomic_fetch_sub(&adapter->num_holders, 1) > 1) return;
+    if (adapter == NULL || atomic_fetch_sub(&adapter->ref_count, 1) > 1) return;
     free(adapter->layers);
     free(adapter->panels);
     free(adapter);
 }
 
-static int64_t ranks_of(const adapter_set *set) {
+static int64_t ranks_of(const lora_set *set) {
     int64_t ranks = 0;
     for (int32_t i = 0; i < set->count; i++) ranks += set->adapters[i]->info.rank;
     return ranks;
 }
 
-int64_t adapter_set_floats(const adapter_set *set) { return NUM_PLACES * ranks_of(set); }
+int64_t lora_set_floats(const lora_set *set) { return NUM_PLACES * ranks_of(set); }
 
 /* ------------------------------------------------------------------ products */
 
-/* The place of a matrix in what adapter_reduce writes: [adapter][num_tokens, its R]. */
-static size_t place(const adapted_tokens *tokens, layer_matrix which) {
+/* The place of a matrix in what lora_down writes: [adapter][num_tokens, its R]. */
+static size_t place(const lora_tokens *tokens, layer_matrix which) {
     return (size_t)tokens->num_tokens * (size_t)ranks_of(tokens->set) * (size_t)place_of[which];
 }
 
-void adapter_reduce(const kernels *k, const adapted_tokens *tokens, int32_t layer, layer_matrix first,
-                    layer_matrix last, const activations *columns, int64_t begin, int64_t end, float *low) {
+void lora_down(const kernels *k, const lora_tokens *tokens, int32_t layer, layer_matrix first,
+                    layer_matrix last, const activations *columns, int64_t begin, int64_t end, float *hidden) {
     const int64_t first_token = tokens->first_token, end_token = first_token + tokens->num_tokens;
     begin = begin > first_token ? begin : first_token;
     end = end < end_token ? end : end_token;
     if (begin >= end) return;
     const activations part = {columns->values + begin * columns->length, NULL, columns->length};
     for (int which = first; which <= (int)last; which++) {
-        float *out = low + place(tokens, (layer_matrix)which);
+        float *out = hidden + place(tokens, (layer_matrix)which);
         for (int32_t i = 0; i < tokens->set->count; i++) {
             const llamita_adapter *adapter = tokens->set->adapters[i];
             const tensor *a = &adapter->layers[layer][which].a;
@@ -70,16 +70,16 @@ void adapter_reduce(const kernels *k, const adapted_tokens *tokens, int32_t laye
     }
 }
 
-void adapter_expand(const kernels *k, const adapted_tokens *tokens, int32_t layer, layer_matrix which,
-                    const float *low, int64_t begin, int64_t end, float *out) {
-    low += place(tokens, which);
+void lora_up(const kernels *k, const lora_tokens *tokens, int32_t layer, layer_matrix which,
+                    const float *hidden, int64_t begin, int64_t end, float *out) {
+    hidden += place(tokens, which);
     for (int32_t i = 0; i < tokens->set->count; i++) {
-        const low_rank *update = &tokens->set->adapters[i]->layers[layer][which];
+        const lora_pair *update = &tokens->set->adapters[i]->layers[layer][which];
         const int64_t rank = update->a.num_rows;
         if (rank == 0) continue;
-        const activations columns = {(float *)(uintptr_t)low, NULL, rank};
+        const activations columns = {(float *)(uintptr_t)hidden, NULL, rank};
         matmul_add(k, &update->b, &columns, tokens->num_tokens, begin, end,
                    out + tokens->first_token * update->b.num_rows);
-        low += tokens->num_tokens * rank;
+        hidden += tokens->num_tokens * rank;
     }
 }
