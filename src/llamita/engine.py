@@ -666,7 +666,7 @@ class Generation(Iterator[str]):
         return token_id
 
     def speed_line(self) -> str:
-        """The line that engine/app/run.c prints last, with the same fields and units."""
+        """The line that engine/app/main.c prints last, with the same fields and units."""
         prompt_speed = len(self.prompt_ids) / self._prompt_seconds if self._prompt_seconds else 0.0
         speed = self._num_decoded / self._decode_seconds if self._decode_seconds else 0.0
         passes = self._num_passes / self._decode_seconds if self._decode_seconds else 0.0

@@ -1,5 +1,5 @@
-/* flags.c: turns the words of a command line into options; what a person can mend is told in one line. */
-#include "flags.h"
+/* args.c: turns the words of a command line into options; what a person can mend is told in one line. */
+#include "args.h"
 
 #include <errno.h>
 #include <stdarg.h>
@@ -19,7 +19,7 @@ _Noreturn void fail(const char *format, ...) {
     for (char *c = message; *c; c++)
         if ((unsigned char)*c < 0x20 || *c == 0x7f) *c = '?';
     fprintf(stderr, "run: %s\n", message);
-    exit(EXIT_MENDABLE);
+    exit(EXIT_USAGE);
 }
 
 void check(llamita_status status, const llamita_error *error) {
@@ -86,16 +86,16 @@ _Noreturn static void help(void) {
            "Tells a text with a GGUF or llama2.c model: the text on stdout, the speed on stderr.\n"
            "Or chats (-m chat): Ctrl-C stops an answer, Ctrl-D ends the chat.\n\n");
     for (int i = 0; i < NUM_FLAGS; i++) {
-        char words[64];
-        snprintf(words, sizeof words, "--%s%s%s", FLAGS[i].name, *FLAGS[i].value ? " " : "", FLAGS[i].value);
-        if (FLAGS[i].letter) printf("  -%c, %-25s %s\n", FLAGS[i].letter, words, FLAGS[i].help);
-        else printf("      %-25s %s\n", words, FLAGS[i].help);
+        char usage[64];
+        snprintf(usage, sizeof usage, "--%s%s%s", FLAGS[i].name, *FLAGS[i].value ? " " : "", FLAGS[i].value);
+        if (FLAGS[i].letter) printf("  -%c, %-25s %s\n", FLAGS[i].letter, usage, FLAGS[i].help);
+        else printf("      %-25s %s\n", usage, FLAGS[i].help);
     }
     printf("  -h, %-25s %s\n", "--help", "this");
     printf("  -V, %-25s %s\n\n", "--version", "llamita's version, and the kernels for this processor");
     printf("Speeds: prompt tokens per second, BOS included; then new tokens per second, and the weights read for them\n"
            "in GB/s; time to open the model; time from the prompt to the first new token.\n");
-    exit(fflush(stdout) == 0 ? 0 : EXIT_MENDABLE);
+    exit(fflush(stdout) == 0 ? 0 : EXIT_USAGE);
 }
 
 static size_t smallest_of(size_t a, size_t b) { return a < b ? a : b; }
@@ -179,7 +179,7 @@ static void set_field(options *o, const flag *f, const char *word, const char *t
     }
 }
 
-int choose(const char *name, const char *text, const char *names) {
+int parse_enum(const char *name, const char *text, const char *names) {
     const size_t length = strlen(text);
     int index = 0;
     for (const char *at = names; *at && length > 0; at += strcspn(at, " "), at += *at == ' ', index++)
@@ -187,11 +187,11 @@ int choose(const char *name, const char *text, const char *names) {
     fail("--%s: expected one of %s, found '%s'", name, names, text);
 }
 
-options parse_flags(int num_words, char **words) {
+options parse_args(int argc, char **argv) {
     options o = {.prompt = "", .mode = "generate", .kv_type = "f16", .speculation = "auto", .temperature = -1, .top_p = 0.9, .repetition_penalty = 1.0,
                  .repetition_window = 64, .num_new_tokens = -1};
-    for (int i = 1; i < num_words; i++) {
-        const char *word = words[i], *value;
+    for (int i = 1; i < argc; i++) {
+        const char *word = argv[i], *value;
         if (strcmp(word, "-h") == 0 || strcmp(word, "--help") == 0) help();
         if (strcmp(word, "-V") == 0 || strcmp(word, "--version") == 0) {
             printf("llamita %s (%s kernels)\n", llamita_version(), llamita_kernels());
@@ -208,8 +208,8 @@ options parse_flags(int num_words, char **words) {
             *(bool *)((char *)&o + f->offset) = true;
             continue;
         }
-        if (!value && i + 1 == num_words) fail("%s: expected a value after it; run -h says which", word);
-        set_field(&o, f, word, value ? value : words[++i]);
+        if (!value && i + 1 == argc) fail("%s: expected a value after it; run -h says which", word);
+        set_field(&o, f, word, value ? value : argv[++i]);
     }
     if (!o.model_path) fail("which model? usage: run MODEL [flags]; run -h lists them");
     const bool chats = strcmp(o.mode, "chat") == 0;

@@ -1,4 +1,4 @@
-/* run_chat.c: turns questions, the prompt and then lines of stdin, into answers on stdout; the session keeps what was said. */
+/* chat.c: turns questions, the prompt and then lines of stdin, into answers on stdout; the session keeps what was said. */
 #include <errno.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -6,13 +6,13 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "run.h"
+#include "app.h"
 
 enum { FEED_TOKENS = 128, ROLLING_SHARE = 4 };
 
 /* A conversation, and what of it the session holds: ids from the first on. */
 typedef struct {
-    run *r;
+    app *app;
     const options *o;
     llamita_message *messages; /* contents and ids are owned */
     size_t num_messages;
@@ -30,7 +30,7 @@ static void *allocate(size_t num_bytes) {
 }
 
 /* A line on stderr that is not the text: dim on a terminal. */
-static void tell(const char *format, ...) {
+static void note(const char *format, ...) {
     const bool dim = isatty(STDERR_FILENO);
     va_list arguments;
     va_start(arguments, format);
@@ -65,7 +65,7 @@ static bool chat_encode(chat *c) {
     llamita_error error;
     size_t num_ids = 0;
     const llamita_status status =
-        llamita_chat_encode(c->r->model, c->messages, c->num_messages, c->ids, c->room, &num_ids, &error);
+        llamita_chat_encode(c->app->model, c->messages, c->num_messages, c->ids, c->room, &num_ids, &error);
     if (status != LLAMITA_OK && num_ids <= c->room) fail("%s", error.message);
     c->num_ids = num_ids;
     return num_ids < c->room;
@@ -83,7 +83,7 @@ static bool chat_fit(chat *c) {
         fits = chat_encode(c);
     }
     if (num_forgotten > 0)
-        tell("the context is full: the %zu oldest %s forgotten", num_forgotten, num_forgotten == 1 ? "turn was" : "turns were");
+        note("the context is full: the %zu oldest %s forgotten", num_forgotten, num_forgotten == 1 ? "turn was" : "turns were");
     if (fits) return true;
     const bool alone = c->num_messages == first + 1;
     chat_forget(c, c->num_messages - 1, 1);
@@ -91,13 +91,13 @@ static bool chat_fit(chat *c) {
     const char *much = alone ? "the question alone has" : "with this question the chat has";
     const char *remedy = alone ? "shorten it" : "begin anew, or use --rolling";
     if (!c->on_terminal) fail(line, c->room, much, c->num_ids, remedy);
-    tell(line, c->room, much, c->num_ids, remedy);
+    note(line, c->room, much, c->num_ids, remedy);
     return false;
 }
 
 static void chat_feed(chat *c, const int32_t *ids, size_t num_ids) {
     llamita_error error;
-    check(llamita_session_feed(c->r->session, ids, num_ids, &error), &error);
+    check(llamita_session_feed(c->app->session, ids, num_ids, &error), &error);
     memcpy(c->held + c->num_held, ids, num_ids * sizeof *ids);
     c->num_held += num_ids;
 }
@@ -107,13 +107,13 @@ static bool chat_read(chat *c) {
     llamita_error error;
     size_t same = 0;
     while (same < c->num_held && same + 1 < c->num_ids && c->held[same] == c->ids[same]) same++;
-    check(llamita_session_rewind(c->r->session, (int32_t)same, &error), &error);
+    check(llamita_session_rewind(c->app->session, (int32_t)same, &error), &error);
     c->num_held = same;
     c->num_fed = 0;
     while (c->num_held < c->num_ids) {
         if (interrupted) return false;
         const size_t left = c->num_ids - c->num_held, count = left < FEED_TOKENS ? left : FEED_TOKENS;
-        for (size_t i = 0; i < count; i++) llamita_sampler_accept(c->r->sampler, c->ids[c->num_held + i]);
+        for (size_t i = 0; i < count; i++) llamita_sampler_accept(c->app->sampler, c->ids[c->num_held + i]);
         chat_feed(c, c->ids + c->num_held, count);
         c->num_fed += count;
     }
@@ -125,7 +125,7 @@ static void chat_add(chat *c, output *out, int32_t previous_id, int32_t id) {
     llamita_error error;
     const char *bytes;
     size_t num_bytes;
-    check(llamita_token_bytes(c->r->model, previous_id, id, &bytes, &num_bytes, &error), &error);
+    check(llamita_token_bytes(c->app->model, previous_id, id, &bytes, &num_bytes, &error), &error);
     if (c->said_bytes + num_bytes > c->said_capacity) {
         c->said_capacity = 2 * (c->said_bytes + num_bytes);
         c->said = realloc(c->said, c->said_capacity);
@@ -138,42 +138,42 @@ static void chat_add(chat *c, output *out, int32_t previous_id, int32_t id) {
 }
 
 static void chat_report(const chat *c) {
-    const run *r = c->r;
-    if (r->stop == STOP_NUM_TOKENS) tell("stopped after %zu tokens (-n)", c->num_answer);
-    if (r->stop == STOP_CONTEXT) tell("stopped: the context is full");
-    if (r->stop == STOP_INTERRUPT && c->num_answer == 0)
-        tell("stopped before the answer began: the question is forgotten");
+    const app *a = c->app;
+    if (a->stop == STOP_NUM_TOKENS) note("stopped after %zu tokens (-n)", c->num_answer);
+    if (a->stop == STOP_CONTEXT) note("stopped: the context is full");
+    if (a->stop == STOP_INTERRUPT && c->num_answer == 0)
+        note("stopped before the answer began: the question is forgotten");
     if (!c->o->verbose && !isatty(STDERR_FILENO)) return;
-    const double read_speed = r->prompt_seconds > 0 ? (double)c->num_fed / r->prompt_seconds : 0;
-    const double speed = r->decode_seconds > 0 ? (double)r->num_decoded / r->decode_seconds : 0;
-    tell("read %zu tokens, %.1f tok/s | generated %zu tokens, %.1f tok/s | context %zu of %zu", c->num_fed, read_speed,
+    const double read_speed = a->prompt_seconds > 0 ? (double)c->num_fed / a->prompt_seconds : 0;
+    const double speed = a->decode_seconds > 0 ? (double)a->num_decoded / a->decode_seconds : 0;
+    note("read %zu tokens, %.1f tok/s | generated %zu tokens, %.1f tok/s | context %zu of %zu", c->num_fed, read_speed,
          c->num_answer, speed, c->num_ids + c->num_answer, c->room);
 }
 
 /* Answers the last message; an answer that was stopped stays as far as it went. */
 static void chat_answer(chat *c, output *out) {
-    run *r = c->r;
+    app *a = c->app;
     int32_t previous_id = c->ids[c->num_ids - 1], id = -1;
     double start = seconds();
     c->num_answer = c->said_bytes = 0;
-    r->num_generated = r->num_decoded = 0;
-    r->stop = STOP_INTERRUPT;
-    if (chat_read(c)) id = pick(r);
-    r->prompt_seconds = seconds() - start;
+    a->num_generated = a->num_decoded = 0;
+    a->stop = STOP_INTERRUPT;
+    if (chat_read(c)) id = pick(a);
+    a->prompt_seconds = seconds() - start;
     start = seconds();
-    while (id >= 0 && (r->stop = stop_before(r, out, id)) == STOP_NONE) {
+    while (id >= 0 && (a->stop = stop_before(a, out, id)) == STOP_NONE) {
         chat_add(c, out, previous_id, id);
-        r->num_generated++;
-        if ((r->stop = stop_after(r, c->o)) != STOP_NONE) break;
+        a->num_generated++;
+        if ((a->stop = stop_after(a, c->o)) != STOP_NONE) break;
         chat_feed(c, &id, 1);
-        r->num_decoded++;
+        a->num_decoded++;
         previous_id = id;
-        id = pick(r);
+        id = pick(a);
     }
-    r->decode_seconds = seconds() - start;
+    a->decode_seconds = seconds() - start;
     out->num_bytes = 0; /* the beginning of a character that never came */
     if (!out->closed) output_write(out, "\n", 1);
-    if (c->num_answer > 0 || r->stop == STOP_END_TOKEN) chat_say(c, "assistant", c->said, c->said_bytes, c->num_answer);
+    if (c->num_answer > 0 || a->stop == STOP_END_TOKEN) chat_say(c, "assistant", c->said, c->said_bytes, c->num_answer);
     else chat_forget(c, c->num_messages - 1, 1);
     chat_report(c);
 }
@@ -187,7 +187,7 @@ static ssize_t read_question(const chat *c, char **line, size_t *capacity) {
         ssize_t length = getline(line, capacity, stdin);
         if (length < 0 && c->on_terminal && interrupted) {
             clearerr(stdin);
-            tell("\nCtrl-D ends the chat.");
+            note("\nCtrl-D ends the chat.");
             continue;
         }
         if (length < 0 && ferror(stdin) && !interrupted) fail("reading stdin: %s", strerror(errno));
@@ -196,9 +196,9 @@ static ssize_t read_question(const chat *c, char **line, size_t *capacity) {
     }
 }
 
-int run_chat(run *r, const options *o, output *out) {
-    chat c = {.r = r, .o = o, .on_terminal = isatty(STDIN_FILENO)};
-    c.room = (size_t)llamita_session_context_tokens(r->session);
+int run_chat(app *a, const options *o, output *out) {
+    chat c = {.app = a, .o = o, .on_terminal = isatty(STDIN_FILENO)};
+    c.room = (size_t)llamita_session_context_tokens(a->session);
     c.held = allocate(c.room * sizeof *c.held);
     c.ids = allocate(c.room * sizeof *c.ids);
     c.answer = allocate(c.room * sizeof *c.answer);
@@ -206,7 +206,7 @@ int run_chat(run *r, const options *o, output *out) {
     chat_encode(&c); /* a template that cannot be used is told at once */
     chat_forget(&c, 0, 1);
     if (o->system) chat_say(&c, "system", o->system, strlen(o->system), 0);
-    if (c.on_terminal) tell("Ctrl-C stops an answer, Ctrl-D ends the chat.");
+    if (c.on_terminal) note("Ctrl-C stops an answer, Ctrl-D ends the chat.");
     char *line = NULL;
     size_t capacity = 0;
     const char *question = o->prompt;
@@ -230,5 +230,5 @@ int run_chat(run *r, const options *o, output *out) {
     free(c.answer);
     free(c.said);
     free(line);
-    return out->closed ? EXIT_UNREAD : interrupted && !c.on_terminal ? EXIT_INTERRUPTED : 0;
+    return out->closed ? EXIT_BROKEN_PIPE : interrupted && !c.on_terminal ? EXIT_INTERRUPTED : 0;
 }

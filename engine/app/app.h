@@ -1,10 +1,10 @@
-/* run.h: what telling a text (run.c) and chatting (run_chat.c) share: an open model, and the text on its way out. */
-#ifndef RUN_H
-#define RUN_H
+/* app.h: what telling a text (main.c) and chatting (chat.c) share: an open model, and the text on its way out. */
+#ifndef APP_APP_H
+#define APP_APP_H
 
 #include <signal.h>
 
-#include "flags.h"
+#include "args.h"
 
 /* Text that goes to stdout in whole characters. Owns its bytes. */
 typedef struct {
@@ -13,7 +13,7 @@ typedef struct {
     bool closed; /* the reader is gone */
 } output;
 
-typedef enum { STOP_NONE, STOP_END_TOKEN, STOP_NUM_TOKENS, STOP_CONTEXT, STOP_INTERRUPT, STOP_UNREAD } stop_reason;
+typedef enum { STOP_NONE, STOP_END_TOKEN, STOP_NUM_TOKENS, STOP_CONTEXT, STOP_INTERRUPT, STOP_BROKEN_PIPE } stop_reason;
 
 /* Owns what it points to; the counts and seconds are of the last text or answer. */
 typedef struct {
@@ -27,7 +27,7 @@ typedef struct {
     int64_t num_generated, num_decode_passes, num_decoded;
     int32_t last_id;
     stop_reason stop;
-} run;
+} app;
 
 extern volatile sig_atomic_t interrupted; /* Ctrl-C was pressed */
 
@@ -41,15 +41,15 @@ double seconds(void);
 void output_write(output *out, const char *bytes, size_t num_bytes);
 
 /* Draws the next token from the session's logits; the sampler remembers it. */
-int32_t pick(run *r);
+int32_t pick(app *a);
 
 /* Why the text ends before this newly picked token, or STOP_NONE. */
-stop_reason stop_before(const run *r, const output *out, int32_t id);
+stop_reason stop_before(const app *a, const output *out, int32_t id);
 
 /* Why the text ends after the tokens generated so far, or STOP_NONE. */
-stop_reason stop_after(const run *r, const options *o);
+stop_reason stop_after(const app *a, const options *o);
 
 /* Answers the prompt and then the lines of stdin; returns the exit code. */
-int run_chat(run *r, const options *o, output *out);
+int run_chat(app *a, const options *o, output *out);
 
 #endif

@@ -1,10 +1,10 @@
-/* flags.h: what a person typed, as a struct. Whatever cannot be right ends the program with one line on stderr. */
-#ifndef RUN_FLAGS_H
-#define RUN_FLAGS_H
+/* args.h: what a person typed, as a struct. Whatever cannot be right ends the program with one line on stderr. */
+#ifndef APP_ARGS_H
+#define APP_ARGS_H
 
 #include "llamita.h"
 
-enum { EXIT_MENDABLE = 2, EXIT_INTERRUPTED = 130, EXIT_UNREAD = 141 };
+enum { EXIT_USAGE = 2, EXIT_INTERRUPTED = 130, EXIT_BROKEN_PIPE = 141 };
 
 /* The strings are the command line's own. */
 typedef struct {
@@ -17,10 +17,10 @@ typedef struct {
     size_t num_adapters;
 } options;
 
-options parse_flags(int num_words, char **words);
+options parse_args(int argc, char **argv);
 
 /* Which of the names, separated by spaces, the text of a flag is. */
-int choose(const char *name, const char *text, const char *names);
+int parse_enum(const char *name, const char *text, const char *names);
 
 /* One line, whatever strange bytes the arguments hold, then exit code 2. */
 _Noreturn void fail(const char *format, ...);
