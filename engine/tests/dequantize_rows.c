@@ -3,7 +3,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#include "tensor_type.h"
+#include "kernels/tensor_type.h"
 
 static int refuse(const char *what) {
     fprintf(stderr, "dequantize_rows: %s\n", what);

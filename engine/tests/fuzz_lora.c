@@ -2,7 +2,7 @@
  *
  * For libFuzzer and as a program of its own: as fuzz_gguf.c.
  */
-#include "lora.h"
+#include "model/lora.h"
 #include "check.h"
 #include "fuzz.h"
 #include "model_files.h"

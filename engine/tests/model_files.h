@@ -5,8 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "gguf.h"
-#include "model.h"
+#include "formats/gguf.h"
+#include "model/model.h"
 
 /* ---------------------------------------------------------------- bytes */
 

@@ -6,10 +6,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "lora.h"
+#include "model/lora.h"
 #include "check.h"
-#include "kernels.h"
-#include "model.h"
+#include "kernels/kernels.h"
+#include "model/model.h"
 
 /* A CHECK without which the test cannot go on. */
 #define REQUIRE(condition, ...)                                                                                        \

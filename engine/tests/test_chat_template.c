@@ -1,5 +1,5 @@
 /* test_chat_template.c: spellings that mean the same, templates that are known, and any bytes at all. */
-#include "chat_template.h"
+#include "tokenizer/chat_template.h"
 
 #include <stdint.h>
 #include <stdlib.h>

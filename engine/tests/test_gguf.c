@@ -4,7 +4,7 @@
 #include <time.h>
 
 #include "check.h"
-#include "kernels.h"
+#include "kernels/kernels.h"
 #include "model_files.h"
 
 /* ---------------------------------------------------------------- refusals */

@@ -1,7 +1,7 @@
 /* test_kernels.c: every kernel against double arithmetic, against its own other tile shapes, and against the oracle. */
 #include "random_model.h"
 
-#include "float_math.h"
+#include "kernels/float_math.h"
 
 static const kernels *tables[5];
 static int num_tables;

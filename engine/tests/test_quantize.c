@@ -3,7 +3,7 @@
 
 #include "check.h"
 #include "llamita.h"
-#include "quantize.h"
+#include "kernels/quantize.h"
 
 enum { ROWS = 13, LENGTH = 512, MAX_BYTES = ROWS * LENGTH * 2 };
 

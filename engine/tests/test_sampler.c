@@ -1,6 +1,6 @@
 /* test_sampler.c: the sampler against one that sorts, its odds against probabilities, and its refusals. */
 #include "random_model.h"
-#include "sampler_passes.h"
+#include "model/sampler_passes.h"
 
 static llamita_error error;
 static const llamita_sampler_params off = {.temperature = 1.0f, .top_p = 1.0f, .repetition_penalty = 1.0f};

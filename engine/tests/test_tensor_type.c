@@ -2,7 +2,7 @@
 #include <math.h>
 
 #include "check.h"
-#include "tensor_type.h"
+#include "kernels/tensor_type.h"
 
 enum { MAX_BYTES = 256, MAX_ELEMENTS = 256, END = -1 };
 

@@ -2,8 +2,8 @@
 #include <time.h>
 
 #include "random_model.h"
-#include "thread_tuner.h"
-#include "thread_pool.h"
+#include "runtime/thread_tuner.h"
+#include "runtime/thread_pool.h"
 
 #define MAX_WORKERS 8
 #define PHASES 2000

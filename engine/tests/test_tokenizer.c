@@ -5,9 +5,9 @@
 #include <string.h>
 
 #include "check.h"
-#include "tokenizer.h"
-#include "pre_tokenizer.h"
-#include "unicode.h"
+#include "tokenizer/tokenizer.h"
+#include "tokenizer/pre_tokenizer.h"
+#include "tokenizer/unicode.h"
 
 enum { MAX_PIECES = 700, MAX_MERGES = 64 };
 

@@ -1,5 +1,0 @@
-/* quantize_avx2.c: the quantizers once more, compiled for AVX2. */
-#if defined(__x86_64__)
-#define QUANTIZE_TABLE quantize_avx2
-#include "quantize_rows.h"
-#endif

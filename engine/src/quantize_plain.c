@@ -1,3 +1,0 @@
-/* quantize_plain.c: the quantizers for any processor. */
-#define QUANTIZE_TABLE quantize_plain
-#include "quantize_rows.h"
