@@ -3,6 +3,7 @@
  * For libFuzzer: clang -fsanitize=fuzzer,address,undefined. With -DFUZZ_MAIN it is a program of its own that changes
  * whole files at random, mostly where their headers hold numbers: fuzz_llama2c [number of files] [seed].
  */
+#include "formats/formats.h"
 #include "check.h"
 #include "fuzz.h"
 #include "model_files.h"

@@ -2,6 +2,7 @@
  *
  * For libFuzzer and as a program of its own: as fuzz_gguf.c.
  */
+#include "formats/formats.h"
 #include "model/lora.h"
 #include "check.h"
 #include "fuzz.h"
@@ -32,7 +33,7 @@ static const llamita_model *the_model(void) {
 int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t num_bytes) {
     llamita_error error;
     llamita_adapter *adapter = NULL;
-    if (gguf_lora_read(the_model(), bytes, num_bytes, "draft.gguf", &adapter, &error)) {
+    if (gguf_read_lora(the_model(), bytes, num_bytes, "draft.gguf", &adapter, &error)) {
         fuzz_check_error(&error);
         return 0;
     }

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "api/model_load.h"
 #include "formats/gguf.h"
 #include "model/model.h"
 

@@ -4,6 +4,7 @@
 #include <unistd.h>
 #include <sys/stat.h>
 
+#include "formats/formats.h"
 #include "check.h"
 #include "model_files.h"
 

@@ -1,5 +1,6 @@
 /* test_lora.c: adapter files that fit are read and applied, all others are refused in one line, and what a session
  * holds is never mixed. */
+#include "formats/formats.h"
 #include "random_model.h"
 
 #include "model_files.h"
@@ -36,7 +37,7 @@ static llamita_adapter *read_draft(const llamita_model *model, gguf_draft *d) {
     llamita_adapter *adapter = NULL;
     buffer file = draft_write(d, &fields);
     error = (llamita_error){0};
-    const llamita_status status = gguf_lora_read(model, file.bytes, file.num_bytes, "a.gguf", &adapter, &error);
+    const llamita_status status = gguf_read_lora(model, file.bytes, file.num_bytes, "a.gguf", &adapter, &error);
     CHECK((status == LLAMITA_OK) == (adapter != NULL) && status == error.status, "status %d", status);
     free_buffer(&file); /* nothing of it is needed */
     return adapter;

@@ -2,7 +2,7 @@
 #include <stdlib.h>
 
 #include "runtime/error.h"
-#include "model/model.h"
+#include "formats/formats.h"
 #include "tokenizer/tokenizer.h"
 
 struct llamita_tokenizer {

@@ -3,12 +3,11 @@
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <sys/mman.h>
 
-#include "model/lora.h"
-#include "runtime/error.h"
+#include "formats/formats.h"
 #include "formats/gguf.h"
-#include "formats/mmap_file.h"
+#include "formats/model_check.h"
+#include "runtime/error.h"
 
 enum { NAME_BYTES = 96, MAX_RANK = 1 << 14 };
 
@@ -212,7 +211,7 @@ static llamita_status pack_updates(llamita_adapter *adapter, const gguf_file *fi
 
 /* ---------------------------------------------------------------- opening */
 
-llamita_status gguf_lora_read(const llamita_model *model, const void *bytes, size_t num_bytes, const char *path,
+llamita_status gguf_read_lora(const llamita_model *model, const void *bytes, size_t num_bytes, const char *path,
                             llamita_adapter **adapter, llamita_error *error) {
     const reader from = {bytes, num_bytes, 0, "adapter", path, error};
     llamita_adapter *opened = calloc(1, sizeof *opened);
@@ -222,7 +221,7 @@ llamita_status gguf_lora_read(const llamita_model *model, const void *bytes, siz
         opened->layers = calloc((size_t)model->info.num_hidden_layers, sizeof *opened->layers);
     }
     if (!opened || !opened->layers) {
-        llamita_adapter_close(opened);
+        lora_release(opened);
         return reader_refuse_memory(&from, sizeof *opened);
     }
     gguf_file file;
@@ -232,22 +231,9 @@ llamita_status gguf_lora_read(const llamita_model *model, const void *bytes, siz
     status = status ? status : pack_updates(opened, &file);
     gguf_free(&file);
     if (status) {
-        llamita_adapter_close(opened);
+        lora_release(opened);
         return status;
     }
     *adapter = opened;
     return LLAMITA_OK;
 }
-
-llamita_status llamita_adapter_open(const llamita_model *model, const char *path, llamita_adapter **adapter,
-                                    llamita_error *error) {
-    mmap_file file;
-    llamita_status status = mmap_file_open("adapter", path, &file, error);
-    if (!status) {
-        status = gguf_lora_read(model, file.bytes, file.num_bytes, path, adapter, error);
-        munmap(file.bytes, file.num_bytes);
-    }
-    return status;
-}
-
-void llamita_adapter_get_info(const llamita_adapter *adapter, llamita_adapter_info *info) { *info = adapter->info; }

@@ -6,7 +6,9 @@
 #include <string.h>
 
 #include "runtime/error.h"
+#include "formats/formats.h"
 #include "formats/gguf.h"
+#include "formats/model_check.h"
 
 enum { NAME_BYTES = 64, SHAPE_BYTES = 96 };
 

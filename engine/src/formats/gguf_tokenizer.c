@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "formats/formats.h"
 #include "formats/gguf.h"
 
 enum { MAX_TOKENS = 1 << 20, MAX_MERGES = 1 << 20, MAX_TOKEN_BYTES = 65535, MAX_TEMPLATE_BYTES = 1 << 20 };

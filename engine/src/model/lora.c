@@ -22,15 +22,15 @@ void lora_set_retain(const lora_set *set) {
     for (int32_t i = 0; i < set->count; i++) atomic_fetch_add(&set->adapters[i]->ref_count, 1);
 }
 
-void lora_set_release(const lora_set *set) {
-    for (int32_t i = 0; i < set->count; i++) llamita_adapter_close(set->adapters[i]);
-}
-
-void llamita_adapter_close(llamita_adapter *adapter) {
+void lora_release(llamita_adapter *adapter) {
     if (adapter == NULL || atomic_fetch_sub(&adapter->ref_count, 1) > 1) return;
     free(adapter->layers);
     free(adapter->panels);
     free(adapter);
+}
+
+void lora_set_release(const lora_set *set) {
+    for (int32_t i = 0; i < set->count; i++) lora_release(set->adapters[i]);
 }
 
 static int64_t ranks_of(const lora_set *set) {

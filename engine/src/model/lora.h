@@ -25,10 +25,6 @@ struct llamita_adapter {
     atomic_int ref_count; /* the one who opened it, and sequences */
 };
 
-/* llamita_adapter_open once the file is mapped. Nothing of the file is needed afterwards. */
-llamita_status gguf_lora_read(const llamita_model *model, const void *bytes, size_t num_bytes, const char *path,
-                            llamita_adapter **adapter, llamita_error *error);
-
 /* What the adapters of a sequence are. */
 typedef struct {
     int32_t count;
@@ -37,6 +33,9 @@ typedef struct {
 } lora_set;
 
 bool lora_sets_equal(const lora_set *a, const lora_set *b);
+
+/* Drops a reference; the last one frees the adapter. NULL is fine. */
+void lora_release(llamita_adapter *adapter);
 
 /* Whoever keeps a set holds its adapters; those that nobody holds any more are freed. */
 void lora_set_retain(const lora_set *set);

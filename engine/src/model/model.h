@@ -59,17 +59,6 @@ struct llamita_model {
     size_t num_owned;
 };
 
-struct reader; /* reader.h */
-
-/* llamita_model_open once the file is mapped: finds the format by content and fills the model but for its tokenizer. On
- * failure the caller clears the half-filled model. kernels: their name, or NULL. */
-llamita_status model_fill(llamita_model *model, const char *path, const char *kernels, llamita_error *error);
-
-/* And then its tokenizer, with what info says of it, and its chat template. tokenizer_path: NULL, or the file to take it
- * from. Leaves the weights alone: they may be packed meanwhile. On failure the caller clears the model. */
-llamita_status model_fill_tokenizer(llamita_model *model, const char *path, const char *tokenizer_path,
-                                    llamita_error *error);
-
 /* Packs every matrix for the kernels, in parallel, into memory of its own (huge pages where there are some): from here
  * on only token_embedding is read from the file. beside(argument), unless NULL, runs once meanwhile, on the calling
  * thread; where packing fails it may not have run. On failure the caller clears the model. */
@@ -90,32 +79,13 @@ typedef enum {
 } layer_matrix;
 void model_layer_matrices(layer *l, tensor *matrices[MATRICES_PER_LAYER]);
 
+/* Fills the sums over the weights in info, and the name of their most common type. */
+void model_describe(llamita_model *model);
+
 /* Frees everything but the mapping and the struct itself. */
 void model_clear(llamita_model *model);
 
-/* Each fills an empty model from the mapped file (model->mapping) and validates every number in it before use; on
- * failure the caller frees the half-filled model. path is for messages. */
-llamita_status gguf_fill_model(llamita_model *model, const char *path, llamita_error *error);
-llamita_status llama2c_fill_model(llamita_model *model, const char *path, llamita_error *error);
-
-/* Only the tokenizer and the chat template, from a mapped GGUF: *out becomes NULL if it holds none, and out may be NULL
- * if none is wanted; *chat_template becomes NULL if there is none, else it is the caller's to free. And from a
- * tokenizer.bin of vocab_size entries. */
-llamita_status gguf_read_tokenizer(const void *mapping, size_t num_bytes, const char *path, tokenizer **out,
-                                   char **chat_template, llamita_error *error);
-llamita_status llama2c_read_tokenizer(const void *mapping, size_t num_bytes, const char *path, int32_t vocab_size,
-                                      tokenizer **out, llamita_error *error);
-
 /* Zeroed memory that the model frees when it closes; NULL if there is none to be had. 64-byte aligned. */
 void *model_allocate(llamita_model *model, size_t num_bytes);
-
-/* Once info holds the file's sizes: do they make a Llama, and one that this engine's numbers can hold? */
-llamita_status model_check_shape(const llamita_model *model, const struct reader *from);
-
-/* rope_frequency[S/2] from info.rope_theta; every angle is divided by scale, and by divisors[S/2] unless NULL. */
-llamita_status model_fill_rope(llamita_model *model, const struct reader *from, double scale, const float *divisors);
-
-/* Refuses NaN, infinities: name is the tensor's, for the message. */
-llamita_status model_check_finite(const struct reader *from, const char *name, const float *values, int64_t length);
 
 #endif

@@ -14,22 +14,6 @@
 
 /* ------------------------------------------------------------------ building */
 
-bool byte_piece_value(byte_slice piece, unsigned char *byte) {
-    if (piece.num_bytes != 6 || memcmp(piece.bytes, "<0x", 3) != 0 || piece.bytes[5] != '>') return false;
-    int value = 0;
-    for (int i = 3; i < 5; i++) {
-        char c = piece.bytes[i];
-        int digit = c >= '0' && c <= '9'   ? c - '0'
-                    : c >= 'A' && c <= 'F' ? c - 'A' + 10
-                    : c >= 'a' && c <= 'f' ? c - 'a' + 10
-                                           : -1;
-        if (digit < 0) return false;
-        value = value * 16 + digit;
-    }
-    *byte = (unsigned char)value;
-    return true;
-}
-
 static bool begins_with_separator(const char *bytes, size_t num_bytes) {
     return num_bytes >= WORD_SEPARATOR_BYTES && memcmp(bytes, WORD_SEPARATOR, WORD_SEPARATOR_BYTES) == 0;
 }

@@ -93,6 +93,8 @@ typedef struct {
     llamita_error *error;
 } encoder;
 
+void encoder_init(encoder *e, const tokenizer *t, const char *text, size_t num_bytes, llamita_error *error);
+void encoder_free(encoder *e);
 llamita_status encoder_push(encoder *e, int32_t id);
 /* Room for num_symbols in e->word. */
 llamita_status encoder_reserve_word(encoder *e, size_t num_symbols);
