@@ -1,4 +1,4 @@
-/* session.c: the functions of llamita.h about running a model and about text. */
+/* session.c: the functions of llamita.h about running a model. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -10,7 +10,6 @@
 #include "model/ops.h"
 #include "runtime/thread_tuner.h"
 #include "model/prompt_lookup.h"
-#include "tokenizer/tokenizer.h"
 
 typedef struct {
     kv_cache cache;
@@ -41,39 +40,6 @@ struct llamita_session {
 
     float *score_logits; /* [PASS_TOKENS, V]; NULL before the first llamita_session_score */
 };
-
-/* ------------------------------------------------------------------ library and text */
-
-const char *llamita_version(void) { return "0.1.0"; }
-
-const char *llamita_kernels(void) { return kernels_name(kernels_select(NULL)); }
-
-static llamita_status no_tokenizer(llamita_error *error, const char *what) {
-    return error_set(error, LLAMITA_ERROR_ARGUMENT,
-                     "%s failed: the model has no tokenizer; name one when opening it (tokenizer_path)", what);
-}
-
-llamita_status llamita_encode(const llamita_model *model, const char *text, size_t num_bytes, int flags, int32_t *ids,
-                              size_t capacity, size_t *num_tokens, llamita_error *error) {
-    if (model->tokenizer == NULL) return no_tokenizer(error, "encoding text");
-    return tokenizer_encode(model->tokenizer, text, num_bytes, flags, ids, capacity, num_tokens, error);
-}
-
-llamita_status llamita_token_bytes(const llamita_model *model, int32_t previous_id, int32_t id, const char **bytes,
-                                   size_t *num_bytes, llamita_error *error) {
-    if (model->tokenizer == NULL) return no_tokenizer(error, "decoding a token");
-    return tokenizer_decode(model->tokenizer, previous_id, id, bytes, num_bytes, error);
-}
-
-const char *llamita_token_text(const llamita_model *model, int32_t id) {
-    return model->tokenizer != NULL ? tokenizer_text(model->tokenizer, id) : NULL;
-}
-
-bool llamita_token_ends(const llamita_model *model, int32_t id) {
-    if (id < 0) return false;
-    if (id == model->info.eos_id || (model->bos_ends && id == model->info.bos_id)) return true;
-    return model->tokenizer != NULL && tokenizer_ends(model->tokenizer, id);
-}
 
 /* ------------------------------------------------------------------ opening and closing */
 
