@@ -354,7 +354,20 @@ LLAMITA_API void llamita_sampler_accept(llamita_sampler *sampler, int32_t id);
 LLAMITA_API llamita_status llamita_sampler_pick(llamita_sampler *sampler, const float *logits, int32_t *id,
                                                 llamita_error *error);
 
-/* ------------------------------------------------------------------ quantizing */
+/* ------------------------------------------------------------------ tensor types */
+
+typedef struct {
+    const char *name;                    /* "Q4_K" */
+    int32_t id;                          /* GGUF's */
+    int32_t block_elements, block_bytes; /* 1 element: not quantized */
+} llamita_tensor_type_info;
+
+/* The tensor types that the engine reads, by ascending id: false if index is past the last. */
+LLAMITA_API bool llamita_tensor_type(size_t index, llamita_tensor_type_info *info);
+
+/* Converts num_elements (whole blocks) of this type to floats. */
+LLAMITA_API llamita_status llamita_dequantize(int32_t id, const void *blocks, int64_t num_elements, float *values,
+                                              llamita_error *error);
 
 /* Rows of floats [num_rows][row_length] to the blocks of a GGUF tensor type, row after row: "Q8_0", "Q4_0", "Q4_1",
  * "Q5_0", "Q5_1" (row_length a multiple of 32), "Q4_K", "Q5_K", "Q6_K" (of 256). All but Q8_0 search for the scales

@@ -35,9 +35,10 @@ from llamita.engine_library import (
     ModelInfoStruct,
     ModelParamsStruct,
     Owned,
-    TextSegmentStruct,
     SamplerParamsStruct,
     SessionParamsStruct,
+    TensorTypeStruct,
+    TextSegmentStruct,
     call,
     choice,
     floats_pointer,
@@ -101,6 +102,22 @@ def quantize(rows: npt.NDArray[np.float32], type: str, out: npt.NDArray[np.uint8
     values = rows.ctypes.data_as(floats_pointer)
     call("quantize", type.encode(), values, row_length, num_rows, out.ctypes.data, out.nbytes, squared_error)
     return squared_error.value
+
+
+def tensor_types() -> list[tuple[str, int, int, int]]:
+    """The tensor types that the engine reads: name, GGUF's id, elements and bytes of a block."""
+    found: list[tuple[str, int, int, int]] = []
+    info = TensorTypeStruct()
+    while library().llamita_tensor_type(len(found), ctypes.byref(info)):
+        found.append((info.name.decode(), info.id, info.block_elements, info.block_bytes))
+    return found
+
+
+def dequantize(blocks: npt.NDArray[np.uint8], type_id: int, out: npt.NDArray[np.float32]) -> None:
+    """Convert blocks of the type with this id to floats; out, contiguous, has exactly their number."""
+    assert blocks.dtype == np.uint8 and blocks.flags.c_contiguous
+    assert out.dtype == np.float32 and out.flags.c_contiguous and out.flags.writeable
+    call("dequantize", type_id, blocks.ctypes.data, out.size, out.ctypes.data_as(floats_pointer))
 
 
 # ---------------------------------------------------------------------- what a user sees

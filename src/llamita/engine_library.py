@@ -161,6 +161,15 @@ class AdapterInfoStruct(ctypes.Structure):
     ]
 
 
+class TensorTypeStruct(ctypes.Structure):
+    _fields_ = [
+        ("name", ctypes.c_char_p),
+        ("id", ctypes.c_int32),
+        ("block_elements", ctypes.c_int32),
+        ("block_bytes", ctypes.c_int32),
+    ]
+
+
 ENCODE_BOS, ENCODE_SPECIAL = 1, 2
 
 
@@ -240,6 +249,8 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "sampler_close": (None, [_pointer]),
     "sampler_accept": (None, [_pointer, ctypes.c_int32]),
     "sampler_pick": (ctypes.c_int, [_pointer, floats_pointer, ctypes.POINTER(ctypes.c_int32), _error]),
+    "tensor_type": (ctypes.c_bool, [ctypes.c_size_t, ctypes.POINTER(TensorTypeStruct)]),
+    "dequantize": (ctypes.c_int, [ctypes.c_int32, ctypes.c_void_p, ctypes.c_int64, floats_pointer, _error]),
     "quantize": (
         ctypes.c_int,
         [

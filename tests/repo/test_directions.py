@@ -24,9 +24,7 @@ LEVELS = {
     "data.shards": 2,
     "formats.tensor_table": 2,
     "formats.rope_order": 2,
-    "formats.quantize": 4,  # the engine quantises
-    "formats.quantize_blocks": 2,
-    "formats.quantize_k": 2,
+    "formats.quantize": 4,  # the engine quantizes
     "formats.huggingface": 2,
     "formats": 2,  # the package's own __init__, which imports nothing
     "data": 3,
@@ -131,8 +129,6 @@ def test_torch_stays_out(path: Path) -> None:
     ) or importer in (
         "formats.tensor_table",
         "formats.quantize",
-        "formats.quantize_blocks",
-        "formats.quantize_k",
         "formats.rope_order",
         "formats.huggingface",
         "data.shards",

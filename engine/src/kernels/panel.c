@@ -18,24 +18,10 @@ size_t panel_bytes(panel_format format, int64_t row_length) {
 }
 
 panel_format panel_format_of(tensor_type type) {
-    switch (type) {
-    case TENSOR_F16: return PANEL_F16;
-    case TENSOR_BF16:
-    case TENSOR_MXFP4: return PANEL_BF16; /* four bits and a power of two */
-    case TENSOR_Q8_0:
-    case TENSOR_Q5_0:
-    case TENSOR_IQ4_NL:
-    case TENSOR_TQ1_0:
-    case TENSOR_TQ2_0: return PANEL_Q8_0; /* whole numbers below 128 times a half */
-    case TENSOR_Q4_0: return PANEL_Q4_0;
-    case TENSOR_Q4_1: return PANEL_Q4_1;
-    case TENSOR_Q5_1: return PANEL_Q5_1;
-    case TENSOR_Q4_K: return PANEL_Q4_K;
-    case TENSOR_Q5_K: return PANEL_Q5_K;
-    case TENSOR_Q6_K:
-    case TENSOR_Q3_K: return PANEL_Q6_K; /* fewer codes, the same scales */
-    default: return PANEL_F32;
-    }
+#define FORMAT(name, suffix, id, elements, bytes, panel) [TENSOR_##name] = PANEL_##panel,
+    static const uint8_t formats[TENSOR_TYPES_END] = {TENSOR_TYPES(FORMAT)};
+#undef FORMAT
+    return (unsigned)type < TENSOR_TYPES_END ? (panel_format)formats[type] : PANEL_F32;
 }
 
 /* ------------------------------------------------------------------ eight rows interleaved */

@@ -31,8 +31,6 @@
 
 #define LANES 8 /* floats in a vector: one AVX2 register, two of NEON */
 #define PANEL_ROWS LANES
-#define BLOCK_LENGTH 32 /* elements of one quantized block, of weights and of activations */
-#define SUPER_LENGTH 256
 #define PANEL_ALIGNMENT 64
 
 typedef enum {

@@ -14,8 +14,7 @@ typedef struct {
     quantize_function *quantize;
 } written_type;
 
-#define HALF_MAX 65504.0F
-enum { NUM_WRITTEN = 8, CHUNK_ELEMENTS = 1 << 15 };
+enum { CHUNK_ELEMENTS = 1 << 15 };
 
 static const quantize_table *fastest(void) {
 #if defined(__x86_64__)
@@ -26,22 +25,13 @@ static const quantize_table *fastest(void) {
 
 static bool find_written(const char *name, written_type *out) {
     const quantize_table *table = fastest();
-    const written_type written[NUM_WRITTEN] = {
-        {TENSOR_Q8_0, 127.0F * HALF_MAX, table->q8_0}, {TENSOR_Q4_0, 8.0F * HALF_MAX, table->q4_0},
-        {TENSOR_Q5_0, 16.0F * HALF_MAX, table->q5_0},  {TENSOR_Q4_1, HALF_MAX, table->q4_1},
-        {TENSOR_Q5_1, HALF_MAX, table->q5_1},          {TENSOR_Q4_K, 63.0F * HALF_MAX, table->q4_k},
-        {TENSOR_Q5_K, 63.0F * HALF_MAX, table->q5_k},  {TENSOR_Q6_K, 63.0F * HALF_MAX, table->q6_k},
-    };
-    for (int i = 0; i < NUM_WRITTEN; i++) {
-        int64_t block_elements;
-        size_t block_bytes;
-        const char *written_name = "";
-        tensor_type_blocks(written[i].type, &block_elements, &block_bytes, &written_name);
-        if (name && strcmp(name, written_name) == 0) {
-            *out = written[i];
-            return true;
-        }
+#define FIND(type_name, suffix, largest)                                                           \
+    if (name && strcmp(name, #type_name) == 0) {                                                   \
+        *out = (written_type){TENSOR_##type_name, largest, table->suffix};                         \
+        return true;                                                                               \
     }
+    QUANTIZED_TYPES(FIND)
+#undef FIND
     return false;
 }
 
@@ -71,12 +61,14 @@ static llamita_status refuse_number(const written_type *to, const char *type, co
 
 llamita_status llamita_quantize(const char *type, const float *values, int64_t row_length, int64_t num_rows, void *out,
                                 size_t out_bytes, double *squared_error, llamita_error *error) {
+#define NAME(name, suffix, largest) " " #name
     written_type to;
     if (!find_written(type, &to)) {
         return error_set(error, LLAMITA_ERROR_ARGUMENT,
-                         "cannot quantize: type: expected Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K or Q6_K, found %s",
+                         "cannot quantize: type: expected one of" QUANTIZED_TYPES(NAME) ", found %s",
                          type ? type : "none");
     }
+#undef NAME
     int64_t block_elements = 1;
     size_t block_bytes = 0;
     const char *name;

@@ -12,9 +12,11 @@
 typedef double quantize_function(const float *values, int64_t num_blocks, uint8_t *out);
 
 /* The same bytes from both. */
+#define MEMBER(name, suffix, largest) quantize_function *suffix;
 typedef struct {
-    quantize_function *q8_0, *q4_0, *q5_0, *q4_1, *q5_1, *q4_k, *q5_k, *q6_k;
+    QUANTIZED_TYPES(MEMBER)
 } quantize_table;
+#undef MEMBER
 
 extern const quantize_table quantize_plain;
 #if defined(__x86_64__)

@@ -11,7 +11,7 @@
 #include "kernels/simd8.h"
 #include "kernels/quantize.h"
 
-enum { BLOCK = 32, SUPER = 256, GROUPS = LANES };
+enum { GROUPS = LANES };
 
 /* Below, a scale's inverse might overflow: such a group becomes zeros (or its offset). */
 #define TINY 1e-30F
@@ -125,14 +125,14 @@ static inline simd8 code_symmetric(const simd8 *x, int length, simd8 scale, floa
 /* ggml's scale, which gives the extreme number the code 0, unless the searched one is better. Returns the errors. */
 static inline simd8 encode_symmetric(const simd8 *x, float zero, const float *factors, int num_factors, simd8 *codes,
                                     simd8 *scale) {
-    simd8 plain_codes[BLOCK];
-    const simd8 extreme = extreme_of(x, BLOCK);
+    simd8 plain_codes[BLOCK_LENGTH];
+    const simd8 extreme = extreme_of(x, BLOCK_LENGTH);
     const simd8 plain = half_scale(simd8_mul(extreme, simd8_all(-1.0F / zero)));
-    const simd8 searched = half_scale(search_scale(x, BLOCK, extreme, zero, factors, num_factors));
-    const simd8 plain_error = code_symmetric(x, BLOCK, plain, zero, plain_codes);
-    const simd8 error = code_symmetric(x, BLOCK, searched, zero, codes);
+    const simd8 searched = half_scale(search_scale(x, BLOCK_LENGTH, extreme, zero, factors, num_factors));
+    const simd8 plain_error = code_symmetric(x, BLOCK_LENGTH, plain, zero, plain_codes);
+    const simd8 error = code_symmetric(x, BLOCK_LENGTH, searched, zero, codes);
     *scale = simd8_pick(error, plain_error, searched, plain);
-    for (int i = 0; i < BLOCK; i++) codes[i] = simd8_pick(error, plain_error, codes[i], plain_codes[i]);
+    for (int i = 0; i < BLOCK_LENGTH; i++) codes[i] = simd8_pick(error, plain_error, codes[i], plain_codes[i]);
     return simd8_min(error, plain_error);
 }
 
@@ -144,7 +144,7 @@ typedef struct {
 
 /* What a group's search keeps: y = x - low >= 0 and its sums. */
 typedef struct {
-    simd8 y[BLOCK], low, sum, squares;
+    simd8 y[BLOCK_LENGTH], low, sum, squares;
     bool offset_negative; /* the type has no other */
     affine best;          /* of y */
     simd8 best_error;
@@ -153,17 +153,17 @@ typedef struct {
 /* Codes for y * inverse + shift - 0.5, the least-squares scale and offset for them, kept if the error is less. */
 static inline void try_affine(affine_search *s, simd8 inverse, simd8 shift, simd8 top) {
     simd8 codes = simd8_all(0.0F), squares = simd8_all(0.0F), products = simd8_all(0.0F);
-    for (int i = 0; i < BLOCK; i++) {
+    for (int i = 0; i < BLOCK_LENGTH; i++) {
         const simd8 code = code_of(s->y[i], inverse, shift, top);
         codes = simd8_add(codes, code);
         squares = simd8_add(squares, simd8_square(code));
         products = simd8_add(products, simd8_mul(code, s->y[i]));
     }
-    const simd8 n = simd8_all(BLOCK);
+    const simd8 n = simd8_all(BLOCK_LENGTH);
     const simd8 determinant = simd8_sub(simd8_mul(n, squares), simd8_square(codes));
     simd8 scale = simd8_sub(simd8_mul(n, products), simd8_mul(codes, s->sum));
     scale = simd8_mul(scale, inverse_of(determinant));
-    simd8 offset = simd8_mul(simd8_sub(s->sum, simd8_mul(scale, codes)), simd8_all(1.0F / BLOCK));
+    simd8 offset = simd8_mul(simd8_sub(s->sum, simd8_mul(scale, codes)), simd8_all(1.0F / BLOCK_LENGTH));
     if (s->offset_negative) offset = simd8_min(offset, simd8_negate(s->low));
     scale = simd8_mul(simd8_sub(products, simd8_mul(offset, codes)), inverse_of(squares));
     /* Sum of (scale * code + offset - y)^2, where the scale solves its normal equation. */
@@ -180,17 +180,17 @@ static inline affine search_affine(const simd8 *x, bool thorough, bool offset_ne
                                    const float *factors, int num_factors) {
     affine_search s = {.low = x[0], .offset_negative = offset_negative};
     simd8 high = x[0];
-    for (int i = 1; i < BLOCK; i++) {
+    for (int i = 1; i < BLOCK_LENGTH; i++) {
         s.low = simd8_min(s.low, x[i]);
         high = simd8_max(high, x[i]);
     }
     if (offset_negative) s.low = simd8_min(s.low, simd8_all(0.0F));
     simd8 squares = simd8_all(0.0F);
-    for (int i = 0; i < BLOCK; i++) {
+    for (int i = 0; i < BLOCK_LENGTH; i++) {
         s.y[i] = simd8_sub(x[i], s.low);
         squares = simd8_add(squares, simd8_square(s.y[i]));
     }
-    s.sum = sum_of(s.y, BLOCK);
+    s.sum = sum_of(s.y, BLOCK_LENGTH);
     s.squares = squares;
     s.best = (affine){simd8_all(0.0F), simd8_all(0.0F)};
     s.best_error = squares; /* all codes 0, offset low */
@@ -213,7 +213,7 @@ static inline simd8 code_affine(const simd8 *x, affine a, float most, simd8 *cod
     const simd8 inverse = inverse_of(a.scale), top = simd8_all(most + 0.5F);
     const simd8 shift = simd8_sub(simd8_all(0.5F), simd8_mul(a.offset, inverse));
     simd8 error = simd8_all(0.0F);
-    for (int i = 0; i < BLOCK; i++) {
+    for (int i = 0; i < BLOCK_LENGTH; i++) {
         codes[i] = code_of(x[i], inverse, shift, top);
         const simd8 value = simd8_add(simd8_mul(a.scale, codes[i]), a.offset);
         error = simd8_add(error, simd8_square(simd8_sub(value, x[i])));
@@ -224,8 +224,8 @@ static inline simd8 code_affine(const simd8 *x, affine a, float most, simd8 *cod
 /* ggml's scale and offset, which just span the numbers, unless the searched ones are better. Returns the errors. */
 static inline simd8 encode_affine(const simd8 *x, float most, const float *factors, int num_factors, simd8 *codes,
                                   affine *out) {
-    simd8 plain_codes[BLOCK], low = x[0], high = x[0];
-    for (int i = 1; i < BLOCK; i++) {
+    simd8 plain_codes[BLOCK_LENGTH], low = x[0], high = x[0];
+    for (int i = 1; i < BLOCK_LENGTH; i++) {
         low = simd8_min(low, x[i]);
         high = simd8_max(high, x[i]);
     }
@@ -234,7 +234,7 @@ static inline simd8 encode_affine(const simd8 *x, float most, const float *facto
     plain = (affine){half_scale(plain.scale), half_scale(plain.offset)};
     best = (affine){half_scale(best.scale), half_scale(best.offset)};
     const simd8 plain_error = code_affine(x, plain, most, plain_codes), error = code_affine(x, best, most, codes);
-    for (int i = 0; i < BLOCK; i++) codes[i] = simd8_pick(error, plain_error, codes[i], plain_codes[i]);
+    for (int i = 0; i < BLOCK_LENGTH; i++) codes[i] = simd8_pick(error, plain_error, codes[i], plain_codes[i]);
     out->scale = simd8_pick(error, plain_error, best.scale, plain.scale);
     out->offset = simd8_pick(error, plain_error, best.offset, plain.offset);
     return simd8_min(error, plain_error);
@@ -254,19 +254,19 @@ typedef double eight_function(const simd8 *x, uint8_t *out);
 
 static inline double each_eight(const float *values, int64_t num_blocks, uint8_t *out, size_t block_bytes,
                               eight_function *quantize_eight) {
-    simd8 x[BLOCK];
+    simd8 x[BLOCK_LENGTH];
     double error = 0.0;
     int64_t b = 0;
     for (; b + GROUPS <= num_blocks; b += GROUPS) {
-        columns_of(values + b * BLOCK, BLOCK, x);
+        columns_of(values + b * BLOCK_LENGTH, BLOCK_LENGTH, x);
         error += quantize_eight(x, out + (size_t)b * block_bytes);
     }
     if (b < num_blocks) {
         const size_t left = (size_t)(num_blocks - b);
-        float rest[GROUPS * BLOCK] = {0};
+        float rest[GROUPS * BLOCK_LENGTH] = {0};
         uint8_t blocks[GROUPS * 34];
-        memcpy(rest, values + b * BLOCK, left * BLOCK * sizeof *rest);
-        columns_of(rest, BLOCK, x);
+        memcpy(rest, values + b * BLOCK_LENGTH, left * BLOCK_LENGTH * sizeof *rest);
+        columns_of(rest, BLOCK_LENGTH, x);
         error += quantize_eight(x, blocks);
         memcpy(out + (size_t)b * block_bytes, blocks, left * block_bytes);
     }
@@ -274,11 +274,11 @@ static inline double each_eight(const float *values, int64_t num_blocks, uint8_t
 }
 
 static inline void pack_nibbles(const uint8_t *codes, uint8_t *out) {
-    for (int i = 0; i < BLOCK / 2; i++) out[i] = (codes[i] & 15) | (uint8_t)(codes[i + BLOCK / 2] << 4);
+    for (int i = 0; i < BLOCK_LENGTH / 2; i++) out[i] = (codes[i] & 15) | (uint8_t)(codes[i + BLOCK_LENGTH / 2] << 4);
 }
 
 static inline void pack_fifth_bits(const uint8_t *codes, uint8_t *out) {
-    for (int i = 0; i < BLOCK / 8; i++) {
+    for (int i = 0; i < BLOCK_LENGTH / 8; i++) {
         unsigned bits = 0;
         for (int k = 0; k < 8; k++) bits |= (unsigned)(codes[8 * i + k] >> 4) << k;
         out[i] = (uint8_t)bits;
@@ -287,10 +287,10 @@ static inline void pack_fifth_bits(const uint8_t *codes, uint8_t *out) {
 
 /* ggml's rule: the scale reaches the extreme number, codes are rounded half away from zero. */
 static double eight_q8_0(const simd8 *x, uint8_t *out) {
-    const simd8 scale = simd8_div(simd8_abs(extreme_of(x, BLOCK)), simd8_all(127.0F)), inverse = inverse_of(scale);
+    const simd8 scale = simd8_div(simd8_abs(extreme_of(x, BLOCK_LENGTH)), simd8_all(127.0F)), inverse = inverse_of(scale);
     const simd8 stored = half_scale(scale);
-    simd8 codes[BLOCK], error = simd8_all(0.0F);
-    for (int i = 0; i < BLOCK; i++) {
+    simd8 codes[BLOCK_LENGTH], error = simd8_all(0.0F);
+    for (int i = 0; i < BLOCK_LENGTH; i++) {
         const simd8 magnitude = simd8_abs(simd8_mul(x[i], inverse)), whole = simd8_truncate(magnitude);
         const simd8 above = simd8_truncate(simd8_mul(simd8_sub(magnitude, whole), simd8_all(2.0F)));
         const simd8 code = simd8_add(whole, above);
@@ -299,44 +299,44 @@ static double eight_q8_0(const simd8 *x, uint8_t *out) {
         codes[i] = simd8_pick(x[i], simd8_all(0.0F), simd8_sub(simd8_all(256.0F), code), code);
         codes[i] = simd8_pick(code, simd8_all(0.5F), code, codes[i]);
     }
-    uint8_t bytes[GROUPS * BLOCK];
+    uint8_t bytes[GROUPS * BLOCK_LENGTH];
     float scales[LANES];
-    codes_to_bytes(codes, BLOCK, bytes);
+    codes_to_bytes(codes, BLOCK_LENGTH, bytes);
     simd8_store(scales, scale);
     for (int j = 0; j < GROUPS; j++) {
         put_half(out + j * 34, scales[j]);
-        memcpy(out + j * 34 + 2, bytes + j * BLOCK, BLOCK);
+        memcpy(out + j * 34 + 2, bytes + j * BLOCK_LENGTH, BLOCK_LENGTH);
     }
     return sum_of_lanes(error);
 }
 
 static inline double eight_symmetric(const simd8 *x, bool five, const float *factors, int num_factors, uint8_t *out) {
-    simd8 codes[BLOCK], scale;
+    simd8 codes[BLOCK_LENGTH], scale;
     const simd8 error = encode_symmetric(x, five ? 16.0F : 8.0F, factors, num_factors, codes, &scale);
-    uint8_t bytes[GROUPS * BLOCK];
+    uint8_t bytes[GROUPS * BLOCK_LENGTH];
     float scales[LANES];
-    codes_to_bytes(codes, BLOCK, bytes);
+    codes_to_bytes(codes, BLOCK_LENGTH, bytes);
     simd8_store(scales, scale);
     for (int j = 0; j < GROUPS; j++) {
         put_half(out, scales[j]);
         out += 2;
         if (five) {
-            pack_fifth_bits(bytes + j * BLOCK, out);
-            out += BLOCK / 8;
+            pack_fifth_bits(bytes + j * BLOCK_LENGTH, out);
+            out += BLOCK_LENGTH / 8;
         }
-        pack_nibbles(bytes + j * BLOCK, out);
-        out += BLOCK / 2;
+        pack_nibbles(bytes + j * BLOCK_LENGTH, out);
+        out += BLOCK_LENGTH / 2;
     }
     return sum_of_lanes(error);
 }
 
 static inline double eight_affine(const simd8 *x, bool five, const float *factors, int num_factors, uint8_t *out) {
-    simd8 codes[BLOCK];
+    simd8 codes[BLOCK_LENGTH];
     affine a;
     const simd8 error = encode_affine(x, five ? 31.0F : 15.0F, factors, num_factors, codes, &a);
-    uint8_t bytes[GROUPS * BLOCK];
+    uint8_t bytes[GROUPS * BLOCK_LENGTH];
     float scales[LANES], offsets[LANES];
-    codes_to_bytes(codes, BLOCK, bytes);
+    codes_to_bytes(codes, BLOCK_LENGTH, bytes);
     simd8_store(scales, a.scale);
     simd8_store(offsets, a.offset);
     for (int j = 0; j < GROUPS; j++) {
@@ -344,11 +344,11 @@ static inline double eight_affine(const simd8 *x, bool five, const float *factor
         put_half(out + 2, offsets[j]);
         out += 4;
         if (five) {
-            pack_fifth_bits(bytes + j * BLOCK, out);
-            out += BLOCK / 8;
+            pack_fifth_bits(bytes + j * BLOCK_LENGTH, out);
+            out += BLOCK_LENGTH / 8;
         }
-        pack_nibbles(bytes + j * BLOCK, out);
-        out += BLOCK / 2;
+        pack_nibbles(bytes + j * BLOCK_LENGTH, out);
+        out += BLOCK_LENGTH / 2;
     }
     return sum_of_lanes(error);
 }
@@ -384,13 +384,6 @@ static double quantize_q5_1(const float *values, int64_t num_blocks, uint8_t *ou
 
 #include "kernels/quantize_super.h"
 
-const quantize_table QUANTIZE_TABLE = {
-    .q8_0 = quantize_q8_0,
-    .q4_0 = quantize_q4_0,
-    .q5_0 = quantize_q5_0,
-    .q4_1 = quantize_q4_1,
-    .q5_1 = quantize_q5_1,
-    .q4_k = quantize_q4_k,
-    .q5_k = quantize_q5_k,
-    .q6_k = quantize_q6_k,
-};
+#define ENTRY(name, suffix, largest) .suffix = quantize_##suffix,
+const quantize_table QUANTIZE_TABLE = {QUANTIZED_TYPES(ENTRY)};
+#undef ENTRY

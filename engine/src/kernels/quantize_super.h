@@ -48,15 +48,15 @@ static inline simd8 better_minimum(const simd8 *x, affine a, float most) {
     const simd8 inverse = inverse_of(a.scale), top = simd8_all(most + 0.5F);
     const simd8 shift = simd8_sub(simd8_all(0.5F), simd8_mul(a.offset, inverse));
     simd8 over = simd8_all(0.0F);
-    for (int i = 0; i < BLOCK; i++)
+    for (int i = 0; i < BLOCK_LENGTH; i++)
         over = simd8_add(over, simd8_sub(simd8_mul(a.scale, code_of(x[i], inverse, shift, top)), x[i]));
-    return simd8_mul(over, simd8_all(1.0F / BLOCK));
+    return simd8_mul(over, simd8_all(1.0F / BLOCK_LENGTH));
 }
 
 /* Each group's multiples near its own solution, for given d and d_minimum. */
 static inline affine_fit fit_affine(const simd8 *x, affine own, float most, float d, float d_minimum) {
     affine_fit fit = {d, d_minimum, simd8_all(0.0F), simd8_all(0.0F), 0.0};
-    simd8 codes[BLOCK], best_error = simd8_all(3e38F);
+    simd8 codes[BLOCK_LENGTH], best_error = simd8_all(3e38F);
     const simd8 own_minima = multiple_of(simd8_negate(own.offset), d_minimum, 0.0F);
     for (int delta = -1; delta <= 1; delta++) {
         const simd8 multiples = multiple_of(own.scale, d, (float)delta);
@@ -82,16 +82,16 @@ static inline affine affine_of_fit(const affine_fit *fit) {
 
 /* d and d_minimum with the least squared error, given the fit's multiples and codes: 2 normal equations. */
 static inline void solve_affine(const simd8 *x, const affine_fit *fit, float most, float *d, float *d_minimum) {
-    simd8 codes[BLOCK], products = simd8_all(0.0F), squares = simd8_all(0.0F);
+    simd8 codes[BLOCK_LENGTH], products = simd8_all(0.0F), squares = simd8_all(0.0F);
     code_affine(x, affine_of_fit(fit), most, codes);
-    for (int i = 0; i < BLOCK; i++) {
+    for (int i = 0; i < BLOCK_LENGTH; i++) {
         products = simd8_add(products, simd8_mul(codes[i], x[i]));
         squares = simd8_add(squares, simd8_square(codes[i]));
     }
-    const simd8 sum = sum_of(x, BLOCK), code_sum = sum_of(codes, BLOCK);
+    const simd8 sum = sum_of(x, BLOCK_LENGTH), code_sum = sum_of(codes, BLOCK_LENGTH);
     const double aa = sum_of_lanes(simd8_mul(simd8_square(fit->multiples), squares));
     const double ab = sum_of_lanes(simd8_mul(simd8_mul(fit->multiples, fit->minima), code_sum));
-    const double bb = BLOCK * sum_of_lanes(simd8_square(fit->minima));
+    const double bb = BLOCK_LENGTH * sum_of_lanes(simd8_square(fit->minima));
     const double ax = sum_of_lanes(simd8_mul(fit->multiples, products)), bx = sum_of_lanes(simd8_mul(fit->minima, sum));
     const double determinant = aa * bb - ab * ab;
     if (determinant > 1e-9 * aa * bb) {
@@ -105,8 +105,8 @@ static inline void solve_affine(const simd8 *x, const affine_fit *fit, float mos
 /* One block: its fit, and its codes, group after group. */
 static inline affine_fit encode_super_affine(const float *values, float most, const float *factors, int num_factors,
                                              uint8_t *bytes) {
-    simd8 x[BLOCK], codes[BLOCK];
-    columns_of(values, BLOCK, x);
+    simd8 x[BLOCK_LENGTH], codes[BLOCK_LENGTH];
+    columns_of(values, BLOCK_LENGTH, x);
     const affine own = search_affine(x, true, true, most, factors, num_factors);
     const float d = super_scale(largest_lane(own.scale), 63.0F);
     const float d_minimum = super_scale(largest_lane(simd8_negate(own.offset)), 63.0F);
@@ -120,7 +120,7 @@ static inline affine_fit encode_super_affine(const float *values, float most, co
         best = next;
     }
     code_affine(x, affine_of_fit(&best), most, codes);
-    codes_to_bytes(codes, BLOCK, bytes);
+    codes_to_bytes(codes, BLOCK_LENGTH, bytes);
     return best;
 }
 
@@ -141,10 +141,10 @@ static inline void pack_affine_scales(const affine_fit *fit, uint8_t *out) {
 }
 
 static double quantize_q4_k(const float *values, int64_t num_blocks, uint8_t *out) {
-    uint8_t codes[SUPER];
+    uint8_t codes[SUPER_LENGTH];
     double error = 0.0;
     for (int64_t b = 0; b < num_blocks; b++, out += 144) {
-        const affine_fit fit = encode_super_affine(values + b * SUPER, 15.0F, q4_k_factors, COUNT(q4_k_factors), codes);
+        const affine_fit fit = encode_super_affine(values + b * SUPER_LENGTH, 15.0F, q4_k_factors, COUNT(q4_k_factors), codes);
         error += fit.error;
         pack_affine_scales(&fit, out);
         for (int p = 0; p < 4; p++)
@@ -155,10 +155,10 @@ static double quantize_q4_k(const float *values, int64_t num_blocks, uint8_t *ou
 }
 
 static double quantize_q5_k(const float *values, int64_t num_blocks, uint8_t *out) {
-    uint8_t codes[SUPER];
+    uint8_t codes[SUPER_LENGTH];
     double error = 0.0;
     for (int64_t b = 0; b < num_blocks; b++, out += 176) {
-        const affine_fit fit = encode_super_affine(values + b * SUPER, 31.0F, q5_k_factors, COUNT(q5_k_factors), codes);
+        const affine_fit fit = encode_super_affine(values + b * SUPER_LENGTH, 31.0F, q5_k_factors, COUNT(q5_k_factors), codes);
         error += fit.error;
         pack_affine_scales(&fit, out);
         for (int i = 0; i < 32; i++) {
@@ -224,7 +224,7 @@ static inline symmetric_fit encode_super_symmetric(const float *values, uint8_t 
     simd8 x[HALVES][GROUP], own[HALVES], codes[GROUP];
     float largest = 0.0F;
     for (int h = 0; h < HALVES; h++) {
-        columns_of(values + h * SUPER / HALVES, GROUP, x[h]);
+        columns_of(values + h * SUPER_LENGTH / HALVES, GROUP, x[h]);
         own[h] = search_scale(x[h], GROUP, extreme_of(x[h], GROUP), 32.0F, q6_k_factors, COUNT(q6_k_factors));
         const float here = largest_lane(simd8_abs(own[h]));
         largest = here > largest ? here : largest;
@@ -239,16 +239,16 @@ static inline symmetric_fit encode_super_symmetric(const float *values, uint8_t 
     }
     for (int h = 0; h < HALVES; h++) {
         code_symmetric(x[h], GROUP, simd8_mul(simd8_all(best.d), best.multiples[h]), 32.0F, codes);
-        codes_to_bytes(codes, GROUP, bytes + h * SUPER / HALVES);
+        codes_to_bytes(codes, GROUP, bytes + h * SUPER_LENGTH / HALVES);
     }
     return best;
 }
 
 static double quantize_q6_k(const float *values, int64_t num_blocks, uint8_t *out) {
-    uint8_t codes[SUPER];
+    uint8_t codes[SUPER_LENGTH];
     double error = 0.0;
     for (int64_t b = 0; b < num_blocks; b++, out += 210) {
-        const symmetric_fit fit = encode_super_symmetric(values + b * SUPER, codes);
+        const symmetric_fit fit = encode_super_symmetric(values + b * SUPER_LENGTH, codes);
         for (int h = 0; h < HALVES; h++) {
             const uint8_t *c = codes + h * 128;
             for (int i = 0; i < 64; i++) out[h * 64 + i] = (c[i] & 15) | (uint8_t)(c[i + 64] << 4);

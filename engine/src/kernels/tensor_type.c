@@ -5,7 +5,8 @@
  */
 #include "kernels/tensor_type.h"
 
-enum { BLOCK = 32, SUPER = 256 };
+#include "llamita.h"
+#include "runtime/error.h"
 
 /* ------------------------------------------------------------------ floats */
 
@@ -26,20 +27,20 @@ void dequantize_bf16(const void *row, int64_t length, float *out) {
 /* Q8_0: half scale, int8 values[32]. */
 static void dequantize_q8_0(const void *row, int64_t length, float *out) {
     const uint8_t *block = row;
-    for (int64_t k = 0; k < length; k += BLOCK, block += 34) {
+    for (int64_t k = 0; k < length; k += BLOCK_LENGTH, block += 34) {
         const float scale = float_from_half(block);
-        for (int i = 0; i < BLOCK; i++) out[k + i] = scale * (float)(int8_t)block[2 + i];
+        for (int i = 0; i < BLOCK_LENGTH; i++) out[k + i] = scale * (float)(int8_t)block[2 + i];
     }
 }
 
 /* Q4_0: half scale, 16 bytes of nibbles; 8 stands for zero. */
 static void dequantize_q4_0(const void *row, int64_t length, float *out) {
     const uint8_t *block = row;
-    for (int64_t k = 0; k < length; k += BLOCK, block += 18) {
+    for (int64_t k = 0; k < length; k += BLOCK_LENGTH, block += 18) {
         const float scale = float_from_half(block);
-        for (int i = 0; i < BLOCK / 2; i++) {
+        for (int i = 0; i < BLOCK_LENGTH / 2; i++) {
             out[k + i] = scale * (float)((block[2 + i] & 15) - 8);
-            out[k + i + BLOCK / 2] = scale * (float)((block[2 + i] >> 4) - 8);
+            out[k + i + BLOCK_LENGTH / 2] = scale * (float)((block[2 + i] >> 4) - 8);
         }
     }
 }
@@ -47,50 +48,50 @@ static void dequantize_q4_0(const void *row, int64_t length, float *out) {
 /* Q4_1: half scale, half minimum, nibbles as in Q4_0. */
 static void dequantize_q4_1(const void *row, int64_t length, float *out) {
     const uint8_t *block = row;
-    for (int64_t k = 0; k < length; k += BLOCK, block += 20) {
+    for (int64_t k = 0; k < length; k += BLOCK_LENGTH, block += 20) {
         const float scale = float_from_half(block), minimum = float_from_half(block + 2);
-        for (int i = 0; i < BLOCK / 2; i++) {
+        for (int i = 0; i < BLOCK_LENGTH / 2; i++) {
             out[k + i] = scale * (float)(block[4 + i] & 15) + minimum;
-            out[k + i + BLOCK / 2] = scale * (float)(block[4 + i] >> 4) + minimum;
+            out[k + i + BLOCK_LENGTH / 2] = scale * (float)(block[4 + i] >> 4) + minimum;
         }
     }
 }
 
 /* The 32 codes of 5 bits of Q5_0 and Q5_1: bit i of 4 little-endian bytes is the highest of code i; then nibbles. */
-static inline void codes_of_5_bits(const uint8_t *bytes, int codes[BLOCK]) {
-    for (int i = 0; i < BLOCK / 2; i++) {
+static inline void codes_of_5_bits(const uint8_t *bytes, int codes[BLOCK_LENGTH]) {
+    for (int i = 0; i < BLOCK_LENGTH / 2; i++) {
         codes[i] = (bytes[4 + i] & 15) | (bytes[i / 8] >> i % 8 & 1) << 4;
-        codes[i + BLOCK / 2] = bytes[4 + i] >> 4 | (bytes[2 + i / 8] >> i % 8 & 1) << 4;
+        codes[i + BLOCK_LENGTH / 2] = bytes[4 + i] >> 4 | (bytes[2 + i / 8] >> i % 8 & 1) << 4;
     }
 }
 
 /* Q5_0: half scale, codes; 16 stands for zero. */
 static void dequantize_q5_0(const void *row, int64_t length, float *out) {
     const uint8_t *block = row;
-    int codes[BLOCK];
-    for (int64_t k = 0; k < length; k += BLOCK, block += 22) {
+    int codes[BLOCK_LENGTH];
+    for (int64_t k = 0; k < length; k += BLOCK_LENGTH, block += 22) {
         const float scale = float_from_half(block);
         codes_of_5_bits(block + 2, codes);
-        for (int i = 0; i < BLOCK; i++) out[k + i] = scale * (float)(codes[i] - 16);
+        for (int i = 0; i < BLOCK_LENGTH; i++) out[k + i] = scale * (float)(codes[i] - 16);
     }
 }
 
 /* Q5_1: half scale, half minimum, codes. */
 static void dequantize_q5_1(const void *row, int64_t length, float *out) {
     const uint8_t *block = row;
-    int codes[BLOCK];
-    for (int64_t k = 0; k < length; k += BLOCK, block += 24) {
+    int codes[BLOCK_LENGTH];
+    for (int64_t k = 0; k < length; k += BLOCK_LENGTH, block += 24) {
         const float scale = float_from_half(block), minimum = float_from_half(block + 2);
         codes_of_5_bits(block + 4, codes);
-        for (int i = 0; i < BLOCK; i++) out[k + i] = scale * (float)codes[i] + minimum;
+        for (int i = 0; i < BLOCK_LENGTH; i++) out[k + i] = scale * (float)codes[i] + minimum;
     }
 }
 
 /* Codes that are numbers of a table: 16 bytes of nibbles for 32 values. */
 static inline void look_up_nibbles(const uint8_t *bytes, const int8_t table[16], float scale, float *out) {
-    for (int i = 0; i < BLOCK / 2; i++) {
+    for (int i = 0; i < BLOCK_LENGTH / 2; i++) {
         out[i] = scale * (float)table[bytes[i] & 15];
-        out[i + BLOCK / 2] = scale * (float)table[bytes[i] >> 4];
+        out[i + BLOCK_LENGTH / 2] = scale * (float)table[bytes[i] >> 4];
     }
 }
 
@@ -100,7 +101,7 @@ static const int8_t iq4_values[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 
 /* IQ4_NL: half scale, nibbles. */
 static void dequantize_iq4_nl(const void *row, int64_t length, float *out) {
     const uint8_t *block = row;
-    for (int64_t k = 0; k < length; k += BLOCK, block += 18)
+    for (int64_t k = 0; k < length; k += BLOCK_LENGTH, block += 18)
         look_up_nibbles(block + 2, iq4_values, float_from_half(block), out + k);
 }
 
@@ -109,7 +110,7 @@ static void dequantize_iq4_nl(const void *row, int64_t length, float *out) {
 static void dequantize_mxfp4(const void *row, int64_t length, float *out) {
     static const int8_t doubled[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
     const uint8_t *block = row;
-    for (int64_t k = 0; k < length; k += BLOCK, block += 17) {
+    for (int64_t k = 0; k < length; k += BLOCK_LENGTH, block += 17) {
         const uint32_t exponent = block[0];
         const float half_scale = float_from_bits(exponent < 2 ? 0x200000u << exponent : (exponent - 1) << 23);
         look_up_nibbles(block + 1, doubled, half_scale, out + k);
@@ -122,7 +123,7 @@ static void dequantize_mxfp4(const void *row, int64_t length, float *out) {
  * scales, half scale of the minima. */
 static void dequantize_q2_k(const void *row, int64_t length, float *out) {
     const uint8_t *block = row;
-    for (int64_t k = 0; k < length; k += SUPER, block += 84) {
+    for (int64_t k = 0; k < length; k += SUPER_LENGTH, block += 84) {
         const float d = float_from_half(block + 80), d_minimum = float_from_half(block + 82);
         for (int group = 0; group < 16; group++) {
             const float scale = d * (float)(block[group] & 15), minimum = d_minimum * (float)(block[group] >> 4);
@@ -145,7 +146,7 @@ static inline int q3_k_scale(const uint8_t *bytes, int group) {
  * groups of 16; half scale. 4 stands for zero. */
 static void dequantize_q3_k(const void *row, int64_t length, float *out) {
     const uint8_t *block = row;
-    for (int64_t k = 0; k < length; k += SUPER, block += 110) {
+    for (int64_t k = 0; k < length; k += SUPER_LENGTH, block += 110) {
         const float d = float_from_half(block + 108);
         for (int group = 0; group < 16; group++) {
             const float scale = d * (float)q3_k_scale(block + 96, group);
@@ -175,7 +176,7 @@ static inline void q4_k_scale(const uint8_t *bytes, int group, float d, float d_
  * bytes of nibbles. */
 static void dequantize_q4_k(const void *row, int64_t length, float *out) {
     const uint8_t *block = row;
-    for (int64_t k = 0; k < length; k += SUPER, block += 144) {
+    for (int64_t k = 0; k < length; k += SUPER_LENGTH, block += 144) {
         const float d = float_from_half(block), d_minimum = float_from_half(block + 2);
         for (int group = 0; group < 8; group++) {
             float scale, minimum;
@@ -191,7 +192,7 @@ static void dequantize_q4_k(const void *row, int64_t length, float *out) {
 /* Q5_K: as Q4_K, with 32 bytes before the nibbles: bit g of byte i is the highest of code i of group g. */
 static void dequantize_q5_k(const void *row, int64_t length, float *out) {
     const uint8_t *block = row;
-    for (int64_t k = 0; k < length; k += SUPER, block += 176) {
+    for (int64_t k = 0; k < length; k += SUPER_LENGTH, block += 176) {
         const float d = float_from_half(block), d_minimum = float_from_half(block + 2);
         for (int group = 0; group < 8; group++) {
             float scale, minimum;
@@ -209,7 +210,7 @@ static void dequantize_q5_k(const void *row, int64_t length, float *out) {
  * scale. 32 stands for zero. */
 static void dequantize_q6_k(const void *row, int64_t length, float *out) {
     const uint8_t *block = row;
-    for (int64_t k = 0; k < length; k += SUPER, block += 210) {
+    for (int64_t k = 0; k < length; k += SUPER_LENGTH, block += 210) {
         const float d = float_from_half(block + 208);
         for (int group = 0; group < 16; group++) {
             const float scale = d * (float)(int8_t)block[192 + group];
@@ -227,7 +228,7 @@ static void dequantize_q6_k(const void *row, int64_t length, float *out) {
  * for zero), then 8 times the nibbles of IQ4_NL. */
 static void dequantize_iq4_xs(const void *row, int64_t length, float *out) {
     const uint8_t *block = row;
-    for (int64_t k = 0; k < length; k += SUPER, block += 136) {
+    for (int64_t k = 0; k < length; k += SUPER_LENGTH, block += 136) {
         const float d = float_from_half(block);
         for (int group = 0; group < 8; group++) {
             const int low = block[4 + group / 2] >> group % 2 * 4 & 15;
@@ -252,7 +253,7 @@ static inline float *ternary_digits(const uint8_t *bytes, int count, int digits,
 /* TQ1_0: 32 and 16 bytes of five digits, 4 bytes of four; half scale. */
 static void dequantize_tq1_0(const void *row, int64_t length, float *out) {
     const uint8_t *block = row;
-    for (int64_t k = 0; k < length; k += SUPER, block += 54) {
+    for (int64_t k = 0; k < length; k += SUPER_LENGTH, block += 54) {
         const float scale = float_from_half(block + 52);
         float *values = ternary_digits(block, 32, 5, scale, out + k);
         values = ternary_digits(block + 32, 16, 5, scale, values);
@@ -263,7 +264,7 @@ static void dequantize_tq1_0(const void *row, int64_t length, float *out) {
 /* TQ2_0: 2 times 32 bytes of 2-bit codes; half scale. 1 stands for zero. */
 static void dequantize_tq2_0(const void *row, int64_t length, float *out) {
     const uint8_t *block = row;
-    for (int64_t k = 0; k < length; k += SUPER, block += 66) {
+    for (int64_t k = 0; k < length; k += SUPER_LENGTH, block += 66) {
         const float scale = float_from_half(block + 64);
         for (int group = 0; group < 8; group++) {
             const uint8_t *codes = block + group / 4 * 32;
@@ -280,50 +281,56 @@ typedef struct {
     int64_t elements;
     size_t bytes;
     dequantize_function *dequantize;
-} type_facts;
+} type_row;
 
-static const type_facts types[TENSOR_TYPES_END] = {
-    [TENSOR_F32] = {"F32", 1, 4, dequantize_f32},
-    [TENSOR_F16] = {"F16", 1, 2, dequantize_f16},
-    [TENSOR_BF16] = {"BF16", 1, 2, dequantize_bf16},
-    [TENSOR_Q8_0] = {"Q8_0", BLOCK, 34, dequantize_q8_0},
-    [TENSOR_Q4_0] = {"Q4_0", BLOCK, 18, dequantize_q4_0},
-    [TENSOR_Q4_1] = {"Q4_1", BLOCK, 20, dequantize_q4_1},
-    [TENSOR_Q5_0] = {"Q5_0", BLOCK, 22, dequantize_q5_0},
-    [TENSOR_Q5_1] = {"Q5_1", BLOCK, 24, dequantize_q5_1},
-    [TENSOR_IQ4_NL] = {"IQ4_NL", BLOCK, 18, dequantize_iq4_nl},
-    [TENSOR_MXFP4] = {"MXFP4", BLOCK, 17, dequantize_mxfp4},
-    [TENSOR_Q2_K] = {"Q2_K", SUPER, 84, dequantize_q2_k},
-    [TENSOR_Q3_K] = {"Q3_K", SUPER, 110, dequantize_q3_k},
-    [TENSOR_Q4_K] = {"Q4_K", SUPER, 144, dequantize_q4_k},
-    [TENSOR_Q5_K] = {"Q5_K", SUPER, 176, dequantize_q5_k},
-    [TENSOR_Q6_K] = {"Q6_K", SUPER, 210, dequantize_q6_k},
-    [TENSOR_IQ4_XS] = {"IQ4_XS", SUPER, 136, dequantize_iq4_xs},
-    [TENSOR_TQ1_0] = {"TQ1_0", SUPER, 54, dequantize_tq1_0},
-    [TENSOR_TQ2_0] = {"TQ2_0", SUPER, 66, dequantize_tq2_0},
-};
+#define ROW(name, suffix, id, elements, bytes, panel) [TENSOR_##name] = {#name, elements, bytes, dequantize_##suffix},
+static const type_row types[TENSOR_TYPES_END] = {TENSOR_TYPES(ROW)};
+#undef ROW
 
 /* NULL for what is not in the table. */
-static const type_facts *facts_of(tensor_type type) {
+static const type_row *row_of(tensor_type type) {
     return (unsigned)type < TENSOR_TYPES_END && types[type].name ? &types[type] : NULL;
 }
 
 bool tensor_type_blocks(tensor_type type, int64_t *block_elements, size_t *block_bytes, const char **name) {
-    const type_facts *facts = facts_of(type);
-    if (facts) {
-        *block_elements = facts->elements;
-        *block_bytes = facts->bytes;
-        *name = facts->name;
+    const type_row *row = row_of(type);
+    if (row) {
+        *block_elements = row->elements;
+        *block_bytes = row->bytes;
+        *name = row->name;
     }
-    return facts != NULL;
+    return row != NULL;
 }
 
 bool tensor_type_is_quantized(tensor_type type) {
-    const type_facts *facts = facts_of(type);
-    return facts && facts->elements > 1;
+    const type_row *row = row_of(type);
+    return row && row->elements > 1;
 }
 
 dequantize_function *tensor_type_dequantize(tensor_type type) {
-    const type_facts *facts = facts_of(type);
-    return facts ? facts->dequantize : NULL;
+    const type_row *row = row_of(type);
+    return row ? row->dequantize : NULL;
+}
+
+/* ------------------------------------------------------------------ the public functions */
+
+bool llamita_tensor_type(size_t index, llamita_tensor_type_info *info) {
+#define INFO(name, suffix, id, elements, bytes, panel) {#name, id, elements, bytes},
+    static const llamita_tensor_type_info infos[] = {TENSOR_TYPES(INFO)};
+#undef INFO
+    if (index >= sizeof infos / sizeof infos[0]) return false;
+    *info = infos[index];
+    return true;
+}
+
+llamita_status llamita_dequantize(int32_t id, const void *blocks, int64_t num_elements, float *values,
+                                  llamita_error *error) {
+    const type_row *row = row_of((tensor_type)id);
+    if (!row || num_elements < 0 || num_elements % row->elements != 0)
+        return error_set(error, LLAMITA_ERROR_ARGUMENT,
+                         "cannot dequantize: expected a type of llamita_tensor_type and whole blocks of it, found type "
+                         "%d and %lld elements",
+                         (int)id, (long long)num_elements);
+    row->dequantize(blocks, num_elements, values);
+    return LLAMITA_OK;
 }

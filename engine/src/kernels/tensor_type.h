@@ -12,28 +12,46 @@
 
 #include "kernels/float_math.h"
 
-/* GGUF's numbers. */
-typedef enum {
-    TENSOR_F32 = 0,
-    TENSOR_F16 = 1,
-    TENSOR_Q4_0 = 2,
-    TENSOR_Q4_1 = 3,
-    TENSOR_Q5_0 = 6,
-    TENSOR_Q5_1 = 7,
-    TENSOR_Q8_0 = 8,
-    TENSOR_Q2_K = 10,
-    TENSOR_Q3_K = 11,
-    TENSOR_Q4_K = 12,
-    TENSOR_Q5_K = 13,
-    TENSOR_Q6_K = 14,
-    TENSOR_IQ4_NL = 20,
-    TENSOR_IQ4_XS = 23,
-    TENSOR_BF16 = 30,
-    TENSOR_TQ1_0 = 34,
-    TENSOR_TQ2_0 = 35,
-    TENSOR_MXFP4 = 39,
-    TENSOR_TYPES_END /* every number is below */
-} tensor_type;
+#define BLOCK_LENGTH 32 /* elements of a quantized block, of weights and of activations */
+#define SUPER_LENGTH 256
+
+/* Every type that the engine reads, described once: its name, the suffix of its functions, GGUF's number, elements and
+ * bytes of a block, and the panel format it is packed in (panel.h), which keeps every value exactly. */
+#define TENSOR_TYPES(X)                                                                            \
+    X(F32, f32, 0, 1, 4, F32)                                                                      \
+    X(F16, f16, 1, 1, 2, F16)                                                                      \
+    X(Q4_0, q4_0, 2, BLOCK_LENGTH, 18, Q4_0)                                                       \
+    X(Q4_1, q4_1, 3, BLOCK_LENGTH, 20, Q4_1)                                                       \
+    X(Q5_0, q5_0, 6, BLOCK_LENGTH, 22, Q8_0)                                                       \
+    X(Q5_1, q5_1, 7, BLOCK_LENGTH, 24, Q5_1)                                                       \
+    X(Q8_0, q8_0, 8, BLOCK_LENGTH, 34, Q8_0)                                                       \
+    X(Q2_K, q2_k, 10, SUPER_LENGTH, 84, F32)                                                       \
+    X(Q3_K, q3_k, 11, SUPER_LENGTH, 110, Q6_K) /* fewer codes, the same scales */                  \
+    X(Q4_K, q4_k, 12, SUPER_LENGTH, 144, Q4_K)                                                     \
+    X(Q5_K, q5_k, 13, SUPER_LENGTH, 176, Q5_K)                                                     \
+    X(Q6_K, q6_k, 14, SUPER_LENGTH, 210, Q6_K)                                                     \
+    X(IQ4_NL, iq4_nl, 20, BLOCK_LENGTH, 18, Q8_0) /* codes below 128 times a half */               \
+    X(IQ4_XS, iq4_xs, 23, SUPER_LENGTH, 136, F32)                                                  \
+    X(BF16, bf16, 30, 1, 2, BF16)                                                                  \
+    X(TQ1_0, tq1_0, 34, SUPER_LENGTH, 54, Q8_0)                                                    \
+    X(TQ2_0, tq2_0, 35, SUPER_LENGTH, 66, Q8_0)                                                    \
+    X(MXFP4, mxfp4, 39, BLOCK_LENGTH, 17, BF16) /* four bits and a power of two */
+
+/* Those that llamita_quantize writes: name, suffix, and the largest magnitude that gives finite 16-bit scales. */
+#define QUANTIZED_TYPES(X)                                                                         \
+    X(Q8_0, q8_0, 127.0F * HALF_MAX)                                                               \
+    X(Q4_0, q4_0, 8.0F * HALF_MAX)                                                                 \
+    X(Q4_1, q4_1, HALF_MAX)                                                                        \
+    X(Q5_0, q5_0, 16.0F * HALF_MAX)                                                                \
+    X(Q5_1, q5_1, HALF_MAX)                                                                        \
+    X(Q4_K, q4_k, 63.0F * HALF_MAX)                                                                \
+    X(Q5_K, q5_k, 63.0F * HALF_MAX)                                                                \
+    X(Q6_K, q6_k, 63.0F * HALF_MAX)
+#define HALF_MAX 65504.0F
+
+#define TENSOR_ENUM(name, suffix, id, elements, bytes, panel) TENSOR_##name = id,
+typedef enum { TENSOR_TYPES(TENSOR_ENUM) TENSOR_TYPES_END /* every id is below */ } tensor_type;
+#undef TENSOR_ENUM
 
 /* Sizes of a type: elements and bytes of one block; false if the engine does not read it. */
 bool tensor_type_blocks(tensor_type type, int64_t *block_elements, size_t *block_bytes, const char **name);

@@ -18,9 +18,7 @@ import difflib
 from collections.abc import Mapping
 
 from llamita.errors import ConfigError
-from llamita.formats.quantize import TYPES, TypeName
-from llamita.formats.quantize_blocks import BLOCK
-from llamita.formats.quantize_k import SUPER
+from llamita.formats.quantize import BLOCK, SUPER, TYPES, TypeName
 
 Shape = tuple[int, ...]
 
