@@ -143,7 +143,7 @@ static llamita_status take_updates(llamita_adapter *adapter, const gguf_file *fi
 /* ---------------------------------------------------------------- panels */
 
 static size_t packed_bytes(const tensor *t) {
-    const size_t bytes = (size_t)((t->num_rows + PANEL_ROWS - 1) / PANEL_ROWS) * t->panel_bytes;
+    const size_t bytes = (size_t)panel_count(t->num_rows) * t->panel_bytes;
     return (bytes + PANEL_ALIGNMENT - 1) / PANEL_ALIGNMENT * PANEL_ALIGNMENT;
 }
 
@@ -162,7 +162,7 @@ static llamita_status pack_tensor(const gguf_file *file, const char *name, tenso
     }
     llamita_status status = model_check_finite(&file->from, name, floats, t->num_rows * t->row_length);
     const void *rows = converted ? (const void *)floats : stored->data;
-    const int64_t num_panels = (t->num_rows + PANEL_ROWS - 1) / PANEL_ROWS;
+    const int64_t num_panels = panel_count(t->num_rows);
     if (!status && !panel_pack(t->type, rows, converted ? row * sizeof(float) : row_bytes, t->num_rows, t->row_length,
                                0, num_panels, panels)) {
         status = reader_refuse_memory(&file->from, row_bytes);

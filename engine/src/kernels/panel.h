@@ -70,6 +70,22 @@ static inline panel_layout panel_layout_of(panel_format format) {
     return (panel_layout){0, 0, 0, 0};
 }
 
+/* Panels of a matrix. */
+static inline int64_t panel_count(int64_t num_rows) { return (num_rows + PANEL_ROWS - 1) / PANEL_ROWS; }
+
+/* Whether rows may be cut here: a panel begins. */
+static inline bool panel_aligned(int64_t row) { return row % PANEL_ROWS == 0; }
+
+/* The panel that begins with this row. */
+static inline const void *panel_at(const void *panels, size_t panel_bytes, int64_t row) {
+    return (const char *)panels + (size_t)(row / PANEL_ROWS) * panel_bytes;
+}
+
+/* Where element k of a row lies in panels of a float format, in elements. */
+static inline size_t panel_index(size_t row, size_t k, size_t row_length) {
+    return (row / PANEL_ROWS * row_length + k) * PANEL_ROWS + row % PANEL_ROWS;
+}
+
 static inline bool panel_is_quantized(panel_format format) { return format >= PANEL_Q8_0; }
 
 /* Bytes from one panel to the next: a multiple of 32. */

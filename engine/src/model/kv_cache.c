@@ -4,19 +4,18 @@
 #include <math.h>
 #include <stdlib.h>
 
-static size_t element_bytes(kv_type type) { return type == KV_F16 ? 2 : type == KV_F32 ? 4 : 1; }
-
 static size_t rounded_up(size_t bytes) { return (bytes + PANEL_ALIGNMENT - 1) / PANEL_ALIGNMENT * PANEL_ALIGNMENT; }
 
 bool kv_shape_init(kv_shape *shape, int32_t num_layers, int32_t num_heads, int32_t head_dim, kv_type type) {
-    const size_t panel_row = PANEL_ROWS * element_bytes(type), tokens = KV_PAGE_TOKENS;
-    const size_t value_panels = ((size_t)head_dim + PANEL_ROWS - 1) / PANEL_ROWS;
+    const size_t tokens = KV_PAGE_TOKENS;
     *shape = (kv_shape){.num_layers = num_layers, .num_heads = num_heads, .head_dim = head_dim, .type = type};
     shape->format = type == KV_F16 ? PANEL_F16 : type == KV_F32 ? PANEL_F32 : PANEL_I8;
-    shape->key_panel_bytes = (size_t)head_dim * panel_row;
-    shape->value_panel_bytes = tokens * panel_row;
-    shape->values_offset = rounded_up(tokens / PANEL_ROWS * shape->key_panel_bytes);
-    shape->key_scales_offset = shape->values_offset + rounded_up(value_panels * shape->value_panel_bytes);
+    const size_t panel_row_bytes = panel_layout_of(shape->format).element_bytes;
+    shape->key_panel_bytes = (size_t)head_dim * panel_row_bytes;
+    shape->value_panel_bytes = tokens * panel_row_bytes;
+    shape->values_offset = rounded_up((size_t)panel_count(KV_PAGE_TOKENS) * shape->key_panel_bytes);
+    shape->key_scales_offset =
+        shape->values_offset + rounded_up((size_t)panel_count(head_dim) * shape->value_panel_bytes);
     shape->value_scales_offset = shape->key_scales_offset + (type == KV_Q8 ? tokens * sizeof(float) : 0);
     shape->head_bytes = shape->value_scales_offset + (type == KV_Q8 ? tokens * sizeof(float) : 0);
     const size_t heads = (size_t)num_layers * (size_t)num_heads;
@@ -106,14 +105,14 @@ kv_head_page kv_cache_head(const kv_cache *cache, int32_t page, int32_t layer, i
 /* Where element e of a position lies: keys have a row for each position, values a row for each element. */
 typedef struct {
     char *memory;
-    size_t panel_elements;
+    size_t row_length;
     int32_t slot;
     bool is_key;
 } slot_place;
 
 static inline size_t element_index(const slot_place *place, int32_t e) {
     const size_t row = (size_t)(place->is_key ? place->slot : e), k = (size_t)(place->is_key ? e : place->slot);
-    return row / PANEL_ROWS * place->panel_elements + k * PANEL_ROWS + row % PANEL_ROWS;
+    return panel_index(row, k, place->row_length);
 }
 
 static void put_floats(const slot_place *place, const float *elements, int32_t begin, int32_t end) {
@@ -155,14 +154,14 @@ static void put(const kv_cache *cache, const kernels *k, const slot_place *place
 void kv_cache_put_key(const kv_cache *cache, const kernels *k, int32_t position, int32_t layer, int32_t head,
                       const float *elements, int32_t begin, int32_t end) {
     char *memory = head_memory(cache, position / KV_PAGE_TOKENS, layer, head);
-    const slot_place place = {memory, (size_t)cache->shape->head_dim * PANEL_ROWS, position % KV_PAGE_TOKENS, true};
+    const slot_place place = {memory, (size_t)cache->shape->head_dim, position % KV_PAGE_TOKENS, true};
     put(cache, k, &place, (float *)(void *)(memory + cache->shape->key_scales_offset), elements, begin, end);
 }
 
 void kv_cache_put_value(const kv_cache *cache, const kernels *k, int32_t position, int32_t layer, int32_t head,
                         const float *elements, int32_t begin, int32_t end) {
     char *memory = head_memory(cache, position / KV_PAGE_TOKENS, layer, head);
-    const slot_place place = {memory + cache->shape->values_offset, (size_t)KV_PAGE_TOKENS * PANEL_ROWS,
+    const slot_place place = {memory + cache->shape->values_offset, KV_PAGE_TOKENS,
                               position % KV_PAGE_TOKENS, false};
     put(cache, k, &place, (float *)(void *)(memory + cache->shape->value_scales_offset), elements, begin, end);
 }

@@ -28,7 +28,7 @@ typedef struct {
     atomic_bool no_memory;
 } pack_job;
 
-static int64_t num_panels(const tensor *t) { return (t->num_rows + PANEL_ROWS - 1) / PANEL_ROWS; }
+static int64_t num_panels(const tensor *t) { return panel_count(t->num_rows); }
 
 /* Bytes of a matrix's panels, and of what lies between it and the next. */
 static uint64_t packed_bytes(const tensor *t) {

@@ -43,7 +43,7 @@ static void multiply(const kernels *k, const tensor *weights, const activations 
     const bool quantized = panel_is_quantized(weights->format);
     const size_t length = (size_t)columns->length;
     const matmul_job job = {
-        .panels = (const char *)weights->panels + (size_t)(begin / PANEL_ROWS) * weights->panel_bytes,
+        .panels = panel_at(weights->panels, weights->panel_bytes, begin),
         .panel_bytes = weights->panel_bytes,
         .num_rows = end - begin,
         .row_length = weights->row_length,
