@@ -10,11 +10,6 @@
 
 /* ------------------------------------------------------------------ stretches of text */
 
-typedef struct {
-    const char *bytes;
-    size_t num_bytes;
-} slice;
-
 /* White space as Python's str.strip() has it: Unicode's, and the four separators of ASCII. */
 static bool is_space(const char *text, size_t num_bytes, size_t *length) {
     uint32_t code_point;
@@ -22,7 +17,7 @@ static bool is_space(const char *text, size_t num_bytes, size_t *length) {
     return unicode_classify(code_point) == UNICODE_SPACE || (code_point >= 0x1C && code_point <= 0x1F);
 }
 
-static slice strip_start(slice text) {
+static byte_slice strip_start(byte_slice text) {
     for (size_t length; text.num_bytes > 0 && is_space(text.bytes, text.num_bytes, &length);) {
         text.bytes += length;
         text.num_bytes -= length;
@@ -30,7 +25,7 @@ static slice strip_start(slice text) {
     return text;
 }
 
-static slice strip_end(slice text) {
+static byte_slice strip_end(byte_slice text) {
     while (text.num_bytes > 0) {
         size_t back = 1, length;
         while (back < text.num_bytes && back < 4 && ((unsigned char)text.bytes[text.num_bytes - back] & 0xC0) == 0x80)
@@ -52,7 +47,7 @@ typedef struct {
 
 enum { MAX_SEGMENTS_PER_MESSAGE = 8 };
 
-static void write_part(writer *w, slice text, bool trusted) {
+static void write_part(writer *w, byte_slice text, bool trusted) {
     if (text.num_bytes > 0) w->segments[w->num_segments++] = (llamita_text_segment){text.bytes, text.num_bytes, trusted, NULL, 0};
 }
 
@@ -61,18 +56,18 @@ static void write_own(writer *w, const char *text) {
     const llamita_model *model = w->model;
     if (*text == CHAT_EOS) {
         const char *eos = llamita_token_text(model, model->info.eos_id);
-        if (eos != NULL) write_part(w, (slice){eos, strlen(eos)}, true);
+        if (eos != NULL) write_part(w, (byte_slice){eos, strlen(eos)}, true);
         text++;
     }
-    write_part(w, (slice){text, strlen(text)}, true);
+    write_part(w, (byte_slice){text, strlen(text)}, true);
 }
 
 static void write_bos(writer *w) {
     const char *bos = llamita_token_text(w->model, w->model->info.bos_id);
-    if (bos != NULL) write_part(w, (slice){bos, strlen(bos)}, true);
+    if (bos != NULL) write_part(w, (byte_slice){bos, strlen(bos)}, true);
 }
 
-static void write_content(writer *w, const llamita_message *message, slice content) {
+static void write_content(writer *w, const llamita_message *message, byte_slice content) {
     const bool generated = message->ids != NULL && message->num_ids > 0;
     if (generated)
         w->segments[w->num_segments++] =
@@ -80,12 +75,12 @@ static void write_content(writer *w, const llamita_message *message, slice conte
     else write_part(w, content, false);
 }
 
-static slice content_of(const llamita_message *message) { return (slice){message->content, message->num_bytes}; }
+static byte_slice content_of(const llamita_message *message) { return (byte_slice){message->content, message->num_bytes}; }
 
 /* chatml, llama3, zephyr: all turns are alike. */
 static void write_turn(writer *w, const llamita_message *message) {
     const chat_format *format = w->format;
-    slice content = content_of(message);
+    byte_slice content = content_of(message);
     if (format->trims_contents) content = strip_end(strip_start(content));
     write_own(w, format->before_role);
     write_own(w, message->role);
@@ -96,7 +91,7 @@ static void write_turn(writer *w, const llamita_message *message) {
 
 /* llama2: (the system prompt and) the user's turn, trimmed together. */
 static void write_llama2_user(writer *w, const llamita_message *system, const llamita_message *message) {
-    slice content = strip_end(content_of(message));
+    byte_slice content = strip_end(content_of(message));
     if (system == NULL) content = strip_start(content);
     write_bos(w);
     write_own(w, "[INST] ");

@@ -4,6 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "runtime/array.h"
+#include "runtime/hash.h"
 #include "tokenizer/unicode.h"
 
 enum {
@@ -19,25 +21,13 @@ static llamita_status no_memory(const encoder *e) {
 }
 
 llamita_status encoder_push(encoder *e, int32_t id) {
-    if (e->num_ids == e->ids_capacity) {
-        size_t capacity = e->ids_capacity * 2 + 256;
-        int32_t *grown = realloc(e->ids, capacity * sizeof *grown);
-        if (grown == NULL) return no_memory(e);
-        e->ids = grown;
-        e->ids_capacity = capacity;
-    }
+    if (!ARRAY_RESERVE(&e->ids, &e->ids_capacity, e->num_ids + 1)) return no_memory(e);
     e->ids[e->num_ids++] = id;
     return LLAMITA_OK;
 }
 
 llamita_status encoder_reserve_word(encoder *e, size_t num_symbols) {
-    if (num_symbols <= e->word_capacity) return LLAMITA_OK;
-    size_t capacity = num_symbols + num_symbols / 2 + 64;
-    int32_t *grown = realloc(e->word, capacity * sizeof *grown);
-    if (grown == NULL) return no_memory(e);
-    e->word = grown;
-    e->word_capacity = capacity;
-    return LLAMITA_OK;
+    return ARRAY_RESERVE(&e->word, &e->word_capacity, num_symbols) ? LLAMITA_OK : no_memory(e);
 }
 
 /* Bytes that no token covers: their byte tokens, or the unknown token in their place. */
@@ -87,27 +77,9 @@ llamita_status encoder_merge_word(encoder *e, size_t num_symbols) {
 
 /* ------------------------------------------------------------------ words that came before */
 
-static uint64_t word_hash(const char *bytes, size_t num_bytes) {
-    const uint64_t odd = 0x9E3779B97F4A7C15u;
-    uint64_t hash = odd ^ num_bytes, word;
-    while (num_bytes >= 8) {
-        memcpy(&word, bytes, 8);
-        hash = (hash ^ word) * odd;
-        hash ^= hash >> 32;
-        bytes += 8;
-        num_bytes -= 8;
-    }
-    word = 0;
-    memcpy(&word, bytes, num_bytes);
-    hash = (hash ^ word) * odd;
-    hash ^= hash >> 29;
-    hash *= 0xBF58476D1CE4E5B9u;
-    return hash ^ hash >> 32;
-}
-
 static known_word *known_slot(encoder *e, size_t start, size_t num_bytes) {
     if (e->known == NULL || num_bytes > MAX_KNOWN_WORD_BYTES) return NULL;
-    return &e->known[word_hash(e->text + start, num_bytes) & e->known_mask];
+    return &e->known[hash_bytes(e->text + start, num_bytes) & e->known_mask];
 }
 
 bool encoder_push_known(encoder *e, size_t start, size_t num_bytes, llamita_status *status) {

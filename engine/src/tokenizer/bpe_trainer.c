@@ -8,7 +8,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "runtime/array.h"
 #include "runtime/error.h"
+#include "runtime/hash.h"
 #include "llamita.h"
 #include "tokenizer/symbol_table.h"
 #include "tokenizer/pre_tokenizer.h"
@@ -61,34 +63,7 @@ typedef struct {
     size_t num_risen, risen_capacity;
 } merging;
 
-/* Room for one more element; false: out of memory. */
-static bool make_room(void **elements, size_t num, size_t *capacity, size_t size) {
-    if (num < *capacity) return true;
-    const size_t grown = *capacity * 2 + 16;
-    void *moved = realloc(*elements, grown * size);
-    if (moved == NULL) return false;
-    *elements = moved;
-    *capacity = grown;
-    return true;
-}
-
-static uint64_t mix(uint64_t hash) {
-    hash = (hash ^ hash >> 32) * 0x9E3779B97F4A7C15u;
-    return hash ^ hash >> 29;
-}
-
 /* ------------------------------------------------------------------ counting words */
-
-static uint32_t word_hash(const char *bytes, size_t num_bytes) {
-    uint64_t hash = num_bytes, part;
-    for (; num_bytes >= 8; bytes += 8, num_bytes -= 8) {
-        memcpy(&part, bytes, 8);
-        hash = mix(hash ^ part);
-    }
-    part = 0;
-    memcpy(&part, bytes, num_bytes);
-    return (uint32_t)(mix(hash ^ part) >> 16);
-}
 
 static bool grow_words(llamita_bpe_trainer *l) {
     if (l->num_words * 2 < l->num_slots) return true;
@@ -110,13 +85,7 @@ static bool grow_words(llamita_bpe_trainer *l) {
 }
 
 static bool append_bytes(llamita_bpe_trainer *l, const char *bytes, size_t num_bytes) {
-    if (l->num_bytes + num_bytes > l->bytes_capacity) {
-        const size_t capacity = 2 * l->bytes_capacity + num_bytes + 4096;
-        char *moved = realloc(l->bytes, capacity);
-        if (moved == NULL) return false;
-        l->bytes = moved;
-        l->bytes_capacity = capacity;
-    }
+    if (!ARRAY_RESERVE(&l->bytes, &l->bytes_capacity, l->num_bytes + num_bytes)) return false;
     memcpy(l->bytes + l->num_bytes, bytes, num_bytes);
     l->num_bytes += num_bytes;
     return true;
@@ -124,7 +93,7 @@ static bool append_bytes(llamita_bpe_trainer *l, const char *bytes, size_t num_b
 
 static bool count_word(llamita_bpe_trainer *l, const char *bytes, size_t num_bytes) {
     if (!grow_words(l)) return false;
-    const uint32_t hash = word_hash(bytes, num_bytes);
+    const uint32_t hash = (uint32_t)hash_bytes(bytes, num_bytes);
     size_t at = hash & (l->num_slots - 1);
     for (; l->slots[at] != 0; at = (at + 1) & (l->num_slots - 1)) {
         word *known = &l->words[l->slots[at] - 1];
@@ -135,7 +104,7 @@ static bool count_word(llamita_bpe_trainer *l, const char *bytes, size_t num_byt
         }
     }
     const uint64_t start = l->num_bytes;
-    if (!make_room((void **)&l->words, l->num_words, &l->words_capacity, sizeof *l->words)) return false;
+    if (!ARRAY_RESERVE(&l->words, &l->words_capacity, l->num_words + 1)) return false;
     if (!append_bytes(l, bytes, num_bytes)) return false;
     l->words[l->num_words++] = (word){start, 1, (uint32_t)num_bytes, hash};
     l->slots[at] = (uint32_t)l->num_words;
@@ -186,7 +155,7 @@ static bool comes_before(const candidate *a, const candidate *b) {
 }
 
 static bool heap_push(merging *m, candidate added) {
-    if (!make_room((void **)&m->heap, m->num_candidates, &m->heap_capacity, sizeof *m->heap)) return false;
+    if (!ARRAY_RESERVE(&m->heap, &m->heap_capacity, m->num_candidates + 1)) return false;
     size_t at = m->num_candidates++;
     for (; at > 0 && comes_before(&added, &m->heap[(at - 1) / 2]); at = (at - 1) / 2) m->heap[at] = m->heap[(at - 1) / 2];
     m->heap[at] = added;
@@ -213,7 +182,7 @@ static bool grow_pairs(merging *m) {
     uint32_t *slots = m->num_pairs < UINT32_MAX / 2 ? calloc(num_slots, sizeof *slots) : NULL;
     if (slots == NULL) return false;
     for (size_t i = 0; i < m->num_pairs; i++) {
-        size_t at = mix(m->pairs[i].key) & (num_slots - 1);
+        size_t at = hash_mix(m->pairs[i].key) & (num_slots - 1);
         while (slots[at] != 0) at = (at + 1) & (num_slots - 1);
         slots[at] = (uint32_t)i + 1;
     }
@@ -227,11 +196,11 @@ static bool grow_pairs(merging *m) {
 static uint32_t find_pair(merging *m, int32_t left, int32_t right) {
     const uint64_t key = (uint64_t)(uint32_t)left << 32 | (uint32_t)right;
     if (!grow_pairs(m)) return NO_ENTRY;
-    size_t at = mix(key) & (m->num_slots - 1);
+    size_t at = hash_mix(key) & (m->num_slots - 1);
     for (; m->slots[at] != 0; at = (at + 1) & (m->num_slots - 1)) {
         if (m->pairs[m->slots[at] - 1].key == key) return m->slots[at] - 1;
     }
-    if (!make_room((void **)&m->pairs, m->num_pairs, &m->pairs_capacity, sizeof *m->pairs)) return NO_ENTRY;
+    if (!ARRAY_RESERVE(&m->pairs, &m->pairs_capacity, m->num_pairs + 1)) return NO_ENTRY;
     m->pairs[m->num_pairs++] = (pair){.key = key};
     m->slots[at] = (uint32_t)m->num_pairs;
     return (uint32_t)m->num_pairs - 1;
@@ -245,7 +214,7 @@ static bool add_pair(merging *m, int32_t left, int32_t right, uint32_t place, in
     p->count += count;
     if (!p->risen) {
         p->risen = true;
-        if (!make_room((void **)&m->risen, m->num_risen, &m->risen_capacity, sizeof *m->risen)) return false;
+        if (!ARRAY_RESERVE(&m->risen, &m->risen_capacity, m->num_risen + 1)) return false;
         m->risen[m->num_risen++] = number;
     }
     if (p->num_places > 0 && p->places[p->num_places - 1] == place) return true;

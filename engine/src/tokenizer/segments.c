@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "runtime/array.h"
 #include "tokenizer/tokenizer_internal.h"
 
 /* Ids that a stretch of the text was generated as. */
@@ -35,13 +36,7 @@ static llamita_status no_memory(const joiner *j) {
 }
 
 static llamita_status reserve(joiner *j, size_t num_more) {
-    if (j->capacity - j->num_ids >= num_more) return LLAMITA_OK;
-    const size_t capacity = 2 * j->capacity + num_more;
-    int32_t *grown = realloc(j->ids, capacity * sizeof *grown);
-    if (grown == NULL) return no_memory(j);
-    j->ids = grown;
-    j->capacity = capacity;
-    return LLAMITA_OK;
+    return ARRAY_RESERVE(&j->ids, &j->capacity, j->num_ids + num_more) ? LLAMITA_OK : no_memory(j);
 }
 
 /* ------------------------------------------------------------------ joining */
