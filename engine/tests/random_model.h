@@ -37,7 +37,7 @@ static inline float random_float(void) {
 
 static inline void *allocate_or_die(size_t bytes) {
     void *memory = calloc(1, bytes);
-    REQUIRE(memory != NULL, "no memory for %zu bytes", bytes);
+    REQUIRE(memory, "no memory for %zu bytes", bytes);
     return memory;
 }
 
@@ -159,7 +159,7 @@ static inline void *packed_rows(tensor_type type, const void *rows, int64_t num_
     const int64_t num_panels = (num_rows + PANEL_ROWS - 1) / PANEL_ROWS;
     const size_t bytes = ((size_t)num_panels * panel_bytes(panel_format_of(type), length) + 63) / 64 * 64;
     void *panels = aligned_alloc(PANEL_ALIGNMENT, bytes);
-    REQUIRE(panels != NULL, "no memory");
+    REQUIRE(panels, "no memory");
     REQUIRE(panel_pack(type, rows, row_bytes_of(type, length), num_rows, length, 0, num_panels, panels), "no memory");
     return panels;
 }
@@ -180,7 +180,7 @@ static const model_shape super_shape = {256, 512, 1, 4, 4, 75, 300, false};
 
 static inline void own(llamita_model *model, void *memory) {
     model->owned = realloc(model->owned, (model->num_owned + 1) * sizeof *model->owned);
-    REQUIRE(model->owned != NULL, "no memory");
+    REQUIRE(model->owned, "no memory");
     model->owned[model->num_owned++] = memory;
 }
 
@@ -211,7 +211,7 @@ static inline llamita_model *random_model(const model_shape *shape, tensor_type 
                                           uint64_t seed) {
     random_state = seed;
     llamita_model *model = calloc(1, sizeof *model);
-    REQUIRE(model != NULL, "no memory");
+    REQUIRE(model, "no memory");
     const int32_t head_dim = shape->hidden_size / shape->num_heads, hidden = shape->hidden_size,
                   ffn = shape->intermediate_size;
     model->info = (llamita_model_info){.hidden_size = hidden,
@@ -229,7 +229,7 @@ static inline llamita_model *random_model(const model_shape *shape, tensor_type 
                                        .tied_embeddings = shape->tied,
                                        .decode_bytes = 1000};
     model->kernels = kernels_select(kernels_wanted);
-    REQUIRE(model->kernels != NULL, "no such kernels");
+    REQUIRE(model->kernels, "no such kernels");
     model->token_embedding = random_tensor(model, type, shape->vocab_size, hidden);
     model->output = shape->tied ? model->token_embedding : random_tensor(model, type, shape->vocab_size, hidden);
     model->output_norm = random_norm(model, hidden);
@@ -237,7 +237,7 @@ static inline llamita_model *random_model(const model_shape *shape, tensor_type 
     for (int32_t i = 0; i < head_dim / 2; i++) frequency[i] = (float)pow(10000.0, -2.0 * i / head_dim);
     model->rope_frequency = frequency;
     model->layers = calloc((size_t)shape->num_layers, sizeof *model->layers);
-    REQUIRE(model->layers != NULL, "no memory");
+    REQUIRE(model->layers, "no memory");
     for (int32_t i = 0; i < shape->num_layers; i++) {
         layer *l = &model->layers[i];
         l->attention_norm = random_norm(model, hidden);

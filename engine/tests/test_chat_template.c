@@ -14,8 +14,8 @@ static const char *const SMOLLM2 =
 
 static void check_spelling(const char *template_text, const char *expected) {
     char *found = chat_template_canonical(template_text);
-    if (expected == NULL) CHECK(found == NULL, "%s: found %s", template_text, found);
-    else CHECK(found != NULL && strcmp(found, expected) == 0, "%s: expected %s, found %s", template_text, expected,
+    if (!expected) CHECK(!found, "%s: found %s", template_text, found);
+    else CHECK(found && strcmp(found, expected) == 0, "%s: expected %s, found %s", template_text, expected,
                found ? found : "nothing");
     free(found);
 }
@@ -41,7 +41,7 @@ static void test_recognition(void) {
     char system[MAX_DEFAULT_SYSTEM_BYTES];
     bool has_system;
     const chat_format *format = chat_template_recognize(SMOLLM2, system, &has_system);
-    CHECK(format != NULL && strcmp(format->family, "chatml") == 0, "SmolLM2's template is not known");
+    CHECK(format && strcmp(format->family, "chatml") == 0, "SmolLM2's template is not known");
     CHECK(has_system && strcmp(system, "Be kind.") == 0, "found %s", system);
     const char *const others[] = {"", "{{ messages }}", "<|im_start|>", "{% for message in messages %}<|im_start|>"};
     for (size_t i = 0; i < sizeof others / sizeof *others; i++)
@@ -49,11 +49,11 @@ static void test_recognition(void) {
     const size_t length = strlen(SMOLLM2); /* without any one of its bytes, but for white space, it is another */
     char *changed = malloc(length + 1);
     int num_known = 0;
-    for (size_t i = 0; changed != NULL && i < length; i++) {
+    for (size_t i = 0; changed && i < length; i++) {
         memcpy(changed, SMOLLM2, i);
         strcpy(changed + i, SMOLLM2 + i + 1);
         format = chat_template_recognize(changed, system, &has_system);
-        if (format == NULL) continue;
+        if (!format) continue;
         num_known++;
         CHECK(strchr(" Bekind.", SMOLLM2[i]) != NULL, "without byte %zu, '%c', it is still known", i, SMOLLM2[i]);
     }
@@ -77,7 +77,7 @@ static void test_any_bytes(void) {
         }
         text[length] = 0;
         char *spelled = chat_template_canonical(text);
-        CHECK(spelled == NULL || strlen(spelled) <= 4 * length + 16, "%s: too long", text);
+        CHECK(!spelled || strlen(spelled) <= 4 * length + 16, "%s: too long", text);
         free(spelled);
     }
 }

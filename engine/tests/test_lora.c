@@ -54,7 +54,7 @@ static void test_logits(uint32_t type) {
     gguf_draft d;
     draft_adapter(&d, model, type);
     llamita_adapter *adapter = read_draft(model, &d);
-    REQUIRE(adapter != NULL, "%s", error.message);
+    REQUIRE(adapter, "%s", error.message);
     llamita_adapter_info info;
     llamita_adapter_get_info(adapter, &info);
     CHECK(info.rank == RANK && info.alpha == 6.0f && info.num_matrices == 4 && strcmp(info.name, "a draft") == 0,
@@ -204,14 +204,14 @@ static void test_refusals(void) {
         draft_adapter(&d, model, TENSOR_F32);
         cases[i].spoil(&d);
         llamita_adapter *adapter = read_draft(model, &d);
-        CHECK(adapter == NULL && error.status == LLAMITA_ERROR_FORMAT, "case %zu was taken", i);
+        CHECK(!adapter && error.status == LLAMITA_ERROR_FORMAT, "case %zu was taken", i);
         CHECK(strncmp(error.message, "cannot open adapter a.gguf: ", 28) == 0 && strstr(error.message, cases[i].said) != NULL,
               "case %zu: %s", i, error.message);
         llamita_adapter_close(adapter);
         draft_free(&d);
     }
     llamita_adapter *adapter = NULL;
-    CHECK(llamita_adapter_open(model, "no such file", &adapter, &error) == LLAMITA_ERROR_IO && adapter == NULL, "%s",
+    CHECK(llamita_adapter_open(model, "no such file", &adapter, &error) == LLAMITA_ERROR_IO && !adapter, "%s",
           error.message);
     CHECK(strstr(error.message, "cannot open adapter no such file") != NULL, "%s", error.message);
     llamita_adapter_close(NULL);

@@ -10,7 +10,7 @@ static void test_refusals(const llamita_model *model) {
     llamita_session *session = NULL;
     for (size_t i = 0; i < sizeof wrong / sizeof wrong[0]; i++) {
         CHECK(llamita_session_open(model, &wrong[i], &session, &error) == LLAMITA_ERROR_ARGUMENT, "params %zu", i);
-        CHECK(session == NULL && error.status == LLAMITA_ERROR_ARGUMENT && strstr(error.message, "expected") != NULL,
+        CHECK(!session && error.status == LLAMITA_ERROR_ARGUMENT && strstr(error.message, "expected") != NULL,
               "%s", error.message);
     }
     const llamita_session_params params = {.num_threads = 2, .context_tokens = 10};

@@ -141,7 +141,7 @@ static void test_rows(void) {
             CHECK(tensor_type_dequantize(type) == NULL && !tensor_type_is_quantized(type), "type %d", number);
             continue;
         }
-        CHECK(name != NULL && number < TENSOR_TYPES_END, "type %d", number);
+        CHECK(name && number < TENSOR_TYPES_END, "type %d", number);
         CHECK(tensor_type_is_quantized(type) == (elements > 1), "%s", name);
         uint8_t rows[1 + 3 * MAX_BYTES];
         float alone[3 * MAX_ELEMENTS], together[3 * MAX_ELEMENTS + 1];

@@ -28,7 +28,7 @@ static void phase_worker(void *argument, worker w) {
 static void test_barriers(void) {
     for (int count = 1; count <= MAX_WORKERS; count = count < 4 ? count + 1 : count * 2) {
         thread_pool *pool = thread_pool_create(count);
-        CHECK(pool != NULL && thread_pool_size(pool) == count, "a pool of %d", count);
+        CHECK(pool && thread_pool_size(pool) == count, "a pool of %d", count);
         phases p = {0};
         for (int run = 0; run < 5; run++) thread_pool_run(pool, count, phase_worker, &p);
         for (int members = 1; members <= count; members++) thread_pool_run(pool, members, phase_worker, &p);

@@ -437,7 +437,7 @@ static void check_refused(draft *d, const char *expected) {
     tokenizer *t = NULL;
     llamita_error error = {0};
     llamita_status status = tokenizer_create(&d->source, "draft", &t, &error);
-    CHECK(status == LLAMITA_ERROR_FORMAT && t == NULL, "accepted; expected '%s'", expected);
+    CHECK(status == LLAMITA_ERROR_FORMAT && !t, "accepted; expected '%s'", expected);
     CHECK(strstr(error.message, expected) && strstr(error.message, ": draft: "), "expected '%s', found '%s'", expected,
           error.message);
     free(d);

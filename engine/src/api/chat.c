@@ -56,7 +56,7 @@ static void write_own(writer *w, const char *text) {
     const llamita_model *model = w->model;
     if (*text == CHAT_EOS) {
         const char *eos = llamita_token_text(model, model->info.eos_id);
-        if (eos != NULL) write_part(w, (byte_slice){eos, strlen(eos)}, true);
+        if (eos) write_part(w, (byte_slice){eos, strlen(eos)}, true);
         text++;
     }
     write_part(w, (byte_slice){text, strlen(text)}, true);
@@ -64,11 +64,11 @@ static void write_own(writer *w, const char *text) {
 
 static void write_bos(writer *w) {
     const char *bos = llamita_token_text(w->model, w->model->info.bos_id);
-    if (bos != NULL) write_part(w, (byte_slice){bos, strlen(bos)}, true);
+    if (bos) write_part(w, (byte_slice){bos, strlen(bos)}, true);
 }
 
 static void write_content(writer *w, const llamita_message *message, byte_slice content) {
-    const bool generated = message->ids != NULL && message->num_ids > 0;
+    const bool generated = message->ids && message->num_ids > 0;
     if (generated)
         w->segments[w->num_segments++] =
             (llamita_text_segment){content.bytes, content.num_bytes, false, message->ids, message->num_ids};
@@ -92,10 +92,10 @@ static void write_turn(writer *w, const llamita_message *message) {
 /* llama2: (the system prompt and) the user's turn, trimmed together. */
 static void write_llama2_user(writer *w, const llamita_message *system, const llamita_message *message) {
     byte_slice content = strip_end(content_of(message));
-    if (system == NULL) content = strip_start(content);
+    if (!system) content = strip_start(content);
     write_bos(w);
     write_own(w, "[INST] ");
-    if (system != NULL) {
+    if (system) {
         write_own(w, "<<SYS>>\n");
         write_part(w, content_of(system), false);
         write_own(w, content.num_bytes > 0 ? "\n<</SYS>>\n\n" : "\n<</SYS>>");
@@ -120,7 +120,7 @@ static void write_llama2(writer *w, const llamita_message *messages, size_t num_
 
 static void write_turns(writer *w, const llamita_message *messages, size_t num_messages, const char *default_system) {
     if (w->format->begins_with_bos) write_bos(w);
-    if (default_system != NULL && strcmp(messages[0].role, "system") != 0) {
+    if (default_system && strcmp(messages[0].role, "system") != 0) {
         const llamita_message system = {"system", default_system, strlen(default_system), NULL, 0};
         write_turn(w, &system);
         w->segments[w->num_segments - 2].trusted = true; /* as all that the template writes */
@@ -154,14 +154,14 @@ static llamita_status check_roles(const llamita_message *messages, size_t num_me
 const char *llamita_chat_family(const llamita_model *model) {
     char default_system[MAX_DEFAULT_SYSTEM_BYTES];
     bool has_default_system;
-    if (model->chat_template == NULL) return NULL;
+    if (!model->chat_template) return NULL;
     const chat_format *format = chat_template_recognize(model->chat_template, default_system, &has_default_system);
-    return format != NULL ? format->family : NULL;
+    return format ? format->family : NULL;
 }
 
 llamita_status llamita_encode_segments(const llamita_model *model, const llamita_text_segment *segments, size_t num_segments,
                                     int32_t *ids, size_t capacity, size_t *num_tokens, llamita_error *error) {
-    if (model->tokenizer == NULL)
+    if (!model->tokenizer)
         return error_set(error, LLAMITA_ERROR_ARGUMENT,
                          "encoding text failed: the model has no tokenizer; name one when opening it (tokenizer_path)");
     for (size_t i = 0; i < num_segments; i++)
@@ -175,14 +175,14 @@ llamita_status llamita_encode_segments(const llamita_model *model, const llamita
 
 llamita_status llamita_chat_encode(const llamita_model *model, const llamita_message *messages, size_t num_messages,
                                    int32_t *ids, size_t capacity, size_t *num_tokens, llamita_error *error) {
-    if (model->chat_template == NULL)
+    if (!model->chat_template)
         return error_set(error, LLAMITA_ERROR_ARGUMENT,
                          "writing a chat failed: the model has no chat template: it was not trained to chat; let it "
                          "tell a text instead");
     char default_system[MAX_DEFAULT_SYSTEM_BYTES];
     bool has_default_system = false;
     const chat_format *format = chat_template_recognize(model->chat_template, default_system, &has_default_system);
-    if (format == NULL)
+    if (!format)
         return error_set(error, LLAMITA_ERROR_ARGUMENT,
                          "writing a chat failed: the model's chat template: expected one of ChatML, Llama 2, Llama 3 "
                          "or Zephyr in a known spelling, found another; use `llamita chat`, which renders any");
@@ -190,10 +190,10 @@ llamita_status llamita_chat_encode(const llamita_model *model, const llamita_mes
     if (status != LLAMITA_OK) return status;
     writer w = {.model = model, .format = format};
     w.segments = calloc(num_messages + 3, MAX_SEGMENTS_PER_MESSAGE * sizeof *w.segments);
-    if (w.segments == NULL)
+    if (!w.segments)
         return error_set(error, LLAMITA_ERROR_MEMORY, "writing a chat failed: no memory for %zu messages",
                          num_messages);
-    if (format->before_role == NULL) write_llama2(&w, messages, num_messages);
+    if (!format->before_role) write_llama2(&w, messages, num_messages);
     else write_turns(&w, messages, num_messages, has_default_system ? default_system : NULL);
     status = llamita_encode_segments(model, w.segments, w.num_segments, ids, capacity, num_tokens, error);
     free(w.segments);

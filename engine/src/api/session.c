@@ -93,7 +93,7 @@ static bool fill_session(llamita_session *s, const llamita_session_params *asked
     s->logits = malloc((size_t)info->vocab_size * sizeof *s->logits);
     s->speculates = asked->speculation != LLAMITA_SPECULATION_OFF;
     prompt_lookup_init(&s->lookup, asked->speculation == LLAMITA_SPECULATION_ALWAYS);
-    if (s->sequences == NULL || s->ids == NULL || s->logits == NULL ||
+    if (!s->sequences || !s->ids || !s->logits ||
         !kv_shape_init(&s->kv_shape, info->num_hidden_layers, info->num_key_value_heads, info->head_dim,
                        types[asked->kv_type]))
         return false;
@@ -102,19 +102,19 @@ static bool fill_session(llamita_session *s, const llamita_session_params *asked
     s->pool = thread_pool_create(num_threads);
     thread_tuner_init(&s->decode_tuner, num_threads);
     thread_tuner_init(&s->prefill_tuner, num_threads);
-    if (s->pool != NULL) s->forward = forward_create(s->model, &s->kv_shape, s->context_tokens, s->pool);
-    return s->forward != NULL;
+    if (s->pool) s->forward = forward_create(s->model, &s->kv_shape, s->context_tokens, s->pool);
+    return s->forward;
 }
 
 llamita_status llamita_session_open(const llamita_model *model, const llamita_session_params *params,
                                     llamita_session **session, llamita_error *error) {
-    const llamita_session_params asked = params != NULL ? *params : (llamita_session_params){0};
+    const llamita_session_params asked = params ? *params : (llamita_session_params){0};
     const llamita_status status = check_params(model, &asked, error);
     if (status != LLAMITA_OK) return status;
     const int32_t num_threads = asked.num_threads > 0 ? asked.num_threads : choose_threads(model);
     llamita_session *s = calloc(1, sizeof *s);
-    if (s != NULL) s->model = model;
-    if (s == NULL || !fill_session(s, &asked, num_threads)) {
+    if (s) s->model = model;
+    if (!s || !fill_session(s, &asked, num_threads)) {
         llamita_session_close(s);
         return error_set(error, LLAMITA_ERROR_MEMORY,
                          "opening a session failed: no memory or no threads: expected %d threads; ask for fewer",
@@ -125,7 +125,7 @@ llamita_status llamita_session_open(const llamita_model *model, const llamita_se
 }
 
 void llamita_session_close(llamita_session *s) {
-    if (s == NULL) return;
+    if (!s) return;
     forward_free(s->forward);
     thread_pool_free(s->pool);
     for (int32_t i = 0; i < s->num_sequences; i++) {
@@ -206,7 +206,7 @@ static llamita_status make_set(const llamita_session *s, const llamita_adapter_u
         return error_set(error, LLAMITA_ERROR_ARGUMENT, "setting adapters failed: expected at most %d, found %zu",
                          LLAMITA_MAX_ADAPTERS, num_uses);
     for (size_t i = 0; i < num_uses; i++) {
-        if (uses[i].adapter == NULL || uses[i].adapter->model != s->model)
+        if (!uses[i].adapter || uses[i].adapter->model != s->model)
             return error_set(error, LLAMITA_ERROR_ARGUMENT,
                              "setting adapters failed: adapter %zu: expected one that was opened for the session's "
                              "model, found another's; open it with this model",
@@ -406,7 +406,7 @@ static bool take_guessed(llamita_session *s, int32_t id) {
 static bool make_room(llamita_session *s, size_t rows) {
     if (rows <= s->logits_rows) return true;
     float *logits = malloc(rows * (size_t)s->model->info.vocab_size * sizeof *logits);
-    if (logits == NULL) return false;
+    if (!logits) return false;
     free(s->logits);
     s->logits = logits;
     s->logits_rows = rows;
@@ -492,8 +492,8 @@ llamita_status llamita_session_score(llamita_session *s, const int32_t *ids, siz
     const llamita_status status = prepare(s, &whole, num_tokens - 1, 0, error);
     if (status != LLAMITA_OK) return status;
     const size_t vocab_size = (size_t)s->model->info.vocab_size;
-    if (s->score_logits == NULL) s->score_logits = malloc(PASS_TOKENS * vocab_size * sizeof *s->score_logits);
-    if (s->score_logits == NULL)
+    if (!s->score_logits) s->score_logits = malloc(PASS_TOKENS * vocab_size * sizeof *s->score_logits);
+    if (!s->score_logits)
         return error_set(error, LLAMITA_ERROR_MEMORY, "scoring failed: no memory for the logits of %d tokens",
                          PASS_TOKENS);
     const int32_t start = s->sequences[0].position;

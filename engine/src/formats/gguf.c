@@ -418,7 +418,7 @@ static const gguf_entry *lookup(const gguf_file *file, const char *key, bool *fo
     const gguf_entry *entry = gguf_find(file, key);
     *status = LLAMITA_OK;
     if (found) {
-        *found = entry != NULL;
+        *found = entry;
     } else if (!entry) {
         *status = reader_refuse(&file->from, "key %s is missing; the file is damaged or not a Llama", key);
     }

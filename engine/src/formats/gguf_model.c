@@ -318,7 +318,7 @@ static llamita_status take_embeddings(llamita_model *model, const gguf_file *fil
     llamita_status status =
         take_matrix(file, "token_embd.weight", info->vocab_size, info->hidden_size, &model->token_embedding);
     status = status ? status : take_vector(model, file, "output_norm.weight", info->hidden_size, &model->output_norm);
-    info->tied_embeddings = gguf_find_tensor(file, "output.weight") == NULL;
+    info->tied_embeddings = !gguf_find_tensor(file, "output.weight");
     model->output = model->token_embedding;
     if (!status && !info->tied_embeddings) {
         status = take_matrix(file, "output.weight", info->vocab_size, info->hidden_size, &model->output);

@@ -55,7 +55,7 @@ static int find_tables(const kernels *tables[MAX_TABLES]) {
 const kernels *kernels_select(const char *name) {
     const kernels *tables[MAX_TABLES];
     const int count = find_tables(tables);
-    if (name == NULL || strcmp(name, "auto") == 0) return tables[0];
+    if (!name || strcmp(name, "auto") == 0) return tables[0];
     for (int i = 0; i < count; i++)
         if (strcmp(name, tables[i]->name) == 0) return tables[i];
     return NULL;

@@ -312,7 +312,7 @@ bool panel_pack(tensor_type type, const void *rows, size_t row_bytes, int64_t nu
     const tensor_type packed = !converted ? type : type == TENSOR_MXFP4 ? TENSOR_BF16 : TENSOR_F32;
     uint8_t *zeros = last * PANEL_ROWS > num_rows ? calloc(1, row_bytes) : NULL;
     float *floats = converted ? calloc((size_t)row_length * PANEL_ROWS, sizeof *floats) : NULL;
-    const bool memory = (zeros != NULL || last * PANEL_ROWS <= num_rows) && (floats != NULL || !converted);
+    const bool memory = (zeros || last * PANEL_ROWS <= num_rows) && (floats || !converted);
     for (int64_t p = first; memory && p < last; p++) {
         ask_for((const uint8_t *)rows + (size_t)(p + 1) * PANEL_ROWS * row_bytes, PANEL_ROWS * row_bytes, false);
         ask_for((const uint8_t *)panels + (size_t)(p + 1) * bytes, bytes, true);

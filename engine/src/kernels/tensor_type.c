@@ -299,7 +299,7 @@ bool tensor_type_blocks(tensor_type type, int64_t *block_elements, size_t *block
         *block_bytes = row->bytes;
         *name = row->name;
     }
-    return row != NULL;
+    return row;
 }
 
 bool tensor_type_is_quantized(tensor_type type) {

@@ -15,6 +15,7 @@
 #define BLOCK_LENGTH 32 /* elements of a quantized block, of weights and of activations */
 #define SUPER_LENGTH 256
 
+/* clang-format off */
 /* Every type that the engine reads, described once: its name, the suffix of its functions, GGUF's number, elements and
  * bytes of a block, and the panel format it is packed in (panel.h), which keeps every value exactly. */
 #define TENSOR_TYPES(X)                                                                            \
@@ -47,6 +48,7 @@
     X(Q4_K, q4_k, 63.0F * HALF_MAX)                                                                \
     X(Q5_K, q5_k, 63.0F * HALF_MAX)                                                                \
     X(Q6_K, q6_k, 63.0F * HALF_MAX)
+/* clang-format on */
 #define HALF_MAX 65504.0F
 
 #define TENSOR_ENUM(name, suffix, id, elements, bytes, panel) TENSOR_##name = id,

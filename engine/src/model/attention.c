@@ -57,11 +57,11 @@ static void weigh(const kernels *k, const kv_head_page *head, scratch_memory *s,
                   int32_t num_positions) {
     float *scores = s->scores + c * KV_PAGE_TOKENS;
     visible = visible < 0 ? 0 : visible < num_positions ? visible : num_positions;
-    if (head->key_scales != NULL)
+    if (head->key_scales)
         for (int32_t i = 0; i < visible; i++) scores[i] *= head->key_scales[i];
     s->largest[c] = k->maximum(scores, visible);
     s->total[c] = visible > 0 ? k->exp_and_sum(scores, visible, s->largest[c]) : 0.0f;
-    if (head->value_scales != NULL)
+    if (head->value_scales)
         for (int32_t i = 0; i < visible; i++) scores[i] *= head->value_scales[i];
     for (int32_t i = visible; i < num_positions; i++) scores[i] = 0.0f;
 }

@@ -10,7 +10,7 @@ static bool allocate_activations(activations *a, size_t num_tokens, int64_t leng
     a->length = length;
     a->values = floats(num_tokens * (size_t)length);
     a->blocks = aligned_alloc(64, (num_blocks * sizeof *a->blocks + 63) / 64 * 64);
-    return a->values != NULL && a->blocks != NULL;
+    return a->values && a->blocks;
 }
 
 static void free_activations(activations *a) {
@@ -21,14 +21,14 @@ static void free_activations(activations *a) {
 static bool allocate_thread_buffers(forward *f, size_t scratch_floats) {
     const int count = thread_pool_size(f->pool);
     f->thread_buffers = calloc((size_t)count, sizeof *f->thread_buffers);
-    for (int i = 0; f->thread_buffers != NULL && i < count; i++) {
+    for (int i = 0; f->thread_buffers && i < count; i++) {
         f->thread_buffers[i].attention_scratch = floats(scratch_floats);
-        if (f->thread_buffers[i].attention_scratch == NULL ||
+        if (!f->thread_buffers[i].attention_scratch ||
             !allocate_activations(&f->thread_buffers[i].normed, SMALL_PASS_TOKENS, f->normed.length) ||
             !allocate_activations(&f->thread_buffers[i].attention_out, SMALL_PASS_TOKENS, f->attention_out.length))
             return false;
     }
-    return f->thread_buffers != NULL;
+    return f->thread_buffers;
 }
 
 forward *forward_create(const llamita_model *model, const kv_shape *shape, int32_t context_tokens, thread_pool *pool) {
@@ -37,7 +37,7 @@ forward *forward_create(const llamita_model *model, const kv_shape *shape, int32
                  query_length = (size_t)info->num_attention_heads * (size_t)info->head_dim,
                  key_length = (size_t)info->num_key_value_heads * (size_t)info->head_dim;
     forward *f = calloc(1, sizeof *f);
-    if (f == NULL) return NULL;
+    if (!f) return NULL;
     f->model = model;
     f->pool = pool;
     f->keys_in_parts = shape->type != KV_Q8;
@@ -69,7 +69,7 @@ bool forward_reserve_lora(forward *f, int64_t num_floats) {
     if (num_floats <= f->lora_floats) return true;
     const size_t num_tokens = PASS_TOKENS + SMALL_PASS_TOKENS * (size_t)thread_pool_size(f->pool);
     float *hidden = floats(num_tokens * (size_t)num_floats);
-    if (hidden == NULL) return false;
+    if (!hidden) return false;
     free(f->lora_hidden);
     f->lora_hidden = hidden;
     f->lora_floats = num_floats;
@@ -77,8 +77,8 @@ bool forward_reserve_lora(forward *f, int64_t num_floats) {
 }
 
 void forward_free(forward *f) {
-    if (f == NULL) return;
-    for (int i = 0; f->thread_buffers != NULL && i < thread_pool_size(f->pool); i++) {
+    if (!f) return;
+    for (int i = 0; f->thread_buffers && i < thread_pool_size(f->pool); i++) {
         free(f->thread_buffers[i].attention_scratch);
         free_activations(&f->thread_buffers[i].normed);
         free_activations(&f->thread_buffers[i].attention_out);

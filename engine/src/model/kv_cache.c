@@ -28,7 +28,7 @@ bool kv_cache_init(kv_cache *cache, const kv_shape *shape, int32_t max_tokens) {
     *cache = (kv_cache){.shape = shape};
     cache->max_pages = max_tokens / KV_PAGE_TOKENS + (max_tokens % KV_PAGE_TOKENS != 0);
     cache->pages = calloc((size_t)cache->max_pages, sizeof *cache->pages);
-    return cache->pages != NULL;
+    return cache->pages;
 }
 
 static void release(kv_page *page) {
@@ -49,10 +49,10 @@ void kv_cache_clear(kv_cache *cache) {
 
 static kv_page *new_page(const kv_shape *shape) {
     kv_page *page = calloc(1, sizeof *page);
-    if (page == NULL) return NULL;
+    if (!page) return NULL;
     page->ref_count = 1;
     page->memory = aligned_alloc(PANEL_ALIGNMENT, shape->page_bytes);
-    if (page->memory != NULL) return page;
+    if (page->memory) return page;
     free(page);
     return NULL;
 }
@@ -62,7 +62,7 @@ bool kv_cache_reserve(kv_cache *cache, int32_t first, int32_t last) {
     for (int32_t i = first / KV_PAGE_TOKENS; i < end; i++) {
         if (i < cache->num_pages && cache->pages[i]->ref_count == 1) continue;
         kv_page *page = new_page(cache->shape);
-        if (page == NULL) return false;
+        if (!page) return false;
         if (i < cache->num_pages) { /* shared: the positions before `first` are copied with it */
             if (first > i * KV_PAGE_TOKENS) memcpy(page->memory, cache->pages[i]->memory, cache->shape->page_bytes);
             release(cache->pages[i]);

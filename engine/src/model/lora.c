@@ -23,7 +23,7 @@ void lora_set_retain(const lora_set *set) {
 }
 
 void lora_release(llamita_adapter *adapter) {
-    if (adapter == NULL || atomic_fetch_sub(&adapter->ref_count, 1) > 1) return;
+    if (!adapter || atomic_fetch_sub(&adapter->ref_count, 1) > 1) return;
     free(adapter->layers);
     free(adapter->panels);
     free(adapter);

@@ -64,7 +64,7 @@ static void pack_pages(pack_job *job) {
 
 static void pack_worker(void *argument, worker w) {
     pack_job *job = argument;
-    if (w.index == 0 && job->beside != NULL) job->beside(job->argument);
+    if (w.index == 0 && job->beside) job->beside(job->argument);
     pack_pages(job);
     thread_pool_barrier(w);
 #ifdef MADV_DONTNEED
@@ -78,7 +78,7 @@ static void pack_worker(void *argument, worker w) {
 static tensor **list_matrices(llamita_model *model, size_t *num_matrices) {
     const size_t num_layers = (size_t)model->info.num_hidden_layers;
     tensor **matrices = malloc((num_layers * MATRICES_PER_LAYER + 1) * sizeof *matrices);
-    if (matrices == NULL) return NULL;
+    if (!matrices) return NULL;
     for (size_t i = 0; i < num_layers; i++) model_layer_matrices(&model->layers[i], matrices + i * MATRICES_PER_LAYER);
     matrices[num_layers * MATRICES_PER_LAYER] = &model->output;
     *num_matrices = num_layers * MATRICES_PER_LAYER + 1;
@@ -106,7 +106,7 @@ static void *reserve(uint64_t num_bytes) {
 static bool pack_all(pack_job *job) {
     const int available = thread_pool_available(), most = available < MAX_PACK_THREADS ? available : MAX_THREADS;
     thread_pool *pool = thread_pool_create(job->num_bytes < BYTES_WORTH_THREADS ? 1 : most);
-    if (pool == NULL) return false;
+    if (!pool) return false;
     thread_pool_run(pool, thread_pool_size(pool), pack_worker, job);
     thread_pool_free(pool);
     return !atomic_load(&job->no_memory);
@@ -128,13 +128,13 @@ llamita_status model_pack(llamita_model *model, const char *path, model_task *be
     size_t num_matrices = 0;
     uint64_t num_bytes = 0;
     tensor **matrices = list_matrices(model, &num_matrices);
-    for (size_t i = 0; matrices != NULL && i < num_matrices; i++) {
+    for (size_t i = 0; matrices && i < num_matrices; i++) {
         matrices[i]->format = panel_format_of(matrices[i]->type);
         matrices[i]->panel_bytes = panel_bytes(matrices[i]->format, matrices[i]->row_length);
         num_bytes += packed_bytes(matrices[i]);
     }
-    void *memory = matrices != NULL ? reserve(num_bytes) : NULL;
-    if (memory != NULL) {
+    void *memory = matrices ? reserve(num_bytes) : NULL;
+    if (memory) {
         model->packed = memory;
         model->packed_bytes = (size_t)num_bytes;
     }
@@ -148,7 +148,7 @@ llamita_status model_pack(llamita_model *model, const char *path, model_task *be
                     .argument = argument};
     atomic_init(&job.next_page, 0);
     atomic_init(&job.no_memory, false);
-    if (memory == NULL || !pack_all(&job)) {
+    if (!memory || !pack_all(&job)) {
         free(matrices);
         return error_set(error, LLAMITA_ERROR_MEMORY,
                          "cannot open model %s: no memory for %llu bytes of weights in the kernels' layout",

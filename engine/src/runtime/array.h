@@ -16,7 +16,7 @@ static inline bool array_reserve(void *array_address, size_t *capacity, size_t n
     void *array;
     memcpy(&array, array_address, sizeof array); /* the pointer has another type there */
     array = realloc(array, wanted * element_bytes);
-    if (array == NULL) return false;
+    if (!array) return false;
     memcpy(array_address, &array, sizeof array);
     *capacity = wanted;
     return true;

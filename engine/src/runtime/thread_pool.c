@@ -188,7 +188,7 @@ static void *worker_main(void *argument) {
     thread_pool *pool = self->pool;
     for (unsigned runs = 0;; runs++) {
         const double asleep = event_wait(&self->start, runs, PAUSES_BETWEEN_RUNS, 0.0);
-        if (pool->function == NULL) return NULL;
+        if (!pool->function) return NULL;
         const worker w = {pool, self->index, pool->num_workers};
         if (asleep > 0.0) leave_shared_processor(w);
         else record_processor(self);
@@ -215,7 +215,7 @@ static void stop_and_free(thread_pool *pool, int num_started) {
     pool->function = NULL;
     for (int i = 1; i <= num_started; i++) event_signal(&pool->slots[i].start);
     for (int i = 0; i < num_started; i++) pthread_join(pool->handles[i], NULL);
-    for (int i = 0; pool->slots != NULL && i < pool->count; i++) event_destroy(&pool->slots[i].start);
+    for (int i = 0; pool->slots && i < pool->count; i++) event_destroy(&pool->slots[i].start);
     event_destroy(&pool->all_arrived);
     free(pool->handles);
     free(pool->slots);
@@ -224,7 +224,7 @@ static void stop_and_free(thread_pool *pool, int num_started) {
 
 thread_pool *thread_pool_create(int count) {
     thread_pool *pool = aligned_alloc(_Alignof(thread_pool), sizeof *pool);
-    if (pool == NULL) return NULL;
+    if (!pool) return NULL;
     memset(pool, 0, sizeof *pool);
     pool->count = count;
     pool->max_spin_seconds = count <= thread_pool_available() ? MAX_SPIN_SECONDS : 0.0;
@@ -232,7 +232,7 @@ thread_pool *thread_pool_create(int count) {
     event_init(&pool->all_arrived);
     pool->handles = calloc((size_t)count, sizeof *pool->handles);
     pool->slots = aligned_alloc(_Alignof(worker_slot), (size_t)count * sizeof *pool->slots);
-    for (int i = 0; pool->slots != NULL && i < count; i++) {
+    for (int i = 0; pool->slots && i < count; i++) {
         pool->slots[i].pool = pool;
         pool->slots[i].index = i;
         pool->slots[i].spin_seconds = pool->max_spin_seconds;
@@ -240,7 +240,7 @@ thread_pool *thread_pool_create(int count) {
         atomic_init(&pool->slots[i].processor, -1);
         event_init(&pool->slots[i].start);
     }
-    if (pool->handles == NULL || pool->slots == NULL) {
+    if (!pool->handles || !pool->slots) {
         stop_and_free(pool, 0);
         return NULL;
     }
@@ -253,7 +253,7 @@ thread_pool *thread_pool_create(int count) {
 }
 
 void thread_pool_free(thread_pool *pool) {
-    if (pool != NULL) stop_and_free(pool, pool->count - 1);
+    if (pool) stop_and_free(pool, pool->count - 1);
 }
 
 void thread_pool_share(worker w, int64_t total, int64_t unit, int64_t *begin, int64_t *end) {
@@ -268,7 +268,7 @@ void thread_pool_share(worker w, int64_t total, int64_t unit, int64_t *begin, in
 #if defined(__linux__)
 static bool read_line(const char *path, char *line, size_t size) {
     FILE *file = fopen(path, "r");
-    if (file == NULL) return false;
+    if (!file) return false;
     const bool read = fgets(line, (int)size, file) != NULL;
     fclose(file);
     return read;
@@ -319,19 +319,19 @@ static bool lists_cpu(const char *controllers) {
  * above what is mounted, so the root of the mount is asked too: quota_of_group ends there. */
 static int quota_of_process(void) {
     FILE *file = fopen("/proc/self/cgroup", "r");
-    if (file == NULL) return INT_MAX;
+    if (!file) return INT_MAX;
     char line[4096];
     int smallest = INT_MAX;
-    while (fgets(line, sizeof line, file) != NULL) {
+    while (fgets(line, sizeof line, file)) {
         line[strcspn(line, "\n")] = '\0';
-        char *controllers = strchr(line, ':'), *group = controllers != NULL ? strchr(controllers + 1, ':') : NULL;
-        if (group == NULL) continue;
+        char *controllers = strchr(line, ':'), *group = controllers ? strchr(controllers + 1, ':') : NULL;
+        if (!group) continue;
         *group++ = '\0';
         controllers++;
         const char *root = *controllers == '\0'     ? "/sys/fs/cgroup"
                            : lists_cpu(controllers) ? "/sys/fs/cgroup/cpu"
                                                     : NULL;
-        const int quota = root != NULL ? quota_of_group(root, group) : INT_MAX;
+        const int quota = root ? quota_of_group(root, group) : INT_MAX;
         smallest = quota < smallest ? quota : smallest;
     }
     fclose(file);

@@ -78,13 +78,13 @@ llamita_status encoder_merge_word(encoder *e, size_t num_symbols) {
 /* ------------------------------------------------------------------ words that came before */
 
 static known_word *known_slot(encoder *e, size_t start, size_t num_bytes) {
-    if (e->known == NULL || num_bytes > MAX_KNOWN_WORD_BYTES) return NULL;
+    if (!e->known || num_bytes > MAX_KNOWN_WORD_BYTES) return NULL;
     return &e->known[hash_bytes(e->text + start, num_bytes) & e->known_mask];
 }
 
 bool encoder_push_known(encoder *e, size_t start, size_t num_bytes, llamita_status *status) {
     const known_word *known = known_slot(e, start, num_bytes);
-    if (known == NULL || known->num_bytes != num_bytes) return false;
+    if (!known || known->num_bytes != num_bytes) return false;
     if (memcmp(e->text + known->text_start, e->text + start, num_bytes) != 0) return false;
     for (uint32_t i = 0; i < known->num_ids && *status == LLAMITA_OK; i++) {
         *status = encoder_push(e, e->ids[known->ids_start + i]);
@@ -94,7 +94,7 @@ bool encoder_push_known(encoder *e, size_t start, size_t num_bytes, llamita_stat
 
 void encoder_know(encoder *e, size_t start, size_t num_bytes, size_t ids_start) {
     known_word *known = known_slot(e, start, num_bytes);
-    if (known == NULL) return;
+    if (!known) return;
     *known =
         (known_word){(uint32_t)start, (uint32_t)num_bytes, (uint32_t)ids_start, (uint32_t)(e->num_ids - ids_start)};
 }

@@ -11,12 +11,12 @@ enum { MAX_PROBES = 1024, MIN_SLOTS = 1024, MIN_PAIRS_LOG2 = 6, MAX_PAIRS_LOG2 =
 static bool grow_ranks(bpe_rules *rules, size_t num_ranks, bool any_halves) {
     if (num_ranks > INT32_MAX) return false;
     uint32_t *ranks = realloc(rules->ranks, num_ranks * sizeof *ranks);
-    if (ranks == NULL) return false;
+    if (!ranks) return false;
     rules->ranks = ranks;
     for (size_t i = (size_t)rules->num_ranks; i < num_ranks; i++) ranks[i] = BPE_RANK_NONE;
     if (!any_halves) {
         uint16_t *left_bytes = realloc(rules->left_bytes, num_ranks * sizeof *left_bytes);
-        if (left_bytes == NULL) return false;
+        if (!left_bytes) return false;
         rules->left_bytes = left_bytes;
     }
     rules->num_ranks = (int32_t)num_ranks;
@@ -52,12 +52,12 @@ static other_merge *other_slot(const bpe_rules *rules, int32_t product, uint32_t
 static bpe_result grow_others(bpe_rules *rules) {
     bpe_rules grown = {.num_other_slots = rules->num_other_slots ? 2 * rules->num_other_slots : MIN_SLOTS};
     grown.others = malloc(grown.num_other_slots * sizeof *grown.others);
-    if (grown.others == NULL) return BPE_NO_MEMORY;
+    if (!grown.others) return BPE_NO_MEMORY;
     for (size_t i = 0; i < grown.num_other_slots; i++) grown.others[i].product = -1;
     for (size_t i = 0; i < rules->num_other_slots; i++) {
         if (rules->others[i].product < 0) continue;
         other_merge *slot = other_slot(&grown, rules->others[i].product, rules->others[i].left_bytes);
-        if (slot == NULL) {
+        if (!slot) {
             free(grown.others);
             return BPE_CROWDED;
         }
@@ -82,7 +82,7 @@ bpe_result bpe_rules_add(bpe_rules *rules, int32_t product, size_t left_bytes, u
         if (result != BPE_ADDED) return result;
     }
     other_merge *slot = other_slot(rules, product, (uint32_t)left_bytes);
-    if (slot == NULL) return BPE_CROWDED;
+    if (!slot) return BPE_CROWDED;
     if (slot->product >= 0) return BPE_EXISTS;
     *slot = (other_merge){product, (uint32_t)left_bytes, rank};
     rules->num_others++;
@@ -109,12 +109,12 @@ static uint32_t look_up(const bpe_rules *rules, int32_t left, int32_t right, int
     *product = symbol_find_pair(rules->symbols, left, right);
     if (*product < 0 || *product >= rules->num_ranks) return BPE_RANK_NONE;
     const uint32_t rank = rules->ranks[*product];
-    if (rules->left_bytes == NULL || rank == BPE_RANK_NONE) return rank;
+    if (!rules->left_bytes || rank == BPE_RANK_NONE) return rank;
     const uint32_t left_bytes = rules->symbols->entries[left].num_bytes;
     if (rules->left_bytes[*product] == left_bytes) return rank;
     if (rules->num_others == 0) return BPE_RANK_NONE;
     const other_merge *other = other_slot(rules, *product, left_bytes);
-    return other != NULL && other->product >= 0 ? other->rank : BPE_RANK_NONE;
+    return other && other->product >= 0 ? other->rank : BPE_RANK_NONE;
 }
 
 /* What rows are merged by. */
@@ -126,7 +126,7 @@ typedef struct {
 
 static inline uint32_t pair_rank(const pair_source *source, int32_t left, int32_t right, int32_t *product) {
     if ((left | right) < 0) return BPE_RANK_NONE;
-    if (source->pairs == NULL) return look_up(source->rules, left, right, product);
+    if (!source->pairs) return look_up(source->rules, left, right, product);
     const uint64_t key = ((uint64_t)left + 1) << 32 | (uint32_t)right;
     uint64_t hash = key * 0x9E3779B97F4A7C15u;
     hash = (hash ^ hash >> 32) * 0xBF58476D1CE4E5B9u;
@@ -264,8 +264,8 @@ static bool prepare(merger *m, bpe_scratch *scratch, const int32_t *symbols, siz
     if (scratch->num_bytes < needed) {
         free(scratch->memory);
         scratch->memory = malloc(needed);
-        scratch->num_bytes = scratch->memory != NULL ? needed : 0;
-        if (scratch->memory == NULL) return false;
+        scratch->num_bytes = scratch->memory ? needed : 0;
+        if (!scratch->memory) return false;
     }
     m->heap = scratch->memory; /* first: its alignment is the greater */
     m->places = (place *)(m->heap + 2 * num_symbols);
@@ -289,7 +289,7 @@ static bool merge_with_heap(merger *m, const uint8_t *take_apart, bpe_scratch *s
     }
     size_t num_left = 0;
     for (int32_t at = 0; at >= 0; at = m->places[at].next) {
-        if (take_apart != NULL) undo_merges(m, at, take_apart);
+        if (take_apart) undo_merges(m, at, take_apart);
         symbols[num_left++] = m->places[at].symbol;
     }
     *num_symbols = num_left;
@@ -300,7 +300,7 @@ bool bpe_merge(const bpe_rules *rules, const uint8_t *take_apart, bpe_scratch *s
                    size_t *num_symbols) {
     if (*num_symbols <= 1) return true;
     const pair_source source = {rules, scratch->pairs, scratch->pairs_shift};
-    if (*num_symbols <= MAX_SCANNED_SYMBOLS && take_apart == NULL) {
+    if (*num_symbols <= MAX_SCANNED_SYMBOLS && !take_apart) {
         *num_symbols = merge_scanning(&source, symbols, *num_symbols);
         return true;
     }

@@ -69,7 +69,7 @@ static bool grow_words(llamita_bpe_trainer *l) {
     if (l->num_words * 2 < l->num_slots) return true;
     const size_t num_slots = l->num_slots ? 2 * l->num_slots : MIN_SLOTS;
     uint32_t *slots = calloc(num_slots, sizeof *slots);
-    if (slots == NULL || l->num_words >= UINT32_MAX / 2) {
+    if (!slots || l->num_words >= UINT32_MAX / 2) {
         free(slots);
         return false;
     }
@@ -117,13 +117,13 @@ static llamita_status no_memory(llamita_error *error) {
 
 llamita_status llamita_bpe_trainer_open(llamita_bpe_trainer **trainer, llamita_error *error) {
     llamita_bpe_trainer *opened = calloc(1, sizeof *opened);
-    if (opened == NULL) return no_memory(error);
+    if (!opened) return no_memory(error);
     *trainer = opened;
     return LLAMITA_OK;
 }
 
 void llamita_bpe_trainer_close(llamita_bpe_trainer *trainer) {
-    if (trainer == NULL) return;
+    if (!trainer) return;
     free(trainer->bytes);
     free(trainer->words);
     free(trainer->slots);
@@ -180,7 +180,7 @@ static bool grow_pairs(merging *m) {
     if (m->num_pairs * 2 < m->num_slots) return true;
     const size_t num_slots = m->num_slots ? 2 * m->num_slots : MIN_SLOTS;
     uint32_t *slots = m->num_pairs < UINT32_MAX / 2 ? calloc(num_slots, sizeof *slots) : NULL;
-    if (slots == NULL) return false;
+    if (!slots) return false;
     for (size_t i = 0; i < m->num_pairs; i++) {
         size_t at = hash_mix(m->pairs[i].key) & (num_slots - 1);
         while (slots[at] != 0) at = (at + 1) & (num_slots - 1);
@@ -221,7 +221,7 @@ static bool add_pair(merging *m, int32_t left, int32_t right, uint32_t place, in
     if (p->num_places == p->places_capacity) {
         const uint32_t capacity = p->places_capacity + p->places_capacity / 2 + 2;
         uint32_t *moved = realloc(p->places, capacity * sizeof *moved);
-        if (moved == NULL) return false;
+        if (!moved) return false;
         p->places = moved;
         p->places_capacity = capacity;
     }
@@ -268,7 +268,7 @@ static bool start_merging(merging *m, const llamita_bpe_trainer *l, int32_t num_
     *m = (merging){.trainer = l};
     m->symbols = malloc((l->num_bytes + 1) * sizeof *m->symbols);
     m->lengths = malloc((l->num_words + 1) * sizeof *m->lengths);
-    if (m->symbols == NULL || m->lengths == NULL) return false;
+    if (!m->symbols || !m->lengths) return false;
     if (symbol_table_create(&m->tokens, (size_t)num_tokens, (size_t)num_tokens * 8) != SYMBOL_ADDED) return false;
     for (int i = 0; i < 256; i++) {
         if (symbol_intern(&m->tokens, &byte_of[i], 1, &symbol) != SYMBOL_ADDED) return false;

@@ -114,7 +114,7 @@ static llamita_status add_merge(tokenizer *t, const tokenizer_source *source, co
         return merge_error(error, path, index, line, "at most 2,049 bytes");
     }
     const char *space = line.num_bytes > 2 ? memchr(line.bytes + 1, ' ', line.num_bytes - 2) : NULL;
-    if (space == NULL) return merge_error(error, path, index, line, "two strings with a space between them");
+    if (!space) return merge_error(error, path, index, line, "two strings with a space between them");
     size_t left_length, right_length;
     if (is_product(t, source, *product + 1, line, space, &left_length)) { /* pieces are often in the merges' order */
         ++*product;
@@ -134,7 +134,7 @@ llamita_status byte_level_build(tokenizer *t, const tokenizer_source *source, co
     int16_t byte_of[ALPHABET_END];
     fill_alphabet(byte_of);
     char *bytes = malloc(2 * MAX_PIECE_BYTES + 2);
-    if (bytes == NULL) return table_error(error, path, true);
+    if (!bytes) return table_error(error, path, true);
     llamita_status status = tables_create(t, false, path, error);
     if (status == LLAMITA_OK) status = add_pieces(t, source, path, byte_of, bytes, error);
     if (status == LLAMITA_OK) status = add_bytes(t, path, error);

@@ -278,7 +278,7 @@ static char put_expression(speller *s) {
     if (s->failed) return closing;
     const size_t length = s->length - start;
     char *expression = malloc(length + 1);
-    if (expression == NULL) {
+    if (!expression) {
         s->failed = true;
         return closing;
     }
@@ -366,7 +366,7 @@ char *chat_template_canonical(const char *template_text) {
     if (num_bytes > 0 && s.end[-1] == '\n') s.end--;
     if (num_bytes > ((size_t)1 << 16) || strchr(template_text, '\r')) return NULL;
     s.out = malloc(s.capacity);
-    if (s.out == NULL) return NULL;
+    if (!s.out) return NULL;
     spell(&s);
     if (s.failed) {
         free(s.out);
@@ -380,7 +380,7 @@ char *chat_template_canonical(const char *template_text) {
 static bool matches(const char *canonical, const char *spelling, const char **text, size_t *num_bytes) {
     const char *any = strstr(spelling, ANY_TEXT);
     *text = NULL;
-    if (any == NULL) return strcmp(canonical, spelling) == 0;
+    if (!any) return strcmp(canonical, spelling) == 0;
     const size_t length = strlen(canonical), before = (size_t)(any - spelling), after = strlen(any + 1);
     if (length < before + after || memcmp(canonical, spelling, before) != 0) return false;
     if (memcmp(canonical + length - after, any + 1, after) != 0) return false;
@@ -395,13 +395,13 @@ const chat_format *chat_template_recognize(const char *template_text, char defau
                                            bool *has_default_system) {
     char *canonical = chat_template_canonical(template_text);
     const chat_format *format = NULL;
-    for (size_t i = 0; canonical != NULL && format == NULL && i < sizeof KNOWN / sizeof *KNOWN; i++) {
+    for (size_t i = 0; canonical && !format && i < sizeof KNOWN / sizeof *KNOWN; i++) {
         const char *text;
         size_t num_bytes = 0;
         if (!matches(canonical, KNOWN[i].spelling, &text, &num_bytes)) continue;
         format = KNOWN[i].format;
-        *has_default_system = text != NULL;
-        if (text != NULL) memcpy(default_system, text, num_bytes);
+        *has_default_system = text;
+        if (text) memcpy(default_system, text, num_bytes);
         default_system[num_bytes] = 0;
     }
     free(canonical);

@@ -54,7 +54,7 @@ static llamita_status join(joiner *j, const llamita_text_segment *segments, size
     j->text = malloc(num_bytes + 1);
     j->trusted = calloc(num_bytes + 1, sizeof *j->trusted);
     j->spans = calloc(num_spans + 1, sizeof *j->spans);
-    if (j->text == NULL || j->trusted == NULL || j->spans == NULL) return no_memory(j);
+    if (!j->text || !j->trusted || !j->spans) return no_memory(j);
     for (size_t i = 0; i < num_segments; i++) {
         const llamita_text_segment *segment = &segments[i];
         if (segment->num_ids > 0) j->spans[j->num_spans++] = (generated){j->num_bytes, segment->ids, segment->num_ids};

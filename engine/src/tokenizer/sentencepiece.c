@@ -144,14 +144,14 @@ static llamita_status flag_unused(tokenizer *t, const char *path, llamita_error 
     for (int32_t id = 0; id < t->vocab_size && !any; id++) any = t->types[id] == TOKEN_UNUSED;
     if (!any) return LLAMITA_OK;
     t->take_apart = calloc((size_t)t->symbols.num_symbols, 1);
-    if (t->take_apart == NULL) return table_error(error, path, true);
+    if (!t->take_apart) return table_error(error, path, true);
     for (int32_t id = 0; id < t->vocab_size; id++) t->take_apart[id] = t->types[id] == TOKEN_UNUSED;
     return LLAMITA_OK;
 }
 
 llamita_status sentencepiece_build(tokenizer *t, const tokenizer_source *source, const char *path,
                                    llamita_error *error) {
-    if (source->scores == NULL) {
+    if (!source->scores) {
         return error_set(
             error, LLAMITA_ERROR_FORMAT,
             "cannot read the tokenizer: %s: expected a score for every piece, found none; export the model again",
@@ -163,7 +163,7 @@ llamita_status sentencepiece_build(tokenizer *t, const tokenizer_source *source,
     }
     char *plain = malloc(longest);
     t->words_end_at_spaces = true;
-    llamita_status status = plain != NULL ? tables_create(t, true, path, error) : table_error(error, path, true);
+    llamita_status status = plain ? tables_create(t, true, path, error) : table_error(error, path, true);
     if (status == LLAMITA_OK) status = add_pieces(t, source, path, plain, error);
     if (status == LLAMITA_OK) status = rank_scores(t, source, path, error);
     if (status == LLAMITA_OK) status = add_all_characters(t, path, error);
@@ -227,7 +227,7 @@ static void join_unknown(encoder *e, size_t first) {
         bool repeated = i > first && e->ids[i] == e->t->unknown_id && e->ids[i - 1] == e->t->unknown_id;
         if (!repeated) e->ids[kept++] = e->ids[i];
     }
-    if (kept < e->num_ids && e->known != NULL) memset(e->known, 0, (e->known_mask + 1) * sizeof *e->known);
+    if (kept < e->num_ids && e->known) memset(e->known, 0, (e->known_mask + 1) * sizeof *e->known);
     e->num_ids = kept;
 }
 

@@ -34,7 +34,7 @@ llamita_status special_tokens_build(special_tokens *special, const tokenizer *t,
     if (num == 0) return LLAMITA_OK;
     sorted_token *sorted = malloc((size_t)num * sizeof *sorted);
     special->ids = malloc((size_t)num * sizeof *special->ids);
-    if (sorted == NULL || special->ids == NULL) {
+    if (!sorted || !special->ids) {
         free(sorted);
         return table_error(error, path, true);
     }

@@ -62,7 +62,7 @@ static symbol_result resize(symbol_table *table, int log2) {
     if (log2 > MAX_SLOTS_LOG2) return SYMBOL_NO_MEMORY;
     const size_t num_slots = (size_t)1 << log2;
     symbol_slot *slots = malloc(num_slots * sizeof *slots);
-    if (slots == NULL) return SYMBOL_NO_MEMORY;
+    if (!slots) return SYMBOL_NO_MEMORY;
     memset(slots, 0xFF, num_slots * sizeof *slots); /* SYMBOL_NONE everywhere */
     for (size_t i = 0; i < table->num_slots; i++) {
         if (table->slots[i].symbol == SYMBOL_NONE) continue;
@@ -96,7 +96,7 @@ void symbol_table_free(symbol_table *table) {
 static bool grow_entries(symbol_table *table, size_t capacity) {
     if (capacity > INT32_MAX / 2) return false;
     symbol_entry *entries = realloc(table->entries, capacity * sizeof *entries);
-    if (entries == NULL) return false;
+    if (!entries) return false;
     table->entries = entries;
     table->symbols_capacity = (int32_t)capacity;
     return true;
@@ -105,7 +105,7 @@ static bool grow_entries(symbol_table *table, size_t capacity) {
 static bool grow_bytes(symbol_table *table, size_t capacity) {
     if (capacity > UINT32_MAX) return false;
     char *bytes = realloc(table->bytes, capacity);
-    if (bytes == NULL) return false;
+    if (!bytes) return false;
     table->bytes = bytes;
     table->bytes_capacity = capacity;
     return true;
@@ -115,7 +115,7 @@ symbol_result symbol_table_create(symbol_table *table, size_t num_symbols, size_
     int log2 = MIN_SLOTS_LOG2;
     while (log2 < MAX_SLOTS_LOG2 && (size_t)1 << log2 < 2 * num_symbols) log2++;
     table->hash_factors = malloc((MAX_SYMBOL_BYTES + 1) * sizeof *table->hash_factors);
-    if (table->hash_factors == NULL || !grow_entries(table, num_symbols + 1) ||
+    if (!table->hash_factors || !grow_entries(table, num_symbols + 1) ||
         !grow_bytes(table, num_bytes + MIN_BYTES))
         return SYMBOL_NO_MEMORY;
     uint64_t factor = 1;
@@ -152,7 +152,7 @@ symbol_result symbol_make_findable(symbol_table *table, int32_t *symbol) {
     string whole;
     whole.bytes = symbol_bytes(table, *symbol, &whole.num_bytes);
     symbol_slot *slot = slot_of(table, table->entries[*symbol].hash, whole, (string){"", 0});
-    if (slot == NULL) return SYMBOL_CROWDED;
+    if (!slot) return SYMBOL_CROWDED;
     if (slot->symbol != SYMBOL_NONE) {
         *symbol = slot->symbol;
         return SYMBOL_EXISTS;
@@ -174,7 +174,7 @@ int32_t symbol_find(const symbol_table *table, const char *bytes, size_t num_byt
     if (num_bytes > table->longest) return SYMBOL_NONE;
     const symbol_slot *slot =
         slot_of(table, string_hash(bytes, num_bytes), (string){bytes, num_bytes}, (string){"", 0});
-    return slot != NULL ? slot->symbol : SYMBOL_NONE;
+    return slot ? slot->symbol : SYMBOL_NONE;
 }
 
 int32_t symbol_find_pair(const symbol_table *table, int32_t left, int32_t right) {
@@ -185,5 +185,5 @@ int32_t symbol_find_pair(const symbol_table *table, int32_t left, int32_t right)
         slot_of(table, first->hash * table->hash_factors[second_bytes] + second->hash,
                 (string){table->bytes + first->start, first->num_bytes},
                 (string){table->bytes + second->start, second_bytes});
-    return slot != NULL ? slot->symbol : SYMBOL_NONE;
+    return slot ? slot->symbol : SYMBOL_NONE;
 }

@@ -52,7 +52,7 @@ bool byte_piece_value(byte_slice piece, unsigned char *byte) {
 }
 
 void tokenizer_free(tokenizer *t) {
-    if (t == NULL) return;
+    if (!t) return;
     symbol_table_free(&t->symbols);
     bpe_rules_free(&t->merges);
     free(t->user.ids);

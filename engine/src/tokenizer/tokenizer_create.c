@@ -17,7 +17,7 @@ static llamita_status id_error(llamita_error *error, const char *path, const cha
 /* ------------------------------------------------------------------ checking the source */
 
 static llamita_status check_pieces(const tokenizer_source *source, const char *path, llamita_error *error) {
-    if (source->vocab_size < 1 || source->vocab_size > MAX_TOKENS || source->pieces == NULL) {
+    if (source->vocab_size < 1 || source->vocab_size > MAX_TOKENS || !source->pieces) {
         return error_set(error, LLAMITA_ERROR_FORMAT,
                          "cannot read the tokenizer: %s: expected 1 to %d tokens, found %d; export the model again",
                          path, MAX_TOKENS, (int)source->vocab_size);
@@ -77,7 +77,7 @@ static void guess_types(tokenizer *t, const tokenizer_source *source) {
 }
 
 static llamita_status fill_types(tokenizer *t, const tokenizer_source *source, const char *path, llamita_error *error) {
-    if (source->types == NULL) {
+    if (!source->types) {
         guess_types(t, source);
         return LLAMITA_OK;
     }
@@ -108,7 +108,7 @@ static bool copy_texts(tokenizer *t, const tokenizer_source *source) {
     for (int32_t id = 0; id < t->vocab_size; id++) total += source->pieces[id].num_bytes + 1;
     t->texts = malloc(total);
     t->text_starts = malloc((size_t)t->vocab_size * sizeof *t->text_starts);
-    if (t->texts == NULL || t->text_starts == NULL) return false;
+    if (!t->texts || !t->text_starts) return false;
     for (int32_t id = 0; id < t->vocab_size; id++) {
         byte_slice piece = source->pieces[id];
         t->text_starts[id] = (uint32_t)at;
@@ -127,7 +127,7 @@ static void fill_ends(tokenizer *t, const tokenizer_source *source) {
 static llamita_status build(tokenizer *t, const tokenizer_source *source, const char *path, llamita_error *error) {
     t->types = malloc((size_t)t->vocab_size);
     t->ends = calloc((size_t)t->vocab_size, sizeof *t->ends);
-    if (t->types == NULL || t->ends == NULL || !copy_texts(t, source)) return table_error(error, path, true);
+    if (!t->types || !t->ends || !copy_texts(t, source)) return table_error(error, path, true);
     llamita_status status = fill_types(t, source, path, error);
     if (status != LLAMITA_OK) return status;
     fill_ends(t, source);
@@ -148,7 +148,7 @@ llamita_status tokenizer_create(const tokenizer_source *source, const char *path
     if (status == LLAMITA_OK) status = check_ids(source, path, error);
     if (status != LLAMITA_OK) return status;
     tokenizer *t = calloc(1, sizeof *t);
-    if (t == NULL) return table_error(error, path, true);
+    if (!t) return table_error(error, path, true);
     t->kind = source->kind;
     t->pre_tokenizer = source->pre_tokenizer;
     t->vocab_size = source->vocab_size;
