@@ -42,16 +42,14 @@ static const flag FLAGS[] = {
      "0: always the most probable token; above 1: bolder (1.0; in a chat 0.6)"},
     {'p', "top-p", "P", FLAG_REAL, FIELD(top_p), 0, 1,
      "pick from the smallest set with this share of the probability; 0 or 1: off (0.9)"},
-    {'k', "top-k", "K", FLAG_WHOLE, FIELD(top_k), 0, INT32_MAX,
-     "pick from the K most probable tokens; 0: off (0)"},
+    {'k', "top-k", "K", FLAG_WHOLE, FIELD(top_k), 0, INT32_MAX, "pick from the K most probable tokens; 0: off (0)"},
     {0, "min-p", "P", FLAG_REAL, FIELD(min_p), 0, 1,
      "pick from those with this share of the best one's probability; 0: off (0)"},
     {0, "repetition-penalty", "R", FLAG_REAL, FIELD(repetition_penalty), 0.01, 100,
      "above 1: avoid recent tokens (1.0)"},
     {0, "repetition-window", "N", FLAG_WHOLE, FIELD(repetition_window), 0, INT32_MAX,
      "how many tokens are recent (64)"},
-    {'s', "seed", "S", FLAG_SEED, FIELD(seed), 0, 0,
-     "the same seed tells the same text (from the clock)"},
+    {'s', "seed", "S", FLAG_SEED, FIELD(seed), 0, 0, "the same seed tells the same text (from the clock)"},
     {'n', "num-tokens", "N", FLAG_WHOLE, FIELD(num_new_tokens), 0, INT32_MAX,
      "how many new tokens, the prompt's not counted; 0: to the context's end (256; in a chat 512 an answer)"},
     {'i', "prompt", "TEXT", FLAG_TEXT, FIELD(prompt), 0, 0,
@@ -68,16 +66,13 @@ static const flag FLAGS[] = {
      "in a chat: forget the oldest questions and answers when the context is full, instead of ending"},
     {'v', "verbose", "", FLAG_SWITCH, FIELD(verbose), 0, 0,
      "in a chat: tell the speed after each answer, also where stderr is no terminal"},
-    {'j', "threads", "N", FLAG_WHOLE, FIELD(num_threads), 0, 1024,
-     "0: chosen by the model's size and the machine (0)"},
+    {'j', "threads", "N", FLAG_WHOLE, FIELD(num_threads), 0, 1024, "0: chosen by the model's size and the machine (0)"},
     {'c', "context", "N", FLAG_WHOLE, FIELD(context_tokens), 0, INT32_MAX,
      "keep room for this many tokens; 0: the model's context (0)"},
-    {0, "kv", "TYPE", FLAG_TEXT, FIELD(kv_type), 0, 0,
-     "how keys and values are kept: f16, f32 or q8 (f16)"},
+    {0, "kv", "TYPE", FLAG_TEXT, FIELD(kv_type), 0, 0, "how keys and values are kept: f16, f32 or q8 (f16)"},
     {0, "speculation", "WHEN", FLAG_TEXT, FIELD(speculation), 0, 0,
      "computing along what repetitions make probable, with the same text: auto, off or always (auto)"},
-    {0, "kernels", "NAME", FLAG_TEXT, FIELD(kernels), 0, 0,
-     "auto, scalar, avx2, avxvnni, neon, dotprod (auto)"},
+    {0, "kernels", "NAME", FLAG_TEXT, FIELD(kernels), 0, 0, "auto, scalar, avx2, avxvnni, neon, dotprod (auto)"},
 };
 enum { NUM_FLAGS = sizeof FLAGS / sizeof *FLAGS };
 
@@ -158,7 +153,8 @@ static void set_field(options *o, const flag *f, const char *word, const char *t
     if (f->kind == FLAG_TEXT) {
         memcpy(field, &text, sizeof text);
     } else if (f->kind == FLAG_ADAPTER) {
-        if (o->num_adapters == LLAMITA_MAX_ADAPTERS) fail("%s: expected at most %d of them", word, LLAMITA_MAX_ADAPTERS);
+        if (o->num_adapters == LLAMITA_MAX_ADAPTERS)
+            fail("%s: expected at most %d of them", word, LLAMITA_MAX_ADAPTERS);
         o->adapters[o->num_adapters++] = text;
     } else if (f->kind == FLAG_REAL) {
         const double value = strtod(text, &end);
@@ -188,8 +184,15 @@ int parse_enum(const char *name, const char *text, const char *names) {
 }
 
 options parse_args(int argc, char **argv) {
-    options o = {.prompt = "", .mode = "generate", .kv_type = "f16", .speculation = "auto", .temperature = -1, .top_p = 0.9, .repetition_penalty = 1.0,
-                 .repetition_window = 64, .num_new_tokens = -1};
+    options o = {.prompt = "",
+                 .mode = "generate",
+                 .kv_type = "f16",
+                 .speculation = "auto",
+                 .temperature = -1,
+                 .top_p = 0.9,
+                 .repetition_penalty = 1.0,
+                 .repetition_window = 64,
+                 .num_new_tokens = -1};
     for (int i = 1; i < argc; i++) {
         const char *word = argv[i], *value;
         if (strcmp(word, "-h") == 0 || strcmp(word, "--help") == 0) help();

@@ -83,7 +83,8 @@ static bool chat_fit(chat *c) {
         fits = chat_encode(c);
     }
     if (num_forgotten > 0)
-        note("the context is full: the %zu oldest %s forgotten", num_forgotten, num_forgotten == 1 ? "turn was" : "turns were");
+        note("the context is full: the %zu oldest %s forgotten", num_forgotten,
+             num_forgotten == 1 ? "turn was" : "turns were");
     if (fits) return true;
     const bool alone = c->num_messages == first + 1;
     chat_forget(c, c->num_messages - 1, 1);

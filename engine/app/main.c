@@ -72,7 +72,8 @@ static llamita_adapter_use open_adapter(const app *a, const char *text) {
             length = (size_t)(colon - text);
         }
     }
-    if (length >= sizeof path) fail("--adapter: expected a path of at most %zu bytes, found %zu", sizeof path - 1, length);
+    if (length >= sizeof path)
+        fail("--adapter: expected a path of at most %zu bytes, found %zu", sizeof path - 1, length);
     memcpy(path, text, length);
     path[length] = 0;
     check(llamita_adapter_open(a->model, path, &use.adapter, &error), &error);
@@ -105,15 +106,19 @@ static void open_all(app *a, const options *o) {
     if (!a->info.has_tokenizer) fail("%s holds no tokenizer; give one with -z FILE", o->model_path);
 
     const llamita_session_params session = {
-        .num_threads = (int32_t)o->num_threads, .context_tokens = (int32_t)o->context_tokens,
+        .num_threads = (int32_t)o->num_threads,
+        .context_tokens = (int32_t)o->context_tokens,
         .kv_type = (llamita_kv_type)parse_enum("kv", o->kv_type, "f16 f32 q8"),
         .speculation = (llamita_speculation)parse_enum("speculation", o->speculation, "auto off always")};
     check(llamita_session_open(a->model, &session, &a->session, &error), &error);
     use_adapters(a, o);
-    const llamita_sampler_params sampler = {
-        .temperature = (float)o->temperature, .top_k = (int32_t)o->top_k, .top_p = (float)o->top_p,
-        .min_p = (float)o->min_p, .repetition_penalty = (float)o->repetition_penalty,
-        .repetition_window = (int32_t)o->repetition_window, .seed = o->seed};
+    const llamita_sampler_params sampler = {.temperature = (float)o->temperature,
+                                            .top_k = (int32_t)o->top_k,
+                                            .top_p = (float)o->top_p,
+                                            .min_p = (float)o->min_p,
+                                            .repetition_penalty = (float)o->repetition_penalty,
+                                            .repetition_window = (int32_t)o->repetition_window,
+                                            .seed = o->seed};
     check(llamita_sampler_open(&sampler, a->info.vocab_size, &a->sampler, &error), &error);
     a->load_seconds = seconds() - start;
 }

@@ -2,10 +2,10 @@
  *
  * For libFuzzer and as a program of its own: as fuzz_gguf.c.
  */
-#include "formats/formats.h"
-#include "model/lora.h"
 #include "check.h"
+#include "formats/formats.h"
 #include "fuzz.h"
+#include "model/lora.h"
 #include "model_files.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t num_bytes);
@@ -20,9 +20,7 @@ static const llamita_model *the_model(void) {
         draft_llama(&d, TENSOR_F32, false);
         buffer file = draft_write(&d, fields);
         model = open_bytes(file.bytes, file.num_bytes, NULL, &error);
-        if (!model || model_pack(model, "draft.bin", NULL, NULL, &error)) {
-            abort();
-        }
+        if (!model || model_pack(model, "draft.bin", NULL, NULL, &error)) abort();
         draft_free(&d);
         free_buffer(&file);
         free(fields);
@@ -70,7 +68,5 @@ static buffer write_variant(uint32_t variant, field_list *fields) {
     return file;
 }
 
-int main(int argc, char **argv) {
-    return fuzz_main(argc, argv, 5000, 4, write_variant);
-}
+int main(int argc, char **argv) { return fuzz_main(argc, argv, 5000, 4, write_variant); }
 #endif

@@ -6,17 +6,17 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "model/lora.h"
 #include "check.h"
 #include "kernels/kernels.h"
+#include "model/lora.h"
 #include "model/model.h"
 
 /* A CHECK without which the test cannot go on. */
-#define REQUIRE(condition, ...)                                                                                        \
-    do {                                                                                                               \
-        const int before = check_num_failures;                                                                         \
-        CHECK(condition, __VA_ARGS__);                                                                                 \
-        if (check_num_failures > before) exit(1);                                                                      \
+#define REQUIRE(condition, ...)                   \
+    do {                                          \
+        const int before = check_num_failures;    \
+        CHECK(condition, __VA_ARGS__);            \
+        if (check_num_failures > before) exit(1); \
     } while (0)
 
 static uint64_t random_state = 1;
@@ -41,9 +41,10 @@ static inline void *allocate_or_die(size_t bytes) {
     return memory;
 }
 
-static const tensor_type all_types[] = {
-    TENSOR_F32,  TENSOR_F16,  TENSOR_BF16, TENSOR_Q8_0, TENSOR_Q4_0,   TENSOR_Q4_1,   TENSOR_Q5_0,  TENSOR_Q5_1,  TENSOR_IQ4_NL,
-    TENSOR_MXFP4, TENSOR_Q2_K, TENSOR_Q3_K, TENSOR_Q4_K, TENSOR_Q5_K, TENSOR_Q6_K, TENSOR_IQ4_XS, TENSOR_TQ1_0, TENSOR_TQ2_0};
+static const tensor_type all_types[] = {TENSOR_F32,    TENSOR_F16,   TENSOR_BF16, TENSOR_Q8_0,   TENSOR_Q4_0,
+                                        TENSOR_Q4_1,   TENSOR_Q5_0,  TENSOR_Q5_1, TENSOR_IQ4_NL, TENSOR_MXFP4,
+                                        TENSOR_Q2_K,   TENSOR_Q3_K,  TENSOR_Q4_K, TENSOR_Q5_K,   TENSOR_Q6_K,
+                                        TENSOR_IQ4_XS, TENSOR_TQ1_0, TENSOR_TQ2_0};
 #define NUM_TYPES ((int)(sizeof all_types / sizeof all_types[0]))
 #define NUM_FLOAT_TYPES 3
 #define NUM_BLOCK_TYPES 10 /* whose blocks have at most 32 elements */
@@ -76,8 +77,8 @@ static inline uint16_t half_of(float value) {
 /* Where the halves of a block lie that scale it, and the one that moves it; -1: none. */
 static inline void scale_places(tensor_type type, int *scale, int *minimum) {
     *minimum = type == TENSOR_Q4_1 || type == TENSOR_Q5_1 || type == TENSOR_Q4_K || type == TENSOR_Q5_K ? 2
-               : type == TENSOR_Q2_K                                                                 ? 82
-                                                                                                     : -1;
+               : type == TENSOR_Q2_K                                                                    ? 82
+                                                                                                        : -1;
     *scale = type == TENSOR_Q2_K    ? 80
              : type == TENSOR_Q3_K  ? 108
              : type == TENSOR_Q6_K  ? 208

@@ -15,8 +15,9 @@ static const char *const SMOLLM2 =
 static void check_spelling(const char *template_text, const char *expected) {
     char *found = chat_template_canonical(template_text);
     if (!expected) CHECK(!found, "%s: found %s", template_text, found);
-    else CHECK(found && strcmp(found, expected) == 0, "%s: expected %s, found %s", template_text, expected,
-               found ? found : "nothing");
+    else
+        CHECK(found && strcmp(found, expected) == 0, "%s: expected %s, found %s", template_text, expected,
+              found ? found : "nothing");
     free(found);
 }
 
@@ -32,8 +33,9 @@ static void test_spellings(void) {
     check_spelling("a {#- no {{ x }} -#} b\n {# no #}\nc", "ab\nc");
     check_spelling("a\n  {%- set x = messages[ 1 : ] %}\n{{ '{' }}{", "a{%set x=messages[1:]%}\\{\\{");
     check_spelling("{{ x[ y ] }}{{ x['a b'] }}{{ x|trim(1) }}{{ trim }}", "{{x[y]}}{{x['a b']}}{{x|trim(1)}}{{trim}}");
-    const char *const broken[] = {"{{ x", "{% if", "{{ 'x }}", "{{ x) }}", "{{ 'a\\x' }}", "{# a", "{% raw %}{% endraw %}",
-                                  "{{ ( }}", "a\r\n", "{{ {'a': 1} }}", "{{ x ? y }}", "{{ x -}} \xC2\xA0y", "{{", "{%-"};
+    const char *const broken[] = {
+        "{{ x",    "{% if", "{{ 'x }}",       "{{ x) }}",    "{{ 'a\\x' }}",       "{# a", "{% raw %}{% endraw %}",
+        "{{ ( }}", "a\r\n", "{{ {'a': 1} }}", "{{ x ? y }}", "{{ x -}} \xC2\xA0y", "{{",   "{%-"};
     for (size_t i = 0; i < sizeof broken / sizeof *broken; i++) check_spelling(broken[i], NULL);
 }
 
@@ -63,8 +65,9 @@ static void test_recognition(void) {
 
 /* Pieces of templates in any order: nothing may be read or written where it must not (ASan and UBSan say). */
 static void test_any_bytes(void) {
-    static const char *const pieces[] = {"{{", "}}", "{%", "%}", "{#", "#}", "-", "+", "'", "\"", "\\", "\n", " ", "(", ")",
-                                         "[", "]", "['a']", "|trim", "|", "if", "x", "~", "\xC3\xA9", "{", "}", "0", "raw"};
+    static const char *const pieces[] = {"{{", "}}", "{%", "%}",       "{#", "#}", "-", "+",     "'",     "\"",
+                                         "\\", "\n", " ",  "(",        ")",  "[",  "]", "['a']", "|trim", "|",
+                                         "if", "x",  "~",  "\xC3\xA9", "{",  "}",  "0", "raw"};
     uint64_t state = 7;
     for (int round = 0; round < 100000; round++) {
         char text[256];

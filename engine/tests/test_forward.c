@@ -52,7 +52,8 @@ static void attend_naively(const llamita_model_info *info, int32_t layer_index, 
 
 static void naive_logits(const llamita_model *model, int32_t id, int32_t position, double *logits) {
     const llamita_model_info *info = &model->info;
-    double residual[MAX_WORKERS], normed[MAX_WORKERS], query[MAX_WORKERS], attended[MAX_WORKERS], gate[MAX_WORKERS], up[MAX_WORKERS], update[MAX_WORKERS];
+    double residual[MAX_WORKERS], normed[MAX_WORKERS], query[MAX_WORKERS], attended[MAX_WORKERS], gate[MAX_WORKERS],
+        up[MAX_WORKERS], update[MAX_WORKERS];
     float row[MAX_WORKERS];
     dequantize_row(model->token_embedding.type,
                    (const char *)model->token_embedding.data + (size_t)id * model->token_embedding.row_bytes,

@@ -32,8 +32,8 @@ static void check_alone(const kernels *k, const matmul_job *job, panel_format fo
     one.columns = (const char *)job->columns + (size_t)column * job->column_bytes;
     one.out = alone;
     k->matmul[format](&one);
-    CHECK(memcmp(&alone[row % PANEL_ROWS], &found, sizeof found) == 0, "%s %s: %.9g alone, %.9g in %dx%d", k->name, type,
-          (double)alone[row % PANEL_ROWS], (double)found, (int)job->num_rows, (int)job->num_columns);
+    CHECK(memcmp(&alone[row % PANEL_ROWS], &found, sizeof found) == 0, "%s %s: %.9g alone, %.9g in %dx%d", k->name,
+          type, (double)alone[row % PANEL_ROWS], (double)found, (int)job->num_rows, (int)job->num_columns);
 }
 
 /* Against exact sums, against the same column alone, and bit for bit against the oracle. */
@@ -83,8 +83,8 @@ static void check_matmul(tensor_type type, int64_t num_rows, int64_t num_columns
             for (size_t j = (size_t)num_rows; j < stride; j++)
                 CHECK(out[(size_t)c * stride + j] == -77.0f, "%s wrote beyond its rows", tables[i]->name);
         if (i == 0) memcpy(oracle, out, num_out * sizeof *out);
-        CHECK(memcmp(oracle, out, num_out * sizeof *out) == 0, "%s %s %dx%dx%d differs from the oracle", tables[i]->name,
-              type_name(type), (int)num_rows, (int)num_columns, (int)length);
+        CHECK(memcmp(oracle, out, num_out * sizeof *out) == 0, "%s %s %dx%dx%d differs from the oracle",
+              tables[i]->name, type_name(type), (int)num_rows, (int)num_columns, (int)length);
     }
     free(memory), free(panels), free(columns), free(row), free(blocks), free(out), free(oracle);
 }
@@ -100,7 +100,8 @@ static void test_matmul(void) {
                     for (int i = 0; i < 4; i++) check_matmul(all_types[t], num_rows, num_columns, block_lengths[i]);
                 else
                     for (int i = 0; i < 2; i++) check_matmul(all_types[t], num_rows, num_columns, 256 << i);
-    for (int t = 0; t < NUM_TYPES; t++) check_matmul(all_types[t], 13, 40, 256), check_matmul(all_types[t], 13, 15, 256);
+    for (int t = 0; t < NUM_TYPES; t++)
+        check_matmul(all_types[t], 13, 40, 256), check_matmul(all_types[t], 13, 15, 256);
 }
 
 /* Blocks that leave 16 bits in sloppy kernels: the largest codes with the largest values. The result is exact. */
@@ -173,7 +174,8 @@ static void test_to_halves(void) {
     static float values[COUNT];
     static uint16_t found[COUNT];
     for (int i = 0; i < COUNT; i++) /* every exponent, ties included */
-        values[i] = i < 4096 ? ldexpf((float)(2049 + i), -11 - i % 29) : float_from_bits(random_bits() << 1 ^ random_bits());
+        values[i] =
+            i < 4096 ? ldexpf((float)(2049 + i), -11 - i % 29) : float_from_bits(random_bits() << 1 ^ random_bits());
     for (int i = 0; i < num_tables; i++) {
         tables[i]->to_halves(values, COUNT, found);
         for (int j = 0; j < COUNT; j++) {
@@ -184,7 +186,8 @@ static void test_to_halves(void) {
             }
             CHECK(found[j] == half_from_float(values[j]), "%s: %.9g becomes %04x", tables[i]->name, (double)values[j],
                   (unsigned)found[j]);
-            const double step = fmax(ldexp(1, -24), ldexp(1, ilogb((double)values[j] == 0 ? 1 : (double)values[j]) - 10));
+            const double step =
+                fmax(ldexp(1, -24), ldexp(1, ilogb((double)values[j] == 0 ? 1 : (double)values[j]) - 10));
             CHECK(fabs((double)values[j]) >= 65520 ? isinf(back) : fabs((double)back - (double)values[j]) <= step / 2,
                   "%s: %.9g becomes %.9g", tables[i]->name, (double)values[j], (double)back);
         }
@@ -196,7 +199,8 @@ static void test_quantize(void) {
     float values[LENGTH];
     activation_block expected[LENGTH / 32], found[LENGTH / 32];
     for (int i = 0; i < LENGTH; i++) values[i] = random_float() * powf(10.0f, (float)(i / 32 - 32));
-    for (int i = 0; i < 32; i++) values[40 * 32 + i] = i == 0 ? 127.0f : (float)(i - 16) * 0.5f; /* ties: the scale is 1 */
+    for (int i = 0; i < 32; i++)
+        values[40 * 32 + i] = i == 0 ? 127.0f : (float)(i - 16) * 0.5f; /* ties: the scale is 1 */
     for (int i = 0; i < 32; i++) values[41 * 32 + i] = 0.0f;
     for (int i = 0; i < 32; i++) values[42 * 32 + i] = -0.0f;
     values[43 * 32 + 5] = NAN;
@@ -258,7 +262,8 @@ static void check_vectors(const kernels *k, int length) {
     }
     for (int i = 0; i < length; i++) out[i] = values[i];
     memcpy(oracle, out, sizeof oracle);
-    const float sum = k->exp_and_sum(out, length, largest), oracle_sum = kernels_scalar.exp_and_sum(oracle, length, largest);
+    const float sum = k->exp_and_sum(out, length, largest),
+                oracle_sum = kernels_scalar.exp_and_sum(oracle, length, largest);
     CHECK(memcmp(out, oracle, (size_t)length * sizeof *out) == 0 && sum == oracle_sum, "%s exp of %d differs", k->name,
           length);
     CHECK(k->sum_of_squares(values, length) == kernels_scalar.sum_of_squares(values, length), "%s squares of %d differ",

@@ -50,7 +50,8 @@ static void feed(llamita_session *session, const int32_t *ids, size_t count, flo
 
 /* W + s B A in the model's own matrices, computed in double, against the engine with the adapter. */
 static void test_logits(uint32_t type) {
-    llamita_model *model = random_model(&small_shape, TENSOR_F32, NULL, 5), *merged = random_model(&small_shape, TENSOR_F32, NULL, 5);
+    llamita_model *model = random_model(&small_shape, TENSOR_F32, NULL, 5),
+                  *merged = random_model(&small_shape, TENSOR_F32, NULL, 5);
     gguf_draft d;
     draft_adapter(&d, model, type);
     llamita_adapter *adapter = read_draft(model, &d);
@@ -66,13 +67,15 @@ static void test_logits(uint32_t type) {
         float *weights = (float *)(uintptr_t)matrix->data, *low = allocate_or_die(a->data.num_bytes * 4);
         const size_t length = a->shape[0];
         for (size_t r = 0; r < RANK; r++)
-            tensor_type_dequantize((tensor_type)type)(a->data.bytes + r * row_bytes_of((tensor_type)type, (int64_t)length),
+            tensor_type_dequantize((tensor_type)type)(a->data.bytes +
+                                                          r * row_bytes_of((tensor_type)type, (int64_t)length),
                                                       (int64_t)length, low + r * length);
         for (int64_t row = 0; row < matrix->num_rows; row++)
             for (size_t k = 0; k < length; k++) {
                 double sum = 0;
                 for (size_t r = 0; r < RANK; r++)
-                    sum += (double)((const float *)(const void *)b->data.bytes)[(size_t)row * RANK + r] * (double)low[r * length + k];
+                    sum += (double)((const float *)(const void *)b->data.bytes)[(size_t)row * RANK + r] *
+                           (double)low[r * length + k];
                 weights[(size_t)row * length + k] += (float)(0.05 * 6.0 / RANK * sum);
             }
         free(low);
@@ -83,7 +86,8 @@ static void test_logits(uint32_t type) {
     int32_t ids[NUM_IDS];
     for (int i = 0; i < NUM_IDS; i++) ids[i] = random_below(75);
     llamita_session *plain = open_session_with(merged, (llamita_session_params){.kv_type = LLAMITA_KV_F32}),
-                    *session = open_session_with(model, (llamita_session_params){.num_threads = 2, .kv_type = LLAMITA_KV_F32});
+                    *session =
+                        open_session_with(model, (llamita_session_params){.num_threads = 2, .kv_type = LLAMITA_KV_F32});
     const llamita_adapter_use use = {adapter, 0.05f};
     REQUIRE(llamita_session_set_adapters(session, &use, 1, &error) == LLAMITA_OK, "%s", error.message);
     llamita_adapter_close(adapter); /* the session holds it */
@@ -108,18 +112,21 @@ static void test_switching(void) {
     float base[75], adapted[75], found[75];
     feed(session, ids, 9, base);
     const llamita_adapter_use use = {adapter, 0.5f}, none = {adapter, 0.0f}, nan = {adapter, NAN};
-    CHECK(llamita_session_set_adapters(session, &none, 1, &error) == LLAMITA_OK && llamita_session_position(session) == 9,
+    CHECK(llamita_session_set_adapters(session, &none, 1, &error) == LLAMITA_OK &&
+              llamita_session_position(session) == 9,
           "scale 0 is no adapter");
     CHECK(llamita_session_set_adapters(session, &nan, 1, &error) == LLAMITA_ERROR_ARGUMENT, "NaN");
     CHECK(llamita_session_set_adapters(session, &use, 17, &error) == LLAMITA_ERROR_ARGUMENT, "17 adapters");
     CHECK(llamita_sequence_set_adapters(session, 2, &use, 1, &error) == LLAMITA_ERROR_ARGUMENT, "no sequence 2");
-    CHECK(llamita_session_position(session) == 9 && llamita_session_logits(session) != NULL, "a refusal changed something");
-    CHECK(llamita_session_set_adapters(session, &use, 1, &error) == LLAMITA_OK && llamita_session_position(session) == 0 &&
-              llamita_session_logits(session) == NULL,
+    CHECK(llamita_session_position(session) == 9 && llamita_session_logits(session) != NULL,
+          "a refusal changed something");
+    CHECK(llamita_session_set_adapters(session, &use, 1, &error) == LLAMITA_OK &&
+              llamita_session_position(session) == 0 && llamita_session_logits(session) == NULL,
           "what was computed without the adapter stays");
     feed(session, ids, 9, adapted);
     CHECK(memcmp(base, adapted, sizeof base) != 0, "the adapter changes nothing");
-    CHECK(llamita_session_set_adapters(session, &use, 1, &error) == LLAMITA_OK && llamita_session_position(session) == 9,
+    CHECK(llamita_session_set_adapters(session, &use, 1, &error) == LLAMITA_OK &&
+              llamita_session_position(session) == 9,
           "the same again forgets");
     CHECK(llamita_sequence_share(session, 0, 1, 4, &error) == LLAMITA_ERROR_ARGUMENT, "shared with others");
     CHECK(llamita_sequence_set_adapters(session, 1, &use, 1, &error) == LLAMITA_OK &&
@@ -137,8 +144,8 @@ static void test_switching(void) {
 
     const llamita_adapter_use huge = {adapter, 1e38f};
     CHECK(llamita_session_set_adapters(session, &huge, 1, &error) == LLAMITA_OK, "%s", error.message);
-    CHECK(llamita_session_feed(session, ids, 9, &error) == LLAMITA_ERROR_NUMERIC && strstr(error.message, "scale"), "%s",
-          error.message);
+    CHECK(llamita_session_feed(session, ids, 9, &error) == LLAMITA_ERROR_NUMERIC && strstr(error.message, "scale"),
+          "%s", error.message);
     llamita_session_close(session);
     free_random_model(model);
 }
@@ -156,7 +163,9 @@ static void number_alpha(gguf_draft *d) { draft_u32(d, "adapter.lora.alpha", 4);
 static void invocation(gguf_draft *d) { draft_array(d, "adapter.alora.invocation_tokens", GGUF_U32, 0); }
 static void no_half(gguf_draft *d) { draft_remove_tensor(d, "blk.1.attn_q.weight.lora_b"); }
 static void no_other_half(gguf_draft *d) { draft_remove_tensor(d, "blk.1.attn_q.weight.lora_a"); }
-static void no_tensors(gguf_draft *d) { while (d->num_tensors > 0) draft_remove_tensor(d, d->tensors[0].name); }
+static void no_tensors(gguf_draft *d) {
+    while (d->num_tensors > 0) draft_remove_tensor(d, d->tensors[0].name);
+}
 static void unknown(gguf_draft *d) { draft_add_tensor(d, "token_embd.weight.lora_a", TENSOR_F32, 96, 2); }
 static void third_layer(gguf_draft *d) { draft_add_tensor(d, "blk.2.attn_q.weight.lora_a", TENSOR_F32, 96, 2); }
 static void reshape(gguf_draft *d, const char *name, int dimension, uint64_t size) {
@@ -205,7 +214,8 @@ static void test_refusals(void) {
         cases[i].spoil(&d);
         llamita_adapter *adapter = read_draft(model, &d);
         CHECK(!adapter && error.status == LLAMITA_ERROR_FORMAT, "case %zu was taken", i);
-        CHECK(strncmp(error.message, "cannot open adapter a.gguf: ", 28) == 0 && strstr(error.message, cases[i].said) != NULL,
+        CHECK(strncmp(error.message, "cannot open adapter a.gguf: ", 28) == 0 &&
+                  strstr(error.message, cases[i].said) != NULL,
               "case %zu: %s", i, error.message);
         llamita_adapter_close(adapter);
         draft_free(&d);

@@ -2,8 +2,8 @@
 #include <math.h>
 
 #include "check.h"
-#include "llamita.h"
 #include "kernels/quantize.h"
+#include "llamita.h"
 
 enum { ROWS = 13, LENGTH = 512, MAX_BYTES = ROWS * LENGTH * 2 };
 
@@ -112,9 +112,8 @@ static void test_errors(void) {
         double told = -1.0, found = 0.0;
         CHECK(llamita_quantize(name, values, LENGTH, ROWS, bytes, num_bytes, &told, NULL) == LLAMITA_OK, "%s", name);
         tensor_type_dequantize(written[t])(bytes, ROWS * LENGTH, decoded);
-        for (int k = 0; k < ROWS * LENGTH; k++) {
+        for (int k = 0; k < ROWS * LENGTH; k++)
             found += ((double)decoded[k] - (double)values[k]) * ((double)decoded[k] - (double)values[k]);
-        }
         CHECK(fabs(told - found) <= 1e-3 * found, "%s: squared error %g, said to be %g", name, found, told);
         for (int r = 0; r < ROWS; r++) {
             const double error = relative_error(written[t], values, bytes, num_bytes / ROWS, r);

@@ -2,8 +2,8 @@
 #include <time.h>
 
 #include "random_model.h"
-#include "runtime/thread_tuner.h"
 #include "runtime/thread_pool.h"
+#include "runtime/thread_tuner.h"
 
 #define MAX_WORKERS 8
 #define PHASES 2000
@@ -86,7 +86,9 @@ static void test_share(void) {
 }
 
 /* Seconds of a pass on that many threads. */
-static double disturbed_seconds(int num_threads, int pass) { return num_threads > 1 && pass % 3 == 0 ? 20.0 : 3.0 / num_threads; }
+static double disturbed_seconds(int num_threads, int pass) {
+    return num_threads > 1 && pass % 3 == 0 ? 20.0 : 3.0 / num_threads;
+}
 static double quiet_seconds(int num_threads, int pass) { return (3.0 + 0.2 * (pass % 5)) / num_threads; }
 
 static void test_pace(void) {

@@ -5,8 +5,8 @@
 #include <string.h>
 
 #include "check.h"
-#include "tokenizer/tokenizer.h"
 #include "tokenizer/pre_tokenizer.h"
+#include "tokenizer/tokenizer.h"
 #include "tokenizer/unicode.h"
 
 enum { MAX_PIECES = 700, MAX_MERGES = 64 };
@@ -91,9 +91,8 @@ static const char *encode(const tokenizer *t, const char *text, int flags) {
         snprintf(shown, sizeof shown, "%s", error.message);
         return shown;
     }
-    for (size_t i = 0, at = 0; i < num; i++) {
+    for (size_t i = 0, at = 0; i < num; i++)
         at += (size_t)snprintf(shown + at, sizeof shown - at, i ? " %d" : "%d", (int)ids[i]);
-    }
     return shown;
 }
 
@@ -105,9 +104,8 @@ static const char *pieces(const tokenizer *t, const char *text, int flags) {
     llamita_error error = {0};
     shown[0] = '\0';
     CHECK(!tokenizer_encode(t, text, strlen(text), flags, ids, 256, &num, &error), "%s", error.message);
-    for (size_t i = 0; i < num; i++) {
+    for (size_t i = 0; i < num; i++)
         at += (size_t)snprintf(shown + at, sizeof shown - at, i ? "|%s" : "%s", tokenizer_text(t, ids[i]));
-    }
     return shown;
 }
 

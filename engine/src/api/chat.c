@@ -2,9 +2,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "tokenizer/chat_template.h"
-#include "runtime/error.h"
 #include "model/model.h"
+#include "runtime/error.h"
+#include "tokenizer/chat_template.h"
 #include "tokenizer/segments.h"
 #include "tokenizer/unicode.h"
 
@@ -48,7 +48,8 @@ typedef struct {
 enum { MAX_SEGMENTS_PER_MESSAGE = 8 };
 
 static void write_part(writer *w, byte_slice text, bool trusted) {
-    if (text.num_bytes > 0) w->segments[w->num_segments++] = (llamita_text_segment){text.bytes, text.num_bytes, trusted, NULL, 0};
+    if (text.num_bytes > 0)
+        w->segments[w->num_segments++] = (llamita_text_segment){text.bytes, text.num_bytes, trusted, NULL, 0};
 }
 
 /* What the template itself says; CHAT_EOS stands for the text of the EOS token. */
@@ -75,7 +76,9 @@ static void write_content(writer *w, const llamita_message *message, byte_slice 
     else write_part(w, content, false);
 }
 
-static byte_slice content_of(const llamita_message *message) { return (byte_slice){message->content, message->num_bytes}; }
+static byte_slice content_of(const llamita_message *message) {
+    return (byte_slice){message->content, message->num_bytes};
+}
 
 /* chatml, llama3, zephyr: all turns are alike. */
 static void write_turn(writer *w, const llamita_message *message) {
@@ -159,8 +162,9 @@ const char *llamita_chat_family(const llamita_model *model) {
     return format ? format->family : NULL;
 }
 
-llamita_status llamita_encode_segments(const llamita_model *model, const llamita_text_segment *segments, size_t num_segments,
-                                    int32_t *ids, size_t capacity, size_t *num_tokens, llamita_error *error) {
+llamita_status llamita_encode_segments(const llamita_model *model, const llamita_text_segment *segments,
+                                       size_t num_segments, int32_t *ids, size_t capacity, size_t *num_tokens,
+                                       llamita_error *error) {
     if (!model->tokenizer)
         return error_set(error, LLAMITA_ERROR_ARGUMENT,
                          "encoding text failed: the model has no tokenizer; name one when opening it (tokenizer_path)");

@@ -12,9 +12,7 @@
 #include "runtime/error.h"
 #include "tokenizer/tokenizer.h"
 
-static bool is_gguf(const void *bytes, size_t num_bytes) {
-    return num_bytes >= 4 && memcmp(bytes, "GGUF", 4) == 0;
-}
+static bool is_gguf(const void *bytes, size_t num_bytes) { return num_bytes >= 4 && memcmp(bytes, "GGUF", 4) == 0; }
 
 /* ---------------------------------------------------------------- tokenizer */
 
@@ -22,9 +20,7 @@ static bool is_gguf(const void *bytes, size_t num_bytes) {
 static llamita_status load_tokenizer(llamita_model *model, const char *path, llamita_error *error) {
     mmap_file file;
     llamita_status status = mmap_file_open("tokenizer", path, &file, error);
-    if (status) {
-        return status;
-    }
+    if (status) return status;
     if (is_gguf(file.bytes, file.num_bytes)) {
         char *chat_template = NULL;
         status = gguf_read_tokenizer(file.bytes, file.num_bytes, path, &model->tokenizer, &chat_template, error);
@@ -55,12 +51,8 @@ llamita_status model_fill_tokenizer(llamita_model *model, const char *path, cons
                                      &model->chat_template, error);
         model->tokenizer = own;
     }
-    if (!status && tokenizer_path) {
-        status = load_tokenizer(model, tokenizer_path, error);
-    }
-    if (status || !model->tokenizer) {
-        return status;
-    }
+    if (!status && tokenizer_path) status = load_tokenizer(model, tokenizer_path, error);
+    if (status || !model->tokenizer) return status;
     llamita_model_info *info = &model->info;
     int32_t num_tokens = tokenizer_vocab_size(model->tokenizer);
     if (num_tokens != info->vocab_size) {
@@ -99,9 +91,7 @@ llamita_status model_fill(llamita_model *model, const char *path, const char *ke
         status = is_gguf(model->mapping, model->mapping_bytes) ? gguf_fill_model(model, path, error)
                                                                : llama2c_fill_model(model, path, error);
     }
-    if (!status) {
-        model_describe(model);
-    }
+    if (!status) model_describe(model);
     return status;
 }
 
@@ -122,9 +112,7 @@ static llamita_status pack_beside_tokenizer(llamita_model *model, const char *pa
                                             llamita_error *error) {
     tokenizer_task task = {.model = model, .path = path, .tokenizer_path = tokenizer_path};
     const llamita_status packed = model_pack(model, path, run_tokenizer_task, &task, error);
-    if (task.status && error) {
-        *error = task.error;
-    }
+    if (task.status && error) *error = task.error;
     return task.status ? task.status : packed;
 }
 
@@ -137,9 +125,7 @@ llamita_status llamita_model_open(const char *path, const llamita_model_params *
     }
     mmap_file file;
     llamita_status status = mmap_file_open("model", path, &file, error);
-    if (status) {
-        return status;
-    }
+    if (status) return status;
     llamita_model *opened = calloc(1, sizeof *opened);
     if (!opened) {
         munmap(file.bytes, file.num_bytes);
@@ -158,18 +144,12 @@ llamita_status llamita_model_open(const char *path, const llamita_model_params *
 }
 
 void llamita_model_close(llamita_model *model) {
-    if (!model) {
-        return;
-    }
+    if (!model) return;
     model_clear(model);
     munmap(model->mapping, model->mapping_bytes);
     free(model);
 }
 
-void llamita_model_get_info(const llamita_model *model, llamita_model_info *info) {
-    *info = model->info;
-}
+void llamita_model_get_info(const llamita_model *model, llamita_model_info *info) { *info = model->info; }
 
-const char *llamita_model_chat_template(const llamita_model *model) {
-    return model->chat_template;
-}
+const char *llamita_model_chat_template(const llamita_model *model) { return model->chat_template; }

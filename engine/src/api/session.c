@@ -3,13 +3,13 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "kernels/kernels.h"
+#include "model/forward.h"
+#include "model/ops.h"
+#include "model/prompt_lookup.h"
 #include "runtime/clock.h"
 #include "runtime/error.h"
-#include "model/forward.h"
-#include "kernels/kernels.h"
-#include "model/ops.h"
 #include "runtime/thread_tuner.h"
-#include "model/prompt_lookup.h"
 
 typedef struct {
     kv_cache cache;
@@ -23,13 +23,13 @@ struct llamita_session {
     forward *forward;
     kv_shape kv_shape;
     int32_t context_tokens, num_sequences;
-    sequence *sequences; /* [num_sequences] */
+    sequence *sequences;                      /* [num_sequences] */
     thread_tuner decode_tuner, prefill_tuner; /* of passes of one token, and of full ones */
     int64_t num_passes;
 
     /* Sequence 0. */
-    int32_t *ids;  /* [context_tokens] the ids held, which speculation looks through */
-    float *logits; /* [1 + num_ahead, V]: after the last token, then after each guessed one */
+    int32_t *ids;         /* [context_tokens] the ids held, which speculation looks through */
+    float *logits;        /* [1 + num_ahead, V]: after the last token, then after each guessed one */
     const float *current; /* the logits of the last token, in logits; NULL: none */
     size_t logits_rows;   /* room in logits */
 
@@ -186,10 +186,11 @@ llamita_status llamita_sequence_share(llamita_session *s, int32_t from, int32_t 
                          "sequence %d and %d",
                          (int)s->sequences[from].position, (int)to, (int)num_tokens);
     if (!lora_sets_equal(&s->sequences[from].adapters, &s->sequences[to].adapters))
-        return error_set(error, LLAMITA_ERROR_ARGUMENT,
-                         "sharing a sequence failed: expected the same adapters in both, found others in %d than in %d; "
-                         "set them first",
-                         (int)to, (int)from);
+        return error_set(
+            error, LLAMITA_ERROR_ARGUMENT,
+            "sharing a sequence failed: expected the same adapters in both, found others in %d than in %d; "
+            "set them first",
+            (int)to, (int)from);
     kv_cache_share(&s->sequences[to].cache, &s->sequences[from].cache, num_tokens);
     s->sequences[to].position = num_tokens;
     forget_guess(s);
@@ -231,8 +232,8 @@ llamita_status llamita_sequence_set_adapters(llamita_session *s, int32_t index, 
     lora_set *held = &s->sequences[index].adapters;
     if (lora_sets_equal(held, &set)) return LLAMITA_OK;
     if (!forward_reserve_lora(s->forward, lora_set_floats(&set)))
-        return error_set(error, LLAMITA_ERROR_MEMORY, "setting adapters failed: no memory for the products of %d adapters",
-                         (int)set.count);
+        return error_set(error, LLAMITA_ERROR_MEMORY,
+                         "setting adapters failed: no memory for the products of %d adapters", (int)set.count);
     lora_set_retain(&set);
     lora_set_release(held);
     *held = set;
@@ -294,8 +295,8 @@ static forward_span next_span(llamita_session *s, const llamita_chunk *chunk, si
     const int32_t count = left < (size_t)room ? (int32_t)left : room;
     const size_t end = done + (size_t)count, first_logits = done > without_logits ? done : without_logits;
     sequence *held = &s->sequences[chunk->sequence];
-    return (forward_span){&held->cache, &held->adapters, chunk->ids + done, count, held->position,
-                          end > first_logits ? (int32_t)(end - first_logits) : 0};
+    return (forward_span){&held->cache, &held->adapters, chunk->ids + done,
+                          count,        held->position,  end > first_logits ? (int32_t)(end - first_logits) : 0};
 }
 
 /* Passes of one token and full ones teach how many threads are fastest; others go by the nearer of them. */
@@ -427,7 +428,7 @@ static llamita_status feed_one(llamita_session *s, int32_t id, llamita_error *er
     s->ids[held->position] = id;
     if (s->speculates)
         num_guessed = prompt_lookup_guess(&s->lookup, s->ids, held->position + 1,
-                                        min(MAX_DRAFT_TOKENS, s->context_tokens - held->position - 1), ids + 1);
+                                          min(MAX_DRAFT_TOKENS, s->context_tokens - held->position - 1), ids + 1);
     if (num_guessed > 0 && !make_room(s, 1 + MAX_DRAFT_TOKENS)) num_guessed = 0;
     const double start = clock_seconds();
     forward_span span = {&held->cache, &held->adapters, ids, 1 + num_guessed, held->position, 1 + num_guessed};

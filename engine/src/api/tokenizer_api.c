@@ -1,8 +1,8 @@
 /* tokenizer_api.c: a tokenizer without a model, and many documents to ids in one call. */
 #include <stdlib.h>
 
-#include "runtime/error.h"
 #include "formats/formats.h"
+#include "runtime/error.h"
 #include "tokenizer/tokenizer.h"
 
 struct llamita_tokenizer {
@@ -15,13 +15,12 @@ llamita_status llamita_tokenizer_open(const void *gguf, size_t num_bytes, const 
     char *chat_template = NULL;
     const char *shown = name ? name : "a tokenizer in memory";
     llamita_status status = gguf_read_tokenizer(gguf, num_bytes, shown, &t, &chat_template, error);
-    if (status) {
-        return status;
-    }
+    if (status) return status;
     free(chat_template);
     if (!t) {
         return error_set(error, LLAMITA_ERROR_FORMAT,
-                         "cannot open tokenizer %s: expected the key tokenizer.ggml.model, found none", error_path(shown));
+                         "cannot open tokenizer %s: expected the key tokenizer.ggml.model, found none",
+                         error_path(shown));
     }
     llamita_tokenizer *opened = malloc(sizeof *opened);
     if (!opened) {

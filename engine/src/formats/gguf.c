@@ -20,9 +20,7 @@ static const char *const TYPE_NAMES[] = {"u8",   "i8",     "u16",   "i16", "u32"
                                          "bool", "string", "array", "u64", "i64", "f64"};
 static const size_t TYPE_BYTES[] = {1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8};
 
-static bool type_known(uint32_t type) {
-    return type <= GGUF_F64;
-}
+static bool type_known(uint32_t type) { return type <= GGUF_F64; }
 
 /* Types of GGUF that exist and that this engine does not read, and what they are; NULL for numbers that name none. */
 static const char *foreign_type(uint32_t type) {
@@ -47,11 +45,8 @@ static const char *foreign_type(uint32_t type) {
         {40, "NVFP4, which is newer than this engine"},
         {41, "Q1_0, which is newer than this engine"},
     };
-    for (size_t i = 0; i < sizeof foreign / sizeof foreign[0]; i++) {
-        if (foreign[i].type == type) {
-            return foreign[i].what;
-        }
-    }
+    for (size_t i = 0; i < sizeof foreign / sizeof foreign[0]; i++)
+        if (foreign[i].type == type) return foreign[i].what;
     return NULL;
 }
 
@@ -85,9 +80,7 @@ static llamita_status refuse_end(const gguf_file *file, const char *part, uint64
 static bool take_string(reader *from, byte_slice *string) {
     uint64_t num_bytes;
     const unsigned char *bytes;
-    if (!reader_u64(from, &num_bytes) || !reader_bytes(from, num_bytes, &bytes)) {
-        return false;
-    }
+    if (!reader_u64(from, &num_bytes) || !reader_bytes(from, num_bytes, &bytes)) return false;
     *string = (byte_slice){(const char *)bytes, (size_t)num_bytes};
     return true;
 }
@@ -95,22 +88,18 @@ static bool take_string(reader *from, byte_slice *string) {
 static llamita_status parse_header(gguf_file *file, uint64_t *num_tensors, uint64_t *num_entries) {
     reader *from = &file->from;
     const unsigned char *magic;
-    if (!reader_bytes(from, 4, &magic) || memcmp(magic, "GGUF", 4) != 0) {
+    if (!reader_bytes(from, 4, &magic) || memcmp(magic, "GGUF", 4) != 0)
         return reader_refuse(from, "expected the bytes GGUF at its start; it is not a GGUF file");
-    }
-    if (!reader_u32(from, &file->version)) {
+    if (!reader_u32(from, &file->version))
         return reader_refuse(from, "it ends at byte %zu, inside the header; the file is incomplete", from->num_bytes);
-    }
-    if (file->version != 0 && (file->version & 0xFFFF) == 0) {
+    if (file->version != 0 && (file->version & 0xFFFF) == 0)
         return reader_refuse(from, "it is a big-endian GGUF file; expected little-endian; convert it again");
-    }
     if (file->version != 2 && file->version != 3) {
         return reader_refuse(from, "GGUF version: expected 2 or 3, found %" PRIu32 "; convert the model again",
                              file->version);
     }
-    if (!reader_u64(from, num_tensors) || !reader_u64(from, num_entries)) {
+    if (!reader_u64(from, num_tensors) || !reader_u64(from, num_entries))
         return reader_refuse(from, "it ends at byte %zu, inside the header; the file is incomplete", from->num_bytes);
-    }
     if (*num_tensors > MAX_TENSORS) {
         return reader_refuse(from, "number of tensors: expected at most %d, found %" PRIu64 "; the file is damaged",
                              MAX_TENSORS, *num_tensors);
@@ -125,9 +114,7 @@ static llamita_status parse_header(gguf_file *file, uint64_t *num_tensors, uint6
 static llamita_status parse_array(gguf_file *file, gguf_entry *entry, uint64_t index, uint64_t count) {
     reader *from = &file->from;
     uint32_t type;
-    if (!reader_u32(from, &type) || !reader_u64(from, &entry->count)) {
-        return refuse_end(file, "key", index, count);
-    }
+    if (!reader_u32(from, &type) || !reader_u64(from, &entry->count)) return refuse_end(file, "key", index, count);
     if (type == GGUF_ARRAY || !type_known(type)) {
         return reader_refuse(from,
                              "key %.*s: expected an array of numbers, booleans or strings, found type %" PRIu32
@@ -157,21 +144,15 @@ static llamita_status parse_array(gguf_file *file, gguf_entry *entry, uint64_t i
 
 static llamita_status parse_value(gguf_file *file, gguf_entry *entry, uint64_t index, uint64_t count) {
     reader *from = &file->from;
-    if (entry->type == GGUF_ARRAY) {
-        return parse_array(file, entry, index, count);
-    }
+    if (entry->type == GGUF_ARRAY) return parse_array(file, entry, index, count);
     if (entry->type == GGUF_STRING) {
         byte_slice string;
-        if (!take_string(from, &string)) {
-            return refuse_end(file, "key", index, count);
-        }
+        if (!take_string(from, &string)) return refuse_end(file, "key", index, count);
         entry->data = (const unsigned char *)string.bytes;
         entry->count = string.num_bytes;
         return LLAMITA_OK;
     }
-    if (!reader_bytes(from, TYPE_BYTES[entry->type], &entry->data)) {
-        return refuse_end(file, "key", index, count);
-    }
+    if (!reader_bytes(from, TYPE_BYTES[entry->type], &entry->data)) return refuse_end(file, "key", index, count);
     if (entry->type == GGUF_BOOL && entry->data[0] > 1) {
         return reader_refuse(from, "key %.*s: expected a boolean of 0 or 1, found %d; the file is damaged",
                              SHOWN(entry->key), entry->data[0]);
@@ -182,9 +163,7 @@ static llamita_status parse_value(gguf_file *file, gguf_entry *entry, uint64_t i
 static llamita_status parse_entry(gguf_file *file, gguf_entry *entry, uint64_t index, uint64_t count) {
     reader *from = &file->from;
     uint32_t type;
-    if (!take_string(from, &entry->key)) {
-        return refuse_end(file, "key", index, count);
-    }
+    if (!take_string(from, &entry->key)) return refuse_end(file, "key", index, count);
     if (entry->key.num_bytes == 0 || entry->key.num_bytes > MAX_KEY_BYTES) {
         return reader_refuse(from,
                              "key %" PRIu64 " of %" PRIu64 ": expected a name of 1 to %d bytes, found %zu; the file is "
@@ -195,9 +174,7 @@ static llamita_status parse_entry(gguf_file *file, gguf_entry *entry, uint64_t i
         return reader_refuse(from, "key %" PRIu64 " of %" PRIu64 ": its name holds a zero byte; the file is damaged",
                              index + 1, count);
     }
-    if (!reader_u32(from, &type)) {
-        return refuse_end(file, "key", index, count);
-    }
+    if (!reader_u32(from, &type)) return refuse_end(file, "key", index, count);
     if (!type_known(type)) {
         return reader_refuse(from, "key %.*s: expected a type of 0 to %d, found %" PRIu32 "; the file is damaged",
                              SHOWN(entry->key), GGUF_F64, type);
@@ -208,19 +185,14 @@ static llamita_status parse_entry(gguf_file *file, gguf_entry *entry, uint64_t i
 
 static llamita_status parse_entries(gguf_file *file, uint64_t count) {
     enum { SMALLEST_ENTRY = 8 + 1 + 4 + 1 };
-    if (count > (file->from.num_bytes - file->from.position) / SMALLEST_ENTRY) {
+    if (count > (file->from.num_bytes - file->from.position) / SMALLEST_ENTRY)
         return refuse_end(file, "key", (file->from.num_bytes - file->from.position) / SMALLEST_ENTRY, count);
-    }
     file->entries = calloc((size_t)count + 1, sizeof *file->entries);
-    if (!file->entries) {
-        return reader_refuse_memory(&file->from, (count + 1) * sizeof *file->entries);
-    }
+    if (!file->entries) return reader_refuse_memory(&file->from, (count + 1) * sizeof *file->entries);
     file->num_entries = (size_t)count;
     for (uint64_t i = 0; i < count; i++) {
         llamita_status status = parse_entry(file, &file->entries[i], i, count);
-        if (status) {
-            return status;
-        }
+        if (status) return status;
     }
     qsort(file->entries, file->num_entries, sizeof *file->entries, compare_entries);
     for (size_t i = 1; i < file->num_entries; i++) {
@@ -255,27 +227,22 @@ static llamita_status size_tensor(gguf_file *file, gguf_tensor *t) {
                              SHOWN(t->name), (int)block_elements, name, t->shape[0]);
     }
     t->num_bytes = saturating_multiply((uint64_t)(t->shape[0] / block_elements), block_bytes);
-    for (int i = 1; i < GGUF_MAX_DIMENSIONS; i++) {
+    for (int i = 1; i < GGUF_MAX_DIMENSIONS; i++)
         t->num_bytes = saturating_multiply(t->num_bytes, (uint64_t)t->shape[i]);
-    }
     return LLAMITA_OK;
 }
 
 static llamita_status parse_tensor(gguf_file *file, gguf_tensor *t, uint64_t index, uint64_t count) {
     reader *from = &file->from;
     uint32_t num_dimensions;
-    if (!take_string(from, &t->name)) {
-        return refuse_end(file, "tensor", index, count);
-    }
+    if (!take_string(from, &t->name)) return refuse_end(file, "tensor", index, count);
     if (t->name.num_bytes == 0 || t->name.num_bytes > MAX_TENSOR_NAME_BYTES) {
         return reader_refuse(from,
                              "tensor %" PRIu64 " of %" PRIu64 ": expected a name of 1 to %d bytes, found %zu; the file "
                              "is damaged",
                              index + 1, count, MAX_TENSOR_NAME_BYTES, t->name.num_bytes);
     }
-    if (!reader_u32(from, &num_dimensions)) {
-        return refuse_end(file, "tensor", index, count);
-    }
+    if (!reader_u32(from, &num_dimensions)) return refuse_end(file, "tensor", index, count);
     if (num_dimensions < 1 || num_dimensions > GGUF_MAX_DIMENSIONS) {
         return reader_refuse(from, "tensor %.*s: expected 1 to %d dimensions, found %" PRIu32 "; the file is damaged",
                              SHOWN(t->name), GGUF_MAX_DIMENSIONS, num_dimensions);
@@ -283,9 +250,7 @@ static llamita_status parse_tensor(gguf_file *file, gguf_tensor *t, uint64_t ind
     t->num_dimensions = (int)num_dimensions;
     for (int i = 0; i < GGUF_MAX_DIMENSIONS; i++) {
         uint64_t size = 1;
-        if (i < t->num_dimensions && !reader_u64(from, &size)) {
-            return refuse_end(file, "tensor", index, count);
-        }
+        if (i < t->num_dimensions && !reader_u64(from, &size)) return refuse_end(file, "tensor", index, count);
         if (size == 0 || size > INT64_MAX) {
             return reader_refuse(from,
                                  "tensor %.*s: expected dimensions of at least 1, found %" PRId64 "; the file is "
@@ -294,9 +259,7 @@ static llamita_status parse_tensor(gguf_file *file, gguf_tensor *t, uint64_t ind
         }
         t->shape[i] = (int64_t)size;
     }
-    if (!reader_u32(from, &t->type) || !reader_u64(from, &t->offset)) {
-        return refuse_end(file, "tensor", index, count);
-    }
+    if (!reader_u32(from, &t->type) || !reader_u64(from, &t->offset)) return refuse_end(file, "tensor", index, count);
     return size_tensor(file, t);
 }
 
@@ -355,24 +318,17 @@ static llamita_status place_tensors(gguf_file *file) {
 
 static llamita_status parse_tensors(gguf_file *file, uint64_t count) {
     enum { SMALLEST_TENSOR = 8 + 1 + 4 + 8 + 4 + 8 };
-    if (count > (file->from.num_bytes - file->from.position) / SMALLEST_TENSOR) {
+    if (count > (file->from.num_bytes - file->from.position) / SMALLEST_TENSOR)
         return refuse_end(file, "tensor", (file->from.num_bytes - file->from.position) / SMALLEST_TENSOR, count);
-    }
     file->tensors = calloc((size_t)count + 1, sizeof *file->tensors);
-    if (!file->tensors) {
-        return reader_refuse_memory(&file->from, (count + 1) * sizeof *file->tensors);
-    }
+    if (!file->tensors) return reader_refuse_memory(&file->from, (count + 1) * sizeof *file->tensors);
     file->num_tensors = (size_t)count;
     for (uint64_t i = 0; i < count; i++) {
         llamita_status status = parse_tensor(file, &file->tensors[i], i, count);
-        if (status) {
-            return status;
-        }
+        if (status) return status;
     }
     llamita_status status = place_tensors(file);
-    if (status) {
-        return status;
-    }
+    if (status) return status;
     qsort(file->tensors, file->num_tensors, sizeof *file->tensors, compare_tensors);
     for (size_t i = 1; i < file->num_tensors; i++) {
         if (compare_tensors(&file->tensors[i - 1], &file->tensors[i]) == 0) {
@@ -386,9 +342,7 @@ static llamita_status parse_tensors(gguf_file *file, uint64_t count) {
 llamita_status gguf_parse(gguf_file *file, const reader *from) {
     uint64_t num_tensors, num_entries;
     *file = (gguf_file){.from = *from, .file_bytes = from->num_bytes};
-    if (file->from.num_bytes > MAX_HEADER_BYTES) {
-        file->from.num_bytes = MAX_HEADER_BYTES;
-    }
+    if (file->from.num_bytes > MAX_HEADER_BYTES) file->from.num_bytes = MAX_HEADER_BYTES;
     llamita_status status = parse_header(file, &num_tensors, &num_entries);
     status = status ? status : parse_entries(file, num_entries);
     return status ? status : parse_tensors(file, num_tensors);
@@ -417,11 +371,8 @@ gguf_tensor *gguf_find_tensor(const gguf_file *file, const char *name) {
 static const gguf_entry *lookup(const gguf_file *file, const char *key, bool *found, llamita_status *status) {
     const gguf_entry *entry = gguf_find(file, key);
     *status = LLAMITA_OK;
-    if (found) {
-        *found = entry;
-    } else if (!entry) {
-        *status = reader_refuse(&file->from, "key %s is missing; the file is damaged or not a Llama", key);
-    }
+    if (found) *found = entry;
+    else if (!entry) *status = reader_refuse(&file->from, "key %s is missing; the file is damaged or not a Llama", key);
     return entry;
 }
 
@@ -453,12 +404,8 @@ llamita_status gguf_integer(const gguf_file *file, const char *key, int64_t low,
     llamita_status status;
     const gguf_entry *entry = lookup(file, key, found, &status);
     int64_t number;
-    if (!entry) {
-        return status;
-    }
-    if (!entry_integer(entry, &number)) {
-        return refuse_type(file, key, "a whole number", entry);
-    }
+    if (!entry) return status;
+    if (!entry_integer(entry, &number)) return refuse_type(file, key, "a whole number", entry);
     if (number < low || number > high) {
         return reader_refuse(&file->from,
                              "key %s: expected %" PRId64 " to %" PRId64 ", found %" PRId64 "; the file is damaged", key,
@@ -471,12 +418,8 @@ llamita_status gguf_integer(const gguf_file *file, const char *key, int64_t low,
 llamita_status gguf_real(const gguf_file *file, const char *key, double *value, bool *found) {
     llamita_status status;
     const gguf_entry *entry = lookup(file, key, found, &status);
-    if (!entry) {
-        return status;
-    }
-    if (entry->type != GGUF_F32 && entry->type != GGUF_F64) {
-        return refuse_type(file, key, "f32", entry);
-    }
+    if (!entry) return status;
+    if (entry->type != GGUF_F32 && entry->type != GGUF_F64) return refuse_type(file, key, "f32", entry);
     double number = entry->type == GGUF_F32 ? (double)read_f32(entry->data) : read_f64(entry->data);
     if (!isfinite(number)) {
         return reader_refuse(&file->from, "key %s: expected a finite number, found %f; the file is damaged", key,
@@ -489,12 +432,8 @@ llamita_status gguf_real(const gguf_file *file, const char *key, double *value, 
 llamita_status gguf_bool(const gguf_file *file, const char *key, bool *value, bool *found) {
     llamita_status status;
     const gguf_entry *entry = lookup(file, key, found, &status);
-    if (!entry) {
-        return status;
-    }
-    if (entry->type != GGUF_BOOL) {
-        return refuse_type(file, key, "bool", entry);
-    }
+    if (!entry) return status;
+    if (entry->type != GGUF_BOOL) return refuse_type(file, key, "bool", entry);
     *value = entry->data[0] == 1;
     return LLAMITA_OK;
 }
@@ -502,12 +441,8 @@ llamita_status gguf_bool(const gguf_file *file, const char *key, bool *value, bo
 llamita_status gguf_string(const gguf_file *file, const char *key, byte_slice *value, bool *found) {
     llamita_status status;
     const gguf_entry *entry = lookup(file, key, found, &status);
-    if (!entry) {
-        return status;
-    }
-    if (entry->type != GGUF_STRING) {
-        return refuse_type(file, key, "string", entry);
-    }
+    if (!entry) return status;
+    if (entry->type != GGUF_STRING) return refuse_type(file, key, "string", entry);
     *value = (byte_slice){(const char *)entry->data, (size_t)entry->count};
     return LLAMITA_OK;
 }
@@ -515,9 +450,7 @@ llamita_status gguf_string(const gguf_file *file, const char *key, byte_slice *v
 llamita_status gguf_array(const gguf_file *file, const char *key, gguf_type element_type, const gguf_entry **array) {
     llamita_status status;
     const gguf_entry *entry = lookup(file, key, NULL, &status);
-    if (!entry) {
-        return status;
-    }
+    if (!entry) return status;
     if (entry->type != GGUF_ARRAY || entry->element_type != element_type) {
         char expected[32] = "array of ";
         return refuse_type(file, key, strcat(expected, TYPE_NAMES[element_type]), entry);
@@ -528,9 +461,7 @@ llamita_status gguf_array(const gguf_file *file, const char *key, gguf_type elem
 
 llamita_status gguf_strings(const gguf_file *file, const gguf_entry *array, byte_slice **strings) {
     byte_slice *slices = malloc(((size_t)array->count + 1) * sizeof *slices);
-    if (!slices) {
-        return reader_refuse_memory(&file->from, (array->count + 1) * sizeof *slices);
-    }
+    if (!slices) return reader_refuse_memory(&file->from, (array->count + 1) * sizeof *slices);
     const unsigned char *at = array->data;
     for (uint64_t i = 0; i < array->count; i++) {
         slices[i] = (byte_slice){(const char *)at + 8, (size_t)read_u64(at)}; /* lengths were checked by parse_array */

@@ -2,8 +2,8 @@
 #ifndef LLAMITA_GGUF_H
 #define LLAMITA_GGUF_H
 
-#include "model/model.h"
 #include "formats/reader.h"
+#include "model/model.h"
 #include "tokenizer/tokenizer.h"
 
 typedef enum {

@@ -31,16 +31,16 @@ static llamita_status check_kind(const gguf_file *file, llamita_adapter_info *in
     llamita_status status =
         check_word(file, "general.type", "adapter", "give an adapter, as llamita export --adapter writes it");
     status = status ? status : check_word(file, "adapter.type", "lora", "this engine applies LoRA adapters only");
-    status = status ? status
-                    : check_word(file, "general.architecture", "llama", "the adapter was made for another model");
+    status =
+        status ? status : check_word(file, "general.architecture", "llama", "the adapter was made for another model");
     if (!status && gguf_find(file, "adapter.alora.invocation_tokens")) {
         return reader_refuse(&file->from, "key adapter.alora.invocation_tokens: expected none; this engine does not "
                                           "switch adapters on inside a text");
     }
     status = status ? status : gguf_real(file, "adapter.lora.alpha", &alpha, NULL);
     if (!status && !(alpha > 0 && isfinite((float)alpha))) {
-        return reader_refuse(&file->from, "key adapter.lora.alpha: expected a positive number, found %g; the file is damaged",
-                             alpha);
+        return reader_refuse(
+            &file->from, "key adapter.lora.alpha: expected a positive number, found %g; the file is damaged", alpha);
     }
     status = status ? status : gguf_string(file, "general.name", &name, &found);
     error_clean_line(info->name, sizeof info->name, name.bytes, name.num_bytes);
@@ -53,19 +53,18 @@ static llamita_status check_kind(const gguf_file *file, llamita_adapter_info *in
 static llamita_status refuse_shape(const gguf_file *file, const gguf_tensor *t, const char *expected) {
     char found[96];
     size_t length = 0;
-    for (int i = 0; i < t->num_dimensions; i++) {
+    for (int i = 0; i < t->num_dimensions; i++)
         length += (size_t)snprintf(found + length, sizeof found - length, "%s%" PRId64, i ? ", " : "", t->shape[i]);
-    }
-    return reader_refuse(&file->from, "tensor %.*s: expected shape %s, found [%s]; the adapter was made for another model",
+    return reader_refuse(&file->from,
+                         "tensor %.*s: expected shape %s, found [%s]; the adapter was made for another model",
                          SHOWN(t->name), expected, found);
 }
 
 /* The tensor as it will be packed: floats of 16 bits stay what they are, all else becomes F32. */
 static tensor describe(const gguf_tensor *t) {
     const tensor_type type = (tensor_type)t->type;
-    tensor described = {.type = tensor_type_is_quantized(type) ? TENSOR_F32 : type,
-                        .num_rows = t->shape[1],
-                        .row_length = t->shape[0]};
+    tensor described = {
+        .type = tensor_type_is_quantized(type) ? TENSOR_F32 : type, .num_rows = t->shape[1], .row_length = t->shape[0]};
     described.format = panel_format_of(described.type);
     described.panel_bytes = panel_bytes(described.format, described.row_length);
     return described;
@@ -78,13 +77,9 @@ static llamita_status take_update(const gguf_file *file, const tensor *matrix, c
         char half[NAME_BYTES + 8];
         snprintf(half, sizeof half, "%s.lora_%c", name, "ab"[i]);
         halves[i] = gguf_find_tensor(file, half);
-        if (halves[i]) {
-            halves[i]->used = true;
-        }
+        if (halves[i]) halves[i]->used = true;
     }
-    if (!halves[0] && !halves[1]) {
-        return LLAMITA_OK;
-    }
+    if (!halves[0] && !halves[1]) return LLAMITA_OK;
     if (!halves[0] || !halves[1]) {
         return reader_refuse(&file->from, "tensor %s.lora_%c is missing; the file is incomplete", name,
                              halves[0] ? 'b' : 'a');
@@ -97,8 +92,8 @@ static llamita_status take_update(const gguf_file *file, const tensor *matrix, c
         return refuse_shape(file, a, expected);
     }
     if (rank > MAX_RANK) {
-        return reader_refuse(&file->from, "tensor %s.lora_a: expected a rank of 1 to %d, found %" PRId64
-                                          "; the file is damaged",
+        return reader_refuse(&file->from,
+                             "tensor %s.lora_a: expected a rank of 1 to %d, found %" PRId64 "; the file is damaged",
                              name, MAX_RANK, rank);
     }
     if (b->shape[0] != rank || b->shape[1] != matrix->num_rows || b->shape[2] != 1 || b->shape[3] != 1) {
@@ -134,9 +129,8 @@ static llamita_status take_updates(llamita_adapter *adapter, const gguf_file *fi
                                  SHOWN(file->tensors[i].name), (int)num_layers - 1);
         }
     }
-    if (!status && file->num_tensors == 0) {
+    if (!status && file->num_tensors == 0)
         return reader_refuse(&file->from, "it holds no tensors; the file is incomplete");
-    }
     return status;
 }
 
@@ -153,9 +147,7 @@ static llamita_status pack_tensor(const gguf_file *file, const char *name, tenso
     const size_t row_bytes = (size_t)(stored->num_bytes / (uint64_t)t->num_rows), row = (size_t)t->row_length;
     const bool converted = (tensor_type)stored->type != t->type;
     float *floats = malloc((size_t)t->num_rows * row * sizeof *floats);
-    if (!floats) {
-        return reader_refuse_memory(&file->from, (uint64_t)t->num_rows * row * sizeof *floats);
-    }
+    if (!floats) return reader_refuse_memory(&file->from, (uint64_t)t->num_rows * row * sizeof *floats);
     for (int64_t r = 0; r < t->num_rows; r++) {
         tensor_type_dequantize((tensor_type)stored->type)(stored->data + (size_t)r * row_bytes, t->row_length,
                                                           floats + (size_t)r * row);
@@ -179,9 +171,7 @@ static llamita_status pack_updates(llamita_adapter *adapter, const gguf_file *fi
     for (int32_t i = 0; i < num_layers; i++) {
         for (int which = 0; which < MATRICES_PER_LAYER; which++) {
             const lora_pair *update = &adapter->layers[i][which];
-            if (update->a.num_rows == 0) {
-                continue;
-            }
+            if (update->a.num_rows == 0) continue;
             num_bytes += packed_bytes(&update->a) + packed_bytes(&update->b);
             info->num_matrices++;
             info->num_parameters += update->a.num_rows * (update->a.row_length + update->b.num_rows);
@@ -189,9 +179,7 @@ static llamita_status pack_updates(llamita_adapter *adapter, const gguf_file *fi
         }
     }
     adapter->panels = aligned_alloc(PANEL_ALIGNMENT, num_bytes);
-    if (!adapter->panels) {
-        return reader_refuse_memory(&file->from, num_bytes);
-    }
+    if (!adapter->panels) return reader_refuse_memory(&file->from, num_bytes);
     char *panels = adapter->panels;
     llamita_status status = LLAMITA_OK;
     for (int32_t i = 0; i < num_layers; i++) {
@@ -212,7 +200,7 @@ static llamita_status pack_updates(llamita_adapter *adapter, const gguf_file *fi
 /* ---------------------------------------------------------------- opening */
 
 llamita_status gguf_read_lora(const llamita_model *model, const void *bytes, size_t num_bytes, const char *path,
-                            llamita_adapter **adapter, llamita_error *error) {
+                              llamita_adapter **adapter, llamita_error *error) {
     const reader from = {bytes, num_bytes, 0, "adapter", path, error};
     llamita_adapter *opened = calloc(1, sizeof *opened);
     if (opened) {

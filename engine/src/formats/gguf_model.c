@@ -5,10 +5,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "runtime/error.h"
 #include "formats/formats.h"
 #include "formats/gguf.h"
 #include "formats/model_check.h"
+#include "runtime/error.h"
 
 enum { NAME_BYTES = 64, SHAPE_BYTES = 96 };
 
@@ -106,9 +106,7 @@ static llamita_status read_sizes(const gguf_file *file, llamita_model_info *info
     for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++) {
         int64_t value = 0;
         llamita_status status = gguf_integer(file, sizes[i].key, 1, INT32_MAX, &value, NULL);
-        if (status) {
-            return status;
-        }
+        if (status) return status;
         *sizes[i].value = (int32_t)value;
     }
     bool found;
@@ -141,9 +139,8 @@ static llamita_status read_numbers(const gguf_file *file, llamita_model_info *in
 /* The vocabulary's size is the embedding's rows; llama.vocab_size, where given, must agree. */
 static llamita_status read_vocab_size(const gguf_file *file, llamita_model_info *info) {
     const gguf_tensor *embedding = gguf_find_tensor(file, "token_embd.weight");
-    if (!embedding) {
+    if (!embedding)
         return reader_refuse(&file->from, "tensor token_embd.weight is missing; the file is damaged or not a Llama");
-    }
     int64_t rows = embedding->shape[1] > INT32_MAX ? INT32_MAX : embedding->shape[1], told = rows;
     bool found;
     llamita_status status = gguf_integer(file, "llama.vocab_size", 1, INT32_MAX, &told, &found);
@@ -170,9 +167,7 @@ static llamita_status read_rope_scale(const gguf_file *file, double *scale) {
                              SHOWN(type));
     }
     status = status ? status : gguf_real(file, "llama.rope.scaling.factor", &factor, &found);
-    if (!status && !found) {
-        status = gguf_real(file, "llama.rope.scale_linear", &factor, &found);
-    }
+    if (!status && !found) status = gguf_real(file, "llama.rope.scale_linear", &factor, &found);
     if (!status && factor < 0.0) {
         return reader_refuse(&file->from,
                              "key llama.rope.scaling.factor: expected a positive number, found %g; the file is "
@@ -187,9 +182,8 @@ static llamita_status read_rope_scale(const gguf_file *file, double *scale) {
 
 static void print_shape(char text[SHAPE_BYTES], const int64_t *shape, int num_dimensions) {
     size_t length = 0;
-    for (int i = 0; i < num_dimensions; i++) {
+    for (int i = 0; i < num_dimensions; i++)
         length += (size_t)snprintf(text + length, SHAPE_BYTES - length, "%s%" PRId64, i ? ", " : "[", shape[i]);
-    }
     snprintf(text + length, SHAPE_BYTES - length, "]");
 }
 
@@ -197,9 +191,7 @@ static void print_shape(char text[SHAPE_BYTES], const int64_t *shape, int num_di
 static llamita_status take_tensor(const gguf_file *file, const char *name, int64_t row_length, int64_t num_rows,
                                   gguf_tensor **out) {
     gguf_tensor *t = gguf_find_tensor(file, name);
-    if (!t) {
-        return reader_refuse(&file->from, "tensor %s is missing; the file is damaged or not a Llama", name);
-    }
+    if (!t) return reader_refuse(&file->from, "tensor %s is missing; the file is damaged or not a Llama", name);
     const int64_t shape[GGUF_MAX_DIMENSIONS] = {row_length, num_rows ? num_rows : 1, 1, 1};
     if (memcmp(t->shape, shape, sizeof shape) != 0) {
         char expected[SHAPE_BYTES], found[SHAPE_BYTES];
@@ -218,8 +210,7 @@ static llamita_status take_matrix(const gguf_file *file, const char *name, int64
     gguf_tensor *t;
     llamita_status status = take_tensor(file, name, row_length, num_rows, &t);
     if (!status) {
-        *matrix =
-            (tensor){.type = (tensor_type)t->type,
+        *matrix = (tensor){.type = (tensor_type)t->type,
                            .num_rows = num_rows,
                            .row_length = row_length,
                            .row_bytes = (size_t)(t->num_bytes / (uint64_t)num_rows),
@@ -233,9 +224,7 @@ static llamita_status take_vector(llamita_model *model, const gguf_file *file, c
                                   const float **vector) {
     gguf_tensor *t;
     llamita_status status = take_tensor(file, name, length, 0, &t);
-    if (status) {
-        return status;
-    }
+    if (status) return status;
     const tensor_type type = (tensor_type)t->type;
     const float *values = (const float *)(const void *)t->data;
     if (tensor_type_is_quantized(type)) {
@@ -246,9 +235,7 @@ static llamita_status take_vector(llamita_model *model, const gguf_file *file, c
     }
     if (type != TENSOR_F32) {
         float *converted = model_allocate(model, (size_t)length * sizeof *converted);
-        if (!converted) {
-            return reader_refuse_memory(&file->from, (uint64_t)length * sizeof *converted);
-        }
+        if (!converted) return reader_refuse_memory(&file->from, (uint64_t)length * sizeof *converted);
         tensor_type_dequantize(type)(t->data, length, converted);
         values = converted;
     }
@@ -287,9 +274,7 @@ static llamita_status take_layer(llamita_model *model, const gguf_file *file, in
         llamita_status status = parts[i].vector
                                     ? take_vector(model, file, name, parts[i].row_length, parts[i].vector)
                                     : take_matrix(file, name, parts[i].num_rows, parts[i].row_length, parts[i].matrix);
-        if (status) {
-            return status;
-        }
+        if (status) return status;
     }
     return LLAMITA_OK;
 }
@@ -303,13 +288,9 @@ static llamita_status take_layers(llamita_model *model, const gguf_file *file) {
                              file->num_tensors, num_layers);
     }
     model->layers = model_allocate(model, (size_t)num_layers * sizeof *model->layers);
-    if (!model->layers) {
-        return reader_refuse_memory(&file->from, (uint64_t)num_layers * sizeof *model->layers);
-    }
+    if (!model->layers) return reader_refuse_memory(&file->from, (uint64_t)num_layers * sizeof *model->layers);
     llamita_status status = LLAMITA_OK;
-    for (int32_t i = 0; !status && i < num_layers; i++) {
-        status = take_layer(model, file, i);
-    }
+    for (int32_t i = 0; !status && i < num_layers; i++) status = take_layer(model, file, i);
     return status;
 }
 
@@ -320,9 +301,8 @@ static llamita_status take_embeddings(llamita_model *model, const gguf_file *fil
     status = status ? status : take_vector(model, file, "output_norm.weight", info->hidden_size, &model->output_norm);
     info->tied_embeddings = !gguf_find_tensor(file, "output.weight");
     model->output = model->token_embedding;
-    if (!status && !info->tied_embeddings) {
+    if (!status && !info->tied_embeddings)
         status = take_matrix(file, "output.weight", info->vocab_size, info->hidden_size, &model->output);
-    }
     return status;
 }
 
@@ -331,9 +311,8 @@ static llamita_status take_rope(llamita_model *model, const gguf_file *file) {
     const float *divisors = NULL;
     double scale = 1.0;
     llamita_status status = read_rope_scale(file, &scale);
-    if (!status && gguf_find_tensor(file, "rope_freqs.weight")) {
+    if (!status && gguf_find_tensor(file, "rope_freqs.weight"))
         status = take_vector(model, file, "rope_freqs.weight", model->info.head_dim / 2, &divisors);
-    }
     for (int32_t i = 0; !status && divisors && i < model->info.head_dim / 2; i++) {
         if (!(divisors[i] > 0.0F)) {
             return reader_refuse(&file->from,
@@ -371,9 +350,7 @@ static llamita_status fill(llamita_model *model, const gguf_file *file) {
     status = status ? status : take_layers(model, file);
     status = status ? status : take_rope(model, file);
     status = status ? status : check_all_used(model, file);
-    if (status) {
-        return status;
-    }
+    if (status) return status;
     byte_slice name = {"", 0};
     bool found;
     status = gguf_string(file, "general.name", &name, &found);

@@ -43,8 +43,9 @@ static llamita_status read_kind(const gguf_file *file, byte_slice model, tokeniz
         const char *name;
         pre_tokenizer pre_tokenizer;
     } splits[] = {
-        {"qwen2", PRE_TOKENIZER_QWEN2},        {"llama-bpe", PRE_TOKENIZER_LLAMA_BPE}, {"llama3", PRE_TOKENIZER_LLAMA_BPE},
-        {"llama-v3", PRE_TOKENIZER_LLAMA_BPE}, {"gpt-2", PRE_TOKENIZER_GPT2},          {"smollm", PRE_TOKENIZER_SMOLLM},
+        {"qwen2", PRE_TOKENIZER_QWEN2},      {"llama-bpe", PRE_TOKENIZER_LLAMA_BPE},
+        {"llama3", PRE_TOKENIZER_LLAMA_BPE}, {"llama-v3", PRE_TOKENIZER_LLAMA_BPE},
+        {"gpt-2", PRE_TOKENIZER_GPT2},       {"smollm", PRE_TOKENIZER_SMOLLM},
     };
     byte_slice pre = {"", 0};
     source->kind = TOKENIZER_BYTE_LEVEL;
@@ -65,9 +66,7 @@ static llamita_status read_kind(const gguf_file *file, byte_slice model, tokeniz
 static llamita_status read_pieces(const gguf_file *file, vocabulary *v) {
     const gguf_entry *tokens;
     llamita_status status = gguf_array(file, "tokenizer.ggml.tokens", GGUF_STRING, &tokens);
-    if (status) {
-        return status;
-    }
+    if (status) return status;
     if (tokens->count < 1 || tokens->count > MAX_TOKENS) {
         return reader_refuse(
             &file->from, "key tokenizer.ggml.tokens: expected 1 to %d tokens, found %" PRIu64 "; the file is damaged",
@@ -101,13 +100,9 @@ static llamita_status read_scores(const gguf_file *file, vocabulary *v) {
     const gguf_entry *array;
     llamita_status status = gguf_array(file, key, GGUF_F32, &array);
     status = status ? status : check_count(file, key, array, v->source.vocab_size);
-    if (status) {
-        return status;
-    }
+    if (status) return status;
     v->scores = malloc((size_t)array->count * sizeof *v->scores);
-    if (!v->scores) {
-        return reader_refuse_memory(&file->from, array->count * sizeof *v->scores);
-    }
+    if (!v->scores) return reader_refuse_memory(&file->from, array->count * sizeof *v->scores);
     for (uint64_t i = 0; i < array->count; i++) {
         v->scores[i] = read_f32(array->data + 4 * i);
         if (!isfinite(v->scores[i])) {
@@ -124,18 +119,12 @@ static llamita_status read_scores(const gguf_file *file, vocabulary *v) {
 static llamita_status read_types(const gguf_file *file, vocabulary *v) {
     const char *key = "tokenizer.ggml.token_type";
     const gguf_entry *array;
-    if (!gguf_find(file, key)) {
-        return LLAMITA_OK;
-    }
+    if (!gguf_find(file, key)) return LLAMITA_OK;
     llamita_status status = gguf_array(file, key, GGUF_I32, &array);
     status = status ? status : check_count(file, key, array, v->source.vocab_size);
-    if (status) {
-        return status;
-    }
+    if (status) return status;
     v->types = malloc((size_t)array->count * sizeof *v->types);
-    if (!v->types) {
-        return reader_refuse_memory(&file->from, array->count * sizeof *v->types);
-    }
+    if (!v->types) return reader_refuse_memory(&file->from, array->count * sizeof *v->types);
     for (uint64_t i = 0; i < array->count; i++) {
         v->types[i] = (int32_t)read_u32(array->data + 4 * i);
         if (v->types[i] < TOKEN_NORMAL || v->types[i] > TOKEN_BYTE) {
@@ -152,9 +141,7 @@ static llamita_status read_types(const gguf_file *file, vocabulary *v) {
 static llamita_status read_merges(const gguf_file *file, vocabulary *v) {
     const gguf_entry *array;
     llamita_status status = gguf_array(file, "tokenizer.ggml.merges", GGUF_STRING, &array);
-    if (status) {
-        return status;
-    }
+    if (status) return status;
     if (array->count > MAX_MERGES) {
         return reader_refuse(&file->from,
                              "key tokenizer.ggml.merges: expected at most %d, found %" PRIu64 "; the file is "
@@ -183,19 +170,12 @@ static llamita_status read_end_ids(const gguf_file *file, vocabulary *v) {
     for (size_t i = 0; i < sizeof keys / sizeof keys[0]; i++) {
         int32_t id;
         llamita_status status = read_id(file, keys[i], v->source.vocab_size, -1, &id);
-        if (status) {
-            return status;
-        }
-        if (id >= 0) {
-            v->end_ids[count++] = id;
-        }
+        if (status) return status;
+        if (id >= 0) v->end_ids[count++] = id;
     }
     for (int32_t id = 0; v->types && id < v->source.vocab_size; id++) {
-        for (size_t i = 0; v->types[id] == TOKEN_CONTROL && i < sizeof ENDING_TEXTS / sizeof ENDING_TEXTS[0]; i++) {
-            if (count < MAX_END_IDS && slice_is(v->pieces[id], ENDING_TEXTS[i])) {
-                v->end_ids[count++] = id;
-            }
-        }
+        for (size_t i = 0; v->types[id] == TOKEN_CONTROL && i < sizeof ENDING_TEXTS / sizeof ENDING_TEXTS[0]; i++)
+            if (count < MAX_END_IDS && slice_is(v->pieces[id], ENDING_TEXTS[i])) v->end_ids[count++] = id;
     }
     v->source.end_ids = v->end_ids;
     v->source.num_end_ids = count;
@@ -232,9 +212,7 @@ static llamita_status read_vocabulary(const gguf_file *file, byte_slice model, v
     llamita_status status = read_kind(file, model, &v->source);
     status = status ? status : read_pieces(file, v);
     status = status ? status : read_types(file, v);
-    if (!status) {
-        status = v->source.kind == TOKENIZER_SENTENCEPIECE ? read_scores(file, v) : read_merges(file, v);
-    }
+    if (!status) status = v->source.kind == TOKENIZER_SENTENCEPIECE ? read_scores(file, v) : read_merges(file, v);
     return status ? status : read_specials(file, v);
 }
 
@@ -242,9 +220,7 @@ static llamita_status read_chat_template(const gguf_file *file, char **chat_temp
     byte_slice text = {0};
     bool found;
     llamita_status status = gguf_string(file, "tokenizer.chat_template", &text, &found);
-    if (status || !found) {
-        return status;
-    }
+    if (status || !found) return status;
     if (text.num_bytes > MAX_TEMPLATE_BYTES || memchr(text.bytes, '\0', text.num_bytes)) {
         return reader_refuse(&file->from,
                              "key tokenizer.chat_template: expected at most %d bytes of text without zero bytes, "
@@ -252,9 +228,7 @@ static llamita_status read_chat_template(const gguf_file *file, char **chat_temp
                              MAX_TEMPLATE_BYTES, text.num_bytes);
     }
     char *copy = calloc(text.num_bytes + 1, 1);
-    if (!copy) {
-        return reader_refuse_memory(&file->from, text.num_bytes + 1);
-    }
+    if (!copy) return reader_refuse_memory(&file->from, text.num_bytes + 1);
     memcpy(copy, text.bytes, text.num_bytes);
     *chat_template = copy;
     return LLAMITA_OK;

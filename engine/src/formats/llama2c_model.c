@@ -78,9 +78,7 @@ static void part_shape(const llamita_model_info *info, part p, int64_t *num_rows
     *copies = p == OUTPUT && info->tied_embeddings ? 0 : shapes[p].in_layer ? info->num_hidden_layers : 1;
 }
 
-static bool is_norm(part p) {
-    return p == ATTENTION_NORM || p == FFN_NORM || p == OUTPUT_NORM;
-}
+static bool is_norm(part p) { return p == ATTENTION_NORM || p == FFN_NORM || p == OUTPUT_NORM; }
 
 /* Where the model keeps a matrix, or a norm; NULL for what it is not. RoPE's tables are kept nowhere: they are
  * computed. */
@@ -131,11 +129,9 @@ static llamita_status check_not_foreign(const reader *from) {
         {"lmgg", 4, "it looks like a GGML file from before GGUF; convert the model again"},
         {"version https://git-lfs", 23, "it is a Git LFS pointer, not the file itself; fetch it with: git lfs pull"},
     };
-    for (size_t i = 0; i < sizeof known / sizeof known[0]; i++) {
-        if (from->num_bytes >= known[i].num_bytes && memcmp(from->bytes, known[i].magic, known[i].num_bytes) == 0) {
+    for (size_t i = 0; i < sizeof known / sizeof known[0]; i++)
+        if (from->num_bytes >= known[i].num_bytes && memcmp(from->bytes, known[i].magic, known[i].num_bytes) == 0)
             return reader_refuse(from, "expected a GGUF or llama2.c model file; %s", known[i].advice);
-        }
-    }
     if (from->num_bytes > 10 && from->bytes[8] == '{' && from->bytes[9] == '"') {
         return reader_refuse(from,
                              "expected a GGUF or llama2.c model file; it looks like safetensors; export the checkpoint "
@@ -187,9 +183,7 @@ static llamita_status read_new_header(reader *from, layout *l, llamita_model_inf
     }
     *l = (layout){(int)version, V1_ORDER, 0, HEADER_BYTES};
     llamita_status status = read_config(from, l, info);
-    if (status) {
-        return status;
-    }
+    if (status) return status;
     if (!reader_bytes(from, 1, &shared) || *shared > 1) {
         return reader_refuse(from, "header: shared classifier: expected 0 or 1, found %d; the file is damaged",
                              *shared);
@@ -213,12 +207,8 @@ static llamita_status read_header(reader *from, layout *l, llamita_model_info *i
         status = check_not_foreign(from);
         status = status ? status : read_config(from, l, info);
     }
-    if (status) {
-        return status;
-    }
-    if (l->version == 0 && info->hidden_size > MAX_PLAUSIBLE_DIM) {
-        return refuse_foreign(from);
-    }
+    if (status) return status;
+    if (l->version == 0 && info->hidden_size > MAX_PLAUSIBLE_DIM) return refuse_foreign(from);
     if (info->hidden_size % info->num_attention_heads != 0) {
         return l->version == 0 ? refuse_foreign(from)
                                : reader_refuse(from,
@@ -237,9 +227,7 @@ static llamita_status read_header(reader *from, layout *l, llamita_model_info *i
 /* Bytes of one copy of a part as the file stores it. */
 static uint64_t part_bytes(const layout *l, part p, int64_t num_rows, int64_t row_length) {
     uint64_t elements = saturating_multiply((uint64_t)num_rows, (uint64_t)row_length);
-    if (l->group_size == 0 || is_norm(p)) {
-        return saturating_multiply(elements, sizeof(float));
-    }
+    if (l->group_size == 0 || is_norm(p)) return saturating_multiply(elements, sizeof(float));
     return saturating_add(elements, saturating_multiply(elements / (uint64_t)l->group_size, sizeof(float)));
 }
 
@@ -276,11 +264,9 @@ static llamita_status check_length(const reader *from, const layout *l, llamita_
 /* ---- weights */
 
 static void part_name(char name[64], part p, int64_t copy) {
-    if (p == EMBEDDING || p == OUTPUT_NORM || p == ROPE_TABLES || p == OUTPUT) {
+    if (p == EMBEDDING || p == OUTPUT_NORM || p == ROPE_TABLES || p == OUTPUT)
         snprintf(name, 64, "%s.weight", PART_NAMES[p]);
-    } else {
-        snprintf(name, 64, "blk.%" PRId64 ".%s.weight", copy, PART_NAMES[p]);
-    }
+    else snprintf(name, 64, "blk.%" PRId64 ".%s.weight", copy, PART_NAMES[p]);
 }
 
 /* Version 2: the scales of a tensor, which lie behind its values. */
@@ -304,9 +290,8 @@ static llamita_status take_copy(llamita_model *model, reader *from, const layout
     char name[64];
     part_shape(&model->info, p, &num_rows, &row_length, &copies);
     part_name(name, p, copy);
-    if (!reader_bytes(from, part_bytes(l, p, num_rows, row_length), &bytes)) { /* check_length has made sure of it */
+    if (!reader_bytes(from, part_bytes(l, p, num_rows, row_length), &bytes)) /* check_length has made sure of it */
         return reader_refuse(from, "tensor %s runs past the file's end; the file is incomplete", name);
-    }
     const float **norm = norm_place(model, p, copy);
     tensor *matrix = matrix_place(model, p, copy);
     if (norm) {
@@ -330,14 +315,11 @@ static llamita_status dequantize(llamita_model *model, const reader *from, const
     const unsigned char *values = matrix->data, *scales = values + elements;
     const uint64_t num_bytes = saturating_multiply((uint64_t)elements, sizeof(float));
     float *weights = num_bytes > SIZE_MAX ? NULL : model_allocate(model, (size_t)num_bytes);
-    if (!weights) {
-        return reader_refuse_memory(from, num_bytes);
-    }
+    if (!weights) return reader_refuse_memory(from, num_bytes);
     for (int64_t g = 0; g < elements / l->group_size; g++) {
         const float scale = read_f32(scales + 4 * g);
-        for (int64_t i = g * l->group_size; i < (g + 1) * l->group_size; i++) {
+        for (int64_t i = g * l->group_size; i < (g + 1) * l->group_size; i++)
             weights[i] = (float)(int8_t)values[i] * scale;
-        }
     }
     matrix->data = weights;
     return LLAMITA_OK;
@@ -354,9 +336,7 @@ static llamita_status take_parts(llamita_model *model, reader *from, const layou
             llamita_status status = !expand  ? take_copy(model, from, l, *p, copy)
                                     : matrix ? dequantize(model, from, l, matrix)
                                              : LLAMITA_OK;
-            if (status) {
-                return status;
-            }
+            if (status) return status;
         }
     }
     return LLAMITA_OK;
@@ -365,16 +345,10 @@ static llamita_status take_parts(llamita_model *model, reader *from, const layou
 static llamita_status take_weights(llamita_model *model, reader *from, const layout *l) {
     const uint64_t layer_bytes = (uint64_t)model->info.num_hidden_layers * sizeof *model->layers;
     model->layers = model_allocate(model, (size_t)layer_bytes);
-    if (!model->layers) {
-        return reader_refuse_memory(from, layer_bytes);
-    }
+    if (!model->layers) return reader_refuse_memory(from, layer_bytes);
     llamita_status status = take_parts(model, from, l, false);
-    if (!status && l->group_size) {
-        status = take_parts(model, from, l, true);
-    }
-    if (model->info.tied_embeddings) {
-        model->output = model->token_embedding;
-    }
+    if (!status && l->group_size) status = take_parts(model, from, l, true);
+    if (model->info.tied_embeddings) model->output = model->token_embedding;
     return status;
 }
 
@@ -386,14 +360,10 @@ llamita_status llama2c_fill_model(llamita_model *model, const char *path, llamit
     status = status ? status : model_check_shape(model, &from);
     status = status ? status : take_weights(model, &from, &l);
     status = status ? status : model_fill_rope(model, &from, 1.0, NULL);
-    if (status) {
-        return status;
-    }
+    if (status) return status;
     snprintf(model->info.architecture, sizeof model->info.architecture, "llama");
     snprintf(model->info.format, sizeof model->info.format, "llama2.c v%d", l.version);
-    if (l.version == 2) {
-        snprintf(model->info.weight_type, sizeof model->info.weight_type, "int8");
-    }
+    if (l.version == 2) snprintf(model->info.weight_type, sizeof model->info.weight_type, "int8");
     model->bos_ends = true;
     return LLAMITA_OK;
 }

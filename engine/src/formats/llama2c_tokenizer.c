@@ -71,9 +71,7 @@ static llamita_status check_entries(reader from, int32_t vocab_size) {
         float score;
         byte_slice piece;
         llamita_status status = take_entry(&from, max_length, count, &score, &piece);
-        if (status) {
-            return status;
-        }
+        if (status) return status;
         longest = piece.num_bytes > longest ? (uint32_t)piece.num_bytes : longest;
     }
     if (longest != max_length) {
@@ -123,17 +121,13 @@ llamita_status llama2c_read_tokenizer(const void *mapping, size_t num_bytes, con
                                       tokenizer **out, llamita_error *error) {
     reader from = {mapping, num_bytes, 0, "tokenizer", path, error};
     llamita_status status = check_entries(from, vocab_size);
-    if (status) {
-        return status;
-    }
+    if (status) return status;
     const size_t count = (size_t)vocab_size;
     byte_slice *pieces = malloc(count * sizeof *pieces);
     float *scores = malloc(count * sizeof *scores);
     int32_t *types = malloc(count * sizeof *types);
     char *text = malloc(saturating_multiply(num_bytes, 3) > SIZE_MAX ? SIZE_MAX : 3 * num_bytes);
-    if (!pieces || !scores || !types || !text) {
-        status = reader_refuse_memory(&from, saturating_multiply(num_bytes, 3));
-    }
+    if (!pieces || !scores || !types || !text) status = reader_refuse_memory(&from, saturating_multiply(num_bytes, 3));
     char *end = text;
     uint32_t max_length = 0;
     reader_u32(&from, &max_length);

@@ -18,9 +18,7 @@ static llamita_status refuse_file(const char *what, const char *path, const char
 llamita_status mmap_file_open(const char *what, const char *path, mmap_file *file, llamita_error *error) {
     int descriptor = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     struct stat facts;
-    if (descriptor < 0) {
-        return refuse_file(what, path, strerror(errno), error);
-    }
+    if (descriptor < 0) return refuse_file(what, path, strerror(errno), error);
     llamita_status status = LLAMITA_OK;
     if (fstat(descriptor, &facts) != 0) {
         status = refuse_file(what, path, strerror(errno), error);
@@ -36,9 +34,7 @@ llamita_status mmap_file_open(const char *what, const char *path, mmap_file *fil
     } else {
         file->num_bytes = (size_t)facts.st_size;
         file->bytes = mmap(NULL, file->num_bytes, PROT_READ, MAP_PRIVATE, descriptor, 0);
-        if (file->bytes == MAP_FAILED) {
-            status = refuse_file(what, path, strerror(errno), error);
-        }
+        if (file->bytes == MAP_FAILED) status = refuse_file(what, path, strerror(errno), error);
     }
     close(descriptor);
     return status;

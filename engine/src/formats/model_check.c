@@ -33,9 +33,7 @@ llamita_status model_check_shape(const llamita_model *model, const reader *from)
     };
     for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++) {
         llamita_status status = check_size(from, sizes[i].name, sizes[i].value, sizes[i].highest);
-        if (status) {
-            return status;
-        }
+        if (status) return status;
     }
     if (info->num_attention_heads % info->num_key_value_heads != 0) {
         return reader_refuse(from,
@@ -43,9 +41,8 @@ llamita_status model_check_shape(const llamita_model *model, const reader *from)
                              "is damaged",
                              info->num_attention_heads, info->num_key_value_heads);
     }
-    if (info->head_dim % 2 != 0) {
+    if (info->head_dim % 2 != 0)
         return reader_refuse(from, "head size: expected an even number, found %d; the file is damaged", info->head_dim);
-    }
     return LLAMITA_OK;
 }
 
@@ -64,9 +61,7 @@ llamita_status model_check_finite(const reader *from, const char *name, const fl
 llamita_status model_fill_rope(llamita_model *model, const reader *from, double scale, const float *divisors) {
     const int32_t num_pairs = model->info.head_dim / 2;
     float *frequency = model_allocate(model, (size_t)num_pairs * sizeof *frequency);
-    if (!frequency) {
-        return reader_refuse_memory(from, (uint64_t)num_pairs * sizeof *frequency);
-    }
+    if (!frequency) return reader_refuse_memory(from, (uint64_t)num_pairs * sizeof *frequency);
     for (int32_t i = 0; i < num_pairs; i++) {
         double angle = pow((double)model->info.rope_theta, -2.0 * i / model->info.head_dim) / scale;
         frequency[i] = (float)(divisors ? angle / (double)divisors[i] : angle);

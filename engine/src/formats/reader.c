@@ -47,9 +47,7 @@ double read_f64(const unsigned char *bytes) {
 }
 
 bool reader_bytes(reader *from, uint64_t num_bytes, const unsigned char **bytes) {
-    if (num_bytes > from->num_bytes - from->position) {
-        return false;
-    }
+    if (num_bytes > from->num_bytes - from->position) return false;
     *bytes = from->bytes + from->position;
     from->position += (size_t)num_bytes;
     return true;
@@ -57,26 +55,18 @@ bool reader_bytes(reader *from, uint64_t num_bytes, const unsigned char **bytes)
 
 bool reader_u32(reader *from, uint32_t *value) {
     const unsigned char *bytes;
-    if (!reader_bytes(from, 4, &bytes)) {
-        return false;
-    }
+    if (!reader_bytes(from, 4, &bytes)) return false;
     *value = read_u32(bytes);
     return true;
 }
 
 bool reader_u64(reader *from, uint64_t *value) {
     const unsigned char *bytes;
-    if (!reader_bytes(from, 8, &bytes)) {
-        return false;
-    }
+    if (!reader_bytes(from, 8, &bytes)) return false;
     *value = read_u64(bytes);
     return true;
 }
 
-uint64_t saturating_add(uint64_t a, uint64_t b) {
-    return a > UINT64_MAX - b ? UINT64_MAX : a + b;
-}
+uint64_t saturating_add(uint64_t a, uint64_t b) { return a > UINT64_MAX - b ? UINT64_MAX : a + b; }
 
-uint64_t saturating_multiply(uint64_t a, uint64_t b) {
-    return b != 0 && a > UINT64_MAX / b ? UINT64_MAX : a * b;
-}
+uint64_t saturating_multiply(uint64_t a, uint64_t b) { return b != 0 && a > UINT64_MAX / b ? UINT64_MAX : a * b; }

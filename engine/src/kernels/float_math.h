@@ -52,7 +52,7 @@ static inline float float_from_bfloat(const void *address) {
  * x = n ln 2 + r with |r| <= ln 2 / 2, so e^x = 2^n e^r, and e^r = 1 + r + r^2 q(r), where q is the Chebyshev
  * interpolation of degree 4 of (e^r - 1 - r) / r^2 (error of e^r: 1e-8). Relative error in all: below 2e-7. */
 #define EXP_MIN (-87.0f) /* below it e^x counts as 0 */
-#define EXP_MAX 88.0f   /* above it x counts as this */
+#define EXP_MAX 88.0f    /* above it x counts as this */
 #define EXP_LOG2_E 1.44269504f
 #define EXP_LN2_HIGH 0.693359375f /* 9 bits: n * this is exact */
 #define EXP_LN2_LOW (-2.12194440e-4f)

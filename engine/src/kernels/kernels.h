@@ -28,9 +28,9 @@
  * value was not finite, so that damage is never hidden. */
 typedef struct {
     float scale;
-    float scaled_sum;       /* scale * (sum of values) */
-    int32_t eight_sums;     /* 8 * sum of values */
-    int32_t sums_of_half;   /* 32 * sum of values[0 .. 15] */
+    float scaled_sum;     /* scale * (sum of values) */
+    int32_t eight_sums;   /* 8 * sum of values */
+    int32_t sums_of_half; /* 32 * sum of values[0 .. 15] */
     int8_t values[BLOCK_LENGTH];
 } activation_block;
 

@@ -88,9 +88,10 @@ INLINE void float_tile(const matmul_job *job, int64_t panel, int64_t column, con
     const char *weights[4];
     const float *values[6];
     __m256 sums[4][6];
-    UNROLL for (int p = 0; p < panels; p++) weights[p] = (const char *)job->panels + (size_t)(panel + p) * job->panel_bytes;
-    UNROLL for (int c = 0; c < columns; c++)
-        values[c] = (const float *)(const void *)((const char *)job->columns + (size_t)(column + c) * job->column_bytes);
+    UNROLL for (int p = 0; p < panels; p++) weights[p] =
+        (const char *)job->panels + (size_t)(panel + p) * job->panel_bytes;
+    UNROLL for (int c = 0; c < columns; c++) values[c] =
+        (const float *)(const void *)((const char *)job->columns + (size_t)(column + c) * job->column_bytes);
     UNROLL for (int p = 0; p < panels; p++) UNROLL for (int c = 0; c < columns; c++) sums[p][c] = _mm256_setzero_ps();
     const size_t k_bytes = panel_layout_of(format).element_bytes;
     for (int64_t k = 0; k < job->row_length; k++) {
@@ -174,13 +175,13 @@ INLINE __m256i broadcast_quad(const activation_block *block, int q) {
  * sums begin 128 times the values' sum lower. */
 INLINE void sum_quads(const uint8_t *codes, const activation_block *const *blocks, const int first, const int last,
                       const int columns, const panel_format format, __m256i *whole) {
-    UNROLL for (int c = 0; c < columns; c++)
-        whole[c] = format == PANEL_Q8_0 ? _mm256_set1_epi32(-16 * blocks[c]->eight_sums) : _mm256_setzero_si256();
+    UNROLL for (int c = 0; c < columns; c++) whole[c] =
+        format == PANEL_Q8_0 ? _mm256_set1_epi32(-16 * blocks[c]->eight_sums) : _mm256_setzero_si256();
     UNROLL for (int q = first; q < last; q++) {
         __m256i code = load_quad(codes, q, format);
         if (format == PANEL_Q8_0) code = _mm256_xor_si256(code, _mm256_set1_epi8(-128));
-        UNROLL for (int c = 0; c < columns; c++)
-            whole[c] = _mm256_dpbusd_avx_epi32(whole[c], code, broadcast_quad(blocks[c], q));
+        UNROLL for (int c = 0; c < columns; c++) whole[c] =
+            _mm256_dpbusd_avx_epi32(whole[c], code, broadcast_quad(blocks[c], q));
     }
 }
 #else
@@ -211,7 +212,8 @@ INLINE void sum_quads(const uint8_t *codes, const activation_block *const *block
 INLINE void add_block(const uint8_t *codes, const uint8_t *header, const uint8_t *super,
                       const activation_block *const *blocks, const int columns, const panel_format format,
                       __m256 *sums) {
-    const bool has_minimum = format == PANEL_Q4_1 || format == PANEL_Q5_1 || format == PANEL_Q4_K || format == PANEL_Q5_K;
+    const bool has_minimum =
+        format == PANEL_Q4_1 || format == PANEL_Q5_1 || format == PANEL_Q4_K || format == PANEL_Q5_K;
     __m256i whole[MAX_COLUMNS], second[MAX_COLUMNS];
     __m256 scale, minimum = _mm256_setzero_ps();
     if (format == PANEL_Q6_K) {
@@ -259,8 +261,8 @@ INLINE void block_tile(const matmul_job *job, int64_t panel, int64_t column, con
         supers[p] = headers[p] + (size_t)num_blocks * layout.header_bytes;
         UNROLL for (int c = 0; c < columns; c++) sums[p][c] = _mm256_setzero_ps();
     }
-    UNROLL for (int c = 0; c < columns; c++)
-        blocks[c] = (const void *)((const char *)job->columns + (size_t)(column + c) * job->column_bytes);
+    UNROLL for (int c = 0; c < columns; c++) blocks[c] =
+        (const void *)((const char *)job->columns + (size_t)(column + c) * job->column_bytes);
     for (int64_t b = 0; b < num_blocks; b++) {
         UNROLL for (int p = 0; p < panels; p++) {
             if (column == 0) ask_ahead(codes[p], layout.code_bytes);

@@ -109,8 +109,8 @@ INLINE void multiply_element(const char *const *panels_at, int64_t k, const floa
     UNROLL for (int p = 0; p < panels; p++) {
         float32x4_t weights[HALVES];
         load_weights(panels_at[p], k, format, weights);
-        UNROLL for (int c = 0; c < columns; c++) UNROLL for (int h = 0; h < HALVES; h++)
-            sums[p][c][h] = add_product(sums[p][c][h], weights[h], values[c], lane);
+        UNROLL for (int c = 0; c < columns; c++) UNROLL for (int h = 0; h < HALVES; h++) sums[p][c][h] =
+            add_product(sums[p][c][h], weights[h], values[c], lane);
     }
 }
 
@@ -119,10 +119,10 @@ INLINE void float_tile(const matmul_job *job, int64_t panel, int64_t column, con
     const char *panels_at[4];
     const float *columns_at[4];
     float32x4_t sums[4][4][HALVES], values[4];
-    UNROLL for (int p = 0; p < panels; p++)
-        panels_at[p] = (const char *)job->panels + (size_t)(panel + p) * job->panel_bytes;
-    UNROLL for (int c = 0; c < columns; c++)
-        columns_at[c] = (const void *)((const char *)job->columns + (size_t)(column + c) * job->column_bytes);
+    UNROLL for (int p = 0; p < panels; p++) panels_at[p] =
+        (const char *)job->panels + (size_t)(panel + p) * job->panel_bytes;
+    UNROLL for (int c = 0; c < columns; c++) columns_at[c] =
+        (const void *)((const char *)job->columns + (size_t)(column + c) * job->column_bytes);
     UNROLL for (int p = 0; p < panels; p++) UNROLL for (int c = 0; c < columns; c++)
         UNROLL for (int h = 0; h < HALVES; h++) sums[p][c][h] = vdupq_n_f32(0.0f);
     int64_t k = 0;
@@ -265,12 +265,12 @@ INLINE void sum_block(const uint8_t *codes, const uint8_t *header, const activat
         return;
     }
     int32x4_t second[4][HALVES], scales[2][HALVES];
-    UNROLL for (int c = 0; c < columns; c++) UNROLL for (int h = 0; h < HALVES; h++)
-        second[c][h] = vdupq_n_s32(blocks[c]->sums_of_half - 4 * blocks[c]->eight_sums);
+    UNROLL for (int c = 0; c < columns; c++) UNROLL for (int h = 0; h < HALVES; h++) second[c][h] =
+        vdupq_n_s32(blocks[c]->sums_of_half - 4 * blocks[c]->eight_sums);
     sum_part(codes, blocks, 1, columns, format, second);
     UNROLL for (int part = 0; part < 2; part++) widen_signed(header + PANEL_ROWS * part, scales[part]);
-    UNROLL for (int c = 0; c < columns; c++) UNROLL for (int h = 0; h < HALVES; h++)
-        whole[c][h] = vmlaq_s32(vmulq_s32(whole[c][h], scales[0][h]), second[c][h], scales[1][h]);
+    UNROLL for (int c = 0; c < columns; c++) UNROLL for (int h = 0; h < HALVES; h++) whole[c][h] =
+        vmlaq_s32(vmulq_s32(whole[c][h], scales[0][h]), second[c][h], scales[1][h]);
 }
 
 /* What a code and an activation's scale are multiplied by, and what is added (K: subtracted) for the block. */
@@ -380,10 +380,10 @@ static void quantize(const float *values, int64_t length, activation_block *bloc
         int32_t sums[2];
         UNROLL for (int i = 0; i < 2; i++) {
             int16x4_t four[4];
-            UNROLL for (int j = 0; j < 4; j++)
-                four[j] = vmovn_s32(vcvtnq_s32_f32(vmulq_n_f32(part[4 * i + j], inverse)));
-            const int8x16_t bytes = vcombine_s8(vmovn_s16(vcombine_s16(four[0], four[1])),
-                                                vmovn_s16(vcombine_s16(four[2], four[3])));
+            UNROLL for (int j = 0; j < 4; j++) four[j] =
+                vmovn_s32(vcvtnq_s32_f32(vmulq_n_f32(part[4 * i + j], inverse)));
+            const int8x16_t bytes =
+                vcombine_s8(vmovn_s16(vcombine_s16(four[0], four[1])), vmovn_s16(vcombine_s16(four[2], four[3])));
             vst1q_s8(blocks->values + 16 * i, bytes);
             sums[i] = vaddlvq_s8(bytes);
         }

@@ -3,9 +3,9 @@
 
 #include <inttypes.h>
 
-#include "runtime/error.h"
 #include "kernels/kernels.h"
 #include "llamita.h"
+#include "runtime/error.h"
 
 /* A type that is written; numbers up to largest give finite 16-bit scales. */
 typedef struct {
@@ -25,10 +25,10 @@ static const quantize_table *fastest(void) {
 
 static bool find_written(const char *name, written_type *out) {
     const quantize_table *table = fastest();
-#define FIND(type_name, suffix, largest)                                                           \
-    if (name && strcmp(name, #type_name) == 0) {                                                   \
-        *out = (written_type){TENSOR_##type_name, largest, table->suffix};                         \
-        return true;                                                                               \
+#define FIND(type_name, suffix, largest)                                   \
+    if (name && strcmp(name, #type_name) == 0) {                           \
+        *out = (written_type){TENSOR_##type_name, largest, table->suffix}; \
+        return true;                                                       \
     }
     QUANTIZED_TYPES(FIND)
 #undef FIND
@@ -93,9 +93,8 @@ llamita_status llamita_quantize(const char *type, const float *values, int64_t r
     for (int64_t r = 0; r < num_rows; r += max_rows) {
         const int64_t rows = num_rows - r < max_rows ? num_rows - r : max_rows;
         const float *chunk = values + r * row_length;
-        if (largest_magnitude(chunk, rows * row_length) > (int32_t)bits_from_float(to.largest)) {
+        if (largest_magnitude(chunk, rows * row_length) > (int32_t)bits_from_float(to.largest))
             return refuse_number(&to, name, chunk, row_length, r, error);
-        }
         sum += to.quantize(chunk, rows * row_length / block_elements, (uint8_t *)out + (size_t)r * row_bytes);
     }
     if (squared_error) *squared_error = sum;

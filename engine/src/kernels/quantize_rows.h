@@ -8,8 +8,8 @@
  * The search: for fixed codes the best scale (and offset) is a least-squares solution; so codes are made with several
  * trial scales near the one that just reaches the largest number, each is solved for, and the best one wins.
  */
-#include "kernels/simd8.h"
 #include "kernels/quantize.h"
+#include "kernels/simd8.h"
 
 enum { GROUPS = LANES };
 
@@ -124,7 +124,7 @@ static inline simd8 code_symmetric(const simd8 *x, int length, simd8 scale, floa
 
 /* ggml's scale, which gives the extreme number the code 0, unless the searched one is better. Returns the errors. */
 static inline simd8 encode_symmetric(const simd8 *x, float zero, const float *factors, int num_factors, simd8 *codes,
-                                    simd8 *scale) {
+                                     simd8 *scale) {
     simd8 plain_codes[BLOCK_LENGTH];
     const simd8 extreme = extreme_of(x, BLOCK_LENGTH);
     const simd8 plain = half_scale(simd8_mul(extreme, simd8_all(-1.0F / zero)));
@@ -253,7 +253,7 @@ static const float q5_1_factors[] = {0.95F, 0.98F, 1.0F, 1.03F, 1.06F, 1.1F, 1.1
 typedef double eight_function(const simd8 *x, uint8_t *out);
 
 static inline double each_eight(const float *values, int64_t num_blocks, uint8_t *out, size_t block_bytes,
-                              eight_function *quantize_eight) {
+                                eight_function *quantize_eight) {
     simd8 x[BLOCK_LENGTH];
     double error = 0.0;
     int64_t b = 0;
@@ -287,7 +287,8 @@ static inline void pack_fifth_bits(const uint8_t *codes, uint8_t *out) {
 
 /* ggml's rule: the scale reaches the extreme number, codes are rounded half away from zero. */
 static double eight_q8_0(const simd8 *x, uint8_t *out) {
-    const simd8 scale = simd8_div(simd8_abs(extreme_of(x, BLOCK_LENGTH)), simd8_all(127.0F)), inverse = inverse_of(scale);
+    const simd8 scale = simd8_div(simd8_abs(extreme_of(x, BLOCK_LENGTH)), simd8_all(127.0F)),
+                inverse = inverse_of(scale);
     const simd8 stored = half_scale(scale);
     simd8 codes[BLOCK_LENGTH], error = simd8_all(0.0F);
     for (int i = 0; i < BLOCK_LENGTH; i++) {

@@ -8,9 +8,9 @@
 
 static const float q4_k_factors[] = {0.86F, 0.9F, 0.94F, 0.97F, 1.0F, 1.03F, 1.06F, 1.1F, 1.14F, 1.18F, 1.23F, 1.28F};
 static const float q5_k_factors[] = {0.93F, 0.95F, 0.97F, 0.985F, 1.0F, 1.015F, 1.03F, 1.05F, 1.07F, 1.09F, 1.12F};
-static const float q6_k_factors[] = {0.95F,  0.955F, 0.96F,  0.965F, 0.97F,  0.975F, 0.98F,  0.985F,
-                                     0.99F,  0.995F, 1.0F,   1.005F, 1.01F,  1.015F, 1.02F,  1.025F,
-                                     1.03F,  1.035F, 1.04F,  1.045F, 1.05F,  1.055F, 1.06F};
+static const float q6_k_factors[] = {0.95F, 0.955F, 0.96F, 0.965F, 0.97F, 0.975F, 0.98F, 0.985F,
+                                     0.99F, 0.995F, 1.0F,  1.005F, 1.01F, 1.015F, 1.02F, 1.025F,
+                                     1.03F, 1.035F, 1.04F, 1.045F, 1.05F, 1.055F, 1.06F};
 enum { SUPER_ROUNDS = 4 };
 
 /* The smallest 16-bit float of at least about value / most: most multiples of it reach the value. */
@@ -144,7 +144,8 @@ static double quantize_q4_k(const float *values, int64_t num_blocks, uint8_t *ou
     uint8_t codes[SUPER_LENGTH];
     double error = 0.0;
     for (int64_t b = 0; b < num_blocks; b++, out += 144) {
-        const affine_fit fit = encode_super_affine(values + b * SUPER_LENGTH, 15.0F, q4_k_factors, COUNT(q4_k_factors), codes);
+        const affine_fit fit =
+            encode_super_affine(values + b * SUPER_LENGTH, 15.0F, q4_k_factors, COUNT(q4_k_factors), codes);
         error += fit.error;
         pack_affine_scales(&fit, out);
         for (int p = 0; p < 4; p++)
@@ -158,7 +159,8 @@ static double quantize_q5_k(const float *values, int64_t num_blocks, uint8_t *ou
     uint8_t codes[SUPER_LENGTH];
     double error = 0.0;
     for (int64_t b = 0; b < num_blocks; b++, out += 176) {
-        const affine_fit fit = encode_super_affine(values + b * SUPER_LENGTH, 31.0F, q5_k_factors, COUNT(q5_k_factors), codes);
+        const affine_fit fit =
+            encode_super_affine(values + b * SUPER_LENGTH, 31.0F, q5_k_factors, COUNT(q5_k_factors), codes);
         error += fit.error;
         pack_affine_scales(&fit, out);
         for (int i = 0; i < 32; i++) {

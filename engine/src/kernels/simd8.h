@@ -69,9 +69,9 @@ typedef struct {
 } simd8;
 
 /* The operations lane by lane; compilers turn each into a few vector instructions. */
-#define SIMD8_EACH(expression)                                                                                         \
-    simd8 result;                                                                                                      \
-    for (int j = 0; j < LANES; j++) result.at[j] = (expression);                                                       \
+#define SIMD8_EACH(expression)                                   \
+    simd8 result;                                                \
+    for (int j = 0; j < LANES; j++) result.at[j] = (expression); \
     return result
 
 static inline simd8 simd8_all(float value) { SIMD8_EACH(value); }

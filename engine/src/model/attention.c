@@ -7,11 +7,11 @@
 
 /* A column is one query head of one token: all that share a kv head meet its keys and values together. */
 typedef struct {
-    float *query;     /* [columns][S], times 1 / sqrt(S) */
-    float *scores;    /* [columns][KV_PAGE_TOKENS] */
-    float *sums;      /* [columns][S], of one page */
-    float *all_sums;  /* [columns][S], of all pages so far */
-    float *states;    /* [columns][2], of all pages so far: the largest score, the sum of the weights */
+    float *query;           /* [columns][S], times 1 / sqrt(S) */
+    float *scores;          /* [columns][KV_PAGE_TOKENS] */
+    float *sums;            /* [columns][S], of one page */
+    float *all_sums;        /* [columns][S], of all pages so far */
+    float *states;          /* [columns][2], of all pages so far: the largest score, the sum of the weights */
     float *largest, *total; /* [columns], of one page */
 } scratch_memory;
 

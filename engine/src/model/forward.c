@@ -19,8 +19,8 @@ static void reduce(const forward *f, worker w, int32_t layer_index, layer_matrix
     if (f->num_lora_runs == 0) return;
     const rows tokens = forward_share_tokens(f, w, f->num_tokens);
     for (int32_t i = 0; i < f->num_lora_runs; i++)
-        lora_down(f->model->kernels, &f->lora_runs[i], layer_index, first, last, columns, tokens.begin,
-                  tokens.end, lora_hidden_of(f, w, &f->lora_runs[i]));
+        lora_down(f->model->kernels, &f->lora_runs[i], layer_index, first, last, columns, tokens.begin, tokens.end,
+                  lora_hidden_of(f, w, &f->lora_runs[i]));
     if (!f->is_small) thread_pool_barrier(w);
 }
 
@@ -29,8 +29,8 @@ static void apply(const forward *f, worker w, int32_t layer_index, layer_matrix 
                   const activations *columns, rows mine, float *out) {
     matmul(f->model->kernels, matrix, columns, f->num_tokens, mine.begin, mine.end, out);
     for (int32_t i = 0; i < f->num_lora_runs; i++)
-        lora_up(f->model->kernels, &f->lora_runs[i], layer_index, which, lora_hidden_of(f, w, &f->lora_runs[i]), mine.begin,
-                       mine.end, out);
+        lora_up(f->model->kernels, &f->lora_runs[i], layer_index, which, lora_hidden_of(f, w, &f->lora_runs[i]),
+                mine.begin, mine.end, out);
 }
 
 /* ------------------------------------------------------------------ the network */
@@ -75,8 +75,9 @@ static bool quantized(const tensor *t) { return panel_is_quantized(t->format); }
 /* residual += attention(attention_norm(residual)) */
 static void attention_block(forward *f, worker w, int32_t layer_index) {
     const layer *layer = &f->model->layers[layer_index];
-    const activations *normed = normalize(f, w, f->residual, f->num_tokens, layer->attention_norm,
-                                          quantized(&layer->query) || quantized(&layer->key) || quantized(&layer->value));
+    const activations *normed =
+        normalize(f, w, f->residual, f->num_tokens, layer->attention_norm,
+                  quantized(&layer->query) || quantized(&layer->key) || quantized(&layer->value));
     project(f, w, layer_index, normed);
     if (f->attention_split != BY_KV_HEAD) thread_pool_barrier(w);
     forward_attend(f, w, layer_index);

@@ -2,8 +2,8 @@
 #ifndef LLAMITA_FORWARD_H
 #define LLAMITA_FORWARD_H
 
-#include "model/lora.h"
 #include "model/kv_cache.h"
+#include "model/lora.h"
 #include "model/model.h"
 #include "runtime/thread_pool.h"
 
@@ -13,7 +13,7 @@ typedef struct forward forward; /* the memory of a pass */
 
 /* Consecutive tokens of one sequence. */
 typedef struct {
-    kv_cache *cache; /* reserved for them */
+    kv_cache *cache;          /* reserved for them */
     const lora_set *adapters; /* NULL: none */
     const int32_t *ids;
     int32_t num_tokens, first_position;

@@ -61,14 +61,16 @@ void forward_attend(forward *f, worker w, int32_t layer_index) {
 const activations *forward_gather_heads(forward *f, worker w, bool quantized) {
     const llamita_model_info *info = &f->model->info;
     const size_t partial_floats = PARTIAL_FLOATS(info->head_dim);
-    activations *out = f->is_small && (quantized || f->attention_split == BY_PAGE) ? &f->thread_buffers[w.index].attention_out : &f->attention_out;
+    activations *out = f->is_small && (quantized || f->attention_split == BY_PAGE)
+                           ? &f->thread_buffers[w.index].attention_out
+                           : &f->attention_out;
     const int64_t length = out->length;
     if (f->attention_split == BY_PAGE)
         for (int32_t i = 0; i < f->num_tiles; i++)
             for (int64_t t = f->tiles[i].first_token; t < f->tiles[i].first_token + f->tiles[i].num_tokens; t++)
                 for (int32_t h = 0; h < info->num_attention_heads; h++)
-                    attention_merge(f->partials + (size_t)((t * info->num_attention_heads + h) * f->max_pages) *
-                                                      partial_floats,
+                    attention_merge(f->partials +
+                                        (size_t)((t * info->num_attention_heads + h) * f->max_pages) * partial_floats,
                                     attention_num_pages(&f->tiles[i]), info->head_dim,
                                     out->values + t * length + (int64_t)h * info->head_dim);
     if (!quantized) return out;

@@ -51,13 +51,14 @@ forward *forward_create(const llamita_model *model, const kv_shape *shape, int32
     f->update = floats(PASS_TOKENS * hidden);
     f->last = floats(PASS_TOKENS * hidden);
     const bool never_by_page = thread_pool_size(pool) == 1 && panel_aligned(info->head_dim);
-    const size_t heads = never_by_page ? 0 : SMALL_PASS_TOKENS * (size_t)info->num_attention_heads; /* memory not used costs none */
+    const size_t heads =
+        never_by_page ? 0 : SMALL_PASS_TOKENS * (size_t)info->num_attention_heads; /* memory not used costs none */
     f->partials = floats(heads * (size_t)f->max_pages * PARTIAL_FLOATS(info->head_dim) + 1);
     const bool all = allocate_activations(&f->normed, PASS_TOKENS, (int64_t)hidden) &&
                      allocate_activations(&f->attention_out, PASS_TOKENS, (int64_t)query_length) &&
                      allocate_activations(&f->ffn_gate, PASS_TOKENS, (int64_t)ffn) &&
-                     allocate_thread_buffers(f, attention_scratch_floats(info->num_attention_heads, info->num_key_value_heads,
-                                                              info->head_dim));
+                     allocate_thread_buffers(f, attention_scratch_floats(info->num_attention_heads,
+                                                                         info->num_key_value_heads, info->head_dim));
     if (all && f->residual && f->rope_table && f->query && f->key && f->value && f->ffn_up && f->update && f->last &&
         f->partials)
         return f;
@@ -87,8 +88,8 @@ void forward_free(forward *f) {
     free_activations(&f->normed);
     free_activations(&f->attention_out);
     free_activations(&f->ffn_gate);
-    float *buffers[] = {f->residual, f->rope_table, f->query, f->key, f->value, f->ffn_up, f->update, f->last, f->partials,
-                        f->lora_hidden};
+    float *buffers[] = {f->residual, f->rope_table, f->query, f->key,      f->value,
+                        f->ffn_up,   f->update,     f->last,  f->partials, f->lora_hidden};
     for (size_t i = 0; i < sizeof buffers / sizeof buffers[0]; i++) free(buffers[i]);
     free(f);
 }

@@ -20,7 +20,7 @@ typedef enum {
 struct forward {
     const llamita_model *model;
     thread_pool *pool;
-    int32_t max_pages; /* of a sequence */
+    int32_t max_pages;  /* of a sequence */
     bool keys_in_parts; /* members may share the rows of one kv head */
 
     /* This pass. */
@@ -40,7 +40,7 @@ struct forward {
     /* Memory for PASS_TOKENS tokens. */
     float *residual;            /* [T, D] */
     activations normed;         /* [T, D] */
-    float *rope_table;              /* [T, S] cos and sin of each pair */
+    float *rope_table;          /* [T, S] cos and sin of each pair */
     float *query, *key, *value; /* [T, H*S], [T, K*S], [T, K*S] */
     activations attention_out;  /* [T, H*S] */
     activations ffn_gate;       /* [T, F] */
@@ -48,11 +48,11 @@ struct forward {
     float *update;              /* [T, D] what a block adds to the residual */
     float *last;                /* [T, D] the rows of the residual that logits are wanted of */
     float *partials;            /* [SMALL_PASS_TOKENS, H, max_pages] of what attention_page writes */
-    float *lora_hidden;                 /* [T, lora_floats] of what lora_down writes, then [SMALL_PASS_TOKENS, lora_floats] of each
-                                   member; NULL: no adapters so far */
+    float *lora_hidden; /* [T, lora_floats] of what lora_down writes, then [SMALL_PASS_TOKENS, lora_floats] of each
+                   member; NULL: no adapters so far */
     int64_t lora_floats;
 
-    struct thread_buffers { /* of one worker */
+    struct thread_buffers {        /* of one worker */
         activations normed;        /* [SMALL_PASS_TOKENS, D] */
         activations attention_out; /* [SMALL_PASS_TOKENS, H*S] */
         float *attention_scratch;

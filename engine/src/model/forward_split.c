@@ -7,11 +7,9 @@
 static void add_lora_run(forward *f, const forward_span *span) {
     if (!span->adapters || span->adapters->count == 0) return;
     lora_tokens *last = f->num_lora_runs > 0 ? &f->lora_runs[f->num_lora_runs - 1] : NULL;
-    if (last && last->first_token + last->num_tokens == f->num_tokens &&
-        lora_sets_equal(last->set, span->adapters))
+    if (last && last->first_token + last->num_tokens == f->num_tokens && lora_sets_equal(last->set, span->adapters))
         last->num_tokens += span->num_tokens;
-    else
-        f->lora_runs[f->num_lora_runs++] = (lora_tokens){span->adapters, f->num_tokens, span->num_tokens};
+    else f->lora_runs[f->num_lora_runs++] = (lora_tokens){span->adapters, f->num_tokens, span->num_tokens};
 }
 
 static void add_span(forward *f, const forward_span *span) {

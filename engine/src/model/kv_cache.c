@@ -97,9 +97,10 @@ kv_head_page kv_cache_head(const kv_cache *cache, int32_t page, int32_t layer, i
     const char *keys = head_memory(cache, page, layer, head);
     const bool scaled = shape->type == KV_Q8;
     return (kv_head_page){.keys = keys,
-                     .values = keys + shape->values_offset,
-                     .key_scales = scaled ? (const float *)(const void *)(keys + shape->key_scales_offset) : NULL,
-                     .value_scales = scaled ? (const float *)(const void *)(keys + shape->value_scales_offset) : NULL};
+                          .values = keys + shape->values_offset,
+                          .key_scales = scaled ? (const float *)(const void *)(keys + shape->key_scales_offset) : NULL,
+                          .value_scales =
+                              scaled ? (const float *)(const void *)(keys + shape->value_scales_offset) : NULL};
 }
 
 /* Where element e of a position lies: keys have a row for each position, values a row for each element. */
@@ -161,7 +162,6 @@ void kv_cache_put_key(const kv_cache *cache, const kernels *k, int32_t position,
 void kv_cache_put_value(const kv_cache *cache, const kernels *k, int32_t position, int32_t layer, int32_t head,
                         const float *elements, int32_t begin, int32_t end) {
     char *memory = head_memory(cache, position / KV_PAGE_TOKENS, layer, head);
-    const slot_place place = {memory + cache->shape->values_offset, KV_PAGE_TOKENS,
-                              position % KV_PAGE_TOKENS, false};
+    const slot_place place = {memory + cache->shape->values_offset, KV_PAGE_TOKENS, position % KV_PAGE_TOKENS, false};
     put(cache, k, &place, (float *)(void *)(memory + cache->shape->value_scales_offset), elements, begin, end);
 }

@@ -22,8 +22,8 @@ typedef struct {
     int32_t num_layers, num_heads, head_dim; /* L, K, S */
     kv_type type;
     panel_format format;
-    size_t key_panel_bytes, value_panel_bytes;                        /* from one panel to the next */
-    size_t values_offset, key_scales_offset, value_scales_offset;     /* from the keys of a head */
+    size_t key_panel_bytes, value_panel_bytes;                    /* from one panel to the next */
+    size_t values_offset, key_scales_offset, value_scales_offset; /* from the keys of a head */
     size_t head_bytes, page_bytes;
 } kv_shape;
 

@@ -48,8 +48,8 @@ static size_t place(const lora_tokens *tokens, layer_matrix which) {
     return (size_t)tokens->num_tokens * (size_t)ranks_of(tokens->set) * (size_t)place_of[which];
 }
 
-void lora_down(const kernels *k, const lora_tokens *tokens, int32_t layer, layer_matrix first,
-                    layer_matrix last, const activations *columns, int64_t begin, int64_t end, float *hidden) {
+void lora_down(const kernels *k, const lora_tokens *tokens, int32_t layer, layer_matrix first, layer_matrix last,
+               const activations *columns, int64_t begin, int64_t end, float *hidden) {
     const int64_t first_token = tokens->first_token, end_token = first_token + tokens->num_tokens;
     begin = begin > first_token ? begin : first_token;
     end = end < end_token ? end : end_token;
@@ -61,7 +61,8 @@ void lora_down(const kernels *k, const lora_tokens *tokens, int32_t layer, layer
             const llamita_adapter *adapter = tokens->set->adapters[i];
             const tensor *a = &adapter->layers[layer][which].a;
             if (a->num_rows == 0) continue;
-            const float scale = (float)((double)tokens->set->scales[i] * (double)adapter->info.alpha / (double)a->num_rows);
+            const float scale =
+                (float)((double)tokens->set->scales[i] * (double)adapter->info.alpha / (double)a->num_rows);
             float *mine = out + (begin - first_token) * a->num_rows;
             matmul(k, a, &part, (int32_t)(end - begin), 0, a->num_rows, mine);
             for (int64_t j = 0; j < (end - begin) * a->num_rows; j++) mine[j] *= scale;
@@ -70,8 +71,8 @@ void lora_down(const kernels *k, const lora_tokens *tokens, int32_t layer, layer
     }
 }
 
-void lora_up(const kernels *k, const lora_tokens *tokens, int32_t layer, layer_matrix which,
-                    const float *hidden, int64_t begin, int64_t end, float *out) {
+void lora_up(const kernels *k, const lora_tokens *tokens, int32_t layer, layer_matrix which, const float *hidden,
+             int64_t begin, int64_t end, float *out) {
     hidden += place(tokens, which);
     for (int32_t i = 0; i < tokens->set->count; i++) {
         const lora_pair *update = &tokens->set->adapters[i]->layers[layer][which];

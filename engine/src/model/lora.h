@@ -52,11 +52,11 @@ typedef struct {
 
 /* low [num_tokens, lora_set_floats] = s * A x for matrices first .. last of a layer, which read the same columns
  * [T, length] of floats, for those of these tokens that lie in [begin, end). */
-void lora_down(const kernels *k, const lora_tokens *tokens, int32_t layer, layer_matrix first,
-                    layer_matrix last, const activations *columns, int64_t begin, int64_t end, float *hidden);
+void lora_down(const kernels *k, const lora_tokens *tokens, int32_t layer, layer_matrix first, layer_matrix last,
+               const activations *columns, int64_t begin, int64_t end, float *hidden);
 
 /* out [T, num_rows] += B low for rows [begin, end) of a matrix and all of these tokens; begin is a multiple of 8. */
-void lora_up(const kernels *k, const lora_tokens *tokens, int32_t layer, layer_matrix which,
-                    const float *hidden, int64_t begin, int64_t end, float *out);
+void lora_up(const kernels *k, const lora_tokens *tokens, int32_t layer, layer_matrix which, const float *hidden,
+             int64_t begin, int64_t end, float *out);
 
 #endif

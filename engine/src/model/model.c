@@ -13,13 +13,9 @@ enum { MEMORY_ALIGNMENT = 64 };
 /* ---------------------------------------------------------------- memory */
 
 void *model_allocate(llamita_model *model, size_t num_bytes) {
-    if (num_bytes > SIZE_MAX - MEMORY_ALIGNMENT) {
-        return NULL;
-    }
+    if (num_bytes > SIZE_MAX - MEMORY_ALIGNMENT) return NULL;
     void **owned = realloc(model->owned, (model->num_owned + 1) * sizeof *owned);
-    if (!owned) {
-        return NULL;
-    }
+    if (!owned) return NULL;
     model->owned = owned;
     size_t rounded = (num_bytes / MEMORY_ALIGNMENT + 1) * MEMORY_ALIGNMENT;
     void *memory = aligned_alloc(MEMORY_ALIGNMENT, rounded);
@@ -38,12 +34,8 @@ void model_layer_matrices(layer *l, tensor *matrices[MATRICES_PER_LAYER]) {
     memcpy(matrices, all, sizeof all);
 }
 
-static int64_t tensor_elements(const tensor *t) {
-    return t->num_rows * t->row_length;
-}
-static int64_t tensor_bytes(const tensor *t) {
-    return t->num_rows * (int64_t)t->row_bytes;
-}
+static int64_t tensor_elements(const tensor *t) { return t->num_rows * t->row_length; }
+static int64_t tensor_bytes(const tensor *t) { return t->num_rows * (int64_t)t->row_bytes; }
 
 void model_describe(llamita_model *model) {
     llamita_model_info *info = &model->info;
@@ -69,25 +61,18 @@ void model_describe(llamita_model *model) {
     info->kv_bytes_per_token =
         2 * (int64_t)info->num_hidden_layers * info->num_key_value_heads * info->head_dim * (int64_t)sizeof(uint16_t);
     int most = 0;
-    for (int type = 0; type < TENSOR_TYPES_END; type++) {
-        most = elements_of[type] > elements_of[most] ? type : most;
-    }
+    for (int type = 0; type < TENSOR_TYPES_END; type++) most = elements_of[type] > elements_of[most] ? type : most;
     int64_t block_elements;
     size_t block_bytes;
     const char *name = "";
-    if (info->weight_type[0] == '\0' && tensor_type_blocks((tensor_type)most, &block_elements, &block_bytes, &name)) {
+    if (info->weight_type[0] == '\0' && tensor_type_blocks((tensor_type)most, &block_elements, &block_bytes, &name))
         error_clean_line(info->weight_type, sizeof info->weight_type, name, strlen(name));
-    }
 }
 
 void model_clear(llamita_model *model) {
     tokenizer_free(model->tokenizer);
     free(model->chat_template);
-    for (size_t i = 0; i < model->num_owned; i++) {
-        free(model->owned[i]);
-    }
+    for (size_t i = 0; i < model->num_owned; i++) free(model->owned[i]);
     free(model->owned);
-    if (model->packed) {
-        munmap(model->packed, model->packed_bytes);
-    }
+    if (model->packed) munmap(model->packed, model->packed_bytes);
 }

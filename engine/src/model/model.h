@@ -6,8 +6,8 @@
 #ifndef LLAMITA_MODEL_H
 #define LLAMITA_MODEL_H
 
-#include "llamita.h"
 #include "kernels/panel.h"
+#include "llamita.h"
 
 /* A matrix [num_rows][row_length]; row_length is a multiple of its type's block. As the file has it, row-major, aligned
  * to 4 bytes for F32, 2 for all else, and to no more: llama2.c files put the first float at byte 28. And as the kernels
@@ -47,15 +47,15 @@ struct llamita_model {
                                     Pairs are (2i, 2i+1): the order of GGUF "llama" and of llama2.c. */
     layer *layers;               /* [L] */
 
-    tokenizer *tokenizer;        /* NULL: ids only */
-    char *chat_template;         /* NULL: none */
-    bool bos_ends;               /* llama2.c: BOS separates texts */
+    tokenizer *tokenizer; /* NULL: ids only */
+    char *chat_template;  /* NULL: none */
+    bool bos_ends;        /* llama2.c: BOS separates texts */
 
-    void *mapping;               /* the whole file; read-only and private */
+    void *mapping; /* the whole file; read-only and private */
     size_t mapping_bytes;
-    void *packed;                /* all panels; NULL before model_pack */
+    void *packed; /* all panels; NULL before model_pack */
     size_t packed_bytes;
-    void **owned;                /* what was allocated beside the mapping */
+    void **owned; /* what was allocated beside the mapping */
     size_t num_owned;
 };
 

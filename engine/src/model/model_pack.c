@@ -4,8 +4,8 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include "runtime/error.h"
 #include "model/model.h"
+#include "runtime/error.h"
 #include "runtime/thread_pool.h"
 
 /* Below this many bytes threads cost more than they help. */
@@ -55,8 +55,8 @@ static void pack_pages(pack_job *job) {
         for (size_t m = i; m < job->num_matrices && at < end; at += packed_bytes(job->matrices[m]), m++) {
             const tensor *t = job->matrices[m];
             const int64_t first = panel_from(t, at, page), last = panel_from(t, at, end);
-            if (first < last && !panel_pack(t->type, t->data, t->row_bytes, t->num_rows, t->row_length, first, last,
-                                            job->panels + at))
+            if (first < last &&
+                !panel_pack(t->type, t->data, t->row_bytes, t->num_rows, t->row_length, first, last, job->panels + at))
                 atomic_store(&job->no_memory, true);
         }
     }

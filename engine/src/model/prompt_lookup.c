@@ -46,11 +46,14 @@ int32_t prompt_lookup_guess(prompt_lookup *s, const int32_t *ids, int32_t num_id
     const int32_t wanted = s->draft_tokens < most ? s->draft_tokens : most;
     int32_t count = 0;
     /* Beyond the end the guess goes on with itself: a text that repeats is guessed to go on repeating. */
-    for (; count < wanted; count++) guess[count] = start + count < num_ids ? ids[start + count] : guess[start + count - num_ids];
+    for (; count < wanted; count++)
+        guess[count] = start + count < num_ids ? ids[start + count] : guess[start + count - num_ids];
     return count;
 }
 
-static double averaged(double average, double value) { return average == 0.0 ? value : average + (value - average) / 8; }
+static double averaged(double average, double value) {
+    return average == 0.0 ? value : average + (value - average) / 8;
+}
 
 void prompt_lookup_record_pass(prompt_lookup *s, int32_t num_guessed, double seconds) {
     double *average = num_guessed > 0 ? &s->draft_seconds : &s->plain_seconds;

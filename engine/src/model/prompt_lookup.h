@@ -10,13 +10,13 @@
 #define MAX_DRAFT_TOKENS 7
 
 typedef struct {
-    bool always;           /* never turns off */
-    int32_t draft_tokens;  /* how many are guessed now */
-    double plain_seconds;  /* of a pass of one token, averaged over the last ones; 0: not known yet */
-    double draft_seconds;  /* of a pass with guesses */
+    bool always;                /* never turns off */
+    int32_t draft_tokens;       /* how many are guessed now */
+    double plain_seconds;       /* of a pass of one token, averaged over the last ones; 0: not known yet */
+    double draft_seconds;       /* of a pass with guesses */
     double draft_tokens_gained; /* tokens that such a pass gave, itself included */
-    int32_t num_measured;  /* passes with guesses since it was turned on */
-    int32_t pause;         /* tokens until it is tried again */
+    int32_t num_measured;       /* passes with guesses since it was turned on */
+    int32_t pause;              /* tokens until it is tried again */
     int32_t next_pause;
 } prompt_lookup;
 

@@ -11,15 +11,13 @@
 #if defined(__GNUC__)
 __attribute__((format(printf, 3, 4)))
 #endif
-llamita_status
-error_set(llamita_error *error, llamita_status status, const char *format, ...);
+llamita_status error_set(llamita_error *error, llamita_status status, const char *format, ...);
 
 /* The same from a va_list. */
 #if defined(__GNUC__)
 __attribute__((format(printf, 3, 0)))
 #endif
-llamita_status
-error_set_list(llamita_error *error, llamita_status status, const char *format, va_list arguments);
+llamita_status error_set_list(llamita_error *error, llamita_status status, const char *format, va_list arguments);
 
 /* The path, or its end if it is so long that it would push the reason out of the message. */
 const char *error_path(const char *path);

@@ -46,9 +46,9 @@ typedef struct {
 typedef struct {
     thread_pool *pool;
     int index;
-    event start; /* signaled when a run begins that includes this worker */
+    event start;                       /* signaled when a run begins that includes this worker */
     _Alignas(64) atomic_int processor; /* where it ran last; -1: unknown */
-    double spin_seconds;                   /* the spin budget */
+    double spin_seconds;               /* the spin budget */
     double moved_at;                   /* in seconds: when it last left a shared processor */
 } worker_slot;
 
@@ -56,7 +56,7 @@ struct thread_pool {
     int count;
     double max_spin_seconds;
     pthread_t *handles; /* [count - 1] */
-    worker_slot *slots;    /* [count]; slot 0 is the caller's */
+    worker_slot *slots; /* [count]; slot 0 is the caller's */
 
     /* This run. Written before the bells ring. */
     int num_workers;

@@ -1,10 +1,10 @@
 /* thread_tuner.c: times of passes in, the number of threads that the next pass should use out. */
 #include "runtime/thread_tuner.h"
 
-#define WINDOW_PASSES 8    /* that are judged together, at least, */
+#define WINDOW_PASSES 8     /* that are judged together, at least, */
 #define WINDOW_SECONDS 0.05 /* and at least this long: one interruption of a few milliseconds is no reason */
-#define DISTURBED 1.6      /* mean over fastest: more than this means that others are busy */
-#define WORTH_CHANGING 0.9 /* of the mean time */
+#define DISTURBED 1.6       /* mean over fastest: more than this means that others are busy */
+#define WORTH_CHANGING 0.9  /* of the mean time */
 #define FIRST_RETRY 1
 #define LAST_RETRY 64
 
@@ -29,11 +29,8 @@ static void end_trial(thread_tuner *p, double mean) {
     const int tried = p->num_threads;
     if (mean > p->kept_mean * WORTH_CHANGING) p->num_threads = p->kept_threads;
     p->kept_mean = 0.0;
-    if (tried != p->max_threads || p->num_threads == p->max_threads) {
-        p->retry_after = FIRST_RETRY;
-    } else if (p->retry_after < LAST_RETRY) {
-        p->retry_after *= 2;
-    }
+    if (tried != p->max_threads || p->num_threads == p->max_threads) p->retry_after = FIRST_RETRY;
+    else if (p->retry_after < LAST_RETRY) p->retry_after *= 2;
     p->until_retry = p->retry_after;
 }
 

@@ -9,12 +9,12 @@
 
 typedef struct {
     int max_threads, num_threads; /* of the team, and of the next pass */
-    int num_passes;                /* in the window */
-    double sum, fastest;           /* seconds in the window */
-    double kept_mean;              /* of the threads that a trial is compared with; 0: no trial runs */
+    int num_passes;               /* in the window */
+    double sum, fastest;          /* seconds in the window */
+    double kept_mean;             /* of the threads that a trial is compared with; 0: no trial runs */
     int kept_threads;
-    int tries_one;                 /* what is tried next: one thread, or half of them */
-    int until_retry, retry_after;  /* windows on fewer threads before all are tried again */
+    int tries_one;                /* what is tried next: one thread, or half of them */
+    int until_retry, retry_after; /* windows on fewer threads before all are tried again */
 } thread_tuner;
 
 void thread_tuner_init(thread_tuner *p, int num_threads);

@@ -44,9 +44,8 @@ static llamita_status push_bytes(encoder *e, const char *bytes, size_t num_bytes
             byte, (int)num_bytes, bytes);
     }
     llamita_status status = LLAMITA_OK;
-    for (size_t i = 0; i < num_bytes && status == LLAMITA_OK; i++) {
+    for (size_t i = 0; i < num_bytes && status == LLAMITA_OK; i++)
         status = encoder_push(e, t->byte_ids[(unsigned char)bytes[i]]);
-    }
     return status;
 }
 
@@ -86,9 +85,8 @@ bool encoder_push_known(encoder *e, size_t start, size_t num_bytes, llamita_stat
     const known_word *known = known_slot(e, start, num_bytes);
     if (!known || known->num_bytes != num_bytes) return false;
     if (memcmp(e->text + known->text_start, e->text + start, num_bytes) != 0) return false;
-    for (uint32_t i = 0; i < known->num_ids && *status == LLAMITA_OK; i++) {
+    for (uint32_t i = 0; i < known->num_ids && *status == LLAMITA_OK; i++)
         *status = encoder_push(e, e->ids[known->ids_start + i]);
-    }
     return true;
 }
 

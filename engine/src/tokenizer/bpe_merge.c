@@ -145,14 +145,11 @@ static inline uint32_t pair_rank(const pair_source *source, int32_t left, int32_
 static size_t merge_scanning(const pair_source *source, int32_t *symbols, size_t num_symbols) {
     uint32_t ranks[MAX_SCANNED_SYMBOLS]; /* ranks[i], products[i]: of the pair i, i + 1 */
     int32_t products[MAX_SCANNED_SYMBOLS];
-    for (size_t i = 0; i + 1 < num_symbols; i++) {
-        ranks[i] = pair_rank(source, symbols[i], symbols[i + 1], &products[i]);
-    }
+    for (size_t i = 0; i + 1 < num_symbols; i++) ranks[i] = pair_rank(source, symbols[i], symbols[i + 1], &products[i]);
     while (num_symbols > 1) {
         size_t best = 0;
-        for (size_t i = 1; i + 1 < num_symbols; i++) {
+        for (size_t i = 1; i + 1 < num_symbols; i++)
             if (ranks[i] < ranks[best]) best = i;
-        }
         if (ranks[best] == BPE_RANK_NONE) break;
         symbols[best] = products[best];
         num_symbols--;
@@ -161,12 +158,8 @@ static size_t merge_scanning(const pair_source *source, int32_t *symbols, size_t
             ranks[i - 1] = ranks[i];
             products[i - 1] = products[i];
         }
-        if (best > 0) {
-            ranks[best - 1] = pair_rank(source, symbols[best - 1], symbols[best], &products[best - 1]);
-        }
-        if (best + 1 < num_symbols) {
-            ranks[best] = pair_rank(source, symbols[best], symbols[best + 1], &products[best]);
-        }
+        if (best > 0) ranks[best - 1] = pair_rank(source, symbols[best - 1], symbols[best], &products[best - 1]);
+        if (best + 1 < num_symbols) ranks[best] = pair_rank(source, symbols[best], symbols[best + 1], &products[best]);
     }
     return num_symbols;
 }
@@ -297,7 +290,7 @@ static bool merge_with_heap(merger *m, const uint8_t *take_apart, bpe_scratch *s
 }
 
 bool bpe_merge(const bpe_rules *rules, const uint8_t *take_apart, bpe_scratch *scratch, int32_t *symbols,
-                   size_t *num_symbols) {
+               size_t *num_symbols) {
     if (*num_symbols <= 1) return true;
     const pair_source source = {rules, scratch->pairs, scratch->pairs_shift};
     if (*num_symbols <= MAX_SCANNED_SYMBOLS && !take_apart) {

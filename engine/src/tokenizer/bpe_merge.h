@@ -57,6 +57,6 @@ void bpe_scratch_free(bpe_scratch *scratch);
  * by symbol: a final symbol so flagged is replaced by the two that it was merged from. O(n log n). False: out of
  * memory. */
 bool bpe_merge(const bpe_rules *rules, const uint8_t *take_apart, bpe_scratch *scratch, int32_t *symbols,
-                   size_t *num_symbols);
+               size_t *num_symbols);
 
 #endif

@@ -8,12 +8,12 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "llamita.h"
 #include "runtime/array.h"
 #include "runtime/error.h"
 #include "runtime/hash.h"
-#include "llamita.h"
-#include "tokenizer/symbol_table.h"
 #include "tokenizer/pre_tokenizer.h"
+#include "tokenizer/symbol_table.h"
 
 enum { MAX_TOKEN_BYTES = 512, MIN_SLOTS = 1 << 12 }; /* bytes: twice that at most when written in GPT-2's alphabet */
 #define NO_ENTRY UINT32_MAX
@@ -131,14 +131,15 @@ void llamita_bpe_trainer_close(llamita_bpe_trainer *trainer) {
 }
 
 llamita_status llamita_bpe_trainer_add(llamita_bpe_trainer *trainer, const char *text, const uint64_t *ends,
-                                   size_t num_documents, llamita_error *error) {
+                                       size_t num_documents, llamita_error *error) {
     uint64_t at = 0;
     for (size_t i = 0; i < num_documents; i++) {
         if (ends[i] < at || ends[i] - at > UINT32_MAX / 2) {
-            return error_set(error, LLAMITA_ERROR_ARGUMENT,
-                             "cannot learn a vocabulary: document %zu: expected an end after its beginning, byte %llu, by "
-                             "less than 2^31, found byte %llu",
-                             i, (unsigned long long)at, (unsigned long long)ends[i]);
+            return error_set(
+                error, LLAMITA_ERROR_ARGUMENT,
+                "cannot learn a vocabulary: document %zu: expected an end after its beginning, byte %llu, by "
+                "less than 2^31, found byte %llu",
+                i, (unsigned long long)at, (unsigned long long)ends[i]);
         }
         for (size_t length; at < ends[i]; at += length) {
             length = pre_tokenizer_next(PRE_TOKENIZER_QWEN2, text + at, (size_t)(ends[i] - at));
@@ -157,7 +158,8 @@ static bool comes_before(const candidate *a, const candidate *b) {
 static bool heap_push(merging *m, candidate added) {
     if (!ARRAY_RESERVE(&m->heap, &m->heap_capacity, m->num_candidates + 1)) return false;
     size_t at = m->num_candidates++;
-    for (; at > 0 && comes_before(&added, &m->heap[(at - 1) / 2]); at = (at - 1) / 2) m->heap[at] = m->heap[(at - 1) / 2];
+    for (; at > 0 && comes_before(&added, &m->heap[(at - 1) / 2]); at = (at - 1) / 2)
+        m->heap[at] = m->heap[(at - 1) / 2];
     m->heap[at] = added;
     return true;
 }
@@ -197,9 +199,8 @@ static uint32_t find_pair(merging *m, int32_t left, int32_t right) {
     const uint64_t key = (uint64_t)(uint32_t)left << 32 | (uint32_t)right;
     if (!grow_pairs(m)) return NO_ENTRY;
     size_t at = hash_mix(key) & (m->num_slots - 1);
-    for (; m->slots[at] != 0; at = (at + 1) & (m->num_slots - 1)) {
+    for (; m->slots[at] != 0; at = (at + 1) & (m->num_slots - 1))
         if (m->pairs[m->slots[at] - 1].key == key) return m->slots[at] - 1;
-    }
     if (!ARRAY_RESERVE(&m->pairs, &m->pairs_capacity, m->num_pairs + 1)) return NO_ENTRY;
     m->pairs[m->num_pairs++] = (pair){.key = key};
     m->slots[at] = (uint32_t)m->num_pairs;
@@ -270,17 +271,15 @@ static bool start_merging(merging *m, const llamita_bpe_trainer *l, int32_t num_
     m->lengths = malloc((l->num_words + 1) * sizeof *m->lengths);
     if (!m->symbols || !m->lengths) return false;
     if (symbol_table_create(&m->tokens, (size_t)num_tokens, (size_t)num_tokens * 8) != SYMBOL_ADDED) return false;
-    for (int i = 0; i < 256; i++) {
+    for (int i = 0; i < 256; i++)
         if (symbol_intern(&m->tokens, &byte_of[i], 1, &symbol) != SYMBOL_ADDED) return false;
-    }
     for (size_t i = 0; i < l->num_bytes; i++) m->symbols[i] = number_of[(unsigned char)l->bytes[i]];
     for (size_t i = 0; i < l->num_words; i++) {
         const word *w = &l->words[i];
         const int32_t *symbols = m->symbols + w->start;
         m->lengths[i] = w->num_bytes;
-        for (uint32_t k = 1; k < w->num_bytes; k++) {
+        for (uint32_t k = 1; k < w->num_bytes; k++)
             if (!add_pair(m, symbols[k - 1], symbols[k], (uint32_t)i, (int64_t)w->count)) return false;
-        }
     }
     return offer_risen(m);
 }
@@ -309,7 +308,8 @@ static bool merge_word(merging *m, uint32_t place, int32_t left, int32_t right, 
             continue;
         }
         if (kept > 0) {
-            ok = remove_pair(m, symbols[kept - 1], left, count) && add_pair(m, symbols[kept - 1], product, place, count);
+            ok =
+                remove_pair(m, symbols[kept - 1], left, count) && add_pair(m, symbols[kept - 1], product, place, count);
         }
         if (i + 2 < num) {
             ok = ok && remove_pair(m, right, symbols[i + 2], count) &&
@@ -341,21 +341,21 @@ static bool merge_pair(merging *m, uint32_t number, int32_t *product) {
     const uint32_t num_places = m->pairs[number].num_places;
     m->pairs[number].places = NULL;
     m->pairs[number].num_places = m->pairs[number].places_capacity = 0;
-    for (uint32_t i = 0; i < num_places && ok && *product >= 0; i++) {
+    for (uint32_t i = 0; i < num_places && ok && *product >= 0; i++)
         ok = merge_word(m, places[i], left, right, *product);
-    }
     m->pairs[number].count = 0;
     free(places);
     return ok && offer_risen(m);
 }
 
 llamita_status llamita_bpe_trainer_train(const llamita_bpe_trainer *trainer, int32_t num_tokens, int64_t min_count,
-                                     int32_t *merges, size_t capacity, size_t *num_merges, llamita_error *error) {
+                                         int32_t *merges, size_t capacity, size_t *num_merges, llamita_error *error) {
     if (num_tokens < 256 || num_tokens > 1 << 24 || min_count < 1) {
-        return error_set(error, LLAMITA_ERROR_ARGUMENT,
-                         "cannot learn a vocabulary: expected 256 to 2^24 tokens and a least count of 1 or more, found %d "
-                         "and %lld",
-                         (int)num_tokens, (long long)min_count);
+        return error_set(
+            error, LLAMITA_ERROR_ARGUMENT,
+            "cannot learn a vocabulary: expected 256 to 2^24 tokens and a least count of 1 or more, found %d "
+            "and %lld",
+            (int)num_tokens, (long long)min_count);
     }
     merging m;
     bool ok = start_merging(&m, trainer, num_tokens);

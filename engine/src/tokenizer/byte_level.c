@@ -72,9 +72,8 @@ static llamita_status add_bytes(tokenizer *t, const char *path, llamita_error *e
         t->byte_ids[byte] = symbol_find(&t->symbols, &t->byte_values[byte], 1);
         any |= t->byte_ids[byte] >= 0;
         const symbol_result result = symbol_intern(&t->symbols, &t->byte_values[byte], 1, &t->byte_symbols[byte]);
-        if (result != SYMBOL_ADDED && result != SYMBOL_EXISTS) {
+        if (result != SYMBOL_ADDED && result != SYMBOL_EXISTS)
             return table_error(error, path, result == SYMBOL_NO_MEMORY);
-        }
     }
     if (any) return LLAMITA_OK;
     return error_set(
@@ -110,9 +109,7 @@ static bool is_product(const tokenizer *t, const tokenizer_source *source, int32
 static llamita_status add_merge(tokenizer *t, const tokenizer_source *source, const char *path, const int16_t *byte_of,
                                 char *bytes, size_t index, int32_t *product, llamita_error *error) {
     const byte_slice line = source->merges[index];
-    if (line.num_bytes > 2 * MAX_PIECE_BYTES + 1) {
-        return merge_error(error, path, index, line, "at most 2,049 bytes");
-    }
+    if (line.num_bytes > 2 * MAX_PIECE_BYTES + 1) return merge_error(error, path, index, line, "at most 2,049 bytes");
     const char *space = line.num_bytes > 2 ? memchr(line.bytes + 1, ' ', line.num_bytes - 2) : NULL;
     if (!space) return merge_error(error, path, index, line, "two strings with a space between them");
     size_t left_length, right_length;
@@ -139,9 +136,8 @@ llamita_status byte_level_build(tokenizer *t, const tokenizer_source *source, co
     if (status == LLAMITA_OK) status = add_pieces(t, source, path, byte_of, bytes, error);
     if (status == LLAMITA_OK) status = add_bytes(t, path, error);
     int32_t product = SYMBOL_NONE;
-    for (size_t i = 0; i < source->num_merges && status == LLAMITA_OK; i++) {
+    for (size_t i = 0; i < source->num_merges && status == LLAMITA_OK; i++)
         status = add_merge(t, source, path, byte_of, bytes, i, &product, error);
-    }
     free(bytes);
     return status;
 }

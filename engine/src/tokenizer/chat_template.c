@@ -25,9 +25,9 @@ static const chat_format LLAMA2 = {"llama2", true, true, NULL, NULL, NULL};
 #define CHATML_DEFAULT \
     "{%if loop.first and messages[0].role!='system'%}<|im_start|>system\n" ANY_TEXT "<|im_end|>\n{%endif%}"
 #define CHATML_TURN "<|im_start|>{{message.role}}\n{{message.content}}<|im_end|>\n{%endfor%}"
-#define CHATML_TURN_QWEN                                                                                     \
+#define CHATML_TURN_QWEN                                                                                            \
     "<|im_start|>{{message.role}}\n{{message.content}}{%if(loop.last and add_generation_prompt) or not loop.last%}" \
-    "<|im_end|>\n{%endif%}{%endfor%}{%if add_generation_prompt and messages[-1].role!='assistant'%}"           \
+    "<|im_end|>\n{%endif%}{%endfor%}{%if add_generation_prompt and messages[-1].role!='assistant'%}"                \
     "<|im_start|>assistant\n{%endif%}"
 #define CHATML_ASKED ASKED("<|im_start|>assistant\n")
 
@@ -35,19 +35,19 @@ static const chat_format LLAMA2 = {"llama2", true, true, NULL, NULL, NULL};
 
 #define LLAMA3_ROLE "<|start_header_id|>{{message.role}}<|end_header_id|>\n\n"
 #define LLAMA3_NEXT "<|start_header_id|>assistant<|end_header_id|>\n\n"
-#define LLAMA3_SET                                                                                                 \
+#define LLAMA3_SET                                                                                                    \
     "{%set loop_messages=messages%}{%for message in loop_messages%}{%set content='<|start_header_id|>'+message.role+" \
-    "'<|end_header_id|>\\n\\n'+message.content.strip()+'<|eot_id|>'%}{%if loop.index0==0%}"                         \
+    "'<|end_header_id|>\\n\\n'+message.content.strip()+'<|eot_id|>'%}{%if loop.index0==0%}"                           \
     "{%set content=bos_token+content%}{%endif%}{{content}}{%endfor%}"
 
-#define LLAMA2_LOOP(system, else_system)                                                                               \
-    "{%if messages[0].role=='system'%}{%set loop_messages=messages[1:]%}{%set system_message=messages[0].content%}"   \
-    "{%else%}{%set loop_messages=messages%}{%set system_message=false%}{%endif%}{%for message in loop_messages%}"     \
-    "{%if(message.role=='user')!=(loop.index0%2==0)%}"                                                               \
-    "{{raise_exception('Conversation roles must alternate user/assistant/user/assistant/...')}}{%endif%}"            \
+#define LLAMA2_LOOP(system, else_system)                                                                            \
+    "{%if messages[0].role=='system'%}{%set loop_messages=messages[1:]%}{%set system_message=messages[0].content%}" \
+    "{%else%}{%set loop_messages=messages%}{%set system_message=false%}{%endif%}{%for message in loop_messages%}"   \
+    "{%if(message.role=='user')!=(loop.index0%2==0)%}"                                                              \
+    "{{raise_exception('Conversation roles must alternate user/assistant/user/assistant/...')}}{%endif%}"           \
     "{%if loop.index0==0 and system_message!=false%}{%set content='<<SYS>>\\n'+system_message+"                     \
     "'\\n<</SYS>>\\n\\n'+message.content%}{%else%}{%set content=message.content%}{%endif%}"                         \
-    "{%if message.role=='user'%}{{bos_token}}[INST] {{content.strip()}} [/INST]" system                              \
+    "{%if message.role=='user'%}{{bos_token}}[INST] {{content.strip()}} [/INST]" system                             \
     "{%elif message.role=='assistant'%} {{content.strip()}} {{eos_token}}{%endif%}{%endfor%}" else_system
 
 /* The formats of models, as their publishers and this project write them. */
@@ -62,7 +62,7 @@ static const struct {
     {&CHATML, EACH CHATML_DEFAULT CHATML_TURN_QWEN}, /* Qwen 1.5, Qwen 2 */
     {&CHATML, EACH CHATML_TURN_QWEN},
     {&ZEPHYR, EACH "{%if " ZEPHYR_ROLE("user") "{%elif " ZEPHYR_ROLE("system") "{%elif " ZEPHYR_ROLE("assistant") /* */
-              "{%endif%}{%if loop.last and add_generation_prompt%}<|assistant|>\n{%endif%}{%endfor%}"},
+     "{%endif%}{%if loop.last and add_generation_prompt%}<|assistant|>\n{%endif%}{%endfor%}"},
     {&ZEPHYR, EACH "<|{{message.role}}|>\n{{message.content}}{{eos_token}}\n{%endfor%}" ASKED("<|assistant|>\n")},
     {&LLAMA3, LLAMA3_SET ASKED(LLAMA3_NEXT)},
     {&LLAMA3, LLAMA3_SET LLAMA3_NEXT},
@@ -82,19 +82,17 @@ static const struct {
 /* ------------------------------------------------------------------ cutting a template */
 
 typedef struct {
-    const char *at;      /* what comes next in the template */
-    const char *end;     /* without one final newline, as Jinja has it */
-    char *out;           /* the canonical spelling, never longer than capacity */
+    const char *at;  /* what comes next in the template */
+    const char *end; /* without one final newline, as Jinja has it */
+    char *out;       /* the canonical spelling, never longer than capacity */
     size_t length, capacity;
-    bool line_starts;    /* nothing but white space can be before `at` in its line */
+    bool line_starts; /* nothing but white space can be before `at` in its line */
     bool failed;
 } speller;
 
 static bool is_white(char c) { return c == ' ' || (c >= '\t' && c <= '\r'); }
 static bool is_digit(char c) { return c >= '0' && c <= '9'; }
-static bool is_word(char c) {
-    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '_' || is_digit(c);
-}
+static bool is_word(char c) { return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '_' || is_digit(c); }
 
 static void put(speller *s, const char *bytes, size_t num_bytes) {
     if (s->length + num_bytes >= s->capacity) {
@@ -208,10 +206,10 @@ static void put_sign(speller *s, cuts *c) {
     if (sign == '|' && put_filter(s)) return;
     if (sign == '(' || sign == '[') c->depth++;
     else if (sign == ')' || sign == ']') c->depth--;
-    else if ((sign == '+' || sign == '~') && c->depth == 0) {
+    else if ((sign == '+' || sign == '~') && c->depth == 0)
         if (c->num_borders == MAX_SUMMANDS) s->failed = true;
         else c->borders[c->num_borders++] = s->length;
-    } else if (c->depth == 0 && sign != '.') c->whole = true;
+    else if (c->depth == 0 && sign != '.') c->whole = true;
     if (!strchr("()[].,:+~-*/%<>=!|", sign) || c->depth < 0) s->failed = true;
     put(s, &sign, 1);
 }
@@ -250,10 +248,9 @@ static char put_tag(speller *s, const char *mark, cuts *c) {
 /* A summand of an expression: text if it is nothing but a string, else {{...}}. */
 static void put_summand(speller *s, const char *bytes, size_t num_bytes) {
     bool is_string = num_bytes >= 2 && bytes[0] == '\'';
-    for (size_t i = 1; is_string && i < num_bytes; i++) {
+    for (size_t i = 1; is_string && i < num_bytes; i++)
         if (bytes[i] == '\\') i++;
         else if (bytes[i] == '\'') is_string = i == num_bytes - 1;
-    }
     if (!is_string) {
         put_text(s, "{{");
         put(s, bytes, num_bytes);
@@ -306,7 +303,7 @@ static void put_raw(speller *s) {
     if (tag < s->end && dash == '-') {
         while (length > 0 && is_white(text[length - 1])) length--;
         if (length > 0 && (unsigned char)text[length - 1] >= 0x80) s->failed = true; /* it may be white space, too */
-    } else if (tag < s->end && tag[1] != '{' && dash != '+') { /* lstrip_blocks */
+    } else if (tag < s->end && tag[1] != '{' && dash != '+') {                       /* lstrip_blocks */
         size_t line = length;
         while (line > 0 && is_white(text[line - 1]) && text[line - 1] != '\n') line--;
         if ((line > 0 && text[line - 1] == '\n') || (line == 0 && s->line_starts)) length = line;

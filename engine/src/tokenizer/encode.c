@@ -38,8 +38,8 @@ static llamita_status encode_text(encoder *e, size_t start, size_t end, bool wit
 static llamita_status begin(encoder *e, const tokenizer *t, const char *text, size_t num_bytes, llamita_error *error) {
     if (num_bytes > MAX_TEXT_BYTES) {
         return error_set(error, LLAMITA_ERROR_ARGUMENT,
-                         "cannot encode the text: expected at most %zu bytes, found %zu; split the text", MAX_TEXT_BYTES,
-                         num_bytes);
+                         "cannot encode the text: expected at most %zu bytes, found %zu; split the text",
+                         MAX_TEXT_BYTES, num_bytes);
     }
     encoder_init(e, t, text, num_bytes, error);
     return LLAMITA_OK;

@@ -152,7 +152,7 @@ static llamita_status push_generated(joiner *j, size_t start, const generated *s
     if (status != LLAMITA_OK || most == 0) return status;
     const int32_t previous = j->num_ids > 0 ? j->ids[j->num_ids - 1] : -1;
     most = agreeing(j, span, previous, first, end); /* again, now that the id before is known */
-    if (most == 0 || *end < span->start) { /* a first space that only stands at a beginning */
+    if (most == 0 || *end < span->start) {          /* a first space that only stands at a beginning */
         *end = first;
         return LLAMITA_OK;
     }
@@ -164,8 +164,8 @@ static llamita_status push_generated(joiner *j, size_t start, const generated *s
     return LLAMITA_OK;
 }
 
-llamita_status tokenizer_encode_segments(const tokenizer *t, const llamita_text_segment *segments, size_t num_segments, int32_t *ids,
-                                      size_t capacity, size_t *num_tokens, llamita_error *error) {
+llamita_status tokenizer_encode_segments(const tokenizer *t, const llamita_text_segment *segments, size_t num_segments,
+                                         int32_t *ids, size_t capacity, size_t *num_tokens, llamita_error *error) {
     joiner j = {.t = t, .error = error};
     llamita_status status = join(&j, segments, num_segments);
     size_t at = 0;

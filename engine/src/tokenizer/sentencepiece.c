@@ -61,9 +61,8 @@ static llamita_status add_pieces(tokenizer *t, const tokenizer_source *source, c
         size_t length = plain_text(source->pieces[id], plain, &has_space);
         int32_t symbol;
         symbol_result result = symbol_append(&t->symbols, plain, length, &symbol);
-        if (result == SYMBOL_ADDED && merges_make(t->types[id]) && length > 0 && !has_space) {
+        if (result == SYMBOL_ADDED && merges_make(t->types[id]) && length > 0 && !has_space)
             result = symbol_make_findable(&t->symbols, &symbol);
-        }
         if (result == SYMBOL_EXISTS) {
             return token_error(error, source, path, id,
                                "expected every piece to differ, found the same text twice; export the model again");
@@ -158,9 +157,8 @@ llamita_status sentencepiece_build(tokenizer *t, const tokenizer_source *source,
             path);
     }
     size_t longest = 1;
-    for (int32_t id = 0; id < t->vocab_size; id++) {
+    for (int32_t id = 0; id < t->vocab_size; id++)
         if (source->pieces[id].num_bytes > longest) longest = source->pieces[id].num_bytes;
-    }
     char *plain = malloc(longest);
     t->words_end_at_spaces = true;
     llamita_status status = plain ? tables_create(t, true, path, error) : table_error(error, path, true);
@@ -169,9 +167,8 @@ llamita_status sentencepiece_build(tokenizer *t, const tokenizer_source *source,
     if (status == LLAMITA_OK) status = add_all_characters(t, path, error);
     if (status == LLAMITA_OK) status = flag_unused(t, path, error);
     free(plain);
-    for (int byte = 0; byte < 256; byte++) {
+    for (int byte = 0; byte < 256; byte++)
         t->byte_symbols[byte] = status == LLAMITA_OK ? symbol_find(&t->symbols, &t->byte_values[byte], 1) : SYMBOL_NONE;
-    }
     return status;
 }
 
@@ -185,9 +182,8 @@ static inline size_t space_length(const char *text, size_t at, size_t end) {
 
 /* The end of the word that begins at start: merges never reach over it. */
 static size_t word_end(const tokenizer *t, const char *text, size_t start, size_t end) {
-    if ((unsigned char)text[start] < 0x80 && text[start] != ' ' && t->byte_symbols[(unsigned char)text[start]] < 0) {
+    if ((unsigned char)text[start] < 0x80 && text[start] != ' ' && t->byte_symbols[(unsigned char)text[start]] < 0)
         return start + 1; /* no piece holds this character */
-    }
     bool seen_other = false;
     for (size_t at = start, space; at < end; at += space ? space : 1) {
         space = space_length(text, at, end);

@@ -19,9 +19,8 @@ static uint64_t string_hash(const char *bytes, size_t num_bytes) {
     const uint64_t base = BASE, base2 = base * base, base3 = base2 * base, base4 = base2 * base2;
     const unsigned char *at = (const unsigned char *)bytes;
     uint64_t hash = 0;
-    for (; num_bytes >= 4; num_bytes -= 4, at += 4) {
+    for (; num_bytes >= 4; num_bytes -= 4, at += 4)
         hash = hash * base4 + ((at[0] + 1) * base3 + (at[1] + 1) * base2 + (at[2] + 1) * base + (at[3] + 1));
-    }
     for (; num_bytes > 0; num_bytes--, at++) hash = hash * base + (*at + 1);
     return hash;
 }
@@ -115,8 +114,7 @@ symbol_result symbol_table_create(symbol_table *table, size_t num_symbols, size_
     int log2 = MIN_SLOTS_LOG2;
     while (log2 < MAX_SLOTS_LOG2 && (size_t)1 << log2 < 2 * num_symbols) log2++;
     table->hash_factors = malloc((MAX_SYMBOL_BYTES + 1) * sizeof *table->hash_factors);
-    if (!table->hash_factors || !grow_entries(table, num_symbols + 1) ||
-        !grow_bytes(table, num_bytes + MIN_BYTES))
+    if (!table->hash_factors || !grow_entries(table, num_symbols + 1) || !grow_bytes(table, num_bytes + MIN_BYTES))
         return SYMBOL_NO_MEMORY;
     uint64_t factor = 1;
     for (int i = 0; i <= MAX_SYMBOL_BYTES; i++, factor *= BASE) table->hash_factors[i] = factor;
@@ -181,9 +179,8 @@ int32_t symbol_find_pair(const symbol_table *table, int32_t left, int32_t right)
     const symbol_entry *first = &table->entries[left], *second = &table->entries[right];
     const size_t second_bytes = second->num_bytes;
     if (first->num_bytes + second_bytes > table->longest) return SYMBOL_NONE;
-    const symbol_slot *slot =
-        slot_of(table, first->hash * table->hash_factors[second_bytes] + second->hash,
-                (string){table->bytes + first->start, first->num_bytes},
-                (string){table->bytes + second->start, second_bytes});
+    const symbol_slot *slot = slot_of(table, first->hash * table->hash_factors[second_bytes] + second->hash,
+                                      (string){table->bytes + first->start, first->num_bytes},
+                                      (string){table->bytes + second->start, second_bytes});
     return slot ? slot->symbol : SYMBOL_NONE;
 }

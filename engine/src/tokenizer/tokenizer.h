@@ -10,29 +10,40 @@ typedef enum { TOKENIZER_SENTENCEPIECE, TOKENIZER_BYTE_LEVEL } tokenizer_kind;
 typedef enum { PRE_TOKENIZER_GPT2, PRE_TOKENIZER_LLAMA_BPE, PRE_TOKENIZER_QWEN2, PRE_TOKENIZER_SMOLLM } pre_tokenizer;
 
 /* GGUF's numbers. */
-typedef enum { TOKEN_NORMAL = 1, TOKEN_UNKNOWN = 2, TOKEN_CONTROL = 3, TOKEN_USER = 4, TOKEN_UNUSED = 5, TOKEN_BYTE = 6 } token_type;
+typedef enum {
+    TOKEN_NORMAL = 1,
+    TOKEN_UNKNOWN = 2,
+    TOKEN_CONTROL = 3,
+    TOKEN_USER = 4,
+    TOKEN_UNUSED = 5,
+    TOKEN_BYTE = 6
+} token_type;
 
 /* A string inside a file: not NUL-terminated. */
-typedef struct { const char *bytes; size_t num_bytes; } byte_slice;
+typedef struct {
+    const char *bytes;
+    size_t num_bytes;
+} byte_slice;
 
 /* What a file says of its tokenizer. Everything is copied by tokenizer_create; nothing is trusted. */
 typedef struct {
     tokenizer_kind kind;
-    pre_tokenizer pre_tokenizer;     /* byte level only */
+    pre_tokenizer pre_tokenizer; /* byte level only */
     int32_t vocab_size;
-    const byte_slice *pieces;  /* [vocab_size], as GGUF writes them: U+2581 or the GPT-2 byte alphabet */
-    const float *scores;       /* [vocab_size], SentencePiece only; else NULL */
-    const int32_t *types;      /* [vocab_size] token_type; NULL: all normal */
-    const byte_slice *merges;  /* [num_merges] "left right", byte level only */
+    const byte_slice *pieces; /* [vocab_size], as GGUF writes them: U+2581 or the GPT-2 byte alphabet */
+    const float *scores;      /* [vocab_size], SentencePiece only; else NULL */
+    const int32_t *types;     /* [vocab_size] token_type; NULL: all normal */
+    const byte_slice *merges; /* [num_merges] "left right", byte level only */
     size_t num_merges;
     int32_t bos_id, eos_id, unknown_id; /* -1: none */
-    const int32_t *end_ids;    /* further ids that end a text (eot, eom) */
+    const int32_t *end_ids;             /* further ids that end a text (eot, eom) */
     size_t num_end_ids;
-    bool add_bos;              /* what the file advises */
-    bool add_space_prefix;     /* SentencePiece: text gets a leading space */
+    bool add_bos;          /* what the file advises */
+    bool add_space_prefix; /* SentencePiece: text gets a leading space */
 } tokenizer_source;
 
-llamita_status tokenizer_create(const tokenizer_source *source, const char *path, tokenizer **out, llamita_error *error);
+llamita_status tokenizer_create(const tokenizer_source *source, const char *path, tokenizer **out,
+                                llamita_error *error);
 void tokenizer_free(tokenizer *t);
 
 int32_t tokenizer_vocab_size(const tokenizer *t);

@@ -49,11 +49,9 @@ static llamita_status check_ids(const tokenizer_source *source, const char *path
         int32_t id;
     } ids[] = {
         {"bos_token_id", source->bos_id}, {"eos_token_id", source->eos_id}, {"unknown_token_id", source->unknown_id}};
-    for (size_t i = 0; i < sizeof ids / sizeof *ids; i++) {
-        if (ids[i].id < -1 || ids[i].id >= source->vocab_size) {
+    for (size_t i = 0; i < sizeof ids / sizeof *ids; i++)
+        if (ids[i].id < -1 || ids[i].id >= source->vocab_size)
             return id_error(error, path, ids[i].what, ids[i].id, source->vocab_size);
-        }
-    }
     for (size_t i = 0; i < source->num_end_ids; i++) {
         int32_t id = source->end_ids[i];
         if (id < 0 || id >= source->vocab_size) return id_error(error, path, "end token", id, source->vocab_size);
@@ -97,9 +95,8 @@ static llamita_status fill_types(tokenizer *t, const tokenizer_source *source, c
 static int32_t choose_unknown(const tokenizer *t, const tokenizer_source *source) {
     int32_t named = source->unknown_id;
     if (named >= 0 && (t->kind == TOKENIZER_SENTENCEPIECE || t->types[named] == TOKEN_UNKNOWN)) return named;
-    for (int32_t id = 0; id < t->vocab_size; id++) {
+    for (int32_t id = 0; id < t->vocab_size; id++)
         if (t->types[id] == TOKEN_UNKNOWN) return id;
-    }
     return -1;
 }
 

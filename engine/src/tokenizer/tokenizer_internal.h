@@ -28,7 +28,7 @@ struct tokenizer {
     uint8_t *types;           /* [vocab_size] token_type */
     bool *ends;               /* [vocab_size] */
     char *texts;              /* the pieces as the file writes them, each with a final NUL */
-    uint32_t *text_starts;     /* [vocab_size] into texts */
+    uint32_t *text_starts;    /* [vocab_size] into texts */
 
     /* The first vocab_size symbols are the ids, as the bytes that they stand for in a text; findable are those that
      * plain text can become. Further symbols are strings that merges start from or pass through. */
