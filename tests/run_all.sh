@@ -5,10 +5,11 @@ cd "$(dirname "$0")/.."
 BIN=${BIN:-.venv/bin}
 PATH="$PWD/$BIN:$PATH"
 
-echo "== ruff, mypy"
+echo "== ruff, mypy, clang-format"
 ruff check .
 ruff format --check .
 mypy
+find engine/src engine/app engine/include engine/tests -name '*.[ch]' -exec clang-format --dry-run -Werror {} +
 [ "${1:-}" = check ] && exit 0
 
 echo "== engine: warnings as errors, tests under AddressSanitizer and UndefinedBehaviorSanitizer"

@@ -32,11 +32,11 @@ extern "C" {
 #define LLAMITA_API __attribute__((visibility("default")))
 #endif
 
-typedef struct llamita_model llamita_model;         /* weights, configuration and tokenizer of one file */
-typedef struct llamita_adapter llamita_adapter;     /* a low-rank change of one model's matrices */
-typedef struct llamita_session llamita_session;     /* one running text: KV cache, scratch memory, thread pool */
-typedef struct llamita_sampler llamita_sampler;     /* how the next token is picked, with its random state */
-typedef struct llamita_tokenizer llamita_tokenizer; /* a tokenizer without a model, for many documents */
+typedef struct llamita_model llamita_model;             /* weights, configuration and tokenizer of one file */
+typedef struct llamita_adapter llamita_adapter;         /* a low-rank change of one model's matrices */
+typedef struct llamita_session llamita_session;         /* one running text: KV cache, scratch memory, thread pool */
+typedef struct llamita_sampler llamita_sampler;         /* how the next token is picked, with its random state */
+typedef struct llamita_tokenizer llamita_tokenizer;     /* a tokenizer without a model, for many documents */
 typedef struct llamita_bpe_trainer llamita_bpe_trainer; /* counts words, and learns a vocabulary from them */
 
 typedef enum {
@@ -333,11 +333,11 @@ LLAMITA_API llamita_status llamita_sequence_share(llamita_session *session, int3
 /* ------------------------------------------------------------------ sampler */
 
 typedef struct {
-    float temperature; /* 0: greedy (first maximum). > 0 */
-    int32_t top_k;     /* keep the k most probable; 0: off */
-    float top_p;       /* keep the smallest set with at least this mass; 1: off. (0, 1] */
-    float min_p;       /* keep those with at least this share of the best one's probability; 0: off. [0, 1] */
-    float repetition_penalty; /* recent tokens' logits: divided if > 0, multiplied if < 0 (CTRL, 1909.05858); 1: off */
+    float temperature;         /* 0: greedy (first maximum). > 0 */
+    int32_t top_k;             /* keep the k most probable; 0: off */
+    float top_p;               /* keep the smallest set with at least this mass; 1: off. (0, 1] */
+    float min_p;               /* keep those with at least this share of the best one's probability; 0: off. [0, 1] */
+    float repetition_penalty;  /* recent tokens' logits: divided if > 0, multiplied if < 0 (CTRL, 1909.05858); 1: off */
     int32_t repetition_window; /* how many recent tokens count, 0: off */
     uint64_t seed;             /* the same seed and the same logits give the same tokens on every machine */
 } llamita_sampler_params;
