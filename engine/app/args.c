@@ -1,4 +1,4 @@
-/* args.c: turns the words of a command line into options; what a person can mend is told in one line. */
+/* args.c: parses the command line; user errors are reported in one line. */
 #include "args.h"
 
 #include <errno.h>

@@ -2,7 +2,7 @@
  * everything else on stderr.
  *
  * The letters and meanings are llama2.c's, with one exception: -n counts new tokens, without the prompt's.
- * Exit codes: 0 done, 2 something that a person can mend (one line on stderr says what), 130 Ctrl-C, 141 nobody reads.
+ * Exit codes: 0 done, 2 a user error (one line on stderr explains it), 130 Ctrl-C, 141 broken pipe.
  */
 #include "app.h"
 

@@ -176,7 +176,7 @@ typedef struct {
 static const model_shape small_shape = {96, 160, 2, 6, 2, 75, 300, false};
 /* Lengths that are no multiple of 8, for float types: heads of 6. */
 static const model_shape odd_shape = {30, 43, 2, 5, 5, 37, 140, true};
-/* Whole super-blocks; as many kv heads as some of the teams have members. */
+/* Whole super-blocks; as many kv heads as some of the pools have workers. */
 static const model_shape super_shape = {256, 512, 1, 4, 4, 75, 300, false};
 
 static inline void own(llamita_model *model, void *memory) {

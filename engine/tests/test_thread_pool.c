@@ -1,4 +1,4 @@
-/* test_thread_pool.c: parts cover everything once, barriers hold, teams start and end in any size. */
+/* test_thread_pool.c: parts cover everything once, barriers hold, pools of any size start and stop. */
 #include <time.h>
 
 #include "random_model.h"
@@ -31,10 +31,10 @@ static void test_barriers(void) {
         CHECK(pool && thread_pool_size(pool) == count, "a pool of %d", count);
         phases p = {0};
         for (int run = 0; run < 5; run++) thread_pool_run(pool, count, phase_worker, &p);
-        for (int members = 1; members <= count; members++) thread_pool_run(pool, members, phase_worker, &p);
+        for (int workers = 1; workers <= count; workers++) thread_pool_run(pool, workers, phase_worker, &p);
         CHECK(p.calls == 5 + count, "%d calls", p.calls);
         for (int i = 0; i < count; i++)
-            CHECK(p.wrong[i] == 0, "member %d of %d saw %d values of other phases", i, count, p.wrong[i]);
+            CHECK(p.wrong[i] == 0, "worker %d of %d saw %d values of other phases", i, count, p.wrong[i]);
         thread_pool_free(pool);
     }
     thread_pool_free(NULL);

@@ -13,9 +13,9 @@ static float *lora_hidden_of(const forward *f, worker w, const lora_tokens *toke
     return f->lora_hidden + (first + tokens->first_token) * f->lora_floats;
 }
 
-/* What adapters make of the columns that matrices first .. last read: each member's own if there are few. */
-static void reduce(const forward *f, worker w, int32_t layer_index, layer_matrix first, layer_matrix last,
-                   const activations *columns) {
+/* The hidden values of LoRA for the columns that matrices first .. last read. */
+static void apply_lora_down(const forward *f, worker w, int32_t layer_index, layer_matrix first, layer_matrix last,
+                            const activations *columns) {
     if (f->num_lora_runs == 0) return;
     const rows tokens = forward_share_tokens(f, w, f->num_tokens);
     for (int32_t i = 0; i < f->num_lora_runs; i++)
@@ -35,7 +35,7 @@ static void apply(const forward *f, worker w, int32_t layer_index, layer_matrix 
 
 /* ------------------------------------------------------------------ the network */
 
-/* The normed rows of `in`, as the matrices that follow read them: each member's own if there are few. */
+/* The normed rows of `in`, as the next matrices read them; a small pass has a copy for each worker. */
 static const activations *normalize(forward *f, worker w, const float *in, int32_t num_tokens, const float *weight,
                                     bool quantized) {
     activations *out = f->is_small ? &f->thread_buffers[w.index].normed : &f->normed;
@@ -46,13 +46,13 @@ static const activations *normalize(forward *f, worker w, const float *in, int32
     return out;
 }
 
-/* query, key and value of this member's rows, rotated and remembered. */
+/* Computes this worker's rows of query, key and value, rotates them, and stores key and value. */
 static void project(forward *f, worker w, int32_t layer_index, const activations *normed) {
     const layer *layer = &f->model->layers[layer_index];
     const int32_t head_dim = f->model->info.head_dim, num_tokens = f->num_tokens;
     rows query, key, value;
     forward_share_projections(f, w, &query, &key, &value);
-    reduce(f, w, layer_index, MATRIX_QUERY, MATRIX_VALUE, normed);
+    apply_lora_down(f, w, layer_index, MATRIX_QUERY, MATRIX_VALUE, normed);
     apply(f, w, layer_index, MATRIX_QUERY, &layer->query, normed, query, f->query);
     apply(f, w, layer_index, MATRIX_KEY, &layer->key, normed, key, f->key);
     apply(f, w, layer_index, MATRIX_VALUE, &layer->value, normed, value, f->value);
@@ -62,7 +62,7 @@ static void project(forward *f, worker w, int32_t layer_index, const activations
     forward_store_kv(f, layer_index, key, value);
 }
 
-/* residual += matrix(columns), this member's rows. */
+/* residual += matrix(columns), this worker's rows. */
 static void add_product(forward *f, worker w, int32_t layer_index, layer_matrix which, const tensor *matrix,
                         const activations *columns) {
     const rows mine = forward_share_rows(w, matrix->num_rows);
@@ -83,8 +83,8 @@ static void attention_block(forward *f, worker w, int32_t layer_index) {
     forward_attend(f, w, layer_index);
     thread_pool_barrier(w);
     const activations *heads = forward_gather_heads(f, w, quantized(&layer->attention_output));
-    reduce(f, w, layer_index, MATRIX_ATTENTION_OUTPUT, MATRIX_ATTENTION_OUTPUT,
-           f->attention_split == BY_PAGE ? heads : &f->attention_out); /* where the floats are */
+    apply_lora_down(f, w, layer_index, MATRIX_ATTENTION_OUTPUT, MATRIX_ATTENTION_OUTPUT,
+                    f->attention_split == BY_PAGE ? heads : &f->attention_out); /* where the floats are */
     add_product(f, w, layer_index, MATRIX_ATTENTION_OUTPUT, &layer->attention_output, heads);
     thread_pool_barrier(w);
 }
@@ -97,13 +97,13 @@ static void ffn_block(forward *f, worker w, int32_t layer_index) {
     const activations *normed = normalize(f, w, f->residual, f->num_tokens, layer->ffn_norm,
                                           quantized(&layer->ffn_gate) || quantized(&layer->ffn_up));
     const rows mine = forward_share_rows(w, length);
-    reduce(f, w, layer_index, MATRIX_FFN_GATE, MATRIX_FFN_UP, normed);
+    apply_lora_down(f, w, layer_index, MATRIX_FFN_GATE, MATRIX_FFN_UP, normed);
     apply(f, w, layer_index, MATRIX_FFN_GATE, &layer->ffn_gate, normed, mine, f->ffn_gate.values);
     apply(f, w, layer_index, MATRIX_FFN_UP, &layer->ffn_up, normed, mine, f->ffn_up);
     swiglu(k, f->ffn_up, length, f->num_tokens, mine.begin, mine.end, f->ffn_gate.values);
     if (quantized(&layer->ffn_down)) quantize_part(k, f->num_tokens, mine.begin, mine.end, &f->ffn_gate);
     thread_pool_barrier(w);
-    reduce(f, w, layer_index, MATRIX_FFN_DOWN, MATRIX_FFN_DOWN, &f->ffn_gate);
+    apply_lora_down(f, w, layer_index, MATRIX_FFN_DOWN, MATRIX_FFN_DOWN, &f->ffn_gate);
     add_product(f, w, layer_index, MATRIX_FFN_DOWN, &layer->ffn_down, &f->ffn_gate);
     thread_pool_barrier(w);
 }

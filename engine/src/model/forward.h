@@ -1,4 +1,4 @@
-/* forward.h: token ids in, logits out, keys and values remembered: the network, run by a pool of threads. */
+/* forward.h: runs the network on a pool of threads: from token ids to logits, storing keys and values. */
 #ifndef LLAMITA_FORWARD_H
 #define LLAMITA_FORWARD_H
 

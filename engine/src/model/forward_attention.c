@@ -57,7 +57,6 @@ void forward_attend(forward *f, worker w, int32_t layer_index) {
     }
 }
 
-/* What was attended to, as attention_output reads it: each member's own if there are few. */
 const activations *forward_gather_heads(forward *f, worker w, bool quantized) {
     const llamita_model_info *info = &f->model->info;
     const size_t partial_floats = PARTIAL_FLOATS(info->head_dim);

@@ -21,7 +21,7 @@ struct forward {
     const llamita_model *model;
     thread_pool *pool;
     int32_t max_pages;  /* of a sequence */
-    bool keys_in_parts; /* members may share the rows of one kv head */
+    bool keys_in_parts; /* workers may share the rows of one kv head */
 
     /* This pass. */
     const forward_span *spans;
@@ -49,7 +49,7 @@ struct forward {
     float *last;                /* [T, D] the rows of the residual that logits are wanted of */
     float *partials;            /* [SMALL_PASS_TOKENS, H, max_pages] of what attention_page writes */
     float *lora_hidden; /* [T, lora_floats] of what lora_down writes, then [SMALL_PASS_TOKENS, lora_floats] of each
-                   member; NULL: no adapters so far */
+                   worker; NULL: no adapters so far */
     int64_t lora_floats;
 
     struct thread_buffers {        /* of one worker */

@@ -22,7 +22,7 @@ typedef struct {
     uint64_t num_bytes; /* of all panels */
     void *mapping;      /* the file, which is not needed in memory once all is packed */
     size_t mapping_bytes;
-    model_task *beside; /* what one member does first; NULL: nothing */
+    model_task *beside; /* what one worker does first; NULL: nothing */
     void *argument;     /* of beside */
     _Atomic uint64_t next_page;
     atomic_bool no_memory;

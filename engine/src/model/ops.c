@@ -1,4 +1,4 @@
-/* ops.c: the operations that forward.c is written in, each on the part of it that one member of a team asks for. */
+/* ops.c: the operations of the network, each on the part that one worker asks for. */
 #include "model/ops.h"
 
 #include <float.h>

@@ -1,4 +1,4 @@
-/* ops.h: the operations that forward.c is written in, each on the part of it that one member of a pool asks for.
+/* ops.h: the operations of the network, each on the part that one worker asks for.
  *
  * No function here has a barrier inside. Shapes: T tokens of this pass; the rest as in model.h.
  */

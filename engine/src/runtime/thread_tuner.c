@@ -1,4 +1,4 @@
-/* thread_tuner.c: times of passes in, the number of threads that the next pass should use out. */
+/* thread_tuner.c: chooses the number of threads of the next pass from the times of earlier ones. */
 #include "runtime/thread_tuner.h"
 
 #define WINDOW_PASSES 8     /* that are judged together, at least, */

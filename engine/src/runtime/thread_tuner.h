@@ -1,4 +1,4 @@
-/* thread_tuner.h: times of passes in, the number of threads that the next pass should use out.
+/* thread_tuner.h: chooses the number of threads of the next pass from the times of earlier ones.
  *
  * Beside other busy processes several threads can be slower than one, as each waits at every barrier for those that are
  * not running. When passes take much longer on average than the fastest ones, fewer threads are tried, and what was
@@ -8,7 +8,7 @@
 #define LLAMITA_THREAD_TUNER_H
 
 typedef struct {
-    int max_threads, num_threads; /* of the team, and of the next pass */
+    int max_threads, num_threads; /* of the pool, and of the next pass */
     int num_passes;               /* in the window */
     double sum, fastest;          /* seconds in the window */
     double kept_mean;             /* of the threads that a trial is compared with; 0: no trial runs */
