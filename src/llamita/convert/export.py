@@ -243,7 +243,7 @@ def _end_ids(config: ModelConfig, tokenizer: Tokenizer) -> list[int]:
 def _export_bin(job: _Job, version: int) -> ExportReport:
     config, tokenizer = job.config, job.tokenizer
     check_expressible(config)
-    notes, reason = _tokenizer_notes(tokenizer), why_no_tokenizer_bin(tokenizer)
+    reason = why_no_tokenizer_bin(tokenizer)
     vocabulary = tokenizer_bin(tokenizer, config.vocab_size) if reason is None else b""
     tokenizer_path = job.out.with_name("tokenizer.bin")
     count = _counter(job)
@@ -262,11 +262,12 @@ def _export_bin(job: _Job, version: int) -> ExportReport:
     with atomic_file(job.out) as temporary:
         num_bytes = write_bin(temporary, config, tensor, version)
         seconds = time.perf_counter() - start
-        verification, notes = _verified(job, temporary, "F32" if version < 2 else "Q8_0")
+        verification, verify_notes = _verified(job, temporary, "F32" if version < 2 else "Q8_0")
     if vocabulary:
         atomic_write_bytes(tokenizer_path, vocabulary)
     table = tensor_table(config)
     norms = sum(spec.kind == "norm" for spec in table)
+    notes = _tokenizer_notes(tokenizer)
     group_size = choose_group_size(config)
     if version == 2 and group_size < MAX_GROUP_SIZE:
         notes = (
@@ -283,7 +284,7 @@ def _export_bin(job: _Job, version: int) -> ExportReport:
         largest_error=0.0,
         worst_tensor=None,
         tokenizer_path=tokenizer_path if vocabulary else None,
-        notes=(*notes, *(() if reason is None else (reason,)), *notes),
+        notes=(*notes, *(() if reason is None else (reason,)), *verify_notes),
         seconds=seconds,
         verification=verification,
     )
