@@ -13,8 +13,8 @@ from llamita.data.engine_tokenizer import EngineEncoder, open_engine_encoder
 from llamita.engine import DocumentTokenizer
 from llamita.errors import EngineError
 from llamita.formats.gguf import encode_header
-from llamita.formats.gguf_metadata import tokenizer_metadata
 from llamita.tokenizer import Tokenizer, load_tokenizer
+from llamita.tokenizer.gguf import tokenizer_metadata
 
 pytestmark = pytest.mark.usefixtures("engine_build")
 

@@ -30,13 +30,11 @@ from llamita.convert.quant_mix import QuantMix, assign_types, quant_mix, quant_m
 from llamita.convert.verify import Verification, is_small, verify_file, verify_folder
 from llamita.errors import ConfigError, EngineError
 from llamita.formats.gguf import write_gguf
-from llamita.formats.gguf_metadata import model_metadata, rope_factors, tokenizer_metadata
+from llamita.formats.gguf_metadata import model_metadata, rope_factors
 from llamita.formats.llama2c import (
     MAX_GROUP_SIZE,
     check_expressible,
     choose_group_size,
-    tokenizer_bin,
-    why_no_tokenizer_bin,
     write_bin,
 )
 from llamita.formats.rope_order import permute_qk
@@ -44,6 +42,8 @@ from llamita.formats.safetensors_io import DTYPES, SafetensorsReader, TensorEntr
 from llamita.formats.tensor_table import GGUF_ROPE_FACTORS, TensorSpec, check_tensors, tensor_table
 from llamita.formats.tensor_types import TYPES, Bytes, Floats, TypeName, quantize, quantize_chunks
 from llamita.tokenizer import Tokenizer, load_tokenizer
+from llamita.tokenizer.gguf import tokenizer_metadata
+from llamita.tokenizer.llama2c import tokenizer_bin, why_no_tokenizer_bin
 
 VERSIONS: Final = (0, 1, 2)  # of llama2.c's .bin
 # Numbers of a tensor that are in memory as float32 at a time, in whole heads.

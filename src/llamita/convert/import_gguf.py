@@ -21,12 +21,12 @@ from llamita.convert.model_source import (
 )
 from llamita.errors import ConfigError, FormatError
 from llamita.formats.gguf import GgufFile, read_gguf
-from llamita.formats.gguf_metadata import END_KEYS, rope_factors
+from llamita.formats.gguf_metadata import rope_factors
 from llamita.formats.mmap_file import read_bytes
 from llamita.formats.tensor_table import GGUF_ROPE_FACTORS, MAX_LAYERS, TensorSpec, check_tensors
 from llamita.formats.tensor_types import TYPES, dequantize
 from llamita.tokenizer import load_tokenizer
-from llamita.tokenizer.gguf_vocabulary import tokenizer_from_gguf
+from llamita.tokenizer.gguf import END_KEYS, tokenizer_from_gguf
 
 # Plain types keep their precision; all others become float32.
 _PLAIN: Final = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}

@@ -26,7 +26,7 @@ from llamita.formats.tensor_table import MAX_LAYERS, TensorSpec, check_tensors, 
 from llamita.formats.torch_pickle import copied, load_pickle, named_tensors
 from llamita.tokenizer import Tokenizer, load_tokenizer
 from llamita.tokenizer.chat_templates import CHAT_TEMPLATES, NO_TEMPLATE, check_template_fits
-from llamita.tokenizer.loading import is_tiktoken_file, load_tiktoken
+from llamita.tokenizer.load import is_tiktoken_file, load_tiktoken
 
 NUM_SHARDS: Final = (1, 2, 4, 8, 16)
 _SHARD_NAME = re.compile(r"consolidated\.(\d\d)\.pth")

@@ -16,7 +16,7 @@ import re
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,10 +27,6 @@ from llamita.errors import ConfigError, FormatError
 from llamita.formats.mmap_file import map_file, read_bytes
 from llamita.formats.tensor_table import MAX_LAYERS, TensorSpec, check_tensors, tensor_table
 from llamita.formats.tensor_types import Floats
-from llamita.formats.vocabulary import padded_pieces
-
-if TYPE_CHECKING:  # so that files are read where the `tokenizers` package is not
-    from llamita.tokenizer import Tokenizer
 
 MAGIC: Final = 0x616B3432
 HEADER_BYTES: Final = {0: 28, 1: 256, 2: 256}
@@ -339,34 +335,3 @@ def _rope_tables(num_positions: int, head_dim: int) -> NDArray[np.float32]:
     angles = torch.outer(torch.arange(num_positions), frequency).float()
     tables: NDArray[np.float32] = torch.stack((torch.cos(angles), torch.sin(angles))).numpy()
     return tables
-
-
-def why_no_tokenizer_bin(tokenizer: Tokenizer) -> str | None:
-    """Why the format cannot express a tokenizer, or None if it can: it holds SentencePiece's pieces with scores only,
-    and its readers take BOS 1 and EOS 2."""
-    if tokenizer.kind == "gpt2":
-        return (
-            "no tokenizer.bin was written: the format cannot express a byte-level BPE; export to .gguf, or take the "
-            "tokenizer from a .gguf (run model.bin -z model.gguf)"
-        )
-    if (tokenizer.bos_id, tokenizer.eos_id) != (BOS_ID, EOS_ID):
-        return (
-            f"no tokenizer.bin was written: its readers take BOS {BOS_ID} and EOS {EOS_ID}, the tokenizer has "
-            f"{tokenizer.bos_id} and {tokenizer.eos_id}; export to .gguf"
-        )
-    return None
-
-
-def tokenizer_bin(tokenizer: Tokenizer, vocab_size: int) -> bytes:
-    """The content of tokenizer.bin: u32 longest piece, then per id float32 score, u32 length, bytes.
-
-    For tokenizers that the format can express only. Raises FormatError for one that has more tokens than the model.
-    """
-    scores = tokenizer.scores()
-    assert scores is not None and why_no_tokenizer_bin(tokenizer) is None
-    pieces, _ = padded_pieces(tokenizer, vocab_size)
-    pieces[BOS_ID], pieces[EOS_ID] = f"\n{pieces[BOS_ID]}\n", f"\n{pieces[EOS_ID]}\n"
-    raw = [piece.replace("\u2581", " ").encode("utf-8") for piece in pieces]
-    scores = scores + [0.0] * (len(raw) - len(scores))
-    entries = [struct.pack("<fI", score, len(piece)) + piece for score, piece in zip(scores, raw, strict=True)]
-    return struct.pack("<I", max(map(len, raw))) + b"".join(entries)

@@ -8,8 +8,9 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from llamita.errors import TokenizerError
+from llamita.tokenizer.byte_level import BYTE_OF_SYMBOL
 from llamita.tokenizer.pre_tokenizers import QWEN2
-from llamita.tokenizer.tokenizer import BYTE_OF_SYMBOL, Tokenizer
+from llamita.tokenizer.tokenizer import Tokenizer
 
 # Ids 0, 1, 2: the border of documents (BOS = EOS), and the two that are reserved for chat.
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")

@@ -63,3 +63,15 @@ def bos_template(bos: str, bos_id: int) -> dict[str, Any]:
         "pair": [special(0), text("A", 0), special(1), text("B", 1)],
         "special_tokens": {bos: {"id": bos, "ids": [bos_id], "tokens": [bos]}},
     }
+
+
+def _byte_symbols() -> dict[str, int]:
+    """GPT-2's alphabet: printable bytes stand for themselves, the others follow from U+0100 on (encoder.py)."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    symbols = {chr(byte): byte for byte in printable}
+    others = [byte for byte in range(256) if byte not in printable]
+    symbols.update({chr(256 + i): byte for i, byte in enumerate(others)})
+    return symbols
+
+
+BYTE_OF_SYMBOL = _byte_symbols()

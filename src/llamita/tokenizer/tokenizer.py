@@ -14,8 +14,9 @@ import tokenizers
 
 from llamita.atomic import atomic_write_bytes
 from llamita.errors import TokenizerError
+from llamita.tokenizer.byte_level import BYTE_OF_SYMBOL
 from llamita.tokenizer.pre_tokenizers import LLAMA_BPE_NAME, split_name
-from llamita.tokenizer.sentencepiece_model import (
+from llamita.tokenizer.sentencepiece import (
     BYTE,
     CONTROL,
     NORMAL,
@@ -124,6 +125,19 @@ class Tokenizer:
     def types(self) -> list[int]:
         """Every token's type by id, GGUF's: 1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte."""
         return list(self._types)
+
+    def padded_pieces(self, vocab_size: int) -> tuple[list[str], list[int]]:
+        """Pieces and types for every row of an embedding [vocab_size, D]; extra rows are unused [PADn].
+
+        Raises TokenizerError if the tokenizer has more than vocab_size tokens.
+        """
+        if self.vocab_size > vocab_size:
+            raise TokenizerError(
+                f"cannot export: the tokenizer has {self.vocab_size} tokens, the model {vocab_size}; "
+                "they do not belong together"
+            )
+        padding = [f"[PAD{i}]" for i in range(self.vocab_size, vocab_size)]
+        return self._pieces + padding, self._types + [UNUSED] * len(padding)
 
     def merges(self) -> list[str]:
         """ "left right" of every merge, best first."""
@@ -366,15 +380,3 @@ def _steps(section: dict[str, Any] | None, key: str) -> list[dict[str, Any]]:
     if section is None:
         return []
     return list(section[key]) if section.get("type") == "Sequence" else [section]
-
-
-def _byte_symbols() -> dict[str, int]:
-    """GPT-2's alphabet: printable bytes stand for themselves, the others follow from U+0100 on (encoder.py)."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    symbols = {chr(byte): byte for byte in printable}
-    others = [byte for byte in range(256) if byte not in printable]
-    symbols.update({chr(256 + i): byte for i, byte in enumerate(others)})
-    return symbols
-
-
-BYTE_OF_SYMBOL = _byte_symbols()

@@ -148,7 +148,7 @@ def test_the_vocabulary_is_padded_or_refused(make_checkpoint: MakeCheckpoint, tm
     for name in ("smaller.gguf", "smaller.bin"):
         kind = "gpt2" if name.endswith("gguf") else "llama"
         checkpoint = make_checkpoint(tmp_path / f"smaller-{kind}", kind, vocab_size=300)
-        with pytest.raises(FormatError, match=r"the tokenizer has \d+ tokens, the model 300"):
+        with pytest.raises(TokenizerError, match=r"the tokenizer has \d+ tokens, the model 300"):
             export(checkpoint, tmp_path / name)
 
 
@@ -376,7 +376,7 @@ def test_config_that_bin_cannot_say(make_checkpoint: MakeCheckpoint, tmp_path: P
 
 def test_too_many_end_ids(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
     checkpoint = make_checkpoint(tmp_path / "model", eos_token_id=(0, 2, 7, 9))
-    refuse(checkpoint, tmp_path / "model.gguf", FormatError, r"4 ids end a text \(0, 2, 7, 9\), GGUF has room for 3")
+    refuse(checkpoint, tmp_path / "model.gguf", TokenizerError, r"4 ids end a text \(0, 2, 7, 9\), GGUF has room for 3")
 
 
 def test_checkpoint_without_tokenizer(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
@@ -393,7 +393,7 @@ def test_unknown_split(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
     assert "{1,3}" not in text
     content["pre_tokenizer"] = json.loads(text.replace(r"\\p{N}", r"\\p{N}{1,2}"))
     (checkpoint / "tokenizer.json").write_text(json.dumps(content))
-    refuse(checkpoint, tmp_path / "model.gguf", FormatError, "regular expression is none that GGUF runtimes know")
+    refuse(checkpoint, tmp_path / "model.gguf", TokenizerError, "regular expression is none that GGUF runtimes know")
 
 
 def test_full_disk_and_forbidden_places(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:

@@ -167,7 +167,7 @@ def test_what_is_no_tokenizer(tmp_path: Path) -> None:
 def test_a_ggufs_sentencepiece_vocabulary_is_the_models(shared_data: Path, random_texts: list[str]) -> None:
     """Llama 2's, as llama.cpp carries it, against its tokenizer.model."""
     from llamita.formats.gguf import read_gguf
-    from llamita.tokenizer.gguf_vocabulary import tokenizer_from_gguf
+    from llamita.tokenizer.gguf import tokenizer_from_gguf
 
     path = shared_data / "tokenizers" / "ggml-vocab-llama-spm.gguf"
     found = tokenizer_from_gguf(read_gguf(path).metadata, str(path))

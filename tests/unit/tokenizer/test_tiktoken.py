@@ -9,8 +9,8 @@ import pytest
 
 from llamita.errors import TokenizerError
 from llamita.tokenizer import Tokenizer, load_tokenizer
-from llamita.tokenizer.loading import load_tiktoken
-from llamita.tokenizer.tiktoken_model import special_tokens
+from llamita.tokenizer.load import load_tiktoken
+from llamita.tokenizer.tiktoken import special_tokens
 
 # Llama 3's, as its reference tokenizer.py states it.
 PATTERN = (

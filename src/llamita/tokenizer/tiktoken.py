@@ -11,7 +11,7 @@ import binascii
 from typing import Any, Final, Literal
 
 from llamita.errors import TokenizerError
-from llamita.tokenizer.byte_level import byte_level_json
+from llamita.tokenizer.byte_level import BYTE_OF_SYMBOL, byte_level_json
 from llamita.tokenizer.pre_tokenizers import LLAMA_BPE_NAME
 
 Version = Literal["3", "3.1"]
@@ -78,7 +78,7 @@ def read_tiktoken(data: bytes, where: str) -> list[bytes]:
 def tiktoken_json(tokens: list[bytes], version: Version) -> dict[str, Any]:
     """The tokenizer.json with Llama 3's special tokens and split, and every merge."""
     rank_of = {token: rank for rank, token in enumerate(tokens)}
-    symbols = _symbols()
+    symbols = {byte: symbol for symbol, byte in BYTE_OF_SYMBOL.items()}
     text = [token.decode("latin-1").translate(symbols) for token in tokens]
     merges: list[tuple[str, str]] = []
     for token in tokens:
@@ -91,10 +91,3 @@ def tiktoken_json(tokens: list[bytes], version: Version) -> dict[str, Any]:
             merges += [(text[left], text[right]) for left, right in sorted(ways)]
     added = {name: (len(tokens) + i, True) for i, name in enumerate(special_tokens(version))}
     return byte_level_json({piece: i for i, piece in enumerate(text)}, merges, LLAMA_BPE_NAME, added, BOS)
-
-
-def _symbols() -> dict[int, str]:
-    """Byte → its character in GPT-2's alphabet."""
-    from llamita.tokenizer.tokenizer import BYTE_OF_SYMBOL
-
-    return {byte: symbol for symbol, byte in BYTE_OF_SYMBOL.items()}

@@ -14,7 +14,7 @@ from llamita.tokenizer.byte_level import bos_template
 OUTER_SPACES = r"\A +| +\z"  # as the `tokenizers` library writes it
 SPACE = "\u2581"  # how SentencePiece writes a space
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # GGUF took SentencePiece's numbers
-_BYTE_PIECES = [f"<0x{byte:02X}>" for byte in range(256)]
+BYTE_PIECES = [f"<0x{byte:02X}>" for byte in range(256)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,51 +76,6 @@ def read_sentencepiece(data: bytes, where: str) -> PieceTable:
         add_space_prefix=bool(normalizer.get(3, 1)),
         remove_extra_whitespaces=bool(normalizer.get(4, 1)),
     )
-    check_table(table, where)
-    return table
-
-
-def read_llama2c(data: bytes, where: str) -> PieceTable:
-    """Parse llama2.c's tokenizer.bin: u32 longest piece, then per id f32 score, u32 length, bytes; no count.
-
-    The ids are fixed: 0 <unk>, 1 BOS, 2 EOS, then 256 byte pieces if there is a byte fallback. Raises TokenizerError.
-    """
-    if len(data) < 4:
-        raise TokenizerError(f"cannot read tokenizer {where}: not llama2.c's tokenizer.bin: only {len(data)} bytes")
-    (longest,) = struct.unpack_from("<I", data)
-    pieces: list[str] = []
-    scores: list[float] = []
-    offset = 4
-    while offset < len(data):
-        if len(data) - offset < 8:
-            raise TokenizerError(f"cannot read tokenizer {where}: it ends inside piece {len(pieces)} (byte {offset})")
-        score, length = struct.unpack_from("<fI", data, offset)
-        offset += 8
-        if length > longest or length > len(data) - offset:
-            raise TokenizerError(
-                f"cannot read tokenizer {where}: piece {len(pieces)} (byte {offset - 4}): length {length:,}, but the "
-                f"longest is said to be {longest:,} and {len(data) - offset:,} bytes are left"
-            )
-        try:
-            pieces.append(data[offset : offset + length].decode("utf-8").replace(" ", SPACE))
-        except UnicodeDecodeError:
-            raise TokenizerError(
-                f"cannot read tokenizer {where}: piece {len(pieces)} (byte {offset}) is not UTF-8; a llama2.c "
-                "tokenizer.bin made from SentencePiece is expected"
-            ) from None
-        scores.append(score)
-        offset += length
-    for token_id, name in ((0, "<unk>"), (1, "<s>"), (2, "</s>")):
-        if token_id >= len(pieces) or pieces[token_id].strip("\n") != name:
-            found = repr(pieces[token_id]) if token_id < len(pieces) else "nothing"
-            raise TokenizerError(
-                f"cannot read tokenizer {where}: id {token_id}: expected {name}, found {found}; "
-                "this is not a llama2.c tokenizer.bin of a SentencePiece model"
-            )
-        pieces[token_id] = name
-    has_bytes = pieces[3:259] == _BYTE_PIECES
-    types = [UNKNOWN, CONTROL, CONTROL] + [BYTE if has_bytes and i < 256 else NORMAL for i in range(len(pieces) - 3)]
-    table = PieceTable(pieces, scores, types, 1, 2, 0, add_space_prefix=True, remove_extra_whitespaces=False)
     check_table(table, where)
     return table
 
@@ -236,7 +191,7 @@ def check_table(table: PieceTable, where: str) -> None:
         if not NORMAL <= table.types[i] <= BYTE:
             raise TokenizerError(f"cannot read tokenizer {where}: piece {i} ({piece!r}) has type {table.types[i]}")
     bytes_found = sorted(piece for piece, kind in zip(table.pieces, table.types, strict=True) if kind == BYTE)
-    if bytes_found and bytes_found != sorted(_BYTE_PIECES):
+    if bytes_found and bytes_found != sorted(BYTE_PIECES):
         found = len(bytes_found)
         raise TokenizerError(f"cannot read tokenizer {where}: {found} byte pieces, expected <0x00> to <0xFF>")
 

@@ -11,8 +11,9 @@ from typing import Any
 import tokenizers
 
 from llamita.errors import TokenizerError
-from llamita.tokenizer.sentencepiece_model import read_llama2c, read_sentencepiece, tokenizer_json
-from llamita.tokenizer.tiktoken_model import (
+from llamita.tokenizer.llama2c import read_llama2c
+from llamita.tokenizer.sentencepiece import read_sentencepiece, tokenizer_json
+from llamita.tokenizer.tiktoken import (
     BOS,
     END_OF_TEXT,
     END_OF_TURN,

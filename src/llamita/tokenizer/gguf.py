@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import tokenizers
 
 from llamita.errors import TokenizerError
 from llamita.tokenizer.byte_level import byte_level_json
-from llamita.tokenizer.loading import backend_errors
+from llamita.tokenizer.load import backend_errors
 from llamita.tokenizer.pre_tokenizers import LLAMA_BPE_NAME, SPLIT_NAMES
-from llamita.tokenizer.sentencepiece_model import (
+from llamita.tokenizer.sentencepiece import (
     BYTE,
     CONTROL,
     NORMAL,
@@ -27,7 +28,11 @@ from llamita.tokenizer.tokenizer import Tokenizer
 
 _PREFIX = "tokenizer.ggml."
 MAX_TOKENS = 1 << 20
-_END_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
+# GGUF has three keys for ids that end a text: end of document, of turn, of message.
+END_KEYS = ("tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id")
+
+
+# ---------------------------------------------------------------- reading
 
 
 def tokenizer_from_gguf(metadata: Mapping[str, Any], where: str) -> Tokenizer:
@@ -49,7 +54,7 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any], where: str) -> Tokenizer:
     with backend_errors(where):
         backend = tokenizers.Tokenizer.from_str(json.dumps(content))
     template = metadata.get("tokenizer.chat_template")
-    ends = [read.token(key, len(pieces)) for key in _END_KEYS]
+    ends = [read.token(key.removeprefix(_PREFIX), len(pieces)) for key in END_KEYS]
     return Tokenizer(
         backend,
         bos_id=read.token("bos_token_id", len(pieces)),
@@ -157,3 +162,56 @@ class _Keys:
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < count:
             raise self.wrong(key, f"an id below {count}")
         return value
+
+
+# ---------------------------------------------------------------- writing
+
+
+def tokenizer_metadata(tokenizer: Tokenizer, vocab_size: int, end_ids: Sequence[int]) -> dict[str, Any]:
+    """The tokenizer's keys. end_ids: every id that ends a text, the most usual first.
+
+    Raises TokenizerError where the tokenizer does not fit the model or stock runtimes could not tokenize alike.
+    """
+    pieces, types = tokenizer.padded_pieces(vocab_size)
+    metadata: dict[str, Any] = {"tokenizer.ggml.model": tokenizer.kind}
+    scores = tokenizer.scores()
+    if tokenizer.kind == "gpt2":
+        if tokenizer.split is None:
+            raise TokenizerError(
+                "cannot export the tokenizer: its regular expression is none that GGUF runtimes know "
+                "(qwen2, llama-bpe, gpt-2, smollm), so they would cut texts in another way"
+            )
+        metadata["tokenizer.ggml.pre"] = tokenizer.split
+    else:
+        metadata["tokenizer.ggml.pre"] = "default"
+    metadata["tokenizer.ggml.tokens"] = pieces
+    if scores is not None:
+        padding = [0.0] * (vocab_size - len(scores))
+        metadata["tokenizer.ggml.scores"] = np.array(scores + padding, dtype=np.float32)
+    metadata["tokenizer.ggml.token_type"] = np.array(types, dtype=np.int32)
+    if tokenizer.kind == "gpt2":
+        metadata["tokenizer.ggml.merges"] = tokenizer.merges()
+    metadata |= _special_ids(tokenizer, end_ids)
+    metadata["tokenizer.ggml.add_bos_token"] = tokenizer.bos_id is not None
+    metadata["tokenizer.ggml.add_eos_token"] = False
+    if tokenizer.kind == "llama":
+        metadata["tokenizer.ggml.add_space_prefix"] = tokenizer.add_space_prefix
+        metadata["tokenizer.ggml.remove_extra_whitespaces"] = tokenizer.remove_extra_whitespaces
+    if tokenizer.chat_template is not None:
+        metadata["tokenizer.chat_template"] = tokenizer.chat_template
+    return metadata
+
+
+def _special_ids(tokenizer: Tokenizer, end_ids: Sequence[int]) -> dict[str, Any]:
+    if len(end_ids) > len(END_KEYS):
+        raise TokenizerError(
+            f"cannot export: {len(end_ids)} ids end a text ({', '.join(map(str, end_ids))}), GGUF has room for "
+            f"{len(END_KEYS)}; shorten eos_token_id in config.json and generation_config.json"
+        )
+    ids: dict[str, Any] = {}
+    if tokenizer.bos_id is not None:
+        ids["tokenizer.ggml.bos_token_id"] = tokenizer.bos_id
+    ids |= dict(zip(END_KEYS, end_ids, strict=False))
+    if tokenizer.unknown_id is not None:
+        ids["tokenizer.ggml.unknown_token_id"] = tokenizer.unknown_id
+    return ids
