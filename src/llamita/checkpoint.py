@@ -28,7 +28,7 @@ from llamita.atomic import atomic_directory
 from llamita.config import ModelConfig
 from llamita.errors import CheckpointError, FormatError, OutputError
 from llamita.formats import tensor_table
-from llamita.formats.huggingface import config_from_dict, config_to_dict, read_json_object
+from llamita.formats.huggingface import config_from_dict, config_to_dict
 from llamita.formats.safetensors_io import (
     FLOAT_DTYPES,
     INDEX,
@@ -40,6 +40,7 @@ from llamita.formats.safetensors_io import (
     write_safetensors,
     write_sharded_safetensors,
 )
+from llamita.json_file import read_json_object
 from llamita.model.llama import Llama
 
 TOKENIZER_FILES = (

@@ -219,7 +219,7 @@ def _export_gguf(job: _Job, wanted: QuantMix, name: str) -> ExportReport:
 
 def _coarsest(types: Iterable[TypeName]) -> TypeName:
     """The type with the fewest bits a weight."""
-    return min(types, key=lambda name: TYPES[name].block_bytes / TYPES[name].block_elements)
+    return min(types, key=lambda name: TYPES[name].bits)
 
 
 def _tokenizer_notes(tokenizer: Tokenizer) -> tuple[str, ...]:

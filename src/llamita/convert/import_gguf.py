@@ -78,7 +78,7 @@ def open_gguf(path: Path, options: ImportOptions) -> ModelSource:
         if info.type in _PLAIN:
             plain = torch.from_numpy(raw).view(_PLAIN[info.type]).reshape(spec.shape)
         else:
-            plain = torch.from_numpy(dequantize(raw, TYPES[info.type].name, spec.shape))
+            plain = torch.from_numpy(dequantize(raw, info.type, spec.shape))
         return with_unpermuted_qk(plain, spec, config)
 
     notes += byte_notes(tokenizer)

@@ -19,10 +19,11 @@ from llamita.checkpoint import copy_tokenizer
 from llamita.config import ModelConfig
 from llamita.convert.model_source import ImportOptions, ModelSource, byte_notes, check_fit, with_context
 from llamita.errors import ConfigError, FormatError, NetworkError
-from llamita.formats.huggingface import config_from_dict, read_json_object
+from llamita.formats.huggingface import config_from_dict
 from llamita.formats.safetensors_io import FLOAT_DTYPES, INDEX, WEIGHTS, open_safetensors, read_index
 from llamita.formats.tensor_table import check_tensors, tensor_table
 from llamita.formats.torch_pickle import copied, load_pickle, named_tensors
+from llamita.json_file import read_json_object
 from llamita.tokenizer import Tokenizer, load_tokenizer
 from llamita.tokenizer.chat_templates import NO_TEMPLATE, check_template_fits
 

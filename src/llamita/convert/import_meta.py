@@ -10,7 +10,6 @@ Rows of q and k are in pairs order (rope_order.py).
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ from llamita.convert.model_source import ImportOptions, ModelSource, check_fit, 
 from llamita.errors import ConfigError, FormatError, TokenizerError
 from llamita.formats.tensor_table import MAX_LAYERS, TensorSpec, check_tensors, tensor_table
 from llamita.formats.torch_pickle import copied, load_pickle, named_tensors
+from llamita.json_file import read_json_object
 from llamita.tokenizer import Tokenizer, load_tokenizer
 from llamita.tokenizer.chat_templates import CHAT_TEMPLATES, NO_TEMPLATE, check_template_fits
 from llamita.tokenizer.load import is_tiktoken_file, load_tiktoken
@@ -87,13 +87,10 @@ def open_meta(path: Path, options: ImportOptions) -> ModelSource:
 
 
 def _read_params(path: Path) -> dict[str, Any]:
-    try:
-        params = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise FormatError(f"cannot read {path}: {str(error)[:120]}") from error
-    params = params.get("model", params) if isinstance(params, dict) else params
+    content = read_json_object(path, FormatError)
+    params = content.get("model", content)
     if not isinstance(params, dict):
-        raise FormatError(f"cannot read {path}: expected a JSON object, found {type(params).__name__}")
+        raise FormatError(f"cannot read {path}: model: expected an object, found {type(params).__name__}")
     unknown = next((key for key in params if key not in _KEYS), None)
     if unknown is not None:
         raise FormatError(

@@ -18,9 +18,7 @@ import difflib
 from collections.abc import Mapping
 
 from llamita.errors import ConfigError
-from llamita.formats.dequantize import BLOCK
-from llamita.formats.dequantize_k import SUPER
-from llamita.formats.tensor_types import TYPES, TypeName
+from llamita.formats.tensor_types import BLOCK, SUPER, TYPES, WRITTEN_TYPES, TypeName
 
 Shape = tuple[int, ...]
 
@@ -37,16 +35,12 @@ class QuantMix:
 
 
 QUANT_MIXES: dict[str, QuantMix] = {
-    wanted.name: wanted
-    for wanted in (
-        *(QuantMix(name.lower(), name, name) for name in ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1")),
-        *(QuantMix(name.lower(), name, name) for name in ("Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K")),
+    mix.name: mix
+    for mix in (
+        *(QuantMix(name.lower(), name, name) for name in WRITTEN_TYPES),
         QuantMix("q4_k_m", "Q4_K", "Q4_K_M", mixed=True),
     )
 }
-
-# Those with fewer bits than Q6_K, which the output matrix gets instead.
-_FEW_BITS: frozenset[TypeName] = frozenset(("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K"))
 
 # For rows that are not whole blocks of 256; llama.cpp's choice.
 _NEAREST_ABOVE: dict[TypeName, TypeName] = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
@@ -90,7 +84,7 @@ def _planned(name: str, shapes: Mapping[str, Shape], wanted: QuantMix) -> TypeNa
         return "F32"
     output = "output.weight" if "output.weight" in shapes else "token_embd.weight"
     if name == output:
-        return "Q6_K" if wanted.main in _FEW_BITS else wanted.main
+        return "Q6_K" if TYPES[wanted.main].bits < TYPES["Q6_K"].bits else wanted.main
     parts = name.split(".")
     sensitive = (
         wanted.mixed

@@ -158,7 +158,7 @@ def _encoded(
 
 def _chunks(file: GgufFile, info: TensorInfo) -> Iterator[Floats]:
     """The numbers of a tensor, some rows at a time."""
-    kind, row_length = TYPES[info.type], info.shape[-1]
+    row_length = info.shape[-1]
     num_rows = math.prod(info.shape[:-1])
     data = file.data(info.name).reshape(num_rows, -1)
     step = max(1, _CHUNK_NUMBERS // row_length)
@@ -167,4 +167,4 @@ def _chunks(file: GgufFile, info: TensorInfo) -> Iterator[Floats]:
         if info.type == "F32":
             yield rows.view("<f4")
             continue
-        yield dequantize(rows.reshape(-1), kind.name, (len(rows), row_length))
+        yield dequantize(rows.reshape(-1), info.type, (len(rows), row_length))

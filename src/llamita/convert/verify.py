@@ -105,8 +105,7 @@ def verify_file(checkpoint: Path, written: Path, config: ModelConfig, type: str,
     if type in FILE_BOUNDS:
         same, rounded = FILE_BOUNDS[type]
     else:
-        bits = 8 * TYPES[type].block_bytes / TYPES[type].block_elements
-        same, rounded = QUANTIZED_BOUNDS if bits > 6 else COARSE_BOUNDS
+        same, rounded = QUANTIZED_BOUNDS if TYPES[type].bits > 6 else COARSE_BOUNDS
     what = f"cannot write {out}"
     compare(torch_logits(network(config, _reader(written, config)), ids), engine, same, what, "its own weights")
     return compare(torch_logits(_checkpoint_network(checkpoint, config), ids), engine, rounded, what, str(checkpoint))

@@ -6,13 +6,11 @@ What a plain Llama cannot do is refused by name: a file that loads here computes
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from llamita.config import ModelConfig
-from llamita.errors import ConfigError, FormatError, LlamitaError
+from llamita.errors import ConfigError, FormatError
 from llamita.formats.tensor_table import MAX_LAYERS
 
 ARCHITECTURE = "LlamaForCausalLM"
@@ -260,14 +258,3 @@ def _number(value: Any, key: str, where: str) -> float:
 
 def _wrong(key: str, expected: str, found: Any, where: str) -> FormatError:
     return FormatError(f"cannot use {where}: {key}: expected {expected}, found {str(found)[:80]!r}")
-
-
-def read_json_object(path: Path, error_type: type[LlamitaError]) -> dict[str, Any]:
-    """The object that a JSON file of a Hugging Face folder holds. Raises error_type if it cannot be read or is none."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise error_type(f"cannot read {path}: {error}") from error
-    if not isinstance(values, dict):
-        raise error_type(f"cannot read {path}: expected a JSON object, found {type(values).__name__}")
-    return values

@@ -20,11 +20,16 @@ import torch
 from torch import Tensor
 
 from llamita.errors import FormatError
-from llamita.formats.mmap_file import read_bytes
-from llamita.formats.safetensors_header import DTYPE_BYTES, SafetensorsEntry, read_safetensors_header
+from llamita.formats.mmap_file import map_file, read_bytes
+from llamita.json_file import read_json_object
 
 WEIGHTS: Final = "model.safetensors"
 INDEX: Final = "model.safetensors.index.json"
+MAX_HEADER_BYTES: Final = 100_000_000  # the reference implementation's
+DTYPE_BYTES: Final = {
+    "BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2,
+    "I32": 4, "U32": 4, "F32": 4, "I64": 8, "U64": 8, "F64": 8,
+}  # fmt: skip
 
 _DTYPES: dict[str, torch.dtype] = {
     "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "I32": torch.int32,
@@ -38,7 +43,82 @@ DTYPES: Final[dict[str, torch.dtype]] = {
 FLOAT_DTYPES: Final = tuple(DTYPES.values())
 
 
-# ---------------------------------------------------------------- reading
+# ---------------------------------------------------------------- reading a header
+
+
+@dataclasses.dataclass(frozen=True)
+class SafetensorsEntry:
+    """A tensor of a .safetensors file. offset: in the file, of its first byte."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    num_bytes: int
+
+
+def read_header(path: Path) -> tuple[list[SafetensorsEntry], dict[str, str]]:
+    """(tensors in the order of their data, metadata). Raises FormatError, also for gaps and overlaps in the data."""
+    mapping = map_file(path)
+    if len(mapping) < 8:
+        raise FormatError(f"cannot read {path}: expected a .safetensors header, found {len(mapping)} bytes")
+    (length,) = struct.unpack_from("<Q", mapping)
+    if length > min(MAX_HEADER_BYTES, len(mapping) - 8):
+        raise FormatError(
+            f"cannot read {path}: header: expected {length} bytes, found {len(mapping) - 8} to the end of the file; it "
+            "is truncated or no .safetensors file"
+        )
+    try:
+        header = json.loads(mapping[8 : 8 + length].decode("utf-8"), object_pairs_hook=_unique_names)
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"cannot read {path}: header: expected JSON: {str(error)[:120]}") from error
+    if not isinstance(header, dict):
+        raise FormatError(f"cannot read {path}: header: expected a JSON object, found {type(header).__name__}")
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise FormatError(f"cannot read {path}: __metadata__: expected an object of strings")
+    data_start = 8 + length
+    tensors = [_entry(path, name, entry, data_start) for name, entry in header.items()]
+    tensors.sort(key=lambda tensor: (tensor.offset, tensor.num_bytes))
+    end = 0
+    for tensor in tensors:
+        start = tensor.offset - data_start
+        if start != end:
+            raise FormatError(f"cannot read {path}: tensor {tensor.name}: expected offset {end}, found {start}")
+        end += tensor.num_bytes
+    found = len(mapping) - data_start
+    mapping.close()
+    if end != found:
+        raise FormatError(f"cannot read {path}: data: expected {end} bytes, found {found}; it is truncated or damaged")
+    return tensors, metadata
+
+
+def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} is there twice")
+    return result
+
+
+def _entry(path: Path, name: str, fields: Any, data_start: int) -> SafetensorsEntry:
+    try:
+        dtype, shape, (start, end) = fields["dtype"], fields["shape"], fields["data_offsets"]
+        whole = all(isinstance(number, int) and not isinstance(number, bool) for number in (*shape, start, end))
+        if not whole or min(*shape, start, end, 0) < 0:
+            raise ValueError
+        num_bytes = math.prod(shape) * DTYPE_BYTES[dtype]
+    except (TypeError, KeyError, ValueError) as error:
+        raise FormatError(
+            f"cannot read {path}: tensor {name}: expected a known dtype, a shape and two data_offsets, found "
+            f"{str(fields)[:80]!r}"
+        ) from error
+    if end - start != num_bytes:
+        raise FormatError(f"cannot read {path}: tensor {name}: expected {num_bytes} bytes, found {end - start}")
+    return SafetensorsEntry(name, dtype, tuple(shape), data_start + start, num_bytes)
+
+
+# ---------------------------------------------------------------- reading tensors
 
 
 class SafetensorsReader:
@@ -74,6 +154,11 @@ class SafetensorsReader:
         return torch.from_numpy(raw).view(dtype).reshape(shape) if raw.size else torch.empty(shape, dtype=dtype)
 
 
+def open_safetensors_file(path: Path) -> SafetensorsReader:
+    """All tensors of one .safetensors file. Raises FormatError."""
+    return SafetensorsReader({tensor.name: (path, tensor) for tensor in read_header(path)[0]})
+
+
 def open_safetensors(folder: Path, stem: str = "model") -> SafetensorsReader:
     """All tensors of folder/STEM.safetensors, or of the shards that folder/STEM.safetensors.index.json names.
 
@@ -81,11 +166,11 @@ def open_safetensors(folder: Path, stem: str = "model") -> SafetensorsReader:
     """
     index, single = folder / f"{stem}.safetensors.index.json", folder / f"{stem}.safetensors"
     if single.is_file() or not index.is_file():
-        return SafetensorsReader({tensor.name: (single, tensor) for tensor in read_safetensors_header(single)[0]})
+        return open_safetensors_file(single)
     weight_map = read_index(index)
     places: dict[str, tuple[Path, SafetensorsEntry]] = {}
     for name in sorted(set(weight_map.values())):
-        for tensor in read_safetensors_header(folder / name)[0]:
+        for tensor in read_header(folder / name)[0]:
             if weight_map.get(tensor.name) != name:
                 said = weight_map.get(tensor.name, "nowhere")
                 raise FormatError(f"cannot read {folder / name}: tensor {tensor.name}: the index says it is in {said}")
@@ -98,11 +183,7 @@ def open_safetensors(folder: Path, stem: str = "model") -> SafetensorsReader:
 
 def read_index(path: Path) -> dict[str, str]:
     """Tensor → file name, from an index.json. File names are names in the same folder, never paths."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise FormatError(f"cannot read {path}: {str(error)[:120]}") from error
-    weight_map = content.get("weight_map") if isinstance(content, dict) else None
+    weight_map = read_json_object(path, FormatError).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise FormatError(f"cannot read {path}: expected weight_map, an object of tensor names and file names")
     for name, file in weight_map.items():

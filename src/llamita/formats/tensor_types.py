@@ -1,9 +1,9 @@
-"""Float arrays to the block bytes of GGUF's tensor types (by the engine), and back (in numpy).
+"""Converts float arrays to the blocks of GGUF's tensor types (in the engine) and back (in numpy).
 
-The formats of the blocks are described where they are decoded: blocks.py and super_blocks.py. Q8_0 is ggml's
-reference rule, byte for byte. The other quantized types search: of many scales near ggml's, each block keeps the one
-with the least squared error, after rounding as it is stored. The same numbers give the same bytes, on any number of
-threads and any processor.
+The layouts of the blocks are described where they are decoded: dequantize.py and dequantize_k.py.
+Q8_0 is ggml's reference rule, byte for byte. The other quantized types search: of many scales near
+ggml's, each block keeps the one with the least squared error after rounding. The same numbers give
+the same bytes, on any number of threads and any processor.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import math
 import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,8 @@ from llamita.formats.dequantize_k import SUPER
 
 __all__ = [
     "BLOCK",
+    "OTHER_TYPES",
+    "SUPER",
     "TYPES",
     "WRITTEN_TYPES",
     "Bytes",
@@ -39,23 +41,25 @@ __all__ = [
     "quantize_chunks",
 ]
 
-TypeName = Literal[
-    "F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "IQ4_NL", "MXFP4",
-    "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS", "TQ1_0", "TQ2_0",
-]  # fmt: skip
+TypeName: TypeAlias = str  # a name in TYPES
 
-_CHUNK_BLOCKS = 4096  # of 32, decoded at a time: 512 KiB of floats stay in the cache
-_THREAD_NUMBERS = 1 << 17  # fewer are not worth a thread of their own
+_CHUNK_BLOCKS = 4096  # blocks of 32 decoded at a time: 512 KiB of floats stay in the cache
+_MIN_THREAD_ELEMENTS = 1 << 17  # fewer are not worth a thread
 
 
 @dataclasses.dataclass(frozen=True)
 class TensorType:
-    """A GGUF tensor type: its number there, how many numbers a block holds and in how many bytes."""
+    """A tensor type of ggml: its number in GGUF files, and the elements and bytes of a block."""
 
     name: TypeName
     number: int
     block_elements: int
     block_bytes: int
+
+    @property
+    def bits(self) -> float:
+        """Bits per element, scales included."""
+        return 8 * self.block_bytes / self.block_elements
 
     def num_bytes(self, num_elements: int) -> int:
         """Bytes of a tensor with this many elements (whole blocks)."""
@@ -70,6 +74,7 @@ def _table(*types: TensorType) -> dict[str, TensorType]:
     return {kind.name: kind for kind in types}
 
 
+# The types that can be read: `dequantize` decodes them.
 TYPES: dict[str, TensorType] = _table(
     TensorType("F32", 0, 1, 4),
     TensorType("F16", 1, 1, 2),
@@ -91,8 +96,25 @@ TYPES: dict[str, TensorType] = _table(
     TensorType("MXFP4", 39, BLOCK, 17),
 )
 
+# The other types of ggml. A file that holds them can be inspected, but not dequantized.
+OTHER_TYPES: dict[str, TensorType] = _table(
+    TensorType("Q8_1", 9, BLOCK, 40),
+    TensorType("Q8_K", 15, SUPER, 292),
+    TensorType("IQ2_XXS", 16, SUPER, 66),
+    TensorType("IQ2_XS", 17, SUPER, 74),
+    TensorType("IQ3_XXS", 18, SUPER, 98),
+    TensorType("IQ1_S", 19, SUPER, 50),
+    TensorType("IQ3_S", 21, SUPER, 110),
+    TensorType("IQ2_S", 22, SUPER, 82),
+    TensorType("I8", 24, 1, 1),
+    TensorType("I16", 25, 1, 2),
+    TensorType("I32", 26, 1, 4),
+    TensorType("I64", 27, 1, 8),
+    TensorType("F64", 28, 1, 8),
+    TensorType("IQ1_M", 29, SUPER, 56),
+)
 
-# Those that `quantize` writes; the others are only read.
+# The types that `quantize` writes, the exact ones first.
 WRITTEN_TYPES: tuple[TypeName, ...] = (
     "F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K",
 )  # fmt: skip
@@ -161,7 +183,7 @@ def _encode_plain(flat: Floats, type: TypeName, out: Bytes, where: str) -> float
 def _quantize_in_threads(rows: Floats, type: TypeName, out: Bytes) -> float:
     """Rows [N, row length] into out [N, bytes of a row], a part of the rows to each thread; returns Σ(stored - x)²."""
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-    parts = max(1, min(available, len(rows), rows.size // _THREAD_NUMBERS))
+    parts = max(1, min(available, len(rows), rows.size // _MIN_THREAD_ELEMENTS))
     if parts == 1:
         return engine.quantize(rows, type, out)
     ends = [len(rows) * part // parts for part in range(parts + 1)]

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from llamita.atomic import atomic_write_bytes
 from llamita.errors import ConfigError, TokenizerError
+from llamita.json_file import read_json_object
 
 NO_TEMPLATE: Final = "none"
 
@@ -88,7 +89,7 @@ def replace_chat_template(folder: Path, name: str) -> None:
     """Make the template of this name (or none) that of the tokenizer's files in a folder. Raises TokenizerError."""
     (folder / "chat_template.jinja").unlink(missing_ok=True)
     path = folder / "tokenizer_config.json"
-    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    config = read_json_object(path, TokenizerError) if path.is_file() else {}
     config.pop("chat_template", None)
     if name != NO_TEMPLATE:
         config["chat_template"] = CHAT_TEMPLATES[name]

@@ -11,6 +11,7 @@ from typing import Any
 import tokenizers
 
 from llamita.errors import TokenizerError
+from llamita.json_file import read_json_object
 from llamita.tokenizer.llama2c import read_llama2c
 from llamita.tokenizer.sentencepiece import read_sentencepiece, tokenizer_json
 from llamita.tokenizer.tiktoken import (
@@ -142,16 +143,8 @@ def _read(path: Path) -> bytes:
 
 
 def _settings(path: Path) -> dict[str, Any]:
-    """A JSON object beside tokenizer.json; empty where there is no such file."""
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(_read(path))
-    except (ValueError, RecursionError) as error:
-        raise TokenizerError(f"cannot read {path}: not JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise TokenizerError(f"cannot read {path}: expected a JSON object, found {type(value).__name__}")
-    return value
+    """A JSON object beside tokenizer.json; empty if there is no such file."""
+    return read_json_object(path, TokenizerError) if path.is_file() else {}
 
 
 def _token_id(backend: tokenizers.Tokenizer, config: dict[str, Any], key: str, path: Path) -> int | None:

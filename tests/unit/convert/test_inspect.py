@@ -43,13 +43,13 @@ def test_kinds_and_numbers(folder: Path, name: str, kind: str) -> None:
         assert sum(size for _, _, size, _ in type_counts(found.tensors)) == sum(t.num_bytes for t in found.tensors)
     if (folder / name).is_file():
         assert found.num_bytes == (folder / name).stat().st_size
-    assert all(isinstance(value, str) and "\n" not in value and len(value) < 250 for _, value in found.facts)
+    assert all(isinstance(value, str) and "\n" not in value and len(value) < 250 for _, value in found.properties)
 
 
-def test_facts(folder: Path) -> None:
-    gguf = dict(inspect(folder / "model.gguf").facts)
+def test_properties(folder: Path) -> None:
+    gguf = dict(inspect(folder / "model.gguf").properties)
     assert gguf["general.file_type"] == "7 (mostly Q8_0)" and gguf["tokenizer.ggml.tokens"].startswith("string[420]: ")
-    checkpoint = dict(inspect(folder / "model").facts)
+    checkpoint = dict(inspect(folder / "model").properties)
     assert checkpoint["hidden_size"] == "64" and checkpoint["tokenizer"] == "SentencePiece BPE, 420 tokens"
     assert type_counts(inspect(folder / "model.gguf").tensors)[0][0] == "Q8_0"
 

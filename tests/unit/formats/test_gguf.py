@@ -167,7 +167,7 @@ BAD: dict[str, tuple[bytes, str]] = {
     "dims that wrap to 4": (file(infos=[info(dims=(4, 2**62 + 1))], data=bytes(32)), "at most the file's"),
     "unknown type": (file(infos=[info(kind=31)], data=bytes(32)), "type of t: expected a tensor type"),
     "type 2^32-1": (file(infos=[info(kind=2**32 - 1)], data=bytes(32)), "type of t: expected a tensor type"),
-    "no whole block": (file(infos=[info(dims=(33,), kind=8)], data=bytes(64)), "multiple of 32, the block of Q8_0"),
+    "no whole block": (file(infos=[info(dims=(33,), kind=8)], data=bytes(64)), "multiple of 32, the block size of Q8_0"),
     "offset beyond the end": (file(infos=[info(offset=2**40)], data=bytes(32)), "offset of t: expected 0"),
     "offset unaligned": (file(infos=[info(offset=4)], data=bytes(64)), "offset of t: expected 0, the end"),
     "overlap": (file(infos=[info("a"), info("b")], data=bytes(64)), "offset of b: expected 32"),

@@ -11,8 +11,7 @@ from hypothesis.extra import numpy as arrays
 
 from llamita.errors import FormatError
 from llamita.formats import tensor_types as module
-from llamita.formats.gguf import BLOCK_SIZES
-from llamita.formats.tensor_types import TYPES, WRITTEN_TYPES, dequantize, quantize
+from llamita.formats.tensor_types import OTHER_TYPES, TYPES, WRITTEN_TYPES, dequantize, quantize
 
 pytestmark = pytest.mark.usefixtures("engine_build")
 
@@ -44,12 +43,10 @@ def sample(rows: int = 40, width: int = 256) -> np.ndarray:
 
 
 def test_types_are_the_packages() -> None:
-    for name, kind in TYPES.items():
-        assert int(oracle_type(name)) == kind.number
+    assert not TYPES.keys() & OTHER_TYPES.keys() and set(WRITTEN_TYPES) <= TYPES.keys()
+    for name, kind in (TYPES | OTHER_TYPES).items():
+        assert kind.name == name and int(oracle_type(name)) == kind.number
         assert gguf.GGML_QUANT_SIZES[oracle_type(name)] == (kind.block_elements, kind.block_bytes)
-        assert BLOCK_SIZES[kind.number] == (name, kind.block_elements, kind.block_bytes)
-    for number, (name, elements, size) in BLOCK_SIZES.items():
-        assert gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(number)] == (elements, size), name
 
 
 @pytest.mark.parametrize("name", ["F32", "F16", "BF16", "Q8_0"])
@@ -158,7 +155,7 @@ def test_the_search_is_the_slow_ones(name: str, zero: int, factors: list[float])
 @pytest.mark.parametrize("name", BLOCKED)
 def test_threads_do_not_matter(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     alone = quantize(sample(rows=33), name)
-    monkeypatch.setattr(module, "_THREAD_NUMBERS", 256)
+    monkeypatch.setattr(module, "_MIN_THREAD_ELEMENTS", 256)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(5)), raising=False)
     assert np.array_equal(quantize(sample(rows=33), name), alone)
 

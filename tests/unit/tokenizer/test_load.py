@@ -134,7 +134,7 @@ def test_damaged_settings(folder: Path) -> None:
     with pytest.raises(TokenizerError, match="eos_token is '</s>'"):
         load_tokenizer(folder)
     (folder / "tokenizer_config.json").write_text("{")
-    with pytest.raises(TokenizerError, match="not JSON"):
+    with pytest.raises(TokenizerError, match="not valid JSON"):
         load_tokenizer(folder)
 
 
