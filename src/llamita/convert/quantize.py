@@ -12,8 +12,7 @@ from typing import Final
 
 from llamita.convert.quant_mix import QuantMix, assign_types, quant_mix, quant_mix_notes
 from llamita.errors import ConfigError, FormatError
-from llamita.formats.gguf import FILE_TYPES, GgufFile, TensorInfo, Value, read_gguf, write_gguf
-from llamita.formats.gguf_metadata import QUANTIZATION_VERSION
+from llamita.formats.gguf import FILE_TYPES, QUANTIZATION_VERSION, GgufFile, TensorInfo, Value, read_gguf, write_gguf
 from llamita.formats.tensor_types import TYPES, Bytes, Floats, TypeName, dequantize, quantize_chunks
 
 # Numbers of a tensor that are in memory as float32 at a time, in whole rows.

@@ -48,6 +48,8 @@ _SCALAR_NUMBERS = {dtype: number for number, dtype in _SCALARS.items()}
 
 _TYPES_BY_NUMBER = {kind.number: kind for kind in (*TYPES.values(), *OTHER_TYPES.values())}
 
+QUANTIZATION_VERSION: Final = 2  # of ggml's blocks
+
 # general.file_type: the type of most matrices, or llama.cpp's name of a mixture.
 FILE_TYPES: dict[str, int] = {
     "F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "Q2_K": 10, "Q3_K_S": 11, "Q3_K_M": 12,
