@@ -67,7 +67,7 @@ HOSTILE = {
     "{{ self._TemplateReference__context }}": "forbidden",
     "{{ messages.append(1) }}": "forbidden",
     "{% set messages[0].role = 'x' %}": "TemplateSyntaxError",
-    "{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}": "stopped",
+    "{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}": "more than 1.5 s",
     "{% for i in range(1000000000) %}{% endfor %}": "OverflowError",
     "{{ 9 ** (9 ** 9) }}": "",  # constants are computed when the template is compiled
     "{{ 'a' * 1000000000 }}": "memory",
@@ -112,7 +112,7 @@ def test_it_goes_on_after_a_failure() -> None:
 
 @pytest.mark.parametrize(
     ("template", "words"),
-    [(7, "expected a text, found int"), (None, "found NoneType"), ("x" * (MAX_TEMPLATE_BYTES + 1), "at most 65,536")],
+    [(7, "expected a string, found int"), (None, "found NoneType"), ("x" * (MAX_TEMPLATE_BYTES + 1), "at most 65,536")],
 )
 def test_what_is_no_template(template: Any, words: str) -> None:
     with pytest.raises(ChatError, match=words):

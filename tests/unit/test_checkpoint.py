@@ -88,7 +88,7 @@ def test_damaged_files_are_named(checkpoint: Path) -> None:
 def test_what_is_no_checkpoint_is_told(tmp_path: Path, checkpoint: Path) -> None:
     with pytest.raises(CheckpointError, match="no such folder"):
         resolve_checkpoint(tmp_path / "nowhere")
-    with pytest.raises(CheckpointError, match="it is a file"):
+    with pytest.raises(CheckpointError, match="found a file"):
         resolve_checkpoint(checkpoint / "config.json")
     (checkpoint / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"model\.safetensors is missing"):

@@ -1,4 +1,4 @@
-"""A GGUF file of architecture llama, of any type that can be dequantized, to a ModelSource, tokenizer included."""
+"""Opens a GGUF file of architecture llama as a ModelSource, tokenizer included."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from llamita.formats.tensor_types import TYPES, dequantize
 from llamita.tokenizer import load_tokenizer
 from llamita.tokenizer.gguf import tokenizer_from_gguf
 
-# Plain types keep their precision; all others become float32.
+# These types are kept; all others become float32.
 _PLAIN: Final = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def open_gguf(path: Path, options: ImportOptions) -> ModelSource:
-    """Open a GGUF and check that it is one whole plain Llama. Raises FormatError, TokenizerError."""
+    """Open a GGUF, which must be a complete plain Llama. Raises FormatError, TokenizerError."""
     file = read_gguf(path)
     config, notes = config_from_gguf(file)
     config = with_context(config, options.context_tokens)
@@ -63,6 +63,6 @@ def open_gguf(path: Path, options: ImportOptions) -> ModelSource:
     notes += byte_notes(tokenizer)
     quantized = sorted({info.type for info in file.tensors.values() if info.type not in _PLAIN})
     if quantized:
-        notes.append(f"{', '.join(quantized)} dequantized: what quantizing lost stays lost")
+        notes.append(f"{', '.join(quantized)} dequantized: the precision that quantization lost is not restored")
     kind = f"GGUF version {file.version}"
     return ModelSource(path, kind, config, dtype, tensor, tokenizer_path, tokenizer.save, tuple(notes))

@@ -1,4 +1,4 @@
-"""Any file or folder that llamita reads or writes, its kind found by looking, to what it holds, as data."""
+"""Describes the contents of any file or folder that llamita reads or writes; detects its kind."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from llamita.json_file import read_json_object
 
 @dataclasses.dataclass(frozen=True)
 class TensorRow:
-    """One tensor: its name in the file, its type there, its shape [rows, row length], its bytes."""
+    """A tensor: name and type in the file, shape [rows, row length], size."""
 
     name: str
     type: str
@@ -34,7 +34,7 @@ class TensorRow:
 
 @dataclasses.dataclass(frozen=True)
 class Inspection:
-    """What a path holds. properties: (name, value) in a sensible order; tensors: empty where there are none."""
+    """What a path contains. properties: (name, value) in display order."""
 
     path: Path
     kind: str
@@ -48,8 +48,9 @@ class Inspection:
 
 
 def inspect(path: Path) -> Inspection:
-    """Look into a GGUF, a llama2.c .bin, .pt or tokenizer.bin, a .safetensors, a tokenizer's file, a checkpoint folder,
-    a run directory or a token store. Raises FormatError (or the owner's error) if it is none or damaged."""
+    """Describe a GGUF, a llama2.c .bin, .pt or tokenizer.bin, a .safetensors, a tokenizer file, a
+    checkpoint, a run directory or a token store. Raises FormatError (or the reader's own error) for
+    anything else, and for damage."""
     path = Path(path)
     if path.is_dir():
         return _inspect_folder(path)
@@ -68,7 +69,7 @@ def inspect(path: Path) -> Inspection:
 
 
 def _inspect_bin(path: Path, num_bytes: int) -> Inspection:
-    """A .bin is a model or a tokenizer: neither says so, but their lengths fit only what they are."""
+    """A .bin is a model or a tokenizer; only its length shows which."""
     from llamita.errors import TokenizerError
 
     try:
@@ -137,7 +138,7 @@ def _inspect_folder(path: Path) -> Inspection:
     else:
         properties.append(("tokenizer", "none"))
     if (folder / "training").is_dir():
-        properties.append(("training", f"state kept, {_num_bytes(folder / 'training'):,} bytes"))
+        properties.append(("training", f"saved state, {_num_bytes(folder / 'training'):,} bytes"))
     weights = folder / "model.safetensors"
     shards = sorted(folder.glob("model-*-of-*.safetensors")) if not weights.is_file() else [weights]
     rows = [row for shard in shards for row in _inspect_safetensors(shard, 0).tensors]
@@ -152,7 +153,7 @@ def _inspect_store(path: Path) -> Inspection:
     properties = [("vocabulary", f"{store.vocab_size:,}"), ("tokenizer", str(tokenizer["fingerprint"])[:16])]
     for name in ("train", "val"):
         split = store.split(name)
-        ratio = f", {split.text_bytes / split.num_tokens:.2f} bytes a token" if split.num_tokens else ""
+        ratio = f", {split.text_bytes / split.num_tokens:.2f} bytes per token" if split.num_tokens else ""
         properties.append(
             (name, f"{split.num_documents:,} documents, {split.num_tokens:,} tokens, {split.text_bytes:,} bytes{ratio}")
         )
@@ -160,7 +161,7 @@ def _inspect_store(path: Path) -> Inspection:
 
 
 def type_counts(tensors: Sequence[TensorRow]) -> list[tuple[str, int, int, int]]:
-    """(type, tensors, bytes, numbers) of each type, the most bytes first."""
+    """(type, tensors, bytes, elements) of each type, most bytes first."""
     counts, sizes, numbers = Counter[str](), Counter[str](), Counter[str]()
     for row in tensors:
         counts[row.type] += 1
@@ -194,7 +195,7 @@ def _tokenizer_properties(path: Path) -> list[tuple[str, str]]:
 
 
 def _shown(value: Any) -> str:
-    """A value in at most about 70 characters."""
+    """A value in about 70 characters at most."""
     if isinstance(value, np.ndarray):
         return f"{value.dtype.name}[{value.size:,}]: {_first(f'{item:g}' for item in value[:7])}"
     if isinstance(value, list):
@@ -207,9 +208,9 @@ def _shown(value: Any) -> str:
 
 
 def _first(items: Iterable[str]) -> str:
-    """At most six of them, and a sign that there are more."""
-    words = list(items)
-    return ", ".join([*words[:6], "…"] if len(words) > 6 else words)
+    """The first six items, and an ellipsis if there are more."""
+    shown = list(items)
+    return ", ".join([*shown[:6], "…"] if len(shown) > 6 else shown)
 
 
 def _quoted(text: str) -> str:

@@ -1,4 +1,5 @@
-"""Blocks of 32 numbers with a scale of their own to float32, in numpy: the bytes of n blocks at once.
+"""Blocks of 32 numbers with a scale of their own to float32, in numpy: the bytes of n blocks at
+once.
 
 All scales are little-endian fp16. Bytes of a block, and its numbers:
     Q8_0    34: d, 32 int8 q                        x = d·q
@@ -33,7 +34,8 @@ def half_column(blocks: Bytes, offset: int) -> Floats:
 
 
 def spread_bits(packed: Bytes, bits: int, group_bytes: int) -> Bytes:
-    """Codes [n, codes] of bytes [n, bytes]: a group of bytes holds the lowest bits of all of them first."""
+    """Codes [n, codes] of bytes [n, bytes]: a group of bytes holds the lowest bits of all of them
+    first."""
     shifts = np.arange(0, 8, bits, dtype=np.uint8).reshape(-1, 1)
     codes: Bytes = (packed.reshape(len(packed), -1, 1, group_bytes) >> shifts) & np.uint8((1 << bits) - 1)
     return codes.reshape(len(packed), -1)

@@ -1,4 +1,5 @@
-"""Blocks of 256 numbers, in groups with small scales of their own, to float32, in numpy: the bytes of n blocks at once.
+"""Blocks of 256 numbers, in groups with small scales of their own, to float32, in numpy: the bytes
+of n blocks at once.
 
 All scales are little-endian fp16; d scales the groups' scales, dmin their minima. Bytes of a block, and its numbers:
     Q2_K    84: 16 (scale, minimum: 4 bits each), 64 of 2-bit q, d, dmin     x = d·scale·q - dmin·minimum  (16 a group)
@@ -47,8 +48,9 @@ def decode_q3_k(blocks: Bytes) -> Floats:
 def _scales_and_minima(blocks: Bytes) -> tuple[Floats, Floats]:
     """d·scale and dmin·minimum of Q4_K and Q5_K, [n, 8] each.
 
-    The first four scales are the low 6 bits of bytes 0-3, the minima those of bytes 4-7; the last four have their low
-    halves in bytes 8-11 (minima: the high half there) and their 2 high bits in those of bytes 0-3 (4-7).
+    The first four scales are the low 6 bits of bytes 0-3, the minima those of bytes 4-7; the last
+    four have their low halves in bytes 8-11 (minima: the high half there) and their 2 high bits in
+    those of bytes 0-3 (4-7).
     """
     first, second, third = blocks[:, 4:8], blocks[:, 8:12], blocks[:, 12:16]
     low, top, half = np.uint8(63), np.uint8(0x30), np.uint8(15)
@@ -85,7 +87,8 @@ def decode_iq4_xs(blocks: Bytes) -> Floats:
 
 
 def _ternary_digits(packed: Bytes, digits: int) -> Bytes:
-    """0 … 2, [n, digits · bytes]: the leading ternary digits of byte / 256, the first of all bytes first."""
+    """0 … 2, [n, digits · bytes]: the leading ternary digits of byte / 256, the first of all bytes
+    first."""
     powers = np.array([1, 3, 9, 27, 81], dtype=np.uint8)[:digits, None]
     remainders = packed[:, None, :] * powers  # modulo 256
     return ((remainders.astype(np.uint16) * np.uint16(3)) >> np.uint16(8)).astype(np.uint8).reshape(len(packed), -1)

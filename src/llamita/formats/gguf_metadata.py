@@ -1,4 +1,4 @@
-"""A ModelConfig and a Tokenizer to the metadata keys that GGUF's architecture "llama" and its runtimes go by."""
+"""GGUF's metadata keys for architecture "llama": written from a ModelConfig, and read."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from llamita.formats.tensor_table import GGUF_ROPE_FACTORS, MAX_LAYERS
 from llamita.formats.tensor_types import Floats
 from llamita.tokenizer.gguf import END_KEYS
 
-# Keys of the architecture that must be absent or say this; what else they ask for, a plain Llama has not.
+# Keys that must be absent or have this value; otherwise they ask for what a plain Llama lacks.
 _FIXED: Final[dict[str, tuple[Any, str]]] = {
     "llama.expert_count": (0, "experts"),
     "llama.expert_used_count": (0, "experts"),
@@ -27,7 +27,7 @@ _FIXED: Final[dict[str, tuple[Any, str]]] = {
     "llama.embedding_scale": (1.0, "scaled embeddings"),
     "llama.attention.scale": (0.0, "scaled attention"),
 }
-# llama3 scaling is stored as its divisors only: the settings that they may come from are tried.
+# Of llama3 scaling only the divisors are stored: the reader tries the settings that give them.
 _LOW_FREQ, _HIGH_FREQ = 1.0, 4.0
 _ORIGINAL_CONTEXTS: Final = (8192, *(2**k for k in range(5, 18) if k != 13))
 _FACTOR_TOLERANCE: Final = 1e-4
@@ -37,7 +37,7 @@ _FACTOR_TOLERANCE: Final = 1e-4
 
 
 def model_metadata(config: ModelConfig, name: str, file_type: str) -> dict[str, Value]:
-    """The general and architecture keys. file_type: the type of most matrices, as "Q8_0"."""
+    """The general and architecture keys. file_type: the type of most matrices, such as "Q8_0"."""
     metadata: dict[str, Value] = {
         "general.architecture": "llama",
         "general.name": name,
@@ -65,10 +65,11 @@ def model_metadata(config: ModelConfig, name: str, file_type: str) -> dict[str, 
 
 
 def rope_factors(config: ModelConfig) -> Floats | None:
-    """The [S/2] divisors of RoPE's frequencies that rope_freqs.weight holds; None where there is no such tensor.
+    """The [S/2] divisors of the RoPE frequencies (rope_freqs.weight), or None without llama3
+    scaling.
 
-    Llama 3's rule, as meta-llama's reference code has it: frequencies that turn often within the original context are
-    kept, slow ones divided by the factor, those between interpolated.
+    Llama 3's rule, from Meta's reference code: frequencies that turn often within the original
+    context are kept, slow ones are divided by the factor, those between are interpolated.
     """
     scaling = config.rope_scaling
     if scaling is None or scaling["rope_type"] != "llama3":
@@ -93,8 +94,8 @@ def config_from_gguf(file: GgufFile) -> tuple[ModelConfig, list[str]]:
     architecture = file.metadata.get("general.architecture")
     if architecture != "llama":
         raise FormatError(
-            f"cannot use {file.path}: general.architecture: expected llama, found {str(architecture)[:60]}; another "
-            "network would be needed"
+            f"cannot use {file.path}: general.architecture: expected llama, found {str(architecture)[:60]}; it "
+            "would need another network"
         )
     read.refuse_more()
     embedding = file.tensors.get("token_embd.weight")
@@ -131,7 +132,7 @@ def config_from_gguf(file: GgufFile) -> tuple[ModelConfig, list[str]]:
 
 
 class _Keys:
-    """Reads typed values of the metadata; FormatError for one that is missing or not what it must be."""
+    """Reads typed metadata values. Raises FormatError for a missing or invalid one."""
 
     def __init__(self, file: GgufFile) -> None:
         self.metadata, self.path = file.metadata, file.path
@@ -143,7 +144,7 @@ class _Keys:
     def whole(self, key: str, default: int | None = None) -> int:
         value = self.metadata.get(key, default)
         if isinstance(value, np.ndarray) and value.size and value.dtype.kind in "iu" and (value == value[0]).all():
-            value = int(value[0])  # one for each layer, all the same
+            value = int(value[0])  # one per layer, all equal
         if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 2**31:
             raise self.wrong(key, "a positive whole number")
         return value
@@ -152,7 +153,7 @@ class _Keys:
         value = self.metadata.get(key, default)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e30:
             raise self.wrong(key, "a positive number")
-        # a float32 as the shortest decimal that means it: 1e-05, not 9.999999747378752e-06
+        # the shortest decimal of a float32: 1e-05, not 9.999999747378752e-06
         return float(str(np.float32(value))) if float(np.float32(value)) == value else float(value)
 
     def token(self, key: str, rows: int) -> int | None:
@@ -164,7 +165,7 @@ class _Keys:
         return value
 
     def refuse_more(self) -> None:
-        """Refuse what a plain Llama has not."""
+        """Refuse what a plain Llama lacks."""
         for key, (allowed, what) in _FIXED.items():
             if key in self.metadata and self.metadata[key] != allowed:
                 raise FormatError(
@@ -181,7 +182,7 @@ def _head_dim(read: _Keys, hidden: int, heads: int) -> int:
                       ("llama.rope.dimension_count", "RoPE over a part of each head")):  # fmt: skip
         if read.whole(key, head_dim) != head_dim:
             raise FormatError(
-                f"cannot use {read.path}: {key}: expected {head_dim}, the heads' size, found {read.whole(key)}; it "
+                f"cannot use {read.path}: {key}: expected {head_dim}, the head size, found {read.whole(key)}; it "
                 f"would need {what}"
             )
     return head_dim
@@ -202,7 +203,7 @@ def _linear(read: _Keys) -> dict[str, Any] | None:
 
 
 def _llama3(file: GgufFile, values: Mapping[str, Any], notes: list[str]) -> dict[str, Any] | None:
-    """The llama3 scaling whose divisors of the frequencies rope_freqs.weight holds. Raises FormatError if none fits."""
+    """The llama3 scaling that gives the stored divisors. Raises FormatError if none does."""
     if GGUF_ROPE_FACTORS not in file.tensors:
         return None
     info, head_dim = file.tensors[GGUF_ROPE_FACTORS], values["head_dim"]
@@ -217,7 +218,7 @@ def _llama3(file: GgufFile, values: Mapping[str, Any], notes: list[str]) -> dict
     scaling = _fit_llama3(divisors, values)
     if scaling is None:
         raise FormatError(
-            f"cannot use {file.path}: tensor {info.name}: its divisors of the RoPE frequencies are not those of "
+            f"cannot use {file.path}: tensor {info.name}: its divisors of the RoPE frequencies do not follow "
             "Llama 3's rule; another rule would be needed"
         )
     notes.append(

@@ -121,17 +121,19 @@ WRITTEN_TYPES: tuple[TypeName, ...] = (
 
 
 def quantize(array: NDArray[Any], type: TypeName, where: str = "tensor") -> Bytes:
-    """The bytes of an array [..., row length] in this type, one of WRITTEN_TYPES, flat.
+    """The bytes of an array [..., row length] in this type, one of WRITTEN_TYPES, as a flat array.
 
-    Raises FormatError naming `where` if a number is NaN or infinite or too large for the type, or if the rows are not
-    whole blocks.
+    Raises FormatError naming `where` if a number is NaN, infinite or too large for the type, or if
+    rows are not whole blocks.
     """
     return _quantize(array, type, where)[0]
 
 
 def quantize_chunks(chunks: Iterable[Floats], num_elements: int, type: TypeName, where: str) -> tuple[Bytes, float]:
-    """The bytes of a tensor of num_elements that comes in chunks of whole rows, and its relative error
-    √(Σ(stored - x)² / Σx²), 0 for a tensor of zeros. Raises FormatError as `quantize`."""
+    """(bytes, relative error) of a tensor of num_elements that comes in chunks of whole rows.
+
+    The error is √(Σ(stored - x)² / Σx²), 0 for a tensor of zeros. Raises FormatError as `quantize`
+    does."""
     out = np.empty(TYPES[type].num_bytes(num_elements), np.uint8)
     end, power, lost = 0, 0.0, 0.0
     for numbers in chunks:
@@ -146,7 +148,7 @@ def quantize_chunks(chunks: Iterable[Floats], num_elements: int, type: TypeName,
 
 def _quantize(array: NDArray[Any], type: TypeName, where: str) -> tuple[Bytes, float]:
     """(bytes, Σ(stored - x)²)."""
-    assert type in WRITTEN_TYPES, f"{type} is only read"
+    assert type in WRITTEN_TYPES, f"{type} cannot be written"
     kind = TYPES[type]
     row_length = array.shape[-1] if array.ndim else 1
     if not kind.fits(row_length):
@@ -161,7 +163,7 @@ def _quantize(array: NDArray[Any], type: TypeName, where: str) -> tuple[Bytes, f
     try:
         return out, _quantize_in_threads(rows, type, out.reshape(len(rows), -1))
     except EngineError as error:
-        if not str(error).startswith("cannot quantize"):  # the engine itself is missing
+        if not str(error).startswith("cannot quantize"):  # the engine is missing
             raise
         raise _unstorable(rows, type, where) from error
 
@@ -181,7 +183,8 @@ def _encode_plain(flat: Floats, type: TypeName, out: Bytes, where: str) -> float
 
 
 def _quantize_in_threads(rows: Floats, type: TypeName, out: Bytes) -> float:
-    """Rows [N, row length] into out [N, bytes of a row], a part of the rows to each thread; returns Σ(stored - x)²."""
+    """Quantize rows [N, row length] into out [N, bytes of a row], rows split over threads; returns
+    Σ(stored - x)²."""
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
     parts = max(1, min(available, len(rows), rows.size // _MIN_THREAD_ELEMENTS))
     if parts == 1:
@@ -202,23 +205,24 @@ def _unstorable(numbers: Floats, type: TypeName, where: str) -> FormatError:
             f"cannot store {where} as {type}: expected finite numbers, found {broken[0]}; the weights are broken"
         )
     largest = np.abs(numbers).max(initial=0)
-    return FormatError(f"cannot store {where} as {type}: its largest number {largest:.6g} is too large; use F32")
+    return FormatError(f"cannot store {where} as {type}: its largest number, {largest:.6g}, is too large; use F32")
 
 
 def dequantize(data: NDArray[Any] | bytes | memoryview, type: TypeName, shape: tuple[int, ...]) -> Floats:
-    """The numbers [shape] that the bytes hold; a new array. The data must have exactly the shape's bytes."""
+    """Decode bytes to a new float32 array [shape]. The data must have exactly the bytes of the
+    shape."""
     raw = np.frombuffer(data, dtype=np.uint8)
     out = np.empty(shape, dtype=np.float32)
     flat = out.reshape(-1)
     assert raw.size == TYPES[type].num_bytes(flat.size), f"{raw.size} bytes are not {flat.size} numbers of {type}"
-    with np.errstate(all="ignore"):  # damaged scales give infinities and NaN, as they do everywhere else
+    with np.errstate(all="ignore"):  # damaged scales give infinities and NaN, as in other runtimes
         for numbers, source in _chunks(flat, raw, TYPES[type]):
             numbers[:] = _DECODERS[type](source.reshape(-1, TYPES[type].block_bytes)).reshape(-1)
     return out
 
 
 def _chunks(flat: Floats, data: Bytes, kind: TensorType) -> Iterator[tuple[Floats, Bytes]]:
-    """Matching slices of the numbers and the bytes, each a whole number of blocks."""
+    """Matching slices of elements and bytes, in whole blocks."""
     elements = _CHUNK_BLOCKS * BLOCK
     for start in range(0, flat.size, elements):
         numbers = flat[start : start + elements]
@@ -244,7 +248,8 @@ def _encode_f16(x: Floats) -> Bytes | None:
 
 def _encode_bf16(x: Floats) -> Bytes | None:
     bits = x.view(np.uint32).astype(np.uint64)
-    rounded = (bits + 0x7FFF + ((bits >> np.uint64(16)) & np.uint64(1))) >> np.uint64(16)  # nearest, ties to even
+    # Nearest, ties to even.
+    rounded = (bits + 0x7FFF + ((bits >> np.uint64(16)) & np.uint64(1))) >> np.uint64(16)
     return None if ((rounded & 0x7FFF) == 0x7F80).any() else _bytes(rounded.astype("<u2"))
 
 

@@ -1,4 +1,4 @@
-"""Text to token ids and back: byte-level BPE trained here, or any Llama's tokenizer read from its files."""
+"""Tokenizers: byte-level BPE trained here, or any Llama tokenizer read from its files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The tokenizer.* keys of a GGUF file to a Tokenizer that gives the same ids as the file's runtimes (llama.cpp)."""
+"""GGUF's tokenizer.* keys: read as a Tokenizer that gives the same ids as llama.cpp, and
+written."""
 
 from __future__ import annotations
 
@@ -36,19 +37,20 @@ END_KEYS = ("tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "token
 
 
 def tokenizer_from_gguf(metadata: Mapping[str, Any], where: str) -> Tokenizer:
-    """Raises TokenizerError for a tokenizer that is missing, damaged, or of a kind that Llamas do not have."""
+    """The tokenizer of a GGUF file. Raises TokenizerError if missing, damaged or unsupported."""
     read = _Keys(metadata, where)
     kind = metadata.get(f"{_PREFIX}model")
     if kind not in ("llama", "gpt2"):
         raise TokenizerError(
-            f"cannot use tokenizer {where}: tokenizer.ggml.model: expected llama or gpt2, found {str(kind)[:40]}; name "
-            "another with --tokenizer FILE"
+            f"cannot use tokenizer {where}: tokenizer.ggml.model: expected llama or gpt2, found {str(kind)[:40]}; give "
+            "another one with --tokenizer FILE"
         )
     pieces = read.texts("tokens")
     if not 0 < len(pieces) <= MAX_TOKENS:
         raise TokenizerError(f"cannot use tokenizer {where}: expected 1 to {MAX_TOKENS} tokens, found {len(pieces)}")
     types = read.numbers("token_type", len(pieces), NORMAL)
-    while types and types[-1] == UNUSED and pieces[-1] == f"[PAD{len(pieces) - 1}]":  # rows of the embedding, no tokens
+    # Padding, not tokens.
+    while types and types[-1] == UNUSED and pieces[-1] == f"[PAD{len(pieces) - 1}]":
         types, pieces = types[:-1], pieces[:-1]
     content = _sentencepiece(read, pieces, types) if kind == "llama" else _byte_level(read, pieces, types)
     with backend_errors(where):
@@ -94,18 +96,18 @@ def _byte_level(read: _Keys, pieces: list[str], types: list[int]) -> dict[str, A
     if split is None:
         raise TokenizerError(
             f"cannot use tokenizer {read.where}: tokenizer.ggml.pre: expected one of {', '.join(SPLIT_NAMES)}, found "
-            f"{str(said)[:40]}; the regular expression of that name would be needed"
+            f"{str(said)[:40]}; regular expressions of other names are not supported"
         )
     if len(set(pieces)) != len(pieces):
         double = next(piece for i, piece in enumerate(pieces) if piece in pieces[:i])
-        raise TokenizerError(f"cannot use tokenizer {read.where}: token {double[:40]!r} is there twice")
+        raise TokenizerError(f"cannot use tokenizer {read.where}: token {double[:40]!r} occurs twice")
     merges = []
     vocab = {piece: i for i, piece in enumerate(pieces) if types[i] in (NORMAL, BYTE)}
     for number, merge in enumerate(read.texts("merges")):
         left, _, right = merge.partition(" ")
         if left not in vocab or right not in vocab or left + right not in vocab:
             raise TokenizerError(
-                f"cannot use tokenizer {read.where}: merge {number}: expected two tokens that make a third, found "
+                f"cannot use tokenizer {read.where}: merge {number}: expected two tokens that join to a third, found "
                 f"{merge[:40]!r}"
             )
         merges.append((left, right))
@@ -113,7 +115,7 @@ def _byte_level(read: _Keys, pieces: list[str], types: list[int]) -> dict[str, A
              if types[i] in (CONTROL, USER_DEFINED, UNKNOWN)}  # fmt: skip
     if len(vocab) != 1 + max(vocab.values(), default=-1) or [i for i, _ in added.values()] != [
         *range(len(vocab), len(vocab) + len(added))
-    ]:  # the library numbers what is not in the vocabulary itself, from its end on
+    ]:  # the library numbers added tokens outside the vocabulary from its end on
         vocab |= {piece: i for piece, (i, _) in added.items()}
     bos_id = read.token("bos_token_id", len(pieces))
     begins = read.flag("add_bos_token", split == LLAMA_BPE_NAME) and bos_id is not None
@@ -124,7 +126,7 @@ def _byte_level(read: _Keys, pieces: list[str], types: list[int]) -> dict[str, A
 
 
 class _Keys:
-    """Reads typed values of the tokenizer's keys; TokenizerError for one that is not what it must be."""
+    """Reads typed values of the tokenizer's keys. Raises TokenizerError for an invalid one."""
 
     def __init__(self, metadata: Mapping[str, Any], where: str) -> None:
         self.metadata, self.where = metadata, where
@@ -168,9 +170,10 @@ class _Keys:
 
 
 def tokenizer_metadata(tokenizer: Tokenizer, vocab_size: int, end_ids: Sequence[int]) -> dict[str, Any]:
-    """The tokenizer's keys. end_ids: every id that ends a text, the most usual first.
+    """The tokenizer's keys. end_ids: all ids that end a text, the most common first.
 
-    Raises TokenizerError where the tokenizer does not fit the model or stock runtimes could not tokenize alike.
+    Raises TokenizerError if the tokenizer does not fit the model, or if GGUF runtimes would
+    tokenize differently.
     """
     pieces, types = tokenizer.padded_pieces(vocab_size)
     metadata: dict[str, Any] = {"tokenizer.ggml.model": tokenizer.kind}
@@ -178,8 +181,8 @@ def tokenizer_metadata(tokenizer: Tokenizer, vocab_size: int, end_ids: Sequence[
     if tokenizer.kind == "gpt2":
         if tokenizer.split is None:
             raise TokenizerError(
-                "cannot export the tokenizer: its regular expression is none that GGUF runtimes know "
-                "(qwen2, llama-bpe, gpt-2, smollm), so they would cut texts in another way"
+                "cannot export the tokenizer: GGUF runtimes do not have its regular expression "
+                "(they have qwen2, llama-bpe, gpt-2, smollm), so they would split text differently"
             )
         metadata["tokenizer.ggml.pre"] = tokenizer.split
     else:

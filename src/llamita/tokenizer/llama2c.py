@@ -35,20 +35,22 @@ def read_llama2c(data: bytes, where: str) -> PieceTable:
     offset = 4
     while offset < len(data):
         if len(data) - offset < 8:
-            raise TokenizerError(f"cannot read tokenizer {where}: it ends inside piece {len(pieces)} (byte {offset})")
+            raise TokenizerError(
+                f"cannot read tokenizer {where}: the file ends inside piece {len(pieces)} (byte {offset})"
+            )
         score, length = struct.unpack_from("<fI", data, offset)
         offset += 8
         if length > longest or length > len(data) - offset:
             raise TokenizerError(
                 f"cannot read tokenizer {where}: piece {len(pieces)} (byte {offset - 4}): length {length:,}, but the "
-                f"longest is said to be {longest:,} and {len(data) - offset:,} bytes are left"
+                f"header says at most {longest:,} and {len(data) - offset:,} bytes are left"
             )
         try:
             pieces.append(data[offset : offset + length].decode("utf-8").replace(" ", SPACE))
         except UnicodeDecodeError:
             raise TokenizerError(
-                f"cannot read tokenizer {where}: piece {len(pieces)} (byte {offset}) is not UTF-8; a llama2.c "
-                "tokenizer.bin made from SentencePiece is expected"
+                f"cannot read tokenizer {where}: piece {len(pieces)} (byte {offset}) is not UTF-8; expected a "
+                "llama2.c tokenizer.bin made from a SentencePiece model"
             ) from None
         scores.append(score)
         offset += length
@@ -57,7 +59,7 @@ def read_llama2c(data: bytes, where: str) -> PieceTable:
             found = repr(pieces[token_id]) if token_id < len(pieces) else "nothing"
             raise TokenizerError(
                 f"cannot read tokenizer {where}: id {token_id}: expected {name}, found {found}; "
-                "this is not a llama2.c tokenizer.bin of a SentencePiece model"
+                "not a llama2.c tokenizer.bin of a SentencePiece model"
             )
         pieces[token_id] = name
     has_bytes = pieces[3:259] == BYTE_PIECES
@@ -68,7 +70,7 @@ def read_llama2c(data: bytes, where: str) -> PieceTable:
 
 
 def tokenizer_bin(tokenizer: Tokenizer, vocab_size: int) -> bytes:
-    """The content of tokenizer.bin, padded to vocab_size, for a tokenizer that the format can express.
+    """The content of a tokenizer.bin with vocab_size tokens, for an expressible tokenizer.
 
     Raises TokenizerError if the tokenizer has more than vocab_size tokens.
     """

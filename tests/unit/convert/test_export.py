@@ -120,10 +120,8 @@ def test_rows_that_are_no_blocks_become_f16(make_checkpoint: MakeCheckpoint, tmp
     report = export(checkpoint, tmp_path / "model.gguf", "q4_0", verify=False)
     assert report.num_tensors_by_type == {"Q8_0": 1, "Q4_0": 12, "F32": 5, "F16": 2}
     assert report.notes == (
-        "stored as Q8_0 instead of Q6_K: 1 of the tensors (token_embd), whose rows of 64 numbers are not whole blocks"
-        " of 256",
-        "stored as F16 instead of Q4_0: 2 of the tensors (ffn_down), whose rows of 172 numbers are not whole blocks"
-        " of 32",
+        "stored as Q8_0 instead of Q6_K: 1 tensors (token_embd), whose rows of 64 weights are not whole blocks of 256",
+        "stored as F16 instead of Q4_0: 2 tensors (ffn_down), whose rows of 172 weights are not whole blocks of 32",
     )
     assert read_gguf(tmp_path / "model.gguf").tensors["blk.1.ffn_down.weight"].type == "F16"
 
@@ -353,16 +351,16 @@ def test_settings_that_do_not_go_with_what_is_written(make_checkpoint: MakeCheck
     checkpoint = make_checkpoint(tmp_path / "model", "llama")
     before = sorted(tmp_path.iterdir())
     for name, settings, said in (
-        ("model.gguf", {"version": 1}, r"version: it is a setting of \.bin"),
-        ("folder", {"version": 1}, r"version: it is a setting of \.bin"),
+        ("model.gguf", {"version": 1}, r"version: it only applies to \.bin"),
+        ("folder", {"version": 1}, r"version: it only applies to \.bin"),
         ("model.bin", {"version": 2, "type": "f32"}, r"is f32 \(version 0, 1\) or int8 \(version 2\), not f32"),
         ("model.bin", {"version": 3}, "version: expected one of 0, 1, 2, found 3"),
-        ("model.gguf", {"dtype": "bfloat16"}, "dtype: it is a setting of a folder"),
+        ("model.gguf", {"dtype": "bfloat16"}, "dtype: it only applies to a folder"),
         ("folder", {"dtype": "int8"}, "dtype: expected one of float32, bfloat16, float16, found 'int8'"),
-        ("model.bin", {"shard_bytes": 5}, "shard size: it is a setting of a folder"),
+        ("model.bin", {"shard_bytes": 5}, "shard size: it only applies to a folder"),
         ("folder", {"shard_bytes": 0}, "shard size: expected a positive number of bytes"),
-        ("folder", {"type": "f16"}, r"type: it is a setting of \.gguf or \.bin"),
-        ("tokenizer.bin", {}, "the tokenizer is written under that name"),
+        ("folder", {"type": "f16"}, r"type: it only applies to \.gguf or \.bin"),
+        ("tokenizer.bin", {}, "that name is reserved for the tokenizer"),
     ):  # fmt: skip
         with pytest.raises(ConfigError, match=said):
             export(checkpoint, tmp_path / name, **settings)
@@ -393,7 +391,7 @@ def test_unknown_split(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
     assert "{1,3}" not in text
     content["pre_tokenizer"] = json.loads(text.replace(r"\\p{N}", r"\\p{N}{1,2}"))
     (checkpoint / "tokenizer.json").write_text(json.dumps(content))
-    refuse(checkpoint, tmp_path / "model.gguf", TokenizerError, "regular expression is none that GGUF runtimes know")
+    refuse(checkpoint, tmp_path / "model.gguf", TokenizerError, "GGUF runtimes do not have its regular expression")
 
 
 def test_full_disk_and_forbidden_places(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:

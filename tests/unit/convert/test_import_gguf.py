@@ -137,7 +137,9 @@ def divisors(*values: float) -> np.ndarray:
 
 
 BAD_MODELS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
-    "another architecture": ({"general.architecture": "qwen3"}, {}, "expected llama, found qwen3; another network"),
+    "another architecture": (
+        {"general.architecture": "qwen3"}, {}, "expected llama, found qwen3; it would need another network",
+    ),
     "no architecture": ({"general.architecture": ...}, {}, "expected llama, found None"),
     "experts": ({"llama.expert_count": 8}, {}, "llama.expert_count: 8 is not supported; it would need experts"),
     "no heads": ({"llama.attention.head_count": 0}, {}, "head_count: expected a positive whole number, found 0"),
@@ -159,15 +161,15 @@ BAD_MODELS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "another width": (
         {"llama.embedding_length": 128, "llama.attention.head_count": 8}, {}, r"token_embd\.weight: expected shape",
     ),
-    "a bias": ({}, {"blk.0.attn_q.bias": np.ones(64)}, "unknown tensor blk.0.attn_q.bias; a plain Llama has no biases"),
+    "a bias": ({}, {"blk.0.attn_q.bias": np.ones(64)}, "unknown tensor blk.0.attn_q.bias; plain Llamas have no biases"),
     "no embedding": ({}, {"token_embd.weight": None}, "token_embd.weight: expected a matrix, found none"),
     "no norm": ({}, {"output_norm.weight": None}, "tensor output_norm.weight is missing"),
     "NaN": ({}, {"output_norm.weight": np.full(64, np.nan)}, "model.norm.weight: expected finite numbers"),
     "a rope rule of its own": (
-        {}, {"rope_freqs.weight": divisors(1, 2, 3, 4, 5, 6, 7, 8)}, "divisors of the RoPE .* not those of Llama 3's",
+        {}, {"rope_freqs.weight": divisors(1, 2, 3, 4, 5, 6, 7, 8)}, "divisors of the RoPE .* do not follow Llama 3's",
     ),
-    "rope divisors NaN": ({}, {"rope_freqs.weight": divisors(*[float("nan")] * 8)}, "not those of Llama 3's rule"),
-    "rope divisors 0": ({}, {"rope_freqs.weight": np.zeros(8)}, "not those of Llama 3's rule"),
+    "rope divisors NaN": ({}, {"rope_freqs.weight": divisors(*[float("nan")] * 8)}, "do not follow Llama 3's rule"),
+    "rope divisors 0": ({}, {"rope_freqs.weight": np.zeros(8)}, "do not follow Llama 3's rule"),
     "too few rope divisors": ({}, {"rope_freqs.weight": divisors(1, 1)}, r"rope_freqs\.weight: expected F32 \[8\]"),
     "eos outside": ({"tokenizer.ggml.eos_token_id": 320}, {}, "eos_token_id: expected an id below 320, found 320"),
 }  # fmt: skip
@@ -226,14 +228,14 @@ def test_doubled_tokens(original: dict[str, GgufFile], tmp_path: Path) -> None:
         tokens = list(original[kind].metadata["tokenizer.ggml.tokens"])
         tokens[-1] = tokens[-2]
         path = rewrite(original[kind], tmp_path / f"{kind}.gguf", {"tokenizer.ggml.tokens": tokens})
-        refuse(path, tmp_path / "out", "there twice|same piece|a third", TokenizerError)
+        refuse(path, tmp_path / "out", "occurs twice|same piece|a third", TokenizerError)
 
 
 def test_byte_tokens_demand_two_hexadecimal_digits(original: dict[str, GgufFile], tmp_path: Path) -> None:
     tokens = list(original["llama"].metadata["tokenizer.ggml.tokens"])
     tokens[tokens.index("<0x41>")] = "<0x-1>"
     path = rewrite(original["llama"], tmp_path / "bad.gguf", {"tokenizer.ggml.tokens": tokens})
-    refuse(path, tmp_path / "out", "256 byte pieces, expected <0x00> to <0xFF>", TokenizerError)
+    refuse(path, tmp_path / "out", "expected byte pieces <0x00> to <0xFF>, found 256", TokenizerError)
 
 
 def test_truncated_files(original: dict[str, GgufFile], tmp_path: Path) -> None:

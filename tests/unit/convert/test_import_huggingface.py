@@ -139,7 +139,7 @@ def test_mistral_is_a_llama_within_its_window(make_checkpoint: MakeCheckpoint, t
         config = json.loads((tmp_path / f"out{number}" / "config.json").read_text())
         assert config["architectures"] == ["LlamaForCausalLM"] and "sliding_window" not in config
     change_config(checkpoint, sliding_window=64)
-    refuse(checkpoint, tmp_path / "out", r"sliding_window: expected none, or .* \(128\), found 64; it would need")
+    refuse(checkpoint, tmp_path / "out", r"sliding_window: expected none, or .* \(128\), found 64; windowed attention")
     import_model(checkpoint, tmp_path / "shorter", context_tokens=64)
     assert load_config(tmp_path / "shorter").max_position_embeddings == 64
     change_config(checkpoint, sliding_window=..., max_position_embeddings=8192)
@@ -166,7 +166,7 @@ Q = "model.layers.0.self_attn.q_proj"
 BAD: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "missing": (lambda t: t.pop("model.norm.weight"), r"tensor model\.norm\.weight is missing"),
     "unknown": (lambda t: t.update(extra=torch.ones(2)), "unknown tensor extra; only plain Llama"),
-    "a bias": (lambda t: t.update({f"{Q}.bias": torch.ones(64)}), "q_proj.bias; a plain Llama has no biases"),
+    "a bias": (lambda t: t.update({f"{Q}.bias": torch.ones(64)}), "q_proj.bias; plain Llamas have no biases"),
     "qk norms": (
         lambda t: t.update({"model.layers.0.self_attn.q_norm.weight": torch.ones(16)}), "no norms on queries and keys",
     ),
@@ -178,7 +178,7 @@ BAD: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "NaN": (lambda t: t[f"{Q}.weight"].fill_(float("nan")), "expected finite numbers"),
     "infinite": (lambda t: t[f"{Q}.weight"][3, 4].fill_(float("inf")), "expected finite numbers"),
     "tied, another output": (
-        lambda t: t.update({"lm_head.weight": torch.ones(320, 64)}), "says tie_word_embeddings, but lm_head.weight",
+        lambda t: t.update({"lm_head.weight": torch.ones(320, 64)}), "sets tie_word_embeddings, but lm_head.weight",
     ),
     "tied, another output's shape": (lambda t: t.update({"lm_head.weight": torch.ones(3)}), "tie_word_embeddings"),
 }  # fmt: skip
@@ -219,7 +219,7 @@ class Bomb:
 def test_pickles_with_code_and_doubles(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
     checkpoint = make_checkpoint(tmp_path / "model")
     as_pickles(checkpoint, 1, lambda tensors: tensors.update(bomb=Bomb(tmp_path / "ran")))
-    refuse(checkpoint, tmp_path / "out", r"pickle with code \((posix|nt)\.system\)")
+    refuse(checkpoint, tmp_path / "out", r"pickle contains code \((posix|nt)\.system\)")
     assert not (tmp_path / "ran").exists()
     other = make_checkpoint(tmp_path / "other")
     as_pickles(other, 2)
@@ -227,7 +227,7 @@ def test_pickles_with_code_and_doubles(make_checkpoint: MakeCheckpoint, tmp_path
     torch.save(torch.load(path, weights_only=True) | {"model.norm.weight": torch.ones(64)}, path)
     first = torch.load(other / "pytorch_model-00001-of-00002.bin", weights_only=True)
     torch.save(first | {"model.norm.weight": torch.ones(64)}, other / "pytorch_model-00001-of-00002.bin")
-    refuse(other, tmp_path / "out", r"tensor model\.norm\.weight is there twice")
+    refuse(other, tmp_path / "out", r"tensor model\.norm\.weight occurs twice")
     path.unlink()
     refuse(other, tmp_path / "out", "No such file")
 
@@ -244,9 +244,9 @@ def test_folders_that_are_not_whole(make_checkpoint: MakeCheckpoint, tmp_path: P
     (checkpoint / "config.json").rename(checkpoint / "configuration.json")
     refuse(checkpoint, tmp_path / "out", r"expected a folder with config\.json")
     (checkpoint / "configuration.json").rename(checkpoint / "config.json")
-    refuse(checkpoint / "model.safetensors", tmp_path / "out", "it holds only weights; name its folder")
+    refuse(checkpoint / "model.safetensors", tmp_path / "out", "it contains only weights; import its folder")
     (checkpoint / "model.safetensors").unlink()
-    refuse(checkpoint, tmp_path / "out", r"no weights beside config\.json")
+    refuse(checkpoint, tmp_path / "out", r"no weights next to config\.json")
 
 
 def test_context_out_of_range(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
@@ -254,7 +254,7 @@ def test_context_out_of_range(make_checkpoint: MakeCheckpoint, tmp_path: Path) -
     for tokens in (0, -3, 1 << 40):
         refuse(checkpoint, tmp_path / "out", "expected", context_tokens=tokens)
     change_config(checkpoint, max_position_embeddings=2**31 - 1)  # tables that would fill the memory
-    refuse(checkpoint, tmp_path / "out", "context: expected 1 to 16777216 tokens, found 2147483647; say a shorter one")
+    refuse(checkpoint, tmp_path / "out", "context: expected 1 to 16777216 tokens, found 2147483647; set a shorter one")
     import_model(checkpoint, tmp_path / "out", context_tokens=50)
 
 
@@ -280,7 +280,7 @@ def test_hub_ids(make_checkpoint: MakeCheckpoint, tmp_path: Path, monkeypatch: p
     report = import_model("someone/tiny-llama-chat", tmp_path / "out")
     same_weights(tmp_path / "out", checkpoint)
     assert len(asked) == 1 and "model*.safetensors" in asked[0] and not any("py" in name for name in asked[0])
-    assert any("its name says that it chats" in note for note in report.notes)
+    assert any("the name suggests a chat model" in note for note in report.notes)
     as_pickles(checkpoint, 1)
     import_model("someone/tiny-llama-chat", tmp_path / "pickled")
     assert "pytorch_model*.bin" in asked[-1]
@@ -291,7 +291,7 @@ def test_hub_without_the_package_or_the_network(tmp_path: Path, monkeypatch: pyt
         raise OSError("cannot\nreach it")
 
     fake_hub(monkeypatch, fail)
-    refuse("some/model", tmp_path / "out", "cannot be fetched from the Hugging Face hub: cannot reach it",
+    refuse("some/model", tmp_path / "out", "the download from the Hugging Face hub failed: cannot reach it",
            NetworkError)  # fmt: skip
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     refuse("some/model", tmp_path / "out", "pip install huggingface_hub", ConfigError)

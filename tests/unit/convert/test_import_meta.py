@@ -118,7 +118,7 @@ def test_ffn_multiplier(make_meta: MakeMeta, tmp_path: Path) -> None:
     assert import_model(made.path, tmp_path / "out").config.intermediate_size == 224
     params = json.loads((made.path / "params.json").read_text())
     (made.path / "params.json").write_text(json.dumps(params | {"ffn_dim_multiplier": 1.5}))
-    with pytest.raises(FormatError, match=r"params.json says an ffn of 256 .*the shards' w1 make 224"):
+    with pytest.raises(FormatError, match=r"expected 256 rows of w1 .*found 224 in all shards"):
         import_model(made.path, tmp_path / "wrong")
 
 
@@ -131,7 +131,7 @@ def test_the_tokenizer_may_lie_above(make_meta: MakeMeta, tmp_path: Path) -> Non
     assert import_model(made.path, tmp_path / "out").tokenizer_path == tmp_path / "tokenizer.model"
     assert load_tokenizer(tmp_path / "out").kind == "llama"
     (tmp_path / "tokenizer.model").rename(tmp_path / "elsewhere.model")
-    with pytest.raises(TokenizerError, match=r"no tokenizer\.model in it nor in .*--tokenizer FILE"):
+    with pytest.raises(TokenizerError, match=r"no tokenizer\.model in it or in .*--tokenizer FILE"):
         import_model(made.path, tmp_path / "none")
     import_model(made.path, tmp_path / "named", tmp_path / "elsewhere.model")
 
@@ -211,8 +211,8 @@ BAD_PARAMS: dict[str, tuple[dict[str, Any], str]] = {
     "one layer more": ({"n_layers": 3}, r"layers\.2\..* is missing and 8 more"),
     "heads that do not divide": ({"n_heads": 7}, "n_heads: expected a divisor of dim 64"),
     "kv heads that do not divide": ({"n_kv_heads": 3}, "num_key_value_heads: expected a divisor"),
-    "other kv heads": ({"n_kv_heads": 4}, r"attention\.wk\.weight: expected 2 shards that make \[32, 64\]"),
-    "another vocabulary": ({"vocab_size": 500}, "vocab_size: expected 432, the embedding's, found 500"),
+    "other kv heads": ({"n_kv_heads": 4}, r"attention\.wk\.weight: expected 2 shards that join to \[32, 64\]"),
+    "another vocabulary": ({"vocab_size": 500}, "vocab_size: expected 432, the rows of the embedding, found 500"),
     "eps NaN": ({"norm_eps": float("nan")}, "norm_eps: expected a positive number"),
     "theta 0": ({"rope_theta": 0}, "rope_theta: expected a positive number"),
     "scaled as text": ({"use_scaled_rope": "yes"}, "use_scaled_rope: expected true or false"),
@@ -254,13 +254,15 @@ BAD_SHARDS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "missing": (drop(WQ), r"wq\.weight is not in all shards"),
     "unknown": (put("layers.0.extra.weight", torch.ones(2)), r"extra\.weight is not in all shards"),
     "a bias": (put("layers.0.attention.wq.bias", torch.ones(2)), r"wq\.bias is not in all shards"),
-    "another shape": (put(WQ, torch.ones(16, 64)), r"wq\.weight: expected 2 shards that make \[64, 64\], found one of"),
-    "another type": (put(WQ, torch.ones(32, 64).half()), r"wq\.weight: consolidated\.01\.pth has another type"),
+    "another shape": (
+        put(WQ, torch.ones(16, 64)), r"wq\.weight: expected 2 shards that join to \[64, 64\], found one of",
+    ),
+    "another type": (put(WQ, torch.ones(32, 64).half()), r"wq\.weight: consolidated\.01\.pth has a different type"),
     "whole numbers": (put(WQ, torch.ones(32, 64).long()), r"wq\.weight: expected floats of 16 or 32 bits, found int64"),
     "doubles": (put(WQ, torch.ones(32, 64).double()), r"wq\.weight: expected floats of 16 or 32 bits, found float64"),
     "no tensor": (put(WQ, "weights"), r"wq\.weight: expected a tensor of floats, found str"),
     "sparse": (put(WQ, torch.ones(32, 64).to_sparse()), r"wq\.weight: expected floats .* found sparse_coo"),
-    "expanded": (put(WQ, torch.ones(1).expand(32, 64)), r"wq\.weight: it is larger than what is stored"),
+    "expanded": (put(WQ, torch.ones(1).expand(32, 64)), r"wq\.weight: it is larger than its storage"),
     "NaN": (put(WQ, torch.full((32, 64), float("nan"))), r"q_proj\.weight: expected finite numbers"),
 }  # fmt: skip
 
@@ -289,7 +291,7 @@ def test_missing_and_odd_shards(meta: Path, tmp_path: Path) -> None:
     (meta / "consolidated.02.pth").unlink()
     (meta / "consolidated.01.pth").unlink()
     refuse(meta, tmp_path / "out", "expected rows of 64 .* found 32; a shard is missing")
-    refuse(meta / "consolidated.00.pth", tmp_path / "out", "it holds only weights; name its folder")
+    refuse(meta / "consolidated.00.pth", tmp_path / "out", "it contains only weights; import its folder")
 
 
 def test_norms_that_drifted_apart_are_told(meta: Path, tmp_path: Path) -> None:
@@ -310,7 +312,7 @@ def test_code_is_refused_by_name_and_not_run(meta: Path, tmp_path: Path, zipped:
     path = meta / "consolidated.01.pth"
     state = torch.load(path, weights_only=True) | {"bomb": Bomb(tmp_path / "ran")}
     torch.save(state, path, _use_new_zipfile_serialization=zipped)
-    refuse(meta, tmp_path / "out", r"pickle with code \((posix|nt)\.system\); only weights are read, nothing was exec")
+    refuse(meta, tmp_path / "out", r"pickle contains code \((posix|nt)\.system\), which was not executed; only weights")
     assert not (tmp_path / "ran").exists()
 
 
@@ -328,11 +330,11 @@ def test_files_that_are_no_checkpoints(meta: Path, tmp_path: Path) -> None:
 
 def test_old_torch_is_refused(meta: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch_pickle.torch, "__version__", "2.9.1+cu128")
-    refuse(meta, tmp_path / "out", r"its reader of \.pth, \.pt and \.bin files is not safe.*2\.10", ConfigError)
+    refuse(meta, tmp_path / "out", r"reading \.pth, \.pt and \.bin files is not safe.*2\.10", ConfigError)
 
 
 def test_chat_template_needs_its_tokens(meta: Path, tmp_path: Path) -> None:
-    refuse(meta, tmp_path / "out", r"<\|im_start\|> is no token of it", TokenizerError, chat_template="chatml")
+    refuse(meta, tmp_path / "out", r"it has no token <\|im_start\|>", TokenizerError, chat_template="chatml")
     refuse(meta, tmp_path / "out", "chat template: expected one of llama2", ConfigError, chat_template="vicuna")
 
 

@@ -53,7 +53,7 @@ def test_tokenizers_that_do_not_belong(model_bin: Path, tmp_path: Path, tiny_tok
     refuse(TokenizerError, r"expected \d+ tokens, found 320", out, model_bin, tiny_tokenizers["gpt2"])
     refuse(TokenizerError, "none.bin", out, model_bin, tmp_path / "none.bin")
     model_bin.with_name("tokenizer.bin").unlink()
-    refuse(TokenizerError, r"no tokenizer beside it .*--tokenizer FILE", out, model_bin)
+    refuse(TokenizerError, r"no tokenizer next to it .*--tokenizer FILE", out, model_bin)
 
 
 def test_bad_sources(model_bin: Path, tmp_path: Path) -> None:

@@ -64,14 +64,13 @@ def test_rows_that_are_no_whole_blocks_of_256() -> None:
     assert mixed["token_embd.weight"] == "Q8_0" and mixed["blk.0.attn_q.weight"] == "Q5_0"
 
 
-def test_a_remark_names_the_type_that_did_not_fit() -> None:
+def test_a_note_names_the_type_that_did_not_fit() -> None:
     output = (
-        "stored as Q8_0 instead of Q6_K: 1 of the tensors (token_embd), whose rows of 576 numbers are not whole blocks"
-        " of 256"
+        "stored as Q8_0 instead of Q6_K: 1 tensors (token_embd), whose rows of 576 weights are not whole blocks of 256"
     )
     others = (
-        "stored as Q5_1 instead of Q5_K: 56 of the tensors (attn_k, attn_output, attn_q, attn_v, ffn_down, ffn_gate,"
-        " ffn_up), whose rows of 576, 1728 numbers are not whole blocks of 256"
+        "stored as Q5_1 instead of Q5_K: 56 tensors (attn_k, attn_output, attn_q, attn_v, ffn_down, ffn_gate,"
+        " ffn_up), whose rows of 576, 1728 weights are not whole blocks of 256"
     )
     assert quant_mix_notes(shapes(576), quant_mix("q4_0", "export")) == (output,)
     assert quant_mix_notes(shapes(576), quant_mix("q5_k", "export")) == (output, others)

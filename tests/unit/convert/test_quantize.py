@@ -111,8 +111,8 @@ def test_rows_that_fit_no_blocks_are_said(make_gguf: Callable[..., Path], tmp_pa
     report = quantize_file(make_gguf(width=96), tmp_path / "out.gguf", "q6_k")
     assert report.num_tensors_by_type == {"Q8_0": 17, "F32": 9}
     assert report.notes == (
-        "stored as Q8_0 instead of Q6_K: 17 of the tensors (attn_v, ffn_down, token_embd), whose rows of 96, 192"
-        " numbers are not whole blocks of 256",
+        "stored as Q8_0 instead of Q6_K: 17 tensors (attn_v, ffn_down, token_embd), whose rows of 96, 192"
+        " weights are not whole blocks of 256",
     )
 
 
@@ -129,12 +129,12 @@ def test_half_precision_is_a_source_and_back_to_float32_is_exact(
 
 def test_a_second_rounding_is_refused_unless_asked_for(make_gguf: Callable[..., Path], tmp_path: Path) -> None:
     source, out = make_gguf("Q4_0"), tmp_path / "out.gguf"
-    with pytest.raises(FormatError, match=r"17 tensors were quantized already \(17 Q4_0\).*accept that with --requant"):
+    with pytest.raises(FormatError, match=r"found 17 quantized ones \(17 Q4_0\).*accept the loss with --requant"):
         quantize_file(source, out, "q5_0")
     assert not out.exists()
     report = quantize_file(source, out, "q5_0", requantize=True)
-    assert "their new errors come on top" in report.notes[0] and report.largest_error > 0
-    with pytest.raises(FormatError, match=r"1 tensors were quantized already \(1 Q4_0\)"):  # the output matrix
+    assert "the new rounding errors add to" in report.notes[0] and report.largest_error > 0
+    with pytest.raises(FormatError, match=r"found 1 quantized ones \(1 Q4_0\)"):  # the output matrix
         quantize_file(source, out, "q4_0")
 
 
@@ -160,7 +160,7 @@ def test_types_that_are_only_read_are_sources(tmp_path: Path) -> None:
     ("changes", "said"),
     [
         ({"general.architecture": "qwen3"}, "architecture: expected llama, found qwen3"),
-        ({"split.count": 3}, "one of 3 pieces"),
+        ({"split.count": 3}, "one of 3 parts"),
     ],
 )
 def test_what_is_no_whole_llama_is_refused(
@@ -178,7 +178,7 @@ def test_shapes_and_names_that_are_refused(tmp_path: Path) -> None:
     write_gguf(tmp_path / "none.gguf", metadata, [], [])
     with pytest.raises(FormatError, match="found no tensors"):
         quantize_file(tmp_path / "none.gguf", tmp_path / "out.gguf", "q8_0")
-    with pytest.raises(ConfigError, match="found the same; choose a new name"):
+    with pytest.raises(ConfigError, match="the output is the same file; choose another name"):
         quantize_file(tmp_path / "none.gguf", tmp_path / "none.gguf", "q8_0")
 
 

@@ -231,7 +231,7 @@ def test_code_is_refused_by_name_and_not_run(tmp_path: Path, zipped: bool) -> No
     content = checkpoint()
     content["model_args"]["dropout"] = Bomb(tmp_path / "ran")
     torch.save(content, tmp_path / "bomb.pt", _use_new_zipfile_serialization=zipped)
-    with pytest.raises(FormatError, match=r"pickle with code \((posix|nt)\.system\)"):
+    with pytest.raises(FormatError, match=r"pickle contains code \((posix|nt)\.system\)"):
         read_checkpoint(tmp_path / "bomb.pt")
     assert not (tmp_path / "ran").exists()
 
@@ -252,7 +252,7 @@ BAD_CHECKPOINTS: dict[str, tuple[Any, str]] = {
     "one layer fewer": (checkpoint(n_layers=1), r"unknown tensor layers\.1\."),
     "one layer more": (checkpoint(n_layers=3), r"tensor layers\.2\.attention_norm\.weight is missing and 8 more"),
     "a bias": (with_tensor("layers.0.attention.wq.bias", torch.ones(8)), r"unknown tensor .*bias"),
-    "a tensor twice": (with_tensor("_orig_mod.norm.weight", torch.ones(8)), r"tensor norm\.weight is there twice"),
+    "a tensor twice": (with_tensor("_orig_mod.norm.weight", torch.ones(8)), r"tensor norm\.weight occurs twice"),
     "whole numbers": (with_tensor("norm.weight", torch.ones(8).long()), r"norm\.weight: expected floats of 16 or 32"),
     "no embedding": (with_tensor("tok_embeddings.weight", None), r"tok_embeddings\.weight: expected"),
     "eps": (checkpoint(norm_eps=-1.0), "rms_norm_eps: expected a positive number"),

@@ -111,7 +111,7 @@ def test_index_and_shards_must_agree(tmp_path: Path) -> None:
     opened(weight_map)
     with pytest.raises(FormatError, match="tensor norm: the index says it is in nowhere"):
         opened({name: file for name, file in weight_map.items() if name != "norm"})
-    with pytest.raises(FormatError, match="tensor other: the index says it is there"):
+    with pytest.raises(FormatError, match="tensor other: the index lists it"):
         opened(weight_map | {"other": weight_map["odd"]})
     with pytest.raises(FormatError, match="tensor odd: the index says it is in model-00002"):
         opened(weight_map | {"odd": weight_map["half"]})
@@ -122,7 +122,7 @@ def test_a_file_that_shrinks_is_told(tmp_path: Path) -> None:
     stored = open_safetensors(tmp_path)
     content = (tmp_path / "model.safetensors").read_bytes()
     (tmp_path / "model.safetensors").write_bytes(content[:-8])
-    with pytest.raises(FormatError, match=r"expected \d+ bytes, found \d+; it changed"):
+    with pytest.raises(FormatError, match=r"expected \d+ bytes, found \d+; the file changed"):
         for name in stored.shapes:
             stored.read(name)
 
@@ -169,7 +169,7 @@ BAD: dict[str, tuple[bytes, str]] = {
     "no UTF-8": (file(b"\xff\xff"), "header: expected JSON"),
     "deep JSON": (file(b"[" * 100_000), "header: expected JSON"),
     "a list": (file([]), "expected a JSON object, found list"),
-    "a name twice": (file(b'{"a": {}, "a": {}}'), "'a' is there twice"),
+    "a name twice": (file(b'{"a": {}, "a": {}}'), "'a' occurs twice"),
     "metadata of numbers": (file({"__metadata__": {"a": 1}}), "expected an object of strings"),
     "unknown dtype": (file({"a": tensor(0, 8, "Q4")}, bytes(8)), "tensor a: expected a known dtype"),
     "negative shape": (file({"a": tensor(0, 8, shape=(-2,))}, bytes(8)), "tensor a: expected a known dtype"),

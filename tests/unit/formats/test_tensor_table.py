@@ -69,7 +69,7 @@ def test_what_belongs_is_accepted(naming: str) -> None:
     [
         (lambda rows: rows[1:], "token_embd.weight is missing"),
         (lambda rows: rows[2:], "token_embd.weight is missing and 1 more"),
-        (lambda rows: [*rows, rows[0]], "token_embd.weight is there twice"),
+        (lambda rows: [*rows, rows[0]], "token_embd.weight occurs twice"),
         (lambda rows: [*rows, ("blk.0.attn_q.bias", (32,))], "unknown tensor blk.0.attn_q.bias"),
         (lambda rows: [*rows, ("output.weight", (50, 24))], "unknown tensor output.weight"),
         (lambda rows: [(rows[0][0], (24, 50)), *rows[1:]], r"expected shape \[50, 24\], found \[24, 50\]"),

@@ -207,7 +207,7 @@ TOO_LARGE = [
 def test_what_is_too_large_is_refused(name: str, largest: float) -> None:
     array = np.zeros((1, 256), dtype=np.float32)
     array[0, 3] = largest
-    with pytest.raises(FormatError, match=rf"as {name}: its largest number .* is too large; use F32"):
+    with pytest.raises(FormatError, match=rf"as {name}: its largest number, .*, is too large; use F32"):
         quantize(array, name)
 
 

@@ -162,7 +162,7 @@ HEAD = [b"<unk>", b"\n<s>\n", b"\n</s>\n"]
         (llama2c_file([*HEAD, b" ", b"\xff"]), "not UTF-8"),
         (llama2c_file([*HEAD, b"a", b"a"]), "same piece"),
         (llama2c_file([*HEAD, b""]), "empty"),
-        (llama2c_file([*HEAD, b"ab"]), "no piece itself"),
+        (llama2c_file([*HEAD, b"ab"]), "that is not a piece"),
         (llama2c_file([*HEAD, b"a"], score=float("nan")), "no finite score"),
     ],
 )

@@ -90,10 +90,10 @@ def test_damage_is_named(ranks: Path, tiktoken_ranks: bytes) -> None:
     bad = {
         "line 3: expected base64 and a rank": [*good[:2], b"????", *good[3:]],
         "line 4: expected base64 and a rank, found b'Aw== three'": [*good[:3], b"Aw== three", *good[4:]],
-        "line 5: rank 3 is there twice": [*good[:4], good[3], *good[4:]],
+        "line 5: rank 3 occurs twice": [*good[:4], good[3], *good[4:]],
         "expected the ranks 0 to": [*good[:-1], b"cXF4eQ== 9000"],
         "two ranks have the same bytes": [*good[:-1], good[0].split()[0] + b" " + good[-1].split()[1]],
-        "byte 255 is no token": good[:255],
+        "no token for byte 255": good[:255],
     }  # fmt: skip
     for said, content in bad.items():
         ranks.write_bytes(b"\n".join(content))
