@@ -57,7 +57,7 @@ def quantize_file(
     wanted = quant_mix(type, "quantize")
     source, out = Path(source), Path(out)
     if out.exists() and out.samefile(source):
-        raise ConfigError(f"cannot quantize {source}: the output is the same file; choose another name")
+        raise ConfigError(f"cannot quantize {source}: expected another output file, found the same; choose a new name")
     file = read_gguf(source)
     _check_kind(file)
     shapes = {name: info.shape for name, info in file.tensors.items()}

@@ -1,4 +1,4 @@
-"""Meta's folders imported: shards joined along each tensor's own axis, and what does not add up is named."""
+"""Imported Meta folders: shards joined along the axis of each tensor; inconsistent ones refused."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ def same_weights(ours: Path, theirs: Path, dtype: Any = None) -> None:
 @pytest.mark.parametrize("rules", ["2", "3"])
 @pytest.mark.parametrize("shards", [1, 2, 4, 8, 16])
 def test_shards_are_joined(make_meta: MakeMeta, tmp_path: Path, shards: int, rules: str) -> None:
-    """Bit for bit the weights that were cut, and so the same logits; with 16 shards each kv head is in two of them."""
+    """Bit for bit the weights that were cut, and so the same logits; with 16 shards each kv head is
+    in two of them."""
     made = make_meta(tmp_path, shards, rules, rope_theta=5e5 if rules == "3" else 1e4)
     report = import_model(made.path, tmp_path / "out")
     assert report.kind == f"Meta, {shards} shard{'s' if shards > 1 else ''}"
@@ -99,7 +100,7 @@ def test_context_and_scaling(
 
 
 def test_a_saved_copy_of_the_embedding_is_tied(make_meta: MakeMeta, tmp_path: Path) -> None:
-    """As Llama 3.2's small models are saved; and where there is no output matrix at all."""
+    """As in Llama 3.2's small models; and models without an output matrix."""
     made = make_meta(tmp_path, 2, "3", tie_word_embeddings=True)
     same = import_model(made.path, tmp_path / "none")
     assert same.config.tie_word_embeddings
@@ -125,7 +126,7 @@ def test_ffn_multiplier(make_meta: MakeMeta, tmp_path: Path) -> None:
 # ---------------------------------------------------------------- tokenizers and chat
 
 
-def test_the_tokenizer_may_lie_above(make_meta: MakeMeta, tmp_path: Path) -> None:
+def test_the_tokenizer_may_be_in_the_parent_folder(make_meta: MakeMeta, tmp_path: Path) -> None:
     made = make_meta(tmp_path, 1)
     (made.path / "tokenizer.model").rename(tmp_path / "tokenizer.model")
     assert import_model(made.path, tmp_path / "out").tokenizer_path == tmp_path / "tokenizer.model"
@@ -230,7 +231,7 @@ def test_bad_params(meta: Path, tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"model": 3}', "[" * 100_000])
-def test_params_that_are_no_object(meta: Path, tmp_path: Path, text: str) -> None:
+def test_params_must_be_an_object(meta: Path, tmp_path: Path, text: str) -> None:
     (meta / "params.json").write_text(text)
     refuse(meta, tmp_path / "out", "params.json")
 
@@ -283,7 +284,7 @@ def test_unknown_and_missing_everywhere(meta: Path, tmp_path: Path) -> None:
     refuse(meta, tmp_path / "out", r"tensor norm\.weight is missing")
 
 
-def test_missing_and_odd_shards(meta: Path, tmp_path: Path) -> None:
+def test_missing_and_superfluous_shards(meta: Path, tmp_path: Path) -> None:
     (meta / "consolidated.01.pth").rename(meta / "consolidated.02.pth")
     refuse(meta, tmp_path / "out", r"consolidated\.01\.pth is missing")
     shutil.copy(meta / "consolidated.00.pth", meta / "consolidated.01.pth")
@@ -294,7 +295,7 @@ def test_missing_and_odd_shards(meta: Path, tmp_path: Path) -> None:
     refuse(meta / "consolidated.00.pth", tmp_path / "out", "it contains only weights; import its folder")
 
 
-def test_norms_that_drifted_apart_are_told(meta: Path, tmp_path: Path) -> None:
+def test_differing_norms_are_noted(meta: Path, tmp_path: Path) -> None:
     edit(meta / "consolidated.01.pth", put("norm.weight", torch.ones(64)))
     assert any("1 norms differ" in note for note in import_model(meta, tmp_path / "out").notes)
 
@@ -316,7 +317,7 @@ def test_code_is_refused_by_name_and_not_run(meta: Path, tmp_path: Path, zipped:
     assert not (tmp_path / "ran").exists()
 
 
-def test_files_that_are_no_checkpoints(meta: Path, tmp_path: Path) -> None:
+def test_files_that_are_not_checkpoints(meta: Path, tmp_path: Path) -> None:
     path = meta / "consolidated.00.pth"
     content = path.read_bytes()
     for bad in (b"", b"PK", b"PK\3\4" + bytes(100), b"\x80\2", b"\x80\4junk", b"hello", content[:1000], content[:-1]):

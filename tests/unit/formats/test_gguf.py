@@ -1,4 +1,4 @@
-"""GGUF written and read again; and every way in which a file can lie answered with one line."""
+"""GGUF files written, read again, and damaged in every way."""
 
 from __future__ import annotations
 
@@ -85,7 +85,8 @@ def test_bytes_are_those_of_gguf_py(tmp_path: Path) -> None:
     writer.write_tensors_to_file()
     writer.close()
     infos = [("a.weight", "Q8_0", (3, 32)), ("norm", "F32", (5,)), ("b.weight", "Q4_0", (2, 64))]
-    metadata = {key: value for key, value in METADATA.items() if key != "bytes"}  # gguf-py leaves empty arrays out
+    # gguf-py leaves empty arrays out.
+    metadata = {key: value for key, value in METADATA.items() if key != "bytes"}
     types = {name: kind for name, kind, _ in infos}
     write_gguf(tmp_path / "ours.gguf", metadata, infos, (quantize(a, types[n]) for n, a in arrays.items()))
     assert (tmp_path / "ours.gguf").read_bytes() == (tmp_path / "theirs.gguf").read_bytes()
@@ -143,7 +144,7 @@ BAD: dict[str, tuple[bytes, str]] = {
     "a tensor more than there is": (file(num_tensors=1), "name of tensor 0"),
     "empty key": (file([key("", 4, U32_ONE)]), "key 0: expected a name"),
     "key with NUL": (file([key("a\0b", 4, U32_ONE)]), "key 0: expected a name"),
-    "key that is no UTF-8": (file([key(b"\xff\xfe", 4, U32_ONE)]), "key 0: expected UTF-8"),
+    "key that is not UTF-8": (file([key(b"\xff\xfe", 4, U32_ONE)]), "key 0: expected UTF-8"),
     "key of 2^63 bytes": (file([struct.pack("<Q", 2**63)]), "length of key 0: expected at most 65535"),
     "key twice": (file([key("a", 4, U32_ONE)] * 2), "key a occurs twice"),
     "type 13": (file([key("a", 13, b"")]), "type of a: expected a value type"),
@@ -180,7 +181,7 @@ BAD: dict[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_lies_are_told_in_one_line(tmp_path: Path, name: str) -> None:
+def test_damaged_files_are_refused_in_one_line(tmp_path: Path, name: str) -> None:
     content, said = BAD[name]
     path = tmp_path / "bad.gguf"
     path.write_bytes(content)

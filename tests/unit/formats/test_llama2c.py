@@ -1,4 +1,4 @@
-"""llama2.c's files made here byte by byte from its documentation, read, written again, and damaged."""
+"""llama2.c models built byte by byte from its documentation: read, written again, and damaged."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ MAGIC = 0x616B3432
 
 
 def make_fields(tied: bool) -> dict[str, np.ndarray]:
-    """Every field with the layers' tensors stacked, numbered so that none is like another."""
+    """Every field with the layers' tensors stacked, all numbers distinct."""
     shapes = {
         "tok_embeddings": (VOCAB, DIM), "attention_norm": (LAYERS, DIM), "wq": (LAYERS, DIM, DIM),
         "wk": (LAYERS, KV_DIM, DIM), "wv": (LAYERS, KV_DIM, DIM), "wo": (LAYERS, DIM, DIM), "ffn_norm": (LAYERS, DIM),
@@ -164,7 +164,7 @@ BAD: dict[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_lies_are_told_in_one_line(tmp_path: Path, name: str) -> None:
+def test_damaged_files_are_refused_in_one_line(tmp_path: Path, name: str) -> None:
     content, said = BAD[name]
     path = tmp_path / "bad.bin"
     path.write_bytes(content)
@@ -217,7 +217,7 @@ def test_reads_missing_kv_heads_half_precision_and_old_buffers(tmp_path: Path) -
 
 
 class Bomb:
-    """Unpickled without care, this would run a command."""
+    """Runs a command when it is unpickled without care."""
 
     def __init__(self, flag: Path) -> None:
         self.flag = flag
@@ -260,7 +260,7 @@ BAD_CHECKPOINTS: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("name", BAD_CHECKPOINTS)
-def test_bad_checkpoints_are_told_in_one_line(tmp_path: Path, name: str) -> None:
+def test_bad_checkpoints_are_refused_in_one_line(tmp_path: Path, name: str) -> None:
     content, said = BAD_CHECKPOINTS[name]
     torch.save(content, tmp_path / "bad.pt")
     with pytest.raises(FormatError, match=said) as caught:
@@ -269,7 +269,7 @@ def test_bad_checkpoints_are_told_in_one_line(tmp_path: Path, name: str) -> None
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"PK\3\4" + bytes(50), b"\x80\4N.", bytes(1000)])
-def test_files_that_are_no_checkpoints(tmp_path: Path, content: bytes) -> None:
+def test_files_that_are_not_checkpoints(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "bad.pt").write_bytes(content)
     with pytest.raises(FormatError, match="cannot read") as caught:
         read_checkpoint(tmp_path / "bad.pt")
@@ -285,7 +285,8 @@ def test_truncated_checkpoints(tmp_path: Path) -> None:
             read_checkpoint(tmp_path / "cut.pt")
 
 
-# ---------------------------------------------------------------- what version 0 and tokenizer.bin cannot say
+# ---------------------------------------------------------------- what version 0 cannot express
+
 
 PLAIN = ModelConfig(
     vocab_size=VOCAB, hidden_size=DIM, intermediate_size=HIDDEN, num_hidden_layers=LAYERS, num_attention_heads=HEADS,
@@ -302,7 +303,7 @@ PLAIN = ModelConfig(
         ("head_dim", 4),
     ],
 )
-def test_what_version_0_cannot_say_is_refused(tmp_path: Path, name: str, value: Any) -> None:
+def test_what_version_0_cannot_express_is_refused(tmp_path: Path, name: str, value: Any) -> None:
     check_expressible(PLAIN)
     config = dataclasses.replace(PLAIN, **{name: value})
     with pytest.raises(FormatError, match=f"{name}: the format has no place"):

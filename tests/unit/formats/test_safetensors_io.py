@@ -1,4 +1,4 @@
-"""Tensors in .safetensors files, whole and in shards: what the reference library writes is read, and the other way."""
+""".safetensors files, single and sharded, exchanged with the reference library, and damaged."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_written_here_read_by_the_library_and_here(tmp_path: Path, shard_bytes: 
         assert len(list(tmp_path.glob("*.safetensors"))) == (len(tensors) if shard_bytes == 1 else 4)
 
 
-def test_rows_are_read_alone(tmp_path: Path) -> None:
+def test_rows_are_read_separately(tmp_path: Path) -> None:
     tensors = make()
     save_file(tensors, tmp_path / "model.safetensors")
     stored = open_safetensors(tmp_path)
@@ -117,7 +117,7 @@ def test_index_and_shards_must_agree(tmp_path: Path) -> None:
         opened(weight_map | {"odd": weight_map["half"]})
 
 
-def test_a_file_that_shrinks_is_told(tmp_path: Path) -> None:
+def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
     save_file(make(), tmp_path / "model.safetensors")
     stored = open_safetensors(tmp_path)
     content = (tmp_path / "model.safetensors").read_bytes()
@@ -128,7 +128,7 @@ def test_a_file_that_shrinks_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_numbers_that_are_not_finite_are_found_anywhere(dtype: torch.dtype) -> None:
+def test_non_finite_numbers_are_found_anywhere(dtype: torch.dtype) -> None:
     for bad in (float("nan"), float("inf"), -float("inf")):
         for place in ((0, 0), (6, 17), (12, 32)):
             tensor = torch.randn(13, 33).to(dtype)

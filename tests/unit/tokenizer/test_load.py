@@ -1,4 +1,4 @@
-"""tokenizer.json files of others: which kind and split they are, and what is refused."""
+"""tokenizer.json files of other programs: their kind and split, and what is refused."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_splits_of_known_tokenizers(folder: Path, pre_tokenizer: Sections, split
     assert tokenizer.decode(tokenizer.encode("I'll take 1234 of the  cats")) == b"I'll take 1234 of the  cats"
 
 
-def test_truncation_and_padding_of_the_file_are_not_obeyed(folder: Path) -> None:
+def test_truncation_and_padding_of_the_file_are_ignored(folder: Path) -> None:
     truncation = {"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0}
     padding = {
         "strategy": {"Fixed": 50}, "direction": "Right", "pad_to_multiple_of": None,
@@ -83,7 +83,7 @@ def test_ids_without_a_token_are_unused(folder: Path) -> None:
     assert tokenizer.decode(tokenizer.encode("a<tool>b")) == b"a<tool>b"
 
 
-def test_settings_beside_it_name_the_special_tokens(folder: Path) -> None:
+def test_tokenizer_config_names_the_special_tokens(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(
         json.dumps(
             {
@@ -101,7 +101,7 @@ def test_settings_beside_it_name_the_special_tokens(folder: Path) -> None:
     assert load_tokenizer(folder).chat_template == "z"
 
 
-def test_tokenizer_json_alone_is_asked_for_the_usual_names(folder: Path) -> None:
+def test_tokenizer_json_alone_is_searched_for_the_usual_names(folder: Path) -> None:
     (folder / "tokenizer_config.json").unlink()
     tokenizer = load_tokenizer(folder)
     assert (tokenizer.bos_id, tokenizer.eos_id) == (0, 0)
@@ -147,7 +147,7 @@ def test_cut_tokenizer_json(folder: Path) -> None:
             load_tokenizer(path)
 
 
-def test_what_is_no_tokenizer(tmp_path: Path) -> None:
+def test_what_is_not_a_tokenizer(tmp_path: Path) -> None:
     with pytest.raises(TokenizerError, match="no tokenizer in"):
         load_tokenizer(tmp_path)
     with pytest.raises(TokenizerError, match="No such file"):
@@ -165,7 +165,7 @@ def test_what_is_no_tokenizer(tmp_path: Path) -> None:
 
 
 def test_a_ggufs_sentencepiece_vocabulary_is_the_models(shared_data: Path, random_texts: list[str]) -> None:
-    """Llama 2's, as llama.cpp carries it, against its tokenizer.model."""
+    """Llama 2's in llama.cpp's vocabulary file, against its tokenizer.model."""
     from llamita.formats.gguf import read_gguf
     from llamita.tokenizer.gguf import tokenizer_from_gguf
 

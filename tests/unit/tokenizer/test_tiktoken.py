@@ -1,4 +1,4 @@
-"""tiktoken's rank files (Llama 3's tokenizer.model): the same ids as tiktoken's own, and damage named."""
+"""tiktoken rank files (Llama 3's tokenizer.model): the same ids as tiktoken; damage is named."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_small_ranks_encode_as_tiktoken(ranks: Path, random_texts: list[str]) ->
     same_ids(tokenizer, ranks, random_texts)
 
 
-def test_saved_and_loaded_it_encodes_alike(ranks: Path, tmp_path: Path, random_texts: list[str]) -> None:
+def test_saved_and_loaded_it_encodes_the_same(ranks: Path, tmp_path: Path, random_texts: list[str]) -> None:
     load_tokenizer(ranks).save(tmp_path / "saved")
     again = load_tokenizer(tmp_path / "saved")
     assert again.fingerprint == load_tokenizer(ranks).fingerprint
@@ -103,7 +103,8 @@ def test_damage_is_named(ranks: Path, tiktoken_ranks: bytes) -> None:
 
 
 def test_truncated_anywhere_is_refused_or_smaller(ranks: Path, tiktoken_ranks: bytes) -> None:
-    """A cut after a whole line is a smaller vocabulary; all others are named. (Cuts in every tenth byte.)"""
+    """A cut after a whole line is a smaller vocabulary; all others are named. (Cuts in every tenth
+    byte.)"""
     whole = load_tokenizer(ranks).vocab_size
     for length in range(0, len(tiktoken_ranks) - 1, 10):
         ranks.write_bytes(tiktoken_ranks[:length])
