@@ -34,8 +34,8 @@ LAYERS = (
 )  # fmt: skip
 TORCH_FREE = (
     "errors", "atomic", "json_file", "user_cache", "console", "config", "chat_template_worker",
-    "chat_template", "sampling", "engine", "tokenizer", "stories", "data", "batch_generate", "chat", "formats.tensor_table",
-    "formats.tensor_types", "formats.dequantize", "formats.dequantize_k", "formats.rope_order",
+    "chat_template", "sampling", "engine", "tokenizer", "stories", "data", "batch_generate", "chat",
+    "formats.tensor_table", "formats.tensor_types", "formats.dequantize", "formats.dequantize_k", "formats.rope_order",
     "formats.huggingface", "formats.gguf",
 )  # fmt: skip
 ENVIRONMENT_READERS = ("cli", "training.distributed", "user_cache")
