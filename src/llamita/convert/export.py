@@ -175,13 +175,13 @@ def model_name(checkpoint: Path) -> str:
 # ---------------------------------------------------------------- .gguf
 
 
-def _export_gguf(job: _Job, wanted: QuantMix, name: str) -> ExportReport:
+def _export_gguf(job: _Job, mix: QuantMix, name: str) -> ExportReport:
     config, tokenizer = job.config, job.tokenizer
-    metadata = model_metadata(config, name, wanted.file_type)
+    metadata = model_metadata(config, name, mix.file_type)
     metadata |= tokenizer_metadata(tokenizer, config.vocab_size, _end_ids(config, tokenizer))
     table = tensor_table(config)
     shapes = {spec.gguf: spec.shape for spec in table}
-    types = assign_types(shapes, wanted)
+    types = assign_types(shapes, mix)
     infos: list[tuple[str, str, tuple[int, ...]]] = [(spec.gguf, types[spec.gguf], spec.shape) for spec in table]
     factors = rope_factors(config)
     if factors is not None:
@@ -216,7 +216,7 @@ def _export_gguf(job: _Job, wanted: QuantMix, name: str) -> ExportReport:
         largest_error=errors[worst],
         worst_tensor=None if exact else worst,
         tokenizer_path=None,
-        notes=(*quant_mix_notes(shapes, wanted), *_tokenizer_notes(tokenizer), *notes),
+        notes=(*quant_mix_notes(shapes, mix), *_tokenizer_notes(tokenizer), *notes),
         seconds=seconds,
         verification=verification,
     )

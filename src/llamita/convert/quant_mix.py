@@ -56,16 +56,16 @@ def quant_mix(name: str, command: str) -> QuantMix:
     return QUANT_MIXES[name]
 
 
-def assign_types(shapes: Mapping[str, Shape], wanted: QuantMix) -> dict[str, TypeName]:
+def assign_types(shapes: Mapping[str, Shape], mix: QuantMix) -> dict[str, TypeName]:
     """The type of each tensor. shapes: by GGUF name, [rows, row length] or [length]."""
-    return {name: _that_fits(_planned(name, shapes, wanted), shape) for name, shape in shapes.items()}
+    return {name: _that_fits(_planned(name, shapes, mix), shape) for name, shape in shapes.items()}
 
 
-def quant_mix_notes(shapes: Mapping[str, Shape], wanted: QuantMix) -> tuple[str, ...]:
+def quant_mix_notes(shapes: Mapping[str, Shape], mix: QuantMix) -> tuple[str, ...]:
     """A sentence for each group of tensors that do not get their planned type."""
     groups: dict[tuple[TypeName, TypeName], list[str]] = {}
-    for name, type in assign_types(shapes, wanted).items():
-        planned = _planned(name, shapes, wanted)
+    for name, type in assign_types(shapes, mix).items():
+        planned = _planned(name, shapes, mix)
         if type != planned:
             groups.setdefault((type, planned), []).append(name)
     notes = []
@@ -79,21 +79,21 @@ def quant_mix_notes(shapes: Mapping[str, Shape], wanted: QuantMix) -> tuple[str,
     return tuple(notes)
 
 
-def _planned(name: str, shapes: Mapping[str, Shape], wanted: QuantMix) -> TypeName:
+def _planned(name: str, shapes: Mapping[str, Shape], mix: QuantMix) -> TypeName:
     """The type for the tensor's role."""
     if len(shapes[name]) == 1:
         return "F32"
     output = "output.weight" if "output.weight" in shapes else "token_embd.weight"
     if name == output:
-        return "Q6_K" if TYPES[wanted.main].bits < TYPES["Q6_K"].bits else wanted.main
+        return "Q6_K" if TYPES[mix.main].bits < TYPES["Q6_K"].bits else mix.main
     parts = name.split(".")
     sensitive = (
-        wanted.mixed
+        mix.mixed
         and len(parts) == 4
         and parts[2] in ("attn_v", "ffn_down")
         and _gets_more_bits(int(parts[1]), sum(other.endswith(f".{parts[2]}.weight") for other in shapes))
     )
-    return "Q6_K" if sensitive else wanted.main
+    return "Q6_K" if sensitive else mix.main
 
 
 def _gets_more_bits(layer: int, num_layers: int) -> bool:

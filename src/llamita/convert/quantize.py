@@ -54,21 +54,21 @@ def quantize_file(
     source gives the same bytes. Raises FormatError (not a plain Llama, damaged, already quantized),
     ConfigError (unknown type; `out` is the source), OutputError.
     """
-    wanted = quant_mix(type, "quantize")
+    mix = quant_mix(type, "quantize")
     source, out = Path(source), Path(out)
     if out.exists() and out.samefile(source):
         raise ConfigError(f"cannot quantize {source}: expected another output file, found the same; choose a new name")
     file = read_gguf(source)
     _check_kind(file)
     shapes = {name: info.shape for name, info in file.tensors.items()}
-    types = assign_types(shapes, wanted)
+    types = assign_types(shapes, mix)
     again = [info for name, info in file.tensors.items() if _rounds_again(info, types[name])]
     if again and not requantize:
         raise FormatError(_requantize_error(source, again))
     errors: dict[str, float] = {}
     start = time.perf_counter()
     infos = [(name, types[name], shapes[name]) for name in file.tensors]
-    num_bytes = write_gguf(out, _metadata(file, wanted), infos, _encoded(file, types, errors, progress))
+    num_bytes = write_gguf(out, _metadata(file, mix), infos, _encoded(file, types, errors, progress))
     worst = max(errors, key=lambda name: errors[name])
     num_parameters = sum(math.prod(shape) for shape in shapes.values())
     return QuantizeReport(
@@ -80,7 +80,7 @@ def quantize_file(
         bits_per_weight=8 * sum(TYPES[types[n]].num_bytes(math.prod(s)) for n, s in shapes.items()) / num_parameters,
         largest_error=errors[worst],
         worst_tensor=None if errors[worst] == 0.0 else worst,
-        notes=(*quant_mix_notes(shapes, wanted), *([_requantize_note(again)] if again else [])),
+        notes=(*quant_mix_notes(shapes, mix), *([_requantize_note(again)] if again else [])),
         seconds=time.perf_counter() - start,
     )
 
@@ -138,9 +138,9 @@ def _requantize_error(source: Path, again: list[TensorInfo]) -> str:
     )
 
 
-def _metadata(file: GgufFile, wanted: QuantMix) -> dict[str, Value]:
+def _metadata(file: GgufFile, mix: QuantMix) -> dict[str, Value]:
     metadata: dict[str, Value] = {key: file.encoded(key) for key in file.metadata if key != "general.alignment"}
-    metadata["general.file_type"] = FILE_TYPES[wanted.file_type]
+    metadata["general.file_type"] = FILE_TYPES[mix.file_type]
     metadata["general.quantization_version"] = QUANTIZATION_VERSION
     return metadata
 

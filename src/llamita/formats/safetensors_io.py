@@ -178,12 +178,16 @@ def open_safetensors(folder: Path, stem: str = "model") -> SafetensorsReader:
     for name in sorted(set(weight_map.values())):
         for tensor in read_header(folder / name)[0]:
             if weight_map.get(tensor.name) != name:
-                said = weight_map.get(tensor.name, "nowhere")
-                raise FormatError(f"cannot read {folder / name}: tensor {tensor.name}: the index says it is in {said}")
+                listed = weight_map.get(tensor.name, "nowhere")
+                raise FormatError(
+                    f"cannot read {folder / name}: tensor {tensor.name}: the index says it is in {listed}"
+                )
             places[tensor.name] = (folder / name, tensor)
     missing = next((name for name in weight_map if name not in places), None)
     if missing is not None:
-        raise FormatError(f"cannot read {folder / weight_map[missing]}: tensor {missing}: the index lists it")
+        raise FormatError(
+            f"cannot read {folder / weight_map[missing]}: tensor {missing} is missing, but the index lists it"
+        )
     return SafetensorsReader(places)
 
 

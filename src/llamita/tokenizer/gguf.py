@@ -91,12 +91,12 @@ def _sentencepiece(read: _Keys, pieces: list[str], types: list[int]) -> dict[str
 
 
 def _byte_level(read: _Keys, pieces: list[str], types: list[int]) -> dict[str, Any]:
-    said = read.metadata.get(f"{_PREFIX}pre")
-    split = SPLIT_NAMES.get(said) if isinstance(said, str) else None
+    name = read.metadata.get(f"{_PREFIX}pre")
+    split = SPLIT_NAMES.get(name) if isinstance(name, str) else None
     if split is None:
         raise TokenizerError(
             f"cannot use tokenizer {read.where}: tokenizer.ggml.pre: expected one of {', '.join(SPLIT_NAMES)}, found "
-            f"{str(said)[:40]}; regular expressions of other names are not supported"
+            f"{str(name)[:40]}; regular expressions of other names are not supported"
         )
     if len(set(pieces)) != len(pieces):
         double = next(piece for i, piece in enumerate(pieces) if piece in pieces[:i])
