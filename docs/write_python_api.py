@@ -85,7 +85,9 @@ def class_parts(name: str, kind: type) -> Iterator[str]:
         if isinstance(value, property):
             yield f"#### {name}.{member}\n\n{prose(value)}"
         elif inspect.isfunction(value):
-            yield f"#### {name}.{member}()\n\n{code(signature(member, value))}\n\n{prose(value)}"
+            called = signature(member, value)
+            shown = "" if called == f"{member}()" else f"{code(called)}\n\n"
+            yield f"#### {name}.{member}()\n\n{shown}{prose(value)}"
 
 
 def default(field: dataclasses.Field[Any]) -> str:
