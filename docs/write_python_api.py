@@ -39,7 +39,9 @@ def parameter(found: inspect.Parameter) -> str:
     """Such as `top_k: int = 0`; annotations are strings already."""
     annotated = found.name if found.annotation is inspect.Parameter.empty else f"{found.name}: {found.annotation}"
     star = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}.get(found.kind, "")
-    return star + annotated + ("" if found.default is inspect.Parameter.empty else f" = {found.default!r}")
+    if found.default is inspect.Parameter.empty:
+        return star + annotated
+    return f"{annotated} = {'...' if callable(found.default) else repr(found.default)}"
 
 
 def signature(name: str, function: Any) -> str:

@@ -25,11 +25,11 @@ polyline { fill: none; stroke-width: 2; stroke-linejoin: round; }
 polyline.train { stroke: #2f7fd0; stroke-opacity: .75; }
 polyline.val { stroke: #d9573f; stroke-width: 2.5; }
 circle.val { fill: #d9573f; }
-text.train { fill: #2f7fd0; } text.val { fill: #d9573f; }
+text.train { fill: #2f7fd0; } tspan.val { fill: #d9573f; }
 @media (prefers-color-scheme: dark) {
   text { fill: #a7b0be; }
   polyline.train { stroke: #6aaaf0; } text.train { fill: #6aaaf0; }
-  polyline.val { stroke: #f2836f; } circle.val, text.val { fill: #f2836f; }
+  polyline.val { stroke: #f2836f; } circle.val, tspan.val { fill: #f2836f; }
 }
 """
 
@@ -47,7 +47,7 @@ def picture(run: Path, title: str) -> str:
         f'viewBox="0 0 {WIDTH} {HEIGHT + TITLE_HEIGHT}"><style>{STYLE}</style>'
         f'<text class="title" x="58" y="20">{escape(title)}</text>'
         f'<text class="train" x="{WIDTH - 14}" y="20" text-anchor="end">'
-        f'<tspan class="train">training</tspan><tspan dx="14" fill="#d9573f">held-out: {last} bits per byte</tspan></text>'
+        f'training<tspan class="val" dx="14">held-out: {last} bits per byte</tspan></text>'
         f"{placed}</svg>\n"
     )
 

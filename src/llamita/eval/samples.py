@@ -18,7 +18,7 @@ from llamita.eval.sample_metrics import SampleMetrics, measure_samples
 
 SHOWN_CHARACTERS = 200  # of the longest copy
 
-# What `expected_seconds` reckons with, of a modest core (docs/log.md, 2026-11-24).
+# What `expected_seconds` reckons with, of a modest core (docs/experiments.md, 2026-11-24).
 OPENING_SECONDS = 0.5
 TOKEN_SECONDS = 2e-4  # picking one, whatever the size of the model
 WEIGHTS_PER_SECOND = 7.5e9  # for one token: 2 operations a weight

@@ -45,7 +45,7 @@ REPEATS_WORTH, WEIGHTS_WORTH = 15.4, 5.3
 class ScalingLaw:
     """bits(N, D) = floor + a / N^alpha + b / D^beta: N weights, D tokens (the form of Chinchilla, arXiv 2203.15556).
 
-    Fitted to runs of this recipe on TinyStories (docs/log.md). The floor and the unit are that text's; which N is best
+    Fitted to runs of this recipe on TinyStories (docs/experiments.md). The floor and the unit are that text's; which N is best
     for given seconds depends on the two slopes and on a / b alone, which change little from text to text.
     """
 
@@ -250,7 +250,7 @@ def with_shape(config: TrainConfig, shape: Shape) -> TrainConfig:
 
 def step_tokens(tokens: float, device: torch.device, world_size: int = 1) -> int:
     """Tokens a step for a run of so many: a power of two, through what was best on CPUs (1,024 for 0.6 M, 2,048 for
-    1.8 M, 4,096 for 2.4 to 5 M and good for 11 M: docs/log.md), then with their 0.383th power (nanochat's runs). On
+    1.8 M, 4,096 for 2.4 to 5 M and good for 11 M: docs/experiments.md), then with their 0.383th power (nanochat's runs). On
     GPUs as many as each of them takes well, as without a plan."""
     if device.type != "cpu":
         return TOKENS_PER_PASS[device.type] * world_size
