@@ -80,9 +80,9 @@ def quickstart_commands() -> list[str]:
     return [line for line in block.splitlines() if line and not line.startswith("#")]
 
 
-def random_stories(count: int) -> str:
+def random_stories(count: int, seed: int) -> str:
     """Short texts of invented words, enough for a small vocabulary."""
-    choice = random.Random(0)
+    choice = random.Random(seed)
     words = ["".join(choice.choice("aeioubdgklmnprst") for _ in range(choice.randint(2, 7))) for _ in range(900)]
     stories = (" ".join(choice.choices(words, k=choice.randint(20, 60))) + "." for _ in range(count))
     return "\n<|endoftext|>\n".join(stories)
@@ -90,7 +90,8 @@ def random_stories(count: int) -> str:
 
 def test_quickstart_runs(tmp_path: Path) -> None:
     """Every command of the quickstart, in order, in one folder; only vocabulary and training are made smaller."""
-    (tmp_path / "stories.txt").write_text(random_stories(2000), encoding="utf-8")
+    (tmp_path / "stories.txt").write_text(random_stories(2000, seed=0), encoding="utf-8")
+    (tmp_path / "more.txt").write_text(random_stories(100, seed=1), encoding="utf-8")
     commands = quickstart_commands()
     assert [shlex.split(command)[1] for command in commands] == ["prepare", "train", "export", "eval", "run"]
     for command in commands:
