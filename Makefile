@@ -24,7 +24,7 @@ engine: ## the C engine alone, without Python: engine/build/run
 	@PATH="$(CURDIR)/$(BIN):$$PATH" sh -c 'cmake -S engine -B engine/build >/dev/null && cmake --build engine/build --parallel'
 	@echo "built engine/build/run"
 
-bench: $(VENV)/.dev engine ## how fast is it here, and beside llama.cpp (ARGS="--only 'decode 15M*'"; see benchmarks/README.md)
+bench: $(VENV)/.dev engine ## tok/s of the engine and of llama.cpp (ARGS="--only 'decode 15M*'"; see benchmarks/README.md)
 	@$(BIN)/python benchmarks/bench.py $(ARGS)
 
 docs: $(VENV)/.dev ## write the generated pages: docs/cli.md, docs/python-api.md

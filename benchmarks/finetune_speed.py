@@ -1,22 +1,19 @@
-"""Turns a shape into samples a second and memory of LoRA fine-tuning, here and with peft and transformers' Trainer.
+"""Speed and memory of LoRA fine-tuning: ours, and peft with transformers' Trainer.
 
-    python benchmarks/finetune_speed.py            # SmolLM2-135M's shape, random weights: some ten minutes on two cores
+    python benchmarks/finetune_speed.py            # SmolLM2-135M's shape, random weights: ten minutes on two cores
     python benchmarks/finetune_speed.py --quick    # four of its thirty layers, two rounds
-    python benchmarks/finetune_speed.py --shape llama2-7b --layers 2   # a 7B: how memory grows with layers
+    python benchmarks/finetune_speed.py --shape llama2-7b --layers 2   # how memory grows with the layers of a 7B
 
-Both sides train the same weights on the same conversations, so many a step, each in a process of its own; a step of the
-one follows a step of the other. Ours packs the conversations into rows and computes logits where something is learned;
-the Trainer pads them (its collator's way) and computes all. Rank 8, all linear layers, AdamW, float32. The first losses
-must agree to 1e-3, or it was not the same work: status 1. Memory is the largest resident set of the process, with the
-same imports on both sides: torch, and what the side itself needs.
+Both sides train the same weights on the same conversations, in turns, one step each, in processes of their own. Ours
+packs conversations into rows and computes logits only where there is a target; the Trainer pads them and computes all.
+Rank 8 on all linear layers, AdamW, float32. The first losses must agree to 1e-3, or the exit status is 1. Memory is
+the largest resident set of the process.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -24,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from measure import Worker, open_replies, peak_memory_bytes
 
 SMOLLM2 = {
     "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
@@ -35,59 +33,46 @@ LLAMA2_7B = {
     "tie_word_embeddings": False,
 }  # fmt: skip
 SHAPES: dict[str, dict[str, Any]] = {"smollm2-135m": SMOLLM2, "llama2-7b": LLAMA2_7B}
-MIN_VOCABULARY = min(shape["vocab_size"] for shape in SHAPES.values())
+MIN_VOCAB_SIZE = min(shape["vocab_size"] for shape in SHAPES.values())
 RANK = 8
 QUICK_LAYERS = 4
 
 
 def make_conversations(count: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """ids and which of them are learned: questions of 10 to 40 tokens, answers of 30 to 350, as MedQuAD's are."""
+    """ids and the mask of targets: questions of 10 to 40 tokens, answers of 30 to 350, as in MedQuAD."""
     random = np.random.default_rng(seed)
     result = []
     for _ in range(count):
         asked, answered = int(random.integers(10, 40)), int(np.clip(random.lognormal(4.9, 0.6), 30, 350))
-        ids = random.integers(3, MIN_VOCABULARY, asked + answered)
+        ids = random.integers(3, MIN_VOCAB_SIZE, asked + answered)
         result.append((ids, np.arange(asked + answered) >= asked))
     return result
 
 
-# ---------------------------------------------------------------- the sides, each in a process of its own
+# ---------------------------------------------------------------- workers
 
 
-def reply(values: dict[str, Any]) -> None:
-    print(json.dumps(values), flush=True)
-
-
-def wait_for_turn() -> None:
-    """Until the parent says that it is this side's turn; at its end, the end."""
-    if not sys.stdin.readline():
-        sys.exit(0)
-
-
-class Stopwatch:
-    """What a step takes, from here on."""
+class Turns:
+    """A worker's side of measure.Worker: wait() before each step, done() after it."""
 
     def __init__(self) -> None:
-        self.start, self.processor = time.perf_counter(), time.process_time()
+        self._reply = open_replies()
 
-    def reply(self, loss: float) -> None:
-        now, processor = time.perf_counter(), time.process_time()
-        reply({
-            "seconds": now - self.start, "processor": processor - self.processor, "loss": loss,
-            "peak": peak_megabytes(),
-        })  # fmt: skip
+    def ready(self) -> None:
+        self._reply({})
 
+    def wait(self) -> None:
+        if not sys.stdin.readline():
+            sys.exit(0)
+        self._start = time.perf_counter(), time.process_time()
 
-def peak_megabytes() -> float:
-    """The largest resident set of this process so far."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM"):
-            return int(line.split()[1]) / 1000
-    raise RuntimeError("no VmHWM in /proc/self/status: this benchmark needs Linux")
+    def done(self, loss: float) -> None:
+        seconds, processor = time.perf_counter() - self._start[0], time.process_time() - self._start[1]
+        self._reply({"seconds": seconds, "processor": processor, "loss": loss, "peak": peak_memory_bytes() / 1e6})
 
 
 def run_ours(checkpoint: Path, per_step: int, steps: int) -> None:
-    """The parts that the loop is made of, one step a turn."""
+    """Our training step, without the trainer's loop."""
     import torch
 
     from llamita.config import FinetuneConfig
@@ -108,14 +93,13 @@ def run_ours(checkpoint: Path, per_step: int, steps: int) -> None:
     base.fill(model)
     add_lora(model, LoraConfig(RANK))
     initialize_updates(model, torch.Generator().manual_seed(0))
-    loss, optimizer = ConversationLoss(model), build_optimizer(model, config)
-    reply({"ready": True})
+    loss, optimizer, turns = ConversationLoss(model), build_optimizer(model, config), Turns()
+    turns.ready()
     for step in range(steps):
         examples = Examples([Example(ids, learned, "") for ids, learned in make_conversations(per_step, step)])
         row = row_length(examples.lengths, 1024)
         rows = len(pack_rows(np.arange(per_step), examples.lengths, row, split=False))
-        wait_for_turn()
-        watch = Stopwatch()
+        turns.wait()
         batch = next(ConversationBatches(examples, row, rows, seed=0))
         arrays = [torch.from_numpy(array) for name, array in batch._asdict().items() if name != "num_targets"]
         mean = loss(*arrays) / batch.num_targets
@@ -123,32 +107,25 @@ def run_ours(checkpoint: Path, per_step: int, steps: int) -> None:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        watch.reply(mean.item())
+        turns.done(mean.item())
 
 
 def run_theirs(checkpoint: Path, per_step: int, steps: int) -> None:
-    """peft's model in transformers' Trainer, which waits for its turn before each step."""
+    """peft's model in transformers' Trainer."""
     import peft
     import torch
     import transformers
 
-    class Turns(transformers.TrainerCallback):
-        """One step a turn."""
+    turns, losses = Turns(), [0.0]
 
-        watch: Stopwatch
-
+    class TakeTurns(transformers.TrainerCallback):
         def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
-            wait_for_turn()
-            self.watch = Stopwatch()
+            turns.wait()
 
         def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-            self.watch.reply(losses[-1])
-
-    losses: list[float] = []
+            turns.done(losses[-1])
 
     class Trainer(transformers.Trainer):
-        """The Trainer, its losses kept."""
-
         def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
             loss = super().training_step(*args, **kwargs)
             losses.append(loss.item())
@@ -185,89 +162,59 @@ def run_theirs(checkpoint: Path, per_step: int, steps: int) -> None:
         )  # fmt: skip
         trainer = Trainer(
             peft.get_peft_model(model, settings), arguments, data_collator=pad, train_dataset=samples,
-            callbacks=[Turns()],
+            callbacks=[TakeTurns()],
         )  # fmt: skip
-        reply({"ready": True})
+        turns.ready()
         trainer.train()
 
 
-# ---------------------------------------------------------------- the comparison
-
-
-class Side:
-    """A process of one side."""
-
-    def __init__(self, name: str, checkpoint: Path, per_step: int, steps: int) -> None:
-        command = [sys.executable, __file__, "--side", name, str(checkpoint), str(per_step), str(steps)]
-        self.name = name
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.read()
-        self.steps: list[dict[str, float]] = []
-
-    def read(self) -> dict[str, Any]:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            if line.startswith("{"):
-                values: dict[str, Any] = json.loads(line)
-                return values
-        raise SystemExit(f"{self.name} ended with status {self.process.wait()}")
-
-    def step(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
-        self.steps.append(self.read())
-
-    def all(self, name: str) -> list[float]:
-        """A measurement of each step, without the first."""
-        return [step[name] for step in self.steps[1:]]
+# ---------------------------------------------------------------- comparison
 
 
 def make_checkpoint(folder: Path, shape: str, layers: int) -> None:
-    """Random weights of the shape, with a byte-level tokenizer, which nothing uses."""
+    """Random weights of the shape, and a small tokenizer, which is not used."""
     import torch
 
     from llamita.checkpoint import save_checkpoint
     from llamita.config import ModelConfig
-    from llamita.data.tales import generate_tales
     from llamita.model.llama import Llama
+    from llamita.stories.generate import generate_stories
     from llamita.tokenizer import train_bpe
 
     config = ModelConfig(**SHAPES[shape] | {"num_hidden_layers": layers}, rope_theta=100000.0)
     model = Llama(config).initialize(torch.Generator().manual_seed(0))
-    save_checkpoint(folder, config, model.state_dict(), train_bpe(generate_tales(50), 300).save)
+    save_checkpoint(folder, config, model.state_dict(), train_bpe(generate_stories(50), 300).save)
 
 
-def compare(shape: str, layers: int, per_step: int, rounds: int) -> int:
+def compare(shape: str, layers: int, samples: int, rounds: int) -> int:
     with tempfile.TemporaryDirectory() as temporary:
         checkpoint = Path(temporary) / "base"
         make_checkpoint(checkpoint, shape, layers)
-        sides = [Side(name, checkpoint, per_step, rounds + 1) for name in ("ours", "theirs")]
+        command = [sys.executable, __file__, "--worker"]
+        sides = ("ours", "theirs")
+        workers = [Worker(side, [*command, side, checkpoint, str(samples), str(rounds + 1)]) for side in sides]
+        steps: list[list[dict[str, float]]] = [[], []]
         for number in range(rounds + 1):  # the first is the warm-up
-            for side in sides:
-                side.step()
-            print(f"round {number}: " + ", ".join(f"{s.name} {s.steps[-1]['seconds']:.2f} s" for s in sides))
-        for side in sides:
-            side.process.kill()
-            side.process.wait()
-    ours, theirs = sides
-    for side in sides:
-        times, processor = side.all("seconds"), statistics.median(side.all("processor"))
+            for worker, done in zip(workers, steps, strict=True):
+                done.append(worker.ask())
+            last = [f"{side} {done[-1]['seconds']:.2f} s" for side, done in zip(sides, steps, strict=True)]
+            print(f"round {number}: {', '.join(last)}", flush=True)
+        for worker in workers:
+            worker.close()
+    medians = []
+    for side, (first, *rest) in zip(sides, steps, strict=True):
+        times = [step["seconds"] for step in rest]
+        processor, peak = statistics.median(step["processor"] for step in rest), rest[-1]["peak"]
+        medians.append((statistics.median(times), processor, peak))
         print(
-            f"{side.name:7} {per_step / statistics.median(times):6.2f} samples/s "
-            f"({per_step / max(times):.2f} to {per_step / min(times):.2f}), {processor:.2f} processor seconds a step, "
-            f"first loss {side.steps[0]['loss']:.4f}, "
-            f"peak {side.steps[-1]['peak']:,.0f} MB"
+            f"{side:7} {samples / medians[-1][0]:6.2f} samples/s ({samples / max(times):.2f} to "
+            f"{samples / min(times):.2f}), {processor:.2f} processor seconds per step, first loss {first['loss']:.4f}, "
+            f"peak {peak:,.0f} MB"
         )
-    ratio, work = (
-        statistics.median(theirs.all(name)) / statistics.median(ours.all(name)) for name in ("seconds", "processor")
-    )
-    print(
-        f"ours / theirs: {ratio:.2f} x samples/s, {work:.2f} x samples a processor second, "
-        f"{ours.steps[-1]['peak'] / theirs.steps[-1]['peak']:.2f} x memory"
-    )
-    if abs(ours.steps[0]["loss"] - theirs.steps[0]["loss"]) > 1e-3:
-        print("the first losses differ: this was not the same work")
+    speed, work, memory = (theirs / ours for ours, theirs in zip(*medians, strict=True))
+    print(f"ours is {speed:.2f} x as fast ({work:.2f} x by processor time), with {1 / memory:.2f} x the memory")
+    if abs(steps[0][0]["loss"] - steps[1][0]["loss"]) > 1e-3:
+        print("the first losses differ: the two sides did not do the same work")
         return 1
     return 0
 
@@ -276,14 +223,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_LAYERS} layers, two rounds")
     parser.add_argument("--shape", choices=list(SHAPES), default="smollm2-135m")
-    parser.add_argument("--layers", type=int, help="fewer than the shape has")
-    parser.add_argument("--samples", type=int, default=8, help="conversations a step")
+    parser.add_argument("--layers", type=int, help="number of layers (default: the shape's)")
+    parser.add_argument("--samples", type=int, default=8, help="conversations per step (default: 8)")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--side", nargs=4, help=argparse.SUPPRESS)
+    parser.add_argument("--worker", nargs=4, help=argparse.SUPPRESS)
     flags = parser.parse_args()
-    if flags.side:
-        name, checkpoint, per_step, steps = flags.side
-        (run_ours if name == "ours" else run_theirs)(Path(checkpoint), int(per_step), int(steps))
+    if flags.worker:
+        side, checkpoint, samples, steps = flags.worker
+        (run_ours if side == "ours" else run_theirs)(Path(checkpoint), int(samples), int(steps))
         return 0
     if flags.quick:
         return compare(flags.shape, QUICK_LAYERS, flags.samples, 2)

@@ -1,13 +1,11 @@
-"""Texts to MB/s: `llamita prepare` beside a SentencePiece loop in two processes, taken in turns; and preparing with a
-vocabulary of its own beside the time that the tokenizers library needs to learn the same one.
+"""Speed of `llamita prepare` in MB/s, beside a SentencePiece loop in two processes.
 
     python benchmarks/prepare_speed.py TEXT.txt [--split-on blank-lines] [--rounds 5]
 
-The loop is that of llama2.c's `tinystories.py pretokenize`: a process a part of the documents, each document stripped,
-encoded by SentencePiece with BOS before it, and written as uint16. It gets its model (BPE, 4,096 tokens), its texts in
-memory and its processes started; `prepare` is timed whole, from the file on the disk to the finished store: reading,
-duplicates, held-out split, encoding, writing. With the same SentencePiece model, with a tokenizer that llamita learned,
-and with learning it.
+The loop is that of llama2.c's `tinystories.py pretokenize`: each process strips its documents, encodes them with BOS
+in front, and writes uint16. Its model (BPE, 4,096 tokens), texts and processes are ready before the clock starts.
+`prepare` is timed completely: reading, deduplication, validation split, encoding, writing. It runs with the same
+SentencePiece model, with a given tokenizer of ours, and with training one.
 """
 
 from __future__ import annotations
@@ -33,7 +31,7 @@ PROCESSES, VOCAB_SIZE = 2, 4096
 
 
 def encode_part(model: str, texts: list[str], out: str) -> float:
-    """What one process of the loop does; returns its processor seconds."""
+    """One process of the loop; returns its processor seconds."""
     start = time.process_time()
     processor = sentencepiece.SentencePieceProcessor(model_file=model)
     ids: list[int] = []
@@ -44,7 +42,7 @@ def encode_part(model: str, texts: list[str], out: str) -> float:
 
 
 def timed(action: Callable[[], object]) -> tuple[float, float]:
-    """Seconds of the clock, and of the processor (all threads, and the loop's processes)."""
+    """Wall-clock and processor seconds (all threads, and the processes of the loop)."""
     start, cpu = time.perf_counter(), time.process_time()
     result = action()
     others = sum(result) if isinstance(result, list) else 0.0
@@ -56,7 +54,9 @@ def main() -> None:
     parser.add_argument("text")
     parser.add_argument("--split-on", choices=("separator", "blank-lines"), default="separator")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--learn", action="store_true", help="learn with the tokenizers library too (slow)")
+    parser.add_argument(
+        "--train", action="store_true", help="also train a vocabulary with the tokenizers library (slow)"
+    )
     flags = parser.parse_args()
     texts = [document.text for document in read_documents([flags.text], split_on=flags.split_on)]
     megabytes = sum(len(text.encode()) for text in texts) / 1e6
@@ -79,12 +79,12 @@ def main() -> None:
             (folder / "own" / file).write_bytes((folder / "store" / file).read_bytes())
         sides: dict[str, Callable[[], object]] = {
             "SentencePiece loop, 2 processes": lambda: pool.starmap(encode_part, parts),
-            "prepare, the same SentencePiece model": store(tokenizer=folder / "peer.model"),
+            "prepare, same SentencePiece model": store(tokenizer=folder / "peer.model"),
             "prepare, given tokenizer": store(tokenizer=folder / "own"),
-            "prepare, vocabulary learned": store(vocab_size=VOCAB_SIZE),
+            "prepare, trained tokenizer": store(vocab_size=VOCAB_SIZE),
         }
-        if flags.learn:
-            sides["tokenizers library: learning alone"] = lambda: train_bpe(texts, VOCAB_SIZE)
+        if flags.train:
+            sides["tokenizers library, training only"] = lambda: train_bpe(texts, VOCAB_SIZE)
         times: dict[str, list[tuple[float, float]]] = {side: [] for side in sides}
         for _ in range(flags.rounds):
             for side, action in sides.items():
@@ -96,7 +96,7 @@ def main() -> None:
                 f"{side:<40} {wall:6.2f} s {megabytes / wall:6.1f} MB/s {loop[0] / wall:6.2f} x;"
                 f" processor {cpu:6.2f} s, {loop[1] / cpu:6.2f} x"
             )
-    print(f"{len(texts):,} documents, {megabytes:.1f} MB; {flags.rounds} rounds in turns, medians", file=sys.stderr)
+    print(f"{len(texts):,} documents, {megabytes:.1f} MB; {flags.rounds} interleaved rounds, medians", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,14 @@
-"""Turns a model and a text into a table: bits per byte of its tensor types and cache types, here and in llama.cpp.
+"""Bits per byte of a model's tensor types and KV-cache types, in our engine and in llama.cpp.
 
-    python benchmarks/quality.py                                    # the packaged model, on tales made here
+    python benchmarks/quality.py                                    # the packaged model, on synthetic stories
     python benchmarks/quality.py --text stories.txt --bytes 150000
     python benchmarks/quality.py --model smollm2.gguf --text essay.txt --bytes 4000 --file-only
 
-The model is written as F32 (nothing is lost), and that as Q8_0 and Q4_0 by us and, where llama-cpp-python is installed,
-by llama.cpp, whose output matrix gets 6 or 8 bits like ours; every file is scored by both engines, on the same ids in
-the same rows. Status 1 if a check fails. Take a text of the kind that the model knows, and 250,000 bytes or more, to
-compare roundings: on others they may even gain, by luck (the packaged model knows TinyStories, not the tales).
+The model is written as F32 (exact), then quantized to Q8_0 and Q4_0 by us and, if llama-cpp-python is installed, by
+llama.cpp. Both engines score every file on the same ids in the same rows. The exit status is 1 if a check fails.
+
+To compare quantizers, take at least 250,000 bytes of a text that the model knows: on other texts rounding may even
+help, by luck. (The packaged model knows TinyStories, not the synthetic stories.)
 """
 
 from __future__ import annotations
@@ -15,8 +16,6 @@ from __future__ import annotations
 import argparse
 import ctypes
 import dataclasses
-import functools
-import importlib.util
 import itertools
 import sys
 import tempfile
@@ -26,22 +25,23 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from backends import LlamaCpp, has_llama_cpp
 
 import llamita
 from llamita.convert.quantize import quantize_file
 from llamita.data.readers import read_documents
-from llamita.data.tales import generate_tales
 from llamita.eval.scoring import EncodedTexts, score_documents
+from llamita.stories.generate import generate_stories
 
 PACKAGED = Path(llamita.__file__).parent / "assets" / "stories.gguf"
 CACHE_TYPES = ("f16", "f32", "q8")
-LLAMA_CPP_TYPES = {"Q8_0": 7, "Q4_0": 2}  # its numbers: enum llama_ftype
-ALLOWED = 1e-3  # relative, of bits per byte
+LLAMA_CPP_TYPES = {"Q8_0": 7, "Q4_0": 2}  # enum llama_ftype
+MAX_DIFFERENCE = 1e-3  # relative
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """Bits per byte of one file: in our engine for each type of its cache, and in llama.cpp (None: not installed)."""
+    """Bits per byte of one file: in our engine by cache type, and in llama.cpp (None if not installed)."""
 
     name: str
     num_bytes: int
@@ -51,35 +51,24 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """A promise, and whether it holds."""
+    """An expectation, and whether it holds."""
 
     text: str
     holds: bool
 
 
 class StockModel:
-    """A model file in llama.cpp, through llama-cpp-python's C functions; its cache is F16, its default."""
+    """A model file in llama.cpp, with its default F16 cache."""
 
     def __init__(self, path: Path, context_tokens: int, num_threads: int) -> None:
-        import llama_cpp
-
-        self._api = llama_cpp
-        silence_stock()
-        llama_cpp.llama_backend_init()
-        parameters = llama_cpp.llama_model_default_params()
-        parameters.n_gpu_layers = 0
-        self._model = llama_cpp.llama_model_load_from_file(str(path).encode(), parameters)
-        assert self._model, f"llama.cpp cannot load {path}"
-        self._vocab_size = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self._model))
-        settings = llama_cpp.llama_context_default_params()
-        settings.n_ctx = settings.n_batch = settings.n_ubatch = context_tokens
-        settings.n_threads = settings.n_threads_batch = num_threads
-        self._context = llama_cpp.llama_init_from_model(self._model, settings)
-        assert self._context, f"llama.cpp cannot make a context of {context_tokens} tokens"
-        self._batch = llama_cpp.llama_batch_init(context_tokens, 0, 1)
+        self._stock = LlamaCpp()
+        self._api = self._stock.api
+        self._stock.load(str(path))
+        self._context = self._stock.new_context(context_tokens, context_tokens, num_threads)
+        self._batch = self._api.llama_batch_init(context_tokens, 0, 1)
 
     def score(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-        """float64 [n - 1], in nats: -ln p(ids[i + 1] | ids[0..i]), the softmax in float64."""
+        """float64 [n - 1]: -ln p(ids[i + 1] | ids[0..i]), with the softmax in float64."""
         self._api.llama_memory_clear(self._api.llama_get_memory(self._context), True)
         num, batch = ids.size - 1, self._batch
         batch.n_tokens = num
@@ -87,10 +76,10 @@ class StockModel:
             batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.logits[i] = id, i, 1, 1
             batch.seq_id[i][0] = 0
         status = self._api.llama_decode(self._context, batch)
-        assert status == 0, f"llama_decode says {status}"
-        logits = np.ctypeslib.as_array(self._api.llama_get_logits(self._context), (num, self._vocab_size))
+        assert status == 0, f"llama_decode returned {status}"
+        logits = np.ctypeslib.as_array(self._api.llama_get_logits(self._context), (num, self._stock.vocab_size))
         nats = np.empty(num)
-        for first in range(0, num, 64):  # a copy in float64 of some rows at a time
+        for first in range(0, num, 64):  # some rows at a time, as float64
             rows = logits[first : first + 64].astype(np.float64)
             chosen = rows[np.arange(len(rows)), ids[first + 1 : first + 1 + len(rows)]]
             largest = rows.max(axis=1)
@@ -100,38 +89,20 @@ class StockModel:
     def close(self) -> None:
         self._api.llama_batch_free(self._batch)
         self._api.llama_free(self._context)
-        self._api.llama_model_free(self._model)
-
-
-@functools.cache
-def silence_stock() -> object:
-    """The function that llama.cpp calls with its messages from here on: kept, as it calls it for as long as it runs."""
-    import llama_cpp
-
-    ignore = llama_cpp.llama_log_callback(lambda level, text, data: None)
-    llama_cpp.llama_log_set(ignore, ctypes.c_void_p(0))
-    return ignore
-
-
-def stock_is_installed() -> bool:
-    """Whether there is a llama-cpp-python to import."""
-    return importlib.util.find_spec("llama_cpp") is not None
+        self._api.llama_model_free(self._stock.model)
 
 
 def stock_quantize(source: Path, out: Path, type: str) -> None:
-    """Write `source`, an F32 file, as llama.cpp does by default: one of LLAMA_CPP_TYPES, and of Q4_0 an output matrix,
-    and so a tied embedding, of more bits."""
-    import llama_cpp
-
-    silence_stock()
-    parameters = llama_cpp.llama_model_quantize_default_params()
+    """Quantizes an F32 file with llama.cpp's defaults. Beside Q4_0 the output matrix gets more bits."""
+    api = LlamaCpp().api
+    parameters = api.llama_model_quantize_default_params()
     parameters.ftype, parameters.nthread = LLAMA_CPP_TYPES[type], 1
-    status = llama_cpp.llama_model_quantize(str(source).encode(), str(out).encode(), ctypes.byref(parameters))
-    assert status == 0, f"llama_model_quantize says {status}"
+    status = api.llama_model_quantize(str(source).encode(), str(out).encode(), ctypes.byref(parameters))
+    assert status == 0, f"llama_model_quantize returned {status}"
 
 
 def first_bytes(texts: Iterable[str], num_bytes: int) -> list[str]:
-    """Texts, the last one cut, that have at most this many bytes together."""
+    """The first texts, with at most this many bytes in total; the last one is cut."""
     chosen, left = [], num_bytes
     for text in texts:
         raw = text.strip().encode()[:left]
@@ -144,7 +115,7 @@ def first_bytes(texts: Iterable[str], num_bytes: int) -> list[str]:
 
 
 def encode(path: Path, texts: list[str]) -> tuple[EncodedTexts, int]:
-    """The texts as the file's own tokens, and the id that a row begins with."""
+    """The texts as token ids of the file's tokenizer, and the id that starts a row."""
     with llamita.load(path) as model:
         info = model.info
         border = info.bos_id if info.bos_id >= 0 else info.eos_id
@@ -153,7 +124,7 @@ def encode(path: Path, texts: list[str]) -> tuple[EncodedTexts, int]:
 
 
 class Meter:
-    """Scores files of one model on one text: rows of at most context_tokens, as eval/scoring.py cuts them."""
+    """Scores files of one model on one text, in rows of at most context_tokens."""
 
     def __init__(self, source: Path, texts: list[str], context_tokens: int, num_threads: int) -> None:
         self._documents, self._border = encode(source, texts)
@@ -175,7 +146,7 @@ class Meter:
             return self._bits_per_byte(score_row)
 
     def stock(self, path: Path) -> float | None:
-        if not stock_is_installed():
+        if not has_llama_cpp():
             return None
         model = StockModel(path, self.context_tokens, self._threads)
         try:
@@ -188,7 +159,7 @@ class Meter:
 
 
 def files(source: Path, folder: Path) -> Iterator[tuple[str, Path]]:
-    """F32, which is exact; ours of it; llama.cpp's of it."""
+    """Writes F32 and, from it, the quantized files: ours and llama.cpp's."""
     exact = folder / "F32.gguf"
     quantize_file(source, exact, "f32")
     yield "F32", exact
@@ -196,14 +167,14 @@ def files(source: Path, folder: Path) -> Iterator[tuple[str, Path]]:
         path = folder / f"{type}.gguf"
         quantize_file(exact, path, type.lower())
         yield f"{type}, ours", path
-        if stock_is_installed():
+        if has_llama_cpp():
             path = folder / f"{type}-stock.gguf"
             stock_quantize(exact, path, type)
             yield f"{type}, llama.cpp's", path
 
 
 def measure(source: Path, meter: Meter, folder: Path, *, file_only: bool = False) -> list[Row]:
-    """A row for each file; all cache types for the source's alone. folder: for the files."""
+    """One row per file, written to `folder`; all cache types only for the source."""
     chosen = itertools.chain([("the file", source)], () if file_only else files(source, folder))
     return [
         Row(
@@ -217,7 +188,7 @@ def measure(source: Path, meter: Meter, folder: Path, *, file_only: bool = False
 
 
 def checks(rows: list[Row]) -> list[Check]:
-    """What issue 3 promises, of the rows that there are."""
+    """What should hold for the rows that were measured."""
     by_name = {row.name: row for row in rows}
     source = by_name["the file"]
     found: list[Check | None] = [_near("the file: ours, llama.cpp", source.ours["f16"], source.stock)]
@@ -246,11 +217,13 @@ def _near(text: str, value: float, expected: float | None) -> Check | None:
     if expected is None:
         return None
     off = value / expected - 1
-    return Check(f"{text}: {value:.5f}, {expected:.5f}: {off:+.4%}, at most {ALLOWED:.1%}", abs(off) <= ALLOWED)
+    return Check(
+        f"{text}: {value:.5f}, {expected:.5f}: {off:+.4%}, at most {MAX_DIFFERENCE:.1%}", abs(off) <= MAX_DIFFERENCE
+    )
 
 
 def table(rows: list[Row]) -> str:
-    """Bits per byte, and how far from the first row's in our engine."""
+    """Bits per byte, and the difference from the first row in our engine."""
     lines = [f"{'':<22}{'bytes':>12}{'ours':>10}{'':>10}{'llama.cpp':>11}{'':>10}"]
     base = rows[0].ours["f16"]
     for row in rows:
@@ -265,14 +238,16 @@ def table(rows: list[Row]) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="bits per byte of a model's tensor types, here and in llama.cpp")
-    parser.add_argument("--model", type=Path, default=PACKAGED, help="a GGUF file")
-    parser.add_argument("--text", type=Path, help="documents between <|endoftext|>; without it, tales are made")
-    parser.add_argument("--bytes", type=int, default=60_000, help="of the text, from its beginning")
-    parser.add_argument("--context", type=int, default=512, help="most tokens of a row")
+    parser.add_argument("--model", type=Path, default=PACKAGED, help="a GGUF file (default: the packaged model)")
+    parser.add_argument("--text", type=Path, help="documents separated by <|endoftext|> (default: synthetic stories)")
+    parser.add_argument("--bytes", type=int, default=60_000, help="how much of the text to score (default: 60000)")
+    parser.add_argument("--context", type=int, default=512, help="maximum tokens per row (default: 512)")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--file-only", action="store_true", help="score the file as it is, write no others")
+    parser.add_argument("--file-only", action="store_true", help="score only the file itself")
     flags = parser.parse_args(argv)
-    found = (document.text for document in read_documents((str(flags.text),))) if flags.text else generate_tales(10_000)
+    found = (
+        (document.text for document in read_documents((str(flags.text),))) if flags.text else generate_stories(10_000)
+    )
     meter = Meter(flags.model, first_bytes(found, flags.bytes), flags.context, flags.threads)
     with tempfile.TemporaryDirectory() as folder:
         rows = measure(flags.model, meter, Path(folder), file_only=flags.file_only)

@@ -1,19 +1,18 @@
-"""Text to bits per byte: what a trainer reaches in so many minutes, and when it passes a target; ours beside a peer's.
+"""Bits per byte after a number of minutes, and minutes to a target: ours, and optionally another trainer's.
 
     python benchmarks/time_to_quality.py STORE --minutes 10 --seeds 0,1,2 --target 1.026 [--train '--preset 1.5M']
     python benchmarks/time_to_quality.py STORE --minutes 10 --peer 'sh peer.sh {data} {seconds} {seed} {out}'
 
-STORE is what `llamita prepare` wrote: both sides get it or, as {text}, what --text names. A seed at a time, one side
-after the other: `llamita train --minutes`, then the peer's command, which trains for {seconds} with {seed}, may write
-to the folder {out}, and prints its held-out bits per byte as often as it likes; --pattern's last match is the result,
-the first match at or below --target the time. Its figures must be bits of the store's held-out text over its bytes.
+STORE is written by `llamita prepare`. For each seed, `llamita train --minutes` runs first, then the peer's command. It
+gets {data} (the store) or {text} (--text), trains for {seconds} with {seed}, may write to the folder {out}, and prints
+its validation bits per byte as often as it likes: bits of the store's validation text over its bytes. The last match of
+--pattern is its result, the first match at or below --target its time.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import datetime
 import json
 import re
 import shlex
@@ -24,15 +23,14 @@ import tempfile
 import time
 from pathlib import Path
 
-from bench_protocol import SideError
-from bench_results import append_rows, results_path
+from measure import BenchmarkError, append_rows, results_path
 
 OURS, PEER = "ours", "peer"
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """Of one run. minutes_to_target: None if it never came that low; seconds: all of it, whole."""
+    """One run. minutes_to_target is None if the target was never reached; seconds is the whole command."""
 
     bits_per_byte: float
     minutes_to_target: float | None
@@ -40,22 +38,22 @@ class Outcome:
 
 
 def outcome(points: list[tuple[float, float]], target: float, seconds: float) -> Outcome:
-    """points: (seconds since the start, held-out bits per byte), in order. Raises SideError if there is none."""
+    """points: (seconds since the start, validation bits per byte), in order. Raises BenchmarkError if empty."""
     if not points:
-        raise SideError("expected at least one held-out figure, found none")
+        raise BenchmarkError("the run printed no bits per byte: expected at least one")
     reached = next((at / 60 for at, bits in points if bits <= target), None)
     return Outcome(points[-1][1], reached, seconds)
 
 
-def run_ours(store: Path, out: Path, minutes: float, seed: int, words: list[str], target: float) -> Outcome:
-    """A whole `llamita train`, start of Python included."""
+def run_ours(store: Path, out: Path, minutes: float, seed: int, arguments: list[str], target: float) -> Outcome:
+    """A complete `llamita train`, including the start of Python."""
     command = [sys.executable, "-m", "llamita", "train", str(store), "--out", str(out), "--minutes", str(minutes),
-               "--seed", str(seed), *words]  # fmt: skip
+               "--seed", str(seed), *arguments]  # fmt: skip
     start = time.monotonic()
     done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     seconds = time.monotonic() - start
     if done.returncode != 0:
-        raise SideError(f"llamita train ended with code {done.returncode}: {done.stderr.strip()[-300:]}")
+        raise BenchmarkError(f"llamita train ended with code {done.returncode}: {done.stderr.strip()[-300:]}")
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     evaluations = [line for line in lines if line["kind"] == "eval"]
     points = [(line["seconds"] + line["evaluation_seconds"], line["bpb"]) for line in evaluations]
@@ -63,43 +61,42 @@ def run_ours(store: Path, out: Path, minutes: float, seed: int, words: list[str]
 
 
 def run_peer(template: str, pattern: str, values: dict[str, object], target: float) -> Outcome:
-    """The peer's whole command; each line that it prints is timed as it comes. Raises SideError."""
+    """The peer's command; each line it prints is timed as it arrives. Raises BenchmarkError."""
     command = [word.format(**values) for word in shlex.split(template)]
     points: list[tuple[float, float]] = []
     start = time.monotonic()
     try:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     except OSError as error:
-        raise SideError(f"--peer: {error}") from None
+        raise BenchmarkError(f"--peer: {error}") from None
     assert process.stdout is not None
     for line in process.stdout:
         points += [(time.monotonic() - start, float(found)) for found in re.findall(pattern, line)]
     if process.wait() != 0:
-        raise SideError(f"--peer: ended with code {process.returncode}")
+        raise BenchmarkError(f"--peer: ended with code {process.returncode}")
     return outcome(points, target, time.monotonic() - start)
 
 
 def report(outcomes: dict[str, list[Outcome]], flags: argparse.Namespace) -> list[list[str]]:
-    """Prints each side's medians; returns rows for results/."""
-    told = {}
+    """Prints the medians of each side and returns rows for results/*.csv."""
+    medians = {}
     for side, runs in outcomes.items():
         bits = [run.bits_per_byte for run in runs]
         times = sorted(run.minutes_to_target if run.minutes_to_target is not None else float("inf") for run in runs)
-        told[side] = (statistics.median(bits), statistics.median(times), f"{min(bits):.4f}-{max(bits):.4f}")
-        print(f"{side}: {told[side][0]:.4f} bits per byte after {flags.minutes:g} minutes ({told[side][2]}, "
-              f"{len(runs)} seeds); {told[side][1]:.2f} minutes to {flags.target:g}")  # fmt: skip
-    if OURS not in told:
+        medians[side] = (statistics.median(bits), statistics.median(times), f"{min(bits):.4f}-{max(bits):.4f}")
+        print(f"{side}: {medians[side][0]:.4f} bits per byte after {flags.minutes:g} minutes ({medians[side][2]}, "
+              f"{len(runs)} seeds); {medians[side][1]:.2f} minutes to {flags.target:g}")  # fmt: skip
+    if OURS not in medians:
         return []
-    bits, minutes, spread = told[OURS]
-    peer = told.get(PEER)
-    row = [datetime.date.today().isoformat(), "time_to_quality.py"]
+    bits, minutes, spread = medians[OURS]
+    peer = medians.get(PEER)
     last = [str(len(outcomes[OURS])), spread if peer is None else f"{spread}; {peer[2]}"]
     what = f"{flags.store.name}, {flags.minutes:g} minutes {flags.train}".strip()
     quality = ["", "", ""] if peer is None else [flags.peer_name, f"{peer[0]:.4f}", f"{peer[0] / bits:.3f}"]
     speed = ["", "", ""] if peer is None else [flags.peer_name, f"{peer[1]:.2f}", f"{peer[1] / minutes:.3f}"]
     return [
-        [*row, what, f"{bits:.4f}", "bits per byte", *quality, *last],
-        [*row, f"{what}, to {flags.target:g}", f"{minutes:.2f}", "minutes", *speed, last[0], ""],
+        [what, f"{bits:.4f}", "bits per byte", *quality, *last],
+        [f"{what}, to {flags.target:g}", f"{minutes:.2f}", "minutes", *speed, last[0], ""],
     ]
 
 
@@ -109,11 +106,11 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--target", type=float, default=1.026, help="bits per byte (default: llama2.c's, 10 minutes)")
-    parser.add_argument("--train", default="", metavar="FLAGS", help="more flags of `llamita train`, in one word")
-    parser.add_argument("--peer", metavar="COMMAND", help="another trainer, see above")
+    parser.add_argument("--train", default="", metavar="FLAGS", help="more flags for `llamita train`, as one string")
+    parser.add_argument("--peer", metavar="COMMAND", help="another trainer; see above")
     parser.add_argument("--peer-name", default=PEER)
-    parser.add_argument("--pattern", default=r"bpb[ =:]+([\d.]+)", help="one group: its held-out bits per byte")
-    parser.add_argument("--text", default="", help="what {text} in --peer stands for")
+    parser.add_argument("--pattern", default=r"bpb[ =:]+([\d.]+)", help="regular expression; its group: bits per byte")
+    parser.add_argument("--text", default="", help="value of {text} in --peer")
     parser.add_argument("--quick", action="store_true", help="the first seed, half a minute, not recorded")
     flags = parser.parse_args()
     if flags.quick:
@@ -123,12 +120,12 @@ def main() -> int:
         for seed in map(int, flags.seeds.split(",")):
             values = {"data": flags.store, "text": flags.text, "seconds": 60 * flags.minutes, "seed": seed,
                       "out": Path(folder, f"peer-{seed}")}  # fmt: skip
-            out, words = Path(folder, f"ours-{seed}"), shlex.split(flags.train)
+            out, arguments = Path(folder, f"ours-{seed}"), shlex.split(flags.train)
             try:
-                found = {OURS: run_ours(flags.store, out, flags.minutes, seed, words, flags.target)}
+                found = {OURS: run_ours(flags.store, out, flags.minutes, seed, arguments, flags.target)}
                 if flags.peer:
                     found[PEER] = run_peer(flags.peer, flags.pattern, values, flags.target)
-            except SideError as error:
+            except BenchmarkError as error:
                 print(error, file=sys.stderr)
                 return 1
             for side, one in found.items():
@@ -138,7 +135,7 @@ def main() -> int:
                       f"{flags.target:g} {reached}", flush=True)  # fmt: skip
     rows = report(outcomes, flags)
     if not flags.quick:
-        append_rows(results_path(), rows)
+        append_rows(results_path(), "time_to_quality.py", rows)
     return 0
 
 

@@ -1,21 +1,20 @@
-"""Shapes to tokens/s of a training step: ours beside an eager loop over transformers' LlamaForCausalLM with AdamW.
+"""Training throughput in tokens/s: ours, and an eager loop over transformers' LlamaForCausalLM with AdamW.
 
     python benchmarks/training_speed.py --only '6/288*' --rounds 5
     python benchmarks/training_speed.py --peer 'python train.py --data {data} --seconds {seconds}' --data STORE
 
-Both get the same random ids in float32: 16 rows of 256, loss, backward, clip to 1, step. Ours is what `llamita train
---optimizer adamw` does in a step, plain and with --compile. The share of sgemm: operations a token (throughput.py)
-times tokens/s, over what torch.mm reaches at the shape's own matrix sizes, measured in the same rounds.
+Both train on the same random ids in float32: 16 rows of 256; loss, backward, clip to 1, step. Ours is one step of
+`llamita train --optimizer adamw`, optionally compiled. "Of sgemm" is the share of the FLOP/s that torch.mm reaches at
+the shape's own matrix sizes, measured in the same rounds.
 
---peer: a trainer's command, which trains on {data} for {seconds} and prints tokens/s; --pattern's last match in what it
-prints is the figure. It is run once a round, after the others, with {layers} {hidden} {heads} {kv_heads} {ffn} {vocab}
-{context} {batch} filled in too.
+--peer is the command of another trainer, which trains for {seconds} on {data} and prints tokens/s; the last match of
+--pattern counts. {layers} {hidden} {heads} {kv_heads} {ffn} {vocab} {context} {batch} are filled in too. It runs once
+per round, after the others.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
 import fnmatch
 import os
 import re
@@ -29,8 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench_protocol import Costs, Entry, SideError, compare
-from bench_results import append_rows, results_path
+from measure import BenchmarkError, Costs, Side, append_rows, interleave, results_path
 from torch import Tensor
 
 from llamita.config import ModelConfig, TrainConfig
@@ -65,7 +63,7 @@ def random_batches(vocab_size: int) -> list[Tensor]:
 
 
 def our_step(config: ModelConfig, batches: list[Tensor], *, compiled: bool) -> Step:
-    """A step as training/trainer.py makes it."""
+    """One optimizer step, as the trainer takes it."""
     model = Llama(config).initialize(torch.Generator().manual_seed(0))
     loss = SummedLoss(model, compiled=compiled)
     settings = TrainConfig(data=Path("data"), out=Path("run"), optimizer="adamw", learning_rate=1e-3, beta2=0.99,
@@ -85,7 +83,7 @@ def our_step(config: ModelConfig, batches: list[Tensor], *, compiled: bool) -> S
 
 
 def eager_step(config: ModelConfig, batches: list[Tensor]) -> Step:
-    """The plain loop that people write."""
+    """The usual hand-written loop."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     model = LlamaForCausalLM(LlamaConfig(
@@ -109,7 +107,7 @@ def eager_step(config: ModelConfig, batches: list[Tensor]) -> Step:
 
 
 def sgemm_step(config: ModelConfig) -> tuple[Step, float]:
-    """The forward products of one layer and of the classifier, and their operations."""
+    """The forward matrix products of one layer and the classifier, and their FLOPs."""
     hidden, ffn, kv_size = config.hidden_size, config.intermediate_size, config.num_key_value_heads * config.head_dim
     sizes = [(hidden, hidden)] * 2 + [(hidden, kv_size)] * 2 + [(hidden, ffn)] * 2 + [(ffn, hidden)]
     sizes.append((hidden, config.vocab_size))
@@ -124,41 +122,41 @@ def sgemm_step(config: ModelConfig) -> tuple[Step, float]:
 
 
 def peer_seconds(template: str, pattern: str, values: dict[str, Any]) -> float:
-    """Seconds for TOKENS tokens, by the tokens/s that the command prints. Raises SideError."""
+    """Seconds for TOKENS tokens at the speed that the command prints. Raises BenchmarkError."""
     command = [word.format(**values) for word in shlex.split(template)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60 + 3 * values["seconds"])
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise SideError(f"--peer: {error}") from None
+        raise BenchmarkError(f"--peer: {error}") from None
     found = re.findall(pattern, done.stdout + done.stderr)
     if done.returncode != 0 or not found:
-        raise SideError(f"--peer: expected code 0 and a match of {pattern!r}, found code {done.returncode}, "
+        raise BenchmarkError(f"--peer: expected code 0 and a match of {pattern!r}, found code {done.returncode}, "
                         f"{len(found)} matches")  # fmt: skip
     return TOKENS / float(found[-1].replace(",", ""))
 
 
-def measure(name: str, flags: argparse.Namespace) -> Costs:
-    config = model_config(SHAPES[name])
+def measure(shape: str, flags: argparse.Namespace) -> Costs:
+    config = model_config(SHAPES[shape])
     batches = random_batches(config.vocab_size)
-    sides: list[tuple[str, Step]] = [
+    steps_of: list[tuple[str, Step]] = [
         (EAGER, eager_step(config, batches)),
         (OURS, our_step(config, batches, compiled=False)),
     ]
     if flags.compile:
-        sides.append((COMPILED, our_step(config, batches, compiled=True)))
-    sides.append((SGEMM, sgemm_step(config)[0]))
+        steps_of.append((COMPILED, our_step(config, batches, compiled=True)))
+    steps_of.append((SGEMM, sgemm_step(config)[0]))
     steps = 1 if flags.quick else flags.steps
-    entries = [Entry(group, "", _timed(step, steps)) for group, step in sides]
+    timed = [Side(name, "", _timed(step, steps)) for name, step in steps_of]
     if flags.peer:
         keys = ("layers", "hidden", "heads", "kv_heads", "ffn", "vocab")
-        values = {**dict(zip(keys, SHAPES[name], strict=True)), "context": CONTEXT, "batch": ROWS,
+        values = {**dict(zip(keys, SHAPES[shape], strict=True)), "context": CONTEXT, "batch": ROWS,
                   "seconds": flags.seconds, "data": flags.data}  # fmt: skip
-        entries.append(Entry(PEER, "", lambda: peer_seconds(flags.peer, flags.pattern, values)))
-    return compare(entries, 2 if flags.quick else flags.rounds, lambda text: print(f"  {name}: {text}"))
+        timed.append(Side(PEER, "", lambda: peer_seconds(flags.peer, flags.pattern, values)))
+    return interleave(timed, 2 if flags.quick else flags.rounds, lambda text: print(f"  {shape}: {text}"))
 
 
 def _timed(step: Step, steps: int) -> Callable[[], float]:
-    """Seconds of the clock a step."""
+    """Mean seconds per step."""
 
     def cost() -> float:
         start = time.perf_counter()
@@ -170,7 +168,7 @@ def _timed(step: Step, steps: int) -> Callable[[], float]:
 
 
 def report(name: str, costs: Costs, rounds: int) -> list[list[str]]:
-    """Prints a shape's lines; returns its rows for results/: ours beside each other trainer."""
+    """Prints the lines of a shape and returns its rows for results/*.csv."""
     config = model_config(SHAPES[name])
     seconds = {group: statistics.median(settings[""]) for group, settings in costs.items()}
     sgemm = sgemm_step(config)[1] / seconds[SGEMM]
@@ -185,8 +183,7 @@ def report(name: str, costs: Costs, rounds: int) -> list[list[str]]:
         if group != EAGER:
             other = (PEER, "") if group == PEER else (EAGER, f"{speeds[EAGER]:.0f}")
             what = f"train {name}, {group}, {share:.0%} of sgemm"
-            rows.append([datetime.date.today().isoformat(), "training_speed.py", what, f"{speed:.0f}", "tok/s",
-                         other[0], other[1], f"{ratio:.3f}", str(rounds), spread])  # fmt: skip
+            rows.append([what, f"{speed:.0f}", "tok/s", *other, f"{ratio:.3f}", str(rounds), spread])
     return rows
 
 
@@ -194,14 +191,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="*", metavar="GLOB", help=f"of {', '.join(SHAPES)}")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=3, help="in a measurement")
-    parser.add_argument("--quick", action="store_true", help="2 rounds of a step, not recorded")
-    parser.add_argument("--compile", action="store_true", help="ours compiled too: a minute more a shape")
+    parser.add_argument("--steps", type=int, default=3, help="per measurement")
+    parser.add_argument("--quick", action="store_true", help="2 rounds of one step, not recorded")
+    parser.add_argument("--compile", action="store_true", help="also measure ours compiled: a minute more per shape")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--peer", metavar="COMMAND", help="another trainer, see above")
-    parser.add_argument("--pattern", default=r"([\d,.]+) tok(?:ens)?/s", help="one group: its tokens/s")
-    parser.add_argument("--data", default="", help="what {data} in --peer stands for")
-    parser.add_argument("--seconds", type=float, default=30.0, help="what {seconds} in --peer stands for")
+    parser.add_argument("--peer", metavar="COMMAND", help="another trainer; see above")
+    parser.add_argument("--pattern", default=r"([\d,.]+) tok(?:ens)?/s", help="regular expression; its group: tokens/s")
+    parser.add_argument("--data", default="", help="value of {data} in --peer")
+    parser.add_argument("--seconds", type=float, default=30.0, help="value of {seconds} in --peer")
     flags = parser.parse_args()
     names = [name for name in SHAPES if fnmatch.fnmatch(name, flags.only)]
     if not names or flags.rounds < 1 or flags.steps < 1:
@@ -212,7 +209,7 @@ def main() -> int:
     for name in names:
         rows = report(name, measure(name, flags), 2 if flags.quick else flags.rounds)
         if not flags.quick:
-            append_rows(results_path(), rows)
+            append_rows(results_path(), "training_speed.py", rows)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""A model file to many texts at once: several sequences of a session in a pass, each text with a seed of its own."""
+"""Generates many texts at once: a session decodes several sequences per pass, each with its own seed."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ import numpy.typing as npt
 from llamita.engine import Model, Sampler, Session
 from llamita.errors import EngineError
 
-NUM_SEQUENCES = 16  # side by side; more gain little and each needs keys and values of its own
+NUM_SEQUENCES = 16  # per pass; more gain little, and each needs its own KV cache
 
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """A text that a model told: its new ids and their bytes, without prompt, BOS and EOS."""
+    """A generated text: its new ids and their bytes, without the prompt, BOS and EOS."""
 
     ids: tuple[int, ...]
     text: bytes
     ended: bool
-    """Whether it came to its end token before it was cut off."""
+    """Whether the text ended with an end token, as opposed to being cut off."""
 
 
 @dataclasses.dataclass
 class _Running:
-    """A text that is being told: its number, its sampler, what is fed next, what is new so far."""
+    """A text in progress: its number, its sampler, the ids to feed next, the new ids so far."""
 
     number: int
     sampler: Sampler
@@ -47,10 +47,11 @@ def generate_batch(
     num_threads: int = 0,
     advance: Callable[[float], None] = lambda share: None,
 ) -> list[Sample]:
-    """Text i continues prompt i modulo their number with seed + i: what `model.generate` tells with these settings.
+    """Generate `count` texts. Text i continues prompt i (modulo the number of prompts) with seed + i, and equals what
+    `model.generate` gives with these settings.
 
-    Each ends at an end token, after max_new_tokens, or at the context's end. advance(share done) is called after each
-    text. EngineError: a prompt longer than the context, or none and no token to begin with.
+    A text ends at an end token, after max_new_tokens, or when the context is full. advance(share done) is called after
+    each text. Raises EngineError if a prompt is longer than the context, or is empty and the model has no BOS token.
     """
     encoded = [_prompt_ids(model, prompt) for prompt in prompts]
     context = model.info.context_tokens
@@ -88,7 +89,7 @@ def generate_batch(
 
 
 def _step(model: Model, text: _Running, logits: npt.NDArray[Any]) -> bool:
-    """Pick the next token from float32 [V]; whether it ends the text."""
+    """Sample the next token from logits float32 [V]; return whether it ends the text."""
     token_id = text.sampler.pick(np.ascontiguousarray(logits))
     if model.token_ends(token_id):
         return True
@@ -107,7 +108,7 @@ def _is_full(session: Session, sequence: int, text: _Running, max_new_tokens: in
 def _prompt_ids(model: Model, prompt: str) -> list[int]:
     begins = model.info.add_bos or not prompt
     if not prompt and model.info.bos_id < 0:
-        raise EngineError("prompt: this model has no token to begin an empty text with; give prompts")
+        raise EngineError("prompt: this model has no BOS token to start from; give prompts")
     ids = model.encode(prompt, bos=begins)
     if len(ids) > model.info.context_tokens:
         raise EngineError(
@@ -118,6 +119,6 @@ def _prompt_ids(model: Model, prompt: str) -> list[int]:
 
 
 def _new_bytes(model: Model, prompt_ids: Sequence[int], new_ids: Sequence[int]) -> bytes:
-    """The bytes that new ids add after the prompt's."""
+    """The bytes that the new ids add to the prompt."""
     before = [prompt_ids[-1], *new_ids]
     return b"".join(model.decode_token(token_id, previous) for previous, token_id in zip(before, new_ids, strict=False))

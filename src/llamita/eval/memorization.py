@@ -1,9 +1,9 @@
-"""Texts and documents, as ids, to the longest runs of a text that stand word for word in a document: memorization.
+"""Memorization: the longest runs of ids that generated texts share verbatim with the training documents.
 
-The texts (a model's samples, or held-out documents for comparison) are few, the documents are many and stay on the
-disk: they are read once, some millions of ids at a time. A run of length L + 1 begins only where one of length L
-begins, so each length is looked for only where the one before it was found, by hashes of windows of 64 bits (Karp and
-Rabin, 1987): a wrong match is as improbable as a collision among them.
+There are few texts (samples, or held-out documents for comparison) and many documents. Documents stay on disk and are
+read once, some millions of ids at a time. A run of length L + 1 can only start where a run of length L starts, so each
+length is searched only where the previous one was found, with 64-bit rolling hashes (Karp and Rabin, 1987). A false
+match is as unlikely as a collision of these hashes.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import numpy.typing as npt
 from llamita.data.batches import Documents
 
 CHUNK_IDS = 1 << 21  # ids of documents that are searched at a time: about 100 MB of memory
-CLEARLY = 2.0  # samples overlap "clearly" more than held-out text from this ratio on
-FEW_TOKENS = 12  # shorter overlaps are phrases, whatever the ratio
+RATIO = 2.0  # from this ratio to held-out text on, samples count as memorized
+MIN_TOKENS = 12  # shorter overlaps are common phrases
 
 Text: TypeAlias = "bytes | Sequence[int] | npt.NDArray[Any]"
 Words: TypeAlias = npt.NDArray[np.uint64]
@@ -27,13 +27,13 @@ Places: TypeAlias = npt.NDArray[np.int64]
 
 _BASE = 0x9E3779B97F4A7C15  # odd, so that it has an inverse modulo 2^64
 _SYMBOL_SEED = 20261124
-_SEPARATOR = 0  # stands before each document; ids are one higher than they are
+_SEPARATOR = 0  # precedes each document; ids are shifted by one
 
 
 @dataclasses.dataclass(frozen=True)
 class Match:
-    """The longest run of a text's ids that a document has too: length ids, from `start` of the text and from
-    `document_start` of document `document` (both -1 where nothing matches)."""
+    """The longest run of ids that a text shares with a document: `length` ids from `start` in the text and from
+    `document_start` in document number `document` (all -1 if nothing matches)."""
 
     length: int = 0
     start: int = -1
@@ -43,8 +43,8 @@ class Match:
 
 @dataclasses.dataclass(frozen=True)
 class Overlap:
-    """The longest verbatim overlap of several texts with documents, in whole tokens: its length, its text, the number
-    of the text it is in and the number of the document that has it (-1: there is none)."""
+    """The longest verbatim overlap of several texts with documents, in whole tokens. sample, document: the numbers of
+    the text and the document (-1: none)."""
 
     length_tokens: int
     length_bytes: int
@@ -55,30 +55,30 @@ class Overlap:
 
 @dataclasses.dataclass(frozen=True)
 class Memorization:
-    """How far samples are copies: their longest runs in the training documents beside those of held-out texts that are
-    as many and as long. Medians are of each text's longest run, in tokens."""
+    """The longest overlaps of samples with the training documents, beside those of equally many held-out texts of equal
+    length. Medians are over each text's longest run, in tokens."""
 
     longest: Overlap
     median_tokens: float
     val_longest: Overlap
     val_median_tokens: float
     val_known: float
-    """Share of the held-out texts that stand whole in the training documents (those of 12 tokens or more): where it is
-    high, nothing was held out."""
+    """Share of the held-out texts of 12 tokens or more that appear whole in the training documents. If it is high,
+    nothing was really held out."""
 
     @property
     def memorizes(self) -> bool:
-        """Whether a plain warning is due: the median or the longest overlap of the samples is at least twice that of
-        held-out text, and more than a phrase (12 tokens or more).
+        """Whether the median or the longest overlap of the samples is at least twice that of held-out text, and at
+        least 12 tokens.
 
-        Held-out text is the baseline, because what is common (openings, formulas, a poem that is quoted) is in
-        it as often as in the training text, in any language and with any vocabulary.
+        Held-out text is the baseline because common phrases (openings, formulas, quotations) appear in it as often as
+        in the training text, in any language and with any vocabulary.
         """
         pairs = (
             (self.median_tokens, self.val_median_tokens),
             (self.longest.length_tokens, self.val_longest.length_tokens),
         )
-        return any(ours >= max(FEW_TOKENS, CLEARLY * val) for ours, val in pairs)
+        return any(ours >= max(MIN_TOKENS, RATIO * val) for ours, val in pairs)
 
 
 def measure_memorization(
@@ -104,7 +104,7 @@ def measure_memorization(
         median_tokens=_median(ours),
         val_longest=_longest(beside, theirs, decode),
         val_median_tokens=_median(theirs),
-        val_known=sum(m.length == len(text) >= FEW_TOKENS for m, text in zip(theirs, beside, strict=True))
+        val_known=sum(m.length == len(text) >= MIN_TOKENS for m, text in zip(theirs, beside, strict=True))
         / max(len(beside), 1),
     )
 

@@ -1,4 +1,4 @@
-"""Texts that a model told to the numbers that say whether they are varied, repeat themselves, and end."""
+"""Metrics of generated texts: variety (distinct-n), repetition within a text, and how many end with EOS."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from llamita.batch_generate import Sample
 _ALONE = "\u3040-\u30ff\u3100-\u312f\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U000323af"
 _WORD = re.compile(rf"[{_ALONE}]|(?:(?![{_ALONE}])\w)+(?:['’](?:(?![{_ALONE}])\w)+)*|[^\w\s]")
 
-REPETITION_ORDER = 4  # words of the n-grams that are counted twice
+REPETITION_ORDER = 4  # the n of the n-grams of the repetition metric
 
 
 @dataclasses.dataclass(frozen=True)
 class SampleMetrics:
-    """What `measure_samples` says of some texts together; shares are from 0 to 1."""
+    """Metrics of a set of texts; shares are between 0 and 1."""
 
     num_samples: int
     mean_tokens: float
     mean_bytes: float
     stop_rate: float
-    """Share of texts that came to their end token."""
+    """Share of texts that ended with an end token."""
     distinct_1: float
     distinct_2: float
     distinct_3: float

@@ -1,4 +1,4 @@
-"""A trained model and its documents to what the texts that it tells say of it: numbers for JSON, rows for people."""
+"""Evaluates a model by the texts it generates: variety, repetition, and copies of its training text."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from llamita.engine import Model, load
 from llamita.eval.memorization import Memorization, Overlap, measure_memorization
 from llamita.eval.sample_metrics import SampleMetrics, measure_samples
 
-SHOWN_CHARACTERS = 200  # of the longest copy
+MAX_SHOWN_CHARACTERS = 200  # of the longest copy
 
-# What `expected_seconds` reckons with, of a modest core (docs/experiments.md, 2026-11-24).
-OPENING_SECONDS = 0.5
-TOKEN_SECONDS = 2e-4  # picking one, whatever the size of the model
-WEIGHTS_PER_SECOND = 7.5e9  # for one token: 2 operations a weight
+# Costs that `expected_seconds` assumes, measured on a modest core (docs/experiments.md).
+LOAD_SECONDS = 0.5
+TOKEN_SECONDS = 2e-4  # sampling one token, independent of model size
+WEIGHTS_PER_SECOND = 7.5e9  # one token takes 2 operations per weight
 SEARCHED_TOKENS_PER_SECOND = 1.5e6
 
 
 @dataclasses.dataclass(frozen=True)
 class SampleOptions:
-    """How texts are told: see `telling.generate_batch`. num_threads 0: as many as there are cores."""
+    """Arguments of `batch_generate.generate_batch`. num_threads 0: one per core."""
 
     count: int
     prompts: tuple[str, ...] = ("",)
@@ -40,16 +40,16 @@ class SampleOptions:
 
 @dataclasses.dataclass(frozen=True)
 class SampleReport:
-    """What the samples say. memorization: None if it is not known what the model was trained on."""
+    """Samples and their metrics. memorization: None if the training text is not known."""
 
-    telling: SampleOptions
+    options: SampleOptions
     samples: list[Sample]
     metrics: SampleMetrics
     memorization: Memorization | None
 
     def values(self) -> dict[str, Any]:
-        """All of it but the samples themselves, for JSON."""
-        settings = {name: getattr(self.telling, name) for name in ("temperature", "top_p", "seed", "max_new_tokens")}
+        """Everything except the samples, as JSON values."""
+        settings = {name: getattr(self.options, name) for name in ("temperature", "top_p", "seed", "max_new_tokens")}
         values = {**dataclasses.asdict(self.metrics), **settings}
         found = self.memorization
         if found is not None:
@@ -63,41 +63,41 @@ class SampleReport:
         return values
 
     def rows(self) -> list[tuple[str, str]]:
-        """All of it for people: (name, words)."""
-        telling, metrics, found = self.telling, self.metrics, self.memorization
+        """Everything except the samples, as rows of a table: (name, text)."""
+        options, metrics, found = self.options, self.metrics, self.memorization
         rows = [
             (
                 "samples",
                 f"{metrics.num_samples:,} texts of {metrics.mean_tokens:.1f} tokens ({metrics.mean_bytes:.1f} bytes) "
-                f"on average; temperature {telling.temperature:g}, top-p {telling.top_p:g}, seed {telling.seed}",
+                f"on average; temperature {options.temperature:g}, top-p {options.top_p:g}, seed {options.seed}",
             ),
-            ("ended by themselves", f"{metrics.stop_rate:.1%}"),
+            ("ended with EOS", f"{metrics.stop_rate:.1%}"),
             ("distinct-1, -2, -3", f"{metrics.distinct_1:.3f}, {metrics.distinct_2:.3f}, {metrics.distinct_3:.3f}"),
-            ("repetition", f"{metrics.repetition:.1%} of the sequences of 4 words were in the same text before"),
+            ("repetition", f"{metrics.repetition:.1%} of 4-word sequences repeat within the same text"),
         ]
         if found is None:
-            return [*rows, ("copies", "not looked for: --training says what the model was trained on")]
+            return [*rows, ("copies", "not checked: name the training text with --training")]
         longest, val = found.longest, found.val_longest
         said = json.dumps(longest.text.decode("utf-8", "replace"), ensure_ascii=False)
-        verdict = "yes: its copies are clearly longer than those in held-out text" if found.memorizes else "no"
+        verdict = "yes: copies are clearly longer than those in held-out text" if found.memorizes else "no"
         if found.val_known > 0.5:
-            verdict = "cannot be said: the held-out text is in the training text"
+            verdict = "unknown: the held-out text is part of the training text"
         return [
             *rows,
             (
                 "longest copy",
                 f"{longest.length_tokens:,} tokens ({longest.length_bytes:,} bytes), "
-                f"median {found.median_tokens:g} a text; "
+                f"median {found.median_tokens:g} per text; "
                 f"held-out text: {val.length_tokens:,} tokens, median {found.val_median_tokens:g}",
             ),
-            ("it says", said if len(said) <= SHOWN_CHARACTERS else f"{said[:SHOWN_CHARACTERS]}…"),
+            ("text of the copy", said if len(said) <= MAX_SHOWN_CHARACTERS else f"{said[:MAX_SHOWN_CHARACTERS]}…"),
             ("memorizes", verdict),
         ]
 
 
 @contextlib.contextmanager
 def opened_in_engine(path: Path, tokenizer: Path | None = None) -> Iterator[Model]:
-    """A model file, or a checkpoint or run directory as a temporary f32 file, which tells what the checkpoint tells."""
+    """Open a model file, or export a checkpoint or run directory to a temporary F32 file and open that."""
     if path.is_file():
         with load(path, tokenizer=tokenizer) as model:
             yield model
@@ -112,36 +112,36 @@ def opened_in_engine(path: Path, tokenizer: Path | None = None) -> Iterator[Mode
 
 def generate_and_measure(
     model: Model,
-    telling: SampleOptions,
+    options: SampleOptions,
     val: Documents,
     training: Documents | None,
     advance: Callable[[float], None] = lambda share: None,
 ) -> SampleReport:
-    """Let the model tell texts, and measure them; with the training documents (ids of the model) their copies too.
+    """Generate texts and measure them. training: the training documents as ids, to look for copies.
 
-    advance(share of the texts) is called after each of them. Raises EngineError.
+    advance(share done) is called after each text. Raises EngineError.
     """
     samples = generate_batch(
         model,
-        telling.count,
-        prompts=telling.prompts,
-        max_new_tokens=telling.max_new_tokens,
-        temperature=telling.temperature,
-        top_p=telling.top_p,
-        seed=telling.seed,
-        num_threads=telling.num_threads,
+        options.count,
+        prompts=options.prompts,
+        max_new_tokens=options.max_new_tokens,
+        temperature=options.temperature,
+        top_p=options.top_p,
+        seed=options.seed,
+        num_threads=options.num_threads,
         advance=advance,
     )
     memorization = None
     if training is not None:
         memorization = measure_memorization([sample.ids for sample in samples], val, training, model.decode)
-    return SampleReport(telling, samples, measure_samples(samples), memorization)
+    return SampleReport(options, samples, measure_samples(samples), memorization)
 
 
 def expected_seconds(num_parameters: int, num_tokens: int, training_tokens: int) -> float:
-    """About how long opening a checkpoint, telling so many tokens and searching the training tokens takes."""
-    telling = num_tokens * (TOKEN_SECONDS + num_parameters / WEIGHTS_PER_SECOND)
-    return OPENING_SECONDS + telling + training_tokens / SEARCHED_TOKENS_PER_SECOND
+    """Estimate the seconds to load a checkpoint, generate num_tokens and search the training tokens for copies."""
+    generating = num_tokens * (TOKEN_SECONDS + num_parameters / WEIGHTS_PER_SECOND)
+    return LOAD_SECONDS + generating + training_tokens / SEARCHED_TOKENS_PER_SECOND
 
 
 def _overlap_values(overlap: Overlap) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Turns documents into the rows that bits per byte is computed on: from BOS, non-overlapping, every token once."""
+"""Splits documents into the rows that bits per byte is computed on: from BOS, non-overlapping, every token once."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Score:
 
 
 class EncodedTexts:
-    """Documents in memory, tokenized here: the ids of each stripped text and EOS; empty texts are left out."""
+    """Documents in memory: the ids of each stripped text and EOS. Empty texts are dropped."""
 
     def __init__(
         self, texts: Sequence[str], encode_batch: Callable[[list[str]], Sequence[Sequence[int]]], eos_id: int

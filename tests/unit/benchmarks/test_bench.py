@@ -1,11 +1,11 @@
-"""The parts of `make bench` that are not a matter of time: its models, its protocol, its arithmetic, its records."""
+"""`make bench` apart from the timing: its models, workers, rounds, arithmetic and records."""
 
 from __future__ import annotations
 
 import csv
 import datetime
+import os
 import re
-import stat
 import sys
 import time
 from pathlib import Path
@@ -21,17 +21,15 @@ from llamita.formats.llama2c import write_bin
 ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-import bench_models  # noqa: E402
-import bench_peer  # noqa: E402
-import bench_results  # noqa: E402
-import bench_works  # noqa: E402
-from bench_protocol import Entry, Process, SideError, Worker, best_setting, compare  # noqa: E402
-from bench_sides import setting_text  # noqa: E402
-from bench_worker import fixed_ids  # noqa: E402
-from bench_works import ALONE, LLAMA_CPP, OURS, READING, REFERENCE, Goal  # noqa: E402
+import bench  # noqa: E402
+import measure  # noqa: E402
+import models  # noqa: E402
+from backends import READ_MEMORY_FLAGS, compile_c, fixed_ids, run_c, start_worker  # noqa: E402
+from bench import LLAMA_CPP, ONE_BY_ONE, OURS, READING, RUN_C, Case  # noqa: E402
+from measure import BenchmarkError, Side, Worker, best_setting, interleave  # noqa: E402
 
-SMALL = bench_models.model_config(Shape(2, 64, 4, 2, 96, 64), vocab_size=400)
-UNTIED = bench_models.model_config(Shape(2, 64, 4, 2, 96, 64), vocab_size=400, tied=False)
+SMALL = models.model_config(Shape(2, 64, 4, 2, 96, 64), vocab_size=400)
+UNTIED = models.model_config(Shape(2, 64, 4, 2, 96, 64), vocab_size=400, tied=False)
 
 
 # ---------------------------------------------------------------- models
@@ -41,7 +39,7 @@ UNTIED = bench_models.model_config(Shape(2, 64, 4, 2, 96, 64), vocab_size=400, t
 @pytest.mark.parametrize("type", ["F32", "Q8_0", "Q4_0"])
 def test_model_is_read_by_the_engine_and_by_gguf_py(tmp_path: Path, engine_build: Path, type, config) -> None:
     path = tmp_path / "model.gguf"
-    assert bench_models.write_random_gguf(path, config, type, "small") == path.stat().st_size
+    assert models.write_random_gguf(path, config, type, "small") == path.stat().st_size
     theirs = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
     assert ("output.weight" in theirs) == (config is UNTIED)
     matrix = theirs["blk.1.ffn_down.weight"]
@@ -58,12 +56,12 @@ def test_model_is_read_by_the_engine_and_by_gguf_py(tmp_path: Path, engine_build
         assert len(set(pieces)) == 400 and model.decode(model.encode("héllo", bos=True)) == "héllo".encode()
 
 
-def test_the_reference_gets_the_same_numbers(tmp_path: Path, engine_build: Path) -> None:
-    """The F32 GGUF and the .bin give the same logits; no special token is ever the greedy one."""
-    pytest.importorskip("torch")  # write_bin's tables
+def test_run_c_gets_the_same_weights(tmp_path: Path, engine_build: Path) -> None:
+    """The F32 GGUF and the .bin give the same logits; no special token is ever the most likely one."""
+    pytest.importorskip("torch")  # write_bin's RoPE tables
     ours, theirs = tmp_path / "model.gguf", tmp_path / "model.bin"
-    bench_models.write_random_gguf(ours, SMALL, "F32", "small")
-    write_bin(theirs, SMALL, bench_models.random_floats)
+    models.write_random_gguf(ours, SMALL, "F32", "small")
+    write_bin(theirs, SMALL, models.random_floats)
     ids = np.arange(259, 290)
     with llamita.load(ours) as one, llamita.load(theirs) as other:
         logits = one.logits(ids)
@@ -71,19 +69,10 @@ def test_the_reference_gets_the_same_numbers(tmp_path: Path, engine_build: Path)
     assert (logits[:, :3] == 0).all() and (logits.max(axis=1) > 0).all()
 
 
-def test_models_are_made_once(tmp_path: Path) -> None:
-    path = bench_models.model_path(tmp_path, "stories260K", "F32")
-    made = path.stat().st_mtime_ns
-    assert bench_models.model_path(tmp_path, "stories260K", "F32") == path and path.stat().st_mtime_ns == made
-
-
-def test_multiply_adds_of_a_prompt() -> None:
-    """Counted one position after the other: hidden 64, 4 heads and 2 kv heads of 16, ffn 96, 2 layers, vocab 400."""
-    total = 400 * 64
-    for position in range(10):
-        in_layer = 64 * 64 + 2 * 32 * 64 + 64 * 64 + 3 * 64 * 96
-        total += 2 * (in_layer + 2 * 64 * (position + 1))
-    assert bench_models.prompt_multiply_adds(SMALL, 10) == total
+def test_models_are_written_once(tmp_path: Path) -> None:
+    path = models.model_path(tmp_path, "stories260K", "F32")
+    written = path.stat().st_mtime_ns
+    assert models.model_path(tmp_path, "stories260K", "F32") == path and path.stat().st_mtime_ns == written
 
 
 @pytest.mark.parametrize("vocab_size", [512, 32000])
@@ -94,51 +83,51 @@ def test_fixed_ids_are_words_and_never_repeat_three_in_a_row(vocab_size: int) ->
     assert len(set(ids.tolist())) > (240 if vocab_size == 512 else 950)
 
 
-# ---------------------------------------------------------------- protocol
+# ---------------------------------------------------------------- rounds and workers
 
 
 class Scripted:
-    """A side whose costs are known, and the order in which it was asked."""
+    """Sides with known costs, and the order in which they were measured."""
 
     def __init__(self) -> None:
         self.order: list[str] = []
 
-    def entry(self, group: str, setting: str, *costs: float | Exception) -> Entry:
+    def side(self, name: str, setting: str, *costs: float | Exception) -> Side:
         left = list(costs)
 
         def measure() -> float:
-            self.order.append(f"{group} {setting}")
+            self.order.append(f"{name} {setting}")
             cost = left.pop(0)
             if isinstance(cost, Exception):
                 raise cost
             return cost
 
-        return Entry(group, setting, measure)
+        return Side(name, setting, measure)
 
 
-def test_rounds_are_interleaved_and_poor_settings_end_with_the_warm_up() -> None:
-    side = Scripted()
-    entries = [
-        side.entry("ours", "a", 9.0, 1.0, 3.0),
-        side.entry("peer", "slow", 2.0),
-        side.entry("peer", "x", 1.1, 5.0, 7.0),
-        side.entry("peer", "y", 1.0, 6.0, 7.0),
+def test_rounds_are_interleaved_and_slow_settings_end_with_the_warm_up() -> None:
+    script = Scripted()
+    sides = [
+        script.side("ours", "a", 9.0, 1.0, 3.0),
+        script.side("peer", "slow", 2.0),
+        script.side("peer", "x", 1.1, 5.0, 7.0),
+        script.side("peer", "y", 1.0, 6.0, 7.0),
     ]
-    costs = compare(entries, 2, pytest.fail)
-    assert side.order == ["ours a", "peer slow", "peer x", "peer y"] + 2 * ["ours a", "peer x", "peer y"]
+    costs = interleave(sides, 2, pytest.fail)
+    assert script.order == ["ours a", "peer slow", "peer x", "peer y"] + 2 * ["ours a", "peer x", "peer y"]
     assert costs == {"ours": {"a": [1.0, 3.0]}, "peer": {"x": [5.0, 7.0], "y": [6.0, 7.0]}}
     assert best_setting(costs["peer"]) == ("x", [5.0, 7.0])
 
 
 def test_a_side_that_fails_is_left_out_with_the_reason() -> None:
-    side, notes = Scripted(), []
-    entries = [
-        side.entry("ours", "", 1.0, 1.0, 1.0),
-        side.entry("broken", "x", SideError("cannot"), 1.0),
-        side.entry("late", "x", 1.0, 1.0, SideError("died")),
+    script, warnings = Scripted(), []
+    sides = [
+        script.side("ours", "", 1.0, 1.0, 1.0),
+        script.side("broken", "x", BenchmarkError("cannot"), 1.0),
+        script.side("late", "x", 1.0, 1.0, BenchmarkError("died")),
     ]
-    assert compare(entries, 2, notes.append) == {"ours": {"": [1.0, 1.0]}}
-    assert notes == ["cannot", "died"]
+    assert interleave(sides, 2, warnings.append) == {"ours": {"": [1.0, 1.0]}}
+    assert warnings == ["cannot", "died"]
 
 
 SPINNER = """
@@ -146,73 +135,82 @@ import threading
 def spin():
     while True: pass
 threading.Thread(target=spin, daemon=True).start()
-while True: print(input())
+print('{}')
+while True: input(); print('{"cost": 2}')
 """
 
 
-def test_a_process_that_spins_while_idle_is_stopped() -> None:
-    spinner, notes = Process("spinner", [sys.executable, "-u", "-c", SPINNER]), []
+def test_an_idle_worker_is_stopped() -> None:
+    """A worker whose threads spin uses no processor time while another side is measured."""
+    spinner = Worker("spinner", [sys.executable, "-u", "-c", SPINNER])
+
+    def stat() -> list[str]:
+        return Path(f"/proc/{spinner._process.pid}/stat").read_text().rpartition(")")[2].split()
+
+    def cpu_ticks() -> int:
+        return int(stat()[11]) + int(stat()[12])
+
+    def watch_spinner() -> float:
+        end = time.monotonic() + 20
+        while stat()[0] != "T" and time.monotonic() < end:  # a signal takes a moment
+            time.sleep(0.01)
+        before = cpu_ticks()
+        time.sleep(0.2)
+        return (cpu_ticks() - before) / os.sysconf("SC_CLK_TCK")
+
     try:
-
-        def until_it_has_spun() -> float:
-            before, end = spinner.cpu_seconds(), time.monotonic() + 20
-            while not spinner.is_spinning and spinner.cpu_seconds() < before + 0.5 and time.monotonic() < end:
-                time.sleep(0.02)
-            return 1.0
-
-        entries = [
-            Entry("quiet", "", until_it_has_spun),
-            Entry("spinner", "", lambda: float(spinner.ask("2")), spinner),
+        sides = [
+            Side("quiet", "", watch_spinner),
+            Side("spinner", "", lambda: float(spinner.ask()["cost"])),
         ]
-        costs = compare(entries, 1, notes.append)
-        assert costs == {"quiet": {"": [1.0]}, "spinner": {"": [2.0]}}
-        assert spinner.is_spinning and len(notes) == 1 and "spinner used" in notes[0]
-        state, end = "", time.monotonic() + 20
-        while state != "T" and time.monotonic() < end:  # a signal takes a moment
-            state = Path(f"/proc/{spinner._process.pid}/stat").read_text().rpartition(")")[2].split()[0]
-        assert state == "T"
+        assert interleave(sides, 2, pytest.fail) == {"quiet": {"": [0.0, 0.0]}, "spinner": {"": [2.0, 2.0]}}
+        assert watch_spinner() == 0.0 and stat()[0] == "T"
     finally:
         spinner.close()
+    assert spinner._process.returncode is not None
 
 
-def test_a_process_that_ends_says_so() -> None:
-    process = Process("short", [sys.executable, "-c", "raise SystemExit(3)"])
-    with pytest.raises(SideError, match="short: its process ended with code 3"):
-        process.ask("hello")
-    process.close()
+def test_a_worker_that_ends_is_reported() -> None:
+    with pytest.raises(BenchmarkError, match="short: the worker ended with code 3"):
+        Worker("short", [sys.executable, "-c", "raise SystemExit(3)"])
+    worker = Worker("later", [sys.executable, "-c", "print('{}', flush=True); input(); raise SystemExit(4)"])
+    with pytest.raises(BenchmarkError, match="later: the worker ended with code 4"):
+        worker.ask()
+    worker.close()
 
 
-def ask_everything(side: str, path: Path, setting: dict[str, object]) -> None:
-    worker = Worker(side)
+def ask_everything(name: str, path: Path, setting: dict[str, object]) -> None:
+    worker = start_worker(name, path)
     try:
-        worker.load(path)
-        for _ in range(2):  # the second begins with a rewind
-            assert worker.cost("decode", depth=4, num_tokens=3, setting=setting) > 0
-            assert worker.cost("prompt", num_tokens=20, setting=setting) > 0
+        for _ in range(2):  # the second time begins with a rewind
+            assert worker.ask(do="decode", depth=4, num_tokens=3, setting=setting)["cost"] > 0
+            assert worker.ask(do="decode", depth=4, num_tokens=3, repeats=2, setting=setting)["cost"] > 0
+            assert worker.ask(do="prompt", num_tokens=20, setting=setting)["cost"] > 0
             for num_sequences in (1, 3):
                 batch = {"num_sequences": num_sequences, "depth": 4, "num_tokens": 3, "setting": setting}
-                assert worker.cost("batch", **batch) > 0
-        assert worker.cost("sample", num_picks=3, setting=setting) > 0
+                assert worker.ask(do="batch", **batch)["cost"] > 0
+        assert worker.ask(do="sample", num_picks=3, setting=setting)["cost"] > 0
     finally:
         worker.close()
-    for command in ({"command": "first_token"}, {"command": "memory", "num_tokens": 20}):
-        fresh = Worker(side)
+    for request in ({"do": "first_token"}, {"do": "memory", "num_tokens": 20}):
+        new = start_worker(name)
         try:
-            assert fresh.cost(**command, path=str(path), setting=setting) > 0
+            assert new.ask(**request, path=str(path), setting=setting)["cost"] > 0
         finally:
-            fresh.close()
+            new.close()
 
 
 def test_worker_of_the_engine(tmp_path: Path, engine_build: Path) -> None:
     path = tmp_path / "model.gguf"
-    bench_models.write_random_gguf(path, SMALL, "Q8_0", "small")
+    models.write_random_gguf(path, SMALL, "Q8_0", "small")
     ask_everything("engine", path, {"threads": 1})
-    worker = Worker("engine")
+    worker = start_worker("engine", kernels="scalar")
     try:
-        with pytest.raises(SideError, match=r"^engine: .*absent\.gguf"):
-            worker.load(tmp_path / "absent.gguf")
-        described = worker.load(path).described
-        assert described["threads"] >= 1 and described["decode_bytes"] < path.stat().st_size
+        with pytest.raises(BenchmarkError, match=r"^engine: .*absent\.gguf"):
+            worker.ask(do="load", path=str(tmp_path / "absent.gguf"))
+        assert "kernels scalar" in worker.info["name"]
+        info = worker.ask(do="load", path=str(path))
+        assert info["threads"] >= 1 and info["decode_bytes"] < path.stat().st_size
     finally:
         worker.close()
 
@@ -221,120 +219,86 @@ def test_worker_of_the_engine(tmp_path: Path, engine_build: Path) -> None:
 def test_worker_of_llama_cpp(tmp_path: Path) -> None:
     pytest.importorskip("llama_cpp")
     path = tmp_path / "model.gguf"
-    bench_models.write_random_gguf(path, SMALL, "Q8_0", "small")
-    ask_everything("llama_cpp", path, {"threads": 1, "flash": False})
+    models.write_random_gguf(path, SMALL, "Q8_0", "small")
+    ask_everything("llama.cpp", path, {"threads": 1, "flash": False})
 
 
-def test_programs_of_a_build(tmp_path: Path) -> None:
-    """Programs that print what llama.cpp's print; what they were asked is in a file."""
-    (tmp_path / "bin").mkdir()
-    answers = {
-        "llama-bench": '[{"avg_ts": 50.0, "build_number": 7, "build_commit": "abc"}]',
-        "llama-batched-bench": 'log\n{"t_pp": 9.0, "t_tg": 0.25}',
-    }
-    for name, answer in answers.items():
-        program = tmp_path / "bin" / name
-        program.write_text(f"#!/bin/sh\necho \"$@\" > '{tmp_path}/{name}.asked'\ncat <<'END'\n{answer}\nEND\n")
-        program.chmod(program.stat().st_mode | stat.S_IXUSR)
-    assert bench_peer.has_programs(tmp_path) and not bench_peer.has_programs(tmp_path / "bin" / "llama-bench")
-    programs, setting = bench_peer.LlamaPrograms(tmp_path), {"threads": 2, "flash": True}
-    assert programs.name("m.gguf") == "llama.cpp (llama-bench 7 abc)"
-    assert programs.decode("m.gguf", depth=32, num_tokens=100, setting=setting) == 2.0
-    assert "-m m.gguf -p 0 -n 100 -d 32 -t 2 -fa 1" in (tmp_path / "llama-bench.asked").read_text()
-    assert programs.prompt("m.gguf", num_tokens=512, setting=setting) == 512 / 50
-    assert programs.batch("m.gguf", num_sequences=8, depth=32, num_tokens=24, setting=setting) == 0.25
-    assert "-npp 32 -ntg 24 -npl 8" in (tmp_path / "llama-batched-bench.asked").read_text()
-    (tmp_path / "bin" / "llama-bench").write_text("#!/bin/sh\necho 'no such model' >&2\nexit 1\n")
-    with pytest.raises(SideError, match="llama-bench: no such model"):
-        programs.prompt("m.gguf", num_tokens=512, setting=setting)
+def test_c_programs(tmp_path: Path) -> None:
+    program = compile_c(ROOT / "benchmarks" / "read_memory.c", READ_MEMORY_FLAGS, tmp_path)
+    compiled = program.stat().st_mtime_ns
+    assert run_c([program, "1000000"], 1, r"([\d.]+) GB/s") > 0
+    assert compile_c(ROOT / "benchmarks" / "read_memory.c", READ_MEMORY_FLAGS, tmp_path) == program
+    assert program.stat().st_mtime_ns == compiled
+    with pytest.raises(BenchmarkError, match="exit code 2: usage"):
+        run_c([program], 1, r"([\d.]+) GB/s")
+    (tmp_path / "wrong.c").write_text("int main(void) { return }\n")
+    with pytest.raises(BenchmarkError, match=r"cannot compile wrong\.c"):
+        compile_c(tmp_path / "wrong.c", (), tmp_path)
 
 
 # ---------------------------------------------------------------- arithmetic
 
 
-def a_result(kind: str = "decode", goal: Goal | None = None, **costs: list[float]) -> bench_results.Result:
-    """A measurement of 10 tokens that reads 4 GB; costs by group, of one setting each."""
-    names = {"ours": OURS, "peer": LLAMA_CPP, "reading": READING, "reference": REFERENCE, "alone": ALONE}
-    work = bench_works.Work(f"{kind} small", kind, "small", "Q8_0", 10, goal=goal or Goal())
-    by_group = {names[name]: {"2 threads": values} for name, values in costs.items()}
-    return bench_results.make_result(work, by_group, 10.0, 4e9 if kind == "decode" else 0.0, "llama.cpp 1.2")
+def a_result(kind: str = "decode", **costs: list[float]) -> bench.Result:
+    """A measurement of 10 tokens that reads 4 GB; costs by side, with one setting each."""
+    names = {"ours": OURS, "peer": LLAMA_CPP, "reading": READING, "run_c": RUN_C, "single": ONE_BY_ONE}
+    by_side = {names[name]: {"2 threads": values} for name, values in costs.items()}
+    case = Case(f"{kind} small", kind, "small", "Q8_0", 10)
+    return bench.make_result(case, by_side, 4e9 if kind == "decode" else 0.0, "llama.cpp 1.2")
 
 
 def test_ratios_are_of_medians_and_above_one_where_ours_is_better() -> None:
     result = a_result(ours=[0.1, 0.2, 0.9], peer=[0.5, 0.3, 0.4], reading=[0.16, 0.1, 0.16])
-    assert result.value(OURS) == pytest.approx(50) and result.value(LLAMA_CPP) == pytest.approx(25)
+    assert result.values(OURS) == pytest.approx((10 / 0.9, 50, 100))
+    assert result.values(LLAMA_CPP)[1] == pytest.approx(25)
     assert result.ratio(LLAMA_CPP) == pytest.approx(2) and result.ratio(READING) == pytest.approx(0.8)
-    assert result.range(OURS) == pytest.approx((10 / 0.9, 100))
-    assert result.gigabytes_per_second(OURS) == pytest.approx(20)
-    assert result.gigabytes_per_second(READING) == pytest.approx(25)
+    assert result.values(OURS, "GB/s")[1] == pytest.approx(20)
+    assert result.values(READING, "GB/s")[1] == pytest.approx(25)
 
 
 @pytest.mark.parametrize(
-    ("kind", "cost", "amount", "told"),
+    ("case", "cost", "value"),
     [
-        ("decode", 0.5, 100, 200),
-        ("prompt", 0.5, 40e9, 80),
-        ("batch", 0.5, 100, 200),
-        ("start", 0.0125, 1, 12.5),
-        ("memory", 25e6, 1, 25),
-        ("sample", 0.004, 200, 20),
-        ("size", 215800, 1, 215.8),
+        (Case("", "decode", num_tokens=100), 0.5, 200),
+        (Case("", "prompt", num_tokens=512), 0.5, 1024),
+        (Case("", "batch", num_tokens=25, num_sequences=4), 0.5, 200),
+        (Case("", "start"), 0.0125, 12.5),
+        (Case("", "memory", num_tokens=512), 25e6, 25),
+        (Case("", "sample", num_tokens=200), 0.004, 20),
+        (Case("", "size"), 215800, 215.8),
     ],
+    ids=lambda value: value.kind if isinstance(value, Case) else "",
 )
-def test_units(kind, cost: float, amount: float, told: float) -> None:
-    assert bench_works.KINDS[kind].value(cost, amount) == pytest.approx(told)
+def test_units(case: Case, cost: float, value: float) -> None:
+    assert bench.UNITS[case.kind].value(cost, case.amount) == pytest.approx(value)
 
 
-def test_a_goal_is_reached_when_every_part_of_it_is() -> None:
-    goal = Goal({LLAMA_CPP: 2.0, READING: 0.9})
-    assert bench_results.reached(a_result(goal=goal, ours=[1.0], peer=[2.0], reading=[0.9])) is True
-    assert bench_results.reached(a_result(goal=goal, ours=[1.0], peer=[1.9], reading=[0.95])) is False
-    assert bench_results.reached(a_result(goal=goal, ours=[1.0], reading=[0.95])) is None, "the peer is not known"
-    assert bench_results.reached(a_result(goal=goal, ours=[1.0], reading=[0.5])) is False
-    assert bench_results.reached(a_result(ours=[1.0], peer=[2.0])) is None
-    start = Goal({LLAMA_CPP: 10.0}, at_most=10.0)
-    assert bench_results.reached(a_result("start", start, ours=[0.1], peer=[2.0])) is True
-    assert bench_results.reached(a_result("start", start, ours=[0.101], peer=[2.0])) is False, "101 ms for 10 are 10.1"
-    assert bench_results.goal_text(goal, "tok/s") == "≥ 2×, ≥ 90% of read"
-    assert bench_results.goal_text(start, "ms") == "≥ 10×, ≤ 10 ms"
-
-
-def test_table_has_a_line_for_each_result() -> None:
-    results = [a_result(ours=[0.2], peer=[0.4], reading=[0.16], reference=[0.3]), a_result("size", ours=[215800.0])]
-    assert bench_results.table_cells(results[0]) == [
-        "decode small", "50.0 tok/s", "20.0", "80% of 25.0", "25.0", "2 threads", "2.00", "1.50× run.c", "", "",
-    ]  # fmt: skip
-    table = bench_results.make_table(results)
-    assert table.row_count == 2 and len(table.columns) == len(bench_results.table_cells(results[1]))
+def test_lines_of_the_table() -> None:
+    result = a_result(ours=[0.2], peer=[0.4], reading=[0.16], run_c=[0.3])
+    also = "llama.cpp: 2 threads; 20.0 GB/s, 80% of memory's 25.0; 1.50 x reference/run.c"
+    assert bench.table_line(result).split() == ["decode", "small", "50.0", "tok/s", "25.0", "2.00", *also.split()]
+    size = bench.table_line(a_result("size", ours=[215800.0]))
+    assert size.split() == ["size", "small", "215.8", "KB"]
+    for line in (bench.table_line(result), size):
+        assert len(line.split("KB")[0].rstrip()) <= len(bench.HEADER.split("llama.cpp")[0]) or "tok/s" in line
 
 
 def test_rows_of_the_record(tmp_path: Path) -> None:
-    day = datetime.date(2026, 11, 23)
     result = a_result(ours=[0.2, 0.1, 0.4], peer=[0.4, 0.4, 0.5], reading=[0.16, 0.16, 0.2])
-    rows = bench_results.csv_rows(result, day) + bench_results.csv_rows(a_result("size", ours=[2158000.0]), day)
+    rows = bench.csv_rows(result) + bench.csv_rows(a_result("size", ours=[2158000.0]))
     what = "decode small, 2 threads"
     assert rows == [
-        [
-            "2026-11-23",
-            "bench.py",
-            what,
-            "50",
-            "tok/s",
-            "llama.cpp 1.2, 2 threads",
-            "25",
-            "2.000",
-            "3",
-            "25-100; 20-25",
-        ],
-        ["2026-11-23", "bench.py", what, "20", "GB/s", "reading, 2 threads", "25", "0.800", "3", "10-40; 20-25"],
-        ["2026-11-23", "bench.py", "size small, 2 threads", "215.8", "KB", "", "", "", "1", "215.8-215.8"],
+        [what, "50", "tok/s", "llama.cpp 1.2, 2 threads", "25", "2.000", "3", "25-100; 20-25"],
+        [what, "20", "GB/s", "reading, 2 threads", "25", "0.800", "3", "10-40; 20-25"],
+        ["size small, 2 threads", "2158", "KB", "", "", "", "1", "2158-2158"],
     ]
     path = tmp_path / "results" / "machine.csv"
-    bench_results.append_rows(path, rows[:1])
-    bench_results.append_rows(path, rows[1:])
+    measure.append_rows(path, "bench.py", rows[:1])
+    measure.append_rows(path, "bench.py", rows[1:])
     with path.open(newline="") as file:
         written = list(csv.reader(file))
-    assert written == [list(bench_results.COLUMNS), *([*row, bench_results.processor_name()] for row in rows)]
+    today, processor = datetime.date.today().isoformat(), measure.processor_name()
+    assert written == [list(measure.COLUMNS), *([today, "bench.py", *row, processor] for row in rows)]
 
 
 def test_recorded_results_have_these_columns() -> None:
@@ -343,37 +307,54 @@ def test_recorded_results_have_these_columns() -> None:
     for path in paths:
         with path.open(newline="") as file:
             rows = list(csv.reader(file))
-        assert rows[0] == list(bench_results.COLUMNS)
-        assert all(len(row) == len(bench_results.COLUMNS) and float(row[3]) > 0 for row in rows[1:]), path
+        assert rows[0] == list(measure.COLUMNS)
+        assert all(len(row) == len(measure.COLUMNS) and float(row[3]) > 0 for row in rows[1:]), path
 
 
-# ---------------------------------------------------------------- works
+# ---------------------------------------------------------------- cases
 
 
-def test_every_goal_belongs_to_a_work() -> None:
-    works = bench_works.all_works()
-    names = [work.name for work in works]
-    assert len(set(names)) == len(names) and set(bench_works.GOALS) <= set(names)
-    for work in works:
-        context = bench_models.SHAPES[work.model].max_position_embeddings if work.model in bench_models.SHAPES else 2048
-        needed = {"decode": bench_works.DEPTH_TOKENS + 2 + work.num_tokens, "prompt": work.num_tokens}
-        assert needed.get(work.kind, 0) <= min(context, 1024), f"{work.name} does not fit its context"
+def test_cases_have_different_names_and_fit_their_context() -> None:
+    cases = bench.all_cases()
+    assert len({case.name for case in cases}) == len(cases)
+    for case in cases:
+        context = models.SHAPES[case.model].max_position_embeddings if case.model in models.SHAPES else 2048
+        needed = {"decode": bench.DECODE_DEPTH + 2 + case.num_tokens, "prompt": case.num_tokens}
+        assert needed.get(case.kind, 0) <= min(context, 1024), f"{case.name} does not fit its context"
 
 
-def test_works_are_chosen_by_name() -> None:
-    works = bench_works.all_works()
-    chosen = bench_works.choose_works(works, ["decode 15M*", "size run"], quick=True)
-    assert [work.name for work in chosen] == ["size run", "decode 15M Q8_0", "decode 15M Q4_0", "decode 15M F32"]
+def test_cases_are_chosen_by_name() -> None:
+    cases = bench.all_cases()
+    chosen = bench.choose_cases(cases, ["decode 15M*", "size run"], quick=True)
+    assert [case.name for case in chosen] == ["size run", "decode 15M Q8_0", "decode 15M Q4_0", "decode 15M F32"]
     assert chosen[1].num_tokens == 32
-    assert bench_works.choose_works(works, [], quick=False) == list(works)
+    assert bench.choose_cases(cases, [], quick=False) == cases
 
 
-def test_settings_are_told() -> None:
-    assert setting_text({"threads": 1}) == "1 thread"
-    assert setting_text({"threads": 2, "flash": False}) == "fa off, 2 threads"
+def test_requests_and_sides(tmp_path: Path, engine_build: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every kind of case can be measured on our side, and llama.cpp gets all its settings."""
+    path = tmp_path / "model.gguf"
+    models.write_random_gguf(path, SMALL, "Q8_0", "small")
+    monkeypatch.setattr(bench.Bench, "model_path", lambda self, case: path)
+    here = bench.Bench(tmp_path, 2, None, with_llama_cpp=True)
+    try:
+        for kind in bench.UNITS.keys() - {"size"}:
+            ours, *others = here.sides(Case(kind, kind, "small", "Q8_0", 4, 2 if kind == "batch" else 1))
+            assert ours.name == OURS and ours.measure() > 0, kind
+            theirs = {side.setting for side in others if side.name == LLAMA_CPP}
+            assert len(theirs) == (1 if kind == "sample" else 4)
+            assert (READING in {side.name for side in others}) == (kind == "decode")
+            assert (ONE_BY_ONE in {side.name for side in others}) == (kind == "batch")
+    finally:
+        here.close()
 
 
-def test_readme_tells_every_kind() -> None:
+def test_text_of_settings() -> None:
+    assert bench.setting_text({"threads": 1}) == "1 thread"
+    assert bench.setting_text({"threads": 2, "flash": False}) == "fa off, 2 threads"
+
+
+def test_readme_explains_every_kind() -> None:
     readme = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
-    told = set(re.findall(r"^\| (\w+)(?: n)? \|", readme, re.MULTILINE)) - {"work", "script"}
-    assert told == set(bench_works.KINDS)
+    explained = set(re.findall(r"^\| (\w+)(?: n)? \|", readme, re.MULTILINE)) - {"case", "script"}
+    assert explained == set(bench.UNITS)

@@ -1,4 +1,4 @@
-"""The grid around the planner's choice: its widths, and flags that `llamita train` takes."""
+"""The grid around the planner's choice: its widths, and flags that `llamita train` accepts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from llamita.training.planner import WIDTHS
 ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-from planner_grid import neighbors, words_for  # noqa: E402
+from planner_grid import neighbors, train_flags  # noqa: E402
 
 
 @pytest.mark.parametrize(
@@ -26,6 +26,6 @@ def test_three_widths_of_the_ladder(width: int, around: tuple[int, ...]) -> None
 
 
 def test_flags_of_train() -> None:
-    words = words_for(160, 256, 4096)
-    config = parse(TrainConfig, ["--data", "store", "--out", "run", *words], "llamita train")
+    flags = train_flags(160, 256, 4096)
+    config = parse(TrainConfig, ["--data", "store", "--out", "run", *flags], "llamita train")
     assert (config.layers, config.hidden, config.heads, config.context, config.micro_batch_size) == (4, 160, 5, 256, 16)

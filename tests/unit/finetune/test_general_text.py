@@ -12,10 +12,10 @@ from llamita.finetune import splits
 from llamita.tokenizer import load_tokenizer
 
 
-def test_a_book_and_many_documents_are_cut(tale_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_book_and_many_documents_are_cut(story_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(splits, "GENERAL_CHARACTERS", 100)
     monkeypatch.setattr(splits, "GENERAL_TOKENS", 150)
-    tokenizer = load_tokenizer(tale_store)
+    tokenizer = load_tokenizer(story_store)
     text = "The old fox slept under the apple tree. " * 50
     path = tmp_path / "book.txt"
     path.write_text("\n<|endoftext|>\n".join([text] * 20), encoding="utf-8")

@@ -1,12 +1,12 @@
-"""Turns held-out text into two tasks of lm-evaluation-harness that need no network: bits per byte, and story endings.
+"""Writes two tasks for lm-evaluation-harness that need no network: bits per byte, and story endings.
 
-    python benchmarks/harness/write_tasks.py --model runs/mine --out tasks my_data
+    python benchmarks/lm_eval_tasks.py --model runs/mine --out tasks my_data
     lm_eval --model hf --model_args pretrained=runs/mine/latest,add_bos_token=False \
         --include_path tasks --tasks val_bits,endings
 
-DATA is a token store, of which the held-out split is taken, or text as `llamita prepare` takes it. In `endings` a text
-without its last sentence is given, and the model chooses between this sentence and the last ones of three other texts
-(chance: 25 %). The model is asked only how its tokenizer writes the beginning of a text.
+DATA is a token store, whose validation split is used, or text as `llamita prepare` reads it. In `endings` the last
+sentence of a text is removed; the model chooses between it and the last sentences of three other texts (chance: 25 %).
+Of the model only the tokenizer is used, for the token that begins a text.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from llamita.errors import LlamitaError, SourceError
 from llamita.tokenizer import Tokenizer, load_tokenizer
 
 CHOICES = 4
-SENTENCES = 3  # a text with fewer has no ending to be guessed
-SENTENCE_BYTES = 12  # a shorter one says too little
+MIN_SENTENCES = 3  # minimum of a text with an ending
+MIN_ENDING_BYTES = 12  # minimum of an ending
 SENTENCE_END = re.compile(r"""(?:[.!?…]+["'”’)]*(?=\s)|[。！？]+[”’」』]*)""")
 
 ROLLING = """\
@@ -71,16 +71,18 @@ metadata:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", nargs="+", metavar="DATA", help="a token store, or text files and folders")
-    parser.add_argument("--model", type=Path, required=True, help="the checkpoint or run directory to be evaluated")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the tasks; files in it are replaced")
-    parser.add_argument("--documents", type=int, default=500, help="how many, evenly spread (default 500)")
-    parser.add_argument("--seed", type=int, default=0, help="which wrong endings, and where the right one stands")
+    parser.add_argument("--model", type=Path, required=True, help="checkpoint or run directory")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the tasks; existing files are replaced")
+    parser.add_argument("--documents", type=int, default=500, help="number of documents, evenly spread (default: 500)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="random seed for the wrong endings and the order (default: 0)"
+    )
     arguments = parser.parse_args(argv)
     try:
         tokenizer = load_tokenizer(resolve_checkpoint(arguments.model))
         texts = spread(read_texts(arguments.data), arguments.documents)
     except LlamitaError as error:
-        print(f"write_tasks: {error}", file=sys.stderr)
+        print(f"lm_eval_tasks: {error}", file=sys.stderr)
         return 2
     begin = "" if tokenizer.bos_id is None else tokenizer.pieces()[tokenizer.bos_id]
     endings = ask_endings(texts, begin, random.Random(arguments.seed))
@@ -88,12 +90,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"val_bits: {len(texts):,} texts, {sum(len(text.encode()) for text in texts):,} bytes")
     if endings:
         write_task(arguments.out, "endings", ENDINGS, endings)
-    print(f"endings: {len(endings):,} of them have {SENTENCES} sentences or more" + ("" if endings else ": no task"))
+    print(
+        f"endings: {len(endings):,} of them have at least {MIN_SENTENCES} sentences" + ("" if endings else ": no task")
+    )
     return 0
 
 
 def read_texts(data: Sequence[str]) -> list[str]:
-    """The held-out documents of a token store, or the documents of texts; stripped, without empty ones."""
+    """The validation documents of a token store, or all documents of text files; stripped, without empty ones."""
     if len(data) == 1 and (Path(data[0]) / "store.json").is_file():
         texts = decode_store(TokenStore(Path(data[0])), load_tokenizer(Path(data[0])))
     else:
@@ -117,16 +121,15 @@ def spread(texts: list[str], count: int) -> list[str]:
 
 
 def split_ending(text: str) -> tuple[str, str] | None:
-    """A text's beginning and its last sentence with the space before it; None if it has too few or too short ones."""
+    """The beginning of a text, and its last sentence with the space before it; None if the text is too short."""
     ends = [match.end() for match in SENTENCE_END.finditer(text) if match.end() < len(text)]
-    if len(ends) < SENTENCES - 1 or len(text[ends[-1] :].strip().encode()) < SENTENCE_BYTES:
+    if len(ends) < MIN_SENTENCES - 1 or len(text[ends[-1] :].strip().encode()) < MIN_ENDING_BYTES:
         return None
     return text[: ends[-1]], text[ends[-1] :]
 
 
 def ask_endings(texts: Sequence[str], begin: str, chosen: random.Random) -> list[dict[str, Any]]:
-    """One question for each text with an ending: its beginning (after the token that begins a text), four endings, the
-    number of its own."""
+    """One question per text with an ending: BOS and the beginning, four endings, the index of the right one."""
     pairs = [pair for pair in map(split_ending, texts) if pair is not None]
     if len({ending.strip() for _, ending in pairs}) < CHOICES:
         return []
@@ -145,7 +148,7 @@ def ask_endings(texts: Sequence[str], begin: str, chosen: random.Random) -> list
 
 
 def write_task(folder: Path, name: str, task: str, rows: Sequence[dict[str, Any]]) -> None:
-    """name.jsonl and name.yaml, which names the former by its whole path."""
+    """Writes name.jsonl, and name.yaml, which contains the absolute path of the former."""
     folder.mkdir(parents=True, exist_ok=True)
     data = (folder / f"{name}.jsonl").resolve()
     data.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
