@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import inspect
+import itertools
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,7 +43,18 @@ def parameter(found: inspect.Parameter) -> str:
     star = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}.get(found.kind, "")
     if found.default is inspect.Parameter.empty:
         return star + annotated
-    return f"{annotated} = {'...' if callable(found.default) else repr(found.default)}"
+    return f"{annotated} = {value(found.default)}"
+
+
+def value(default: Any) -> str:
+    """A default as Python writes it; of a dataclass only the fields that differ from their own defaults."""
+    if callable(default):
+        return "..."
+    if not dataclasses.is_dataclass(default) or isinstance(default, type):
+        return repr(default)
+    fields = ((field, getattr(default, field.name)) for field in dataclasses.fields(default))
+    changed = (f"{field.name}={found!r}" for field, found in fields if found != field.default)
+    return f"{type(default).__name__}({', '.join(changed)})"
 
 
 def signature(name: str, function: Any) -> str:
@@ -78,8 +91,7 @@ def class_parts(name: str, kind: type) -> Iterator[str]:
         yield "\n".join(error_tree(kind))
         return
     if dataclasses.is_dataclass(kind):
-        fields = "\n".join(f"{field.name}: {field.type}{default(field)}" for field in dataclasses.fields(kind))
-        yield code(fields)
+        yield "\n".join(fields(kind))
     elif "__init__" in vars(kind) and name != "Generation":
         yield code(signature(name, kind.__init__))
         yield prose(kind.__init__)
@@ -92,8 +104,21 @@ def class_parts(name: str, kind: type) -> Iterator[str]:
             yield f"#### {name}.{member}()\n\n{shown}{prose(value)}"
 
 
-def default(field: dataclasses.Field[Any]) -> str:
-    return "" if field.default is dataclasses.MISSING else f" = {field.default!r}"
+def fields(kind: type) -> Iterator[str]:
+    """A list item for each field of a dataclass, with the string below it in the source."""
+    (definition,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+    assert isinstance(definition, ast.ClassDef)
+    for node, after in itertools.pairwise([*definition.body, ast.Pass()]):
+        if not isinstance(node, ast.AnnAssign) or "ClassVar" in ast.unparse(node.annotation):
+            continue
+        annotation = node.annotation
+        if isinstance(annotation, ast.Subscript) and ast.unparse(annotation.value) == "Annotated":
+            annotation = annotation.slice.elts[0]
+        written = f"{ast.unparse(node.target)}: {ast.unparse(annotation)}"
+        written += f" = {ast.unparse(node.value)}" if node.value else ""
+        described = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+        text = f": {inspect.cleandoc(after.value.value)}" if described else ""
+        yield textwrap.fill(f"- `{written}`{text}", COLUMNS, subsequent_indent="  ", break_on_hyphens=False)
 
 
 def error_tree(kind: type) -> Iterator[str]:
