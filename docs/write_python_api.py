@@ -19,6 +19,7 @@ COLUMNS = 98
 GROUPS = {
     "Running models": ("load", "Model", "Generation", "Session", "Sampler", "SamplingParams", "RuntimeOptions", "Chat"),
     "Training and converting": ("prepare", "train", "export", "import_model", "ModelConfig"),
+    "Settings": ("PrepareConfig", "TrainConfig"),
     "Errors": ("LlamitaError",),
 }
 INTRODUCTION = """# Python API
@@ -27,14 +28,26 @@ Written by `make docs` from the docstrings; do not edit.
 
 `import llamita` loads nothing heavy: each name is imported on first use. Running models needs only
 NumPy; training needs `pip install 'llamita[train]'`. The command line has the same functions: see
-[Command line](cli.md). For examples see [Quickstart](quickstart.md)."""
+[Command line](cli.md).
+
+```python
+from pathlib import Path
+
+import llamita
+from llamita.config import PrepareConfig, TrainConfig
+
+llamita.prepare(PrepareConfig(sources=("my_texts",), out=Path("tokens")))
+llamita.train(TrainConfig(data=("tokens",), out=Path("runs/mine"), minutes=10))
+llamita.export(Path("runs/mine"), Path("mine.gguf"), "q8_0")
+print("".join(llamita.load("mine.gguf").generate("Once upon a time")))
+```"""
 
 
 def find(name: str) -> Any:
-    """A public name, or a class that public functions return; None if this version has no such name."""
-    from llamita import engine
+    """A public name, or a class that public functions take or return; None if this version has no such name."""
+    from llamita import config, engine
 
-    return getattr(llamita, name, None) or getattr(engine, name, None)
+    return next((getattr(module, name) for module in (llamita, engine, config) if hasattr(module, name)), None)
 
 
 def parameter(found: inspect.Parameter) -> str:
@@ -91,7 +104,7 @@ def class_parts(name: str, kind: type) -> Iterator[str]:
         yield "\n".join(error_tree(kind))
         return
     if dataclasses.is_dataclass(kind):
-        yield "\n".join(fields(kind))
+        yield "\n".join(item for base in reversed(kind.__mro__) for item in fields(base))
     elif "__init__" in vars(kind) and name != "Generation":
         yield code(signature(name, kind.__init__))
         yield prose(kind.__init__)
@@ -105,7 +118,9 @@ def class_parts(name: str, kind: type) -> Iterator[str]:
 
 
 def fields(kind: type) -> Iterator[str]:
-    """A list item for each field of a dataclass, with the string below it in the source."""
+    """A list item for each field that a dataclass adds to its bases, with the string below it in the source."""
+    if not dataclasses.is_dataclass(kind):
+        return
     (definition,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
     assert isinstance(definition, ast.ClassDef)
     for node, after in itertools.pairwise([*definition.body, ast.Pass()]):

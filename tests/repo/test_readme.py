@@ -90,7 +90,7 @@ def random_stories(count: int, seed: int) -> str:
 
 def test_quickstart_runs(tmp_path: Path) -> None:
     """Every command of the quickstart, in order, in one folder; only vocabulary and training are made smaller."""
-    (tmp_path / "stories.txt").write_text(random_stories(2000, seed=0), encoding="utf-8")
+    (tmp_path / "stories.txt").write_text(random_stories(400, seed=0), encoding="utf-8")
     (tmp_path / "more.txt").write_text(random_stories(100, seed=1), encoding="utf-8")
     commands = quickstart_commands()
     assert [shlex.split(command)[1] for command in commands] == ["prepare", "train", "export", "eval", "run"]
@@ -109,6 +109,18 @@ def test_python_example_runs(page: str, tmp_path: Path) -> None:
     (code,) = blocks("python", (ROOT / page).read_text(encoding="utf-8"))
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and done.stdout.strip(), done.stderr
+
+
+def test_python_pipeline_runs(tmp_path: Path) -> None:
+    """The first example of the Python API page, with three steps instead of ten minutes."""
+    (tmp_path / "my_texts").mkdir()
+    (tmp_path / "my_texts" / "stories.txt").write_text(random_stories(400, seed=0), encoding="utf-8")
+    code = blocks("python", (ROOT / "docs" / "python-api.md").read_text(encoding="utf-8"))[0]
+    assert "minutes=10" in code
+    shorter = code.replace("minutes=10", "steps=3")
+    done = subprocess.run([sys.executable, "-c", shorter], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "mine.gguf").is_file()
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/quickstart.md", "docs/c-api.md"])
