@@ -117,3 +117,28 @@ def test_c_example_compiles_and_runs(tmp_path: Path) -> None:
     assert done.stdout.startswith("Once upon a time") and len(done.stdout) > 100
     failed = subprocess.run([str(tmp_path / "story"), "absent.gguf"], capture_output=True, text=True, timeout=120)
     assert failed.returncode == 1 and "absent.gguf" in failed.stderr
+
+
+def named_paths(text: str) -> set[str]:
+    """Files and folders in backticks, such as `training/fused.py` or `engine/src/kernels/panel.h`."""
+    return set(re.findall(r"`([\w.-]+(?:/[\w.*-]+)*/(?:[\w.-]+\.(?:py|c|h|sh|txt|svg))?)`", text))
+
+
+@pytest.mark.parametrize("path", [p for p in [*TEXTS, *PAGES] if p.name != "experiments.md"], ids=name_of)
+def test_named_files_exist(path: Path) -> None:
+    """Code files that the documentation names exist, from the root or from src/llamita."""
+    homes = (ROOT, ROOT / "src" / "llamita", ROOT / "engine" / "src", DOCS)
+    for name in named_paths(path.read_text(encoding="utf-8")):
+        if re.search(r"\.(py|c|h|sh)$", name):
+            assert any((home / name).exists() for home in homes), f"{name_of(path)} names {name}"
+
+
+@pytest.mark.parametrize("path", [*TEXTS, *PAGES], ids=name_of)
+def test_shown_options_exist(path: Path) -> None:
+    """Every option of a `llamita` command line that a page shows is in the help of that command."""
+    help_page = (DOCS / "cli.md").read_text(encoding="utf-8")
+    text = path.read_text(encoding="utf-8").replace("\\\n", " ")
+    for command, rest in re.findall(r"\bllamita ([a-z]+)\b([^\n`#]*)", text):
+        section = help_page.partition(f"\n## llamita {command}\n")[2].partition("\n## ")[0]
+        for option in re.findall(r"(?<=\s)--?[a-zA-Z][\w-]*", rest) if section else ():
+            assert re.search(rf"(?<![\w-]){option}\b", section), f"{name_of(path)}: llamita {command} has no {option}"
