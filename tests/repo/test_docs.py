@@ -119,6 +119,12 @@ def test_c_example_compiles_and_runs(tmp_path: Path) -> None:
     assert failed.returncode == 1 and "absent.gguf" in failed.stderr
 
 
+def test_c_page_names_existing_functions() -> None:
+    header = (ROOT / "engine" / "include" / "llamita.h").read_text(encoding="utf-8")
+    named = set(re.findall(r"\bllamita_\w+", (DOCS / "c-api.md").read_text(encoding="utf-8")))
+    assert named <= set(re.findall(r"\bllamita_\w+", header))
+
+
 def named_paths(text: str) -> set[str]:
     """Files and folders in backticks, such as `training/fused.py` or `engine/src/kernels/panel.h`."""
     return set(re.findall(r"`([\w.-]+(?:/[\w.*-]+)*/(?:[\w.-]+\.(?:py|c|h|sh|txt|svg))?)`", text))
