@@ -23,9 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llamita.data.batches import IGNORED
-from llamita.finetune.loss import ConversationMask
 from llamita.model.llama import Llama
-from llamita.training.loss import tokens_per_chunk
+from llamita.training.loss import packed_mask, tokens_per_chunk
 
 PreferenceKind = Literal["dpo", "ipo"]
 
@@ -130,7 +129,7 @@ class DpoLoss(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """float64 [2, P]: the log-probability of each better and worse answer, and its number of tokens."""
         with torch.autocast(inputs.device.type, self.compute, enabled=self.compute != torch.float32):
-            hidden = self.model.hidden_states(inputs, ConversationMask(segments))
+            hidden = self.model.hidden_states(inputs, mask=packed_mask(segments))
         counts = targets != IGNORED
         is_second = torch.arange(len(inputs), device=inputs.device) >= len(inputs) // 2
         answer = (segments + num_pairs * is_second[:, None])[counts]  # [N]

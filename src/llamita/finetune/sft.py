@@ -32,11 +32,10 @@ from llamita.finetune.base_model import BaseModel
 from llamita.finetune.dataset import LONGEST, open_sft_dataset
 from llamita.finetune.evaluate import Advance, right_answers, target_nats
 from llamita.finetune.lora import LINEAR_LAYERS, LoraConfig, add_lora, initialize_updates, lora_layers, updates_of
-from llamita.finetune.loss import ConversationLoss, ConversationMask
+from llamita.finetune.loss import ConversationLoss
 from llamita.finetune.packing import ConversationBatches, Examples
 from llamita.finetune.preview import count_lines, loss_lines
 from llamita.finetune.splits import digest_ids, open_general_text, open_texts
-from llamita.model.kv_cache import KVCache
 from llamita.training.defaults import TOKENS_PER_PASS
 from llamita.training.distillation import DistillationLoss, distillation_loss
 from llamita.training.distributed import Ranks, compute_type
@@ -85,11 +84,9 @@ class FinetuneTask(Task):
         share = 1.0 if self.lora is None else LORA_FLOPS
         self.flops_per_token = share * flops_per_token(base.config, self.context)
 
-    def _taught(self, attention: Callable[..., KVCache] | None) -> DistillationLoss:
+    def _taught(self) -> DistillationLoss:
         """The loss beside --teacher's."""
-        loss = distillation_loss(
-            self.config, self.model, self.tokenizer, self.context, self.compute, attention=attention
-        )
+        loss = distillation_loss(self.config, self.model, self.tokenizer, self.context, self.compute)
         self.teacher_lines = [loss.line()]
         return loss
 
@@ -182,7 +179,7 @@ class SftTask(FinetuneTask):
         self.micro_batch_size = config.micro_batch_size
         self._build(config, dataset.base, ranks)
         self.answer_loss = ConversationLoss(self.model, self.compute)
-        self.loss = self.answer_loss if config.teacher is None else self._taught(ConversationMask)
+        self.loss = self.answer_loss if config.teacher is None else self._taught()
         self.batches = ConversationBatches(
             examples, self.context, self.micro_batch_size, config.seed, ranks.rank, ranks.world_size
         )
@@ -267,7 +264,7 @@ class TextTask(FinetuneTask):
         assert config.micro_batch_size
         self.micro_batch_size = config.micro_batch_size
         self._build(config, base, ranks)
-        self.loss = self.text_loss if config.teacher is None else self._taught(None)
+        self.loss = self.text_loss if config.teacher is None else self._taught()
         self.batches = Batches(
             self.train_split, base.bos_or_eos_id, self.context, self.micro_batch_size, config.seed,
             ranks.rank, ranks.world_size,
