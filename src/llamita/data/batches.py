@@ -21,7 +21,7 @@ WINDOW_DOCUMENTS = 8192  # packed together; bounds the time and the memory that 
 
 
 class Documents(Protocol):
-    """What training and scoring need of a split: a token store's split has it, and so have documents in memory."""
+    """Tokenized documents that rows can be packed from: a split of a token store, or documents in memory."""
 
     @property
     def num_documents(self) -> int: ...
@@ -30,17 +30,21 @@ class Documents(Protocol):
     def num_tokens(self) -> int: ...
 
     @property
-    def text_bytes(self) -> int:
-        """UTF-8 bytes of all documents' text."""
-        ...
-
-    @property
     def lengths(self) -> npt.NDArray[Any]:
         """Tokens of each document, EOS included."""
         ...
 
     def document(self, index: int, /) -> npt.NDArray[Any]:
         """The ids of one document, EOS included, without BOS."""
+        ...
+
+
+class ScoredDocuments(Documents, Protocol):
+    """Documents whose loss can be given in bits per byte of their text."""
+
+    @property
+    def text_bytes(self) -> int:
+        """UTF-8 bytes of all documents' text."""
         ...
 
 
@@ -161,30 +165,23 @@ class _Position:
     row: int = 0
 
 
-class Batches:
-    """An endless iterator of batches over `documents`, epoch after epoch, each in its own order.
+class RowStream:
+    """An endless stream of packed rows over `documents`, epoch after epoch, each in its own order.
 
-    The stream of rows depends on (seed, epoch) alone. Each batch takes the next world_size * batch_size rows of it; a
-    process gets the batch_size of them that its rank says. So the rows of a step are the same for any number of
-    processes with the same product, and `state_dict` (three numbers) restores the exact position.
+    The stream depends on (seed, epoch) alone. Each step takes the next world_size * batch_size rows of it, of which the
+    process of a rank gets batch_size. So the rows of a step are the same for any number of processes with the same
+    product, and `state_dict` (three numbers) restores the exact position.
     """
 
     splits_documents = True  # to fill rows
 
     def __init__(
-        self,
-        documents: Documents,
-        bos_id: int,
-        context: int,
-        batch_size: int,
-        seed: int,
-        rank: int = 0,
-        world_size: int = 1,
+        self, documents: Documents, context: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1
     ) -> None:
         assert documents.num_documents > 0 and context > 0 and batch_size > 0 and 0 <= rank < world_size
-        self.documents, self.bos_id, self.context, self.batch_size = documents, bos_id, context, batch_size
+        self.documents, self.context, self.batch_size = documents, context, batch_size
         self.seed, self.rank, self.world_size = seed, rank, world_size
-        is_weighted = hasattr(documents, "epoch_documents")  # isinstance would read every property, text_bytes too
+        is_weighted = hasattr(documents, "epoch_documents")  # isinstance would read every property
         self._weighted = cast(WeightedDocuments, documents) if is_weighted else None
         size = self._weighted.epoch_size if self._weighted is not None else documents.num_documents
         self.num_windows = max(1, round(size / WINDOW_DOCUMENTS))
@@ -205,20 +202,10 @@ class Batches:
         self._position = _Position(**state)
         self._rows = None
 
-    def __iter__(self) -> Iterator[Batch]:
-        return self
-
-    def __next__(self) -> Batch:
-        inputs = np.full((self.batch_size, self.context), self.bos_id, dtype=np.int64)
-        targets = np.full((self.batch_size, self.context), IGNORED, dtype=np.int64)
-        first, num_targets = self.rank * self.batch_size, 0
-        for index in range(self.world_size * self.batch_size):
-            pieces = self._next_row()
-            num_targets += sum(piece.length for piece in pieces)
-            own = index - first
-            if 0 <= own < self.batch_size:
-                fill_row(inputs[own], targets[own], pieces, self.documents, self.bos_id)
-        return Batch(inputs, targets, num_targets)
+    def _step_rows(self) -> tuple[list[list[Piece]], list[list[Piece]]]:
+        """The next rows of this process, and those of all processes."""
+        rows = [self._next_row() for _ in range(self.world_size * self.batch_size)]
+        return rows[self.rank * self.batch_size : (self.rank + 1) * self.batch_size], rows
 
     def _next_row(self) -> list[Piece]:
         at = self._position
@@ -247,3 +234,31 @@ class Batches:
         documents = order[bounds[0] : bounds[1]]
         rows = pack_rows(documents, self._lengths[documents], self.context, split=self.splits_documents)
         return [rows[i] for i in np.random.default_rng((self.seed, epoch, window)).permutation(len(rows))]
+
+
+class Batches(RowStream):
+    """An endless iterator of batches; documents are split where that fills rows."""
+
+    def __init__(
+        self,
+        documents: Documents,
+        bos_id: int,
+        context: int,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        super().__init__(documents, context, batch_size, seed, rank, world_size)
+        self.bos_id = bos_id
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        own, rows = self._step_rows()
+        inputs = np.full((self.batch_size, self.context), self.bos_id, dtype=np.int64)
+        targets = np.full((self.batch_size, self.context), IGNORED, dtype=np.int64)
+        for row, pieces in enumerate(own):
+            fill_row(inputs[row], targets[row], pieces, self.documents, self.bos_id)
+        return Batch(inputs, targets, sum(piece.length for row in rows for piece in row))

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from llamita.data.batches import Documents
+from llamita.data.batches import ScoredDocuments
 from llamita.data.token_store import TokenStore
 from llamita.errors import ConfigError, StoreError
 
@@ -32,8 +32,8 @@ class TrainingData:
     vocab_size: int
     bos_id: int
     eos_id: int
-    train: Documents
-    val: Documents
+    train: ScoredDocuments
+    val: ScoredDocuments
     stores: tuple[tuple[Path, float], ...]
     facts: dict[str, Any]  # what must not change when a run goes on: counts, weights
 
@@ -46,7 +46,7 @@ class TrainingData:
 class JoinedDocuments:
     """The documents of several splits, one after another, all of them once."""
 
-    def __init__(self, splits: Sequence[Documents]) -> None:
+    def __init__(self, splits: Sequence[ScoredDocuments]) -> None:
         self.splits = tuple(splits)
         counts = [split.num_documents for split in self.splits]
         self.first_documents = [sum(counts[:i]) for i in range(len(counts))]
@@ -73,7 +73,7 @@ class Mixture(JoinedDocuments):
     num_tokens and text_bytes are an epoch's, on average; num_documents counts each document once.
     """
 
-    def __init__(self, splits: Sequence[Documents], weights: Sequence[float]) -> None:
+    def __init__(self, splits: Sequence[ScoredDocuments], weights: Sequence[float]) -> None:
         super().__init__(splits)
         assert len(weights) == len(self.splits) and all(weight > 0 for weight in weights)
         self.weights = tuple(weights)
@@ -96,7 +96,7 @@ class Mixture(JoinedDocuments):
         return np.concatenate(parts)
 
 
-def _share(split: Documents, weight: float) -> int:
+def _share(split: ScoredDocuments, weight: float) -> int:
     """How many documents of a split the fraction of its weight is: at least one, if there is a fraction."""
     fraction = weight - int(weight)
     return max(1, round(fraction * split.num_documents)) if fraction > 0 and split.num_documents else 0
