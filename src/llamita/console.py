@@ -8,7 +8,7 @@ from typing import TextIO
 from rich.console import Console
 from rich.table import Table
 
-SHORT_UNITS = {"tokens": "tok", "learned tokens": "learned tok"}
+SHORT_UNITS = {"tokens": "tok", "target tokens": "target tok"}
 
 Rows = list[tuple[str, ...]]  # every row has the same number of cells
 
