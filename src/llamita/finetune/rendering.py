@@ -231,8 +231,8 @@ class Renderer:
         if int(ids[end]) not in self.end_ids:
             known = ", ".join(sorted(repr(self._pieces[i]) for i in self.end_ids if i < len(self._pieces))) or "none"
             raise ChatError(
-                f"cannot use {where}: the chat template ends an answer with {self._pieces[ids[end]]!r}, which is no end "
-                f"token of this model (those are: {known}), so the model would not stop; choose another "
+                f"cannot use {where}: the chat template ends an answer with {self._pieces[ids[end]]!r}, which is no "
+                f"end token of this model (those are: {known}), so the model would not stop; choose another "
                 "--chat-template"
             )
 
