@@ -169,11 +169,11 @@ class _Position:
     row: int = 0
 
 
-class Batches:
-    """An endless iterator over batches of `documents`; each epoch has its own order.
+class RowStream:
+    """An endless stream of packed rows of `documents`; each epoch has its own order.
 
-    The stream of rows depends only on (seed, epoch). A batch takes its next world_size * batch_size
-    rows, and a process gets batch_size of them, by its rank. So a step has the same rows for any
+    The stream depends only on (seed, epoch). A step takes its next world_size * batch_size rows,
+    and a process gets batch_size of them, by its rank. So a step has the same rows for any
     number of processes with the same product, and `state_dict` (three numbers) restores the exact
     position.
     """
@@ -181,17 +181,10 @@ class Batches:
     splits_documents = True  # to fill gaps
 
     def __init__(
-        self,
-        documents: Documents,
-        bos_id: int,
-        context: int,
-        batch_size: int,
-        seed: int,
-        rank: int = 0,
-        world_size: int = 1,
+        self, documents: Documents, context: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1
     ) -> None:
         assert documents.num_documents > 0 and context > 0 and batch_size > 0 and 0 <= rank < world_size
-        self.documents, self.bos_id, self.context, self.batch_size = documents, bos_id, context, batch_size
+        self.documents, self.context, self.batch_size = documents, context, batch_size
         self.seed, self.rank, self.world_size = seed, rank, world_size
         # Not isinstance: that would evaluate every property.
         is_weighted = hasattr(documents, "epoch_documents")
@@ -215,20 +208,10 @@ class Batches:
         self._position = _Position(**state)
         self._rows = None
 
-    def __iter__(self) -> Iterator[Batch]:
-        return self
-
-    def __next__(self) -> Batch:
-        inputs = np.full((self.batch_size, self.context), self.bos_id, dtype=np.int64)
-        targets = np.full((self.batch_size, self.context), IGNORED, dtype=np.int64)
-        first, num_targets = self.rank * self.batch_size, 0
-        for index in range(self.world_size * self.batch_size):
-            pieces = self._next_row()
-            num_targets += sum(piece.length for piece in pieces)
-            own = index - first
-            if 0 <= own < self.batch_size:
-                fill_row(inputs[own], targets[own], pieces, self.documents, self.bos_id)
-        return Batch(inputs, targets, num_targets)
+    def _step_rows(self) -> tuple[list[list[Piece]], list[list[Piece]]]:
+        """The next rows of this process, and those of all processes."""
+        rows = [self._next_row() for _ in range(self.world_size * self.batch_size)]
+        return rows[self.rank * self.batch_size : (self.rank + 1) * self.batch_size], rows
 
     def _next_row(self) -> list[Piece]:
         at = self._position
@@ -257,3 +240,31 @@ class Batches:
         documents = order[bounds[0] : bounds[1]]
         rows = pack_rows(documents, self._lengths[documents], self.context, split=self.splits_documents)
         return [rows[i] for i in np.random.default_rng((self.seed, epoch, window)).permutation(len(rows))]
+
+
+class Batches(RowStream):
+    """An endless iterator over batches; it splits documents to fill gaps."""
+
+    def __init__(
+        self,
+        documents: Documents,
+        bos_id: int,
+        context: int,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        super().__init__(documents, context, batch_size, seed, rank, world_size)
+        self.bos_id = bos_id
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        own, rows = self._step_rows()
+        inputs = np.full((self.batch_size, self.context), self.bos_id, dtype=np.int64)
+        targets = np.full((self.batch_size, self.context), IGNORED, dtype=np.int64)
+        for row, pieces in enumerate(own):
+            fill_row(inputs[row], targets[row], pieces, self.documents, self.bos_id)
+        return Batch(inputs, targets, sum(piece.length for row in rows for piece in row))

@@ -1,10 +1,10 @@
-"""Files of examples (.jsonl, .json, .csv, .parquet) to rows: objects by key, each with the place that it came from."""
+"""Reads rows from files of examples (.jsonl, .json, .csv, .parquet), each with its file and line."""
 
 from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,8 +21,29 @@ class Row(NamedTuple):
     values: dict[str, Any]
 
 
+def list_keys(values: Mapping[str, Any]) -> str:
+    """The first keys of a row, for error messages."""
+    return ", ".join(map(repr, list(values)[:12])) or "nothing"
+
+
+def read_files(data: Path | Sequence[Path], what: str) -> Iterator[Row]:
+    """Every row in files or folders, in order. Raises SourceError, also if there is none at all.
+
+    what: the plural of what the rows hold, for the error message.
+    """
+    paths = [data] if isinstance(data, (str, Path)) else list(data)
+    found = 0
+    for path in paths:
+        for file in list_example_files(Path(path)):
+            for row in read_rows(file):
+                found += 1
+                yield row
+    if not found:
+        raise SourceError(f"no {what} in {', '.join(map(str, paths))}: the files are empty; add some")
+
+
 def read_rows(path: Path) -> Iterator[Row]:
-    """Every row of a file, in order. Raises SourceError naming file and line."""
+    """Every row in a file, in order. Raises SourceError naming file and line."""
     path = Path(path)
     readers = {".jsonl": _read_jsonl, ".json": _read_json, ".csv": _read_csv, ".parquet": _read_parquet}
     reader = readers.get(path.suffix.lower())
@@ -31,7 +52,7 @@ def read_rows(path: Path) -> Iterator[Row]:
     if reader is None:
         kind = path.suffix or "no suffix"
         raise SourceError(
-            f"cannot read {path}: unknown kind of file ({kind}); expected {', '.join(SUFFIXES)}, .txt, .md"
+            f"cannot read {path}: unknown file type ({kind}); expected {', '.join(SUFFIXES)}, .txt or .md"
         )
     if not path.is_file():
         raise SourceError(f"cannot read {path}: " + ("not a regular file" if path.exists() else "no such file"))
@@ -39,7 +60,7 @@ def read_rows(path: Path) -> Iterator[Row]:
 
 
 def list_example_files(path: Path) -> list[Path]:
-    """A file itself, or a folder's files of SUFFIXES by name. Raises SourceError where there is none."""
+    """The file itself, or the files with SUFFIXES in a folder, sorted by name. Raises SourceError if none."""
     path = Path(path)
     if not path.is_dir():
         return [path]
@@ -50,7 +71,7 @@ def list_example_files(path: Path) -> list[Path]:
     except OSError as error:
         raise SourceError(f"cannot read folder {path}: {error.strerror or error}") from None
     if not found:
-        raise SourceError(f"no examples in folder {path}: expected files that end in {', '.join(SUFFIXES)}")
+        raise SourceError(f"no examples in folder {path}: expected files with the suffix {', '.join(SUFFIXES)}")
     return found
 
 
@@ -86,12 +107,12 @@ def _read_jsonl(path: Path) -> Iterator[Row]:
 
 
 def _read_json(path: Path) -> Iterator[Row]:
-    """An array of objects, as Alpaca's and LLaMA-Factory's files are."""
+    """An array of objects, the form of Alpaca's and LLaMA-Factory's files."""
     content = _parse("".join(_lines_of(path)), str(path))
     if not isinstance(content, list):
         raise SourceError(
-            f"cannot read {path}: expected a JSON array of examples, found {json_name(content)}; a file with an object "
-            "a line is named .jsonl"
+            f"cannot read {path}: expected a JSON array of examples, found {json_name(content)}; name a file with "
+            "one object per line .jsonl"
         )
     for number, value in enumerate(content, start=1):
         yield _object(value, f"{path}: item {number}")
@@ -103,7 +124,7 @@ def _read_csv(path: Path) -> Iterator[Row]:
     try:
         columns = next(reader, None)
         if not columns:
-            raise SourceError(f"cannot read {path}: it is empty; expected a first line with the columns' names")
+            raise SourceError(f"cannot read {path}: it is empty; expected a header line with column names")
         if len(set(columns)) != len(columns):
             raise SourceError(f"cannot read {path}:1: two columns have the same name: {', '.join(columns)[:200]}")
         start = reader.line_num + 1

@@ -1,4 +1,4 @@
-"""Keeps the keys and values of the tokens seen so far, so that each new token costs one position's work."""
+"""A cache of the keys and values of past tokens, so that a new token costs one position's work."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from llamita.config import ModelConfig
 class KVCache:
     """Room for `capacity_tokens` positions of every layer.
 
-    keys, values: [L, B, K, capacity, S]. num_tokens counts the positions that every layer has; the network advances it
-    once per pass.
+    keys, values: [L, B, K, capacity, S]. num_tokens counts the positions stored in every layer; the
+    network advances it once per pass.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class KVCache:
         self.num_tokens = 0
 
     def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Store key, value [B, K, T, S] of the next T positions; returns all so far [B, K, past + T, S]."""
+        """Store the next T positions, key and value [B, K, T, S]; return all so far [B, K, past + T, S]."""
         end = self.num_tokens + key.shape[2]
         assert end <= self.keys.shape[3], (end, self.keys.shape)
         self.keys[layer, :, :, self.num_tokens : end] = key
@@ -43,6 +43,6 @@ class KVCache:
         return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
 
     def causal_mask(self, time: int) -> Tensor:
-        """[T, past + T], True where query t (at position past + t) may look."""
+        """[T, past + T], True where query t (at position past + t) may attend to a key."""
         position = torch.arange(self.num_tokens + time, device=self.keys.device)
         return position[None, :] <= position[self.num_tokens :, None]

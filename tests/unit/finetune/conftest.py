@@ -1,4 +1,4 @@
-"""What fine-tuning's tests share: a checkpoint that has a chat template, and conversations that can be learned."""
+"""Fixtures of fine-tuning: checkpoints with and without a chat template, and short conversations."""
 
 from __future__ import annotations
 

@@ -20,17 +20,19 @@ from llamita.checkpoint import load_config, load_model
 from llamita.data.batches import IGNORED
 from llamita.data.records import Row
 from llamita.errors import SourceError, TrainingError
-from llamita.finetune.dpo_evaluate import answer_log_probabilities, score_pairs
-from llamita.finetune.dpo_loss import DpoLoss, preference_losses, target_log_probabilities
-from llamita.finetune.dpo_packing import (
+from llamita.finetune.dataset import digest_examples
+from llamita.finetune.dpo_data import (
     DpoBatch,
     DpoBatches,
     Pairs,
-    pair_count_lines,
+    Preference,
+    read_preference,
+    read_preferences,
     render_pairs,
 )
+from llamita.finetune.dpo_evaluate import answer_log_probabilities, score_pairs
+from llamita.finetune.dpo_loss import DpoLoss, preference_losses, target_log_probabilities
 from llamita.finetune.lora import LoraConfig, add_lora
-from llamita.finetune.preferences import Preference, read_preference, read_preferences
 from llamita.finetune.rendering import Renderer
 from llamita.model.llama import Llama
 from llamita.tokenizer import load_tokenizer
@@ -53,7 +55,7 @@ def texts(preference: Preference) -> tuple[list[str], str]:
     before = [turn.text for turn in preference.chosen.turns[:-1]]
     assert before == [turn.text for turn in preference.rejected.turns[:-1]]
     for conversation in (preference.chosen, preference.rejected):
-        assert [turn.learned for turn in conversation.turns] == [False] * len(before) + [True]
+        assert [turn.is_target for turn in conversation.turns] == [False] * len(before) + [True]
     return before, f"{preference.chosen.turns[-1].text} > {preference.rejected.turns[-1].text}"
 
 
@@ -88,18 +90,18 @@ def test_forms(values: dict[str, Any], before: list[str]) -> None:
 def test_columns_and_a_system_prompt() -> None:
     row = Row("a.csv:2", {"q": "Who?", "better": GOOD, "worse": BAD})
     assert texts(read_preference(row, ("q", "better", "worse"), "Be brief."))[0] == ["Be brief.", "Who?"]
-    with pytest.raises(SourceError, match=r"a\.csv:2: no 'best' in it, found 'q', 'better', 'worse'; name columns"):
+    with pytest.raises(SourceError, match=r"a\.csv:2: it has no 'best', found 'q', 'better', 'worse'; choose existing"):
         read_preference(row, ("q", "best", "worse"))
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"prompt": "Who?", "completion": GOOD}, "no 'chosen' in it, found 'prompt', 'completion'; expected chosen"),
-        ({"prompt": "Who?", "chosen": GOOD, "rejected": None}, "no 'rejected' in it"),
-        ({"chosen": GOOD, "rejected": BAD}, r"\(chosen\): it has no prompt; expected chosen and rejected with"),
-        ({"prompt": "Who?", "chosen": 3, "rejected": BAD}, r"\(chosen\): expected a text or messages, found a number"),
-        ({"prompt": 3, "chosen": GOOD, "rejected": BAD}, "prompt: expected a text or messages, found a number"),
+        ({"prompt": "Who?", "completion": GOOD}, "it has no 'chosen', found 'prompt', 'completion'; expected chosen"),
+        ({"prompt": "Who?", "chosen": GOOD, "rejected": None}, "it has no 'rejected'"),
+        ({"chosen": GOOD, "rejected": BAD}, r"\(chosen\): no prompt; expected chosen and rejected with"),
+        ({"prompt": "Who?", "chosen": 3, "rejected": BAD}, r"\(chosen\): expected a string or messages, found a num"),
+        ({"prompt": 3, "chosen": GOOD, "rejected": BAD}, "prompt: expected a string or messages, found a number"),
         ({"prompt": "Who?", "chosen": GOOD, "rejected": " "}, r"\(rejected\): message 2: the assistant's text is emp"),
         ({"prompt": "Who?", "chosen": GOOD, "rejected": user("Me")}, r"\(rejected\): message 2: expected the assist"),
         ({"messages": LONG[:2], "chosen": says(GOOD), "rejected": says(BAD)}, "message 3: expected the user, found"),
@@ -107,13 +109,13 @@ def test_columns_and_a_system_prompt() -> None:
         ({"chosen": [user("Who?"), says(GOOD)], "rejected": [user("Who?"), says(BAD), *LONG[:1], says(GOOD)]},
          "chosen has 2 messages, rejected 4"),
         ({"chosen": [user("Who?"), says(GOOD), user("And?")], "rejected": [user("Who?"), says(BAD)]},
-         r"\(chosen\): expected the assistant's answer at its end"),
+         r"\(chosen\): expected an assistant message at its end"),
         ({"prompt": "What?", "chosen": [user("Who?"), says(GOOD)], "rejected": [user("Who?"), says(BAD)]},
-         r"\(chosen\): it is a whole conversation without the prompt beside it"),
+         r"\(chosen\): it is a whole conversation that lacks the prompt beside it"),
         ({"prompt": LONG, "chosen": [user("Who?"), says(GOOD)], "rejected": [user("Who?"), says(BAD)]},
-         "begins a conversation of its own beside prompt"),
-        ({"prompt": "Who?", "chosen": says(GOOD) | {"weight": 0}, "rejected": BAD}, "nothing to learn"),
-        ({"prompt": LONG, "chosen": says(GOOD) | {"weight": 0}, "rejected": BAD}, "weight 0, so there is nothing"),
+         "a whole conversation that does not begin with prompt"),
+        ({"prompt": "Who?", "chosen": says(GOOD) | {"weight": 0}, "rejected": BAD}, "nothing to train on"),
+        ({"prompt": LONG, "chosen": says(GOOD) | {"weight": 0}, "rejected": BAD}, "weight 0; remove the weight"),
     ],
 )  # fmt: skip
 def test_refusals(values: dict[str, Any], message: str) -> None:
@@ -171,14 +173,14 @@ def test_what_is_compared(checkpoint: Path) -> None:
     long = read_preference(Row("a.jsonl:9", {"prompt": "Who?", "chosen": GOOD, "rejected": "A goat. " * 90}))
     with Renderer(load_tokenizer(checkpoint), load_config(checkpoint)) as renderer:
         ((pair,), counts) = render_pairs([tie, preference, long], renderer)
-        decoded = [renderer.tokenizer.decode(each.ids[each.learned].tolist()[:-1]).decode() for each in pair]
+        decoded = [renderer.tokenizer.decode(each.ids[each.loss_mask].tolist()[:-1]).decode() for each in pair]
         with pytest.raises(
-            TrainingError, match=r"of 2 pairs 1 have two .* 1 do not fit into 256 .*a\.jsonl:9.*--conte"
+            TrainingError, match=r"of 2 pairs 1 have identical .* 1 do not fit into 256 .*a\.jsonl:9.*--conte"
         ):
             render_pairs([tie, long], renderer)
     assert decoded == [GOOD, "No llama at all."] and pair.chosen.ids[-1] == pair.rejected.ids[-1] == 2
-    assert (counts.pairs, counts.kept, counts.ties, counts.too_long) == (3, 1, 1, 1)
-    told = dict(pair_count_lines(counts))
+    assert (counts.total, counts.kept, counts.ties, counts.too_long) == (3, 1, 1, 1)
+    told = dict(line.split(": ", 1) for line in counts.describe())
     assert told["pairs"] == "3, 1 kept" and "a.jsonl:9" in told["too long"] and "1 pairs" in told["ties"]
 
 
@@ -196,7 +198,7 @@ def test_both_answers_are_in_the_same_batch_once_an_epoch(checkpoint: Path) -> N
             which = [
                 index for index, pair in enumerate(pairs.pairs)
                 if all(np.array_equal(ids, each.ids[:-1]) and
-                       np.array_equal(targets, np.where(each.learned[1:], each.ids[1:], IGNORED))
+                       np.array_equal(targets, np.where(each.loss_mask[1:], each.ids[1:], IGNORED))
                        for (ids, targets), each in zip(sides, pair, strict=True))
             ]  # fmt: skip
             assert len(which) == 1 and np.array_equal(pairs.reference[:, which[0]], batch.reference[:, number])
@@ -291,9 +293,9 @@ def test_packed_loss_is_that_of_each_pair_alone(checkpoint: Path, lora: bool, ki
     model.zero_grad()
     expected = torch.zeros((), dtype=torch.float64)
     for index, pair in enumerate(pairs.pairs):
-        ratios = torch.stack([alone(model, each.ids, each.learned) for each in pair])
+        ratios = torch.stack([alone(model, each.ids, each.loss_mask) for each in pair])
         ratios = ratios - torch.from_numpy(pairs.reference[:, index])
-        tokens = torch.tensor([each.learned.sum() for each in pair])
+        tokens = torch.tensor([each.loss_mask.sum() for each in pair])
         expected = (
             expected + preference_losses(ratios[:, None], tokens[:, None], kind, loss.beta, loss.label_smoothing)[0]
         )
@@ -314,7 +316,7 @@ def test_at_the_reference_nothing_is_preferred(checkpoint: Path) -> None:
     model = loss.model.eval()
     for index, pair in enumerate(pairs.pairs[:5]):
         for side, each in enumerate(pair):
-            assert said[side, index].item() == pytest.approx(alone(model, each.ids, each.learned).item(), rel=1e-5)
+            assert said[side, index].item() == pytest.approx(alone(model, each.ids, each.loss_mask).item(), rel=1e-5)
     pairs.reference = said.numpy()
     score = score_pairs(loss, pairs, said)
     assert score == pytest.approx((math.log(2), 0.5, 0, 0, 0))
@@ -323,7 +325,10 @@ def test_at_the_reference_nothing_is_preferred(checkpoint: Path) -> None:
     score = score_pairs(loss, pairs, said + torch.tensor([[1.0], [-3.0]]))
     assert score == pytest.approx((math.log1p(math.exp(-2.0)), 1.0, 2.0, 0.5, -1.5))
     assert answer_log_probabilities(loss, pairs, advance=lambda share: False) is None
-    assert pairs.fingerprint == made_pairs(checkpoint, 30).fingerprint != made_pairs(checkpoint, 30, 5).fingerprint
+    digests = [
+        digest_examples(each.pairs) for each in (pairs, made_pairs(checkpoint, 30), made_pairs(checkpoint, 30, 5))
+    ]
+    assert digests[0] == digests[1] != digests[2]
 
 
 def test_real_pairs(checkpoint: Path, shared_data: Path) -> None:
@@ -335,6 +340,6 @@ def test_real_pairs(checkpoint: Path, shared_data: Path) -> None:
         for pair in pairs:
             preference = next(each for each in read if each.chosen.where == pair.chosen.where)
             for example, conversation in zip(pair, (preference.chosen, preference.rejected), strict=True):
-                answer = renderer.tokenizer.decode(example.ids[example.learned].tolist()[:-1]).decode()
+                answer = renderer.tokenizer.decode(example.ids[example.loss_mask].tolist()[:-1]).decode()
                 assert answer == conversation.turns[-1].text
     assert counts.kept + counts.too_long == 40 and counts.kept > 10

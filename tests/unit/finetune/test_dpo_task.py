@@ -20,7 +20,7 @@ from rich.console import Console
 from llamita.checkpoint import load_model, load_tensors
 from llamita.config import FinetuneConfig
 from llamita.errors import CheckpointError, ConfigError, TrainingError
-from llamita.finetune.dpo_reference import NAME, Reference, load_reference, save_reference
+from llamita.finetune.dpo_evaluate import NAME, Reference, load_reference, save_reference
 from llamita.finetune.run import finetune, show_preview
 from llamita.run_directory import read_metrics
 from llamita.tokenizer.chat_templates import CHAT_TEMPLATES
@@ -171,7 +171,7 @@ def test_refusals(checkpoint: Path, pairs: Path, tmp_path: Path) -> None:
         config(teacher=checkpoint)
     with pytest.raises(ConfigError, match=r"--columns names questions and answers"):
         finetune(config(columns=("a", "b")))
-    with pytest.raises(TrainingError, match=r"nothing to prefer: .*raise --context"):
+    with pytest.raises(TrainingError, match=r"nothing to train on: .*raise --context"):
         finetune(config(context=8))
 
 

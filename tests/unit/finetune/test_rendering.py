@@ -20,7 +20,7 @@ from llamita.finetune.conversations import Conversation, Turn, read_conversation
 from llamita.finetune.lora import LoraConfig, add_lora
 from llamita.finetune.loss import ConversationLoss
 from llamita.finetune.packing import ConversationBatches, Examples
-from llamita.finetune.preview import count_lines, preview_examples, stretches
+from llamita.finetune.preview import masked_spans, preview_examples
 from llamita.finetune.rendering import Renderer, render_examples
 from llamita.tokenizer import load_tokenizer
 from llamita.tokenizer.chat_templates import CHAT_TEMPLATES
@@ -53,14 +53,14 @@ def renderer(checkpoint: Path, context: int | None = None, template: str | None 
 def learned_texts(checkpoint: Path, template: str | None = None) -> list[str]:
     with renderer(checkpoint, template=template) as render:
         example = render.render(THREE)
-        return [text for text, learned in stretches(example, render.tokenizer) if learned]
+        return [text for text, learned in masked_spans(example, render.tokenizer) if learned]
 
 
 def test_our_own_tokenizer_gets_chatml(checkpoint: Path) -> None:
     with renderer(checkpoint) as render:
         example = render.render(THREE)
-        assert example.ids[0] == 1 and example.ids[-1] == 2 and not example.learned[0] and example.learned[-1]
-        pieces = [text for text, _ in stretches(example, render.tokenizer)]
+        assert example.ids[0] == 1 and example.ids[-1] == 2 and not example.loss_mask[0] and example.loss_mask[-1]
+        pieces = [text for text, _ in masked_spans(example, render.tokenizer)]
     assert "".join(pieces).startswith(
         "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nWho are you?<|im_end|>"
     )
@@ -93,7 +93,7 @@ def test_only_marked_answers_are_learned(checkpoint: Path) -> None:
     turns[2] = Turn("assistant", "A llama.", False)
     with renderer(checkpoint) as render:
         example = render.render(Conversation(tuple(turns), "x"))
-        assert next(t for t, learned in stretches(example, render.tokenizer) if learned).startswith("Two")
+        assert next(t for t, learned in masked_spans(example, render.tokenizer) if learned).startswith("Two")
 
 
 def test_long_ones_are_cut_at_turns(checkpoint: Path) -> None:
@@ -102,18 +102,16 @@ def test_long_ones_are_cut_at_turns(checkpoint: Path) -> None:
     ends = np.flatnonzero(whole.ids == 2)  # system, user, assistant, …
     with renderer(checkpoint, context=int(ends[4])) as render:
         cut = render.render(THREE)
-        assert len(cut.ids) == ends[4] + 1 and cut.cut_turns == 2 and cut.num_pairs == render.context_tokens
+        assert len(cut.ids) == ends[4] + 1 and cut.removed_turns == 2 and cut.length == render.context_tokens
     with renderer(checkpoint, context=int(ends[4]) - 1) as render:
-        assert render.render(THREE).cut_turns == 4
+        assert render.render(THREE).removed_turns == 4
         long = talk("Why?", "Because " * 200, where="a.jsonl:7")
         examples, counts = render_examples([long, THREE, long], render)
         assert len(examples) == 1
-        assert (counts.conversations, counts.cut, counts.cut_turns, counts.too_long) == (3, 1, 4, 2)
-        told = dict(count_lines(counts))
-        assert "a.jsonl:7" in told["too long"] and "4 turns" in told["cut"]
-        with pytest.raises(
-            TrainingError, match=r"all answers of the 2 conversations were cut off.*a\.jsonl:7.*--context"
-        ):
+        assert (counts.total, counts.truncated, counts.removed_turns, counts.too_long) == (3, 1, 4, 2)
+        told = dict(line.split(": ", 1) for line in counts.describe())
+        assert "a.jsonl:7" in told["too long"] and "4 turns" in told["truncated"]
+        with pytest.raises(TrainingError, match=r"none of 2 conversations fits.*a\.jsonl:7.*--context"):
             render_examples([long, long], render)
 
 
@@ -132,9 +130,12 @@ OTHER_PROMPT = CHAT_TEMPLATES["chatml"].replace("assistant", "helper")
     ("template", "message"),
     [
         (NO_END, "writes no end token after the answer"),
-        (NO_END.replace("'\n'", "'<|im_start|>'"), "writes '<|im_start|>', which ends no text of this model's"),
-        (FORGETS, "not prefix-stable: it writes an answer otherwise when more follows"),
-        (OTHER_PROMPT, "not prefix-stable: with the answer in message 3"),
+        (
+            NO_END.replace("'\n'", "'<|im_start|>'"),
+            "ends an answer with '<|im_start|>', which is no end token of this model",
+        ),
+        (FORGETS, "not prefix-stable: it renders an answer differently when more messages follow"),
+        (OTHER_PROMPT, "not prefix-stable: it renders the messages before message 3"),
         (PUBLISHED_TEMPLATES["qwen"], "writes no end token after the answer"),
         ("{{ raise_exception('no') }}", "it says: no"),
     ],
@@ -150,7 +151,7 @@ def test_joined_tokens_are_refused(checkpoint: Path) -> None:
         "{% for m in messages %}{{ m['role'][0] + ': t' + m['content'] + '<|im_end|>' }}{% endfor %}"
         "{{ 'a: t' if add_generation_prompt }}"
     )
-    joins = "the tokenizer joins the beginning of message 2"
+    joins = "the tokenizer merges the beginning of message 2"
     with renderer(checkpoint, template=template) as render, pytest.raises(ChatError, match=joins):
         render.render(talk("Who?", "he moon"))
 
@@ -191,7 +192,7 @@ def test_rows_hold_every_conversation_once_and_whole(checkpoint: Path) -> None:
                 if (targets[inside] != IGNORED).any():
                     total += 1
                     seen.append((inputs[inside].tolist(), targets[inside].tolist()))
-    wanted = [(e.ids[:-1].tolist(), np.where(e.learned[1:], e.ids[1:], IGNORED).tolist()) for e in examples.examples]
+    wanted = [(e.ids[:-1].tolist(), np.where(e.loss_mask[1:], e.ids[1:], IGNORED).tolist()) for e in examples.examples]
     epoch = [row for row in seen if row in wanted]
     assert len(epoch) == total and sorted(map(str, wanted)) == sorted(set(map(str, seen)) & set(map(str, wanted)))
     assert total - len(wanted) <= 20  # of the row of the next epoch that fills the last batch
@@ -246,11 +247,11 @@ def test_packed_loss_is_that_of_each_alone(checkpoint: Path, lora: bool) -> None
     alone = 0.0
     for example in examples.examples:
         ids = torch.from_numpy(example.ids)
-        targets = torch.where(torch.from_numpy(example.learned[1:]), ids[1:], IGNORED)
+        targets = torch.where(torch.from_numpy(example.loss_mask[1:]), ids[1:], IGNORED)
         loss = F.cross_entropy(model(ids[None, :-1])[0], targets, ignore_index=IGNORED, reduction="sum")
         loss.backward()
         alone += loss.item()
-    assert num_targets == examples.num_learned.sum()
+    assert num_targets == examples.num_targets.sum()
     assert total == pytest.approx(alone, rel=1e-5)  # log-probabilities are float32's
     for name, gradient in gradients.items():
         expected = dict(model.named_parameters())[name].grad
@@ -262,11 +263,10 @@ def test_preview(checkpoint: Path) -> None:
     with renderer(checkpoint) as render:
         example = render.render(talk("Why [b]?", "Because.", where="a.jsonl:9"))
         plain, colored = io.StringIO(), io.StringIO()
-        preview_examples([example], render.tokenizer, 3, Console(file=plain, width=80))
+        preview_examples([example], render.tokenizer, Console(file=plain, width=80))
         preview_examples(
             [example],
             render.tokenizer,
-            3,
             Console(file=colored, force_terminal=True, color_system="standard", width=80),
         )
     assert "<|im_start|>user\nWhy [b]?<|im_end|>" in plain.getvalue() and "«Because.<|im_end|>»" in plain.getvalue()
@@ -281,7 +281,7 @@ def test_real_pairs(checkpoint: Path, shared_data: Path) -> None:
     with renderer(checkpoint, context=2048) as render:
         examples, counts = render_examples(said, render)
         for example in examples:
-            learned = [text for text, is_learned in stretches(example, render.tokenizer) if is_learned]
+            learned = [text for text, is_learned in masked_spans(example, render.tokenizer) if is_learned]
             answer = next(c for c in said if c.where == example.where).turns[1].text
             assert learned == [answer + "<|im_end|>"]
     assert counts.kept + counts.too_long == 40 and counts.kept > 20

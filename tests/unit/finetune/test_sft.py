@@ -29,16 +29,15 @@ from llamita.errors import (  # noqa: E402
     TrainingError,
 )
 from llamita.finetune.adapter import load_adapter  # noqa: E402
-from llamita.finetune.answers import answer, grade  # noqa: E402
 from llamita.finetune.base_model import BaseModel  # noqa: E402
-from llamita.finetune.dataset import open_sft_dataset  # noqa: E402
+from llamita.finetune.dataset import hold_out, is_text, open_sft_dataset  # noqa: E402
+from llamita.finetune.defaults import row_length, tokens_that_fit  # noqa: E402
+from llamita.finetune.evaluate import generate_answer, grade  # noqa: E402
 from llamita.finetune.lora import LoraConfig, add_lora  # noqa: E402
 from llamita.finetune.loss import ConversationLoss  # noqa: E402
 from llamita.finetune.merge_lora import merge_adapter  # noqa: E402
 from llamita.finetune.packing import ConversationBatches, Examples  # noqa: E402
 from llamita.finetune.run import finetune, show_preview  # noqa: E402
-from llamita.finetune.sft import row_length, tokens_that_fit  # noqa: E402
-from llamita.finetune.splits import hold_out, is_text  # noqa: E402
 from llamita.run_directory import read_metrics  # noqa: E402
 from llamita.tokenizer import load_tokenizer  # noqa: E402
 from llamita.tokenizer.chat_templates import CHAT_TEMPLATES  # noqa: E402
@@ -110,8 +109,8 @@ def test_updates_alone_learn(chat_base: Path, questions: Path, tmp_path: Path) -
 
 def test_what_is_held_out_never_trains_and_stays_when_data_grow(chat_base: Path, questions: Path) -> None:
     dataset = open_sft_dataset(make_config(chat_base, questions, Path("x")), "cpu")
-    assert len(dataset.examples) == 36 and len(dataset.val) == 4
-    wheres = {each.where for each in dataset.examples}
+    assert len(dataset.train) == 36 and len(dataset.val) == 4
+    wheres = {each.where for each in dataset.train}
     assert not wheres & {each.where for each in dataset.val}
     keys = [str(number) for number in range(200)]
     chosen = hold_out(keys, 0.1, None)
@@ -157,10 +156,10 @@ def test_plain_text_goes_on(plain_base: Path, tmp_path: Path) -> None:
         assert lines[-1]["bpb"] < lines[0]["bpb"] and json.loads((run / "summary.json").read_text())["objective"] == (
             "bpb"
         )
-    with pytest.raises(ConfigError, match=r"--system: .* is plain text"):
+    with pytest.raises(ConfigError, match=r"--system is for conversations, and .* is plain text"):
         finetune(make_config(plain_base, folder, tmp_path / "x", system="Be brief."))
     (folder / "a.jsonl").write_text("{}")
-    with pytest.raises(SourceError, match=r"it holds texts \(0.txt\) and examples \(a.jsonl\)"):
+    with pytest.raises(SourceError, match=r"it holds both texts \(0.txt\) and examples \(a.jsonl\)"):
         is_text(folder)
 
 
@@ -186,7 +185,7 @@ def test_stores_go_on(
 
 
 def test_a_base_that_never_saw_the_marks_refuses_updates(plain_base: Path, questions: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"'<\|im_start\|>' and '<\|im_end\|>'.*has not learned yet.*zephyr"):
+    with pytest.raises(ConfigError, match=r"'<\|im_start\|>' and '<\|im_end\|>'.*was not trained on.*zephyr"):
         finetune(make_config(plain_base, questions, tmp_path / "x", lora=True))
     finetune(make_config(plain_base, questions, tmp_path / "run", lora=True, chat_template="zephyr", steps=1))
     assert load_tokenizer(tmp_path / "run" / "best").chat_template == CHAT_TEMPLATES["zephyr"]
@@ -196,7 +195,7 @@ def test_new_marks_get_rows_of_their_own(make_checkpoint: Callable[..., Path], q
     """A SentencePiece vocabulary without ChatML's marks: added at its end, beginning as the mean of the others."""
     folder = make_checkpoint(tmp_path / "base", "llama")
     size = load_config(folder).vocab_size
-    with pytest.raises(ChatError, match="no chat template, and not ChatML's marks"):
+    with pytest.raises(ChatError, match="no chat template, and no <"):
         finetune(make_config(folder, questions, tmp_path / "x"))
     base = BaseModel(folder)
     base.use_template("chatml")
@@ -206,7 +205,7 @@ def test_new_marks_get_rows_of_their_own(make_checkpoint: Callable[..., Path], q
     assert embeddings.shape[0] == size + 2 == base.tokenizer.vocab_size
     mean = load_tensors(folder)["model.embed_tokens.weight"].mean(dim=0)
     assert torch.allclose(embeddings[size], mean, atol=1e-6) and torch.equal(embeddings[size], embeddings[size + 1])
-    with pytest.raises(ConfigError, match="has not learned yet"):
+    with pytest.raises(ConfigError, match="was not trained on"):
         finetune(make_config(folder, questions, tmp_path / "x", lora=True, chat_template="chatml"))
     finetune(make_config(folder, questions, tmp_path / "run", chat_template="chatml"))
     saved, tokenizer = load_config(tmp_path / "run"), load_tokenizer(tmp_path / "run" / "best")
@@ -222,12 +221,12 @@ def test_new_marks_get_rows_of_their_own(make_checkpoint: Callable[..., Path], q
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"context": 8}, TrainingError, "all answers of the 36 conversations were cut off.*raise --context"),
+        ({"context": 8}, TrainingError, "none of 36 conversations fits.*raise --context"),
         ({"chat_template": "llama3"}, TokenizerError, "cannot use chat template llama3"),
-        ({"chat_template": "nothing"}, ChatError, "expected one of .*chatml.*or a file of Jinja"),
-        ({"columns": ("frage", "answer")}, SourceError, r"questions\.jsonl:1: no 'frage' in it"),
+        ({"chat_template": "nothing"}, ChatError, "expected one of .*chatml.*or the path of a Jinja template"),
+        ({"columns": ("frage", "answer")}, SourceError, r"questions\.jsonl:1: it has no 'frage'"),
         ({"dtype": "bfloat16"}, ConfigError, "--dtype bfloat16 needs CUDA"),
-        ({"context": 999}, ConfigError, "--context: expected at most 128, which .* sees; found 999"),
+        ({"context": 999}, ConfigError, "--context: expected at most 128, the context of .*, found 999"),
         ({"lora": True, "rank": 65}, ConfigError, "--rank: expected at most 64, the width of .*, found 65"),
     ],
 )
@@ -245,11 +244,9 @@ def test_held_out_conversations_that_do_not_fit_are_counted(chat_base: Path, que
     val = tmp_path / "val.jsonl"
     val.write_text(long + '{"question": "Who?", "answer": "She."}\n' + long)
     dataset = open_sft_dataset(make_config(chat_base, questions, tmp_path / "x", val=val), "cpu")
-    assert len(dataset.val) == 1 and dataset.held_counts.too_long == 2
+    assert len(dataset.val) == 1 and dataset.val_counts.too_long == 2
     val.write_text(long + long)
-    with pytest.raises(
-        TrainingError, match=r"nothing to judge by: all answers of the 2 .*val\.jsonl:1.*raise --context"
-    ):
+    with pytest.raises(TrainingError, match=r"nothing to evaluate on: none of 2 .*val\.jsonl:1.*raise --context"):
         open_sft_dataset(make_config(chat_base, questions, tmp_path / "x", val=val), "cpu")
 
 
@@ -259,11 +256,11 @@ def test_texts_that_cannot_be_learned(
     empty, text = tmp_path / "empty.txt", tmp_path / "text.txt"
     empty.write_text("\n \n")
     text.write_text("Once upon a time.\n<|endoftext|>\nThe end.\n")
-    with pytest.raises(SourceError, match=r"cannot fine-tune on .*empty\.txt: no text in it"):
+    with pytest.raises(SourceError, match=r"cannot fine-tune on .*empty\.txt: it has no text"):
         finetune(make_config(plain_base, empty, tmp_path / "x"))
-    with pytest.raises(ConfigError, match=r"is a token store, which has held-out documents; leave --val\* out"):
+    with pytest.raises(ConfigError, match=r"is a token store with its own held-out documents; remove --val"):
         finetune(make_config(plain_base, story_store, tmp_path / "x", val_fraction=0.1))
-    with pytest.raises(SourceError, match="no text in it"):
+    with pytest.raises(SourceError, match="it has no text"):
         finetune(make_config(plain_base, text, tmp_path / "x", general_text=empty))
     endless = make_checkpoint(tmp_path / "endless")
     settings = json.loads((endless / "tokenizer_config.json").read_text())
@@ -354,7 +351,7 @@ def test_the_preview_trains_nothing(
     assert not (tmp_path / "run").exists()
     text = tmp_path / "a.txt"
     text.write_text("Once")
-    with pytest.raises(ConfigError, match="of plain text everything is learned"):
+    with pytest.raises(ConfigError, match="every token of plain text is trained on"):
         show_preview(make_config(chat_base, text, tmp_path / "x", preview=1), Console(file=io.StringIO()))
 
 
@@ -363,13 +360,13 @@ def test_another_template_of_known_marks_may_be_chosen(chat_base: Path, question
     dataset = open_sft_dataset(
         make_config(chat_base, questions, tmp_path / "x", lora=True, chat_template=str(tmp_path / "a.jinja")), "cpu"
     )
-    assert dataset.examples[0].ids[:2].tolist() == [1, 1]
+    assert dataset.train[0].ids[:2].tolist() == [1, 1]
 
 
 def test_a_frozen_base_in_bfloat16(chat_base: Path, questions: Path) -> None:
     """What CUDA does, on the CPU: matrices in bfloat16, updates in float32, about the same loss and gradients."""
     dataset = open_sft_dataset(make_config(chat_base, questions, Path("x"), lora=True), "cpu")
-    examples = Examples(dataset.examples)
+    examples = Examples(dataset.train)
     batch = next(ConversationBatches(examples, 128, 4, 0))
     arrays = [torch.from_numpy(array) for array in (batch.inputs, batch.targets, batch.segments)]
     nats, gradients = [], []
@@ -384,6 +381,6 @@ def test_a_frozen_base_in_bfloat16(chat_base: Path, questions: Path) -> None:
         assert layer.weight.dtype == dtype and layer.weight.grad is None and layer.lora_B.weight.dtype == torch.float32
         gradients.append(layer.lora_B.weight.grad)
         with loss.autocast():
-            assert isinstance(answer(model, dataset.base.tokenizer, dataset.questions[0], 4), str)
+            assert isinstance(generate_answer(model, dataset.base.tokenizer, dataset.questions[0], 4), str)
     assert nats[1] == pytest.approx(nats[0], rel=0.02) and nats[0] != nats[1]
     assert torch.nn.functional.cosine_similarity(gradients[0].flatten(), gradients[1].flatten(), dim=0) > 0.99
