@@ -150,7 +150,7 @@ def test_stores_that_do_not_go_together(stores: tuple[Path, Path, Path], tmp_pat
     first, second, other = stores
     with pytest.raises(StoreError, match=f"cannot train on {first} and {other} together.*--tokenizer {first}"):
         open_documents((str(first), str(second), str(other)))
-    with pytest.raises(ConfigError, match="named twice"):
+    with pytest.raises(ConfigError, match="given twice"):
         open_documents((str(first), f"{first}:2"))
     with pytest.raises(ConfigError, match="no token store given"):
         open_documents(())

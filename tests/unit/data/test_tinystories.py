@@ -122,7 +122,7 @@ def test_a_broken_transfer_goes_on_where_it_stopped(tmp_path: Path, hub: Hub) ->
 
 def test_another_run_goes_on_too(tmp_path: Path, hub: Hub) -> None:
     hub.cut_after = [300_000, 0, 0]
-    with pytest.raises(NetworkError, match=r"ended after 300,000 of 1,020,000 bytes \(3 attempts\).*goes on"):
+    with pytest.raises(NetworkError, match=r"ended after 300,000 of 1,020,000 bytes \(3 attempts\).*resumes"):
         fetch(tmp_path, hub)
     hub.requests.clear()
     check(tmp_path, fetch(tmp_path, hub))
@@ -137,7 +137,7 @@ def test_a_server_without_ranges_starts_anew(tmp_path: Path, hub: Hub) -> None:
 
 def test_damaged_bytes_are_not_kept(tmp_path: Path, hub: Hub) -> None:
     hub.damage = 1
-    with pytest.raises(NetworkError, match=r"expected sha256 .*, found .*; the bytes were damaged"):
+    with pytest.raises(NetworkError, match=r"expected sha256 .*, found .*; the data was damaged in transit"):
         fetch(tmp_path, hub)
     assert list(tmp_path.iterdir()) == []
     check(tmp_path, fetch(tmp_path, hub))
@@ -163,7 +163,7 @@ def test_a_busy_server_is_asked_again(tmp_path: Path, hub: Hub, statuses: list[i
 @pytest.mark.parametrize("status", [401, 403, 404])
 def test_a_refusal_is_not_asked_again(tmp_path: Path, hub: Hub, status: int) -> None:
     hub.statuses = [status]
-    with pytest.raises(NetworkError, match=f"the server said {status}"):
+    with pytest.raises(NetworkError, match=f"the server answered {status}"):
         fetch(tmp_path, hub)
     assert len(hub.requests) == 1 and list(tmp_path.iterdir()) == []
 
@@ -179,7 +179,7 @@ def test_offline(tmp_path: Path) -> None:
 
 def test_a_server_that_is_no_hub(tmp_path: Path, hub: Hub) -> None:
     hub.checksums = False
-    with pytest.raises(NetworkError, match="does not say the file's sha256"):
+    with pytest.raises(NetworkError, match="does not send the file's sha256"):
         fetch(tmp_path, hub)
     with pytest.raises(NetworkError, match="begins with https"):
         download_tinystories(tmp_path, endpoint="ftp://example.org")
