@@ -78,7 +78,7 @@ class Flags:
     split_on: Annotated[Literal["separator", "blank-lines", "file"], Option("RULE", group="documents")] = "separator"
     """Where documents of .txt and .md files end: separator, blank-lines or file."""
     text_key: Annotated[str, Option("NAME", group="documents")] = "text"
-    """Key (.jsonl) or column (.csv, .parquet) that holds the text."""
+    """Key (.jsonl, .json) or column (.csv, .parquet) that holds the text."""
     device: Annotated[str, Option("DEVICE", group="hardware")] = "auto"
     """Device for checkpoints: auto, cpu, cuda or cuda:N."""
     threads: Annotated[int | None, Option(short="j", group="hardware")] = None

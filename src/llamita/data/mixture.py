@@ -37,7 +37,7 @@ class TrainingData:
     train: ScoredDocuments
     val: ScoredDocuments
     stores: tuple[tuple[Path, float], ...]
-    facts: dict[str, Any]  # must not change when a run resumes: counts, weights
+    fingerprint: dict[str, Any]  # must not change when a run resumes: counts, weights
 
     @property
     def names(self) -> str:
@@ -146,22 +146,22 @@ def open_documents(data: Path | Sequence[str]) -> TrainingData:
                 f"of them again with --tokenizer {first.path}"
             )
     train, weights = [store.split("train") for store in stores], [weight for _, weight in named]
-    facts: dict[str, Any] = {
+    fingerprint: dict[str, Any] = {
         "tokenizer": first.tokenizer_fingerprint,
         "documents": sum(split.num_documents for split in train),
         "tokens": sum(split.num_tokens for split in train),
     }
     if weights == [1.0]:
         return TrainingData(
-            first.path, first.vocab_size, first.bos_id, first.eos_id, train[0], first.split("val"), named, facts
+            first.path, first.vocab_size, first.bos_id, first.eos_id, train[0], first.split("val"), named, fingerprint
         )
-    facts["stores"] = [
+    fingerprint["stores"] = [
         {"documents": split.num_documents, "tokens": split.num_tokens, "weight": weight}
         for split, weight in zip(train, weights, strict=True)
     ]
     val = JoinedDocuments([store.split("val") for store in stores])
     mixture = Mixture(train, weights)
-    return TrainingData(first.path, first.vocab_size, first.bos_id, first.eos_id, mixture, val, named, facts)
+    return TrainingData(first.path, first.vocab_size, first.bos_id, first.eos_id, mixture, val, named, fingerprint)
 
 
 def _tokenizer(store: TokenStore) -> tuple[str, int, int]:

@@ -15,8 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from llamita.data.readers import json_name
-from llamita.data.records import Row, list_keys, read_files
+from llamita.data.records import Row, json_name, list_keys, read_files
 from llamita.errors import SourceError
 
 Role = Literal["system", "user", "assistant"]

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from llamita.config import FinetuneConfig
 from llamita.data.batches import ScoredDocuments
 from llamita.data.readers import read_documents
-from llamita.data.records import SUFFIXES as EXAMPLE_SUFFIXES
+from llamita.data.records import ROW_READERS, TEXT_SUFFIXES, find_suffix
 from llamita.data.token_store import TokenStore
 from llamita.errors import ChatError, ConfigError, SourceError, StoreError, TrainingError
 from llamita.eval.scoring import EncodedTexts
@@ -29,7 +29,6 @@ from llamita.tokenizer import Tokenizer, load_tokenizer
 
 MAX_CONTEXT: Final = {"cpu": 1024, "cuda": 4096}  # the default; attention grows with the square of a row
 MAX_QUESTIONS: Final = 256
-TEXT_SUFFIXES: Final = (".txt", ".md")
 DEFAULT_VAL_FRACTION: Final = 0.1
 MAX_HELD_OUT: Final = 64  # conversations, unless --val-fraction is given
 GENERAL_TOKENS: Final = 8192  # of general text: about as much as is held out
@@ -226,10 +225,10 @@ def is_text(path: Path) -> bool:
     if is_store(path):
         return True
     if not path.is_dir():
-        return path.suffix.lower() in TEXT_SUFFIXES
+        return find_suffix(path) in TEXT_SUFFIXES
     names = sorted(each.name for each in path.iterdir() if not each.name.startswith("."))
-    texts = [name for name in names if Path(name).suffix.lower() in TEXT_SUFFIXES]
-    examples = [name for name in names if Path(name).suffix.lower() in EXAMPLE_SUFFIXES]
+    texts = [name for name in names if find_suffix(Path(name)) in TEXT_SUFFIXES]
+    examples = [name for name in names if find_suffix(Path(name)) in ROW_READERS]
     if texts and examples:
         raise SourceError(
             f"cannot fine-tune on {path}: it holds both texts ({texts[0]}) and examples ({examples[0]}); expected one "

@@ -25,8 +25,7 @@ import numpy.typing as npt
 
 from llamita.config import FinetuneConfig
 from llamita.data.batches import IGNORED, Piece, RowStream
-from llamita.data.readers import json_name
-from llamita.data.records import Row, list_keys, read_files
+from llamita.data.records import Row, json_name, list_keys, read_files
 from llamita.errors import ConfigError, SourceError, TrainingError
 from llamita.finetune.conversations import Conversation, read_conversation, turns_key
 from llamita.finetune.dataset import Dataset, open_dataset

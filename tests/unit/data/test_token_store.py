@@ -118,7 +118,10 @@ def patch(path: Path, offset: int, data: bytes) -> None:
         (lambda s: patch(s / "train/00000.ds.index", 8, b"\0" * 8), "do not increase"),
         (lambda s: patch(s / "train/00000.ds.index", 6, b"\1"), "do not increase"),
         (lambda s: patch(s / "train/00000.ds", 0, b"\xff\xff"), "expected ids below 300, found 65,535"),
-        (lambda s: patch(s / "val/00000.ds", (s / "val/00000.ds").stat().st_size - 2, b"\x07\0"), r"expected EOS \(0\) at its end, found id 7"),
+        (
+            lambda s: patch(s / "val/00000.ds", (s / "val/00000.ds").stat().st_size - 2, b"\x07\0"),
+            r"expected EOS \(0\) at its end, found id 7",
+        ),
     ],
 )
 def test_damaged_stores(tmp_path: Path, damage: Callable[[Path], object], message: str) -> None:

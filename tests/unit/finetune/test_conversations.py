@@ -109,7 +109,7 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         ("a.json", "[1]", "item 1: expected a JSON object"),
         ("a.csv", "", "it is empty"),
         ("a.csv", "a,a\n1,2\n", "two columns have the same name"),
-        ("a.parquet", "x", "not a whole parquet file"),
+        ("a.parquet", "x", "not a complete parquet file"),
         ("a.txt", "x", "unknown file type"),
         ("a.jsonl", "\n\n", "the files are empty"),
     ):
