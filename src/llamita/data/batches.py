@@ -1,4 +1,4 @@
-"""Packs documents into batches of rows: every token once per epoch, in an order that the seed fixes.
+"""Packs documents into batches of rows: every token once per epoch, in an order fixed by the seed.
 
 A document of n stored tokens, the last one EOS, is n pairs (input, target): the inputs are BOS and
 all tokens but the last, the targets are all tokens. A row is `context` pairs, filled with whole
@@ -226,7 +226,7 @@ class RowStream:
         return pieces
 
     def _window_rows(self, epoch: int, window: int) -> list[list[Piece]]:
-        """The rows of one window of an epoch, shuffled; the epoch's documents are shuffled first."""
+        """The shuffled rows of one window of an epoch, whose documents are shuffled first."""
         if self._epoch_order is None or self._epoch_order[0] != epoch:
             rng = np.random.default_rng((self.seed, epoch))
             if self._weighted is None:

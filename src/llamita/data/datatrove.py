@@ -1,4 +1,4 @@
-"""Makes a token store of the files that datatrove's DocumentTokenizer wrote (NAME.ds, NAME.ds.index).
+"""Makes a token store from files of datatrove's DocumentTokenizer (NAME.ds, NAME.ds.index).
 
 The store links to them. Each file is read once, to check what training relies on: ids are in the
 vocabulary, every document ends with EOS, no token is masked (NAME.ds.loss), and, on a sample, that
@@ -85,8 +85,10 @@ def adopt(
     val_fraction: float,
     progress: Callable[[int], None],
 ) -> None:
-    """Add the files to a store. Without `val`, hold out the last val_fraction of the documents, which
-    datatrove has shuffled; the file in which they begin is copied, in two parts.
+    """Add the files to a store.
+
+    Without `val`, hold out the last val_fraction of the documents, which datatrove has shuffled.
+    The file in which they begin is copied, in two parts.
 
     progress(bytes of tokens done). Raises SourceError, which names the file and document, if
     something cannot be used for training.
@@ -181,7 +183,7 @@ def _check(
 
 
 def _check_tokenizer(file: TokenFile, tokenizer: Tokenizer) -> None:
-    """Raise SourceError unless decoding and encoding a sample of the documents gives the same ids."""
+    """Raise SourceError unless a sample of the documents, decoded and encoded, has the same ids."""
     alike = tried = 0
     for number in np.unique(np.linspace(0, len(file.ends) - 1, _SAMPLED_DOCUMENTS).astype(np.int64)).tolist():
         ids = file.ids(number, number + 1)[:-1].tolist()

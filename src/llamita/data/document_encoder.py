@@ -36,7 +36,7 @@ _WORKER_BYTES = 4 << 20  # less text is not worth the start of another worker
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """Texts to encode (UTF-8, ideally about a megabyte), each split in the order of its documents."""
+    """UTF-8 texts to encode, ideally about a megabyte, in the order of their documents."""
 
     train: list[bytes]
     val: list[bytes]

@@ -1,4 +1,4 @@
-"""Joins weighted token stores into the documents that a run trains on, and those it is evaluated on.
+"""Joins weighted token stores into the documents that a run trains on and is evaluated on.
 
 An epoch sees each document of a store with weight w w times. For the fractional part, each epoch
 takes the next share of the documents, in a fixed order, so that after e epochs every document has
@@ -101,7 +101,7 @@ class Mixture(JoinedDocuments):
 
 
 def _share(split: ScoredDocuments, weight: float) -> int:
-    """How many documents the fractional part of the weight selects: at least one, unless it is 0."""
+    """How many documents the weight's fractional part selects: at least one, unless it is 0."""
     fraction = weight - int(weight)
     return max(1, round(fraction * split.num_documents)) if fraction > 0 and split.num_documents else 0
 

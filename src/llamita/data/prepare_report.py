@@ -69,7 +69,7 @@ def report_entry(
     duplicate_documents: int = 0,
     duplicate_bytes: int = 0,
 ) -> dict[str, Any]:
-    """The "report" of store.json: the fields of PrepareReport that its other entries do not hold."""
+    """The "report" in store.json: the fields of PrepareReport that are not in its other entries."""
     return {
         "files": counts.files,
         "hidden_files": hidden_files,

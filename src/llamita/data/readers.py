@@ -292,8 +292,8 @@ def _read_text(file: SourceFile, boundary: Boundary, counts: SourceCounts) -> It
 
 
 def _cut(start: bytes, chunks: Iterator[bytes], boundary: Boundary) -> Iterator[tuple[list[bytes], list[int]]]:
-    """Cut a stream of bytes into (texts, size of the boundary after each). The last text comes alone,
-    with size 0.
+    """Cut a stream of bytes into texts and the sizes of the boundaries after them. The last text
+    comes alone, with size 0.
 
     Blank lines that the end of a chunk cuts may become two boundaries with a blank text between.
     """

@@ -93,7 +93,7 @@ def _read_jsonl(path: Path, key: str | None) -> Iterator[Row]:
 
 
 def _read_json(path: Path, key: str | None) -> Iterator[Row]:
-    """An array of objects, the form of Alpaca's and LLaMA-Factory's files. It is read as a whole."""
+    """An array of objects, as in Alpaca's and LLaMA-Factory's files. It is read as a whole."""
     content = _parse("".join(read_lines(path)), str(path))
     if not isinstance(content, list):
         raise SourceError(

@@ -92,7 +92,7 @@ class _Retry:
 
 
 def _describe(url: str, timeout_seconds: float) -> RemoteFile:
-    """Ask for size and sha256. They are in the hub's first response, which redirects to the data."""
+    """Ask for size and sha256. They are in the first response, which redirects to the data."""
     headers = _request(url, "HEAD", {}, timeout_seconds, redirects=False).headers
     digest = (headers.get("X-Linked-Etag") or headers.get("ETag") or "").removeprefix("W/").strip('"')
     size = headers.get("X-Linked-Size") or headers.get("Content-Length") or ""
@@ -129,7 +129,7 @@ def _fetch(remote: RemoteFile, path: Path, progress: Progress, retry: _Retry, ti
 
 
 def _fetch_rest(remote: RemoteFile, part: Path, progress: Progress, timeout_seconds: float) -> None:
-    """Append the missing bytes. If the connection ends early, raise _Interrupted and keep the rest."""
+    """Append the missing bytes. Raises _Interrupted if the connection ends early; the file stays."""
     have = _size(part)
     if have > remote.num_bytes:
         part.unlink()

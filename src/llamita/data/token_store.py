@@ -44,7 +44,7 @@ def file_sha256(path: Path) -> str:
 
 
 class StoreWriter:
-    """Writes the splits and store.json. The caller creates the folder and saves the tokenizer in it."""
+    """Writes the splits and store.json. The caller makes the folder and saves the tokenizer there."""
 
     def __init__(self, directory: Path, *, vocab_size: int, eos_id: int, shard_tokens: int = SHARD_TOKENS) -> None:
         self._directory = Path(directory)
@@ -52,12 +52,12 @@ class StoreWriter:
         self._splits = {name: _SplitWriter(self._directory / name, vocab_size, eos_id, shard_tokens) for name in SPLITS}
 
     def add(self, split: SplitName, ids: npt.NDArray[Any], lengths: npt.NDArray[Any], text_bytes: int) -> None:
-        """Append documents: the ids of all [tokens], the tokens of each, EOS included [documents], and
-        the bytes of their text."""
+        """Append documents: all ids [tokens], the number of tokens of each, EOS included [documents],
+        and the bytes of text."""
         self._splits[split].add(ids, lengths, text_bytes)
 
     def link(self, split: SplitName, ds: Path, index: Path, documents: int, tokens: int, text_bytes: int) -> None:
-        """Append existing files as a shard: hard links, or symbolic ones where those are impossible."""
+        """Append existing files as a shard, by hard links or, if impossible, symbolic links."""
         self._splits[split].link(ds, index, documents, tokens, text_bytes)
 
     def num_tokens(self, split: SplitName) -> int:

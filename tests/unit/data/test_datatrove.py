@@ -1,4 +1,4 @@
-"""Token files in datatrove's layout, written here: what makes a store, and what is refused with file and document."""
+"""Token files in datatrove's layout: which become a store, and which are refused."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def texts(store: Path, name: str) -> list[str]:
 def test_the_last_documents_are_held_out(
     tmp_path: Path, tokenizer: Path, val: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whole files are links; the one in which the held-out part begins is cut. In one run and in many."""
+    """Whole files are linked; the file in which the held-out part begins is copied in two parts."""
     monkeypatch.setattr(datatrove_module, "_CHUNK_TOKENS", 700)
     documents = encoded(load_tokenizer(tokenizer), TEXTS)
     for number, (first, last) in enumerate([(0, 120), (120, 250), (250, 300), (300, 400)]):
@@ -78,7 +78,7 @@ def test_held_out_files_of_their_own(tmp_path: Path, tokenizer: Path) -> None:
 
 
 def test_sentencepiece_bytes_are_the_texts(tmp_path: Path, shared_data: Path) -> None:
-    """The space that SentencePiece puts before a text is not of the text."""
+    """The space that SentencePiece adds before a text does not count as text."""
     path = shared_data / "models/stories260K/tok512.model"
     write(tmp_path / "tokens" / "a.ds", encoded(load_tokenizer(path), TEXTS))
     assert make(tmp_path, path).text_bytes == sum(len(text) for text in TEXTS)

@@ -1,4 +1,4 @@
-"""Several token stores with weights: what an epoch sees of each, the same for any number of processes."""
+"""Weighted token stores: what an epoch sees of each, the same for any number of processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Text to token store: everything adds up, splits are stable, reruns are idempotent, a kill leaves nothing half."""
+"""Text to token store: counts add up, splits are stable, reruns do nothing, kills leave nothing."""
 
 from __future__ import annotations
 
@@ -340,7 +340,7 @@ def test_a_killed_run_leaves_no_store_and_no_processes(tmp_path: Path) -> None:
 
 
 def normalizing_tokenizer(tmp_path: Path) -> Path:
-    """A tokenizer that the engine cannot stand in for: the `tokenizers` library encodes, in processes."""
+    """A tokenizer that only the `tokenizers` library supports, so that processes encode."""
     train_bpe(STORIES, 320).save(tmp_path / "tokenizer")
     path = tmp_path / "tokenizer" / "tokenizer.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"normalizer": {"type": "NFC"}}))

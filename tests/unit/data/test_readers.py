@@ -1,4 +1,4 @@
-"""Files to documents: where they end, that every byte is accounted for, and what is refused in which words."""
+"""Files to documents: where they end, that all bytes are counted, and which are refused."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_byte_order_mark_is_no_text(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("block_bytes", [1, 40, 1 << 20])
 def test_lists_of_texts_are_the_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block_bytes: int) -> None:
-    """Over files of all kinds, empty documents among them."""
+    """In files of several formats, with empty documents."""
     monkeypatch.setattr(readers, "_BLOCK_BYTES", block_bytes)
     write(tmp_path / "a.txt", "one<|endoftext|> <|endoftext|>狐 and\n two\u2003<|endoftext|>".encode())
     write(tmp_path / "b.jsonl", b'{"text": " three"}\n{"text": null}\n{"text": "four"}')

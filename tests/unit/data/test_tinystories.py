@@ -1,4 +1,4 @@
-"""The download against a server in this process that breaks in every way a hub can."""
+"""Downloads from a local server that fails in every way that a hub can."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FILES = {TRAIN_FILE: b"a story about a fox.<|endoftext|>\n" * 30_000, VAL_FILE: 
 
 
 class Hub(http.server.ThreadingHTTPServer):
-    """Answers as huggingface.co does: HEAD says size and sha256 and redirects, GET redirects to the bytes."""
+    """Like huggingface.co: HEAD sends size and sha256 and redirects, GET redirects to the data."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -27,7 +27,7 @@ class Hub(http.server.ThreadingHTTPServer):
         self.cut_after: list[int] = []  # bytes after which the next answers break off
         self.statuses: list[int] = []  # of the next answers
         self.digest: dict[str, str] = {}  # instead of the true one
-        self.damage = 0  # so many of the next answers have a wrong byte
+        self.damage = 0  # number of answers to come with a wrong byte
         self.ranges = True
         self.checksums = True
 
@@ -157,7 +157,7 @@ def test_a_busy_server_is_asked_again(tmp_path: Path, hub: Hub, statuses: list[i
     waiting = len(statuses)
     hub.statuses = statuses
     check(tmp_path, fetch(tmp_path, hub))
-    assert len(hub.requests) == 2 * 3 + waiting  # a file: HEAD, GET, and GET where it was redirected to
+    assert len(hub.requests) == 2 * 3 + waiting  # per file: HEAD, GET, redirected GET
 
 
 @pytest.mark.parametrize("status", [401, 403, 404])

@@ -1,4 +1,4 @@
-"""The token store: what is written is read, in datatrove's layout, and anything that does not fit is refused."""
+"""The token store: reads back what it wrote, in datatrove's layout; refuses inconsistent files."""
 
 from __future__ import annotations
 
