@@ -1,4 +1,5 @@
-"""Two processes under torchrun prefer like one: the same pairs, the same reference, the same losses to 1e-5."""
+"""Two processes under torchrun prefer like one: the same pairs, the same reference, the same losses
+to 1e-5."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Our losses of preferences beside TRL's on the same batch, rendered and packed by us and padded by TRL."""
+"""Our losses of preferences beside TRL's on the same batch, rendered and packed by us and padded by
+TRL."""
 
 from __future__ import annotations
 

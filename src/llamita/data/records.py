@@ -1,4 +1,5 @@
-"""Reads rows from files of examples (.jsonl, .json, .csv, .parquet), each with its file and line."""
+"""Reads rows from files of examples (.jsonl, .json, .csv, .parquet), each with its file and
+line."""
 
 from __future__ import annotations
 
@@ -60,7 +61,8 @@ def read_rows(path: Path) -> Iterator[Row]:
 
 
 def list_example_files(path: Path) -> list[Path]:
-    """The file itself, or the files with SUFFIXES in a folder, sorted by name. Raises SourceError if none."""
+    """The file itself, or the files with SUFFIXES in a folder, sorted by name. Raises SourceError
+    if none."""
     path = Path(path)
     if not path.is_dir():
         return [path]

@@ -1,4 +1,5 @@
-"""Batches of packed rows of conversations: every conversation whole, in an order given by the seed."""
+"""Batches of packed rows of conversations: every conversation whole, in an order given by the
+seed."""
 
 from __future__ import annotations
 
@@ -19,8 +20,8 @@ def count_rows(documents: Documents, context: int) -> int:
 
 
 class PackedBatch(NamedTuple):
-    """A data.batches.Batch with segments: int64 [B, T], the number of the conversation in its row that
-    a position belongs to. Attention must stay within each."""
+    """A data.batches.Batch with segments: int64 [B, T], the number of the conversation in its row
+    that a position belongs to. Attention must stay within each."""
 
     inputs: npt.NDArray[np.int64]
     targets: npt.NDArray[np.int64]

@@ -1,4 +1,5 @@
-"""Fixtures and helpers of the fine-tuning tests: small checkpoints, conversations, pairs, configurations."""
+"""Fixtures and helpers of the fine-tuning tests: small checkpoints, conversations, pairs,
+configurations."""
 
 from __future__ import annotations
 

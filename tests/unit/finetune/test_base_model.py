@@ -31,7 +31,8 @@ def test_lora_needs_known_control_tokens(plain_base: Path, questions: Path, tmp_
 
 
 def test_new_control_tokens_get_rows(make_checkpoint: Callable[..., Path], questions: Path, tmp_path: Path) -> None:
-    """A SentencePiece vocabulary without ChatML's marks: added at its end, beginning as the mean of the others."""
+    """A SentencePiece vocabulary without ChatML's marks: added at its end, beginning as the mean of
+    the others."""
     folder = make_checkpoint(tmp_path / "base", "llama")
     size = load_config(folder).vocab_size
     with pytest.raises(ChatError, match="no chat template, and no <"):

@@ -15,8 +15,9 @@ def test_rows_hold_the_longest_example() -> None:
 
 
 def test_a_pass_fits_the_gpu() -> None:
-    """A 7B with frozen weights leaves 66 of 80 GB, of which a pass of some thousand tokens may take half; a 135M leaves
-    room for more than is wanted; where the weights do not fit, a row is tried."""
+    """A 7B with frozen weights leaves 66 of 80 GB, of which a pass of some thousand tokens may take
+    half; a 135M leaves room for more than is wanted; where the weights do not fit, a row is
+    tried."""
     seven = ModelConfig(32000, 4096, 11008, 32, 32, 32, 128, 4096, tie_word_embeddings=False)
     assert 4_000 < tokens_that_fit(80 * 10**9, seven, lora=True) < 8_000
     assert tokens_that_fit(80 * 10**9, seven, lora=False) == 0

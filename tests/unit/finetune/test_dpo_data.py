@@ -190,7 +190,8 @@ def test_order_is_a_function_of_seed_and_resumes(checkpoint: Path) -> None:
 
 
 def test_real_pairs(checkpoint: Path, shared_data: Path) -> None:
-    """All 300 of LLaMA-Factory's example data are read; of the first 40 those that fit are compared whole."""
+    """All 300 of LLaMA-Factory's example data are read; of the first 40 those that fit are compared
+    whole."""
     read = list(read_preferences(shared_data / "sft" / "dpo_en_300.json"))
     assert len(read) == 300 and not any(each.is_tie for each in read)
     with Renderer(load_tokenizer(checkpoint), load_config(checkpoint), 2048) as renderer:

@@ -100,7 +100,8 @@ def test_packed_loss_is_that_of_each_pair_alone(checkpoint: Path, lora: bool, ki
 
 
 def test_at_the_reference_nothing_is_preferred(checkpoint: Path) -> None:
-    """Before the first step all rewards are 0 and the loss is ln 2; the work is the same for every number of rows."""
+    """Before the first step all rewards are 0 and the loss is ln 2; the work is the same for every
+    number of rows."""
     pairs = made_pairs(checkpoint, 30)
     loss = DpoLoss(load_model(checkpoint, dropout=0.2), "dpo", 0.5).train()
     said = answer_log_probabilities(loss, pairs)

@@ -74,7 +74,8 @@ def test_order_is_a_function_of_seed_and_resumes(checkpoint: Path) -> None:
 
 @pytest.mark.parametrize("lora", [False, True])
 def test_packed_loss_is_that_of_each_alone(checkpoint: Path, lora: bool) -> None:
-    """Loss and gradients of packed rows are the sums over conversations, each from position 0 and unpadded."""
+    """Loss and gradients of packed rows are the sums over conversations, each from position 0 and
+    unpadded."""
     examples = made_examples(checkpoint, 12)
     model = load_model(checkpoint)
     if lora:

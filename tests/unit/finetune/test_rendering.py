@@ -126,7 +126,8 @@ def test_templates_that_are_errors(checkpoint: Path, template: str, message: str
 
 
 def test_joined_tokens_are_refused(checkpoint: Path) -> None:
-    """The prompt for an answer ends in "t", the answer goes on with "he": one token in the whole text."""
+    """The prompt for an answer ends in "t", the answer goes on with "he": one token in the whole
+    text."""
     template = (
         "{% for m in messages %}{{ m['role'][0] + ': t' + m['content'] + '<|im_end|>' }}{% endfor %}"
         "{{ 'a: t' if add_generation_prompt }}"
@@ -149,7 +150,8 @@ def test_other_refusals(checkpoint: Path, llama_checkpoint: Path, tiny_tokenizer
 
 
 def test_real_pairs(checkpoint: Path, shared_data: Path) -> None:
-    """The first 40 questions and answers of MedQuAD: those that fit are learned whole, to the end token."""
+    """The first 40 questions and answers of MedQuAD: those that fit are learned whole, to the end
+    token."""
     rows = read_conversations(shared_data / "sft" / "medquad_qa.jsonl")
     said = [next(rows) for _ in range(40)]
     with renderer(checkpoint, context=2048) as render:

@@ -1,4 +1,5 @@
-"""Supervised fine-tuning runs: what is trained and saved, plain text, teachers, resuming, errors."""
+"""Supervised fine-tuning runs: what is trained and saved, plain text, teachers, resuming,
+errors."""
 
 from __future__ import annotations
 
@@ -227,7 +228,8 @@ def test_resuming_a_finished_run_changes_nothing(
 
 
 def test_a_frozen_base_in_bfloat16(chat_base: Path, questions: Path) -> None:
-    """What CUDA does, on the CPU: matrices in bfloat16, updates in float32, about the same loss and gradients."""
+    """What CUDA does, on the CPU: matrices in bfloat16, updates in float32, about the same loss and
+    gradients."""
     dataset = open_sft_dataset(make_config(chat_base, questions, Path("x"), lora=True), "cpu")
     examples = Examples(dataset.train)
     batch = next(ConversationBatches(examples, 128, 4, 0))
@@ -253,7 +255,8 @@ def test_a_frozen_base_in_bfloat16(chat_base: Path, questions: Path) -> None:
 def test_distillation_in_fine_tuning(
     chat_checkpoint: Path, make_checkpoint: Callable[..., Path], tmp_path: Path, kind: str
 ) -> None:
-    """With the teacher's share at 1, the student's answers come nearer to the teacher's, whatever the targets say."""
+    """With the teacher's share at 1, the student's answers come nearer to the teacher's, whatever
+    the targets say."""
     teacher = make_checkpoint(tmp_path / "teacher", seed=3, num_hidden_layers=3, max_position_embeddings=256)
     chosen = random.Random(2)
     texts = [" ".join(chosen.choices(WORDS, k=12)) for _ in range(40)]
