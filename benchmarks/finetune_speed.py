@@ -177,13 +177,13 @@ def make_checkpoint(folder: Path, shape: str, layers: int) -> None:
 
     from llamita.checkpoint import save_checkpoint
     from llamita.config import ModelConfig
-    from llamita.data.tales import generate_tales
     from llamita.model.llama import Llama
+    from llamita.stories.generate import generate_stories
     from llamita.tokenizer import train_bpe
 
     config = ModelConfig(**SHAPES[shape] | {"num_hidden_layers": layers}, rope_theta=100000.0)
     model = Llama(config).initialize(torch.Generator().manual_seed(0))
-    save_checkpoint(folder, config, model.state_dict(), train_bpe(generate_tales(50), 300).save)
+    save_checkpoint(folder, config, model.state_dict(), train_bpe(generate_stories(50), 300).save)
 
 
 def compare(shape: str, layers: int, samples: int, rounds: int) -> int:

@@ -35,7 +35,7 @@ def train_flags(width: int, context: int, step_tokens: int) -> list[str]:
     flags = {
         "layers": shape.num_hidden_layers, "hidden": width, "heads": shape.num_attention_heads,
         "kv-heads": shape.num_key_value_heads, "ffn": shape.intermediate_size, "context": context,
-        "batch-rows": max(1, step_tokens // context),
+        "micro-batch-size": max(1, step_tokens // context),
     }  # fmt: skip
     return [argument for name, value in flags.items() for argument in (f"--{name}", str(value))]
 

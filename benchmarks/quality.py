@@ -30,8 +30,8 @@ from backends import LlamaCpp, has_llama_cpp
 import llamita
 from llamita.convert.quantize import quantize_file
 from llamita.data.readers import read_documents
-from llamita.data.tales import generate_tales
 from llamita.eval.scoring import EncodedTexts, score_documents
+from llamita.stories.generate import generate_stories
 
 PACKAGED = Path(llamita.__file__).parent / "assets" / "stories.gguf"
 CACHE_TYPES = ("f16", "f32", "q8")
@@ -245,7 +245,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--file-only", action="store_true", help="score only the file itself")
     flags = parser.parse_args(argv)
-    found = (document.text for document in read_documents((str(flags.text),))) if flags.text else generate_tales(10_000)
+    found = (
+        (document.text for document in read_documents((str(flags.text),))) if flags.text else generate_stories(10_000)
+    )
     meter = Meter(flags.model, first_bytes(found, flags.bytes), flags.context, flags.threads)
     with tempfile.TemporaryDirectory() as folder:
         rows = measure(flags.model, meter, Path(folder), file_only=flags.file_only)

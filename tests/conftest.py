@@ -413,12 +413,12 @@ def make_meta(
 
 
 @pytest.fixture(scope="session")
-def tale_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A token store of 300 tales with a vocabulary of 320, 10 % of them held out."""
+def story_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A token store of 300 stories with a vocabulary of 320, 10 % of them held out."""
     pytest.importorskip("tokenizers")
     from llamita.config import PrepareConfig
     from llamita.data.prepare import prepare
 
-    out = tmp_path_factory.mktemp("tales") / "store"
-    prepare(PrepareConfig(sources=("tales",), out=out, vocab_size=320, num_tales=300, val_fraction=0.1))
+    out = tmp_path_factory.mktemp("stories") / "store"
+    prepare(PrepareConfig(sources=("stories",), out=out, vocab_size=320, num_stories=300, val_fraction=0.1))
     return out

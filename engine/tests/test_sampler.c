@@ -1,6 +1,20 @@
 /* test_sampler.c: the sampler against one that sorts, its odds against probabilities, and its refusals. */
+#include "llamita.h"
+
+/* The sampler once more, under other names and without its AVX2 clones. */
+void portable_close(llamita_sampler *sampler);
+#define SAMPLER_PORTABLE
+#define llamita_sampler_open portable_open
+#define llamita_sampler_close portable_close
+#define llamita_sampler_accept portable_accept
+#define llamita_sampler_pick portable_pick
+#include "sampler.c"
+#undef llamita_sampler_open
+#undef llamita_sampler_close
+#undef llamita_sampler_accept
+#undef llamita_sampler_pick
+
 #include "random_model.h"
-#include "sampler_passes.h"
 
 static llamita_error error;
 static const llamita_sampler_params off = {.temperature = 1.0f, .top_p = 1.0f, .repetition_penalty = 1.0f};
@@ -181,33 +195,51 @@ static void test_large(void) {
     CHECK(doubtful < cases / 4, "%d of %d cases were left to rounding", doubtful, cases);
 }
 
-/* ------------------------------------------------------------------ the loops */
+/* ------------------------------------------------------------------ the same on every machine */
 
-/* Every instruction set that this machine has gives the bits of the plain loops, which are those of exp(). */
-static void test_passes(void) {
-    enum { CHUNKS = 9, N = CHUNKS * CHUNK };
-    static float values[N], weights[2][N], columns[2][CHUNKS * CHUNK_LANES];
-    static uint32_t bits[2][CHUNKS * CHUNK_LANES];
-    double masses[2][3][CHUNKS];
-    const sampler_passes *passes[] = {&sampler_passes_portable, sampler_passes_select()};
-    for (int i = 0; i < N; i++) values[i] = 30.0f - 30.0f * fabsf(random_float()) * (i % 7 ? 1.0f : 20.0f);
-    values[0] = -INFINITY;
-    const float scale = 1.44269504f;
-    for (int v = 0; v < 2; v++) {
-        passes[v]->weigh(values, CHUNKS, 30.0f, scale, weights[v], masses[v][0]);
-        passes[v]->weigh_upper(weights[v], CHUNKS, 1e-9f, masses[v][1]);
-        passes[v]->mark(weights[v], CHUNKS, 1e-9f, 1e-3f, bits[v], masses[v][2]);
-        CHECK(!passes[v]->survey(values, CHUNKS, columns[v]), "an infinite one");
+/* Logits made of integers alone: rounded normals with a slope, or many ties. */
+static void fill_exactly(float *logits, int32_t vocab_size, bool ties, uint64_t seed) {
+    for (int32_t i = 0; i < vocab_size; i++) {
+        int32_t sum = 0;
+        for (int j = 0; j < 6; j++) sum += (int32_t)(next_random(&seed) * 0x1p16);
+        logits[i] = (float)(sum >> (ties ? 14 : 0)) * (ties ? 0.5f : 0x1p-15f) - 0x1p-10f * (float)(i / 64);
     }
-    CHECK(memcmp(weights[0], weights[1], sizeof *weights) == 0, "weights");
-    CHECK(memcmp(masses[0], masses[1], sizeof *masses) == 0, "masses");
-    CHECK(memcmp(bits[0], bits[1], sizeof *bits) == 0, "bits");
-    CHECK(memcmp(columns[0], columns[1], sizeof *columns) == 0, "columns");
-    CHECK(weights[0][0] == 0.0f, "exp(-infinity): %g", (double)weights[0][0]);
-    for (int i = 1; i < N; i++) {
-        const double x = (double)values[i] - 30.0, expected = exp(x), found = (double)weights[0][i];
-        CHECK(fabs(found - expected) <= (4e-6 - 1.5e-7 * x) * expected + 2e-38, "exp(%g): %g", x, found);
+}
+
+/* The plain loops pick the same tokens as the AVX2 clones. The hash of all picks was computed
+ * once, with other code, and may not change. */
+static void test_every_machine(void) {
+    static float logits[LARGE];
+    static const float temperatures[] = {1.0f, 0.8f, 0.1f, 2.0f}, masses[] = {1.0f, 0.9f, 0.5f, 0.999f};
+    static const int32_t ks[] = {0, 40, 1, 3000};
+    uint64_t hash = 0;
+    for (uint64_t round = 0; round < 128; round++) {
+        const int32_t vocab_size = (int32_t[]){LARGE, 16 * 256, 512, 300}[round / 2 % 4];
+        fill_exactly(logits, vocab_size, round % 2, round);
+        llamita_sampler_params params = off;
+        params.seed = round;
+        params.temperature = temperatures[round / 8 % 4];
+        params.top_p = masses[round % 4];
+        params.top_k = ks[round / 32];
+        params.min_p = round % 3 ? 0.0f : 0.02f;
+        params.repetition_penalty = round % 5 ? 1.0f : 1.3f;
+        params.repetition_window = 8;
+        llamita_sampler *fast = open_sampler(params, vocab_size), *plain = NULL;
+        REQUIRE(portable_open(&params, vocab_size, &plain, &error) == LLAMITA_OK, "%s", error.message);
+        for (int draw = 0; draw < 20; draw++) {
+            int32_t expected = -1;
+            CHECK(portable_pick(plain, logits, &expected, &error) == LLAMITA_OK, "%s", error.message);
+            const int32_t found = pick(fast, logits);
+            CHECK(found == expected, "round %d: %d, by plain loops %d", (int)round, (int)found, (int)expected);
+            llamita_sampler_accept(fast, found);
+            portable_accept(plain, found);
+            hash = (hash ^ (uint64_t)found) * 0x9e3779b97f4a7c15u;
+            hash ^= hash >> 29;
+        }
+        llamita_sampler_close(fast);
+        portable_close(plain);
     }
+    CHECK(hash == 0xe614eb132b022002u, "hash of all picks: 0x%llx", (unsigned long long)hash);
 }
 
 /* ------------------------------------------------------------------ the rest */
@@ -307,7 +339,7 @@ int main(void) {
     test_greedy();
     test_odds();
     test_large();
-    test_passes();
+    test_every_machine();
     test_fixed_draws();
     test_penalty();
     test_refusals();

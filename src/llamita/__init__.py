@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from llamita.data.prepare import prepare
     from llamita.engine import Model, Sampler, Session, load
     from llamita.errors import LlamitaError
+    from llamita.sampling import RuntimeOptions, SamplingParams
     from llamita.training.pretraining import train
 
     __version__: str
@@ -26,7 +27,9 @@ _HOMES = {
     "LlamitaError": "llamita.errors",
     "Model": "llamita.engine",
     "ModelConfig": "llamita.config",
+    "RuntimeOptions": "llamita.sampling",
     "Sampler": "llamita.engine",
+    "SamplingParams": "llamita.sampling",
     "Session": "llamita.engine",
     "export": "llamita.convert.export",
     "import_model": "llamita.convert.import_model",
@@ -40,7 +43,9 @@ __all__ = [
     "LlamitaError",
     "Model",
     "ModelConfig",
+    "RuntimeOptions",
     "Sampler",
+    "SamplingParams",
     "Session",
     "__version__",
     "export",

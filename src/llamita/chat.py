@@ -10,11 +10,14 @@ import itertools
 import time
 from collections.abc import Generator, Iterator
 from types import TracebackType
+from typing import Any
 
 from llamita.chat_template import ChatTemplate
 from llamita.engine import AdapterUses, Message, Model, Part, Sampler, Session, utf8_complete
 from llamita.errors import ChatError
+from llamita.sampling import DEFAULT_RUNTIME, RuntimeOptions, SamplingParams, with_overrides
 
+CHAT_SAMPLING = SamplingParams(temperature=0.6)
 FEED_TOKENS = 128  # at a time, so that reading a long text can be interrupted
 ROLLING_SHARE = 4  # with rolling, a quarter of the context is kept free for an answer
 
@@ -29,25 +32,21 @@ class Chat:
         self,
         model: Model,
         system: str | None = None,
+        sampling: SamplingParams = CHAT_SAMPLING,
+        runtime: RuntimeOptions = DEFAULT_RUNTIME,
         *,
         rolling: bool = False,
         max_new_tokens: int | None = None,
-        temperature: float = 0.6,
-        top_p: float = 0.9,
-        top_k: int = 0,
-        min_p: float = 0.0,
-        repetition_penalty: float = 1.0,
-        repetition_window: int = 64,
-        seed: int | None = None,
-        num_threads: int = 0,
-        context_tokens: int = 0,
         adapters: AdapterUses = (),
+        **overrides: Any,
     ) -> None:
-        """system: how the assistant is to be; None: as the template says. rolling: forget the oldest turns when the
-        context is full, instead of refusing. max_new_tokens: of one answer. The others are Model.generate's.
+        """system: the system prompt; None: as the chat template says. rolling: forget the oldest
+        turns when the context is full, instead of refusing. max_new_tokens: of one answer.
+        overrides: fields of sampling and runtime by name.
 
         Raises ChatError if the model has no chat template, and EngineError for numbers out of their range.
         """
+        sampling, runtime = with_overrides(sampling, runtime, overrides)
         if model.chat_template is None:
             raise ChatError(
                 "chat: the model has no chat template: it was not trained to chat; let it tell a text with `llamita "
@@ -63,18 +62,9 @@ class Chat:
         self._template = None if model.chat_family else _template(model)
         self._held: list[int] = []  # the session's ids
         self._answer: Answer | None = None
-        self._sampler = Sampler(
-            model.info.vocab_size,
-            temperature=temperature,
-            top_p=top_p,
-            top_k=top_k,
-            min_p=min_p,
-            repetition_penalty=repetition_penalty,
-            repetition_window=repetition_window,
-            seed=seed,
-        )
+        self._sampler = Sampler(model.info.vocab_size, sampling)
         self.seed = self._sampler.seed
-        self._session = model.session(num_threads=num_threads, context_tokens=context_tokens, adapters=adapters)
+        self._session = model.session(runtime, adapters=adapters)
         self._end_ids: frozenset[int] | None = None if self._template else frozenset()
 
     def ask(self, text: str) -> Answer:

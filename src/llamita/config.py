@@ -1,11 +1,12 @@
-"""What a person can choose, as frozen dataclasses with units and validation; the flags are made from them."""
+"""What a person can choose, as frozen dataclasses with units and validation; the flags are made
+from them."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from llamita.errors import ConfigError
 
@@ -17,9 +18,25 @@ def check(condition: bool, message: str) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
+class Option:
+    """How a field appears on the command line: `steps: Annotated[int, Option("N", group="model")] =
+    1`.
+
+    The string below the field is its help."""
+
+    metavar: str = ""  # what the help shows for the value; the default depends on the type
+    group: str = "options"  # heading in the help
+    short: str = ""  # the letter of a short form
+    name: str = ""  # the flag without its dashes; the default is the field's name
+    positional: bool = False
+    repeated: bool = False  # given once for each value of a tuple
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """Shape and constants of a Llama. The field names are Hugging Face's (LlamaConfig), the values are not in doubt:
-    whatever the source left out has been filled in, and everything has been checked."""
+    """Shape and constants of a Llama. The field names are Hugging Face's (LlamaConfig), the values
+    are not in doubt: whatever the source left out has been filled in, and everything has been
+    checked."""
 
     vocab_size: int
     hidden_size: int
@@ -106,42 +123,48 @@ PresetName = Literal["0.5M", "1.5M", "3M", "7M", "stories260K", "stories15M", "s
 
 @dataclasses.dataclass(frozen=True)
 class PrepareConfig:
-    """Turn text into a token store: documents, a tokenizer, token shards for training and validation."""
+    """Turn text into a token store: documents, a tokenizer, token shards for training and
+    validation."""
 
     sources: tuple[str, ...]
-    """Files or folders of .txt, .md, .jsonl, .csv or .parquet; or the one word tales (the stories that llamita makes up
-    itself) or tinystories (downloaded); a folder of such a name is ./tales."""
+    """Files or folders of .txt, .md, .jsonl, .csv or .parquet; or the single word stories (generated
+    stories) or tinystories (downloaded). Write ./stories for a folder of that name."""
     out: Path
-    """The token store to make: a folder."""
+    """Token store to create, a folder."""
     vocab_size: int | None = None
-    """Learn so many tokens, special ones and bytes included (default: 512 to 8,192 by the amount of text)."""
+    """Train a tokenizer with this many tokens, including special tokens and bytes. Default: 512 to
+    8,192, depending on the amount of text."""
     tokenizer: Path | None = None
-    """Use this tokenizer instead: a tokenizer.json, a SentencePiece .model, llama2.c's tokenizer.bin, or a folder."""
-    val_fraction: float | None = None
-    """Share of the documents that is held out, chosen by a hash of their text (default: 0.05)."""
-    val: tuple[str, ...] = ()
-    """Files or folders to hold out, instead of a share; what is in them is dropped from the training documents."""
-    separator: str = "<|endoftext|>"
-    """What ends a document in a .txt or .md file; a file without it is one document."""
-    split_on: Literal["separator", "blank-lines", "file"] = "separator"
-    """Where documents of .txt and .md files end."""
-    text_key: str = "text"
-    """The key (.jsonl) or column (.csv, .parquet) that holds the text."""
-    num_workers: int | None = None
-    """Threads that encode; processes where only the tokenizers library can (default: one a core, fewer for little
-    text)."""
+    """Use this tokenizer instead: a tokenizer.json, a SentencePiece .model, llama2.c's
+    tokenizer.bin, or a folder."""
+    val_fraction: Annotated[float | None, Option("SHARE", group="validation")] = None
+    """Share of the documents to hold out for validation, chosen by a hash of their text. Default:
+    0.05."""
+    val: Annotated[tuple[str, ...], Option("PATH", group="validation", repeated=True)] = ()
+    """File or folder to hold out instead of a share; may be given several times. Its documents are
+    dropped from the training text."""
+    separator: Annotated[str, Option(group="documents")] = "<|endoftext|>"
+    """What ends a document in .txt and .md files; a file without it is one document."""
+    split_on: Annotated[Literal["separator", "blank-lines", "file"], Option("RULE", group="documents")] = "separator"
+    """Where documents of .txt and .md files end: separator, blank-lines or file."""
+    text_key: Annotated[str, Option("NAME", group="documents")] = "text"
+    """Key (.jsonl) or column (.csv, .parquet) that holds the text."""
+    num_workers: Annotated[int | None, Option(group="advanced")] = None
+    """Encoding threads, or processes if only the tokenizers library can encode. Default: one per
+    core, fewer for little text."""
     seed: int = 0
-    """Decides which documents are held out, and which tales are made up."""
-    num_tales: int = 20_000
-    """How many tales (only for the source tales)."""
-    datatrove: bool = False
-    """SOURCE (and --val) are folders that datatrove's DocumentTokenizer wrote with this --tokenizer and its eos_token:
-    the store links to their files. Without --val the last documents are held out."""
+    """Random seed for the choice of held-out documents, and for generated stories."""
+    num_stories: Annotated[int, Option(group="advanced")] = 20_000
+    """How many stories to generate (source `stories` only)."""
+    datatrove: Annotated[bool, Option(group="advanced")] = False
+    """SOURCE (and --val) are folders that datatrove's DocumentTokenizer wrote with this --tokenizer
+    and its eos_token; the store links to their files. Without --val, the last documents are held
+    out."""
     overwrite: bool = False
-    """Replace the token store that is at --out."""
+    """Replace the token store at --out."""
 
     def __post_init__(self) -> None:
-        check(len(self.sources) > 0, "prepare: no SOURCE given: expected files, folders, tales or tinystories")
+        check(len(self.sources) > 0, "prepare: no SOURCE given: expected files, folders, stories or tinystories")
         check(
             self.vocab_size is None or self.tokenizer is None,
             "prepare: --vocab-size and --tokenizer exclude each other: a given tokenizer has its size",
@@ -173,12 +196,12 @@ class PrepareConfig:
         )
         check(0 <= self.seed < 1 << 63, f"prepare: --seed: expected 0 to 2^63 - 1, found {self.seed}")
         check(
-            1 <= self.num_tales <= 10_000_000,
-            f"prepare: --num-tales: expected 1 to 10,000,000, found {self.num_tales}",
+            1 <= self.num_stories <= 10_000_000,
+            f"prepare: --num-stories: expected 1 to 10,000,000, found {self.num_stories}",
         )
         check(
-            len(self.sources) == 1 or not {"tales", "tinystories"}.intersection(self.sources),
-            "prepare: tales and tinystories stand alone; a folder of such a name is written ./tales",
+            len(self.sources) == 1 or not {"stories", "tinystories"}.intersection(self.sources),
+            "prepare: stories and tinystories stand alone; a folder of such a name is written ./stories",
         )
 
 
@@ -187,81 +210,94 @@ TrackerName = Literal["tensorboard", "wandb", "trackio"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """What every run of the training loop can be told, whatever it learns from; `command` names it in messages."""
+    """What every run of the training loop can be told, whatever it learns from; `command` names it in
+    messages."""
 
     command: ClassVar[str] = "train"
 
     out: Path
     """Run directory: checkpoints, metrics.jsonl, report."""
-    minutes: float | None = None
-    """Stop after this long, final evaluation included; the schedule is laid for it."""
+    minutes: Annotated[float | None, Option("M")] = None
+    """Stop after this many minutes, final evaluation included; the learning-rate schedule fits
+    them."""
     steps: int | None = None
-    """Stop after so many optimizer steps."""
+    """Stop after this many optimizer steps."""
     epochs: float | None = None
-    """Stop when each training token was seen so many times."""
+    """Stop when each training token was seen this many times."""
     resume: bool = False
-    """Go on with the run in --out from its latest checkpoint; all other flags must be as they were."""
-    context: int | None = None
-    """Tokens that the model sees at once."""
-    dropout: float = 0.0
-    micro_batch_size: int | None = None
-    """Rows of --context tokens in one pass of one process (default: planned with --minutes, else as many as make 2,048
-    tokens; 65,536 on CUDA)."""
-    grad_accum_steps: int = 1
-    """Passes whose gradients are summed for one step."""
-    optimizer: Literal["adamw", "muon"] = "muon"
-    """muon orthogonalizes the steps of the layers' matrices; adamw trains everything else, or everything."""
-    learning_rate: float | None = None
-    """Peak learning rate of the layers' matrices (default: 0.02 with muon, with adamw by the model's width; less for
-    steps below 2,048 tokens)."""
-    embedding_lr: float | None = None
-    """Peak learning rate, AdamW's, of embeddings, classifier and norms (default: by the model's width)."""
-    schedule: Literal["wsd", "linear", "cosine"] = "wsd"
-    """After the warm-up: wsd stays at the peak, then falls linearly; linear and cosine fall from the start."""
-    warmup_fraction: float = 0.02
+    """Continue the run in --out from its latest checkpoint; all other options must stay the
+    same."""
+    context: Annotated[int | None, Option("TOKENS", group="model")] = None
+    """Context length: tokens that the model sees at once."""
+    dropout: Annotated[float, Option("P", group="optimization")] = 0.0
+    """Dropout probability."""
+    micro_batch_size: Annotated[int | None, Option(group="optimization")] = None
+    """Sequences of --context tokens in one forward pass of one process. Default: planned with
+    --minutes, else as many as make 2,048 tokens (65,536 on CUDA)."""
+    grad_accum_steps: Annotated[int, Option(group="optimization")] = 1
+    """Forward passes whose gradients are summed for one step."""
+    optimizer: Annotated[Literal["adamw", "muon"], Option(group="optimization")] = "muon"
+    """muon orthogonalizes the steps of the layers' matrices, adamw trains the rest; adamw trains
+    everything."""
+    learning_rate: Annotated[float | None, Option("LR", group="optimization")] = None
+    """Peak learning rate of the layers' matrices. Default: 0.02 with muon, with adamw by the width
+    of the model; less for steps below 2,048 tokens."""
+    embedding_lr: Annotated[float | None, Option("LR", group="optimization")] = None
+    """Peak AdamW learning rate of embeddings, classifier and norms. Default: by the width of the
+    model."""
+    schedule: Annotated[Literal["wsd", "linear", "cosine"], Option(group="optimization")] = "wsd"
+    """Learning rate after the warm-up: wsd stays at the peak, then falls linearly; linear and
+    cosine fall from the start."""
+    warmup_fraction: Annotated[float, Option("SHARE", group="optimization")] = 0.02
     """Share of the run in which the learning rate rises."""
-    decay_fraction: float = 0.65
-    """Share of the run in which wsd lets the learning rate fall."""
-    final_lr_fraction: float = 0.0
+    decay_fraction: Annotated[float, Option("SHARE", group="optimization")] = 0.65
+    """Share of the run in which wsd lowers the learning rate."""
+    final_lr_fraction: Annotated[float, Option("SHARE", group="optimization")] = 0.0
     """Learning rate at the end, as a share of the peak."""
-    weight_decay: float | None = None
-    """Decay of matrices; embeddings and norms have none (default: 0.1, more where a text is read many times)."""
-    beta1: float = 0.9
-    beta2: float | None = None
-    """Default: halves the memory of squared gradients every 500,000 tokens, at most 0.999 (arXiv 2507.07101)."""
-    grad_clip: float = 1.0
-    """Largest norm of a step's gradient; 0 switches clipping off."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Arithmetic of matrix products: auto is bfloat16 on CUDA where it has it; CPUs compute in float32 only."""
-    eval_interval: int | None = None
-    """Steps between evaluations on all that is held out (default: 5 % of the time for them, at most 10)."""
-    teacher: Path | None = None
-    """A larger checkpoint with the same tokenizer: learn its distribution too, not the targets alone."""
-    teacher_weight: float | None = None
-    """The teacher's share of the loss (default: 0.5)."""
-    temperature: float | None = None
-    """The teacher's and the learner's distributions are compared at this temperature (default: 1)."""
-    early_stopping_patience: int = 3
-    """Stop when so many evaluations in a row were worse than the best one: the model memorizes; 0: never."""
-    save_minutes: float = 2.0
+    weight_decay: Annotated[float | None, Option(group="optimization")] = None
+    """Weight decay of matrices; embeddings and norms have none. Default: 0.1, more if a text is
+    read many times."""
+    beta1: Annotated[float, Option("B", group="optimization")] = 0.9
+    """AdamW's decay of the mean gradient."""
+    beta2: Annotated[float | None, Option("B", group="optimization")] = None
+    """AdamW's decay of the mean squared gradient. Default: a half-life of 500,000 tokens, at most
+    0.999 (arXiv 2507.07101)."""
+    grad_clip: Annotated[float, Option("NORM", group="optimization")] = 1.0
+    """Largest norm of a step's gradient; 0 disables clipping."""
+    dtype: Annotated[Literal["auto", "float32", "bfloat16"], Option(group="hardware")] = "auto"
+    """Type of matrix products: auto is bfloat16 on CUDA if the device supports it, else float32."""
+    eval_interval: Annotated[int | None, Option("STEPS", group="evaluation")] = None
+    """Steps between evaluations on all held-out text. Default: 5 % of the time goes to at most 10
+    evaluations."""
+    teacher: Annotated[Path | None, Option(group="distillation")] = None
+    """Larger checkpoint with the same tokenizer; learn from its distribution, not only from the
+    targets."""
+    teacher_weight: Annotated[float | None, Option("SHARE", group="distillation")] = None
+    """The teacher's share of the loss. Default: 0.5."""
+    temperature: Annotated[float | None, Option(group="distillation")] = None
+    """Temperature at which the two distributions are compared. Default: 1."""
+    early_stopping_patience: Annotated[int, Option(group="evaluation")] = 3
+    """Stop after this many evaluations in a row that are worse than the best one; 0 never stops
+    early."""
+    save_minutes: Annotated[float, Option("M", group="output")] = 2.0
     """Minutes between checkpoints; each evaluation saves one too."""
-    log_interval: int = 10
-    """Steps that a line of metrics.jsonl is the mean of."""
-    prompt: str = ""
-    """Beginning of the sample text told at each evaluation (default: an empty page)."""
-    track: tuple[TrackerName, ...] = ()
-    """Send the numbers of metrics.jsonl to these too: tensorboard (RUN/tensorboard), wandb, trackio (project
-    llamita)."""
+    log_interval: Annotated[int, Option("STEPS", group="output")] = 10
+    """Steps that one line of metrics.jsonl averages."""
+    prompt: Annotated[str, Option(group="evaluation")] = ""
+    """Beginning of the sample text at each evaluation. Default: empty."""
+    track: Annotated[tuple[TrackerName, ...], Option("TRACKER", group="output")] = ()
+    """Also send metrics to tensorboard (RUN/tensorboard), wandb or trackio (project llamita)."""
     seed: int = 0
-    device: str = "auto"
+    """Random seed."""
+    device: Annotated[str, Option("DEVICE", group="hardware")] = "auto"
     """auto, cpu, cuda or cuda:N."""
-    threads: int | None = None
-    """CPU threads (default: one a core)."""
-    fsdp: bool = False
-    """Under torchrun: share out weights, gradients and optimizer among the processes (FSDP2), where one GPU is too
-    small for all of them; otherwise each process has everything (DDP)."""
-    activation_checkpointing: bool = False
-    """Keep only the layers' inputs for the backward pass and compute the rest again: less memory, a third slower."""
+    threads: Annotated[int | None, Option(group="hardware")] = None
+    """CPU threads. Default: one per core."""
+    fsdp: Annotated[bool, Option(group="hardware")] = False
+    """Under torchrun, shard weights, gradients and optimizer state across processes (FSDP2) instead
+    of replicating them (DDP), for models that do not fit one GPU."""
+    activation_checkpointing: Annotated[bool, Option(group="hardware")] = False
+    """Activation checkpointing: less memory, about a third slower."""
 
     def __post_init__(self) -> None:
         limits = [name for name in ("minutes", "steps", "epochs") if getattr(self, name) is not None]
@@ -319,27 +355,33 @@ class TrainConfig(RunConfig):
     """Turn a token store into a checkpoint. Each field is a flag of `llamita train`."""
 
     data: Path | tuple[str, ...]
-    """A token store, as `llamita prepare` writes it; or several of one tokenizer, "PATH" or "PATH:WEIGHT" each: an
-    epoch sees the documents of weight 2 twice, of weight 0.5 another half of them each time. Judged by what the stores
-    hold out together, weights aside."""
-    minutes: float | None = None
-    """Stop after this long, final evaluation included; the schedule is laid for it. Default, without --steps and
-    --epochs: 10."""
-    preset: PresetName | None = None
-    """Shape of the model by name; --layers and the like override its parts. Default: with --minutes planned for them on
-    this machine (see `llamita plan`), else 3M on CPUs and stories15M on CUDA."""
-    layers: int | None = None
-    hidden: int | None = None
-    heads: int | None = None
-    kv_heads: int | None = None
-    ffn: int | None = None
-    """Width of the feed-forward layers (default: 8/3 of --hidden, rounded up to a multiple of 32)."""
-    untied: bool = False
-    """A classifier of its own instead of the embeddings' transpose."""
-    rope_theta: float = 10000.0
-    compile: Literal["auto", "on", "off"] = "auto"
-    """torch.compile the network (half a minute at the start). auto: with --minutes, if the time it saves, measured as
-    the run begins and remembered, is worth it."""
+    """A token store from `llamita prepare`; or several with the same tokenizer, "PATH" or
+    "PATH:WEIGHT" each. In one epoch, documents of weight 2 are seen twice, of weight 0.5 half of
+    them. All held-out documents are evaluated together, regardless of weight."""
+    minutes: Annotated[float | None, Option("M")] = None
+    """Stop after this many minutes, final evaluation included; the learning-rate schedule fits
+    them. Default without --steps and --epochs: 10."""
+    preset: Annotated[PresetName | None, Option(group="model")] = None
+    """Shape of the model; --layers and the like override parts of it. Default: with --minutes,
+    planned for this machine (see `llamita plan`), else 3M on CPUs and stories15M on CUDA."""
+    layers: Annotated[int | None, Option(group="model")] = None
+    """Number of transformer layers."""
+    hidden: Annotated[int | None, Option(group="model")] = None
+    """Width of the model."""
+    heads: Annotated[int | None, Option(group="model")] = None
+    """Query heads in a layer."""
+    kv_heads: Annotated[int | None, Option(group="model")] = None
+    """Key and value heads in a layer. Default: the preset's, or as many as --heads."""
+    ffn: Annotated[int | None, Option(group="model")] = None
+    """Width of the feed-forward layers. Default: 8/3 of --hidden, rounded up to a multiple of
+    32."""
+    tie_embeddings: Annotated[bool, Option(group="model")] = True
+    """Train a separate classifier instead of sharing the embedding matrix."""
+    rope_theta: Annotated[float, Option(group="model")] = 10000.0
+    """Base of the rotary position embeddings."""
+    compile: Annotated[Literal["auto", "on", "off"], Option(group="hardware")] = "auto"
+    """torch.compile the network, half a minute at the start. auto: with --minutes, if a short
+    measurement shows that it saves time."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -363,60 +405,66 @@ class FinetuneConfig(RunConfig):
     command: ClassVar[str] = "finetune"
 
     checkpoint: Path
-    """The checkpoint to begin with, ours or imported, or a run directory, of which the best checkpoint is taken."""
+    """Checkpoint to start from, trained here or imported; or a run directory, for its best
+    checkpoint."""
     data: Path
-    """Conversations (.jsonl, .json, .csv, .parquet: messages, prompt and completion, question and answer, …), or plain
-    texts (.txt, .md, or a token store of the checkpoint's tokenizer): a file or a folder."""
+    """Conversations (.jsonl, .json, .csv, .parquet: messages, prompt and completion, question and
+    answer, …), or plain text (.txt, .md, or a token store of the checkpoint's tokenizer): a file or
+    a folder."""
     epochs: float | None = None
-    """Stop when each target was seen so many times. Default, without --minutes and --steps: 3."""
-    context: int | None = None
-    """Longest conversation in tokens; what is longer is cut at a turn's end (default: 1,024; 4,096 on CUDA)."""
+    """Stop when each target was seen this many times. Default without --minutes and --steps: 3."""
+    context: Annotated[int | None, Option("TOKENS", group="data")] = None
+    """Longest conversation; longer ones are cut at the end of a turn. Default: 1,024; 4,096 on
+    CUDA."""
     dropout: float = 0.0
-    """With --lora of the updates' inputs, otherwise of the whole network."""
-    optimizer: Literal["adamw", "muon"] = "adamw"
+    """Dropout probability: of the inputs of the updates with --lora, else of the whole network."""
+    optimizer: Annotated[Literal["adamw", "muon"], Option(group="optimization")] = "adamw"
     """adamw trains everything; muon orthogonalizes the steps of the layers' matrices."""
     learning_rate: float | None = None
-    """Peak learning rate of AdamW (default: 1e-4 at width 576, more for narrower ones; ten times that with --lora)."""
+    """Peak learning rate of AdamW. Default: 1e-4 at width 576, more for narrower models; ten times
+    that with --lora."""
     schedule: Literal["wsd", "linear", "cosine"] = "linear"
-    """After the warm-up: linear and cosine fall from the start; wsd stays at the peak, then falls linearly."""
     warmup_fraction: float = 0.05
     weight_decay: float | None = 0.0
-    """Decay of matrices (embeddings and norms have none)."""
+    """Weight decay of matrices; embeddings and norms have none."""
     log_interval: int = 5
-    """Steps that a line of metrics.jsonl is the mean of."""
-    prompt: str = ""
-    """A question to ask at each evaluation (default: the first held-out ones)."""
-    val: Path | None = None
+    prompt: Annotated[str, Option("QUESTION", group="evaluation")] = ""
+    """Question to ask at each evaluation. Default: the first held-out ones."""
+    val: Annotated[Path | None, Option(group="data")] = None
     """Held-out data, instead of a share of DATA."""
-    val_fraction: float | None = None
-    """Share of DATA that is held out, chosen by a hash of its content (default: 0.1, at most 64 conversations)."""
-    columns: tuple[str, str] | None = None
-    """The keys of questions and answers, where they are not of a known form."""
-    system: str | None = None
-    """A system prompt for conversations that have none."""
-    chat_template: str | None = None
-    """chatml, llama2, llama3, zephyr, or a file of Jinja (default: the checkpoint's own; ChatML where it has none)."""
+    val_fraction: Annotated[float | None, Option("SHARE", group="data")] = None
+    """Share of DATA to hold out, chosen by a hash of its content. Default: 0.1, at most 64
+    conversations."""
+    columns: Annotated[tuple[str, str] | None, Option("QUESTION ANSWER", group="data")] = None
+    """Keys of questions and answers, if they are not of a known form."""
+    system: Annotated[str | None, Option(group="data")] = None
+    """System prompt for conversations that have none."""
+    chat_template: Annotated[str | None, Option("NAME|FILE", group="data")] = None
+    """chatml, llama2, llama3, zephyr, or a Jinja file. Default: the checkpoint's own; ChatML if it
+    has none."""
     lora: bool = False
-    """Train low-rank updates of the linear layers; the result is an adapter, PEFT's files."""
-    rank: int | None = None
-    """Of the updates (default: 8)."""
-    alpha: float | None = None
-    """The updates are multiplied by alpha / rank (default: twice the rank)."""
-    rslora: bool = False
-    """Multiply by alpha / √rank instead (arXiv 2312.03732)."""
-    targets: tuple[LayerName, ...] | None = None
-    """The layers that get updates (default: all seven)."""
+    """Train low-rank updates (LoRA) of the linear layers; the result is an adapter in PEFT's
+    format."""
+    rank: Annotated[int | None, Option(group="LoRA")] = None
+    """Rank of the updates. Default: 8."""
+    alpha: Annotated[float | None, Option(group="LoRA")] = None
+    """Scale the updates by alpha / rank. Default: twice the rank."""
+    rslora: Annotated[bool, Option(group="LoRA")] = False
+    """Scale by alpha / √rank instead (arXiv 2312.03732)."""
+    targets: Annotated[tuple[LayerName, ...] | None, Option(group="LoRA")] = None
+    """Layers to update. Default: all seven."""
     preference: Literal["dpo", "ipo"] | None = None
-    """DATA are pairs of a better and a worse answer (prompt, chosen, rejected): learn to prefer the better ones, by DPO
-    (arXiv 2305.18290) or IPO (arXiv 2310.12036)."""
-    beta: float | None = None
-    """How much it costs to leave what the checkpoint says (default: 0.1)."""
-    label_smoothing: float | None = None
-    """With dpo: the share of pairs whose answers may be the wrong way round (default: 0)."""
-    general_text: Path | None = None
-    """Texts (.txt, .md, a folder, or a token store) of another kind: their bits per byte tell what is forgotten."""
+    """Preference tuning: DATA holds pairs of a better and a worse answer (prompt, chosen,
+    rejected). dpo: arXiv 2305.18290; ipo: arXiv 2310.12036."""
+    beta: Annotated[float | None, Option(group="preference")] = None
+    """Strength of the penalty for moving away from the checkpoint. Default: 0.1."""
+    label_smoothing: Annotated[float | None, Option("SHARE", group="preference")] = None
+    """With dpo: assumed share of pairs whose answers are swapped. Default: 0."""
+    general_text: Annotated[Path | None, Option(group="evaluation")] = None
+    """General text (.txt, .md, a folder, or a token store) whose bits per byte show what the model
+    forgets."""
     preview: int = 0
-    """Show so many examples, what is learned and what is masked, and end."""
+    """Show this many examples, with what is learned and what is masked, and exit."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TextIO
 
+from rich.cells import cell_len
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
+from rich.text import Text
 
 SHORT_UNITS = {"tokens": "tok", "target tokens": "target tok"}
 
@@ -14,14 +17,18 @@ Rows = list[tuple[str, ...]]  # every row has the same number of cells
 
 
 def print_table(rows: Sequence[Sequence[str]], file: TextIO | Console) -> None:
-    """Print rows of equally many cells, indented, the first column emphasised on a terminal."""
+    """Print rows of equally many cells, indented.
+
+    On a terminal the first column is bold, and cells wrap within the width. Elsewhere a row is a
+    line, however long.
+    """
     if not rows:
         return
     console = file if isinstance(file, Console) else Console(file=file, highlight=False)
     if not console.is_terminal:
-        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+        widths = [max(cell_len(row[column]) for row in rows) for column in range(len(rows[0]))]
         for row in rows:
-            cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+            cells = [cell + " " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True)]
             print("  " + "  ".join(cells).rstrip(), file=console.file)
         return
     table = Table.grid(padding=(0, 2))
@@ -29,13 +36,8 @@ def print_table(rows: Sequence[Sequence[str]], file: TextIO | Console) -> None:
     for _ in rows[0][1:]:
         table.add_column(overflow="fold")
     for row in rows:
-        table.add_row(*(_escaped(cell) for cell in row))
-    console.print(table)
-
-
-def _escaped(cell: str) -> str:
-    """Rich takes [words] for markup; ours are words."""
-    return cell.replace("[", "\\[")
+        table.add_row(*map(Text, row))
+    console.print(Padding(table, (0, 0, 0, 2), expand=False))
 
 
 def format_count(value: float) -> str:

@@ -33,10 +33,10 @@ def run_as_a_user_does(*words: object) -> subprocess.CompletedProcess[bytes]:
 
 
 @pytest.fixture(scope="module")
-def tales(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with tokens/, made from 300 tales, and run/, a tiny model trained on them for 20 steps."""
-    folder = tmp_path_factory.mktemp("tales")
-    call("prepare", "tales", "--num-tales", 300, "--vocab-size", 384, "--out", folder / "tokens")
+def stories(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with tokens/, made from 300 stories, and run/, a tiny model trained on them for 20 steps."""
+    folder = tmp_path_factory.mktemp("stories")
+    call("prepare", "stories", "--num-stories", 300, "--vocab-size", 384, "--out", folder / "tokens")
     call("train", folder / "tokens", "--steps", 20, "--eval-interval", 10, *TINY, "--out", folder / "run")
     return folder
 
@@ -48,12 +48,12 @@ def bits_per_byte(capsys: pytest.CaptureFixture[str], model: Path, tokens: Path)
     return float(values["bits_per_byte"])
 
 
-def test_training_learned_something(tales: Path) -> None:
-    lines = [json.loads(line) for line in (tales / "run" / "metrics.jsonl").read_text().splitlines()]
+def test_training_learned_something(stories: Path) -> None:
+    lines = [json.loads(line) for line in (stories / "run" / "metrics.jsonl").read_text().splitlines()]
     val = [line["bpb"] for line in lines if line["kind"] == "eval"]
     assert len(val) == 2
     assert val[1] < val[0]
-    assert (tales / "run" / "report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+    assert (stories / "run" / "report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
 
 
 # The largest share by which each type may change the held-out bits per byte of so small a model.
@@ -61,13 +61,13 @@ def test_training_learned_something(tales: Path) -> None:
     ("name", "drift"),
     [("f32.gguf", 1e-4), ("f16.gguf", 1e-3), ("q8_0.gguf", 5e-3), ("q4_0.gguf", 5e-2)],
 )
-def test_every_type_of_model_file(tales: Path, capsys: pytest.CaptureFixture[str], name: str, drift: float) -> None:
-    model = tales / name
-    call("export", tales / "run", model, "--type", name.removesuffix(".gguf"))
+def test_every_type_of_model_file(stories: Path, capsys: pytest.CaptureFixture[str], name: str, drift: float) -> None:
+    model = stories / name
+    call("export", stories / "run", model, "--type", name.removesuffix(".gguf"))
     call("inspect", model)
     assert "GGUF" in capsys.readouterr().out
-    from_torch = bits_per_byte(capsys, tales / "run", tales / "tokens")
-    from_engine = bits_per_byte(capsys, model, tales / "tokens")
+    from_torch = bits_per_byte(capsys, stories / "run", stories / "tokens")
+    from_engine = bits_per_byte(capsys, model, stories / "tokens")
     assert abs(from_engine - from_torch) < drift * from_torch
     call("run", model, "-i", "Once upon a time", "-n", 20, "-s", 1)
     told = capsys.readouterr()
@@ -76,36 +76,36 @@ def test_every_type_of_model_file(tales: Path, capsys: pytest.CaptureFixture[str
     assert "tok/s" in told.err.splitlines()[-1]
 
 
-def test_engine_and_torch_tell_the_same_greedy_story(tales: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    model = tales / "greedy.gguf"
-    call("export", tales / "run", model, "--type", "f32")
+def test_engine_and_torch_tell_the_same_greedy_story(stories: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = stories / "greedy.gguf"
+    call("export", stories / "run", model, "--type", "f32")
     capsys.readouterr()
     call("run", model, "-t", 0, "-n", 32, "-i", "One day")
     engine = capsys.readouterr().out
-    call("sample", tales / "run", "-t", 0, "-n", 32, "-i", "One day")
+    call("sample", stories / "run", "-t", 0, "-n", 32, "-i", "One day")
     assert capsys.readouterr().out == engine
 
 
-def test_a_user_of_the_shell_gets_text_on_stdout_and_one_line_for_a_mistake(tales: Path) -> None:
-    model = tales / "shell.gguf"
-    call("export", tales / "run", model)
+def test_a_user_of_the_shell_gets_text_on_stdout_and_one_line_for_a_mistake(stories: Path) -> None:
+    model = stories / "shell.gguf"
+    call("export", stories / "run", model)
     told = run_as_a_user_does("run", model, "-i", "The fox", "-n", 8, "-s", 3)
     assert told.returncode == 0
     assert told.stdout.startswith(b"The fox")
     again = run_as_a_user_does("run", model, "-i", "The fox", "-n", 8, "-s", 3)
     assert again.stdout == told.stdout
-    wrong = run_as_a_user_does("run", tales / "no-such.gguf")
+    wrong = run_as_a_user_does("run", stories / "no-such.gguf")
     assert wrong.returncode == 2
     assert wrong.stdout == b""
     assert wrong.stderr.count(b"\n") == 1 and b"no-such.gguf" in wrong.stderr
 
 
-def test_a_store_and_a_checkpoint_can_be_looked_at(tales: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    call("inspect", tales / "tokens")
+def test_a_store_and_a_checkpoint_can_be_looked_at(stories: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    call("inspect", stories / "tokens")
     assert "384" in capsys.readouterr().out
-    call("inspect", tales / "run" / "latest")
+    call("inspect", stories / "run" / "latest")
     assert "model.embed_tokens.weight" not in capsys.readouterr().out
-    call("inspect", tales / "run" / "latest", "--tensors")
+    call("inspect", stories / "run" / "latest", "--tensors")
     assert "model.embed_tokens.weight" in capsys.readouterr().out
 
 
@@ -143,13 +143,13 @@ def test_chinese_text_goes_through_and_no_character_is_broken(
 def test_demo_tells_a_story_and_can_be_done_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "demo"
     for again in (False, True):
-        call("demo", "--minutes", 0.01, "--num-tales", 400, "--out", out)
+        call("demo", "--minutes", 0.01, "--num-stories", 400, "--out", out)
         told = capsys.readouterr()
         assert len(told.out.split()) > 3
         assert ("starting over" in told.err) == again
         assert ("made earlier" in told.err) == again
-        assert (out / "tales.gguf").read_bytes()[:4] == b"GGUF"
-        assert f"run {out / 'tales.gguf'} -i" in told.err
+        assert (out / "stories.gguf").read_bytes()[:4] == b"GGUF"
+        assert f"run {out / 'stories.gguf'} -i" in told.err
 
 
 def test_demo_flags_are_checked(capsys: pytest.CaptureFixture[str]) -> None:

@@ -63,15 +63,15 @@ def latest(run: Path) -> str:
     return (run / "latest").readlink().name if (run / "latest").is_symlink() else ""
 
 
-def test_killed_runs_end_with_the_same_bytes(tale_store: Path, tmp_path: Path) -> None:
+def test_killed_runs_end_with_the_same_bytes(story_store: Path, tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    process = start(tale_store, whole)
+    process = start(story_store, whole)
     _, errors = process.communicate()
     assert process.returncode == 0, errors.decode()
     choose = random.Random(time.time_ns())
     during_saves = steps_at_kills = 0
     for kill in range(KILLS):
-        process = start(tale_store, parts, *(["--resume"] if (parts / "run.json").exists() else []))
+        process = start(story_store, parts, *(["--resume"] if (parts / "run.json").exists() else []))
         before = latest(parts)
         wait_for(process, lambda before=before: latest(parts) != before)
         if kill % 2:  # while a checkpoint is being written, behind the steps
@@ -85,7 +85,7 @@ def test_killed_runs_end_with_the_same_bytes(tale_store: Path, tmp_path: Path) -
         steps_at_kills += process.returncode == -9
         (parts / latest(parts) / "model.safetensors").stat()
     assert steps_at_kills >= 2 and during_saves >= 1, "the kills came too late to mean anything"
-    process = start(tale_store, parts, "--resume")
+    process = start(story_store, parts, "--resume")
     _, errors = process.communicate()
     assert process.returncode == 0, errors.decode()
     for name in ("model.safetensors", "training/state.safetensors"):

@@ -45,13 +45,13 @@ def run_training(store: Path, run: Path, processes: int, *more: str) -> list[dic
 
 
 @pytest.fixture(scope="module")
-def one(tale_store: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def one(story_store: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """The metrics of one process."""
-    return run_training(tale_store, tmp_path_factory.mktemp("one") / "run", 1, "--grad-accum-steps", "2")
+    return run_training(story_store, tmp_path_factory.mktemp("one") / "run", 1, "--grad-accum-steps", "2")
 
 
-def test_two_processes_equal_one(one: list[dict[str, Any]], tale_store: Path, tmp_path: Path) -> None:
-    two = run_training(tale_store, tmp_path / "two", 2)
+def test_two_processes_equal_one(one: list[dict[str, Any]], story_store: Path, tmp_path: Path) -> None:
+    two = run_training(story_store, tmp_path / "two", 2)
     assert len(one) == len(two) == 12 + 2
     for alone, together in zip(one, two, strict=True):
         assert (alone["kind"], alone["step"], alone["tokens"]) == (
@@ -65,11 +65,11 @@ def test_two_processes_equal_one(one: list[dict[str, Any]], tale_store: Path, tm
 
 
 def test_a_run_of_two_goes_on_as_one(
-    one: list[dict[str, Any]], tale_store: Path, tmp_path: Path, kill_launch: Callable[[subprocess.Popen[bytes]], None]
+    one: list[dict[str, Any]], story_store: Path, tmp_path: Path, kill_launch: Callable[[subprocess.Popen[bytes]], None]
 ) -> None:
     """The position in the data is global, so a run may be resumed by another number of processes."""
     run = tmp_path / "run"
-    words = command(tale_store, run, 2)
+    words = command(story_store, run, 2)
     process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not (run / "latest").is_symlink():  # the evaluation after step 6 saves the first checkpoint
@@ -77,5 +77,5 @@ def test_a_run_of_two_goes_on_as_one(
         time.sleep(0.001)
     kill_launch(process)
     assert len(read_losses(run)) < len(one), "killed too late to mean anything"
-    resumed = run_training(tale_store, run, 1, "--grad-accum-steps", "2", "--resume")
+    resumed = run_training(story_store, run, 1, "--grad-accum-steps", "2", "--resume")
     assert all(abs(a["loss"] - b["loss"]) < 1e-5 for a, b in zip(one, resumed, strict=True))

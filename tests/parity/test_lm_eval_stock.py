@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from llamita.checkpoint import load_model
-from llamita.data.tales import generate_tales
+from llamita.stories.generate import generate_stories
 from llamita.tokenizer import load_tokenizer
 
 pytestmark = pytest.mark.compat
@@ -39,11 +39,11 @@ def bits_without_eos(checkpoint: Path, texts: list[str]) -> float:
 def test_bits_per_byte_and_endings(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
     pytest.importorskip("lm_eval", reason="lm_eval is not installed: pip install 'lm_eval[hf]'")
     checkpoint = make_checkpoint(tmp_path / "checkpoint", max_position_embeddings=1024)
-    tales = list(generate_tales(6))
-    (tmp_path / "tales.txt").write_text("\n<|endoftext|>\n".join(tales), encoding="utf-8")
+    stories = list(generate_stories(6))
+    (tmp_path / "stories.txt").write_text("\n<|endoftext|>\n".join(stories), encoding="utf-8")
     script = ROOT / "benchmarks" / "lm_eval_tasks.py"
     commands = [
-        [str(script), str(tmp_path / "tales.txt"), "--model", str(checkpoint), "--out", str(tmp_path / "tasks")],
+        [str(script), str(tmp_path / "stories.txt"), "--model", str(checkpoint), "--out", str(tmp_path / "tasks")],
         [
             *("-m", "lm_eval", "--model", "hf", "--model_args", f"pretrained={checkpoint},add_bos_token=False"),
             *("--include_path", str(tmp_path / "tasks"), "--tasks", "val_bits,endings"),
@@ -59,5 +59,5 @@ def test_bits_per_byte_and_endings(make_checkpoint: Callable[..., Path], tmp_pat
     (path,) = (tmp_path / "results").rglob("results*.json")
     results = json.loads(path.read_text(encoding="utf-8"))["results"]
     theirs = results["val_bits"]["bits_per_byte,none"]
-    assert math.isclose(theirs, bits_without_eos(checkpoint, [tale.strip() for tale in tales]), rel_tol=1e-5)
+    assert math.isclose(theirs, bits_without_eos(checkpoint, [story.strip() for story in stories]), rel_tol=1e-5)
     assert 0 <= results["endings"]["acc,none"] <= 1

@@ -13,13 +13,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 import quality
 
 from llamita.data.readers import read_documents
-from llamita.data.tales import generate_tales
+from llamita.stories.generate import generate_stories
 
 pytestmark = pytest.mark.compat
 
 
 def texts(num_bytes: int) -> list[str]:
-    return quality.first_bytes(generate_tales(100), num_bytes)
+    return quality.first_bytes(generate_stories(100), num_bytes)
 
 
 @pytest.fixture(scope="module", autouse=True)

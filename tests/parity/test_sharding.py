@@ -64,10 +64,10 @@ def check_same(run: Path, expected: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def one(tale_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def one(story_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run of one process, uninterrupted."""
     run = tmp_path_factory.mktemp("one") / "run"
-    train(make_config(tale_store, run))
+    train(make_config(story_store, run))
     return run
 
 
@@ -81,14 +81,14 @@ def test_what_two_processes_check_together() -> None:
 
 def test_from_two_sharded_processes_to_one_to_four(
     one: Path,
-    tale_store: Path,
+    story_store: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     kill_launch: Callable[[subprocess.Popen[str]], None],
 ) -> None:
     """Killed with -9, resumed without shards, interrupted, resumed in four shards: the same run."""
     run = tmp_path / "run"
-    process = launch(tale_store, run, 2, "--fsdp", "--micro-batch-size=2", "--grad-accum-steps=2")
+    process = launch(story_store, run, 2, "--fsdp", "--micro-batch-size=2", "--grad-accum-steps=2")
     wait_for_a_checkpoint(process, run)
     kill_launch(process)
     state = load_training_state(run)
@@ -96,11 +96,11 @@ def test_from_two_sharded_processes_to_one_to_four(
     assert state.values["position"]["step"] < INTERRUPTED_STEP, "killed too late to mean anything"
     with monkeypatch.context() as patched:
         patched.setattr(Trainer, "_step", signalled_at(INTERRUPTED_STEP))
-        stopped = train(make_config(tale_store, run, resume=True))
+        stopped = train(make_config(story_store, run, resume=True))
     assert stopped.interrupted and load_training_state(run).tensors.keys() >= {
         "momentum/model.layers.0.mlp.up_proj.weight"
     }
-    process = launch(tale_store, run, 4, "--fsdp", "--micro-batch-size=2", "--resume")
+    process = launch(story_store, run, 4, "--fsdp", "--micro-batch-size=2", "--resume")
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 0 and f"resuming at step {INTERRUPTED_STEP + 1}" in errors, errors
     check_same(run, one)
@@ -121,11 +121,11 @@ def signalled_at(step: int) -> Callable[[Trainer], None]:
 
 
 def test_torchrun_goes_on_when_a_process_dies(
-    one: Path, tale_store: Path, tmp_path: Path, kill_worker: Callable[[subprocess.Popen[str]], None]
+    one: Path, story_store: Path, tmp_path: Path, kill_worker: Callable[[subprocess.Popen[str]], None]
 ) -> None:
     """Without --resume: the run is this torchrun's own."""
     run = tmp_path / "run"
-    process = launch(tale_store, run, 2, "--micro-batch-size=4", restarts=1)
+    process = launch(story_store, run, 2, "--micro-batch-size=4", restarts=1)
     wait_for_a_checkpoint(process, run)
     kill_worker(process)
     _, errors = process.communicate(timeout=300)

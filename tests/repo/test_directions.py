@@ -16,6 +16,7 @@ ENGINE = ROOT / "engine"
 LAYERS = (
     "errors", "atomic", "user_cache", "console", "config",
     "chat_template_worker", "chat_template",  # Jinja, in a process with limits
+    "sampling",
     "engine",  # bindings of the C library
     "tokenizer",
     "formats",  # codecs of files: bytes to values and back
@@ -32,9 +33,10 @@ LAYERS = (
     "cli",
 )  # fmt: skip
 TORCH_FREE = (
-    "errors", "atomic", "user_cache", "console", "config", "chat_template_worker", "chat_template", "engine",
-    "tokenizer", "stories", "data", "batch_generate", "chat", "formats.tensor_table", "formats.tensor_types",
-    "formats.dequantize", "formats.dequantize_k", "formats.rope_order", "formats.huggingface", "formats.gguf",
+    "errors", "atomic", "user_cache", "console", "config", "chat_template_worker", "chat_template",
+    "sampling", "engine", "tokenizer", "stories", "data", "batch_generate", "chat", "formats.tensor_table",
+    "formats.tensor_types", "formats.dequantize", "formats.dequantize_k", "formats.rope_order",
+    "formats.huggingface", "formats.gguf",
 )  # fmt: skip
 ENVIRONMENT_READERS = ("cli", "training.distributed", "user_cache")
 

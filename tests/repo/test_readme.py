@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from llamita.data.tales import generate_tales
+from llamita.stories.generate import generate_stories
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -66,7 +66,7 @@ def test_corridor_commands_run(tmp_path: Path) -> None:
     """Every command of the pipeline, in order, in one folder; only the training time is cut to a few steps."""
     folder = tmp_path / "my_texts"
     folder.mkdir()
-    (folder / "stories.txt").write_text("\n<|endoftext|>\n".join(generate_tales(4000)), encoding="utf-8")
+    (folder / "stories.txt").write_text("\n<|endoftext|>\n".join(generate_stories(4000)), encoding="utf-8")
     commands = corridor_commands()
     commands = [shlex.split(command)[1] for command in commands]
     assert commands[:2] == ["prepare", "train"] and {"export", "run", "eval"} <= set(commands)

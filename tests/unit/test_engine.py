@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import gc
 import re
 from itertools import pairwise
@@ -13,10 +14,12 @@ import pytest
 
 import llamita
 from llamita import engine
+from llamita.chat import Chat
 from llamita.engine import Model, Sampler
 from llamita.engine import library as engine_library
 from llamita.engine.library import library_path
 from llamita.errors import EngineError
+from llamita.sampling import RuntimeOptions, SamplingParams
 
 pytestmark = pytest.mark.usefixtures("engine_build")
 
@@ -129,6 +132,23 @@ def test_generate_is_greedy_seeded_and_continues_only(tiny_models) -> None:
         assert [*generation.prompt_ids, *generation.ids] == ids
         told = [list(model.generate("ab", max_new_tokens=9, seed=seed, top_k=50, min_p=0.01)) for seed in (7, 7, 8)]
         assert told[0] == told[1] != told[2]
+
+
+def test_options_as_an_object_or_by_name(tiny_models) -> None:
+    tiny = tiny_models.random()
+    sampling, runtime = (
+        SamplingParams(temperature=2.0, top_k=9, seed=5),
+        RuntimeOptions(num_threads=1, context_tokens=16),
+    )
+    with llamita.load(tiny.path, tokenizer=tiny.tokenizer) as model:
+        as_objects = model.generate("ab", sampling, runtime)
+        by_name = model.generate("ab", temperature=2.0, top_k=9, seed=5, num_threads=1, context_tokens=16)
+        mixed = model.generate("ab", sampling, runtime, seed=6)
+        assert list(as_objects) == list(by_name) and as_objects.stop == by_name.stop
+        assert mixed.seed == 6 and model.session(runtime, context_tokens=8).context_tokens == 8
+        for refused in (model.generate, model.session, functools.partial(Sampler, 4), functools.partial(Chat, model)):
+            with pytest.raises(TypeError, match="temprature"):
+                refused(temprature=1.0)
 
 
 def test_pieces_never_split_a_character(tiny_models) -> None:

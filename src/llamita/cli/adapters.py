@@ -1,4 +1,5 @@
-"""The values of --adapter (FILE or FILE:SCALE) to open adapters with their scales, and what is said of a stranger."""
+"""Opens the adapters of --adapter (FILE or FILE:SCALE), and notes those that were made for another
+model."""
 
 from __future__ import annotations
 
@@ -18,13 +19,14 @@ MEANS_NOTHING = "with another checkpoint it means nothing"
 
 
 def other_base_rows(other_base: str | None) -> list[tuple[str, str]]:
-    """What to say of an adapter that was made for another checkpoint, if it was, as rows of a table."""
+    """What to say of an adapter that was made for another checkpoint, if it was, as rows of a
+    table."""
     return [] if other_base is None else [("note", f"the adapter was made for {other_base}: {MEANS_NOTHING}")]
 
 
 def open_adapters(model: Model, values: Sequence[str]) -> list[tuple[Adapter, float]]:
-    """The adapters in their order; without a scale it is 1. A line on stderr for each that names another base than this
-    model. Raises EngineError for a file that does not fit."""
+    """The adapters in their order; without a scale it is 1. A line on stderr for each that names
+    another base than this model. Raises EngineError for a file that does not fit."""
     pairs = []
     for value in values:
         scaled = _SCALED.fullmatch(value)

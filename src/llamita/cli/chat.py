@@ -1,4 +1,4 @@
-"""llamita chat: a conversation with a chat model: answers on stdout, everything else on stderr."""
+"""`llamita chat MODEL`: a conversation; answers on stdout, everything else on stderr."""
 
 from __future__ import annotations
 
@@ -13,91 +13,65 @@ from pathlib import Path
 from types import FrameType
 from typing import Annotated
 
-import tyro
-
 import llamita
-from llamita.chat import Answer, Chat
+from llamita.chat import CHAT_SAMPLING, Answer, Chat
 from llamita.cli.adapters import open_adapters
 from llamita.cli.command import check_is_file, fail, parse
-from llamita.config import check
+from llamita.cli.generation import DEFAULT_LOAD, LoadOptions, check_generation, engine_sampling
+from llamita.cli.help import has_color
+from llamita.config import Option
 from llamita.errors import ChatError
+from llamita.sampling import DEFAULT_RUNTIME, RuntimeOptions, SamplingParams
 
 
 @dataclasses.dataclass(frozen=True)
 class ChatFlags:
-    """Chat with a model that was trained to: a GGUF with a chat template.
+    """Chat with a GGUF model that has a chat template.
 
-    Ctrl-C stops the answer, Ctrl-D ends the chat. Where the input is no terminal, each line of it is a question.
+    Ctrl-C stops the answer, Ctrl-D ends the chat. If the input is not a terminal, each line is a
+    question.
     """
 
-    model: tyro.conf.Positional[Path]
-    """The model file."""
-    system: Annotated[str | None, tyro.conf.arg(aliases=["-y"])] = None
-    """How the assistant is to be; without it as the model's template says."""
+    examples = ("llamita chat my.gguf", "echo 'Who are you?' | llamita chat my.gguf -n 50")
+
+    model: Annotated[Path, Option(positional=True)]
+    """Model file."""
+    system: Annotated[str | None, Option(short="y")] = None
+    """System prompt. Default: the chat template's."""
     rolling: bool = False
-    """Forget the oldest questions and answers when the context is full, instead of ending."""
-    num_tokens: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 512
-    """At most so many tokens an answer; 0: to the context's end."""
-    temperature: Annotated[float, tyro.conf.arg(aliases=["-t"])] = 0.6
-    """0: always the most probable token; above 1: bolder."""
-    top_p: Annotated[float, tyro.conf.arg(aliases=["-p"])] = 0.9
-    """Pick from the smallest set with this share of the probability; 0 or 1: off."""
-    top_k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 0
-    """Pick from the K most probable tokens; 0: off."""
-    min_p: float = 0.0
-    """Pick from those with this share of the best one's probability; 0: off."""
-    repetition_penalty: float = 1.0
-    """Above 1: avoid recent tokens."""
-    repetition_window: int = 64
-    """How many tokens are recent."""
-    seed: Annotated[int | None, tyro.conf.arg(aliases=["-s"])] = None
-    """The same seed and the same questions give the same answers; without one it is drawn."""
-    tokenizer: Annotated[Path | None, tyro.conf.arg(aliases=["-z"])] = None
-    """A GGUF to take the tokenizer and the chat template from; without one the model's own."""
-    adapter: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """A GGUF adapter of the model's, FILE or FILE:SCALE; several times for several, which act together."""
-    threads: Annotated[int, tyro.conf.arg(aliases=["-j"])] = 0
-    """0: chosen by the model's size and the machine."""
-    context: Annotated[int, tyro.conf.arg(aliases=["-c"])] = 0
-    """Keep room for this many tokens; 0: the model's context."""
-    kernels: str = "auto"
-    """auto, scalar, avx2, avxvnni, or on ARM neon, dotprod."""
-    verbose: Annotated[bool, tyro.conf.arg(aliases=["-v"])] = False
-    """Tell the speed after each answer, also where stderr is no terminal."""
+    """When the context is full, forget the oldest turns instead of ending the chat."""
+    num_tokens: Annotated[int, Option(short="n")] = 512
+    """Most tokens in one answer; 0: until the context is full."""
+    verbose: Annotated[bool, Option(short="v")] = False
+    """Print the speed after each answer even if stderr is not a terminal."""
+    load: Annotated[LoadOptions, Option(group="model")] = DEFAULT_LOAD
+    sampling: SamplingParams = CHAT_SAMPLING
+    runtime: Annotated[RuntimeOptions, Option(group="engine")] = DEFAULT_RUNTIME
 
     def __post_init__(self) -> None:
-        check(self.num_tokens >= 0, f"--num-tokens: expected 0 or more, found {self.num_tokens}")
-        check(0 <= self.threads <= 1024, f"--threads: expected 0 to 1024, found {self.threads}")
-        check(self.context >= 0, f"--context: expected 0 or more, found {self.context}")
+        check_generation(self.num_tokens, self.runtime)
 
 
 def main(argv: list[str]) -> int | None:
     flags = parse(ChatFlags, argv, "llamita chat")
     check_is_file(flags.model, "chat with")
-    with llamita.load(flags.model, tokenizer=flags.tokenizer, kernels=flags.kernels) as model:
+    with llamita.load(flags.model, tokenizer=flags.load.tokenizer, kernels=flags.load.kernels) as model:
         chat = Chat(
             model,
             flags.system,
+            engine_sampling(flags.sampling),
+            flags.runtime,
             rolling=flags.rolling,
             max_new_tokens=flags.num_tokens or None,
-            temperature=flags.temperature,
-            top_p=flags.top_p or 1.0,
-            top_k=flags.top_k,
-            min_p=flags.min_p,
-            repetition_penalty=flags.repetition_penalty,
-            repetition_window=flags.repetition_window,
-            seed=flags.seed,
-            num_threads=flags.threads,
-            context_tokens=flags.context,
-            adapters=open_adapters(model, flags.adapter),
+            adapters=open_adapters(model, flags.load.adapter),
         )
         with chat:
             return _converse(chat, flags)
 
 
 class _Interrupts:
-    """What Ctrl-C means: the first during an answer ends it, a second one the program. At the prompt it is a
-    KeyboardInterrupt; between the two, on a terminal, nothing."""
+    """What Ctrl-C means: the first during an answer ends it, a second one the program. At the
+    prompt it is a KeyboardInterrupt; between the two, on a terminal, nothing."""
 
     def __init__(self, terminal: bool) -> None:
         self.reading = not terminal
@@ -206,5 +180,4 @@ def _answer(answer: Answer, flags: ChatFlags, interrupts: _Interrupts) -> None:
 
 
 def _status(line: str) -> None:
-    dim = sys.stderr.isatty()
-    print(f"\x1b[2m{line}\x1b[0m" if dim else line, file=sys.stderr, flush=True)
+    print(f"\x1b[2m{line}\x1b[0m" if has_color(sys.stderr) else line, file=sys.stderr, flush=True)

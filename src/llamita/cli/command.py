@@ -1,59 +1,35 @@
-"""Command-line words to a frozen dataclass of flags, and every user's error to one line and exit code 2."""
+"""What all commands share: their command line, and errors as one line with exit code 2."""
 
 from __future__ import annotations
 
 import contextlib
-import io
+import itertools
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
 
-import tyro
-
+from llamita.cli.help import has_color, help_columns, help_text
+from llamita.cli.parser import Flags, UsageError, parse_arguments
 from llamita.errors import ConfigError
 
-Flags = TypeVar("Flags")
-
-# What --verify says → what the library is asked for; None: the library decides by the model's size.
+# --verify to the library's argument; None: the library decides by the size of the model.
 VERIFY: dict[str, bool | None] = {"auto": None, "yes": True, "no": False}
 
 
 def parse(flags: type[Flags], argv: Sequence[str], prog: str) -> Flags:
-    """Parse argv into the dataclass `flags`; --help prints and exits with 0.
-
-    Raises ConfigError with one line (what is wrong, and the nearest flag where one is close) for anything else.
-    """
-    captured = io.StringIO()
+    """Parse argv into the dataclass `flags`; --help prints and exits with 0. Raises ConfigError, in
+    one line."""
+    if {"-h", "--help"} & set(itertools.takewhile(lambda word: word != "--", argv)):
+        print(help_text(flags, prog, help_columns(), is_bold=has_color(sys.stdout)), flush=True)
+        raise SystemExit(0)
     try:
-        with contextlib.redirect_stderr(captured):
-            return tyro.cli(flags, args=list(argv), prog=prog)
-    except SystemExit as exit_:
-        if exit_.code in (0, None):
-            raise
-        raise ConfigError(f"{_one_line(captured.getvalue())} (see {prog} --help)") from None
-
-
-def _one_line(box: str) -> str:
-    """The first and second paragraphs of tyro's message box, without its frame (lines or plain ASCII)."""
-    paragraphs: list[list[str]] = [[]]
-    for line in box.splitlines():
-        text = line.strip().strip("│╭╮╰╯").strip()
-        if not text.strip("─- ") or text.startswith("──"):
-            paragraphs.append([])
-        elif not line.startswith(("╭", "╰")):
-            paragraphs[-1].append(text)
-    kept = [" ".join(p) for p in paragraphs if p and not p[0].startswith("For full helptext")]
-    kept = kept if "╭" in box else kept[1:]  # the title of an ASCII box
-    nearest = [word for word in kept[1].split() if word.startswith("--")] if len(kept) > 1 else []
-    message = kept[0] if kept else "the command's words cannot be read"
-    if len(kept) > 1 and kept[1].startswith("Perhaps you meant") and nearest:
-        message += f"; perhaps you meant {nearest[0]}"
-    return message[0].lower() + message[1:]
+        return parse_arguments(flags, argv)
+    except UsageError as error:
+        raise ConfigError(f"{error} (see {prog} --help)") from None
 
 
 def check_is_file(model: Path, command: str) -> None:
-    """Raise ConfigError where a checkpoint stands and a model file is wanted."""
+    """Raise ConfigError if the path is a folder, such as a checkpoint, and not a model file."""
     if model.is_dir():
         raise ConfigError(
             f"cannot {command} {model}: expected a model file, found a folder; make one of it: llamita export "
@@ -69,7 +45,8 @@ def fail(message: str) -> int:
 
 @contextlib.contextmanager
 def requires_extra(extra: str) -> Iterator[None]:
-    """Around the imports of a command: a missing package becomes one line that says how to get it."""
+    """Around the imports of a command: a missing package becomes one line that says how to install
+    it."""
     try:
         yield
     except ModuleNotFoundError as error:

@@ -1,4 +1,5 @@
-"""`llamita demo`: the whole pipeline in a few minutes: tales, tokens, training, a model file, a story told by it."""
+"""`llamita demo`: the whole pipeline in a few minutes: stories, tokens, training, a model file, a
+story told by it."""
 
 from __future__ import annotations
 
@@ -9,31 +10,34 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import tyro
-
 from llamita.cli.command import parse, requires_extra
-from llamita.config import PrepareConfig, TrainConfig, check
+from llamita.config import Option, PrepareConfig, TrainConfig, check
 from llamita.errors import OutputError
 
 if TYPE_CHECKING:
     from llamita.convert.export import ExportReport
 
-# For three minutes on two cores: most words of the tales, and every name, are one token of 2,048.
+# For three minutes on two cores: most words of the stories, and every name, are one token of 2,048.
 VOCAB_SIZE = 2048
 TEMPERATURE = 0.6
 
 
 @dataclasses.dataclass(frozen=True)
 class DemoFlags:
-    """Go through the whole pipeline: make up tales, learn their tokens, train a small model in front of you, write it
-    as one file, and let it tell a story. Done again, it starts over."""
+    """Run the whole pipeline: generate stories, train a tokenizer and a small model, export it, and
+    print a story.
 
-    minutes: Annotated[float, tyro.conf.arg(aliases=["-m"])] = 3.0
+    Run again, it starts over.
+    """
+
+    examples = ("llamita demo", "llamita demo --minutes 10 -o runs/longer")
+
+    minutes: Annotated[float, Option("M", short="m")] = 3.0
     """How long to train; the rest takes less than a minute."""
-    out: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("runs/demo")
-    """Where everything is put."""
-    num_tales: int = PrepareConfig.num_tales
-    """How many tales to learn from."""
+    out: Annotated[Path, Option(short="o")] = Path("runs/demo")
+    """Folder for the results."""
+    num_stories: int = PrepareConfig.num_stories
+    """How many stories to generate and learn from."""
 
     def __post_init__(self) -> None:
         check(0 < self.minutes <= 1e6, f"--minutes: expected more than 0, found {self.minutes}")
@@ -45,10 +49,10 @@ def main(argv: list[str]) -> int:
     with requires_extra("train"):
         from llamita.convert.export import export
         from llamita.training.pretraining import train
-    tokens, run, model = flags.out / "tokens", flags.out / "run", flags.out / "tales.gguf"
+    tokens, run, model = flags.out / "tokens", flags.out / "run", flags.out / "stories.gguf"
     _start_over(run)
-    _say("1/4  text: tales that llamita makes up, cut into tokens")
-    _prepare(tokens, flags.num_tales)
+    _say("1/4  text: stories, generated and cut into tokens")
+    _prepare(tokens, flags.num_stories)
     _say(f"2/4  training: {flags.minutes:g} minutes; bpb, bits per byte of held-out text, should fall (Ctrl-C ends it)")
     result = train(TrainConfig(data=tokens, out=run, minutes=flags.minutes))
     if result.interrupted:
@@ -69,7 +73,8 @@ def _say(line: str = "") -> None:
 
 
 def _start_over(run: Path) -> None:
-    """Remove the training run of an earlier demo; anything else there is the training's to refuse."""
+    """Remove the training run of an earlier demo; anything else there is the training's to
+    refuse."""
     if not (run / "run.json").is_file():
         return
     _say(f"starting over: {run}, of an earlier demo, is made anew")
@@ -79,18 +84,18 @@ def _start_over(run: Path) -> None:
         raise OutputError(f"cannot start over: {run}: {error.strerror or error}; choose another --out") from error
 
 
-def _prepare(tokens: Path, num_tales: int) -> None:
+def _prepare(tokens: Path, num_stories: int) -> None:
     from llamita.cli.prepare import progress_bars
     from llamita.data.prepare import prepare
 
     with progress_bars() as show:
         report = prepare(
-            PrepareConfig(sources=("tales",), out=tokens, vocab_size=VOCAB_SIZE, num_tales=num_tales), show
+            PrepareConfig(sources=("stories",), out=tokens, vocab_size=VOCAB_SIZE, num_stories=num_stories), show
         )
     made = "made earlier" if report.reused else f"made in {report.seconds:.0f} s"
     _say(
-        f"{report.documents:,} tales ({made}), {report.source_bytes / 1e6:.1f} MB, {report.tokens / 1e6:.1f} M tokens "
-        f"of a vocabulary of {report.vocab_size:,}"
+        f"{report.documents:,} stories ({made}), {report.source_bytes / 1e6:.1f} MB, {report.tokens / 1e6:.1f} M "
+        f"tokens of a vocabulary of {report.vocab_size:,}"
     )
 
 

@@ -1,5 +1,4 @@
-"""`llamita eval`: bits per byte of a checkpoint (PyTorch) or a model file (the engine) on held-out text, and how
-varied, repetitive, finished and copied the texts are that it tells (the engine)."""
+"""`llamita eval MODEL DATA...`: scores a model on held-out text, and measures its samples."""
 
 from __future__ import annotations
 
@@ -15,11 +14,10 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import tyro
 
 from llamita.batch_generate import Sample
 from llamita.cli.command import parse, requires_extra
-from llamita.config import check
+from llamita.config import Option, check
 from llamita.console import print_table
 from llamita.data.batches import ScoredDocuments
 from llamita.data.readers import read_documents
@@ -34,45 +32,59 @@ ROUND_TRIPS = 32  # documents of a store that a model file's tokenizer must give
 
 @dataclasses.dataclass(frozen=True)
 class Flags:
-    """Bits per byte of a model on held-out text: each document from BOS, non-overlapping rows of the model's context,
-    every token counted. A checkpoint is scored with PyTorch, a model file with the engine; the numbers agree. With
-    --samples the model also tells texts, and is measured by them: how varied they are, how much each repeats itself,
-    how many come to an end, and how long their copies of the training text are beside those of held-out text."""
+    """Measure the bits per byte of a model on held-out text, and with --samples the quality of what
+    it generates.
 
-    model: tyro.conf.Positional[Path]
+    Each document starts at BOS, in non-overlapping rows of the model's context, and every token
+    counts. Checkpoints run in PyTorch, model files in the engine; the numbers agree. Samples show
+    how varied and repetitive the texts are, how many end, and how much they copy from the training
+    text.
+    """
+
+    examples = (
+        "llamita eval my.gguf tokens",
+        "llamita eval runs/my tokens --samples 64",
+    )
+
+    model: Annotated[Path, Option(positional=True)]
     """Checkpoint or run directory, or a model file (.gguf, .bin)."""
-    data: tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar="DATA...")]]
-    """A token store (its held-out split is scored), or text files or folders as `llamita prepare` takes them."""
-    samples: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 0
-    """Let the model tell so many texts and measure them; 64 or more make the shares steady."""
-    prompts: Path | None = None
-    """A file with the beginning of a text a line, used in turn; without it, texts begin with nothing. Only what is new
-    is measured."""
-    max_new_tokens: int | None = None
-    """Cut a text off after so many new tokens; without it, at the context's end."""
-    temperature: Annotated[float, tyro.conf.arg(aliases=["-t"])] = 0.8
-    top_p: Annotated[float, tyro.conf.arg(aliases=["-p"])] = 0.95
-    seed: Annotated[int, tyro.conf.arg(aliases=["-s"])] = 0
-    """Of the first text; each further text has the next one: the same seed tells the same texts."""
-    training: tuple[str, ...] = ()
-    """What the model was trained on, a token store or texts, for the longest copies of it in the samples. Default: the
-    train split where DATA is a token store."""
-    save_samples: Path | None = None
+    data: Annotated[tuple[str, ...], Option("DATA...", positional=True)]
+    """Token store, for its held-out split; or text files or folders, as for `llamita prepare`."""
+    samples: Annotated[int, Option(short="n", group="sampling")] = 0
+    """Generate and measure this many texts; 64 or more give stable numbers."""
+    prompts: Annotated[Path | None, Option(group="sampling")] = None
+    """File with one prompt per line, used in turn. Only new text is measured. Default: an empty
+    prompt."""
+    max_new_tokens: Annotated[int | None, Option(group="sampling")] = None
+    """Most new tokens in a text. Default: until the context is full."""
+    temperature: Annotated[float, Option(short="t", group="sampling")] = 0.8
+    """0 always takes the most probable token; higher is more random."""
+    top_p: Annotated[float, Option("P", short="p", group="sampling")] = 0.95
+    """Nucleus sampling: keep the smallest set of tokens with at least this probability; 1 keeps
+    all."""
+    seed: Annotated[int, Option(short="s", group="sampling")] = 0
+    """Random seed of the first text; each further text uses the next one."""
+    training: Annotated[tuple[str, ...], Option("PATH", group="sampling")] = ()
+    """Training data, a token store or text, to look for copies in the samples. Default: the train
+    split if DATA is a token store."""
+    save_samples: Annotated[Path | None, Option(group="sampling")] = None
     """Write the texts to this .jsonl."""
-    split: Literal["val", "train"] = "val"
-    """Which split of a token store."""
-    tokenizer: Path | None = None
+    split: Annotated[Literal["val", "train"], Option()] = "val"
+    """Split of a token store to score."""
+    tokenizer: Annotated[Path | None, Option(group="model")] = None
     """tokenizer.bin of a llama2.c model file."""
-    separator: str = "<|endoftext|>"
-    """What ends a document in text files."""
-    split_on: Literal["separator", "blank-lines", "file"] = "separator"
-    text_key: str = "text"
-    """Where the text is in .jsonl, .csv, .parquet."""
-    device: str = "auto"
-    """For checkpoints: auto, cpu, cuda or cuda:N."""
-    threads: Annotated[int | None, tyro.conf.arg(aliases=["-j"])] = None
+    separator: Annotated[str, Option(group="documents")] = "<|endoftext|>"
+    """What ends a document in .txt and .md files."""
+    split_on: Annotated[Literal["separator", "blank-lines", "file"], Option("RULE", group="documents")] = "separator"
+    """Where documents of .txt and .md files end: separator, blank-lines or file."""
+    text_key: Annotated[str, Option("NAME", group="documents")] = "text"
+    """Key (.jsonl) or column (.csv, .parquet) that holds the text."""
+    device: Annotated[str, Option("DEVICE", group="hardware")] = "auto"
+    """Device for checkpoints: auto, cpu, cuda or cuda:N."""
+    threads: Annotated[int | None, Option(short="j", group="hardware")] = None
+    """CPU threads. Default: chosen by the size of the model and the machine."""
     json: bool = False
-    """Print one line of JSON."""
+    """Print the results as one line of JSON."""
 
     def __post_init__(self) -> None:
         check(len(self.data) > 0, "eval: DATA: expected a token store or text files, found nothing")
@@ -196,7 +208,8 @@ def _documents(flags: Flags, model: Model, data: tuple[str, ...], split: Literal
 
 
 def _check_round_trips(flags: Flags, model: Model, documents: ScoredDocuments, place: str) -> None:
-    """Raise TokenizerError unless the model file's tokenizer gives a store's documents the ids that the store has."""
+    """Raise TokenizerError unless the model file's tokenizer gives a store's documents the ids that
+    the store has."""
     for number in np.unique(np.linspace(0, documents.num_documents - 1, ROUND_TRIPS).astype(int)):
         ids = documents.document(int(number))[:-1]
         if ids.size and (int(ids.max()) >= model.info.vocab_size or model.encode(model.decode(ids)) != ids.tolist()):
@@ -244,10 +257,11 @@ def _border(flags: Flags, first: int | None, second: int | None) -> int:
 def _bar(what: str) -> Iterator[Callable[[float], None]]:
     """A bar on a terminal, nothing elsewhere."""
     from rich.console import Console
-    from rich.progress import Progress
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+    columns = (TextColumn("{task.description}"), BarColumn(None), TaskProgressColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(what, total=1.0)
         yield lambda share: progress.update(task, completed=share)
 
@@ -256,7 +270,8 @@ def _bar(what: str) -> Iterator[Callable[[float], None]]:
 
 
 def _prompts(flags: Flags) -> list[str]:
-    """The lines of --prompts that are not empty; one empty prompt without it. Raises SourceError."""
+    """The lines of --prompts that are not empty; one empty prompt without it. Raises
+    SourceError."""
     if flags.prompts is None:
         return [""]
     try:

@@ -1,4 +1,5 @@
-"""`llamita export CHECKPOINT OUT`: a checkpoint to one model file, or to a Hugging Face folder."""
+"""`llamita export CHECKPOINT OUT`: writes a checkpoint as one model file or as a Hugging Face
+folder."""
 
 from __future__ import annotations
 
@@ -8,12 +9,10 @@ import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
-import tyro
-
 from llamita.cli.adapters import other_base_rows
 from llamita.cli.byte_progress import byte_progress
 from llamita.cli.command import VERIFY, parse, requires_extra
-from llamita.config import flag
+from llamita.config import Option, flag
 from llamita.console import print_table
 from llamita.errors import ConfigError
 
@@ -22,29 +21,41 @@ _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "
 
 @dataclasses.dataclass(frozen=True)
 class ExportFlags:
-    """Write a checkpoint as one file that runs anywhere: NAME.gguf (our engine, llama.cpp, Ollama, LM Studio) with its
-    tokenizer inside, or NAME.bin (llama2.c) with tokenizer.bin beside it. Any other NAME becomes a Hugging Face folder,
-    which a checkpoint is already, in another type or in shards. One tensor is in memory at a time."""
+    """Write a checkpoint as one model file that runs anywhere.
 
-    checkpoint: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CHECKPOINT")]
-    """A checkpoint (a Hugging Face folder) or a run directory, of which the best checkpoint is taken. An adapter (LoRA)
-    is merged into the checkpoint that it was made for."""
-    out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT")]
-    """What to write: NAME.gguf or NAME.bin (an existing one is replaced), or a new folder."""
-    type: Annotated[str | None, tyro.conf.arg(aliases=["-t"], metavar="TYPE")] = None
-    """How a .gguf's matrices are stored: f32 exact; f16, bf16 half the bytes; q8_0 a quarter (the default); q6_k, q5_k,
-    q5_1, q5_0 less; q4_k_m (q4_k, the most sensitive in q6_k), q4_k, q4_1, q4_0 an eighth."""
-    version: Annotated[int | None, tyro.conf.arg(metavar="{0,1,2}")] = None
-    """Of llama2.c's .bin: 0 and 1 are float32 (0: the default, which every program reads), 2 is int8."""
-    dtype: Annotated[str | None, tyro.conf.arg(metavar="{float32,bfloat16,float16}")] = None
-    """The type of a folder's weights (default: the checkpoint's)."""
-    shard_size: Annotated[str | None, tyro.conf.arg(metavar="SIZE")] = None
-    """The largest file of a folder's weights, as 5GB or 500MB (default: one file)."""
-    adapter: Annotated[Path | None, tyro.conf.arg(metavar="ADAPTER")] = None
-    """Write not the checkpoint but this adapter of it (a LoRA folder as PEFT's) as a .gguf, for `llamita run --adapter`
-    and llama.cpp's --lora."""
+    NAME.gguf is for llamita, llama.cpp, Ollama and LM Studio, and includes the tokenizer. NAME.bin
+    is for llama2.c, with tokenizer.bin beside it. Any other NAME becomes a Hugging Face folder.
+    Memory holds one tensor at a time.
+    """
+
+    examples = (
+        "llamita export runs/my my.gguf",
+        "llamita export runs/my my.gguf --type q4_k_m",
+        "llamita export smollm2 lora.gguf --adapter runs/lora",
+    )
+
+    checkpoint: Annotated[Path, Option(positional=True)]
+    """Checkpoint (a Hugging Face folder), or run directory for its best checkpoint. An adapter
+    (LoRA) is merged into its base checkpoint."""
+    out: Annotated[Path, Option(positional=True)]
+    """NAME.gguf or NAME.bin (replaced if it exists), or a new folder."""
+    type: Annotated[str | None, Option("TYPE", short="t")] = None
+    """Type of the matrices in a .gguf: f32 is exact; f16, bf16 take half the bytes; q8_0 a quarter
+    (default); q6_k, q5_k, q5_1, q5_0 less; q4_k_m (q4_k, with the most sensitive matrices in q6_k),
+    q4_k, q4_1, q4_0 an eighth."""
+    version: Annotated[int | None, Option("{0,1,2}")] = None
+    """Version of llama2.c's .bin: 0 and 1 are float32, 2 is int8. Default: 0, which every program
+    reads."""
+    dtype: Annotated[str | None, Option("{float32,bfloat16,float16}")] = None
+    """Type of the weights in a folder. Default: the checkpoint's."""
+    shard_size: Annotated[str | None, Option("SIZE")] = None
+    """Largest weight file in a folder, such as 5GB or 500MB. Default: a single file."""
+    adapter: Annotated[Path | None, Option()] = None
+    """Write this adapter (a LoRA folder in PEFT's format) as a .gguf instead of the checkpoint, for
+    `llamita run --adapter` and llama.cpp's --lora."""
     verify: Literal["auto", "yes", "no"] = "auto"
-    """Compare logits of what was written, run by the engine, with the checkpoint's; auto: up to 200M weights."""
+    """Run the written file in the engine and compare its logits with the checkpoint's. Default: up
+    to 200M weights."""
 
 
 def main(argv: list[str]) -> None:

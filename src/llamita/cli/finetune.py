@@ -1,4 +1,5 @@
-"""`llamita finetune CHECKPOINT DATA --out DIR`: a checkpoint and examples or texts → a checkpoint or an adapter."""
+"""`llamita finetune CHECKPOINT DATA --out DIR`: trains a checkpoint on conversations or text, or an
+adapter for it."""
 
 from __future__ import annotations
 
@@ -9,35 +10,29 @@ import time
 from pathlib import Path
 from typing import Annotated
 
-import tyro
-
 from llamita.cli.command import parse, requires_extra
-from llamita.config import FinetuneConfig
+from llamita.config import FinetuneConfig, Option
 from llamita.console import print_table
 
 STARTED = time.monotonic()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Positionals:
-    """What stands last among the bases comes first on the command line."""
+class Finetune(FinetuneConfig):
+    """Fine-tune a checkpoint on conversations, preference pairs or plain text.
 
-    checkpoint: Path
-    data: Path
+    In conversations only the assistant's answers are learned. Ctrl-C saves a checkpoint; --resume
+    continues from it. For several processes, start it with torchrun.
+    """
 
+    examples = (
+        "llamita finetune runs/my qa.jsonl -o runs/chat",
+        "llamita finetune smollm2 qa.jsonl -o runs/lora --lora",
+    )
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Finetune(FinetuneConfig, _Positionals):
-    """Teach a checkpoint to answer as conversations do, or go on teaching it from plain text. Only the assistant's
-    answers are learned. Ctrl-C saves, --resume goes on there. Under torchrun: in several processes."""
-
-    checkpoint: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CHECKPOINT")]
-    """The checkpoint to begin with, ours or imported, or a run directory, of which the best checkpoint is taken."""
-    data: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DATA")]
-    """Conversations (.jsonl, .json, .csv, .parquet: messages, prompt and completion, question and answer, …), with
-    --preference pairs of answers, or plain texts (.txt, .md, or a token store of the checkpoint's tokenizer): a file or
-    a folder."""
-    out: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
+    checkpoint: Annotated[Path, Option(positional=True)]
+    data: Annotated[Path, Option(positional=True)]
+    out: Annotated[Path, Option(short="o")]
     """Run directory: checkpoints or adapters, metrics.jsonl, report."""
 
 
@@ -65,9 +60,9 @@ def main(argv: list[str]) -> int:
     judged = [line for line in read_metrics(config.out) if line["kind"] == "eval"]
     rows = []
     for name, what in (
-        ("loss", "loss of held-out pairs" if config.preference else "nats a held-out target"),
-        ("accuracy", "held-out pairs ranked rightly"), ("margin", "their margin of rewards"),
-        ("bpb", "held-out bits per byte"), ("exact", "short answers exact"), ("contains", "short answers contained"),
+        ("loss", "validation loss" if config.preference else "validation loss, nats per target"),
+        ("accuracy", "preference accuracy"), ("margin", "reward margin"), ("bpb", "validation bits per byte"),
+        ("exact", "short answers, exact match"), ("contains", "short answers, contained"),
         ("general_bpb", "general text, bits per byte"),
     ):  # fmt: skip
         told = [(line["step"], line[name]) for line in judged if name in line]
@@ -76,15 +71,15 @@ def main(argv: list[str]) -> int:
             rows.append((what, f"{told[0][1]:.4f} before, {best[-1]:.4f} after"))
     if result.summary["best_step"] == 0 and result.summary["steps"] > 0:
         rows.append((
-            "note", f"nothing better than {config.checkpoint} was found: best is as it was before the first step, "
-            f"{config.out}/latest has what was learned; more examples, or a lower --learning-rate, may help",
+            "note", f"no step improved on {config.checkpoint}: {config.out}/best is the unchanged checkpoint, "
+            f"{config.out}/latest the last step; more examples or a lower --learning-rate may help",
         ))  # fmt: skip
     print_table([*rows, *next_steps(config)], sys.stderr)
     return 0
 
 
 def next_steps(config: FinetuneConfig) -> list[tuple[str, str]]:
-    """What to do with the result, as rows of a table."""
+    """The commands for what comes next, as rows of a table."""
     from llamita.finetune.dataset import is_text
 
     run, base = shlex.quote(str(config.out)), shlex.quote(str(config.checkpoint))

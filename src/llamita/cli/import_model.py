@@ -1,4 +1,4 @@
-"""`llamita import SOURCE --out CHECKPOINT`: a model in any published form to a checkpoint."""
+"""`llamita import SOURCE --out CHECKPOINT`: converts a published model into a checkpoint."""
 
 from __future__ import annotations
 
@@ -7,34 +7,43 @@ import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
-import tyro
-
 from llamita.cli.byte_progress import byte_progress
 from llamita.cli.command import VERIFY, parse, requires_extra
+from llamita.config import Option
 from llamita.console import print_table
 
 
 @dataclasses.dataclass(frozen=True)
 class ImportFlags:
-    """Turn a Llama that somebody published into a checkpoint: a folder of Meta's (params.json, consolidated.NN.pth), a
-    Hugging Face folder or hub id (OWNER/NAME), a GGUF file of any type that can be dequantized, or a model of llama2.c
-    (a .bin of version 0, 1 or 2, or a training checkpoint .pt). What it is, is found by looking; a source that is not
-    exactly one whole plain Llama is refused. Nothing in it is executed. One tensor is in memory at a time."""
+    """Convert a published Llama into a checkpoint.
 
-    source: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="SOURCE")]
-    """The file, folder or hub id."""
-    out: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
-    """The checkpoint folder to make."""
-    tokenizer: Annotated[Path | None, tyro.conf.arg(aliases=["-z"])] = None
-    """Its tokenizer.json, tokenizer.model or tokenizer.bin (default: the one in or beside the source)."""
-    dtype: Annotated[str | None, tyro.conf.arg(metavar="{float32,bfloat16,float16}")] = None
-    """The type of the weights (default: the source's own; float32 for what was quantized)."""
-    chat_template: Annotated[str | None, tyro.conf.arg(metavar="{llama2,llama3,chatml,zephyr,none}")] = None
-    """How a chat is written (default: the source's own; for Meta's folders by their name)."""
-    context_tokens: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
-    """The longest text (default: what the source says; Meta's say nothing, the report says what was taken)."""
+    Meta folders (params.json, consolidated.NN.pth), Hugging Face folders or hub ids (OWNER/NAME),
+    GGUF files, and llama2.c models (.bin, .pt) are recognized by their content. Anything but a
+    complete, standard Llama is rejected. No code from the source is executed. Memory holds one
+    tensor at a time.
+    """
+
+    examples = (
+        "llamita import model.gguf -o checkpoint",
+        "llamita import HuggingFaceTB/SmolLM2-135M -o smollm2",
+    )
+
+    source: Annotated[Path, Option(positional=True)]
+    """File, folder or hub id."""
+    out: Annotated[Path, Option(short="o")]
+    """Checkpoint folder to create."""
+    tokenizer: Annotated[Path | None, Option(short="z")] = None
+    """tokenizer.json, tokenizer.model or tokenizer.bin. Default: the one in or beside the
+    source."""
+    dtype: Annotated[str | None, Option("{float32,bfloat16,float16}")] = None
+    """Type of the weights. Default: the source's; float32 for quantized sources."""
+    chat_template: Annotated[str | None, Option("{llama2,llama3,chatml,zephyr,none}")] = None
+    """Chat template. Default: the source's; for Meta folders, chosen by name."""
+    context_tokens: Annotated[int | None, Option("TOKENS")] = None
+    """Context length. Default: the source's; Meta folders do not name one, and the report prints
+    the choice."""
     verify: Literal["auto", "yes", "no"] = "auto"
-    """Compare logits of what was written with the source's; auto: for models of up to 200M weights."""
+    """Compare logits of the result with the source's. Default: up to 200M weights."""
 
 
 def main(argv: list[str]) -> None:

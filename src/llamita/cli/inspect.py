@@ -1,4 +1,5 @@
-"""`llamita inspect PATH`: what a model file, a checkpoint, a tokenizer or a token store holds."""
+"""`llamita inspect PATH`: shows what a model file, a checkpoint, a tokenizer or a token store
+contains."""
 
 from __future__ import annotations
 
@@ -7,20 +8,22 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import tyro
-
 from llamita.cli.command import parse, requires_extra
+from llamita.config import Option
 from llamita.console import print_table
 
 
 @dataclasses.dataclass(frozen=True)
 class InspectFlags:
-    """Print what a GGUF, a llama2.c file, a checkpoint, a .safetensors, a tokenizer or a token store holds."""
+    """Show what a GGUF, a llama2.c file, a checkpoint, a .safetensors, a tokenizer or a token store
+    contains."""
 
-    path: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="PATH")]
-    """The file or folder."""
+    examples = ("llamita inspect my.gguf", "llamita inspect runs/my --tensors")
+
+    path: Annotated[Path, Option(positional=True)]
+    """File or folder."""
     tensors: bool = False
-    """List every tensor with its type, shape and bytes."""
+    """List every tensor with its type, shape and size in bytes."""
 
 
 def main(argv: list[str]) -> None:

@@ -1,4 +1,5 @@
-"""`llamita merge CHECKPOINT ADAPTER --out CHECKPOINT`: a checkpoint and its adapter to a plain checkpoint."""
+"""`llamita merge CHECKPOINT ADAPTER --out CHECKPOINT`: merges an adapter into its base
+checkpoint."""
 
 from __future__ import annotations
 
@@ -7,29 +8,35 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import tyro
-
 from llamita.cli.adapters import other_base_rows
 from llamita.cli.byte_progress import byte_progress
 from llamita.cli.command import parse, requires_extra
+from llamita.config import Option
 from llamita.console import print_table
 
 
 @dataclasses.dataclass(frozen=True)
 class MergeFlags:
-    """Add an adapter's updates (LoRA, PEFT's files: ours or anyone's) to the weights of the checkpoint that it was made
-    for. The result is a plain checkpoint, to chat with, train on and export. One tensor is in memory at a time."""
+    """Merge an adapter (LoRA, in PEFT's format) into the weights of its base checkpoint.
 
-    checkpoint: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CHECKPOINT")]
-    """The checkpoint that the adapter was made for, or a run directory, of which the best checkpoint is taken."""
-    adapter: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="ADAPTER")]
-    """A folder with adapter_config.json and adapter_model.safetensors."""
-    out: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
-    """The checkpoint folder to make."""
+    The result is an ordinary checkpoint. Memory holds one tensor at a time.
+    """
+
+    examples = (
+        "llamita merge smollm2 runs/lora -o merged",
+        "llamita merge smollm2 runs/lora -o half --strength 0.5",
+    )
+
+    checkpoint: Annotated[Path, Option(positional=True)]
+    """Base checkpoint of the adapter, or a run directory for its best checkpoint."""
+    adapter: Annotated[Path, Option(positional=True)]
+    """Folder with adapter_config.json and adapter_model.safetensors."""
+    out: Annotated[Path, Option(short="o")]
+    """Checkpoint folder to create."""
     strength: float = 1.0
-    """What the updates are multiplied by: 0.5 goes half the way."""
-    dtype: Annotated[str | None, tyro.conf.arg(metavar="{float32,bfloat16,float16}")] = None
-    """The type of the weights (default: the checkpoint's)."""
+    """Factor for the updates: 0.5 goes half the way."""
+    dtype: Annotated[str | None, Option("{float32,bfloat16,float16}")] = None
+    """Type of the weights. Default: the checkpoint's."""
 
 
 def main(argv: list[str]) -> None:

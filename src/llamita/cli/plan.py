@@ -1,4 +1,4 @@
-"""`llamita plan DATA`: what `llamita train DATA --minutes M` would choose here, beside the rules of thumb."""
+"""`llamita plan DATA`: shows what `llamita train DATA --minutes M` would choose on this machine."""
 
 from __future__ import annotations
 
@@ -7,29 +7,31 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import tyro
-
 from llamita.cli.command import parse, requires_extra
-from llamita.config import TrainConfig
+from llamita.config import Option, TrainConfig
 from llamita.console import print_table
 
 
 @dataclasses.dataclass(frozen=True)
 class PlanFlags:
-    """Measure this machine for some seconds; print the shape, batch and learning rates for the minutes there are."""
+    """Measure this machine for a few seconds; print the shape, batch and learning rates that train
+    would choose."""
 
-    data: tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar="STORE[:WEIGHT]...")]]
-    """Token stores, as `llamita train` takes them."""
-    minutes: Annotated[float, tyro.conf.arg(aliases=["-m"])] = 10.0
+    examples = ("llamita plan tokens", "llamita plan tokens --minutes 60")
+
+    data: Annotated[tuple[str, ...], Option("STORE[:WEIGHT]...", positional=True)]
+    """Token stores, as for `llamita train`."""
+    minutes: Annotated[float, Option("M", short="m")] = 10.0
     """How long the training may take, start and evaluations included."""
-    context: int | None = None
-    """Tokens that the model sees at once (default: by the documents)."""
-    untied: bool = False
-    """Plan for a classifier of its own instead of the embeddings' transpose."""
-    device: str = "auto"
+    context: Annotated[int | None, Option("TOKENS")] = None
+    """Context length: tokens that the model sees at once. Default: by the length of the
+    documents."""
+    tie_embeddings: bool = True
+    """Plan for a separate classifier instead of sharing the embedding matrix."""
+    device: Annotated[str, Option("DEVICE")] = "auto"
     """auto, cpu, cuda or cuda:N."""
     threads: int | None = None
-    """CPU threads (default: one a core)."""
+    """CPU threads. Default: one per core."""
 
 
 def main(argv: list[str]) -> None:
@@ -38,7 +40,8 @@ def main(argv: list[str]) -> None:
         from llamita.training.planner import describe_plan, plan_store
 
     config = TrainConfig(
-        data=flags.data, out=Path("run"), minutes=flags.minutes, context=flags.context, untied=flags.untied,
+        data=flags.data, out=Path("run"), minutes=flags.minutes, context=flags.context,
+        tie_embeddings=flags.tie_embeddings,
         device=flags.device, threads=flags.threads,
     )  # fmt: skip
     chosen, weighed = describe_plan(plan_store(config))

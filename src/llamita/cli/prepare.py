@@ -1,4 +1,5 @@
-"""`llamita prepare SOURCE... --out DIR`: text to tokenizer and token store, with progress and a summary."""
+"""`llamita prepare SOURCE... --out DIR`: turns text into a token store, with progress and a
+summary."""
 
 from __future__ import annotations
 
@@ -10,10 +11,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import tyro
-
 from llamita.cli.command import parse, requires_extra
-from llamita.config import PrepareConfig
+from llamita.config import Option, PrepareConfig
 from llamita.user_cache import user_cache
 
 if TYPE_CHECKING:
@@ -24,19 +23,21 @@ Show = Callable[[str, int, int], None]  # what is being done, bytes done, bytes 
 
 @dataclasses.dataclass(frozen=True)
 class Flags(PrepareConfig):
-    """Turn text into a token store: documents, a tokenizer, token shards for training and validation."""
+    """Turn text into a token store: a tokenizer, and the tokens of training and held-out
+    documents."""
 
-    sources: tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar="SOURCE...")]]
-    """Files or folders of .txt, .md, .jsonl, .csv or .parquet; or the one word tales (stories that llamita makes up
-    itself) or tinystories (downloaded); a folder of such a name is written ./tales."""
-    out: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
-    """The token store to make: a folder."""
-    val: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """File or folder to hold out instead of a share (may be repeated); its texts are dropped from the training ones."""
-    download_dir: Path | None = None
-    """Where tinystories is kept (default: llamita/tinystories in the user's cache)."""
-    endpoint: str | None = None
-    """Hugging Face endpoint for tinystories (default: $HF_ENDPOINT, else https://huggingface.co)."""
+    examples = (
+        "llamita prepare my.txt -o tokens",
+        "llamita prepare books/ --val-fraction 0.1 -o tokens",
+    )
+
+    sources: Annotated[tuple[str, ...], Option("SOURCE...", positional=True)]
+    out: Annotated[Path, Option(short="o")]
+    download_dir: Annotated[Path | None, Option(group="advanced")] = None
+    """Where to keep the downloaded tinystories. Default: llamita/tinystories in the user's
+    cache."""
+    endpoint: Annotated[str | None, Option("URL", group="advanced")] = None
+    """Hugging Face endpoint for tinystories. Default: $HF_ENDPOINT, else https://huggingface.co."""
 
 
 def main(argv: list[str]) -> None:
@@ -61,7 +62,7 @@ def summary(report: PrepareReport) -> list[str]:
     else:
         speed = report.source_bytes / 1e6 / report.seconds
         first = f"{report.out}: token store, made in {report.seconds:.1f} s ({speed:.1f} MB/s)"
-    where = _count(report.files, "file") if report.files else "tales made up here"
+    where = _count(report.files, "file") if report.files else "generated stories"
     hidden = f" ({report.hidden_files:,} hidden ones passed over)" if report.hidden_files else ""
     return [
         first,
@@ -88,7 +89,8 @@ def _count(number: int, what: str) -> str:
 
 
 def _tinystories(flags: Flags, show: Show) -> dict[str, Any]:
-    """Download what is not there yet; returns the configuration's fields that follow: sources, val."""
+    """Download what is not there yet; returns the configuration's fields that follow: sources,
+    val."""
     from llamita.config import check
     from llamita.data.tinystories import ENDPOINT, download_tinystories
 
@@ -104,14 +106,12 @@ def _tinystories(flags: Flags, show: Show) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def progress_bars() -> Iterator[Show]:
-    """Progress bars on stderr, one for each thing done; nothing where stderr is no terminal."""
+    """Progress bars on stderr, one for each step; nothing if stderr is not a terminal."""
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-    console = Console(stderr=True)
-    name = TextColumn("{task.description:<24}")
-    columns = (name, BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    from llamita.cli.byte_progress import byte_bars
+
+    with byte_bars(Console(stderr=True), transient=False) as progress:
         tasks: dict[str, Any] = {}
 
         def show(what: str, done: int, total: int) -> None:

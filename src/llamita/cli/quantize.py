@@ -1,4 +1,4 @@
-"""`llamita quantize IN.gguf OUT.gguf --type T`: a GGUF file to a smaller one."""
+"""`llamita quantize IN.gguf OUT.gguf --type T`: writes a GGUF file in a smaller type."""
 
 from __future__ import annotations
 
@@ -7,27 +7,32 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import tyro
-
 from llamita.cli.byte_progress import byte_progress
 from llamita.cli.command import parse
+from llamita.config import Option
 from llamita.console import print_table
 
 
 @dataclasses.dataclass(frozen=True)
 class QuantizeFlags:
-    """Write a GGUF file's matrices in another type: fewer bytes, a little less quality. The tokenizer and everything
-    else in it is kept. Scales are searched for the least squared error. One tensor is in memory at a time."""
+    """Write the matrices of a GGUF file in a smaller type.
 
-    source: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="IN")]
-    """A GGUF file of a Llama, unquantized (f32, f16, bf16)."""
-    out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT")]
-    """The file to write; an existing one is replaced."""
-    type: Annotated[str, tyro.conf.arg(aliases=["-t"], metavar="TYPE")]
-    """f16, bf16: half the bytes of f32; q8_0: a quarter; q6_k, q5_k, q5_1, q5_0: less; q4_k_m (q4_k, the most sensitive
-    matrices in q6_k), q4_k, q4_1, q4_0: an eighth. f32: from any type, exactly."""
+    Everything else in the file is kept. Scales are searched for the least squared error. Memory
+    holds one tensor at a time.
+    """
+
+    examples = ("llamita quantize big.gguf small.gguf --type q8_0", "llamita quantize big.gguf tiny.gguf -t q4_k_m")
+
+    source: Annotated[Path, Option("IN", positional=True)]
+    """GGUF file of a Llama, not quantized (f32, f16, bf16)."""
+    out: Annotated[Path, Option(positional=True)]
+    """File to write; an existing one is replaced."""
+    type: Annotated[str, Option("TYPE", short="t")]
+    """f16, bf16: half the bytes of f32; q8_0: a quarter; q6_k, q5_k, q5_1, q5_0: less; q4_k_m
+    (q4_k, with the most sensitive matrices in q6_k), q4_k, q4_1, q4_0: an eighth. f32: from any
+    type, exactly."""
     requantize: bool = False
-    """Accept a file that is quantized already: the new errors come on top of the old ones."""
+    """Accept a file that is already quantized; its errors add up with the new ones."""
 
 
 def main(argv: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""`llamita report RUN [RUN …]`: run directories → one page with their curves, samples and settings."""
+"""`llamita report RUN...`: writes an HTML page with the curves, samples and settings of runs."""
 
 from __future__ import annotations
 
@@ -6,22 +6,24 @@ import dataclasses
 from pathlib import Path
 from typing import Annotated
 
-import tyro
-
 from llamita.cli.command import parse
-from llamita.config import check
+from llamita.config import Option, check
 
 COMPARISON = Path("comparison.html")
 
 
 @dataclasses.dataclass(frozen=True)
 class ReportFlags:
-    """Write a page that shows a run, or several beside each other: curves, samples, settings. It stands alone."""
+    """Write a self-contained HTML page with the curves, samples and settings of one run, or compare
+    several."""
 
-    runs: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN [RUN …]")]
-    """Run directories: what `llamita train` and `llamita finetune` were given as --out; they may be under way."""
-    out: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
-    """The page (default: RUN/report.html; comparison.html for several runs)."""
+    examples = ("llamita report runs/my", "llamita report runs/a runs/b -o comparison.html")
+
+    runs: Annotated[tuple[Path, ...], Option("RUN...", positional=True)]
+    """Run directories (--out of `llamita train` and `llamita finetune`); they may still be
+    running."""
+    out: Annotated[Path | None, Option(short="o")] = None
+    """Page to write. Default: RUN/report.html; comparison.html for several runs."""
 
     def __post_init__(self) -> None:
         check(len(self.runs) > 0, "report: no RUN given: expected run directories")

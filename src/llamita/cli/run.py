@@ -1,4 +1,4 @@
-"""llamita run: a model file and a prompt to text, with the C engine; text on stdout, the speed on stderr."""
+"""`llamita run MODEL`: generates text with the C engine; text on stdout, speed on stderr."""
 
 from __future__ import annotations
 
@@ -7,58 +7,33 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import tyro
-
 import llamita
 from llamita.cli.adapters import open_adapters
 from llamita.cli.command import check_is_file, parse
-from llamita.config import check
+from llamita.cli.generation import DEFAULT_LOAD, LoadOptions, check_generation, engine_sampling
+from llamita.config import Option
 from llamita.engine import Generation, Model
+from llamita.sampling import DEFAULT_RUNTIME, DEFAULT_SAMPLING, RuntimeOptions, SamplingParams
 
 
 @dataclasses.dataclass(frozen=True)
 class RunFlags:
-    """Tell a text with a GGUF or llama2.c model; the letters are those of the program `run`, and llama2.c's."""
+    """Generate text with a GGUF or llama2.c model, in the C engine."""
 
-    model: tyro.conf.Positional[Path | None] = None
-    """The model file; without one, the story model that comes with llamita."""
-    prompt: Annotated[str, tyro.conf.arg(aliases=["-i"])] = ""
-    """How the text begins."""
-    num_tokens: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 256
-    """How many new tokens, the prompt's not counted; 0: to the context's end."""
-    temperature: Annotated[float, tyro.conf.arg(aliases=["-t"])] = 1.0
-    """0: always the most probable token; above 1: bolder."""
-    top_p: Annotated[float, tyro.conf.arg(aliases=["-p"])] = 0.9
-    """Pick from the smallest set with this share of the probability; 0 or 1: off."""
-    top_k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 0
-    """Pick from the K most probable tokens; 0: off."""
-    min_p: float = 0.0
-    """Pick from those with this share of the best one's probability; 0: off."""
-    repetition_penalty: float = 1.0
-    """Above 1: avoid recent tokens."""
-    repetition_window: int = 64
-    """How many tokens are recent."""
-    seed: Annotated[int | None, tyro.conf.arg(aliases=["-s"])] = None
-    """The same seed tells the same text; without one it is drawn, and told at the end."""
-    tokenizer: Annotated[Path | None, tyro.conf.arg(aliases=["-z"])] = None
-    """tokenizer.bin or a GGUF to take it from; without one the model's own (for llama2.c models tokenizer.bin)."""
-    adapter: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """A GGUF adapter of the model's, FILE or FILE:SCALE; several times for several, which act together."""
-    threads: Annotated[int, tyro.conf.arg(aliases=["-j"])] = 0
-    """0: chosen by the model's size and the machine."""
-    context: Annotated[int, tyro.conf.arg(aliases=["-c"])] = 0
-    """Keep room for this many tokens; 0: the model's context."""
-    kv: str = "f16"
-    """How keys and values are kept: f16, f32 or q8."""
-    speculation: str = "auto"
-    """Computing along what repetitions make probable, with the same text: auto, off or always."""
-    kernels: str = "auto"
-    """auto, scalar, avx2, avxvnni, or on ARM neon, dotprod."""
+    examples = ("llamita run -i 'Once upon a time'", "llamita run my.gguf -i 'One day' -n 100 -t 0.7 -s 1")
+
+    model: Annotated[Path | None, Option(positional=True)] = None
+    """Model file. Default: the story model that comes with llamita."""
+    prompt: Annotated[str, Option(short="i")] = ""
+    """Beginning of the text."""
+    num_tokens: Annotated[int, Option(short="n")] = 256
+    """New tokens to generate; 0: until the context is full."""
+    load: Annotated[LoadOptions, Option(group="model")] = DEFAULT_LOAD
+    sampling: SamplingParams = DEFAULT_SAMPLING
+    runtime: Annotated[RuntimeOptions, Option(group="engine")] = DEFAULT_RUNTIME
 
     def __post_init__(self) -> None:
-        check(self.num_tokens >= 0, f"--num-tokens: expected 0 or more, found {self.num_tokens}")
-        check(0 <= self.threads <= 1024, f"--threads: expected 0 to 1024, found {self.threads}")
-        check(self.context >= 0, f"--context: expected 0 or more, found {self.context}")
+        check_generation(self.num_tokens, self.runtime)
 
 
 def main(argv: list[str]) -> int | None:
@@ -66,36 +41,29 @@ def main(argv: list[str]) -> int | None:
     with _open(flags) as model:
         generation = model.generate(
             flags.prompt,
+            engine_sampling(flags.sampling),
+            flags.runtime,
             max_new_tokens=flags.num_tokens or None,
-            temperature=flags.temperature,
-            top_p=flags.top_p or 1.0,
-            top_k=flags.top_k,
-            min_p=flags.min_p,
-            repetition_penalty=flags.repetition_penalty,
-            repetition_window=flags.repetition_window,
-            seed=flags.seed,
-            num_threads=flags.threads,
-            context_tokens=flags.context,
-            kv_type=flags.kv,
-            speculation=flags.speculation,
-            adapters=open_adapters(model, flags.adapter),
+            adapters=open_adapters(model, flags.load.adapter),
         )
         interrupted = _stream(model, generation)
         told = f"stopped by Ctrl-C after {len(generation.ids)} tokens" if interrupted else f"stopped: {generation.stop}"
-        if flags.seed is None and flags.temperature > 0:
-            told += f"; -s {generation.seed} tells it again"
+        if flags.sampling.seed is None and flags.sampling.temperature > 0:
+            told += f"; -s {generation.seed} gives the same text"
         print(f"{told}\n{generation.speed_line()}", file=sys.stderr)
     return 130 if interrupted else 0
 
 
 def _open(flags: RunFlags) -> Model:
-    """The model; one of llama2.c's without -z takes the tokenizer.bin of this folder, as llama2.c does."""
+    """The model; a llama2.c model without -z takes tokenizer.bin from the current folder, as
+    llama2.c does."""
     if flags.model is not None:
         check_is_file(flags.model, "run")
-    model = llamita.load(flags.model, tokenizer=flags.tokenizer, kernels=flags.kernels)
-    if flags.tokenizer is None and not model.info.has_tokenizer and model.info.format.startswith("llama2.c"):
+    load = flags.load
+    model = llamita.load(flags.model, tokenizer=load.tokenizer, kernels=load.kernels)
+    if load.tokenizer is None and not model.info.has_tokenizer and model.info.format.startswith("llama2.c"):
         model.close()
-        return llamita.load(flags.model, tokenizer="tokenizer.bin", kernels=flags.kernels)
+        return llamita.load(flags.model, tokenizer="tokenizer.bin", kernels=load.kernels)
     return model
 
 

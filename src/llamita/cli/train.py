@@ -1,4 +1,5 @@
-"""`llamita train`: token store → checkpoint, and a word on whether it knows its text by heart."""
+"""`llamita train STORE... --out DIR`: trains a checkpoint, and checks whether it memorizes its
+text."""
 
 from __future__ import annotations
 
@@ -9,10 +10,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import tyro
-
 from llamita.cli.command import parse, requires_extra
-from llamita.config import TrainConfig
+from llamita.config import Option, TrainConfig
 from llamita.errors import LlamitaError
 
 if TYPE_CHECKING:
@@ -29,13 +28,21 @@ SAMPLE_SHARE, SAMPLE_SECONDS = 0.03, 5.0  # of the run, or so many seconds, is n
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Train(TrainConfig):
-    """Train a Llama on token stores. Ctrl-C saves, --resume goes on there. Under torchrun: in several processes."""
+    """Train a Llama on token stores.
 
-    data: tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar="STORE[:WEIGHT]...")]]
-    """Token stores, as `llamita prepare` writes them, made with one tokenizer. Weight 2: an epoch sees the store's
-    documents twice; 0.5: another half of them each epoch. Default: 1."""
-    out: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
-    """Run directory: checkpoints, metrics.jsonl, report."""
+    Ctrl-C saves a checkpoint; --resume continues from it. For several processes, start it with
+    torchrun.
+    """
+
+    examples = (
+        "llamita train tokens -o runs/my --minutes 10",
+        "llamita train tokens -o runs/my --minutes 10 --resume",
+    )
+
+    data: Annotated[tuple[str, ...], Option("STORE[:WEIGHT]...", positional=True)]
+    """Token stores from `llamita prepare`, all with the same tokenizer. In one epoch, documents of
+    weight 2 are seen twice, of weight 0.5 half of them. Default weight: 1."""
+    out: Annotated[Path, Option(short="o")]
 
 
 def main(argv: list[str]) -> int:
@@ -66,7 +73,8 @@ def main(argv: list[str]) -> int:
 
 
 def _seconds_to_keep(task: Task) -> float:
-    """Of --minutes, for telling texts and looking for copies, if the run sees its text more than once."""
+    """Of --minutes, for telling texts and looking for copies, if the run sees its text more than
+    once."""
     if task.config.minutes is None or task.val_tokens == 0:
         return 0.0
     seconds = _expected_seconds(task.model_config.num_parameters, task.epoch_tokens)
@@ -84,8 +92,9 @@ def _most_seconds(run_seconds: float) -> float:
 
 
 def _with_samples(result: TrainResult, stores: tuple[str, ...], console: Console) -> tuple[dict[str, Any], str]:
-    """The summary, with what the best checkpoint's texts say where it may know its text by heart, and a note: that it
-    does, or why this was not looked for. Writes summary.json and the report again. Raises OutputError."""
+    """The summary, with what the best checkpoint's texts say where it may know its text by heart,
+    and a note: that it does, or why this was not looked for. Writes summary.json and the report
+    again. Raises OutputError."""
     from llamita.report.summary import write_report
     from llamita.training.budget import REPEATED_EPOCHS
 
@@ -113,7 +122,8 @@ def _with_samples(result: TrainResult, stores: tuple[str, ...], console: Console
 
 
 def _tell(result: TrainResult, stores: tuple[str, ...], console: Console) -> SampleReport | float:
-    """Texts of the best checkpoint, measured; or, where that is too long for such a run, the seconds that it takes."""
+    """Texts of the best checkpoint, measured; or, where that is too long for such a run, the
+    seconds that it takes."""
     from llamita.data.mixture import open_documents
     from llamita.eval.samples import SampleOptions, generate_and_measure, opened_in_engine
 

@@ -1,1 +1,1 @@
-"""From text to training rows: sources, the embedded tales, prepare, the token store and its batches."""
+"""From text to training rows: sources, prepare, the token store and its batches."""

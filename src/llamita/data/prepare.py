@@ -49,7 +49,7 @@ Stage = Literal["reading", "learning the vocabulary", "encoding", "checking toke
 Progress = Callable[[Stage, int, int], None]  # stage, bytes of text done, bytes of text in all
 
 _DROPPED, _TRAIN, _VAL = 0, 1, 2  # what was decided on a document
-_TALES = 1024  # generated ones are prepared so many at a time
+_STORIES = 1024  # generated ones are prepared so many at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,20 +150,20 @@ class _Corpus:
 
     def __init__(self, config: PrepareConfig) -> None:
         self._config = config
-        self._tales: list[bytes] | None = None
+        self._stories: list[bytes] | None = None
         self._kept: list[tuple[list[bytes], bool]] | None = None
         self._kept_counts = SourceCounts()
         if config.sources == ("tinystories",):
             raise ConfigError("prepare: tinystories is downloaded first, by llamita.data.tinystories; give its files")
         self.val = list_sources(config.val)
-        if config.sources == ("tales",):
-            from llamita.data.tales import generate_tales
+        if config.sources == ("stories",):
+            from llamita.stories.generate import generate_stories
 
-            self._tales = [tale.encode("utf-8") for tale in generate_tales(config.num_tales, seed=config.seed)]
+            self._stories = [story.encode("utf-8") for story in generate_stories(config.num_stories, seed=config.seed)]
             self.train = SourceList((), 0)
         else:
             self.train = list_sources(config.sources)
-        self.num_bytes = self.train.num_bytes + self.val.num_bytes + sum(map(len, self._tales or ()))
+        self.num_bytes = self.train.num_bytes + self.val.num_bytes + sum(map(len, self._stories or ()))
 
     def blocks(self, counts: SourceCounts) -> Iterator[tuple[list[bytes], bool]]:
         """Every text (UTF-8), some thousands at a time, and whether they are --val's. Those of small sources are read
@@ -192,9 +192,9 @@ class _Corpus:
                 counts=counts,
             ):
                 yield texts, is_val
-        tales = self._tales or []
-        for first in range(0, len(tales), _TALES):
-            texts = tales[first : first + _TALES]
+        stories = self._stories or []
+        for first in range(0, len(stories), _STORIES):
+            texts = stories[first : first + _STORIES]
             size = sum(map(len, texts))
             counts.source_bytes += size
             counts.documents += len(texts)
@@ -206,9 +206,9 @@ class _Corpus:
         """What identifies the sources: names within their folders, sizes, hashes; not where they lie."""
         files = [(file, split) for split, found in (("val", self.val), ("", self.train)) for file in found.files]
         facts = [{"name": f.name, "bytes": f.num_bytes, "sha256": hash_source(f), "only": split} for f, split in files]
-        if self._tales is not None:
-            digest = hashlib.sha256(b"\0".join(self._tales)).hexdigest()
-            facts.append({"name": "tales", "bytes": self.num_bytes, "sha256": digest, "only": ""})
+        if self._stories is not None:
+            digest = hashlib.sha256(b"\0".join(self._stories)).hexdigest()
+            facts.append({"name": "stories", "bytes": self.num_bytes, "sha256": digest, "only": ""})
         return facts
 
     def check_unchanged(self) -> None:

@@ -1,5 +1,4 @@
-"""Reads rows from files of examples (.jsonl, .json, .csv, .parquet), each with its file and
-line."""
+"""Reads rows, with file and line, from files of examples (.jsonl, .json, .csv, .parquet)."""
 
 from __future__ import annotations
 

@@ -47,6 +47,7 @@ from llamita.engine.library import (
     load_library,
 )
 from llamita.errors import EngineError
+from llamita.sampling import DEFAULT_RUNTIME, DEFAULT_SAMPLING, RuntimeOptions, SamplingParams, with_overrides
 
 PACKAGED_MODEL = Path(__file__).parents[1] / "assets" / "stories.gguf"
 
@@ -278,89 +279,61 @@ class Model(Owned):
 
     def session(
         self,
+        runtime: RuntimeOptions = DEFAULT_RUNTIME,
         *,
-        num_threads: int = 0,
-        context_tokens: int = 0,
         num_sequences: int = 1,
-        kv_type: str = "f16",
-        speculation: str = "auto",
         adapters: AdapterUses = (),
+        **overrides: Any,
     ) -> Session:
-        """A new running text, or several side by side: see Session. adapters: of all sequences."""
-        session = Session(
-            self,
-            num_threads=num_threads,
-            context_tokens=context_tokens,
-            num_sequences=num_sequences,
-            kv_type=kv_type,
-            speculation=speculation,
-        )
+        """A new running text, or several side by side: see Session. adapters: of all sequences.
+
+        overrides: fields of runtime by name, as in session(num_threads=2)."""
+        session = Session(self, runtime, num_sequences=num_sequences, **overrides)
         for sequence in range(num_sequences if adapters else 0):
             session.sequence_set_adapters(sequence, adapters)
         return session
 
-    def logits(
-        self, ids: Ids, *, num_threads: int = 0, kv_type: str = "f16", adapters: AdapterUses = ()
-    ) -> npt.NDArray[np.float32]:
-        """float32 [n, V]: row i are the logits of the token after ids[0..i]."""
-        with self.session(num_threads=num_threads, kv_type=kv_type, adapters=adapters) as session:
+    def logits(self, ids: Ids, *, adapters: AdapterUses = (), **overrides: Any) -> npt.NDArray[np.float32]:
+        """float32 [n, V]: row i are the logits of the token after ids[0..i].
+
+        overrides: as in session()."""
+        with self.session(adapters=adapters, **overrides) as session:
             return session.feed_logits(ids)
 
-    def score(
-        self, ids: Ids, *, num_threads: int = 0, kv_type: str = "f16", adapters: AdapterUses = ()
-    ) -> npt.NDArray[np.float64]:
-        """float64 [n - 1], in nats: -ln p(ids[i + 1] | ids[0..i]); at least two ids."""
-        with self.session(num_threads=num_threads, kv_type=kv_type, adapters=adapters) as session:
+    def score(self, ids: Ids, *, adapters: AdapterUses = (), **overrides: Any) -> npt.NDArray[np.float64]:
+        """float64 [n - 1], in nats: -ln p(ids[i + 1] | ids[0..i]); at least two ids.
+
+        overrides: as in session()."""
+        with self.session(adapters=adapters, **overrides) as session:
             return session.score(ids)
 
     def generate(
         self,
         prompt: str | bytes = "",
+        sampling: SamplingParams = DEFAULT_SAMPLING,
+        runtime: RuntimeOptions = DEFAULT_RUNTIME,
         *,
         max_new_tokens: int | None = None,
-        temperature: float = 1.0,
-        top_p: float = 0.9,
-        top_k: int = 0,
-        min_p: float = 0.0,
-        repetition_penalty: float = 1.0,
-        repetition_window: int = 64,
-        seed: int | None = None,
-        num_threads: int = 0,
-        context_tokens: int = 0,
-        kv_type: str = "f16",
-        speculation: str = "auto",
         adapters: AdapterUses = (),
+        **overrides: Any,
     ) -> Generation:
         """Continue the prompt: an iterator of the new text's pieces (str), which never split a character.
 
         It ends at an end token, after max_new_tokens (None: no limit), or at the context's end. The same seed and the
-        same model give the same text; None draws one. Temperature 0 takes the most probable token each time.
+        same model give the same text; without a seed a random one is drawn.
         Bytes that are no UTF-8 become U+FFFD; an unfinished character at the end is left out.
         adapters: act together, each with its scale (1 if none is given), in this order.
+        overrides: fields of sampling and runtime by name: generate("Once", temperature=0.8).
         """
+        sampling, runtime = with_overrides(sampling, runtime, overrides)
         if max_new_tokens is not None and max_new_tokens < 1:
             raise EngineError(f"max_new_tokens: expected at least 1, or None for no limit, found {max_new_tokens}")
         begins = self.info.add_bos or not prompt
         if begins and not prompt and self.info.bos_id < 0:
             raise EngineError("prompt: this model has no token to begin an empty text with; give a prompt")
-        sampler = Sampler(
-            self.info.vocab_size,
-            temperature=temperature,
-            top_p=top_p,
-            top_k=top_k,
-            min_p=min_p,
-            repetition_penalty=repetition_penalty,
-            repetition_window=repetition_window,
-            seed=seed,
-        )
+        sampler = Sampler(self.info.vocab_size, sampling)
         prompt_ids = self.encode(prompt, bos=begins)
-        session = self.session(
-            num_threads=num_threads,
-            context_tokens=context_tokens,
-            kv_type=kv_type,
-            speculation=speculation,
-            adapters=adapters,
-        )
+        session = self.session(runtime, adapters=adapters)
         if len(prompt_ids) > session.context_tokens:
             raise EngineError(
                 f"prompt: expected at most {session.context_tokens} tokens (the context), found {len(prompt_ids)}; "
@@ -403,27 +376,19 @@ class Session(Owned):
     _kind = "session"
 
     def __init__(
-        self,
-        model: Model,
-        *,
-        num_threads: int = 0,
-        context_tokens: int = 0,
-        num_sequences: int = 1,
-        kv_type: str = "f16",
-        speculation: str = "auto",
+        self, model: Model, runtime: RuntimeOptions = DEFAULT_RUNTIME, *, num_sequences: int = 1, **overrides: Any
     ) -> None:
-        """num_threads 0: chosen by the size of model and machine. context_tokens (of each sequence) 0: the model's.
+        """num_sequences: texts side by side, each with its own context.
 
-        kv_type: how keys and values are stored, one of KV_TYPES. speculation: one of SPECULATIONS; computes along what
-        a repetition in the text makes probable, with the same results.
-        """
+        overrides: fields of runtime by name."""
+        runtime = dataclasses.replace(runtime, **overrides)
         handle = ctypes.c_void_p()
         params = SessionParamsStruct(
-            int32("num_threads", num_threads),
-            int32("context_tokens", context_tokens),
+            int32("num_threads", runtime.num_threads),
+            int32("context_tokens", runtime.context_tokens),
             int32("num_sequences", num_sequences),
-            choice("kv_type", kv_type, KV_TYPES),
-            choice("speculation", speculation, SPECULATIONS),
+            choice("kv_type", runtime.kv_type, KV_TYPES),
+            choice("speculation", runtime.speculation, SPECULATIONS),
         )
         call("session_open", model._handle, ctypes.byref(params), ctypes.byref(handle))
         self._own(handle.value, model)
@@ -531,34 +496,24 @@ class Sampler(Owned):
 
     _kind = "sampler"
 
-    def __init__(
-        self,
-        vocab_size: int,
-        *,
-        temperature: float = 1.0,
-        top_p: float = 0.9,
-        top_k: int = 0,
-        min_p: float = 0.0,
-        repetition_penalty: float = 1.0,
-        repetition_window: int = 64,
-        seed: int | None = None,
-    ) -> None:
-        """seed: 0 to 2**64 - 1, or None to draw one. The ranges of the others are the engine's (llamita.h)."""
-        self.seed = secrets.randbits(64) if seed is None else seed
-        self.is_greedy = temperature == 0
+    def __init__(self, vocab_size: int, params: SamplingParams = DEFAULT_SAMPLING, **overrides: Any) -> None:
+        """overrides: fields of params by name. EngineError: a value out of its range (llamita.h)."""
+        params = dataclasses.replace(params, **overrides)
+        self.seed = secrets.randbits(64) if params.seed is None else params.seed
+        self.is_greedy = params.temperature == 0
         if not 0 <= self.seed < 2**64:
             raise EngineError(f"seed: expected 0 to 2**64 - 1, found {self.seed}")
-        params = SamplerParamsStruct(
-            temperature,
-            int32("top_k", top_k),
-            top_p,
-            min_p,
-            repetition_penalty,
-            int32("repetition_window", repetition_window),
+        raw = SamplerParamsStruct(
+            params.temperature,
+            int32("top_k", params.top_k),
+            params.top_p,
+            params.min_p,
+            params.repetition_penalty,
+            int32("repetition_window", params.repetition_window),
             self.seed,
         )
         handle = ctypes.c_void_p()
-        call("sampler_open", ctypes.byref(params), int32("vocab_size", vocab_size), ctypes.byref(handle))
+        call("sampler_open", ctypes.byref(raw), int32("vocab_size", vocab_size), ctypes.byref(handle))
         self._own(handle.value)
         self._vocab_size = vocab_size
 

@@ -1,5 +1,4 @@
-"""LoRA (arXiv 2106.09685): trains low-rank updates of a network's linear layers and freezes
-everything else.
+"""LoRA (arXiv 2106.09685): trains low-rank updates of linear layers and freezes everything else.
 
 A layer y = W x becomes y = W x + s B A dropout(x) with A [R, in] and B [out, R]; s is alpha / R, or
 alpha / √R for rsLoRA (arXiv 2312.03732). W is not copied, and has no gradient or optimizer state.

@@ -1,5 +1,4 @@
-"""Merges a LoRA adapter into its base model: W + s B A replaces W, one tensor in memory at a
-time."""
+"""Merges a LoRA adapter into its base model: W + s B A replaces W, one tensor at a time."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Batches of packed rows of conversations: every conversation whole, in an order given by the
-seed."""
+"""Batches of conversations in packed rows: no conversation is split, the seed gives the order."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""The entry points of fine-tuning: run the task that a configuration asks for, or preview its
-data."""
+"""The entry points of fine-tuning: run the task of a configuration, or preview its data."""
 
 from __future__ import annotations
 

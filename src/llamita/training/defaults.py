@@ -115,7 +115,7 @@ def model_config(config: TrainConfig, tokenizer: Tokenizer) -> ModelConfig:
         head_dim=config.hidden // config.heads,
         max_position_embeddings=config.context,
         rope_theta=config.rope_theta,
-        tie_word_embeddings=not config.untied,
+        tie_word_embeddings=config.tie_embeddings,
         bos_token_id=tokenizer.bos_id,
         eos_token_id=eos_id,
     )

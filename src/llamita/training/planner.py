@@ -159,10 +159,10 @@ def plan_run(
         return probe_seconds_per_token(with_shape(config, shape), vocab_size, device, world_size, allowed)
 
     def operations(shape: Shape) -> float:
-        return flops_per_token(model_shape(shape, vocab_size, untied=config.untied), context)
+        return flops_per_token(model_shape(shape, vocab_size, untied=not config.tie_embeddings), context)
 
     def chosen_of(points: list[tuple[float, float]]) -> tuple[Estimate, tuple[Estimate, ...]]:
-        return choose(points, shapes, vocab_size, seconds, unique_tokens, untied=config.untied)
+        return choose(points, shapes, vocab_size, seconds, unique_tokens, untied=not config.tie_embeddings)
 
     points = [(operations(shape), measured(shape)) for shape in near]
     best = chosen_of(points)[0]
@@ -280,7 +280,8 @@ def probe_seconds_per_token(
     assert config.context and config.micro_batch_size
     shape = Shape(config.layers, config.hidden, config.heads, config.kv_heads, config.ffn, config.context)
     generator = torch.Generator().manual_seed(0)
-    model = Llama(model_shape(shape, vocab_size, untied=config.untied), config.dropout).initialize(generator).to(device)
+    shape_config = model_shape(shape, vocab_size, untied=not config.tie_embeddings)
+    model = Llama(shape_config, config.dropout).initialize(generator).to(device)
     loss = SummedLoss(model, compute_type(config.dtype))
     optimizer = build_optimizer(model, config)
     ids = torch.randint(vocab_size, (config.micro_batch_size, config.context + 1), generator=generator).to(device)
@@ -344,7 +345,7 @@ def describe_plan(plan: Plan) -> tuple[Rows, Rows]:
     middle."""
     best, config, device = plan.best, plan.filled, plan.device
     shape = best.shape
-    tables = 2 if config.untied else 1
+    tables = 1 if config.tie_embeddings else 2
     embeddings = tables * plan.vocab_size * shape.hidden_size
     share = embeddings / best.num_parameters
     ratio = best.tokens / best.num_parameters

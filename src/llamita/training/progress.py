@@ -1,4 +1,5 @@
-"""Turns a run's numbers into a live bar on a terminal, or into plain lines elsewhere; both on stderr."""
+"""Turns a run's numbers into a live bar on a terminal, or into plain lines elsewhere; both on
+stderr."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from llamita.console import format_seconds, format_speed, print_table
 
 SECONDS_BETWEEN_LINES = 10.0
+OTHER_COLUMNS = 30  # "evaluating 100 %", a short bar and "100 %", beside the numbers
 
 
 class TrainingDisplay:
@@ -67,23 +69,36 @@ class TrainingDisplay:
         mfu: float | None,
         seconds_left: float,
     ) -> None:
-        """The current numbers; elsewhere than on a terminal a line every ten seconds. targets: what the tokens are."""
+        """The current numbers; elsewhere than on a terminal a line every ten seconds. targets: what
+        the tokens are."""
         if not self.enabled:
             return
-        parts = [
-            f"step {step}",
-            (f"loss {loss:.3f}" if bits_per_byte is None else f"loss {loss:.3f} · bpb {bits_per_byte:.3f}")
-            + ("" if val is None else f" (held-out {val:.4f})"),
-            format_speed(tokens_per_second, targets) + ("" if mfu is None else f", MFU {100 * mfu:.0f} %"),
-            f"{format_seconds(seconds_left)} left",
-        ]
+        loss_text, bpb = f"loss {loss:.3f}", "" if bits_per_byte is None else f"bpb {bits_per_byte:.3f}"
+        speed, left = format_speed(tokens_per_second, targets), f"{format_seconds(seconds_left)} left"
+        val_text = "" if val is None else f"held-out {val:.4f}"
+        mfu_text = "" if mfu is None else f"MFU {100 * mfu:.0f} %"
         if self.is_live:
-            self._progress.update(self._task, description="training", completed=progress, numbers=" · ".join(parts))
+            by_importance = (loss_text, left, bpb, speed, val_text, f"step {step}", mfu_text)
+            order = (f"step {step}", loss_text, bpb, val_text, speed, mfu_text, left)
+            numbers = fit(by_importance, order, self.console.width - OTHER_COLUMNS)
+            self._progress.update(self._task, description="training", completed=progress, numbers=numbers)
         elif time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()
-            self.console.print(" | ".join([f"{100 * progress:3.0f} %", *parts]), soft_wrap=True)
+            losses = loss_text + (f" · {bpb}" if bpb else "") + (f" ({val_text})" if val_text else "")
+            fast = f"{speed}, {mfu_text}" if mfu_text else speed
+            self.console.print(f"{100 * progress:3.0f} % | step {step} | {losses} | {fast} | {left}", soft_wrap=True)
 
     def evaluating(self, share: float) -> None:
         """How far an evaluation is."""
         if self.is_live:
             self._progress.update(self._task, description=f"evaluating {100 * share:3.0f} %")
+
+
+def fit(by_importance: Sequence[str], order: Sequence[str], columns: int) -> str:
+    """As many texts as fit, the most important first in the choice, joined in their order; "" for
+    one left out."""
+    chosen: set[str] = set()
+    for text in by_importance:
+        if len(" · ".join(filter(None, (*chosen, text)))) <= columns:
+            chosen.add(text)
+    return " · ".join(text for text in order if text and text in chosen)

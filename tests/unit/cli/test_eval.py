@@ -65,7 +65,7 @@ def test_the_table(checkpoint: Path, texts: Path, capsys: pytest.CaptureFixture[
     told = capsys.readouterr().out
     for row in ("bits per byte", "perplexity", "samples ", "ended with EOS", "distinct-1", "repetition"):
         assert row in told
-    assert "not looked for: --training says" in told
+    assert "not checked: name the training text" in told
     assert main(["eval", str(checkpoint), str(texts), *FEW, "--training", str(texts)]) == 0
     told = capsys.readouterr().out
     assert "longest copy" in told and "memorizes" in told

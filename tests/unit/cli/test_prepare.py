@@ -97,9 +97,9 @@ def test_bad_text_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert code == 2 and f"{tmp_path / 'a.jsonl'}:2: broken JSON at column 2" in err
 
 
-def test_tales(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("llamita.data.tales")
-    words = ("tales", "-o", tmp_path / "store", "--num-tales", 300, "--vocab-size", 400)
+def test_stories(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("llamita.stories")
+    words = ("stories", "-o", tmp_path / "store", "--num-stories", 300, "--vocab-size", 400)
     code, out, _ = run(*words, capsys=capsys)
     assert code == 0 and "300 documents" in out
     assert "nothing was done" in run(*words, capsys=capsys)[1]

@@ -174,11 +174,11 @@ def test_bin_without_a_tokenizer_says_so(make_checkpoint: MakeCheckpoint, tmp_pa
 
 
 def test_run_directories_are_named_by_the_run(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
-    make_checkpoint(tmp_path / "tales" / "step-00000100")
-    (tmp_path / "tales" / "latest").symlink_to("step-00000100")
-    for given in ("tales", "tales/latest", "tales/step-00000100"):
+    make_checkpoint(tmp_path / "stories" / "step-00000100")
+    (tmp_path / "stories" / "latest").symlink_to("step-00000100")
+    for given in ("stories", "stories/latest", "stories/step-00000100"):
         export(tmp_path / given, tmp_path / "model.gguf")
-        assert read_gguf(tmp_path / "model.gguf").metadata["general.name"] == "tales"
+        assert read_gguf(tmp_path / "model.gguf").metadata["general.name"] == "stories"
 
 
 # ---------------------------------------------------------------- llama2.c's versions 1 and 2

@@ -125,7 +125,7 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
     root = tmp_path_factory.mktemp("stores")
 
     def make(name: str, **changes: Any) -> Path:
-        values = {"sources": ("tales",), "num_tales": 120, "val_fraction": 0.1, "num_workers": 1, **changes}
+        values = {"sources": ("stories",), "num_stories": 120, "val_fraction": 0.1, "num_workers": 1, **changes}
         prepare(PrepareConfig(out=root / name, **values))
         return root / name
 

@@ -42,10 +42,10 @@ def test_held_out_conversations_that_do_not_fit_are_counted(chat_base: Path, que
         open_sft_dataset(make_config(chat_base, questions, tmp_path / "x", val=val), "cpu")
 
 
-def test_a_book_and_many_documents_are_cut(tale_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_book_and_many_documents_are_cut(story_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dataset, "GENERAL_CHARACTERS", 100)
     monkeypatch.setattr(dataset, "GENERAL_TOKENS", 150)
-    tokenizer = load_tokenizer(tale_store)
+    tokenizer = load_tokenizer(story_store)
     text = "The old fox slept under the apple tree. " * 50
     path = tmp_path / "book.txt"
     path.write_text("\n<|endoftext|>\n".join([text] * 20), encoding="utf-8")

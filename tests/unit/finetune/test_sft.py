@@ -112,18 +112,20 @@ def test_training_on_plain_text(plain_base: Path, tmp_path: Path) -> None:
 
 
 def test_training_on_a_token_store(
-    plain_base: Path, tale_store: Path, tmp_path: Path, make_checkpoint: Callable[..., Path]
+    plain_base: Path, story_store: Path, tmp_path: Path, make_checkpoint: Callable[..., Path]
 ) -> None:
     with pytest.raises(StoreError, match="its tokenizer is not the checkpoint's"):
-        finetune(make_config(plain_base, tale_store, tmp_path / "x"))
-    tokenizer = load_tokenizer(tale_store)
+        finetune(make_config(plain_base, story_store, tmp_path / "x"))
+    tokenizer = load_tokenizer(story_store)
     config = load_config(plain_base)
     config = ModelConfig(**(vars(config) | {"vocab_size": tokenizer.vocab_size}))
     from llamita.model.llama import Llama
 
     weights = Llama(config).initialize(torch.Generator().manual_seed(0)).state_dict()
-    save_checkpoint(tmp_path / "base", config, weights, tale_store)
-    finetune(make_config(tmp_path / "base", tale_store, tmp_path / "run", steps=2, eval_interval=2, micro_batch_size=2))
+    save_checkpoint(tmp_path / "base", config, weights, story_store)
+    finetune(
+        make_config(tmp_path / "base", story_store, tmp_path / "run", steps=2, eval_interval=2, micro_batch_size=2)
+    )
     assert evaluations(tmp_path / "run")[-1]["bpb"] < evaluations(tmp_path / "run")[0]["bpb"]
 
 
@@ -148,7 +150,7 @@ def test_refusals(
 
 
 def test_texts_that_cannot_be_learned(
-    plain_base: Path, tale_store: Path, make_checkpoint: Callable[..., Path], tmp_path: Path
+    plain_base: Path, story_store: Path, make_checkpoint: Callable[..., Path], tmp_path: Path
 ) -> None:
     empty, text = tmp_path / "empty.txt", tmp_path / "text.txt"
     empty.write_text("\n \n")
@@ -156,7 +158,7 @@ def test_texts_that_cannot_be_learned(
     with pytest.raises(SourceError, match=r"cannot fine-tune on .*empty\.txt: it has no text"):
         finetune(make_config(plain_base, empty, tmp_path / "x"))
     with pytest.raises(ConfigError, match=r"is a token store with its own held-out documents; remove --val"):
-        finetune(make_config(plain_base, tale_store, tmp_path / "x", val_fraction=0.1))
+        finetune(make_config(plain_base, story_store, tmp_path / "x", val_fraction=0.1))
     with pytest.raises(SourceError, match="it has no text"):
         finetune(make_config(plain_base, text, tmp_path / "x", general_text=empty))
     endless = make_checkpoint(tmp_path / "endless")

@@ -158,12 +158,12 @@ def make_config(store: Path, out: Path, **changes: Any) -> TrainConfig:
     return TrainConfig(data=store, out=out, **(values | changes))
 
 
-def test_a_run_with_a_teacher(tale_store: Path, tmp_path: Path) -> None:
+def test_a_run_with_a_teacher(story_store: Path, tmp_path: Path) -> None:
     """The student alone is saved, and what is held out is measured as without a teacher."""
-    train(make_config(tale_store, tmp_path / "teacher", layers=2, hidden=64, steps=30))
+    train(make_config(story_store, tmp_path / "teacher", layers=2, hidden=64, steps=30))
     options: dict[str, Any] = {"teacher": tmp_path / "teacher", "teacher_weight": 0.8, "temperature": 2.0}
-    train(make_config(tale_store, tmp_path / "taught", **options))
-    train(make_config(tale_store, tmp_path / "alone"))
+    train(make_config(story_store, tmp_path / "taught", **options))
+    train(make_config(story_store, tmp_path / "alone"))
     taught, alone = (
         {line["step"]: line for line in read_metrics(tmp_path / name) if line["kind"] == "eval"}
         for name in ("taught", "alone")

@@ -148,14 +148,14 @@ def test_a_missing_package_is_named_with_what_installs_it(monkeypatch: pytest.Mo
 
 
 def test_a_missing_package_leaves_nothing_behind(
-    tale_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    story_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("torch")
     from llamita.cli import main
 
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     monkeypatch.delitem(sys.modules, "trackio", raising=False)
-    assert main(["train", str(tale_store), "--out", str(tmp_path / "run"), "--steps", "1", "--track", "trackio"]) == 2
+    assert main(["train", str(story_store), "--out", str(tmp_path / "run"), "--steps", "1", "--track", "trackio"]) == 2
     told = capsys.readouterr().err
     assert "pip install trackio" in told and told.count("\n") == 1 and not (tmp_path / "run").exists()
 

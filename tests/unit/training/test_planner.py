@@ -141,7 +141,7 @@ def test_a_classifier_of_its_own_is_weighed(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(planner, "PROBE_SECONDS", (0.01, 0.01))
     lengths = np.full(50_000, 200)
     for untied in (False, True):
-        config = make_config(minutes=1.0, context=16, micro_batch_size=1, threads=1, untied=untied)
+        config = make_config(minutes=1.0, context=16, micro_batch_size=1, threads=1, tie_embeddings=not untied)
         plan = plan_run(config, vocab_size=512, lengths=lengths, device=CPU)
         assert {tied for tied, _ in trained} == {not untied}
         for each in plan.estimates:
@@ -182,13 +182,15 @@ def test_a_plan_keeps_what_is_said(values: dict[str, int]) -> None:
 
 
 def test_a_resumed_run_keeps_its_planned_shape(
-    tale_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    story_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However fast the machine is by then."""
     run = tmp_path / "run"
     cost = {"seconds": 1e-3}
     monkeypatch.setattr(planner, "probe_seconds_per_token", lambda *args: cost["seconds"])
-    config = TrainConfig(data=tale_store, out=run, minutes=0.08, device="cpu", threads=1, context=32, save_minutes=0.01)
+    config = TrainConfig(
+        data=story_store, out=run, minutes=0.08, device="cpu", threads=1, context=32, save_minutes=0.01
+    )
     train(config)
     planned = remembered_run(run)
     assert planned is not None and planned[0]["layers"] and planned[0]["hidden"] and planned[1] == 32
@@ -199,9 +201,9 @@ def test_a_resumed_run_keeps_its_planned_shape(
         train(dataclasses.replace(config, resume=True, ffn=999))
 
 
-def test_the_verb_measures_this_machine(tale_store: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert main(["plan", str(tale_store), "--minutes", "0.5", "--context", "64", "--threads", "1"]) == 0
+def test_the_verb_measures_this_machine(story_store: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", str(story_store), "--minutes", "0.5", "--context", "64", "--threads", "1"]) == 0
     out = capfd.readouterr().out
     assert "tokens per step" in out and "Chinchilla" in out and "best" in out
-    assert main(["plan", str(tale_store / "none")]) == 2
+    assert main(["plan", str(story_store / "none")]) == 2
     assert "cannot open store" in capfd.readouterr().err

@@ -57,9 +57,9 @@ def folder_state(run: Path) -> dict[str, tuple[int, bytes]]:
     return {str(path): (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
 
 
-def test_it_learns_and_writes_what_it_promises(tale_store: Path, tmp_path: Path) -> None:
+def test_it_learns_and_writes_what_it_promises(story_store: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    result = train(make_config(tale_store, run, steps=40, eval_interval=20, prompt="Once"))
+    result = train(make_config(story_store, run, steps=40, eval_interval=20, prompt="Once"))
     assert not result.interrupted and result.is_first
     lines = read_metrics(run)
     assert [line["step"] for line in lines if line["kind"] == "train"] == list(range(5, 41, 5))
@@ -73,12 +73,12 @@ def test_it_learns_and_writes_what_it_promises(tale_store: Path, tmp_path: Path)
     assert summary == json.loads(json.dumps(result.summary))
     assert summary["val"] == evaluated[1]["bpb"] and summary["steps"] == 40
     assert (run / "best").resolve() == (run / "latest").resolve() == (run / "step-00000040").resolve()
-    store = TokenStore(tale_store)
+    store = TokenStore(story_store)
     score = bits_per_byte(SummedLoss(load_model(run)), store.split("val"), store.bos_id)
     assert score is not None and math.isclose(score.bits_per_byte, evaluated[1]["bpb"], rel_tol=1e-6)
 
 
-def test_best_and_latest_may_differ(tale_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_best_and_latest_may_differ(story_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scores = iter([2.0, 3.0, 2.5])
 
     def fake(*args: Any, **kwargs: Any) -> Any:
@@ -86,13 +86,13 @@ def test_best_and_latest_may_differ(tale_store: Path, tmp_path: Path, monkeypatc
 
     real = bits_per_byte
     monkeypatch.setattr(pretraining_module, "bits_per_byte", fake)
-    train(make_config(tale_store, tmp_path / "run", steps=9, eval_interval=3))
+    train(make_config(story_store, tmp_path / "run", steps=9, eval_interval=3))
     run = tmp_path / "run"
     assert (run / "best").readlink().name == "step-00000003" and (run / "latest").readlink().name == "step-00000009"
     assert sorted(path.name for path in run.glob("step-*")) == ["step-00000003", "step-00000009"]
 
 
-def test_a_model_that_memorizes_stops_early(tale_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_memorizes_stops_early(story_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After --early-stopping-patience worse evaluations in a row, also across a resumption; 0 never stops."""
     real = bits_per_byte
     for name, patience, steps in (("two", 2, 12), ("never", 0, 21)):
@@ -101,7 +101,7 @@ def test_a_model_that_memorizes_stops_early(tale_store: Path, tmp_path: Path, mo
             pretraining_module, "bits_per_byte",
             lambda *args, **kwargs: dataclasses.replace(real(*args, **kwargs), nats=next(scores)),  # noqa: B023
         )  # fmt: skip
-        config = make_config(tale_store, tmp_path / name, steps=21, eval_interval=3, early_stopping_patience=patience)
+        config = make_config(story_store, tmp_path / name, steps=21, eval_interval=3, early_stopping_patience=patience)
         if name == "two":
             with monkeypatch.context() as patched:
                 stop_at(patched, 9)  # after the first worse one
@@ -113,24 +113,24 @@ def test_a_model_that_memorizes_stops_early(tale_store: Path, tmp_path: Path, mo
         assert (tmp_path / name / "best").readlink().name == "step-00000009"
 
 
-def test_accumulated_passes_equal_one_big_pass(tale_store: Path, tmp_path: Path) -> None:
-    train(make_config(tale_store, tmp_path / "one", micro_batch_size=8))
-    train(make_config(tale_store, tmp_path / "four", micro_batch_size=2, grad_accum_steps=4))
+def test_accumulated_passes_equal_one_big_pass(story_store: Path, tmp_path: Path) -> None:
+    train(make_config(story_store, tmp_path / "one", micro_batch_size=8))
+    train(make_config(story_store, tmp_path / "four", micro_batch_size=2, grad_accum_steps=4))
     one, four = untimed(tmp_path / "one"), untimed(tmp_path / "four")
     for a, b in zip(one, four, strict=True):
         assert (a["step"], a["tokens"]) == (b["step"], b["tokens"])
         assert math.isclose(a["loss"], b["loss"], rel_tol=1e-5)
 
 
-def test_epochs_count_every_token(tale_store: Path, tmp_path: Path) -> None:
-    result = train(make_config(tale_store, tmp_path / "run", steps=None, epochs=0.2, micro_batch_size=64))
-    tokens = TokenStore(tale_store).split("train").num_tokens
+def test_epochs_count_every_token(story_store: Path, tmp_path: Path) -> None:
+    result = train(make_config(story_store, tmp_path / "run", steps=None, epochs=0.2, micro_batch_size=64))
+    tokens = TokenStore(story_store).split("train").num_tokens
     assert 0.2 * tokens <= result.summary["tokens"] < 0.2 * tokens + 64 * 64
 
 
-def test_minutes_are_kept(tale_store: Path, tmp_path: Path) -> None:
+def test_minutes_are_kept(story_store: Path, tmp_path: Path) -> None:
     start = time.monotonic()
-    result = train(make_config(tale_store, tmp_path / "run", steps=None, minutes=0.15, eval_interval=None))
+    result = train(make_config(story_store, tmp_path / "run", steps=None, minutes=0.15, eval_interval=None))
     assert 5.0 < time.monotonic() - start < 12.0
     assert result.summary["steps"] > 1 and result.summary["val"] is not None
     rates = [line["learning_rate"] for line in read_metrics(tmp_path / "run") if line["kind"] == "train"]
@@ -149,11 +149,11 @@ def slowly(generate: Callable[..., Iterator[int]]) -> Callable[..., Iterator[int
 
 
 def test_minutes_are_kept_where_telling_is_slow(
-    tale_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    story_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Samples of 160 tokens would take five minutes each; they end in the middle instead."""
     monkeypatch.setattr(task_module, "generate", slowly(task_module.generate))
-    result = train(make_config(tale_store, tmp_path / "run", steps=None, minutes=0.2, eval_interval=None))
+    result = train(make_config(story_store, tmp_path / "run", steps=None, minutes=0.2, eval_interval=None))
     assert result.summary["seconds"] < 18.0 and result.summary["steps"] > 1
 
 
@@ -172,16 +172,21 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, number: signal.Signals =
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize(("step", "number"), [(0, signal.SIGTERM), (5, signal.SIGINT), (7, signal.SIGINT)])
 def test_a_signal_saves_and_resuming_changes_nothing(
-    tale_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, number: signal.Signals, optimizer: str
+    story_store: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    step: int,
+    number: signal.Signals,
+    optimizer: str,
 ) -> None:
     """Bit for bit, with dropout, in the middle of a line of metrics and where an evaluation was due (step 6)."""
     options: dict[str, Any] = {"dropout": 0.1, "optimizer": optimizer}
-    train(make_config(tale_store, tmp_path / "whole", **options))
+    train(make_config(story_store, tmp_path / "whole", **options))
     with monkeypatch.context() as patched:
         stop_at(patched, step, number)
-        stopped = train(make_config(tale_store, tmp_path / "parts", **options))
+        stopped = train(make_config(story_store, tmp_path / "parts", **options))
     assert stopped.interrupted and stopped.summary["steps"] == step + 1 and not stopped.summary["finished"]
-    resumed = train(make_config(tale_store, tmp_path / "parts", resume=True, **options))
+    resumed = train(make_config(story_store, tmp_path / "parts", resume=True, **options))
     assert not resumed.interrupted
     assert weights(tmp_path / "whole") == weights(tmp_path / "parts")
     assert untimed(tmp_path / "whole") == untimed(tmp_path / "parts")
@@ -189,44 +194,44 @@ def test_a_signal_saves_and_resuming_changes_nothing(
     assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_a_signal_cuts_an_evaluation_short(tale_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    train(make_config(tale_store, tmp_path / "whole"))
+def test_a_signal_cuts_an_evaluation_short(story_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(make_config(story_store, tmp_path / "whole"))
     with monkeypatch.context() as patched:
         patched.setattr(
             loop_module.TrainingDisplay, "evaluating", lambda self, share: os.kill(os.getpid(), signal.SIGINT)
         )
-        stopped = train(make_config(tale_store, tmp_path / "parts"))
+        stopped = train(make_config(story_store, tmp_path / "parts"))
     assert stopped.interrupted and stopped.summary["steps"] == 6
     assert not any(line["kind"] == "eval" for line in read_metrics(tmp_path / "parts"))
-    train(make_config(tale_store, tmp_path / "parts", resume=True))
+    train(make_config(story_store, tmp_path / "parts", resume=True))
     assert weights(tmp_path / "whole") == weights(tmp_path / "parts")
     assert untimed(tmp_path / "whole") == untimed(tmp_path / "parts")
 
 
-def test_a_finished_run_resumes_into_nothing(tale_store: Path, tmp_path: Path) -> None:
+def test_a_finished_run_resumes_into_nothing(story_store: Path, tmp_path: Path) -> None:
     """And says so; the folder stays as it is, to the byte and the second."""
     run = tmp_path / "run"
-    first = train(make_config(tale_store, run))
+    first = train(make_config(story_store, run))
     before = folder_state(run)
-    result = train(make_config(tale_store, run, resume=True))
+    result = train(make_config(story_store, run, resume=True))
     assert folder_state(run) == before and result.was_finished and not first.was_finished
     assert result.summary == first.summary and result.summary["finished"]
 
 
-def test_a_run_that_was_killed_before_its_summary_is_not_finished(tale_store: Path, tmp_path: Path) -> None:
+def test_a_run_that_was_killed_before_its_summary_is_not_finished(story_store: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    train(make_config(tale_store, run))
+    train(make_config(story_store, run))
     (run / "summary.json").unlink()
-    assert not train(make_config(tale_store, run, resume=True)).was_finished
+    assert not train(make_config(story_store, run, resume=True)).was_finished
     assert json.loads((run / "summary.json").read_text())["steps"] == 12
 
 
-def test_resuming_with_another_flag_or_other_data_is_refused(tale_store: Path, tmp_path: Path) -> None:
-    train(make_config(tale_store, tmp_path / "run"))
+def test_resuming_with_another_flag_or_other_data_is_refused(story_store: Path, tmp_path: Path) -> None:
+    train(make_config(story_store, tmp_path / "run"))
     with pytest.raises(ConfigError, match=r"--learning-rate: the run was started with 0\.0\d+, found 0\.1"):
-        train(make_config(tale_store, tmp_path / "run", resume=True, learning_rate=0.1))
+        train(make_config(story_store, tmp_path / "run", resume=True, learning_rate=0.1))
     with pytest.raises(ConfigError, match="rows a step"):
-        train(make_config(tale_store, tmp_path / "run", resume=True, micro_batch_size=5))
+        train(make_config(story_store, tmp_path / "run", resume=True, micro_batch_size=5))
 
 
 def poison(monkeypatch: pytest.MonkeyPatch, steps: dict[int, int], value: float = math.inf) -> None:
@@ -245,12 +250,12 @@ def poison(monkeypatch: pytest.MonkeyPatch, steps: dict[int, int], value: float 
 @pytest.mark.parametrize(("step", "back_to"), [(8, 6), (3, 0)])
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_after_divergence_training_goes_on_from_the_last_good_state(
-    tale_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, back_to: int, optimizer: str
+    story_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, back_to: int, optimizer: str
 ) -> None:
     """From the checkpoint of step 6, or from the beginning where there is none; with other rows and half the steps."""
     poison(monkeypatch, {step: 1})
     run = tmp_path / "run"
-    result = train(make_config(tale_store, run, optimizer=optimizer, log_interval=1))
+    result = train(make_config(story_store, run, optimizer=optimizer, log_interval=1))
     assert result.summary["steps"] == 12 and not result.interrupted
     lines = read_metrics(run)
     rollback = next(line for line in lines if line["kind"] == "rollback")
@@ -266,39 +271,39 @@ def test_after_divergence_training_goes_on_from_the_last_good_state(
 
 
 def test_a_loss_worse_than_guessing_is_divergence_too(
-    tale_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    story_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     poison(monkeypatch, {9: 1}, value=300.0)
-    result = train(make_config(tale_store, tmp_path / "run", log_interval=1, learning_rate=0.02))
+    result = train(make_config(story_store, tmp_path / "run", log_interval=1, learning_rate=0.02))
     rollback = next(line for line in read_metrics(tmp_path / "run") if line["kind"] == "rollback")
     assert "below that of guessing blindly" in rollback["found"] and rollback["to_step"] == 6
     assert result.summary["val"] < 4.5, "blind guessing has 5.3"
 
 
 def test_divergence_again_and_again_is_named_and_the_last_checkpoint_stays(
-    tale_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    story_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     poison(monkeypatch, {8: 4})
     run = tmp_path / "run"
     message = r"diverged: step 9: .*going back 3 times; .*--learning-rate below .*last checkpoint: .*latest"
     with pytest.raises(TrainingError, match=message):
-        train(make_config(tale_store, run))
+        train(make_config(story_store, run))
     assert (run / "latest").readlink().name == "step-00000006"
     assert all(torch.isfinite(tensor).all() for tensor in load_tensors(run / "latest").values())
 
 
-def test_training_in_a_thread_works(tale_store: Path, tmp_path: Path) -> None:
+def test_training_in_a_thread_works(story_store: Path, tmp_path: Path) -> None:
     results: list[Any] = []
-    thread = threading.Thread(target=lambda: results.append(train(make_config(tale_store, tmp_path / "run", steps=2))))
+    thread = threading.Thread(target=lambda: results.append(train(make_config(story_store, tmp_path / "run", steps=2))))
     thread.start()
     thread.join()
     assert results[0].summary["steps"] == 2
 
 
-def test_a_folder_in_use_is_refused_before_anything_is_planned(tale_store: Path, tmp_path: Path) -> None:
+def test_a_folder_in_use_is_refused_before_anything_is_planned(story_store: Path, tmp_path: Path) -> None:
     (tmp_path / "letters").mkdir()
     (tmp_path / "letters" / "one.txt").write_text("dear")
-    config = make_config(tale_store, tmp_path / "letters")
+    config = make_config(story_store, tmp_path / "letters")
     with pytest.raises(OutputError, match="it exists and is no run"):
         run_task(config, lambda ranks, say: pytest.fail("planned"), time.monotonic())
 
@@ -321,7 +326,7 @@ def test_too_little_memory_is_said_in_one_line(error: RuntimeError) -> None:
         raise RuntimeError("another")
 
 
-def test_the_command_line(tale_store: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_command_line(story_store: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Words to a run, its report, and one line with code 2 for each mistake."""
     shape = [
         "--layers=1",
@@ -333,21 +338,21 @@ def test_the_command_line(tale_store: Path, tmp_path: Path, capfd: pytest.Captur
         "--device=cpu",
     ]
     run = str(tmp_path / "run")
-    assert main(["train", str(tale_store), "--out", run, *shape, "--steps", "2"]) == 0
+    assert main(["train", str(story_store), "--out", run, *shape, "--steps", "2"]) == 0
     output = capfd.readouterr()
     assert output.out == "" and "tokens per step: 256 (4 rows of 64)" in output.err and "bits per byte" in output.err
-    assert main(["eval", run, str(tale_store)]) == 0
+    assert main(["eval", run, str(story_store)]) == 0
     output = capfd.readouterr()
     assert output.out.split()[1:4] == ["bits", "per", "byte"] and output.err == ""
-    assert main(["train", str(tale_store), "--out", run, *shape, "--steps", "2", "--resume"]) == 0
+    assert main(["train", str(story_store), "--out", run, *shape, "--steps", "2", "--resume"]) == 0
     output = capfd.readouterr()
     assert output.err.count("\n") == 1 and "is finished, after 2 steps" in output.err and "more --steps" in output.err
     mistakes = {
         "no such folder": ["train", str(tmp_path / "nowhere"), "--out", str(tmp_path / "none")],
-        "it holds a run": ["train", str(tale_store), "--out", run],
-        "perhaps you meant --minutes": ["train", str(tale_store), "--out", run, "--minute", "3"],
-        "holds no run": ["train", str(tale_store), "--out", str(tmp_path / "none"), "--resume"],
-        "CUDA device": ["train", str(tale_store), "--out", str(tmp_path / "none"), "--device", "cuda:99"],
+        "it holds a run": ["train", str(story_store), "--out", run],
+        "perhaps you meant --minutes": ["train", str(story_store), "--out", run, "--minute", "3"],
+        "holds no run": ["train", str(story_store), "--out", str(tmp_path / "none"), "--resume"],
+        "CUDA device": ["train", str(story_store), "--out", str(tmp_path / "none"), "--device", "cuda:99"],
     }
     for message, words in mistakes.items():
         assert main(words) == 2, words

@@ -1,0 +1,38 @@
+"""The options that `llamita run` and `llamita chat` share."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+from llamita.config import Option, check
+from llamita.sampling import RuntimeOptions, SamplingParams
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadOptions:
+    """How the model is opened."""
+
+    tokenizer: Annotated[Path | None, Option(short="z")] = None
+    """Take the tokenizer from this tokenizer.bin or GGUF, not from the model."""
+    adapter: Annotated[tuple[str, ...], Option("FILE[:SCALE]", repeated=True)] = ()
+    """GGUF adapter (LoRA) to apply; give it several times to add several."""
+    kernels: Annotated[str, Option("NAME", group="engine")] = "auto"
+    """Compute kernels: auto, scalar, avx2, avxvnni, or on ARM neon, dotprod. Default: the
+    fastest."""
+
+
+DEFAULT_LOAD = LoadOptions()
+
+
+def check_generation(num_tokens: int, runtime: RuntimeOptions) -> None:
+    """Raise ConfigError that names the flag of a value out of its range."""
+    check(num_tokens >= 0, f"--num-tokens: expected 0 or more, found {num_tokens}")
+    check(0 <= runtime.num_threads <= 1024, f"--threads: expected 0 to 1024, found {runtime.num_threads}")
+    check(runtime.context_tokens >= 0, f"--context: expected 0 or more, found {runtime.context_tokens}")
+
+
+def engine_sampling(sampling: SamplingParams) -> SamplingParams:
+    """The parameters for the engine; --top-p 0 keeps all tokens, as in llama2.c."""
+    return dataclasses.replace(sampling, top_p=sampling.top_p or 1.0)

@@ -1,0 +1,210 @@
+"""Parses a command line into a dataclass whose fields are the arguments; cli/help.py prints
+them."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import re
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn, TypeVar
+
+from llamita.config import Option
+from llamita.errors import ConfigError
+
+MAX_CHOICES = 32  # characters of {a,b,c}; help names longer lists of choices in the text
+NUMBER = re.compile(r"-\.?\d|-(inf|nan)$")
+
+
+Flags = TypeVar("Flags")
+
+
+class UsageError(ConfigError):
+    """The command line does not fit its dataclass; the message is one line."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Argument:
+    """An option or a positional argument, as a field of a dataclass describes it."""
+
+    path: tuple[str, ...]  # ("sampling", "temperature") for a field of a nested dataclass
+    kind: Any  # type of one value
+    count: int | None  # how many values; 0: any number; None: one value, and no tuple around it
+    option: Option
+    default: Any
+    owner: type[Any]  # the dataclass with the field
+
+    @property
+    def name(self) -> str:
+        """The long flag, or what stands for a positional argument."""
+        spelled = self.option.name or self.path[-1].replace("_", "-")
+        return self.metavar if self.option.positional else f"--{spelled}"
+
+    @property
+    def flags(self) -> list[str]:
+        return [*([f"-{self.option.short}"] if self.option.short else []), self.name]
+
+    @property
+    def choices(self) -> tuple[Any, ...]:
+        return typing.get_args(self.kind) if typing.get_origin(self.kind) is Literal else ()
+
+    @property
+    def metavar(self) -> str:
+        listed = "{" + ",".join(map(str, self.choices)) + "}"
+        if self.option.metavar or self.option.positional:
+            return self.option.metavar or self.path[-1].upper()
+        if self.choices:
+            return listed if len(listed) <= MAX_CHOICES else "NAME"
+        return {bool: "", int: "N", float: "X", Path: "PATH"}.get(self.kind, "TEXT")
+
+    def value(self, word: str | None) -> Any:
+        """What a word means. Raises UsageError."""
+        if word is None:
+            hint = f"; write {self.name}=TEXT if it starts with -" if self.kind is str else ""
+            raise UsageError(f"{self.name}: expected a value, found none{hint}")
+        if self.choices:
+            spelled = {str(choice): choice for choice in self.choices}
+            if word not in spelled:
+                found = f"found {word!r}{suggestion(word, spelled)}"
+                raise UsageError(f"{self.name}: expected one of {', '.join(spelled)}, {found}")
+            return spelled[word]
+        try:
+            return self.kind(word)
+        except ValueError:
+            expected = "a whole number" if self.kind is int else "a number"
+            raise UsageError(f"{self.name}: expected {expected}, found {word!r}") from None
+
+    def values(self, words: list[str | None]) -> tuple[Any, ...]:
+        """What several words mean. Raises UsageError."""
+        if self.count and len(words) != self.count:
+            raise UsageError(f"{self.name}: expected {self.count} values ({self.metavar}), found {len(words)}")
+        return tuple(map(self.value, words))
+
+
+def parse_arguments(flags: type[Flags], argv: Sequence[str]) -> Flags:
+    """Parse argv into the dataclass `flags`.
+
+    A bool is --name and --no-name, a tuple takes several values, a nested dataclass adds its fields
+    as a group of options. Raises UsageError, which names the nearest option, and what the dataclass
+    raises.
+    """
+    arguments = arguments_of(flags)
+    end = argv.index("--") if "--" in argv else len(argv)
+    options, words = _option_parser(arguments).parse_known_args(argv[:end])
+    _check_known(arguments, words)
+    return _build(flags, _given(arguments, vars(options), [*words, *argv[end + 1 :]]))
+
+
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """How an error about an unknown word ends: with the nearest of the known ones, if there is
+    one."""
+    nearest = difflib.get_close_matches(word.lower(), list(known), n=1)
+    return f"; perhaps you meant {nearest[0]}" if nearest else ""
+
+
+# ---------------------------------------------------------------- dataclass to arguments, words to values
+
+
+def arguments_of(flags: type[Any], path: tuple[str, ...] = (), defaults: Any = None, group: str = "") -> list[Argument]:
+    """The arguments of a dataclass and of those nested in it; defaults: the instance that a nested
+    one is."""
+    hints = typing.get_type_hints(flags, include_extras=True)
+    described = {
+        name: option
+        for base in reversed(flags.__mro__)
+        for name, hint in typing.get_type_hints(base, include_extras=True).items()
+        for option in getattr(hint, "__metadata__", ())
+    }
+    arguments = []
+    for field in dataclasses.fields(flags):
+        hint, option = hints[field.name], described.get(field.name, Option())
+        hint = typing.get_args(hint)[0] if typing.get_origin(hint) is Annotated else hint
+        if dataclasses.is_dataclass(field.default):
+            title = option.group if field.name in described else field.name
+            arguments += arguments_of(hint, (*path, field.name), field.default, title)
+            continue
+        option = dataclasses.replace(option, group=group) if group and option.group == Option.group else option
+        kind, count = _kind(hint)
+        default = field.default if defaults is None else getattr(defaults, field.name)
+        arguments.append(Argument((*path, field.name), kind, count, option, default, flags))
+    return arguments
+
+
+def _kind(hint: Any) -> tuple[Any, int | None]:
+    """The type of one value, and how many there are (see Argument.count); of a union the first that
+    is not None."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        hint = next(each for each in typing.get_args(hint) if each is not type(None))
+    if typing.get_origin(hint) is tuple:
+        kinds = typing.get_args(hint)
+        return kinds[0], 0 if kinds[-1] is Ellipsis else len(kinds)
+    return hint, None
+
+
+class _OptionParser(argparse.ArgumentParser):
+    """Sorts words into options and the rest; values stay words."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message.removeprefix("argument "))  # a value for an option that takes none
+
+
+def _option_parser(arguments: Iterable[Argument]) -> argparse.ArgumentParser:
+    parser = _OptionParser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    parser._negative_number_matcher = NUMBER  # also -1e-3, a value
+    for argument in arguments:
+        if argument.option.positional:
+            continue
+        dest = ".".join(argument.path)
+        if argument.kind is bool:
+            parser.add_argument(*argument.flags, dest=dest, action=argparse.BooleanOptionalAction)
+        elif argument.option.repeated:
+            parser.add_argument(*argument.flags, dest=dest, action="append", nargs="?")
+        else:
+            parser.add_argument(*argument.flags, dest=dest, nargs="?" if argument.count is None else "*")
+    return parser
+
+
+def _check_known(arguments: Iterable[Argument], words: Sequence[str]) -> None:
+    """Raise UsageError if a word is an option that there is not."""
+    known = [flag for argument in arguments if not argument.option.positional for flag in argument.flags]
+    for word in words:
+        if word.startswith("-") and word != "-" and " " not in word and not NUMBER.match(word):
+            flag = word.partition("=")[0]
+            raise UsageError(f"unknown option {flag}{suggestion(flag, [*known, '--help'])}")
+
+
+def _given(
+    arguments: Iterable[Argument], options: Mapping[str, Any], words: list[str | None]
+) -> dict[tuple[str, ...], Any]:
+    """The values of the arguments that were given. Raises UsageError."""
+    given: dict[tuple[str, ...], Any] = {}
+    missing = []
+    for argument in arguments:
+        found = options.get(".".join(argument.path))
+        if argument.option.positional:
+            taken = len(words) if argument.count == 0 else 1
+            found, words = words[:taken], words[taken:]
+            found = found if argument.count == 0 else next(iter(found), None)
+        if argument.count is not None and found is not None:
+            given[argument.path] = argument.values(found)
+        elif found is not None or ".".join(argument.path) in options:
+            given[argument.path] = found if argument.kind is bool else argument.value(found)
+        elif argument.default is dataclasses.MISSING:
+            missing.append(argument.name)
+    if words:
+        raise UsageError(f"unexpected argument {words[0]!r}")
+    if missing:
+        raise UsageError(f"missing {' and '.join(missing)}")
+    return given
+
+
+def _build(flags: type[Flags], given: Mapping[tuple[str, ...], Any]) -> Flags:
+    values: dict[str, Any] = {path[0]: value for path, value in given.items() if len(path) == 1}
+    for name in {path[0] for path in given if len(path) > 1}:
+        nested = {path[1]: value for path, value in given.items() if path[0] == name}
+        values[name] = dataclasses.replace(getattr(flags, name), **nested)
+    return flags(**values)

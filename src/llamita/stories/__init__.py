@@ -1,0 +1,1 @@
+"""The embedded corpus: English stories for young readers, generated from a grammar."""

@@ -1,0 +1,91 @@
+"""Tables and bars on terminals of several widths, and where there is no terminal."""
+
+from __future__ import annotations
+
+import io
+import re
+
+import pytest
+from rich.cells import cell_len
+from rich.console import Console
+
+from llamita.cli.byte_progress import byte_bars
+from llamita.console import print_table
+from llamita.training.progress import TrainingDisplay, fit
+
+ROWS = [("wrote", "a-name-of-a-file" * 4 + ", 123 bytes"), ("床前", "[bold] 明月光"), ("error", "0.1 % of \\")]
+
+
+def terminal(columns: int) -> Console:
+    return Console(file=io.StringIO(), width=columns, force_terminal=True, color_system=None, highlight=False)
+
+
+def lines(console: Console) -> list[str]:
+    assert isinstance(console.file, io.StringIO)
+    return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", console.file.getvalue()).splitlines()
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120])
+def test_a_table_fits_the_terminal(columns: int) -> None:
+    console = terminal(columns)
+    print_table(ROWS, console)
+    shown = lines(console)
+    assert max(map(cell_len, shown)) <= columns and all(line.startswith("  ") for line in shown)
+    assert "[bold] 明月光" in shown[-2] and shown[-1].rstrip().endswith("0.1 % of \\")
+
+
+def test_a_table_without_a_terminal_is_a_line_a_row() -> None:
+    file = io.StringIO()
+    print_table(ROWS, file)
+    shown = file.getvalue().splitlines()
+    assert len(shown) == 3 and "\x1b" not in file.getvalue() and len(shown[0]) > 60
+    assert shown[1] == "  床前   [bold] 明月光", "a wide character has two columns"
+
+
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        (60, "loss 1.234 · 12:34 left"),
+        (80, "loss 1.234 · bpb 0.812 · 12.3k tok/s · 12:34 left"),
+        (120, "step 12345 · loss 1.234 · bpb 0.812 · held-out 0.7654 · 12.3k tok/s · 12:34 left"),
+    ],
+)
+def test_the_bar_of_training_keeps_what_matters(columns: int, expected: str) -> None:
+    console = terminal(columns)
+    display = TrainingDisplay(console=console)
+    display.update(
+        0.42, step=12345, loss=1.234, bits_per_byte=0.812, val=0.7654, tokens_per_second=12345, targets="tokens",
+        mfu=0.31, seconds_left=754,
+    )  # fmt: skip
+    display.evaluating(1.0)
+    console.print(display._progress.get_renderable())
+    (line,) = lines(console)
+    assert line.startswith("evaluating 100 %") and line.rstrip().endswith(f"42 % {expected}")
+    assert cell_len(line) <= columns
+
+
+def test_training_without_a_terminal_is_one_whole_line() -> None:
+    console = Console(file=io.StringIO(), width=60, highlight=False)
+    TrainingDisplay(console=console).update(
+        0.42, step=7, loss=1.5, bits_per_byte=0.5, val=0.75, tokens_per_second=1000, targets="tokens", mfu=0.31,
+        seconds_left=61,
+    )  # fmt: skip
+    expected = " 42 % | step 7 | loss 1.500 · bpb 0.500 (held-out 0.7500) | 1.0k tok/s, MFU 31 % | 1:01 left"
+    assert lines(console) == [expected]
+
+
+def test_fit() -> None:
+    assert fit(("a", "bb", "c"), ("c", "bb", "a"), 100) == "c · bb · a"
+    assert fit(("a", "bb", "c"), ("c", "bb", "a"), 5) == "c · a"
+    assert fit(("a", ""), ("", "a"), 0) == ""
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120])
+def test_bars_of_bytes_fit_the_terminal(columns: int) -> None:
+    console = terminal(columns)
+    bars = byte_bars(console, transient=False)
+    for name in ("TinyStoriesV2-GPT4-train.txt", "encoding"):
+        bars.update(bars.add_task(name, total=2_200_000_000), completed=800_000_000)
+    console.print(bars.get_renderable())
+    shown = lines(console)
+    assert len(shown) == 2 and all("0.8/2.2 GB" in line and cell_len(line) <= columns for line in shown)
