@@ -124,11 +124,11 @@ def _pair(values: Mapping[str, Any], names: tuple[str, str], where: str) -> list
     return [Turn("user", question), Turn("assistant", _text(answered, names[1], where), True)]
 
 
-def _turns(said: Any, key: str, where: str) -> list[Turn]:
-    if not isinstance(said, list) or not said:
-        what = "an empty array" if said == [] else json_name(said)
+def _turns(messages: Any, key: str, where: str) -> list[Turn]:
+    if not isinstance(messages, list) or not messages:
+        what = "an empty array" if messages == [] else json_name(messages)
         raise SourceError(f"cannot use {where}: {key}: expected an array of messages, found {what}")
-    return [_turn(message, f"{key}[{number}]", where) for number, message in enumerate(said)]
+    return [_turn(message, f"{key}[{number}]", where) for number, message in enumerate(messages)]
 
 
 def _turn(message: Any, place: str, where: str) -> Turn:

@@ -96,7 +96,7 @@ def test_columns_and_a_system_prompt() -> None:
         ({"chosen": [user("Who?"), says(GOOD), user("And?")], "rejected": [user("Who?"), says(BAD)]},
          r"\(chosen\): expected an assistant message at its end"),
         ({"prompt": "What?", "chosen": [user("Who?"), says(GOOD)], "rejected": [user("Who?"), says(BAD)]},
-         r"\(chosen\): it is a whole conversation that lacks the prompt beside it"),
+         r"\(chosen\): it is a whole conversation that lacks the prompt next to it"),
         ({"prompt": LONG, "chosen": [user("Who?"), says(GOOD)], "rejected": [user("Who?"), says(BAD)]},
          "a whole conversation that does not begin with prompt"),
         ({"prompt": "Who?", "chosen": says(GOOD) | {"weight": 0}, "rejected": BAD}, "nothing to train on"),
