@@ -80,9 +80,8 @@ class LoraLinear(nn.Module):
         if narrow.dtype != out.dtype:  # a base model in bfloat16, without autocast
             return out + (self.lora_B(narrow) * self.scale).to(out.dtype)
         rows = out.flatten(0, -2), narrow.flatten(0, -2)
-        return torch.addmm(*rows, self.lora_B.weight.t(), alpha=self.scale).view_as(
-            out
-        )  # without another [..., out] tensor
+        # one fused operation, without another tensor of the size of `out`
+        return torch.addmm(*rows, self.lora_B.weight.t(), alpha=self.scale).view_as(out)
 
 
 @dataclasses.dataclass(frozen=True)
