@@ -98,7 +98,7 @@ def test_parts(chat_models: dict[str, Path]) -> None:
         assert kept == model.encode("a") + list(generated) + model.encode("b")
         other = model.encode_parts([Part(b"a"), Part(b"Ho", False, generated)])
         assert other == [*model.encode("a"), generated[0], *model.encode("o")]
-        with pytest.raises(EngineError, match="part 0, id 0: expected 0 to 431, found 432"):
+        with pytest.raises(EngineError, match="segment 0, id 0: expected 0 to 431, found 432"):
             model.encode_parts([Part(b"a", False, (432,))])
         assert model.encode_parts([]) == []
 

@@ -208,7 +208,8 @@ def _documents(flags: Flags, model: Model, data: tuple[str, ...], split: Literal
 
 
 def _check_round_trips(flags: Flags, model: Model, documents: ScoredDocuments, place: str) -> None:
-    """Raise TokenizerError unless the model file's tokenizer gives a store's documents the ids that the store has."""
+    """Raise TokenizerError unless the model file's tokenizer gives a store's documents the ids that
+    the store has."""
     for number in np.unique(np.linspace(0, documents.num_documents - 1, ROUND_TRIPS).astype(int)):
         ids = documents.document(int(number))[:-1]
         if ids.size and (int(ids.max()) >= model.info.vocab_size or model.encode(model.decode(ids)) != ids.tolist()):

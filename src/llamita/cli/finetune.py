@@ -79,7 +79,7 @@ def main(argv: list[str]) -> int:
 
 
 def next_steps(config: FinetuneConfig) -> list[tuple[str, str]]:
-    """What to do with the result, as rows of a table."""
+    """The commands for what comes next, as rows of a table."""
     from llamita.finetune.dataset import is_text
 
     run, base = shlex.quote(str(config.out)), shlex.quote(str(config.checkpoint))

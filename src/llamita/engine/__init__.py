@@ -35,9 +35,10 @@ from llamita.engine.library import (
     ModelInfoStruct,
     ModelParamsStruct,
     Owned,
-    PartStruct,
     SamplerParamsStruct,
     SessionParamsStruct,
+    TensorTypeStruct,
+    TextSegmentStruct,
     call,
     choice,
     floats_pointer,
@@ -104,6 +105,22 @@ def quantize(rows: npt.NDArray[np.float32], type: str, out: npt.NDArray[np.uint8
     return squared_error.value
 
 
+def tensor_types() -> list[tuple[str, int, int, int]]:
+    """The tensor types that the engine reads: name, GGUF's id, elements and bytes of a block."""
+    found: list[tuple[str, int, int, int]] = []
+    info = TensorTypeStruct()
+    while load_library().llamita_tensor_type(len(found), ctypes.byref(info)):
+        found.append((info.name.decode(), info.id, info.block_elements, info.block_bytes))
+    return found
+
+
+def dequantize(blocks: npt.NDArray[np.uint8], type_id: int, out: npt.NDArray[np.float32]) -> None:
+    """Convert blocks of the type with this id to floats; out, contiguous, has exactly their number."""
+    assert blocks.dtype == np.uint8 and blocks.flags.c_contiguous
+    assert out.dtype == np.float32 and out.flags.c_contiguous and out.flags.writeable
+    call("dequantize", type_id, blocks.ctypes.data, out.size, out.ctypes.data_as(floats_pointer))
+
+
 # ---------------------------------------------------------------------- what a user sees
 
 
@@ -138,17 +155,17 @@ class DocumentTokenizer(Owned):
 class BpeTrainer(Owned):
     """Counts the words of documents, cut by the `qwen2` expression, and learns a byte-level BPE's merges from them."""
 
-    _kind = "learner"
+    _kind = "bpe_trainer"
 
     def __init__(self) -> None:
         handle = ctypes.c_void_p()
-        call("learner_open", ctypes.byref(handle))
+        call("bpe_trainer_open", ctypes.byref(handle))
         self._own(handle.value)
 
     def add(self, text: bytes, ends: npt.NDArray[np.uint64]) -> None:
         """Documents that stand one after another in `text`, document i up to byte ends[i]. Other threads run on."""
         assert ends.dtype == np.uint64 and ends.flags.c_contiguous and (ends.size == 0 or int(ends[-1]) == len(text))
-        call("learner_add", self._handle, text, ends.ctypes.data, ends.size)
+        call("bpe_trainer_add", self._handle, text, ends.ctypes.data, ends.size)
 
     def merge(self, num_tokens: int, least_count: int) -> npt.NDArray[np.int32]:
         """[merges, 3]: left, right, what they become; until there are so many tokens, the 256 bytes included, or no
@@ -157,7 +174,7 @@ class BpeTrainer(Owned):
         Tokens 0 to 255 are the bytes in the order of GPT-2's alphabet, the others follow as they are made."""
         merges, num_merges = np.empty((4 * num_tokens, 3), np.int32), ctypes.c_size_t()
         call(
-            "learner_merge", self._handle, num_tokens, least_count, merges.ctypes.data, len(merges),
+            "bpe_trainer_train", self._handle, num_tokens, least_count, merges.ctypes.data, len(merges),
             ctypes.byref(num_merges),
         )  # fmt: skip
         return merges[: num_merges.value]
@@ -232,11 +249,11 @@ class Model(Owned):
 
     def encode_parts(self, parts: Sequence[Part]) -> list[int]:
         """The text that the parts make together, to ids: control tokens in trusted parts only, generated ids kept."""
-        raw = (PartStruct * len(parts))(
-            *(PartStruct(each.text, len(each.text), each.trusted, *_kept(each)) for each in parts)
+        raw = (TextSegmentStruct * len(parts))(
+            *(TextSegmentStruct(each.text, len(each.text), each.trusted, *_kept(each)) for each in parts)
         )
         num_bytes = sum(len(each.text) + len(each.ids) for each in parts)
-        return self._encoded("encode_parts", raw, len(parts), 2 * num_bytes + 2)
+        return self._encoded("encode_segments", raw, len(parts), 2 * num_bytes + 2)
 
     def chat_encode(self, messages: Sequence[Message]) -> list[int]:
         """[system] user (assistant user)* to the ids that the file's chat template makes of them, the beginning of the
@@ -621,7 +638,7 @@ class Generation(Iterator[str]):
         return token_id
 
     def speed_line(self) -> str:
-        """The line that engine/app/run.c prints last, with the same fields and units."""
+        """The line that engine/app/main.c prints last, with the same fields and units."""
         prompt_speed = len(self.prompt_ids) / self._prompt_seconds if self._prompt_seconds else 0.0
         speed = self._num_decoded / self._decode_seconds if self._decode_seconds else 0.0
         passes = self._num_passes / self._decode_seconds if self._decode_seconds else 0.0

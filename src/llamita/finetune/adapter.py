@@ -4,8 +4,9 @@
     adapter_model.safetensors  base_model.model.MODULE.lora_A.weight [R, in], ….lora_B.weight [out, R]
     tokenizer.json, …          llamita only: the tokenizer, with the chat template used in training
 
-The rows of q and k are in Hugging Face's RoPE order, as in the checkpoint, so nothing is permuted here. Other
-kinds of adapters (DoRA, trained biases, whole layers) are rejected with an error that names the feature.
+The rows of q and k are in Hugging Face's RoPE order, as in the checkpoint, so nothing is permuted
+here. Other kinds of adapters (DoRA, trained biases, whole layers) are rejected with an error that
+names the feature.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ WEIGHTS: Final = "adapter_model.safetensors"
 _PREFIX: Final = "base_model.model."
 _PARTS: Final = {"a": ".lora_A.weight", "b": ".lora_B.weight"}
 _PATTERN: Final = re.compile(r"\^?[\w.|\\]{1,400}\$?")
-# PEFT settings that change more than W + s B A: the value that means "not used", and the feature's name.
+# PEFT settings that change more than W + s B A: the value for "not used", and the feature's name.
 _UNSUPPORTED: Final[dict[str, tuple[Any, str]]] = {
     "use_dora": (False, "DoRA"),
     "bias": ("none", "trained biases"),
@@ -78,9 +79,9 @@ def save_adapter(
 ) -> None:
     """Write a new adapter directory, whole or not at all.
 
-    updates: finetune.lora.updates_of. base: the base model's name or path, for PEFT. tokenizer: the folder
-    to copy the tokenizer's files from, or a function that writes them. training: the state for resuming.
-    Raises OutputError if the directory exists.
+    updates: finetune.lora.updates_of. base: the base model's name or path, for PEFT. tokenizer: the
+    folder to copy the tokenizer's files from, or a function that writes them. training: the state
+    for resuming. Raises OutputError if the directory exists.
     """
     tensors = {
         f"{_PREFIX}{name}{_PARTS[part]}": getattr(update, part).cpu()
@@ -101,14 +102,14 @@ def save_adapter(
 
 
 def resolve_adapter(path: Path, *, prefer: str = "best") -> Path:
-    """The adapter directory itself, or that of a run: its `prefer`red checkpoint ("best" or "latest")."""
+    """The adapter directory itself, or that of a run: "best" or "latest", as preferred."""
     path = Path(path)
     links = (path, path / prefer, path / "latest")
     return next((each for each in links if (each / CONFIG).is_file()), path)
 
 
 def other_base(adapter: Path, checkpoint: Path) -> str | None:
-    """The checkpoint that the adapter names as its base, if that is an existing folder other than this one."""
+    """The base model that the adapter names, if that is an existing folder other than this one."""
     base = read_json_object(adapter / CONFIG, CheckpointError).get("base_model_name_or_path")
     if not isinstance(base, str) or not Path(base).is_dir() or Path(base).resolve() == checkpoint.resolve():
         return None
@@ -118,7 +119,8 @@ def other_base(adapter: Path, checkpoint: Path) -> str | None:
 def load_adapter(directory: Path, config: ModelConfig) -> Adapter:
     """Read an adapter for a Llama of this config; every tensor must be there with its shape.
 
-    Raises CheckpointError if it is not an adapter, of an unsupported kind, or made for another model.
+    Raises CheckpointError if it is not an adapter, of an unsupported kind, or made for another
+    model.
     """
     directory = Path(directory)
     settings = _read_settings(directory)
@@ -256,10 +258,11 @@ def _read(directory: Path, stored: SafetensorsReader, name: str) -> Tensor:
 
 
 def _number(directory: Path, settings: dict[str, Any], key: str, pattern_key: str, module: str) -> float:
-    """A layer's rank or alpha: of the first pattern that matches the end of its name, else the default (PEFT)."""
+    """A layer's rank or alpha: of the first pattern that matches the end of its name, else the
+    default (PEFT)."""
     value: Any = settings.get(key)
     for pattern, special in (settings.get(pattern_key) or {}).items():
-        if not _PATTERN.fullmatch(pattern):  # a pattern with repetitions could take exponential time
+        if not _PATTERN.fullmatch(pattern):  # repetitions could take exponential time
             raise CheckpointError(
                 f"cannot use {directory / CONFIG}: {pattern_key}: expected module names, found {pattern[:80]!r}"
             )

@@ -2,8 +2,8 @@
 
 Metadata: general.type = "adapter", general.base_model.0.name (the model file's general.name),
 adapter.type = "lora", adapter.lora.alpha. Each layer has two F32 tensors, NAME.lora_a [R, in] and
-NAME.lora_b [out, R], where NAME is the tensor in the model file; the runtime adds alpha / R · B A. The rows of
-B for q and k are in GGUF's RoPE order, as in the model file.
+NAME.lora_b [out, R], where NAME is the tensor in the model file; the runtime adds alpha / R · B A.
+The rows of B for q and k are in GGUF's RoPE order, as in the model file.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from llamita.tokenizer import load_tokenizer
 
 @dataclasses.dataclass(frozen=True)
 class AdapterExportReport:
-    """What was written. alpha: adapter.lora.alpha; layers with another scale have it multiplied into B.
-    chat_template: whether the checkpoint has one; None if it has no tokenizer either. other_base: the
-    checkpoint that the adapter was made for, if it is another one."""
+    """What was written. alpha: adapter.lora.alpha; layers with another scale have it multiplied
+    into B. chat_template: whether the checkpoint has one; None if it has no tokenizer either.
+    other_base: the checkpoint that the adapter was made for, if it is another one."""
 
     path: Path
     num_bytes: int

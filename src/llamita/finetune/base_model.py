@@ -1,4 +1,4 @@
-"""The checkpoint that fine-tuning starts from: its weights, its tokenizer, and the chat template to use."""
+"""The checkpoint that fine-tuning starts from: weights, tokenizer and chat template."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ _VOCABULARY_TENSORS: Final = ("model.embed_tokens.weight", "lm_head.weight")
 
 
 class BaseModel:
-    """A checkpoint, with the chat template, control tokens and end tokens that the result will have."""
+    """A checkpoint, with the chat template, control tokens and end tokens of the result."""
 
     def __init__(self, checkpoint: Path) -> None:
         """Raises CheckpointError, and TokenizerError if the tokenizer does not fit the model."""
         self.directory = resolve_checkpoint(checkpoint).resolve()
-        self.config = load_config(self.directory)  # of the result: vocabulary and end tokens may change
+        self.config = load_config(self.directory)  # of the result: some fields change
         self.stored = open_tensors(self.directory)
         try:
             tensor_table.check_tensors(self.stored.shapes, self.config, "huggingface", str(self.directory))
         except FormatError as error:
             raise CheckpointError(str(error)) from error
         self.tokenizer = load_tokenizer(self.directory)
-        self.num_learned_rows = self.tokenizer.vocab_size  # of the embeddings; new tokens come after them
+        self.num_learned_rows = self.tokenizer.vocab_size  # new tokens' rows come after
         if self.tokenizer.vocab_size > self.config.vocab_size:
             raise TokenizerError(
                 f"the tokenizer of {checkpoint} does not fit the model: expected at most {self.config.vocab_size:,} "
@@ -62,7 +62,8 @@ class BaseModel:
         return self.tokenizer.eos_id
 
     def context(self, wanted: int | None, longest: int) -> int:
-        """Tokens of a row: as wanted, else at most `longest`. Raises ConfigError if the model's context is shorter."""
+        """Tokens of a row: as wanted, else at most `longest`. Raises ConfigError if the model's
+        context is shorter."""
         limit = self.config.max_position_embeddings
         if wanted is not None and wanted > limit:
             raise ConfigError(
@@ -71,10 +72,10 @@ class BaseModel:
         return wanted or min(longest, limit)
 
     def use_template(self, wanted: str | None) -> str:
-        """Set and return the tokenizer's chat template: by name or file, else the checkpoint's own, else ChatML.
+        """Set and return the chat template: by name or file, else the checkpoint's own, else ChatML.
 
-        "chatml" adds ChatML's control tokens to a tokenizer without them. Raises ChatError, TokenizerError,
-        SourceError.
+        "chatml" adds ChatML's control tokens to a tokenizer without them. Raises ChatError,
+        TokenizerError, SourceError.
         """
         pieces = self.tokenizer.pieces()
         if wanted is None:
@@ -106,7 +107,7 @@ class BaseModel:
             self.config = dataclasses.replace(self.config, eos_token_id=ends if len(ends) > 1 else ends[0])
 
     def check_control_tokens(self, used: set[int], known: set[int]) -> None:
-        """Raise ConfigError if LoRA would need control tokens that the checkpoint was never trained on.
+        """Raise ConfigError if LoRA needs control tokens that the checkpoint was not trained on.
 
         used: by the examples. known: written by the checkpoint's own chat template.
         """
@@ -137,8 +138,8 @@ class BaseModel:
     # ---------------------------------------------------------------- the network
 
     def build(self, dropout: float, device: torch.device, frozen: torch.dtype = torch.float32) -> Llama:
-        """A network on the device with uninitialized weights: float32, but the decoder's matrices in the type
-        `frozen`."""
+        """A network on the device with uninitialized weights: float32, but the decoder's matrices
+        in the type `frozen`."""
         with torch.device("meta"):
             model = Llama(self.config, dropout)
         for module in model.modules():
@@ -152,7 +153,7 @@ class BaseModel:
 
     @torch.no_grad()
     def fill(self, model: Llama) -> None:
-        """Copy the checkpoint's weights into the network, one tensor at a time. Raises CheckpointError."""
+        """Copy the checkpoint's weights, one tensor at a time. Raises CheckpointError."""
         parameters = dict(model.named_parameters())
         for spec in tensor_table.tensor_table(self.config):
             name = spec.huggingface
@@ -168,8 +169,9 @@ class BaseModel:
             raise CheckpointError(str(error)) from error
 
     def _with_new_rows(self, weight: Tensor) -> Tensor:
-        """The weight [V, D] with rows for new tokens, in unused slots first: the mean of the learned rows, so
-        that no new token is likely at first (J. Hewitt, "Initializing New Word Embeddings", 2021)."""
+        """The weight [V, D] with rows for new tokens, in unused slots first: the mean of the
+        learned rows, so that no new token is likely at first (J. Hewitt, "Initializing New Word
+        Embeddings", 2021)."""
         if self.num_learned_rows == self.tokenizer.vocab_size:
             return weight
         rows = torch.empty(self.config.vocab_size, weight.shape[1])

@@ -30,7 +30,7 @@ FORMS: Final = "messages, conversations, prompt and completion, question and ans
 
 @dataclasses.dataclass(frozen=True)
 class Turn:
-    """is_target: whether the model is trained to produce it; only an assistant's turn can be a target."""
+    """is_target: whether the model is trained to produce it, as only an assistant's turn can be."""
 
     role: Role
     text: str
@@ -41,7 +41,8 @@ class Turn:
 class Conversation:
     """An optional system prompt, then user and assistant in turns, ending with an answer.
 
-    where: the file and line, item or row. unanswered: a final question without an answer was removed."""
+    where: the file and line, item or row. unanswered: a final question without an answer was
+    removed."""
 
     turns: tuple[Turn, ...]
     where: str
@@ -72,7 +73,7 @@ def read_conversations(
     """Every conversation in files or folders, in order.
 
     columns: the keys of question and answer, for rows of no known form. system: a system prompt for
-    conversations without one. Raises SourceError naming file and line, and if there is no example at all.
+    conversations without one. Raises SourceError naming file and line, also if there is none.
     """
     for row in read_files(data, "examples"):
         yield read_conversation(row, columns, system)
@@ -122,11 +123,11 @@ def _pair(values: Mapping[str, Any], names: tuple[str, str], where: str) -> list
     return [Turn("user", question), Turn("assistant", _text(answered, names[1], where), True)]
 
 
-def _turns(said: Any, key: str, where: str) -> list[Turn]:
-    if not isinstance(said, list) or not said:
-        what = "an empty array" if said == [] else json_name(said)
+def _turns(messages: Any, key: str, where: str) -> list[Turn]:
+    if not isinstance(messages, list) or not messages:
+        what = "an empty array" if messages == [] else json_name(messages)
         raise SourceError(f"cannot use {where}: {key}: expected an array of messages, found {what}")
-    return [_turn(message, f"{key}[{number}]", where) for number, message in enumerate(said)]
+    return [_turn(message, f"{key}[{number}]", where) for number, message in enumerate(messages)]
 
 
 def _turn(message: Any, place: str, where: str) -> Turn:
@@ -176,7 +177,7 @@ def _text(value: Any, place: str, where: str) -> str:
 
 
 def _checked(turns: list[Turn], where: str) -> Conversation:
-    """Strip the texts, check that roles alternate, and remove a final question without an answer."""
+    """Strip texts, check that roles alternate, remove a final question without an answer."""
     turns = [dataclasses.replace(turn, text=turn.text.strip()) for turn in turns]
     first = 1 if turns and turns[0].role == "system" else 0
     for number, turn in enumerate(turns):

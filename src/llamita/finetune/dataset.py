@@ -1,4 +1,4 @@
-"""What a fine-tuning run trains on and what it holds out: rendered conversations or pairs, or plain text.
+"""Training and held-out data of fine-tuning: rendered conversations or pairs, or plain text.
 
 No weights are read here, so a preview takes seconds whatever the size of the model.
 """
@@ -27,7 +27,7 @@ from llamita.finetune.evaluate import Question, find_questions
 from llamita.finetune.rendering import Example, RenderCounts, Renderer, render_examples
 from llamita.tokenizer import Tokenizer, load_tokenizer
 
-MAX_CONTEXT: Final = {"cpu": 1024, "cuda": 4096}  # the default; attention grows with the square of a row
+MAX_CONTEXT: Final = {"cpu": 1024, "cuda": 4096}  # defaults; attention is quadratic
 MAX_QUESTIONS: Final = 256
 DEFAULT_VAL_FRACTION: Final = 0.1
 MAX_HELD_OUT: Final = 64  # conversations, unless --val-fraction is given
@@ -62,8 +62,8 @@ R = TypeVar("R", bound=Rendered)
 class Dataset(Generic[R]):
     """Rendered training and held-out data.
 
-    context: tokens that an example may have. questions: of held-out conversations. prompt: the question
-    of --prompt. val_counts: of the held-out data.
+    context: tokens that an example may have. questions: of held-out conversations. prompt: the
+    question of --prompt. val_counts: of the held-out data.
     """
 
     base: BaseModel
@@ -107,8 +107,8 @@ def open_dataset(
 ) -> Dataset[R]:
     """Read, split and render the data with the base model's tokenizer and template.
 
-    Raises CheckpointError, TokenizerError, ChatError, SourceError (naming the example), ConfigError, and
-    TrainingError if there is nothing to train on.
+    Raises CheckpointError, TokenizerError, ChatError, SourceError (naming the example),
+    ConfigError, and TrainingError if there is nothing to train on.
     """
     base = BaseModel(config.checkpoint)
     context = base.context(config.context, MAX_CONTEXT[device])
@@ -141,7 +141,7 @@ def _prompt_question(config: FinetuneConfig, renderer: Renderer) -> Question:
 
 
 def _known_control_tokens(base: BaseModel, conversation: Conversation, chosen: Renderer) -> set[int]:
-    """The control tokens that the checkpoint's own chat template writes: the checkpoint has learned them."""
+    """The control tokens that the checkpoint's own template writes, and so was trained on."""
     if base.own_template is None:
         return set()
     if base.own_template == chosen.template:
@@ -160,8 +160,9 @@ def _known_control_tokens(base: BaseModel, conversation: Conversation, chosen: R
 def hold_out(keys: Sequence[str], fraction: float | None, limit: int | None) -> npt.NDArray[np.bool_]:
     """Which items are held out: those whose keys have the smallest hashes.
 
-    So equal keys are on the same side, and few items change sides as the data grows. At least one key is
-    held out unless the fraction is 0, at most half of the distinct ones. limit: if no fraction is given.
+    So equal keys are on the same side, and few items change sides as the data grows. At least one
+    key is held out unless the fraction is 0, at most half of the distinct ones. limit: if no
+    fraction is given.
     """
     hashes = [hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest() for key in keys]
     distinct = sorted(set(hashes))
@@ -275,8 +276,8 @@ def read_texts(path: Path) -> list[str]:
 
 
 def open_general_text(path: Path, tokenizer: Tokenizer, eos_id: int) -> EncodedTexts:
-    """The beginnings of the first documents of a text, a folder or a token store (of any tokenizer):
-    GENERAL_TOKENS, or a few more. Raises SourceError, StoreError."""
+    """The beginnings of the first documents of a text, a folder or a token store (of any
+    tokenizer): GENERAL_TOKENS, or a few more. Raises SourceError, StoreError."""
     whole = _store_texts(path) if is_store(path) else read_texts(path)
     texts = [text[:GENERAL_CHARACTERS] for text in whole]
     count, num_tokens = 0, 0
@@ -287,7 +288,7 @@ def open_general_text(path: Path, tokenizer: Tokenizer, eos_id: int) -> EncodedT
 
 
 def _store_texts(path: Path) -> list[str]:
-    """The first held-out documents of a store as text, or training documents if none is held out."""
+    """The first held-out documents of a store as text, else its first training documents."""
     store, tokenizer = TokenStore(path), load_tokenizer(path)
     split = store.split("val") if store.split("val").num_documents else store.split("train")
     first = range(min(split.num_documents, GENERAL_TOKENS))  # each has at least one token

@@ -22,14 +22,15 @@ ROW_MULTIPLE = 64
 
 
 def learning_rate_for(hidden_size: int, lora: bool) -> float:
-    """AdamW's peak learning rate: 1e-4 at width 576, in proportion to 1/width, and ten times as much for
-    LoRA (J. Schulman, "LoRA Without Regret", 2025, finds about that factor between the best rates)."""
+    """AdamW's peak learning rate: 1e-4 at width 576, in proportion to 1/width, and ten times as
+    much for LoRA (J. Schulman, "LoRA Without Regret", 2025, finds about that factor between the
+    best rates)."""
     return 1e-4 * 576 / max(hidden_size, 128) * (10 if lora else 1)
 
 
 def row_length(lengths: Any, limit: int) -> int:
-    """Tokens of a packed row: room for the longest example, and for four of average length if the limit
-    allows. Longer rows pack better, shorter ones waste less attention."""
+    """Tokens of a packed row: room for the longest example, and for four of average length if the
+    limit allows. Longer rows pack better, shorter ones waste less attention."""
     wanted = max(int(lengths.max()), math.ceil(4 * float(lengths.mean())))
     return min(limit, math.ceil(wanted / ROW_MULTIPLE) * ROW_MULTIPLE)
 
@@ -37,8 +38,8 @@ def row_length(lengths: Any, limit: int) -> int:
 def tokens_that_fit(free_bytes: int, config: ModelConfig, *, lora: bool) -> int:
     """Tokens of a micro-batch that fit into a GPU's memory.
 
-    Activations, about 12 D + 4 F numbers of 2 bytes for each layer and token, may take half of what the
-    weights leave: 2 bytes per frozen weight, 16 per trained one (gradient and AdamW's moments).
+    Activations, about 12 D + 4 F numbers of 2 bytes for each layer and token, may take half of what
+    the weights leave: 2 bytes per frozen weight, 16 per trained one (gradient and AdamW's moments).
     """
     left = free_bytes - config.num_parameters * (2 if lora else 16)
     per_token = 2 * config.num_hidden_layers * (12 * config.hidden_size + 4 * config.intermediate_size)

@@ -1,7 +1,8 @@
-"""Direct preference optimization: trains a checkpoint to prefer the chosen answer of each pair (DPO or IPO).
+"""Preference optimization (DPO, IPO): trains a checkpoint to prefer the chosen of two answers.
 
-The reference is the network as the run begins. Its log-probabilities are computed before the first step and
-kept in the run directory, so training needs no second network, and a resumed run uses the same numbers.
+The reference is the network as the run begins. Its log-probabilities are computed before the first
+step and kept in the run directory, so training needs no second network, and a resumed run uses the
+same numbers.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Preference data for DPO: reads pairs of a chosen and a rejected answer, renders them, packs batches.
+"""Preference data: reads and renders pairs of a chosen and a rejected answer, and packs batches.
 
 {"prompt": …, "chosen": …, "rejected": …}                 TRL: texts, or lists of messages
 {"chosen": [messages], "rejected": [messages]}             TRL: whole conversations, with or without "prompt"
@@ -6,9 +6,10 @@
 {"question": …, "chosen": …, "rejected": …}
 {"instruction": …, "input": …, "chosen": …, "rejected": …} "input" may be missing or empty
 
-A batch has the chosen conversations in the first half of its rows and the rejected ones in the second. A
-pair takes the same place in both halves, as long as its longer conversation, so best fit packs pairs as it
-packs conversations, and both answers are always in the same batch of the same process.
+A batch has the chosen conversations in the first half of its rows and the rejected ones in the
+second. A pair takes the same place in both halves, as long as its longer conversation, so best fit
+packs pairs as it packs conversations, and both answers are always in the same batch of the same
+process.
 
 Shape letters: B rows (an even number), T time, P pairs of a batch.
 """
@@ -66,7 +67,7 @@ def read_preferences(
     """Every pair in files or folders, in order.
 
     columns: the keys of the prompt, the chosen and the rejected answer. system: a system prompt for
-    conversations without one. Raises SourceError naming file and line, and if there is no pair at all.
+    conversations without one. Raises SourceError naming file and line, also if there is no pair.
     """
     for row in read_files(data, "preferences"):
         yield read_preference(row, columns, system)
@@ -138,12 +139,12 @@ def _is_whole(messages: list[Any]) -> bool:
 
 
 def _check_prompt(row: Row, asked: str | None, answer: list[Any], where: str) -> None:
-    """A prompt beside whole conversations must be part of them; otherwise the question is ambiguous."""
+    """A prompt next to whole conversations must be part of them, or it would be ambiguous."""
     prompt = None if asked is None else row.values[asked]
     texts = [each.get("content", each.get("value")) for each in answer if isinstance(each, dict)]
     if isinstance(prompt, str) and prompt.strip() not in [text.strip() for text in texts if isinstance(text, str)]:
         raise SourceError(
-            f"cannot use {where}: it is a whole conversation that lacks the {asked} beside it; expected only an "
+            f"cannot use {where}: it is a whole conversation that lacks the {asked} next to it; expected only an "
             f"answer, or the {asked} among its messages"
         )
     if isinstance(prompt, list) and prompt and answer[: len(prompt)] != prompt:
@@ -223,10 +224,11 @@ def render_pairs(
 
 
 class DpoBatch(NamedTuple):
-    """inputs, targets, segments: int64 [B, T] of this process; row b has the chosen conversations of the
-    pairs whose rejected ones are in row b + B/2. segments: the pair that a position belongs to, P for
-    padding; attention must stay within each. reference: float64 [2, P], the log-probability of each chosen
-    and rejected answer under the reference. num_targets: pairs, over all processes."""
+    """inputs, targets, segments: int64 [B, T] of this process; row b has the chosen conversations
+    of the pairs whose rejected ones are in row b + B/2. segments: the pair that a position belongs
+    to, P for padding; attention must stay within each. reference: float64 [2, P], the
+    log-probability of each chosen and rejected answer under the reference. num_targets: pairs, over
+    all processes."""
 
     inputs: npt.NDArray[np.int64]
     targets: npt.NDArray[np.int64]
@@ -239,12 +241,13 @@ class Pairs:
     """Rendered pairs as data.batches.Documents."""
 
     def __init__(self, pairs: Sequence[Pair], reference: npt.NDArray[np.float64] | None = None) -> None:
-        """reference: float64 [2, number of pairs], see DpoBatch; may be set later, before the first batch."""
+        """reference: float64 [2, number of pairs], see DpoBatch; may be set later, before the first
+        batch."""
         assert all(example.num_targets for pair in pairs for example in pair)
         self.pairs, self.reference = list(pairs), reference
         self.lengths = np.array([pair.length for pair in pairs], dtype=np.int64)
         answer_tokens = [[example.num_targets for example in pair] for pair in pairs]
-        self.answer_tokens = np.array(answer_tokens, dtype=np.int64).reshape(-1, 2).T  # [2, number of pairs]
+        self.answer_tokens = np.array(answer_tokens, dtype=np.int64).reshape(-1, 2).T  # [2, pairs]
 
     @property
     def num_documents(self) -> int:
@@ -281,8 +284,8 @@ class Pairs:
 class DpoBatches(RowStream):
     """An endless iterator of batches, packed by best fit without splitting a pair.
 
-    num_targets counts the pairs in the rows of all processes, so that a loss divided by it is the mean over
-    the step. batch_size: rows of each half, so a batch has twice as many.
+    num_targets counts the pairs in the rows of all processes, so that a loss divided by it is the
+    mean over the step. batch_size: rows of each half, so a batch has twice as many.
     """
 
     splits_documents = False

@@ -1,8 +1,8 @@
-"""Log-probabilities of all answers: the reference, computed once a run, and the score of a network beside it.
+"""Log-probabilities of answers: the reference, computed once a run, and a network's score against it.
 
-This module owns RUN/reference.npz. Its arrays are learn [2, training pairs] and val [2, held-out pairs]
-(float64: log-probabilities of the chosen and the rejected answers before the first step), and fingerprint
-(of the pairs and of the network that they were computed with).
+This module owns RUN/reference.npz. Its arrays are learn [2, training pairs] and val [2, held-out
+pairs] (float64: log-probabilities of the chosen and the rejected answers before the first step),
+and fingerprint (of the pairs and of the network that they were computed with).
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ def answer_log_probabilities(
     num_batches: int | None = None,
     advance: Callable[[float], bool] = lambda share: True,
 ) -> Tensor | None:
-    """float64 [2, number of pairs] on the CPU: log-probabilities of the chosen and the rejected answers,
-    without dropout.
+    """float64 [2, number of pairs] on the CPU: log-probabilities of the chosen and the rejected
+    answers, without dropout.
 
-    ranks: processes that share the work; all get the result. num_batches: only the first few, for timing.
-    advance(share done) is called after each batch; if it returns False the result is None.
+    ranks: processes that share the work; all get the result. num_batches: only the first few, for
+    timing. advance(share done) is called after each batch; if it returns False the result is None.
     """
     device = loss.model.output_weight.device
     if pairs.num_documents == 0:
@@ -78,8 +78,8 @@ def answer_log_probabilities(
 
 
 class DpoScore(NamedTuple):
-    """Means over pairs. accuracy: the share of pairs whose chosen answer has the higher reward β r(y)
-    (arXiv 2305.18290, section 4), ties counting half; margin: the chosen reward minus the rejected one."""
+    """Means over pairs. accuracy: the share of pairs whose chosen answer has the higher reward
+    β r(y) (arXiv 2305.18290, section 4), ties counting half; margin: chosen minus rejected reward."""
 
     loss: float
     accuracy: float

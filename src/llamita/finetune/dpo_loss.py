@@ -1,7 +1,7 @@
 """The losses of preference optimization on packed pairs of answers: DPO, cDPO and IPO.
 
-With the log-ratio r(y) = log π(y|x) - log π_reference(y|x) of an answer's tokens, end token included, and
-Δ = r(chosen) - r(rejected):
+With the log-ratio r(y) = log π(y|x) - log π_reference(y|x) of an answer's tokens, end token
+included, and Δ = r(chosen) - r(rejected):
 
     dpo   -log σ(β Δ)                          arXiv 2305.18290, equation 7
           -(1-ε) log σ(β Δ) - ε log σ(-β Δ)    label smoothing: labels are wrong with probability ε (Mitchell,
@@ -9,8 +9,8 @@ With the log-ratio r(y) = log π(y|x) - log π_reference(y|x) of an answer's tok
     ipo   (Δ' - 1/(2β))²                       arXiv 2310.12036, equation 17, β its τ; in Δ' each log-ratio is
                                                divided by its number of tokens, as in TRL
 
-The reference is the network before the first step. Its log-probabilities are computed once, so no second
-network is needed.
+The reference is the network before the first step. Its log-probabilities are computed once, so no
+second network is needed.
 
 Shape letters: B rows, T time, N targets, D hidden, V vocab, P pairs.
 """
@@ -33,8 +33,9 @@ PreferenceKind = Literal["dpo", "ipo"]
 class _TargetLogProbabilities(torch.autograd.Function):
     """log softmax(hidden @ weightᵀ)[target] of each token, a chunk of tokens at a time.
 
-    The scale of a token's gradient is known only when all tokens are summed. With a frozen weight, the
-    unscaled gradient of hidden is computed in the forward pass; otherwise backward computes the logits again.
+    The scale of a token's gradient is known only when all tokens are summed. With a frozen weight,
+    the unscaled gradient of hidden is computed in the forward pass; otherwise backward computes the
+    logits again.
     """
 
     @staticmethod
@@ -76,13 +77,14 @@ def _chunks(hidden: Tensor, weight: Tensor) -> list[slice]:
 
 
 def _logits_gradient(log_p: Tensor, targets: Tensor) -> Tensor:
-    """The gradient of log softmax(logits)[target] by the logits, onehot - softmax, [chunk, V]; overwrites log_p."""
+    """∂ log softmax(logits)[target] / ∂ logits = onehot - softmax, [chunk, V]; overwrites log_p."""
     gradient = log_p.exp_().neg_()
     return gradient.scatter_add_(1, targets[:, None], torch.ones_like(gradient[:, :1]))
 
 
 def target_log_probabilities(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """Each target's log-probability: hidden [N, D], weight [V, D] of one type, targets [N] → float32 [N]."""
+    """Each target's log-probability: hidden [N, D], weight [V, D] of one type, targets [N] →
+    float32 [N]."""
     found: Tensor = _TargetLogProbabilities.apply(  # type: ignore[no-untyped-call]
         hidden, weight, targets, torch.is_grad_enabled(), weight.requires_grad
     )
@@ -92,7 +94,7 @@ def target_log_probabilities(hidden: Tensor, weight: Tensor, targets: Tensor) ->
 def preference_losses(
     ratios: Tensor, num_tokens: Tensor, kind: PreferenceKind, beta: float, label_smoothing: float = 0.0
 ) -> Tensor:
-    """ratios, num_tokens [2, P], of the chosen and the rejected answers → the loss of each pair [P]."""
+    """ratios, num_tokens [2, P], of chosen and rejected answers → the loss of each pair [P]."""
     if kind == "ipo":
         assert label_smoothing == 0.0, "IPO has no label smoothing"
         chosen, rejected = ratios / num_tokens
@@ -104,8 +106,9 @@ def preference_losses(
 class DpoLoss(nn.Module):
     """The arrays of a DpoBatch → Σ of the pairs' losses, float64.
 
-    compute: the type of matrix products; anything but float32 goes through autocast. Log-probabilities are
-    summed in float64: those of a long answer are large, and their difference from the reference is small.
+    compute: the type of matrix products; anything but float32 goes through autocast.
+    Log-probabilities are summed in float64: those of a long answer are large, and their difference
+    from the reference is small.
     """
 
     def __init__(
@@ -128,7 +131,8 @@ class DpoLoss(nn.Module):
     def log_probabilities(
         self, inputs: Tensor, targets: Tensor, segments: Tensor, num_pairs: int
     ) -> tuple[Tensor, Tensor]:
-        """float64 [2, P]: log-probabilities of the chosen and the rejected answers, and their numbers of tokens."""
+        """float64 [2, P]: log-probabilities of the chosen and the rejected answers, and their
+        numbers of tokens."""
         with torch.autocast(inputs.device.type, self.compute, enabled=self.compute != torch.float32):
             hidden = self.model.hidden_states(inputs, mask=packed_mask(segments))
         counts = targets != IGNORED

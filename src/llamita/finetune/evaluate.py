@@ -1,4 +1,4 @@
-"""Evaluation on held-out conversations: the loss of their answers, and generated answers beside them."""
+"""Evaluation on held-out conversations: the loss of their answers, and generated answers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Advance = Callable[[float], bool]  # called with the share done; False stops the
 
 
 def split_progress(advance: Advance, costs: Sequence[float]) -> list[Advance]:
-    """A callback for each of several consecutive phases, whose shares of the whole are as their costs."""
+    """A callback for each of several consecutive phases, which divide the progress by their costs."""
 
     def phase(start: float, cost: float) -> Advance:
         return lambda share: advance((start + share * cost) / total)
@@ -47,7 +47,7 @@ def split_progress(advance: Advance, costs: Sequence[float]) -> list[Advance]:
 def target_nats(
     loss: ConversationLoss, examples: Sequence[Example], ranks: Ranks, num_batches: int | None, advance: Advance
 ) -> tuple[float, int] | None:
-    """Σ nats over the targets of the examples, and the number of targets, summed over all processes.
+    """Σ nats over the targets of the examples, and their number, summed over all processes.
 
     num_batches: only the first few, for timing. Returns None if advance returned False.
     """
@@ -129,8 +129,8 @@ def generate_answer(
 
 
 def grade(answer: str, reference: str) -> tuple[bool, bool]:
-    """Whether the answer equals the reference, and whether it contains it as whole words, ignoring case,
-    white space and final punctuation."""
+    """Whether the answer equals the reference, and whether it contains it as whole words, ignoring
+    case, white space and final punctuation."""
     answer, reference = _normalized(answer), _normalized(reference)
     return answer == reference, re.search(rf"(?<!\w){re.escape(reference)}(?!\w)", answer) is not None
 

@@ -1,4 +1,4 @@
-"""The base class of fine-tuning tasks: all weights of a checkpoint are trained, or a LoRA adapter for it."""
+"""The base class of fine-tuning tasks, which train all weights of a checkpoint or a LoRA adapter."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ LORA_FLOPS = 4 / 6  # of a full step's: frozen weights need no gradients
 
 
 class FinetuneTask(Task):
-    """A subclass's constructor opens the data, sets `context`, fills the configuration's defaults, calls
-    `_build_model`, and sets `loss` and `batches`."""
+    """A subclass's constructor opens the data, sets `context`, fills the configuration's defaults,
+    calls `_build_model`, and sets `loss` and `batches`."""
 
     evaluate_at_start: ClassVar[bool] = True
 
@@ -148,7 +148,7 @@ class FinetuneTask(Task):
     def evaluate(
         self, *, num_batches: int | None = None, advance: Callable[[float], bool] = lambda share: True
     ) -> Evaluation | None:
-        """Held-out data of the task; then general text, whose bits per byte show what is forgotten."""
+        """Evaluate on held-out data, then on general text, whose bits per byte show forgetting."""
         general_cost = 0 if self.general is None else self.general.num_tokens
         of_val, of_general = split_progress(advance, (self._val_cost, general_cost))
         found = self._evaluate_val(num_batches, of_val)

@@ -1,8 +1,9 @@
-"""LoRA (arXiv 2106.09685): trains low-rank updates of a network's linear layers and freezes everything else.
+"""LoRA (arXiv 2106.09685): trains low-rank updates of linear layers and freezes everything else.
 
-A layer y = W x becomes y = W x + s B A dropout(x) with A [R, in] and B [out, R]; s is alpha / R, or alpha / √R
-for rsLoRA (arXiv 2312.03732). W is not copied, and has no gradient or optimizer state. Parameter names are
-PEFT's: `weight` keeps its name, the updates are `lora_A.weight` and `lora_B.weight`.
+A layer y = W x becomes y = W x + s B A dropout(x) with A [R, in] and B [out, R]; s is alpha / R, or
+alpha / √R for rsLoRA (arXiv 2312.03732). W is not copied, and has no gradient or optimizer state.
+Parameter names are PEFT's: `weight` keeps its name, the updates are `lora_A.weight` and
+`lora_B.weight`.
 
 Shape letters: R rank.
 """
@@ -63,7 +64,8 @@ class LoraLinear(nn.Module):
     """A linear layer with its low-rank update: x [..., in] → [..., out]."""
 
     def __init__(self, linear: nn.Linear, rank: int, scale: float, dropout: float = 0.0) -> None:
-        """Takes over the linear layer's weight and freezes it; the update is on its device, in float32."""
+        """Takes over the linear layer's weight and freezes it; the update is on its device, in
+        float32."""
         super().__init__()
         assert "bias" not in dict(linear.named_parameters()), "Llama's linear layers have no bias"
         self.weight = linear.weight.requires_grad_(False)
@@ -78,9 +80,8 @@ class LoraLinear(nn.Module):
         if narrow.dtype != out.dtype:  # a base model in bfloat16, without autocast
             return out + (self.lora_B(narrow) * self.scale).to(out.dtype)
         rows = out.flatten(0, -2), narrow.flatten(0, -2)
-        return torch.addmm(*rows, self.lora_B.weight.t(), alpha=self.scale).view_as(
-            out
-        )  # without another [..., out] tensor
+        # one fused operation, without another tensor of the size of `out`
+        return torch.addmm(*rows, self.lora_B.weight.t(), alpha=self.scale).view_as(out)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +102,8 @@ class LoraUpdate:
 
 
 def lora_specs(config: ModelConfig, layers: tuple[str, ...] = LINEAR_LAYERS) -> Iterator[tuple[str, TensorSpec]]:
-    """(module name, row of the tensor table) of every linear layer of the decoder with one of these names."""
+    """(module name, row of the tensor table) of every linear layer of the decoder with one of these
+    names."""
     for spec in tensor_table(config):
         module = spec.huggingface.removesuffix(".weight")
         if spec.layer is not None and module.rpartition(".")[2] in layers:
@@ -109,7 +111,8 @@ def lora_specs(config: ModelConfig, layers: tuple[str, ...] = LINEAR_LAYERS) -> 
 
 
 def add_lora(model: Llama, config: LoraConfig, generator: torch.Generator | None = None) -> Llama:
-    """Freeze the network in place and add updates that change nothing yet, see initialize_updates."""
+    """Freeze the network in place and add updates that change nothing yet, see
+    initialize_updates."""
     model.requires_grad_(False)
     for name, _ in lora_specs(model.config, config.layers):
         _replace(model, name, config.rank, config.scale, config.dropout)

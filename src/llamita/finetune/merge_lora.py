@@ -1,4 +1,4 @@
-"""Merges a LoRA adapter into its base model: W + s B A replaces W, one tensor in memory at a time."""
+"""Merges a LoRA adapter into its base model: W + s B A replaces W, one tensor at a time."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ from llamita.tokenizer import load_tokenizer
 
 @dataclasses.dataclass(frozen=True)
 class MergeReport:
-    """What was written. largest_change: √(Σ(s B A)² / ΣW²) of most_changed, the layer where it is largest.
-    other_base: the checkpoint that the adapter was made for, if it is another one."""
+    """What was written. largest_change: √(Σ(s B A)² / ΣW²) of most_changed, the layer where it is
+    largest. other_base: the checkpoint that the adapter was made for, if it is another one."""
 
     path: Path
     config: ModelConfig
@@ -56,12 +56,13 @@ def merge_adapter(
 ) -> MergeReport:
     """Write a new checkpoint with the adapter's updates added, whole or not at all.
 
-    The sums are computed in float32. The tokenizer, with its chat template, is the adapter's if it has one,
-    else the checkpoint's. Raises CheckpointError, ConfigError, TokenizerError, OutputError.
+    The sums are computed in float32. The tokenizer, with its chat template, is the adapter's if it
+    has one, else the checkpoint's. Raises CheckpointError, ConfigError, TokenizerError,
+    OutputError.
 
-    adapter: its directory, or a run directory, whose best adapter is taken. strength: an additional factor of
-    the updates. dtype: of the weights, one of DTYPES; default: the checkpoint's. progress: called with the
-    bytes written and the total.
+    adapter: its directory, or a run directory, whose best adapter is taken. strength: an additional
+    factor of the updates. dtype: of the weights, one of DTYPES; default: the checkpoint's.
+    progress: called with the bytes written and the total.
     """
     if not math.isfinite(strength):
         raise ConfigError(f"cannot merge: strength: expected a number, found {strength}")
@@ -105,8 +106,8 @@ def merge_adapter(
 
 @contextlib.contextmanager
 def plain_checkpoint(path: Path, out: Path, progress: Callable[[int, int], None] | None = None) -> Iterator[Path]:
-    """The checkpoint at `path`. If that is an adapter, or a run directory of adapters: its base model with the
-    adapter merged, in a temporary folder beside `out`.
+    """The checkpoint at `path`. If that is an adapter, or a run directory of adapters: its base
+    model with the adapter merged, in a temporary folder next to `out`.
 
     Raises CheckpointError if the base model is not where the adapter says; OutputError.
     """

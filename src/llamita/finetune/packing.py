@@ -1,4 +1,4 @@
-"""Batches of packed rows of conversations: every conversation whole, in an order given by the seed."""
+"""Batches of conversations in packed rows: no conversation is split, the seed gives the order."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def count_rows(documents: Documents, context: int) -> int:
 
 
 class PackedBatch(NamedTuple):
-    """A data.batches.Batch with segments: int64 [B, T], the number of the conversation in its row that
-    a position belongs to. Attention must stay within each."""
+    """A data.batches.Batch with segments: int64 [B, T], the number of the conversation in its row
+    that a position belongs to. Attention must stay within each."""
 
     inputs: npt.NDArray[np.int64]
     targets: npt.NDArray[np.int64]

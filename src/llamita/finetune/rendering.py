@@ -1,9 +1,9 @@
 """Renders conversations with a chat template: token ids, and a mask of the tokens to train on.
 
-The ids are those of the whole rendered text, as apply_chat_template of transformers gives them. Targets
-are the assistant's answers, each with its end token. An answer's ids must begin exactly where those of the
-prompt for it end, so that training sees what the model will see in a chat; a template or text that breaks
-this is an error that names the example.
+The ids are those of the whole rendered text, as apply_chat_template of transformers gives them.
+Targets are the assistant's answers, each with its end token. An answer's ids must begin exactly
+where those of the prompt for it end, so that training sees what the model will see in a chat; a
+template or text that breaks this is an error that names the example.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from llamita.tokenizer.sentencepiece_model import CONTROL
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """ids: int64 [N], ending with the last end token that fits. loss_mask: bool [N], True for the tokens to
-    train on. removed_turns: how many turns at the end did not fit."""
+    """ids: int64 [N], ending with the last end token that fits. loss_mask: bool [N], True for the
+    tokens to train on. removed_turns: how many turns at the end did not fit."""
 
     ids: npt.NDArray[np.int64]
     loss_mask: npt.NDArray[np.bool_]
@@ -62,8 +62,8 @@ class Example:
 
 @dataclasses.dataclass
 class RenderCounts:
-    """How many conversations, or pairs of them, are kept and left out. tokens: the inputs of those kept;
-    target_tokens: those of them with a loss."""
+    """How many conversations, or pairs of them, are kept and left out. tokens: the inputs of those
+    kept; target_tokens: those of them with a loss."""
 
     unit: str = "conversations"
     total: int = 0
@@ -115,10 +115,11 @@ class Renderer:
     def __init__(
         self, tokenizer: Tokenizer, config: ModelConfig, context_tokens: int | None = None, template: str | None = None
     ) -> None:
-        """context_tokens: the longest example; default: the model's context. template: a Jinja template;
-        default: the tokenizer's, or ChatML if its vocabulary has ChatML's control tokens.
+        """context_tokens: the longest example; default: the model's context. template: a Jinja
+        template; default: the tokenizer's, or ChatML if its vocabulary has ChatML's control tokens.
 
-        Raises TokenizerError if the tokenizer does not fit the model, ChatError if there is no template.
+        Raises TokenizerError if the tokenizer does not fit the model, ChatError if there is no
+        template.
         """
         if tokenizer.vocab_size > config.vocab_size:
             raise TokenizerError(
@@ -139,7 +140,8 @@ class Renderer:
         self._chat = ChatTemplate(self.template, bos_token=bos, eos_token=eos)
 
     def render(self, conversation: Conversation) -> Example | None:
-        """The example, without final turns that do not fit; None if not even the first target answer fits.
+        """The example, without final turns that do not fit; None if not even the first target
+        answer fits.
 
         Raises ChatError or SourceError naming the example.
         """
@@ -240,8 +242,8 @@ class Renderer:
 def render_examples(
     conversations: Sequence[Conversation], renderer: Renderer, purpose: str = "train on"
 ) -> tuple[list[Example], RenderCounts]:
-    """Render every conversation that fits. Raises TrainingError if none does, ChatError or SourceError naming
-    the example."""
+    """Render every conversation that fits. Raises TrainingError if none does, ChatError or
+    SourceError naming the example."""
     counts, examples = RenderCounts(), []
     for conversation in conversations:
         counts.total += 1

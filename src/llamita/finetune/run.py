@@ -1,4 +1,4 @@
-"""The entry points of fine-tuning: run the task that a configuration asks for, or preview its data."""
+"""The entry points of fine-tuning: run the task of a configuration, or preview its data."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ from llamita.training.trainer import TrainResult, run_task
 
 
 def finetune(config: FinetuneConfig, *, started: float | None = None) -> TrainResult:
-    """Fine-tune config.checkpoint on config.data, or continue the run in config.out if config.resume.
+    """Fine-tune config.checkpoint on config.data, or continue the run in config.out if
+    config.resume.
 
-    started: time.monotonic() when the command began, for --minutes. SIGINT and SIGTERM save a checkpoint and
-    return with `interrupted`. Raises ConfigError, SourceError (naming the example), ChatError (template),
-    TokenizerError, TrainingError, StoreError, CheckpointError, OutputError.
+    started: time.monotonic() when the command began, for --minutes. SIGINT and SIGTERM save a
+    checkpoint and return with `interrupted`. Raises ConfigError, SourceError (naming the example),
+    ChatError (template), TokenizerError, TrainingError, StoreError, CheckpointError, OutputError.
     """
     started = time.monotonic() if started is None else started
     return run_task(config, lambda ranks, say: open_task(config, ranks), started)
@@ -37,7 +38,8 @@ def open_task(config: FinetuneConfig, ranks: Ranks) -> FinetuneTask:
 
 
 def show_preview(config: FinetuneConfig, console: Console) -> None:
-    """Print the first config.preview examples or pairs, their masked tokens, and counts of the whole data."""
+    """Print the first config.preview examples or pairs, their masked tokens, and counts of the
+    whole data."""
     if is_text(config.data):
         raise ConfigError("finetune: --preview shows conversations; every token of plain text is trained on")
     device = "cuda" if config.device.startswith("cuda") else "cpu"

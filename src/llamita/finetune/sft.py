@@ -33,7 +33,8 @@ from llamita.training.task import Evaluation
 
 
 class SftTask(FinetuneTask):
-    """Trains on the assistant's answers; evaluates by the mean loss of the answers in held-out conversations."""
+    """Trains on the assistant's answers; evaluates by the mean loss of the answers in held-out
+    conversations."""
 
     objective: ClassVar[str] = "loss"
     targets: ClassVar[str] = "target tokens"

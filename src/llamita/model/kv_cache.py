@@ -35,7 +35,8 @@ class KVCache:
         self.num_tokens = 0
 
     def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Store the next T positions, key and value [B, K, T, S]; return all so far [B, K, past + T, S]."""
+        """Store the next T positions, key and value [B, K, T, S]; return all so far [B, K, past +
+        T, S]."""
         end = self.num_tokens + key.shape[2]
         assert end <= self.keys.shape[3], (end, self.keys.shape)
         self.keys[layer, :, :, self.num_tokens : end] = key

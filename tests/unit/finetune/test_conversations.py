@@ -96,13 +96,13 @@ def test_tables(tmp_path: Path) -> None:
         ({"question": "Why?", "answer": "\ud800"}, "unpaired UTF-16 surrogate"),
     ],
 )
-def test_what_is_no_conversation(tmp_path: Path, row: object, message: str) -> None:
+def test_rows_that_are_no_conversation(tmp_path: Path, row: object, message: str) -> None:
     path = write(tmp_path / "a.jsonl", {"messages": SAID}, row)
     with pytest.raises(SourceError, match=rf"a\.jsonl:2: .*{message}|a\.jsonl:2: {message}"):
         list(read_conversations(path))
 
 
-def test_files_that_are_none(tmp_path: Path) -> None:
+def test_files_without_examples(tmp_path: Path) -> None:
     for name, content, message in (
         ("a.jsonl", '{"x": ', r"a\.jsonl:1: broken JSON"),
         ("a.json", '{"x": 1}', "expected a JSON array"),

@@ -1,4 +1,5 @@
-"""LoRA on a network: which weights learn, that none is copied, and that an adapter comes back as it was written."""
+"""LoRA on a network: which weights learn, that none is copied, and that an adapter comes back as it
+was written."""
 
 from __future__ import annotations
 
