@@ -127,8 +127,8 @@ class PrepareConfig:
     validation."""
 
     sources: tuple[str, ...]
-    """Files or folders of .txt, .md, .jsonl, .csv or .parquet; or the single word stories (generated
-    stories) or tinystories (downloaded). Write ./stories for a folder of that name."""
+    """Files or folders of .txt, .md, .jsonl, .json, .csv or .parquet; or the single word stories
+    (generated stories) or tinystories (downloaded). Write ./stories for a folder of that name."""
     out: Path
     """Token store to create, a folder."""
     vocab_size: int | None = None
@@ -148,7 +148,7 @@ class PrepareConfig:
     split_on: Annotated[Literal["separator", "blank-lines", "file"], Option("RULE", group="documents")] = "separator"
     """Where documents of .txt and .md files end: separator, blank-lines or file."""
     text_key: Annotated[str, Option("NAME", group="documents")] = "text"
-    """Key (.jsonl) or column (.csv, .parquet) that holds the text."""
+    """Key (.jsonl, .json) or column (.csv, .parquet) that holds the text."""
     num_workers: Annotated[int | None, Option(group="advanced")] = None
     """Encoding threads, or processes if only the tokenizers library can encode. Default: one per
     core, fewer for little text."""

@@ -11,7 +11,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-SHORT_UNITS = {"tokens": "tok", "learned tokens": "learned tok"}
+SHORT_UNITS = {"tokens": "tok", "target tokens": "target tok"}
 
 Rows = list[tuple[str, ...]]  # every row has the same number of cells
 

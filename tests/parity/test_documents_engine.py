@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llamita.data.engine_tokenizer import EngineEncoder, open_engine_encoder
+from llamita.data.document_encoder import EngineEncoder, open_engine_encoder
 from llamita.engine import DocumentTokenizer
 from llamita.errors import EngineError
 from llamita.formats.gguf import encode_header

@@ -19,7 +19,7 @@ from llamita.batch_generate import Sample
 from llamita.cli.command import parse, requires_extra
 from llamita.config import Option, check
 from llamita.console import print_table
-from llamita.data.batches import Documents
+from llamita.data.batches import ScoredDocuments
 from llamita.data.readers import read_documents
 from llamita.data.token_store import TokenStore
 from llamita.engine import Model, load
@@ -78,7 +78,7 @@ class Flags:
     split_on: Annotated[Literal["separator", "blank-lines", "file"], Option("RULE", group="documents")] = "separator"
     """Where documents of .txt and .md files end: separator, blank-lines or file."""
     text_key: Annotated[str, Option("NAME", group="documents")] = "text"
-    """Key (.jsonl) or column (.csv, .parquet) that holds the text."""
+    """Key (.jsonl, .json) or column (.csv, .parquet) that holds the text."""
     device: Annotated[str, Option("DEVICE", group="hardware")] = "auto"
     """Device for checkpoints: auto, cpu, cuda or cuda:N."""
     threads: Annotated[int | None, Option(short="j", group="hardware")] = None
@@ -112,7 +112,7 @@ class _Scored:
     """A score and what it was made of: the documents, as the model's ids."""
 
     score: Score
-    documents: Documents
+    documents: ScoredDocuments
 
 
 def main(argv: list[str]) -> None:
@@ -196,7 +196,7 @@ def _score_file(flags: Flags) -> _Scored:
         return _Scored(score_documents(documents, model.info.context_tokens, bos_id, score_row, advance), documents)
 
 
-def _documents(flags: Flags, model: Model, data: tuple[str, ...], split: Literal["val", "train"]) -> Documents:
+def _documents(flags: Flags, model: Model, data: tuple[str, ...], split: Literal["val", "train"]) -> ScoredDocuments:
     """Data, a token store or texts, as the ids of the engine's model."""
     store = _open_store(data, split)
     if store is None:
@@ -207,7 +207,7 @@ def _documents(flags: Flags, model: Model, data: tuple[str, ...], split: Literal
     return documents
 
 
-def _check_round_trips(flags: Flags, model: Model, documents: Documents, place: str) -> None:
+def _check_round_trips(flags: Flags, model: Model, documents: ScoredDocuments, place: str) -> None:
     """Raise TokenizerError unless the model file's tokenizer gives a store's documents the ids that
     the store has."""
     for number in np.unique(np.linspace(0, documents.num_documents - 1, ROUND_TRIPS).astype(int)):
@@ -286,7 +286,7 @@ def _prompts(flags: Flags) -> list[str]:
     return prompts
 
 
-def _tell(flags: Flags, prompts: list[str], val: Documents) -> SampleReport:
+def _tell(flags: Flags, prompts: list[str], val: ScoredDocuments) -> SampleReport:
     training = flags.training
     if not training and _open_store(flags.data, "val") is not None:
         training = flags.data

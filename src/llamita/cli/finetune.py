@@ -80,7 +80,7 @@ def main(argv: list[str]) -> int:
 
 def next_steps(config: FinetuneConfig) -> list[tuple[str, str]]:
     """The commands for what comes next, as rows of a table."""
-    from llamita.finetune.splits import is_text
+    from llamita.finetune.dataset import is_text
 
     run, base = shlex.quote(str(config.out)), shlex.quote(str(config.checkpoint))
     model = shlex.quote(f"{config.out.name}.gguf")

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from llamita.data.batches import IGNORED, Documents
+from llamita.data.batches import IGNORED, ScoredDocuments
 from llamita.eval.scoring import Score, scoring_batches, scoring_rows
 from llamita.model.llama import Llama
 
@@ -46,7 +46,7 @@ class Workers(Protocol):
 @torch.no_grad()
 def bits_per_byte(
     loss: SummedLossModule,
-    documents: Documents,
+    documents: ScoredDocuments,
     bos_id: int,
     ranks: Workers | None = None,
     *,

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from llamita.data.batches import IGNORED, Documents, Piece, fill_row
+from llamita.data.batches import IGNORED, Documents, Piece, ScoredDocuments, fill_row
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +80,7 @@ def scoring_batches(
 
 
 def score_documents(
-    documents: Documents,
+    documents: ScoredDocuments,
     context: int,
     bos_id: int,
     score_row: Callable[[npt.NDArray[np.int64]], npt.NDArray[np.float64]],

@@ -36,7 +36,7 @@ class History:
 
     @property
     def targets(self) -> str:
-        """What its tokens are, in words: tokens, learned tokens, pairs."""
+        """What its tokens are, in words: tokens, target tokens, pairs."""
         return str(self.description.get("targets", "tokens"))
 
     @property

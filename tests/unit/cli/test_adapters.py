@@ -108,6 +108,6 @@ def test_export_of_a_run_of_adapters_is_that_of_the_merged(
     shutil.rmtree(base)
     capsys.readouterr()
     assert main(["export", str(tmp_path / "mine"), str(tmp_path / "c.gguf")]) == 2
-    assert "there is no such folder; merge it with what it was made for" in capsys.readouterr().err
+    assert "is not a folder here; merge it by hand" in capsys.readouterr().err
     assert main(["chat", str(tmp_path / "mine")]) == 2
     assert "found a folder; make one of it: llamita export" in capsys.readouterr().err

@@ -77,7 +77,7 @@ def test_what_a_killed_run_left_is_named(source: Path, tmp_path: Path, capsys: p
         (["{source}", "--val-fraction", "0.9"], "--val-fraction: expected more than 0, at most 0.5, found 0.9"),
         (["{source}", "--vocab-size", "300", "--tokenizer", "x"], "exclude each other"),
         (["{source}", "--tokenizer", "missing.json"], "missing.json: No such file"),
-        (["{source}"], "all one document"),
+        (["{source}"], "a single document"),
         (["tinystories", "--val", "{source}"], "has its own held-out file"),
     ],
 )

@@ -160,8 +160,8 @@ def test_the_end_of_a_run_of_pairs_is_told_in_pairs() -> None:
 
 
 def test_speeds_have_the_unit_of_what_is_learned() -> None:
-    assert [format_speed(12345, "tokens"), format_speed(222, "learned tokens"), format_speed(0.663, "pairs")] == [
-        "12.3k tok/s", "222 learned tok/s", "0.66 pairs/s",
+    assert [format_speed(12345, "tokens"), format_speed(222, "target tokens"), format_speed(0.663, "pairs")] == [
+        "12.3k tok/s", "222 target tok/s", "0.66 pairs/s",
     ]  # fmt: skip
 
 

@@ -1,4 +1,5 @@
-"""Two processes under torchrun prefer like one: the same pairs, the same reference, the same losses to 1e-5."""
+"""Two processes under torchrun prefer like one: the same pairs, the same reference, the same losses
+to 1e-5."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-from llamita.finetune.dpo_reference import NAME
+from llamita.finetune.dpo_evaluate import NAME
 
 FLAGS = [
     "--preference=dpo", "--lora", "--rank=4", "--beta=0.3", "--learning-rate=5e-3", "--steps=6", "--eval-interval=3",

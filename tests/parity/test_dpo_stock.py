@@ -1,4 +1,5 @@
-"""Our losses of preferences beside TRL's on the same batch, rendered and packed by us and padded by TRL."""
+"""Our losses of preferences beside TRL's on the same batch, rendered and packed by us and padded by
+TRL."""
 
 from __future__ import annotations
 
@@ -12,10 +13,9 @@ import torch
 
 from llamita.checkpoint import load_config, load_model
 from llamita.data.records import Row
+from llamita.finetune.dpo_data import DpoBatches, Pair, Pairs, read_preference, render_pairs
 from llamita.finetune.dpo_evaluate import answer_log_probabilities, score_pairs
 from llamita.finetune.dpo_loss import DpoLoss
-from llamita.finetune.dpo_packing import DpoBatches, Pair, Pairs, render_pairs
-from llamita.finetune.preferences import read_preference
 from llamita.finetune.rendering import Renderer
 from llamita.tokenizer import load_tokenizer
 
@@ -30,7 +30,7 @@ ROWS = [
 
 
 def as_trl(pair: Pair) -> dict[str, list[int]]:
-    prompt = int(np.flatnonzero(pair.chosen.learned)[0])
+    prompt = int(np.flatnonzero(pair.chosen.loss_mask)[0])
     assert pair.chosen.ids[:prompt].tolist() == pair.rejected.ids[:prompt].tolist()
     chosen, rejected = (each.ids[prompt:].tolist() for each in pair)
     return {"prompt_ids": pair.chosen.ids[:prompt].tolist(), "chosen_ids": chosen, "rejected_ids": rejected}
