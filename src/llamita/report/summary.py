@@ -1,4 +1,4 @@
-"""Turns a run's numbers into what is shown of them: summary.json, report.html, and a table for the terminal."""
+"""Writes summary.json and report.html into a run directory, and makes the table that ends a run."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from rich.table import Table
 
 from llamita.atomic import atomic_write_bytes
 from llamita.console import format_count, format_seconds, format_speed
-from llamita.report.history import distinct_names, read_history
-from llamita.report.html import build_page, copies_text, objective_unit
+from llamita.report.history import distinct_names, objective_unit, read_history
+from llamita.report.html import build_page
+from llamita.report.samples import copies_text
 
 PAGE = "report.html"
 
@@ -26,9 +27,10 @@ def write_report(run: Path, summary: Mapping[str, Any]) -> None:
 
 
 def write_page(runs: Sequence[Path], out: Path | None = None) -> Path:
-    """Write the page of one run, or of several beside each other; returns where it is (default: in the first run).
+    """Write the page of one run, or a comparison of several; returns its path. Default: report.html
+    of the first run.
 
-    Raises TrainingError if one is no run, OutputError.
+    Raises TrainingError if a path is not a run directory, OutputError.
     """
     histories = distinct_names([read_history(run) for run in runs])
     out = Path(runs[0]) / PAGE if out is None else out
@@ -37,7 +39,7 @@ def write_page(runs: Sequence[Path], out: Path | None = None) -> Path:
 
 
 def summary_table(summary: Mapping[str, Any]) -> Table:
-    """The end of a run as a table for the terminal."""
+    """The result of a run, for the terminal."""
     table = Table(box=box.SIMPLE, show_header=False, pad_edge=False)
     table.add_column(style="dim")
     table.add_column()
@@ -47,14 +49,13 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
     layers, hidden = model["num_hidden_layers"], model["hidden_size"]
     parameters = format_count(summary["num_parameters"])
     if val is not None:
-        note = "" if best == val else f" (best {best:.4f} at step {summary['best_step']})"
+        note = "" if best == val else f" (best {best:.4f} at step {summary['best_step']:,})"
         table.add_row("held-out", f"[bold]{val:.4f}[/bold] {unit}{note}")
-    table.add_row("model", f"{parameters} weights: {layers} layers of {hidden}, vocabulary {model['vocab_size']}")
+    table.add_row("model", f"{parameters} weights: {layers} layers of {hidden}, vocabulary {model['vocab_size']:,}")
     table.add_row(
         "trained",
-        f"{summary['steps']} steps of {summary['tokens_per_step']} tokens: "
-        f"{format_count(summary['tokens'])} {targets}, "
-        f"{summary['epochs']:.2f} epochs",
+        f"{summary['steps']:,} steps of {summary['tokens_per_step']:,} tokens: "
+        f"{format_count(summary['tokens'])} {targets}, {summary['epochs']:.2f} epochs",
     )
     mfu = "" if summary["mfu"] is None else f", MFU {100 * summary['mfu']:.0f} %"
     speed = format_speed(summary["tokens_per_second"], targets)

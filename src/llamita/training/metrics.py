@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 from llamita.atomic import atomic_write_bytes
 from llamita.errors import ConfigError, OutputError, TrainingError
-from llamita.run_directory import METRICS, numbers, read_metrics
+from llamita.run_directory import METRICS, read_metrics, scalars
 
 Line = Mapping[str, Any]
 
@@ -181,7 +181,7 @@ class Trackers:
         prefix = PREFIXES.get(line["kind"], line["kind"])
         axes = {key: line[key] for key in AXES if key in line}
         values = {
-            f"{prefix}/{SHORT_NAMES.get(key, key)}": value for key, value in numbers(line).items() if key not in AXES
+            f"{prefix}/{SHORT_NAMES.get(key, key)}": value for key, value in scalars(line).items() if key not in AXES
         }
         texts = {f"{prefix}/{key}": value for key, value in line.items() if isinstance(value, str) and key != "kind"}
         with self._guard(name):

@@ -43,7 +43,7 @@ def test_where_the_page_goes(runs: Path, capsys: pytest.CaptureFixture[str], wor
     ("words", "message"),
     [
         ([], "no RUN given"),
-        (["c"], "cannot report on c: no such folder; give what `llamita train` was given as --out"),
+        (["c"], "cannot report on c: no such folder; give the --out of `llamita train`"),
         (["empty"], "expected a run directory, found no run.json"),
         (["a/step-00000001"], "found no run.json in it; give a"),
         (["a/run.json"], "cannot report on a/run.json"),

@@ -62,7 +62,7 @@ def test_many_epochs_of_little_text_are_known_by_heart(
     assert overlap["memorizes"] and overlap["length_tokens"] >= 12 and overlap["val"]["length_tokens"] < 6
     assert told["num_samples"] == 24 and told["max_new_tokens"] == 200
     page, said = (tmp_path / "run" / "report.html").read_text(), capfd.readouterr().err
-    assert "It memorizes" in page and overlap["text"] in page
+    assert "The model memorizes" in page and overlap["text"] in page
     assert "the model memorizes: its texts copy" in said and f"{overlap['length_tokens']} tokens at most" in said
     assert main(["eval", str(tmp_path / "run"), str(letters), "--samples=24", "--max-new-tokens=200", "--json"]) == 0
     assert json.loads(capfd.readouterr().out)["samples"] == told, "eval measures the same"

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from llamita.errors import ConfigError
-from llamita.run_directory import numbers, read_metrics
+from llamita.run_directory import read_metrics, scalars
 from llamita.training.metrics import MetricsLog, check_trackers
 
 TRAIN = {
@@ -162,7 +162,7 @@ def test_a_missing_package_leaves_nothing_behind(
 
 def test_numbers_are_finite_and_flat() -> None:
     line = {"kind": "eval", "step": 1, "bpb": float("nan"), "ok": True, "a": {"b": 2, "c": {"d": 0.5}}, "mfu": None}
-    assert numbers(line) == {"step": 1, "a.b": 2, "a.c.d": 0.5}
+    assert scalars(line) == {"step": 1, "a.b": 2, "a.c.d": 0.5}
 
 
 def tensorboard_scalars(run: Path) -> dict[str, list[tuple[int, float]]]:
@@ -186,7 +186,7 @@ def test_tensorboard_reads_what_was_written(run: Path) -> None:
     again.append(train_line(20))
     again.append(eval_line(20))
     again.append(train_line(30, loss=99.0))
-    again.append({"kind": "rollback", "step": 35, "to_step": 20, "found": "inf", "learning_rate_share": 0.5})
+    again.append({"kind": "rollback", "step": 35, "to_step": 20, "reason": "inf", "learning_rate_factor": 0.5})
     again.append(train_line(30, loss=2.5))
     again.close()
     log.close()
