@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Sequence
 from html import escape
@@ -21,6 +22,7 @@ TITLES = {"bpb": "Bits per byte", "loss": "Loss, nats per target"}
 NOT_DRAWN = ("step", "tokens", "seconds", "epoch", "evaluation_seconds")
 AXES = {"tokens": ("training", "count"), "step": ("step", "count"), "seconds": ("time", "seconds")}
 COLORS = 8
+WIDE, NARROW = (1040, 400), (400, 300)  # width and height of the main chart, on phones
 LATE = 0.1  # share of the run after which every point is inside the main chart
 
 
@@ -81,7 +83,7 @@ def _main_chart(histories: Sequence[History], axes: Sequence[str]) -> str:
         ]
         label, x_format = _axis(histories, axis)
         plots.append(
-            Plot(title, curves, label, x_format, width=1040, height=400,
+            Plot(title, curves, label, x_format, width=WIDE[0], height=WIDE[1],
                  y_limits=_late_limits(curves), notes=_divergences(histories, axis))
         )  # fmt: skip
     return _figure(title, plots, "wide", f'<div class="legend">{legend}{hint}</div>')
@@ -185,6 +187,13 @@ def _divergences(histories: Sequence[History], axis: str) -> list[Note]:
 
 
 def _figure(title: str, plots: Sequence[Plot], style: str, legend: str) -> str:
-    """A chart, drawn once for each axis; the page shows one of them at a time."""
-    charts = "".join(f'<div class="axis-{index}">{draw(plot)}</div>' for index, plot in enumerate(plots))
+    """A chart, drawn once for each axis; the page shows one of them at a time.
+
+    A wide chart is drawn again for phones, where its labels would be too small.
+    """
+    charts = ""
+    for index, plot in enumerate(plots):
+        narrow = dataclasses.replace(plot, width=NARROW[0], height=NARROW[1])
+        for_phones = f'<div class="narrow">{draw(narrow)}</div>' if style == "wide" else ""
+        charts += f'<div class="axis-{index}">{draw(plot)}{for_phones}</div>'
     return f'<figure class="{style}"><h3>{escape(title)}</h3>{legend}{charts}</figure>'
