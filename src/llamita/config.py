@@ -1,5 +1,4 @@
-"""What a person can choose, as frozen dataclasses with units and validation; the flags are made
-from them."""
+"""All settings, as frozen dataclasses with validation. The command line is made from them."""
 
 from __future__ import annotations
 
@@ -31,8 +30,8 @@ class Option:
     name: str = ""  # the flag without its dashes; the default is the field's name
     positional: bool = False
     repeated: bool = False  # given once for each value of a tuple
-    resume: Literal["", "may change", "planned"] = ""  # with --resume; "" must match run.json
-    run_specific: bool = False  # different in every run, so no difference worth reporting
+    resume: Literal["", "may change", "planned"] = ""  # see fields_by_resume
+    run_specific: bool = False  # differs between any two runs; comparisons leave it out
 
 
 def options_of(config: type[Any]) -> dict[str, Option]:
@@ -55,16 +54,20 @@ def options_of(config: type[Any]) -> dict[str, Option]:
 
 
 def fields_by_resume(config: type[Any], rule: Literal["may change", "planned"]) -> tuple[str, ...]:
-    """The fields with this resume rule: "may change" when a run is resumed, or "planned": taken
-    from the run where the command line does not give them."""
+    """The fields with a resume rule.
+
+    "may change": a resumed run may differ from run.json; "planned": taken from run.json unless
+    given on the command line. All other fields must match.
+    """
     return tuple(name for name, option in options_of(config).items() if option.resume == rule)
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """Shape and constants of a Llama. The field names are Hugging Face's (LlamaConfig), the values
-    are not in doubt: whatever the source left out has been filled in, and everything has been
-    checked."""
+    """Shape and constants of a Llama, complete and validated.
+
+    The field names are those of Hugging Face's LlamaConfig.
+    """
 
     vocab_size: int
     hidden_size: int
@@ -115,7 +118,7 @@ class ModelConfig:
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
-        """Every id that ends a text."""
+        """All ids that end a text."""
         if self.eos_token_id is None:
             return ()
         return (self.eos_token_id,) if isinstance(self.eos_token_id, int) else tuple(self.eos_token_id)
@@ -123,7 +126,7 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """A preset: a ModelConfig without what the tokenizer and the data decide."""
+    """A preset: the part of a ModelConfig that does not depend on tokenizer and data."""
 
     num_hidden_layers: int
     hidden_size: int
@@ -133,8 +136,9 @@ class Shape:
     max_position_embeddings: int
 
 
-# The seed's shapes (llama2.c, doc/stories260K.md and README), and small ones for CPUs, named by their weights with a
-# vocabulary of 4,096: deep and thin, grouped queries, tied embeddings (MobileLLM, arXiv 2402.14905).
+# llama2.c's shapes (its README and doc/stories260K.md), and small ones for CPUs, named by their
+# number of weights with a vocabulary of 4,096: deep and thin, with grouped queries and tied
+# embeddings (MobileLLM, arXiv 2402.14905).
 PRESETS: dict[str, Shape] = {
     "0.5M": Shape(5, 64, 2, 1, 192, 512),
     "1.5M": Shape(5, 128, 4, 2, 352, 512),
@@ -155,8 +159,8 @@ class PrepareConfig:
     validation."""
 
     sources: tuple[str, ...]
-    """Files or folders of .txt, .md, .jsonl, .csv or .parquet; or the single word stories (generated
-    stories) or tinystories (downloaded). Write ./stories for a folder of that name."""
+    """Files or folders of .txt, .md, .jsonl, .csv or .parquet; or the single word stories
+    (generated stories) or tinystories (downloaded). Write ./stories for a folder of that name."""
     out: Path
     """Token store to create, a folder."""
     vocab_size: int | None = None
@@ -195,7 +199,7 @@ class PrepareConfig:
         check(len(self.sources) > 0, "prepare: no SOURCE given: expected files, folders, stories or tinystories")
         check(
             self.vocab_size is None or self.tokenizer is None,
-            "prepare: --vocab-size and --tokenizer exclude each other: a given tokenizer has its size",
+            "prepare: --vocab-size and --tokenizer exclude each other; drop --vocab-size",
         )
         check(
             self.vocab_size is None or 259 <= self.vocab_size <= 1 << 20,
@@ -229,7 +233,7 @@ class PrepareConfig:
         )
         check(
             len(self.sources) == 1 or not {"stories", "tinystories"}.intersection(self.sources),
-            "prepare: stories and tinystories stand alone; a folder of such a name is written ./stories",
+            "prepare: stories and tinystories cannot be mixed with other sources; write ./stories for a folder",
         )
 
 
@@ -238,8 +242,7 @@ TrackerName = Literal["tensorboard", "wandb", "trackio"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """What every run of the training loop can be told, whatever it learns from; `command` names it in
-    messages."""
+    """Settings of every training run. `command`: the name of the command in messages."""
 
     command: ClassVar[str] = "train"
 
@@ -347,9 +350,8 @@ class RunConfig:
             )
         check(
             self.warmup_fraction + (self.decay_fraction if self.schedule == "wsd" else 0.0) <= 1.0,
-            f"{self.command}: --warmup-fraction {self.warmup_fraction} and --decay-fraction {self.decay_fraction} "
-            "together exceed the whole run; "
-            "lower one",
+            f"{self.command}: --warmup-fraction {self.warmup_fraction} and --decay-fraction {self.decay_fraction}: "
+            "expected a sum of at most 1; lower one",
         )
         for name in ("weight_decay", "grad_clip", "early_stopping_patience", "seed"):
             value = getattr(self, name)
@@ -363,7 +365,7 @@ class RunConfig:
         )
 
     def _check_settings(self, of: str, *names: str) -> None:
-        """Refuse settings of a flag that was not given."""
+        """Raise ConfigError for settings of a flag that is not given."""
         for name in names:
             chosen = getattr(self, name) not in (None, False)
             check(
@@ -506,18 +508,18 @@ class FinetuneConfig(RunConfig):
         )
         check(
             not self.fsdp,
-            "finetune: --fsdp: expected every process to have the whole network, which answers alone; leave it out",
+            "finetune: --fsdp is not supported: rank 0 generates answers with the whole network; leave it out",
         )
         check(self.preview >= 0, f"finetune: --preview: expected 0 or more, found {self.preview}")
         self._check_settings("lora", "rank", "alpha", "rslora", "targets")
         self._check_preference()
         check(
             not self.lora or self.embedding_lr is None,
-            "finetune: --embedding-lr: with --lora embeddings do not learn; leave it out",
+            "finetune: --embedding-lr: --lora does not train embeddings; leave it out",
         )
         check(
             not self.lora or self.optimizer == "adamw",
-            "finetune: --optimizer muon: expected adamw with --lora, whose updates are no matrices of the network's",
+            "finetune: --optimizer: expected adamw with --lora, found muon",
         )
 
     def _check_preference(self) -> None:

@@ -1,4 +1,4 @@
-"""Turns this machine and its software into facts for run.json: what a run was computed on and with."""
+"""Describes the machine and software of a run, for run.json."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ import llamita
 
 
 def describe_environment(device: str) -> dict[str, str | int]:
-    """Versions, processor, threads, device (as in --device) and the commit of the sources; what is not known is left
-    out."""
+    """Versions, processor, threads, GPU and source commit. Unknown values are left out.
+
+    device: as in --device.
+    """
     found: dict[str, str | int | None] = {
         "started": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC"),
         "llamita": llamita.__version__,
@@ -36,7 +38,7 @@ def describe_environment(device: str) -> dict[str, str | int]:
 
 
 def _processor() -> str:
-    """The processor's name, as the system says it."""
+    """The name of the processor."""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
             if line.startswith("model name"):
@@ -54,9 +56,9 @@ def _memory_gib() -> int | None:
 
 
 def _commit(package: Path) -> str | None:
-    """The commit of the checkout that the package lies in, with -dirty where it was changed; None outside of one."""
+    """The git commit of the checkout, with -dirty if modified; None for an installed package."""
     if _git(package, "ls-files", "--error-unmatch", "__init__.py") is None:
-        return None  # installed: a repository around it is another project's
+        return None  # a repository around site-packages is another project's
     return _git(package, "describe", "--always", "--dirty", "--exclude=*")
 
 
@@ -69,7 +71,7 @@ def _git(folder: Path, *words: str) -> str | None:
 
 
 def num_cores() -> int:
-    """Cores that this process may use."""
+    """Number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""The run directory: creating it, checking that --resume continues the same run, reading metrics."""
+"""The run directory: creates it, checks that --resume continues the same run, reads metrics."""
 
 from __future__ import annotations
 
@@ -30,11 +30,8 @@ def describe_run(
     targets: str = "tokens",
 ) -> dict[str, Any]:
     """The content of run.json. launch: Ranks.launch; targets: Task.targets."""
-    fields = dataclasses.asdict(config).items()
-    values = {name: str(value) if isinstance(value, Path) else value for name, value in fields}
-    values = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}  # as JSON
     return {
-        "config": values,
+        "config": {name: _json_value(value) for name, value in dataclasses.asdict(config).items()},
         "rows_per_step": rows_per_step,
         "targets": targets,
         "model": dataclasses.asdict(model),
@@ -42,6 +39,12 @@ def describe_run(
         "environment": describe_environment(config.device),
         "launch": launch,
     }
+
+
+def _json_value(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    return list(value) if isinstance(value, tuple) else value
 
 
 def resumes_run(config: RunConfig, launch: str, *, restarted: bool = False) -> bool:
@@ -67,7 +70,7 @@ def resumes_run(config: RunConfig, launch: str, *, restarted: bool = False) -> b
 
 
 def _check_same_kind(config: RunConfig) -> None:
-    """Raise ConfigError if another command started the run, or with another --lora or --preference."""
+    """Raise ConfigError if the command, --lora or --preference are not those of the run."""
     run, now = config.out, dataclasses.asdict(config)
     before = _read(run)["config"]
     commands = ["finetune" if "checkpoint" in values else "train" for values in (before, now)]
@@ -137,8 +140,8 @@ def finished_message(config: RunConfig, summary: dict[str, Any]) -> str:
 def check_same_run(config: RunConfig, before: dict[str, Any], now: dict[str, Any]) -> None:
     """Raise ConfigError naming the first flag or property of the data that differs from run.json.
 
-    Flags that only move or watch the run may change (see config.Option.resume). --micro-batch-size
-    and --grad-accum-steps are compared as rows per step, so that the number of processes may change.
+    Flags that only move or watch the run may change: see config.Option.resume. --micro-batch-size
+    and --grad-accum-steps are compared as rows per step, so the number of processes may change.
     """
     run, may_change = config.out, fields_by_resume(type(config), "may change")
     if before["rows_per_step"] != now["rows_per_step"]:

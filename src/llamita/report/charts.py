@@ -134,7 +134,9 @@ def _small_charts(histories: Sequence[History], axes: Sequence[str]) -> str:
     """One chart for each other number."""
     main = objective(histories)
     found = dict.fromkeys(key for history in histories for key in history.all_keys())
-    hidden = {*NOT_DRAWN, main, *CHARTS, *(["loss"] if main == "bpb" else [])}  # the same curve in another unit
+    hidden = {*NOT_DRAWN, *CHARTS, main}
+    if main == "bpb":
+        hidden.add("loss")  # the same curve in another unit
     keys = [*(key for key in CHARTS if key in found), *(key for key in found if key not in hidden)]
     drawn = "".join(_small_chart(histories, key, axes) for key in keys)
     return f'<div class="charts">{drawn}</div>' if drawn else ""

@@ -1,4 +1,4 @@
-"""Reads a run directory for the report: its settings, its metrics as series, samples and rollbacks."""
+"""Reads a run directory for the report: settings, series of metrics, samples, rollbacks."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class History:
         return {kind: list(keys) for kind, keys in found.items()}
 
     def series(self, kind: str, key: str, axis: str) -> Points:
-        """The number `key` over `axis` (tokens, seconds or step) in the lines of a kind that have both."""
+        """`key` over `axis` (tokens, seconds or step), from the lines of a kind that have both."""
         return _points(self.lines, kind, key, axis)
 
     def rolled_back(self, kind: str, key: str, axis: str) -> list[Points]:
@@ -128,8 +128,8 @@ def read_history(run: Path) -> History:
 def _split_at_rollbacks(
     lines: Sequence[dict[str, Any]],
 ) -> tuple[list[dict[str, Any]], list[list[dict[str, Any]]], list[dict[str, Any]]]:
-    """The lines that count, those that each rollback discarded, and the rollbacks with the tokens and
-    seconds of the line before them."""
+    """The lines that count, those that each rollback discarded, and the rollbacks, with tokens and
+    seconds of the line before."""
     kept: list[dict[str, Any]] = []
     discarded, rollbacks = [], []
     for line in lines:
@@ -180,7 +180,8 @@ def objective_unit(key: str, targets: str) -> str:
     """The unit of an `objective`. targets: History.targets."""
     if key == "bpb":
         return "bits per byte"
-    return "loss per pair" if targets == "pairs" else "nats per target"  # IPO's loss is a square, not nats
+    # IPO's loss is a square, not nats
+    return "loss per pair" if targets == "pairs" else "nats per target"
 
 
 def common_targets(histories: Sequence[History]) -> str:

@@ -39,7 +39,7 @@ class Note:
 
 @dataclasses.dataclass(frozen=True)
 class Plot:
-    """A chart. x_format and y_format: keys of FORMATS; y_limits: visible range (default: all values)."""
+    """A chart. x_format and y_format: keys of FORMATS; y_limits: visible range, default all."""
 
     title: str
     curves: Sequence[Curve]
@@ -196,7 +196,7 @@ def second_ticks(high: float, count: int) -> list[float]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Powers of ten from low to high, with as many multiples as needed for at least three values."""
+    """Powers of ten from low to high, with multiples until there are at least three values."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for factors in ((1,), (1, 2, 5), (1, 2, 3, 5, 7), (1, 2, 3, 4, 5, 6, 7, 8, 9)):
         found = [factor * 10.0**power for power in decades for factor in factors if low <= factor * 10.0**power <= high]

@@ -1,4 +1,4 @@
-"""report.html: its content for every kind of run, that it is self-contained, that charts are correct."""
+"""report.html: its content for every kind of run; it is self-contained; its charts are correct."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_a_page_of_one_run(tmp_path: Path) -> None:
 
 
 def test_what_is_counted_is_named(tmp_path: Path) -> None:
-    """Pairs are not tokens: in tiles, axes and samples; runs of two kinds together count targets."""
+    """Pairs are not tokens, in tiles, axes and samples; two kinds of runs count targets."""
     slow = [train_line(20, bpb=..., tokens_per_second=0.663), eval_line(40, bpb=...)]
     run, other = make_run(tmp_path / "pairs", slow, None), make_run(tmp_path / "other")
     description = json.loads((run / "run.json").read_text())
@@ -204,7 +204,7 @@ def test_runs_beside_each_other(tmp_path: Path) -> None:
 
 
 def test_runs_with_other_metrics(tmp_path: Path) -> None:
-    """Fine-tuning has no bits per byte but metrics of its own; beside a run with both, the loss is drawn."""
+    """Fine-tuning has no bits per byte but other metrics; beside a run with both, the loss."""
     lines = [
         train_line(10, bpb=..., mfu=None),
         eval_line(10, bpb=..., answers={"exact": 0.25}),

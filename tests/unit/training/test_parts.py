@@ -212,7 +212,7 @@ def test_a_text_that_is_read_many_times_decays_more() -> None:
         ({"beta2": 1.5}, "--beta2: expected a share between 0 and 1"),
         (
             {"warmup_fraction": 0.5, "decay_fraction": 0.6},
-            "--warmup-fraction 0.5 and --decay-fraction 0.6 together exceed the whole run",
+            "--warmup-fraction 0.5 and --decay-fraction 0.6: expected a sum of at most 1",
         ),
         ({"weight_decay": -0.1}, "--weight-decay: expected 0 or more"),
         ({"hidden": 64}, "also needs --layers, --heads"),
