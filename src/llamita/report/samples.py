@@ -28,7 +28,7 @@ def memorization(history: History) -> str:
     if not (overlap := samples.get("overlap")):
         return ""
     title = "<h2>Copies of training text</h2>"
-    verdict = "About as long as in held-out text: no sign of memorization."
+    verdict = "Not clearly longer than in held-out text: no sign of memorization."
     if overlap["memorizes"]:
         title = '<h2 class="warn">The model memorizes</h2>'
         verdict = "Clearly longer than in held-out text: more text or fewer epochs would help."
