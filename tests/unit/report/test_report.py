@@ -112,6 +112,7 @@ def values(chart: ElementTree.Element, name: str) -> list[tuple[float, float]]:
 def test_a_page_of_one_run(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run & co", prompt="O <i>nce")
     page = page_of(run)
+    assert page.count('<div class="narrow"><svg') == 2, "the main chart again for phones, over tokens and over time"
     found = charts(page)
     assert list(found) == [
         "Bits per byte", "Learning rate", "Gradient norm, maximum per log line", "Tokens per second",

@@ -17,7 +17,9 @@ torch = pytest.importorskip("torch")
 
 import torch.nn.functional as F  # noqa: E402
 
-from llamita.config import PRESETS, FinetuneConfig, ModelConfig, TrainConfig  # noqa: E402
+from llamita.cli.finetune import Finetune  # noqa: E402
+from llamita.cli.train import Train  # noqa: E402
+from llamita.config import PRESETS, FinetuneConfig, ModelConfig, RunConfig, TrainConfig, fields_by_resume  # noqa: E402
 from llamita.console import format_count, format_seconds  # noqa: E402
 from llamita.errors import CheckpointError, ConfigError, OutputError, TrainingError  # noqa: E402
 from llamita.model.llama import Llama  # noqa: E402
@@ -311,6 +313,15 @@ def test_a_run_is_resumed_by_its_own_command(tmp_path: Path) -> None:
         resumes_run(dataclasses.replace(trained, out=tuned.out, resume=True), "")
     with pytest.raises(ConfigError, match="--lora: expected True"):
         resumes_run(dataclasses.replace(tuned, lora=False, resume=True), "")
+
+
+@pytest.mark.parametrize(
+    ("command", "fields"), [(Train, {"data", "out", "compile"}), (Finetune, {"checkpoint", "val"})]
+)
+def test_resume_rules_hold_where_a_command_annotates_a_field_anew(command: type[RunConfig], fields: set[str]) -> None:
+    assert fields <= set(fields_by_resume(command, "may change"))
+    assert {"seed", "steps", "learning_rate"}.isdisjoint(fields_by_resume(command, "may change"))
+    assert "weight_decay" in fields_by_resume(command, "planned")
 
 
 def test_what_a_resumed_run_may_not_change_is_named(tmp_path: Path) -> None:
