@@ -67,7 +67,7 @@ def test_leaving_waits_for_the_writer() -> None:
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_recomputed_layers_give_the_same(dropout: float) -> None:
-    """With dropout both run the plain forward, and recomputation drops the same values: same bits."""
+    """With dropout both run the plain forward and drop the same values: same bits."""
     ids, results, calls = torch.arange(24).view(2, 12), [], []
     for recomputes in (False, True):
         model = Llama(TINY, dropout).initialize(torch.Generator().manual_seed(0))

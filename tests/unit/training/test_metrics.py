@@ -105,7 +105,7 @@ def test_names_and_numbers(
 
 
 def test_a_resumed_run_sends_no_step_twice(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Killed after step 30, resumed from step 10: under the same id, 20 and 30 were sent already."""
+    """Killed after step 30, resumed from step 10: steps 20 and 30 are not sent again."""
     fake = FakeTracker(monkeypatch, "wandb")
     log = MetricsLog(run, track=("wandb",))
     log.append(train_line(10))
