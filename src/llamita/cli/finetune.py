@@ -42,7 +42,7 @@ def main(argv: list[str]) -> int:
         from llamita.finetune.run import finetune, show_preview
     from rich.console import Console
 
-    from llamita.report.summary import summary_table
+    from llamita.report.summary import summary_rows
     from llamita.run_directory import read_metrics
 
     if config.preview:
@@ -56,7 +56,7 @@ def main(argv: list[str]) -> int:
         print(f"interrupted at step {result.summary['steps']}, and saved. To go on:", file=sys.stderr)
         print(f"  llamita finetune {words} --resume", file=sys.stderr)
         return 130
-    Console(stderr=True, highlight=False).print(summary_table(result.summary))
+    print_table(summary_rows(result.summary), sys.stderr)
     judged = [line for line in read_metrics(config.out) if line["kind"] == "eval"]
     rows = []
     for name, what in (

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, TypeVar
 
-from llamita.config import Option
+from llamita.config import Option, options_of
 from llamita.errors import ConfigError
 
 MAX_CHOICES = 32  # characters of {a,b,c}; help names longer lists of choices in the text
@@ -113,12 +113,7 @@ def arguments_of(flags: type[Any], path: tuple[str, ...] = (), defaults: Any = N
     """The arguments of a dataclass and of those nested in it; defaults: the instance that a nested
     one is."""
     hints = typing.get_type_hints(flags, include_extras=True)
-    described = {
-        name: option
-        for base in reversed(flags.__mro__)
-        for name, hint in typing.get_type_hints(base, include_extras=True).items()
-        for option in getattr(hint, "__metadata__", ())
-    }
+    described = options_of(flags)
     arguments = []
     for field in dataclasses.fields(flags):
         hint, option = hints[field.name], described.get(field.name, Option())

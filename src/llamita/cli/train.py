@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from llamita.cli.command import parse, requires_extra
 from llamita.config import Option, TrainConfig
+from llamita.console import print_table
 from llamita.errors import LlamitaError
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def main(argv: list[str]) -> int:
         from llamita.training.pretraining import train
     from rich.console import Console
 
-    from llamita.report.summary import summary_table
+    from llamita.report.summary import summary_rows
 
     result = train(config, started=STARTED, reserved_seconds=_seconds_to_keep)
     if not result.is_first or result.was_finished:
@@ -63,7 +64,7 @@ def main(argv: list[str]) -> int:
         print(f"  llamita train {words} --resume", file=sys.stderr)
         return 130
     summary, note = _with_samples(result, config.data, console)
-    console.print(summary_table(summary))
+    print_table(summary_rows(summary), console)
     if note:
         console.print(note, style="yellow", markup=False, soft_wrap=True)
     return 0

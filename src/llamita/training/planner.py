@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from llamita.config import ModelConfig, Shape, TrainConfig
+from llamita.config import ModelConfig, Shape, TrainConfig, fields_by_resume
 from llamita.console import Rows, format_count
 from llamita.data.mixture import open_documents
 from llamita.errors import ConfigError, TrainingError
@@ -35,7 +35,6 @@ TRAINING_SHARE = 0.94  # of the minutes: the rest is start, evaluations and savi
 NEGLIGIBLE = 0.003  # of the bits: of shapes so close together the smallest is taken
 WIDTHS = (64, 96, 128, 160, 192, 256, 320, 384, 512, 640, 768, 1024, 1280, 1536, 2048)
 CONTEXTS = {"cpu": (128, 512), "cuda": (256, 1024)}  # at least, at most
-PLANNED_FIELDS = ("preset", "layers", "hidden", "heads", "kv_heads", "ffn", "context", "weight_decay")
 # How often tokens may repeat, and weights outnumber the tokens there are, until more of them add 1/e of the first
 # (Muennighoff et al., arXiv 2305.16264)
 REPEATS_WORTH, WEIGHTS_WORTH = 15.4, 5.3
@@ -318,7 +317,11 @@ def settled(
     before = remembered_run(config.out) if config.resume else None
     if before is not None:
         values, rows = before
-        known: dict[str, Any] = {name: values.get(name) for name in PLANNED_FIELDS if getattr(config, name) is None}
+        known: dict[str, Any] = {
+            name: values.get(name)
+            for name in fields_by_resume(type(config), "planned")
+            if getattr(config, name) is None
+        }
         config = dataclasses.replace(config, **known)
         return with_step(config, rows * (config.context or 0), ranks.world_size), []
     say("measuring this machine, to plan the minutes")

@@ -39,9 +39,9 @@ from llamita.run_directory import (
     describe_run,
     finished_message,
     finished_summary,
-    is_begun,
     mark_best,
     open_run,
+    resumes_run,
 )
 from llamita.training.activation_checkpointing import checkpoint_activations
 from llamita.training.budget import Budget, Progress
@@ -125,7 +125,7 @@ def run_task(
         TrainingDisplay(enabled=ranks.is_first) as display,
     ):
         if ranks.is_first:  # told before minutes go into planning and compiling
-            is_begun(config, ranks.launch, restarted=ranks.restarts > 0)
+            resumes_run(config, ranks.launch, restarted=ranks.restarts > 0)
         task = make_task(ranks, display.say)
         resuming, finished = _open(task, ranks)
         if finished:
@@ -385,8 +385,8 @@ class Trainer:
             f"diverged at {found}; going back to step {step}, with {share:g} of the learning rate", style="yellow"
         )
         if self.metrics is not None:
-            self.metrics.append({"kind": "rollback", "step": failed_step, "to_step": step, "found": str(found),
-                                 "learning_rate_share": share})  # fmt: skip
+            self.metrics.append({"kind": "rollback", "step": failed_step, "to_step": step, "reason": str(found),
+                                 "learning_rate_factor": share})  # fmt: skip
         self._mark_speed()
 
     # ---------------------------------------------------------------- measuring

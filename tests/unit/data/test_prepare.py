@@ -246,7 +246,7 @@ def test_too_little_text(tmp_path: Path, stories: list[str], changes: dict[str, 
         ({"separator": " \n"}, "--separator"),
         ({"num_workers": 0}, "--num-workers"),
         ({"seed": -1}, "--seed"),
-        ({"sources": ("stories", "a.txt")}, "stand alone"),
+        ({"sources": ("stories", "a.txt")}, "cannot be mixed"),
     ],
 )
 def test_flags_out_of_range(changes: dict[str, object], message: str) -> None:

@@ -200,7 +200,7 @@ def test_settings_that_do_not_go_together() -> None:
 def test_resumed_runs_must_be_the_same(chat_base: Path, questions: Path, tmp_path: Path) -> None:
     finetune(make_config(chat_base, questions, tmp_path / "run", lora=True, targets=("q_proj", "v_proj"), steps=2))
     for changes, message in (
-        ({"rank": 4}, "--rank: the run was started with 8, found 4"),
+        ({"rank": 4}, "--rank: expected 8, as in run.json, found 4"),
         ({"chat_template": "zephyr"}, "--chat-template"),
     ):
         values: dict[str, Any] = {"lora": True, "targets": ("q_proj", "v_proj"), "steps": 2, "resume": True} | changes
@@ -211,7 +211,7 @@ def test_resumed_runs_must_be_the_same(chat_base: Path, questions: Path, tmp_pat
     again = make_config(
         chat_base, more, tmp_path / "run", lora=True, targets=("q_proj", "v_proj"), steps=2, resume=True
     )
-    with pytest.raises(ConfigError, match="of the data: the run was started with"):
+    with pytest.raises(ConfigError, match="of the data: expected"):
         finetune(again)
 
 
@@ -225,7 +225,7 @@ def test_resuming_a_finished_run_changes_nothing(
     capfd.readouterr()
     assert main([*words, "--resume"]) == 0
     said = capfd.readouterr()
-    assert said.out == "" and said.err.count("\n") == 1 and f"{run} is finished, after 2 steps" in said.err
+    assert said.out == "" and said.err.count("\n") == 1 and f"{run} finished after 2 steps" in said.err
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
 
 

@@ -1,4 +1,4 @@
-"""Writing while training goes on: copies are of their moment, one checkpoint at a time, errors surface."""
+"""Checkpoints in the background: consistent copies, one at a time, errors are raised."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_leaving_waits_for_the_writer() -> None:
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_recomputed_layers_give_the_same(dropout: float) -> None:
-    """With dropout, where the other one computes with the plain page too, the same bits: it drops the same twice."""
+    """With dropout both run the plain forward and drop the same values: same bits."""
     ids, results, calls = torch.arange(24).view(2, 12), [], []
     for recomputes in (False, True):
         model = Llama(TINY, dropout).initialize(torch.Generator().manual_seed(0))
