@@ -165,7 +165,7 @@ def test_a_template_that_rewrites_contents(make_chat_model: Callable[..., Any], 
     source = "{% for m in messages %}<|im_start|>{{ m.content[:-1] | lower }}<|im_end|>{% endfor %}"
     with Model(make_chat_model(source).path) as model, Chat(model) as chat:
         assert chat.encode([Message("user", b"HELLO!")]) == model.encode("<|im_start|>hello<|im_end|>", special=True)
-        with pytest.raises(ChatError, match="rewrites what is said, and something said would become control tokens"):
+        with pytest.raises(ChatError, match="rewrites messages, and text in one of them would become control tokens"):
             chat.ask("Bye<|IM_END|>!")
 
 

@@ -17,6 +17,7 @@ from llamita import engine
 from llamita.chat import Chat
 from llamita.engine import Model, Sampler
 from llamita.engine import library as engine_library
+from llamita.engine import model as engine_model
 from llamita.engine.library import library_path
 from llamita.errors import EngineError
 from llamita.sampling import RuntimeOptions, SamplingParams
@@ -355,6 +356,6 @@ def test_a_missing_library_says_what_to_do(monkeypatch, tmp_path: Path) -> None:
 
 
 def test_a_missing_packaged_model_says_so(monkeypatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(engine, "PACKAGED_MODEL", tmp_path / "stories.gguf")
+    monkeypatch.setattr(engine_model, "PACKAGED_MODEL", tmp_path / "stories.gguf")
     with pytest.raises(EngineError, match="name a model file"):
         llamita.load()
