@@ -1,16 +1,18 @@
-"""Generates many texts at once: a session decodes several sequences per pass, each with its own seed."""
+"""Generates many texts at once: a session decodes several sequences per pass, each with its own
+seed."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from llamita.engine import Model, Sampler, Session
+from llamita.engine import Model, Sampler, Session, encode_prompt
 from llamita.errors import EngineError
+from llamita.progress import Progress, no_progress
 
 NUM_SEQUENCES = 16  # per pass; more gain little, and each needs its own KV cache
 
@@ -45,13 +47,14 @@ def generate_batch(
     top_p: float = 0.95,
     seed: int = 0,
     num_threads: int = 0,
-    advance: Callable[[float], None] = lambda share: None,
+    progress: Progress = no_progress,
 ) -> list[Sample]:
-    """Generate `count` texts. Text i continues prompt i (modulo the number of prompts) with seed + i, and equals what
-    `model.generate` gives with these settings.
+    """Generate `count` texts. Text i continues prompt i (modulo the number of prompts) with seed + i,
+    and equals what `model.generate` gives with these settings.
 
-    A text ends at an end token, after max_new_tokens, or when the context is full. advance(share done) is called after
-    each text. Raises EngineError if a prompt is longer than the context, or is empty and the model has no BOS token.
+    A text ends at an end token, after max_new_tokens, or when the context is full. Progress counts
+    texts. Raises EngineError if a prompt is longer than the context, or is empty and the model has
+    no BOS token.
     """
     encoded = [_prompt_ids(model, prompt) for prompt in prompts]
     context = model.info.context_tokens
@@ -80,7 +83,7 @@ def generate_batch(
                 text.sampler.close()
                 prompt_ids = encoded[text.number % len(encoded)]
                 samples[text.number] = Sample(tuple(text.new_ids), _new_bytes(model, prompt_ids, text.new_ids), ended)
-                advance(len(samples) / count)
+                progress("generating", len(samples), count)
                 session.sequence_rewind(sequence, 0)
                 del running[sequence]
                 if (number := next(waiting, None)) is not None:
@@ -106,10 +109,7 @@ def _is_full(session: Session, sequence: int, text: _Running, max_new_tokens: in
 
 
 def _prompt_ids(model: Model, prompt: str) -> list[int]:
-    begins = model.info.add_bos or not prompt
-    if not prompt and model.info.bos_id < 0:
-        raise EngineError("prompt: this model has no BOS token to start from; give prompts")
-    ids = model.encode(prompt, bos=begins)
+    ids = encode_prompt(model, prompt)
     if len(ids) > model.info.context_tokens:
         raise EngineError(
             f"prompt {prompt[:40]!r}: expected at most {model.info.context_tokens} tokens (the context), "

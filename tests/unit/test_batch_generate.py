@@ -1,4 +1,4 @@
-"""Many texts in one session tell what each alone tells."""
+"""A text of a batch equals the text that generate gives alone."""
 
 from __future__ import annotations
 
@@ -16,22 +16,25 @@ def model(engine_build: Path) -> Model:
     return load()
 
 
-def test_each_text_is_what_generate_tells_with_its_seed(model: Model) -> None:
+def test_each_text_equals_generate_with_its_seed(model: Model) -> None:
     count = NUM_SEQUENCES + 3
     prompts = ("", "One day, a little", "Lily")
-    shares: list[float] = []
-    told = generate_batch(model, count, prompts=prompts, max_new_tokens=12, top_p=0.9, seed=5, advance=shares.append)
-    for number, sample in enumerate(told):
+    reported: list[tuple[str, int, int]] = []
+    samples = generate_batch(
+        model, count, prompts=prompts, max_new_tokens=12, top_p=0.9, seed=5,
+        progress=lambda *values: reported.append(values),
+    )  # fmt: skip
+    for number, sample in enumerate(samples):
         alone = model.generate(
             prompts[number % 3], max_new_tokens=12, temperature=0.8, top_p=0.9, seed=5 + number, context_tokens=64
         )
         text = "".join(alone)
         assert sample.ids == tuple(alone.ids) and sample.text.decode().startswith(text)
         assert sample.ended == (alone.stop == "end token")
-    assert shares == [done / count for done in range(1, count + 1)]
+    assert reported == [("generating", done, count) for done in range(1, count + 1)]
 
 
-def test_texts_end_by_themselves_or_at_the_context(model: Model) -> None:
+def test_texts_end_at_an_end_token_or_at_the_limit(model: Model) -> None:
     ended, cut = (generate_batch(model, 3, max_new_tokens=limit) for limit in (None, 5))
     assert all(sample.ended and 5 < len(sample.ids) < model.info.context_tokens for sample in ended)
     assert all(not sample.ended and len(sample.ids) == 5 for sample in cut)

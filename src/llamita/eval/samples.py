@@ -6,15 +6,17 @@ import contextlib
 import dataclasses
 import json
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from llamita.batch_generate import Sample, generate_batch
 from llamita.data.batches import Documents
 from llamita.engine import Model, load
+from llamita.errors import SourceError
 from llamita.eval.memorization import Memorization, Overlap, measure_memorization
 from llamita.eval.sample_metrics import SampleMetrics, measure_samples
+from llamita.progress import Progress, no_progress
 
 MAX_SHOWN_CHARACTERS = 200  # of the longest copy
 
@@ -115,11 +117,11 @@ def generate_and_measure(
     options: SampleOptions,
     val: Documents,
     training: Documents | None,
-    advance: Callable[[float], None] = lambda share: None,
+    progress: Progress = no_progress,
 ) -> SampleReport:
     """Generate texts and measure them. training: the training documents as ids, to look for copies.
 
-    advance(share done) is called after each text. Raises EngineError.
+    Progress counts texts. Raises EngineError.
     """
     samples = generate_batch(
         model,
@@ -130,7 +132,7 @@ def generate_and_measure(
         top_p=options.top_p,
         seed=options.seed,
         num_threads=options.num_threads,
-        advance=advance,
+        progress=progress,
     )
     memorization = None
     if training is not None:
@@ -142,6 +144,29 @@ def expected_seconds(num_parameters: int, num_tokens: int, training_tokens: int)
     """Estimate the seconds to load a checkpoint, generate num_tokens and search the training tokens for copies."""
     generating = num_tokens * (TOKEN_SECONDS + num_parameters / WEIGHTS_PER_SECOND)
     return LOAD_SECONDS + generating + training_tokens / SEARCHED_TOKENS_PER_SECOND
+
+
+def read_prompts(path: Path) -> tuple[str, ...]:
+    """The lines of a file that are not blank. Raises SourceError."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise SourceError(f"--prompts: {path}: {error.strerror or error}") from None
+    except UnicodeError:
+        raise SourceError(f"--prompts: {path}: expected UTF-8 text, found something else") from None
+    prompts = tuple(line for line in lines if line.strip())
+    if not prompts:
+        raise SourceError(f"--prompts: {path}: expected one prompt per line, found none")
+    return prompts
+
+
+def save_samples(path: Path, samples: Sequence[Sample]) -> None:
+    """Write samples as JSON lines. Raises SourceError."""
+    lines = [{"text": sample.text.decode("utf-8", "replace"), "ended": sample.ended} for sample in samples]
+    try:
+        path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+    except OSError as error:
+        raise SourceError(f"--save-samples: {path}: {error.strerror or error}") from None
 
 
 def _overlap_values(overlap: Overlap) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llamita.data.batches import IGNORED, Documents, Piece, fill_row
+from llamita.progress import Progress, no_progress
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,17 +85,15 @@ def score_documents(
     context: int,
     bos_id: int,
     score_row: Callable[[npt.NDArray[np.int64]], npt.NDArray[np.float64]],
-    advance: Callable[[float], None] = lambda share: None,
+    progress: Progress = no_progress,
 ) -> Score:
-    """Score documents row by row: score_row(n + 1 ids) → the nats of the last n, each given those before it.
-
-    advance(share done) is called after each row.
-    """
+    """Score documents row by row: score_row(n + 1 ids) → the nats of the last n, each given those
+    before it. Progress counts rows."""
     rows = scoring_rows(documents.lengths, context)
     nats = 0.0
     for index, piece in enumerate(rows):
         ids = np.full(piece.length + 1, bos_id, dtype=np.int64)
         fill_row(ids[:-1], ids[1:], [piece], documents, bos_id)
         nats += float(score_row(ids).sum())
-        advance((index + 1) / len(rows))
+        progress("evaluating", index + 1, len(rows))
     return Score(nats, documents.num_tokens, documents.num_documents, documents.text_bytes)
