@@ -145,10 +145,10 @@ def test_another_base_of_the_same_shape_is_told(
     write_gguf(tmp_path / "unnamed.gguf", unnamed, infos, (file.data(name) for name in file.tensors))
     adapters = [f"--adapter={tmp_path / name}.gguf:0.5" for name in ("other", "same", "unnamed")]
     assert main(["run", str(files / "base.gguf"), "-n", "2", "-s", "1", *adapters]) == 0
-    told = [line for line in capsys.readouterr().err.splitlines() if "made for" in line]
-    assert told == [
-        f"adapter {tmp_path / 'other.gguf'}: it was made for 'merged', and this model is 'base': with another "
-        "checkpoint it means nothing"
+    warnings = [line for line in capsys.readouterr().err.splitlines() if "made for" in line]
+    assert warnings == [
+        f"adapter {tmp_path / 'other.gguf'}: it was made for 'merged', and this model is 'base': it is "
+        "useless with another checkpoint"
     ]
 
 

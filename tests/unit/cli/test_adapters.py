@@ -59,7 +59,7 @@ def test_export_adapter(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert main(words) == 0, capsys.readouterr().err
     said = " ".join(capsys.readouterr().err.split())
     assert f"llamita run|chat BASE.gguf --adapter {out}[:SCALE]" in said and f"--lora {out}" in said
-    assert "the checkpoint has no chat template, which chat needs BASE.gguf to have" in said
+    assert "the checkpoint has no chat template, and chat needs one in BASE.gguf" in said
     file, config = read_gguf(out), load_config(folder / "base")
     assert file.metadata["general.type"] == "adapter" and file.metadata["adapter.type"] == "lora"
     assert file.metadata["adapter.lora.alpha"] == 8.0 and len(file.tensors) == 28
@@ -110,4 +110,4 @@ def test_export_of_a_run_of_adapters_is_that_of_the_merged(
     assert main(["export", str(tmp_path / "mine"), str(tmp_path / "c.gguf")]) == 2
     assert "there is no such folder; merge it with what it was made for" in capsys.readouterr().err
     assert main(["chat", str(tmp_path / "mine")]) == 2
-    assert "found a folder; make one of it: llamita export" in capsys.readouterr().err
+    assert "found a folder; write one with: llamita export" in capsys.readouterr().err
