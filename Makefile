@@ -38,7 +38,7 @@ $(BIN)/pip:
 
 # A stamp for each set of packages; the package is built again when the engine's sources change. llama.cpp is built for
 # AVX2 like our kernels, not for the machine at hand: its AMX kernels (0.3.36) crash on prompts of small quantized models.
-SOURCES := pyproject.toml constraints.txt engine/CMakeLists.txt $(wildcard engine/src/* engine/app/* engine/include/*)
+SOURCES := pyproject.toml constraints.txt engine/CMakeLists.txt $(wildcard engine/src/*/* engine/app/* engine/include/*)
 INSTALL := $(BIN)/pip install --quiet --constraint constraints.txt
 LLAMA_CPP := -DGGML_NATIVE=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DGGML_BMI2=ON
 

@@ -32,12 +32,12 @@ extern "C" {
 #define LLAMITA_API __attribute__((visibility("default")))
 #endif
 
-typedef struct llamita_model llamita_model;     /* weights, configuration and tokenizer of one file */
-typedef struct llamita_adapter llamita_adapter; /* a low-rank change of one model's matrices */
-typedef struct llamita_session llamita_session; /* one running text: KV cache, scratch memory, thread pool */
-typedef struct llamita_sampler llamita_sampler; /* how the next token is picked, with its random state */
-typedef struct llamita_tokenizer llamita_tokenizer; /* a tokenizer without a model, for many documents */
-typedef struct llamita_learner llamita_learner; /* words of a text, counted, that a vocabulary is learned from */
+typedef struct llamita_model llamita_model;             /* weights, configuration and tokenizer of one file */
+typedef struct llamita_adapter llamita_adapter;         /* a low-rank change of one model's matrices */
+typedef struct llamita_session llamita_session;         /* one running text: KV cache, scratch memory, thread pool */
+typedef struct llamita_sampler llamita_sampler;         /* how the next token is picked, with its random state */
+typedef struct llamita_tokenizer llamita_tokenizer;     /* a tokenizer without a model, for many documents */
+typedef struct llamita_bpe_trainer llamita_bpe_trainer; /* counts words, and learns a vocabulary from them */
 
 typedef enum {
     LLAMITA_OK = 0,
@@ -73,20 +73,20 @@ typedef struct {
 } llamita_model_params;
 
 typedef struct {
-    char architecture[32];     /* "llama" */
-    char format[32];           /* "GGUF v3", "llama2.c v0", ... */
-    char name[128];            /* general.name, or "" */
-    char weight_type[16];      /* the type of most weights: "F32", "Q8_0", ... */
-    char kernels[16];          /* the kernels in use */
-    int64_t num_parameters;    /* tied embeddings counted once */
-    int64_t weight_bytes;      /* of all tensors as stored in the file */
-    int64_t decode_bytes;      /* weight bytes read to produce one token (embedding lookup: one row) */
+    char architecture[32];  /* "llama" */
+    char format[32];        /* "GGUF v3", "llama2.c v0", ... */
+    char name[128];         /* general.name, or "" */
+    char weight_type[16];   /* the type of most weights: "F32", "Q8_0", ... */
+    char kernels[16];       /* the kernels in use */
+    int64_t num_parameters; /* tied embeddings counted once */
+    int64_t weight_bytes;   /* of all tensors as stored in the file */
+    int64_t decode_bytes;   /* weight bytes read to produce one token (embedding lookup: one row) */
     int64_t kv_bytes_per_token;
     int32_t hidden_size, intermediate_size, num_hidden_layers, num_attention_heads, num_key_value_heads, head_dim;
     int32_t vocab_size, context_tokens;
     float rope_theta, rms_norm_eps;
     bool tied_embeddings, has_tokenizer, add_bos;
-    int32_t bos_id, eos_id;    /* -1: none */
+    int32_t bos_id, eos_id; /* -1: none */
 } llamita_model_info;
 
 /* Maps and validates the file (GGUF v2/v3, llama2.c v0/v1/v2, found by content). params may be NULL. */
@@ -104,18 +104,18 @@ LLAMITA_API const char *llamita_model_chat_template(const llamita_model *model);
 #define LLAMITA_MAX_ADAPTERS 16
 
 typedef struct {
-    char name[128];         /* general.name, or "" */
+    char name[128]; /* general.name, or "" */
     int64_t num_parameters;
-    int32_t num_matrices;   /* of the model's, that it changes */
-    int32_t rank;           /* the largest */
+    int32_t num_matrices; /* of the model's, that it changes */
+    int32_t rank;         /* the largest */
     float alpha;
 } llamita_adapter_info;
 
 /* Reads and validates a GGUF adapter (LoRA) made for this model: as llamita export --adapter writes it, and llama.cpp
  * loads it. A matrix W becomes W + scale * alpha / rank * B A where the adapter is used (llamita_session_set_adapters);
  * the model stays as it is, and must outlive the adapter. */
-LLAMITA_API llamita_status llamita_adapter_open(const llamita_model *model, const char *path,
-                                                llamita_adapter **adapter, llamita_error *error);
+LLAMITA_API llamita_status llamita_adapter_open(const llamita_model *model, const char *path, llamita_adapter **adapter,
+                                                llamita_error *error);
 /* Sequences that use the adapter keep it in memory until they use others or their session is closed. */
 LLAMITA_API void llamita_adapter_close(llamita_adapter *adapter);
 LLAMITA_API void llamita_adapter_get_info(const llamita_adapter *adapter, llamita_adapter_info *info);
@@ -125,7 +125,7 @@ LLAMITA_API void llamita_adapter_get_info(const llamita_adapter *adapter, llamit
 typedef enum {
     LLAMITA_ENCODE_PLAIN = 0,
     LLAMITA_ENCODE_BOS = 1,     /* put the BOS id first (whatever the file's add_bos says) */
-    LLAMITA_ENCODE_SPECIAL = 2, /* recognise control tokens written out in the text, such as <|im_start|> */
+    LLAMITA_ENCODE_SPECIAL = 2, /* recognize control tokens written out in the text, such as <|im_start|> */
 } llamita_encode_flags;
 
 /* Text (num_bytes of any bytes, invalid UTF-8 included) to ids. Writes at most capacity ids and always sets
@@ -169,22 +169,22 @@ LLAMITA_API llamita_status llamita_tokenizer_encode(const llamita_tokenizer *tok
                                                     llamita_error *error);
 
 /* Learns a vocabulary: add documents, then merge. One thread at a time. */
-LLAMITA_API llamita_status llamita_learner_open(llamita_learner **learner, llamita_error *error);
-LLAMITA_API void llamita_learner_close(llamita_learner *learner);
+LLAMITA_API llamita_status llamita_bpe_trainer_open(llamita_bpe_trainer **trainer, llamita_error *error);
+LLAMITA_API void llamita_bpe_trainer_close(llamita_bpe_trainer *trainer);
 
 /* Counts the words of documents (given as to llamita_tokenizer_encode), cut as the qwen2 expression cuts them. Memory:
  * the bytes of the different words and 40 more for each. */
-LLAMITA_API llamita_status llamita_learner_add(llamita_learner *learner, const char *text, const uint64_t *ends,
-                                               size_t num_documents, llamita_error *error);
+LLAMITA_API llamita_status llamita_bpe_trainer_add(llamita_bpe_trainer *trainer, const char *text, const uint64_t *ends,
+                                                   size_t num_documents, llamita_error *error);
 
-/* Merges pairs until there are num_tokens tokens, the 256 bytes included, or no pair stands least_count times in the
+/* Merges pairs until there are num_tokens tokens, the 256 bytes included, or no pair stands min_count times in the
  * text. Tokens 0 to 255 are the bytes in the order of GPT-2's alphabet, then those that merges make, in their order.
  * Writes merges[num_merges][3]: left, right, what they become (which may be an earlier token). capacity: how many there
  * is room for; at most so many are made. Memory: about 4 bytes for each byte of the different words, and 4 for each pair
  * in each of them. */
-LLAMITA_API llamita_status llamita_learner_merge(const llamita_learner *learner, int32_t num_tokens,
-                                                 int64_t least_count, int32_t *merges, size_t capacity,
-                                                 size_t *num_merges, llamita_error *error);
+LLAMITA_API llamita_status llamita_bpe_trainer_train(const llamita_bpe_trainer *trainer, int32_t num_tokens,
+                                                     int64_t min_count, int32_t *merges, size_t capacity,
+                                                     size_t *num_merges, llamita_error *error);
 
 /* ------------------------------------------------------------------ chats */
 
@@ -195,21 +195,21 @@ typedef struct {
     bool trusted;       /* control tokens written out in it are meant; else they stay text */
     const int32_t *ids; /* [num_ids] the text was generated as these ids; NULL: it was not generated */
     size_t num_ids;
-} llamita_part;
+} llamita_text_segment;
 
-/* The text that the parts make together, to ids: those of llamita_encode, but that control tokens are recognised in
- * trusted parts only, and that generated ids stay what they were for as long as they say what the text says (white
- * space that they begin with may stand in the part before). Writes at most capacity ids and always sets *num_tokens to
+/* The text that the segments make together, to ids: those of llamita_encode, but that control tokens are recognized in
+ * trusted segments only, and that generated ids stay what they were for as long as they say what the text says (white
+ * space that they begin with may stand in the segment before). Writes at most capacity ids and always sets *num_tokens to
  * the number needed; fewer than that in capacity is LLAMITA_ERROR_ARGUMENT. */
-LLAMITA_API llamita_status llamita_encode_parts(const llamita_model *model, const llamita_part *parts, size_t num_parts,
-                                                int32_t *ids, size_t capacity, size_t *num_tokens,
-                                                llamita_error *error);
+LLAMITA_API llamita_status llamita_encode_segments(const llamita_model *model, const llamita_text_segment *segments,
+                                                   size_t num_segments, int32_t *ids, size_t capacity,
+                                                   size_t *num_tokens, llamita_error *error);
 
 typedef struct {
     const char *role;    /* "system", "user", "assistant" */
     const char *content; /* num_bytes of UTF-8 */
     size_t num_bytes;
-    const int32_t *ids;  /* [num_ids] what the content was generated as; NULL: it was not generated */
+    const int32_t *ids; /* [num_ids] what the content was generated as; NULL: it was not generated */
     size_t num_ids;
 } llamita_message;
 
@@ -219,7 +219,7 @@ LLAMITA_API const char *llamita_chat_family(const llamita_model *model);
 
 /* Messages, [system] user (assistant user)*, to the ids of what the file's own chat template makes of them, with the
  * beginning of the assistant's answer at the end. Contents never become control tokens. ids, capacity and num_tokens as
- * in llamita_encode_parts. A template that is missing or not known is LLAMITA_ERROR_ARGUMENT. */
+ * in llamita_encode_segments. A template that is missing or not known is LLAMITA_ERROR_ARGUMENT. */
 LLAMITA_API llamita_status llamita_chat_encode(const llamita_model *model, const llamita_message *messages,
                                                size_t num_messages, int32_t *ids, size_t capacity, size_t *num_tokens,
                                                llamita_error *error);
@@ -304,7 +304,7 @@ typedef struct {
     int32_t sequence;   /* 0 to num_sequences - 1; each once at most in a call */
     const int32_t *ids; /* num_tokens >= 1 of them */
     size_t num_tokens;
-    size_t num_logits;  /* logits are wanted after the last num_logits of them; 0 to num_tokens */
+    size_t num_logits; /* logits are wanted after the last num_logits of them; 0 to num_tokens */
 } llamita_chunk;
 
 /* Appends all chunks, together in as few passes as possible, and writes the logits asked for in the order of the chunks:
@@ -337,7 +337,7 @@ typedef struct {
     int32_t top_k;             /* keep the k most probable; 0: off */
     float top_p;               /* keep the smallest set with at least this mass; 1: off. (0, 1] */
     float min_p;               /* keep those with at least this share of the best one's probability; 0: off. [0, 1] */
-    float repetition_penalty;  /* logits of recent tokens: divided if > 0, multiplied if < 0 (CTRL, 1909.05858); 1: off */
+    float repetition_penalty;  /* recent tokens' logits: divided if > 0, multiplied if < 0 (CTRL, 1909.05858); 1: off */
     int32_t repetition_window; /* how many recent tokens count, 0: off */
     uint64_t seed;             /* the same seed and the same logits give the same tokens on every machine */
 } llamita_sampler_params;
@@ -354,7 +354,20 @@ LLAMITA_API void llamita_sampler_accept(llamita_sampler *sampler, int32_t id);
 LLAMITA_API llamita_status llamita_sampler_pick(llamita_sampler *sampler, const float *logits, int32_t *id,
                                                 llamita_error *error);
 
-/* ------------------------------------------------------------------ quantising */
+/* ------------------------------------------------------------------ tensor types */
+
+typedef struct {
+    const char *name;                    /* "Q4_K" */
+    int32_t id;                          /* GGUF's */
+    int32_t block_elements, block_bytes; /* 1 element: not quantized */
+} llamita_tensor_type_info;
+
+/* The tensor types that the engine reads, by ascending id: false if index is past the last. */
+LLAMITA_API bool llamita_tensor_type(size_t index, llamita_tensor_type_info *info);
+
+/* Converts num_elements (whole blocks) of this type to floats. */
+LLAMITA_API llamita_status llamita_dequantize(int32_t id, const void *blocks, int64_t num_elements, float *values,
+                                              llamita_error *error);
 
 /* Rows of floats [num_rows][row_length] to the blocks of a GGUF tensor type, row after row: "Q8_0", "Q4_0", "Q4_1",
  * "Q5_0", "Q5_1" (row_length a multiple of 32), "Q4_K", "Q5_K", "Q6_K" (of 256). All but Q8_0 search for the scales
@@ -362,8 +375,7 @@ LLAMITA_API llamita_status llamita_sampler_pick(llamita_sampler *sampler, const 
  * The bytes depend on each row alone: a matrix may be cut into parts for several threads. NaN, infinities and what
  * 16-bit scales cannot reach: LLAMITA_ERROR_NUMERIC. */
 LLAMITA_API llamita_status llamita_quantize(const char *type, const float *values, int64_t row_length, int64_t num_rows,
-                                            void *out, size_t out_bytes, double *squared_error,
-                                            llamita_error *error);
+                                            void *out, size_t out_bytes, double *squared_error, llamita_error *error);
 
 #ifdef __cplusplus
 }

@@ -202,7 +202,7 @@ static merge heap_pop(merge *heap, int *size) {
     return top;
 }
 
-/* Offers to join these num_bytes of two neighbours, if together they are a piece. */
+/* Offers to join these num_bytes of two neighbors, if together they are a piece. */
 static void offer_merge(const tokenizer *t, const char *text, int left, int num_bytes, merge *heap, int *size) {
     const int id = *find_slot(t, text + left, num_bytes);
     if (id >= 0) heap_push(heap, size, (merge){t->pieces[id].score, left, num_bytes});
@@ -210,7 +210,7 @@ static void offer_merge(const tokenizer *t, const char *text, int left, int num_
 
 static int utf8_length(unsigned char lead) { return lead < 0xc0 ? 1 : lead < 0xe0 ? 2 : lead < 0xf0 ? 3 : 4; }
 
-/* SentencePiece's byte-pair encoding. The text (with a space before it) starts as single characters; the neighbours
+/* SentencePiece's byte-pair encoding. The text (with a space before it) starts as single characters; the neighbors
  * whose join is the best-scored piece are joined, until none are left. What is no piece then becomes its bytes. A part
  * is known by its first byte: length[i] > 0 there, and the next one starts at i + length[i]. Returns how many ids. */
 static int encode(const tokenizer *t, const char *prompt, int *ids /* [strlen(prompt) + 2] */) {

@@ -1,6 +1,6 @@
 """Turns Python's Unicode database into src/unicode_tables.c: which characters are letters, numbers, spaces.
 
-    python engine/scripts/unicode_tables.py > engine/src/unicode_tables.c
+    python engine/scripts/unicode_tables.py > engine/src/tokenizer/unicode_tables.c
 
 The committed table is Unicode 16.0, the version in the regex engines of Hugging Face `tokenizers` and of `tiktoken`. An
 older Python gets that version from the package `unicodedata2`, which is used when it is installed.
@@ -13,7 +13,7 @@ import importlib
 from collections.abc import Iterator
 from types import ModuleType
 
-CLASS_OTHER, CLASS_LETTER, CLASS_NUMBER, CLASS_SPACE = range(4)  # unicode_class in src/unicode.h
+CLASS_OTHER, CLASS_LETTER, CLASS_NUMBER, CLASS_SPACE = range(4)  # unicode_class in src/tokenizer/unicode.h
 
 # The property White_Space, which regular expressions call \s. It is stable: no version has changed it since 6.3.
 WHITE_SPACE = frozenset(
@@ -21,7 +21,7 @@ WHITE_SPACE = frozenset(
 )
 NUM_CODE_POINTS = 0x110000
 RUNS_A_LINE = 10
-PAGE_SIZE, NUM_PAGES = 128, 1024  # src/unicode.h
+PAGE_SIZE, NUM_PAGES = 128, 1024  # src/tokenizer/unicode.h
 
 
 def unicode_database() -> ModuleType:

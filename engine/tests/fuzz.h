@@ -18,9 +18,8 @@ static inline void fuzz_use_tokenizer(const tokenizer *t) {
             tokenizer_encode(t, text, sizeof text - 1, flags, ids, sizeof text + 2, &num_tokens, &error);
         CHECK(status == LLAMITA_OK || status == LLAMITA_ERROR_FORMAT || status == LLAMITA_ERROR_ARGUMENT, "status %d",
               status);
-        for (size_t i = 0; !status && i < num_tokens; i++) {
+        for (size_t i = 0; !status && i < num_tokens; i++)
             CHECK(ids[i] >= 0 && ids[i] < tokenizer_vocab_size(t), "id %d", ids[i]);
-        }
     }
     for (int32_t id = 0; id < tokenizer_vocab_size(t); id++) {
         const char *bytes;
@@ -34,12 +33,10 @@ static inline void fuzz_use_tokenizer(const tokenizer *t) {
 static inline void fuzz_use_model(const llamita_model *model) {
     static volatile unsigned sink;
     sink = sink + sum_model(model);
-    for (int32_t i = 0; i < model->info.head_dim / 2; i++) {
+    for (int32_t i = 0; i < model->info.head_dim / 2; i++)
         CHECK(isfinite(model->rope_frequency[i]), "angle %d is not finite", i);
-    }
-    for (int32_t i = 0; i < model->info.hidden_size; i++) {
+    for (int32_t i = 0; i < model->info.hidden_size; i++)
         CHECK(isfinite(model->output_norm[i]), "norm %d is not finite", i);
-    }
     if (model->tokenizer) {
         CHECK(tokenizer_vocab_size(model->tokenizer) == model->info.vocab_size, "tokenizer of another size");
         fuzz_use_tokenizer(model->tokenizer);
@@ -101,9 +98,7 @@ static inline void fuzz_change(buffer *file, const field_list *fields, uint64_t 
     const uint64_t kind = fuzz_random(state) % 16;
     size_t at = (size_t)(fuzz_random(state) % file->num_bytes);
     size_t width = (size_t)1 << fuzz_random(state) % 4;
-    if (kind < 8) {
-        at = fields->at[fuzz_random(state) % fields->count];
-    }
+    if (kind < 8) at = fields->at[fuzz_random(state) % fields->count];
     width = width < file->num_bytes - at ? width : file->num_bytes - at;
     if (kind < 6 || kind == 8) {
         uint64_t number = fuzz_number(state);

@@ -29,9 +29,7 @@ static buffer write_variant(uint32_t variant, field_list *fields) {
     gguf_draft d;
     draft_llama(&d, types[variant % 10], variant & 1);
     d.version = 2 + (variant >> 1 & 1);
-    if (variant & 4) {
-        draft_byte_level(&d, variant & 8 ? "qwen2" : "llama-bpe");
-    }
+    if (variant & 4) draft_byte_level(&d, variant & 8 ? "qwen2" : "llama-bpe");
     if (variant & 16) {
         draft_u32(&d, "general.alignment", 8);
         d.alignment = 8;
@@ -43,7 +41,5 @@ static buffer write_variant(uint32_t variant, field_list *fields) {
     return file;
 }
 
-int main(int argc, char **argv) {
-    return fuzz_main(argc, argv, 10000, 32, write_variant);
-}
+int main(int argc, char **argv) { return fuzz_main(argc, argv, 10000, 32, write_variant); }
 #endif

@@ -4,6 +4,7 @@
  * whole files at random, mostly where their headers hold numbers: fuzz_llama2c [number of files] [seed].
  */
 #include "check.h"
+#include "formats/formats.h"
 #include "fuzz.h"
 #include "model_files.h"
 
@@ -40,15 +41,11 @@ static buffer write_variant(uint32_t variant, field_list *fields) {
         return words;
     }
     const int version = (int)(variant % 4);
-    for (int i = 0; i < 9; i++) {
-        fields->at[fields->count++] = (size_t)i * 4;
-    }
+    for (int i = 0; i < 9; i++) fields->at[fields->count++] = (size_t)i * 4;
     fields->at[fields->count++] = 36;
     fields->at[fields->count++] = 37;
     return llama2c_write(version, LLAMA2C_SIZES, variant & 4, variant & 8 ? 16 : 32);
 }
 
-int main(int argc, char **argv) {
-    return fuzz_main(argc, argv, 10000, 16, write_variant);
-}
+int main(int argc, char **argv) { return fuzz_main(argc, argv, 10000, 16, write_variant); }
 #endif

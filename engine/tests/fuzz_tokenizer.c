@@ -10,7 +10,7 @@
 
 #include "check.h"
 #include "fuzz.h"
-#include "tokenizer.h"
+#include "tokenizer/tokenizer.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t num_bytes);
 
@@ -115,7 +115,7 @@ static void use(const tokenizer_source *source, const tokenizer *t, byte_slice t
         bool unknown = false;
         for (size_t i = 0; i < num_ids; i++) {
             CHECK(ids[i] >= 0 && ids[i] < source->vocab_size, "id %d", (int)ids[i]);
-            unknown |= source->types == NULL || source->types[ids[i]] == TOKEN_UNKNOWN || ids[i] == source->unknown_id;
+            unknown |= !source->types || source->types[ids[i]] == TOKEN_UNKNOWN || ids[i] == source->unknown_id;
         }
         if (flags == 0 && !unknown && plain_vocabulary) check_round_trip(source, t, text, ids, num_ids);
     }
@@ -129,7 +129,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t num_bytes) {
     feed f = {bytes, num_bytes < 4096 ? num_bytes : 4096};
     unsigned shape = take(&f), wild = take(&f); /* wild: what most files get right may be wrong too */
     tokenizer_source source = {.kind = shape & 1 ? TOKENIZER_BYTE_LEVEL : TOKENIZER_SENTENCEPIECE,
-                               .split = (tokenizer_split)(shape >> 1 & 3),
+                               .pre_tokenizer = (pre_tokenizer)(shape >> 1 & 3),
                                .pieces = pieces,
                                .merges = merges,
                                .scores = scores,
@@ -166,7 +166,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t num_bytes) {
         fuzz_check_error(&error);
         return 0;
     }
-    use(&source, t, (byte_slice){(const char *)f.bytes, f.left}, !has_user && source.types != NULL);
+    use(&source, t, (byte_slice){(const char *)f.bytes, f.left}, !has_user && source.types);
     for (int32_t id = -2; id < source.vocab_size + 2; id++) {
         const char *text;
         size_t length;

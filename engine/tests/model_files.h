@@ -5,8 +5,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "gguf.h"
-#include "model.h"
+#include "api/model_load.h"
+#include "formats/gguf.h"
+#include "model/model.h"
 
 /* ---------------------------------------------------------------- bytes */
 
@@ -19,28 +20,16 @@ static inline void put_bytes(buffer *to, const void *bytes, size_t num_bytes) {
     if (to->num_bytes + num_bytes > to->capacity) {
         to->capacity = 2 * (to->num_bytes + num_bytes);
         to->bytes = realloc(to->bytes, to->capacity);
-        if (!to->bytes) {
-            abort();
-        }
+        if (!to->bytes) abort();
     }
-    if (num_bytes) {
-        memcpy(to->bytes + to->num_bytes, bytes, num_bytes);
-    }
+    if (num_bytes) memcpy(to->bytes + to->num_bytes, bytes, num_bytes);
     to->num_bytes += num_bytes;
 }
 
-static inline void put_u8(buffer *to, uint8_t value) {
-    put_bytes(to, &value, 1);
-}
-static inline void put_u32(buffer *to, uint32_t value) {
-    put_bytes(to, &value, 4);
-}
-static inline void put_u64(buffer *to, uint64_t value) {
-    put_bytes(to, &value, 8);
-}
-static inline void put_f32(buffer *to, float value) {
-    put_bytes(to, &value, 4);
-}
+static inline void put_u8(buffer *to, uint8_t value) { put_bytes(to, &value, 1); }
+static inline void put_u32(buffer *to, uint32_t value) { put_bytes(to, &value, 4); }
+static inline void put_u64(buffer *to, uint64_t value) { put_bytes(to, &value, 8); }
+static inline void put_f32(buffer *to, float value) { put_bytes(to, &value, 4); }
 
 static inline void put_string(buffer *to, const char *text) {
     put_u64(to, strlen(text));
@@ -48,9 +37,7 @@ static inline void put_string(buffer *to, const char *text) {
 }
 
 static inline void put_zeros(buffer *to, size_t count) {
-    for (size_t i = 0; i < count; i++) {
-        put_u8(to, 0);
-    }
+    for (size_t i = 0; i < count; i++) put_u8(to, 0);
 }
 
 static inline void free_buffer(buffer *b) {
@@ -100,11 +87,8 @@ typedef struct {
 } gguf_draft;
 
 static inline draft_key *draft_find(gguf_draft *d, const char *name) {
-    for (size_t i = 0; i < d->num_keys; i++) {
-        if (strcmp(d->keys[i].name, name) == 0) {
-            return &d->keys[i];
-        }
-    }
+    for (size_t i = 0; i < d->num_keys; i++)
+        if (strcmp(d->keys[i].name, name) == 0) return &d->keys[i];
     return NULL;
 }
 
@@ -112,9 +96,7 @@ static inline draft_key *draft_find(gguf_draft *d, const char *name) {
 static inline buffer *draft_set(gguf_draft *d, const char *name, uint32_t type) {
     draft_key *key = draft_find(d, name);
     if (!key) {
-        if (d->num_keys == MAX_DRAFT_KEYS) {
-            abort();
-        }
+        if (d->num_keys == MAX_DRAFT_KEYS) abort();
         key = &d->keys[d->num_keys++];
         *key = (draft_key){0};
         strcpy(key->name, name);
@@ -150,9 +132,7 @@ static inline buffer *draft_array(gguf_draft *d, const char *name, uint32_t elem
 
 static inline void draft_strings(gguf_draft *d, const char *name, const char *const *strings, size_t count) {
     buffer *value = draft_array(d, name, GGUF_STRING, count);
-    for (size_t i = 0; i < count; i++) {
-        put_string(value, strings[i]);
-    }
+    for (size_t i = 0; i < count; i++) put_string(value, strings[i]);
 }
 
 static inline void draft_remove(gguf_draft *d, const char *name) {
@@ -163,11 +143,8 @@ static inline void draft_remove(gguf_draft *d, const char *name) {
 }
 
 static inline draft_tensor *draft_find_tensor(gguf_draft *d, const char *name) {
-    for (size_t i = 0; i < d->num_tensors; i++) {
-        if (strcmp(d->tensors[i].name, name) == 0) {
-            return &d->tensors[i];
-        }
-    }
+    for (size_t i = 0; i < d->num_tensors; i++)
+        if (strcmp(d->tensors[i].name, name) == 0) return &d->tensors[i];
     return NULL;
 }
 
@@ -184,9 +161,7 @@ static inline void draft_fill_tensor(draft_tensor *t) {
     size_t block_bytes = 4, count = 1;
     const char *name;
     tensor_type_blocks((tensor_type)t->type, &block_elements, &block_bytes, &name);
-    for (uint32_t i = 0; i < t->num_dimensions && i < 8; i++) {
-        count *= (size_t)t->shape[i];
-    }
+    for (uint32_t i = 0; i < t->num_dimensions && i < 8; i++) count *= (size_t)t->shape[i];
     t->data.num_bytes = 0;
     if (t->type == TENSOR_F32) {
         put_weights(&t->data, count, (uint32_t)count);
@@ -195,18 +170,14 @@ static inline void draft_fill_tensor(draft_tensor *t) {
     for (size_t i = 0; i < count / (size_t)block_elements; i++) {
         put_u8(&t->data, 0x00); /* 1.0 as F16 is 0x3C00; as BF16 it is 0.0078125 */
         put_u8(&t->data, 0x3C);
-        for (size_t j = 2; j < block_bytes; j++) {
-            put_u8(&t->data, (uint8_t)(i + j));
-        }
+        for (size_t j = 2; j < block_bytes; j++) put_u8(&t->data, (uint8_t)(i + j));
     }
 }
 
 /* num_rows 0: a vector. */
 static inline draft_tensor *draft_add_tensor(gguf_draft *d, const char *name, uint32_t type, uint64_t row_length,
                                              uint64_t num_rows) {
-    if (d->num_tensors == MAX_DRAFT_TENSORS) {
-        abort();
-    }
+    if (d->num_tensors == MAX_DRAFT_TENSORS) abort();
     draft_tensor *t = &d->tensors[d->num_tensors++];
     *t = (draft_tensor){.name_length = strlen(name), .num_dimensions = num_rows ? 2 : 1, .type = type};
     strcpy(t->name, name);
@@ -248,15 +219,11 @@ static inline void draft_sentencepiece(gguf_draft *d) {
     draft_text(d, "tokenizer.ggml.model", "llama");
     draft_strings(d, "tokenizer.ggml.tokens", DRAFT_TOKENS, DRAFT_VOCAB);
     buffer *scores = draft_array(d, "tokenizer.ggml.scores", GGUF_F32, DRAFT_VOCAB);
-    for (int i = 0; i < DRAFT_VOCAB; i++) {
-        put_f32(scores, (float)-i);
-    }
+    for (int i = 0; i < DRAFT_VOCAB; i++) put_f32(scores, (float)-i);
     const uint32_t types[DRAFT_VOCAB] = {TOKEN_UNKNOWN, TOKEN_CONTROL, TOKEN_CONTROL, TOKEN_NORMAL,
                                          TOKEN_NORMAL,  TOKEN_NORMAL,  TOKEN_NORMAL,  TOKEN_NORMAL};
     buffer *value = draft_array(d, "tokenizer.ggml.token_type", GGUF_I32, DRAFT_VOCAB);
-    for (int i = 0; i < DRAFT_VOCAB; i++) {
-        put_u32(value, types[i]);
-    }
+    for (int i = 0; i < DRAFT_VOCAB; i++) put_u32(value, types[i]);
     draft_u32(d, "tokenizer.ggml.bos_token_id", 1);
     draft_u32(d, "tokenizer.ggml.eos_token_id", 2);
     draft_text(d, "tokenizer.chat_template", "{{ messages }}");
@@ -300,9 +267,7 @@ static inline void draft_llama(gguf_draft *d, uint32_t type, bool tied) {
         }
     }
     draft_add_tensor(d, "output_norm.weight", TENSOR_F32, DRAFT_HIDDEN, 0);
-    if (!tied) {
-        draft_add_tensor(d, "output.weight", type, DRAFT_HIDDEN, DRAFT_VOCAB);
-    }
+    if (!tied) draft_add_tensor(d, "output.weight", type, DRAFT_HIDDEN, DRAFT_VOCAB);
 }
 
 /* A byte-level tokenizer: the 256 symbols of GPT-2's alphabet in byte order, then a merge and an end token. */
@@ -335,9 +300,7 @@ static inline void draft_byte_level(gguf_draft *d, const char *pre) {
     draft_strings(d, "tokenizer.ggml.tokens", tokens, VOCAB);
     draft_strings(d, "tokenizer.ggml.merges", merges, 1);
     buffer *types = draft_array(d, "tokenizer.ggml.token_type", GGUF_I32, VOCAB);
-    for (int i = 0; i < VOCAB; i++) {
-        put_u32(types, i < 257 ? TOKEN_NORMAL : TOKEN_CONTROL);
-    }
+    for (int i = 0; i < VOCAB; i++) put_u32(types, i < 257 ? TOKEN_NORMAL : TOKEN_CONTROL);
     draft_remove(d, "tokenizer.ggml.bos_token_id");
     draft_u32(d, "tokenizer.ggml.eos_token_id", 258);
     const char *const grown[] = {"token_embd.weight", "output.weight"};
@@ -361,9 +324,8 @@ typedef struct {
 } field_list;
 
 static inline void note_field(field_list *fields, const buffer *file) {
-    if (fields && fields->count < sizeof fields->at / sizeof fields->at[0]) {
+    if (fields && fields->count < sizeof fields->at / sizeof fields->at[0])
         fields->at[fields->count++] = file->num_bytes;
-    }
 }
 
 static inline buffer draft_write(const gguf_draft *d, field_list *fields) {
@@ -402,9 +364,7 @@ static inline buffer draft_write(const gguf_draft *d, field_list *fields) {
         put_u64(&file, offset + (uint64_t)t->offset_error);
         offset += padded(t->data.num_bytes, d->alignment);
     }
-    if (d->num_tensors) {
-        put_zeros(&file, (size_t)(padded(file.num_bytes, d->alignment) - file.num_bytes));
-    }
+    if (d->num_tensors) put_zeros(&file, (size_t)(padded(file.num_bytes, d->alignment) - file.num_bytes));
     for (size_t i = 0; i < d->num_tensors; i++) {
         const buffer *data = &d->tensors[i].data;
         put_bytes(&file, data->bytes, data->num_bytes);
@@ -414,12 +374,8 @@ static inline buffer draft_write(const gguf_draft *d, field_list *fields) {
 }
 
 static inline void draft_free(gguf_draft *d) {
-    for (size_t i = 0; i < d->num_keys; i++) {
-        free_buffer(&d->keys[i].value);
-    }
-    for (size_t i = 0; i < d->num_tensors; i++) {
-        free_buffer(&d->tensors[i].data);
-    }
+    for (size_t i = 0; i < d->num_keys; i++) free_buffer(&d->keys[i].value);
+    for (size_t i = 0; i < d->num_tensors; i++) free_buffer(&d->tensors[i].data);
 }
 
 /* ---------------------------------------------------------------- llama2.c */
@@ -431,22 +387,15 @@ typedef struct {
 static const llama2c_sizes LLAMA2C_SIZES = {DRAFT_HIDDEN,   DRAFT_FFN,   DRAFT_LAYERS, DRAFT_HEADS,
                                             DRAFT_KV_HEADS, DRAFT_VOCAB, DRAFT_CONTEXT};
 
-/* Quantised as llama2.c's version 2 does: int8 values, then one scale a group. */
+/* Quantized as llama2.c's version 2 does: int8 values, then one scale a group. */
 static inline void put_groups(buffer *to, size_t count, size_t group_size, uint32_t seed) {
-    for (size_t i = 0; i < count; i++) {
-        put_u8(to, (uint8_t)(i * 37 + seed));
-    }
-    for (size_t i = 0; i < count / group_size; i++) {
-        put_f32(to, 0.001F * (float)(i + 1));
-    }
+    for (size_t i = 0; i < count; i++) put_u8(to, (uint8_t)(i * 37 + seed));
+    for (size_t i = 0; i < count / group_size; i++) put_f32(to, 0.001F * (float)(i + 1));
 }
 
 static inline void put_part(buffer *to, size_t count, size_t group_size, uint32_t seed) {
-    if (group_size) {
-        put_groups(to, count, group_size, seed);
-    } else {
-        put_weights(to, count, seed);
-    }
+    if (group_size) put_groups(to, count, group_size, seed);
+    else put_weights(to, count, seed);
 }
 
 /* A model file of version 0, 1 or 2; group_size for version 2. */
@@ -456,9 +405,7 @@ static inline buffer llama2c_write(int version, llama2c_sizes s, bool shared, ui
     const size_t KV = D / (size_t)s.n_heads * (size_t)s.n_kv_heads, T = (size_t)s.max_seq_len;
     const size_t group = version == 2 ? group_size : 0;
     const size_t matrices[] = {D * D, KV * D, KV * D, D * D, F * D, F * D, F * D}; /* wq wk wv wo w1 w2 w3 */
-    if (version == 0 && !shared) {
-        s.vocab_size = -s.vocab_size;
-    }
+    if (version == 0 && !shared) s.vocab_size = -s.vocab_size;
     if (version != 0) {
         put_u32(&file, 0x616b3432);
         put_u32(&file, (uint32_t)version);
@@ -466,31 +413,21 @@ static inline buffer llama2c_write(int version, llama2c_sizes s, bool shared, ui
     put_bytes(&file, &s, sizeof s);
     if (version != 0) {
         put_u8(&file, shared);
-        if (version == 2) {
-            put_u32(&file, group_size);
-        }
+        if (version == 2) put_u32(&file, group_size);
         put_zeros(&file, 256 - file.num_bytes);
         put_weights(&file, L * D + L * D + D, 1);
     }
     put_part(&file, V * D, group, 2);
-    if (version == 0) {
-        put_weights(&file, L * D, 3);
-    }
+    if (version == 0) put_weights(&file, L * D, 3);
     for (size_t i = 0; i < 7; i++) {
-        if (version == 0 && i == 4) {
-            put_weights(&file, L * D, 4);
-        }
-        for (size_t l = 0; l < L; l++) {
-            put_part(&file, matrices[i], group, (uint32_t)(10 * i + l));
-        }
+        if (version == 0 && i == 4) put_weights(&file, L * D, 4);
+        for (size_t l = 0; l < L; l++) put_part(&file, matrices[i], group, (uint32_t)(10 * i + l));
     }
     if (version == 0) {
         put_weights(&file, D, 5);
         put_weights(&file, T * (D / (size_t)s.n_heads), 6);
     }
-    if (!shared) {
-        put_part(&file, V * D, group, 7);
-    }
+    if (!shared) put_part(&file, V * D, group, 7);
     return file;
 }
 
@@ -515,12 +452,8 @@ static inline llamita_model *open_bytes(const void *bytes, size_t num_bytes, con
                                         llamita_error *error) {
     llamita_model *model = calloc(1, sizeof *model);
     void *copy = malloc(num_bytes ? num_bytes : 1);
-    if (!model || !copy) {
-        abort();
-    }
-    if (num_bytes) {
-        memcpy(copy, bytes, num_bytes);
-    }
+    if (!model || !copy) abort();
+    if (num_bytes) memcpy(copy, bytes, num_bytes);
     model->mapping = copy;
     model->mapping_bytes = num_bytes;
     *error = (llamita_error){0};
@@ -547,9 +480,7 @@ static inline void close_bytes(llamita_model *model) {
 static inline unsigned sum_tensor(const tensor *t) {
     unsigned sum = 0;
     const unsigned char *bytes = t->data;
-    for (size_t i = 0; i < (size_t)t->num_rows * t->row_bytes; i++) {
-        sum += bytes[i];
-    }
+    for (size_t i = 0; i < (size_t)t->num_rows * t->row_bytes; i++) sum += bytes[i];
     return sum;
 }
 
@@ -560,16 +491,10 @@ static inline unsigned sum_model(const llamita_model *model) {
         const layer *l = &model->layers[i];
         sum += sum_tensor(&l->query) + sum_tensor(&l->key) + sum_tensor(&l->value) + sum_tensor(&l->attention_output) +
                sum_tensor(&l->ffn_gate) + sum_tensor(&l->ffn_up) + sum_tensor(&l->ffn_down);
-        for (int32_t k = 0; k < info->hidden_size; k++) {
-            sum += l->attention_norm[k] > l->ffn_norm[k];
-        }
+        for (int32_t k = 0; k < info->hidden_size; k++) sum += l->attention_norm[k] > l->ffn_norm[k];
     }
-    for (int32_t k = 0; k < info->hidden_size; k++) {
-        sum += model->output_norm[k] > 0.0F;
-    }
-    for (int32_t k = 0; k < info->head_dim / 2; k++) {
-        sum += model->rope_frequency[k] > 0.0F;
-    }
+    for (int32_t k = 0; k < info->hidden_size; k++) sum += model->output_norm[k] > 0.0F;
+    for (int32_t k = 0; k < info->head_dim / 2; k++) sum += model->rope_frequency[k] > 0.0F;
     return sum;
 }
 

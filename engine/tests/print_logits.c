@@ -20,21 +20,21 @@ static int print(const llamita_model *model, llamita_session *session, const int
     int status = 0;
     if (llamita_session_feed_logits(session, ids, num_ids, logits, &error) != LLAMITA_OK)
         status = refuse(error.message);
-    else if (fwrite(logits, sizeof *logits, count, stdout) != count)
-        status = refuse("cannot write");
+    else if (fwrite(logits, sizeof *logits, count, stdout) != count) status = refuse("cannot write");
     free(logits);
     return status;
 }
 
 int main(int num_arguments, char **arguments) {
-    enum { FIRST_ID = 5, MOST_IDS = 1000 };
-    if (num_arguments <= FIRST_ID || num_arguments > FIRST_ID + MOST_IDS)
+    enum { FIRST_ID = 5, MAX_IDS = 1000 };
+    if (num_arguments <= FIRST_ID || num_arguments > FIRST_ID + MAX_IDS)
         return refuse("expected a model, kernels, threads, a KV type, ids");
-    int32_t ids[MOST_IDS];
+    int32_t ids[MAX_IDS];
     for (int i = FIRST_ID; i < num_arguments; i++) ids[i - FIRST_ID] = (int32_t)strtol(arguments[i], NULL, 10);
     llamita_error error;
     llamita_model *model = NULL;
-    if (llamita_model_open(arguments[1], &(llamita_model_params){.kernels = arguments[2]}, &model, &error) != LLAMITA_OK)
+    if (llamita_model_open(arguments[1], &(llamita_model_params){.kernels = arguments[2]}, &model, &error) !=
+        LLAMITA_OK)
         return refuse(error.message);
     const llamita_session_params params = {.num_threads = (int32_t)strtol(arguments[3], NULL, 10),
                                            .kv_type = (llamita_kv_type)strtol(arguments[4], NULL, 10)};

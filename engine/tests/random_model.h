@@ -6,17 +6,17 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "adapter.h"
 #include "check.h"
-#include "kernels.h"
-#include "model.h"
+#include "kernels/kernels.h"
+#include "model/lora.h"
+#include "model/model.h"
 
 /* A CHECK without which the test cannot go on. */
-#define REQUIRE(condition, ...)                                                                                        \
-    do {                                                                                                               \
-        const int before = check_num_failures;                                                                         \
-        CHECK(condition, __VA_ARGS__);                                                                                 \
-        if (check_num_failures > before) exit(1);                                                                      \
+#define REQUIRE(condition, ...)                   \
+    do {                                          \
+        const int before = check_num_failures;    \
+        CHECK(condition, __VA_ARGS__);            \
+        if (check_num_failures > before) exit(1); \
     } while (0)
 
 static uint64_t random_state = 1;
@@ -37,13 +37,14 @@ static inline float random_float(void) {
 
 static inline void *allocate_or_die(size_t bytes) {
     void *memory = calloc(1, bytes);
-    REQUIRE(memory != NULL, "no memory for %zu bytes", bytes);
+    REQUIRE(memory, "no memory for %zu bytes", bytes);
     return memory;
 }
 
-static const tensor_type all_types[] = {
-    TENSOR_F32,  TENSOR_F16,  TENSOR_BF16, TENSOR_Q8_0, TENSOR_Q4_0,   TENSOR_Q4_1,   TENSOR_Q5_0,  TENSOR_Q5_1,  TENSOR_IQ4_NL,
-    TENSOR_MXFP4, TENSOR_Q2_K, TENSOR_Q3_K, TENSOR_Q4_K, TENSOR_Q5_K, TENSOR_Q6_K, TENSOR_IQ4_XS, TENSOR_TQ1_0, TENSOR_TQ2_0};
+static const tensor_type all_types[] = {TENSOR_F32,    TENSOR_F16,   TENSOR_BF16, TENSOR_Q8_0,   TENSOR_Q4_0,
+                                        TENSOR_Q4_1,   TENSOR_Q5_0,  TENSOR_Q5_1, TENSOR_IQ4_NL, TENSOR_MXFP4,
+                                        TENSOR_Q2_K,   TENSOR_Q3_K,  TENSOR_Q4_K, TENSOR_Q5_K,   TENSOR_Q6_K,
+                                        TENSOR_IQ4_XS, TENSOR_TQ1_0, TENSOR_TQ2_0};
 #define NUM_TYPES ((int)(sizeof all_types / sizeof all_types[0]))
 #define NUM_FLOAT_TYPES 3
 #define NUM_BLOCK_TYPES 10 /* whose blocks have at most 32 elements */
@@ -76,8 +77,8 @@ static inline uint16_t half_of(float value) {
 /* Where the halves of a block lie that scale it, and the one that moves it; -1: none. */
 static inline void scale_places(tensor_type type, int *scale, int *minimum) {
     *minimum = type == TENSOR_Q4_1 || type == TENSOR_Q5_1 || type == TENSOR_Q4_K || type == TENSOR_Q5_K ? 2
-               : type == TENSOR_Q2_K                                                                 ? 82
-                                                                                                     : -1;
+               : type == TENSOR_Q2_K                                                                    ? 82
+                                                                                                        : -1;
     *scale = type == TENSOR_Q2_K    ? 80
              : type == TENSOR_Q3_K  ? 108
              : type == TENSOR_Q6_K  ? 208
@@ -86,8 +87,8 @@ static inline void scale_places(tensor_type type, int *scale, int *minimum) {
                                     : 0;
 }
 
-static inline void dequantise_row(tensor_type type, const void *row, int64_t length, float *out) {
-    tensor_type_dequantise(type)(row, length, out);
+static inline void dequantize_row(tensor_type type, const void *row, int64_t length, float *out) {
+    tensor_type_dequantize(type)(row, length, out);
 }
 
 /* A block of random codes whose scale is this. MXFP4's is a power of two in a byte. */
@@ -159,7 +160,7 @@ static inline void *packed_rows(tensor_type type, const void *rows, int64_t num_
     const int64_t num_panels = (num_rows + PANEL_ROWS - 1) / PANEL_ROWS;
     const size_t bytes = ((size_t)num_panels * panel_bytes(panel_format_of(type), length) + 63) / 64 * 64;
     void *panels = aligned_alloc(PANEL_ALIGNMENT, bytes);
-    REQUIRE(panels != NULL, "no memory");
+    REQUIRE(panels, "no memory");
     REQUIRE(panel_pack(type, rows, row_bytes_of(type, length), num_rows, length, 0, num_panels, panels), "no memory");
     return panels;
 }
@@ -171,16 +172,16 @@ typedef struct {
     bool tied;
 } model_shape;
 
-/* 32s everywhere that quantised types need them; grouped heads; rows that are no multiple of any tile. */
+/* 32s everywhere that quantized types need them; grouped heads; rows that are no multiple of any tile. */
 static const model_shape small_shape = {96, 160, 2, 6, 2, 75, 300, false};
 /* Lengths that are no multiple of 8, for float types: heads of 6. */
 static const model_shape odd_shape = {30, 43, 2, 5, 5, 37, 140, true};
-/* Whole super-blocks; as many kv heads as some of the teams have members. */
+/* Whole super-blocks; as many kv heads as some of the pools have workers. */
 static const model_shape super_shape = {256, 512, 1, 4, 4, 75, 300, false};
 
 static inline void own(llamita_model *model, void *memory) {
     model->owned = realloc(model->owned, (model->num_owned + 1) * sizeof *model->owned);
-    REQUIRE(model->owned != NULL, "no memory");
+    REQUIRE(model->owned, "no memory");
     model->owned[model->num_owned++] = memory;
 }
 
@@ -211,7 +212,7 @@ static inline llamita_model *random_model(const model_shape *shape, tensor_type 
                                           uint64_t seed) {
     random_state = seed;
     llamita_model *model = calloc(1, sizeof *model);
-    REQUIRE(model != NULL, "no memory");
+    REQUIRE(model, "no memory");
     const int32_t head_dim = shape->hidden_size / shape->num_heads, hidden = shape->hidden_size,
                   ffn = shape->intermediate_size;
     model->info = (llamita_model_info){.hidden_size = hidden,
@@ -229,7 +230,7 @@ static inline llamita_model *random_model(const model_shape *shape, tensor_type 
                                        .tied_embeddings = shape->tied,
                                        .decode_bytes = 1000};
     model->kernels = kernels_select(kernels_wanted);
-    REQUIRE(model->kernels != NULL, "no such kernels");
+    REQUIRE(model->kernels, "no such kernels");
     model->token_embedding = random_tensor(model, type, shape->vocab_size, hidden);
     model->output = shape->tied ? model->token_embedding : random_tensor(model, type, shape->vocab_size, hidden);
     model->output_norm = random_norm(model, hidden);
@@ -237,7 +238,7 @@ static inline llamita_model *random_model(const model_shape *shape, tensor_type 
     for (int32_t i = 0; i < head_dim / 2; i++) frequency[i] = (float)pow(10000.0, -2.0 * i / head_dim);
     model->rope_frequency = frequency;
     model->layers = calloc((size_t)shape->num_layers, sizeof *model->layers);
-    REQUIRE(model->layers != NULL, "no memory");
+    REQUIRE(model->layers, "no memory");
     for (int32_t i = 0; i < shape->num_layers; i++) {
         layer *l = &model->layers[i];
         l->attention_norm = random_norm(model, hidden);
@@ -269,7 +270,7 @@ static inline llamita_adapter *random_adapter(llamita_model *model, int32_t rank
     own(model, adapter);
     adapter->model = model;
     adapter->info = (llamita_adapter_info){.rank = rank, .alpha = 1.5f * (float)rank};
-    atomic_init(&adapter->num_holders, 1 << 20); /* whoever lets go of it does not free it */
+    atomic_init(&adapter->ref_count, 1 << 20); /* whoever lets go of it does not free it */
     adapter->layers = allocate_or_die((size_t)model->info.num_hidden_layers * sizeof *adapter->layers);
     own(model, adapter->layers);
     for (int32_t i = 0; i < model->info.num_hidden_layers; i++) {
@@ -278,7 +279,7 @@ static inline llamita_adapter *random_adapter(llamita_model *model, int32_t rank
         for (int which = 0; which < MATRICES_PER_LAYER; which++) {
             if (random_below(5) == 0) continue;
             const int32_t own_rank = 1 + random_below(rank);
-            low_rank *update = &adapter->layers[i][which];
+            lora_pair *update = &adapter->layers[i][which];
             update->a = random_tensor(model, types[random_below(3)], own_rank, matrices[which]->row_length);
             update->b = random_tensor(model, types[random_below(3)], matrices[which]->num_rows, own_rank);
         }

@@ -1,5 +1,5 @@
 /* test_chat_template.c: spellings that mean the same, templates that are known, and any bytes at all. */
-#include "chat_template.h"
+#include "tokenizer/chat_template.h"
 
 #include <stdint.h>
 #include <stdlib.h>
@@ -14,9 +14,10 @@ static const char *const SMOLLM2 =
 
 static void check_spelling(const char *template_text, const char *expected) {
     char *found = chat_template_canonical(template_text);
-    if (expected == NULL) CHECK(found == NULL, "%s: found %s", template_text, found);
-    else CHECK(found != NULL && strcmp(found, expected) == 0, "%s: expected %s, found %s", template_text, expected,
-               found ? found : "nothing");
+    if (!expected) CHECK(!found, "%s: found %s", template_text, found);
+    else
+        CHECK(found && strcmp(found, expected) == 0, "%s: expected %s, found %s", template_text, expected,
+              found ? found : "nothing");
     free(found);
 }
 
@@ -32,28 +33,29 @@ static void test_spellings(void) {
     check_spelling("a {#- no {{ x }} -#} b\n {# no #}\nc", "ab\nc");
     check_spelling("a\n  {%- set x = messages[ 1 : ] %}\n{{ '{' }}{", "a{%set x=messages[1:]%}\\{\\{");
     check_spelling("{{ x[ y ] }}{{ x['a b'] }}{{ x|trim(1) }}{{ trim }}", "{{x[y]}}{{x['a b']}}{{x|trim(1)}}{{trim}}");
-    const char *const broken[] = {"{{ x", "{% if", "{{ 'x }}", "{{ x) }}", "{{ 'a\\x' }}", "{# a", "{% raw %}{% endraw %}",
-                                  "{{ ( }}", "a\r\n", "{{ {'a': 1} }}", "{{ x ? y }}", "{{ x -}} \xC2\xA0y", "{{", "{%-"};
+    const char *const broken[] = {
+        "{{ x",    "{% if", "{{ 'x }}",       "{{ x) }}",    "{{ 'a\\x' }}",       "{# a", "{% raw %}{% endraw %}",
+        "{{ ( }}", "a\r\n", "{{ {'a': 1} }}", "{{ x ? y }}", "{{ x -}} \xC2\xA0y", "{{",   "{%-"};
     for (size_t i = 0; i < sizeof broken / sizeof *broken; i++) check_spelling(broken[i], NULL);
 }
 
 static void test_recognition(void) {
     char system[MAX_DEFAULT_SYSTEM_BYTES];
     bool has_system;
-    const chat_format *format = chat_template_recognise(SMOLLM2, system, &has_system);
-    CHECK(format != NULL && strcmp(format->family, "chatml") == 0, "SmolLM2's template is not known");
+    const chat_format *format = chat_template_recognize(SMOLLM2, system, &has_system);
+    CHECK(format && strcmp(format->family, "chatml") == 0, "SmolLM2's template is not known");
     CHECK(has_system && strcmp(system, "Be kind.") == 0, "found %s", system);
     const char *const others[] = {"", "{{ messages }}", "<|im_start|>", "{% for message in messages %}<|im_start|>"};
     for (size_t i = 0; i < sizeof others / sizeof *others; i++)
-        CHECK(chat_template_recognise(others[i], system, &has_system) == NULL, "%s", others[i]);
+        CHECK(chat_template_recognize(others[i], system, &has_system) == NULL, "%s", others[i]);
     const size_t length = strlen(SMOLLM2); /* without any one of its bytes, but for white space, it is another */
     char *changed = malloc(length + 1);
     int num_known = 0;
-    for (size_t i = 0; changed != NULL && i < length; i++) {
+    for (size_t i = 0; changed && i < length; i++) {
         memcpy(changed, SMOLLM2, i);
         strcpy(changed + i, SMOLLM2 + i + 1);
-        format = chat_template_recognise(changed, system, &has_system);
-        if (format == NULL) continue;
+        format = chat_template_recognize(changed, system, &has_system);
+        if (!format) continue;
         num_known++;
         CHECK(strchr(" Bekind.", SMOLLM2[i]) != NULL, "without byte %zu, '%c', it is still known", i, SMOLLM2[i]);
     }
@@ -63,8 +65,9 @@ static void test_recognition(void) {
 
 /* Pieces of templates in any order: nothing may be read or written where it must not (ASan and UBSan say). */
 static void test_any_bytes(void) {
-    static const char *const pieces[] = {"{{", "}}", "{%", "%}", "{#", "#}", "-", "+", "'", "\"", "\\", "\n", " ", "(", ")",
-                                         "[", "]", "['a']", "|trim", "|", "if", "x", "~", "\xC3\xA9", "{", "}", "0", "raw"};
+    static const char *const pieces[] = {"{{", "}}", "{%", "%}",       "{#", "#}", "-", "+",     "'",     "\"",
+                                         "\\", "\n", " ",  "(",        ")",  "[",  "]", "['a']", "|trim", "|",
+                                         "if", "x",  "~",  "\xC3\xA9", "{",  "}",  "0", "raw"};
     uint64_t state = 7;
     for (int round = 0; round < 100000; round++) {
         char text[256];
@@ -77,7 +80,7 @@ static void test_any_bytes(void) {
         }
         text[length] = 0;
         char *spelled = chat_template_canonical(text);
-        CHECK(spelled == NULL || strlen(spelled) <= 4 * length + 16, "%s: too long", text);
+        CHECK(!spelled || strlen(spelled) <= 4 * length + 16, "%s: too long", text);
         free(spelled);
     }
 }

@@ -6,7 +6,7 @@
 static void multiply(const tensor *weights, const double *in, double *out) {
     float *row = allocate_or_die((size_t)weights->row_length * sizeof *row);
     for (int64_t r = 0; r < weights->num_rows; r++) {
-        dequantise_row(weights->type, (const char *)weights->data + (size_t)r * weights->row_bytes, weights->row_length,
+        dequantize_row(weights->type, (const char *)weights->data + (size_t)r * weights->row_bytes, weights->row_length,
                        row);
         out[r] = 0;
         for (int64_t k = 0; k < weights->row_length; k++) out[r] += (double)row[k] * in[k];
@@ -14,7 +14,7 @@ static void multiply(const tensor *weights, const double *in, double *out) {
     free(row);
 }
 
-static void normalise(const double *in, const float *weight, double epsilon, int32_t length, double *out) {
+static void normalize(const double *in, const float *weight, double epsilon, int32_t length, double *out) {
     double squares = 0;
     for (int32_t i = 0; i < length; i++) squares += in[i] * in[i];
     for (int32_t i = 0; i < length; i++) out[i] = in[i] / sqrt(squares / length + epsilon) * (double)weight[i];
@@ -28,8 +28,8 @@ static void turn(const float *frequency, int32_t head_dim, int32_t position, dou
     }
 }
 
-enum { MOST = 512 }; /* any length of the shapes here */
-static double keys[4][400][MOST], values[4][400][MOST];
+enum { MAX_WORKERS = 512 }; /* any length of the shapes here */
+static double keys[4][400][MAX_WORKERS], values[4][400][MAX_WORKERS];
 
 static void attend_naively(const llamita_model_info *info, int32_t layer_index, int32_t position, const double *query,
                            double *out) {
@@ -52,15 +52,16 @@ static void attend_naively(const llamita_model_info *info, int32_t layer_index, 
 
 static void naive_logits(const llamita_model *model, int32_t id, int32_t position, double *logits) {
     const llamita_model_info *info = &model->info;
-    double residual[MOST], normed[MOST], query[MOST], attended[MOST], gate[MOST], up[MOST], update[MOST];
-    float row[MOST];
-    dequantise_row(model->token_embedding.type,
+    double residual[MAX_WORKERS], normed[MAX_WORKERS], query[MAX_WORKERS], attended[MAX_WORKERS], gate[MAX_WORKERS],
+        up[MAX_WORKERS], update[MAX_WORKERS];
+    float row[MAX_WORKERS];
+    dequantize_row(model->token_embedding.type,
                    (const char *)model->token_embedding.data + (size_t)id * model->token_embedding.row_bytes,
                    info->hidden_size, row);
     for (int32_t i = 0; i < info->hidden_size; i++) residual[i] = (double)row[i];
     for (int32_t n = 0; n < info->num_hidden_layers; n++) {
         const layer *l = &model->layers[n];
-        normalise(residual, l->attention_norm, (double)info->rms_norm_eps, info->hidden_size, normed);
+        normalize(residual, l->attention_norm, (double)info->rms_norm_eps, info->hidden_size, normed);
         multiply(&l->query, normed, query);
         multiply(&l->key, normed, keys[n][position]);
         multiply(&l->value, normed, values[n][position]);
@@ -71,14 +72,14 @@ static void naive_logits(const llamita_model *model, int32_t id, int32_t positio
         attend_naively(info, n, position, query, attended);
         multiply(&l->attention_output, attended, update);
         for (int32_t i = 0; i < info->hidden_size; i++) residual[i] += update[i];
-        normalise(residual, l->ffn_norm, (double)info->rms_norm_eps, info->hidden_size, normed);
+        normalize(residual, l->ffn_norm, (double)info->rms_norm_eps, info->hidden_size, normed);
         multiply(&l->ffn_gate, normed, gate);
         multiply(&l->ffn_up, normed, up);
         for (int32_t i = 0; i < info->intermediate_size; i++) gate[i] = gate[i] / (1 + exp(-gate[i])) * up[i];
         multiply(&l->ffn_down, gate, update);
         for (int32_t i = 0; i < info->hidden_size; i++) residual[i] += update[i];
     }
-    normalise(residual, model->output_norm, (double)info->rms_norm_eps, info->hidden_size, normed);
+    normalize(residual, model->output_norm, (double)info->rms_norm_eps, info->hidden_size, normed);
     multiply(&model->output, normed, logits);
 }
 
@@ -100,7 +101,7 @@ static double difference_from_naive(const model_shape *shape, tensor_type type, 
     llamita_error error;
     REQUIRE(llamita_session_feed_logits(session, ids, (size_t)num_tokens, logits, &error) == LLAMITA_OK, "%s",
             error.message);
-    double differences = 0, squares = 0, expected[MOST];
+    double differences = 0, squares = 0, expected[MAX_WORKERS];
     for (int32_t t = 0; t < num_tokens; t++) {
         naive_logits(model, ids[t], t, expected);
         for (int32_t i = 0; i < vocab_size; i++) {
@@ -114,17 +115,17 @@ static double difference_from_naive(const model_shape *shape, tensor_type type, 
     return sqrt(differences / squares);
 }
 
-/* Rounding of: floats; quantised activations; 11 bits of keys and values; 8 bits of them. */
+/* Rounding of: floats; quantized activations; 11 bits of keys and values; 8 bits of them. */
 static void test_against_naive(const char *kernels_wanted) {
     static const double of_kv_type[] = {[LLAMITA_KV_F16] = 1e-3, [LLAMITA_KV_F32] = 2e-6, [LLAMITA_KV_Q8] = 2e-2};
     for (int t = 0; t < NUM_TYPES; t++) {
-        const bool quantised = panel_is_quantised(panel_format_of(all_types[t]));
+        const bool quantized = panel_is_quantized(panel_format_of(all_types[t]));
         const model_shape *shape = t < NUM_BLOCK_TYPES ? &small_shape : &super_shape;
         for (int kv = LLAMITA_KV_F16; kv <= LLAMITA_KV_Q8; kv++) {
             if (t > 0 && kv != LLAMITA_KV_F32) continue;
             const double difference =
                 difference_from_naive(shape, all_types[t], kernels_wanted, (llamita_kv_type)kv, 135); /* two pages */
-            CHECK(difference < (quantised ? 0.04 : of_kv_type[kv]), "%s %s, KV type %d: off by %g", kernels_wanted,
+            CHECK(difference < (quantized ? 0.04 : of_kv_type[kv]), "%s %s, KV type %d: off by %g", kernels_wanted,
                   type_name(all_types[t]), kv, difference);
         }
         if (t >= NUM_FLOAT_TYPES) continue;

@@ -4,7 +4,7 @@
 #include <time.h>
 
 #include "check.h"
-#include "kernels.h"
+#include "kernels/kernels.h"
 #include "model_files.h"
 
 /* ---------------------------------------------------------------- refusals */
@@ -29,12 +29,12 @@ static void check_refused(gguf_draft *d, const char *expected, int line) {
 }
 
 /* A whole draft d, changed by the statements, must be refused with this text. */
-#define REFUSED(expected, ...)                                                                                         \
-    do {                                                                                                               \
-        gguf_draft d;                                                                                                  \
-        draft_llama(&d, TENSOR_F32, false);                                                                            \
-        __VA_ARGS__;                                                                                                   \
-        check_refused(&d, expected, __LINE__);                                                                         \
+#define REFUSED(expected, ...)                 \
+    do {                                       \
+        gguf_draft d;                          \
+        draft_llama(&d, TENSOR_F32, false);    \
+        __VA_ARGS__;                           \
+        check_refused(&d, expected, __LINE__); \
     } while (0)
 
 static void test_header(void) {
@@ -200,7 +200,7 @@ static void test_tensors(void) {
         REFUSED(missing, draft_remove_tensor(&d, norms[i]));
         REFUSED(finite, set_float(&d, norms[i], 31, NAN));
         REFUSED(finite, set_float(&d, norms[i], 0, -INFINITY));
-        REFUSED("expected type F32, F16 or BF16, found a quantised one",
+        REFUSED("expected type F32, F16 or BF16, found a quantized one",
                 draft_retype_tensor(&d, norms[i], TENSOR_Q8_0));
     }
     REFUSED("tensor token_embd.weight is missing", draft_remove_tensor(&d, "token_embd.weight"));
@@ -296,9 +296,7 @@ static void test_opens(void) {
             draft_llama(&d, types[i].type, tied);
             d.version = 2 + (uint32_t)tied;
             llamita_model *model = open_draft(&d, __LINE__);
-            if (!model) {
-                continue;
-            }
+            if (!model) continue;
             llamita_model_info info;
             llamita_model_get_info(model, &info);
             const int64_t matrices = 2 * layer_weights + (tied ? 1 : 2) * 8 * 32;

@@ -8,7 +8,7 @@
  */
 #include "random_model.h"
 
-enum { NUM_ADAPTERS = 2, NUM_SETS = 5, NUM_TEXTS = 8, MOST_TOKENS = 160, CASES_PER_MODEL = 10 };
+enum { NUM_ADAPTERS = 2, NUM_SETS = 5, NUM_TEXTS = 8, MAX_TOKENS = 160, CASES_PER_MODEL = 10 };
 
 static llamita_error error;
 
@@ -17,9 +17,9 @@ typedef struct {
     const model_shape *shape;
     llamita_kv_type kv_type;
     uint64_t seed;
-    int32_t ids[NUM_TEXTS][MOST_TOKENS], num_tokens[NUM_TEXTS];
-    int32_t shared[NUM_TEXTS]; /* ids in common with text 0 */
-    int set[NUM_TEXTS];        /* which adapters it is told with */
+    int32_t ids[NUM_TEXTS][MAX_TOKENS], num_tokens[NUM_TEXTS];
+    int32_t shared[NUM_TEXTS];  /* ids in common with text 0 */
+    int set[NUM_TEXTS];         /* which adapters it is told with */
     float *expected[NUM_TEXTS]; /* [num_tokens, V] */
 } subject;
 
@@ -47,7 +47,8 @@ static void set_adapters(llamita_adapter *const adapters[NUM_ADAPTERS], int set,
 static void compute_expected(subject *s, int32_t text) {
     llamita_model *model = random_model(s->shape, s->type, "scalar", s->seed);
     llamita_session *session = open_session_with(
-        model, (llamita_session_params){.num_threads = 1, .kv_type = s->kv_type, .speculation = LLAMITA_SPECULATION_OFF});
+        model,
+        (llamita_session_params){.num_threads = 1, .kv_type = s->kv_type, .speculation = LLAMITA_SPECULATION_OFF});
     llamita_adapter *adapters[NUM_ADAPTERS];
     make_adapters(s, model, adapters);
     set_adapters(adapters, s->set[text], session, 0);
@@ -65,10 +66,12 @@ static void make_subject(subject *s, uint64_t seed) {
     random_state = seed;
     const int t = random_below(NUM_TYPES);
     s->type = all_types[t];
-    s->shape = t >= NUM_BLOCK_TYPES ? &super_shape : t < NUM_FLOAT_TYPES && random_below(3) == 0 ? &odd_shape : &small_shape;
+    s->shape = t >= NUM_BLOCK_TYPES                          ? &super_shape
+               : t < NUM_FLOAT_TYPES && random_below(3) == 0 ? &odd_shape
+                                                             : &small_shape;
     s->kv_type = (llamita_kv_type)random_below(3);
     s->seed = seed;
-    const int32_t most = s->shape->context_tokens < MOST_TOKENS ? s->shape->context_tokens : MOST_TOKENS;
+    const int32_t most = s->shape->context_tokens < MAX_TOKENS ? s->shape->context_tokens : MAX_TOKENS;
     for (int32_t text = 0; text < NUM_TEXTS; text++) {
         s->num_tokens[text] = most - random_below(most / 2);
         s->shared[text] = text == 0 ? s->num_tokens[0] : random_below(s->num_tokens[text]);
@@ -104,7 +107,8 @@ static void decode_some(const run *r) {
     llamita_chunk chunks[NUM_TEXTS];
     int32_t num_chunks = 0, starts[NUM_TEXTS];
     size_t num_logits = 0;
-    const int32_t limit = random_below(4) == 0 ? MOST_TOKENS : 1 + random_below(6), begin = random_below(r->num_sequences);
+    const int32_t limit = random_below(4) == 0 ? MAX_TOKENS : 1 + random_below(6),
+                  begin = random_below(r->num_sequences);
     for (int32_t i = 0; i < r->num_sequences; i++) {
         const int32_t text = (begin + i) % r->num_sequences, left = left_of(r, text);
         if (left == 0 || random_below(4) == 0) continue;
@@ -146,7 +150,7 @@ static void feed_piece(const run *r) {
 
 static void score_piece(const run *r) {
     const int32_t left = left_of(r, 0), position = position_of(r, 0);
-    double nats[MOST_TOKENS];
+    double nats[MAX_TOKENS];
     if (left < 2) return;
     const int32_t count = 2 + random_below(left - 1);
     REQUIRE(llamita_session_score(r->session, r->subject->ids[0] + position, (size_t)count, nats, &error) == LLAMITA_OK,
@@ -165,8 +169,8 @@ static void go_back(const run *r) {
 static void take_over(const run *r) {
     const int32_t from = random_below(r->num_sequences), to = random_below(r->num_sequences);
     if (from == to || r->subject->set[from] != r->subject->set[to]) return;
-    int32_t common = from == 0   ? r->subject->shared[to]
-                     : to == 0   ? r->subject->shared[from]
+    int32_t common = from == 0                                           ? r->subject->shared[to]
+                     : to == 0                                           ? r->subject->shared[from]
                      : r->subject->shared[from] < r->subject->shared[to] ? r->subject->shared[from]
                                                                          : r->subject->shared[to];
     common = common < position_of(r, from) ? common : position_of(r, from);

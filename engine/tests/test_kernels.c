@@ -1,7 +1,7 @@
 /* test_kernels.c: every kernel against double arithmetic, against its own other tile shapes, and against the oracle. */
 #include "random_model.h"
 
-#include "exponential.h"
+#include "kernels/float_math.h"
 
 static const kernels *tables[5];
 static int num_tables;
@@ -32,14 +32,14 @@ static void check_alone(const kernels *k, const matmul_job *job, panel_format fo
     one.columns = (const char *)job->columns + (size_t)column * job->column_bytes;
     one.out = alone;
     k->matmul[format](&one);
-    CHECK(memcmp(&alone[row % PANEL_ROWS], &found, sizeof found) == 0, "%s %s: %.9g alone, %.9g in %dx%d", k->name, type,
-          (double)alone[row % PANEL_ROWS], (double)found, (int)job->num_rows, (int)job->num_columns);
+    CHECK(memcmp(&alone[row % PANEL_ROWS], &found, sizeof found) == 0, "%s %s: %.9g alone, %.9g in %dx%d", k->name,
+          type, (double)alone[row % PANEL_ROWS], (double)found, (int)job->num_rows, (int)job->num_columns);
 }
 
 /* Against exact sums, against the same column alone, and bit for bit against the oracle. */
 static void check_matmul(tensor_type type, int64_t num_rows, int64_t num_columns, int64_t length) {
     const panel_format format = panel_format_of(type);
-    const bool quantised = panel_is_quantised(format);
+    const bool quantized = panel_is_quantized(format);
     char *memory;
     const char *weights = random_rows(type, num_rows, length, 0.1f, &memory);
     void *panels = packed_rows(type, weights, num_rows, length);
@@ -48,8 +48,8 @@ static void check_matmul(tensor_type type, int64_t num_rows, int64_t num_columns
     const size_t num_blocks = (size_t)(num_columns * length / 32);
     activation_block *blocks = allocate_or_die((num_blocks + 1) * sizeof *blocks);
     for (int64_t i = 0; i < num_columns * length; i++) columns[i] = random_float() * (i % 5 == 0 ? 10.0f : 1.0f);
-    if (quantised) {
-        kernels_scalar.quantise(columns, num_columns * length, blocks);
+    if (quantized) {
+        kernels_scalar.quantize(columns, num_columns * length, blocks);
         for (int64_t i = 0; i < num_columns * length; i++)
             columns[i] = blocks[i / 32].scale * (float)blocks[i / 32].values[i % 32];
     }
@@ -60,15 +60,15 @@ static void check_matmul(tensor_type type, int64_t num_rows, int64_t num_columns
                                 panel_bytes(format, length),
                                 num_rows,
                                 length,
-                                quantised ? (void *)blocks : columns,
-                                quantised ? (size_t)length / 32 * sizeof *blocks : (size_t)length * sizeof(float),
+                                quantized ? (void *)blocks : columns,
+                                quantized ? (size_t)length / 32 * sizeof *blocks : (size_t)length * sizeof(float),
                                 num_columns,
                                 out,
                                 stride};
         for (size_t j = 0; j < num_out; j++) out[j] = -77.0f;
         tables[i]->matmul[format](&job);
         for (int64_t r = 0; r < num_rows; r++) {
-            dequantise_row(type, weights + (size_t)r * row_bytes_of(type, length), length, row);
+            dequantize_row(type, weights + (size_t)r * row_bytes_of(type, length), length, row);
             for (int64_t c = 0; c < num_columns; c++) {
                 double magnitude;
                 const double exact = exact_dot(row, columns + c * length, length, &magnitude);
@@ -83,8 +83,8 @@ static void check_matmul(tensor_type type, int64_t num_rows, int64_t num_columns
             for (size_t j = (size_t)num_rows; j < stride; j++)
                 CHECK(out[(size_t)c * stride + j] == -77.0f, "%s wrote beyond its rows", tables[i]->name);
         if (i == 0) memcpy(oracle, out, num_out * sizeof *out);
-        CHECK(memcmp(oracle, out, num_out * sizeof *out) == 0, "%s %s %dx%dx%d differs from the oracle", tables[i]->name,
-              type_name(type), (int)num_rows, (int)num_columns, (int)length);
+        CHECK(memcmp(oracle, out, num_out * sizeof *out) == 0, "%s %s %dx%dx%d differs from the oracle",
+              tables[i]->name, type_name(type), (int)num_rows, (int)num_columns, (int)length);
     }
     free(memory), free(panels), free(columns), free(row), free(blocks), free(out), free(oracle);
 }
@@ -100,7 +100,8 @@ static void test_matmul(void) {
                     for (int i = 0; i < 4; i++) check_matmul(all_types[t], num_rows, num_columns, block_lengths[i]);
                 else
                     for (int i = 0; i < 2; i++) check_matmul(all_types[t], num_rows, num_columns, 256 << i);
-    for (int t = 0; t < NUM_TYPES; t++) check_matmul(all_types[t], 13, 40, 256), check_matmul(all_types[t], 13, 15, 256);
+    for (int t = 0; t < NUM_TYPES; t++)
+        check_matmul(all_types[t], 13, 40, 256), check_matmul(all_types[t], 13, 15, 256);
 }
 
 /* Blocks that leave 16 bits in sloppy kernels: the largest codes with the largest values. The result is exact. */
@@ -132,7 +133,7 @@ static void test_extreme_blocks(void) {
                 float values[BLOCK_LENGTH], out[PANEL_ROWS];
                 for (int j = 0; j < BLOCK_LENGTH; j++) values[j] = (float)activation;
                 activation_block block;
-                kernels_scalar.quantise(values, BLOCK_LENGTH, &block);
+                kernels_scalar.quantize(values, BLOCK_LENGTH, &block);
                 const float expected = (float)(32 * (code - cases[i].zero) * activation * cases[i].step);
                 for (int t = 0; t < num_tables; t++) {
                     tables[t]->matmul[cases[i].format](&(matmul_job){panel, sizeof panel, PANEL_ROWS, BLOCK_LENGTH,
@@ -173,7 +174,8 @@ static void test_to_halves(void) {
     static float values[COUNT];
     static uint16_t found[COUNT];
     for (int i = 0; i < COUNT; i++) /* every exponent, ties included */
-        values[i] = i < 4096 ? ldexpf((float)(2049 + i), -11 - i % 29) : float_from_bits(random_bits() << 1 ^ random_bits());
+        values[i] =
+            i < 4096 ? ldexpf((float)(2049 + i), -11 - i % 29) : float_from_bits(random_bits() << 1 ^ random_bits());
     for (int i = 0; i < num_tables; i++) {
         tables[i]->to_halves(values, COUNT, found);
         for (int j = 0; j < COUNT; j++) {
@@ -184,25 +186,27 @@ static void test_to_halves(void) {
             }
             CHECK(found[j] == half_from_float(values[j]), "%s: %.9g becomes %04x", tables[i]->name, (double)values[j],
                   (unsigned)found[j]);
-            const double step = fmax(ldexp(1, -24), ldexp(1, ilogb((double)values[j] == 0 ? 1 : (double)values[j]) - 10));
+            const double step =
+                fmax(ldexp(1, -24), ldexp(1, ilogb((double)values[j] == 0 ? 1 : (double)values[j]) - 10));
             CHECK(fabs((double)values[j]) >= 65520 ? isinf(back) : fabs((double)back - (double)values[j]) <= step / 2,
                   "%s: %.9g becomes %.9g", tables[i]->name, (double)values[j], (double)back);
         }
     }
 }
 
-static void test_quantise(void) {
+static void test_quantize(void) {
     enum { LENGTH = 32 * 64 };
     float values[LENGTH];
     activation_block expected[LENGTH / 32], found[LENGTH / 32];
     for (int i = 0; i < LENGTH; i++) values[i] = random_float() * powf(10.0f, (float)(i / 32 - 32));
-    for (int i = 0; i < 32; i++) values[40 * 32 + i] = i == 0 ? 127.0f : (float)(i - 16) * 0.5f; /* ties: the scale is 1 */
+    for (int i = 0; i < 32; i++)
+        values[40 * 32 + i] = i == 0 ? 127.0f : (float)(i - 16) * 0.5f; /* ties: the scale is 1 */
     for (int i = 0; i < 32; i++) values[41 * 32 + i] = 0.0f;
     for (int i = 0; i < 32; i++) values[42 * 32 + i] = -0.0f;
     values[43 * 32 + 5] = NAN;
     values[44 * 32 + 31] = INFINITY;
     values[45 * 32] = -INFINITY;
-    kernels_scalar.quantise(values, LENGTH, expected);
+    kernels_scalar.quantize(values, LENGTH, expected);
     for (int b = 0; b < LENGTH / 32; b++) {
         if (b >= 43 && b <= 45) {
             CHECK(isnan(expected[b].scale), "block %d hides a value that is not finite", b);
@@ -216,7 +220,7 @@ static void test_quantise(void) {
     }
     for (int i = 0; i < num_tables; i++) {
         memset(found, 0x55, sizeof found);
-        tables[i]->quantise(values, LENGTH, found);
+        tables[i]->quantize(values, LENGTH, found);
         for (int b = 0; b < LENGTH / 32; b++) {
             CHECK(memcmp(found[b].values, expected[b].values, 32) == 0, "%s: block %d", tables[i]->name, b);
             if (b >= 43 && b <= 45) {
@@ -258,7 +262,8 @@ static void check_vectors(const kernels *k, int length) {
     }
     for (int i = 0; i < length; i++) out[i] = values[i];
     memcpy(oracle, out, sizeof oracle);
-    const float sum = k->exp_and_sum(out, length, largest), oracle_sum = kernels_scalar.exp_and_sum(oracle, length, largest);
+    const float sum = k->exp_and_sum(out, length, largest),
+                oracle_sum = kernels_scalar.exp_and_sum(oracle, length, largest);
     CHECK(memcmp(out, oracle, (size_t)length * sizeof *out) == 0 && sum == oracle_sum, "%s exp of %d differs", k->name,
           length);
     CHECK(k->sum_of_squares(values, length) == kernels_scalar.sum_of_squares(values, length), "%s squares of %d differ",
@@ -310,7 +315,7 @@ int main(void) {
     test_halves();
     test_to_halves();
     test_extreme_blocks();
-    test_quantise();
+    test_quantize();
     test_vectors();
     test_matmul();
     return check_failures();

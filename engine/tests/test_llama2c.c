@@ -1,19 +1,18 @@
 /* test_llama2c.c: llama2.c's model files and tokenizer.bin open as what they say; wrong ones are refused in one line.
  */
 #include <math.h>
-#include <unistd.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "check.h"
+#include "formats/formats.h"
 #include "model_files.h"
 
 static void put_at(buffer *file, size_t position, const void *bytes, size_t num_bytes) {
     memcpy(file->bytes + position, bytes, num_bytes);
 }
 
-static void put_i32_at(buffer *file, size_t position, int32_t value) {
-    put_at(file, position, &value, 4);
-}
+static void put_i32_at(buffer *file, size_t position, int32_t value) { put_at(file, position, &value, 4); }
 
 /* ---------------------------------------------------------------- model files: refusals */
 
@@ -31,18 +30,16 @@ static void check_refused(buffer *file, const char *expected, int line) {
 }
 
 /* A whole file of this version, changed by the statements, must be refused with this text. */
-#define REFUSED(version, expected, ...)                                                                                \
-    do {                                                                                                               \
-        buffer file = llama2c_write(version, LLAMA2C_SIZES, true, 32);                                                 \
-        __VA_ARGS__;                                                                                                   \
-        check_refused(&file, expected, __LINE__);                                                                      \
+#define REFUSED(version, expected, ...)                                \
+    do {                                                               \
+        buffer file = llama2c_write(version, LLAMA2C_SIZES, true, 32); \
+        __VA_ARGS__;                                                   \
+        check_refused(&file, expected, __LINE__);                      \
     } while (0)
 
 enum { DIM, HIDDEN_DIM, N_LAYERS, N_HEADS, N_KV_HEADS, VOCAB_SIZE, MAX_SEQ_LEN };
 
-static size_t field(int version, int index) {
-    return (size_t)(version ? 8 : 0) + 4 * (size_t)index;
-}
+static size_t field(int version, int index) { return (size_t)(version ? 8 : 0) + 4 * (size_t)index; }
 
 static void test_v0_refusals(void) {
     const char *foreign = "expected a GGUF or llama2.c model file, found neither";
@@ -223,12 +220,8 @@ static void test_groups(void) {
 
 static llamita_status read_copy(const buffer *file, int32_t vocab_size, tokenizer **out, llamita_error *error) {
     void *copy = malloc(file->num_bytes ? file->num_bytes : 1); /* of exactly the file's size: see open_bytes */
-    if (!copy) {
-        abort();
-    }
-    if (file->num_bytes) {
-        memcpy(copy, file->bytes, file->num_bytes);
-    }
+    if (!copy) abort();
+    if (file->num_bytes) memcpy(copy, file->bytes, file->num_bytes);
     *error = (llamita_error){0};
     llamita_status status = llama2c_read_tokenizer(copy, file->num_bytes, "draft.bin", vocab_size, out, error);
     free(copy);
@@ -248,11 +241,11 @@ static void check_tokenizer_refused(buffer *file, int32_t vocab_size, const char
     free_buffer(file);
 }
 
-#define TOKENIZER_REFUSED(vocab_size, expected, ...)                                                                   \
-    do {                                                                                                               \
-        buffer file = llama2c_write_tokenizer();                                                                       \
-        __VA_ARGS__;                                                                                                   \
-        check_tokenizer_refused(&file, vocab_size, expected, __LINE__);                                                \
+#define TOKENIZER_REFUSED(vocab_size, expected, ...)                    \
+    do {                                                                \
+        buffer file = llama2c_write_tokenizer();                        \
+        __VA_ARGS__;                                                    \
+        check_tokenizer_refused(&file, vocab_size, expected, __LINE__); \
     } while (0)
 
 static void test_tokenizer_refusals(void) {
@@ -335,9 +328,7 @@ static void test_byte_tokens(void) {
 
 static void write_file(const char *path, const buffer *file) {
     FILE *out = fopen(path, "wb");
-    if (!out || fwrite(file->bytes, 1, file->num_bytes, out) != file->num_bytes || fclose(out) != 0) {
-        abort();
-    }
+    if (!out || fwrite(file->bytes, 1, file->num_bytes, out) != file->num_bytes || fclose(out) != 0) abort();
 }
 
 static void check_open_fails(const char *path, const char *tokenizer_path, const char *kernels, llamita_status status,
@@ -353,9 +344,7 @@ static void check_open_fails(const char *path, const char *tokenizer_path, const
 
 static void test_files(void) {
     char directory[] = "/tmp/llamita_test_XXXXXX", model_path[64], tokenizer_path[64], empty_path[64], pipe_path[64];
-    if (!mkdtemp(directory)) {
-        abort();
-    }
+    if (!mkdtemp(directory)) abort();
     snprintf(model_path, sizeof model_path, "%s/model.bin", directory);
     snprintf(tokenizer_path, sizeof tokenizer_path, "%s/tokenizer.bin", directory);
     snprintf(empty_path, sizeof empty_path, "%s/empty.bin", directory);
@@ -366,9 +355,7 @@ static void test_files(void) {
     write_file(model_path, &file);
     write_file(tokenizer_path, &words);
     write_file(empty_path, &nothing);
-    if (mkfifo(pipe_path, 0600) != 0) {
-        abort();
-    }
+    if (mkfifo(pipe_path, 0600) != 0) abort();
     const llamita_model_params params = {.tokenizer_path = tokenizer_path};
     llamita_model *model = NULL;
     llamita_error error = {0};
@@ -384,7 +371,8 @@ static void test_files(void) {
     check_open_fails(directory, NULL, NULL, LLAMITA_ERROR_IO, "expected a file, found a directory");
     check_open_fails(pipe_path, NULL, NULL, LLAMITA_ERROR_IO, "expected a regular file");
     check_open_fails(empty_path, NULL, NULL, LLAMITA_ERROR_FORMAT, "the file is empty");
-    check_open_fails(model_path, NULL, "mmx", LLAMITA_ERROR_ARGUMENT, "kernels: expected auto, scalar or, on a processor that has it, avx2");
+    check_open_fails(model_path, NULL, "mmx", LLAMITA_ERROR_ARGUMENT,
+                     "kernels: expected auto, scalar or, on a processor that has it, avx2");
     check_open_fails(model_path, "/nowhere/t.bin", NULL, LLAMITA_ERROR_IO,
                      "cannot open tokenizer /nowhere/t.bin: No such");
     check_open_fails(model_path, empty_path, NULL, LLAMITA_ERROR_FORMAT, "cannot open tokenizer");

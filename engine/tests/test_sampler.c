@@ -8,7 +8,7 @@ void portable_close(llamita_sampler *sampler);
 #define llamita_sampler_close portable_close
 #define llamita_sampler_accept portable_accept
 #define llamita_sampler_pick portable_pick
-#include "sampler.c"
+#include "model/sampler.c"
 #undef llamita_sampler_open
 #undef llamita_sampler_close
 #undef llamita_sampler_accept

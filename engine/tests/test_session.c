@@ -4,14 +4,19 @@
 static llamita_error error;
 
 static void test_refusals(const llamita_model *model) {
-    const llamita_session_params wrong[] = {
-        {.num_threads = -1},   {.num_threads = 100000}, {.context_tokens = -1},           {.context_tokens = 301},
-        {.num_sequences = -1}, {.num_sequences = 5000}, {.kv_type = (llamita_kv_type)3},  {.speculation = (llamita_speculation)9}};
+    const llamita_session_params wrong[] = {{.num_threads = -1},
+                                            {.num_threads = 100000},
+                                            {.context_tokens = -1},
+                                            {.context_tokens = 301},
+                                            {.num_sequences = -1},
+                                            {.num_sequences = 5000},
+                                            {.kv_type = (llamita_kv_type)3},
+                                            {.speculation = (llamita_speculation)9}};
     llamita_session *session = NULL;
     for (size_t i = 0; i < sizeof wrong / sizeof wrong[0]; i++) {
         CHECK(llamita_session_open(model, &wrong[i], &session, &error) == LLAMITA_ERROR_ARGUMENT, "params %zu", i);
-        CHECK(session == NULL && error.status == LLAMITA_ERROR_ARGUMENT && strstr(error.message, "expected") != NULL,
-              "%s", error.message);
+        CHECK(!session && error.status == LLAMITA_ERROR_ARGUMENT && strstr(error.message, "expected") != NULL, "%s",
+              error.message);
     }
     const llamita_session_params params = {.num_threads = 2, .context_tokens = 10};
     REQUIRE(llamita_session_open(model, &params, &session, &error) == LLAMITA_OK, "%s", error.message);
@@ -82,9 +87,9 @@ static void test_damaged_weights(tensor_type type) {
     REQUIRE(llamita_session_feed(session, ids, 2, &error) == LLAMITA_OK, "%s", error.message);
     const float nan = NAN;
     const uint16_t half_nan = 0x7e00, bfloat_nan = 0x7fc0;
-    /* The first number of a float panel; the first scale of a quantised one, behind all its codes. */
+    /* The first number of a float panel; the first scale of a quantized one, behind all its codes. */
     tensor *damaged = &model->layers[1].ffn_up;
-    const size_t place = panel_is_quantised(damaged->format) ? (size_t)(damaged->row_length / BLOCK_LENGTH) *
+    const size_t place = panel_is_quantized(damaged->format) ? (size_t)(damaged->row_length / BLOCK_LENGTH) *
                                                                    panel_layout_of(damaged->format).code_bytes
                                                              : 0;
     memcpy((char *)(uintptr_t)damaged->panels + place,

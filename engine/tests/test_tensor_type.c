@@ -2,9 +2,9 @@
 #include <math.h>
 
 #include "check.h"
-#include "tensor_type.h"
+#include "kernels/tensor_type.h"
 
-enum { MOST_BYTES = 256, MOST_ELEMENTS = 256, END = -1 };
+enum { MAX_BYTES = 256, MAX_ELEMENTS = 256, END = -1 };
 
 typedef struct {
     int offset, value; /* offset END: no more */
@@ -101,14 +101,14 @@ static void test_cases(void) {
         int64_t elements = 0;
         size_t num_bytes = 0;
         const char *name = "";
-        uint8_t block[MOST_BYTES] = {0};
-        float values[MOST_ELEMENTS];
+        uint8_t block[MAX_BYTES] = {0};
+        float values[MAX_ELEMENTS];
         CHECK(tensor_type_blocks(this->type, &elements, &num_bytes, &name), "type %d is not read", (int)this->type);
         for (const byte_set *set = this->bytes; set->offset != END; set++) {
             CHECK((size_t)set->offset < num_bytes, "case %zu: byte %d of %zu", c, set->offset, num_bytes);
             block[set->offset] = (uint8_t)set->value;
         }
-        tensor_type_dequantise(this->type)(block, elements, values);
+        tensor_type_dequantize(this->type)(block, elements, values);
         CHECK(values[this->element] == this->expected, "case %zu: element %d of %s: expected %g, found %g", c,
               this->element, name, (double)this->expected, (double)values[this->element]);
     }
@@ -122,10 +122,10 @@ static void test_halves(void) {
         float expected = (float)ldexp(exponent ? mantissa + 1024 : mantissa, (exponent ? exponent : 1) - 25);
         expected = exponent == 31 ? (mantissa ? NAN : INFINITY) : expected;
         float found, bfloat;
-        tensor_type_dequantise(TENSOR_F16)(&half, 1, &found);
+        tensor_type_dequantize(TENSOR_F16)(&half, 1, &found);
         CHECK(isnan(expected) ? isnan(found) : fabsf(found) == expected, "half %04x: %g", bits, (double)found);
         CHECK(!signbit(found) == !(bits >> 15), "half %04x: its sign", bits);
-        tensor_type_dequantise(TENSOR_BF16)(&half, 1, &bfloat);
+        tensor_type_dequantize(TENSOR_BF16)(&half, 1, &bfloat);
         CHECK(bits_from_float(bfloat) == (uint32_t)bits << 16, "bfloat %04x: %g", bits, (double)bfloat);
     }
 }
@@ -138,26 +138,26 @@ static void test_rows(void) {
         size_t num_bytes = 0;
         const char *name = NULL;
         if (!tensor_type_blocks(type, &elements, &num_bytes, &name)) {
-            CHECK(tensor_type_dequantise(type) == NULL && !tensor_type_is_quantised(type), "type %d", number);
+            CHECK(tensor_type_dequantize(type) == NULL && !tensor_type_is_quantized(type), "type %d", number);
             continue;
         }
-        CHECK(name != NULL && number < TENSOR_TYPES_END, "type %d", number);
-        CHECK(tensor_type_is_quantised(type) == (elements > 1), "%s", name);
-        uint8_t rows[1 + 3 * MOST_BYTES];
-        float alone[3 * MOST_ELEMENTS], together[3 * MOST_ELEMENTS + 1];
+        CHECK(name && number < TENSOR_TYPES_END, "type %d", number);
+        CHECK(tensor_type_is_quantized(type) == (elements > 1), "%s", name);
+        uint8_t rows[1 + 3 * MAX_BYTES];
+        float alone[3 * MAX_ELEMENTS], together[3 * MAX_ELEMENTS + 1];
         for (size_t i = 0; i < sizeof rows; i++) rows[i] = (uint8_t)(i * 37 % 59); /* finite in every format */
         for (int b = 0; b < 3; b++) {
-            uint8_t block[MOST_BYTES];
+            uint8_t block[MAX_BYTES];
             memcpy(block, rows + 1 + (size_t)b * num_bytes, num_bytes);
-            tensor_type_dequantise(type)(block, elements, alone + b * elements);
+            tensor_type_dequantize(type)(block, elements, alone + b * elements);
         }
         together[3 * elements] = 12345.0F;
-        tensor_type_dequantise(type)(rows + 1, 3 * elements, together);
+        tensor_type_dequantize(type)(rows + 1, 3 * elements, together);
         CHECK(memcmp(alone, together, (size_t)(3 * elements) * sizeof(float)) == 0, "%s: blocks depend on each other",
               name);
         CHECK(together[3 * elements] == 12345.0F, "%s: it writes behind its row", name);
     }
-    CHECK(tensor_type_dequantise((tensor_type)-1) == NULL, "type -1");
+    CHECK(tensor_type_dequantize((tensor_type)-1) == NULL, "type -1");
 }
 
 int main(void) {

@@ -5,9 +5,9 @@
 #include <string.h>
 
 #include "check.h"
-#include "tokenizer.h"
-#include "tokenizer_split.h"
-#include "unicode.h"
+#include "tokenizer/pre_tokenizer.h"
+#include "tokenizer/tokenizer.h"
+#include "tokenizer/unicode.h"
 
 enum { MAX_PIECES = 700, MAX_MERGES = 64 };
 
@@ -20,11 +20,11 @@ typedef struct {
     char bytes[MAX_PIECES][8];
 } draft;
 
-static draft *draft_new(tokenizer_kind kind, tokenizer_split split) {
+static draft *draft_new(tokenizer_kind kind, pre_tokenizer split) {
     draft *d = calloc(1, sizeof *d);
     if (!d) abort();
     d->source = (tokenizer_source){.kind = kind,
-                                   .split = split,
+                                   .pre_tokenizer = split,
                                    .pieces = d->pieces,
                                    .scores = d->scores,
                                    .types = d->types,
@@ -91,9 +91,8 @@ static const char *encode(const tokenizer *t, const char *text, int flags) {
         snprintf(shown, sizeof shown, "%s", error.message);
         return shown;
     }
-    for (size_t i = 0, at = 0; i < num; i++) {
+    for (size_t i = 0, at = 0; i < num; i++)
         at += (size_t)snprintf(shown + at, sizeof shown - at, i ? " %d" : "%d", (int)ids[i]);
-    }
     return shown;
 }
 
@@ -105,9 +104,8 @@ static const char *pieces(const tokenizer *t, const char *text, int flags) {
     llamita_error error = {0};
     shown[0] = '\0';
     CHECK(!tokenizer_encode(t, text, strlen(text), flags, ids, 256, &num, &error), "%s", error.message);
-    for (size_t i = 0; i < num; i++) {
+    for (size_t i = 0; i < num; i++)
         at += (size_t)snprintf(shown + at, sizeof shown - at, i ? "|%s" : "%s", tokenizer_text(t, ids[i]));
-    }
     return shown;
 }
 
@@ -130,7 +128,7 @@ static void check_decode(const tokenizer *t, int32_t previous, int32_t id, const
 
 /* ids: 0 <unk>, 1 <s>, 2 </s>, 3 .. 258 bytes, then from 259 what the tests name. */
 static draft *sentencepiece_draft(bool with_bytes) {
-    draft *d = draft_new(TOKENIZER_SENTENCEPIECE, SPLIT_GPT2);
+    draft *d = draft_new(TOKENIZER_SENTENCEPIECE, PRE_TOKENIZER_GPT2);
     add_piece(d, "<unk>", TOKEN_UNKNOWN, 0);
     add_piece(d, "<s>", TOKEN_CONTROL, 0);
     add_piece(d, "</s>", TOKEN_CONTROL, 0);
@@ -255,7 +253,7 @@ static void test_special_tokens(void) {
 /* ------------------------------------------------------------------ byte level */
 
 static void test_byte_level(void) {
-    draft *d = draft_new(TOKENIZER_BYTE_LEVEL, SPLIT_QWEN2);
+    draft *d = draft_new(TOKENIZER_BYTE_LEVEL, PRE_TOKENIZER_QWEN2);
     d->source.bos_id = add_piece(d, "<|endoftext|>", TOKEN_CONTROL, 0);
     add_alphabet(d);
     add_piece(d, "\xC4\xA0t", TOKEN_NORMAL, 0);   /* Ġt: 257 */
@@ -277,7 +275,7 @@ static void test_byte_level(void) {
     check_decode(t, -1, 0, "", 0);
     check_decode(t, -1, 261, "  ", 2);
     tokenizer_free(t);
-    d->source.split = SPLIT_LLAMA_BPE;
+    d->source.pre_tokenizer = PRE_TOKENIZER_LLAMA_BPE;
     t = create(d);
     check_text(encode(t, "xyz", 0), "260", "llama-bpe takes a token whole");
     tokenizer_free(t);
@@ -288,11 +286,11 @@ static void test_byte_level(void) {
     free(d);
 }
 
-static void check_split(tokenizer_split kind, const char *text, const char *expected) {
+static void check_split(pre_tokenizer kind, const char *text, const char *expected) {
     char shown[256];
     size_t at = 0, end = strlen(text);
     for (size_t from = 0, length; from < end; from += length) {
-        length = split_next(kind, text + from, end - from);
+        length = pre_tokenizer_next(kind, text + from, end - from);
         at += (size_t)snprintf(shown + at, sizeof shown - at, from ? "|%.*s" : "%.*s", (int)length, text + from);
     }
     check_text(shown, expected, text);
@@ -300,25 +298,25 @@ static void check_split(tokenizer_split kind, const char *text, const char *expe
 
 static void test_splits(void) {
     const char *mixed = "I'll go  to 12345, DON'T\n \n x!? \xE4\xB8\xAD\xE6\x96\x87\xEF\xBC\x8C  ";
-    check_split(SPLIT_GPT2, mixed,
+    check_split(PRE_TOKENIZER_GPT2, mixed,
                 "I|'ll| go| | to| 12345|,| DON|'|T|\n \n| x|!?| \xE4\xB8\xAD\xE6\x96\x87|\xEF\xBC\x8C|  ");
-    check_split(SPLIT_SMOLLM, mixed,
+    check_split(PRE_TOKENIZER_SMOLLM, mixed,
                 "I|'ll| go| | to| |1|2|3|4|5|,| DON|'|T|\n \n| x|!?| \xE4\xB8\xAD\xE6\x96\x87|\xEF\xBC\x8C|  ");
-    check_split(SPLIT_LLAMA_BPE, mixed,
+    check_split(PRE_TOKENIZER_LLAMA_BPE, mixed,
                 "I|'ll| go| | to| |123|45|,| DON|'T|\n \n| x|!?| \xE4\xB8\xAD\xE6\x96\x87|\xEF\xBC\x8C|  ");
-    check_split(SPLIT_QWEN2, mixed,
+    check_split(PRE_TOKENIZER_QWEN2, mixed,
                 "I|'ll| go| | to| |1|2|3|4|5|,| DON|'T|\n \n| x|!?| \xE4\xB8\xAD\xE6\x96\x87|\xEF\xBC\x8C|  ");
-    check_split(SPLIT_QWEN2, "'\xC5\xBFo", "'\xC5\xBFo"); /* the long s is no s */
-    check_split(SPLIT_GPT2, "'\xC5\xBFo", "'|\xC5\xBFo");
-    check_split(SPLIT_QWEN2, "I'VeX'lLy'", "I|'Ve|X|'lL|y|'");
-    check_split(SPLIT_QWEN2,
+    check_split(PRE_TOKENIZER_QWEN2, "'\xC5\xBFo", "'\xC5\xBFo"); /* the long s is no s */
+    check_split(PRE_TOKENIZER_GPT2, "'\xC5\xBFo", "'|\xC5\xBFo");
+    check_split(PRE_TOKENIZER_QWEN2, "I'VeX'lLy'", "I|'Ve|X|'lL|y|'");
+    check_split(PRE_TOKENIZER_QWEN2,
                 "(a\t\tb..\r\n\r\n c\xC2\xA0\xC2\xA0"
                 "d",
                 "(a|\t|\tb|..\r\n\r\n| c|\xC2\xA0|\xC2\xA0"
                 "d");
-    check_split(SPLIT_QWEN2, "  \n\n  y", "  \n\n| | y");
-    check_split(SPLIT_SMOLLM, "a  1", "a|  |1");
-    check_split(SPLIT_GPT2, "a  1", "a| | 1");
+    check_split(PRE_TOKENIZER_QWEN2, "  \n\n  y", "  \n\n| | y");
+    check_split(PRE_TOKENIZER_SMOLLM, "a  1", "a|  |1");
+    check_split(PRE_TOKENIZER_GPT2, "a  1", "a| | 1");
 }
 
 /* ------------------------------------------------------------------ against the slow and obvious */
@@ -331,7 +329,7 @@ static unsigned random_below(unsigned limit) { /* xorshift64 (Marsaglia 2003) */
     return (unsigned)((random_state >> 11) % limit);
 }
 
-/* Merges strings of a's, b's and c's: over and over, the neighbours whose joined string has the best rank. */
+/* Merges strings of a's, b's and c's: over and over, the neighbors whose joined string has the best rank. */
 static size_t merge_slowly(const draft *d, int32_t first, const char *text, size_t length, int32_t *ids) {
     size_t starts[512], num = length;
     for (size_t i = 0; i <= num; i++) starts[i] = i;
@@ -398,7 +396,7 @@ static void test_long_runs(void) {
     if (!text || !ids) abort();
     memset(text, 'a', length);
     for (int kind = 0; kind < 2; kind++) {
-        draft *d = kind ? draft_new(TOKENIZER_BYTE_LEVEL, SPLIT_GPT2) : sentencepiece_draft(true);
+        draft *d = kind ? draft_new(TOKENIZER_BYTE_LEVEL, PRE_TOKENIZER_GPT2) : sentencepiece_draft(true);
         if (kind) add_alphabet(d);
         else add_piece(d, "a", TOKEN_NORMAL, 0);
         add_piece(d, "aa", TOKEN_NORMAL, -1);
@@ -416,7 +414,7 @@ static void test_long_runs(void) {
 }
 
 static void test_capacity(void) {
-    draft *d = draft_new(TOKENIZER_BYTE_LEVEL, SPLIT_GPT2);
+    draft *d = draft_new(TOKENIZER_BYTE_LEVEL, PRE_TOKENIZER_GPT2);
     add_alphabet(d);
     tokenizer *t = create(d);
     int32_t ids[3] = {-7, -7, -7};
@@ -437,14 +435,14 @@ static void check_refused(draft *d, const char *expected) {
     tokenizer *t = NULL;
     llamita_error error = {0};
     llamita_status status = tokenizer_create(&d->source, "draft", &t, &error);
-    CHECK(status == LLAMITA_ERROR_FORMAT && t == NULL, "accepted; expected '%s'", expected);
+    CHECK(status == LLAMITA_ERROR_FORMAT && !t, "accepted; expected '%s'", expected);
     CHECK(strstr(error.message, expected) && strstr(error.message, ": draft: "), "expected '%s', found '%s'", expected,
           error.message);
     free(d);
 }
 
 static draft *wrong_piece(tokenizer_kind kind, const char *piece, int32_t type, float score) {
-    draft *d = kind == TOKENIZER_SENTENCEPIECE ? sentencepiece_draft(true) : draft_new(kind, SPLIT_GPT2);
+    draft *d = kind == TOKENIZER_SENTENCEPIECE ? sentencepiece_draft(true) : draft_new(kind, PRE_TOKENIZER_GPT2);
     if (kind == TOKENIZER_BYTE_LEVEL) add_alphabet(d);
     add_piece(d, "ab", TOKEN_NORMAL, 0);
     add_piece(d, "<x>", TOKEN_CONTROL, 0);
@@ -460,9 +458,9 @@ static draft *wrong_merge(const char *line) {
 
 static void test_refused_sources(void) {
     const tokenizer_kind spm = TOKENIZER_SENTENCEPIECE, bytes = TOKENIZER_BYTE_LEVEL;
-    draft *d = draft_new(spm, SPLIT_GPT2);
+    draft *d = draft_new(spm, PRE_TOKENIZER_GPT2);
     check_refused(d, "expected 1 to 16777216 tokens, found 0");
-    d = draft_new(bytes, SPLIT_GPT2);
+    d = draft_new(bytes, PRE_TOKENIZER_GPT2);
     d->source.vocab_size = -5;
     check_refused(d, "found -5");
     check_refused(wrong_piece(spm, "ab", TOKEN_NORMAL, 0), "token 261 'ab': expected every piece to differ");
@@ -494,7 +492,7 @@ static void test_refused_sources(void) {
     d->source.scores = NULL;
     check_refused(d, "expected a score for every piece");
     check_refused(sentencepiece_draft(true), "expected pieces of type normal, found none");
-    d = draft_new(bytes, SPLIT_GPT2);
+    d = draft_new(bytes, PRE_TOKENIZER_GPT2);
     add_piece(d, "ab", TOKEN_NORMAL, 0);
     check_refused(d, "expected tokens for single bytes, found none");
     char *longest = calloc(1026, 1);

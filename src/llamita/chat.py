@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any
 
 from llamita.chat_template import ChatTemplate
-from llamita.engine import AdapterUses, Message, Model, Part, Sampler, Session, text_pieces
+from llamita.engine import AdapterUses, Message, Model, Sampler, Session, TextSegment, text_pieces
 from llamita.errors import ChatError
 from llamita.sampling import DEFAULT_RUNTIME, RuntimeOptions, SamplingParams, with_overrides
 
@@ -110,8 +110,8 @@ class Chat:
         parts = []
         for part in found:
             ids = () if part.message is None else messages[part.message].ids
-            parts.append(Part(_bytes(part.text), part.message is None, ids))
-        return self._model.encode_parts(parts)
+            parts.append(TextSegment(_bytes(part.text), part.message is None, ids))
+        return self._model.encode_segments(parts)
 
     def close(self) -> None:
         """Free the memory."""

@@ -35,7 +35,7 @@ LAYERS = (
 TORCH_FREE = (
     "errors", "atomic", "user_cache", "console", "progress", "config", "chat_template_worker", "chat_template",
     "sampling", "engine", "tokenizer", "stories", "data", "batch_generate", "chat", "formats.tensor_table",
-    "formats.tensor_types", "formats.dequantize", "formats.dequantize_k", "formats.rope_order",
+    "formats.tensor_types", "formats.rope_order",
     "formats.huggingface", "formats.gguf",
 )  # fmt: skip
 ENVIRONMENT_READERS = ("cli", "training.distributed", "user_cache")
@@ -124,7 +124,18 @@ def includes(path: Path) -> set[str]:
 
 
 def sources(*folders: str) -> list[Path]:
-    return sorted(p for f in folders for p in (ENGINE / f).glob("*.[ch]"))
+    return sorted(p for f in folders for p in (ENGINE / f).rglob("*.[ch]"))
+
+
+# engine/src: a folder may include its own headers, llamita.h, and those of the folders named here.
+C_FOLDERS = {
+    "runtime": (),
+    "kernels": ("runtime",),
+    "tokenizer": ("runtime",),
+    "model": ("kernels", "runtime", "tokenizer"),
+    "formats": ("kernels", "model", "runtime", "tokenizer"),
+    "api": ("formats", "kernels", "model", "runtime", "tokenizer"),
+}
 
 
 def test_program_knows_only_the_public_header() -> None:
@@ -133,32 +144,61 @@ def test_program_knows_only_the_public_header() -> None:
     assert includes(ENGINE / "reference" / "run.c") == set()
 
 
-# Who may include what, by file stem; a stem that is not named may be included by anyone above the kernels.
-def test_c_directions() -> None:
-    for path in sources("src"):
-        stem, found = path.stem, includes(path)
-        if stem.startswith("kernels"):
-            bad = {
-                name for name in found - {"exponential.h", "panel.h", "tensor_type.h"} if not name.startswith("kernels")
-            }
-            assert not bad, f"{path.name} includes {bad}: kernels know no model structs"
-        if stem in ("ops", "attention", "kv_cache", "panel"):
-            assert not found & {"forward.h", "session.h", "tokenizer.h", "llama2c.h", "gguf.h"}, f"{path.name}: {found}"
-        if stem == "forward":
-            assert not found & {"session.h", "tokenizer.h", "sampler.h"}, f"{path.name}: {found}"
-        if stem.startswith(("tokenizer", "unicode", "sampler", "threads")):
-            assert not found & {"model.h", "forward.h", "ops.h", "session.h"}, f"{path.name}: {found}"
+@pytest.mark.parametrize("folder", C_FOLDERS)
+def test_c_folders(folder: str) -> None:
+    allowed = {folder, *C_FOLDERS[folder]}
+    for path in sources(f"src/{folder}"):
+        for name in includes(path) - {"llamita.h"}:
+            assert name.partition("/")[0] in allowed, f"{path.name} must not include {name}"
+
+
+def test_c_folders_are_all_named() -> None:
+    assert {path.name for path in (ENGINE / "src").iterdir()} == set(C_FOLDERS)
 
 
 def test_intrinsics_only_in_kernels() -> None:
     for path in sources("src", "app", "reference"):
         text = path.read_text(encoding="utf-8")
-        if not path.stem.startswith("kernels_"):
+        if path.parent.name != "kernels":
             assert not re.search(r"immintrin\.h|arm_neon\.h|_mm\d*_\w+\(|\bv\w+q_[fsu]\d+\(", text), path
 
 
 def without_comments(text: str) -> str:
     return re.sub(r'"(?:\\.|[^"\\\n])*"', '""', re.sub(r"/\*.*?\*/|//[^\n]*", " ", text, flags=re.DOTALL))
+
+
+def cycle(graph: dict[str, set[str]]) -> list[str]:
+    """A path that returns to where it began, or nothing."""
+    done: set[str] = set()
+
+    def walk(node: str, path: list[str]) -> list[str]:
+        if node in path:
+            return [*path[path.index(node) :], node]
+        if node not in done:
+            for other in sorted(graph[node]):
+                if found := walk(other, [*path, node]):
+                    return found
+            done.add(node)
+        return []
+
+    return next((found for node in sorted(graph) if (found := walk(node, []))), [])
+
+
+def test_c_headers_include_without_circles() -> None:
+    headers = {str(p.relative_to(ENGINE / "src")): includes(p) for p in sources("src") if p.suffix == ".h"}
+    assert cycle({name: found & headers.keys() for name, found in headers.items()}) == []
+
+
+def test_c_files_call_without_circles() -> None:
+    paths = [path for path in sources("src") if path.suffix == ".c"]
+    texts = {str(p.relative_to(ENGINE / "src")): without_comments(p.read_text(encoding="utf-8")) for p in paths}
+    defines = re.compile(r"^(static |INLINE )?(?=\w)[\w *]*?\b(\w+)\([^;{}]*?\)\s*\{", re.MULTILINE)
+    functions = {name: defines.findall(text) for name, text in texts.items()}
+    public = {name: {function for private, function in found if not private} for name, found in functions.items()}
+    own = {name: {function for _, function in found} for name, found in functions.items()}
+    words = {name: set(re.findall(r"(?<![\w.>])\w+", text)) - own[name] for name, text in texts.items()}
+    calls = {name: {other for other in texts if public[other] & words[name]} for name in texts}
+    assert cycle(calls) == []
 
 
 def test_library_neither_prints_nor_exits() -> None:

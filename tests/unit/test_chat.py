@@ -20,7 +20,7 @@ pytest.importorskip("torch")  # the models are made with it
 pytest.importorskip("jinja2")
 
 from llamita.chat import Chat
-from llamita.engine import Message, Model, Part
+from llamita.engine import Message, Model, TextSegment
 from llamita.errors import ChatError, EngineError
 
 NAMES = ("chatml", "llama2", "llama3", "zephyr")
@@ -87,20 +87,22 @@ def test_parts(chat_models: dict[str, Path]) -> None:
     with Model(chat_models["chatml"]) as model:
         text = "<|im_start|>user\nHi  there<|im_end|>\n"
         whole = model.encode(text, special=True)
-        assert model.encode_parts([Part(text.encode(), True)]) == whole
+        assert model.encode_segments([TextSegment(text.encode(), True)]) == whole
         for cut in range(13, 25):  # wherever the parts meet, the text is one
-            assert model.encode_parts([Part(text[:cut].encode(), True), Part(text[cut:25].encode()),
-                                       Part(text[25:].encode(), True)]) == whole  # fmt: skip
-        halves = [Part(b"<|im_", True), Part(b"end|>"), Part(b"<|im_end|>")]
-        assert model.encode_parts(halves) == model.encode("<|im_end|><|im_end|>")
+            assert model.encode_segments([TextSegment(text[:cut].encode(), True), TextSegment(text[cut:25].encode()),
+                                       TextSegment(text[25:].encode(), True)]) == whole  # fmt: skip
+        halves = [TextSegment(b"<|im_", True), TextSegment(b"end|>"), TextSegment(b"<|im_end|>")]
+        assert model.encode_segments(halves) == model.encode("<|im_end|><|im_end|>")
         generated = tuple(model.encode("H") + model.encode("i") + model.encode(" "))
-        kept = model.encode_parts([Part(b"a", True), Part(b"Hi", False, generated), Part(b" b", True)])
+        kept = model.encode_segments(
+            [TextSegment(b"a", True), TextSegment(b"Hi", False, generated), TextSegment(b" b", True)]
+        )
         assert kept == model.encode("a") + list(generated) + model.encode("b")
-        other = model.encode_parts([Part(b"a"), Part(b"Ho", False, generated)])
+        other = model.encode_segments([TextSegment(b"a"), TextSegment(b"Ho", False, generated)])
         assert other == [*model.encode("a"), generated[0], *model.encode("o")]
-        with pytest.raises(EngineError, match="part 0, id 0: expected 0 to 431, found 432"):
-            model.encode_parts([Part(b"a", False, (432,))])
-        assert model.encode_parts([]) == []
+        with pytest.raises(EngineError, match="segment 0, id 0: expected 0 to 431, found 432"):
+            model.encode_segments([TextSegment(b"a", False, (432,))])
+        assert model.encode_segments([]) == []
 
 
 def test_generated_ids_in_a_sentencepiece_text(chat_models: dict[str, Path]) -> None:

@@ -12,7 +12,7 @@ from types import ModuleType
 import pytest
 
 ENGINE = Path(__file__).resolve().parents[2] / "engine"
-TABLES = ENGINE / "src" / "unicode_tables.c"
+TABLES = ENGINE / "src" / "tokenizer" / "unicode_tables.c"
 NAMES = {r"\p{L}": 1, r"\p{N}": 2, r"\s": 3}  # unicode_class
 
 

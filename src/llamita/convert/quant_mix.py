@@ -18,9 +18,7 @@ import difflib
 from collections.abc import Mapping
 
 from llamita.errors import ConfigError
-from llamita.formats.dequantize import BLOCK
-from llamita.formats.dequantize_k import SUPER
-from llamita.formats.tensor_types import TYPES, TypeName
+from llamita.formats.tensor_types import BLOCK, SUPER, TYPES, TypeName
 
 Shape = tuple[int, ...]
 

@@ -12,8 +12,8 @@ from llamita.engine.library import KV_TYPES, SPECULATIONS, AdapterInfo, Ids, Mod
 from llamita.engine.model import PACKAGED_MODEL, Model, load
 from llamita.engine.sampler import Sampler
 from llamita.engine.session import Session
-from llamita.engine.tensor_codec import quantize
-from llamita.engine.text import Message, Part
+from llamita.engine.tensor_codec import dequantize, quantize, tensor_types
+from llamita.engine.text import Message, TextSegment
 from llamita.engine.tokenizer import DocumentTokenizer
 
 __all__ = [
@@ -30,13 +30,15 @@ __all__ = [
     "Message",
     "Model",
     "ModelInfo",
-    "Part",
     "Sampler",
     "Session",
+    "TextSegment",
+    "dequantize",
     "encode_prompt",
     "kernels",
     "load",
     "quantize",
+    "tensor_types",
     "text_pieces",
     "utf8_complete",
     "version",

@@ -13,18 +13,18 @@ from llamita.engine.library import Owned, call
 class BpeTrainer(Owned):
     """Counts the words of documents, as the `qwen2` pre-tokenizer splits them, and learns merges."""
 
-    _kind = "learner"
+    _kind = "bpe_trainer"
 
     def __init__(self) -> None:
         handle = ctypes.c_void_p()
-        call("learner_open", ctypes.byref(handle))
+        call("bpe_trainer_open", ctypes.byref(handle))
         self._own(handle.value)
 
     def add(self, text: bytes, ends: npt.NDArray[np.uint64]) -> None:
         """Count the words of concatenated documents; ends [documents] is the byte in `text` where
         each ends. Other threads run meanwhile."""
         assert ends.dtype == np.uint64 and ends.flags.c_contiguous and (ends.size == 0 or int(ends[-1]) == len(text))
-        call("learner_add", self._handle, text, ends.ctypes.data, ends.size)
+        call("bpe_trainer_add", self._handle, text, ends.ctypes.data, ends.size)
 
     def merge(self, num_tokens: int, least_count: int) -> npt.NDArray[np.int32]:
         """Learn merges: [merges, 3], the ids of left, right and the result.
@@ -35,7 +35,7 @@ class BpeTrainer(Owned):
         """
         merges, num_merges = np.empty((4 * num_tokens, 3), np.int32), ctypes.c_size_t()
         call(
-            "learner_merge", self._handle, num_tokens, least_count, merges.ctypes.data, len(merges),
+            "bpe_trainer_train", self._handle, num_tokens, least_count, merges.ctypes.data, len(merges),
             ctypes.byref(num_merges),
         )  # fmt: skip
         return merges[: num_merges.value]

@@ -58,7 +58,7 @@ class ChunkStruct(ctypes.Structure):
     ]
 
 
-class PartStruct(ctypes.Structure):
+class TextSegmentStruct(ctypes.Structure):
     _fields_ = [
         ("text", ctypes.c_char_p),
         ("num_bytes", ctypes.c_size_t),
@@ -161,6 +161,15 @@ class AdapterInfoStruct(ctypes.Structure):
     ]
 
 
+class TensorTypeStruct(ctypes.Structure):
+    _fields_ = [
+        ("name", ctypes.c_char_p),
+        ("id", ctypes.c_int32),
+        ("block_elements", ctypes.c_int32),
+        ("block_bytes", ctypes.c_int32),
+    ]
+
+
 ENCODE_BOS, ENCODE_SPECIAL = 1, 2
 
 
@@ -200,16 +209,16 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
             *(ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p, _error),
         ],
     ),
-    "learner_open": (ctypes.c_int, [_handle_out, _error]),
-    "learner_close": (None, [_pointer]),
-    "learner_add": (ctypes.c_int, [_pointer, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_size_t, _error]),
-    "learner_merge": (
+    "bpe_trainer_open": (ctypes.c_int, [_handle_out, _error]),
+    "bpe_trainer_close": (None, [_pointer]),
+    "bpe_trainer_add": (ctypes.c_int, [_pointer, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_size_t, _error]),
+    "bpe_trainer_train": (
         ctypes.c_int,
         [_pointer, ctypes.c_int32, ctypes.c_int64, ctypes.c_void_p, ctypes.c_size_t, _size_out, _error],
     ),
-    "encode_parts": (
+    "encode_segments": (
         ctypes.c_int,
-        [_pointer, ctypes.POINTER(PartStruct), ctypes.c_size_t, ids_pointer, ctypes.c_size_t, _size_out, _error],
+        [_pointer, ctypes.POINTER(TextSegmentStruct), ctypes.c_size_t, ids_pointer, ctypes.c_size_t, _size_out, _error],
     ),
     "chat_family": (ctypes.c_char_p, [_pointer]),
     "chat_encode": (
@@ -240,6 +249,8 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "sampler_close": (None, [_pointer]),
     "sampler_accept": (None, [_pointer, ctypes.c_int32]),
     "sampler_pick": (ctypes.c_int, [_pointer, floats_pointer, ctypes.POINTER(ctypes.c_int32), _error]),
+    "tensor_type": (ctypes.c_bool, [ctypes.c_size_t, ctypes.POINTER(TensorTypeStruct)]),
+    "dequantize": (ctypes.c_int, [ctypes.c_int32, ctypes.c_void_p, ctypes.c_int64, floats_pointer, _error]),
     "quantize": (
         ctypes.c_int,
         [

@@ -26,7 +26,7 @@ from llamita.engine.library import (
     ids_pointer,
     load_library,
 )
-from llamita.engine.text import Message, Part, message_structs, part_structs
+from llamita.engine.text import Message, TextSegment, message_structs, segment_structs
 
 
 class ModelFile(Owned):
@@ -95,11 +95,11 @@ class ModelFile(Owned):
         flags = (ENCODE_BOS if bos else 0) | (ENCODE_SPECIAL if special else 0)
         return self._encoded("encode", raw, len(raw), flags, max_ids=2 * len(raw) + 2)
 
-    def encode_parts(self, parts: Sequence[Part]) -> list[int]:
-        """Encode the concatenated parts. Only trusted parts can contain control tokens; generated
+    def encode_segments(self, segments: Sequence[TextSegment]) -> list[int]:
+        """Encode the concatenated segments. Only trusted ones can contain control tokens; generated
         ids are kept."""
-        num_bytes = sum(len(each.text) + len(each.ids) for each in parts)
-        return self._encoded("encode_parts", part_structs(parts), len(parts), max_ids=2 * num_bytes + 2)
+        num_bytes = sum(len(each.text) + len(each.ids) for each in segments)
+        return self._encoded("encode_segments", segment_structs(segments), len(segments), max_ids=2 * num_bytes + 2)
 
     def chat_encode(self, messages: Sequence[Message]) -> list[int]:
         """Encode [system] user (assistant user)* by the chat template, up to where the answer

@@ -1,4 +1,4 @@
-"""Parts of a text and messages of a chat, as the engine's encoders take them."""
+"""Segments of a text and messages of a chat, as the engine's encoders take them."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from llamita.engine.library import MessageStruct, PartStruct, id_array
+from llamita.engine.library import MessageStruct, TextSegmentStruct, id_array
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class TextSegment:
     """A segment of a text.
 
     trusted: control tokens spelled out in it become tokens; otherwise they stay text.
@@ -35,10 +35,10 @@ class Message:
     ids: tuple[int, ...] = ()
 
 
-def part_structs(parts: Sequence[Part]) -> Any:
-    """The parts as an array of C structures."""
-    return (PartStruct * len(parts))(
-        *(PartStruct(each.text, len(each.text), each.trusted, *_ids(each)) for each in parts)
+def segment_structs(segments: Sequence[TextSegment]) -> Any:
+    """The segments as an array of C structures."""
+    return (TextSegmentStruct * len(segments))(
+        *(TextSegmentStruct(each.text, len(each.text), each.trusted, *_ids(each)) for each in segments)
     )
 
 
@@ -49,7 +49,7 @@ def message_structs(messages: Sequence[Message]) -> Any:
     )
 
 
-def _ids(said: Part | Message) -> tuple[Any, int]:
+def _ids(said: TextSegment | Message) -> tuple[Any, int]:
     """The ids for the structure; NULL and 0 if the text was not generated."""
     array = id_array(said.ids) if said.ids else None
     return (None if array is None else (ctypes.c_int32 * len(array))(*array.tolist())), len(said.ids)

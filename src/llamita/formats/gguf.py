@@ -11,6 +11,7 @@ Dims are in GGUF's order only inside the file: shapes here are PyTorch's [rows, 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import mmap
 import struct
@@ -46,16 +47,13 @@ _SCALARS: dict[int, np.dtype[Any]] = {
 }  # fmt: skip
 _SCALAR_NUMBERS = {dtype: number for number, dtype in _SCALARS.items()}
 
-# Every tensor type of ggml: number -> (name, elements and bytes of a block). Known so that `inspect` can describe any
-# file; what we compute with is quantize.TYPES.
-BLOCK_SIZES: dict[int, tuple[str, int, int]] = {
-    0: ("F32", 1, 4), 1: ("F16", 1, 2), 2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20), 6: ("Q5_0", 32, 22),
-    7: ("Q5_1", 32, 24), 8: ("Q8_0", 32, 34), 9: ("Q8_1", 32, 40), 10: ("Q2_K", 256, 84), 11: ("Q3_K", 256, 110),
-    12: ("Q4_K", 256, 144), 13: ("Q5_K", 256, 176), 14: ("Q6_K", 256, 210), 15: ("Q8_K", 256, 292),
-    16: ("IQ2_XXS", 256, 66), 17: ("IQ2_XS", 256, 74), 18: ("IQ3_XXS", 256, 98), 19: ("IQ1_S", 256, 50),
-    20: ("IQ4_NL", 32, 18), 21: ("IQ3_S", 256, 110), 22: ("IQ2_S", 256, 82), 23: ("IQ4_XS", 256, 136),
+# The tensor types of ggml that the engine does not read: number -> (name, elements and bytes of a block). Known so that
+# `inspect` can describe any file.
+OTHER_TYPES: dict[int, tuple[str, int, int]] = {
+    9: ("Q8_1", 32, 40), 15: ("Q8_K", 256, 292), 16: ("IQ2_XXS", 256, 66), 17: ("IQ2_XS", 256, 74),
+    18: ("IQ3_XXS", 256, 98), 19: ("IQ1_S", 256, 50), 21: ("IQ3_S", 256, 110), 22: ("IQ2_S", 256, 82),
     24: ("I8", 1, 1), 25: ("I16", 1, 2), 26: ("I32", 1, 4), 27: ("I64", 1, 8), 28: ("F64", 1, 8),
-    29: ("IQ1_M", 256, 56), 30: ("BF16", 1, 2), 34: ("TQ1_0", 256, 54), 35: ("TQ2_0", 256, 66), 39: ("MXFP4", 32, 17),
+    29: ("IQ1_M", 256, 56),
 }  # fmt: skip
 
 # general.file_type: the type of most matrices, or llama.cpp's name of a mixture.
@@ -359,11 +357,16 @@ def _read_tensor_infos(cursor: _Cursor, num_tensors: int, alignment: int) -> dic
     return {name: dataclasses.replace(info, offset=data_start + info.offset) for name, info in infos.items()}
 
 
+@functools.cache
+def _known_types() -> dict[int, tuple[str, int, int]]:
+    return OTHER_TYPES | {kind.number: (kind.name, kind.block_elements, kind.block_bytes) for kind in TYPES.values()}
+
+
 def _tensor_bytes(cursor: _Cursor, name: str, number: int, dims: list[int]) -> tuple[str, int]:
     """Name of the type and bytes of the tensor. Python's numbers do not overflow; the file's length bounds them."""
-    if number not in BLOCK_SIZES:
+    if number not in _known_types():
         raise cursor.wrong(f"type of {name}", "a tensor type of GGUF", number)
-    type_name, block_elements, block_bytes = BLOCK_SIZES[number]
+    type_name, block_elements, block_bytes = _known_types()[number]
     if min(dims) < 1:
         raise cursor.wrong(f"dimensions of {name}", "positive ones", dims)
     if dims[0] % block_elements:

@@ -1,50 +1,33 @@
-"""Float arrays to the block bytes of GGUF's tensor types (by the engine), and back (in numpy).
+"""Float arrays to the block bytes of GGUF's tensor types and back, by the engine.
 
-The formats of the blocks are described where they are decoded: blocks.py and super_blocks.py. Q8_0 is ggml's
-reference rule, byte for byte. The other quantized types search: of many scales near ggml's, each block keeps the one
-with the least squared error, after rounding as it is stored. The same numbers give the same bytes, on any number of
-threads and any processor.
+The types are described in engine/src/kernels/tensor_type.h. Q8_0 is ggml's reference rule, byte for byte. The other
+quantized types search: of many scales near ggml's, each block keeps the one with the least squared error, after
+rounding as it is stored. The same numbers give the same bytes, on any number of threads and any processor.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llamita import engine
 from llamita.errors import EngineError, FormatError
-from llamita.formats import dequantize as blocks
-from llamita.formats import dequantize_k as super_blocks
-from llamita.formats.dequantize import BLOCK, Bytes, Floats
-from llamita.formats.dequantize_k import SUPER
 
-__all__ = [
-    "BLOCK",
-    "TYPES",
-    "WRITTEN_TYPES",
-    "Bytes",
-    "Floats",
-    "TensorType",
-    "TypeName",
-    "dequantize",
-    "quantize",
-    "quantize_chunks",
-]
+Bytes: TypeAlias = NDArray[np.uint8]
+Floats: TypeAlias = NDArray[np.float32]
+TypeName: TypeAlias = str  # of TYPES
 
-TypeName = Literal[
-    "F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "IQ4_NL", "MXFP4",
-    "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS", "TQ1_0", "TQ2_0",
-]  # fmt: skip
-
-_CHUNK_BLOCKS = 4096  # of 32, decoded at a time: 512 KiB of floats stay in the cache
+BLOCK, SUPER = 32, 256  # elements of a block of the small types, and of the K types
+_CHUNK_NUMBERS = 1 << 17  # encoded at a time: 512 KiB of floats stay in the cache
 _THREAD_NUMBERS = 1 << 17  # fewer are not worth a thread of their own
 
 
@@ -66,31 +49,24 @@ class TensorType:
         return row_length % self.block_elements == 0
 
 
-def _table(*types: TensorType) -> dict[str, TensorType]:
-    return {kind.name: kind for kind in types}
+class _Types(Mapping[str, TensorType]):
+    """The engine's types, which it is asked for when they are first needed."""
+
+    @functools.cached_property
+    def _types(self) -> dict[str, TensorType]:
+        return {name: TensorType(name, *sizes) for name, *sizes in engine.tensor_types()}
+
+    def __getitem__(self, name: str) -> TensorType:
+        return self._types[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._types)
+
+    def __len__(self) -> int:
+        return len(self._types)
 
 
-TYPES: dict[str, TensorType] = _table(
-    TensorType("F32", 0, 1, 4),
-    TensorType("F16", 1, 1, 2),
-    TensorType("Q4_0", 2, BLOCK, 18),
-    TensorType("Q4_1", 3, BLOCK, 20),
-    TensorType("Q5_0", 6, BLOCK, 22),
-    TensorType("Q5_1", 7, BLOCK, 24),
-    TensorType("Q8_0", 8, BLOCK, 34),
-    TensorType("Q2_K", 10, SUPER, 84),
-    TensorType("Q3_K", 11, SUPER, 110),
-    TensorType("Q4_K", 12, SUPER, 144),
-    TensorType("Q5_K", 13, SUPER, 176),
-    TensorType("Q6_K", 14, SUPER, 210),
-    TensorType("IQ4_NL", 20, BLOCK, 18),
-    TensorType("IQ4_XS", 23, SUPER, 136),
-    TensorType("BF16", 30, 1, 2),
-    TensorType("TQ1_0", 34, SUPER, 54),
-    TensorType("TQ2_0", 35, SUPER, 66),
-    TensorType("MXFP4", 39, BLOCK, 17),
-)
-
+TYPES: Mapping[str, TensorType] = _Types()
 
 # Those that `quantize` writes; the others are only read.
 WRITTEN_TYPES: tuple[TypeName, ...] = (
@@ -153,7 +129,7 @@ def _encode_plain(flat: Floats, type: TypeName, out: Bytes, where: str) -> float
             raise _unstorable(numbers, type, where)
         target[:] = encoded
         if type != "F32":
-            difference = _DECODERS[type](encoded).reshape(-1) - numbers
+            difference = dequantize(encoded, type, numbers.shape) - numbers
             squared_error += float(np.dot(difference, difference))
     return squared_error
 
@@ -189,17 +165,14 @@ def dequantize(data: NDArray[Any] | bytes | memoryview, type: TypeName, shape: t
     out = np.empty(shape, dtype=np.float32)
     flat = out.reshape(-1)
     assert raw.size == TYPES[type].num_bytes(flat.size), f"{raw.size} bytes are not {flat.size} numbers of {type}"
-    with np.errstate(all="ignore"):  # damaged scales give infinities and NaN, as they do everywhere else
-        for numbers, source in _chunks(flat, raw, TYPES[type]):
-            numbers[:] = _DECODERS[type](source.reshape(-1, TYPES[type].block_bytes)).reshape(-1)
+    engine.dequantize(raw, TYPES[type].number, flat)
     return out
 
 
 def _chunks(flat: Floats, data: Bytes, kind: TensorType) -> Iterator[tuple[Floats, Bytes]]:
     """Matching slices of the numbers and the bytes, each a whole number of blocks."""
-    elements = _CHUNK_BLOCKS * BLOCK
-    for start in range(0, flat.size, elements):
-        numbers = flat[start : start + elements]
+    for start in range(0, flat.size, _CHUNK_NUMBERS):
+        numbers = flat[start : start + _CHUNK_NUMBERS]
         first = kind.num_bytes(start)
         yield numbers, data[first : first + kind.num_bytes(numbers.size)]
 
@@ -226,26 +199,4 @@ def _encode_bf16(x: Floats) -> Bytes | None:
     return None if ((rounded & 0x7FFF) == 0x7F80).any() else _bytes(rounded.astype("<u2"))
 
 
-def _decode_f32(raw: Bytes) -> Floats:
-    return raw.view("<f4").astype(np.float32)
-
-
-def _decode_f16(raw: Bytes) -> Floats:
-    return raw.view("<f2").astype(np.float32)
-
-
-def _decode_bf16(raw: Bytes) -> Floats:
-    numbers: Floats = (raw.view("<u2").astype(np.uint32) << np.uint32(16)).view(np.float32)
-    return numbers
-
-
 _PLAIN_ENCODERS = {"F32": _encode_f32, "F16": _encode_f16, "BF16": _encode_bf16}
-_DECODERS = {
-    "F32": _decode_f32, "F16": _decode_f16, "BF16": _decode_bf16,
-    "Q8_0": blocks.decode_q8_0, "Q4_0": blocks.decode_q4_0, "Q4_1": blocks.decode_q4_1,
-    "Q5_0": blocks.decode_q5_0, "Q5_1": blocks.decode_q5_1,
-    "IQ4_NL": blocks.decode_iq4_nl, "MXFP4": blocks.decode_mxfp4,
-    "Q2_K": super_blocks.decode_q2_k, "Q3_K": super_blocks.decode_q3_k, "Q4_K": super_blocks.decode_q4_k,
-    "Q5_K": super_blocks.decode_q5_k, "Q6_K": super_blocks.decode_q6_k, "IQ4_XS": super_blocks.decode_iq4_xs,
-    "TQ1_0": super_blocks.decode_tq1_0, "TQ2_0": super_blocks.decode_tq2_0,
-}  # fmt: skip

@@ -1,7 +1,7 @@
 """The network on one page: token ids to logits, a Llama as Hugging Face's LlamaForCausalLM has it, forward only.
 
 Shape letters: B batch, T time, D hidden, H query heads, K kv heads, S head size, F ffn, V vocab.
-Parameter names are Hugging Face's, so that a state_dict is a checkpoint. Its twin in C is engine/src/forward.c.
+Parameter names are Hugging Face's, so that a state_dict is a checkpoint. Its twin in C is engine/src/model/forward.c.
 """
 
 from __future__ import annotations

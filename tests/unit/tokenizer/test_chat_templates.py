@@ -98,7 +98,7 @@ def test_replaced_in_a_folder(tmp_path: Path) -> None:
 def test_the_engine_knows_them_by_their_letters(
     make_checkpoint: Callable[..., Path], engine_build: Path, tmp_path: Path, name: str
 ) -> None:
-    """engine/src/chat_template.c has their spelling: a change here is a change there."""
+    """engine/src/tokenizer/chat_template.c has their spelling: a change here is a change there."""
     pytest.importorskip("torch")
     from llamita.convert.export import export
     from llamita.engine import Model

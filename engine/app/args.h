@@ -1,0 +1,31 @@
+/* args.h: what a person typed, as a struct. Whatever cannot be right ends the program with one line on stderr. */
+#ifndef APP_ARGS_H
+#define APP_ARGS_H
+
+#include "llamita.h"
+
+enum { EXIT_USAGE = 2, EXIT_INTERRUPTED = 130, EXIT_BROKEN_PIPE = 141 };
+
+/* The strings are the command line's own. */
+typedef struct {
+    const char *model_path, *prompt, *tokenizer_path, *mode, *kernels, *system, *kv_type, *speculation;
+    double temperature, top_p, min_p, repetition_penalty;
+    int64_t top_k, repetition_window, num_new_tokens, num_threads, context_tokens;
+    uint64_t seed;
+    bool seed_given, rolling, verbose;
+    const char *adapters[LLAMITA_MAX_ADAPTERS]; /* FILE or FILE:SCALE */
+    size_t num_adapters;
+} options;
+
+options parse_args(int argc, char **argv);
+
+/* Which of the names, separated by spaces, the text of a flag is. */
+int parse_enum(const char *name, const char *text, const char *names);
+
+/* One line, whatever strange bytes the arguments hold, then exit code 2. */
+_Noreturn void fail(const char *format, ...);
+
+/* Fails with the error's message unless the status is LLAMITA_OK. */
+void check(llamita_status status, const llamita_error *error);
+
+#endif

@@ -1,0 +1,20 @@
+/* adapter.c: the functions of llamita.h about adapters. */
+#include <sys/mman.h>
+
+#include "formats/formats.h"
+#include "formats/mmap_file.h"
+
+llamita_status llamita_adapter_open(const llamita_model *model, const char *path, llamita_adapter **adapter,
+                                    llamita_error *error) {
+    mmap_file file;
+    llamita_status status = mmap_file_open("adapter", path, &file, error);
+    if (!status) {
+        status = gguf_read_lora(model, file.bytes, file.num_bytes, path, adapter, error);
+        munmap(file.bytes, file.num_bytes);
+    }
+    return status;
+}
+
+void llamita_adapter_close(llamita_adapter *adapter) { lora_release(adapter); }
+
+void llamita_adapter_get_info(const llamita_adapter *adapter, llamita_adapter_info *info) { *info = adapter->info; }

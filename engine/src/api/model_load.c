@@ -1,0 +1,155 @@
+/* model_load.c: opens a model file: maps it, detects its format, loads its tokenizer, packs its weights. */
+#include "api/model_load.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "formats/formats.h"
+#include "formats/mmap_file.h"
+#include "kernels/kernels.h"
+#include "model/model.h"
+#include "runtime/error.h"
+#include "tokenizer/tokenizer.h"
+
+static bool is_gguf(const void *bytes, size_t num_bytes) { return num_bytes >= 4 && memcmp(bytes, "GGUF", 4) == 0; }
+
+/* ---------------------------------------------------------------- tokenizer */
+
+/* The tokenizer of another file than the model's. */
+static llamita_status load_tokenizer(llamita_model *model, const char *path, llamita_error *error) {
+    mmap_file file;
+    llamita_status status = mmap_file_open("tokenizer", path, &file, error);
+    if (status) return status;
+    if (is_gguf(file.bytes, file.num_bytes)) {
+        char *chat_template = NULL;
+        status = gguf_read_tokenizer(file.bytes, file.num_bytes, path, &model->tokenizer, &chat_template, error);
+        if (!status && chat_template) {
+            free(model->chat_template);
+            model->chat_template = chat_template;
+        }
+        if (!status && !model->tokenizer) {
+            status = error_set(error, LLAMITA_ERROR_FORMAT,
+                               "cannot open tokenizer %s: the file holds no tokenizer (key "
+                               "tokenizer.ggml.model); give one that does",
+                               error_path(path));
+        }
+    } else {
+        status =
+            llama2c_read_tokenizer(file.bytes, file.num_bytes, path, model->info.vocab_size, &model->tokenizer, error);
+    }
+    munmap(file.bytes, file.num_bytes);
+    return status;
+}
+
+llamita_status model_fill_tokenizer(llamita_model *model, const char *path, const char *tokenizer_path,
+                                    llamita_error *error) {
+    llamita_status status = LLAMITA_OK;
+    if (is_gguf(model->mapping, model->mapping_bytes)) {
+        tokenizer *own = NULL;
+        status = gguf_read_tokenizer(model->mapping, model->mapping_bytes, path, tokenizer_path ? NULL : &own,
+                                     &model->chat_template, error);
+        model->tokenizer = own;
+    }
+    if (!status && tokenizer_path) status = load_tokenizer(model, tokenizer_path, error);
+    if (status || !model->tokenizer) return status;
+    llamita_model_info *info = &model->info;
+    int32_t num_tokens = tokenizer_vocab_size(model->tokenizer);
+    if (num_tokens != info->vocab_size) {
+        return error_set(error, LLAMITA_ERROR_FORMAT,
+                         "cannot open model %s: the tokenizer %s has %d tokens, the model's "
+                         "vocabulary has %d; give the tokenizer that the model was trained with",
+                         error_path(path), tokenizer_path ? error_path(tokenizer_path) : "in it", num_tokens,
+                         info->vocab_size);
+    }
+    info->has_tokenizer = true;
+    info->add_bos = tokenizer_add_bos(model->tokenizer);
+    info->bos_id = tokenizer_bos(model->tokenizer);
+    info->eos_id = tokenizer_eos(model->tokenizer);
+    return LLAMITA_OK;
+}
+
+/* ---------------------------------------------------------------- opening and closing */
+
+static llamita_status select_kernels(llamita_model *model, const char *path, const char *name, llamita_error *error) {
+    model->kernels = kernels_select(name);
+    if (!model->kernels) {
+        return error_set(error, LLAMITA_ERROR_ARGUMENT,
+                         "cannot open model %s: kernels: expected auto, scalar or, on a processor that has it, avx2, "
+                         "avxvnni, neon or dotprod; found %s",
+                         error_path(path), name ? name : "none");
+    }
+    const char *selected = kernels_name(model->kernels);
+    error_clean_line(model->info.kernels, sizeof model->info.kernels, selected, strlen(selected));
+    return LLAMITA_OK;
+}
+
+llamita_status model_fill(llamita_model *model, const char *path, const char *kernels, llamita_error *error) {
+    model->info.bos_id = model->info.eos_id = -1;
+    llamita_status status = select_kernels(model, path, kernels, error);
+    if (!status) {
+        status = is_gguf(model->mapping, model->mapping_bytes) ? gguf_fill_model(model, path, error)
+                                                               : llama2c_fill_model(model, path, error);
+    }
+    if (!status) model_describe(model);
+    return status;
+}
+
+typedef struct {
+    llamita_model *model;
+    const char *path, *tokenizer_path;
+    llamita_status status;
+    llamita_error error;
+} tokenizer_task;
+
+static void run_tokenizer_task(void *argument) {
+    tokenizer_task *task = argument;
+    task->status = model_fill_tokenizer(task->model, task->path, task->tokenizer_path, &task->error);
+}
+
+/* Packs the weights while one of the threads reads the tokenizer. */
+static llamita_status pack_beside_tokenizer(llamita_model *model, const char *path, const char *tokenizer_path,
+                                            llamita_error *error) {
+    tokenizer_task task = {.model = model, .path = path, .tokenizer_path = tokenizer_path};
+    const llamita_status packed = model_pack(model, path, run_tokenizer_task, &task, error);
+    if (task.status && error) *error = task.error;
+    return task.status ? task.status : packed;
+}
+
+llamita_status llamita_model_open(const char *path, const llamita_model_params *params, llamita_model **model,
+                                  llamita_error *error) {
+    if (!path || !model) {
+        return error_set(error, LLAMITA_ERROR_ARGUMENT,
+                         "cannot open a model: expected a path and a place for the model, "
+                         "found NULL");
+    }
+    mmap_file file;
+    llamita_status status = mmap_file_open("model", path, &file, error);
+    if (status) return status;
+    llamita_model *opened = calloc(1, sizeof *opened);
+    if (!opened) {
+        munmap(file.bytes, file.num_bytes);
+        return error_set(error, LLAMITA_ERROR_MEMORY, "cannot open model %s: out of memory", error_path(path));
+    }
+    opened->mapping = file.bytes;
+    opened->mapping_bytes = file.num_bytes;
+    status = model_fill(opened, path, params ? params->kernels : NULL, error);
+    status = status ? status : pack_beside_tokenizer(opened, path, params ? params->tokenizer_path : NULL, error);
+    if (status) {
+        llamita_model_close(opened);
+        return status;
+    }
+    *model = opened;
+    return LLAMITA_OK;
+}
+
+void llamita_model_close(llamita_model *model) {
+    if (!model) return;
+    model_clear(model);
+    munmap(model->mapping, model->mapping_bytes);
+    free(model);
+}
+
+void llamita_model_get_info(const llamita_model *model, llamita_model_info *info) { *info = model->info; }
+
+const char *llamita_model_chat_template(const llamita_model *model) { return model->chat_template; }

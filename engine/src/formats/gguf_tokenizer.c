@@ -1,0 +1,270 @@
+/* gguf_tokenizer.c: turns the tokenizer.* keys of a GGUF file into a tokenizer and a chat template.
+ *
+ * Defaults are llama.cpp's (src/llama-vocab.cpp), which a file written for it relies on: add_bos is on for
+ * SentencePiece and for the llama-bpe split; tokens with the texts below end a text. What it would guess is refused
+ * here instead.
+ */
+#include <inttypes.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "formats/formats.h"
+#include "formats/gguf.h"
+
+enum { MAX_TOKENS = 1 << 20, MAX_MERGES = 1 << 20, MAX_TOKEN_BYTES = 65535, MAX_TEMPLATE_BYTES = 1 << 20 };
+enum { MAX_END_IDS = 2 + 8 }; /* the two keys, and the texts of ENDING_TEXTS */
+
+/* Control tokens that end a text though no key says so. */
+static const char *const ENDING_TEXTS[] = {"<|eot_id|>",    "<|eom_id|>",      "<|im_end|>",    "<|end|>",
+                                           "<|endoftext|>", "<|end_of_text|>", "<end_of_turn>", "</s>"};
+
+/* The source and the memory behind it. */
+typedef struct {
+    tokenizer_source source;
+    byte_slice *pieces, *merges;
+    float *scores;
+    int32_t *types;
+    int32_t end_ids[MAX_END_IDS];
+} vocabulary;
+
+static llamita_status read_kind(const gguf_file *file, byte_slice model, tokenizer_source *source) {
+    if (slice_is(model, "llama")) {
+        source->kind = TOKENIZER_SENTENCEPIECE;
+        return LLAMITA_OK;
+    }
+    if (!slice_is(model, "gpt2")) {
+        return reader_refuse(&file->from,
+                             "key tokenizer.ggml.model: expected llama or gpt2, found %.*s; give a tokenizer of "
+                             "one of these kinds",
+                             SHOWN(model));
+    }
+    static const struct {
+        const char *name;
+        pre_tokenizer pre_tokenizer;
+    } splits[] = {
+        {"qwen2", PRE_TOKENIZER_QWEN2},      {"llama-bpe", PRE_TOKENIZER_LLAMA_BPE},
+        {"llama3", PRE_TOKENIZER_LLAMA_BPE}, {"llama-v3", PRE_TOKENIZER_LLAMA_BPE},
+        {"gpt-2", PRE_TOKENIZER_GPT2},       {"smollm", PRE_TOKENIZER_SMOLLM},
+    };
+    byte_slice pre = {"", 0};
+    source->kind = TOKENIZER_BYTE_LEVEL;
+    llamita_status status = gguf_string(file, "tokenizer.ggml.pre", &pre, NULL);
+    for (size_t i = 0; !status && i < sizeof splits / sizeof splits[0]; i++) {
+        if (slice_is(pre, splits[i].name)) {
+            source->pre_tokenizer = splits[i].pre_tokenizer;
+            return LLAMITA_OK;
+        }
+    }
+    return status ? status
+                  : reader_refuse(&file->from,
+                                  "key tokenizer.ggml.pre: expected qwen2, llama-bpe, gpt-2 or smollm, found "
+                                  "%.*s; this engine does not split text that way",
+                                  SHOWN(pre));
+}
+
+static llamita_status read_pieces(const gguf_file *file, vocabulary *v) {
+    const gguf_entry *tokens;
+    llamita_status status = gguf_array(file, "tokenizer.ggml.tokens", GGUF_STRING, &tokens);
+    if (status) return status;
+    if (tokens->count < 1 || tokens->count > MAX_TOKENS) {
+        return reader_refuse(
+            &file->from, "key tokenizer.ggml.tokens: expected 1 to %d tokens, found %" PRIu64 "; the file is damaged",
+            MAX_TOKENS, tokens->count);
+    }
+    status = gguf_strings(file, tokens, &v->pieces);
+    v->source.pieces = v->pieces;
+    v->source.vocab_size = (int32_t)tokens->count;
+    for (int32_t i = 0; !status && i < v->source.vocab_size; i++) {
+        if (v->pieces[i].num_bytes > MAX_TOKEN_BYTES) {
+            return reader_refuse(&file->from,
+                                 "key tokenizer.ggml.tokens: token %d: expected at most %d bytes, found %zu; the "
+                                 "file is damaged",
+                                 i, MAX_TOKEN_BYTES, v->pieces[i].num_bytes);
+        }
+    }
+    return status;
+}
+
+static llamita_status check_count(const gguf_file *file, const char *key, const gguf_entry *array, int32_t vocab_size) {
+    if (array->count != (uint64_t)vocab_size) {
+        return reader_refuse(&file->from,
+                             "key %s: expected %d elements, one a token, found %" PRIu64 "; the file is damaged", key,
+                             vocab_size, array->count);
+    }
+    return LLAMITA_OK;
+}
+
+static llamita_status read_scores(const gguf_file *file, vocabulary *v) {
+    const char *key = "tokenizer.ggml.scores";
+    const gguf_entry *array;
+    llamita_status status = gguf_array(file, key, GGUF_F32, &array);
+    status = status ? status : check_count(file, key, array, v->source.vocab_size);
+    if (status) return status;
+    v->scores = malloc((size_t)array->count * sizeof *v->scores);
+    if (!v->scores) return reader_refuse_memory(&file->from, array->count * sizeof *v->scores);
+    for (uint64_t i = 0; i < array->count; i++) {
+        v->scores[i] = read_f32(array->data + 4 * i);
+        if (!isfinite(v->scores[i])) {
+            return reader_refuse(&file->from,
+                                 "key %s: token %" PRIu64 ": expected a finite number, found %f; the file is "
+                                 "damaged",
+                                 key, i, (double)v->scores[i]);
+        }
+    }
+    v->source.scores = v->scores;
+    return LLAMITA_OK;
+}
+
+static llamita_status read_types(const gguf_file *file, vocabulary *v) {
+    const char *key = "tokenizer.ggml.token_type";
+    const gguf_entry *array;
+    if (!gguf_find(file, key)) return LLAMITA_OK;
+    llamita_status status = gguf_array(file, key, GGUF_I32, &array);
+    status = status ? status : check_count(file, key, array, v->source.vocab_size);
+    if (status) return status;
+    v->types = malloc((size_t)array->count * sizeof *v->types);
+    if (!v->types) return reader_refuse_memory(&file->from, array->count * sizeof *v->types);
+    for (uint64_t i = 0; i < array->count; i++) {
+        v->types[i] = (int32_t)read_u32(array->data + 4 * i);
+        if (v->types[i] < TOKEN_NORMAL || v->types[i] > TOKEN_BYTE) {
+            return reader_refuse(&file->from,
+                                 "key %s: token %" PRIu64 ": expected a type of %d to %d, found %" PRId32
+                                 "; the file is damaged",
+                                 key, i, TOKEN_NORMAL, TOKEN_BYTE, v->types[i]);
+        }
+    }
+    v->source.types = v->types;
+    return LLAMITA_OK;
+}
+
+static llamita_status read_merges(const gguf_file *file, vocabulary *v) {
+    const gguf_entry *array;
+    llamita_status status = gguf_array(file, "tokenizer.ggml.merges", GGUF_STRING, &array);
+    if (status) return status;
+    if (array->count > MAX_MERGES) {
+        return reader_refuse(&file->from,
+                             "key tokenizer.ggml.merges: expected at most %d, found %" PRIu64 "; the file is "
+                             "damaged",
+                             MAX_MERGES, array->count);
+    }
+    status = gguf_strings(file, array, &v->merges);
+    v->source.merges = v->merges;
+    v->source.num_merges = (size_t)array->count;
+    return status;
+}
+
+/* A token id of the vocabulary; without the key the fallback stays. */
+static llamita_status read_id(const gguf_file *file, const char *key, int32_t vocab_size, int32_t fallback,
+                              int32_t *id) {
+    int64_t value = fallback < vocab_size ? fallback : -1;
+    bool found;
+    llamita_status status = gguf_integer(file, key, 0, vocab_size - 1, &value, &found);
+    *id = (int32_t)value;
+    return status;
+}
+
+static llamita_status read_end_ids(const gguf_file *file, vocabulary *v) {
+    const char *const keys[] = {"tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"};
+    size_t count = 0;
+    for (size_t i = 0; i < sizeof keys / sizeof keys[0]; i++) {
+        int32_t id;
+        llamita_status status = read_id(file, keys[i], v->source.vocab_size, -1, &id);
+        if (status) return status;
+        if (id >= 0) v->end_ids[count++] = id;
+    }
+    for (int32_t id = 0; v->types && id < v->source.vocab_size; id++) {
+        for (size_t i = 0; v->types[id] == TOKEN_CONTROL && i < sizeof ENDING_TEXTS / sizeof ENDING_TEXTS[0]; i++)
+            if (count < MAX_END_IDS && slice_is(v->pieces[id], ENDING_TEXTS[i])) v->end_ids[count++] = id;
+    }
+    v->source.end_ids = v->end_ids;
+    v->source.num_end_ids = count;
+    return LLAMITA_OK;
+}
+
+static llamita_status read_specials(const gguf_file *file, vocabulary *v) {
+    tokenizer_source *source = &v->source;
+    const bool sentencepiece = source->kind == TOKENIZER_SENTENCEPIECE;
+    const int32_t size = source->vocab_size;
+    llamita_status status = read_id(file, "tokenizer.ggml.bos_token_id", size, sentencepiece ? 1 : -1, &source->bos_id);
+    status =
+        status ? status : read_id(file, "tokenizer.ggml.eos_token_id", size, sentencepiece ? 2 : -1, &source->eos_id);
+    status = status
+                 ? status
+                 : read_id(file, "tokenizer.ggml.unknown_token_id", size, sentencepiece ? 0 : -1, &source->unknown_id);
+    status = status ? status : read_end_ids(file, v);
+    bool found;
+    source->add_bos = sentencepiece || source->pre_tokenizer == PRE_TOKENIZER_LLAMA_BPE;
+    source->add_space_prefix = sentencepiece;
+    status = status ? status : gguf_bool(file, "tokenizer.ggml.add_bos_token", &source->add_bos, &found);
+    if (!status && source->add_bos && source->bos_id < 0) {
+        if (found) {
+            return reader_refuse(&file->from,
+                                 "key tokenizer.ggml.bos_token_id: expected the id that add_bos_token asks for, "
+                                 "found none; the file is damaged");
+        }
+        source->add_bos = false;
+    }
+    return status ? status : gguf_bool(file, "tokenizer.ggml.add_space_prefix", &source->add_space_prefix, &found);
+}
+
+static llamita_status read_vocabulary(const gguf_file *file, byte_slice model, vocabulary *v) {
+    llamita_status status = read_kind(file, model, &v->source);
+    status = status ? status : read_pieces(file, v);
+    status = status ? status : read_types(file, v);
+    if (!status) status = v->source.kind == TOKENIZER_SENTENCEPIECE ? read_scores(file, v) : read_merges(file, v);
+    return status ? status : read_specials(file, v);
+}
+
+static llamita_status read_chat_template(const gguf_file *file, char **chat_template) {
+    byte_slice text = {0};
+    bool found;
+    llamita_status status = gguf_string(file, "tokenizer.chat_template", &text, &found);
+    if (status || !found) return status;
+    if (text.num_bytes > MAX_TEMPLATE_BYTES || memchr(text.bytes, '\0', text.num_bytes)) {
+        return reader_refuse(&file->from,
+                             "key tokenizer.chat_template: expected at most %d bytes of text without zero bytes, "
+                             "found %zu; the file is damaged",
+                             MAX_TEMPLATE_BYTES, text.num_bytes);
+    }
+    char *copy = calloc(text.num_bytes + 1, 1);
+    if (!copy) return reader_refuse_memory(&file->from, text.num_bytes + 1);
+    memcpy(copy, text.bytes, text.num_bytes);
+    *chat_template = copy;
+    return LLAMITA_OK;
+}
+
+static llamita_status read_tokenizer(const gguf_file *file, tokenizer **out) {
+    byte_slice model = {0};
+    bool found;
+    llamita_status status = gguf_string(file, "tokenizer.ggml.model", &model, &found);
+    if (status || !found || slice_is(model, "none") || slice_is(model, "no_vocab")) {
+        *out = NULL;
+        return status;
+    }
+    vocabulary v = {0};
+    status = read_vocabulary(file, model, &v);
+    status = status ? status : tokenizer_create(&v.source, file->from.path, out, file->from.error);
+    free(v.pieces);
+    free(v.merges);
+    free(v.scores);
+    free(v.types);
+    return status;
+}
+
+llamita_status gguf_read_tokenizer(const void *mapping, size_t num_bytes, const char *path, tokenizer **out,
+                                   char **chat_template, llamita_error *error) {
+    const reader from = {mapping, num_bytes, 0, "tokenizer", path, error};
+    gguf_file file;
+    char *template_text = NULL;
+    llamita_status status = gguf_parse(&file, &from);
+    status = status ? status : read_chat_template(&file, &template_text);
+    status = status || !out ? status : read_tokenizer(&file, out);
+    gguf_free(&file);
+    if (status) {
+        free(template_text);
+        return status;
+    }
+    *chat_template = template_text;
+    return LLAMITA_OK;
+}

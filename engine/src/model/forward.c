@@ -1,0 +1,156 @@
+/* forward.c: the network, from token ids to logits, with the names and in the order of src/llamita/model/llama.py.
+ *
+ * All workers of the pool run forward_worker together, each on its part of every operation. A barrier separates writes of
+ * one worker from reads of another. A small pass (decoding) has four barriers a layer, because each worker norms the
+ * residual for itself, and five where it cannot attend with the heads that it has projected itself.
+ */
+#include "model/forward_pass.h"
+
+/* ------------------------------------------------------------------ adapters */
+
+static float *lora_hidden_of(const forward *f, worker w, const lora_tokens *tokens) {
+    const int64_t first = f->is_small ? PASS_TOKENS + (int64_t)w.index * SMALL_PASS_TOKENS : 0;
+    return f->lora_hidden + (first + tokens->first_token) * f->lora_floats;
+}
+
+/* The hidden values of LoRA for the columns that matrices first .. last read. */
+static void apply_lora_down(const forward *f, worker w, int32_t layer_index, layer_matrix first, layer_matrix last,
+                            const activations *columns) {
+    if (f->num_lora_runs == 0) return;
+    const rows tokens = forward_share_tokens(f, w, f->num_tokens);
+    for (int32_t i = 0; i < f->num_lora_runs; i++)
+        lora_down(f->model->kernels, &f->lora_runs[i], layer_index, first, last, columns, tokens.begin, tokens.end,
+                  lora_hidden_of(f, w, &f->lora_runs[i]));
+    if (!f->is_small) thread_pool_barrier(w);
+}
+
+/* out = matrix(columns), with what adapters add to it, these rows. */
+static void apply(const forward *f, worker w, int32_t layer_index, layer_matrix which, const tensor *matrix,
+                  const activations *columns, rows mine, float *out) {
+    matmul(f->model->kernels, matrix, columns, f->num_tokens, mine.begin, mine.end, out);
+    for (int32_t i = 0; i < f->num_lora_runs; i++)
+        lora_up(f->model->kernels, &f->lora_runs[i], layer_index, which, lora_hidden_of(f, w, &f->lora_runs[i]),
+                mine.begin, mine.end, out);
+}
+
+/* ------------------------------------------------------------------ the network */
+
+/* The normed rows of `in`, as the next matrices read them; a small pass has a copy for each worker. */
+static const activations *normalize(forward *f, worker w, const float *in, int32_t num_tokens, const float *weight,
+                                    bool quantized) {
+    activations *out = f->is_small ? &f->thread_buffers[w.index].normed : &f->normed;
+    const rows tokens = forward_share_tokens(f, w, num_tokens);
+    rms_norm(f->model->kernels, in, weight, f->model->info.rms_norm_eps, tokens.begin, tokens.end, out);
+    if (quantized) quantize(f->model->kernels, out->values, tokens.begin, tokens.end, out);
+    if (!f->is_small) thread_pool_barrier(w);
+    return out;
+}
+
+/* Computes this worker's rows of query, key and value, rotates them, and stores key and value. */
+static void project(forward *f, worker w, int32_t layer_index, const activations *normed) {
+    const layer *layer = &f->model->layers[layer_index];
+    const int32_t head_dim = f->model->info.head_dim, num_tokens = f->num_tokens;
+    rows query, key, value;
+    forward_share_projections(f, w, &query, &key, &value);
+    apply_lora_down(f, w, layer_index, MATRIX_QUERY, MATRIX_VALUE, normed);
+    apply(f, w, layer_index, MATRIX_QUERY, &layer->query, normed, query, f->query);
+    apply(f, w, layer_index, MATRIX_KEY, &layer->key, normed, key, f->key);
+    apply(f, w, layer_index, MATRIX_VALUE, &layer->value, normed, value, f->value);
+    for (int32_t t = 0; t < num_tokens; t++)
+        rope(f->rope_table + (int64_t)t * head_dim, head_dim, query.begin, query.end,
+             f->query + t * layer->query.num_rows);
+    forward_store_kv(f, layer_index, key, value);
+}
+
+/* residual += matrix(columns), this worker's rows. */
+static void add_product(forward *f, worker w, int32_t layer_index, layer_matrix which, const tensor *matrix,
+                        const activations *columns) {
+    const rows mine = forward_share_rows(w, matrix->num_rows);
+    apply(f, w, layer_index, which, matrix, columns, mine, f->update);
+    add(f->update, matrix->num_rows, f->num_tokens, mine.begin, mine.end, f->residual);
+}
+
+static bool quantized(const tensor *t) { return panel_is_quantized(t->format); }
+
+/* residual += attention(attention_norm(residual)) */
+static void attention_block(forward *f, worker w, int32_t layer_index) {
+    const layer *layer = &f->model->layers[layer_index];
+    const activations *normed =
+        normalize(f, w, f->residual, f->num_tokens, layer->attention_norm,
+                  quantized(&layer->query) || quantized(&layer->key) || quantized(&layer->value));
+    project(f, w, layer_index, normed);
+    if (f->attention_split != BY_KV_HEAD) thread_pool_barrier(w);
+    forward_attend(f, w, layer_index);
+    thread_pool_barrier(w);
+    const activations *heads = forward_gather_heads(f, w, quantized(&layer->attention_output));
+    apply_lora_down(f, w, layer_index, MATRIX_ATTENTION_OUTPUT, MATRIX_ATTENTION_OUTPUT,
+                    f->attention_split == BY_PAGE ? heads : &f->attention_out); /* where the floats are */
+    add_product(f, w, layer_index, MATRIX_ATTENTION_OUTPUT, &layer->attention_output, heads);
+    thread_pool_barrier(w);
+}
+
+/* residual += ffn_down(silu(ffn_gate(ffn_norm(residual))) * ffn_up(ffn_norm(residual))) */
+static void ffn_block(forward *f, worker w, int32_t layer_index) {
+    const layer *layer = &f->model->layers[layer_index];
+    const kernels *k = f->model->kernels;
+    const int64_t length = f->model->info.intermediate_size;
+    const activations *normed = normalize(f, w, f->residual, f->num_tokens, layer->ffn_norm,
+                                          quantized(&layer->ffn_gate) || quantized(&layer->ffn_up));
+    const rows mine = forward_share_rows(w, length);
+    apply_lora_down(f, w, layer_index, MATRIX_FFN_GATE, MATRIX_FFN_UP, normed);
+    apply(f, w, layer_index, MATRIX_FFN_GATE, &layer->ffn_gate, normed, mine, f->ffn_gate.values);
+    apply(f, w, layer_index, MATRIX_FFN_UP, &layer->ffn_up, normed, mine, f->ffn_up);
+    swiglu(k, f->ffn_up, length, f->num_tokens, mine.begin, mine.end, f->ffn_gate.values);
+    if (quantized(&layer->ffn_down)) quantize_part(k, f->num_tokens, mine.begin, mine.end, &f->ffn_gate);
+    thread_pool_barrier(w);
+    apply_lora_down(f, w, layer_index, MATRIX_FFN_DOWN, MATRIX_FFN_DOWN, &f->ffn_gate);
+    add_product(f, w, layer_index, MATRIX_FFN_DOWN, &layer->ffn_down, &f->ffn_gate);
+    thread_pool_barrier(w);
+}
+
+/* logits = output(output_norm(residual)), of the tokens that they are wanted of. */
+static void output_block(forward *f, worker w) {
+    const llamita_model *model = f->model;
+    const int64_t hidden = model->info.hidden_size, vocab_size = model->info.vocab_size;
+    const float *in = f->last;
+    if (f->num_logits == f->num_tokens) {
+        in = f->residual;
+    } else {
+        int64_t begin, end;
+        thread_pool_share(w, f->num_logits, 1, &begin, &end);
+        for (int64_t i = begin; i < end; i++)
+            memcpy(f->last + i * hidden, f->residual + f->logit_tokens[i] * hidden, (size_t)hidden * sizeof(float));
+        thread_pool_barrier(w);
+    }
+    const activations *normed = normalize(f, w, in, f->num_logits, model->output_norm, quantized(&model->output));
+    const rows mine = forward_share_rows(w, vocab_size);
+    matmul(model->kernels, &model->output, normed, f->num_logits, mine.begin, mine.end, f->logits);
+    for (int32_t i = 0; i < f->num_logits; i++)
+        if (!are_finite(f->logits + i * vocab_size + mine.begin, mine.end - mine.begin))
+            atomic_store(&f->damaged, true);
+}
+
+static void forward_worker(void *argument, worker w) {
+    forward *f = argument;
+    const llamita_model *model = f->model;
+    int64_t begin, end;
+    thread_pool_share(w, f->num_tokens, 1, &begin, &end);
+    embed(&model->token_embedding, f->ids, begin, end, f->residual);
+    rope_fill_table(model->rope_frequency, model->info.head_dim, f->positions, begin, end, f->rope_table);
+    thread_pool_barrier(w);
+    for (int32_t i = 0; i < model->info.num_hidden_layers; i++) {
+        attention_block(f, w, i);
+        ffn_block(f, w, i);
+    }
+    if (f->num_logits > 0) output_block(f, w);
+}
+
+/* ------------------------------------------------------------------ a pass */
+
+bool forward_run(forward *f, int num_threads, const forward_span *spans, int32_t num_spans, float *logits) {
+    forward_plan(f, num_threads, spans, num_spans);
+    f->logits = logits;
+    atomic_store(&f->damaged, false);
+    thread_pool_run(f->pool, num_threads, forward_worker, f);
+    return !atomic_load(&f->damaged);
+}

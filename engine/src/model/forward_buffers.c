@@ -1,0 +1,95 @@
+/* forward_buffers.c: the memory of a pass. */
+#include <stdlib.h>
+
+#include "model/forward_pass.h"
+
+static float *floats(size_t count) { return aligned_alloc(64, (count * sizeof(float) + 63) / 64 * 64); }
+
+static bool allocate_activations(activations *a, size_t num_tokens, int64_t length) {
+    const size_t num_blocks = num_tokens * (size_t)(length / BLOCK_LENGTH) + 1;
+    a->length = length;
+    a->values = floats(num_tokens * (size_t)length);
+    a->blocks = aligned_alloc(64, (num_blocks * sizeof *a->blocks + 63) / 64 * 64);
+    return a->values && a->blocks;
+}
+
+static void free_activations(activations *a) {
+    free(a->values);
+    free(a->blocks);
+}
+
+static bool allocate_thread_buffers(forward *f, size_t scratch_floats) {
+    const int count = thread_pool_size(f->pool);
+    f->thread_buffers = calloc((size_t)count, sizeof *f->thread_buffers);
+    for (int i = 0; f->thread_buffers && i < count; i++) {
+        f->thread_buffers[i].attention_scratch = floats(scratch_floats);
+        if (!f->thread_buffers[i].attention_scratch ||
+            !allocate_activations(&f->thread_buffers[i].normed, SMALL_PASS_TOKENS, f->normed.length) ||
+            !allocate_activations(&f->thread_buffers[i].attention_out, SMALL_PASS_TOKENS, f->attention_out.length))
+            return false;
+    }
+    return f->thread_buffers;
+}
+
+forward *forward_create(const llamita_model *model, const kv_shape *shape, int32_t context_tokens, thread_pool *pool) {
+    const llamita_model_info *info = &model->info;
+    const size_t hidden = (size_t)info->hidden_size, ffn = (size_t)info->intermediate_size,
+                 query_length = (size_t)info->num_attention_heads * (size_t)info->head_dim,
+                 key_length = (size_t)info->num_key_value_heads * (size_t)info->head_dim;
+    forward *f = calloc(1, sizeof *f);
+    if (!f) return NULL;
+    f->model = model;
+    f->pool = pool;
+    f->keys_in_parts = shape->type != KV_Q8;
+    f->max_pages = (context_tokens - 1) / KV_PAGE_TOKENS + 1;
+    f->residual = floats(PASS_TOKENS * hidden);
+    f->rope_table = floats(PASS_TOKENS * (size_t)info->head_dim);
+    f->query = floats(PASS_TOKENS * query_length);
+    f->key = floats(PASS_TOKENS * key_length);
+    f->value = floats(PASS_TOKENS * key_length);
+    f->ffn_up = floats(PASS_TOKENS * ffn);
+    f->update = floats(PASS_TOKENS * hidden);
+    f->last = floats(PASS_TOKENS * hidden);
+    const bool never_by_page = thread_pool_size(pool) == 1 && panel_aligned(info->head_dim);
+    const size_t heads =
+        never_by_page ? 0 : SMALL_PASS_TOKENS * (size_t)info->num_attention_heads; /* memory not used costs none */
+    f->partials = floats(heads * (size_t)f->max_pages * PARTIAL_FLOATS(info->head_dim) + 1);
+    const bool all = allocate_activations(&f->normed, PASS_TOKENS, (int64_t)hidden) &&
+                     allocate_activations(&f->attention_out, PASS_TOKENS, (int64_t)query_length) &&
+                     allocate_activations(&f->ffn_gate, PASS_TOKENS, (int64_t)ffn) &&
+                     allocate_thread_buffers(f, attention_scratch_floats(info->num_attention_heads,
+                                                                         info->num_key_value_heads, info->head_dim));
+    if (all && f->residual && f->rope_table && f->query && f->key && f->value && f->ffn_up && f->update && f->last &&
+        f->partials)
+        return f;
+    forward_free(f);
+    return NULL;
+}
+
+bool forward_reserve_lora(forward *f, int64_t num_floats) {
+    if (num_floats <= f->lora_floats) return true;
+    const size_t num_tokens = PASS_TOKENS + SMALL_PASS_TOKENS * (size_t)thread_pool_size(f->pool);
+    float *hidden = floats(num_tokens * (size_t)num_floats);
+    if (!hidden) return false;
+    free(f->lora_hidden);
+    f->lora_hidden = hidden;
+    f->lora_floats = num_floats;
+    return true;
+}
+
+void forward_free(forward *f) {
+    if (!f) return;
+    for (int i = 0; f->thread_buffers && i < thread_pool_size(f->pool); i++) {
+        free(f->thread_buffers[i].attention_scratch);
+        free_activations(&f->thread_buffers[i].normed);
+        free_activations(&f->thread_buffers[i].attention_out);
+    }
+    free(f->thread_buffers);
+    free_activations(&f->normed);
+    free_activations(&f->attention_out);
+    free_activations(&f->ffn_gate);
+    float *buffers[] = {f->residual, f->rope_table, f->query, f->key,      f->value,
+                        f->ffn_up,   f->update,     f->last,  f->partials, f->lora_hidden};
+    for (size_t i = 0; i < sizeof buffers / sizeof buffers[0]; i++) free(buffers[i]);
+    free(f);
+}

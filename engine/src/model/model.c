@@ -1,0 +1,78 @@
+/* model.c: the memory of a model, its matrices in order, and sums over them. */
+#include "model/model.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "runtime/error.h"
+#include "tokenizer/tokenizer.h"
+
+enum { MEMORY_ALIGNMENT = 64 };
+
+/* ---------------------------------------------------------------- memory */
+
+void *model_allocate(llamita_model *model, size_t num_bytes) {
+    if (num_bytes > SIZE_MAX - MEMORY_ALIGNMENT) return NULL;
+    void **owned = realloc(model->owned, (model->num_owned + 1) * sizeof *owned);
+    if (!owned) return NULL;
+    model->owned = owned;
+    size_t rounded = (num_bytes / MEMORY_ALIGNMENT + 1) * MEMORY_ALIGNMENT;
+    void *memory = aligned_alloc(MEMORY_ALIGNMENT, rounded);
+    if (memory) {
+        memset(memory, 0, rounded);
+        owned[model->num_owned++] = memory;
+    }
+    return memory;
+}
+
+/* ---------------------------------------------------------------- its parts */
+
+void model_layer_matrices(layer *l, tensor *matrices[MATRICES_PER_LAYER]) {
+    tensor *all[MATRICES_PER_LAYER] = {&l->query,    &l->key,    &l->value,   &l->attention_output,
+                                       &l->ffn_gate, &l->ffn_up, &l->ffn_down};
+    memcpy(matrices, all, sizeof all);
+}
+
+static int64_t tensor_elements(const tensor *t) { return t->num_rows * t->row_length; }
+static int64_t tensor_bytes(const tensor *t) { return t->num_rows * (int64_t)t->row_bytes; }
+
+void model_describe(llamita_model *model) {
+    llamita_model_info *info = &model->info;
+    int64_t norm_elements = (2 * (int64_t)info->num_hidden_layers + 1) * info->hidden_size;
+    int64_t elements_of[TENSOR_TYPES_END] = {0};
+    info->num_parameters = norm_elements + tensor_elements(&model->token_embedding);
+    info->decode_bytes = norm_elements * (int64_t)sizeof(float) + tensor_bytes(&model->output) +
+                         (int64_t)model->token_embedding.row_bytes;
+    elements_of[model->token_embedding.type] += tensor_elements(&model->token_embedding);
+    if (!info->tied_embeddings) {
+        info->num_parameters += tensor_elements(&model->output);
+        elements_of[model->output.type] += tensor_elements(&model->output);
+    }
+    for (int32_t i = 0; i < info->num_hidden_layers; i++) {
+        tensor *matrices[MATRICES_PER_LAYER];
+        model_layer_matrices(&model->layers[i], matrices);
+        for (int m = 0; m < MATRICES_PER_LAYER; m++) {
+            info->num_parameters += tensor_elements(matrices[m]);
+            info->decode_bytes += tensor_bytes(matrices[m]);
+            elements_of[matrices[m]->type] += tensor_elements(matrices[m]);
+        }
+    }
+    info->kv_bytes_per_token =
+        2 * (int64_t)info->num_hidden_layers * info->num_key_value_heads * info->head_dim * (int64_t)sizeof(uint16_t);
+    int most = 0;
+    for (int type = 0; type < TENSOR_TYPES_END; type++) most = elements_of[type] > elements_of[most] ? type : most;
+    int64_t block_elements;
+    size_t block_bytes;
+    const char *name = "";
+    if (info->weight_type[0] == '\0' && tensor_type_blocks((tensor_type)most, &block_elements, &block_bytes, &name))
+        error_clean_line(info->weight_type, sizeof info->weight_type, name, strlen(name));
+}
+
+void model_clear(llamita_model *model) {
+    tokenizer_free(model->tokenizer);
+    free(model->chat_template);
+    for (size_t i = 0; i < model->num_owned; i++) free(model->owned[i]);
+    free(model->owned);
+    if (model->packed) munmap(model->packed, model->packed_bytes);
+}

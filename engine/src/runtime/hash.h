@@ -1,0 +1,25 @@
+/* hash.h: 64-bit hashes of byte strings and numbers, for tables in memory only. */
+#ifndef LLAMITA_HASH_H
+#define LLAMITA_HASH_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+static inline uint64_t hash_mix(uint64_t hash) {
+    hash = (hash ^ hash >> 32) * 0x9E3779B97F4A7C15u;
+    return hash ^ hash >> 29;
+}
+
+static inline uint64_t hash_bytes(const char *bytes, size_t num_bytes) {
+    uint64_t hash = num_bytes, part;
+    for (; num_bytes >= 8; bytes += 8, num_bytes -= 8) {
+        memcpy(&part, bytes, 8);
+        hash = hash_mix(hash ^ part);
+    }
+    part = 0;
+    memcpy(&part, bytes, num_bytes);
+    return hash_mix(hash ^ part) >> 16; /* the low bits of a product depend on too few bits */
+}
+
+#endif
