@@ -49,8 +49,8 @@ def generate_batch(
     num_threads: int = 0,
     progress: Progress = no_progress,
 ) -> list[Sample]:
-    """Generate `count` texts. Text i continues prompt i (modulo the number of prompts) with seed + i,
-    and equals what `model.generate` gives with these settings.
+    """Generate `count` texts. Text i continues prompt i (modulo the number of prompts) with seed +
+    i, and equals what `model.generate` gives with these settings.
 
     A text ends at an end token, after max_new_tokens, or when the context is full. Progress counts
     texts. Raises EngineError if a prompt is longer than the context, or is empty and the model has

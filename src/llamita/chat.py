@@ -44,7 +44,8 @@ class Chat:
         rolling: forget the oldest turns when the context is full, instead of raising ChatError.
         max_new_tokens: per answer. overrides: fields of sampling and runtime by name.
 
-        Raises ChatError if the model has no chat template, EngineError for a value out of its range.
+        Raises ChatError if the model has no chat template, EngineError for a value out of its
+        range.
         """
         sampling, runtime = with_overrides(sampling, runtime, overrides)
         if model.chat_template is None:
@@ -72,7 +73,8 @@ class Chat:
 
         When the answer ends, question and answer are added to `messages`, also after
         Answer.interrupt and close. Asking again closes the previous answer. Raises ChatError if the
-        conversation does not fit the context or the template rejects it; `messages` stays as it was.
+        conversation does not fit the context or the template rejects it; `messages` stays as it
+        was.
         """
         if self._answer is not None:
             self._answer.close()
@@ -135,8 +137,9 @@ class Chat:
         return share if self._max_new_tokens is None else min(share, self._max_new_tokens)
 
     def _encode_whole(self, said: list[dict[str, str]]) -> list[int]:
-        """For templates that rewrite contents, so that the two cannot be told apart in the rendered
-        text: control tokens are allowed everywhere, but only if other contents give the same ones."""
+        """For templates that rewrite contents, so that contents cannot be found in the rendered
+        text: control tokens are allowed everywhere, but only if other contents give the same
+        ones."""
         assert self._template is not None
         text = self._template.render(said)
         plain = [{**each, "content": "x" if each["content"].strip() else ""} for each in said]
@@ -152,8 +155,8 @@ class Chat:
         return [i for i in ids if not self._model.decode_token(i, i)]
 
     def _turn_ends(self) -> frozenset[int]:
-        """The control token that the template writes after an answer; the file may not list it as an
-        end token."""
+        """The control token that the template writes after an answer; the file may not list it as
+        an end token."""
         assert self._template is not None
         said = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]
         try:
@@ -168,9 +171,9 @@ class Chat:
 class Answer(Iterator[str]):
     """An answer while it is generated: an iterator of pieces of str that never split a character.
 
-    ids: the new ids so far. num_fed_tokens: tokens of the conversation that were not in the session.
-    num_forgotten_turns: with rolling. stop: "" until the end, then "end token", "number of tokens",
-    "context's end" or "interrupted".
+    ids: the new ids so far. num_fed_tokens: tokens of the conversation that were not in the
+    session. num_forgotten_turns: with rolling. stop: "" until the end, then "end token", "number of
+    tokens", "context's end" or "interrupted".
     """
 
     def __init__(

@@ -8,7 +8,7 @@ from typing import TypeAlias
 Progress: TypeAlias = Callable[[str, int, int], None]
 """progress(stage, done, total): what is being done, and how many of how many units are done.
 
-The units are whatever the stage counts: bytes, tokens, texts. `done` never falls within a stage.
+A stage counts in its own units: bytes, tokens, texts. `done` never decreases within a stage.
 Work that can be stopped is stopped by an exception from the callback, which passes through. A
 function takes `progress: Progress = no_progress`; it does not test for None.
 

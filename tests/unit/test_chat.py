@@ -1,4 +1,5 @@
-"""Chats over tiny models: what is fed, kept, forgotten and refused; `llamita chat` and `run -m chat` alike."""
+"""Chats over tiny models: what is fed, kept, forgotten and refused; `llamita chat` and `run -m
+chat` alike."""
 
 from __future__ import annotations
 
@@ -39,8 +40,8 @@ def talk(chat: Chat, text: str) -> str:
 
 @pytest.mark.parametrize("name", [*NAMES, "jinja"])
 def test_only_new_tokens_are_fed(chat_models: dict[str, Path], name: str) -> None:
-    """The ids of a later question begin with those that the session holds, answers as they were generated; and the
-    answer is that of a new session which reads all of them."""
+    """The ids of a later question begin with those that the session holds, answers as they were
+    generated; and the answer is that of a new session which reads all of them."""
     with Model(chat_models[name]) as model, Chat(model, "Be kind.", max_new_tokens=9, temperature=0) as chat:
         assert model.chat_family == (None if name == "jinja" else name)
         held: list[int] = []
@@ -106,7 +107,8 @@ def test_parts(chat_models: dict[str, Path]) -> None:
 
 
 def test_generated_ids_in_a_sentencepiece_text(chat_models: dict[str, Path]) -> None:
-    """What follows generated ids gets no space in front; the space before an answer is the answer's."""
+    """What follows generated ids gets no space in front; the space before an answer is the
+    answer's."""
     with Model(chat_models["llama2"]) as model:
         answer = tuple(model.encode("The answer")[:])
         said = [Message("user", b"Q"), Message("assistant", b" The answer", answer), Message("user", b"R")]

@@ -1,4 +1,5 @@
-"""The binding, on tiny models: its numbers against a forward pass in numpy, its text, its errors, its lifetimes."""
+"""The binding, on tiny models: its numbers against a forward pass in numpy, its text, its errors,
+its lifetimes."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ pytestmark = pytest.mark.usefixtures("engine_build")
 
 
 def forward(tiny, ids: list[int]) -> np.ndarray:
-    """float64 [n, V]: a Llama in llama2.c's layout, all positions at once, written as plainly as numpy allows."""
+    """float64 [n, V]: a Llama in llama2.c's layout, all positions at once, written as plainly as
+    numpy allows."""
     w, shape, n = tiny.tensors, tiny.shape, len(ids)
     heads, size = shape["heads"], shape["hidden"] // shape["heads"]
     group = heads // shape["kv_heads"]
@@ -283,7 +285,8 @@ def test_lifetimes(tiny_models) -> None:
 
 
 def test_the_binding_is_the_header() -> None:
-    """Every function has its binding, and the fields of llamita_model_info are in the header's order and sizes."""
+    """Every function has its binding, and the fields of llamita_model_info are in the header's
+    order and sizes."""
     header = (Path(__file__).resolve().parents[2] / "engine" / "include" / "llamita.h").read_text(encoding="utf-8")
     header = re.sub(r"/\*.*?\*/", "", header, flags=re.DOTALL)
     assert re.findall(r"LLAMITA_API [^;(]*?\bllamita_(\w+)\(", header) == list(engine_library.FUNCTIONS)

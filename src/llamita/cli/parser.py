@@ -105,7 +105,7 @@ def suggestion(word: str, known: Iterable[str]) -> str:
     return f"; perhaps you meant {nearest[0]}" if nearest else ""
 
 
-# ---------------------------------------------------------------- dataclass to arguments, words to values
+# ---- dataclass to arguments, words to values
 
 
 def arguments_of(flags: type[Any], path: tuple[str, ...] = (), defaults: Any = None, group: str = "") -> list[Argument]:

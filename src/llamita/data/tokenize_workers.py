@@ -151,7 +151,7 @@ def _encode_in_process(texts: Sequence[bytes]) -> tuple[npt.NDArray[Any], npt.ND
 
 
 def _part(batch: Batch, ids: npt.NDArray[Any], lengths: npt.NDArray[np.int64]) -> list[Encoded]:
-    """TextSegment what was made of a batch's texts into its splits."""
+    """Part what was made of a batch's texts into its splits."""
     documents = len(batch.train)
     tokens = int(lengths[:documents].sum())
     train: Encoded = ("train", ids[:tokens], lengths[:documents], sum(map(len, batch.train)))

@@ -21,7 +21,8 @@ class Adapter(Owned):
     _kind = "adapter"
 
     def __init__(self, model: ModelFile, path: str | os.PathLike[str]) -> None:
-        """Open a GGUF adapter. Raises EngineError for a bad file, or an adapter of another model."""
+        """Open a GGUF adapter. Raises EngineError for a bad file, or an adapter of another
+        model."""
         handle = ctypes.c_void_p()
         call("adapter_open", model._handle, os.fsencode(path), ctypes.byref(handle))
         self._own(handle.value, model)

@@ -11,7 +11,8 @@ from llamita.engine.library import Owned, call
 
 
 class BpeTrainer(Owned):
-    """Counts the words of documents, as the `qwen2` pre-tokenizer splits them, and learns merges."""
+    """Counts the words of documents, as the `qwen2` pre-tokenizer splits them, and learns
+    merges."""
 
     _kind = "bpe_trainer"
 

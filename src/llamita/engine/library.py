@@ -24,7 +24,7 @@ Ids: TypeAlias = Sequence[int] | npt.NDArray[np.integer[Any]]
 LIBRARY_NAMES = ("libllamita.so", "libllamita.dylib", "llamita.dll")
 
 
-# ---------------------------------------------------------------------- the C structures, field by field
+# ---- the C structures, field by field
 
 
 class ErrorStruct(ctypes.Structure):
@@ -262,8 +262,8 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
 
 
 def library_path() -> Path:
-    """The path of the shared library: in `llamita/_engine` (by pip install) or, in a source checkout,
-    in `engine/build` (by `make engine`); the newer one."""
+    """The path of the shared library: in `llamita/_engine` (by pip install) or, in a source
+    checkout, in `engine/build` (by `make engine`); the newer one."""
     folders = [Path(folder) / "_engine" for folder in llamita.__path__]
     folders.append(Path(__file__).resolve().parents[3] / "engine" / "build")
     built = [folder / name for folder in folders for name in LIBRARY_NAMES if (folder / name).is_file()]
@@ -294,7 +294,8 @@ def load_library() -> ctypes.CDLL:
 
 
 def call(name: str, *arguments: Any) -> None:
-    """Call a function that returns a status and takes an error last; raise EngineError unless OK."""
+    """Call a function that returns a status and takes an error last; raise EngineError unless
+    OK."""
     error = ErrorStruct()
     if getattr(load_library(), f"llamita_{name}")(*arguments, ctypes.byref(error)) != 0:
         raise EngineError(error.message.decode("utf-8", "replace"))
@@ -332,7 +333,8 @@ class Owned:
         return self._open_handle
 
     def close(self) -> None:
-        """Free the memory. Closing twice is fine; any other use of a closed object is an EngineError."""
+        """Free the memory. Closing twice is fine; any other use of a closed object is an
+        EngineError."""
         self._finalizer()
 
     def __enter__(self: Opened) -> Opened:
@@ -364,7 +366,8 @@ def version() -> str:
 
 
 def kernels() -> str:
-    """The kernels chosen on this machine: "avxvnni", "avx2", "dotprod" (ARM), "neon" or "scalar"."""
+    """The kernels chosen on this machine: "avxvnni", "avx2", "dotprod" (ARM), "neon" or
+    "scalar"."""
     return str(load_library().llamita_kernels().decode())
 
 

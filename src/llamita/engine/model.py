@@ -73,7 +73,8 @@ class Model(ModelFile):
         adapters: AdapterUses = (),
         **overrides: Any,
     ) -> Generation:
-        """Continue the prompt: an iterator of pieces of new text (str) that never split a character.
+        """Continue the prompt: an iterator of pieces of new text (str) that never split a
+        character.
 
         It ends at an end token, after max_new_tokens (None: no limit), or at the end of the
         context. The same seed gives the same text; without a seed, a random one is drawn. Bytes

@@ -16,7 +16,8 @@ from llamita.sampling import DEFAULT_SAMPLING, SamplingParams
 
 
 class Sampler(Owned):
-    """Repetition penalty, temperature, softmax, top-k, top-p, min-p, random draw. For one thread."""
+    """Repetition penalty, temperature, softmax, top-k, top-p, min-p, random draw. For one
+    thread."""
 
     _kind = "sampler"
 

@@ -114,7 +114,8 @@ class Session(Owned):
         return nats
 
     def decode(self, chunks: Sequence[tuple[int, Ids, int]]) -> npt.NDArray[np.float32]:
-        """Append ids to several sequences in one pass; a chunk is (sequence, ids, number of logits).
+        """Append ids to several sequences in one pass; a chunk is (sequence, ids, number of
+        logits).
 
         Returns the logits after the last ids of each chunk, in the order of the chunks: float32
         [sum of the numbers, V]. The result of a sequence does not depend on the others.
@@ -144,7 +145,8 @@ class Session(Owned):
         call("sequence_rewind", self._handle, int32("sequence", sequence), int32("position", position))
 
     def sequence_set_adapters(self, sequence: int, adapters: AdapterUses) -> None:
-        """Apply adapters to one sequence, as set_adapters does; sequences may have different ones."""
+        """Apply adapters to one sequence, as set_adapters does; sequences may have different
+        ones."""
         call("sequence_set_adapters", self._handle, int32("sequence", sequence), *adapter_structs(adapters))
 
     def sequence_share(self, source: int, target: int, num_tokens: int) -> None:

@@ -1,4 +1,5 @@
-"""Evaluates a model by the texts it generates: variety, repetition, and copies of its training text."""
+"""Evaluates a model by the texts it generates: variety, repetition, and copies of its training
+text."""
 
 from __future__ import annotations
 
@@ -99,7 +100,8 @@ class SampleReport:
 
 @contextlib.contextmanager
 def opened_in_engine(path: Path, tokenizer: Path | None = None) -> Iterator[Model]:
-    """Open a model file, or export a checkpoint or run directory to a temporary F32 file and open that."""
+    """Open a model file, or export a checkpoint or run directory to a temporary F32 file and open
+    that."""
     if path.is_file():
         with load(path, tokenizer=tokenizer) as model:
             yield model
@@ -141,7 +143,8 @@ def generate_and_measure(
 
 
 def expected_seconds(num_parameters: int, num_tokens: int, training_tokens: int) -> float:
-    """Estimate the seconds to load a checkpoint, generate num_tokens and search the training tokens for copies."""
+    """Estimate the seconds to load a checkpoint, generate num_tokens and search the training tokens
+    for copies."""
     generating = num_tokens * (TOKEN_SECONDS + num_parameters / WEIGHTS_PER_SECOND)
     return LOAD_SECONDS + generating + training_tokens / SEARCHED_TOKENS_PER_SECOND
 

@@ -1,4 +1,5 @@
-"""Splits documents into the rows that bits per byte is computed on: from BOS, non-overlapping, every token once."""
+"""Splits documents into the rows that bits per byte is computed on: from BOS, non-overlapping,
+every token once."""
 
 from __future__ import annotations
 
@@ -51,7 +52,8 @@ class EncodedTexts:
 
 
 def scoring_rows(lengths: npt.NDArray[Any], context: int) -> list[Piece]:
-    """All rows of at most `context` pairs, the longest first, so that neighbors are of nearly the same length.
+    """All rows of at most `context` pairs, the longest first, so that neighbors are of nearly the
+    same length.
 
     A document's row after the first starts with the input that was the last target before it.
     """
@@ -67,7 +69,8 @@ def scoring_rows(lengths: npt.NDArray[Any], context: int) -> list[Piece]:
 def scoring_batches(
     documents: Documents, rows: Sequence[Piece], bos_id: int, tokens_per_batch: int
 ) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
-    """Rows as padded inputs and targets, int64 [B, T], B · T at most `tokens_per_batch` (or one row)."""
+    """Rows as padded inputs and targets, int64 [B, T], B · T at most `tokens_per_batch` (or one
+    row)."""
     at = 0
     while at < len(rows):
         width = rows[at].length

@@ -1,4 +1,5 @@
-"""Samples of the best checkpoint after a run that saw its text repeatedly: does it copy the text?"""
+"""Samples of the best checkpoint after a run that saw its text repeatedly: does it copy the
+text?"""
 
 from __future__ import annotations
 

@@ -78,7 +78,8 @@ def test_export_adapter(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def test_export_adapter_of_a_base_that_chats(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """What the note of a base that does not says to do; the base's folder without a tokenizer: nothing is known."""
+    """What the note of a base that does not says to do; the base's folder without a tokenizer:
+    nothing is known."""
     chats, silent, out = tmp_path / "chats", tmp_path / "silent", str(tmp_path / "adapter.gguf")
     assert main(["import", str(folder / "base"), "--out", str(chats), "--chat-template", "zephyr"]) == 0
     shutil.copytree(folder / "base", silent)

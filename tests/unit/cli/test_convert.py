@@ -1,4 +1,5 @@
-"""The commands export, import and inspect as a user types them: what they print, and one line for every mistake."""
+"""The commands export, import and inspect as a user types them: what they print, and one line for
+every mistake."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""llamita eval: the numbers of samples, from a checkpoint and its model file alike, and one line for mistakes."""
+"""llamita eval: the numbers of samples, from a checkpoint and its model file alike, and one line
+for mistakes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The command `llamita run`: through the binding, the same text, stops and messages as the program."""
+"""The command `llamita run`: through the binding, the same text, stops and messages as the
+program."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ def endless(tiny_models):
 
 
 def start(*words: object) -> subprocess.Popen[bytes]:
-    """The program, with SIGINT as a terminal has it: a shell's background job, as this suite may be, ignores it."""
+    """The program, with SIGINT as a terminal has it: a shell's background job, as this suite may
+    be, ignores it."""
     environment = dict(os.environ, PYTHONPATH=str(SOURCE))
     command = [sys.executable, "-m", "llamita", "run", *map(str, words)]
     before = signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,4 +1,5 @@
-"""llamita sample: what it prints, and one line for whatever a person can get wrong; and what all commands share."""
+"""llamita sample: what it prints, and one line for whatever a person can get wrong; and what all
+commands share."""
 
 from __future__ import annotations
 

@@ -28,7 +28,8 @@ SMALL_MODEL_SECONDS = 3.5
 
 @pytest.fixture(scope="module")
 def letters(tmp_path_factory: pytest.TempPathFactory, engine_build: Path) -> Path:
-    """A token store of 16 documents of letters that mean nothing, and 16 held-out ones: what is alike was copied."""
+    """A token store of 16 documents of letters that mean nothing, and 16 held-out ones: what is
+    alike was copied."""
     folder, chosen = tmp_path_factory.mktemp("letters"), random.Random(1)
     for name in ("train", "val"):
         documents = ["".join(chosen.choices("abcdefghijklmnopqrstuvwxyz", k=64)) for _ in range(16)]
