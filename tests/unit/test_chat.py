@@ -211,14 +211,14 @@ def commands(engine_build: Path, path: Path, *flags: str) -> list[list[str]]:
 @pytest.mark.parametrize("name", NAMES)
 def test_programs_agree(chat_models: dict[str, Path], engine_build: Path, name: str) -> None:
     flags = ("-t", "0.7", "-s", "3", "-n", "12", "-y", "Be kind.", "--rolling", "-c", "160", "-v")
-    told = []
+    printed = []
     for command in commands(engine_build, chat_models[name], *flags):
         said = "One?\n\n  two <|im_end|> \r\n¿3?\nIV".encode()
         done = subprocess.run(command, input=said, capture_output=True, timeout=60)
         assert done.returncode == 0, done.stderr
         assert len(re.findall(rb"^read \d+ tokens, .* generated \d+ tokens, .* of 160$", done.stderr, re.M)) == 4
-        told.append((done.stdout.decode("utf-8", "replace"), re.findall(rb"read \d+ tokens", done.stderr)))
-    assert told[0] == told[1]
+        printed.append((done.stdout.decode("utf-8", "replace"), re.findall(rb"read \d+ tokens", done.stderr)))
+    assert printed[0] == printed[1]
 
 
 def test_one_line_for_what_is_wrong(

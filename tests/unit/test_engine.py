@@ -133,8 +133,8 @@ def test_generate_is_greedy_seeded_and_continues_only(tiny_models) -> None:
         for _ in range(6):
             ids = [*ids, int(model.logits(ids)[-1].argmax())]
         assert [*generation.prompt_ids, *generation.ids] == ids
-        told = [list(model.generate("ab", max_new_tokens=9, seed=seed, top_k=50, min_p=0.01)) for seed in (7, 7, 8)]
-        assert told[0] == told[1] != told[2]
+        texts = [list(model.generate("ab", max_new_tokens=9, seed=seed, top_k=50, min_p=0.01)) for seed in (7, 7, 8)]
+        assert texts[0] == texts[1] != texts[2]
 
 
 def test_options_as_an_object_or_by_name(tiny_models) -> None:

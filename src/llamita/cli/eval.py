@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Annotated, Literal
 
+from llamita.batch_generate import SampleOptions
 from llamita.cli.command import parse, requires_extra
 from llamita.cli.progress import progress_bars
 from llamita.config import Option, check
@@ -17,15 +18,9 @@ from llamita.console import print_table
 from llamita.data.batches import Documents
 from llamita.engine import load
 from llamita.errors import CheckpointError, ConfigError
-from llamita.eval.samples import (
-    SampleOptions,
-    SampleReport,
-    generate_and_measure,
-    opened_in_engine,
-    read_prompts,
-    save_samples,
-)
+from llamita.eval.samples import SampleReport, generate_and_measure, opened_in_engine, read_prompts, save_samples
 from llamita.eval.score import Data, ScoredModel, encode_for_model_file, score_model_file
+from llamita.sampling import SamplingParams
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,9 +158,7 @@ def _sample(flags: Flags, prompts: tuple[str, ...], data: Data, val: Documents) 
         flags.samples,
         prompts,
         flags.max_new_tokens,
-        flags.temperature,
-        flags.top_p,
-        flags.seed,
+        SamplingParams(flags.temperature, flags.top_p, seed=flags.seed),
         flags.threads or 0,
     )
     with opened_in_engine(flags.model, flags.tokenizer) as model:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from llamita.batch_generate import Sample, generate_batch
+from llamita.batch_generate import Sample, SampleOptions, generate_batch
 from llamita.data.batches import Documents
 from llamita.engine import Model, load
 from llamita.errors import SourceError
@@ -29,19 +29,6 @@ SEARCHED_TOKENS_PER_SECOND = 1.5e6
 
 
 @dataclasses.dataclass(frozen=True)
-class SampleOptions:
-    """Arguments of `batch_generate.generate_batch`. num_threads 0: one per core."""
-
-    count: int
-    prompts: tuple[str, ...] = ("",)
-    max_new_tokens: int | None = None
-    temperature: float = 0.8
-    top_p: float = 0.95
-    seed: int = 0
-    num_threads: int = 0
-
-
-@dataclasses.dataclass(frozen=True)
 class SampleReport:
     """Samples and their metrics. memorization: None if the training text is not known."""
 
@@ -52,7 +39,9 @@ class SampleReport:
 
     def values(self) -> dict[str, Any]:
         """Everything except the samples, as JSON values."""
-        settings = {name: getattr(self.options, name) for name in ("temperature", "top_p", "seed", "max_new_tokens")}
+        sampling = self.options.sampling
+        settings = {name: getattr(sampling, name) for name in ("temperature", "top_p", "seed")}
+        settings["max_new_tokens"] = self.options.max_new_tokens
         values = {**dataclasses.asdict(self.metrics), **settings}
         found = self.memorization
         if found is not None:
@@ -67,12 +56,12 @@ class SampleReport:
 
     def rows(self) -> list[tuple[str, str]]:
         """Everything except the samples, as rows of a table: (name, text)."""
-        options, metrics, found = self.options, self.metrics, self.memorization
+        sampling, metrics, found = self.options.sampling, self.metrics, self.memorization
         rows = [
             (
                 "samples",
                 f"{metrics.num_samples:,} texts of {metrics.mean_tokens:.1f} tokens ({metrics.mean_bytes:.1f} bytes) "
-                f"on average; temperature {options.temperature:g}, top-p {options.top_p:g}, seed {options.seed}",
+                f"on average; temperature {sampling.temperature:g}, top-p {sampling.top_p:g}, seed {sampling.seed}",
             ),
             ("ended with EOS", f"{metrics.stop_rate:.1%}"),
             ("distinct-1, -2, -3", f"{metrics.distinct_1:.3f}, {metrics.distinct_2:.3f}, {metrics.distinct_3:.3f}"),
@@ -125,17 +114,7 @@ def generate_and_measure(
 
     Progress counts texts. Raises EngineError.
     """
-    samples = generate_batch(
-        model,
-        options.count,
-        prompts=options.prompts,
-        max_new_tokens=options.max_new_tokens,
-        temperature=options.temperature,
-        top_p=options.top_p,
-        seed=options.seed,
-        num_threads=options.num_threads,
-        progress=progress,
-    )
+    samples = generate_batch(model, options, progress)
     memorization = None
     if training is not None:
         memorization = measure_memorization([sample.ids for sample in samples], val, training, model.decode)

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from llamita.batch_generate import SampleOptions
 from llamita.data.mixture import open_documents
 from llamita.errors import LlamitaError
-from llamita.eval.samples import SampleOptions, SampleReport, expected_seconds, generate_and_measure, opened_in_engine
+from llamita.eval.samples import SampleReport, expected_seconds, generate_and_measure, opened_in_engine
 from llamita.report.summary import write_report
 from llamita.training.budget import REPEATED_EPOCHS
 from llamita.training.task import Task

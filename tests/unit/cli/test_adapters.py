@@ -46,11 +46,11 @@ def test_an_adapter_of_another_base_is_told(folder: Path, tmp_path: Path, capsys
     shutil.copytree(folder / "adapter", tmp_path / "adapter")
     config = tmp_path / "adapter" / "adapter_config.json"
     values = json.loads(config.read_text())
-    for number, (base, told) in enumerate(((folder / "base", False), (tmp_path, True), ("a-hub/name", False))):
+    for number, (base, warns) in enumerate(((folder / "base", False), (tmp_path, True), ("a-hub/name", False))):
         config.write_text(json.dumps(values | {"base_model_name_or_path": str(base)}))
         words = ["merge", str(folder / "base"), str(tmp_path / "adapter"), "-o", str(tmp_path / f"merged{number}")]
         assert main(words) == 0
-        assert ("was made for" in capsys.readouterr().err) is told
+        assert ("was made for" in capsys.readouterr().err) is warns
 
 
 def test_export_adapter(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

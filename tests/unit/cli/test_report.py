@@ -55,6 +55,6 @@ def test_where_the_page_goes(runs: Path, capsys: pytest.CaptureFixture[str], wor
 )
 def test_one_line_for_a_mistake(runs: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str) -> None:
     assert main(["report", *words]) == 2
-    told = capsys.readouterr()
-    assert message in told.err and told.err.count("\n") == 1 and told.out == ""
+    printed = capsys.readouterr()
+    assert message in printed.err and printed.err.count("\n") == 1 and printed.out == ""
     assert not (runs / "a" / "report.html").exists() and not (runs / "comparison.html").exists()
