@@ -33,7 +33,7 @@ def main(argv: list[str]) -> None:
     with requires_extra("train"):  # for folders and tokenizers
         found = inspect(flags.path)
     print(f"{found.path}: {found.kind}, {found.num_bytes:,} bytes")
-    print_table(found.facts, sys.stdout)
+    print_table(found.properties, sys.stdout)
     if not found.tensors:
         return
     print(f"{len(found.tensors):,} tensors, {found.num_parameters:,} elements")

@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from llamita.engine import DocumentTokenizer
-from llamita.errors import EngineError, FormatError
+from llamita.errors import EngineError, TokenizerError
 from llamita.formats.gguf import encode_header
-from llamita.formats.gguf_metadata import tokenizer_metadata
 from llamita.tokenizer import Tokenizer
+from llamita.tokenizer.gguf import tokenizer_metadata
 
 
 class EngineEncoder:
@@ -55,7 +55,7 @@ def open_engine_encoder(tokenizer: Tokenizer, dtype: np.dtype[Any], sample: Sequ
             single_spaces=tokenizer.kind == "llama" and tokenizer.remove_extra_whitespaces,
         )
         ids, lengths = encoder.encode([text.encode("utf-8") for text in sample])
-    except (EngineError, FormatError) as error:
+    except (EngineError, TokenizerError) as error:
         return str(error)
     ends = np.cumsum(lengths)
     for text, expected, end, length in zip(sample, tokenizer.encode_batch(sample), ends, lengths, strict=True):

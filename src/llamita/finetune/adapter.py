@@ -26,8 +26,14 @@ from llamita.checkpoint import ADAPTER_CONFIG, TrainingState, copy_tokenizer, wr
 from llamita.config import ModelConfig
 from llamita.errors import CheckpointError, FormatError
 from llamita.finetune.lora import LINEAR_LAYERS, LoraConfig, LoraUpdate, lora_scale, lora_specs
-from llamita.formats.safetensors_header import read_safetensors_header
-from llamita.formats.safetensors_io import FLOAT_DTYPES, SafetensorsReader, TensorEntry, checked, write_safetensors
+from llamita.formats.safetensors_io import (
+    FLOAT_DTYPES,
+    SafetensorsReader,
+    TensorEntry,
+    checked,
+    open_safetensors_file,
+    write_safetensors,
+)
 
 CONFIG: Final = ADAPTER_CONFIG
 WEIGHTS: Final = "adapter_model.safetensors"
@@ -188,7 +194,7 @@ def _open(directory: Path) -> SafetensorsReader:
             "and save it again)"
         )
     try:
-        return SafetensorsReader({tensor.name: (path, tensor) for tensor in read_safetensors_header(path)[0]})
+        return open_safetensors_file(path)
     except FormatError as error:
         raise CheckpointError(str(error)) from error
 

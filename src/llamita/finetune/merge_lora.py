@@ -25,8 +25,8 @@ from llamita.convert.export import model_name
 from llamita.errors import CheckpointError, ConfigError, FormatError, OutputError
 from llamita.finetune.adapter import load_adapter, resolve_adapter
 from llamita.formats import tensor_table
-from llamita.formats.huggingface import read_json_object
 from llamita.formats.safetensors_io import DTYPES, TensorEntry, checked
+from llamita.json_file import read_json_object
 from llamita.tokenizer import load_tokenizer
 
 

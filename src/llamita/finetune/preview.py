@@ -10,7 +10,7 @@ from rich.text import Text
 
 from llamita.finetune.rendering import Example, RenderCounts
 from llamita.tokenizer import Tokenizer
-from llamita.tokenizer.sentencepiece_model import CONTROL
+from llamita.tokenizer.sentencepiece import CONTROL
 
 LEARNED_STYLE, MASKED_STYLE = "bold green", "dim"
 OPEN, CLOSE = "«", "»"  # around what is learned, where there are no colors

@@ -22,7 +22,7 @@ from llamita.errors import ChatError, SourceError, TokenizerError, TrainingError
 from llamita.finetune.conversations import Conversation
 from llamita.tokenizer import Tokenizer
 from llamita.tokenizer.chat_templates import CHAT_TEMPLATES
-from llamita.tokenizer.sentencepiece_model import CONTROL
+from llamita.tokenizer.sentencepiece import CONTROL
 
 
 @dataclasses.dataclass(frozen=True)

@@ -45,8 +45,8 @@ REPEATS_WORTH, WEIGHTS_WORTH = 15.4, 5.3
 class ScalingLaw:
     """bits(N, D) = floor + a / N^alpha + b / D^beta: N weights, D tokens (the form of Chinchilla, arXiv 2203.15556).
 
-    Fitted to runs of this recipe on TinyStories (docs/log.md). The floor and the unit are that text's; which N is best
-    for given seconds depends on the two slopes and on a / b alone, which change little from text to text.
+    Fitted to runs of this recipe on TinyStories (docs/experiments.md). The floor and the unit are that text's. The best
+    N for given seconds depends only on the two slopes and on a / b, which change little from text to text.
     """
 
     floor: float
@@ -249,9 +249,11 @@ def with_shape(config: TrainConfig, shape: Shape) -> TrainConfig:
 
 
 def step_tokens(tokens: float, device: torch.device, world_size: int = 1) -> int:
-    """Tokens a step for a run of so many: a power of two, through what was best on CPUs (1,024 for 0.6 M, 2,048 for
-    1.8 M, 4,096 for 2.4 to 5 M and good for 11 M: docs/log.md), then with their 0.383th power (nanochat's runs). On
-    GPUs as many as each of them takes well, as without a plan."""
+    """Tokens per step for a run of this many tokens: a power of two.
+
+    On CPUs it follows the best of docs/experiments.md (1,024 for 0.6 M tokens, 2,048 for 1.8 M, 4,096 for 2.4 to 5 M,
+    and good for 11 M), then grows with the 0.383th power (nanochat's runs). On GPUs it is what each of them computes
+    efficiently, as without a plan."""
     if device.type != "cpu":
         return TOKENS_PER_PASS[device.type] * world_size
     wanted = min(4096, 2048 * (tokens / 1.3e6) ** 0.6) * max(1.0, tokens / 8e6) ** 0.383

@@ -51,7 +51,7 @@ def test_export_inspect_import(checkpoint: Path, tmp_path: Path, capsys: pytest.
         (["import", "TMP", "--out", "TMP/x"], "expected a folder with config.json"),
         (["import", "CHECKPOINT", "--out", "TMP/x", "--dtype", "int8"], "dtype: expected one of float32"),
         (["import", "CHECKPOINT", "--out", "TMP/x", "--chat-template", "llama"], "expected one of llama2"),
-        (["import", "CHECKPOINT/model.safetensors", "--out", "TMP/x"], "name its folder"),
+        (["import", "CHECKPOINT/model.safetensors", "--out", "TMP/x"], "import its folder"),
         (["inspect", "TMP/none"], "No such file"),
         (["inspect", "TMP"], "config.json"),
         (["inspect", "CHECKPOINT", "--tensor"], "--tensors"),

@@ -346,7 +346,7 @@ def normalizing_tokenizer(tmp_path: Path) -> Path:
 @pytest.mark.usefixtures("engine_build")
 def test_what_encodes_is_said_and_changes_no_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     left = prepare(make(tmp_path, out=tmp_path / "nfc", vocab_size=None, tokenizer=normalizing_tokenizer(tmp_path)))
-    assert left.encoded_by == "the tokenizers library (it prepares text (NFC))"
+    assert left.encoded_by == "the tokenizers library (it normalizes text (NFC))"
     by_engine = prepare(make(tmp_path, out=tmp_path / "engine"))
     assert by_engine.encoded_by == "the engine" == prepare(make(tmp_path, out=tmp_path / "engine")).encoded_by
     monkeypatch.setattr("llamita.data.tokenize_workers.open_engine_encoder", lambda *_: "not today")

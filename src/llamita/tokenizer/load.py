@@ -1,4 +1,4 @@
-"""A tokenizer's file to a Tokenizer: tokenizer.json, SentencePiece or tiktoken .model, llama2.c's tokenizer.bin."""
+"""Loads a tokenizer: tokenizer.json, a SentencePiece or tiktoken .model, or tokenizer.bin."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from typing import Any
 import tokenizers
 
 from llamita.errors import TokenizerError
-from llamita.tokenizer.sentencepiece_model import read_llama2c, read_sentencepiece, tokenizer_json
-from llamita.tokenizer.tiktoken_model import (
+from llamita.json_file import read_json_object
+from llamita.tokenizer.llama2c import read_llama2c
+from llamita.tokenizer.sentencepiece import read_sentencepiece, tokenizer_json
+from llamita.tokenizer.tiktoken import (
     BOS,
     END_OF_TEXT,
     END_OF_TURN,
@@ -24,15 +26,15 @@ from llamita.tokenizer.tiktoken_model import (
 )
 from llamita.tokenizer.tokenizer import Origin, Tokenizer
 
-# What BOS and EOS are called in a tokenizer.json that has no tokenizer_config.json beside it; the first that exists.
+# Names of BOS and EOS, tried in order, for a tokenizer.json without tokenizer_config.json.
 _BOS_NAMES = ("<s>", "<|begin_of_text|>", "<|endoftext|>")
 _EOS_NAMES = ("</s>", "<|end_of_text|>", "<|endoftext|>", "<|im_end|>")
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
-    """Load a folder that holds tokenizer.json (else tokenizer.model, else tokenizer.bin), or one such file.
+    """Load a tokenizer.json, tokenizer.model or tokenizer.bin, or the first of them in a folder.
 
-    Raises TokenizerError where there is none, where it is damaged, or where no Llama runtime could use it.
+    Raises TokenizerError if there is none, if it is damaged, or if no Llama runtime supports it.
     """
     path = Path(path)
     if path.is_dir():
@@ -54,13 +56,14 @@ def load_tokenizer(path: Path) -> Tokenizer:
 
 
 def is_tiktoken_file(path: Path) -> bool:
-    """Whether a tokenizer's file holds tiktoken's ranks (Llama 3), by its content."""
+    """Whether the content of a tokenizer file is tiktoken ranks (Llama 3)."""
     return path.is_file() and is_tiktoken(_read(path)[:200])
 
 
 def load_tiktoken(path: Path, version: Version = "3.1", *, is_chat: bool = False) -> Tokenizer:
-    """Load Llama 3's tokenizer.model. version: whose names the special tokens have; is_chat: answers end at the end of
-    a turn, not of a text. Raises TokenizerError."""
+    """Load Llama 3's tokenizer.model. Raises TokenizerError.
+
+    version: decides the special tokens. is_chat: EOS is the end of a turn, not of a text."""
     tokens = read_tiktoken(_read(path), str(path))
     with backend_errors(path):
         backend = tokenizers.Tokenizer.from_str(json.dumps(tiktoken_json(tokens, version)))
@@ -70,10 +73,10 @@ def load_tiktoken(path: Path, version: Version = "3.1", *, is_chat: bool = False
 
 
 def _origin(path: Path, data: bytes) -> Origin:
-    """Parse a SentencePiece model (a protobuf that begins with a piece) or llama2.c's tokenizer.bin."""
+    """Parse a SentencePiece model (a protobuf that starts with a piece) or a tokenizer.bin."""
     if path.suffix == ".model" or (data[:1] == b"\n" and path.suffix != ".bin"):
         if not data.startswith(b"\n"):
-            raise TokenizerError(f"cannot read tokenizer {path}: neither a SentencePiece model nor tiktoken's ranks")
+            raise TokenizerError(f"cannot read tokenizer {path}: neither a SentencePiece model nor tiktoken ranks")
         return Origin("tokenizer.model", data, read_sentencepiece(data, str(path)))
     if path.suffix == ".bin":
         return Origin("tokenizer.bin", data, read_llama2c(data, str(path)))
@@ -83,7 +86,7 @@ def _origin(path: Path, data: bytes) -> Origin:
 
 
 def _check_ids(text: str, path: Path) -> None:
-    """Refuse ids far above the number of tokens before anything makes room for them. Raises TokenizerError."""
+    """Raise TokenizerError for huge ids, before memory is allocated for them."""
     try:
         sections = json.loads(text)
         vocabulary = sections["model"]["vocab"]
@@ -94,7 +97,7 @@ def _check_ids(text: str, path: Path) -> None:
         raise TokenizerError(f"cannot read tokenizer {path}: not JSON ({error})") from None
     except (KeyError, TypeError, AttributeError):
         raise TokenizerError(
-            f"cannot read tokenizer {path}: no BPE tokenizer.json (model.vocab: pieces to ids; added_tokens: a list)"
+            f"cannot read tokenizer {path}: not a BPE tokenizer.json (model.vocab: pieces to ids; added_tokens: a list)"
         ) from None
     if not fits:
         raise TokenizerError(f"cannot use tokenizer {path}: id {highest:,} is far above its {len(ids):,} tokens")
@@ -141,20 +144,12 @@ def _read(path: Path) -> bytes:
 
 
 def _settings(path: Path) -> dict[str, Any]:
-    """A JSON object beside tokenizer.json; empty where there is no such file."""
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(_read(path))
-    except (ValueError, RecursionError) as error:
-        raise TokenizerError(f"cannot read {path}: not JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise TokenizerError(f"cannot read {path}: expected a JSON object, found {type(value).__name__}")
-    return value
+    """A JSON object beside tokenizer.json; empty if there is no such file."""
+    return read_json_object(path, TokenizerError) if path.is_file() else {}
 
 
 def _token_id(backend: tokenizers.Tokenizer, config: dict[str, Any], key: str, path: Path) -> int | None:
-    """The id of a token that tokenizer_config.json names, as a string or as an object with its content."""
+    """The id of a token in tokenizer_config.json: a string, or an object with its content."""
     token = config.get(key)
     if isinstance(token, dict):
         token = token.get("content")
@@ -163,13 +158,14 @@ def _token_id(backend: tokenizers.Tokenizer, config: dict[str, Any], key: str, p
     token_id: int | None = backend.token_to_id(token) if isinstance(token, str) else None
     if token_id is None:
         raise TokenizerError(
-            f"cannot use tokenizer {path}: tokenizer_config.json says {key} is {token!r}, which it does not have"
+            f"cannot use tokenizer {path}: tokenizer_config.json sets {key} to {token!r}, which is "
+            "not in the vocabulary"
         )
     return token_id
 
 
 def _chat_template(folder: Path, config: dict[str, Any]) -> str | None:
-    """chat_template.jinja, else tokenizer_config.json's: a string, or the one named `default` of a list."""
+    """chat_template.jinja, else tokenizer_config.json's: a string, or `default` in a list."""
     if (folder / "chat_template.jinja").is_file():
         return _read(folder / "chat_template.jinja").decode("utf-8", "replace")
     template = config.get("chat_template")
@@ -181,7 +177,7 @@ def _chat_template(folder: Path, config: dict[str, Any]) -> str | None:
 
 @contextlib.contextmanager
 def backend_errors(where: Path | str) -> Iterator[None]:
-    """What the `tokenizers` library raises on a damaged file (plain exceptions and Rust panics) to TokenizerError."""
+    """Converts exceptions and Rust panics of the `tokenizers` library to TokenizerError."""
     try:
         yield
     except TokenizerError:

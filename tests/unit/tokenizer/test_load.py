@@ -1,4 +1,4 @@
-"""tokenizer.json files of others: which kind and split they are, and what is refused."""
+"""tokenizer.json files of other programs: their kind and split, and what is refused."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_splits_of_known_tokenizers(folder: Path, pre_tokenizer: Sections, split
     assert tokenizer.decode(tokenizer.encode("I'll take 1234 of the  cats")) == b"I'll take 1234 of the  cats"
 
 
-def test_truncation_and_padding_of_the_file_are_not_obeyed(folder: Path) -> None:
+def test_truncation_and_padding_of_the_file_are_ignored(folder: Path) -> None:
     truncation = {"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0}
     padding = {
         "strategy": {"Fixed": 50}, "direction": "Right", "pad_to_multiple_of": None,
@@ -83,7 +83,7 @@ def test_ids_without_a_token_are_unused(folder: Path) -> None:
     assert tokenizer.decode(tokenizer.encode("a<tool>b")) == b"a<tool>b"
 
 
-def test_settings_beside_it_name_the_special_tokens(folder: Path) -> None:
+def test_tokenizer_config_names_the_special_tokens(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(
         json.dumps(
             {
@@ -101,7 +101,7 @@ def test_settings_beside_it_name_the_special_tokens(folder: Path) -> None:
     assert load_tokenizer(folder).chat_template == "z"
 
 
-def test_tokenizer_json_alone_is_asked_for_the_usual_names(folder: Path) -> None:
+def test_tokenizer_json_alone_is_searched_for_the_usual_names(folder: Path) -> None:
     (folder / "tokenizer_config.json").unlink()
     tokenizer = load_tokenizer(folder)
     assert (tokenizer.bos_id, tokenizer.eos_id) == (0, 0)
@@ -114,7 +114,7 @@ def remove_byte(sections: Sections) -> None:
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (remove_byte, "byte symbols"),
+        (remove_byte, "bytes have no token"),
         (lambda s: s.update(pre_tokenizer=None), "neither byte level"),
         (lambda s: s["model"].update(dropout=0.1), "dropout"),
         (lambda s: s.update(model={"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}), "WordLevel"),
@@ -131,10 +131,10 @@ def test_unusable_tokenizer_json(folder: Path, edit: Callable[[Sections], object
 
 def test_damaged_settings(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text('{"eos_token": "</s>"}')
-    with pytest.raises(TokenizerError, match="eos_token is '</s>'"):
+    with pytest.raises(TokenizerError, match="eos_token to '</s>'"):
         load_tokenizer(folder)
     (folder / "tokenizer_config.json").write_text("{")
-    with pytest.raises(TokenizerError, match="not JSON"):
+    with pytest.raises(TokenizerError, match="not valid JSON"):
         load_tokenizer(folder)
 
 
@@ -147,17 +147,17 @@ def test_cut_tokenizer_json(folder: Path) -> None:
             load_tokenizer(path)
 
 
-def test_what_is_no_tokenizer(tmp_path: Path) -> None:
+def test_what_is_not_a_tokenizer(tmp_path: Path) -> None:
     with pytest.raises(TokenizerError, match="no tokenizer in"):
         load_tokenizer(tmp_path)
     with pytest.raises(TokenizerError, match="No such file"):
         load_tokenizer(tmp_path / "missing.model")
     ranks = tmp_path / "tokenizer.model"
     ranks.write_bytes(b"IQ== 0\nIg== 1\n")
-    with pytest.raises(TokenizerError, match="byte 0 is no token"):
+    with pytest.raises(TokenizerError, match="no token for byte 0"):
         load_tokenizer(ranks)
     ranks.write_bytes(b"no model\n")
-    with pytest.raises(TokenizerError, match="neither a SentencePiece model nor tiktoken's ranks"):
+    with pytest.raises(TokenizerError, match="neither a SentencePiece model nor tiktoken ranks"):
         load_tokenizer(ranks)
     (tmp_path / "words.txt").write_bytes(b"hello")
     with pytest.raises(TokenizerError, match=r"expected a tokenizer\.json"):
@@ -165,9 +165,9 @@ def test_what_is_no_tokenizer(tmp_path: Path) -> None:
 
 
 def test_a_ggufs_sentencepiece_vocabulary_is_the_models(shared_data: Path, random_texts: list[str]) -> None:
-    """Llama 2's, as llama.cpp carries it, against its tokenizer.model."""
+    """Llama 2's in llama.cpp's vocabulary file, against its tokenizer.model."""
     from llamita.formats.gguf import read_gguf
-    from llamita.tokenizer.gguf_vocabulary import tokenizer_from_gguf
+    from llamita.tokenizer.gguf import tokenizer_from_gguf
 
     path = shared_data / "tokenizers" / "ggml-vocab-llama-spm.gguf"
     found = tokenizer_from_gguf(read_gguf(path).metadata, str(path))

@@ -1,4 +1,4 @@
-"""SentencePiece models and llama2.c's tokenizer.bin encode here as the sentencepiece library encodes them."""
+"""SentencePiece models and llama2.c's tokenizer.bin encode as the sentencepiece library does."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ MODELS = [
 
 
 def random_texts(count: int, seed: int = 0) -> list[str]:
-    """Runs of spaces and letters, words, digits, controls, Chinese, emoji; no U+2581: it means a space."""
+    """Runs of spaces and letters, words, digits, controls, Chinese, emoji; no U+2581, which means a
+    space."""
     choose = random.Random(seed)
     alphabet = "aaabbb ,.  \n\t1239éü唐詩🦙x\u3000\u00a0\r" + "thequickbrownfox"
     texts = ["".join(choose.choices(alphabet, k=choose.randrange(60))) for _ in range(count)]
@@ -109,7 +110,7 @@ def test_saved_folder_keeps_the_file_and_its_scores(tmp_path: Path) -> None:
     assert order == sorted(range(259, bare.vocab_size), key=lambda i: -(bare.scores() or [])[i])
 
 
-def test_a_model_of_other_pieces_beside_tokenizer_json(tmp_path: Path) -> None:
+def test_a_model_with_other_pieces_than_tokenizer_json(tmp_path: Path) -> None:
     load_tokenizer(train(tmp_path)).save(tmp_path / "kept")
     other = train(tmp_path, vocab_size=402)
     (tmp_path / "kept/tokenizer.model").write_bytes(other.read_bytes())
@@ -127,12 +128,12 @@ def test_a_model_of_other_pieces_beside_tokenizer_json(tmp_path: Path) -> None:
         ({"treat_whitespace_as_suffix": True}, "suffixes"),
     ],
 )
-def test_models_that_no_llama_runtime_can_repeat(tmp_path: Path, settings: dict[str, object], message: str) -> None:
+def test_models_that_no_llama_runtime_can_reproduce(tmp_path: Path, settings: dict[str, object], message: str) -> None:
     with pytest.raises(TokenizerError, match=message):
         load_tokenizer(train(tmp_path, **settings))
 
 
-def test_a_model_cut_anywhere_is_refused(tmp_path: Path) -> None:
+def test_a_truncated_model_is_refused(tmp_path: Path) -> None:
     data = train(tmp_path).read_bytes()
     path = tmp_path / "cut.model"
     for size in range(0, len(data) - 1, 37):
@@ -162,7 +163,7 @@ HEAD = [b"<unk>", b"\n<s>\n", b"\n</s>\n"]
         (llama2c_file([*HEAD, b" ", b"\xff"]), "not UTF-8"),
         (llama2c_file([*HEAD, b"a", b"a"]), "same piece"),
         (llama2c_file([*HEAD, b""]), "empty"),
-        (llama2c_file([*HEAD, b"ab"]), "no piece itself"),
+        (llama2c_file([*HEAD, b"ab"]), "that is not a piece"),
         (llama2c_file([*HEAD, b"a"], score=float("nan")), "no finite score"),
     ],
 )

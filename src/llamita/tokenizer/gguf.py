@@ -1,18 +1,20 @@
-"""The tokenizer.* keys of a GGUF file to a Tokenizer that gives the same ids as the file's runtimes (llama.cpp)."""
+"""GGUF's tokenizer.* keys: read as a Tokenizer that gives the same ids as llama.cpp, and
+written."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import tokenizers
 
 from llamita.errors import TokenizerError
 from llamita.tokenizer.byte_level import byte_level_json
-from llamita.tokenizer.loading import backend_errors
+from llamita.tokenizer.load import backend_errors
 from llamita.tokenizer.pre_tokenizers import LLAMA_BPE_NAME, SPLIT_NAMES
-from llamita.tokenizer.sentencepiece_model import (
+from llamita.tokenizer.sentencepiece import (
     BYTE,
     CONTROL,
     NORMAL,
@@ -27,29 +29,34 @@ from llamita.tokenizer.tokenizer import Tokenizer
 
 _PREFIX = "tokenizer.ggml."
 MAX_TOKENS = 1 << 20
-_END_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
+# GGUF has three keys for ids that end a text: end of document, of turn, of message.
+END_KEYS = ("tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id")
+
+
+# ---------------------------------------------------------------- reading
 
 
 def tokenizer_from_gguf(metadata: Mapping[str, Any], where: str) -> Tokenizer:
-    """Raises TokenizerError for a tokenizer that is missing, damaged, or of a kind that Llamas do not have."""
+    """The tokenizer of a GGUF file. Raises TokenizerError if missing, damaged or unsupported."""
     read = _Keys(metadata, where)
     kind = metadata.get(f"{_PREFIX}model")
     if kind not in ("llama", "gpt2"):
         raise TokenizerError(
-            f"cannot use tokenizer {where}: tokenizer.ggml.model: expected llama or gpt2, found {str(kind)[:40]}; name "
-            "another with --tokenizer FILE"
+            f"cannot use tokenizer {where}: tokenizer.ggml.model: expected llama or gpt2, found {str(kind)[:40]}; give "
+            "another one with --tokenizer FILE"
         )
     pieces = read.texts("tokens")
     if not 0 < len(pieces) <= MAX_TOKENS:
         raise TokenizerError(f"cannot use tokenizer {where}: expected 1 to {MAX_TOKENS} tokens, found {len(pieces)}")
     types = read.numbers("token_type", len(pieces), NORMAL)
-    while types and types[-1] == UNUSED and pieces[-1] == f"[PAD{len(pieces) - 1}]":  # rows of the embedding, no tokens
+    # Padding, not tokens.
+    while types and types[-1] == UNUSED and pieces[-1] == f"[PAD{len(pieces) - 1}]":
         types, pieces = types[:-1], pieces[:-1]
     content = _sentencepiece(read, pieces, types) if kind == "llama" else _byte_level(read, pieces, types)
     with backend_errors(where):
         backend = tokenizers.Tokenizer.from_str(json.dumps(content))
     template = metadata.get("tokenizer.chat_template")
-    ends = [read.token(key, len(pieces)) for key in _END_KEYS]
+    ends = [read.token(key.removeprefix(_PREFIX), len(pieces)) for key in END_KEYS]
     return Tokenizer(
         backend,
         bos_id=read.token("bos_token_id", len(pieces)),
@@ -84,23 +91,23 @@ def _sentencepiece(read: _Keys, pieces: list[str], types: list[int]) -> dict[str
 
 
 def _byte_level(read: _Keys, pieces: list[str], types: list[int]) -> dict[str, Any]:
-    said = read.metadata.get(f"{_PREFIX}pre")
-    split = SPLIT_NAMES.get(said) if isinstance(said, str) else None
+    name = read.metadata.get(f"{_PREFIX}pre")
+    split = SPLIT_NAMES.get(name) if isinstance(name, str) else None
     if split is None:
         raise TokenizerError(
             f"cannot use tokenizer {read.where}: tokenizer.ggml.pre: expected one of {', '.join(SPLIT_NAMES)}, found "
-            f"{str(said)[:40]}; the regular expression of that name would be needed"
+            f"{str(name)[:40]}; regular expressions of other names are not supported"
         )
     if len(set(pieces)) != len(pieces):
         double = next(piece for i, piece in enumerate(pieces) if piece in pieces[:i])
-        raise TokenizerError(f"cannot use tokenizer {read.where}: token {double[:40]!r} is there twice")
+        raise TokenizerError(f"cannot use tokenizer {read.where}: token {double[:40]!r} occurs twice")
     merges = []
     vocab = {piece: i for i, piece in enumerate(pieces) if types[i] in (NORMAL, BYTE)}
     for number, merge in enumerate(read.texts("merges")):
         left, _, right = merge.partition(" ")
         if left not in vocab or right not in vocab or left + right not in vocab:
             raise TokenizerError(
-                f"cannot use tokenizer {read.where}: merge {number}: expected two tokens that make a third, found "
+                f"cannot use tokenizer {read.where}: merge {number}: expected two tokens that join to a third, found "
                 f"{merge[:40]!r}"
             )
         merges.append((left, right))
@@ -108,7 +115,7 @@ def _byte_level(read: _Keys, pieces: list[str], types: list[int]) -> dict[str, A
              if types[i] in (CONTROL, USER_DEFINED, UNKNOWN)}  # fmt: skip
     if len(vocab) != 1 + max(vocab.values(), default=-1) or [i for i, _ in added.values()] != [
         *range(len(vocab), len(vocab) + len(added))
-    ]:  # the library numbers what is not in the vocabulary itself, from its end on
+    ]:  # the library numbers added tokens outside the vocabulary from its end on
         vocab |= {piece: i for piece, (i, _) in added.items()}
     bos_id = read.token("bos_token_id", len(pieces))
     begins = read.flag("add_bos_token", split == LLAMA_BPE_NAME) and bos_id is not None
@@ -119,7 +126,7 @@ def _byte_level(read: _Keys, pieces: list[str], types: list[int]) -> dict[str, A
 
 
 class _Keys:
-    """Reads typed values of the tokenizer's keys; TokenizerError for one that is not what it must be."""
+    """Reads typed values of the tokenizer's keys. Raises TokenizerError for an invalid one."""
 
     def __init__(self, metadata: Mapping[str, Any], where: str) -> None:
         self.metadata, self.where = metadata, where
@@ -157,3 +164,57 @@ class _Keys:
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < count:
             raise self.wrong(key, f"an id below {count}")
         return value
+
+
+# ---------------------------------------------------------------- writing
+
+
+def tokenizer_metadata(tokenizer: Tokenizer, vocab_size: int, end_ids: Sequence[int]) -> dict[str, Any]:
+    """The tokenizer's keys. end_ids: all ids that end a text, the most common first.
+
+    Raises TokenizerError if the tokenizer does not fit the model, or if GGUF runtimes would
+    tokenize differently.
+    """
+    pieces, types = tokenizer.padded_pieces(vocab_size)
+    metadata: dict[str, Any] = {"tokenizer.ggml.model": tokenizer.kind}
+    scores = tokenizer.scores()
+    if tokenizer.kind == "gpt2":
+        if tokenizer.split is None:
+            raise TokenizerError(
+                "cannot export the tokenizer: GGUF runtimes do not have its regular expression "
+                "(they have qwen2, llama-bpe, gpt-2, smollm), so they would split text differently"
+            )
+        metadata["tokenizer.ggml.pre"] = tokenizer.split
+    else:
+        metadata["tokenizer.ggml.pre"] = "default"
+    metadata["tokenizer.ggml.tokens"] = pieces
+    if scores is not None:
+        padding = [0.0] * (vocab_size - len(scores))
+        metadata["tokenizer.ggml.scores"] = np.array(scores + padding, dtype=np.float32)
+    metadata["tokenizer.ggml.token_type"] = np.array(types, dtype=np.int32)
+    if tokenizer.kind == "gpt2":
+        metadata["tokenizer.ggml.merges"] = tokenizer.merges()
+    metadata |= _special_ids(tokenizer, end_ids)
+    metadata["tokenizer.ggml.add_bos_token"] = tokenizer.bos_id is not None
+    metadata["tokenizer.ggml.add_eos_token"] = False
+    if tokenizer.kind == "llama":
+        metadata["tokenizer.ggml.add_space_prefix"] = tokenizer.add_space_prefix
+        metadata["tokenizer.ggml.remove_extra_whitespaces"] = tokenizer.remove_extra_whitespaces
+    if tokenizer.chat_template is not None:
+        metadata["tokenizer.chat_template"] = tokenizer.chat_template
+    return metadata
+
+
+def _special_ids(tokenizer: Tokenizer, end_ids: Sequence[int]) -> dict[str, Any]:
+    if len(end_ids) > len(END_KEYS):
+        raise TokenizerError(
+            f"cannot export: {len(end_ids)} ids end a text ({', '.join(map(str, end_ids))}), GGUF has room for "
+            f"{len(END_KEYS)}; shorten eos_token_id in config.json and generation_config.json"
+        )
+    ids: dict[str, Any] = {}
+    if tokenizer.bos_id is not None:
+        ids["tokenizer.ggml.bos_token_id"] = tokenizer.bos_id
+    ids |= dict(zip(END_KEYS, end_ids, strict=False))
+    if tokenizer.unknown_id is not None:
+        ids["tokenizer.ggml.unknown_token_id"] = tokenizer.unknown_id
+    return ids

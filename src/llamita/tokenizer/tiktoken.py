@@ -1,7 +1,8 @@
-"""tiktoken's file of ranks (Llama 3's tokenizer.model: a line a token, base64 and rank) to a tokenizer.json.
+"""Reads tiktoken ranks (Llama 3's tokenizer.model: lines of base64 and rank) into a tokenizer.json.
 
-tiktoken joins, of all pairs of neighbors whose bytes together are a token, the one with the lowest rank. A BPE that
-merges by a list does the same if the list holds every way to join two tokens into a third, by the third's rank.
+Among all neighbors whose bytes together are a token, tiktoken joins the pair with the lowest rank.
+BPE with a list of merges does the same if the list contains every pair of tokens that join to a
+third, ordered by the rank of the third.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import binascii
 from typing import Any, Final, Literal
 
 from llamita.errors import TokenizerError
-from llamita.tokenizer.byte_level import byte_level_json
+from llamita.tokenizer.byte_level import BYTE_OF_SYMBOL, byte_level_json
 from llamita.tokenizer.pre_tokenizers import LLAMA_BPE_NAME
 
 Version = Literal["3", "3.1"]
@@ -19,7 +20,7 @@ Version = Literal["3", "3.1"]
 NUM_SPECIAL: Final = 256
 BOS, END_OF_TEXT, END_OF_TURN, END_OF_MESSAGE = "<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>", "<|eom_id|>"
 
-# The first special tokens of each version; the others are reserved. Ids go on after the ranks.
+# The named special tokens of each version; the others are reserved. Their ids follow the ranks.
 _NAMED: Final[dict[Version, tuple[str | None, ...]]] = {
     "3": (BOS, END_OF_TEXT, None, None, None, None, "<|start_header_id|>", "<|end_header_id|>", None, END_OF_TURN),
     "3.1": (
@@ -30,7 +31,7 @@ _NAMED: Final[dict[Version, tuple[str | None, ...]]] = {
 
 
 def special_tokens(version: Version) -> list[str]:
-    """Llama 3's 256 special tokens in the order of their ids; those without a name are reserved, counted from 0."""
+    """Llama 3's 256 special tokens by id; unnamed ones are numbered as reserved."""
     names, reserved = [], 0
     for i in range(NUM_SPECIAL):
         name = _NAMED[version][i] if i < len(_NAMED[version]) else None
@@ -48,7 +49,7 @@ def is_tiktoken(data: bytes) -> bool:
 
 
 def read_tiktoken(data: bytes, where: str) -> list[bytes]:
-    """The tokens by rank. Raises TokenizerError unless ranks are 0, 1, 2, … and every byte is a token."""
+    """The tokens by rank. Raises TokenizerError if a rank or a byte is missing."""
     tokens: dict[int, bytes] = {}
     for number, line in enumerate(data.splitlines(), 1):
         if not line:
@@ -61,7 +62,9 @@ def read_tiktoken(data: bytes, where: str) -> list[bytes]:
                 f"cannot read tokenizer {where}: line {number}: expected base64 and a rank, found {line[:40]!r}"
             ) from None
         if rank in tokens or not token:
-            raise TokenizerError(f"cannot read tokenizer {where}: line {number}: rank {rank} is there twice or empty")
+            raise TokenizerError(
+                f"cannot read tokenizer {where}: line {number}: rank {rank} occurs twice, or its token is empty"
+            )
         tokens[rank] = token
     ranked = [tokens[rank] for rank in range(len(tokens)) if rank in tokens]
     if len(ranked) != len(tokens):
@@ -71,14 +74,14 @@ def read_tiktoken(data: bytes, where: str) -> list[bytes]:
         raise TokenizerError(f"cannot read tokenizer {where}: two ranks have the same bytes")
     missing = next((byte for byte in range(256) if bytes([byte]) not in known), None)
     if missing is not None:
-        raise TokenizerError(f"cannot read tokenizer {where}: byte {missing} is no token, so some text would vanish")
+        raise TokenizerError(f"cannot read tokenizer {where}: no token for byte {missing}, so some text would be lost")
     return ranked
 
 
 def tiktoken_json(tokens: list[bytes], version: Version) -> dict[str, Any]:
     """The tokenizer.json with Llama 3's special tokens and split, and every merge."""
     rank_of = {token: rank for rank, token in enumerate(tokens)}
-    symbols = _symbols()
+    symbols = {byte: symbol for symbol, byte in BYTE_OF_SYMBOL.items()}
     text = [token.decode("latin-1").translate(symbols) for token in tokens]
     merges: list[tuple[str, str]] = []
     for token in tokens:
@@ -91,10 +94,3 @@ def tiktoken_json(tokens: list[bytes], version: Version) -> dict[str, Any]:
             merges += [(text[left], text[right]) for left, right in sorted(ways)]
     added = {name: (len(tokens) + i, True) for i, name in enumerate(special_tokens(version))}
     return byte_level_json({piece: i for i, piece in enumerate(text)}, merges, LLAMA_BPE_NAME, added, BOS)
-
-
-def _symbols() -> dict[int, str]:
-    """Byte → its character in GPT-2's alphabet."""
-    from llamita.tokenizer.tokenizer import BYTE_OF_SYMBOL
-
-    return {byte: symbol for symbol, byte in BYTE_OF_SYMBOL.items()}

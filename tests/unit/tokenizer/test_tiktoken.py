@@ -1,4 +1,4 @@
-"""tiktoken's rank files (Llama 3's tokenizer.model): the same ids as tiktoken's own, and damage named."""
+"""tiktoken rank files (Llama 3's tokenizer.model): the same ids as tiktoken; damage is named."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 
 from llamita.errors import TokenizerError
 from llamita.tokenizer import Tokenizer, load_tokenizer
-from llamita.tokenizer.loading import load_tiktoken
-from llamita.tokenizer.tiktoken_model import special_tokens
+from llamita.tokenizer.load import load_tiktoken
+from llamita.tokenizer.tiktoken import special_tokens
 
 # Llama 3's, as its reference tokenizer.py states it.
 PATTERN = (
@@ -46,7 +46,7 @@ def test_small_ranks_encode_as_tiktoken(ranks: Path, random_texts: list[str]) ->
     same_ids(tokenizer, ranks, random_texts)
 
 
-def test_saved_and_loaded_it_encodes_alike(ranks: Path, tmp_path: Path, random_texts: list[str]) -> None:
+def test_saved_and_loaded_it_encodes_the_same(ranks: Path, tmp_path: Path, random_texts: list[str]) -> None:
     load_tokenizer(ranks).save(tmp_path / "saved")
     again = load_tokenizer(tmp_path / "saved")
     assert again.fingerprint == load_tokenizer(ranks).fingerprint
@@ -90,10 +90,10 @@ def test_damage_is_named(ranks: Path, tiktoken_ranks: bytes) -> None:
     bad = {
         "line 3: expected base64 and a rank": [*good[:2], b"????", *good[3:]],
         "line 4: expected base64 and a rank, found b'Aw== three'": [*good[:3], b"Aw== three", *good[4:]],
-        "line 5: rank 3 is there twice": [*good[:4], good[3], *good[4:]],
+        "line 5: rank 3 occurs twice": [*good[:4], good[3], *good[4:]],
         "expected the ranks 0 to": [*good[:-1], b"cXF4eQ== 9000"],
         "two ranks have the same bytes": [*good[:-1], good[0].split()[0] + b" " + good[-1].split()[1]],
-        "byte 255 is no token": good[:255],
+        "no token for byte 255": good[:255],
     }  # fmt: skip
     for said, content in bad.items():
         ranks.write_bytes(b"\n".join(content))
@@ -103,7 +103,8 @@ def test_damage_is_named(ranks: Path, tiktoken_ranks: bytes) -> None:
 
 
 def test_truncated_anywhere_is_refused_or_smaller(ranks: Path, tiktoken_ranks: bytes) -> None:
-    """A cut after a whole line is a smaller vocabulary; all others are named. (Cuts in every tenth byte.)"""
+    """A cut after a whole line is a smaller vocabulary; all others are named. (Cuts in every tenth
+    byte.)"""
     whole = load_tokenizer(ranks).vocab_size
     for length in range(0, len(tiktoken_ranks) - 1, 10):
         ranks.write_bytes(tiktoken_ranks[:length])

@@ -1,4 +1,4 @@
-"""Sources of every kind with bytes changed, removed and put in: imported, or refused in one line with nothing left."""
+"""Damaged sources of every kind are imported or refused in one line, with nothing left behind."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ EXTREMES = (b"\xff" * 8, b"\0" * 8, b"\xff\xff\xff\x7f", b"\0\0\0\x80", b"-1", b
 def sources(
     make_checkpoint: Callable[..., Path], make_meta: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Path]:
-    """A folder of each kind, with only what belongs to it."""
+    """A minimal folder of each kind."""
     root = tmp_path_factory.mktemp("sources")
     small = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "head_dim": 4}
     byte_level, pieces = make_checkpoint(root / "a", **small), make_checkpoint(root / "b", "llama", **small)
@@ -45,7 +45,7 @@ def sources(
 
 
 def damage(data: bytearray, chosen: random.Random) -> None:
-    """One to four changes, most of them near the beginning, where the headers are."""
+    """Make one to four changes, mostly near the start, where the headers are."""
     for _ in range(chosen.randrange(1, 5)):
         place = chosen.randrange(min(len(data), 3000) if chosen.random() < 0.7 else len(data))
         kind = chosen.randrange(5)

@@ -1,4 +1,4 @@
-"""A SentencePiece .model file, or llama2.c's tokenizer.bin, to the list of its pieces, and on to a tokenizer.json."""
+"""Reads SentencePiece .model files, and converts a table of pieces to a tokenizer.json."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from typing import Any
 from llamita.errors import TokenizerError
 from llamita.tokenizer.byte_level import bos_template
 
-OUTER_SPACES = r"\A +| +\z"  # as the `tokenizers` library writes it
-SPACE = "\u2581"  # how SentencePiece writes a space
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # GGUF took SentencePiece's numbers
-_BYTE_PIECES = [f"<0x{byte:02X}>" for byte in range(256)]
+OUTER_SPACES = r"\A +| +\z"  # as the `tokenizers` library spells it
+SPACE = "\u2581"  # SentencePiece's symbol for a space
+# SentencePiece's numbers, also used by GGUF.
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
+BYTE_PIECES = [f"<0x{byte:02X}>" for byte in range(256)]
 
 
 @dataclasses.dataclass(frozen=True)
 class PieceTable:
-    """The pieces of a SentencePiece BPE by id, and how text is prepared for them."""
+    """The pieces of a SentencePiece BPE by id, and how text is normalized."""
 
     pieces: list[str]
     scores: list[float]
@@ -36,10 +37,10 @@ class PieceTable:
 
 
 def read_sentencepiece(data: bytes, where: str) -> PieceTable:
-    """Parse sentencepiece_model.proto's ModelProto, as far as a BPE needs it.
+    """Parse a ModelProto (sentencepiece_model.proto), as far as BPE needs it.
 
-    Raises TokenizerError where the bytes are damaged, or where the model does what no Llama runtime can repeat
-    (unigram, normalization tables, user-defined symbols behind an added space).
+    Raises TokenizerError if the bytes are damaged, or if no Llama runtime can reproduce the model
+    (unigram, normalization tables, user-defined symbols after an added space).
     """
     pieces: list[str] = []
     scores: list[float] = []
@@ -58,7 +59,7 @@ def read_sentencepiece(data: bytes, where: str) -> PieceTable:
             elif field == 3 and isinstance(value, bytes):
                 normalizer = dict(_fields(value))
     except (ValueError, IndexError, struct.error) as error:
-        raise TokenizerError(f"cannot read tokenizer {where}: not a whole SentencePiece model ({error})") from None
+        raise TokenizerError(f"cannot read tokenizer {where}: not a complete SentencePiece model ({error})") from None
     if not pieces or not trainer:
         raise TokenizerError(f"cannot read tokenizer {where}: not a SentencePiece model (no pieces or no settings)")
     _refuse_settings(where, trainer, normalizer, types)
@@ -80,55 +81,11 @@ def read_sentencepiece(data: bytes, where: str) -> PieceTable:
     return table
 
 
-def read_llama2c(data: bytes, where: str) -> PieceTable:
-    """Parse llama2.c's tokenizer.bin: u32 longest piece, then per id f32 score, u32 length, bytes; no count.
-
-    The ids are fixed: 0 <unk>, 1 BOS, 2 EOS, then 256 byte pieces if there is a byte fallback. Raises TokenizerError.
-    """
-    if len(data) < 4:
-        raise TokenizerError(f"cannot read tokenizer {where}: not llama2.c's tokenizer.bin: only {len(data)} bytes")
-    (longest,) = struct.unpack_from("<I", data)
-    pieces: list[str] = []
-    scores: list[float] = []
-    offset = 4
-    while offset < len(data):
-        if len(data) - offset < 8:
-            raise TokenizerError(f"cannot read tokenizer {where}: it ends inside piece {len(pieces)} (byte {offset})")
-        score, length = struct.unpack_from("<fI", data, offset)
-        offset += 8
-        if length > longest or length > len(data) - offset:
-            raise TokenizerError(
-                f"cannot read tokenizer {where}: piece {len(pieces)} (byte {offset - 4}): length {length:,}, but the "
-                f"longest is said to be {longest:,} and {len(data) - offset:,} bytes are left"
-            )
-        try:
-            pieces.append(data[offset : offset + length].decode("utf-8").replace(" ", SPACE))
-        except UnicodeDecodeError:
-            raise TokenizerError(
-                f"cannot read tokenizer {where}: piece {len(pieces)} (byte {offset}) is not UTF-8; a llama2.c "
-                "tokenizer.bin made from SentencePiece is expected"
-            ) from None
-        scores.append(score)
-        offset += length
-    for token_id, name in ((0, "<unk>"), (1, "<s>"), (2, "</s>")):
-        if token_id >= len(pieces) or pieces[token_id].strip("\n") != name:
-            found = repr(pieces[token_id]) if token_id < len(pieces) else "nothing"
-            raise TokenizerError(
-                f"cannot read tokenizer {where}: id {token_id}: expected {name}, found {found}; "
-                "this is not a llama2.c tokenizer.bin of a SentencePiece model"
-            )
-        pieces[token_id] = name
-    has_bytes = pieces[3:259] == _BYTE_PIECES
-    types = [UNKNOWN, CONTROL, CONTROL] + [BYTE if has_bytes and i < 256 else NORMAL for i in range(len(pieces) - 3)]
-    table = PieceTable(pieces, scores, types, 1, 2, 0, add_space_prefix=True, remove_extra_whitespaces=False)
-    check_table(table, where)
-    return table
-
-
 def tokenizer_json(table: PieceTable, where: str) -> dict[str, Any]:
     """The `tokenizers` library's BPE with byte fallback that encodes as SentencePiece does.
 
-    Normalizer and decoder are those that transformers gives a Llama (convert_slow_tokenizer.py, LlamaConverter).
+    Normalizer and decoder are those that transformers gives a Llama (convert_slow_tokenizer.py,
+    LlamaConverter).
     """
     normalizers: list[dict[str, Any]] = []
     if table.remove_extra_whitespaces:
@@ -173,13 +130,13 @@ def tokenizer_json(table: PieceTable, where: str) -> dict[str, Any]:
 
 
 def merges_from_scores(table: PieceTable, where: str) -> list[list[str]]:
-    """All ways to join two pieces into a third, best score first: BPE by rank then does what BPE by score does."""
+    """All pairs that join to a third piece, best score first: BPE by rank is then BPE by score."""
     ids = {piece: i for i, piece in enumerate(table.pieces) if table.types[i] == NORMAL}
     ranked: list[tuple[float, int, int, int]] = []
     for piece, i in ids.items():
         if len(piece) > 1 and any(character not in ids for character in piece):
             raise TokenizerError(
-                f"cannot convert tokenizer {where}: piece {i} ({piece!r}) has a character that is no piece itself"
+                f"cannot convert tokenizer {where}: piece {i} ({piece!r}) contains a character that is not a piece"
             )
         for cut in range(1, len(piece)):
             left, right = ids.get(piece[:cut]), ids.get(piece[cut:])
@@ -195,7 +152,8 @@ def _replace(pattern: dict[str, str], content: str) -> dict[str, Any]:
 def _refuse_settings(
     where: str, trainer: dict[int, int | bytes], normalizer: dict[int, int | bytes], types: list[int]
 ) -> None:
-    """Refuse what GGUF runtimes cannot repeat. Field numbers are sentencepiece_model.proto's."""
+    """Refuse what GGUF runtimes cannot reproduce. Field numbers are from
+    sentencepiece_model.proto."""
     kind = _as_int(trainer.get(3, 1))
     if kind != 2:
         name = {1: "unigram", 3: "word", 4: "char"}.get(kind, str(kind))
@@ -205,20 +163,21 @@ def _refuse_settings(
     if normalizer.get(2, b"") not in (b"", None):
         rule = _as_bytes(normalizer.get(1, b"?")).decode("utf-8", "replace")
         raise TokenizerError(
-            f"cannot use tokenizer {where}: it normalizes text ({rule}), which no Llama runtime repeats; "
+            f"cannot use tokenizer {where}: it normalizes text ({rule}), which Llama runtimes do not; "
             "train it with --normalization_rule_name=identity"
         )
     if trainer.get(24, 0):
-        raise TokenizerError(f"cannot use tokenizer {where}: it writes spaces as suffixes; no Llama runtime does")
+        raise TokenizerError(f"cannot use tokenizer {where}: it writes spaces as suffixes, which Llama runtimes do not")
     if UNUSED in types or (USER_DEFINED in types and normalizer.get(3, 1)):
         raise TokenizerError(
             f"cannot use tokenizer {where}: unused pieces, or user-defined symbols together with add_dummy_prefix, "
-            "cannot be repeated outside SentencePiece; train it without"
+            "cannot be reproduced outside SentencePiece; train it without them"
         )
 
 
 def check_table(table: PieceTable, where: str) -> None:
-    """What every table must hold: ids in range, no piece twice, finite scores, all bytes or none."""
+    """Raise TokenizerError unless ids are in range, pieces unique, scores finite, and bytes
+    complete or absent."""
     count = len(table.pieces)
     for name, token_id in (("unknown", table.unknown_id), ("BOS", table.bos_id), ("EOS", table.eos_id)):
         if token_id is not None and not 0 <= token_id < count:
@@ -236,13 +195,13 @@ def check_table(table: PieceTable, where: str) -> None:
         if not NORMAL <= table.types[i] <= BYTE:
             raise TokenizerError(f"cannot read tokenizer {where}: piece {i} ({piece!r}) has type {table.types[i]}")
     bytes_found = sorted(piece for piece, kind in zip(table.pieces, table.types, strict=True) if kind == BYTE)
-    if bytes_found and bytes_found != sorted(_BYTE_PIECES):
+    if bytes_found and bytes_found != sorted(BYTE_PIECES):
         found = len(bytes_found)
-        raise TokenizerError(f"cannot read tokenizer {where}: {found} byte pieces, expected <0x00> to <0xFF>")
+        raise TokenizerError(f"cannot read tokenizer {where}: expected byte pieces <0x00> to <0xFF>, found {found}")
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """The fields of one protobuf message: number and value (bytes for all but varints). Raises ValueError."""
+    """The fields of a protobuf message: number, and int or bytes. Raises ValueError."""
     offset = 0
     while offset < len(data):
         key, offset = _varint(data, offset)
@@ -258,7 +217,7 @@ def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
         else:
             raise ValueError(f"wire type {wire} at byte {offset}")
         if length > len(data) - offset:
-            raise ValueError(f"a field of {length:,} bytes at byte {offset}, {len(data) - offset:,} are left")
+            raise ValueError(f"a field of {length:,} bytes at byte {offset}, but {len(data) - offset:,} are left")
         yield key >> 3, data[offset : offset + length]
         offset += length
 
@@ -271,21 +230,21 @@ def _varint(data: bytes, offset: int) -> tuple[int, int]:
         value |= (byte & 127) << shift
         if byte < 128:
             return value, offset
-    raise ValueError(f"a number without an end at byte {offset}")
+    raise ValueError(f"an unterminated varint at byte {offset}")
 
 
 def _signed(value: int) -> int:
-    """A protobuf int32 as written: negative ones are 64-bit two's complement."""
+    """A protobuf int32: negative values are stored as 64-bit two's complement."""
     return value - (1 << 64) if value >= 1 << 63 else value
 
 
 def _as_int(value: int | bytes) -> int:
     if not isinstance(value, int):
-        raise ValueError("a number was expected")
+        raise ValueError("expected a number")
     return value
 
 
 def _as_bytes(value: int | bytes) -> bytes:
     if not isinstance(value, bytes):
-        raise ValueError("bytes were expected")
+        raise ValueError("expected bytes")
     return value

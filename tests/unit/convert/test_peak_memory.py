@@ -1,4 +1,4 @@
-"""Importing and exporting take the memory of about one tensor, whatever the size of the model."""
+"""Importing and exporting need memory for about one tensor, for models of any size."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("resource")
 
-# Peak resident memory (file pages that are mapped included) before, after importing Meta's folder, and after exporting.
+# Peak resident memory (file pages that are mapped included) before, after importing Meta's folder,
+# and after exporting.
 CODE = """
 import resource, sys
 from pathlib import Path
@@ -38,7 +39,7 @@ print(*peaks)
 
 
 def test_peak_memory(make_meta: Callable[..., Any], make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
-    """A model of 86 MB in two shards, whose largest tensor has 3 MB, there and back: less than 30 MB more."""
+    """Import and export of an 86 MB model, whose largest tensor has 3 MB, take less than 30 MB."""
     shape = {"hidden_size": 512, "head_dim": 64, "intermediate_size": 1376, "num_hidden_layers": 7}
     made = make_meta(tmp_path / "large", 2, **shape)
     size = sum(path.stat().st_size for path in made.path.glob("*.pth"))
