@@ -135,7 +135,7 @@ def longest_matches(
     """For each text its longest run of ids that is in one document, of equal ones the first that
     was found.
 
-    max_tokens: read no more than about so many of the documents, evenly spread over them.
+    max_tokens: read about this many tokens at most, of documents spread evenly over all.
     chunk_ids: how many are in memory at once (or one document).
     """
     search = _Search([_as_ids(text) for text in texts])
@@ -146,8 +146,8 @@ def longest_matches(
 
 
 def beginnings(documents: Documents, lengths: Sequence[int]) -> Iterator[npt.NDArray[Any]]:
-    """For each length the first so many ids of a document that has them (EOS not counted), spread
-    evenly over those that do; where none is so long, the longest one whole."""
+    """For each length, the first `length` ids of a document that has them (EOS not counted), spread
+    evenly over such documents; if none is long enough, the whole longest document."""
     available = np.asarray(documents.lengths, dtype=np.int64) - 1
     if available.size == 0:
         return
