@@ -97,15 +97,22 @@ def code(text: str) -> str:
     return f"```python\n{text}\n```"
 
 
+def is_documented(base: type) -> bool:
+    """Whether a class of the engine's bindings is shown with its members; Owned only closes handles."""
+    return base.__module__.startswith("llamita.engine.") and base.__name__ != "Owned"
+
+
 def class_parts(name: str, kind: type) -> Iterator[str]:
     yield prose(kind)
-    own = [member for member in vars(kind).items() if not member[0].startswith("_")]
+    bases = [base for base in reversed(kind.__mro__) if is_documented(base)] or [kind]
+    members = {name: value for base in bases for name, value in vars(base).items()}
+    own = [member for member in members.items() if not member[0].startswith("_")]
     if issubclass(kind, LlamitaError):
         yield "\n".join(error_tree(kind))
         return
     if dataclasses.is_dataclass(kind):
         yield "\n".join(item for base in reversed(kind.__mro__) for item in fields(base))
-    elif "__init__" in vars(kind) and name != "Generation":
+    elif "__init__" in members and name != "Generation":
         yield code(signature(name, kind.__init__))
         yield prose(kind.__init__)
     for member, value in own:

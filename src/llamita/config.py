@@ -326,9 +326,6 @@ class RunConfig:
     """auto, cpu, cuda or cuda:N."""
     threads: Annotated[int | None, Option(group="hardware", resume="may change")] = None
     """CPU threads. Default: one per core."""
-    fsdp: Annotated[bool, Option(group="hardware", resume="may change")] = False
-    """Under torchrun, shard weights, gradients and optimizer state across processes (FSDP2) instead
-    of replicating them (DDP), for models that do not fit one GPU."""
     activation_checkpointing: Annotated[bool, Option(group="hardware", resume="may change")] = False
     """Activation checkpointing: less memory, about a third slower."""
 
@@ -411,6 +408,9 @@ class TrainConfig(RunConfig):
     """Train a separate classifier instead of sharing the embedding matrix."""
     rope_theta: Annotated[float, Option(group="model")] = 10000.0
     """Base of the rotary position embeddings."""
+    fsdp: Annotated[bool, Option(group="hardware", resume="may change")] = False
+    """Under torchrun, shard weights, gradients and optimizer state across processes (FSDP2) instead
+    of replicating them (DDP), for models that do not fit one GPU."""
     compile: Annotated[Literal["auto", "on", "off"], Option(group="hardware", resume="may change")] = "auto"
     """torch.compile the network, half a minute at the start. auto: with --minutes, if a short
     measurement shows that it saves time."""
@@ -505,10 +505,6 @@ class FinetuneConfig(RunConfig):
         check(
             self.val_fraction is None or 0 <= self.val_fraction <= 0.5,
             f"finetune: --val-fraction: expected 0 to 0.5, found {self.val_fraction}",
-        )
-        check(
-            not self.fsdp,
-            "finetune: --fsdp is not supported: rank 0 generates answers with the whole network; leave it out",
         )
         check(self.preview >= 0, f"finetune: --preview: expected 0 or more, found {self.preview}")
         self._check_settings("lora", "rank", "alpha", "rslora", "targets")

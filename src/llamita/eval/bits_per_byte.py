@@ -17,7 +17,8 @@ TOKENS_PER_BATCH = {"cpu": 8192, "cuda": 131072}
 
 
 class SummedLossModule(Protocol):
-    """A module that returns the summed nats of the targets that count: ids and targets [B, T] to a scalar."""
+    """A module that returns the summed nats of the targets that count: ids and targets [B, T] to a
+    scalar."""
 
     model: Llama
     training: bool
@@ -53,10 +54,12 @@ def bits_per_byte(
     num_batches: int | None = None,
     advance: Callable[[float], bool] = lambda share: True,
 ) -> Score | None:
-    """Score all documents: each from BOS, in rows of the model's context, every token counted, EOS included.
+    """Score all documents: each from BOS, in rows of the model's context, every token counted, EOS
+    included.
 
-    ranks: processes that share the work, the sum in all of them. num_batches: only the first few, for timing.
-    advance(share of tokens done) is called after each pass and stops the evaluation with None when it returns False.
+    ranks: processes that share the work, the sum in all of them. num_batches: only the first few,
+    for timing. advance(share of tokens done) is called after each pass and stops the evaluation
+    with None when it returns False.
     """
     config = loss.model.config
     device = loss.model.output_weight.device

@@ -31,7 +31,7 @@ from llamita.checkpoint import (
     prune_checkpoints,
     step_directory,
 )
-from llamita.config import RunConfig
+from llamita.config import RunConfig, TrainConfig
 from llamita.console import format_count, shorten
 from llamita.errors import CheckpointError, TrainingError
 from llamita.report.summary import write_page, write_report
@@ -172,7 +172,8 @@ class Trainer:
         self._announce_task()
         task.initialize()
         task.prepare(display.evaluating)
-        self.sharded = config.fsdp and ranks.world_size > 1
+        self.wants_fsdp = isinstance(config, TrainConfig) and config.fsdp
+        self.sharded = self.wants_fsdp and ranks.world_size > 1
         self.parallel_loss = self._distribute()
         self.optimizer = build_optimizer(self.model, config, ranks)
         self.checkpointer = Checkpointer(ranks, sharded=self.sharded)
@@ -222,7 +223,7 @@ class Trainer:
         say(f"tokens per step: {tokens} ({rows}); peak learning rate {config.learning_rate:.2g}{others}")
         if self.position.step > 0:
             say(f"resuming at step {self.position.step}")
-        if config.fsdp and not self.sharded:
+        if self.wants_fsdp and not self.sharded:
             say("--fsdp: one process has nothing to share out", style="yellow")
         if task.val_tokens == 0:
             say("no held-out documents: nothing will be evaluated", style="yellow")

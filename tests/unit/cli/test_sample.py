@@ -1,4 +1,5 @@
-"""llamita sample: what it prints, and one line for whatever a person can get wrong; and what all commands share."""
+"""llamita sample: what it prints, and one line for whatever a person can get wrong; and what all
+commands share."""
 
 from __future__ import annotations
 
@@ -21,11 +22,11 @@ def checkpoint(make_checkpoint: Callable[..., Path], tmp_path: Path) -> Path:
 
 
 def test_a_seed_decides(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    told = []
+    texts = []
     for seed in ("1", "1", "2"):
         assert main(["sample", str(checkpoint), "-i", "one", "-n", "12", "-s", seed]) == 0
-        told.append(capsys.readouterr().out)
-    assert told[0] == told[1] != told[2] and told[0].startswith("one")
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1] != texts[2] and texts[0].startswith("one")
 
 
 @pytest.mark.parametrize(
@@ -47,16 +48,16 @@ def test_one_line_for_a_mistake(
     checkpoint: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
 ) -> None:
     assert main(["sample", str(checkpoint), *words]) == 2
-    told = capsys.readouterr()
-    assert message in told.err and told.err.count("\n") == 1 and told.out == ""
+    printed = capsys.readouterr()
+    assert message in printed.err and printed.err.count("\n") == 1 and printed.out == ""
 
 
 def test_cold_is_greedy(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    told = []
+    texts = []
     for temperature in ("0", "1e-300"):
         assert main(["sample", str(checkpoint), "-t", temperature, "-n", "8", "--ids"]) == 0
-        told.append(capsys.readouterr().out)
-    assert told[0] == told[1]
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1]
 
 
 @pytest.mark.parametrize("temperature", ["0", "1"])
