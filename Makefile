@@ -27,6 +27,9 @@ engine: ## the C engine alone, without Python: engine/build/run
 bench: $(VENV)/.dev engine ## tok/s of the engine and of llama.cpp (ARGS="--only 'decode 15M*'"; see benchmarks/README.md)
 	@$(BIN)/python benchmarks/bench.py $(ARGS)
 
+gpu: $(VENV)/.train ## check training on this machine's CUDA GPU and measure it, in eight minutes
+	@$(BIN)/python benchmarks/gpu.py --out build/gpu
+
 docs: $(VENV)/.dev ## write the generated pages: docs/cli.md, docs/python-api.md
 	@$(BIN)/python docs/write_cli.py && $(BIN)/python docs/write_python_api.py
 
@@ -62,4 +65,4 @@ $(VENV)/.compat: $(VENV)/.dev
 $(VENV)/.docs: $(BIN)/pip pyproject.toml constraints.txt
 	@$(INSTALL) mkdocs-material && touch $@
 
-.PHONY: help demo test compat check engine bench docs docs-site clean
+.PHONY: help demo test compat check engine bench gpu docs docs-site clean

@@ -6,13 +6,12 @@ import dataclasses
 import math
 from typing import Any
 
-import torch
-
 from llamita.config import FinetuneConfig, ModelConfig
 from llamita.errors import ConfigError
 from llamita.finetune.base_model import BaseModel
-from llamita.training.defaults import TOKENS_PER_PASS
+from llamita.training.defaults import TOKENS_PER_PASS, default_dtype
 from llamita.training.distributed import Ranks
+from llamita.training.memory import free_bytes, token_bytes, tokens_that_fit
 from llamita.training.optimizer import beta2_for
 
 DEFAULT_EPOCHS = 3.0
@@ -35,15 +34,14 @@ def row_length(lengths: Any, limit: int) -> int:
     return min(limit, math.ceil(wanted / ROW_MULTIPLE) * ROW_MULTIPLE)
 
 
-def tokens_that_fit(free_bytes: int, config: ModelConfig, *, lora: bool) -> int:
-    """Tokens of a micro-batch that fit into a GPU's memory.
-
-    Activations, about 12 D + 4 F numbers of 2 bytes for each layer and token, may take half of what
-    the weights leave: 2 bytes per frozen weight, 16 per trained one (gradient and AdamW's moments).
-    """
-    left = free_bytes - config.num_parameters * (2 if lora else 16)
-    per_token = 2 * config.num_hidden_layers * (12 * config.hidden_size + 4 * config.intermediate_size)
-    return max(0, left) // (2 * per_token)
+def fitting_tokens(free: float, base: ModelConfig, config: FinetuneConfig) -> int:
+    """Tokens of a micro-batch that fit into `free` bytes of a GPU. config.dtype must be resolved."""
+    number_bytes = 4 if config.dtype == "float32" else 2
+    bytes_per_token = token_bytes(
+        base.num_hidden_layers, base.hidden_size, base.intermediate_size, number_bytes=number_bytes,
+        activation_checkpointing=config.activation_checkpointing,
+    )  # fmt: skip
+    return tokens_that_fit(free, base.num_parameters, number_bytes if config.lora else 16, bytes_per_token)
 
 
 def fill_defaults(
@@ -56,14 +54,13 @@ def fill_defaults(
     if config.minutes is None and config.steps is None and config.epochs is None:
         config = dataclasses.replace(config, epochs=DEFAULT_EPOCHS)
     on_cpu = ranks.device.type == "cpu"
+    dtype = default_dtype(ranks.device) if config.dtype == "auto" else config.dtype
     tokens = TOKENS_PER_PASS[ranks.device.type] // (ranks.world_size if on_cpu else 1)
-    if not on_cpu and not config.activation_checkpointing:
-        tokens = min(tokens, tokens_that_fit(torch.cuda.mem_get_info(ranks.device)[0], base.config, lora=config.lora))
+    if not on_cpu:
+        (free,) = ranks.least(free_bytes(ranks.device))  # all processes must choose the same number of rows
+        tokens = min(tokens, fitting_tokens(free, base.config, dataclasses.replace(config, dtype=dtype)))
     tokens = min(tokens, epoch_tokens // (MIN_STEPS_PER_EPOCH * ranks.world_size))
     rows = config.micro_batch_size or max(1, tokens // row_tokens)
-    dtype = config.dtype
-    if dtype == "auto":
-        dtype = "bfloat16" if not on_cpu and torch.cuda.is_bf16_supported() else "float32"
     if dtype == "bfloat16" and on_cpu:
         raise ConfigError("finetune: --dtype bfloat16 needs CUDA; CPUs compute in float32")
     if config.rank is not None and config.rank > base.config.hidden_size:

@@ -106,7 +106,7 @@ def preference_losses(
 class DpoLoss(nn.Module):
     """The arrays of a DpoBatch → Σ of the pairs' losses, float64.
 
-    compute: the type of matrix products; anything but float32 goes through autocast.
+    compute: the type to compute in.
     Log-probabilities are summed in float64: those of a long answer are large, and their difference
     from the reference is small.
     """
@@ -133,13 +133,12 @@ class DpoLoss(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """float64 [2, P]: log-probabilities of the chosen and the rejected answers, and their
         numbers of tokens."""
-        with torch.autocast(inputs.device.type, self.compute, enabled=self.compute != torch.float32):
-            hidden = self.model.hidden_states(inputs, mask=packed_mask(segments))
+        hidden = self.model.hidden_states(inputs, mask=packed_mask(segments), compute=self.compute)
         counts = targets != IGNORED
         is_second = torch.arange(len(inputs), device=inputs.device) >= len(inputs) // 2
         answer = (segments + num_pairs * is_second[:, None])[counts]  # [N]
         log_p = target_log_probabilities(
-            hidden[counts].to(self.compute), self.model.output_weight.to(self.compute), targets[counts]
+            hidden[counts], self.model.output_weight.to(self.compute), targets[counts]
         ).double()
         zeros = torch.zeros(2 * num_pairs, dtype=torch.float64, device=inputs.device)
         sums = zeros.index_add(0, answer, log_p), zeros.index_add(0, answer, torch.ones_like(log_p))

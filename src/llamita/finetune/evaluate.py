@@ -59,7 +59,8 @@ def target_nats(
     try:
         for index, arrays in enumerate(itertools.islice(batches, num_batches)):
             if index % ranks.world_size == ranks.rank:
-                nats += loss(*(torch.from_numpy(array).to(device) for array in arrays))
+                inputs, targets = (torch.from_numpy(array).to(device) for array in arrays[:2])
+                nats += loss(inputs, targets)  # one conversation per row needs no mask
             num_targets += int((arrays[1] != IGNORED).sum())
             if not advance(num_targets / all_targets):
                 return None
@@ -119,10 +120,12 @@ def generate_answer(
     question: Question,
     max_tokens: int,
     go_on: Callable[[], bool] = lambda: True,
+    compute: torch.dtype | None = None,
 ) -> str:
-    """The greedy answer; it stops at the first token after which go_on() is False."""
+    """The greedy answer; it stops at the first token after which go_on() is False. compute: see
+    `generate`."""
     was_training = model.training
-    ids = generate(model, list(question.ids), max_tokens, temperature=0.0, end_ids=tokenizer.end_ids)
+    ids = generate(model, list(question.ids), max_tokens, temperature=0.0, end_ids=tokenizer.end_ids, compute=compute)
     text = tokenizer.decode(take_while(ids, go_on)).decode("utf-8", errors="replace").strip()
     model.train(was_training)
     return text
@@ -146,8 +149,8 @@ def count_matches(
     counts = torch.zeros(2, dtype=torch.float64, device=ranks.device)
     for index, question in enumerate(questions):
         if index % ranks.world_size == ranks.rank:
-            with loss.autocast():
-                answer = generate_answer(loss.model, tokenizer, question, 2 * question.num_tokens + 8)
+            max_tokens = 2 * question.num_tokens + 8
+            answer = generate_answer(loss.model, tokenizer, question, max_tokens, compute=loss.compute)
             counts += torch.tensor(grade(answer, question.reference), dtype=torch.float64, device=ranks.device)
         if not advance((index + 1) / len(questions)):
             return None

@@ -28,6 +28,7 @@ from llamita.finetune.base_model import BaseModel
 from llamita.finetune.dataset import digest_ids, open_general_text
 from llamita.finetune.evaluate import SAMPLE_TOKENS, Advance, Question, generate_answer, split_progress
 from llamita.finetune.lora import LINEAR_LAYERS, LoraConfig, add_lora, initialize_updates, lora_layers, updates_of
+from llamita.model.generate import bounded_seed
 from llamita.training.distillation import DistillationLoss, distillation_loss
 from llamita.training.distributed import Ranks, compute_type
 from llamita.training.flops import flops_per_token
@@ -46,6 +47,7 @@ class FinetuneTask(Task):
     config: FinetuneConfig
     base: BaseModel
     lora: LoraConfig | None
+    compute: torch.dtype
     general: EncodedTexts | None
 
     def _build_model(self, config: FinetuneConfig, base: BaseModel, ranks: Ranks) -> None:
@@ -83,7 +85,7 @@ class FinetuneTask(Task):
         if self.lora is None:
             self.base.fill(self.model)
         else:
-            initialize_updates(self.model, torch.Generator().manual_seed(self.config.seed))
+            initialize_updates(self.model, torch.Generator().manual_seed(bounded_seed(self.config.seed)))
 
     # ---------------------------------------------------------------- descriptions
 
@@ -176,7 +178,6 @@ class FinetuneTask(Task):
         for question in questions:
             if samples and not go_on():
                 break
-            with torch.autocast(self.ranks.device.type, self.compute, enabled=self.compute != torch.float32):
-                answer = generate_answer(self.model, self.tokenizer, question, SAMPLE_TOKENS, go_on)
+            answer = generate_answer(self.model, self.tokenizer, question, SAMPLE_TOKENS, go_on, self.compute)
             samples.append(f"> {shorten(question.text)}\n{answer}")
         return "\n\n".join(samples)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from llamita.config import ModelConfig, check
 from llamita.formats.tensor_table import TensorSpec, tensor_table
-from llamita.model.llama import Llama
+from llamita.model.llama import Linear, Llama
 
 LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -71,17 +71,15 @@ class LoraLinear(nn.Module):
         self.weight = linear.weight.requires_grad_(False)
         self.scale, self.dropout = scale, dropout
         device = linear.weight.device
-        self.lora_A = nn.Linear(linear.in_features, rank, bias=False, device=device, dtype=torch.float32)
-        self.lora_B = nn.Linear(rank, linear.out_features, bias=False, device=device, dtype=torch.float32)
+        self.lora_A = Linear(linear.in_features, rank, bias=False, device=device, dtype=torch.float32)
+        self.lora_B = Linear(rank, linear.out_features, bias=False, device=device, dtype=torch.float32)
 
     def forward(self, x: Tensor) -> Tensor:
-        out = F.linear(x, self.weight)
-        narrow = self.lora_A(F.dropout(x.to(self.lora_A.weight.dtype), self.dropout, self.training))  # [..., R]
-        if narrow.dtype != out.dtype:  # a base model in bfloat16, without autocast
-            return out + (self.lora_B(narrow) * self.scale).to(out.dtype)
+        out = F.linear(x, self.weight.to(x.dtype))
+        narrow = self.lora_A(F.dropout(x, self.dropout, self.training))  # [..., R]
         rows = out.flatten(0, -2), narrow.flatten(0, -2)
         # one fused operation, without another tensor of the size of `out`
-        return torch.addmm(*rows, self.lora_B.weight.t(), alpha=self.scale).view_as(out)
+        return torch.addmm(*rows, self.lora_B.weight.to(x.dtype).t(), alpha=self.scale).view_as(out)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+import torch
 from rich.console import Console
 
 from llamita.config import FinetuneConfig
@@ -42,7 +43,8 @@ def show_preview(config: FinetuneConfig, console: Console) -> None:
     whole data."""
     if is_text(config.data):
         raise ConfigError("finetune: --preview shows conversations; every token of plain text is trained on")
-    device = "cuda" if config.device.startswith("cuda") else "cpu"
+    will_use_gpu = config.device.startswith("cuda") or (config.device == "auto" and torch.cuda.is_available())
+    device = "cuda" if will_use_gpu else "cpu"
     dataset = open_sft_dataset(config, device) if config.preference is None else open_dpo_dataset(config, device)
     examples = [example for each in dataset.train[: config.preview] for example in each.examples]
     preview_examples(examples, dataset.base.tokenizer, console)

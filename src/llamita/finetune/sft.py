@@ -6,8 +6,6 @@ import math
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-import torch
-
 from llamita.config import FinetuneConfig, flag
 from llamita.console import format_count
 from llamita.data.batches import Batches
@@ -163,7 +161,3 @@ class TextTask(FinetuneTask):
         bits = score.bits_per_byte
         numbers = {"loss": score.nats_per_token, "bpb": bits}
         return Evaluation(bits, numbers, f"held-out {bits:.4f} bits per byte")
-
-    def sample(self, go_on: Callable[[], bool] = lambda: True) -> str:
-        with torch.autocast(self.ranks.device.type, self.compute, enabled=self.compute != torch.float32):
-            return super().sample(go_on)

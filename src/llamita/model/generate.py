@@ -50,6 +50,11 @@ def penalize_repetition(logits: Tensor, recent: Collection[int], penalty: float)
     return logits
 
 
+def bounded_seed(seed: int) -> int:
+    """A seed, or what is made of one, as PyTorch's generators take it."""
+    return seed % (1 << 63)
+
+
 @torch.inference_mode()
 def generate(
     model: Llama,
@@ -64,12 +69,14 @@ def generate(
     repetition_window: int = 64,
     seed: int | None = None,
     end_ids: Collection[int] = (),
+    compute: torch.dtype | None = None,
 ) -> Iterator[int]:
     """Yield at most max_new_tokens ids after the prompt `ids` (BOS included), up to but excluding
     an end id.
 
-    temperature 0 is greedy: the first maximum. Stops silently at the end of the model's context.
-    Raises CheckpointError if logits are not finite.
+    temperature 0 is greedy: the first maximum. compute: the type to compute in; default: that of
+    the embeddings. Stops silently at the end of the model's context. Raises CheckpointError if
+    logits are not finite.
     """
     assert ids, "the prompt needs at least one id: BOS"
     device = model.output_weight.device
@@ -80,13 +87,13 @@ def generate(
     if seed is None:
         random.seed()
     else:
-        random.manual_seed(seed)
+        random.manual_seed(bounded_seed(seed))
     model.eval()
-    cache = KVCache(model.config, 1, len(ids) + max(count, 0), device, model.output_weight.dtype)
+    cache = KVCache(model.config, 1, len(ids) + max(count, 0), device, compute or model.output_weight.dtype)
     text = list(ids)
     fresh = text
     for _ in range(count):
-        logits = model(torch.tensor([fresh], device=device), cache)[0, -1].float()
+        logits = model(torch.tensor([fresh], device=device), cache, compute)[0, -1].float()
         if not bool(torch.isfinite(logits).all()):
             raise CheckpointError("cannot generate: non-finite logits: the model's weights are damaged")
         logits = penalize_repetition(logits, text[-repetition_window:], repetition_penalty)

@@ -43,7 +43,10 @@ class KVCache:
         self.values[layer, :, :, self.num_tokens : end] = value
         return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
 
-    def causal_mask(self, time: int) -> Tensor:
-        """[T, past + T], True where query t (at position past + t) may attend."""
+    def causal_mask(self, time: int) -> Tensor | None:
+        """[T, past + T], True where query t (at position past + t) may attend. None for a single
+        query, which attends to every position."""
+        if time == 1:
+            return None
         position = torch.arange(self.num_tokens + time, device=self.keys.device)
         return position[None, :] <= position[self.num_tokens :, None]

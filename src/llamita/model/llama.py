@@ -13,7 +13,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llamita.config import ModelConfig
+from llamita.model.attention import attend
 from llamita.model.kv_cache import KVCache
+
+
+class Linear(nn.Linear):
+    """x weightᵀ in the type of x, whatever type the weight is kept in."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.to(x.dtype))
 
 
 class RMSNorm(nn.Module):
@@ -71,10 +79,10 @@ class Attention(nn.Module):
         self.layer, self.head_dim, self.dropout = layer, config.head_dim, dropout
         query_size = config.num_attention_heads * config.head_dim
         key_size = config.num_key_value_heads * config.head_dim
-        self.q_proj = nn.Linear(config.hidden_size, query_size, bias=False)
-        self.k_proj = nn.Linear(config.hidden_size, key_size, bias=False)
-        self.v_proj = nn.Linear(config.hidden_size, key_size, bias=False)
-        self.o_proj = nn.Linear(query_size, config.hidden_size, bias=False)
+        self.q_proj = Linear(config.hidden_size, query_size, bias=False)
+        self.k_proj = Linear(config.hidden_size, key_size, bias=False)
+        self.v_proj = Linear(config.hidden_size, key_size, bias=False)
+        self.o_proj = Linear(query_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None, mask: Tensor | None) -> Tensor:
         batch, time, _ = x.shape
@@ -84,15 +92,7 @@ class Attention(nn.Module):
         query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
         if cache is not None:
             key, value = cache.append(self.layer, key, value)  # [B, K, past + T, S]
-        out = F.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            attn_mask=mask,
-            is_causal=mask is None,
-            dropout_p=self.dropout if self.training else 0.0,
-            enable_gqa=query.shape[1] != key.shape[1],
-        )
+        out = attend(query, key, value, mask, self.dropout if self.training else 0.0)
         return self.o_proj(out.transpose(1, 2).reshape(batch, time, -1))
 
 
@@ -101,9 +101,9 @@ class SwiGLU(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.gate_proj = Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
@@ -146,7 +146,7 @@ class Llama(nn.Module):
         self.config = config
         self.model = Decoder(config, dropout)
         if not config.tie_word_embeddings:
-            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+            self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
         cos, sin = rope_tables(config)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
@@ -156,17 +156,25 @@ class Llama(nn.Module):
         """The classifier's matrix [V, D]: the embeddings themselves where they are tied."""
         return self.model.embed_tokens.weight if self.config.tie_word_embeddings else self.lm_head.weight
 
-    def hidden_states(self, ids: Tensor, cache: KVCache | None = None, mask: Tensor | None = None) -> Tensor:
+    def hidden_states(
+        self,
+        ids: Tensor,
+        cache: KVCache | None = None,
+        mask: Tensor | None = None,
+        compute: torch.dtype | None = None,
+    ) -> Tensor:
         """ids [B, T] → [B, T, D] after the final norm: what the classifier sees.
 
         mask: bool [B, 1, T, past + T], True where a query may attend to a key; default: causal.
+        compute: the type to compute in; default: that of the embeddings.
         """
         time = ids.shape[1]
         past = 0 if cache is None else cache.num_tokens
         if mask is None and cache is not None:
             mask = cache.causal_mask(time)
         assert past + time <= self.config.max_position_embeddings, (past, time)
-        residual = self.model.dropout(self.model.embed_tokens(ids))
+        residual = self.model.embed_tokens(ids)
+        residual = self.model.dropout(residual if compute is None else residual.to(compute))
         cos, sin = self.cos[past : past + time].to(residual.dtype), self.sin[past : past + time].to(residual.dtype)
         for layer in self.model.layers:
             residual = layer(residual, cos, sin, cache, mask)
@@ -174,18 +182,22 @@ class Llama(nn.Module):
             cache.num_tokens += time
         return self.model.norm(residual)
 
-    def forward(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
-        return F.linear(self.hidden_states(ids, cache), self.output_weight)
+    def forward(self, ids: Tensor, cache: KVCache | None = None, compute: torch.dtype | None = None) -> Tensor:
+        hidden = self.hidden_states(ids, cache, compute=compute)
+        return F.linear(hidden, self.output_weight.to(hidden.dtype))
 
     @torch.no_grad()
     def initialize(self, generator: torch.Generator | None = None) -> Llama:
-        """Fresh weights: N(0, 0.02); the two projections that write to the residual stream N(0, 0.02 / sqrt(2 L)), so
-        that its variance does not grow with depth (GPT-2). llama2.c scaled the gate's side instead, by a slip."""
-        depth_scale = 1 / math.sqrt(2 * self.config.num_hidden_layers)
+        """Give every parameter its fresh weight."""
         for name, parameter in self.named_parameters():
-            if parameter.ndim == 1:
-                parameter.fill_(1.0)
-            else:
-                writes_residual = name.endswith(("o_proj.weight", "down_proj.weight"))
-                parameter.normal_(0.0, 0.02 * (depth_scale if writes_residual else 1.0), generator=generator)
+            parameter.copy_(self.fresh_weight(name, parameter.shape, generator))
         return self
+
+    def fresh_weight(self, name: str, shape: torch.Size, generator: torch.Generator | None = None) -> Tensor:
+        """On the CPU: N(0, 0.02); the two projections that write to the residual stream N(0, 0.02 / sqrt(2 L)), so that
+        its variance does not grow with depth (GPT-2). llama2.c scaled the gate's side instead, by a slip."""
+        if len(shape) == 1:
+            return torch.ones(shape)
+        writes_residual = name.endswith(("o_proj.weight", "down_proj.weight"))
+        scale = 1 / math.sqrt(2 * self.config.num_hidden_layers) if writes_residual else 1.0
+        return torch.empty(shape).normal_(0.0, 0.02 * scale, generator=generator)

@@ -15,6 +15,7 @@ CLOSING_SECONDS = 2.0  # the last save and report, at least
 REPEATED_EPOCHS = 1.5  # from here on a run has seen much of its text more than once, and may know it by heart
 PACE_SHARE = 0.05  # of the run, after which its pace says how many epochs it will see
 PROBE_SHARE = 0.1  # of the run between two guesses at what an evaluation takes, until there has been one
+GUESS_SHARE = 1 / 3  # of the minutes that a guess at what an evaluation takes may keep: it must not end the run
 
 
 @dataclasses.dataclass
@@ -96,6 +97,7 @@ class Budget:
         """With minutes: as many evaluations as they allow when one takes so long, by a probe at this position."""
         self.evaluation_seconds = evaluation_seconds
         if self.minutes is not None:
+            self.evaluation_seconds = min(evaluation_seconds, GUESS_SHARE * self.minutes * 60)
             self.evaluations = _affordable(self.minutes * 60 / max(evaluation_seconds, 1e-3))
             self.next_probe = self.progress(at) + PROBE_SHARE
 

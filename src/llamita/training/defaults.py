@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from typing import Literal
 
 import torch
 
 from llamita.config import PRESETS, ModelConfig, TrainConfig
 from llamita.errors import ConfigError, TrainingError
 from llamita.tokenizer import Tokenizer
+from llamita.training.memory import split_rows, token_bytes, tokens_that_fit
 from llamita.training.optimizer import (
     MUON_RATE,
     beta2_for,
@@ -19,30 +22,35 @@ from llamita.training.optimizer import (
 
 DEFAULT_MINUTES = 10.0
 MIN_DECAY, MAX_DECAY, DECAY_EPOCHS = 0.1, 1.0, 30.0  # weight decay, and the epochs for each unit of it
-TOKENS_PER_PASS = {"cpu": 2048, "cuda": 65536}
+TOKENS_PER_PASS = {"cpu": 2048, "cuda": 65536}  # of a GPU, the tokens of its part of a step
+USUAL_VOCABULARY = 32_000  # for an estimate of the memory that weights take
 
 
 def fill_defaults(
-    config: TrainConfig, device: torch.device, world_size: int, *, epoch_tokens: int | None = None
+    config: TrainConfig,
+    device: torch.device,
+    world_size: int,
+    *,
+    epoch_tokens: int | None = None,
+    free: float = math.inf,
 ) -> TrainConfig:
     """Every None that has a default gets it; minutes, steps and epochs stay None but for one of them. epoch_tokens: of
-    the text, where there is one."""
+    the text, where there is one. free: bytes of a GPU's memory, which decide how many passes make a step."""
     if config.minutes is None and config.steps is None and config.epochs is None:
         config = dataclasses.replace(config, minutes=DEFAULT_MINUTES)
     config = _fill_shape(config, device)
-    assert config.context is not None and config.hidden is not None
-    tokens = TOKENS_PER_PASS[device.type]
-    rows = config.micro_batch_size
-    if rows is None:
+    config = with_dtype(config, device)
+    if config.micro_batch_size is None:
+        assert config.context is not None
+        tokens = TOKENS_PER_PASS[device.type]
         shared = tokens // world_size if device.type == "cpu" else tokens
         rows = max(1, shared // config.context)
-    dtype = config.dtype
-    if dtype == "auto":
-        dtype = "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
-    if dtype == "bfloat16" and device.type == "cpu":
+        config = fit_passes(dataclasses.replace(config, micro_batch_size=rows), free)
+    assert config.context is not None and config.hidden is not None and config.micro_batch_size is not None
+    if config.dtype == "bfloat16" and device.type == "cpu":
         raise ConfigError("train: --dtype bfloat16 needs CUDA; CPUs compute in float32")
     is_muon = config.optimizer == "muon"
-    tokens_per_step = rows * config.context * config.grad_accum_steps * world_size
+    tokens_per_step = config.micro_batch_size * config.context * config.grad_accum_steps * world_size
     share = small_step_share(tokens_per_step)
     epochs = config.epochs or 1.0  # where the clock decides, the planner has said the decay
     if config.steps is not None and epoch_tokens is not None:
@@ -50,13 +58,38 @@ def fill_defaults(
     rate = share * (MUON_RATE if is_muon else learning_rate_for(config.hidden))
     return dataclasses.replace(
         config,
-        micro_batch_size=rows,
-        dtype=dtype,
         learning_rate=config.learning_rate or rate,
         embedding_lr=config.embedding_lr or share * embedding_rate_for(config.hidden),
         beta2=beta2_for(tokens_per_step) if config.beta2 is None else config.beta2,
         weight_decay=decay_for(epochs) if config.weight_decay is None else config.weight_decay,
     )
+
+
+def default_dtype(device: torch.device) -> Literal["bfloat16", "float32"]:
+    """bfloat16 where the device multiplies in it. PyTorch emulates it on GPUs before Ampere (T4, V100, RTX 20xx), more
+    slowly than float32."""
+    has_bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bfloat16" if has_bfloat16 else "float32"
+
+
+def with_dtype(config: TrainConfig, device: torch.device) -> TrainConfig:
+    """The flags with --dtype auto settled."""
+    return dataclasses.replace(config, dtype=default_dtype(device)) if config.dtype == "auto" else config
+
+
+def fit_passes(config: TrainConfig, free: float) -> TrainConfig:
+    """The flags, shape and rows filled in, with the rows shared out among as many passes as fit into free bytes of
+    memory; as they are where --grad-accum-steps was said."""
+    if config.grad_accum_steps > 1 or math.isinf(free):
+        return config
+    assert config.layers and config.hidden and config.ffn and config.context and config.micro_batch_size
+    weights = config.layers * config.hidden * (4 * config.hidden + 3 * config.ffn) + USUAL_VOCABULARY * config.hidden
+    of_token = token_bytes(
+        config.layers, config.hidden, config.ffn,
+        number_bytes=4 if config.dtype == "float32" else 2, activation_checkpointing=config.activation_checkpointing,
+    )  # fmt: skip
+    rows, passes = split_rows(config.micro_batch_size, config.context, tokens_that_fit(free, weights, 16, of_token))
+    return dataclasses.replace(config, micro_batch_size=rows, grad_accum_steps=passes)
 
 
 def decay_for(epochs: float) -> float:

@@ -29,6 +29,12 @@ from llamita.training.loss import packed_mask, summed_cross_entropy, tokens_per_
 DEFAULT_SHARE, DEFAULT_TEMPERATURE = 0.5, 1.0
 
 
+def tokens_per_piece(weight: Tensor) -> int:
+    """As tokens_per_chunk, but on a GPU a quarter: eight float32 copies of the logits exist at once here, where the
+    plain loss has two."""
+    return max(1, tokens_per_chunk(weight) // 4) if weight.is_cuda else tokens_per_chunk(weight)
+
+
 class _ChunkedDistillation(torch.autograd.Function):
     """The loss above, its gradient computed in the same pass, a chunk of tokens at a time."""
 
@@ -42,7 +48,7 @@ class _ChunkedDistillation(torch.autograd.Function):
         hidden_gradient = torch.empty_like(hidden) if with_gradient else None
         weight_gradient = torch.zeros_like(weight, dtype=torch.float32) if with_gradient and weight_learns else None
         total = torch.zeros((), device=hidden.device)
-        chunk = tokens_per_chunk(weight)
+        chunk = tokens_per_piece(weight)
         for start in range(0, len(targets), chunk):
             part, target = hidden[start : start + chunk], targets[start : start + chunk]
             logits = (part @ weight.t()).float()  # [chunk, V]
@@ -113,12 +119,11 @@ class DistillationLoss(nn.Module):
     def forward(self, inputs: Tensor, targets: Tensor, segments: Tensor | None = None) -> Tensor:
         """segments: see packed_mask; without them attention is causal over the whole row."""
         mask = None if segments is None else packed_mask(segments)
-        with torch.autocast(inputs.device.type, self.compute, enabled=self.compute != torch.float32):
-            hidden_states = self._compiled if torch.is_grad_enabled() else self.model.hidden_states
-            hidden = hidden_states(inputs, mask=mask)
+        hidden_states = self._compiled if torch.is_grad_enabled() else self.model.hidden_states
+        hidden = hidden_states(inputs, mask=mask, compute=self.compute)
         counts = targets != IGNORED
         weight = self.model.output_weight.to(self.compute)
-        hidden = hidden[counts].to(self.compute)
+        hidden = hidden[counts]
         if not self.training:
             return summed_cross_entropy(hidden, weight, targets[counts])
         with torch.no_grad():

@@ -52,6 +52,14 @@ class Ranks:
         dist.broadcast(tensor, src=0)
         return tuple(tensor.tolist())
 
+    def least(self, *values: float) -> tuple[float, ...]:
+        """The least of all processes' values, each, in all of them."""
+        if self.world_size == 1:
+            return values
+        tensor = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(tensor, op=dist.ReduceOp.MIN)
+        return tuple(tensor.tolist())
+
     def wait(self) -> None:
         """Go on when all processes are here."""
         if self.world_size > 1:
@@ -61,8 +69,12 @@ class Ranks:
         """The module with its gradients averaged over all processes at each backward."""
         if self.world_size == 1:
             return module
-        on_gpu = self.device.type == "cuda"
-        return nn.parallel.DistributedDataParallel(module, device_ids=[self.device.index] if on_gpu else None)
+        return nn.parallel.DistributedDataParallel(
+            module,
+            device_ids=[self.device.index] if self.device.type == "cuda" else None,
+            broadcast_buffers=False,  # cos and sin are the same everywhere
+            gradient_as_bucket_view=True,  # gradients live where they are sent from, once
+        )
 
     @contextlib.contextmanager
     def local_gradients(self, module: nn.Module) -> Iterator[None]:
@@ -102,7 +114,10 @@ def start_ranks(device: str, threads: int | None) -> Iterator[Ranks]:
     if world_size > 1:
         # numbers that only steer the loop go through gloo, so that they never make a GPU wait
         backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
-        dist.init_process_group(backend, store=_fresh_store(rank, world_size), rank=rank, world_size=world_size)
+        dist.init_process_group(
+            backend, store=_fresh_store(rank, world_size), rank=rank, world_size=world_size,
+            device_id=chosen if chosen.type == "cuda" else None,
+        )  # fmt: skip
     try:
         yield Ranks(rank, world_size, chosen, _launch(), _number("TORCHELASTIC_RESTART_COUNT", 0))
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 
 import torch
@@ -10,9 +11,11 @@ from llamita.config import ModelConfig
 
 # Peak dense tensor-core FLOP/s in bfloat16 (float16 where there is no bfloat16), from the makers' data sheets.
 GPU_PEAKS = {
-    "B200": 2250e12, "GB200": 2250e12, "H200": 989e12, "GH200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12,
-    "L4": 121e12, "A10G": 70e12, "A10": 125e12, "T4": 65e12, "V100": 125e12, "RTX 3090": 71e12, "RTX 4090": 165e12,
-    "RTX 5090": 209e12,
+    "B200": 2250e12, "GB200": 2250e12, "H200": 989e12, "GH200": 989e12, "H800": 989e12, "H100": 989e12,
+    "H100 NVL": 835e12, "H100 PCIe": 756e12, "H20": 148e12, "A100": 312e12, "A800": 312e12, "A40": 150e12,
+    "A30": 165e12, "A10G": 70e12, "A10": 125e12, "L40S": 362e12, "L40": 181e12, "L4": 121e12, "T4": 65e12,
+    "V100": 125e12, "RTX 3090": 71e12, "RTX 4090": 165e12, "RTX 5090": 209e12, "RTX A6000": 155e12,
+    "RTX A5000": 111e12, "RTX A4000": 77e12,
 }  # fmt: skip
 
 
@@ -29,8 +32,8 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
     if device.type == "cpu":
         return _measured_flops()
     name = torch.cuda.get_device_name(device)
-    matches = [part for part in GPU_PEAKS if part in name]
-    if not matches:
+    matches = [part for part in GPU_PEAKS if re.search(rf"\b{part}\b", name)]  # a T400 is no T4
+    if not matches or "Laptop" in name:
         return None
     peak = GPU_PEAKS[max(matches, key=len)]
     return peak if dtype != torch.float32 else peak / 2  # TF32 runs at half the rate

@@ -94,10 +94,22 @@ def lay_out_state(state: TrainingState, model: nn.Module) -> dict[str, Tensor]:
 
 @contextlib.contextmanager
 def usable(loss: nn.Module) -> Iterator[None]:
-    """While entered, the network can be called without the (sharded) loss, by all processes together."""
+    """While entered, the network can be called without the (sharded) loss, by all processes together, which then get
+    the first one's logits: if two differed in the last bit, one might see an end of text where another goes on, and
+    the two would wait for each other."""
     assert isinstance(loss, FSDPModule)
+    model = loss.model
+    assert isinstance(model, Llama)
     loss.unshard()
+    hook = model.register_forward_hook(_first_process_logits)
     try:
         yield
     finally:
+        hook.remove()
         loss.reshard()
+
+
+def _first_process_logits(module: nn.Module, arguments: tuple[Any, ...], logits: Tensor) -> Tensor:
+    shared = logits.contiguous()
+    dist.broadcast(shared, src=0)
+    return shared

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llamita.model.llama import Attention, DecoderLayer, Llama, RMSNorm
+from llamita.model.llama import Attention, DecoderLayer, Linear, Llama, RMSNorm
 
 TILE_NUMBERS = 1 << 18  # of a tile's widest matrix: 1 MiB, some 340 tokens of 768
 
@@ -28,7 +28,7 @@ def can_fuse(model: Llama) -> bool:
     )
     if not is_whole or (model.training and model.model.dropout.p > 0):
         return False
-    is_plain = all(type(module) is nn.Linear for layer in layers for module in _projections(layer))
+    is_plain = all(type(module) is Linear for layer in layers for module in _projections(layer))
     return is_plain and all(p.requires_grad and p.device.type == "cpu" and p.dtype == torch.float32 for p in parameters)
 
 

@@ -5,6 +5,9 @@ Shape letters: N tokens of a batch, D hidden, V vocab.
 
 from __future__ import annotations
 
+import functools
+import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,6 +24,25 @@ MIN_TOKENS = 192  # at a time: each chunk reads the whole classifier, which a la
 def tokens_per_chunk(weight: Tensor) -> int:
     """Of how many tokens the logits exist at a time, weight [V, D] being the classifier."""
     return max(MIN_TOKENS, CHUNK_LOGITS["cuda" if weight.is_cuda else "cpu"] // weight.shape[0])
+
+
+def softmax_gradient(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """logits [N, V], targets [N] → -log softmax(logits)[target] [N] and its gradient by the logits, in their type; both
+    are 0 where a target is IGNORED. To be compiled into one kernel."""
+    wide = logits.float()
+    largest = wide.amax(-1, keepdim=True)
+    shares = (wide - largest).exp()
+    total = shares.sum(-1, keepdim=True)
+    is_target = torch.arange(wide.shape[1], device=wide.device) == targets[:, None]
+    nats = largest[:, 0] + total[:, 0].log() - torch.where(is_target, wide, 0.0).sum(-1)
+    counts = (targets != IGNORED).float()
+    gradient = (shares / total - is_target.float()) * counts[:, None]
+    return nats * counts, gradient.to(logits.dtype)
+
+
+@functools.cache
+def _compiled_softmax_gradient() -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    return torch.compile(softmax_gradient)
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -90,10 +112,48 @@ def summed_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Ten
     return total
 
 
+class _CompiledCrossEntropy(torch.autograd.Function):
+    """What _ChunkedCrossEntropy computes, the logits' part of it by a compiled kernel: for GPUs, with a gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        """hidden [N, D], weight [V, D] of one type, targets [N] → float32 scalar."""
+        of_logits = _compiled_softmax_gradient()
+        hidden_gradient = torch.empty_like(hidden)
+        weight_gradient = torch.zeros_like(weight, dtype=torch.float32)
+        nats = torch.zeros((), device=hidden.device)
+        # logits and their gradient exist in bfloat16 alone: twice the tokens take no more memory
+        for rows in even_slices(len(hidden), 2 * tokens_per_chunk(weight)):
+            found, gradient = of_logits(hidden[rows] @ weight.t(), targets[rows])
+            nats += found.sum()
+            torch.mm(gradient, weight, out=hidden_gradient[rows])
+            weight_gradient += gradient.t() @ hidden[rows]
+        ctx.save_for_backward(hidden_gradient, weight_gradient)
+        return nats
+
+    @staticmethod
+    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, ...]:
+        hidden_gradient, weight_gradient = ctx.saved_tensors
+        of_weight = (weight_gradient * outputs[0]).to(hidden_gradient.dtype)
+        return hidden_gradient * outputs[0].to(hidden_gradient.dtype), of_weight, None
+
+
+def compiled_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """summed_cross_entropy for GPUs, where there is a gradient to compute."""
+    total: Tensor = _CompiledCrossEntropy.apply(hidden, weight, targets)  # type: ignore[no-untyped-call]
+    return total
+
+
+def even_slices(length: int, most: int) -> list[slice]:
+    """As few slices as there can be of at most so many, all but the last of one length: a kernel is compiled once."""
+    size = math.ceil(length / math.ceil(length / most))
+    return [slice(start, start + size) for start in range(0, length, size)]
+
+
 class SummedLoss(nn.Module):
     """A network with its loss: inputs, targets [B, T] → Σ nats over the targets that count, float32.
 
-    compute: the type of matrix products; anything but float32 goes through autocast. compiled: only where there is a
+    compute: the type to compute in; weights are cast to it, and kept as they are. compiled: only where there is a
     gradient to compute, so that evaluations, with rows of other lengths, wait for no compiler. Not compiled, a network
     that can_fuse learns through training/fused.py.
     """
@@ -104,18 +164,19 @@ class SummedLoss(nn.Module):
         self._compiled = torch.compile(model.hidden_states, dynamic=False) if compiled else None
 
     def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        with torch.autocast(inputs.device.type, self.compute, enabled=self.compute != torch.float32):
-            hidden = self._hidden_states(inputs)
-        hidden = hidden.reshape(-1, hidden.shape[-1]).to(self.compute)
+        hidden = self._hidden_states(inputs)
+        hidden = hidden.reshape(-1, hidden.shape[-1])
         weight = self.model.output_weight.to(self.compute)
+        if self._compiled is not None and torch.is_grad_enabled() and hidden.is_cuda:
+            return compiled_cross_entropy(hidden, weight, targets.reshape(-1))
         return summed_cross_entropy(hidden, weight, targets.reshape(-1))
 
     def _hidden_states(self, inputs: Tensor) -> Tensor:
         if not torch.is_grad_enabled():
-            return self.model.hidden_states(inputs)
+            return self.model.hidden_states(inputs, compute=self.compute)
         if self._compiled is not None:
-            compiled: Tensor = self._compiled(inputs)
+            compiled: Tensor = self._compiled(inputs, compute=self.compute)
             return compiled
         if self.compute == torch.float32 and can_fuse(self.model):
             return fused_hidden_states(self.model, inputs)
-        return self.model.hidden_states(inputs)
+        return self.model.hidden_states(inputs, compute=self.compute)

@@ -23,10 +23,11 @@ from llamita.errors import ConfigError, TrainingError
 from llamita.model.llama import Llama
 from llamita.run_directory import remembered_run
 from llamita.training.budget import CLOSING_SECONDS
-from llamita.training.defaults import TOKENS_PER_PASS, decay_for, ffn_for, fill_defaults
+from llamita.training.defaults import TOKENS_PER_PASS, decay_for, ffn_for, fill_defaults, fit_passes, with_dtype
 from llamita.training.distributed import Ranks, compute_type, start_ranks
 from llamita.training.flops import flops_per_token
 from llamita.training.loss import SummedLoss
+from llamita.training.memory import free_bytes
 from llamita.training.optimizer import build_optimizer
 
 PROBE_SHARE = 0.01  # of the minutes, for each of at most three probes
@@ -131,13 +132,20 @@ def planned_shapes(config: TrainConfig, context: int) -> list[Shape]:
 
 
 def plan_run(
-    config: TrainConfig, *, vocab_size: int, lengths: npt.NDArray[Any], device: torch.device, world_size: int = 1
+    config: TrainConfig,
+    *,
+    vocab_size: int,
+    lengths: npt.NDArray[Any],
+    device: torch.device,
+    world_size: int = 1,
+    free: float = math.inf,
 ) -> Plan:
     """Choose a shape for config.minutes on this machine (a few seconds of probing).
 
-    lengths: tokens of each training document. What config says of the shape is kept. Raises ConfigError if no shape
-    can be so.
+    lengths: tokens of each training document. free: bytes of a GPU's memory. What config says of the shape is kept.
+    Raises ConfigError if no shape can be so.
     """
+    config = with_dtype(config, device)
     minutes = fill_defaults(dataclasses.replace(config, preset="0.5M"), device, world_size).minutes
     assert minutes is not None
     seconds = max(0.1 * 60 * minutes, 60 * minutes * TRAINING_SHARE - CLOSING_SECONDS)
@@ -155,7 +163,7 @@ def plan_run(
     def measured(shape: Shape) -> float:
         """Seconds that a token takes."""
         allowed = min(PROBE_SECONDS[1], max(PROBE_SECONDS[0], PROBE_SHARE * 60 * minutes))
-        return probe_seconds_per_token(with_shape(config, shape), vocab_size, device, world_size, allowed)
+        return probe_seconds_per_token(with_shape(config, shape), vocab_size, device, world_size, allowed, free)
 
     def operations(shape: Shape) -> float:
         return flops_per_token(model_shape(shape, vocab_size, untied=not config.tie_embeddings), context)
@@ -168,7 +176,7 @@ def plan_run(
     if best.shape not in near:  # far from what was measured: measure there too
         points.append((operations(best.shape), measured(best.shape)))
     best, estimates = chosen_of(points)
-    chosen = with_step(with_shape(config, best.shape), step_tokens(best.tokens, device, world_size), world_size)
+    chosen = with_step(with_shape(config, best.shape), step_tokens(best.tokens, device, world_size), world_size, free)
     filled = fill_defaults(with_decay(chosen, best.epochs), device, world_size)
     on_cpu = device.type == "cpu"
     name = f"{torch.get_num_threads()} threads of the CPU" if on_cpu else torch.cuda.get_device_name(device)
@@ -259,12 +267,13 @@ def step_tokens(tokens: float, device: torch.device, world_size: int = 1) -> int
     return int(min(16384, max(1024, 1 << round(math.log2(wanted)))))
 
 
-def with_step(config: TrainConfig, tokens: int, world_size: int) -> TrainConfig:
-    """The flags with rows for about so many tokens a step, where they name none."""
+def with_step(config: TrainConfig, tokens: int, world_size: int, free: float = math.inf) -> TrainConfig:
+    """The flags with rows for about so many tokens a step, where they name none, in passes that fit into a GPU's free
+    bytes."""
     if config.micro_batch_size is not None or config.context is None:
         return config
     rows = max(1, tokens // (config.context * config.grad_accum_steps * world_size))
-    return dataclasses.replace(config, micro_batch_size=rows)
+    return fit_passes(dataclasses.replace(config, micro_batch_size=rows), free)
 
 
 def with_decay(config: TrainConfig, epochs: float) -> TrainConfig:
@@ -273,10 +282,15 @@ def with_decay(config: TrainConfig, epochs: float) -> TrainConfig:
 
 
 def probe_seconds_per_token(
-    config: TrainConfig, vocab_size: int, device: torch.device, world_size: int, seconds: float
+    config: TrainConfig,
+    vocab_size: int,
+    device: torch.device,
+    world_size: int,
+    seconds: float,
+    free: float = math.inf,
 ) -> float:
     """Train this shape on noise for about so many seconds; what a token takes, over all processes."""
-    config = fill_defaults(config, device, world_size)
+    config = fill_defaults(config, device, world_size, free=free)
     assert config.layers and config.hidden and config.heads and config.kv_heads and config.ffn
     assert config.context and config.micro_batch_size
     shape = Shape(config.layers, config.hidden, config.heads, config.kv_heads, config.ffn, config.context)
@@ -309,11 +323,13 @@ def settled(
     lengths: npt.NDArray[Any],
     ranks: Ranks,
     say: Callable[[str], None],
+    free: float = math.inf,
 ) -> tuple[TrainConfig, Rows]:
     """The flags with a shape: as a resumed run was planned, else as it is planned now, the same in all processes; and
-    the table of what was planned now. say: tells what takes some seconds."""
+    the table of what was planned now. say: tells what takes some seconds. free: bytes of a GPU's memory."""
     if not wants_plan(config):
         return config, []
+    config = with_dtype(config, ranks.device)
     before = remembered_run(config.out) if config.resume else None
     if before is not None:
         values, rows = before
@@ -323,14 +339,16 @@ def settled(
             if getattr(config, name) is None
         }
         config = dataclasses.replace(config, **known)
-        return with_step(config, rows * (config.context or 0), ranks.world_size), []
+        return with_step(config, rows * (config.context or 0), ranks.world_size, free), []
     say("measuring this machine, to plan the minutes")
-    plan = plan_run(config, vocab_size=vocab_size, lengths=lengths, device=ranks.device, world_size=ranks.world_size)
+    plan = plan_run(
+        config, vocab_size=vocab_size, lengths=lengths, device=ranks.device, world_size=ranks.world_size, free=free
+    )
     best = plan.best
     tokens = step_tokens(best.tokens, ranks.device, ranks.world_size)
     hidden, agreed_tokens, epochs = ranks.broadcast_from_first(best.shape.hidden_size, tokens, best.epochs)
     shape = next(each.shape for each in plan.estimates if each.shape.hidden_size == round(hidden))
-    config = with_step(with_shape(config, shape), round(agreed_tokens), ranks.world_size)
+    config = with_step(with_shape(config, shape), round(agreed_tokens), ranks.world_size, free)
     return with_decay(config, epochs), describe_plan(plan)[0]
 
 
@@ -341,7 +359,8 @@ def plan_store(config: TrainConfig) -> Plan:
         if data.train.num_documents == 0:
             raise TrainingError(f"cannot plan for {data.names}: no training documents in it; prepare more text")
         return plan_run(
-            config, vocab_size=data.vocab_size, lengths=data.train.lengths, device=ranks.device
+            config, vocab_size=data.vocab_size, lengths=data.train.lengths, device=ranks.device,
+            free=free_bytes(ranks.device),
         )  # fmt: skip
 
 

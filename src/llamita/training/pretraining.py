@@ -18,6 +18,7 @@ from llamita.data.batches import Batches
 from llamita.data.mixture import open_documents
 from llamita.errors import TrainingError
 from llamita.eval.bits_per_byte import bits_per_byte
+from llamita.model.generate import bounded_seed
 from llamita.model.llama import Llama
 from llamita.tokenizer import load_tokenizer
 from llamita.training.compile import resolve_compilation
@@ -26,6 +27,7 @@ from llamita.training.distillation import DistillationLoss, distillation_loss
 from llamita.training.distributed import Ranks, compute_type
 from llamita.training.flops import flops_per_token
 from llamita.training.loss import SummedLoss
+from llamita.training.memory import free_bytes
 from llamita.training.planner import settled
 from llamita.training.task import Evaluation, Task
 from llamita.training.trainer import TrainResult, run_task
@@ -62,17 +64,24 @@ class Pretraining(Task):
             raise TrainingError(f"cannot train on {self.data.names}: no training documents in it; prepare more text")
         self.epoch_tokens, self.val_tokens = self.train_split.num_tokens, self.val_split.num_tokens
         self.bytes_per_token = self.train_split.text_bytes / self.train_split.num_tokens
+        (free,) = ranks.least(free_bytes(ranks.device))
         config, self._plan = settled(
-            config, vocab_size=self.data.vocab_size, lengths=self.data.train.lengths, ranks=ranks, say=say
+            config, vocab_size=self.data.vocab_size, lengths=self.data.train.lengths, ranks=ranks, say=say, free=free
         )
-        self.config: TrainConfig = fill_defaults(config, ranks.device, ranks.world_size, epoch_tokens=self.epoch_tokens)
+        self.config: TrainConfig = fill_defaults(
+            config, ranks.device, ranks.world_size, epoch_tokens=self.epoch_tokens, free=free
+        )
         config = self.config
         assert config.context and config.micro_batch_size
         self.context, self.micro_batch_size = config.context, config.micro_batch_size
         self.model_config = model_config(config, self.tokenizer)
         self.flops_per_token = flops_per_token(self.model_config, config.context)
         self.model = Llama(self.model_config, config.dropout).to(ranks.device)
-        self.config, self._compilation = resolve_compilation(config, self.model, ranks)
+        tokens_per_pass = config.micro_batch_size * config.context * ranks.world_size
+        passes = (config.steps or 0) * config.grad_accum_steps + (
+            config.epochs or 0.0
+        ) * self.epoch_tokens / tokens_per_pass
+        self.config, self._compilation = resolve_compilation(config, self.model, ranks, passes)
         compiled = self.config.compile == "on"
         compute = compute_type(config.dtype)
         self.loss = (
@@ -120,9 +129,12 @@ class Pretraining(Task):
         return "; an epoch: " + ", ".join(f"{path} × {weight:g}" for path, weight in self.data.stores)
 
     def initialize(self) -> None:
-        """Fresh weights, a function of the seed: drawn on the CPU, so that they are the same on every device."""
-        fresh = Llama(self.model_config).initialize(torch.Generator().manual_seed(self.config.seed))
-        self.model.load_state_dict(fresh.state_dict())
+        """Fresh weights, a function of the seed: drawn on the CPU, so that they are the same on every device, and one
+        tensor at a time, so that the processes of a machine do not each need room for a whole network."""
+        generator = torch.Generator().manual_seed(bounded_seed(self.config.seed))
+        for name, parameter in self.model.named_parameters():
+            fresh = self.model.fresh_weight(name, parameter.shape, generator)
+            self.model.load_state_dict({name: fresh}, strict=False)  # which cuts what is sharded
 
     def numbers(self, nats_per_target: float) -> dict[str, float]:
         return {"bpb": nats_per_target / (math.log(2) * self.bytes_per_token)}

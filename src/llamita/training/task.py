@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from llamita.checkpoint import TrainingState
@@ -67,6 +68,7 @@ class Task(ABC):
     epoch_tokens: int  # targets that an epoch has
     val_tokens: int  # 0: nothing will be evaluated
     flops_per_token: float
+    compute: torch.dtype | None = None  # the type that samples are computed in; None: the weights'
 
     @property
     @abstractmethod
@@ -127,7 +129,7 @@ class Task(ABC):
         ids = ids[: self.model_config.max_position_embeddings // 2]
         told = generate(
             self.model, ids, SAMPLE_TOKENS, temperature=0.8, top_p=0.95, seed=self.config.seed,
-            end_ids=self.tokenizer.end_ids,
+            end_ids=self.tokenizer.end_ids, compute=self.compute,
         )  # fmt: skip
         new = take_while(told, go_on)
         self.model.train(was_training)

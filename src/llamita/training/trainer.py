@@ -15,6 +15,7 @@ import contextlib
 import dataclasses
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from llamita.checkpoint import (
 from llamita.config import RunConfig, TrainConfig
 from llamita.console import format_count, shorten
 from llamita.errors import CheckpointError, TrainingError
+from llamita.model.generate import bounded_seed
 from llamita.report.summary import write_page, write_report
 from llamita.run_directory import (
     describe_run,
@@ -57,6 +59,9 @@ from llamita.training.task import Task
 
 MAX_ROLLBACKS = 3  # a run that diverges again after so many is told what to change
 ROLLBACK_LR_FACTOR = 0.5  # of the learning rates, from a rollback on
+STEPS_AHEAD = 2  # that a GPU may have in its queue: enough to keep it busy, few enough for the clock to tell the truth
+# What is said where memory is short: the CPU's allocator, CUDA's (pinned memory, NCCL), cuBLAS
+MEMORY_ERRORS = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
 
 
 class DivergenceError(Exception):
@@ -96,7 +101,7 @@ def memory_errors_named() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+        if not isinstance(error, torch.OutOfMemoryError) and not any(words in str(error) for words in MEMORY_ERRORS):
             raise
         raise TrainingError(
             f"training failed: the memory is too small: {str(error).strip().splitlines()[0]}; "
@@ -140,6 +145,7 @@ def run_task(
 def _open(task: Task, ranks: Ranks) -> tuple[bool, dict[str, Any]]:
     """Open the run directory: whether there is a checkpoint to resume from; its summary if it is finished, else {}."""
     config, found = task.config, (False, False)
+    _check_alike(task, ranks)
     if ranks.is_first:
         rows_per_step = task.micro_batch_size * config.grad_accum_steps * ranks.world_size
         description = describe_run(
@@ -149,6 +155,26 @@ def _open(task: Task, ranks: Ranks) -> tuple[bool, dict[str, Any]]:
         found = resuming, resuming and bool(finished_summary(config.out))
     is_resumed, is_finished = ranks.broadcast_from_first(*found)
     return bool(is_resumed), finished_summary(config.out) if is_finished else {}
+
+
+def _check_alike(task: Task, ranks: Ranks) -> None:
+    """Raise TrainingError if the processes would compute different steps: gradients would be wrong, and nothing say
+    so."""
+    rows, is_wide = (
+        task.micro_batch_size * task.config.grad_accum_steps,
+        float(compute_type(task.config.dtype) == torch.float32),
+    )
+    least_rows, minus_most_rows, all_wide, minus_some_wide = ranks.least(rows, -rows, is_wide, -is_wide)
+    if least_rows != -minus_most_rows:
+        raise TrainingError(
+            f"training in {ranks.world_size} processes failed: expected as many rows a step of each, found "
+            f"{least_rows:g} to {-minus_most_rows:g}; say --micro-batch-size"
+        )
+    if all_wide != -minus_some_wide:
+        raise TrainingError(
+            f"training in {ranks.world_size} processes failed: expected one type of numbers, found bfloat16 and "
+            "float32 (not every GPU has bfloat16); say --dtype"
+        )
 
 
 class Trainer:
@@ -189,6 +215,7 @@ class Trainer:
         self.rollbacks, self.has_learned, self.is_ending = 0, False, False
         metrics_bytes = self._restore() if resuming else 0
         self.earlier_seconds = self.position.seconds
+        self.queued_steps: deque[torch.cuda.Event] = deque()
         self.metrics = MetricsLog(config.out, metrics_bytes, config.track, display.say) if ranks.is_first else None
         self.peak_flops = peak_flops(ranks.device, compute_type(config.dtype))
         self.last_save = time.monotonic()
@@ -303,7 +330,7 @@ class Trainer:
         self.learning_rate = config.learning_rate * share
         self.optimizer.set_share(share)
         # dropout is a function of (seed, step, rank), so there is no random state to save
-        torch.manual_seed((config.seed * 1_000_003 + at.step) * 1_009 + self.ranks.rank)
+        torch.manual_seed(bounded_seed((config.seed * 1_000_003 + at.step) * 1_009 + self.ranks.rank))
         batches = [next(self.batches) for _ in range(config.grad_accum_steps)]
         num_targets = sum(batch.num_targets for batch in batches)
         for index, batch in enumerate(batches):
@@ -320,11 +347,22 @@ class Trainer:
         self.pending.steps += 1
         if self.ranks.device.type == "cpu":
             self._show()
+        else:
+            self._wait_for_earlier_steps()
         self.budget.step_seconds = (
             self.ranks.broadcast_from_first(time.monotonic() - start)[0] if self.budget.is_timed else 0.0
         )
         if probe:
             self._plan_evaluations()
+
+    def _wait_for_earlier_steps(self) -> None:
+        """Go on when all but the last STEPS_AHEAD steps are done: else the clock measures how fast a GPU is told what
+        to do, and minutes run over by what is in its queue."""
+        done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        done.record()
+        self.queued_steps.append(done)
+        if len(self.queued_steps) > STEPS_AHEAD:
+            self.queued_steps.popleft().synchronize()
 
     def _backward(self, batch: Any, num_targets: int, is_last: bool) -> None:
         """Add a pass's gradient of the mean loss over all num_targets of the step."""
@@ -463,18 +501,22 @@ class Trainer:
 
     def _plan_evaluations(self) -> None:
         """Time a few passes over held-out rows, and plan how many whole evaluations the minutes allow."""
-        start, shares = time.monotonic(), [1.0]
+        began, shares = time.monotonic(), [1.0]
 
         def note(share: float) -> bool:
             shares.append(share)
             return True
 
+        num_batches = 2 * self.ranks.world_size
+        if self.ranks.device.type == "cuda" and self.task.val_tokens > 0:
+            self.task.evaluate(num_batches=num_batches)  # loads kernels, grows the allocator, ends what is queued
+            torch.cuda.synchronize(self.ranks.device)
+        start = time.monotonic()
         if self.task.val_tokens > 0:
-            self.task.evaluate(num_batches=2 * self.ranks.world_size, advance=note)
-        self.speed_start += time.monotonic() - start  # no time of training
-        self.budget.plan_evaluations(
-            self.ranks.broadcast_from_first((time.monotonic() - start) / shares[-1])[0], self.position
-        )
+            self.task.evaluate(num_batches=num_batches, advance=note)
+        seconds = time.monotonic() - start
+        self.speed_start += time.monotonic() - began  # no time of training
+        self.budget.plan_evaluations(self.ranks.broadcast_from_first(seconds / shares[-1])[0], self.position)
 
     def _evaluate(self, stop: StopSignal) -> bool:
         """Judge all that is held out, tell a sample, save; False if a signal came between."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 
 from llamita.config import ModelConfig
-from llamita.finetune.defaults import row_length, tokens_that_fit
+from llamita.finetune.defaults import fitting_tokens, row_length
+from tests.unit.finetune.conftest import make_config
 
 
 def test_rows_hold_the_longest_example() -> None:
@@ -19,7 +22,10 @@ def test_a_pass_fits_the_gpu() -> None:
     half; a 135M leaves room for more than is wanted; where the weights do not fit, a row is
     tried."""
     seven = ModelConfig(32000, 4096, 11008, 32, 32, 32, 128, 4096, tie_word_embeddings=False)
-    assert 4_000 < tokens_that_fit(80 * 10**9, seven, lora=True) < 8_000
-    assert tokens_that_fit(80 * 10**9, seven, lora=False) == 0
+    lora, full = (
+        make_config(Path("base"), Path("data"), Path("run"), lora=lora, dtype="bfloat16") for lora in (True, False)
+    )
+    assert 4_000 < fitting_tokens(80 * 10**9, seven, lora) < 8_000
+    assert fitting_tokens(80 * 10**9, seven, full) == 0
     small = ModelConfig(49152, 576, 1536, 30, 9, 3, 64, 8192)
-    assert tokens_that_fit(80 * 10**9, small, lora=True) > 30_000
+    assert fitting_tokens(80 * 10**9, small, lora) > 30_000

@@ -114,7 +114,7 @@ def test_the_real_probe(model: Llama, tmp_path: Path) -> None:
 
 def test_a_failing_compiler_is_named(model: Llama, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> Any:
-        def compiled(ids: torch.Tensor) -> torch.Tensor:
+        def compiled(*_: Any, **__: Any) -> torch.Tensor:
             raise RuntimeError("no C++ compiler\nmore of it")
 
         return compiled

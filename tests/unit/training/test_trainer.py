@@ -317,7 +317,7 @@ def test_a_folder_in_use_is_refused_before_anything_is_planned(story_store: Path
 )
 def test_too_little_memory_is_said_in_one_line(error: RuntimeError) -> None:
     with (
-        pytest.raises(TrainingError, match=r"memory is too small: .*; fewer --micro-batch-size") as found,
+        pytest.raises(TrainingError, match=r"memory is too small: .*; lower --micro-batch-size") as found,
         memory_errors_named(),
     ):
         raise error

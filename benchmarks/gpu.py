@@ -1,0 +1,601 @@
+"""Checks training on a CUDA GPU in eight minutes: PASS or FAIL line by line, and what a step costs.
+
+    python benchmarks/gpu.py --out FOLDER                 FOLDER/gpu.json, and a log of each section
+    python benchmarks/gpu.py --out FOLDER --device cpu    a dry run, with tiny shapes
+    python benchmarks/gpu.py --out FOLDER --only speed    one section
+
+Each section is a process of its own, so that a crash costs one. Those that measure nothing run
+side by side first:
+
+    equality     losses and gradients beside the CPU's, in float32, bfloat16 and compiled
+    runs         the command: train, repeat, interrupt, resume, accumulate, recompute, compile
+    processes    DDP, FSDP2 and resharding over NCCL, in a world of one that takes the code for many
+    finetuning   LoRA, all weights, a teacher, DPO, merging
+    warmup       fills the compiler's cache for the shapes that are timed below
+
+then alone: attention (which kernel each call takes), speed (15M and 110M), minutes (are they kept).
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn.attention import SDPBackend
+
+import llamita.training.trainer as training_loop
+from llamita.cli import main as llamita
+from llamita.config import ModelConfig, TrainConfig
+from llamita.finetune.dpo_loss import DpoLoss
+from llamita.finetune.lora import LoraConfig, add_lora
+from llamita.finetune.loss import ConversationLoss
+from llamita.model.attention import attend
+from llamita.model.llama import Llama
+from llamita.stories.generate import generate_stories
+from llamita.training.distillation import DistillationLoss
+from llamita.training.distributed import Ranks, choose_device
+from llamita.training.flops import flops_per_token, peak_flops
+from llamita.training.loss import SummedLoss
+from llamita.training.optimizer import build_optimizer, orthogonalize_each
+
+TOGETHER = {"equality": 120, "runs": 150, "processes": 150, "finetuning": 150, "warmup": 150}
+ALONE = {"attention": 40, "speed": 150, "minutes": 80}
+STEP_TOKENS = 65536
+# layers, hidden, heads, ffn, context
+SHAPES = {"15M": (6, 288, 6, 768, 256), "110M": (12, 768, 12, 2048, 1024)}
+# model, vocabulary, tokens of a step, compiled
+SPEEDS = (
+    ("15M", 4096, STEP_TOKENS, False), ("15M", 4096, STEP_TOKENS, True), ("110M", 4096, STEP_TOKENS, False),
+    ("110M", 4096, STEP_TOKENS, True), ("110M", 32000, STEP_TOKENS, False), ("110M", 32000, STEP_TOKENS, True),
+    ("110M", 4096, 2 * STEP_TOKENS, True),
+)  # fmt: skip
+
+
+class Checks:
+    """What a section found out: lines for a person, and checks.jsonl."""
+
+    def __init__(self, out: Path, device: str) -> None:
+        self.out, self.runs, self.device, self.start = out, out / "runs", device, time.monotonic()
+        self.is_dry = device == "cpu"
+        self.runs.mkdir(parents=True, exist_ok=True)
+
+    def say(self, *words: object) -> None:
+        print(f"[{time.monotonic() - self.start:6.1f}]", *words, flush=True)
+
+    def check(self, name: str, holds: bool, note: object = "") -> None:
+        self.say("PASS" if holds else "FAIL", name, note)
+        self.write("checks.jsonl", {"name": name, "holds": bool(holds), "note": str(note)})
+
+    def write(self, name: str, line: dict[str, Any]) -> None:
+        with open(self.out / name, "a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    @contextlib.contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """What fails inside fails alone."""
+        start = time.monotonic()
+        try:
+            yield
+        except Exception as error:
+            self.check(name, False, f"{type(error).__name__}: {str(error)[:300]}")
+        self.say(f"-- {name}: {time.monotonic() - start:.1f} s")
+
+    def synchronize(self) -> None:
+        if not self.is_dry:
+            torch.cuda.synchronize()
+
+    def milliseconds(self, work: Callable[[], object], repeats: int = 10) -> float:
+        """Of one call, after one that is not counted."""
+        work()
+        self.synchronize()
+        start = time.perf_counter()
+        for _ in range(repeats):
+            work()
+        self.synchronize()
+        return (time.perf_counter() - start) / repeats * 1e3
+
+
+# ---------------------------------------------------------------- equality
+
+
+def equality(checks: Checks) -> None:
+    """Five losses and their gradients, and Muon's direction, beside the CPU in float32."""
+    torch.set_float32_matmul_precision("highest")
+    if not checks.is_dry:
+        checks.say(torch.__version__, "cuDNN", torch.backends.cudnn.version(), torch.cuda.get_device_name())
+    for kind in ("pretraining", "conversations", "lora", "dpo", "distillation"):
+        with checks.part(kind):
+            loss, gradient = _loss_and_gradient(kind, "cpu", torch.float32, compiled=False)
+            variants = [("float32", torch.float32, False, 1e-5, 1e-4), ("bfloat16", torch.bfloat16, False, 5e-3, 5e-2)]
+            if kind == "pretraining" and not checks.is_dry:
+                variants.append(("bfloat16 compiled", torch.bfloat16, True, 5e-3, 5e-2))
+            for label, dtype, compiled, loss_limit, gradient_limit in variants:
+                found, its_gradient = _loss_and_gradient(kind, checks.device, dtype, compiled=compiled)
+                off = abs(found - loss) / abs(loss)
+                gradient_off = ((its_gradient - gradient).norm() / gradient.norm()).item()
+                holds = off < loss_limit and gradient_off < gradient_limit and math.isfinite(found)
+                checks.check(f"{kind} {label} as on the CPU", holds, f"loss {off:.1e} gradient {gradient_off:.1e}")
+    with checks.part("muon"):
+        matrices = [torch.randn(288, 288), torch.randn(768, 2048), torch.randn(2048, 768)]
+        expected, found_ones = orthogonalize_each(matrices), orthogonalize_each([m.to(checks.device) for m in matrices])
+        for matrix, on_gpu in zip(expected, found_ones, strict=True):
+            off = ((on_gpu.cpu() - matrix).norm() / matrix.norm()).item()
+            checks.check(f"Muon's direction of {tuple(matrix.shape)} as on the CPU", off < 0.03, f"{off:.1e}")
+
+
+def _loss_and_gradient(kind: str, device: str, dtype: torch.dtype, *, compiled: bool) -> tuple[float, Tensor]:
+    """Of a small grouped-query network, with its gradient as one vector on the CPU."""
+    shape = ModelConfig(
+        vocab_size=1000, hidden_size=256, intermediate_size=704, num_hidden_layers=4, num_attention_heads=8,
+        num_key_value_heads=4, head_dim=32, max_position_embeddings=192,
+    )  # fmt: skip
+
+    def network(seed: int) -> Llama:
+        return Llama(shape).initialize(torch.Generator().manual_seed(seed))
+
+    torch.manual_seed(0)
+    inputs, targets = torch.randint(1000, (6, 192)), torch.randint(1000, (6, 192))
+    targets[:, ::5] = -100
+    segments = torch.arange(192).div(50, rounding_mode="floor").expand(6, 192).contiguous()
+    reference = torch.randn(2, 4, dtype=torch.float64)
+    model = network(1).to(device)
+    batch = [inputs, targets]
+    if kind == "lora":
+        add_lora(model, LoraConfig(4), torch.Generator().manual_seed(2))
+        with torch.no_grad():
+            for index, (name, weight) in enumerate(model.named_parameters()):
+                if "lora_B" in name:
+                    weight.copy_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(index)) * 0.02)
+    loss: torch.nn.Module
+    if kind in ("conversations", "lora"):
+        loss, batch = ConversationLoss(model, dtype), [*batch, segments]
+    elif kind == "dpo":
+        pairs = segments[:3].clamp_max(3)
+        loss, batch = DpoLoss(model, "dpo", 0.1, 0.0, dtype), [*batch, torch.cat((pairs, pairs)), reference]
+    elif kind == "distillation":
+        loss = DistillationLoss(model, network(3).to(device, dtype), dtype)
+    else:
+        loss = SummedLoss(model, dtype, compiled=compiled)
+    found = loss(*(array.to(device) for array in batch))
+    (found / 900).backward()
+    gradients = [p.grad.float().flatten().cpu() for p in model.parameters() if p.grad is not None]
+    return found.item(), torch.cat(gradients)
+
+
+# ---------------------------------------------------------------- attention
+
+
+def attention(checks: Checks) -> None:
+    """No call may end in the kernel that keeps all T² scores, nor plan anew for each length."""
+    if checks.is_dry:
+        return
+    names = {int(backend): name for name, backend in SDPBackend.__members__.items()}
+    half, single = torch.bfloat16, torch.float32
+    calls = (
+        (64, 1024, 12, 12, False, half), (64, 1024, 12, 6, False, half), (16, 1024, 12, 6, False, single),
+        (16, 1024, 9, 3, True, half), (4, 4096, 9, 3, True, half),
+    )  # fmt: skip
+    chosen: list[int] = []
+    plain = torch.nn.functional.scaled_dot_product_attention
+
+    def noted(query: Tensor, key: Tensor, value: Tensor, **more: Any) -> Tensor:
+        of = more["attn_mask"], more["dropout_p"], more["is_causal"]
+        chosen.append(torch._fused_sdp_choice(query, key, value, *of, enable_gqa=more["enable_gqa"]))
+        return plain(query, key, value, **more)
+
+    for rows, time_, heads, kv_heads, has_mask, dtype in calls:
+        name = f"{rows} rows of {time_}, {heads}/{kv_heads} heads, {'mask, ' if has_mask else ''}{str(dtype)[6:]}"
+        with checks.part(name):
+            query, key, value = (
+                torch.randn(rows, time_, n, 64, device="cuda", dtype=dtype).transpose(1, 2).requires_grad_()
+                for n in (heads, kv_heads, kv_heads)
+            )
+            mask = torch.ones(rows, 1, time_, time_, dtype=torch.bool, device="cuda").tril() if has_mask else None
+
+            def work(q: Tensor = query, k: Tensor = key, v: Tensor = value, m: Tensor | None = mask) -> None:
+                attend(q, k, v, m).sum().backward()
+
+            torch.nn.functional.scaled_dot_product_attention = noted
+            work()
+            torch.nn.functional.scaled_dot_product_attention = plain
+            torch.cuda.reset_peak_memory_stats()
+            before, ms = torch.cuda.memory_allocated(), checks.milliseconds(work)
+            peak = (torch.cuda.max_memory_allocated() - before) / 1e9
+            kernel = names.get(chosen[-1], str(chosen[-1]))
+            checks.check(f"attention of {name}", kernel != "MATH", f"{kernel}: {ms:.2f} ms, {peak:.2f} GB")
+    with checks.part("new lengths"), torch.no_grad():
+
+        def one(length: int) -> None:
+            attend(*(torch.randn(8, n, length, 64, device="cuda", dtype=half) for n in (9, 3, 3)))
+
+        one(299)
+        checks.synchronize()
+        start = time.perf_counter()
+        for length in range(300, 324):
+            one(length)
+        checks.synchronize()
+        ms = (time.perf_counter() - start) / 24 * 1e3
+        checks.check("a new length costs nothing", ms < 5, f"{ms:.1f} ms")
+
+
+# ---------------------------------------------------------------- speed
+
+
+@dataclasses.dataclass
+class Trained:
+    """A network, and one step of its training on noise."""
+
+    checks: Checks
+    name: str
+    vocab_size: int
+    tokens: int
+    compiled: bool
+
+    def __post_init__(self) -> None:
+        torch.set_float32_matmul_precision("high")  # as the command does; part of the compiler's key
+        layers, hidden, heads, ffn, context = (2, 64, 2, 96, 32) if self.checks.is_dry else SHAPES[self.name]
+        self.tokens = 256 if self.checks.is_dry else self.tokens
+        self.shape = ModelConfig(
+            vocab_size=self.vocab_size, hidden_size=hidden, intermediate_size=ffn, num_hidden_layers=layers,
+            num_attention_heads=heads, num_key_value_heads=heads, head_dim=hidden // heads,
+            max_position_embeddings=context,
+        )  # fmt: skip
+        device = self.checks.device
+        self.model = Llama(self.shape).initialize(torch.Generator().manual_seed(0)).to(device)
+        config = TrainConfig(
+            data=Path(), out=Path(), steps=9, learning_rate=0.01, embedding_lr=0.01, beta2=0.95, weight_decay=0.1
+        )
+        self.optimizer = build_optimizer(self.model, config)
+        self.loss = SummedLoss(self.model, torch.bfloat16, compiled=self.compiled)
+        self.batch = [
+            torch.randint(self.vocab_size, (self.tokens // context, context), device=device) for _ in range(2)
+        ]
+
+    def backward(self) -> None:
+        (self.loss(*self.batch) / self.tokens).backward()
+
+    def update(self) -> None:
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+
+    def step(self) -> None:
+        self.backward()
+        self.update()
+        self.optimizer.zero_grad()
+
+
+def warmup(checks: Checks) -> None:
+    """Compile what `speed` will time, a process each."""
+    if checks.is_dry:
+        return
+    code = "import sys; sys.path.insert(0, {!r}); import gpu; from pathlib import Path; "
+    code += "gpu.Trained(gpu.Checks(Path({!r}), 'cuda'), *{!r}).backward()"
+    folder = str(Path(__file__).parent)
+    jobs = [
+        subprocess.Popen([sys.executable, "-c", code.format(folder, str(checks.out), speed_)])
+        for speed_ in SPEEDS if speed_[3]
+    ]  # fmt: skip
+    checks.check("compiles", all(job.wait() == 0 for job in jobs))
+
+
+def speed(checks: Checks) -> None:
+    """Milliseconds of a step and its parts, tokens a second, memory."""
+    for case in SPEEDS[:1] if checks.is_dry else SPEEDS:
+        with checks.part(f"{case[0]}, vocabulary {case[1]}, {case[2]} tokens, {'compiled' if case[3] else 'eager'}"):
+            _measure(checks, *case)
+            if not checks.is_dry:
+                torch.cuda.empty_cache()
+    if not checks.is_dry:
+        with checks.part("the command, stories15M compiled"):
+            command, run = Command(checks), checks.runs / "stories15M"
+            pace = ["--preset", "stories15M", "--steps", 80, "--compile", "on", "--log-interval", 20]
+            command("train", command.store, "--out", run, *pace, "--eval-interval", 80)
+            found = [round(line["tokens_per_second"]) for line in command.lines("stories15M")]
+            checks.say("tokens a second, every 20 steps:", found)
+
+
+def _measure(checks: Checks, name: str, vocab_size: int, tokens: int, compiled: bool) -> None:
+    trained = Trained(checks, name, vocab_size, tokens, compiled)
+    start = time.perf_counter()
+    trained.step()
+    checks.synchronize()
+    first_seconds = time.perf_counter() - start
+    if not checks.is_dry:
+        torch.cuda.reset_peak_memory_stats()
+    step_ms = checks.milliseconds(trained.step, 20 if name == "15M" else 10)
+    start = time.perf_counter()
+    trained.step()  # nothing is queued before it: what the CPU needs to ask for a step
+    host_ms = (time.perf_counter() - start) * 1e3
+    backward_ms = checks.milliseconds(trained.backward, 5)
+    update_ms = checks.milliseconds(trained.update, 5)
+    per_second = trained.tokens / step_ms * 1e3
+    device = choose_device(checks.device)
+    peak, context = peak_flops(device, torch.bfloat16), trained.shape.max_position_embeddings
+    line = {
+        "model": name, "vocab_size": vocab_size, "tokens": trained.tokens, "compiled": compiled,
+        "first_seconds": round(first_seconds, 1), "step_ms": round(step_ms, 1), "host_ms": round(host_ms, 1),
+        "backward_ms": round(backward_ms, 1), "update_ms": round(update_ms, 1), "tokens_per_second": round(per_second),
+        "mfu": round(per_second * flops_per_token(trained.shape, context) / peak, 3) if peak else None,
+        "peak_gb": 0 if checks.is_dry else round(torch.cuda.max_memory_allocated() / 1e9, 1),
+    }  # fmt: skip
+    checks.say(json.dumps(line))
+    checks.write("speed.jsonl", line)
+    checks.check(f"{name} trains, vocabulary {vocab_size}, {'compiled' if compiled else 'eager'}", True)
+    if compiled and tokens == STEP_TOKENS and not checks.is_dry:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+            trained.step()
+            checks.synchronize()
+        table = profile.key_averages().table(sort_by="self_cuda_time_total", row_limit=40, max_name_column_width=90)
+        (checks.out / f"profile-{name}-{vocab_size}.txt").write_text(table)
+
+
+# ---------------------------------------------------------------- the command
+
+
+def runs(checks: Checks) -> None:
+    """Same seed, same losses: repeated, interrupted, resumed, accumulated, recomputed, compiled."""
+    command = Command(checks)
+    with checks.part("train"):
+        command.train("plain", "--compile", "off")
+        checks.say("evaluations", [round(line["evaluation_seconds"], 2) for line in command.lines("plain", "eval")])
+    with checks.part("repeated"):
+        command.train("again", "--compile", "off")
+        command.check_same("plain", "again", 1e-3)
+    with checks.part("interrupted and resumed"):
+        checks.check("interrupted and saved", command.interrupted("cut", "--compile", "off"))
+        command.train("cut", "--compile", "off", "--resume")
+        command.check_same("plain", "cut", 5e-3)
+    with checks.part("accumulate, recompute"):
+        half = command.rows // 2
+        command.train(
+            "halves",
+            "--compile",
+            "off",
+            "--micro-batch-size",
+            half,
+            "--grad-accum-steps",
+            2,
+            "--activation-checkpointing",
+        )
+        command.check_same("plain", "halves", 5e-3)
+    if not checks.is_dry:
+        with checks.part("compiled"):
+            command.train("compiled", "--compile", "on")
+            command.check_same("plain", "compiled", 1e-2)
+    with checks.part("dropout"):
+        command.train("dropout", "--compile", "off", "--dropout", 0.1, "--steps", 10)
+
+
+def processes(checks: Checks) -> None:
+    """DDP and FSDP2 with NCCL, in a world of one that takes the code for many."""
+    command = Command(checks)
+    with checks.part("train"):
+        command.train("plain", "--compile", "off")
+    alone = training_loop.start_ranks
+    training_loop.start_ranks = lone_ranks
+    with checks.part("DDP"):
+        command.train("ddp", "--compile", "off")
+        command.check_same("plain", "ddp", 5e-3)
+    with checks.part("FSDP2"):
+        command.train("fsdp", "--fsdp")
+        command.check_same("plain", "fsdp", 2e-2)
+        checks.check("shards are written", (checks.runs / "fsdp/latest/training/optimizer").is_dir())
+    with checks.part("FSDP2, resumed by one process"):
+        checks.check("interrupted and saved", command.interrupted("cut", "--fsdp"))
+        training_loop.start_ranks = alone
+        command.train("cut", "--compile", "off", "--resume")
+        command.check_same("plain", "cut", 2e-2)
+    training_loop.start_ranks = alone
+
+
+def finetuning(checks: Checks) -> None:
+    """Held-out answers become more likely; adapters merge."""
+    command = Command(checks)
+    base = checks.runs / "base"
+    with checks.part("base"):
+        command.train("base", "--compile", "off")
+    context = ["--chat-template", "zephyr", "--context", 64 if checks.is_dry else 256, "--device", checks.device]
+    for name, more in (("lora", ["--lora"]), ("all", []), ("teacher", ["--teacher", base])):
+        with checks.part(name):
+            pace = ["--steps", 20, "--log-interval", 5, "--eval-interval", 10]
+            questions = checks.out / "questions.jsonl"
+            command("finetune", base, questions, "--out", checks.runs / name, *pace, *context, *more)
+            judged = command.lines(name, "eval")
+            first, last = judged[0]["loss"], judged[-1]["loss"]
+            seconds = [round(line["evaluation_seconds"], 2) for line in judged]
+            checks.check(f"{name} learns", last < first, f"{first:.3f} to {last:.3f}; evaluations {seconds} s")
+    with checks.part("dpo"):
+        pairs, out = checks.out / "pairs.jsonl", checks.runs / "dpo"
+        command("finetune", base, pairs, "--out", out, "--steps", 10, "--preference", "dpo", *context)
+    with checks.part("merge"):
+        command("merge", base, checks.runs / "lora", "--out", checks.runs / "merged")
+
+
+def minutes(checks: Checks) -> None:
+    """--minutes, with the plan made on this GPU."""
+    command, given = Command(checks), 0.3 if checks.is_dry else 0.8
+    with checks.part("minutes"):
+        run = checks.runs / "minutes"
+        command("train", command.store, "--out", run, "--minutes", given, "--device", checks.device)
+        found = json.loads((run / "summary.json").read_text())
+        kept = abs(found["seconds"] - 60 * given) < 0.15 * 60 * given
+        note = f"{found['seconds']:.1f} of {60 * given:.0f} s, {found['steps']} steps, {found['num_parameters']:,} "
+        note += f"weights, {found['tokens_per_second']:,.0f} tokens a second, MFU {found['mfu']}"
+        checks.check("minutes are kept", kept and found["steps"] > (0 if checks.is_dry else 20), note)
+
+
+class Command:
+    """The command line, called in this process, on a small store of tales."""
+
+    def __init__(self, checks: Checks) -> None:
+        self.checks, self.store = checks, Path(os.environ["STORE"])
+        layers, hidden, heads, context, self.rows = (2, 64, 2, 64, 4) if checks.is_dry else (4, 256, 8, 256, 32)
+        self.flags = [
+            "--layers", layers, "--hidden", hidden, "--heads", heads, "--kv-heads", heads // 2, "--context", context,
+            "--log-interval", 5, "--eval-interval", 20, "--seed", 1, "--device", checks.device,
+        ]  # fmt: skip
+
+    def __call__(self, *words: object, expected: int = 0) -> None:
+        start = time.monotonic()
+        code = llamita([str(word) for word in words])
+        self.checks.say(f"llamita {' '.join(map(str, words))[:100]}: {code} in {time.monotonic() - start:.1f} s")
+        self.checks.check(f"llamita {words[0]} {' '.join(str(word) for word in words[-2:])}", code == expected)
+
+    def train(self, name: str, *more: object, expected: int = 0) -> None:
+        own = [] if "--micro-batch-size" in more else ["--micro-batch-size", self.rows]
+        own += [] if "--steps" in more else ["--steps", 40]
+        self("train", self.store, "--out", self.checks.runs / name, *self.flags, *own, *more, expected=expected)
+
+    def interrupted(self, name: str, *more: object) -> bool:
+        """Send SIGINT when five lines of metrics are written: whether it saved before the end."""
+
+        def interrupt() -> None:
+            while not (self.checks.runs / name / "metrics.jsonl").exists() or len(self.lines(name)) < 5:
+                time.sleep(0.01)
+            os.kill(os.getpid(), signal.SIGINT)
+
+        threading.Thread(target=interrupt, daemon=True).start()
+        self.train(name, *more, expected=130)
+        return self.lines(name)[-1]["step"] < 40
+
+    def lines(self, run: str, kind: str = "train") -> list[dict[str, Any]]:
+        text = (self.checks.runs / run / "metrics.jsonl").read_text()
+        return [line for line in map(json.loads, text.splitlines()) if line["kind"] == kind]
+
+    def check_same(self, run: str, other: str, limit: float) -> None:
+        one, two = ({line["step"]: line["loss"] for line in self.lines(name)} for name in (run, other))
+        worst = max(abs(one[step] - two.get(step, math.inf)) / one[step] for step in one)
+        self.checks.check(f"{other} learns as {run} does", worst < limit, f"largest difference {worst:.1e}")
+
+
+class Lone(int):
+    """The number of processes, 1, that says that it is more than one."""
+
+    def __gt__(self, other: int) -> bool:
+        return int(self) == 1 or int.__gt__(self, other)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Lone) or (int(self) != 1 and int.__eq__(self, other))
+
+    __hash__ = int.__hash__
+
+
+@contextlib.contextmanager
+def lone_ranks(device: str, threads: int | None) -> Iterator[Ranks]:
+    """start_ranks, but a process group of one."""
+    chosen = choose_device(device)
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+        torch.set_float32_matmul_precision("high")
+    backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
+    bound = chosen if chosen.type == "cuda" else None
+    dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, device_id=bound)
+    try:
+        yield Ranks(0, Lone(1), chosen, "lone", 0)
+    finally:
+        dist.destroy_process_group()
+
+
+# ---------------------------------------------------------------- all of it
+
+
+def write_data(out: Path, num_tales: int) -> None:
+    """A token store of tales, questions and pairs made of their first sentences."""
+    llamita(["prepare", "tales", "--num-tales", str(num_tales), "--vocab-size", "2048", "--out", str(out / "store")])
+    sentences = [each.split(". ")[:2] for each in generate_stories(3000, seed=1)]
+    asked = [parts for parts in sentences if len(parts) == 2 and max(map(len, parts)) < 150]
+    with open(out / "questions.jsonl", "w") as file:
+        for first, second in asked[:2000]:
+            file.write(json.dumps({"question": f"Go on: {first}.", "answer": f"{second}."}) + "\n")
+    with open(out / "pairs.jsonl", "w") as file:
+        for (first, second), (_, other) in zip(asked[:600], asked[1000:1600], strict=False):
+            answers = {"chosen": f"{second}.", "rejected": f"{other}."}
+            file.write(json.dumps({"prompt": f"Go on: {first}.", **answers}) + "\n")
+
+
+def run_all(out: Path, device: str, limit: float) -> int:
+    """Every section in a process of its own; how many checks failed."""
+    start = time.monotonic()
+    jobs: dict[str, subprocess.Popen[bytes]] = {}
+
+    def left() -> float:
+        return limit - (time.monotonic() - start)
+
+    def begin(name: str) -> None:
+        (out / name).mkdir(exist_ok=True)
+        for data in ("questions.jsonl", "pairs.jsonl"):
+            (out / name / data).write_bytes((out / data).read_bytes())
+        words = [sys.executable, __file__, "--out", str(out / name), "--device", device, "--only", name]
+        environment = os.environ | {"STORE": str(out / "store"), "OMP_NUM_THREADS": "4"}
+        log = open(out / f"{name}.log", "w")  # noqa: SIM115
+        jobs[name] = subprocess.Popen(words, env=environment, stdout=log, stderr=subprocess.STDOUT)
+
+    def finish(name: str, most: float) -> None:
+        try:
+            code = jobs[name].wait(max(1.0, min(most, left())))
+        except subprocess.TimeoutExpired:
+            jobs[name].kill()
+            code = 124
+        print(f"[{time.monotonic() - start:6.1f}] {name}: {'done' if code == 0 else f'FAIL {code}'}", flush=True)
+        if code:
+            Checks(out / name, device).check(f"section {name}", False, code)
+
+    write_data(out, 2000 if device == "cpu" else 20_000)
+    for name in TOGETHER:
+        begin(name)
+    for name, most in TOGETHER.items():
+        finish(name, most - (time.monotonic() - start))
+    for name, most in ALONE.items():
+        if left() > 15:
+            begin(name)
+            finish(name, most)
+    found: dict[str, Any] = {"checks": [], "speed": []}
+    for name in (*TOGETHER, *ALONE):
+        for key in found:
+            path = out / name / f"{key}.jsonl"
+            found[key] += [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    (out / "gpu.json").write_text(json.dumps(found, indent=1))
+    failed = [check for check in found["checks"] if not check["holds"]]
+    for line in found["speed"]:
+        print(json.dumps(line))
+    for check in failed:
+        print("FAIL", check["name"], check["note"])
+    print(f"{len(found['checks']) - len(failed)} of {len(found['checks'])} checks hold")
+    return len(failed)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
+    parser.add_argument("--only", choices=[*TOGETHER, *ALONE])
+    parser.add_argument("--seconds", type=float, default=480.0, help="limit of all sections")
+    flags = parser.parse_args()
+    out = flags.out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    if flags.only is None:
+        return min(1, run_all(out, flags.device, flags.seconds))
+    if "STORE" not in os.environ:
+        write_data(out, 2000)
+        os.environ["STORE"] = str(out / "store")
+    globals()[flags.only](Checks(out, flags.device))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
