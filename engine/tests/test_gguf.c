@@ -227,7 +227,7 @@ static void test_tokenizer_refusals(void) {
     REFUSED("tokens: expected array of string, found array of u32",
             draft_array(&d, "tokenizer.ggml.tokens", GGUF_U32, 0));
     REFUSED("tokens: expected 1 to 1048576 tokens, found 0", draft_array(&d, "tokenizer.ggml.tokens", GGUF_STRING, 0));
-    REFUSED("the tokenizer in it has 7 tokens, the model's vocabulary has 8",
+    REFUSED("tokenizer in the file: expected the 8 tokens of the model's vocabulary, found 7",
             draft_strings(&d, "tokenizer.ggml.tokens", DRAFT_TOKENS, 7),
             put_zeros(draft_array(&d, "tokenizer.ggml.scores", GGUF_F32, 7), 28),
             draft_remove(&d, "tokenizer.ggml.token_type"));

@@ -372,7 +372,7 @@ static void test_files(void) {
     check_open_fails(pipe_path, NULL, NULL, LLAMITA_ERROR_IO, "expected a regular file");
     check_open_fails(empty_path, NULL, NULL, LLAMITA_ERROR_FORMAT, "the file is empty");
     check_open_fails(model_path, NULL, "mmx", LLAMITA_ERROR_ARGUMENT,
-                     "kernels: expected auto, scalar or, on a processor that has it, avx2");
+                     "kernels: expected auto, scalar or, where the processor supports them, avx2");
     check_open_fails(model_path, "/nowhere/t.bin", NULL, LLAMITA_ERROR_IO,
                      "cannot open tokenizer /nowhere/t.bin: No such");
     check_open_fails(model_path, empty_path, NULL, LLAMITA_ERROR_FORMAT, "cannot open tokenizer");

@@ -1,4 +1,4 @@
-/* text.c: the functions of llamita.h about the library and about text. */
+/* text.c: the library and text API of llamita.h. */
 #include "kernels/kernels.h"
 #include "model/model.h"
 #include "runtime/error.h"
@@ -10,7 +10,7 @@ const char *llamita_kernels(void) { return kernels_name(kernels_select(NULL)); }
 
 static llamita_status no_tokenizer(llamita_error *error, const char *what) {
     return error_set(error, LLAMITA_ERROR_ARGUMENT,
-                     "%s failed: the model has no tokenizer; name one when opening it (tokenizer_path)", what);
+                     "%s failed: the model has no tokenizer; open it with a tokenizer_path", what);
 }
 
 llamita_status llamita_encode(const llamita_model *model, const char *text, size_t num_bytes, int flags, int32_t *ids,
