@@ -1,4 +1,5 @@
-/* gguf_model.c: turns a parsed GGUF file of architecture "llama" into a model whose weights point into the file. */
+/* gguf_model.c: reads a GGUF file of architecture "llama" into a model whose weights point into the
+ * file. */
 #include <inttypes.h>
 #include <math.h>
 #include <stdio.h>
@@ -14,26 +15,27 @@ enum { NAME_BYTES = 64, SHAPE_BYTES = 96 };
 
 /* ---------------------------------------------------------------- configuration */
 
-/* What this engine would get wrong is refused by name. */
-static llamita_status check_kind(const gguf_file *file) {
+/* Refuses files whose results would be wrong, by the name of the unsupported feature. */
+static llamita_status check_supported(const gguf_file *file) {
     byte_slice architecture = {0};
     bool found;
     int64_t number = 0;
     byte_slice kind = {0};
     llamita_status status = gguf_string(file, "general.type", &kind, &found);
     if (!status && slice_is(kind, "adapter")) {
-        return reader_refuse(&file->from, "it is an adapter; open the model that it was made for, and apply it to that "
-                                          "(--adapter)");
+        return reader_refuse(&file->from, "expected a model, found an adapter; open the model it was made for and "
+                                          "apply it with --adapter");
     }
     status = status ? status : gguf_string(file, "general.architecture", &architecture, NULL);
     if (!status && !slice_is(architecture, "llama")) {
-        return reader_refuse(&file->from, "architecture: expected llama, found %.*s; this engine runs Llamas only",
+        return reader_refuse(&file->from,
+                             "architecture: expected llama, found %.*s; this engine runs only Llama models",
                              SHOWN(architecture));
     }
     status = status ? status : gguf_integer(file, "split.count", 0, INT32_MAX, &number, &found);
     if (!status && number > 1) {
         return reader_refuse(&file->from,
-                             "it is one of %" PRId64 " pieces of a model (split.count); merge them first with "
+                             "expected a whole model, found one of %" PRId64 " splits (split.count); merge them with "
                              "llama-gguf-split --merge",
                              number);
     }
@@ -47,7 +49,8 @@ static llamita_status check_kind(const gguf_file *file) {
     }
     if (!status && file->num_tensors == 0) {
         return reader_refuse(&file->from,
-                             "it holds a tokenizer but no tensors; give it as the tokenizer (-z) of a model");
+                             "expected a model, found a tokenizer without tensors; pass it as the tokenizer (-z) of "
+                             "a model");
     }
     number = 2;
     status = status ? status : gguf_integer(file, "general.quantization_version", 0, INT32_MAX, &number, &found);
@@ -62,8 +65,7 @@ static llamita_status check_kind(const gguf_file *file) {
     return status;
 }
 
-/* Size of an attention head: key_length, else D / H. As in llama.cpp the values' size and the rotated part must agree.
- */
+/* The head size: key_length, else D / H. Values and the rotated part must have the same size. */
 static llamita_status read_head_dim(const gguf_file *file, llamita_model_info *info) {
     const char *const others[] = {"llama.attention.value_length", "llama.rope.dimension_count"};
     bool found;
@@ -83,8 +85,8 @@ static llamita_status read_head_dim(const gguf_file *file, llamita_model_info *i
         status = gguf_integer(file, others[i], 1, INT32_MAX, &other, &found);
         if (!status && other != head_dim) {
             return reader_refuse(&file->from,
-                                 "%s: expected the head size %" PRId64 ", found %" PRId64 "; this engine rotates "
-                                 "and stores whole heads only",
+                                 "%s: expected the head size %" PRId64 ", found %" PRId64 "; partial rotation and "
+                                 "values of another size are not supported",
                                  others[i], head_dim, other);
         }
     }
@@ -136,25 +138,26 @@ static llamita_status read_numbers(const gguf_file *file, llamita_model_info *in
     return status;
 }
 
-/* The vocabulary's size is the embedding's rows; llama.vocab_size, where given, must agree. */
+/* The vocabulary size is the number of rows of the embedding; llama.vocab_size, if present, must
+ * agree. */
 static llamita_status read_vocab_size(const gguf_file *file, llamita_model_info *info) {
     const gguf_tensor *embedding = gguf_find_tensor(file, "token_embd.weight");
     if (!embedding)
         return reader_refuse(&file->from, "tensor token_embd.weight is missing; the file is damaged or not a Llama");
-    int64_t rows = embedding->shape[1] > INT32_MAX ? INT32_MAX : embedding->shape[1], told = rows;
+    int64_t rows = embedding->shape[1] > INT32_MAX ? INT32_MAX : embedding->shape[1], stated = rows;
     bool found;
-    llamita_status status = gguf_integer(file, "llama.vocab_size", 1, INT32_MAX, &told, &found);
-    if (!status && told != rows) {
+    llamita_status status = gguf_integer(file, "llama.vocab_size", 1, INT32_MAX, &stated, &found);
+    if (!status && stated != rows) {
         return reader_refuse(&file->from,
                              "key llama.vocab_size: expected the %" PRId64 " rows of token_embd.weight, found %" PRId64
                              "; the file is damaged",
-                             rows, told);
+                             rows, stated);
     }
     info->vocab_size = (int32_t)rows;
     return status;
 }
 
-/* The factor by which positions shrink. As in llama.cpp a factor without a type means linear. */
+/* The factor that divides positions. As in llama.cpp, a factor without a type means linear. */
 static llamita_status read_rope_scale(const gguf_file *file, double *scale) {
     byte_slice type = {"linear", 6};
     bool found;
@@ -162,8 +165,8 @@ static llamita_status read_rope_scale(const gguf_file *file, double *scale) {
     llamita_status status = gguf_string(file, "llama.rope.scaling.type", &type, &found);
     if (!status && !slice_is(type, "none") && !slice_is(type, "linear")) {
         return reader_refuse(&file->from,
-                             "key llama.rope.scaling.type: expected none or linear, found %.*s; this engine does "
-                             "not compute it",
+                             "key llama.rope.scaling.type: expected none or linear, found %.*s, which is not "
+                             "supported",
                              SHOWN(type));
     }
     status = status ? status : gguf_real(file, "llama.rope.scaling.factor", &factor, &found);
@@ -174,7 +177,8 @@ static llamita_status read_rope_scale(const gguf_file *file, double *scale) {
                              "damaged",
                              factor);
     }
-    *scale = slice_is(type, "none") || factor == 0.0 ? 1.0 : factor; /* 0 means none in llama.cpp */
+    /* As in llama.cpp, 0 means none. */
+    *scale = slice_is(type, "none") || factor == 0.0 ? 1.0 : factor;
     return status;
 }
 
@@ -187,7 +191,7 @@ static void print_shape(char text[SHAPE_BYTES], const int64_t *shape, int num_di
     snprintf(text + length, SHAPE_BYTES - length, "]");
 }
 
-/* The named tensor, if it has this shape (num_rows 0: a vector). */
+/* The named tensor, which must have this shape (num_rows 0: a vector). */
 static llamita_status take_tensor(const gguf_file *file, const char *name, int64_t row_length, int64_t num_rows,
                                   gguf_tensor **out) {
     gguf_tensor *t = gguf_find_tensor(file, name);
@@ -219,7 +223,7 @@ static llamita_status take_matrix(const gguf_file *file, const char *name, int64
     return status;
 }
 
-/* A vector of floats: the file's own if F32, else converted. */
+/* A vector of floats: in the file if it is F32, else converted into memory of the model. */
 static llamita_status take_vector(llamita_model *model, const gguf_file *file, const char *name, int64_t length,
                                   const float **vector) {
     gguf_tensor *t;
@@ -283,8 +287,8 @@ static llamita_status take_layers(llamita_model *model, const gguf_file *file) {
     const int32_t num_layers = model->info.num_hidden_layers;
     if ((size_t)num_layers > file->num_tensors) {
         return reader_refuse(&file->from,
-                             "key llama.block_count: expected no more than the file's %zu tensors allow, found "
-                             "%d; the file is damaged",
+                             "key llama.block_count: expected at most the file's %zu tensors, found %d; the file is "
+                             "damaged",
                              file->num_tensors, num_layers);
     }
     model->layers = model_allocate(model, (size_t)num_layers * sizeof *model->layers);
@@ -306,7 +310,7 @@ static llamita_status take_embeddings(llamita_model *model, const gguf_file *fil
     return status;
 }
 
-/* Llama 3.1's scaling comes as a tensor of divisors. */
+/* Llama 3.1 stores its RoPE scaling as a tensor of divisors. */
 static llamita_status take_rope(llamita_model *model, const gguf_file *file) {
     const float *divisors = NULL;
     double scale = 1.0;
@@ -324,14 +328,14 @@ static llamita_status take_rope(llamita_model *model, const gguf_file *file) {
     return status ? status : model_fill_rope(model, &file->from, scale, divisors);
 }
 
-/* A tensor that is left over changes the model's results, or the file is of another kind. */
+/* An unused tensor would change the results, or the file is not a plain Llama. */
 static llamita_status check_all_used(llamita_model *model, const gguf_file *file) {
     for (size_t i = 0; i < file->num_tensors; i++) {
         const gguf_tensor *t = &file->tensors[i];
         if (!t->used) {
             return reader_refuse(&file->from,
-                                 "tensor %.*s: expected no such tensor in a Llama of %d layers; this engine "
-                                 "would leave it out and compute something else",
+                                 "tensor %.*s: expected no such tensor in a Llama of %d layers; ignoring it would "
+                                 "give wrong results",
                                  SHOWN(t->name), model->info.num_hidden_layers);
         }
         model->info.weight_bytes += (int64_t)t->num_bytes;
@@ -341,7 +345,7 @@ static llamita_status check_all_used(llamita_model *model, const gguf_file *file
 
 static llamita_status fill(llamita_model *model, const gguf_file *file) {
     llamita_model_info *info = &model->info;
-    llamita_status status = check_kind(file);
+    llamita_status status = check_supported(file);
     status = status ? status : read_sizes(file, info);
     status = status ? status : read_numbers(file, info);
     status = status ? status : read_vocab_size(file, info);

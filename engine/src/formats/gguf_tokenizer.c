@@ -1,8 +1,8 @@
-/* gguf_tokenizer.c: turns the tokenizer.* keys of a GGUF file into a tokenizer and a chat template.
+/* gguf_tokenizer.c: reads the tokenizer and the chat template from the keys of a GGUF file.
  *
- * Defaults are llama.cpp's (src/llama-vocab.cpp), which a file written for it relies on: add_bos is on for
- * SentencePiece and for the llama-bpe split; tokens with the texts below end a text. What it would guess is refused
- * here instead.
+ * Files rely on llama.cpp's defaults (src/llama-vocab.cpp): add_bos is on for SentencePiece and for
+ * the llama-bpe pre-tokenizer, and the control tokens listed below end a text. Where llama.cpp
+ * guesses, this reader refuses the file.
  */
 #include <inttypes.h>
 #include <math.h>
@@ -13,13 +13,13 @@
 #include "formats/gguf.h"
 
 enum { MAX_TOKENS = 1 << 20, MAX_MERGES = 1 << 20, MAX_TOKEN_BYTES = 65535, MAX_TEMPLATE_BYTES = 1 << 20 };
-enum { MAX_END_IDS = 2 + 8 }; /* the two keys, and the texts of ENDING_TEXTS */
+enum { MAX_END_IDS = 2 + 8 }; /* two keys, and ENDING_TEXTS */
 
-/* Control tokens that end a text though no key says so. */
+/* Control tokens that end a text even if no key names them. */
 static const char *const ENDING_TEXTS[] = {"<|eot_id|>",    "<|eom_id|>",      "<|im_end|>",    "<|end|>",
                                            "<|endoftext|>", "<|end_of_text|>", "<end_of_turn>", "</s>"};
 
-/* The source and the memory behind it. */
+/* A tokenizer_source and the memory it points to. */
 typedef struct {
     tokenizer_source source;
     byte_slice *pieces, *merges;
@@ -35,14 +35,13 @@ static llamita_status read_kind(const gguf_file *file, byte_slice model, tokeniz
     }
     if (!slice_is(model, "gpt2")) {
         return reader_refuse(&file->from,
-                             "key tokenizer.ggml.model: expected llama or gpt2, found %.*s; give a tokenizer of "
-                             "one of these kinds",
+                             "key tokenizer.ggml.model: expected llama or gpt2, found %.*s, which is not supported",
                              SHOWN(model));
     }
     static const struct {
         const char *name;
         pre_tokenizer pre_tokenizer;
-    } splits[] = {
+    } names[] = {
         {"qwen2", PRE_TOKENIZER_QWEN2},      {"llama-bpe", PRE_TOKENIZER_LLAMA_BPE},
         {"llama3", PRE_TOKENIZER_LLAMA_BPE}, {"llama-v3", PRE_TOKENIZER_LLAMA_BPE},
         {"gpt-2", PRE_TOKENIZER_GPT2},       {"smollm", PRE_TOKENIZER_SMOLLM},
@@ -50,16 +49,16 @@ static llamita_status read_kind(const gguf_file *file, byte_slice model, tokeniz
     byte_slice pre = {"", 0};
     source->kind = TOKENIZER_BYTE_LEVEL;
     llamita_status status = gguf_string(file, "tokenizer.ggml.pre", &pre, NULL);
-    for (size_t i = 0; !status && i < sizeof splits / sizeof splits[0]; i++) {
-        if (slice_is(pre, splits[i].name)) {
-            source->pre_tokenizer = splits[i].pre_tokenizer;
+    for (size_t i = 0; !status && i < sizeof names / sizeof names[0]; i++) {
+        if (slice_is(pre, names[i].name)) {
+            source->pre_tokenizer = names[i].pre_tokenizer;
             return LLAMITA_OK;
         }
     }
     return status ? status
                   : reader_refuse(&file->from,
                                   "key tokenizer.ggml.pre: expected qwen2, llama-bpe, gpt-2 or smollm, found "
-                                  "%.*s; this engine does not split text that way",
+                                  "%.*s, which is not supported",
                                   SHOWN(pre));
 }
 
@@ -89,7 +88,7 @@ static llamita_status read_pieces(const gguf_file *file, vocabulary *v) {
 static llamita_status check_count(const gguf_file *file, const char *key, const gguf_entry *array, int32_t vocab_size) {
     if (array->count != (uint64_t)vocab_size) {
         return reader_refuse(&file->from,
-                             "key %s: expected %d elements, one a token, found %" PRIu64 "; the file is damaged", key,
+                             "key %s: expected %d elements, one per token, found %" PRIu64 "; the file is damaged", key,
                              vocab_size, array->count);
     }
     return LLAMITA_OK;
@@ -154,7 +153,7 @@ static llamita_status read_merges(const gguf_file *file, vocabulary *v) {
     return status;
 }
 
-/* A token id of the vocabulary; without the key the fallback stays. */
+/* The id of the key; without the key, fallback, or -1 if that is not in the vocabulary. */
 static llamita_status read_id(const gguf_file *file, const char *key, int32_t vocab_size, int32_t fallback,
                               int32_t *id) {
     int64_t value = fallback < vocab_size ? fallback : -1;
@@ -200,7 +199,7 @@ static llamita_status read_specials(const gguf_file *file, vocabulary *v) {
     if (!status && source->add_bos && source->bos_id < 0) {
         if (found) {
             return reader_refuse(&file->from,
-                                 "key tokenizer.ggml.bos_token_id: expected the id that add_bos_token asks for, "
+                                 "key tokenizer.ggml.bos_token_id: expected an id, because add_bos_token is true, "
                                  "found none; the file is damaged");
         }
         source->add_bos = false;

@@ -1,10 +1,12 @@
-/* model_check.c: checks of sizes and weights, and the RoPE table, for every format of model files. */
+/* model_check.c: validates sizes and weights and computes RoPE frequencies, for every model
+ * format. */
 #include "formats/model_check.h"
 
 #include <inttypes.h>
 #include <math.h>
 
-/* Above any Llama (405B: hidden 16384, ffn 53248, 128 heads, 126 layers), and low enough that products of two fit. */
+/* Above any Llama (405B: hidden 16384, ffn 53248, 128 heads, 126 layers), and products of two do
+ * not overflow. */
 enum { MAX_HIDDEN = 1 << 20, MAX_FFN = 1 << 22, MAX_HEADS = 1 << 14, MAX_HEAD_DIM = 1 << 14, MAX_LAYERS = 1 << 12 };
 enum { MAX_VOCAB = 1 << 20 };
 
@@ -57,7 +59,8 @@ llamita_status model_check_finite(const reader *from, const char *name, const fl
     return LLAMITA_OK;
 }
 
-/* RoFormer, 2104.09864, section 3.2.2: angle per position of pair i = theta^(-2i/S). In double, rounded once. */
+/* RoFormer (arXiv 2104.09864, section 3.2.2): the angle of pair i per position is theta^(-2i/S).
+ * Computed in double and rounded once. */
 llamita_status model_fill_rope(llamita_model *model, const reader *from, double scale, const float *divisors) {
     const int32_t num_pairs = model->info.head_dim / 2;
     float *frequency = model_allocate(model, (size_t)num_pairs * sizeof *frequency);
