@@ -2,7 +2,8 @@
  *
  * Flag letters mean what they mean in llama2.c, except that -n counts new tokens, without the
  * prompt. Exit codes: 0 success, 2 user error (explained in one line on stderr), 130 Ctrl-C, 141
- * broken pipe. */
+ * broken pipe.
+ */
 #include "app.h"
 
 #include <errno.h>

@@ -56,8 +56,7 @@ static llamita_status check_entries(reader from, int32_t vocab_size) {
     uint32_t max_length, longest = 0;
     int64_t count = 0;
     if (!reader_u32(&from, &max_length)) {
-        return reader_refuse(&from,
-                             "expected a llama2.c tokenizer.bin, found a file of %zu bytes; it is incomplete",
+        return reader_refuse(&from, "expected a llama2.c tokenizer.bin, found a file of %zu bytes; it is incomplete",
                              from.num_bytes);
     }
     if (max_length > from.num_bytes) {
