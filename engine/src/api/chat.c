@@ -146,13 +146,13 @@ static llamita_status check_roles(const llamita_message *messages, size_t num_me
         const char *expected = (i - first) % 2 == 0 ? "user" : "assistant";
         if (strcmp(messages[i].role, expected) != 0)
             return error_set(error, LLAMITA_ERROR_ARGUMENT,
-                             "encoding a chat failed: message %zu: expected role %s, found %s; user and assistant "
+                             "cannot encode the chat: message %zu: expected role %s, found %s; user and assistant "
                              "must alternate, after at most one system message",
                              i, expected, messages[i].role);
     }
     if ((num_messages - first) % 2 == 0)
         return error_set(error, LLAMITA_ERROR_ARGUMENT,
-                         "encoding a chat failed: expected the last message from the user, found %s",
+                         "cannot encode the chat: expected the last message from the user, found %s",
                          num_messages > first ? "one from the assistant" : "none");
     return LLAMITA_OK;
 }
@@ -170,12 +170,12 @@ llamita_status llamita_encode_segments(const llamita_model *model, const llamita
                                        llamita_error *error) {
     if (!model->tokenizer)
         return error_set(error, LLAMITA_ERROR_ARGUMENT,
-                         "encoding text failed: the model has no tokenizer; open it with a tokenizer_path");
+                         "cannot encode the text: the model has no tokenizer; open it with a tokenizer_path");
     for (size_t i = 0; i < num_segments; i++)
         for (size_t k = 0; k < segments[i].num_ids; k++)
             if (segments[i].ids[k] < 0 || segments[i].ids[k] >= model->info.vocab_size)
                 return error_set(error, LLAMITA_ERROR_ARGUMENT,
-                                 "encoding text failed: segment %zu, id %zu: expected 0 to %d, found %d", i, k,
+                                 "cannot encode the text: segment %zu, id %zu: expected 0 to %d, found %d", i, k,
                                  (int)model->info.vocab_size - 1, (int)segments[i].ids[k]);
     return tokenizer_encode_segments(model->tokenizer, segments, num_segments, ids, capacity, num_tokens, error);
 }
@@ -184,21 +184,21 @@ llamita_status llamita_chat_encode(const llamita_model *model, const llamita_mes
                                    int32_t *ids, size_t capacity, size_t *num_tokens, llamita_error *error) {
     if (!model->chat_template)
         return error_set(error, LLAMITA_ERROR_ARGUMENT,
-                         "encoding a chat failed: the model has no chat template: it was not trained to chat; "
+                         "cannot encode the chat: the model has no chat template: it was not trained to chat; "
                          "generate text instead");
     char default_system[MAX_DEFAULT_SYSTEM_BYTES];
     bool has_default_system = false;
     const chat_format *format = chat_template_recognize(model->chat_template, default_system, &has_default_system);
     if (!format)
         return error_set(error, LLAMITA_ERROR_ARGUMENT,
-                         "encoding a chat failed: chat template: expected ChatML, Llama 2, Llama 3 or Zephyr in a "
+                         "cannot encode the chat: chat template: expected ChatML, Llama 2, Llama 3 or Zephyr in a "
                          "known spelling, found another; use `llamita chat`, which renders any template");
     llamita_status status = check_roles(messages, num_messages, error);
     if (status != LLAMITA_OK) return status;
     writer w = {.model = model, .format = format};
     w.segments = calloc(num_messages + 3, MAX_SEGMENTS_PER_MESSAGE * sizeof *w.segments);
     if (!w.segments)
-        return error_set(error, LLAMITA_ERROR_MEMORY, "encoding a chat failed: out of memory for %zu messages",
+        return error_set(error, LLAMITA_ERROR_MEMORY, "cannot encode the chat: out of memory for %zu messages",
                          num_messages);
     if (!format->before_role) write_llama2(&w, messages, num_messages);
     else write_turns(&w, messages, num_messages, has_default_system ? default_system : NULL);

@@ -61,23 +61,23 @@ static llamita_status check_params(const llamita_model *model, const llamita_ses
     const llamita_model_info *info = &model->info;
     if (params->num_threads < 0 || params->num_threads > MAX_THREADS)
         return error_set(error, LLAMITA_ERROR_ARGUMENT,
-                         "opening a session failed: num_threads: expected 0 (automatic) to %d, found %d", MAX_THREADS,
+                         "cannot open a session: num_threads: expected 0 (automatic) to %d, found %d", MAX_THREADS,
                          (int)params->num_threads);
     if (params->context_tokens < 0 || params->context_tokens > info->context_tokens)
         return error_set(
             error, LLAMITA_ERROR_ARGUMENT,
-            "opening a session failed: context_tokens: expected 0 (the model's) to %d (the model's), found %d",
+            "cannot open a session: context_tokens: expected 0 (the model's) to %d (the model's), found %d",
             (int)info->context_tokens, (int)params->context_tokens);
     if (params->num_sequences < 0 || params->num_sequences > MAX_SEQUENCES)
         return error_set(error, LLAMITA_ERROR_ARGUMENT,
-                         "opening a session failed: num_sequences: expected 0 (one) to %d, found %d", MAX_SEQUENCES,
+                         "cannot open a session: num_sequences: expected 0 (one) to %d, found %d", MAX_SEQUENCES,
                          (int)params->num_sequences);
     if ((unsigned)params->kv_type > LLAMITA_KV_Q8)
         return error_set(error, LLAMITA_ERROR_ARGUMENT,
-                         "opening a session failed: kv_type: expected F16, F32 or Q8, found %d", (int)params->kv_type);
+                         "cannot open a session: kv_type: expected F16, F32 or Q8, found %d", (int)params->kv_type);
     if ((unsigned)params->speculation > LLAMITA_SPECULATION_ALWAYS)
         return error_set(error, LLAMITA_ERROR_ARGUMENT,
-                         "opening a session failed: speculation: expected AUTO, OFF or ALWAYS, found %d",
+                         "cannot open a session: speculation: expected AUTO, OFF or ALWAYS, found %d",
                          (int)params->speculation);
     return LLAMITA_OK;
 }
@@ -117,7 +117,7 @@ llamita_status llamita_session_open(const llamita_model *model, const llamita_se
     if (!s || !fill_session(s, &resolved, num_threads)) {
         llamita_session_close(s);
         return error_set(error, LLAMITA_ERROR_MEMORY,
-                         "opening a session failed: out of memory, or cannot start %d threads; use fewer threads",
+                         "cannot open a session: out of memory, or cannot start %d threads; use fewer threads",
                          (int)num_threads);
     }
     *session = s;
@@ -150,7 +150,7 @@ const float *llamita_session_logits(const llamita_session *s) { return s->curren
 static void discard_draft(llamita_session *s) { s->num_draft = s->num_accepted = 0; }
 
 static llamita_status sequence_error(const llamita_session *s, const char *what, int32_t found, llamita_error *error) {
-    return error_set(error, LLAMITA_ERROR_ARGUMENT, "%s failed: sequence: expected 0 to %d, found %d", what,
+    return error_set(error, LLAMITA_ERROR_ARGUMENT, "cannot %s: sequence: expected 0 to %d, found %d", what,
                      (int)s->num_sequences - 1, (int)found);
 }
 
@@ -159,10 +159,10 @@ int32_t llamita_sequence_position(const llamita_session *s, int32_t index) {
 }
 
 llamita_status llamita_sequence_rewind(llamita_session *s, int32_t index, int32_t position, llamita_error *error) {
-    if (index < 0 || index >= s->num_sequences) return sequence_error(s, "rewinding", index, error);
+    if (index < 0 || index >= s->num_sequences) return sequence_error(s, "rewind", index, error);
     if (position < 0 || position > s->sequences[index].position)
         return error_set(error, LLAMITA_ERROR_ARGUMENT,
-                         "rewinding failed: position: expected 0 to %d (the current position), found %d",
+                         "cannot rewind: position: expected 0 to %d (the current position), found %d",
                          (int)s->sequences[index].position, (int)position);
     s->sequences[index].position = position;
     if (index == 0) {
@@ -178,17 +178,17 @@ llamita_status llamita_session_rewind(llamita_session *s, int32_t position, llam
 
 llamita_status llamita_sequence_share(llamita_session *s, int32_t from, int32_t to, int32_t num_tokens,
                                       llamita_error *error) {
-    if (from < 0 || from >= s->num_sequences) return sequence_error(s, "sharing a sequence", from, error);
-    if (to < 0 || to >= s->num_sequences) return sequence_error(s, "sharing a sequence", to, error);
+    if (from < 0 || from >= s->num_sequences) return sequence_error(s, "share a sequence", from, error);
+    if (to < 0 || to >= s->num_sequences) return sequence_error(s, "share a sequence", to, error);
     if (from == to || num_tokens < 0 || num_tokens > s->sequences[from].position)
         return error_set(error, LLAMITA_ERROR_ARGUMENT,
-                         "sharing a sequence failed: expected another sequence and 0 to %d tokens (its length), "
+                         "cannot share a sequence: expected another sequence and 0 to %d tokens (its length), "
                          "found sequence %d and %d tokens",
                          (int)s->sequences[from].position, (int)to, (int)num_tokens);
     if (!lora_sets_equal(&s->sequences[from].adapters, &s->sequences[to].adapters))
         return error_set(
             error, LLAMITA_ERROR_ARGUMENT,
-            "sharing a sequence failed: expected the same adapters in both, found different ones in %d and %d; "
+            "cannot share a sequence: expected the same adapters in both, found different ones in %d and %d; "
             "set them first",
             (int)to, (int)from);
     kv_cache_share(&s->sequences[to].cache, &s->sequences[from].cache, num_tokens);
@@ -204,17 +204,17 @@ llamita_status llamita_sequence_share(llamita_session *s, int32_t from, int32_t 
 static llamita_status make_set(const llamita_session *s, const llamita_adapter_use *uses, size_t num_uses,
                                lora_set *set, llamita_error *error) {
     if (num_uses > LLAMITA_MAX_ADAPTERS)
-        return error_set(error, LLAMITA_ERROR_ARGUMENT, "setting adapters failed: expected at most %d, found %zu",
+        return error_set(error, LLAMITA_ERROR_ARGUMENT, "cannot set adapters: expected at most %d, found %zu",
                          LLAMITA_MAX_ADAPTERS, num_uses);
     for (size_t i = 0; i < num_uses; i++) {
         if (!uses[i].adapter || uses[i].adapter->model != s->model)
             return error_set(error, LLAMITA_ERROR_ARGUMENT,
-                             "setting adapters failed: adapter %zu: expected one opened for the session's model, "
+                             "cannot set adapters: adapter %zu: expected one opened for the session's model, "
                              "found one of another model; open it with this model",
                              i);
         if (!isfinite(uses[i].scale))
             return error_set(error, LLAMITA_ERROR_ARGUMENT,
-                             "setting adapters failed: scale of adapter %zu: expected a finite number, found %f", i,
+                             "cannot set adapters: scale of adapter %zu: expected a finite number, found %f", i,
                              (double)uses[i].scale);
         if (uses[i].scale == 0.0f) continue;
         set->adapters[set->count] = uses[i].adapter;
@@ -226,13 +226,13 @@ static llamita_status make_set(const llamita_session *s, const llamita_adapter_u
 llamita_status llamita_sequence_set_adapters(llamita_session *s, int32_t index, const llamita_adapter_use *uses,
                                              size_t num_uses, llamita_error *error) {
     lora_set set = {0};
-    if (index < 0 || index >= s->num_sequences) return sequence_error(s, "setting adapters", index, error);
+    if (index < 0 || index >= s->num_sequences) return sequence_error(s, "set adapters", index, error);
     const llamita_status status = make_set(s, uses, num_uses, &set, error);
     if (status != LLAMITA_OK) return status;
     lora_set *current = &s->sequences[index].adapters;
     if (lora_sets_equal(current, &set)) return LLAMITA_OK;
     if (!forward_reserve_lora(s->forward, lora_set_floats(&set)))
-        return error_set(error, LLAMITA_ERROR_MEMORY, "setting adapters failed: out of memory for %d adapters",
+        return error_set(error, LLAMITA_ERROR_MEMORY, "cannot set adapters: out of memory for %d adapters",
                          (int)set.count);
     lora_set_retain(&set);
     lora_set_release(current);
@@ -254,30 +254,29 @@ static int32_t min(int32_t a, int32_t b) { return a < b ? a : b; }
 static llamita_status prepare_chunk(llamita_session *s, const llamita_chunk *chunk, size_t num_new, int32_t num_draft,
                                     llamita_error *error) {
     if (chunk->sequence < 0 || chunk->sequence >= s->num_sequences)
-        return sequence_error(s, "feeding tokens", chunk->sequence, error);
+        return sequence_error(s, "feed tokens", chunk->sequence, error);
     sequence *seq = &s->sequences[chunk->sequence];
     const int32_t vocab_size = s->model->info.vocab_size, left = s->context_tokens - seq->position;
     if (chunk->num_tokens == 0)
-        return error_set(error, LLAMITA_ERROR_ARGUMENT,
-                         "feeding tokens failed: num_tokens: expected at least 1, found 0");
+        return error_set(error, LLAMITA_ERROR_ARGUMENT, "cannot feed tokens: num_tokens: expected at least 1, found 0");
     if (chunk->num_logits > chunk->num_tokens)
         return error_set(error, LLAMITA_ERROR_ARGUMENT,
-                         "feeding tokens failed: num_logits: expected at most num_tokens (%zu), found %zu",
+                         "cannot feed tokens: num_logits: expected at most num_tokens (%zu), found %zu",
                          chunk->num_tokens, chunk->num_logits);
     if (num_new > (size_t)left)
         return error_set(
             error, LLAMITA_ERROR_CONTEXT,
-            "feeding tokens failed: the context of %d tokens has %d in use: expected at most %d more, found %zu; "
+            "cannot feed tokens: the context of %d tokens has %d in use: expected at most %d more, found %zu; "
             "shorten the text, rewind, or open a session with a larger context",
             (int)s->context_tokens, (int)seq->position, (int)left, num_new);
     for (size_t i = 0; i < chunk->num_tokens; i++)
         if (chunk->ids[i] < 0 || chunk->ids[i] >= vocab_size)
-            return error_set(error, LLAMITA_ERROR_ARGUMENT, "feeding tokens failed: id %zu: expected 0 to %d, found %d",
-                             i, (int)vocab_size - 1, (int)chunk->ids[i]);
+            return error_set(error, LLAMITA_ERROR_ARGUMENT, "cannot feed tokens: id %zu: expected 0 to %d, found %d", i,
+                             (int)vocab_size - 1, (int)chunk->ids[i]);
     const int32_t end = seq->position + (int32_t)num_new;
     if (!kv_cache_reserve(&seq->cache, seq->position, end + min(num_draft, s->context_tokens - end)))
-        return error_set(error, LLAMITA_ERROR_MEMORY,
-                         "feeding tokens failed: out of memory for the KV cache of %d tokens", (int)end);
+        return error_set(error, LLAMITA_ERROR_MEMORY, "cannot feed tokens: out of memory for the KV cache of %d tokens",
+                         (int)end);
     return LLAMITA_OK;
 }
 
@@ -285,7 +284,7 @@ static llamita_status non_finite_error(const llamita_session *s, llamita_error *
     bool adapted = false;
     for (int32_t i = 0; i < s->num_sequences; i++) adapted |= s->sequences[i].adapters.count > 0;
     return error_set(error, LLAMITA_ERROR_NUMERIC,
-                     "computing logits failed: expected finite logits, found infinity or NaN; the model's weights are "
+                     "cannot compute logits: expected finite logits, found infinity or NaN; the model's weights are "
                      "damaged%s",
                      adapted ? ", or an adapter's scale is too large" : "");
 }
@@ -370,7 +369,7 @@ llamita_status llamita_decode(llamita_session *s, const llamita_chunk *chunks, s
     int32_t positions[MAX_SEQUENCES];
     if (num_chunks == 0 || num_chunks > (size_t)s->num_sequences)
         return error_set(error, LLAMITA_ERROR_ARGUMENT,
-                         "feeding tokens failed: num_chunks: expected 1 to %d (one for each sequence), found %zu",
+                         "cannot feed tokens: num_chunks: expected 1 to %d (one for each sequence), found %zu",
                          (int)s->num_sequences, num_chunks);
     for (size_t i = 0; i < num_chunks; i++) {
         const llamita_status status = prepare_chunk(s, &chunks[i], chunks[i].num_tokens, 0, error);
@@ -379,7 +378,7 @@ llamita_status llamita_decode(llamita_session *s, const llamita_chunk *chunks, s
         for (size_t j = 0; j < i; j++)
             if (chunks[j].sequence == chunks[i].sequence)
                 return error_set(error, LLAMITA_ERROR_ARGUMENT,
-                                 "feeding tokens failed: expected each sequence once, found sequence %d twice",
+                                 "cannot feed tokens: expected each sequence once, found sequence %d twice",
                                  (int)chunks[i].sequence);
     }
     for (size_t i = 0; i < num_chunks; i++)
@@ -490,7 +489,7 @@ static void score_worker(void *argument, worker w) {
 llamita_status llamita_session_score(llamita_session *s, const int32_t *ids, size_t num_tokens, double *nats,
                                      llamita_error *error) {
     if (num_tokens < 2)
-        return error_set(error, LLAMITA_ERROR_ARGUMENT, "scoring failed: num_tokens: expected at least 2, found %zu",
+        return error_set(error, LLAMITA_ERROR_ARGUMENT, "cannot score: num_tokens: expected at least 2, found %zu",
                          num_tokens);
     const llamita_chunk whole = {0, ids, num_tokens, 0};
     const llamita_status status = prepare_chunk(s, &whole, num_tokens - 1, 0, error);
@@ -498,7 +497,7 @@ llamita_status llamita_session_score(llamita_session *s, const int32_t *ids, siz
     const size_t vocab_size = (size_t)s->model->info.vocab_size;
     if (!s->score_logits) s->score_logits = malloc(PASS_TOKENS * vocab_size * sizeof *s->score_logits);
     if (!s->score_logits)
-        return error_set(error, LLAMITA_ERROR_MEMORY, "scoring failed: out of memory for the logits of %d tokens",
+        return error_set(error, LLAMITA_ERROR_MEMORY, "cannot score: out of memory for the logits of %d tokens",
                          PASS_TOKENS);
     const int32_t start = s->sequences[0].position;
     size_t count = 0;

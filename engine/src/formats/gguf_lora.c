@@ -18,7 +18,7 @@ static llamita_status check_string(const gguf_file *file, const char *key, const
     bool found;
     llamita_status status = gguf_string(file, key, &value, &found);
     if (!status && !slice_is(value, expected))
-        return reader_refuse(&file->from, "key %s: expected %s, found %.*s; %s", key, expected, SHOWN(value), remedy);
+        return reader_error(&file->from, "key %s: expected %s, found %.*s; %s", key, expected, SHOWN(value), remedy);
     return status;
 }
 
@@ -32,13 +32,13 @@ static llamita_status read_metadata(const gguf_file *file, llamita_adapter_info 
     status =
         status ? status : check_string(file, "general.architecture", "llama", "the adapter was made for another model");
     if (!status && gguf_find(file, "adapter.alora.invocation_tokens")) {
-        return reader_refuse(&file->from, "key adapter.alora.invocation_tokens: expected none; activated LoRA "
-                                          "adapters are not supported");
+        return reader_error(&file->from, "key adapter.alora.invocation_tokens: expected none; activated LoRA "
+                                         "adapters are not supported");
     }
     status = status ? status : gguf_real(file, "adapter.lora.alpha", &alpha, NULL);
     if (!status && !(alpha > 0 && isfinite((float)alpha))) {
-        return reader_refuse(
-            &file->from, "key adapter.lora.alpha: expected a positive number, found %g; the file is damaged", alpha);
+        return reader_error(&file->from,
+                            "key adapter.lora.alpha: expected a positive number, found %g; the file is damaged", alpha);
     }
     status = status ? status : gguf_string(file, "general.name", &name, &found);
     error_clean_line(info->name, sizeof info->name, name.bytes, name.num_bytes);
@@ -48,14 +48,14 @@ static llamita_status read_metadata(const gguf_file *file, llamita_adapter_info 
 
 /* ---------------------------------------------------------------- tensors */
 
-static llamita_status refuse_shape(const gguf_file *file, const gguf_tensor *t, const char *expected) {
+static llamita_status shape_error(const gguf_file *file, const gguf_tensor *t, const char *expected) {
     char found[96];
     size_t length = 0;
     for (int i = 0; i < t->num_dimensions; i++)
         length += (size_t)snprintf(found + length, sizeof found - length, "%s%" PRId64, i ? ", " : "", t->shape[i]);
-    return reader_refuse(&file->from,
-                         "tensor %.*s: expected shape %s, found [%s]; the adapter was made for another model",
-                         SHOWN(t->name), expected, found);
+    return reader_error(&file->from,
+                        "tensor %.*s: expected shape %s, found [%s]; the adapter was made for another model",
+                        SHOWN(t->name), expected, found);
 }
 
 /* The tensor as it will be packed: F32 if it is quantized, else in its own type. */
@@ -80,24 +80,24 @@ static llamita_status take_update(const gguf_file *file, const tensor *matrix, c
     }
     if (!halves[0] && !halves[1]) return LLAMITA_OK;
     if (!halves[0] || !halves[1]) {
-        return reader_refuse(&file->from, "tensor %s.lora_%c is missing; the file is incomplete", name,
-                             halves[0] ? 'b' : 'a');
+        return reader_error(&file->from, "tensor %s.lora_%c is missing; the file is incomplete", name,
+                            halves[0] ? 'b' : 'a');
     }
     const gguf_tensor *a = halves[0], *b = halves[1];
     const int64_t rank = a->shape[1];
     char expected[NAME_BYTES];
     if (a->shape[0] != matrix->row_length || a->shape[2] != 1 || a->shape[3] != 1) {
         snprintf(expected, sizeof expected, "[%" PRId64 ", rank]", matrix->row_length);
-        return refuse_shape(file, a, expected);
+        return shape_error(file, a, expected);
     }
     if (rank > MAX_RANK) {
-        return reader_refuse(&file->from,
-                             "tensor %s.lora_a: expected a rank of 1 to %d, found %" PRId64 "; the file is damaged",
-                             name, MAX_RANK, rank);
+        return reader_error(&file->from,
+                            "tensor %s.lora_a: expected a rank of 1 to %d, found %" PRId64 "; the file is damaged",
+                            name, MAX_RANK, rank);
     }
     if (b->shape[0] != rank || b->shape[1] != matrix->num_rows || b->shape[2] != 1 || b->shape[3] != 1) {
         snprintf(expected, sizeof expected, "[%" PRId64 ", %" PRId64 "]", rank, matrix->num_rows);
-        return refuse_shape(file, b, expected);
+        return shape_error(file, b, expected);
     }
     *update = (lora_pair){describe(a), describe(b)};
     return LLAMITA_OK;
@@ -121,15 +121,15 @@ static llamita_status take_updates(llamita_adapter *adapter, const gguf_file *fi
     }
     for (size_t i = 0; !status && i < file->num_tensors; i++) {
         if (!file->tensors[i].used) {
-            return reader_refuse(&file->from,
-                                 "tensor %.*s: expected lora_a and lora_b of attention and feed-forward matrices in "
-                                 "layers 0 to %d; the adapter was made for another model, or updates tensors that this "
-                                 "engine does not support",
-                                 SHOWN(file->tensors[i].name), (int)num_layers - 1);
+            return reader_error(&file->from,
+                                "tensor %.*s: expected lora_a and lora_b of attention and feed-forward matrices in "
+                                "layers 0 to %d; the adapter was made for another model, or updates tensors that this "
+                                "engine does not support",
+                                SHOWN(file->tensors[i].name), (int)num_layers - 1);
         }
     }
     if (!status && file->num_tensors == 0)
-        return reader_refuse(&file->from, "the file has no tensors; it is incomplete");
+        return reader_error(&file->from, "the file has no tensors; it is incomplete");
     return status;
 }
 
@@ -146,7 +146,7 @@ static llamita_status pack_tensor(const gguf_file *file, const char *name, tenso
     const size_t row_bytes = (size_t)(source->num_bytes / (uint64_t)t->num_rows), row = (size_t)t->row_length;
     const bool converted = (tensor_type)source->type != t->type;
     float *floats = malloc((size_t)t->num_rows * row * sizeof *floats);
-    if (!floats) return reader_refuse_memory(&file->from, (uint64_t)t->num_rows * row * sizeof *floats);
+    if (!floats) return reader_memory_error(&file->from, (uint64_t)t->num_rows * row * sizeof *floats);
     for (int64_t r = 0; r < t->num_rows; r++) {
         tensor_type_dequantize((tensor_type)source->type)(source->data + (size_t)r * row_bytes, t->row_length,
                                                           floats + (size_t)r * row);
@@ -156,7 +156,7 @@ static llamita_status pack_tensor(const gguf_file *file, const char *name, tenso
     const int64_t num_panels = panel_count(t->num_rows);
     if (!status && !panel_pack(t->type, rows, converted ? row * sizeof(float) : row_bytes, t->num_rows, t->row_length,
                                0, num_panels, panels)) {
-        status = reader_refuse_memory(&file->from, row_bytes);
+        status = reader_memory_error(&file->from, row_bytes);
     }
     free(floats);
     t->panels = panels;
@@ -178,7 +178,7 @@ static llamita_status pack_updates(llamita_adapter *adapter, const gguf_file *fi
         }
     }
     adapter->panels = aligned_alloc(PANEL_ALIGNMENT, num_bytes);
-    if (!adapter->panels) return reader_refuse_memory(&file->from, num_bytes);
+    if (!adapter->panels) return reader_memory_error(&file->from, num_bytes);
     char *panels = adapter->panels;
     llamita_status status = LLAMITA_OK;
     for (int32_t i = 0; i < num_layers; i++) {
@@ -209,7 +209,7 @@ llamita_status gguf_read_lora(const llamita_model *model, const void *bytes, siz
     }
     if (!opened || !opened->layers) {
         lora_release(opened);
-        return reader_refuse_memory(&from, sizeof *opened);
+        return reader_memory_error(&from, sizeof *opened);
     }
     gguf_file file;
     llamita_status status = gguf_parse(&file, &from);

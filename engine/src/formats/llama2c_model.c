@@ -111,9 +111,9 @@ static const float **norm_field(llamita_model *model, part p, int64_t copy) {
 
 /* ---------------------------------------------------------------- header */
 
-static llamita_status refuse_format(const reader *from) {
-    return reader_refuse(from, "expected a GGUF or llama2.c model file, found another format; use a .gguf or a "
-                               "llama2.c .bin file");
+static llamita_status format_error(const reader *from) {
+    return reader_error(from, "expected a GGUF or llama2.c model file, found another format; use a .gguf or a "
+                              "llama2.c .bin file");
 }
 
 /* Version 0 has no magic number, so this checks for the magic numbers of other formats first. */
@@ -131,11 +131,11 @@ static llamita_status check_magic(const reader *from) {
     };
     for (size_t i = 0; i < sizeof known / sizeof known[0]; i++)
         if (from->num_bytes >= known[i].num_bytes && memcmp(from->bytes, known[i].magic, known[i].num_bytes) == 0)
-            return reader_refuse(from, "expected a GGUF or llama2.c model file, %s", known[i].advice);
+            return reader_error(from, "expected a GGUF or llama2.c model file, %s", known[i].advice);
     if (from->num_bytes > 10 && from->bytes[8] == '{' && from->bytes[9] == '"') {
-        return reader_refuse(from,
-                             "expected a GGUF or llama2.c model file, found safetensors; export the checkpoint with: "
-                             "llamita export");
+        return reader_error(from,
+                            "expected a GGUF or llama2.c model file, found safetensors; export the checkpoint with: "
+                            "llamita export");
     }
     return LLAMITA_OK;
 }
@@ -148,10 +148,10 @@ static llamita_status read_config(reader *from, const layout *l, llamita_model_i
     for (size_t i = 0; i < sizeof values / sizeof values[0]; i++) {
         uint32_t bits;
         if (!reader_u32(from, &bits)) {
-            return reader_refuse(from,
-                                 "expected a header of %zu bytes, found a file of %zu; it is incomplete or not a "
-                                 "llama2.c model",
-                                 l->header_bytes, from->num_bytes);
+            return reader_error(from,
+                                "expected a header of %zu bytes, found a file of %zu; it is incomplete or not a "
+                                "llama2.c model",
+                                l->header_bytes, from->num_bytes);
         }
         int64_t value = (int32_t)bits;
         if (l->version == 0 && values[i] == &info->vocab_size) {
@@ -160,9 +160,9 @@ static llamita_status read_config(reader *from, const layout *l, llamita_model_i
         }
         if (value < 1 || value > INT32_MAX) {
             return l->version == 0
-                       ? refuse_format(from)
-                       : reader_refuse(from, "header: %s: expected at least 1, found %" PRId64 "; the file is damaged",
-                                       names[i], value);
+                       ? format_error(from)
+                       : reader_error(from, "header: %s: expected at least 1, found %" PRId64 "; the file is damaged",
+                                      names[i], value);
         }
         *values[i] = (int32_t)value;
     }
@@ -175,24 +175,22 @@ static llamita_status read_new_header(reader *from, layout *l, llamita_model_inf
     uint32_t magic, version, group_size = 0;
     const unsigned char *shared, *padding;
     if (from->num_bytes < HEADER_BYTES || !reader_u32(from, &magic) || !reader_u32(from, &version)) {
-        return reader_refuse(from, "expected a header of %d bytes, found a file of %zu; it is incomplete", HEADER_BYTES,
-                             from->num_bytes);
+        return reader_error(from, "expected a header of %d bytes, found a file of %zu; it is incomplete", HEADER_BYTES,
+                            from->num_bytes);
     }
     if (version != 1 && version != 2) {
-        return reader_refuse(from, "llama2.c version: expected 1 or 2, found %" PRId32 "; export the model again",
-                             (int32_t)version);
+        return reader_error(from, "llama2.c version: expected 1 or 2, found %" PRId32 "; export the model again",
+                            (int32_t)version);
     }
     *l = (layout){(int)version, V1_ORDER, 0, HEADER_BYTES};
     llamita_status status = read_config(from, l, info);
     if (status) return status;
-    if (!reader_bytes(from, 1, &shared) || *shared > 1) {
-        return reader_refuse(from, "header: shared classifier: expected 0 or 1, found %d; the file is damaged",
-                             *shared);
-    }
+    if (!reader_bytes(from, 1, &shared) || *shared > 1)
+        return reader_error(from, "header: shared classifier: expected 0 or 1, found %d; the file is damaged", *shared);
     info->tied_embeddings = *shared == 1;
     if (version == 2 && (!reader_u32(from, &group_size) || group_size < 1 || group_size > INT32_MAX)) {
-        return reader_refuse(from, "header: group size: expected at least 1, found %" PRId32 "; the file is damaged",
-                             (int32_t)group_size);
+        return reader_error(from, "header: group size: expected at least 1, found %" PRId32 "; the file is damaged",
+                            (int32_t)group_size);
     }
     l->group_size = (int32_t)group_size;
     reader_bytes(from, HEADER_BYTES - from->position, &padding);
@@ -209,13 +207,13 @@ static llamita_status read_header(reader *from, layout *l, llamita_model_info *i
         status = status ? status : read_config(from, l, info);
     }
     if (status) return status;
-    if (l->version == 0 && info->hidden_size > MAX_PLAUSIBLE_DIM) return refuse_format(from);
+    if (l->version == 0 && info->hidden_size > MAX_PLAUSIBLE_DIM) return format_error(from);
     if (info->hidden_size % info->num_attention_heads != 0) {
-        return l->version == 0 ? refuse_format(from)
-                               : reader_refuse(from,
-                                               "header: n_heads: expected a divisor of dim %d, found %d; the file is "
-                                               "damaged",
-                                               info->hidden_size, info->num_attention_heads);
+        return l->version == 0 ? format_error(from)
+                               : reader_error(from,
+                                              "header: n_heads: expected a divisor of dim %d, found %d; the file is "
+                                              "damaged",
+                                              info->hidden_size, info->num_attention_heads);
     }
     info->head_dim = info->hidden_size / info->num_attention_heads;
     info->rope_theta = ROPE_THETA;
@@ -238,10 +236,10 @@ static llamita_status check_length(const reader *from, const layout *l, llamita_
         int64_t num_rows, row_length, copies;
         part_shape(info, *p, &num_rows, &row_length, &copies);
         if (l->group_size && copies && !is_norm(*p) && num_rows * row_length % l->group_size != 0) {
-            return reader_refuse(from,
-                                 "header: group size: expected a divisor of the %" PRId64
-                                 " weights of %s, found %d; the file is damaged",
-                                 num_rows * row_length, PART_NAMES[*p], l->group_size);
+            return reader_error(from,
+                                "header: group size: expected a divisor of the %" PRId64
+                                " weights of %s, found %d; the file is damaged",
+                                num_rows * row_length, PART_NAMES[*p], l->group_size);
         }
         uint64_t bytes = saturating_multiply(part_bytes(l, *p, num_rows, row_length), (uint64_t)copies);
         uint64_t *sum = *p == ROPE_TABLES ? &skipped : &weights;
@@ -249,7 +247,7 @@ static llamita_status check_length(const reader *from, const layout *l, llamita_
     }
     uint64_t expected = saturating_add(saturating_add(weights, skipped), l->header_bytes);
     if (expected != from->num_bytes) {
-        return reader_refuse(
+        return reader_error(
             from,
             "expected the %" PRIu64 " bytes that the header implies (dim %d, hidden_dim %d, layers %d, heads %d, kv "
             "heads %d, vocabulary %d, context %d), found %zu; the file is incomplete, damaged or not a llama2.c "
@@ -275,10 +273,10 @@ static llamita_status check_scales(const reader *from, const layout *l, const ch
     for (int64_t g = 0; g < elements / l->group_size; g++) {
         const float scale = read_f32(bytes + elements + 4 * g);
         if (!isfinite(scale)) {
-            return reader_refuse(from,
-                                 "tensor %s: expected finite scales, found %f at group %" PRId64 "; the weights are "
-                                 "damaged",
-                                 name, (double)scale, g);
+            return reader_error(from,
+                                "tensor %s: expected finite scales, found %f at group %" PRId64 "; the weights are "
+                                "damaged",
+                                name, (double)scale, g);
         }
     }
     return LLAMITA_OK;
@@ -291,7 +289,7 @@ static llamita_status take_copy(llamita_model *model, reader *from, const layout
     part_shape(&model->info, p, &num_rows, &row_length, &copies);
     part_name(name, p, copy);
     if (!reader_bytes(from, part_bytes(l, p, num_rows, row_length), &bytes))
-        return reader_refuse(from, "tensor %s runs past the end of the file; it is incomplete", name);
+        return reader_error(from, "tensor %s runs past the end of the file; it is incomplete", name);
     const float **norm = norm_field(model, p, copy);
     tensor *matrix = matrix_field(model, p, copy);
     if (norm) {
@@ -315,7 +313,7 @@ static llamita_status dequantize(llamita_model *model, const reader *from, const
     const unsigned char *values = matrix->data, *scales = values + elements;
     const uint64_t num_bytes = saturating_multiply((uint64_t)elements, sizeof(float));
     float *weights = num_bytes > SIZE_MAX ? NULL : model_allocate(model, (size_t)num_bytes);
-    if (!weights) return reader_refuse_memory(from, num_bytes);
+    if (!weights) return reader_memory_error(from, num_bytes);
     for (int64_t g = 0; g < elements / l->group_size; g++) {
         const float scale = read_f32(scales + 4 * g);
         for (int64_t i = g * l->group_size; i < (g + 1) * l->group_size; i++)
@@ -346,7 +344,7 @@ static llamita_status take_parts(llamita_model *model, reader *from, const layou
 static llamita_status take_weights(llamita_model *model, reader *from, const layout *l) {
     const uint64_t layer_bytes = (uint64_t)model->info.num_hidden_layers * sizeof *model->layers;
     model->layers = model_allocate(model, (size_t)layer_bytes);
-    if (!model->layers) return reader_refuse_memory(from, layer_bytes);
+    if (!model->layers) return reader_memory_error(from, layer_bytes);
     llamita_status status = take_parts(model, from, l, false);
     if (!status && l->group_size) status = take_parts(model, from, l, true);
     if (model->info.tied_embeddings) model->output = model->token_embedding;

@@ -25,27 +25,27 @@ static llamita_status take_entry(reader *from, uint32_t max_length, int64_t id, 
     uint32_t bits, length;
     const unsigned char *bytes;
     if (!reader_u32(from, &bits) || !reader_u32(from, &length)) {
-        return reader_refuse(from, "token %" PRId64 ": the file ends at byte %zu, inside the entry; it is incomplete",
-                             id, from->num_bytes);
+        return reader_error(from, "token %" PRId64 ": the file ends at byte %zu, inside the entry; it is incomplete",
+                            id, from->num_bytes);
     }
     *score = read_f32(from->bytes + from->position - 8);
     if (!isfinite(*score)) {
-        return reader_refuse(from,
-                             "token %" PRId64 ": expected a finite score, found %f; the file is damaged or not a "
-                             "llama2.c tokenizer.bin",
-                             id, (double)*score);
+        return reader_error(from,
+                            "token %" PRId64 ": expected a finite score, found %f; the file is damaged or not a "
+                            "llama2.c tokenizer.bin",
+                            id, (double)*score);
     }
     if (length > max_length) {
-        return reader_refuse(from,
-                             "token %" PRId64 ": expected at most max_token_length = %" PRIu32 " bytes, found %" PRIu32
-                             "; the file is damaged or not a llama2.c tokenizer.bin",
-                             id, max_length, length);
+        return reader_error(from,
+                            "token %" PRId64 ": expected at most max_token_length = %" PRIu32 " bytes, found %" PRIu32
+                            "; the file is damaged or not a llama2.c tokenizer.bin",
+                            id, max_length, length);
     }
     if (!reader_bytes(from, length, &bytes)) {
-        return reader_refuse(from,
-                             "token %" PRId64 ": expected %" PRIu32 " bytes, found the end of the file; it is "
-                             "incomplete",
-                             id, length);
+        return reader_error(from,
+                            "token %" PRId64 ": expected %" PRIu32 " bytes, found the end of the file; it is "
+                            "incomplete",
+                            id, length);
     }
     *piece = (byte_slice){(const char *)bytes, length};
     return LLAMITA_OK;
@@ -56,14 +56,14 @@ static llamita_status check_entries(reader from, int32_t vocab_size) {
     uint32_t max_length, longest = 0;
     int64_t count = 0;
     if (!reader_u32(&from, &max_length)) {
-        return reader_refuse(&from, "expected a llama2.c tokenizer.bin, found a file of %zu bytes; it is incomplete",
-                             from.num_bytes);
+        return reader_error(&from, "expected a llama2.c tokenizer.bin, found a file of %zu bytes; it is incomplete",
+                            from.num_bytes);
     }
     if (max_length > from.num_bytes) {
-        return reader_refuse(&from,
-                             "max_token_length: expected less than the file's %zu bytes, found %" PRIu32
-                             "; the file is damaged or not a llama2.c tokenizer.bin",
-                             from.num_bytes, max_length);
+        return reader_error(&from,
+                            "max_token_length: expected less than the file's %zu bytes, found %" PRIu32
+                            "; the file is damaged or not a llama2.c tokenizer.bin",
+                            from.num_bytes, max_length);
     }
     for (; from.position < from.num_bytes; count++) {
         float score;
@@ -73,22 +73,22 @@ static llamita_status check_entries(reader from, int32_t vocab_size) {
         longest = piece.num_bytes > longest ? (uint32_t)piece.num_bytes : longest;
     }
     if (longest != max_length) {
-        return reader_refuse(&from,
-                             "max_token_length: expected the longest token's %" PRIu32 " bytes, found %" PRIu32
-                             "; the file is incomplete or damaged",
-                             longest, max_length);
+        return reader_error(&from,
+                            "max_token_length: expected the longest token's %" PRIu32 " bytes, found %" PRIu32
+                            "; the file is incomplete or damaged",
+                            longest, max_length);
     }
     if (count != vocab_size) {
-        return reader_refuse(&from,
-                             "expected the %d tokens of the model's vocabulary, found %" PRId64
-                             "; use the tokenizer that the model was trained with",
-                             vocab_size, count);
+        return reader_error(&from,
+                            "expected the %d tokens of the model's vocabulary, found %" PRId64
+                            "; use the tokenizer that the model was trained with",
+                            vocab_size, count);
     }
     if (count < NUM_SPECIAL_IDS) {
-        return reader_refuse(&from,
-                             "expected at least %d tokens (unknown, BOS and EOS), found %" PRId64 "; the file is "
-                             "damaged",
-                             NUM_SPECIAL_IDS, count);
+        return reader_error(&from,
+                            "expected at least %d tokens (unknown, BOS and EOS), found %" PRId64 "; the file is "
+                            "damaged",
+                            NUM_SPECIAL_IDS, count);
     }
     return LLAMITA_OK;
 }
@@ -124,7 +124,7 @@ llamita_status llama2c_read_tokenizer(const void *mapping, size_t num_bytes, con
     float *scores = malloc(count * sizeof *scores);
     int32_t *types = malloc(count * sizeof *types);
     char *text = malloc(saturating_multiply(num_bytes, 3) > SIZE_MAX ? SIZE_MAX : 3 * num_bytes);
-    if (!pieces || !scores || !types || !text) status = reader_refuse_memory(&from, saturating_multiply(num_bytes, 3));
+    if (!pieces || !scores || !types || !text) status = reader_memory_error(&from, saturating_multiply(num_bytes, 3));
     char *end = text;
     uint32_t max_length = 0;
     reader_u32(&from, &max_length);

@@ -19,10 +19,10 @@ typedef struct reader {
 #if defined(__GNUC__)
 __attribute__((format(printf, 2, 3)))
 #endif
-llamita_status reader_refuse(const reader *from, const char *format, ...);
+llamita_status reader_error(const reader *from, const char *format, ...);
 
 /* Sets "cannot open <what> <path>: out of memory ..." and returns LLAMITA_ERROR_MEMORY. */
-llamita_status reader_refuse_memory(const reader *from, uint64_t num_bytes);
+llamita_status reader_memory_error(const reader *from, uint64_t num_bytes);
 
 /* Read a value and advance. False: not enough bytes are left; the position does not change. */
 bool reader_u32(reader *from, uint32_t *value);

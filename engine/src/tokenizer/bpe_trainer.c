@@ -210,14 +210,14 @@ static uint32_t find_pair(merge_state *m, int32_t left, int32_t right) {
 
 /* Records `count` more occurrences of the pair in this word. */
 static bool add_pair(merge_state *m, int32_t left, int32_t right, uint32_t word_id, int64_t count) {
-    const uint32_t number = find_pair(m, left, right);
-    if (number == NO_ENTRY) return false;
-    pair *p = &m->pairs[number];
+    const uint32_t pair_index = find_pair(m, left, right);
+    if (pair_index == NO_ENTRY) return false;
+    pair *p = &m->pairs[pair_index];
     p->count += count;
     if (!p->increased) {
         p->increased = true;
         if (!ARRAY_RESERVE(&m->increased, &m->increased_capacity, m->num_increased + 1)) return false;
-        m->increased[m->num_increased++] = number;
+        m->increased[m->num_increased++] = pair_index;
     }
     if (p->num_word_ids > 0 && p->word_ids[p->num_word_ids - 1] == word_id) return true;
     if (p->num_word_ids == p->word_ids_capacity) {
@@ -232,9 +232,9 @@ static bool add_pair(merge_state *m, int32_t left, int32_t right, uint32_t word_
 }
 
 static bool remove_pair(merge_state *m, int32_t left, int32_t right, int64_t count) {
-    const uint32_t number = find_pair(m, left, right);
-    if (number != NO_ENTRY) m->pairs[number].count -= count;
-    return number != NO_ENTRY;
+    const uint32_t pair_index = find_pair(m, left, right);
+    if (pair_index != NO_ENTRY) m->pairs[pair_index].count -= count;
+    return pair_index != NO_ENTRY;
 }
 
 /* Pushes the pairs whose count has increased. */
@@ -251,22 +251,22 @@ static bool push_increased(merge_state *m) {
 /* ------------------------------------------------------------------ merging */
 
 /* Numbers the bytes in the order of their characters in GPT-2's alphabet: printable ones first. */
-static void number_bytes(int32_t number_of[256], char byte_of[256]) {
+static void number_bytes(int32_t id_of[256], char byte_of[256]) {
     int32_t next = 0;
     for (int printable = 1; printable >= 0; printable--) {
         for (int byte = 0; byte < 256; byte++) {
             const bool is_printable = (byte >= 0x21 && byte <= 0x7E) || (byte >= 0xA1 && byte != 0xAD);
             if (is_printable != (printable == 1)) continue;
             byte_of[next] = (char)byte;
-            number_of[byte] = next++;
+            id_of[byte] = next++;
         }
     }
 }
 
 static bool start_merging(merge_state *m, const llamita_bpe_trainer *trainer, int32_t num_tokens) {
-    int32_t number_of[256], symbol;
+    int32_t id_of[256], symbol;
     char byte_of[256];
-    number_bytes(number_of, byte_of);
+    number_bytes(id_of, byte_of);
     *m = (merge_state){.trainer = trainer};
     m->symbols = malloc((trainer->num_bytes + 1) * sizeof *m->symbols);
     m->lengths = malloc((trainer->num_words + 1) * sizeof *m->lengths);
@@ -274,7 +274,7 @@ static bool start_merging(merge_state *m, const llamita_bpe_trainer *trainer, in
     if (symbol_table_create(&m->tokens, (size_t)num_tokens, (size_t)num_tokens * 8) != SYMBOL_ADDED) return false;
     for (int i = 0; i < 256; i++)
         if (symbol_intern(&m->tokens, &byte_of[i], 1, &symbol) != SYMBOL_ADDED) return false;
-    for (size_t i = 0; i < trainer->num_bytes; i++) m->symbols[i] = number_of[(unsigned char)trainer->bytes[i]];
+    for (size_t i = 0; i < trainer->num_bytes; i++) m->symbols[i] = id_of[(unsigned char)trainer->bytes[i]];
     for (size_t i = 0; i < trainer->num_words; i++) {
         const word *w = &trainer->words[i];
         const int32_t *symbols = m->symbols + w->start;
@@ -326,8 +326,8 @@ static bool merge_word(merge_state *m, uint32_t word_id, int32_t left, int32_t r
 
 /* Merges a pair in all words. *product: the new token; -1: it would be too long, and nothing is
  * merged. */
-static bool merge_pair(merge_state *m, uint32_t number, int32_t *product) {
-    const int32_t left = (int32_t)(m->pairs[number].key >> 32), right = (int32_t)(uint32_t)m->pairs[number].key;
+static bool merge_pair(merge_state *m, uint32_t pair_index, int32_t *product) {
+    const int32_t left = (int32_t)(m->pairs[pair_index].key >> 32), right = (int32_t)(uint32_t)m->pairs[pair_index].key;
     char joined[2 * MAX_TOKEN_BYTES];
     size_t left_bytes, right_bytes;
     const char *bytes = symbol_bytes(&m->tokens, left, &left_bytes);
@@ -340,13 +340,13 @@ static bool merge_pair(merge_state *m, uint32_t number, int32_t *product) {
         const symbol_result result = symbol_intern(&m->tokens, joined, left_bytes + right_bytes, product);
         ok = result == SYMBOL_ADDED || result == SYMBOL_EXISTS;
     }
-    uint32_t *word_ids = m->pairs[number].word_ids;
-    const uint32_t num_word_ids = m->pairs[number].num_word_ids;
-    m->pairs[number].word_ids = NULL;
-    m->pairs[number].num_word_ids = m->pairs[number].word_ids_capacity = 0;
+    uint32_t *word_ids = m->pairs[pair_index].word_ids;
+    const uint32_t num_word_ids = m->pairs[pair_index].num_word_ids;
+    m->pairs[pair_index].word_ids = NULL;
+    m->pairs[pair_index].num_word_ids = m->pairs[pair_index].word_ids_capacity = 0;
     for (uint32_t i = 0; i < num_word_ids && ok && *product >= 0; i++)
         ok = merge_word(m, word_ids[i], left, right, *product);
-    m->pairs[number].count = 0;
+    m->pairs[pair_index].count = 0;
     free(word_ids);
     return ok && push_increased(m);
 }

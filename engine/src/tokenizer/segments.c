@@ -140,30 +140,30 @@ static size_t matching_ids(const joiner *j, const generated *span, int32_t previ
  * *end: the end of their text. White space at the start of the ids may be before the span, because
  * templates write it themselves. */
 static llamita_status push_generated(joiner *j, size_t start, const generated *span, size_t *end) {
-    size_t most = 0, first = span->start;
+    size_t best_count = 0, first = span->start;
     const int32_t ordinary = span->ids[0]; /* not BOS, which drops a leading space */
     for (size_t from = first;; from--) {
         size_t to;
         const size_t count = matching_ids(j, span, ordinary, from, &to);
-        if (count > most && to >= span->start) {
-            most = count;
+        if (count > best_count && to >= span->start) {
+            best_count = count;
             first = from;
         }
         if (from == start || !(j->text[from - 1] == ' ' || j->text[from - 1] == '\n')) break;
     }
     *end = span->start;
-    llamita_status status = push_text(j, start, most > 0 ? first : span->start);
-    if (status != LLAMITA_OK || most == 0) return status;
+    llamita_status status = push_text(j, start, best_count > 0 ? first : span->start);
+    if (status != LLAMITA_OK || best_count == 0) return status;
     const int32_t previous = j->num_ids > 0 ? j->ids[j->num_ids - 1] : -1;
-    most = matching_ids(j, span, previous, first, end); /* with the real previous id */
-    if (most == 0 || *end < span->start) {              /* the leading space is dropped here */
+    best_count = matching_ids(j, span, previous, first, end);
+    if (best_count == 0 || *end < span->start) { /* no leading space here */
         *end = first;
         return LLAMITA_OK;
     }
-    status = reserve(j, most);
+    status = reserve(j, best_count);
     if (status != LLAMITA_OK) return status;
-    memcpy(j->ids + j->num_ids, span->ids, most * sizeof *span->ids);
-    j->num_ids += most;
+    memcpy(j->ids + j->num_ids, span->ids, best_count * sizeof *span->ids);
+    j->num_ids += best_count;
     j->follows_generated = true;
     return LLAMITA_OK;
 }

@@ -38,7 +38,7 @@ static size_t plain_text(byte_slice piece, char *plain, bool *has_space) {
     return length;
 }
 
-static bool merges_make(uint8_t type) { return type == TOKEN_NORMAL || type == TOKEN_UNUSED; }
+static bool is_mergeable(uint8_t type) { return type == TOKEN_NORMAL || type == TOKEN_UNUSED; }
 
 static llamita_status add_byte_token(tokenizer *t, const tokenizer_source *source, const char *path, int32_t id,
                                      llamita_error *error) {
@@ -61,7 +61,7 @@ static llamita_status add_pieces(tokenizer *t, const tokenizer_source *source, c
         size_t length = plain_text(source->pieces[id], plain, &has_space);
         int32_t symbol;
         symbol_result result = symbol_append(&t->symbols, plain, length, &symbol);
-        if (result == SYMBOL_ADDED && merges_make(t->types[id]) && length > 0 && !has_space)
+        if (result == SYMBOL_ADDED && is_mergeable(t->types[id]) && length > 0 && !has_space)
             result = symbol_make_findable(&t->symbols, &symbol);
         if (result == SYMBOL_EXISTS) {
             return token_error(error, source, path, id,
