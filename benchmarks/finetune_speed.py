@@ -78,11 +78,11 @@ def run_ours(checkpoint: Path, per_step: int, steps: int) -> None:
     from llamita.config import FinetuneConfig
     from llamita.data.batches import pack_rows
     from llamita.finetune.base_model import BaseModel
+    from llamita.finetune.defaults import row_length
     from llamita.finetune.lora import LoraConfig, add_lora, initialize_updates
     from llamita.finetune.loss import ConversationLoss
     from llamita.finetune.packing import ConversationBatches, Examples
     from llamita.finetune.rendering import Example
-    from llamita.finetune.sft import row_length
     from llamita.training.optimizer import build_optimizer
 
     config = FinetuneConfig(
@@ -96,7 +96,7 @@ def run_ours(checkpoint: Path, per_step: int, steps: int) -> None:
     loss, optimizer, turns = ConversationLoss(model), build_optimizer(model, config), Turns()
     turns.ready()
     for step in range(steps):
-        examples = Examples([Example(ids, learned, "") for ids, learned in make_conversations(per_step, step)])
+        examples = Examples([Example(ids, mask, "") for ids, mask in make_conversations(per_step, step)])
         row = row_length(examples.lengths, 1024)
         rows = len(pack_rows(np.arange(per_step), examples.lengths, row, split=False))
         turns.wait()

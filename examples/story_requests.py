@@ -1,10 +1,10 @@
-"""Turns a file of stories into requests and answers that a story model can be fine-tuned on, as JSONL.
+"""Turns a file of stories into requests and answers for fine-tuning, as JSONL.
 
     python examples/story_requests.py stories.txt --out requests.jsonl
     {"prompt": "Write a story about a frog with the words pond, jump and brave.", "completion": "Once upon …"}
 
-What a story is about is the noun that it says most often for how rare it is; a noun is a word that often stands
-between an article and a stop. The other three words are drawn from the story, seeded, so that the same file gives the
+The topic of a story is its most frequent noun, weighted by rarity (TF-IDF). A noun is a word that often stands
+between an article and a stop. Three more words are drawn from the story, seeded, so the same file gives the
 same requests.
 """
 
@@ -22,8 +22,8 @@ from pathlib import Path
 
 ARTICLES = {"a", "an", "the"}
 TOKEN = re.compile(r"[A-Za-z]+(?:'[a-z]+)?|[.,!?]")
-RAREST, COMMONEST = 5, 0.06  # a word worth asking for: in so many stories at least, in such a share of them at most
-NOUN_SHARE = 0.15  # of a noun's places after an article are before a stop: "a frog." but "a famous frog"
+MIN_COUNT, MAX_SHARE = 5, 0.06  # a word worth asking for occurs in this many stories, and at most this share
+NOUN_SHARE = 0.15  # share of uses after an article that a stop follows: "a frog." but "a famous frog"
 STOPS = set(".,!?")
 REQUESTS = (
     "Write a story about {topic} with the words {words}.",
@@ -34,18 +34,18 @@ REQUESTS = (
 
 
 def read_stories(path: Path, separator: str) -> list[str]:
-    """The stories of a text file: what stands between lines of the separator."""
+    """The stories of a text file, between lines of the separator."""
     text = path.read_text(encoding="utf-8")
     return [story.strip() for story in text.split(separator) if story.strip()]
 
 
 def lower_tokens(story: str) -> list[str]:
-    """Its words and stops in order; capitalised words, which may be names, are left out, as ''."""
+    """Words and stops in order; capitalized words, which may be names, become ''."""
     return ["" if token[0].isupper() else token for token in TOKEN.findall(story)]
 
 
 class Vocabulary:
-    """How many stories have each word, how often it follows an article, and how often a stop follows it then."""
+    """Counts: stories with each word, uses after an article, uses between an article and a stop."""
 
     def __init__(self, stories: Sequence[Sequence[str]]) -> None:
         self.num_stories = len(stories)
@@ -60,18 +60,18 @@ class Vocabulary:
                     self.before_stop[word] += after in STOPS
 
     def is_worth_asking(self, word: str) -> bool:
-        return len(word) > 2 and RAREST <= self.stories_with[word] <= max(RAREST, COMMONEST * self.num_stories)
+        return len(word) > 2 and MIN_COUNT <= self.stories_with[word] <= max(MIN_COUNT, MAX_SHARE * self.num_stories)
 
     def is_noun(self, word: str) -> bool:
-        return self.after_article[word] >= RAREST and self.before_stop[word] >= NOUN_SHARE * self.after_article[word]
+        return self.after_article[word] >= MIN_COUNT and self.before_stop[word] >= NOUN_SHARE * self.after_article[word]
 
     def weight(self, word: str) -> float:
-        """How much a story's saying the word once tells about it (inverse document frequency)."""
+        """Inverse document frequency."""
         return math.log(self.num_stories / self.stories_with[word])
 
 
 def make_request(words: Sequence[str], vocabulary: Vocabulary, choice: random.Random) -> str | None:
-    """A request that the story of these words fulfils; None if it has too few words worth asking for."""
+    """A request that this story fulfills; None if too few of its words are worth asking for."""
     counts = collections.Counter(word for word in words if vocabulary.is_worth_asking(word))
     nouns = [word for word in counts if vocabulary.is_noun(word)]
     if not nouns or len(counts) < 4:
@@ -86,7 +86,7 @@ def make_request(words: Sequence[str], vocabulary: Vocabulary, choice: random.Ra
 
 
 def make_rows(stories: Sequence[str], seed: int) -> Iterator[dict[str, str]]:
-    """{"prompt", "completion"} of every story that a request can be made for."""
+    """A row {"prompt", "completion"} for every story that yields a request."""
     split = [lower_tokens(story) for story in stories]
     vocabulary, choice = Vocabulary(split), random.Random(seed)
     for story, words in zip(stories, split, strict=True):
@@ -100,7 +100,7 @@ def main() -> None:
     parser.add_argument("stories", type=Path, help="a text file of stories")
     parser.add_argument("--out", type=Path, required=True, help="the JSONL file to write")
     parser.add_argument("--separator", default="<|endoftext|>", help="the line between two stories")
-    parser.add_argument("--limit", type=int, help="at most so many requests")
+    parser.add_argument("--limit", type=int, help="maximum number of requests")
     parser.add_argument("--seed", type=int, default=0)
     flags = parser.parse_args()
     stories = read_stories(flags.stories, flags.separator)

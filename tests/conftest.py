@@ -327,7 +327,7 @@ def random_texts() -> list[str]:
 def tiktoken_ranks(tiny_tokenizers: dict[str, Path]) -> bytes:
     """The content of a small file of tiktoken's ranks, as Llama 3's tokenizer.model is one: bytes, then merges."""
     from llamita.tokenizer import load_tokenizer
-    from llamita.tokenizer.tokenizer import BYTE_OF_SYMBOL
+    from llamita.tokenizer.byte_level import BYTE_OF_SYMBOL
 
     def raw(piece: str) -> bytes:
         return bytes(BYTE_OF_SYMBOL[symbol] for symbol in piece)

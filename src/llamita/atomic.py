@@ -1,4 +1,4 @@
-"""Writes a file or a folder whole or not at all: to a temporary sibling, synced, then renamed over the name."""
+"""Writes files and folders atomically: a temporary sibling is synced, then renamed into place."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def _output_error(path: Path, error: OSError) -> OutputError:
 
 
 def _sync(path: Path) -> None:
-    """Flush a file's or a folder's content to the disk."""
+    """Flush a file or a folder to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -28,7 +28,7 @@ def _sync(path: Path) -> None:
 
 
 def _sync_tree(folder: Path) -> None:
-    """Flush a folder with all that is in it, together: file systems write many at once in the time of one or two."""
+    """Flush a folder and all files in it in parallel, which takes the time of one or two syncs."""
     from concurrent.futures import ThreadPoolExecutor
 
     with ThreadPoolExecutor(_SYNCS_AT_ONCE) as pool:
@@ -38,9 +38,9 @@ def _sync_tree(folder: Path) -> None:
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary sibling to write to; on success it replaces `path`, on any error it is removed.
+    """Yield a temporary sibling to write; it replaces `path` on success and is removed on error.
 
-    Raises OutputError where the system refuses (disk full, no permission, no such folder).
+    Raises OutputError if the system refuses (disk full, no permission, no such folder).
     """
     path = Path(path)
     temporary = None
@@ -64,10 +64,11 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
-    """Yield a temporary sibling folder to fill; on success it becomes `path`, on any error it is removed.
+    """Yield a temporary sibling folder; it becomes `path` on success and is removed on error.
 
-    An existing `path` is an OutputError unless `replace`; then it is moved aside first and removed last, so that at
-    every moment either the old or the new folder exists whole (as `path`, or for an instant as `.NAME.*.old`).
+    An existing `path` raises OutputError unless `replace`. In that case it is moved aside first and
+    removed last: at any moment the old or the new folder is complete (as `path`, or briefly as
+    `.NAME.*.old`).
     """
     path = Path(path)
     temporary = None
@@ -96,7 +97,7 @@ def atomic_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
 
 
 def atomic_write_bytes(path: Path, data: bytes) -> None:
-    """Write `data` to `path` whole or not at all. Raises OutputError."""
+    """Write `data` to `path` atomically. Raises OutputError."""
     with atomic_file(path) as temporary:
         temporary.write_bytes(data)
 

@@ -1,18 +1,33 @@
-"""Generates many texts at once: a session decodes several sequences per pass, each with its own seed."""
+"""Generates many texts at once: a session decodes several sequences per pass, each with its own
+seed."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from llamita.engine import Model, Sampler, Session
+from llamita.engine import Model, Sampler, Session, encode_prompt
 from llamita.errors import EngineError
+from llamita.progress import Progress, no_progress
+from llamita.sampling import SamplingParams
 
+BATCH_SAMPLING = SamplingParams(temperature=0.8, top_p=0.95, seed=0)
 NUM_SEQUENCES = 16  # per pass; more gain little, and each needs its own KV cache
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleOptions:
+    """Which texts to generate. num_threads: 0 chooses by the size of the model and the machine."""
+
+    count: int
+    prompts: tuple[str, ...] = ("",)
+    max_new_tokens: int | None = None
+    sampling: SamplingParams = BATCH_SAMPLING
+    num_threads: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,25 +50,16 @@ class _Running:
     new_ids: list[int] = dataclasses.field(default_factory=list)
 
 
-def generate_batch(
-    model: Model,
-    count: int,
-    *,
-    prompts: Sequence[str] = ("",),
-    max_new_tokens: int | None = None,
-    temperature: float = 0.8,
-    top_p: float = 0.95,
-    seed: int = 0,
-    num_threads: int = 0,
-    advance: Callable[[float], None] = lambda share: None,
-) -> list[Sample]:
-    """Generate `count` texts. Text i continues prompt i (modulo the number of prompts) with seed + i, and equals what
-    `model.generate` gives with these settings.
+def generate_batch(model: Model, options: SampleOptions, progress: Progress = no_progress) -> list[Sample]:
+    """Generate texts. Text i continues prompt i (modulo the number of prompts) with seed + i, and
+    equals what `model.generate` gives with these options.
 
-    A text ends at an end token, after max_new_tokens, or when the context is full. advance(share done) is called after
-    each text. Raises EngineError if a prompt is longer than the context, or is empty and the model has no BOS token.
+    A text ends at an end token, after max_new_tokens, or when the context is full. Progress counts
+    texts. Raises EngineError if a prompt is longer than the context, or is empty and the model has
+    no BOS token.
     """
-    encoded = [_prompt_ids(model, prompt) for prompt in prompts]
+    count, max_new_tokens, sampling = options.count, options.max_new_tokens, options.sampling
+    encoded = [_prompt_ids(model, prompt) for prompt in options.prompts]
     context = model.info.context_tokens
     if max_new_tokens is not None:
         context = min(context, max(len(ids) for ids in encoded) + max_new_tokens)
@@ -61,13 +67,14 @@ def generate_batch(
 
     def begin(number: int) -> _Running:
         ids = encoded[number % len(encoded)]
-        sampler = Sampler(model.info.vocab_size, temperature=temperature, top_p=top_p, seed=seed + number)
+        seed = None if sampling.seed is None else sampling.seed + number
+        sampler = Sampler(model.info.vocab_size, sampling, seed=seed)
         for token_id in ids:
             sampler.accept(token_id)
         return _Running(number, sampler, ids)
 
     with model.session(
-        num_threads=num_threads, context_tokens=context, num_sequences=min(NUM_SEQUENCES, count)
+        num_threads=options.num_threads, context_tokens=context, num_sequences=min(NUM_SEQUENCES, count)
     ) as session:
         waiting = iter(range(count))
         running = {sequence: begin(next(waiting)) for sequence in range(min(NUM_SEQUENCES, count))}
@@ -80,7 +87,7 @@ def generate_batch(
                 text.sampler.close()
                 prompt_ids = encoded[text.number % len(encoded)]
                 samples[text.number] = Sample(tuple(text.new_ids), _new_bytes(model, prompt_ids, text.new_ids), ended)
-                advance(len(samples) / count)
+                progress("generating", len(samples), count)
                 session.sequence_rewind(sequence, 0)
                 del running[sequence]
                 if (number := next(waiting, None)) is not None:
@@ -106,10 +113,7 @@ def _is_full(session: Session, sequence: int, text: _Running, max_new_tokens: in
 
 
 def _prompt_ids(model: Model, prompt: str) -> list[int]:
-    begins = model.info.add_bos or not prompt
-    if not prompt and model.info.bos_id < 0:
-        raise EngineError("prompt: this model has no BOS token to start from; give prompts")
-    ids = model.encode(prompt, bos=begins)
+    ids = encode_prompt(model, prompt)
     if len(ids) > model.info.context_tokens:
         raise EngineError(
             f"prompt {prompt[:40]!r}: expected at most {model.info.context_tokens} tokens (the context), "

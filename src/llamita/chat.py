@@ -1,7 +1,7 @@
-"""A model and what a person says, turn by turn, to its answers: a conversation whose keys and values are kept.
+"""Chats with a model: a conversation whose KV cache is kept between the turns.
 
-What is fed is what the session does not hold yet: the ids of the whole conversation are made anew for every question
-(generated ids stay what they were), and the session goes back to where both agree. Normally that is its end.
+For each question the whole conversation is encoded again (generated ids are kept), and the session
+rewinds to the longest common prefix, normally its end. So only new tokens are fed.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from types import TracebackType
 from typing import Any
 
 from llamita.chat_template import ChatTemplate
-from llamita.engine import AdapterUses, Message, Model, Part, Sampler, Session, utf8_complete
+from llamita.engine import AdapterUses, Message, Model, Sampler, Session, TextSegment, text_pieces
 from llamita.errors import ChatError
 from llamita.sampling import DEFAULT_RUNTIME, RuntimeOptions, SamplingParams, with_overrides
 
 CHAT_SAMPLING = SamplingParams(temperature=0.6)
-FEED_TOKENS = 128  # at a time, so that reading a long text can be interrupted
-ROLLING_SHARE = 4  # with rolling, a quarter of the context is kept free for an answer
+FEED_TOKENS = 128  # per call, so that a long prompt can be interrupted
+ROLLING_SHARE = 4  # with rolling, 1/4 of the context is kept free for the answer
 
 
 class Chat:
-    """A conversation with a model that has a chat template. One thread at a time.
+    """A conversation with a model that has a chat template. For one thread.
 
-    messages: what was said so far, the system prompt included.
+    messages: the conversation so far, with the system prompt.
     """
 
     def __init__(
@@ -40,17 +40,18 @@ class Chat:
         adapters: AdapterUses = (),
         **overrides: Any,
     ) -> None:
-        """system: the system prompt; None: as the chat template says. rolling: forget the oldest
-        turns when the context is full, instead of refusing. max_new_tokens: of one answer.
-        overrides: fields of sampling and runtime by name.
+        """system: the system prompt; None: the chat template's default.
+        rolling: forget the oldest turns when the context is full, instead of raising ChatError.
+        max_new_tokens: per answer. overrides: fields of sampling and runtime by name.
 
-        Raises ChatError if the model has no chat template, and EngineError for numbers out of their range.
+        Raises ChatError if the model has no chat template, EngineError for a value out of its
+        range.
         """
         sampling, runtime = with_overrides(sampling, runtime, overrides)
         if model.chat_template is None:
             raise ChatError(
-                "chat: the model has no chat template: it was not trained to chat; let it tell a text with `llamita "
-                "run`, or give it a template with `llamita import --chat-template`"
+                "chat: the model has no chat template: it was not trained to chat; generate text with `llamita run`, "
+                "or add a template with `llamita import --chat-template`"
             )
         if not model.info.has_tokenizer:
             raise ChatError("chat: the model has no tokenizer; name one with --tokenizer")
@@ -60,7 +61,7 @@ class Chat:
         self.rolling = rolling
         self._model, self._max_new_tokens = model, max_new_tokens
         self._template = None if model.chat_family else _template(model)
-        self._held: list[int] = []  # the session's ids
+        self._held: list[int] = []  # the ids in the session
         self._answer: Answer | None = None
         self._sampler = Sampler(model.info.vocab_size, sampling)
         self.seed = self._sampler.seed
@@ -68,11 +69,12 @@ class Chat:
         self._end_ids: frozenset[int] | None = None if self._template else frozenset()
 
     def ask(self, text: str) -> Answer:
-        """The answer to a text: an iterator of pieces of str, which computes as it is read.
+        """The answer to a question: an iterator of pieces of str, computed as it is read.
 
-        Question and answer become part of `messages` when the answer ends, also early (Answer.interrupt and close;
-        asking again closes the answer before). Raises ChatError if the conversation does not fit the context, or the
-        template refuses it: then the question was not asked.
+        When the answer ends, question and answer are added to `messages`, also after
+        Answer.interrupt and close. Asking again closes the previous answer. Raises ChatError if the
+        conversation does not fit the context or the template rejects it; `messages` stays as it
+        was.
         """
         if self._answer is not None:
             self._answer.close()
@@ -96,9 +98,10 @@ class Chat:
         return self._answer
 
     def encode(self, messages: list[Message]) -> list[int]:
-        """The ids of a conversation and of the beginning of the next answer, by the model's template.
+        """Encode a conversation by the model's template, up to where the next answer starts.
 
-        Control tokens written out in contents stay text. Raises ChatError or EngineError if that cannot be.
+        Control tokens spelled out in contents stay text. Raises ChatError or EngineError where that
+        is impossible.
         """
         if self._template is None:
             return self._model.chat_encode(messages)
@@ -109,11 +112,11 @@ class Chat:
         parts = []
         for part in found:
             ids = () if part.message is None else messages[part.message].ids
-            parts.append(Part(_bytes(part.text), part.message is None, ids))
-        return self._model.encode_parts(parts)
+            parts.append(TextSegment(_bytes(part.text), part.message is None, ids))
+        return self._model.encode_segments(parts)
 
     def close(self) -> None:
-        """Give the memory back."""
+        """Free the memory."""
         if self._answer is not None:
             self._answer.close()
         if self._template is not None:
@@ -134,15 +137,16 @@ class Chat:
         return share if self._max_new_tokens is None else min(share, self._max_new_tokens)
 
     def _encode_whole(self, said: list[dict[str, str]]) -> list[int]:
-        """For templates that rewrite contents, so that nobody can tell them from what the template writes: all of the
-        text may bring control tokens, but only those that come whatever the contents are."""
+        """For templates that rewrite contents, so that contents cannot be found in the rendered
+        text: control tokens are allowed everywhere, but only if other contents give the same
+        ones."""
         assert self._template is not None
         text = self._template.render(said)
         plain = [{**each, "content": "x" if each["content"].strip() else ""} for each in said]
         if self._control_ids(text) != self._control_ids(self._template.render(plain)):
             raise ChatError(
-                "chat: the model's template rewrites what is said, and something said would become control tokens; "
-                "leave out what looks like them, such as <|im_end|>"
+                "chat: the model's template rewrites messages, and text in one of them would become control tokens; "
+                "remove text such as <|im_end|>"
             )
         return self._model.encode(_bytes(text), special=True)
 
@@ -151,12 +155,13 @@ class Chat:
         return [i for i in ids if not self._model.decode_token(i, i)]
 
     def _turn_ends(self) -> frozenset[int]:
-        """The control token that the template writes after an answer: the file may not say that it ends one."""
+        """The control token that the template writes after an answer; the file may not list it as
+        an end token."""
         assert self._template is not None
         said = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]
         try:
             found = self._template.render_parts(said, add_generation_prompt=False) or []
-        except ChatError:  # it wants other messages; what is wrong with it is told at the first question
+        except ChatError:  # the template wants other messages; the first question reports errors
             return frozenset()
         after = [part for before, part in itertools.pairwise(found) if before.message == 1]
         ids = self._model.encode(_bytes(after[0].text.lstrip()), special=True) if after else []
@@ -164,10 +169,11 @@ class Chat:
 
 
 class Answer(Iterator[str]):
-    """An answer as it is generated: pieces of str that never split a character; then why it ended, and how fast it was.
+    """An answer while it is generated: an iterator of pieces of str that never split a character.
 
-    ids: the new ones so far. num_fed_tokens: of the conversation, those that the session did not hold. stop: "" while
-    it runs, then "end token", "number of tokens", "context's end" or "interrupted". num_forgotten_turns: with rolling.
+    ids: the new ids so far. num_fed_tokens: tokens of the conversation that were not in the
+    session. num_forgotten_turns: with rolling. stop: "" until the end, then "end token", "number of
+    tokens", "context's end" or "interrupted".
     """
 
     def __init__(
@@ -190,12 +196,12 @@ class Answer(Iterator[str]):
         self._interrupted = True
 
     def close(self) -> None:
-        """End now; what was answered so far stays in the conversation."""
+        """End now; the answer so far stays in the conversation."""
         self._pieces.close()
-        self.stop = self.stop or "interrupted"  # where it had not begun
+        self.stop = self.stop or "interrupted"  # if it had not started
 
     def speed_line(self) -> str:
-        """How many tokens were read and generated, and how fast."""
+        """Number of tokens read and generated, and the speed of both."""
         read_speed = self.num_fed_tokens / self._prompt_seconds if self._prompt_seconds else 0.0
         speed = (len(self.ids) - 1) / self._decode_seconds if self._decode_seconds else 0.0
         held, room = len(self._prompt_ids) + len(self.ids), self._chat._session.context_tokens
@@ -205,23 +211,16 @@ class Answer(Iterator[str]):
         )
 
     def _generate(self) -> Generator[str, None, None]:
-        pending = b""
-        previous_id = self._prompt_ids[-1]
         try:
-            for token_id in self._new_ids():
-                pending += self._chat._model.decode_token(token_id, previous_id)
-                previous_id = token_id
-                whole = utf8_complete(pending)
-                if whole:
-                    piece, pending = pending[:whole], pending[whole:]
-                    yield piece.decode("utf-8", "replace")
+            yield from text_pieces(self._chat._model, self._new_ids(), self._prompt_ids[-1])
         finally:
             self.stop = self.stop or "interrupted"
             self._record()
             self._chat._answer = None
 
     def _record(self) -> None:
-        """Make question and answer part of the conversation, unless it was interrupted before the answer began."""
+        """Add question and answer to the conversation, unless it was interrupted before the answer
+        started."""
         chat = self._chat
         if self.ids or self.stop == "end token":
             before = [self._prompt_ids[-1], *self.ids]
@@ -253,7 +252,7 @@ class Answer(Iterator[str]):
             self._decode_seconds += time.perf_counter() - start
 
     def _read(self) -> bool:
-        """Bring the session from what it holds to this conversation; False if that was interrupted."""
+        """Rewind the session and feed the rest of the conversation; False if interrupted."""
         chat, session, ids = self._chat, self._chat._session, self._prompt_ids
         common = 0
         while common < min(len(chat._held), len(ids) - 1) and chat._held[common] == ids[common]:
@@ -295,5 +294,5 @@ def _bytes(text: str) -> bytes:
 
 
 def _text(raw: bytes) -> str:
-    """Bytes that are no UTF-8 (a generated character that was not finished) survive as lone surrogates."""
+    """Bytes that are not UTF-8 (an incomplete generated character) become lone surrogates."""
     return raw.decode("utf-8", "surrogateescape")

@@ -1,10 +1,11 @@
-"""A Jinja chat template and messages to text, in parts: what the template writes, and what the messages say.
+"""Renders a Jinja chat template, and finds which parts of the text are message contents.
 
-The template runs in a process of its own (chat_template_worker.py) in Jinja's sandbox, with limits on time, memory and
-output; whatever it does ends in a text or a ChatError of one line. Which part of the text is a message's content is
-found by rendering twice: as it is, and with the contents between marks, characters of private use. Where the second
-text without its marks is the first, the marks tell; where it is not (the template shortens contents, or asks what they
-are), nothing tells, and whoever encodes the text must see to it that no content brings control tokens along.
+The template runs in a process of its own (chat_template_worker.py), in Jinja's sandbox, with limits
+on time, memory and output. Any failure is a ChatError of one line. To find the contents, the
+conversation is rendered twice: as it is, and with each content between marks (private-use
+characters). If the second text without its marks equals the first, the marks delimit the contents.
+Otherwise (the template truncates contents, or branches on them) the parts are unknown, and whoever
+encodes the text must make sure that no content adds control tokens.
 """
 
 from __future__ import annotations
@@ -26,41 +27,41 @@ from typing import Any, Final
 from llamita.errors import ChatError
 
 MAX_TEMPLATE_BYTES: Final = 64 << 10
-LIMIT_SECONDS: Final = 1.5  # for one text
+LIMIT_SECONDS: Final = 1.5  # per text
 _START_SECONDS: Final = 30.0
-_MAX_CHARACTERS: Final = 1 << 20  # beside 16 times those of the contents
+_MAX_CHARACTERS: Final = 1 << 20  # plus 16 times the contents' own
 _WORKER: Final = Path(__file__).with_name("chat_template_worker.py")
 
-# Supplementary Private Use Area-A: a mark that opens the content of message i, and one that closes it.
+# Supplementary Private Use Area-A: the mark before the content of message i, and the one after it.
 _OPEN, _CLOSE, _MAX_MARKED = 0xF0000, "\U000ffffd", 0xFF00
 _MARKS = re.compile("[\U000f0000-\U000ffffd]")
 
 
 @dataclasses.dataclass(frozen=True)
 class TextPart:
-    """A stretch of a rendered text. message: the number of the message whose content it is, without white space at its
-    ends; None: what the template writes."""
+    """A part of a rendered text. message: index of the message whose (stripped) content it is;
+    None: template text."""
 
     text: str
     message: int | None = None
 
 
 class ChatTemplate:
-    """A template, ready to render conversations. Not for several threads at once."""
+    """A template that renders conversations. Not thread-safe."""
 
     def __init__(self, template: str, *, bos_token: str = "", eos_token: str = "") -> None:
-        """bos_token, eos_token: the texts of these tokens, which the template may write.
+        """bos_token, eos_token: the texts of these tokens, as variables of the template.
 
-        Raises ChatError if the template is no text, is too long, or jinja2 is missing. It is not looked into before
-        the first rendering.
+        Raises ChatError if the template is not a string, is too long, or jinja2 is missing. Its
+        syntax is checked by the first rendering.
         """
         if not isinstance(template, str):
-            raise ChatError(f"chat template: expected a text, found {type(template).__name__}")
+            raise ChatError(f"chat template: expected a string, found {type(template).__name__}")
         size = len(template.encode("utf-8", "surrogatepass"))
         if size > MAX_TEMPLATE_BYTES:
             raise ChatError(f"chat template: expected at most {MAX_TEMPLATE_BYTES:,} bytes, found {size:,}")
         if importlib.util.find_spec("jinja2") is None:
-            raise ChatError("chat template: rendering this one needs the package jinja2: pip install jinja2")
+            raise ChatError("chat template: rendering this template needs jinja2: pip install jinja2")
         self._template = template
         self._variables = {"bos_token": bos_token, "eos_token": eos_token}
         self._process: subprocess.Popen[str] | None = None
@@ -68,22 +69,22 @@ class ChatTemplate:
     def render(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True) -> str:
         """The text of the conversation, as transformers' apply_chat_template renders it.
 
-        messages: each with "role" and "content", and whatever else the template knows. Raises ChatError for everything
-        that the template does wrong, and for what it says itself (raise_exception).
+        messages: each with "role" and "content", and any other keys that the template uses. Raises
+        ChatError if the template fails or calls raise_exception.
         """
         contents = sum(len(str(message.get("content", ""))) for message in messages)
         return self._ask(
             {
                 "messages": [dict(message) for message in messages],
                 "add_generation_prompt": add_generation_prompt,
-                "most_characters": _MAX_CHARACTERS + 16 * contents,
+                "max_characters": _MAX_CHARACTERS + 16 * contents,
             }
         )
 
     def render_parts(
         self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True
     ) -> list[TextPart] | None:
-        """The same text in parts; None if the template does more with contents than write and trim them."""
+        """The same text in parts; None if the template does more than print and trim contents."""
         plain = self.render(messages, add_generation_prompt=add_generation_prompt)
         contents = [message.get("content") for message in messages]
         if len(messages) > _MAX_MARKED or any(_MARKS.search(str(text)) for text in [*contents, self._template]):
@@ -96,7 +97,7 @@ class ChatTemplate:
         return parts if parts is not None and "".join(part.text for part in parts) == plain else None
 
     def close(self) -> None:
-        """End the process. Rendering again starts another."""
+        """Stop the process. Rendering starts a new one."""
         if self._process is not None:
             self._finalizer()
             self._process = None
@@ -117,8 +118,8 @@ class ChatTemplate:
         reply = self._exchange(request, LIMIT_SECONDS)
         if reply is None:
             raise ChatError(
-                f"chat template: it was stopped: rendering took more than {LIMIT_SECONDS} s, or crashed; the model's "
-                "template is broken or hostile"
+                f"chat template: rendering crashed or took more than {LIMIT_SECONDS} s; the model's template is "
+                "broken or malicious"
             )
         if "error" in reply:
             raise ChatError(f"chat template: {reply['error']}")
@@ -131,10 +132,10 @@ class ChatTemplate:
         )
         self._finalizer = weakref.finalize(self, _end, self._process)
         if self._exchange({"template": self._template, "variables": self._variables}, _START_SECONDS) is None:
-            raise ChatError("chat template: the process that renders it could not be started")
+            raise ChatError("chat template: cannot start the process that renders it")
 
     def _exchange(self, request: dict[str, Any], seconds: float) -> dict[str, str] | None:
-        """One line there and one back; None if the process ended, by itself or because the time was over."""
+        """Send one line and read one; None if the process exited or hit the time limit."""
         process = self._process
         assert process is not None and process.stdin is not None and process.stdout is not None
         alarm = threading.Timer(seconds, process.kill)
@@ -158,13 +159,13 @@ def _end(process: subprocess.Popen[str]) -> None:
     process.kill()
     for pipe in (process.stdin, process.stdout):
         if pipe is not None:
-            with contextlib.suppress(OSError):  # what was left to write to a process that has ended
+            with contextlib.suppress(OSError):  # buffered data for a process that has exited
                 pipe.close()
     process.wait()
 
 
 def _marked(number: int, message: Mapping[str, Any]) -> dict[str, Any]:
-    """The message with marks around its content, inside the white space at its ends, which templates trim."""
+    """The message with marks around its stripped content: templates trim the white space."""
     content = message.get("content")
     if not isinstance(content, str) or not content.strip():
         return dict(message)
@@ -175,7 +176,7 @@ def _marked(number: int, message: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _parts(text: str) -> list[TextPart] | None:
-    """A text with marks to its parts; None if one is missing, as when a template cuts contents."""
+    """The parts of a text with marks; None if marks do not pair up (truncated contents)."""
     parts: list[TextPart] = []
     at, inside = 0, None
     for mark in _MARKS.finditer(text):

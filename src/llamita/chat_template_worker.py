@@ -1,7 +1,8 @@
-"""A program: a chat template and messages, as lines of JSON on stdin, to texts on stdout, under limits set by itself.
+"""A program that renders a chat template under limits: JSON lines on stdin, texts on stdout.
 
-chat_template.py starts it (never imports it). A template comes from a model file, so it is a stranger's program: it
-runs here, in Jinja's sandbox, in a process that may take only so much memory and time, and open or write no file.
+chat_template.py starts it and never imports it. A template comes from a model file, so it is
+untrusted code: it runs here in Jinja's sandbox, in a process with limited memory and time that can
+neither open nor write files.
 """
 
 from __future__ import annotations
@@ -13,14 +14,15 @@ import sys
 from typing import Any
 
 MEMORY_BYTES = 512 << 20
-SECONDS = 3.0  # the parent's patience ends before; this is for when there is no parent any more
+SECONDS = 3.0  # the parent kills this process earlier; this limit is for a process without a parent
 
 
 def main() -> None:
-    """argv: sys.path as JSON. First line: {"template": …, "variables": {…}}; each further one: {"messages": …,
-    "add_generation_prompt": …, "most_characters": …}. Answers: {"text": …} or {"error": …}."""
+    """argv: sys.path as JSON. First line: {"template": …, "variables": {…}}. Each request:
+    {"messages": …, "add_generation_prompt": …, "max_characters": …}. Each answer: {"text": …} or
+    {"error": …}."""
     sys.path[:] = json.loads(sys.argv[1])
-    import jinja2.debug  # loaded later otherwise, when no file can be opened
+    import jinja2.debug  # otherwise imported later, when no file can be opened
     import jinja2.ext
     import jinja2.sandbox
 
@@ -43,36 +45,36 @@ def main() -> None:
             answer({"error": f"it needs more than {MEMORY_BYTES >> 20} MiB of memory"})
         except RecursionError:
             answer({"error": "it is nested too deeply"})
-        except Exception as error:  # whatever a template does is an answer, not a failure of this program
+        except Exception as error:  # a template's error is an answer, not a failure of this program
             kind = "" if type(error).__name__ == "Refusal" else f"{type(error).__name__}: "
             answer({"error": f"{kind}{' '.join(str(error).split())[:300]}"})
 
 
 def render(template: Any, variables: dict[str, Any], asked: dict[str, Any]) -> str:
-    """The text of one conversation; Refusal if it has more than the characters asked for."""
-    pieces, left = [], asked["most_characters"]
+    """The text of one conversation. Raises Refusal beyond max_characters."""
+    pieces, left = [], asked["max_characters"]
     known = variables | {"messages": asked["messages"], "add_generation_prompt": asked["add_generation_prompt"]}
     for piece in template.generate(**known, tools=None, documents=None):
         left -= len(piece)
         if left < 0:
-            raise Refusal(f"it writes more than {asked['most_characters']:,} characters")
+            raise Refusal(f"it writes more than {asked['max_characters']:,} characters")
         pieces.append(piece)
     return "".join(pieces)
 
 
 class Refusal(Exception):
-    """What the template's own raise_exception says, or a limit."""
+    """Raised by the template's raise_exception, or at a limit."""
 
 
 def make_environment(jinja2: Any) -> Any:
-    """Jinja as transformers sets it up for chat templates, and stricter: unsafe attributes are errors at once."""
+    """Jinja as transformers configures it for chat templates, but unsafe attributes are errors."""
 
     class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):  # type: ignore[misc]
         def unsafe_undefined(self, obj: Any, attribute: str) -> Any:
-            raise Refusal(f"it reaches for {attribute!r} ({type(obj).__name__}), which is forbidden")
+            raise Refusal(f"it accesses {attribute!r} ({type(obj).__name__}), which is forbidden")
 
     class Generation(jinja2.ext.Extension):  # type: ignore[misc]
-        """{% generation %}…{% endgeneration %}, which marks the assistant's text for training; nothing else."""
+        """{% generation %}…{% endgeneration %}: a mark for training, ignored here."""
 
         tags = frozenset(("generation",))
 
@@ -100,7 +102,7 @@ def make_environment(jinja2: Any) -> Any:
 
 
 def warm_up(environment: Any) -> None:
-    """Use what Python and Jinja load when it is first used: later no file can be opened."""
+    """Trigger the lazy imports of Python and Jinja: later no file can be opened."""
     import jinja2.debug  # noqa: F401
 
     known = "{%- macro f(x='\\n') %}{{ x|trim|upper|string|tojson }}{% endmacro %}{{ f() ~ strftime_now('%d %B') }}"
@@ -111,19 +113,19 @@ def warm_up(environment: Any) -> None:
 
 
 def limit_resources() -> None:
-    """Memory, and no new files, nothing written to files, no new processes; where the system has such limits."""
+    """Limit memory, and forbid opening files, writing files and starting processes."""
     try:
         import resource
     except ImportError:  # Windows
         return
     limits = {"RLIMIT_AS": MEMORY_BYTES, "RLIMIT_NOFILE": 0, "RLIMIT_FSIZE": 0, "RLIMIT_CORE": 0, "RLIMIT_NPROC": 0}
-    for name, most in limits.items():
+    for name, limit in limits.items():
         with contextlib.suppress(AttributeError, ValueError, OSError):
-            resource.setrlimit(getattr(resource, name), (most, most))
+            resource.setrlimit(getattr(resource, name), (limit, limit))
 
 
 def limit_time() -> None:
-    """Let the system end this process when a request takes too long."""
+    """Let the system kill this process if a request takes too long."""
     import signal
 
     if hasattr(signal, "setitimer"):
@@ -131,7 +133,7 @@ def limit_time() -> None:
 
 
 def answer(content: dict[str, str]) -> None:
-    """Write one line, and wait for the next request without a limit."""
+    """Write one line, and stop the timer until the next request."""
     import signal
 
     if hasattr(signal, "setitimer"):

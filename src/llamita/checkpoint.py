@@ -1,13 +1,15 @@
-"""OWNER of the checkpoint directory, a Hugging Face folder: writes it whole or not at all, reads it back, finds it.
+"""Checkpoint directories: Hugging Face folders, written atomically, read, and found in runs.
 
-    config.json  model.safetensors  tokenizer.json  tokenizer_config.json  generation_config.json  [tokenizer.model]
+    config.json  model.safetensors  tokenizer.json  tokenizer_config.json  generation_config.json
+    [tokenizer.model]
     (or model-00001-of-0000N.safetensors … and model.safetensors.index.json)
-    training/state.json        what resuming needs as JSON: step, random states, data position, …
-    training/state.safetensors …and as tensors: the optimizer's moments, …
-    training/optimizer         …instead, where they were sharded: torch.distributed.checkpoint's files
+    training/state.json         resume state as JSON: step, random states, data position, …
+    training/state.safetensors  resume state as tensors: the optimizer's moments, …
+    training/optimizer          replaces it if the optimizer is sharded: torch.distributed.checkpoint
 
-A run directory holds checkpoints `step-NNNNNNNN` and the links `latest` and `best`; wherever a checkpoint is asked for,
-a run directory will do (its best one is taken). A link is replaced by renaming, so a kill leaves a good one.
+A run directory holds checkpoints `step-NNNNNNNN` and the links `latest` and `best`. It can be given
+wherever a checkpoint is expected: its best one is used. Links are replaced by rename, so that an
+interrupted run keeps valid ones.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from llamita.atomic import atomic_directory
 from llamita.config import ModelConfig
 from llamita.errors import CheckpointError, FormatError, OutputError
 from llamita.formats import tensor_table
-from llamita.formats.huggingface import config_from_dict, config_to_dict, read_json_object
+from llamita.formats.huggingface import config_from_dict, config_to_dict
 from llamita.formats.safetensors_io import (
     FLOAT_DTYPES,
     INDEX,
@@ -40,20 +42,22 @@ from llamita.formats.safetensors_io import (
     write_safetensors,
     write_sharded_safetensors,
 )
+from llamita.json_file import read_json_object
 from llamita.model.llama import Llama
 
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "tokenizer.bin", "special_tokens_map.json",
     "chat_template.jinja",
 )  # fmt: skip
-ADAPTER_CONFIG = "adapter_config.json"  # what makes a folder an adapter's
+ADAPTER_CONFIG = "adapter_config.json"  # marks a folder as an adapter
 STEP_NAME = re.compile(r"step-(\d{8})")
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainingState:
-    """What resuming needs beside the weights: JSON values, and tensors by name or in a folder of shards. A new
-    checkpoint takes the folder in: it is moved."""
+    """Resume state besides the weights: JSON values, and tensors by name or in a folder of shards.
+
+    The folder is moved into the new checkpoint."""
 
     values: dict[str, Any]
     tensors: dict[str, Tensor]
@@ -67,10 +71,10 @@ def save_checkpoint(
     tokenizer: Path | Callable[[Path], None] | None,
     training: TrainingState | None = None,
 ) -> None:
-    """Write a new checkpoint folder, whole or not at all.
+    """Write a new checkpoint folder atomically.
 
-    tensors: a Llama's state_dict. tokenizer: where tokenizer.json and its companions are copied from, or what puts them
-    into the folder. Raises OutputError if it exists already or cannot be written.
+    tensors: a Llama's state_dict. tokenizer: a folder to copy the tokenizer's files from, or a
+    function that writes them. Raises OutputError if the folder exists or cannot be written.
     """
     with atomic_directory(directory) as temporary:
         _write_settings(temporary, config, _main_dtype(_entries(tensors)))
@@ -84,7 +88,7 @@ def save_checkpoint(
 
 
 def write_training_state(folder: Path, training: TrainingState) -> None:
-    """Put training/ into a folder that is being written: a checkpoint's or an adapter's."""
+    """Write training/ into the folder of a checkpoint or adapter that is being written."""
     (folder / "training").mkdir()
     _write_json(folder / "training" / "state.json", training.values)
     if training.shards is None:
@@ -102,12 +106,12 @@ def stream_checkpoint(
     shard_bytes: int | None = None,
     check: Callable[[Path], None] | None = None,
 ) -> int:
-    """Write a new checkpoint folder, whole or not at all, with one tensor in memory at a time; returns its weights'
-    bytes.
+    """Write a new checkpoint folder atomically, one tensor at a time; returns the weights' bytes.
 
-    entries: what will come, by Hugging Face's names. tensor: gives each, once. write_tokenizer: puts its files into
-    the folder. shard_bytes: of a weights file (None: one file). check: looks at the finished folder before it gets its
-    name; what it raises leaves nothing behind. Raises OutputError.
+    entries: the tensors to write, by Hugging Face name. tensor: returns a tensor, called once per
+    name. write_tokenizer: writes the tokenizer's files into the folder. shard_bytes: largest
+    weights file (None: one file). check: called with the finished folder before it gets its name;
+    if it raises, nothing is left behind. Raises OutputError.
     """
     with atomic_directory(directory) as temporary:
         _write_settings(temporary, config, _main_dtype(entries))
@@ -119,14 +123,14 @@ def stream_checkpoint(
 
 
 def copy_tokenizer(source: Path, directory: Path) -> None:
-    """Copy the tokenizer's files from one folder to another as they are."""
+    """Copy the tokenizer's files from one folder to another."""
     for name in TOKENIZER_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, directory / name)
 
 
 def resolve_checkpoint(path: Path, *, prefer: str = "best") -> Path:
-    """The checkpoint folder that `path` means: itself, or of a run directory the `prefer`red link ("best" or "latest").
+    """The checkpoint folder for `path`: itself, or a run's `prefer`red link ("best", "latest").
 
     Raises CheckpointError if there is none.
     """
@@ -141,8 +145,8 @@ def resolve_checkpoint(path: Path, *, prefer: str = "best") -> Path:
         raise CheckpointError(f"cannot open checkpoint {path}: no such folder")
     if path.is_file():
         raise CheckpointError(
-            f"cannot open checkpoint {path}: it is a file; expected a folder with config.json, as "
-            "llamita import makes of model files"
+            f"cannot open checkpoint {path}: expected a folder with config.json, found a "
+            "file; `llamita import` converts model files"
         )
     missing = "model.safetensors" if (path / "config.json").is_file() else "config.json"
     raise CheckpointError(
@@ -151,7 +155,7 @@ def resolve_checkpoint(path: Path, *, prefer: str = "best") -> Path:
 
 
 def _refuse_adapter(path: Path) -> None:
-    """Raise CheckpointError if the path is an adapter's folder, or a run's whose checkpoints are adapters."""
+    """Raise CheckpointError if the path is an adapter, or a run whose checkpoints are adapters."""
     adapter = next((each for each in (path, path / "best", path / "latest") if (each / ADAPTER_CONFIG).is_file()), None)
     if adapter is not None:
         base = read_json_object(adapter / ADAPTER_CONFIG, CheckpointError).get("base_model_name_or_path") or "BASE"
@@ -166,23 +170,23 @@ def _has_weights(path: Path) -> bool:
 
 
 def load_config(directory: Path) -> ModelConfig:
-    """The shape and constants of a checkpoint. Raises CheckpointError."""
+    """The ModelConfig of a checkpoint. Raises CheckpointError, FormatError."""
     path = resolve_checkpoint(directory) / "config.json"
     return config_from_dict(read_json_object(path, CheckpointError), str(path))
 
 
 def load_tensors(directory: Path) -> dict[str, Tensor]:
-    """All weights by their Hugging Face names, in the types they are stored in. Raises CheckpointError."""
+    """All weights by Hugging Face name, in their stored types. Raises CheckpointError."""
     return _read_tensors(resolve_checkpoint(directory))
 
 
 def open_tensors(directory: Path) -> SafetensorsReader:
-    """The weights, to be read one at a time; from one file or from shards. Raises CheckpointError."""
+    """A reader of the weights, in one file or in shards. Raises CheckpointError."""
     return _open_tensors(resolve_checkpoint(directory))
 
 
 def load_model(directory: Path, *, dropout: float = 0.0) -> Llama:
-    """A checkpoint as a network in float32 on the CPU, every tensor's presence and shape checked.
+    """Load a checkpoint as a float32 network on the CPU.
 
     Raises CheckpointError naming the missing, unknown or misshapen tensor.
     """
@@ -195,7 +199,7 @@ def load_model(directory: Path, *, dropout: float = 0.0) -> Llama:
 
 
 def check_tensors(tensors: Mapping[str, Tensor], config: ModelConfig, where: Path) -> None:
-    """Raise CheckpointError unless the tensors are those of a Llama of this config, by name and shape."""
+    """Raise CheckpointError unless names and shapes are those of a Llama with this config."""
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     try:
         tensor_table.check_tensors(shapes, config, "huggingface", str(where))
@@ -204,12 +208,13 @@ def check_tensors(tensors: Mapping[str, Tensor], config: ModelConfig, where: Pat
 
 
 def load_training_state(directory: Path) -> TrainingState:
-    """What save_checkpoint (or save_adapter) was given as `training`; of a run directory, its latest. Raises
-    CheckpointError if there is none."""
+    """The `training` that save_checkpoint or save_adapter wrote; of a run directory, the latest.
+
+    Raises CheckpointError if there is none."""
     latest = Path(directory) / "latest"
     folder = (latest if latest.is_dir() else Path(directory)) / "training"
     if not folder.is_dir():
-        raise CheckpointError(f"cannot resume from {directory}: it has no training/ folder; only weights were kept")
+        raise CheckpointError(f"cannot resume from {directory}: it has no training/ folder, only weights")
     values, shards = read_json_object(folder / "state.json", CheckpointError), folder / "optimizer"
     if shards.is_dir():
         return TrainingState(values, {}, shards)
@@ -220,17 +225,17 @@ def load_training_state(directory: Path) -> TrainingState:
 
 
 def step_directory(run: Path, step: int) -> Path:
-    """Where a run keeps the checkpoint after `step` optimizer steps."""
+    """The folder of a run's checkpoint after `step` optimizer steps."""
     return Path(run) / f"step-{step:08d}"
 
 
 def sharded_state_directory(checkpoint: Path) -> Path:
-    """Where the processes put their shards of the optimizer's state, before the checkpoint takes them in."""
+    """Where processes write optimizer shards before they move into the checkpoint."""
     return checkpoint.with_name(f".{checkpoint.name}.optimizer.partial")
 
 
 def point_link(run: Path, link: str, checkpoint: Path) -> None:
-    """Make run/link ("latest" or "best") mean this checkpoint of the run, atomically."""
+    """Point run/link ("latest" or "best") at this checkpoint, atomically."""
     temporary = Path(run) / f".{link}.partial"
     try:
         temporary.unlink(missing_ok=True)
@@ -241,7 +246,7 @@ def point_link(run: Path, link: str, checkpoint: Path) -> None:
 
 
 def prune_checkpoints(run: Path) -> None:
-    """Delete the checkpoints that no link means, and what interrupted saves left behind."""
+    """Delete checkpoints without a link, and what interrupted saves left behind."""
     kept = {os.path.realpath(Path(run) / link) for link in ("latest", "best")}
     for entry in Path(run).iterdir():
         unfinished = entry.name.startswith(".step-") and entry.name.endswith(".partial")
@@ -273,7 +278,7 @@ def _write_settings(folder: Path, config: ModelConfig, dtype: torch.dtype) -> No
 
 
 def _main_dtype(entries: Sequence[TensorEntry]) -> torch.dtype:
-    """The type of most weights, as config.json says it."""
+    """The type of most weights, for config.json."""
     sizes = {dtype: sum(e.num_bytes for e in entries if e.dtype == dtype) for dtype in FLOAT_DTYPES}
     return max(sizes, key=lambda dtype: sizes[dtype])
 

@@ -1,10 +1,10 @@
-"""What a person can choose, as frozen dataclasses with units and validation; the flags are made
-from them."""
+"""All settings, as frozen dataclasses with validation. The command line is made from them."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import typing
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -19,10 +19,10 @@ def check(condition: bool, message: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Option:
-    """How a field appears on the command line: `steps: Annotated[int, Option("N", group="model")] =
-    1`.
+    """How a field appears on the command line, and whether a resumed run may change it.
 
-    The string below the field is its help."""
+    `steps: Annotated[int, Option("N", group="model")] = 1`; the string below the field is its help.
+    """
 
     metavar: str = ""  # what the help shows for the value; the default depends on the type
     group: str = "options"  # heading in the help
@@ -30,13 +30,44 @@ class Option:
     name: str = ""  # the flag without its dashes; the default is the field's name
     positional: bool = False
     repeated: bool = False  # given once for each value of a tuple
+    resume: Literal["", "may change", "planned"] = ""  # see fields_by_resume
+    run_specific: bool = False  # differs between any two runs; comparisons leave it out
+
+
+def options_of(config: type[Any]) -> dict[str, Option]:
+    """The Option of each annotated field.
+
+    A subclass may annotate a field anew, for example to make it positional; what its bases say
+    about resuming still holds.
+    """
+    found: dict[str, Option] = {}
+    for base in reversed(config.__mro__):
+        for name, hint in typing.get_type_hints(base, include_extras=True).items():
+            for option in getattr(hint, "__metadata__", ()):
+                inherited = found.get(name, option)
+                found[name] = dataclasses.replace(
+                    option,
+                    resume=option.resume or inherited.resume,
+                    run_specific=option.run_specific or inherited.run_specific,
+                )
+    return found
+
+
+def fields_by_resume(config: type[Any], rule: Literal["may change", "planned"]) -> tuple[str, ...]:
+    """The fields with a resume rule.
+
+    "may change": a resumed run may differ from run.json; "planned": taken from run.json unless
+    given on the command line. All other fields must match.
+    """
+    return tuple(name for name, option in options_of(config).items() if option.resume == rule)
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """Shape and constants of a Llama. The field names are Hugging Face's (LlamaConfig), the values
-    are not in doubt: whatever the source left out has been filled in, and everything has been
-    checked."""
+    """Shape and constants of a Llama, complete and validated.
+
+    The field names are those of Hugging Face's LlamaConfig.
+    """
 
     vocab_size: int
     hidden_size: int
@@ -87,7 +118,7 @@ class ModelConfig:
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
-        """Every id that ends a text."""
+        """All ids that end a text."""
         if self.eos_token_id is None:
             return ()
         return (self.eos_token_id,) if isinstance(self.eos_token_id, int) else tuple(self.eos_token_id)
@@ -95,7 +126,7 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """A preset: a ModelConfig without what the tokenizer and the data decide."""
+    """A preset: the part of a ModelConfig that does not depend on tokenizer and data."""
 
     num_hidden_layers: int
     hidden_size: int
@@ -105,8 +136,9 @@ class Shape:
     max_position_embeddings: int
 
 
-# The seed's shapes (llama2.c, doc/stories260K.md and README), and small ones for CPUs, named by their weights with a
-# vocabulary of 4,096: deep and thin, grouped queries, tied embeddings (MobileLLM, arXiv 2402.14905).
+# llama2.c's shapes (its README and doc/stories260K.md), and small ones for CPUs, named by their
+# number of weights with a vocabulary of 4,096: deep and thin, with grouped queries and tied
+# embeddings (MobileLLM, arXiv 2402.14905).
 PRESETS: dict[str, Shape] = {
     "0.5M": Shape(5, 64, 2, 1, 192, 512),
     "1.5M": Shape(5, 128, 4, 2, 352, 512),
@@ -127,8 +159,8 @@ class PrepareConfig:
     validation."""
 
     sources: tuple[str, ...]
-    """Files or folders of .txt, .md, .jsonl, .csv or .parquet; or the single word stories (generated
-    stories) or tinystories (downloaded). Write ./stories for a folder of that name."""
+    """Files or folders of .txt, .md, .jsonl, .json, .csv or .parquet; or the single word stories
+    (generated stories) or tinystories (downloaded). Write ./stories for a folder of that name."""
     out: Path
     """Token store to create, a folder."""
     vocab_size: int | None = None
@@ -148,7 +180,7 @@ class PrepareConfig:
     split_on: Annotated[Literal["separator", "blank-lines", "file"], Option("RULE", group="documents")] = "separator"
     """Where documents of .txt and .md files end: separator, blank-lines or file."""
     text_key: Annotated[str, Option("NAME", group="documents")] = "text"
-    """Key (.jsonl) or column (.csv, .parquet) that holds the text."""
+    """Key (.jsonl, .json) or column (.csv, .parquet) that holds the text."""
     num_workers: Annotated[int | None, Option(group="advanced")] = None
     """Encoding threads, or processes if only the tokenizers library can encode. Default: one per
     core, fewer for little text."""
@@ -167,7 +199,7 @@ class PrepareConfig:
         check(len(self.sources) > 0, "prepare: no SOURCE given: expected files, folders, stories or tinystories")
         check(
             self.vocab_size is None or self.tokenizer is None,
-            "prepare: --vocab-size and --tokenizer exclude each other: a given tokenizer has its size",
+            "prepare: --vocab-size and --tokenizer exclude each other; drop --vocab-size",
         )
         check(
             self.vocab_size is None or 259 <= self.vocab_size <= 1 << 20,
@@ -201,7 +233,7 @@ class PrepareConfig:
         )
         check(
             len(self.sources) == 1 or not {"stories", "tinystories"}.intersection(self.sources),
-            "prepare: stories and tinystories stand alone; a folder of such a name is written ./stories",
+            "prepare: stories and tinystories cannot be mixed with other sources; write ./stories for a folder",
         )
 
 
@@ -210,12 +242,11 @@ TrackerName = Literal["tensorboard", "wandb", "trackio"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """What every run of the training loop can be told, whatever it learns from; `command` names it in
-    messages."""
+    """Settings of every training run. `command`: the name of the command in messages."""
 
     command: ClassVar[str] = "train"
 
-    out: Path
+    out: Annotated[Path, Option(resume="may change", run_specific=True)]
     """Run directory: checkpoints, metrics.jsonl, report."""
     minutes: Annotated[float | None, Option("M")] = None
     """Stop after this many minutes, final evaluation included; the learning-rate schedule fits
@@ -224,17 +255,17 @@ class RunConfig:
     """Stop after this many optimizer steps."""
     epochs: float | None = None
     """Stop when each training token was seen this many times."""
-    resume: bool = False
+    resume: Annotated[bool, Option(resume="may change", run_specific=True)] = False
     """Continue the run in --out from its latest checkpoint; all other options must stay the
     same."""
-    context: Annotated[int | None, Option("TOKENS", group="model")] = None
+    context: Annotated[int | None, Option("TOKENS", group="model", resume="planned")] = None
     """Context length: tokens that the model sees at once."""
     dropout: Annotated[float, Option("P", group="optimization")] = 0.0
     """Dropout probability."""
-    micro_batch_size: Annotated[int | None, Option(group="optimization")] = None
+    micro_batch_size: Annotated[int | None, Option(group="optimization", resume="may change")] = None
     """Sequences of --context tokens in one forward pass of one process. Default: planned with
     --minutes, else as many as make 2,048 tokens (65,536 on CUDA)."""
-    grad_accum_steps: Annotated[int, Option(group="optimization")] = 1
+    grad_accum_steps: Annotated[int, Option(group="optimization", resume="may change")] = 1
     """Forward passes whose gradients are summed for one step."""
     optimizer: Annotated[Literal["adamw", "muon"], Option(group="optimization")] = "muon"
     """muon orthogonalizes the steps of the layers' matrices, adamw trains the rest; adamw trains
@@ -254,7 +285,7 @@ class RunConfig:
     """Share of the run in which wsd lowers the learning rate."""
     final_lr_fraction: Annotated[float, Option("SHARE", group="optimization")] = 0.0
     """Learning rate at the end, as a share of the peak."""
-    weight_decay: Annotated[float | None, Option(group="optimization")] = None
+    weight_decay: Annotated[float | None, Option(group="optimization", resume="planned")] = None
     """Weight decay of matrices; embeddings and norms have none. Default: 0.1, more if a text is
     read many times."""
     beta1: Annotated[float, Option("B", group="optimization")] = 0.9
@@ -279,24 +310,23 @@ class RunConfig:
     early_stopping_patience: Annotated[int, Option(group="evaluation")] = 3
     """Stop after this many evaluations in a row that are worse than the best one; 0 never stops
     early."""
-    save_minutes: Annotated[float, Option("M", group="output")] = 2.0
+    save_minutes: Annotated[float, Option("M", group="output", resume="may change")] = 2.0
     """Minutes between checkpoints; each evaluation saves one too."""
     log_interval: Annotated[int, Option("STEPS", group="output")] = 10
     """Steps that one line of metrics.jsonl averages."""
-    prompt: Annotated[str, Option(group="evaluation")] = ""
+    prompt: Annotated[str, Option(group="evaluation", resume="may change")] = ""
     """Beginning of the sample text at each evaluation. Default: empty."""
-    track: Annotated[tuple[TrackerName, ...], Option("TRACKER", group="output")] = ()
+    track: Annotated[
+        tuple[TrackerName, ...], Option("TRACKER", group="output", resume="may change", run_specific=True)
+    ] = ()
     """Also send metrics to tensorboard (RUN/tensorboard), wandb or trackio (project llamita)."""
     seed: int = 0
     """Random seed."""
-    device: Annotated[str, Option("DEVICE", group="hardware")] = "auto"
+    device: Annotated[str, Option("DEVICE", group="hardware", resume="may change")] = "auto"
     """auto, cpu, cuda or cuda:N."""
-    threads: Annotated[int | None, Option(group="hardware")] = None
+    threads: Annotated[int | None, Option(group="hardware", resume="may change")] = None
     """CPU threads. Default: one per core."""
-    fsdp: Annotated[bool, Option(group="hardware")] = False
-    """Under torchrun, shard weights, gradients and optimizer state across processes (FSDP2) instead
-    of replicating them (DDP), for models that do not fit one GPU."""
-    activation_checkpointing: Annotated[bool, Option(group="hardware")] = False
+    activation_checkpointing: Annotated[bool, Option(group="hardware", resume="may change")] = False
     """Activation checkpointing: less memory, about a third slower."""
 
     def __post_init__(self) -> None:
@@ -317,9 +347,8 @@ class RunConfig:
             )
         check(
             self.warmup_fraction + (self.decay_fraction if self.schedule == "wsd" else 0.0) <= 1.0,
-            f"{self.command}: --warmup-fraction {self.warmup_fraction} and --decay-fraction {self.decay_fraction} "
-            "together exceed the whole run; "
-            "lower one",
+            f"{self.command}: --warmup-fraction {self.warmup_fraction} and --decay-fraction {self.decay_fraction}: "
+            "expected a sum of at most 1; lower one",
         )
         for name in ("weight_decay", "grad_clip", "early_stopping_patience", "seed"):
             value = getattr(self, name)
@@ -333,7 +362,7 @@ class RunConfig:
         )
 
     def _check_settings(self, of: str, *names: str) -> None:
-        """Refuse settings of a flag that was not given."""
+        """Raise ConfigError for settings of a flag that is not given."""
         for name in names:
             chosen = getattr(self, name) not in (None, False)
             check(
@@ -354,32 +383,35 @@ class RunConfig:
 class TrainConfig(RunConfig):
     """Turn a token store into a checkpoint. Each field is a flag of `llamita train`."""
 
-    data: Path | tuple[str, ...]
+    data: Annotated[Path | tuple[str, ...], Option(resume="may change")]
     """A token store from `llamita prepare`; or several with the same tokenizer, "PATH" or
     "PATH:WEIGHT" each. In one epoch, documents of weight 2 are seen twice, of weight 0.5 half of
     them. All held-out documents are evaluated together, regardless of weight."""
     minutes: Annotated[float | None, Option("M")] = None
     """Stop after this many minutes, final evaluation included; the learning-rate schedule fits
     them. Default without --steps and --epochs: 10."""
-    preset: Annotated[PresetName | None, Option(group="model")] = None
+    preset: Annotated[PresetName | None, Option(group="model", resume="planned")] = None
     """Shape of the model; --layers and the like override parts of it. Default: with --minutes,
     planned for this machine (see `llamita plan`), else 3M on CPUs and stories15M on CUDA."""
-    layers: Annotated[int | None, Option(group="model")] = None
+    layers: Annotated[int | None, Option(group="model", resume="planned")] = None
     """Number of transformer layers."""
-    hidden: Annotated[int | None, Option(group="model")] = None
+    hidden: Annotated[int | None, Option(group="model", resume="planned")] = None
     """Width of the model."""
-    heads: Annotated[int | None, Option(group="model")] = None
+    heads: Annotated[int | None, Option(group="model", resume="planned")] = None
     """Query heads in a layer."""
-    kv_heads: Annotated[int | None, Option(group="model")] = None
+    kv_heads: Annotated[int | None, Option(group="model", resume="planned")] = None
     """Key and value heads in a layer. Default: the preset's, or as many as --heads."""
-    ffn: Annotated[int | None, Option(group="model")] = None
+    ffn: Annotated[int | None, Option(group="model", resume="planned")] = None
     """Width of the feed-forward layers. Default: 8/3 of --hidden, rounded up to a multiple of
     32."""
     tie_embeddings: Annotated[bool, Option(group="model")] = True
     """Train a separate classifier instead of sharing the embedding matrix."""
     rope_theta: Annotated[float, Option(group="model")] = 10000.0
     """Base of the rotary position embeddings."""
-    compile: Annotated[Literal["auto", "on", "off"], Option(group="hardware")] = "auto"
+    fsdp: Annotated[bool, Option(group="hardware", resume="may change")] = False
+    """Under torchrun, shard weights, gradients and optimizer state across processes (FSDP2) instead
+    of replicating them (DDP), for models that do not fit one GPU."""
+    compile: Annotated[Literal["auto", "on", "off"], Option(group="hardware", resume="may change")] = "auto"
     """torch.compile the network, half a minute at the start. auto: with --minutes, if a short
     measurement shows that it saves time."""
 
@@ -404,10 +436,10 @@ class FinetuneConfig(RunConfig):
 
     command: ClassVar[str] = "finetune"
 
-    checkpoint: Path
+    checkpoint: Annotated[Path, Option(resume="may change")]
     """Checkpoint to start from, trained here or imported; or a run directory, for its best
     checkpoint."""
-    data: Path
+    data: Annotated[Path, Option(resume="may change")]
     """Conversations (.jsonl, .json, .csv, .parquet: messages, prompt and completion, question and
     answer, …), or plain text (.txt, .md, or a token store of the checkpoint's tokenizer): a file or
     a folder."""
@@ -430,7 +462,7 @@ class FinetuneConfig(RunConfig):
     log_interval: int = 5
     prompt: Annotated[str, Option("QUESTION", group="evaluation")] = ""
     """Question to ask at each evaluation. Default: the first held-out ones."""
-    val: Annotated[Path | None, Option(group="data")] = None
+    val: Annotated[Path | None, Option(group="data", resume="may change")] = None
     """Held-out data, instead of a share of DATA."""
     val_fraction: Annotated[float | None, Option("SHARE", group="data")] = None
     """Share of DATA to hold out, chosen by a hash of its content. Default: 0.1, at most 64
@@ -460,10 +492,10 @@ class FinetuneConfig(RunConfig):
     """Strength of the penalty for moving away from the checkpoint. Default: 0.1."""
     label_smoothing: Annotated[float | None, Option("SHARE", group="preference")] = None
     """With dpo: assumed share of pairs whose answers are swapped. Default: 0."""
-    general_text: Annotated[Path | None, Option(group="evaluation")] = None
+    general_text: Annotated[Path | None, Option(group="evaluation", resume="may change")] = None
     """General text (.txt, .md, a folder, or a token store) whose bits per byte show what the model
     forgets."""
-    preview: int = 0
+    preview: Annotated[int, Option(resume="may change")] = 0
     """Show this many examples, with what is learned and what is masked, and exit."""
 
     def __post_init__(self) -> None:
@@ -474,20 +506,16 @@ class FinetuneConfig(RunConfig):
             self.val_fraction is None or 0 <= self.val_fraction <= 0.5,
             f"finetune: --val-fraction: expected 0 to 0.5, found {self.val_fraction}",
         )
-        check(
-            not self.fsdp,
-            "finetune: --fsdp: expected every process to have the whole network, which answers alone; leave it out",
-        )
         check(self.preview >= 0, f"finetune: --preview: expected 0 or more, found {self.preview}")
         self._check_settings("lora", "rank", "alpha", "rslora", "targets")
         self._check_preference()
         check(
             not self.lora or self.embedding_lr is None,
-            "finetune: --embedding-lr: with --lora embeddings do not learn; leave it out",
+            "finetune: --embedding-lr: --lora does not train embeddings; leave it out",
         )
         check(
             not self.lora or self.optimizer == "adamw",
-            "finetune: --optimizer muon: expected adamw with --lora, whose updates are no matrices of the network's",
+            "finetune: --optimizer: expected adamw with --lora, found muon",
         )
 
     def _check_preference(self) -> None:

@@ -11,16 +11,15 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-SHORT_UNITS = {"tokens": "tok", "learned tokens": "learned tok"}
+SHORT_UNITS = {"tokens": "tok", "target tokens": "target tok"}
 
 Rows = list[tuple[str, ...]]  # every row has the same number of cells
 
 
 def print_table(rows: Sequence[Sequence[str]], file: TextIO | Console) -> None:
-    """Print rows of equally many cells, indented.
+    """Print an indented table.
 
-    On a terminal the first column is bold, and cells wrap within the width. Elsewhere a row is a
-    line, however long.
+    On a terminal the first column is bold, and long cells wrap. Elsewhere each row is one line.
     """
     if not rows:
         return
@@ -54,11 +53,12 @@ def format_speed(per_second: float, targets: str) -> str:
 
 
 def format_rate(per_second: float) -> str:
-    """As a count, but small ones with their decimals."""
+    """Like format_count, with decimals below 10."""
     return format_count(per_second) if per_second >= 10 else f"{per_second:.2g}"
 
 
 def speed_unit(targets: str) -> str:
+    """tokens → tok/s."""
     return f"{SHORT_UNITS.get(targets, targets)}/s"
 
 
@@ -70,6 +70,6 @@ def format_seconds(seconds: float) -> str:
 
 
 def shorten(text: str, limit: int = 240) -> str:
-    """The beginning of a text on one line."""
+    """The start of a text, on one line."""
     line = " ".join(text.split())
     return line if len(line) <= limit else line[:limit].rsplit(" ", 1)[0] + " …"

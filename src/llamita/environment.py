@@ -1,4 +1,4 @@
-"""Turns this machine and its software into facts for run.json: what a run was computed on and with."""
+"""Describes the machine and the software of a run, for run.json."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ import llamita
 
 
 def describe_environment(device: str) -> dict[str, str | int]:
-    """Versions, processor, threads, device (as in --device) and the commit of the sources; what is not known is left
-    out."""
+    """Versions, processor, threads, --device and commit. Unknown entries are omitted."""
     found: dict[str, str | int | None] = {
         "started": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC"),
         "llamita": llamita.__version__,
@@ -36,7 +35,7 @@ def describe_environment(device: str) -> dict[str, str | int]:
 
 
 def _processor() -> str:
-    """The processor's name, as the system says it."""
+    """The processor's name as the system reports it."""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
             if line.startswith("model name"):
@@ -54,22 +53,22 @@ def _memory_gib() -> int | None:
 
 
 def _commit(package: Path) -> str | None:
-    """The commit of the checkout that the package lies in, with -dirty where it was changed; None outside of one."""
+    """The commit of the checkout that contains the package, with -dirty if changed, or None."""
     if _git(package, "ls-files", "--error-unmatch", "__init__.py") is None:
-        return None  # installed: a repository around it is another project's
+        return None  # an installed package: any repository around it is another project's
     return _git(package, "describe", "--always", "--dirty", "--exclude=*")
 
 
-def _git(folder: Path, *words: str) -> str | None:
+def _git(folder: Path, *arguments: str) -> str | None:
     try:
-        done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=5)
+        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=5)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
 
 
 def num_cores() -> int:
-    """Cores that this process may use."""
+    """Number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -1,16 +1,16 @@
-"""The tree of errors that a person can cause and mend; the command line prints them in one line and exits with 2.
+"""Errors that the user can cause and fix. The command line prints them and exits with 2.
 
-Every message says: what failed: where (file, tensor, line): expected X, found Y; what to do.
-A bug in llamita itself is an assert, not one of these.
+Every message says what failed, where (file, tensor, line), what was expected, what was found, and
+what to do. A bug in llamita is an assert, not one of these.
 """
 
 
 class LlamitaError(Exception):
-    """Root of all errors that a user can cause and mend."""
+    """Base class of all errors that the user can cause and fix."""
 
 
 class ConfigError(LlamitaError):
-    """A flag or a configuration value is out of its range, or two of them contradict each other."""
+    """A flag or a configuration value is out of range, or two of them contradict each other."""
 
 
 class SourceError(LlamitaError):
@@ -26,23 +26,23 @@ class StoreError(LlamitaError):
 
 
 class CheckpointError(LlamitaError):
-    """A checkpoint directory is missing, damaged, or does not fit what is asked of it."""
+    """A checkpoint directory is missing, damaged, or does not suit the command."""
 
 
 class FormatError(LlamitaError):
-    """A model file (GGUF, llama2.c, Hugging Face, Meta) is damaged or of a kind that is not supported."""
+    """A model file (GGUF, llama2.c, Hugging Face, Meta) is damaged or not supported."""
 
 
 class TrainingError(LlamitaError):
-    """Training cannot start or go on: diverged, nothing to train on, device missing."""
+    """Training cannot start or continue: divergence, no training data, missing device."""
 
 
 class EngineError(LlamitaError):
-    """The C engine refused: the message is the engine's own."""
+    """The C engine reported an error; the message is the engine's."""
 
 
 class ChatError(LlamitaError):
-    """A chat cannot go on: its template cannot be rendered, or what was said does not fit the context."""
+    """A chat cannot continue: its template fails, or the text does not fit the context."""
 
 
 class NetworkError(LlamitaError):
@@ -50,4 +50,4 @@ class NetworkError(LlamitaError):
 
 
 class OutputError(LlamitaError):
-    """A result cannot be written: disk full, no permission, or something else is already there."""
+    """A result cannot be written: disk full, no permission, or the path already exists."""

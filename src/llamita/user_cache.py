@@ -1,4 +1,4 @@
-"""Turns a name into the place where this person's machine keeps what can be had again: downloads, measurements."""
+"""Locates the user's cache directory, for downloads and measurements that can be made again."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ from pathlib import Path
 
 
 def user_cache(name: str) -> Path:
-    """$XDG_CACHE_HOME/llamita/name, else ~/.cache/llamita/name; nothing is made there."""
+    """$XDG_CACHE_HOME/llamita/name, else ~/.cache/llamita/name. The path is not created."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llamita" / name

@@ -118,8 +118,8 @@ def test_run_tells_what_the_merged_model_tells(files: Path, capsys: pytest.Captu
     assert main(["run", str(files / "merged.gguf"), *words]) == 0
     expected = capsys.readouterr().out
     assert main(["run", str(files / "base.gguf"), *words, "--adapter", str(files / "first.gguf")]) == 0
-    told = capsys.readouterr()
-    assert told.out == expected and "made for" not in told.err
+    printed = capsys.readouterr()
+    assert printed.out == expected and "made for" not in printed.err
     assert main(["run", str(files / "base.gguf"), *words, "--adapter", f"{files / 'first.gguf'}:0"]) == 0
     base = capsys.readouterr().out
     assert base != expected
@@ -145,24 +145,24 @@ def test_another_base_of_the_same_shape_is_told(
     write_gguf(tmp_path / "unnamed.gguf", unnamed, infos, (file.data(name) for name in file.tensors))
     adapters = [f"--adapter={tmp_path / name}.gguf:0.5" for name in ("other", "same", "unnamed")]
     assert main(["run", str(files / "base.gguf"), "-n", "2", "-s", "1", *adapters]) == 0
-    told = [line for line in capsys.readouterr().err.splitlines() if "made for" in line]
-    assert told == [
-        f"adapter {tmp_path / 'other.gguf'}: it was made for 'merged', and this model is 'base': with another "
-        "checkpoint it means nothing"
+    warnings = [line for line in capsys.readouterr().err.splitlines() if "made for" in line]
+    assert warnings == [
+        f"adapter {tmp_path / 'other.gguf'}: it was made for 'merged', and this model is 'base': it is "
+        "useless with another checkpoint"
     ]
 
 
-def test_the_program_tells_the_same(files: Path, engine_build: Path) -> None:
-    def told(model: str, *words: str) -> tuple[int, str]:
+def test_the_program_generates_the_same(files: Path, engine_build: Path) -> None:
+    def generated(model: str, *words: str) -> tuple[int, str]:
         command = [engine_build / "run", files / model, "-i", "Once", "-n", "12", "-t", "0", "--kv", "f32", *words]
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=60)
         return done.returncode, done.stdout if done.returncode == 0 else done.stderr
 
     adapter = f"--adapter={files / 'first.gguf'}"
-    assert told("base.gguf", adapter) == told("merged.gguf")
-    assert told("base.gguf", f"{adapter}:0.5", f"{adapter}:0.5") == told("merged.gguf")
-    assert told("base.gguf", f"{adapter}:0") == told("base.gguf") != told("merged.gguf")
-    code, line = told("base.gguf", f"{adapter}:1e39")
+    assert generated("base.gguf", adapter) == generated("merged.gguf")
+    assert generated("base.gguf", f"{adapter}:0.5", f"{adapter}:0.5") == generated("merged.gguf")
+    assert generated("base.gguf", f"{adapter}:0") == generated("base.gguf") != generated("merged.gguf")
+    code, line = generated("base.gguf", f"{adapter}:1e39")
     assert code == 2 and "scale of adapter 0: expected a finite number" in line
-    code, line = told("base.gguf", "--adapter", str(files / "base.gguf"))
+    code, line = generated("base.gguf", "--adapter", str(files / "base.gguf"))
     assert code == 2 and "expected adapter, found" in line

@@ -13,7 +13,7 @@ import pytest
 from llamita.chat import Chat
 from llamita.chat_template import ChatTemplate
 from llamita.convert.import_model import import_model
-from llamita.engine import Message, Model, Part
+from llamita.engine import Message, Model, TextSegment
 
 pytestmark = pytest.mark.compat
 
@@ -54,8 +54,8 @@ def compare(model: Model, tokenizer: Any) -> None:
             assert model.chat_encode(messages) == expected, said
             parts = template.render_parts(said)
             assert parts is not None
-            raw = [Part(part.text.encode(), part.message is None) for part in parts]
-            assert model.encode_parts(raw) == expected, said
+            raw = [TextSegment(part.text.encode(), part.message is None) for part in parts]
+            assert model.encode_segments(raw) == expected, said
 
 
 @pytest.mark.parametrize("name", ["chatml", "qwen", "llama2", "llama3", "zephyr"])

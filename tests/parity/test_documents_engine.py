@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llamita.data.engine_tokenizer import EngineEncoder, open_engine_encoder
+from llamita.data.document_encoder import EngineEncoder, open_engine_encoder
 from llamita.engine import DocumentTokenizer
 from llamita.errors import EngineError
 from llamita.formats.gguf import encode_header
-from llamita.formats.gguf_metadata import tokenizer_metadata
 from llamita.tokenizer import Tokenizer, load_tokenizer
+from llamita.tokenizer.gguf import tokenizer_metadata
 
 pytestmark = pytest.mark.usefixtures("engine_build")
 
@@ -83,7 +83,7 @@ def test_documents_that_cannot_be(tiny_tokenizers: dict[str, Path]) -> None:
 def test_tokenizers_that_are_left_to_the_library(tiny_tokenizers: dict[str, Path], tmp_path: Path) -> None:
     content = json.loads((tiny_tokenizers["gpt2"] / "tokenizer.json").read_text())
     for change, reason in (
-        ({"normalizer": {"type": "NFKC"}}, r"it prepares text \(NFKC\)"),
+        ({"normalizer": {"type": "NFKC"}}, r"it normalizes text \(NFKC\)"),
         ({"model": content["model"] | {"ignore_merges": True}}, "whole words"),
         ({"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True}}, "regular"),
     ):

@@ -14,7 +14,7 @@ ENGINE = ROOT / "engine"
 
 # A module imports from its own folder and from the entries above its own; a folder counts as one entry.
 LAYERS = (
-    "errors", "atomic", "user_cache", "console", "config",
+    "errors", "atomic", "json_file", "user_cache", "console", "progress", "config",
     "chat_template_worker", "chat_template",  # Jinja, in a process with limits
     "sampling",
     "engine",  # bindings of the C library
@@ -33,9 +33,9 @@ LAYERS = (
     "cli",
 )  # fmt: skip
 TORCH_FREE = (
-    "errors", "atomic", "user_cache", "console", "config", "chat_template_worker", "chat_template",
-    "sampling", "engine", "tokenizer", "stories", "data", "batch_generate", "chat", "formats.tensor_table",
-    "formats.tensor_types", "formats.rope_order",
+    "errors", "atomic", "json_file", "user_cache", "console", "progress", "config", "chat_template_worker",
+    "chat_template", "sampling", "engine", "tokenizer", "stories", "data", "batch_generate", "chat",
+    "formats.tensor_table", "formats.tensor_types", "formats.rope_order",
     "formats.huggingface", "formats.gguf",
 )  # fmt: skip
 ENVIRONMENT_READERS = ("cli", "training.distributed", "user_cache")

@@ -1,7 +1,8 @@
-"""Holds the README to its word: the tree it draws is the tree on disk, and the commands it shows run as written."""
+"""Holds both READMEs to their promises: the map is the tree on disk, the commands and examples run as written."""
 
 from __future__ import annotations
 
+import random
 import re
 import shlex
 import shutil
@@ -11,67 +12,91 @@ from pathlib import Path
 
 import pytest
 
-from llamita.stories.generate import generate_stories
-
 ROOT = Path(__file__).resolve().parents[2]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+README, CHINESE = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README.zh-CN.md"))
+MAX_LINES = 150
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+def blocks(language: str, text: str = README) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
-def drawn_paths() -> set[str]:
-    """The paths of the README's tree: two spaces a level, a name, then what lives there."""
-    (tree,) = blocks("text")
-    paths, parents = set(), {}
-    for line in tree.splitlines():
-        if not line.strip():
-            continue
-        depth, names = (len(line) - len(line.lstrip())) // 2, re.split(r"\s{2,}", line.strip())[0]
-        for name in names.split(" · "):
-            parents[depth] = name.rstrip("/")
-            paths.add("/".join(parents[d] for d in range(depth + 1)))
-    return paths
+def folder_map(text: str) -> str:
+    return next(block for block in blocks("text", text) if block.startswith("src/llamita/"))
 
 
-def tracked_files() -> list[str]:
+def mapped_folders(text: str) -> set[str]:
+    """Names in the first column of the map; indented ones are in src/llamita."""
+    found = set()
+    for line in folder_map(text).splitlines():
+        indented = line.startswith(" ")
+        names = re.match(r"\s*((?:[\w/]+/\s+)+|[\w, ]+?(?=\s{2}))", line)
+        assert names, line
+        for name in re.findall(r"[\w/]+", names.group(1)):
+            found.add(f"src/llamita/{name}" if indented else name.rstrip("/"))
+    return found
+
+
+def tracked_folders() -> set[str]:
     if not (ROOT / ".git").exists() or shutil.which("git") is None:
         pytest.skip("not a git checkout")
-    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
-    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
-    return [path for path in listed if path and (ROOT / path).exists()]
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    parts = [line.split("/")[:-1] for line in listed.splitlines() if (ROOT / line).exists()]
+    return {"/".join(part[:n]) for part in parts for n in range(1, len(part) + 1)}
 
 
-def test_tree_is_the_tree_on_disk() -> None:
-    drawn = drawn_paths()
-    for path in drawn:
-        assert (ROOT / path).exists(), f"README's tree draws {path}, which is not there"
-    drawn_folders = {path for path in drawn if (ROOT / path).is_dir()}
-    for file in tracked_files():
-        parts = file.split("/")
-        known = any("/".join(parts[:n]) in drawn for n in range(len(parts), 0, -1))
-        assert known, f"{file} is not in README's tree"
-        folder = "/".join(parts[:-1])
-        if folder in drawn_folders and any(path.startswith(f"{folder}/") for path in drawn):
-            assert file in drawn or "/".join(parts) in drawn, f"{file} is missing from README's tree under {folder}/"
+@pytest.mark.parametrize("text", [README, CHINESE], ids=["README.md", "README.zh-CN.md"])
+def test_map_is_the_tree_on_disk(text: str) -> None:
+    mapped = mapped_folders(text)
+    for folder in mapped:
+        assert (ROOT / folder).is_dir(), f"the map shows {folder}, which does not exist"
+    for folder in tracked_folders():
+        if "/" not in folder and not folder.startswith(".") and folder != "src":
+            assert folder in mapped, f"{folder}/ is not in the map"
+        if re.fullmatch(r"src/llamita/\w+", folder) and folder != "src/llamita/assets":
+            name = folder.rsplit("/", 1)[1]
+            assert re.search(rf"\b{name}\b", folder_map(text), re.ASCII), f"{folder} is not in the map"
 
 
-def corridor_commands() -> list[str]:
-    (block,) = [b for b in blocks("sh") if "llamita prepare" in b]
-    return [line.split("#")[0].strip() for line in block.splitlines() if line.split("#")[0].strip()]
+def test_readmes_are_short() -> None:
+    assert len(README.splitlines()) <= MAX_LINES
+    assert len(CHINESE.splitlines()) <= MAX_LINES
 
 
-def test_corridor_commands_run(tmp_path: Path) -> None:
-    """Every command of the pipeline, in order, in one folder; only the training time is cut to a few steps."""
-    folder = tmp_path / "my_texts"
-    folder.mkdir()
-    (folder / "stories.txt").write_text("\n<|endoftext|>\n".join(generate_stories(4000)), encoding="utf-8")
-    commands = corridor_commands()
-    commands = [shlex.split(command)[1] for command in commands]
-    assert commands[:2] == ["prepare", "train"] and {"export", "run", "eval"} <= set(commands)
+def test_readmes_agree() -> None:
+    """The Chinese README has the same commands, the same code but for comments, and the same figures."""
+    for language in ("sh", "python"):
+        ours, theirs = ([re.sub(r"#(?!  ).*", "", b) for b in blocks(language, text)] for text in (README, CHINESE))
+        squeezed = [[re.sub(r"[ \t]+", " ", block) for block in side] for side in (ours, theirs)]
+        assert squeezed[0] == squeezed[1]
+    rows = re.findall(r"^\|.*\d.*\|$", README, re.MULTILINE)
+    for row in rows:
+        figures = " | ".join(cell for cell in row.strip("| ").split(" | ")[1:])
+        assert figures in CHINESE, f"README.zh-CN.md lacks the figures {figures}"
+
+
+def quickstart_commands() -> list[str]:
+    (block,) = [block for block in blocks("sh") if "llamita prepare" in block]
+    return [line for line in block.splitlines() if line and not line.startswith("#")]
+
+
+def random_stories(count: int, seed: int) -> str:
+    """Short texts of invented words, enough for a small vocabulary."""
+    choice = random.Random(seed)
+    words = ["".join(choice.choice("aeioubdgklmnprst") for _ in range(choice.randint(2, 7))) for _ in range(900)]
+    stories = (" ".join(choice.choices(words, k=choice.randint(20, 60))) + "." for _ in range(count))
+    return "\n<|endoftext|>\n".join(stories)
+
+
+def test_quickstart_runs(tmp_path: Path) -> None:
+    """Every command of the quickstart, in order, in one folder; only vocabulary and training are made smaller."""
+    (tmp_path / "stories.txt").write_text(random_stories(400, seed=0), encoding="utf-8")
+    (tmp_path / "more.txt").write_text(random_stories(100, seed=1), encoding="utf-8")
+    commands = quickstart_commands()
+    assert [shlex.split(command)[1] for command in commands] == ["prepare", "train", "export", "eval", "run"]
     for command in commands:
-        words = shlex.split(re.sub(r"--minutes \d+", "--steps 3", command))
+        smaller = re.sub(r"--minutes \d+", "--steps 3", command.replace("--vocab-size 4096", "--vocab-size 512"))
+        words = shlex.split(smaller)
         assert words[0] == "llamita"
         done = subprocess.run(
             [sys.executable, "-m", "llamita", *words[1:]], cwd=tmp_path, capture_output=True, text=True, timeout=300
@@ -79,15 +104,40 @@ def test_corridor_commands_run(tmp_path: Path) -> None:
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
 
 
-def test_python_example_runs(tmp_path: Path) -> None:
-    (code,) = blocks("python")
+@pytest.mark.parametrize("page", ["README.md", "docs/quickstart.md"])
+def test_python_example_runs(page: str, tmp_path: Path) -> None:
+    (code,) = blocks("python", (ROOT / page).read_text(encoding="utf-8"))
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and done.stdout.strip(), done.stderr
 
 
-def test_make_targets_exist() -> None:
-    targets = re.findall(r"^make ([a-z]+)", "\n".join(blocks("sh")), re.MULTILINE)
-    assert {"demo", "test"} <= set(targets)
+def test_python_pipeline_runs(tmp_path: Path) -> None:
+    """The first example of the Python API page, with three steps instead of ten minutes."""
+    (tmp_path / "my_texts").mkdir()
+    (tmp_path / "my_texts" / "stories.txt").write_text(random_stories(400, seed=0), encoding="utf-8")
+    code = blocks("python", (ROOT / "docs" / "python-api.md").read_text(encoding="utf-8"))[0]
+    assert "minutes=10" in code
+    shorter = code.replace("minutes=10", "steps=3")
+    done = subprocess.run([sys.executable, "-c", shorter], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "mine.gguf").is_file()
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/quickstart.md", "docs/c-api.md"])
+def test_make_targets_exist(page: str) -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    for target in targets:
-        assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"README shows `make {target}`"
+    for target in re.findall(r"(?:`|^)make ([a-z-]+)", (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"{page} shows `make {target}`"
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "examples").glob("*.sh")), ids=lambda path: path.name)
+def test_example_scripts_use_existing_options(script: Path) -> None:
+    """Each option that a script gives is in the help of its command, and the shell accepts the script."""
+    subprocess.run(["sh", "-n", str(script)], check=True, timeout=10)
+    help_page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    for line in script.read_text(encoding="utf-8").splitlines():
+        for command, rest in re.findall(r"^[^#]*\bllamita ([a-z]+)(.*)", line):
+            section = help_page.partition(f"\n## llamita {command}\n")[2].partition("\n## ")[0]
+            assert section, f"{script.name}: unknown command {command}"
+            for option in re.findall(r"(?<=\s)--?[a-z][\w-]*", rest):
+                assert re.search(rf"(?<![\w-]){option}\b", section), f"{script.name}: {command} has no {option}"

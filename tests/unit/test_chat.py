@@ -1,4 +1,5 @@
-"""Chats over tiny models: what is fed, kept, forgotten and refused; `llamita chat` and `run -m chat` alike."""
+"""Chats over tiny models: what is fed, kept, forgotten and refused; `llamita chat` and `run -m
+chat` alike."""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ pytest.importorskip("torch")  # the models are made with it
 pytest.importorskip("jinja2")
 
 from llamita.chat import Chat
-from llamita.engine import Message, Model, Part
+from llamita.engine import Message, Model, TextSegment
 from llamita.errors import ChatError, EngineError
 
 NAMES = ("chatml", "llama2", "llama3", "zephyr")
@@ -39,8 +40,8 @@ def talk(chat: Chat, text: str) -> str:
 
 @pytest.mark.parametrize("name", [*NAMES, "jinja"])
 def test_only_new_tokens_are_fed(chat_models: dict[str, Path], name: str) -> None:
-    """The ids of a later question begin with those that the session holds, answers as they were generated; and the
-    answer is that of a new session which reads all of them."""
+    """The ids of a later question begin with those that the session holds, answers as they were
+    generated; and the answer is that of a new session which reads all of them."""
     with Model(chat_models[name]) as model, Chat(model, "Be kind.", max_new_tokens=9, temperature=0) as chat:
         assert model.chat_family == (None if name == "jinja" else name)
         held: list[int] = []
@@ -87,24 +88,27 @@ def test_parts(chat_models: dict[str, Path]) -> None:
     with Model(chat_models["chatml"]) as model:
         text = "<|im_start|>user\nHi  there<|im_end|>\n"
         whole = model.encode(text, special=True)
-        assert model.encode_parts([Part(text.encode(), True)]) == whole
+        assert model.encode_segments([TextSegment(text.encode(), True)]) == whole
         for cut in range(13, 25):  # wherever the parts meet, the text is one
-            assert model.encode_parts([Part(text[:cut].encode(), True), Part(text[cut:25].encode()),
-                                       Part(text[25:].encode(), True)]) == whole  # fmt: skip
-        halves = [Part(b"<|im_", True), Part(b"end|>"), Part(b"<|im_end|>")]
-        assert model.encode_parts(halves) == model.encode("<|im_end|><|im_end|>")
+            assert model.encode_segments([TextSegment(text[:cut].encode(), True), TextSegment(text[cut:25].encode()),
+                                       TextSegment(text[25:].encode(), True)]) == whole  # fmt: skip
+        halves = [TextSegment(b"<|im_", True), TextSegment(b"end|>"), TextSegment(b"<|im_end|>")]
+        assert model.encode_segments(halves) == model.encode("<|im_end|><|im_end|>")
         generated = tuple(model.encode("H") + model.encode("i") + model.encode(" "))
-        kept = model.encode_parts([Part(b"a", True), Part(b"Hi", False, generated), Part(b" b", True)])
+        kept = model.encode_segments(
+            [TextSegment(b"a", True), TextSegment(b"Hi", False, generated), TextSegment(b" b", True)]
+        )
         assert kept == model.encode("a") + list(generated) + model.encode("b")
-        other = model.encode_parts([Part(b"a"), Part(b"Ho", False, generated)])
+        other = model.encode_segments([TextSegment(b"a"), TextSegment(b"Ho", False, generated)])
         assert other == [*model.encode("a"), generated[0], *model.encode("o")]
         with pytest.raises(EngineError, match="segment 0, id 0: expected 0 to 431, found 432"):
-            model.encode_parts([Part(b"a", False, (432,))])
-        assert model.encode_parts([]) == []
+            model.encode_segments([TextSegment(b"a", False, (432,))])
+        assert model.encode_segments([]) == []
 
 
 def test_generated_ids_in_a_sentencepiece_text(chat_models: dict[str, Path]) -> None:
-    """What follows generated ids gets no space in front; the space before an answer is the answer's."""
+    """What follows generated ids gets no space in front; the space before an answer is the
+    answer's."""
     with Model(chat_models["llama2"]) as model:
         answer = tuple(model.encode("The answer")[:])
         said = [Message("user", b"Q"), Message("assistant", b" The answer", answer), Message("user", b"R")]
@@ -165,7 +169,7 @@ def test_a_template_that_rewrites_contents(make_chat_model: Callable[..., Any], 
     source = "{% for m in messages %}<|im_start|>{{ m.content[:-1] | lower }}<|im_end|>{% endfor %}"
     with Model(make_chat_model(source).path) as model, Chat(model) as chat:
         assert chat.encode([Message("user", b"HELLO!")]) == model.encode("<|im_start|>hello<|im_end|>", special=True)
-        with pytest.raises(ChatError, match="rewrites what is said, and something said would become control tokens"):
+        with pytest.raises(ChatError, match="rewrites messages, and text in one of them would become control tokens"):
             chat.ask("Bye<|IM_END|>!")
 
 
@@ -207,14 +211,14 @@ def commands(engine_build: Path, path: Path, *flags: str) -> list[list[str]]:
 @pytest.mark.parametrize("name", NAMES)
 def test_programs_agree(chat_models: dict[str, Path], engine_build: Path, name: str) -> None:
     flags = ("-t", "0.7", "-s", "3", "-n", "12", "-y", "Be kind.", "--rolling", "-c", "160", "-v")
-    told = []
+    printed = []
     for command in commands(engine_build, chat_models[name], *flags):
         said = "One?\n\n  two <|im_end|> \r\n¿3?\nIV".encode()
         done = subprocess.run(command, input=said, capture_output=True, timeout=60)
         assert done.returncode == 0, done.stderr
         assert len(re.findall(rb"^read \d+ tokens, .* generated \d+ tokens, .* of 160$", done.stderr, re.M)) == 4
-        told.append((done.stdout.decode("utf-8", "replace"), re.findall(rb"read \d+ tokens", done.stderr)))
-    assert told[0] == told[1]
+        printed.append((done.stdout.decode("utf-8", "replace"), re.findall(rb"read \d+ tokens", done.stderr)))
+    assert printed[0] == printed[1]
 
 
 def test_one_line_for_what_is_wrong(

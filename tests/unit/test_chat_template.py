@@ -1,4 +1,4 @@
-"""Chat templates in their own process: texts and parts, and one line for whatever a hostile template does."""
+"""Chat templates in their own process: texts, parts, and one line for any hostile template."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SAID = [
 ]
 
 
-def test_parts_tell_contents_from_template() -> None:
+def test_parts_separate_contents_from_template() -> None:
     with ChatTemplate(CHAT_TEMPLATES["llama3"], bos_token="<s>", eos_token="</s>") as template:
         parts = template.render_parts(SAID)
         assert parts is not None
@@ -67,7 +67,7 @@ HOSTILE = {
     "{{ self._TemplateReference__context }}": "forbidden",
     "{{ messages.append(1) }}": "forbidden",
     "{% set messages[0].role = 'x' %}": "TemplateSyntaxError",
-    "{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}": "stopped",
+    "{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}": "more than 1.5 s",
     "{% for i in range(1000000000) %}{% endfor %}": "OverflowError",
     "{{ 9 ** (9 ** 9) }}": "",  # constants are computed when the template is compiled
     "{{ 'a' * 1000000000 }}": "memory",
@@ -90,7 +90,8 @@ HOSTILE = {
 @pytest.mark.skipif(sys.platform == "win32", reason="memory is limited where the system has such limits")
 @pytest.mark.parametrize("source", HOSTILE, ids=range(len(HOSTILE)))
 def test_hostile_templates_are_one_line(source: str) -> None:
-    with ChatTemplate("{{ messages }}") as template:  # the process takes a moment to start on a busy machine
+    # The process takes a moment to start on a busy machine.
+    with ChatTemplate("{{ messages }}") as template:
         template.render([])
     start = time.monotonic()
     with ChatTemplate(source) as template, pytest.raises(ChatError) as raised:
@@ -101,7 +102,7 @@ def test_hostile_templates_are_one_line(source: str) -> None:
     assert HOSTILE[source] in message
 
 
-def test_it_goes_on_after_a_failure() -> None:
+def test_rendering_continues_after_a_failure() -> None:
     source = "{% if messages[0].content == 'x' %}{{ 'a' * 10 ** 9 }}{% else %}{{ messages[0].content }}{% endif %}"
     with ChatTemplate(source) as template:
         for _ in range(2):
@@ -112,8 +113,8 @@ def test_it_goes_on_after_a_failure() -> None:
 
 @pytest.mark.parametrize(
     ("template", "words"),
-    [(7, "expected a text, found int"), (None, "found NoneType"), ("x" * (MAX_TEMPLATE_BYTES + 1), "at most 65,536")],
+    [(7, "expected a string, found int"), (None, "found NoneType"), ("x" * (MAX_TEMPLATE_BYTES + 1), "at most 65,536")],
 )
-def test_what_is_no_template(template: Any, words: str) -> None:
+def test_what_is_not_a_template(template: Any, words: str) -> None:
     with pytest.raises(ChatError, match=words):
         ChatTemplate(template)

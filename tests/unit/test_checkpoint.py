@@ -1,4 +1,4 @@
-"""The checkpoint folder: what is written is read back, and what is wrong is named."""
+"""Checkpoint folders: round trips, and errors that name what is wrong."""
 
 from __future__ import annotations
 
@@ -85,10 +85,10 @@ def test_damaged_files_are_named(checkpoint: Path) -> None:
             load_config(checkpoint)
 
 
-def test_what_is_no_checkpoint_is_told(tmp_path: Path, checkpoint: Path) -> None:
+def test_what_is_not_a_checkpoint_is_refused(tmp_path: Path, checkpoint: Path) -> None:
     with pytest.raises(CheckpointError, match="no such folder"):
         resolve_checkpoint(tmp_path / "nowhere")
-    with pytest.raises(CheckpointError, match="it is a file"):
+    with pytest.raises(CheckpointError, match="found a file"):
         resolve_checkpoint(checkpoint / "config.json")
     (checkpoint / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"model\.safetensors is missing"):
@@ -98,7 +98,7 @@ def test_what_is_no_checkpoint_is_told(tmp_path: Path, checkpoint: Path) -> None
         load_training_state(checkpoint)
 
 
-def test_run_directory_means_its_best_checkpoint(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+def test_a_run_directory_is_its_best_checkpoint(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
     for step in (1, 2, 3):
         make_checkpoint(step_directory(tmp_path, step), seed=step)
     (tmp_path / ".step-00000004.x.partial").mkdir()
@@ -113,7 +113,8 @@ def test_run_directory_means_its_best_checkpoint(make_checkpoint: MakeCheckpoint
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(checkpoint: Path, tmp_path: Path) -> None:
-    """In a process that may write no file larger than 64 KiB: as on a disk that fills up among the tensors."""
+    """In a process that may write no file larger than 64 KiB: as on a disk that fills up among the
+    tensors."""
     code = (
         "import resource, signal, sys\n"
         "from pathlib import Path\n"

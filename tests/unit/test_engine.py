@@ -1,4 +1,5 @@
-"""The binding, on tiny models: its numbers against a forward pass in numpy, its text, its errors, its lifetimes."""
+"""The binding, on tiny models: its numbers against a forward pass in numpy, its text, its errors,
+its lifetimes."""
 
 from __future__ import annotations
 
@@ -17,6 +18,7 @@ from llamita import engine
 from llamita.chat import Chat
 from llamita.engine import Model, Sampler
 from llamita.engine import library as engine_library
+from llamita.engine import model as engine_model
 from llamita.engine.library import library_path
 from llamita.errors import EngineError
 from llamita.sampling import RuntimeOptions, SamplingParams
@@ -25,7 +27,8 @@ pytestmark = pytest.mark.usefixtures("engine_build")
 
 
 def forward(tiny, ids: list[int]) -> np.ndarray:
-    """float64 [n, V]: a Llama in llama2.c's layout, all positions at once, written as plainly as numpy allows."""
+    """float64 [n, V]: a Llama in llama2.c's layout, all positions at once, written as plainly as
+    numpy allows."""
     w, shape, n = tiny.tensors, tiny.shape, len(ids)
     heads, size = shape["heads"], shape["hidden"] // shape["heads"]
     group = heads // shape["kv_heads"]
@@ -130,8 +133,8 @@ def test_generate_is_greedy_seeded_and_continues_only(tiny_models) -> None:
         for _ in range(6):
             ids = [*ids, int(model.logits(ids)[-1].argmax())]
         assert [*generation.prompt_ids, *generation.ids] == ids
-        told = [list(model.generate("ab", max_new_tokens=9, seed=seed, top_k=50, min_p=0.01)) for seed in (7, 7, 8)]
-        assert told[0] == told[1] != told[2]
+        texts = [list(model.generate("ab", max_new_tokens=9, seed=seed, top_k=50, min_p=0.01)) for seed in (7, 7, 8)]
+        assert texts[0] == texts[1] != texts[2]
 
 
 def test_options_as_an_object_or_by_name(tiny_models) -> None:
@@ -282,7 +285,8 @@ def test_lifetimes(tiny_models) -> None:
 
 
 def test_the_binding_is_the_header() -> None:
-    """Every function has its binding, and the fields of llamita_model_info are in the header's order and sizes."""
+    """Every function has its binding, and the fields of llamita_model_info are in the header's
+    order and sizes."""
     header = (Path(__file__).resolve().parents[2] / "engine" / "include" / "llamita.h").read_text(encoding="utf-8")
     header = re.sub(r"/\*.*?\*/", "", header, flags=re.DOTALL)
     assert re.findall(r"LLAMITA_API [^;(]*?\bllamita_(\w+)\(", header) == list(engine_library.FUNCTIONS)
@@ -355,6 +359,6 @@ def test_a_missing_library_says_what_to_do(monkeypatch, tmp_path: Path) -> None:
 
 
 def test_a_missing_packaged_model_says_so(monkeypatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(engine, "PACKAGED_MODEL", tmp_path / "stories.gguf")
+    monkeypatch.setattr(engine_model, "PACKAGED_MODEL", tmp_path / "stories.gguf")
     with pytest.raises(EngineError, match="name a model file"):
         llamita.load()

@@ -47,7 +47,7 @@ def assert_one_line(done: subprocess.CompletedProcess[bytes], *words: str) -> No
 
 @pytest.fixture(scope="session")
 def alphabet(tiny_models):
-    """Greedily tells the alphabet from "a", then ends."""
+    """Greedily generates the alphabet from "a", then ends."""
     letters = [tiny_models.piece_id(c) for c in "abcdefghijklmnopqrstuvwxyz"]
     return tiny_models.successor("alphabet", {1: letters[0], **dict(pairwise([*letters, 2]))})
 
@@ -106,9 +106,9 @@ def test_the_seed_decides(run: Run, tiny_models) -> None:
     words = [tiny.path, "-z", tiny.tokenizer, "-n", 20]
     first, second, other = (run(*words, "-s", seed).stdout for seed in (5, 5, 2**64 - 1))
     assert first == second != other
-    told = run(*words)
-    seed = re.search(r"; -s (\d+) gives the same text", status_lines(told)[0])
-    assert seed and run(*words, "-s", seed[1]).stdout == told.stdout
+    first = run(*words)
+    seed = re.search(r"; -s (\d+) gives the same text", status_lines(first)[0])
+    assert seed and run(*words, "-s", seed[1]).stdout == first.stdout
     assert b"gives the same text" not in run(*words, "-t", 0).stderr
 
 
@@ -117,9 +117,9 @@ def test_llamita_run_tells_the_same(run: Run, tiny_models, capfd: pytest.Capture
     words = ["-z", str(tiny.tokenizer), "-n", "12", "-s", "11", "-k", "40", "-i", "the cat", "-j", "1"]
     done = run(tiny.path, *words)
     assert main(["run", str(tiny.path), *words]) == 0
-    told = capfd.readouterr()
-    assert told.out == done.stdout.decode("utf-8", "replace")
-    ours, theirs = told.err.splitlines()[-1], status_lines(done)[-1]
+    printed = capfd.readouterr()
+    assert printed.out == done.stdout.decode("utf-8", "replace")
+    ours, theirs = printed.err.splitlines()[-1], status_lines(done)[-1]
     assert SPEED_LINE.fullmatch(ours) and SPEED_LINE.fullmatch(theirs)
     assert re.sub(r"[\d.]+ (tok/s|GB/s|ms)", "", ours) == re.sub(r"[\d.]+ (tok/s|GB/s|ms)", "", theirs)
 
@@ -134,8 +134,8 @@ def test_flags_are_read(run: Run, tiny_models, flag: str) -> None:
 def test_threads_and_kernels_change_nothing(run: Run, tiny_models) -> None:
     tiny = tiny_models.random(3)
     words = [tiny.path, "-z", tiny.tokenizer, "-n", 25, "-s", 1]
-    told = {run(*words, "-j", threads, "--kernels", "scalar").stdout for threads in (1, 2, 3)}
-    assert len(told) == 1 and len(told.pop()) > 25
+    texts = {run(*words, "-j", threads, "--kernels", "scalar").stdout for threads in (1, 2, 3)}
+    assert len(texts) == 1 and len(texts.pop()) > 25
 
 
 def test_llama2c_tokenizer_is_found_in_this_folder(run: Run, tiny_models) -> None:
@@ -153,7 +153,7 @@ def test_help_and_version(run: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         ([], "expected a model file"),
         (["M", "N"], "one model"),
@@ -190,11 +190,11 @@ def test_help_and_version(run: Run) -> None:
         (["/"], "/"),
     ],
 )
-def test_what_a_person_can_get_wrong(run: Run, tiny_models, words: list[str], told: str) -> None:
+def test_what_a_person_can_get_wrong(run: Run, tiny_models, words: list[str], message: str) -> None:
     tiny = tiny_models.random()
     words = [str(tiny.path) if word == "M" else word for word in words]
     tokenizer = [] if "-z" in words else ["-z", str(tiny.tokenizer)]
-    assert_one_line(run(*tokenizer, *words), told)
+    assert_one_line(run(*tokenizer, *words), message)
 
 
 def test_llama2c_model_without_tokenizer(run: Run, tiny_models, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from llamita.cli.byte_progress import byte_bars
+from llamita.cli.progress import make_bars
 from llamita.console import print_table
 from llamita.training.progress import TrainingDisplay, fit
 
@@ -83,7 +83,7 @@ def test_fit() -> None:
 @pytest.mark.parametrize("columns", [60, 80, 120])
 def test_bars_of_bytes_fit_the_terminal(columns: int) -> None:
     console = terminal(columns)
-    bars = byte_bars(console, transient=False)
+    bars = make_bars(console, in_bytes=True, transient=False)
     for name in ("TinyStoriesV2-GPT4-train.txt", "encoding"):
         bars.update(bars.add_task(name, total=2_200_000_000), completed=800_000_000)
     console.print(bars.get_renderable())

@@ -1,7 +1,7 @@
 /* model.h: what a model is in memory: data and shapes, no code but the declarations of who fills and frees it.
  *
  * Shape letters, everywhere in engine/: D hidden, H query heads, K kv heads, S head size, F ffn, V vocab, L layers,
- * T tokens of one pass. Names follow Hugging Face (docs/naming.md has the table).
+ * T tokens of one pass. Names follow Hugging Face (docs/formats.md has the table).
  */
 #ifndef LLAMITA_MODEL_H
 #define LLAMITA_MODEL_H

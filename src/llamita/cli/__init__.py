@@ -18,11 +18,11 @@ from llamita.errors import LlamitaError
 # command -> (module, what it does), in the order of the pipeline.
 COMMANDS: dict[str, tuple[str, str]] = {
     "prepare": ("prepare", "Turn text into a tokenizer and a token store."),
-    "plan": ("plan", "Show what train would choose for a token store and some minutes, and why."),
+    "plan": ("plan", "Show what train would choose for a token store and a time limit, and why."),
     "train": ("train", "Train a checkpoint (a Hugging Face folder) on token stores."),
     "report": ("report", "Write a page with the curves, samples and settings of runs."),
     "finetune": ("finetune", "Fine-tune a checkpoint on conversations or text, in full or with LoRA."),
-    "sample": ("sample", "Generate text with a checkpoint in PyTorch, slowly and obviously."),
+    "sample": ("sample", "Generate text with a checkpoint in PyTorch; slow, for reference."),
     "eval": ("eval", "Measure bits per byte of a checkpoint or a model file on held-out text."),
     "export": ("export", "Write a checkpoint as one model file: .gguf, or llama2.c's .bin."),
     "merge": ("merge", "Merge an adapter (LoRA) into its base checkpoint."),
@@ -36,7 +36,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0 done, 2 a user's error (one line on stderr), 130
+    """Run one command; returns the exit code: 0, 2 for a user's error (one line on stderr), 130 if
     interrupted."""
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help", "help"):
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 141
-    except OSError as error:  # from stdout: other files raise errors of their own
+    except OSError as error:  # of stdout: all other files raise LlamitaError
         if error.errno not in (errno.ENOSPC, errno.EIO, errno.EFBIG):
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # discards what Python flushes at exit

@@ -1,4 +1,4 @@
-"""Opens the adapters of --adapter (FILE or FILE:SCALE), and notes those that were made for another
+"""Opens the adapters of --adapter (FILE or FILE:SCALE), and warns of those that belong to another
 model."""
 
 from __future__ import annotations
@@ -12,21 +12,18 @@ from pathlib import Path
 from llamita.engine import Adapter, Model
 from llamita.errors import FormatError
 
+USELESS = "it is useless with another checkpoint"
 _SCALED = re.compile(r"(.+):([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)", re.DOTALL)
 
 
-MEANS_NOTHING = "with another checkpoint it means nothing"
-
-
 def other_base_rows(other_base: str | None) -> list[tuple[str, str]]:
-    """What to say of an adapter that was made for another checkpoint, if it was, as rows of a
-    table."""
-    return [] if other_base is None else [("note", f"the adapter was made for {other_base}: {MEANS_NOTHING}")]
+    """A warning about an adapter of another checkpoint, as rows of a table; none if it fits."""
+    return [] if other_base is None else [("note", f"the adapter was made for {other_base}: {USELESS}")]
 
 
 def open_adapters(model: Model, values: Sequence[str]) -> list[tuple[Adapter, float]]:
-    """The adapters in their order; without a scale it is 1. A line on stderr for each that names
-    another base than this model. Raises EngineError for a file that does not fit."""
+    """Open the adapters; the default scale is 1. Prints a warning on stderr for each that names
+    another base than this model. Raises EngineError for a file that does not fit the model."""
     pairs = []
     for value in values:
         scaled = _SCALED.fullmatch(value)
@@ -35,17 +32,17 @@ def open_adapters(model: Model, values: Sequence[str]) -> list[tuple[Adapter, fl
         base, name = base_name(Path(path)), model.info.name
         if base and name and _letters(base) != _letters(name):
             print(
-                f"adapter {path}: it was made for {base!r}, and this model is {name!r}: {MEANS_NOTHING}",
+                f"adapter {path}: it was made for {base!r}, and this model is {name!r}: {USELESS}",
                 file=sys.stderr,
             )
     return pairs
 
 
 def base_name(path: Path) -> str:
-    """The name of the model that a GGUF adapter says it was made for, or ""."""
-    from llamita.formats.gguf import read_gguf  # adapters are few
+    """The model that a GGUF adapter names as its base, or ""."""
+    from llamita.formats.gguf import read_gguf  # slow to import, and adapters are rare
 
-    with contextlib.suppress(FormatError):  # the engine has judged the file
+    with contextlib.suppress(FormatError):  # the engine has checked the file
         name = read_gguf(path).metadata.get("general.base_model.0.name")
         if isinstance(name, str):
             return name
@@ -53,5 +50,5 @@ def base_name(path: Path) -> str:
 
 
 def _letters(name: str) -> str:
-    """A name as its letters and digits: some exporters write "SmolLM2 135M" for smollm2-135m."""
+    """Letters and digits only: some exporters write "SmolLM2 135M" for smollm2-135m."""
     return "".join(each for each in name.casefold() if each.isalnum())

@@ -70,8 +70,8 @@ def main(argv: list[str]) -> int | None:
 
 
 class _Interrupts:
-    """What Ctrl-C means: the first during an answer ends it, a second one the program. At the
-    prompt it is a KeyboardInterrupt; between the two, on a terminal, nothing."""
+    """Handles Ctrl-C: during an answer, the first ends the answer and the second the program. At
+    the prompt it raises KeyboardInterrupt. Between the two, on a terminal, it is ignored."""
 
     def __init__(self, terminal: bool) -> None:
         self.reading = not terminal
@@ -81,7 +81,7 @@ class _Interrupts:
 
     @contextlib.contextmanager
     def during(self, answer: Answer) -> Iterator[None]:
-        """In this block an answer comes."""
+        """In this block an answer is printed."""
         self._answer, self._pressed = answer, False
         try:
             yield
@@ -119,7 +119,7 @@ def _turns(chat: Chat, flags: ChatFlags) -> int:
         except ChatError as error:
             if not terminal:
                 raise
-            fail(str(error))  # the chat goes on: another question may be shorter
+            fail(str(error))  # the next question may be shorter
             continue
         _answer(answer, flags, interrupts)
         if answer.stop == "interrupted" and not terminal:
@@ -156,11 +156,11 @@ def _read(terminal: bool, interrupts: _Interrupts) -> str | None:
 
 def _load_line_editing() -> None:
     with contextlib.suppress(ImportError):
-        importlib.import_module("readline")  # arrow keys and earlier questions, where the system has it
+        importlib.import_module("readline")  # arrow keys and history, if the system has it
 
 
 def _answer(answer: Answer, flags: ChatFlags, interrupts: _Interrupts) -> None:
-    """Print the answer as it comes."""
+    """Print the answer while it is generated."""
     if answer.num_forgotten_turns:
         turns = "turn was" if answer.num_forgotten_turns == 1 else "turns were"
         _status(f"the context is full: the {answer.num_forgotten_turns} oldest {turns} forgotten")

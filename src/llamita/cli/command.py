@@ -1,9 +1,10 @@
-"""What all commands share: their command line, and errors as one line with exit code 2."""
+"""Shared by all commands: parse the command line, print errors and hints."""
 
 from __future__ import annotations
 
 import contextlib
 import itertools
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,8 +18,8 @@ VERIFY: dict[str, bool | None] = {"auto": None, "yes": True, "no": False}
 
 
 def parse(flags: type[Flags], argv: Sequence[str], prog: str) -> Flags:
-    """Parse argv into the dataclass `flags`; --help prints and exits with 0. Raises ConfigError, in
-    one line."""
+    """Parse argv into the dataclass `flags`; --help prints the help and exits. Raises
+    ConfigError."""
     if {"-h", "--help"} & set(itertools.takewhile(lambda word: word != "--", argv)):
         print(help_text(flags, prog, help_columns(), is_bold=has_color(sys.stdout)), flush=True)
         raise SystemExit(0)
@@ -32,9 +33,16 @@ def check_is_file(model: Path, command: str) -> None:
     """Raise ConfigError if the path is a folder, such as a checkpoint, and not a model file."""
     if model.is_dir():
         raise ConfigError(
-            f"cannot {command} {model}: expected a model file, found a folder; make one of it: llamita export "
+            f"cannot {command} {model}: expected a model file, found a folder; write one with: llamita export "
             f"{model} {model.name}.gguf"
         )
+
+
+def print_resume(command: str, argv: Sequence[str], steps: int) -> None:
+    """Print how to resume a run that was interrupted."""
+    words = shlex.join([word for word in argv if word != "--resume"])
+    print(f"interrupted at step {steps}; a checkpoint is saved. To resume:", file=sys.stderr)
+    print(f"  llamita {command} {words} --resume", file=sys.stderr)
 
 
 def fail(message: str) -> int:
@@ -45,7 +53,7 @@ def fail(message: str) -> int:
 
 @contextlib.contextmanager
 def requires_extra(extra: str) -> Iterator[None]:
-    """Around the imports of a command: a missing package becomes one line that says how to install
+    """Turn a missing package, in the imports of a command, into one line that says how to install
     it."""
     try:
         yield

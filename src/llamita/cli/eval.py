@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import numpy as np
-import numpy.typing as npt
-
-from llamita.batch_generate import Sample
+from llamita.batch_generate import SampleOptions
 from llamita.cli.command import parse, requires_extra
+from llamita.cli.progress import progress_bars
 from llamita.config import Option, check
 from llamita.console import print_table
-from llamita.data.batches import Documents
-from llamita.data.readers import read_documents
-from llamita.data.token_store import TokenStore
-from llamita.engine import Model, load
-from llamita.errors import CheckpointError, ConfigError, SourceError, TokenizerError
-from llamita.eval.samples import SampleOptions, SampleReport, generate_and_measure, opened_in_engine
-from llamita.eval.scoring import EncodedTexts, Score, score_documents
-
-ROUND_TRIPS = 32  # documents of a store that a model file's tokenizer must give the same ids for
+from llamita.data.batches import ScoredDocuments
+from llamita.engine import load
+from llamita.errors import CheckpointError, ConfigError
+from llamita.eval.samples import SampleReport, generate_and_measure, opened_in_engine, read_prompts, save_samples
+from llamita.eval.score import Data, ScoredModel, encode_for_model_file, score_model_file
+from llamita.sampling import SamplingParams
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +71,7 @@ class Flags:
     split_on: Annotated[Literal["separator", "blank-lines", "file"], Option("RULE", group="documents")] = "separator"
     """Where documents of .txt and .md files end: separator, blank-lines or file."""
     text_key: Annotated[str, Option("NAME", group="documents")] = "text"
-    """Key (.jsonl) or column (.csv, .parquet) that holds the text."""
+    """Key (.jsonl, .json) or column (.csv, .parquet) that holds the text."""
     device: Annotated[str, Option("DEVICE", group="hardware")] = "auto"
     """Device for checkpoints: auto, cpu, cuda or cuda:N."""
     threads: Annotated[int | None, Option(short="j", group="hardware")] = None
@@ -107,24 +100,17 @@ class Flags:
         )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Scored:
-    """A score and what it was made of: the documents, as the model's ids."""
-
-    score: Score
-    documents: Documents
-
-
 def main(argv: list[str]) -> None:
     flags = parse(Flags, argv, "llamita eval")
-    prompts = _prompts(flags)
+    prompts = ("",) if flags.prompts is None else read_prompts(flags.prompts)
+    data = Data(flags.data, flags.split, flags.separator, flags.split_on, flags.text_key)
     start = time.monotonic()
-    scored = _score_file(flags) if flags.model.is_file() else _score_checkpoint(flags)
+    scored = _score_model_file(flags, data) if flags.model.is_file() else _score_checkpoint(flags, data)
     score = scored.score
     if not math.isfinite(score.nats):
-        raise CheckpointError(f"{flags.model}: its bits per byte are {score.nats}; its weights are damaged or diverged")
+        raise CheckpointError(f"{flags.model}: its bits per byte are {score.nats}: its weights are corrupted")
     seconds = time.monotonic() - start
-    told = _tell(flags, prompts, scored.documents) if flags.samples else None
+    report = _sample(flags, prompts, data, scored.documents) if flags.samples else None
     perplexity = math.exp(min(score.nats_per_token, 700))
     if flags.json:
         values = {
@@ -134,183 +120,54 @@ def main(argv: list[str]) -> None:
             "perplexity": perplexity,
             "seconds": seconds,
         }
-        print(json.dumps(values if told is None else {**values, "samples": told.values()}))
+        print(json.dumps(values if report is None else {**values, "samples": report.values()}))
         return
     print(f"{score.bits_per_byte:.4f} bits per byte")
     print(
-        f"{score.nats_per_token:.4f} nats a token (perplexity {perplexity:.2f}); "
+        f"{score.nats_per_token:.4f} nats per token (perplexity {perplexity:.2f}); "
         f"{score.num_documents:,} documents, {score.num_tokens:,} tokens, {score.text_bytes:,} bytes; "
         f"{score.num_tokens / seconds:,.0f} tok/s"
     )
-    if told is not None:
-        print_table(told.rows(), sys.stdout)
+    if report is not None:
+        print_table(report.rows(), sys.stdout)
 
 
-def _score_checkpoint(flags: Flags) -> _Scored:
+def _score_checkpoint(flags: Flags, data: Data) -> ScoredModel:
     with requires_extra("train"):
-        from llamita.checkpoint import load_model, resolve_checkpoint
-        from llamita.eval.bits_per_byte import bits_per_byte
-        from llamita.tokenizer import load_tokenizer
+        from llamita.eval.score_checkpoint import score_checkpoint
         from llamita.training.distributed import start_ranks
         from llamita.training.loss import SummedLoss
 
     if flags.tokenizer is not None:
         raise ConfigError("eval: --tokenizer is for llama2.c model files; a checkpoint has its own")
-    checkpoint = resolve_checkpoint(flags.model)
-    model, tokenizer = load_model(checkpoint), load_tokenizer(checkpoint)
-    if tokenizer.vocab_size > model.config.vocab_size:
-        raise TokenizerError(
-            f"cannot score {checkpoint}: its tokenizer has {tokenizer.vocab_size:,} tokens, "
-            f"its model only {model.config.vocab_size:,}"
-        )
-    store = _open_store(flags.data, flags.split)
-    if store is not None and store.tokenizer_fingerprint != tokenizer.fingerprint:
-        raise _other_tokenizer(flags, flags.data[0])
-    documents = (
-        _texts(flags, flags.data, tokenizer.encode_batch, tokenizer.eos_id)
-        if store is None
-        else store.split(flags.split)
-    )
-    bos_id = _border(flags, tokenizer.bos_id, tokenizer.eos_id)
-    with start_ranks(flags.device, flags.threads) as ranks, _bar("evaluating") as advance:
-
-        def show(share: float) -> bool:
-            advance(share)
-            return True
-
-        score = bits_per_byte(SummedLoss(model.to(ranks.device)), documents, bos_id, ranks, advance=show)
-    assert score is not None
-    return _Scored(score, documents)
+    with start_ranks(flags.device, flags.threads) as ranks, progress_bars() as progress:
+        return score_checkpoint(flags.model, data, lambda model: SummedLoss(model.to(ranks.device)), ranks, progress)
 
 
-def _score_file(flags: Flags) -> _Scored:
+def _score_model_file(flags: Flags, data: Data) -> ScoredModel:
     model = load(flags.model, tokenizer=flags.tokenizer)
-    documents = _documents(flags, model, flags.data, flags.split)
-    bos_id = _border(flags, *(each if each >= 0 else None for each in (model.info.bos_id, model.info.eos_id)))
-    with model.session(num_threads=flags.threads or 0) as session, _bar("evaluating") as advance:
-
-        def score_row(ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-            session.rewind(0)
-            return session.score(ids)
-
-        return _Scored(score_documents(documents, model.info.context_tokens, bos_id, score_row, advance), documents)
+    with progress_bars() as progress:
+        return score_model_file(flags.model, model, data, num_threads=flags.threads or 0, progress=progress)
 
 
-def _documents(flags: Flags, model: Model, data: tuple[str, ...], split: Literal["val", "train"]) -> Documents:
-    """Data, a token store or texts, as the ids of the engine's model."""
-    store = _open_store(data, split)
-    if store is None:
-        eos_id = model.info.eos_id if model.info.eos_id >= 0 else None
-        return _texts(flags, data, lambda texts: [model.encode(text) for text in texts], eos_id)
-    documents = store.split(split)
-    _check_round_trips(flags, model, documents, data[0])
-    return documents
-
-
-def _check_round_trips(flags: Flags, model: Model, documents: Documents, place: str) -> None:
-    """Raise TokenizerError unless the model file's tokenizer gives a store's documents the ids that
-    the store has."""
-    for number in np.unique(np.linspace(0, documents.num_documents - 1, ROUND_TRIPS).astype(int)):
-        ids = documents.document(int(number))[:-1]
-        if ids.size and (int(ids.max()) >= model.info.vocab_size or model.encode(model.decode(ids)) != ids.tolist()):
-            raise _other_tokenizer(flags, place)
-
-
-def _other_tokenizer(flags: Flags, place: str) -> TokenizerError:
-    return TokenizerError(
-        f"cannot score {flags.model} on {place}: the store was made with another tokenizer; "
-        "give the text itself instead"
-    )
-
-
-def _open_store(data: tuple[str, ...], split: Literal["val", "train"]) -> TokenStore | None:
-    """The token store that data is, with documents in the split; None if they are texts."""
-    if len(data) != 1 or not (Path(data[0]) / "store.json").is_file():
-        return None
-    store = TokenStore(Path(data[0]))
-    if store.split(split).num_documents == 0:
-        raise SourceError(f"cannot score on {data[0]}: its {split} split is empty")
-    return store
-
-
-def _texts(
-    flags: Flags, data: tuple[str, ...], encode_batch: Callable[[list[str]], Any], eos_id: int | None
-) -> EncodedTexts:
-    found = read_documents(data, separator=flags.separator, split_on=flags.split_on, text_key=flags.text_key)
-    documents = EncodedTexts([document.text for document in found], encode_batch, _border(flags, eos_id, None))
-    if documents.num_documents == 0:
-        raise SourceError(f"cannot score on {' '.join(data)}: no text in it")
-    return documents
-
-
-def _border(flags: Flags, first: int | None, second: int | None) -> int:
-    """The first id that there is. Raises TokenizerError."""
-    for border in (first, second):
-        if border is not None:
-            return border
-    raise TokenizerError(
-        f"cannot score {flags.model}: no id for the beginning and the end of a text; a llama2.c model needs --tokenizer"
-    )
-
-
-@contextlib.contextmanager
-def _bar(what: str) -> Iterator[Callable[[float], None]]:
-    """A bar on a terminal, nothing elsewhere."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(None), TaskProgressColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(what, total=1.0)
-        yield lambda share: progress.update(task, completed=share)
-
-
-# ---------------------------------------------------------------------- samples
-
-
-def _prompts(flags: Flags) -> list[str]:
-    """The lines of --prompts that are not empty; one empty prompt without it. Raises
-    SourceError."""
-    if flags.prompts is None:
-        return [""]
-    try:
-        lines = flags.prompts.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise SourceError(f"--prompts: {flags.prompts}: {error.strerror or error}") from None
-    except UnicodeError:
-        raise SourceError(f"--prompts: {flags.prompts}: expected UTF-8 text, found something else") from None
-    prompts = [line for line in lines if line.strip()]
-    if not prompts:
-        raise SourceError(f"--prompts: {flags.prompts}: expected the beginning of a text a line, found none")
-    return prompts
-
-
-def _tell(flags: Flags, prompts: list[str], val: Documents) -> SampleReport:
+def _sample(flags: Flags, prompts: tuple[str, ...], data: Data, val: ScoredDocuments) -> SampleReport:
     training = flags.training
-    if not training and _open_store(flags.data, "val") is not None:
+    if not training and data.open_store() is not None:
         training = flags.data
-    telling = SampleOptions(
+    options = SampleOptions(
         flags.samples,
-        tuple(prompts),
+        prompts,
         flags.max_new_tokens,
-        flags.temperature,
-        flags.top_p,
-        flags.seed,
+        SamplingParams(flags.temperature, flags.top_p, seed=flags.seed),
         flags.threads or 0,
     )
     with opened_in_engine(flags.model, flags.tokenizer) as model:
-        documents = _documents(flags, model, training, "train") if training else None
-        with _bar("telling") as advance:
-            told = generate_and_measure(model, telling, val, documents, advance)
+        documents = None
+        if training:
+            source = dataclasses.replace(data, paths=training, split="train")
+            documents = encode_for_model_file(flags.model, model, source)
+        with progress_bars() as progress:
+            report = generate_and_measure(model, options, val, documents, progress)
     if flags.save_samples is not None:
-        _save(flags.save_samples, told.samples)
-    return told
-
-
-def _save(path: Path, samples: list[Sample]) -> None:
-    lines = [{"text": sample.text.decode("utf-8", "replace"), "ended": sample.ended} for sample in samples]
-    try:
-        path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
-    except OSError as error:
-        raise SourceError(f"--save-samples: {path}: {error.strerror or error}") from None
+        save_samples(flags.save_samples, report.samples)
+    return report

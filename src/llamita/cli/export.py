@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from llamita.cli.adapters import other_base_rows
-from llamita.cli.byte_progress import byte_progress
 from llamita.cli.command import VERIFY, parse, requires_extra
+from llamita.cli.progress import byte_progress
 from llamita.config import Option, flag
 from llamita.console import print_table
 from llamita.errors import ConfigError
@@ -68,7 +68,7 @@ def main(argv: list[str]) -> None:
 
         with (
             plain_checkpoint(flags.checkpoint, flags.out) as checkpoint,
-            byte_progress("exporting", sys.stderr) as progress,
+            byte_progress("exporting") as progress,
         ):
             report = export(
                 checkpoint,
@@ -98,7 +98,7 @@ def main(argv: list[str]) -> None:
 
 
 def export_adapter(flags: ExportFlags, adapter: Path) -> None:
-    """--adapter: what else can be chosen is a setting of a checkpoint's export."""
+    """Export with --adapter; the other options apply to checkpoints only. Raises ConfigError."""
     for name in ("type", "version", "dtype", "shard_size"):
         if getattr(flags, name) is not None:
             raise ConfigError(f"cannot export {adapter}: {flag(name)}: an adapter is written in f32, as one .gguf")
@@ -118,15 +118,15 @@ def export_adapter(flags: ExportFlags, adapter: Path) -> None:
     rows += other_base_rows(report.other_base)
     if report.chat_template is False:
         rows.append((
-            "note", "the checkpoint has no chat template, which chat needs BASE.gguf to have: export BASE.gguf of what "
-            f"`llamita import {flags.checkpoint} --out FOLDER --chat-template NAME` makes",
+            "note", "the checkpoint has no chat template, and chat needs one in BASE.gguf: add it with "
+            f"`llamita import {flags.checkpoint} --out FOLDER --chat-template NAME`, and export FOLDER",
         ))  # fmt: skip
     print_table(rows, sys.stderr)
 
 
 def parse_bytes(text: str) -> int:
-    """Bytes of a size: 5GB, 500 MB, 1GiB, 4096. Raises ConfigError."""
+    """A size in bytes, from 5GB, 500 MB, 1GiB or 4096. Raises ConfigError."""
     match = re.fullmatch(r"(\d{1,12})\s*([KMG]I?|)B?", text.strip().upper())
     if match is None or int(match[1]) == 0:
-        raise ConfigError(f"shard size: expected a size as 5GB or 500MB, found {text!r}")
+        raise ConfigError(f"shard size: expected a size such as 5GB or 500MB, found {text!r}")
     return int(match[1]) * _UNITS[match[2]]

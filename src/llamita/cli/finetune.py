@@ -7,14 +7,13 @@ import dataclasses
 import shlex
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from llamita.cli.command import parse, requires_extra
+from llamita.cli.command import parse, print_resume, requires_extra
 from llamita.config import FinetuneConfig, Option
 from llamita.console import print_table
-
-STARTED = time.monotonic()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,50 +36,55 @@ class Finetune(FinetuneConfig):
 
 
 def main(argv: list[str]) -> int:
+    started = time.monotonic()
     config = parse(Finetune, argv, "llamita finetune")
     with requires_extra("train"):
         from llamita.finetune.run import finetune, show_preview
     from rich.console import Console
 
-    from llamita.report.summary import summary_table
-    from llamita.run_directory import read_metrics
+    from llamita.report.summary import summary_rows
 
     if config.preview:
         show_preview(config, Console())
         return 0
-    result = finetune(config, started=STARTED)
+    result = finetune(config, started=started)
     if not result.is_first or result.was_finished:
         return 0
     if result.interrupted:
-        words = shlex.join([word for word in argv if word != "--resume"])
-        print(f"interrupted at step {result.summary['steps']}, and saved. To go on:", file=sys.stderr)
-        print(f"  llamita finetune {words} --resume", file=sys.stderr)
+        print_resume("finetune", argv, result.summary["steps"])
         return 130
-    Console(stderr=True, highlight=False).print(summary_table(result.summary))
-    judged = [line for line in read_metrics(config.out) if line["kind"] == "eval"]
+    print_table(summary_rows(result.summary), sys.stderr)
+    print_table([*_before_and_after(config, result.summary), *next_steps(config)], sys.stderr)
+    return 0
+
+
+def _before_and_after(config: FinetuneConfig, summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The metrics before the first step and at the best one, as rows of a table."""
+    from llamita.run_directory import read_metrics
+
+    evaluations = [line for line in read_metrics(config.out) if line["kind"] == "eval"]
     rows = []
-    for name, what in (
+    for name, title in (
         ("loss", "validation loss" if config.preference else "validation loss, nats per target"),
         ("accuracy", "preference accuracy"), ("margin", "reward margin"), ("bpb", "validation bits per byte"),
         ("exact", "short answers, exact match"), ("contains", "short answers, contained"),
         ("general_bpb", "general text, bits per byte"),
     ):  # fmt: skip
-        told = [(line["step"], line[name]) for line in judged if name in line]
-        best = [value for step, value in told if step == result.summary["best_step"]]  # what is exported
+        values = [(line["step"], line[name]) for line in evaluations if name in line]
+        best = [value for step, value in values if step == summary["best_step"]]  # what is exported
         if best:
-            rows.append((what, f"{told[0][1]:.4f} before, {best[-1]:.4f} after"))
-    if result.summary["best_step"] == 0 and result.summary["steps"] > 0:
+            rows.append((title, f"{values[0][1]:.4f} before, {best[-1]:.4f} after"))
+    if summary["best_step"] == 0 and summary["steps"] > 0:
         rows.append((
             "note", f"no step improved on {config.checkpoint}: {config.out}/best is the unchanged checkpoint, "
             f"{config.out}/latest the last step; more examples or a lower --learning-rate may help",
         ))  # fmt: skip
-    print_table([*rows, *next_steps(config)], sys.stderr)
-    return 0
+    return rows
 
 
 def next_steps(config: FinetuneConfig) -> list[tuple[str, str]]:
-    """The commands for what comes next, as rows of a table."""
-    from llamita.finetune.splits import is_text
+    """The next commands, as rows of a table."""
+    from llamita.finetune.dataset import is_text
 
     run, base = shlex.quote(str(config.out)), shlex.quote(str(config.checkpoint))
     model = shlex.quote(f"{config.out.name}.gguf")

@@ -15,14 +15,14 @@ from typing import Any, TextIO
 from llamita.cli.parser import Argument, arguments_of
 
 MIN_COLUMNS, MAX_COLUMNS = 40, 100
-GROUPS = (  # in this order; others follow
+GROUPS = (  # in this order; other groups follow
     "arguments", "options", "model", "documents", "validation", "data", "sampling", "LoRA", "preference",
     "optimization", "evaluation", "distillation", "output", "engine", "hardware", "advanced",
 )  # fmt: skip
 
 
 def help_text(flags: type[Any], prog: str, columns: int, *, is_bold: bool = False) -> str:
-    """The help of a command: usage, description, arguments and options by groups, examples."""
+    """Format the help of a command: usage, description, arguments, groups of options, examples."""
     arguments = arguments_of(flags)
     required = [each for each in arguments if each.default is dataclasses.MISSING and not each.option.positional]
     usage = [prog, *(_usage(each) for each in arguments if each.option.positional)]
@@ -47,7 +47,7 @@ def help_text(flags: type[Any], prog: str, columns: int, *, is_bold: bool = Fals
 
 
 def in_columns(rows: Sequence[tuple[str, str]], columns: int, left: int) -> str:
-    """Rows of a name and a text; a name that is too long for its column has a line of its own."""
+    """Format rows of (name, text); a name too long for its column gets its own line."""
     lines = []
     for name, text in rows:
         wrapped = textwrap.wrap(text, columns - left, break_on_hyphens=False) or [""]
@@ -60,7 +60,7 @@ def in_columns(rows: Sequence[tuple[str, str]], columns: int, left: int) -> str:
 
 
 def help_columns() -> int:
-    """The width of the terminal ($COLUMNS, where set), within limits."""
+    """The width of the terminal or $COLUMNS, clamped."""
     return min(max(shutil.get_terminal_size().columns, MIN_COLUMNS), MAX_COLUMNS)
 
 
@@ -83,19 +83,18 @@ def _left(argument: Argument) -> str:
 
 
 def _help(argument: Argument, text: str) -> str:
-    """The field's docstring; the choices and the default follow unless it names them itself."""
+    """The field's docstring, with the choices and the default unless it names them."""
     default = argument.default
     if argument.choices and argument.metavar == "NAME":
         text += f" Choices: {', '.join(map(str, argument.choices))}."
     if "default" in text.lower() or default in (None, "", (), dataclasses.MISSING) or argument.kind is bool:
         return text
     shown = f"{default:g}" if argument.kind is float else str(default)
-    return f"{text.removesuffix('.')} (default:\xa0{shown})."  # not broken between lines
+    return f"{text.removesuffix('.')} (default:\xa0{shown})."  # a no-break space
 
 
 def _field_docs(flags: type[Any]) -> dict[str, str]:
-    """The string below each field, as the source has it; a field without one has that of the base
-    class."""
+    """The docstring below each field, from the source; inherited from base classes."""
     docs = {}
     for base in filter(dataclasses.is_dataclass, reversed(flags.__mro__)):
         parsed = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
-from llamita.cli.byte_progress import byte_progress
 from llamita.cli.command import VERIFY, parse, requires_extra
+from llamita.cli.progress import byte_progress
 from llamita.config import Option
 from llamita.console import print_table
 
@@ -51,7 +51,7 @@ def main(argv: list[str]) -> None:
     with requires_extra("train"):
         from llamita.convert.import_model import import_model
 
-        with byte_progress("importing", sys.stderr) as progress:
+        with byte_progress("importing") as progress:
             report = import_model(
                 flags.source,
                 flags.out,

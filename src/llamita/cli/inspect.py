@@ -30,18 +30,18 @@ def main(argv: list[str]) -> None:
     flags = parse(InspectFlags, argv, "llamita inspect")
     from llamita.convert.inspect import inspect, type_counts
 
-    with requires_extra("train"):  # folders and tokenizers need more than model files do
+    with requires_extra("train"):  # for folders and tokenizers
         found = inspect(flags.path)
     print(f"{found.path}: {found.kind}, {found.num_bytes:,} bytes")
-    print_table(found.facts, sys.stdout)
+    print_table(found.properties, sys.stdout)
     if not found.tensors:
         return
-    print(f"{len(found.tensors):,} tensors, {found.num_parameters:,} numbers")
+    print(f"{len(found.tensors):,} tensors, {found.num_parameters:,} elements")
     if flags.tensors:
         rows = [(t.name, t.type, " × ".join(f"{n:,}" for n in t.shape), f"{t.num_bytes:,}") for t in found.tensors]
     else:
         rows = [
-            (name, f"{count:,} tensors", f"{size:,} bytes", f"{8 * size / numbers:.2f} bits a number")
+            (name, f"{count:,} tensors", f"{size:,} bytes", f"{8 * size / numbers:.2f} bits per element")
             for name, count, size, numbers in type_counts(found.tensors)
         ]
     print_table(rows, sys.stdout)

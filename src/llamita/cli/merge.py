@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Annotated
 
 from llamita.cli.adapters import other_base_rows
-from llamita.cli.byte_progress import byte_progress
 from llamita.cli.command import parse, requires_extra
+from llamita.cli.progress import byte_progress
 from llamita.config import Option
 from llamita.console import print_table
 
@@ -34,7 +34,7 @@ class MergeFlags:
     out: Annotated[Path, Option(short="o")]
     """Checkpoint folder to create."""
     strength: float = 1.0
-    """Factor for the updates: 0.5 goes half the way."""
+    """Factor for the updates; 0.5 applies half of each."""
     dtype: Annotated[str | None, Option("{float32,bfloat16,float16}")] = None
     """Type of the weights. Default: the checkpoint's."""
 
@@ -44,14 +44,17 @@ def main(argv: list[str]) -> None:
     with requires_extra("train"):
         from llamita.finetune.merge_lora import merge_adapter
 
-        with byte_progress("merging", sys.stderr) as progress:
+        with byte_progress("merging") as progress:
             report = merge_adapter(
                 flags.checkpoint, flags.adapter, flags.out,
                 strength=flags.strength, dtype=flags.dtype, progress=progress,
             )  # fmt: skip
     rows = [
         ("wrote", f"{report.path}, {report.config.num_parameters:,} weights, {report.num_bytes:,} bytes"),
-        ("updated", f"{report.num_layers} layers, most of all {report.most_changed}: by {report.largest_change:.2%}"),
+        (
+            "updated",
+            f"{report.num_layers} layers; the most changed, {report.most_changed}, by {report.largest_change:.2%}",
+        ),
         ("tokenizer", str(report.tokenizer_from)),
     ]
     rows += other_base_rows(report.other_base)

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, TypeVar
 
-from llamita.config import Option
+from llamita.config import Option, options_of
 from llamita.errors import ConfigError
 
 MAX_CHOICES = 32  # characters of {a,b,c}; help names longer lists of choices in the text
@@ -24,23 +24,23 @@ Flags = TypeVar("Flags")
 
 
 class UsageError(ConfigError):
-    """The command line does not fit its dataclass; the message is one line."""
+    """The command line is wrong; the message is one line."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Argument:
-    """An option or a positional argument, as a field of a dataclass describes it."""
+    """An option or a positional argument, from a field of a dataclass."""
 
     path: tuple[str, ...]  # ("sampling", "temperature") for a field of a nested dataclass
     kind: Any  # type of one value
-    count: int | None  # how many values; 0: any number; None: one value, and no tuple around it
+    count: int | None  # number of values; 0: any number; None: one value, not in a tuple
     option: Option
     default: Any
     owner: type[Any]  # the dataclass with the field
 
     @property
     def name(self) -> str:
-        """The long flag, or what stands for a positional argument."""
+        """The long flag, or the metavar of a positional argument."""
         spelled = self.option.name or self.path[-1].replace("_", "-")
         return self.metavar if self.option.positional else f"--{spelled}"
 
@@ -62,7 +62,7 @@ class Argument:
         return {bool: "", int: "N", float: "X", Path: "PATH"}.get(self.kind, "TEXT")
 
     def value(self, word: str | None) -> Any:
-        """What a word means. Raises UsageError."""
+        """The value of a word. Raises UsageError."""
         if word is None:
             hint = f"; write {self.name}=TEXT if it starts with -" if self.kind is str else ""
             raise UsageError(f"{self.name}: expected a value, found none{hint}")
@@ -79,7 +79,7 @@ class Argument:
             raise UsageError(f"{self.name}: expected {expected}, found {word!r}") from None
 
     def values(self, words: list[str | None]) -> tuple[Any, ...]:
-        """What several words mean. Raises UsageError."""
+        """The values of several words. Raises UsageError."""
         if self.count and len(words) != self.count:
             raise UsageError(f"{self.name}: expected {self.count} values ({self.metavar}), found {len(words)}")
         return tuple(map(self.value, words))
@@ -89,8 +89,8 @@ def parse_arguments(flags: type[Flags], argv: Sequence[str]) -> Flags:
     """Parse argv into the dataclass `flags`.
 
     A bool is --name and --no-name, a tuple takes several values, a nested dataclass adds its fields
-    as a group of options. Raises UsageError, which names the nearest option, and what the dataclass
-    raises.
+    as a group of options. Raises UsageError, which suggests the nearest option, and the errors of
+    the dataclass.
     """
     arguments = arguments_of(flags)
     end = argv.index("--") if "--" in argv else len(argv)
@@ -100,25 +100,19 @@ def parse_arguments(flags: type[Flags], argv: Sequence[str]) -> Flags:
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:
-    """How an error about an unknown word ends: with the nearest of the known ones, if there is
-    one."""
+    """The end of an error about an unknown word: the nearest known one, if any is near."""
     nearest = difflib.get_close_matches(word.lower(), list(known), n=1)
     return f"; perhaps you meant {nearest[0]}" if nearest else ""
 
 
-# ---------------------------------------------------------------- dataclass to arguments, words to values
+# ---- dataclass to arguments, words to values
 
 
 def arguments_of(flags: type[Any], path: tuple[str, ...] = (), defaults: Any = None, group: str = "") -> list[Argument]:
-    """The arguments of a dataclass and of those nested in it; defaults: the instance that a nested
-    one is."""
+    """The arguments of a dataclass and its nested dataclasses. defaults: the default instance of a
+    nested one."""
     hints = typing.get_type_hints(flags, include_extras=True)
-    described = {
-        name: option
-        for base in reversed(flags.__mro__)
-        for name, hint in typing.get_type_hints(base, include_extras=True).items()
-        for option in getattr(hint, "__metadata__", ())
-    }
+    described = options_of(flags)
     arguments = []
     for field in dataclasses.fields(flags):
         hint, option = hints[field.name], described.get(field.name, Option())
@@ -135,8 +129,7 @@ def arguments_of(flags: type[Any], path: tuple[str, ...] = (), defaults: Any = N
 
 
 def _kind(hint: Any) -> tuple[Any, int | None]:
-    """The type of one value, and how many there are (see Argument.count); of a union the first that
-    is not None."""
+    """The type of one value, and Argument.count. Of a union, the first type but None."""
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         hint = next(each for each in typing.get_args(hint) if each is not type(None))
     if typing.get_origin(hint) is tuple:
@@ -146,15 +139,15 @@ def _kind(hint: Any) -> tuple[Any, int | None]:
 
 
 class _OptionParser(argparse.ArgumentParser):
-    """Sorts words into options and the rest; values stay words."""
+    """Separates options from other words; does not convert values."""
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(message.removeprefix("argument "))  # a value for an option that takes none
+        raise UsageError(message.removeprefix("argument "))  # such as a value for a bool
 
 
 def _option_parser(arguments: Iterable[Argument]) -> argparse.ArgumentParser:
     parser = _OptionParser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
-    parser._negative_number_matcher = NUMBER  # also -1e-3, a value
+    parser._negative_number_matcher = NUMBER  # -1e-3 is a value, not an option
     for argument in arguments:
         if argument.option.positional:
             continue
@@ -169,7 +162,7 @@ def _option_parser(arguments: Iterable[Argument]) -> argparse.ArgumentParser:
 
 
 def _check_known(arguments: Iterable[Argument], words: Sequence[str]) -> None:
-    """Raise UsageError if a word is an option that there is not."""
+    """Raise UsageError for an unknown option."""
     known = [flag for argument in arguments if not argument.option.positional for flag in argument.flags]
     for word in words:
         if word.startswith("-") and word != "-" and " " not in word and not NUMBER.match(word):
@@ -180,7 +173,7 @@ def _check_known(arguments: Iterable[Argument], words: Sequence[str]) -> None:
 def _given(
     arguments: Iterable[Argument], options: Mapping[str, Any], words: list[str | None]
 ) -> dict[tuple[str, ...], Any]:
-    """The values of the arguments that were given. Raises UsageError."""
+    """The values of the given arguments. Raises UsageError."""
     given: dict[tuple[str, ...], Any] = {}
     missing = []
     for argument in arguments:

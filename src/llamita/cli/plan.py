@@ -22,7 +22,7 @@ class PlanFlags:
     data: Annotated[tuple[str, ...], Option("STORE[:WEIGHT]...", positional=True)]
     """Token stores, as for `llamita train`."""
     minutes: Annotated[float, Option("M", short="m")] = 10.0
-    """How long the training may take, start and evaluations included."""
+    """How long training may take, including startup and evaluations."""
     context: Annotated[int | None, Option("TOKENS")] = None
     """Context length: tokens that the model sees at once. Default: by the length of the
     documents."""

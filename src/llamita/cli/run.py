@@ -47,16 +47,18 @@ def main(argv: list[str]) -> int | None:
             adapters=open_adapters(model, flags.load.adapter),
         )
         interrupted = _stream(model, generation)
-        told = f"stopped by Ctrl-C after {len(generation.ids)} tokens" if interrupted else f"stopped: {generation.stop}"
+        status = (
+            f"stopped by Ctrl-C after {len(generation.ids)} tokens" if interrupted else f"stopped: {generation.stop}"
+        )
         if flags.sampling.seed is None and flags.sampling.temperature > 0:
-            told += f"; -s {generation.seed} gives the same text"
-        print(f"{told}\n{generation.speed_line()}", file=sys.stderr)
+            status += f"; -s {generation.seed} gives the same text"
+        print(f"{status}\n{generation.speed_line()}", file=sys.stderr)
     return 130 if interrupted else 0
 
 
 def _open(flags: RunFlags) -> Model:
-    """The model; a llama2.c model without -z takes tokenizer.bin from the current folder, as
-    llama2.c does."""
+    """Open the model; for a llama2.c model without -z, with tokenizer.bin from the current folder,
+    as llama2.c does."""
     if flags.model is not None:
         check_is_file(flags.model, "run")
     load = flags.load
@@ -68,7 +70,7 @@ def _open(flags: RunFlags) -> Model:
 
 
 def _stream(model: Model, generation: Generation) -> bool:
-    """Print the prompt and the text as it comes; True if Ctrl-C ended it."""
+    """Print the prompt and the text as it is generated; True if Ctrl-C stopped it."""
     prompt = model.decode(generation.prompt_ids).decode("utf-8", "replace")
     interrupted = False
     try:

@@ -1,5 +1,4 @@
-"""`llamita sample CHECKPOINT`: generates text with a checkpoint in PyTorch, slowly and
-obviously."""
+"""`llamita sample CHECKPOINT`: generates text with a checkpoint, by the simple PyTorch loop."""
 
 from __future__ import annotations
 
@@ -64,14 +63,14 @@ def main(argv: list[str]) -> None:
         print(" ".join(str(i) for i in new_ids))
         return
     characters = codecs.getincrementaldecoder("utf-8")(errors="replace")
-    told = tokenizer.decode(ids)
-    sys.stdout.write(characters.decode(told))
+    printed = tokenizer.decode(ids)
+    sys.stdout.write(characters.decode(printed))
     for new in new_ids:
         ids.append(new)
         so_far = tokenizer.decode(ids)
-        sys.stdout.write(characters.decode(so_far[len(told) :]))
+        sys.stdout.write(characters.decode(so_far[len(printed) :]))
         sys.stdout.flush()
-        told = so_far
+        printed = so_far
     sys.stdout.write(characters.decode(b"", final=True) + "\n")
 
 

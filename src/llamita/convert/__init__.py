@@ -1,1 +1,1 @@
-"""Import, export, quantize, verify, inspect."""
+"""What the commands import, export, quantize and inspect do with model files."""

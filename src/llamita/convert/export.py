@@ -1,4 +1,7 @@
-"""A checkpoint to a .gguf with everything in it, llama2.c's .bin with its tokenizer.bin, or a Hugging Face folder."""
+"""Exports a checkpoint: to .gguf with everything in it, to llama2.c's .bin, or to a folder.
+
+llama2.c's .bin gets a tokenizer.bin beside it. A folder is a Hugging Face folder.
+"""
 
 from __future__ import annotations
 
@@ -30,13 +33,11 @@ from llamita.convert.quant_mix import QuantMix, assign_types, quant_mix, quant_m
 from llamita.convert.verify import Verification, is_small, verify_file, verify_folder
 from llamita.errors import ConfigError, EngineError
 from llamita.formats.gguf import write_gguf
-from llamita.formats.gguf_metadata import model_metadata, rope_factors, tokenizer_metadata
+from llamita.formats.gguf_metadata import model_metadata, rope_factors
 from llamita.formats.llama2c import (
     MAX_GROUP_SIZE,
     check_expressible,
     choose_group_size,
-    tokenizer_bin,
-    why_no_tokenizer_bin,
     write_bin,
 )
 from llamita.formats.rope_order import permute_qk
@@ -44,22 +45,25 @@ from llamita.formats.safetensors_io import DTYPES, SafetensorsReader, TensorEntr
 from llamita.formats.tensor_table import GGUF_ROPE_FACTORS, TensorSpec, check_tensors, tensor_table
 from llamita.formats.tensor_types import TYPES, Bytes, Floats, TypeName, quantize, quantize_chunks
 from llamita.tokenizer import Tokenizer, load_tokenizer
+from llamita.tokenizer.gguf import tokenizer_metadata
+from llamita.tokenizer.llama2c import tokenizer_bin, why_no_tokenizer_bin
 
 VERSIONS: Final = (0, 1, 2)  # of llama2.c's .bin
-# Numbers of a tensor that are in memory as float32 at a time, in whole heads.
-_CHUNK_NUMBERS: Final = 1 << 24
+# Elements of a tensor in memory as float32 at a time, rounded to whole heads.
+_CHUNK_ELEMENTS: Final = 1 << 24
 
-# Called with the bytes of weights read so far and in all.
+# Called with the bytes of weights read so far, and in total.
 Progress = Callable[[int, int], None]
 
 
 @dataclasses.dataclass(frozen=True)
 class ExportReport:
-    """What was written. num_tensors_by_type: as {"Q8_0": 36, "F32": 11}. bits_per_weight: of the tensors' bytes.
+    """What was written.
 
-    largest_error: the largest relative error of a tensor, √(Σ(stored - x)² / Σx²), and worst_tensor its name; 0 and
-    None where every number was stored exactly. seconds: without verification, which is None if there was none.
-    notes: what the user should know, one sentence each."""
+    num_tensors_by_type: such as {"Q8_0": 36, "F32": 11}. bits_per_weight: of tensor data alone.
+    largest_error: the largest relative error of a tensor, √(Σ(stored - x)² / Σx²), and worst_tensor
+    its name; 0 and None if every number is stored exactly. seconds: without verification. notes:
+    one sentence each, for the user."""
 
     path: Path
     num_bytes: int
@@ -76,7 +80,7 @@ class ExportReport:
 
 @dataclasses.dataclass(frozen=True)
 class _Job:
-    """What every kind of export needs."""
+    """The inputs of every kind of export."""
 
     directory: Path
     out: Path
@@ -102,13 +106,14 @@ def export(
     verify: bool | None = None,
     progress: Progress | None = None,
 ) -> ExportReport:
-    """Write the checkpoint as `out`, whole or not at all: a .gguf, a .bin of llama2.c, or a Hugging Face folder.
+    """Write the checkpoint to `out` atomically: a .gguf, a llama2.c .bin, or a Hugging Face folder.
 
-    type: of a .gguf's matrices, one of QUANT_MIXES; None is q8_0. version: of a .bin; None is 0. dtype: of a folder's
-    weights, one of DTYPES; None keeps the checkpoint's. shard_bytes: of a folder's files; None: one file. verify:
-    compare the logits of what was written with the checkpoint's; None: if the model is small and the engine is there.
-    One tensor is in memory at a time. The same checkpoint, of the same name, gives the same bytes. Raises
-    CheckpointError, FormatError, TokenizerError, ConfigError (a setting that does not go with `out`), OutputError.
+    type: of the matrices of a .gguf, one of QUANT_MIXES; None: q8_0. version: of a .bin; None: 0.
+    dtype: of the weights of a folder, one of DTYPES; None: the checkpoint's. shard_bytes: largest
+    file of a folder; None: one file. verify: compare the logits of the result with the
+    checkpoint's; None: if the model is small and the engine is available. One tensor is in memory
+    at a time. The same checkpoint under the same name gives the same bytes. Raises CheckpointError,
+    FormatError, TokenizerError, ConfigError (a setting that does not apply to `out`), OutputError.
     """
     out = Path(out)
     kind = _kind(out)
@@ -125,12 +130,12 @@ def export(
 
 
 def _kind(out: Path) -> str:
-    """ ".gguf", ".bin" or "" for a folder. A name that ends like another kind of file is a mistake."""
+    """The suffix ".gguf" or ".bin", or "" for a folder. Raises ConfigError for any other suffix."""
     if out.suffix in (".gguf", ".bin"):
         return out.suffix
     if re.fullmatch(r"\.[A-Za-z]\w*", out.suffix):
         raise ConfigError(
-            f"cannot export to {out}: expected a name that ends in .gguf or .bin, or a folder's name, without an ending"
+            f"cannot export to {out}: expected a name that ends in .gguf or .bin, or a folder name without a suffix"
         )
     return ""
 
@@ -139,7 +144,7 @@ def _check_settings(
     out: Path, kind: str, type: str | None, version: int | None, dtype: str | None, shard_bytes: int | None
 ) -> None:
     if out.name == "tokenizer.bin":
-        raise ConfigError(f"cannot export to {out}: the tokenizer is written under that name; name the model otherwise")
+        raise ConfigError(f"cannot export to {out}: that name is reserved for the tokenizer; choose another one")
     if type is not None:
         quant_mix(type, "export")
     if kind == ".bin" and (type not in (None, "f32") or (type == "f32" and version == 2)):
@@ -157,11 +162,11 @@ def _check_settings(
                                 ("dtype", dtype, ("",)), ("shard size", shard_bytes, ("",))):  # fmt: skip
         if value is not None and kind not in wanted:
             meant = " or ".join(each or "a folder" for each in wanted)
-            raise ConfigError(f"cannot export to {out}: {name}: it is a setting of {meant}")
+            raise ConfigError(f"cannot export to {out}: {name}: it only applies to {meant}")
 
 
 def model_name(checkpoint: Path) -> str:
-    """The folder's name, or that of the run whose step it is. Only a name: where it lies is nobody's business."""
+    """The name of the folder, or of the run whose step it is. (A path may be private.)"""
     folder = Path(os.path.abspath(checkpoint))
     is_step = STEP_NAME.fullmatch(folder.name) or folder.name in ("best", "latest")
     return (folder.parent.name if is_step else folder.name) or "model"
@@ -170,13 +175,13 @@ def model_name(checkpoint: Path) -> str:
 # ---------------------------------------------------------------- .gguf
 
 
-def _export_gguf(job: _Job, wanted: QuantMix, name: str) -> ExportReport:
+def _export_gguf(job: _Job, mix: QuantMix, name: str) -> ExportReport:
     config, tokenizer = job.config, job.tokenizer
-    metadata = model_metadata(config, name, wanted.file_type)
+    metadata = model_metadata(config, name, mix.file_type)
     metadata |= tokenizer_metadata(tokenizer, config.vocab_size, _end_ids(config, tokenizer))
     table = tensor_table(config)
     shapes = {spec.gguf: spec.shape for spec in table}
-    types = assign_types(shapes, wanted)
+    types = assign_types(shapes, mix)
     infos: list[tuple[str, str, tuple[int, ...]]] = [(spec.gguf, types[spec.gguf], spec.shape) for spec in table]
     factors = rope_factors(config)
     if factors is not None:
@@ -211,28 +216,28 @@ def _export_gguf(job: _Job, wanted: QuantMix, name: str) -> ExportReport:
         largest_error=errors[worst],
         worst_tensor=None if exact else worst,
         tokenizer_path=None,
-        notes=(*quant_mix_notes(shapes, wanted), *_tokenizer_notes(tokenizer), *notes),
+        notes=(*quant_mix_notes(shapes, mix), *_tokenizer_notes(tokenizer), *notes),
         seconds=seconds,
         verification=verification,
     )
 
 
 def _coarsest(types: Iterable[TypeName]) -> TypeName:
-    """The type with the fewest bits a weight."""
-    return min(types, key=lambda name: TYPES[name].block_bytes / TYPES[name].block_elements)
+    """The type with the fewest bits per weight."""
+    return min(types, key=lambda name: TYPES[name].bits)
 
 
 def _tokenizer_notes(tokenizer: Tokenizer) -> tuple[str, ...]:
     if tokenizer.kind != "llama" or not tokenizer.remove_extra_whitespaces:
         return ()
     return (
-        "the tokenizer drops leading, trailing and repeated spaces; runtimes of GGUF and llama2.c keep them, so their "
-        "tokens differ where a text has such spaces",
+        "the tokenizer drops leading, trailing and repeated spaces; GGUF runtimes and llama2.c keep them, so their "
+        "tokens differ for text with such spaces",
     )
 
 
 def _end_ids(config: ModelConfig, tokenizer: Tokenizer) -> list[int]:
-    """Every id that ends a text: the tokenizer's EOS first, then config.json's, then the tokenizer's others."""
+    """All ids that end a text: the tokenizer's EOS, config.json's, then the tokenizer's others."""
     first = () if tokenizer.eos_id is None else (tokenizer.eos_id,)
     return list(dict.fromkeys((*first, *config.eos_token_ids, *tokenizer.end_ids)))
 
@@ -243,7 +248,7 @@ def _end_ids(config: ModelConfig, tokenizer: Tokenizer) -> list[int]:
 def _export_bin(job: _Job, version: int) -> ExportReport:
     config, tokenizer = job.config, job.tokenizer
     check_expressible(config)
-    notes, reason = _tokenizer_notes(tokenizer), why_no_tokenizer_bin(tokenizer)
+    reason = why_no_tokenizer_bin(tokenizer)
     vocabulary = tokenizer_bin(tokenizer, config.vocab_size) if reason is None else b""
     tokenizer_path = job.out.with_name("tokenizer.bin")
     count = _counter(job)
@@ -252,7 +257,8 @@ def _export_bin(job: _Job, version: int) -> ExportReport:
         numbers = np.empty(spec.shape, np.float32)
         first = 0
         for chunk in _chunks(job, spec):
-            quantize(chunk, "F32", f"tensor {spec.huggingface}")  # refuses NaN and infinities
+            # Raises FormatError for NaN and infinities.
+            quantize(chunk, "F32", f"tensor {spec.huggingface}")
             numbers[first : first + len(chunk)] = chunk
             first += len(chunk)
         count(spec)
@@ -262,17 +268,18 @@ def _export_bin(job: _Job, version: int) -> ExportReport:
     with atomic_file(job.out) as temporary:
         num_bytes = write_bin(temporary, config, tensor, version)
         seconds = time.perf_counter() - start
-        verification, notes = _verified(job, temporary, "F32" if version < 2 else "Q8_0")
+        verification, verify_notes = _verified(job, temporary, "F32" if version < 2 else "Q8_0")
     if vocabulary:
         atomic_write_bytes(tokenizer_path, vocabulary)
     table = tensor_table(config)
     norms = sum(spec.kind == "norm" for spec in table)
+    notes = _tokenizer_notes(tokenizer)
     group_size = choose_group_size(config)
     if version == 2 and group_size < MAX_GROUP_SIZE:
         notes = (
             *notes,
-            f"groups of {group_size} weights: the largest that divides the rows of {config.hidden_size} and "
-            f"{config.intermediate_size} numbers, which llama2.c's runq needs",
+            f"groups of {group_size} weights: the largest that divides rows of {config.hidden_size} and "
+            f"{config.intermediate_size} weights, as llama2.c's runq requires",
         )
     return ExportReport(
         path=job.out,
@@ -283,7 +290,7 @@ def _export_bin(job: _Job, version: int) -> ExportReport:
         largest_error=0.0,
         worst_tensor=None,
         tokenizer_path=tokenizer_path if vocabulary else None,
-        notes=(*notes, *(() if reason is None else (reason,)), *notes),
+        notes=(*notes, *(() if reason is None else (reason,)), *verify_notes),
         seconds=seconds,
         verification=verification,
     )
@@ -333,11 +340,11 @@ def _export_folder(job: _Job, dtype: str | None, shard_bytes: int | None) -> Exp
 
 
 def _chunks(job: _Job, spec: TensorSpec) -> Iterator[Floats]:
-    """The tensor as float32 with rows of q and k in pairs order, some rows (whole heads of q and k) at a time."""
+    """The tensor as float32 in chunks of whole rows; q and k: interleaved, whole heads."""
     heads = spec.rope_heads(job.config)
     rows, row_length = spec.shape[0], math.prod(spec.shape[1:])
     unit = 1 if heads is None else rows // heads
-    step = max(1, _CHUNK_NUMBERS // row_length // unit) * unit
+    step = max(1, _CHUNK_ELEMENTS // row_length // unit) * unit
     for first in range(0, rows, step):
         number = min(step, rows - first)
         numbers: Floats = job.stored.read(spec.huggingface, first, number).float().numpy()
@@ -345,7 +352,7 @@ def _chunks(job: _Job, spec: TensorSpec) -> Iterator[Floats]:
 
 
 def _counter(job: _Job) -> Callable[[TensorSpec], None]:
-    """Called after each tensor, tells how far the export is."""
+    """Returns a function to call after each tensor, which reports progress."""
     done = 0
 
     def count(spec: TensorSpec) -> None:
@@ -358,12 +365,12 @@ def _counter(job: _Job) -> Callable[[TensorSpec], None]:
 
 
 def _verified(job: _Job, written: Path, type: str) -> tuple[Verification | None, tuple[str, ...]]:
-    """(how far the written file's logits are from the checkpoint's, notes)."""
+    """(comparison of the written file's logits with the checkpoint's, notes)."""
     if not (is_small(job.config) if job.verify is None else job.verify):
         return None, ()
     try:
         return verify_file(job.directory, written, job.config, type, job.out), ()
-    except EngineError as error:  # no library in this installation, or a type that it does not compute with
+    except EngineError as error:  # no engine here, or an unsupported type
         if job.verify:
             raise
         return None, (f"not compared with the checkpoint: {error}",)

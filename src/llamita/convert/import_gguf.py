@@ -1,16 +1,13 @@
-"""A GGUF file of architecture llama, of any type that can be dequantized, to a ModelSource, tokenizer included."""
+"""Opens a GGUF file of architecture llama as a ModelSource, tokenizer included."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from llamita.config import ModelConfig
 from llamita.convert.model_source import (
     ImportOptions,
     ModelSource,
@@ -19,42 +16,24 @@ from llamita.convert.model_source import (
     with_context,
     with_unpermuted_qk,
 )
-from llamita.errors import ConfigError, FormatError
-from llamita.formats.gguf import GgufFile, read_gguf
-from llamita.formats.gguf_metadata import END_KEYS, rope_factors
+from llamita.errors import FormatError
+from llamita.formats.gguf import read_gguf
+from llamita.formats.gguf_metadata import config_from_gguf
 from llamita.formats.mmap_file import read_bytes
-from llamita.formats.tensor_table import GGUF_ROPE_FACTORS, MAX_LAYERS, TensorSpec, check_tensors
+from llamita.formats.tensor_table import GGUF_ROPE_FACTORS, TensorSpec, check_tensors
 from llamita.formats.tensor_types import TYPES, dequantize
 from llamita.tokenizer import load_tokenizer
-from llamita.tokenizer.gguf_vocabulary import tokenizer_from_gguf
+from llamita.tokenizer.gguf import tokenizer_from_gguf
 
-# Plain types keep their precision; all others become float32.
+# These types are kept; all others become float32.
 _PLAIN: Final = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-
-# Keys of the architecture that must be absent or say this; what else they ask for, a plain Llama has not.
-_FIXED: Final[dict[str, tuple[Any, str]]] = {
-    "llama.expert_count": (0, "experts"),
-    "llama.expert_used_count": (0, "experts"),
-    "llama.attention.clamp_kqv": (0.0, "clamped queries, keys and values"),
-    "llama.attention.sliding_window": (0, "attention in windows"),
-    "llama.rope.scaling.attn_factor": (1.0, "scaled attention"),
-    "llama.use_parallel_residual": (False, "parallel branches"),
-    "llama.logit_scale": (1.0, "scaled logits"),
-    "llama.residual_scale": (1.0, "scaled residuals"),
-    "llama.embedding_scale": (1.0, "scaled embeddings"),
-    "llama.attention.scale": (0.0, "scaled attention"),
-}
-# llama3 scaling is stored as its divisors only: the settings that they may come from are tried.
-_LOW_FREQ, _HIGH_FREQ = 1.0, 4.0
-_ORIGINAL_CONTEXTS: Final = (8192, *(2**k for k in range(5, 18) if k != 13))
-_FACTOR_TOLERANCE: Final = 1e-4
 
 
 def open_gguf(path: Path, options: ImportOptions) -> ModelSource:
-    """Open a GGUF and check that it is one whole plain Llama. Raises FormatError, TokenizerError."""
+    """Open a GGUF, which must be a complete plain Llama. Raises FormatError, TokenizerError."""
     file = read_gguf(path)
-    notes: list[str] = []
-    config = with_context(_config(file, notes), options.context_tokens)
+    config, notes = config_from_gguf(file)
+    config = with_context(config, options.context_tokens)
     shapes = {name: info.shape for name, info in file.tensors.items() if name != GGUF_ROPE_FACTORS}
     check_tensors(shapes, config, "gguf", str(path))
     for info in file.tensors.values():
@@ -78,173 +57,12 @@ def open_gguf(path: Path, options: ImportOptions) -> ModelSource:
         if info.type in _PLAIN:
             plain = torch.from_numpy(raw).view(_PLAIN[info.type]).reshape(spec.shape)
         else:
-            plain = torch.from_numpy(dequantize(raw, TYPES[info.type].name, spec.shape))
+            plain = torch.from_numpy(dequantize(raw, info.type, spec.shape))
         return with_unpermuted_qk(plain, spec, config)
 
     notes += byte_notes(tokenizer)
     quantized = sorted({info.type for info in file.tensors.values() if info.type not in _PLAIN})
     if quantized:
-        notes.append(f"{', '.join(quantized)} dequantized: what quantizing lost stays lost")
+        notes.append(f"{', '.join(quantized)} dequantized: the precision that quantization lost is not restored")
     kind = f"GGUF version {file.version}"
     return ModelSource(path, kind, config, dtype, tensor, tokenizer_path, tokenizer.save, tuple(notes))
-
-
-# ---------------------------------------------------------------- config
-
-
-def _config(file: GgufFile, notes: list[str]) -> ModelConfig:
-    """The ModelConfig of the metadata and the tensors' shapes. Raises FormatError."""
-    read = _Keys(file)
-    architecture = file.metadata.get("general.architecture")
-    if architecture != "llama":
-        raise FormatError(
-            f"cannot use {file.path}: general.architecture: expected llama, found {str(architecture)[:60]}; another "
-            "network would be needed"
-        )
-    read.refuse_more()
-    embedding = file.tensors.get("token_embd.weight")
-    if embedding is None or len(embedding.shape) != 2:
-        raise FormatError(f"cannot read {file.path}: tensor token_embd.weight: expected a matrix, found none")
-    heads, hidden = read.whole("llama.attention.head_count"), read.whole("llama.embedding_length")
-    layers = read.whole("llama.block_count")
-    if layers > MAX_LAYERS:
-        raise FormatError(f"cannot use {file.path}: llama.block_count: expected at most {MAX_LAYERS}, found {layers}")
-    head_dim = _head_dim(read, hidden, heads)
-    values: dict[str, Any] = {
-        "vocab_size": embedding.shape[0],
-        "hidden_size": hidden,
-        "intermediate_size": read.whole("llama.feed_forward_length"),
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "num_key_value_heads": read.whole("llama.attention.head_count_kv", heads),
-        "head_dim": head_dim,
-        "max_position_embeddings": read.whole("llama.context_length"),
-        "rms_norm_eps": read.real("llama.attention.layer_norm_rms_epsilon"),
-        "rope_theta": read.real("llama.rope.freq_base", 10000.0),
-        "tie_word_embeddings": "output.weight" not in file.tensors,
-    }
-    rows = embedding.shape[0]
-    bos, ends = read.token("tokenizer.ggml.bos_token_id", rows), [read.token(key, rows) for key in END_KEYS]
-    found = [i for i in dict.fromkeys(ends) if i is not None]
-    values |= {"bos_token_id": bos, "pad_token_id": read.token("tokenizer.ggml.padding_token_id", rows)}
-    values["eos_token_id"] = (found[0] if len(found) == 1 else tuple(found)) if found else None
-    values["rope_scaling"] = _linear(read) or _llama3(file, values, notes)
-    try:
-        return ModelConfig(**values)
-    except ConfigError as error:
-        raise FormatError(f"cannot use {file.path}: {error}") from error
-
-
-class _Keys:
-    """Reads typed values of the metadata; FormatError for one that is missing or not what it must be."""
-
-    def __init__(self, file: GgufFile) -> None:
-        self.metadata, self.path = file.metadata, file.path
-
-    def wrong(self, key: str, expected: str) -> FormatError:
-        found = str(self.metadata[key])[:60] if key in self.metadata else "nothing"
-        return FormatError(f"cannot use {self.path}: {key}: expected {expected}, found {found}")
-
-    def whole(self, key: str, default: int | None = None) -> int:
-        value = self.metadata.get(key, default)
-        if isinstance(value, np.ndarray) and value.size and value.dtype.kind in "iu" and (value == value[0]).all():
-            value = int(value[0])  # one for each layer, all the same
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 2**31:
-            raise self.wrong(key, "a positive whole number")
-        return value
-
-    def real(self, key: str, default: float | None = None) -> float:
-        value = self.metadata.get(key, default)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e30:
-            raise self.wrong(key, "a positive number")
-        # a float32 as the shortest decimal that means it: 1e-05, not 9.999999747378752e-06
-        return float(str(np.float32(value))) if float(np.float32(value)) == value else float(value)
-
-    def token(self, key: str, rows: int) -> int | None:
-        value = self.metadata.get(key)
-        if value is None or value in (-1, 2**32 - 1):
-            return None
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < rows:
-            raise self.wrong(key, f"an id below {rows}")
-        return value
-
-    def refuse_more(self) -> None:
-        """Refuse what a plain Llama has not."""
-        for key, (allowed, what) in _FIXED.items():
-            if key in self.metadata and self.metadata[key] != allowed:
-                raise FormatError(
-                    f"cannot use {self.path}: {key}: {str(self.metadata[key])[:40]} is not supported; it would need "
-                    f"{what}"
-                )
-
-
-def _head_dim(read: _Keys, hidden: int, heads: int) -> int:
-    if "llama.attention.key_length" not in read.metadata and hidden % heads:
-        raise read.wrong("llama.attention.head_count", f"a divisor of llama.embedding_length {hidden}")
-    head_dim = read.whole("llama.attention.key_length", max(1, hidden // heads))
-    for key, what in (("llama.attention.value_length", "its own size for values"),
-                      ("llama.rope.dimension_count", "RoPE over a part of each head")):  # fmt: skip
-        if read.whole(key, head_dim) != head_dim:
-            raise FormatError(
-                f"cannot use {read.path}: {key}: expected {head_dim}, the heads' size, found {read.whole(key)}; it "
-                f"would need {what}"
-            )
-    return head_dim
-
-
-def _linear(read: _Keys) -> dict[str, Any] | None:
-    kind = read.metadata.get("llama.rope.scaling.type", "none")
-    if kind not in ("none", "linear"):
-        raise FormatError(
-            f"cannot use {read.path}: llama.rope.scaling.type: expected none or linear, found {str(kind)[:40]}; it "
-            "would need that RoPE scaling in the network and the engine"
-        )
-    key = "llama.rope.scaling.factor" if kind == "linear" else "llama.rope.scale_linear"
-    if kind == "none" and key not in read.metadata:
-        return None
-    factor = read.real(key)
-    return None if factor == 1.0 else {"rope_type": "linear", "factor": factor}
-
-
-def _llama3(file: GgufFile, values: Mapping[str, Any], notes: list[str]) -> dict[str, Any] | None:
-    """The llama3 scaling whose divisors of the frequencies rope_freqs.weight holds. Raises FormatError if none fits."""
-    if GGUF_ROPE_FACTORS not in file.tensors:
-        return None
-    info, head_dim = file.tensors[GGUF_ROPE_FACTORS], values["head_dim"]
-    if info.shape != (head_dim // 2,) or info.type != "F32":
-        raise FormatError(
-            f"cannot read {file.path}: tensor {info.name}: expected F32 [{head_dim // 2}], found {info.type} "
-            f"{list(info.shape)}"
-        )
-    divisors = file.dequantize(GGUF_ROPE_FACTORS)
-    if np.all(divisors == 1.0):
-        return None
-    scaling = _fit_llama3(divisors, values)
-    if scaling is None:
-        raise FormatError(
-            f"cannot use {file.path}: tensor {info.name}: its divisors of the RoPE frequencies are not those of "
-            "Llama 3's rule; another rule would be needed"
-        )
-    notes.append(
-        f"RoPE scaling: rope_freqs.weight is Llama 3's rule with factor {scaling['factor']:g} and an original context "
-        f"of {scaling['original_max_position_embeddings']}"
-    )
-    return scaling
-
-
-def _fit_llama3(divisors: np.ndarray[Any, np.dtype[np.float32]], values: Mapping[str, Any]) -> dict[str, Any] | None:
-    factor = float(str(divisors.max()))
-    if not np.isfinite(factor) or factor <= 1:
-        return None
-    best: tuple[float, dict[str, Any]] | None = None
-    for original in _ORIGINAL_CONTEXTS:
-        scaling = {
-            "rope_type": "llama3", "factor": factor, "low_freq_factor": _LOW_FREQ, "high_freq_factor": _HIGH_FREQ,
-            "original_max_position_embeddings": original,
-        }  # fmt: skip
-        expected = rope_factors(ModelConfig(**{**values, "rope_scaling": scaling}))
-        assert expected is not None
-        error = float(np.abs(divisors / expected - 1).max())
-        if best is None or error < best[0]:
-            best = error, scaling
-    return best[1] if best is not None and best[0] < _FACTOR_TOLERANCE else None

@@ -1,7 +1,7 @@
-"""A Hugging Face folder, or a model of the Hugging Face hub, to a ModelSource.
+"""Opens a Hugging Face folder, or a model of the Hugging Face hub, as a ModelSource.
 
-Weights are safetensors, one file or shards with an index, else PyTorch pickles (pytorch_model.bin), likewise. The
-tokenizer's files are kept as they are, after they have been checked.
+Weights are safetensors in one file or in shards with an index, or else PyTorch pickles
+(pytorch_model.bin) in either form. The tokenizer's files are checked and copied unchanged.
 """
 
 from __future__ import annotations
@@ -19,17 +19,18 @@ from llamita.checkpoint import copy_tokenizer
 from llamita.config import ModelConfig
 from llamita.convert.model_source import ImportOptions, ModelSource, byte_notes, check_fit, with_context
 from llamita.errors import ConfigError, FormatError, NetworkError
-from llamita.formats.huggingface import config_from_dict, read_json_object
+from llamita.formats.huggingface import config_from_dict
 from llamita.formats.safetensors_io import FLOAT_DTYPES, INDEX, WEIGHTS, open_safetensors, read_index
 from llamita.formats.tensor_table import check_tensors, tensor_table
 from llamita.formats.torch_pickle import copied, load_pickle, named_tensors
+from llamita.json_file import read_json_object
 from llamita.tokenizer import Tokenizer, load_tokenizer
 from llamita.tokenizer.chat_templates import NO_TEMPLATE, check_template_fits
 
 PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 _BUFFERS = re.compile(r"(model\.)?(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 _EMBEDDING, _OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
-_ROWS: Final = 4096  # of two matrices compared at a time
+_ROWS: Final = 4096  # compared at a time
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _HUB_FILES: Final = (
@@ -41,7 +42,7 @@ _HUB_WEIGHTS: Final = (("model*.safetensors", INDEX), ("pytorch_model*.bin", PIC
 
 @dataclasses.dataclass(frozen=True)
 class _Weights:
-    """Named tensors of a folder. read: new memory; rows (first, number) or all."""
+    """The tensors of a folder by name. read(name, first, number or None): rows in new memory."""
 
     shapes: dict[str, tuple[int, ...]]
     dtype: Callable[[str], torch.dtype]
@@ -50,7 +51,7 @@ class _Weights:
 
 
 def open_huggingface(folder: Path, options: ImportOptions, name: str) -> ModelSource:
-    """Open the folder and check that it is one whole plain Llama. name: as the user knows it.
+    """Open the folder and check that it is a complete plain Llama. name: as the user gave it.
 
     Raises FormatError, TokenizerError.
     """
@@ -81,16 +82,16 @@ def open_huggingface(folder: Path, options: ImportOptions, name: str) -> ModelSo
 
 def _notes(config: ModelConfig, tokenizer: Tokenizer, name: str) -> tuple[str, ...]:
     spare = config.vocab_size - tokenizer.vocab_size
-    told = byte_notes(tokenizer)
+    notes = byte_notes(tokenizer)
     if spare:
-        told.append(f"the embedding has {spare} rows more than the tokenizer has tokens")
+        notes.append(f"the embedding has {spare} more rows than the tokenizer has tokens")
     if tokenizer.chat_template is None and re.search(r"chat|instruct", name, re.IGNORECASE):
-        told.append("it has no chat template, though its name says that it chats (--chat-template NAME gives one)")
-    return tuple(told)
+        notes.append("no chat template, although the name suggests a chat model (--chat-template NAME sets one)")
+    return tuple(notes)
 
 
 def _write_tokenizer(tokenizer: Tokenizer, path: Path, out: Path) -> None:
-    """Copy the tokenizer's files as they are if tokenizer.json is one of them, else write what was read."""
+    """Copy the tokenizer's files if tokenizer.json is one of them; else write what was read."""
     folder = path if path.is_dir() else path.parent
     if (folder / "tokenizer.json").is_file() and path in (folder, folder / "tokenizer.json"):
         copy_tokenizer(folder, out)
@@ -102,9 +103,10 @@ def _write_tokenizer(tokenizer: Tokenizer, path: Path, out: Path) -> None:
 
 
 def _read_config(folder: Path, context_tokens: int | None) -> ModelConfig:
-    """config.json's, with all the ids that generation_config.json says end a text."""
+    """The config of config.json, with the end ids of generation_config.json added."""
     content = read_json_object(folder / "config.json", FormatError)
-    if context_tokens is not None:  # before the checks: a window that is longer than all texts does not matter
+    # Before the checks: a window of at least the context does not matter.
+    if context_tokens is not None:
         content["max_position_embeddings"] = context_tokens
     config = config_from_dict(content, str(folder / "config.json"))
     settings = folder / "generation_config.json"
@@ -130,14 +132,14 @@ def _open_weights(folder: Path) -> _Weights:
         files = dict.fromkeys(sorted(set(read_index(folder / PICKLE_INDEX).values())))
     else:
         raise FormatError(
-            f"cannot import {folder}: no weights beside config.json (looked for {WEIGHTS}, {INDEX}, {PICKLE}, "
+            f"cannot import {folder}: no weights next to config.json (looked for {WEIGHTS}, {INDEX}, {PICKLE}, "
             f"{PICKLE_INDEX})"
         )
     tensors: dict[str, Tensor] = {}
     for name in files:
         for key, tensor in named_tensors(load_pickle(folder / name), folder / name, _BUFFERS).items():
             if key in tensors:
-                raise FormatError(f"cannot read {folder / name}: tensor {key} is there twice")
+                raise FormatError(f"cannot read {folder / name}: tensor {key} occurs twice")
             tensors[key] = tensor
     shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
 
@@ -149,7 +151,7 @@ def _open_weights(folder: Path) -> _Weights:
 
 
 def _check_same(weights: _Weights, folder: Path) -> None:
-    """Raise FormatError if an output matrix that config.json says is the embedding is another one."""
+    """Raise FormatError if a tied output matrix differs from the embedding."""
     same = weights.shapes.get(_EMBEDDING) == weights.shapes[_OUTPUT] and len(weights.shapes[_OUTPUT]) == 2
     rows = weights.shapes[_OUTPUT][0] if same else 0
     for first in range(0, rows, _ROWS):
@@ -157,8 +159,8 @@ def _check_same(weights: _Weights, folder: Path) -> None:
         same = same and torch.equal(weights.read(_EMBEDDING, first, number), weights.read(_OUTPUT, first, number))
     if not same:
         raise FormatError(
-            f"cannot use {folder}: config.json says tie_word_embeddings, but {_OUTPUT} is not {_EMBEDDING}; set it to "
-            "false if the file is right"
+            f"cannot use {folder}: config.json sets tie_word_embeddings, but {_OUTPUT} differs from {_EMBEDDING}; "
+            "set it to false if the weights are right"
         )
 
 
@@ -166,12 +168,12 @@ def _check_same(weights: _Weights, folder: Path) -> None:
 
 
 def is_hub_id(text: str) -> bool:
-    """Whether it reads like OWNER/NAME, as models of the hub are called."""
+    """Whether the text looks like OWNER/NAME, a model id of the hub."""
     return _HUB_ID.fullmatch(text) is not None and not text.endswith((".bin", ".pt", ".pth", ".gguf"))
 
 
 def fetch_from_hub(name: str) -> Path:
-    """Download what importing needs, safetensors before pickles; returns the folder in the hub's cache.
+    """Download what importing needs, preferring safetensors; returns a folder of the hub's cache.
 
     Raises ConfigError if huggingface_hub is not installed, NetworkError if the download fails.
     """
@@ -179,17 +181,17 @@ def fetch_from_hub(name: str) -> Path:
         import huggingface_hub
     except ModuleNotFoundError as error:
         raise ConfigError(
-            f"cannot import {name}: there is no such folder, and to fetch it from the Hugging Face hub the package "
-            "huggingface_hub is needed: pip install huggingface_hub"
+            f"cannot import {name}: no such folder; to download it from the Hugging Face hub, "
+            "pip install huggingface_hub"
         ) from error
     try:
         for weights in _HUB_WEIGHTS:
             folder = Path(huggingface_hub.snapshot_download(name, allow_patterns=[*_HUB_FILES, *weights]))
             if any(folder.glob(weights[0])):
                 return folder
-    except Exception as error:  # whatever the network, the hub and its client raise
+    except Exception as error:  # the hub client raises many types
         message = " ".join(str(error).split())[:200]
         raise NetworkError(
-            f"cannot import {name}: no such folder, and it cannot be fetched from the Hugging Face hub: {message}"
+            f"cannot import {name}: no such folder, and the download from the Hugging Face hub failed: {message}"
         ) from error
-    raise FormatError(f"cannot import {name}: the hub has no model.safetensors and no {PICKLE} of it")
+    raise FormatError(f"cannot import {name}: its hub repository has neither model.safetensors nor {PICKLE}")

@@ -1,4 +1,4 @@
-"""llama2.c's model.bin or ckpt.pt, with the tokenizer that lies beside it, to a ModelSource."""
+"""Opens llama2.c's model.bin or ckpt.pt, with the tokenizer next to it, as a ModelSource."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from llamita.tokenizer import Tokenizer, load_tokenizer
 def open_llama2c(path: Path, options: ImportOptions, *, pickled: bool) -> ModelSource:
     """Open a .bin, or a training checkpoint if `pickled`.
 
-    A context that is asked for may only be shorter: the format's RoPE tables and the training end there.
-    Raises FormatError, TokenizerError (there is none, or it does not fit).
+    --context-tokens may only shorten the context: the format's RoPE tables end there. Raises
+    FormatError, TokenizerError (missing, or does not fit).
     """
     model = read_checkpoint(path) if pickled else read_bin(path)
     config = model.config
     if options.context_tokens is not None and options.context_tokens > config.max_position_embeddings:
         raise FormatError(
             f"cannot import {path} for {options.context_tokens} tokens: "
-            f"it was made for {config.max_position_embeddings}"
+            f"expected at most {config.max_position_embeddings}, the model's context"
         )
     config = with_context(config, options.context_tokens)
     tokenizer_path = options.tokenizer or _find_tokenizer(path, config.vocab_size)
@@ -45,17 +45,18 @@ def open_llama2c(path: Path, options: ImportOptions, *, pickled: bool) -> ModelS
 def _notes(model: Llama2cModel) -> tuple[str, ...]:
     if model.group_size is None:
         return ()
-    return (f"the weights were int8 in groups of {model.group_size}; they are expanded to float32 as they are",)
+    return (f"int8 weights in groups of {model.group_size}, dequantized to float32",)
 
 
 def _find_tokenizer(source: Path, vocab_size: int) -> Path:
-    """The tokenizer that lies beside the model under a name llama2.c gives it."""
+    """The tokenizer next to the model, under a name that llama2.c uses."""
     names = [f"tok{vocab_size}.model", f"tok{vocab_size}.bin", "tokenizer.model", "tokenizer.bin"]
     for name in names:
         if (source.parent / name).is_file():
             return source.parent / name
     raise TokenizerError(
-        f"cannot import {source}: no tokenizer beside it (looked for {', '.join(names)}); name it with --tokenizer FILE"
+        f"cannot import {source}: no tokenizer next to it (looked for {', '.join(names)}); "
+        "give one with --tokenizer FILE"
     )
 
 
@@ -64,5 +65,5 @@ def _check_ids(tokenizer: Tokenizer, config: ModelConfig, path: Path, source: Pa
     if (tokenizer.bos_id, tokenizer.eos_id) != (config.bos_token_id, config.eos_token_ids[0]):
         raise TokenizerError(
             f"cannot import {source} with tokenizer {path}: expected BOS {config.bos_token_id} and EOS "
-            f"{config.eos_token_ids[0]}, as llama2.c has them, found {tokenizer.bos_id} and {tokenizer.eos_id}"
+            f"{config.eos_token_ids[0]}, as in llama2.c, found {tokenizer.bos_id} and {tokenizer.eos_id}"
         )

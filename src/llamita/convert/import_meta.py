@@ -1,16 +1,15 @@
-"""A folder as Meta publishes its Llamas (params.json, consolidated.NN.pth, tokenizer.model) to a ModelSource.
+"""Opens Meta's format (params.json, consolidated.NN.pth, tokenizer.model) as a ModelSource.
 
-A model trained on 2, 4, 8 or 16 processes is that many shards, each with a part of every tensor (fairscale): rows of
-what fans out (wq, wk, wv, w1, w3, output), columns of what comes together (wo, w2), whole norms. The embedding is cut
-by columns in Llama 1 and 2 and by rows in Llama 3. Which it is, is found by shape: a part of a tensor of the table's
-shape [R, C] is the whole [R, C], some rows [R/n, C] or some columns [R, C/n], and these exclude each other.
-Where there are more shards than kv heads (405B on 16), each kv head is in several neighboring shards.
-Rows of q and k are in pairs order (rope_order.py).
+A model trained on 2, 4, 8 or 16 processes has that many shards, each with a part of every tensor
+(fairscale): rows of column-parallel matrices (wq, wk, wv, w1, w3, output), columns of row-parallel
+ones (wo, w2), whole norms. The embedding is split by columns in Llama 1 and 2, by rows in Llama 3.
+The split is found by shape: a part of a tensor [R, C] is the whole [R, C], rows [R/n, C] or columns
+[R, C/n], which exclude each other. With more shards than kv heads (405B on 16), each kv head is in
+several neighboring shards. Rows of q and k are interleaved (rope_order.py).
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,36 +23,38 @@ from llamita.convert.model_source import ImportOptions, ModelSource, check_fit, 
 from llamita.errors import ConfigError, FormatError, TokenizerError
 from llamita.formats.tensor_table import MAX_LAYERS, TensorSpec, check_tensors, tensor_table
 from llamita.formats.torch_pickle import copied, load_pickle, named_tensors
+from llamita.json_file import read_json_object
 from llamita.tokenizer import Tokenizer, load_tokenizer
 from llamita.tokenizer.chat_templates import CHAT_TEMPLATES, NO_TEMPLATE, check_template_fits
-from llamita.tokenizer.loading import is_tiktoken_file, load_tiktoken
+from llamita.tokenizer.load import is_tiktoken_file, load_tiktoken
 
 NUM_SHARDS: Final = (1, 2, 4, 8, 16)
 _SHARD_NAME = re.compile(r"consolidated\.(\d\d)\.pth")
 _BUFFERS = re.compile(r"rope\.freqs|freqs_cis|layers\.\d+\.attention\.(inner_attention\.rope\.freqs|mask)")
 
-# Keys of params.json that do not change what is computed, and all that are understood.
-_IDLE_KEYS: Final = ("max_batch_size", "max_seq_len", "model_parallel_size")
+# Keys of params.json that do not affect the model, and all known keys.
+_IGNORED_KEYS: Final = ("max_batch_size", "max_seq_len", "model_parallel_size")
 _KEYS: Final = (
     "dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "multiple_of", "ffn_dim_multiplier", "norm_eps",
-    "rope_theta", "use_scaled_rope", "rope_scaling_factor", "rope_high_freq_factor", *_IDLE_KEYS,
+    "rope_theta", "use_scaled_rope", "rope_scaling_factor", "rope_high_freq_factor", *_IGNORED_KEYS,
 )  # fmt: skip
 
-# Llama 3.1's and 3.2's reference code: constants that params.json does not say. The factor is 8 but for the small
-# models of 3.2 (1B and 3B: dim 2048 and 3072), whose published config.json says 32.
+# Constants of the reference code of Llama 3.1 and 3.2 that params.json lacks. The factor is 8,
+# except 32 for the small models of 3.2 (1B and 3B: dim 2048 and 3072), according to their
+# config.json.
 _LOW_FREQ, _HIGH_FREQ, _ORIGINAL_CONTEXT = 1.0, 4.0, 8192
 _SMALL_DIM = 4096
 
 
 def is_meta_folder(path: Path) -> bool:
-    """Whether there is a params.json with weights beside it."""
+    """Whether the folder has a params.json and weights."""
     return (path / "params.json").is_file() and any(_SHARD_NAME.fullmatch(each.name) for each in path.iterdir())
 
 
 def open_meta(path: Path, options: ImportOptions) -> ModelSource:
-    """Map all shards and check that together they are one whole model.
+    """Map all shards and check that together they are a complete model.
 
-    Raises FormatError, TokenizerError, ConfigError (a PyTorch that is too old)."""
+    Raises FormatError, TokenizerError, ConfigError (PyTorch is too old)."""
     params = _read_params(path / "params.json")
     shards = [named_tensors(load_pickle(file), file, _BUFFERS) for file in _shard_files(path)]
     _check_same_names(shards, path)
@@ -87,13 +88,10 @@ def open_meta(path: Path, options: ImportOptions) -> ModelSource:
 
 
 def _read_params(path: Path) -> dict[str, Any]:
-    try:
-        params = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise FormatError(f"cannot read {path}: {str(error)[:120]}") from error
-    params = params.get("model", params) if isinstance(params, dict) else params
+    content = read_json_object(path, FormatError)
+    params = content.get("model", content)
     if not isinstance(params, dict):
-        raise FormatError(f"cannot read {path}: expected a JSON object, found {type(params).__name__}")
+        raise FormatError(f"cannot read {path}: model: expected an object, found {type(params).__name__}")
     unknown = next((key for key in params if key not in _KEYS), None)
     if unknown is not None:
         raise FormatError(
@@ -103,7 +101,7 @@ def _read_params(path: Path) -> dict[str, Any]:
 
 
 def _shard_files(path: Path) -> list[Path]:
-    """consolidated.00.pth, .01, …: none missing, as many as models are cut into."""
+    """consolidated.00.pth, .01, …: none missing, in a number that Meta uses."""
     numbers = {int(match[1]) for each in path.iterdir() if (match := _SHARD_NAME.fullmatch(each.name))}
     count = max(numbers) + 1
     missing = next((number for number in range(count) if number not in numbers), None)
@@ -127,37 +125,39 @@ def _check_same_names(shards: Sequence[Mapping[str, Tensor]], path: Path) -> Non
         if odd:
             raise FormatError(
                 f"cannot read {path}: tensor {min(odd)} is not in all shards: consolidated.00.pth and "
-                f"consolidated.{number:02d}.pth are not of one model"
+                f"consolidated.{number:02d}.pth are of different models"
             )
         for name, tensor in shard.items():
             if (tensor.dtype, tensor.ndim) != (shards[0][name].dtype, shards[0][name].ndim):
-                raise FormatError(f"cannot read {path}: tensor {name}: consolidated.{number:02d}.pth has another type")
+                raise FormatError(
+                    f"cannot read {path}: tensor {name}: consolidated.{number:02d}.pth has a different type"
+                )
 
 
 def _find_tokenizer(path: Path) -> Path:
-    """tokenizer.model in the folder or, as Meta's downloads have it, in the one above."""
+    """tokenizer.model in the folder or, as in Meta's downloads, in its parent."""
     for folder in (path, path.parent):
         if (folder / "tokenizer.model").is_file():
             return folder / "tokenizer.model"
     raise TokenizerError(
-        f"cannot import {path}: no tokenizer.model in it nor in {path.parent}; name it with --tokenizer FILE"
+        f"cannot import {path}: no tokenizer.model in it or in {path.parent}; give one with --tokenizer FILE"
     )
 
 
 def _template(path: Path, options: ImportOptions) -> tuple[str | None, str]:
-    """(name of the chat template, why), from what the user says, else from the folder's name: nothing else tells."""
+    """(name of the chat template, note): from --chat-template, else from the folder's name."""
     name = path.resolve().name if path.resolve().name != "original" else path.resolve().parent.name
     if options.chat_template is not None:
         chosen = None if options.chat_template == NO_TEMPLATE else options.chat_template
-        return chosen, f"chat template: {options.chat_template}, as --chat-template says"
+        return chosen, f"chat template: {options.chat_template}, from --chat-template"
     tokenizer = options.tokenizer or _find_tokenizer(path)
     if re.search(r"chat|instruct", name, re.IGNORECASE) is None:
         return (
             None,
-            f"no chat template: the folder's name, {name}, does not say chat or instruct (--chat-template NAME)",
+            f"no chat template: the folder's name, {name}, does not contain chat or instruct (--chat-template NAME)",
         )
     chosen = "llama3" if is_tiktoken_file(tokenizer) else "llama2"
-    return chosen, f"chat template: {chosen}, as the folder is named {name} (--chat-template none leaves it out)"
+    return chosen, f"chat template: {chosen}, because the folder is named {name} (--chat-template none disables it)"
 
 
 def _with_template(tokenizer: Tokenizer, template: str | None, path: Path) -> Tokenizer:
@@ -214,7 +214,7 @@ def _config(
 def _context(
     params: Mapping[str, Any], tokenizer: Tokenizer, where: Path
 ) -> tuple[int, dict[str, Any] | None, list[str]]:
-    """(context, RoPE scaling, notes), as transformers' converter decides them: params.json says neither."""
+    """(context, RoPE scaling, notes) by the rules of transformers' converter."""
     scaled = params.get("use_scaled_rope", False)
     if not isinstance(scaled, bool):
         raise FormatError(f"cannot use {where}: use_scaled_rope: expected true or false, found {str(scaled)[:40]}")
@@ -227,39 +227,40 @@ def _context(
             "original_max_position_embeddings": _ORIGINAL_CONTEXT,
         }  # fmt: skip
         which = "3.2 (1B, 3B)" if guess == 32.0 else "3.1"
-        notes = ["context: 131072 tokens, that of Llama 3.1 and later (use_scaled_rope)"]
+        notes = ["context: 131072 tokens, as in Llama 3.1 and later (use_scaled_rope)"]
         if "rope_scaling_factor" not in params:
-            notes.append(f"RoPE scaling: factor {factor:g}, that of Llama {which}, for dim {params['dim']}")
+            notes.append(f"RoPE scaling: factor {factor:g}, as in Llama {which}, for dim {params['dim']}")
         return 131072, scaling, notes
     if tokenizer.kind == "gpt2":
-        return 8192, None, ["context: 8192 tokens, that of Llama 3 (params.json does not say; --context-tokens N)"]
+        return 8192, None, ["context: 8192 tokens, as in Llama 3 (not in params.json; --context-tokens N)"]
     if params.get("rope_theta", 10000.0) != 10000.0:
-        return 16384, None, ["context: 16384 tokens, that of Code Llama, for its rope_theta (--context-tokens N)"]
+        return 16384, None, ["context: 16384 tokens, as in Code Llama, because of rope_theta (--context-tokens N)"]
     if params.get("norm_eps", 1e-5) == 1e-6:
-        return 2048, None, ["context: 2048 tokens, that of Llama 1, for its norm_eps (--context-tokens N)"]
-    return 4096, None, ["context: 4096 tokens, that of Llama 2; Llama 1 has 2048 (--context-tokens N)"]
+        return 2048, None, ["context: 2048 tokens, as in Llama 1, because of norm_eps (--context-tokens N)"]
+    return 4096, None, ["context: 4096 tokens, as in Llama 2; Llama 1 has 2048 (--context-tokens N)"]
 
 
 def _vocab_size(params: Mapping[str, Any], shards: Sequence[Mapping[str, Tensor]], dim: int, path: Path) -> int:
-    """Rows of the whole embedding, whichever way it is cut; -1 in Llama 1's and 2's params.json says: look."""
+    """Rows of the whole embedding, however it is split. (Llama 1 and 2 have vocab_size -1.)"""
     rows, columns = _matrix(shards[0], "tok_embeddings.weight", path).shape
     count = len(shards)
     found = rows if columns * count == dim else rows * count
     if columns not in (dim, dim // count):
         raise FormatError(
             f"cannot read {path}: tensor tok_embeddings.weight: expected rows of {dim} numbers, or of {dim // count} "
-            f"in each of {count} shards, found {columns}; a shard is missing or they do not belong together"
+            f"in each of {count} shards, found {columns}; a shard is missing, or they are of different models"
         )
-    said = params.get("vocab_size", -1)
-    if said not in (-1, None) and _whole(said, "vocab_size", path / "params.json") != found:
+    listed = params.get("vocab_size", -1)
+    if listed not in (-1, None) and _whole(listed, "vocab_size", path / "params.json") != found:
         raise FormatError(
-            f"cannot use {path / 'params.json'}: vocab_size: expected {found}, the embedding's, found {said}"
+            f"cannot use {path / 'params.json'}: vocab_size: expected {found}, the rows of the "
+            f"embedding, found {listed}"
         )
     return int(found)
 
 
 def _ffn_size(params: Mapping[str, Any], shards: Sequence[Mapping[str, Tensor]], dim: int, path: Path) -> int:
-    """Rows of w1 in all shards, which must be what params.json's formula says (llama's model.py, FeedForward)."""
+    """Rows of w1 in all shards, checked against params.json (FeedForward in Meta's model.py)."""
     found = int(_matrix(shards[0], "layers.0.feed_forward.w1.weight", path).shape[0]) * len(shards)
     multiple = params.get("multiple_of")
     if multiple is None:
@@ -268,11 +269,11 @@ def _ffn_size(params: Mapping[str, Any], shards: Sequence[Mapping[str, Tensor]],
     multiple, factor = _whole(multiple, "multiple_of", where), params.get("ffn_dim_multiplier")
     size = int(2 * 4 * dim / 3)
     size = size if factor is None else int(_real(factor, "ffn_dim_multiplier", where) * size)
-    said = -(-size // multiple) * multiple
-    if said != found:
+    expected = -(-size // multiple) * multiple
+    if expected != found:
         raise FormatError(
-            f"cannot use {path}: params.json says an ffn of {said} (multiple_of {multiple}, ffn_dim_multiplier "
-            f"{factor}), the shards' w1 make {found}; a shard is missing or they do not belong together"
+            f"cannot use {path}: expected {expected} rows of w1 (multiple_of {multiple}, ffn_dim_multiplier {factor} "
+            f"in params.json), found {found} in all shards; a shard is missing, or they are of different models"
         )
     return found
 
@@ -284,7 +285,7 @@ def _matrix(shard: Mapping[str, Tensor], name: str, path: Path) -> Tensor:
 
 
 def _is_tied(shards: Sequence[Mapping[str, Tensor]]) -> bool:
-    """Whether there is no output matrix, or it is the embedding bit for bit (as Llama 3.2's 1B and 3B are saved)."""
+    """Whether there is no output matrix, or it equals the embedding (as in Llama 3.2 1B and 3B)."""
     if "output.weight" not in shards[0]:
         return True
     for shard in shards:
@@ -314,7 +315,7 @@ def _real(value: Any, key: str, where: Path) -> float:
 
 
 def _joins(shards: Sequence[Mapping[str, Tensor]], config: ModelConfig, path: Path) -> dict[str, tuple[int, int, int]]:
-    """How each tensor is put together, by its Hugging Face name: (axis, first shard, step between shards)."""
+    """How to join each tensor, by Hugging Face name: (axis, first shard, step between shards)."""
     joins: dict[str, tuple[int, int, int]] = {}
     shapes: dict[str, Sequence[int]] = {}
     for name, tensor in shards[0].items():
@@ -324,14 +325,14 @@ def _joins(shards: Sequence[Mapping[str, Tensor]], config: ModelConfig, path: Pa
     for spec in tensor_table(config):
         name = spec.name("llama2c")
         if name not in shapes:
-            continue  # check_tensors says so, and what else is wrong
+            continue  # check_tensors reports it
         parts = [tuple(shard[name].shape) for shard in shards]
         found = _join(parts, spec.shape, _repeats(spec, config, len(shards)))
         if found is None:
             count = len(shards)
             odd = next((part for part in parts if part != parts[0]), parts[0])
             raise FormatError(
-                f"cannot read {path}: tensor {name}: expected {count} shard{'s' if count > 1 else ''} that make "
+                f"cannot read {path}: tensor {name}: expected {count} shard{'s' if count > 1 else ''} that join to "
                 f"{list(spec.shape)}, found {'one of ' if count > 1 else ''}{list(odd)}"
             )
         joins[spec.huggingface], shapes[name] = found, spec.shape
@@ -340,17 +341,17 @@ def _joins(shards: Sequence[Mapping[str, Tensor]], config: ModelConfig, path: Pa
 
 
 def _repeats(spec: TensorSpec, config: ModelConfig, count: int) -> int:
-    """In how many neighboring shards each kv head is: more than one where there are fewer heads than shards."""
+    """Number of neighboring shards that hold the same kv head."""
     is_kv = spec.llama2c in ("wk", "wv")
     return count // config.num_key_value_heads if is_kv and count > config.num_key_value_heads else 1
 
 
 def _join(parts: Sequence[Sequence[int]], whole: Sequence[int], repeats: int) -> tuple[int, int, int] | None:
-    """(axis, first, step) such that parts[first::step], joined along the axis, are of the whole's shape; or None."""
+    """(axis, first, step): parts[first::step] joined along axis have the whole shape; or None."""
     count, first = len(parts), tuple(parts[0])
     if any(tuple(part) != first for part in parts):
         return None
-    if first == tuple(whole):  # in every shard: only norms may be, and a single kv head
+    if first == tuple(whole):  # replicated: only norms may be, and a single kv head
         return (0, 0, count) if len(whole) == 1 or repeats == count else None
     axes = [axis for axis in range(len(whole)) if first[axis] * (count // repeats) == whole[axis]]
     for axis in axes:
@@ -361,9 +362,9 @@ def _join(parts: Sequence[Sequence[int]], whole: Sequence[int], repeats: int) ->
 
 
 def _norm_notes(shards: Sequence[Mapping[str, Tensor]], config: ModelConfig) -> list[str]:
-    """A note if the copies of a norm are not the same: which happens when processes drifted apart in training."""
+    """A note if copies of a norm differ: processes can drift apart in training."""
     names = [spec.name("llama2c") for spec in tensor_table(config) if spec.kind == "norm"]
     differing = [name for name in names if not all(torch.equal(shard[name], shards[0][name]) for shard in shards)]
     if not differing:
         return []
-    return [f"{len(differing)} norms differ between the shards; consolidated.00.pth's are taken, as transformers does"]
+    return [f"{len(differing)} norms differ between shards; those of consolidated.00.pth are used, as in transformers"]

@@ -1,4 +1,4 @@
-"""A model in any published form, its kind found by looking, to a checkpoint: one tensor in memory at a time."""
+"""Imports a published model as a checkpoint, with one tensor in memory at a time."""
 
 from __future__ import annotations
 
@@ -26,15 +26,16 @@ from llamita.formats.safetensors_io import DTYPES, TensorEntry, TensorReader, ch
 from llamita.formats.tensor_table import tensor_table
 from llamita.tokenizer.chat_templates import check_template_name, replace_chat_template
 
-# Called with the bytes written so far and in all.
+# Called with the bytes written so far, and in total.
 Progress = Callable[[int, int], None]
 
 
 @dataclasses.dataclass(frozen=True)
 class ImportReport:
-    """What was read and written. num_tensors_by_type: as {"bfloat16": 226}. verification: None if it was not asked for.
+    """What was read and written.
 
-    notes: what was decided for the user, one sentence each."""
+    num_tensors_by_type: such as {"bfloat16": 226}. verification: None if there was none. notes:
+    decisions that the user should know, one sentence each."""
 
     path: Path
     kind: str
@@ -58,14 +59,14 @@ def import_model(
     verify: bool | None = None,
     progress: Progress | None = None,
 ) -> ImportReport:
-    """Write the model as the new checkpoint folder `out`, whole or not at all.
+    """Write the model to the new checkpoint folder `out` atomically.
 
-    source: a folder of Meta's or Hugging Face's, a Hugging Face hub id, a GGUF, llama2.c's .bin or .pt. tokenizer:
-    where it is not with the model. dtype: of the weights, one of DTYPES; None keeps the source's (float32 for what was
-    quantized). chat_template: a name of tokenizer/chat_templates.py or "none"; None: as the source says.
-    context_tokens: None is the source's. verify: compare logits of what was written with the source's; None: if the
-    model is small.
-    Raises FormatError, TokenizerError, ConfigError, NetworkError, OutputError.
+    source: a folder of Meta or Hugging Face, a Hugging Face hub id, a GGUF, or llama2.c's .bin or
+    .pt. tokenizer: its file or folder; None: the one of the source. dtype: of the weights, one of
+    DTYPES; None: the source's (float32 for quantized tensors). chat_template: a name in
+    tokenizer/chat_templates.py or "none"; None: the source's. context_tokens: None: the source's.
+    verify: compare the logits of the result with the source's; None: if the model is small. Raises
+    FormatError, TokenizerError, ConfigError, NetworkError, OutputError.
     """
     source, out = Path(source), Path(out)
     if out.exists() or out.is_symlink():
@@ -102,7 +103,7 @@ def import_model(
 
 
 def open_source(path: Path, options: ImportOptions) -> ModelSource:
-    """Look at what the path is, open and check it. Raises FormatError, TokenizerError, NetworkError."""
+    """Detect the format, open and check it. Raises FormatError, TokenizerError, NetworkError."""
     if not path.exists() and is_hub_id(str(path)):
         return open_huggingface(fetch_from_hub(str(path)), options, name=str(path))
     if path.is_dir():
@@ -114,7 +115,7 @@ def open_source(path: Path, options: ImportOptions) -> ModelSource:
         return open_gguf(path, options)
     is_part = re.fullmatch(r"consolidated\.\d+\.pth|pytorch_model.*\.bin", path.name) and head[:1] in (b"P", b"\x80")
     if is_part or path.suffix == ".safetensors":
-        raise FormatError(f"cannot import {path}: it holds only weights; name its folder, {path.parent}, instead")
+        raise FormatError(f"cannot import {path}: it contains only weights; import its folder, {path.parent}, instead")
     pickled = head[:2] == b"PK" or path.suffix in (".pt", ".pth")
     return open_llama2c(path, options, pickled=pickled)
 
@@ -133,7 +134,7 @@ def _open_folder(path: Path, options: ImportOptions) -> ModelSource:
 def _reader(
     model: ModelSource, entries: Sequence[TensorEntry], wanted: torch.dtype | None, progress: Progress | None
 ) -> TensorReader:
-    """Gives the source's tensors by Hugging Face's names, checked and in the wanted type, and tells how far it is."""
+    """A reader of the source's tensors, checked and converted, that reports progress."""
     specs = {spec.huggingface: spec for spec in tensor_table(model.config)}
     sizes = {entry.name: entry.num_bytes for entry in entries}
     total, done = sum(sizes.values()), 0

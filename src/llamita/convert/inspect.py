@@ -1,4 +1,4 @@
-"""Any file or folder that llamita reads or writes, its kind found by looking, to what it holds, as data."""
+"""Describes the contents of any file or folder that llamita reads or writes; detects its kind."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from llamita.formats.gguf import FILE_TYPES, read_gguf
 from llamita.formats.huggingface import config_from_dict
 from llamita.formats.llama2c import Llama2cModel, read_bin, read_checkpoint
 from llamita.formats.mmap_file import map_file
-from llamita.formats.safetensors_header import read_safetensors_header
 from llamita.formats.tensor_table import tensor_table
+from llamita.json_file import read_json_object
 
 
 @dataclasses.dataclass(frozen=True)
 class TensorRow:
-    """One tensor: its name in the file, its type there, its shape [rows, row length], its bytes."""
+    """A tensor: name and type in the file, shape [rows, row length], size."""
 
     name: str
     type: str
@@ -34,12 +34,12 @@ class TensorRow:
 
 @dataclasses.dataclass(frozen=True)
 class Inspection:
-    """What a path holds. facts: (name, value) in a sensible order; tensors: empty where there are none."""
+    """What a path contains. properties: (name, value) in display order."""
 
     path: Path
     kind: str
     num_bytes: int
-    facts: tuple[tuple[str, str], ...]
+    properties: tuple[tuple[str, str], ...]
     tensors: tuple[TensorRow, ...] = ()
 
     @property
@@ -48,8 +48,9 @@ class Inspection:
 
 
 def inspect(path: Path) -> Inspection:
-    """Look into a GGUF, a llama2.c .bin, .pt or tokenizer.bin, a .safetensors, a tokenizer's file, a checkpoint folder,
-    a run directory or a token store. Raises FormatError (or the owner's error) if it is none or damaged."""
+    """Describe a GGUF, a llama2.c .bin, .pt or tokenizer.bin, a .safetensors, a tokenizer file, a
+    checkpoint, a run directory or a token store. Raises FormatError (or the reader's own error) for
+    anything else, and for damage."""
     path = Path(path)
     if path.is_dir():
         return _inspect_folder(path)
@@ -68,7 +69,7 @@ def inspect(path: Path) -> Inspection:
 
 
 def _inspect_bin(path: Path, num_bytes: int) -> Inspection:
-    """A .bin is a model or a tokenizer: neither says so, but their lengths fit only what they are."""
+    """A .bin is a model or a tokenizer; only its length shows which."""
     from llamita.errors import TokenizerError
 
     try:
@@ -85,39 +86,41 @@ def _inspect_bin(path: Path, num_bytes: int) -> Inspection:
 
 def _inspect_llama2c(model: Llama2cModel, num_bytes: int) -> Inspection:
     kind = "llama2.c training checkpoint" if model.version == "checkpoint" else f"llama2.c model {model.version}"
-    facts = _config_facts(model.config)
+    properties = _config_properties(model.config)
     if model.group_size is not None:
-        facts.append(("group size", f"{model.group_size:,}"))
+        properties.append(("group size", f"{model.group_size:,}"))
     rows = []
     for spec in tensor_table(model.config):
         size = math.prod(spec.shape)
         quantized = model.group_size is not None and spec.kind != "norm"
         stored = size + size // model.group_size * 4 if quantized and model.group_size else 4 * size
         rows.append(TensorRow(spec.name("llama2c"), "INT8" if quantized else "F32", spec.shape, stored))
-    return Inspection(model.path, kind, num_bytes, tuple(facts), tuple(rows))
+    return Inspection(model.path, kind, num_bytes, tuple(properties), tuple(rows))
 
 
 def _inspect_gguf(path: Path, num_bytes: int) -> Inspection:
     file = read_gguf(path)
     names = {number: name for name, number in FILE_TYPES.items()}
-    facts = [("version", str(file.version))]
+    properties = [("version", str(file.version))]
     for key, value in file.metadata.items():
         shown = _shown(value)
         if key == "general.file_type" and value in names:
             shown = f"{value} (mostly {names[value]})"
-        facts.append((key, shown))
+        properties.append((key, shown))
     rows = tuple(TensorRow(t.name, t.type, t.shape, t.num_bytes) for t in file.tensors.values())
-    return Inspection(path, "GGUF", num_bytes, tuple(facts), rows)
+    return Inspection(path, "GGUF", num_bytes, tuple(properties), rows)
 
 
 def _inspect_safetensors(path: Path, num_bytes: int) -> Inspection:
-    tensors, metadata = read_safetensors_header(path)
+    from llamita.formats.safetensors_io import read_header  # needs torch
+
+    tensors, metadata = read_header(path)
     rows = tuple(TensorRow(t.name, t.dtype, t.shape, t.num_bytes) for t in tensors)
     return Inspection(path, "safetensors", num_bytes, tuple(metadata.items()), rows)
 
 
 def _inspect_tokenizer(path: Path, num_bytes: int) -> Inspection:
-    return Inspection(path, "tokenizer", num_bytes, tuple(_tokenizer_facts(path)))
+    return Inspection(path, "tokenizer", num_bytes, tuple(_tokenizer_properties(path)))
 
 
 def _inspect_folder(path: Path) -> Inspection:
@@ -127,19 +130,19 @@ def _inspect_folder(path: Path) -> Inspection:
 
     folder = resolve_checkpoint(path)
     name = folder / "config.json"
-    facts = _config_facts(config_from_dict(_read_json(name), str(name)))
+    properties = _config_properties(config_from_dict(read_json_object(name, FormatError), str(name)))
     if folder != path:
-        facts.insert(0, ("checkpoint", str(folder.resolve().name)))
+        properties.insert(0, ("checkpoint", str(folder.resolve().name)))
     if (folder / "tokenizer.json").is_file():
-        facts += _tokenizer_facts(folder)
+        properties += _tokenizer_properties(folder)
     else:
-        facts.append(("tokenizer", "none"))
+        properties.append(("tokenizer", "none"))
     if (folder / "training").is_dir():
-        facts.append(("training", f"state kept, {_num_bytes(folder / 'training'):,} bytes"))
+        properties.append(("training", f"saved state, {_num_bytes(folder / 'training'):,} bytes"))
     weights = folder / "model.safetensors"
     shards = sorted(folder.glob("model-*-of-*.safetensors")) if not weights.is_file() else [weights]
     rows = [row for shard in shards for row in _inspect_safetensors(shard, 0).tensors]
-    return Inspection(path, "checkpoint", _num_bytes(folder), tuple(facts), tuple(rows))
+    return Inspection(path, "checkpoint", _num_bytes(folder), tuple(properties), tuple(rows))
 
 
 def _inspect_store(path: Path) -> Inspection:
@@ -147,18 +150,18 @@ def _inspect_store(path: Path) -> Inspection:
 
     store = TokenStore(path)
     tokenizer = store.info["tokenizer"]
-    facts = [("vocabulary", f"{store.vocab_size:,}"), ("tokenizer", str(tokenizer["fingerprint"])[:16])]
+    properties = [("vocabulary", f"{store.vocab_size:,}"), ("tokenizer", str(tokenizer["fingerprint"])[:16])]
     for name in ("train", "val"):
         split = store.split(name)
-        ratio = f", {split.text_bytes / split.num_tokens:.2f} bytes a token" if split.num_tokens else ""
-        facts.append(
+        ratio = f", {split.text_bytes / split.num_tokens:.2f} bytes per token" if split.num_tokens else ""
+        properties.append(
             (name, f"{split.num_documents:,} documents, {split.num_tokens:,} tokens, {split.text_bytes:,} bytes{ratio}")
         )
-    return Inspection(path, "token store", _num_bytes(path), tuple(facts))
+    return Inspection(path, "token store", _num_bytes(path), tuple(properties))
 
 
 def type_counts(tensors: Sequence[TensorRow]) -> list[tuple[str, int, int, int]]:
-    """(type, tensors, bytes, numbers) of each type, the most bytes first."""
+    """(type, tensors, bytes, elements) of each type, most bytes first."""
     counts, sizes, numbers = Counter[str](), Counter[str](), Counter[str]()
     for row in tensors:
         counts[row.type] += 1
@@ -167,15 +170,15 @@ def type_counts(tensors: Sequence[TensorRow]) -> list[tuple[str, int, int, int]]
     return [(name, counts[name], size, numbers[name]) for name, size in sizes.most_common()]
 
 
-def _config_facts(config: ModelConfig) -> list[tuple[str, str]]:
-    facts = [("parameters", f"{config.num_parameters:,}")]
+def _config_properties(config: ModelConfig) -> list[tuple[str, str]]:
+    properties = [("parameters", f"{config.num_parameters:,}")]
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        facts.append((field.name, f"{value:,}" if type(value) is int else _shown(value)))
-    return facts
+        properties.append((field.name, f"{value:,}" if type(value) is int else _shown(value)))
+    return properties
 
 
-def _tokenizer_facts(path: Path) -> list[tuple[str, str]]:
+def _tokenizer_properties(path: Path) -> list[tuple[str, str]]:
     from llamita.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(path)
@@ -192,7 +195,7 @@ def _tokenizer_facts(path: Path) -> list[tuple[str, str]]:
 
 
 def _shown(value: Any) -> str:
-    """A value in at most about 70 characters."""
+    """A value in about 70 characters at most."""
     if isinstance(value, np.ndarray):
         return f"{value.dtype.name}[{value.size:,}]: {_first(f'{item:g}' for item in value[:7])}"
     if isinstance(value, list):
@@ -205,21 +208,14 @@ def _shown(value: Any) -> str:
 
 
 def _first(items: Iterable[str]) -> str:
-    """At most six of them, and a sign that there are more."""
-    words = list(items)
-    return ", ".join([*words[:6], "…"] if len(words) > 6 else words)
+    """The first six items, and an ellipsis if there are more."""
+    shown = list(items)
+    return ", ".join([*shown[:6], "…"] if len(shown) > 6 else shown)
 
 
 def _quoted(text: str) -> str:
     short = text if len(text) <= 60 else f"{text[:60]}…"
     return json.dumps(short, ensure_ascii=False)
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise FormatError(f"cannot read {path}: {error}") from error
 
 
 def _num_bytes(folder: Path) -> int:

@@ -1,4 +1,4 @@
-"""The protocol of everything that can be imported: a model in any form to its config, its tensors, its tokenizer."""
+"""The common form of every importable model: its config, its tensors and its tokenizer."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ MAX_CONTEXT_TOKENS = 1 << 24
 
 @dataclasses.dataclass(frozen=True)
 class ImportOptions:
-    """What the user says about a source that the source may not say itself.
+    """The user's settings that override what the source specifies; None: the source's.
 
-    tokenizer: its file or folder. chat_template: a name of tokenizer/chat_templates.py, "none", or None: as the
-    source says. context_tokens: the longest text to use it for, where that is not what the source says."""
+    tokenizer: its file or folder. chat_template: a name in tokenizer/chat_templates.py, or "none".
+    context_tokens: the longest text."""
 
     tokenizer: Path | None = None
     chat_template: str | None = None
@@ -33,11 +33,12 @@ class ImportOptions:
 
 @dataclasses.dataclass(frozen=True)
 class ModelSource:
-    """A model to be imported, opened and checked: every tensor of the table is there, in its shape, and no other.
+    """A model that was opened and checked: its tensors are exactly those of the table.
 
-    kind: as a person says it, "llama2.c v1". dtype: of a tensor as it is stored (float32 where it is quantized).
-    tensor: reads one, new memory, in Hugging Face's order of rows. write_tokenizer: puts tokenizer.json and its
-    companions into a folder. notes: what was decided for the user, one sentence each."""
+    kind: for display, such as "llama2.c v1". dtype: of a tensor as stored (float32 if quantized).
+    tensor: reads one into new memory, rows in Hugging Face's order. write_tokenizer: writes
+    tokenizer.json and its companions into a folder. notes: decisions that the user should know, one
+    sentence each."""
 
     path: Path
     kind: str
@@ -50,7 +51,7 @@ class ModelSource:
 
 
 def with_unpermuted_qk(tensor: Tensor, spec: TensorSpec, config: ModelConfig) -> Tensor:
-    """Rows of q and k from pairs order to Hugging Face's; other tensors as they are. Of any float type."""
+    """Rows of q and k from interleaved to Hugging Face's order; other tensors unchanged."""
     heads = spec.rope_heads(config)
     if heads is None:
         return tensor
@@ -60,7 +61,7 @@ def with_unpermuted_qk(tensor: Tensor, spec: TensorSpec, config: ModelConfig) ->
 
 
 def check_fit(tokenizer: Tokenizer, config: ModelConfig, path: Path, source: Path, *, exact: bool) -> None:
-    """Raise TokenizerError unless every token has a row in the embedding (`exact`: and every row a token)."""
+    """Raise TokenizerError unless every token has an embedding row (exact: and vice versa)."""
     size = tokenizer.vocab_size
     if size > config.vocab_size or (exact and size != config.vocab_size):
         more = "" if exact else "at most "
@@ -71,19 +72,19 @@ def check_fit(tokenizer: Tokenizer, config: ModelConfig, path: Path, source: Pat
 
 
 def with_context(config: ModelConfig, context_tokens: int | None) -> ModelConfig:
-    """The config for texts of at most so many tokens (None: its own). Raises FormatError if it is out of range, so that
-    a hostile source cannot ask for tables that fill the memory."""
+    """The config with this context length (None: unchanged). Raises FormatError if it is out of
+    range, so that a hostile source cannot ask for tables that exhaust memory."""
     tokens = config.max_position_embeddings if context_tokens is None else context_tokens
     if not 0 < tokens <= MAX_CONTEXT_TOKENS:
-        hint = "; say a shorter one with --context-tokens N" if context_tokens is None else ""
+        hint = "; set a shorter one with --context-tokens N" if context_tokens is None else ""
         raise FormatError(f"context: expected 1 to {MAX_CONTEXT_TOKENS} tokens, found {tokens}{hint}")
     return dataclasses.replace(config, max_position_embeddings=tokens)
 
 
 def byte_notes(tokenizer: Tokenizer) -> list[str]:
-    """What a user should know about bytes that the tokenizer cannot express."""
+    """A note about bytes that the tokenizer cannot express, if there are any."""
     missing = [byte for byte in tokenizer.missing_bytes if byte < 0xF5 and byte not in (0xC0, 0xC1)]
     if not missing:
         return []
     listed = ", ".join(f"0x{byte:02X}" for byte in missing[:12])
-    return [f"the vocabulary has no token for the bytes {listed}: text that has them loses them, in every runtime"]
+    return [f"the vocabulary has no token for the bytes {listed}: every runtime drops them from text"]

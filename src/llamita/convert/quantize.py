@@ -1,4 +1,4 @@
-"""A GGUF file to one whose matrices are of another type: metadata kept, one tensor in memory at a time."""
+"""Writes a GGUF file's matrices in another type, with one tensor in memory at a time."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from typing import Final
 
 from llamita.convert.quant_mix import QuantMix, assign_types, quant_mix, quant_mix_notes
 from llamita.errors import ConfigError, FormatError
-from llamita.formats.gguf import FILE_TYPES, GgufFile, TensorInfo, Value, read_gguf, write_gguf
-from llamita.formats.gguf_metadata import QUANTIZATION_VERSION
+from llamita.formats.gguf import FILE_TYPES, QUANTIZATION_VERSION, GgufFile, TensorInfo, Value, read_gguf, write_gguf
 from llamita.formats.tensor_types import TYPES, Bytes, Floats, TypeName, dequantize, quantize_chunks
 
-# Numbers of a tensor that are in memory as float32 at a time, in whole rows.
-_CHUNK_NUMBERS: Final = 1 << 22
+# Elements of a tensor in memory as float32 at a time, rounded to whole rows.
+_CHUNK_ELEMENTS: Final = 1 << 22
 
-# Called with the bytes of weights read so far and in all.
+# Called with the bytes of weights read so far, and in total.
 Progress = Callable[[int, int], None]
 
 
 @dataclasses.dataclass(frozen=True)
 class QuantizeReport:
-    """What was written. num_tensors_by_type: as {"Q4_K": 36, "F32": 11}. bits_per_weight: of the tensors' bytes.
+    """What was written.
 
-    largest_error: the largest relative error of a tensor against the source's, √(Σ(stored - x)² / Σx²), and
-    worst_tensor its name; 0 and None where nothing was rounded. source_bytes: of the source's tensors. notes: what
-    the user should know, one sentence each."""
+    num_tensors_by_type: such as {"Q4_K": 36, "F32": 11}. bits_per_weight: of tensor data alone.
+    largest_error: the largest relative error of a tensor against the source, √(Σ(stored - x)² /
+    Σx²), and worst_tensor its name; 0 and None if nothing was rounded. source_bytes: of the
+    source's tensors. notes: one sentence each, for the user."""
 
     path: Path
     num_bytes: int
@@ -46,30 +46,29 @@ class QuantizeReport:
 def quantize_file(
     source: Path, out: Path, type: str, *, requantize: bool = False, progress: Progress | None = None
 ) -> QuantizeReport:
-    """Write `source` as `out`, whole or not at all, its matrices in this type, one of QUANT_MIXES.
+    """Write `source` to `out` atomically, with matrices in this type, one of QUANT_MIXES.
 
-    Tensors that have their type already are copied as they are. requantize: allow matrices that are quantized already
-    to be rounded once more. Every key of the metadata is kept, but general.file_type and general.quantization_version
-    say what is written, and general.alignment goes: 32 is used. The same source gives the same bytes. Raises
-    FormatError (not a plain Llama, damaged, quantized already), ConfigError (type; `out` is the source), OutputError.
+    Tensors that already have their type are copied. requantize: allow rounding of matrices that are
+    already quantized. All metadata is kept, except that general.file_type and
+    general.quantization_version are updated and general.alignment is dropped (32 is used). The same
+    source gives the same bytes. Raises FormatError (not a plain Llama, damaged, already quantized),
+    ConfigError (unknown type; `out` is the source), OutputError.
     """
-    wanted = quant_mix(type, "quantize")
+    mix = quant_mix(type, "quantize")
     source, out = Path(source), Path(out)
     if out.exists() and out.samefile(source):
-        raise ConfigError(
-            f"cannot quantize {source}: expected another file to write, found the same; choose a new name"
-        )
+        raise ConfigError(f"cannot quantize {source}: expected another output file, found the same; choose a new name")
     file = read_gguf(source)
     _check_kind(file)
     shapes = {name: info.shape for name, info in file.tensors.items()}
-    types = assign_types(shapes, wanted)
+    types = assign_types(shapes, mix)
     again = [info for name, info in file.tensors.items() if _rounds_again(info, types[name])]
     if again and not requantize:
-        raise FormatError(_why_not_again(source, again))
+        raise FormatError(_requantize_error(source, again))
     errors: dict[str, float] = {}
     start = time.perf_counter()
     infos = [(name, types[name], shapes[name]) for name in file.tensors]
-    num_bytes = write_gguf(out, _metadata(file, wanted), infos, _encoded(file, types, errors, progress))
+    num_bytes = write_gguf(out, _metadata(file, mix), infos, _encoded(file, types, errors, progress))
     worst = max(errors, key=lambda name: errors[name])
     num_parameters = sum(math.prod(shape) for shape in shapes.values())
     return QuantizeReport(
@@ -81,20 +80,20 @@ def quantize_file(
         bits_per_weight=8 * sum(TYPES[types[n]].num_bytes(math.prod(s)) for n, s in shapes.items()) / num_parameters,
         largest_error=errors[worst],
         worst_tensor=None if errors[worst] == 0.0 else worst,
-        notes=(*quant_mix_notes(shapes, wanted), *([_what_again(again)] if again else [])),
+        notes=(*quant_mix_notes(shapes, mix), *([_requantize_note(again)] if again else [])),
         seconds=time.perf_counter() - start,
     )
 
 
 def _check_kind(file: GgufFile) -> None:
-    """Which tensors may be rounded is known of plain Llamas."""
+    """Refuse anything but a plain Llama, for which it is known which tensors may be quantized."""
     architecture = file.metadata.get("general.architecture")
     if architecture != "llama":
         raise FormatError(f"cannot quantize {file.path}: architecture: expected llama, found {architecture}")
-    pieces = file.metadata.get("split.count", 0)
-    if pieces not in (0, 1):
+    parts = file.metadata.get("split.count", 0)
+    if parts not in (0, 1):
         raise FormatError(
-            f"cannot quantize {file.path}: it is one of {pieces} pieces (split.count); merge them first with "
+            f"cannot quantize {file.path}: it is one of {parts} parts (split.count); merge them first with "
             "llama-gguf-split --merge"
         )
     if not file.tensors:
@@ -116,25 +115,32 @@ def _is_quantized(type: str) -> bool:
 
 
 def _rounds_again(info: TensorInfo, type: TypeName) -> bool:
-    """Whether a rounded tensor is rounded once more. To float32 nothing is lost."""
+    """Whether a quantized tensor would be rounded again. Conversion to float32 is exact."""
     return _is_quantized(info.type) and type not in (info.type, "F32")
 
 
-def _what_again(again: list[TensorInfo]) -> str:
-    kinds = ", ".join(f"{count} {name}" for name, count in Counter(info.type for info in again).most_common())
-    return f"{len(again)} tensors were quantized already ({kinds}): their new errors come on top of the old ones"
+def _type_counts(infos: list[TensorInfo]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in Counter(info.type for info in infos).most_common())
 
 
-def _why_not_again(source: Path, again: list[TensorInfo]) -> str:
+def _requantize_note(again: list[TensorInfo]) -> str:
     return (
-        f"cannot quantize {source}: expected F32, F16 or BF16 tensors, found {_what_again(again)}, which costs more "
-        "quality than the type alone; start from the unquantized model, or accept that with --requantize"
+        f"{len(again)} tensors were already quantized ({_type_counts(again)}): the new rounding errors add to the old "
+        "ones"
     )
 
 
-def _metadata(file: GgufFile, wanted: QuantMix) -> dict[str, Value]:
+def _requantize_error(source: Path, again: list[TensorInfo]) -> str:
+    return (
+        f"cannot quantize {source}: expected F32, F16 or BF16 tensors, found {len(again)} quantized ones "
+        f"({_type_counts(again)}), and rounding twice costs quality; start from the unquantized model, or accept the "
+        "loss with --requantize"
+    )
+
+
+def _metadata(file: GgufFile, mix: QuantMix) -> dict[str, Value]:
     metadata: dict[str, Value] = {key: file.encoded(key) for key in file.metadata if key != "general.alignment"}
-    metadata["general.file_type"] = FILE_TYPES[wanted.file_type]
+    metadata["general.file_type"] = FILE_TYPES[mix.file_type]
     metadata["general.quantization_version"] = QUANTIZATION_VERSION
     return metadata
 
@@ -157,14 +163,14 @@ def _encoded(
 
 
 def _chunks(file: GgufFile, info: TensorInfo) -> Iterator[Floats]:
-    """The numbers of a tensor, some rows at a time."""
-    kind, row_length = TYPES[info.type], info.shape[-1]
+    """A tensor as float32, some rows at a time."""
+    row_length = info.shape[-1]
     num_rows = math.prod(info.shape[:-1])
     data = file.data(info.name).reshape(num_rows, -1)
-    step = max(1, _CHUNK_NUMBERS // row_length)
+    step = max(1, _CHUNK_ELEMENTS // row_length)
     for first in range(0, num_rows, step):
         rows = data[first : first + step]
         if info.type == "F32":
             yield rows.view("<f4")
             continue
-        yield dequantize(rows.reshape(-1), kind.name, (len(rows), row_length))
+        yield dequantize(rows.reshape(-1), info.type, (len(rows), row_length))

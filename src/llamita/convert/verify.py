@@ -1,4 +1,4 @@
-"""Two forms of one model to how far their logits on a fixed text are apart; more than its type allows is an error."""
+"""Compares the logits of two forms of one model; a difference above a bound is an error."""
 
 from __future__ import annotations
 
@@ -26,20 +26,21 @@ from llamita.formats.tensor_types import TYPES
 from llamita.model.llama import Llama
 from llamita.tokenizer import load_tokenizer
 
-SMALL_PARAMETERS = 200_000_000  # up to here a comparison costs seconds and less than two gigabytes
+SMALL_PARAMETERS = 200_000_000  # up to this size, a comparison takes seconds and less than 2 GB
 NUM_TOKENS = 48
 TEXT = (
     "Once upon a time, in 1987, a naïve llama (her name was Lía) asked: “Where does the river go?” "
     "床前明月光 🦙\n\n    def river(): return 42\n"
 )
 
-# How far logits may be apart, √(Σ difference² / Σ logit²), for rounding weights to a type. Rows of q and k in a wrong
-# order give 1.2 on random weights and 0.3 on trained ones (stories260K).
+# Allowed difference of logits, √(Σ difference² / Σ logit²), by the type that weights were rounded
+# to. Rows of q and k in the wrong order give 1.2 with random weights and 0.3 with trained ones
+# (stories260K).
 BOUNDS: dict[str, float] = {"float32": 1e-5, "float16": 0.01, "bfloat16": 0.1}
 
-# The same for a file that the engine runs, which also sums in another order, and for quantized types rounds what it
-# multiplies with to eight bits. First: against PyTorch with the very weights that are in the file. Second: against the
-# checkpoint, whose weights the type rounds; below six bits that is the user's decision, so only nonsense is refused.
+# The same for a file run by the engine, which sums in another order and, for quantized types,
+# rounds activations to eight bits. First: against PyTorch with the weights in the file. Second:
+# against the checkpoint. Below six bits the loss is the user's choice, so only nonsense is refused.
 FILE_BOUNDS: dict[str, tuple[float, float]] = {"F32": (1e-4, 1e-4), "F16": (0.01, 0.02), "BF16": (0.02, 0.1)}
 QUANTIZED_BOUNDS = (0.1, 0.15)
 COARSE_BOUNDS = (0.1, 0.9)
@@ -47,8 +48,8 @@ COARSE_BOUNDS = (0.1, 0.9)
 
 @dataclasses.dataclass(frozen=True)
 class Verification:
-    """largest_difference: between logits of the two, absolute; largest_logit: in magnitude, of the source; relative:
-    √(Σ difference² / Σ logit²), which beyond the bound is an error."""
+    """largest_difference: of two logits, absolute. largest_logit: of the source, absolute.
+    relative: √(Σ difference² / Σ logit²), an error above the bound."""
 
     num_tokens: int
     largest_difference: float
@@ -57,7 +58,7 @@ class Verification:
     bound: float
 
     def line(self) -> str:
-        """For people."""
+        """For display."""
         return (
             f"logits of {self.num_tokens} tokens: largest difference {self.largest_difference:.3g} (largest logit "
             f"{self.largest_logit:.4g}), relative {self.relative:.2g} (allowed: {self.bound:g})"
@@ -65,14 +66,14 @@ class Verification:
 
 
 def is_small(config: ModelConfig) -> bool:
-    """Whether comparing is cheap enough to be done unasked."""
+    """Whether a comparison is cheap enough to run by default."""
     return config.num_parameters <= SMALL_PARAMETERS
 
 
 def verify_import(source: ModelSource, folder: Path, entries: Sequence[TensorEntry], out: Path) -> Verification:
-    """Logits of the written checkpoint folder, to be known as `out`, against those of the source, read once more.
+    """Compare the checkpoint written to `folder` (later renamed `out`) with the source, read again.
 
-    Raises FormatError beyond the bound of the type that the source's numbers were rounded to."""
+    Raises FormatError above the bound of the type that weights were rounded to."""
     specs = {spec.huggingface: spec for spec in tensor_table(source.config)}
     rounded = [entry.dtype for entry in entries if entry.dtype != source.dtype(specs[entry.name])]
     kind = str(rounded[0]).removeprefix("torch.") if rounded else "float32"
@@ -83,7 +84,7 @@ def verify_import(source: ModelSource, folder: Path, entries: Sequence[TensorEnt
 
 
 def verify_folder(checkpoint: Path, folder: Path, entries: Sequence[TensorEntry], out: Path) -> Verification:
-    """Logits of an exported folder, to be known as `out`, against those of the checkpoint. Raises FormatError."""
+    """Compare an exported folder (later renamed `out`) with the checkpoint. Raises FormatError."""
     stored, config = open_tensors(checkpoint), load_config(checkpoint)
     rounded = [entry.dtype for entry in entries if entry.dtype != stored.dtype(entry.name)]
     kind = str(rounded[0]).removeprefix("torch.") if rounded else "float32"
@@ -94,8 +95,8 @@ def verify_folder(checkpoint: Path, folder: Path, entries: Sequence[TensorEntry]
 
 
 def verify_file(checkpoint: Path, written: Path, config: ModelConfig, type: str, out: Path) -> Verification:
-    """Logits that the engine computes from a .gguf or .bin, to be known as `out`, against those of PyTorch: with the
-    weights in the file, then with the checkpoint's, whose difference is returned.
+    """Compare the engine's logits for a .gguf or .bin (later renamed `out`) with PyTorch's: first
+    with the weights in the file, then with the checkpoint's. Returns the second comparison.
 
     type: the coarsest in the file. Raises FormatError, EngineError.
     """
@@ -105,15 +106,14 @@ def verify_file(checkpoint: Path, written: Path, config: ModelConfig, type: str,
     if type in FILE_BOUNDS:
         same, rounded = FILE_BOUNDS[type]
     else:
-        bits = 8 * TYPES[type].block_bytes / TYPES[type].block_elements
-        same, rounded = QUANTIZED_BOUNDS if bits > 6 else COARSE_BOUNDS
+        same, rounded = QUANTIZED_BOUNDS if TYPES[type].bits > 6 else COARSE_BOUNDS
     what = f"cannot write {out}"
     compare(torch_logits(network(config, _reader(written, config)), ids), engine, same, what, "its own weights")
     return compare(torch_logits(_checkpoint_network(checkpoint, config), ids), engine, rounded, what, str(checkpoint))
 
 
 def _reader(path: Path, config: ModelConfig) -> Callable[[TensorSpec], Tensor]:
-    """Reads the tensors of a .gguf or .bin."""
+    """Returns a reader of the tensors of a .gguf or .bin."""
     if read_bytes(path, 0, 4, "header").tobytes() != b"GGUF":
         model = read_bin(path)
         return lambda spec: with_unpermuted_qk(torch.from_numpy(model.tensor(spec)), spec, config)
@@ -124,10 +124,10 @@ def _reader(path: Path, config: ModelConfig) -> Callable[[TensorSpec], Tensor]:
 def compare(
     original: NDArray[np.float32], written: NDArray[np.float32], bound: float, what: str, against: str
 ) -> Verification:
-    """Raise FormatError(what: …) if logits [n, V] are farther apart than the bound."""
+    """Raise FormatError(what: …) if logits [n, V] differ by more than the bound."""
     if not np.isfinite(original).all():
         raise FormatError(
-            f"{what}: the logits of {against} itself are not finite: its weights are broken (--verify no writes it)"
+            f"{what}: the logits of {against} are not finite: its weights are broken (--verify no skips this check)"
         )
     difference = written.astype(np.float64) - original.astype(np.float64)
     power = float(np.square(original.astype(np.float64)).sum())
@@ -142,14 +142,14 @@ def compare(
     )
     if not result.relative <= bound:  # also for NaN
         raise FormatError(
-            f"{what}: its logits differ from those of {against} by {result.relative:.3g} of their size: expected at "
-            f"most {bound:g}; this is a fault of llamita, please report it"
+            f"{what}: its logits differ from those of {against}: expected a relative difference of at most "
+            f"{bound:g}, found {result.relative:.3g}; this is a bug in llamita, please report it"
         )
     return result
 
 
 def network(config: ModelConfig, read: Callable[[TensorSpec], Tensor]) -> Llama:
-    """The network in float32 with the tensors that `read` gives in Hugging Face's order, for NUM_TOKENS tokens."""
+    """The float32 network for NUM_TOKENS tokens. read: tensors in Hugging Face's row order."""
     model = Llama(dataclasses.replace(config, max_position_embeddings=min(NUM_TOKENS, config.max_position_embeddings)))
     state = {spec.huggingface: read(spec).float() for spec in tensor_table(config)}
     model.load_state_dict(state, assign=True)
@@ -162,7 +162,7 @@ def _checkpoint_network(folder: Path, config: ModelConfig) -> Llama:
 
 
 def fixed_ids(checkpoint: Path, config: ModelConfig) -> list[int]:
-    """BOS and the beginning of TEXT, as many ids as fit."""
+    """BOS and the start of TEXT, at most NUM_TOKENS ids."""
     tokenizer = load_tokenizer(checkpoint)
     ids = ([] if tokenizer.bos_id is None else [tokenizer.bos_id]) + tokenizer.encode(TEXT)
     return ids[: min(NUM_TOKENS, config.max_position_embeddings)]

@@ -1,1 +1,1 @@
-"""From text to training rows: sources, prepare, the token store and its batches."""
+"""Text to training batches: sources, `prepare`, the token store, and packed rows."""

@@ -1,10 +1,10 @@
-"""Turns a token store's split into batches of packed rows: every token once an epoch, in the order of a seed.
+"""Packs documents into batches of rows: every token once per epoch, in an order fixed by the seed.
 
-A document of n stored tokens (its last one is EOS) is n pairs (input, target): its inputs are BOS and all but the last
-token, its targets are all tokens. A row is `context` pairs, filled with whole documents by best fit; where a gap is
-worth it, the beginning of a document fills it and the rest of that document opens another row ("Fewer truncations
-improve language modeling", arXiv 2404.10830, with no token lost). So a row starts at a document, or where a split one
-goes on, and never in between.
+A document of n stored tokens, the last one EOS, is n pairs (input, target): the inputs are BOS and
+all tokens but the last, the targets are all tokens. A row is `context` pairs, filled with whole
+documents by best fit. A wide enough gap is filled with the beginning of a document, whose rest
+starts another row ("Fewer truncations improve language modeling", arXiv 2404.10830, without losing
+a token). So a row starts at a document or at the rest of one.
 """
 
 from __future__ import annotations
@@ -16,23 +16,18 @@ from typing import Any, NamedTuple, Protocol, cast
 import numpy as np
 import numpy.typing as npt
 
-IGNORED = -100  # a target that does not count, as torch's cross-entropy has it
-WINDOW_DOCUMENTS = 8192  # packed together; bounds the time and the memory that packing needs
+IGNORED = -100  # a target without a loss: the default ignore_index of torch's cross-entropy
+WINDOW_DOCUMENTS = 8192  # packed together; bounds the time and memory of packing
 
 
 class Documents(Protocol):
-    """What training and scoring need of a split: a token store's split has it, and so have documents in memory."""
+    """Encoded documents, in a token store or in memory."""
 
     @property
     def num_documents(self) -> int: ...
 
     @property
     def num_tokens(self) -> int: ...
-
-    @property
-    def text_bytes(self) -> int:
-        """UTF-8 bytes of all documents' text."""
-        ...
 
     @property
     def lengths(self) -> npt.NDArray[Any]:
@@ -44,21 +39,30 @@ class Documents(Protocol):
         ...
 
 
+class ScoredDocuments(Documents, Protocol):
+    """Documents that know the size of their text, for bits per byte."""
+
+    @property
+    def text_bytes(self) -> int:
+        """UTF-8 bytes of all documents' text."""
+        ...
+
+
 class WeightedDocuments(Documents, Protocol):
-    """Documents of which an epoch does not see each exactly once."""
+    """Documents that an epoch may see several times, or not at all."""
 
     @property
     def epoch_size(self) -> int:
-        """How many documents an epoch sees, repetitions counted."""
+        """How many documents an epoch sees, repetitions included."""
         ...
 
     def epoch_documents(self, epoch: int, /) -> npt.NDArray[np.int64]:
-        """Their numbers, in an order of no meaning. [epoch_size]"""
+        """The numbers of the documents that an epoch sees, in any order. [epoch_size]"""
         ...
 
 
 class Piece(NamedTuple):
-    """`length` pairs of a document, from its pair `start` on."""
+    """`length` pairs of a document, starting at pair `start`."""
 
     document: int
     start: int
@@ -66,7 +70,8 @@ class Piece(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """inputs, targets: int64 [B, T] of this process; num_targets: how many targets count, over all processes."""
+    """inputs, targets: this process's int64 [B, T]. num_targets: targets with a loss, in all
+    processes."""
 
     inputs: npt.NDArray[np.int64]
     targets: npt.NDArray[np.int64]
@@ -74,7 +79,7 @@ class Batch(NamedTuple):
 
 
 class _Shelf:
-    """Whole documents by length: hands out the longest that fits. An integer's bits tell which are there."""
+    """Whole documents by length. `present` has a bit for each length that is in stock."""
 
     def __init__(self, capacity: int) -> None:
         self.by_length: list[list[int]] = [[] for _ in range(capacity + 1)]
@@ -85,6 +90,7 @@ class _Shelf:
         self.present |= 1 << length
 
     def take(self, room: int) -> Piece | None:
+        """Remove and return the longest document that fits into `room`."""
         length = (self.present & ((1 << (room + 1)) - 1)).bit_length() - 1
         if length < 1:
             return None
@@ -97,11 +103,13 @@ class _Shelf:
 def pack_rows(
     documents: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64], context: int, *, split: bool = True
 ) -> list[list[Piece]]:
-    """Pack documents (lengths [n] in pairs) into rows of at most `context` pairs; every pair is in exactly one row.
+    """Pack documents (lengths [n], in pairs) into rows of at most `context` pairs. Every pair is in
+    exactly one row.
 
-    A gap of a row that no whole document fits is filled with the beginning of a document if it is at least context/16
-    wide (of one longer than a row where there is one: it must be split anyway); a narrower gap stays empty. Without
-    `split` every gap does, and no document may be longer than a row.
+    A gap that no whole document fits into stays empty if it is narrower than context/16. A wider
+    one is filled with the beginning of a document, preferably of one that is longer than a row and
+    must be split anyway. Without `split`, all gaps stay empty and no document may be longer than a
+    row.
     """
     assert split or lengths.size == 0 or int(lengths.max()) <= context, (int(lengths.max()), context)
     shelf = _Shelf(context)
@@ -141,7 +149,7 @@ def fill_row(
     documents: Documents,
     bos_id: int,
 ) -> None:
-    """Write pieces into one row's inputs and targets [T]; what is left over keeps its padding."""
+    """Write pieces into the inputs and targets [T] of one row; the rest keeps its padding."""
     at = 0
     for document, start, length in pieces:
         ids = documents.document(document)
@@ -154,37 +162,32 @@ def fill_row(
 
 @dataclasses.dataclass
 class _Position:
-    """Where the stream of rows stands: the next row, global over all processes."""
+    """The next row of the stream, which all processes share."""
 
     epoch: int = 0
     window: int = 0
     row: int = 0
 
 
-class Batches:
-    """An endless iterator of batches over `documents`, epoch after epoch, each in its own order.
+class RowStream:
+    """An endless stream of packed rows of `documents`; each epoch has its own order.
 
-    The stream of rows depends on (seed, epoch) alone. Each batch takes the next world_size * batch_size rows of it; a
-    process gets the batch_size of them that its rank says. So the rows of a step are the same for any number of
-    processes with the same product, and `state_dict` (three numbers) restores the exact position.
+    The stream depends only on (seed, epoch). A step takes its next world_size * batch_size rows,
+    and a process gets batch_size of them, by its rank. So a step has the same rows for any
+    number of processes with the same product, and `state_dict` (three numbers) restores the exact
+    position.
     """
 
-    splits_documents = True  # to fill rows
+    splits_documents = True  # to fill gaps
 
     def __init__(
-        self,
-        documents: Documents,
-        bos_id: int,
-        context: int,
-        batch_size: int,
-        seed: int,
-        rank: int = 0,
-        world_size: int = 1,
+        self, documents: Documents, context: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1
     ) -> None:
         assert documents.num_documents > 0 and context > 0 and batch_size > 0 and 0 <= rank < world_size
-        self.documents, self.bos_id, self.context, self.batch_size = documents, bos_id, context, batch_size
+        self.documents, self.context, self.batch_size = documents, context, batch_size
         self.seed, self.rank, self.world_size = seed, rank, world_size
-        is_weighted = hasattr(documents, "epoch_documents")  # isinstance would read every property, text_bytes too
+        # Not isinstance: that would evaluate every property.
+        is_weighted = hasattr(documents, "epoch_documents")
         self._weighted = cast(WeightedDocuments, documents) if is_weighted else None
         size = self._weighted.epoch_size if self._weighted is not None else documents.num_documents
         self.num_windows = max(1, round(size / WINDOW_DOCUMENTS))
@@ -195,7 +198,7 @@ class Batches:
 
     @property
     def epoch(self) -> int:
-        """The epoch that the next row belongs to, counted from 0."""
+        """The epoch of the next row, from 0."""
         return self._position.epoch
 
     def state_dict(self) -> dict[str, int]:
@@ -205,20 +208,10 @@ class Batches:
         self._position = _Position(**state)
         self._rows = None
 
-    def __iter__(self) -> Iterator[Batch]:
-        return self
-
-    def __next__(self) -> Batch:
-        inputs = np.full((self.batch_size, self.context), self.bos_id, dtype=np.int64)
-        targets = np.full((self.batch_size, self.context), IGNORED, dtype=np.int64)
-        first, num_targets = self.rank * self.batch_size, 0
-        for index in range(self.world_size * self.batch_size):
-            pieces = self._next_row()
-            num_targets += sum(piece.length for piece in pieces)
-            own = index - first
-            if 0 <= own < self.batch_size:
-                fill_row(inputs[own], targets[own], pieces, self.documents, self.bos_id)
-        return Batch(inputs, targets, num_targets)
+    def _step_rows(self) -> tuple[list[list[Piece]], list[list[Piece]]]:
+        """The next rows of this process, and those of all processes."""
+        rows = [self._next_row() for _ in range(self.world_size * self.batch_size)]
+        return rows[self.rank * self.batch_size : (self.rank + 1) * self.batch_size], rows
 
     def _next_row(self) -> list[Piece]:
         at = self._position
@@ -233,7 +226,7 @@ class Batches:
         return pieces
 
     def _window_rows(self, epoch: int, window: int) -> list[list[Piece]]:
-        """The rows of one window of an epoch's shuffled documents, shuffled in turn."""
+        """The shuffled rows of one window of an epoch, whose documents are shuffled first."""
         if self._epoch_order is None or self._epoch_order[0] != epoch:
             rng = np.random.default_rng((self.seed, epoch))
             if self._weighted is None:
@@ -247,3 +240,31 @@ class Batches:
         documents = order[bounds[0] : bounds[1]]
         rows = pack_rows(documents, self._lengths[documents], self.context, split=self.splits_documents)
         return [rows[i] for i in np.random.default_rng((self.seed, epoch, window)).permutation(len(rows))]
+
+
+class Batches(RowStream):
+    """An endless iterator over batches; it splits documents to fill gaps."""
+
+    def __init__(
+        self,
+        documents: Documents,
+        bos_id: int,
+        context: int,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        super().__init__(documents, context, batch_size, seed, rank, world_size)
+        self.bos_id = bos_id
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        own, rows = self._step_rows()
+        inputs = np.full((self.batch_size, self.context), self.bos_id, dtype=np.int64)
+        targets = np.full((self.batch_size, self.context), IGNORED, dtype=np.int64)
+        for row, pieces in enumerate(own):
+            fill_row(inputs[row], targets[row], pieces, self.documents, self.bos_id)
+        return Batch(inputs, targets, sum(piece.length for row in rows for piece in row))

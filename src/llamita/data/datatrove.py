@@ -1,8 +1,8 @@
-"""Token files of datatrove's DocumentTokenizer (NAME.ds, NAME.ds.index) to a token store, without copying what fits.
+"""Makes a token store from files of datatrove's DocumentTokenizer (NAME.ds, NAME.ds.index).
 
-The store's files are links to datatrove's. All of them are read once, to check what training relies on: ids inside the
-vocabulary, EOS at every document's end, no token masked (NAME.ds.loss), and on a sample that the
-tokenizer is the one that they were made with.
+The store links to them. Each file is read once, to check what training relies on: ids are in the
+vocabulary, every document ends with EOS, no token is masked (NAME.ds.loss), and, on a sample, that
+the tokenizer is the one that made the tokens.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from llamita.tokenizer import Tokenizer
 
 _CHUNK_DOCUMENTS = 1 << 16
 _CHUNK_TOKENS = 1 << 23
-_SAMPLED_DOCUMENTS, _SAMPLED_TOKENS = 16, 512  # of each file: decoded, and encoded again
-_MIN_ALIKE = 0.9  # of them: a text that writes out a control token is encoded in another way here
+_SAMPLED_DOCUMENTS, _SAMPLED_TOKENS = 16, 512  # of each file are decoded and encoded again
+_MIN_ALIKE = 0.9  # of these; llamita encodes a control token that is written in a text differently
 
 
 @dataclasses.dataclass(frozen=True)
 class TokenFile:
-    """One .ds file with its index, mapped."""
+    """A .ds file and its index, memory-mapped."""
 
     path: Path
     tokens: npt.NDArray[Any]  # [tokens]
@@ -50,7 +50,7 @@ class TokenFile:
         return self.tokens[int(self.ends[first - 1]) if first else 0 : int(self.ends[last - 1])]
 
     def chunks(self, first: int, last: int) -> Iterator[tuple[int, int]]:
-        """Cut documents first to last - 1 into runs of bounded size (or one document)."""
+        """Cut documents first to last - 1 into runs of bounded size, at least one document each."""
         while first < last:
             start = int(self.ends[first - 1]) if first else 0
             end = int(np.searchsorted(self.ends, start + _CHUNK_TOKENS, side="right"))
@@ -60,9 +60,9 @@ class TokenFile:
 
 
 def find_token_files(sources: Sequence[str], vocab_size: int) -> list[TokenFile]:
-    """Map all .ds files of some folders (their subfolders too, by name) or given one by one.
+    """Open all .ds files in folders and their subfolders, by name, or given one by one.
 
-    Raises SourceError where there is none, or where a file and its index do not fit together.
+    Raises SourceError if there are none, or if a file and its index do not match.
     """
     found: list[TokenFile] = []
     for source in sources:
@@ -70,7 +70,8 @@ def find_token_files(sources: Sequence[str], vocab_size: int) -> list[TokenFile]
         paths = sorted(path.rglob("*.ds")) if path.is_dir() else [path]
         if not paths or not all(each.is_file() and each.suffix == ".ds" for each in paths):
             raise SourceError(f"no token files in {path}: expected NAME.ds and NAME.ds.index, as datatrove writes them")
-        found += [_open(each, vocab_size) for each in paths if each.stat().st_size]  # a rank may have had no documents
+        # A rank of datatrove that had no documents leaves an empty file.
+        found += [_open(each, vocab_size) for each in paths if each.stat().st_size]
     if not found:
         raise SourceError(f"no tokens in {', '.join(sources)}: all .ds files are empty")
     return found
@@ -84,25 +85,27 @@ def adopt(
     val_fraction: float,
     progress: Callable[[int], None],
 ) -> None:
-    """Put files into a store: `train` and `val` as they are; without `val` the last val_fraction of the documents is
-    held out (datatrove shuffles them), and the file in which that begins is copied in two parts.
+    """Add the files to a store.
 
-    progress(bytes of tokens done). Raises SourceError naming the file and document that cannot be trained on.
+    Without `val`, hold out the last val_fraction of the documents, which datatrove has shuffled.
+    The file in which they begin is copied, in two parts.
+
+    progress(bytes of tokens done). Raises SourceError, which names the file and document, if
+    something cannot be used for training.
     """
     sizes = np.array(tokenizer.byte_lengths(), np.int64)
     first_space = np.array(tokenizer.adds_first_space(), np.bool_)
     left = 0 if val else max(1, round(val_fraction * sum(len(file.ends) for file in train)))
-    val_parts: list[tuple[TokenFile, int]] = [(file, 0) for file in val]  # from this document on
+    first_val = {id(file): 0 for file in val}  # the first held-out document of a file
     for file in reversed(train):
         if left:
-            val_parts.insert(0, (file, max(0, len(file.ends) - left)))
+            first_val[id(file)] = max(0, len(file.ends) - left)
             left -= min(left, len(file.ends))
-    borders = {id(file): first for file, first in val_parts}
     done = 0
     for file in [*train, *val]:
-        border, count = borders.get(id(file), len(file.ends)), len(file.ends)
+        count = len(file.ends)
         _check_tokenizer(file, tokenizer)
-        for name, first, last in _parts(border, count):
+        for name, first, last in _parts(first_val.get(id(file), count), count):
             whole = first == 0 and last == count
             text_bytes = 0
             for start, end in file.chunks(first, last):
@@ -119,40 +122,43 @@ def adopt(
                 writer.link(name, file.path, file.index_path, count, len(file.tokens), text_bytes)
 
 
-def _parts(border: int, count: int) -> list[tuple[Literal["train", "val"], int, int]]:
-    """The documents before the border are for training, the others held out; parts without documents are left out."""
-    train: tuple[Literal["train", "val"], int, int] = ("train", 0, border)
-    val: tuple[Literal["train", "val"], int, int] = ("val", border, count)
+def _parts(boundary: int, count: int) -> list[tuple[Literal["train", "val"], int, int]]:
+    """The ranges of documents before and after the boundary, without empty ones."""
+    train: tuple[Literal["train", "val"], int, int] = ("train", 0, boundary)
+    val: tuple[Literal["train", "val"], int, int] = ("val", boundary, count)
     return [part for part in (train, val) if part[1] < part[2]]
 
 
 def _open(path: Path, vocab_size: int) -> TokenFile:
     dtype, index = id_type(vocab_size), _beside(path, ".index")
     if not index.is_file():
-        raise SourceError(f"cannot read {path}: no {index.name} beside it; datatrove writes it with save_index=True")
+        raise SourceError(f"cannot read {path}: {index.name} is missing; datatrove writes it with save_index=True")
     metadata = _beside(path, ".metadata")
     if metadata.is_file():
-        said = metadata.read_text(encoding="utf-8", errors="replace").split("\n")[0].rpartition("|")[2]
-        if said.isdigit() and int(said) != dtype.itemsize:
+        size = metadata.read_text(encoding="utf-8", errors="replace").split("\n")[0].rpartition("|")[2]
+        if size.isdigit() and int(size) != dtype.itemsize:
             raise SourceError(
-                f"cannot read {path}: its .metadata says {said} bytes a token, a vocabulary of {vocab_size:,} has "
-                f"{dtype.itemsize}; give the --tokenizer that datatrove had"
+                f"cannot read {path}: expected {dtype.itemsize} bytes per token for a vocabulary of {vocab_size:,}, "
+                f"found {size} in its .metadata; give the --tokenizer that datatrove used"
             )
     num_bytes, index_bytes = path.stat().st_size, index.stat().st_size
     if num_bytes % dtype.itemsize or index_bytes % 8 or not index_bytes:
         raise SourceError(
-            f"cannot read {path}: {num_bytes:,} bytes of tokens, {index_bytes:,} of index: expected multiples of "
-            f"{dtype.itemsize} and of 8; was it cut off?"
+            f"cannot read {path}: expected multiples of {dtype.itemsize} bytes of tokens and 8 bytes of index, found "
+            f"{num_bytes:,} and {index_bytes:,}; was the file cut off?"
         )
     tokens: npt.NDArray[Any] = np.memmap(path, dtype=dtype, mode="r")
     ends: npt.NDArray[np.uint64] = np.memmap(index, dtype="<u8", mode="r")
     if int(ends[-1]) != len(tokens) or int(ends[0]) == 0 or not np.all(ends[1:] > ends[:-1]):
-        raise SourceError(f"cannot read {index}: its ends do not rise from 0 to {len(tokens):,}, the tokens of the .ds")
+        raise SourceError(
+            f"cannot read {index}: its ends do not increase from 0 to {len(tokens):,}, the number of tokens in "
+            f"{path.name}"
+        )
     loss = _beside(path, ".loss")
     if loss.is_file() and (loss.stat().st_size != len(tokens) or not np.memmap(loss, np.uint8, "r").all()):
         raise SourceError(
-            f"cannot use {loss}: it masks tokens (or is not one byte for each), and training learns from all; "
-            "leave out what should not be learned, or remove the file"
+            f"cannot use {loss}: it masks tokens, or does not have one byte per token, and llamita trains on all "
+            "tokens; leave out the documents that should not be learned, or remove the file"
         )
     return TokenFile(path, tokens, ends)
 
@@ -160,11 +166,11 @@ def _open(path: Path, vocab_size: int) -> TokenFile:
 def _check(
     file: TokenFile, first: int, ids: npt.NDArray[Any], lengths: npt.NDArray[np.int64], tokenizer: Tokenizer
 ) -> None:
-    """Raise SourceError unless every id is a token's and every document ends with EOS."""
+    """Raise SourceError unless all ids are in the vocabulary and every document ends with EOS."""
     if int(ids.max()) >= tokenizer.vocab_size:
         raise SourceError(
-            f"cannot use {file.path}: id {int(ids.max()):,} in a vocabulary of {tokenizer.vocab_size:,}; give the "
-            "--tokenizer that datatrove had"
+            f"cannot use {file.path}: expected ids below {tokenizer.vocab_size:,}, found {int(ids.max()):,}; give the "
+            "--tokenizer that datatrove used"
         )
     assert tokenizer.eos_id is not None
     wrong = np.flatnonzero(ids[np.cumsum(lengths) - 1] != tokenizer.eos_id)
@@ -177,7 +183,7 @@ def _check(
 
 
 def _check_tokenizer(file: TokenFile, tokenizer: Tokenizer) -> None:
-    """Raise SourceError unless a sample of the file's documents, decoded, is encoded as it was."""
+    """Raise SourceError unless a sample of the documents, decoded and encoded, has the same ids."""
     alike = tried = 0
     for number in np.unique(np.linspace(0, len(file.ends) - 1, _SAMPLED_DOCUMENTS).astype(np.int64)).tolist():
         ids = file.ids(number, number + 1)[:-1].tolist()
@@ -187,8 +193,8 @@ def _check_tokenizer(file: TokenFile, tokenizer: Tokenizer) -> None:
         alike += tokenizer.encode(tokenizer.decode(ids).decode("utf-8", "replace")) == ids
     if alike < _MIN_ALIKE * tried:
         raise SourceError(
-            f"cannot use {file.path}: {tried - alike} of {tried} documents, decoded, are encoded in another way; were "
-            "they made with this --tokenizer, with EOS and without BOS?"
+            f"cannot use {file.path}: {tried - alike} of {tried} documents change when they are decoded and encoded "
+            "again; were they made with this --tokenizer, with EOS and without BOS?"
         )
 
 

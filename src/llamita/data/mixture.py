@@ -1,10 +1,12 @@
-"""Token stores with weights to the documents that a run trains on, and those that it is judged by.
+"""Joins weighted token stores into the documents that a run trains on and is evaluated on.
 
-Weight w: each document of the store is seen w times an epoch. Of a fraction, each epoch takes another share of the
-documents, one after another in an order that is the same for ever: after e epochs every document was seen e·w times,
-rounded up or down. Which documents an epoch has depends on the stores and on its number alone; in which order, on the
-seed too (Batches). Tokens stay on the disk, mapped; in memory a document costs 8 bytes (its length), in training 16
-more for each time that an epoch sees it, and 8 for a moment where a weight has a fraction.
+An epoch sees each document of a store with weight w w times. For the fractional part, each epoch
+takes the next share of the documents, in a fixed order, so that after e epochs every document has
+been seen e·w times, rounded up or down. Which documents an epoch has depends only on the stores and
+the number of the epoch; their order also depends on the seed (see Batches).
+
+Tokens stay on disk, memory-mapped. A document takes 8 bytes of memory (its length), in training 16
+more for each time that an epoch sees it, and briefly 8 more if its weight has a fraction.
 """
 
 from __future__ import annotations
@@ -19,34 +21,34 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from llamita.data.batches import Documents
+from llamita.data.batches import ScoredDocuments
 from llamita.data.token_store import TokenStore
 from llamita.errors import ConfigError, StoreError
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainingData:
-    """What a run learns from. tokenizer_path: a folder that holds the tokenizer of all stores."""
+    """The data of a run. tokenizer_path: a folder that holds the tokenizer of all stores."""
 
     tokenizer_path: Path
     vocab_size: int
     bos_id: int
     eos_id: int
-    train: Documents
-    val: Documents
+    train: ScoredDocuments
+    val: ScoredDocuments
     stores: tuple[tuple[Path, float], ...]
-    facts: dict[str, Any]  # what must not change when a run goes on: counts, weights
+    fingerprint: dict[str, Any]  # must not change when a run resumes: counts, weights
 
     @property
     def names(self) -> str:
-        """The stores, for a message."""
+        """The stores' paths, for messages."""
         return ", ".join(str(path) for path, _ in self.stores)
 
 
 class JoinedDocuments:
-    """The documents of several splits, one after another, all of them once."""
+    """The documents of several splits, one split after another."""
 
-    def __init__(self, splits: Sequence[Documents]) -> None:
+    def __init__(self, splits: Sequence[ScoredDocuments]) -> None:
         self.splits = tuple(splits)
         counts = [split.num_documents for split in self.splits]
         self.first_documents = [sum(counts[:i]) for i in range(len(counts))]
@@ -68,12 +70,13 @@ class JoinedDocuments:
 
 
 class Mixture(JoinedDocuments):
-    """Splits of which an epoch sees each document as often as its weight says: see `epoch_documents`.
+    """Splits with weights: how often an epoch sees each of their documents.
 
-    num_tokens and text_bytes are an epoch's, on average; num_documents counts each document once.
+    num_tokens and text_bytes are those of an average epoch; num_documents counts each document
+    once.
     """
 
-    def __init__(self, splits: Sequence[Documents], weights: Sequence[float]) -> None:
+    def __init__(self, splits: Sequence[ScoredDocuments], weights: Sequence[float]) -> None:
         super().__init__(splits)
         assert len(weights) == len(self.splits) and all(weight > 0 for weight in weights)
         self.weights = tuple(weights)
@@ -83,7 +86,8 @@ class Mixture(JoinedDocuments):
         self.epoch_size = sum(int(weight) * split.num_documents + _share(split, weight) for split, weight in pairs)
 
     def epoch_documents(self, epoch: int) -> npt.NDArray[np.int64]:
-        """Numbers of the documents that an epoch sees, as often as it sees them, store by store. [epoch_size]"""
+        """The numbers of the documents that an epoch sees, with repetitions, store by store.
+        [epoch_size]"""
         parts = []
         for number, (split, weight, first) in enumerate(
             zip(self.splits, self.weights, self.first_documents, strict=True)
@@ -96,34 +100,34 @@ class Mixture(JoinedDocuments):
         return np.concatenate(parts)
 
 
-def _share(split: Documents, weight: float) -> int:
-    """How many documents of a split the fraction of its weight is: at least one, if there is a fraction."""
+def _share(split: ScoredDocuments, weight: float) -> int:
+    """How many documents the weight's fractional part selects: at least one, unless it is 0."""
     fraction = weight - int(weight)
     return max(1, round(fraction * split.num_documents)) if fraction > 0 and split.num_documents else 0
 
 
 def parse_store(text: str) -> tuple[Path, float]:
-    """PATH or PATH:WEIGHT, as a person writes it; a folder that is really called so is taken first.
+    """Parse PATH or PATH:WEIGHT; a folder whose name is the whole text takes precedence.
 
-    Raises ConfigError for a weight that is none.
+    Raises ConfigError for an invalid weight.
     """
-    path, colon, said = text.rpartition(":")
+    path, colon, number = text.rpartition(":")
     if not colon or not path or Path(text).exists():
         return Path(text), 1.0
     try:
-        weight = float(said)
+        weight = float(number)
     except ValueError:
-        return Path(text), 1.0  # a path with a colon in it, which is missing: opening it says so
+        return Path(text), 1.0  # a path with a colon; opening it reports that it is missing
     if not (math.isfinite(weight) and 0 < weight <= 1000):
-        raise ConfigError(f"weight of {path}: expected more than 0, at most 1,000, found {said}")
+        raise ConfigError(f"weight of {path}: expected more than 0, at most 1,000, found {number}")
     return Path(path), weight
 
 
 def open_documents(data: Path | Sequence[str]) -> TrainingData:
-    """Open a token store, or several ("PATH" or "PATH:WEIGHT" each), all made with one tokenizer.
+    """Open one token store or several ("PATH" or "PATH:WEIGHT"), all made with the same tokenizer.
 
-    Raises StoreError where one cannot be opened or has another tokenizer than the first; ConfigError for a weight that
-    is none, no store at all, or one that is named twice.
+    Raises StoreError if a store cannot be opened or its tokenizer differs from the first store's;
+    ConfigError for an invalid weight, no store at all, or a store that is given twice.
     """
     named = ((data, 1.0),) if isinstance(data, Path) else tuple(parse_store(text) for text in data)
     if not named:
@@ -131,7 +135,7 @@ def open_documents(data: Path | Sequence[str]) -> TrainingData:
     places = [path.resolve() for path, _ in named]
     for (path, _), place in zip(named, places, strict=True):
         if places.count(place) > 1:
-            raise ConfigError(f"token store {path} is named twice; name it once, with a weight: {path}:2")
+            raise ConfigError(f"token store {path} is given twice; give it once, with a weight: {path}:2")
     stores = [TokenStore(path) for path, _ in named]
     first = stores[0]
     for store in stores[1:]:
@@ -142,22 +146,22 @@ def open_documents(data: Path | Sequence[str]) -> TrainingData:
                 f"of them again with --tokenizer {first.path}"
             )
     train, weights = [store.split("train") for store in stores], [weight for _, weight in named]
-    facts: dict[str, Any] = {
+    fingerprint: dict[str, Any] = {
         "tokenizer": first.tokenizer_fingerprint,
         "documents": sum(split.num_documents for split in train),
         "tokens": sum(split.num_tokens for split in train),
     }
     if weights == [1.0]:
         return TrainingData(
-            first.path, first.vocab_size, first.bos_id, first.eos_id, train[0], first.split("val"), named, facts
+            first.path, first.vocab_size, first.bos_id, first.eos_id, train[0], first.split("val"), named, fingerprint
         )
-    facts["stores"] = [
+    fingerprint["stores"] = [
         {"documents": split.num_documents, "tokens": split.num_tokens, "weight": weight}
         for split, weight in zip(train, weights, strict=True)
     ]
     val = JoinedDocuments([store.split("val") for store in stores])
     mixture = Mixture(train, weights)
-    return TrainingData(first.path, first.vocab_size, first.bos_id, first.eos_id, mixture, val, named, facts)
+    return TrainingData(first.path, first.vocab_size, first.bos_id, first.eos_id, mixture, val, named, fingerprint)
 
 
 def _tokenizer(store: TokenStore) -> tuple[str, int, int]:

@@ -1,4 +1,4 @@
-"""TinyStories (arXiv 2305.07759) from the Hugging Face hub to two files on the disk, resumed and checked."""
+"""Downloads TinyStories (arXiv 2305.07759) from the Hugging Face hub; resumes and verifies."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ DATASET = "roneneldan/TinyStories"  # CDLA-Sharing-1.0
 TRAIN_FILE, VAL_FILE = "TinyStoriesV2-GPT4-train.txt", "TinyStoriesV2-GPT4-valid.txt"
 _CHUNK_BYTES = 1 << 18
 
-Progress = Callable[[str, int, int], None]  # file name, bytes done, bytes in all
+Progress = Callable[[str, int, int], None]  # file name, bytes done, bytes in total
 
 
 @dataclasses.dataclass(frozen=True)
 class RemoteFile:
-    """What the hub says of a file before it is fetched."""
+    """A file on the hub, as its headers describe it."""
 
     url: str
     num_bytes: int
@@ -42,85 +42,85 @@ def download_tinystories(
     first_wait_seconds: float = 1.0,
     timeout_seconds: float = 30.0,
 ) -> list[Path]:
-    """Bring the training and the validation file into `directory` and return their paths.
+    """Download the training and the validation file to `directory` and return their paths.
 
-    A file that is there whole is not fetched again (offline neither); a part of one is gone on with. Each is checked
-    against the hub's size and sha256. A broken connection is tried again `attempts` times in a row, with waits that
-    double from `first_wait_seconds`. Raises NetworkError, OutputError.
+    A complete file is not downloaded again and needs no network; a partial one is resumed. Size and
+    sha256 are checked. A connection may fail `attempts` times in a row, with pauses that double
+    from `first_wait_seconds`. Raises NetworkError, OutputError.
     """
     directory = Path(directory)
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"cannot write {directory}: {error.strerror or error}") from None
-    patience = _Patience(attempts, first_wait_seconds)
-    report = progress or _silent
+    retry = _Retry(attempts, first_wait_seconds)
+    report = progress or (lambda name, done, total: None)
     paths = []
     for name in (TRAIN_FILE, VAL_FILE):
         path = directory / name
         if not _is_whole(path, report):
             url = f"{endpoint.rstrip('/')}/datasets/{DATASET}/resolve/main/{name}"
-            remote = patience.keep_trying(url, lambda url=url: _ask(url, timeout_seconds))  # type: ignore[misc]
-            _fetch(remote, path, report, patience, timeout_seconds)
+            remote = retry.run(url, lambda url=url: _describe(url, timeout_seconds))  # type: ignore[misc]
+            _fetch(remote, path, report, retry, timeout_seconds)
         paths.append(path)
     return paths
 
 
 class _Interrupted(Exception):
-    """Something that may go better the next time."""
+    """A failure after which another attempt may succeed."""
 
 
 @dataclasses.dataclass(frozen=True)
-class _Patience:
+class _Retry:
     attempts: int
     first_wait_seconds: float
 
-    def keep_trying(self, url: str, action: Callable[[], Any], has_moved: Callable[[], bool] = lambda: False) -> Any:
-        """Run `action` until it succeeds; attempts that got nowhere are counted, those that `has_moved` start anew."""
+    def run(self, url: str, action: Callable[[], Any], made_progress: Callable[[], bool] = lambda: False) -> Any:
+        """Run `action` until it succeeds. Consecutive failures without progress are counted."""
         failures = 0
         while True:
             try:
                 return action()
             except _Interrupted as error:
-                failures = 1 if has_moved() else failures + 1
+                failures = 1 if made_progress() else failures + 1
                 if failures >= self.attempts:
                     raise NetworkError(
                         f"cannot download {url}: {error} ({failures} attempts); check the connection and run the "
-                        "command again (it goes on where it stopped), or give the path of your own copy as SOURCE"
+                        "command again (it resumes where it stopped), or give the path of your own copy as SOURCE"
                     ) from None
                 time.sleep(min(60.0, self.first_wait_seconds * 2 ** (failures - 1)))
 
 
-def _ask(url: str, timeout_seconds: float) -> RemoteFile:
-    """Size and sha256 of a file. The hub says them in its first answer, before it redirects to where the bytes lie."""
+def _describe(url: str, timeout_seconds: float) -> RemoteFile:
+    """Ask for size and sha256. They are in the first response, which redirects to the data."""
     headers = _request(url, "HEAD", {}, timeout_seconds, redirects=False).headers
     digest = (headers.get("X-Linked-Etag") or headers.get("ETag") or "").removeprefix("W/").strip('"')
     size = headers.get("X-Linked-Size") or headers.get("Content-Length") or ""
     if not re.fullmatch(r"[0-9a-f]{64}", digest) or not size.isdigit():
         raise NetworkError(
-            f"cannot download {url}: the server does not say the file's sha256 and size (X-Linked-Etag, "
+            f"cannot download {url}: the server does not send the file's sha256 and size (X-Linked-Etag, "
             "X-Linked-Size); is it a Hugging Face endpoint?"
         )
     return RemoteFile(url, int(size), digest)
 
 
-def _fetch(remote: RemoteFile, path: Path, progress: Progress, patience: _Patience, timeout_seconds: float) -> None:
-    """Fetch a file's missing bytes into a part beside it, named by its hash; check, then rename."""
+def _fetch(remote: RemoteFile, path: Path, progress: Progress, retry: _Retry, timeout_seconds: float) -> None:
+    """Download to a partial file, which is named by the hash; verify it, then rename it."""
     part = path.with_name(f".{path.name}.{remote.sha256[:16]}.partial")
-    sizes = [-1, _size(part)]  # of the part, at the last failure and now
+    sizes = [-1, _size(part)]  # of the partial file, at the last failure and now
 
-    def has_moved() -> bool:
+    def made_progress() -> bool:
         sizes[:] = [sizes[1], _size(part)]
         return sizes[1] > sizes[0] >= 0
 
-    patience.keep_trying(remote.url, lambda: _fetch_rest(remote, part, progress, timeout_seconds), has_moved)
+    retry.run(remote.url, lambda: _fetch_rest(remote, part, progress, timeout_seconds), made_progress)
     digest = _sha256(part, progress, f"{path.name}: checking")
     try:
         if digest != remote.sha256:
             part.unlink()
             raise NetworkError(
                 f"cannot download {remote.url}: expected sha256 {remote.sha256}, found {digest}; "
-                "the bytes were damaged on their way: run the command again"
+                "the data was damaged in transit; run the command again"
             )
         path.with_name(path.name + ".sha256").write_text(f"{digest}  {path.name}\n", encoding="utf-8")
         part.replace(path)
@@ -129,7 +129,7 @@ def _fetch(remote: RemoteFile, path: Path, progress: Progress, patience: _Patien
 
 
 def _fetch_rest(remote: RemoteFile, part: Path, progress: Progress, timeout_seconds: float) -> None:
-    """Append what the part lacks. Raises _Interrupted if the connection ends early; the part stays."""
+    """Append the missing bytes. Raises _Interrupted if the connection ends early; the file stays."""
     have = _size(part)
     if have > remote.num_bytes:
         part.unlink()
@@ -138,12 +138,12 @@ def _fetch_rest(remote: RemoteFile, part: Path, progress: Progress, timeout_seco
         return
     answer = _request(remote.url, "GET", {"Range": f"bytes={have}-"}, timeout_seconds)
     with answer:
-        if answer.status != 206:  # the server knows no ranges: from the start
+        if answer.status != 206:  # the server does not support ranges: start over
             have = 0
         elif not (answer.headers.get("Content-Range") or "").startswith(f"bytes {have}-"):
-            raise _Interrupted(f"asked for bytes from {have:,}, got {answer.headers.get('Content-Range')}")
+            raise _Interrupted(f"expected bytes from {have:,}, found {answer.headers.get('Content-Range')}")
         try:
-            stream = open(part, "ab" if have else "wb")  # noqa: SIM115 (an error of the disk is not one of the network)
+            stream = open(part, "ab" if have else "wb")  # noqa: SIM115 (a disk error is not a network error)
         except OSError as error:
             raise OutputError(f"cannot write {part}: {error.strerror or error}") from None
         with stream:
@@ -170,7 +170,7 @@ def _append(stream: IO[bytes], chunk: bytes, part: Path) -> None:
     try:
         stream.write(chunk)
     except OSError as error:
-        raise OutputError(f"cannot write {part}: {error.strerror or error}; the next run goes on from there") from None
+        raise OutputError(f"cannot write {part}: {error.strerror or error}; the next run resumes there") from None
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -181,7 +181,7 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 def _request(
     url: str, method: str, headers: dict[str, str], timeout_seconds: float, *, redirects: bool = True
 ) -> http.client.HTTPResponse:
-    """One HTTP exchange. Raises _Interrupted where another attempt may help, else NetworkError."""
+    """Send a request. Raises _Interrupted if another attempt may help, NetworkError otherwise."""
     if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
         raise NetworkError(f"cannot download {url}: expected an endpoint that begins with https://")
     opener = urllib.request.build_opener(*([] if redirects else [_NoRedirect]))
@@ -194,11 +194,13 @@ def _request(
     except urllib.error.HTTPError as error:
         with error:
             if not redirects and 300 <= error.code < 400:
-                return error  # type: ignore[return-value]  # an HTTPError is an answer too: its headers are wanted
+                return error  # type: ignore[return-value]  # an HTTPError is a response too, with headers
             if error.code in (408, 416, 429) or error.code >= 500:
-                raise _Interrupted(f"the server said {error.code} {error.reason}") from None
-            hint = "; the data set's place may have changed" if error.code == 404 else ""
-            raise NetworkError(f"cannot download {url}: the server said {error.code} {error.reason}{hint}") from None
+                raise _Interrupted(f"the server answered {error.code} {error.reason}") from None
+            hint = "; the dataset may have moved" if error.code == 404 else ""
+            raise NetworkError(
+                f"cannot download {url}: the server answered {error.code} {error.reason}{hint}"
+            ) from None
     except (OSError, http.client.HTTPException) as error:
         raise _Interrupted(_reason(error)) from None
     except ValueError as error:
@@ -206,14 +208,14 @@ def _request(
 
 
 def _reason(error: Exception) -> str:
-    """What a connection died of, in few words."""
+    """Why a connection failed, in one short line."""
     cause = getattr(error, "reason", error)
     text = getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
     return " ".join(str(text).split())[:200]
 
 
 def _is_whole(path: Path, progress: Progress) -> bool:
-    """True for a file that an earlier download checked and that still has its sha256."""
+    """True for a file that an earlier download verified and that still has the same sha256."""
     note = path.with_name(path.name + ".sha256")
     if not path.is_file() or not note.is_file():
         return False
@@ -238,7 +240,3 @@ def _sha256(path: Path, progress: Progress, name: str) -> str:
 
 def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
-
-
-def _silent(name: str, done: int, total: int) -> None:
-    """No progress is wanted."""

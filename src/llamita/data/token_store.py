@@ -1,7 +1,8 @@
-"""Owner of the token store: documents' ids to datatrove's .ds and .ds.index files with a store.json, and back.
+"""Writes and reads token stores: the ids of documents in datatrove's file format, and a store.json.
 
-NAME.ds: little-endian uint16 (uint32 above 65,536 ids), the documents one after another, each ending with EOS.
-NAME.ds.index: little-endian uint64, the end of each document in tokens from the start of its NAME.ds.
+NAME.ds        little-endian uint16 (uint32 above 65,536 ids): documents one after another, each
+               ending with EOS
+NAME.ds.index  little-endian uint64: the end of each document, in tokens from the start of NAME.ds
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ VERSION = 1
 SplitName = Literal["train", "val"]
 SPLITS: tuple[SplitName, SplitName] = ("train", "val")
 SHARD_TOKENS = 1 << 27
-_SAMPLED_DOCUMENTS = 256  # whose ids are checked when a shard is opened
+_SAMPLED_DOCUMENTS = 256  # ids of these are checked when a shard is opened
 
 Ids = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
 
 
 def id_type(vocab_size: int) -> np.dtype[Any]:
-    """The type of ids on disk for a vocabulary."""
+    """The type of the ids on disk."""
     return np.dtype("<u2") if vocab_size <= 1 << 16 else np.dtype("<u4")
 
 
@@ -43,7 +44,7 @@ def file_sha256(path: Path) -> str:
 
 
 class StoreWriter:
-    """Writes a store's splits into a folder; the caller makes the folder atomic and saves the tokenizer into it."""
+    """Writes the splits and store.json. The caller makes the folder and saves the tokenizer there."""
 
     def __init__(self, directory: Path, *, vocab_size: int, eos_id: int, shard_tokens: int = SHARD_TOKENS) -> None:
         self._directory = Path(directory)
@@ -51,11 +52,12 @@ class StoreWriter:
         self._splits = {name: _SplitWriter(self._directory / name, vocab_size, eos_id, shard_tokens) for name in SPLITS}
 
     def add(self, split: SplitName, ids: npt.NDArray[Any], lengths: npt.NDArray[Any], text_bytes: int) -> None:
-        """Append documents: ids of all [tokens], tokens of each with its EOS [documents], bytes of their text."""
+        """Append documents: all ids [tokens], the number of tokens of each, EOS included [documents],
+        and the bytes of text."""
         self._splits[split].add(ids, lengths, text_bytes)
 
     def link(self, split: SplitName, ds: Path, index: Path, documents: int, tokens: int, text_bytes: int) -> None:
-        """Append files that are already what a shard is, as links: hard ones, or symbolic where those cannot be."""
+        """Append existing files as a shard, by hard links or, if impossible, symbolic links."""
         self._splits[split].link(ds, index, documents, tokens, text_bytes)
 
     def num_tokens(self, split: SplitName) -> int:
@@ -67,12 +69,13 @@ class StoreWriter:
         return self._splits[split].num_documents
 
     def text_bytes(self, split: SplitName) -> int:
-        """Bytes of their text, as they were said."""
+        """Bytes of their text, as given to `add` and `link`."""
         return self._splits[split].text_bytes
 
-    def finish(self, tokenizer: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
-        """Close the shards and write store.json: `tokenizer` says which (fingerprint, bos_id, eos_id …), `facts` what
-        else is worth knowing (sources, counts). tokenizer.json must lie in the folder already."""
+    def finish(self, tokenizer: Mapping[str, Any], extra: Mapping[str, Any]) -> None:
+        """Close the shards and write store.json. `tokenizer` identifies the tokenizer (fingerprint,
+        bos_id, eos_id …), `extra` is added (sources, counts). The folder must hold tokenizer.json.
+        """
         info = {
             "format": FORMAT,
             "version": VERSION,
@@ -83,13 +86,13 @@ class StoreWriter:
             },
             "dtype": id_type(self._vocab_size).name,
             "splits": {name: writer.finish() for name, writer in self._splits.items()},
-            **facts,
+            **extra,
         }
         text = json.dumps(info, indent=2, ensure_ascii=False) + "\n"
         (self._directory / "store.json").write_text(text, encoding="utf-8")
 
     def close(self) -> None:
-        """Close the files, after an error too."""
+        """Close the files, also after an error."""
         for writer in self._splits.values():
             writer.close()
 
@@ -116,7 +119,7 @@ class _SplitWriter:
         self.text_bytes += text_bytes
         self.num_tokens += len(ids)
         first = 0
-        while first < len(ends):  # documents [first, last) fill up the current shard
+        while first < len(ends):  # documents [first, last) go into the current shard
             start = int(ends[first - 1]) if first else 0
             room = self._shard_tokens - (self._shards[-1]["tokens"] if self._tokens else 0)
             last = int(np.searchsorted(ends, start + room, side="right"))
@@ -179,7 +182,7 @@ class _SplitWriter:
 
 
 class TokenStore:
-    """A token store, checked and memory-mapped. Raises StoreError where anything does not fit together."""
+    """A memory-mapped token store. Raises StoreError if its parts are inconsistent."""
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
@@ -192,8 +195,8 @@ class TokenStore:
         tokenizer = self.info["tokenizer"]
         if digest != tokenizer["tokenizer_json_sha256"]:
             raise StoreError(
-                f"cannot open store {self.path}: its tokenizer.json is not the one its tokens were made with "
-                f"(sha256 {tokenizer['tokenizer_json_sha256'][:16]}…, found {digest[:16]}…); prepare it again"
+                f"cannot open store {self.path}: its tokenizer.json is not the one that made its tokens "
+                f"(expected sha256 {tokenizer['tokenizer_json_sha256'][:16]}…, found {digest[:16]}…); prepare it again"
             )
         self.vocab_size: int = tokenizer["vocab_size"]
         self.bos_id: int = tokenizer["bos_id"]
@@ -215,7 +218,7 @@ class _Shard:
 
 
 class Split:
-    """The documents of one split: ids by number, over all its shards, read from the disk as they are asked for."""
+    """The documents of one split, over all its shards; their ids are read from disk when needed."""
 
     def __init__(self, directory: Path, info: Mapping[str, Any], vocab_size: int, eos_id: int) -> None:
         self._shards = [_open_shard(directory, shard, vocab_size, eos_id) for shard in info["shards"]]
@@ -238,7 +241,7 @@ class Split:
         return np.concatenate(parts) if parts else np.zeros(0, np.int64)
 
     def document(self, number: int) -> Ids:
-        """The ids of a document, its final EOS included: a read-only view. [tokens]"""
+        """The ids of a document, EOS included, as a read-only view. [tokens]"""
         if not 0 <= number < self.num_documents:
             raise IndexError(f"document {number} of {self.num_documents}")
         place = bisect.bisect_right(self._first_documents, number) - 1
@@ -248,15 +251,15 @@ class Split:
 
 
 def read_store_info(path: Path) -> dict[str, Any]:
-    """store.json, its fields checked. Raises StoreError."""
+    """Read and check store.json. Raises StoreError."""
     file = Path(path) / "store.json"
     if not file.is_file():
-        if Path(path).exists():  # texts, most likely
+        if Path(path).exists():  # most likely a folder of texts
             raise StoreError(
-                f"cannot open store {path}: no store.json in it; make a store of texts: llamita prepare {path} --out "
-                "STORE"
+                f"cannot open store {path}: it has no store.json; to make a store from text: llamita prepare {path} "
+                "--out STORE"
             )
-        raise StoreError(f"cannot open store {path}: no such folder; make one: llamita prepare SOURCE --out {path}")
+        raise StoreError(f"cannot open store {path}: no such folder; make a store: llamita prepare SOURCE --out {path}")
     try:
         info = json.loads(file.read_bytes())
         _check_info(info)
@@ -272,14 +275,14 @@ def _check_info(info: Any) -> None:
     if not isinstance(info, dict) or info.get("format") != FORMAT:
         raise ValueError(f"expected format {FORMAT!r}")
     if info["version"] != VERSION:
-        raise ValueError(f"version {info['version']}, this llamita reads {VERSION}")
+        raise ValueError(f"expected version {VERSION}, found {info['version']}")
     tokenizer = info["tokenizer"]
     size = tokenizer["vocab_size"]
     if not _is_count(size) or not 0 < size <= 1 << 24:
         raise ValueError(f"vocab_size {size!r}")
     for name in ("bos_id", "eos_id"):
         if not _is_count(tokenizer[name]) or tokenizer[name] >= size:
-            raise ValueError(f"{name} {tokenizer[name]!r} is no id of a vocabulary of {size}")
+            raise ValueError(f"{name} {tokenizer[name]!r} is not an id of a vocabulary of {size}")
     for name in ("fingerprint", "tokenizer_json_sha256"):
         if not isinstance(tokenizer[name], str):
             raise ValueError(f"{name} {tokenizer[name]!r}")
@@ -293,7 +296,7 @@ def _check_info(info: Any) -> None:
         parts = (split, *split["shards"])
         counted = [split["text_bytes"], *(part[key] for part in parts for key in ("documents", "tokens"))]
         if not all(_is_count(value) for value in counted):
-            raise ValueError(f"a count of {name} is not a whole number")
+            raise ValueError(f"a count of {name} is not a whole number of 0 or more")
 
 
 def _is_count(value: Any) -> bool:
@@ -301,22 +304,28 @@ def _is_count(value: Any) -> bool:
 
 
 def _open_shard(directory: Path, info: Mapping[str, Any], vocab_size: int, eos_id: int) -> _Shard:
-    """Map a shard's two files and check sizes, ends, and a sample of documents' ids."""
+    """Map the two files of a shard; check their sizes, the ends, and the ids of some documents."""
     path = directory / info["name"]
     tokens = _map(path, id_type(vocab_size), info["tokens"])
     ends = _map(path.with_name(path.name + ".index"), np.dtype("<u8"), info["documents"])
     if len(ends) == 0 or int(ends[-1]) != len(tokens) or int(ends[0]) == 0 or not np.all(ends[1:] > ends[:-1]):
-        raise StoreError(f"cannot open {path}.index: its ends do not rise from 0 to {len(tokens):,}; prepare it again")
+        raise StoreError(
+            f"cannot open {path}.index: its ends do not increase from 0 to {len(tokens):,}; prepare it again"
+        )
     rows = np.unique(np.linspace(0, len(ends) - 1, _SAMPLED_DOCUMENTS).astype(np.int64))
     for row in rows:
         start = int(ends[row - 1]) if row else 0
         document = tokens[start : int(ends[row])]
         if int(document.max()) >= vocab_size:
             raise StoreError(
-                f"cannot open {path}: document {row}: id {int(document.max()):,} in a vocabulary of {vocab_size:,}"
+                f"cannot open {path}: document {row}: expected ids below {vocab_size:,}, found "
+                f"{int(document.max()):,}; prepare it again"
             )
         if int(document[-1]) != eos_id:
-            raise StoreError(f"cannot open {path}: document {row} ends with id {int(document[-1])}, not EOS ({eos_id})")
+            raise StoreError(
+                f"cannot open {path}: document {row}: expected EOS ({eos_id}) at its end, found id "
+                f"{int(document[-1])}; prepare it again"
+            )
     return _Shard(tokens, ends)
 
 

@@ -1,6 +1,6 @@
-"""Finds and loads the engine's shared library, and gives its functions and structures Python's types.
+"""Loads the engine's shared library and declares its functions and structures to ctypes.
 
-What engine.py makes methods of: `call` turns a status into an EngineError, `Owned` closes what was opened.
+`call` turns a status into an EngineError; `Owned` closes what the engine opened.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Ids: TypeAlias = Sequence[int] | npt.NDArray[np.integer[Any]]
 LIBRARY_NAMES = ("libllamita.so", "libllamita.dylib", "llamita.dll")
 
 
-# ---------------------------------------------------------------------- the C structures, field by field
+# ---- the C structures, field by field
 
 
 class ErrorStruct(ctypes.Structure):
@@ -96,7 +96,7 @@ class SamplerParamsStruct(ctypes.Structure):
 
 @dataclasses.dataclass(frozen=True)
 class ModelInfo:
-    """What a model file is: the fields of llamita_model_info, with its names. An id of -1 says that there is none."""
+    """The properties of a model: the fields of llamita_model_info. An id of -1: there is none."""
 
     architecture: str
     format: str
@@ -142,7 +142,7 @@ class ModelInfoStruct(ctypes.Structure):
 
 @dataclasses.dataclass(frozen=True)
 class AdapterInfo:
-    """What an adapter file is: the fields of llamita_adapter_info, with its names. rank: the largest."""
+    """The properties of an adapter: the fields of llamita_adapter_info. rank: the largest."""
 
     name: str
     num_parameters: int
@@ -262,8 +262,8 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
 
 
 def library_path() -> Path:
-    """The engine's shared library: the most recently built of the package's own (`llamita/_engine`, put there by
-    installing) and, in a source checkout, `engine/build` (put there by `make engine`)."""
+    """The path of the shared library: in `llamita/_engine` (by pip install) or, in a source
+    checkout, in `engine/build` (by `make engine`); the newer one."""
     folders = [Path(folder) / "_engine" for folder in llamita.__path__]
     folders.append(Path(__file__).resolve().parents[3] / "engine" / "build")
     built = [folder / name for folder in folders for name in LIBRARY_NAMES if (folder / name).is_file()]
@@ -278,7 +278,7 @@ def library_path() -> Path:
 
 @functools.cache
 def load_library() -> ctypes.CDLL:
-    """The engine, loaded once. Raises EngineError if it is not there, or not this one."""
+    """The library, loaded once. Raises EngineError if it is missing or of another version."""
     path = library_path()
     try:
         loaded = ctypes.CDLL(str(path))
@@ -294,7 +294,8 @@ def load_library() -> ctypes.CDLL:
 
 
 def call(name: str, *arguments: Any) -> None:
-    """Call a function that returns a status and takes an error last; raise EngineError unless it is OK."""
+    """Call a function that returns a status and takes an error last; raise EngineError unless
+    OK."""
     error = ErrorStruct()
     if getattr(load_library(), f"llamita_{name}")(*arguments, ctypes.byref(error)) != 0:
         raise EngineError(error.message.decode("utf-8", "replace"))
@@ -304,7 +305,7 @@ def id_array(ids: Ids) -> npt.NDArray[np.int32]:
     """int32 [n], or EngineError."""
     array = np.asarray(ids)
     if array.ndim != 1 or (array.size > 0 and not np.issubdtype(array.dtype, np.integer)):
-        raise EngineError(f"token ids: expected a sequence of whole numbers, found {array.dtype} {list(array.shape)}")
+        raise EngineError(f"token ids: expected a sequence of integers, found {array.dtype} {list(array.shape)}")
     if array.size > 0 and not (int(array.min()) >= 0 and int(array.max()) < 2**31):
         raise EngineError(f"token ids: expected 0 or more, found {int(array.min())} to {int(array.max())}")
     return np.ascontiguousarray(array, dtype=np.int32)
@@ -314,7 +315,7 @@ Opened = TypeVar("Opened", bound="Owned")
 
 
 class Owned:
-    """Something the engine opened; closed by `close()`, at the end of a `with` block, or when nobody holds it."""
+    """An object of the engine; closed by `close()`, by a `with` block, or by garbage collection."""
 
     _kind: str
 
@@ -332,7 +333,8 @@ class Owned:
         return self._open_handle
 
     def close(self) -> None:
-        """Give the memory back. Closing twice is fine; every other use after it is an EngineError."""
+        """Free the memory. Closing twice is fine; any other use of a closed object is an
+        EngineError."""
         self._finalizer()
 
     def __enter__(self: Opened) -> Opened:
@@ -345,14 +347,30 @@ class Owned:
 
 
 def choice(name: str, value: str, choices: tuple[str, ...]) -> int:
-    """The place of a value among an enumeration's names, or EngineError."""
+    """The index of a value among the names of an enumeration. Raises EngineError."""
     if value not in choices:
         raise EngineError(f"{name}: expected one of {', '.join(choices)}, found {value!r}")
     return choices.index(value)
 
 
 def int32(name: str, value: int) -> int:
-    """The value, or EngineError: ctypes would cut it off."""
+    """The value. Raises EngineError where ctypes would truncate it."""
     if not -(2**31) <= value < 2**31:
         raise EngineError(f"{name}: expected a number of 32 bits, found {value}")
     return value
+
+
+def version() -> str:
+    """The engine's version."""
+    return str(load_library().llamita_version().decode())
+
+
+def kernels() -> str:
+    """The kernels chosen on this machine: "avxvnni", "avx2", "dotprod" (ARM), "neon" or
+    "scalar"."""
+    return str(load_library().llamita_kernels().decode())
+
+
+def utf8_complete(raw: bytes) -> int:
+    """Number of leading bytes that are whole characters; later bytes may complete the rest."""
+    return int(load_library().llamita_utf8_complete(raw, len(raw)))

@@ -1,1 +1,1 @@
-"""Judges a model: bits per byte, samples, memorization."""
+"""Evaluates a model: bits per byte, samples, memorization."""

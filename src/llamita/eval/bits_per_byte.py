@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from llamita.data.batches import IGNORED, Documents
+from llamita.data.batches import IGNORED, ScoredDocuments
 from llamita.eval.scoring import Score, scoring_batches, scoring_rows
 from llamita.model.llama import Llama
 
@@ -17,7 +17,8 @@ TOKENS_PER_BATCH = {"cpu": 8192, "cuda": 131072}
 
 
 class SummedLossModule(Protocol):
-    """A module that returns the summed nats of the targets that count: ids and targets [B, T] to a scalar."""
+    """A module that returns the summed nats of the targets that count: ids and targets [B, T] to a
+    scalar."""
 
     model: Llama
     training: bool
@@ -46,17 +47,19 @@ class Workers(Protocol):
 @torch.no_grad()
 def bits_per_byte(
     loss: SummedLossModule,
-    documents: Documents,
+    documents: ScoredDocuments,
     bos_id: int,
     ranks: Workers | None = None,
     *,
     num_batches: int | None = None,
     advance: Callable[[float], bool] = lambda share: True,
 ) -> Score | None:
-    """Score all documents: each from BOS, in rows of the model's context, every token counted, EOS included.
+    """Score all documents: each from BOS, in rows of the model's context, every token counted, EOS
+    included.
 
-    ranks: processes that share the work, the sum in all of them. num_batches: only the first few, for timing.
-    advance(share of tokens done) is called after each pass and stops the evaluation with None when it returns False.
+    ranks: processes that share the work, the sum in all of them. num_batches: only the first few,
+    for timing. advance(share of tokens done) is called after each pass and stops the evaluation
+    with None when it returns False.
     """
     config = loss.model.config
     device = loss.model.output_weight.device

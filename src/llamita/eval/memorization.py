@@ -1,9 +1,11 @@
-"""Memorization: the longest runs of ids that generated texts share verbatim with the training documents.
+"""Memorization: the longest runs of ids that generated texts share verbatim with the training
+documents.
 
-There are few texts (samples, or held-out documents for comparison) and many documents. Documents stay on disk and are
-read once, some millions of ids at a time. A run of length L + 1 can only start where a run of length L starts, so each
-length is searched only where the previous one was found, with 64-bit rolling hashes (Karp and Rabin, 1987). A false
-match is as unlikely as a collision of these hashes.
+There are few texts (samples, or held-out documents for comparison) and many documents. Documents
+stay on disk and are read once, some millions of ids at a time. A run of length L + 1 can only start
+where a run of length L starts, so each length is searched only where the previous one was found,
+with 64-bit rolling hashes (Karp and Rabin, 1987). A false match is as unlikely as a collision of
+these hashes.
 """
 
 from __future__ import annotations
@@ -32,8 +34,8 @@ _SEPARATOR = 0  # precedes each document; ids are shifted by one
 
 @dataclasses.dataclass(frozen=True)
 class Match:
-    """The longest run of ids that a text shares with a document: `length` ids from `start` in the text and from
-    `document_start` in document number `document` (all -1 if nothing matches)."""
+    """The longest run of ids that a text shares with a document: `length` ids from `start` in the
+    text and from `document_start` in document number `document` (all -1 if nothing matches)."""
 
     length: int = 0
     start: int = -1
@@ -43,8 +45,8 @@ class Match:
 
 @dataclasses.dataclass(frozen=True)
 class Overlap:
-    """The longest verbatim overlap of several texts with documents, in whole tokens. sample, document: the numbers of
-    the text and the document (-1: none)."""
+    """The longest verbatim overlap of several texts with documents, in whole tokens. sample,
+    document: the numbers of the text and the document (-1: none)."""
 
     length_tokens: int
     length_bytes: int
@@ -55,24 +57,24 @@ class Overlap:
 
 @dataclasses.dataclass(frozen=True)
 class Memorization:
-    """The longest overlaps of samples with the training documents, beside those of equally many held-out texts of equal
-    length. Medians are over each text's longest run, in tokens."""
+    """The longest overlaps of samples with the training documents, beside those of equally many
+    held-out texts of equal length. Medians are over each text's longest run, in tokens."""
 
     longest: Overlap
     median_tokens: float
     val_longest: Overlap
     val_median_tokens: float
     val_known: float
-    """Share of the held-out texts of 12 tokens or more that appear whole in the training documents. If it is high,
-    nothing was really held out."""
+    """Share of the held-out texts of 12 tokens or more that appear whole in the training documents.
+    If it is high, nothing was really held out."""
 
     @property
     def memorizes(self) -> bool:
-        """Whether the median or the longest overlap of the samples is at least twice that of held-out text, and at
-        least 12 tokens.
+        """Whether the median or the longest overlap of the samples is at least twice that of
+        held-out text, and at least 12 tokens.
 
-        Held-out text is the baseline because common phrases (openings, formulas, quotations) appear in it as often as
-        in the training text, in any language and with any vocabulary.
+        Held-out text is the baseline because common phrases (openings, formulas, quotations) appear
+        in it as often as in the training text, in any language and with any vocabulary.
         """
         pairs = (
             (self.median_tokens, self.val_median_tokens),
@@ -89,11 +91,11 @@ def measure_memorization(
     *,
     max_tokens: int | None = None,
 ) -> Memorization:
-    """Overlaps of samples' ids (new tokens only: no prompt, BOS or EOS) and of held-out documents with the training
-    documents. decode: ids → their bytes. max_tokens: see `longest_matches`.
+    """Overlaps of samples' ids (new tokens only: no prompt, BOS or EOS) and of held-out documents
+    with the training documents. decode: ids → their bytes. max_tokens: see `longest_matches`.
 
-    Held-out texts are beginnings of held-out documents, as samples are of texts: for each sample one that is as long,
-    if there is one long enough, spread evenly over the split.
+    Held-out texts are beginnings of held-out documents, as samples are of texts: for each sample
+    one that is as long, if there is one long enough, spread evenly over the split.
     """
     texts = [_as_ids(text) for text in samples]
     beside = list(beginnings(val, [len(text) for text in texts]))
@@ -116,8 +118,9 @@ def longest_overlap(
     *,
     max_tokens: int | None = None,
 ) -> Overlap:
-    """The longest run of any sample that stands verbatim in a document. Samples: ids like the documents', or bytes
-    where the documents' ids are bytes. decode: ids → their bytes; None: the ids are bytes."""
+    """The longest run of any sample that stands verbatim in a document. Samples: ids like the
+    documents', or bytes where the documents' ids are bytes. decode: ids → their bytes; None: the
+    ids are bytes."""
     texts = [_as_ids(text) for text in samples]
     return _longest(texts, longest_matches(texts, documents, max_tokens=max_tokens), decode or _bytes)
 
@@ -129,10 +132,11 @@ def longest_matches(
     max_tokens: int | None = None,
     chunk_ids: int = CHUNK_IDS,
 ) -> list[Match]:
-    """For each text its longest run of ids that is in one document, of equal ones the first that was found.
+    """For each text its longest run of ids that is in one document, of equal ones the first that
+    was found.
 
-    max_tokens: read no more than about so many of the documents, evenly spread over them. chunk_ids: how many are in
-    memory at once (or one document).
+    max_tokens: read about this many tokens at most, of documents spread evenly over all.
+    chunk_ids: how many are in memory at once (or one document).
     """
     search = _Search([_as_ids(text) for text in texts])
     if search.num_texts:
@@ -142,8 +146,8 @@ def longest_matches(
 
 
 def beginnings(documents: Documents, lengths: Sequence[int]) -> Iterator[npt.NDArray[Any]]:
-    """For each length the first so many ids of a document that has them (EOS not counted), spread evenly over those
-    that do; where none is so long, the longest one whole."""
+    """For each length, the first `length` ids of a document that has them (EOS not counted), spread
+    evenly over such documents; if none is long enough, the whole longest document."""
     available = np.asarray(documents.lengths, dtype=np.int64) - 1
     if available.size == 0:
         return
@@ -184,8 +188,8 @@ def _longest(
 def _chunks(
     documents: Documents, chunk_ids: int, max_tokens: int | None
 ) -> Iterator[tuple[npt.NDArray[np.int64], Places, Places]]:
-    """Documents one after another, each with the separator before it and its ids one higher: (ids, the numbers of the
-    documents in it, where each one's own ids start)."""
+    """Documents one after another, each with the separator before it and its ids one higher: (ids,
+    the numbers of the documents in it, where each one's own ids start)."""
     numbers = np.arange(documents.num_documents)
     if max_tokens is not None and documents.num_tokens > max_tokens:
         count = max(1, documents.num_documents * max_tokens // documents.num_tokens)
@@ -205,7 +209,8 @@ def _chunks(
 
 
 class _Windows:
-    """The hash of any window of ids: Σ symbol[id] · base^i, i from the window's start, modulo 2^64."""
+    """The hash of any window of ids: Σ symbol[id] · base^i, i from the window's start, modulo
+    2^64."""
 
     def __init__(self, ids: npt.NDArray[np.int64], symbols: Words) -> None:
         powers = _powers(_BASE, ids.size)

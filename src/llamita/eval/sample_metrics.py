@@ -1,4 +1,5 @@
-"""Metrics of generated texts: variety (distinct-n), repetition within a text, and how many end with EOS."""
+"""Metrics of generated texts: variety (distinct-n), repetition within a text, and how many end with
+EOS."""
 
 from __future__ import annotations
 
@@ -27,11 +28,11 @@ class SampleMetrics:
     distinct_1: float
     distinct_2: float
     distinct_3: float
-    """distinct-n: different n-grams of words over all n-grams, of all texts together (Li et al., arXiv 1510.03055).
-    Falls as texts get more or longer: compare equally many of equal length."""
+    """distinct-n: different n-grams of words over all n-grams, of all texts together (Li et al.,
+    arXiv 1510.03055). Falls as texts get more or longer: compare equally many of equal length."""
     repetition: float
-    """seq-rep-4: 1 - different over all 4-grams of words within one text, the mean over texts that have any (Welleck et
-    al., arXiv 1908.04319). 0: no text says four words twice."""
+    """seq-rep-4: 1 - different over all 4-grams of words within one text, the mean over texts that
+    have any (Welleck et al., arXiv 1908.04319). 0: no text says four words twice."""
 
 
 def measure_samples(samples: Sequence[Sample]) -> SampleMetrics:
@@ -52,12 +53,13 @@ def measure_samples(samples: Sequence[Sample]) -> SampleMetrics:
 
 
 def distinct(texts: Sequence[Sequence[str]], order: int) -> float | None:
-    """Different n-grams (n: order) over all of them, of all texts of words; None if no text is so long."""
+    """Different n-grams (n: order) over all of them, of all texts of words; None if no text is so
+    long."""
     grams = [tuple(words[i : i + order]) for words in texts for i in range(len(words) - order + 1)]
     return len(set(grams)) / len(grams) if grams else None
 
 
 def split_words(text: str) -> list[str]:
-    """Words in lower case, so that vocabularies can be compared: runs of letters and digits (with an apostrophe
-    inside), single characters of scripts without spaces, and single signs."""
+    """Words in lower case, so that vocabularies can be compared: runs of letters and digits (with
+    an apostrophe inside), single characters of scripts without spaces, and single signs."""
     return _WORD.findall(text.lower())

@@ -1,4 +1,5 @@
-"""Evaluates a model by the texts it generates: variety, repetition, and copies of its training text."""
+"""Evaluates a model by the texts it generates: variety, repetition, and copies of its training
+text."""
 
 from __future__ import annotations
 
@@ -6,15 +7,17 @@ import contextlib
 import dataclasses
 import json
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from llamita.batch_generate import Sample, generate_batch
+from llamita.batch_generate import Sample, SampleOptions, generate_batch
 from llamita.data.batches import Documents
 from llamita.engine import Model, load
+from llamita.errors import SourceError
 from llamita.eval.memorization import Memorization, Overlap, measure_memorization
 from llamita.eval.sample_metrics import SampleMetrics, measure_samples
+from llamita.progress import Progress, no_progress
 
 MAX_SHOWN_CHARACTERS = 200  # of the longest copy
 
@@ -23,19 +26,6 @@ LOAD_SECONDS = 0.5
 TOKEN_SECONDS = 2e-4  # sampling one token, independent of model size
 WEIGHTS_PER_SECOND = 7.5e9  # one token takes 2 operations per weight
 SEARCHED_TOKENS_PER_SECOND = 1.5e6
-
-
-@dataclasses.dataclass(frozen=True)
-class SampleOptions:
-    """Arguments of `batch_generate.generate_batch`. num_threads 0: one per core."""
-
-    count: int
-    prompts: tuple[str, ...] = ("",)
-    max_new_tokens: int | None = None
-    temperature: float = 0.8
-    top_p: float = 0.95
-    seed: int = 0
-    num_threads: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +39,9 @@ class SampleReport:
 
     def values(self) -> dict[str, Any]:
         """Everything except the samples, as JSON values."""
-        settings = {name: getattr(self.options, name) for name in ("temperature", "top_p", "seed", "max_new_tokens")}
+        sampling = self.options.sampling
+        settings = {name: getattr(sampling, name) for name in ("temperature", "top_p", "seed")}
+        settings["max_new_tokens"] = self.options.max_new_tokens
         values = {**dataclasses.asdict(self.metrics), **settings}
         found = self.memorization
         if found is not None:
@@ -64,12 +56,12 @@ class SampleReport:
 
     def rows(self) -> list[tuple[str, str]]:
         """Everything except the samples, as rows of a table: (name, text)."""
-        options, metrics, found = self.options, self.metrics, self.memorization
+        sampling, metrics, found = self.options.sampling, self.metrics, self.memorization
         rows = [
             (
                 "samples",
                 f"{metrics.num_samples:,} texts of {metrics.mean_tokens:.1f} tokens ({metrics.mean_bytes:.1f} bytes) "
-                f"on average; temperature {options.temperature:g}, top-p {options.top_p:g}, seed {options.seed}",
+                f"on average; temperature {sampling.temperature:g}, top-p {sampling.top_p:g}, seed {sampling.seed}",
             ),
             ("ended with EOS", f"{metrics.stop_rate:.1%}"),
             ("distinct-1, -2, -3", f"{metrics.distinct_1:.3f}, {metrics.distinct_2:.3f}, {metrics.distinct_3:.3f}"),
@@ -97,7 +89,8 @@ class SampleReport:
 
 @contextlib.contextmanager
 def opened_in_engine(path: Path, tokenizer: Path | None = None) -> Iterator[Model]:
-    """Open a model file, or export a checkpoint or run directory to a temporary F32 file and open that."""
+    """Open a model file, or export a checkpoint or run directory to a temporary F32 file and open
+    that."""
     if path.is_file():
         with load(path, tokenizer=tokenizer) as model:
             yield model
@@ -115,23 +108,13 @@ def generate_and_measure(
     options: SampleOptions,
     val: Documents,
     training: Documents | None,
-    advance: Callable[[float], None] = lambda share: None,
+    progress: Progress = no_progress,
 ) -> SampleReport:
     """Generate texts and measure them. training: the training documents as ids, to look for copies.
 
-    advance(share done) is called after each text. Raises EngineError.
+    Progress counts texts. Raises EngineError.
     """
-    samples = generate_batch(
-        model,
-        options.count,
-        prompts=options.prompts,
-        max_new_tokens=options.max_new_tokens,
-        temperature=options.temperature,
-        top_p=options.top_p,
-        seed=options.seed,
-        num_threads=options.num_threads,
-        advance=advance,
-    )
+    samples = generate_batch(model, options, progress)
     memorization = None
     if training is not None:
         memorization = measure_memorization([sample.ids for sample in samples], val, training, model.decode)
@@ -139,9 +122,33 @@ def generate_and_measure(
 
 
 def expected_seconds(num_parameters: int, num_tokens: int, training_tokens: int) -> float:
-    """Estimate the seconds to load a checkpoint, generate num_tokens and search the training tokens for copies."""
+    """Estimate the seconds to load a checkpoint, generate num_tokens and search the training tokens
+    for copies."""
     generating = num_tokens * (TOKEN_SECONDS + num_parameters / WEIGHTS_PER_SECOND)
     return LOAD_SECONDS + generating + training_tokens / SEARCHED_TOKENS_PER_SECOND
+
+
+def read_prompts(path: Path) -> tuple[str, ...]:
+    """The lines of a file that are not blank. Raises SourceError."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise SourceError(f"--prompts: {path}: {error.strerror or error}") from None
+    except UnicodeError:
+        raise SourceError(f"--prompts: {path}: expected UTF-8 text, found something else") from None
+    prompts = tuple(line for line in lines if line.strip())
+    if not prompts:
+        raise SourceError(f"--prompts: {path}: expected one prompt per line, found none")
+    return prompts
+
+
+def save_samples(path: Path, samples: Sequence[Sample]) -> None:
+    """Write samples as JSON lines. Raises SourceError."""
+    lines = [{"text": sample.text.decode("utf-8", "replace"), "ended": sample.ended} for sample in samples]
+    try:
+        path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+    except OSError as error:
+        raise SourceError(f"--save-samples: {path}: {error.strerror or error}") from None
 
 
 def _overlap_values(overlap: Overlap) -> dict[str, Any]:

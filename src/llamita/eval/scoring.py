@@ -1,4 +1,5 @@
-"""Splits documents into the rows that bits per byte is computed on: from BOS, non-overlapping, every token once."""
+"""Splits documents into the rows that bits per byte is computed on: from BOS, non-overlapping,
+every token once."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from llamita.data.batches import IGNORED, Documents, Piece, fill_row
+from llamita.data.batches import IGNORED, Documents, Piece, ScoredDocuments, fill_row
+from llamita.progress import Progress, no_progress
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +52,8 @@ class EncodedTexts:
 
 
 def scoring_rows(lengths: npt.NDArray[Any], context: int) -> list[Piece]:
-    """All rows of at most `context` pairs, the longest first, so that neighbors are of nearly the same length.
+    """All rows of at most `context` pairs, the longest first, so that neighbors are of nearly the
+    same length.
 
     A document's row after the first starts with the input that was the last target before it.
     """
@@ -66,7 +69,8 @@ def scoring_rows(lengths: npt.NDArray[Any], context: int) -> list[Piece]:
 def scoring_batches(
     documents: Documents, rows: Sequence[Piece], bos_id: int, tokens_per_batch: int
 ) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
-    """Rows as padded inputs and targets, int64 [B, T], B · T at most `tokens_per_batch` (or one row)."""
+    """Rows as padded inputs and targets, int64 [B, T], B · T at most `tokens_per_batch` (or one
+    row)."""
     at = 0
     while at < len(rows):
         width = rows[at].length
@@ -80,21 +84,19 @@ def scoring_batches(
 
 
 def score_documents(
-    documents: Documents,
+    documents: ScoredDocuments,
     context: int,
     bos_id: int,
     score_row: Callable[[npt.NDArray[np.int64]], npt.NDArray[np.float64]],
-    advance: Callable[[float], None] = lambda share: None,
+    progress: Progress = no_progress,
 ) -> Score:
-    """Score documents row by row: score_row(n + 1 ids) → the nats of the last n, each given those before it.
-
-    advance(share done) is called after each row.
-    """
+    """Score documents row by row: score_row(n + 1 ids) → the nats of the last n, each given those
+    before it. Progress counts rows."""
     rows = scoring_rows(documents.lengths, context)
     nats = 0.0
     for index, piece in enumerate(rows):
         ids = np.full(piece.length + 1, bos_id, dtype=np.int64)
         fill_row(ids[:-1], ids[1:], [piece], documents, bos_id)
         nats += float(score_row(ids).sum())
-        advance((index + 1) / len(rows))
+        progress("evaluating", index + 1, len(rows))
     return Score(nats, documents.num_tokens, documents.num_documents, documents.text_bytes)

@@ -1,1 +1,1 @@
-"""A checkpoint and examples to a checkpoint or an adapter that answers as the examples do."""
+"""Fine-tuning: supervised (SFT) and by preferences (DPO), of all weights or with LoRA."""

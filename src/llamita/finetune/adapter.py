@@ -1,11 +1,12 @@
-"""OWNER of the adapter directory, PEFT's files: writes low-rank updates whole or not at all, reads PEFT's and ours.
+"""Reads and writes LoRA adapters in PEFT's format. This module owns the adapter directory:
 
     adapter_config.json        peft_type LORA, r, lora_alpha, use_rslora, target_modules, …
     adapter_model.safetensors  base_model.model.MODULE.lora_A.weight [R, in], ….lora_B.weight [out, R]
-    tokenizer.json, …          ours: with the chat template that the adapter was trained with
+    tokenizer.json, …          llamita only: the tokenizer, with the chat template used in training
 
-Rows of q and k are in Hugging Face's RoPE order, in the adapter as in the checkpoint, so nothing is permuted here.
-What another kind of adapter would need (DoRA's magnitudes, biases, whole layers) is refused by name, never left out.
+The rows of q and k are in Hugging Face's RoPE order, as in the checkpoint, so nothing is permuted
+here. Other kinds of adapters (DoRA, trained biases, whole layers) are rejected with an error that
+names the feature.
 """
 
 from __future__ import annotations
@@ -26,15 +27,22 @@ from llamita.checkpoint import ADAPTER_CONFIG, TrainingState, copy_tokenizer, wr
 from llamita.config import ModelConfig
 from llamita.errors import CheckpointError, FormatError
 from llamita.finetune.lora import LINEAR_LAYERS, LoraConfig, LoraUpdate, lora_scale, lora_specs
-from llamita.formats.safetensors_header import read_safetensors_header
-from llamita.formats.safetensors_io import FLOAT_DTYPES, SafetensorsReader, TensorEntry, checked, write_safetensors
+from llamita.formats.safetensors_io import (
+    FLOAT_DTYPES,
+    SafetensorsReader,
+    TensorEntry,
+    checked,
+    open_safetensors_file,
+    write_safetensors,
+)
+from llamita.json_file import read_json_object
 
 CONFIG: Final = ADAPTER_CONFIG
 WEIGHTS: Final = "adapter_model.safetensors"
 _PREFIX: Final = "base_model.model."
 _PARTS: Final = {"a": ".lora_A.weight", "b": ".lora_B.weight"}
 _PATTERN: Final = re.compile(r"\^?[\w.|\\]{1,400}\$?")
-# Settings of PEFT under which the updates would not be s B A: the value that means "not used", and what it is.
+# PEFT settings that change more than W + s B A: the value for "not used", and the feature's name.
 _UNSUPPORTED: Final[dict[str, tuple[Any, str]]] = {
     "use_dora": (False, "DoRA"),
     "bias": ("none", "trained biases"),
@@ -56,7 +64,7 @@ _UNSUPPORTED: Final[dict[str, tuple[Any, str]]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Adapter:
-    """updates: by the layer's name (`model.layers.0.self_attn.q_proj`)."""
+    """updates: by module name (`model.layers.0.self_attn.q_proj`)."""
 
     directory: Path
     updates: dict[str, LoraUpdate]
@@ -75,11 +83,11 @@ def save_adapter(
     tokenizer: Path | Callable[[Path], None] | None = None,
     training: TrainingState | None = None,
 ) -> None:
-    """Write a new adapter folder, whole or not at all.
+    """Write a new adapter directory, whole or not at all.
 
-    updates: finetune.lora.updates_of. base: the checkpoint's name or path as PEFT should look for it. tokenizer: where
-    the tokenizer's files, chat template included, are copied from, or what puts them into the folder. training: what
-    resuming needs. Raises OutputError if it exists already.
+    updates: finetune.lora.updates_of. base: the base model's name or path, for PEFT. tokenizer: the
+    folder to copy the tokenizer's files from, or a function that writes them. training: the state
+    for resuming. Raises OutputError if the directory exists.
     """
     tensors = {
         f"{_PREFIX}{name}{_PARTS[part]}": getattr(update, part).cpu()
@@ -100,16 +108,25 @@ def save_adapter(
 
 
 def resolve_adapter(path: Path, *, prefer: str = "best") -> Path:
-    """The adapter folder that `path` means: itself, or of a run directory the `prefer`red link ("best" or "latest")."""
+    """The adapter directory itself, or that of a run: "best" or "latest", as preferred."""
     path = Path(path)
     links = (path, path / prefer, path / "latest")
     return next((each for each in links if (each / CONFIG).is_file()), path)
 
 
-def load_adapter(directory: Path, config: ModelConfig) -> Adapter:
-    """Read an adapter for a Llama of this config, every tensor's presence and shape checked.
+def other_base(adapter: Path, checkpoint: Path) -> str | None:
+    """The base model that the adapter names, if that is an existing folder other than this one."""
+    base = read_json_object(adapter / CONFIG, CheckpointError).get("base_model_name_or_path")
+    if not isinstance(base, str) or not Path(base).is_dir() or Path(base).resolve() == checkpoint.resolve():
+        return None
+    return base
 
-    Raises CheckpointError for a folder that is no adapter, one of a kind that is not s B A, or one that does not fit.
+
+def load_adapter(directory: Path, config: ModelConfig) -> Adapter:
+    """Read an adapter for a Llama of this config; every tensor must be there with its shape.
+
+    Raises CheckpointError if it is not an adapter, of an unsupported kind, or made for another
+    model.
     """
     directory = Path(directory)
     settings = _read_settings(directory)
@@ -124,8 +141,8 @@ def load_adapter(directory: Path, config: ModelConfig) -> Adapter:
         if module not in shapes:
             known = f"layers 0 to {config.num_hidden_layers - 1}: {', '.join(LINEAR_LAYERS)}"
             raise CheckpointError(
-                f"cannot use adapter {directory}: {module}: expected a linear layer of the model's ({known}); "
-                "the adapter was made for another model, or updates what cannot be updated here"
+                f"cannot use adapter {directory}: {module}: expected a linear layer of the model ({known}); "
+                "the adapter was made for another model, or for layers that are not supported"
             )
         updates[module] = _read_update(directory, stored, settings, module, found[module], shapes[module])
     if not updates:
@@ -158,7 +175,7 @@ def _read_settings(directory: Path) -> dict[str, Any]:
     path = directory / CONFIG
     if not path.is_file():
         raise CheckpointError(
-            f"cannot open adapter {directory}: {CONFIG} is missing; expected a folder as PEFT writes it"
+            f"cannot open adapter {directory}: {CONFIG} is missing; expected a directory written by PEFT"
         )
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
@@ -172,7 +189,7 @@ def _read_settings(directory: Path) -> dict[str, Any]:
         if settings.get(key, unused) not in (unused, None, False, [], {}):
             raise CheckpointError(
                 f"cannot use {path}: {key}: expected {json.dumps(unused)}, found {str(settings[key])[:60]}: {what} "
-                "cannot be applied here; merge the adapter with peft (merge_and_unload) and import the result"
+                "is not supported; merge the adapter with peft (merge_and_unload) and import the result"
             )
     for key in ("rank_pattern", "alpha_pattern"):
         if not isinstance(settings.get(key) or {}, dict):
@@ -188,13 +205,13 @@ def _open(directory: Path) -> SafetensorsReader:
             "and save it again)"
         )
     try:
-        return SafetensorsReader({tensor.name: (path, tensor) for tensor in read_safetensors_header(path)[0]})
+        return open_safetensors_file(path)
     except FormatError as error:
         raise CheckpointError(str(error)) from error
 
 
 def _split(tensor_name: str, directory: Path) -> tuple[str, str]:
-    """A tensor's name to (the layer's name, "a" or "b")."""
+    """The module and the part, "a" or "b", that a tensor's name stands for."""
     for part, suffix in _PARTS.items():
         if tensor_name.startswith(_PREFIX) and tensor_name.endswith(suffix):
             return tensor_name[len(_PREFIX) : -len(suffix)], part
@@ -224,10 +241,10 @@ def _read_update(
                 f"{['R' if rank < 1 and size == rank else size for size in wanted]}, found {list(found)}; the adapter "
                 "was made for another model"
             )
-    said = _number(directory, settings, "r", "rank_pattern", module)
-    if said != rank:
+    configured = _number(directory, settings, "r", "rank_pattern", module)
+    if configured != rank:
         raise CheckpointError(
-            f"cannot use adapter {directory}: {module}: {CONFIG} says rank {said:g}, the tensors have {rank}"
+            f"cannot use adapter {directory}: {module}: expected rank {configured:g} as in {CONFIG}, found {rank}"
         )
     scale = lora_scale(
         _number(directory, settings, "lora_alpha", "alpha_pattern", module), rank, bool(settings.get("use_rslora"))
@@ -247,12 +264,13 @@ def _read(directory: Path, stored: SafetensorsReader, name: str) -> Tensor:
 
 
 def _number(directory: Path, settings: dict[str, Any], key: str, pattern_key: str, module: str) -> float:
-    """A layer's rank or alpha: of the first pattern that its name ends in, else the adapter's (PEFT's rule)."""
+    """A layer's rank or alpha: of the first pattern that matches the end of its name, else the
+    default (PEFT)."""
     value: Any = settings.get(key)
     for pattern, special in (settings.get(pattern_key) or {}).items():
-        if not _PATTERN.fullmatch(pattern):  # repetitions could take for ever
+        if not _PATTERN.fullmatch(pattern):  # repetitions could take exponential time
             raise CheckpointError(
-                f"cannot use {directory / CONFIG}: {pattern_key}: expected names of layers, found {pattern[:80]!r}"
+                f"cannot use {directory / CONFIG}: {pattern_key}: expected module names, found {pattern[:80]!r}"
             )
         if re.fullmatch(rf"(.*\.)?({pattern})", module):
             value = special

@@ -1,8 +1,9 @@
-"""An adapter directory to a GGUF adapter, which our engine (--adapter) and llama.cpp (--lora) apply to a model file.
+"""Exports an adapter as GGUF, for `llamita run --adapter` and llama.cpp's --lora.
 
-general.type = "adapter", general.base_model.0.name (the model file's general.name), adapter.type = "lora",
-adapter.lora.alpha; each layer is two F32 tensors, NAME.lora_a [R, in] and NAME.lora_b [out, R], where NAME is the model
-file's tensor. A runtime adds alpha / R · B A. Rows of q's and k's B are in pairs order, as the model file's own are.
+Metadata: general.type = "adapter", general.base_model.0.name (the model file's general.name),
+adapter.type = "lora", adapter.lora.alpha. Each layer has two F32 tensors, NAME.lora_a [R, in] and
+NAME.lora_b [out, R], where NAME is the tensor in the model file; the runtime adds alpha / R · B A.
+The rows of B for q and k are in GGUF's RoPE order, as in the model file.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ import numpy as np
 
 from llamita.checkpoint import load_config, resolve_checkpoint
 from llamita.convert.export import model_name
-from llamita.finetune.adapter import load_adapter, resolve_adapter
+from llamita.finetune.adapter import load_adapter, other_base, resolve_adapter
 from llamita.finetune.lora import lora_specs
-from llamita.finetune.merge_lora import has_tokenizer, other_base
+from llamita.finetune.merge_lora import has_tokenizer
 from llamita.formats.gguf import Value, write_gguf
 from llamita.formats.rope_order import permute_qk
 from llamita.formats.tensor_types import Bytes, Floats, quantize
@@ -26,8 +27,9 @@ from llamita.tokenizer import load_tokenizer
 
 @dataclasses.dataclass(frozen=True)
 class AdapterExportReport:
-    """What was written. alpha: adapter.lora.alpha, the file's one; layers with another scale hold it in their B.
-    chat_template: whether the checkpoint has one, and so its model file; None where it has no tokenizer either."""
+    """What was written. alpha: adapter.lora.alpha; layers with another scale have it multiplied
+    into B. chat_template: whether the checkpoint has one; None if it has no tokenizer either.
+    other_base: the checkpoint that the adapter was made for, if it is another one."""
 
     path: Path
     num_bytes: int
@@ -35,13 +37,13 @@ class AdapterExportReport:
     num_parameters: int
     alpha: float
     chat_template: bool | None
-    other_base: str | None = None  # what the adapter was made for, if that is another checkpoint
+    other_base: str | None = None
 
 
 def export_adapter(adapter: Path, checkpoint: Path, out: Path) -> AdapterExportReport:
-    """Write the adapter, made for this checkpoint, as the .gguf `out`, whole or not at all.
+    """Write an adapter for this checkpoint as the .gguf `out`, whole or not at all.
 
-    Raises CheckpointError, TokenizerError, FormatError (numbers that are not finite), OutputError.
+    Raises CheckpointError, TokenizerError, FormatError (non-finite numbers), OutputError.
     """
     config, base, directory = load_config(checkpoint), resolve_checkpoint(checkpoint), resolve_adapter(adapter)
     loaded, made_for = load_adapter(directory, config), other_base(directory, base)
@@ -68,7 +70,7 @@ def export_adapter(adapter: Path, checkpoint: Path, out: Path) -> AdapterExportR
         "general.type": "adapter",
         "general.name": model_name(Path(adapter)),
         "general.base_model.count": 1,
-        # as the model file's own general.name: of what the adapter itself says that it was made for
+        # equal to general.name in the model file of the checkpoint that the adapter was made for
         "general.base_model.0.name": model_name(Path(made_for or checkpoint)),
         "adapter.type": "lora",
         "adapter.lora.alpha": alpha,

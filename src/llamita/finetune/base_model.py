@@ -1,4 +1,4 @@
-"""A checkpoint to what a fine-tuning begins with: its network, and its tokenizer with the chat template to be used."""
+"""The checkpoint that fine-tuning starts from: weights, tokenizer and chat template."""
 
 from __future__ import annotations
 
@@ -19,35 +19,35 @@ from llamita.model.llama import Llama, rope_tables
 from llamita.tokenizer import load_tokenizer
 from llamita.tokenizer.chat_templates import CHAT_TEMPLATES, check_template_fits
 
-CHATML_MARKS: Final = ("<|im_start|>", "<|im_end|>")
+CHATML_TOKENS: Final = ("<|im_start|>", "<|im_end|>")
 _VOCABULARY_TENSORS: Final = ("model.embed_tokens.weight", "lm_head.weight")
 
 
 class BaseModel:
-    """A checkpoint, and what is changed of it beside its weights: chat template, new control tokens, end tokens."""
+    """A checkpoint, with the chat template, control tokens and end tokens of the result."""
 
     def __init__(self, checkpoint: Path) -> None:
         """Raises CheckpointError, and TokenizerError if the tokenizer does not fit the model."""
         self.directory = resolve_checkpoint(checkpoint).resolve()
-        self.config = load_config(self.directory)  # as the result will have it
+        self.config = load_config(self.directory)  # of the result: some fields change
         self.stored = open_tensors(self.directory)
         try:
             tensor_table.check_tensors(self.stored.shapes, self.config, "huggingface", str(self.directory))
         except FormatError as error:
             raise CheckpointError(str(error)) from error
         self.tokenizer = load_tokenizer(self.directory)
-        self.num_learned_rows = self.tokenizer.vocab_size
+        self.num_learned_rows = self.tokenizer.vocab_size  # new tokens' rows come after
         if self.tokenizer.vocab_size > self.config.vocab_size:
             raise TokenizerError(
                 f"the tokenizer of {checkpoint} does not fit the model: expected at most {self.config.vocab_size:,} "
-                f"tokens, found {self.tokenizer.vocab_size:,}; bring the checkpoint's own"
+                f"tokens, found {self.tokenizer.vocab_size:,}; use the checkpoint's own"
             )
         self.own_template = self.tokenizer.chat_template
         self._changed = False
 
     @property
     def bos_or_eos_id(self) -> int:
-        """What a document begins after. Raises TokenizerError."""
+        """The token before a document's first one. Raises TokenizerError."""
         bos_id = self.tokenizer.bos_id
         return self.eos_id if bos_id is None else bos_id
 
@@ -56,32 +56,33 @@ class BaseModel:
         """Raises TokenizerError if there is none."""
         if self.tokenizer.eos_id is None:
             raise TokenizerError(
-                f"cannot fine-tune {self.directory} on texts: its tokenizer has no end-of-text token (eos_token), so "
-                "no text would end"
+                f"cannot fine-tune {self.directory} on texts: its tokenizer has no end-of-text token; set eos_token "
+                "in tokenizer_config.json"
             )
         return self.tokenizer.eos_id
 
     def context(self, wanted: int | None, longest: int) -> int:
-        """Tokens a row: as wanted, else at most `longest`. Raises ConfigError where the checkpoint sees fewer."""
-        seen = self.config.max_position_embeddings
-        if wanted is not None and wanted > seen:
+        """Tokens of a row: as wanted, else at most `longest`. Raises ConfigError if the model's
+        context is shorter."""
+        limit = self.config.max_position_embeddings
+        if wanted is not None and wanted > limit:
             raise ConfigError(
-                f"finetune: --context: expected at most {seen:,}, which {self.directory} sees; found {wanted:,}"
+                f"finetune: --context: expected at most {limit:,}, the context of {self.directory}, found {wanted:,}"
             )
-        return wanted or min(longest, seen)
+        return wanted or min(longest, limit)
 
     def use_template(self, wanted: str | None) -> str:
-        """The chat template by its name or file, else the checkpoint's own, else ChatML; the tokenizer's from now on.
-        ChatML's marks are added to a tokenizer that lacks them, if it was asked for by name.
+        """Set and return the chat template: by name or file, else the checkpoint's own, else ChatML.
 
-        Raises ChatError, TokenizerError, SourceError.
+        "chatml" adds ChatML's control tokens to a tokenizer without them. Raises ChatError,
+        TokenizerError, SourceError.
         """
         pieces = self.tokenizer.pieces()
         if wanted is None:
             template = self.own_template or default_template(pieces)
         elif wanted == "chatml":
             template = CHAT_TEMPLATES["chatml"]
-            missing = [mark for mark in CHATML_MARKS if mark not in pieces]
+            missing = [token for token in CHATML_TOKENS if token not in pieces]
             if missing:
                 self._add_tokens(missing)
         elif wanted in CHAT_TEMPLATES:
@@ -99,35 +100,35 @@ class BaseModel:
         self.config = dataclasses.replace(self.config, vocab_size=size)
         self._changed = True
 
-    def add_ends(self, ids: set[int]) -> None:
-        """Answers end with these tokens: let generation stop there."""
+    def add_end_tokens(self, ids: set[int]) -> None:
+        """Make generation stop at these tokens, which end the answers in the data."""
         ends = (*self.config.eos_token_ids, *sorted(ids - set(self.config.eos_token_ids)))
         if ends != self.config.eos_token_ids:
             self.config = dataclasses.replace(self.config, eos_token_id=ends if len(ends) > 1 else ends[0])
 
-    def check_marks(self, used: set[int], known: set[int]) -> None:
-        """Raise ConfigError if an adapter would need tokens that the checkpoint never learned.
+    def check_control_tokens(self, used: set[int], known: set[int]) -> None:
+        """Raise ConfigError if LoRA needs control tokens that the checkpoint was not trained on.
 
-        used: the control tokens of the examples. known: those that the checkpoint's own chat template writes.
+        used: by the examples. known: written by the checkpoint's own chat template.
         """
         new = used - known - {self.tokenizer.bos_id, self.tokenizer.eos_id}
         if new:
             names = " and ".join(repr(self.tokenizer.pieces()[i]) for i in sorted(new))
             raise ConfigError(
-                f"finetune: --lora: the chat template writes {names}, which the checkpoint has not learned yet, and "
-                "updates of linear layers leave a token's own weights alone; fine-tune without --lora first, or "
-                "take a template whose marks are text: --chat-template zephyr"
+                f"finetune: --lora: the chat template writes {names}, which the checkpoint was not trained on, and "
+                "LoRA does not train embeddings; fine-tune without --lora first, or choose a template without control "
+                "tokens: --chat-template zephyr"
             )
 
     def write_tokenizer(self, folder: Path) -> None:
-        """Put the tokenizer's files, with the chat template, into a folder."""
+        """Write the tokenizer's files, with the chat template, into a folder."""
         if self._changed:
             self.tokenizer.save(folder)
         else:
             copy_tokenizer(self.directory, folder)
 
     def fingerprint(self) -> str:
-        """sha256 (hex) of the shape and of two small tensors, which any training changes."""
+        """sha256 (hex) of the config and of two small tensors, which any training changes."""
         last = self.config.num_hidden_layers - 1
         digest = hashlib.sha256(repr(dataclasses.astuple(self.config)).encode())
         for name in ("model.norm.weight", f"model.layers.{last}.self_attn.k_proj.weight"):
@@ -137,8 +138,8 @@ class BaseModel:
     # ---------------------------------------------------------------- the network
 
     def build(self, dropout: float, device: torch.device, frozen: torch.dtype = torch.float32) -> Llama:
-        """A network of the shape on the device, its weights not yet filled in: float32, the decoder's matrices of the
-        type `frozen`."""
+        """A network on the device with uninitialized weights: float32, but the decoder's matrices
+        in the type `frozen`."""
         with torch.device("meta"):
             model = Llama(self.config, dropout)
         for module in model.modules():
@@ -152,7 +153,7 @@ class BaseModel:
 
     @torch.no_grad()
     def fill(self, model: Llama) -> None:
-        """Give the network the checkpoint's weights, one tensor in memory at a time. Raises CheckpointError."""
+        """Copy the checkpoint's weights, one tensor at a time. Raises CheckpointError."""
         parameters = dict(model.named_parameters())
         for spec in tensor_table.tensor_table(self.config):
             name = spec.huggingface
@@ -168,8 +169,9 @@ class BaseModel:
             raise CheckpointError(str(error)) from error
 
     def _with_new_rows(self, weight: Tensor) -> Tensor:
-        """[V, D] with rows for new tokens, in unused slots first: the mean of the learned ones, so that no new token
-        stands out from the start (J. Hewitt, "Initializing New Word Embeddings", 2021)."""
+        """The weight [V, D] with rows for new tokens, in unused slots first: the mean of the
+        learned rows, so that no new token is likely at first (J. Hewitt, "Initializing New Word
+        Embeddings", 2021)."""
         if self.num_learned_rows == self.tokenizer.vocab_size:
             return weight
         rows = torch.empty(self.config.vocab_size, weight.shape[1])
@@ -184,7 +186,7 @@ def _read_template(path: Path) -> str:
     except FileNotFoundError:
         known = ", ".join(CHAT_TEMPLATES)
         raise ChatError(
-            f"chat template {str(path)!r}: expected one of {known}, or a file of Jinja, which is not there"
+            f"chat template {str(path)!r}: expected one of {known}, or the path of a Jinja template; no such file"
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise SourceError(f"cannot read chat template {path}: {error}") from None

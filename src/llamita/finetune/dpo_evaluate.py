@@ -1,31 +1,33 @@
-"""A network and pairs of answers to numbers: what it says of each before training, and which it prefers afterwards."""
+"""Log-probabilities of answers: the reference, computed once a run, and a network's score against it.
+
+This module owns RUN/reference.npz. Its arrays are learn [2, training pairs] and val [2, held-out
+pairs] (float64: log-probabilities of the chosen and the rejected answers before the first step),
+and fingerprint (of the pairs and of the network that they were computed with).
+"""
 
 from __future__ import annotations
 
+import io
+import zipfile
 from collections.abc import Callable
 from itertools import islice
-from typing import NamedTuple
+from pathlib import Path
+from typing import Final, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from llamita.atomic import atomic_write_bytes
 from llamita.data.batches import pack_rows
+from llamita.errors import CheckpointError
 from llamita.eval.bits_per_byte import TOKENS_PER_BATCH
+from llamita.finetune.dpo_data import Pairs
 from llamita.finetune.dpo_loss import DpoLoss, preference_losses
-from llamita.finetune.dpo_packing import Pairs
 from llamita.training.distributed import Ranks
 
-
-class PreferenceScore(NamedTuple):
-    """Means over pairs. accuracy: share of those whose better answer has the higher reward, β r(y) (arXiv 2305.18290,
-    section 4), a tie counting half; margin: the better answer's reward less the worse one's."""
-
-    loss: float
-    accuracy: float
-    margin: float
-    chosen_reward: float
-    rejected_reward: float
+NAME: Final = "reference.npz"
 
 
 @torch.no_grad()
@@ -37,10 +39,11 @@ def answer_log_probabilities(
     num_batches: int | None = None,
     advance: Callable[[float], bool] = lambda share: True,
 ) -> Tensor | None:
-    """float64 [2, number of pairs] on the CPU: what the network gives each better and worse answer, without dropout.
+    """float64 [2, number of pairs] on the CPU: log-probabilities of the chosen and the rejected
+    answers, without dropout.
 
-    ranks: processes that share the work, the result in all of them. num_batches: only the first few, for timing.
-    advance(share done) is called after each pass and stops it with None when it returns False.
+    ranks: processes that share the work; all get the result. num_batches: only the first few, for
+    timing. advance(share done) is called after each batch; if it returns False the result is None.
     """
     device = loss.model.output_weight.device
     if pairs.num_documents == 0:
@@ -71,12 +74,66 @@ def answer_log_probabilities(
     return (found if ranks is None else ranks.sum(found)).cpu()
 
 
-def score_pairs(loss: DpoLoss, pairs: Pairs, log_probabilities: Tensor) -> PreferenceScore:
-    """What log-probabilities [2, number of pairs] of the network in training mean beside the pairs' reference."""
-    assert pairs.reference is not None, "the reference comes first"
+# ---------------------------------------------------------------- the score
+
+
+class DpoScore(NamedTuple):
+    """Means over pairs. accuracy: the share of pairs whose chosen answer has the higher reward
+    β r(y) (arXiv 2305.18290, section 4), ties counting half; margin: chosen minus rejected reward."""
+
+    loss: float
+    accuracy: float
+    margin: float
+    chosen_reward: float
+    rejected_reward: float
+
+
+def score_pairs(loss: DpoLoss, pairs: Pairs, log_probabilities: Tensor) -> DpoScore:
+    """log_probabilities: [2, number of pairs], of the network in training."""
+    assert pairs.reference is not None, "the reference must be set first"
     ratios = log_probabilities - torch.from_numpy(pairs.reference)
     chosen, rejected = loss.beta * ratios
     num_tokens = torch.from_numpy(pairs.answer_tokens)
     losses = preference_losses(ratios, num_tokens, loss.kind, loss.beta, loss.label_smoothing)
     means = (losses, ((chosen - rejected).sign() + 1) / 2, chosen - rejected, chosen, rejected)
-    return PreferenceScore(*(each.mean().item() for each in means))
+    return DpoScore(*(each.mean().item() for each in means))
+
+
+# ---------------------------------------------------------------- the reference file
+
+
+class Reference(NamedTuple):
+    learn: npt.NDArray[np.float64]
+    val: npt.NDArray[np.float64]
+
+
+def save_reference(run: Path, reference: Reference, fingerprint: str) -> None:
+    """Write it into a run directory, whole or not at all. Raises OutputError."""
+    content = io.BytesIO()
+    np.savez(content, learn=reference.learn, val=reference.val, fingerprint=np.array(fingerprint))
+    atomic_write_bytes(Path(run) / NAME, content.getvalue())
+
+
+def load_reference(run: Path, fingerprint: str, num_pairs: tuple[int, int]) -> Reference | None:
+    """A run's reference, or None if it has none yet. num_pairs: in training and held out.
+
+    Raises CheckpointError if the file is damaged or belongs to other pairs or another checkpoint.
+    """
+    path = Path(run) / NAME
+    if not path.is_file():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            reference = Reference(arrays["learn"], arrays["val"])
+            stored = str(arrays["fingerprint"])
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise CheckpointError(f"cannot resume {run}: {NAME} is damaged: {str(error)[:200]}; start again") from error
+    if stored != fingerprint:
+        raise CheckpointError(
+            f"cannot resume {run}: {NAME} was computed from other pairs or another checkpoint; start again with "
+            "another --out"
+        )
+    for array, size in zip(reference, num_pairs, strict=True):
+        if array.shape != (2, size) or array.dtype != np.float64 or not np.isfinite(array).all():
+            raise CheckpointError(f"cannot resume {run}: {NAME} is damaged: expected {size:,} pairs; start again")
+    return reference

@@ -1,15 +1,16 @@
-"""Packed pairs of a better and a worse answer to the loss that prefers the better one: DPO, cDPO or IPO.
+"""The losses of preference optimization on packed pairs of answers: DPO, cDPO and IPO.
 
-With the log-ratio r(y) = log π(y|x) - log π_reference(y|x) of an answer's tokens, end token included, and
-Δ = r(chosen) - r(rejected):
+With the log-ratio r(y) = log π(y|x) - log π_reference(y|x) of an answer's tokens, end token
+included, and Δ = r(chosen) - r(rejected):
 
-    dpo   -log σ(β Δ)                                         arXiv 2305.18290, equation 7
-          -(1-ε) log σ(β Δ) - ε log σ(-β Δ)                    label smoothing ε: labels are wrong with probability ε
-                                                              (Mitchell, "A note on DPO with noisy preferences", 2023)
-    ipo   (Δ' - 1/(2β))²                                      arXiv 2310.12036, equation 17, β its τ; Δ' has each log-
-                                                              ratio divided by its number of tokens, as TRL does it
+    dpo   -log σ(β Δ)                          arXiv 2305.18290, equation 7
+          -(1-ε) log σ(β Δ) - ε log σ(-β Δ)    label smoothing: labels are wrong with probability ε (Mitchell,
+                                               "A note on DPO with noisy preferences", 2023)
+    ipo   (Δ' - 1/(2β))²                       arXiv 2310.12036, equation 17, β its τ; in Δ' each log-ratio is
+                                               divided by its number of tokens, as in TRL
 
-The reference is the network before its first step; what it says is computed once, so no second network is needed.
+The reference is the network before the first step. Its log-probabilities are computed once, so no
+second network is needed.
 
 Shape letters: B rows, T time, N targets, D hidden, V vocab, P pairs.
 """
@@ -23,9 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llamita.data.batches import IGNORED
-from llamita.finetune.loss import ConversationMask
 from llamita.model.llama import Llama
-from llamita.training.loss import tokens_per_chunk
+from llamita.training.loss import packed_mask, tokens_per_chunk
 
 PreferenceKind = Literal["dpo", "ipo"]
 
@@ -33,38 +33,39 @@ PreferenceKind = Literal["dpo", "ipo"]
 class _TargetLogProbabilities(torch.autograd.Function):
     """log softmax(hidden @ weightᵀ)[target] of each token, a chunk of tokens at a time.
 
-    How much each token's gradient counts is known only once all are summed up. Where the weight is frozen, the gradient
-    of each row of hidden is made in the same pass and scaled later; where it learns, the logits are computed again.
+    The scale of a token's gradient is known only when all tokens are summed. With a frozen weight,
+    the unscaled gradient of hidden is computed in the forward pass; otherwise backward computes the
+    logits again.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, with_gradient: bool, weight_learns: bool
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, with_gradient: bool, weight_trains: bool
     ) -> Tensor:
         """hidden [N, D], weight [V, D] of one type, targets [N] → float32 [N]."""
         log_probabilities = torch.empty(len(targets), device=hidden.device)
-        hidden_gradient = torch.empty_like(hidden) if with_gradient and not weight_learns else None
+        hidden_gradient = torch.empty_like(hidden) if with_gradient and not weight_trains else None
         for part in _chunks(hidden, weight):
             log_p = F.log_softmax((hidden[part] @ weight.t()).float(), dim=-1)  # [chunk, V]
             log_probabilities[part] = log_p.gather(1, targets[part, None])[:, 0]
             if hidden_gradient is not None:
-                torch.mm(_of_logits(log_p, targets[part]).to(weight.dtype), weight, out=hidden_gradient[part])
-        ctx.weight_learns = weight_learns
+                torch.mm(_logits_gradient(log_p, targets[part]).to(weight.dtype), weight, out=hidden_gradient[part])
+        ctx.weight_trains = weight_trains
         if with_gradient:
-            ctx.save_for_backward(*((hidden, weight, targets) if weight_learns else (hidden_gradient,)))
+            ctx.save_for_backward(*((hidden, weight, targets) if weight_trains else (hidden_gradient,)))
         return log_probabilities
 
     @staticmethod
     def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, ...]:
         scale = outputs[0][:, None]  # [N, 1]
-        if not ctx.weight_learns:
+        if not ctx.weight_trains:
             (hidden_gradient,) = ctx.saved_tensors
             return (hidden_gradient * scale).to(hidden_gradient.dtype), None, None, None, None
         hidden, weight, targets = ctx.saved_tensors
         hidden_gradient, weight_gradient = torch.empty_like(hidden), torch.zeros_like(weight, dtype=torch.float32)
         for part in _chunks(hidden, weight):
             log_p = F.log_softmax((hidden[part] @ weight.t()).float(), dim=-1)
-            gradient = (_of_logits(log_p, targets[part]) * scale[part]).to(weight.dtype)
+            gradient = (_logits_gradient(log_p, targets[part]) * scale[part]).to(weight.dtype)
             torch.mm(gradient, weight, out=hidden_gradient[part])
             weight_gradient += gradient.t() @ hidden[part]
         return hidden_gradient, weight_gradient.to(weight.dtype), None, None, None
@@ -75,14 +76,15 @@ def _chunks(hidden: Tensor, weight: Tensor) -> list[slice]:
     return [slice(start, min(start + size, len(hidden))) for start in range(0, len(hidden), size)]
 
 
-def _of_logits(log_p: Tensor, targets: Tensor) -> Tensor:
-    """The gradient of log softmax(logits)[target] by the logits, onehot - softmax, [chunk, V]; overwrites log_p."""
+def _logits_gradient(log_p: Tensor, targets: Tensor) -> Tensor:
+    """∂ log softmax(logits)[target] / ∂ logits = onehot - softmax, [chunk, V]; overwrites log_p."""
     gradient = log_p.exp_().neg_()
     return gradient.scatter_add_(1, targets[:, None], torch.ones_like(gradient[:, :1]))
 
 
 def target_log_probabilities(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """Each target's log-probability: hidden [N, D], weight [V, D] of one type, targets [N] → float32 [N]."""
+    """Each target's log-probability: hidden [N, D], weight [V, D] of one type, targets [N] →
+    float32 [N]."""
     found: Tensor = _TargetLogProbabilities.apply(  # type: ignore[no-untyped-call]
         hidden, weight, targets, torch.is_grad_enabled(), weight.requires_grad
     )
@@ -92,9 +94,9 @@ def target_log_probabilities(hidden: Tensor, weight: Tensor, targets: Tensor) ->
 def preference_losses(
     ratios: Tensor, num_tokens: Tensor, kind: PreferenceKind, beta: float, label_smoothing: float = 0.0
 ) -> Tensor:
-    """ratios [2, P]: log-ratios of the better and of the worse answers; num_tokens [2, P] → loss of each pair [P]."""
+    """ratios, num_tokens [2, P], of chosen and rejected answers → the loss of each pair [P]."""
     if kind == "ipo":
-        assert label_smoothing == 0.0, "IPO has none"
+        assert label_smoothing == 0.0, "IPO has no label smoothing"
         chosen, rejected = ratios / num_tokens
         return (chosen - rejected - 1 / (2 * beta)).square()
     margin = beta * (ratios[0] - ratios[1])
@@ -102,10 +104,11 @@ def preference_losses(
 
 
 class DpoLoss(nn.Module):
-    """A network with its loss: a DpoBatch's arrays → Σ of the pairs' losses, float64.
+    """The arrays of a DpoBatch → Σ of the pairs' losses, float64.
 
-    compute: the type of matrix products; anything but float32 goes through autocast. Log-probabilities are summed up
-    in float64: those of a long answer are large, and what counts is their small difference from the reference's.
+    compute: the type of matrix products; anything but float32 goes through autocast.
+    Log-probabilities are summed in float64: those of a long answer are large, and their difference
+    from the reference is small.
     """
 
     def __init__(
@@ -128,9 +131,10 @@ class DpoLoss(nn.Module):
     def log_probabilities(
         self, inputs: Tensor, targets: Tensor, segments: Tensor, num_pairs: int
     ) -> tuple[Tensor, Tensor]:
-        """float64 [2, P]: the log-probability of each better and worse answer, and its number of tokens."""
+        """float64 [2, P]: log-probabilities of the chosen and the rejected answers, and their
+        numbers of tokens."""
         with torch.autocast(inputs.device.type, self.compute, enabled=self.compute != torch.float32):
-            hidden = self.model.hidden_states(inputs, ConversationMask(segments))
+            hidden = self.model.hidden_states(inputs, mask=packed_mask(segments))
         counts = targets != IGNORED
         is_second = torch.arange(len(inputs), device=inputs.device) >= len(inputs) // 2
         answer = (segments + num_pairs * is_second[:, None])[counts]  # [N]

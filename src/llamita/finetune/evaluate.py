@@ -1,9 +1,11 @@
-"""Held-out examples to the mean nats of what is learned in them, and questions to how many answers are right."""
+"""Evaluation on held-out conversations: the loss of their answers, and generated answers."""
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
+import re
 from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
@@ -11,28 +13,51 @@ import torch
 
 from llamita.data.batches import IGNORED
 from llamita.eval.bits_per_byte import TOKENS_PER_BATCH
-from llamita.finetune.answers import Question, answer, grade
+from llamita.finetune.conversations import Conversation
 from llamita.finetune.loss import ConversationLoss
-from llamita.finetune.rendering import Example
+from llamita.finetune.rendering import Example, Renderer
+from llamita.model.generate import generate, take_while
+from llamita.model.llama import Llama
 from llamita.tokenizer import Tokenizer
 from llamita.training.distributed import Ranks
 
+SHORT_TOKENS = 32  # longer answers are too rarely reproduced exactly to be compared
+MAX_GRADED = 32
+MAX_ASKED = 3
+SAMPLE_TOKENS = 96
+
 Ids = npt.NDArray[np.int64]
-Advance = Callable[[float], bool]
+Advance = Callable[[float], bool]  # called with the share done; False stops the work
+
+
+def split_progress(advance: Advance, costs: Sequence[float]) -> list[Advance]:
+    """A callback for each of several consecutive phases, which divide the progress by their costs."""
+
+    def phase(start: float, cost: float) -> Advance:
+        return lambda share: advance((start + share * cost) / total)
+
+    total = sum(costs)
+    return [phase(*each) for each in zip(itertools.accumulate(costs, initial=0), costs, strict=False)]
+
+
+# ---------------------------------------------------------------- loss
 
 
 @torch.no_grad()
 def target_nats(
     loss: ConversationLoss, examples: Sequence[Example], ranks: Ranks, num_batches: int | None, advance: Advance
 ) -> tuple[float, int] | None:
-    """Σ nats over the learned targets of the examples, all processes together, and how many those are; None if
-    advance(share of the targets done), called after each pass, returned False. num_batches: only the first few."""
+    """Σ nats over the targets of the examples, and their number, summed over all processes.
+
+    num_batches: only the first few, for timing. Returns None if advance returned False.
+    """
     device, was_training = ranks.device, loss.training
     loss.eval()
     nats, num_targets = torch.zeros((), dtype=torch.float64, device=device), 0
-    all_targets = sum(int(each.learned[1:].sum()) for each in examples)
+    all_targets = sum(example.num_targets for example in examples)
+    batches = padded_batches(examples, TOKENS_PER_BATCH[device.type])
     try:
-        for index, arrays in enumerate(islice(padded_batches(examples, TOKENS_PER_BATCH[device.type]), num_batches)):
+        for index, arrays in enumerate(itertools.islice(batches, num_batches)):
             if index % ranks.world_size == ranks.rank:
                 nats += loss(*(torch.from_numpy(array).to(device) for array in arrays))
             num_targets += int((arrays[1] != IGNORED).sum())
@@ -44,30 +69,86 @@ def target_nats(
 
 
 def padded_batches(examples: Sequence[Example], tokens_per_batch: int) -> Iterator[tuple[Ids, Ids, Ids]]:
-    """Inputs, targets and segments [B, T], an example a row, the longest first, B · T at most so many (or one row)."""
-    ordered, at = sorted(examples, key=lambda each: -each.num_pairs), 0
+    """Inputs, targets and segments [B, T], one example a row, the longest first; B · T is at most
+    tokens_per_batch, unless a single row is longer."""
+    ordered, at = sorted(examples, key=lambda example: -example.length), 0
     while at < len(ordered):
-        width = ordered[at].num_pairs
+        width = ordered[at].length
         chosen = ordered[at : at + max(1, tokens_per_batch // width)]
         inputs = np.zeros((len(chosen), width), dtype=np.int64)
         targets = np.full((len(chosen), width), IGNORED, dtype=np.int64)
-        for row, each in enumerate(chosen):
-            inputs[row, : each.num_pairs] = each.ids[:-1]
-            targets[row, : each.num_pairs] = np.where(each.learned[1:], each.ids[1:], IGNORED)
+        for row, example in enumerate(chosen):
+            inputs[row, : example.length], targets[row, : example.length] = example.inputs, example.targets
         yield inputs, targets, np.zeros_like(inputs)
         at += len(chosen)
 
 
-def right_answers(
+# ---------------------------------------------------------------- generated answers
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """A question of a held-out conversation. ids: the whole prompt, up to where the answer begins.
+    num_tokens: of the reference answer, without its end token."""
+
+    text: str
+    ids: tuple[int, ...]
+    reference: str
+    num_tokens: int
+
+
+def find_questions(conversations: Sequence[Conversation], renderer: Renderer, limit: int) -> list[Question]:
+    """The first target answer of each conversation that leaves room for one, up to a limit."""
+    questions: list[Question] = []
+    for conversation in conversations:
+        if len(questions) == limit:
+            break
+        turns = conversation.turns
+        number = next(index for index, turn in enumerate(turns) if turn.is_target)
+        ids = renderer.prompt(conversation, number)
+        if len(ids) < renderer.context_tokens:
+            reference = turns[number].text
+            num_tokens = len(renderer.tokenizer.encode(reference))
+            questions.append(Question(turns[number - 1].text, tuple(ids), reference, num_tokens))
+    return questions
+
+
+def generate_answer(
+    model: Llama,
+    tokenizer: Tokenizer,
+    question: Question,
+    max_tokens: int,
+    go_on: Callable[[], bool] = lambda: True,
+) -> str:
+    """The greedy answer; it stops at the first token after which go_on() is False."""
+    was_training = model.training
+    ids = generate(model, list(question.ids), max_tokens, temperature=0.0, end_ids=tokenizer.end_ids)
+    text = tokenizer.decode(take_while(ids, go_on)).decode("utf-8", errors="replace").strip()
+    model.train(was_training)
+    return text
+
+
+def grade(answer: str, reference: str) -> tuple[bool, bool]:
+    """Whether the answer equals the reference, and whether it contains it as whole words, ignoring
+    case, white space and final punctuation."""
+    answer, reference = _normalized(answer), _normalized(reference)
+    return answer == reference, re.search(rf"(?<!\w){re.escape(reference)}(?!\w)", answer) is not None
+
+
+def _normalized(text: str) -> str:
+    return " ".join(text.casefold().split()).rstrip(".。!?")
+
+
+def count_matches(
     loss: ConversationLoss, tokenizer: Tokenizer, questions: Sequence[Question], ranks: Ranks, advance: Advance
 ) -> tuple[int, int] | None:
-    """How many greedy answers are the reference, and how many contain it, all processes together."""
+    """How many greedy answers equal the reference, and how many contain it, over all processes."""
     counts = torch.zeros(2, dtype=torch.float64, device=ranks.device)
     for index, question in enumerate(questions):
         if index % ranks.world_size == ranks.rank:
             with loss.autocast():
-                said = answer(loss.model, tokenizer, question, 2 * question.num_tokens + 8)
-            counts += torch.tensor(grade(said, question.reference), dtype=torch.float64, device=ranks.device)
+                answer = generate_answer(loss.model, tokenizer, question, 2 * question.num_tokens + 8)
+            counts += torch.tensor(grade(answer, question.reference), dtype=torch.float64, device=ranks.device)
         if not advance((index + 1) / len(questions)):
             return None
     ranks.sum(counts)

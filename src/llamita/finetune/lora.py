@@ -1,8 +1,9 @@
-"""A Llama to one that learns through low-rank updates of its linear layers alone: LoRA (arXiv 2106.09685), by hand.
+"""LoRA (arXiv 2106.09685): trains low-rank updates of linear layers and freezes everything else.
 
-A layer y = W x becomes y = W x + s B A dropout(x) with A [R, in], B [out, R]; s is alpha / R, or alpha / √R (rsLoRA,
-arXiv 2312.03732). W is the very tensor that it was, frozen, without gradient or optimizer state. The names are PEFT's:
-the layer's `weight` keeps its name, beside it stand `lora_A.weight` and `lora_B.weight`.
+A layer y = W x becomes y = W x + s B A dropout(x) with A [R, in] and B [out, R]; s is alpha / R, or
+alpha / √R for rsLoRA (arXiv 2312.03732). W is not copied, and has no gradient or optimizer state.
+Parameter names are PEFT's: `weight` keeps its name, the updates are `lora_A.weight` and
+`lora_B.weight`.
 
 Shape letters: R rank.
 """
@@ -26,7 +27,7 @@ LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj",
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
-    """What a person can choose of LoRA. alpha None: twice the rank. Raises ConfigError."""
+    """The settings of LoRA. alpha: default twice the rank. Raises ConfigError."""
 
     rank: int = 16
     alpha: float | None = None
@@ -51,7 +52,7 @@ class LoraConfig:
 
     @property
     def scale(self) -> float:
-        """s: what B A is multiplied by."""
+        """s, the factor of B A."""
         return lora_scale(self.alpha_or_default, self.rank, self.rslora)
 
 
@@ -63,9 +64,10 @@ class LoraLinear(nn.Module):
     """A linear layer with its low-rank update: x [..., in] → [..., out]."""
 
     def __init__(self, linear: nn.Linear, rank: int, scale: float, dropout: float = 0.0) -> None:
-        """Takes over the linear layer's weight itself, frozen; the update is on its device, in float32."""
+        """Takes over the linear layer's weight and freezes it; the update is on its device, in
+        float32."""
         super().__init__()
-        assert "bias" not in dict(linear.named_parameters()), "a plain Llama's linear layers have none"
+        assert "bias" not in dict(linear.named_parameters()), "Llama's linear layers have no bias"
         self.weight = linear.weight.requires_grad_(False)
         self.scale, self.dropout = scale, dropout
         device = linear.weight.device
@@ -75,10 +77,11 @@ class LoraLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out = F.linear(x, self.weight)
         narrow = self.lora_A(F.dropout(x.to(self.lora_A.weight.dtype), self.dropout, self.training))  # [..., R]
-        if narrow.dtype != out.dtype:  # a base in its own type, without autocast
+        if narrow.dtype != out.dtype:  # a base model in bfloat16, without autocast
             return out + (self.lora_B(narrow) * self.scale).to(out.dtype)
         rows = out.flatten(0, -2), narrow.flatten(0, -2)
-        return torch.addmm(*rows, self.lora_B.weight.t(), alpha=self.scale).view_as(out)  # nothing wide in between
+        # one fused operation, without another tensor of the size of `out`
+        return torch.addmm(*rows, self.lora_B.weight.t(), alpha=self.scale).view_as(out)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,12 +97,13 @@ class LoraUpdate:
         return self.a.shape[0]
 
     def delta(self) -> Tensor:
-        """s B A, float32 [out, in]: what merging adds to the weight."""
+        """s B A, float32 [out, in], which merging adds to the weight."""
         return (self.b.float() @ self.a.float()) * self.scale
 
 
 def lora_specs(config: ModelConfig, layers: tuple[str, ...] = LINEAR_LAYERS) -> Iterator[tuple[str, TensorSpec]]:
-    """(module's name, its weight's row of the tensor table) of every linear layer of the decoder so named."""
+    """(module name, row of the tensor table) of every linear layer of the decoder with one of these
+    names."""
     for spec in tensor_table(config):
         module = spec.huggingface.removesuffix(".weight")
         if spec.layer is not None and module.rpartition(".")[2] in layers:
@@ -107,10 +111,8 @@ def lora_specs(config: ModelConfig, layers: tuple[str, ...] = LINEAR_LAYERS) -> 
 
 
 def add_lora(model: Llama, config: LoraConfig, generator: torch.Generator | None = None) -> Llama:
-    """Freeze the network and give its linear layers updates that change nothing yet: A uniform in ±1/√in, B zero.
-
-    The network is changed in place and returned; no weight is copied.
-    """
+    """Freeze the network in place and add updates that change nothing yet, see
+    initialize_updates."""
     model.requires_grad_(False)
     for name, _ in lora_specs(model.config, config.layers):
         _replace(model, name, config.rank, config.scale, config.dropout)
@@ -120,7 +122,7 @@ def add_lora(model: Llama, config: LoraConfig, generator: torch.Generator | None
 
 @torch.no_grad()
 def initialize_updates(model: Llama, generator: torch.Generator | None = None) -> None:
-    """A uniform in ±1/√in (Kaiming's, a = √5: PEFT's beginning), drawn on the CPU; B zero."""
+    """A uniform in ±1/√in (Kaiming with a = √5, as in PEFT), drawn on the CPU; B zero."""
     for _, layer in lora_layers(model):
         bound = 1 / math.sqrt(layer.weight.shape[1])
         layer.lora_A.weight.copy_(torch.empty(layer.lora_A.weight.shape).uniform_(-bound, bound, generator=generator))
@@ -128,7 +130,7 @@ def initialize_updates(model: Llama, generator: torch.Generator | None = None) -
 
 
 def attach_updates(model: Llama, updates: Mapping[str, LoraUpdate], dropout: float = 0.0) -> Llama:
-    """Freeze the network and give the named linear layers these updates, in place."""
+    """Freeze the network in place and add these updates to the named linear layers."""
     model.requires_grad_(False)
     for name, update in updates.items():
         layer = _replace(model, name, update.rank, update.scale, dropout)
@@ -139,14 +141,14 @@ def attach_updates(model: Llama, updates: Mapping[str, LoraUpdate], dropout: flo
 
 
 def lora_layers(model: nn.Module) -> Iterator[tuple[str, LoraLinear]]:
-    """The layers that have an update, by name."""
+    """The layers with an update, by name."""
     for name, module in model.named_modules():
         if isinstance(module, LoraLinear):
             yield name, module
 
 
 def updates_of(model: nn.Module) -> dict[str, LoraUpdate]:
-    """The updates that a network has, by the layer's name; the tensors are the network's own."""
+    """A network's updates by layer name; the tensors share its memory."""
     return {
         name: LoraUpdate(layer.lora_A.weight.detach(), layer.lora_B.weight.detach(), layer.scale)
         for name, layer in lora_layers(model)

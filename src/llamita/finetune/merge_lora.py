@@ -1,4 +1,4 @@
-"""A checkpoint and an adapter to a plain checkpoint, W + s B A in the place of W, one tensor in memory at a time."""
+"""Merges a LoRA adapter into its base model: W + s B A replaces W, one tensor at a time."""
 
 from __future__ import annotations
 
@@ -23,16 +23,17 @@ from llamita.checkpoint import (
 from llamita.config import ModelConfig
 from llamita.convert.export import model_name
 from llamita.errors import CheckpointError, ConfigError, FormatError, OutputError
-from llamita.finetune.adapter import load_adapter, resolve_adapter
+from llamita.finetune.adapter import load_adapter, other_base, resolve_adapter
 from llamita.formats import tensor_table
-from llamita.formats.huggingface import read_json_object
 from llamita.formats.safetensors_io import DTYPES, TensorEntry, checked
+from llamita.json_file import read_json_object
 from llamita.tokenizer import load_tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
 class MergeReport:
-    """What was written. largest_change: √(Σ(s B A)² / ΣW²) of the layer that changed most, and that layer's name."""
+    """What was written. largest_change: √(Σ(s B A)² / ΣW²) of most_changed, the layer where it is
+    largest. other_base: the checkpoint that the adapter was made for, if it is another one."""
 
     path: Path
     config: ModelConfig
@@ -41,7 +42,7 @@ class MergeReport:
     largest_change: float
     most_changed: str
     tokenizer_from: Path
-    other_base: str | None = None  # what the adapter was made for, if that is another checkpoint
+    other_base: str | None = None
 
 
 def merge_adapter(
@@ -53,13 +54,15 @@ def merge_adapter(
     dtype: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> MergeReport:
-    """Write the checkpoint with the adapter's updates added as a new checkpoint, whole or not at all.
+    """Write a new checkpoint with the adapter's updates added, whole or not at all.
 
-    adapter: its folder, or a run directory, of which the best one is taken.
-    strength: what the updates are multiplied by, beside their own scale. dtype: of the weights, one of DTYPES; None
-    keeps the checkpoint's. progress: called with bytes of weights done and in all. The sums are made in float32. The
-    tokenizer, chat template included, is the adapter's where it has one, else the checkpoint's. Raises CheckpointError,
-    ConfigError, TokenizerError, OutputError.
+    The sums are computed in float32. The tokenizer, with its chat template, is the adapter's if it
+    has one, else the checkpoint's. Raises CheckpointError, ConfigError, TokenizerError,
+    OutputError.
+
+    adapter: its directory, or a run directory, whose best adapter is taken. strength: an additional
+    factor of the updates. dtype: of the weights, one of DTYPES; default: the checkpoint's.
+    progress: called with the bytes written and the total.
     """
     if not math.isfinite(strength):
         raise ConfigError(f"cannot merge: strength: expected a number, found {strength}")
@@ -101,20 +104,12 @@ def merge_adapter(
     )
 
 
-def other_base(adapter: Path, checkpoint: Path) -> str | None:
-    """The checkpoint that an adapter says it was made for, where that is a folder here and not this one."""
-    base = read_json_object(adapter / ADAPTER_CONFIG, CheckpointError).get("base_model_name_or_path")
-    if not isinstance(base, str) or not Path(base).is_dir() or Path(base).resolve() == checkpoint.resolve():
-        return None
-    return base
-
-
 @contextlib.contextmanager
 def plain_checkpoint(path: Path, out: Path, progress: Callable[[int, int], None] | None = None) -> Iterator[Path]:
-    """The path itself; or, if it is an adapter or a run directory of adapters, the checkpoint that it was made for with
-    the best one merged into it, in a folder beside `out` that is there while this is entered.
+    """The checkpoint at `path`. If that is an adapter, or a run directory of adapters: its base
+    model with the adapter merged, in a temporary folder next to `out`.
 
-    Raises CheckpointError where that checkpoint is not where the adapter says; OutputError.
+    Raises CheckpointError if the base model is not where the adapter says; OutputError.
     """
     adapter = resolve_adapter(path)
     if not (adapter / ADAPTER_CONFIG).is_file():
@@ -123,8 +118,8 @@ def plain_checkpoint(path: Path, out: Path, progress: Callable[[int, int], None]
     base = read_json_object(adapter / ADAPTER_CONFIG, CheckpointError).get("base_model_name_or_path")
     if not isinstance(base, str) or not Path(base).is_dir():
         raise CheckpointError(
-            f"cannot merge adapter {path}: it was made for {base}, and there is no such folder; merge it with what it "
-            f"was made for: llamita merge CHECKPOINT {path} --out FOLDER"
+            f"cannot merge adapter {path}: its base model {base} is not a folder here; merge it by hand: "
+            f"llamita merge CHECKPOINT {path} --out FOLDER"
         )
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -144,11 +139,11 @@ def has_tokenizer(folder: Path) -> bool:
 
 
 def check_same_tokens(adapter: Path, checkpoint: Path) -> None:
-    """Raise CheckpointError if the adapter's tokenizer gives other ids than the checkpoint's."""
+    """Raise CheckpointError if the tokenizers of adapter and checkpoint differ."""
     if adapter == checkpoint or not has_tokenizer(checkpoint):
         return
     if load_tokenizer(adapter).fingerprint != load_tokenizer(checkpoint).fingerprint:
         raise CheckpointError(
-            f"cannot merge {adapter}: its tokenizer gives other ids than that of {checkpoint}; the adapter was made "
-            "for another model"
+            f"cannot merge {adapter}: expected the tokenizer of {checkpoint}, found another one; the adapter was "
+            "made for another model"
         )

@@ -1,20 +1,26 @@
-"""Rendered conversations to batches of packed rows, each conversation whole and for itself, in the order of a seed."""
+"""Batches of conversations in packed rows: no conversation is split, the seed gives the order."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from llamita.data.batches import IGNORED, Batches
+from llamita.data.batches import IGNORED, Documents, RowStream, pack_rows
 from llamita.finetune.rendering import Example
 
 
+def count_rows(documents: Documents, context: int) -> int:
+    """How many rows an epoch takes if no document is split."""
+    numbers = np.arange(documents.num_documents)
+    return len(pack_rows(numbers, np.asarray(documents.lengths), context, split=False))
+
+
 class PackedBatch(NamedTuple):
-    """A data.batches.Batch and, beside it, segments: int64 [B, T], the number of the conversation in its row that a
-    position belongs to; attention must stay within each."""
+    """A data.batches.Batch with segments: int64 [B, T], the number of the conversation in its row
+    that a position belongs to. Attention must stay within each."""
 
     inputs: npt.NDArray[np.int64]
     targets: npt.NDArray[np.int64]
@@ -23,13 +29,13 @@ class PackedBatch(NamedTuple):
 
 
 class Examples:
-    """Rendered conversations as data.batches.Documents: a document's length is its pairs of input and target."""
+    """Rendered conversations as data.batches.Documents."""
 
     def __init__(self, examples: Sequence[Example]) -> None:
-        assert len(examples) > 0 and all(example.learned[1:].any() for example in examples)
+        assert len(examples) > 0 and all(example.num_targets for example in examples)
         self.examples = list(examples)
-        self.lengths: npt.NDArray[np.int64] = np.array([example.num_pairs for example in examples], dtype=np.int64)
-        self.num_learned = np.array([int(example.learned[1:].sum()) for example in examples], dtype=np.int64)
+        self.lengths = np.array([example.length for example in examples], dtype=np.int64)
+        self.num_targets = np.array([example.num_targets for example in examples], dtype=np.int64)
 
     @property
     def num_documents(self) -> int:
@@ -39,21 +45,16 @@ class Examples:
     def num_tokens(self) -> int:
         return int(self.lengths.sum())
 
-    @property
-    def text_bytes(self) -> int:
-        raise AssertionError("a loss on answers is told in nats a token, not in bits per byte")
-
     def document(self, index: int, /) -> npt.NDArray[np.int64]:
-        """The targets of one conversation."""
+        """The targets of one conversation, masked ones included."""
         return self.examples[index].ids[1:]
 
 
-class ConversationBatches(Batches):
-    """An endless iterator of batches: best fit, no conversation split; positions that nothing fills are no targets.
+class ConversationBatches(RowStream):
+    """An endless iterator of batches, packed by best fit without splitting a conversation.
 
-    Like Batches, the stream of rows depends on (seed, epoch) alone, and `state_dict` restores the exact position.
-    num_targets counts what is learned in the rows of all processes, so that a loss divided by it is the mean over the
-    whole step, however unevenly the answers fall.
+    num_targets counts the targets in the rows of all processes, so that a loss divided by it is the
+    mean over the whole step, however unevenly the answers are spread.
     """
 
     splits_documents = False
@@ -61,24 +62,25 @@ class ConversationBatches(Batches):
     def __init__(
         self, examples: Examples, context: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1
     ) -> None:
-        super().__init__(examples, 0, context, batch_size, seed, rank, world_size)
+        super().__init__(examples, context, batch_size, seed, rank, world_size)
         self.examples = examples
 
-    def __next__(self) -> PackedBatch:  # type: ignore[override]  # a Batch's fields, and one more
+    def __iter__(self) -> Iterator[PackedBatch]:
+        return self
+
+    def __next__(self) -> PackedBatch:
+        own, rows = self._step_rows()
+        num_targets = sum(int(self.examples.num_targets[piece.document]) for row in rows for piece in row)
+        assert num_targets > 0, "every example has targets"
         shape = (self.batch_size, self.context)
         inputs, targets = np.zeros(shape, dtype=np.int64), np.full(shape, IGNORED, dtype=np.int64)
         segments = np.zeros(shape, dtype=np.int64)
-        first, num_targets = self.rank * self.batch_size, 0
-        for index in range(self.world_size * self.batch_size):
-            at, own = 0, index - first
-            for number, piece in enumerate(self._next_row()):
-                num_targets += int(self.examples.num_learned[piece.document])
-                if 0 <= own < self.batch_size:
-                    example, end = self.examples.examples[piece.document], at + piece.length
-                    inputs[own, at:end] = example.ids[:-1]
-                    targets[own, at:end] = np.where(example.learned[1:], example.ids[1:], IGNORED)
-                    segments[own, at:end] = number
-                    segments[own, end:] = number + 1  # the rest of the row, so far
-                    at = end
-        assert num_targets > 0, "every example has something to learn"
+        for b, row in enumerate(own):
+            start = 0
+            for number, piece in enumerate(row):
+                example, end = self.examples.examples[piece.document], start + piece.length
+                inputs[b, start:end], targets[b, start:end] = example.inputs, example.targets
+                segments[b, start:end] = number
+                segments[b, end:] = number + 1  # padding, unless another conversation follows
+                start = end
         return PackedBatch(inputs, targets, num_targets, segments)

@@ -1,4 +1,4 @@
-"""Rendered examples to what a person looks at before training: what is learned stands out, what is masked is dim."""
+"""`finetune --preview`: shows which tokens of an example are trained on and which are masked."""
 
 from __future__ import annotations
 
@@ -8,66 +8,47 @@ from collections.abc import Iterator, Sequence
 from rich.console import Console
 from rich.text import Text
 
-from llamita.finetune.rendering import Example, RenderCounts
+from llamita.finetune.rendering import Example
 from llamita.tokenizer import Tokenizer
-from llamita.tokenizer.sentencepiece_model import CONTROL
+from llamita.tokenizer.sentencepiece import CONTROL
 
-LEARNED_STYLE, MASKED_STYLE = "bold green", "dim"
-OPEN, CLOSE = "«", "»"  # around what is learned, where there are no colors
+TARGET_STYLE, MASKED_STYLE = "bold green", "dim"
+OPEN, CLOSE = "«", "»"  # around targets, where there are no colors
 
 
-def preview_examples(examples: Sequence[Example], tokenizer: Tokenizer, number: int, console: Console) -> None:
-    """Print the first examples, control tokens written out; without colors what is learned stands between « and »."""
+def preview_examples(examples: Sequence[Example], tokenizer: Tokenizer, console: Console) -> None:
+    """Print examples with their control tokens. Without colors, targets are between « and »."""
     colored = console.color_system is not None
     legend = (
-        Text.assemble(("learned", LEARNED_STYLE), " ", ("masked", MASKED_STYLE)) if colored else f"{OPEN}learned{CLOSE}"
+        Text.assemble(("trained on", TARGET_STYLE), " ", ("masked", MASKED_STYLE))
+        if colored
+        else f"{OPEN}trained on{CLOSE}"
     )
     console.print(legend, highlight=False)
-    for example in examples[:number]:
-        title = f"{example.where}: {int(example.learned[1:].sum())} of {example.num_pairs} tokens are learned"
-        if example.cut_turns:
-            title += f", {example.cut_turns} turns cut off"
+    for example in examples:
+        title = f"{example.where}: {example.num_targets} of {example.length} tokens are trained on"
+        if example.removed_turns:
+            title += f", {example.removed_turns} turns removed"
         console.print(Text(title, style="bold"), soft_wrap=True)
         line = Text()
-        for text, learned in stretches(example, tokenizer):
+        for text, is_target in masked_spans(example, tokenizer):
             if colored:
-                line.append(text, style=LEARNED_STYLE if learned else MASKED_STYLE)
+                line.append(text, style=TARGET_STYLE if is_target else MASKED_STYLE)
             else:
-                line.append(f"{OPEN}{text}{CLOSE}" if learned else text)
+                line.append(f"{OPEN}{text}{CLOSE}" if is_target else text)
         console.print(line, soft_wrap=True)
 
 
-def stretches(example: Example, tokenizer: Tokenizer) -> Iterator[tuple[str, bool]]:
-    """The example's text, control tokens written out, cut where it begins or ends to be learned."""
+def masked_spans(example: Example, tokenizer: Tokenizer) -> Iterator[tuple[str, bool]]:
+    """The example's text, control tokens included, in spans that are all targets or all masked."""
     pieces, types = tokenizer.pieces(), tokenizer.types()
-    marked = list(zip(example.ids.tolist(), example.learned.tolist(), strict=True))
-    for learned, stretch in itertools.groupby(marked, key=lambda pair: pair[1]):
+    marked = zip(example.ids.tolist(), example.loss_mask.tolist(), strict=True)
+    for is_target, span in itertools.groupby(marked, key=lambda pair: pair[1]):
         text = ""
-        ids = [token_id for token_id, _ in stretch]
+        ids = [token_id for token_id, _ in span]
         for is_control, run in itertools.groupby(ids, key=lambda token_id: types[token_id] == CONTROL):
             same = list(run)
             text += (
                 "".join(pieces[i] for i in same) if is_control else tokenizer.decode(same).decode("utf-8", "replace")
             )
-        yield text, learned
-
-
-def count_lines(counts: RenderCounts) -> list[tuple[str, str]]:
-    """What became of the conversations, as rows of a table."""
-    return [
-        ("conversations", f"{counts.conversations:,}, {counts.kept:,} kept"),
-        ("tokens", f"{counts.tokens:,}, {counts.learned_tokens:,} of them learned"),
-        *loss_lines(counts),
-    ]
-
-
-def loss_lines(counts: RenderCounts) -> list[tuple[str, str]]:
-    """What of the conversations is not used, and why."""
-    rows = []
-    if counts.cut:
-        rows.append(("cut", f"{counts.cut:,} conversations at a turn's end, {counts.cut_turns:,} turns left out"))
-    if counts.too_long:
-        rows.append(("too long", f"{counts.too_long:,} left out, the first: {counts.first_too_long}"))
-    if counts.unanswered:
-        rows.append(("unanswered", f"{counts.unanswered:,} last questions without an answer left out"))
-    return rows
+        yield text, is_target

@@ -1,9 +1,9 @@
-"""Conversations to token ids and which of them are learned: the assistant's answers, each with its end token.
+"""Renders conversations with a chat template: token ids, and a mask of the tokens to train on.
 
-The text is the chat template's, the ids are those of the whole text, as transformers' apply_chat_template gives them.
-An answer's ids begin where the ids of the text before it, with the prompt for an answer, end: what is learned is
-exactly what the model will have to say after what it will be given. Where that cannot be so, the example is refused
-by name.
+The ids are those of the whole rendered text, as apply_chat_template of transformers gives them.
+Targets are the assistant's answers, each with its end token. An answer's ids must begin exactly
+where those of the prompt for it end, so that training sees what the model will see in a chat; a
+template or text that breaks this is an error that names the example.
 """
 
 from __future__ import annotations
@@ -18,59 +18,113 @@ import numpy.typing as npt
 
 from llamita.chat_template import ChatTemplate
 from llamita.config import ModelConfig
+from llamita.data.batches import IGNORED
 from llamita.errors import ChatError, SourceError, TokenizerError, TrainingError
 from llamita.finetune.conversations import Conversation
 from llamita.tokenizer import Tokenizer
 from llamita.tokenizer.chat_templates import CHAT_TEMPLATES
-from llamita.tokenizer.sentencepiece_model import CONTROL
+from llamita.tokenizer.sentencepiece import CONTROL
 
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """ids: int64 [N], up to and with the last end token; learned: bool [N], which of them are targets that count.
-    cut_turns: how many turns did not fit."""
+    """ids: int64 [N], ending with the last end token that fits. loss_mask: bool [N], True for the
+    tokens to train on. removed_turns: how many turns at the end did not fit."""
 
     ids: npt.NDArray[np.int64]
-    learned: npt.NDArray[np.bool_]
+    loss_mask: npt.NDArray[np.bool_]
     where: str
-    cut_turns: int = 0
+    removed_turns: int = 0
 
     @property
-    def num_pairs(self) -> int:
-        """Pairs of input and target: what it takes of a row."""
+    def length(self) -> int:
+        """Positions it takes in a row: its inputs."""
         return len(self.ids) - 1
+
+    @property
+    def inputs(self) -> npt.NDArray[np.int64]:
+        return self.ids[:-1]
+
+    @property
+    def targets(self) -> npt.NDArray[np.int64]:
+        """The next token of each input, or IGNORED."""
+        return np.where(self.loss_mask[1:], self.ids[1:], IGNORED)
+
+    @property
+    def num_targets(self) -> int:
+        return int(self.loss_mask[1:].sum())
+
+    @property
+    def examples(self) -> tuple[Example, ...]:
+        """Itself; a pair has two."""
+        return (self,)
 
 
 @dataclasses.dataclass
 class RenderCounts:
-    """What became of the conversations. tokens: pairs of those kept; learned_tokens: targets that count."""
+    """How many conversations, or pairs of them, are kept and left out. tokens: the inputs of those
+    kept; target_tokens: those of them with a loss."""
 
-    conversations: int = 0
+    unit: str = "conversations"
+    total: int = 0
     kept: int = 0
-    cut: int = 0
-    cut_turns: int = 0
+    truncated: int = 0
+    removed_turns: int = 0
     too_long: int = 0
+    ties: int = 0
     unanswered: int = 0
     tokens: int = 0
-    learned_tokens: int = 0
+    target_tokens: int = 0
     first_too_long: str | None = None
+
+    def keep(self, *examples: Example) -> None:
+        """Count a conversation, or both of a pair."""
+        self.kept += 1
+        self.tokens += sum(example.length for example in examples)
+        self.target_tokens += sum(example.num_targets for example in examples)
+
+    def leave_out(self, where: str) -> None:
+        """Count one that is too long."""
+        self.too_long += 1
+        self.first_too_long = self.first_too_long or where
+
+    def describe(self) -> list[str]:
+        return [
+            f"{self.unit}: {self.total:,}, {self.kept:,} kept",
+            f"tokens: {self.tokens:,}, {self.target_tokens:,} of them trained on",
+            *self.describe_unused(),
+        ]
+
+    def describe_unused(self) -> list[str]:
+        """What is left out, and why."""
+        lines = []
+        if self.truncated:
+            lines.append(f"truncated: {self.truncated:,} conversations, {self.removed_turns:,} turns removed")
+        if self.too_long:
+            lines.append(f"too long: {self.too_long:,} {self.unit} left out, the first: {self.first_too_long}")
+        if self.ties:
+            lines.append(f"ties: {self.ties:,} pairs of identical answers left out")
+        if self.unanswered:
+            lines.append(f"unanswered: {self.unanswered:,} final questions without an answer removed")
+        return lines
 
 
 class Renderer:
-    """A checkpoint's tokenizer and chat template, ready to render. Not for several threads at once."""
+    """Renders with a checkpoint's tokenizer and chat template. Not thread-safe."""
 
     def __init__(
         self, tokenizer: Tokenizer, config: ModelConfig, context_tokens: int | None = None, template: str | None = None
     ) -> None:
-        """context_tokens: the longest example (None: the model's context). template: Jinja, instead of the tokenizer's;
-        a tokenizer that has none but knows ChatML's marks gets ChatML.
+        """context_tokens: the longest example; default: the model's context. template: a Jinja
+        template; default: the tokenizer's, or ChatML if its vocabulary has ChatML's control tokens.
 
-        Raises TokenizerError if the tokenizer does not fit the model, ChatError if there is no template.
+        Raises TokenizerError if the tokenizer does not fit the model, ChatError if there is no
+        template.
         """
         if tokenizer.vocab_size > config.vocab_size:
             raise TokenizerError(
                 f"the tokenizer does not fit the model: expected at most {config.vocab_size:,} tokens, found "
-                f"{tokenizer.vocab_size:,}; bring the checkpoint's own"
+                f"{tokenizer.vocab_size:,}; use the checkpoint's own"
             )
         pieces, types = tokenizer.pieces(), tokenizer.types()
         self.tokenizer, self.context_tokens = tokenizer, context_tokens or config.max_position_embeddings
@@ -86,14 +140,17 @@ class Renderer:
         self._chat = ChatTemplate(self.template, bos_token=bos, eos_token=eos)
 
     def render(self, conversation: Conversation) -> Example | None:
-        """Its ids and mask; turns that do not fit are left out, from the end; None if not even the first answer that is
-        learned fits. Raises ChatError or SourceError naming the example."""
+        """The example, without final turns that do not fit; None if not even the first target
+        answer fits.
+
+        Raises ChatError or SourceError naming the example.
+        """
         where = conversation.where
         self._check_texts(conversation)
         text = self._text(conversation, len(conversation.turns), False)
         ids = np.array(self.tokenizer.encode(text, parse_special=True), dtype=np.int64)
         controls = np.flatnonzero(self._is_control[ids])
-        learned = np.zeros(len(ids), dtype=np.bool_)
+        loss_mask = np.zeros(len(ids), dtype=np.bool_)
         length, num_turns = 0, 0  # of what fits
         for number, turn in enumerate(conversation.turns):
             if turn.role != "assistant":
@@ -104,14 +161,14 @@ class Renderer:
             self._check_end(end, ids, self._text(conversation, number + 1, False), text, where)
             if end > self.context_tokens:
                 break
-            learned[start : end + 1] = turn.learned
+            loss_mask[start : end + 1] = turn.is_target
             length, num_turns = end + 1, number + 1
-        if not learned[1:length].any():
+        if not loss_mask[1:length].any():
             return None
-        return Example(ids[:length], learned[:length], where, len(conversation.turns) - num_turns)
+        return Example(ids[:length], loss_mask[:length], where, len(conversation.turns) - num_turns)
 
     def prompt(self, conversation: Conversation, num_turns: int) -> list[int]:
-        """The ids of the first turns and of what asks for an answer. Raises ChatError."""
+        """The ids of the first turns and the prompt for an answer. Raises ChatError."""
         return self.tokenizer.encode(self._text(conversation, num_turns, True), parse_special=True)
 
     def controls_in(self, ids: npt.NDArray[np.int64]) -> set[int]:
@@ -142,32 +199,31 @@ class Renderer:
             if found is not None:
                 raise SourceError(
                     f"cannot use {conversation.where}: message {number}: its text holds the control token "
-                    f"{found[0]!r}; take it out: the chat template writes those"
+                    f"{found[0]!r}; remove it: only the chat template may write control tokens"
                 )
 
     def _start(self, conversation: Conversation, number: int, text: str, ids: npt.NDArray[np.int64]) -> int:
-        """Where the ids of an answer begin."""
+        """The index of an answer's first token."""
         before = self._text(conversation, number, True)
         if not text.startswith(before):
             raise ChatError(
-                f"cannot use {conversation.where}: the chat template is not prefix-stable: with the answer in message "
-                f"{number + 1} it writes the messages before otherwise than it did to ask for it, so what is "
-                "learned would not be what is asked; choose another --chat-template"
+                f"cannot use {conversation.where}: the chat template is not prefix-stable: it renders the messages "
+                f"before message {number + 1} differently once that answer is present, so training would not match "
+                "inference; choose another --chat-template"
             )
         known = self.tokenizer.encode(before, parse_special=True)
         if ids[: len(known)].tolist() != known:
             raise ChatError(
-                f"cannot use {conversation.where}: the tokenizer joins the beginning of message {number + 1} with the "
-                "template's text before it, so what is learned would not be what is asked; choose another "
-                "--chat-template"
+                f"cannot use {conversation.where}: the tokenizer merges the beginning of message {number + 1} with the "
+                "template's text before it, so training would not match inference; choose another --chat-template"
             )
         return len(known)
 
     def _check_end(self, end: int, ids: npt.NDArray[np.int64], closed: str, text: str, where: str) -> None:
         if not text.startswith(closed):
             raise ChatError(
-                f"cannot use {where}: the chat template is not prefix-stable: it writes an answer otherwise when more "
-                "follows; choose another --chat-template"
+                f"cannot use {where}: the chat template is not prefix-stable: it renders an answer differently when "
+                "more messages follow; choose another --chat-template"
             )
         if end < 0 or end >= len(self.tokenizer.encode(closed, parse_special=True)):
             raise ChatError(
@@ -177,46 +233,42 @@ class Renderer:
         if int(ids[end]) not in self.end_ids:
             known = ", ".join(sorted(repr(self._pieces[i]) for i in self.end_ids if i < len(self._pieces))) or "none"
             raise ChatError(
-                f"cannot use {where}: after the answer the chat template writes {self._pieces[ids[end]]!r}, which ends "
-                f"no text of this model's (those that do: {known}), so the model would not stop; choose another "
+                f"cannot use {where}: the chat template ends an answer with {self._pieces[ids[end]]!r}, which is no "
+                f"end token of this model (those are: {known}), so the model would not stop; choose another "
                 "--chat-template"
             )
 
 
 def render_examples(
-    conversations: Sequence[Conversation], renderer: Renderer, aim: str = "learn"
+    conversations: Sequence[Conversation], renderer: Renderer, purpose: str = "train on"
 ) -> tuple[list[Example], RenderCounts]:
-    """Every conversation that fits, and what became of all. Raises TrainingError if there are some and none fits; aim:
-    what there is nothing to do then."""
+    """Render every conversation that fits. Raises TrainingError if none does, ChatError or
+    SourceError naming the example."""
     counts, examples = RenderCounts(), []
     for conversation in conversations:
-        counts.conversations += 1
+        counts.total += 1
         counts.unanswered += conversation.unanswered
         example = renderer.render(conversation)
         if example is None:
-            counts.too_long += 1
-            counts.first_too_long = counts.first_too_long or conversation.where
+            counts.leave_out(conversation.where)
             continue
-        counts.kept += 1
-        counts.cut += example.cut_turns > 0
-        counts.cut_turns += example.cut_turns
-        counts.tokens += example.num_pairs
-        counts.learned_tokens += int(example.learned[1:].sum())
+        counts.keep(example)
+        counts.truncated += example.removed_turns > 0
+        counts.removed_turns += example.removed_turns
         examples.append(example)
     if conversations and not examples:
         raise TrainingError(
-            f"nothing to {aim}: all answers of the {counts.conversations:,} conversations were cut off (the first: "
-            f"{counts.first_too_long}): none fits into {renderer.context_tokens:,} tokens with its question; raise "
-            "--context or shorten them"
+            f"nothing to {purpose}: none of {counts.total:,} conversations fits into {renderer.context_tokens:,} "
+            f"tokens with its first answer (the first: {counts.first_too_long}); raise --context or shorten them"
         )
     return examples, counts
 
 
 def default_template(pieces: list[str]) -> str:
-    """ChatML's, for a tokenizer that knows its marks. Raises ChatError."""
+    """ChatML's template, if the vocabulary has its control tokens. Raises ChatError."""
     if "<|im_start|>" in pieces and "<|im_end|>" in pieces:
         return CHAT_TEMPLATES["chatml"]
     raise ChatError(
-        "the tokenizer has no chat template, and not ChatML's marks <|im_start|> and <|im_end|>; name one with "
+        "the tokenizer has no chat template, and no <|im_start|> and <|im_end|> for ChatML; choose one with "
         f"--chat-template ({', '.join(CHAT_TEMPLATES)})"
     )

@@ -1,1 +1,1 @@
-"""Model files of other programs, one owner module each; the list of tensors and the RoPE order they all share."""
+"""Codecs of model files: bytes to values and back. The commands' work is in convert/."""

@@ -1,11 +1,12 @@
-"""OWNER of GGUF in Python: metadata and tensors to a file, and a file, trusted in nothing, back to both.
+"""Reads and writes GGUF files: metadata and tensors.
 
-    "GGUF" | u32 version | u64 tensors | u64 keys | keys: name, type, value | tensors: name, dims, type, offset
-    | padding | data: each tensor at a multiple of the alignment, in order, zeros between
+    "GGUF" | u32 version | u64 tensors | u64 keys | keys: name, type, value
+    | tensors: name, dims, type, offset | padding
+    | data: each tensor at a multiple of the alignment, in order, zeros between
 
-Written is version 3, little-endian; read are 2 and 3. The reader checks every count, length and offset against the
-file's length before it uses them, and keeps the data in the file: tensors are mapped, not loaded.
-Dims are in GGUF's order only inside the file: shapes here are PyTorch's [rows, row length].
+Version 3, little-endian, is written; 2 and 3 are read. The reader trusts nothing: every count,
+length and offset is checked against the file's length before it is used. Tensors are mapped, not
+loaded. Dims are in GGUF's order only inside the file: shapes here are PyTorch's [rows, row length].
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ from numpy.typing import NDArray
 from llamita.atomic import atomic_file
 from llamita.errors import FormatError
 from llamita.formats.mmap_file import map_file
-from llamita.formats.tensor_types import TYPES, Bytes, Floats, dequantize
+from llamita.formats.tensor_types import OTHER_TYPES, TYPES, Bytes, Floats, TensorType, dequantize
 
 MAGIC: Final = b"GGUF"
 VERSION: Final = 3
 ALIGNMENT: Final = 32
 
-# Bounds far above any real file, so that a hostile one is refused before it costs time or memory.
+# Bounds far above any real file: a hostile one is rejected before it costs time or memory.
 MAX_KEYS: Final = 65_536
 MAX_TENSORS: Final = 65_536
 MAX_STRINGS: Final = 4_194_304  # in one array; Llama 3 has 280,147 merges
@@ -47,14 +48,7 @@ _SCALARS: dict[int, np.dtype[Any]] = {
 }  # fmt: skip
 _SCALAR_NUMBERS = {dtype: number for number, dtype in _SCALARS.items()}
 
-# The tensor types of ggml that the engine does not read: number -> (name, elements and bytes of a block). Known so that
-# `inspect` can describe any file.
-OTHER_TYPES: dict[int, tuple[str, int, int]] = {
-    9: ("Q8_1", 32, 40), 15: ("Q8_K", 256, 292), 16: ("IQ2_XXS", 256, 66), 17: ("IQ2_XS", 256, 74),
-    18: ("IQ3_XXS", 256, 98), 19: ("IQ1_S", 256, 50), 21: ("IQ3_S", 256, 110), 22: ("IQ2_S", 256, 82),
-    24: ("I8", 1, 1), 25: ("I16", 1, 2), 26: ("I32", 1, 4), 27: ("I64", 1, 8), 28: ("F64", 1, 8),
-    29: ("IQ1_M", 256, 56),
-}  # fmt: skip
+QUANTIZATION_VERSION: Final = 2  # of ggml's blocks
 
 # general.file_type: the type of most matrices, or llama.cpp's name of a mixture.
 FILE_TYPES: dict[str, int] = {
@@ -66,18 +60,18 @@ FILE_TYPES: dict[str, int] = {
 
 @dataclasses.dataclass(frozen=True)
 class EncodedValue:
-    """A value of metadata as it is in a file: type number and bytes."""
+    """A metadata value as stored in a file: type number and bytes."""
 
     raw: bytes
 
 
-# A value of metadata: what Python type becomes what GGUF type is said at write_gguf.
+# A metadata value; write_gguf lists which Python type becomes which GGUF type.
 Value = bool | int | float | str | Sequence[str] | NDArray[Any] | EncodedValue
 
 
 @dataclasses.dataclass(frozen=True)
 class TensorInfo:
-    """A tensor of a GGUF file. offset: in the file, of its first byte."""
+    """A tensor of a GGUF file. offset: of its first byte, from the start of the file."""
 
     name: str
     type: str
@@ -87,8 +81,8 @@ class TensorInfo:
 
 
 class GgufFile:
-    """A GGUF file, checked and mapped. metadata: scalars as Python's, arrays as numpy's or list[str]; spans: where
-    their type number and bytes are in the file."""
+    """A GGUF file, checked and mapped. metadata: scalars as Python values, arrays as numpy arrays
+    or list[str]. spans: the bytes of each value in the file, type number included."""
 
     def __init__(
         self,
@@ -103,16 +97,16 @@ class GgufFile:
         self._spans, self._mapping = spans, mapping
 
     def encoded(self, key: str) -> EncodedValue:
-        """A value of metadata, to be written as it is."""
+        """A metadata value that can be written unchanged."""
         return EncodedValue(self._mapping[self._spans[key]])
 
     def data(self, name: str) -> Bytes:
-        """The bytes of a tensor, mapped: read-only, and read from the disk when they are looked at."""
+        """The mapped bytes of a tensor: read-only, and loaded from disk when accessed."""
         info = self.tensors[name]
         return np.frombuffer(self._mapping, dtype=np.uint8, count=info.num_bytes, offset=info.offset)
 
     def release(self, name: str) -> None:
-        """The tensor has been used: its pages need not stay in memory. It can be read again."""
+        """Drop the tensor's pages from memory. It can be read again."""
         if hasattr(mmap, "MADV_DONTNEED"):
             info = self.tensors[name]
             start = info.offset // mmap.PAGESIZE * mmap.PAGESIZE
@@ -120,13 +114,13 @@ class GgufFile:
                 self._mapping.madvise(mmap.MADV_DONTNEED, start, info.offset + info.num_bytes - start)
 
     def dequantize(self, name: str) -> Floats:
-        """The numbers of a tensor, a new array of its shape. Raises FormatError for a type we do not compute with."""
+        """The tensor as a new float32 array. Raises FormatError for unsupported types."""
         info = self.tensors[name]
         if info.type not in TYPES:
             raise FormatError(
                 f"cannot read {self.path}: tensor {name}: expected type {', '.join(TYPES)}, found {info.type}"
             )
-        return dequantize(self.data(name), TYPES[info.type].name, info.shape)
+        return dequantize(self.data(name), info.type, info.shape)
 
 
 # ---------------------------------------------------------------- writing
@@ -138,11 +132,12 @@ def write_gguf(
     tensors: Sequence[tuple[str, str, tuple[int, ...]]],
     data: Iterable[Bytes],
 ) -> int:
-    """Write a GGUF file, whole or not at all; returns its bytes. The same arguments give the same bytes.
+    """Write a GGUF file atomically; returns its size. The same arguments give the same bytes.
 
-    metadata: in this order; bool → BOOL, int → UINT32, float → FLOAT32, str → STRING, a list of str → ARRAY of STRING,
-    a numpy array → ARRAY of its type; an EncodedValue is written as it is. tensors: (name, type, shape). data: each
-    tensor's bytes, in the same order; taken one at a time, so that only one needs to be in memory. Raises OutputError.
+    metadata: written in this order; bool → BOOL, int → UINT32, float → FLOAT32, str → STRING, a
+    list of str → ARRAY of STRING, a numpy array → ARRAY of its type; an EncodedValue is written
+    unchanged. tensors: (name, type, shape). data: each tensor's bytes, in the same order, consumed
+    one at a time. Raises OutputError.
     """
     header, sizes = encode_header(metadata, tensors), [_data_bytes(tensor) for tensor in tensors]
     with atomic_file(path) as temporary, temporary.open("wb") as file:
@@ -155,7 +150,7 @@ def write_gguf(
 
 
 def encode_header(metadata: Mapping[str, Value], tensors: Sequence[tuple[str, str, tuple[int, ...]]] = ()) -> bytes:
-    """What a GGUF file begins with, up to its tensors' data; without tensors it is a whole file. As write_gguf's."""
+    """A GGUF file up to the data of its tensors. Arguments as of write_gguf."""
     head = [MAGIC, struct.pack("<IQQ", VERSION, len(tensors), len(metadata))]
     for key, value in metadata.items():
         head += [_string(key), _encode_value(value)]
@@ -185,7 +180,7 @@ def _string(text: str) -> bytes:
 
 
 def _encode_value(value: Value) -> bytes:
-    """Type number and bytes of one metadata value."""
+    """Type number and bytes of a metadata value."""
     if isinstance(value, EncodedValue):
         return value.raw
     if isinstance(value, bool):
@@ -206,7 +201,7 @@ def _encode_value(value: Value) -> bytes:
 
 
 def read_gguf(path: Path) -> GgufFile:
-    """Map a GGUF file and check all of it but the numbers. Raises FormatError for anything not as it must be."""
+    """Map a GGUF file and check everything except the weights. Raises FormatError."""
     mapping = map_file(path)
     cursor = _Cursor(mapping, Path(path))
     version = _read_version(cursor)
@@ -218,7 +213,7 @@ def read_gguf(path: Path) -> GgufFile:
 
 
 class _Cursor:
-    """Reads a mapping from front to back and never beyond its end."""
+    """Reads a mapping from front to back, never beyond its end."""
 
     def __init__(self, mapping: mmap.mmap, path: Path) -> None:
         self.mapping, self.path, self.offset, self.size = mapping, path, 0, len(mapping)
@@ -229,7 +224,7 @@ class _Cursor:
         return FormatError(f"cannot read {self.path}: {what}: expected {expected}, found {shown}")
 
     def take(self, num_bytes: int, what: str) -> int:
-        """Step over num_bytes; returns the offset where they start."""
+        """Skip num_bytes; returns the offset of the first."""
         if num_bytes > self.size - self.offset:
             raise FormatError(
                 f"cannot read {self.path}: {what}: expected {num_bytes} bytes at offset {self.offset}, found "
@@ -244,16 +239,16 @@ class _Cursor:
         assert isinstance(value, int)
         return value
 
-    def count(self, what: str, most: int) -> int:
+    def count(self, what: str, maximum: int) -> int:
         value = self.number("Q", what)
-        if value > most:
-            raise self.wrong(what, f"at most {most}", value)
+        if value > maximum:
+            raise self.wrong(what, f"at most {maximum}", value)
         return value
 
-    def text(self, what: str, most: int | None = None) -> str:
+    def text(self, what: str, max_bytes: int | None = None) -> str:
         length = self.number("Q", f"length of {what}")
-        if most is not None and length > most:
-            raise self.wrong(f"length of {what}", f"at most {most} bytes", length)
+        if max_bytes is not None and length > max_bytes:
+            raise self.wrong(f"length of {what}", f"at most {max_bytes} bytes", length)
         start = self.take(length, what)
         raw = self.mapping[start : start + length]
         try:
@@ -276,7 +271,7 @@ def _read_version(cursor: _Cursor) -> int:
 
 
 def _read_metadata(cursor: _Cursor, num_keys: int) -> tuple[dict[str, Any], dict[str, slice]]:
-    """(the values, where they are)."""
+    """(values, their bytes in the file)."""
     metadata: dict[str, Any] = {}
     spans: dict[str, slice] = {}
     for index in range(num_keys):
@@ -284,7 +279,7 @@ def _read_metadata(cursor: _Cursor, num_keys: int) -> tuple[dict[str, Any], dict
         if not key or "\0" in key:
             raise cursor.wrong(f"key {index}", "a name", key)
         if key in metadata:
-            raise FormatError(f"cannot read {cursor.path}: key {key} is there twice")
+            raise FormatError(f"cannot read {cursor.path}: key {key} occurs twice")
         start = cursor.offset
         metadata[key] = _read_value(cursor, cursor.number("I", f"type of {key}"), key)
         spans[key] = slice(start, cursor.offset)
@@ -328,7 +323,7 @@ def _read_alignment(metadata: Mapping[str, Any], cursor: _Cursor) -> int:
 
 
 def _read_tensor_infos(cursor: _Cursor, num_tensors: int, alignment: int) -> dict[str, TensorInfo]:
-    """Checks what llama.cpp checks too: the offsets are the running, padded sum of the sizes."""
+    """Checks, as llama.cpp does, that offsets are the running sum of the padded sizes."""
     infos: dict[str, TensorInfo] = {}
     expected = 0
     for index in range(num_tensors):
@@ -336,7 +331,7 @@ def _read_tensor_infos(cursor: _Cursor, num_tensors: int, alignment: int) -> dic
         if not name:
             raise cursor.wrong(f"name of tensor {index}", "a name", name)
         if name in infos:
-            raise FormatError(f"cannot read {cursor.path}: tensor {name} is there twice")
+            raise FormatError(f"cannot read {cursor.path}: tensor {name} occurs twice")
         num_dims = cursor.number("I", f"dimensions of {name}")
         if not 1 <= num_dims <= MAX_DIMS:
             raise cursor.wrong(f"dimensions of {name}", f"1 to {MAX_DIMS}", num_dims)
@@ -344,7 +339,7 @@ def _read_tensor_infos(cursor: _Cursor, num_tensors: int, alignment: int) -> dic
         type_name, num_bytes = _tensor_bytes(cursor, name, cursor.number("I", f"type of {name}"), dims)
         offset = cursor.number("Q", f"offset of {name}")
         if offset != expected:
-            raise cursor.wrong(f"offset of {name}", f"{expected}, the end of the tensor before it", offset)
+            raise cursor.wrong(f"offset of {name}", f"{expected}, the end of the previous tensor", offset)
         infos[name] = TensorInfo(name, type_name, tuple(reversed(dims)), offset, num_bytes)
         expected += _padded(num_bytes, alignment)
     data_start = _padded(cursor.offset, alignment)
@@ -358,21 +353,21 @@ def _read_tensor_infos(cursor: _Cursor, num_tensors: int, alignment: int) -> dic
 
 
 @functools.cache
-def _known_types() -> dict[int, tuple[str, int, int]]:
-    return OTHER_TYPES | {kind.number: (kind.name, kind.block_elements, kind.block_bytes) for kind in TYPES.values()}
+def _types_by_number() -> dict[int, TensorType]:
+    return {kind.number: kind for kind in (*TYPES.values(), *OTHER_TYPES.values())}
 
 
 def _tensor_bytes(cursor: _Cursor, name: str, number: int, dims: list[int]) -> tuple[str, int]:
-    """Name of the type and bytes of the tensor. Python's numbers do not overflow; the file's length bounds them."""
-    if number not in _known_types():
+    """(type name, bytes) of a tensor; the size is bounded by the file's length."""
+    kind = _types_by_number().get(number)
+    if kind is None:
         raise cursor.wrong(f"type of {name}", "a tensor type of GGUF", number)
-    type_name, block_elements, block_bytes = _known_types()[number]
     if min(dims) < 1:
-        raise cursor.wrong(f"dimensions of {name}", "positive ones", dims)
-    if dims[0] % block_elements:
-        expected = f"a multiple of {block_elements}, the block of {type_name}"
+        raise cursor.wrong(f"dimensions of {name}", "positive numbers", dims)
+    if not kind.fits(dims[0]):
+        expected = f"a multiple of {kind.block_elements}, the block size of {kind.name}"
         raise cursor.wrong(f"row length of {name}", expected, dims[0])
-    num_bytes = math.prod(dims) // block_elements * block_bytes
+    num_bytes = kind.num_bytes(math.prod(dims))
     if num_bytes > cursor.size:
         raise cursor.wrong(f"dimensions of {name}", f"at most the file's {cursor.size} bytes", dims)
-    return type_name, num_bytes
+    return kind.name, num_bytes

@@ -1,29 +1,43 @@
-"""A ModelConfig and a Tokenizer to the metadata keys that GGUF's architecture "llama" and its runtimes go by."""
+"""GGUF's metadata keys for architecture "llama": written from a ModelConfig, and read."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import Any, Final
 
 import numpy as np
 
 from llamita.config import ModelConfig
-from llamita.errors import FormatError
-from llamita.formats.gguf import FILE_TYPES, Value
+from llamita.errors import ConfigError, FormatError
+from llamita.formats.gguf import FILE_TYPES, QUANTIZATION_VERSION, GgufFile, Value
+from llamita.formats.tensor_table import GGUF_ROPE_FACTORS, MAX_LAYERS
 from llamita.formats.tensor_types import Floats
-from llamita.formats.vocabulary import padded_pieces
+from llamita.tokenizer.gguf import END_KEYS
 
-if TYPE_CHECKING:  # so that files are read where the `tokenizers` package is not
-    from llamita.tokenizer import Tokenizer
+# Keys that must be absent or have this value; otherwise they ask for what a plain Llama lacks.
+_FIXED: Final[dict[str, tuple[Any, str]]] = {
+    "llama.expert_count": (0, "experts"),
+    "llama.expert_used_count": (0, "experts"),
+    "llama.attention.clamp_kqv": (0.0, "clamped queries, keys and values"),
+    "llama.attention.sliding_window": (0, "attention in windows"),
+    "llama.rope.scaling.attn_factor": (1.0, "scaled attention"),
+    "llama.use_parallel_residual": (False, "parallel branches"),
+    "llama.logit_scale": (1.0, "scaled logits"),
+    "llama.residual_scale": (1.0, "scaled residuals"),
+    "llama.embedding_scale": (1.0, "scaled embeddings"),
+    "llama.attention.scale": (0.0, "scaled attention"),
+}
+# Of llama3 scaling only the divisors are stored: the reader tries the settings that give them.
+_LOW_FREQ, _HIGH_FREQ = 1.0, 4.0
+_ORIGINAL_CONTEXTS: Final = (8192, *(2**k for k in range(5, 18) if k != 13))
+_FACTOR_TOLERANCE: Final = 1e-4
 
-QUANTIZATION_VERSION = 2  # of ggml's blocks
 
-# GGUF has three places for ids that end a text: of a document, of a turn, of a message.
-END_KEYS = ("tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id")
+# ---------------------------------------------------------------- writing
 
 
 def model_metadata(config: ModelConfig, name: str, file_type: str) -> dict[str, Value]:
-    """The general and architecture keys. file_type: the type of most matrices, as "Q8_0"."""
+    """The general and architecture keys. file_type: the type of most matrices, such as "Q8_0"."""
     metadata: dict[str, Value] = {
         "general.architecture": "llama",
         "general.name": name,
@@ -51,10 +65,11 @@ def model_metadata(config: ModelConfig, name: str, file_type: str) -> dict[str, 
 
 
 def rope_factors(config: ModelConfig) -> Floats | None:
-    """The [S/2] divisors of RoPE's frequencies that rope_freqs.weight holds; None where there is no such tensor.
+    """The [S/2] divisors of the RoPE frequencies (rope_freqs.weight), or None without llama3
+    scaling.
 
-    Llama 3's rule, as meta-llama's reference code has it: frequencies that turn often within the original context are
-    kept, slow ones divided by the factor, those between interpolated.
+    Llama 3's rule, from Meta's reference code: frequencies that turn often within the original
+    context are kept, slow ones are divided by the factor, those between are interpolated.
     """
     scaling = config.rope_scaling
     if scaling is None or scaling["rope_type"] != "llama3":
@@ -67,51 +82,165 @@ def rope_factors(config: ModelConfig) -> Floats | None:
     return divisors
 
 
-def tokenizer_metadata(tokenizer: Tokenizer, vocab_size: int, end_ids: Sequence[int]) -> dict[str, Value]:
-    """The tokenizer's keys. end_ids: every id that ends a text, the most usual first.
+# ---------------------------------------------------------------- reading
 
-    Raises FormatError where the tokenizer does not fit the model or stock runtimes could not tokenize alike.
+
+def config_from_gguf(file: GgufFile) -> tuple[ModelConfig, list[str]]:
+    """(the ModelConfig that metadata and tensor shapes describe, notes for the user).
+
+    Raises FormatError for anything that is missing, malformed, or more than a plain Llama.
     """
-    pieces, types = padded_pieces(tokenizer, vocab_size)
-    metadata: dict[str, Value] = {"tokenizer.ggml.model": tokenizer.kind}
-    scores = tokenizer.scores()
-    if tokenizer.kind == "gpt2":
-        if tokenizer.split is None:
-            raise FormatError(
-                "cannot export the tokenizer: its regular expression is none that GGUF runtimes know "
-                "(qwen2, llama-bpe, gpt-2, smollm), so they would cut texts in another way"
-            )
-        metadata["tokenizer.ggml.pre"] = tokenizer.split
-    else:
-        metadata["tokenizer.ggml.pre"] = "default"
-    metadata["tokenizer.ggml.tokens"] = pieces
-    if scores is not None:
-        padding = [0.0] * (vocab_size - len(scores))
-        metadata["tokenizer.ggml.scores"] = np.array(scores + padding, dtype=np.float32)
-    metadata["tokenizer.ggml.token_type"] = np.array(types, dtype=np.int32)
-    if tokenizer.kind == "gpt2":
-        metadata["tokenizer.ggml.merges"] = tokenizer.merges()
-    metadata |= _special_ids(tokenizer, end_ids)
-    metadata["tokenizer.ggml.add_bos_token"] = tokenizer.bos_id is not None
-    metadata["tokenizer.ggml.add_eos_token"] = False
-    if tokenizer.kind == "llama":
-        metadata["tokenizer.ggml.add_space_prefix"] = tokenizer.add_space_prefix
-        metadata["tokenizer.ggml.remove_extra_whitespaces"] = tokenizer.remove_extra_whitespaces
-    if tokenizer.chat_template is not None:
-        metadata["tokenizer.chat_template"] = tokenizer.chat_template
-    return metadata
-
-
-def _special_ids(tokenizer: Tokenizer, end_ids: Sequence[int]) -> dict[str, Value]:
-    if len(end_ids) > len(END_KEYS):
+    read, notes = _Keys(file), list[str]()
+    architecture = file.metadata.get("general.architecture")
+    if architecture != "llama":
         raise FormatError(
-            f"cannot export: {len(end_ids)} ids end a text ({', '.join(map(str, end_ids))}), GGUF has room for "
-            f"{len(END_KEYS)}; shorten eos_token_id in config.json and generation_config.json"
+            f"cannot use {file.path}: general.architecture: expected llama, found {str(architecture)[:60]}; it "
+            "would need another network"
         )
-    ids: dict[str, Value] = {}
-    if tokenizer.bos_id is not None:
-        ids["tokenizer.ggml.bos_token_id"] = tokenizer.bos_id
-    ids |= dict(zip(END_KEYS, end_ids, strict=False))
-    if tokenizer.unknown_id is not None:
-        ids["tokenizer.ggml.unknown_token_id"] = tokenizer.unknown_id
-    return ids
+    read.refuse_more()
+    embedding = file.tensors.get("token_embd.weight")
+    if embedding is None or len(embedding.shape) != 2:
+        raise FormatError(f"cannot read {file.path}: tensor token_embd.weight: expected a matrix, found none")
+    heads, hidden = read.whole("llama.attention.head_count"), read.whole("llama.embedding_length")
+    layers = read.whole("llama.block_count")
+    if layers > MAX_LAYERS:
+        raise FormatError(f"cannot use {file.path}: llama.block_count: expected at most {MAX_LAYERS}, found {layers}")
+    head_dim = _head_dim(read, hidden, heads)
+    values: dict[str, Any] = {
+        "vocab_size": embedding.shape[0],
+        "hidden_size": hidden,
+        "intermediate_size": read.whole("llama.feed_forward_length"),
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": read.whole("llama.attention.head_count_kv", heads),
+        "head_dim": head_dim,
+        "max_position_embeddings": read.whole("llama.context_length"),
+        "rms_norm_eps": read.real("llama.attention.layer_norm_rms_epsilon"),
+        "rope_theta": read.real("llama.rope.freq_base", 10000.0),
+        "tie_word_embeddings": "output.weight" not in file.tensors,
+    }
+    rows = embedding.shape[0]
+    bos, ends = read.token("tokenizer.ggml.bos_token_id", rows), [read.token(key, rows) for key in END_KEYS]
+    found = [i for i in dict.fromkeys(ends) if i is not None]
+    values |= {"bos_token_id": bos, "pad_token_id": read.token("tokenizer.ggml.padding_token_id", rows)}
+    values["eos_token_id"] = (found[0] if len(found) == 1 else tuple(found)) if found else None
+    values["rope_scaling"] = _linear(read) or _llama3(file, values, notes)
+    try:
+        return ModelConfig(**values), notes
+    except ConfigError as error:
+        raise FormatError(f"cannot use {file.path}: {error}") from error
+
+
+class _Keys:
+    """Reads typed metadata values. Raises FormatError for a missing or invalid one."""
+
+    def __init__(self, file: GgufFile) -> None:
+        self.metadata, self.path = file.metadata, file.path
+
+    def wrong(self, key: str, expected: str) -> FormatError:
+        found = str(self.metadata[key])[:60] if key in self.metadata else "nothing"
+        return FormatError(f"cannot use {self.path}: {key}: expected {expected}, found {found}")
+
+    def whole(self, key: str, default: int | None = None) -> int:
+        value = self.metadata.get(key, default)
+        if isinstance(value, np.ndarray) and value.size and value.dtype.kind in "iu" and (value == value[0]).all():
+            value = int(value[0])  # one per layer, all equal
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 2**31:
+            raise self.wrong(key, "a positive whole number")
+        return value
+
+    def real(self, key: str, default: float | None = None) -> float:
+        value = self.metadata.get(key, default)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e30:
+            raise self.wrong(key, "a positive number")
+        # the shortest decimal of a float32: 1e-05, not 9.999999747378752e-06
+        return float(str(np.float32(value))) if float(np.float32(value)) == value else float(value)
+
+    def token(self, key: str, rows: int) -> int | None:
+        value = self.metadata.get(key)
+        if value is None or value in (-1, 2**32 - 1):
+            return None
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < rows:
+            raise self.wrong(key, f"an id below {rows}")
+        return value
+
+    def refuse_more(self) -> None:
+        """Refuse what a plain Llama lacks."""
+        for key, (allowed, what) in _FIXED.items():
+            if key in self.metadata and self.metadata[key] != allowed:
+                raise FormatError(
+                    f"cannot use {self.path}: {key}: {str(self.metadata[key])[:40]} is not supported; it would need "
+                    f"{what}"
+                )
+
+
+def _head_dim(read: _Keys, hidden: int, heads: int) -> int:
+    if "llama.attention.key_length" not in read.metadata and hidden % heads:
+        raise read.wrong("llama.attention.head_count", f"a divisor of llama.embedding_length {hidden}")
+    head_dim = read.whole("llama.attention.key_length", max(1, hidden // heads))
+    for key, what in (("llama.attention.value_length", "its own size for values"),
+                      ("llama.rope.dimension_count", "RoPE over a part of each head")):  # fmt: skip
+        if read.whole(key, head_dim) != head_dim:
+            raise FormatError(
+                f"cannot use {read.path}: {key}: expected {head_dim}, the head size, found {read.whole(key)}; it "
+                f"would need {what}"
+            )
+    return head_dim
+
+
+def _linear(read: _Keys) -> dict[str, Any] | None:
+    kind = read.metadata.get("llama.rope.scaling.type", "none")
+    if kind not in ("none", "linear"):
+        raise FormatError(
+            f"cannot use {read.path}: llama.rope.scaling.type: expected none or linear, found {str(kind)[:40]}; it "
+            "would need that RoPE scaling in the network and the engine"
+        )
+    key = "llama.rope.scaling.factor" if kind == "linear" else "llama.rope.scale_linear"
+    if kind == "none" and key not in read.metadata:
+        return None
+    factor = read.real(key)
+    return None if factor == 1.0 else {"rope_type": "linear", "factor": factor}
+
+
+def _llama3(file: GgufFile, values: Mapping[str, Any], notes: list[str]) -> dict[str, Any] | None:
+    """The llama3 scaling that gives the stored divisors. Raises FormatError if none does."""
+    if GGUF_ROPE_FACTORS not in file.tensors:
+        return None
+    info, head_dim = file.tensors[GGUF_ROPE_FACTORS], values["head_dim"]
+    if info.shape != (head_dim // 2,) or info.type != "F32":
+        raise FormatError(
+            f"cannot read {file.path}: tensor {info.name}: expected F32 [{head_dim // 2}], found {info.type} "
+            f"{list(info.shape)}"
+        )
+    divisors = file.dequantize(GGUF_ROPE_FACTORS)
+    if np.all(divisors == 1.0):
+        return None
+    scaling = _fit_llama3(divisors, values)
+    if scaling is None:
+        raise FormatError(
+            f"cannot use {file.path}: tensor {info.name}: its divisors of the RoPE frequencies do not follow "
+            "Llama 3's rule; another rule would be needed"
+        )
+    notes.append(
+        f"RoPE scaling: rope_freqs.weight is Llama 3's rule with factor {scaling['factor']:g} and an original context "
+        f"of {scaling['original_max_position_embeddings']}"
+    )
+    return scaling
+
+
+def _fit_llama3(divisors: np.ndarray[Any, np.dtype[np.float32]], values: Mapping[str, Any]) -> dict[str, Any] | None:
+    factor = float(str(divisors.max()))
+    if not np.isfinite(factor) or factor <= 1:
+        return None
+    best: tuple[float, dict[str, Any]] | None = None
+    for original in _ORIGINAL_CONTEXTS:
+        scaling = {
+            "rope_type": "llama3", "factor": factor, "low_freq_factor": _LOW_FREQ, "high_freq_factor": _HIGH_FREQ,
+            "original_max_position_embeddings": original,
+        }  # fmt: skip
+        expected = rope_factors(ModelConfig(**{**values, "rope_scaling": scaling}))
+        assert expected is not None
+        error = float(np.abs(divisors / expected - 1).max())
+        if best is None or error < best[0]:
+            best = error, scaling
+    return best[1] if best is not None and best[0] < _FACTOR_TOLERANCE else None

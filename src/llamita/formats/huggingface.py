@@ -1,33 +1,32 @@
-"""Hugging Face's config.json, as a dict, to a ModelConfig and back, in the spellings of transformers 4 and 5.
+"""Converts Hugging Face's config.json to a ModelConfig and back, as transformers 4 and 5 spell it.
 
-Version 4 says `rope_theta` and `rope_scaling`; version 5 says `rope_parameters` for both. We write both and read both.
-What a plain Llama cannot do is refused by name: a file that loads here computes what its author meant.
+Version 4 has `rope_theta` and `rope_scaling`; version 5 has `rope_parameters` for both. Both are
+written, and either is read. Features that a plain Llama lacks are refused by name, so that a file
+that loads computes what its author intended.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from llamita.config import ModelConfig
-from llamita.errors import ConfigError, FormatError, LlamitaError
+from llamita.errors import ConfigError, FormatError
 from llamita.formats.tensor_table import MAX_LAYERS
 
 ARCHITECTURE = "LlamaForCausalLM"
 MODEL_TYPE = "llama"
-# model_type → architecture, of all that compute what a Llama computes.
+# model_type → architecture, of the models that compute what a Llama computes.
 _ARCHITECTURES = {MODEL_TYPE: ARCHITECTURE, "mistral": "MistralForCausalLM"}
 
-# rope_type -> the numbers it needs (transformers, modeling_rope_utils.py). "default" is no scaling.
+# rope_type → its parameters (transformers, modeling_rope_utils.py). "default" is no scaling.
 ROPE_TYPES: dict[str, tuple[str, ...]] = {
     "default": (),
     "linear": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
 }
 
-# What LlamaConfig fills in when the key is missing (a null is another thing: it says "none").
+# LlamaConfig's defaults for missing keys (a null is different: it means "none").
 _LLAMA_DEFAULTS: dict[str, Any] = {
     "max_position_embeddings": 2048,
     "rms_norm_eps": 1e-6,
@@ -37,13 +36,13 @@ _LLAMA_DEFAULTS: dict[str, Any] = {
     "pad_token_id": None,
 }
 
-# What MistralConfig fills in instead, kv heads and the window included.
+# MistralConfig's defaults, kv heads and window included.
 _MISTRAL_DEFAULTS: dict[str, Any] = _LLAMA_DEFAULTS | {"max_position_embeddings": 131072}
 _MISTRAL_KV_HEADS, _MISTRAL_WINDOW = 8, 4096
 
 _SHAPE_KEYS = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 
-# Keys that must be absent, null or hold one of these values: key -> (allowed values, what we do instead).
+# Keys that must be absent, null or one of these values: key → (allowed values, what is supported).
 _FIXED: dict[str, tuple[tuple[Any, ...], str]] = {
     "hidden_act": (("silu", "swish"), "only SwiGLU"),
     "attention_bias": ((False,), "no biases"),
@@ -55,7 +54,7 @@ _FIXED: dict[str, tuple[tuple[Any, ...], str]] = {
 
 
 def config_to_dict(config: ModelConfig, dtype: str = "float32") -> dict[str, Any]:
-    """The content of config.json for a ModelConfig whose weights are of this type; transformers 4 and 5 read it."""
+    """The content of config.json for weights of this dtype; transformers 4 and 5 read it."""
     scaling = normalize_rope_scaling(config.rope_scaling, "model config")
     eos = config.eos_token_id
     return {
@@ -87,9 +86,9 @@ def config_to_dict(config: ModelConfig, dtype: str = "float32") -> dict[str, Any
 
 
 def config_from_dict(d: Mapping[str, Any], where: str) -> ModelConfig:
-    """The ModelConfig that a config.json's content describes; `where` names the file in messages.
+    """The ModelConfig for the content of a config.json; `where` names the file in errors.
 
-    Raises FormatError for anything that is missing, malformed, or more than a plain Llama.
+    Raises FormatError for keys that are missing, malformed, or unsupported by a plain Llama.
     """
     if not isinstance(d, Mapping):
         raise FormatError(f"cannot read {where}: expected a JSON object, found {type(d).__name__}")
@@ -124,7 +123,7 @@ def config_from_dict(d: Mapping[str, Any], where: str) -> ModelConfig:
 
 
 def normalize_rope_scaling(scaling: Mapping[str, Any] | None, where: str) -> dict[str, Any] | None:
-    """{rope_type, and exactly the numbers this type needs}, or None for no scaling. Raises FormatError."""
+    """rope_type and exactly its parameters; None for no scaling. Raises FormatError."""
     if scaling is None:
         return None
     if not isinstance(scaling, Mapping):
@@ -147,7 +146,7 @@ def normalize_rope_scaling(scaling: Mapping[str, Any] | None, where: str) -> dic
     return result
 
 
-# Relatives of Llama → what a plain Llama lacks to be one.
+# Models related to Llama → what they would need.
 _OTHER_MODELS = {
     "qwen2": "; it would need biases on q, k and v",
     "qwen3": "; it would need norms on q and k",
@@ -160,12 +159,12 @@ _OTHER_MODELS = {
 
 
 def _refuse_window(d: Mapping[str, Any], context: int, where: str) -> None:
-    """Refuse a sliding window that some text within the context would feel."""
+    """Refuse a sliding window that is shorter than the context."""
     window = d.get("sliding_window", _MISTRAL_WINDOW)
     if window is not None and _whole_number(window, "sliding_window", where) < context:
         raise FormatError(
-            f"cannot use {where}: sliding_window: expected none, or one no shorter than max_position_embeddings "
-            f"({context}), found {window}; it would need attention in windows; import it with --context-tokens {window}"
+            f"cannot use {where}: sliding_window: expected none, or at least max_position_embeddings "
+            f"({context}), found {window}; windowed attention is not supported; import with --context-tokens {window}"
         )
 
 
@@ -182,16 +181,16 @@ def _refuse_other_models(d: Mapping[str, Any], where: str) -> None:
 
 
 def _refuse_unless_fixed(d: Mapping[str, Any], key: str, where: str) -> None:
-    """Refuse a key of _FIXED that asks for more than we do."""
+    """Refuse a key of _FIXED with an unsupported value."""
     value = d.get(key)
-    allowed, instead = _FIXED[key]
+    allowed, supported = _FIXED[key]
     if value is not None and value not in allowed:
         shown = str(value)[:80] if isinstance(value, (str, int, float)) else type(value).__name__
-        raise FormatError(f"cannot use {where}: {key}: {shown} is not supported ({instead})")
+        raise FormatError(f"cannot use {where}: {key}: {shown} is not supported ({supported})")
 
 
 def _rope(d: Mapping[str, Any], where: str) -> tuple[float, dict[str, Any] | None]:
-    """(rope_theta, rope_scaling) from version 4's keys, version 5's, or both where they agree."""
+    """(rope_theta, rope_scaling) from the keys of version 4 or 5, or both if they agree."""
     new = d.get("rope_parameters")
     old_theta, old_scaling = d.get("rope_theta"), normalize_rope_scaling(d.get("rope_scaling"), where)
     if new is None:
@@ -228,7 +227,7 @@ def _end_ids(value: Any, vocab_size: int, where: str) -> int | tuple[int, ...] |
 
 
 def _token_id(value: Any, key: str, vocab_size: int, where: str) -> int | None:
-    """An id inside the vocabulary, or None. -1 is how some tools write "none"."""
+    """An id inside the vocabulary, or None. Some tools write -1 for none."""
     if value is None or value == -1:
         return None
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < vocab_size:
@@ -260,14 +259,3 @@ def _number(value: Any, key: str, where: str) -> float:
 
 def _wrong(key: str, expected: str, found: Any, where: str) -> FormatError:
     return FormatError(f"cannot use {where}: {key}: expected {expected}, found {str(found)[:80]!r}")
-
-
-def read_json_object(path: Path, error_type: type[LlamitaError]) -> dict[str, Any]:
-    """The object that a JSON file of a Hugging Face folder holds. Raises error_type if it cannot be read or is none."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise error_type(f"cannot read {path}: {error}") from error
-    if not isinstance(values, dict):
-        raise error_type(f"cannot read {path}: expected a JSON object, found {type(values).__name__}")
-    return values

@@ -1,12 +1,14 @@
-"""llama2.c's files: model .bin of versions 0, 1 and 2, training checkpoints .pt, and tokenizer.bin; read and written.
+"""Reads and writes llama2.c's models: .bin of versions 0, 1 and 2, and reads its checkpoints (.pt).
 
-Version 0   7 int32 (dim, hidden_dim, n_layers, n_heads, n_kv_heads, ±vocab_size, seq_len; a negative vocab_size says
-            that the classifier is not the embedding), then float32 tensors: RoPE tables that no reader uses among them.
+Version 0   7 int32 (dim, hidden_dim, n_layers, n_heads, n_kv_heads, ±vocab_size, seq_len; a negative
+            vocab_size means that the classifier is not the embedding), then float32 tensors, with
+            RoPE tables among them that no reader uses.
 Version 1   "ak42", int32 version, the 7 int32, uint8 tied, zeros to byte 256, then float32 tensors.
-Version 2   the same with int32 group size at byte 37; norms float32, then matrices, each int8 [n], float32 [n / group].
-A field (`wq`) holds the layers' tensors one after the other. Rows of q and k are in pairs order (rope_order.py).
-No version has room for a RoPE base, a RoPE scaling, an epsilon or a head size: readers take 10000, none, 1e-5 and
-dim / n_heads, so a model that differs cannot be written.
+Version 2   The same with an int32 group size at byte 37; float32 norms, then matrices, each int8 [n],
+            float32 [n / group].
+A field (`wq`) holds the tensors of all layers, one after the other. Rows of q and k are interleaved
+(rope_order.py). No version stores a RoPE base, a RoPE scaling, an epsilon or a head size: readers
+assume 10000, none, 1e-5 and dim / n_heads, so a model that differs cannot be written.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import re
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,10 +29,6 @@ from llamita.errors import ConfigError, FormatError
 from llamita.formats.mmap_file import map_file, read_bytes
 from llamita.formats.tensor_table import MAX_LAYERS, TensorSpec, check_tensors, tensor_table
 from llamita.formats.tensor_types import Floats
-from llamita.formats.vocabulary import padded_pieces
-
-if TYPE_CHECKING:  # so that files are read where the `tokenizers` package is not
-    from llamita.tokenizer import Tokenizer
 
 MAGIC: Final = 0x616B3432
 HEADER_BYTES: Final = {0: 28, 1: 256, 2: 256}
@@ -40,7 +38,7 @@ MAX_GROUP_SIZE: Final = 64
 _GROUPS_AT_A_TIME: Final = 1 << 16
 
 _NORMS, _MATRICES = ("attention_norm", "ffn_norm", "norm"), ("wq", "wk", "wv", "wo", "w1", "w2", "w3")
-# The order of fields in the file. "rope": the tables that version 0 carries along.
+# The order of fields in the file. "rope": the unused tables of version 0.
 _ORDER: dict[int, tuple[str, ...]] = {
     0: (
         "tok_embeddings", "attention_norm", "wq", "wk", "wv", "wo",
@@ -50,13 +48,13 @@ _ORDER: dict[int, tuple[str, ...]] = {
     2: (*_NORMS, "tok_embeddings", *_MATRICES, "output"),
 }  # fmt: skip
 
-# A tensor of the model by its place in the table; float32, rows of q and k in pairs order.
+# Returns a tensor as float32, rows of q and k interleaved.
 TensorSource = Callable[[TensorSpec], Floats]
 
 
 @dataclasses.dataclass(frozen=True)
 class Llama2cModel:
-    """A model of llama2.c. version: "v0", "v1", "v2" or "checkpoint". tensor: reads one, a new array."""
+    """A model of llama2.c. version: "v0", "v1", "v2" or "checkpoint". tensor: reads one tensor."""
 
     path: Path
     version: str
@@ -69,7 +67,7 @@ class Llama2cModel:
 
 
 def read_bin(path: Path) -> Llama2cModel:
-    """Map a .bin of version 0, 1 or 2 and check that its length is exactly what its header says. Raises FormatError."""
+    """Open a .bin of version 0, 1 or 2 and check its length. Raises FormatError."""
     path = Path(path)
     mapping = map_file(path)
     head, found = mapping[:256], len(mapping)
@@ -78,7 +76,7 @@ def read_bin(path: Path) -> Llama2cModel:
     places, num_bytes = _layout(config, version, group_size, path)
     if num_bytes != found:
         kind = f"a llama2.c v{version} model of {_describe(config)}"
-        cause = "; it is truncated or damaged" if version or found < num_bytes else "; it is no such file"
+        cause = "; it is truncated or damaged" if version or found < num_bytes else "; it is not such a file"
         raise FormatError(
             f"cannot read {path}: its header says {kind}: expected {num_bytes} bytes, found {found}{cause}"
         )
@@ -130,7 +128,8 @@ def _tied_flag(value: int, path: Path) -> bool:
 
 
 def _make_config(sizes: Mapping[str, Any], tied: bool, path: Path, eps: float = RMS_NORM_EPS) -> ModelConfig:
-    """The ModelConfig of llama2.c's sizes. Texts end at EOS, and at BOS, which separates them in training."""
+    """The ModelConfig for llama2.c's sizes. Texts end at EOS or at BOS, the separator in
+    training."""
     for name in _SIZE_NAMES:
         if isinstance(sizes[name], bool) or not isinstance(sizes[name], int) or not 0 < sizes[name] < 2**31:
             raise FormatError(f"cannot read {path}: {name}: expected a positive number, found {str(sizes[name])[:40]}")
@@ -162,7 +161,7 @@ def _make_config(sizes: Mapping[str, Any], tied: bool, path: Path, eps: float = 
 
 
 def _layout(config: ModelConfig, version: int, group_size: int | None, path: Path) -> tuple[dict[str, int], int]:
-    """(offset in the file of each tensor, by its Hugging Face name; bytes of the whole file)."""
+    """(offset of each tensor by its Hugging Face name, size of the whole file)."""
     places: dict[str, int] = {}
     offset = HEADER_BYTES[version]
     for field, specs in _fields(config, version):
@@ -184,7 +183,7 @@ def _layout(config: ModelConfig, version: int, group_size: int | None, path: Pat
 
 
 def _fields(config: ModelConfig, version: int) -> Iterator[tuple[str, list[TensorSpec]]]:
-    """The fields in the file's order, each with its tensors in the order of the layers."""
+    """The fields in file order, each with its tensors in layer order."""
     table = tensor_table(config)
     for field in _ORDER[version]:
         yield field, [spec for spec in table if spec.llama2c == field]
@@ -201,9 +200,9 @@ def _describe(config: ModelConfig) -> str:
 
 
 def read_checkpoint(path: Path) -> Llama2cModel:
-    """Open llama2.c's training checkpoint (ckpt.pt), mapped; keys may begin `_orig_mod.`.
+    """Open llama2.c's training checkpoint (ckpt.pt), mapped. Keys may start with `_orig_mod.`.
 
-    Nothing in the file is executed: a pickle with code is refused with the name of what it would call.
+    Raises FormatError, also for a pickle that contains code; nothing in the file is executed.
     """
     from llamita.formats.torch_pickle import (  # needs torch, which reading a .bin does not
         copied,
@@ -236,7 +235,7 @@ def read_checkpoint(path: Path) -> Llama2cModel:
     return Llama2cModel(path, "checkpoint", config, None, tensor)
 
 
-# Buffers that old versions of llama2.c saved beside the weights.
+# Buffers that old versions of llama2.c saved with the weights.
 _BUFFERS = re.compile(r"(freqs_cos|freqs_sin|rope\.freqs)|layers\.\d+\.attention\.mask")
 
 
@@ -252,7 +251,7 @@ def _checkpoint_config(arguments: Mapping[str, Any], tensors: Mapping[str, Any],
 
 
 def check_expressible(config: ModelConfig) -> None:
-    """Raise FormatError unless the readers of a .bin would run this config as it is."""
+    """Raise FormatError unless a .bin can express this config."""
     head_dim = config.hidden_size / config.num_attention_heads
     for name, needed, found in (
         ("rope_theta", ROPE_THETA, config.rope_theta),
@@ -262,16 +261,16 @@ def check_expressible(config: ModelConfig) -> None:
     ):
         if found != needed:
             raise FormatError(
-                f"cannot export to llama2.c's .bin: {name}: the format has no place for it and its readers take "
+                f"cannot export to llama2.c's .bin: {name}: the format has no place for it and its readers assume "
                 f"{needed}, the model has {found}; export to .gguf"
             )
 
 
 def choose_group_size(config: ModelConfig) -> int:
-    """The largest power of two up to 64 that divides the rows of every matrix.
+    """The largest power of two up to 64 that divides the row length of every matrix.
 
-    llama2.c's export halves 64 until it divides dim and forgets hidden_dim; its runq then drops the end of every row of
-    w2 (stories260K and stories42M), which is why this one looks at both."""
+    llama2.c's export only checks dim, not hidden_dim; its runq then drops the end of every row of
+    w2 (stories260K and stories42M)."""
     group_size = MAX_GROUP_SIZE
     while config.hidden_size % group_size or config.intermediate_size % group_size:
         group_size //= 2
@@ -279,9 +278,9 @@ def choose_group_size(config: ModelConfig) -> int:
 
 
 def write_bin(path: Path, config: ModelConfig, tensor: TensorSource, version: int = 0) -> int:
-    """Write a .bin of version 0, 1 or 2, whole or not at all, one tensor in memory at a time; returns its bytes.
+    """Write a .bin of version 0, 1 or 2 atomically, one tensor at a time; returns its size.
 
-    Raises FormatError for a config that the format cannot say, OutputError if it cannot be written.
+    Raises FormatError for a config that the format cannot express, OutputError.
     """
     check_expressible(config)
     group_size = choose_group_size(config) if version == 2 else None
@@ -316,8 +315,9 @@ def _header(config: ModelConfig, version: int, group_size: int | None) -> bytes:
 
 
 def _in_groups(numbers: Floats, group_size: int) -> tuple[NDArray[np.int8], Floats]:
-    """(int8 of all numbers, float32 scale of each group): scale = max|x| / 127, halves go to the even neighbor, as
-    llama2.c's export.py rounds. A group of zeros has scale 0 and codes 0 (there, 0 / 0)."""
+    """(int8 codes, float32 scale of each group): scale = max|x| / 127, ties to even, as export.py.
+
+    A group of zeros has scale 0 and codes 0 (in export.py, 0 / 0)."""
     flat = numbers.reshape(-1)
     codes, scales = np.empty(flat.size, np.int8), np.empty(flat.size // group_size, np.float32)
     step = _GROUPS_AT_A_TIME * group_size
@@ -331,42 +331,12 @@ def _in_groups(numbers: Floats, group_size: int) -> tuple[NDArray[np.int8], Floa
 
 
 def _rope_tables(num_positions: int, head_dim: int) -> NDArray[np.float32]:
-    """cos and sin of every position's angles, [2, num_positions, head_dim / 2], as llama2.c's model.py makes them:
-    by PyTorch, so that a file that it wrote is written again bit for bit."""
+    """cos and sin of every position's angles, [2, num_positions, head_dim / 2].
+
+    Computed in PyTorch as in llama2.c's model.py, so that its files are reproduced bit for bit."""
     import torch
 
     frequency = 1.0 / (ROPE_THETA ** (torch.arange(0, head_dim, 2).float() / head_dim))
     angles = torch.outer(torch.arange(num_positions), frequency).float()
     tables: NDArray[np.float32] = torch.stack((torch.cos(angles), torch.sin(angles))).numpy()
     return tables
-
-
-def why_no_tokenizer_bin(tokenizer: Tokenizer) -> str | None:
-    """Why the format cannot express a tokenizer, or None if it can: it holds SentencePiece's pieces with scores only,
-    and its readers take BOS 1 and EOS 2."""
-    if tokenizer.kind == "gpt2":
-        return (
-            "no tokenizer.bin was written: the format cannot express a byte-level BPE; export to .gguf, or take the "
-            "tokenizer from a .gguf (run model.bin -z model.gguf)"
-        )
-    if (tokenizer.bos_id, tokenizer.eos_id) != (BOS_ID, EOS_ID):
-        return (
-            f"no tokenizer.bin was written: its readers take BOS {BOS_ID} and EOS {EOS_ID}, the tokenizer has "
-            f"{tokenizer.bos_id} and {tokenizer.eos_id}; export to .gguf"
-        )
-    return None
-
-
-def tokenizer_bin(tokenizer: Tokenizer, vocab_size: int) -> bytes:
-    """The content of tokenizer.bin: u32 longest piece, then per id float32 score, u32 length, bytes.
-
-    For tokenizers that the format can express only. Raises FormatError for one that has more tokens than the model.
-    """
-    scores = tokenizer.scores()
-    assert scores is not None and why_no_tokenizer_bin(tokenizer) is None
-    pieces, _ = padded_pieces(tokenizer, vocab_size)
-    pieces[BOS_ID], pieces[EOS_ID] = f"\n{pieces[BOS_ID]}\n", f"\n{pieces[EOS_ID]}\n"
-    raw = [piece.replace("\u2581", " ").encode("utf-8") for piece in pieces]
-    scores = scores + [0.0] * (len(raw) - len(scores))
-    entries = [struct.pack("<fI", score, len(piece)) + piece for score, piece in zip(scores, raw, strict=True)]
-    return struct.pack("<I", max(map(len, raw))) + b"".join(entries)

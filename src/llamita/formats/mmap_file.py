@@ -1,4 +1,4 @@
-"""A model file to a read-only mapping of its bytes, or to some of its bytes: nothing is loaded before it is needed."""
+"""Reads model files: a read-only mapping of a whole file, or the bytes of one tensor."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from llamita.errors import FormatError
 
 
 def map_file(path: Path) -> mmap.mmap:
-    """Map a whole file. Raises FormatError if it is missing, unreadable, empty, or no ordinary file."""
+    """Map a whole file. Raises FormatError if it is missing, unreadable, empty or not a file."""
     path = Path(path)
     try:
         if path.exists() and not path.is_file():
@@ -27,9 +27,9 @@ def map_file(path: Path) -> mmap.mmap:
 
 
 def read_bytes(path: Path, offset: int, num_bytes: int, name: str) -> NDArray[np.uint8]:
-    """The bytes of the tensor of this name, read into new memory: a mapping's pages would count as memory in use.
+    """Read the bytes of the tensor `name` into new memory. (Mapped pages would count as used.)
 
-    Raises FormatError if the file cannot be read or ends too early.
+    Raises FormatError if the file cannot be read or is too short.
     """
     raw = np.empty(num_bytes, np.uint8)
     try:
@@ -39,5 +39,7 @@ def read_bytes(path: Path, offset: int, num_bytes: int, name: str) -> NDArray[np
     except OSError as error:
         raise FormatError(f"cannot read {path}: {error.strerror or error}") from error
     if found != num_bytes:
-        raise FormatError(f"cannot read {path}: tensor {name}: expected {num_bytes} bytes, found {found}; it changed")
+        raise FormatError(
+            f"cannot read {path}: tensor {name}: expected {num_bytes} bytes, found {found}; the file changed"
+        )
     return raw

@@ -1,9 +1,11 @@
-"""A folder of .safetensors files, one or several with an index, to its tensors, read a piece at a time; and back.
+"""Reads and writes .safetensors: one file, or shards with an index.
 
     model.safetensors
     model-00001-of-00002.safetensors  model-00002-of-00002.safetensors  model.safetensors.index.json
 
-Nothing is held in memory but what is asked for, and nothing is mapped, so the memory in use is what was returned.
+A file: u64 header length | JSON {name: {dtype, shape, data_offsets}, "__metadata__": {…}} | data
+
+Each read returns new memory and keeps no mapping, so memory in use is what was returned.
 """
 
 from __future__ import annotations
@@ -20,29 +22,111 @@ import torch
 from torch import Tensor
 
 from llamita.errors import FormatError
-from llamita.formats.mmap_file import read_bytes
-from llamita.formats.safetensors_header import DTYPE_BYTES, SafetensorsEntry, read_safetensors_header
+from llamita.formats.mmap_file import map_file, read_bytes
+from llamita.json_file import read_json_object
 
 WEIGHTS: Final = "model.safetensors"
 INDEX: Final = "model.safetensors.index.json"
+MAX_HEADER_BYTES: Final = 100_000_000  # the reference implementation's
+DTYPE_BYTES: Final = {
+    "BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2,
+    "I32": 4, "U32": 4, "F32": 4, "I64": 8, "U64": 8, "F64": 8,
+}  # fmt: skip
 
 _DTYPES: dict[str, torch.dtype] = {
     "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "I32": torch.int32,
     "I64": torch.int64, "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64,
 }  # fmt: skip
 _DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
-# What weights may be, by the names that flags and config.json have for them.
+# Types that weights may have, by their names in flags and config.json.
 DTYPES: Final[dict[str, torch.dtype]] = {
     "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16,
 }  # fmt: skip
 FLOAT_DTYPES: Final = tuple(DTYPES.values())
 
 
-# ---------------------------------------------------------------- reading
+# ---------------------------------------------------------------- reading a header
+
+
+@dataclasses.dataclass(frozen=True)
+class SafetensorsEntry:
+    """A tensor of a .safetensors file. offset: of its first byte, from the start of the file."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    num_bytes: int
+
+
+def read_header(path: Path) -> tuple[list[SafetensorsEntry], dict[str, str]]:
+    """(tensors in the order of their data, metadata), checked against the file's length.
+
+    Raises FormatError, also for gaps and overlaps in the data."""
+    mapping = map_file(path)
+    if len(mapping) < 8:
+        raise FormatError(f"cannot read {path}: expected a .safetensors header, found {len(mapping)} bytes")
+    (length,) = struct.unpack_from("<Q", mapping)
+    if length > min(MAX_HEADER_BYTES, len(mapping) - 8):
+        raise FormatError(
+            f"cannot read {path}: header: expected {length} bytes, found {len(mapping) - 8} to the end of the file; it "
+            "is truncated or not a .safetensors file"
+        )
+    try:
+        header = json.loads(mapping[8 : 8 + length].decode("utf-8"), object_pairs_hook=_unique_names)
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"cannot read {path}: header: expected JSON: {str(error)[:120]}") from error
+    if not isinstance(header, dict):
+        raise FormatError(f"cannot read {path}: header: expected a JSON object, found {type(header).__name__}")
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise FormatError(f"cannot read {path}: __metadata__: expected an object of strings")
+    data_start = 8 + length
+    tensors = [_entry(path, name, entry, data_start) for name, entry in header.items()]
+    tensors.sort(key=lambda tensor: (tensor.offset, tensor.num_bytes))
+    end = 0
+    for tensor in tensors:
+        start = tensor.offset - data_start
+        if start != end:
+            raise FormatError(f"cannot read {path}: tensor {tensor.name}: expected offset {end}, found {start}")
+        end += tensor.num_bytes
+    found = len(mapping) - data_start
+    mapping.close()
+    if end != found:
+        raise FormatError(f"cannot read {path}: data: expected {end} bytes, found {found}; it is truncated or damaged")
+    return tensors, metadata
+
+
+def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} occurs twice")
+    return result
+
+
+def _entry(path: Path, name: str, fields: Any, data_start: int) -> SafetensorsEntry:
+    try:
+        dtype, shape, (start, end) = fields["dtype"], fields["shape"], fields["data_offsets"]
+        whole = all(isinstance(number, int) and not isinstance(number, bool) for number in (*shape, start, end))
+        if not whole or min(*shape, start, end, 0) < 0:
+            raise ValueError
+        num_bytes = math.prod(shape) * DTYPE_BYTES[dtype]
+    except (TypeError, KeyError, ValueError) as error:
+        raise FormatError(
+            f"cannot read {path}: tensor {name}: expected a known dtype, a shape and two data_offsets, found "
+            f"{str(fields)[:80]!r}"
+        ) from error
+    if end - start != num_bytes:
+        raise FormatError(f"cannot read {path}: tensor {name}: expected {num_bytes} bytes, found {end - start}")
+    return SafetensorsEntry(name, dtype, tuple(shape), data_start + start, num_bytes)
+
+
+# ---------------------------------------------------------------- reading tensors
 
 
 class SafetensorsReader:
-    """Tensors of one or more .safetensors files, by name. Each read opens, seeks and reads: no mapping is kept."""
+    """Reads tensors of one or more .safetensors files by name."""
 
     def __init__(self, places: Mapping[str, tuple[Path, SafetensorsEntry]]) -> None:
         self._places = dict(places)
@@ -52,7 +136,7 @@ class SafetensorsReader:
         return {name: stored.shape for name, (_, stored) in self._places.items()}
 
     def dtype(self, name: str) -> torch.dtype:
-        """The type it is stored in. Raises FormatError for one that PyTorch cannot compute with."""
+        """The stored type. Raises FormatError for a type that PyTorch does not support."""
         path, stored = self._places[name]
         if stored.dtype not in _DTYPES:
             known = ", ".join(_DTYPES)
@@ -60,9 +144,9 @@ class SafetensorsReader:
         return _DTYPES[stored.dtype]
 
     def read(self, name: str, first_row: int = 0, num_rows: int | None = None) -> Tensor:
-        """A tensor, or rows [first_row, first_row + num_rows) of it, in the type it is stored in; always new memory.
+        """A tensor, or its rows [first_row, first_row + num_rows), in its type and new memory.
 
-        Raises FormatError if the file has become shorter since it was opened, or cannot be read.
+        Raises FormatError if the file cannot be read, or was truncated since it was opened.
         """
         path, stored = self._places[name]
         dtype, shape, offset = self.dtype(name), stored.shape, stored.offset
@@ -74,35 +158,42 @@ class SafetensorsReader:
         return torch.from_numpy(raw).view(dtype).reshape(shape) if raw.size else torch.empty(shape, dtype=dtype)
 
 
-def open_safetensors(folder: Path, stem: str = "model") -> SafetensorsReader:
-    """All tensors of folder/STEM.safetensors, or of the shards that folder/STEM.safetensors.index.json names.
+def open_safetensors_file(path: Path) -> SafetensorsReader:
+    """All tensors of one .safetensors file. Raises FormatError."""
+    return SafetensorsReader({tensor.name: (path, tensor) for tensor in read_header(path)[0]})
 
-    Raises FormatError for a damaged file, a missing shard, a tensor that is there twice or is not where the index says.
+
+def open_safetensors(folder: Path, stem: str = "model") -> SafetensorsReader:
+    """All tensors of folder/STEM.safetensors, or of the shards that
+    folder/STEM.safetensors.index.json names.
+
+    Raises FormatError for a damaged file, a missing shard, or a tensor that is not where the index
+    says.
     """
     index, single = folder / f"{stem}.safetensors.index.json", folder / f"{stem}.safetensors"
     if single.is_file() or not index.is_file():
-        return SafetensorsReader({tensor.name: (single, tensor) for tensor in read_safetensors_header(single)[0]})
+        return open_safetensors_file(single)
     weight_map = read_index(index)
     places: dict[str, tuple[Path, SafetensorsEntry]] = {}
     for name in sorted(set(weight_map.values())):
-        for tensor in read_safetensors_header(folder / name)[0]:
+        for tensor in read_header(folder / name)[0]:
             if weight_map.get(tensor.name) != name:
-                said = weight_map.get(tensor.name, "nowhere")
-                raise FormatError(f"cannot read {folder / name}: tensor {tensor.name}: the index says it is in {said}")
+                listed = weight_map.get(tensor.name, "nowhere")
+                raise FormatError(
+                    f"cannot read {folder / name}: tensor {tensor.name}: the index says it is in {listed}"
+                )
             places[tensor.name] = (folder / name, tensor)
     missing = next((name for name in weight_map if name not in places), None)
     if missing is not None:
-        raise FormatError(f"cannot read {folder / weight_map[missing]}: tensor {missing}: the index says it is there")
+        raise FormatError(
+            f"cannot read {folder / weight_map[missing]}: tensor {missing} is missing, but the index lists it"
+        )
     return SafetensorsReader(places)
 
 
 def read_index(path: Path) -> dict[str, str]:
-    """Tensor → file name, from an index.json. File names are names in the same folder, never paths."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise FormatError(f"cannot read {path}: {str(error)[:120]}") from error
-    weight_map = content.get("weight_map") if isinstance(content, dict) else None
+    """The weight_map of an index.json: tensor name → file name in the same folder, never a path."""
+    weight_map = read_json_object(path, FormatError).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise FormatError(f"cannot read {path}: expected weight_map, an object of tensor names and file names")
     for name, file in weight_map.items():
@@ -116,7 +207,7 @@ def read_index(path: Path) -> dict[str, str]:
 
 @dataclasses.dataclass(frozen=True)
 class TensorEntry:
-    """A tensor to be written, before it is there."""
+    """Name, type and shape of a tensor to be written."""
 
     name: str
     dtype: torch.dtype
@@ -127,13 +218,15 @@ class TensorEntry:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-# The tensor of an entry's name; asked for once each, one at a time.
+# Returns the tensor of this name; called once per tensor.
 TensorReader = Callable[[str], Tensor]
 
 
 def write_safetensors(path: Path, entries: Iterable[TensorEntry], tensor: TensorReader) -> int:
-    """Write one .safetensors file, one tensor in memory at a time; returns its bytes. Wide types come first, so that
-    every tensor lies at a multiple of its type's size. OSErrors pass through: the caller writes atomically."""
+    """Write one .safetensors file with one tensor in memory at a time; returns its size.
+
+    Wide types come first, so that every tensor is aligned to its type. Raises OSError: the caller
+    writes atomically."""
     ordered = sorted(entries, key=lambda entry: -entry.dtype.itemsize)
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
@@ -159,8 +252,10 @@ def write_safetensors(path: Path, entries: Iterable[TensorEntry], tensor: Tensor
 def write_sharded_safetensors(
     folder: Path, entries: Sequence[TensorEntry], tensor: TensorReader, shard_bytes: int | None = None
 ) -> int:
-    """Write folder/model.safetensors, or shards of at most shard_bytes (a larger tensor is a shard of its own) and
-    their index; returns the bytes of all files."""
+    """Write folder/model.safetensors, or shards of at most shard_bytes and their index; returns the
+    total size.
+
+    A tensor larger than shard_bytes gets a shard of its own."""
     shards = _shards(entries, shard_bytes)
     if len(shards) == 1:
         return write_safetensors(folder / WEIGHTS, entries, tensor)
@@ -177,7 +272,7 @@ def write_sharded_safetensors(
 
 
 def _shards(entries: Sequence[TensorEntry], shard_bytes: int | None) -> list[list[TensorEntry]]:
-    """The entries in order, cut before the one that would make a shard larger than shard_bytes."""
+    """The entries in order, split into shards of at most shard_bytes."""
     shards: list[list[TensorEntry]] = [[]]
     size = 0
     for entry in entries:
@@ -193,9 +288,9 @@ def _shards(entries: Sequence[TensorEntry], shard_bytes: int | None) -> list[lis
 
 
 def checked(tensor: Tensor, name: str, what: str, wanted: torch.dtype | None) -> Tensor:
-    """The tensor in the wanted type (None: its own).
+    """The tensor, converted to the wanted type (None: unchanged).
 
-    Raises FormatError(what: …) for numbers that are not finite, or too large for the type.
+    Raises FormatError(what: …) if numbers are not finite, or too large for the type.
     """
     if not _finite(tensor):
         raise FormatError(
@@ -208,12 +303,12 @@ def checked(tensor: Tensor, name: str, what: str, wanted: torch.dtype | None) ->
         kind = str(wanted).removeprefix("torch.")
         raise FormatError(
             f"{what}: tensor {name}: its largest number, {float(tensor.abs().max()):.6g}, is too large for {kind}; "
-            "take bfloat16 or float32"
+            "use bfloat16 or float32"
         )
     return rounded
 
 
 def _finite(tensor: Tensor) -> bool:
-    """Whether all numbers are: whether the least and the greatest are, which NaN becomes where there is one. (Twelve
-    times faster than to ask each number.)"""
+    """Whether all numbers are finite. aminmax returns NaN if there is any, and is 12 times faster
+    than isfinite."""
     return tensor.numel() == 0 or all(bool(torch.isfinite(end)) for end in torch.aminmax(tensor))

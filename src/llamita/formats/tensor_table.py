@@ -1,21 +1,21 @@
-"""THE list of a Llama's tensors: from a ModelConfig to each one's name in every format, its shape and its kind.
+"""The tensors of a Llama: the name of each in every format, its shape and its kind.
 
-Shapes are PyTorch's: [rows, row length] = [out, in]. Row counts: V vocab, D hidden, H*S query heads times head size,
-K*S kv heads times head size, F ffn.
+Shapes are PyTorch's: [rows, row length] = [out, in]. V vocab, D hidden, H*S query heads times head
+size, K*S kv heads times head size, F ffn.
 
-    Hugging Face                                   GGUF                      llama2.c           shape      kind
-    model.embed_tokens.weight                      token_embd.weight         tok_embeddings     [V, D]     embedding
-    model.layers.N.input_layernorm.weight          blk.N.attn_norm.weight    attention_norm     [D]        norm
-    model.layers.N.self_attn.q_proj.weight         blk.N.attn_q.weight       wq                 [H*S, D]   query
-    model.layers.N.self_attn.k_proj.weight         blk.N.attn_k.weight       wk                 [K*S, D]   key
-    model.layers.N.self_attn.v_proj.weight         blk.N.attn_v.weight       wv                 [K*S, D]   matrix
-    model.layers.N.self_attn.o_proj.weight         blk.N.attn_output.weight  wo                 [D, H*S]   matrix
-    model.layers.N.post_attention_layernorm.weight blk.N.ffn_norm.weight     ffn_norm           [D]        norm
-    model.layers.N.mlp.gate_proj.weight            blk.N.ffn_gate.weight     w1                 [F, D]     matrix
-    model.layers.N.mlp.up_proj.weight              blk.N.ffn_up.weight       w3                 [F, D]     matrix
-    model.layers.N.mlp.down_proj.weight            blk.N.ffn_down.weight     w2                 [D, F]     matrix
-    model.norm.weight                              output_norm.weight        norm               [D]        norm
-    lm_head.weight (untied only)                   output.weight             output             [V, D]     matrix
+    Hugging Face                                   GGUF                      llama2.c        shape     kind
+    model.embed_tokens.weight                      token_embd.weight         tok_embeddings  [V, D]    embedding
+    model.layers.N.input_layernorm.weight          blk.N.attn_norm.weight    attention_norm  [D]       norm
+    model.layers.N.self_attn.q_proj.weight         blk.N.attn_q.weight       wq              [H*S, D]  query
+    model.layers.N.self_attn.k_proj.weight         blk.N.attn_k.weight       wk              [K*S, D]  key
+    model.layers.N.self_attn.v_proj.weight         blk.N.attn_v.weight       wv              [K*S, D]  matrix
+    model.layers.N.self_attn.o_proj.weight         blk.N.attn_output.weight  wo              [D, H*S]  matrix
+    model.layers.N.post_attention_layernorm.weight blk.N.ffn_norm.weight     ffn_norm        [D]       norm
+    model.layers.N.mlp.gate_proj.weight            blk.N.ffn_gate.weight     w1              [F, D]    matrix
+    model.layers.N.mlp.up_proj.weight              blk.N.ffn_up.weight       w3              [F, D]    matrix
+    model.layers.N.mlp.down_proj.weight            blk.N.ffn_down.weight     w2              [D, F]    matrix
+    model.norm.weight                              output_norm.weight        norm            [D]       norm
+    lm_head.weight (untied only)                   output.weight             output          [V, D]    matrix
 """
 
 from __future__ import annotations
@@ -30,16 +30,17 @@ from llamita.errors import FormatError
 Kind = Literal["embedding", "norm", "query", "key", "matrix"]
 Naming = Literal["huggingface", "gguf", "llama2c"]
 
-# More layers than any Llama (126 in the largest): a bound on what a hostile header can make us list.
+# The largest Llama has 126 layers; this bounds the table that a hostile header can ask for.
 MAX_LAYERS = 1024
 
-# GGUF only, llama3 RoPE scaling only: [S/2] divisors of the frequencies. Not a weight; not in the table.
+# Only in GGUF with llama3 RoPE scaling: [S/2] divisors of the frequencies. Not a weight.
 GGUF_ROPE_FACTORS = "rope_freqs.weight"
 
 
 @dataclasses.dataclass(frozen=True)
 class TensorSpec:
-    """One tensor. `query` and `key` are matrices whose rows differ in RoPE order between formats (rope_order.py)."""
+    """A tensor. Rows of kinds `query` and `key` are ordered differently between formats
+    (rope_order.py)."""
 
     huggingface: str
     gguf: str
@@ -49,7 +50,7 @@ class TensorSpec:
     kind: Kind
 
     def name(self, naming: Naming) -> str:
-        """Its name in a format; llama2.c's are those of its PyTorch checkpoint."""
+        """Its name in a format; for llama2.c, in its PyTorch checkpoint."""
         if naming == "huggingface":
             return self.huggingface
         if naming == "gguf":
@@ -59,7 +60,8 @@ class TensorSpec:
         return f"layers.{self.layer}.{_LLAMA2C_FOLDERS.get(self.llama2c, '')}{self.llama2c}.weight"
 
     def rope_heads(self, config: ModelConfig) -> int | None:
-        """Number of heads whose rows need rope_order, or None for a tensor that needs none."""
+        """Number of heads for permute_qk and unpermute_qk; None for tensors whose rows are never
+        permuted."""
         if self.kind == "query":
             return config.num_attention_heads
         return config.num_key_value_heads if self.kind == "key" else None
@@ -72,7 +74,8 @@ _LLAMA2C_FOLDERS = {
 
 
 def tensor_table(config: ModelConfig) -> tuple[TensorSpec, ...]:
-    """Every tensor of a model with this config, in the order of the forward pass; lm_head only if it is not tied."""
+    """Every tensor of a model with this config, in the order of the forward pass; lm_head only if
+    untied."""
     hidden, ffn, vocab = config.hidden_size, config.intermediate_size, config.vocab_size
     query_rows = config.num_attention_heads * config.head_dim
     key_rows = config.num_key_value_heads * config.head_dim
@@ -113,16 +116,15 @@ def check_tensors(
     naming: Naming,
     where: str,
 ) -> None:
-    """Check that the found (name, shape) are exactly the table's. Raises FormatError naming what is unknown, missing,
-    doubled or of another shape."""
+    """Raise FormatError unless the found names and shapes are exactly those of the table."""
     wanted = {spec.name(naming): spec.shape for spec in tensor_table(config)}
     seen: set[str] = set()
     for name, shape in found.items() if isinstance(found, Mapping) else found:
         if name in seen:
-            raise FormatError(f"cannot read {where}: tensor {name} is there twice")
+            raise FormatError(f"cannot read {where}: tensor {name} occurs twice")
         seen.add(name)
         if name not in wanted:
-            raise FormatError(f"cannot read {where}: unknown tensor {name[:80]}; {_needed(name)}")
+            raise FormatError(f"cannot read {where}: unknown tensor {name[:80]}; {_reason(name)}")
         if tuple(shape) != wanted[name]:
             raise FormatError(
                 f"cannot read {where}: tensor {name}: expected shape {list(wanted[name])}, found {list(shape)}"
@@ -133,12 +135,12 @@ def check_tensors(
         raise FormatError(f"cannot read {where}: tensor {missing[0]} is missing{more}")
 
 
-def _needed(name: str) -> str:
-    """What an unknown tensor would need, in words."""
+def _reason(name: str) -> str:
+    """Why an unknown tensor is refused."""
     if name.endswith((".bias", "_bias")):
-        return "a plain Llama has no biases: they would be needed in the network and the engine"
+        return "plain Llamas have no biases, and neither the network nor the engine supports them"
     if any(word in name for word in ("q_norm", "k_norm")):
-        return "a plain Llama has no norms on queries and keys: they would be needed in the network and the engine"
+        return "plain Llamas have no norms on queries and keys, and neither the network nor the engine supports them"
     if any(word in name for word in ("expert", "_exps", "router")):
-        return "a plain Llama has no experts: they would be needed in the network and the engine"
+        return "plain Llamas have no experts, and neither the network nor the engine supports them"
     return "only plain Llama models are supported"

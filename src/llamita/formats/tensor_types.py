@@ -1,8 +1,8 @@
-"""Float arrays to the block bytes of GGUF's tensor types and back, by the engine.
+"""Converts float arrays to the blocks of GGUF's tensor types and back, in the engine.
 
-The types are described in engine/src/kernels/tensor_type.h. Q8_0 is ggml's reference rule, byte for byte. The other
-quantized types search: of many scales near ggml's, each block keeps the one with the least squared error, after
-rounding as it is stored. The same numbers give the same bytes, on any number of threads and any processor.
+The types are described in engine/src/kernels/tensor_type.h. Q8_0 is ggml's reference rule, byte for byte.
+The other quantized types search: of many scales near ggml's, each block keeps the one with the least squared
+error after rounding. The same numbers give the same bytes, on any number of threads and any processor.
 """
 
 from __future__ import annotations
@@ -22,23 +22,43 @@ from numpy.typing import NDArray
 from llamita import engine
 from llamita.errors import EngineError, FormatError
 
+__all__ = [
+    "BLOCK",
+    "OTHER_TYPES",
+    "SUPER",
+    "TYPES",
+    "WRITTEN_TYPES",
+    "Bytes",
+    "Floats",
+    "TensorType",
+    "TypeName",
+    "dequantize",
+    "quantize",
+    "quantize_chunks",
+]
+
 Bytes: TypeAlias = NDArray[np.uint8]
 Floats: TypeAlias = NDArray[np.float32]
 TypeName: TypeAlias = str  # of TYPES
 
-BLOCK, SUPER = 32, 256  # elements of a block of the small types, and of the K types
+BLOCK, SUPER = 32, 256  # elements of a block, of the small types and of the K types
 _CHUNK_NUMBERS = 1 << 17  # encoded at a time: 512 KiB of floats stay in the cache
-_THREAD_NUMBERS = 1 << 17  # fewer are not worth a thread of their own
+_MIN_THREAD_ELEMENTS = 1 << 17  # fewer are not worth a thread
 
 
 @dataclasses.dataclass(frozen=True)
 class TensorType:
-    """A GGUF tensor type: its number there, how many numbers a block holds and in how many bytes."""
+    """A tensor type of ggml: its number in GGUF files, and the elements and bytes of a block."""
 
     name: TypeName
     number: int
     block_elements: int
     block_bytes: int
+
+    @property
+    def bits(self) -> float:
+        """Bits per element, scales included."""
+        return 8 * self.block_bytes / self.block_elements
 
     def num_bytes(self, num_elements: int) -> int:
         """Bytes of a tensor with this many elements (whole blocks)."""
@@ -68,24 +88,47 @@ class _Types(Mapping[str, TensorType]):
 
 TYPES: Mapping[str, TensorType] = _Types()
 
-# Those that `quantize` writes; the others are only read.
+# The other types of ggml. A file that holds them can be inspected, but not dequantized.
+OTHER_TYPES: dict[str, TensorType] = {
+    kind.name: kind
+    for kind in (
+        TensorType("Q8_1", 9, BLOCK, 40),
+        TensorType("Q8_K", 15, SUPER, 292),
+        TensorType("IQ2_XXS", 16, SUPER, 66),
+        TensorType("IQ2_XS", 17, SUPER, 74),
+        TensorType("IQ3_XXS", 18, SUPER, 98),
+        TensorType("IQ1_S", 19, SUPER, 50),
+        TensorType("IQ3_S", 21, SUPER, 110),
+        TensorType("IQ2_S", 22, SUPER, 82),
+        TensorType("I8", 24, 1, 1),
+        TensorType("I16", 25, 1, 2),
+        TensorType("I32", 26, 1, 4),
+        TensorType("I64", 27, 1, 8),
+        TensorType("F64", 28, 1, 8),
+        TensorType("IQ1_M", 29, SUPER, 56),
+    )
+}
+
+# The types that `quantize` writes, the exact ones first.
 WRITTEN_TYPES: tuple[TypeName, ...] = (
     "F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K",
 )  # fmt: skip
 
 
 def quantize(array: NDArray[Any], type: TypeName, where: str = "tensor") -> Bytes:
-    """The bytes of an array [..., row length] in this type, one of WRITTEN_TYPES, flat.
+    """The bytes of an array [..., row length] in this type, one of WRITTEN_TYPES, as a flat array.
 
-    Raises FormatError naming `where` if a number is NaN or infinite or too large for the type, or if the rows are not
-    whole blocks.
+    Raises FormatError naming `where` if a number is NaN, infinite or too large for the type, or if
+    rows are not whole blocks.
     """
     return _quantize(array, type, where)[0]
 
 
 def quantize_chunks(chunks: Iterable[Floats], num_elements: int, type: TypeName, where: str) -> tuple[Bytes, float]:
-    """The bytes of a tensor of num_elements that comes in chunks of whole rows, and its relative error
-    √(Σ(stored - x)² / Σx²), 0 for a tensor of zeros. Raises FormatError as `quantize`."""
+    """(bytes, relative error) of a tensor of num_elements that comes in chunks of whole rows.
+
+    The error is √(Σ(stored - x)² / Σx²), 0 for a tensor of zeros. Raises FormatError as `quantize`
+    does."""
     out = np.empty(TYPES[type].num_bytes(num_elements), np.uint8)
     end, power, lost = 0, 0.0, 0.0
     for numbers in chunks:
@@ -100,7 +143,7 @@ def quantize_chunks(chunks: Iterable[Floats], num_elements: int, type: TypeName,
 
 def _quantize(array: NDArray[Any], type: TypeName, where: str) -> tuple[Bytes, float]:
     """(bytes, Σ(stored - x)²)."""
-    assert type in WRITTEN_TYPES, f"{type} is only read"
+    assert type in WRITTEN_TYPES, f"{type} cannot be written"
     kind = TYPES[type]
     row_length = array.shape[-1] if array.ndim else 1
     if not kind.fits(row_length):
@@ -115,7 +158,7 @@ def _quantize(array: NDArray[Any], type: TypeName, where: str) -> tuple[Bytes, f
     try:
         return out, _quantize_in_threads(rows, type, out.reshape(len(rows), -1))
     except EngineError as error:
-        if not str(error).startswith("cannot quantize"):  # the engine itself is missing
+        if not str(error).startswith("cannot quantize"):  # the engine is missing
             raise
         raise _unstorable(rows, type, where) from error
 
@@ -135,9 +178,10 @@ def _encode_plain(flat: Floats, type: TypeName, out: Bytes, where: str) -> float
 
 
 def _quantize_in_threads(rows: Floats, type: TypeName, out: Bytes) -> float:
-    """Rows [N, row length] into out [N, bytes of a row], a part of the rows to each thread; returns Σ(stored - x)²."""
+    """Quantize rows [N, row length] into out [N, bytes of a row], rows split over threads; returns
+    Σ(stored - x)²."""
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-    parts = max(1, min(available, len(rows), rows.size // _THREAD_NUMBERS))
+    parts = max(1, min(available, len(rows), rows.size // _MIN_THREAD_ELEMENTS))
     if parts == 1:
         return engine.quantize(rows, type, out)
     ends = [len(rows) * part // parts for part in range(parts + 1)]
@@ -156,11 +200,12 @@ def _unstorable(numbers: Floats, type: TypeName, where: str) -> FormatError:
             f"cannot store {where} as {type}: expected finite numbers, found {broken[0]}; the weights are broken"
         )
     largest = np.abs(numbers).max(initial=0)
-    return FormatError(f"cannot store {where} as {type}: its largest number {largest:.6g} is too large; use F32")
+    return FormatError(f"cannot store {where} as {type}: its largest number, {largest:.6g}, is too large; use F32")
 
 
 def dequantize(data: NDArray[Any] | bytes | memoryview, type: TypeName, shape: tuple[int, ...]) -> Floats:
-    """The numbers [shape] that the bytes hold; a new array. The data must have exactly the shape's bytes."""
+    """Decode bytes to a new float32 array [shape]. The data must have exactly the bytes of the
+    shape."""
     raw = np.frombuffer(data, dtype=np.uint8)
     out = np.empty(shape, dtype=np.float32)
     flat = out.reshape(-1)
@@ -195,7 +240,8 @@ def _encode_f16(x: Floats) -> Bytes | None:
 
 def _encode_bf16(x: Floats) -> Bytes | None:
     bits = x.view(np.uint32).astype(np.uint64)
-    rounded = (bits + 0x7FFF + ((bits >> np.uint64(16)) & np.uint64(1))) >> np.uint64(16)  # nearest, ties to even
+    # Nearest, ties to even.
+    rounded = (bits + 0x7FFF + ((bits >> np.uint64(16)) & np.uint64(1))) >> np.uint64(16)
     return None if ((rounded & 0x7FFF) == 0x7F80).any() else _bytes(rounded.astype("<u2"))
 
 

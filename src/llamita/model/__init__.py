@@ -1,1 +1,1 @@
-"""The network in PyTorch: forward, cache, and the slow, obvious decoder."""
+"""The network in PyTorch: forward pass, KV cache, and a simple decoder."""

@@ -1,4 +1,4 @@
-"""The slow, obvious decoder: ids in, one new id after another, in PyTorch; the engine is compared with it."""
+"""A simple decoder in PyTorch: one new id after another. The engine is tested against it."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from llamita.model.llama import Llama
 def filter_logits(
     logits: Tensor, *, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0
 ) -> Tensor:
-    """Logits [V] → probabilities [V] after temperature, top-k, top-p (arXiv 1904.09751) and min-p (arXiv 2407.01082).
+    """Logits [V] to probabilities [V] after temperature, top-k, top-p (arXiv 1904.09751) and min-p
+    (arXiv 2407.01082).
 
-    The kept ones are renormalized. top_k 0, top_p 1 and min_p 0 switch each off.
+    What is kept is renormalized. top_k 0, top_p 1 and min_p 0 disable each filter.
     """
     logits = logits.float()
-    coldness = 1 / max(temperature, 1e-30)  # together with the maximum at 0: no overflow however cold
+    coldness = 1 / max(temperature, 1e-30)  # with the maximum at 0, no overflow at any temperature
     probabilities = ((logits - logits.max()) * coldness).softmax(dim=-1)
     ordered, order = probabilities.sort(descending=True, stable=True)
     keep = torch.ones_like(ordered, dtype=torch.bool)
@@ -28,7 +29,7 @@ def filter_logits(
         keep[top_k:] = False
     if top_p < 1.0:
         mass = ordered * keep
-        before = mass.cumsum(0) - mass  # what stands before each one, so that the one that reaches top_p is kept
+        before = mass.cumsum(0) - mass  # mass before each id: the id that reaches top_p is kept
         keep &= before < top_p * mass.sum()
     if min_p > 0.0:
         keep &= ordered >= min_p * ordered[0]
@@ -38,7 +39,8 @@ def filter_logits(
 
 
 def penalize_repetition(logits: Tensor, recent: Collection[int], penalty: float) -> Tensor:
-    """Logits [V] of recent ids divided by the penalty where positive, multiplied where negative (arXiv 1909.05858)."""
+    """Divide positive logits [V] of recent ids by the penalty, multiply negative ones (arXiv
+    1909.05858)."""
     if penalty == 1.0 or not recent:
         return logits
     ids = torch.tensor(sorted(set(recent)), device=logits.device)
@@ -63,10 +65,11 @@ def generate(
     seed: int | None = None,
     end_ids: Collection[int] = (),
 ) -> Iterator[int]:
-    """Yield new ids after the prompt `ids` (BOS included), at most max_new_tokens, up to but without an end id.
+    """Yield at most max_new_tokens ids after the prompt `ids` (BOS included), up to but excluding
+    an end id.
 
-    temperature 0 is greedy: the first maximum. Stops silently at the end of the model's context. Raises CheckpointError
-    where the weights are damaged.
+    temperature 0 is greedy: the first maximum. Stops silently at the end of the model's context.
+    Raises CheckpointError if logits are not finite.
     """
     assert ids, "the prompt needs at least one id: BOS"
     device = model.output_weight.device
@@ -85,7 +88,7 @@ def generate(
     for _ in range(count):
         logits = model(torch.tensor([fresh], device=device), cache)[0, -1].float()
         if not bool(torch.isfinite(logits).all()):
-            raise CheckpointError("cannot generate: the logits are not finite: the model's weights are damaged")
+            raise CheckpointError("cannot generate: non-finite logits: the model's weights are damaged")
         logits = penalize_repetition(logits, text[-repetition_window:], repetition_penalty)
         if temperature == 0.0:
             new = int(logits.argmax())
@@ -100,7 +103,7 @@ def generate(
 
 
 def take_while(ids: Iterable[int], go_on: Callable[[], bool]) -> list[int]:
-    """The ids as they come, up to and with the first after which go_on() is false."""
+    """The ids up to and including the first after which go_on() is false."""
     taken = []
     for each in ids:
         taken.append(each)

@@ -1,4 +1,4 @@
-"""Keeps the keys and values of the tokens seen so far, so that each new token costs one position's work."""
+"""The KV cache: keys and values of past tokens, so that a new token costs one position of work."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from llamita.config import ModelConfig
 
 
 class KVCache:
-    """Room for `capacity_tokens` positions of every layer.
+    """Keys and values of up to `capacity_tokens` positions, for every layer.
 
-    keys, values: [L, B, K, capacity, S]. num_tokens counts the positions that every layer has; the network advances it
-    once per pass.
+    keys, values: [L, B, K, capacity, S]. num_tokens: positions filled; the network advances it once
+    per pass.
     """
 
     def __init__(
@@ -35,7 +35,8 @@ class KVCache:
         self.num_tokens = 0
 
     def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Store key, value [B, K, T, S] of the next T positions; returns all so far [B, K, past + T, S]."""
+        """Store key, value [B, K, T, S] of the next T positions; returns all of them [B, K, past +
+        T, S]."""
         end = self.num_tokens + key.shape[2]
         assert end <= self.keys.shape[3], (end, self.keys.shape)
         self.keys[layer, :, :, self.num_tokens : end] = key
@@ -43,6 +44,6 @@ class KVCache:
         return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
 
     def causal_mask(self, time: int) -> Tensor:
-        """[T, past + T], True where query t (at position past + t) may look."""
+        """[T, past + T], True where query t (at position past + t) may attend."""
         position = torch.arange(self.num_tokens + time, device=self.keys.device)
         return position[None, :] <= position[self.num_tokens :, None]

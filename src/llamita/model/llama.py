@@ -76,22 +76,20 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, key_size, bias=False)
         self.o_proj = nn.Linear(query_size, config.hidden_size, bias=False)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None, mask: Tensor | None) -> Tensor:
         batch, time, _ = x.shape
         query = rotate(self.q_proj(x).view(batch, time, -1, self.head_dim), cos, sin)  # [B, T, H, S]
         key = rotate(self.k_proj(x).view(batch, time, -1, self.head_dim), cos, sin)  # [B, T, K, S]
         value = self.v_proj(x).view(batch, time, -1, self.head_dim)  # [B, T, K, S]
         query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
-        mask = None
         if cache is not None:
             key, value = cache.append(self.layer, key, value)  # [B, K, past + T, S]
-            mask = cache.causal_mask(time)
         out = F.scaled_dot_product_attention(
             query,
             key,
             value,
             attn_mask=mask,
-            is_causal=cache is None,
+            is_causal=mask is None,
             dropout_p=self.dropout if self.training else 0.0,
             enable_gqa=query.shape[1] != key.shape[1],
         )
@@ -120,8 +118,8 @@ class DecoderLayer(nn.Module):
         self.mlp = SwiGLU(config)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, residual: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None) -> Tensor:
-        residual = residual + self.dropout(self.self_attn(self.input_layernorm(residual), cos, sin, cache))
+    def forward(self, residual: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None, mask: Tensor | None) -> Tensor:
+        residual = residual + self.dropout(self.self_attn(self.input_layernorm(residual), cos, sin, cache, mask))
         return residual + self.dropout(self.mlp(self.post_attention_layernorm(residual)))
 
 
@@ -158,15 +156,20 @@ class Llama(nn.Module):
         """The classifier's matrix [V, D]: the embeddings themselves where they are tied."""
         return self.model.embed_tokens.weight if self.config.tie_word_embeddings else self.lm_head.weight
 
-    def hidden_states(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
-        """ids [B, T] → [B, T, D] after the final norm: what the classifier sees."""
+    def hidden_states(self, ids: Tensor, cache: KVCache | None = None, mask: Tensor | None = None) -> Tensor:
+        """ids [B, T] → [B, T, D] after the final norm: what the classifier sees.
+
+        mask: bool [B, 1, T, past + T], True where a query may attend to a key; default: causal.
+        """
         time = ids.shape[1]
         past = 0 if cache is None else cache.num_tokens
+        if mask is None and cache is not None:
+            mask = cache.causal_mask(time)
         assert past + time <= self.config.max_position_embeddings, (past, time)
         residual = self.model.dropout(self.model.embed_tokens(ids))
         cos, sin = self.cos[past : past + time].to(residual.dtype), self.sin[past : past + time].to(residual.dtype)
         for layer in self.model.layers:
-            residual = layer(residual, cos, sin, cache)
+            residual = layer(residual, cos, sin, cache, mask)
         if cache is not None:
             cache.num_tokens += time
         return self.model.norm(residual)

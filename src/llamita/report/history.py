@@ -1,4 +1,4 @@
-"""Turns a run directory into what can be shown of it: its facts, its numbers as series, its samples, its rollbacks."""
+"""Reads a run directory for the report: settings, series of metrics, samples, rollbacks."""
 
 from __future__ import annotations
 
@@ -11,32 +11,35 @@ from pathlib import Path
 from typing import Any
 
 from llamita.errors import TrainingError
-from llamita.run_directory import METRICS, numbers, read_metrics
+from llamita.run_directory import METRICS, read_metrics, scalars
 
 Points = tuple[list[float], list[float]]  # xs, ys
 
 
 @dataclasses.dataclass(frozen=True)
 class History:
-    """A run. lines: all that still hold, in the order of their steps; abandoned: for each rollback, the lines that it
-    took back; rollbacks: their own lines; summary: empty while the run goes on."""
+    """A run.
+
+    lines: metrics in order of steps, without those that a rollback discarded; discarded: those, a
+    list for each rollback; rollbacks: their own lines; summary: empty until the run ends.
+    """
 
     name: str
     path: Path
     description: dict[str, Any]
     lines: list[dict[str, Any]]
-    abandoned: list[list[dict[str, Any]]]
+    discarded: list[list[dict[str, Any]]]
     rollbacks: list[dict[str, Any]]
     summary: dict[str, Any]
 
     @property
     def config(self) -> dict[str, Any]:
-        """run.json's configuration, every default filled in."""
+        """The configuration, with every default filled in."""
         return dict(self.description["config"])
 
     @property
     def targets(self) -> str:
-        """What its tokens are, in words: tokens, learned tokens, pairs."""
+        """The unit of its token counts: tokens, target tokens or pairs."""
         return str(self.description.get("targets", "tokens"))
 
     @property
@@ -44,27 +47,35 @@ class History:
         return [line for line in self.lines if line["kind"] == "eval"]
 
     def keys(self, kind: str) -> list[str]:
-        """The names of all numbers in the lines of a kind, in the order of their appearance."""
+        """Names of all numbers in the lines of a kind, in order of appearance."""
         return self._keys.get(kind, [])
+
+    def all_keys(self) -> list[str]:
+        """Names of all numbers in training and evaluation lines."""
+        return [*self.keys("train"), *self.keys("eval")]
+
+    def sampled_evaluations(self) -> list[dict[str, Any]]:
+        """Evaluations with a sample, in order of steps."""
+        return [line for line in self.evaluations if isinstance(line.get("sample"), str)]
 
     @functools.cached_property
     def _keys(self) -> dict[str, list[str]]:
         found: dict[str, dict[str, None]] = {}
         for line in self.lines:
-            found.setdefault(line["kind"], {}).update(dict.fromkeys(numbers(line)))
+            found.setdefault(line["kind"], {}).update(dict.fromkeys(scalars(line)))
         return {kind: list(keys) for kind, keys in found.items()}
 
     def series(self, kind: str, key: str, axis: str) -> Points:
-        """The number `key` over `axis` (tokens, seconds or step) in the lines of a kind that have both."""
+        """`key` over `axis` (tokens, seconds or step), from the lines of a kind that have both."""
         return _points(self.lines, kind, key, axis)
 
     def rolled_back(self, kind: str, key: str, axis: str) -> list[Points]:
-        """The same of what was taken back, one piece for each rollback."""
-        pieces = [_points(lines, kind, key, axis) for lines in self.abandoned]
+        """The same for discarded lines, one series for each rollback."""
+        pieces = [_points(lines, kind, key, axis) for lines in self.discarded]
         return [piece for piece in pieces if piece[0]]
 
     def last(self, kind: str, key: str) -> float | None:
-        """The last number `key` of a kind."""
+        """The last number `key` in the lines of a kind."""
         found = (_number(line, key) for line in reversed(self.lines) if line["kind"] == kind)
         return next((value for value in found if value is not None), None)
 
@@ -81,21 +92,21 @@ def _points(lines: Sequence[dict[str, Any]], kind: str, key: str, axis: str) -> 
 
 
 def _number(line: Mapping[str, Any], key: str) -> float | None:
-    """numbers(line).get(key), without the others."""
+    """scalars(line).get(key), faster for keys at the top level."""
     value = line.get(key)
     if value is None and "." in key:
-        value = numbers(line).get(key)
+        value = scalars(line).get(key)
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     return value if is_number else None
 
 
 def read_history(run: Path) -> History:
-    """Read a run directory. Raises TrainingError with one line if it is none, or damaged."""
+    """Read a run directory. Raises TrainingError if it is not one, or damaged."""
     run = Path(run)
     if not (run / "run.json").is_file():
         what = "no such folder" if not run.exists() else "expected a run directory, found no run.json in it"
         inside = (run.parent / "run.json").is_file()
-        hint = f"; give {run.parent}" if inside else "; give what `llamita train` was given as --out"
+        hint = f"; give {run.parent}" if inside else "; give the --out of `llamita train`"
         raise TrainingError(f"cannot report on {run}: {what}{hint}")
     description = _read_object(run / "run.json")
     if not isinstance(description.get("config"), dict):
@@ -109,17 +120,18 @@ def read_history(run: Path) -> History:
     summary = _read_object(run / "summary.json") if (run / "summary.json").is_file() else {}
     steps = [line["step"] for line in lines if line["kind"] != "rollback"]
     if steps and summary.get("steps", 0) < steps[-1]:
-        summary = {}  # of before the run was resumed
-    kept, abandoned, rollbacks = _without_rolled_back(lines)
-    return History(run.resolve().name, run, description, kept, abandoned, rollbacks, summary)
+        summary = {}  # written before the run was resumed
+    kept, discarded, rollbacks = _split_at_rollbacks(lines)
+    return History(run.resolve().name, run, description, kept, discarded, rollbacks, summary)
 
 
-def _without_rolled_back(
+def _split_at_rollbacks(
     lines: Sequence[dict[str, Any]],
 ) -> tuple[list[dict[str, Any]], list[list[dict[str, Any]]], list[dict[str, Any]]]:
-    """The lines that hold, those that each rollback undid, and the rollbacks with their tokens and seconds."""
+    """The lines that count, those that each rollback discarded, and the rollbacks, with tokens and
+    seconds of the line before."""
     kept: list[dict[str, Any]] = []
-    abandoned, rollbacks = [], []
+    discarded, rollbacks = [], []
     for line in lines:
         if line["kind"] != "rollback":
             kept.append(line)
@@ -128,9 +140,9 @@ def _without_rolled_back(
         before: dict[str, Any] = kept[-1] if kept else {}
         place: dict[str, Any] = {key: before[key] for key in ("tokens", "seconds") if key in before}
         rollbacks.append({**place, **line})
-        abandoned.append([other for other in kept if other["step"] > to_step])
+        discarded.append([other for other in kept if other["step"] > to_step])
         kept = [other for other in kept if other["step"] <= to_step]
-    return kept, abandoned, rollbacks
+    return kept, discarded, rollbacks
 
 
 def _read_object(path: Path) -> dict[str, Any]:
@@ -139,17 +151,40 @@ def _read_object(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise TrainingError(f"cannot read {path}: {error.strerror or error}") from error
     except ValueError as error:
-        raise TrainingError(f"cannot read {path}: it is damaged: {error}") from error
+        raise TrainingError(f"cannot read {path}: the file is damaged: {error}") from error
     if not isinstance(values, dict):
-        raise TrainingError(f"cannot read {path}: expected an object, found {type(values).__name__}; it is damaged")
+        found = type(values).__name__
+        raise TrainingError(f"cannot read {path}: expected an object, found {found}; the file is damaged")
     return values
 
 
 def distinct_names(histories: Sequence[History]) -> list[History]:
-    """The runs, each named by as much of its path as tells it from the others."""
+    """The runs, each named by as many trailing folders of its path as make all names different."""
     parts = [history.path.resolve().parts for history in histories]
     depth = 1
     while len({part[-depth:] for part in parts}) < len({part for part in parts}):
         depth += 1
     names = ["/".join(part[-depth:]) for part in parts]
     return [dataclasses.replace(history, name=name) for history, name in zip(histories, names, strict=True)]
+
+
+# ---------------------------------------------------------------- several runs
+
+
+def objective(histories: Sequence[History]) -> str:
+    """The metric that all runs have: bits per byte, else the loss."""
+    return "bpb" if all("bpb" in history.all_keys() for history in histories) else "loss"
+
+
+def objective_unit(key: str, targets: str) -> str:
+    """The unit of an `objective`. targets: History.targets."""
+    if key == "bpb":
+        return "bits per byte"
+    # IPO's loss is a square, not nats
+    return "loss per pair" if targets == "pairs" else "nats per target"
+
+
+def common_targets(histories: Sequence[History]) -> str:
+    """The unit of token counts if all runs have the same, else "targets"."""
+    found = {history.targets for history in histories}
+    return found.pop() if len(found) == 1 else "targets"

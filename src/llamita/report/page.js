@@ -1,4 +1,4 @@
-// Tells the values under the pointer: each polyline with a name, at its point nearest in x. Without this the page is whole.
+// Shows the values of named curves under the pointer. The page is complete without this script.
 "use strict";
 const clock = (s) => {
   const t = Math.max(0, Math.round(s)), h = Math.floor(t / 3600), m = Math.floor(t / 60) % 60, two = (n) => String(n).padStart(2, "0");

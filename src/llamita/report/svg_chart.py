@@ -1,4 +1,4 @@
-"""Turns series of numbers into a chart: an SVG without colors of its own, which follows the page's style."""
+"""Draws line charts as SVG. Colors come from the style sheet of the page around them."""
 
 from __future__ import annotations
 
@@ -9,15 +9,18 @@ from html import escape
 
 from llamita.console import format_count, format_seconds
 
-MAX_POINTS = 700  # of a curve; more cannot be told apart on a screen
+MAX_POINTS = 700  # of a curve; a screen shows no more
 LEFT, RIGHT, TOP, BOTTOM = 58, 14, 14, 40  # margins around the plotting area
 SECOND_STEPS = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 21600, 43200, 86400)
 
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-    """A line through points in the order of their xs. style: classes of the page's style sheet; a curve with a name
-    tells its values under the pointer."""
+    """A line through points, sorted by x.
+
+    style: classes of the style sheet; name: page.js shows the values of named curves under the
+    pointer.
+    """
 
     xs: Sequence[float]
     ys: Sequence[float]
@@ -28,7 +31,7 @@ class Curve:
 
 @dataclasses.dataclass(frozen=True)
 class Note:
-    """A vertical line with a word beside it, at an x."""
+    """A vertical line at an x, with a label."""
 
     x: float
     text: str
@@ -36,7 +39,7 @@ class Note:
 
 @dataclasses.dataclass(frozen=True)
 class Plot:
-    """A chart. x_format and y_format: names of FORMATS; y_limits: what to show of the ys (default: all of them)."""
+    """A chart. x_format and y_format: keys of FORMATS; y_limits: visible range, default all."""
 
     title: str
     curves: Sequence[Curve]
@@ -68,7 +71,7 @@ FORMATS: dict[str, Callable[[float], str]] = {
 
 
 class _Scale:
-    """Maps values onto pixels, linearly or by their logarithm."""
+    """Maps values to pixels, linearly or logarithmically."""
 
     def __init__(self, low: float, high: float, start: float, end: float, is_log: bool) -> None:
         self.low, self.high, self.start, self.end, self.is_log = low, high, start, end, is_log
@@ -81,15 +84,15 @@ class _Scale:
 
     @property
     def attributes(self) -> str:
-        """What the page's script needs to turn pixels back into values."""
+        """What page.js needs to map pixels back to values."""
         return f"{self.low!r} {self.high!r} {self.start} {self.end} {int(self.is_log)}"
 
 
 def draw(plot: Plot) -> str:
-    """The chart as an <svg> element; a sentence if there is nothing to draw."""
+    """The chart as an <svg> element, or a sentence if there is nothing to draw."""
     curves = [curve for curve in plot.curves if len(curve.xs) > 0]
     if not curves:
-        return '<p class="nothing">nothing measured yet</p>'
+        return '<p class="nothing">no values yet</p>'
     is_log = plot.is_log and all(y > 0 for curve in curves for y in curve.ys)
     low, high = plot.y_limits or _limits(curves, is_log, plot.from_zero)
     x_low = min(0.0, min(min(curve.xs) for curve in curves))
@@ -163,7 +166,7 @@ def _curve(curve: Curve, x: _Scale, y: _Scale) -> str:
 
 
 def thin(xs: Sequence[float], ys: Sequence[float]) -> tuple[Sequence[float], Sequence[float]]:
-    """At most MAX_POINTS points, with every peak: of each run of neighbors, the lowest and the highest."""
+    """At most MAX_POINTS points that keep every peak: the lowest and highest of each bucket."""
     if len(xs) <= MAX_POINTS:
         return xs, ys
     buckets, kept = MAX_POINTS // 2 - 1, [0]
@@ -176,7 +179,7 @@ def thin(xs: Sequence[float], ys: Sequence[float]) -> tuple[Sequence[float], Seq
 
 
 def ticks(low: float, high: float, count: int) -> list[float]:
-    """About `count` round values from low to high: 1, 2 or 5 times a power of ten apart."""
+    """About `count` round values from low to high, 1, 2 or 5 times a power of ten apart."""
     rough = (high - low) / count
     power: float = 10.0 ** math.floor(math.log10(rough))
     step = min((power * factor for factor in (1, 2, 5, 10)), key=lambda step: abs(math.log(step / rough)))
@@ -184,7 +187,7 @@ def ticks(low: float, high: float, count: int) -> list[float]:
 
 
 def second_ticks(high: float, count: int) -> list[float]:
-    """About `count` values from 0 to high that read well as h:mm:ss."""
+    """About `count` values from 0 to high that are round as h:mm:ss."""
     fitting = [step for step in SECOND_STEPS if high / step <= count + 1]
     step = fitting[0] if fitting else 86400 * math.ceil(high / 86400 / count)
     if high < 1:
@@ -193,9 +196,9 @@ def second_ticks(high: float, count: int) -> list[float]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Powers of ten from low to high, with 2 and 5 times them where those are few."""
+    """Powers of ten from low to high, with multiples until there are at least three values."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    for factors in ((1,), (1, 2, 5), (1, 2, 3, 4, 5, 6, 7, 8, 9)):
+    for factors in ((1,), (1, 2, 5), (1, 2, 3, 5, 7), (1, 2, 3, 4, 5, 6, 7, 8, 9)):
         found = [factor * 10.0**power for power in decades for factor in factors if low <= factor * 10.0**power <= high]
         if len(found) >= 3:
             return found

@@ -64,21 +64,21 @@ class Grammar:
 
         return run if len(steps) != 1 else steps[0]
 
-    def _step(self, verb: str, rest: str) -> Step:
+    def _step(self, keyword: str, rest: str) -> Step:
         key, _, value = rest.partition(" = ")
-        if verb == "set":
+        if keyword == "set":
             text = compile_text(value)
             return lambda story: story.scope.update({key: text(story)})
-        if verb == "pick":
+        if keyword == "pick":
             return self._pick(rest)
-        if verb == "cast":
+        if keyword == "cast":
             return _cast(key.split(", "), [compile_text(choice) for choice in value.split(" | ")])
-        if verb == "character":
+        if keyword == "character":
             return _character(key, [compile_text(cell) for cell in _cells(value)])
-        if verb == "tell":
+        if keyword == "run":
             rule = compile_text(rest)
             return lambda story: self.rules[rule(story)](story)
-        assert verb == "paragraph", f"grammar: expected a step, found {verb} {rest}"
+        assert keyword == "paragraph", f"grammar: expected a step, found {keyword} {rest}"
         return Story.begin_paragraph
 
     def _pick(self, rest: str) -> Step:

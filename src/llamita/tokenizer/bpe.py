@@ -1,4 +1,4 @@
-"""Text to a byte-level BPE tokenizer: counts words, merges the most frequent pairs until the vocabulary is full."""
+"""Trains a byte-level BPE with the `tokenizers` library, or builds one from learned merges."""
 
 from __future__ import annotations
 
@@ -8,32 +8,36 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from llamita.errors import TokenizerError
+from llamita.tokenizer.byte_level import BYTE_OF_SYMBOL
 from llamita.tokenizer.pre_tokenizers import QWEN2
-from llamita.tokenizer.tokenizer import BYTE_OF_SYMBOL, Tokenizer
+from llamita.tokenizer.tokenizer import Tokenizer
 
-# Ids 0, 1, 2: the border of documents (BOS = EOS), and the two that are reserved for chat.
+# Ids 0, 1, 2: the separator of documents (BOS = EOS), and two reserved for chat.
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 MIN_VOCAB_SIZE = len(SPECIAL_TOKENS) + 256
 MAX_VOCAB_SIZE = 1 << 20
 
 
 class VocabularyTooLarge(TokenizerError):
-    """The text has too few different words for the vocabulary; `supported` is the size that it can fill."""
+    """The text has too few distinct words for the vocabulary; `supported` is the largest possible
+    size."""
 
     def __init__(self, vocab_size: int, supported: int) -> None:
         super().__init__(
             f"cannot learn a vocabulary of {vocab_size:,}: the text supports at most {supported:,} "
-            f"(every merge must occur twice); give --vocab-size {supported} or less, or more text"
+            f"(every merge must occur twice); use --vocab-size {supported} or less, or more text"
         )
         self.supported = supported
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """Learn a byte-level BPE of exactly `vocab_size` tokens: 3 special ones, the 256 bytes, then the merges.
+    """Learn a byte-level BPE of exactly `vocab_size` tokens: 3 special ones, the 256 bytes, then
+    the merges.
 
-    Words are cut by the `qwen2` pattern; nothing is normalized, so bytes in are bytes out. The result depends on the
-    text alone (not on its order, nor on threads). Raises TokenizerError where the size is out of range,
-    VocabularyTooLarge where the text cannot fill it; what `texts` raises passes through.
+    Words are split by the `qwen2` pattern. Nothing is normalized, so decoding restores the bytes.
+    The result depends only on the text, not on its order or on threads. Raises TokenizerError if
+    the size is out of range, VocabularyTooLarge if the text cannot fill it, and what `texts`
+    raises.
     """
     check_vocab_size(vocab_size)
     backend = _backend(models.BPE())
@@ -49,10 +53,11 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 
 
 def bpe_from_merges(merges: Sequence[Sequence[int]], vocab_size: int) -> Tokenizer:
-    """The tokenizer of `train_bpe` from merges that were learned elsewhere: (left, right, product) each, where 0 to
-    255 are the bytes in the order of GPT-2's alphabet and the others follow as merges first make them.
+    """The tokenizer of `train_bpe` from merges learned elsewhere.
 
-    Raises VocabularyTooLarge where they do not make vocab_size tokens.
+    merges: (left, right, product). Ids 0 to 255 are the bytes in the order of GPT-2's alphabet; the
+    others follow in the order in which merges first produce them. Raises VocabularyTooLarge if
+    there are fewer than vocab_size tokens.
     """
     pieces = sorted(BYTE_OF_SYMBOL)
     pairs: dict[tuple[str, str], None] = {}
@@ -76,7 +81,7 @@ def check_vocab_size(vocab_size: int) -> None:
 
 
 def _backend(model: models.BPE) -> tokenizers.Tokenizer:
-    """Cut by the `qwen2` pattern, then bytes as GPT-2 writes them."""
+    """Splits by the `qwen2` pattern, then writes bytes in GPT-2's alphabet."""
     backend = tokenizers.Tokenizer(model)
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -91,8 +96,8 @@ def _backend(model: models.BPE) -> tokenizers.Tokenizer:
 def _finish(backend: tokenizers.Tokenizer, vocab_size: int) -> Tokenizer:
     if backend.get_vocab_size() < vocab_size:
         raise VocabularyTooLarge(vocab_size, backend.get_vocab_size())
-    border = SPECIAL_TOKENS[0]
+    separator = SPECIAL_TOKENS[0]
     backend.post_processor = processors.TemplateProcessing(
-        single=f"{border} $A", pair=f"{border} $A {border} $B:1", special_tokens=[(border, 0)]
+        single=f"{separator} $A", pair=f"{separator} $A {separator} $B:1", special_tokens=[(separator, 0)]
     )
     return Tokenizer(backend, bos_id=0, eos_id=0, where="the new tokenizer")

@@ -1,4 +1,4 @@
-"""Texts to a byte-level BPE tokenizer: the engine counts their words and merges; the result is `train_bpe`'s."""
+"""Trains a byte-level BPE with the engine; the result is the same as `train_bpe`'s."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from llamita.tokenizer.bpe import SPECIAL_TOKENS, bpe_from_merges, check_vocab_s
 
 
 class EngineBpeTrainer:
-    """Words counted and merged by the engine: about ten times as fast as by the `tokenizers` library.
+    """Counts and merges words in the engine, about ten times as fast as the `tokenizers` library.
 
-    Memory: that of the different words, and 16 bytes or so for each of their bytes while pairs are merged. Raises
-    EngineError where there is no engine, and what `blocks` raises.
+    Memory: the distinct words, plus about 16 bytes for each of their bytes during merging. Raises
+    EngineError if there is no engine, and what `blocks` raises.
     """
 
     def __init__(self, blocks: Iterable[Sequence[bytes]]) -> None:
-        """blocks: texts, UTF-8, best some thousands at a time."""
-        self._learner = BpeTrainer()
+        """blocks: UTF-8 texts, ideally thousands per block."""
+        self._trainer = BpeTrainer()
         for texts in blocks:
-            self._learner.add(b"".join(texts), np.cumsum([len(text) for text in texts], dtype=np.uint64))
+            self._trainer.add(b"".join(texts), np.cumsum([len(text) for text in texts], dtype=np.uint64))
 
     def tokenizer(self, vocab_size: int) -> Tokenizer:
-        """Learn so many tokens. Raises TokenizerError, VocabularyTooLarge."""
+        """Learn vocab_size tokens. Raises TokenizerError, VocabularyTooLarge."""
         check_vocab_size(vocab_size)
-        merges = self._learner.merge(vocab_size - len(SPECIAL_TOKENS), least_count=2)
+        merges = self._trainer.merge(vocab_size - len(SPECIAL_TOKENS), least_count=2)
         return bpe_from_merges(merges.tolist(), vocab_size)

@@ -1,4 +1,4 @@
-"""The pieces and merges of a byte-level BPE to the tokenizer.json that encodes as its own runtime does."""
+"""Byte-level BPE: GPT-2's byte alphabet, and the tokenizer.json for given pieces and merges."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ def byte_level_json(
     added: Mapping[str, tuple[int, bool]],
     bos: str | None,
 ) -> dict[str, Any]:
-    """vocab: pieces in GPT-2's byte alphabet. merges: [left, right], best first. split: GGUF's name of the regular
-    expression. added: tokens that are found in a text before it is cut, each with its id and whether it is a control
-    token. bos: the added token that Hugging Face's own encoding of a prompt starts with."""
+    """The content of a tokenizer.json.
+
+    vocab: pieces in GPT-2's byte alphabet. merges: [left, right], best first. split: GGUF's name of
+    the regular expression. added: tokens matched before the text is split, each with its id and
+    whether it is a control token. bos: the added token that Hugging Face prepends to a prompt."""
     return {
         "version": "1.0",
         "truncation": None,
@@ -41,7 +43,7 @@ def byte_level_json(
             "end_of_word_suffix": None,
             "fuse_unk": False,
             "byte_fallback": False,
-            "ignore_merges": split == "llama-bpe",  # a whole word that is a token is taken as it is
+            "ignore_merges": split == "llama-bpe",  # a word that is a token is not merged
             "vocab": dict(vocab),
             "merges": [list(merge) for merge in merges],
         },
@@ -49,7 +51,7 @@ def byte_level_json(
 
 
 def bos_template(bos: str, bos_id: int) -> dict[str, Any]:
-    """Hugging Face's own encoding of a prompt starts with BOS, as the model's training data does."""
+    """The post_processor that prepends BOS to a prompt, as in the model's training data."""
 
     def special(part: int) -> dict[str, Any]:
         return {"SpecialToken": {"id": bos, "type_id": part}}
@@ -63,3 +65,16 @@ def bos_template(bos: str, bos_id: int) -> dict[str, Any]:
         "pair": [special(0), text("A", 0), special(1), text("B", 1)],
         "special_tokens": {bos: {"id": bos, "ids": [bos_id], "tokens": [bos]}},
     }
+
+
+def _byte_symbols() -> dict[str, int]:
+    """GPT-2's alphabet: printable bytes map to themselves, the others to U+0100 onward
+    (encoder.py)."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    symbols = {chr(byte): byte for byte in printable}
+    others = [byte for byte in range(256) if byte not in printable]
+    symbols.update({chr(256 + i): byte for i, byte in enumerate(others)})
+    return symbols
+
+
+BYTE_OF_SYMBOL = _byte_symbols()

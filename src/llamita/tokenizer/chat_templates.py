@@ -1,21 +1,24 @@
-"""The chat templates of the usual families, as Jinja, by name: a list of messages to the text that a model expects.
+"""Jinja chat templates of common model families, by name.
 
-The variables are transformers': messages (role, content), bos_token, eos_token, add_generation_prompt, and the function
-raise_exception. They are ours, written from the formats' descriptions; tests hold their text to the published ones.
+The variables are transformers': messages (role, content), bos_token, eos_token,
+add_generation_prompt, and the function raise_exception. The templates are our own, written from
+descriptions of the formats; tests compare their output with the published ones.
 """
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from llamita.atomic import atomic_write_bytes
 from llamita.errors import ConfigError, TokenizerError
+from llamita.json_file import read_json_object
 
 NO_TEMPLATE: Final = "none"
 
-# Llama 2 and Code Llama: the system prompt stands inside the first user's turn; user and assistant alternate.
+# Llama 2 and Code Llama: the system prompt is part of the first user turn; user and assistant
+# alternate.
 _LLAMA2 = """\
 {%- if messages and messages[0]['role'] == 'system' -%}
   {%- set system = '<<SYS>>\\n' + messages[0]['content'] + '\\n<</SYS>>\\n\\n' -%}
@@ -66,8 +69,8 @@ _ZEPHYR = """\
 
 CHAT_TEMPLATES: Final[dict[str, str]] = {"llama2": _LLAMA2, "llama3": _LLAMA3, "chatml": _CHATML, "zephyr": _ZEPHYR}
 
-# Tokens without which a template is just text to the model.
-_MARKS: Final = {"llama3": "<|start_header_id|>", "chatml": "<|im_start|>"}
+# Tokens that the vocabulary must have, because they would be plain text otherwise.
+_REQUIRED_TOKENS: Final = {"llama3": "<|start_header_id|>", "chatml": "<|im_start|>"}
 
 
 def check_template_name(name: str | None) -> None:
@@ -78,17 +81,18 @@ def check_template_name(name: str | None) -> None:
 
 
 def check_template_fits(name: str, pieces: list[str], where: str) -> None:
-    """Raise TokenizerError if the template's marks are no tokens of this vocabulary."""
-    mark = _MARKS.get(name)
-    if mark is not None and mark not in pieces:
-        raise TokenizerError(f"cannot use chat template {name} with tokenizer {where}: {mark} is no token of it")
+    """Raise TokenizerError if the vocabulary lacks a token that the template requires."""
+    token = _REQUIRED_TOKENS.get(name)
+    if token is not None and token not in pieces:
+        raise TokenizerError(f"cannot use chat template {name} with tokenizer {where}: it has no token {token}")
 
 
 def replace_chat_template(folder: Path, name: str) -> None:
-    """Make the template of this name (or none) that of the tokenizer's files in a folder. Raises TokenizerError."""
+    """Set the chat template of the tokenizer in a folder; "none" removes it. Raises
+    TokenizerError."""
     (folder / "chat_template.jinja").unlink(missing_ok=True)
     path = folder / "tokenizer_config.json"
-    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    config = read_json_object(path, TokenizerError) if path.is_file() else {}
     config.pop("chat_template", None)
     if name != NO_TEMPLATE:
         config["chat_template"] = CHAT_TEMPLATES[name]

@@ -1,4 +1,4 @@
-"""Text to token ids and back, whatever file the tokenizer came from: one class over the `tokenizers` library."""
+"""The Tokenizer class: text to token ids and back, over the `tokenizers` library."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ import tokenizers
 
 from llamita.atomic import atomic_write_bytes
 from llamita.errors import TokenizerError
+from llamita.tokenizer.byte_level import BYTE_OF_SYMBOL
 from llamita.tokenizer.pre_tokenizers import LLAMA_BPE_NAME, split_name
-from llamita.tokenizer.sentencepiece_model import (
+from llamita.tokenizer.sentencepiece import (
     BYTE,
     CONTROL,
     NORMAL,
@@ -27,19 +28,20 @@ from llamita.tokenizer.sentencepiece_model import (
     PieceTable,
 )
 
-# Control tokens that end a text or a turn wherever they occur (llama.cpp holds the same to be end-of-generation).
+# Control tokens that end a text or a turn (llama.cpp's end-of-generation tokens).
 _END_TOKENS = frozenset(
     ("<|endoftext|>", "<|end_of_text|>", "</s>", "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<end_of_turn>")
 )
-# Bytes that a byte-level vocabulary must have. Published ones (SmolLM2's) lack some control characters and the first
-# bytes of planes where nothing is written (0xF1, 0xF2, 0xF4); 0xC0, 0xC1 and 0xF5 to 0xFF are in no UTF-8 text.
+# Bytes that a byte-level vocabulary must have. Published ones (SmolLM2's) lack some control
+# characters and the lead bytes of unused planes (0xF1, 0xF2, 0xF4); 0xC0, 0xC1 and 0xF5 to 0xFF do
+# not occur in UTF-8.
 _BYTES_OF_TEXT = frozenset((9, 10, 13, *range(32, 127), *range(0x80, 0xC0), *range(0xC2, 0xF1)))
 _UNKNOWN_TEXT = " \u2047 "  # SentencePiece's default unk_surface
 
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """The file that a SentencePiece tokenizer was read from; it is kept beside tokenizer.json, scores and all."""
+    """The file of a SentencePiece tokenizer, saved next to tokenizer.json for its scores."""
 
     name: str  # "tokenizer.model" or "tokenizer.bin"
     data: bytes
@@ -47,7 +49,8 @@ class Origin:
 
 
 class Tokenizer:
-    """A BPE tokenizer of a kind that Llama runtimes know: "gpt2" (byte level) or "llama" (SentencePiece)."""
+    """A BPE tokenizer that Llama runtimes support: "gpt2" (byte level) or "llama"
+    (SentencePiece)."""
 
     def __init__(
         self,
@@ -82,8 +85,8 @@ class Tokenizer:
     # ---- text and ids
 
     def encode(self, text: str, *, parse_special: bool = False) -> list[int]:
-        """The ids of `text`; no BOS or EOS is added, and control tokens written out in it are ordinary text
-        unless `parse_special`."""
+        """The ids of `text`, without BOS or EOS. Control tokens spelled in it are plain text unless
+        `parse_special`."""
         self._backend.encode_special_tokens = not parse_special
         ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
         return ids
@@ -94,7 +97,7 @@ class Tokenizer:
         return [each.ids for each in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def decode(self, ids: Sequence[int]) -> bytes:
-        """The bytes of the ids: control tokens add none; a SentencePiece text loses its added first space."""
+        """The bytes of the ids, without control tokens and SentencePiece's prepended space."""
         parts = []
         at_start = True
         for token_id in ids:
@@ -108,31 +111,45 @@ class Tokenizer:
         return b"".join(parts)
 
     def byte_lengths(self) -> list[int]:
-        """How many bytes each id adds to a text that has begun."""
+        """Bytes that each id adds after the start of a text."""
         return [len(part) for part in self._token_bytes]
 
     def adds_first_space(self) -> list[bool]:
-        """By id: whether a text that begins with it gets a first space that is not of the text."""
+        """By id: whether a text that starts with it starts with the prepended space."""
         return [self.add_space_prefix and part.startswith(b" ") for part in self._token_bytes]
 
-    # ---- the tables that model files want
+    # ---- tables for model files
 
     def pieces(self) -> list[str]:
-        """Every token by id, as GGUF writes them: GPT-2's byte alphabet, or U+2581 for a space."""
+        """Every token by id as in GGUF: in GPT-2's byte alphabet, or with U+2581 for a space."""
         return list(self._pieces)
 
     def types(self) -> list[int]:
-        """Every token's type by id, GGUF's: 1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte."""
+        """Every token's GGUF type by id: 1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused,
+        6 byte."""
         return list(self._types)
 
+    def padded_pieces(self, vocab_size: int) -> tuple[list[str], list[int]]:
+        """Pieces and types for an embedding of vocab_size rows; extra rows are unused [PADn].
+
+        Raises TokenizerError if the tokenizer has more than vocab_size tokens.
+        """
+        if self.vocab_size > vocab_size:
+            raise TokenizerError(
+                f"cannot export: the tokenizer has {self.vocab_size} tokens, the model {vocab_size}; "
+                "they do not belong together"
+            )
+        padding = [f"[PAD{i}]" for i in range(self.vocab_size, vocab_size)]
+        return self._pieces + padding, self._types + [UNUSED] * len(padding)
+
     def merges(self) -> list[str]:
-        """ "left right" of every merge, best first."""
+        """Every merge as "left right", best first."""
         return [" ".join(merge) for merge in self._merge_pairs]
 
     def scores(self) -> list[float] | None:
         """A SentencePiece tokenizer's scores by id; None for byte level.
 
-        Where the file they came from is not at hand they are made from the merges' ranks, which encodes alike.
+        Without the original file they are derived from merge ranks, with the same encoding.
         """
         if self.kind == "gpt2":
             return None
@@ -145,8 +162,8 @@ class Tokenizer:
             piece = left + right
             if piece in rank and piece != last:
                 raise TokenizerError(
-                    f"cannot give {self._where} scores: its merges into {piece!r} stand apart, as SentencePiece's "
-                    "never do; bring its tokenizer.model"
+                    f"cannot give {self._where} scores: its merges into {piece!r} are not adjacent, unlike "
+                    "SentencePiece's; provide its tokenizer.model"
                 )
             rank.setdefault(piece, len(rank))
             last = piece
@@ -161,19 +178,19 @@ class Tokenizer:
 
     @functools.cached_property
     def missing_bytes(self) -> tuple[int, ...]:
-        """Bytes that a byte-level vocabulary has no token for: a text that has them loses them, in every runtime."""
+        """Bytes without a token in a byte-level vocabulary: every runtime drops them from text."""
         if self.kind != "gpt2":
             return ()
         return tuple(sorted(byte for symbol, byte in BYTE_OF_SYMBOL.items() if symbol not in self._model["vocab"]))
 
     @property
     def unknown_id(self) -> int | None:
-        """The id that stands for what cannot be encoded (SentencePiece only)."""
+        """The id of the unknown token (SentencePiece only)."""
         return self._types.index(UNKNOWN) if UNKNOWN in self._types else None
 
     @functools.cached_property
     def add_space_prefix(self) -> bool:
-        """True if text gets a leading space before it is encoded (SentencePiece's add_dummy_prefix)."""
+        """Whether a space is prepended to text (SentencePiece's add_dummy_prefix)."""
         if self._origin is not None:
             return self._origin.table.add_space_prefix
         steps = _steps(self._sections["normalizer"], "normalizers")
@@ -184,44 +201,46 @@ class Tokenizer:
 
     @property
     def remove_extra_whitespaces(self) -> bool:
-        """True if leading, trailing and repeated spaces are dropped before encoding (a SentencePiece setting)."""
+        """Whether leading, trailing and repeated spaces are dropped before encoding (a
+        SentencePiece setting)."""
         steps = _steps(self._sections["normalizer"], "normalizers")
         return any(step["type"] == "Replace" and step["pattern"] == {"Regex": " {2,}"} for step in steps)
 
     @functools.cached_property
     def engine_obstacle(self) -> str | None:
-        """What this tokenizer does to a text that the engine's tokenizers do not, in one line; None: nothing."""
+        """Why the engine cannot reproduce this tokenizer, in one line; None if it can."""
         if self.missing_bytes:
-            return f"{len(self.missing_bytes)} bytes have no token: the tokenizers library drops them from a text"
-        prepares = _steps(self._sections["normalizer"], "normalizers")
+            return f"{len(self.missing_bytes)} bytes have no token, and the tokenizers library drops them"
+        normalizers = _steps(self._sections["normalizer"], "normalizers")
         if self.kind == "gpt2":
-            if prepares:
-                return f"it prepares text ({prepares[0]['type']})"
+            if normalizers:
+                return f"it normalizes text ({normalizers[0]['type']})"
             if self.split is None:
-                return "its regular expression is none that the engine knows (qwen2, llama-bpe, gpt-2, smollm)"
+                return "the engine does not have its regular expression (it has qwen2, llama-bpe, gpt-2, smollm)"
             if bool(self._model.get("ignore_merges")) != (self.split == LLAMA_BPE_NAME):
-                return "it takes whole words where the engine merges, or merges where the engine takes whole words"
+                return "it and the engine differ in whether whole words that are tokens are merged"
         else:
-            replaced = [step["pattern"] for step in prepares if step["type"] == "Replace"]
+            replaced = [step["pattern"] for step in normalizers if step["type"] == "Replace"]
             known: list[dict[str, str]] = [{"String": " "}]
             known += [{"Regex": OUTER_SPACES}, {"Regex": " {2,}"}] if self.remove_extra_whitespaces else []
-            foreign = any(step["type"] not in ("Prepend", "Replace") for step in prepares)
+            foreign = any(step["type"] not in ("Prepend", "Replace") for step in normalizers)
             if (
                 foreign
                 or any(pattern not in replaced for pattern in known[1:])
                 or any(p not in known for p in replaced)
             ):
-                return "it prepares text in a way of its own"
+                return "it normalizes text in an unsupported way"
         if any(self._model.get(key) for key in ("continuing_subword_prefix", "end_of_word_suffix")):
             return "its pieces have prefixes or suffixes"
         for token in self._sections["added_tokens"]:
             if not token["special"] and (token["lstrip"] or token["rstrip"] or token["single_word"]):
-                return f"its token {token['content']!r} takes the spaces around it, or stands alone"
+                return f"its token {token['content']!r} strips the spaces around it, or matches only single words"
         return None
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """sha256 (hex) of everything that decides ids: pieces, types, merges, text preparation, BOS and EOS."""
+        """sha256 (hex) of what determines ids: pieces, types, merges, normalization, BOS and
+        EOS."""
         content = {
             "kind": self.kind,
             "split": self.split or self._sections["pre_tokenizer"],
@@ -238,15 +257,16 @@ class Tokenizer:
         return self._backend.to_str(pretty=False)
 
     def save(self, directory: Path) -> None:
-        """Write tokenizer.json and tokenizer_config.json, so that transformers' AutoTokenizer loads them; and
-        tokenizer.model (or tokenizer.bin) where that is what this tokenizer came from. Raises OutputError."""
+        """Write tokenizer.json and tokenizer_config.json for transformers' AutoTokenizer, and the
+        tokenizer.model or tokenizer.bin that this tokenizer came from. Raises OutputError."""
         config: dict[str, Any] = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "bos_token": None if self.bos_id is None else self._pieces[self.bos_id],
             "eos_token": None if self.eos_id is None else self._pieces[self.eos_id],
             "unk_token": None if self.unknown_id is None else self._pieces[self.unknown_id],
             "clean_up_tokenization_spaces": False,
-            "model_max_length": 10**30,  # transformers' own word for "no limit"; the model's config.json has it
+            # Transformers' value for "no limit"; the limit is in the model's config.json.
+            "model_max_length": 10**30,
         }
         if self.chat_template is not None:
             config["chat_template"] = self.chat_template
@@ -258,7 +278,7 @@ class Tokenizer:
             atomic_write_bytes(directory / self._origin.name, self._origin.data)
 
     def with_control_tokens(self, tokens: Sequence[str]) -> Tokenizer:
-        """The same tokenizer with these control tokens after its own, in order; texts get the ids they had."""
+        """This tokenizer with these control tokens appended; the ids of texts do not change."""
         backend = tokenizers.Tokenizer.from_str(self.to_json())
         backend.add_special_tokens([tokenizers.AddedToken(token, special=True, normalized=False) for token in tokens])
         found = [backend.token_to_id(token) for token in tokens]
@@ -276,12 +296,12 @@ class Tokenizer:
                 f"cannot use tokenizer {self._where}: a {self._model.get('type')} model; Llama's tokenizers are BPE"
             )
         if self._model.get("dropout"):
-            raise TokenizerError(f"cannot use tokenizer {self._where}: BPE dropout makes its ids random")
-        cuts = [step["type"] for step in _steps(self._sections["pre_tokenizer"], "pretokenizers")]
-        if "ByteLevel" in cuts:
+            raise TokenizerError(f"cannot use tokenizer {self._where}: BPE dropout makes ids random")
+        splits = [step["type"] for step in _steps(self._sections["pre_tokenizer"], "pretokenizers")]
+        if "ByteLevel" in splits:
             return "gpt2"
-        prepares = [step["type"] for step in _steps(self._sections["normalizer"], "normalizers")]
-        if self._model.get("byte_fallback") or "Metaspace" in cuts or "Prepend" in prepares:
+        normalizers = [step["type"] for step in _steps(self._sections["normalizer"], "normalizers")]
+        if self._model.get("byte_fallback") or "Metaspace" in splits or "Prepend" in normalizers:
             return "llama"
         raise TokenizerError(
             f"cannot use tokenizer {self._where}: a BPE that is neither byte level (a ByteLevel pre-tokenizer) nor "
@@ -289,7 +309,7 @@ class Tokenizer:
         )
 
     def _list_pieces(self) -> tuple[list[str], list[int]]:
-        """Pieces and types by id; ids that no token has are filled with unused [PADn], as llama.cpp does."""
+        """Pieces and types by id; ids without a token get unused [PADn], as in llama.cpp."""
         vocabulary: dict[str, int] = self._model["vocab"]
         added = self._sections["added_tokens"]
         size = 1 + max([*vocabulary.values(), *(token["id"] for token in added)], default=-1)
@@ -308,13 +328,13 @@ class Tokenizer:
         return pieces, types
 
     def _check_pieces(self) -> None:
-        """Refuse a tokenizer that would drop characters without a word."""
+        """Refuse a tokenizer that would silently drop characters."""
         if self.kind == "gpt2":
             needed = [byte for byte in self.missing_bytes if byte in _BYTES_OF_TEXT]
             if needed:
                 raise TokenizerError(
-                    f"cannot use tokenizer {self._where}: {len(needed)} of the 256 byte symbols are no tokens "
-                    f"(the first: 0x{needed[0]:02X}), so some text would vanish"
+                    f"cannot use tokenizer {self._where}: {len(needed)} of the 256 bytes have no token "
+                    f"(the first: 0x{needed[0]:02X}), so some text would be lost"
                 )
         elif self._model.get("byte_fallback"):
             if self._types.count(BYTE) != 256:
@@ -328,7 +348,7 @@ class Tokenizer:
             if table.pieces != self._pieces[: len(table.pieces)]:
                 raise TokenizerError(
                     f"cannot use tokenizer {self._where}: its tokenizer.json and its {self._origin.name} have "
-                    "different pieces; remove the wrong one"
+                    "different pieces; delete the wrong one"
                 )
 
     def _checked(self, name: str, token_id: int | None) -> int | None:
@@ -344,7 +364,7 @@ class Tokenizer:
 
     @functools.cached_property
     def _token_bytes(self) -> list[bytes]:
-        """What each id adds to a text."""
+        """The bytes that each id adds to a text."""
         return [self._bytes_of(piece, kind) for piece, kind in zip(self._pieces, self._types, strict=True)]
 
     def _bytes_of(self, piece: str, kind: int) -> bytes:
@@ -362,19 +382,7 @@ class Tokenizer:
 
 
 def _steps(section: dict[str, Any] | None, key: str) -> list[dict[str, Any]]:
-    """The steps of a tokenizer.json section: none, one, or a sequence of them."""
+    """The steps of a section of tokenizer.json: none, one, or a sequence."""
     if section is None:
         return []
     return list(section[key]) if section.get("type") == "Sequence" else [section]
-
-
-def _byte_symbols() -> dict[str, int]:
-    """GPT-2's alphabet: printable bytes stand for themselves, the others follow from U+0100 on (encoder.py)."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    symbols = {chr(byte): byte for byte in printable}
-    others = [byte for byte in range(256) if byte not in printable]
-    symbols.update({chr(256 + i): byte for i, byte in enumerate(others)})
-    return symbols
-
-
-BYTE_OF_SYMBOL = _byte_symbols()

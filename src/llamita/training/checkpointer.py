@@ -1,4 +1,4 @@
-"""Turns the state of a run that goes on into checkpoints: copied between two steps, written while the next ones run."""
+"""Asynchronous checkpoints: copies state between two steps, writes it while training continues."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from torch import Tensor
 from llamita.checkpoint import TrainingState, sharded_state_directory
 from llamita.training.distributed import Ranks, whole
 
-# Writes the weights and the state as a checkpoint, points the links at it, deletes older ones.
+# Writes weights and state as a checkpoint, points the links at it, deletes older checkpoints.
 CheckpointWriter = Callable[[Mapping[str, Tensor], TrainingState], None]
 
 
 class Checkpointer:
-    """Writes one checkpoint at a time, in a thread of the first process. Use it as a context: leaving it waits.
+    """Writes one checkpoint at a time, in a thread of rank 0. A context manager: leaving it waits.
 
-    The copies live in memory of their own that is kept: 12 bytes a weight with AdamW, 8 with Muon, on the first
-    process. Where the network is sharded, its weights are put together there tensor by tensor, and each process writes
-    its own part of the optimizer's state (torch.distributed.checkpoint).
+    The buffers for the copies are kept: 12 bytes per weight with AdamW, 8 with Muon, on rank 0.
+    With FSDP, the full weights are gathered there tensor by tensor, and each rank writes its own
+    shard of the optimizer state (torch.distributed.checkpoint).
     """
 
     def __init__(self, ranks: Ranks, *, sharded: bool) -> None:
         self.ranks = ranks
-        self.stalled_seconds = 0.0  # how long training stood still
-        self.writing_seconds = 0.0  # how long the last checkpoint took, while training went on
+        self.stalled_seconds = 0.0  # how long training waited
+        self.writing_seconds = 0.0  # how long writing the last checkpoint took, in the background
         self._copies: dict[str, Tensor] = {}
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._writing: Future[Any] | None = None
-        # a group of its own: the writers of all processes talk while training does
+        # a separate group, because the writers communicate while training does
         self._group = dist.new_group(backend="gloo") if sharded else None
 
     def __enter__(self) -> Checkpointer:
@@ -54,9 +54,9 @@ class Checkpointer:
         values: dict[str, Any],
         write: CheckpointWriter,
     ) -> None:
-        """Copy everything, and return; `write` follows in the first process. All processes call this together.
+        """Copy everything and return; `write` runs later, in the thread of rank 0.
 
-        Waits for the checkpoint before, whose error it raises.
+        A collective: every rank calls it. Waits for the previous checkpoint, and raises its error.
         """
         start = time.monotonic()
         self.wait()
@@ -65,7 +65,7 @@ class Checkpointer:
             state = TrainingState(values, self._copy("state", optimizer_state))
             shards: Future[Any] | None = None
         else:
-            self.ranks.wait()  # the first process has moved the shards of the checkpoint before
+            self.ranks.wait()  # until rank 0 has moved the shards of the previous checkpoint
             folder = sharded_state_directory(checkpoint)
             state = TrainingState(values, {}, folder)
             shards = _save_shards(optimizer_state, folder, self._group)
@@ -77,12 +77,12 @@ class Checkpointer:
         self.stalled_seconds += time.monotonic() - start
 
     def check(self) -> None:
-        """Raise what went wrong with the last checkpoint, if that is known by now."""
+        """Raise the error of the last checkpoint, if it has failed by now."""
         if self._writing is not None and self._writing.done():
             self.wait()
 
     def wait(self) -> None:
-        """Go on when the last checkpoint is written; raises what went wrong."""
+        """Wait until the last checkpoint is written. Raises its error."""
         writing, self._writing = self._writing, None
         if writing is not None:
             writing.result()
@@ -97,7 +97,7 @@ class Checkpointer:
         self.writing_seconds = time.monotonic() - start
 
     def _copy(self, kind: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Whole tensors in the CPU's memory, by name; on the first process (the others only give their parts)."""
+        """Full tensors in CPU memory, by name, on rank 0; other ranks only contribute shards."""
         copies: dict[str, Tensor] = {}
         for name, part in tensors.items():
             tensor = whole(part.detach())
@@ -112,11 +112,11 @@ class Checkpointer:
 
 
 def _save_shards(tensors: Mapping[str, Tensor], folder: Path, group: dist.ProcessGroup) -> Future[Any]:
-    """Each process's shards into files of its own in the folder, in the background; the tensors are copied first."""
+    """Write this rank's shards to its own files in the background, from a copy of the tensors."""
     from torch.distributed.checkpoint.filesystem import FileSystemWriter
     from torch.distributed.checkpoint.state_dict_saver import async_save
 
-    writer = FileSystemWriter(folder, sync_files=False)  # they are synced with the whole checkpoint
+    writer = FileSystemWriter(folder, sync_files=False)  # synced later, with the whole checkpoint
     future = async_save(dict(tensors), storage_writer=writer, process_group=group)
     assert isinstance(future, Future)
     return future

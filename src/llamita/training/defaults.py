@@ -60,7 +60,7 @@ def fill_defaults(
 
 
 def decay_for(epochs: float) -> float:
-    """Weight decay where a text is read so many times: 0.1 up to three, 0.5 for fifteen (docs/log.md)."""
+    """Weight decay where a text is read so many times: 0.1 up to three, 0.5 for fifteen (docs/experiments.md)."""
     return min(MAX_DECAY, max(MIN_DECAY, epochs / DECAY_EPOCHS))
 
 

@@ -10,7 +10,6 @@ Shape letters: B batch, T time, N targets that count, D the student's hidden, E 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +22,9 @@ from llamita.config import ModelConfig, RunConfig
 from llamita.console import format_count
 from llamita.data.batches import IGNORED
 from llamita.errors import TrainingError
-from llamita.model.kv_cache import KVCache
 from llamita.model.llama import Llama
 from llamita.tokenizer import Tokenizer, load_tokenizer
-from llamita.training.loss import summed_cross_entropy, tokens_per_chunk
+from llamita.training.loss import packed_mask, summed_cross_entropy, tokens_per_chunk
 
 DEFAULT_SHARE, DEFAULT_TEMPERATURE = 0.5, 1.0
 
@@ -92,15 +90,13 @@ class DistillationLoss(nn.Module):
         *,
         share: float = DEFAULT_SHARE,
         temperature: float = DEFAULT_TEMPERATURE,
-        attention: Callable[..., KVCache] | None = None,
         compiled: bool = False,
     ) -> None:
-        """share: a, the teacher's part of the loss. attention: makes, of what a batch has beside inputs and targets,
-        what stands in the cache's place (finetune.loss.ConversationMask of the segments). compiled: the student."""
+        """share: a, the teacher's part of the loss. compiled: compile the student."""
         super().__init__()
         assert model.config.vocab_size == teacher.config.vocab_size and 0.0 <= share <= 1.0 and temperature > 0
         self.model, self.compute = model, compute
-        self.share, self.temperature, self.attention = share, temperature, attention
+        self.share, self.temperature = share, temperature
         # as in SummedLoss: only where there is a gradient to compute
         self._compiled = torch.compile(model.hidden_states, dynamic=False) if compiled else model.hidden_states
         self._teacher = (teacher.requires_grad_(False).eval(),)  # no part of this module: it neither learns nor trains
@@ -114,25 +110,24 @@ class DistillationLoss(nn.Module):
         weights = format_count(self.teacher.config.num_parameters)
         return f"teacher: {weights} weights, {self.share:g} of the loss at temperature {self.temperature:g}"
 
-    def forward(self, inputs: Tensor, targets: Tensor, *more: Tensor) -> Tensor:
+    def forward(self, inputs: Tensor, targets: Tensor, segments: Tensor | None = None) -> Tensor:
+        """segments: see packed_mask; without them attention is causal over the whole row."""
+        mask = None if segments is None else packed_mask(segments)
         with torch.autocast(inputs.device.type, self.compute, enabled=self.compute != torch.float32):
             hidden_states = self._compiled if torch.is_grad_enabled() else self.model.hidden_states
-            hidden = hidden_states(inputs, self._cache(*more))
+            hidden = hidden_states(inputs, mask=mask)
         counts = targets != IGNORED
         weight = self.model.output_weight.to(self.compute)
         hidden = hidden[counts].to(self.compute)
         if not self.training:
             return summed_cross_entropy(hidden, weight, targets[counts])
         with torch.no_grad():
-            teacher_hidden = self.teacher.hidden_states(inputs, self._cache(*more))[counts]
+            teacher_hidden = self.teacher.hidden_states(inputs, mask=mask)[counts]
         total: Tensor = _ChunkedDistillation.apply(  # type: ignore[no-untyped-call]
             hidden, weight, teacher_hidden, self.teacher.output_weight, targets[counts], self.share, self.temperature,
             torch.is_grad_enabled(), weight.requires_grad,
         )  # fmt: skip
         return total
-
-    def _cache(self, *more: Tensor) -> KVCache | None:
-        return None if self.attention is None else self.attention(*more)
 
 
 def load_teacher(
@@ -170,7 +165,6 @@ def distillation_loss(
     context: int,
     compute: torch.dtype,
     *,
-    attention: Callable[..., KVCache] | None = None,
     compiled: bool = False,
 ) -> DistillationLoss:
     """The loss that --teacher, --teacher-weight and --temperature ask for; the teacher is put where the model is, in
@@ -184,6 +178,5 @@ def distillation_loss(
         compute,
         share=DEFAULT_SHARE if config.teacher_weight is None else config.teacher_weight,
         temperature=DEFAULT_TEMPERATURE if config.temperature is None else config.temperature,
-        attention=attention,
         compiled=compiled,
     )

@@ -68,6 +68,17 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return hidden_gradient * outputs[0], of_weight, None, None, None
 
 
+def packed_mask(segments: Tensor) -> Tensor:
+    """segments [B, T], the number of each position's document in its row → bool [B, 1, T, T]: True where query t may
+    attend to key s, which is if s ≤ t and both belong to the same document.
+
+    RoPE depends on distances only, so a document in a packed row is computed as if it stood alone from position 0.
+    """
+    time = segments.shape[1]
+    causal = torch.ones(time, time, dtype=torch.bool, device=segments.device).tril()
+    return (segments[:, None, :, None] == segments[:, None, None, :]) & causal
+
+
 def summed_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """Σ nats over the targets that count: hidden [N, D], weight [V, D] of one type, targets [N] → float32 scalar.
 

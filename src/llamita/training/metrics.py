@@ -1,7 +1,8 @@
-"""metrics.jsonl, and the trackers that draw its lines: tensorboard, wandb, trackio.
+"""Writes metrics.jsonl, and sends its lines to tensorboard, wandb or trackio.
 
-Names in trackers are kind and key of a line: train/loss, train/bpb, train/lr, train/grad_norm, train/tok_s, train/mfu,
-val/loss, val/bpb. The x axis is the step; tokens and seconds are logged too. A failing tracker never stops training.
+A metric is named by kind and key of its line: train/loss, train/bpb, train/lr, train/grad_norm,
+train/tok_s, train/mfu, val/loss, val/bpb. The x axis is the step; tokens and seconds are logged
+too. A failing tracker never stops training.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from typing import Any, Protocol
 
 from llamita.atomic import atomic_write_bytes
 from llamita.errors import ConfigError, OutputError, TrainingError
-from llamita.run_directory import METRICS, numbers, read_metrics
+from llamita.run_directory import METRICS, read_metrics, scalars
 
 Line = Mapping[str, Any]
 
-TRACKING = "tracking.json"  # in the run directory: by which name the trackers know the run, and which of them do
+TRACKING = "tracking.json"  # in the run directory: the id of the run in trackers, and their names
 PROJECT = "llamita"
 AXES = ("step", "tokens", "seconds")
 PREFIXES = {"eval": "val"}
@@ -31,29 +32,29 @@ SHORT_NAMES = {"learning_rate": "lr", "gradient_norm": "grad_norm", "tokens_per_
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Raise ConfigError if the package of one of --track's names is not installed."""
+    """Raise ConfigError if a tracker's package is not installed."""
     for name in names:
         if name not in sys.modules and importlib.util.find_spec(name) is None:
-            raise ConfigError(f"cannot track with {name}: it is not installed; pip install {name}")
+            raise ConfigError(f"cannot track with {name}: the package is not installed; run pip install {name}")
 
 
-class MetricLogger(Protocol):
-    """One tracker. Any exception of its methods ends it, and nothing else."""
+class Tracker(Protocol):
+    """Where metrics are sent. If a method raises, the tracker is dropped and training continues."""
 
     def write(
         self, step: int, axes: Mapping[str, float], values: Mapping[str, float], texts: Mapping[str, str]
     ) -> None:
-        """The numbers and texts of a line, by their names."""
+        """Log the numbers and texts of a line, by name."""
 
     def go_back(self, step: int) -> None:
-        """Training went back to this step: what came after it no longer holds."""
+        """Training rolled back to this step: later lines are discarded."""
 
     def close(self) -> None:
-        """All lines have been written."""
+        """Finish: no more lines follow."""
 
 
 class TensorBoard:
-    """RUN/tensorboard. Steps that a resumed run computes again replace those of before."""
+    """Writes RUN/tensorboard. Steps that a resumed run computes again replace the earlier ones."""
 
     def __init__(self, run: Path, identity: str, config: Mapping[str, Any], kept_step: int | None) -> None:
         self.folder = str(run / "tensorboard")
@@ -105,7 +106,7 @@ class Wandb:
         self.run.log({**axes, **values, **texts})
 
     def go_back(self, step: int) -> None:
-        """What was drawn stays; the line goes on from the earlier step."""
+        """Cannot delete: the curve continues from the earlier step."""
 
     def close(self) -> None:
         self.run.finish()
@@ -126,14 +127,14 @@ class Trackio:
         self.trackio.log({**axes, **values, **texts}, step=step)
 
     def go_back(self, step: int) -> None:
-        """What was drawn stays; the line goes on from the earlier step."""
+        """Cannot delete: the curve continues from the earlier step."""
 
     def close(self) -> None:
         with contextlib.redirect_stdout(sys.stderr):
             self.trackio.finish()
 
 
-LOGGERS: dict[str, Callable[[Path, str, Mapping[str, Any], int | None], MetricLogger]] = {
+TRACKERS: dict[str, Callable[[Path, str, Mapping[str, Any], int | None], Tracker]] = {
     "tensorboard": TensorBoard,
     "wandb": Wandb,
     "trackio": Trackio,
@@ -141,77 +142,77 @@ LOGGERS: dict[str, Callable[[Path, str, Mapping[str, Any], int | None], MetricLo
 
 
 class Trackers:
-    """The trackers of a run. One that fails is named once, and done without."""
+    """The trackers of a run. One that fails is reported once and dropped."""
 
     def __init__(
         self, names: Sequence[str], run: Path, kept: Sequence[Line], cut: Sequence[Line], say: Callable[[str], None]
     ) -> None:
-        """kept: lines that the run goes on from; cut: later ones, which it will compute again (it was killed)."""
+        """kept: lines before the checkpoint to resume from; cut: later ones, computed again now."""
         self.say = say
-        self.loggers: dict[str, MetricLogger] = {}
+        self.trackers: dict[str, Tracker] = {}
         known = _read_known(run)
         identity = known.get("id") or uuid.uuid4().hex[:12]
-        before = [name for name in known.get("trackers", []) if name in LOGGERS]
+        before = [name for name in known.get("trackers", []) if name in TRACKERS]
         config = _read_config(run)
         self.sent: dict[str, set[tuple[str, int]]] = {}  # lines that must not be sent again
         last = max((line["step"] for line in kept), default=0)
         for name in dict.fromkeys(names):
             with self._guard(name):
-                logger = LOGGERS[name](run, identity, config, last if name in before else None)
-                self.loggers[name] = logger
+                tracker = TRACKERS[name](run, identity, config, last if name in before else None)
+                self.trackers[name] = tracker
                 has_them = name in before and name != "tensorboard"
                 self.sent[name] = {(line["kind"], line["step"]) for line in cut} if has_them else set()
-        for name in [name for name in self.loggers if name not in before]:
-            for line in kept:  # it comes late: it gets what was before
+        for name in [name for name in self.trackers if name not in before]:
+            for line in kept:  # a tracker added on --resume gets the whole history
                 self._write_to(name, line)
-        trackers = [*before, *(name for name in self.loggers if name not in before)]
+        trackers = [*before, *(name for name in self.trackers if name not in before)]
         text = json.dumps({"id": identity, "trackers": trackers})
         atomic_write_bytes(run / TRACKING, f"{text}\n".encode())
 
     def write(self, line: Line) -> None:
-        """Hand on a line of metrics.jsonl."""
-        for name in list(self.loggers):
+        """Send a line of metrics.jsonl to every tracker."""
+        for name in list(self.trackers):
             if (line["kind"], line["step"]) not in self.sent[name]:
                 self._write_to(name, line)
 
     def _write_to(self, name: str, line: Line) -> None:
-        logger = self.loggers.get(name)
-        if logger is None:
+        tracker = self.trackers.get(name)
+        if tracker is None:
             return
         prefix = PREFIXES.get(line["kind"], line["kind"])
         axes = {key: line[key] for key in AXES if key in line}
         values = {
-            f"{prefix}/{SHORT_NAMES.get(key, key)}": value for key, value in numbers(line).items() if key not in AXES
+            f"{prefix}/{SHORT_NAMES.get(key, key)}": value for key, value in scalars(line).items() if key not in AXES
         }
         texts = {f"{prefix}/{key}": value for key, value in line.items() if isinstance(value, str) and key != "kind"}
         with self._guard(name):
-            logger.write(line["step"], axes, values, texts)
+            tracker.write(line["step"], axes, values, texts)
             if line["kind"] == "rollback":
-                logger.go_back(line["to_step"])
+                tracker.go_back(line["to_step"])
 
     def close(self) -> None:
-        """Let each finish its sending."""
-        for name in list(self.loggers):
+        """Wait until each has sent everything."""
+        for name in list(self.trackers):
             with self._guard(name):
-                self.loggers[name].close()
-        self.loggers.clear()
+                self.trackers[name].close()
+        self.trackers.clear()
 
     @contextlib.contextmanager
     def _guard(self, name: str) -> Any:
-        """Around whatever a tracker does: what it raises is told in one line, and the tracker dropped."""
+        """Report an exception of a tracker in one line, and drop the tracker."""
         try:
             yield
         except Exception as error:
-            self.loggers.pop(name, None)
+            self.trackers.pop(name, None)
             what = " ".join(str(error).split()) or type(error).__name__
-            self.say(f"{name} failed, training goes on without it: {what[:200]}")
+            self.say(f"{name} failed, training continues without it: {what[:200]}")
 
 
 def _read_known(run: Path) -> dict[str, Any]:
     try:
         known = json.loads((run / TRACKING).read_bytes())
     except (OSError, ValueError):
-        return {}  # new, or damaged: then the trackers get a new run
+        return {}  # new, or damaged: start a new run in the trackers
     return known if isinstance(known, dict) else {}
 
 
@@ -223,14 +224,18 @@ def _read_config(run: Path) -> dict[str, Any]:
 
 
 class MetricsLog:
-    """Appends to a run's metrics.jsonl, and tells the trackers; `num_bytes` is what a checkpoint remembers."""
+    """Appends lines to metrics.jsonl and sends them to trackers.
+
+    A checkpoint records `num_bytes`: a resumed run cuts the file there.
+    """
 
     def __init__(
         self, run: Path, num_bytes: int = 0, track: Sequence[str] = (), say: Callable[[str], None] | None = None
     ) -> None:
-        """track: --track's names; say: takes what a tracker's failure is told with, once.
+        """track: names of trackers; say: called with a message when a tracker fails.
 
-        Raises OutputError if it cannot be written, TrainingError if it is shorter than the checkpoint remembers.
+        Raises OutputError if the file cannot be written, TrainingError if it is shorter than the
+        checkpoint recorded.
         """
         self.path = Path(run) / METRICS
         try:
@@ -238,7 +243,7 @@ class MetricsLog:
             found = self.path.stat().st_size
             if found < num_bytes:
                 raise TrainingError(
-                    f"cannot resume: {self.path}: expected at least {num_bytes} bytes, found {found}; put the file back"
+                    f"cannot resume: {self.path}: expected at least {num_bytes} bytes, found {found}; restore the file"
                 )
             lines = read_metrics(run) if track else []
             os.truncate(self.path, num_bytes)
@@ -251,7 +256,7 @@ class MetricsLog:
             self.trackers = Trackers(track, Path(run), kept, lines[len(kept) :], say or (lambda text: None))
 
     def append(self, values: Mapping[str, Any]) -> None:
-        """One line. Raises OutputError."""
+        """Append a line. Raises OutputError."""
         line = (json.dumps(values, ensure_ascii=False) + "\n").encode()
         try:
             with open(self.path, "ab") as file:
@@ -263,6 +268,6 @@ class MetricsLog:
             self.trackers.write(values)
 
     def close(self) -> None:
-        """Let the trackers finish; the file needs nothing."""
+        """Close the trackers; the file is not kept open."""
         if self.trackers is not None:
             self.trackers.close()

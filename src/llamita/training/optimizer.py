@@ -37,13 +37,13 @@ def learning_rate_for(hidden_size: int) -> float:
 
 def embedding_rate_for(hidden_size: int) -> float:
     """Adam's peak learning rate for embeddings and norms in pretraining, which take ten times the matrices': each token
-    moves its own row only (docs/log.md)."""
+    moves its own row only (docs/experiments.md)."""
     return 10 * learning_rate_for(hidden_size)
 
 
 def small_step_share(tokens_per_step: int) -> float:
     """Of the rates above: they are for steps of FULL_STEP_TOKENS and more; smaller ones are noisier, and take
-    sqrt(tokens) less (docs/log.md)."""
+    sqrt(tokens) less (docs/experiments.md)."""
     return float(min(1.0, (tokens_per_step / FULL_STEP_TOKENS) ** 0.5))
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from llamita.config import ModelConfig, Shape, TrainConfig
+from llamita.config import ModelConfig, Shape, TrainConfig, fields_by_resume
 from llamita.console import Rows, format_count
 from llamita.data.mixture import open_documents
 from llamita.errors import ConfigError, TrainingError
@@ -35,7 +35,6 @@ TRAINING_SHARE = 0.94  # of the minutes: the rest is start, evaluations and savi
 NEGLIGIBLE = 0.003  # of the bits: of shapes so close together the smallest is taken
 WIDTHS = (64, 96, 128, 160, 192, 256, 320, 384, 512, 640, 768, 1024, 1280, 1536, 2048)
 CONTEXTS = {"cpu": (128, 512), "cuda": (256, 1024)}  # at least, at most
-PLANNED_FIELDS = ("preset", "layers", "hidden", "heads", "kv_heads", "ffn", "context", "weight_decay")
 # How often tokens may repeat, and weights outnumber the tokens there are, until more of them add 1/e of the first
 # (Muennighoff et al., arXiv 2305.16264)
 REPEATS_WORTH, WEIGHTS_WORTH = 15.4, 5.3
@@ -45,8 +44,8 @@ REPEATS_WORTH, WEIGHTS_WORTH = 15.4, 5.3
 class ScalingLaw:
     """bits(N, D) = floor + a / N^alpha + b / D^beta: N weights, D tokens (the form of Chinchilla, arXiv 2203.15556).
 
-    Fitted to runs of this recipe on TinyStories (docs/log.md). The floor and the unit are that text's; which N is best
-    for given seconds depends on the two slopes and on a / b alone, which change little from text to text.
+    Fitted to runs of this recipe on TinyStories (docs/experiments.md). The floor and the unit are that text's. The best
+    N for given seconds depends only on the two slopes and on a / b, which change little from text to text.
     """
 
     floor: float
@@ -249,9 +248,11 @@ def with_shape(config: TrainConfig, shape: Shape) -> TrainConfig:
 
 
 def step_tokens(tokens: float, device: torch.device, world_size: int = 1) -> int:
-    """Tokens a step for a run of so many: a power of two, through what was best on CPUs (1,024 for 0.6 M, 2,048 for
-    1.8 M, 4,096 for 2.4 to 5 M and good for 11 M: docs/log.md), then with their 0.383th power (nanochat's runs). On
-    GPUs as many as each of them takes well, as without a plan."""
+    """Tokens per step for a run of this many tokens: a power of two.
+
+    On CPUs it follows the best of docs/experiments.md (1,024 for 0.6 M tokens, 2,048 for 1.8 M, 4,096 for 2.4 to 5 M,
+    and good for 11 M), then grows with the 0.383th power (nanochat's runs). On GPUs it is what each of them computes
+    efficiently, as without a plan."""
     if device.type != "cpu":
         return TOKENS_PER_PASS[device.type] * world_size
     wanted = min(4096, 2048 * (tokens / 1.3e6) ** 0.6) * max(1.0, tokens / 8e6) ** 0.383
@@ -316,7 +317,11 @@ def settled(
     before = remembered_run(config.out) if config.resume else None
     if before is not None:
         values, rows = before
-        known: dict[str, Any] = {name: values.get(name) for name in PLANNED_FIELDS if getattr(config, name) is None}
+        known: dict[str, Any] = {
+            name: values.get(name)
+            for name in fields_by_resume(type(config), "planned")
+            if getattr(config, name) is None
+        }
         config = dataclasses.replace(config, **known)
         return with_step(config, rows * (config.context or 0), ranks.world_size), []
     say("measuring this machine, to plan the minutes")

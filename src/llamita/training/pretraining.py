@@ -95,7 +95,7 @@ class Pretraining(Task):
         return self.context
 
     def facts(self) -> dict[str, Any]:
-        return self.data.facts
+        return self.data.fingerprint
 
     def lines(self) -> list[str]:
         shape = self.model_config
@@ -115,7 +115,7 @@ class Pretraining(Task):
 
     def _stores_line(self) -> str:
         """What an epoch takes of each store; nothing where there is one, and all of it."""
-        if "stores" not in self.data.facts:
+        if "stores" not in self.data.fingerprint:
             return ""
         return "; an epoch: " + ", ".join(f"{path} × {weight:g}" for path, weight in self.data.stores)
 

@@ -1,5 +1,4 @@
-"""Turns a run's numbers into a live bar on a terminal, or into plain lines elsewhere; both on
-stderr."""
+"""Training progress on stderr: a live bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -14,11 +13,11 @@ from rich.progress import BarColumn, Progress, TextColumn
 from llamita.console import format_seconds, format_speed, print_table
 
 SECONDS_BETWEEN_LINES = 10.0
-OTHER_COLUMNS = 30  # "evaluating 100 %", a short bar and "100 %", beside the numbers
+OTHER_COLUMNS = 30  # of the bar: "evaluating 100 %", a short bar, "100 %"
 
 
 class TrainingDisplay:
-    """Shows how training goes. `enabled=False` (all processes but the first) shows nothing."""
+    """Progress, messages and tables. `enabled=False` (all ranks except 0) prints nothing."""
 
     def __init__(self, *, enabled: bool = True, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True, highlight=False)
@@ -47,12 +46,12 @@ class TrainingDisplay:
             self._progress.stop()
 
     def say(self, text: str, style: str | None = None) -> None:
-        """One line of its own."""
+        """Print a line."""
         if self.enabled:
             self.console.print(escape(text), style=style, soft_wrap=not self.is_live)
 
     def table(self, rows: Sequence[Sequence[str]]) -> None:
-        """Rows of cells, the first row and the first column being what they are about."""
+        """Print a table whose first row and column are headings."""
         if self.enabled:
             print_table(rows, self.console)
 
@@ -69,8 +68,10 @@ class TrainingDisplay:
         mfu: float | None,
         seconds_left: float,
     ) -> None:
-        """The current numbers; elsewhere than on a terminal a line every ten seconds. targets: what
-        the tokens are."""
+        """Show the current numbers; a line every ten seconds if there is no terminal.
+
+        targets: unit of tokens_per_second, see Task.targets.
+        """
         if not self.enabled:
             return
         loss_text, bpb = f"loss {loss:.3f}", "" if bits_per_byte is None else f"bpb {bits_per_byte:.3f}"
@@ -89,14 +90,13 @@ class TrainingDisplay:
             self.console.print(f"{100 * progress:3.0f} % | step {step} | {losses} | {fast} | {left}", soft_wrap=True)
 
     def evaluating(self, share: float) -> None:
-        """How far an evaluation is."""
+        """Show the progress of an evaluation."""
         if self.is_live:
             self._progress.update(self._task, description=f"evaluating {100 * share:3.0f} %")
 
 
 def fit(by_importance: Sequence[str], order: Sequence[str], columns: int) -> str:
-    """As many texts as fit, the most important first in the choice, joined in their order; "" for
-    one left out."""
+    """The most important texts that fit into the columns, joined in the given order."""
     chosen: set[str] = set()
     for text in by_importance:
         if len(" · ".join(filter(None, (*chosen, text)))) <= columns:

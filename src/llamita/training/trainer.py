@@ -31,7 +31,7 @@ from llamita.checkpoint import (
     prune_checkpoints,
     step_directory,
 )
-from llamita.config import RunConfig
+from llamita.config import RunConfig, TrainConfig
 from llamita.console import format_count, shorten
 from llamita.errors import CheckpointError, TrainingError
 from llamita.report.summary import write_page, write_report
@@ -39,9 +39,9 @@ from llamita.run_directory import (
     describe_run,
     finished_message,
     finished_summary,
-    is_begun,
     mark_best,
     open_run,
+    resumes_run,
 )
 from llamita.training.activation_checkpointing import checkpoint_activations
 from llamita.training.budget import Budget, Progress
@@ -125,7 +125,7 @@ def run_task(
         TrainingDisplay(enabled=ranks.is_first) as display,
     ):
         if ranks.is_first:  # told before minutes go into planning and compiling
-            is_begun(config, ranks.launch, restarted=ranks.restarts > 0)
+            resumes_run(config, ranks.launch, restarted=ranks.restarts > 0)
         task = make_task(ranks, display.say)
         resuming, finished = _open(task, ranks)
         if finished:
@@ -172,7 +172,8 @@ class Trainer:
         self._announce_task()
         task.initialize()
         task.prepare(display.evaluating)
-        self.sharded = config.fsdp and ranks.world_size > 1
+        self.wants_fsdp = isinstance(config, TrainConfig) and config.fsdp
+        self.sharded = self.wants_fsdp and ranks.world_size > 1
         self.parallel_loss = self._distribute()
         self.optimizer = build_optimizer(self.model, config, ranks)
         self.checkpointer = Checkpointer(ranks, sharded=self.sharded)
@@ -222,7 +223,7 @@ class Trainer:
         say(f"tokens per step: {tokens} ({rows}); peak learning rate {config.learning_rate:.2g}{others}")
         if self.position.step > 0:
             say(f"resuming at step {self.position.step}")
-        if config.fsdp and not self.sharded:
+        if self.wants_fsdp and not self.sharded:
             say("--fsdp: one process has nothing to share out", style="yellow")
         if task.val_tokens == 0:
             say("no held-out documents: nothing will be evaluated", style="yellow")
@@ -385,8 +386,8 @@ class Trainer:
             f"diverged at {found}; going back to step {step}, with {share:g} of the learning rate", style="yellow"
         )
         if self.metrics is not None:
-            self.metrics.append({"kind": "rollback", "step": failed_step, "to_step": step, "found": str(found),
-                                 "learning_rate_share": share})  # fmt: skip
+            self.metrics.append({"kind": "rollback", "step": failed_step, "to_step": step, "reason": str(found),
+                                 "learning_rate_factor": share})  # fmt: skip
         self._mark_speed()
 
     # ---------------------------------------------------------------- measuring

@@ -46,11 +46,11 @@ def test_an_adapter_of_another_base_is_told(folder: Path, tmp_path: Path, capsys
     shutil.copytree(folder / "adapter", tmp_path / "adapter")
     config = tmp_path / "adapter" / "adapter_config.json"
     values = json.loads(config.read_text())
-    for number, (base, told) in enumerate(((folder / "base", False), (tmp_path, True), ("a-hub/name", False))):
+    for number, (base, warns) in enumerate(((folder / "base", False), (tmp_path, True), ("a-hub/name", False))):
         config.write_text(json.dumps(values | {"base_model_name_or_path": str(base)}))
         words = ["merge", str(folder / "base"), str(tmp_path / "adapter"), "-o", str(tmp_path / f"merged{number}")]
         assert main(words) == 0
-        assert ("was made for" in capsys.readouterr().err) is told
+        assert ("was made for" in capsys.readouterr().err) is warns
 
 
 def test_export_adapter(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -59,7 +59,7 @@ def test_export_adapter(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert main(words) == 0, capsys.readouterr().err
     said = " ".join(capsys.readouterr().err.split())
     assert f"llamita run|chat BASE.gguf --adapter {out}[:SCALE]" in said and f"--lora {out}" in said
-    assert "the checkpoint has no chat template, which chat needs BASE.gguf to have" in said
+    assert "the checkpoint has no chat template, and chat needs one in BASE.gguf" in said
     file, config = read_gguf(out), load_config(folder / "base")
     assert file.metadata["general.type"] == "adapter" and file.metadata["adapter.type"] == "lora"
     assert file.metadata["adapter.lora.alpha"] == 8.0 and len(file.tensors) == 28
@@ -78,7 +78,8 @@ def test_export_adapter(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def test_export_adapter_of_a_base_that_chats(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """What the note of a base that does not says to do; the base's folder without a tokenizer: nothing is known."""
+    """What the note of a base that does not says to do; the base's folder without a tokenizer:
+    nothing is known."""
     chats, silent, out = tmp_path / "chats", tmp_path / "silent", str(tmp_path / "adapter.gguf")
     assert main(["import", str(folder / "base"), "--out", str(chats), "--chat-template", "zephyr"]) == 0
     shutil.copytree(folder / "base", silent)
@@ -108,6 +109,6 @@ def test_export_of_a_run_of_adapters_is_that_of_the_merged(
     shutil.rmtree(base)
     capsys.readouterr()
     assert main(["export", str(tmp_path / "mine"), str(tmp_path / "c.gguf")]) == 2
-    assert "there is no such folder; merge it with what it was made for" in capsys.readouterr().err
+    assert "is not a folder here; merge it by hand" in capsys.readouterr().err
     assert main(["chat", str(tmp_path / "mine")]) == 2
-    assert "found a folder; make one of it: llamita export" in capsys.readouterr().err
+    assert "found a folder; write one with: llamita export" in capsys.readouterr().err

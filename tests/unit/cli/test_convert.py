@@ -1,4 +1,5 @@
-"""The commands export, import and inspect as a user types them: what they print, and one line for every mistake."""
+"""The commands export, import and inspect as a user types them: what they print, and one line for
+every mistake."""
 
 from __future__ import annotations
 
@@ -50,7 +51,7 @@ def test_export_inspect_import(checkpoint: Path, tmp_path: Path, capsys: pytest.
         (["import", "TMP", "--out", "TMP/x"], "expected a folder with config.json"),
         (["import", "CHECKPOINT", "--out", "TMP/x", "--dtype", "int8"], "dtype: expected one of float32"),
         (["import", "CHECKPOINT", "--out", "TMP/x", "--chat-template", "llama"], "expected one of llama2"),
-        (["import", "CHECKPOINT/model.safetensors", "--out", "TMP/x"], "name its folder"),
+        (["import", "CHECKPOINT/model.safetensors", "--out", "TMP/x"], "import its folder"),
         (["inspect", "TMP/none"], "No such file"),
         (["inspect", "TMP"], "config.json"),
         (["inspect", "CHECKPOINT", "--tensor"], "--tensors"),
@@ -86,5 +87,5 @@ def test_sizes_as_people_write_them() -> None:
     sizes = {"5GB": 5 * 10**9, "500 MB": 5 * 10**8, "1GiB": 2**30, "40k": 40_000, "4096": 4096, "7B": 7}
     assert {text: parse_bytes(text) for text in sizes} == sizes
     for text in ("", "0", "0GB", "-5GB", "5.5GB", "GB", "5TB", "five", "9" * 30):
-        with pytest.raises(ConfigError, match="expected a size as 5GB or 500MB"):
+        with pytest.raises(ConfigError, match="expected a size such as 5GB or 500MB"):
             parse_bytes(text)

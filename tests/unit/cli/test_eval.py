@@ -1,4 +1,5 @@
-"""llamita eval: the numbers of samples, from a checkpoint and its model file alike, and one line for mistakes."""
+"""llamita eval: the numbers of samples, from a checkpoint and its model file alike, and one line
+for mistakes."""
 
 from __future__ import annotations
 
@@ -47,7 +48,7 @@ def test_bits_nats_and_perplexity_agree(
 def test_a_checkpoint_and_its_file_tell_the_same(
     checkpoint: Path, texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], engine_build: Path
 ) -> None:
-    prompts, saved = tmp_path / "prompts.txt", tmp_path / "told.jsonl"
+    prompts, saved = tmp_path / "prompts.txt", tmp_path / "samples.jsonl"
     prompts.write_text("Once upon\n\n床前\n", encoding="utf-8")
     assert main(["export", str(checkpoint), str(tmp_path / "model.gguf"), "--type", "f32"]) == 0
     words = (texts, *FEW, "--prompts", prompts, "--training", texts, "--seed", 3)
@@ -62,13 +63,13 @@ def test_a_checkpoint_and_its_file_tell_the_same(
 
 def test_the_table(checkpoint: Path, texts: Path, capsys: pytest.CaptureFixture[str], engine_build: Path) -> None:
     assert main(["eval", str(checkpoint), str(texts), *FEW]) == 0
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
     for row in ("bits per byte", "perplexity", "samples ", "ended with EOS", "distinct-1", "repetition"):
-        assert row in told
-    assert "not checked: name the training text" in told
+        assert row in printed
+    assert "not checked: name the training text" in printed
     assert main(["eval", str(checkpoint), str(texts), *FEW, "--training", str(texts)]) == 0
-    told = capsys.readouterr().out
-    assert "longest copy" in told and "memorizes" in told
+    printed = capsys.readouterr().out
+    assert "longest copy" in printed and "memorizes" in printed
 
 
 @pytest.mark.parametrize(
@@ -80,8 +81,8 @@ def test_the_table(checkpoint: Path, texts: Path, capsys: pytest.CaptureFixture[
         (["--training", "."], "say how many with --samples"),
         (["--samples", "2", "--prompts", "no-such.txt"], "no-such.txt: No such file"),
         (
-            ["--samples", "2", "--save-samples", "no/such/told.jsonl"],
-            "--save-samples: no/such/told.jsonl: No such file",
+            ["--samples", "2", "--save-samples", "no/such/samples.jsonl"],
+            "--save-samples: no/such/samples.jsonl: No such file",
         ),
         (["--threads", "0"], "--threads: expected 1 or more"),
     ],
@@ -95,8 +96,8 @@ def test_one_line_for_a_mistake(
     message: str,
 ) -> None:
     assert main(["eval", str(checkpoint), str(texts), *words]) == 2
-    told = capsys.readouterr()
-    assert message in told.err and told.err.count("\n") == 1 and told.out == ""
+    printed = capsys.readouterr()
+    assert message in printed.err and printed.err.count("\n") == 1 and printed.out == ""
 
 
 def test_empty_prompts(checkpoint: Path, texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -40,7 +40,7 @@ def test_summary(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     for name, split in (("train", train), ("val", val)):
         assert f"{name:<10}  {split.num_documents:,} documents, {split.num_tokens:,} tokens" in out
     code, out, _ = run(*words, capsys=capsys)
-    assert code == 0 and "is there already" in out and "nothing was done" in out
+    assert code == 0 and "exists already" in out and "nothing to do" in out
 
 
 def test_default_vocabulary_is_explained(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -64,7 +64,7 @@ def test_what_a_killed_run_left_is_named(source: Path, tmp_path: Path, capsys: p
     code, _, err = run(
         source, "-o", tmp_path / "store", "--split-on", "blank-lines", "--vocab-size", 300, capsys=capsys
     )
-    assert code == 0 and ".store.abc.partial was left by a run that was killed" in err
+    assert code == 0 and ".store.abc.partial is unfinished" in err
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_what_a_killed_run_left_is_named(source: Path, tmp_path: Path, capsys: p
         (["{source}", "--val-fraction", "0.9"], "--val-fraction: expected more than 0, at most 0.5, found 0.9"),
         (["{source}", "--vocab-size", "300", "--tokenizer", "x"], "exclude each other"),
         (["{source}", "--tokenizer", "missing.json"], "missing.json: No such file"),
-        (["{source}"], "all one document"),
+        (["{source}"], "a single document"),
         (["tinystories", "--val", "{source}"], "has its own held-out file"),
     ],
 )
@@ -102,7 +102,7 @@ def test_stories(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ("stories", "-o", tmp_path / "store", "--num-stories", 300, "--vocab-size", 400)
     code, out, _ = run(*words, capsys=capsys)
     assert code == 0 and "300 documents" in out
-    assert "nothing was done" in run(*words, capsys=capsys)[1]
+    assert "nothing to do" in run(*words, capsys=capsys)[1]
     assert "other text" in run(*words, "--seed", 1, capsys=capsys)[2]
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from llamita.cli import main
+from llamita.convert.quant_mix import QUANT_MIXES
 from llamita.formats.gguf import read_gguf, write_gguf
 from llamita.formats.tensor_types import quantize
 
@@ -54,3 +56,10 @@ def test_mistakes_get_one_line(
     out, err = capsys.readouterr()
     assert out == "" and said in err and err.count("\n") == 1 and err.startswith("llamita: ")
     assert not (tmp_path / "x.gguf").exists()
+
+
+@pytest.mark.parametrize("command", ["quantize", "export"])
+def test_help_lists_every_type(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    assert QUANT_MIXES.keys() <= set(re.findall(r"[a-z]+\w*", capsys.readouterr().out))

@@ -1,4 +1,4 @@
-"""llamita report: where the page goes, and one line for whatever a person can get wrong."""
+"""llamita report: where the page is written, and one line for every user error."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from llamita.cli import main
 
 @pytest.fixture
 def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder, entered, with the runs a and b, a checkpoint in a, a folder that is no run."""
+    """The current folder, with runs a and b, a checkpoint in a, and a folder that is not a run."""
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "run.json").write_text(json.dumps({"config": {"seed": name}}))
@@ -43,7 +43,7 @@ def test_where_the_page_goes(runs: Path, capsys: pytest.CaptureFixture[str], wor
     ("words", "message"),
     [
         ([], "no RUN given"),
-        (["c"], "cannot report on c: no such folder; give what `llamita train` was given as --out"),
+        (["c"], "cannot report on c: no such folder; give the --out of `llamita train`"),
         (["empty"], "expected a run directory, found no run.json"),
         (["a/step-00000001"], "found no run.json in it; give a"),
         (["a/run.json"], "cannot report on a/run.json"),
@@ -55,6 +55,6 @@ def test_where_the_page_goes(runs: Path, capsys: pytest.CaptureFixture[str], wor
 )
 def test_one_line_for_a_mistake(runs: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str) -> None:
     assert main(["report", *words]) == 2
-    told = capsys.readouterr()
-    assert message in told.err and told.err.count("\n") == 1 and told.out == ""
+    output = capsys.readouterr()
+    assert message in output.err and output.err.count("\n") == 1 and output.out == ""
     assert not (runs / "a" / "report.html").exists() and not (runs / "comparison.html").exists()

@@ -1,4 +1,5 @@
-"""The command `llamita run`: through the binding, the same text, stops and messages as the program."""
+"""The command `llamita run`: through the binding, the same text, stops and messages as the
+program."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ def endless(tiny_models):
 
 
 def start(*words: object) -> subprocess.Popen[bytes]:
-    """The program, with SIGINT as a terminal has it: a shell's background job, as this suite may be, ignores it."""
+    """The program, with SIGINT as a terminal has it: a shell's background job, as this suite may
+    be, ignores it."""
     environment = dict(os.environ, PYTHONPATH=str(SOURCE))
     command = [sys.executable, "-m", "llamita", "run", *map(str, words)]
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -37,7 +39,7 @@ def start(*words: object) -> subprocess.Popen[bytes]:
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["M", "--temprature", "1"], "perhaps you meant --temperature"),
         (["M", "-t", "warm"], "warm"),
@@ -57,14 +59,14 @@ def start(*words: object) -> subprocess.Popen[bytes]:
         (["/"], "/"),
     ],
 )
-def test_what_a_person_can_get_wrong(tiny_models, capfd, words: list[str], told: str) -> None:
+def test_what_a_person_can_get_wrong(tiny_models, capfd, words: list[str], message: str) -> None:
     tiny = tiny_models.random()
     words = [str(tiny.path) if word == "M" else word for word in words]
     tokenizer = [] if "-z" in words else ["-z", str(tiny.tokenizer)]
     assert main(["run", *words, *tokenizer]) == 2
     printed = capfd.readouterr()
     assert printed.out == "" and re.fullmatch(r"llamita: [^\n]+\n", printed.err), printed
-    assert told in printed.err
+    assert message in printed.err
 
 
 def test_prompt_text_and_stop(tiny_models, capfd) -> None:

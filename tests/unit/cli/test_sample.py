@@ -1,4 +1,5 @@
-"""llamita sample: what it prints, and one line for whatever a person can get wrong; and what all commands share."""
+"""llamita sample: what it prints, and one line for whatever a person can get wrong; and what all
+commands share."""
 
 from __future__ import annotations
 
@@ -21,11 +22,11 @@ def checkpoint(make_checkpoint: Callable[..., Path], tmp_path: Path) -> Path:
 
 
 def test_a_seed_decides(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    told = []
+    texts = []
     for seed in ("1", "1", "2"):
         assert main(["sample", str(checkpoint), "-i", "one", "-n", "12", "-s", seed]) == 0
-        told.append(capsys.readouterr().out)
-    assert told[0] == told[1] != told[2] and told[0].startswith("one")
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1] != texts[2] and texts[0].startswith("one")
 
 
 @pytest.mark.parametrize(
@@ -47,16 +48,16 @@ def test_one_line_for_a_mistake(
     checkpoint: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
 ) -> None:
     assert main(["sample", str(checkpoint), *words]) == 2
-    told = capsys.readouterr()
-    assert message in told.err and told.err.count("\n") == 1 and told.out == ""
+    printed = capsys.readouterr()
+    assert message in printed.err and printed.err.count("\n") == 1 and printed.out == ""
 
 
 def test_cold_is_greedy(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    told = []
+    texts = []
     for temperature in ("0", "1e-300"):
         assert main(["sample", str(checkpoint), "-t", temperature, "-n", "8", "--ids"]) == 0
-        told.append(capsys.readouterr().out)
-    assert told[0] == told[1]
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1]
 
 
 @pytest.mark.parametrize("temperature", ["0", "1"])
@@ -65,7 +66,7 @@ def test_damaged_weights(checkpoint: Path, capsys: pytest.CaptureFixture[str], t
     tensors["model.norm.weight"] = torch.full_like(tensors["model.norm.weight"], float("nan"))
     save_file(tensors, checkpoint / "model.safetensors")
     assert main(["sample", str(checkpoint), "-t", temperature, "-n", "3"]) == 2
-    assert "not finite" in capsys.readouterr().err
+    assert "non-finite logits" in capsys.readouterr().err
 
 
 def as_a_program(*words: object) -> list[str]:
@@ -92,4 +93,4 @@ def test_text_is_utf8_in_any_locale(checkpoint: Path) -> None:
 
 def test_a_model_cannot_be_named_like_its_tokenizer(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", str(checkpoint), str(checkpoint.parent / "tokenizer.bin")]) == 2
-    assert "name the model otherwise" in capsys.readouterr().err
+    assert "that name is reserved for the tokenizer" in capsys.readouterr().err

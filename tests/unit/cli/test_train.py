@@ -1,4 +1,4 @@
-"""llamita train in the end: whether the model knows its text by heart, or why that was not looked for."""
+"""The end of llamita train: whether the model memorizes, or why that was not checked."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ SMALL_MODEL_SECONDS = 3.5
 
 @pytest.fixture(scope="module")
 def letters(tmp_path_factory: pytest.TempPathFactory, engine_build: Path) -> Path:
-    """A token store of 16 documents of letters that mean nothing, and 16 held-out ones: what is alike was copied."""
+    """A token store of 16 documents of letters that mean nothing, and 16 held-out ones: what is
+    alike was copied."""
     folder, chosen = tmp_path_factory.mktemp("letters"), random.Random(1)
     for name in ("train", "val"):
         documents = ["".join(chosen.choices("abcdefghijklmnopqrstuvwxyz", k=64)) for _ in range(16)]
@@ -57,18 +58,18 @@ def trained(store: Path, run: Path, *limit: str) -> dict[str, Any]:
 def test_many_epochs_of_little_text_are_known_by_heart(
     letters: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    told = trained(letters, tmp_path / "run", "--steps=300", "--eval-interval=300")["samples"]
-    overlap = told["overlap"]
+    samples = trained(letters, tmp_path / "run", "--steps=300", "--eval-interval=300")["samples"]
+    overlap = samples["overlap"]
     assert overlap["memorizes"] and overlap["length_tokens"] >= 12 and overlap["val"]["length_tokens"] < 6
-    assert told["num_samples"] == 24 and told["max_new_tokens"] == 200
+    assert samples["num_samples"] == 24 and samples["max_new_tokens"] == 200
     page, said = (tmp_path / "run" / "report.html").read_text(), capfd.readouterr().err
-    assert "It memorizes" in page and overlap["text"] in page
-    assert "the model memorizes: its texts copy" in said and f"{overlap['length_tokens']} tokens at most" in said
+    assert "The model memorizes" in page and overlap["text"] in page
+    assert "the model memorizes: its samples copy" in said and f"{overlap['length_tokens']} tokens at most" in said
     assert main(["eval", str(tmp_path / "run"), str(letters), "--samples=24", "--max-new-tokens=200", "--json"]) == 0
-    assert json.loads(capfd.readouterr().out)["samples"] == told, "eval measures the same"
+    assert json.loads(capfd.readouterr().out)["samples"] == samples, "eval measures the same"
 
 
-def test_after_one_pass_nothing_is_told(letters: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_after_one_epoch_nothing_is_printed(letters: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert "samples" not in trained(letters, tmp_path / "run", "--epochs=1")
     said = capfd.readouterr().err
     assert "copies" not in said and "memorizes" not in said
@@ -79,7 +80,7 @@ def test_without_the_engine_it_says_so(
 ) -> None:
     assert "samples" not in trained(letters, tmp_path / "run", "--steps=10", "--eval-interval=10")
     said = capfd.readouterr().err.splitlines()
-    assert said[-1].startswith("copies of the training text: not looked for: the engine's library: in ")
+    assert said[-1].startswith("copies of the training text: not checked: the engine's library: in ")
 
 
 def test_what_would_take_long_is_left_to_eval(
@@ -88,10 +89,10 @@ def test_what_would_take_long_is_left_to_eval(
     monkeypatch.setattr(sample_report, "WEIGHTS_PER_SECOND", 1e7)
     assert "samples" not in trained(letters, tmp_path / "run", "--steps=10", "--eval-interval=10")
     last = capfd.readouterr().err.splitlines()[-1]
-    assert "not looked for, as it would take about" in last and "llamita eval" in last and "--samples 24" in last
+    assert "not checked, as it would take about" in last and "llamita eval" in last and "--samples 24" in last
 
 
-def test_what_telling_takes_grows_with_the_model_and_the_text() -> None:
+def test_expected_seconds_grow_with_the_model_and_the_text() -> None:
     small = sample_report.expected_seconds(3_000_000, 24 * 200, 0)
     assert small < SMALL_MODEL_SECONDS < sample_report.expected_seconds(30_000_000, 24 * 200, 0)
     assert sample_report.expected_seconds(3_000_000, 24 * 200, 10_000_000) > 2 * small

@@ -1,4 +1,4 @@
-"""Checkpoints exported: every number where it belongs, the same bytes each time, and refused rather than wrong."""
+"""Exported checkpoints: every tensor correct, the same bytes each time, and bad input refused."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ LARGEST_ERROR = {"f32": 0.0, "f16": 3e-4, "q8_0": 8e-3, "q4_0": 0.11}
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("type", ["f32", "f16", "q8_0", "q4_0"])
-def test_every_tensor_arrives(make_checkpoint: MakeCheckpoint, tmp_path: Path, type: str, tied: bool) -> None:
+def test_every_tensor_is_exported(make_checkpoint: MakeCheckpoint, tmp_path: Path, type: str, tied: bool) -> None:
     checkpoint = make_checkpoint(tmp_path / "model", tie_word_embeddings=tied)
     report = export(checkpoint, tmp_path / "model.gguf", type, verify=False)
     file, config, tensors = read_gguf(tmp_path / "model.gguf"), load_config(checkpoint), load_tensors(checkpoint)
@@ -45,7 +45,8 @@ def test_every_tensor_arrives(make_checkpoint: MakeCheckpoint, tmp_path: Path, t
         original = tensors[spec.huggingface].numpy()
         error = float(np.linalg.norm(numbers - original) / np.linalg.norm(original))
         worst = max(worst, error)
-        few_bits = spec.gguf == output and type == "q4_0"  # Q8_0: rows of 64 are not whole blocks of Q6_K
+        # Q8_0: rows of 64 are not whole blocks of Q6_K.
+        few_bits = spec.gguf == output and type == "q4_0"
         matrix = "Q8_0" if few_bits else type.upper()
         assert file.tensors[spec.gguf].type == ("F32" if spec.kind == "norm" else matrix)
         if spec.kind == "norm" or type == "f32":
@@ -115,15 +116,13 @@ def test_linear_scaling_becomes_keys(make_checkpoint: MakeCheckpoint, tmp_path: 
     assert "rope_freqs.weight" not in file.tensors
 
 
-def test_rows_that_are_no_blocks_become_f16(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+def test_rows_that_are_not_whole_blocks_become_f16(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
     checkpoint = make_checkpoint(tmp_path / "model", intermediate_size=172)
     report = export(checkpoint, tmp_path / "model.gguf", "q4_0", verify=False)
     assert report.num_tensors_by_type == {"Q8_0": 1, "Q4_0": 12, "F32": 5, "F16": 2}
     assert report.notes == (
-        "stored as Q8_0 instead of Q6_K: 1 of the tensors (token_embd), whose rows of 64 numbers are not whole blocks"
-        " of 256",
-        "stored as F16 instead of Q4_0: 2 of the tensors (ffn_down), whose rows of 172 numbers are not whole blocks"
-        " of 32",
+        "stored as Q8_0 instead of Q6_K: 1 tensors (token_embd), whose rows of 64 weights are not whole blocks of 256",
+        "stored as F16 instead of Q4_0: 2 tensors (ffn_down), whose rows of 172 weights are not whole blocks of 32",
     )
     assert read_gguf(tmp_path / "model.gguf").tensors["blk.1.ffn_down.weight"].type == "F16"
 
@@ -148,7 +147,7 @@ def test_the_vocabulary_is_padded_or_refused(make_checkpoint: MakeCheckpoint, tm
     for name in ("smaller.gguf", "smaller.bin"):
         kind = "gpt2" if name.endswith("gguf") else "llama"
         checkpoint = make_checkpoint(tmp_path / f"smaller-{kind}", kind, vocab_size=300)
-        with pytest.raises(FormatError, match=r"the tokenizer has \d+ tokens, the model 300"):
+        with pytest.raises(TokenizerError, match=r"the tokenizer has \d+ tokens, the model 300"):
             export(checkpoint, tmp_path / name)
 
 
@@ -166,7 +165,7 @@ def test_bin_and_back_is_bit_equal(make_checkpoint: MakeCheckpoint, tmp_path: Pa
     assert load_tokenizer(tmp_path / "again").encode(text) == load_tokenizer(checkpoint).encode(text)
 
 
-def test_bin_without_a_tokenizer_says_so(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+def test_a_bin_without_tokenizer_has_a_note(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
     report = export(make_checkpoint(tmp_path / "model"), tmp_path / "out" / "model.bin", verify=False)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["model.bin"]
     assert report.tokenizer_path is None
@@ -204,7 +203,7 @@ def test_versions_0_and_1_come_back_bit_equal(
 
 
 def quantize_q80(weight: Any, group_size: int) -> tuple[Any, Any]:
-    """As llama2.c's export.py says it, in PyTorch."""
+    """llama2.c's export.py, in PyTorch."""
     groups = weight.float().reshape(-1, group_size)
     scale = groups.abs().max(dim=1).values / 127.0
     return torch.round(groups / scale[:, None]).to(torch.int8).reshape(-1), scale
@@ -216,8 +215,8 @@ def quantize_q80(weight: Any, group_size: int) -> tuple[Any, Any]:
 def test_version_2_has_groups_that_divide_every_row(
     make_checkpoint: MakeCheckpoint, tmp_path: Path, hidden: int, ffn: int, group_size: int
 ) -> None:
-    """llama2.c's export asks only whether they divide dim, and its runq then drops the end of w2's rows. (64, 172) is
-    stories260K, and 1376 the ffn of stories42M."""
+    """llama2.c's export asks only whether they divide dim, and its runq then drops the end of w2's
+    rows. (64, 172) is stories260K, and 1376 the ffn of stories42M."""
     checkpoint = make_checkpoint(
         tmp_path / "model", "llama", hidden_size=hidden, intermediate_size=ffn, head_dim=hidden // 4
     )
@@ -284,7 +283,7 @@ def test_shards_export_as_one_file_does(make_checkpoint: MakeCheckpoint, tmp_pat
 
 
 def test_types_of_the_checkpoint_do_not_matter_to_the_file(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
-    """A checkpoint in bfloat16 exports as one in float32 with the same numbers."""
+    """A bfloat16 checkpoint exports the same as a float32 one with the same numbers."""
     checkpoint = make_checkpoint(tmp_path / "a" / "model")
     export(checkpoint, tmp_path / "b" / "model", dtype="bfloat16")
     import_model(tmp_path / "b" / "model", tmp_path / "c" / "model", dtype="float32")
@@ -349,34 +348,34 @@ def test_tensors_that_do_not_belong(make_checkpoint: MakeCheckpoint, tmp_path: P
     refuse(changed, out, FormatError, r"model\.norm\.weight: expected shape \[64\], found \[65\]")
 
 
-def test_settings_that_do_not_go_with_what_is_written(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+def test_settings_that_do_not_apply_are_refused(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
     checkpoint = make_checkpoint(tmp_path / "model", "llama")
     before = sorted(tmp_path.iterdir())
     for name, settings, said in (
-        ("model.gguf", {"version": 1}, r"version: it is a setting of \.bin"),
-        ("folder", {"version": 1}, r"version: it is a setting of \.bin"),
+        ("model.gguf", {"version": 1}, r"version: it only applies to \.bin"),
+        ("folder", {"version": 1}, r"version: it only applies to \.bin"),
         ("model.bin", {"version": 2, "type": "f32"}, r"is f32 \(version 0, 1\) or int8 \(version 2\), not f32"),
         ("model.bin", {"version": 3}, "version: expected one of 0, 1, 2, found 3"),
-        ("model.gguf", {"dtype": "bfloat16"}, "dtype: it is a setting of a folder"),
+        ("model.gguf", {"dtype": "bfloat16"}, "dtype: it only applies to a folder"),
         ("folder", {"dtype": "int8"}, "dtype: expected one of float32, bfloat16, float16, found 'int8'"),
-        ("model.bin", {"shard_bytes": 5}, "shard size: it is a setting of a folder"),
+        ("model.bin", {"shard_bytes": 5}, "shard size: it only applies to a folder"),
         ("folder", {"shard_bytes": 0}, "shard size: expected a positive number of bytes"),
-        ("folder", {"type": "f16"}, r"type: it is a setting of \.gguf or \.bin"),
-        ("tokenizer.bin", {}, "the tokenizer is written under that name"),
+        ("folder", {"type": "f16"}, r"type: it only applies to \.gguf or \.bin"),
+        ("tokenizer.bin", {}, "that name is reserved for the tokenizer"),
     ):  # fmt: skip
         with pytest.raises(ConfigError, match=said):
             export(checkpoint, tmp_path / name, **settings)
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_config_that_bin_cannot_say(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+def test_config_that_bin_cannot_express(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
     checkpoint = make_checkpoint(tmp_path / "model", "llama", rope_theta=5e5)
     refuse(checkpoint, tmp_path / "model.bin", FormatError, "rope_theta: the format has no place for it")
 
 
 def test_too_many_end_ids(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
     checkpoint = make_checkpoint(tmp_path / "model", eos_token_id=(0, 2, 7, 9))
-    refuse(checkpoint, tmp_path / "model.gguf", FormatError, r"4 ids end a text \(0, 2, 7, 9\), GGUF has room for 3")
+    refuse(checkpoint, tmp_path / "model.gguf", TokenizerError, r"4 ids end a text \(0, 2, 7, 9\), GGUF has room for 3")
 
 
 def test_checkpoint_without_tokenizer(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
@@ -386,14 +385,14 @@ def test_checkpoint_without_tokenizer(make_checkpoint: MakeCheckpoint, tmp_path:
 
 
 def test_unknown_split(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
-    """Another regular expression would be exported as something that cuts texts differently: refused."""
+    """An unknown regular expression is refused: runtimes would split text differently."""
     checkpoint = make_checkpoint(tmp_path / "model")
     content = json.loads((checkpoint / "tokenizer.json").read_text())
     text = json.dumps(content["pre_tokenizer"])
     assert "{1,3}" not in text
     content["pre_tokenizer"] = json.loads(text.replace(r"\\p{N}", r"\\p{N}{1,2}"))
     (checkpoint / "tokenizer.json").write_text(json.dumps(content))
-    refuse(checkpoint, tmp_path / "model.gguf", FormatError, "regular expression is none that GGUF runtimes know")
+    refuse(checkpoint, tmp_path / "model.gguf", TokenizerError, "GGUF runtimes do not have its regular expression")
 
 
 def test_full_disk_and_forbidden_places(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:

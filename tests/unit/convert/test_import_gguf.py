@@ -1,4 +1,4 @@
-"""GGUF files imported: weights, settings and tokenizer come back as they were exported, and others are refused."""
+"""Imported GGUF files: weights, settings and tokenizer survive; other models are refused."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ LLAMA3 = {
         {"num_key_value_heads": 4}, {"vocab_size": 448},
     ],
 )  # fmt: skip
-def test_there_and_back_is_bit_equal(
+def test_round_trip_is_bit_equal(
     make_checkpoint: MakeCheckpoint, tmp_path: Path, kind: str, changes: dict[str, Any]
 ) -> None:
     checkpoint = make_checkpoint(tmp_path / "model", kind, **changes)
@@ -66,7 +66,7 @@ def test_there_and_back_is_bit_equal(
     ],
 )  # fmt: skip
 def test_types(make_checkpoint: MakeCheckpoint, engine_build: Path, tmp_path: Path, type: str, dtype: str) -> None:
-    """Plain types keep their precision and come back bit for bit, quantized ones are expanded to what they hold."""
+    """Plain types come back bit for bit, quantized ones are dequantized."""
     checkpoint = make_checkpoint(tmp_path / "model", hidden_size=256, intermediate_size=512, head_dim=64)
     export(checkpoint, tmp_path / "model.gguf", type, verify=False)
     report = import_model(tmp_path / "model.gguf", tmp_path / "out")
@@ -81,7 +81,7 @@ def test_types(make_checkpoint: MakeCheckpoint, engine_build: Path, tmp_path: Pa
             assert np.array_equal(again.data(name), file.data(name)), name
 
 
-def test_chat_templates_travel(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+def test_chat_templates_are_kept(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
     checkpoint = make_checkpoint(tmp_path / "model")
     path = checkpoint / "tokenizer_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": CHAT_TEMPLATES["chatml"]}))
@@ -90,7 +90,7 @@ def test_chat_templates_travel(make_checkpoint: MakeCheckpoint, tmp_path: Path) 
     assert load_tokenizer(tmp_path / "out").chat_template == CHAT_TEMPLATES["chatml"]
 
 
-def test_another_tokenizer_may_be_named(
+def test_tokenizer_option_replaces_the_files_own(
     make_checkpoint: MakeCheckpoint, tmp_path: Path, tiny_tokenizers: dict[str, Path]
 ) -> None:
     export(make_checkpoint(tmp_path / "model", "llama"), tmp_path / "model.gguf", "f16", verify=False)
@@ -110,7 +110,8 @@ def original(make_checkpoint: MakeCheckpoint, tmp_path_factory: pytest.TempPathF
 
 
 def rewrite(file: GgufFile, path: Path, changes: dict[str, Any], tensors: dict[str, Any] | None = None) -> Path:
-    """The file with other metadata (... removes a key) and other tensors (float32 arrays; None removes one)."""
+    """The file with other metadata (... removes a key) and other tensors (float32 arrays; None
+    removes one)."""
     metadata = {key: value for key, value in (file.metadata | changes).items() if value is not ...}
     infos = {name: (name, info.type, info.shape) for name, info in file.tensors.items()}
     data = {name: file.data(name) for name in file.tensors}
@@ -137,7 +138,9 @@ def divisors(*values: float) -> np.ndarray:
 
 
 BAD_MODELS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
-    "another architecture": ({"general.architecture": "qwen3"}, {}, "expected llama, found qwen3; another network"),
+    "another architecture": (
+        {"general.architecture": "qwen3"}, {}, "expected llama, found qwen3; it would need another network",
+    ),
     "no architecture": ({"general.architecture": ...}, {}, "expected llama, found None"),
     "experts": ({"llama.expert_count": 8}, {}, "llama.expert_count: 8 is not supported; it would need experts"),
     "no heads": ({"llama.attention.head_count": 0}, {}, "head_count: expected a positive whole number, found 0"),
@@ -159,28 +162,28 @@ BAD_MODELS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "another width": (
         {"llama.embedding_length": 128, "llama.attention.head_count": 8}, {}, r"token_embd\.weight: expected shape",
     ),
-    "a bias": ({}, {"blk.0.attn_q.bias": np.ones(64)}, "unknown tensor blk.0.attn_q.bias; a plain Llama has no biases"),
+    "a bias": ({}, {"blk.0.attn_q.bias": np.ones(64)}, "unknown tensor blk.0.attn_q.bias; plain Llamas have no biases"),
     "no embedding": ({}, {"token_embd.weight": None}, "token_embd.weight: expected a matrix, found none"),
     "no norm": ({}, {"output_norm.weight": None}, "tensor output_norm.weight is missing"),
     "NaN": ({}, {"output_norm.weight": np.full(64, np.nan)}, "model.norm.weight: expected finite numbers"),
     "a rope rule of its own": (
-        {}, {"rope_freqs.weight": divisors(1, 2, 3, 4, 5, 6, 7, 8)}, "divisors of the RoPE .* not those of Llama 3's",
+        {}, {"rope_freqs.weight": divisors(1, 2, 3, 4, 5, 6, 7, 8)}, "divisors of the RoPE .* do not follow Llama 3's",
     ),
-    "rope divisors NaN": ({}, {"rope_freqs.weight": divisors(*[float("nan")] * 8)}, "not those of Llama 3's rule"),
-    "rope divisors 0": ({}, {"rope_freqs.weight": np.zeros(8)}, "not those of Llama 3's rule"),
+    "rope divisors NaN": ({}, {"rope_freqs.weight": divisors(*[float("nan")] * 8)}, "do not follow Llama 3's rule"),
+    "rope divisors 0": ({}, {"rope_freqs.weight": np.zeros(8)}, "do not follow Llama 3's rule"),
     "too few rope divisors": ({}, {"rope_freqs.weight": divisors(1, 1)}, r"rope_freqs\.weight: expected F32 \[8\]"),
     "eos outside": ({"tokenizer.ggml.eos_token_id": 320}, {}, "eos_token_id: expected an id below 320, found 320"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", BAD_MODELS)
-def test_models_that_are_no_plain_llama(original: dict[str, GgufFile], tmp_path: Path, name: str) -> None:
+def test_models_that_are_not_plain_llamas(original: dict[str, GgufFile], tmp_path: Path, name: str) -> None:
     changes, tensors, said = BAD_MODELS[name]
     refuse(rewrite(original["gpt2"], tmp_path / "bad.gguf", changes, tensors), tmp_path / "out", said)
 
 
 def test_harmless_variants(original: dict[str, GgufFile], tmp_path: Path) -> None:
-    """As other programs write: kv heads as an array, divisors of one, keys at their defaults, no optional ones."""
+    """As other programs write: kv heads as an array, divisors of 1, keys with default values."""
     variant = rewrite(
         original["gpt2"], tmp_path / "variant.gguf",
         {
@@ -216,24 +219,24 @@ BAD_TOKENIZERS: dict[str, tuple[str, dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("name", BAD_TOKENIZERS)
-def test_tokenizers_that_are_not_whole(original: dict[str, GgufFile], tmp_path: Path, name: str) -> None:
+def test_incomplete_tokenizers(original: dict[str, GgufFile], tmp_path: Path, name: str) -> None:
     kind, changes, said = BAD_TOKENIZERS[name]
     refuse(rewrite(original[kind], tmp_path / "bad.gguf", changes), tmp_path / "out", said, TokenizerError)
 
 
-def test_doubled_tokens(original: dict[str, GgufFile], tmp_path: Path) -> None:
+def test_duplicate_tokens(original: dict[str, GgufFile], tmp_path: Path) -> None:
     for kind in ("gpt2", "llama"):
         tokens = list(original[kind].metadata["tokenizer.ggml.tokens"])
         tokens[-1] = tokens[-2]
         path = rewrite(original[kind], tmp_path / f"{kind}.gguf", {"tokenizer.ggml.tokens": tokens})
-        refuse(path, tmp_path / "out", "there twice|same piece|a third", TokenizerError)
+        refuse(path, tmp_path / "out", "occurs twice|same piece|a third", TokenizerError)
 
 
-def test_byte_tokens_demand_two_hexadecimal_digits(original: dict[str, GgufFile], tmp_path: Path) -> None:
+def test_byte_tokens_need_two_hexadecimal_digits(original: dict[str, GgufFile], tmp_path: Path) -> None:
     tokens = list(original["llama"].metadata["tokenizer.ggml.tokens"])
     tokens[tokens.index("<0x41>")] = "<0x-1>"
     path = rewrite(original["llama"], tmp_path / "bad.gguf", {"tokenizer.ggml.tokens": tokens})
-    refuse(path, tmp_path / "out", "256 byte pieces, expected <0x00> to <0xFF>", TokenizerError)
+    refuse(path, tmp_path / "out", "expected byte pieces <0x00> to <0xFF>, found 256", TokenizerError)
 
 
 def test_truncated_files(original: dict[str, GgufFile], tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Hugging Face folders imported: shards, pickles, old and new spellings; what a plain Llama cannot do is named."""
+"""Imported Hugging Face folders: shards, pickles, old and new spellings; unsupported features."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def change_config(folder: Path, name: str = "config.json", **changes: Any) -> No
     (folder / name).write_text(json.dumps({key: value for key, value in content.items() if value is not ...}))
 
 
-def test_companions_are_kept(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+def test_tokenizer_files_are_kept(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
     checkpoint = make_checkpoint(tmp_path / "model", eos_token_id=0)
     (checkpoint / "chat_template.jinja").write_text("{{ messages }}")
     (checkpoint / "special_tokens_map.json").write_text("{}")
@@ -116,9 +116,7 @@ def test_a_sentencepiece_model_alone_becomes_tokenizer_json(
     assert (tmp_path / "named" / "tokenizer.json").is_file()
 
 
-def test_a_companion_of_tiktokens_kind_is_left_alone(
-    make_meta: Callable[..., Any], tmp_path: Path, tiktoken_ranks: bytes
-) -> None:
+def test_a_tiktoken_companion_is_ignored(make_meta: Callable[..., Any], tmp_path: Path, tiktoken_ranks: bytes) -> None:
     """Folders of Llama 3 have tokenizer.json and, in some, Meta's tokenizer.model too."""
     import_model(make_meta(tmp_path, 1, "3").path, tmp_path / "source")
     (tmp_path / "source" / "tokenizer.model").write_bytes(tiktoken_ranks)
@@ -139,11 +137,12 @@ def test_mistral_is_a_llama_within_its_window(make_checkpoint: MakeCheckpoint, t
         config = json.loads((tmp_path / f"out{number}" / "config.json").read_text())
         assert config["architectures"] == ["LlamaForCausalLM"] and "sliding_window" not in config
     change_config(checkpoint, sliding_window=64)
-    refuse(checkpoint, tmp_path / "out", r"sliding_window: expected none, or .* \(128\), found 64; it would need")
+    refuse(checkpoint, tmp_path / "out", r"sliding_window: expected none, or .* \(128\), found 64; windowed attention")
     import_model(checkpoint, tmp_path / "shorter", context_tokens=64)
     assert load_config(tmp_path / "shorter").max_position_embeddings == 64
     change_config(checkpoint, sliding_window=..., max_position_embeddings=8192)
-    refuse(checkpoint, tmp_path / "out", "sliding_window: .* found 4096")  # what MistralConfig takes when it is missing
+    # What MistralConfig takes when it is missing.
+    refuse(checkpoint, tmp_path / "out", "sliding_window: .* found 4096")
 
 
 def refuse(source: Path | str, out: Path, said: str, error: type[LlamitaError] = FormatError, **options: Any) -> None:
@@ -166,7 +165,7 @@ Q = "model.layers.0.self_attn.q_proj"
 BAD: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "missing": (lambda t: t.pop("model.norm.weight"), r"tensor model\.norm\.weight is missing"),
     "unknown": (lambda t: t.update(extra=torch.ones(2)), "unknown tensor extra; only plain Llama"),
-    "a bias": (lambda t: t.update({f"{Q}.bias": torch.ones(64)}), "q_proj.bias; a plain Llama has no biases"),
+    "a bias": (lambda t: t.update({f"{Q}.bias": torch.ones(64)}), "q_proj.bias; plain Llamas have no biases"),
     "qk norms": (
         lambda t: t.update({"model.layers.0.self_attn.q_norm.weight": torch.ones(16)}), "no norms on queries and keys",
     ),
@@ -178,7 +177,7 @@ BAD: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "NaN": (lambda t: t[f"{Q}.weight"].fill_(float("nan")), "expected finite numbers"),
     "infinite": (lambda t: t[f"{Q}.weight"][3, 4].fill_(float("inf")), "expected finite numbers"),
     "tied, another output": (
-        lambda t: t.update({"lm_head.weight": torch.ones(320, 64)}), "says tie_word_embeddings, but lm_head.weight",
+        lambda t: t.update({"lm_head.weight": torch.ones(320, 64)}), "sets tie_word_embeddings, but lm_head.weight",
     ),
     "tied, another output's shape": (lambda t: t.update({"lm_head.weight": torch.ones(3)}), "tie_word_embeddings"),
 }  # fmt: skip
@@ -193,7 +192,7 @@ def test_tensors_that_do_not_belong(make_checkpoint: MakeCheckpoint, tmp_path: P
 
 
 def test_harmless_extras(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
-    """Buffers that old versions of transformers saved, and a copy of the embedding where it is tied."""
+    """Buffers of old versions of transformers, and a copy of a tied embedding."""
     checkpoint = make_checkpoint(tmp_path / "model")
     original = load_tensors(checkpoint)
     extras = {
@@ -216,10 +215,10 @@ class Bomb:
         return os.system, (f"touch {self.flag}",)
 
 
-def test_pickles_with_code_and_doubles(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+def test_pickles_with_code_or_duplicates(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
     checkpoint = make_checkpoint(tmp_path / "model")
     as_pickles(checkpoint, 1, lambda tensors: tensors.update(bomb=Bomb(tmp_path / "ran")))
-    refuse(checkpoint, tmp_path / "out", r"pickle with code \((posix|nt)\.system\)")
+    refuse(checkpoint, tmp_path / "out", r"pickle contains code \((posix|nt)\.system\)")
     assert not (tmp_path / "ran").exists()
     other = make_checkpoint(tmp_path / "other")
     as_pickles(other, 2)
@@ -227,12 +226,12 @@ def test_pickles_with_code_and_doubles(make_checkpoint: MakeCheckpoint, tmp_path
     torch.save(torch.load(path, weights_only=True) | {"model.norm.weight": torch.ones(64)}, path)
     first = torch.load(other / "pytorch_model-00001-of-00002.bin", weights_only=True)
     torch.save(first | {"model.norm.weight": torch.ones(64)}, other / "pytorch_model-00001-of-00002.bin")
-    refuse(other, tmp_path / "out", r"tensor model\.norm\.weight is there twice")
+    refuse(other, tmp_path / "out", r"tensor model\.norm\.weight occurs twice")
     path.unlink()
     refuse(other, tmp_path / "out", "No such file")
 
 
-def test_folders_that_are_not_whole(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+def test_incomplete_folders(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
     checkpoint = make_checkpoint(tmp_path / "model")
     change_config(checkpoint, vocab_size=300)
     refuse(checkpoint, tmp_path / "out", r"embed_tokens\.weight: expected shape \[300, 64\], found \[320, 64\]")
@@ -244,17 +243,18 @@ def test_folders_that_are_not_whole(make_checkpoint: MakeCheckpoint, tmp_path: P
     (checkpoint / "config.json").rename(checkpoint / "configuration.json")
     refuse(checkpoint, tmp_path / "out", r"expected a folder with config\.json")
     (checkpoint / "configuration.json").rename(checkpoint / "config.json")
-    refuse(checkpoint / "model.safetensors", tmp_path / "out", "it holds only weights; name its folder")
+    refuse(checkpoint / "model.safetensors", tmp_path / "out", "it contains only weights; import its folder")
     (checkpoint / "model.safetensors").unlink()
-    refuse(checkpoint, tmp_path / "out", r"no weights beside config\.json")
+    refuse(checkpoint, tmp_path / "out", r"no weights next to config\.json")
 
 
 def test_context_out_of_range(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
     checkpoint = make_checkpoint(tmp_path / "model")
     for tokens in (0, -3, 1 << 40):
         refuse(checkpoint, tmp_path / "out", "expected", context_tokens=tokens)
-    change_config(checkpoint, max_position_embeddings=2**31 - 1)  # tables that would fill the memory
-    refuse(checkpoint, tmp_path / "out", "context: expected 1 to 16777216 tokens, found 2147483647; say a shorter one")
+    # Tables that would fill the memory.
+    change_config(checkpoint, max_position_embeddings=2**31 - 1)
+    refuse(checkpoint, tmp_path / "out", "context: expected 1 to 16777216 tokens, found 2147483647; set a shorter one")
     import_model(checkpoint, tmp_path / "out", context_tokens=50)
 
 
@@ -280,7 +280,7 @@ def test_hub_ids(make_checkpoint: MakeCheckpoint, tmp_path: Path, monkeypatch: p
     report = import_model("someone/tiny-llama-chat", tmp_path / "out")
     same_weights(tmp_path / "out", checkpoint)
     assert len(asked) == 1 and "model*.safetensors" in asked[0] and not any("py" in name for name in asked[0])
-    assert any("its name says that it chats" in note for note in report.notes)
+    assert any("the name suggests a chat model" in note for note in report.notes)
     as_pickles(checkpoint, 1)
     import_model("someone/tiny-llama-chat", tmp_path / "pickled")
     assert "pytorch_model*.bin" in asked[-1]
@@ -291,13 +291,13 @@ def test_hub_without_the_package_or_the_network(tmp_path: Path, monkeypatch: pyt
         raise OSError("cannot\nreach it")
 
     fake_hub(monkeypatch, fail)
-    refuse("some/model", tmp_path / "out", "cannot be fetched from the Hugging Face hub: cannot reach it",
+    refuse("some/model", tmp_path / "out", "the download from the Hugging Face hub failed: cannot reach it",
            NetworkError)  # fmt: skip
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     refuse("some/model", tmp_path / "out", "pip install huggingface_hub", ConfigError)
 
 
-def test_what_reads_like_a_hub_id() -> None:
+def test_what_looks_like_a_hub_id() -> None:
     assert is_hub_id("meta-llama/Llama-3.2-1B") and is_hub_id("a/b")
     for text in ("model", "a/b/c", "./a/b", "/a/b", "../b", "a/b.gguf", "models/x.bin", "a b/c", "a/"):
         assert not is_hub_id(text), text

@@ -1,4 +1,4 @@
-"""Meta's folders imported: shards joined along each tensor's own axis, and what does not add up is named."""
+"""Imported Meta folders: shards joined along the axis of each tensor; inconsistent ones refused."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ def same_weights(ours: Path, theirs: Path, dtype: Any = None) -> None:
 @pytest.mark.parametrize("rules", ["2", "3"])
 @pytest.mark.parametrize("shards", [1, 2, 4, 8, 16])
 def test_shards_are_joined(make_meta: MakeMeta, tmp_path: Path, shards: int, rules: str) -> None:
-    """Bit for bit the weights that were cut, and so the same logits; with 16 shards each kv head is in two of them."""
+    """Bit for bit the weights that were cut, and so the same logits; with 16 shards each kv head is
+    in two of them."""
     made = make_meta(tmp_path, shards, rules, rope_theta=5e5 if rules == "3" else 1e4)
     report = import_model(made.path, tmp_path / "out")
     assert report.kind == f"Meta, {shards} shard{'s' if shards > 1 else ''}"
@@ -99,7 +100,7 @@ def test_context_and_scaling(
 
 
 def test_a_saved_copy_of_the_embedding_is_tied(make_meta: MakeMeta, tmp_path: Path) -> None:
-    """As Llama 3.2's small models are saved; and where there is no output matrix at all."""
+    """As in Llama 3.2's small models; and models without an output matrix."""
     made = make_meta(tmp_path, 2, "3", tie_word_embeddings=True)
     same = import_model(made.path, tmp_path / "none")
     assert same.config.tie_word_embeddings
@@ -118,20 +119,20 @@ def test_ffn_multiplier(make_meta: MakeMeta, tmp_path: Path) -> None:
     assert import_model(made.path, tmp_path / "out").config.intermediate_size == 224
     params = json.loads((made.path / "params.json").read_text())
     (made.path / "params.json").write_text(json.dumps(params | {"ffn_dim_multiplier": 1.5}))
-    with pytest.raises(FormatError, match=r"params.json says an ffn of 256 .*the shards' w1 make 224"):
+    with pytest.raises(FormatError, match=r"expected 256 rows of w1 .*found 224 in all shards"):
         import_model(made.path, tmp_path / "wrong")
 
 
 # ---------------------------------------------------------------- tokenizers and chat
 
 
-def test_the_tokenizer_may_lie_above(make_meta: MakeMeta, tmp_path: Path) -> None:
+def test_the_tokenizer_may_be_in_the_parent_folder(make_meta: MakeMeta, tmp_path: Path) -> None:
     made = make_meta(tmp_path, 1)
     (made.path / "tokenizer.model").rename(tmp_path / "tokenizer.model")
     assert import_model(made.path, tmp_path / "out").tokenizer_path == tmp_path / "tokenizer.model"
     assert load_tokenizer(tmp_path / "out").kind == "llama"
     (tmp_path / "tokenizer.model").rename(tmp_path / "elsewhere.model")
-    with pytest.raises(TokenizerError, match=r"no tokenizer\.model in it nor in .*--tokenizer FILE"):
+    with pytest.raises(TokenizerError, match=r"no tokenizer\.model in it or in .*--tokenizer FILE"):
         import_model(made.path, tmp_path / "none")
     import_model(made.path, tmp_path / "named", tmp_path / "elsewhere.model")
 
@@ -211,8 +212,8 @@ BAD_PARAMS: dict[str, tuple[dict[str, Any], str]] = {
     "one layer more": ({"n_layers": 3}, r"layers\.2\..* is missing and 8 more"),
     "heads that do not divide": ({"n_heads": 7}, "n_heads: expected a divisor of dim 64"),
     "kv heads that do not divide": ({"n_kv_heads": 3}, "num_key_value_heads: expected a divisor"),
-    "other kv heads": ({"n_kv_heads": 4}, r"attention\.wk\.weight: expected 2 shards that make \[32, 64\]"),
-    "another vocabulary": ({"vocab_size": 500}, "vocab_size: expected 432, the embedding's, found 500"),
+    "other kv heads": ({"n_kv_heads": 4}, r"attention\.wk\.weight: expected 2 shards that join to \[32, 64\]"),
+    "another vocabulary": ({"vocab_size": 500}, "vocab_size: expected 432, the rows of the embedding, found 500"),
     "eps NaN": ({"norm_eps": float("nan")}, "norm_eps: expected a positive number"),
     "theta 0": ({"rope_theta": 0}, "rope_theta: expected a positive number"),
     "scaled as text": ({"use_scaled_rope": "yes"}, "use_scaled_rope: expected true or false"),
@@ -230,7 +231,7 @@ def test_bad_params(meta: Path, tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"model": 3}', "[" * 100_000])
-def test_params_that_are_no_object(meta: Path, tmp_path: Path, text: str) -> None:
+def test_params_must_be_an_object(meta: Path, tmp_path: Path, text: str) -> None:
     (meta / "params.json").write_text(text)
     refuse(meta, tmp_path / "out", "params.json")
 
@@ -254,13 +255,15 @@ BAD_SHARDS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "missing": (drop(WQ), r"wq\.weight is not in all shards"),
     "unknown": (put("layers.0.extra.weight", torch.ones(2)), r"extra\.weight is not in all shards"),
     "a bias": (put("layers.0.attention.wq.bias", torch.ones(2)), r"wq\.bias is not in all shards"),
-    "another shape": (put(WQ, torch.ones(16, 64)), r"wq\.weight: expected 2 shards that make \[64, 64\], found one of"),
-    "another type": (put(WQ, torch.ones(32, 64).half()), r"wq\.weight: consolidated\.01\.pth has another type"),
+    "another shape": (
+        put(WQ, torch.ones(16, 64)), r"wq\.weight: expected 2 shards that join to \[64, 64\], found one of",
+    ),
+    "another type": (put(WQ, torch.ones(32, 64).half()), r"wq\.weight: consolidated\.01\.pth has a different type"),
     "whole numbers": (put(WQ, torch.ones(32, 64).long()), r"wq\.weight: expected floats of 16 or 32 bits, found int64"),
     "doubles": (put(WQ, torch.ones(32, 64).double()), r"wq\.weight: expected floats of 16 or 32 bits, found float64"),
     "no tensor": (put(WQ, "weights"), r"wq\.weight: expected a tensor of floats, found str"),
     "sparse": (put(WQ, torch.ones(32, 64).to_sparse()), r"wq\.weight: expected floats .* found sparse_coo"),
-    "expanded": (put(WQ, torch.ones(1).expand(32, 64)), r"wq\.weight: it is larger than what is stored"),
+    "expanded": (put(WQ, torch.ones(1).expand(32, 64)), r"wq\.weight: it is larger than its storage"),
     "NaN": (put(WQ, torch.full((32, 64), float("nan"))), r"q_proj\.weight: expected finite numbers"),
 }  # fmt: skip
 
@@ -281,7 +284,7 @@ def test_unknown_and_missing_everywhere(meta: Path, tmp_path: Path) -> None:
     refuse(meta, tmp_path / "out", r"tensor norm\.weight is missing")
 
 
-def test_missing_and_odd_shards(meta: Path, tmp_path: Path) -> None:
+def test_missing_and_superfluous_shards(meta: Path, tmp_path: Path) -> None:
     (meta / "consolidated.01.pth").rename(meta / "consolidated.02.pth")
     refuse(meta, tmp_path / "out", r"consolidated\.01\.pth is missing")
     shutil.copy(meta / "consolidated.00.pth", meta / "consolidated.01.pth")
@@ -289,10 +292,10 @@ def test_missing_and_odd_shards(meta: Path, tmp_path: Path) -> None:
     (meta / "consolidated.02.pth").unlink()
     (meta / "consolidated.01.pth").unlink()
     refuse(meta, tmp_path / "out", "expected rows of 64 .* found 32; a shard is missing")
-    refuse(meta / "consolidated.00.pth", tmp_path / "out", "it holds only weights; name its folder")
+    refuse(meta / "consolidated.00.pth", tmp_path / "out", "it contains only weights; import its folder")
 
 
-def test_norms_that_drifted_apart_are_told(meta: Path, tmp_path: Path) -> None:
+def test_differing_norms_are_noted(meta: Path, tmp_path: Path) -> None:
     edit(meta / "consolidated.01.pth", put("norm.weight", torch.ones(64)))
     assert any("1 norms differ" in note for note in import_model(meta, tmp_path / "out").notes)
 
@@ -310,11 +313,11 @@ def test_code_is_refused_by_name_and_not_run(meta: Path, tmp_path: Path, zipped:
     path = meta / "consolidated.01.pth"
     state = torch.load(path, weights_only=True) | {"bomb": Bomb(tmp_path / "ran")}
     torch.save(state, path, _use_new_zipfile_serialization=zipped)
-    refuse(meta, tmp_path / "out", r"pickle with code \((posix|nt)\.system\); only weights are read, nothing was exec")
+    refuse(meta, tmp_path / "out", r"pickle contains code \((posix|nt)\.system\), which was not executed; only weights")
     assert not (tmp_path / "ran").exists()
 
 
-def test_files_that_are_no_checkpoints(meta: Path, tmp_path: Path) -> None:
+def test_files_that_are_not_checkpoints(meta: Path, tmp_path: Path) -> None:
     path = meta / "consolidated.00.pth"
     content = path.read_bytes()
     for bad in (b"", b"PK", b"PK\3\4" + bytes(100), b"\x80\2", b"\x80\4junk", b"hello", content[:1000], content[:-1]):
@@ -328,11 +331,11 @@ def test_files_that_are_no_checkpoints(meta: Path, tmp_path: Path) -> None:
 
 def test_old_torch_is_refused(meta: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch_pickle.torch, "__version__", "2.9.1+cu128")
-    refuse(meta, tmp_path / "out", r"its reader of \.pth, \.pt and \.bin files is not safe.*2\.10", ConfigError)
+    refuse(meta, tmp_path / "out", r"reading \.pth, \.pt and \.bin files is not safe.*2\.10", ConfigError)
 
 
 def test_chat_template_needs_its_tokens(meta: Path, tmp_path: Path) -> None:
-    refuse(meta, tmp_path / "out", r"<\|im_start\|> is no token of it", TokenizerError, chat_template="chatml")
+    refuse(meta, tmp_path / "out", r"it has no token <\|im_start\|>", TokenizerError, chat_template="chatml")
     refuse(meta, tmp_path / "out", "chat template: expected one of llama2", ConfigError, chat_template="vicuna")
 
 

@@ -1,4 +1,4 @@
-"""llama2.c models imported: the tokenizer that belongs to them is found, one that does not is refused."""
+"""Imported llama2.c models: the matching tokenizer is found, others are refused."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from llamita.tokenizer import load_tokenizer  # noqa: E402
 
 @pytest.fixture
 def model_bin(make_checkpoint: Callable[..., Path], tmp_path: Path) -> Path:
-    """A llama2.c model with its tokenizer.bin beside it, in a folder of its own."""
+    """A llama2.c model and its tokenizer.bin, in their own folder."""
     export(make_checkpoint(tmp_path / "original", "llama"), tmp_path / "seed" / "model.bin")
     return tmp_path / "seed" / "model.bin"
 
@@ -53,7 +53,7 @@ def test_tokenizers_that_do_not_belong(model_bin: Path, tmp_path: Path, tiny_tok
     refuse(TokenizerError, r"expected \d+ tokens, found 320", out, model_bin, tiny_tokenizers["gpt2"])
     refuse(TokenizerError, "none.bin", out, model_bin, tmp_path / "none.bin")
     model_bin.with_name("tokenizer.bin").unlink()
-    refuse(TokenizerError, r"no tokenizer beside it .*--tokenizer FILE", out, model_bin)
+    refuse(TokenizerError, r"no tokenizer next to it .*--tokenizer FILE", out, model_bin)
 
 
 def test_bad_sources(model_bin: Path, tmp_path: Path) -> None:

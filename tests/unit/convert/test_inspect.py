@@ -1,4 +1,4 @@
-"""What files and folders hold, found by looking into them and not at their names alone."""
+"""Contents of files and folders, detected from the content and not only from the name."""
 
 from __future__ import annotations
 
@@ -43,18 +43,18 @@ def test_kinds_and_numbers(folder: Path, name: str, kind: str) -> None:
         assert sum(size for _, _, size, _ in type_counts(found.tensors)) == sum(t.num_bytes for t in found.tensors)
     if (folder / name).is_file():
         assert found.num_bytes == (folder / name).stat().st_size
-    assert all(isinstance(value, str) and "\n" not in value and len(value) < 250 for _, value in found.facts)
+    assert all(isinstance(value, str) and "\n" not in value and len(value) < 250 for _, value in found.properties)
 
 
-def test_facts(folder: Path) -> None:
-    gguf = dict(inspect(folder / "model.gguf").facts)
+def test_properties(folder: Path) -> None:
+    gguf = dict(inspect(folder / "model.gguf").properties)
     assert gguf["general.file_type"] == "7 (mostly Q8_0)" and gguf["tokenizer.ggml.tokens"].startswith("string[420]: ")
-    checkpoint = dict(inspect(folder / "model").facts)
+    checkpoint = dict(inspect(folder / "model").properties)
     assert checkpoint["hidden_size"] == "64" and checkpoint["tokenizer"] == "SentencePiece BPE, 420 tokens"
     assert type_counts(inspect(folder / "model.gguf").tensors)[0][0] == "Q8_0"
 
 
-def test_names_deceive(folder: Path, tmp_path: Path) -> None:
+def test_content_decides_not_the_name(folder: Path, tmp_path: Path) -> None:
     """A GGUF called .bin is a GGUF."""
     (tmp_path / "odd.bin").write_bytes((folder / "model.gguf").read_bytes())
     assert inspect(tmp_path / "odd.bin").kind == "GGUF"
@@ -69,7 +69,7 @@ def test_nonsense_is_refused_in_one_line(tmp_path: Path, name: str, content: byt
     assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
 
 
-def test_folders_that_hold_nothing(tmp_path: Path) -> None:
+def test_empty_folders(tmp_path: Path) -> None:
     with pytest.raises(LlamitaError, match=r"config\.json"):
         inspect(tmp_path)
     with pytest.raises(LlamitaError, match="No such file"):

@@ -1,4 +1,4 @@
-"""Which type each tensor gets: by role, by its rows, and what is said about it."""
+"""The type that each tensor gets, by its role and its rows, and the notes about it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ OUTPUTS = pytest.mark.parametrize(("tied", "output"), [(True, "token_embd.weight
 
 @OUTPUTS
 @pytest.mark.parametrize("name", [name for name in QUANT_MIXES if name != "q4_k_m"])
-def test_a_plain_type_is_that_of_every_matrix_but_the_output(name: str, tied: bool, output: str) -> None:
+def test_a_plain_type_applies_to_every_matrix_except_the_output(name: str, tied: bool, output: str) -> None:
     model = shapes(256, tied=tied)
     types = assign_types(model, quant_mix(name, "export"))
     for tensor, shape in model.items():
@@ -53,7 +53,7 @@ def test_the_mixture_spends_bits_where_errors_cost(tied: bool, output: str) -> N
     assert {type for name, type in types.items() if name not in more} == {"Q4_K", "F32"}
 
 
-def test_rows_that_are_no_whole_blocks_of_256() -> None:
+def test_rows_that_are_not_whole_blocks_of_256() -> None:
     for name, expected in (("q4_k", "Q5_0"), ("q5_k", "Q5_1"), ("q6_k", "Q8_0")):
         wanted = quant_mix(name, "export")
         types = assign_types(shapes(576), wanted)
@@ -64,21 +64,20 @@ def test_rows_that_are_no_whole_blocks_of_256() -> None:
     assert mixed["token_embd.weight"] == "Q8_0" and mixed["blk.0.attn_q.weight"] == "Q5_0"
 
 
-def test_a_remark_names_the_type_that_did_not_fit() -> None:
+def test_a_note_names_the_type_that_did_not_fit() -> None:
     output = (
-        "stored as Q8_0 instead of Q6_K: 1 of the tensors (token_embd), whose rows of 576 numbers are not whole blocks"
-        " of 256"
+        "stored as Q8_0 instead of Q6_K: 1 tensors (token_embd), whose rows of 576 weights are not whole blocks of 256"
     )
     others = (
-        "stored as Q5_1 instead of Q5_K: 56 of the tensors (attn_k, attn_output, attn_q, attn_v, ffn_down, ffn_gate,"
-        " ffn_up), whose rows of 576, 1728 numbers are not whole blocks of 256"
+        "stored as Q5_1 instead of Q5_K: 56 tensors (attn_k, attn_output, attn_q, attn_v, ffn_down, ffn_gate,"
+        " ffn_up), whose rows of 576, 1728 weights are not whole blocks of 256"
     )
     assert quant_mix_notes(shapes(576), quant_mix("q4_0", "export")) == (output,)
     assert quant_mix_notes(shapes(576), quant_mix("q5_k", "export")) == (output, others)
 
 
 @pytest.mark.parametrize("name", ["q8_0", "q4_0", "q4_k", "q6_k", "q4_k_m"])
-def test_rows_that_are_no_whole_blocks_of_32(name: str) -> None:
+def test_rows_that_are_not_whole_blocks_of_32(name: str) -> None:
     wanted = quant_mix(name, "export")
     types = assign_types(shapes(172), wanted)
     assert {type for tensor, type in types.items() if "norm" not in tensor} == {"F16"}

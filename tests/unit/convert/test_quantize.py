@@ -1,4 +1,4 @@
-"""GGUF to GGUF of another type: every key and exact tensor kept, errors told, a second rounding only if asked for."""
+"""Quantized GGUF files: metadata and exact tensors kept, errors reported, requantizing opt-in."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ METADATA: dict[str, Value] = {
 
 
 def weights(width: int = 256) -> dict[str, np.ndarray]:
-    """Matrices and vectors of a Llama of 8 layers, as many as the choice of types looks at."""
+    """The matrices and vectors of an 8-layer Llama that the choice of types depends on."""
     rng = np.random.default_rng(5)
     shapes: dict[str, tuple[int, ...]] = {"token_embd.weight": (20, width), "output_norm.weight": (width,)}
     for layer in range(8):
@@ -107,12 +107,12 @@ def test_the_mixture(make_gguf: Callable[..., Path], tmp_path: Path) -> None:
     assert sizes == {name: info.num_bytes for name, info in after.tensors.items()}
 
 
-def test_rows_that_fit_no_blocks_are_said(make_gguf: Callable[..., Path], tmp_path: Path) -> None:
+def test_rows_that_fit_no_blocks_are_noted(make_gguf: Callable[..., Path], tmp_path: Path) -> None:
     report = quantize_file(make_gguf(width=96), tmp_path / "out.gguf", "q6_k")
     assert report.num_tensors_by_type == {"Q8_0": 17, "F32": 9}
     assert report.notes == (
-        "stored as Q8_0 instead of Q6_K: 17 of the tensors (attn_v, ffn_down, token_embd), whose rows of 96, 192"
-        " numbers are not whole blocks of 256",
+        "stored as Q8_0 instead of Q6_K: 17 tensors (attn_v, ffn_down, token_embd), whose rows of 96, 192"
+        " weights are not whole blocks of 256",
     )
 
 
@@ -127,18 +127,19 @@ def test_half_precision_is_a_source_and_back_to_float32_is_exact(
         assert np.array_equal(read_gguf(tmp_path / "back.gguf").dequantize(name), read_gguf(out).dequantize(name))
 
 
-def test_a_second_rounding_is_refused_unless_asked_for(make_gguf: Callable[..., Path], tmp_path: Path) -> None:
+def test_requantizing_is_refused_by_default(make_gguf: Callable[..., Path], tmp_path: Path) -> None:
     source, out = make_gguf("Q4_0"), tmp_path / "out.gguf"
-    with pytest.raises(FormatError, match=r"17 tensors were quantized already \(17 Q4_0\).*accept that with --requant"):
+    with pytest.raises(FormatError, match=r"found 17 quantized ones \(17 Q4_0\).*accept the loss with --requant"):
         quantize_file(source, out, "q5_0")
     assert not out.exists()
     report = quantize_file(source, out, "q5_0", requantize=True)
-    assert "their new errors come on top" in report.notes[0] and report.largest_error > 0
-    with pytest.raises(FormatError, match=r"1 tensors were quantized already \(1 Q4_0\)"):  # the output matrix
+    assert "the new rounding errors add to" in report.notes[0] and report.largest_error > 0
+    # The output matrix.
+    with pytest.raises(FormatError, match=r"found 1 quantized ones \(1 Q4_0\)"):
         quantize_file(source, out, "q4_0")
 
 
-def test_what_has_its_type_already_is_copied(make_gguf: Callable[..., Path], tmp_path: Path) -> None:
+def test_tensors_that_have_their_type_are_copied(make_gguf: Callable[..., Path], tmp_path: Path) -> None:
     first, second = tmp_path / "first.gguf", tmp_path / "second.gguf"
     quantize_file(make_gguf(), first, "q4_0")
     assert quantize_file(first, second, "q4_0").worst_tensor is None
@@ -160,10 +161,10 @@ def test_types_that_are_only_read_are_sources(tmp_path: Path) -> None:
     ("changes", "said"),
     [
         ({"general.architecture": "qwen3"}, "architecture: expected llama, found qwen3"),
-        ({"split.count": 3}, "one of 3 pieces"),
+        ({"split.count": 3}, "one of 3 parts"),
     ],
 )
-def test_what_is_no_whole_llama_is_refused(
+def test_incomplete_llamas_are_refused(
     make_gguf: Callable[..., Path], tmp_path: Path, changes: dict[str, Value], said: str
 ) -> None:
     with pytest.raises(FormatError, match=said):
@@ -198,8 +199,9 @@ def test_progress_counts_the_sources_bytes(make_gguf: Callable[..., Path], tmp_p
     assert seen[-1] == (report.source_bytes, report.source_bytes) and seen == sorted(seen) and len(seen) == 26
 
 
-def test_memory_is_that_of_one_tensor(tmp_path: Path) -> None:
-    """Twelve matrices of 4 MB: 48 MB of weights, of which a few are ever in memory (the mapping is not counted)."""
+def test_memory_holds_one_tensor(tmp_path: Path) -> None:
+    """Twelve matrices of 4 MB: 48 MB of weights, of which a few are ever in memory (the mapping is
+    not counted)."""
     shape = (1024, 1024)
     raw = np.random.default_rng(3).normal(size=shape).astype(np.float32).view(np.uint8).reshape(-1)
     infos = [(f"blk.{layer}.ffn_up.weight", "F32", shape) for layer in range(12)]

@@ -1,4 +1,4 @@
-"""What was written is compared with its source: equal numbers pass, and a swapped row, a lost scale or NaN do not."""
+"""Verification: equal models pass; a swapped row, a lost scale or NaN does not."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def test_compare() -> None:
     assert result.relative == pytest.approx((2 * 0.25**2 / 17) ** 0.5)
     assert "largest difference 0.25 (largest logit 4), relative 0.086 (allowed: 0.1)" in result.line()
     for bad in (logits + np.float32(0.4), np.full_like(logits, np.nan)):
-        with pytest.raises(FormatError, match="cannot write z: its logits differ from those of w by"):
+        with pytest.raises(FormatError, match="cannot write z: its logits differ from those of w: expected"):
             compare(logits, bad, 0.1, "cannot write z", "w")
 
 
-def test_models_that_compute_nothing_are_told() -> None:
-    with pytest.raises(FormatError, match="logits of w itself are not finite: its weights are broken"):
+def test_non_finite_logits_are_refused() -> None:
+    with pytest.raises(FormatError, match="logits of w are not finite: its weights are broken"):
         compare(np.full((1, 2), np.inf, np.float32), np.zeros((1, 2), np.float32), 0.1, "cannot write z", "w")
 
 
@@ -58,7 +58,8 @@ def test_bin_files(make_checkpoint: MakeCheckpoint, engine_build: Path, tmp_path
 def test_rows_in_a_wrong_order_are_caught(
     make_checkpoint: MakeCheckpoint, engine_build: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The one mistake that every other check lets through: q and k of the right shape, in the other format's order."""
+    """The one mistake that other checks miss: q and k of the right shape in the other RoPE
+    order."""
     checkpoint = make_checkpoint(tmp_path / "model", "llama")
     export(checkpoint, tmp_path / "right" / "model.bin", verify=True)
     before = sorted(tmp_path.iterdir())
@@ -79,7 +80,7 @@ def test_rows_in_a_wrong_order_are_caught(
     assert not (tmp_path / "again").exists() and not list(tmp_path.glob(".again*"))
 
 
-def test_small_models_are_verified_unasked_and_large_ones_not(
+def test_small_models_are_verified_by_default_and_large_ones_not(
     make_checkpoint: MakeCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoint = make_checkpoint(tmp_path / "model")

@@ -1,4 +1,4 @@
-"""Packed rows: every token once an epoch, rows that start at documents, an order that the seed alone decides."""
+"""Packed rows: every token once per epoch, rows that start at documents, an order by seed."""
 
 from __future__ import annotations
 

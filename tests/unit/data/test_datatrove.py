@@ -1,4 +1,4 @@
-"""Token files in datatrove's layout, written here: what makes a store, and what is refused with file and document."""
+"""Token files in datatrove's layout: which become a store, and which are refused."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def texts(store: Path, name: str) -> list[str]:
 def test_the_last_documents_are_held_out(
     tmp_path: Path, tokenizer: Path, val: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whole files are links; the one in which the held-out part begins is cut. In one run and in many."""
+    """Whole files are linked; the file in which the held-out part begins is copied in two parts."""
     monkeypatch.setattr(datatrove_module, "_CHUNK_TOKENS", 700)
     documents = encoded(load_tokenizer(tokenizer), TEXTS)
     for number, (first, last) in enumerate([(0, 120), (120, 250), (250, 300), (300, 400)]):
@@ -78,7 +78,7 @@ def test_held_out_files_of_their_own(tmp_path: Path, tokenizer: Path) -> None:
 
 
 def test_sentencepiece_bytes_are_the_texts(tmp_path: Path, shared_data: Path) -> None:
-    """The space that SentencePiece puts before a text is not of the text."""
+    """The space that SentencePiece adds before a text does not count as text."""
     path = shared_data / "models/stories260K/tok512.model"
     write(tmp_path / "tokens" / "a.ds", encoded(load_tokenizer(path), TEXTS))
     assert make(tmp_path, path).text_bytes == sum(len(text) for text in TEXTS)
@@ -99,14 +99,14 @@ def test_what_cannot_be_trained_on(tmp_path: Path, tokenizer: Path) -> None:
         r"a\.ds: document 200 does not end with EOS \(id 0\); run DocumentTokenizer with eos_token='<\|endoftext\|>'"
     )
     write(path, [*documents[:3], [500, 0], *documents[4:]])
-    refuse(r"id 500 in a vocabulary of 280; give the --tokenizer")
+    refuse(r"expected ids below 280, found 500; give the --tokenizer")
     write(path, [[*(min(i + 9, 279) for i in document[:-1]), 0] for document in documents])
-    refuse("16 of 16 documents, decoded, are encoded in another way")
+    refuse("16 of 16 documents change when they are decoded and encoded again")
     write(path, documents)
     np.arange(1, 401).astype("<u8").tofile(f"{path}.index")
-    refuse(r"a\.ds\.index: its ends do not rise from 0 to")
+    refuse(r"a\.ds\.index: its ends do not increase from 0 to")
     Path(f"{path}.index").unlink()
-    refuse(r"no a\.ds\.index beside it")
+    refuse(r"a\.ds\.index is missing")
     write(path, documents)
     mask = np.ones(sum(map(len, documents)), np.uint8)
     mask[7] = 0
@@ -114,7 +114,7 @@ def test_what_cannot_be_trained_on(tmp_path: Path, tokenizer: Path) -> None:
     refuse(r"a\.ds\.loss: it masks tokens")
     np.ones_like(mask).tofile(f"{path}.loss")
     Path(f"{path}.metadata").write_text("big/tokenizer.json|4\n9\n9 T")
-    refuse(r"its \.metadata says 4 bytes a token, a vocabulary of 280 has 2")
+    refuse(r"expected 2 bytes per token for a vocabulary of 280, found 4 in its \.metadata")
     Path(f"{path}.metadata").write_text("own/tokenizer.json|2\n9\n9 T")
     refuse("training split would get|validation split would get", val_fraction=0.001)
     assert make(tmp_path, tokenizer).documents == 400

@@ -1,4 +1,4 @@
-"""Several token stores with weights: what an epoch sees of each, the same for any number of processes."""
+"""Weighted token stores: what an epoch sees of each, the same for any number of processes."""
 
 from __future__ import annotations
 
@@ -140,17 +140,17 @@ def test_opening_several(stores: tuple[Path, Path, Path]) -> None:
     assert data.tokenizer_path == first and (data.bos_id, data.eos_id, data.vocab_size) == (0, 0, 320)
     assert data.train.num_tokens == 2 * one.split("train").num_tokens + two.split("train").num_tokens
     assert data.val.num_tokens == one.split("val").num_tokens + two.split("val").num_tokens
-    assert data.facts["stores"][0]["weight"] == 2.0 and data.facts["documents"] == data.train.num_documents
+    assert data.fingerprint["stores"][0]["weight"] == 2.0 and data.fingerprint["documents"] == data.train.num_documents
     alone = open_documents(first)
-    assert alone.train is not None and "stores" not in alone.facts and not isinstance(alone.train, Mixture)
-    assert open_documents((str(first),)).facts == alone.facts
+    assert alone.train is not None and "stores" not in alone.fingerprint and not isinstance(alone.train, Mixture)
+    assert open_documents((str(first),)).fingerprint == alone.fingerprint
 
 
 def test_stores_that_do_not_go_together(stores: tuple[Path, Path, Path], tmp_path: Path) -> None:
     first, second, other = stores
     with pytest.raises(StoreError, match=f"cannot train on {first} and {other} together.*--tokenizer {first}"):
         open_documents((str(first), str(second), str(other)))
-    with pytest.raises(ConfigError, match="named twice"):
+    with pytest.raises(ConfigError, match="given twice"):
         open_documents((str(first), f"{first}:2"))
     with pytest.raises(ConfigError, match="no token store given"):
         open_documents(())

@@ -1,4 +1,4 @@
-"""Text to token store: everything adds up, splits are stable, reruns are idempotent, a kill leaves nothing half."""
+"""Text to token store: counts add up, splits are stable, reruns do nothing, kills leave nothing."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def test_overwrite_replaces_token_stores_only(tmp_path: Path) -> None:
     config = make(tmp_path, overwrite=True)
     config.out.mkdir()
     (config.out / "thesis.txt").write_text("years of work")
-    with pytest.raises(OutputError, match="no token store"):
+    with pytest.raises(OutputError, match="it exists and is not a token store"):
         prepare(config)
     assert (config.out / "thesis.txt").read_text() == "years of work"
     (config.out / "thesis.txt").unlink()
@@ -164,7 +164,7 @@ def test_overwrite_replaces_token_stores_only(tmp_path: Path) -> None:
 
 def test_out_inside_its_source_is_refused(tmp_path: Path) -> None:
     write_stories(tmp_path / "a.txt")
-    with pytest.raises(ConfigError, match="lies inside the source folder"):
+    with pytest.raises(ConfigError, match="is inside the source folder"):
         prepare(make(tmp_path, sources=(str(tmp_path),)))
 
 
@@ -218,8 +218,12 @@ def test_default_vocabulary_of_little_text_is_what_it_supports(tmp_path: Path) -
     ("stories", "changes", "message"),
     [
         ([""], {}, "all documents are empty"),
-        (["one single story. " * 200], {}, "it is all one document: cut it with --split-on blank-lines"),
-        (["a", "b"], {}, "training split would get . of 2 documents, . bytes, and needs 1,000 bytes; give more text"),
+        (["one single story. " * 200], {}, "it is a single document: split it with --split-on blank-lines"),
+        (
+            ["a", "b"],
+            {},
+            "training split would get . of 2 documents, . bytes; expected at least 1,000 bytes; give more text",
+        ),
         (STORIES[:30], {"val_fraction": 0.0001}, "validation split would get 0 of 30 documents.*larger --val-fraction"),
         (STORIES, {"vocab_size": 5000}, r"vocabulary of 5,000: the text supports at most \d"),
     ],
@@ -242,7 +246,7 @@ def test_too_little_text(tmp_path: Path, stories: list[str], changes: dict[str, 
         ({"separator": " \n"}, "--separator"),
         ({"num_workers": 0}, "--num-workers"),
         ({"seed": -1}, "--seed"),
-        ({"sources": ("stories", "a.txt")}, "stand alone"),
+        ({"sources": ("stories", "a.txt")}, "cannot be mixed"),
     ],
 )
 def test_flags_out_of_range(changes: dict[str, object], message: str) -> None:
@@ -253,7 +257,7 @@ def test_flags_out_of_range(changes: dict[str, object], message: str) -> None:
 
 def test_a_source_that_changes_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = make(tmp_path)
-    learn = prepare_module._learn
+    learn = prepare_module._train_tokenizer
 
     def grow(*arguments: object) -> object:
         result = learn(*arguments)  # type: ignore[arg-type]
@@ -261,7 +265,7 @@ def test_a_source_that_changes_meanwhile(tmp_path: Path, monkeypatch: pytest.Mon
             file.write("<|endoftext|>and one more story")
         return result
 
-    monkeypatch.setattr(prepare_module, "_learn", grow)
+    monkeypatch.setattr(prepare_module, "_train_tokenizer", grow)
     with pytest.raises(SourceError, match="changed while it was being read"):
         prepare(config)
     assert not config.out.exists()
@@ -336,7 +340,7 @@ def test_a_killed_run_leaves_no_store_and_no_processes(tmp_path: Path) -> None:
 
 
 def normalizing_tokenizer(tmp_path: Path) -> Path:
-    """A tokenizer that the engine cannot stand in for: the `tokenizers` library encodes, in processes."""
+    """A tokenizer that only the `tokenizers` library supports, so that processes encode."""
     train_bpe(STORIES, 320).save(tmp_path / "tokenizer")
     path = tmp_path / "tokenizer" / "tokenizer.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"normalizer": {"type": "NFC"}}))
@@ -346,10 +350,10 @@ def normalizing_tokenizer(tmp_path: Path) -> Path:
 @pytest.mark.usefixtures("engine_build")
 def test_what_encodes_is_said_and_changes_no_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     left = prepare(make(tmp_path, out=tmp_path / "nfc", vocab_size=None, tokenizer=normalizing_tokenizer(tmp_path)))
-    assert left.encoded_by == "the tokenizers library (it prepares text (NFC))"
+    assert left.encoded_by == "the tokenizers library (it normalizes text (NFC))"
     by_engine = prepare(make(tmp_path, out=tmp_path / "engine"))
     assert by_engine.encoded_by == "the engine" == prepare(make(tmp_path, out=tmp_path / "engine")).encoded_by
-    monkeypatch.setattr("llamita.data.tokenize_workers.open_engine_encoder", lambda *_: "not today")
+    monkeypatch.setattr("llamita.data.document_encoder.open_engine_encoder", lambda *_: "not today")
     by_library = prepare(make(tmp_path, out=tmp_path / "library"))
     assert by_library.encoded_by == "the tokenizers library (not today)"
     for name in ("train/00000.ds", "train/00000.ds.index", "val/00000.ds"):

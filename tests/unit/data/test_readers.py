@@ -1,4 +1,4 @@
-"""Files to documents: where they end, that every byte is accounted for, and what is refused in which words."""
+"""Files to documents: where they end, that all bytes are counted, and which are refused."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from llamita.data import readers
+from llamita import config
+from llamita.data import readers, utf8_files
 from llamita.data.readers import SourceCounts, SplitOn, list_sources, read_documents, read_texts
+from llamita.data.records import ROW_READERS, SUFFIXES, list_suffixes
 from llamita.errors import SourceError
 
 
@@ -68,7 +70,7 @@ def test_byte_order_mark_is_no_text(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("block_bytes", [1, 40, 1 << 20])
 def test_lists_of_texts_are_the_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block_bytes: int) -> None:
-    """Over files of all kinds, empty documents among them."""
+    """In files of several formats, with empty documents."""
     monkeypatch.setattr(readers, "_BLOCK_BYTES", block_bytes)
     write(tmp_path / "a.txt", "one<|endoftext|> <|endoftext|>狐 and\n two\u2003<|endoftext|>".encode())
     write(tmp_path / "b.jsonl", b'{"text": " three"}\n{"text": null}\n{"text": "four"}')
@@ -82,16 +84,16 @@ def test_lists_of_texts_are_the_documents(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("split_on", ["separator", "blank-lines"])
-def test_no_chunk_border_matters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, split_on: SplitOn) -> None:
+def test_no_chunk_boundary_matters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, split_on: SplitOn) -> None:
     choose = random.Random(4)
     pieces = ["a", "狐狸", " ", "\n", "\r\n", "<|endoftext|>", "<|end", "\u3000", "word"]
     path = tmp_path / "a.txt"
     for _ in range(60):
         write(path, "".join(choose.choices(pieces, k=choose.randrange(40))).encode())
-        monkeypatch.setattr(readers, "_CHUNK_BYTES", 1 << 20)
+        monkeypatch.setattr(utf8_files, "_CHUNK_BYTES", 1 << 20)
         expected = read(path, split_on)
         for size in (1, 2, 3, 7, 16):
-            monkeypatch.setattr(readers, "_CHUNK_BYTES", size)
+            monkeypatch.setattr(utf8_files, "_CHUNK_BYTES", size)
             texts, counts = read(path, split_on)
             assert texts == expected[0]
             assert counts.empty_documents == expected[1].empty_documents
@@ -138,9 +140,9 @@ def test_jsonl(tmp_path: Path) -> None:
     [
         ('{"text": "a"', r"a\.jsonl:3: broken JSON at column"),
         ("[1]", r"a\.jsonl:3: expected a JSON object, found an array"),
-        ('{"txt": "a", "id": 7}', r"a\.jsonl:3: no 'text' in it, found txt, id; .*--text-key"),
+        ('{"txt": "a", "id": 7}', r"a\.jsonl:3: expected 'text', found txt, id; .*--text-key"),
         ('{"text": 7}', r"a\.jsonl:3: 'text': expected text, found a number"),
-        ('{"text": "\\ud800"}', r"a\.jsonl:3: the text holds half"),
+        ('{"text": "\\ud800"}', r"a\.jsonl:3: the text has half"),
         ("[" * 100_000, r"a\.jsonl:3: broken JSON"),
     ],
 )
@@ -148,6 +150,23 @@ def test_broken_jsonl(tmp_path: Path, line: str, message: str) -> None:
     path = write(tmp_path / "a.jsonl", b'{"text": "one"}\n\n' + line.encode() + b"\n")
     with pytest.raises(SourceError, match=message):
         read(path)
+
+
+def test_json_array(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.json", '[{"text": " 狐 ", "x": 1},\n {"text": null}, {"text": "b"}]'.encode())
+    texts, counts = read(path)
+    assert texts == ["狐", "b"] and counts.empty_documents == 1
+    assert [d.position for d in read_documents([str(path)])] == [1, 3]
+    with pytest.raises(SourceError, match=r"a\.json: item 1: expected 'x', found text"):
+        read(write(path, b'[{"text": "a"}]'), text_key="x")
+
+
+def test_help_names_every_format() -> None:
+    """A new format in records.py must be added to the help of `prepare` too."""
+    source = Path(config.__file__).read_text(encoding="utf-8")
+    assert list_suffixes(SUFFIXES) in " ".join(source.split())
+    for suffix in ROW_READERS:
+        assert suffix in source.partition("text_key")[2][:200]
 
 
 def test_csv(tmp_path: Path) -> None:
@@ -160,7 +179,7 @@ def test_csv(tmp_path: Path) -> None:
     ("data", "message"),
     [
         (b"", "it is empty"),
-        (b"id,body\n1,x\n", "no 'text' in it, found id, body"),
+        (b"id,body\n1,x\n", "expected 'text', found id, body"),
         (b"id,text\n1,x\n2\n", r"a\.csv:3: expected 2 columns, found 1"),
         (b'text\n"a"b\n', r"a\.csv:2: broken CSV"),
         (b'text\n"a\n', "broken CSV"),
@@ -178,13 +197,13 @@ def test_parquet(tmp_path: Path) -> None:
     pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
     texts, counts = read(tmp_path / "a.parquet")
     assert texts == ["one", "狐"] * 2000 and counts.empty_documents == 2000
-    with pytest.raises(SourceError, match="no 'story' in it, found text, id"):
+    with pytest.raises(SourceError, match="expected 'story', found text, id"):
         read(tmp_path / "a.parquet", text_key="story")
     with pytest.raises(SourceError, match="row 1: 'id': expected text, found a number"):
         read(tmp_path / "a.parquet", text_key="id")
     data = (tmp_path / "a.parquet").read_bytes()
     for size in (0, 3, 100, len(data) - 1):
-        with pytest.raises(SourceError, match="not a whole parquet file"):
+        with pytest.raises(SourceError, match="not a complete parquet file"):
             read(write(tmp_path / "cut.parquet", data[:size]))
 
 
@@ -207,14 +226,14 @@ def test_folder_is_read_by_name_and_hidden_files_are_counted(tmp_path: Path) -> 
 def test_missing_empty_and_unknown(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="no such file or folder"):
         list_sources([str(tmp_path / "missing.txt")])
-    with pytest.raises(SourceError, match="it holds no files"):
+    with pytest.raises(SourceError, match="it has no files"):
         list_sources([str(tmp_path)])
     (tmp_path / ".x.txt").write_text("a")
-    with pytest.raises(SourceError, match="no files but 1 hidden"):
+    with pytest.raises(SourceError, match="no files except 1 hidden"):
         list_sources([str(tmp_path)])
     (tmp_path / "a.docx").write_text("a")
     for source in (tmp_path, tmp_path / "a.docx"):
-        with pytest.raises(SourceError, match=r"a\.docx: unknown kind of file \(\.docx\); expected \.txt"):
+        with pytest.raises(SourceError, match=r"a\.docx: unknown file type \(\.docx\); expected \.txt"):
             list_sources([str(source)])
 
 

@@ -1,4 +1,4 @@
-"""The download against a server in this process that breaks in every way a hub can."""
+"""Downloads from a local server that fails in every way that a hub can."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FILES = {TRAIN_FILE: b"a story about a fox.<|endoftext|>\n" * 30_000, VAL_FILE: 
 
 
 class Hub(http.server.ThreadingHTTPServer):
-    """Answers as huggingface.co does: HEAD says size and sha256 and redirects, GET redirects to the bytes."""
+    """Like huggingface.co: HEAD sends size and sha256 and redirects, GET redirects to the data."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -27,7 +27,7 @@ class Hub(http.server.ThreadingHTTPServer):
         self.cut_after: list[int] = []  # bytes after which the next answers break off
         self.statuses: list[int] = []  # of the next answers
         self.digest: dict[str, str] = {}  # instead of the true one
-        self.damage = 0  # so many of the next answers have a wrong byte
+        self.damage = 0  # number of answers to come with a wrong byte
         self.ranges = True
         self.checksums = True
 
@@ -122,7 +122,7 @@ def test_a_broken_transfer_goes_on_where_it_stopped(tmp_path: Path, hub: Hub) ->
 
 def test_another_run_goes_on_too(tmp_path: Path, hub: Hub) -> None:
     hub.cut_after = [300_000, 0, 0]
-    with pytest.raises(NetworkError, match=r"ended after 300,000 of 1,020,000 bytes \(3 attempts\).*goes on"):
+    with pytest.raises(NetworkError, match=r"ended after 300,000 of 1,020,000 bytes \(3 attempts\).*resumes"):
         fetch(tmp_path, hub)
     hub.requests.clear()
     check(tmp_path, fetch(tmp_path, hub))
@@ -137,7 +137,7 @@ def test_a_server_without_ranges_starts_anew(tmp_path: Path, hub: Hub) -> None:
 
 def test_damaged_bytes_are_not_kept(tmp_path: Path, hub: Hub) -> None:
     hub.damage = 1
-    with pytest.raises(NetworkError, match=r"expected sha256 .*, found .*; the bytes were damaged"):
+    with pytest.raises(NetworkError, match=r"expected sha256 .*, found .*; the data was damaged in transit"):
         fetch(tmp_path, hub)
     assert list(tmp_path.iterdir()) == []
     check(tmp_path, fetch(tmp_path, hub))
@@ -157,13 +157,13 @@ def test_a_busy_server_is_asked_again(tmp_path: Path, hub: Hub, statuses: list[i
     waiting = len(statuses)
     hub.statuses = statuses
     check(tmp_path, fetch(tmp_path, hub))
-    assert len(hub.requests) == 2 * 3 + waiting  # a file: HEAD, GET, and GET where it was redirected to
+    assert len(hub.requests) == 2 * 3 + waiting  # per file: HEAD, GET, redirected GET
 
 
 @pytest.mark.parametrize("status", [401, 403, 404])
 def test_a_refusal_is_not_asked_again(tmp_path: Path, hub: Hub, status: int) -> None:
     hub.statuses = [status]
-    with pytest.raises(NetworkError, match=f"the server said {status}"):
+    with pytest.raises(NetworkError, match=f"the server answered {status}"):
         fetch(tmp_path, hub)
     assert len(hub.requests) == 1 and list(tmp_path.iterdir()) == []
 
@@ -179,7 +179,7 @@ def test_offline(tmp_path: Path) -> None:
 
 def test_a_server_that_is_no_hub(tmp_path: Path, hub: Hub) -> None:
     hub.checksums = False
-    with pytest.raises(NetworkError, match="does not say the file's sha256"):
+    with pytest.raises(NetworkError, match="does not send the file's sha256"):
         fetch(tmp_path, hub)
     with pytest.raises(NetworkError, match="begins with https"):
         download_tinystories(tmp_path, endpoint="ftp://example.org")

@@ -1,4 +1,4 @@
-"""The token store: what is written is read, in datatrove's layout, and anything that does not fit is refused."""
+"""The token store: reads back what it wrote, in datatrove's layout; refuses inconsistent files."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def patch(path: Path, offset: int, data: bytes) -> None:
         (lambda s: (s / "store.json").unlink(), "no store.json"),
         (lambda s: (s / "store.json").write_text("{"), "store.json is damaged"),
         (lambda s: (s / "store.json").write_text("[]"), "expected format"),
-        (lambda s: rewrite(s / "store.json", lambda i: i.update(version=9)), "version 9"),
+        (lambda s: rewrite(s / "store.json", lambda i: i.update(version=9)), "expected version 1, found 9"),
         (lambda s: rewrite(s / "store.json", lambda i: i.pop("splits")), "'splits' is missing"),
         (lambda s: rewrite(s / "store.json", lambda i: i["tokenizer"].update(eos_id=300)), "eos_id 300"),
         (lambda s: rewrite(s / "store.json", lambda i: i["tokenizer"].update(vocab_size=-1)), "vocab_size -1"),
@@ -110,15 +110,18 @@ def patch(path: Path, offset: int, data: bytes) -> None:
             lambda s: rewrite(s / "store.json", lambda i: i["splits"]["train"]["shards"][0].update(name="../x")),
             "shard name",
         ),
-        (lambda s: (s / "tokenizer.json").write_text("{} "), "not the one its tokens were made with"),
+        (lambda s: (s / "tokenizer.json").write_text("{} "), "not the one that made its tokens"),
         (lambda s: (s / "tokenizer.json").unlink(), "tokenizer.json"),
         (lambda s: (s / "train/00001.ds").unlink(), r"00001\.ds: No such file"),
         (lambda s: patch(s / "train/00001.ds", 10**6, b"\0"), r"00001\.ds: expected .* bytes"),
         (lambda s: (s / "val/00000.ds.index").write_bytes(b""), r"00000\.ds\.index: expected"),
-        (lambda s: patch(s / "train/00000.ds.index", 8, b"\0" * 8), "do not rise"),
-        (lambda s: patch(s / "train/00000.ds.index", 6, b"\1"), "do not rise"),
-        (lambda s: patch(s / "train/00000.ds", 0, b"\xff\xff"), "id 65,535 in a vocabulary of 300"),
-        (lambda s: patch(s / "val/00000.ds", (s / "val/00000.ds").stat().st_size - 2, b"\x07\0"), "not EOS"),
+        (lambda s: patch(s / "train/00000.ds.index", 8, b"\0" * 8), "do not increase"),
+        (lambda s: patch(s / "train/00000.ds.index", 6, b"\1"), "do not increase"),
+        (lambda s: patch(s / "train/00000.ds", 0, b"\xff\xff"), "expected ids below 300, found 65,535"),
+        (
+            lambda s: patch(s / "val/00000.ds", (s / "val/00000.ds").stat().st_size - 2, b"\x07\0"),
+            r"expected EOS \(0\) at its end, found id 7",
+        ),
     ],
 )
 def test_damaged_stores(tmp_path: Path, damage: Callable[[Path], object], message: str) -> None:
@@ -132,5 +135,5 @@ def test_damaged_stores(tmp_path: Path, damage: Callable[[Path], object], messag
 
 
 def test_no_store(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match="no such folder; make one: llamita prepare"):
+    with pytest.raises(StoreError, match="no such folder; make a store: llamita prepare"):
         TokenStore(tmp_path / "missing")

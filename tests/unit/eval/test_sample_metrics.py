@@ -10,7 +10,7 @@ from llamita.batch_generate import Sample
 from llamita.eval.sample_metrics import distinct, measure_samples, split_words
 
 
-def tell(text: str, *, tokens: int = 1, ended: bool = True) -> Sample:
+def make_sample(text: str, *, tokens: int = 1, ended: bool = True) -> Sample:
     return Sample(tuple(range(tokens)), text.encode(), ended)
 
 
@@ -40,11 +40,11 @@ def test_distinct_by_hand() -> None:
 def test_metrics_by_hand() -> None:
     found = measure_samples(
         [
-            tell(
+            make_sample(
                 "go on and on go on and on", tokens=9
             ),  # 4-grams: goa ona nog+ … 5 in all, the first and the last equal
-            tell("one two three four five", tokens=5, ended=False),  # 2, both different
-            tell("é", tokens=1),  # too short to repeat anything
+            make_sample("one two three four five", tokens=5, ended=False),  # 2, both different
+            make_sample("é", tokens=1),  # too short to repeat anything
         ]
     )
     assert (found.num_samples, found.mean_tokens, found.mean_bytes) == (3, 5.0, (25 + 23 + 2) / 3)
@@ -56,5 +56,5 @@ def test_metrics_by_hand() -> None:
 
 
 def test_texts_without_words_have_no_repetition() -> None:
-    found = measure_samples([tell(""), tell("\n", ended=False)])
+    found = measure_samples([make_sample(""), make_sample("\n", ended=False)])
     assert (found.distinct_1, found.repetition, found.stop_rate) == (0.0, 0.0, 0.5)

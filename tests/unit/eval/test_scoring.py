@@ -50,7 +50,9 @@ def test_batches_hold_every_target_once_in_about_the_tokens_asked_for() -> None:
 
 def test_bits_per_byte_is_nats_over_ln2_and_bytes() -> None:
     documents = make_documents()
-    shares = []
-    score = score_documents(documents, 4, BOS, lambda ids: np.full(len(ids) - 1, math.log(4)), shares.append)
+    reported: list[tuple[str, int, int]] = []
+    score = score_documents(
+        documents, 4, BOS, lambda ids: np.full(len(ids) - 1, math.log(4)), lambda *values: reported.append(values)
+    )
     assert math.isclose(score.bits_per_byte, 2 * 13 / 11) and math.isclose(score.nats_per_token, math.log(4))
-    assert shares[-1] == 1.0
+    assert [done for _, done, _ in reported] == list(range(1, reported[-1][2] + 1))

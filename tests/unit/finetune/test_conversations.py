@@ -52,7 +52,7 @@ def test_details(tmp_path: Path) -> None:
     assert only(path, system="Be brief.").turns[0] == Turn("system", "Be brief.")
     many = [*SAID, {"role": "user", "content": "And?"}, {"role": "assistant", "content": "So.", "weight": 0}]
     found = only(write(tmp_path / "b.jsonl", {"messages": [*many, {"role": "user", "content": "Hm"}], "system": "S"}))
-    assert [turn.learned for turn in found.turns] == [False, False, True, False, False]
+    assert [turn.is_target for turn in found.turns] == [False, False, True, False, False]
     assert found.unanswered and found.turns[0] == Turn("system", "S") and found.where.endswith("b.jsonl:1")
     assert found.messages(2) == [{"role": "system", "content": "S"}, {"role": "user", "content": "Why?"}]
 
@@ -83,34 +83,34 @@ def test_tables(tmp_path: Path) -> None:
         ({"messages": [3]}, r"messages\[0\]: expected an object"),
         ({"messages": [{"role": "user"}]}, r"messages\[0\]: expected role and content"),
         ({"messages": [*SAID, {"role": "tool", "content": "x"}]}, r"messages\[2\]: role: expected system.*'tool'"),
-        ({"messages": [SAID[0], SAID[1] | {"tool_calls": [{}]}]}, "it calls tools"),
+        ({"messages": [SAID[0], SAID[1] | {"tool_calls": [{}]}]}, "training on tool calls"),
         ({"messages": [SAID[0], SAID[1] | {"weight": 2}]}, "weight: expected 0 or 1"),
         ({"messages": [SAID[0] | {"weight": 1}, SAID[1]]}, "weight: expected 0 or 1"),
-        ({"messages": [SAID[0] | {"content": None}, SAID[1]]}, "expected a text, found null"),
-        ({"messages": SAID[:1]}, "nothing to learn"),
-        ({"messages": [SAID[0], SAID[1] | {"weight": 0}]}, "nothing to learn"),
+        ({"messages": [SAID[0] | {"content": None}, SAID[1]]}, "expected a string, found null"),
+        ({"messages": SAID[:1]}, "nothing to train on"),
+        ({"messages": [SAID[0], SAID[1] | {"weight": 0}]}, "nothing to train on"),
         ({"messages": SAID[1:]}, "message 1: expected the user, found the assistant"),
         ({"messages": [SAID[0], *SAID]}, "message 2: expected the assistant, found the user"),
         ({"question": "Why?", "answer": "  "}, "message 2: the assistant's text is empty"),
-        ({"question": "Why?", "answer": 3}, "answer: expected a text, found a number"),
-        ({"question": "Why?", "answer": "\ud800"}, "half of a UTF-16 pair"),
+        ({"question": "Why?", "answer": 3}, "answer: expected a string, found a number"),
+        ({"question": "Why?", "answer": "\ud800"}, "unpaired UTF-16 surrogate"),
     ],
 )
-def test_what_is_no_conversation(tmp_path: Path, row: object, message: str) -> None:
+def test_rows_that_are_no_conversation(tmp_path: Path, row: object, message: str) -> None:
     path = write(tmp_path / "a.jsonl", {"messages": SAID}, row)
     with pytest.raises(SourceError, match=rf"a\.jsonl:2: .*{message}|a\.jsonl:2: {message}"):
         list(read_conversations(path))
 
 
-def test_files_that_are_none(tmp_path: Path) -> None:
+def test_files_without_examples(tmp_path: Path) -> None:
     for name, content, message in (
         ("a.jsonl", '{"x": ', r"a\.jsonl:1: broken JSON"),
         ("a.json", '{"x": 1}', "expected a JSON array"),
         ("a.json", "[1]", "item 1: expected a JSON object"),
         ("a.csv", "", "it is empty"),
         ("a.csv", "a,a\n1,2\n", "two columns have the same name"),
-        ("a.parquet", "x", "not a whole parquet file"),
-        ("a.txt", "x", "unknown kind of file"),
+        ("a.parquet", "x", "not a complete parquet file"),
+        ("a.txt", "x", "unknown file type"),
         ("a.jsonl", "\n\n", "the files are empty"),
     ):
         (tmp_path / name).write_text(content)
@@ -121,6 +121,6 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(SourceError, match="no examples in folder"):
         list(read_conversations(tmp_path / "empty"))
-    with pytest.raises(SourceError, match="no 'frage' in it"):
+    with pytest.raises(SourceError, match="it has no 'frage'"):
         list(read_conversations(write(tmp_path / "b.jsonl", {"a": 1}), columns=("frage", "antwort")))
     assert Row("x", {}).values == {}

@@ -1,11 +1,13 @@
-"""Preferences to pairs, batches and losses: every form, what is refused, what is compared, and what DPO makes of it."""
+"""DPO runs: held-out pairs are preferred, a resumed run equals an uninterrupted one, errors."""
 
 from __future__ import annotations
 
-import csv
+import io
 import json
 import math
+import os
 import random
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,328 +15,164 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from rich.console import Console
 
-from llamita.checkpoint import load_config, load_model
-from llamita.data.batches import IGNORED
-from llamita.data.records import Row
-from llamita.errors import SourceError, TrainingError
-from llamita.finetune.dpo_evaluate import answer_log_probabilities, score_pairs
-from llamita.finetune.dpo_loss import DpoLoss, preference_losses, target_log_probabilities
-from llamita.finetune.dpo_packing import (
-    DpoBatch,
-    DpoBatches,
-    Pairs,
-    pair_count_lines,
-    render_pairs,
-)
-from llamita.finetune.lora import LoraConfig, add_lora
-from llamita.finetune.preferences import Preference, read_preference, read_preferences
-from llamita.finetune.rendering import Renderer
-from llamita.model.llama import Llama
-from llamita.tokenizer import load_tokenizer
+from llamita.checkpoint import load_tensors
+from llamita.config import FinetuneConfig
+from llamita.errors import CheckpointError, ConfigError, TrainingError
+from llamita.finetune.dpo_evaluate import NAME, Reference, load_reference, save_reference
+from llamita.finetune.run import finetune, show_preview
+from llamita.run_directory import read_metrics
+from llamita.training.trainer import Trainer
+from tests.unit.finetune.conftest import WORDS, evaluations
+
+TIMINGS = ("seconds", "evaluation_seconds", "tokens_per_second", "mfu")
 
 
 @pytest.fixture(scope="module")
-def checkpoint(make_checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_checkpoint(tmp_path_factory.mktemp("dpo") / "base", max_position_embeddings=256)
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The better answers end in "yes", the worse ones in "no"."""
+    chosen = random.Random(1)
+
+    def some(most: int) -> str:
+        return " ".join(chosen.choices(WORDS, k=chosen.randrange(1, most)))
+
+    rows = [{"prompt": some(7), "chosen": some(5) + " yes", "rejected": some(5) + " no"} for _ in range(80)]
+    path = tmp_path_factory.mktemp("pairs") / "pairs.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
 
 
-def user(text: str) -> dict[str, str]:
-    return {"role": "user", "content": text}
+def make_config(base: Path, data: Path, out: Path, **changes: Any) -> FinetuneConfig:
+    values: dict[str, Any] = {
+        "preference": "dpo", "steps": 10, "log_interval": 4, "eval_interval": 5, "device": "cpu", "threads": 1,
+        "val_fraction": 0.25, "learning_rate": 2e-3, "micro_batch_size": 2,
+    }  # fmt: skip
+    return FinetuneConfig(checkpoint=base, data=data, out=out, **(values | changes))
 
 
-def says(text: str) -> dict[str, str]:
-    return {"role": "assistant", "content": text}
+def untimed(run: Path) -> list[dict[str, Any]]:
+    return [{key: value for key, value in line.items() if key not in TIMINGS} for line in read_metrics(run)]
 
 
-def texts(preference: Preference) -> tuple[list[str], str]:
-    before = [turn.text for turn in preference.chosen.turns[:-1]]
-    assert before == [turn.text for turn in preference.rejected.turns[:-1]]
-    for conversation in (preference.chosen, preference.rejected):
-        assert [turn.learned for turn in conversation.turns] == [False] * len(before) + [True]
-    return before, f"{preference.chosen.turns[-1].text} > {preference.rejected.turns[-1].text}"
-
-
-GOOD, BAD = "A llama.", "A goat."
-LONG = [user("Hello"), says("Hi."), user("Who?")]
-
-
-@pytest.mark.parametrize(
-    ("values", "before"),
-    [
-        ({"prompt": "Who?", "chosen": GOOD, "rejected": BAD}, ["Who?"]),
-        ({"prompt": [user("Who?")], "chosen": [says(GOOD)], "rejected": [says(BAD)]}, ["Who?"]),
-        ({"prompt": LONG, "chosen": [says(GOOD)], "rejected": [says(BAD)]}, ["Hello", "Hi.", "Who?"]),
-        ({"prompt": LONG, "chosen": GOOD, "rejected": BAD}, ["Hello", "Hi.", "Who?"]),
-        ({"chosen": [*LONG, says(GOOD)], "rejected": [*LONG, says(BAD)]}, ["Hello", "Hi.", "Who?"]),
-        ({"prompt": "Who?", "chosen": [user("Who?"), says(GOOD)], "rejected": [user("Who?"), says(BAD)]}, ["Who?"]),
-        ({"prompt": "Who?", "chosen": [says(GOOD)], "rejected": [says(BAD)]}, ["Who?"]),
-        ({"question": "Who?", "chosen": GOOD, "rejected": BAD, "system": "Be brief."}, ["Be brief.", "Who?"]),
-        ({"instruction": "Who", "input": "is it?", "chosen": GOOD, "rejected": BAD}, ["Who\n\nis it?"]),
-        (
-            {"conversations": [{"from": "system", "value": "S"}, {"from": "human", "value": "Who?"}],
-             "chosen": {"from": "gpt", "value": GOOD}, "rejected": {"from": "gpt", "value": BAD}},
-            ["S", "Who?"],
-        ),
-        ({"messages": LONG, "chosen": says(GOOD), "rejected": says(BAD)}, ["Hello", "Hi.", "Who?"]),
-    ],
-)  # fmt: skip
-def test_forms(values: dict[str, Any], before: list[str]) -> None:
-    assert texts(read_preference(Row("a.jsonl:1", values))) == (before, "A llama. > A goat.")
-
-
-def test_columns_and_a_system_prompt() -> None:
-    row = Row("a.csv:2", {"q": "Who?", "better": GOOD, "worse": BAD})
-    assert texts(read_preference(row, ("q", "better", "worse"), "Be brief."))[0] == ["Be brief.", "Who?"]
-    with pytest.raises(SourceError, match=r"a\.csv:2: no 'best' in it, found 'q', 'better', 'worse'; name columns"):
-        read_preference(row, ("q", "best", "worse"))
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"prompt": "Who?", "completion": GOOD}, "no 'chosen' in it, found 'prompt', 'completion'; expected chosen"),
-        ({"prompt": "Who?", "chosen": GOOD, "rejected": None}, "no 'rejected' in it"),
-        ({"chosen": GOOD, "rejected": BAD}, r"\(chosen\): it has no prompt; expected chosen and rejected with"),
-        ({"prompt": "Who?", "chosen": 3, "rejected": BAD}, r"\(chosen\): expected a text or messages, found a number"),
-        ({"prompt": 3, "chosen": GOOD, "rejected": BAD}, "prompt: expected a text or messages, found a number"),
-        ({"prompt": "Who?", "chosen": GOOD, "rejected": " "}, r"\(rejected\): message 2: the assistant's text is emp"),
-        ({"prompt": "Who?", "chosen": GOOD, "rejected": user("Me")}, r"\(rejected\): message 2: expected the assist"),
-        ({"messages": LONG[:2], "chosen": says(GOOD), "rejected": says(BAD)}, "message 3: expected the user, found"),
-        ({"chosen": [*LONG, says(GOOD)], "rejected": [user("Who?"), says(BAD)]}, "message 1 differs between chosen"),
-        ({"chosen": [user("Who?"), says(GOOD)], "rejected": [user("Who?"), says(BAD), *LONG[:1], says(GOOD)]},
-         "chosen has 2 messages, rejected 4"),
-        ({"chosen": [user("Who?"), says(GOOD), user("And?")], "rejected": [user("Who?"), says(BAD)]},
-         r"\(chosen\): expected the assistant's answer at its end"),
-        ({"prompt": "What?", "chosen": [user("Who?"), says(GOOD)], "rejected": [user("Who?"), says(BAD)]},
-         r"\(chosen\): it is a whole conversation without the prompt beside it"),
-        ({"prompt": LONG, "chosen": [user("Who?"), says(GOOD)], "rejected": [user("Who?"), says(BAD)]},
-         "begins a conversation of its own beside prompt"),
-        ({"prompt": "Who?", "chosen": says(GOOD) | {"weight": 0}, "rejected": BAD}, "nothing to learn"),
-        ({"prompt": LONG, "chosen": says(GOOD) | {"weight": 0}, "rejected": BAD}, "weight 0, so there is nothing"),
-    ],
-)  # fmt: skip
-def test_refusals(values: dict[str, Any], message: str) -> None:
-    with pytest.raises(SourceError, match=rf"cannot use a\.jsonl:7.*{message}"):
-        read_preference(Row("a.jsonl:7", values))
-
-
-def test_files(tmp_path: Path) -> None:
-    row = {"prompt": "Who?", "chosen": GOOD, "rejected": BAD}
-    (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n\n" + json.dumps(row) + "\n")
-    (tmp_path / "b.json").write_text(json.dumps([row, row]))
-    with (tmp_path / "c.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([list(row), list(row.values())])
-    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
-    messages = {"chosen": [[user("Who?"), says(GOOD)]], "rejected": [[user("Who?"), says(BAD)]]}
-    parquet.write_table(pyarrow.table(messages), tmp_path / "d.parquet")
-    read = list(read_preferences(tmp_path))
-    assert [texts(each) for each in read] == [(["Who?"], "A llama. > A goat.")] * 6
-    places = ["a.jsonl:1", "a.jsonl:3", "b.json: item 1", "b.json: item 2", "c.csv:2", "d.parquet: row 1"]
-    assert [Path(each.where).name for each in read] == places
-    (tmp_path / "empty.jsonl").write_text("\n")
-    with pytest.raises(SourceError, match=r"no preferences in .*empty\.jsonl"):
-        list(read_preferences(tmp_path / "empty.jsonl"))
-
-
-# ---- pairs and batches
-
-WORDS = ["the", "llama", "could", "not", "sleep", "and", "counted", "sheep", "again"]
-
-
-def made_preferences(number: int, seed: int = 4) -> list[Preference]:
-    chosen = random.Random(seed)
-
-    def some() -> str:
-        return " ".join(chosen.choices(WORDS, k=chosen.randrange(1, 9)))
-
-    rows = [{"prompt": some(), "chosen": some() + " yes", "rejected": some() + " no"} for _ in range(number)]
-    return [read_preference(Row(f"a.jsonl:{n}", row)) for n, row in enumerate(rows, start=1)]
-
-
-def made_pairs(checkpoint: Path, number: int = 40, seed: int = 4) -> Pairs:
-    with Renderer(load_tokenizer(checkpoint), load_config(checkpoint)) as renderer:
-        pairs, _ = render_pairs(made_preferences(number, seed), renderer)
-    reference = np.random.default_rng(1).normal(-40, 3, (2, number))
-    return Pairs(pairs, reference)
-
-
-def tensors(batch: DpoBatch) -> list[Tensor]:
-    return [torch.from_numpy(part) for part in batch if isinstance(part, np.ndarray)]
-
-
-def test_what_is_compared(checkpoint: Path) -> None:
-    preference = read_preference(Row("x", {"prompt": LONG, "chosen": GOOD, "rejected": "No llama at all."}))
-    tie = read_preference(Row("x", {"prompt": "Who?", "chosen": GOOD, "rejected": f" {GOOD}"}))
-    long = read_preference(Row("a.jsonl:9", {"prompt": "Who?", "chosen": GOOD, "rejected": "A goat. " * 90}))
-    with Renderer(load_tokenizer(checkpoint), load_config(checkpoint)) as renderer:
-        ((pair,), counts) = render_pairs([tie, preference, long], renderer)
-        decoded = [renderer.tokenizer.decode(each.ids[each.learned].tolist()[:-1]).decode() for each in pair]
-        with pytest.raises(
-            TrainingError, match=r"of 2 pairs 1 have two .* 1 do not fit into 256 .*a\.jsonl:9.*--conte"
-        ):
-            render_pairs([tie, long], renderer)
-    assert decoded == [GOOD, "No llama at all."] and pair.chosen.ids[-1] == pair.rejected.ids[-1] == 2
-    assert (counts.pairs, counts.kept, counts.ties, counts.too_long) == (3, 1, 1, 1)
-    told = dict(pair_count_lines(counts))
-    assert told["pairs"] == "3, 1 kept" and "a.jsonl:9" in told["too long"] and "1 pairs" in told["ties"]
-
-
-def test_both_answers_are_in_the_same_batch_once_an_epoch(checkpoint: Path) -> None:
-    pairs = made_pairs(checkpoint)
-    batches, seen, total = DpoBatches(pairs, 128, 2, seed=5), [], 0
-    while batches.epoch == 0:
-        batch = next(batches)
-        assert batch.inputs.shape == (4, 128) and batch.num_targets == batch.reference.shape[1]
-        for number in range(batch.num_targets):
-            inside = batch.segments == number
-            rows = sorted(set(np.nonzero(inside)[0]))
-            assert len(rows) == 2 and rows[1] == rows[0] + 2
-            sides = [(batch.inputs[row][inside[row]], batch.targets[row][inside[row]]) for row in rows]
-            which = [
-                index for index, pair in enumerate(pairs.pairs)
-                if all(np.array_equal(ids, each.ids[:-1]) and
-                       np.array_equal(targets, np.where(each.learned[1:], each.ids[1:], IGNORED))
-                       for (ids, targets), each in zip(sides, pair, strict=True))
-            ]  # fmt: skip
-            assert len(which) == 1 and np.array_equal(pairs.reference[:, which[0]], batch.reference[:, number])
-            seen, total = [*seen, which[0]], total + 1
-        assert ((batch.targets == IGNORED) | (batch.segments < batch.num_targets)).all()
-    assert sorted(set(seen)) == list(range(40)) and total - 40 <= 8  # of the next epoch's row that fills the last batch
-    assert seen != sorted(seen)
-
-
-def test_order_is_a_function_of_seed_and_resumes(checkpoint: Path) -> None:
-    pairs = made_pairs(checkpoint)
-
-    def stream(batches: DpoBatches, number: int) -> list[bytes]:
-        return [
-            b"".join(part.tobytes() for part in next(batches) if isinstance(part, np.ndarray)) for _ in range(number)
-        ]
-
-    whole = DpoBatches(pairs, 128, 2, seed=5)
-    first, state = stream(whole, 5), whole.state_dict()
-    rest = stream(whole, 20)
-    again = DpoBatches(pairs, 128, 2, seed=5)
-    again.load_state_dict(state)
-    assert stream(again, 20) == rest and whole.epoch > 0
-    assert stream(DpoBatches(pairs, 128, 2, seed=6), 5) != first
-    both = next(DpoBatches(pairs, 128, 2, seed=5))
-    one, two = (next(DpoBatches(pairs, 128, 1, 5, rank, 2)) for rank in (0, 1))
-    rows = [one.targets[0], two.targets[0], one.targets[1], two.targets[1]]
-    assert np.array_equal(np.stack(rows), both.targets) and one.num_targets == two.num_targets == both.num_targets
-    assert np.array_equal(np.concatenate([one.reference, two.reference], axis=1), both.reference)
-
-
-# ---- the loss
-
-RATIOS = torch.tensor([[3.0, -1.0, 0.5], [-2.0, 4.0, 0.5]], dtype=torch.float64)
-TOKENS = torch.tensor([[4.0, 2.0, 5.0], [8.0, 2.0, 1.0]], dtype=torch.float64)
-
-
-def test_formulas() -> None:
-    """By hand, from the papers."""
-    delta = [5.0, -5.0, 0.0]
-    sigmoid = [1 / (1 + math.exp(-0.3 * each)) for each in delta]
-    assert preference_losses(RATIOS, TOKENS, "dpo", 0.3).tolist() == pytest.approx([-math.log(s) for s in sigmoid])
-    smoothed = [-0.8 * math.log(s) - 0.2 * math.log(1 - s) for s in sigmoid]
-    assert preference_losses(RATIOS, TOKENS, "dpo", 0.3, 0.2).tolist() == pytest.approx(smoothed)
-    mean_delta = [3 / 4 + 2 / 8, -1 / 2 - 4 / 2, 0.5 / 5 - 0.5]
-    expected = [(each - 1 / 0.6) ** 2 for each in mean_delta]
-    assert preference_losses(RATIOS, TOKENS, "ipo", 0.3).tolist() == pytest.approx(expected)
-
-
-@pytest.mark.parametrize("frozen", [False, True])
-def test_log_probabilities_and_gradients(frozen: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Chunk by chunk as all at once."""
-    monkeypatch.setattr("llamita.finetune.dpo_loss.tokens_per_chunk", lambda weight: 7)
-    generator = torch.Generator().manual_seed(2)
-    hidden = torch.randn(23, 16, generator=generator, requires_grad=True)
-    weight = torch.randn(50, 16, generator=generator, requires_grad=not frozen)
-    targets, scale = torch.randint(0, 50, (23,), generator=generator), torch.randn(23, generator=generator)
-    expected = F.log_softmax(hidden @ weight.t(), -1).gather(1, targets[:, None])[:, 0]
-    learning = [each for each in (hidden, weight) if each.requires_grad]
-    wanted = torch.autograd.grad((expected * scale).sum(), learning)
-    found = target_log_probabilities(hidden, weight, targets)
-    assert torch.allclose(found, expected, atol=1e-5)
-    for one, other in zip(torch.autograd.grad((found * scale).sum(), learning), wanted, strict=True):
-        assert torch.allclose(one, other, atol=1e-5)
-    with torch.no_grad():
-        assert torch.equal(target_log_probabilities(hidden, weight, targets), found)
-
-
-def alone(model: Llama, ids: np.ndarray, learned: np.ndarray) -> Tensor:
-    """The log-probability of an answer, its conversation alone from position 0."""
-    log_p = F.log_softmax(model(torch.from_numpy(ids)[None, :-1])[0].double(), -1)
-    each = log_p.gather(1, torch.from_numpy(ids)[1:, None])[:, 0]
-    return each[torch.from_numpy(learned[1:])].sum()
-
-
-@pytest.mark.parametrize("lora", [False, True])
 @pytest.mark.parametrize("kind", ["dpo", "ipo"])
-def test_packed_loss_is_that_of_each_pair_alone(checkpoint: Path, lora: bool, kind: str) -> None:
-    pairs = made_pairs(checkpoint, 10)
-    model = load_model(checkpoint)
-    if lora:
-        add_lora(model, LoraConfig(rank=2), torch.Generator().manual_seed(0))
-    loss = DpoLoss(model, kind, 0.2, 0.1 if kind == "dpo" else 0.0)
-    batches, total, seen = DpoBatches(pairs, 128, 4, seed=1), 0.0, 0
-    while batches.epoch == 0:
-        batch = next(batches)
-        summed = loss(*tensors(batch))
-        summed.backward()
-        total, seen = total + summed.item(), seen + batch.num_targets
-    assert seen == 10 and batch.segments.max() >= 2
-    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
-    model.zero_grad()
-    expected = torch.zeros((), dtype=torch.float64)
-    for index, pair in enumerate(pairs.pairs):
-        ratios = torch.stack([alone(model, each.ids, each.learned) for each in pair])
-        ratios = ratios - torch.from_numpy(pairs.reference[:, index])
-        tokens = torch.tensor([each.learned.sum() for each in pair])
-        expected = (
-            expected + preference_losses(ratios[:, None], tokens[:, None], kind, loss.beta, loss.label_smoothing)[0]
-        )
-    expected.backward()
-    assert total == pytest.approx(expected.item(), rel=1e-6)
-    for name, gradient in gradients.items():
-        wanted = dict(model.named_parameters())[name].grad
-        assert torch.allclose(gradient, wanted, rtol=1e-3, atol=1e-4 * wanted.abs().max().item()), name
-    assert (model.output_weight.grad is None) == lora
+@pytest.mark.parametrize("lora", [False, True])
+def test_held_out_pairs_are_preferred(
+    chat_checkpoint: Path, pairs: Path, tmp_path: Path, kind: str, lora: bool
+) -> None:
+    rate = 1e-2 if lora else 2e-3
+    config = make_config(
+        chat_checkpoint, pairs, tmp_path / "run", preference=kind, lora=lora, steps=30, eval_interval=15,
+        learning_rate=rate, beta=0.2,
+    )  # fmt: skip
+    result = finetune(config)
+    first, *_, last = evaluations(tmp_path / "run")
+    assert first["step"] == 0 and first["loss"] == pytest.approx(math.log(2) if kind == "dpo" else 1 / (4 * 0.2**2))
+    assert (first["margin"], first["accuracy"]) == (0, 0.5)
+    assert last["margin"] > 0.1 and last["accuracy"] >= 0.9 and last["loss"] < 0.95 * first["loss"]
+    assert last["margin"] == pytest.approx(last["chosen_reward"] - last["rejected_reward"], abs=1e-9)
+    assert result.summary["val"] == last["loss"]
+    adapter = (tmp_path / "run" / "latest" / "adapter_model.safetensors").is_file()
+    assert adapter == lora
+    if not lora:
+        assert load_tensors(tmp_path / "run").keys() == load_tensors(chat_checkpoint).keys()
 
 
-def test_at_the_reference_nothing_is_preferred(checkpoint: Path) -> None:
-    """Before the first step all rewards are 0 and the loss is ln 2; the work is the same for every number of rows."""
-    pairs = made_pairs(checkpoint, 30)
-    loss = DpoLoss(load_model(checkpoint, dropout=0.2), "dpo", 0.5).train()
-    said = answer_log_probabilities(loss, pairs)
-    assert said is not None and loss.training
-    model = loss.model.eval()
-    for index, pair in enumerate(pairs.pairs[:5]):
-        for side, each in enumerate(pair):
-            assert said[side, index].item() == pytest.approx(alone(model, each.ids, each.learned).item(), rel=1e-5)
-    pairs.reference = said.numpy()
-    score = score_pairs(loss, pairs, said)
-    assert score == pytest.approx((math.log(2), 0.5, 0, 0, 0))
-    with torch.no_grad():
-        assert loss(*tensors(next(DpoBatches(pairs, 128, 2, seed=1)))).item() > 0
-    score = score_pairs(loss, pairs, said + torch.tensor([[1.0], [-3.0]]))
-    assert score == pytest.approx((math.log1p(math.exp(-2.0)), 1.0, 2.0, 0.5, -1.5))
-    assert answer_log_probabilities(loss, pairs, advance=lambda share: False) is None
-    assert pairs.fingerprint == made_pairs(checkpoint, 30).fingerprint != made_pairs(checkpoint, 30, 5).fingerprint
+def test_the_terminal_and_the_run_count_pairs(
+    chat_checkpoint: Path, pairs: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    finetune(make_config(chat_checkpoint, pairs, tmp_path / "run", steps=2))
+    said = capfd.readouterr().err
+    assert "pairs/s" in said and "tok/s" not in said
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["targets"] == "pairs"
 
 
-def test_real_pairs(checkpoint: Path, shared_data: Path) -> None:
-    """All 300 of LLaMA-Factory's example data are read; of the first 40 those that fit are compared whole."""
-    read = list(read_preferences(shared_data / "sft" / "dpo_en_300.json"))
-    assert len(read) == 300 and not any(each.is_tie for each in read)
-    with Renderer(load_tokenizer(checkpoint), load_config(checkpoint), 2048) as renderer:
-        pairs, counts = render_pairs(read[:40], renderer)
-        for pair in pairs:
-            preference = next(each for each in read if each.chosen.where == pair.chosen.where)
-            for example, conversation in zip(pair, (preference.chosen, preference.rejected), strict=True):
-                answer = renderer.tokenizer.decode(example.ids[example.learned].tolist()[:-1]).decode()
-                assert answer == conversation.turns[-1].text
-    assert counts.kept + counts.too_long == 40 and counts.kept > 10
+def test_resumed_equals_uninterrupted(
+    chat_checkpoint: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bit for bit, and the reference is the one of the beginning."""
+    options: dict[str, Any] = {"label_smoothing": 0.1, "dropout": 0.1, "steps": 8, "eval_interval": 4}
+    finetune(make_config(chat_checkpoint, pairs, tmp_path / "whole", **options))
+    real = Trainer._step
+
+    def step_and_signal(self: Trainer) -> None:
+        if self.position.step == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+        real(self)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "_step", step_and_signal)
+        assert finetune(make_config(chat_checkpoint, pairs, tmp_path / "parts", **options)).interrupted
+    reference = (tmp_path / "parts" / NAME).read_bytes()
+    (tmp_path / "parts" / NAME).write_bytes(reference[:100])
+    with pytest.raises(CheckpointError, match=r"reference\.npz is damaged"):
+        finetune(make_config(chat_checkpoint, pairs, tmp_path / "parts", resume=True, **options))
+    (tmp_path / "parts" / NAME).write_bytes(reference)
+    finetune(make_config(chat_checkpoint, pairs, tmp_path / "parts", resume=True, **options))
+    assert untimed(tmp_path / "whole") == untimed(tmp_path / "parts")
+    weights = [(tmp_path / name / "latest" / "model.safetensors").read_bytes() for name in ("whole", "parts")]
+    assert weights[0] == weights[1] and (tmp_path / "parts" / NAME).read_bytes() == reference
+
+
+def test_the_reference_file(tmp_path: Path) -> None:
+    reference = Reference(np.array([[1.0, 2.0], [3.0, 4.0]]), np.zeros((2, 0)))
+    assert load_reference(tmp_path, "a", (2, 0)) is None
+    save_reference(tmp_path, reference, "a")
+    found = load_reference(tmp_path, "a", (2, 0))
+    assert found is not None and np.array_equal(found.learn, reference.learn) and found.val.shape == (2, 0)
+    with pytest.raises(CheckpointError, match="computed from other pairs or another checkpoint"):
+        load_reference(tmp_path, "b", (2, 0))
+    with pytest.raises(CheckpointError, match="is damaged: expected 3 pairs"):
+        load_reference(tmp_path, "a", (3, 0))
+    save_reference(tmp_path, Reference(np.full((2, 2), math.nan), np.zeros((2, 0))), "a")
+    with pytest.raises(CheckpointError, match="is damaged"):
+        load_reference(tmp_path, "a", (2, 0))
+
+
+def test_pairs_of_a_prompt_are_on_one_side(chat_checkpoint: Path, tmp_path: Path) -> None:
+    """With two pairs a prompt, half of the prompts held out: no prompt is learned and judged."""
+    rows = [{"prompt": f"Who is {n}?", "chosen": f"{n} yes {m}", "rejected": "no"} for n in range(10) for m in range(2)]
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    result = finetune(make_config(chat_checkpoint, tmp_path / "a.json", tmp_path / "run", val_fraction=0.5, steps=2))
+    facts = json.loads((tmp_path / "run" / "run.json").read_text())["data"]
+    assert (facts["pairs"], facts["val"]) == (10, 10) and result.summary["steps"] == 2
+
+
+def test_preview(chat_checkpoint: Path, pairs: Path, tmp_path: Path) -> None:
+    shown = io.StringIO()
+    show_preview(make_config(chat_checkpoint, pairs, tmp_path / "run", preview=2), Console(file=shown, width=100))
+    text = shown.getvalue()
+    assert text.count(" yes<|im_end|>»") == text.count(" no<|im_end|>»") == 2 and "pairs: 60, 60 kept" in text
+
+
+def test_refusals(chat_checkpoint: Path, pairs: Path, tmp_path: Path) -> None:
+    def config(**changes: Any) -> FinetuneConfig:
+        return make_config(chat_checkpoint, pairs, tmp_path / "run", **changes)
+
+    with pytest.raises(ConfigError, match=r"--beta is a setting of --preference; give both"):
+        config(preference=None, beta=0.1)
+    with pytest.raises(ConfigError, match=r"--beta: expected a positive number, found 0"):
+        config(beta=0.0)
+    with pytest.raises(ConfigError, match=r"--label-smoothing: expected 0 to below 0.5, with --preference dpo, found"):
+        config(label_smoothing=0.6)
+    with pytest.raises(ConfigError, match=r"--label-smoothing: .* found 0.1 with ipo"):
+        config(label_smoothing=0.1, preference="ipo")
+    with pytest.raises(ConfigError, match=r"--preference and --teacher exclude each other"):
+        config(teacher=chat_checkpoint)
+    with pytest.raises(ConfigError, match=r"--columns names questions and answers"):
+        finetune(config(columns=("a", "b")))
+    with pytest.raises(TrainingError, match=r"nothing to train on: .*raise --context"):
+        finetune(config(context=8))
+
+
+def test_a_damaged_checkpoint_is_no_reference(
+    make_checkpoint: Callable[..., Path], pairs: Path, tmp_path: Path
+) -> None:
+    from llamita.checkpoint import load_config, save_checkpoint
+
+    base = make_checkpoint(tmp_path / "base", max_position_embeddings=256)
+    tensors = load_tensors(base)
+    tensors["model.norm.weight"] = torch.full_like(tensors["model.norm.weight"], 3e38)
+    save_checkpoint(tmp_path / "wild", load_config(base), tensors, base)
+    with pytest.raises(TrainingError, match="expected finite log-probabilities of the answers"):
+        finetune(make_config(tmp_path / "wild", pairs, tmp_path / "run"))

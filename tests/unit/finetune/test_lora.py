@@ -1,4 +1,5 @@
-"""LoRA on a network: which weights learn, that none is copied, and that an adapter comes back as it was written."""
+"""LoRA on a network: which weights learn, that none is copied, and that an adapter comes back as it
+was written."""
 
 from __future__ import annotations
 
@@ -138,12 +139,12 @@ def change_settings(folder: Path, **changes: object) -> None:
     ("changes", "message"),
     [
         ({"peft_type": "IA3"}, "expected LORA, found 'IA3'"),
-        ({"use_dora": True}, "DoRA cannot be applied"),
+        ({"use_dora": True}, "DoRA is not supported"),
         ({"bias": "all"}, "trained biases"),
         ({"modules_to_save": ["lm_head"]}, "whole layers"),
-        ({"r": 5}, "says rank 5, the tensors have 4"),
+        ({"r": 5}, "expected rank 5 as in adapter_config.json, found 4"),
         ({"lora_alpha": "x"}, "lora_alpha: expected a positive number"),
-        ({"alpha_pattern": {"(a+)+": 3}}, "alpha_pattern: expected names of layers"),
+        ({"alpha_pattern": {"(a+)+": 3}}, "alpha_pattern: expected module names"),
         ({"rank_pattern": [1]}, "rank_pattern: expected an object"),
     ],
 )
@@ -221,7 +222,7 @@ def test_choices_are_checked(values: dict[str, object], message: str) -> None:
 def test_merge_refuses_another_tokenizer(checkpoint: Path, tiny_tokenizers: dict[str, Path], tmp_path: Path) -> None:
     model = trained(checkpoint, LoraConfig(rank=4))
     save_adapter(tmp_path / "adapter", updates_of(model), LoraConfig(rank=4), None, tiny_tokenizers["llama"])
-    with pytest.raises(CheckpointError, match="other ids"):
+    with pytest.raises(CheckpointError, match="found another one"):
         merge_adapter(checkpoint, tmp_path / "adapter", tmp_path / "out")
     assert not (tmp_path / "out").exists()
     for changes, message in (({"strength": float("nan")}, "strength"), ({"dtype": "int8"}, "dtype")):

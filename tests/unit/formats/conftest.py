@@ -1,4 +1,4 @@
-"""What the readers' tests share."""
+"""Shared by the tests of readers."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from llamita.errors import LlamitaError
 
 @pytest.fixture
 def refuses_every_prefix(tmp_path: Path) -> Callable[..., None]:
-    """refuses_every_prefix(path, read, keep=0): the file is read whole; cut after any of its bytes, but for the last
-    `keep`, `read` raises a one-line LlamitaError."""
+    """refuses_every_prefix(path, read, keep=0): the file is read whole; cut after any of its bytes,
+    but for the last `keep`, `read` raises a one-line LlamitaError."""
 
     def check(path: Path, read: Callable[[Path], object], *, keep: int = 0) -> None:
         read(path)

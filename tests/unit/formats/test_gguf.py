@@ -1,4 +1,4 @@
-"""GGUF written and read again; and every way in which a file can lie answered with one line."""
+"""GGUF files written, read again, and damaged in every way."""
 
 from __future__ import annotations
 
@@ -85,7 +85,8 @@ def test_bytes_are_those_of_gguf_py(tmp_path: Path) -> None:
     writer.write_tensors_to_file()
     writer.close()
     infos = [("a.weight", "Q8_0", (3, 32)), ("norm", "F32", (5,)), ("b.weight", "Q4_0", (2, 64))]
-    metadata = {key: value for key, value in METADATA.items() if key != "bytes"}  # gguf-py leaves empty arrays out
+    # gguf-py leaves empty arrays out.
+    metadata = {key: value for key, value in METADATA.items() if key != "bytes"}
     types = {name: kind for name, kind, _ in infos}
     write_gguf(tmp_path / "ours.gguf", metadata, infos, (quantize(a, types[n]) for n, a in arrays.items()))
     assert (tmp_path / "ours.gguf").read_bytes() == (tmp_path / "theirs.gguf").read_bytes()
@@ -143,9 +144,9 @@ BAD: dict[str, tuple[bytes, str]] = {
     "a tensor more than there is": (file(num_tensors=1), "name of tensor 0"),
     "empty key": (file([key("", 4, U32_ONE)]), "key 0: expected a name"),
     "key with NUL": (file([key("a\0b", 4, U32_ONE)]), "key 0: expected a name"),
-    "key that is no UTF-8": (file([key(b"\xff\xfe", 4, U32_ONE)]), "key 0: expected UTF-8"),
+    "key that is not UTF-8": (file([key(b"\xff\xfe", 4, U32_ONE)]), "key 0: expected UTF-8"),
     "key of 2^63 bytes": (file([struct.pack("<Q", 2**63)]), "length of key 0: expected at most 65535"),
-    "key twice": (file([key("a", 4, U32_ONE)] * 2), "key a is there twice"),
+    "key twice": (file([key("a", 4, U32_ONE)] * 2), "key a occurs twice"),
     "type 13": (file([key("a", 13, b"")]), "type of a: expected a value type"),
     "bool 2": (file([key("a", 7, b"\2")]), "a: expected a bool"),
     "string of 2^64-1 bytes": (file([key("a", 8, struct.pack("<Q", 2**64 - 1))]), "truncated or damaged"),
@@ -159,7 +160,7 @@ BAD: dict[str, tuple[bytes, str]] = {
     "alignment as text": (file([key("general.alignment", 8, text("32"))]), "expected a power of two"),
     "nameless tensor": (file(infos=[info("")], data=bytes(32)), "name of tensor 0: expected a name"),
     "long tensor name": (file(infos=[info("x" * 64)], data=bytes(32)), "at most 63 bytes, found 64"),
-    "tensor twice": (file(infos=[info(), info(offset=32)], data=bytes(64)), "tensor t is there twice"),
+    "tensor twice": (file(infos=[info(), info(offset=32)], data=bytes(64)), "tensor t occurs twice"),
     "no dims": (file(infos=[info(dims=())], data=bytes(32)), "dimensions of t: expected 1 to 4, found 0"),
     "five dims": (file(infos=[info(dims=(1,) * 5)], data=bytes(32)), "expected 1 to 4, found 5"),
     "dim 0": (file(infos=[info(dims=(4, 0))], data=bytes(32)), "expected positive"),
@@ -167,7 +168,10 @@ BAD: dict[str, tuple[bytes, str]] = {
     "dims that wrap to 4": (file(infos=[info(dims=(4, 2**62 + 1))], data=bytes(32)), "at most the file's"),
     "unknown type": (file(infos=[info(kind=31)], data=bytes(32)), "type of t: expected a tensor type"),
     "type 2^32-1": (file(infos=[info(kind=2**32 - 1)], data=bytes(32)), "type of t: expected a tensor type"),
-    "no whole block": (file(infos=[info(dims=(33,), kind=8)], data=bytes(64)), "multiple of 32, the block of Q8_0"),
+    "no whole block": (
+        file(infos=[info(dims=(33,), kind=8)], data=bytes(64)),
+        "multiple of 32, the block size of Q8_0",
+    ),
     "offset beyond the end": (file(infos=[info(offset=2**40)], data=bytes(32)), "offset of t: expected 0"),
     "offset unaligned": (file(infos=[info(offset=4)], data=bytes(64)), "offset of t: expected 0, the end"),
     "overlap": (file(infos=[info("a"), info("b")], data=bytes(64)), "offset of b: expected 32"),
@@ -177,7 +181,7 @@ BAD: dict[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_lies_are_told_in_one_line(tmp_path: Path, name: str) -> None:
+def test_damaged_files_are_refused_in_one_line(tmp_path: Path, name: str) -> None:
     content, said = BAD[name]
     path = tmp_path / "bad.gguf"
     path.write_bytes(content)

@@ -1,4 +1,5 @@
-"""config.json read and written in the spellings of transformers 4 and 5, and refused by name where it asks for more."""
+"""config.json in the spellings of transformers 4 and 5; unsupported features are refused by
+name."""
 
 from __future__ import annotations
 
@@ -48,7 +49,7 @@ def plain(**changes: Any) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value is not ...}
 
 
-def test_nulls_and_gaps_mean_what_they_mean_to_transformers() -> None:
+def test_nulls_and_missing_keys_mean_the_same_as_in_transformers() -> None:
     config = config_from_dict(plain(head_dim=None, num_key_value_heads=None, rope_theta=..., rms_norm_eps=...), "c")
     assert (config.head_dim, config.num_key_value_heads, config.rope_theta, config.rms_norm_eps) == (16, 4, 1e4, 1e-6)
     config = config_from_dict(plain(bos_token_id=..., eos_token_id=..., tie_word_embeddings=...), "c")
@@ -107,7 +108,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_what_we_cannot_do_is_refused_by_name(name: str) -> None:
+def test_unsupported_features_are_refused_by_name(name: str) -> None:
     values, said = BAD[name]
     with pytest.raises(FormatError, match=said) as caught:
         config_from_dict(values, "model/config.json")
@@ -115,6 +116,6 @@ def test_what_we_cannot_do_is_refused_by_name(name: str) -> None:
 
 
 @pytest.mark.parametrize("values", [[], None, "llama", 3])
-def test_what_is_no_object(values: Any) -> None:
+def test_a_config_must_be_an_object(values: Any) -> None:
     with pytest.raises(FormatError, match="expected a JSON object"):
         config_from_dict(values, "config.json")

@@ -1,4 +1,4 @@
-"""llama2.c's files made here byte by byte from its documentation, read, written again, and damaged."""
+"""llama2.c models built byte by byte from its documentation: read, written again, and damaged."""
 
 from __future__ import annotations
 
@@ -18,8 +18,6 @@ from llamita.formats.llama2c import (
     check_expressible,
     read_bin,
     read_checkpoint,
-    tokenizer_bin,
-    why_no_tokenizer_bin,
     write_bin,
 )
 from llamita.formats.tensor_table import TensorSpec, tensor_table
@@ -33,7 +31,7 @@ MAGIC = 0x616B3432
 
 
 def make_fields(tied: bool) -> dict[str, np.ndarray]:
-    """Every field with the layers' tensors stacked, numbered so that none is like another."""
+    """Every field with the layers' tensors stacked, all numbers distinct."""
     shapes = {
         "tok_embeddings": (VOCAB, DIM), "attention_norm": (LAYERS, DIM), "wq": (LAYERS, DIM, DIM),
         "wk": (LAYERS, KV_DIM, DIM), "wv": (LAYERS, KV_DIM, DIM), "wo": (LAYERS, DIM, DIM), "ffn_norm": (LAYERS, DIM),
@@ -166,7 +164,7 @@ BAD: dict[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_lies_are_told_in_one_line(tmp_path: Path, name: str) -> None:
+def test_damaged_files_are_refused_in_one_line(tmp_path: Path, name: str) -> None:
     content, said = BAD[name]
     path = tmp_path / "bad.bin"
     path.write_bytes(content)
@@ -219,7 +217,7 @@ def test_reads_missing_kv_heads_half_precision_and_old_buffers(tmp_path: Path) -
 
 
 class Bomb:
-    """Unpickled without care, this would run a command."""
+    """Runs a command when it is unpickled without care."""
 
     def __init__(self, flag: Path) -> None:
         self.flag = flag
@@ -233,7 +231,7 @@ def test_code_is_refused_by_name_and_not_run(tmp_path: Path, zipped: bool) -> No
     content = checkpoint()
     content["model_args"]["dropout"] = Bomb(tmp_path / "ran")
     torch.save(content, tmp_path / "bomb.pt", _use_new_zipfile_serialization=zipped)
-    with pytest.raises(FormatError, match=r"pickle with code \((posix|nt)\.system\)"):
+    with pytest.raises(FormatError, match=r"pickle contains code \((posix|nt)\.system\)"):
         read_checkpoint(tmp_path / "bomb.pt")
     assert not (tmp_path / "ran").exists()
 
@@ -254,7 +252,7 @@ BAD_CHECKPOINTS: dict[str, tuple[Any, str]] = {
     "one layer fewer": (checkpoint(n_layers=1), r"unknown tensor layers\.1\."),
     "one layer more": (checkpoint(n_layers=3), r"tensor layers\.2\.attention_norm\.weight is missing and 8 more"),
     "a bias": (with_tensor("layers.0.attention.wq.bias", torch.ones(8)), r"unknown tensor .*bias"),
-    "a tensor twice": (with_tensor("_orig_mod.norm.weight", torch.ones(8)), r"tensor norm\.weight is there twice"),
+    "a tensor twice": (with_tensor("_orig_mod.norm.weight", torch.ones(8)), r"tensor norm\.weight occurs twice"),
     "whole numbers": (with_tensor("norm.weight", torch.ones(8).long()), r"norm\.weight: expected floats of 16 or 32"),
     "no embedding": (with_tensor("tok_embeddings.weight", None), r"tok_embeddings\.weight: expected"),
     "eps": (checkpoint(norm_eps=-1.0), "rms_norm_eps: expected a positive number"),
@@ -262,7 +260,7 @@ BAD_CHECKPOINTS: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("name", BAD_CHECKPOINTS)
-def test_bad_checkpoints_are_told_in_one_line(tmp_path: Path, name: str) -> None:
+def test_bad_checkpoints_are_refused_in_one_line(tmp_path: Path, name: str) -> None:
     content, said = BAD_CHECKPOINTS[name]
     torch.save(content, tmp_path / "bad.pt")
     with pytest.raises(FormatError, match=said) as caught:
@@ -271,7 +269,7 @@ def test_bad_checkpoints_are_told_in_one_line(tmp_path: Path, name: str) -> None
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"PK\3\4" + bytes(50), b"\x80\4N.", bytes(1000)])
-def test_files_that_are_no_checkpoints(tmp_path: Path, content: bytes) -> None:
+def test_files_that_are_not_checkpoints(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "bad.pt").write_bytes(content)
     with pytest.raises(FormatError, match="cannot read") as caught:
         read_checkpoint(tmp_path / "bad.pt")
@@ -287,7 +285,8 @@ def test_truncated_checkpoints(tmp_path: Path) -> None:
             read_checkpoint(tmp_path / "cut.pt")
 
 
-# ---------------------------------------------------------------- what version 0 and tokenizer.bin cannot say
+# ---------------------------------------------------------------- what version 0 cannot express
+
 
 PLAIN = ModelConfig(
     vocab_size=VOCAB, hidden_size=DIM, intermediate_size=HIDDEN, num_hidden_layers=LAYERS, num_attention_heads=HEADS,
@@ -304,42 +303,9 @@ PLAIN = ModelConfig(
         ("head_dim", 4),
     ],
 )
-def test_what_version_0_cannot_say_is_refused(tmp_path: Path, name: str, value: Any) -> None:
+def test_what_version_0_cannot_express_is_refused(tmp_path: Path, name: str, value: Any) -> None:
     check_expressible(PLAIN)
     config = dataclasses.replace(PLAIN, **{name: value})
     with pytest.raises(FormatError, match=f"{name}: the format has no place"):
         write_bin(tmp_path / "out.bin", config, lambda spec: np.zeros(spec.shape, np.float32))
     assert not list(tmp_path.iterdir())
-
-
-def test_tokenizer_bin_of_a_sentencepiece_tokenizer(tiny_tokenizers: dict[str, Path]) -> None:
-    from llamita.tokenizer import load_tokenizer
-
-    tokenizer = load_tokenizer(tiny_tokenizers["llama"])
-    content = tokenizer_bin(tokenizer, tokenizer.vocab_size)
-    longest, offset, pieces = struct.unpack_from("<I", content)[0], 4, []
-    while offset < len(content):
-        _, length = struct.unpack_from("<fI", content, offset)
-        pieces.append(content[offset + 8 : offset + 8 + length])
-        offset += 8 + length
-    assert len(pieces) == tokenizer.vocab_size and max(map(len, pieces)) == longest
-    assert pieces[:4] == [b"<unk>", b"\n<s>\n", b"\n</s>\n", b"<0x00>"]
-    assert [piece.replace(b" ", "\u2581".encode()).decode() for piece in pieces[3:]] == tokenizer.pieces()[3:]
-
-
-def test_tokenizer_bin_read_again_is_the_same(tiny_tokenizers: dict[str, Path], tmp_path: Path) -> None:
-    from llamita.tokenizer import load_tokenizer
-
-    tokenizer = load_tokenizer(tiny_tokenizers["llama"])
-    (tmp_path / "tokenizer.bin").write_bytes(tokenizer_bin(tokenizer, tokenizer.vocab_size))
-    again = load_tokenizer(tmp_path / "tokenizer.bin")
-    assert again.pieces() == tokenizer.pieces() and again.scores() == tokenizer.scores()
-    assert tokenizer_bin(again, again.vocab_size) == tokenizer_bin(tokenizer, tokenizer.vocab_size)
-
-
-def test_byte_level_bpe_has_no_tokenizer_bin(tiny_tokenizers: dict[str, Path]) -> None:
-    from llamita.tokenizer import load_tokenizer
-
-    tokenizer = load_tokenizer(tiny_tokenizers["gpt2"])
-    reason = why_no_tokenizer_bin(tokenizer)
-    assert reason is not None and "byte-level BPE" in reason and "run model.bin -z model.gguf" in reason

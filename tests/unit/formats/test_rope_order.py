@@ -1,4 +1,4 @@
-"""The q/k permutation: right on a head written out by hand, its own inverse's inverse, and the input left alone."""
+"""The permutation of q and k: checked by hand, inverted, and without changing its input."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_heads_stay_apart_and_biases_work() -> None:
 
 
 @pytest.mark.parametrize(("heads", "size", "width"), [(1, 2, 1), (4, 16, 5), (8, 6, 7), (3, 128, 2)])
-def test_there_and_back(heads: int, size: int, width: int) -> None:
+def test_round_trip(heads: int, size: int, width: int) -> None:
     weight = np.random.default_rng(0).standard_normal((heads * size, width)).astype(np.float32)
     kept = weight.copy()
     paired = permute_qk(weight, heads)

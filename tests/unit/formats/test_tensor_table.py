@@ -1,4 +1,4 @@
-"""The list of tensors: complete, right in three naming schemes, and strict about what is found."""
+"""The table of tensors: complete, correct in three naming schemes, and strict."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CONFIG = ModelConfig(
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_numbers_add_up(tied: bool) -> None:
+def test_parameter_counts_add_up(tied: bool) -> None:
     config = dataclasses.replace(CONFIG, tie_word_embeddings=tied)
     table = tensor_table(config)
     assert sum(math.prod(spec.shape) for spec in table) == config.num_parameters
@@ -59,7 +59,7 @@ def found(naming: str = "gguf") -> list[tuple[str, tuple[int, ...]]]:
 
 
 @pytest.mark.parametrize("naming", ["huggingface", "gguf", "llama2c"])
-def test_what_belongs_is_accepted(naming: str) -> None:
+def test_complete_tables_are_accepted(naming: str) -> None:
     check_tensors(found(naming), CONFIG, naming, "file")  # type: ignore[arg-type]
     check_tensors(dict(found(naming)), CONFIG, naming, "file")  # type: ignore[arg-type]
 
@@ -69,13 +69,13 @@ def test_what_belongs_is_accepted(naming: str) -> None:
     [
         (lambda rows: rows[1:], "token_embd.weight is missing"),
         (lambda rows: rows[2:], "token_embd.weight is missing and 1 more"),
-        (lambda rows: [*rows, rows[0]], "token_embd.weight is there twice"),
+        (lambda rows: [*rows, rows[0]], "token_embd.weight occurs twice"),
         (lambda rows: [*rows, ("blk.0.attn_q.bias", (32,))], "unknown tensor blk.0.attn_q.bias"),
         (lambda rows: [*rows, ("output.weight", (50, 24))], "unknown tensor output.weight"),
         (lambda rows: [(rows[0][0], (24, 50)), *rows[1:]], r"expected shape \[50, 24\], found \[24, 50\]"),
     ],
 )
-def test_what_does_not_belong_is_named(change, said: str) -> None:
+def test_errors_name_the_tensor(change, said: str) -> None:
     with pytest.raises(FormatError, match=said):
         check_tensors(change(found()), CONFIG, "gguf", "model.gguf")
 

@@ -1,4 +1,5 @@
-"""Quantizers against the gguf package's, against their own bounds, and on numbers that cannot be stored."""
+"""Quantizers compared with the gguf package and with error bounds; numbers that cannot be
+stored."""
 
 from __future__ import annotations
 
@@ -11,8 +12,7 @@ from hypothesis.extra import numpy as arrays
 
 from llamita.errors import FormatError
 from llamita.formats import tensor_types as module
-from llamita.formats.gguf import OTHER_TYPES
-from llamita.formats.tensor_types import TYPES, WRITTEN_TYPES, dequantize, quantize
+from llamita.formats.tensor_types import OTHER_TYPES, TYPES, WRITTEN_TYPES, dequantize, quantize
 
 pytestmark = pytest.mark.usefixtures("engine_build")
 
@@ -31,7 +31,7 @@ def oracle_bytes(array: np.ndarray, name: str) -> np.ndarray:
 
 
 def sample(rows: int = 40, width: int = 256) -> np.ndarray:
-    """Rows of many sizes, some with outliers, some all zero, some all alike."""
+    """Rows of many magnitudes, some with outliers, all zero, or constant."""
     rng = np.random.default_rng(7)
     array = rng.standard_normal((rows, width)) * 10.0 ** rng.integers(-4, 3, (rows, 1))
     array[0] = 0
@@ -44,12 +44,10 @@ def sample(rows: int = 40, width: int = 256) -> np.ndarray:
 
 
 def test_types_are_the_packages() -> None:
-    for name, kind in TYPES.items():
-        assert int(oracle_type(name)) == kind.number
+    assert not TYPES.keys() & OTHER_TYPES.keys() and set(WRITTEN_TYPES) <= TYPES.keys()
+    for name, kind in {**TYPES, **OTHER_TYPES}.items():
+        assert kind.name == name and int(oracle_type(name)) == kind.number
         assert gguf.GGML_QUANT_SIZES[oracle_type(name)] == (kind.block_elements, kind.block_bytes)
-        assert kind.number not in OTHER_TYPES
-    for number, (name, elements, size) in OTHER_TYPES.items():
-        assert gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(number)] == (elements, size), name
 
 
 @pytest.mark.parametrize("name", ["F32", "F16", "BF16", "Q8_0"])
@@ -80,8 +78,8 @@ def test_no_block_is_worse_than_by_the_plain_rule(name: str, scale: float) -> No
 
 
 def plain_super_blocks(array: np.ndarray, name: str) -> np.ndarray:
-    """What a K type's values are by the plain rule, [..., 256]: each group's scale and minimum just span its numbers,
-    and are rounded to multiples of d = the largest / 63 (Q6_K: 127)."""
+    """What a K type's values are by the plain rule, [..., 256]: each group's scale and minimum just
+    span its numbers, and are rounded to multiples of d = the largest / 63 (Q6_K: 127)."""
     if name == "Q6_K":
         groups = array.reshape(-1, 16, 16)
         scale = np.abs(groups).max(axis=2, keepdims=True) / 31
@@ -109,7 +107,8 @@ def test_super_blocks_are_better_than_by_the_plain_rule(name: str, scale: float)
 
 
 def search_symmetric(array: np.ndarray, zero: int, factors: list[float]) -> tuple[np.ndarray, np.ndarray]:
-    """The engine's search for Q4_0 (zero 8) and Q5_0 (16), block after block in float32: codes and scales."""
+    """The engine's search for Q4_0 (zero 8) and Q5_0 (16), block after block in float32: codes and
+    scales."""
     codes, scales = [], []
     zero32 = np.float32(zero)
 
@@ -149,7 +148,7 @@ def search_symmetric(array: np.ndarray, zero: int, factors: list[float]) -> tupl
         ("Q5_0", 16, [0.92, 0.95, 0.98, 1.0, 1.02, 1.05, 1.08, 1.11, 1.14]),
     ],
 )
-def test_the_search_is_the_slow_ones(name: str, zero: int, factors: list[float]) -> None:
+def test_the_search_equals_a_slow_search(name: str, zero: int, factors: list[float]) -> None:
     codes, scales = search_symmetric(sample(rows=8), zero, factors)
     expected = (scales[:, None] * codes).astype(np.float32).reshape(8, 256)
     assert np.array_equal(dequantize(quantize(sample(rows=8), name), name, (8, 256)), expected)
@@ -158,7 +157,7 @@ def test_the_search_is_the_slow_ones(name: str, zero: int, factors: list[float])
 @pytest.mark.parametrize("name", BLOCKED)
 def test_threads_do_not_matter(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     alone = quantize(sample(rows=33), name)
-    monkeypatch.setattr(module, "_THREAD_NUMBERS", 256)
+    monkeypatch.setattr(module, "_MIN_THREAD_ELEMENTS", 256)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(5)), raising=False)
     assert np.array_equal(quantize(sample(rows=33), name), alone)
 
@@ -183,7 +182,7 @@ def test_errors_are_bounded(array: np.ndarray, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_zeros_stay_zeros_and_nothing_is_random(name: str) -> None:
+def test_zeros_stay_zeros_and_results_repeat(name: str) -> None:
     zeros = np.zeros((2, 256), dtype=np.float32)
     assert not dequantize(quantize(zeros, name), name, zeros.shape).any()
     kept = sample()
@@ -210,12 +209,12 @@ TOO_LARGE = [
 def test_what_is_too_large_is_refused(name: str, largest: float) -> None:
     array = np.zeros((1, 256), dtype=np.float32)
     array[0, 3] = largest
-    with pytest.raises(FormatError, match=rf"as {name}: its largest number .* is too large; use F32"):
+    with pytest.raises(FormatError, match=rf"as {name}: its largest number, .*, is too large; use F32"):
         quantize(array, name)
 
 
 @pytest.mark.parametrize("name", BLOCKED)
-def test_rows_that_are_no_blocks_are_refused(name: str) -> None:
+def test_rows_that_are_not_whole_blocks_are_refused(name: str) -> None:
     assert not TYPES[name].fits(172)
     with pytest.raises(FormatError, match=f"rows of 172 numbers are not whole blocks of {TYPES[name].block_elements}"):
         quantize(np.zeros((2, 172), dtype=np.float32), name)

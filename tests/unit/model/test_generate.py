@@ -1,4 +1,4 @@
-"""The slow decoder: its filters against their definitions, its stops, its seeds."""
+"""The simple decoder: its filters against their definitions, its stops, its seeds."""
 
 from __future__ import annotations
 
@@ -51,10 +51,10 @@ def test_repetition_penalty_makes_recent_tokens_less_likely() -> None:
 
 def test_greedy_is_the_argmax_of_the_whole_text(model: Llama) -> None:
     ids = [1, 2, 3]
-    told = list(generate(model, ids, 10, temperature=0))
+    new_ids = list(generate(model, ids, 10, temperature=0))
     for n in range(10):
         with torch.no_grad():
-            assert int(model(torch.tensor([ids + told[:n]]))[0, -1].argmax()) == told[n]
+            assert int(model(torch.tensor([ids + new_ids[:n]]))[0, -1].argmax()) == new_ids[n]
 
 
 def test_stops_at_an_end_id_and_at_the_contexts_end(model: Llama) -> None:
@@ -65,7 +65,7 @@ def test_stops_at_an_end_id_and_at_the_contexts_end(model: Llama) -> None:
     assert list(generate(model, [1], temperature=0, end_ids=[end])) == whole[: whole.index(end)]
 
 
-def test_a_seed_decides(model: Llama) -> None:
+def test_the_seed_determines_the_ids(model: Llama) -> None:
     def tell(seed: int) -> list[int]:
         return list(generate(model, [1], 15, temperature=1.5, seed=seed))
 

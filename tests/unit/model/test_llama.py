@@ -1,4 +1,4 @@
-"""The network: its cache, its initialization, its positions."""
+"""The network: cache, initialization, positions."""
 
 from __future__ import annotations
 
@@ -67,7 +67,8 @@ def test_the_future_is_hidden() -> None:
 
 
 def test_attention_sees_distances_not_positions() -> None:
-    """Rotary embeddings: shifting queries and keys together changes no attention weight (arXiv 2104.09864)."""
+    """Rotary embeddings: shifting queries and keys together changes no attention weight (arXiv
+    2104.09864)."""
     frequency = rope_frequencies(make_config(head_dim=8))
     query, key = torch.randn(8), torch.randn(8)
 

@@ -1,4 +1,4 @@
-"""report.html: what it shows of runs of every kind, that it stands alone, and that its charts are true."""
+"""report.html: its content for every kind of run; it is self-contained; its charts are correct."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ import pytest
 
 from llamita.console import format_speed
 from llamita.errors import TrainingError
+from llamita.report.charts import centered_means
 from llamita.report.history import read_history
-from llamita.report.html import centered_means
-from llamita.report.run_settings import changed_from_default, differing, flat
-from llamita.report.summary import summary_table, write_page, write_report
+from llamita.report.settings import changed_from_default, differing, flatten
+from llamita.report.summary import summary_rows, write_page, write_report
 from llamita.report.svg_chart import FORMATS, MAX_POINTS, Curve, Plot, draw, log_ticks, second_ticks, thin, ticks
 
 CONFIG = {"data": "store", "out": "run", "steps": 40, "optimizer": "muon", "learning_rate": 0.02, "prompt": "Once"}
@@ -63,7 +63,7 @@ def make_run(
 
 
 class Checker(HTMLParser):
-    """Holds that tags close in order and that nothing is fetched from elsewhere."""
+    """Checks that tags close in order and that nothing is fetched from elsewhere."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -112,22 +112,23 @@ def values(chart: ElementTree.Element, name: str) -> list[tuple[float, float]]:
 def test_a_page_of_one_run(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run & co", prompt="O <i>nce")
     page = page_of(run)
+    assert page.count('<div class="narrow"><svg') == 2, "the main chart again for phones, over tokens and over time"
     found = charts(page)
     assert list(found) == [
-        "Bits per byte", "Learning rate", "Gradient norm, largest of each line", "Tokens per second",
-        "MFU: share of the device&#x27;s peak",
+        "Bits per byte", "Learning rate", "Gradient norm, maximum per log line", "Tokens per second",
+        "MFU, share of peak FLOP/s",
     ]  # fmt: skip
-    val = values(found["Bits per byte"], "held out")
+    val = values(found["Bits per byte"], "held-out")
     assert [(round(x), round(y, 3)) for x, y in val] == [(2000, 1.4), (4000, 0.9)]
-    norms = values(found["Gradient norm, largest of each line"], "training")
+    norms = values(found["Gradient norm, maximum per log line"], "training")
     assert [round(y, 1) for _, y in norms] == [2.0, 3.0, 1.0, 2.0]
     assert "&lt;b&gt;One day&lt;/b&gt; at 40" in page and "<b>One day" not in page and "O &lt;i&gt;nce" in page
-    for shown in ("run &amp; co", "0.9000", "1.2M", "ended at step 40", "over time", "hidden_size", "muon"):
+    for shown in ("run &amp; co", "0.9000", "1.2M", "finished at step 40", "over time", "hidden_size", "muon"):
         assert shown in page, shown
 
 
 def test_what_is_counted_is_named(tmp_path: Path) -> None:
-    """Pairs are no tokens: in the tiles, on the axis, over the samples; two kinds of runs together count targets."""
+    """Pairs are not tokens, in tiles, axes and samples; two kinds of runs count targets."""
     slow = [train_line(20, bpb=..., tokens_per_second=0.663), eval_line(40, bpb=...)]
     run, other = make_run(tmp_path / "pairs", slow, None), make_run(tmp_path / "other")
     description = json.loads((run / "run.json").read_text())
@@ -135,7 +136,7 @@ def test_what_is_counted_is_named(tmp_path: Path) -> None:
     page = page_of(run)
     assert next(iter(charts(page))) == "Loss per pair" and "Pairs per second" in charts(page)
     for shown in ("<b>0.66</b><span>pairs per second", "<span>pairs, 0.10 epochs", "over training pairs", "4.0k pairs",
-                  "<span>loss per pair, held out"):  # fmt: skip
+                  "<span>loss per pair, held-out"):  # fmt: skip
         assert shown in page, shown
     assert "okens" not in re.sub(r"<script>.*</script>|<table.*</table>", "", page, flags=re.DOTALL)
     both = page_of(run, other)
@@ -148,20 +149,20 @@ def test_ticks_of_small_rates_have_their_decimals() -> None:
     assert {value: FORMATS["count"](value) for value in ticks} == ticks
 
 
-def test_the_end_of_a_run_of_pairs_is_told_in_pairs() -> None:
+def test_the_summary_of_a_run_of_pairs_counts_pairs() -> None:
     summary = {
         **SUMMARY, "run": "run", "objective": "loss", "targets": "pairs", "val": 0.6257, "best": 0.6257,
         "best_step": 40, "tokens_per_step": 384, "tokens": 132, "epochs": 2.4, "tokens_per_second": 0.344, "mfu": None,
         "model": {"num_hidden_layers": 1, "hidden_size": 8, "vocab_size": 9},
     }  # fmt: skip
-    cells = [str(cell) for column in summary_table(summary).columns for cell in column.cells]
-    assert "[bold]0.6257[/bold] loss per pair" in cells and "0:40, 0.34 pairs/s" in cells
+    cells = [text for _, text in summary_rows(summary)]
+    assert "0.6257 loss per pair" in cells and "0:40, 0.34 pairs/s" in cells
     assert "40 steps of 384 tokens: 132 pairs, 2.40 epochs" in cells
 
 
 def test_speeds_have_the_unit_of_what_is_learned() -> None:
-    assert [format_speed(12345, "tokens"), format_speed(222, "learned tokens"), format_speed(0.663, "pairs")] == [
-        "12.3k tok/s", "222 learned tok/s", "0.66 pairs/s",
+    assert [format_speed(12345, "tokens"), format_speed(222, "target tokens"), format_speed(0.663, "pairs")] == [
+        "12.3k tok/s", "222 target tok/s", "0.66 pairs/s",
     ]  # fmt: skip
 
 
@@ -177,42 +178,42 @@ COPIES = {
 @pytest.mark.parametrize(
     ("changes", "shown"),
     [
-        ({}, "It memorizes"),
-        ({"memorizes": False}, "no sign of learning by heart"),
-        ({"memorizes": False, "val_known": 0.9}, "cannot be said"),
+        ({}, "The model memorizes"),
+        ({"memorizes": False}, "no sign of memorization"),
+        ({"memorizes": False, "val_known": 0.9}, "No conclusion"),
     ],
 )
 def test_copies_of_the_training_text(tmp_path: Path, changes: dict[str, Any], shown: str) -> None:
     samples = COPIES | {"overlap": {**COPIES["overlap"], **changes}}  # type: ignore[dict-item]
     page = page_of(make_run(tmp_path / "run", summary={**SUMMARY, "samples": samples}))
-    assert shown in page and "79 tokens at most, median 18 a text; held-out text: 13, median 9" in page
+    assert shown in page and "longest 79 tokens, median 18 per text; held-out text: longest 13, median 9" in page
     assert "the &lt;b&gt;same&lt;/b&gt; story" in page and "samples." not in page
-    assert "Word for word" not in page_of(make_run(tmp_path / "other"))
+    assert "Verbatim" not in page_of(make_run(tmp_path / "other"))
 
 
 def test_runs_beside_each_other(tmp_path: Path) -> None:
     worse = [{**line, "bpb": line["bpb"] + 0.1} for line in LINES]
     first, second = make_run(tmp_path / "a" / "run"), make_run(tmp_path / "b" / "run", worse, optimizer="adamw")
     page = page_of(first, second)
-    assert page.count("a/run") >= 3 and page.count("b/run") >= 3, "folders of one name are told apart"
-    differs = page[page.index("What differs") :]
+    assert page.count("a/run") >= 3 and page.count("b/run") >= 3, "folders of one name get different names"
+    differs = page[page.index("<h2>Differences") :]
     assert "adamw" in differs and "muon" in differs and "learning_rate" not in differs
     assert '<td class="best">0.9000</td>' in page and '<td class="">1.0000</td>' in page
-    curve = values(charts(page)["Bits per byte"], "b/run, held out")
+    curve = values(charts(page)["Bits per byte"], "b/run, held-out")
     assert [round(y, 2) for _, y in curve] == [1.5, 1.0]
-    assert page.count('<div class="told">') == 4 and page.count("<details open>") == 2
+    assert page.count('<div class="sample">') == 4 and page.count("<details open>") == 2
 
 
-def test_runs_that_judge_otherwise(tmp_path: Path) -> None:
-    """Fine-tuning: no bits per byte, a loss on targets, numbers of its own; beside a run that has both, the loss."""
+def test_runs_with_other_metrics(tmp_path: Path) -> None:
+    """Fine-tuning has no bits per byte but other metrics; beside a run with both, the loss."""
     lines = [
         train_line(10, bpb=..., mfu=None),
-        eval_line(10, bpb=..., judged={"exact": 0.25}),
+        eval_line(10, bpb=..., answers={"exact": 0.25}),
         train_line(20, bpb=..., mfu=None),
     ]
     tuned, other = make_run(tmp_path / "tuned", lines, checkpoint="base"), make_run(tmp_path / "other")
     found = charts(page_of(tuned))
-    assert next(iter(found)) == "Loss, nats per target" and "Judged: exact" in found
+    assert next(iter(found)) == "Loss, nats per target" and "Answers: exact" in found
     assert not any("MFU" in title for title in found)
     assert next(iter(charts(page_of(tuned, other)))) == "Loss, nats per target"
 
@@ -220,29 +221,29 @@ def test_runs_that_judge_otherwise(tmp_path: Path) -> None:
 def test_lines_without_tokens_and_time_are_drawn_over_steps(tmp_path: Path) -> None:
     lines = [train_line(step, tokens=..., seconds=..., epoch=...) for step in (10, 20)]
     page = page_of(make_run(tmp_path / "run", lines, None))
-    assert "under way at step 20" in page and 'type="radio"' not in page
+    assert "in progress at step 20" in page and 'type="radio"' not in page
     assert [round(x) for x, _ in values(charts(page)["Bits per byte"], "training")] == [10, 20]
 
 
 @pytest.mark.parametrize("lines", [[], [train_line(10)], [train_line(10, loss=float("nan"), bpb=float("nan"))]])
 def test_few_lines(tmp_path: Path, lines: list[dict[str, Any]]) -> None:
     page = page_of(make_run(tmp_path / "run", lines, None))
-    assert ("nothing measured yet" in page) == (not lines or "NaN" in json.dumps(lines))
+    assert ("no values yet" in page) == (not lines or "NaN" in json.dumps(lines))
 
 
-def test_a_divergence_is_marked_and_what_it_took_back_is_set_apart(tmp_path: Path) -> None:
-    rollback = {"kind": "rollback", "step": 35, "to_step": 10, "found": "step 35: inf", "learning_rate_share": 0.5}
+def test_a_divergence_is_marked_and_discarded_lines_are_set_apart(tmp_path: Path) -> None:
+    rollback = {"kind": "rollback", "step": 35, "to_step": 10, "reason": "step 35: inf", "learning_rate_factor": 0.5}
     lines = [train_line(10), train_line(20), eval_line(20), train_line(30), rollback, train_line(20), train_line(30)]
     history = read_history(make_run(tmp_path / "run", lines, None))
     assert [line["step"] for line in history.lines] == [10, 20, 30] and history.evaluations == []
     assert history.series("train", "bpb", "tokens")[0] == [1000, 2000, 3000]
     assert history.rolled_back("train", "bpb", "step") == [([20, 30], [1.5, 1.25])]
     page = page_of(tmp_path / "run")
-    assert "DivergenceError once" in page and "step 35: inf" in page and 'class="c0 rolled_back"' in page
+    assert "Diverged once" in page and "step 35: inf" in page and 'class="c0 rolled_back"' in page
     assert 'class="note"' in page and ">diverged</text>" in page
 
 
-def test_a_summary_of_before_a_resumption_is_left_out(tmp_path: Path) -> None:
+def test_a_summary_older_than_a_resumption_is_ignored(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", summary={**SUMMARY, "steps": 30})
     assert read_history(run).summary == {}
 
@@ -251,16 +252,16 @@ def test_a_report_is_summary_and_page(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", summary=None)
     write_report(run, SUMMARY)
     assert json.loads((run / "summary.json").read_text()) == SUMMARY
-    assert "ended at step 40" in (run / "report.html").read_text(encoding="utf-8")
+    assert "finished at step 40" in (run / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
     ("file", "text", "message"),
     [
-        ("run.json", "{", r"run\.json: it is damaged"),
+        ("run.json", "{", r"run\.json: the file is damaged"),
         ("run.json", "[]", r"run\.json: expected an object, found list"),
         ("run.json", '{"config": 3}', r"run\.json: expected the key config"),
-        ("summary.json", "nonsense", r"summary\.json: it is damaged"),
+        ("summary.json", "nonsense", r"summary\.json: the file is damaged"),
         ("metrics.jsonl", '{"kind": "train", "step": 1}\nnonsense\n', r"metrics\.jsonl: line 2: .* found 'nonsense'"),
         ("metrics.jsonl", '{"kind": "train"}\n', r"metrics\.jsonl: line 1: expected an object with kind and step"),
     ],
@@ -279,7 +280,7 @@ def test_a_killed_run_has_half_a_last_line(tmp_path: Path) -> None:
     assert len(read_history(run).lines) == len(LINES)
 
 
-# ---------------------------------------------------------------- charts and facts
+# ---------------------------------------------------------------- charts and settings
 
 
 def test_thinning_keeps_ends_and_peaks() -> None:
@@ -314,8 +315,8 @@ def test_means_are_centered() -> None:
     assert centered_means(rising)[300] == 300.0 and len(centered_means(rising)) == 600 and centered_means([]) == []
 
 
-def test_facts_are_flat_and_told_from_defaults() -> None:
-    assert flat({"a": {"b": None, "c": True}, "d": [1, "x"], "e": 12345, "f": 0.00123}) == {
+def test_settings_are_flattened_and_compared_with_defaults() -> None:
+    assert flatten({"a": {"b": None, "c": True}, "d": [1, "x"], "e": 12345, "f": 0.00123}) == {
         "a.b": "–", "a.c": "yes", "d": "1, x", "e": "12,345", "f": "0.00123",
     }  # fmt: skip
     changed = changed_from_default({"steps": 5, "optimizer": "muon", "track": [], "data": "d", "dropout": 0.1})

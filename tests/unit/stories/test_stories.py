@@ -1,4 +1,4 @@
-"""The embedded corpus: the same everywhere, all different, grammatical by every rule that a program can check."""
+"""The embedded corpus: reproducible, all different, and grammatical as far as can be checked."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ def ngrams(text: str, n: int) -> list[tuple[str, ...]]:
 
 
 def offenders(corpus: list[str], pattern: str) -> list[str]:
-    """Where the pattern occurs, with its surroundings."""
+    """All matches of the pattern, with the text around them."""
     found = re.compile(pattern)
     return [text[max(0, m.start() - 30) : m.end() + 30] for text in corpus for m in found.finditer(text)]
 
 
-# ---------------------------------------------------------------- the corpus as a whole
+# ---- the corpus as a whole
 
 
 def test_story_depends_on_seed_and_index_alone(corpus: list[str]) -> None:
@@ -50,11 +50,12 @@ def test_story_depends_on_seed_and_index_alone(corpus: list[str]) -> None:
     assert list(generate_stories(50)) == corpus[:50]
     assert not set(generate_stories(200, seed=1)) & set(corpus)
     assert list(generate_stories(0)) == []
-    assert PrepareConfig.num_stories == DEFAULT_NUM_STORIES  # config knows no data: the number is in both
+    # config must not import stories, so both have the number.
+    assert PrepareConfig.num_stories == DEFAULT_NUM_STORIES
 
 
 def test_the_corpus_is_the_one_that_was_measured(corpus: list[str]) -> None:
-    """The results in the docs hold for these bytes: a change to the grammar that makes others needs new results."""
+    """The docs' results were measured on these bytes; other bytes need new results."""
     digest = hashlib.sha256("\0".join(corpus[:5_000]).encode()).hexdigest()
     assert digest == "0f95b24d8bb76988e5e85b81651a2c465c3c8c62a50e934fbf27003b84f335af"
     other = hashlib.sha256("\0".join(generate_stories(500, seed=1)).encode()).hexdigest()
@@ -75,7 +76,7 @@ def test_length(corpus: list[str]) -> None:
 def test_vocabulary_is_broad_but_learnable(corpus: list[str]) -> None:
     words = Counter(word for text in corpus for word in re.findall(r"[a-z]+", text.lower()))
     assert 1_500 <= len(words) <= 4_000
-    assert sum(count < 20 for count in words.values()) < 0.05 * len(words)  # hardly a word too rare to learn
+    assert sum(count < 20 for count in words.values()) < 0.05 * len(words)  # few rare words
 
 
 def test_openings_and_phrases_differ(corpus: list[str]) -> None:
@@ -107,7 +108,7 @@ def test_plots_are_many_and_none_dominates(monkeypatch: pytest.MonkeyPatch) -> N
     assert max(runs.values()) < 0.08 * runs.total()
 
 
-# ---------------------------------------------------------------- the grammar of each story
+# ---- the grammar of each story
 
 
 def test_no_slot_is_left_open_and_no_space_is_double(corpus: list[str]) -> None:
@@ -147,9 +148,9 @@ def test_sentences_begin_with_capitals_and_end(corpus: list[str]) -> None:
             assert re.search(r'[.!?]"?$', paragraph), paragraph
     assert offenders(corpus, r'(?<!Mr)(?<!Mrs)[.] "?[a-z]') == []
     assert offenders(corpus, r'[.!?]" [a-z]+ed\.') == []
-    # After a question or an exclamation in quotes, a small letter is its tag: who asked, cried, thought.
-    verbs = "asked|cried|called|said|answered|thought|shouted|whispered|wondered"
-    tags = rf'[!?]" (?!({verbs}|he|she|it|they|and|a voice)\b)[a-z]\w*'
+    # After a quoted question or exclamation, lowercase letters start a tag: asked, cried.
+    tag_words = "asked|cried|called|said|answered|thought|shouted|whispered|wondered"
+    tags = rf'[!?]" (?!({tag_words}|he|she|it|they|and|a voice)\b)[a-z]\w*'
     assert offenders(corpus, tags) == []
 
 
@@ -182,7 +183,7 @@ def test_a_story_keeps_each_name_to_one_set_of_pronouns(corpus: list[str]) -> No
     assert checked > 0.2 * NUM_STORIES
 
 
-# ---------------------------------------------------------------- what was chosen early has consequences
+# ---- what was chosen early has consequences
 
 
 def test_the_thing_lost_is_the_thing_found() -> None:
@@ -207,7 +208,7 @@ def test_the_fear_is_what_is_overcome_and_the_advice_is_followed() -> None:
         assert wise.name in after
 
 
-# ---------------------------------------------------------------- the template language
+# ---- the template language
 
 
 def filled(template: str, **scope: object) -> str:
@@ -268,7 +269,7 @@ def test_a_broken_template_is_a_bug(template: str) -> None:
         filled(template)
 
 
-# ---------------------------------------------------------------- the grammar's steps
+# ---- the grammar's steps
 
 GRAMMAR = """
 # A comment.
@@ -295,7 +296,7 @@ story one:
     {fourth}
 
   paragraph
-  tell {rule}
+  run {rule}
 """
 
 

@@ -1,4 +1,4 @@
-"""Our own byte-level BPE: its ids, its determinism, its refusals, and that bytes in are bytes out."""
+"""Our byte-level BPE: ids, determinism, errors, and decoding that restores the bytes."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_same_text_in_any_order_gives_the_same_tokenizer(tokenizer: Tokenizer) -
 
 @settings(deadline=None, max_examples=200)
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=80))
-def test_bytes_in_are_bytes_out(text: str) -> None:
+def test_decoding_restores_the_bytes(text: str) -> None:
     tokenizer = _shared()
     ids = tokenizer.encode(text)
     assert tokenizer.decode(ids) == text.encode()
@@ -66,14 +66,14 @@ def test_digits_stand_alone_and_merges_never_cross_words(tokenizer: Tokenizer) -
         assert "Ġ" not in piece[1:] or set(piece) <= set("ĠĊ"), piece
 
 
-def test_control_tokens_written_in_a_text_are_text_unless_asked(tokenizer: Tokenizer) -> None:
+def test_control_tokens_in_text_are_text_by_default(tokenizer: Tokenizer) -> None:
     assert 0 not in tokenizer.encode("<|endoftext|>")
     assert tokenizer.decode(tokenizer.encode("<|endoftext|>")) == b"<|endoftext|>"
     assert tokenizer.encode("a<|im_end|>", parse_special=True)[-1] == 2
     assert 2 not in tokenizer.encode("a<|im_end|>")
 
 
-def test_too_large_a_vocabulary_says_what_the_text_supports() -> None:
+def test_too_large_a_vocabulary_names_the_supported_size() -> None:
     with pytest.raises(VocabularyTooLarge, match=r"vocabulary of 4,000: the text supports at most \d+") as caught:
         train_bpe(TEXTS, 4000)
     assert train_bpe(TEXTS, caught.value.supported).vocab_size == caught.value.supported
@@ -87,7 +87,7 @@ def test_vocabulary_size_out_of_range(size: int) -> None:
         train_bpe(TEXTS, size)
 
 
-def test_what_the_texts_raise_passes_through() -> None:
+def test_errors_of_the_texts_pass_through() -> None:
     def texts():  # type: ignore[no-untyped-def]
         yield "one"
         raise ZeroDivisionError

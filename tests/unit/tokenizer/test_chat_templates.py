@@ -1,4 +1,4 @@
-"""The chat templates of the usual families: the text that their publishers' code makes, turn by turn."""
+"""The chat templates give the text of their publishers' code, turn by turn."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ TURNS = [
     {"role": "user", "content": "Why?"},
 ]
 
-# Written out from the publishers' descriptions: Llama 2 (llama's generation.py), Llama 3 (its model card), ChatML and
-# Zephyr (the published templates).
+# Written out from the publishers' descriptions: Llama 2 (llama's generation.py), Llama 3 (its model
+# card), ChatML and Zephyr (the published templates).
 EXPECTED = {
     ("llama2", False): "<s>[INST] Hi [/INST] Hello! </s><s>[INST] Why? [/INST]",
     ("llama2", True): "<s>[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nHi [/INST] Hello! </s><s>[INST] Why? [/INST]",
@@ -61,8 +61,8 @@ def test_texts(name: str, system: bool) -> None:
 
 
 @pytest.mark.parametrize("name", CHAT_TEMPLATES)
-def test_without_a_generation_prompt_it_is_a_beginning(name: str) -> None:
-    """So that the keys and values of earlier turns can be kept."""
+def test_without_generation_prompt_it_is_a_prefix(name: str) -> None:
+    """So that the KV cache of earlier turns can be reused."""
     answered = [*TURNS, {"role": "assistant", "content": "Because."}]
     assert render(name, answered, prompt=False).startswith(render(name, TURNS, prompt=True))
 
@@ -79,7 +79,7 @@ def test_names_and_fit() -> None:
         check_template_name("alpaca")
     check_template_fits("chatml", ["<|im_start|>"], "x")
     check_template_fits("llama2", [], "x")
-    with pytest.raises(TokenizerError, match=r"<\|start_header_id\|> is no token of it"):
+    with pytest.raises(TokenizerError, match=r"it has no token <\|start_header_id\|>"):
         check_template_fits("llama3", ["<s>"], "x")
 
 
@@ -95,10 +95,10 @@ def test_replaced_in_a_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", CHAT_TEMPLATES)
-def test_the_engine_knows_them_by_their_letters(
+def test_the_engine_recognizes_them_by_their_text(
     make_checkpoint: Callable[..., Path], engine_build: Path, tmp_path: Path, name: str
 ) -> None:
-    """engine/src/tokenizer/chat_template.c has their spelling: a change here is a change there."""
+    """engine/src/tokenizer/chat_template.c contains their text: change both together."""
     pytest.importorskip("torch")
     from llamita.convert.export import export
     from llamita.engine import Model

@@ -16,13 +16,13 @@ from llamita.config import TrainConfig
 from llamita.data.batches import IGNORED
 from llamita.errors import ConfigError, TrainingError
 from llamita.finetune.lora import LoraConfig, add_lora
-from llamita.finetune.loss import ConversationLoss, ConversationMask
+from llamita.finetune.loss import ConversationLoss
 from llamita.model.llama import Llama
 from llamita.run_directory import read_metrics
 from llamita.tokenizer import load_tokenizer
 from llamita.training import distillation
 from llamita.training.distillation import DistillationLoss, load_teacher
-from llamita.training.loss import SummedLoss
+from llamita.training.loss import SummedLoss, packed_mask
 from llamita.training.pretraining import train
 
 
@@ -64,17 +64,17 @@ def test_loss_and_gradients(
     monkeypatch.setattr(distillation, "tokens_per_chunk", lambda weight: 7)
     model, wise = load_model(student), load_model(teacher)
     inputs, targets, segments = some_batch(model.config.vocab_size)
-    attention, more = (ConversationMask, (segments,)) if packed else (None, ())
+    more = (segments,) if packed else ()
 
     def logits(network: Llama) -> Tensor:
-        hidden = network.hidden_states(inputs, ConversationMask(segments) if packed else None)
+        hidden = network.hidden_states(inputs, mask=packed_mask(segments) if packed else None)
         return F.linear(hidden, network.output_weight)
 
     expected = plain(logits(model), logits(wise), targets, share, temperature)
     wanted = dict(
         zip(dict(model.named_parameters()), torch.autograd.grad(expected, list(model.parameters())), strict=True)
     )
-    loss = DistillationLoss(model, wise, share=share, temperature=temperature, attention=attention).train()
+    loss = DistillationLoss(model, wise, share=share, temperature=temperature).train()
     found = loss(inputs, targets, *more)
     (3 * found).backward()
     assert found.item() == pytest.approx(expected.item(), rel=1e-5)
@@ -88,7 +88,7 @@ def test_loss_and_gradients(
 
 def test_only_the_updates_learn(student: Path, teacher: Path) -> None:
     model = add_lora(load_model(student), LoraConfig(rank=2), torch.Generator().manual_seed(0))
-    loss = DistillationLoss(model, load_model(teacher), share=0.7, attention=ConversationMask)
+    loss = DistillationLoss(model, load_model(teacher), share=0.7)
     loss(*some_batch(model.config.vocab_size)).backward()
     learned = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
     assert learned and all("lora_" in name for name in learned)
@@ -101,7 +101,7 @@ def test_judged_as_ever(student: Path, teacher: Path) -> None:
     inputs, targets, segments = some_batch(model.config.vocab_size)
     loss = DistillationLoss(model, load_model(teacher), share=0.9).eval()
     assert torch.allclose(loss(inputs, targets), SummedLoss(model)(inputs, targets))
-    packed = DistillationLoss(model, load_model(teacher), attention=ConversationMask).eval()
+    packed = DistillationLoss(model, load_model(teacher)).eval()
     assert torch.allclose(packed(inputs, targets, segments), ConversationLoss(model)(inputs, targets, segments))
     assert {name.removeprefix("model.") for name in loss.state_dict()} == set(model.state_dict())
     assert not loss.train().teacher.training

@@ -1,4 +1,4 @@
-"""--track: names and numbers that trackers get, what a resumed run sends, and that a failing tracker stops nothing."""
+"""--track: names and numbers sent to trackers, resumed runs, and trackers that fail."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from llamita.errors import ConfigError
-from llamita.run_directory import numbers, read_metrics
+from llamita.run_directory import read_metrics, scalars
 from llamita.training.metrics import MetricsLog, check_trackers
 
 TRAIN = {
@@ -33,7 +33,7 @@ def eval_line(step: int) -> dict[str, Any]:
 
 
 class FakeTracker:
-    """Stands for wandb and trackio: remembers what it was called with; `fails_at`: the name of a call that raises."""
+    """Replaces wandb and trackio and records calls; `fails_at`: the name of a call that raises."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, name: str, fails_at: str = "") -> None:
         self.inits: list[dict[str, Any]] = []
@@ -91,17 +91,21 @@ def test_names_and_numbers(
     log.close()
     assert fake.inits[0]["project"] == "llamita" and fake.inits[0]["config"] == {"steps": 30, "seed": 7}
     assert fake.inits[0]["name"].startswith("my-run") and fake.inits[0]["resume"] == "allow"
-    trained, judged = fake.logged
+    trained, evaluated = fake.logged
     assert trained.keys() == NAMES | {"step", "tokens", "seconds"}
     assert (trained["step"], trained["tokens"], trained["train/lr"]) == (10, 1000, 0.01)
-    assert judged["val/bpb"] == 1.4 and judged["val/sample"] == "One day" and judged["val/samples.distinct_2"] == 0.9
+    assert (
+        evaluated["val/bpb"] == 1.4
+        and evaluated["val/sample"] == "One day"
+        and evaluated["val/samples.distinct_2"] == 0.9
+    )
     assert fake.finished == 1
     if name == "trackio":
         assert capsys.readouterr().out == "", "greetings do not go to stdout"
 
 
 def test_a_resumed_run_sends_no_step_twice(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Killed after step 30, resumed from a checkpoint of step 10: under the same id, steps 20 and 30 are known."""
+    """Killed after step 30, resumed from step 10: steps 20 and 30 are not sent again."""
     fake = FakeTracker(monkeypatch, "wandb")
     log = MetricsLog(run, track=("wandb",))
     log.append(train_line(10))
@@ -128,21 +132,23 @@ def test_a_tracker_that_comes_late_gets_what_was_before(run: Path, monkeypatch: 
 
 
 @pytest.mark.parametrize("call", ["init", "log", "finish"])
-def test_a_failing_tracker_is_told_once_and_dropped(run: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+def test_a_failing_tracker_is_reported_once_and_dropped(run: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
     FakeTracker(monkeypatch, "wandb", fails_at=call)
-    other, told = FakeTracker(monkeypatch, "trackio"), []
-    log = MetricsLog(run, track=("wandb", "trackio"), say=told.append)
+    other, messages = FakeTracker(monkeypatch, "trackio"), []
+    log = MetricsLog(run, track=("wandb", "trackio"), say=messages.append)
     for step in (10, 20):
         log.append(train_line(step))
     log.close()
-    assert told == [f"wandb failed, training goes on without it: no network in {call}"]
+    assert messages == [f"wandb failed, training continues without it: no network in {call}"]
     assert len(other.logged) == 2 and other.finished == 1 and len(read_metrics(run)) == 2
 
 
 def test_a_missing_package_is_named_with_what_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     monkeypatch.delitem(sys.modules, "wandb", raising=False)
-    with pytest.raises(ConfigError, match="cannot track with wandb: it is not installed; pip install wandb"):
+    with pytest.raises(
+        ConfigError, match="cannot track with wandb: the package is not installed; run pip install wandb"
+    ):
         check_trackers(("wandb",))
     check_trackers(())
 
@@ -156,13 +162,13 @@ def test_a_missing_package_leaves_nothing_behind(
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     monkeypatch.delitem(sys.modules, "trackio", raising=False)
     assert main(["train", str(story_store), "--out", str(tmp_path / "run"), "--steps", "1", "--track", "trackio"]) == 2
-    told = capsys.readouterr().err
-    assert "pip install trackio" in told and told.count("\n") == 1 and not (tmp_path / "run").exists()
+    messages = capsys.readouterr().err
+    assert "pip install trackio" in messages and messages.count("\n") == 1 and not (tmp_path / "run").exists()
 
 
 def test_numbers_are_finite_and_flat() -> None:
     line = {"kind": "eval", "step": 1, "bpb": float("nan"), "ok": True, "a": {"b": 2, "c": {"d": 0.5}}, "mfu": None}
-    assert numbers(line) == {"step": 1, "a.b": 2, "a.c.d": 0.5}
+    assert scalars(line) == {"step": 1, "a.b": 2, "a.c.d": 0.5}
 
 
 def tensorboard_scalars(run: Path) -> dict[str, list[tuple[int, float]]]:
@@ -174,23 +180,23 @@ def tensorboard_scalars(run: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def test_tensorboard_reads_what_was_written(run: Path) -> None:
-    """A killed run, resumed, and a divergence: each step once, as it was computed last."""
+    """A killed and resumed run that diverged: each step once, as computed last."""
     pytest.importorskip("tensorboard", reason="tensorboard is not installed")
     pytest.importorskip("torch")
-    told: list[str] = []
-    log = MetricsLog(run, track=("tensorboard",), say=told.append)
+    messages: list[str] = []
+    log = MetricsLog(run, track=("tensorboard",), say=messages.append)
     log.append(train_line(10))
     saved = log.num_bytes
     log.append(train_line(20, loss=9.0))
-    again = MetricsLog(run, saved, ("tensorboard",), told.append)
+    again = MetricsLog(run, saved, ("tensorboard",), messages.append)
     again.append(train_line(20))
     again.append(eval_line(20))
     again.append(train_line(30, loss=99.0))
-    again.append({"kind": "rollback", "step": 35, "to_step": 20, "found": "inf", "learning_rate_share": 0.5})
+    again.append({"kind": "rollback", "step": 35, "to_step": 20, "reason": "inf", "learning_rate_factor": 0.5})
     again.append(train_line(30, loss=2.5))
     again.close()
     log.close()
-    assert told == []
+    assert messages == []
     scalars = tensorboard_scalars(run)
     assert scalars["train/loss"] == [(10, 3.0), (20, 3.0), (30, 2.5)]
     assert [step for step, _ in scalars["val/bpb"]] == [20] and scalars["progress/tokens"][0] == (10, 1000.0)

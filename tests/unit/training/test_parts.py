@@ -17,16 +17,18 @@ torch = pytest.importorskip("torch")
 
 import torch.nn.functional as F  # noqa: E402
 
-from llamita.config import PRESETS, FinetuneConfig, ModelConfig, TrainConfig  # noqa: E402
+from llamita.cli.finetune import Finetune  # noqa: E402
+from llamita.cli.train import Train  # noqa: E402
+from llamita.config import PRESETS, FinetuneConfig, ModelConfig, RunConfig, TrainConfig, fields_by_resume  # noqa: E402
 from llamita.console import format_count, format_seconds  # noqa: E402
 from llamita.errors import CheckpointError, ConfigError, OutputError, TrainingError  # noqa: E402
 from llamita.model.llama import Llama  # noqa: E402
 from llamita.run_directory import (  # noqa: E402
     check_same_run,
     describe_run,
-    is_begun,
     open_run,
     read_metrics,
+    resumes_run,
 )
 from llamita.training import loss as loss_module  # noqa: E402
 from llamita.training.budget import Budget, Progress  # noqa: E402
@@ -212,7 +214,7 @@ def test_a_text_that_is_read_many_times_decays_more() -> None:
         ({"beta2": 1.5}, "--beta2: expected a share between 0 and 1"),
         (
             {"warmup_fraction": 0.5, "decay_fraction": 0.6},
-            "--warmup-fraction 0.5 and --decay-fraction 0.6 together exceed the whole run",
+            "--warmup-fraction 0.5 and --decay-fraction 0.6: expected a sum of at most 1",
         ),
         ({"weight_decay": -0.1}, "--weight-decay: expected 0 or more"),
         ({"hidden": 64}, "also needs --layers, --heads"),
@@ -291,37 +293,52 @@ def test_a_run_directory_is_neither_overwritten_nor_made_up(tmp_path: Path) -> N
     assert open_run(again, description) is False, "killed before its first checkpoint: starts from the beginning"
     (tmp_path / "letters").mkdir()
     (tmp_path / "letters" / "love.txt").write_text("…")
-    with pytest.raises(OutputError, match="exists and is no run"):
+    with pytest.raises(OutputError, match="exists and is not a run"):
         open_run(dataclasses.replace(config, out=tmp_path / "letters"), description)
     (config.out / "run.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"cannot read .*run\.json"):
         open_run(again, description)
 
 
-def test_a_run_is_resumed_by_its_own_verb(tmp_path: Path) -> None:
+def test_a_run_is_resumed_by_its_own_command(tmp_path: Path) -> None:
     trained = dataclasses.replace(make_config(steps=3), out=tmp_path / "run")
     tuned = FinetuneConfig(checkpoint=Path("base"), data=Path("a.jsonl"), out=tmp_path / "tuned", lora=True)
     for config in (trained, tuned):
         open_run(config, describe_run(config, TINY, 8, {}))
-    with pytest.raises(ConfigError, match="is a run of llamita train, found llamita finetune; resume it with that"):
-        is_begun(dataclasses.replace(tuned, out=trained.out, resume=True), "")
-    with pytest.raises(ConfigError, match="is a run of llamita finetune, found llamita train"):
-        is_begun(dataclasses.replace(trained, out=tuned.out, resume=True), "")
-    with pytest.raises(ConfigError, match="--lora: the run was started with True, found False"):
-        is_begun(dataclasses.replace(tuned, lora=False, resume=True), "")
+    with pytest.raises(
+        ConfigError, match="expected a run of llamita finetune, found one of llamita train; use llamita train"
+    ):
+        resumes_run(dataclasses.replace(tuned, out=trained.out, resume=True), "")
+    with pytest.raises(ConfigError, match="expected a run of llamita train, found one of llamita finetune"):
+        resumes_run(dataclasses.replace(trained, out=tuned.out, resume=True), "")
+    with pytest.raises(ConfigError, match="--lora: expected True"):
+        resumes_run(dataclasses.replace(tuned, lora=False, resume=True), "")
+
+
+@pytest.mark.parametrize(
+    ("command", "fields"), [(Train, {"data", "out", "compile"}), (Finetune, {"checkpoint", "val"})]
+)
+def test_resume_rules_hold_where_a_command_annotates_a_field_anew(command: type[RunConfig], fields: set[str]) -> None:
+    assert fields <= set(fields_by_resume(command, "may change"))
+    assert {"seed", "steps", "learning_rate"}.isdisjoint(fields_by_resume(command, "may change"))
+    assert "weight_decay" in fields_by_resume(command, "planned")
 
 
 def test_what_a_resumed_run_may_not_change_is_named(tmp_path: Path) -> None:
-    before = describe_run(make_config(steps=3), TINY, 8, {"tokens": 5})
-    check_same_run(tmp_path, before, describe_run(make_config(steps=3, resume=True, threads=3), TINY, 8, {"tokens": 5}))
+    config = make_config(steps=3)
+    before = describe_run(config, TINY, 8, {"tokens": 5})
+    check_same_run(config, before, describe_run(make_config(steps=3, resume=True, threads=3), TINY, 8, {"tokens": 5}))
     for now, message in (
-        (describe_run(make_config(steps=4), TINY, 8, {"tokens": 5}), "--steps: the run was started with 3, found 4"),
-        (describe_run(make_config(steps=3, seed=1), TINY, 8, {"tokens": 5}), "--seed: the run was started with 0"),
-        (describe_run(make_config(steps=3), TINY, 9, {"tokens": 5}), "rows a step .* started with 8, found 9"),
-        (describe_run(make_config(steps=3), TINY, 8, {"tokens": 6}), "tokens of the data: the run was started with 5"),
+        (describe_run(make_config(steps=4), TINY, 8, {"tokens": 5}), "--steps: expected 3, as in run.json, found 4"),
+        (describe_run(make_config(steps=3, seed=1), TINY, 8, {"tokens": 5}), "--seed: expected 0"),
+        (
+            describe_run(make_config(steps=3), TINY, 9, {"tokens": 5}),
+            "rows per step .* expected 8, as in run.json, found 9",
+        ),
+        (describe_run(make_config(steps=3), TINY, 8, {"tokens": 6}), "tokens of the data: expected 5"),
     ):
         with pytest.raises(ConfigError, match=message):
-            check_same_run(tmp_path, before, now)
+            check_same_run(config, before, now)
 
 
 def test_first_signal_asks_second_insists() -> None:

@@ -197,7 +197,7 @@ def test_a_resumed_run_keeps_its_planned_shape(
     cost["seconds"] = 1e-9
     train(dataclasses.replace(config, resume=True))
     assert remembered_run(run) == planned
-    with pytest.raises(ConfigError, match="--ffn: the run was started with"):
+    with pytest.raises(ConfigError, match="--ffn: expected"):
         train(dataclasses.replace(config, resume=True, ffn=999))
 
 

@@ -228,9 +228,9 @@ def test_a_run_that_was_killed_before_its_summary_is_not_finished(story_store: P
 
 def test_resuming_with_another_flag_or_other_data_is_refused(story_store: Path, tmp_path: Path) -> None:
     train(make_config(story_store, tmp_path / "run"))
-    with pytest.raises(ConfigError, match=r"--learning-rate: the run was started with 0\.0\d+, found 0\.1"):
+    with pytest.raises(ConfigError, match=r"--learning-rate: expected 0\.0\d+, as in run\.json, found 0\.1"):
         train(make_config(story_store, tmp_path / "run", resume=True, learning_rate=0.1))
-    with pytest.raises(ConfigError, match="rows a step"):
+    with pytest.raises(ConfigError, match="rows per step"):
         train(make_config(story_store, tmp_path / "run", resume=True, micro_batch_size=5))
 
 
@@ -259,8 +259,8 @@ def test_after_divergence_training_goes_on_from_the_last_good_state(
     assert result.summary["steps"] == 12 and not result.interrupted
     lines = read_metrics(run)
     rollback = next(line for line in lines if line["kind"] == "rollback")
-    assert (rollback["step"], rollback["to_step"], rollback["learning_rate_share"]) == (step + 1, back_to, 0.5)
-    assert "expected a finite gradient" in rollback["found"]
+    assert (rollback["step"], rollback["to_step"], rollback["learning_rate_factor"]) == (step + 1, back_to, 0.5)
+    assert "expected a finite gradient" in rollback["reason"]
     trained = [line for line in lines if line["kind"] == "train"]
     assert [line["step"] for line in trained] == [*range(1, step + 1), *range(back_to + 1, 13)]
     before, after = ([line for line in trained if line["step"] == back_to + 1][i] for i in (0, 1))
@@ -276,7 +276,7 @@ def test_a_loss_worse_than_guessing_is_divergence_too(
     poison(monkeypatch, {9: 1}, value=300.0)
     result = train(make_config(story_store, tmp_path / "run", log_interval=1, learning_rate=0.02))
     rollback = next(line for line in read_metrics(tmp_path / "run") if line["kind"] == "rollback")
-    assert "below that of guessing blindly" in rollback["found"] and rollback["to_step"] == 6
+    assert "below that of guessing blindly" in rollback["reason"] and rollback["to_step"] == 6
     assert result.summary["val"] < 4.5, "blind guessing has 5.3"
 
 
@@ -304,7 +304,7 @@ def test_a_folder_in_use_is_refused_before_anything_is_planned(story_store: Path
     (tmp_path / "letters").mkdir()
     (tmp_path / "letters" / "one.txt").write_text("dear")
     config = make_config(story_store, tmp_path / "letters")
-    with pytest.raises(OutputError, match="it exists and is no run"):
+    with pytest.raises(OutputError, match="it exists and is not a run"):
         run_task(config, lambda ranks, say: pytest.fail("planned"), time.monotonic())
 
 
@@ -346,7 +346,7 @@ def test_the_command_line(story_store: Path, tmp_path: Path, capfd: pytest.Captu
     assert output.out.split()[1:4] == ["bits", "per", "byte"] and output.err == ""
     assert main(["train", str(story_store), "--out", run, *shape, "--steps", "2", "--resume"]) == 0
     output = capfd.readouterr()
-    assert output.err.count("\n") == 1 and "is finished, after 2 steps" in output.err and "more --steps" in output.err
+    assert output.err.count("\n") == 1 and "finished after 2 steps" in output.err and "larger --steps" in output.err
     mistakes = {
         "no such folder": ["train", str(tmp_path / "nowhere"), "--out", str(tmp_path / "none")],
         "it holds a run": ["train", str(story_store), "--out", run],

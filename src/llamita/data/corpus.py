@@ -1,0 +1,103 @@
+"""The text that `prepare` reads: files given as sources, or generated stories."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Iterator
+from typing import Any
+
+from llamita.config import PrepareConfig
+from llamita.data.readers import (
+    SourceCounts,
+    SourceList,
+    check_unchanged,
+    hash_source,
+    list_sources,
+    read_texts,
+)
+from llamita.errors import ConfigError
+
+KEPT_BYTES = 64 << 20  # a smaller corpus is read once and stays in memory
+_STORIES_PER_BLOCK = 1024
+
+
+class Corpus:
+    """All texts of a configuration, in a fixed order, as often as needed: --val first."""
+
+    def __init__(self, config: PrepareConfig) -> None:
+        self._config = config
+        self._stories: list[bytes] = []
+        self._kept: list[tuple[list[bytes], bool]] | None = None
+        self._kept_counts = SourceCounts()
+        if config.sources == ("tinystories",):
+            raise ConfigError(
+                "prepare: tinystories must be downloaded first; call "
+                "llamita.data.tinystories.download_tinystories and pass the files it returns"
+            )
+        self.val = list_sources(config.val)
+        if config.sources == ("stories",):
+            from llamita.stories.generate import generate_stories
+
+            stories = generate_stories(config.num_stories, seed=config.seed)
+            self._stories = [story.encode("utf-8") for story in stories]
+            self.train = SourceList((), 0)
+        else:
+            self.train = list_sources(config.sources)
+        self.hidden_files = self.train.hidden_files + self.val.hidden_files
+        self.num_bytes = self.train.num_bytes + self.val.num_bytes + sum(map(len, self._stories))
+
+    def blocks(self, counts: SourceCounts) -> Iterator[tuple[list[bytes], bool]]:
+        """Yield a few thousand texts (UTF-8) at a time, and whether they come from --val.
+
+        Adds what was read to `counts`.
+        """
+        if self._kept is not None:
+            for field in dataclasses.fields(SourceCounts):
+                setattr(counts, field.name, getattr(self._kept_counts, field.name))
+            yield from self._kept
+            return
+        kept: list[tuple[list[bytes], bool]] = []
+        for block in self._read(counts):
+            if self.num_bytes <= KEPT_BYTES:
+                kept.append(block)
+            yield block
+        if self.num_bytes <= KEPT_BYTES:
+            self._kept, self._kept_counts = kept, dataclasses.replace(counts)
+
+    def _read(self, counts: SourceCounts) -> Iterator[tuple[list[bytes], bool]]:
+        config = self._config
+        for sources, is_val in ((self.val, True), (self.train, False)):
+            for texts in read_texts(
+                sources,
+                separator=config.separator,
+                split_on=config.split_on,
+                text_key=config.text_key,
+                counts=counts,
+            ):
+                yield texts, is_val
+        for first in range(0, len(self._stories), _STORIES_PER_BLOCK):
+            texts = self._stories[first : first + _STORIES_PER_BLOCK]
+            size = sum(map(len, texts))
+            counts.source_bytes += size
+            counts.documents += len(texts)
+            counts.document_bytes += size
+            yield texts, False
+
+    @functools.cached_property
+    def fingerprint(self) -> list[dict[str, Any]]:
+        """Name within its folder, size and sha256 of each source; not its path on this machine."""
+        files = [(file, "val") for file in self.val.files] + [(file, "") for file in self.train.files]
+        entries = [
+            {"name": file.name, "bytes": file.num_bytes, "sha256": hash_source(file), "only": split}
+            for file, split in files
+        ]
+        if self._config.sources == ("stories",):
+            digest = hashlib.sha256(b"\0".join(self._stories)).hexdigest()
+            entries.append({"name": "stories", "bytes": self.num_bytes, "sha256": digest, "only": ""})
+        return entries
+
+    def check_unchanged(self) -> None:
+        """Raise SourceError if a file has changed since it was listed."""
+        check_unchanged((*self.val.files, *self.train.files))

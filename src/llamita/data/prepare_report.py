@@ -1,0 +1,104 @@
+"""What `prepare` read, dropped and wrote: the report that it returns and keeps in store.json."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from llamita.data.readers import SourceCounts
+from llamita.data.token_store import read_store_info
+
+
+@dataclasses.dataclass(frozen=True)
+class SplitReport:
+    """The size of one split."""
+
+    documents: int
+    tokens: int  # EOS included
+    text_bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class PrepareReport:
+    """What was read and written. The counts add up exactly:
+
+    source_bytes = train.text_bytes + val.text_bytes + duplicate_bytes + whitespace_bytes
+    + separator_bytes + container_bytes;
+    documents = train.documents + val.documents + duplicate_documents + empty_documents.
+    """
+
+    out: Path
+    files: int
+    hidden_files: int
+    source_bytes: int
+    documents: int
+    train: SplitReport
+    val: SplitReport
+    duplicate_documents: int
+    duplicate_bytes: int
+    empty_documents: int
+    whitespace_bytes: int
+    separator_bytes: int
+    container_bytes: int
+    vocab_size: int
+    vocabulary: str  # where it came from, and why it has this size
+    reused: bool  # the store existed, made from the same sources with the same flags
+    seconds: float
+    encoded_by: str = "the tokenizers library"  # stores made before this field was written
+
+    @property
+    def tokens(self) -> int:
+        return self.train.tokens + self.val.tokens
+
+    @property
+    def text_bytes(self) -> int:
+        return self.train.text_bytes + self.val.text_bytes
+
+    @property
+    def bytes_per_token(self) -> float:
+        return self.text_bytes / self.tokens
+
+
+def report_entry(
+    counts: SourceCounts,
+    *,
+    vocabulary: str,
+    encoded_by: str,
+    hidden_files: int = 0,
+    duplicate_documents: int = 0,
+    duplicate_bytes: int = 0,
+) -> dict[str, Any]:
+    """The "report" in store.json: the fields of PrepareReport that are not in its other entries."""
+    return {
+        "files": counts.files,
+        "hidden_files": hidden_files,
+        "source_bytes": counts.source_bytes,
+        "documents": counts.documents + counts.empty_documents,
+        "duplicate_documents": duplicate_documents,
+        "duplicate_bytes": duplicate_bytes,
+        "empty_documents": counts.empty_documents,
+        "whitespace_bytes": counts.whitespace_bytes,
+        "separator_bytes": counts.separator_bytes,
+        "container_bytes": counts.container_bytes,
+        "vocabulary": vocabulary,
+        "encoded_by": encoded_by,
+    }
+
+
+def read_report(out: Path, seconds: float, *, reused: bool) -> PrepareReport:
+    """The report of the store at `out`. Raises StoreError."""
+    info = read_store_info(out)
+    splits = {
+        name: SplitReport(split["documents"], split["tokens"], split["text_bytes"])
+        for name, split in info["splits"].items()
+    }
+    return PrepareReport(
+        out=out,
+        train=splits["train"],
+        val=splits["val"],
+        vocab_size=info["tokenizer"]["vocab_size"],
+        reused=reused,
+        seconds=seconds,
+        **info["report"],
+    )

@@ -1,0 +1,131 @@
+"""Decides for every document of a corpus: training, validation, or dropped as a duplicate."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from llamita.config import PrepareConfig
+from llamita.data.corpus import Corpus
+from llamita.data.readers import SourceCounts
+from llamita.data.token_store import SplitName
+from llamita.errors import SourceError
+
+DEFAULT_VAL_FRACTION = 0.05
+MIN_SPLIT_BYTES = 1_000  # of text, in each split
+SAMPLED_DOCUMENTS, SAMPLED_CHARACTERS = 128, 2048  # the engine and the library must agree on these
+DROPPED, TRAIN, VAL = 0, 1, 2  # decisions
+
+
+@dataclasses.dataclass
+class SplitPlan:
+    """A decision for each document in reading order, and the totals."""
+
+    decisions: bytearray
+    counts: SourceCounts
+    documents: dict[SplitName, int]
+    text_bytes: dict[SplitName, int]
+    sample: DocumentSample
+    duplicate_documents: int = 0
+    duplicate_bytes: int = 0
+
+    @classmethod
+    def make(cls, corpus: Corpus, config: PrepareConfig, progress: Callable[[int, int], None]) -> SplitPlan:
+        """Read the whole corpus. progress(bytes read, bytes in total).
+
+        Raises SourceError if a split gets too little text.
+        """
+        empty: dict[SplitName, int] = {"train": 0, "val": 0}
+        plan = cls(bytearray(), SourceCounts(), dict(empty), dict(empty), DocumentSample())
+        fraction = 0.0 if config.val else (config.val_fraction or DEFAULT_VAL_FRACTION)
+        threshold = int(fraction * 2**64)
+        seen: set[bytes] = set()
+        for texts, is_val in corpus.blocks(plan.counts):
+            hashes = document_hashes(texts, config.seed)
+            plan._decide(texts, hashes, seen, 2**64 if is_val else threshold)
+            progress(plan.counts.source_bytes, corpus.num_bytes)
+        progress(corpus.num_bytes, corpus.num_bytes)
+        check_split_sizes(config, plan.documents, plan.text_bytes)
+        return plan
+
+    def _decide(self, texts: Sequence[bytes], hashes: Sequence[bytes], seen: set[bytes], threshold: int) -> None:
+        """Decide on one block. A document is held out if the first half of its hash is below
+        `threshold`."""
+        is_new = np.zeros(len(texts), np.bool_)
+        for i, digest in enumerate(hashes):
+            if digest not in seen:
+                seen.add(digest)
+                is_new[i] = True
+        halves = np.frombuffer(b"".join(hashes), "<u8").reshape(-1, 2)
+        is_val = halves[:, 0] <= np.uint64(threshold - 1) if threshold else np.zeros(len(texts), np.bool_)
+        decisions = np.where(is_new, np.where(is_val, VAL, TRAIN), DROPPED).astype(np.uint8)
+        self.decisions += decisions.tobytes()
+        self.sample.add(halves[:, 1], is_new, texts)
+        documents = np.bincount(decisions, minlength=3).tolist()
+        sizes = np.fromiter(map(len, texts), np.int64, len(texts))
+        text_bytes = [int(sizes[decisions == decision].sum()) for decision in range(3)]
+        self.duplicate_documents += documents[DROPPED]
+        self.duplicate_bytes += text_bytes[DROPPED]
+        splits: tuple[tuple[SplitName, int], ...] = (("train", TRAIN), ("val", VAL))
+        for split, decision in splits:
+            self.documents[split] += documents[decision]
+            self.text_bytes[split] += text_bytes[decision]
+
+
+def document_hashes(texts: Sequence[bytes], seed: int) -> list[bytes]:
+    """16 bytes that identify each document. The first 8, as a fraction of 2^64, decide its split.
+
+    They depend only on the text and the seed, so adding documents never moves one to another split.
+    """
+    key = b"" if seed == 0 else seed.to_bytes(8, "little")
+    return [hashlib.blake2b(text, digest_size=16, key=key).digest() for text in texts]
+
+
+class DocumentSample:
+    """The beginnings of the SAMPLED_DOCUMENTS documents with the smallest hashes: a random sample,
+    and the same one in every run."""
+
+    def __init__(self) -> None:
+        # By the second half of the hash: the first half decides the split.
+        self._chosen: list[tuple[int, str]] = []
+
+    def add(self, hashes: npt.NDArray[np.uint64], is_new: npt.NDArray[np.bool_], texts: Sequence[bytes]) -> None:
+        """Take those of the new documents that have smaller hashes than the chosen ones."""
+        if len(self._chosen) == SAMPLED_DOCUMENTS:
+            is_new = is_new & (hashes < np.uint64(self._chosen[-1][0]))
+        found = np.flatnonzero(is_new)
+        for i in found[np.argsort(hashes[found], kind="stable")[:SAMPLED_DOCUMENTS]].tolist():
+            # A character has at most 4 bytes.
+            start = texts[i][: 4 * SAMPLED_CHARACTERS].decode("utf-8", "ignore")
+            self._chosen.append((int(hashes[i]), start[:SAMPLED_CHARACTERS]))
+        self._chosen = sorted(self._chosen)[:SAMPLED_DOCUMENTS]
+
+    def texts(self) -> list[str]:
+        return [text for _, text in reversed(self._chosen)]
+
+
+def check_split_sizes(
+    config: PrepareConfig, documents: Mapping[SplitName, int], text_bytes: Mapping[SplitName, int]
+) -> None:
+    """Raise SourceError if a split has less than MIN_SPLIT_BYTES of text."""
+    num_documents = sum(documents.values())
+    if not num_documents:
+        raise SourceError(f"no text in {', '.join(config.sources)}: all documents are empty")
+    for split, size in text_bytes.items():
+        if size >= MIN_SPLIT_BYTES:
+            continue
+        if split == "val" and config.val:
+            advice = "give more text with --val"
+        elif num_documents == 1 and config.split_on != "blank-lines":
+            advice = "it is a single document: split it with --split-on blank-lines or --separator, or give --val"
+        else:
+            advice = "give more text" + ("" if split == "train" else ", a larger --val-fraction, or --val")
+        raise SourceError(
+            f"too little text: the {'training' if split == 'train' else 'validation'} split would get "
+            f"{documents[split]:,} of {num_documents:,} documents, {size:,} bytes; expected at least "
+            f"{MIN_SPLIT_BYTES:,} bytes; {advice}"
+        )

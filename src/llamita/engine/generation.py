@@ -1,0 +1,117 @@
+"""Generates one text: prompt to ids, ids to pieces of str, and the speed of both."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Iterable, Iterator, Sequence
+
+from llamita.engine.library import utf8_complete
+from llamita.engine.model_file import ModelFile
+from llamita.engine.sampler import Sampler
+from llamita.engine.session import Session
+from llamita.errors import EngineError
+
+
+class Generation(Iterator[str]):
+    """A text while it is generated: an iterator of pieces of str.
+
+    prompt_ids: the ids of the prompt, with BOS. ids: the new ids so far. seed: generates the same
+    text again. stop: "" until the end, then "end token", "number of tokens" or "context's end".
+    """
+
+    def __init__(
+        self, model: ModelFile, session: Session, sampler: Sampler, prompt_ids: list[int], max_new_tokens: int | None
+    ) -> None:
+        self.prompt_ids = prompt_ids
+        self.ids: list[int] = []
+        self.seed = sampler.seed
+        self.stop = ""
+        self._model, self._session, self._sampler, self._max_new_tokens = model, session, sampler, max_new_tokens
+        self._num_threads = session.num_threads
+        self._prompt_seconds = self._decode_seconds = 0.0
+        self._num_decoded = self._num_passes = 0
+        self._pieces = self._generate()
+
+    def __next__(self) -> str:
+        return next(self._pieces)
+
+    def close(self) -> None:
+        """End early and free the memory."""
+        self._pieces.close()
+        self._session.close()
+        self._sampler.close()
+
+    def _generate(self) -> Generator[str, None, None]:
+        try:
+            yield from text_pieces(self._model, self._new_ids(), self.prompt_ids[-1])
+        finally:
+            self._session.close()
+            self._sampler.close()
+
+    def _new_ids(self) -> Iterator[int]:
+        for token_id in self.prompt_ids:
+            self._sampler.accept(token_id)
+        start = time.perf_counter()
+        token_id = self._step(self.prompt_ids)
+        self._prompt_seconds = time.perf_counter() - start
+        while True:
+            if self._model.token_ends(token_id):
+                self.stop = "end token"
+                return
+            self.ids.append(token_id)
+            yield token_id
+            if self._max_new_tokens is not None and len(self.ids) >= self._max_new_tokens:
+                self.stop = "number of tokens"
+                return
+            if self._session.position >= self._session.context_tokens:
+                self.stop = "context's end"
+                return
+            start, passes = time.perf_counter(), self._session.num_passes
+            token_id = self._step([token_id])
+            self._decode_seconds += time.perf_counter() - start
+            self._num_passes += self._session.num_passes - passes
+            self._num_decoded += 1
+
+    def _step(self, ids: Sequence[int]) -> int:
+        self._session.feed(ids)
+        logits = self._session.logits
+        assert logits is not None
+        token_id = self._sampler.pick(logits)
+        self._sampler.accept(token_id)
+        return token_id
+
+    def speed_line(self) -> str:
+        """The last line that engine/build/run prints, with the same fields and units."""
+        prompt_speed = len(self.prompt_ids) / self._prompt_seconds if self._prompt_seconds else 0.0
+        speed = self._num_decoded / self._decode_seconds if self._decode_seconds else 0.0
+        passes = self._num_passes / self._decode_seconds if self._decode_seconds else 0.0
+        gigabytes = passes * self._model.info.decode_bytes * 1e-9
+        return (
+            f"prompt {len(self.prompt_ids)} tokens, {prompt_speed:.1f} tok/s | "
+            f"generated {len(self.ids)} tokens, {speed:.1f} tok/s, {gigabytes:.2f} GB/s | "
+            f"load {self._model.load_seconds * 1e3:.1f} ms, first token {self._prompt_seconds * 1e3:.1f} ms | "
+            f"threads {self._num_threads}"
+        )
+
+
+def encode_prompt(model: ModelFile, prompt: str | bytes) -> list[int]:
+    """The ids that a text starts with: BOS, if the model wants it or the prompt is empty, and the
+    prompt. Raises EngineError if the prompt is empty and the model has no BOS token."""
+    if not prompt and model.info.bos_id < 0:
+        raise EngineError("prompt: this model has no BOS token to start an empty prompt with; give a prompt")
+    return model.encode(prompt, bos=model.info.add_bos or not prompt)
+
+
+def text_pieces(model: ModelFile, ids: Iterable[int], previous_id: int) -> Iterator[str]:
+    """The text of ids as they come, in pieces that never split a character.
+
+    Bytes that are not UTF-8 become U+FFFD; an incomplete character at the end is dropped.
+    """
+    pending = b""
+    for token_id in ids:
+        pending += model.decode_token(token_id, previous_id)
+        previous_id = token_id
+        whole = utf8_complete(pending)
+        if whole:
+            piece, pending = pending[:whole], pending[whole:]
+            yield piece.decode("utf-8", "replace")

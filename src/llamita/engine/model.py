@@ -1,0 +1,113 @@
+"""A model that computes: logits, scores and generated text."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from llamita.engine.adapter import Adapter, AdapterUses
+from llamita.engine.generation import Generation, encode_prompt
+from llamita.engine.library import Ids
+from llamita.engine.model_file import ModelFile
+from llamita.engine.sampler import Sampler
+from llamita.engine.session import Session
+from llamita.errors import EngineError
+from llamita.sampling import DEFAULT_RUNTIME, DEFAULT_SAMPLING, RuntimeOptions, SamplingParams, with_overrides
+
+PACKAGED_MODEL = Path(__file__).parents[1] / "assets" / "stories.gguf"
+
+
+class Model(ModelFile):
+    """A model file, mapped: weights, configuration and tokenizer. Immutable; sessions in several
+    threads may share it."""
+
+    def load_adapter(self, path: str | os.PathLike[str]) -> Adapter:
+        """Open a GGUF adapter of this model (`llamita export --adapter`). Raises EngineError for a
+        bad file."""
+        return Adapter(self, path)
+
+    def session(
+        self,
+        runtime: RuntimeOptions = DEFAULT_RUNTIME,
+        *,
+        num_sequences: int = 1,
+        adapters: AdapterUses = (),
+        **overrides: Any,
+    ) -> Session:
+        """A new session for one text, or several side by side. adapters: for all sequences.
+
+        overrides: fields of runtime by name, as in session(num_threads=2).
+        """
+        session = Session(self, runtime, num_sequences=num_sequences, **overrides)
+        for sequence in range(num_sequences if adapters else 0):
+            session.sequence_set_adapters(sequence, adapters)
+        return session
+
+    def logits(self, ids: Ids, *, adapters: AdapterUses = (), **overrides: Any) -> npt.NDArray[np.float32]:
+        """float32 [n, V]: row i holds the logits of the token after ids[0..i].
+
+        overrides: as in session().
+        """
+        with self.session(adapters=adapters, **overrides) as session:
+            return session.feed_logits(ids)
+
+    def score(self, ids: Ids, *, adapters: AdapterUses = (), **overrides: Any) -> npt.NDArray[np.float64]:
+        """float64 [n - 1], in nats: -ln p(ids[i + 1] | ids[0..i]), for two or more ids.
+
+        overrides: as in session().
+        """
+        with self.session(adapters=adapters, **overrides) as session:
+            return session.score(ids)
+
+    def generate(
+        self,
+        prompt: str | bytes = "",
+        sampling: SamplingParams = DEFAULT_SAMPLING,
+        runtime: RuntimeOptions = DEFAULT_RUNTIME,
+        *,
+        max_new_tokens: int | None = None,
+        adapters: AdapterUses = (),
+        **overrides: Any,
+    ) -> Generation:
+        """Continue the prompt: an iterator of pieces of new text (str) that never split a
+        character.
+
+        It ends at an end token, after max_new_tokens (None: no limit), or at the end of the
+        context. The same seed gives the same text; without a seed, a random one is drawn. Bytes
+        that are not UTF-8 become U+FFFD; an incomplete character at the end is dropped.
+        adapters: applied together, in this order, each with its scale (default: 1).
+        overrides: fields of sampling and runtime by name: generate("Once", temperature=0.8).
+        """
+        sampling, runtime = with_overrides(sampling, runtime, overrides)
+        if max_new_tokens is not None and max_new_tokens < 1:
+            raise EngineError(f"max_new_tokens: expected at least 1, or None for no limit, found {max_new_tokens}")
+        prompt_ids = encode_prompt(self, prompt)
+        sampler = Sampler(self.info.vocab_size, sampling)
+        session = self.session(runtime, adapters=adapters)
+        if len(prompt_ids) > session.context_tokens:
+            raise EngineError(
+                f"prompt: expected at most {session.context_tokens} tokens (the context), found {len(prompt_ids)}; "
+                "shorten it"
+            )
+        return Generation(self, session, sampler, prompt_ids, max_new_tokens)
+
+
+def load(
+    path: str | os.PathLike[str] | None = None,
+    *,
+    tokenizer: str | os.PathLike[str] | None = None,
+    kernels: str | None = None,
+) -> Model:
+    """Open a model file; without a path, the story model that comes with the package.
+
+    tokenizer: a llama2.c tokenizer.bin (llama2.c models need one), or a GGUF to take it from.
+    kernels: "auto" (also None), "scalar", "avx2", "avxvnni", "neon", "dotprod".
+    Raises EngineError for a bad file.
+    """
+    if path is None and not PACKAGED_MODEL.is_file():
+        raise EngineError(f"the packaged model: expected it at {PACKAGED_MODEL}, found nothing; name a model file")
+    return Model(PACKAGED_MODEL if path is None else path, tokenizer=tokenizer, kernels=kernels)

@@ -1,0 +1,56 @@
+"""Chooses the next token from logits."""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import secrets
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from llamita.engine.library import Owned, SamplerParamsStruct, call, floats_pointer, int32, load_library
+from llamita.errors import EngineError
+from llamita.sampling import DEFAULT_SAMPLING, SamplingParams
+
+
+class Sampler(Owned):
+    """Repetition penalty, temperature, softmax, top-k, top-p, min-p, random draw. For one
+    thread."""
+
+    _kind = "sampler"
+
+    def __init__(self, vocab_size: int, params: SamplingParams = DEFAULT_SAMPLING, **overrides: Any) -> None:
+        """overrides: fields of params by name. Raises EngineError for a value out of its range."""
+        params = dataclasses.replace(params, **overrides)
+        self.seed = secrets.randbits(64) if params.seed is None else params.seed
+        self.is_greedy = params.temperature == 0
+        if not 0 <= self.seed < 2**64:
+            raise EngineError(f"seed: expected 0 to 2**64 - 1, found {self.seed}")
+        raw = SamplerParamsStruct(
+            params.temperature,
+            int32("top_k", params.top_k),
+            params.top_p,
+            params.min_p,
+            params.repetition_penalty,
+            int32("repetition_window", params.repetition_window),
+            self.seed,
+        )
+        handle = ctypes.c_void_p()
+        call("sampler_open", ctypes.byref(raw), int32("vocab_size", vocab_size), ctypes.byref(handle))
+        self._own(handle.value)
+        self._vocab_size = vocab_size
+
+    def accept(self, id: int) -> None:
+        """Count a token of the text for the repetition penalty."""
+        load_library().llamita_sampler_accept(self._handle, int32("id", id))
+
+    def pick(self, logits: npt.NDArray[np.float32]) -> int:
+        """The next id, from logits float32 [V]."""
+        array = np.ascontiguousarray(logits, dtype=np.float32)
+        if array.shape != (self._vocab_size,):
+            raise EngineError(f"logits: expected [{self._vocab_size}], found {list(array.shape)}")
+        picked = ctypes.c_int32()
+        call("sampler_pick", self._handle, array.ctypes.data_as(floats_pointer), ctypes.byref(picked))
+        return picked.value

@@ -1,0 +1,305 @@
+"""Preference data: reads and renders pairs of a chosen and a rejected answer, and packs batches.
+
+{"prompt": …, "chosen": …, "rejected": …}                 TRL: texts, or lists of messages
+{"chosen": [messages], "rejected": [messages]}             TRL: whole conversations, with or without "prompt"
+{"conversations": […], "chosen": {…}, "rejected": {…}}     LLaMA-Factory; also "messages"; optional "system"
+{"question": …, "chosen": …, "rejected": …}
+{"instruction": …, "input": …, "chosen": …, "rejected": …} "input" may be missing or empty
+
+A batch has the chosen conversations in the first half of its rows and the rejected ones in the
+second. A pair takes the same place in both halves, as long as its longer conversation, so best fit
+packs pairs as it packs conversations, and both answers are always in the same batch of the same
+process.
+
+Shape letters: B rows (an even number), T time, P pairs of a batch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from llamita.config import FinetuneConfig
+from llamita.data.batches import IGNORED, Piece, RowStream
+from llamita.data.records import Row, json_name, list_keys, read_files
+from llamita.errors import ConfigError, SourceError, TrainingError
+from llamita.finetune.conversations import Conversation, read_conversation, turns_key
+from llamita.finetune.dataset import Dataset, open_dataset
+from llamita.finetune.evaluate import MAX_ASKED
+from llamita.finetune.rendering import Example, RenderCounts, Renderer
+
+ANSWERS: Final = ("chosen", "rejected")
+_ASKED: Final = ("conversations", "messages", "prompt", "question", "instruction")
+PAIR_FORMS: Final = "chosen and rejected with prompt, conversations, messages, question or instruction"
+
+
+@dataclasses.dataclass(frozen=True)
+class Preference:
+    """Two conversations that differ in their last answer, which is the only target of each."""
+
+    chosen: Conversation
+    rejected: Conversation
+    where: str
+
+    @property
+    def is_tie(self) -> bool:
+        """Whether both answers are the same."""
+        return self.chosen.turns[-1].text == self.rejected.turns[-1].text
+
+    @property
+    def conversation(self) -> Conversation:
+        return self.chosen
+
+    @property
+    def split_key(self) -> str:
+        """The prompt: all pairs of one prompt are on the same side of the split."""
+        return turns_key(self.chosen.turns[:-1])
+
+
+def read_preferences(
+    data: Path | Sequence[Path], columns: tuple[str, str, str] | None = None, system: str | None = None
+) -> Iterator[Preference]:
+    """Every pair in files or folders, in order.
+
+    columns: the keys of the prompt, the chosen and the rejected answer. system: a system prompt for
+    conversations without one. Raises SourceError naming file and line, also if there is no pair.
+    """
+    for row in read_files(data, "preferences"):
+        yield read_preference(row, columns, system)
+
+
+def read_preference(row: Row, columns: tuple[str, str, str] | None = None, system: str | None = None) -> Preference:
+    """The pair in one row. Raises SourceError."""
+    values, where = row.values, row.where
+    prompt, *answers = columns or (None, *ANSWERS)
+    missing = [name for name in (prompt, *answers) if name is not None and values.get(name) is None]
+    if missing:
+        advice = "choose existing columns" if columns else f"expected {PAIR_FORMS}"
+        raise SourceError(f"cannot use {where}: it has no {missing[0]!r}, found {list_keys(values)}; {advice}")
+    chosen, rejected = (_conversation(row, name, prompt, system) for name in answers)
+    for number, (one, other) in enumerate(zip(chosen.turns[:-1], rejected.turns[:-1], strict=False), start=1):
+        if one != other:
+            raise SourceError(
+                f"cannot use {where}: message {number} differs between {answers[0]} and {answers[1]}: expected two "
+                "conversations that differ only in their last answer"
+            )
+    if len(chosen.turns) != len(rejected.turns):
+        raise SourceError(
+            f"cannot use {where}: {answers[0]} has {len(chosen.turns)} messages, {answers[1]} {len(rejected.turns)}: "
+            "expected two conversations that differ only in their last answer"
+        )
+    return Preference(chosen, rejected, where)
+
+
+def _conversation(row: Row, name: str, prompt: str | None, system: str | None) -> Conversation:
+    """The conversation that ends with the answer under the key `name`, its only target."""
+    values, answer = row.values, row.values[name]
+    asked = prompt or next((key for key in _ASKED if values.get(key) is not None), None)
+    where = f"{row.where} ({name})"
+    if isinstance(answer, dict):
+        answer = [answer]
+    if not isinstance(answer, (str, list)):
+        raise SourceError(f"cannot use {where}: expected a string or messages, found {json_name(answer)}")
+    whole: dict[str, Any] = {"system": values.get("system")}
+    if isinstance(answer, list) and _is_whole(answer):
+        _check_prompt(row, asked, answer, where)
+        whole["messages"] = answer
+    elif asked is None:
+        raise SourceError(f"cannot use {where}: no prompt; expected {PAIR_FORMS}")
+    elif asked == "instruction" and isinstance(answer, str):
+        whole |= {"instruction": values[asked], "input": values.get("input"), "output": answer}
+    elif isinstance(values[asked], str) and isinstance(answer, str):
+        whole |= {"prompt": values[asked], "completion": answer}
+    else:
+        before = values[asked]
+        before = [{"role": "user", "content": before}] if isinstance(before, str) else before
+        if not isinstance(before, list):
+            raise SourceError(
+                f"cannot use {row.where}: {asked}: expected a string or messages, found {json_name(before)}"
+            )
+        whole["messages"] = before + ([{"role": "assistant", "content": answer}] if isinstance(answer, str) else answer)
+    found = read_conversation(Row(where, whole), system=system)
+    if found.unanswered:
+        raise SourceError(f"cannot use {where}: expected an assistant message at its end, found a user message")
+    turns = (*(dataclasses.replace(turn, is_target=False) for turn in found.turns[:-1]), found.turns[-1])
+    if not turns[-1].is_target:
+        raise SourceError(f"cannot use {where}: its answer has weight 0; remove the weight, or the example")
+    return Conversation(turns, where)
+
+
+def _is_whole(messages: list[Any]) -> bool:
+    """Whether the messages are a whole conversation, prompt included."""
+    first = messages[0] if messages and isinstance(messages[0], dict) else {}
+    return len(messages) > 1 and first.get("role", first.get("from")) not in ("assistant", "gpt", "model")
+
+
+def _check_prompt(row: Row, asked: str | None, answer: list[Any], where: str) -> None:
+    """A prompt next to whole conversations must be part of them, or it would be ambiguous."""
+    prompt = None if asked is None else row.values[asked]
+    texts = [each.get("content", each.get("value")) for each in answer if isinstance(each, dict)]
+    if isinstance(prompt, str) and prompt.strip() not in [text.strip() for text in texts if isinstance(text, str)]:
+        raise SourceError(
+            f"cannot use {where}: it is a whole conversation that lacks the {asked} next to it; expected only an "
+            f"answer, or the {asked} among its messages"
+        )
+    if isinstance(prompt, list) and prompt and answer[: len(prompt)] != prompt:
+        raise SourceError(
+            f"cannot use {where}: it is a whole conversation that does not begin with {asked}; expected only an "
+            f"answer, or a conversation that begins with {asked}"
+        )
+
+
+# ---------------------------------------------------------------- rendered pairs
+
+
+class Pair(NamedTuple):
+    """A rendered preference. The targets are the last answer and its end token."""
+
+    chosen: Example
+    rejected: Example
+
+    @property
+    def examples(self) -> tuple[Example, ...]:
+        return (self.chosen, self.rejected)
+
+    @property
+    def length(self) -> int:
+        """Positions it takes in a row of each half."""
+        return max(self.chosen.length, self.rejected.length)
+
+
+DpoDataset = Dataset[Pair]
+
+
+def open_dpo_dataset(config: FinetuneConfig, device: str) -> DpoDataset:
+    """Read and render pairs. device: "cpu" or "cuda". Raises what open_dataset raises."""
+    if config.columns is not None:
+        raise ConfigError(
+            "finetune: --columns names questions and answers; with --preference the keys are prompt, chosen, rejected"
+        )
+
+    def read(path: Path) -> Iterable[Preference]:
+        return read_preferences(path, system=config.system)
+
+    return open_dataset(config, device, read, render_pairs, MAX_ASKED)
+
+
+def render_pairs(
+    preferences: Sequence[Preference], renderer: Renderer, purpose: str = "train on"
+) -> tuple[list[Pair], RenderCounts]:
+    """Render every pair that is not a tie and of which both conversations fit.
+
+    Raises TrainingError if none is left, ChatError or SourceError naming the example.
+    """
+    counts, pairs = RenderCounts("pairs"), []
+    for preference in preferences:
+        counts.total += 1
+        if preference.is_tie:
+            counts.ties += 1
+            continue
+        chosen, rejected = renderer.render(preference.chosen), renderer.render(preference.rejected)
+        if chosen is None or rejected is None:
+            counts.leave_out(preference.where)
+            continue
+        counts.keep(chosen, rejected)
+        pairs.append(Pair(chosen, rejected))
+    if preferences and not pairs:
+        too_long = (
+            f" and {counts.too_long:,} do not fit into {renderer.context_tokens:,} tokens (the first: "
+            f"{counts.first_too_long}); raise --context or shorten them"
+        )
+        raise TrainingError(
+            f"nothing to {purpose}: of {counts.total:,} pairs {counts.ties:,} have identical answers"
+            + (too_long if counts.too_long else "; expected chosen and rejected to differ")
+        )
+    return pairs, counts
+
+
+# ---------------------------------------------------------------- batches
+
+
+class DpoBatch(NamedTuple):
+    """inputs, targets, segments: int64 [B, T] of this process; row b has the chosen conversations
+    of the pairs whose rejected ones are in row b + B/2. segments: the pair that a position belongs
+    to, P for padding; attention must stay within each. reference: float64 [2, P], the
+    log-probability of each chosen and rejected answer under the reference. num_targets: pairs, over
+    all processes."""
+
+    inputs: npt.NDArray[np.int64]
+    targets: npt.NDArray[np.int64]
+    num_targets: int
+    segments: npt.NDArray[np.int64]
+    reference: npt.NDArray[np.float64]
+
+
+class Pairs:
+    """Rendered pairs as data.batches.Documents."""
+
+    def __init__(self, pairs: Sequence[Pair], reference: npt.NDArray[np.float64] | None = None) -> None:
+        """reference: float64 [2, number of pairs], see DpoBatch; may be set later, before the first
+        batch."""
+        assert all(example.num_targets for pair in pairs for example in pair)
+        self.pairs, self.reference = list(pairs), reference
+        self.lengths = np.array([pair.length for pair in pairs], dtype=np.int64)
+        answer_tokens = [[example.num_targets for example in pair] for pair in pairs]
+        self.answer_tokens = np.array(answer_tokens, dtype=np.int64).reshape(-1, 2).T  # [2, pairs]
+
+    @property
+    def num_documents(self) -> int:
+        return len(self.pairs)
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(example.length for pair in self.pairs for example in pair)
+
+    def document(self, index: int, /) -> npt.NDArray[np.int64]:
+        """The targets of the chosen conversation, masked ones included."""
+        return self.pairs[index].chosen.ids[1:]
+
+    def batch(self, rows: Sequence[Sequence[Piece]], context: int, num_targets: int) -> DpoBatch:
+        """The batch of these rows of packed pairs; its reference is zeros if there is none."""
+        shape = (2 * len(rows), context)
+        documents = [piece.document for row in rows for piece in row]
+        inputs, targets = np.zeros(shape, dtype=np.int64), np.full(shape, IGNORED, dtype=np.int64)
+        segments = np.full(shape, len(documents), dtype=np.int64)
+        number = 0
+        for index, row in enumerate(rows):
+            start = 0
+            for piece in row:
+                for half, example in enumerate(self.pairs[piece.document]):
+                    b, end = index + half * len(rows), start + example.length
+                    inputs[b, start:end], targets[b, start:end] = example.inputs, example.targets
+                    segments[b, start:end] = number
+                start += piece.length
+                number += 1
+        reference = np.zeros((2, number)) if self.reference is None else self.reference[:, documents]
+        return DpoBatch(inputs, targets, num_targets, segments, np.ascontiguousarray(reference))
+
+
+class DpoBatches(RowStream):
+    """An endless iterator of batches, packed by best fit without splitting a pair.
+
+    num_targets counts the pairs in the rows of all processes, so that a loss divided by it is the
+    mean over the step. batch_size: rows of each half, so a batch has twice as many.
+    """
+
+    splits_documents = False
+
+    def __init__(
+        self, pairs: Pairs, context: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1
+    ) -> None:
+        super().__init__(pairs, context, batch_size, seed, rank, world_size)
+        self.pairs = pairs
+
+    def __iter__(self) -> Iterator[DpoBatch]:
+        return self
+
+    def __next__(self) -> DpoBatch:
+        assert self.pairs.reference is not None, "the reference must be set first"
+        own, rows = self._step_rows()
+        return self.pairs.batch(own, self.context, sum(map(len, rows)))

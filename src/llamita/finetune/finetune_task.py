@@ -1,0 +1,182 @@
+"""The base class of fine-tuning tasks, which train all weights of a checkpoint or a LoRA adapter."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from llamita.checkpoint import (
+    TrainingState,
+    check_tensors,
+    load_tensors,
+    resolve_checkpoint,
+    save_checkpoint,
+)
+from llamita.config import FinetuneConfig
+from llamita.console import format_count, shorten
+from llamita.eval.bits_per_byte import bits_per_byte
+from llamita.eval.scoring import EncodedTexts
+from llamita.finetune.adapter import load_adapter, resolve_adapter, save_adapter
+from llamita.finetune.base_model import BaseModel
+from llamita.finetune.dataset import digest_ids, open_general_text
+from llamita.finetune.evaluate import SAMPLE_TOKENS, Advance, Question, generate_answer, split_progress
+from llamita.finetune.lora import LINEAR_LAYERS, LoraConfig, add_lora, initialize_updates, lora_layers, updates_of
+from llamita.training.distillation import DistillationLoss, distillation_loss
+from llamita.training.distributed import Ranks, compute_type
+from llamita.training.flops import flops_per_token
+from llamita.training.loss import SummedLoss
+from llamita.training.task import Evaluation, Task
+
+LORA_FLOPS = 4 / 6  # of a full step's: frozen weights need no gradients
+
+
+class FinetuneTask(Task):
+    """A subclass's constructor opens the data, sets `context`, fills the configuration's defaults,
+    calls `_build_model`, and sets `loss` and `batches`."""
+
+    evaluate_at_start: ClassVar[bool] = True
+
+    config: FinetuneConfig
+    base: BaseModel
+    lora: LoraConfig | None
+    general: EncodedTexts | None
+
+    def _build_model(self, config: FinetuneConfig, base: BaseModel, ranks: Ranks) -> None:
+        """Create the network on the device. config: with its defaults filled in."""
+        assert config.micro_batch_size
+        self.config, self.base, self.ranks = config, base, ranks
+        self.micro_batch_size = config.micro_batch_size
+        self.teacher_lines: list[str] = []
+        self.tokenizer, self.model_config = base.tokenizer, base.config
+        self.compute = compute_type(config.dtype)
+        if config.lora:
+            assert config.rank is not None
+            layers = LINEAR_LAYERS if config.targets is None else tuple(config.targets)
+            self.lora = LoraConfig(config.rank, config.alpha, config.dropout, config.rslora, layers)
+            self.model = base.build(0.0, ranks.device, self.compute)
+            base.fill(self.model)
+            add_lora(self.model, self.lora)
+        else:
+            self.lora = None
+            self.model = base.build(config.dropout, ranks.device)
+        self.text_loss = SummedLoss(self.model, self.compute)
+        self.general = None
+        if config.general_text is not None:
+            self.general = open_general_text(config.general_text, base.tokenizer, base.eos_id)
+        share = 1.0 if self.lora is None else LORA_FLOPS
+        self.flops_per_token = share * flops_per_token(base.config, self.context)
+
+    def _distillation_loss(self) -> DistillationLoss:
+        """The loss with --teacher."""
+        loss = distillation_loss(self.config, self.model, self.tokenizer, self.context, self.compute)
+        self.teacher_lines = [loss.line()]
+        return loss
+
+    def initialize(self) -> None:
+        if self.lora is None:
+            self.base.fill(self.model)
+        else:
+            initialize_updates(self.model, torch.Generator().manual_seed(self.config.seed))
+
+    # ---------------------------------------------------------------- descriptions
+
+    def lines(self) -> list[str]:
+        shape = self.model_config
+        what = "all weights are trained"
+        if self.lora is not None:
+            trained = sum(weight.numel() for weight in self.model.parameters() if weight.requires_grad)
+            what = (
+                f"{format_count(trained)} LoRA weights are trained (rank {self.lora.rank}, scale {self.lora.scale:g}, "
+            )
+            what += f"{len(self.lora.layers)} of {len(LINEAR_LAYERS)} linear layers)"
+        return [
+            f"base: {self.base.directory}: {format_count(shape.num_parameters)} weights, {shape.num_hidden_layers} "
+            f"layers of {shape.hidden_size}, vocabulary {shape.vocab_size}; {what}",
+            *self.teacher_lines,
+            *self._data_lines(),
+        ]
+
+    @abstractmethod
+    def _data_lines(self) -> list[str]:
+        """What the task trains on and evaluates on."""
+
+    def facts(self) -> dict[str, Any]:
+        template = self.tokenizer.chat_template or ""
+        facts: dict[str, Any] = {
+            "base": self.base.fingerprint(),
+            "tokenizer": self.tokenizer.fingerprint,
+            "chat_template": hashlib.sha256(template.encode()).hexdigest(),
+        }
+        if self.general is not None:
+            documents = [self.general.document(i) for i in range(self.general.num_documents)]
+            facts["general_text"] = digest_ids(documents)
+        return facts
+
+    def numbers(self, nats_per_target: float) -> dict[str, float]:
+        return {}
+
+    # ---------------------------------------------------------------- checkpoints
+
+    def save(self, checkpoint: Path, weights: Mapping[str, Tensor], training: TrainingState) -> None:
+        if self.lora is None:
+            save_checkpoint(checkpoint, self.model_config, weights, self.base.write_tokenizer, training)
+            return
+        base = str(self.base.directory)
+        save_adapter(checkpoint, updates_of(self.model), self.lora, base, self.base.write_tokenizer, training)
+
+    def load_weights(self, run: Path) -> None:
+        if self.lora is None:
+            tensors = load_tensors(resolve_checkpoint(run, prefer="latest"))
+            check_tensors(tensors, self.model_config, run)
+            self.model.load_state_dict(tensors)
+            return
+        updates = load_adapter(resolve_adapter(run, prefer="latest"), self.model_config).updates
+        with torch.no_grad():
+            for name, layer in lora_layers(self.model):
+                layer.lora_A.weight.copy_(updates[name].a)
+                layer.lora_B.weight.copy_(updates[name].b)
+
+    # ---------------------------------------------------------------- evaluation
+
+    def evaluate(
+        self, *, num_batches: int | None = None, advance: Callable[[float], bool] = lambda share: True
+    ) -> Evaluation | None:
+        """Evaluate on held-out data, then on general text, whose bits per byte show forgetting."""
+        general_cost = 0 if self.general is None else self.general.num_tokens
+        of_val, of_general = split_progress(advance, (self._val_cost, general_cost))
+        found = self._evaluate_val(num_batches, of_val)
+        if found is None or num_batches is not None or self.general is None:
+            return found
+        score = bits_per_byte(self.text_loss, self.general, self.base.bos_or_eos_id, self.ranks, advance=of_general)
+        if score is None:
+            return None
+        bits = score.bits_per_byte
+        words = f"{found.words}, general text {bits:.4f} bits per byte"
+        return replace(found, numbers=found.numbers | {"general_bpb": bits}, words=words)
+
+    @property
+    @abstractmethod
+    def _val_cost(self) -> int:
+        """The cost of `_evaluate_val`, in tokens."""
+
+    @abstractmethod
+    def _evaluate_val(self, num_batches: int | None, advance: Advance) -> Evaluation | None:
+        """Evaluate on the held-out data; see Task.evaluate."""
+
+    def _sample_answers(self, questions: Sequence[Question], go_on: Callable[[], bool]) -> str:
+        """Questions and greedy answers: at least the first, more while go_on() is true."""
+        samples: list[str] = []
+        for question in questions:
+            if samples and not go_on():
+                break
+            with torch.autocast(self.ranks.device.type, self.compute, enabled=self.compute != torch.float32):
+                answer = generate_answer(self.model, self.tokenizer, question, SAMPLE_TOKENS, go_on)
+            samples.append(f"> {shorten(question.text)}\n{answer}")
+        return "\n\n".join(samples)

@@ -1,0 +1,178 @@
+"""tokenizer.json files of other programs: their kind and split, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llamita.errors import TokenizerError
+from llamita.tokenizer import load_tokenizer, train_bpe
+
+Sections = dict[str, Any]
+HF_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
+HF_REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+
+
+def byte_level(use_regex: bool = False) -> Sections:
+    return {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": use_regex}
+
+
+def cut_by(pattern: str) -> Sections:
+    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+    return {"type": "Sequence", "pretokenizers": [split, byte_level()]}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    train_bpe(["the cat sat on the mat, the cat sat"] * 9, 262).save(tmp_path)
+    return tmp_path
+
+
+def change(folder: Path, edit: Callable[[Sections], object]) -> Path:
+    path = folder / "tokenizer.json"
+    sections = json.loads(path.read_text())
+    edit(sections)
+    path.write_text(json.dumps(sections))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("pre_tokenizer", "split"),
+    [
+        (cut_by(HF_WORDS + r"\p{N}" + HF_REST), "qwen2"),
+        (cut_by(HF_WORDS + r"\p{N}{1,3}" + HF_REST), "llama-bpe"),
+        (byte_level(use_regex=True), "gpt-2"),
+        (
+            {
+                "type": "Sequence",
+                "pretokenizers": [{"type": "Digits", "individual_digits": True}, byte_level(use_regex=True)],
+            },
+            "smollm",
+        ),
+        (cut_by(r"\w+|\W+"), None),
+        (byte_level(use_regex=False), None),
+    ],
+)
+def test_splits_of_known_tokenizers(folder: Path, pre_tokenizer: Sections, split: str | None) -> None:
+    tokenizer = load_tokenizer(change(folder, lambda s: s.update(pre_tokenizer=pre_tokenizer)))
+    assert tokenizer.kind == "gpt2" and tokenizer.split == split
+    assert tokenizer.decode(tokenizer.encode("I'll take 1234 of the  cats")) == b"I'll take 1234 of the  cats"
+
+
+def test_truncation_and_padding_of_the_file_are_ignored(folder: Path) -> None:
+    truncation = {"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0}
+    padding = {
+        "strategy": {"Fixed": 50}, "direction": "Right", "pad_to_multiple_of": None,
+        "pad_id": 0, "pad_type_id": 0, "pad_token": "<|endoftext|>",
+    }  # fmt: skip
+    before = load_tokenizer(folder).encode("the cat sat on the mat")
+    after = load_tokenizer(change(folder, lambda s: s.update(truncation=truncation, padding=padding)))
+    assert after.encode("the cat sat on the mat") == before and len(before) > 2
+
+
+def test_ids_without_a_token_are_unused(folder: Path) -> None:
+    token = {"id": 270, "content": "<tool>", "single_word": False, "lstrip": False, "rstrip": False}
+    path = change(folder, lambda s: s["added_tokens"].append({**token, "normalized": False, "special": False}))
+    tokenizer = load_tokenizer(path)
+    if tokenizer.vocab_size == 271:  # else the library gave it the next free id
+        assert tokenizer.types()[262:] == [5] * 8 + [4]
+    assert tokenizer.decode(tokenizer.encode("a<tool>b")) == b"a<tool>b"
+
+
+def test_tokenizer_config_names_the_special_tokens(folder: Path) -> None:
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps(
+            {
+                "bos_token": None,
+                "eos_token": {"content": "<|im_end|>"},
+                "chat_template": [{"name": "tool_use", "template": "x"}, {"name": "default", "template": "y"}],
+            }
+        )
+    )
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 259]}))
+    tokenizer = load_tokenizer(folder)
+    assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.end_ids) == (None, 2, (2, 259, 0))
+    assert tokenizer.chat_template == "y"
+    (folder / "chat_template.jinja").write_text("z")
+    assert load_tokenizer(folder).chat_template == "z"
+
+
+def test_tokenizer_json_alone_is_searched_for_the_usual_names(folder: Path) -> None:
+    (folder / "tokenizer_config.json").unlink()
+    tokenizer = load_tokenizer(folder)
+    assert (tokenizer.bos_id, tokenizer.eos_id) == (0, 0)
+
+
+def remove_byte(sections: Sections) -> None:
+    del sections["model"]["vocab"]["!"]
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (remove_byte, "bytes have no token"),
+        (lambda s: s.update(pre_tokenizer=None), "neither byte level"),
+        (lambda s: s["model"].update(dropout=0.1), "dropout"),
+        (lambda s: s.update(model={"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}), "WordLevel"),
+        (lambda s: s["model"]["vocab"].update({"far": 4_000_000_000}), "far above"),
+        (lambda s: s["model"].update(merges=[["x", "nothing"]]), "tokenizer.json"),
+        (lambda s: s.pop("model"), "tokenizer.json"),
+    ],
+)
+def test_unusable_tokenizer_json(folder: Path, edit: Callable[[Sections], object], message: str) -> None:
+    with pytest.raises(TokenizerError, match=message) as caught:
+        load_tokenizer(change(folder, edit))
+    assert "\n" not in str(caught.value)
+
+
+def test_damaged_settings(folder: Path) -> None:
+    (folder / "tokenizer_config.json").write_text('{"eos_token": "</s>"}')
+    with pytest.raises(TokenizerError, match="eos_token to '</s>'"):
+        load_tokenizer(folder)
+    (folder / "tokenizer_config.json").write_text("{")
+    with pytest.raises(TokenizerError, match="not valid JSON"):
+        load_tokenizer(folder)
+
+
+def test_cut_tokenizer_json(folder: Path) -> None:
+    path = folder / "tokenizer.json"
+    data = path.read_bytes()
+    for size in range(0, len(data) - 2, 997):
+        path.write_bytes(data[:size])
+        with pytest.raises(TokenizerError):
+            load_tokenizer(path)
+
+
+def test_what_is_not_a_tokenizer(tmp_path: Path) -> None:
+    with pytest.raises(TokenizerError, match="no tokenizer in"):
+        load_tokenizer(tmp_path)
+    with pytest.raises(TokenizerError, match="No such file"):
+        load_tokenizer(tmp_path / "missing.model")
+    ranks = tmp_path / "tokenizer.model"
+    ranks.write_bytes(b"IQ== 0\nIg== 1\n")
+    with pytest.raises(TokenizerError, match="no token for byte 0"):
+        load_tokenizer(ranks)
+    ranks.write_bytes(b"no model\n")
+    with pytest.raises(TokenizerError, match="neither a SentencePiece model nor tiktoken ranks"):
+        load_tokenizer(ranks)
+    (tmp_path / "words.txt").write_bytes(b"hello")
+    with pytest.raises(TokenizerError, match=r"expected a tokenizer\.json"):
+        load_tokenizer(tmp_path / "words.txt")
+
+
+def test_a_ggufs_sentencepiece_vocabulary_is_the_models(shared_data: Path, random_texts: list[str]) -> None:
+    """Llama 2's in llama.cpp's vocabulary file, against its tokenizer.model."""
+    from llamita.formats.gguf import read_gguf
+    from llamita.tokenizer.gguf import tokenizer_from_gguf
+
+    path = shared_data / "tokenizers" / "ggml-vocab-llama-spm.gguf"
+    found = tokenizer_from_gguf(read_gguf(path).metadata, str(path))
+    expected = load_tokenizer(shared_data / "tokenizers" / "llama2_tokenizer.model")
+    assert found.pieces() == expected.pieces() and found.types() == expected.types()
+    assert (found.bos_id, found.eos_id, found.unknown_id) == (1, 2, 0)
+    texts = random_texts[:3000]
+    assert found.encode_batch(texts) == expected.encode_batch(texts)
