@@ -117,12 +117,12 @@ static size_t edit_distance(const char *a, const char *b) {
 _Noreturn static void fail_unknown_flag(const char *word) {
     const char *name = word + strspn(word, "-");
     const flag *nearest = NULL;
-    size_t least = 4;
+    size_t nearest_distance = 4;
     for (int i = 0; i < NUM_FLAGS; i++) {
         const size_t typed = strlen(name), distance = edit_distance(name, FLAGS[i].name);
         const bool begins = typed >= 3 && strncmp(FLAGS[i].name, name, typed) == 0;
-        if (begins || (distance < least && distance < typed)) {
-            least = begins ? 0 : distance;
+        if (begins || (distance < nearest_distance && distance < typed)) {
+            nearest_distance = begins ? 0 : distance;
             nearest = &FLAGS[i];
         }
     }

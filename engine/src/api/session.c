@@ -52,8 +52,8 @@ struct llamita_session {
 static int32_t choose_threads(const llamita_model *model) {
     const int64_t useful = 1 + model->info.decode_bytes / BYTES_PER_THREAD;
     const int64_t available = thread_pool_available(),
-                  most = available < MAX_AUTO_THREADS ? available : MAX_AUTO_THREADS;
-    return (int32_t)(useful < most ? useful : most);
+                  limit = available < MAX_AUTO_THREADS ? available : MAX_AUTO_THREADS;
+    return (int32_t)(useful < limit ? useful : limit);
 }
 
 static llamita_status check_params(const llamita_model *model, const llamita_session_params *params,
