@@ -1,4 +1,4 @@
-/* app.h: what telling a text (main.c) and chatting (chat.c) share: an open model, and the text on its way out. */
+/* app.h: shared by text generation (main.c) and chat (chat.c): the open model and text output. */
 #ifndef APP_APP_H
 #define APP_APP_H
 
@@ -6,16 +6,16 @@
 
 #include "args.h"
 
-/* Text that goes to stdout in whole characters. Owns its bytes. */
+/* Writes text to stdout in complete UTF-8 characters. Owns its bytes. */
 typedef struct {
-    char *bytes; /* what has not been written yet */
+    char *bytes; /* not written yet */
     size_t num_bytes, capacity;
-    bool closed; /* the reader is gone */
+    bool closed; /* stdout is a broken pipe */
 } output;
 
 typedef enum { STOP_NONE, STOP_END_TOKEN, STOP_NUM_TOKENS, STOP_CONTEXT, STOP_INTERRUPT, STOP_BROKEN_PIPE } stop_reason;
 
-/* Owns what it points to; the counts and seconds are of the last text or answer. */
+/* Owns everything it points to. Counts and seconds are those of the last text or answer. */
 typedef struct {
     llamita_model *model;
     llamita_model_info info;
@@ -31,25 +31,25 @@ typedef struct {
 
 extern volatile sig_atomic_t interrupted; /* Ctrl-C was pressed */
 
-/* Ctrl-C ends the text at the next token; a second one ends the program. A reader that went away: write says so.
- * restart: reading and writing go on after Ctrl-C. */
+/* Installs the signal handlers: Ctrl-C sets interrupted, a second one ends the program, and SIGPIPE
+ * is ignored. restart: system calls are restarted after Ctrl-C. */
 void set_signals(bool restart);
 
 double seconds(void);
 
-/* Adds bytes and writes all that are whole characters. */
+/* Appends bytes and writes all complete characters. */
 void output_write(output *out, const char *bytes, size_t num_bytes);
 
-/* Draws the next token from the session's logits; the sampler remembers it. */
+/* Samples the next token from the session's logits and records it in the sampler. */
 int32_t pick(app *a);
 
-/* Why the text ends before this newly picked token, or STOP_NONE. */
+/* The reason to stop before this newly picked token, or STOP_NONE. */
 stop_reason stop_before(const app *a, const output *out, int32_t id);
 
-/* Why the text ends after the tokens generated so far, or STOP_NONE. */
+/* The reason to stop after the tokens generated so far, or STOP_NONE. */
 stop_reason stop_after(const app *a, const options *o);
 
-/* Answers the prompt and then the lines of stdin; returns the exit code. */
+/* Answers the prompt, then each line of stdin. Returns the exit code. */
 int run_chat(app *a, const options *o, output *out);
 
 #endif

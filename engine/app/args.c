@@ -1,4 +1,4 @@
-/* args.c: parses the command line; user errors are reported in one line. */
+/* args.c: parses the command line. */
 #include "args.h"
 
 #include <errno.h>
@@ -25,6 +25,7 @@ _Noreturn void fail(const char *format, ...) {
 void check(llamita_status status, const llamita_error *error) {
     if (status != LLAMITA_OK) fail("%s", error->message);
 }
+
 typedef enum { FLAG_TEXT, FLAG_REAL, FLAG_WHOLE, FLAG_SEED, FLAG_SWITCH, FLAG_ADAPTER } flag_kind;
 
 typedef struct {
@@ -39,63 +40,63 @@ typedef struct {
 #define FIELD(name) offsetof(options, name)
 static const flag FLAGS[] = {
     {'t', "temperature", "T", FLAG_REAL, FIELD(temperature), 0, 1000,
-     "0: always the most probable token; above 1: bolder (1.0; in a chat 0.6)"},
+     "sampling temperature: 0 is greedy, higher is more random (1.0; chat: 0.6)"},
     {'p', "top-p", "P", FLAG_REAL, FIELD(top_p), 0, 1,
-     "pick from the smallest set with this share of the probability; 0 or 1: off (0.9)"},
-    {'k', "top-k", "K", FLAG_WHOLE, FIELD(top_k), 0, INT32_MAX, "pick from the K most probable tokens; 0: off (0)"},
+     "sample from the smallest set with this total probability; 0 or 1: off (0.9)"},
+    {'k', "top-k", "K", FLAG_WHOLE, FIELD(top_k), 0, INT32_MAX, "sample from the K most probable tokens; 0: off (0)"},
     {0, "min-p", "P", FLAG_REAL, FIELD(min_p), 0, 1,
-     "pick from those with this share of the best one's probability; 0: off (0)"},
+     "sample from tokens with at least P times the top probability; 0: off (0)"},
     {0, "repetition-penalty", "R", FLAG_REAL, FIELD(repetition_penalty), 0.01, 100,
-     "above 1: avoid recent tokens (1.0)"},
+     "penalize recent tokens by this factor; 1: off (1.0)"},
     {0, "repetition-window", "N", FLAG_WHOLE, FIELD(repetition_window), 0, INT32_MAX,
-     "how many tokens are recent (64)"},
-    {'s', "seed", "S", FLAG_SEED, FIELD(seed), 0, 0, "the same seed tells the same text (from the clock)"},
+     "number of recent tokens that are penalized (64)"},
+    {'s', "seed", "S", FLAG_SEED, FIELD(seed), 0, 0, "random seed; the same seed gives the same text (random)"},
     {'n', "num-tokens", "N", FLAG_WHOLE, FIELD(num_new_tokens), 0, INT32_MAX,
-     "how many new tokens, the prompt's not counted; 0: to the context's end (256; in a chat 512 an answer)"},
-    {'i', "prompt", "TEXT", FLAG_TEXT, FIELD(prompt), 0, 0,
-     "how the text begins (empty); in a chat: the first question"},
+     "maximum number of new tokens; 0: until the context is full (256; chat: 512)"},
+    {'i', "prompt", "TEXT", FLAG_TEXT, FIELD(prompt), 0, 0, "text to continue (empty); chat: the first question"},
     {'z', "tokenizer", "FILE", FLAG_TEXT, FIELD(tokenizer_path), 0, 0,
-     "tokenizer.bin or a GGUF to take it from (the GGUF model's own; for llama2.c models tokenizer.bin)"},
+     "tokenizer.bin, or a GGUF with a tokenizer (the model's; llama2.c: tokenizer.bin)"},
     {0, "adapter", "FILE[:SCALE]", FLAG_ADAPTER, 0, 0, 0,
-     "a GGUF adapter of the model's; several times for several, which act together (none)"},
+     "apply a GGUF LoRA adapter; repeat to combine several (none)"},
     {'m', "mode", "MODE", FLAG_TEXT, FIELD(mode), 0, 0,
-     "generate, or chat: the prompt is the first question, the others are lines on stdin (generate)"},
-    {'y', "system", "TEXT", FLAG_TEXT, FIELD(system), 0, 0,
-     "in a chat: how the assistant is to be (as the model's template says)"},
+     "generate, or chat: answer the prompt, then each line of stdin (generate)"},
+    {'y', "system", "TEXT", FLAG_TEXT, FIELD(system), 0, 0, "chat: system prompt (the chat template's)"},
     {0, "rolling", "", FLAG_SWITCH, FIELD(rolling), 0, 0,
-     "in a chat: forget the oldest questions and answers when the context is full, instead of ending"},
+     "chat: drop the oldest turns when the context is full, instead of stopping"},
     {'v', "verbose", "", FLAG_SWITCH, FIELD(verbose), 0, 0,
-     "in a chat: tell the speed after each answer, also where stderr is no terminal"},
-    {'j', "threads", "N", FLAG_WHOLE, FIELD(num_threads), 0, 1024, "0: chosen by the model's size and the machine (0)"},
+     "chat: print the speed after each answer even if stderr is not a terminal"},
+    {'j', "threads", "N", FLAG_WHOLE, FIELD(num_threads), 0, 1024,
+     "number of threads; 0: chosen by model size and machine (0)"},
     {'c', "context", "N", FLAG_WHOLE, FIELD(context_tokens), 0, INT32_MAX,
-     "keep room for this many tokens; 0: the model's context (0)"},
-    {0, "kv", "TYPE", FLAG_TEXT, FIELD(kv_type), 0, 0, "how keys and values are kept: f16, f32 or q8 (f16)"},
+     "context size in tokens; 0: the model's context (0)"},
+    {0, "kv", "TYPE", FLAG_TEXT, FIELD(kv_type), 0, 0, "KV-cache type: f16, f32 or q8 (f16)"},
     {0, "speculation", "WHEN", FLAG_TEXT, FIELD(speculation), 0, 0,
-     "computing along what repetitions make probable, with the same text: auto, off or always (auto)"},
-    {0, "kernels", "NAME", FLAG_TEXT, FIELD(kernels), 0, 0, "auto, scalar, avx2, avxvnni, neon, dotprod (auto)"},
+     "speculative decoding, which never changes the text: auto, off or always (auto)"},
+    {0, "kernels", "NAME", FLAG_TEXT, FIELD(kernels), 0, 0,
+     "CPU kernels: auto, scalar, avx2, avxvnni, neon or dotprod (auto)"},
 };
 enum { NUM_FLAGS = sizeof FLAGS / sizeof *FLAGS };
 
 _Noreturn static void help(void) {
     printf("usage: run MODEL [flags]\n\n"
-           "Tells a text with a GGUF or llama2.c model: the text on stdout, the speed on stderr.\n"
-           "Or chats (-m chat): Ctrl-C stops an answer, Ctrl-D ends the chat.\n\n");
+           "Generates text with a GGUF or llama2.c model: text on stdout, statistics on stderr.\n"
+           "With -m chat, answers questions: Ctrl-C stops an answer, Ctrl-D ends the chat.\n\n");
     for (int i = 0; i < NUM_FLAGS; i++) {
         char usage[64];
         snprintf(usage, sizeof usage, "--%s%s%s", FLAGS[i].name, *FLAGS[i].value ? " " : "", FLAGS[i].value);
         if (FLAGS[i].letter) printf("  -%c, %-25s %s\n", FLAGS[i].letter, usage, FLAGS[i].help);
         else printf("      %-25s %s\n", usage, FLAGS[i].help);
     }
-    printf("  -h, %-25s %s\n", "--help", "this");
-    printf("  -V, %-25s %s\n\n", "--version", "llamita's version, and the kernels for this processor");
-    printf("Speeds: prompt tokens per second, BOS included; then new tokens per second, and the weights read for them\n"
-           "in GB/s; time to open the model; time from the prompt to the first new token.\n");
+    printf("  -h, %-25s %s\n", "--help", "print this help");
+    printf("  -V, %-25s %s\n\n", "--version", "print the version and the kernels for this processor");
+    printf("Defaults are in parentheses. Statistics: prompt tokens per second (BOS included); new tokens per\n"
+           "second and GB of weights read per second; time to open the model; time to the first new token.\n");
     exit(fflush(stdout) == 0 ? 0 : EXIT_USAGE);
 }
 
 static size_t smallest_of(size_t a, size_t b) { return a < b ? a : b; }
 
-/* How many letters must be put in, taken out or changed to make one word the other (Levenshtein). */
+/* The Levenshtein distance: insertions, deletions and substitutions that turn a into b. */
 static size_t edit_distance(const char *a, const char *b) {
     size_t row[64], length = strlen(b);
     if (length >= 64) return SIZE_MAX;
@@ -112,27 +113,27 @@ static size_t edit_distance(const char *a, const char *b) {
     return row[length];
 }
 
-/* word: as it was typed. Names the nearest flag if one is near. */
+/* word: as typed. Suggests the closest flag within three edits. */
 _Noreturn static void fail_unknown_flag(const char *word) {
     const char *name = word + strspn(word, "-");
     const flag *nearest = NULL;
-    size_t least = 4; /* further than three letters away is no help */
+    size_t nearest_distance = 4;
     for (int i = 0; i < NUM_FLAGS; i++) {
         const size_t typed = strlen(name), distance = edit_distance(name, FLAGS[i].name);
         const bool begins = typed >= 3 && strncmp(FLAGS[i].name, name, typed) == 0;
-        if (begins || (distance < least && distance < typed)) {
-            least = begins ? 0 : distance;
+        if (begins || (distance < nearest_distance && distance < typed)) {
+            nearest_distance = begins ? 0 : distance;
             nearest = &FLAGS[i];
         }
     }
-    if (nearest) fail("unknown flag %s; perhaps you meant --%s (run -h lists them all)", word, nearest->name);
+    if (nearest) fail("unknown flag %s; perhaps you meant --%s (run -h lists all flags)", word, nearest->name);
     for (int i = 0; i < NUM_FLAGS; i++)
         if (name[0] && FLAGS[i].letter && (name[0] | 0x20) == FLAGS[i].letter)
-            fail("unknown flag %s; perhaps you meant -%c (run -h lists them all)", word, FLAGS[i].letter);
-    fail("unknown flag %s; run -h lists them all", word);
+            fail("unknown flag %s; perhaps you meant -%c (run -h lists all flags)", word, FLAGS[i].letter);
+    fail("unknown flag %s; run -h lists all flags", word);
 }
 
-/* The flag that the word names; *value is what follows '=' in the word, or NULL. */
+/* The flag named by word; *value: the text after '=', or NULL. */
 static const flag *find_flag(const char *word, const char **value) {
     *value = NULL;
     for (int i = 0; i < NUM_FLAGS; i++) {
@@ -145,7 +146,7 @@ static const flag *find_flag(const char *word, const char **value) {
     fail_unknown_flag(word);
 }
 
-/* Sets the flag's field from the text: all of it must be a number of the right kind and range. */
+/* Parses text as a value of the flag, all of it and within range, and stores it in the field. */
 static void set_field(options *o, const flag *f, const char *word, const char *text) {
     void *field = (char *)o + f->offset;
     char *end = NULL;
@@ -154,7 +155,7 @@ static void set_field(options *o, const flag *f, const char *word, const char *t
         memcpy(field, &text, sizeof text);
     } else if (f->kind == FLAG_ADAPTER) {
         if (o->num_adapters == LLAMITA_MAX_ADAPTERS)
-            fail("%s: expected at most %d of them", word, LLAMITA_MAX_ADAPTERS);
+            fail("%s: expected at most %d adapters, found more", word, LLAMITA_MAX_ADAPTERS);
         o->adapters[o->num_adapters++] = text;
     } else if (f->kind == FLAG_REAL) {
         const double value = strtod(text, &end);
@@ -201,26 +202,26 @@ options parse_args(int argc, char **argv) {
             exit(0);
         }
         if (word[0] != '-' || word[1] == 0) {
-            if (o.model_path) fail("one model at a time: found %s and %s (a prompt follows -i)", o.model_path, word);
+            if (o.model_path) fail("expected one model, found %s and %s; a prompt follows -i", o.model_path, word);
             o.model_path = word;
             continue;
         }
         const flag *f = find_flag(word, &value);
         if (f->kind == FLAG_SWITCH) {
-            if (value) fail("%s: it takes no value, found '%s'", word, value);
+            if (value) fail("%s: expected no value, found '%s'", word, value);
             *(bool *)((char *)&o + f->offset) = true;
             continue;
         }
-        if (!value && i + 1 == argc) fail("%s: expected a value after it; run -h says which", word);
+        if (!value && i + 1 == argc) fail("%s: expected a value, found none; run -h lists all flags", word);
         set_field(&o, f, word, value ? value : argv[++i]);
     }
-    if (!o.model_path) fail("which model? usage: run MODEL [flags]; run -h lists them");
+    if (!o.model_path) fail("expected a model file; usage: run MODEL [flags] (run -h lists all flags)");
     const bool chats = strcmp(o.mode, "chat") == 0;
     if (!chats && strcmp(o.mode, "generate") != 0) fail("-m: expected generate or chat, found '%s'", o.mode);
     if (!chats && (o.system || o.rolling)) fail("%s: only in a chat (-m chat)", o.system ? "--system" : "--rolling");
     if (o.temperature < 0) o.temperature = chats ? 0.6 : 1;
     if (o.num_new_tokens < 0) o.num_new_tokens = chats ? 512 : 256;
-    if (o.top_p == 0) o.top_p = 1; /* llama2.c: 0 is off, too */
+    if (o.top_p == 0) o.top_p = 1; /* as in llama2.c, 0 is off */
     if (!o.seed_given) o.seed = (uint64_t)time(NULL) * 1000003u + (uint64_t)getpid();
     return o;
 }

@@ -1,4 +1,5 @@
-/* args.h: what a person typed, as a struct. Whatever cannot be right ends the program with one line on stderr. */
+/* args.h: the command line as a struct. Invalid arguments end the program with one line on
+ * stderr. */
 #ifndef APP_ARGS_H
 #define APP_ARGS_H
 
@@ -6,7 +7,7 @@
 
 enum { EXIT_USAGE = 2, EXIT_INTERRUPTED = 130, EXIT_BROKEN_PIPE = 141 };
 
-/* The strings are the command line's own. */
+/* The strings are borrowed from argv. */
 typedef struct {
     const char *model_path, *prompt, *tokenizer_path, *mode, *kernels, *system, *kv_type, *speculation;
     double temperature, top_p, min_p, repetition_penalty;
@@ -19,10 +20,10 @@ typedef struct {
 
 options parse_args(int argc, char **argv);
 
-/* Which of the names, separated by spaces, the text of a flag is. */
+/* The index of text among names, which are separated by spaces. name: the flag, for the error. */
 int parse_enum(const char *name, const char *text, const char *names);
 
-/* One line, whatever strange bytes the arguments hold, then exit code 2. */
+/* Prints one line to stderr, with control characters replaced, and exits with EXIT_USAGE. */
 _Noreturn void fail(const char *format, ...);
 
 /* Fails with the error's message unless the status is LLAMITA_OK. */

@@ -1,4 +1,5 @@
-/* chat.c: turns questions, the prompt and then lines of stdin, into answers on stdout; the session keeps what was said. */
+/* chat.c: interactive chat: answers the prompt, then each line of stdin. Tokens that a new turn
+ * shares with the session's context are not computed again. */
 #include <errno.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -10,16 +11,18 @@
 
 enum { FEED_TOKENS = 128, ROLLING_SHARE = 4 };
 
-/* A conversation, and what of it the session holds: ids from the first on. */
+/* The conversation and the part of it that is in the session's context. */
 typedef struct {
     app *app;
     const options *o;
-    llamita_message *messages; /* contents and ids are owned */
+    llamita_message *messages; /* owns contents and ids */
     size_t num_messages;
-    int32_t *held, *ids, *answer; /* [context] each: in the session; of the whole conversation; generated last */
-    size_t num_held, num_ids, num_fed, num_answer, room;
-    char *said; /* the bytes of the answer */
-    size_t said_bytes, said_capacity;
+    int32_t *cached_ids; /* [context_tokens] in the session */
+    int32_t *ids;        /* [context_tokens] of the whole conversation */
+    int32_t *answer_ids; /* [context_tokens] of the last answer */
+    size_t num_cached, num_ids, num_fed, num_answer_ids, context_tokens;
+    char *answer_text;
+    size_t answer_bytes, answer_capacity;
     bool on_terminal;
 } chat;
 
@@ -29,8 +32,8 @@ static void *allocate(size_t num_bytes) {
     return memory;
 }
 
-/* A line on stderr that is not the text: dim on a terminal. */
-static void note(const char *format, ...) {
+/* Prints a line to stderr, dim if it is a terminal. */
+static void print_note(const char *format, ...) {
     const bool dim = isatty(STDERR_FILENO);
     va_list arguments;
     va_start(arguments, format);
@@ -40,18 +43,18 @@ static void note(const char *format, ...) {
     va_end(arguments);
 }
 
-static void chat_say(chat *c, const char *role, const char *content, size_t num_bytes, size_t num_ids) {
+static void chat_add_message(chat *c, const char *role, const char *content, size_t num_bytes, size_t num_ids) {
     llamita_message *grown = realloc(c->messages, (c->num_messages + 1) * sizeof *grown);
     if (!grown) fail("out of memory: %zu messages", c->num_messages + 1);
     char *text = allocate(num_bytes);
     int32_t *ids = num_ids > 0 ? allocate(num_ids * sizeof *ids) : NULL;
     if (num_bytes > 0) memcpy(text, content, num_bytes);
-    if (ids) memcpy(ids, c->answer, num_ids * sizeof *ids);
+    if (ids) memcpy(ids, c->answer_ids, num_ids * sizeof *ids);
     c->messages = grown;
     c->messages[c->num_messages++] = (llamita_message){role, text, num_bytes, ids, num_ids};
 }
 
-static void chat_forget(chat *c, size_t first, size_t count) {
+static void chat_remove_messages(chat *c, size_t first, size_t count) {
     for (size_t i = first; i < first + count; i++) {
         free((void *)c->messages[i].content);
         free((void *)c->messages[i].ids);
@@ -60,110 +63,113 @@ static void chat_forget(chat *c, size_t first, size_t count) {
     memmove(c->messages + first, c->messages + first + count, (c->num_messages - first) * sizeof *c->messages);
 }
 
-/* The ids of the whole conversation; false if the context cannot hold them (num_ids says how many there are). */
+/* Encodes the conversation. False: it does not fit into the context; num_ids is set in either
+ * case. */
 static bool chat_encode(chat *c) {
     llamita_error error;
     size_t num_ids = 0;
     const llamita_status status =
-        llamita_chat_encode(c->app->model, c->messages, c->num_messages, c->ids, c->room, &num_ids, &error);
-    if (status != LLAMITA_OK && num_ids <= c->room) fail("%s", error.message);
+        llamita_chat_encode(c->app->model, c->messages, c->num_messages, c->ids, c->context_tokens, &num_ids, &error);
+    if (status != LLAMITA_OK && num_ids <= c->context_tokens) fail("%s", error.message);
     c->num_ids = num_ids;
-    return num_ids < c->room;
+    return num_ids < c->context_tokens;
 }
 
-/* Makes the conversation fit, or takes the question back and says so. */
+/* Makes the conversation fit into the context, with --rolling by dropping its oldest turns. False:
+ * it does not fit; the question is removed. */
 static bool chat_fit(chat *c) {
-    const size_t first = c->o->system ? 1 : 0, share = c->room / ROLLING_SHARE;
+    const size_t first = c->o->system ? 1 : 0, share = c->context_tokens / ROLLING_SHARE;
     const size_t wanted = (size_t)c->o->num_new_tokens, reserved = wanted > 0 && wanted < share ? wanted : share;
-    size_t num_forgotten = 0;
+    size_t num_dropped = 0;
     bool fits = chat_encode(c);
-    while (c->o->rolling && (!fits || c->num_ids > c->room - reserved) && c->num_messages > first + 1) {
-        chat_forget(c, first, 2);
-        num_forgotten++;
+    while (c->o->rolling && (!fits || c->num_ids > c->context_tokens - reserved) && c->num_messages > first + 1) {
+        chat_remove_messages(c, first, 2);
+        num_dropped++;
         fits = chat_encode(c);
     }
-    if (num_forgotten > 0)
-        note("the context is full: the %zu oldest %s forgotten", num_forgotten,
-             num_forgotten == 1 ? "turn was" : "turns were");
+    if (num_dropped > 0)
+        print_note("the context is full: dropped the %zu oldest %s", num_dropped, num_dropped == 1 ? "turn" : "turns");
     if (fits) return true;
     const bool alone = c->num_messages == first + 1;
-    chat_forget(c, c->num_messages - 1, 1);
-    static const char *const line = "the context is full: it holds %zu tokens, %s %zu; %s";
-    const char *much = alone ? "the question alone has" : "with this question the chat has";
-    const char *remedy = alone ? "shorten it" : "begin anew, or use --rolling";
-    if (!c->on_terminal) fail(line, c->room, much, c->num_ids, remedy);
-    note(line, c->room, much, c->num_ids, remedy);
+    chat_remove_messages(c, c->num_messages - 1, 1);
+    static const char *const line = "the context is full: it holds %zu tokens, %s has %zu; %s";
+    const char *what = alone ? "the question alone" : "the chat with this question";
+    const char *remedy = alone ? "shorten the question" : "start a new chat, or use --rolling";
+    if (!c->on_terminal) fail(line, c->context_tokens, what, c->num_ids, remedy);
+    print_note(line, c->context_tokens, what, c->num_ids, remedy);
     return false;
 }
 
 static void chat_feed(chat *c, const int32_t *ids, size_t num_ids) {
     llamita_error error;
     check(llamita_session_feed(c->app->session, ids, num_ids, &error), &error);
-    memcpy(c->held + c->num_held, ids, num_ids * sizeof *ids);
-    c->num_held += num_ids;
+    memcpy(c->cached_ids + c->num_cached, ids, num_ids * sizeof *ids);
+    c->num_cached += num_ids;
 }
 
-/* Brings the session from what it holds to the conversation; false if Ctrl-C ended that. */
-static bool chat_read(chat *c) {
+/* Rewinds the session to the longest common prefix with the conversation and feeds the rest. False:
+ * interrupted by Ctrl-C. */
+static bool chat_prefill(chat *c) {
     llamita_error error;
     size_t same = 0;
-    while (same < c->num_held && same + 1 < c->num_ids && c->held[same] == c->ids[same]) same++;
+    while (same < c->num_cached && same + 1 < c->num_ids && c->cached_ids[same] == c->ids[same]) same++;
     check(llamita_session_rewind(c->app->session, (int32_t)same, &error), &error);
-    c->num_held = same;
+    c->num_cached = same;
     c->num_fed = 0;
-    while (c->num_held < c->num_ids) {
+    while (c->num_cached < c->num_ids) {
         if (interrupted) return false;
-        const size_t left = c->num_ids - c->num_held, count = left < FEED_TOKENS ? left : FEED_TOKENS;
-        for (size_t i = 0; i < count; i++) llamita_sampler_accept(c->app->sampler, c->ids[c->num_held + i]);
-        chat_feed(c, c->ids + c->num_held, count);
+        const size_t left = c->num_ids - c->num_cached, count = left < FEED_TOKENS ? left : FEED_TOKENS;
+        for (size_t i = 0; i < count; i++) llamita_sampler_accept(c->app->sampler, c->ids[c->num_cached + i]);
+        chat_feed(c, c->ids + c->num_cached, count);
         c->num_fed += count;
     }
     return true;
 }
 
-/* Takes a new token into the answer, and writes what it adds. */
-static void chat_add(chat *c, output *out, int32_t previous_id, int32_t id) {
+/* Appends a token to the answer and writes its text. */
+static void chat_add_token(chat *c, output *out, int32_t previous_id, int32_t id) {
     llamita_error error;
     const char *bytes;
     size_t num_bytes;
     check(llamita_token_bytes(c->app->model, previous_id, id, &bytes, &num_bytes, &error), &error);
-    if (c->said_bytes + num_bytes > c->said_capacity) {
-        c->said_capacity = 2 * (c->said_bytes + num_bytes);
-        c->said = realloc(c->said, c->said_capacity);
-        if (!c->said) fail("out of memory: %zu bytes for the answer", c->said_capacity);
+    if (c->answer_bytes + num_bytes > c->answer_capacity) {
+        c->answer_capacity = 2 * (c->answer_bytes + num_bytes);
+        c->answer_text = realloc(c->answer_text, c->answer_capacity);
+        if (!c->answer_text) fail("out of memory: %zu bytes for the answer", c->answer_capacity);
     }
-    if (num_bytes > 0) memcpy(c->said + c->said_bytes, bytes, num_bytes);
-    c->said_bytes += num_bytes;
-    c->answer[c->num_answer++] = id;
+    if (num_bytes > 0) memcpy(c->answer_text + c->answer_bytes, bytes, num_bytes);
+    c->answer_bytes += num_bytes;
+    c->answer_ids[c->num_answer_ids++] = id;
     output_write(out, bytes, num_bytes);
 }
 
 static void chat_report(const chat *c) {
     const app *a = c->app;
-    if (a->stop == STOP_NUM_TOKENS) note("stopped after %zu tokens (-n)", c->num_answer);
-    if (a->stop == STOP_CONTEXT) note("stopped: the context is full");
-    if (a->stop == STOP_INTERRUPT && c->num_answer == 0)
-        note("stopped before the answer began: the question is forgotten");
+    if (a->stop == STOP_NUM_TOKENS) print_note("stopped after %zu tokens (-n)", c->num_answer_ids);
+    if (a->stop == STOP_CONTEXT) print_note("stopped: the context is full");
+    if (a->stop == STOP_INTERRUPT && c->num_answer_ids == 0)
+        print_note("stopped before the answer: the question was removed from the chat");
     if (!c->o->verbose && !isatty(STDERR_FILENO)) return;
     const double read_speed = a->prompt_seconds > 0 ? (double)c->num_fed / a->prompt_seconds : 0;
     const double speed = a->decode_seconds > 0 ? (double)a->num_decoded / a->decode_seconds : 0;
-    note("read %zu tokens, %.1f tok/s | generated %zu tokens, %.1f tok/s | context %zu of %zu", c->num_fed, read_speed,
-         c->num_answer, speed, c->num_ids + c->num_answer, c->room);
+    print_note("read %zu tokens, %.1f tok/s | generated %zu tokens, %.1f tok/s | context %zu of %zu", c->num_fed,
+               read_speed, c->num_answer_ids, speed, c->num_ids + c->num_answer_ids, c->context_tokens);
 }
 
-/* Answers the last message; an answer that was stopped stays as far as it went. */
+/* Answers the last message. An interrupted answer is kept; without any token the question is
+ * removed. */
 static void chat_answer(chat *c, output *out) {
     app *a = c->app;
     int32_t previous_id = c->ids[c->num_ids - 1], id = -1;
     double start = seconds();
-    c->num_answer = c->said_bytes = 0;
+    c->num_answer_ids = c->answer_bytes = 0;
     a->num_generated = a->num_decoded = 0;
     a->stop = STOP_INTERRUPT;
-    if (chat_read(c)) id = pick(a);
+    if (chat_prefill(c)) id = pick(a);
     a->prompt_seconds = seconds() - start;
     start = seconds();
     while (id >= 0 && (a->stop = stop_before(a, out, id)) == STOP_NONE) {
-        chat_add(c, out, previous_id, id);
+        chat_add_token(c, out, previous_id, id);
         a->num_generated++;
         if ((a->stop = stop_after(a, c->o)) != STOP_NONE) break;
         chat_feed(c, &id, 1);
@@ -172,14 +178,16 @@ static void chat_answer(chat *c, output *out) {
         id = pick(a);
     }
     a->decode_seconds = seconds() - start;
-    out->num_bytes = 0; /* the beginning of a character that never came */
+    out->num_bytes = 0; /* drop an incomplete character */
     if (!out->closed) output_write(out, "\n", 1);
-    if (c->num_answer > 0 || a->stop == STOP_END_TOKEN) chat_say(c, "assistant", c->said, c->said_bytes, c->num_answer);
-    else chat_forget(c, c->num_messages - 1, 1);
+    if (c->num_answer_ids > 0 || a->stop == STOP_END_TOKEN)
+        chat_add_message(c, "assistant", c->answer_text, c->answer_bytes, c->num_answer_ids);
+    else chat_remove_messages(c, c->num_messages - 1, 1);
     chat_report(c);
 }
 
-/* The next line of stdin, without its end, into *line; its length, or -1 at the end. */
+/* Reads a line of stdin into *line, which the caller frees, without its line end. Returns its
+ * length, or -1 at the end of stdin. */
 static ssize_t read_question(const chat *c, char **line, size_t *capacity) {
     for (;;) {
         set_signals(false);
@@ -188,7 +196,7 @@ static ssize_t read_question(const chat *c, char **line, size_t *capacity) {
         ssize_t length = getline(line, capacity, stdin);
         if (length < 0 && c->on_terminal && interrupted) {
             clearerr(stdin);
-            note("\nCtrl-D ends the chat.");
+            print_note("\nCtrl-D ends the chat.");
             continue;
         }
         if (length < 0 && ferror(stdin) && !interrupted) fail("reading stdin: %s", strerror(errno));
@@ -199,22 +207,22 @@ static ssize_t read_question(const chat *c, char **line, size_t *capacity) {
 
 int run_chat(app *a, const options *o, output *out) {
     chat c = {.app = a, .o = o, .on_terminal = isatty(STDIN_FILENO)};
-    c.room = (size_t)llamita_session_context_tokens(a->session);
-    c.held = allocate(c.room * sizeof *c.held);
-    c.ids = allocate(c.room * sizeof *c.ids);
-    c.answer = allocate(c.room * sizeof *c.answer);
-    chat_say(&c, "user", "", 0, 0);
-    chat_encode(&c); /* a template that cannot be used is told at once */
-    chat_forget(&c, 0, 1);
-    if (o->system) chat_say(&c, "system", o->system, strlen(o->system), 0);
-    if (c.on_terminal) note("Ctrl-C stops an answer, Ctrl-D ends the chat.");
+    c.context_tokens = (size_t)llamita_session_context_tokens(a->session);
+    c.cached_ids = allocate(c.context_tokens * sizeof *c.cached_ids);
+    c.ids = allocate(c.context_tokens * sizeof *c.ids);
+    c.answer_ids = allocate(c.context_tokens * sizeof *c.answer_ids);
+    chat_add_message(&c, "user", "", 0, 0);
+    chat_encode(&c); /* fails now, not at the first question, if the chat template is unusable */
+    chat_remove_messages(&c, 0, 1);
+    if (o->system) chat_add_message(&c, "system", o->system, strlen(o->system), 0);
+    if (c.on_terminal) print_note("Ctrl-C stops an answer, Ctrl-D ends the chat.");
     char *line = NULL;
     size_t capacity = 0;
     const char *question = o->prompt;
     ssize_t length = (ssize_t)strlen(question);
     while (length >= 0 && !out->closed) {
         if (length > 0 && question[strspn(question, " \t")]) {
-            chat_say(&c, "user", question, (size_t)length, 0);
+            chat_add_message(&c, "user", question, (size_t)length, 0);
             set_signals(true);
             interrupted = 0;
             if (chat_fit(&c)) chat_answer(&c, out);
@@ -224,12 +232,12 @@ int run_chat(app *a, const options *o, output *out) {
         question = line;
     }
     if (c.on_terminal) fputs("\n", stderr);
-    chat_forget(&c, 0, c.num_messages);
+    chat_remove_messages(&c, 0, c.num_messages);
     free(c.messages);
-    free(c.held);
+    free(c.cached_ids);
     free(c.ids);
-    free(c.answer);
-    free(c.said);
+    free(c.answer_ids);
+    free(c.answer_text);
     free(line);
     return out->closed ? EXIT_BROKEN_PIPE : interrupted && !c.on_terminal ? EXIT_INTERRUPTED : 0;
 }

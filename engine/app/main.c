@@ -1,8 +1,8 @@
-/* main.c: turns a model file and a prompt, or a person's side of a chat, into text, as it comes; the text on stdout,
- * everything else on stderr.
+/* main.c: the command-line program: streams generated text to stdout and prints all else to stderr.
  *
- * The letters and meanings are llama2.c's, with one exception: -n counts new tokens, without the prompt's.
- * Exit codes: 0 done, 2 a user error (one line on stderr explains it), 130 Ctrl-C, 141 broken pipe.
+ * Flag letters mean what they mean in llama2.c, except that -n counts new tokens, without the
+ * prompt. Exit codes: 0 success, 2 user error (explained in one line on stderr), 130 Ctrl-C, 141
+ * broken pipe.
  */
 #include "app.h"
 
@@ -19,7 +19,7 @@ double seconds(void) {
     return (double)now.tv_sec + (double)now.tv_nsec * 1e-9;
 }
 
-/* ------------------------------------------------------------------ the text, on its way out */
+/* ------------------------------------------------------------------ output */
 
 void output_write(output *out, const char *bytes, size_t num_bytes) {
     if (out->num_bytes + num_bytes > out->capacity) {
@@ -39,7 +39,7 @@ void output_write(output *out, const char *bytes, size_t num_bytes) {
     memmove(out->bytes, out->bytes + whole, out->num_bytes);
 }
 
-/* ------------------------------------------------------------------ the run */
+/* ------------------------------------------------------------------ signals */
 
 volatile sig_atomic_t interrupted;
 
@@ -57,7 +57,9 @@ void set_signals(bool restart) {
     signal(SIGPIPE, SIG_IGN);
 }
 
-/* FILE or FILE:SCALE: what follows the last colon is a scale if it is a number. */
+/* ------------------------------------------------------------------ opening and closing */
+
+/* text: FILE or FILE:SCALE; the part after the last colon is a scale if it is a number. */
 static llamita_adapter_use open_adapter(const app *a, const char *text) {
     llamita_adapter_use use = {NULL, 1.0f};
     llamita_error error;
@@ -80,7 +82,7 @@ static llamita_adapter_use open_adapter(const app *a, const char *text) {
     return use;
 }
 
-/* From here on the session holds them. */
+/* Closes the adapters once the session holds references to them. */
 static void use_adapters(const app *a, const options *o) {
     llamita_adapter_use uses[LLAMITA_MAX_ADAPTERS];
     llamita_error error;
@@ -100,10 +102,10 @@ static void open_all(app *a, const options *o) {
         a->model = NULL;
         params.tokenizer_path = "tokenizer.bin";
         if (llamita_model_open(o->model_path, &params, &a->model, &error) != LLAMITA_OK)
-            fail("%s (a llama2.c model needs its tokenizer: -z FILE)", error.message);
+            fail("%s (a llama2.c model needs a tokenizer: -z FILE)", error.message);
         llamita_model_get_info(a->model, &a->info);
     }
-    if (!a->info.has_tokenizer) fail("%s holds no tokenizer; give one with -z FILE", o->model_path);
+    if (!a->info.has_tokenizer) fail("%s has no tokenizer; pass one with -z FILE", o->model_path);
 
     const llamita_session_params session = {
         .num_threads = (int32_t)o->num_threads,
@@ -123,12 +125,15 @@ static void open_all(app *a, const options *o) {
     a->load_seconds = seconds() - start;
 }
 
-/* The prompt's ids. A text begins with BOS where the file says so; and an empty one must begin with something. */
+/* ------------------------------------------------------------------ generating */
+
+/* Encodes the prompt, with BOS if the file asks for it or the prompt is empty. */
 static void encode_prompt(app *a, const char *prompt) {
     llamita_error error;
     const size_t num_bytes = strlen(prompt), capacity = 2 * num_bytes + 2;
     const bool add_bos = a->info.add_bos || num_bytes == 0;
-    if (num_bytes == 0 && a->info.bos_id < 0) fail("-i: this model has no token to begin with; give a prompt");
+    if (num_bytes == 0 && a->info.bos_id < 0)
+        fail("-i: expected a prompt, found none; this model has no BOS token to start from");
     a->prompt_ids = malloc(capacity * sizeof *a->prompt_ids);
     if (!a->prompt_ids) fail("out of memory: %zu bytes for the prompt", capacity * sizeof *a->prompt_ids);
     const int flags = add_bos ? LLAMITA_ENCODE_BOS : LLAMITA_ENCODE_PLAIN;
@@ -167,7 +172,8 @@ stop_reason stop_after(const app *a, const options *o) {
     return llamita_session_position(a->session) >= room ? STOP_CONTEXT : STOP_NONE;
 }
 
-/* Reads the prompt, writes it, and then token after token until there is a reason to stop. */
+/* Feeds the prompt and writes it, then generates and writes tokens until there is a reason to
+ * stop. */
 static void generate(app *a, const options *o, output *out) {
     llamita_error error;
     double start = seconds();
@@ -201,14 +207,15 @@ static void report(const app *a, const options *o, const output *out) {
     case STOP_END_TOKEN: fprintf(stderr, "stopped at the end token (id %d)", a->last_id); break;
     case STOP_NUM_TOKENS: fprintf(stderr, "stopped after %lld new tokens (-n)", (long long)a->num_generated); break;
     case STOP_CONTEXT:
-        fprintf(stderr, "stopped at the context's end (%d tokens)", llamita_session_context_tokens(a->session));
+        fprintf(stderr, "stopped: the context is full (%d tokens)", llamita_session_context_tokens(a->session));
         break;
     case STOP_INTERRUPT: fprintf(stderr, "stopped by Ctrl-C"); break;
-    case STOP_BROKEN_PIPE: fprintf(stderr, "stopped because nobody reads the text"); break;
+    case STOP_BROKEN_PIPE: fprintf(stderr, "stopped: stdout is closed"); break;
     }
     if (out->num_bytes > 0 && !out->closed)
-        fprintf(stderr, ", inside a character whose first %zu bytes were not written", out->num_bytes);
-    if (!o->seed_given && o->temperature > 0) fprintf(stderr, "; -s %llu tells it again", (unsigned long long)o->seed);
+        fprintf(stderr, ", inside a character: its first %zu bytes were not written", out->num_bytes);
+    if (!o->seed_given && o->temperature > 0)
+        fprintf(stderr, "; -s %llu gives the same text", (unsigned long long)o->seed);
     const double prompt_speed = a->prompt_seconds > 0 ? (double)a->num_prompt_ids / a->prompt_seconds : 0;
     const double speed = a->decode_seconds > 0 ? (double)a->num_decoded / a->decode_seconds : 0;
     const double passes = a->decode_seconds > 0 ? (double)a->num_decode_passes / a->decode_seconds : 0;

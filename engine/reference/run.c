@@ -1,16 +1,16 @@
-/* run.c: turns a llama2.c model file, a tokenizer file and a prompt into text. This page is the whole idea.
+/* run.c: Llama inference in one file: a llama2.c model, its tokenizer and a prompt in, text out.
  *
  *     cc -O3 run.c -o run -lm                             (plain)
- *     cc -Ofast -march=native -fopenmp run.c -o run -lm   (as fast as this page gets)
+ *     cc -Ofast -march=native -fopenmp run.c -o run -lm   (as fast as this file gets)
  *     ./run stories15M.bin -z tokenizer.bin -i "One day, a llama"
  *
- * A language model is a function from the tokens so far to one number for every token that could come next. To write
- * text, run it, pick a token by those numbers, append the token, and run it again. Here are, in this order: the model
- * file, the tokenizer, the network, the pick, and the loop around them. All in float32, one thing at a time, no tricks
- * but one: keys and values of earlier tokens are kept, so that each step costs one token and not the whole text.
- * The engine in ../src does the same, faster and for more formats; its results are compared with this page's.
+ * A language model maps the tokens so far to one number (a logit) for every token that could come
+ * next. To generate text, run it, sample a token by those numbers, append the token, and repeat.
+ * Everything is float32 and straightforward, with one optimization: keys and values of earlier
+ * tokens are cached, so that a step computes one token and not the whole text. The engine in ../src
+ * does the same, faster and for more formats; tests compare its results with this file.
  *
- * Shapes: D hidden, H query heads, K key/value heads, S head size (D/H), F ffn, V vocabulary, L layers, C context. */
+ * Shapes: D hidden, H heads, K KV heads, S = D/H, F ffn, V vocabulary, L layers, C context. */
 #define _POSIX_C_SOURCE 200809L
 #include <errno.h>
 #include <fcntl.h>
@@ -32,7 +32,7 @@
 #define PARALLEL_FOR
 #endif
 
-/* ------------------------------------------------------------------ what can go wrong: one line, exit code 2 */
+/* ------------------------------------------------------------------ errors */
 _Noreturn static void fail(const char *format, ...) {
     va_list arguments;
     va_start(arguments, format);
@@ -44,16 +44,16 @@ _Noreturn static void fail(const char *format, ...) {
 
 static void *allocate(size_t count, size_t size) {
     void *memory = calloc(count ? count : 1, size);
-    if (!memory) fail("out of memory: %zu times %zu bytes are not to be had", count, size);
+    if (!memory) fail("out of memory: cannot allocate %zu x %zu bytes", count, size);
     return memory;
 }
 
-/* The bytes of a file, mapped: nothing is read before it is needed. */
+/* Maps a file into memory: pages are read from disk when they are first used. */
 static const char *map_file(const char *path, size_t *num_bytes) {
     struct stat status;
     int file = open(path, O_RDONLY);
     if (file < 0 || fstat(file, &status) != 0) fail("cannot open %s: %s", path, strerror(errno));
-    if (!S_ISREG(status.st_mode) || status.st_size == 0) fail("%s: it is empty, or not a file", path);
+    if (!S_ISREG(status.st_mode) || status.st_size == 0) fail("%s: expected a non-empty regular file", path);
     *num_bytes = (size_t)status.st_size;
     void *bytes = mmap(NULL, *num_bytes, PROT_READ, MAP_PRIVATE, file, 0);
     if (bytes == MAP_FAILED) fail("cannot map %s: %s", path, strerror(errno));
@@ -62,7 +62,7 @@ static const char *map_file(const char *path, size_t *num_bytes) {
 }
 
 /* ------------------------------------------------------------------ the model file */
-/* llama2.c's version 0: seven int32 (the first seven numbers here), then float32 weights, matrices row by row. */
+/* llama2.c version 0: seven int32 (the first seven fields), then float32 weights, row by row. */
 typedef struct {
     int64_t hidden_size, intermediate_size, num_layers, num_heads, num_kv_heads, vocab_size, context;
     int64_t head_size, kv_size;                        /* S, and K * S */
@@ -73,14 +73,13 @@ typedef struct {
     const float *gate_weight, *up_weight;              /* [L, F, D] */
     const float *down_weight;                          /* [L, D, F] */
     const float *output_norm;                          /* [D] */
-    const float *output_weight;                        /* [V, D]: the embedding again, unless the file says otherwise */
+    const float *output_weight;                        /* [V, D]: often the embedding */
 } model;
 
-/* The seven numbers, each within reason, so that no product of them overflows. Returns whether the output matrix is the
- * embedding; a negative vocabulary size says that it is not. */
+/* Reads the sizes, limited so that no product overflows. True: output matrix = embedding. */
 static bool read_header(model *m, const int32_t header[7], const char *path) {
-    if (header[0] == 0x616b3432) fail("%s: a llama2.c file of version %d; this page reads version 0", path, header[1]);
-    if (header[0] == 0x46554747) fail("%s: a GGUF file; this page reads llama2.c's version 0", path);
+    if (header[0] == 0x616b3432) fail("%s: expected llama2.c version 0, found version %d", path, header[1]);
+    if (header[0] == 0x46554747) fail("%s: expected a llama2.c file, version 0, found GGUF", path);
     const int64_t vocab_size = header[5];
     const struct { const char *name; int64_t *field, value, smallest, largest; } numbers[] = {
         {"hidden size", &m->hidden_size, header[0], 1, 1 << 20},
@@ -100,7 +99,7 @@ static bool read_header(model *m, const int32_t header[7], const char *path) {
     m->head_size = m->hidden_size / m->num_heads;
     m->kv_size = m->head_size * m->num_kv_heads;
     if (m->hidden_size % m->num_heads != 0 || m->num_heads % m->num_kv_heads != 0 || m->head_size % 2 != 0)
-        fail("%s: %d numbers do not divide among %d heads, or these by %d", path, header[0], header[3], header[4]);
+        fail("%s: cannot divide hidden size %d by %d heads, or these by %d", path, header[0], header[3], header[4]);
     return vocab_size > 0;
 }
 
@@ -115,7 +114,7 @@ static model open_model(const char *path) {
 
     const int64_t D = m.hidden_size, F = m.intermediate_size, L = m.num_layers, V = m.vocab_size, KS = m.kv_size;
     const float *unused_rope_tables;
-    const struct { const float **tensor; int64_t count; } order[] = { /* as they follow one another in the file */
+    const struct { const float **tensor; int64_t count; } order[] = { /* the order in the file */
         {&m.token_embedding, V * D}, {&m.attention_norm, L * D}, {&m.query_weight, L * D * D},
         {&m.key_weight, L * KS * D}, {&m.value_weight, L * KS * D}, {&m.attention_out_weight, L * D * D},
         {&m.ffn_norm, L * D}, {&m.gate_weight, L * F * D}, {&m.down_weight, L * D * F}, {&m.up_weight, L * F * D},
@@ -128,21 +127,21 @@ static model open_model(const char *path) {
     }
     if (tied) m.output_weight = m.token_embedding;
     if (at != num_bytes)
-        fail("%s: its header promises %zu bytes, it has %zu; cut short, or not a llama2.c model?", path, at, num_bytes);
+        fail("%s: expected %zu bytes, found %zu; incomplete, or not a llama2.c model?", path, at, num_bytes);
     return m;
 }
 
-/* ------------------------------------------------------------------ the tokenizer: text to ids and back */
-enum { BOS = 1, EOS = 2 }; /* begin and end of text, in every llama2.c tokenizer */
+/* ------------------------------------------------------------------ the tokenizer */
+enum { BOS = 1, EOS = 2 }; /* beginning and end of text in every llama2.c tokenizer */
 typedef struct { const char *bytes; int num_bytes; float score; } token_piece;
 
 typedef struct {
-    token_piece *pieces; /* [V]; the bytes lie in the mapped file */
-    int *slots;          /* hash table from bytes to id; -1 is an empty slot */
+    token_piece *pieces; /* [V]; their bytes are in the mapped file */
+    int *slots;          /* [num_slots] hash table from bytes to id; -1: empty */
     size_t num_slots;    /* a power of two, at least 2 V */
 } tokenizer;
 
-/* The slot that holds these bytes, or the empty one where they would go. FNV-1a, linear probing. */
+/* The slot of these bytes, or the empty slot where they belong. FNV-1a, linear probing. */
 static int *find_slot(const tokenizer *t, const char *bytes, int num_bytes) {
     uint64_t hash = 0xcbf29ce484222325u;
     for (int i = 0; i < num_bytes; i++) hash = (hash ^ (unsigned char)bytes[i]) * 0x100000001b3u;
@@ -153,7 +152,7 @@ static int *find_slot(const tokenizer *t, const char *bytes, int num_bytes) {
     }
 }
 
-/* tokenizer.bin: the longest piece's length (not needed), then for each id a float32 score, an int32 length, bytes. */
+/* tokenizer.bin: the maximum length (ignored), then per id: float32 score, int32 length, bytes. */
 static tokenizer open_tokenizer(const char *path, int vocab_size) {
     size_t num_bytes, at = sizeof(int32_t);
     const char *bytes = map_file(path, &num_bytes);
@@ -163,22 +162,22 @@ static tokenizer open_tokenizer(const char *path, int vocab_size) {
     memset(t.slots, 0xff, t.num_slots * sizeof *t.slots);
     for (int id = 0; id < vocab_size; id++) {
         token_piece *piece = &t.pieces[id];
-        if (num_bytes < at + 8) fail("%s: it ends at token %d; the model has %d", path, id, vocab_size);
+        if (num_bytes < at + 8) fail("%s: expected %d tokens, found the end in token %d", path, vocab_size, id);
         memcpy(&piece->score, bytes + at, 4);
         memcpy(&piece->num_bytes, bytes + at + 4, 4);
         at += 8;
         if (piece->num_bytes < 0 || (size_t)piece->num_bytes > num_bytes - at)
-            fail("%s: token %d claims %d bytes, %zu are left", path, id, piece->num_bytes, num_bytes - at);
+            fail("%s: token %d: expected at most %zu bytes, found %d", path, id, num_bytes - at, piece->num_bytes);
         piece->bytes = bytes + at;
         at += piece->num_bytes;
         int *slot = find_slot(&t, piece->bytes, piece->num_bytes);
-        if (*slot < 0 && piece->num_bytes > 0) *slot = id; /* of equal pieces the first one counts */
+        if (*slot < 0 && piece->num_bytes > 0) *slot = id; /* the first of equal pieces wins */
     }
-    if (at != num_bytes) fail("%s: expected the model's %d tokens, found more", path, vocab_size);
+    if (at != num_bytes) fail("%s: expected the %d tokens of the model, found more", path, vocab_size);
     return t;
 }
 
-/* A heap of possible merges: the highest score on top; among equals, the leftmost. */
+/* A heap of candidate merges: the highest score first, then the leftmost. */
 typedef struct { float score; int left, num_bytes; } merge;
 
 static bool merge_before(merge a, merge b) { return a.score > b.score || (a.score == b.score && a.left < b.left); }
@@ -202,22 +201,22 @@ static merge heap_pop(merge *heap, int *size) {
     return top;
 }
 
-/* Offers to join these num_bytes of two neighbors, if together they are a piece. */
-static void offer_merge(const tokenizer *t, const char *text, int left, int num_bytes, merge *heap, int *size) {
+/* Pushes the merge of two neighbors, num_bytes together, if they form a piece. */
+static void push_merge(const tokenizer *t, const char *text, int left, int num_bytes, merge *heap, int *size) {
     const int id = *find_slot(t, text + left, num_bytes);
     if (id >= 0) heap_push(heap, size, (merge){t->pieces[id].score, left, num_bytes});
 }
 
 static int utf8_length(unsigned char lead) { return lead < 0xc0 ? 1 : lead < 0xe0 ? 2 : lead < 0xf0 ? 3 : 4; }
 
-/* SentencePiece's byte-pair encoding. The text (with a space before it) starts as single characters; the neighbors
- * whose join is the best-scored piece are joined, until none are left. What is no piece then becomes its bytes. A part
- * is known by its first byte: length[i] > 0 there, and the next one starts at i + length[i]. Returns how many ids. */
+/* SentencePiece's byte-pair encoding. The text, with a space before it, starts as characters;
+ * neighbors that form the best-scored piece are merged until none form one. A part that is no piece
+ * becomes its bytes. A part starts at a byte i with length[i] > 0. Returns the number of ids. */
 static int encode(const tokenizer *t, const char *prompt, int *ids /* [strlen(prompt) + 2] */) {
     const int n = *prompt ? (int)strlen(prompt) + 1 : 0;
     char *text = allocate(n + 1, 1);
     int *length = allocate(n, sizeof *length), *previous = allocate(n, sizeof *previous);
-    merge *heap = allocate(3 * (size_t)n, sizeof *heap); /* n - 1 offers at first, two more a merge */
+    merge *heap = allocate(3 * (size_t)n, sizeof *heap); /* n - 1 candidates, and two per merge */
     int heap_size = 0, num_ids = 0;
     if (n > 0) snprintf(text, n + 1, " %s", prompt);
 
@@ -225,18 +224,18 @@ static int encode(const tokenizer *t, const char *prompt, int *ids /* [strlen(pr
         length[i] = 1;
         while (length[i] < utf8_length(text[i]) && (text[i + length[i]] & 0xc0) == 0x80) length[i]++;
         previous[i] = before;
-        if (before >= 0) offer_merge(t, text, before, length[before] + length[i], heap, &heap_size);
+        if (before >= 0) push_merge(t, text, before, length[before] + length[i], heap, &heap_size);
     }
     while (heap_size > 0) {
-        const merge best = heap_pop(heap, &heap_size);
+        const merge best = heap_pop(heap, &heap_size); /* may be stale */
         const int left = best.left, right = left + length[left], before = previous[left];
-        if (length[left] == 0 || right >= n || length[left] + length[right] != best.num_bytes) continue; /* outdated */
+        if (length[left] == 0 || right >= n || length[left] + length[right] != best.num_bytes) continue;
         length[left] = best.num_bytes;
         length[right] = 0;
         const int next = left + length[left];
         if (next < n) previous[next] = left;
-        if (next < n) offer_merge(t, text, left, length[left] + length[next], heap, &heap_size);
-        if (before >= 0) offer_merge(t, text, before, length[before] + length[left], heap, &heap_size);
+        if (next < n) push_merge(t, text, left, length[left] + length[next], heap, &heap_size);
+        if (before >= 0) push_merge(t, text, before, length[before] + length[left], heap, &heap_size);
     }
 
     ids[num_ids++] = BOS;
@@ -258,7 +257,7 @@ static void flush_text(void) {
     if (fflush(stdout) != 0) fail("cannot write the text: %s", strerror(errno));
 }
 
-/* Prints what the token adds to the text: its bytes, all 256 kinds of them. */
+/* Prints the bytes that the token adds to the text. */
 static void print_token(const tokenizer *t, int previous_id, int id) {
     const token_piece *piece = &t->pieces[id];
     unsigned byte;
@@ -275,10 +274,10 @@ static void print_token(const tokenizer *t, int previous_id, int id) {
 }
 
 /* ------------------------------------------------------------------ the network */
-/* What one running text needs: the vectors of the current token, and keys and values of all tokens so far. */
+/* Activations of the current token, and keys and values of all tokens so far. */
 typedef struct {
-    float *residual;                /* [D]: the stream that every block reads from and adds to */
-    float *normed, *block_out;      /* [D]: what a block reads, and what it adds */
+    float *residual;                /* [D]: every block reads from it and adds to it */
+    float *normed, *block_out;      /* [D]: input and output of a block */
     float *query, *attention_out;   /* [H*S] */
     float *attention_weight;        /* [H, C] */
     float *ffn_gate, *ffn_up;       /* [F] */
@@ -304,13 +303,13 @@ static float dot(const float *a, const float *b, int64_t n) {
     return sum;
 }
 
-/* out[rows] = weight[rows, columns] in[columns]. Nearly all of the time is spent here. */
+/* out[rows] = weight[rows, columns] in[columns]. Nearly all the time is spent here. */
 static void matmul(float *out, const float *weight, const float *in, int64_t rows, int64_t columns) {
     PARALLEL_FOR
     for (int64_t row = 0; row < rows; row++) out[row] = dot(weight + row * columns, in, columns);
 }
 
-/* Scales the vector to mean square 1, then each element by its weight. */
+/* Scales the vector to mean square 1, then each element by its weight (arXiv 1910.07467). */
 static void rms_norm(float *out, const float *in, const float *weight, int64_t n) {
     const float scale = 1.0f / sqrtf(dot(in, in, n) / (float)n + 1e-5f);
     for (int64_t i = 0; i < n; i++) out[i] = in[i] * scale * weight[i];
@@ -323,8 +322,8 @@ static void softmax(float *values, int64_t n) {
     for (int64_t i = 0; i < n; i++) values[i] /= sum;
 }
 
-/* Rotary position embedding: turns pair i of every head by position * 10000^(-2i/S), so that the dot product of a query
- * and a key depends on how far apart they are (arXiv 2104.09864). */
+/* RoPE: rotates pair i of every head by position * 10000^(-2i/S), so that the dot product of a
+ * query and a key depends on their distance (arXiv 2104.09864). */
 static void rotate(float *heads, int64_t num_heads, int64_t head_size, int64_t position) {
     for (int64_t i = 0; i < head_size; i += 2) {
         const float angle = (float)position * powf(10000.0f, -(float)i / (float)head_size);
@@ -337,8 +336,8 @@ static void rotate(float *heads, int64_t num_heads, int64_t head_size, int64_t p
     }
 }
 
-/* Each query head weighs the positions so far by how well their keys match it, and gathers their values by these
- * weights. H/K query heads share one key/value head. keys and values: [C, K*S] of this layer. */
+/* Each query head weights the positions so far by how well their keys match, and sums their values.
+ * H/K query heads share one key/value head. keys and values: [C, K*S] of this layer. */
 static void attention(const model *m, session *s, const float *keys, const float *values, int64_t position) {
     const int64_t S = m->head_size, queries_per_key = m->num_heads / m->num_kv_heads;
     PARALLEL_FOR
@@ -355,14 +354,14 @@ static void attention(const model *m, session *s, const float *keys, const float
     }
 }
 
-/* One token at one position (all earlier ones have been here before) to the logits of the next token, in s->logits. */
+/* Computes s->logits after one token at this position; earlier tokens must be in the cache. */
 static void forward(const model *m, session *s, int64_t token, int64_t position) {
     const int64_t D = m->hidden_size, F = m->intermediate_size, KS = m->kv_size;
     const int64_t DD = D * D, KSD = KS * D, FD = F * D;
     memcpy(s->residual, m->token_embedding + token * D, D * sizeof(float));
 
     for (int64_t layer = 0; layer < m->num_layers; layer++) {
-        /* Attention: every position asks (query), offers (key) and gives (value). */
+        /* Attention. */
         float *keys = s->key_cache + layer * m->context * KS, *key = keys + position * KS;
         float *values = s->value_cache + layer * m->context * KS, *value = values + position * KS;
         rms_norm(s->normed, s->residual, m->attention_norm + layer * D, D);
@@ -375,7 +374,7 @@ static void forward(const model *m, session *s, int64_t token, int64_t position)
         matmul(s->block_out, m->attention_out_weight + layer * DD, s->attention_out, D, D);
         for (int64_t i = 0; i < D; i++) s->residual[i] += s->block_out[i];
 
-        /* Feed-forward (SwiGLU): widen, let one half gate the other through silu(x) = x / (1 + e^-x), narrow. */
+        /* Feed-forward (SwiGLU): down(silu(gate(x)) * up(x)), silu(x) = x / (1 + e^-x). */
         rms_norm(s->normed, s->residual, m->ffn_norm + layer * D, D);
         matmul(s->ffn_gate, m->gate_weight + layer * FD, s->normed, F, D);
         matmul(s->ffn_up, m->up_weight + layer * FD, s->normed, F, D);
@@ -387,7 +386,7 @@ static void forward(const model *m, session *s, int64_t token, int64_t position)
     matmul(s->logits, m->output_weight, s->normed, m->vocab_size, D);
 }
 
-/* ------------------------------------------------------------------ the pick */
+/* ------------------------------------------------------------------ the sampler */
 typedef struct { float probability; int id; } candidate;
 
 static int by_probability(const void *a, const void *b) {
@@ -403,26 +402,26 @@ static float random_uniform(uint64_t *state) {
     return (float)((*state * 0x2545f4914f6cdd1du) >> 40) / 16777216.0f;
 }
 
-/* Infinite or not a number: by the bits, for -Ofast assumes that there are no such floats. */
-static bool is_broken(float value) {
+/* Infinity or NaN. Tests the bits, because -Ofast assumes that neither occurs. */
+static bool is_not_finite(float value) {
     uint32_t bits;
     memcpy(&bits, &value, sizeof bits);
     return (bits & 0x7f800000u) == 0x7f800000u;
 }
 
-/* Temperature 0: the most probable token. Else one at random by softmax(logits / temperature), from the smallest set of
- * tokens that has the share top_p of the probability (nucleus sampling, arXiv 1904.09751); 0 and 1 mean all. */
-static int pick(float *logits, int n, float temperature, float top_p, candidate *candidates, uint64_t *state) {
+/* Temperature 0: the most probable token. Else a random one by softmax(logits / temperature), from
+ * the smallest set with probability top_p (arXiv 1904.09751); 0 and 1 mean all tokens. */
+static int sample(float *logits, int n, float temperature, float top_p, candidate *candidates, uint64_t *state) {
     int best = 0, num_candidates = 0;
     for (int i = 0; i < n; i++) {
-        if (is_broken(logits[i])) fail("the model's numbers are not finite: its weights are damaged");
+        if (is_not_finite(logits[i])) fail("non-finite logits: the model's weights are damaged");
         if (logits[i] > logits[best]) best = i;
     }
     if (temperature == 0) return best;
     if (top_p == 0) top_p = 1;
     for (int i = 0; i < n; i++) logits[i] /= temperature;
     softmax(logits, n);
-    const float too_small = (1 - top_p) / (n - 1); /* all tokens below this have together less than 1 - top_p */
+    const float too_small = (1 - top_p) / (n - 1); /* such tokens sum to less than 1 - top_p */
     for (int i = 0; i < n; i++)
         if (logits[i] >= too_small) candidates[num_candidates++] = (candidate){logits[i], i};
     if (num_candidates == 0) return best;
@@ -437,10 +436,11 @@ static int pick(float *logits, int n, float temperature, float top_p, candidate 
 }
 
 /* ------------------------------------------------------------------ the loop */
+/* Unlike strtod, refuses nan, inf and 0x10. */
 static double number(const char *flag, const char *text, double smallest, double largest, bool whole) {
     char *end;
     const double value = strtod(text, &end);
-    const bool plain = end > text && *end == 0 && text[strspn(text, "0123456789.eE+-")] == 0; /* no nan, inf, 0x10 */
+    const bool plain = end > text && *end == 0 && text[strspn(text, "0123456789.eE+-")] == 0;
     if (!plain || value < smallest || value > largest || (whole && value != floor(value)))
         fail("%s: expected a %snumber from %g to %g, found '%s'", flag, whole ? "whole " : "", smallest, largest, text);
     return value;
@@ -457,7 +457,7 @@ int main(int num_arguments, char **arguments) {
                         "[-z tokenizer.bin]";
     const char *prompt = "", *tokenizer_path = "tokenizer.bin";
     float temperature = 1.0f, top_p = 0.9f;
-    int num_positions = 256; /* of the prompt and of the answer, together */
+    int num_positions = 256; /* prompt and new tokens together */
     uint64_t random_state = 0;
     if (num_arguments < 2 || num_arguments % 2 != 0 || arguments[1][0] == '-') fail("%s", usage);
     for (int i = 2; i < num_arguments; i += 2) {
@@ -479,15 +479,15 @@ int main(int num_arguments, char **arguments) {
     int *ids = allocate(strlen(prompt) + 2, sizeof *ids);
     const int num_ids = encode(&t, prompt, ids);
     if (num_positions == 0 || num_positions > m.context) num_positions = m.context;
-    if (num_ids > num_positions) fail("the prompt has %d tokens, -n and the model allow %d", num_ids, num_positions);
+    if (num_ids > num_positions) fail("prompt: expected at most %d tokens (-n), found %d", num_positions, num_ids);
 
-    double start = 0; /* the first step is not timed: it reads the file from the disk */
+    double start = 0; /* the first step is not timed: it reads the file from disk */
     int token = ids[0], position = 0;
     while (position < num_positions) {
         forward(&m, &s, token, position++);
         const bool in_prompt = position < num_ids;
         const int next = in_prompt ? ids[position]
-                                   : pick(s.logits, m.vocab_size, temperature, top_p, candidates, &random_state);
+                                   : sample(s.logits, m.vocab_size, temperature, top_p, candidates, &random_state);
         if (!in_prompt && (next == BOS || next == EOS)) break;
         print_token(&t, token, next);
         token = next;

@@ -39,7 +39,7 @@ static void check_refused(gguf_draft *d, const char *expected, int line) {
 
 static void test_header(void) {
     REFUSED("big-endian", strcpy(d.magic, "FUGG"));
-    REFUSED("neither in its first bytes", strcpy(d.magic, "GGUE"));
+    REFUSED("found another format", strcpy(d.magic, "GGUE"));
     REFUSED("expected 2 or 3, found 0", d.version = 0);
     REFUSED("expected 2 or 3, found 1", d.version = 1);
     REFUSED("expected 2 or 3, found 4", d.version = 4);
@@ -49,15 +49,15 @@ static void test_header(void) {
     REFUSED("number of keys: expected at most 65536, found 1000000", d.key_count_error = 1000000 - (int64_t)d.num_keys);
     REFUSED("number of keys: expected at most 65536, found 9223372036854775807",
             d.key_count_error = INT64_MAX - (int64_t)d.num_keys);
-    REFUSED("tensor 22 of 22 runs past the file's end", d.tensor_count_error = 1); /* weights read as a description */
-    REFUSED("expected the last tensor to end the file", d.tensor_count_error = -1);
-    REFUSED("tensor 1 of 21 runs past the file's end", d.key_count_error = 1);
+    REFUSED("tensor 22 of 22 runs past the end of the file", d.tensor_count_error = 1); /* weights read as a description */
+    REFUSED("expected the last tensor at the end of the file", d.tensor_count_error = -1);
+    REFUSED("tensor 1 of 21 runs past the end of the file", d.key_count_error = 1);
     REFUSED("tensor tokenizer.chat_template: expected 1 to 4 dimensions, found 8", d.key_count_error = -1);
 }
 
 static void test_keys(void) {
     REFUSED("expected a name of 1 to 65535 bytes, found 0", d.keys[3].name_length = 0);
-    REFUSED("holds a zero byte", d.keys[3].name[2] = '\0', d.keys[3].name_length = 9);
+    REFUSED("the name has a zero byte", d.keys[3].name[2] = '\0', d.keys[3].name_length = 9);
     REFUSED("key general.name occurs twice", strcpy(d.keys[3].name, "general.name"), d.keys[3].name_length = 12);
     REFUSED("expected a type of 0 to 12, found 13", d.keys[3].type = 13);
     REFUSED("expected a type of 0 to 12, found 4294967295", d.keys[3].type = UINT32_MAX);
@@ -65,10 +65,10 @@ static void test_keys(void) {
     REFUSED("expected an array of numbers, booleans or strings, found type 77", draft_array(&d, "x", 77, 1));
     REFUSED("key x: expected at most 16777216 elements, found 18446744073709551615",
             draft_array(&d, "x", GGUF_U8, UINT64_MAX));
-    REFUSED("runs past the file's end", draft_array(&d, "x", GGUF_U64, 1 << 24));
+    REFUSED("runs past the end of the file", draft_array(&d, "x", GGUF_U64, 1 << 24));
     REFUSED("key x: string", draft_array(&d, "x", GGUF_STRING, 1 << 24));
-    REFUSED("runs past the file's end", put_u64(draft_set(&d, "x", GGUF_STRING), UINT64_MAX));
-    REFUSED("runs past the file's end", put_u64(draft_set(&d, "x", GGUF_STRING), UINT64_MAX - 7));
+    REFUSED("runs past the end of the file", put_u64(draft_set(&d, "x", GGUF_STRING), UINT64_MAX));
+    REFUSED("runs past the end of the file", put_u64(draft_set(&d, "x", GGUF_STRING), UINT64_MAX - 7));
     REFUSED("key x: expected a boolean of 0 or 1, found 2", draft_bool(&d, "x", 2));
 }
 
@@ -84,7 +84,7 @@ static void test_alignment(void) {
 static void test_tensor_descriptions(void) {
     REFUSED("expected a name of 1 to 63 bytes, found 0", d.tensors[2].name_length = 0);
     REFUSED("expected a name of 1 to 63 bytes, found 64", d.tensors[2].name_length = 64);
-    REFUSED("runs past the file's end", d.tensors[2].name_length = UINT64_MAX);
+    REFUSED("runs past the end of the file", d.tensors[2].name_length = UINT64_MAX);
     REFUSED("tensor blk.0.attn_q.weight occurs twice", strcpy(d.tensors[3].name, "blk.0.attn_q.weight"));
     REFUSED("expected 1 to 4 dimensions, found 0", d.tensors[2].num_dimensions = 0);
     REFUSED("expected 1 to 4 dimensions, found 5", d.tensors[2].num_dimensions = 5);
@@ -93,16 +93,16 @@ static void test_tensor_descriptions(void) {
     REFUSED("blk.0.attn_q.weight: expected 18446744073709551615 bytes", d.tensors[2].shape[1] = INT64_MAX);
     REFUSED("blk.0.attn_q.weight: expected 18446744073709551615 bytes", d.tensors[2].shape[0] = 1ULL << 33,
             d.tensors[2].shape[1] = 1ULL << 33);
-    REFUSED("it is of type IQ2_XXS, whose codes need tables", d.tensors[2].type = 16);
+    REFUSED("type IQ2_XXS is not supported", d.tensors[2].type = 16);
     REFUSED("expected the number of a tensor type, found 4", d.tensors[2].type = 4);
     REFUSED("found 4294967295; the file is damaged or newer", d.tensors[2].type = UINT32_MAX);
-    REFUSED("expected rows of a multiple of 32 elements for type Q8_0, found 33", d.tensors[2].type = TENSOR_Q8_0,
+    REFUSED("expected a row length that is a multiple of 32 for type Q8_0, found 33", d.tensors[2].type = TENSOR_Q8_0,
             d.tensors[2].shape[0] = 33);
     REFUSED("blk.0.attn_q.weight: expected offset", d.tensors[2].offset_error = 1);
     REFUSED("blk.0.attn_q.weight: expected offset", d.tensors[2].offset_error = 32);
     REFUSED("blk.0.attn_q.weight: expected offset", d.tensors[2].offset_error = -32); /* overlaps the one before */
     REFUSED("blk.0.attn_q.weight: expected offset", d.tensors[2].offset_error = INT64_MAX);
-    REFUSED("expected the last tensor to end the file", put_zeros(&d.tensors[20].data, 64));
+    REFUSED("expected the last tensor at the end of the file", put_zeros(&d.tensors[20].data, 64));
 }
 
 static void test_configuration(void) {
@@ -110,7 +110,7 @@ static void test_configuration(void) {
     REFUSED("architecture: expected llama, found ll?ma", draft_text(&d, "general.architecture", "ll\nma"));
     REFUSED("key general.architecture is missing", draft_remove(&d, "general.architecture"));
     REFUSED("key general.architecture: expected string, found u32", draft_u32(&d, "general.architecture", 1));
-    REFUSED("one of 3 pieces", draft_u32(&d, "split.count", 3));
+    REFUSED("found one of 3 splits", draft_u32(&d, "split.count", 3));
     REFUSED("mixtures of experts", draft_u32(&d, "llama.expert_count", 8));
     REFUSED("general.quantization_version: expected 2, found 1", draft_u32(&d, "general.quantization_version", 1),
             draft_retype_tensor(&d, "blk.1.ffn_up.weight", TENSOR_Q4_0));
@@ -129,7 +129,7 @@ static void test_configuration(void) {
     REFUSED("feed-forward size: expected 1 to", draft_u32(&d, "llama.feed_forward_length", 1 << 30));
     REFUSED("key llama.block_count is missing", draft_remove(&d, "llama.block_count"));
     REFUSED("number of layers: expected 1 to 4096, found 1000000", draft_u32(&d, "llama.block_count", 1000000));
-    REFUSED("expected no more than the file's", draft_u32(&d, "llama.block_count", 4096));
+    REFUSED("expected at most the file's", draft_u32(&d, "llama.block_count", 4096));
     REFUSED("tensor blk.2.attn_norm.weight is missing", draft_u32(&d, "llama.block_count", 3));
     REFUSED("tensor blk.1.attn_k.weight: expected no such tensor", draft_u32(&d, "llama.block_count", 1));
 }
@@ -215,7 +215,7 @@ static void test_tensors(void) {
             draft_u32(&d, "llama.vocab_size", 9));
     REFUSED("tensor token_embd.weight is missing",
             while (d.num_tensors > 1) draft_remove_tensor(&d, d.tensors[0].name));
-    REFUSED("holds a tokenizer but no tensors", while (d.num_tensors) draft_remove_tensor(&d, d.tensors[0].name));
+    REFUSED("found a tokenizer without tensors", while (d.num_tensors) draft_remove_tensor(&d, d.tensors[0].name));
 }
 
 /* ---------------------------------------------------------------- tokenizer keys */
@@ -227,19 +227,19 @@ static void test_tokenizer_refusals(void) {
     REFUSED("tokens: expected array of string, found array of u32",
             draft_array(&d, "tokenizer.ggml.tokens", GGUF_U32, 0));
     REFUSED("tokens: expected 1 to 1048576 tokens, found 0", draft_array(&d, "tokenizer.ggml.tokens", GGUF_STRING, 0));
-    REFUSED("the tokenizer in it has 7 tokens, the model's vocabulary has 8",
+    REFUSED("tokenizer in the file: expected the 8 tokens of the model's vocabulary, found 7",
             draft_strings(&d, "tokenizer.ggml.tokens", DRAFT_TOKENS, 7),
             put_zeros(draft_array(&d, "tokenizer.ggml.scores", GGUF_F32, 7), 28),
             draft_remove(&d, "tokenizer.ggml.token_type"));
     REFUSED("key tokenizer.ggml.scores is missing", draft_remove(&d, "tokenizer.ggml.scores"));
-    REFUSED("scores: expected 8 elements, one a token, found 7",
+    REFUSED("scores: expected 8 elements, one per token, found 7",
             put_zeros(draft_array(&d, "tokenizer.ggml.scores", GGUF_F32, 7), 28));
     REFUSED("scores: expected array of f32, found array of i32",
             put_zeros(draft_array(&d, "tokenizer.ggml.scores", GGUF_I32, 8), 32));
     REFUSED("scores: token 7: expected a finite number",
             put_weights(draft_array(&d, "tokenizer.ggml.scores", GGUF_F32, 8), 7, 1),
             put_f32(&draft_find(&d, "tokenizer.ggml.scores")->value, NAN));
-    REFUSED("token_type: expected 8 elements, one a token, found 0",
+    REFUSED("token_type: expected 8 elements, one per token, found 0",
             draft_array(&d, "tokenizer.ggml.token_type", GGUF_I32, 0));
     REFUSED("token_type: token 0: expected a type of 1 to 6, found 0",
             put_zeros(draft_array(&d, "tokenizer.ggml.token_type", GGUF_I32, 8), 32));
@@ -264,7 +264,7 @@ static void test_tokenizer_refusals(void) {
             draft_remove(&d, "tokenizer.ggml.merges"));
     REFUSED("merges: expected array of string, found u32", draft_byte_level(&d, "gpt-2"),
             draft_u32(&d, "tokenizer.ggml.merges", 1));
-    REFUSED("bos_token_id: expected the id that add_bos_token asks for", draft_byte_level(&d, "gpt-2"),
+    REFUSED("bos_token_id: expected an id, because add_bos_token is true", draft_byte_level(&d, "gpt-2"),
             draft_bool(&d, "tokenizer.ggml.add_bos_token", 1));
 }
 
@@ -493,7 +493,7 @@ static void test_long_header(void) {
     put_u64(&file, num_bytes);
     put_bytes(&file, zeros, num_bytes);
     free(zeros);
-    check_refused_bytes(&file, "key 1 of 1 runs past the longest header that this engine reads at byte 67108864",
+    check_refused_bytes(&file, "key 1 of 1 runs past the maximum header size at byte 67108864",
                         __LINE__);
 }
 

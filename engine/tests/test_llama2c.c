@@ -42,19 +42,19 @@ enum { DIM, HIDDEN_DIM, N_LAYERS, N_HEADS, N_KV_HEADS, VOCAB_SIZE, MAX_SEQ_LEN }
 static size_t field(int version, int index) { return (size_t)(version ? 8 : 0) + 4 * (size_t)index; }
 
 static void test_v0_refusals(void) {
-    const char *foreign = "expected a GGUF or llama2.c model file, found neither";
+    const char *foreign = "expected a GGUF or llama2.c model file, found another format";
     for (int index = DIM; index <= MAX_SEQ_LEN; index++) {
         REFUSED(0, foreign, put_i32_at(&file, field(0, index), 0));
-        REFUSED(0, index == VOCAB_SIZE ? "bytes for its header" : foreign, put_i32_at(&file, field(0, index), -8));
+        REFUSED(0, index == VOCAB_SIZE ? "bytes that the header implies" : foreign, put_i32_at(&file, field(0, index), -8));
         REFUSED(0, foreign, put_i32_at(&file, field(0, index), INT32_MIN));
-        REFUSED(0, index == DIM || index == N_HEADS ? foreign : "bytes for its header",
+        REFUSED(0, index == DIM || index == N_HEADS ? foreign : "bytes that the header implies",
                 put_i32_at(&file, field(0, index), INT32_MAX));
-        REFUSED(0, index == N_HEADS ? foreign : "bytes for its header", put_i32_at(&file, field(0, index), 48));
+        REFUSED(0, index == N_HEADS ? foreign : "bytes that the header implies", put_i32_at(&file, field(0, index), 48));
     }
-    REFUSED(0, "expected 18446744073709551615 bytes for its header",
+    REFUSED(0, "expected the 18446744073709551615 bytes that the header implies",
             for (int i = HIDDEN_DIM; i <= MAX_SEQ_LEN; i++)
                 put_i32_at(&file, field(0, i), i == N_HEADS ? 4 : INT32_MAX));
-    REFUSED(0, "bytes for its header (dim 32, hidden_dim 64, layers 2, heads 4, kv heads 2, vocabulary 8, context 16)",
+    REFUSED(0, "bytes that the header implies (dim 32, hidden_dim 64, layers 2, heads 4, kv heads 2, vocabulary 8, context 16)",
             put_u8(&file, 0));
     REFUSED(0, foreign, put_i32_at(&file, field(0, N_HEADS), 5));
     REFUSED(0, "expected a divisor of 4 attention heads, found 3", file.num_bytes += 4 * 2 * 2 * 8 * 32,
@@ -64,8 +64,8 @@ static void test_v0_refusals(void) {
             put_at(&file, 28 + 4 * 8 * 32 + 4 * 3, &(float){NAN}, 4));
     REFUSED(0, "tensor blk.1.attn_norm.weight: expected finite numbers, found inf at position 31",
             put_at(&file, 28 + 4 * (8 * 32 + 63), &(float){INFINITY}, 4));
-    REFUSED(0, "looks like a PyTorch checkpoint", put_at(&file, 0, "PK\x03\x04", 4));
-    REFUSED(0, "looks like safetensors", put_at(&file, 0, "\x20\0\0\0\0\0\0\0{\"a", 11));
+    REFUSED(0, "found a PyTorch checkpoint", put_at(&file, 0, "PK\x03\x04", 4));
+    REFUSED(0, "found safetensors", put_at(&file, 0, "\x20\0\0\0\0\0\0\0{\"a", 11));
     REFUSED(0, "Git LFS pointer", put_at(&file, 0, "version https://git-lfs.github.com/spec/v1", 42));
     REFUSED(0, "from before GGUF", put_at(&file, 0, "tjgg", 4));
     REFUSED(0, "expected a header of 28 bytes, found a file of 0", file.num_bytes = 0);
@@ -86,9 +86,9 @@ static void test_new_refusals(void) {
                 put_i32_at(&file, field(version, N_HEADS), 5));
         REFUSED(version, "head size: expected an even number, found 1", put_i32_at(&file, field(version, N_HEADS), 32),
                 put_i32_at(&file, field(version, N_KV_HEADS), 16));
-        REFUSED(version, "bytes for its header", put_i32_at(&file, field(version, N_LAYERS), INT32_MAX));
+        REFUSED(version, "bytes that the header implies", put_i32_at(&file, field(version, N_LAYERS), INT32_MAX));
         REFUSED(version, "shared classifier: expected 0 or 1, found 2", file.bytes[36] = 2);
-        REFUSED(version, "bytes for its header", file.bytes[36] = 0);
+        REFUSED(version, "bytes that the header implies", file.bytes[36] = 0);
         REFUSED(version, "tensor output_norm.weight: expected finite numbers",
                 put_at(&file, 256 + 4 * 4 * 32, &(float){NAN}, 4));
         REFUSED(version, "tensor blk.1.ffn_norm.weight: expected finite numbers",
@@ -98,7 +98,7 @@ static void test_new_refusals(void) {
     REFUSED(2, "header: group size: expected at least 1, found -64", put_i32_at(&file, 37, -64));
     REFUSED(2, "header: group size: expected a divisor of the 256 weights of token_embd, found 48",
             put_i32_at(&file, 37, 48));
-    REFUSED(2, "bytes for its header", put_i32_at(&file, 37, 16));
+    REFUSED(2, "bytes that the header implies", put_i32_at(&file, 37, 16));
     REFUSED(2, "tensor token_embd.weight: expected finite scales, found inf at group 1",
             put_at(&file, 256 + 4 * 5 * 32 + 8 * 32 + 4, &(float){INFINITY}, 4));
 }
@@ -258,13 +258,13 @@ static void test_tokenizer_refusals(void) {
     TOKENIZER_REFUSED(8, "token 0: expected at most max_token_length = 0 bytes, found 5", put_i32_at(&file, 0, 0));
     TOKENIZER_REFUSED(8, "token 0: expected at most max_token_length = 6 bytes, found 4294967295",
                       put_i32_at(&file, first_length, -1));
-    TOKENIZER_REFUSED(8, "token 7: expected 6 bytes, found the file's end", put_i32_at(&file, last_score + 4, 6));
-    TOKENIZER_REFUSED(8, "token 7: it ends after", file.num_bytes -= 3);
+    TOKENIZER_REFUSED(8, "token 7: expected 6 bytes, found the end of the file", put_i32_at(&file, last_score + 4, 6));
+    TOKENIZER_REFUSED(8, "token 7: the file ends at byte", file.num_bytes -= 3);
     TOKENIZER_REFUSED(8, "token 0: expected a finite score, found nan", put_at(&file, 4, &(float){NAN}, 4));
     TOKENIZER_REFUSED(8, "token 7: expected a finite score, found inf",
                       put_at(&file, last_score, &(float){INFINITY}, 4));
-    TOKENIZER_REFUSED(9, "expected 9 tokens, the model's vocabulary, found 8", );
-    TOKENIZER_REFUSED(7, "expected 7 tokens, the model's vocabulary, found 8", );
+    TOKENIZER_REFUSED(9, "expected the 9 tokens of the model's vocabulary, found 8", );
+    TOKENIZER_REFUSED(7, "expected the 7 tokens of the model's vocabulary, found 8", );
     TOKENIZER_REFUSED(2, "expected at least 3 tokens", put_i32_at(&file, 0, 5), file.num_bytes = 4 + 13 + 13);
     buffer whole = llama2c_write_tokenizer();
     for (size_t length = 0; length < whole.num_bytes; length++) {
@@ -372,11 +372,11 @@ static void test_files(void) {
     check_open_fails(pipe_path, NULL, NULL, LLAMITA_ERROR_IO, "expected a regular file");
     check_open_fails(empty_path, NULL, NULL, LLAMITA_ERROR_FORMAT, "the file is empty");
     check_open_fails(model_path, NULL, "mmx", LLAMITA_ERROR_ARGUMENT,
-                     "kernels: expected auto, scalar or, on a processor that has it, avx2");
+                     "kernels: expected auto, scalar or, where the processor supports them, avx2");
     check_open_fails(model_path, "/nowhere/t.bin", NULL, LLAMITA_ERROR_IO,
                      "cannot open tokenizer /nowhere/t.bin: No such");
     check_open_fails(model_path, empty_path, NULL, LLAMITA_ERROR_FORMAT, "cannot open tokenizer");
-    check_open_fails(model_path, model_path, NULL, LLAMITA_ERROR_FORMAT, "no llama2.c tokenizer.bin");
+    check_open_fails(model_path, model_path, NULL, LLAMITA_ERROR_FORMAT, "not a llama2.c tokenizer.bin");
     unlink(model_path);
     unlink(tokenizer_path);
     unlink(empty_path);

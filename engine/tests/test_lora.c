@@ -198,7 +198,7 @@ static void test_refusals(void) {
         {invocation, "alora"},
         {no_half, "blk.1.attn_q.weight.lora_b is missing"},
         {no_other_half, "blk.1.attn_q.weight.lora_a is missing"},
-        {no_tensors, "holds no tensors"},
+        {no_tensors, "the file has no tensors"},
         {unknown, "token_embd.weight.lora_a: expected lora_a and lora_b of"},
         {third_layer, "blk.2.attn_q.weight.lora_a: expected"},
         {short_a, "blk.0.attn_q.weight.lora_a: expected shape [96, rank], found [64, 3]"},

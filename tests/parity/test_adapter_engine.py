@@ -106,7 +106,7 @@ def test_lifetimes(files: Path) -> None:
         np.testing.assert_array_equal(session.feed_logits(IDS), expected)  # the session holds it
         with pytest.raises(EngineError, match="adapter: it has been closed"):
             session.set_adapters([adapter])
-    with pytest.raises(EngineError, match="it is an adapter; open the model"):
+    with pytest.raises(EngineError, match="expected a model, found an adapter; open the model"):
         llamita.load(files / "first.gguf")
     with pytest.raises(EngineError, match="expected adapter, found"):
         model.load_adapter(files / "base.gguf")

@@ -70,9 +70,9 @@ def test_documents_that_cannot_be(tiny_tokenizers: dict[str, Path]) -> None:
     assert ids.size == ends.size == 0
     ids, ends = engine.encode(b"", np.zeros(3, np.uint64), 0)  # empty documents: their ends
     assert ids.tolist() == [0, 0, 0] and ends.tolist() == [1, 2, 3]
-    with pytest.raises(EngineError, match="expected ends that rise, found 2 after 3"):
+    with pytest.raises(EngineError, match="expected ends in ascending order, found 2 after 3"):
         engine.encode(b"ab", np.array([3, 2], np.uint64), 0)
-    with pytest.raises(EngineError, match=f"last id from -1 to {tokenizer.vocab_size - 1}, found 99999"):
+    with pytest.raises(EngineError, match=f"last_id: expected -1 to {tokenizer.vocab_size - 1}, found 99999"):
         engine.encode(b"ab", np.array([2], np.uint64), 99999)
     with pytest.raises(EngineError, match="tiny"):
         DocumentTokenizer(header[: len(header) // 2], "tiny")

@@ -192,7 +192,7 @@ def test_refusals(chat_models: dict[str, Path], tiny_models: Any) -> None:
     with Model(chat_models["llama2"]) as model:
         roles = ["assistant", "user system", "user user", "user assistant", "system", "", "user assistant tool"]
         for said in roles:
-            with pytest.raises(EngineError, match="writing a chat failed: "):
+            with pytest.raises(EngineError, match="cannot encode the chat: "):
                 model.chat_encode([Message(role, b"Hi") for role in said.split()])
         with pytest.raises(ChatError, match="max_new_tokens: expected at least 1"):
             Chat(model, max_new_tokens=0)

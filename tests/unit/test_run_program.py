@@ -83,8 +83,8 @@ def test_stops_at_the_end_token(run: Run, alphabet) -> None:
 def test_zero_new_tokens_means_to_the_end_of_the_context(run: Run, endless) -> None:
     done = run(endless.path, "-z", endless.tokenizer, "-t", 0, "-n", 0, "-c", 71)
     assert done.stdout.decode() == "日🦙" * 10 + "\n"  # 71 tokens of 7 bytes a round; the last one begins a character
-    assert status_lines(done)[0].startswith("stopped at the context's end (71 tokens)")
-    assert "first 1 bytes were not written" in status_lines(done)[0]
+    assert status_lines(done)[0].startswith("stopped: the context is full (71 tokens)")
+    assert "its first 1 bytes were not written" in status_lines(done)[0]
 
 
 def test_every_write_is_whole_characters(engine_build: Path, endless) -> None:
@@ -107,9 +107,9 @@ def test_the_seed_decides(run: Run, tiny_models) -> None:
     first, second, other = (run(*words, "-s", seed).stdout for seed in (5, 5, 2**64 - 1))
     assert first == second != other
     first = run(*words)
-    seed = re.search(r"; -s (\d+) tells it again", status_lines(first)[0])
+    seed = re.search(r"; -s (\d+) gives the same text", status_lines(first)[0])
     assert seed and run(*words, "-s", seed[1]).stdout == first.stdout
-    assert b"tells it again" not in run(*words, "-t", 0).stderr
+    assert b"gives the same text" not in run(*words, "-t", 0).stderr
 
 
 def test_llamita_run_tells_the_same(run: Run, tiny_models, capfd: pytest.CaptureFixture[str]) -> None:
@@ -155,7 +155,7 @@ def test_help_and_version(run: Run) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "which model"),
+        ([], "expected a model file"),
         (["M", "N"], "one model"),
         (["M", "--temprature", "1"], "perhaps you meant --temperature"),
         (["M", "-temp", "1"], "perhaps you meant --temperature"),
@@ -264,7 +264,7 @@ def test_nobody_reads(engine_build: Path, endless) -> None:
         program.stdout.close()
         stopped, speed = program.stderr.read().decode().splitlines()
     assert (
-        program.returncode == 141 and stopped.startswith("stopped because nobody reads") and SPEED_LINE.fullmatch(speed)
+        program.returncode == 141 and stopped.startswith("stopped: stdout is closed") and SPEED_LINE.fullmatch(speed)
     )
 
 

@@ -1,4 +1,4 @@
-/* adapter.c: the functions of llamita.h about adapters. */
+/* adapter.c: the adapter API of llamita.h. */
 #include <sys/mman.h>
 
 #include "formats/formats.h"

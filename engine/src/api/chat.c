@@ -1,4 +1,5 @@
-/* chat.c: the functions of llamita.h about chats: messages to the segments of a text, by the model's own chat template. */
+/* chat.c: the chat API of llamita.h: renders messages to text segments with the model's chat
+ * template. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -8,9 +9,10 @@
 #include "tokenizer/segments.h"
 #include "tokenizer/unicode.h"
 
-/* ------------------------------------------------------------------ stretches of text */
+/* ------------------------------------------------------------------ trimming */
 
-/* White space as Python's str.strip() has it: Unicode's, and the four separators of ASCII. */
+/* White space as Python's str.strip() defines it: Unicode's, and the ASCII separators U+001C to
+ * U+001F. */
 static bool is_space(const char *text, size_t num_bytes, size_t *length) {
     uint32_t code_point;
     *length = utf8_decode(text, num_bytes, &code_point);
@@ -47,25 +49,26 @@ typedef struct {
 
 enum { MAX_SEGMENTS_PER_MESSAGE = 8 };
 
-static void write_part(writer *w, byte_slice text, bool trusted) {
+/* Appends text as it is; empty text adds no segment. */
+static void write_segment(writer *w, byte_slice text, bool trusted) {
     if (text.num_bytes > 0)
         w->segments[w->num_segments++] = (llamita_text_segment){text.bytes, text.num_bytes, trusted, NULL, 0};
 }
 
-/* What the template itself says; CHAT_EOS stands for the text of the EOS token. */
-static void write_own(writer *w, const char *text) {
+/* Text of the template; a leading CHAT_EOS becomes the text of the EOS token. */
+static void write_template(writer *w, const char *text) {
     const llamita_model *model = w->model;
     if (*text == CHAT_EOS) {
         const char *eos = llamita_token_text(model, model->info.eos_id);
-        if (eos) write_part(w, (byte_slice){eos, strlen(eos)}, true);
+        if (eos) write_segment(w, (byte_slice){eos, strlen(eos)}, true);
         text++;
     }
-    write_part(w, (byte_slice){text, strlen(text)}, true);
+    write_segment(w, (byte_slice){text, strlen(text)}, true);
 }
 
 static void write_bos(writer *w) {
     const char *bos = llamita_token_text(w->model, w->model->info.bos_id);
-    if (bos) write_part(w, (byte_slice){bos, strlen(bos)}, true);
+    if (bos) write_segment(w, (byte_slice){bos, strlen(bos)}, true);
 }
 
 static void write_content(writer *w, const llamita_message *message, byte_slice content) {
@@ -73,38 +76,38 @@ static void write_content(writer *w, const llamita_message *message, byte_slice 
     if (generated)
         w->segments[w->num_segments++] =
             (llamita_text_segment){content.bytes, content.num_bytes, false, message->ids, message->num_ids};
-    else write_part(w, content, false);
+    else write_segment(w, content, false);
 }
 
-static byte_slice content_of(const llamita_message *message) {
+static byte_slice message_content(const llamita_message *message) {
     return (byte_slice){message->content, message->num_bytes};
 }
 
-/* chatml, llama3, zephyr: all turns are alike. */
+/* chatml, llama3, zephyr: every turn has the same form. */
 static void write_turn(writer *w, const llamita_message *message) {
     const chat_format *format = w->format;
-    byte_slice content = content_of(message);
+    byte_slice content = message_content(message);
     if (format->trims_contents) content = strip_end(strip_start(content));
-    write_own(w, format->before_role);
-    write_own(w, message->role);
-    write_own(w, format->after_role);
+    write_template(w, format->before_role);
+    write_template(w, message->role);
+    write_template(w, format->after_role);
     write_content(w, message, content);
-    write_own(w, format->after_content);
+    write_template(w, format->after_content);
 }
 
-/* llama2: (the system prompt and) the user's turn, trimmed together. */
+/* llama2: the user's turn. A system prompt belongs to the first one and is trimmed with it. */
 static void write_llama2_user(writer *w, const llamita_message *system, const llamita_message *message) {
-    byte_slice content = strip_end(content_of(message));
+    byte_slice content = strip_end(message_content(message));
     if (!system) content = strip_start(content);
     write_bos(w);
-    write_own(w, "[INST] ");
+    write_template(w, "[INST] ");
     if (system) {
-        write_own(w, "<<SYS>>\n");
-        write_part(w, content_of(system), false);
-        write_own(w, content.num_bytes > 0 ? "\n<</SYS>>\n\n" : "\n<</SYS>>");
+        write_template(w, "<<SYS>>\n");
+        write_segment(w, message_content(system), false);
+        write_template(w, content.num_bytes > 0 ? "\n<</SYS>>\n\n" : "\n<</SYS>>");
     }
-    write_part(w, content, false);
-    write_own(w, " [/INST]");
+    write_segment(w, content, false);
+    write_template(w, " [/INST]");
 }
 
 static void write_llama2(writer *w, const llamita_message *messages, size_t num_messages) {
@@ -114,10 +117,10 @@ static void write_llama2(writer *w, const llamita_message *messages, size_t num_
             write_llama2_user(w, i == 1 ? system : NULL, &messages[i]);
             continue;
         }
-        write_own(w, " ");
-        write_content(w, &messages[i], strip_end(strip_start(content_of(&messages[i]))));
-        write_own(w, " ");
-        write_own(w, (const char[]){CHAT_EOS, 0});
+        write_template(w, " ");
+        write_content(w, &messages[i], strip_end(strip_start(message_content(&messages[i]))));
+        write_template(w, " ");
+        write_template(w, (const char[]){CHAT_EOS, 0});
     }
 }
 
@@ -126,31 +129,31 @@ static void write_turns(writer *w, const llamita_message *messages, size_t num_m
     if (default_system && strcmp(messages[0].role, "system") != 0) {
         const llamita_message system = {"system", default_system, strlen(default_system), NULL, 0};
         write_turn(w, &system);
-        w->segments[w->num_segments - 2].trusted = true; /* as all that the template writes */
+        w->segments[w->num_segments - 2].trusted = true; /* it is part of the template */
     }
     for (size_t i = 0; i < num_messages; i++) write_turn(w, &messages[i]);
-    write_own(w, w->format->before_role);
-    write_own(w, "assistant");
-    write_own(w, w->format->after_role);
+    write_template(w, w->format->before_role);
+    write_template(w, "assistant");
+    write_template(w, w->format->after_role);
 }
 
 /* ------------------------------------------------------------------ the public functions */
 
-/* [system] user (assistant user)*: what every known template takes. */
+/* Every known template requires [system] user (assistant user)*. */
 static llamita_status check_roles(const llamita_message *messages, size_t num_messages, llamita_error *error) {
     const size_t first = num_messages > 0 && strcmp(messages[0].role, "system") == 0 ? 1 : 0;
     for (size_t i = first; i < num_messages; i++) {
         const char *expected = (i - first) % 2 == 0 ? "user" : "assistant";
         if (strcmp(messages[i].role, expected) != 0)
             return error_set(error, LLAMITA_ERROR_ARGUMENT,
-                             "writing a chat failed: message %zu: expected the role %s, found %s; user and assistant "
-                             "take turns, after one system message at most",
+                             "cannot encode the chat: message %zu: expected role %s, found %s; user and assistant "
+                             "must alternate, after at most one system message",
                              i, expected, messages[i].role);
     }
     if ((num_messages - first) % 2 == 0)
         return error_set(error, LLAMITA_ERROR_ARGUMENT,
-                         "writing a chat failed: expected a last message of the user's, found %s",
-                         num_messages > first ? "the assistant's" : "none");
+                         "cannot encode the chat: expected the last message from the user, found %s",
+                         num_messages > first ? "one from the assistant" : "none");
     return LLAMITA_OK;
 }
 
@@ -167,12 +170,12 @@ llamita_status llamita_encode_segments(const llamita_model *model, const llamita
                                        llamita_error *error) {
     if (!model->tokenizer)
         return error_set(error, LLAMITA_ERROR_ARGUMENT,
-                         "encoding text failed: the model has no tokenizer; name one when opening it (tokenizer_path)");
+                         "cannot encode the text: the model has no tokenizer; open it with a tokenizer_path");
     for (size_t i = 0; i < num_segments; i++)
         for (size_t k = 0; k < segments[i].num_ids; k++)
             if (segments[i].ids[k] < 0 || segments[i].ids[k] >= model->info.vocab_size)
                 return error_set(error, LLAMITA_ERROR_ARGUMENT,
-                                 "encoding text failed: segment %zu, id %zu: expected 0 to %d, found %d", i, k,
+                                 "cannot encode the text: segment %zu, id %zu: expected 0 to %d, found %d", i, k,
                                  (int)model->info.vocab_size - 1, (int)segments[i].ids[k]);
     return tokenizer_encode_segments(model->tokenizer, segments, num_segments, ids, capacity, num_tokens, error);
 }
@@ -181,21 +184,21 @@ llamita_status llamita_chat_encode(const llamita_model *model, const llamita_mes
                                    int32_t *ids, size_t capacity, size_t *num_tokens, llamita_error *error) {
     if (!model->chat_template)
         return error_set(error, LLAMITA_ERROR_ARGUMENT,
-                         "writing a chat failed: the model has no chat template: it was not trained to chat; let it "
-                         "tell a text instead");
+                         "cannot encode the chat: the model has no chat template: it was not trained to chat; "
+                         "generate text instead");
     char default_system[MAX_DEFAULT_SYSTEM_BYTES];
     bool has_default_system = false;
     const chat_format *format = chat_template_recognize(model->chat_template, default_system, &has_default_system);
     if (!format)
         return error_set(error, LLAMITA_ERROR_ARGUMENT,
-                         "writing a chat failed: the model's chat template: expected one of ChatML, Llama 2, Llama 3 "
-                         "or Zephyr in a known spelling, found another; use `llamita chat`, which renders any");
+                         "cannot encode the chat: chat template: expected ChatML, Llama 2, Llama 3 or Zephyr in a "
+                         "known spelling, found another; use `llamita chat`, which renders any template");
     llamita_status status = check_roles(messages, num_messages, error);
     if (status != LLAMITA_OK) return status;
     writer w = {.model = model, .format = format};
     w.segments = calloc(num_messages + 3, MAX_SEGMENTS_PER_MESSAGE * sizeof *w.segments);
     if (!w.segments)
-        return error_set(error, LLAMITA_ERROR_MEMORY, "writing a chat failed: no memory for %zu messages",
+        return error_set(error, LLAMITA_ERROR_MEMORY, "cannot encode the chat: out of memory for %zu messages",
                          num_messages);
     if (!format->before_role) write_llama2(&w, messages, num_messages);
     else write_turns(&w, messages, num_messages, has_default_system ? default_system : NULL);

@@ -1,4 +1,5 @@
-/* model_load.c: opens a model file: maps it, detects its format, loads its tokenizer, packs its weights. */
+/* model_load.c: opens a model file: maps it, detects its format, reads its tokenizer and packs its
+ * weights. */
 #include "api/model_load.h"
 
 #include <stdlib.h>
@@ -16,7 +17,7 @@ static bool is_gguf(const void *bytes, size_t num_bytes) { return num_bytes >= 4
 
 /* ---------------------------------------------------------------- tokenizer */
 
-/* The tokenizer of another file than the model's. */
+/* Reads the tokenizer from a file other than the model's. */
 static llamita_status load_tokenizer(llamita_model *model, const char *path, llamita_error *error) {
     mmap_file file;
     llamita_status status = mmap_file_open("tokenizer", path, &file, error);
@@ -30,8 +31,8 @@ static llamita_status load_tokenizer(llamita_model *model, const char *path, lla
         }
         if (!status && !model->tokenizer) {
             status = error_set(error, LLAMITA_ERROR_FORMAT,
-                               "cannot open tokenizer %s: the file holds no tokenizer (key "
-                               "tokenizer.ggml.model); give one that does",
+                               "cannot open tokenizer %s: the file has no tokenizer (key tokenizer.ggml.model); "
+                               "use a file that has one",
                                error_path(path));
         }
     } else {
@@ -57,10 +58,10 @@ llamita_status model_fill_tokenizer(llamita_model *model, const char *path, cons
     int32_t num_tokens = tokenizer_vocab_size(model->tokenizer);
     if (num_tokens != info->vocab_size) {
         return error_set(error, LLAMITA_ERROR_FORMAT,
-                         "cannot open model %s: the tokenizer %s has %d tokens, the model's "
-                         "vocabulary has %d; give the tokenizer that the model was trained with",
-                         error_path(path), tokenizer_path ? error_path(tokenizer_path) : "in it", num_tokens,
-                         info->vocab_size);
+                         "cannot open model %s: tokenizer %s: expected the %d tokens of the model's vocabulary, "
+                         "found %d; use the tokenizer that the model was trained with",
+                         error_path(path), tokenizer_path ? error_path(tokenizer_path) : "in the file",
+                         info->vocab_size, num_tokens);
     }
     info->has_tokenizer = true;
     info->add_bos = tokenizer_add_bos(model->tokenizer);
@@ -75,8 +76,8 @@ static llamita_status select_kernels(llamita_model *model, const char *path, con
     model->kernels = kernels_select(name);
     if (!model->kernels) {
         return error_set(error, LLAMITA_ERROR_ARGUMENT,
-                         "cannot open model %s: kernels: expected auto, scalar or, on a processor that has it, avx2, "
-                         "avxvnni, neon or dotprod; found %s",
+                         "cannot open model %s: kernels: expected auto, scalar or, where the processor supports "
+                         "them, avx2, avxvnni, neon or dotprod; found %s",
                          error_path(path), name ? name : "none");
     }
     const char *selected = kernels_name(model->kernels);
@@ -107,7 +108,7 @@ static void run_tokenizer_task(void *argument) {
     task->status = model_fill_tokenizer(task->model, task->path, task->tokenizer_path, &task->error);
 }
 
-/* Packs the weights while one of the threads reads the tokenizer. */
+/* Packs the weights while one thread reads the tokenizer. */
 static llamita_status pack_beside_tokenizer(llamita_model *model, const char *path, const char *tokenizer_path,
                                             llamita_error *error) {
     tokenizer_task task = {.model = model, .path = path, .tokenizer_path = tokenizer_path};
@@ -120,8 +121,7 @@ llamita_status llamita_model_open(const char *path, const llamita_model_params *
                                   llamita_error *error) {
     if (!path || !model) {
         return error_set(error, LLAMITA_ERROR_ARGUMENT,
-                         "cannot open a model: expected a path and a place for the model, "
-                         "found NULL");
+                         "cannot open a model: expected a path and a pointer for the model, found NULL");
     }
     mmap_file file;
     llamita_status status = mmap_file_open("model", path, &file, error);

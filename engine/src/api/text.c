@@ -1,4 +1,4 @@
-/* text.c: the functions of llamita.h about the library and about text. */
+/* text.c: the library and text API of llamita.h. */
 #include "kernels/kernels.h"
 #include "model/model.h"
 #include "runtime/error.h"
@@ -10,18 +10,18 @@ const char *llamita_kernels(void) { return kernels_name(kernels_select(NULL)); }
 
 static llamita_status no_tokenizer(llamita_error *error, const char *what) {
     return error_set(error, LLAMITA_ERROR_ARGUMENT,
-                     "%s failed: the model has no tokenizer; name one when opening it (tokenizer_path)", what);
+                     "cannot %s: the model has no tokenizer; open it with a tokenizer_path", what);
 }
 
 llamita_status llamita_encode(const llamita_model *model, const char *text, size_t num_bytes, int flags, int32_t *ids,
                               size_t capacity, size_t *num_tokens, llamita_error *error) {
-    if (!model->tokenizer) return no_tokenizer(error, "encoding text");
+    if (!model->tokenizer) return no_tokenizer(error, "encode the text");
     return tokenizer_encode(model->tokenizer, text, num_bytes, flags, ids, capacity, num_tokens, error);
 }
 
 llamita_status llamita_token_bytes(const llamita_model *model, int32_t previous_id, int32_t id, const char **bytes,
                                    size_t *num_bytes, llamita_error *error) {
-    if (!model->tokenizer) return no_tokenizer(error, "decoding a token");
+    if (!model->tokenizer) return no_tokenizer(error, "decode a token");
     return tokenizer_decode(model->tokenizer, previous_id, id, bytes, num_bytes, error);
 }
 

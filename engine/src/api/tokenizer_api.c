@@ -1,4 +1,4 @@
-/* tokenizer_api.c: a tokenizer without a model, and many documents to ids in one call. */
+/* tokenizer_api.c: the API of llamita.h for a tokenizer without a model. */
 #include <stdlib.h>
 
 #include "formats/formats.h"
@@ -44,9 +44,8 @@ llamita_status llamita_tokenizer_encode(const llamita_tokenizer *tokenizer, cons
                                         uint64_t *token_ends, llamita_error *error) {
     const int32_t vocab_size = tokenizer_vocab_size(tokenizer->tokenizer);
     if (last_id < -1 || last_id >= vocab_size) {
-        return error_set(error, LLAMITA_ERROR_ARGUMENT,
-                         "cannot encode documents: expected a last id from -1 to %d, found %d", (int)vocab_size - 1,
-                         (int)last_id);
+        return error_set(error, LLAMITA_ERROR_ARGUMENT, "cannot encode documents: last_id: expected -1 to %d, found %d",
+                         (int)vocab_size - 1, (int)last_id);
     }
     return tokenizer_encode_documents(tokenizer->tokenizer, text, ends, num_documents, last_id, ids, capacity,
                                       token_ends, error);

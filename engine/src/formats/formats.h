@@ -6,21 +6,22 @@
 #include "model/model.h"
 #include "tokenizer/tokenizer.h"
 
-/* Each fills an empty model from the mapped file (model->mapping) and validates every number in it before use; on
- * failure the caller frees the half-filled model. path is for messages. */
+/* Fill an empty model from the mapped file (model->mapping), validating every number before use. On
+ * failure the caller frees the partly filled model. path is for messages. */
 llamita_status gguf_fill_model(llamita_model *model, const char *path, llamita_error *error);
 llamita_status llama2c_fill_model(llamita_model *model, const char *path, llamita_error *error);
 
-/* Reads only the tokenizer and the chat template from a mapped GGUF. *out becomes NULL if the file has no tokenizer;
- * out may be NULL. *chat_template becomes NULL if there is none, else the caller frees it. */
+/* Reads only the tokenizer and the chat template of a mapped GGUF. out may be NULL; *out becomes
+ * NULL if the file has no tokenizer. *chat_template becomes NULL if it has no template. The caller
+ * owns both. */
 llamita_status gguf_read_tokenizer(const void *mapping, size_t num_bytes, const char *path, tokenizer **out,
                                    char **chat_template, llamita_error *error);
 
-/* Reads a mapped tokenizer.bin of vocab_size entries. */
+/* Reads a mapped tokenizer.bin of vocab_size entries. The caller owns *out. */
 llamita_status llama2c_read_tokenizer(const void *mapping, size_t num_bytes, const char *path, int32_t vocab_size,
                                       tokenizer **out, llamita_error *error);
 
-/* Reads a mapped GGUF adapter. Nothing of the file is needed afterwards. */
+/* Reads a mapped GGUF adapter into memory of its own. The caller owns *adapter. */
 llamita_status gguf_read_lora(const llamita_model *model, const void *bytes, size_t num_bytes, const char *path,
                               llamita_adapter **adapter, llamita_error *error);
 

@@ -1,4 +1,4 @@
-/* gguf.h: a GGUF file taken apart and checked: its keys and its tensors, by name. */
+/* gguf.h: parses and validates GGUF files; finds their keys and tensors by name. */
 #ifndef LLAMITA_GGUF_H
 #define LLAMITA_GGUF_H
 
@@ -22,59 +22,61 @@ typedef enum {
     GGUF_F64 = 12,
 } gguf_type;
 
-/* A key and its value. All data lies inside the file, at any address. */
+/* A key and its value. All pointers point into the mapped file, unaligned. */
 typedef struct {
     byte_slice key;
     gguf_type type;
     gguf_type element_type;    /* arrays: never GGUF_ARRAY */
-    uint64_t count;            /* arrays: elements; strings: bytes */
-    const unsigned char *data; /* the number, the string's bytes, or the first element */
+    uint64_t count;            /* elements of an array, or bytes of a string */
+    const unsigned char *data; /* the number, the bytes of the string, or the first element */
 } gguf_entry;
 
 enum { GGUF_MAX_DIMENSIONS = 4 };
 
 typedef struct {
     byte_slice name;
-    uint32_t type;                      /* a tensor_type once the file is parsed */
+    uint32_t type;                      /* a valid tensor_type once the file is parsed */
     int64_t shape[GGUF_MAX_DIMENSIONS]; /* [row length, rows, 1, 1] */
     int num_dimensions;
     uint64_t offset, num_bytes;
-    const unsigned char *data; /* num_bytes of them, inside the file */
-    bool used;
+    const unsigned char *data; /* [num_bytes], in the mapped file */
+    bool used;                 /* for the readers, to find tensors that they do not know */
 } gguf_tensor;
 
 typedef struct {
     reader from;
-    size_t file_bytes; /* from.num_bytes is less in a long file: the most that a header may take */
+    size_t file_bytes; /* from.num_bytes may be less: it is capped at the maximum header size */
     uint32_t version;
-    gguf_entry *entries; /* sorted by key, each once */
+    gguf_entry *entries; /* sorted by key, unique; owned */
     size_t num_entries;
-    gguf_tensor *tensors; /* sorted by name, each once */
+    gguf_tensor *tensors; /* sorted by name, unique; owned */
     size_t num_tensors;
 } gguf_file;
 
-/* Checks every count, length, type and offset of the file; gguf_free releases what it allocated, also after a failure.
- */
+/* Checks every count, length, type and offset of the file. Call gguf_free afterwards, also on
+ * failure. */
 llamita_status gguf_parse(gguf_file *file, const reader *from);
 void gguf_free(gguf_file *file);
 
 const gguf_entry *gguf_find(const gguf_file *file, const char *key);
 gguf_tensor *gguf_find_tensor(const gguf_file *file, const char *name);
 
-/* Typed values. A missing key is an error if found is NULL; else it sets *found and leaves *value alone. */
+/* Typed values. A missing key is an error if found is NULL; else *found becomes false and *value is
+ * left unchanged. */
 llamita_status gguf_integer(const gguf_file *file, const char *key, int64_t low, int64_t high, int64_t *value,
                             bool *found);
 llamita_status gguf_real(const gguf_file *file, const char *key, double *value, bool *found);
 llamita_status gguf_bool(const gguf_file *file, const char *key, bool *value, bool *found);
 llamita_status gguf_string(const gguf_file *file, const char *key, byte_slice *value, bool *found);
 
-/* The array of that element type; its missing is an error. */
+/* The array, which must exist and have this element type. */
 llamita_status gguf_array(const gguf_file *file, const char *key, gguf_type element_type, const gguf_entry **array);
 
-/* The elements of an array of strings, as new memory for the caller to free. */
+/* The elements of an array of strings, in memory that the caller frees. They point into the
+ * file. */
 llamita_status gguf_strings(const gguf_file *file, const gguf_entry *array, byte_slice **strings);
 
-/* What a layer's matrices are called in "blk.N.NAME.weight". */
+/* The NAME of each matrix of a layer in "blk.N.NAME.weight". */
 extern const char *const gguf_matrix_names[MATRICES_PER_LAYER];
 
 bool slice_is(byte_slice slice, const char *text);

@@ -1,4 +1,4 @@
-/* gguf_lora.c: a GGUF file of type "adapter" to the low-rank updates of an open model, every number checked. */
+/* gguf_lora.c: reads and validates a LoRA adapter from a GGUF file. */
 #include <inttypes.h>
 #include <math.h>
 #include <stdio.h>
@@ -11,36 +11,34 @@
 
 enum { NAME_BYTES = 96, MAX_RANK = 1 << 14 };
 
-/* ---------------------------------------------------------------- what it is */
+/* ---------------------------------------------------------------- metadata */
 
-static llamita_status check_word(const gguf_file *file, const char *key, const char *expected, const char *remedy) {
-    byte_slice found_word = {"none", 4};
+static llamita_status check_string(const gguf_file *file, const char *key, const char *expected, const char *remedy) {
+    byte_slice value = {"none", 4};
     bool found;
-    llamita_status status = gguf_string(file, key, &found_word, &found);
-    if (!status && !slice_is(found_word, expected)) {
-        return reader_refuse(&file->from, "key %s: expected %s, found %.*s; %s", key, expected, SHOWN(found_word),
-                             remedy);
-    }
+    llamita_status status = gguf_string(file, key, &value, &found);
+    if (!status && !slice_is(value, expected))
+        return reader_error(&file->from, "key %s: expected %s, found %.*s; %s", key, expected, SHOWN(value), remedy);
     return status;
 }
 
-static llamita_status check_kind(const gguf_file *file, llamita_adapter_info *info) {
+static llamita_status read_metadata(const gguf_file *file, llamita_adapter_info *info) {
     double alpha = 0;
     byte_slice name = {"", 0};
     bool found;
     llamita_status status =
-        check_word(file, "general.type", "adapter", "give an adapter, as llamita export --adapter writes it");
-    status = status ? status : check_word(file, "adapter.type", "lora", "this engine applies LoRA adapters only");
+        check_string(file, "general.type", "adapter", "use an adapter, as written by llamita export --adapter");
+    status = status ? status : check_string(file, "adapter.type", "lora", "this engine supports LoRA adapters only");
     status =
-        status ? status : check_word(file, "general.architecture", "llama", "the adapter was made for another model");
+        status ? status : check_string(file, "general.architecture", "llama", "the adapter was made for another model");
     if (!status && gguf_find(file, "adapter.alora.invocation_tokens")) {
-        return reader_refuse(&file->from, "key adapter.alora.invocation_tokens: expected none; this engine does not "
-                                          "switch adapters on inside a text");
+        return reader_error(&file->from, "key adapter.alora.invocation_tokens: expected none; activated LoRA "
+                                         "adapters are not supported");
     }
     status = status ? status : gguf_real(file, "adapter.lora.alpha", &alpha, NULL);
     if (!status && !(alpha > 0 && isfinite((float)alpha))) {
-        return reader_refuse(
-            &file->from, "key adapter.lora.alpha: expected a positive number, found %g; the file is damaged", alpha);
+        return reader_error(&file->from,
+                            "key adapter.lora.alpha: expected a positive number, found %g; the file is damaged", alpha);
     }
     status = status ? status : gguf_string(file, "general.name", &name, &found);
     error_clean_line(info->name, sizeof info->name, name.bytes, name.num_bytes);
@@ -50,17 +48,17 @@ static llamita_status check_kind(const gguf_file *file, llamita_adapter_info *in
 
 /* ---------------------------------------------------------------- tensors */
 
-static llamita_status refuse_shape(const gguf_file *file, const gguf_tensor *t, const char *expected) {
+static llamita_status shape_error(const gguf_file *file, const gguf_tensor *t, const char *expected) {
     char found[96];
     size_t length = 0;
     for (int i = 0; i < t->num_dimensions; i++)
         length += (size_t)snprintf(found + length, sizeof found - length, "%s%" PRId64, i ? ", " : "", t->shape[i]);
-    return reader_refuse(&file->from,
-                         "tensor %.*s: expected shape %s, found [%s]; the adapter was made for another model",
-                         SHOWN(t->name), expected, found);
+    return reader_error(&file->from,
+                        "tensor %.*s: expected shape %s, found [%s]; the adapter was made for another model",
+                        SHOWN(t->name), expected, found);
 }
 
-/* The tensor as it will be packed: floats of 16 bits stay what they are, all else becomes F32. */
+/* The tensor as it will be packed: F32 if it is quantized, else in its own type. */
 static tensor describe(const gguf_tensor *t) {
     const tensor_type type = (tensor_type)t->type;
     tensor described = {
@@ -70,7 +68,8 @@ static tensor describe(const gguf_tensor *t) {
     return described;
 }
 
-/* Both halves of one matrix's update, if the file has any; the panels come later. */
+/* Takes lora_a [rank, row_length] and lora_b [num_rows, rank] of one matrix, if the file has them.
+ * They are packed later. */
 static llamita_status take_update(const gguf_file *file, const tensor *matrix, const char *name, lora_pair *update) {
     gguf_tensor *halves[2];
     for (int i = 0; i < 2; i++) {
@@ -81,24 +80,24 @@ static llamita_status take_update(const gguf_file *file, const tensor *matrix, c
     }
     if (!halves[0] && !halves[1]) return LLAMITA_OK;
     if (!halves[0] || !halves[1]) {
-        return reader_refuse(&file->from, "tensor %s.lora_%c is missing; the file is incomplete", name,
-                             halves[0] ? 'b' : 'a');
+        return reader_error(&file->from, "tensor %s.lora_%c is missing; the file is incomplete", name,
+                            halves[0] ? 'b' : 'a');
     }
     const gguf_tensor *a = halves[0], *b = halves[1];
     const int64_t rank = a->shape[1];
     char expected[NAME_BYTES];
     if (a->shape[0] != matrix->row_length || a->shape[2] != 1 || a->shape[3] != 1) {
         snprintf(expected, sizeof expected, "[%" PRId64 ", rank]", matrix->row_length);
-        return refuse_shape(file, a, expected);
+        return shape_error(file, a, expected);
     }
     if (rank > MAX_RANK) {
-        return reader_refuse(&file->from,
-                             "tensor %s.lora_a: expected a rank of 1 to %d, found %" PRId64 "; the file is damaged",
-                             name, MAX_RANK, rank);
+        return reader_error(&file->from,
+                            "tensor %s.lora_a: expected a rank of 1 to %d, found %" PRId64 "; the file is damaged",
+                            name, MAX_RANK, rank);
     }
     if (b->shape[0] != rank || b->shape[1] != matrix->num_rows || b->shape[2] != 1 || b->shape[3] != 1) {
         snprintf(expected, sizeof expected, "[%" PRId64 ", %" PRId64 "]", rank, matrix->num_rows);
-        return refuse_shape(file, b, expected);
+        return shape_error(file, b, expected);
     }
     *update = (lora_pair){describe(a), describe(b)};
     return LLAMITA_OK;
@@ -122,15 +121,15 @@ static llamita_status take_updates(llamita_adapter *adapter, const gguf_file *fi
     }
     for (size_t i = 0; !status && i < file->num_tensors; i++) {
         if (!file->tensors[i].used) {
-            return reader_refuse(&file->from,
-                                 "tensor %.*s: expected lora_a and lora_b of the attention's and the feed-forward's "
-                                 "matrices in layers 0 to %d; the adapter was made for another model, or updates what "
-                                 "this engine does not",
-                                 SHOWN(file->tensors[i].name), (int)num_layers - 1);
+            return reader_error(&file->from,
+                                "tensor %.*s: expected lora_a and lora_b of attention and feed-forward matrices in "
+                                "layers 0 to %d; the adapter was made for another model, or updates tensors that this "
+                                "engine does not support",
+                                SHOWN(file->tensors[i].name), (int)num_layers - 1);
         }
     }
     if (!status && file->num_tensors == 0)
-        return reader_refuse(&file->from, "it holds no tensors; the file is incomplete");
+        return reader_error(&file->from, "the file has no tensors; it is incomplete");
     return status;
 }
 
@@ -141,23 +140,23 @@ static size_t packed_bytes(const tensor *t) {
     return (bytes + PANEL_ALIGNMENT - 1) / PANEL_ALIGNMENT * PANEL_ALIGNMENT;
 }
 
-/* The file's numbers, all of them finite, into the panels of t. */
+/* Packs the tensor of this name, after checking that it is finite, into the panels of t. */
 static llamita_status pack_tensor(const gguf_file *file, const char *name, tensor *t, char *panels) {
-    const gguf_tensor *stored = gguf_find_tensor(file, name);
-    const size_t row_bytes = (size_t)(stored->num_bytes / (uint64_t)t->num_rows), row = (size_t)t->row_length;
-    const bool converted = (tensor_type)stored->type != t->type;
+    const gguf_tensor *source = gguf_find_tensor(file, name);
+    const size_t row_bytes = (size_t)(source->num_bytes / (uint64_t)t->num_rows), row = (size_t)t->row_length;
+    const bool converted = (tensor_type)source->type != t->type;
     float *floats = malloc((size_t)t->num_rows * row * sizeof *floats);
-    if (!floats) return reader_refuse_memory(&file->from, (uint64_t)t->num_rows * row * sizeof *floats);
+    if (!floats) return reader_memory_error(&file->from, (uint64_t)t->num_rows * row * sizeof *floats);
     for (int64_t r = 0; r < t->num_rows; r++) {
-        tensor_type_dequantize((tensor_type)stored->type)(stored->data + (size_t)r * row_bytes, t->row_length,
+        tensor_type_dequantize((tensor_type)source->type)(source->data + (size_t)r * row_bytes, t->row_length,
                                                           floats + (size_t)r * row);
     }
     llamita_status status = model_check_finite(&file->from, name, floats, t->num_rows * t->row_length);
-    const void *rows = converted ? (const void *)floats : stored->data;
+    const void *rows = converted ? (const void *)floats : source->data;
     const int64_t num_panels = panel_count(t->num_rows);
     if (!status && !panel_pack(t->type, rows, converted ? row * sizeof(float) : row_bytes, t->num_rows, t->row_length,
                                0, num_panels, panels)) {
-        status = reader_refuse_memory(&file->from, row_bytes);
+        status = reader_memory_error(&file->from, row_bytes);
     }
     free(floats);
     t->panels = panels;
@@ -179,7 +178,7 @@ static llamita_status pack_updates(llamita_adapter *adapter, const gguf_file *fi
         }
     }
     adapter->panels = aligned_alloc(PANEL_ALIGNMENT, num_bytes);
-    if (!adapter->panels) return reader_refuse_memory(&file->from, num_bytes);
+    if (!adapter->panels) return reader_memory_error(&file->from, num_bytes);
     char *panels = adapter->panels;
     llamita_status status = LLAMITA_OK;
     for (int32_t i = 0; i < num_layers; i++) {
@@ -210,11 +209,11 @@ llamita_status gguf_read_lora(const llamita_model *model, const void *bytes, siz
     }
     if (!opened || !opened->layers) {
         lora_release(opened);
-        return reader_refuse_memory(&from, sizeof *opened);
+        return reader_memory_error(&from, sizeof *opened);
     }
     gguf_file file;
     llamita_status status = gguf_parse(&file, &from);
-    status = status ? status : check_kind(&file, &opened->info);
+    status = status ? status : read_metadata(&file, &opened->info);
     status = status ? status : take_updates(opened, &file);
     status = status ? status : pack_updates(opened, &file);
     gguf_free(&file);

@@ -1,4 +1,5 @@
-/* gguf_model.c: turns a parsed GGUF file of architecture "llama" into a model whose weights point into the file. */
+/* gguf_model.c: reads a GGUF file of architecture "llama" into a model whose weights point into the
+ * file. */
 #include <inttypes.h>
 #include <math.h>
 #include <stdio.h>
@@ -14,56 +15,56 @@ enum { NAME_BYTES = 64, SHAPE_BYTES = 96 };
 
 /* ---------------------------------------------------------------- configuration */
 
-/* What this engine would get wrong is refused by name. */
-static llamita_status check_kind(const gguf_file *file) {
+/* Refuses files whose results would be wrong, by the name of the unsupported feature. */
+static llamita_status check_supported(const gguf_file *file) {
     byte_slice architecture = {0};
     bool found;
     int64_t number = 0;
     byte_slice kind = {0};
     llamita_status status = gguf_string(file, "general.type", &kind, &found);
     if (!status && slice_is(kind, "adapter")) {
-        return reader_refuse(&file->from, "it is an adapter; open the model that it was made for, and apply it to that "
-                                          "(--adapter)");
+        return reader_error(&file->from, "expected a model, found an adapter; open the model it was made for and "
+                                         "apply it with --adapter");
     }
     status = status ? status : gguf_string(file, "general.architecture", &architecture, NULL);
     if (!status && !slice_is(architecture, "llama")) {
-        return reader_refuse(&file->from, "architecture: expected llama, found %.*s; this engine runs Llamas only",
-                             SHOWN(architecture));
+        return reader_error(&file->from, "architecture: expected llama, found %.*s; this engine runs only Llama models",
+                            SHOWN(architecture));
     }
     status = status ? status : gguf_integer(file, "split.count", 0, INT32_MAX, &number, &found);
     if (!status && number > 1) {
-        return reader_refuse(&file->from,
-                             "it is one of %" PRId64 " pieces of a model (split.count); merge them first with "
-                             "llama-gguf-split --merge",
-                             number);
+        return reader_error(&file->from,
+                            "expected a whole model, found one of %" PRId64 " splits (split.count); merge them with "
+                            "llama-gguf-split --merge",
+                            number);
     }
     number = 0;
     status = status ? status : gguf_integer(file, "llama.expert_count", 0, INT32_MAX, &number, &found);
     if (!status && number > 0) {
-        return reader_refuse(&file->from,
-                             "llama.expert_count: expected none, found %" PRId64 "; mixtures of experts are not "
-                             "supported",
-                             number);
+        return reader_error(&file->from,
+                            "llama.expert_count: expected none, found %" PRId64 "; mixtures of experts are not "
+                            "supported",
+                            number);
     }
     if (!status && file->num_tensors == 0) {
-        return reader_refuse(&file->from,
-                             "it holds a tokenizer but no tensors; give it as the tokenizer (-z) of a model");
+        return reader_error(&file->from,
+                            "expected a model, found a tokenizer without tensors; pass it as the tokenizer (-z) of "
+                            "a model");
     }
     number = 2;
     status = status ? status : gguf_integer(file, "general.quantization_version", 0, INT32_MAX, &number, &found);
     for (size_t i = 0; !status && number != 2 && i < file->num_tensors; i++) {
         if (tensor_type_is_quantized((tensor_type)file->tensors[i].type)) {
-            return reader_refuse(&file->from,
-                                 "general.quantization_version: expected 2, found %" PRId64 "; convert the "
-                                 "model again",
-                                 number);
+            return reader_error(&file->from,
+                                "general.quantization_version: expected 2, found %" PRId64 "; convert the "
+                                "model again",
+                                number);
         }
     }
     return status;
 }
 
-/* Size of an attention head: key_length, else D / H. As in llama.cpp the values' size and the rotated part must agree.
- */
+/* The head size: key_length, else D / H. Values and the rotated part must have the same size. */
 static llamita_status read_head_dim(const gguf_file *file, llamita_model_info *info) {
     const char *const others[] = {"llama.attention.value_length", "llama.rope.dimension_count"};
     bool found;
@@ -71,10 +72,10 @@ static llamita_status read_head_dim(const gguf_file *file, llamita_model_info *i
     llamita_status status = gguf_integer(file, "llama.attention.key_length", 1, INT32_MAX, &head_dim, &found);
     if (!status && !found) {
         if (info->hidden_size % info->num_attention_heads != 0) {
-            return reader_refuse(&file->from,
-                                 "number of attention heads: expected a divisor of the hidden size %d, found %d; "
-                                 "the file is damaged",
-                                 info->hidden_size, info->num_attention_heads);
+            return reader_error(&file->from,
+                                "number of attention heads: expected a divisor of the hidden size %d, found %d; "
+                                "the file is damaged",
+                                info->hidden_size, info->num_attention_heads);
         }
         head_dim = info->hidden_size / info->num_attention_heads;
     }
@@ -82,10 +83,10 @@ static llamita_status read_head_dim(const gguf_file *file, llamita_model_info *i
         int64_t other = head_dim;
         status = gguf_integer(file, others[i], 1, INT32_MAX, &other, &found);
         if (!status && other != head_dim) {
-            return reader_refuse(&file->from,
-                                 "%s: expected the head size %" PRId64 ", found %" PRId64 "; this engine rotates "
-                                 "and stores whole heads only",
-                                 others[i], head_dim, other);
+            return reader_error(&file->from,
+                                "%s: expected the head size %" PRId64 ", found %" PRId64 "; partial rotation and "
+                                "values of another size are not supported",
+                                others[i], head_dim, other);
         }
     }
     info->head_dim = (int32_t)head_dim;
@@ -122,59 +123,61 @@ static llamita_status read_numbers(const gguf_file *file, llamita_model_info *in
     llamita_status status = gguf_real(file, "llama.attention.layer_norm_rms_epsilon", &epsilon, NULL);
     status = status ? status : gguf_real(file, "llama.rope.freq_base", &theta, &found);
     if (!status && !((float)epsilon > 0.0F && epsilon < 1.0)) {
-        return reader_refuse(&file->from,
-                             "key llama.attention.layer_norm_rms_epsilon: expected a number above 0 and below 1, "
-                             "found %g; the file is damaged",
-                             epsilon);
+        return reader_error(&file->from,
+                            "key llama.attention.layer_norm_rms_epsilon: expected a number above 0 and below 1, "
+                            "found %g; the file is damaged",
+                            epsilon);
     }
     if (!status && !(theta >= 1.0 && isfinite((float)theta))) {
-        return reader_refuse(&file->from,
-                             "key llama.rope.freq_base: expected at least 1, found %g; the file is damaged", theta);
+        return reader_error(&file->from, "key llama.rope.freq_base: expected at least 1, found %g; the file is damaged",
+                            theta);
     }
     info->rms_norm_eps = (float)epsilon;
     info->rope_theta = (float)theta;
     return status;
 }
 
-/* The vocabulary's size is the embedding's rows; llama.vocab_size, where given, must agree. */
+/* The vocabulary size is the number of rows of the embedding; llama.vocab_size, if present, must
+ * agree. */
 static llamita_status read_vocab_size(const gguf_file *file, llamita_model_info *info) {
     const gguf_tensor *embedding = gguf_find_tensor(file, "token_embd.weight");
     if (!embedding)
-        return reader_refuse(&file->from, "tensor token_embd.weight is missing; the file is damaged or not a Llama");
-    int64_t rows = embedding->shape[1] > INT32_MAX ? INT32_MAX : embedding->shape[1], told = rows;
+        return reader_error(&file->from, "tensor token_embd.weight is missing; the file is damaged or not a Llama");
+    int64_t rows = embedding->shape[1] > INT32_MAX ? INT32_MAX : embedding->shape[1], stated = rows;
     bool found;
-    llamita_status status = gguf_integer(file, "llama.vocab_size", 1, INT32_MAX, &told, &found);
-    if (!status && told != rows) {
-        return reader_refuse(&file->from,
-                             "key llama.vocab_size: expected the %" PRId64 " rows of token_embd.weight, found %" PRId64
-                             "; the file is damaged",
-                             rows, told);
+    llamita_status status = gguf_integer(file, "llama.vocab_size", 1, INT32_MAX, &stated, &found);
+    if (!status && stated != rows) {
+        return reader_error(&file->from,
+                            "key llama.vocab_size: expected the %" PRId64 " rows of token_embd.weight, found %" PRId64
+                            "; the file is damaged",
+                            rows, stated);
     }
     info->vocab_size = (int32_t)rows;
     return status;
 }
 
-/* The factor by which positions shrink. As in llama.cpp a factor without a type means linear. */
+/* The factor that divides positions. As in llama.cpp, a factor without a type means linear. */
 static llamita_status read_rope_scale(const gguf_file *file, double *scale) {
     byte_slice type = {"linear", 6};
     bool found;
     double factor = 0.0;
     llamita_status status = gguf_string(file, "llama.rope.scaling.type", &type, &found);
     if (!status && !slice_is(type, "none") && !slice_is(type, "linear")) {
-        return reader_refuse(&file->from,
-                             "key llama.rope.scaling.type: expected none or linear, found %.*s; this engine does "
-                             "not compute it",
-                             SHOWN(type));
+        return reader_error(&file->from,
+                            "key llama.rope.scaling.type: expected none or linear, found %.*s, which is not "
+                            "supported",
+                            SHOWN(type));
     }
     status = status ? status : gguf_real(file, "llama.rope.scaling.factor", &factor, &found);
     if (!status && !found) status = gguf_real(file, "llama.rope.scale_linear", &factor, &found);
     if (!status && factor < 0.0) {
-        return reader_refuse(&file->from,
-                             "key llama.rope.scaling.factor: expected a positive number, found %g; the file is "
-                             "damaged",
-                             factor);
+        return reader_error(&file->from,
+                            "key llama.rope.scaling.factor: expected a positive number, found %g; the file is "
+                            "damaged",
+                            factor);
     }
-    *scale = slice_is(type, "none") || factor == 0.0 ? 1.0 : factor; /* 0 means none in llama.cpp */
+    /* As in llama.cpp, 0 means none. */
+    *scale = slice_is(type, "none") || factor == 0.0 ? 1.0 : factor;
     return status;
 }
 
@@ -187,18 +190,18 @@ static void print_shape(char text[SHAPE_BYTES], const int64_t *shape, int num_di
     snprintf(text + length, SHAPE_BYTES - length, "]");
 }
 
-/* The named tensor, if it has this shape (num_rows 0: a vector). */
+/* The named tensor, which must have this shape (num_rows 0: a vector). */
 static llamita_status take_tensor(const gguf_file *file, const char *name, int64_t row_length, int64_t num_rows,
                                   gguf_tensor **out) {
     gguf_tensor *t = gguf_find_tensor(file, name);
-    if (!t) return reader_refuse(&file->from, "tensor %s is missing; the file is damaged or not a Llama", name);
+    if (!t) return reader_error(&file->from, "tensor %s is missing; the file is damaged or not a Llama", name);
     const int64_t shape[GGUF_MAX_DIMENSIONS] = {row_length, num_rows ? num_rows : 1, 1, 1};
     if (memcmp(t->shape, shape, sizeof shape) != 0) {
         char expected[SHAPE_BYTES], found[SHAPE_BYTES];
         print_shape(expected, shape, num_rows ? 2 : 1);
         print_shape(found, t->shape, t->num_dimensions);
-        return reader_refuse(&file->from, "tensor %s: expected shape %s, found %s; the file is damaged or not a Llama",
-                             name, expected, found);
+        return reader_error(&file->from, "tensor %s: expected shape %s, found %s; the file is damaged or not a Llama",
+                            name, expected, found);
     }
     t->used = true;
     *out = t;
@@ -219,7 +222,7 @@ static llamita_status take_matrix(const gguf_file *file, const char *name, int64
     return status;
 }
 
-/* A vector of floats: the file's own if F32, else converted. */
+/* A vector of floats: in the file if it is F32, else converted into memory of the model. */
 static llamita_status take_vector(llamita_model *model, const gguf_file *file, const char *name, int64_t length,
                                   const float **vector) {
     gguf_tensor *t;
@@ -228,14 +231,14 @@ static llamita_status take_vector(llamita_model *model, const gguf_file *file, c
     const tensor_type type = (tensor_type)t->type;
     const float *values = (const float *)(const void *)t->data;
     if (tensor_type_is_quantized(type)) {
-        return reader_refuse(&file->from,
-                             "tensor %s: expected type F32, F16 or BF16, found a quantized one; the file is "
-                             "damaged",
-                             name);
+        return reader_error(&file->from,
+                            "tensor %s: expected type F32, F16 or BF16, found a quantized one; the file is "
+                            "damaged",
+                            name);
     }
     if (type != TENSOR_F32) {
         float *converted = model_allocate(model, (size_t)length * sizeof *converted);
-        if (!converted) return reader_refuse_memory(&file->from, (uint64_t)length * sizeof *converted);
+        if (!converted) return reader_memory_error(&file->from, (uint64_t)length * sizeof *converted);
         tensor_type_dequantize(type)(t->data, length, converted);
         values = converted;
     }
@@ -282,13 +285,13 @@ static llamita_status take_layer(llamita_model *model, const gguf_file *file, in
 static llamita_status take_layers(llamita_model *model, const gguf_file *file) {
     const int32_t num_layers = model->info.num_hidden_layers;
     if ((size_t)num_layers > file->num_tensors) {
-        return reader_refuse(&file->from,
-                             "key llama.block_count: expected no more than the file's %zu tensors allow, found "
-                             "%d; the file is damaged",
-                             file->num_tensors, num_layers);
+        return reader_error(&file->from,
+                            "key llama.block_count: expected at most the file's %zu tensors, found %d; the file is "
+                            "damaged",
+                            file->num_tensors, num_layers);
     }
     model->layers = model_allocate(model, (size_t)num_layers * sizeof *model->layers);
-    if (!model->layers) return reader_refuse_memory(&file->from, (uint64_t)num_layers * sizeof *model->layers);
+    if (!model->layers) return reader_memory_error(&file->from, (uint64_t)num_layers * sizeof *model->layers);
     llamita_status status = LLAMITA_OK;
     for (int32_t i = 0; !status && i < num_layers; i++) status = take_layer(model, file, i);
     return status;
@@ -306,7 +309,7 @@ static llamita_status take_embeddings(llamita_model *model, const gguf_file *fil
     return status;
 }
 
-/* Llama 3.1's scaling comes as a tensor of divisors. */
+/* Llama 3.1 stores its RoPE scaling as a tensor of divisors. */
 static llamita_status take_rope(llamita_model *model, const gguf_file *file) {
     const float *divisors = NULL;
     double scale = 1.0;
@@ -315,24 +318,24 @@ static llamita_status take_rope(llamita_model *model, const gguf_file *file) {
         status = take_vector(model, file, "rope_freqs.weight", model->info.head_dim / 2, &divisors);
     for (int32_t i = 0; !status && divisors && i < model->info.head_dim / 2; i++) {
         if (!(divisors[i] > 0.0F)) {
-            return reader_refuse(&file->from,
-                                 "tensor rope_freqs.weight: expected positive numbers, found %g at position %d; "
-                                 "the file is damaged",
-                                 (double)divisors[i], i);
+            return reader_error(&file->from,
+                                "tensor rope_freqs.weight: expected positive numbers, found %g at position %d; "
+                                "the file is damaged",
+                                (double)divisors[i], i);
         }
     }
     return status ? status : model_fill_rope(model, &file->from, scale, divisors);
 }
 
-/* A tensor that is left over changes the model's results, or the file is of another kind. */
+/* An unused tensor would change the results, or the file is not a plain Llama. */
 static llamita_status check_all_used(llamita_model *model, const gguf_file *file) {
     for (size_t i = 0; i < file->num_tensors; i++) {
         const gguf_tensor *t = &file->tensors[i];
         if (!t->used) {
-            return reader_refuse(&file->from,
-                                 "tensor %.*s: expected no such tensor in a Llama of %d layers; this engine "
-                                 "would leave it out and compute something else",
-                                 SHOWN(t->name), model->info.num_hidden_layers);
+            return reader_error(&file->from,
+                                "tensor %.*s: expected no such tensor in a Llama of %d layers; ignoring it would "
+                                "give wrong results",
+                                SHOWN(t->name), model->info.num_hidden_layers);
         }
         model->info.weight_bytes += (int64_t)t->num_bytes;
     }
@@ -341,7 +344,7 @@ static llamita_status check_all_used(llamita_model *model, const gguf_file *file
 
 static llamita_status fill(llamita_model *model, const gguf_file *file) {
     llamita_model_info *info = &model->info;
-    llamita_status status = check_kind(file);
+    llamita_status status = check_supported(file);
     status = status ? status : read_sizes(file, info);
     status = status ? status : read_numbers(file, info);
     status = status ? status : read_vocab_size(file, info);

@@ -1,8 +1,8 @@
-/* gguf_tokenizer.c: turns the tokenizer.* keys of a GGUF file into a tokenizer and a chat template.
+/* gguf_tokenizer.c: reads the tokenizer and the chat template from the keys of a GGUF file.
  *
- * Defaults are llama.cpp's (src/llama-vocab.cpp), which a file written for it relies on: add_bos is on for
- * SentencePiece and for the llama-bpe split; tokens with the texts below end a text. What it would guess is refused
- * here instead.
+ * Files rely on llama.cpp's defaults (src/llama-vocab.cpp): add_bos is on for SentencePiece and for
+ * the llama-bpe pre-tokenizer, and the control tokens listed below end a text. Where llama.cpp
+ * guesses, this reader refuses the file.
  */
 #include <inttypes.h>
 #include <math.h>
@@ -13,13 +13,13 @@
 #include "formats/gguf.h"
 
 enum { MAX_TOKENS = 1 << 20, MAX_MERGES = 1 << 20, MAX_TOKEN_BYTES = 65535, MAX_TEMPLATE_BYTES = 1 << 20 };
-enum { MAX_END_IDS = 2 + 8 }; /* the two keys, and the texts of ENDING_TEXTS */
+enum { MAX_END_IDS = 2 + 8 }; /* two keys, and ENDING_TEXTS */
 
-/* Control tokens that end a text though no key says so. */
+/* Control tokens that end a text even if no key names them. */
 static const char *const ENDING_TEXTS[] = {"<|eot_id|>",    "<|eom_id|>",      "<|im_end|>",    "<|end|>",
                                            "<|endoftext|>", "<|end_of_text|>", "<end_of_turn>", "</s>"};
 
-/* The source and the memory behind it. */
+/* A tokenizer_source and the memory it points to. */
 typedef struct {
     tokenizer_source source;
     byte_slice *pieces, *merges;
@@ -34,15 +34,14 @@ static llamita_status read_kind(const gguf_file *file, byte_slice model, tokeniz
         return LLAMITA_OK;
     }
     if (!slice_is(model, "gpt2")) {
-        return reader_refuse(&file->from,
-                             "key tokenizer.ggml.model: expected llama or gpt2, found %.*s; give a tokenizer of "
-                             "one of these kinds",
-                             SHOWN(model));
+        return reader_error(&file->from,
+                            "key tokenizer.ggml.model: expected llama or gpt2, found %.*s, which is not supported",
+                            SHOWN(model));
     }
     static const struct {
         const char *name;
         pre_tokenizer pre_tokenizer;
-    } splits[] = {
+    } names[] = {
         {"qwen2", PRE_TOKENIZER_QWEN2},      {"llama-bpe", PRE_TOKENIZER_LLAMA_BPE},
         {"llama3", PRE_TOKENIZER_LLAMA_BPE}, {"llama-v3", PRE_TOKENIZER_LLAMA_BPE},
         {"gpt-2", PRE_TOKENIZER_GPT2},       {"smollm", PRE_TOKENIZER_SMOLLM},
@@ -50,17 +49,17 @@ static llamita_status read_kind(const gguf_file *file, byte_slice model, tokeniz
     byte_slice pre = {"", 0};
     source->kind = TOKENIZER_BYTE_LEVEL;
     llamita_status status = gguf_string(file, "tokenizer.ggml.pre", &pre, NULL);
-    for (size_t i = 0; !status && i < sizeof splits / sizeof splits[0]; i++) {
-        if (slice_is(pre, splits[i].name)) {
-            source->pre_tokenizer = splits[i].pre_tokenizer;
+    for (size_t i = 0; !status && i < sizeof names / sizeof names[0]; i++) {
+        if (slice_is(pre, names[i].name)) {
+            source->pre_tokenizer = names[i].pre_tokenizer;
             return LLAMITA_OK;
         }
     }
     return status ? status
-                  : reader_refuse(&file->from,
-                                  "key tokenizer.ggml.pre: expected qwen2, llama-bpe, gpt-2 or smollm, found "
-                                  "%.*s; this engine does not split text that way",
-                                  SHOWN(pre));
+                  : reader_error(&file->from,
+                                 "key tokenizer.ggml.pre: expected qwen2, llama-bpe, gpt-2 or smollm, found "
+                                 "%.*s, which is not supported",
+                                 SHOWN(pre));
 }
 
 static llamita_status read_pieces(const gguf_file *file, vocabulary *v) {
@@ -68,7 +67,7 @@ static llamita_status read_pieces(const gguf_file *file, vocabulary *v) {
     llamita_status status = gguf_array(file, "tokenizer.ggml.tokens", GGUF_STRING, &tokens);
     if (status) return status;
     if (tokens->count < 1 || tokens->count > MAX_TOKENS) {
-        return reader_refuse(
+        return reader_error(
             &file->from, "key tokenizer.ggml.tokens: expected 1 to %d tokens, found %" PRIu64 "; the file is damaged",
             MAX_TOKENS, tokens->count);
     }
@@ -77,10 +76,10 @@ static llamita_status read_pieces(const gguf_file *file, vocabulary *v) {
     v->source.vocab_size = (int32_t)tokens->count;
     for (int32_t i = 0; !status && i < v->source.vocab_size; i++) {
         if (v->pieces[i].num_bytes > MAX_TOKEN_BYTES) {
-            return reader_refuse(&file->from,
-                                 "key tokenizer.ggml.tokens: token %d: expected at most %d bytes, found %zu; the "
-                                 "file is damaged",
-                                 i, MAX_TOKEN_BYTES, v->pieces[i].num_bytes);
+            return reader_error(&file->from,
+                                "key tokenizer.ggml.tokens: token %d: expected at most %d bytes, found %zu; the "
+                                "file is damaged",
+                                i, MAX_TOKEN_BYTES, v->pieces[i].num_bytes);
         }
     }
     return status;
@@ -88,9 +87,9 @@ static llamita_status read_pieces(const gguf_file *file, vocabulary *v) {
 
 static llamita_status check_count(const gguf_file *file, const char *key, const gguf_entry *array, int32_t vocab_size) {
     if (array->count != (uint64_t)vocab_size) {
-        return reader_refuse(&file->from,
-                             "key %s: expected %d elements, one a token, found %" PRIu64 "; the file is damaged", key,
-                             vocab_size, array->count);
+        return reader_error(&file->from,
+                            "key %s: expected %d elements, one per token, found %" PRIu64 "; the file is damaged", key,
+                            vocab_size, array->count);
     }
     return LLAMITA_OK;
 }
@@ -102,14 +101,14 @@ static llamita_status read_scores(const gguf_file *file, vocabulary *v) {
     status = status ? status : check_count(file, key, array, v->source.vocab_size);
     if (status) return status;
     v->scores = malloc((size_t)array->count * sizeof *v->scores);
-    if (!v->scores) return reader_refuse_memory(&file->from, array->count * sizeof *v->scores);
+    if (!v->scores) return reader_memory_error(&file->from, array->count * sizeof *v->scores);
     for (uint64_t i = 0; i < array->count; i++) {
         v->scores[i] = read_f32(array->data + 4 * i);
         if (!isfinite(v->scores[i])) {
-            return reader_refuse(&file->from,
-                                 "key %s: token %" PRIu64 ": expected a finite number, found %f; the file is "
-                                 "damaged",
-                                 key, i, (double)v->scores[i]);
+            return reader_error(&file->from,
+                                "key %s: token %" PRIu64 ": expected a finite number, found %f; the file is "
+                                "damaged",
+                                key, i, (double)v->scores[i]);
         }
     }
     v->source.scores = v->scores;
@@ -124,14 +123,14 @@ static llamita_status read_types(const gguf_file *file, vocabulary *v) {
     status = status ? status : check_count(file, key, array, v->source.vocab_size);
     if (status) return status;
     v->types = malloc((size_t)array->count * sizeof *v->types);
-    if (!v->types) return reader_refuse_memory(&file->from, array->count * sizeof *v->types);
+    if (!v->types) return reader_memory_error(&file->from, array->count * sizeof *v->types);
     for (uint64_t i = 0; i < array->count; i++) {
         v->types[i] = (int32_t)read_u32(array->data + 4 * i);
         if (v->types[i] < TOKEN_NORMAL || v->types[i] > TOKEN_BYTE) {
-            return reader_refuse(&file->from,
-                                 "key %s: token %" PRIu64 ": expected a type of %d to %d, found %" PRId32
-                                 "; the file is damaged",
-                                 key, i, TOKEN_NORMAL, TOKEN_BYTE, v->types[i]);
+            return reader_error(&file->from,
+                                "key %s: token %" PRIu64 ": expected a type of %d to %d, found %" PRId32
+                                "; the file is damaged",
+                                key, i, TOKEN_NORMAL, TOKEN_BYTE, v->types[i]);
         }
     }
     v->source.types = v->types;
@@ -143,10 +142,10 @@ static llamita_status read_merges(const gguf_file *file, vocabulary *v) {
     llamita_status status = gguf_array(file, "tokenizer.ggml.merges", GGUF_STRING, &array);
     if (status) return status;
     if (array->count > MAX_MERGES) {
-        return reader_refuse(&file->from,
-                             "key tokenizer.ggml.merges: expected at most %d, found %" PRIu64 "; the file is "
-                             "damaged",
-                             MAX_MERGES, array->count);
+        return reader_error(&file->from,
+                            "key tokenizer.ggml.merges: expected at most %d, found %" PRIu64 "; the file is "
+                            "damaged",
+                            MAX_MERGES, array->count);
     }
     status = gguf_strings(file, array, &v->merges);
     v->source.merges = v->merges;
@@ -154,7 +153,7 @@ static llamita_status read_merges(const gguf_file *file, vocabulary *v) {
     return status;
 }
 
-/* A token id of the vocabulary; without the key the fallback stays. */
+/* The id of the key; without the key, fallback, or -1 if that is not in the vocabulary. */
 static llamita_status read_id(const gguf_file *file, const char *key, int32_t vocab_size, int32_t fallback,
                               int32_t *id) {
     int64_t value = fallback < vocab_size ? fallback : -1;
@@ -199,9 +198,9 @@ static llamita_status read_specials(const gguf_file *file, vocabulary *v) {
     status = status ? status : gguf_bool(file, "tokenizer.ggml.add_bos_token", &source->add_bos, &found);
     if (!status && source->add_bos && source->bos_id < 0) {
         if (found) {
-            return reader_refuse(&file->from,
-                                 "key tokenizer.ggml.bos_token_id: expected the id that add_bos_token asks for, "
-                                 "found none; the file is damaged");
+            return reader_error(&file->from,
+                                "key tokenizer.ggml.bos_token_id: expected an id, because add_bos_token is true, "
+                                "found none; the file is damaged");
         }
         source->add_bos = false;
     }
@@ -222,13 +221,13 @@ static llamita_status read_chat_template(const gguf_file *file, char **chat_temp
     llamita_status status = gguf_string(file, "tokenizer.chat_template", &text, &found);
     if (status || !found) return status;
     if (text.num_bytes > MAX_TEMPLATE_BYTES || memchr(text.bytes, '\0', text.num_bytes)) {
-        return reader_refuse(&file->from,
-                             "key tokenizer.chat_template: expected at most %d bytes of text without zero bytes, "
-                             "found %zu; the file is damaged",
-                             MAX_TEMPLATE_BYTES, text.num_bytes);
+        return reader_error(&file->from,
+                            "key tokenizer.chat_template: expected at most %d bytes of text without zero bytes, "
+                            "found %zu; the file is damaged",
+                            MAX_TEMPLATE_BYTES, text.num_bytes);
     }
     char *copy = calloc(text.num_bytes + 1, 1);
-    if (!copy) return reader_refuse_memory(&file->from, text.num_bytes + 1);
+    if (!copy) return reader_memory_error(&file->from, text.num_bytes + 1);
     memcpy(copy, text.bytes, text.num_bytes);
     *chat_template = copy;
     return LLAMITA_OK;

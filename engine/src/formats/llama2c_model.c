@@ -1,7 +1,8 @@
-/* llama2c_model.c: reads llama2.c's model files, export versions 0, 1 and 2.
+/* llama2c_model.c: reads llama2.c model files, export versions 0, 1 and 2.
  *
- * Formats: karpathy/llama2.c export.py at 350e04f; docs/formats.md has the bytes. Nothing in them names sizes twice, so
- * the header is believed only if it predicts the file's length to the byte.
+ * Formats: karpathy/llama2.c export.py at 350e04f; docs/formats.md describes the bytes. The files
+ * have no checksum and no redundancy, so a header is accepted only if it predicts the file's length
+ * to the byte.
  */
 #include <inttypes.h>
 #include <limits.h>
@@ -15,12 +16,12 @@
 #include "runtime/error.h"
 
 enum { MAGIC = 0x616b3432, V0_HEADER_BYTES = 28, HEADER_BYTES = 256 };
-enum { MAX_PLAUSIBLE_DIM = 1 << 20 }; /* four letters read as a number are more than this */
+enum { MAX_PLAUSIBLE_DIM = 1 << 20 }; /* less than any four ASCII letters read as a number */
 
-/* Fixed in llama2.c, and in none of its files. */
+/* Constants of llama2.c; its files do not store them. */
 static const float ROPE_THETA = 10000.0F, RMS_NORM_EPS = 1e-5F;
 
-/* What a file consists of after its header. Per-layer parts hold all layers, one after another. */
+/* The parts of a file after its header. Per-layer parts hold all layers in order. */
 typedef enum {
     EMBEDDING,
     ATTENTION_NORM,
@@ -44,7 +45,7 @@ static const part V0_ORDER[] = {EMBEDDING,        ATTENTION_NORM, QUERY,    KEY,
 static const part V1_ORDER[] = {ATTENTION_NORM,   FFN_NORM, OUTPUT_NORM, EMBEDDING, QUERY,  KEY,      VALUE,
                                 ATTENTION_OUTPUT, FFN_GATE, FFN_DOWN,    FFN_UP,    OUTPUT, NUM_PARTS};
 
-/* For messages: the names that GGUF gives them. */
+/* GGUF's names, for messages. */
 static const char *const PART_NAMES[] = {"token_embd",  "attn_norm", "attn_q",   "attn_k",   "attn_v",
                                          "attn_output", "ffn_norm",  "ffn_gate", "ffn_down", "ffn_up",
                                          "output_norm", "rope",      "output"};
@@ -52,11 +53,11 @@ static const char *const PART_NAMES[] = {"token_embd",  "attn_norm", "attn_q",  
 typedef struct {
     int version;
     const part *order;
-    int32_t group_size; /* version 2: weights that share a scale; else 0 */
+    int32_t group_size; /* version 2: weights per scale; else 0 */
     size_t header_bytes;
 } layout;
 
-/* Rows, row length and number of copies of a part; 0 copies if the file leaves it out. */
+/* Rows, row length and number of copies of a part; 0 copies: not in the file. */
 static void part_shape(const llamita_model_info *info, part p, int64_t *num_rows, int64_t *row_length,
                        int64_t *copies) {
     const int64_t hidden = info->hidden_size, ffn = info->intermediate_size, vocab = info->vocab_size;
@@ -80,9 +81,9 @@ static void part_shape(const llamita_model_info *info, part p, int64_t *num_rows
 
 static bool is_norm(part p) { return p == ATTENTION_NORM || p == FFN_NORM || p == OUTPUT_NORM; }
 
-/* Where the model keeps a matrix, or a norm; NULL for what it is not. RoPE's tables are kept nowhere: they are
- * computed. */
-static tensor *matrix_place(llamita_model *model, part p, int64_t copy) {
+/* The model's field for a matrix, or NULL if the part is none. The RoPE tables have no field: they
+ * are recomputed. */
+static tensor *matrix_field(llamita_model *model, part p, int64_t copy) {
     layer *l = &model->layers[copy];
     switch (p) {
     case EMBEDDING: return &model->token_embedding;
@@ -98,7 +99,8 @@ static tensor *matrix_place(llamita_model *model, part p, int64_t copy) {
     }
 }
 
-static const float **norm_place(llamita_model *model, part p, int64_t copy) {
+/* The model's field for a norm, or NULL if the part is none. */
+static const float **norm_field(llamita_model *model, part p, int64_t copy) {
     switch (p) {
     case ATTENTION_NORM: return &model->layers[copy].attention_norm;
     case FFN_NORM: return &model->layers[copy].ffn_norm;
@@ -107,35 +109,33 @@ static const float **norm_place(llamita_model *model, part p, int64_t copy) {
     }
 }
 
-/* ---- header */
+/* ---------------------------------------------------------------- header */
 
-/* A file that is no llama2.c model at all: its kind is named if its first bytes tell it. */
-static llamita_status refuse_foreign(const reader *from) {
-    return reader_refuse(from,
-                         "expected a GGUF or llama2.c model file, found neither in its first bytes; give a .gguf, or "
-                         "a llama2.c .bin");
+static llamita_status format_error(const reader *from) {
+    return reader_error(from, "expected a GGUF or llama2.c model file, found another format; use a .gguf or a "
+                              "llama2.c .bin file");
 }
 
-/* Version 0 has no magic number, so those of others come first. */
-static llamita_status check_not_foreign(const reader *from) {
+/* Version 0 has no magic number, so this checks for the magic numbers of other formats first. */
+static llamita_status check_magic(const reader *from) {
     static const struct {
         const char *magic;
         size_t num_bytes;
         const char *advice;
     } known[] = {
-        {"PK\x03\x04", 4, "it looks like a PyTorch checkpoint (.pt); import it with: llamita import"},
-        {"FUGG", 4, "it looks like a big-endian GGUF file; convert it again as little-endian"},
-        {"tjgg", 4, "it looks like a GGML file from before GGUF; convert the model again"},
-        {"lmgg", 4, "it looks like a GGML file from before GGUF; convert the model again"},
-        {"version https://git-lfs", 23, "it is a Git LFS pointer, not the file itself; fetch it with: git lfs pull"},
+        {"PK\x03\x04", 4, "found a PyTorch checkpoint (.pt); import it with: llamita import"},
+        {"FUGG", 4, "found a big-endian GGUF file; convert it again as little-endian"},
+        {"tjgg", 4, "found a GGML file from before GGUF; convert the model again"},
+        {"lmgg", 4, "found a GGML file from before GGUF; convert the model again"},
+        {"version https://git-lfs", 23, "found a Git LFS pointer; fetch the file with: git lfs pull"},
     };
     for (size_t i = 0; i < sizeof known / sizeof known[0]; i++)
         if (from->num_bytes >= known[i].num_bytes && memcmp(from->bytes, known[i].magic, known[i].num_bytes) == 0)
-            return reader_refuse(from, "expected a GGUF or llama2.c model file; %s", known[i].advice);
+            return reader_error(from, "expected a GGUF or llama2.c model file, %s", known[i].advice);
     if (from->num_bytes > 10 && from->bytes[8] == '{' && from->bytes[9] == '"') {
-        return reader_refuse(from,
-                             "expected a GGUF or llama2.c model file; it looks like safetensors; export the checkpoint "
-                             "with: llamita export");
+        return reader_error(from,
+                            "expected a GGUF or llama2.c model file, found safetensors; export the checkpoint with: "
+                            "llamita export");
     }
     return LLAMITA_OK;
 }
@@ -148,50 +148,49 @@ static llamita_status read_config(reader *from, const layout *l, llamita_model_i
     for (size_t i = 0; i < sizeof values / sizeof values[0]; i++) {
         uint32_t bits;
         if (!reader_u32(from, &bits)) {
-            return reader_refuse(from,
-                                 "expected a header of %zu bytes, found a file of %zu; it is incomplete or no llama2.c "
-                                 "model",
-                                 l->header_bytes, from->num_bytes);
+            return reader_error(from,
+                                "expected a header of %zu bytes, found a file of %zu; it is incomplete or not a "
+                                "llama2.c model",
+                                l->header_bytes, from->num_bytes);
         }
         int64_t value = (int32_t)bits;
         if (l->version == 0 && values[i] == &info->vocab_size) {
-            info->tied_embeddings = value > 0; /* a negative size says that there is an output matrix */
+            info->tied_embeddings = value > 0; /* negative: the file has an output matrix */
             value = value < 0 ? -value : value;
         }
         if (value < 1 || value > INT32_MAX) {
             return l->version == 0
-                       ? refuse_foreign(from)
-                       : reader_refuse(from, "header: %s: expected at least 1, found %" PRId64 "; the file is damaged",
-                                       names[i], value);
+                       ? format_error(from)
+                       : reader_error(from, "header: %s: expected at least 1, found %" PRId64 "; the file is damaged",
+                                      names[i], value);
         }
         *values[i] = (int32_t)value;
     }
     return LLAMITA_OK;
 }
 
-/* Versions 1 and 2: magic, version, sizes, shared-classifier flag, and in version 2 the group size, unaligned. */
+/* Versions 1 and 2: magic, version, seven sizes, shared-classifier byte and, in version 2, the
+ * group size (unaligned). */
 static llamita_status read_new_header(reader *from, layout *l, llamita_model_info *info) {
     uint32_t magic, version, group_size = 0;
     const unsigned char *shared, *padding;
     if (from->num_bytes < HEADER_BYTES || !reader_u32(from, &magic) || !reader_u32(from, &version)) {
-        return reader_refuse(from, "expected a header of %d bytes, found a file of %zu; it is incomplete", HEADER_BYTES,
-                             from->num_bytes);
+        return reader_error(from, "expected a header of %d bytes, found a file of %zu; it is incomplete", HEADER_BYTES,
+                            from->num_bytes);
     }
     if (version != 1 && version != 2) {
-        return reader_refuse(from, "llama2.c version: expected 1 or 2, found %" PRId32 "; export the model again",
-                             (int32_t)version);
+        return reader_error(from, "llama2.c version: expected 1 or 2, found %" PRId32 "; export the model again",
+                            (int32_t)version);
     }
     *l = (layout){(int)version, V1_ORDER, 0, HEADER_BYTES};
     llamita_status status = read_config(from, l, info);
     if (status) return status;
-    if (!reader_bytes(from, 1, &shared) || *shared > 1) {
-        return reader_refuse(from, "header: shared classifier: expected 0 or 1, found %d; the file is damaged",
-                             *shared);
-    }
+    if (!reader_bytes(from, 1, &shared) || *shared > 1)
+        return reader_error(from, "header: shared classifier: expected 0 or 1, found %d; the file is damaged", *shared);
     info->tied_embeddings = *shared == 1;
     if (version == 2 && (!reader_u32(from, &group_size) || group_size < 1 || group_size > INT32_MAX)) {
-        return reader_refuse(from, "header: group size: expected at least 1, found %" PRId32 "; the file is damaged",
-                             (int32_t)group_size);
+        return reader_error(from, "header: group size: expected at least 1, found %" PRId32 "; the file is damaged",
+                            (int32_t)group_size);
     }
     l->group_size = (int32_t)group_size;
     reader_bytes(from, HEADER_BYTES - from->position, &padding);
@@ -204,17 +203,17 @@ static llamita_status read_header(reader *from, layout *l, llamita_model_info *i
     if (from->num_bytes >= 4 && read_u32(from->bytes) == MAGIC) {
         status = read_new_header(from, l, info);
     } else {
-        status = check_not_foreign(from);
+        status = check_magic(from);
         status = status ? status : read_config(from, l, info);
     }
     if (status) return status;
-    if (l->version == 0 && info->hidden_size > MAX_PLAUSIBLE_DIM) return refuse_foreign(from);
+    if (l->version == 0 && info->hidden_size > MAX_PLAUSIBLE_DIM) return format_error(from);
     if (info->hidden_size % info->num_attention_heads != 0) {
-        return l->version == 0 ? refuse_foreign(from)
-                               : reader_refuse(from,
-                                               "header: n_heads: expected a divisor of dim %d, found %d; the file is "
-                                               "damaged",
-                                               info->hidden_size, info->num_attention_heads);
+        return l->version == 0 ? format_error(from)
+                               : reader_error(from,
+                                              "header: n_heads: expected a divisor of dim %d, found %d; the file is "
+                                              "damaged",
+                                              info->hidden_size, info->num_attention_heads);
     }
     info->head_dim = info->hidden_size / info->num_attention_heads;
     info->rope_theta = ROPE_THETA;
@@ -222,9 +221,9 @@ static llamita_status read_header(reader *from, layout *l, llamita_model_info *i
     return LLAMITA_OK;
 }
 
-/* ---- length */
+/* ---------------------------------------------------------------- length */
 
-/* Bytes of one copy of a part as the file stores it. */
+/* The size in the file of one copy of a part. */
 static uint64_t part_bytes(const layout *l, part p, int64_t num_rows, int64_t row_length) {
     uint64_t elements = saturating_multiply((uint64_t)num_rows, (uint64_t)row_length);
     if (l->group_size == 0 || is_norm(p)) return saturating_multiply(elements, sizeof(float));
@@ -237,11 +236,10 @@ static llamita_status check_length(const reader *from, const layout *l, llamita_
         int64_t num_rows, row_length, copies;
         part_shape(info, *p, &num_rows, &row_length, &copies);
         if (l->group_size && copies && !is_norm(*p) && num_rows * row_length % l->group_size != 0) {
-            return reader_refuse(from,
-                                 "header: group size: expected a divisor of the %" PRId64
-                                 " weights of %s, found %d; the "
-                                 "file is damaged",
-                                 num_rows * row_length, PART_NAMES[*p], l->group_size);
+            return reader_error(from,
+                                "header: group size: expected a divisor of the %" PRId64
+                                " weights of %s, found %d; the file is damaged",
+                                num_rows * row_length, PART_NAMES[*p], l->group_size);
         }
         uint64_t bytes = saturating_multiply(part_bytes(l, *p, num_rows, row_length), (uint64_t)copies);
         uint64_t *sum = *p == ROPE_TABLES ? &skipped : &weights;
@@ -249,10 +247,10 @@ static llamita_status check_length(const reader *from, const layout *l, llamita_
     }
     uint64_t expected = saturating_add(saturating_add(weights, skipped), l->header_bytes);
     if (expected != from->num_bytes) {
-        return reader_refuse(
+        return reader_error(
             from,
-            "expected %" PRIu64 " bytes for its header (dim %d, hidden_dim %d, layers %d, heads %d, kv "
-            "heads %d, vocabulary %d, context %d), found %zu; the file is incomplete, damaged or no llama2.c "
+            "expected the %" PRIu64 " bytes that the header implies (dim %d, hidden_dim %d, layers %d, heads %d, kv "
+            "heads %d, vocabulary %d, context %d), found %zu; the file is incomplete, damaged or not a llama2.c "
             "model",
             expected, info->hidden_size, info->intermediate_size, info->num_hidden_layers, info->num_attention_heads,
             info->num_key_value_heads, info->vocab_size, info->context_tokens, from->num_bytes);
@@ -261,7 +259,7 @@ static llamita_status check_length(const reader *from, const layout *l, llamita_
     return LLAMITA_OK;
 }
 
-/* ---- weights */
+/* ---------------------------------------------------------------- weights */
 
 static void part_name(char name[64], part p, int64_t copy) {
     if (p == EMBEDDING || p == OUTPUT_NORM || p == ROPE_TABLES || p == OUTPUT)
@@ -269,16 +267,16 @@ static void part_name(char name[64], part p, int64_t copy) {
     else snprintf(name, 64, "blk.%" PRId64 ".%s.weight", copy, PART_NAMES[p]);
 }
 
-/* Version 2: the scales of a tensor, which lie behind its values. */
+/* Version 2: checks the scales of a tensor, which follow its values. */
 static llamita_status check_scales(const reader *from, const layout *l, const char *name, const unsigned char *bytes,
                                    int64_t elements) {
     for (int64_t g = 0; g < elements / l->group_size; g++) {
         const float scale = read_f32(bytes + elements + 4 * g);
         if (!isfinite(scale)) {
-            return reader_refuse(from,
-                                 "tensor %s: expected finite scales, found %f at group %" PRId64 "; the weights are "
-                                 "damaged",
-                                 name, (double)scale, g);
+            return reader_error(from,
+                                "tensor %s: expected finite scales, found %f at group %" PRId64 "; the weights are "
+                                "damaged",
+                                name, (double)scale, g);
         }
     }
     return LLAMITA_OK;
@@ -290,10 +288,10 @@ static llamita_status take_copy(llamita_model *model, reader *from, const layout
     char name[64];
     part_shape(&model->info, p, &num_rows, &row_length, &copies);
     part_name(name, p, copy);
-    if (!reader_bytes(from, part_bytes(l, p, num_rows, row_length), &bytes)) /* check_length has made sure of it */
-        return reader_refuse(from, "tensor %s runs past the file's end; the file is incomplete", name);
-    const float **norm = norm_place(model, p, copy);
-    tensor *matrix = matrix_place(model, p, copy);
+    if (!reader_bytes(from, part_bytes(l, p, num_rows, row_length), &bytes))
+        return reader_error(from, "tensor %s runs past the end of the file; it is incomplete", name);
+    const float **norm = norm_field(model, p, copy);
+    tensor *matrix = matrix_field(model, p, copy);
     if (norm) {
         *norm = (const float *)(const void *)bytes;
         return model_check_finite(from, name, *norm, row_length);
@@ -309,13 +307,13 @@ static llamita_status take_copy(llamita_model *model, reader *from, const layout
     return LLAMITA_OK;
 }
 
-/* Version 2: weight i is values[i] * scales[i / group_size], exactly, in memory of the model's own. */
+/* Version 2: weight i is values[i] * scales[i / group_size], exactly. The model owns the result. */
 static llamita_status dequantize(llamita_model *model, const reader *from, const layout *l, tensor *matrix) {
     const int64_t elements = matrix->num_rows * matrix->row_length;
     const unsigned char *values = matrix->data, *scales = values + elements;
     const uint64_t num_bytes = saturating_multiply((uint64_t)elements, sizeof(float));
     float *weights = num_bytes > SIZE_MAX ? NULL : model_allocate(model, (size_t)num_bytes);
-    if (!weights) return reader_refuse_memory(from, num_bytes);
+    if (!weights) return reader_memory_error(from, num_bytes);
     for (int64_t g = 0; g < elements / l->group_size; g++) {
         const float scale = read_f32(scales + 4 * g);
         for (int64_t i = g * l->group_size; i < (g + 1) * l->group_size; i++)
@@ -325,17 +323,18 @@ static llamita_status dequantize(llamita_model *model, const reader *from, const
     return LLAMITA_OK;
 }
 
-/* One part after another, in the file's order. With expand, what take_copy has found becomes floats: only once the
- * whole file is known to be good, as this takes four times its size. */
-static llamita_status take_parts(llamita_model *model, reader *from, const layout *l, bool expand) {
+/* Takes all parts in the file's order, or, with dequantizing, converts the ones taken before to
+ * floats: a separate pass, because it needs four times the file's size and the file should be valid
+ * first. */
+static llamita_status take_parts(llamita_model *model, reader *from, const layout *l, bool dequantizing) {
     for (const part *p = l->order; *p != NUM_PARTS; p++) {
         int64_t num_rows, row_length, copies;
         part_shape(&model->info, *p, &num_rows, &row_length, &copies);
         for (int64_t copy = 0; copy < copies; copy++) {
-            tensor *matrix = matrix_place(model, *p, copy);
-            llamita_status status = !expand  ? take_copy(model, from, l, *p, copy)
-                                    : matrix ? dequantize(model, from, l, matrix)
-                                             : LLAMITA_OK;
+            tensor *matrix = matrix_field(model, *p, copy);
+            llamita_status status = !dequantizing ? take_copy(model, from, l, *p, copy)
+                                    : matrix      ? dequantize(model, from, l, matrix)
+                                                  : LLAMITA_OK;
             if (status) return status;
         }
     }
@@ -345,7 +344,7 @@ static llamita_status take_parts(llamita_model *model, reader *from, const layou
 static llamita_status take_weights(llamita_model *model, reader *from, const layout *l) {
     const uint64_t layer_bytes = (uint64_t)model->info.num_hidden_layers * sizeof *model->layers;
     model->layers = model_allocate(model, (size_t)layer_bytes);
-    if (!model->layers) return reader_refuse_memory(from, layer_bytes);
+    if (!model->layers) return reader_memory_error(from, layer_bytes);
     llamita_status status = take_parts(model, from, l, false);
     if (!status && l->group_size) status = take_parts(model, from, l, true);
     if (model->info.tied_embeddings) model->output = model->token_embedding;

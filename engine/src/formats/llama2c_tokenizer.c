@@ -1,6 +1,6 @@
 /* llama2c_tokenizer.c: reads llama2.c's tokenizer.bin.
  *
- * Format: karpathy/llama2.c tokenizer.py at 350e04f; docs/formats.md has the bytes.
+ * Format: karpathy/llama2.c tokenizer.py at 350e04f; docs/formats.md describes the bytes.
  */
 #include <inttypes.h>
 #include <math.h>
@@ -10,62 +10,60 @@
 #include "formats/formats.h"
 #include "formats/reader.h"
 
-/* Fixed in llama2.c, and in none of its files. */
+/* Constants of llama2.c; the file does not store them. */
 enum { BOS_ID = 1, EOS_ID = 2, UNKNOWN_ID = 0, NUM_SPECIAL_IDS = 3 };
 
-/* "<0x0A>" and its like: two hexadecimal digits, no less, no more. */
+/* True for "<0x0A>": exactly two hexadecimal digits. */
 static bool is_byte_token(byte_slice piece) {
     const char *digits = "0123456789ABCDEFabcdef";
     return piece.num_bytes == 6 && memcmp(piece.bytes, "<0x", 3) == 0 && piece.bytes[5] == '>' && piece.bytes[3] &&
            piece.bytes[4] && strchr(digits, piece.bytes[3]) && strchr(digits, piece.bytes[4]);
 }
 
-/* Takes one entry after another: score, length, bytes. */
+/* Takes the next entry: float32 score, int32 length, bytes. */
 static llamita_status take_entry(reader *from, uint32_t max_length, int64_t id, float *score, byte_slice *piece) {
     uint32_t bits, length;
     const unsigned char *bytes;
     if (!reader_u32(from, &bits) || !reader_u32(from, &length)) {
-        return reader_refuse(from,
-                             "token %" PRId64 ": it ends after %zu bytes, inside the entry; the file is incomplete", id,
-                             from->num_bytes);
+        return reader_error(from, "token %" PRId64 ": the file ends at byte %zu, inside the entry; it is incomplete",
+                            id, from->num_bytes);
     }
     *score = read_f32(from->bytes + from->position - 8);
     if (!isfinite(*score)) {
-        return reader_refuse(from,
-                             "token %" PRId64 ": expected a finite score, found %f; the file is damaged or no llama2.c "
-                             "tokenizer.bin",
-                             id, (double)*score);
+        return reader_error(from,
+                            "token %" PRId64 ": expected a finite score, found %f; the file is damaged or not a "
+                            "llama2.c tokenizer.bin",
+                            id, (double)*score);
     }
     if (length > max_length) {
-        return reader_refuse(from,
-                             "token %" PRId64 ": expected at most max_token_length = %" PRIu32 " bytes, found %" PRIu32
-                             "; the file is damaged or no llama2.c tokenizer.bin",
-                             id, max_length, length);
+        return reader_error(from,
+                            "token %" PRId64 ": expected at most max_token_length = %" PRIu32 " bytes, found %" PRIu32
+                            "; the file is damaged or not a llama2.c tokenizer.bin",
+                            id, max_length, length);
     }
     if (!reader_bytes(from, length, &bytes)) {
-        return reader_refuse(from,
-                             "token %" PRId64 ": expected %" PRIu32 " bytes, found the file's end; the file is "
-                             "incomplete",
-                             id, length);
+        return reader_error(from,
+                            "token %" PRId64 ": expected %" PRIu32 " bytes, found the end of the file; it is "
+                            "incomplete",
+                            id, length);
     }
     *piece = (byte_slice){(const char *)bytes, length};
     return LLAMITA_OK;
 }
 
-/* Checks all entries; the file names neither their number nor its end. */
+/* Checks all entries. The file does not store their number: they must fill it. */
 static llamita_status check_entries(reader from, int32_t vocab_size) {
     uint32_t max_length, longest = 0;
     int64_t count = 0;
     if (!reader_u32(&from, &max_length)) {
-        return reader_refuse(&from, "expected a llama2.c tokenizer.bin, found a file of %zu bytes; it is incomplete",
-                             from.num_bytes);
+        return reader_error(&from, "expected a llama2.c tokenizer.bin, found a file of %zu bytes; it is incomplete",
+                            from.num_bytes);
     }
     if (max_length > from.num_bytes) {
-        return reader_refuse(&from,
-                             "max_token_length: expected less than the file's %zu bytes, found %" PRIu32
-                             "; the file is "
-                             "damaged or no llama2.c tokenizer.bin",
-                             from.num_bytes, max_length);
+        return reader_error(&from,
+                            "max_token_length: expected less than the file's %zu bytes, found %" PRIu32
+                            "; the file is damaged or not a llama2.c tokenizer.bin",
+                            from.num_bytes, max_length);
     }
     for (; from.position < from.num_bytes; count++) {
         float score;
@@ -75,29 +73,28 @@ static llamita_status check_entries(reader from, int32_t vocab_size) {
         longest = piece.num_bytes > longest ? (uint32_t)piece.num_bytes : longest;
     }
     if (longest != max_length) {
-        return reader_refuse(&from,
-                             "max_token_length: expected the longest token's %" PRIu32 " bytes, found %" PRIu32
-                             "; the file is incomplete or damaged",
-                             longest, max_length);
+        return reader_error(&from,
+                            "max_token_length: expected the longest token's %" PRIu32 " bytes, found %" PRIu32
+                            "; the file is incomplete or damaged",
+                            longest, max_length);
     }
     if (count != vocab_size) {
-        return reader_refuse(&from,
-                             "expected %d tokens, the model's vocabulary, found %" PRId64
-                             "; give the tokenizer that the "
-                             "model was trained with",
-                             vocab_size, count);
+        return reader_error(&from,
+                            "expected the %d tokens of the model's vocabulary, found %" PRId64
+                            "; use the tokenizer that the model was trained with",
+                            vocab_size, count);
     }
     if (count < NUM_SPECIAL_IDS) {
-        return reader_refuse(&from,
-                             "expected at least %d tokens, for unknown, BOS and EOS, found %" PRId64 "; the file is "
-                             "damaged",
-                             NUM_SPECIAL_IDS, count);
+        return reader_error(&from,
+                            "expected at least %d tokens (unknown, BOS and EOS), found %" PRId64 "; the file is "
+                            "damaged",
+                            NUM_SPECIAL_IDS, count);
     }
     return LLAMITA_OK;
 }
 
-/* A piece as GGUF writes it: U+2581 for space; BOS and EOS without the line ends that llama2.c puts around them.
- * Returns the byte after it. */
+/* Writes the piece to `to` as GGUF spells it: U+2581 for a space; BOS and EOS without the newlines
+ * that llama2.c puts around them. *piece becomes the new text; returns its end. */
 static char *normalize_piece(byte_slice *piece, int32_t id, char *to) {
     byte_slice from = *piece;
     if ((id == BOS_ID || id == EOS_ID) && from.num_bytes > 2 && from.bytes[0] == '\n' &&
@@ -127,7 +124,7 @@ llamita_status llama2c_read_tokenizer(const void *mapping, size_t num_bytes, con
     float *scores = malloc(count * sizeof *scores);
     int32_t *types = malloc(count * sizeof *types);
     char *text = malloc(saturating_multiply(num_bytes, 3) > SIZE_MAX ? SIZE_MAX : 3 * num_bytes);
-    if (!pieces || !scores || !types || !text) status = reader_refuse_memory(&from, saturating_multiply(num_bytes, 3));
+    if (!pieces || !scores || !types || !text) status = reader_memory_error(&from, saturating_multiply(num_bytes, 3));
     char *end = text;
     uint32_t max_length = 0;
     reader_u32(&from, &max_length);

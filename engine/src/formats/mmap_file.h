@@ -1,15 +1,16 @@
-/* mmap_file.h: a file as bytes in memory. */
+/* mmap_file.h: maps a file into memory. */
 #ifndef LLAMITA_MMAP_FILE_H
 #define LLAMITA_MMAP_FILE_H
 
 #include "llamita.h"
 
 typedef struct {
-    void *bytes; /* the caller gives them back with munmap */
+    void *bytes; /* the caller releases them with munmap */
     size_t num_bytes;
 } mmap_file;
 
-/* what: "model", "tokenizer" or "adapter", for messages. Refuses what is no regular file, and empty ones. */
+/* Maps a regular, non-empty file read-only. what: "model", "tokenizer" or "adapter", for
+ * messages. */
 llamita_status mmap_file_open(const char *what, const char *path, mmap_file *file, llamita_error *error);
 
 #endif

@@ -1,17 +1,19 @@
-/* model_check.c: checks of sizes and weights, and the RoPE table, for every format of model files. */
+/* model_check.c: validates sizes and weights and computes RoPE frequencies, for every model
+ * format. */
 #include "formats/model_check.h"
 
 #include <inttypes.h>
 #include <math.h>
 
-/* Above any Llama (405B: hidden 16384, ffn 53248, 128 heads, 126 layers), and low enough that products of two fit. */
+/* Above any Llama (405B: hidden 16384, ffn 53248, 128 heads, 126 layers), and products of two do
+ * not overflow. */
 enum { MAX_HIDDEN = 1 << 20, MAX_FFN = 1 << 22, MAX_HEADS = 1 << 14, MAX_HEAD_DIM = 1 << 14, MAX_LAYERS = 1 << 12 };
 enum { MAX_VOCAB = 1 << 20 };
 
 static llamita_status check_size(const reader *from, const char *name, int64_t value, int64_t highest) {
     if (value < 1 || value > highest) {
-        return reader_refuse(from, "%s: expected 1 to %" PRId64 ", found %" PRId64 "; the file is damaged", name,
-                             highest, value);
+        return reader_error(from, "%s: expected 1 to %" PRId64 ", found %" PRId64 "; the file is damaged", name,
+                            highest, value);
     }
     return LLAMITA_OK;
 }
@@ -36,20 +38,20 @@ llamita_status model_check_shape(const llamita_model *model, const reader *from)
         if (status) return status;
     }
     if (info->num_attention_heads % info->num_key_value_heads != 0) {
-        return reader_refuse(from,
-                             "number of key-value heads: expected a divisor of %d attention heads, found %d; the file "
-                             "is damaged",
-                             info->num_attention_heads, info->num_key_value_heads);
+        return reader_error(from,
+                            "number of key-value heads: expected a divisor of %d attention heads, found %d; the file "
+                            "is damaged",
+                            info->num_attention_heads, info->num_key_value_heads);
     }
     if (info->head_dim % 2 != 0)
-        return reader_refuse(from, "head size: expected an even number, found %d; the file is damaged", info->head_dim);
+        return reader_error(from, "head size: expected an even number, found %d; the file is damaged", info->head_dim);
     return LLAMITA_OK;
 }
 
 llamita_status model_check_finite(const reader *from, const char *name, const float *values, int64_t length) {
     for (int64_t i = 0; i < length; i++) {
         if (!isfinite(values[i])) {
-            return reader_refuse(
+            return reader_error(
                 from, "tensor %s: expected finite numbers, found %f at position %" PRId64 "; the weights are damaged",
                 name, (double)values[i], i);
         }
@@ -57,17 +59,18 @@ llamita_status model_check_finite(const reader *from, const char *name, const fl
     return LLAMITA_OK;
 }
 
-/* RoFormer, 2104.09864, section 3.2.2: angle per position of pair i = theta^(-2i/S). In double, rounded once. */
+/* RoFormer (arXiv 2104.09864, section 3.2.2): the angle of pair i per position is theta^(-2i/S).
+ * Computed in double and rounded once. */
 llamita_status model_fill_rope(llamita_model *model, const reader *from, double scale, const float *divisors) {
     const int32_t num_pairs = model->info.head_dim / 2;
     float *frequency = model_allocate(model, (size_t)num_pairs * sizeof *frequency);
-    if (!frequency) return reader_refuse_memory(from, (uint64_t)num_pairs * sizeof *frequency);
+    if (!frequency) return reader_memory_error(from, (uint64_t)num_pairs * sizeof *frequency);
     for (int32_t i = 0; i < num_pairs; i++) {
         double angle = pow((double)model->info.rope_theta, -2.0 * i / model->info.head_dim) / scale;
         frequency[i] = (float)(divisors ? angle / (double)divisors[i] : angle);
         if (!isfinite(frequency[i])) {
-            return reader_refuse(from, "RoPE angle of pair %d: expected a finite number, found %f; the file is damaged",
-                                 i, (double)frequency[i]);
+            return reader_error(from, "RoPE angle of pair %d: expected a finite number, found %f; the file is damaged",
+                                i, (double)frequency[i]);
         }
     }
     model->rope_frequency = frequency;

@@ -1,4 +1,4 @@
-/* reader.c: takes little-endian numbers and slices from a mapped file, never past its end, and words its refusals. */
+/* reader.c: reads little-endian numbers and byte ranges from a mapped file with bounds checks. */
 #include "formats/reader.h"
 
 #include <inttypes.h>
@@ -8,7 +8,7 @@
 
 #include "runtime/error.h"
 
-llamita_status reader_refuse(const reader *from, const char *format, ...) {
+llamita_status reader_error(const reader *from, const char *format, ...) {
     char reason[LLAMITA_MESSAGE_BYTES];
     va_list arguments;
     va_start(arguments, format);
@@ -18,9 +18,10 @@ llamita_status reader_refuse(const reader *from, const char *format, ...) {
                      length < 0 ? "the file is damaged" : reason);
 }
 
-llamita_status reader_refuse_memory(const reader *from, uint64_t num_bytes) {
+llamita_status reader_memory_error(const reader *from, uint64_t num_bytes) {
     return error_set(from->error, LLAMITA_ERROR_MEMORY,
-                     "cannot open %s %s: out of memory: %" PRIu64 " bytes are needed; free some or use a smaller file",
+                     "cannot open %s %s: out of memory: cannot allocate %" PRIu64
+                     " bytes; free some or use a smaller file",
                      from->what, error_path(from->path), num_bytes);
 }
 

@@ -1,4 +1,4 @@
-/* bpe_encoder.c: merges words and collects their ids, for both kinds of BPE. */
+/* bpe_encoder.c: merges words into ids and caches them; shared by both kinds of BPE. */
 #include "tokenizer/tokenizer_internal.h"
 
 #include <stdlib.h>
@@ -9,12 +9,12 @@
 #include "tokenizer/unicode.h"
 
 enum {
-    MIN_KNOWN_TEXT_BYTES = 1024, /* shorter texts repeat too little for the table of known words */
-    MAX_KNOWN_WORDS = 1 << 15,
-    MAX_KNOWN_WORD_BYTES = 64, /* bytes */
+    MIN_CACHED_TEXT_BYTES = 1024, /* shorter texts repeat too few words for a cache */
+    MAX_CACHED_WORDS = 1 << 15,
+    MAX_CACHED_WORD_BYTES = 64,
 };
 
-/* ------------------------------------------------------------------ what the kinds' encoders push */
+/* ------------------------------------------------------------------ output */
 
 static llamita_status no_memory(const encoder *e) {
     return error_set(e->error, LLAMITA_ERROR_MEMORY, "cannot encode the text: out of memory; split the text");
@@ -30,7 +30,7 @@ llamita_status encoder_reserve_word(encoder *e, size_t num_symbols) {
     return ARRAY_RESERVE(&e->word, &e->word_capacity, num_symbols) ? LLAMITA_OK : no_memory(e);
 }
 
-/* Bytes that no token covers: their byte tokens, or the unknown token in their place. */
+/* Pushes the byte tokens of bytes that no token covers, or one unknown token. */
 static llamita_status push_bytes(encoder *e, const char *bytes, size_t num_bytes) {
     const tokenizer *t = e->t;
     for (size_t i = 0; i < num_bytes; i++) {
@@ -39,8 +39,8 @@ static llamita_status push_bytes(encoder *e, const char *bytes, size_t num_bytes
         if (t->unknown_id >= 0) return encoder_push(e, t->unknown_id);
         return error_set(
             e->error, LLAMITA_ERROR_ARGUMENT,
-            "cannot encode the text: expected bytes that the vocabulary has, found 0x%02X in '%.*s', for which "
-            "there is neither a token nor an unknown token; leave it out",
+            "cannot encode the text: expected bytes in the vocabulary, found 0x%02X in '%.*s', and there is no "
+            "unknown token; remove it",
             byte, (int)num_bytes, bytes);
     }
     llamita_status status = LLAMITA_OK;
@@ -49,7 +49,8 @@ static llamita_status push_bytes(encoder *e, const char *bytes, size_t num_bytes
     return status;
 }
 
-/* The character of the text that begins at this byte: a whole one for SentencePiece, a byte for byte level. */
+/* Pushes the character at this byte of the text: a UTF-8 character for SentencePiece, a byte for
+ * byte-level BPE. */
 static llamita_status push_character(encoder *e, size_t at) {
     size_t num_bytes = e->t->kind == TOKENIZER_BYTE_LEVEL ? 1 : utf8_length(e->text + at, e->fragment_end - at);
     return push_bytes(e, e->text + at, num_bytes);
@@ -57,7 +58,7 @@ static llamita_status push_character(encoder *e, size_t at) {
 
 llamita_status encoder_merge_word(encoder *e, size_t num_symbols) {
     const tokenizer *t = e->t;
-    if (!bpe_merge(&t->merges, t->take_apart, &e->scratch, e->word, &num_symbols)) return no_memory(e);
+    if (!bpe_merge(&t->merges, t->resegment, &e->scratch, e->word, &num_symbols)) return no_memory(e);
     llamita_status status = LLAMITA_OK;
     for (size_t i = 0; i < num_symbols && status == LLAMITA_OK; i++) {
         int32_t symbol = e->word[i];
@@ -74,48 +75,48 @@ llamita_status encoder_merge_word(encoder *e, size_t num_symbols) {
     return status;
 }
 
-/* ------------------------------------------------------------------ words that came before */
+/* ------------------------------------------------------------------ word cache */
 
-static known_word *known_slot(encoder *e, size_t start, size_t num_bytes) {
-    if (!e->known || num_bytes > MAX_KNOWN_WORD_BYTES) return NULL;
-    return &e->known[hash_bytes(e->text + start, num_bytes) & e->known_mask];
+static cached_word *cache_slot(encoder *e, size_t start, size_t num_bytes) {
+    if (!e->cache || num_bytes > MAX_CACHED_WORD_BYTES) return NULL;
+    return &e->cache[hash_bytes(e->text + start, num_bytes) & e->cache_mask];
 }
 
-bool encoder_push_known(encoder *e, size_t start, size_t num_bytes, llamita_status *status) {
-    const known_word *known = known_slot(e, start, num_bytes);
-    if (!known || known->num_bytes != num_bytes) return false;
-    if (memcmp(e->text + known->text_start, e->text + start, num_bytes) != 0) return false;
-    for (uint32_t i = 0; i < known->num_ids && *status == LLAMITA_OK; i++)
-        *status = encoder_push(e, e->ids[known->ids_start + i]);
+bool encoder_push_cached(encoder *e, size_t start, size_t num_bytes, llamita_status *status) {
+    const cached_word *cached = cache_slot(e, start, num_bytes);
+    if (!cached || cached->num_bytes != num_bytes) return false;
+    if (memcmp(e->text + cached->text_start, e->text + start, num_bytes) != 0) return false;
+    for (uint32_t i = 0; i < cached->num_ids && *status == LLAMITA_OK; i++)
+        *status = encoder_push(e, e->ids[cached->ids_start + i]);
     return true;
 }
 
-void encoder_know(encoder *e, size_t start, size_t num_bytes, size_t ids_start) {
-    known_word *known = known_slot(e, start, num_bytes);
-    if (!known) return;
-    *known =
-        (known_word){(uint32_t)start, (uint32_t)num_bytes, (uint32_t)ids_start, (uint32_t)(e->num_ids - ids_start)};
+void encoder_cache_word(encoder *e, size_t start, size_t num_bytes, size_t ids_start) {
+    cached_word *cached = cache_slot(e, start, num_bytes);
+    if (!cached) return;
+    *cached =
+        (cached_word){(uint32_t)start, (uint32_t)num_bytes, (uint32_t)ids_start, (uint32_t)(e->num_ids - ids_start)};
 }
 
-/* ------------------------------------------------------------------ beginning and end */
+/* ------------------------------------------------------------------ creating and freeing */
 
-static void allocate_known(encoder *e) {
-    if (e->text_bytes < MIN_KNOWN_TEXT_BYTES) return;
+static void allocate_cache(encoder *e) {
+    if (e->text_bytes < MIN_CACHED_TEXT_BYTES) return;
     size_t num = 256;
-    while (num < MAX_KNOWN_WORDS && num * 16 < e->text_bytes) num *= 2;
-    e->known = calloc(num, sizeof *e->known); /* without it encoding is slower, and right */
-    e->known_mask = num - 1;
+    while (num < MAX_CACHED_WORDS && num * 16 < e->text_bytes) num *= 2;
+    e->cache = calloc(num, sizeof *e->cache); /* optional: NULL disables the cache */
+    e->cache_mask = num - 1;
 }
 
 void encoder_init(encoder *e, const tokenizer *t, const char *text, size_t num_bytes, llamita_error *error) {
     *e = (encoder){.t = t, .text = text, .text_bytes = num_bytes, .error = error};
-    allocate_known(e);
-    bpe_scratch_keep_pairs(&e->scratch, num_bytes / 4);
+    allocate_cache(e);
+    bpe_scratch_cache_pairs(&e->scratch, num_bytes / 4);
 }
 
 void encoder_free(encoder *e) {
     free(e->ids);
     free(e->word);
-    free(e->known);
+    free(e->cache);
     bpe_scratch_free(&e->scratch);
 }

@@ -1,9 +1,10 @@
-/* bpe_trainer.c: documents to the merges of a byte-level BPE: counts their words, then merges the most frequent pair until
- * there are tokens enough.
+/* bpe_trainer.c: trains a byte-level BPE: counts the words of documents, then merges the most
+ * frequent pair again and again.
  *
- * The order is that of Hugging Face's BpeTrainer: of equally frequent pairs the one of the lower numbers, where bytes are
- * numbered in the order of the characters that GPT-2's alphabet writes them with. A pair's words are known (some may have
- * lost it since), so that a merge costs what it changes.
+ * The order of merges is that of Hugging Face's BpeTrainer: of equally frequent pairs, the one with
+ * the lower ids wins, where bytes are numbered in the order of GPT-2's alphabet. Each pair keeps a
+ * list of its words (some may have lost it since), so that a merge visits only the words it
+ * changes.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -15,31 +16,31 @@
 #include "tokenizer/pre_tokenizer.h"
 #include "tokenizer/symbol_table.h"
 
-enum { MAX_TOKEN_BYTES = 512, MIN_SLOTS = 1 << 12 }; /* bytes: twice that at most when written in GPT-2's alphabet */
+enum { MAX_TOKEN_BYTES = 512, MIN_SLOTS = 1 << 12 }; /* at most 1,024 bytes in GPT-2's alphabet */
 #define NO_ENTRY UINT32_MAX
 
 typedef struct {
-    uint64_t start; /* in bytes, and in symbols */
+    uint64_t start; /* offset in bytes[] and in symbols[] */
     uint64_t count;
     uint32_t num_bytes, hash;
 } word;
 
 struct llamita_bpe_trainer {
-    char *bytes; /* all words, one after the other */
+    char *bytes; /* all distinct words, concatenated */
     size_t num_bytes, bytes_capacity;
     word *words;
     size_t num_words, words_capacity;
-    uint32_t *slots; /* [num_slots] number of a word + 1, 0: free; at most half full */
+    uint32_t *slots; /* [num_slots] hash table of word index + 1, 0: free; at most half full */
     size_t num_slots;
 };
 
-/* Two neighbors: how often they stand in the text, and in which words. */
+/* Two neighboring symbols: how often they occur, and in which words. */
 typedef struct {
     uint64_t key; /* left << 32 | right */
     int64_t count;
-    uint32_t *places; /* [num_places] words; NULL: none */
-    uint32_t num_places, places_capacity;
-    bool risen; /* since the heap last heard of it */
+    uint32_t *word_ids; /* [num_word_ids] words that have, or had, the pair */
+    uint32_t num_word_ids, word_ids_capacity;
+    bool increased; /* the count has increased since the last heap push */
 } pair;
 
 typedef struct {
@@ -50,69 +51,69 @@ typedef struct {
 
 typedef struct {
     const llamita_bpe_trainer *trainer;
-    int32_t *symbols;  /* [trainer->num_bytes] the words as they are now, each where its bytes begin */
-    uint32_t *lengths; /* [num_words] symbols of each */
+    int32_t *symbols;  /* [trainer->num_bytes] the current symbols of each word, at its start */
+    uint32_t *lengths; /* [num_words] current number of symbols of each word */
     symbol_table tokens;
     pair *pairs;
     size_t num_pairs, pairs_capacity;
-    uint32_t *slots; /* [num_slots] number of a pair + 1, 0: free; at most half full */
+    uint32_t *slots; /* [num_slots] hash table of pair index + 1, 0: free; at most half full */
     size_t num_slots;
-    candidate *heap; /* the most frequent first; counts may have fallen since, never risen */
+    candidate *heap; /* most frequent first; real counts may be lower, never higher */
     size_t num_candidates, heap_capacity;
-    uint32_t *risen;
-    size_t num_risen, risen_capacity;
-} merging;
+    uint32_t *increased; /* pairs to push */
+    size_t num_increased, increased_capacity;
+} merge_state;
 
 /* ------------------------------------------------------------------ counting words */
 
-static bool grow_words(llamita_bpe_trainer *l) {
-    if (l->num_words * 2 < l->num_slots) return true;
-    const size_t num_slots = l->num_slots ? 2 * l->num_slots : MIN_SLOTS;
+static bool grow_words(llamita_bpe_trainer *trainer) {
+    if (trainer->num_words * 2 < trainer->num_slots) return true;
+    const size_t num_slots = trainer->num_slots ? 2 * trainer->num_slots : MIN_SLOTS;
     uint32_t *slots = calloc(num_slots, sizeof *slots);
-    if (!slots || l->num_words >= UINT32_MAX / 2) {
+    if (!slots || trainer->num_words >= UINT32_MAX / 2) {
         free(slots);
         return false;
     }
-    for (size_t i = 0; i < l->num_words; i++) {
-        size_t at = l->words[i].hash & (num_slots - 1);
+    for (size_t i = 0; i < trainer->num_words; i++) {
+        size_t at = trainer->words[i].hash & (num_slots - 1);
         while (slots[at] != 0) at = (at + 1) & (num_slots - 1);
         slots[at] = (uint32_t)i + 1;
     }
-    free(l->slots);
-    l->slots = slots;
-    l->num_slots = num_slots;
+    free(trainer->slots);
+    trainer->slots = slots;
+    trainer->num_slots = num_slots;
     return true;
 }
 
-static bool append_bytes(llamita_bpe_trainer *l, const char *bytes, size_t num_bytes) {
-    if (!ARRAY_RESERVE(&l->bytes, &l->bytes_capacity, l->num_bytes + num_bytes)) return false;
-    memcpy(l->bytes + l->num_bytes, bytes, num_bytes);
-    l->num_bytes += num_bytes;
+static bool append_bytes(llamita_bpe_trainer *trainer, const char *bytes, size_t num_bytes) {
+    if (!ARRAY_RESERVE(&trainer->bytes, &trainer->bytes_capacity, trainer->num_bytes + num_bytes)) return false;
+    memcpy(trainer->bytes + trainer->num_bytes, bytes, num_bytes);
+    trainer->num_bytes += num_bytes;
     return true;
 }
 
-static bool count_word(llamita_bpe_trainer *l, const char *bytes, size_t num_bytes) {
-    if (!grow_words(l)) return false;
+static bool count_word(llamita_bpe_trainer *trainer, const char *bytes, size_t num_bytes) {
+    if (!grow_words(trainer)) return false;
     const uint32_t hash = (uint32_t)hash_bytes(bytes, num_bytes);
-    size_t at = hash & (l->num_slots - 1);
-    for (; l->slots[at] != 0; at = (at + 1) & (l->num_slots - 1)) {
-        word *known = &l->words[l->slots[at] - 1];
-        if (known->hash == hash && known->num_bytes == num_bytes &&
-            memcmp(l->bytes + known->start, bytes, num_bytes) == 0) {
-            known->count++;
+    size_t at = hash & (trainer->num_slots - 1);
+    for (; trainer->slots[at] != 0; at = (at + 1) & (trainer->num_slots - 1)) {
+        word *existing = &trainer->words[trainer->slots[at] - 1];
+        if (existing->hash == hash && existing->num_bytes == num_bytes &&
+            memcmp(trainer->bytes + existing->start, bytes, num_bytes) == 0) {
+            existing->count++;
             return true;
         }
     }
-    const uint64_t start = l->num_bytes;
-    if (!ARRAY_RESERVE(&l->words, &l->words_capacity, l->num_words + 1)) return false;
-    if (!append_bytes(l, bytes, num_bytes)) return false;
-    l->words[l->num_words++] = (word){start, 1, (uint32_t)num_bytes, hash};
-    l->slots[at] = (uint32_t)l->num_words;
+    const uint64_t start = trainer->num_bytes;
+    if (!ARRAY_RESERVE(&trainer->words, &trainer->words_capacity, trainer->num_words + 1)) return false;
+    if (!append_bytes(trainer, bytes, num_bytes)) return false;
+    trainer->words[trainer->num_words++] = (word){start, 1, (uint32_t)num_bytes, hash};
+    trainer->slots[at] = (uint32_t)trainer->num_words;
     return true;
 }
 
 static llamita_status no_memory(llamita_error *error) {
-    return error_set(error, LLAMITA_ERROR_MEMORY, "cannot learn a vocabulary: out of memory; learn from less text");
+    return error_set(error, LLAMITA_ERROR_MEMORY, "cannot train the vocabulary: out of memory; use less text");
 }
 
 llamita_status llamita_bpe_trainer_open(llamita_bpe_trainer **trainer, llamita_error *error) {
@@ -137,8 +138,8 @@ llamita_status llamita_bpe_trainer_add(llamita_bpe_trainer *trainer, const char 
         if (ends[i] < at || ends[i] - at > UINT32_MAX / 2) {
             return error_set(
                 error, LLAMITA_ERROR_ARGUMENT,
-                "cannot learn a vocabulary: document %zu: expected an end after its beginning, byte %llu, by "
-                "less than 2^31, found byte %llu",
+                "cannot train the vocabulary: document %zu: expected an end less than 2^31 bytes after its start "
+                "at byte %llu, found byte %llu",
                 i, (unsigned long long)at, (unsigned long long)ends[i]);
         }
         for (size_t length; at < ends[i]; at += length) {
@@ -149,13 +150,13 @@ llamita_status llamita_bpe_trainer_add(llamita_bpe_trainer *trainer, const char 
     return LLAMITA_OK;
 }
 
-/* ------------------------------------------------------------------ the most frequent pair */
+/* ------------------------------------------------------------------ heap of pairs */
 
 static bool comes_before(const candidate *a, const candidate *b) {
     return a->count != b->count ? a->count > b->count : a->key < b->key;
 }
 
-static bool heap_push(merging *m, candidate added) {
+static bool heap_push(merge_state *m, candidate added) {
     if (!ARRAY_RESERVE(&m->heap, &m->heap_capacity, m->num_candidates + 1)) return false;
     size_t at = m->num_candidates++;
     for (; at > 0 && comes_before(&added, &m->heap[(at - 1) / 2]); at = (at - 1) / 2)
@@ -164,7 +165,7 @@ static bool heap_push(merging *m, candidate added) {
     return true;
 }
 
-static candidate heap_pop(merging *m) {
+static candidate heap_pop(merge_state *m) {
     const candidate first = m->heap[0], last = m->heap[--m->num_candidates];
     size_t at = 0;
     for (size_t child; (child = 2 * at + 1) < m->num_candidates; at = child) {
@@ -178,7 +179,7 @@ static candidate heap_pop(merging *m) {
 
 /* ------------------------------------------------------------------ pairs */
 
-static bool grow_pairs(merging *m) {
+static bool grow_pairs(merge_state *m) {
     if (m->num_pairs * 2 < m->num_slots) return true;
     const size_t num_slots = m->num_slots ? 2 * m->num_slots : MIN_SLOTS;
     uint32_t *slots = m->num_pairs < UINT32_MAX / 2 ? calloc(num_slots, sizeof *slots) : NULL;
@@ -194,8 +195,8 @@ static bool grow_pairs(merging *m) {
     return true;
 }
 
-/* The pair's number; NO_ENTRY: out of memory. */
-static uint32_t find_pair(merging *m, int32_t left, int32_t right) {
+/* The index of a pair, which is added if needed; NO_ENTRY: out of memory. */
+static uint32_t find_pair(merge_state *m, int32_t left, int32_t right) {
     const uint64_t key = (uint64_t)(uint32_t)left << 32 | (uint32_t)right;
     if (!grow_pairs(m)) return NO_ENTRY;
     size_t at = hash_mix(key) & (m->num_slots - 1);
@@ -207,99 +208,100 @@ static uint32_t find_pair(merging *m, int32_t left, int32_t right) {
     return (uint32_t)m->num_pairs - 1;
 }
 
-/* The pair stands in this word `count` times more. */
-static bool add_pair(merging *m, int32_t left, int32_t right, uint32_t place, int64_t count) {
-    const uint32_t number = find_pair(m, left, right);
-    if (number == NO_ENTRY) return false;
-    pair *p = &m->pairs[number];
+/* Records `count` more occurrences of the pair in this word. */
+static bool add_pair(merge_state *m, int32_t left, int32_t right, uint32_t word_id, int64_t count) {
+    const uint32_t pair_index = find_pair(m, left, right);
+    if (pair_index == NO_ENTRY) return false;
+    pair *p = &m->pairs[pair_index];
     p->count += count;
-    if (!p->risen) {
-        p->risen = true;
-        if (!ARRAY_RESERVE(&m->risen, &m->risen_capacity, m->num_risen + 1)) return false;
-        m->risen[m->num_risen++] = number;
+    if (!p->increased) {
+        p->increased = true;
+        if (!ARRAY_RESERVE(&m->increased, &m->increased_capacity, m->num_increased + 1)) return false;
+        m->increased[m->num_increased++] = pair_index;
     }
-    if (p->num_places > 0 && p->places[p->num_places - 1] == place) return true;
-    if (p->num_places == p->places_capacity) {
-        const uint32_t capacity = p->places_capacity + p->places_capacity / 2 + 2;
-        uint32_t *moved = realloc(p->places, capacity * sizeof *moved);
+    if (p->num_word_ids > 0 && p->word_ids[p->num_word_ids - 1] == word_id) return true;
+    if (p->num_word_ids == p->word_ids_capacity) {
+        const uint32_t capacity = p->word_ids_capacity + p->word_ids_capacity / 2 + 2;
+        uint32_t *moved = realloc(p->word_ids, capacity * sizeof *moved);
         if (!moved) return false;
-        p->places = moved;
-        p->places_capacity = capacity;
+        p->word_ids = moved;
+        p->word_ids_capacity = capacity;
     }
-    p->places[p->num_places++] = place;
+    p->word_ids[p->num_word_ids++] = word_id;
     return true;
 }
 
-static bool remove_pair(merging *m, int32_t left, int32_t right, int64_t count) {
-    const uint32_t number = find_pair(m, left, right);
-    if (number != NO_ENTRY) m->pairs[number].count -= count;
-    return number != NO_ENTRY;
+static bool remove_pair(merge_state *m, int32_t left, int32_t right, int64_t count) {
+    const uint32_t pair_index = find_pair(m, left, right);
+    if (pair_index != NO_ENTRY) m->pairs[pair_index].count -= count;
+    return pair_index != NO_ENTRY;
 }
 
-/* Tells the heap of the pairs that rose. */
-static bool offer_risen(merging *m) {
-    for (size_t i = 0; i < m->num_risen; i++) {
-        pair *p = &m->pairs[m->risen[i]];
-        p->risen = false;
-        if (p->count > 0 && !heap_push(m, (candidate){p->count, p->key, m->risen[i]})) return false;
+/* Pushes the pairs whose count has increased. */
+static bool push_increased(merge_state *m) {
+    for (size_t i = 0; i < m->num_increased; i++) {
+        pair *p = &m->pairs[m->increased[i]];
+        p->increased = false;
+        if (p->count > 0 && !heap_push(m, (candidate){p->count, p->key, m->increased[i]})) return false;
     }
-    m->num_risen = 0;
+    m->num_increased = 0;
     return true;
 }
 
 /* ------------------------------------------------------------------ merging */
 
-/* Bytes in the order of the characters that stand for them: printable ones for themselves, then the others. */
-static void number_bytes(int32_t number_of[256], char byte_of[256]) {
+/* Numbers the bytes in the order of their characters in GPT-2's alphabet: printable ones first. */
+static void number_bytes(int32_t id_of[256], char byte_of[256]) {
     int32_t next = 0;
     for (int printable = 1; printable >= 0; printable--) {
         for (int byte = 0; byte < 256; byte++) {
             const bool is_printable = (byte >= 0x21 && byte <= 0x7E) || (byte >= 0xA1 && byte != 0xAD);
             if (is_printable != (printable == 1)) continue;
             byte_of[next] = (char)byte;
-            number_of[byte] = next++;
+            id_of[byte] = next++;
         }
     }
 }
 
-static bool start_merging(merging *m, const llamita_bpe_trainer *l, int32_t num_tokens) {
-    int32_t number_of[256], symbol;
+static bool start_merging(merge_state *m, const llamita_bpe_trainer *trainer, int32_t num_tokens) {
+    int32_t id_of[256], symbol;
     char byte_of[256];
-    number_bytes(number_of, byte_of);
-    *m = (merging){.trainer = l};
-    m->symbols = malloc((l->num_bytes + 1) * sizeof *m->symbols);
-    m->lengths = malloc((l->num_words + 1) * sizeof *m->lengths);
+    number_bytes(id_of, byte_of);
+    *m = (merge_state){.trainer = trainer};
+    m->symbols = malloc((trainer->num_bytes + 1) * sizeof *m->symbols);
+    m->lengths = malloc((trainer->num_words + 1) * sizeof *m->lengths);
     if (!m->symbols || !m->lengths) return false;
     if (symbol_table_create(&m->tokens, (size_t)num_tokens, (size_t)num_tokens * 8) != SYMBOL_ADDED) return false;
     for (int i = 0; i < 256; i++)
         if (symbol_intern(&m->tokens, &byte_of[i], 1, &symbol) != SYMBOL_ADDED) return false;
-    for (size_t i = 0; i < l->num_bytes; i++) m->symbols[i] = number_of[(unsigned char)l->bytes[i]];
-    for (size_t i = 0; i < l->num_words; i++) {
-        const word *w = &l->words[i];
+    for (size_t i = 0; i < trainer->num_bytes; i++) m->symbols[i] = id_of[(unsigned char)trainer->bytes[i]];
+    for (size_t i = 0; i < trainer->num_words; i++) {
+        const word *w = &trainer->words[i];
         const int32_t *symbols = m->symbols + w->start;
         m->lengths[i] = w->num_bytes;
         for (uint32_t k = 1; k < w->num_bytes; k++)
             if (!add_pair(m, symbols[k - 1], symbols[k], (uint32_t)i, (int64_t)w->count)) return false;
     }
-    return offer_risen(m);
+    return push_increased(m);
 }
 
-static void stop_merging(merging *m) {
-    for (size_t i = 0; i < m->num_pairs; i++) free(m->pairs[i].places);
+static void stop_merging(merge_state *m) {
+    for (size_t i = 0; i < m->num_pairs; i++) free(m->pairs[i].word_ids);
     symbol_table_free(&m->tokens);
     free(m->symbols);
     free(m->lengths);
     free(m->pairs);
     free(m->slots);
     free(m->heap);
-    free(m->risen);
+    free(m->increased);
 }
 
-/* Every left and right of the word becomes one product; the neighbors' pairs change with them. */
-static bool merge_word(merging *m, uint32_t place, int32_t left, int32_t right, int32_t product) {
-    int32_t *symbols = m->symbols + m->trainer->words[place].start;
-    const int64_t count = (int64_t)m->trainer->words[place].count;
-    const uint32_t num = m->lengths[place];
+/* Replaces every (left, right) in the word by product and updates the counts of the neighboring
+ * pairs. */
+static bool merge_word(merge_state *m, uint32_t word_id, int32_t left, int32_t right, int32_t product) {
+    int32_t *symbols = m->symbols + m->trainer->words[word_id].start;
+    const int64_t count = (int64_t)m->trainer->words[word_id].count;
+    const uint32_t num = m->lengths[word_id];
     uint32_t kept = 0;
     bool ok = true;
     for (uint32_t i = 0; i < num && ok;) {
@@ -308,23 +310,24 @@ static bool merge_word(merging *m, uint32_t place, int32_t left, int32_t right, 
             continue;
         }
         if (kept > 0) {
-            ok =
-                remove_pair(m, symbols[kept - 1], left, count) && add_pair(m, symbols[kept - 1], product, place, count);
+            ok = remove_pair(m, symbols[kept - 1], left, count) &&
+                 add_pair(m, symbols[kept - 1], product, word_id, count);
         }
         if (i + 2 < num) {
             ok = ok && remove_pair(m, right, symbols[i + 2], count) &&
-                 add_pair(m, product, symbols[i + 2], place, count);
+                 add_pair(m, product, symbols[i + 2], word_id, count);
         }
         symbols[kept++] = product;
         i += 2;
     }
-    m->lengths[place] = kept;
+    m->lengths[word_id] = kept;
     return ok;
 }
 
-/* Merges a pair everywhere. *product: the token that it becomes, -1: it would be too long. */
-static bool merge_pair(merging *m, uint32_t number, int32_t *product) {
-    const int32_t left = (int32_t)(m->pairs[number].key >> 32), right = (int32_t)(uint32_t)m->pairs[number].key;
+/* Merges a pair in all words. *product: the new token; -1: it would be too long, and nothing is
+ * merged. */
+static bool merge_pair(merge_state *m, uint32_t pair_index, int32_t *product) {
+    const int32_t left = (int32_t)(m->pairs[pair_index].key >> 32), right = (int32_t)(uint32_t)m->pairs[pair_index].key;
     char joined[2 * MAX_TOKEN_BYTES];
     size_t left_bytes, right_bytes;
     const char *bytes = symbol_bytes(&m->tokens, left, &left_bytes);
@@ -337,15 +340,15 @@ static bool merge_pair(merging *m, uint32_t number, int32_t *product) {
         const symbol_result result = symbol_intern(&m->tokens, joined, left_bytes + right_bytes, product);
         ok = result == SYMBOL_ADDED || result == SYMBOL_EXISTS;
     }
-    uint32_t *places = m->pairs[number].places;
-    const uint32_t num_places = m->pairs[number].num_places;
-    m->pairs[number].places = NULL;
-    m->pairs[number].num_places = m->pairs[number].places_capacity = 0;
-    for (uint32_t i = 0; i < num_places && ok && *product >= 0; i++)
-        ok = merge_word(m, places[i], left, right, *product);
-    m->pairs[number].count = 0;
-    free(places);
-    return ok && offer_risen(m);
+    uint32_t *word_ids = m->pairs[pair_index].word_ids;
+    const uint32_t num_word_ids = m->pairs[pair_index].num_word_ids;
+    m->pairs[pair_index].word_ids = NULL;
+    m->pairs[pair_index].num_word_ids = m->pairs[pair_index].word_ids_capacity = 0;
+    for (uint32_t i = 0; i < num_word_ids && ok && *product >= 0; i++)
+        ok = merge_word(m, word_ids[i], left, right, *product);
+    m->pairs[pair_index].count = 0;
+    free(word_ids);
+    return ok && push_increased(m);
 }
 
 llamita_status llamita_bpe_trainer_train(const llamita_bpe_trainer *trainer, int32_t num_tokens, int64_t min_count,
@@ -353,17 +356,16 @@ llamita_status llamita_bpe_trainer_train(const llamita_bpe_trainer *trainer, int
     if (num_tokens < 256 || num_tokens > 1 << 24 || min_count < 1) {
         return error_set(
             error, LLAMITA_ERROR_ARGUMENT,
-            "cannot learn a vocabulary: expected 256 to 2^24 tokens and a least count of 1 or more, found %d "
-            "and %lld",
+            "cannot train the vocabulary: expected 256 to 2^24 tokens and a min_count of at least 1, found %d and %lld",
             (int)num_tokens, (long long)min_count);
     }
-    merging m;
+    merge_state m;
     bool ok = start_merging(&m, trainer, num_tokens);
     size_t num = 0;
     while (ok && m.tokens.num_symbols < num_tokens && m.num_candidates > 0 && num < capacity) {
         candidate best = heap_pop(&m);
         const int64_t count = m.pairs[best.pair].count;
-        if (best.count != count) { /* it has fallen, or rose and stands there a second time */
+        if (best.count != count) { /* stale */
             best.count = count;
             ok = count < min_count || heap_push(&m, best);
             continue;

@@ -1,8 +1,10 @@
-/* byte_level.c: text to ids by byte-level BPE: splits it, and in each pre-token merges bytes by the list.
+/* byte_level.c: byte-level BPE: splits text into pre-tokens and merges the bytes of each by the
+ * list of merges.
  *
- * The file writes every byte as a printable character (GPT-2's alphabet: the byte itself where that is printable
- * Latin-1, else U+0100 and on, in order). Here all strings are the bytes themselves. As in llama.cpp, a merge may make
- * a string that is in the vocabulary nowhere; if it is left over, its bytes stand for it one by one.
+ * Files write every byte as a printable character (GPT-2's alphabet: the byte itself if it is
+ * printable Latin-1, else U+0100 and up, in order). In memory all strings are plain bytes. As in
+ * llama.cpp, a merge may produce a string that is not in the vocabulary; if it is left at the end,
+ * it is encoded byte by byte.
  */
 #include "tokenizer/tokenizer_internal.h"
 
@@ -18,7 +20,7 @@ static bool byte_is_itself(int byte) {
     return (byte >= 0x21 && byte <= 0x7E) || (byte >= 0xA1 && byte <= 0xAC) || (byte >= 0xAE && byte <= 0xFF);
 }
 
-/* byte_of[code point] for the code points of GPT-2's alphabet, else -1. */
+/* byte_of[code point]: the byte that the character stands for in GPT-2's alphabet, or -1. */
 enum { ALPHABET_END = 0x100 + 68 };
 static void fill_alphabet(int16_t byte_of[ALPHABET_END]) {
     int next = 0x100;
@@ -28,7 +30,7 @@ static void fill_alphabet(int16_t byte_of[ALPHABET_END]) {
 
 static bool continues_character(char byte) { return ((unsigned char)byte & 0xC0) == 0x80; }
 
-/* The bytes that a string of GPT-2's alphabet stands for; false if another character is in it. */
+/* Decodes a string in GPT-2's alphabet to bytes. False: it has a character outside the alphabet. */
 static bool alphabet_bytes(const int16_t *byte_of, const char *text, size_t num_bytes, char *bytes, size_t *length) {
     *length = 0;
     for (size_t at = 0; at < num_bytes;) {
@@ -40,7 +42,8 @@ static bool alphabet_bytes(const int16_t *byte_of, const char *text, size_t num_
     return true;
 }
 
-/* Symbols 0 .. vocab_size: normal tokens as bytes, findable; the others as the file writes them. */
+/* Adds symbols 0 .. vocab_size: normal tokens as bytes, findable; the others as the file spells
+ * them. */
 static llamita_status add_pieces(tokenizer *t, const tokenizer_source *source, const char *path, const int16_t *byte_of,
                                  char *bytes, llamita_error *error) {
     for (int32_t id = 0; id < t->vocab_size; id++) {
@@ -54,13 +57,13 @@ static llamita_status add_pieces(tokenizer *t, const tokenizer_source *source, c
         if (result == SYMBOL_ADDED && normal && length > 0) result = symbol_make_findable(&t->symbols, &symbol);
         if (result == SYMBOL_EXISTS) {
             return token_error(error, source, path, id,
-                               "expected every piece to differ, found the same text twice; export the model again");
+                               "expected unique pieces, found the same text twice; export the model again");
         }
         if (result != SYMBOL_ADDED) return table_error(error, path, result == SYMBOL_NO_MEMORY);
         unsigned char byte;
         if (t->types[id] == TOKEN_BYTE && !byte_piece_value(piece, &byte)) {
             return token_error(error, source, path, id,
-                               "expected a byte token to be written <0xNN>; export the model again");
+                               "expected a byte token of the form <0xNN>; export the model again");
         }
     }
     return LLAMITA_OK;
@@ -89,8 +92,8 @@ static llamita_status merge_error(llamita_error *error, const char *path, size_t
                      index, shown, merge_text.bytes, expected);
 }
 
-/* True if the file writes the piece of this id as left and right of the line together, whose space is given;
- * *left_length: the bytes that left stands for. */
+/* True if the piece of this id is the left and the right side of the line, joined. space: the space
+ * between them. *left_length: the number of bytes that the left side stands for. */
 static bool is_product(const tokenizer *t, const tokenizer_source *source, int32_t id, byte_slice line,
                        const char *space, size_t *left_length) {
     if (id >= t->vocab_size || !t->symbols.entries[id].findable) return false;
@@ -104,8 +107,9 @@ static bool is_product(const tokenizer *t, const tokenizer_source *source, int32
     return !continues_character(space[1]);
 }
 
-/* One line "left right". Halves or a product outside the vocabulary are strings like any other; a line with characters
- * outside the alphabet can never apply. *product: the last line's, and then this one's. */
+/* Adds one line "left right". The halves and the product need not be in the vocabulary. A line with
+ * characters outside the alphabet can never apply and is skipped. *product: in, the product of the
+ * line before; out, of this one. */
 static llamita_status add_merge(tokenizer *t, const tokenizer_source *source, const char *path, const int16_t *byte_of,
                                 char *bytes, size_t index, int32_t *product, llamita_error *error) {
     const byte_slice line = source->merges[index];
@@ -113,7 +117,7 @@ static llamita_status add_merge(tokenizer *t, const tokenizer_source *source, co
     const char *space = line.num_bytes > 2 ? memchr(line.bytes + 1, ' ', line.num_bytes - 2) : NULL;
     if (!space) return merge_error(error, path, index, line, "two strings with a space between them");
     size_t left_length, right_length;
-    if (is_product(t, source, *product + 1, line, space, &left_length)) { /* pieces are often in the merges' order */
+    if (is_product(t, source, *product + 1, line, space, &left_length)) { /* fast path */
         ++*product;
     } else {
         const size_t left_bytes = (size_t)(space - line.bytes), right_bytes = line.num_bytes - left_bytes - 1;
@@ -122,7 +126,8 @@ static llamita_status add_merge(tokenizer *t, const tokenizer_source *source, co
         const symbol_result added = symbol_intern(&t->symbols, bytes, left_length + right_length, product);
         if (added != SYMBOL_ADDED && added != SYMBOL_EXISTS) return table_error(error, path, added == SYMBOL_NO_MEMORY);
     }
-    bpe_result result = bpe_rules_add(&t->merges, *product, left_length, (uint32_t)index); /* the first rank stays */
+    /* BPE_EXISTS: the merge keeps its first rank. */
+    bpe_result result = bpe_rules_add(&t->merges, *product, left_length, (uint32_t)index);
     if (result == BPE_ADDED || result == BPE_EXISTS) return LLAMITA_OK;
     return table_error(error, path, result == BPE_NO_MEMORY);
 }
@@ -144,7 +149,8 @@ llamita_status byte_level_build(tokenizer *t, const tokenizer_source *source, co
 
 /* ------------------------------------------------------------------ encoding */
 
-/* Llama 3's tokenizers take a pre-token that is a token whole, even where merges would not lead to it. */
+/* Llama 3's tokenizers (ignore_merges) use a token that equals the pre-token even if merges would
+ * not produce it. */
 static int32_t whole_token(const tokenizer *t, const char *word, size_t num_bytes) {
     if (t->pre_tokenizer != PRE_TOKENIZER_LLAMA_BPE) return -1;
     int32_t symbol = symbol_find(&t->symbols, word, num_bytes);
@@ -157,7 +163,7 @@ llamita_status byte_level_encode(encoder *e, size_t start, size_t end) {
     for (size_t at = start, length; at < end && status == LLAMITA_OK; at += length) {
         length = pre_tokenizer_next(t->pre_tokenizer, e->text + at, end - at);
         size_t word_first_id = e->num_ids;
-        if (encoder_push_known(e, at, length, &status)) continue;
+        if (encoder_push_cached(e, at, length, &status)) continue;
         int32_t whole = whole_token(t, e->text + at, length);
         if (whole >= 0) {
             status = encoder_push(e, whole);
@@ -170,7 +176,7 @@ llamita_status byte_level_encode(encoder *e, size_t start, size_t end) {
             }
             status = encoder_merge_word(e, length);
         }
-        if (status == LLAMITA_OK) encoder_know(e, at, length, word_first_id);
+        if (status == LLAMITA_OK) encoder_cache_word(e, at, length, word_first_id);
     }
     return status;
 }

@@ -1,8 +1,10 @@
-/* chat_template.c: a Jinja chat template to its canonical spelling, and that to one of the known formats.
+/* chat_template.c: recognizes known Jinja chat templates by their canonical spelling.
  *
- * Nothing of the template is executed. It is cut into text, expressions and statements by Jinja's rules, as transformers
- * sets them (trim_blocks and lstrip_blocks), and spelled in one way: {{ 'a' + x['b'] | trim }} and a{{ x.b.strip() }}
- * become the same. Then it is one of the spellings below, to the letter, or unknown: a format is never guessed.
+ * Nothing in a template is executed. It is split into text, expressions and statements by Jinja's
+ * rules, with the settings of transformers (trim_blocks and lstrip_blocks), and written in a
+ * canonical spelling: {{ 'a' + x['b'] | trim }} and a{{ x.b.strip() }} give the same. The result
+ * must equal one of the spellings below exactly; else the template is unknown. A format is never
+ * guessed.
  */
 #include "tokenizer/chat_template.h"
 
@@ -18,9 +20,9 @@ static const chat_format ZEPHYR = {"zephyr", false, false, "<|", "|>\n", "\x02\n
 static const chat_format LLAMA3 = {"llama3", true, true, "<|start_header_id|>", "<|end_header_id|>\n\n", "<|eot_id|>"};
 static const chat_format LLAMA2 = {"llama2", true, true, NULL, NULL, NULL};
 
-#define EACH "{%for message in messages%}"
-#define DEFINED "{%if not add_generation_prompt is defined%}{%set add_generation_prompt=false%}{%endif%}"
-#define ASKED(text) "{%if add_generation_prompt%}" text "{%endif%}"
+#define FOR_MESSAGES "{%for message in messages%}"
+#define DEFAULT_NO_PROMPT "{%if not add_generation_prompt is defined%}{%set add_generation_prompt=false%}{%endif%}"
+#define IF_PROMPT(text) "{%if add_generation_prompt%}" text "{%endif%}"
 
 #define CHATML_DEFAULT \
     "{%if loop.first and messages[0].role!='system'%}<|im_start|>system\n" ANY_TEXT "<|im_end|>\n{%endif%}"
@@ -29,7 +31,7 @@ static const chat_format LLAMA2 = {"llama2", true, true, NULL, NULL, NULL};
     "<|im_start|>{{message.role}}\n{{message.content}}{%if(loop.last and add_generation_prompt) or not loop.last%}" \
     "<|im_end|>\n{%endif%}{%endfor%}{%if add_generation_prompt and messages[-1].role!='assistant'%}"                \
     "<|im_start|>assistant\n{%endif%}"
-#define CHATML_ASKED ASKED("<|im_start|>assistant\n")
+#define CHATML_PROMPT IF_PROMPT("<|im_start|>assistant\n")
 
 #define ZEPHYR_ROLE(role) "message.role=='" role "'%}<|" role "|>\n{{message.content}}{{eos_token}}\n"
 
@@ -50,24 +52,27 @@ static const chat_format LLAMA2 = {"llama2", true, true, NULL, NULL, NULL};
     "{%if message.role=='user'%}{{bos_token}}[INST] {{content.strip()}} [/INST]" system                             \
     "{%elif message.role=='assistant'%} {{content.strip()}} {{eos_token}}{%endif%}{%endfor%}" else_system
 
-/* The formats of models, as their publishers and this project write them. */
+/* Templates of published models and of this project. */
 static const struct {
     const chat_format *format;
     const char *spelling;
 } KNOWN[] = {
-    {&CHATML, EACH CHATML_DEFAULT CHATML_TURN CHATML_ASKED}, /* SmolLM2 */
-    {&CHATML, EACH CHATML_TURN CHATML_ASKED},                /* ChatML as most write it; this project */
-    {&CHATML, DEFINED EACH CHATML_TURN CHATML_ASKED},
-    {&CHATML, DEFINED EACH CHATML_DEFAULT CHATML_TURN CHATML_ASKED},
-    {&CHATML, EACH CHATML_DEFAULT CHATML_TURN_QWEN}, /* Qwen 1.5, Qwen 2 */
-    {&CHATML, EACH CHATML_TURN_QWEN},
-    {&ZEPHYR, EACH "{%if " ZEPHYR_ROLE("user") "{%elif " ZEPHYR_ROLE("system") "{%elif " ZEPHYR_ROLE("assistant") /* */
+    {&CHATML, FOR_MESSAGES CHATML_DEFAULT CHATML_TURN CHATML_PROMPT}, /* SmolLM2 */
+    {&CHATML, FOR_MESSAGES CHATML_TURN CHATML_PROMPT},                /* most ChatML, ours */
+    {&CHATML, DEFAULT_NO_PROMPT FOR_MESSAGES CHATML_TURN CHATML_PROMPT},
+    {&CHATML, DEFAULT_NO_PROMPT FOR_MESSAGES CHATML_DEFAULT CHATML_TURN CHATML_PROMPT},
+    {&CHATML, FOR_MESSAGES CHATML_DEFAULT CHATML_TURN_QWEN}, /* Qwen 1.5, Qwen 2 */
+    {&CHATML, FOR_MESSAGES CHATML_TURN_QWEN},
+    {&ZEPHYR,
+     FOR_MESSAGES "{%if " ZEPHYR_ROLE("user") "{%elif " ZEPHYR_ROLE("system") "{%elif " ZEPHYR_ROLE("assistant") /* */
      "{%endif%}{%if loop.last and add_generation_prompt%}<|assistant|>\n{%endif%}{%endfor%}"},
-    {&ZEPHYR, EACH "<|{{message.role}}|>\n{{message.content}}{{eos_token}}\n{%endfor%}" ASKED("<|assistant|>\n")},
-    {&LLAMA3, LLAMA3_SET ASKED(LLAMA3_NEXT)},
+    {&ZEPHYR,
+     FOR_MESSAGES "<|{{message.role}}|>\n{{message.content}}{{eos_token}}\n{%endfor%}" IF_PROMPT("<|assistant|>\n")},
+    {&LLAMA3, LLAMA3_SET IF_PROMPT(LLAMA3_NEXT)},
     {&LLAMA3, LLAMA3_SET LLAMA3_NEXT},
-    {&LLAMA3, DEFINED LLAMA3_SET "{%if add_generation_prompt%}" LLAMA3_NEXT "{%else%}{{eos_token}}{%endif%}"},
-    {&LLAMA3, "{{bos_token}}" EACH LLAMA3_ROLE "{{message.content.strip()}}<|eot_id|>{%endfor%}" ASKED(LLAMA3_NEXT)},
+    {&LLAMA3, DEFAULT_NO_PROMPT LLAMA3_SET "{%if add_generation_prompt%}" LLAMA3_NEXT "{%else%}{{eos_token}}{%endif%}"},
+    {&LLAMA3,
+     "{{bos_token}}" FOR_MESSAGES LLAMA3_ROLE "{{message.content.strip()}}<|eot_id|>{%endfor%}" IF_PROMPT(LLAMA3_NEXT)},
     {&LLAMA2, LLAMA2_LOOP("", "")},
     {&LLAMA2, LLAMA2_LOOP("{%elif message.role=='system'%}<<SYS>>\n{{content.strip()}}\n<</SYS>>\n\n", "")},
     {&LLAMA2, /* this project's */
@@ -79,22 +84,22 @@ static const struct {
      "{%else%} {{turn.content.strip()}} {{eos_token}}{%endif%}{%endfor%}"},
 };
 
-/* ------------------------------------------------------------------ cutting a template */
+/* ------------------------------------------------------------------ text and strings */
 
 typedef struct {
-    const char *at;  /* what comes next in the template */
-    const char *end; /* without one final newline, as Jinja has it */
-    char *out;       /* the canonical spelling, never longer than capacity */
+    const char *at;  /* position in the template */
+    const char *end; /* as in Jinja, before one final newline */
+    char *out;       /* the canonical spelling */
     size_t length, capacity;
-    bool line_starts; /* nothing but white space can be before `at` in its line */
+    bool line_starts; /* the line before `at` is empty or white space */
     bool failed;
-} speller;
+} canonicalizer;
 
 static bool is_white(char c) { return c == ' ' || (c >= '\t' && c <= '\r'); }
 static bool is_digit(char c) { return c >= '0' && c <= '9'; }
 static bool is_word(char c) { return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '_' || is_digit(c); }
 
-static void put(speller *s, const char *bytes, size_t num_bytes) {
+static void put(canonicalizer *s, const char *bytes, size_t num_bytes) {
     if (s->length + num_bytes >= s->capacity) {
         s->failed = true;
         return;
@@ -103,10 +108,10 @@ static void put(speller *s, const char *bytes, size_t num_bytes) {
     s->length += num_bytes;
 }
 
-static void put_text(speller *s, const char *text) { put(s, text, strlen(text)); }
+static void put_text(canonicalizer *s, const char *text) { put(s, text, strlen(text)); }
 
-/* What the template writes as it is. Braces are marked, so that they never look like an expression's. */
-static void put_literal(speller *s, const char *bytes, size_t num_bytes) {
+/* Writes literal text, with braces escaped so that they cannot be mistaken for an expression. */
+static void put_literal(canonicalizer *s, const char *bytes, size_t num_bytes) {
     for (size_t i = 0; i < num_bytes; i++) {
         const char c = bytes[i];
         if ((unsigned char)c < 0x20 && c != '\n' && c != '\t') s->failed = true;
@@ -115,8 +120,8 @@ static void put_literal(speller *s, const char *bytes, size_t num_bytes) {
     }
 }
 
-/* A string of the template, s->at behind its first quote, to '...' with \n, \t, \\ and \' escaped. */
-static void put_string(speller *s, char quote) {
+/* Rewrites a string as '...' with \n, \t, \\ and \' escaped. s->at is after the opening quote. */
+static void put_string(canonicalizer *s, char quote) {
     put(s, "'", 1);
     while (s->at < s->end && *s->at != quote) {
         char c = *s->at++;
@@ -139,17 +144,17 @@ static void put_string(speller *s, char quote) {
     put(s, "'", 1);
 }
 
-static void skip_white(speller *s) {
+static void skip_white(canonicalizer *s) {
     while (s->at < s->end && is_white(*s->at)) s->at++;
-    if (s->at < s->end && (unsigned char)*s->at >= 0x80) s->failed = true; /* it may be white space, too */
+    if (s->at < s->end && (unsigned char)*s->at >= 0x80) s->failed = true; /* maybe white space */
 }
 
-static bool follows(const speller *s, const char *text) {
+static bool follows(const canonicalizer *s, const char *text) {
     return (size_t)(s->end - s->at) >= strlen(text) && memcmp(s->at, text, strlen(text)) == 0;
 }
 
-/* x['name'] to x.name, if that is what follows, s->at behind the bracket. */
-static bool put_subscript(speller *s) {
+/* Rewrites x['name'] as x.name. s->at is after the bracket. False: it is another subscript. */
+static bool put_subscript(canonicalizer *s) {
     const char *name = s->at;
     while (name < s->end && is_white(*name)) name++;
     const char quote = name < s->end ? *name++ : 0;
@@ -166,8 +171,8 @@ static bool put_subscript(speller *s) {
     return true;
 }
 
-/* x|trim to x.strip(), if that is what follows, s->at behind the bar. */
-static bool put_filter(speller *s) {
+/* Rewrites x|trim as x.strip(). s->at is after the bar. False: it is another filter. */
+static bool put_filter(canonicalizer *s) {
     const char *name = s->at;
     while (name < s->end && is_white(*name)) name++;
     if (s->end - name < 5 || memcmp(name, "trim", 4) != 0 || is_word(name[4])) return false;
@@ -182,14 +187,14 @@ static bool put_filter(speller *s) {
 
 enum { MAX_SUMMANDS = 32 };
 
-/* Where an expression can be cut: a + b + c, outside of all brackets. */
+/* Where a sum a + b + c can be split, outside of all brackets. */
 typedef struct {
-    size_t borders[MAX_SUMMANDS + 1]; /* in the output: the place of each sign */
-    int num_borders, depth;
-    bool whole; /* other operators stand outside of brackets, too: not to be cut */
-} cuts;
+    size_t offsets[MAX_SUMMANDS + 1]; /* of each + in the output */
+    int num_offsets, depth;
+    bool whole; /* do not split: there are other operators outside of brackets */
+} split_points;
 
-static void put_word(speller *s, cuts *c, size_t start) {
+static void put_word(canonicalizer *s, split_points *c, size_t start) {
     const char *word = s->at;
     while (s->at < s->end && is_word(*s->at)) s->at++;
     const size_t length = (size_t)(s->at - word);
@@ -200,25 +205,25 @@ static void put_word(speller *s, cuts *c, size_t start) {
     put(s, word, length);
 }
 
-static void put_sign(speller *s, cuts *c) {
+static void put_operator(canonicalizer *s, split_points *c) {
     const char sign = *s->at++;
     if (sign == '[' && put_subscript(s)) return;
     if (sign == '|' && put_filter(s)) return;
     if (sign == '(' || sign == '[') c->depth++;
     else if (sign == ')' || sign == ']') c->depth--;
     else if ((sign == '+' || sign == '~') && c->depth == 0)
-        if (c->num_borders == MAX_SUMMANDS) s->failed = true;
-        else c->borders[c->num_borders++] = s->length;
+        if (c->num_offsets == MAX_SUMMANDS) s->failed = true;
+        else c->offsets[c->num_offsets++] = s->length;
     else if (c->depth == 0 && sign != '.') c->whole = true;
     if (!strchr("()[].,:+~-*/%<>=!|", sign) || c->depth < 0) s->failed = true;
     put(s, &sign, 1);
 }
 
-/* Everything up to the mark that closes the tag, in one spelling; the place of its end is returned, s->at behind it.
- * Closing marks: "%}" or "}}", with - or + before. */
-static char put_tag(speller *s, const char *mark, cuts *c) {
+/* Writes the canonical spelling of a tag up to its closing mark, "%}" or "}}", and moves s->at
+ * after the mark. Returns the - or + before the mark, else a space. */
+static char put_tag(canonicalizer *s, const char *mark, split_points *c) {
     const size_t start = s->length;
-    *c = (cuts){0};
+    *c = (split_points){0};
     while (!s->failed) {
         while (s->at < s->end && is_white(*s->at)) s->at++;
         if (s->at == s->end) break;
@@ -238,15 +243,15 @@ static char put_tag(speller *s, const char *mark, cuts *c) {
         } else if (is_word(first)) {
             put_word(s, c, start);
         } else {
-            put_sign(s, c);
+            put_operator(s, c);
         }
     }
     s->failed = true; /* the tag is never closed */
     return ' ';
 }
 
-/* A summand of an expression: text if it is nothing but a string, else {{...}}. */
-static void put_summand(speller *s, const char *bytes, size_t num_bytes) {
+/* Writes a summand of an expression: a string literal as text, all else as {{...}}. */
+static void put_summand(canonicalizer *s, const char *bytes, size_t num_bytes) {
     bool is_string = num_bytes >= 2 && bytes[0] == '\'';
     for (size_t i = 1; is_string && i < num_bytes; i++)
         if (bytes[i] == '\\') i++;
@@ -267,10 +272,10 @@ static void put_summand(speller *s, const char *bytes, size_t num_bytes) {
     }
 }
 
-/* {{ a + 'b' }} to {{a}}b. */
-static char put_expression(speller *s) {
+/* Rewrites {{ a + 'b' }} as {{a}}b. Returns as put_tag. */
+static char put_expression(canonicalizer *s) {
     const size_t start = s->length;
-    cuts c;
+    split_points c;
     const char closing = put_tag(s, "}}", &c);
     if (s->failed) return closing;
     const size_t length = s->length - start;
@@ -281,10 +286,10 @@ static char put_expression(speller *s) {
     }
     memcpy(expression, s->out + start, length);
     s->length = start;
-    if (c.whole) c.num_borders = 0;
+    if (c.whole) c.num_offsets = 0;
     size_t from = 0;
-    for (int i = 0; i <= c.num_borders; i++) {
-        const size_t to = i < c.num_borders ? c.borders[i] - start : length;
+    for (int i = 0; i <= c.num_offsets; i++) {
+        const size_t to = i < c.num_offsets ? c.offsets[i] - start : length;
         put_summand(s, expression + from, to - from);
         from = to + 1;
     }
@@ -292,18 +297,19 @@ static char put_expression(speller *s) {
     return closing;
 }
 
-/* ------------------------------------------------------------------ the whole template */
+/* ------------------------------------------------------------------ template */
 
-/* The text up to the next tag, without the white space that the tag takes away. */
-static void put_raw(speller *s) {
+/* Writes the text up to the next tag, without the white space that the tag strips (by a dash, or by
+ * lstrip_blocks). A byte from 0x80 on may be Unicode white space, which is not supported. */
+static void put_raw(canonicalizer *s) {
     const char *text = s->at, *tag = text;
     while (tag < s->end && !(tag[0] == '{' && tag + 1 < s->end && strchr("{%#", tag[1]))) tag++;
     size_t length = (size_t)(tag - text);
     const char dash = s->end - tag >= 3 ? tag[2] : 0;
     if (tag < s->end && dash == '-') {
         while (length > 0 && is_white(text[length - 1])) length--;
-        if (length > 0 && (unsigned char)text[length - 1] >= 0x80) s->failed = true; /* it may be white space, too */
-    } else if (tag < s->end && tag[1] != '{' && dash != '+') {                       /* lstrip_blocks */
+        if (length > 0 && (unsigned char)text[length - 1] >= 0x80) s->failed = true;
+    } else if (tag < s->end && tag[1] != '{' && dash != '+') {
         size_t line = length;
         while (line > 0 && is_white(text[line - 1]) && text[line - 1] != '\n') line--;
         if ((line > 0 && text[line - 1] == '\n') || (line == 0 && s->line_starts)) length = line;
@@ -312,15 +318,15 @@ static void put_raw(speller *s) {
     s->at = tag;
 }
 
-/* The white space behind a tag that it takes away. */
-static void skip_after(speller *s, char closing, bool is_expression) {
+/* Skips the white space that the tag strips after it: by a dash, or by trim_blocks. */
+static void skip_after(canonicalizer *s, char closing, bool is_expression) {
     const char *before = s->at;
     if (closing == '-') skip_white(s);
-    else if (!is_expression && closing != '+' && s->at < s->end && *s->at == '\n') s->at++; /* trim_blocks */
+    else if (!is_expression && closing != '+' && s->at < s->end && *s->at == '\n') s->at++;
     s->line_starts = s->at > before && s->at[-1] == '\n';
 }
 
-static void skip_comment(speller *s) {
+static void skip_comment(canonicalizer *s) {
     while (s->at < s->end && !follows(s, "#}")) s->at++;
     if (s->at == s->end) {
         s->failed = true;
@@ -331,7 +337,7 @@ static void skip_comment(speller *s) {
     skip_after(s, closing, false);
 }
 
-static void spell(speller *s) {
+static void canonicalize(canonicalizer *s) {
     s->line_starts = true;
     while (s->at < s->end && !s->failed) {
         put_raw(s);
@@ -346,7 +352,7 @@ static void spell(speller *s) {
         if (kind == '{') {
             skip_after(s, put_expression(s), true);
         } else {
-            cuts c;
+            split_points c;
             put_text(s, "{%");
             const size_t start = s->length;
             const char closing = put_tag(s, "%}", &c);
@@ -359,12 +365,12 @@ static void spell(speller *s) {
 
 char *chat_template_canonical(const char *template_text) {
     const size_t num_bytes = strlen(template_text);
-    speller s = {.at = template_text, .end = template_text + num_bytes, .capacity = 4 * num_bytes + 16};
+    canonicalizer s = {.at = template_text, .end = template_text + num_bytes, .capacity = 4 * num_bytes + 16};
     if (num_bytes > 0 && s.end[-1] == '\n') s.end--;
     if (num_bytes > ((size_t)1 << 16) || strchr(template_text, '\r')) return NULL;
     s.out = malloc(s.capacity);
     if (!s.out) return NULL;
-    spell(&s);
+    canonicalize(&s);
     if (s.failed) {
         free(s.out);
         return NULL;
@@ -373,7 +379,8 @@ char *chat_template_canonical(const char *template_text) {
     return s.out;
 }
 
-/* Is it this spelling? ANY_TEXT, once at most, stands for text without marks: *text[*num_bytes]. */
+/* True if canonical equals spelling, where ANY_TEXT (at most one) matches plain text:
+ * *text[*num_bytes]. */
 static bool matches(const char *canonical, const char *spelling, const char **text, size_t *num_bytes) {
     const char *any = strstr(spelling, ANY_TEXT);
     *text = NULL;

@@ -1,4 +1,5 @@
-/* chat_template.h: a Jinja chat template, as text, to the format that it stands for, if it is one of those known here. */
+/* chat_template.h: recognizes known chat templates (ChatML, Llama 2, Llama 3, Zephyr) without
+ * executing Jinja. */
 #ifndef LLAMITA_CHAT_TEMPLATE_H
 #define LLAMITA_CHAT_TEMPLATE_H
 
@@ -7,7 +8,8 @@
 
 #define CHAT_EOS '\x02' /* in the strings below: the text of the EOS token */
 
-/* How a turn is written. llama2 stands apart: there a system prompt is segment of the user's first turn. */
+/* How a turn is rendered. llama2 is special: its system prompt is part of the first user turn, and
+ * the last three fields are NULL. */
 typedef struct {
     const char *family; /* "chatml", "llama2", "llama3", "zephyr" */
     bool begins_with_bos, trims_contents;
@@ -16,14 +18,15 @@ typedef struct {
 
 #define MAX_DEFAULT_SYSTEM_BYTES 1024
 
-/* The format of a template that writes [system] user (assistant user)* and the beginning of the next answer exactly as
- * the format says; NULL if it may write anything else. default_system becomes what the template puts in the place of a
- * missing system prompt; *has_default_system: whether it does so. */
+/* The format of a template that renders [system] user (assistant user)* and the start of the next
+ * answer exactly as described; NULL if it may render anything else. *has_default_system: the
+ * template has a default system prompt, which is copied to default_system. */
 const chat_format *chat_template_recognize(const char *template_text, char default_system[MAX_DEFAULT_SYSTEM_BYTES],
                                            bool *has_default_system);
 
-/* The template in a spelling that does not depend on white space, quotes or ways of saying the same: what it writes,
- * as it is; expressions as {{a.b}}; statements as {%if a=='b'%}. Malloc'ed; NULL: cannot be read, or no memory. */
+/* The template in a canonical spelling, independent of white space, quotes and equivalent
+ * expressions: literal text unchanged, expressions as {{a.b}}, statements as {%if a=='b'%}. The
+ * caller frees it. NULL: the template cannot be parsed, or out of memory. */
 char *chat_template_canonical(const char *template_text);
 
 #endif

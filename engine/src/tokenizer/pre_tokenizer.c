@@ -1,29 +1,31 @@
-/* pre_tokenizer.c: text to the pre-tokens that byte-level BPE merges within: four regular expressions as scanners.
+/* pre_tokenizer.c: splits text into the pre-tokens of byte-level BPE: four regular expressions as
+ * scanners.
  *
  *   gpt-2      's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
- *   smollm     every \p{N} by itself, and gpt-2 on each stretch of text between them
- *   llama-bpe  (?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}
- *              | ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+
+ *   smollm     every \p{N} alone, and gpt-2 on the text between them
+ *   llama-bpe  (?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+
+ *              |\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+
  *   qwen2      the same with \p{N} for \p{N}{1,3}
  *
- * The names and expressions are llama.cpp's. Hugging Face and tiktoken write (?i:'s|...) in the last two, which takes
- * U+017F (long s) after an apostrophe for an s; nothing else differs. Each function tries the alternatives from left to
- * right, as the expression does. A byte that is no well-formed UTF-8 is one character of the class "other".
+ * Names and expressions are llama.cpp's. Hugging Face and tiktoken write (?i:'s|...) in the last
+ * two, which also matches U+017F (long s) after an apostrophe; nothing else differs. Each function
+ * tries the alternatives from left to right, as the expression does. An invalid UTF-8 byte is one
+ * character of the class "other".
  */
 #include "tokenizer/pre_tokenizer.h"
 
 #include "tokenizer/unicode.h"
 
-/* What stands at a place: a unicode_class, or the end of the text. */
+/* A unicode_class, or the end of the text. */
 enum { CLASS_END = 4 };
 
 typedef struct {
     const char *text;
     size_t num_bytes;
-    bool numbers_end; /* smollm: a number is a border like the end of the text */
+    bool numbers_end; /* smollm: treat numbers as the end of the text */
 } scanner;
 
-/* The class of the character at position, and its length in bytes (0 at the end). */
+/* The class of the character at this position and its length in bytes (0 at the end). */
 static inline int class_at(const scanner *s, size_t position, size_t *length) {
     *length = 0;
     if (position >= s->num_bytes) return CLASS_END;
@@ -42,7 +44,7 @@ static inline int class_at(const scanner *s, size_t position, size_t *length) {
     return class;
 }
 
-/* The end of the run of one class that begins at position. */
+/* The end of the run of characters of this class at position. */
 static size_t run_end(const scanner *s, size_t position, int class) {
     size_t length;
     while (class_at(s, position, &length) == class) position += length;
@@ -53,7 +55,7 @@ static bool is_newline(char c) { return c == '\r' || c == '\n'; }
 
 static char lower_ascii(char c) { return c >= 'A' && c <= 'Z' ? (char)(c + 32) : c; }
 
-/* 's|'t|'re|'ve|'m|'ll|'d: its length, or 0. */
+/* The length of 's|'t|'re|'ve|'m|'ll|'d at the start of the text, or 0. */
 static size_t contraction(const scanner *s, bool any_case) {
     const char *text = s->text;
     size_t left = s->num_bytes;
@@ -67,7 +69,7 @@ static size_t contraction(const scanner *s, bool any_case) {
     return matches ? 3 : 0;
 }
 
-/* \s+(?!\S)|\s+ at the start of the text: a run of spaces leaves its last one to the word that follows. */
+/* \s+(?!\S)|\s+ at the start of the text: the last space of a run belongs to the word after it. */
 static size_t spaces(const scanner *s) {
     size_t end = 0, last = 0, length;
     int class;
@@ -87,7 +89,7 @@ static size_t split_gpt2(const scanner *s) {
     return run_end(s, start, class);
 }
 
-/* smollm: a number alone, else gpt-2 up to the next number. */
+/* smollm: one number, else gpt-2 up to the next number. */
 static size_t split_smollm(scanner *s) {
     size_t length;
     s->numbers_end = false;
@@ -96,14 +98,14 @@ static size_t split_smollm(scanner *s) {
     return split_gpt2(s);
 }
 
-/* \p{N}{1,most} */
-static size_t numbers(const scanner *s, int most) {
+/* \p{N}{1,max_digits} */
+static size_t numbers(const scanner *s, int max_digits) {
     size_t end = 0, length;
-    for (int i = 0; i < most && class_at(s, end, &length) == UNICODE_NUMBER; i++) end += length;
+    for (int i = 0; i < max_digits && class_at(s, end, &length) == UNICODE_NUMBER; i++) end += length;
     return end;
 }
 
-/* \s*[\r\n]+ : up to the last line end of the run of spaces, or 0 without one. */
+/* \s*[\r\n]+ : the end of the last newline in the run of spaces, or 0. */
 static size_t line_ends(const scanner *s) {
     size_t end = 0, after_newline = 0, length;
     while (class_at(s, end, &length) == UNICODE_SPACE) {
@@ -113,15 +115,15 @@ static size_t line_ends(const scanner *s) {
     return after_newline;
 }
 
-/* llama-bpe (most 3) and qwen2 (most 1) */
-static size_t split_llama(const scanner *s, int most_digits) {
+/* llama-bpe (max_digits 3) and qwen2 (max_digits 1) */
+static size_t split_llama(const scanner *s, int max_digits) {
     size_t length = contraction(s, true);
     if (length > 0) return length;
 
     size_t first_length, next_length;
     int class = class_at(s, 0, &first_length);
     if (class == UNICODE_LETTER) return run_end(s, first_length, UNICODE_LETTER);
-    if (class == UNICODE_NUMBER) return numbers(s, most_digits);
+    if (class == UNICODE_NUMBER) return numbers(s, max_digits);
     int next = class_at(s, first_length, &next_length);
     if (next == UNICODE_LETTER && !is_newline(s->text[0])) return run_end(s, first_length, UNICODE_LETTER);
 

@@ -1,7 +1,9 @@
-/* segments.c: a text of segments to ids: control tokens only where they may be, generated ids as they were.
+/* segments.c: encodes text segments: control tokens in trusted segments only, generated ids
+ * unchanged.
  *
- * The segments are one text: between control tokens and generated ids it is encoded as if it had none, so that a text
- * without untrusted control tokens gives the same ids as when it is encoded whole.
+ * The segments form one text. Between control tokens and generated ids it is encoded across segment
+ * boundaries, so that a text without untrusted control tokens gives the same ids as
+ * llamita_encode.
  */
 #include "tokenizer/segments.h"
 
@@ -11,9 +13,9 @@
 #include "runtime/array.h"
 #include "tokenizer/tokenizer_internal.h"
 
-/* Ids that a stretch of the text was generated as. */
+/* The ids of a generated segment. Borrowed. */
 typedef struct {
-    size_t start;
+    size_t start; /* of its text */
     const int32_t *ids;
     size_t num_ids;
 } generated;
@@ -23,11 +25,11 @@ typedef struct {
     char *text;
     bool *trusted; /* [num_bytes] */
     size_t num_bytes;
-    generated *spans; /* in the text's order */
+    generated *spans; /* in text order */
     size_t num_spans;
     int32_t *ids;
     size_t num_ids, capacity;
-    bool goes_on; /* generated ids came last: no space is put in front of what follows */
+    bool follows_generated; /* the last ids were generated: do not add a space prefix */
     llamita_error *error;
 } joiner;
 
@@ -39,7 +41,7 @@ static llamita_status reserve(joiner *j, size_t num_more) {
     return ARRAY_RESERVE(&j->ids, &j->capacity, j->num_ids + num_more) ? LLAMITA_OK : no_memory(j);
 }
 
-/* ------------------------------------------------------------------ joining */
+/* ------------------------------------------------------------------ joining segments */
 
 static llamita_status join(joiner *j, const llamita_text_segment *segments, size_t num_segments) {
     size_t num_bytes = 0, num_spans = 0;
@@ -65,25 +67,25 @@ static llamita_status join(joiner *j, const llamita_text_segment *segments, size
     return LLAMITA_OK;
 }
 
-/* ------------------------------------------------------------------ stretches of text */
+/* ------------------------------------------------------------------ encoding text */
 
 static llamita_status push_plain(joiner *j, size_t start, size_t end) {
     if (start == end) return LLAMITA_OK;
     llamita_status status = reserve(j, 2 * (end - start) + 2);
     if (status != LLAMITA_OK) return status;
-    tokenizer t = *j->t; /* shares everything but this */
-    t.add_space_prefix = t.add_space_prefix && !j->goes_on;
+    tokenizer t = *j->t; /* a shallow copy that differs in one flag */
+    t.add_space_prefix = t.add_space_prefix && !j->follows_generated;
     size_t num_ids;
     status = tokenizer_encode(&t, j->text + start, end - start, LLAMITA_ENCODE_PLAIN, j->ids + j->num_ids,
                               j->capacity - j->num_ids, &num_ids, j->error);
     if (status != LLAMITA_OK) return status;
     j->num_ids += num_ids;
-    j->goes_on = false;
+    j->follows_generated = false;
     return LLAMITA_OK;
 }
 
-/* The special token at text[at], or -1: those of the user's kind anywhere before end, control tokens only before
- * trusted_end. */
+/* The special token at text[at], or -1: a user-defined token that ends by `end`, or a control token
+ * that ends by trusted_end. */
 static int32_t match(const joiner *j, size_t at, size_t end, size_t trusted_end, size_t *num_bytes) {
     const tokenizer *t = j->t;
     size_t user_bytes = 0, any_bytes = 0;
@@ -96,7 +98,7 @@ static int32_t match(const joiner *j, size_t at, size_t end, size_t trusted_end,
     return longer ? any : user;
 }
 
-/* text[start .. end), without generated ids. */
+/* Encodes text[start .. end), which has no generated ids. */
 static llamita_status push_text(joiner *j, size_t start, size_t end) {
     llamita_status status = LLAMITA_OK;
     size_t plain = start, trusted_end = start, num_bytes;
@@ -105,12 +107,12 @@ static llamita_status push_text(joiner *j, size_t start, size_t end) {
         while (trusted_end < end && j->trusted[trusted_end]) trusted_end++;
         const int32_t id = match(j, at, end, trusted_end, &num_bytes);
         at += id >= 0 ? num_bytes : 1;
-        if (id < 0 || j->t->types[id] == TOKEN_USER) continue; /* encoding plain text finds the user's kind, too */
+        if (id < 0 || j->t->types[id] == TOKEN_USER) continue; /* push_plain finds these itself */
         status = push_plain(j, plain, at - num_bytes);
         if (status == LLAMITA_OK) status = reserve(j, 1);
         if (status != LLAMITA_OK) break;
         j->ids[j->num_ids++] = id;
-        j->goes_on = false;
+        j->follows_generated = false;
         plain = at;
     }
     return status == LLAMITA_OK ? push_plain(j, plain, end) : status;
@@ -118,8 +120,9 @@ static llamita_status push_text(joiner *j, size_t start, size_t end) {
 
 /* ------------------------------------------------------------------ generated ids */
 
-/* How many of the ids, after the previous one, are what text[at ..] says; *end becomes the end of what they say. */
-static size_t agreeing(const joiner *j, const generated *span, int32_t previous, size_t at, size_t *end) {
+/* The number of ids of the span that decode, after `previous`, to the text at `at`; *end: the end
+ * of their text. */
+static size_t matching_ids(const joiner *j, const generated *span, int32_t previous, size_t at, size_t *end) {
     size_t count = 0;
     for (; count < span->num_ids; count++) {
         const char *bytes;
@@ -133,34 +136,35 @@ static size_t agreeing(const joiner *j, const generated *span, int32_t previous,
     return count;
 }
 
-/* Encodes text[start .. ) up to the span and takes over its ids; *end: where the text goes on. White space that the
- * ids begin with may stand before the span: templates write it themselves. */
+/* Encodes the text from start up to the span, then appends the ids of the span that match the text.
+ * *end: the end of their text. White space at the start of the ids may be before the span, because
+ * templates write it themselves. */
 static llamita_status push_generated(joiner *j, size_t start, const generated *span, size_t *end) {
-    size_t most = 0, first = span->start;
-    const int32_t ordinary = span->ids[0]; /* any id that is not BOS, after which a first space would be lost */
+    size_t best_count = 0, first = span->start;
+    const int32_t ordinary = span->ids[0]; /* not BOS, which drops a leading space */
     for (size_t from = first;; from--) {
         size_t to;
-        const size_t count = agreeing(j, span, ordinary, from, &to);
-        if (count > most && to >= span->start) {
-            most = count;
+        const size_t count = matching_ids(j, span, ordinary, from, &to);
+        if (count > best_count && to >= span->start) {
+            best_count = count;
             first = from;
         }
         if (from == start || !(j->text[from - 1] == ' ' || j->text[from - 1] == '\n')) break;
     }
     *end = span->start;
-    llamita_status status = push_text(j, start, most > 0 ? first : span->start);
-    if (status != LLAMITA_OK || most == 0) return status;
+    llamita_status status = push_text(j, start, best_count > 0 ? first : span->start);
+    if (status != LLAMITA_OK || best_count == 0) return status;
     const int32_t previous = j->num_ids > 0 ? j->ids[j->num_ids - 1] : -1;
-    most = agreeing(j, span, previous, first, end); /* again, now that the id before is known */
-    if (most == 0 || *end < span->start) {          /* a first space that only stands at a beginning */
+    best_count = matching_ids(j, span, previous, first, end);
+    if (best_count == 0 || *end < span->start) { /* no leading space here */
         *end = first;
         return LLAMITA_OK;
     }
-    status = reserve(j, most);
+    status = reserve(j, best_count);
     if (status != LLAMITA_OK) return status;
-    memcpy(j->ids + j->num_ids, span->ids, most * sizeof *span->ids);
-    j->num_ids += most;
-    j->goes_on = true;
+    memcpy(j->ids + j->num_ids, span->ids, best_count * sizeof *span->ids);
+    j->num_ids += best_count;
+    j->follows_generated = true;
     return LLAMITA_OK;
 }
 
@@ -176,7 +180,7 @@ llamita_status tokenizer_encode_segments(const tokenizer *t, const llamita_text_
         *num_tokens = j.num_ids;
         if (j.num_ids > capacity)
             status = error_set(error, LLAMITA_ERROR_ARGUMENT,
-                               "cannot encode the text: expected room for %zu tokens, found %zu; give as many",
+                               "cannot encode the text: expected room for %zu tokens, found %zu; use a larger buffer",
                                j.num_ids, capacity);
         else if (j.num_ids > 0) memcpy(ids, j.ids, j.num_ids * sizeof *ids);
     }

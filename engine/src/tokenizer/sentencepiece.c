@@ -1,8 +1,9 @@
-/* sentencepiece.c: text to ids by SentencePiece BPE: merges the pair whose piece scores best, until none is left.
+/* sentencepiece.c: SentencePiece BPE: merges the pair whose piece has the best score, until no pair
+ * merges.
  *
- * Two neighbors merge if their text together is a piece, with the rank of the piece's score. U+2581 is a space in all
- * strings here. A character that no piece holds becomes byte tokens; without them, a run of such characters becomes one
- * unknown id.
+ * Two neighbors merge if their concatenation is a piece, ranked by its score. All strings here have
+ * spaces in place of U+2581. A character in no piece becomes byte tokens; without byte tokens, a
+ * run of such characters becomes one unknown id.
  */
 #include "tokenizer/tokenizer_internal.h"
 
@@ -18,7 +19,8 @@ static bool begins_with_separator(const char *bytes, size_t num_bytes) {
     return num_bytes >= WORD_SEPARATOR_BYTES && memcmp(bytes, WORD_SEPARATOR, WORD_SEPARATOR_BYTES) == 0;
 }
 
-/* Copies the piece to plain with a space for every U+2581; returns its length. *has_space: it had a plain space too. */
+/* Copies the piece to plain, replacing U+2581 by a space; returns the length. *has_space: the piece
+ * also has plain spaces. */
 static size_t plain_text(byte_slice piece, char *plain, bool *has_space) {
     size_t length = 0;
     *has_space = false;
@@ -36,24 +38,22 @@ static size_t plain_text(byte_slice piece, char *plain, bool *has_space) {
     return length;
 }
 
-static bool merges_make(uint8_t type) { return type == TOKEN_NORMAL || type == TOKEN_UNUSED; }
+static bool is_mergeable(uint8_t type) { return type == TOKEN_NORMAL || type == TOKEN_UNUSED; }
 
 static llamita_status add_byte_token(tokenizer *t, const tokenizer_source *source, const char *path, int32_t id,
                                      llamita_error *error) {
     unsigned char byte;
-    if (!byte_piece_value(source->pieces[id], &byte)) {
-        return token_error(error, source, path, id,
-                           "expected a byte token to be written <0xNN>; export the model again");
-    }
+    if (!byte_piece_value(source->pieces[id], &byte))
+        return token_error(error, source, path, id, "expected a byte token of the form <0xNN>; export the model again");
     if (t->byte_ids[byte] >= 0) {
         return token_error(error, source, path, id,
-                           "expected one token a byte, found a second; export the model again");
+                           "expected one token per byte, found a second; export the model again");
     }
     t->byte_ids[byte] = id;
     return LLAMITA_OK;
 }
 
-/* Symbols 0 .. vocab_size, those that merges make findable; byte_ids. */
+/* Adds symbols 0 .. vocab_size, findable if merges can produce them; fills byte_ids. */
 static llamita_status add_pieces(tokenizer *t, const tokenizer_source *source, const char *path, char *plain,
                                  llamita_error *error) {
     for (int32_t id = 0; id < t->vocab_size; id++) {
@@ -61,11 +61,11 @@ static llamita_status add_pieces(tokenizer *t, const tokenizer_source *source, c
         size_t length = plain_text(source->pieces[id], plain, &has_space);
         int32_t symbol;
         symbol_result result = symbol_append(&t->symbols, plain, length, &symbol);
-        if (result == SYMBOL_ADDED && merges_make(t->types[id]) && length > 0 && !has_space)
+        if (result == SYMBOL_ADDED && is_mergeable(t->types[id]) && length > 0 && !has_space)
             result = symbol_make_findable(&t->symbols, &symbol);
         if (result == SYMBOL_EXISTS) {
             return token_error(error, source, path, id,
-                               "expected every piece to differ, found the same text twice; export the model again");
+                               "expected unique pieces, found the same text twice; export the model again");
         }
         if (result != SYMBOL_ADDED) return table_error(error, path, result == SYMBOL_NO_MEMORY);
         if (t->types[id] == TOKEN_BYTE) {
@@ -74,13 +74,12 @@ static llamita_status add_pieces(tokenizer *t, const tokenizer_source *source, c
         }
     }
     if (t->symbols.num_findable > 0) return LLAMITA_OK;
-    return error_set(
-        error, LLAMITA_ERROR_FORMAT,
-        "cannot read the tokenizer: %s: expected pieces of type normal, found none; export the model again", path);
+    return error_set(error, LLAMITA_ERROR_FORMAT,
+                     "cannot read the tokenizer: %s: expected normal pieces, found none; export the model again", path);
 }
 
-/* A number that is the lower the better the score, and equal for equal scores: the bits of a negative float grow as it
- * falls, those of a positive one as it rises. */
+/* Maps scores to ranks: a higher score gives a lower rank, equal scores equal ranks. The bits of a
+ * float, read as an integer, grow with its magnitude. */
 static uint32_t score_rank(float score) {
     uint32_t bits;
     if (score == 0) return 0x7FFFFFFF; /* either zero */
@@ -88,23 +87,21 @@ static uint32_t score_rank(float score) {
     return bits >> 31 ? bits : 0x7FFFFFFF - bits;
 }
 
-/* Gives the pieces that merges make their ranks. */
+/* Sets the rank of every piece that merges can produce. */
 static llamita_status rank_scores(tokenizer *t, const tokenizer_source *source, const char *path,
                                   llamita_error *error) {
     for (int32_t id = 0; id < t->vocab_size; id++) {
-        if (isnan(source->scores[id])) {
-            return token_error(error, source, path, id,
-                               "expected its score to be a number, found NaN; export the model again");
-        }
+        if (isnan(source->scores[id]))
+            return token_error(error, source, path, id, "expected a score, found NaN; export the model again");
         if (t->symbols.entries[id].findable) t->merges.ranks[id] = score_rank(source->scores[id]);
     }
     return LLAMITA_OK;
 }
 
-enum { SEEN_CODE_POINTS = 0x800 }; /* those of one and two bytes */
+enum { SEEN_CODE_POINTS = 0x800 }; /* code points of one or two bytes */
 
-/* Makes every character of the piece a symbol, and notes whether a space follows another character. seen: whether a
- * character has had its turn. */
+/* Adds every character of the piece as a symbol. Clears words_end_at_spaces if a space follows
+ * another character. seen[code point]: already added. */
 static symbol_result add_characters(tokenizer *t, int32_t id, bool *seen) {
     size_t num_bytes;
     const char *bytes = symbol_bytes(&t->symbols, id, &num_bytes);
@@ -117,7 +114,7 @@ static symbol_result add_characters(tokenizer *t, int32_t id, bool *seen) {
         if (length == num_bytes) break; /* the piece is the character */
         if (code_point < SEEN_CODE_POINTS && seen[code_point]) continue;
         if (code_point < SEEN_CODE_POINTS) seen[code_point] = true;
-        char character[4]; /* the table's own copy moves when it grows */
+        char character[4]; /* a copy: bytes moves when the table grows */
         memcpy(character, bytes + i, length);
         int32_t symbol;
         symbol_result result = symbol_intern(&t->symbols, character, length, &symbol);
@@ -137,14 +134,14 @@ static llamita_status add_all_characters(tokenizer *t, const char *path, llamita
     return LLAMITA_OK;
 }
 
-/* "Unused" pieces may be passed through but never put out. */
+/* Flags the "unused" pieces: merges may go through them, but they never appear in the result. */
 static llamita_status flag_unused(tokenizer *t, const char *path, llamita_error *error) {
     bool any = false;
     for (int32_t id = 0; id < t->vocab_size && !any; id++) any = t->types[id] == TOKEN_UNUSED;
     if (!any) return LLAMITA_OK;
-    t->take_apart = calloc((size_t)t->symbols.num_symbols, 1);
-    if (!t->take_apart) return table_error(error, path, true);
-    for (int32_t id = 0; id < t->vocab_size; id++) t->take_apart[id] = t->types[id] == TOKEN_UNUSED;
+    t->resegment = calloc((size_t)t->symbols.num_symbols, 1);
+    if (!t->resegment) return table_error(error, path, true);
+    for (int32_t id = 0; id < t->vocab_size; id++) t->resegment[id] = t->types[id] == TOKEN_UNUSED;
     return LLAMITA_OK;
 }
 
@@ -174,16 +171,16 @@ llamita_status sentencepiece_build(tokenizer *t, const tokenizer_source *source,
 
 /* ------------------------------------------------------------------ encoding */
 
-/* The length of the space at text[at]: 1, or that of U+2581 (which SentencePiece cannot tell from a space), or 0. */
+/* The length of the space at text[at], or 0. U+2581 counts as a space, as in SentencePiece. */
 static inline size_t space_length(const char *text, size_t at, size_t end) {
     if (text[at] == ' ') return 1;
     return text[at] == WORD_SEPARATOR[0] && begins_with_separator(text + at, end - at) ? WORD_SEPARATOR_BYTES : 0;
 }
 
-/* The end of the word that begins at start: merges never reach over it. */
+/* The end of the word at start; no merge crosses it. */
 static size_t word_end(const tokenizer *t, const char *text, size_t start, size_t end) {
     if ((unsigned char)text[start] < 0x80 && text[start] != ' ' && t->byte_symbols[(unsigned char)text[start]] < 0)
-        return start + 1; /* no piece holds this character */
+        return start + 1; /* in no piece */
     bool seen_other = false;
     for (size_t at = start, space; at < end; at += space ? space : 1) {
         space = space_length(text, at, end);
@@ -196,7 +193,7 @@ static size_t word_end(const tokenizer *t, const char *text, size_t start, size_
     return end;
 }
 
-/* Characters to symbols; text[start .. end) holds at least one. */
+/* Appends the symbols of the characters in text[start .. end), which is not empty, to e->word. */
 static size_t word_symbols(const encoder *e, size_t start, size_t end, size_t num_symbols) {
     const tokenizer *t = e->t;
     for (size_t at = start, length; at < end; at += length) {
@@ -216,14 +213,14 @@ static size_t word_symbols(const encoder *e, size_t start, size_t end, size_t nu
     return num_symbols;
 }
 
-/* A run of unknown ids is one unknown id. None of these was written out in the text: only words push ids here. */
+/* Replaces each run of unknown ids from `first` on by one. */
 static void join_unknown(encoder *e, size_t first) {
     size_t kept = first;
     for (size_t i = first; i < e->num_ids; i++) {
         bool repeated = i > first && e->ids[i] == e->t->unknown_id && e->ids[i - 1] == e->t->unknown_id;
         if (!repeated) e->ids[kept++] = e->ids[i];
     }
-    if (kept < e->num_ids && e->known) memset(e->known, 0, (e->known_mask + 1) * sizeof *e->known);
+    if (kept < e->num_ids && e->cache) memset(e->cache, 0, (e->cache_mask + 1) * sizeof *e->cache);
     e->num_ids = kept;
 }
 
@@ -234,14 +231,14 @@ llamita_status sentencepiece_encode(encoder *e, size_t start, size_t end) {
         next = word_end(e->t, e->text, at, end);
         bool prefixed = e->t->add_space_prefix && at == start && e->t->byte_symbols[' '] >= 0;
         size_t word_first_id = e->num_ids;
-        if (!prefixed && encoder_push_known(e, at, next - at, &status)) continue;
+        if (!prefixed && encoder_push_cached(e, at, next - at, &status)) continue;
         status = encoder_reserve_word(e, next - at + 1);
         if (status != LLAMITA_OK) break;
         size_t num_symbols = 0;
         if (prefixed) e->word[num_symbols++] = e->t->byte_symbols[' '];
         num_symbols = word_symbols(e, at, next, num_symbols);
         status = encoder_merge_word(e, num_symbols);
-        if (status == LLAMITA_OK && !prefixed) encoder_know(e, at, next - at, word_first_id);
+        if (status == LLAMITA_OK && !prefixed) encoder_cache_word(e, at, next - at, word_first_id);
     }
     if (status == LLAMITA_OK && e->t->unknown_id >= 0) join_unknown(e, first_id);
     return status;

@@ -1,4 +1,4 @@
-/* special_tokens.c: finds the tokens that are matched as whole strings, before any merging, in a text. */
+/* special_tokens.c: finds special tokens, which are matched as whole strings before any merging. */
 #include "tokenizer/tokenizer_internal.h"
 
 #include <stdlib.h>
@@ -43,7 +43,7 @@ llamita_status special_tokens_build(special_tokens *special, const tokenizer *t,
         if ((type_mask >> t->types[id] & 1) == 0) continue;
         sorted[num].bytes = symbol_bytes(&t->symbols, id, &sorted[num].num_bytes);
         sorted[num].id = id;
-        num += sorted[num].num_bytes > 0; /* an empty string would match everywhere: it never does */
+        num += sorted[num].num_bytes > 0; /* skip empty tokens: they would match everywhere */
     }
     qsort(sorted, (size_t)num, sizeof *sorted, compare_tokens);
     special->num_ids = num;
@@ -51,9 +51,8 @@ llamita_status special_tokens_build(special_tokens *special, const tokenizer *t,
     for (int32_t i = 0; i < num && status == LLAMITA_OK; i++) {
         special->ids[i] = sorted[i].id;
         if (i > 0 && compare_tokens(&sorted[i - 1], &sorted[i]) == 0) {
-            status = token_error(
-                error, source, path, sorted[i].id,
-                "expected every special token to differ, found the same text twice; export the model again");
+            status = token_error(error, source, path, sorted[i].id,
+                                 "expected unique special tokens, found the same text twice; export the model again");
         }
     }
     index_first_bytes(special, sorted);
@@ -61,10 +60,11 @@ llamita_status special_tokens_build(special_tokens *special, const tokenizer *t,
     return status;
 }
 
-/* Narrows [low, high) to the tokens whose byte at depth is this one. All of them agree before depth. */
+/* Narrows [low, high), where all tokens have the same first depth bytes, to those with this byte at
+ * depth. */
 static void narrow(const special_tokens *special, const tokenizer *t, size_t depth, unsigned char byte, int32_t *low,
                    int32_t *high) {
-    for (int edge = 0; edge < 2; edge++) { /* the first token with a byte >= byte, then the first with one > byte */
+    for (int edge = 0; edge < 2; edge++) { /* the lower bound, then the upper bound of byte */
         int32_t from = *low, to = *high;
         while (from < to) {
             int32_t middle = from + (to - from) / 2;
@@ -86,7 +86,7 @@ int32_t special_tokens_match(const special_tokens *special, const tokenizer *t, 
     for (size_t depth = 1; low < high; depth++) {
         size_t length;
         const char *bytes = symbol_bytes(&t->symbols, special->ids[low], &length);
-        if (high - low == 1) { /* only one is left: compare it at once */
+        if (high - low == 1) { /* one left: compare it directly */
             if (length > num_bytes || memcmp(bytes, text, length) != 0) break;
             *matched_bytes = length;
             return special->ids[low];

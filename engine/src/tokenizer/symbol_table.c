@@ -1,8 +1,9 @@
-/* symbol_table.c: byte strings to numbers and back, with an open-addressed hash table of twice the size at least.
+/* symbol_table.c: numbers byte strings with an open-addressing hash table that is at most half
+ * full.
  *
- * The hash of a string is a polynomial of its bytes (Karp and Rabin 1987), modulo 2^64: hash(left right) =
- * hash(left) * BASE^bytes(right) + hash(right). Merging asks for thousands of pairs, most of which are no symbol: their
- * answer takes one look at the table.
+ * The hash of a string is a polynomial of its bytes (Karp and Rabin 1987), modulo 2^64: hash(left
+ * right) = hash(left) * BASE^bytes(right) + hash(right). So merging can look up a pair without
+ * hashing its bytes, and most pairs are no symbol: one probe is enough.
  */
 #include "tokenizer/symbol_table.h"
 
@@ -25,7 +26,7 @@ static uint64_t string_hash(const char *bytes, size_t num_bytes) {
     return hash;
 }
 
-/* The first slot comes from the high bits, the tag from the low ones. */
+/* Mixes the hash: the high bits select the first slot, the low ones are the tag. */
 static inline uint64_t spread(uint64_t hash) { return (hash ^ hash >> 32) * 0xBF58476D1CE4E5B9u; }
 
 /* ------------------------------------------------------------------ slots */
@@ -42,8 +43,8 @@ static inline bool holds(const symbol_table *table, int32_t symbol, string left,
            memcmp(held + left.num_bytes, right.bytes, right.num_bytes) == 0;
 }
 
-/* The slot of left and right together, which have this hash: the one that holds them, or the free one where they
- * belong; NULL if neither is near. */
+/* The slot of the concatenation of left and right, which has this hash, or the free slot where it
+ * belongs; NULL: too many collisions. */
 static inline symbol_slot *slot_of(const symbol_table *table, uint64_t hash, string left, string right) {
     const uint64_t bits = spread(hash);
     const size_t mask = table->num_slots - 1;
@@ -166,7 +167,7 @@ symbol_result symbol_intern(symbol_table *table, const char *bytes, size_t num_b
     return result == SYMBOL_ADDED ? symbol_make_findable(table, symbol) : result;
 }
 
-/* ------------------------------------------------------------------ looking up */
+/* ------------------------------------------------------------------ lookup */
 
 int32_t symbol_find(const symbol_table *table, const char *bytes, size_t num_bytes) {
     if (num_bytes > table->longest) return SYMBOL_NONE;

@@ -1,4 +1,5 @@
-/* symbol_table.h: byte strings to numbers and back: the pieces of a vocabulary, and what its merges pass through. */
+/* symbol_table.h: numbers the byte strings of a tokenizer: the pieces of its vocabulary and the
+ * products of merges. */
 #ifndef LLAMITA_SYMBOL_TABLE_H
 #define LLAMITA_SYMBOL_TABLE_H
 
@@ -7,21 +8,22 @@
 #define SYMBOL_NONE (-1)
 #define MAX_SYMBOL_BYTES 2048
 
-/* Where a string lies, and its hash: that of two strings together comes from theirs without looking at any byte. */
+/* A string in bytes[]. The hash of a concatenation follows from the hashes of its parts. */
 typedef struct {
     uint64_t hash;
-    uint32_t start; /* in bytes */
+    uint32_t start; /* in bytes[] */
     uint16_t num_bytes;
     bool findable;
 } symbol_entry;
 
 typedef struct {
-    uint32_t tag;   /* of the hash: other strings are told apart without looking at them */
+    uint32_t tag;   /* bits of the hash, to skip most comparisons */
     int32_t symbol; /* SYMBOL_NONE: free */
 } symbol_slot;
 
+/* Owns all its arrays. */
 typedef struct {
-    char *bytes; /* all strings, one after the other */
+    char *bytes; /* all strings, concatenated */
     size_t num_bytes, bytes_capacity;
     symbol_entry *entries; /* [num_symbols] */
     int32_t num_symbols, symbols_capacity;
@@ -29,24 +31,26 @@ typedef struct {
     size_t num_slots, num_findable;
     int slots_shift;        /* num_slots == 1 << (64 - slots_shift) */
     size_t longest;         /* bytes of the longest findable symbol */
-    uint64_t *hash_factors; /* [MAX_SYMBOL_BYTES + 1] by the length of what follows a string */
+    uint64_t *hash_factors; /* [MAX_SYMBOL_BYTES + 1] BASE^(length of the right part) */
 } symbol_table;
 
 typedef enum {
     SYMBOL_ADDED,
     SYMBOL_EXISTS,    /* *symbol is the earlier one */
-    SYMBOL_CROWDED,   /* more strings share a hash than chance can explain: the file was made to be slow */
-    SYMBOL_NO_MEMORY, /* or more bytes than a table can hold */
+    SYMBOL_CROWDED,   /* more collisions than chance allows: the file is an attack */
+    SYMBOL_NO_MEMORY, /* out of memory, or above the size limits of the table */
 } symbol_result;
 
-/* Starts a table, zeroed before, with room for as many findable symbols and bytes; more make it grow. */
+/* Initializes a zeroed table with room for num_symbols findable symbols and num_bytes bytes; it
+ * grows as needed. Free it with symbol_table_free, also on failure. */
 symbol_result symbol_table_create(symbol_table *table, size_t num_symbols, size_t num_bytes);
 void symbol_table_free(symbol_table *table);
 
-/* Appends the string of at most MAX_SYMBOL_BYTES bytes under the next number, *symbol, not findable. */
+/* Appends a string of at most MAX_SYMBOL_BYTES bytes as the next *symbol, not findable. */
 symbol_result symbol_append(symbol_table *table, const char *bytes, size_t num_bytes, int32_t *symbol);
 
-/* Makes a symbol findable; SYMBOL_EXISTS: another with the same bytes is already, *symbol. */
+/* Makes a symbol findable. SYMBOL_EXISTS: another symbol with the same bytes already is; *symbol
+ * becomes that one. */
 symbol_result symbol_make_findable(symbol_table *table, int32_t *symbol);
 
 /* Finds the string or appends it findable: SYMBOL_EXISTS or SYMBOL_ADDED. */
@@ -55,9 +59,11 @@ symbol_result symbol_intern(symbol_table *table, const char *bytes, size_t num_b
 /* The findable symbol with these bytes, or SYMBOL_NONE. */
 int32_t symbol_find(const symbol_table *table, const char *bytes, size_t num_bytes);
 
-/* The findable symbol whose string is that of left and then that of right, both findable; or SYMBOL_NONE. */
+/* The findable symbol that is the concatenation of left and right, both findable; or
+ * SYMBOL_NONE. */
 int32_t symbol_find_pair(const symbol_table *table, int32_t left, int32_t right);
 
+/* The bytes of a symbol, valid until the table grows; not NUL-terminated. */
 static inline const char *symbol_bytes(const symbol_table *table, int32_t symbol, size_t *num_bytes) {
     const symbol_entry *entry = &table->entries[symbol];
     *num_bytes = entry->num_bytes;

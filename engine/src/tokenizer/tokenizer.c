@@ -1,11 +1,11 @@
-/* tokenizer.c: a tokenizer in memory: its tables, its properties, and ids back to bytes. */
+/* tokenizer.c: the tables and properties of a tokenizer, and decoding ids to bytes. */
 #include "tokenizer/tokenizer_internal.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#define UNKNOWN_TEXT " \xE2\x81\x87 " /* what SentencePiece shows for its unknown token */
+#define UNKNOWN_TEXT " \xE2\x81\x87 " /* SentencePiece's text for the unknown token */
 
 /* ------------------------------------------------------------------ errors */
 
@@ -21,14 +21,14 @@ llamita_status table_error(llamita_error *error, const char *path, bool no_memor
     if (no_memory) return error_set(error, LLAMITA_ERROR_MEMORY, "cannot read the tokenizer: %s: out of memory", path);
     return error_set(
         error, LLAMITA_ERROR_FORMAT,
-        "cannot read the tokenizer: %s: expected pieces as a training makes them, found thousands made to share one "
-        "hash; do not trust this file",
+        "cannot read the tokenizer: %s: expected a trained vocabulary, found thousands of pieces crafted to collide in "
+        "a hash table; do not trust this file",
         path);
 }
 
 llamita_status tables_create(tokenizer *t, bool any_halves, const char *path, llamita_error *error) {
     const size_t num_bytes = t->text_starts[t->vocab_size - 1] + MAX_PIECE_BYTES;
-    const size_t num_symbols = (size_t)t->vocab_size + 256; /* and single bytes */
+    const size_t num_symbols = (size_t)t->vocab_size + 256; /* pieces and single bytes */
     const symbol_result added = symbol_table_create(&t->symbols, num_symbols, num_bytes);
     if (added != SYMBOL_ADDED) return table_error(error, path, added == SYMBOL_NO_MEMORY);
     const bpe_result rules = bpe_rules_create(&t->merges, &t->symbols, t->vocab_size, any_halves);
@@ -57,7 +57,7 @@ void tokenizer_free(tokenizer *t) {
     bpe_rules_free(&t->merges);
     free(t->user.ids);
     free(t->all.ids);
-    free(t->take_apart);
+    free(t->resegment);
     free(t->text_starts);
     free(t->texts);
     free(t->types);
@@ -65,7 +65,7 @@ void tokenizer_free(tokenizer *t) {
     free(t);
 }
 
-/* ------------------------------------------------------------------ what it says of itself */
+/* ------------------------------------------------------------------ properties */
 
 int32_t tokenizer_vocab_size(const tokenizer *t) { return t->vocab_size; }
 int32_t tokenizer_bos(const tokenizer *t) { return t->bos_id; }
@@ -80,8 +80,8 @@ const char *tokenizer_text(const tokenizer *t, int32_t id) {
 
 /* ------------------------------------------------------------------ decoding */
 
-/* True where add_space_prefix put a space that is not of the text: at its start. A BOS that is an ordinary token, which
- * no sound file has, may stand anywhere. */
+/* True at the start of the text, where add_space_prefix added a space. A BOS that is not a control
+ * token (no valid file has one) may occur anywhere and does not count. */
 static bool follows_space_prefix(const tokenizer *t, int32_t previous_id) {
     if (t->kind != TOKENIZER_SENTENCEPIECE || !t->add_space_prefix) return false;
     return previous_id < 0 || (previous_id == t->bos_id && t->types[t->bos_id] == TOKEN_CONTROL);

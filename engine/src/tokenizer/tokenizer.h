@@ -1,4 +1,5 @@
-/* tokenizer.h: text <-> ids, for SentencePiece BPE with byte fallback and for byte-level BPE. */
+/* tokenizer.h: encodes and decodes text with SentencePiece BPE (with byte fallback) or byte-level
+ * BPE. */
 #ifndef LLAMITA_TOKENIZER_H
 #define LLAMITA_TOKENIZER_H
 
@@ -19,18 +20,18 @@ typedef enum {
     TOKEN_BYTE = 6
 } token_type;
 
-/* A string inside a file: not NUL-terminated. */
+/* A borrowed string, not NUL-terminated. */
 typedef struct {
     const char *bytes;
     size_t num_bytes;
 } byte_slice;
 
-/* What a file says of its tokenizer. Everything is copied by tokenizer_create; nothing is trusted. */
+/* The contents of a tokenizer file, not validated. tokenizer_create copies everything. */
 typedef struct {
     tokenizer_kind kind;
     pre_tokenizer pre_tokenizer; /* byte level only */
     int32_t vocab_size;
-    const byte_slice *pieces; /* [vocab_size], as GGUF writes them: U+2581 or the GPT-2 byte alphabet */
+    const byte_slice *pieces; /* [vocab_size], as in GGUF: with U+2581, or in GPT-2's alphabet */
     const float *scores;      /* [vocab_size], SentencePiece only; else NULL */
     const int32_t *types;     /* [vocab_size] token_type; NULL: all normal */
     const byte_slice *merges; /* [num_merges] "left right", byte level only */
@@ -38,10 +39,12 @@ typedef struct {
     int32_t bos_id, eos_id, unknown_id; /* -1: none */
     const int32_t *end_ids;             /* further ids that end a text (eot, eom) */
     size_t num_end_ids;
-    bool add_bos;          /* what the file advises */
+    bool add_bos;          /* recommended by the file */
     bool add_space_prefix; /* SentencePiece: text gets a leading space */
 } tokenizer_source;
 
+/* Validates the source and builds the tokenizer; path is for messages. The caller frees *out. A
+ * tokenizer is immutable and may be shared by threads. */
 llamita_status tokenizer_create(const tokenizer_source *source, const char *path, tokenizer **out,
                                 llamita_error *error);
 void tokenizer_free(tokenizer *t);
@@ -53,13 +56,14 @@ bool tokenizer_add_bos(const tokenizer *t);
 bool tokenizer_ends(const tokenizer *t, int32_t id);
 const char *tokenizer_text(const tokenizer *t, int32_t id);
 
-/* The contracts of llamita_encode and llamita_token_bytes. */
+/* See llamita_encode. */
 llamita_status tokenizer_encode(const tokenizer *t, const char *text, size_t num_bytes, int flags, int32_t *ids,
                                 size_t capacity, size_t *num_tokens, llamita_error *error);
-/* The contract of llamita_tokenizer_encode. */
+/* See llamita_tokenizer_encode. */
 llamita_status tokenizer_encode_documents(const tokenizer *t, const char *text, const uint64_t *ends,
                                           size_t num_documents, int32_t last_id, int32_t *ids, size_t capacity,
                                           uint64_t *token_ends, llamita_error *error);
+/* See llamita_token_bytes. */
 llamita_status tokenizer_decode(const tokenizer *t, int32_t previous_id, int32_t id, const char **bytes,
                                 size_t *num_bytes, llamita_error *error);
 

@@ -1,11 +1,11 @@
-/* tokenizer_create.c: builds a tokenizer from what a file says of it, after checking all of that. */
+/* tokenizer_create.c: validates the contents of a tokenizer file and builds the tokenizer. */
 #include "tokenizer/tokenizer_internal.h"
 
 #include <stdlib.h>
 #include <string.h>
 
 #define MAX_TOKENS (1 << 24)
-#define MAX_BYTES ((size_t)1 << 23) /* of all pieces together; real vocabularies have one to three million */
+#define MAX_BYTES ((size_t)1 << 23) /* of all pieces together; real vocabularies have 1 to 3 MB */
 
 static llamita_status id_error(llamita_error *error, const char *path, const char *what, int32_t id,
                                int32_t vocab_size) {
@@ -61,8 +61,9 @@ static llamita_status check_ids(const tokenizer_source *source, const char *path
 
 /* ------------------------------------------------------------------ building */
 
-/* A file without types: byte tokens are known by how they are written, control tokens by their ids. */
-static void guess_types(tokenizer *t, const tokenizer_source *source) {
+/* For files without types: byte tokens are recognized by their spelling, control tokens by their
+ * ids. */
+static void infer_types(tokenizer *t, const tokenizer_source *source) {
     for (int32_t id = 0; id < t->vocab_size; id++) {
         unsigned char byte;
         bool is_byte = t->kind == TOKENIZER_SENTENCEPIECE && byte_piece_value(source->pieces[id], &byte);
@@ -76,22 +77,22 @@ static void guess_types(tokenizer *t, const tokenizer_source *source) {
 
 static llamita_status fill_types(tokenizer *t, const tokenizer_source *source, const char *path, llamita_error *error) {
     if (!source->types) {
-        guess_types(t, source);
+        infer_types(t, source);
         return LLAMITA_OK;
     }
     for (int32_t id = 0; id < t->vocab_size; id++) {
         int32_t type = source->types[id];
         if (type < TOKEN_NORMAL || type > TOKEN_BYTE) {
             return token_error(error, source, path, id,
-                               "expected its token_type to be 1 to 6, found another; export the model again");
+                               "expected a token_type from 1 to 6, found another; export the model again");
         }
         t->types[id] = (uint8_t)type;
     }
     return LLAMITA_OK;
 }
 
-/* The unknown token: the one the file names, else the first of type unknown. Byte-level files name a control token here
- * that stands for something else, such as <|endoftext|>: only one of type unknown is taken. */
+/* The unknown token: the one the file names, else the first of type unknown. Byte-level files often
+ * name another control token, such as <|endoftext|>; it is used only if it has type unknown. */
 static int32_t choose_unknown(const tokenizer *t, const tokenizer_source *source) {
     int32_t named = source->unknown_id;
     if (named >= 0 && (t->kind == TOKENIZER_SENTENCEPIECE || t->types[named] == TOKEN_UNKNOWN)) return named;

@@ -1,4 +1,4 @@
-/* unicode.c: UTF-8 bytes to code points, and code points to the classes that text is split by. */
+/* unicode.c: decodes UTF-8 and classifies code points for the pre-tokenizers. */
 #include "tokenizer/unicode.h"
 
 #include "llamita.h"
@@ -7,8 +7,8 @@ unicode_class unicode_classify(uint32_t code_point) {
     if (code_point < 128) return (unicode_class)unicode_ascii[code_point];
     if (code_point > 0x10FFFF) return UNICODE_OTHER;
     const uint32_t page = code_point >> UNICODE_PAGE_BITS;
-    size_t low = unicode_pages[UNICODE_NUM_PAGES],
-           high = unicode_num_runs; /* the last run that starts at or before the code point is in [low, high) */
+    /* The last run that starts at or before the code point is in [low, high). */
+    size_t low = unicode_pages[UNICODE_NUM_PAGES], high = unicode_num_runs;
     if (page < UNICODE_NUM_PAGES) {
         low = unicode_pages[page];
         high = (size_t)unicode_pages[page + 1] + 1;
@@ -21,7 +21,8 @@ unicode_class unicode_classify(uint32_t code_point) {
     return (unicode_class)(unicode_runs[low] & 3);
 }
 
-/* How many bytes a character has that begins with this byte (0: none begins so), and the range of its second byte. */
+/* The length of a character that starts with this byte (0: none does) and the range of its second
+ * byte. */
 static size_t lead_byte(unsigned char lead, unsigned char *second_low, unsigned char *second_high) {
     *second_low = 0x80;
     *second_high = 0xBF;
@@ -39,8 +40,8 @@ static size_t lead_byte(unsigned char lead, unsigned char *second_low, unsigned 
     return 4;
 }
 
-/* The bytes that the first character has in all if text[num_bytes] begins with the beginning of a well-formed one, up
- * to its end or the end of the text; else 0. */
+/* The full length of the first character if text[num_bytes] starts with a well-formed one, or with
+ * an incomplete one that the end of the text cuts off; else 0. */
 static size_t character_begins(const char *text, size_t num_bytes) {
     unsigned char low, high;
     size_t length = lead_byte((unsigned char)text[0], &low, &high);
@@ -70,7 +71,7 @@ size_t utf8_decode_rare(const char *text, size_t num_bytes, uint32_t *code_point
 size_t llamita_utf8_complete(const char *bytes, size_t num_bytes) {
     for (size_t tail = 1; tail <= 3 && tail <= num_bytes; tail++) {
         const char *start = bytes + num_bytes - tail;
-        if (((unsigned char)*start & 0xC0) == 0x80) continue; /* the character begins before */
+        if (((unsigned char)*start & 0xC0) == 0x80) continue; /* not a lead byte */
         return character_begins(start, tail) > tail ? num_bytes - tail : num_bytes;
     }
     return num_bytes;

@@ -1,4 +1,4 @@
-/* unicode.h: UTF-8 bytes to code points, and code points to the classes that text is split by. */
+/* unicode.h: decodes UTF-8 and classifies code points for the pre-tokenizers. */
 #ifndef LLAMITA_UNICODE_H
 #define LLAMITA_UNICODE_H
 
@@ -6,10 +6,10 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* What the pre-tokenizers' regular expressions call \p{L}, \p{N} and \s; no code point is two of them. */
+/* \p{L}, \p{N} and \s of the pre-tokenizers' regular expressions, which are disjoint. */
 typedef enum { UNICODE_OTHER = 0, UNICODE_LETTER = 1, UNICODE_NUMBER = 2, UNICODE_SPACE = 3 } unicode_class;
 
-#define UNICODE_INVALID 0xFFFFFFFFu /* in the place of a byte that begins no well-formed character */
+#define UNICODE_INVALID 0xFFFFFFFFu /* the code point of an invalid byte */
 
 /* unicode_tables.c */
 extern const char unicode_version[];
@@ -17,20 +17,20 @@ extern const uint32_t unicode_runs[];
 extern const size_t unicode_num_runs;
 extern const uint8_t unicode_ascii[128];
 
-/* unicode_pages[n]: the run of the first code point of page n, which has 1 << UNICODE_PAGE_BITS; further code points are
- * in the last page's run or a later one. */
+/* unicode_pages[n]: the run of the first code point of page n (1 << UNICODE_PAGE_BITS code points).
+ * Code points beyond the last page are in its run or a later one. */
 enum { UNICODE_PAGE_BITS = 7, UNICODE_NUM_PAGES = 1024 };
 extern const uint16_t unicode_pages[UNICODE_NUM_PAGES + 1];
 
 /* The class of a code point; UNICODE_INVALID is UNICODE_OTHER. */
 unicode_class unicode_classify(uint32_t code_point);
 
-/* utf8_decode for what it does not do at once: bytes that are no character, and rare ones. */
+/* The slow path of utf8_decode: invalid bytes and rare characters. */
 size_t utf8_decode_rare(const char *text, size_t num_bytes, uint32_t *code_point);
 
-/* The number of bytes of the first character of text[num_bytes], num_bytes >= 1, and its code point. Well-formed is
- * what Unicode's table 3-7 says (no surrogates, no overlong forms); a byte that begins no such character is taken
- * alone, as UNICODE_INVALID. */
+/* Decodes the first character of text[num_bytes], num_bytes >= 1; returns its length in bytes.
+ * Well-formed UTF-8 is defined by Unicode's table 3-7 (no surrogates, no overlong forms). A byte
+ * that starts no such character is UNICODE_INVALID, of length 1. */
 static inline size_t utf8_decode(const char *text, size_t num_bytes, uint32_t *code_point) {
     const unsigned char *bytes = (const unsigned char *)text;
     const unsigned char lead = bytes[0];
@@ -50,7 +50,7 @@ static inline size_t utf8_decode(const char *text, size_t num_bytes, uint32_t *c
     return utf8_decode_rare(text, num_bytes, code_point);
 }
 
-/* As above, for callers that need no code point. */
+/* As above, without the code point. */
 static inline size_t utf8_length(const char *text, size_t num_bytes) {
     uint32_t code_point;
     return utf8_decode(text, num_bytes, &code_point);
