@@ -118,16 +118,16 @@ def encode(path: Path, texts: list[str]) -> tuple[EncodedTexts, int]:
     """The texts as token ids of the file's tokenizer, and the id that starts a row."""
     with llamita.load(path) as model:
         info = model.info
-        border = info.bos_id if info.bos_id >= 0 else info.eos_id
-        end = info.eos_id if info.eos_id >= 0 else border
-        return EncodedTexts(texts, lambda some: [model.encode(text) for text in some], end), border
+        start = info.bos_id if info.bos_id >= 0 else info.eos_id
+        end = info.eos_id if info.eos_id >= 0 else start
+        return EncodedTexts(texts, lambda some: [model.encode(text) for text in some], end), start
 
 
 class Meter:
     """Scores files of one model on one text, in rows of at most context_tokens."""
 
     def __init__(self, source: Path, texts: list[str], context_tokens: int, num_threads: int) -> None:
-        self._documents, self._border = encode(source, texts)
+        self._documents, self._start_id = encode(source, texts)
         self._threads = num_threads
         with llamita.load(source) as model:
             self.context_tokens = min(context_tokens, model.info.context_tokens)
@@ -155,7 +155,7 @@ class Meter:
             model.close()
 
     def _bits_per_byte(self, score_row: Any) -> float:
-        return score_documents(self._documents, self.context_tokens, self._border, score_row).bits_per_byte
+        return score_documents(self._documents, self.context_tokens, self._start_id, score_row).bits_per_byte
 
 
 def files(source: Path, folder: Path) -> Iterator[tuple[str, Path]]:

@@ -97,7 +97,7 @@ def test_a_damaged_cache_is_written_anew(damaged: str, model: Llama, probes: lis
     path.write_text(damaged)
     probes.append(ProbeResult(1.0, 0.5))
     assert resolve_compile(flags(tmp_path), model, RANKS)[0].compile == "on"
-    assert any(entry == {"plain": 1.0, "compiled": 0.5} for entry in json.loads(path.read_text()).values())
+    assert any(entry == {"eager": 1.0, "compiled": 0.5} for entry in json.loads(path.read_text()).values())
 
 
 def test_a_resumed_run_goes_on_as_it_began(model: Llama, probes: list[ProbeResult], tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ def test_a_resumed_run_goes_on_as_it_began(model: Llama, probes: list[ProbeResul
 @pytest.mark.compat
 def test_the_real_probe(model: Llama, tmp_path: Path) -> None:
     found = probe(flags(tmp_path), model, RANKS.device)
-    assert not found.error and found.plain > 0 and found.compiled > 0
+    assert not found.error and found.eager > 0 and found.compiled > 0
     assert all(parameter.grad is None for parameter in model.parameters())
 
 

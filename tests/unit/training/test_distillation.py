@@ -140,10 +140,10 @@ def test_teachers_that_are_refused(
         return load_teacher(folder, tokenizer, config, context, torch.device("cpu"), torch.float32)
 
     assert load(teacher).config.num_hidden_layers == 3
-    with pytest.raises(TrainingError, match="expected a teacher with the student's tokenizer, found other tokens"):
+    with pytest.raises(TrainingError, match="expected a teacher with the student's tokenizer, found another"):
         load(make_checkpoint(tmp_path / "other", "llama", vocab_size=config.vocab_size + 200))
     wider = make_checkpoint(tmp_path / "wider", vocab_size=config.vocab_size + 8)
-    with pytest.raises(TrainingError, match="expected the student's vocabulary of 320, found 328"):
+    with pytest.raises(TrainingError, match="expected the student's vocabulary size of 320, found 328"):
         load(wider)
     with pytest.raises(TrainingError, match="expected a context of at least 129 tokens, found 128; lower --context"):
         load(teacher, 129)

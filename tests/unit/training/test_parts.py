@@ -239,7 +239,7 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("tpu", "mps", "nonsense:3"):
         with pytest.raises(TrainingError, match="expected auto, cpu, cuda or cuda:N"):
             choose_device(name)
-    with pytest.raises(TrainingError, match="CUDA device 99 is not there"):
+    with pytest.raises(TrainingError, match="expected CUDA device 99, found"):
         choose_device("cuda:99")
     monkeypatch.setenv("RANK", "first")
     with pytest.raises(TrainingError, match="environment variable RANK"), start_ranks("cpu", None):
@@ -260,8 +260,8 @@ def test_processes_that_start_again_meet_each_other_and_not_the_dead() -> None:
 
 @pytest.mark.parametrize(("rank", "absent"), [(0, 1), (2, 0)])
 def test_who_does_not_come_is_named(rank: int, absent: int) -> None:
-    with pytest.raises(TrainingError, match=rf"process {rank} has waited 0\.05 s for process {absent}; see"):
-        rendezvous_prefix(torch.distributed.HashStore(), rank, 3, seconds=0.05)
+    with pytest.raises(TrainingError, match=rf"process {rank} waited 0\.05 s for process {absent}; check"):
+        rendezvous_prefix(torch.distributed.HashStore(), rank, 3, timeout=0.05)
 
 
 # ---------------------------------------------------------------- the run directory

@@ -120,7 +120,7 @@ def test_a_plan_keeps_what_was_said_and_says_what_it_chose(monkeypatch: pytest.M
     chosen, weighed = describe_plan(plan)
     words = {row[0]: row[1] for row in chosen}
     assert words["layers × hidden"].startswith(f"{plan.best.shape.num_hidden_layers} × {plan.best.shape.hidden_size},")
-    assert words["compile"].startswith("auto: tried as the run begins")
+    assert words["compile"].startswith("auto: measured at the start")
     said = {row[0]: row[1] for row in describe_plan(dataclasses.replace(
         plan, filled=dataclasses.replace(plan.filled, compile="on")))[0]}  # fmt: skip
     assert said["compile"] == "on"
