@@ -1,4 +1,4 @@
-"""A student and a teacher: the chunked loss and its gradients beside the plain formula, and what a teacher must be."""
+"""Distillation: the chunked loss and its gradients beside the plain formula, and teacher checks."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def some_batch(vocab_size: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def plain(student_logits: Tensor, teacher_logits: Tensor, targets: Tensor, alpha: float, temperature: float) -> Tensor:
-    """The formula at the top of distillation.py, all logits at once."""
+    """The formula at the top of distillation.py, with all logits at once."""
     counts = targets != IGNORED
     q, p, t = student_logits[counts], teacher_logits[counts].detach(), temperature
     distance = (F.softmax(p / t, -1) * (F.log_softmax(p / t, -1) - F.log_softmax(q / t, -1))).sum()
@@ -62,7 +62,7 @@ def test_loss_and_gradients(
     student: Path, teacher: Path, packed: bool, alpha: float, temperature: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(distillation, "tokens_per_chunk", lambda weight: 7)
-    model, wise = load_model(student), load_model(teacher)
+    model, larger = load_model(student), load_model(teacher)
     inputs, targets, segments = some_batch(model.config.vocab_size)
     more = (segments,) if packed else ()
 
@@ -70,23 +70,23 @@ def test_loss_and_gradients(
         hidden = network.hidden_states(inputs, mask=packed_mask(segments) if packed else None)
         return F.linear(hidden, network.output_weight)
 
-    expected = plain(logits(model), logits(wise), targets, alpha, temperature)
+    expected = plain(logits(model), logits(larger), targets, alpha, temperature)
     wanted = dict(
         zip(dict(model.named_parameters()), torch.autograd.grad(expected, list(model.parameters())), strict=True)
     )
-    loss = DistillationLoss(model, wise, alpha=alpha, temperature=temperature).train()
+    loss = DistillationLoss(model, larger, alpha=alpha, temperature=temperature).train()
     found = loss(inputs, targets, *more)
     (3 * found).backward()
     assert found.item() == pytest.approx(expected.item(), rel=1e-5)
     for name, parameter in model.named_parameters():
         scale = wanted[name].abs().max().item()
         assert torch.allclose(parameter.grad, 3 * wanted[name], rtol=1e-3, atol=1e-5 * scale), name
-    assert all(parameter.grad is None and not parameter.requires_grad for parameter in wise.parameters())
+    assert all(parameter.grad is None and not parameter.requires_grad for parameter in larger.parameters())
     with torch.no_grad():
         assert loss(inputs, targets, *more).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_only_the_updates_learn(student: Path, teacher: Path) -> None:
+def test_only_the_lora_weights_learn(student: Path, teacher: Path) -> None:
     model = add_lora(load_model(student), LoraConfig(rank=2), torch.Generator().manual_seed(0))
     loss = DistillationLoss(model, load_model(teacher), alpha=0.7)
     loss(*some_batch(model.config.vocab_size)).backward()
@@ -95,8 +95,8 @@ def test_only_the_updates_learn(student: Path, teacher: Path) -> None:
     assert any(dict(model.named_parameters())[name].grad.abs().max() > 0 for name in learned)
 
 
-def test_judged_as_ever(student: Path, teacher: Path) -> None:
-    """Out of training it is the plain loss; a teacher's weights are none of the module's."""
+def test_evaluation_is_plain_cross_entropy(student: Path, teacher: Path) -> None:
+    """With eval() it is the plain loss; the teacher's weights are not the module's."""
     model = load_model(student)
     inputs, targets, segments = some_batch(model.config.vocab_size)
     loss = DistillationLoss(model, load_model(teacher), alpha=0.9).eval()
@@ -120,18 +120,18 @@ def test_a_student_of_itself_has_nothing_to_learn(student: Path) -> None:
     assert max(parameter.grad.abs().max().item() for parameter in model.parameters()) < 1e-3
 
 
-def test_bfloat16_is_near(student: Path, teacher: Path) -> None:
+def test_bfloat16_is_close(student: Path, teacher: Path) -> None:
     model, tokenizer = load_model(student), load_tokenizer(student)
     inputs, targets, _ = some_batch(model.config.vocab_size)
-    wise = [load_teacher(teacher, tokenizer, model.config, 24, torch.device("cpu"), each)
+    teachers = [load_teacher(teacher, tokenizer, model.config, 24, torch.device("cpu"), each)
             for each in (torch.float32, torch.bfloat16)]  # fmt: skip
-    exact, near = (DistillationLoss(model, each, each.output_weight.dtype)(inputs, targets) for each in wise)
-    near.backward()
-    assert near.item() == pytest.approx(exact.item(), rel=0.02)
+    exact, rounded = (DistillationLoss(model, each, each.output_weight.dtype)(inputs, targets) for each in teachers)
+    rounded.backward()
+    assert rounded.item() == pytest.approx(exact.item(), rel=0.02)
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
 
 
-def test_teachers_that_are_refused(
+def test_unfit_teachers_are_rejected(
     student: Path, teacher: Path, make_checkpoint: Callable[..., Path], tmp_path: Path
 ) -> None:
     config, tokenizer = load_config(student), load_tokenizer(student)
@@ -159,22 +159,22 @@ def make_config(store: Path, out: Path, **changes: Any) -> TrainConfig:
 
 
 def test_a_run_with_a_teacher(story_store: Path, tmp_path: Path) -> None:
-    """The student alone is saved, and what is held out is measured as without a teacher."""
+    """Only the student is saved, and validation is measured as without a teacher."""
     train(make_config(story_store, tmp_path / "teacher", layers=2, hidden=64, steps=30))
     options: dict[str, Any] = {"teacher": tmp_path / "teacher", "teacher_weight": 0.8, "temperature": 2.0}
-    train(make_config(story_store, tmp_path / "taught", **options))
+    train(make_config(story_store, tmp_path / "student", **options))
     train(make_config(story_store, tmp_path / "alone"))
-    taught, alone = (
+    student, alone = (
         {line["step"]: line for line in read_metrics(tmp_path / name) if line["kind"] == "eval"}
-        for name in ("taught", "alone")
+        for name in ("student", "alone")
     )
-    assert abs(taught[10]["bpb"] - alone[10]["bpb"]) < 0.5 and taught[10]["bpb"] != alone[10]["bpb"]
-    tensors = load_tensors(tmp_path / "taught")
+    assert abs(student[10]["bpb"] - alone[10]["bpb"]) < 0.5 and student[10]["bpb"] != alone[10]["bpb"]
+    tensors = load_tensors(tmp_path / "student")
     assert tensors.keys() == load_tensors(tmp_path / "alone").keys()
     assert all(each.shape == load_tensors(tmp_path / "alone")[name].shape for name, each in tensors.items())
 
 
-def test_settings_of_no_teacher(tmp_path: Path) -> None:
+def test_settings_without_a_teacher(tmp_path: Path) -> None:
     for changes in ({"temperature": 2.0}, {"teacher_weight": 0.5}):
         with pytest.raises(ConfigError, match=r"is a setting of --teacher; give both"):
             make_config(tmp_path, tmp_path, **changes)

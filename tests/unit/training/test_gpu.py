@@ -1,4 +1,5 @@
-"""What goes wrong on GPUs, shown without one: fake tensors, a fake torch.cuda, simulated clocks, two gloo processes."""
+"""What goes wrong on GPUs, shown without one: fake tensors, a fake torch.cuda, simulated clocks,
+two gloo processes."""
 
 from __future__ import annotations
 
@@ -145,7 +146,8 @@ def test_no_gpu_falls_back_to_all_scores(
 
 
 def test_a_new_length_is_not_planned_anew(calls: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
-    """F8: without a gradient, lengths change all the time, and cuDNN is left out; training keeps it."""
+    """F8: without a gradient, lengths change all the time, and cuDNN is left out; training keeps
+    it."""
     chosen: list[Any] = []
 
     def note(kernels: Any) -> Any:
@@ -185,7 +187,8 @@ def test_emulated_bfloat16_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_step_is_as_many_passes_as_fit() -> None:
-    """F6: 64 rows of stories110M on 80 GB in one pass, on 24 and 16 GB in several; the step stays as it is."""
+    """F6: 64 rows of stories110M on 80 GB in one pass, on 24 and 16 GB in several; the step stays
+    as it is."""
 
     def passes(gigabytes: float, **values: Any) -> tuple[int | None, int]:
         config = flags(steps=1, preset="stories110M", **({"dtype": "bfloat16"} | values))
@@ -259,7 +262,8 @@ def test_the_compiled_loss_is_the_chunked_one(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_bfloat16_from_the_embeddings_on() -> None:
-    """F7, F21: what layers and norms see is as narrow as what FSDP2 hands them; weights and gradients stay wide."""
+    """F7, F21: what layers and norms see is as narrow as what FSDP2 hands them; weights and
+    gradients stay wide."""
     model = network()
     seen: set[Any] = set()
     for module in model.modules():
@@ -287,7 +291,8 @@ def test_a_teacher_takes_smaller_pieces_on_a_gpu() -> None:
 def test_long_runs_in_steps_are_compiled_on_gpus(
     steps: int, device: str, chosen: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """F7: a run of 17 seconds is not worth it, one of 14 minutes is; on a CPU, steps are the same everywhere."""
+    """F7: a run of 17 seconds is not worth it, one of 14 minutes is; on a CPU, steps are the same
+    everywhere."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(compilation, "describe_environment", lambda device: {})
     monkeypatch.setattr(compilation, "eager_seconds", lambda *_: 0.17)

@@ -1,4 +1,4 @@
-"""The planner: from probes to speeds, from speeds to a shape, and the same shape again when a run goes on."""
+"""The planner: interpolated speeds, the choice of a shape, and keeping it when a run resumes."""
 
 from __future__ import annotations
 
@@ -39,28 +39,28 @@ SHAPES = [ladder_shape(width, 512) for width in WIDTHS]
 CPU = torch.device("cpu")
 
 
-def test_every_shape_of_the_ladder_is_a_llama_and_they_grow() -> None:
+def test_ladder_shapes_are_valid_and_grow() -> None:
     sizes = [model_shape(shape, 4096).num_parameters for shape in SHAPES]
     assert sizes == sorted(sizes) and sizes[0] < 1e6 and sizes[-1] > 5e8
     assert all(shape.hidden_size % shape.num_attention_heads == 0 for shape in SHAPES)
 
 
-def test_speeds_are_met_where_measured_and_monotonic_between_and_beyond() -> None:
+def test_speeds_pass_through_measured_points_and_are_monotonic() -> None:
     points = [(1e7, 1e-4), (4e7, 3.2e-4)]
     assert all(math.isclose(interpolate_seconds(points, x), y) for x, y in points)
     found = [interpolate_seconds(points, x) for x in (1e6, 5e6, 1e7, 2e7, 4e7, 1e8, 1e9)]
     assert all(a < b for a, b in itertools.pairwise(found))
-    noisy = [(1e7, 4e-4), (4e7, 3e-4)]  # a busy moment: beyond the points the slope stays sane
+    noisy = [(1e7, 4e-4), (4e7, 3e-4)]  # a busy moment: the slope beyond the points is limited
     assert interpolate_seconds(noisy, 4e8) > 3e-4 and interpolate_seconds(noisy, 1e6) < 4e-4
 
 
-def test_repetitions_are_worth_less_and_at_most_so_much() -> None:
+def test_repeated_tokens_count_less_up_to_a_limit() -> None:
     assert effective_tokens(500, 1000, R_STAR_TOKENS) == 500 and effective_tokens(1000, 1000, R_STAR_TOKENS) == 1000
     assert 3500 < effective_tokens(4000, 1000, R_STAR_TOKENS) < 4000
     assert effective_tokens(1e9, 1000, R_STAR_TOKENS) < 1000 * (2 + R_STAR_TOKENS)
 
 
-def test_rows_are_as_long_as_most_documents() -> None:
+def test_context_holds_most_documents() -> None:
     assert choose_context(np.array([100, 200, 250, 3000]), CPU) == 512
     assert choose_context(np.full(9, 256), CPU) == 256 and choose_context(np.full(9, 257), CPU) == 512
     assert choose_context(np.array([10**6]), CPU) == 512 and choose_context(np.array([3]), CPU) == 128
@@ -77,7 +77,7 @@ def test_steps_grow_with_the_run() -> None:
         16384,
     ]
     assert step_tokens(1e4, torch.device("cuda")) == 65536
-    assert step_tokens(1e4, torch.device("cuda"), 8) == 8 * 65536, "as many for each GPU as without a plan"
+    assert step_tokens(1e4, torch.device("cuda"), 8) == 8 * 65536, "per GPU as many as without a plan"
     config = make_config(context=128, grad_accum_steps=2)
     assert (
         apply_step_tokens(config, 2048, world_size=2).micro_batch_size == 4
@@ -86,7 +86,7 @@ def test_steps_grow_with_the_run() -> None:
     assert apply_step_tokens(dataclasses.replace(config, micro_batch_size=3), 2048, world_size=2).micro_batch_size == 3
 
 
-def test_more_time_and_more_text_ask_for_larger_models_and_a_slow_machine_for_smaller_ones() -> None:
+def test_size_grows_with_time_and_text_and_falls_on_a_slow_machine() -> None:
     points = [(1e7, 1e-4), (4e7, 4e-4)]
 
     def size(seconds: float, text: int, slower: float = 1.0) -> int:
@@ -103,7 +103,7 @@ def make_config(**changes: Any) -> TrainConfig:
     return TrainConfig(data=Path("store"), out=Path("run"), **changes)
 
 
-def test_a_plan_keeps_what_was_said_and_says_what_it_chose(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plan_keeps_given_flags_and_describes_its_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     probed: list[int] = []
 
     def probe(config: TrainConfig, *args: Any) -> float:
@@ -117,18 +117,18 @@ def test_a_plan_keeps_what_was_said_and_says_what_it_chose(monkeypatch: pytest.M
     assert 2 <= len(probed) <= 3 and plan.filled.hidden == plan.best.shape.hidden_size
     assert (plan.filled.context, plan.filled.micro_batch_size, plan.filled.learning_rate) == (128, 3, 0.01)
     assert plan.best.bits == min(estimate.bits for estimate in plan.estimates)
-    chosen, weighed = describe_plan(plan)
-    words = {row[0]: row[1] for row in chosen}
-    assert words["layers × hidden"].startswith(f"{plan.best.shape.num_hidden_layers} × {plan.best.shape.hidden_size},")
-    assert words["compile"].startswith("auto: measured at the start")
-    said = {row[0]: row[1] for row in describe_plan(dataclasses.replace(
+    chosen, considered = describe_plan(plan)
+    cells = {row[0]: row[1] for row in chosen}
+    assert cells["layers × hidden"].startswith(f"{plan.best.shape.num_hidden_layers} × {plan.best.shape.hidden_size},")
+    assert cells["compile"].startswith("auto: measured at the start")
+    compiled = {row[0]: row[1] for row in describe_plan(dataclasses.replace(
         plan, filled=dataclasses.replace(plan.filled, compile="on")))[0]}  # fmt: skip
-    assert said["compile"] == "on"
-    assert words["tokens per step"] == "384" and "best" in {row[-1] for row in weighed}
+    assert compiled["compile"] == "on"
+    assert cells["tokens per step"] == "384" and "best" in {row[-1] for row in considered}
 
 
-def test_a_classifier_of_its_own_is_weighed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In weights, in operations (as many as tied: the embeddings are looked up), in what is measured, in the table."""
+def test_untied_classifier_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In weights, FLOPs (as many as tied: embeddings are lookups), probes, and the table."""
     trained: list[tuple[bool, int]] = []
     real = planner.Llama
 
@@ -147,9 +147,9 @@ def test_a_classifier_of_its_own_is_weighed(monkeypatch: pytest.MonkeyPatch) -> 
         for each in plan.estimates:
             one = model_shape(each.shape, 512).num_parameters
             assert each.num_parameters == one + (512 * each.shape.hidden_size if untied else 0)
-        words = {row[0]: row[1] for row in describe_plan(plan)[0]}
+        cells = {row[0]: row[1] for row in describe_plan(plan)[0]}
         tables = 512 * plan.best.shape.hidden_size * (2 if untied else 1)
-        assert words["vocabulary"] == f"512: {100 * tables / plan.best.num_parameters:.0f} % of the weights"
+        assert cells["vocabulary"] == f"512: {100 * tables / plan.best.num_parameters:.0f} % of the weights"
         trained.clear()
     shape, points = ladder_shape(256, 128), [(1e7, 1e-4), (4e7, 4e-4)]
     one, two = (choose_shape(points, [shape], 4096, 600, 10**9, untied=untied)[0] for untied in (False, True))
@@ -160,7 +160,7 @@ def flags(**values: Any) -> TrainConfig:
     return TrainConfig(data=Path("store"), out=Path("run"), minutes=1.0, **values)
 
 
-def test_what_is_said_of_the_shape_is_what_is_planned() -> None:
+def test_given_shape_flags_restrict_the_candidates() -> None:
     wide = candidate_shapes(flags(ffn=2048), 128)
     assert [shape.hidden_size for shape in wide] == list(WIDTHS) and {each.intermediate_size for each in wide} == {2048}
     four = candidate_shapes(flags(kv_heads=4), 128)
@@ -170,21 +170,21 @@ def test_what_is_said_of_the_shape_is_what_is_planned() -> None:
 
 
 @pytest.mark.parametrize("values", [{"ffn": 512}, {"kv_heads": 4}])
-def test_a_plan_keeps_what_is_said(values: dict[str, int]) -> None:
-    """And reckons with it: the weights are those of the network that will be trained."""
+def test_plan_uses_given_shape_flags(values: dict[str, int]) -> None:
+    """The estimate counts the weights of the network that will be trained."""
     torch.set_num_threads(1)
     plan = plan_run(flags(context=64, **values), vocab_size=320, lengths=np.full(1000, 100), device=CPU)
     assert all(getattr(plan.filled, name) == value for name, value in values.items())
     shape = plan.best.shape
     trained = (plan.filled.hidden, plan.filled.heads, plan.filled.kv_heads, plan.filled.ffn)
-    reckoned = (shape.hidden_size, shape.num_attention_heads, shape.num_key_value_heads, shape.intermediate_size)
-    assert trained == reckoned
+    estimated = (shape.hidden_size, shape.num_attention_heads, shape.num_key_value_heads, shape.intermediate_size)
+    assert trained == estimated
 
 
 def test_a_resumed_run_keeps_its_planned_shape(
     story_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However fast the machine is by then."""
+    """Even if the machine is faster by then."""
     run = tmp_path / "run"
     cost = {"seconds": 1e-3}
     monkeypatch.setattr(planner, "probe_seconds_per_token", lambda *args: cost["seconds"])
@@ -201,7 +201,7 @@ def test_a_resumed_run_keeps_its_planned_shape(
         train(dataclasses.replace(config, resume=True, ffn=999))
 
 
-def test_the_verb_measures_this_machine(story_store: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_command_measures_this_machine(story_store: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", str(story_store), "--minutes", "0.5", "--context", "64", "--threads", "1"]) == 0
     out = capfd.readouterr().out
     assert "tokens per step" in out and "Chinchilla" in out and "best" in out
