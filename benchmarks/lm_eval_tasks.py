@@ -1,12 +1,13 @@
-"""Writes two offline tasks for lm-evaluation-harness: bits per byte, and story endings.
+r"""Writes two offline tasks for lm-evaluation-harness: bits per byte, and story endings.
 
     python benchmarks/lm_eval_tasks.py --model runs/mine --out tasks my_data
     lm_eval --model hf --model_args pretrained=runs/mine/latest,add_bos_token=False \
         --include_path tasks --tasks val_bits,endings
 
-DATA is a token store, whose validation split is used, or text as `llamita prepare` reads it. In `endings` the last
-sentence of a text is removed; the model chooses between it and the last sentences of three other texts (chance: 25 %).
-Of the model only the tokenizer is used, for the token that begins a text.
+DATA is a token store, whose validation split is used, or text as `llamita prepare` reads it. In
+`endings` the last sentence of a text is removed; the model chooses between it and the last
+sentences of three other texts (chance: 25 %). Of the model only the tokenizer is used, for the
+token that begins a text.
 """
 
 from __future__ import annotations
