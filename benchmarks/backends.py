@@ -167,7 +167,7 @@ def has_llama_cpp() -> bool:
 
 @functools.cache
 def silence_llama_cpp() -> object:
-    """Turns its log off. The cache keeps the callback alive, because llama.cpp keeps a pointer to
+    """Turn its log off. The cache keeps the callback alive, because llama.cpp keeps a pointer to
     it."""
     import llama_cpp
 

@@ -54,15 +54,15 @@ def fill_defaults(
         raise ConfigError("train: --dtype bfloat16 needs CUDA; CPUs compute in float32")
     is_muon = config.optimizer == "muon"
     tokens_per_step = config.micro_batch_size * config.context * config.grad_accum_steps * world_size
-    share = small_step_scale(tokens_per_step)
+    scale = small_step_scale(tokens_per_step)
     epochs = config.epochs or 1.0  # with --minutes the planner has set the decay
     if config.steps is not None and epoch_tokens is not None:
         epochs = config.steps * tokens_per_step / epoch_tokens
-    rate = share * (MUON_RATE if is_muon else learning_rate_for(config.hidden))
+    rate = scale * (MUON_RATE if is_muon else learning_rate_for(config.hidden))
     return dataclasses.replace(
         config,
         learning_rate=config.learning_rate or rate,
-        embedding_lr=config.embedding_lr or share * embedding_lr_for(config.hidden),
+        embedding_lr=config.embedding_lr or scale * embedding_lr_for(config.hidden),
         beta2=beta2_for(tokens_per_step) if config.beta2 is None else config.beta2,
         weight_decay=decay_for(epochs) if config.weight_decay is None else config.weight_decay,
     )
@@ -100,8 +100,7 @@ def fit_micro_batch(config: TrainConfig, free: float) -> TrainConfig:
 
 
 def decay_for(epochs: float) -> float:
-    """Weight decay for a number of epochs: 0.1 up to three, 0.5 for fifteen
-    (docs/experiments.md)."""
+    """Weight decay by epochs: 0.1 up to three, 0.5 for fifteen (docs/experiments.md)."""
     return min(MAX_DECAY, max(MIN_DECAY, epochs / DECAY_EPOCHS))
 
 

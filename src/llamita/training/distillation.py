@@ -32,8 +32,10 @@ DEFAULT_ALPHA, DEFAULT_TEMPERATURE = 0.5, 1.0
 
 
 def tokens_per_distillation_chunk(weight: Tensor) -> int:
-    """tokens_per_chunk, but a quarter of it on a GPU: eight float32 copies of the logits exist at
-    once, where the plain loss has two."""
+    """tokens_per_chunk, divided by four on a GPU.
+
+    Eight float32 copies of the logits exist at once here; the plain loss has two.
+    """
     return max(1, tokens_per_chunk(weight) // 4) if weight.is_cuda else tokens_per_chunk(weight)
 
 
@@ -77,13 +79,12 @@ class _ChunkedDistillation(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, ...]:
         hidden_gradient, weight_gradient = ctx.saved_tensors
-        of_weight = None if weight_gradient is None else (weight_gradient * outputs[0]).to(hidden_gradient.dtype)
-        return (hidden_gradient * outputs[0].to(hidden_gradient.dtype), of_weight, *[None] * 7)
+        weight_result = None if weight_gradient is None else (weight_gradient * outputs[0]).to(hidden_gradient.dtype)
+        return (hidden_gradient * outputs[0].to(hidden_gradient.dtype), weight_result, *[None] * 7)
 
 
 class DistillationLoss(nn.Module):
-    """A network with its loss beside a teacher's: a batch → Σ nats over the targets that count,
-    float32.
+    """A network with its loss beside a teacher's: a batch → Σ nats over counted targets, float32.
 
     With eval() it is plain cross-entropy, so that validation losses stay comparable. compute: the
     type of the student's computation. The teacher computes in the type of its weights, without

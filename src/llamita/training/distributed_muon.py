@@ -52,18 +52,17 @@ def distribute_replicated(function: BatchFunction, sent: torch.dtype) -> MatrixF
         sizes = [sum(r * c for (r, c), o in zip(shapes, owners, strict=True) if o == p) for p in range(num_processes)]
         gathered = matrices[0].new_empty((num_processes, max(sizes)), dtype=sent)
         own = function([matrix for matrix, owner in zip(matrices, owners, strict=True) if owner == rank])
-        mine = gathered.new_zeros(max(sizes))
+        local = gathered.new_zeros(max(sizes))
         if own:
-            torch.cat([result.reshape(-1).to(sent) for result in own], out=mine[: sizes[rank]])
-        dist.all_gather(list(gathered.unbind()), mine)
+            torch.cat([result.reshape(-1).to(sent) for result in own], out=local[: sizes[rank]])
+        dist.all_gather(list(gathered.unbind()), local)
         return _unpack(gathered, shapes, owners, matrices[0].dtype)
 
     return compute
 
 
 def _unpack(gathered: Tensor, shapes: Sequence[Shape], owners: Sequence[int], dtype: torch.dtype) -> list[Tensor]:
-    """gathered [processes, elements]: each process's matrices one after another → all matrices in
-    order."""
+    """gathered [processes, elements], by process → the matrices in order."""
     starts, results = [0] * len(gathered), []
     for (rows, columns), owner in zip(shapes, owners, strict=True):
         end = starts[owner] + rows * columns
@@ -73,8 +72,7 @@ def _unpack(gathered: Tensor, shapes: Sequence[Shape], owners: Sequence[int], dt
 
 
 def distribute_row_sharded(function: BatchFunction) -> MatrixFunction:
-    """For FSDP2: rows go to the matrix's owner, which computes and sends the rows of the result
-    back.
+    """For FSDP2: rows go to the matrix's owner, and the rows of its result come back.
 
     A process sends and receives its own bytes twice, for any number of processes.
     """
@@ -109,15 +107,19 @@ def _rows(matrix: Tensor, process: int, num_processes: int) -> Tensor:
 
 
 def _exchange(sent: list[list[Tensor]], shapes: list[list[Shape]], like: Tensor) -> list[list[Tensor]]:
-    """Send tensors to each process and receive those of `shapes` from each; called by all
-    together."""
-    pieces = [piece.reshape(-1) for to_one in sent for piece in to_one]
-    out = torch.cat(pieces) if pieces else like.new_empty(0)
-    sizes = [sum(rows * columns for rows, columns in of_one) for of_one in shapes]
+    """Send tensors to each process, and receive tensors of `shapes` from each.
+
+    All processes must call this together.
+    """
+    pieces = [piece.reshape(-1) for to_process in sent for piece in to_process]
+    outgoing = torch.cat(pieces) if pieces else like.new_empty(0)
+    sizes = [sum(rows * columns for rows, columns in from_process) for from_process in shapes]
     received = like.new_empty(sum(sizes))
-    dist.all_to_all_single(received, out, sizes, [sum(piece.numel() for piece in to_one) for to_one in sent])
+    dist.all_to_all_single(
+        received, outgoing, sizes, [sum(piece.numel() for piece in to_process) for to_process in sent]
+    )
     result = []
-    for flat, of_one in zip(torch.split(received, sizes), shapes, strict=True):
-        parts = torch.split(flat, [rows * columns for rows, columns in of_one])
-        result.append([part.view(shape) for part, shape in zip(parts, of_one, strict=True)])
+    for flat, from_process in zip(torch.split(received, sizes), shapes, strict=True):
+        parts = torch.split(flat, [rows * columns for rows, columns in from_process])
+        result.append([part.view(shape) for part, shape in zip(parts, from_process, strict=True)])
     return result

@@ -89,8 +89,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, ...]:
         hidden_gradient, weight_gradient = ctx.saved_tensors
-        of_weight = None if weight_gradient is None else (weight_gradient * outputs[0]).to(hidden_gradient.dtype)
-        return hidden_gradient * outputs[0], of_weight, None, None, None
+        weight_result = None if weight_gradient is None else (weight_gradient * outputs[0]).to(hidden_gradient.dtype)
+        return hidden_gradient * outputs[0], weight_result, None, None, None
 
 
 def packed_mask(segments: Tensor) -> Tensor:
@@ -136,8 +136,8 @@ class _CompiledCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, ...]:
         hidden_gradient, weight_gradient = ctx.saved_tensors
-        of_weight = (weight_gradient * outputs[0]).to(hidden_gradient.dtype)
-        return hidden_gradient * outputs[0].to(hidden_gradient.dtype), of_weight, None
+        weight_result = (weight_gradient * outputs[0]).to(hidden_gradient.dtype)
+        return hidden_gradient * outputs[0].to(hidden_gradient.dtype), weight_result, None
 
 
 def compiled_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:

@@ -17,7 +17,8 @@ def token_bytes(
 ) -> int:
     """Activation bytes per token kept for the backward pass: about 12 D + 4 F numbers per layer.
 
-    With activation checkpointing: the input of each layer, and one complete layer.
+    D: hidden, F: ffn. With activation checkpointing: the input of each layer, and one complete
+    layer.
     """
     whole_layer = 12 * hidden + 4 * ffn
     return number_bytes * (layers * hidden + whole_layer if activation_checkpointing else layers * whole_layer)

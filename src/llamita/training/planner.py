@@ -263,7 +263,7 @@ def model_shape(shape: Shape, vocab_size: int, *, untied: bool = False) -> Model
 
 
 def apply_shape(config: TrainConfig, shape: Shape) -> TrainConfig:
-    """The configuration with this shape where none is given."""
+    """The configuration with this shape, except where flags set another value."""
     return dataclasses.replace(
         config,
         layers=shape.num_hidden_layers,
