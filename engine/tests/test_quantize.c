@@ -173,10 +173,10 @@ static void test_refusals(void) {
     refused("found Q2_K", "Q2_K", values, LENGTH, ROWS, room, LLAMITA_ERROR_ARGUMENT);
     refused("found F32", "F32", values, LENGTH, ROWS, room, LLAMITA_ERROR_ARGUMENT);
     refused("found none", NULL, values, LENGTH, ROWS, room, LLAMITA_ERROR_ARGUMENT);
-    refused("rows of a multiple of 256 numbers, found 1 rows of 288", "Q6_K", values, 288, 1, room,
+    refused("a row length that is a multiple of 256, found 1 rows of 288", "Q6_K", values, 288, 1, room,
             LLAMITA_ERROR_ARGUMENT);
     refused("found -1 rows", "Q4_0", values, 32, -1, room, LLAMITA_ERROR_ARGUMENT);
-    refused("room for 2 rows of 34 bytes, found 67 bytes", "Q8_0", values, 32, 2, 67, LLAMITA_ERROR_ARGUMENT);
+    refused("an output buffer for 2 rows of 34 bytes, found 67 bytes", "Q8_0", values, 32, 2, 67, LLAMITA_ERROR_ARGUMENT);
     for (int t = 0; t < NUM_WRITTEN; t++) {
         static const float bad[] = {NAN, INFINITY, -INFINITY, 1e30F};
         const char *name;
