@@ -106,7 +106,8 @@ static void *reserve(uint64_t num_bytes) {
 }
 
 static bool pack_all(pack_job *job) {
-    const int available = thread_pool_available(), num_threads = available < MAX_PACK_THREADS ? available : MAX_THREADS;
+    const int available = thread_pool_available(),
+              num_threads = available < MAX_PACK_THREADS ? available : MAX_PACK_THREADS;
     thread_pool *pool = thread_pool_create(job->num_bytes < MIN_BYTES_FOR_THREADS ? 1 : num_threads);
     if (!pool) return false;
     thread_pool_run(pool, thread_pool_size(pool), pack_worker, job);
