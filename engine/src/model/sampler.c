@@ -42,7 +42,7 @@ static llamita_status check(const llamita_sampler_params *p, int32_t vocab_size,
 #define REQUIRE(condition, name, expected, value)   \
     if (!(condition))                               \
     return error_set(error, LLAMITA_ERROR_ARGUMENT, \
-                     "opening a sampler failed: " name ": expected " expected ", found %g", (double)(value))
+                     "cannot open a sampler: " name ": expected " expected ", found %g", (double)(value))
     REQUIRE(vocab_size >= 1 && vocab_size <= MAX_TOKENS, "vocab_size", "1 to 1073741824", vocab_size);
     REQUIRE(p->temperature >= 0 && p->temperature <= FLT_MAX, "temperature", "0 (greedy) or a positive number",
             p->temperature);
@@ -80,7 +80,7 @@ llamita_status llamita_sampler_open(const llamita_sampler_params *params, int32_
     }
     if (!s || !allocate(s)) {
         llamita_sampler_close(s);
-        return error_set(error, LLAMITA_ERROR_MEMORY, "opening a sampler failed: out of memory");
+        return error_set(error, LLAMITA_ERROR_MEMORY, "cannot open a sampler: out of memory");
     }
     *sampler = s;
     return LLAMITA_OK;
@@ -372,7 +372,7 @@ llamita_status llamita_sampler_pick(llamita_sampler *s, const float *logits, int
     if (!survey(logits, s->num_blocks, s->peaks))
         return error_set(
             error, LLAMITA_ERROR_NUMERIC,
-            "picking a token failed: expected finite logits, found infinity or NaN; the model's weights are damaged");
+            "cannot pick a token: expected finite logits, found infinity or NaN; the model's weights are damaged");
     pad(s->logits, s->vocab_size, -INFINITY); /* weight 0 */
     float largest = s->peaks[0];
     for (int32_t i = 1; i < s->num_blocks * LANES; i++) largest = s->peaks[i] > largest ? s->peaks[i] : largest;
