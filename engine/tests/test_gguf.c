@@ -49,7 +49,8 @@ static void test_header(void) {
     REFUSED("number of keys: expected at most 65536, found 1000000", d.key_count_error = 1000000 - (int64_t)d.num_keys);
     REFUSED("number of keys: expected at most 65536, found 9223372036854775807",
             d.key_count_error = INT64_MAX - (int64_t)d.num_keys);
-    REFUSED("tensor 22 of 22 runs past the end of the file", d.tensor_count_error = 1); /* weights read as a description */
+    REFUSED("tensor 22 of 22 runs past the end of the file",
+            d.tensor_count_error = 1); /* weights read as a description */
     REFUSED("expected the last tensor at the end of the file", d.tensor_count_error = -1);
     REFUSED("tensor 1 of 21 runs past the end of the file", d.key_count_error = 1);
     REFUSED("tensor tokenizer.chat_template: expected 1 to 4 dimensions, found 8", d.key_count_error = -1);
@@ -494,8 +495,7 @@ static void test_long_header(void) {
     put_u64(&file, num_bytes);
     put_bytes(&file, zeros, num_bytes);
     free(zeros);
-    check_refused_bytes(&file, "key 1 of 1 runs past the maximum header size at byte 67108864",
-                        __LINE__);
+    check_refused_bytes(&file, "key 1 of 1 runs past the maximum header size at byte 67108864", __LINE__);
 }
 
 int main(void) {

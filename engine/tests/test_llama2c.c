@@ -45,16 +45,20 @@ static void test_v0_refusals(void) {
     const char *foreign = "expected a GGUF or llama2.c model file, found another format";
     for (int index = DIM; index <= MAX_SEQ_LEN; index++) {
         REFUSED(0, foreign, put_i32_at(&file, field(0, index), 0));
-        REFUSED(0, index == VOCAB_SIZE ? "bytes that the header implies" : foreign, put_i32_at(&file, field(0, index), -8));
+        REFUSED(0, index == VOCAB_SIZE ? "bytes that the header implies" : foreign,
+                put_i32_at(&file, field(0, index), -8));
         REFUSED(0, foreign, put_i32_at(&file, field(0, index), INT32_MIN));
         REFUSED(0, index == DIM || index == N_HEADS ? foreign : "bytes that the header implies",
                 put_i32_at(&file, field(0, index), INT32_MAX));
-        REFUSED(0, index == N_HEADS ? foreign : "bytes that the header implies", put_i32_at(&file, field(0, index), 48));
+        REFUSED(0, index == N_HEADS ? foreign : "bytes that the header implies",
+                put_i32_at(&file, field(0, index), 48));
     }
     REFUSED(0, "expected the 18446744073709551615 bytes that the header implies",
             for (int i = HIDDEN_DIM; i <= MAX_SEQ_LEN; i++)
                 put_i32_at(&file, field(0, i), i == N_HEADS ? 4 : INT32_MAX));
-    REFUSED(0, "bytes that the header implies (dim 32, hidden_dim 64, layers 2, heads 4, kv heads 2, vocabulary 8, context 16)",
+    REFUSED(0,
+            "bytes that the header implies (dim 32, hidden_dim 64, layers 2, heads 4, kv heads 2, vocabulary 8, "
+            "context 16)",
             put_u8(&file, 0));
     REFUSED(0, foreign, put_i32_at(&file, field(0, N_HEADS), 5));
     REFUSED(0, "expected a divisor of 4 attention heads, found 3", file.num_bytes += 4 * 2 * 2 * 8 * 32,
