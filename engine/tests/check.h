@@ -1,4 +1,5 @@
-/* check.h: counts and prints what a test program finds wrong; the program ends with `return check_failures();`. */
+/* check.h: CHECK counts and prints the failures of a test program. A test program ends with `return
+ * check_failures();`. */
 #ifndef LLAMITA_CHECK_H
 #define LLAMITA_CHECK_H
 
@@ -6,7 +7,8 @@
 
 static int check_num_failures;
 
-/* Prints where and what, and goes on. The message is printf's, and says what was found. */
+/* On failure prints the place, the condition and a printf-style message that says what was found,
+ * and goes on. */
 #define CHECK(condition, ...)                                               \
     do {                                                                    \
         if (!(condition)) {                                                 \

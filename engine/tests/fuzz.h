@@ -1,4 +1,4 @@
-/* fuzz.h: changes whole files at random, mostly where it hurts, and uses whatever still opens. */
+/* fuzz.h: corrupts valid files at random, and uses every file that still opens. */
 #ifndef LLAMITA_FUZZ_H
 #define LLAMITA_FUZZ_H
 
@@ -7,7 +7,7 @@
 #include "check.h"
 #include "model_files.h"
 
-/* Encodes, and decodes every token. */
+/* Encodes a text, and decodes every token. */
 static inline void fuzz_use_tokenizer(const tokenizer *t) {
     static const char text[] = "ab a<|im_end|>b\xE2\x96\x81 \xFF\n 'll 12";
     int32_t ids[sizeof text + 2];
@@ -29,7 +29,8 @@ static inline void fuzz_use_tokenizer(const tokenizer *t) {
     }
 }
 
-/* What an open model promises: weights inside the file, finite norms and angles, a tokenizer of its size. */
+/* Checks what an open model guarantees: weights inside the file, finite norms and angles, a
+ * tokenizer of the model's vocabulary size. */
 static inline void fuzz_use_model(const llamita_model *model) {
     static volatile unsigned sink;
     sink = sink + sum_model(model);
@@ -38,7 +39,8 @@ static inline void fuzz_use_model(const llamita_model *model) {
     for (int32_t i = 0; i < model->info.hidden_size; i++)
         CHECK(isfinite(model->output_norm[i]), "norm %d is not finite", i);
     if (model->tokenizer) {
-        CHECK(tokenizer_vocab_size(model->tokenizer) == model->info.vocab_size, "tokenizer of another size");
+        CHECK(tokenizer_vocab_size(model->tokenizer) == model->info.vocab_size,
+              "the tokenizer has another vocabulary size");
         fuzz_use_tokenizer(model->tokenizer);
     }
 }
@@ -93,7 +95,8 @@ static inline uint64_t fuzz_number(uint64_t *state) {
     return numbers[fuzz_random(state) % (sizeof numbers / sizeof numbers[0])];
 }
 
-/* One change: a number of the header, a number or byte anywhere, a cut, a piece taken out, doubled or moved. */
+/* Makes one change: to a number of the header, to a number or byte anywhere, or cuts the file, or
+ * removes, duplicates or moves a piece. */
 static inline void fuzz_change(buffer *file, const field_list *fields, uint64_t *state) {
     const uint64_t kind = fuzz_random(state) % 16;
     size_t at = (size_t)(fuzz_random(state) % file->num_bytes);
@@ -103,19 +106,19 @@ static inline void fuzz_change(buffer *file, const field_list *fields, uint64_t 
     if (kind < 6 || kind == 8) {
         uint64_t number = fuzz_number(state);
         memcpy(file->bytes + at, &number, width);
-    } else if (kind < 8) { /* a little more or less */
+    } else if (kind < 8) { /* slightly more or less */
         file->bytes[at] = (uint8_t)(file->bytes[at] + fuzz_random(state) % 5 - 2);
     } else if (kind < 11) {
         file->bytes[at] = (uint8_t)fuzz_random(state);
     } else if (kind == 11) {
         file->num_bytes = at ? at : 1;
-    } else if (kind == 12) { /* take out */
+    } else if (kind == 12) { /* remove */
         memmove(file->bytes + at, file->bytes + at + width, file->num_bytes - at - width);
         file->num_bytes -= width < file->num_bytes ? width : 0;
-    } else if (kind == 13) { /* double */
+    } else if (kind == 13) { /* duplicate */
         put_zeros(file, width);
         memmove(file->bytes + at + width, file->bytes + at, file->num_bytes - at - width);
-    } else { /* copy another place over this one */
+    } else { /* copy from another place */
         size_t from = (size_t)(fuzz_random(state) % file->num_bytes), length = (size_t)(fuzz_random(state) % 64);
         size_t last = from > at ? from : at;
         length = length < file->num_bytes - last ? length : file->num_bytes - last;
@@ -131,16 +134,17 @@ static inline int fuzz_main(int argc, char **argv, unsigned long num_files, uint
     for (unsigned long i = 0; i < num_files && !check_num_failures; i++) {
         static field_list fields;
         fields.count = 0;
-        const uint64_t seed = state; /* of this file alone */
+        const uint64_t seed = state; /* of this file only */
         buffer file = write((uint32_t)(fuzz_random(&state) % num_variants), &fields);
         for (uint64_t n = fuzz_random(&state) % 4; n > 0 && file.num_bytes; n--) {
             size_t before = file.num_bytes;
             fuzz_change(&file, &fields, &state);
-            fields.count = file.num_bytes < before ? 1 : fields.count; /* the rest may lie beyond the end */
+            /* After a cut the other fields may be past the end. */
+            fields.count = file.num_bytes < before ? 1 : fields.count;
             fields.at[0] = fields.count == 1 ? 0 : fields.at[0];
         }
         LLVMFuzzerTestOneInput(file.bytes, file.num_bytes);
-        CHECK(!check_num_failures, "again with: %s 1 %llu", argv[0], (unsigned long long)seed);
+        CHECK(!check_num_failures, "reproduce with: %s 1 %llu", argv[0], (unsigned long long)seed);
         free_buffer(&file);
     }
     return check_failures();

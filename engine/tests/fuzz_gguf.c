@@ -1,9 +1,9 @@
-/* fuzz_gguf.c: any bytes as a GGUF model and as a tokenizer: refused in one line, or opened with every weight in the
- * file.
+/* fuzz_gguf.c: reads any bytes as a GGUF model with its tokenizer: each file is rejected with a
+ * one-line error, or opens with every weight inside the file.
  *
- * For libFuzzer: clang -fsanitize=fuzzer,address,undefined. With -DFUZZ_MAIN it is a program of its own that changes
- * whole files at random, mostly where their headers hold numbers: fuzz_gguf [number of files] [seed].
- */
+ * For libFuzzer: clang -fsanitize=fuzzer,address,undefined. With -DFUZZ_MAIN it is a standalone
+ * program that corrupts valid files at random, mostly the numbers in their headers: fuzz_gguf
+ * [number of files] [seed]. */
 #include "check.h"
 #include "fuzz.h"
 #include "model_files.h"

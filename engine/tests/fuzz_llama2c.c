@@ -1,8 +1,9 @@
-/* fuzz_llama2c.c: any bytes as a llama2.c model and as a tokenizer.bin: refused in one line, or opened and usable.
+/* fuzz_llama2c.c: reads any bytes as a llama2.c model and as a tokenizer.bin: each file is rejected
+ * with a one-line error, or opens and is usable.
  *
- * For libFuzzer: clang -fsanitize=fuzzer,address,undefined. With -DFUZZ_MAIN it is a program of its own that changes
- * whole files at random, mostly where their headers hold numbers: fuzz_llama2c [number of files] [seed].
- */
+ * For libFuzzer: clang -fsanitize=fuzzer,address,undefined. With -DFUZZ_MAIN it is a standalone
+ * program that corrupts valid files at random, mostly the numbers in their headers: fuzz_llama2c
+ * [number of files] [seed]. */
 #include "check.h"
 #include "formats/formats.h"
 #include "fuzz.h"
@@ -33,12 +34,13 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t num_bytes) {
 #ifdef FUZZ_MAIN
 static buffer write_variant(uint32_t variant, field_list *fields) {
     if (variant % 4 == 3) {
-        buffer words = llama2c_write_tokenizer();
-        for (size_t at = 0; at + 8 <= words.num_bytes;) { /* max_token_length, then scores and lengths */
+        buffer tokenizer_file = llama2c_write_tokenizer();
+        /* max_token_length, then scores and lengths */
+        for (size_t at = 0; at + 8 <= tokenizer_file.num_bytes;) {
             fields->at[fields->count++] = at;
-            at += at == 0 ? 8 : 8 + read_u32(words.bytes + at);
+            at += at == 0 ? 8 : 8 + read_u32(tokenizer_file.bytes + at);
         }
-        return words;
+        return tokenizer_file;
     }
     const int version = (int)(variant % 4);
     for (int i = 0; i < 9; i++) fields->at[fields->count++] = (size_t)i * 4;

@@ -1,7 +1,7 @@
-/* fuzz_lora.c: any bytes as an adapter of a model: refused in one line, or applied without a step beyond its memory.
+/* fuzz_lora.c: reads any bytes as an adapter of a model: each file is rejected with a one-line
+ * error, or applied without accessing memory out of bounds.
  *
- * For libFuzzer and as a program of its own: as fuzz_gguf.c.
- */
+ * Runs with libFuzzer or standalone, like fuzz_gguf.c. */
 #include "check.h"
 #include "formats/formats.h"
 #include "fuzz.h"
@@ -10,7 +10,7 @@
 
 int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t num_bytes);
 
-/* The model that every file is read for; never freed. */
+/* The model that every adapter is opened for; never freed. */
 static const llamita_model *the_model(void) {
     static llamita_model *model;
     llamita_error error;

@@ -1,9 +1,8 @@
-/* fuzz_tokenizer.c: any bytes as what a file says of its tokenizer, and as a text: refused in one line, or the ids are
- * in range and decode to the text.
+/* fuzz_tokenizer.c: reads any bytes as a tokenizer's description and a text: the description is
+ * rejected with a one-line error, or the ids are in range and decode to the text.
  *
- * For libFuzzer: clang -fsanitize=fuzzer,address,undefined. With -DFUZZ_MAIN it is a program of its own that makes the
- * bytes up: fuzz_tokenizer [number of cases] [seed].
- */
+ * For libFuzzer: clang -fsanitize=fuzzer,address,undefined. With -DFUZZ_MAIN it is a standalone
+ * program that generates the bytes: fuzz_tokenizer [number of cases] [seed]. */
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -27,8 +26,8 @@ static unsigned take(feed *f) {
     return *f->bytes++;
 }
 
-static byte_slice take_slice(feed *f, size_t most) {
-    size_t length = take(f) % (most + 1);
+static byte_slice take_slice(feed *f, size_t max_length) {
+    size_t length = take(f) % (max_length + 1);
     if (length > f->left) length = f->left;
     byte_slice slice = {(const char *)f->bytes, length};
     f->bytes += length;
@@ -49,13 +48,13 @@ static bool is_repeated(const byte_slice *pieces, int32_t id) {
     return false;
 }
 
-/* The pieces that most vocabularies have: bytes as they are written, or GPT-2's alphabet. */
+/* Adds the byte pieces that most vocabularies have: <0xNN>, or GPT-2's alphabet. */
 static int32_t add_bytes(tokenizer_kind kind, byte_slice *pieces, int32_t *types, char text[][8], int32_t num,
                          unsigned wild) {
     unsigned next = 0x100;
     for (unsigned byte = 0; byte < 256; byte++) {
-        bool itself = (byte >= 0x21 && byte <= 0x7E) || (byte >= 0xA1 && byte != 0xAD);
-        unsigned code = itself ? byte : next++;
+        bool printable = (byte >= 0x21 && byte <= 0x7E) || (byte >= 0xA1 && byte != 0xAD);
+        unsigned code = printable ? byte : next++;
         int length;
         if (kind == TOKENIZER_SENTENCEPIECE) length = snprintf(text[byte], 8, "<0x%02X>", byte);
         else if (code < 0x80) length = snprintf(text[byte], 8, "%c", (char)code);
@@ -67,7 +66,7 @@ static int32_t add_bytes(tokenizer_kind kind, byte_slice *pieces, int32_t *types
     return num;
 }
 
-/* Appends the text with a space for every U+2581 to plain; returns its length. */
+/* Copies the text to plain with a space for every U+2581; returns its length. */
 static size_t plain_text(byte_slice text, char *plain) {
     size_t length = 0;
     for (size_t i = 0; i < text.num_bytes; i++) {
@@ -78,8 +77,8 @@ static size_t plain_text(byte_slice text, char *plain) {
     return length;
 }
 
-/* Every byte comes back. SentencePiece cannot tell U+2581 from a space, and puts a space before a text, which stays to
- * be seen where the vocabulary has it as a byte only. */
+/* Checks that every byte comes back. SentencePiece cannot distinguish U+2581 from a space, and puts
+ * a space before a text, which remains visible if the vocabulary has it only as a byte. */
 static void check_round_trip(const tokenizer_source *source, const tokenizer *t, byte_slice text, const int32_t *ids,
                              size_t num_ids) {
     static char joined[1 << 16], plain[1 << 16];
@@ -127,7 +126,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t num_bytes) {
     int32_t types[MAX_TOKENS + 256], end_ids[1];
     float scores[MAX_TOKENS + 256] = {0};
     feed f = {bytes, num_bytes < 4096 ? num_bytes : 4096};
-    unsigned shape = take(&f), wild = take(&f); /* wild: what most files get right may be wrong too */
+    unsigned shape = take(&f), wild = take(&f); /* wild: allows errors that few files have */
     tokenizer_source source = {.kind = shape & 1 ? TOKENIZER_BYTE_LEVEL : TOKENIZER_SENTENCEPIECE,
                                .pre_tokenizer = (pre_tokenizer)(shape >> 1 & 3),
                                .pieces = pieces,
@@ -180,7 +179,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t num_bytes) {
 }
 
 #ifdef FUZZ_MAIN
-/* Bytes that vocabularies and texts are made of: few letters, so that pieces meet; spaces; parts of characters. */
+/* Typical bytes of vocabularies and texts: few letters, so that pieces overlap; spaces; parts of
+ * characters. */
 static void make_case(uint8_t *bytes, size_t num_bytes, uint64_t *state) {
     static const char *const parts[] = {"a",
                                         "b",
@@ -226,7 +226,7 @@ int main(int argc, char **argv) {
         size_t num_bytes = (size_t)(fuzz_random(&state) % sizeof bytes);
         make_case(bytes, num_bytes, &state);
         LLVMFuzzerTestOneInput(bytes, num_bytes);
-        CHECK(!check_num_failures, "again with: %s 1 %llu", argv[0], (unsigned long long)seed);
+        CHECK(!check_num_failures, "reproduce with: %s 1 %llu", argv[0], (unsigned long long)seed);
     }
     return check_failures();
 }

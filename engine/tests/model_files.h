@@ -1,4 +1,5 @@
-/* model_files.h: builds small model and tokenizer files in memory, whole or wrong on purpose, for tests and fuzzers. */
+/* model_files.h: builds small model and tokenizer files in memory, valid or wrong on purpose, for
+ * tests and fuzzers. */
 #ifndef LLAMITA_MODEL_FILES_H
 #define LLAMITA_MODEL_FILES_H
 
@@ -45,7 +46,7 @@ static inline void free_buffer(buffer *b) {
     *b = (buffer){0};
 }
 
-/* count floats that differ, between -0.5 and 0.5. */
+/* Appends count different floats between -0.5 and 0.5. */
 static inline void put_weights(buffer *to, size_t count, uint32_t seed) {
     for (size_t i = 0; i < count; i++) {
         seed = seed * 1664525u + 1013904223u;
@@ -66,20 +67,20 @@ typedef struct {
 
 typedef struct {
     char name[DRAFT_NAME_BYTES];
-    uint64_t name_length; /* as told by the file */
+    uint64_t name_length; /* as written to the file */
     uint32_t num_dimensions;
     uint64_t shape[8];
     uint32_t type;
-    int64_t offset_error; /* added to the right offset */
+    int64_t offset_error; /* added to the correct offset */
     buffer data;
 } draft_tensor;
 
-/* A GGUF file in parts, to be changed before it is written. */
+/* A GGUF file in parts, which tests change before it is written. */
 typedef struct {
     char magic[5];
     uint32_t version;
     uint64_t alignment;
-    int64_t key_count_error, tensor_count_error; /* added to the right counts */
+    int64_t key_count_error, tensor_count_error; /* added to the correct counts */
     draft_key keys[MAX_DRAFT_KEYS];
     size_t num_keys;
     draft_tensor tensors[MAX_DRAFT_TENSORS];
@@ -92,7 +93,7 @@ static inline draft_key *draft_find(gguf_draft *d, const char *name) {
     return NULL;
 }
 
-/* The key, new or emptied, for its value to be put. */
+/* Adds the key or empties it; the caller appends its value to the result. */
 static inline buffer *draft_set(gguf_draft *d, const char *name, uint32_t type) {
     draft_key *key = draft_find(d, name);
     if (!key) {
@@ -155,7 +156,7 @@ static inline void draft_remove_tensor(gguf_draft *d, const char *name) {
     d->num_tensors--;
 }
 
-/* Gives the tensor bytes for its type and shape: floats that differ, or blocks of scale 1. */
+/* Fills the tensor's data for its type and shape: different floats, or blocks of scale 1. */
 static inline void draft_fill_tensor(draft_tensor *t) {
     int64_t block_elements = 1;
     size_t block_bytes = 4, count = 1;
@@ -174,7 +175,7 @@ static inline void draft_fill_tensor(draft_tensor *t) {
     }
 }
 
-/* num_rows 0: a vector. */
+/* num_rows is 0 for a vector. */
 static inline draft_tensor *draft_add_tensor(gguf_draft *d, const char *name, uint32_t type, uint64_t row_length,
                                              uint64_t num_rows) {
     if (d->num_tensors == MAX_DRAFT_TENSORS) abort();
@@ -229,7 +230,7 @@ static inline void draft_sentencepiece(gguf_draft *d) {
     draft_text(d, "tokenizer.chat_template", "{{ messages }}");
 }
 
-/* A whole Llama: every matrix of this type, norms F32; tied or not. */
+/* A complete Llama: every matrix of this type, norms F32, tied embeddings or not. */
 static inline void draft_llama(gguf_draft *d, uint32_t type, bool tied) {
     *d = (gguf_draft){.magic = "GGUF", .version = 3, .alignment = 32};
     draft_text(d, "general.architecture", "llama");
@@ -270,7 +271,8 @@ static inline void draft_llama(gguf_draft *d, uint32_t type, bool tied) {
     if (!tied) draft_add_tensor(d, "output.weight", type, DRAFT_HIDDEN, DRAFT_VOCAB);
 }
 
-/* A byte-level tokenizer: the 256 symbols of GPT-2's alphabet in byte order, then a merge and an end token. */
+/* A byte-level tokenizer: the 256 symbols of GPT-2's alphabet in byte order, then a merge and an
+ * end token. */
 static inline void draft_byte_level(gguf_draft *d, const char *pre) {
     enum { VOCAB = 259 };
     static char symbols[256][3];
@@ -317,7 +319,7 @@ static inline uint64_t padded(uint64_t num_bytes, uint64_t alignment) {
     return (num_bytes + alignment - 1) / alignment * alignment;
 }
 
-/* fields: where the headers' numbers are, for a fuzzer to change; may be NULL. */
+/* The offsets of the numbers in the headers, for a fuzzer to change. May be NULL. */
 typedef struct {
     size_t at[1024];
     size_t count;
@@ -387,7 +389,7 @@ typedef struct {
 static const llama2c_sizes LLAMA2C_SIZES = {DRAFT_HIDDEN,   DRAFT_FFN,   DRAFT_LAYERS, DRAFT_HEADS,
                                             DRAFT_KV_HEADS, DRAFT_VOCAB, DRAFT_CONTEXT};
 
-/* Quantized as llama2.c's version 2 does: int8 values, then one scale a group. */
+/* Quantized like llama2.c's version 2: int8 values, then one scale per group. */
 static inline void put_groups(buffer *to, size_t count, size_t group_size, uint32_t seed) {
     for (size_t i = 0; i < count; i++) put_u8(to, (uint8_t)(i * 37 + seed));
     for (size_t i = 0; i < count / group_size; i++) put_f32(to, 0.001F * (float)(i + 1));
@@ -398,13 +400,14 @@ static inline void put_part(buffer *to, size_t count, size_t group_size, uint32_
     else put_weights(to, count, seed);
 }
 
-/* A model file of version 0, 1 or 2; group_size for version 2. */
+/* A model file of version 0, 1 or 2. group_size is for version 2 only. */
 static inline buffer llama2c_write(int version, llama2c_sizes s, bool shared, uint32_t group_size) {
     buffer file = {0};
     const size_t D = (size_t)s.dim, F = (size_t)s.hidden_dim, V = (size_t)s.vocab_size, L = (size_t)s.n_layers;
     const size_t KV = D / (size_t)s.n_heads * (size_t)s.n_kv_heads, T = (size_t)s.max_seq_len;
     const size_t group = version == 2 ? group_size : 0;
-    const size_t matrices[] = {D * D, KV * D, KV * D, D * D, F * D, F * D, F * D}; /* wq wk wv wo w1 w2 w3 */
+    /* wq wk wv wo w1 w2 w3 */
+    const size_t matrices[] = {D * D, KV * D, KV * D, D * D, F * D, F * D, F * D};
     if (version == 0 && !shared) s.vocab_size = -s.vocab_size;
     if (version != 0) {
         put_u32(&file, 0x616b3432);
@@ -431,7 +434,7 @@ static inline buffer llama2c_write(int version, llama2c_sizes s, bool shared, ui
     return file;
 }
 
-/* The tokenizer.bin of DRAFT_TOKENS. */
+/* A tokenizer.bin with DRAFT_TOKENS. */
 static inline buffer llama2c_write_tokenizer(void) {
     static const char *const pieces[DRAFT_VOCAB] = {"<unk>", "\n<s>\n", "\n</s>\n", " ", "a", "b", " a", "ab"};
     buffer file = {0};
@@ -446,8 +449,9 @@ static inline buffer llama2c_write_tokenizer(void) {
 
 /* ---------------------------------------------------------------- opening from memory */
 
-/* Opens a model from bytes, in a block of exactly their size so that AddressSanitizer sees every step beyond; NULL and
- * the error if refused. close_bytes frees it. */
+/* Opens a model from bytes, copied to an allocation of exactly their size so that AddressSanitizer
+ * catches every access past the end. Returns NULL and fills the error if the file is rejected.
+ * close_bytes frees the model. */
 static inline llamita_model *open_bytes(const void *bytes, size_t num_bytes, const char *tokenizer_path,
                                         llamita_error *error) {
     llamita_model *model = calloc(1, sizeof *model);
@@ -476,7 +480,7 @@ static inline void close_bytes(llamita_model *model) {
     }
 }
 
-/* Reads every weight, so that AddressSanitizer sees a tensor that leaves the file. */
+/* Reads every weight, so that AddressSanitizer catches tensors that extend past the file. */
 static inline unsigned sum_tensor(const tensor *t) {
     unsigned sum = 0;
     const unsigned char *bytes = t->data;

@@ -1,4 +1,5 @@
-/* random_model.h: tiny models with random weights of any type, made in memory, for tests; and what tests check with. */
+/* random_model.h: builds tiny models with random weights of any type in memory, and helpers for
+ * tests. */
 #ifndef LLAMITA_RANDOM_MODEL_H
 #define LLAMITA_RANDOM_MODEL_H
 
@@ -11,7 +12,7 @@
 #include "model/lora.h"
 #include "model/model.h"
 
-/* A CHECK without which the test cannot go on. */
+/* Like CHECK, but exits on failure. */
 #define REQUIRE(condition, ...)                   \
     do {                                          \
         const int before = check_num_failures;    \
@@ -37,7 +38,7 @@ static inline float random_float(void) {
 
 static inline void *allocate_or_die(size_t bytes) {
     void *memory = calloc(1, bytes);
-    REQUIRE(memory, "no memory for %zu bytes", bytes);
+    REQUIRE(memory, "out of memory: %zu bytes", bytes);
     return memory;
 }
 
@@ -47,7 +48,7 @@ static const tensor_type all_types[] = {TENSOR_F32,    TENSOR_F16,   TENSOR_BF16
                                         TENSOR_IQ4_XS, TENSOR_TQ1_0, TENSOR_TQ2_0};
 #define NUM_TYPES ((int)(sizeof all_types / sizeof all_types[0]))
 #define NUM_FLOAT_TYPES 3
-#define NUM_BLOCK_TYPES 10 /* whose blocks have at most 32 elements */
+#define NUM_BLOCK_TYPES 10 /* of these, blocks have at most 32 elements */
 
 static inline const char *type_name(tensor_type type) {
     int64_t elements;
@@ -65,7 +66,7 @@ static inline size_t row_bytes_of(tensor_type type, int64_t length) {
     return (size_t)(length / elements) * bytes;
 }
 
-/* To the nearest half, for normal results only. */
+/* Rounds to the nearest half; for normal results only. */
 static inline uint16_t half_of(float value) {
     const uint32_t bits = bits_from_float(value), sign = bits >> 16 & 0x8000u;
     const int exponent = (int)(bits >> 23 & 255) - 112;
@@ -74,8 +75,8 @@ static inline uint16_t half_of(float value) {
     return (uint16_t)(sign | (((uint32_t)exponent << 10 | (bits & 0x7fffffu) >> 13) + (bits >> 12 & 1)));
 }
 
-/* Where the halves of a block lie that scale it, and the one that moves it; -1: none. */
-static inline void scale_places(tensor_type type, int *scale, int *minimum) {
+/* The offsets in a block of its scale and its minimum, both halves; -1: none. */
+static inline void scale_offsets(tensor_type type, int *scale, int *minimum) {
     *minimum = type == TENSOR_Q4_1 || type == TENSOR_Q5_1 || type == TENSOR_Q4_K || type == TENSOR_Q5_K ? 2
                : type == TENSOR_Q2_K                                                                    ? 82
                                                                                                         : -1;
@@ -91,21 +92,21 @@ static inline void dequantize_row(tensor_type type, const void *row, int64_t len
     tensor_type_dequantize(type)(row, length, out);
 }
 
-/* A block of random codes whose scale is this. MXFP4's is a power of two in a byte. */
+/* Fills a block with random codes and about this scale. MXFP4's is a power of two in a byte. */
 static inline void random_block(tensor_type type, size_t block_bytes, float scale, char *block) {
-    int scale_place, minimum_place;
-    scale_places(type, &scale_place, &minimum_place);
+    int scale_offset, minimum_offset;
+    scale_offsets(type, &scale_offset, &minimum_offset);
     for (size_t i = 0; i < block_bytes; i++) block[i] = (char)random_bits();
     if (type == TENSOR_MXFP4) {
         block[0] = (char)(127 + (int)log2f(scale));
         return;
     }
     const uint16_t half = half_of(scale * (1.0f + 0.3f * random_float()));
-    memcpy(block + scale_place, &half, 2);
+    memcpy(block + scale_offset, &half, 2);
     const float middle = type == TENSOR_Q2_K ? 1.5f : type == TENSOR_Q4_1 || type == TENSOR_Q4_K ? 7.5f : 15.5f;
     const bool added = type == TENSOR_Q4_1 || type == TENSOR_Q5_1; /* the others subtract it */
     const uint16_t minimum = half_of((added ? -middle : middle) * scale);
-    if (minimum_place >= 0) memcpy(block + minimum_place, &minimum, 2);
+    if (minimum_offset >= 0) memcpy(block + minimum_offset, &minimum, 2);
 }
 
 /* The scale that gives elements of about this standard deviation. */
@@ -128,8 +129,8 @@ static inline float scale_for(tensor_type type, float deviation) {
     }
 }
 
-/* Random weights of about this standard deviation, in any type; 2 bytes past an allocation's start (4 for F32), as
- * files may have it. */
+/* Random weights of about this standard deviation, of any type, starting 2 bytes after the start of
+ * the allocation (4 for F32), as in files. The caller frees *memory. */
 static inline void *random_rows(tensor_type type, int64_t num_rows, int64_t length, float deviation, char **memory) {
     const size_t row_bytes = row_bytes_of(type, length), offset = type == TENSOR_F32 ? 4 : 2;
     *memory = allocate_or_die(offset + (size_t)num_rows * row_bytes);
@@ -155,13 +156,14 @@ static inline void *random_rows(tensor_type type, int64_t num_rows, int64_t leng
     return data;
 }
 
-/* The same rows as the kernels read them; the caller's. */
+/* Packs the rows for the kernels; the caller frees the result. */
 static inline void *packed_rows(tensor_type type, const void *rows, int64_t num_rows, int64_t length) {
     const int64_t num_panels = (num_rows + PANEL_ROWS - 1) / PANEL_ROWS;
     const size_t bytes = ((size_t)num_panels * panel_bytes(panel_format_of(type), length) + 63) / 64 * 64;
     void *panels = aligned_alloc(PANEL_ALIGNMENT, bytes);
-    REQUIRE(panels, "no memory");
-    REQUIRE(panel_pack(type, rows, row_bytes_of(type, length), num_rows, length, 0, num_panels, panels), "no memory");
+    REQUIRE(panels, "out of memory");
+    REQUIRE(panel_pack(type, rows, row_bytes_of(type, length), num_rows, length, 0, num_panels, panels),
+            "out of memory");
     return panels;
 }
 
@@ -172,16 +174,17 @@ typedef struct {
     bool tied;
 } model_shape;
 
-/* 32s everywhere that quantized types need them; grouped heads; rows that are no multiple of any tile. */
+/* Multiples of 32 where quantized types need them, grouped heads, and row counts that are no
+ * multiple of any tile. */
 static const model_shape small_shape = {96, 160, 2, 6, 2, 75, 300, false};
-/* Lengths that are no multiple of 8, for float types: heads of 6. */
+/* Lengths that are no multiple of 8, for float types: a head size of 6. */
 static const model_shape odd_shape = {30, 43, 2, 5, 5, 37, 140, true};
-/* Whole super-blocks; as many kv heads as some of the pools have workers. */
+/* Whole super-blocks; as many kv heads as some pools have workers. */
 static const model_shape super_shape = {256, 512, 1, 4, 4, 75, 300, false};
 
 static inline void own(llamita_model *model, void *memory) {
     model->owned = realloc(model->owned, (model->num_owned + 1) * sizeof *model->owned);
-    REQUIRE(model->owned, "no memory");
+    REQUIRE(model->owned, "out of memory");
     model->owned[model->num_owned++] = memory;
 }
 
@@ -207,12 +210,12 @@ static inline const float *random_norm(llamita_model *model, int64_t length) {
     return values;
 }
 
-/* The same weights for the same seed. */
+/* The same seed gives the same weights. free_random_model frees the model. */
 static inline llamita_model *random_model(const model_shape *shape, tensor_type type, const char *kernels_wanted,
                                           uint64_t seed) {
     random_state = seed;
     llamita_model *model = calloc(1, sizeof *model);
-    REQUIRE(model, "no memory");
+    REQUIRE(model, "out of memory");
     const int32_t head_dim = shape->hidden_size / shape->num_heads, hidden = shape->hidden_size,
                   ffn = shape->intermediate_size;
     model->info = (llamita_model_info){.hidden_size = hidden,
@@ -230,7 +233,7 @@ static inline llamita_model *random_model(const model_shape *shape, tensor_type 
                                        .tied_embeddings = shape->tied,
                                        .decode_bytes = 1000};
     model->kernels = kernels_select(kernels_wanted);
-    REQUIRE(model->kernels, "no such kernels");
+    REQUIRE(model->kernels, "kernels %s are not available", kernels_wanted ? kernels_wanted : "auto");
     model->token_embedding = random_tensor(model, type, shape->vocab_size, hidden);
     model->output = shape->tied ? model->token_embedding : random_tensor(model, type, shape->vocab_size, hidden);
     model->output_norm = random_norm(model, hidden);
@@ -238,7 +241,7 @@ static inline llamita_model *random_model(const model_shape *shape, tensor_type 
     for (int32_t i = 0; i < head_dim / 2; i++) frequency[i] = (float)pow(10000.0, -2.0 * i / head_dim);
     model->rope_frequency = frequency;
     model->layers = calloc((size_t)shape->num_layers, sizeof *model->layers);
-    REQUIRE(model->layers, "no memory");
+    REQUIRE(model->layers, "out of memory");
     for (int32_t i = 0; i < shape->num_layers; i++) {
         layer *l = &model->layers[i];
         l->attention_norm = random_norm(model, hidden);
@@ -261,8 +264,9 @@ static inline void free_random_model(llamita_model *model) {
     free(model);
 }
 
-/* Updates of some of the model's matrices, of this rank or less, in floats of a random type; the same for the same seed.
- * The memory is the model's. Large enough to change every logit. */
+/* Random updates of some of the model's matrices, of at most this rank, in floats of random types;
+ * the same seed gives the same updates. The model owns the memory. Large enough to change every
+ * logit. */
 static inline llamita_adapter *random_adapter(llamita_model *model, int32_t rank, uint64_t seed) {
     static const tensor_type types[] = {TENSOR_F32, TENSOR_F16, TENSOR_BF16};
     random_state = seed;
@@ -270,7 +274,7 @@ static inline llamita_adapter *random_adapter(llamita_model *model, int32_t rank
     own(model, adapter);
     adapter->model = model;
     adapter->info = (llamita_adapter_info){.rank = rank, .alpha = 1.5f * (float)rank};
-    atomic_init(&adapter->ref_count, 1 << 20); /* whoever lets go of it does not free it */
+    atomic_init(&adapter->ref_count, 1 << 20); /* never reaches 0: the model frees it */
     adapter->layers = allocate_or_die((size_t)model->info.num_hidden_layers * sizeof *adapter->layers);
     own(model, adapter->layers);
     for (int32_t i = 0; i < model->info.num_hidden_layers; i++) {

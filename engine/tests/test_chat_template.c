@@ -1,4 +1,5 @@
-/* test_chat_template.c: spellings that mean the same, templates that are known, and any bytes at all. */
+/* test_chat_template.c: equivalent spellings of templates, recognition of known ones, and arbitrary
+ * bytes. */
 #include "tokenizer/chat_template.h"
 
 #include <stdint.h>
@@ -21,7 +22,7 @@ static void check_spelling(const char *template_text, const char *expected) {
     free(found);
 }
 
-/* Expected texts follow Jinja's rules with trim_blocks and lstrip_blocks. */
+/* The expected texts follow Jinja's rules with trim_blocks and lstrip_blocks. */
 static void test_spellings(void) {
     check_spelling("a {{ x }} b\n", "a {{x}} b");
     check_spelling("a {{- x['b'][\"c\"] -}} \n b", "a{{x.b.c}}b");
@@ -43,12 +44,13 @@ static void test_recognition(void) {
     char system[MAX_DEFAULT_SYSTEM_BYTES];
     bool has_system;
     const chat_format *format = chat_template_recognize(SMOLLM2, system, &has_system);
-    CHECK(format && strcmp(format->family, "chatml") == 0, "SmolLM2's template is not known");
+    CHECK(format && strcmp(format->family, "chatml") == 0, "SmolLM2's template is not recognized");
     CHECK(has_system && strcmp(system, "Be kind.") == 0, "found %s", system);
     const char *const others[] = {"", "{{ messages }}", "<|im_start|>", "{% for message in messages %}<|im_start|>"};
     for (size_t i = 0; i < sizeof others / sizeof *others; i++)
         CHECK(chat_template_recognize(others[i], system, &has_system) == NULL, "%s", others[i]);
-    const size_t length = strlen(SMOLLM2); /* without any one of its bytes, but for white space, it is another */
+    /* Without any one of its bytes, except white space, it must not be recognized. */
+    const size_t length = strlen(SMOLLM2);
     char *changed = malloc(length + 1);
     int num_known = 0;
     for (size_t i = 0; changed && i < length; i++) {
@@ -57,13 +59,13 @@ static void test_recognition(void) {
         format = chat_template_recognize(changed, system, &has_system);
         if (!format) continue;
         num_known++;
-        CHECK(strchr(" Bekind.", SMOLLM2[i]) != NULL, "without byte %zu, '%c', it is still known", i, SMOLLM2[i]);
+        CHECK(strchr(" Bekind.", SMOLLM2[i]) != NULL, "still recognized without byte %zu, '%c'", i, SMOLLM2[i]);
     }
     CHECK(num_known >= 8, "found %d", num_known);
     free(changed);
 }
 
-/* Pieces of templates in any order: nothing may be read or written where it must not (ASan and UBSan say). */
+/* Pieces of templates in any order: no memory errors (ASan and UBSan check this). */
 static void test_any_bytes(void) {
     static const char *const pieces[] = {"{{", "}}", "{%", "%}",       "{#", "#}", "-", "+",     "'",     "\"",
                                          "\\", "\n", " ",  "(",        ")",  "[",  "]", "['a']", "|trim", "|",

@@ -1,7 +1,7 @@
-/* test_forward.c: logits against a naive network in double. */
+/* test_forward.c: the engine's logits compared with a naive network in double precision. */
 #include "random_model.h"
 
-/* ------------------------------------------------------------------ the network, as slow and plain as can be */
+/* ------------------------------------------------------------------ a naive network */
 
 static void multiply(const tensor *weights, const double *in, double *out) {
     float *row = allocate_or_die((size_t)weights->row_length * sizeof *row);
@@ -20,7 +20,7 @@ static void normalize(const double *in, const float *weight, double epsilon, int
     for (int32_t i = 0; i < length; i++) out[i] = in[i] / sqrt(squares / length + epsilon) * (double)weight[i];
 }
 
-static void turn(const float *frequency, int32_t head_dim, int32_t position, double *head) {
+static void rotate(const float *frequency, int32_t head_dim, int32_t position, double *head) {
     for (int32_t i = 0; i < head_dim; i += 2) {
         const double angle = position * (double)frequency[i / 2], first = head[i], second = head[i + 1];
         head[i] = first * cos(angle) - second * sin(angle);
@@ -28,8 +28,8 @@ static void turn(const float *frequency, int32_t head_dim, int32_t position, dou
     }
 }
 
-enum { MAX_WORKERS = 512 }; /* any length of the shapes here */
-static double keys[4][400][MAX_WORKERS], values[4][400][MAX_WORKERS];
+enum { MAX_LENGTH = 512 }; /* above every length of the test shapes */
+static double keys[4][400][MAX_LENGTH], values[4][400][MAX_LENGTH];
 
 static void attend_naively(const llamita_model_info *info, int32_t layer_index, int32_t position, const double *query,
                            double *out) {
@@ -52,9 +52,9 @@ static void attend_naively(const llamita_model_info *info, int32_t layer_index, 
 
 static void naive_logits(const llamita_model *model, int32_t id, int32_t position, double *logits) {
     const llamita_model_info *info = &model->info;
-    double residual[MAX_WORKERS], normed[MAX_WORKERS], query[MAX_WORKERS], attended[MAX_WORKERS], gate[MAX_WORKERS],
-        up[MAX_WORKERS], update[MAX_WORKERS];
-    float row[MAX_WORKERS];
+    double residual[MAX_LENGTH], normed[MAX_LENGTH], query[MAX_LENGTH], attended[MAX_LENGTH], gate[MAX_LENGTH],
+        up[MAX_LENGTH], update[MAX_LENGTH];
+    float row[MAX_LENGTH];
     dequantize_row(model->token_embedding.type,
                    (const char *)model->token_embedding.data + (size_t)id * model->token_embedding.row_bytes,
                    info->hidden_size, row);
@@ -66,9 +66,9 @@ static void naive_logits(const llamita_model *model, int32_t id, int32_t positio
         multiply(&l->key, normed, keys[n][position]);
         multiply(&l->value, normed, values[n][position]);
         for (int32_t h = 0; h < info->num_attention_heads; h++)
-            turn(model->rope_frequency, info->head_dim, position, query + h * info->head_dim);
+            rotate(model->rope_frequency, info->head_dim, position, query + h * info->head_dim);
         for (int32_t h = 0; h < info->num_key_value_heads; h++)
-            turn(model->rope_frequency, info->head_dim, position, keys[n][position] + h * info->head_dim);
+            rotate(model->rope_frequency, info->head_dim, position, keys[n][position] + h * info->head_dim);
         attend_naively(info, n, position, query, attended);
         multiply(&l->attention_output, attended, update);
         for (int32_t i = 0; i < info->hidden_size; i++) residual[i] += update[i];
@@ -83,13 +83,13 @@ static void naive_logits(const llamita_model *model, int32_t id, int32_t positio
     multiply(&model->output, normed, logits);
 }
 
-/* ------------------------------------------------------------------ against it */
+/* ------------------------------------------------------------------ comparison */
 
 static void fill_ids(int32_t *ids, int32_t num_tokens, int32_t vocab_size) {
     for (int32_t i = 0; i < num_tokens; i++) ids[i] = random_below(vocab_size);
 }
 
-/* Root of the mean squared difference over all logits, in units of their own. */
+/* Root mean square of the difference over all logits, relative to that of the expected logits. */
 static double difference_from_naive(const model_shape *shape, tensor_type type, const char *kernels_wanted,
                                     llamita_kv_type kv_type, int32_t num_tokens) {
     llamita_model *model = random_model(shape, type, kernels_wanted, 7);
@@ -101,7 +101,7 @@ static double difference_from_naive(const model_shape *shape, tensor_type type, 
     llamita_error error;
     REQUIRE(llamita_session_feed_logits(session, ids, (size_t)num_tokens, logits, &error) == LLAMITA_OK, "%s",
             error.message);
-    double differences = 0, squares = 0, expected[MAX_WORKERS];
+    double differences = 0, squares = 0, expected[MAX_LENGTH];
     for (int32_t t = 0; t < num_tokens; t++) {
         naive_logits(model, ids[t], t, expected);
         for (int32_t i = 0; i < vocab_size; i++) {
@@ -115,23 +115,26 @@ static double difference_from_naive(const model_shape *shape, tensor_type type, 
     return sqrt(differences / squares);
 }
 
-/* Rounding of: floats; quantized activations; 11 bits of keys and values; 8 bits of them. */
+/* Bounds on the rounding errors: of floats, of quantized activations (0.04), of keys and values
+ * with 11 and with 8 bits. */
 static void test_against_naive(const char *kernels_wanted) {
-    static const double of_kv_type[] = {[LLAMITA_KV_F16] = 1e-3, [LLAMITA_KV_F32] = 2e-6, [LLAMITA_KV_Q8] = 2e-2};
+    static const double kv_type_bounds[] = {[LLAMITA_KV_F16] = 1e-3, [LLAMITA_KV_F32] = 2e-6, [LLAMITA_KV_Q8] = 2e-2};
     for (int t = 0; t < NUM_TYPES; t++) {
         const bool quantized = panel_is_quantized(panel_format_of(all_types[t]));
         const model_shape *shape = t < NUM_BLOCK_TYPES ? &small_shape : &super_shape;
         for (int kv = LLAMITA_KV_F16; kv <= LLAMITA_KV_Q8; kv++) {
             if (t > 0 && kv != LLAMITA_KV_F32) continue;
+            /* 135 tokens are two pages. */
             const double difference =
-                difference_from_naive(shape, all_types[t], kernels_wanted, (llamita_kv_type)kv, 135); /* two pages */
-            CHECK(difference < (quantized ? 0.04 : of_kv_type[kv]), "%s %s, KV type %d: off by %g", kernels_wanted,
+                difference_from_naive(shape, all_types[t], kernels_wanted, (llamita_kv_type)kv, 135);
+            CHECK(difference < (quantized ? 0.04 : kv_type_bounds[kv]), "%s %s, KV type %d: off by %g", kernels_wanted,
                   type_name(all_types[t]), kv, difference);
         }
         if (t >= NUM_FLOAT_TYPES) continue;
         const llamita_kv_type kv_type = t == 0 ? LLAMITA_KV_Q8 : LLAMITA_KV_F32;
         const double odd = difference_from_naive(&odd_shape, all_types[t], kernels_wanted, kv_type, 139);
-        CHECK(odd < of_kv_type[kv_type], "%s %s, odd lengths: off by %g", kernels_wanted, type_name(all_types[t]), odd);
+        CHECK(odd < kv_type_bounds[kv_type], "%s %s, odd lengths: off by %g", kernels_wanted, type_name(all_types[t]),
+              odd);
     }
 }
 

@@ -1,5 +1,5 @@
-/* test_gguf.c: whole GGUF files open as what they say, and each way of being wrong is refused in one line that names
- * it. */
+/* test_gguf.c: valid GGUF files open with the right contents, and every kind of error is rejected
+ * with one line that names it. */
 #include <math.h>
 #include <time.h>
 
@@ -28,7 +28,7 @@ static void check_refused(gguf_draft *d, const char *expected, int line) {
     draft_free(d);
 }
 
-/* A whole draft d, changed by the statements, must be refused with this text. */
+/* A valid draft d, changed by the statements, must be rejected with this text. */
 #define REFUSED(expected, ...)                 \
     do {                                       \
         gguf_draft d;                          \
@@ -49,7 +49,8 @@ static void test_header(void) {
     REFUSED("number of keys: expected at most 65536, found 1000000", d.key_count_error = 1000000 - (int64_t)d.num_keys);
     REFUSED("number of keys: expected at most 65536, found 9223372036854775807",
             d.key_count_error = INT64_MAX - (int64_t)d.num_keys);
-    REFUSED("tensor 22 of 22 runs past the end of the file", d.tensor_count_error = 1); /* weights read as a description */
+    REFUSED("tensor 22 of 22 runs past the end of the file",
+            d.tensor_count_error = 1); /* weights read as a description */
     REFUSED("expected the last tensor at the end of the file", d.tensor_count_error = -1);
     REFUSED("tensor 1 of 21 runs past the end of the file", d.key_count_error = 1);
     REFUSED("tensor tokenizer.chat_template: expected 1 to 4 dimensions, found 8", d.key_count_error = -1);
@@ -268,7 +269,7 @@ static void test_tokenizer_refusals(void) {
             draft_bool(&d, "tokenizer.ggml.add_bos_token", 1));
 }
 
-/* ---------------------------------------------------------------- whole files */
+/* ---------------------------------------------------------------- valid files */
 
 static llamita_model *open_draft(gguf_draft *d, int line) {
     buffer file = draft_write(d, NULL);
@@ -337,7 +338,8 @@ static void test_optional_keys(void) {
     draft_remove(&d, "general.quantization_version");
     draft_remove(&d, "tokenizer.ggml.model");
     draft_remove(&d, "tokenizer.chat_template");
-    put_u64(draft_set(&d, "llama.embedding_length", GGUF_U64), 32); /* another width of number */
+    /* An integer of another width. */
+    put_u64(draft_set(&d, "llama.embedding_length", GGUF_U64), 32);
     draft_u32(&d, "general.alignment", 64);
     d.alignment = 64;
     llamita_model *model = open_draft(&d, __LINE__);
@@ -452,7 +454,7 @@ static void test_truncated_everywhere(void) {
     draft_free(&d);
 }
 
-/* 65,536 keys are still looked up fast; a million are refused without a look. */
+/* 65,536 keys are looked up fast; a million are rejected at once. */
 static void test_many_keys(void) {
     for (uint64_t count = 1000000; count >= 10000; count /= 16) {
         buffer file = {0};
@@ -479,7 +481,7 @@ static void test_many_keys(void) {
     }
 }
 
-/* A header that never ends costs no more than 64 MiB of reading, whatever the file's length. */
+/* A header that never ends costs at most 64 MiB of reading, however long the file is. */
 static void test_long_header(void) {
     const uint64_t num_bytes = 1 << 26;
     void *zeros = calloc(1, num_bytes);
@@ -493,8 +495,7 @@ static void test_long_header(void) {
     put_u64(&file, num_bytes);
     put_bytes(&file, zeros, num_bytes);
     free(zeros);
-    check_refused_bytes(&file, "key 1 of 1 runs past the maximum header size at byte 67108864",
-                        __LINE__);
+    check_refused_bytes(&file, "key 1 of 1 runs past the maximum header size at byte 67108864", __LINE__);
 }
 
 int main(void) {

@@ -1,10 +1,12 @@
-/* test_identity.c: logits are a function of model, adapters, KV type and ids alone: random ways of getting them give the same bits.
+/* test_identity.c: logits depend on model, adapters, KV type and ids alone: random ways of
+ * computing them give the same bits.
  *
- *     test_identity [cases, 40 if not said] [seed]
+ *   test_identity [cases, default 40] [seed]
  *
- * A case takes a model of random type and shape and some texts with beginnings in common, and computes them with random
- * kernels and threads, some with adapters, side by side in random pieces, going back, taking over the keys and values of another text, and
- * with speculation. Every row of logits that it sees is compared with the scalar kernels on one thread, token by token.
+ * A case takes a model of random type and shape and some texts with common beginnings. It computes
+ * them with random kernels and threads, some with adapters, side by side in random pieces, with
+ * rewinds, with keys and values shared from another text, and with speculation. Every row of logits
+ * is compared with that of the scalar kernels on one thread, token by token.
  */
 #include "random_model.h"
 
@@ -18,12 +20,12 @@ typedef struct {
     llamita_kv_type kv_type;
     uint64_t seed;
     int32_t ids[NUM_TEXTS][MAX_TOKENS], num_tokens[NUM_TEXTS];
-    int32_t shared[NUM_TEXTS];  /* ids in common with text 0 */
-    int set[NUM_TEXTS];         /* which adapters it is told with */
+    int32_t shared[NUM_TEXTS];  /* length of the common beginning with text 0 */
+    int set[NUM_TEXTS];         /* index of its adapter set */
     float *expected[NUM_TEXTS]; /* [num_tokens, V] */
 } subject;
 
-/* Some of it repeats, for speculation to find; sometimes what seems to repeat goes on otherwise. */
+/* Part of the text repeats, for speculation to find; sometimes the repetition breaks off. */
 static void fill_text(int32_t *ids, int32_t begin, int32_t end, int32_t vocab_size) {
     for (int32_t i = begin; i < end; i++)
         ids[i] = i >= 12 && random_below(8) != 0 ? ids[i - 12] : random_below(vocab_size);
@@ -34,7 +36,7 @@ static void make_adapters(const subject *s, llamita_model *model, llamita_adapte
     adapters[1] = random_adapter(model, 17, s->seed + 8);
 }
 
-/* The sets: none, one, the other, both, both the other way round. */
+/* The sets: none, one, the other, both, both in reverse order. */
 static void set_adapters(llamita_adapter *const adapters[NUM_ADAPTERS], int set, llamita_session *session,
                          int32_t sequence) {
     const llamita_adapter_use one = {adapters[0], 0.8f}, other = {adapters[1], -0.7f},
@@ -71,9 +73,9 @@ static void make_subject(subject *s, uint64_t seed) {
                                                              : &small_shape;
     s->kv_type = (llamita_kv_type)random_below(3);
     s->seed = seed;
-    const int32_t most = s->shape->context_tokens < MAX_TOKENS ? s->shape->context_tokens : MAX_TOKENS;
+    const int32_t max_tokens = s->shape->context_tokens < MAX_TOKENS ? s->shape->context_tokens : MAX_TOKENS;
     for (int32_t text = 0; text < NUM_TEXTS; text++) {
-        s->num_tokens[text] = most - random_below(most / 2);
+        s->num_tokens[text] = max_tokens - random_below(max_tokens / 2);
         s->shared[text] = text == 0 ? s->num_tokens[0] : random_below(s->num_tokens[text]);
         if (s->shared[text] > s->num_tokens[0]) s->shared[text] = s->num_tokens[0];
         memcpy(s->ids[text], s->ids[0], (size_t)s->shared[text] * sizeof(int32_t));
@@ -102,7 +104,7 @@ static void compare(const run *r, int32_t text, int32_t position, const float *f
 static int32_t position_of(const run *r, int32_t text) { return llamita_sequence_position(r->session, text); }
 static int32_t left_of(const run *r, int32_t text) { return r->subject->num_tokens[text] - position_of(r, text); }
 
-/* Some of the texts go on by pieces of any size, all in one call. */
+/* Continues some of the texts by pieces of any size, all in one call. */
 static void decode_some(const run *r) {
     llamita_chunk chunks[NUM_TEXTS];
     int32_t num_chunks = 0, starts[NUM_TEXTS];
@@ -129,7 +131,7 @@ static void decode_some(const run *r) {
     free(logits);
 }
 
-/* Text 0 token by token, as when generating. */
+/* Feeds text 0 token by token, as in generation. */
 static void generate(const run *r) {
     for (int32_t left = left_of(r, 0) < 40 ? left_of(r, 0) : 1 + random_below(40); left > 0; left--) {
         const int32_t position = position_of(r, 0);
@@ -158,15 +160,15 @@ static void score_piece(const run *r) {
     compare(r, 0, position + count - 2, llamita_session_logits(r->session), "scored");
 }
 
-static void go_back(const run *r) {
+static void rewind_text(const run *r) {
     const int32_t text = random_below(r->num_sequences), position = position_of(r, text);
     if (position == 0) return;
     REQUIRE(llamita_sequence_rewind(r->session, text, random_below(position), &error) == LLAMITA_OK, "%s",
             error.message);
 }
 
-/* A text begins again with what another holds of their beginning. */
-static void take_over(const run *r) {
+/* A text restarts with the common beginning that another text holds. */
+static void share_text(const run *r) {
     const int32_t from = random_below(r->num_sequences), to = random_below(r->num_sequences);
     if (from == to || r->subject->set[from] != r->subject->set[to]) return;
     int32_t common = from == 0                                           ? r->subject->shared[to]
@@ -201,8 +203,8 @@ static void run_case(const subject *s, int number) {
              number, type_name(s->type), (int)s->kv_type, kernels_name(model->kernels), (int)params.num_threads,
              (int)params.num_sequences, (int)params.speculation);
     for (int step = 0; step < 60 && unfinished(&r); step++) switch (random_below(10)) {
-        case 0: go_back(&r); break;
-        case 1: take_over(&r); break;
+        case 0: rewind_text(&r); break;
+        case 1: share_text(&r); break;
         case 2: feed_piece(&r); break;
         case 3: score_piece(&r); break;
         case 4:

@@ -1,4 +1,5 @@
-/* test_kernels.c: every kernel against double arithmetic, against its own other tile shapes, and against the oracle. */
+/* test_kernels.c: every kernel compared with double arithmetic, with its own other tile shapes, and
+ * with the scalar kernels. */
 #include "random_model.h"
 
 #include "kernels/float_math.h"
@@ -17,7 +18,7 @@ static double exact_dot(const float *a, const float *b, int64_t length, double *
     return sum;
 }
 
-/* What cancels in a block is lost where a code and its minimum are summed apart. */
+/* Formats that sum a code and its minimum separately lose what cancels between the two. */
 static double tolerance(panel_format format) {
     return format == PANEL_Q4_1 || format == PANEL_Q5_1 || format == PANEL_Q4_K || format == PANEL_Q5_K ? 1e-5 : 1e-6;
 }
@@ -36,7 +37,7 @@ static void check_alone(const kernels *k, const matmul_job *job, panel_format fo
           type, (double)alone[row % PANEL_ROWS], (double)found, (int)job->num_rows, (int)job->num_columns);
 }
 
-/* Against exact sums, against the same column alone, and bit for bit against the oracle. */
+/* Compares with exact sums, with the same row and column alone, and bit for bit with scalar. */
 static void check_matmul(tensor_type type, int64_t num_rows, int64_t num_columns, int64_t length) {
     const panel_format format = panel_format_of(type);
     const bool quantized = panel_is_quantized(format);
@@ -54,7 +55,7 @@ static void check_matmul(tensor_type type, int64_t num_rows, int64_t num_columns
             columns[i] = blocks[i / 32].scale * (float)blocks[i / 32].values[i % 32];
     }
     const size_t stride = (size_t)num_rows + 3, num_out = (size_t)num_columns * stride;
-    float *out = allocate_or_die(num_out * sizeof(float)), *oracle = allocate_or_die(num_out * sizeof(float));
+    float *out = allocate_or_die(num_out * sizeof(float)), *reference = allocate_or_die(num_out * sizeof(float));
     for (int i = 0; i < num_tables; i++) {
         const matmul_job job = {panels,
                                 panel_bytes(format, length),
@@ -81,12 +82,12 @@ static void check_matmul(tensor_type type, int64_t num_rows, int64_t num_columns
         }
         for (int64_t c = 0; c < num_columns; c++)
             for (size_t j = (size_t)num_rows; j < stride; j++)
-                CHECK(out[(size_t)c * stride + j] == -77.0f, "%s wrote beyond its rows", tables[i]->name);
-        if (i == 0) memcpy(oracle, out, num_out * sizeof *out);
-        CHECK(memcmp(oracle, out, num_out * sizeof *out) == 0, "%s %s %dx%dx%d differs from the oracle",
+                CHECK(out[(size_t)c * stride + j] == -77.0f, "%s wrote past its rows", tables[i]->name);
+        if (i == 0) memcpy(reference, out, num_out * sizeof *out);
+        CHECK(memcmp(reference, out, num_out * sizeof *out) == 0, "%s %s %dx%dx%d differs from the reference",
               tables[i]->name, type_name(type), (int)num_rows, (int)num_columns, (int)length);
     }
-    free(memory), free(panels), free(columns), free(row), free(blocks), free(out), free(oracle);
+    free(memory), free(panels), free(columns), free(row), free(blocks), free(out), free(reference);
 }
 
 static void test_matmul(void) {
@@ -104,11 +105,12 @@ static void test_matmul(void) {
         check_matmul(all_types[t], 13, 40, 256), check_matmul(all_types[t], 13, 15, 256);
 }
 
-/* Blocks that leave 16 bits in sloppy kernels: the largest codes with the largest values. The result is exact. */
+/* Blocks that overflow 16 bits in careless kernels: the largest codes with the largest values. The
+ * result is exact. */
 static void test_extreme_blocks(void) {
     static const struct {
         panel_format format;
-        int lowest, highest, zero, step; /* of codes; what stands for 0; the scale of a block */
+        int lowest, highest, zero, step; /* of codes; the code of 0; the scale of a block */
     } cases[] = {{PANEL_Q8_0, -128, 127, 0, 1}, {PANEL_Q4_0, 0, 15, 8, 1},  {PANEL_Q4_1, 0, 15, 0, 1},
                  {PANEL_Q5_1, 0, 31, 0, 1},     {PANEL_Q4_K, 0, 15, 0, 63}, {PANEL_Q5_K, 0, 31, 0, 63},
                  {PANEL_Q6_K, 0, 63, 32, 127}};
@@ -224,7 +226,8 @@ static void test_quantize(void) {
         for (int b = 0; b < LENGTH / 32; b++) {
             CHECK(memcmp(found[b].values, expected[b].values, 32) == 0, "%s: block %d", tables[i]->name, b);
             if (b >= 43 && b <= 45) {
-                CHECK(isnan(found[b].scale) && isnan(found[b].scaled_sum), "%s hides damage", tables[i]->name);
+                CHECK(isnan(found[b].scale) && isnan(found[b].scaled_sum), "%s hides a value that is not finite",
+                      tables[i]->name);
                 continue;
             }
             CHECK(memcmp(&found[b], &expected[b], sizeof found[b]) == 0, "%s: sums of block %d", tables[i]->name, b);
@@ -235,7 +238,7 @@ static void test_quantize(void) {
 }
 
 static void check_vectors(const kernels *k, int length) {
-    float values[150] = {0}, up[150], gate[150], out[150] = {0}, oracle[150];
+    float values[150] = {0}, up[150], gate[150], out[150] = {0}, reference[150];
     double magnitude, total = 0;
     for (int i = 0; i < length; i++) {
         values[i] = 3.0f * random_float();
@@ -250,26 +253,27 @@ static void check_vectors(const kernels *k, int length) {
           k->name, length);
 
     for (int i = 0; i < length; i++) out[i] = gate[i];
-    memcpy(oracle, out, sizeof oracle);
+    memcpy(reference, out, sizeof reference);
     k->swiglu(out, up, length);
-    kernels_scalar.swiglu(oracle, up, length);
-    CHECK(memcmp(out, oracle, (size_t)length * sizeof *out) == 0, "%s swiglu of %d differs from the oracle", k->name,
-          length);
+    kernels_scalar.swiglu(reference, up, length);
+    CHECK(memcmp(out, reference, (size_t)length * sizeof *out) == 0, "%s swiglu of %d differs from the reference",
+          k->name, length);
     for (int i = 0; i < length; i++) {
         const double expected = (double)gate[i] / (1.0 + exp(-(double)gate[i])) * (double)up[i];
         CHECK(fabs((double)out[i] - expected) <= 1e-6 * fabs(expected) + 1e-35, "%s swiglu of %g: %g", k->name,
               (double)gate[i], (double)out[i]);
     }
     for (int i = 0; i < length; i++) out[i] = values[i];
-    memcpy(oracle, out, sizeof oracle);
+    memcpy(reference, out, sizeof reference);
     const float sum = k->exp_and_sum(out, length, largest),
-                oracle_sum = kernels_scalar.exp_and_sum(oracle, length, largest);
-    CHECK(memcmp(out, oracle, (size_t)length * sizeof *out) == 0 && sum == oracle_sum, "%s exp of %d differs", k->name,
-          length);
+                reference_sum = kernels_scalar.exp_and_sum(reference, length, largest);
+    CHECK(memcmp(out, reference, (size_t)length * sizeof *out) == 0 && sum == reference_sum, "%s exp of %d differs",
+          k->name, length);
     CHECK(k->sum_of_squares(values, length) == kernels_scalar.sum_of_squares(values, length), "%s squares of %d differ",
           k->name, length);
     for (int i = 0; i < length; i++) {
-        const double expected = exp((double)(values[i] - largest)); /* the difference rounds to float first */
+        /* The difference rounds to float first. */
+        const double expected = exp((double)(values[i] - largest));
         CHECK(fabs((double)out[i] - expected) <= 3e-7 * expected, "%s exp: %g, expected %g", k->name, (double)out[i],
               expected);
         total += (double)out[i];
@@ -300,10 +304,10 @@ static void test_vectors(void) {
 }
 
 static void test_select(void) {
-    CHECK(kernels_select("scalar") == &kernels_scalar, "scalar is always there");
-    CHECK(kernels_select("sse9") == NULL && kernels_select("") == NULL, "unknown names are refused");
-    CHECK(kernels_select(NULL) != NULL && kernels_select("auto") == kernels_select(NULL), "NULL is auto");
-    CHECK(kernels_select(kernels_name(kernels_select(NULL))) == kernels_select(NULL), "the name selects it");
+    CHECK(kernels_select("scalar") == &kernels_scalar, "scalar must always be available");
+    CHECK(kernels_select("sse9") == NULL && kernels_select("") == NULL, "an unknown name was accepted");
+    CHECK(kernels_select(NULL) != NULL && kernels_select("auto") == kernels_select(NULL), "NULL must mean auto");
+    CHECK(kernels_select(kernels_name(kernels_select(NULL))) == kernels_select(NULL), "a table's name must select it");
 }
 
 int main(void) {

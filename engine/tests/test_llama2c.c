@@ -1,5 +1,5 @@
-/* test_llama2c.c: llama2.c's model files and tokenizer.bin open as what they say; wrong ones are refused in one line.
- */
+/* test_llama2c.c: valid llama2.c model files and tokenizer.bin files open with the right contents;
+ * wrong ones are rejected with a one-line error. */
 #include <math.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -29,7 +29,7 @@ static void check_refused(buffer *file, const char *expected, int line) {
     free_buffer(file);
 }
 
-/* A whole file of this version, changed by the statements, must be refused with this text. */
+/* A valid file of this version, changed by the statements, must be rejected with this text. */
 #define REFUSED(version, expected, ...)                                \
     do {                                                               \
         buffer file = llama2c_write(version, LLAMA2C_SIZES, true, 32); \
@@ -45,16 +45,20 @@ static void test_v0_refusals(void) {
     const char *foreign = "expected a GGUF or llama2.c model file, found another format";
     for (int index = DIM; index <= MAX_SEQ_LEN; index++) {
         REFUSED(0, foreign, put_i32_at(&file, field(0, index), 0));
-        REFUSED(0, index == VOCAB_SIZE ? "bytes that the header implies" : foreign, put_i32_at(&file, field(0, index), -8));
+        REFUSED(0, index == VOCAB_SIZE ? "bytes that the header implies" : foreign,
+                put_i32_at(&file, field(0, index), -8));
         REFUSED(0, foreign, put_i32_at(&file, field(0, index), INT32_MIN));
         REFUSED(0, index == DIM || index == N_HEADS ? foreign : "bytes that the header implies",
                 put_i32_at(&file, field(0, index), INT32_MAX));
-        REFUSED(0, index == N_HEADS ? foreign : "bytes that the header implies", put_i32_at(&file, field(0, index), 48));
+        REFUSED(0, index == N_HEADS ? foreign : "bytes that the header implies",
+                put_i32_at(&file, field(0, index), 48));
     }
     REFUSED(0, "expected the 18446744073709551615 bytes that the header implies",
             for (int i = HIDDEN_DIM; i <= MAX_SEQ_LEN; i++)
                 put_i32_at(&file, field(0, i), i == N_HEADS ? 4 : INT32_MAX));
-    REFUSED(0, "bytes that the header implies (dim 32, hidden_dim 64, layers 2, heads 4, kv heads 2, vocabulary 8, context 16)",
+    REFUSED(0,
+            "bytes that the header implies (dim 32, hidden_dim 64, layers 2, heads 4, kv heads 2, vocabulary 8, "
+            "context 16)",
             put_u8(&file, 0));
     REFUSED(0, foreign, put_i32_at(&file, field(0, N_HEADS), 5));
     REFUSED(0, "expected a divisor of 4 attention heads, found 3", file.num_bytes += 4 * 2 * 2 * 8 * 32,
@@ -117,7 +121,7 @@ static void test_truncated_everywhere(void) {
     }
 }
 
-/* ---------------------------------------------------------------- model files: whole */
+/* ---------------------------------------------------------------- model files: valid */
 
 static void check_floats(const char *what, const void *found, const void *expected, size_t count, int line) {
     CHECK(memcmp(found, expected, count * sizeof(float)) == 0, "case of line %d: %s differs", line, what);
@@ -150,7 +154,8 @@ static void test_opens(void) {
     }
 }
 
-/* The parts lie where llama2.c's exporter puts them: w2 before w3 in both orders, norms first in versions 1 and 2. */
+/* The parts are where llama2.c's exporter puts them: w2 before w3 in both orders, norms first in
+ * versions 1 and 2. */
 static void test_order(void) {
     enum { D = 32, F = 64, KV = 16, V = 8, T = 16, S = 8 };
     buffer v0 = llama2c_write(0, LLAMA2C_SIZES, false, 0), v1 = llama2c_write(1, LLAMA2C_SIZES, false, 0);
@@ -190,7 +195,8 @@ static void test_order(void) {
     free_buffer(&v1);
 }
 
-/* Version 2: groups run over the flattened tensor, so that one may cross rows: those of 64 and 128 do. */
+/* Version 2: groups run over the flattened tensor, so a group may cross rows: those of 64 and 128
+ * do. */
 static void test_groups(void) {
     const uint32_t group_sizes[] = {4, 32, 64, 128};
     for (size_t g = 0; g < sizeof group_sizes / sizeof group_sizes[0]; g++) {
@@ -219,7 +225,7 @@ static void test_groups(void) {
 /* ---------------------------------------------------------------- tokenizer.bin */
 
 static llamita_status read_copy(const buffer *file, int32_t vocab_size, tokenizer **out, llamita_error *error) {
-    void *copy = malloc(file->num_bytes ? file->num_bytes : 1); /* of exactly the file's size: see open_bytes */
+    void *copy = malloc(file->num_bytes ? file->num_bytes : 1); /* exact size: see open_bytes */
     if (!copy) abort();
     if (file->num_bytes) memcpy(copy, file->bytes, file->num_bytes);
     *error = (llamita_error){0};
@@ -249,7 +255,8 @@ static void check_tokenizer_refused(buffer *file, int32_t vocab_size, const char
     } while (0)
 
 static void test_tokenizer_refusals(void) {
-    const size_t first_length = 8, last_score = 4 + 8 * 8 + 5 + 5 + 6 + 1 + 1 + 1 + 2 - 8; /* of the 8 entries */
+    /* Offsets within the 8 entries. */
+    const size_t first_length = 8, last_score = 4 + 8 * 8 + 5 + 5 + 6 + 1 + 1 + 1 + 2 - 8;
     TOKENIZER_REFUSED(8, "expected a llama2.c tokenizer.bin, found a file of 3 bytes", file.num_bytes = 3);
     TOKENIZER_REFUSED(8, "max_token_length: expected less than the file's", put_i32_at(&file, 0, -1));
     TOKENIZER_REFUSED(8, "max_token_length: expected less than the file's", put_i32_at(&file, 0, 1000));
@@ -298,7 +305,7 @@ static void test_tokenizer(void) {
     free_buffer(&file);
 }
 
-/* Byte tokens are the ones with exactly two hexadecimal digits; "<0x4>" and "<0x-1>" are ordinary text. */
+/* Byte tokens have exactly two hexadecimal digits; "<0x4>" and "<0x-1>" are ordinary text. */
 static void test_byte_tokens(void) {
     static const char *const pieces[] = {"<unk>",  "\n<s>\n", "\n</s>\n", "<0x41>",
                                          "<0x-1>", "<0x4>",   "<0xZZ>",   "<0x0a>"};
@@ -339,7 +346,7 @@ static void check_open_fails(const char *path, const char *tokenizer_path, const
     CHECK(llamita_model_open(path, &params, &model, &error) == status, "%s: status %d", path, error.status);
     CHECK(!model && strstr(error.message, expected), "%s: expected \"%s\", found \"%s\"", path, expected,
           error.message);
-    CHECK(llamita_model_open(path, &params, &model, NULL) == status, "%s: without an error to fill", path);
+    CHECK(llamita_model_open(path, &params, &model, NULL) == status, "%s: with a NULL error", path);
 }
 
 static void test_files(void) {
@@ -349,11 +356,11 @@ static void test_files(void) {
     snprintf(tokenizer_path, sizeof tokenizer_path, "%s/tokenizer.bin", directory);
     snprintf(empty_path, sizeof empty_path, "%s/empty.bin", directory);
     snprintf(pipe_path, sizeof pipe_path, "%s/pipe", directory);
-    buffer file = llama2c_write(0, LLAMA2C_SIZES, true, 0), words = llama2c_write_tokenizer(), nothing = {0};
+    buffer file = llama2c_write(0, LLAMA2C_SIZES, true, 0), tokenizer_file = llama2c_write_tokenizer(), nothing = {0};
     put_u8(&nothing, 0);
     nothing.num_bytes = 0;
     write_file(model_path, &file);
-    write_file(tokenizer_path, &words);
+    write_file(tokenizer_path, &tokenizer_file);
     write_file(empty_path, &nothing);
     if (mkfifo(pipe_path, 0600) != 0) abort();
     const llamita_model_params params = {.tokenizer_path = tokenizer_path};
@@ -363,7 +370,7 @@ static void test_files(void) {
     CHECK(!model || (model->info.has_tokenizer && model->info.bos_id == 1 && model->info.eos_id == 2), "tokenizer");
     llamita_model_close(model);
     CHECK(llamita_model_open(model_path, NULL, &model, &error) == LLAMITA_OK, "%s", error.message);
-    CHECK(!model->info.has_tokenizer, "a tokenizer from nowhere");
+    CHECK(!model->info.has_tokenizer, "has a tokenizer without a tokenizer file");
     llamita_model_close(model);
     llamita_model_close(NULL);
     check_open_fails("/nowhere/model.bin", NULL, NULL, LLAMITA_ERROR_IO,
@@ -383,7 +390,7 @@ static void test_files(void) {
     unlink(pipe_path);
     rmdir(directory);
     free_buffer(&file);
-    free_buffer(&words);
+    free_buffer(&tokenizer_file);
     free_buffer(&nothing);
 }
 

@@ -1,5 +1,5 @@
-/* test_lora.c: adapter files that fit are read and applied, all others are refused in one line, and what a session
- * holds is never mixed. */
+/* test_lora.c: valid adapter files are read and applied, all others are rejected with a one-line
+ * error, and a session never mixes results of different adapters. */
 #include "formats/formats.h"
 #include "random_model.h"
 
@@ -11,7 +11,7 @@ enum { RANK = 3, NUM_IDS = 70 };
 
 static int64_t rows_of(const tensor *t) { return t->num_rows; }
 
-/* An adapter for a model of small_shape: query and down of both layers. */
+/* An adapter for a model of small_shape: query and ffn_down of both layers. */
 static void draft_adapter(gguf_draft *d, llamita_model *model, uint32_t type) {
     *d = (gguf_draft){.magic = "GGUF", .version = 3, .alignment = 32};
     draft_text(d, "general.architecture", "llama");
@@ -39,7 +39,7 @@ static llamita_adapter *read_draft(const llamita_model *model, gguf_draft *d) {
     error = (llamita_error){0};
     const llamita_status status = gguf_read_lora(model, file.bytes, file.num_bytes, "a.gguf", &adapter, &error);
     CHECK((status == LLAMITA_OK) == (adapter != NULL) && status == error.status, "status %d", status);
-    free_buffer(&file); /* nothing of it is needed */
+    free_buffer(&file); /* the adapter keeps no pointer into it */
     return adapter;
 }
 
@@ -48,7 +48,7 @@ static void feed(llamita_session *session, const int32_t *ids, size_t count, flo
     memcpy(logits, llamita_session_logits(session), 75 * sizeof *logits);
 }
 
-/* W + s B A in the model's own matrices, computed in double, against the engine with the adapter. */
+/* Compares W + s B A, merged in double into the model's own matrices, with the engine's adapter. */
 static void test_logits(uint32_t type) {
     llamita_model *model = random_model(&small_shape, TENSOR_F32, NULL, 5),
                   *merged = random_model(&small_shape, TENSOR_F32, NULL, 5);
@@ -64,21 +64,21 @@ static void test_logits(uint32_t type) {
         const draft_tensor *a = &d.tensors[i], *b = &d.tensors[i + 1];
         layer *l = &merged->layers[i / 4];
         tensor *matrix = i % 4 == 0 ? &l->query : &l->ffn_down;
-        float *weights = (float *)(uintptr_t)matrix->data, *low = allocate_or_die(a->data.num_bytes * 4);
+        float *weights = (float *)(uintptr_t)matrix->data, *a_rows = allocate_or_die(a->data.num_bytes * 4);
         const size_t length = a->shape[0];
         for (size_t r = 0; r < RANK; r++)
             tensor_type_dequantize((tensor_type)type)(a->data.bytes +
                                                           r * row_bytes_of((tensor_type)type, (int64_t)length),
-                                                      (int64_t)length, low + r * length);
+                                                      (int64_t)length, a_rows + r * length);
         for (int64_t row = 0; row < matrix->num_rows; row++)
             for (size_t k = 0; k < length; k++) {
                 double sum = 0;
                 for (size_t r = 0; r < RANK; r++)
                     sum += (double)((const float *)(const void *)b->data.bytes)[(size_t)row * RANK + r] *
-                           (double)low[r * length + k];
+                           (double)a_rows[r * length + k];
                 weights[(size_t)row * length + k] += (float)(0.05 * 6.0 / RANK * sum);
             }
-        free(low);
+        free(a_rows);
         void *panels = packed_rows(TENSOR_F32, weights, matrix->num_rows, matrix->row_length);
         own(merged, panels);
         matrix->panels = panels;
@@ -90,7 +90,7 @@ static void test_logits(uint32_t type) {
                         open_session_with(model, (llamita_session_params){.num_threads = 2, .kv_type = LLAMITA_KV_F32});
     const llamita_adapter_use use = {adapter, 0.05f};
     REQUIRE(llamita_session_set_adapters(session, &use, 1, &error) == LLAMITA_OK, "%s", error.message);
-    llamita_adapter_close(adapter); /* the session holds it */
+    llamita_adapter_close(adapter); /* the session holds a reference */
     float expected[75], found[75];
     feed(plain, ids, NUM_IDS, expected);
     feed(session, ids, NUM_IDS, found);
@@ -114,32 +114,37 @@ static void test_switching(void) {
     const llamita_adapter_use use = {adapter, 0.5f}, none = {adapter, 0.0f}, nan = {adapter, NAN};
     CHECK(llamita_session_set_adapters(session, &none, 1, &error) == LLAMITA_OK &&
               llamita_session_position(session) == 9,
-          "scale 0 is no adapter");
-    CHECK(llamita_session_set_adapters(session, &nan, 1, &error) == LLAMITA_ERROR_ARGUMENT, "NaN");
-    CHECK(llamita_session_set_adapters(session, &use, 17, &error) == LLAMITA_ERROR_ARGUMENT, "17 adapters");
-    CHECK(llamita_sequence_set_adapters(session, 2, &use, 1, &error) == LLAMITA_ERROR_ARGUMENT, "no sequence 2");
+          "scale 0 must mean no adapter");
+    CHECK(llamita_session_set_adapters(session, &nan, 1, &error) == LLAMITA_ERROR_ARGUMENT,
+          "a scale of NaN was accepted");
+    CHECK(llamita_session_set_adapters(session, &use, 17, &error) == LLAMITA_ERROR_ARGUMENT,
+          "17 adapters were accepted");
+    CHECK(llamita_sequence_set_adapters(session, 2, &use, 1, &error) == LLAMITA_ERROR_ARGUMENT,
+          "sequence 2 does not exist");
     CHECK(llamita_session_position(session) == 9 && llamita_session_logits(session) != NULL,
-          "a refusal changed something");
+          "a rejected call changed the session");
     CHECK(llamita_session_set_adapters(session, &use, 1, &error) == LLAMITA_OK &&
               llamita_session_position(session) == 0 && llamita_session_logits(session) == NULL,
-          "what was computed without the adapter stays");
+          "results without the adapter were kept");
     feed(session, ids, 9, adapted);
     CHECK(memcmp(base, adapted, sizeof base) != 0, "the adapter changes nothing");
     CHECK(llamita_session_set_adapters(session, &use, 1, &error) == LLAMITA_OK &&
               llamita_session_position(session) == 9,
-          "the same again forgets");
-    CHECK(llamita_sequence_share(session, 0, 1, 4, &error) == LLAMITA_ERROR_ARGUMENT, "shared with others");
+          "setting the same adapters discarded results");
+    CHECK(llamita_sequence_share(session, 0, 1, 4, &error) == LLAMITA_ERROR_ARGUMENT,
+          "shared between different adapters");
     CHECK(llamita_sequence_set_adapters(session, 1, &use, 1, &error) == LLAMITA_OK &&
               llamita_sequence_share(session, 0, 1, 4, &error) == LLAMITA_OK,
           "%s", error.message);
     CHECK(llamita_session_set_adapters(session, NULL, 0, &error) == LLAMITA_OK, "%s", error.message);
     feed(session, ids, 9, found);
-    CHECK(memcmp(base, found, sizeof base) == 0, "back to the model alone: other bits");
+    CHECK(memcmp(base, found, sizeof base) == 0, "different bits after removing the adapter");
 
     llamita_model *another = random_model(&small_shape, TENSOR_Q8_0, NULL, 6);
-    llamita_session *stranger = open_session(another, 1);
-    CHECK(llamita_session_set_adapters(stranger, &use, 1, &error) == LLAMITA_ERROR_ARGUMENT, "another model's adapter");
-    llamita_session_close(stranger);
+    llamita_session *other_session = open_session(another, 1);
+    CHECK(llamita_session_set_adapters(other_session, &use, 1, &error) == LLAMITA_ERROR_ARGUMENT,
+          "an adapter of another model was accepted");
+    llamita_session_close(other_session);
     free_random_model(another);
 
     const llamita_adapter_use huge = {adapter, 1e38f};
@@ -184,8 +189,8 @@ static void nan_weight(gguf_draft *d) {
 
 static void test_refusals(void) {
     static const struct {
-        void (*spoil)(gguf_draft *);
-        const char *said;
+        void (*corrupt)(gguf_draft *);
+        const char *expected;
     } cases[] = {
         {wrong_kind, "general.type: expected adapter, found model"},
         {no_kind, "general.type: expected adapter, found none"},
@@ -211,11 +216,11 @@ static void test_refusals(void) {
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         gguf_draft d;
         draft_adapter(&d, model, TENSOR_F32);
-        cases[i].spoil(&d);
+        cases[i].corrupt(&d);
         llamita_adapter *adapter = read_draft(model, &d);
-        CHECK(!adapter && error.status == LLAMITA_ERROR_FORMAT, "case %zu was taken", i);
+        CHECK(!adapter && error.status == LLAMITA_ERROR_FORMAT, "case %zu was accepted", i);
         CHECK(strncmp(error.message, "cannot open adapter a.gguf: ", 28) == 0 &&
-                  strstr(error.message, cases[i].said) != NULL,
+                  strstr(error.message, cases[i].expected) != NULL,
               "case %zu: %s", i, error.message);
         llamita_adapter_close(adapter);
         draft_free(&d);

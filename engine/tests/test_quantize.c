@@ -1,4 +1,5 @@
-/* test_quantize.c: the same bytes from every version, errors within bounds, what cannot be stored is refused. */
+/* test_quantize.c: all implementations write the same bytes, errors stay within bounds, and what
+ * cannot be stored is rejected. */
 #include <math.h>
 
 #include "check.h"
@@ -13,7 +14,7 @@ enum { NUM_WRITTEN = sizeof written / sizeof written[0] };
 
 static uint64_t state = 12345;
 
-/* Uniform in -1 to 1. */
+/* Uniform in [-1, 1). */
 static float uniform(void) {
     state = state * 6364136223846793005ULL + 1442695040888963407ULL;
     return (float)(int32_t)(state >> 32) * 0x1p-31F;
@@ -58,7 +59,7 @@ static quantize_function *function_of(const quantize_table *table, tensor_type t
     }
 }
 
-/* The processor's version, the plain one and the rows one by one. */
+/* The selected implementation, the plain one, and one row at a time. */
 static void test_same_bytes(void) {
     static float values[ROWS * LENGTH];
     static uint8_t together[MAX_BYTES], plain[MAX_BYTES], single[MAX_BYTES];
@@ -71,7 +72,7 @@ static void test_same_bytes(void) {
         tensor_type_blocks(written[t], &block_elements, &block_bytes, &name);
         CHECK(llamita_quantize(name, values, LENGTH, ROWS, together, num_bytes, NULL, NULL) == LLAMITA_OK, "%s", name);
         function_of(&quantize_plain, written[t])(values, ROWS * LENGTH / block_elements, plain);
-        CHECK(memcmp(together, plain, num_bytes) == 0, "%s: the versions differ", name);
+        CHECK(memcmp(together, plain, num_bytes) == 0, "%s: the implementations differ", name);
         for (int r = 0; r < ROWS; r++) {
             uint8_t *out = single + (size_t)r * row_bytes;
             llamita_quantize(name, values + r * LENGTH, LENGTH, 1, out, row_bytes, NULL, NULL);
@@ -83,12 +84,12 @@ static void test_same_bytes(void) {
             single[size] = 0xa5;
             llamita_quantize(name, values, blocks * block_elements, 1, single, size, NULL, NULL);
             CHECK(memcmp(together, single, size) == 0, "%s: %d blocks", name, (int)blocks);
-            CHECK(single[size] == 0xa5, "%s: it writes behind %d blocks", name, (int)blocks);
+            CHECK(single[size] == 0xa5, "%s: it writes past %d blocks", name, (int)blocks);
         }
     }
 }
 
-/* Root of the mean squared error, relative to that of the values: what uniform codes of so many bits can reach. */
+/* Root mean square error of a row, relative to that of its values. */
 static double relative_error(tensor_type type, const float *values, const uint8_t *bytes, size_t row_bytes, int row) {
     float decoded[LENGTH];
     double error = 0.0, power = 0.0;
@@ -109,12 +110,13 @@ static void test_errors(void) {
     for (int t = 0; t < NUM_WRITTEN; t++) {
         const char *name;
         const size_t num_bytes = bytes_of(written[t], ROWS * LENGTH, &name);
-        double told = -1.0, found = 0.0;
-        CHECK(llamita_quantize(name, values, LENGTH, ROWS, bytes, num_bytes, &told, NULL) == LLAMITA_OK, "%s", name);
+        double reported = -1.0, found = 0.0;
+        CHECK(llamita_quantize(name, values, LENGTH, ROWS, bytes, num_bytes, &reported, NULL) == LLAMITA_OK, "%s",
+              name);
         tensor_type_dequantize(written[t])(bytes, ROWS * LENGTH, decoded);
         for (int k = 0; k < ROWS * LENGTH; k++)
             found += ((double)decoded[k] - (double)values[k]) * ((double)decoded[k] - (double)values[k]);
-        CHECK(fabs(told - found) <= 1e-3 * found, "%s: squared error %g, said to be %g", name, found, told);
+        CHECK(fabs(reported - found) <= 1e-3 * found, "%s: squared error %g, reported %g", name, found, reported);
         for (int r = 0; r < ROWS; r++) {
             const double error = relative_error(written[t], values, bytes, num_bytes / ROWS, r);
             /* Rows 7 and 8 are below the steps of 16-bit floats, row 6 has outliers. */
@@ -125,7 +127,7 @@ static void test_errors(void) {
     }
 }
 
-/* What already lies on a type's grid comes back as it was, or nearly so. */
+/* Values that a type stores exactly come back unchanged, or nearly so. */
 static void test_again(void) {
     static float values[ROWS * LENGTH], decoded[ROWS * LENGTH];
     static uint8_t bytes[MAX_BYTES];
@@ -139,12 +141,12 @@ static void test_again(void) {
         for (int r = 0; r < ROWS; r++) {
             if (r == 7 || r == 8) continue; /* their scales are subnormal */
             const double error = relative_error(written[t], decoded, bytes, num_bytes / ROWS, r);
-            CHECK(error < 0.02, "%s, row %d: a second time loses %g", name, r, error);
+            CHECK(error < 0.02, "%s, row %d: quantizing again loses %g", name, r, error);
         }
     }
 }
 
-/* The nearest half of every float between halves. */
+/* Rounding to the nearest half, for every float near the middle between two halves. */
 static void test_half_from_float(void) {
     for (uint32_t half = 0; half < 0x7c00; half++) {
         const uint16_t low = (uint16_t)half, high = (uint16_t)(half + 1);
@@ -158,36 +160,37 @@ static void test_half_from_float(void) {
     CHECK(half_from_float(3e38F) == 0x7c00 && half_from_float(-INFINITY) == 0xfc00, "infinity");
 }
 
-static void refused(const char *what, const char *type, float *values, int64_t row_length, int64_t num_rows,
-                    size_t out_bytes, llamita_status expected) {
+static void check_rejected(const char *what, const char *type, float *values, int64_t row_length, int64_t num_rows,
+                           size_t out_bytes, llamita_status expected) {
     static uint8_t out[MAX_BYTES];
     llamita_error error = {0};
     const llamita_status status = llamita_quantize(type, values, row_length, num_rows, out, out_bytes, NULL, &error);
     CHECK(status == expected && strstr(error.message, what), "status %d: %s", (int)status, error.message);
 }
 
-static void test_refusals(void) {
+static void test_rejections(void) {
     static float values[ROWS * LENGTH];
     const size_t room = MAX_BYTES;
     fill(values);
-    refused("found Q2_K", "Q2_K", values, LENGTH, ROWS, room, LLAMITA_ERROR_ARGUMENT);
-    refused("found F32", "F32", values, LENGTH, ROWS, room, LLAMITA_ERROR_ARGUMENT);
-    refused("found none", NULL, values, LENGTH, ROWS, room, LLAMITA_ERROR_ARGUMENT);
-    refused("rows of a multiple of 256 numbers, found 1 rows of 288", "Q6_K", values, 288, 1, room,
-            LLAMITA_ERROR_ARGUMENT);
-    refused("found -1 rows", "Q4_0", values, 32, -1, room, LLAMITA_ERROR_ARGUMENT);
-    refused("room for 2 rows of 34 bytes, found 67 bytes", "Q8_0", values, 32, 2, 67, LLAMITA_ERROR_ARGUMENT);
+    check_rejected("found Q2_K", "Q2_K", values, LENGTH, ROWS, room, LLAMITA_ERROR_ARGUMENT);
+    check_rejected("found F32", "F32", values, LENGTH, ROWS, room, LLAMITA_ERROR_ARGUMENT);
+    check_rejected("found none", NULL, values, LENGTH, ROWS, room, LLAMITA_ERROR_ARGUMENT);
+    check_rejected("a row length that is a multiple of 256, found 1 rows of 288", "Q6_K", values, 288, 1, room,
+                   LLAMITA_ERROR_ARGUMENT);
+    check_rejected("found -1 rows", "Q4_0", values, 32, -1, room, LLAMITA_ERROR_ARGUMENT);
+    check_rejected("an output buffer for 2 rows of 34 bytes, found 67 bytes", "Q8_0", values, 32, 2, 67,
+                   LLAMITA_ERROR_ARGUMENT);
     for (int t = 0; t < NUM_WRITTEN; t++) {
         static const float bad[] = {NAN, INFINITY, -INFINITY, 1e30F};
         const char *name;
         bytes_of(written[t], 0, &name);
         for (int b = 0; b < 4; b++) {
             values[11 * LENGTH + 500] = bad[b];
-            refused("row 11, position 500: expected", name, values, LENGTH, ROWS, room, LLAMITA_ERROR_NUMERIC);
-            refused(b < 3 ? "expected finite numbers" : "use F32", name, values, LENGTH, ROWS, room,
-                    LLAMITA_ERROR_NUMERIC);
+            check_rejected("row 11, position 500: expected", name, values, LENGTH, ROWS, room, LLAMITA_ERROR_NUMERIC);
+            check_rejected(b < 3 ? "expected finite numbers" : "use F32", name, values, LENGTH, ROWS, room,
+                           LLAMITA_ERROR_NUMERIC);
         }
-        values[11 * LENGTH + 500] = 65504.0F; /* the largest that all types reach */
+        values[11 * LENGTH + 500] = 65504.0F; /* the largest value that all types can store */
         static uint8_t out[MAX_BYTES];
         static float decoded[ROWS * LENGTH];
         const size_t num_bytes = bytes_of(written[t], ROWS * LENGTH, &name);
@@ -203,6 +206,6 @@ int main(void) {
     test_errors();
     test_again();
     test_half_from_float();
-    test_refusals();
+    test_rejections();
     return check_failures();
 }

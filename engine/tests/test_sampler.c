@@ -1,7 +1,8 @@
-/* test_sampler.c: the sampler against one that sorts, its odds against probabilities, and its refusals. */
+/* test_sampler.c: the sampler compared with one that sorts, its draws with their probabilities, and
+ * its argument checks. */
 #include "llamita.h"
 
-/* The sampler once more, under other names and without its AVX2 clones. */
+/* The sampler again, under other names and without its AVX2 clones. */
 void portable_close(llamita_sampler *sampler);
 #define SAMPLER_PORTABLE
 #define llamita_sampler_open portable_open
@@ -31,7 +32,7 @@ static int32_t pick(llamita_sampler *sampler, const float *logits) {
     return id;
 }
 
-/* ------------------------------------------------------------------ which tokens can come */
+/* ----------------------------------------------------------- candidates and their probabilities */
 
 typedef struct {
     double weight;
@@ -44,8 +45,9 @@ static int by_weight(const void *left, const void *right) {
     return a->id < b->id ? -1 : 1;
 }
 
-/* By sorting: the candidates in order, and the probabilities they are drawn with. Returns how many. doubtful: the last
- * one is so near to a limit, by this share, that rounding may decide. */
+/* Computes by sorting: the candidates in order and the probabilities they are drawn with. Returns
+ * their number. doubtful: a candidate is so close to a limit, by this share, that rounding may
+ * decide. */
 static int32_t naive_candidates(const llamita_sampler_params *p, const float *logits, int32_t n, double share,
                                 candidate *out, bool *doubtful) {
     float largest = logits[0];
@@ -72,7 +74,8 @@ static int32_t naive_candidates(const llamita_sampler_params *p, const float *lo
     return kept;
 }
 
-/* Draws many times: only candidates come, each about as often as it should (five standard deviations). */
+/* Draws many times: only candidates may appear, each about as often as expected (five standard
+ * deviations). */
 static void check_odds(llamita_sampler_params params, const float *logits, int32_t vocab_size) {
     enum { DRAWS = 4000 };
     candidate *expected = allocate_or_die((size_t)vocab_size * sizeof *expected);
@@ -84,12 +87,12 @@ static void check_odds(llamita_sampler_params params, const float *logits, int32
     for (int32_t i = 0; i < kept && !doubtful; i++) {
         const double mean = DRAWS * expected[i].weight, deviation = sqrt(mean * (1 - expected[i].weight)) + 1e-9;
         CHECK(fabs(counts[expected[i].id] - mean) < 5.5 * deviation + 3,
-              "k %d p %g min %g: id %d came %d times, expected %g", (int)params.top_k, (double)params.top_p,
+              "k %d p %g min %g: id %d drawn %d times, expected %g", (int)params.top_k, (double)params.top_p,
               (double)params.min_p, (int)expected[i].id, counts[expected[i].id], mean);
         counts[expected[i].id] = 0;
     }
     for (int32_t i = 0; i < vocab_size; i++)
-        CHECK(counts[i] == 0 || doubtful, "k %d p %g min %g t %g: id %d came %d times, but was cut off",
+        CHECK(counts[i] == 0 || doubtful, "k %d p %g min %g t %g: id %d drawn %d times, but it was cut off",
               (int)params.top_k, (double)params.top_p, (double)params.min_p, (double)params.temperature, (int)i,
               counts[i]);
     llamita_sampler_close(sampler);
@@ -102,7 +105,7 @@ static void test_odds(void) {
     for (int round = 0; round < 30; round++) {
         const int32_t vocab_size = round % 3 == 0 ? 3000 : 1 + random_below(200);
         for (int32_t i = 0; i < vocab_size; i++) logits[i] = 3.0f * random_float();
-        if (round % 4 == 0) /* many equal ones: the cut goes through them by id */
+        if (round % 4 == 0) /* many ties: the cut goes through them by id */
             for (int32_t i = 0; i < vocab_size; i++) logits[i] = floorf(logits[i]);
         llamita_sampler_params params = off;
         params.seed = (uint64_t)round;
@@ -112,7 +115,7 @@ static void test_odds(void) {
         if (round % 5 == 4) params.min_p = 0.05f;
         check_odds(params, logits, vocab_size);
     }
-    for (int i = 0; i < 300; i++) logits[i] = 1.0f; /* all the same */
+    for (int i = 0; i < 300; i++) logits[i] = 1.0f; /* all equal */
     llamita_sampler_params params = off;
     params.top_k = 7;
     check_odds(params, logits, 300);
@@ -129,7 +132,7 @@ static int by_id(const void *left, const void *right) {
     return (a->id > b->id) - (a->id < b->id);
 }
 
-/* The numbers that the sampler draws: splitmix64. */
+/* The sampler's random numbers: splitmix64. */
 static double next_random(uint64_t *state) {
     uint64_t z = *state += 0x9e3779b97f4a7c15u;
     z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
@@ -139,7 +142,8 @@ static double next_random(uint64_t *state) {
 
 enum { LARGE = 20011 };
 
-/* Picks in a row are those of sorting and adding up. Returns 1 if rounding may decide what is kept: none was tried. */
+/* Compares consecutive picks with those of sorting and summing. Returns 1, without picking, if
+ * rounding may decide which tokens are kept. */
 static int check_picks(llamita_sampler_params params, const float *logits, int32_t vocab_size) {
     static candidate expected[LARGE];
     bool doubtful;
@@ -152,9 +156,9 @@ static int check_picks(llamita_sampler_params params, const float *logits, int32
         double left = next_random(&state);
         int32_t at = 0;
         while (at < kept - 1 && left >= expected[at].weight) left -= expected[at++].weight;
-        const bool near_border = left < 5e-6 || expected[at].weight - left < 5e-6;
+        const bool near_boundary = left < 5e-6 || expected[at].weight - left < 5e-6;
         const int32_t found = pick(sampler, logits);
-        CHECK(found == expected[at].id || near_border, "k %d p %g min %g t %g: draw %d: %d, expected %d",
+        CHECK(found == expected[at].id || near_boundary, "k %d p %g min %g t %g: draw %d: %d, expected %d",
               (int)params.top_k, (double)params.top_p, (double)params.min_p, (double)params.temperature, draw,
               (int)found, (int)expected[at].id);
     }
@@ -162,7 +166,7 @@ static int check_picks(llamita_sampler_params params, const float *logits, int32
     return 0;
 }
 
-/* Peaked, wide, flat, with the mass at the end, and with so many equal ones that the cut goes through them. */
+/* Peaked, wide, flat, with the mass at the end, and with many ties that the cut goes through. */
 static void fill_large(float *logits, int32_t vocab_size, int shape) {
     for (int32_t i = 0; i < vocab_size; i++) {
         float noise = 0;
@@ -192,12 +196,12 @@ static void test_large(void) {
             doubtful += check_picks(params, logits, vocab_size);
             cases++;
         }
-    CHECK(doubtful < cases / 4, "%d of %d cases were left to rounding", doubtful, cases);
+    CHECK(doubtful < cases / 4, "rounding decides in %d of %d cases", doubtful, cases);
 }
 
 /* ------------------------------------------------------------------ the same on every machine */
 
-/* Logits made of integers alone: rounded normals with a slope, or many ties. */
+/* Logits computed from integers alone: rounded normals with a slope, or many ties. */
 static void fill_exactly(float *logits, int32_t vocab_size, bool ties, uint64_t seed) {
     for (int32_t i = 0; i < vocab_size; i++) {
         int32_t sum = 0;
@@ -254,7 +258,7 @@ static void test_greedy(void) {
     for (int round = 0; round < 200; round++) {
         for (int i = 0; i < 50; i++) logits[i] = random_float();
         const int best = random_below(40), next = best + random_below(10);
-        logits[best] = logits[next] = 9.0f; /* the first of equal ones */
+        logits[best] = logits[next] = 9.0f; /* the first of a tie */
         CHECK(pick(samplers[0], logits) == best && pick(samplers[1], logits) == best, "expected %d", best);
         const int32_t found = pick(samplers[2], logits);
         CHECK(found == best || found == next, "cold: expected %d or %d, found %d", best, next, (int)found);
@@ -275,7 +279,7 @@ static void test_fixed_draws(void) {
     for (int i = 0; i < 12; i++) {
         const int32_t found = pick(samplers[0], logits);
         CHECK(found == expected[i], "draw %d: %d, expected %d", i, (int)found, (int)expected[i]);
-        CHECK(found == pick(samplers[1], logits), "the same seed differs");
+        CHECK(found == pick(samplers[1], logits), "the same seed gives different tokens");
     }
     llamita_sampler_close(samplers[0]);
     llamita_sampler_close(samplers[1]);
@@ -293,7 +297,7 @@ static void test_penalty(void) {
     llamita_sampler_accept(sampler, 1);
     CHECK(pick(sampler, logits) == 3, "3 / 2 < 2");
     llamita_sampler_accept(sampler, 1);
-    CHECK(pick(sampler, logits) == 3, "twice counts once");
+    CHECK(pick(sampler, logits) == 3, "a repeated token counts once");
     llamita_sampler_accept(sampler, 3);
     CHECK(pick(sampler, logits) == 1, "3 / 2 > 2 / 2");
     llamita_sampler_accept(sampler, 0);
@@ -305,8 +309,8 @@ static void test_penalty(void) {
     CHECK(pick(sampler, negative) == 2, "-1 * 2 < -1.2");
     llamita_sampler_accept(sampler, -1);
     llamita_sampler_accept(sampler, 4);
-    CHECK(pick(sampler, negative) == 2, "ids out of range are no tokens");
-    CHECK(memcmp(copy, logits, sizeof copy) == 0, "the logits are left alone");
+    CHECK(pick(sampler, negative) == 2, "ids out of range are ignored");
+    CHECK(memcmp(copy, logits, sizeof copy) == 0, "the caller's logits must not change");
     llamita_sampler_close(sampler);
 }
 
@@ -322,7 +326,8 @@ static void test_refusals(void) {
               "params %d", i);
         CHECK(strstr(error.message, "expected") != NULL, "%s", error.message);
     }
-    CHECK(llamita_sampler_open(&off, 0, &sampler, &error) == LLAMITA_ERROR_ARGUMENT, "no vocabulary");
+    CHECK(llamita_sampler_open(&off, 0, &sampler, &error) == LLAMITA_ERROR_ARGUMENT,
+          "an empty vocabulary was accepted");
     const float damage[] = {NAN, INFINITY, -INFINITY};
     sampler = open_sampler(off, 10);
     for (int i = 0; i < 3; i++) {

@@ -1,4 +1,5 @@
-/* test_session.c: what sessions promise besides logits: refusals that change nothing, rewinding, scoring, UTF-8. */
+/* test_session.c: sessions apart from logits: rejected calls change nothing; rewinding, scoring,
+ * UTF-8. */
 #include "random_model.h"
 
 static llamita_error error;
@@ -20,7 +21,8 @@ static void test_refusals(const llamita_model *model) {
     }
     const llamita_session_params params = {.num_threads = 2, .context_tokens = 10};
     REQUIRE(llamita_session_open(model, &params, &session, &error) == LLAMITA_OK, "%s", error.message);
-    CHECK(llamita_session_num_threads(session) == 2 && llamita_session_context_tokens(session) == 10, "as asked");
+    CHECK(llamita_session_num_threads(session) == 2 && llamita_session_context_tokens(session) == 10,
+          "threads or context differ from the parameters");
     CHECK(llamita_session_logits(session) == NULL, "logits before any feed");
     const int32_t ids[12] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12}, bad[][2] = {{-1, 1}, {1, 75}, {2147483647, 0}};
     REQUIRE(llamita_session_feed(session, ids, 4, &error) == LLAMITA_OK, "%s", error.message);
@@ -29,10 +31,10 @@ static void test_refusals(const llamita_model *model) {
 
     float out[12 * 75] = {0};
     double nats[12] = {0};
-    CHECK(llamita_session_feed(session, ids, 7, &error) == LLAMITA_ERROR_CONTEXT, "7 more than 6 left");
+    CHECK(llamita_session_feed(session, ids, 7, &error) == LLAMITA_ERROR_CONTEXT, "7 tokens where 6 fit");
     CHECK(strstr(error.message, "10") != NULL && strstr(error.message, "7") != NULL, "%s", error.message);
-    CHECK(llamita_session_feed_logits(session, ids, 7, out, &error) == LLAMITA_ERROR_CONTEXT, "7 more than 6 left");
-    CHECK(llamita_session_score(session, ids, 8, nats, &error) == LLAMITA_ERROR_CONTEXT, "8 - 1 more than 6 left");
+    CHECK(llamita_session_feed_logits(session, ids, 7, out, &error) == LLAMITA_ERROR_CONTEXT, "7 tokens where 6 fit");
+    CHECK(llamita_session_score(session, ids, 8, nats, &error) == LLAMITA_ERROR_CONTEXT, "8 - 1 tokens where 6 fit");
     CHECK(llamita_session_feed(session, ids, SIZE_MAX, NULL) == LLAMITA_ERROR_CONTEXT, "SIZE_MAX");
     CHECK(llamita_session_feed(session, ids, 0, &error) == LLAMITA_ERROR_ARGUMENT, "no tokens");
     CHECK(llamita_session_score(session, ids, 1, nats, &error) == LLAMITA_ERROR_ARGUMENT, "nothing to score");
@@ -48,13 +50,13 @@ static void test_refusals(const llamita_model *model) {
               llamita_session_rewind(session, -1, &error) == LLAMITA_ERROR_ARGUMENT,
           "rewind");
     CHECK(llamita_session_position(session) == 4 && memcmp(before, llamita_session_logits(session), sizeof before) == 0,
-          "a refusal changed something");
-    for (size_t i = 0; i < sizeof out / sizeof out[0]; i++) CHECK(out[i] == 0.0f, "a refusal wrote logits");
+          "a rejected call changed the session");
+    for (size_t i = 0; i < sizeof out / sizeof out[0]; i++) CHECK(out[i] == 0.0f, "a rejected call wrote logits");
     CHECK(llamita_session_feed(session, ids, 6, &error) == LLAMITA_OK && llamita_session_position(session) == 10,
           "exactly full");
     CHECK(llamita_session_feed(session, ids, 1, &error) == LLAMITA_ERROR_CONTEXT, "one more than full");
     CHECK(llamita_session_rewind(session, 4, &error) == LLAMITA_OK && llamita_session_logits(session) == NULL,
-          "rewind forgets logits");
+          "rewind must discard the logits");
     llamita_session_close(session);
     llamita_session_close(NULL);
 }
@@ -67,7 +69,7 @@ static void test_score(const llamita_model *model) {
     static float logits[COUNT * 75];
     for (int i = 0; i < COUNT; i++) ids[i] = random_below(75);
     REQUIRE(llamita_session_score(session, ids, COUNT, nats, &error) == LLAMITA_OK, "%s", error.message);
-    CHECK(llamita_session_position(session) == COUNT - 1, "the last id is not appended: %d",
+    CHECK(llamita_session_position(session) == COUNT - 1, "the last id must not be appended: position %d",
           llamita_session_position(session));
     REQUIRE(llamita_session_rewind(session, 0, &error) == LLAMITA_OK, "%s", error.message);
     REQUIRE(llamita_session_feed_logits(session, ids, COUNT, logits, &error) == LLAMITA_OK, "%s", error.message);
@@ -87,7 +89,8 @@ static void test_damaged_weights(tensor_type type) {
     REQUIRE(llamita_session_feed(session, ids, 2, &error) == LLAMITA_OK, "%s", error.message);
     const float nan = NAN;
     const uint16_t half_nan = 0x7e00, bfloat_nan = 0x7fc0;
-    /* The first number of a float panel; the first scale of a quantized one, behind all its codes. */
+    /* The first element of a float panel, or the first scale of a quantized one, after all its
+     * codes. */
     tensor *damaged = &model->layers[1].ffn_up;
     const size_t place = panel_is_quantized(damaged->format) ? (size_t)(damaged->row_length / BLOCK_LENGTH) *
                                                                    panel_layout_of(damaged->format).code_bytes
@@ -99,13 +102,13 @@ static void test_damaged_weights(tensor_type type) {
            damaged->format == PANEL_F32 ? 4 : 2);
     float logits[75];
     double nats[1];
-    CHECK(llamita_session_feed(session, ids, 1, &error) == LLAMITA_ERROR_NUMERIC, "%s: damage goes unseen",
+    CHECK(llamita_session_feed(session, ids, 1, &error) == LLAMITA_ERROR_NUMERIC, "%s: damage is not detected",
           type_name(type));
-    CHECK(llamita_session_position(session) == 2 && llamita_session_logits(session) == NULL, "%s: half a feed stays",
-          type_name(type));
+    CHECK(llamita_session_position(session) == 2 && llamita_session_logits(session) == NULL,
+          "%s: part of a failed feed remains", type_name(type));
     CHECK(llamita_session_feed_logits(session, ids, 1, logits, &error) == LLAMITA_ERROR_NUMERIC, "%s", type_name(type));
     CHECK(llamita_session_score(session, ids, 2, nats, &error) == LLAMITA_ERROR_NUMERIC, "%s", type_name(type));
-    CHECK(llamita_session_position(session) == 2, "%s: half a feed stays", type_name(type));
+    CHECK(llamita_session_position(session) == 2, "%s: part of a failed feed remains", type_name(type));
     llamita_session_close(session);
     free_random_model(model);
 }
@@ -140,7 +143,8 @@ static void test_utf8(void) {
         {"\xf0\x9f\xa6", 3, 0},
         {"\xf0\x9f\xa6\x99", 4, 4},
         {"\xf0\x9f\xa6\x99\xf0\x9f\xa6", 7, 4},
-        /* never valid, so whole: lone continuations, overlong forms, surrogates, beyond U+10FFFF, 0xff */
+        /* never valid, so complete: lone continuation bytes, overlong forms, surrogates, above
+         * U+10FFFF, 0xff */
         {"\x80", 1, 1},
         {"\x80\x80\x80\x80", 4, 4},
         {"\xc0", 1, 1},

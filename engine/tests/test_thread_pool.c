@@ -1,4 +1,5 @@
-/* test_thread_pool.c: parts cover everything once, barriers hold, pools of any size start and stop. */
+/* test_thread_pool.c: shares cover everything once, barriers hold, and pools of any size start and
+ * stop. */
 #include <time.h>
 
 #include "random_model.h"
@@ -9,7 +10,8 @@
 #define PHASES 2000
 
 typedef struct {
-    int written[MAX_WORKERS]; /* plain integers: only the barrier orders them, which ThreadSanitizer checks */
+    /* Plain integers: only the barrier orders them, which ThreadSanitizer checks. */
+    int written[MAX_WORKERS];
     int wrong[MAX_WORKERS];
     int calls;
 } phases;
@@ -40,7 +42,7 @@ static void test_barriers(void) {
     thread_pool_free(NULL);
 }
 
-/* Members that fell asleep between two runs are woken for the next one, and meet at its barriers. */
+/* Workers that fell asleep between two runs wake up for the next one and meet at its barriers. */
 static void test_waking(void) {
     thread_pool *pool = thread_pool_create(4);
     phases p = {0};
@@ -53,17 +55,18 @@ static void test_waking(void) {
     thread_pool_free(pool);
 }
 
-static void test_placement(void) {
-    int all[4096], here = thread_pool_current_processor();
+static void test_leave_processors(void) {
+    int all[4096], current = thread_pool_current_processor();
     for (int i = 0; i < 4096; i++) all[i] = i - 1;
     CHECK(!thread_pool_leave_processors(all, 4096), "left all processors");
     const int available = thread_pool_available();
     bool moved = false;
-    for (int i = 0; i < 100 && !moved && here >= 0; i++) { /* the system may take it back at any time */
-        here = thread_pool_current_processor();
-        moved = thread_pool_leave_processors(&here, 1) && thread_pool_current_processor() != here;
+    /* Repeated, because the system may move the thread back at any time. */
+    for (int i = 0; i < 100 && !moved && current >= 0; i++) {
+        current = thread_pool_current_processor();
+        moved = thread_pool_leave_processors(&current, 1) && thread_pool_current_processor() != current;
     }
-    CHECK(moved || available == 1 || here < 0, "still on processor %d", here);
+    CHECK(moved || available == 1 || current < 0, "still on processor %d", current);
     CHECK(thread_pool_available() == available, "%d processors instead of %d", thread_pool_available(), available);
 }
 
@@ -85,13 +88,13 @@ static void test_share(void) {
             }
 }
 
-/* Seconds of a pass on that many threads. */
+/* Seconds of a pass on this many threads. */
 static double disturbed_seconds(int num_threads, int pass) {
     return num_threads > 1 && pass % 3 == 0 ? 20.0 : 3.0 / num_threads;
 }
 static double quiet_seconds(int num_threads, int pass) { return (3.0 + 0.2 * (pass % 5)) / num_threads; }
 
-static void test_pace(void) {
+static void test_thread_tuner(void) {
     thread_tuner p;
     thread_tuner_init(&p, 4);
     for (int pass = 0; pass < 2000; pass++) {
@@ -113,8 +116,9 @@ int main(void) {
     test_share();
     test_barriers();
     test_waking();
-    test_placement();
-    test_pace();
-    for (int i = 0; i < 200; i++) thread_pool_free(thread_pool_create(1 + i % 4)); /* ended before they ran anything */
+    test_leave_processors();
+    test_thread_tuner();
+    /* Pools that stop before they run anything. */
+    for (int i = 0; i < 200; i++) thread_pool_free(thread_pool_create(1 + i % 4));
     return check_failures();
 }

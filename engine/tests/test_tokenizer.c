@@ -1,5 +1,5 @@
-/* test_tokenizer.c: both kinds of BPE on vocabularies small enough to work out by hand, against a merging that is slow
- * and obvious on random ones, and on sources that lie. */
+/* test_tokenizer.c: both kinds of BPE, on vocabularies small enough to work out by hand, against
+ * naive merging on random ones, and on invalid sources. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -61,8 +61,8 @@ static int32_t add_alphabet(draft *d) {
     int32_t first = d->source.vocab_size;
     unsigned next = 0x100;
     for (unsigned byte = 0; byte < 256; byte++) {
-        bool itself = (byte >= 0x21 && byte <= 0x7E) || (byte >= 0xA1 && byte != 0xAD);
-        unsigned code_point = itself ? byte : next++;
+        bool printable = (byte >= 0x21 && byte <= 0x7E) || (byte >= 0xA1 && byte != 0xAD);
+        unsigned code_point = printable ? byte : next++;
         char *text = d->bytes[d->source.vocab_size];
         if (code_point < 0x80) snprintf(text, 8, "%c", (char)code_point);
         else snprintf(text, 8, "%c%c", (char)(0xC0 | code_point >> 6), (char)(0x80 | (code_point & 0x3F)));
@@ -79,7 +79,7 @@ static tokenizer *create(draft *d) {
     return t;
 }
 
-/* "3 7 9": the ids as text, in a buffer that the next call takes again. */
+/* The ids as text, like "3 7 9", in a buffer that the next call reuses. */
 static const char *encode(const tokenizer *t, const char *text, int flags) {
     static char shown[1024];
     int32_t ids[256];
@@ -96,7 +96,7 @@ static const char *encode(const tokenizer *t, const char *text, int flags) {
     return shown;
 }
 
-/* The pieces of the ids with | between them. */
+/* The pieces of the ids, separated by |, in a buffer that the next call reuses. */
 static const char *pieces(const tokenizer *t, const char *text, int flags) {
     static char shown[1024];
     int32_t ids[256];
@@ -126,7 +126,7 @@ static void check_decode(const tokenizer *t, int32_t previous, int32_t id, const
 
 #define SPACE "\xE2\x96\x81"
 
-/* ids: 0 <unk>, 1 <s>, 2 </s>, 3 .. 258 bytes, then from 259 what the tests name. */
+/* ids: 0 <unk>, 1 <s>, 2 </s>, 3 .. 258 bytes, then from 259 on what each test adds. */
 static draft *sentencepiece_draft(bool with_bytes) {
     draft *d = draft_new(TOKENIZER_SENTENCEPIECE, PRE_TOKENIZER_GPT2);
     add_piece(d, "<unk>", TOKEN_UNKNOWN, 0);
@@ -157,16 +157,16 @@ static void test_sentencepiece_merges(void) {
     check_text(pieces(t, "a a", 0), SPACE "a|" SPACE "a", "the space prefix");
     check_text(pieces(t, "  a", 0), SPACE SPACE "|" SPACE "a", "runs of spaces");
     check_text(pieces(t, SPACE "a", 0), SPACE "|" SPACE "a", "U+2581 in a text is a space");
-    check_text(pieces(t, "a\n\xC3\xA9", 0), SPACE "a|<0x0A>|<0xC3>|<0xA9>", "bytes of what is in no piece");
+    check_text(pieces(t, "a\n\xC3\xA9", 0), SPACE "a|<0x0A>|<0xC3>|<0xA9>", "characters without a piece become bytes");
     check_text(pieces(t,
                       "\xFF"
                       "a\xC3",
                       0),
-               SPACE "|<0xFF>|a|<0xC3>", "bytes that are no UTF-8");
+               SPACE "|<0xFF>|a|<0xC3>", "bytes that are not UTF-8");
     check_text(pieces(t, "<s>a", 0), SPACE "|<0x3C>|<0x73>|<0x3E>|a", "control tokens are text");
     check_text(pieces(t, "<s>a</s>a", LLAMITA_ENCODE_SPECIAL), "<s>|" SPACE "a|</s>|" SPACE "a", "unless asked for");
-    check_text(pieces(t, "", LLAMITA_ENCODE_BOS), "<s>", "nothing but BOS");
-    check_text(encode(t, "", 0), "", "nothing");
+    check_text(pieces(t, "", LLAMITA_ENCODE_BOS), "<s>", "only BOS");
+    check_text(encode(t, "", 0), "", "the empty text");
     tokenizer_free(t);
     d->source.add_space_prefix = false;
     t = create(d);
@@ -206,7 +206,7 @@ static void test_sentencepiece_unknown(void) {
     add_piece(d, "a", TOKEN_NORMAL, 0);
     tokenizer *t = create(d);
     check_text(encode(t, "xyza\xE4\xB8\xAD", 0), "3 0 4 0", "a run of unknown characters is one id");
-    check_text(encode(t, "<unk>x", LLAMITA_ENCODE_SPECIAL), "0 3 0", "a written one is not of the run");
+    check_text(encode(t, "<unk>x", LLAMITA_ENCODE_SPECIAL), "0 3 0", "a written <unk> does not join the run");
     tokenizer_free(t);
     d->types[0] = TOKEN_CONTROL;
     d->source.unknown_id = -1;
@@ -216,7 +216,7 @@ static void test_sentencepiece_unknown(void) {
     free(d);
 }
 
-/* "Unused" pieces: merges pass through them, but they are not put out. */
+/* Pieces of type "unused": merges pass through them, but they are never output. */
 static void test_sentencepiece_unused(void) {
     draft *d = sentencepiece_draft(true);
     d->source.add_space_prefix = false;
@@ -266,8 +266,8 @@ static void test_byte_level(void) {
     tokenizer *t = create(d);
     check_text(encode(t, "the the", 0), "117 258 259", "ranks");
     check_text(encode(t, "xyz", 0), "121 122 123", "merges only");
-    check_text(encode(t, "qq", 0), "114 114", "what a merge makes that is no token falls to its bytes");
-    check_text(encode(t, "\xFF\x80", 0), "256 129", "bytes that are no UTF-8");
+    check_text(encode(t, "qq", 0), "114 114", "a merge result that is not a token falls back to bytes");
+    check_text(encode(t, "\xFF\x80", 0), "256 129", "bytes that are not UTF-8");
     check_text(encode(t, "a  b", 0), "98 261 99", "user-defined tokens come first");
     check_text(encode(t, "<|endoftext|>", LLAMITA_ENCODE_SPECIAL | LLAMITA_ENCODE_BOS), "0 0", "control tokens");
     check_decode(t, -1, 259, " the", 4);
@@ -277,7 +277,7 @@ static void test_byte_level(void) {
     tokenizer_free(t);
     d->source.pre_tokenizer = PRE_TOKENIZER_LLAMA_BPE;
     t = create(d);
-    check_text(encode(t, "xyz", 0), "260", "llama-bpe takes a token whole");
+    check_text(encode(t, "xyz", 0), "260", "llama-bpe matches whole tokens first");
     tokenizer_free(t);
     d->pieces[1 + 'b'] = (byte_slice){"bb", 2};
     t = create(d);
@@ -306,7 +306,7 @@ static void test_splits(void) {
                 "I|'ll| go| | to| |123|45|,| DON|'T|\n \n| x|!?| \xE4\xB8\xAD\xE6\x96\x87|\xEF\xBC\x8C|  ");
     check_split(PRE_TOKENIZER_QWEN2, mixed,
                 "I|'ll| go| | to| |1|2|3|4|5|,| DON|'T|\n \n| x|!?| \xE4\xB8\xAD\xE6\x96\x87|\xEF\xBC\x8C|  ");
-    check_split(PRE_TOKENIZER_QWEN2, "'\xC5\xBFo", "'\xC5\xBFo"); /* the long s is no s */
+    check_split(PRE_TOKENIZER_QWEN2, "'\xC5\xBFo", "'\xC5\xBFo"); /* the long s is not an s */
     check_split(PRE_TOKENIZER_GPT2, "'\xC5\xBFo", "'|\xC5\xBFo");
     check_split(PRE_TOKENIZER_QWEN2, "I'VeX'lLy'", "I|'Ve|X|'lL|y|'");
     check_split(PRE_TOKENIZER_QWEN2,
@@ -319,7 +319,7 @@ static void test_splits(void) {
     check_split(PRE_TOKENIZER_GPT2, "a  1", "a| | 1");
 }
 
-/* ------------------------------------------------------------------ against the slow and obvious */
+/* ------------------------------------------------------------------ against naive merging */
 
 static uint64_t random_state = 1;
 static unsigned random_below(unsigned limit) { /* xorshift64 (Marsaglia 2003) */
@@ -329,8 +329,8 @@ static unsigned random_below(unsigned limit) { /* xorshift64 (Marsaglia 2003) */
     return (unsigned)((random_state >> 11) % limit);
 }
 
-/* Merges strings of a's, b's and c's: over and over, the neighbors whose joined string has the best rank. */
-static size_t merge_slowly(const draft *d, int32_t first, const char *text, size_t length, int32_t *ids) {
+/* Merges strings of a, b and c: repeatedly joins the neighbors whose joined string ranks best. */
+static size_t merge_naively(const draft *d, int32_t first, const char *text, size_t length, int32_t *ids) {
     size_t starts[512], num = length;
     for (size_t i = 0; i <= num; i++) starts[i] = i;
     for (;;) {
@@ -380,7 +380,7 @@ static void test_random_vocabularies(void) {
         size_t length = random_below(round % 2 ? 20 : 250), num = 0;
         for (size_t i = 0; i < length; i++) text[i] = "abc"[random_below(3)];
         CHECK(!tokenizer_encode(t, text, length, 0, found, 256, &num, NULL), "round %d", round);
-        size_t num_expected = merge_slowly(d, first, text, length, expected);
+        size_t num_expected = merge_naively(d, first, text, length, expected);
         CHECK(num == num_expected && memcmp(found, expected, num * sizeof *found) == 0, "round %d: '%.*s'", round,
               (int)length, text);
         tokenizer_free(t);
@@ -388,7 +388,7 @@ static void test_random_vocabularies(void) {
     }
 }
 
-/* A quadratic algorithm would take hours. */
+/* A quadratic algorithm would take hours here. */
 static void test_long_runs(void) {
     size_t length = 1 << 20, num = 0;
     char *text = malloc(length);
@@ -429,7 +429,7 @@ static void test_capacity(void) {
     free(d);
 }
 
-/* ------------------------------------------------------------------ sources that lie */
+/* ------------------------------------------------------------------ invalid sources */
 
 static void check_refused(draft *d, const char *expected) {
     tokenizer *t = NULL;
@@ -502,24 +502,27 @@ static void test_refused_sources(void) {
     free(longest);
 }
 
-/* What is odd, and still has one meaning: empty pieces, repeated merges, merges of unknown or impossible strings. */
+/* Odd sources with only one possible meaning: empty pieces, repeated merges, merges of unknown or
+ * impossible strings. */
 static void test_tolerated_sources(void) {
     draft *d = wrong_piece(TOKENIZER_BYTE_LEVEL, "", TOKEN_NORMAL, 0);
     add_piece(d, "", TOKEN_NORMAL, 0);
-    add_piece(d, "\xE4\xB8\xAD", TOKEN_NORMAL, 0); /* not of the alphabet: never matched */
+    add_piece(d, "\xE4\xB8\xAD", TOKEN_NORMAL, 0); /* not in the alphabet: never matched */
     const char *const lines[] = {"a b", "a b", "z z", "\xE4 \xB8", "a b c"};
     for (int i = 0; i < 5; i++) add_merge_line(d, lines[i]);
     tokenizer *t = create(d);
-    check_text(encode(t, "abzz", 0), "256 122 122", "odd, but clear");
+    check_text(encode(t, "abzz", 0), "256 122 122", "odd, but unambiguous");
     check_decode(t, -1, 258, "", 0);
     check_decode(t, -1, 260, "\xE4\xB8\xAD", 3);
     tokenizer_free(t);
     free(d);
-    d = sentencepiece_draft(true); /* no types: bytes and specials are known by how they are written and by their ids */
+    /* Without types, byte tokens are recognized by their spelling and special tokens by their
+     * ids. */
+    d = sentencepiece_draft(true);
     d->source.types = NULL;
     add_piece(d, "a", TOKEN_NORMAL, INFINITY);
     t = create(d);
-    check_text(pieces(t, "a\n", 0), "a|<0x0A>", "types guessed; and no space prefix without a space");
+    check_text(pieces(t, "a\n", 0), "a|<0x0A>", "guessed types; no space prefix without a space piece");
     check_decode(t, -1, 2, "", 0);
     tokenizer_free(t);
     free(d);

@@ -76,7 +76,7 @@ def test_words_longer_than_tokens_may_be() -> None:
 
 def test_wrong_ends() -> None:
     learner = BpeTrainer()
-    with pytest.raises(EngineError, match="document 1: expected an end .* after its start at byte 3"):
+    with pytest.raises(EngineError, match=r"document 1: expected an end .* after its start at byte 3"):
         learner.add(b"ab", np.array([3, 2], np.uint64))
     with pytest.raises(EngineError, match="expected 256 to 2"):
         learner.merge(255, 2)

@@ -263,9 +263,7 @@ def test_nobody_reads(engine_build: Path, endless) -> None:
         program.stdout.read(3)
         program.stdout.close()
         stopped, speed = program.stderr.read().decode().splitlines()
-    assert (
-        program.returncode == 141 and stopped.startswith("stopped: stdout is closed") and SPEED_LINE.fullmatch(speed)
-    )
+    assert program.returncode == 141 and stopped.startswith("stopped: stdout is closed") and SPEED_LINE.fullmatch(speed)
 
 
 def test_control_c(engine_build: Path, endless) -> None:

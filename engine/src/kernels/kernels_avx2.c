@@ -1,9 +1,10 @@
-/* kernels_avx2.c: the kernels for x86-64 processors with AVX2, FMA and F16C (Intel since 2013, AMD since 2015).
+/* kernels_avx2.c: the kernels for x86-64 processors with AVX2, FMA and F16C (Intel since 2013, AMD
+ * since 2015).
  *
- * A tile is some panels x some columns of outputs, whose sums stay in registers: one vector of eight rows each. Its sizes
- * are literals, so that the compiler unrolls the loops over them. One column (decoding) takes panels as fast as memory
- * gives them; several columns share what was loaded and unpacked for one.
- */
+ * A tile is a few panels by a few columns of outputs. Its sums stay in registers, one vector of
+ * eight rows each. Tile sizes are literals so that the compiler unrolls the loops over them. With
+ * one column (decoding), a tile reads panels as fast as memory delivers them; several columns share
+ * what was loaded and unpacked for one. */
 #include "kernels/float_math.h"
 #include "kernels/kernels.h"
 
@@ -18,9 +19,9 @@
 #define UNROLL _Pragma("GCC unroll 8")
 #endif
 #define LANES 8
-#define MAX_COLUMNS 8 /* that quantized weights meet at once */
+#define MAX_COLUMNS 8 /* of a tile of quantized weights */
 
-/* What kernels_avxvnni.c takes from here as it is. */
+/* Shared with kernels_avxvnni.c. */
 matmul_kernel avx2_matmul_f32, avx2_matmul_f16, avx2_matmul_bf16, avx2_matmul_i8;
 void avx2_quantize(const float *values, int64_t length, activation_block *blocks);
 void avx2_to_halves(const float *values, int64_t length, uint16_t *halves);
@@ -35,7 +36,7 @@ INLINE float sum_lanes(__m256 lanes) {
     return _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps(two, two, 1)));
 }
 
-/* The first n lanes, 0 <= n; all from 8 on. */
+/* Sets the first n lanes, 0 <= n; all of them from n = 8 on. */
 INLINE __m256i lane_mask(int64_t n) {
     return _mm256_cmpgt_epi32(_mm256_set1_epi32((int)n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
@@ -51,7 +52,7 @@ INLINE __m256i widen(const uint8_t *eight, const bool is_signed) {
     return is_signed ? _mm256_cvtepi8_epi32(bytes) : _mm256_cvtepu8_epi32(bytes);
 }
 
-/* Eight outputs of a column, those of them that are rows of the matrix. */
+/* Stores eight outputs of a column, without padding rows beyond the end of the matrix. */
 INLINE void store_rows(const matmul_job *job, int64_t panel, int64_t column, __m256 sums) {
     const int64_t row = panel * PANEL_ROWS, left = job->num_rows - row;
     float *out = job->out + (size_t)column * job->out_stride + (size_t)row;
@@ -61,12 +62,13 @@ INLINE void store_rows(const matmul_job *job, int64_t panel, int64_t column, __m
 
 /* ------------------------------------------------------------------ float matrices */
 
-/* Asks for what will be read next but some, so that memory is never waited for: the processor's own reading ahead stops
- * at pages. From memory, one thread: Q8_0 14 to 19 GB/s, Q4_0 12 to 19 (of 19 to 25 that reading alone reaches). Only
- * the first tile of a panel asks: for the others it lies in the cache. Addresses may lie beyond: asking is no access. */
+/* Prefetches BYTES_AHEAD, because hardware prefetching stops at page boundaries. From memory, one
+ * thread: Q8_0 from 14 to 19 GB/s, Q4_0 from 12 to 19 (plain reads reach 19 to 25). Only the first
+ * tile of a panel prefetches; the others find it in the cache. Addresses may be past the end: a
+ * prefetch does not fault. */
 #define BYTES_AHEAD 8192
 
-INLINE void ask_ahead(const void *address, size_t num_bytes) {
+INLINE void prefetch_ahead(const void *address, size_t num_bytes) {
     for (size_t i = 0; i < num_bytes; i += 64)
         _mm_prefetch((const char *)((uintptr_t)address + BYTES_AHEAD + i), _MM_HINT_T1);
 }
@@ -82,9 +84,10 @@ INLINE __m256 load_weights(const char *panel, int64_t k, const panel_format form
 
 INLINE void float_tile(const matmul_job *job, int64_t panel, int64_t column, const int panels, const int columns,
                        const panel_format format) {
-    /* KV caches come in pieces that are over before the processor reads ahead: 12 kv heads of 64 at 4,096 positions, F16
-     * 1.40 to 1.00 ms, Q8 1.23 to 0.42. F32 weights lose a seventh by asking where they lie in the cache. */
-    const bool asks = format == PANEL_F16 || format == PANEL_I8;
+    /* KV caches come in pieces that end before hardware prefetching starts: for 12 kv heads of 64
+     * at 4,096 positions, F16 goes from 1.40 to 1.00 ms, Q8 from 1.23 to 0.42. F32 weights that are
+     * already in the cache get slower by a seventh. */
+    const bool prefetches = format == PANEL_F16 || format == PANEL_I8;
     const char *weights[4];
     const float *values[6];
     __m256 sums[4][6];
@@ -96,8 +99,8 @@ INLINE void float_tile(const matmul_job *job, int64_t panel, int64_t column, con
     const size_t k_bytes = panel_layout_of(format).element_bytes;
     for (int64_t k = 0; k < job->row_length; k++) {
         __m256 weight[4];
-        if (asks && column == 0 && (size_t)k % (64 / k_bytes) == 0)
-            UNROLL for (int p = 0; p < panels; p++) ask_ahead(weights[p] + (size_t)k * k_bytes, 64);
+        if (prefetches && column == 0 && (size_t)k % (64 / k_bytes) == 0)
+            UNROLL for (int p = 0; p < panels; p++) prefetch_ahead(weights[p] + (size_t)k * k_bytes, 64);
         UNROLL for (int p = 0; p < panels; p++) weight[p] = load_weights(weights[p], k, format);
         UNROLL for (int c = 0; c < columns; c++) {
             const __m256 value = _mm256_broadcast_ss(values[c] + k);
@@ -108,7 +111,7 @@ INLINE void float_tile(const matmul_job *job, int64_t panel, int64_t column, con
         store_rows(job, panel + p, column + c, sums[p][c]);
 }
 
-/* Two panels meet six columns at a time, then what is left of them. */
+/* Tiles of six columns, then one of the rest. */
 INLINE void float_tiles(const matmul_job *job, int64_t panel, const int panels, const panel_format format) {
     int64_t column = 0;
     for (; column + 6 <= job->num_columns; column += 6) float_tile(job, panel, column, panels, 6, format);
@@ -139,27 +142,30 @@ void avx2_matmul_i8(const matmul_job *job) { float_matmul(job, PANEL_I8); }
 
 /* ------------------------------------------------------------------ quantized matrices */
 
-/* Quad q of a block's codes, of all eight rows. Q8_0: signed; the others: from 0. */
+/* Loads quad q of a block's codes for all eight rows. Q8_0 codes are signed, the others start at
+ * 0. */
 INLINE __m256i load_quad(const uint8_t *codes, const int q, const panel_format format) {
     if (format == PANEL_Q8_0) return load_bytes(codes + 32 * q);
     __m256i nibbles = load_bytes(codes + 32 * (q % 4));
     if (q >= 4) nibbles = _mm256_srli_epi16(nibbles, 4);
     nibbles = _mm256_and_si256(nibbles, _mm256_set1_epi8(15));
     if (format == PANEL_Q5_1 || format == PANEL_Q5_K) {
-        const __m256i fifth = load_bytes(codes + 128); /* its bit q goes to bit 4 */
+        const __m256i fifth = load_bytes(codes + 128); /* bit q goes to bit 4 */
         const __m256i moved = q <= 4 ? _mm256_slli_epi16(fifth, 4 - q) : _mm256_srli_epi16(fifth, q - 4);
         return _mm256_or_si256(nibbles, _mm256_and_si256(moved, _mm256_set1_epi8(16)));
     }
     if (format == PANEL_Q6_K) {
-        const __m256i high = load_bytes(codes + 128 + 32 * (q / 4)); /* its bits 2 (q % 4) and above go to 4 and 5 */
+        /* Bits 2 (q % 4) and above go to bits 4 and 5. */
+        const __m256i high = load_bytes(codes + 128 + 32 * (q / 4));
         const __m256i moved = q % 4 <= 2 ? _mm256_slli_epi16(high, 4 - 2 * (q % 4)) : _mm256_srli_epi16(high, 2);
         return _mm256_or_si256(nibbles, _mm256_and_si256(moved, _mm256_set1_epi8(48)));
     }
     return nibbles;
 }
 
-/* How many products of two pairs fit 16 bits together: 8 * 15 * 127 * 2 = 30,480; 4 * 31 * 127 * 2 = 31,496;
- * 2 * 63 * 127 * 2 = 32,004; 128 * 127 * 2 = 32,512 (|code| is unsigned, so -128 is right too). */
+/* The number of quads whose products can be added in 16 bits: 8 * 15 * 127 * 2 = 30,480;
+ * 4 * 31 * 127 * 2 = 31,496; 2 * 63 * 127 * 2 = 32,004; 128 * 127 * 2 = 32,512 (|code| is unsigned,
+ * so -128 is fine). */
 INLINE int quads_per_sum(const panel_format format) {
     return format == PANEL_Q8_0 ? 1 : format == PANEL_Q6_K ? 2 : format == PANEL_Q5_1 || format == PANEL_Q5_K ? 4 : 8;
 }
@@ -171,8 +177,8 @@ INLINE __m256i broadcast_quad(const activation_block *block, int q) {
 }
 
 #if defined(KERNELS_AVXVNNI)
-/* As below, with the instruction that does it all. It wants unsigned codes: those of Q8_0 are 128 larger here, and their
- * sums begin 128 times the values' sum lower. */
+/* The same as below in one instruction. It needs unsigned codes, so those of Q8_0 get 128 added,
+ * and their sums start 128 times the values' sum lower. */
 INLINE void sum_quads(const uint8_t *codes, const activation_block *const *blocks, const int first, const int last,
                       const int columns, const panel_format format, __m256i *whole) {
     UNROLL for (int c = 0; c < columns; c++) whole[c] =
@@ -208,7 +214,7 @@ INLINE void sum_quads(const uint8_t *codes, const activation_block *const *block
 
 #endif
 
-/* The block's part of sums[c], in the order of kernels.h. */
+/* Adds a block to sums[c], in the order of kernels.h. */
 INLINE void add_block(const uint8_t *codes, const uint8_t *header, const uint8_t *super,
                       const activation_block *const *blocks, const int columns, const panel_format format,
                       __m256 *sums) {
@@ -265,7 +271,7 @@ INLINE void block_tile(const matmul_job *job, int64_t panel, int64_t column, con
         (const void *)((const char *)job->columns + (size_t)(column + c) * job->column_bytes);
     for (int64_t b = 0; b < num_blocks; b++) {
         UNROLL for (int p = 0; p < panels; p++) {
-            if (column == 0) ask_ahead(codes[p], layout.code_bytes);
+            if (column == 0) prefetch_ahead(codes[p], layout.code_bytes);
             add_block(codes[p], headers[p], supers[p], blocks, columns, format, sums[p]);
             codes[p] += layout.code_bytes;
             headers[p] += layout.header_bytes;
@@ -281,11 +287,14 @@ INLINE void block_tile(const matmul_job *job, int64_t panel, int64_t column, con
 INLINE void block_matmul(const matmul_job *job, const panel_format format) {
     const int64_t num_panels = (job->num_rows + PANEL_ROWS - 1) / PANEL_ROWS;
     int64_t panel = 0;
-    if (job->num_columns == 1) /* two places of memory at once: 1.1B Q8_0 26.2 GB/s, where one gives 24.3 */
+    /* Two streams of memory: 26.2 GB/s on a 1.1B Q8_0 model, where one gives 24.3. */
+    if (job->num_columns == 1)
         for (; panel + 2 <= num_panels; panel += 2) block_tile(job, panel, 0, 2, 1, format);
     for (; panel < num_panels; panel++) {
         int64_t column = 0;
-        if (format == PANEL_Q8_0) /* its codes' sizes, for eight at once: a tenth; the others gain nothing by it */
+        /* Eight columns share the absolute values of Q8_0 codes: a tenth faster. Others gain
+         * nothing. */
+        if (format == PANEL_Q8_0)
             for (; column + 8 <= job->num_columns; column += 8) block_tile(job, panel, column, 1, 8, format);
         for (; column + 4 <= job->num_columns; column += 4) block_tile(job, panel, column, 1, 4, format);
         switch (job->num_columns - column) {
@@ -312,7 +321,7 @@ void avx2_quantize(const float *values, int64_t length, activation_block *blocks
     const __m256i no_sign = _mm256_set1_epi32(0x7fffffff);
     for (int64_t b = 0; b < length / BLOCK_LENGTH; b++, values += BLOCK_LENGTH, blocks++) {
         __m256 part[4];
-        /* Magnitudes compare as integers, NaN above infinity above the rest. */
+        /* Magnitudes compare as integers: NaN > infinity > finite values. */
         __m256i largest = _mm256_setzero_si256();
         UNROLL for (int i = 0; i < 4; i++) {
             part[i] = _mm256_loadu_ps(values + 8 * i);
@@ -333,12 +342,13 @@ void avx2_quantize(const float *values, int64_t length, activation_block *blocks
         UNROLL for (int i = 0; i < 4; i++) rounded[i] = _mm256_cvtps_epi32(_mm256_mul_ps(part[i], inverse));
         const __m256i low = _mm256_packs_epi32(rounded[0], rounded[1]);
         const __m256i high = _mm256_packs_epi32(rounded[2], rounded[3]);
-        /* The packs work within halves; this puts the fours of bytes back in order. */
+        /* The packs work within 128-bit halves; this restores the order. */
         const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
         const __m256i bytes = _mm256_permutevar8x32_epi32(_mm256_packs_epi16(low, high), order);
         _mm256_storeu_si256((__m256i *)(void *)blocks->values, bytes);
         const __m256i pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), bytes);
-        __m256i sums = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)); /* of each quad; of each half below */
+        /* First per quad, then per half. */
+        __m256i sums = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
         sums = _mm256_add_epi32(sums, _mm256_shuffle_epi32(sums, 0x4e));
         sums = _mm256_add_epi32(sums, _mm256_shuffle_epi32(sums, 0xb1));
         const int32_t first = _mm256_extract_epi32(sums, 0), all = first + _mm256_extract_epi32(sums, 4);
@@ -379,7 +389,7 @@ float avx2_maximum(const float *values, int64_t length) {
     return result;
 }
 
-/* float_math.h, eight at once, with its roundings. */
+/* exponential() of float_math.h in eight lanes, with the same roundings. */
 INLINE __m256 exponential_lanes(__m256 x) {
     const __m256 clamped = _mm256_min_ps(_mm256_set1_ps(EXP_MAX), _mm256_max_ps(_mm256_set1_ps(EXP_MIN), x));
     const __m256 round = _mm256_set1_ps(EXP_ROUND);

@@ -1,5 +1,5 @@
-/* kernels_avxvnni.c: kernels_avx2.c once more for processors with AVX-VNNI (Intel since 2021, AMD since 2024), which
- * CMakeLists.txt asks for: one instruction sums four products of bytes. */
+/* kernels_avxvnni.c: compiles kernels_avx2.c again for AVX-VNNI (Intel since 2021, AMD since 2024),
+ * where one instruction sums four products of bytes. CMakeLists.txt sets the compiler flags. */
 #if defined(__AVXVNNI__)
 #define KERNELS_AVXVNNI
 #include "kernels/kernels_avx2.c"

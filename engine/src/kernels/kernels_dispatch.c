@@ -1,10 +1,10 @@
-/* kernels_dispatch.c: which kernels this processor can run, and the fastest of them. */
+/* kernels_dispatch.c: selects the fastest kernels that this processor can run. */
 #include "kernels/kernels.h"
 
 #include <stdbool.h>
 
 #if defined(__x86_64__)
-/* __builtin_cpu_supports also asks whether the operating system saves the wide registers. */
+/* __builtin_cpu_supports also checks that the operating system saves the wide registers. */
 static bool has_avx2(void) {
     __builtin_cpu_init();
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
@@ -20,7 +20,7 @@ static bool has_avxvnni(void) {
 #elif defined(__aarch64__) && defined(__linux__)
 #include <sys/auxv.h>
 #if !defined(HWCAP_ASIMDDP)
-#define HWCAP_ASIMDDP (1UL << 20) /* headers before Linux 4.16 */
+#define HWCAP_ASIMDDP (1UL << 20) /* for headers older than Linux 4.16 */
 #endif
 static bool has_dot_product(void) { return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0; }
 #elif defined(__aarch64__) && defined(__APPLE__)
@@ -31,12 +31,12 @@ static bool has_dot_product(void) {
     return sysctlbyname("hw.optional.arm.FEAT_DotProd", &found, &size, NULL, 0) == 0 && found != 0;
 }
 #elif defined(__aarch64__)
-static bool has_dot_product(void) { return false; } /* no known way to ask */
+static bool has_dot_product(void) { return false; } /* no known way to detect it */
 #endif
 
 #define MAX_TABLES 3
 
-/* Those that this processor can run, the fastest first; returns how many. */
+/* Fills tables with those that this processor can run, fastest first; returns the count. */
 static int find_tables(const kernels *tables[MAX_TABLES]) {
     int count = 0;
 #if defined(__x86_64__)

@@ -1,4 +1,5 @@
-/* kernels_dotprod.c: kernels_neon.c once more, with the dot product extension, which CMakeLists.txt asks for. */
+/* kernels_dotprod.c: compiles kernels_neon.c again with the dot product extension. CMakeLists.txt
+ * sets the compiler flags. */
 #if defined(__aarch64__)
 #define KERNELS_DOTPROD
 #include "kernels/kernels_neon.c"

@@ -1,10 +1,11 @@
-/* kernels_neon.c: the kernels for 64-bit ARM processors: NEON. kernels_dotprod.c is this file again, for those with the
- * dot product extension (SDOT: ARMv8.2 and later, Apple silicon, most cores since 2018), which differ in multiply_quads.
+/* kernels_neon.c: the kernels for 64-bit ARM processors (NEON). kernels_dotprod.c compiles this
+ * file again for those with the dot product extension (SDOT: ARMv8.2 and later, Apple silicon, most
+ * cores since 2018); only multiply_quads differs.
  *
- * The eight rows of a panel are two vectors of four, its halves. A tile is some panels x some columns of outputs, whose
- * sums stay in registers. Its sizes are literals, so that the compiler unrolls the loops over them. One column (decoding)
- * takes panels as fast as memory gives them; several columns share what was loaded and unpacked for one.
- */
+ * The eight rows of a panel are two vectors of four, its halves. A tile is a few panels by a few
+ * columns of outputs, whose sums stay in registers. Tile sizes are literals so that the compiler
+ * unrolls the loops over them. With one column (decoding), a tile reads panels as fast as memory
+ * delivers them; several columns share what was loaded and unpacked for one. */
 #include "kernels/float_math.h"
 #include "kernels/kernels.h"
 
@@ -36,7 +37,7 @@ INLINE void store_floats(float *values, const float32x4_t *lanes) {
     vst1q_f32(values + 4, lanes[1]);
 }
 
-/* n < 8 values, then zeros. */
+/* Loads n < 8 values, then zeros. */
 INLINE void load_first(const float *values, int64_t n, float32x4_t *lanes) {
     float padded[LANES] = {0};
     memcpy(padded, values, (size_t)n * sizeof *values);
@@ -67,7 +68,7 @@ INLINE void widen_unsigned(const void *eight, uint32x4_t *lanes) {
     lanes[1] = vmovl_u16(vget_high_u16(wide));
 }
 
-/* Eight outputs of a column, those of them that are rows of the matrix. */
+/* Stores eight outputs of a column, without padding rows beyond the end of the matrix. */
 INLINE void store_rows(const matmul_job *job, int64_t panel, int64_t column, const float32x4_t *sums) {
     const int64_t row = panel * PANEL_ROWS, left = job->num_rows - row;
     float *out = job->out + (size_t)column * job->out_stride + (size_t)row;
@@ -92,7 +93,7 @@ INLINE void load_weights(const char *panel, int64_t k, const panel_format format
     }
 }
 
-/* sum + weights * values[lane], rounded once. Instructions want the lane as a literal. */
+/* sum + weights * values[lane], rounded once. The instruction needs a literal lane. */
 INLINE float32x4_t add_product(float32x4_t sum, float32x4_t weights, float32x4_t values, const int lane) {
     switch (lane) {
     case 0: return vfmaq_laneq_f32(sum, weights, values, 0);
@@ -102,7 +103,7 @@ INLINE float32x4_t add_product(float32x4_t sum, float32x4_t weights, float32x4_t
     }
 }
 
-/* Element k of every row meets the columns' values of this lane. */
+/* Adds the products of element k of every row with this lane of the columns' values. */
 INLINE void multiply_element(const char *const *panels_at, int64_t k, const float32x4_t *values, const int lane,
                              const int panels, const int columns, const panel_format format,
                              float32x4_t (*sums)[4][HALVES]) {
@@ -139,7 +140,7 @@ INLINE void float_tile(const matmul_job *job, int64_t panel, int64_t column, con
         store_rows(job, panel + p, column + c, sums[p][c]);
 }
 
-/* Two panels meet four columns at a time, then what is left of them. */
+/* Tiles of four columns, then one of the rest. */
 INLINE void float_tiles(const matmul_job *job, int64_t panel, const int panels, const panel_format format) {
     int64_t column = 0;
     for (; column + 4 <= job->num_columns; column += 4) float_tile(job, panel, column, panels, 4, format);
@@ -170,19 +171,20 @@ static void matmul_i8(const matmul_job *job) { float_matmul(job, PANEL_I8); }
 INLINE uint8x16_t shift_left(uint8x16_t bytes, const int bits) { return bytes << vdupq_n_u8((uint8_t)bits); }
 INLINE uint8x16_t shift_right(uint8x16_t bytes, const int bits) { return bytes >> vdupq_n_u8((uint8_t)bits); }
 
-/* Quad q of a block's codes, four of all rows of half h. Q8_0: signed; the others: from 0, so they are right as signed
- * bytes too. */
+/* Loads quad q of a block's codes for the four rows of half h. Q8_0 codes are signed; the others
+ * start at 0 and are valid as signed bytes too. */
 INLINE int8x16_t load_quad(const uint8_t *codes, const int q, const int h, const panel_format format) {
     if (format == PANEL_Q8_0) return vreinterpretq_s8_u8(vld1q_u8(codes + 32 * q + 16 * h));
     uint8x16_t code = vld1q_u8(codes + 32 * (q % 4) + 16 * h);
     code = q < 4 ? vandq_u8(code, vdupq_n_u8(15)) : shift_right(code, 4);
     if (format == PANEL_Q5_1 || format == PANEL_Q5_K) {
-        const uint8x16_t fifth = vld1q_u8(codes + 128 + 16 * h); /* its bit q goes to bit 4 */
+        const uint8x16_t fifth = vld1q_u8(codes + 128 + 16 * h); /* bit q goes to bit 4 */
         const uint8x16_t moved = q <= 4 ? shift_left(fifth, 4 - q) : shift_right(fifth, q - 4);
         code = vorrq_u8(code, vandq_u8(moved, vdupq_n_u8(16)));
     }
     if (format == PANEL_Q6_K) {
-        const uint8x16_t high = vld1q_u8(codes + 128 + 32 * (q / 4) + 16 * h); /* bits 2 (q % 4) .. go to 4 and 5 */
+        /* Bits 2 (q % 4) and above go to bits 4 and 5. */
+        const uint8x16_t high = vld1q_u8(codes + 128 + 32 * (q / 4) + 16 * h);
         const uint8x16_t moved = q % 4 <= 2 ? shift_left(high, 4 - 2 * (q % 4)) : shift_right(high, 2);
         code = vorrq_u8(code, vandq_u8(moved, vdupq_n_u8(48)));
     }
@@ -201,7 +203,8 @@ INLINE int32x4_t add_dot(int32x4_t sum, int8x16_t code, int8x16_t values, const 
     }
 }
 
-/* whole[c] += sum of code * value over the four quads of part 0 or 1 of a block, for each column, exact. */
+/* whole[c] += sum of code * value over the four quads of part 0 or 1 of a block, for each column,
+ * exact. */
 INLINE void multiply_quads(const uint8_t *codes, const int part, const int8x16_t *values, const int columns,
                            const panel_format format, int32x4_t (*whole)[HALVES]) {
     UNROLL for (int lane = 0; lane < 4; lane++) UNROLL for (int h = 0; h < HALVES; h++) {
@@ -217,12 +220,13 @@ INLINE int8x16_t broadcast_quad(int8x16_t values, const int lane) {
     return vreinterpretq_s8_s32(vdupq_n_s32(quads[lane]));
 }
 
-/* whole[c] += sum of code * value over the four quads of part 0 or 1 of a block, for each column, exact. The products of
- * several quads fit 16 bits together: 4 * 63 * 127 = 32,004; Q8_0: of two, 2 * 128 * 127 = 32,512. */
+/* whole[c] += sum of code * value over the four quads of part 0 or 1 of a block, for each column,
+ * exact. The products of four quads can be added in 16 bits: 4 * 63 * 127 = 32,004. Q8_0: of two,
+ * 2 * 128 * 127 = 32,512. */
 INLINE void multiply_quads(const uint8_t *codes, const int part, const int8x16_t *values, const int columns,
                            const panel_format format, int32x4_t (*whole)[HALVES]) {
     const int quads_per_sum = format == PANEL_Q8_0 ? 2 : 4;
-    int16x8_t products[BLOCK_COLUMNS][HALVES][2]; /* of two rows each */
+    int16x8_t products[BLOCK_COLUMNS][HALVES][2]; /* for two rows each */
     UNROLL for (int lane = 0; lane < 4; lane++) UNROLL for (int h = 0; h < HALVES; h++) {
         const int8x16_t code = load_quad(codes, 4 * part + lane, h, format);
         UNROLL for (int c = 0; c < columns; c++) {
@@ -242,7 +246,7 @@ INLINE void multiply_quads(const uint8_t *codes, const int part, const int8x16_t
 }
 #endif
 
-/* Adds to whole[c] part 0 or 1 of a block. */
+/* Adds part 0 or 1 of a block to whole[c]. */
 INLINE void sum_part(const uint8_t *codes, const activation_block *const *blocks, const int part, const int columns,
                      const panel_format format, int32x4_t (*whole)[HALVES]) {
     int8x16_t values[4];
@@ -250,7 +254,7 @@ INLINE void sum_part(const uint8_t *codes, const activation_block *const *blocks
     multiply_quads(codes, part, values, columns, format, whole);
 }
 
-/* The sum of each column in integers, less what the codes' zero stands for. */
+/* The integer sum of each column, minus the contribution of the zero point. */
 INLINE void sum_block(const uint8_t *codes, const uint8_t *header, const activation_block *const *blocks,
                       const int columns, const panel_format format, int32x4_t (*whole)[HALVES]) {
     UNROLL for (int c = 0; c < columns; c++) UNROLL for (int h = 0; h < HALVES; h++) {
@@ -273,7 +277,7 @@ INLINE void sum_block(const uint8_t *codes, const uint8_t *header, const activat
         vmlaq_s32(vmulq_s32(whole[c][h], scales[0][h]), second[c][h], scales[1][h]);
 }
 
-/* What a code and an activation's scale are multiplied by, and what is added (K: subtracted) for the block. */
+/* Loads a block's scale, and its minimum, which is added (K formats: subtracted). */
 INLINE void load_scales(const uint8_t *header, const uint8_t *super, const panel_format format, float32x4_t *scale,
                         float32x4_t *minimum) {
     if (format == PANEL_Q6_K) {
@@ -294,7 +298,7 @@ INLINE void load_scales(const uint8_t *header, const uint8_t *super, const panel
     }
 }
 
-/* The block's part of sums[c], in the order of kernels.h. */
+/* Adds a block to sums[c], in the order of kernels.h. */
 INLINE void add_block(const uint8_t *codes, const uint8_t *header, const uint8_t *super,
                       const activation_block *const *blocks, const int columns, const panel_format format,
                       float32x4_t (*sums)[HALVES]) {
@@ -363,7 +367,7 @@ static void quantize(const float *values, int64_t length, activation_block *bloc
     const uint32x4_t no_sign = vdupq_n_u32(0x7fffffffu);
     for (int64_t b = 0; b < length / BLOCK_LENGTH; b++, values += BLOCK_LENGTH, blocks++) {
         float32x4_t part[8];
-        /* Magnitudes compare as integers, NaN above infinity above the rest. */
+        /* Magnitudes compare as integers: NaN > infinity > finite values. */
         uint32x4_t largest = vdupq_n_u32(0);
         UNROLL for (int i = 0; i < 8; i++) {
             part[i] = vld1q_f32(values + 4 * i);
@@ -417,14 +421,14 @@ static float maximum(const float *values, int64_t length) {
     int64_t i = 0;
     for (; i + 4 <= length; i += 4) {
         const float32x4_t value = vld1q_f32(values + i);
-        largest = vbslq_f32(vcgtq_f32(value, largest), value, largest); /* a NaN is not */
+        largest = vbslq_f32(vcgtq_f32(value, largest), value, largest); /* false for NaN */
     }
     float result = vmaxvq_f32(largest);
     for (; i < length; i++) result = values[i] > result ? values[i] : result;
     return result;
 }
 
-/* float_math.h, four at once, with its roundings. */
+/* exponential() of float_math.h in four lanes, with the same roundings. */
 INLINE float32x4_t exponential_lanes(float32x4_t x) {
     const float32x4_t clamped = vminq_f32(vdupq_n_f32(EXP_MAX), vmaxq_f32(vdupq_n_f32(EXP_MIN), x));
     const float32x4_t round = vdupq_n_f32(EXP_ROUND);

@@ -1,4 +1,5 @@
-/* kernels_scalar.c: the kernels in plain C: the oracle that the others are compared with, and what runs anywhere. */
+/* kernels_scalar.c: the kernels in plain C, which run anywhere and are the reference for the
+ * others. */
 #include "kernels/float_math.h"
 #include "kernels/kernels.h"
 
@@ -41,11 +42,11 @@ static void matmul_i8(const matmul_job *job) { multiply_floats(job, 1, load_i8);
 
 /* ------------------------------------------------------------------ quantized matrices */
 
-/* One row of a panel: where its codes and headers lie. */
+/* One row of a quantized panel: its codes and headers. */
 typedef struct {
     const uint8_t *codes, *headers, *supers;
     panel_layout layout;
-    int row; /* of the panel */
+    int row; /* within the panel */
 } panel_row;
 
 /* The code of element k of a block, 0 .. 31. */
@@ -118,13 +119,14 @@ static void matmul_q6_k(const matmul_job *job) { multiply_blocks(job, PANEL_Q6_K
 
 static void quantize(const float *values, int64_t length, activation_block *blocks) {
     for (int64_t b = 0; b < length / BLOCK_LENGTH; b++, values += BLOCK_LENGTH) {
-        uint32_t largest = 0; /* magnitudes compare as integers, NaN above infinity above the rest */
+        /* Magnitudes compare as integers: NaN > infinity > finite values. */
+        uint32_t largest = 0;
         for (int i = 0; i < BLOCK_LENGTH; i++) {
             const uint32_t magnitude = bits_from_float(values[i]) & 0x7fffffffu;
             largest = magnitude > largest ? magnitude : largest;
         }
         const float magnitude = float_from_bits(largest);
-        /* Below 1e-30 the block counts as zero: 127 / magnitude must not overflow. */
+        /* Below 1e-30 the block becomes zeros: 127 / magnitude must not overflow. */
         const float inverse = magnitude >= 1e-30f && largest < 0x7f800000u ? 127.0f / magnitude : 0.0f;
         int32_t sums[2] = {0, 0};
         for (int i = 0; i < BLOCK_LENGTH; i++) {

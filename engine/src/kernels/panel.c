@@ -1,10 +1,10 @@
-/* panel.c: packs the rows of a model file into panels of eight interleaved rows. */
+/* panel.c: packs matrix rows into panels of eight interleaved rows. */
 #include "kernels/panel.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-#if defined(__SSE2__) /* every x86-64 has it: no dispatch at run time */
+#if defined(__SSE2__) /* on every x86-64, so no runtime dispatch */
 #include <emmintrin.h>
 #endif
 
@@ -27,7 +27,8 @@ panel_format panel_format_of(tensor_type type) {
 /* ------------------------------------------------------------------ eight rows interleaved */
 
 #if defined(__SSE2__)
-/* Four numbers of four rows, across. Not past the caches: memory that the system has just cleared is in them still. */
+/* Interleaves four 4-byte values of four rows. Regular stores, not streaming ones: memory that the
+ * system has just zeroed is still in the cache. */
 static inline void put_four_quads(const uint8_t *const rows[4], size_t offset, uint8_t *out) {
     const __m128i a = _mm_loadu_si128((const __m128i *)(const void *)(rows[0] + offset));
     const __m128i b = _mm_loadu_si128((const __m128i *)(const void *)(rows[1] + offset));
@@ -42,7 +43,7 @@ static inline void put_four_quads(const uint8_t *const rows[4], size_t offset, u
 }
 #endif
 
-/* Interleaves numbers of four bytes: number q of row r, which begins at its byte offset, goes to out[q][r]. */
+/* Interleaves 4-byte values: value q of row r, counted from `offset`, goes to out[q][r]. */
 static inline void put_quads(const uint8_t *const rows[PANEL_ROWS], size_t offset, size_t num_quads, uint8_t *out) {
     size_t q = 0;
 #if defined(__SSE2__)
@@ -59,11 +60,11 @@ static inline void put_quads(const uint8_t *const rows[PANEL_ROWS], size_t offse
 
 #define INLINE static inline __attribute__((always_inline))
 
-/* A block of 32 elements of one row, and its part of the headers, as bytes of the panel. */
+/* A block of 32 elements of one row and its part of the headers, as the panel stores them. */
 typedef struct {
     uint8_t codes[BLOCK_LENGTH]; /* Q8_0: signed */
-    uint8_t header[4];           /* one half, two halves, or two bytes */
-    uint8_t super[4];            /* one half or two */
+    uint8_t header[4];           /* one or two halves, or two bytes */
+    uint8_t super[4];            /* one or two halves */
 } row_block;
 
 INLINE void split_nibbles(const uint8_t *nibbles, uint8_t *codes) {
@@ -96,7 +97,7 @@ INLINE void read_iq4_nl(const uint8_t *row, int64_t block, row_block *out) {
     for (int j = 0; j < 32; j++) out->codes[j] = (uint8_t)values[out->codes[j]];
 }
 
-/* Ternary: the numbers -1, 0, 1, five to a byte in base 3 (TQ1_0) or four (TQ2_0). */
+/* Ternary values -1, 0, 1: five per byte in base 3 (TQ1_0), or four per byte (TQ2_0). */
 INLINE void read_tq1_0(const uint8_t *row, int64_t block, row_block *out) {
     static const uint8_t powers[5] = {1, 3, 9, 27, 81};
     row += 54 * (block / 8);
@@ -113,7 +114,7 @@ INLINE void read_tq1_0(const uint8_t *row, int64_t block, row_block *out) {
 INLINE void read_tq2_0(const uint8_t *row, int64_t block, row_block *out) {
     row += 66 * (block / 8);
     memcpy(out->header, row + 64, 2);
-    const int part = (int)(block % 8); /* 128 elements share 32 bytes: a quarter for each two bits */
+    const int part = (int)(block % 8); /* 128 elements share 32 bytes, two bits each */
     for (int j = 0; j < 32; j++) out->codes[j] = (uint8_t)((row[32 * (part / 4) + j] >> 2 * (part % 4) & 3) - 1);
 }
 
@@ -155,7 +156,8 @@ INLINE void read_q6_k(const uint8_t *row, int64_t block, row_block *out) {
     memcpy(out->super, row + 208, 2);
 }
 
-/* Three bits: two in quarters of 32 bytes, the third, inverted, in the mask; its scales are six bits, less 32. */
+/* 3-bit codes: two bits in groups of 32 bytes; the third, inverted, in the mask. Scales are 6 bits,
+ * minus 32. */
 INLINE void read_q3_k(const uint8_t *row, int64_t block, row_block *out) {
     const int half = (int)(block % 8) / 4, part = (int)(block % 4), bit = (int)(block % 8);
     row += 110 * (block / 8);
@@ -189,7 +191,7 @@ INLINE void read_block(tensor_type type, const uint8_t *row, int64_t block, row_
 
 /* ------------------------------------------------------------------ panels */
 
-/* Lane `row` of the block's codes. */
+/* Writes the block's codes to lane `row` of the panel. */
 INLINE void put_codes(panel_format format, const uint8_t *codes, int row, uint8_t *out) {
     if (format == PANEL_Q8_0) {
         for (int q = 0; q < 8; q++) memcpy(out + 32 * q + 4 * row, codes + 4 * q, 4);
@@ -209,7 +211,7 @@ INLINE void put_codes(panel_format format, const uint8_t *codes, int row, uint8_
     }
 }
 
-/* A header of n bytes a row, as rows of halves (or of bytes, where it is two of them). */
+/* Writes one row's header to the panel's: one or two halves, or two bytes. */
 INLINE void put_header(size_t panel_bytes_of_header, bool bytes, const uint8_t *header, int row, uint8_t *out) {
     if (bytes) {
         out[row] = header[0];
@@ -220,7 +222,8 @@ INLINE void put_header(size_t panel_bytes_of_header, bool bytes, const uint8_t *
     if (panel_bytes_of_header == 32) memcpy(out + 16 + 2 * row, header + 2, 2);
 }
 
-/* One panel of a type whose blocks are a header of one or two halves and then the codes as panels have them. */
+/* Packs one panel of a type whose blocks are a header of one or two halves, then the codes in the
+ * panel's order. */
 INLINE void pack_quads(size_t block_header_bytes, size_t num_quads, const uint8_t *const rows[PANEL_ROWS],
                        int64_t row_length, uint8_t *panel) {
     const size_t block_bytes = block_header_bytes + 4 * num_quads, num_blocks = (size_t)row_length / BLOCK_LENGTH;
@@ -233,7 +236,7 @@ INLINE void pack_quads(size_t block_header_bytes, size_t num_quads, const uint8_
     }
 }
 
-/* One panel from eight rows. type and format are literals where it is called. */
+/* Packs one panel from eight rows. Callers pass literals for type and format. */
 INLINE void pack_blocks(tensor_type type, panel_format format, const uint8_t *const rows[PANEL_ROWS],
                         int64_t row_length, uint8_t *panel) {
     const panel_layout layout = panel_layout_of(format);
@@ -282,7 +285,8 @@ static void pack_panel(tensor_type type, const uint8_t *const rows[PANEL_ROWS], 
     }
 }
 
-/* Types without codes that a kernel knows: rows become floats first, and F32 or BF16 panels hold them exactly. */
+/* Types whose codes no kernel reads: their rows are converted to floats first. F32 or BF16 panels
+ * hold the values exactly. */
 static bool packs_floats(tensor_type type) {
     return type != TENSOR_F32 && (panel_format_of(type) == PANEL_F32 || type == TENSOR_MXFP4);
 }
@@ -296,8 +300,9 @@ static void convert_row(tensor_type type, const void *row, int64_t row_length, f
     }
 }
 
-/* Whoever copies from memory to memory waits for both, unless it has asked in time. The addresses may lie beyond. */
-static void ask_for(const uint8_t *address, size_t num_bytes, bool to_write) {
+/* A copy from memory to memory stalls on both sides unless both are prefetched. The addresses may
+ * be past the end: a prefetch does not fault. */
+static void prefetch(const uint8_t *address, size_t num_bytes, bool to_write) {
     for (size_t i = 0; i < num_bytes; i += 64) {
         const void *line = (const void *)((uintptr_t)address + i);
         if (to_write) __builtin_prefetch(line, 1, 2);
@@ -312,10 +317,10 @@ bool panel_pack(tensor_type type, const void *rows, size_t row_bytes, int64_t nu
     const tensor_type packed = !converted ? type : type == TENSOR_MXFP4 ? TENSOR_BF16 : TENSOR_F32;
     uint8_t *zeros = last * PANEL_ROWS > num_rows ? calloc(1, row_bytes) : NULL;
     float *floats = converted ? calloc((size_t)row_length * PANEL_ROWS, sizeof *floats) : NULL;
-    const bool memory = (zeros || last * PANEL_ROWS <= num_rows) && (floats || !converted);
-    for (int64_t p = first; memory && p < last; p++) {
-        ask_for((const uint8_t *)rows + (size_t)(p + 1) * PANEL_ROWS * row_bytes, PANEL_ROWS * row_bytes, false);
-        ask_for((const uint8_t *)panels + (size_t)(p + 1) * bytes, bytes, true);
+    const bool allocated = (zeros || last * PANEL_ROWS <= num_rows) && (floats || !converted);
+    for (int64_t p = first; allocated && p < last; p++) {
+        prefetch((const uint8_t *)rows + (size_t)(p + 1) * PANEL_ROWS * row_bytes, PANEL_ROWS * row_bytes, false);
+        prefetch((const uint8_t *)panels + (size_t)(p + 1) * bytes, bytes, true);
         const uint8_t *panel_rows[PANEL_ROWS];
         for (int r = 0; r < PANEL_ROWS; r++) {
             const int64_t row = p * PANEL_ROWS + r;
@@ -329,5 +334,5 @@ bool panel_pack(tensor_type type, const void *rows, size_t row_bytes, int64_t nu
     }
     free(zeros);
     free(floats);
-    return memory;
+    return allocated;
 }

@@ -1,15 +1,16 @@
-/* panel.h: the layout in which matrices meet the kernels: panels of eight interleaved rows.
+/* panel.h: the layout of matrices for the kernels: panels of eight interleaved rows.
  *
- * A vector lane is an output row, so nothing is ever summed across lanes, and a panel is read from its first byte to its
- * last. Rows beyond the matrix in the last panel are zeros. K is the row length, a block 32 and a super-block 256 of it.
+ * A vector lane is an output row, so nothing is ever summed across lanes, and a panel is read from
+ * its first byte to its last. Rows past the end of the matrix in the last panel are zeros. K is the
+ * row length, a block is 32 elements of it and a super-block 256.
  *
- *   F32, F16, BF16   [K][8] numbers; I8 (of caches only): [K][8] whole numbers
- *   the others       codes   [K/32][bytes of a block's codes], of which each 32-bit lane is a row:
- *                      8 bits: [8 quads][8 rows][4]: quad q holds k = 4q .. 4q + 3 of the block
- *                      4 bits: [4][8 rows][4]: low halves are quads 0 .. 3, high halves quads 4 .. 7
- *                      5 bits: as 4 bits, then [8 rows][4]: bit q of a byte is the fifth bit of quad q
- *                      6 bits: as 4 bits, then [2][8 rows][4]: bits 2(q % 4), 2(q % 4) + 1 of part q / 4
- *                    headers [K/32], then super-headers [K/256], as below; x is the number that a code q stands for
+ *   F32, F16, BF16   [K][8] floats; I8 (KV caches only): [K][8] integers
+ *   the others       codes [K/32][bytes of a block's codes]; each 32-bit lane is a row:
+ *                     8 bits: [8 quads][8 rows][4]: quad q holds k = 4q .. 4q + 3 of the block
+ *                     4 bits: [4][8 rows][4]: low nibbles are quads 0 .. 3, high ones quads 4 .. 7
+ *                     5 bits: as 4, then [8 rows][4]: bit q of a byte is the fifth bit of quad q
+ *                     6 bits: as 4, then [2][8 rows][4]: bits 2(q % 4), 2(q % 4) + 1 of part q / 4
+ *                    headers [K/32], then super-headers [K/256], as below; x is the value of code q
  *
  *            codes        header of a block              super-header         x
  *   Q8_0     8, signed    half d[8]                                           d q
@@ -29,7 +30,7 @@
 
 #include "kernels/tensor_type.h"
 
-#define LANES 8 /* floats in a vector: one AVX2 register, two of NEON */
+#define LANES 8 /* floats per vector: one AVX2 register, two of NEON */
 #define PANEL_ROWS LANES
 #define PANEL_ALIGNMENT 64
 
@@ -48,9 +49,10 @@ typedef enum {
 } panel_format;
 #define NUM_PANEL_FORMATS 11
 
-/* Sizes of a format, in bytes. element_bytes: of float formats, 0 for the others. */
+/* Bytes in one panel: of an element (float formats), or of a block's codes, its header and a
+ * super-block's header (quantized formats). 0 where it does not apply. */
 typedef struct {
-    size_t element_bytes, code_bytes, header_bytes, super_bytes; /* of one panel */
+    size_t element_bytes, code_bytes, header_bytes, super_bytes;
 } panel_layout;
 
 static inline panel_layout panel_layout_of(panel_format format) {
@@ -70,32 +72,33 @@ static inline panel_layout panel_layout_of(panel_format format) {
     return (panel_layout){0, 0, 0, 0};
 }
 
-/* Panels of a matrix. */
+/* The number of panels of a matrix. */
 static inline int64_t panel_count(int64_t num_rows) { return (num_rows + PANEL_ROWS - 1) / PANEL_ROWS; }
 
-/* Whether rows may be cut here: a panel begins. */
+/* True if a panel starts at this row, so that rows may be split here. */
 static inline bool panel_aligned(int64_t row) { return row % PANEL_ROWS == 0; }
 
-/* The panel that begins with this row. */
+/* The panel that starts at this row. */
 static inline const void *panel_at(const void *panels, size_t panel_bytes, int64_t row) {
     return (const char *)panels + (size_t)(row / PANEL_ROWS) * panel_bytes;
 }
 
-/* Where element k of a row lies in panels of a float format, in elements. */
+/* The index of element k of a row in panels of a float format. */
 static inline size_t panel_index(size_t row, size_t k, size_t row_length) {
     return (row / PANEL_ROWS * row_length + k) * PANEL_ROWS + row % PANEL_ROWS;
 }
 
 static inline bool panel_is_quantized(panel_format format) { return format >= PANEL_Q8_0; }
 
-/* Bytes from one panel to the next: a multiple of 32. */
+/* The stride between panels in bytes, a multiple of 32. */
 size_t panel_bytes(panel_format format, int64_t row_length);
 
-/* The format that rows of this type are packed in, which keeps every value exactly. */
+/* The format that rows of this type are packed into, without loss. */
 panel_format panel_format_of(tensor_type type);
 
-/* Packs rows 8 * first .. 8 * last - 1 of a matrix [num_rows][row_length] of this type, row_bytes apart at any
- * alignment, as panels first .. last - 1 into panels (of the whole matrix, aligned to 32 bytes). False: no memory. */
+/* Packs rows 8 * first .. 8 * last - 1 of a matrix [num_rows][row_length] as panels
+ * first .. last - 1. The rows are row_bytes apart at any alignment. `panels` is the caller's memory
+ * for the whole matrix, aligned to 32 bytes. Returns false if out of memory. */
 bool panel_pack(tensor_type type, const void *rows, size_t row_bytes, int64_t num_rows, int64_t row_length,
                 int64_t first, int64_t last, void *panels);
 

@@ -1,4 +1,5 @@
-/* quantize.c: turns rows of floats into a quantized type's blocks: finds who does it, and refuses what cannot be. */
+/* quantize.c: quantizes rows of floats: selects the implementation and rejects what a type cannot
+ * store. */
 #include "kernels/quantize.h"
 
 #include <inttypes.h>
@@ -7,7 +8,7 @@
 #include "llamita.h"
 #include "runtime/error.h"
 
-/* A type that is written; numbers up to largest give finite 16-bit scales. */
+/* A type that can be written. Magnitudes up to `largest` give finite 16-bit scales. */
 typedef struct {
     tensor_type type;
     float largest;
@@ -35,7 +36,7 @@ static bool find_written(const char *name, written_type *out) {
     return false;
 }
 
-/* Magnitudes compare as integers: NaN above infinity above the rest. */
+/* Magnitudes compare as integers: NaN > infinity > finite values. */
 static int32_t largest_magnitude(const float *values, int64_t length) {
     int32_t largest = 0;
     for (int64_t i = 0; i < length; i++) {
@@ -45,18 +46,19 @@ static int32_t largest_magnitude(const float *values, int64_t length) {
     return largest;
 }
 
-/* Names the first number that the type cannot hold; there is one in these rows, of which the first is first_row. */
-static llamita_status refuse_number(const written_type *to, const char *type, const float *rows, int64_t row_length,
+/* Reports the first number that the type cannot store. These rows contain one; the first of them is
+ * first_row. */
+static llamita_status reject_number(const written_type *to, const char *type, const float *rows, int64_t row_length,
                                     int64_t first_row, llamita_error *error) {
     int64_t at = 0;
     const int32_t limit = (int32_t)bits_from_float(to->largest);
     while (largest_magnitude(rows + at, 1) <= limit) at++;
-    const bool broken = largest_magnitude(rows + at, 1) >= 0x7f800000;
+    const bool not_finite = largest_magnitude(rows + at, 1) >= 0x7f800000;
     return error_set(error, LLAMITA_ERROR_NUMERIC,
                      "cannot quantize to %s: row %" PRId64 ", position %" PRId64 ": expected %s, found %g; %s", type,
                      first_row + at / row_length, at % row_length,
-                     broken ? "finite numbers" : "numbers that 16-bit scales reach", (double)rows[at],
-                     broken ? "the weights are broken" : "use F32");
+                     not_finite ? "finite numbers" : "numbers within the range of 16-bit scales", (double)rows[at],
+                     not_finite ? "the weights are damaged" : "use F32");
 }
 
 llamita_status llamita_quantize(const char *type, const float *values, int64_t row_length, int64_t num_rows, void *out,
@@ -75,26 +77,27 @@ llamita_status llamita_quantize(const char *type, const float *values, int64_t r
     tensor_type_blocks(to.type, &block_elements, &block_bytes, &name);
     if (row_length < 0 || num_rows < 0 || row_length % block_elements != 0) {
         return error_set(error, LLAMITA_ERROR_ARGUMENT,
-                         "cannot quantize to %s: expected rows of a multiple of %d numbers, found %" PRId64
+                         "cannot quantize to %s: expected a row length that is a multiple of %d, found %" PRId64
                          " rows of %" PRId64 "; use F16",
                          name, (int)block_elements, num_rows, row_length);
     }
     const size_t row_bytes = (size_t)(row_length / block_elements) * block_bytes;
     if (row_bytes > 0 && out_bytes / row_bytes < (uint64_t)num_rows) {
         return error_set(error, LLAMITA_ERROR_ARGUMENT,
-                         "cannot quantize to %s: expected room for %" PRId64 " rows of %zu bytes, found %zu bytes",
+                         "cannot quantize to %s: expected an output buffer for %" PRId64
+                         " rows of %zu bytes, found %zu bytes",
                          name, num_rows, row_bytes, out_bytes);
     }
     double sum = 0.0;
     if (squared_error) *squared_error = sum;
     if (row_bytes == 0) return LLAMITA_OK;
-    /* Some rows at a time: few enough to stay in the cache between the check and the work. */
+    /* In chunks that stay in the cache between the check and the quantizer. */
     const int64_t max_rows = CHUNK_ELEMENTS / row_length + 1;
     for (int64_t r = 0; r < num_rows; r += max_rows) {
         const int64_t rows = num_rows - r < max_rows ? num_rows - r : max_rows;
         const float *chunk = values + r * row_length;
         if (largest_magnitude(chunk, rows * row_length) > (int32_t)bits_from_float(to.largest))
-            return refuse_number(&to, name, chunk, row_length, r, error);
+            return reject_number(&to, name, chunk, row_length, r, error);
         sum += to.quantize(chunk, rows * row_length / block_elements, (uint8_t *)out + (size_t)r * row_bytes);
     }
     if (squared_error) *squared_error = sum;

@@ -1,4 +1,4 @@
-/* quantize.h: rows of floats to the blocks of a tensor type: what quantize.c chooses between. */
+/* quantize.h: the table of quantizers that quantize.c selects from, one per tensor type. */
 #ifndef LLAMITA_QUANTIZE_H
 #define LLAMITA_QUANTIZE_H
 
@@ -7,11 +7,11 @@
 
 #include "kernels/tensor_type.h"
 
-/* num_blocks consecutive blocks of finite values, none larger than the type's largest (quantize.c). Returns the sum of
- * (stored - value)^2. */
+/* Quantizes num_blocks consecutive blocks of finite values within the type's limit
+ * (QUANTIZED_TYPES) to `out`, the caller's memory. Returns the sum of (stored - value)^2. */
 typedef double quantize_function(const float *values, int64_t num_blocks, uint8_t *out);
 
-/* The same bytes from both. */
+/* Both tables write the same bytes. */
 #define MEMBER(name, suffix, largest) quantize_function *suffix;
 typedef struct {
     QUANTIZED_TYPES(MEMBER)

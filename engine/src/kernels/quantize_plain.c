@@ -1,3 +1,3 @@
-/* quantize_plain.c: the quantizers for any processor. */
+/* quantize_plain.c: the quantizers compiled for any processor. */
 #define QUANTIZE_TABLE quantize_plain
 #include "kernels/quantize_rows.h"

@@ -1,25 +1,26 @@
-/* quantize_rows.h: turns floats into the blocks of quantized types, searching for the scales with the least squared
- * error. Compiled twice: by quantize_plain.c for any processor, by quantize_avx2.c for AVX2; the bytes are the same.
+/* quantize_rows.h: quantizes floats to blocks, searching for the scales with the least squared
+ * error. Compiled twice, by quantize_plain.c for any processor and by quantize_avx2.c for AVX2,
+ * with the same bytes.
  *
- * Eight groups of numbers are worked on at once: lane j of x[i] is number i of group j, so that sums over a group are
- * sums of registers. A group is what shares a scale: a block of 32, or a part of a block of 256. What a block's bytes
- * are is said where they are read: tensor_type.c.
+ * Eight groups of elements are quantized at once: lane j of x[i] is element i of group j, so sums
+ * over a group are sums of registers. A group shares a scale: a block of 32, or a part of a block
+ * of 256. tensor_type.c documents the bytes of each block.
  *
- * The search: for fixed codes the best scale (and offset) is a least-squares solution; so codes are made with several
- * trial scales near the one that just reaches the largest number, each is solved for, and the best one wins.
- */
+ * The search: for fixed codes the best scale (and offset) is a least-squares solution. So codes are
+ * made with several trial scales near the one that just reaches the largest element, the scale is
+ * solved for, and the best one wins. */
 #include "kernels/quantize.h"
 #include "kernels/simd8.h"
 
 enum { GROUPS = LANES };
 
-/* Below, a scale's inverse might overflow: such a group becomes zeros (or its offset). */
+/* A smaller scale's inverse might overflow: such a group becomes zeros (or its offset). */
 #define TINY 1e-30F
 
 static inline simd8 simd8_square(simd8 a) { return simd8_mul(a, a); }
 static inline simd8 simd8_negate(simd8 a) { return simd8_sub(simd8_all(0.0F), a); }
 
-/* 1 / a, and 0 for a tiny a. */
+/* 1 / a, or 0 for a tiny a. */
 static inline simd8 inverse_of(simd8 a) {
     const simd8 tiny = simd8_all(TINY);
     const simd8 safe = simd8_pick(simd8_abs(a), tiny, simd8_all(1.0F), a);
@@ -28,11 +29,12 @@ static inline simd8 inverse_of(simd8 a) {
 
 /* The nearest 16-bit floats, none infinite. */
 static inline simd8 half_scale(simd8 a) {
-    const simd8 most = simd8_all(65504.0F);
-    return simd8_round_half(simd8_max(simd8_min(a, most), simd8_negate(most)));
+    const simd8 limit = simd8_all(65504.0F);
+    return simd8_round_half(simd8_max(simd8_min(a, limit), simd8_negate(limit)));
 }
 
-/* The nearest codes 0 to top - 0.5 for x * inverse + shift - 0.5: shift and top have the half in them. */
+/* The nearest codes, 0 to top - 0.5, for x * inverse + shift - 0.5. shift and top include the 0.5
+ * that rounds. */
 static inline simd8 code_of(simd8 x, simd8 inverse, simd8 shift, simd8 top) {
     const simd8 code = simd8_add(simd8_mul(x, inverse), shift);
     return simd8_truncate(simd8_min(simd8_max(code, simd8_all(0.0F)), top));
@@ -44,7 +46,7 @@ static inline simd8 sum_of(const simd8 *x, int length) {
     return sum;
 }
 
-/* Lane after lane: one order everywhere. */
+/* Adds lane after lane: one order everywhere. */
 static inline double sum_of_lanes(simd8 a) {
     float lane[LANES];
     double sum = 0.0;
@@ -81,15 +83,15 @@ static inline void put_half(uint8_t *out, float value) {
 
 /* ------------------------------------------------------------------ x = scale * (code - zero) */
 
-/* The number with the largest magnitude of each group. */
+/* The element with the largest magnitude of each group. */
 static inline simd8 extreme_of(const simd8 *x, int length) {
     simd8 extreme = x[0];
     for (int i = 1; i < length; i++) extreme = simd8_pick(simd8_abs(extreme), simd8_abs(x[i]), x[i], extreme);
     return extreme;
 }
 
-/* The scale with the least squared error found, of codes 0 to 2 zero - 1. The trial scales are the one that gives the
- * extreme number the code 0, times 1 / factors[i]. */
+/* The scale with the least squared error found, for codes 0 to 2 zero - 1. The trial scales are the
+ * one that gives the extreme element the code 0, times 1 / factors[i]. */
 static inline simd8 search_scale(const simd8 *x, int length, simd8 extreme, float zero, const float *factors,
                                  int num_factors) {
     const simd8 inverse = simd8_mul(inverse_of(extreme), simd8_all(-zero));
@@ -104,14 +106,14 @@ static inline simd8 search_scale(const simd8 *x, int length, simd8 extreme, floa
             squares = simd8_add(squares, simd8_square(code));
         }
         const simd8 scale = simd8_mul(products, inverse_of(squares));
-        const simd8 gain = simd8_mul(products, scale); /* what the squared error falls by */
+        const simd8 gain = simd8_mul(products, scale); /* reduction of the squared error */
         best = simd8_pick(best_gain, gain, scale, best);
         best_gain = simd8_max(best_gain, gain);
     }
     return best;
 }
 
-/* The nearest codes for a scale, and the squared error. */
+/* Fills the nearest codes for a scale; returns the squared errors. */
 static inline simd8 code_symmetric(const simd8 *x, int length, simd8 scale, float zero, simd8 *codes) {
     const simd8 inverse = inverse_of(scale), shift = simd8_all(zero + 0.5F), top = simd8_all(2.0F * zero - 0.5F);
     simd8 error = simd8_all(0.0F);
@@ -122,7 +124,8 @@ static inline simd8 code_symmetric(const simd8 *x, int length, simd8 scale, floa
     return error;
 }
 
-/* ggml's scale, which gives the extreme number the code 0, unless the searched one is better. Returns the errors. */
+/* Uses the searched scale if it beats ggml's, which gives the extreme element the code 0. Returns
+ * the squared errors. */
 static inline simd8 encode_symmetric(const simd8 *x, float zero, const float *factors, int num_factors, simd8 *codes,
                                      simd8 *scale) {
     simd8 plain_codes[BLOCK_LENGTH];
@@ -142,15 +145,16 @@ typedef struct {
     simd8 scale, offset;
 } affine;
 
-/* What a group's search keeps: y = x - low >= 0 and its sums. */
+/* The state of a search: y = x - low >= 0, its sums, and the best solution so far. */
 typedef struct {
     simd8 y[BLOCK_LENGTH], low, sum, squares;
-    bool offset_negative; /* the type has no other */
+    bool offset_negative; /* the type stores no positive offset */
     affine best;          /* of y */
     simd8 best_error;
 } affine_search;
 
-/* Codes for y * inverse + shift - 0.5, the least-squares scale and offset for them, kept if the error is less. */
+/* Makes codes for y * inverse + shift - 0.5 and solves for their least-squares scale and offset.
+ * Keeps them if the error is smaller. */
 static inline void try_affine(affine_search *s, simd8 inverse, simd8 shift, simd8 top) {
     simd8 codes = simd8_all(0.0F), squares = simd8_all(0.0F), products = simd8_all(0.0F);
     for (int i = 0; i < BLOCK_LENGTH; i++) {
@@ -174,9 +178,10 @@ static inline void try_affine(affine_search *s, simd8 inverse, simd8 shift, simd
     s->best_error = simd8_min(error, s->best_error);
 }
 
-/* The trial scales are the one that reaches from the least number to the largest, times 1 / factors[i]; thorough: the
- * least number is also tried half a step below code 0. Then codes are made anew with the best solution, and again. */
-static inline affine search_affine(const simd8 *x, bool thorough, bool offset_negative, float most,
+/* The trial scales are the one that spans the smallest to the largest element, times
+ * 1 / factors[i]. thorough: the smallest element is also tried half a step below code 0. Then the
+ * codes are made again with the best solution, once (thorough: twice). */
+static inline affine search_affine(const simd8 *x, bool thorough, bool offset_negative, float max_code,
                                    const float *factors, int num_factors) {
     affine_search s = {.low = x[0], .offset_negative = offset_negative};
     simd8 high = x[0];
@@ -194,8 +199,8 @@ static inline affine search_affine(const simd8 *x, bool thorough, bool offset_ne
     s.squares = squares;
     s.best = (affine){simd8_all(0.0F), simd8_all(0.0F)};
     s.best_error = squares; /* all codes 0, offset low */
-    const simd8 top = simd8_all(most + 0.5F), half = simd8_all(0.5F);
-    const simd8 inverse = simd8_mul(inverse_of(simd8_sub(high, s.low)), simd8_all(most));
+    const simd8 top = simd8_all(max_code + 0.5F), half = simd8_all(0.5F);
+    const simd8 inverse = simd8_mul(inverse_of(simd8_sub(high, s.low)), simd8_all(max_code));
     for (int f = 0; f < num_factors; f++) {
         const simd8 trial = simd8_mul(inverse, simd8_all(factors[f]));
         try_affine(&s, trial, half, top);
@@ -208,9 +213,9 @@ static inline affine search_affine(const simd8 *x, bool thorough, bool offset_ne
     return (affine){s.best.scale, simd8_add(s.best.offset, s.low)};
 }
 
-/* The nearest codes for a scale and an offset, and the squared error. */
-static inline simd8 code_affine(const simd8 *x, affine a, float most, simd8 *codes) {
-    const simd8 inverse = inverse_of(a.scale), top = simd8_all(most + 0.5F);
+/* Fills the nearest codes for a scale and an offset; returns the squared errors. */
+static inline simd8 code_affine(const simd8 *x, affine a, float max_code, simd8 *codes) {
+    const simd8 inverse = inverse_of(a.scale), top = simd8_all(max_code + 0.5F);
     const simd8 shift = simd8_sub(simd8_all(0.5F), simd8_mul(a.offset, inverse));
     simd8 error = simd8_all(0.0F);
     for (int i = 0; i < BLOCK_LENGTH; i++) {
@@ -221,19 +226,21 @@ static inline simd8 code_affine(const simd8 *x, affine a, float most, simd8 *cod
     return error;
 }
 
-/* ggml's scale and offset, which just span the numbers, unless the searched ones are better. Returns the errors. */
-static inline simd8 encode_affine(const simd8 *x, float most, const float *factors, int num_factors, simd8 *codes,
+/* Uses the searched scale and offset if they beat ggml's, which just span the elements. Returns the
+ * squared errors. */
+static inline simd8 encode_affine(const simd8 *x, float max_code, const float *factors, int num_factors, simd8 *codes,
                                   affine *out) {
     simd8 plain_codes[BLOCK_LENGTH], low = x[0], high = x[0];
     for (int i = 1; i < BLOCK_LENGTH; i++) {
         low = simd8_min(low, x[i]);
         high = simd8_max(high, x[i]);
     }
-    affine plain = {simd8_div(simd8_sub(high, low), simd8_all(most)), low};
-    affine best = search_affine(x, false, false, most, factors, num_factors);
+    affine plain = {simd8_div(simd8_sub(high, low), simd8_all(max_code)), low};
+    affine best = search_affine(x, false, false, max_code, factors, num_factors);
     plain = (affine){half_scale(plain.scale), half_scale(plain.offset)};
     best = (affine){half_scale(best.scale), half_scale(best.offset)};
-    const simd8 plain_error = code_affine(x, plain, most, plain_codes), error = code_affine(x, best, most, codes);
+    const simd8 plain_error = code_affine(x, plain, max_code, plain_codes),
+                error = code_affine(x, best, max_code, codes);
     for (int i = 0; i < BLOCK_LENGTH; i++) codes[i] = simd8_pick(error, plain_error, codes[i], plain_codes[i]);
     out->scale = simd8_pick(error, plain_error, best.scale, plain.scale);
     out->offset = simd8_pick(error, plain_error, best.offset, plain.offset);
@@ -242,8 +249,8 @@ static inline simd8 encode_affine(const simd8 *x, float most, const float *facto
 
 /* ------------------------------------------------------------------ blocks of 32, eight at once */
 
-/* Relative to the inverse scale that just reaches the extreme number. Beyond 1, that number is clipped and the others
- * get finer steps; below 1, it gets a smaller code. */
+/* Relative to the inverse scale that just reaches the extreme element. Above 1, that element is
+ * clipped and the others get finer steps; below 1, it gets a smaller code. */
 static const float q4_0_factors[] = {0.85F, 0.9F, 0.95F, 1.0F, 1.05F, 1.1F, 1.15F, 1.2F, 1.25F};
 static const float q5_0_factors[] = {0.92F, 0.95F, 0.98F, 1.0F, 1.02F, 1.05F, 1.08F, 1.11F, 1.14F};
 static const float q4_1_factors[] = {0.92F, 0.98F, 1.04F, 1.1F, 1.16F, 1.23F};
@@ -285,7 +292,7 @@ static inline void pack_fifth_bits(const uint8_t *codes, uint8_t *out) {
     }
 }
 
-/* ggml's rule: the scale reaches the extreme number, codes are rounded half away from zero. */
+/* ggml's rule: the scale reaches the extreme element, codes round half away from zero. */
 static double eight_q8_0(const simd8 *x, uint8_t *out) {
     const simd8 scale = simd8_div(simd8_abs(extreme_of(x, BLOCK_LENGTH)), simd8_all(127.0F)),
                 inverse = inverse_of(scale);

@@ -1,10 +1,10 @@
-/* quantize_super.h: the part of quantize_rows.h for blocks of 256: groups whose scales are whole multiples of the
- * block's own.
+/* quantize_super.h: the part of quantize_rows.h for blocks of 256, whose groups have scales that
+ * are integer multiples of the block's own.
  *
- * First each group is searched alone. Then the block's scale d (and that of the minima) is chosen, and every group
- * takes the multiples with the least squared error near its own solution. Then d is solved for, given all multiples
- * and codes, and the groups choose again; the better of the rounds is kept.
- */
+ * First each group is searched alone. Then the block's scale d (and that of the minima) is
+ * chosen, and every group takes the multiples with the least squared error near its own
+ * solution. Then d is solved for, given all multiples and codes, and the groups choose again;
+ * the better round is kept. */
 
 static const float q4_k_factors[] = {0.86F, 0.9F, 0.94F, 0.97F, 1.0F, 1.03F, 1.06F, 1.1F, 1.14F, 1.18F, 1.23F, 1.28F};
 static const float q5_k_factors[] = {0.93F, 0.95F, 0.97F, 0.985F, 1.0F, 1.015F, 1.03F, 1.05F, 1.07F, 1.09F, 1.12F};
@@ -13,12 +13,13 @@ static const float q6_k_factors[] = {0.95F, 0.955F, 0.96F, 0.965F, 0.97F, 0.975F
                                      1.03F, 1.035F, 1.04F, 1.045F, 1.05F, 1.055F, 1.06F};
 enum { SUPER_ROUNDS = 4 };
 
-/* The smallest 16-bit float of at least about value / most: most multiples of it reach the value. */
-static inline float super_scale(float value, float most) {
-    const float exact = value / most;
+/* The 16-bit float nearest to value / max_multiple, or the next one if max_multiple + 0.4 times the
+ * nearest does not reach the value. */
+static inline float super_scale(float value, float max_multiple) {
+    const float exact = value / max_multiple;
     const uint16_t half = half_from_float(exact);
     const float nearest = float_from_half(&half);
-    if (nearest * (most + 0.4F) >= value) return nearest;
+    if (nearest * (max_multiple + 0.4F) >= value) return nearest;
     const uint16_t above = (uint16_t)(half + 1);
     return float_from_half(&above);
 }
@@ -28,7 +29,7 @@ static inline float nearest_half(double value) {
     return float_from_half(&half);
 }
 
-/* ------------------------------------------------------------------ x = d * multiple * code - d_minimum * minimum */
+/* ------------------------------------------------ x = d * multiple * code - d_minimum * minimum */
 
 typedef struct {
     float d, d_minimum;
@@ -36,16 +37,16 @@ typedef struct {
     double error;
 } affine_fit;
 
-/* The nearest multiple of d, 0 to 63, and delta beside it. */
+/* The nearest multiple of d, plus delta, clamped to 0 .. 63. */
 static inline simd8 multiple_of(simd8 value, float d, float delta) {
     const simd8 inverse = inverse_of(simd8_all(d));
     const simd8 nearest = code_of(value, inverse, simd8_all(0.5F), simd8_all(63.5F));
     return simd8_min(simd8_max(simd8_add(nearest, simd8_all(delta)), simd8_all(0.0F)), simd8_all(63.0F));
 }
 
-/* The minimum that suits the codes of (scale, offset) best: their mean overshoot. */
-static inline simd8 better_minimum(const simd8 *x, affine a, float most) {
-    const simd8 inverse = inverse_of(a.scale), top = simd8_all(most + 0.5F);
+/* The best minimum for the codes of (scale, offset): their mean overshoot. */
+static inline simd8 better_minimum(const simd8 *x, affine a, float max_code) {
+    const simd8 inverse = inverse_of(a.scale), top = simd8_all(max_code + 0.5F);
     const simd8 shift = simd8_sub(simd8_all(0.5F), simd8_mul(a.offset, inverse));
     simd8 over = simd8_all(0.0F);
     for (int i = 0; i < BLOCK_LENGTH; i++)
@@ -53,19 +54,19 @@ static inline simd8 better_minimum(const simd8 *x, affine a, float most) {
     return simd8_mul(over, simd8_all(1.0F / BLOCK_LENGTH));
 }
 
-/* Each group's multiples near its own solution, for given d and d_minimum. */
-static inline affine_fit fit_affine(const simd8 *x, affine own, float most, float d, float d_minimum) {
+/* Finds each group's multiples near its own solution, for given d and d_minimum. */
+static inline affine_fit fit_affine(const simd8 *x, affine own, float max_code, float d, float d_minimum) {
     affine_fit fit = {d, d_minimum, simd8_all(0.0F), simd8_all(0.0F), 0.0};
     simd8 codes[BLOCK_LENGTH], best_error = simd8_all(3e38F);
     const simd8 own_minima = multiple_of(simd8_negate(own.offset), d_minimum, 0.0F);
     for (int delta = -1; delta <= 1; delta++) {
         const simd8 multiples = multiple_of(own.scale, d, (float)delta);
         affine a = {simd8_mul(simd8_all(d), multiples), simd8_negate(simd8_mul(simd8_all(d_minimum), own_minima))};
-        const simd8 minimum = better_minimum(x, a, most);
+        const simd8 minimum = better_minimum(x, a, max_code);
         for (int minimum_delta = -1; minimum_delta <= 1; minimum_delta++) {
             const simd8 minima = multiple_of(minimum, d_minimum, (float)minimum_delta);
             a.offset = simd8_negate(simd8_mul(simd8_all(d_minimum), minima));
-            const simd8 error = code_affine(x, a, most, codes);
+            const simd8 error = code_affine(x, a, max_code, codes);
             fit.multiples = simd8_pick(error, best_error, multiples, fit.multiples);
             fit.minima = simd8_pick(error, best_error, minima, fit.minima);
             best_error = simd8_min(error, best_error);
@@ -80,10 +81,11 @@ static inline affine affine_of_fit(const affine_fit *fit) {
                     simd8_negate(simd8_mul(simd8_all(fit->d_minimum), fit->minima))};
 }
 
-/* d and d_minimum with the least squared error, given the fit's multiples and codes: 2 normal equations. */
-static inline void solve_affine(const simd8 *x, const affine_fit *fit, float most, float *d, float *d_minimum) {
+/* The d and d_minimum with the least squared error, given the fit's multiples and codes: two normal
+ * equations. */
+static inline void solve_affine(const simd8 *x, const affine_fit *fit, float max_code, float *d, float *d_minimum) {
     simd8 codes[BLOCK_LENGTH], products = simd8_all(0.0F), squares = simd8_all(0.0F);
-    code_affine(x, affine_of_fit(fit), most, codes);
+    code_affine(x, affine_of_fit(fit), max_code, codes);
     for (int i = 0; i < BLOCK_LENGTH; i++) {
         products = simd8_add(products, simd8_mul(codes[i], x[i]));
         squares = simd8_add(squares, simd8_square(codes[i]));
@@ -102,29 +104,30 @@ static inline void solve_affine(const simd8 *x, const affine_fit *fit, float mos
     }
 }
 
-/* One block: its fit, and its codes, group after group. */
-static inline affine_fit encode_super_affine(const float *values, float most, const float *factors, int num_factors,
+/* Encodes one block; fills its codes, group after group. */
+static inline affine_fit encode_super_affine(const float *values, float max_code, const float *factors, int num_factors,
                                              uint8_t *bytes) {
     simd8 x[BLOCK_LENGTH], codes[BLOCK_LENGTH];
     columns_of(values, BLOCK_LENGTH, x);
-    const affine own = search_affine(x, true, true, most, factors, num_factors);
+    const affine own = search_affine(x, true, true, max_code, factors, num_factors);
     const float d = super_scale(largest_lane(own.scale), 63.0F);
     const float d_minimum = super_scale(largest_lane(simd8_negate(own.offset)), 63.0F);
-    affine_fit best = fit_affine(x, own, most, d, d_minimum);
+    affine_fit best = fit_affine(x, own, max_code, d, d_minimum);
     for (int r = 0; r < SUPER_ROUNDS; r++) {
         float next_d = best.d, next_minimum = best.d_minimum;
-        solve_affine(x, &best, most, &next_d, &next_minimum);
+        solve_affine(x, &best, max_code, &next_d, &next_minimum);
         if (!(next_d > 0.0F) || !(next_minimum >= 0.0F) || (next_d == best.d && next_minimum == best.d_minimum)) break;
-        const affine_fit next = fit_affine(x, own, most, next_d, next_minimum);
+        const affine_fit next = fit_affine(x, own, max_code, next_d, next_minimum);
         if (!(next.error < best.error)) break;
         best = next;
     }
-    code_affine(x, affine_of_fit(&best), most, codes);
+    code_affine(x, affine_of_fit(&best), max_code, codes);
     codes_to_bytes(codes, BLOCK_LENGTH, bytes);
     return best;
 }
 
-/* d, d_minimum and the 8 multiples and minima of 6 bits: the first 16 bytes of Q4_K and Q5_K. */
+/* Writes d, d_minimum and the eight 6-bit multiples and minima: the first 16 bytes of Q4_K and
+ * Q5_K. */
 static inline void pack_affine_scales(const affine_fit *fit, uint8_t *out) {
     float multiples[LANES], minima[LANES];
     simd8_store(multiples, fit->multiples);
@@ -175,7 +178,7 @@ static double quantize_q5_k(const float *values, int64_t num_blocks, uint8_t *ou
     return error;
 }
 
-/* ------------------------------------------------------------------ Q6_K: x = d * multiple * (code - 32) */
+/* --------------------------------------------------------- Q6_K: x = d * multiple * (code - 32) */
 
 enum { HALVES = 2, GROUP = 16 };
 
@@ -205,7 +208,7 @@ static inline symmetric_fit fit_symmetric(simd8 x[HALVES][GROUP], const simd8 *o
     return fit;
 }
 
-/* d with the least squared error, given the fit's multiples and codes. */
+/* The d with the least squared error, given the fit's multiples and codes. */
 static inline float solve_symmetric(simd8 x[HALVES][GROUP], const symmetric_fit *fit) {
     double products = 0.0, squares = 0.0;
     for (int h = 0; h < HALVES; h++) {

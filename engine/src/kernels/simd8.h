@@ -1,6 +1,5 @@
-/* simd8.h: eight floats at once: an AVX2 register where the including file is compiled for it, else plain C.
- * Both give the same bits: every operation is rounded by itself, and nobody hands over a NaN.
- */
+/* simd8.h: a vector of eight floats: an AVX2 register if the including file is compiled for it,
+ * else plain C. Both give the same bits: every operation rounds on its own, and no input is NaN. */
 #ifndef LLAMITA_SIMD8_H
 #define LLAMITA_SIMD8_H
 
@@ -24,7 +23,7 @@ static inline simd8 simd8_div(simd8 a, simd8 b) { return _mm256_div_ps(a, b); }
 static inline simd8 simd8_min(simd8 a, simd8 b) { return _mm256_min_ps(a, b); }
 static inline simd8 simd8_max(simd8 a, simd8 b) { return _mm256_max_ps(a, b); }
 static inline simd8 simd8_abs(simd8 a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0F), a); }
-/* Towards zero; |a| < 2^31. */
+/* Toward zero; |a| < 2^31. */
 static inline simd8 simd8_truncate(simd8 a) { return _mm256_cvtepi32_ps(_mm256_cvttps_epi32(a)); }
 /* x where a < b, else y. */
 static inline simd8 simd8_pick(simd8 a, simd8 b, simd8 x, simd8 y) {
@@ -35,7 +34,7 @@ static inline simd8 simd8_round_half(simd8 a) {
     return _mm256_cvtph_ps(_mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
 
-/* Whole numbers of 0 to 255. */
+/* Integers 0 to 255. */
 static inline void simd8_store_bytes(uint8_t *to, simd8 a) {
     const __m256i whole = _mm256_cvttps_epi32(a);
     const __m128i words = _mm_packus_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));

@@ -1,8 +1,9 @@
-/* tensor_type.c: turns rows of any tensor type into floats; the blocks are described where they are decoded.
+/* tensor_type.c: dequantizes rows of every tensor type. Each block layout is documented at its
+ * decoder.
  *
- * "half" is a 16-bit float. Codes of 4 bits lie in bytes: a group of bytes holds its low nibbles first, then its high
- * ones. Codes of 2 bits likewise: a group of 32 bytes holds bits 0-1 of all, then bits 2-3, 4-5, 6-7.
- */
+ * "half" is a 16-bit float. 4-bit codes are packed in groups of bytes: a group holds its low
+ * nibbles first, then its high ones. 2-bit codes likewise: a group of 32 bytes holds bits 0-1 of
+ * all, then bits 2-3, 4-5, 6-7. */
 #include "kernels/tensor_type.h"
 
 #include "llamita.h"
@@ -33,7 +34,7 @@ static void dequantize_q8_0(const void *row, int64_t length, float *out) {
     }
 }
 
-/* Q4_0: half scale, 16 bytes of nibbles; 8 stands for zero. */
+/* Q4_0: half scale, 16 bytes of nibbles; code 8 is zero. */
 static void dequantize_q4_0(const void *row, int64_t length, float *out) {
     const uint8_t *block = row;
     for (int64_t k = 0; k < length; k += BLOCK_LENGTH, block += 18) {
@@ -57,7 +58,8 @@ static void dequantize_q4_1(const void *row, int64_t length, float *out) {
     }
 }
 
-/* The 32 codes of 5 bits of Q5_0 and Q5_1: bit i of 4 little-endian bytes is the highest of code i; then nibbles. */
+/* The 32 5-bit codes of Q5_0 and Q5_1: bit i of 4 little-endian bytes is the high bit of code i;
+ * then nibbles. */
 static inline void codes_of_5_bits(const uint8_t *bytes, int codes[BLOCK_LENGTH]) {
     for (int i = 0; i < BLOCK_LENGTH / 2; i++) {
         codes[i] = (bytes[4 + i] & 15) | (bytes[i / 8] >> i % 8 & 1) << 4;
@@ -65,7 +67,7 @@ static inline void codes_of_5_bits(const uint8_t *bytes, int codes[BLOCK_LENGTH]
     }
 }
 
-/* Q5_0: half scale, codes; 16 stands for zero. */
+/* Q5_0: half scale, codes; code 16 is zero. */
 static void dequantize_q5_0(const void *row, int64_t length, float *out) {
     const uint8_t *block = row;
     int codes[BLOCK_LENGTH];
@@ -87,7 +89,7 @@ static void dequantize_q5_1(const void *row, int64_t length, float *out) {
     }
 }
 
-/* Codes that are numbers of a table: 16 bytes of nibbles for 32 values. */
+/* Codes that index a table: 16 bytes of nibbles for 32 values. */
 static inline void look_up_nibbles(const uint8_t *bytes, const int8_t table[16], float scale, float *out) {
     for (int i = 0; i < BLOCK_LENGTH / 2; i++) {
         out[i] = scale * (float)table[bytes[i] & 15];
@@ -105,8 +107,9 @@ static void dequantize_iq4_nl(const void *row, int64_t length, float *out) {
         look_up_nibbles(block + 2, iq4_values, float_from_half(block), out + k);
 }
 
-/* MXFP4 (OCP microscaling formats, E2M1 with a shared E8M0): a byte e for the scale 2^(e - 127), nibbles. The table
- * holds twice the values, so the scale is halved; 2^-127 and 2^-128 are subnormal. */
+/* MXFP4 (OCP microscaling formats, E2M1 with a shared E8M0): a byte e for the scale 2^(e - 127),
+ * nibbles. The table holds doubled values, so the scale is halved; 2^-127 and 2^-128 are
+ * subnormal. */
 static void dequantize_mxfp4(const void *row, int64_t length, float *out) {
     static const int8_t doubled[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
     const uint8_t *block = row;
@@ -117,10 +120,10 @@ static void dequantize_mxfp4(const void *row, int64_t length, float *out) {
     }
 }
 
-/* ------------------------------------------------------------------ blocks of 256 with scales of their own */
+/* ------------------------------------------------------- blocks of 256 with scales of their own */
 
-/* Q2_K: 16 bytes for groups of 16: nibbles scale (low) and minimum (high); 64 bytes of 2-bit codes; half scale of the
- * scales, half scale of the minima. */
+/* Q2_K: 16 bytes, one per group of 16: scale (low nibble) and minimum (high nibble); 64 bytes of
+ * 2-bit codes; half scale of the scales, half scale of the minima. */
 static void dequantize_q2_k(const void *row, int64_t length, float *out) {
     const uint8_t *block = row;
     for (int64_t k = 0; k < length; k += SUPER_LENGTH, block += 84) {
@@ -135,15 +138,16 @@ static void dequantize_q2_k(const void *row, int64_t length, float *out) {
     }
 }
 
-/* The 16 scales of 6 bits of Q3_K, 32 standing for zero. 8 bytes: their low nibbles are scales 0-7, their high ones
- * 8-15; then 4 bytes with the upper 2 bits: bits 0-1 of scales 0-3, bits 2-3 of scales 4-7, and so on. */
+/* The 16 6-bit scales of Q3_K, where 32 is zero. 8 bytes: their low nibbles are scales 0-7, their
+ * high ones 8-15; then 4 bytes with the upper 2 bits: bits 0-1 of scales 0-3, bits 2-3 of scales
+ * 4-7, and so on. */
 static inline int q3_k_scale(const uint8_t *bytes, int group) {
     const int low = bytes[group % 8] >> (group / 8 * 4) & 15, high = bytes[8 + group % 4] >> (group / 4 * 2) & 3;
     return (low | high << 4) - 32;
 }
 
-/* Q3_K: 32 bytes: bit b of byte i is the highest of code 32 b + i; 64 bytes of 2-bit codes; 12 bytes of scales for
- * groups of 16; half scale. 4 stands for zero. */
+/* Q3_K: 32 bytes: bit b of byte i is the high bit of code 32 b + i; 64 bytes of 2-bit codes; 12
+ * bytes of scales for groups of 16; half scale. Code 4 is zero. */
 static void dequantize_q3_k(const void *row, int64_t length, float *out) {
     const uint8_t *block = row;
     for (int64_t k = 0; k < length; k += SUPER_LENGTH, block += 110) {
@@ -159,9 +163,9 @@ static void dequantize_q3_k(const void *row, int64_t length, float *out) {
     }
 }
 
-/* The 8 scales and 8 minima of 6 bits of Q4_K and Q5_K in 12 bytes. Groups 0-3: the low 6 bits of bytes 0-3 (scales)
- * and 4-7 (minima). Groups 4-7: the low nibbles of bytes 8-11 (scales) and their high ones (minima), under the upper 2
- * bits of bytes 0-3 and 4-7. */
+/* The 8 6-bit scales and 8 minima of Q4_K and Q5_K in 12 bytes. Groups 0-3: the low 6 bits of bytes
+ * 0-3 (scales) and 4-7 (minima). Groups 4-7: the low nibbles of bytes 8-11 (scales) and their high
+ * ones (minima), below the upper 2 bits of bytes 0-3 and 4-7. */
 static inline void q4_k_scale(const uint8_t *bytes, int group, float d, float d_minimum, float *scale, float *minimum) {
     int scale_code = bytes[group] & 63, minimum_code = bytes[group + 4] & 63;
     if (group >= 4) {
@@ -172,8 +176,8 @@ static inline void q4_k_scale(const uint8_t *bytes, int group, float d, float d_
     *minimum = d_minimum * (float)minimum_code;
 }
 
-/* Q4_K: half scale of the scales, half scale of the minima, 12 bytes of scales and minima for groups of 32, 4 times 32
- * bytes of nibbles. */
+/* Q4_K: half scale of the scales, half scale of the minima, 12 bytes of scales and minima for
+ * groups of 32, 4 times 32 bytes of nibbles. */
 static void dequantize_q4_k(const void *row, int64_t length, float *out) {
     const uint8_t *block = row;
     for (int64_t k = 0; k < length; k += SUPER_LENGTH, block += 144) {
@@ -189,7 +193,8 @@ static void dequantize_q4_k(const void *row, int64_t length, float *out) {
     }
 }
 
-/* Q5_K: as Q4_K, with 32 bytes before the nibbles: bit g of byte i is the highest of code i of group g. */
+/* Q5_K: as Q4_K, with 32 bytes before the nibbles: bit g of byte i is the high bit of code i of
+ * group g. */
 static void dequantize_q5_k(const void *row, int64_t length, float *out) {
     const uint8_t *block = row;
     for (int64_t k = 0; k < length; k += SUPER_LENGTH, block += 176) {
@@ -206,8 +211,8 @@ static void dequantize_q5_k(const void *row, int64_t length, float *out) {
     }
 }
 
-/* Q6_K: 2 times 64 bytes of nibbles, 2 times 32 bytes with the upper 2 bits, int8 scales[16] for groups of 16, half
- * scale. 32 stands for zero. */
+/* Q6_K: 2 times 64 bytes of nibbles, 2 times 32 bytes with the upper 2 bits, int8 scales[16] for
+ * groups of 16, half scale. Code 32 is zero. */
 static void dequantize_q6_k(const void *row, int64_t length, float *out) {
     const uint8_t *block = row;
     for (int64_t k = 0; k < length; k += SUPER_LENGTH, block += 210) {
@@ -224,8 +229,8 @@ static void dequantize_q6_k(const void *row, int64_t length, float *out) {
     }
 }
 
-/* IQ4_XS: half scale, 2 bytes: the upper 2 bits of 8 scales for groups of 32, 4 bytes: their lower nibbles (32 stands
- * for zero), then 8 times the nibbles of IQ4_NL. */
+/* IQ4_XS: half scale; 2 bytes: the upper 2 bits of 8 scales for groups of 32; 4 bytes: their low
+ * nibbles (32 is zero); then 8 times the nibbles of IQ4_NL. */
 static void dequantize_iq4_xs(const void *row, int64_t length, float *out) {
     const uint8_t *block = row;
     for (int64_t k = 0; k < length; k += SUPER_LENGTH, block += 136) {
@@ -239,10 +244,10 @@ static void dequantize_iq4_xs(const void *row, int64_t length, float *out) {
     }
 }
 
-/* ------------------------------------------------------------------ blocks of 256 ternary values */
+/* ----------------------------------------------------------------- blocks of 256 ternary values */
 
-/* count bytes hold `digits` values each, as the leading ternary digits of byte / 256: digit n of byte i is value
- * count * n + i, 0 to 2, and 1 stands for zero. */
+/* count bytes hold `digits` values each, as the leading ternary digits of byte / 256: digit n of
+ * byte i is value count * n + i, 0 to 2, where 1 is zero. */
 static inline float *ternary_digits(const uint8_t *bytes, int count, int digits, float scale, float *out) {
     static const int powers[5] = {1, 3, 9, 27, 81};
     for (int n = 0; n < digits; n++)
@@ -261,7 +266,7 @@ static void dequantize_tq1_0(const void *row, int64_t length, float *out) {
     }
 }
 
-/* TQ2_0: 2 times 32 bytes of 2-bit codes; half scale. 1 stands for zero. */
+/* TQ2_0: 2 times 32 bytes of 2-bit codes; half scale. Code 1 is zero. */
 static void dequantize_tq2_0(const void *row, int64_t length, float *out) {
     const uint8_t *block = row;
     for (int64_t k = 0; k < length; k += SUPER_LENGTH, block += 66) {
@@ -287,7 +292,7 @@ typedef struct {
 static const type_row types[TENSOR_TYPES_END] = {TENSOR_TYPES(ROW)};
 #undef ROW
 
-/* NULL for what is not in the table. */
+/* NULL if the type is not in the table. */
 static const type_row *row_of(tensor_type type) {
     return (unsigned)type < TENSOR_TYPES_END && types[type].name ? &types[type] : NULL;
 }
@@ -327,10 +332,11 @@ llamita_status llamita_dequantize(int32_t id, const void *blocks, int64_t num_el
                                   llamita_error *error) {
     const type_row *row = row_of((tensor_type)id);
     if (!row || num_elements < 0 || num_elements % row->elements != 0)
-        return error_set(error, LLAMITA_ERROR_ARGUMENT,
-                         "cannot dequantize: expected a type of llamita_tensor_type and whole blocks of it, found type "
-                         "%d and %lld elements",
-                         (int)id, (long long)num_elements);
+        return error_set(
+            error, LLAMITA_ERROR_ARGUMENT,
+            "cannot dequantize: expected a type that llamita_tensor_type lists and whole blocks, found type "
+            "%d and %lld elements",
+            (int)id, (long long)num_elements);
     row->dequantize(blocks, num_elements, values);
     return LLAMITA_OK;
 }

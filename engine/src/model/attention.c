@@ -1,18 +1,19 @@
-/* attention.c: queries and the cached keys and values in, weighted sums of values out. */
+/* attention.c: attention of queries over cached keys and values. */
 #include "model/attention.h"
 
 #include <math.h>
 
 #include "kernels/float_math.h"
 
-/* A column is one query head of one token: all that share a kv head meet its keys and values together. */
+/* A column is one query head of one token. All columns that share a kv head are multiplied with its
+ * keys and values together. */
 typedef struct {
     float *query;           /* [columns][S], times 1 / sqrt(S) */
     float *scores;          /* [columns][KV_PAGE_TOKENS] */
-    float *sums;            /* [columns][S], of one page */
-    float *all_sums;        /* [columns][S], of all pages so far */
-    float *states;          /* [columns][2], of all pages so far: the largest score, the sum of the weights */
-    float *largest, *total; /* [columns], of one page */
+    float *sums;            /* [columns][S] of one page */
+    float *all_sums;        /* [columns][S] over all pages so far */
+    float *states;          /* [columns][2] over all pages so far: largest score, sum of weights */
+    float *largest, *total; /* [columns] of one page */
 } scratch_memory;
 
 static int64_t max_columns(int32_t num_heads, int32_t num_kv_heads) {
@@ -24,7 +25,7 @@ size_t attention_scratch_floats(int32_t num_heads, int32_t num_kv_heads, int32_t
     return (size_t)max_columns(num_heads, num_kv_heads) * each;
 }
 
-static scratch_memory divide(float *memory, int64_t columns, int32_t head_dim) {
+static scratch_memory split_scratch(float *memory, int64_t columns, int32_t head_dim) {
     scratch_memory s = {.query = memory};
     s.scores = s.query + columns * head_dim;
     s.sums = s.scores + columns * KV_PAGE_TOKENS;
@@ -35,7 +36,7 @@ static scratch_memory divide(float *memory, int64_t columns, int32_t head_dim) {
     return s;
 }
 
-/* Of column c, in a [T, H, S] array. */
+/* The offset of column c in a [T, H, S] array. */
 static int64_t head_offset(const attention_job *job, const attention_tile *tile, int32_t kv_head, int64_t c) {
     const kv_shape *shape = tile->cache->shape;
     const int64_t group = job->num_heads / shape->num_heads;
@@ -52,9 +53,10 @@ static void scale_queries(const attention_job *job, const attention_tile *tile, 
     }
 }
 
-/* Scores to weights: column c sees `visible` of the page's positions, the other weights up to num_positions are 0. */
-static void weigh(const kernels *k, const kv_head_page *head, scratch_memory *s, int64_t c, int32_t visible,
-                  int32_t num_positions) {
+/* Turns scores into weights: column c sees the first `visible` positions of the page; its other
+ * weights, up to num_positions, are 0. */
+static void scores_to_weights(const kernels *k, const kv_head_page *head, scratch_memory *s, int64_t c, int32_t visible,
+                              int32_t num_positions) {
     float *scores = s->scores + c * KV_PAGE_TOKENS;
     visible = visible < 0 ? 0 : visible < num_positions ? visible : num_positions;
     if (head->key_scales)
@@ -66,7 +68,7 @@ static void weigh(const kernels *k, const kv_head_page *head, scratch_memory *s,
     for (int32_t i = visible; i < num_positions; i++) scores[i] = 0.0f;
 }
 
-/* largest, total and sums of every column for one page. */
+/* Fills largest, total and sums of every column for one page. */
 static void attend_to_page(const attention_job *job, const attention_tile *tile, int32_t kv_head, int32_t page,
                            int64_t columns, scratch_memory *s) {
     const kv_shape *shape = tile->cache->shape;
@@ -86,7 +88,7 @@ static void attend_to_page(const attention_job *job, const attention_tile *tile,
                                            .out = s->scores,
                                            .out_stride = KV_PAGE_TOKENS});
     for (int64_t c = 0; c < columns; c++)
-        weigh(k, &head, s, c, tile->first_position + (int32_t)(c / group) + 1 - first, num_positions);
+        scores_to_weights(k, &head, s, c, tile->first_position + (int32_t)(c / group) + 1 - first, num_positions);
     k->matmul[shape->format](&(matmul_job){.panels = head.values,
                                            .panel_bytes = shape->value_panel_bytes,
                                            .num_rows = head_dim,
@@ -98,16 +100,16 @@ static void attend_to_page(const attention_job *job, const attention_tile *tile,
                                            .out_stride = (size_t)head_dim});
 }
 
-/* ------------------------------------------------------------------ pages together */
+/* ------------------------------------------------------------------ merging pages */
 
-static void begin(float *sum, float state[2], int32_t head_dim) {
+static void reset_sum(float *sum, float state[2], int32_t head_dim) {
     for (int32_t i = 0; i < head_dim; i++) sum[i] = 0.0f;
     state[0] = -INFINITY;
     state[1] = 0.0f;
 }
 
-/* Whichever has the smaller largest score is scaled down to the other's. A page of which nothing is seen changes
- * nothing. */
+/* Adds a page to the sum so far. The part with the smaller largest score is scaled down to the
+ * other's. A page without visible positions changes nothing. */
 static void merge(float *sum, float state[2], const float *page_sum, float largest, float total, int32_t head_dim) {
     if (total == 0.0f) return;
     if (largest > state[0]) {
@@ -126,9 +128,9 @@ void attention(const attention_job *job, const attention_tile *tile, int32_t kv_
     const kv_shape *shape = tile->cache->shape;
     const int32_t head_dim = shape->head_dim, num_pages = attention_num_pages(tile);
     const int64_t columns = (int64_t)tile->num_tokens * (job->num_heads / shape->num_heads);
-    scratch_memory s = divide(scratch, max_columns(job->num_heads, shape->num_heads), head_dim);
+    scratch_memory s = split_scratch(scratch, max_columns(job->num_heads, shape->num_heads), head_dim);
     scale_queries(job, tile, kv_head, columns, s.query);
-    for (int64_t c = 0; c < columns; c++) begin(s.all_sums + c * head_dim, s.states + 2 * c, head_dim);
+    for (int64_t c = 0; c < columns; c++) reset_sum(s.all_sums + c * head_dim, s.states + 2 * c, head_dim);
     for (int32_t page = 0; page < num_pages; page++) {
         attend_to_page(job, tile, kv_head, page, columns, &s);
         for (int64_t c = 0; c < columns; c++)
@@ -146,7 +148,7 @@ void attention_page(const attention_job *job, const attention_tile *tile, int32_
     const kv_shape *shape = tile->cache->shape;
     const int32_t head_dim = shape->head_dim;
     const int64_t group = job->num_heads / shape->num_heads, columns = tile->num_tokens * group;
-    scratch_memory s = divide(scratch, max_columns(job->num_heads, shape->num_heads), head_dim);
+    scratch_memory s = split_scratch(scratch, max_columns(job->num_heads, shape->num_heads), head_dim);
     scale_queries(job, tile, kv_head, columns, s.query);
     attend_to_page(job, tile, kv_head, page, columns, &s);
     for (int64_t c = 0; c < columns; c++) {
@@ -160,7 +162,7 @@ void attention_page(const attention_job *job, const attention_tile *tile, int32_
 
 void attention_merge(const float *partials, int32_t num_pages, int32_t head_dim, float *out) {
     float state[2];
-    begin(out, state, head_dim);
+    reset_sum(out, state, head_dim);
     for (int32_t page = 0; page < num_pages; page++) {
         const float *partial = partials + (size_t)page * PARTIAL_FLOATS(head_dim);
         merge(out, state, partial, partial[head_dim], partial[head_dim + 1], head_dim);

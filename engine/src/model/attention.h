@@ -1,20 +1,20 @@
-/* attention.h: queries and the cached keys and values in, weighted sums of values out.
+/* attention.h: attention of queries over cached keys and values.
  *
- * The positions of a sequence are cut into pages. Each page alone gives a query its largest score, the sum of the weights
- * exp(score - largest) and the sum of the values so weighted; the pages are then merged in order (online softmax,
- * Milakov and Gimelshein, 1805.02867). So the result does not depend on who does which page, and when.
- */
+ * The positions of a sequence are split into pages. For one query, a page gives the largest score,
+ * the sum of the weights exp(score - largest) and the weighted sum of the values. The pages are
+ * then merged in order (online softmax, Milakov and Gimelshein, 1805.02867), so the result does not
+ * depend on which worker computes which page, or when. */
 #ifndef LLAMITA_ATTENTION_H
 #define LLAMITA_ATTENTION_H
 
 #include "model/kv_cache.h"
 
-#define TILE_TOKENS 16 /* tokens that meet a page of keys at once */
+#define TILE_TOKENS 16 /* tokens that share each read of a page */
 
-/* Some consecutive tokens of one sequence, at most TILE_TOKENS, within a pass. */
+/* Consecutive tokens of one sequence within a pass, at most TILE_TOKENS. */
 typedef struct {
-    const kv_cache *cache; /* holds their own positions, too */
-    int32_t first_token;   /* of the pass */
+    const kv_cache *cache; /* already holds the keys and values of these tokens */
+    int32_t first_token;   /* within the pass */
     int32_t num_tokens;
     int32_t first_position;
 } attention_tile;
@@ -26,25 +26,26 @@ typedef struct {
     float *out;         /* [T, H, S] */
 } attention_job;
 
-/* What one page gives one query: the sum of values [S], the largest score, the sum of weights. */
+/* The partial result of one page for one query: the sum of values [S], the largest score, the sum
+ * of weights. */
 #define PARTIAL_FLOATS(head_dim) ((size_t)(head_dim) + 2)
 
 static inline int32_t attention_num_pages(const attention_tile *tile) {
     return (tile->first_position + tile->num_tokens + KV_PAGE_TOKENS - 1) / KV_PAGE_TOKENS;
 }
 
-/* A worker's own memory, in floats. */
+/* Floats of scratch memory that a worker needs; the caller allocates it. */
 size_t attention_scratch_floats(int32_t num_heads, int32_t num_kv_heads, int32_t head_dim);
 
-/* All pages for the query heads of one kv head; writes their part of job->out. */
+/* Attends to all pages for the query heads of one kv head; writes their part of job->out. */
 void attention(const attention_job *job, const attention_tile *tile, int32_t kv_head, float *scratch);
 
-/* One page: partial p of token t (of the tile) and query head h (of this kv head) goes to
- * partials[((t * num_heads + h) * stride + page) * PARTIAL_FLOATS]. */
+/* Attends to one page. The partial of token t (of the tile) and query head h (of this kv head) goes
+ * to partials[((t * num_heads + h) * stride + page) * PARTIAL_FLOATS]. */
 void attention_page(const attention_job *job, const attention_tile *tile, int32_t kv_head, int32_t page, float *scratch,
                     float *partials, int32_t stride);
 
-/* out [S] of one token and head from its partials [num_pages]. */
+/* Merges the partials [num_pages] of one token and head into out [S]. */
 void attention_merge(const float *partials, int32_t num_pages, int32_t head_dim, float *out);
 
 #endif

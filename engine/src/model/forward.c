@@ -1,9 +1,10 @@
-/* forward.c: the network, from token ids to logits, with the names and in the order of src/llamita/model/llama.py.
+/* forward.c: the network, from token ids to logits, with the names and in the order of
+ * src/llamita/model/llama.py.
  *
- * All workers of the pool run forward_worker together, each on its part of every operation. A barrier separates writes of
- * one worker from reads of another. A small pass (decoding) has four barriers a layer, because each worker norms the
- * residual for itself, and five where it cannot attend with the heads that it has projected itself.
- */
+ * All workers of the pool run forward_worker together, each on its part of every operation. A
+ * barrier separates one worker's writes from another worker's reads. A small pass (decoding) has
+ * four barriers per layer, because each worker normalizes the whole residual itself, and five if a
+ * worker cannot attend with just the heads that it projected. */
 #include "model/forward_pass.h"
 
 /* ------------------------------------------------------------------ adapters */
@@ -13,7 +14,7 @@ static float *lora_hidden_of(const forward *f, worker w, const lora_tokens *toke
     return f->lora_hidden + (first + tokens->first_token) * f->lora_floats;
 }
 
-/* The hidden values of LoRA for the columns that matrices first .. last read. */
+/* Computes LoRA's hidden values (A x) for the columns that matrices first .. last read. */
 static void apply_lora_down(const forward *f, worker w, int32_t layer_index, layer_matrix first, layer_matrix last,
                             const activations *columns) {
     if (f->num_lora_runs == 0) return;
@@ -24,7 +25,7 @@ static void apply_lora_down(const forward *f, worker w, int32_t layer_index, lay
     if (!f->is_small) thread_pool_barrier(w);
 }
 
-/* out = matrix(columns), with what adapters add to it, these rows. */
+/* out = matrix(columns) plus what the adapters add, for these rows. */
 static void apply(const forward *f, worker w, int32_t layer_index, layer_matrix which, const tensor *matrix,
                   const activations *columns, rows mine, float *out) {
     matmul(f->model->kernels, matrix, columns, f->num_tokens, mine.begin, mine.end, out);
@@ -35,7 +36,8 @@ static void apply(const forward *f, worker w, int32_t layer_index, layer_matrix 
 
 /* ------------------------------------------------------------------ the network */
 
-/* The normed rows of `in`, as the next matrices read them; a small pass has a copy for each worker. */
+/* Normalizes the rows of `in` for the next matrices. In a small pass each worker has its own
+ * copy. */
 static const activations *normalize(forward *f, worker w, const float *in, int32_t num_tokens, const float *weight,
                                     bool quantized) {
     activations *out = f->is_small ? &f->thread_buffers[w.index].normed : &f->normed;
@@ -62,7 +64,7 @@ static void project(forward *f, worker w, int32_t layer_index, const activations
     forward_store_kv(f, layer_index, key, value);
 }
 
-/* residual += matrix(columns), this worker's rows. */
+/* residual += matrix(columns), for this worker's rows. */
 static void add_product(forward *f, worker w, int32_t layer_index, layer_matrix which, const tensor *matrix,
                         const activations *columns) {
     const rows mine = forward_share_rows(w, matrix->num_rows);
@@ -83,8 +85,9 @@ static void attention_block(forward *f, worker w, int32_t layer_index) {
     forward_attend(f, w, layer_index);
     thread_pool_barrier(w);
     const activations *heads = forward_gather_heads(f, w, quantized(&layer->attention_output));
+    /* LoRA reads floats; a worker's quantized copy has none. */
     apply_lora_down(f, w, layer_index, MATRIX_ATTENTION_OUTPUT, MATRIX_ATTENTION_OUTPUT,
-                    f->attention_split == BY_PAGE ? heads : &f->attention_out); /* where the floats are */
+                    f->attention_split == BY_PAGE ? heads : &f->attention_out);
     add_product(f, w, layer_index, MATRIX_ATTENTION_OUTPUT, &layer->attention_output, heads);
     thread_pool_barrier(w);
 }
@@ -108,7 +111,7 @@ static void ffn_block(forward *f, worker w, int32_t layer_index) {
     thread_pool_barrier(w);
 }
 
-/* logits = output(output_norm(residual)), of the tokens that they are wanted of. */
+/* logits = output(output_norm(residual)), for the tokens whose logits are requested. */
 static void output_block(forward *f, worker w) {
     const llamita_model *model = f->model;
     const int64_t hidden = model->info.hidden_size, vocab_size = model->info.vocab_size;
@@ -126,8 +129,8 @@ static void output_block(forward *f, worker w) {
     const rows mine = forward_share_rows(w, vocab_size);
     matmul(model->kernels, &model->output, normed, f->num_logits, mine.begin, mine.end, f->logits);
     for (int32_t i = 0; i < f->num_logits; i++)
-        if (!are_finite(f->logits + i * vocab_size + mine.begin, mine.end - mine.begin))
-            atomic_store(&f->damaged, true);
+        if (!all_finite(f->logits + i * vocab_size + mine.begin, mine.end - mine.begin))
+            atomic_store(&f->not_finite, true);
 }
 
 static void forward_worker(void *argument, worker w) {
@@ -150,7 +153,7 @@ static void forward_worker(void *argument, worker w) {
 bool forward_run(forward *f, int num_threads, const forward_span *spans, int32_t num_spans, float *logits) {
     forward_plan(f, num_threads, spans, num_spans);
     f->logits = logits;
-    atomic_store(&f->damaged, false);
+    atomic_store(&f->not_finite, false);
     thread_pool_run(f->pool, num_threads, forward_worker, f);
-    return !atomic_load(&f->damaged);
+    return !atomic_load(&f->not_finite);
 }

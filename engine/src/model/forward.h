@@ -1,4 +1,5 @@
-/* forward.h: runs the network on a pool of threads: from token ids to logits, storing keys and values. */
+/* forward.h: runs the network on a pool of threads: token ids in, logits out; stores keys and
+ * values. */
 #ifndef LLAMITA_FORWARD_H
 #define LLAMITA_FORWARD_H
 
@@ -7,28 +8,31 @@
 #include "model/model.h"
 #include "runtime/thread_pool.h"
 
-#define PASS_TOKENS 64 /* most tokens of one pass: enough to be limited by arithmetic, few enough to stay in cache */
+/* Maximum tokens per pass: enough to be limited by arithmetic, few enough to stay in the cache. */
+#define PASS_TOKENS 64
 
-typedef struct forward forward; /* the memory of a pass */
+typedef struct forward forward; /* the buffers of a pass */
 
 /* Consecutive tokens of one sequence. */
 typedef struct {
-    kv_cache *cache;          /* reserved for them */
+    kv_cache *cache;          /* these positions are reserved (kv_cache_reserve) */
     const lora_set *adapters; /* NULL: none */
     const int32_t *ids;
     int32_t num_tokens, first_position;
-    int32_t num_logits; /* of the last tokens; 0 .. num_tokens */
+    int32_t num_logits; /* for the last ones; 0 .. num_tokens */
 } forward_span;
 
-/* NULL: no memory. The model and the pool must outlive it. */
+/* Returns NULL if out of memory. The model and the pool must outlive the result. */
 forward *forward_create(const llamita_model *model, const kv_shape *shape, int32_t context_tokens, thread_pool *pool);
 void forward_free(forward *f);
 
-/* Sets that need at most so many floats a token (lora_set_floats) may run from here on. False: no memory. */
+/* Allows adapter sets that need up to num_floats per token (lora_set_floats). Returns false if out
+ * of memory. */
 bool forward_reserve_lora(forward *f, int64_t num_floats);
 
-/* Runs, on num_threads of the pool, the spans' tokens (1 to PASS_TOKENS in all, ids below V; no cache twice), puts their keys and values into the
- * caches, and writes the logits asked for, in the order of the spans: logits [sum of num_logits, V]. False: some logits
+/* Runs the tokens of the spans (1 to PASS_TOKENS in total, ids below V, no cache twice) on
+ * num_threads threads of the pool. Stores their keys and values in the caches and writes the
+ * requested logits [sum of num_logits, V] in the order of the spans. Returns false if some logits
  * are not finite. */
 bool forward_run(forward *f, int num_threads, const forward_span *spans, int32_t num_spans, float *logits);
 

@@ -1,7 +1,8 @@
-/* forward_attention.c: attention of a pass, shared among the workers as its attention_split says. */
+/* forward_attention.c: the attention of a pass, shared among the workers according to
+ * attention_split. */
 #include "model/forward_pass.h"
 
-/* Keys take their positions on the way into the cache; values go as they are. */
+/* Keys are rotated to their positions before they are stored; values are not. */
 void forward_store_kv(const forward *f, int32_t layer_index, rows keys, rows values) {
     const int32_t head_dim = f->model->info.head_dim, num_heads = f->model->info.num_key_value_heads;
     const int64_t length = (int64_t)num_heads * head_dim;
@@ -22,7 +23,8 @@ void forward_store_kv(const forward *f, int32_t layer_index, rows keys, rows val
     }
 }
 
-/* Every tile with every kv head; for a few tokens on several threads page by page, into partials. */
+/* BY_KV_HEAD and BY_TILE compute every tile with every kv head; BY_PAGE goes page by page and
+ * writes partials. */
 void forward_attend(forward *f, worker w, int32_t layer_index) {
     const llamita_model_info *info = &f->model->info;
     const attention_job job = {f->model->kernels, layer_index, info->num_attention_heads, f->query,
@@ -50,9 +52,9 @@ void forward_attend(forward *f, worker w, int32_t layer_index) {
         const int32_t num_pages = attention_num_pages(tile);
         float *partials = f->partials + (size_t)tile->first_token * (size_t)info->num_attention_heads *
                                             (size_t)f->max_pages * PARTIAL_FLOATS(info->head_dim);
-        for (int64_t of_tile = 0; of_tile < num_kv_heads * num_pages; of_tile++, item++)
+        for (int64_t tile_item = 0; tile_item < num_kv_heads * num_pages; tile_item++, item++)
             if (item >= begin && item < end)
-                attention_page(&job, tile, (int32_t)(of_tile / num_pages), (int32_t)(of_tile % num_pages), scratch,
+                attention_page(&job, tile, (int32_t)(tile_item / num_pages), (int32_t)(tile_item % num_pages), scratch,
                                partials, f->max_pages);
     }
 }

@@ -1,4 +1,4 @@
-/* forward_buffers.c: the memory of a pass. */
+/* forward_buffers.c: allocates and frees the buffers of a pass. */
 #include <stdlib.h>
 
 #include "model/forward_pass.h"
@@ -51,8 +51,8 @@ forward *forward_create(const llamita_model *model, const kv_shape *shape, int32
     f->update = floats(PASS_TOKENS * hidden);
     f->last = floats(PASS_TOKENS * hidden);
     const bool never_by_page = thread_pool_size(pool) == 1 && panel_aligned(info->head_dim);
-    const size_t heads =
-        never_by_page ? 0 : SMALL_PASS_TOKENS * (size_t)info->num_attention_heads; /* memory not used costs none */
+    /* Generous where it may be needed: untouched memory costs nothing. */
+    const size_t heads = never_by_page ? 0 : SMALL_PASS_TOKENS * (size_t)info->num_attention_heads;
     f->partials = floats(heads * (size_t)f->max_pages * PARTIAL_FLOATS(info->head_dim) + 1);
     const bool all = allocate_activations(&f->normed, PASS_TOKENS, (int64_t)hidden) &&
                      allocate_activations(&f->attention_out, PASS_TOKENS, (int64_t)query_length) &&

@@ -1,9 +1,10 @@
-/* forward_split.c: lays out the tokens of a pass, and shares its rows and its attention among the workers. */
+/* forward_split.c: lays out the tokens of a pass and splits its rows and attention among the
+ * workers. */
 #include "model/forward_pass.h"
 
 /* ------------------------------------------------------------------ tokens */
 
-/* Neighbors with equal sets are computed together. */
+/* Neighboring spans with equal adapter sets are computed together. */
 static void add_lora_run(forward *f, const forward_span *span) {
     if (!span->adapters || span->adapters->count == 0) return;
     lora_tokens *last = f->num_lora_runs > 0 ? &f->lora_runs[f->num_lora_runs - 1] : NULL;
@@ -72,7 +73,7 @@ void forward_share_projections(const forward *f, worker w, rows *query, rows *ke
         return;
     }
     const int64_t total = num_queries + 2 * num_keys, unit = f->keys_in_parts ? PANEL_ROWS : head_dim;
-    rows mine = {0, w.index == 0 ? total : 0}; /* where heads cut panels in two, one worker does all */
+    rows mine = {0, w.index == 0 ? total : 0}; /* all by one worker if heads end within a panel */
     if (panel_aligned(num_queries) && panel_aligned(num_keys) && panel_aligned(unit))
         thread_pool_share(w, total, unit, &mine.begin, &mine.end);
     *query = rows_within(mine, 0, num_queries);

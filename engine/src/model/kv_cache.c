@@ -1,4 +1,4 @@
-/* kv_cache.c: the keys and values of a sequence's tokens, in pages that are allocated when the text reaches them. */
+/* kv_cache.c: the keys and values of a sequence, in pages that are allocated as it grows. */
 #include "model/kv_cache.h"
 
 #include <math.h>
@@ -63,7 +63,7 @@ bool kv_cache_reserve(kv_cache *cache, int32_t first, int32_t last) {
         if (i < cache->num_pages && cache->pages[i]->ref_count == 1) continue;
         kv_page *page = new_page(cache->shape);
         if (!page) return false;
-        if (i < cache->num_pages) { /* shared: the positions before `first` are copied with it */
+        if (i < cache->num_pages) { /* shared: keep the positions before `first` */
             if (first > i * KV_PAGE_TOKENS) memcpy(page->memory, cache->pages[i]->memory, cache->shape->page_bytes);
             release(cache->pages[i]);
         } else {
@@ -103,7 +103,7 @@ kv_head_page kv_cache_head(const kv_cache *cache, int32_t page, int32_t layer, i
                               scaled ? (const float *)(const void *)(keys + shape->value_scales_offset) : NULL};
 }
 
-/* Where element e of a position lies: keys have a row for each position, values a row for each element. */
+/* Locates the elements of one position: keys have a row per position, values a row per element. */
 typedef struct {
     char *memory;
     size_t row_length;
@@ -130,10 +130,10 @@ static void put_halves(const slot_place *place, const kernels *k, const float *e
     }
 }
 
-/* Returns the scale: x is about scale * code, |code| <= 127; NaN where x was not finite. */
+/* Returns the scale: x is about scale * code, |code| <= 127; NaN if an x is not finite. */
 static float put_bytes(const slot_place *place, const float *elements, int32_t num_elements) {
     int8_t *out = (int8_t *)place->memory;
-    uint32_t largest = 0; /* magnitudes compare as integers, NaN above infinity above the rest */
+    uint32_t largest = 0; /* magnitudes compare as integers: NaN > infinity > finite values */
     for (int32_t e = 0; e < num_elements; e++) {
         const uint32_t magnitude = bits_from_float(elements[e]) & 0x7fffffffu;
         largest = magnitude > largest ? magnitude : largest;

@@ -1,13 +1,13 @@
-/* lora.c: adapters in a pass: columns to their low-rank products, and these to what they add to a matrix's own. */
+/* lora.c: LoRA adapters: their sets and references, and their products in a pass. */
 #include "model/lora.h"
 
 #include <stdlib.h>
 
-/* Matrices that read the same columns have places of their own. */
-static const int place_of[MATRICES_PER_LAYER] = {
+/* Matrices that read the same columns have separate slots for their hidden values. */
+static const int slot_of[MATRICES_PER_LAYER] = {
     [MATRIX_QUERY] = 0,    [MATRIX_KEY] = 1,    [MATRIX_VALUE] = 2,   [MATRIX_ATTENTION_OUTPUT] = 0,
     [MATRIX_FFN_GATE] = 0, [MATRIX_FFN_UP] = 1, [MATRIX_FFN_DOWN] = 0};
-enum { NUM_PLACES = 3 };
+enum { NUM_SLOTS = 3 };
 
 /* ------------------------------------------------------------------ sets */
 
@@ -39,13 +39,13 @@ static int64_t ranks_of(const lora_set *set) {
     return ranks;
 }
 
-int64_t lora_set_floats(const lora_set *set) { return NUM_PLACES * ranks_of(set); }
+int64_t lora_set_floats(const lora_set *set) { return NUM_SLOTS * ranks_of(set); }
 
 /* ------------------------------------------------------------------ products */
 
-/* The place of a matrix in what lora_down writes: [adapter][num_tokens, its R]. */
-static size_t place(const lora_tokens *tokens, layer_matrix which) {
-    return (size_t)tokens->num_tokens * (size_t)ranks_of(tokens->set) * (size_t)place_of[which];
+/* The offset of a matrix in the hidden values, which are [adapter][num_tokens, its R]. */
+static size_t slot_offset(const lora_tokens *tokens, layer_matrix which) {
+    return (size_t)tokens->num_tokens * (size_t)ranks_of(tokens->set) * (size_t)slot_of[which];
 }
 
 void lora_down(const kernels *k, const lora_tokens *tokens, int32_t layer, layer_matrix first, layer_matrix last,
@@ -56,7 +56,7 @@ void lora_down(const kernels *k, const lora_tokens *tokens, int32_t layer, layer
     if (begin >= end) return;
     const activations part = {columns->values + begin * columns->length, NULL, columns->length};
     for (int which = first; which <= (int)last; which++) {
-        float *out = hidden + place(tokens, (layer_matrix)which);
+        float *out = hidden + slot_offset(tokens, (layer_matrix)which);
         for (int32_t i = 0; i < tokens->set->count; i++) {
             const llamita_adapter *adapter = tokens->set->adapters[i];
             const tensor *a = &adapter->layers[layer][which].a;
@@ -73,7 +73,7 @@ void lora_down(const kernels *k, const lora_tokens *tokens, int32_t layer, layer
 
 void lora_up(const kernels *k, const lora_tokens *tokens, int32_t layer, layer_matrix which, const float *hidden,
              int64_t begin, int64_t end, float *out) {
-    hidden += place(tokens, which);
+    hidden += slot_offset(tokens, which);
     for (int32_t i = 0; i < tokens->set->count; i++) {
         const lora_pair *update = &tokens->set->adapters[i]->layers[layer][which];
         const int64_t rank = update->a.num_rows;

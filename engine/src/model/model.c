@@ -1,4 +1,4 @@
-/* model.c: the memory of a model, its matrices in order, and sums over them. */
+/* model.c: a model's memory, the list of its matrices, and totals over them. */
 #include "model/model.h"
 
 #include <stdlib.h>
@@ -26,7 +26,7 @@ void *model_allocate(llamita_model *model, size_t num_bytes) {
     return memory;
 }
 
-/* ---------------------------------------------------------------- its parts */
+/* ---------------------------------------------------------------- matrices */
 
 void model_layer_matrices(layer *l, tensor *matrices[MATRICES_PER_LAYER]) {
     tensor *all[MATRICES_PER_LAYER] = {&l->query,    &l->key,    &l->value,   &l->attention_output,
@@ -60,12 +60,14 @@ void model_describe(llamita_model *model) {
     }
     info->kv_bytes_per_token =
         2 * (int64_t)info->num_hidden_layers * info->num_key_value_heads * info->head_dim * (int64_t)sizeof(uint16_t);
-    int most = 0;
-    for (int type = 0; type < TENSOR_TYPES_END; type++) most = elements_of[type] > elements_of[most] ? type : most;
+    int most_common = 0;
+    for (int type = 0; type < TENSOR_TYPES_END; type++)
+        most_common = elements_of[type] > elements_of[most_common] ? type : most_common;
     int64_t block_elements;
     size_t block_bytes;
     const char *name = "";
-    if (info->weight_type[0] == '\0' && tensor_type_blocks((tensor_type)most, &block_elements, &block_bytes, &name))
+    if (info->weight_type[0] == '\0' &&
+        tensor_type_blocks((tensor_type)most_common, &block_elements, &block_bytes, &name))
         error_clean_line(info->weight_type, sizeof info->weight_type, name, strlen(name));
 }
 

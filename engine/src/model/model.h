@@ -1,26 +1,26 @@
-/* model.h: what a model is in memory: data and shapes, no code but the declarations of who fills and frees it.
+/* model.h: a model in memory: its data and shapes, and the functions that fill and free it.
  *
- * Shape letters, everywhere in engine/: D hidden, H query heads, K kv heads, S head size, F ffn, V vocab, L layers,
- * T tokens of one pass. Names follow Hugging Face (docs/formats.md has the table).
- */
+ * Shape letters, everywhere in engine/: D hidden, H query heads, K kv heads, S head size, F ffn,
+ * V vocab, L layers, T tokens of one pass. Names follow Hugging Face (docs/formats.md has the
+ * table). */
 #ifndef LLAMITA_MODEL_H
 #define LLAMITA_MODEL_H
 
 #include "kernels/panel.h"
 #include "llamita.h"
 
-/* A matrix [num_rows][row_length]; row_length is a multiple of its type's block. As the file has it, row-major, aligned
- * to 4 bytes for F32, 2 for all else, and to no more: llama2.c files put the first float at byte 28. And as the kernels
- * read it. */
+/* A matrix [num_rows][row_length]; row_length is a multiple of its type's block. `data` is as
+ * stored in the file, row-major, aligned to 4 bytes for F32, 2 for all others, and to no more:
+ * llama2.c files put the first float at byte 28. `panels` is what the kernels read. */
 typedef struct {
     tensor_type type;
     int64_t num_rows, row_length;
     size_t row_bytes;
-    const void *data; /* into the mapping, or owned by the model */
+    const void *data; /* in the mapping, or in memory that the model owns */
 
     panel_format format;
     size_t panel_bytes;
-    const void *panels; /* [ceil(num_rows / 8)] of panel_bytes; NULL before model_pack */
+    const void *panels; /* [ceil(num_rows / 8)] in model->packed; NULL before model_pack */
 } tensor;
 
 typedef struct {
@@ -40,33 +40,35 @@ struct llamita_model {
     llamita_model_info info;
     const kernels *kernels;
 
-    tensor token_embedding;      /* [V, D] */
-    tensor output;               /* [V, D]; the same data as token_embedding when tied */
-    const float *output_norm;    /* [D] */
-    const float *rope_frequency; /* [S/2] angle per position: theta^(-2i/S), divided by the file's factors if any.
-                                    Pairs are (2i, 2i+1): the order of GGUF "llama" and of llama2.c. */
-    layer *layers;               /* [L] */
+    tensor token_embedding;   /* [V, D] */
+    tensor output;            /* [V, D]; the same data as token_embedding when tied */
+    const float *output_norm; /* [D] */
+    /* [S/2] angle per position: theta^(-2i/S), divided by the file's factors if any. Pairs are
+     * (2i, 2i+1): the order of GGUF "llama" and of llama2.c. */
+    const float *rope_frequency;
+    layer *layers; /* [L] */
 
-    tokenizer *tokenizer; /* NULL: ids only */
-    char *chat_template;  /* NULL: none */
+    tokenizer *tokenizer; /* NULL if the file has none */
+    char *chat_template;  /* NULL if the file has none */
     bool bos_ends;        /* llama2.c: BOS separates texts */
 
     void *mapping; /* the whole file; read-only and private */
     size_t mapping_bytes;
     void *packed; /* all panels; NULL before model_pack */
     size_t packed_bytes;
-    void **owned; /* what was allocated beside the mapping */
+    void **owned; /* memory from model_allocate */
     size_t num_owned;
 };
 
-/* Packs every matrix for the kernels, in parallel, into memory of its own (huge pages where there are some): from here
- * on only token_embedding is read from the file. beside(argument), unless NULL, runs once meanwhile, on the calling
- * thread; where packing fails it may not have run. On failure the caller clears the model. */
+/* Packs every matrix for the kernels, in parallel, into memory of its own (in huge pages where
+ * available). From then on only token_embedding is read from the file. task(argument), unless NULL,
+ * runs once in the meantime on the calling thread; if packing fails, it may not have run. On
+ * failure the caller clears the model. */
 typedef void model_task(void *argument);
-llamita_status model_pack(llamita_model *model, const char *path, model_task *beside, void *argument,
+llamita_status model_pack(llamita_model *model, const char *path, model_task *task, void *argument,
                           llamita_error *error);
 
-/* The matrices of one token's pass through a layer, in the order of use. */
+/* The matrices of a layer, in the order of use. */
 typedef enum {
     MATRIX_QUERY,
     MATRIX_KEY,
@@ -79,13 +81,13 @@ typedef enum {
 } layer_matrix;
 void model_layer_matrices(layer *l, tensor *matrices[MATRICES_PER_LAYER]);
 
-/* Fills the sums over the weights in info, and the name of their most common type. */
+/* Fills the totals over the weights in info, and the name of their most common type. */
 void model_describe(llamita_model *model);
 
 /* Frees everything but the mapping and the struct itself. */
 void model_clear(llamita_model *model);
 
-/* Zeroed memory that the model frees when it closes; NULL if there is none to be had. 64-byte aligned. */
+/* Returns zeroed, 64-byte aligned memory that model_clear frees, or NULL if out of memory. */
 void *model_allocate(llamita_model *model, size_t num_bytes);
 
 #endif

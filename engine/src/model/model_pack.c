@@ -1,4 +1,4 @@
-/* model_pack.c: packs the matrices of an open model for the kernels, all threads together. */
+/* model_pack.c: packs the matrices of an open model for the kernels, on all threads together. */
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <sys/mman.h>
@@ -8,11 +8,11 @@
 #include "runtime/error.h"
 #include "runtime/thread_pool.h"
 
-/* Below this many bytes threads cost more than they help. */
-#define BYTES_WORTH_THREADS ((size_t)4 << 20)
+/* Below this size, starting threads takes longer than it saves. */
+#define MIN_BYTES_FOR_THREADS ((size_t)4 << 20)
 #define MAX_PACK_THREADS 16
 
-/* What a thread takes at a time, and what the system hands out where it can. */
+/* The unit of work of a thread, and the size of the system's huge pages. */
 #define HUGE_PAGE_BYTES ((uint64_t)2 << 20)
 
 typedef struct {
@@ -20,30 +20,30 @@ typedef struct {
     size_t num_matrices;
     char *panels;       /* of the first matrix; the others follow */
     uint64_t num_bytes; /* of all panels */
-    void *mapping;      /* the file, which is not needed in memory once all is packed */
+    void *mapping;      /* the file, released from memory once everything is packed */
     size_t mapping_bytes;
-    model_task *beside; /* what one worker does first; NULL: nothing */
-    void *argument;     /* of beside */
+    model_task *task; /* run first by one worker; NULL: nothing */
+    void *argument;   /* of task */
     _Atomic uint64_t next_page;
     atomic_bool no_memory;
 } pack_job;
 
 static int64_t num_panels(const tensor *t) { return panel_count(t->num_rows); }
 
-/* Bytes of a matrix's panels, and of what lies between it and the next. */
+/* Bytes of a matrix's panels, including padding up to the next matrix. */
 static uint64_t packed_bytes(const tensor *t) {
     const uint64_t bytes = (uint64_t)num_panels(t) * t->panel_bytes;
     return (bytes + PANEL_ALIGNMENT - 1) / PANEL_ALIGNMENT * PANEL_ALIGNMENT;
 }
 
-/* The first panel of a matrix, which begins at start, that begins at this byte or later. */
+/* The first panel of a matrix starting at `start` that starts at `byte` or later. */
 static int64_t panel_from(const tensor *t, uint64_t start, uint64_t byte) {
     const uint64_t panel = byte > start ? (byte - start + t->panel_bytes - 1) / t->panel_bytes : 0;
     return panel < (uint64_t)num_panels(t) ? (int64_t)panel : num_panels(t);
 }
 
-/* Page after page, whoever is free the next one: where a thread gets less of its processor the others pack more, and no
- * two of them wait for the system to clear the same page. */
+/* Each thread takes the next page when it is free, so a thread that gets less processor time packs
+ * less, and no two threads wait for the system to zero the same page. */
 static void pack_pages(pack_job *job) {
     size_t i = 0;
     uint64_t start = 0; /* of matrix i, in bytes from the first panel */
@@ -64,17 +64,18 @@ static void pack_pages(pack_job *job) {
 
 static void pack_worker(void *argument, worker w) {
     pack_job *job = argument;
-    if (w.index == 0 && job->beside) job->beside(job->argument);
+    if (w.index == 0 && job->task) job->task(job->argument);
     pack_pages(job);
     thread_pool_barrier(w);
 #ifdef MADV_DONTNEED
-    int64_t begin, end; /* a share of the mapping: its pages come back when asked for */
+    int64_t begin, end; /* a share of the mapping, which is read again on access */
     thread_pool_share(w, (int64_t)job->mapping_bytes, (int64_t)HUGE_PAGE_BYTES, &begin, &end);
     (void)madvise((char *)job->mapping + begin, (size_t)(end - begin), MADV_DONTNEED);
 #endif
 }
 
-/* Every matrix once, in the order of use: those of the layers, then the output. */
+/* Lists every matrix in the order of use: the layers, then the output. The caller frees the
+ * list. */
 static tensor **list_matrices(llamita_model *model, size_t *num_matrices) {
     const size_t num_layers = (size_t)model->info.num_hidden_layers;
     tensor **matrices = malloc((num_layers * MATRICES_PER_LAYER + 1) * sizeof *matrices);
@@ -85,9 +86,10 @@ static tensor **list_matrices(llamita_model *model, size_t *num_matrices) {
     return matrices;
 }
 
-/* Zeroed memory that begins at a huge page; 0 of it cannot be had. Huge pages, as most of a token's time goes by in
- * reading the weights: 110M F32 on 2 threads, 52 to 66 tok/s in small pages (it depends on where they lie), 64 to 68 in
- * huge ones. A last part of a page stays small pages: only what is used is taken. */
+/* Returns zeroed memory that starts at a huge page, or NULL. Huge pages, because num_threads of the
+ * time per token goes into reading the weights: 110M F32 on 2 threads, 52 to 66 tok/s in small
+ * pages (depending on their placement), 64 to 68 in huge ones. The last, partial page stays small,
+ * so only memory that is used is taken. */
 static void *reserve(uint64_t num_bytes) {
     if (num_bytes == 0 || num_bytes > SIZE_MAX / 2) return NULL;
     const size_t wanted = (size_t)num_bytes, huge = (size_t)HUGE_PAGE_BYTES;
@@ -98,22 +100,24 @@ static void *reserve(uint64_t num_bytes) {
     if (before > 0) (void)munmap(memory, before);
     (void)munmap(memory + used, wanted + huge - used);
 #ifdef MADV_HUGEPAGE
-    if (wanted >= huge) (void)madvise(memory + before, wanted / huge * huge, MADV_HUGEPAGE); /* or small ones will do */
+    if (wanted >= huge) (void)madvise(memory + before, wanted / huge * huge, MADV_HUGEPAGE);
 #endif
     return memory + before;
 }
 
 static bool pack_all(pack_job *job) {
-    const int available = thread_pool_available(), most = available < MAX_PACK_THREADS ? available : MAX_THREADS;
-    thread_pool *pool = thread_pool_create(job->num_bytes < BYTES_WORTH_THREADS ? 1 : most);
+    const int available = thread_pool_available(),
+              num_threads = available < MAX_PACK_THREADS ? available : MAX_PACK_THREADS;
+    thread_pool *pool = thread_pool_create(job->num_bytes < MIN_BYTES_FOR_THREADS ? 1 : num_threads);
     if (!pool) return false;
     thread_pool_run(pool, thread_pool_size(pool), pack_worker, job);
     thread_pool_free(pool);
     return !atomic_load(&job->no_memory);
 }
 
-/* What model_allocate gave for this matrix alone (llama2.c version 2 becomes floats first) is not needed any more. */
-static void forget_rows(llamita_model *model, tensor *t) {
+/* Frees the rows if model_allocate made them for this matrix alone (llama2.c version 2 is converted
+ * to floats first). */
+static void release_rows(llamita_model *model, tensor *t) {
     for (size_t i = 0; i < model->num_owned; i++)
         if (model->owned[i] == t->data && t->data != model->token_embedding.data) {
             free(model->owned[i]);
@@ -123,7 +127,7 @@ static void forget_rows(llamita_model *model, tensor *t) {
     t->data = NULL;
 }
 
-llamita_status model_pack(llamita_model *model, const char *path, model_task *beside, void *argument,
+llamita_status model_pack(llamita_model *model, const char *path, model_task *task, void *argument,
                           llamita_error *error) {
     size_t num_matrices = 0;
     uint64_t num_bytes = 0;
@@ -144,21 +148,21 @@ llamita_status model_pack(llamita_model *model, const char *path, model_task *be
                     .num_bytes = num_bytes,
                     .mapping = model->mapping,
                     .mapping_bytes = model->mapping_bytes,
-                    .beside = beside,
+                    .task = task,
                     .argument = argument};
     atomic_init(&job.next_page, 0);
     atomic_init(&job.no_memory, false);
     if (!memory || !pack_all(&job)) {
         free(matrices);
         return error_set(error, LLAMITA_ERROR_MEMORY,
-                         "cannot open model %s: no memory for %llu bytes of weights in the kernels' layout",
+                         "cannot open model %s: out of memory: cannot allocate %llu bytes for the packed weights",
                          error_path(path), (unsigned long long)num_bytes);
     }
     const char *panels = memory;
     for (size_t i = 0; i < num_matrices; i++) {
         matrices[i]->panels = panels;
         panels += packed_bytes(matrices[i]);
-        forget_rows(model, matrices[i]);
+        release_rows(model, matrices[i]);
     }
     free(matrices);
     (void)mprotect(memory, (size_t)num_bytes, PROT_READ);

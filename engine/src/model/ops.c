@@ -1,4 +1,4 @@
-/* ops.c: the operations of the network, each on the part that one worker asks for. */
+/* ops.c: the operations of the network, each on the part that one worker computes. */
 #include "model/ops.h"
 
 #include <float.h>
@@ -36,7 +36,7 @@ void quantize_part(const kernels *k, int32_t num_tokens, int64_t begin, int64_t 
     }
 }
 
-/* out [num_tokens][out_stride]: its first element is that of row begin. */
+/* out is [num_tokens][out_stride]; its first element belongs to row `begin`. */
 static void multiply(const kernels *k, const tensor *weights, const activations *columns, int64_t num_tokens,
                      int64_t begin, int64_t end, float *out, size_t out_stride) {
     if (begin >= end) return;
@@ -61,7 +61,7 @@ void matmul(const kernels *k, const tensor *weights, const activations *columns,
     multiply(k, weights, columns, num_tokens, begin, end, out + begin, (size_t)weights->num_rows);
 }
 
-/* A tile of the product at a time, which stays in the nearest cache. */
+/* One tile of the product at a time, so that it stays in the L1 cache. */
 void matmul_add(const kernels *k, const tensor *weights, const activations *columns, int32_t num_tokens, int64_t begin,
                 int64_t end, float *out) {
     enum { TILE_COLUMNS = 8, TILE_ROWS = 256 };
@@ -113,13 +113,14 @@ void rope(const float *angles, int32_t head_dim, int64_t begin, int64_t end, flo
 
 /* ------------------------------------------------------------------ logits */
 
-bool are_finite(const float *values, int64_t length) {
-    int damaged = 0;
-    for (int64_t i = 0; i < length; i++) damaged |= !(fabsf(values[i]) <= FLT_MAX);
-    return !damaged;
+bool all_finite(const float *values, int64_t length) {
+    int not_finite = 0;
+    for (int64_t i = 0; i < length; i++) not_finite |= !(fabsf(values[i]) <= FLT_MAX);
+    return !not_finite;
 }
 
-/* The weights of softmax as floats, a few hundred at a time, their sums in double: 1e-7 of the sum is lost at most. */
+/* Sums the weights of softmax in float, a few hundred at a time, and these sums in double: the
+ * error is at most 1e-7 of the sum. */
 double negative_log_probability(const kernels *k, const float *logits, int32_t vocab_size, int32_t id) {
     float part[256];
     const int32_t part_length = sizeof part / sizeof part[0];

@@ -6,8 +6,7 @@
  *
  * Nothing is sorted: bisection finds the smallest weight that top-k or top-p keeps. All arithmetic
  * is IEEE additions, products and divisions in a fixed order, so the same seed and logits give the
- * same token on every machine.
- */
+ * same token on every machine. */
 #include <float.h>
 #include <math.h>
 #include <stdlib.h>
@@ -43,12 +42,12 @@ static llamita_status check(const llamita_sampler_params *p, int32_t vocab_size,
 #define REQUIRE(condition, name, expected, value)   \
     if (!(condition))                               \
     return error_set(error, LLAMITA_ERROR_ARGUMENT, \
-                     "opening a sampler failed: " name ": expected " expected ", found %g", (double)(value))
+                     "cannot open a sampler: " name ": expected " expected ", found %g", (double)(value))
     REQUIRE(vocab_size >= 1 && vocab_size <= MAX_TOKENS, "vocab_size", "1 to 1073741824", vocab_size);
     REQUIRE(p->temperature >= 0 && p->temperature <= FLT_MAX, "temperature", "0 (greedy) or a positive number",
             p->temperature);
     REQUIRE(p->top_k >= 0, "top_k", "0 (off) or a positive number", p->top_k);
-    REQUIRE(p->top_p > 0 && p->top_p <= 1, "top_p", "above 0, to 1 (off)", p->top_p);
+    REQUIRE(p->top_p > 0 && p->top_p <= 1, "top_p", "above 0 and at most 1 (off)", p->top_p);
     REQUIRE(p->min_p >= 0 && p->min_p <= 1, "min_p", "0 (off) to 1", p->min_p);
     REQUIRE(p->repetition_penalty > 0 && p->repetition_penalty <= FLT_MAX, "repetition_penalty",
             "a positive number, 1 (off)", p->repetition_penalty);
@@ -73,22 +72,22 @@ llamita_status llamita_sampler_open(const llamita_sampler_params *params, int32_
     const llamita_status status = check(params, vocab_size, error);
     if (status != LLAMITA_OK) return status;
     llamita_sampler *s = calloc(1, sizeof *s);
-    if (s != NULL) {
+    if (s) {
         s->params = *params;
         s->vocab_size = vocab_size;
         s->random_state = params->seed;
         s->num_blocks = (vocab_size + BLOCK - 1) / BLOCK;
     }
-    if (s == NULL || !allocate(s)) {
+    if (!s || !allocate(s)) {
         llamita_sampler_close(s);
-        return error_set(error, LLAMITA_ERROR_MEMORY, "opening a sampler failed: out of memory");
+        return error_set(error, LLAMITA_ERROR_MEMORY, "cannot open a sampler: out of memory");
     }
     *sampler = s;
     return LLAMITA_OK;
 }
 
 void llamita_sampler_close(llamita_sampler *s) {
-    if (s == NULL) return;
+    if (!s) return;
     free(s->recent);
     free(s->logits);
     free(s->peaks);
@@ -107,13 +106,15 @@ void llamita_sampler_accept(llamita_sampler *s, int32_t id) {
     if (s->num_recent < s->params.repetition_window) s->num_recent++;
 }
 
-/* The logits with the penalty, in whole blocks: the caller's own where nothing has to change. */
+/* Returns the logits with the penalty, in whole blocks: the caller's own array if nothing
+ * changes. */
 static const float *penalize(llamita_sampler *s, const float *logits) {
     const float penalty = s->params.repetition_penalty;
     const bool penalized = penalty != 1.0f && s->num_recent > 0;
     if (!penalized && s->vocab_size % BLOCK == 0) return logits;
     memcpy(s->logits, logits, (size_t)s->vocab_size * sizeof *logits);
-    for (int32_t i = 0; i < s->num_recent && penalized; i++) { /* always from the logits: a token counts once */
+    for (int32_t i = 0; i < s->num_recent && penalized; i++) {
+        /* Computed from the original logit, so a token counts once. */
         const float logit = logits[s->recent[i]], changed = logit > 0 ? logit / penalty : logit * penalty;
         if (!(fabsf(logit) <= FLT_MAX)) continue; /* survey reports it */
         s->logits[s->recent[i]] = changed > FLT_MAX ? FLT_MAX : changed < -FLT_MAX ? -FLT_MAX : changed;
@@ -124,8 +125,8 @@ static const float *penalize(llamita_sampler *s, const float *logits) {
 /* ------------------------------------------------------------------ loops over the vocabulary */
 
 /* A block is ROWS rows of LANES. Sums and maxima run down the columns, so compilers can vectorize
- * them. The AVX2 clones give the same bits: CMakeLists.txt forbids fusing and reordering of what is
- * rounded. */
+ * them. The AVX2 clones give the same bits: CMakeLists.txt forbids fusing and reordering of
+ * floating-point operations. */
 #if defined(__x86_64__) && defined(__GLIBC__) && !defined(SAMPLER_PORTABLE)
 #define VECTOR __attribute__((target_clones("avx2", "default")))
 #else
@@ -152,9 +153,9 @@ VECTOR static bool survey(const float *restrict values, int32_t num_blocks, floa
 
 /* 2^(4 y) for y <= 0. With 4 y = n + 4 f, |4 f| <= 1/2, it is 2^n (2^f)^4, and 2^f is 1 + f q(f),
  * where q is the Chebyshev interpolation of degree 2 of (2^f - 1) / f. Relative error: below 3e-6,
- * what two neighboring floats of the size of a logit differ by, for half the operations of
- * exponential.h. Adding ROUND rounds to quarters, whose number then lies, with the exponent's bias,
- * in the low bits; lowest is -127 / 4, where that is the exponent of 0. */
+ * the relative distance of neighboring floats of the size of a logit, with half the operations of
+ * exponential() in float_math.h. Adding ROUND rounds to quarters, whose number then lies, with the
+ * exponent's bias, in the low bits; `lowest` is -127 / 4, where that is the exponent of 0. */
 static inline float power_of_16(float y, float lowest) {
     static const float ROUND = 3145728.0f + 31.75f; /* 1.5 * 2^21, and 127 quarters */
     const float clamped = y > lowest ? y : lowest, shifted = clamped + ROUND, f = clamped - (shifted - ROUND);
@@ -170,13 +171,13 @@ static inline float power_of_16(float y, float lowest) {
 /* weights = 2^((logits - largest) * scale) */
 VECTOR static void weigh(const float *restrict logits, int32_t num_blocks, float largest, float scale,
                          float *restrict weights) {
-    volatile const float known_at_run_time = -31.75f; /* else the clamp becomes two instructions */
+    volatile const float known_at_run_time = -31.75f; /* otherwise the clamp is two instructions */
     const float lowest = known_at_run_time;
     for (int32_t i = 0; i < num_blocks * BLOCK; i++)
         weights[i] = power_of_16((logits[i] - largest) * (scale * 0.25f), lowest);
 }
 
-/* The sum of the weights from `least` on. */
+/* The sum of the weights that are at least `least`. */
 VECTOR static double mass_from(const float *weights, int32_t num_blocks, float least) {
     double total = 0;
     for (int32_t b = 0; b < num_blocks; b++, weights += BLOCK) {
@@ -197,7 +198,7 @@ VECTOR static double mass_from(const float *weights, int32_t num_blocks, float l
     return total;
 }
 
-/* The number of weights from `least` on. */
+/* The number of weights that are at least `least`. */
 VECTOR static double count_from(const float *weights, int32_t num_blocks, float least) {
     int32_t count = 0;
     for (int32_t i = 0; i < num_blocks * BLOCK; i++) count += weights[i] >= least;
@@ -208,8 +209,8 @@ VECTOR static void drop_below(float *weights, int32_t num_blocks, float least) {
     for (int32_t i = 0; i < num_blocks * BLOCK; i++) weights[i] = weights[i] >= least ? weights[i] : 0.0f;
 }
 
-/* Copies the values from low to below high to out, which may be values, and, unless places is NULL,
- * their indices to places. Returns how many. */
+/* Copies the values in [low, high) to out, which may be `values`, and their indices to places
+ * unless it is NULL. Returns the count. */
 VECTOR static int32_t gather(const float *values, int32_t num_blocks, float low, float high, float *out,
                              int32_t *places) {
     enum { GROUP = 32 };
@@ -221,7 +222,7 @@ VECTOR static int32_t gather(const float *values, int32_t num_blocks, float low,
         for (int i = 0; i < GROUP; i++) {
             const float value = values[start + i];
             out[num] = value;
-            if (places != NULL) places[num] = start + i;
+            if (places) places[num] = start + i;
             num += (value >= low) & (value < high);
         }
     }
@@ -236,7 +237,8 @@ static int32_t pad(float *values, int32_t num, float padding) {
 
 /* ------------------------------------------------------------------ cuts */
 
-static uint32_t bits_of(float weight) { /* the bits of positive floats are in the order of the floats */
+/* The bits of positive floats are in the order of the floats. */
+static uint32_t bits_of(float weight) {
     uint32_t bits;
     memcpy(&bits, &weight, sizeof bits);
     return bits;
@@ -248,16 +250,17 @@ static float float_of(uint32_t bits) {
     return weight;
 }
 
-typedef double measure(const float *weights, int32_t num_blocks, float least); /* mass_from or count_from */
+/* mass_from or count_from */
+typedef double measure(const float *weights, int32_t num_blocks, float least);
 
 typedef struct {
     float weight; /* the smallest that is kept */
-    double rest;  /* of the wanted amount, for those of exactly this weight */
-    int32_t ties; /* how many of those there are */
+    double rest;  /* of the wanted amount, for weights equal to this one */
+    int32_t ties; /* number of weights equal to this one */
 } cut;
 
-/* The largest cut that keeps the wanted amount; `least` if there is less than that from `least` on.
- * After some steps only the weights that can still be the cut are looked at. */
+/* The largest cut that keeps the wanted amount, or `least` if all weights from there on are not
+ * enough. After some steps only the weights that can still be the cut are searched. */
 static cut find_cut(const float *weights, int32_t num_blocks, measure *measure, double wanted, float least,
                     float *scratch) {
     enum { STEPS_BEFORE_GATHERING = 8 };
@@ -283,8 +286,8 @@ static cut find_cut(const float *weights, int32_t num_blocks, measure *measure, 
     }
 }
 
-/* Drops what is below the cut, and all but the first ties: each kept one takes `unit` of the rest.
- * */
+/* Drops all weights below the cut, and all ties but the first: each tie that is kept takes `unit`
+ * of the rest. */
 static void apply(llamita_sampler *s, cut c, double unit) {
     drop_below(s->weights, s->candidate_blocks, c.weight);
     double num_kept = fmax(1.0, ceil(c.rest / unit));
@@ -308,13 +311,13 @@ static void softmax(llamita_sampler *s, const float *logits, float largest, floa
     s->use_ids = false;
 }
 
-/* As softmax, but keeps only the k most probable tokens: first those that reach the k-th largest
+/* Like softmax, but keeps only the k most probable tokens: first those that reach the k-th largest
  * peak, which are few and at least k, then exactly k. */
 static void softmax_of_top_k(llamita_sampler *s, const float *logits, float largest, float scale, int32_t k) {
     const int32_t num_peaks = s->num_blocks * LANES, peak_blocks = pad(s->peaks, num_peaks, -INFINITY);
     weigh(s->peaks, peak_blocks, largest, scale, s->weights);
     const float floor = find_cut(s->weights, peak_blocks, count_from, k, FLT_MIN, s->scratch).weight;
-    float limit = k < num_peaks && floor > FLT_MIN ? largest : -FLT_MAX; /* all, if the peaks are too few */
+    float limit = k < num_peaks && floor > FLT_MIN ? largest : -FLT_MAX; /* too few peaks: all */
     for (int32_t i = 0; i < num_peaks; i++) limit = s->weights[i] >= floor && s->peaks[i] < limit ? s->peaks[i] : limit;
     const int32_t num = gather(logits, s->num_blocks, limit, INFINITY, s->scratch, s->ids);
     s->candidate_blocks = pad(s->scratch, num, -INFINITY);
@@ -331,7 +334,7 @@ static void keep_top_p(llamita_sampler *s, float p) {
     apply(s, c, (double)c.weight);
 }
 
-/* The best token's weight is 1. */
+/* Weights are relative to the best token's, which is 1. */
 static void keep_min_p(llamita_sampler *s, float p) { drop_below(s->weights, s->candidate_blocks, p); }
 
 /* splitmix64 (Steele, Lea and Flood, 2014), the upper 53 bits as a number in [0, 1). */
@@ -342,8 +345,8 @@ static double random_number(llamita_sampler *s) {
     return (double)((z ^ z >> 31) >> 11) * 0x1p-53;
 }
 
-/* Walks the candidates up to a random share of their mass. If rounding leaves some, draws the last
- * one. */
+/* Walks the candidates up to a random share of their mass. If rounding leaves some of it, draws the
+ * last one. */
 static int32_t draw(llamita_sampler *s) {
     double left = random_number(s) * mass_from(s->weights, s->candidate_blocks, 0.0f);
     int32_t start = 0, last = 0;
@@ -369,8 +372,8 @@ llamita_status llamita_sampler_pick(llamita_sampler *s, const float *logits, int
     if (!survey(logits, s->num_blocks, s->peaks))
         return error_set(
             error, LLAMITA_ERROR_NUMERIC,
-            "picking a token failed: some logits are infinite or not a number; the model's weights are damaged");
-    pad(s->logits, s->vocab_size, -INFINITY); /* weighs nothing */
+            "cannot pick a token: expected finite logits, found infinity or NaN; the model's weights are damaged");
+    pad(s->logits, s->vocab_size, -INFINITY); /* weight 0 */
     float largest = s->peaks[0];
     for (int32_t i = 1; i < s->num_blocks * LANES; i++) largest = s->peaks[i] > largest ? s->peaks[i] : largest;
     if (p->temperature == 0.0f) {

@@ -1,4 +1,4 @@
-/* array.h: room in growing arrays. */
+/* array.h: growing arrays. */
 #ifndef LLAMITA_ARRAY_H
 #define LLAMITA_ARRAY_H
 
@@ -7,8 +7,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Makes room for num_needed elements of this size in the array whose pointer lies at array_address. The capacity at
- * least doubles when it grows. False: out of memory; the array is as it was. */
+/* Grows the array whose pointer is stored at array_address to at least num_needed elements of this
+ * size. The capacity at least doubles. Returns false if out of memory; the array is unchanged. The
+ * caller owns the array and frees it with free(). */
 static inline bool array_reserve(void *array_address, size_t *capacity, size_t num_needed, size_t element_bytes) {
     if (num_needed <= *capacity) return true;
     const size_t doubled = *capacity * 2 + 16, wanted = num_needed > doubled ? num_needed : doubled;

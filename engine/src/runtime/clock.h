@@ -1,4 +1,4 @@
-/* clock.h: seconds that only grow, from some moment on. */
+/* clock.h: a monotonic clock in seconds. */
 #ifndef LLAMITA_CLOCK_H
 #define LLAMITA_CLOCK_H
 

@@ -1,4 +1,4 @@
-/* hash.h: 64-bit hashes of byte strings and numbers, for tables in memory only. */
+/* hash.h: 64-bit hashes of byte strings and numbers, for in-memory tables only. */
 #ifndef LLAMITA_HASH_H
 #define LLAMITA_HASH_H
 
@@ -19,7 +19,7 @@ static inline uint64_t hash_bytes(const char *bytes, size_t num_bytes) {
     }
     part = 0;
     memcpy(&part, bytes, num_bytes);
-    return hash_mix(hash ^ part) >> 16; /* the low bits of a product depend on too few bits */
+    return hash_mix(hash ^ part) >> 16; /* the low bits are mixed least */
 }
 
 #endif

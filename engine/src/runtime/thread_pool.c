@@ -18,24 +18,27 @@
 
 #include "runtime/clock.h"
 
-/* A waiting worker first executes PAUSES pause instructions (10 to 50 us), because the others usually arrive soon. Then
- * it polls until its spin budget is used up, and sleeps. It never yields: on a busy machine a yield gives the processor
- * away for milliseconds at every barrier (15M Q8_0 beside four busy loops, 2 threads: 48 tok/s, against 570 with sleep).
+/* A waiting worker first executes PAUSES pause instructions (10 to 50 us), because the others
+ * usually arrive soon. Then it polls until its spin budget is used up, and sleeps. It never yields:
+ * on a busy machine a yield gives the processor away for milliseconds at every barrier (15M Q8_0
+ * next to four busy loops, 2 threads: 48 tok/s, compared with 570 if workers sleep).
  *
- * The spin budget doubles after a sleep that a longer budget would have avoided, and halves after a longer one. On a
- * quiet machine workers hardly sleep while there is work; on a busy one they do not burn the time they are given.
- * A pool with more workers than processors has no spin budget. */
+ * The spin budget doubles after a sleep that a longer budget would have avoided, and halves after a
+ * longer one. On a quiet machine workers hardly sleep while there is work; on a busy one they do
+ * not waste their time slices. A pool with more workers than processors has no spin budget. */
 #define PAUSES 1024
-#define MAX_SPIN_SECONDS 1e-3 /* seconds */
+#define MAX_SPIN_SECONDS 1e-3
 #define MIN_SPIN_SECONDS 4e-6
-/* Between two runs the caller samples and writes a token, or returns to Python. That is shorter than a wake-up. */
+/* Between two runs the caller samples and prints a token, or returns to Python. That takes less
+ * time than a wake-up. */
 #define PAUSES_BETWEEN_RUNS 8192
-/* Linux may wake a thread on its waker's processor and take 30 ms to separate them, above all in virtual machines, whose
- * sleeping processors do not count as idle. Until then each waits for the other's time slice: after a pause 42M Q4_0
- * needed 1.6 ms a token instead of 0.5. So a worker that wakes on a shared processor moves away, at most this often. */
+/* Linux may wake a thread on its waker's processor and take 30 ms to separate them, especially in
+ * virtual machines, where a sleeping processor does not count as idle. Until then each waits for
+ * the other's time slice: after a pause 42M Q4_0 needed 1.6 ms per token instead of 0.5. So a
+ * worker that wakes on a shared processor moves away, at most this often. */
 #define SECONDS_BETWEEN_MOVES 1e-3
 
-/* Where threads sleep until a word changes. */
+/* Lets threads sleep until a word changes. */
 typedef struct {
     _Alignas(64) atomic_uint word;
     atomic_int num_asleep;
@@ -47,9 +50,9 @@ typedef struct {
     thread_pool *pool;
     int index;
     event start;                       /* signaled when a run begins that includes this worker */
-    _Alignas(64) atomic_int processor; /* where it ran last; -1: unknown */
+    _Alignas(64) atomic_int processor; /* where it last ran; -1: unknown */
     double spin_seconds;               /* the spin budget */
-    double moved_at;                   /* in seconds: when it last left a shared processor */
+    double moved_at;                   /* clock_seconds() when it last left a shared processor */
 } worker_slot;
 
 struct thread_pool {
@@ -58,7 +61,7 @@ struct thread_pool {
     pthread_t *handles; /* [count - 1] */
     worker_slot *slots; /* [count]; slot 0 is the caller's */
 
-    /* This run. Written before the bells ring. */
+    /* The current run. Written before the start events are signaled. */
     int num_workers;
     thread_pool_function *function; /* NULL: exit */
     void *argument;
@@ -76,54 +79,57 @@ static inline void spin_pause(void) {
 #endif
 }
 
-static void event_init(event *b) {
-    atomic_init(&b->word, 0);
-    atomic_init(&b->num_asleep, 0);
-    pthread_mutex_init(&b->mutex, NULL);
-    pthread_cond_init(&b->wake, NULL);
+static void event_init(event *e) {
+    atomic_init(&e->word, 0);
+    atomic_init(&e->num_asleep, 0);
+    pthread_mutex_init(&e->mutex, NULL);
+    pthread_cond_init(&e->wake, NULL);
 }
 
-static void event_destroy(event *b) {
-    pthread_cond_destroy(&b->wake);
-    pthread_mutex_destroy(&b->mutex);
+static void event_destroy(event *e) {
+    pthread_cond_destroy(&e->wake);
+    pthread_mutex_destroy(&e->mutex);
 }
 
-/* Either the signaler sees num_asleep > 0, or the sleeper sees the new word: both are sequentially consistent. */
-static void event_signal(event *b) {
-    atomic_fetch_add(&b->word, 1);
-    if (atomic_load(&b->num_asleep) == 0) return;
-    pthread_mutex_lock(&b->mutex);
-    pthread_cond_broadcast(&b->wake);
-    pthread_mutex_unlock(&b->mutex);
+/* Either the signaler sees num_asleep > 0, or the sleeper sees the new word: both are sequentially
+ * consistent. */
+static void event_signal(event *e) {
+    atomic_fetch_add(&e->word, 1);
+    if (atomic_load(&e->num_asleep) == 0) return;
+    pthread_mutex_lock(&e->mutex);
+    pthread_cond_broadcast(&e->wake);
+    pthread_mutex_unlock(&e->mutex);
 }
 
 /* Polls the word up to `pauses` times; true if it changed. */
-static bool word_changes(const event *b, unsigned word, int pauses) {
+static bool word_changes(const event *e, unsigned word, int pauses) {
     for (int i = 0; i < pauses; i++) {
-        if (atomic_load_explicit(&b->word, memory_order_acquire) != word) return true;
+        if (atomic_load_explicit(&e->word, memory_order_acquire) != word) return true;
         spin_pause();
     }
     return false;
 }
 
-/* Waits until the word changes. Returns the seconds asleep; 0: signaled while spinning. */
-static double event_wait(event *b, unsigned word, int pauses, double spin_seconds) {
-    if (word_changes(b, word, pauses)) return 0.0;
+/* Waits until the word changes. Returns the seconds spent asleep, or 0 if signaled while
+ * spinning. */
+static double event_wait(event *e, unsigned word, int pauses, double spin_seconds) {
+    if (word_changes(e, word, pauses)) return 0.0;
     const double start = clock_seconds();
     for (double time = start; time < start + spin_seconds; time = clock_seconds())
-        if (word_changes(b, word, PAUSES / 16)) return 0.0;
-    pthread_mutex_lock(&b->mutex);
-    atomic_fetch_add(&b->num_asleep, 1);
-    while (atomic_load(&b->word) == word) pthread_cond_wait(&b->wake, &b->mutex);
-    atomic_fetch_sub(&b->num_asleep, 1);
-    pthread_mutex_unlock(&b->mutex);
+        if (word_changes(e, word, PAUSES / 16)) return 0.0;
+    pthread_mutex_lock(&e->mutex);
+    atomic_fetch_add(&e->num_asleep, 1);
+    while (atomic_load(&e->word) == word) pthread_cond_wait(&e->wake, &e->mutex);
+    atomic_fetch_sub(&e->num_asleep, 1);
+    pthread_mutex_unlock(&e->mutex);
     return clock_seconds() - start;
 }
 
 #if defined(__linux__)
 int thread_pool_current_processor(void) { return sched_getcpu(); }
 
-/* Linux moves a thread at once when its processor is forbidden, and not back when it is allowed. */
+/* Linux moves a thread as soon as its processor is forbidden, but not back when it is allowed
+ * again. */
 bool thread_pool_leave_processors(const int *taken, int num_taken) {
     cpu_set_t allowed, wanted;
     if (sched_getaffinity(0, sizeof allowed, &allowed) != 0) return false;
@@ -143,21 +149,21 @@ bool thread_pool_leave_processors(const int *taken, int num_taken) {
 
 /* Stores and returns the processor that this worker runs on. */
 static int record_processor(worker_slot *self) {
-    const int here = thread_pool_current_processor();
-    if (atomic_load_explicit(&self->processor, memory_order_relaxed) != here)
-        atomic_store_explicit(&self->processor, here, memory_order_relaxed);
-    return here;
+    const int current = thread_pool_current_processor();
+    if (atomic_load_explicit(&self->processor, memory_order_relaxed) != current)
+        atomic_store_explicit(&self->processor, current, memory_order_relaxed);
+    return current;
 }
 
 /* Moves the calling worker off a processor that another worker of the run uses. */
 static void leave_shared_processor(worker w) {
     worker_slot *slots = w.pool->slots, *self = &slots[w.index];
-    const int here = record_processor(self);
+    const int current = record_processor(self);
     int processors[MAX_THREADS];
     bool shared = false;
     for (int i = 0; i < w.count; i++) {
         processors[i] = atomic_load_explicit(&slots[i].processor, memory_order_relaxed);
-        shared |= i != w.index && here >= 0 && processors[i] == here;
+        shared |= i != w.index && current >= 0 && processors[i] == current;
     }
     const double time = clock_seconds();
     if (!shared || time - self->moved_at < SECONDS_BETWEEN_MOVES) return;
@@ -274,7 +280,8 @@ static bool read_line(const char *path, char *line, size_t size) {
     return read;
 }
 
-/* Processors' worth of time that a folder of the control group tree grants, rounded up; INT_MAX: no limit. */
+/* Processors' worth of time that a folder of the cgroup tree grants, rounded up; INT_MAX: no
+ * limit. */
 static int quota_of_folder(const char *folder) {
     char path[4096 + 64], line[128];
     long long quota = 0, period = 0;
@@ -292,7 +299,7 @@ static int quota_of_folder(const char *folder) {
     return processors < INT_MAX ? (int)processors : INT_MAX;
 }
 
-/* The smallest quota on the way from a group up to the root of its tree. */
+/* The smallest quota on the path from a group up to the root of its tree. */
 static int quota_of_group(const char *root, const char *group) {
     char folder[4096];
     if (snprintf(folder, sizeof folder, "%s%s", root, group) >= (int)sizeof folder) return INT_MAX;
@@ -305,7 +312,7 @@ static int quota_of_group(const char *root, const char *group) {
     }
 }
 
-/* Whether "cpu" is one of the names between commas. */
+/* True if "cpu" is in the comma-separated list. */
 static bool lists_cpu(const char *controllers) {
     for (;;) {
         const size_t length = strcspn(controllers, ",");
@@ -315,8 +322,9 @@ static bool lists_cpu(const char *controllers) {
     }
 }
 
-/* /proc/self/cgroup has lines "0::/group" (v2) and "4:cpu,cpuacct:/group" (v1). Inside a container the group may lie
- * above what is mounted, so the root of the mount is asked too: quota_of_group ends there. */
+/* /proc/self/cgroup has lines "0::/group" (v2) and "4:cpu,cpuacct:/group" (v1). Inside a container
+ * the group may be above what is mounted, so the root of the mount is read too: quota_of_group ends
+ * there. */
 static int quota_of_process(void) {
     FILE *file = fopen("/proc/self/cgroup", "r");
     if (!file) return INT_MAX;

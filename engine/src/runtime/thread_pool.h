@@ -9,38 +9,43 @@
 
 typedef struct thread_pool thread_pool;
 
-/* What the function knows about the worker that runs it. */
+/* Identifies the worker that runs the function. */
 typedef struct {
     thread_pool *pool;
-    int index, count; /* 0 <= index < count, the number of workers of this run */
+    int index, count; /* 0 <= index < count, the number of workers in this run */
 } worker;
 
 typedef void thread_pool_function(void *argument, worker w);
 
-/* A pool of count workers, 1 <= count <= MAX_THREADS: the caller of thread_pool_run and count - 1 threads, which spin
- * briefly and then sleep between runs. NULL: out of memory or threads. */
+/* Starts a pool of count workers, 1 <= count <= MAX_THREADS: the caller of thread_pool_run and
+ * count - 1 threads, which spin briefly and then sleep between runs. Returns NULL if out of memory
+ * or threads. thread_pool_free stops and frees it; NULL is allowed. */
 thread_pool *thread_pool_create(int count);
 void thread_pool_free(thread_pool *pool);
 int thread_pool_size(const thread_pool *pool);
 
-/* Runs function(argument, worker) on the first num_workers workers, 1 <= num_workers <= thread_pool_size, and returns
- * when all have finished. One run at a time. */
+/* Runs function(argument, worker) on the first num_workers workers, 1 <= num_workers <=
+ * thread_pool_size, and returns when all have finished. One run at a time. */
 void thread_pool_run(thread_pool *pool, int num_workers, thread_pool_function *function, void *argument);
 
-/* Within a run: waits until all workers have arrived. Writes before it are visible to all after it. */
+/* Within a run: waits until all workers have arrived. Writes before it are visible to all after
+ * it. */
 void thread_pool_barrier(worker w);
 
-/* This worker's part [*begin, *end) of total items, as even as whole units allow; the parts are in order. */
+/* Computes this worker's part [*begin, *end) of `total` items, as even as whole units allow; the
+ * parts are in order. */
 void thread_pool_share(worker w, int64_t total, int64_t unit, int64_t *begin, int64_t *end);
 
-/* The number of processors this process may use: its affinity, limited by its cgroup quota (v1 and v2). At least 1. */
+/* The number of processors this process may use: its affinity, limited by its cgroup quota (v1 and
+ * v2). At least 1. */
 int thread_pool_available(void);
 
-/* The processor that the calling thread runs on; -1: unknown. */
+/* The processor that the calling thread runs on, or -1 if unknown. */
 int thread_pool_current_processor(void);
 
-/* Moves the calling thread to an allowed processor that is none of these (negative numbers are skipped) and leaves its
- * affinity as it was. False: there is no such processor, or the system refuses. */
+/* Moves the calling thread to an allowed processor that is not in the list (negative numbers are
+ * skipped) and restores its affinity. Returns false if there is no such processor or the system
+ * refuses. */
 bool thread_pool_leave_processors(const int *taken, int num_taken);
 
 #endif

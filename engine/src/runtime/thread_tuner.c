@@ -1,10 +1,10 @@
 /* thread_tuner.c: chooses the number of threads of the next pass from the times of earlier ones. */
 #include "runtime/thread_tuner.h"
 
-#define WINDOW_PASSES 8     /* that are judged together, at least, */
-#define WINDOW_SECONDS 0.05 /* and at least this long: one interruption of a few milliseconds is no reason */
-#define DISTURBED 1.6       /* mean over fastest: more than this means that others are busy */
-#define WORTH_CHANGING 0.9  /* of the mean time */
+#define WINDOW_PASSES 8     /* at least this many passes per window, */
+#define WINDOW_SECONDS 0.05 /* and this long: an interruption of a few ms must not matter */
+#define DISTURBED 1.6       /* mean over fastest; above, other processes are busy */
+#define WORTH_CHANGING 0.9  /* a change must bring the mean below this part of the old one */
 #define FIRST_RETRY 1
 #define LAST_RETRY 64
 
@@ -24,7 +24,7 @@ static void try_threads(thread_tuner *p, int num_threads, double mean) {
     p->num_threads = num_threads;
 }
 
-/* A trial is over: back to what was faster. */
+/* Ends a trial: keeps whichever number of threads was faster. */
 static void end_trial(thread_tuner *p, double mean) {
     const int tried = p->num_threads;
     if (mean > p->kept_mean * WORTH_CHANGING) p->num_threads = p->kept_threads;
@@ -45,7 +45,7 @@ void thread_tuner_record(thread_tuner *p, double seconds) {
     if (p->kept_mean > 0.0) {
         end_trial(p, mean);
     } else if (disturbed && p->num_threads > 1) {
-        try_threads(p, p->tries_one ? 1 : p->num_threads / 2, mean); /* in turn: either can be the better one */
+        try_threads(p, p->tries_one ? 1 : p->num_threads / 2, mean); /* alternate: either may win */
         p->tries_one = !p->tries_one;
     } else if (p->num_threads < p->max_threads && --p->until_retry <= 0) {
         try_threads(p, p->max_threads, mean);
