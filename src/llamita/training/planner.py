@@ -169,29 +169,34 @@ def plan_run(
     if others := [shape for shape in shapes if shape != near[0]]:
         near.append(nearest(192, others))
 
-    def measured(shape: Shape) -> float:
+    def seconds_per_token(shape: Shape) -> float:
         """Measured seconds per token."""
         allowed = min(PROBE_SECONDS[1], max(PROBE_SECONDS[0], PROBE_SHARE * 60 * minutes))
         return probe_seconds_per_token(apply_shape(config, shape), vocab_size, device, world_size, allowed, free)
 
-    def operations(shape: Shape) -> float:
+    def flops(shape: Shape) -> float:
         return flops_per_token(model_shape(shape, vocab_size, untied=not config.tie_embeddings), context)
 
     def choose_from(points: list[tuple[float, float]]) -> tuple[Estimate, tuple[Estimate, ...]]:
         return choose_shape(points, shapes, vocab_size, seconds, unique_tokens, untied=not config.tie_embeddings)
 
-    points = [(operations(shape), measured(shape)) for shape in near]
+    points = [(flops(shape), seconds_per_token(shape)) for shape in near]
     best = choose_from(points)[0]
     if best.shape not in near:  # measure the best shape itself
-        points.append((operations(best.shape), measured(best.shape)))
+        points.append((flops(best.shape), seconds_per_token(best.shape)))
     best, estimates = choose_from(points)
     chosen = apply_step_tokens(
         apply_shape(config, best.shape), step_tokens(best.tokens, device, world_size), world_size, free
     )
     filled = fill_defaults(apply_weight_decay(chosen, best.epochs), device, world_size)
-    on_cpu = device.type == "cpu"
-    name = f"{torch.get_num_threads()} threads of the CPU" if on_cpu else torch.cuda.get_device_name(device)
-    return Plan(filled, best, estimates, vocab_size, name)
+    return Plan(filled, best, estimates, vocab_size, describe_device(device))
+
+
+def describe_device(device: torch.device) -> str:
+    """Such as "2 CPU threads", or a GPU's name."""
+    threads = torch.get_num_threads()
+    cpu = f"{threads} CPU thread{'s' if threads != 1 else ''}"
+    return cpu if device.type == "cpu" else torch.cuda.get_device_name(device)
 
 
 def choose_shape(
