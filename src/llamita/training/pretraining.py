@@ -103,10 +103,10 @@ class Pretraining(Task):
     def tokens_per_row(self) -> float:
         return self.context
 
-    def facts(self) -> dict[str, Any]:
+    def data_fingerprint(self) -> dict[str, Any]:
         return self.data.fingerprint
 
-    def lines(self) -> list[str]:
+    def describe(self) -> list[str]:
         shape = self.model_config
         teacher = [] if isinstance(self.loss, SummedLoss) else [self.loss.line()]
         return [
@@ -119,7 +119,7 @@ class Pretraining(Task):
             *([self._compilation] if self._compilation else []),
         ]
 
-    def table(self) -> Rows:
+    def plan_table(self) -> Rows:
         return self._plan
 
     def _stores_line(self) -> str:
@@ -136,7 +136,7 @@ class Pretraining(Task):
             fresh = self.model.fresh_weight(name, parameter.shape, generator)
             self.model.load_state_dict({name: fresh}, strict=False)  # which cuts what is sharded
 
-    def numbers(self, nats_per_target: float) -> dict[str, float]:
+    def metrics(self, nats_per_target: float) -> dict[str, float]:
         return {"bpb": nats_per_target / (math.log(2) * self.bytes_per_token)}
 
     def evaluate(

@@ -42,12 +42,12 @@ class BatchStream(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """A judgment of what is held out. numbers: the objective, by which the best checkpoint is chosen (less is better),
-    and whatever else metrics.jsonl is to hold; words: the same for the terminal."""
+    """A judgment of what is held out. metrics: the objective, by which the best checkpoint is chosen (less is better),
+    and whatever else metrics.jsonl is to hold; summary: the same for the terminal."""
 
     objective: float
-    numbers: dict[str, float]
-    words: str
+    metrics: dict[str, float]
+    summary: str
 
 
 class Task(ABC):
@@ -76,14 +76,14 @@ class Task(ABC):
         """Targets that a row has, about."""
 
     @abstractmethod
-    def facts(self) -> dict[str, Any]:
+    def data_fingerprint(self) -> dict[str, Any]:
         """What it learns from, for run.json: a resumed run's must be equal."""
 
     @abstractmethod
-    def lines(self) -> list[str]:
+    def describe(self) -> list[str]:
         """What it is, to be said as it begins."""
 
-    def table(self) -> Rows:
+    def plan_table(self) -> Rows:
         """What was chosen for it, and why, to be shown as it begins: rows of cells."""
         return []
 
@@ -96,7 +96,7 @@ class Task(ABC):
         how far it is."""
 
     @abstractmethod
-    def numbers(self, nats_per_target: float) -> dict[str, float]:
+    def metrics(self, nats_per_target: float) -> dict[str, float]:
         """What else a mean training loss tells (bits per byte), by its name in metrics.jsonl."""
 
     @abstractmethod

@@ -149,7 +149,7 @@ def _open(task: Task, ranks: Ranks) -> tuple[bool, dict[str, Any]]:
     if ranks.is_first:
         rows_per_step = task.micro_batch_size * config.grad_accum_steps * ranks.world_size
         description = describe_run(
-            config, task.model_config, rows_per_step, task.facts(), ranks.launch, targets=task.targets
+            config, task.model_config, rows_per_step, task.data_fingerprint(), ranks.launch, targets=task.targets
         )
         resuming = open_run(config, description, restarted=ranks.restarts > 0)
         found = resuming, resuming and bool(finished_summary(config.out))
@@ -234,8 +234,8 @@ class Trainer:
         return shard(self.task.loss, self.model, self.ranks.device, compute)
 
     def _announce_task(self) -> None:
-        self.display.table(self.task.table())
-        for line in self.task.lines():
+        self.display.table(self.task.plan_table())
+        for line in self.task.describe():
             self.display.say(line)
 
     def _announce_run(self) -> None:
@@ -462,7 +462,7 @@ class Trainer:
             min(1.0, self.budget.progress(at)),
             step=at.step,
             loss=loss,
-            bits_per_byte=self.task.numbers(loss).get("bpb"),
+            bits_per_byte=self.task.metrics(loss).get("bpb"),
             val=self.val,
             tokens_per_second=speed,
             targets=self.task.targets,
@@ -488,7 +488,7 @@ class Trainer:
                 "tokens": at.tokens,
                 "epoch": at.tokens / self.task.epoch_tokens,
                 "loss": loss,
-                **self.task.numbers(loss),
+                **self.task.metrics(loss),
                 "learning_rate": self.learning_rate,
                 "gradient_norm": pending.largest_norm.item(),
                 "tokens_per_second": speed,
@@ -538,9 +538,9 @@ class Trainer:
         seconds = time.monotonic() - start
         sample = self._sample()
         if self.metrics is not None:
-            line = {"kind": "eval", "step": at.step, "tokens": at.tokens, **found.numbers}
+            line = {"kind": "eval", "step": at.step, "tokens": at.tokens, **found.metrics}
             self.metrics.append({**line, "sample": sample, "evaluation_seconds": seconds, "seconds": at.seconds})
-            self.display.say(f"step {at.step}: {found.words}, {format_count(at.tokens)} {self.task.targets} seen")
+            self.display.say(f"step {at.step}: {found.summary}, {format_count(at.tokens)} {self.task.targets} seen")
             self.display.say(f"  {shorten(sample)}", style="dim")
             write_page([self.config.out])
         self._note_best(found.objective)
