@@ -78,7 +78,7 @@ class FinetuneTask(Task):
     def _distillation_loss(self) -> DistillationLoss:
         """The loss with --teacher."""
         loss = distillation_loss(self.config, self.model, self.tokenizer, self.context, self.compute)
-        self.teacher_lines = [loss.line()]
+        self.teacher_lines = [loss.describe()]
         return loss
 
     def initialize(self) -> None:

@@ -26,16 +26,16 @@ from llamita.training.loss import SummedLoss
 from llamita.user_cache import user_cache
 
 NAME = "compile.json"
-FIRST_PRICE = 30.0  # seconds: compiling with nothing in the compiler's own cache, and the probe
-LATER_PRICE = 10.0  # compiling what it has there
+COLD_COMPILE_SECONDS = 30.0  # seconds: compiling with nothing in the compiler's own cache, and the probe
+WARM_COMPILE_SECONDS = 10.0  # compiling what it has there
 # Of a run, which the first price may take: compiling saves a few hundredths on a CPU, two fifths on an H200
-PRICE_SHARE = {"cpu": 0.08, "cuda": 0.25}
+MAX_COMPILE_SHARE = {"cpu": 0.08, "cuda": 0.25}
 MIN_GAIN = 0.04  # of a pass's time: less is lost in noise
 PROBE_SECONDS, MIN_PASSES = {"cpu": 4.0, "cuda": 1.0}, 5
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
+class ProbeResult:
     """Seconds of a pass, forward and backward; error: why it could not be compiled, in one line."""
 
     plain: float
@@ -48,9 +48,7 @@ class Found:
         return 0.0 if self.error else 1 - self.compiled / self.plain
 
 
-def resolve_compilation(
-    config: TrainConfig, model: Llama, ranks: Ranks, passes: float = 0.0
-) -> tuple[TrainConfig, str]:
+def resolve_compile(config: TrainConfig, model: Llama, ranks: Ranks, passes: float = 0.0) -> tuple[TrainConfig, str]:
     """The filled flags with --compile on or off, and a line that says why, if there is something to say. All processes
     together. passes: of a run that is counted in steps or epochs. The model's weights and gradients are overwritten
     where it probes."""
@@ -74,10 +72,10 @@ def resolve_compilation(
     (is_known,) = ranks.broadcast_from_first(float(found is not None))
     seconds = 60 * (config.minutes or 0.0)
     if is_counted:
-        plain = found.plain if is_known and found is not None else plain_seconds(config, model, ranks.device)
+        plain = found.plain if is_known and found is not None else eager_seconds(config, model, ranks.device)
         (seconds,) = ranks.broadcast_from_first(passes * plain)
     if not is_known:
-        if PRICE_SHARE[ranks.device.type] * seconds < FIRST_PRICE:
+        if MAX_COMPILE_SHARE[ranks.device.type] * seconds < COLD_COMPILE_SECONDS:
             return off, ""
         found = probe(config, model, ranks.device)
         if ranks.is_first and not found.error:
@@ -85,13 +83,13 @@ def resolve_compilation(
     (gain,) = ranks.broadcast_from_first(found.gain if found is not None else 0.0)
     if found is not None and found.error:
         return off, f"compile: off, for it fails here: {found.error}"
-    if gain < MIN_GAIN or gain * seconds < 2 * LATER_PRICE:
+    if gain < MIN_GAIN or gain * seconds < 2 * WARM_COMPILE_SECONDS:
         return off, f"compile: off, it would save {100 * max(0.0, gain):.0f} % of a pass"
     how = "as found before" if is_known else "as just found"
     return dataclasses.replace(config, compile="on"), f"compile: on, it saves {100 * gain:.0f} % of a pass ({how})"
 
 
-def probe(config: TrainConfig, model: Llama, device: torch.device) -> Found:
+def probe(config: TrainConfig, model: Llama, device: torch.device) -> ProbeResult:
     """Time the network's passes over noise, plain and compiled in turns."""
     passes = [_Pass(config, model, device, compiled=compiled) for compiled in (False, True)]
     times: list[list[float]] = [[], []]
@@ -103,13 +101,13 @@ def probe(config: TrainConfig, model: Llama, device: torch.device) -> Found:
             for seconds, each in zip(times, passes, strict=True):
                 seconds.append(each.seconds())
     except Exception as error:  # whatever a compiler, or the lack of one, may raise
-        return Found(0.0, 0.0, (str(error).strip().splitlines() or [type(error).__name__])[0])
+        return ProbeResult(0.0, 0.0, (str(error).strip().splitlines() or [type(error).__name__])[0])
     finally:
         model.zero_grad()
-    return Found(statistics.median(times[0]), statistics.median(times[1]))
+    return ProbeResult(statistics.median(times[0]), statistics.median(times[1]))
 
 
-def plain_seconds(config: TrainConfig, model: Llama, device: torch.device) -> float:
+def eager_seconds(config: TrainConfig, model: Llama, device: torch.device) -> float:
     """What a pass takes that is not compiled."""
     plain = _Pass(config, model, device, compiled=False)
     plain.seconds()
@@ -160,15 +158,15 @@ def _read_all() -> dict[str, Any]:
     return entries if isinstance(entries, dict) else {}
 
 
-def _remembered(key: str) -> Found | None:
+def _remembered(key: str) -> ProbeResult | None:
     try:
         entry = _read_all()[key]
-        return Found(float(entry["plain"]), float(entry["compiled"]))
+        return ProbeResult(float(entry["plain"]), float(entry["compiled"]))
     except (KeyError, TypeError, ValueError):
         return None
 
 
-def _remember(key: str, found: Found) -> None:
+def _remember(key: str, found: ProbeResult) -> None:
     entries = _read_all() | {key: {"plain": found.plain, "compiled": found.compiled}}
     with contextlib.suppress(OutputError):  # no home to write to: it will be measured again
         atomic_write_bytes(user_cache(NAME), json.dumps(entries, indent=1).encode())

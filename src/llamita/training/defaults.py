@@ -15,9 +15,9 @@ from llamita.training.memory import split_rows, token_bytes, tokens_that_fit
 from llamita.training.optimizer import (
     MUON_RATE,
     beta2_for,
-    embedding_rate_for,
+    embedding_lr_for,
     learning_rate_for,
-    small_step_share,
+    small_step_scale,
 )
 
 DEFAULT_MINUTES = 10.0
@@ -39,19 +39,19 @@ def fill_defaults(
     if config.minutes is None and config.steps is None and config.epochs is None:
         config = dataclasses.replace(config, minutes=DEFAULT_MINUTES)
     config = _fill_shape(config, device)
-    config = with_dtype(config, device)
+    config = resolve_dtype(config, device)
     if config.micro_batch_size is None:
         assert config.context is not None
         tokens = TOKENS_PER_PASS[device.type]
         shared = tokens // world_size if device.type == "cpu" else tokens
         rows = max(1, shared // config.context)
-        config = fit_passes(dataclasses.replace(config, micro_batch_size=rows), free)
+        config = fit_micro_batch(dataclasses.replace(config, micro_batch_size=rows), free)
     assert config.context is not None and config.hidden is not None and config.micro_batch_size is not None
     if config.dtype == "bfloat16" and device.type == "cpu":
         raise ConfigError("train: --dtype bfloat16 needs CUDA; CPUs compute in float32")
     is_muon = config.optimizer == "muon"
     tokens_per_step = config.micro_batch_size * config.context * config.grad_accum_steps * world_size
-    share = small_step_share(tokens_per_step)
+    share = small_step_scale(tokens_per_step)
     epochs = config.epochs or 1.0  # where the clock decides, the planner has said the decay
     if config.steps is not None and epoch_tokens is not None:
         epochs = config.steps * tokens_per_step / epoch_tokens
@@ -59,7 +59,7 @@ def fill_defaults(
     return dataclasses.replace(
         config,
         learning_rate=config.learning_rate or rate,
-        embedding_lr=config.embedding_lr or share * embedding_rate_for(config.hidden),
+        embedding_lr=config.embedding_lr or share * embedding_lr_for(config.hidden),
         beta2=beta2_for(tokens_per_step) if config.beta2 is None else config.beta2,
         weight_decay=decay_for(epochs) if config.weight_decay is None else config.weight_decay,
     )
@@ -72,23 +72,25 @@ def default_dtype(device: torch.device) -> Literal["bfloat16", "float32"]:
     return "bfloat16" if has_bfloat16 else "float32"
 
 
-def with_dtype(config: TrainConfig, device: torch.device) -> TrainConfig:
+def resolve_dtype(config: TrainConfig, device: torch.device) -> TrainConfig:
     """The flags with --dtype auto settled."""
     return dataclasses.replace(config, dtype=default_dtype(device)) if config.dtype == "auto" else config
 
 
-def fit_passes(config: TrainConfig, free: float) -> TrainConfig:
+def fit_micro_batch(config: TrainConfig, free: float) -> TrainConfig:
     """The flags, shape and rows filled in, with the rows shared out among as many passes as fit into free bytes of
     memory; as they are where --grad-accum-steps was said."""
     if config.grad_accum_steps > 1 or math.isinf(free):
         return config
     assert config.layers and config.hidden and config.ffn and config.context and config.micro_batch_size
     weights = config.layers * config.hidden * (4 * config.hidden + 3 * config.ffn) + USUAL_VOCABULARY * config.hidden
-    of_token = token_bytes(
+    bytes_per_token = token_bytes(
         config.layers, config.hidden, config.ffn,
         number_bytes=4 if config.dtype == "float32" else 2, activation_checkpointing=config.activation_checkpointing,
     )  # fmt: skip
-    rows, passes = split_rows(config.micro_batch_size, config.context, tokens_that_fit(free, weights, 16, of_token))
+    rows, passes = split_rows(
+        config.micro_batch_size, config.context, tokens_that_fit(free, weights, 16, bytes_per_token)
+    )
     return dataclasses.replace(config, micro_batch_size=rows, grad_accum_steps=passes)
 
 

@@ -26,10 +26,10 @@ from llamita.model.llama import Llama
 from llamita.tokenizer import Tokenizer, load_tokenizer
 from llamita.training.loss import packed_mask, summed_cross_entropy, tokens_per_chunk
 
-DEFAULT_SHARE, DEFAULT_TEMPERATURE = 0.5, 1.0
+DEFAULT_ALPHA, DEFAULT_TEMPERATURE = 0.5, 1.0
 
 
-def tokens_per_piece(weight: Tensor) -> int:
+def tokens_per_distillation_chunk(weight: Tensor) -> int:
     """As tokens_per_chunk, but on a GPU a quarter: eight float32 copies of the logits exist at once here, where the
     plain loss has two."""
     return max(1, tokens_per_chunk(weight) // 4) if weight.is_cuda else tokens_per_chunk(weight)
@@ -41,14 +41,14 @@ class _ChunkedDistillation(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, teacher_hidden: Tensor, teacher_weight: Tensor, targets: Tensor,
-        share: float, temperature: float, with_gradient: bool, weight_learns: bool,
+        alpha: float, temperature: float, with_gradient: bool, weight_learns: bool,
     ) -> Tensor:  # fmt: skip
         """hidden [N, D], weight [V, D] of one type, teacher_hidden [N, E], teacher_weight [V, E] of one type,
         targets [N] → float32 scalar."""
         hidden_gradient = torch.empty_like(hidden) if with_gradient else None
         weight_gradient = torch.zeros_like(weight, dtype=torch.float32) if with_gradient and weight_learns else None
         total = torch.zeros((), device=hidden.device)
-        chunk = tokens_per_piece(weight)
+        chunk = tokens_per_distillation_chunk(weight)
         for start in range(0, len(targets), chunk):
             part, target = hidden[start : start + chunk], targets[start : start + chunk]
             logits = (part @ weight.t()).float()  # [chunk, V]
@@ -56,15 +56,15 @@ class _ChunkedDistillation(torch.autograd.Function):
                 (teacher_hidden[start : start + chunk] @ teacher_weight.t()).float() / temperature, -1
             )
             log_q = F.log_softmax(logits / temperature, dim=-1)
-            total += share * temperature**2 * F.kl_div(log_q, log_p, reduction="sum", log_target=True)
+            total += alpha * temperature**2 * F.kl_div(log_q, log_p, reduction="sum", log_target=True)
             log_q_of_one = log_q if temperature == 1 else F.log_softmax(logits, dim=-1)
-            total += (1 - share) * F.nll_loss(log_q_of_one, target, reduction="sum")
+            total += (1 - alpha) * F.nll_loss(log_q_of_one, target, reduction="sum")
             if hidden_gradient is None:
                 continue
             of_targets = log_q_of_one.exp()  # softmax - onehot(target)
             of_targets.scatter_add_(1, target[:, None], torch.full_like(logits[:, :1], -1.0))
             of_teacher = log_q.exp() - log_p.exp()  # of KL(p_T ‖ q_T), times T
-            gradient = ((1 - share) * of_targets).add_(of_teacher, alpha=share * temperature).to(weight.dtype)
+            gradient = ((1 - alpha) * of_targets).add_(of_teacher, alpha=alpha * temperature).to(weight.dtype)
             torch.mm(gradient, weight, out=hidden_gradient[start : start + len(part)])
             if weight_gradient is not None:
                 weight_gradient += gradient.t() @ part
@@ -94,15 +94,15 @@ class DistillationLoss(nn.Module):
         teacher: Llama,
         compute: torch.dtype = torch.float32,
         *,
-        share: float = DEFAULT_SHARE,
+        alpha: float = DEFAULT_ALPHA,
         temperature: float = DEFAULT_TEMPERATURE,
         compiled: bool = False,
     ) -> None:
-        """share: a, the teacher's part of the loss. compiled: compile the student."""
+        """alpha: a, the teacher's part of the loss. compiled: compile the student."""
         super().__init__()
-        assert model.config.vocab_size == teacher.config.vocab_size and 0.0 <= share <= 1.0 and temperature > 0
+        assert model.config.vocab_size == teacher.config.vocab_size and 0.0 <= alpha <= 1.0 and temperature > 0
         self.model, self.compute = model, compute
-        self.share, self.temperature = share, temperature
+        self.alpha, self.temperature = alpha, temperature
         # as in SummedLoss: only where there is a gradient to compute
         self._compiled = torch.compile(model.hidden_states, dynamic=False) if compiled else model.hidden_states
         self._teacher = (teacher.requires_grad_(False).eval(),)  # no part of this module: it neither learns nor trains
@@ -111,10 +111,10 @@ class DistillationLoss(nn.Module):
     def teacher(self) -> Llama:
         return self._teacher[0]
 
-    def line(self) -> str:
+    def describe(self) -> str:
         """What is learned from, to be said as a run begins."""
         weights = format_count(self.teacher.config.num_parameters)
-        return f"teacher: {weights} weights, {self.share:g} of the loss at temperature {self.temperature:g}"
+        return f"teacher: {weights} weights, {self.alpha:g} of the loss at temperature {self.temperature:g}"
 
     def forward(self, inputs: Tensor, targets: Tensor, segments: Tensor | None = None) -> Tensor:
         """segments: see packed_mask; without them attention is causal over the whole row."""
@@ -129,7 +129,7 @@ class DistillationLoss(nn.Module):
         with torch.no_grad():
             teacher_hidden = self.teacher.hidden_states(inputs, mask=mask)[counts]
         total: Tensor = _ChunkedDistillation.apply(  # type: ignore[no-untyped-call]
-            hidden, weight, teacher_hidden, self.teacher.output_weight, targets[counts], self.share, self.temperature,
+            hidden, weight, teacher_hidden, self.teacher.output_weight, targets[counts], self.alpha, self.temperature,
             torch.is_grad_enabled(), weight.requires_grad,
         )  # fmt: skip
         return total
@@ -181,7 +181,7 @@ def distillation_loss(
         model,
         teacher,
         compute,
-        share=DEFAULT_SHARE if config.teacher_weight is None else config.teacher_weight,
+        alpha=DEFAULT_ALPHA if config.teacher_weight is None else config.teacher_weight,
         temperature=DEFAULT_TEMPERATURE if config.temperature is None else config.temperature,
         compiled=compiled,
     )

@@ -20,7 +20,7 @@ from torch.distributed.rendezvous import rendezvous
 from llamita.environment import num_cores
 from llamita.errors import TrainingError
 
-MEETING_SECONDS = 600  # in which all processes of a launch must have come
+RENDEZVOUS_TIMEOUT_SECONDS = 600  # in which all processes of a launch must have come
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Ranks:
         dist.broadcast(tensor, src=0)
         return tuple(tensor.tolist())
 
-    def least(self, *values: float) -> tuple[float, ...]:
+    def min(self, *values: float) -> tuple[float, ...]:
         """The least of all processes' values, each, in all of them."""
         if self.world_size == 1:
             return values
@@ -133,10 +133,10 @@ def _fresh_store(rank: int, world_size: int) -> Store:
     started again would find the addresses of the dead (PyTorch 2.13). Raises TrainingError if a process does not come.
     """
     shared, _, _ = next(rendezvous("env://", rank, world_size))
-    return PrefixStore(meet(PrefixStore("llamita", shared), rank, world_size), shared)
+    return PrefixStore(rendezvous_prefix(PrefixStore("llamita", shared), rank, world_size), shared)
 
 
-def meet(store: Store, rank: int, world_size: int, seconds: float = MEETING_SECONDS) -> str:
+def rendezvous_prefix(store: Store, rank: int, world_size: int, seconds: float = RENDEZVOUS_TIMEOUT_SECONDS) -> str:
     """A name that all processes of this start agree on, whatever earlier ones have left in the store.
 
     Each leaves a note; the first answers every note that it finds, until all have read an answer. A note of an earlier
@@ -170,13 +170,13 @@ def meet(store: Store, rank: int, world_size: int, seconds: float = MEETING_SECO
     return mine
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """A sharded tensor (a DTensor) put together from all processes, which call this together; any other as it is."""
     full: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
     return full
 
 
-def own_part(tensor: Tensor) -> Tensor:
+def local_tensor(tensor: Tensor) -> Tensor:
     """What this process has of a sharded tensor, in the same memory; any other tensor as it is."""
     part: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
     return part

@@ -17,7 +17,7 @@ from torch import Tensor
 Shape = tuple[int, int]
 # (this process's parts, the whole matrices' shapes) → this process's parts of the results
 MatrixFunction = Callable[[Sequence[Tensor], Sequence[Shape]], list[Tensor]]
-WholeFunction = Callable[[Sequence[Tensor]], list[Tensor]]
+BatchFunction = Callable[[Sequence[Tensor]], list[Tensor]]
 
 
 def assign_owners(shapes: Sequence[Shape], num_processes: int) -> list[int]:
@@ -30,13 +30,13 @@ def assign_owners(shapes: Sequence[Shape], num_processes: int) -> list[int]:
     return owners
 
 
-def rows_of(rank: int, num_rows: int, num_processes: int) -> range:
+def shard_rows(rank: int, num_rows: int, num_processes: int) -> range:
     """The rows of a matrix that a process has: as torch.chunk cuts them, and FSDP2 with it."""
     most = -(-num_rows // num_processes)
     return range(min(rank * most, num_rows), min((rank + 1) * most, num_rows))
 
 
-def compute_whole_shared(function: WholeFunction, sent: torch.dtype) -> MatrixFunction:
+def distribute_replicated(function: BatchFunction, sent: torch.dtype) -> MatrixFunction:
     """Every process has every matrix and computes its own ones; all get all results. sent: the type they travel in."""
 
     def compute(matrices: Sequence[Tensor], shapes: Sequence[Shape]) -> list[Tensor]:
@@ -64,7 +64,7 @@ def _unpack(gathered: Tensor, shapes: Sequence[Shape], owners: Sequence[int], dt
     return results
 
 
-def compute_rows_shared(function: WholeFunction) -> MatrixFunction:
+def distribute_row_sharded(function: BatchFunction) -> MatrixFunction:
     """Every process has its rows of every matrix: they travel to the owner, who computes, and the results' rows back.
 
     A process sends and gets as many bytes as it has, twice, whatever the number of processes.
@@ -78,7 +78,7 @@ def compute_rows_shared(function: WholeFunction) -> MatrixFunction:
 
         def part_shape(process: int, index: int) -> Shape:
             rows, columns = shapes[index]
-            return len(rows_of(process, rows, num_processes)), columns
+            return len(shard_rows(process, rows, num_processes)), columns
 
         to_owners = [[part_shape(rank, i) for i in of[p]] for p in range(num_processes)]
         to_holders = [[part_shape(p, i) for i in own] for p in range(num_processes)]
@@ -95,7 +95,7 @@ def compute_rows_shared(function: WholeFunction) -> MatrixFunction:
 
 
 def _rows(matrix: Tensor, process: int, num_processes: int) -> Tensor:
-    rows = rows_of(process, len(matrix), num_processes)
+    rows = shard_rows(process, len(matrix), num_processes)
     return matrix[rows.start : rows.stop]
 
 

@@ -42,19 +42,19 @@ def shard(loss: nn.Module, model: Llama, device: torch.device, compute: torch.dt
     for layer in model.model.layers:
         fully_shard(layer, mesh=mesh, mp_policy=policy)
     fully_shard(loss, mesh=mesh, mp_policy=policy)
-    model.register_load_state_dict_pre_hook(_cut)  # type: ignore[no-untyped-call]
+    model.register_load_state_dict_pre_hook(_shard_loaded)  # type: ignore[no-untyped-call]
     return loss
 
 
-def _cut(module: nn.Module, tensors: dict[str, Any], prefix: str, *rest: Any) -> None:
+def _shard_loaded(module: nn.Module, tensors: dict[str, Any], prefix: str, *rest: Any) -> None:
     """Replace whole tensors that are about to be loaded by this process's rows of them."""
     for name, parameter in module.named_parameters(prefix.removesuffix(".")):
         whole = tensors.get(name)
         if isinstance(parameter, DTensor) and isinstance(whole, Tensor) and not isinstance(whole, DTensor):
-            tensors[name] = cut_like(whole, parameter)
+            tensors[name] = shard_like(whole, parameter)
 
 
-def cut_like(whole: Tensor, parameter: Tensor) -> Tensor:
+def shard_like(whole: Tensor, parameter: Tensor) -> Tensor:
     """A whole tensor, the same on all processes, laid out as a parameter is: cut, or on its device."""
     on_device = whole.to(parameter.device, copy=True)
     if not isinstance(parameter, DTensor):
@@ -62,13 +62,13 @@ def cut_like(whole: Tensor, parameter: Tensor) -> Tensor:
     return distribute_tensor(on_device, parameter.device_mesh, parameter.placements, src_data_rank=None)
 
 
-def lay_out_state(state: TrainingState, model: nn.Module) -> dict[str, Tensor]:
+def reshard_optimizer_state(state: TrainingState, model: nn.Module) -> dict[str, Tensor]:
     """A checkpoint's optimizer state, `STATE/PARAMETER` → a tensor cut (or whole) as the parameter is, however many
     processes wrote it in whichever way. Raises CheckpointError if the shards are damaged."""
     parameters = dict(model.named_parameters())
     if state.shards is None:
         return {
-            name: cut_like(value, parameters[name.partition("/")[2]]) if value.ndim > 0 else value
+            name: shard_like(value, parameters[name.partition("/")[2]]) if value.ndim > 0 else value
             for name, value in state.tensors.items()
             if name.partition("/")[2] in parameters
         }
@@ -93,7 +93,7 @@ def lay_out_state(state: TrainingState, model: nn.Module) -> dict[str, Tensor]:
 
 
 @contextlib.contextmanager
-def usable(loss: nn.Module) -> Iterator[None]:
+def unsharded(loss: nn.Module) -> Iterator[None]:
     """While entered, the network can be called without the (sharded) loss, by all processes together, which then get
     the first one's logits: if two differed in the last bit, one might see an end of text where another goes on, and
     the two would wait for each other."""

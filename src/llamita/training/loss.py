@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from llamita.data.batches import IGNORED
 from llamita.model.llama import Llama
-from llamita.training.fused import can_fuse, fused_hidden_states
+from llamita.training.fused_cpu import can_fuse, fused_hidden_states
 
 CHUNK_LOGITS = {"cpu": 1 << 21, "cuda": 1 << 27}  # at a time: what stays in a CPU's cache; a GPU wants big products
 MIN_TOKENS = 192  # at a time: each chunk reads the whole classifier, which a large vocabulary's must be worth
@@ -155,7 +155,7 @@ class SummedLoss(nn.Module):
 
     compute: the type to compute in; weights are cast to it, and kept as they are. compiled: only where there is a
     gradient to compute, so that evaluations, with rows of other lengths, wait for no compiler. Not compiled, a network
-    that can_fuse learns through training/fused.py.
+    that can_fuse learns through training/fused_cpu.py.
     """
 
     def __init__(self, model: Llama, compute: torch.dtype = torch.float32, *, compiled: bool = False) -> None:

@@ -21,10 +21,10 @@ def token_bytes(
     return number_bytes * (layers * hidden + whole_layer if activation_checkpointing else layers * whole_layer)
 
 
-def tokens_that_fit(free: float, weights: int, weight_bytes: int, bytes_of_token: int) -> int:
+def tokens_that_fit(free: float, weights: int, weight_bytes: int, bytes_per_token: int) -> int:
     """Tokens of a pass: they may take half of what the weights leave. weight_bytes: 16 where they learn (gradient and
     AdamW's moments), else what they are kept in."""
-    return int(max(0.0, free - weights * weight_bytes) // (2 * bytes_of_token))
+    return int(max(0.0, free - weights * weight_bytes) // (2 * bytes_per_token))
 
 
 def split_rows(rows: int, context: int, fit_tokens: float) -> tuple[int, int]:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from llamita.config import RunConfig
 from llamita.errors import CheckpointError
-from llamita.training.distributed import Ranks, own_part
-from llamita.training.distributed_muon import MatrixFunction, compute_rows_shared, compute_whole_shared
+from llamita.training.distributed import Ranks, local_tensor
+from llamita.training.distributed_muon import MatrixFunction, distribute_replicated, distribute_row_sharded
 
 HALF_LIFE_TOKENS = 500_000  # of the memory of squared gradients
 MUON_RATE, MUON_MOMENTUM = 0.02, 0.95
@@ -35,13 +35,13 @@ def learning_rate_for(hidden_size: int) -> float:
     return 4e-3 * min(1.0, (128 / hidden_size) ** 0.5)
 
 
-def embedding_rate_for(hidden_size: int) -> float:
+def embedding_lr_for(hidden_size: int) -> float:
     """Adam's peak learning rate for embeddings and norms in pretraining, which take ten times the matrices': each token
     moves its own row only (docs/experiments.md)."""
     return 10 * learning_rate_for(hidden_size)
 
 
-def small_step_share(tokens_per_step: int) -> float:
+def small_step_scale(tokens_per_step: int) -> float:
     """Of the rates above: they are for steps of FULL_STEP_TOKENS and more; smaller ones are noisier, and take
     sqrt(tokens) less (docs/experiments.md)."""
     return float(min(1.0, (tokens_per_step / FULL_STEP_TOKENS) ** 0.5))
@@ -97,10 +97,10 @@ class Muon(torch.optim.Optimizer):
         lr: float,
         momentum: float,
         weight_decay: float,
-        orthogonalized: MatrixFunction | None = None,
+        orthogonalizer: MatrixFunction | None = None,
     ) -> None:
         assert all(parameter.ndim == 2 for parameter in parameters)
-        self.orthogonalized = orthogonalized or (lambda matrices, shapes: orthogonalize_each(matrices))
+        self.orthogonalizer = orthogonalizer or (lambda matrices, shapes: orthogonalize_each(matrices))
         super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
@@ -115,12 +115,15 @@ class Muon(torch.optim.Optimizer):
                 if not self.state[parameter]:
                     self.state[parameter]["momentum"] = torch.zeros_like(parameter)
             # of a sharded matrix, this process's rows
-            gradients = [own_part(parameter.grad) for parameter in parameters if parameter.grad is not None]
-            momenta = [own_part(self.state[parameter]["momentum"]) for parameter in parameters]
-            weights, shapes = [own_part(parameter) for parameter in parameters], [_shape(each) for each in parameters]
+            gradients = [local_tensor(parameter.grad) for parameter in parameters if parameter.grad is not None]
+            momenta = [local_tensor(self.state[parameter]["momentum"]) for parameter in parameters]
+            weights, shapes = (
+                [local_tensor(parameter) for parameter in parameters],
+                [_shape(each) for each in parameters],
+            )
             torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
             ahead = torch._foreach_lerp(gradients, momenta, group["momentum"])
-            directions = self.orthogonalized(ahead, shapes)
+            directions = self.orthogonalizer(ahead, shapes)
             torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
             scales = [-group["lr"] * max(1.0, rows / columns) ** 0.5 for rows, columns in shapes]
             torch._foreach_mul_(directions, scales)
@@ -157,7 +160,7 @@ class Optimizers:
         for part in self.parts:
             yield from part.param_groups
 
-    def set_share(self, share: float) -> None:
+    def scale_learning_rates(self, share: float) -> None:
         """Every learning rate to this share of its peak."""
         for group in self.groups():
             group["lr"] = share * group["peak_lr"]
@@ -207,9 +210,9 @@ def build_optimizer(model: nn.Module, config: RunConfig, ranks: Ranks | None = N
     groups: list[dict[str, Any]] = [{"params": others, "weight_decay": 0.0, "lr": others_rate}]
     parts: list[torch.optim.Optimizer] = []
     if config.optimizer == "muon":
-        sharing = None if ranks is None else _sharing(matrices, ranks)
+        distributed = None if ranks is None else _distribution(matrices, ranks)
         rate, decay = config.learning_rate, config.weight_decay
-        parts.append(Muon(matrices, lr=rate, momentum=MUON_MOMENTUM, weight_decay=decay, orthogonalized=sharing))
+        parts.append(Muon(matrices, lr=rate, momentum=MUON_MOMENTUM, weight_decay=decay, orthogonalizer=distributed))
     else:
         groups.insert(0, {"params": matrices, "weight_decay": config.weight_decay})
     betas = (config.beta1, config.beta2)
@@ -217,14 +220,14 @@ def build_optimizer(model: nn.Module, config: RunConfig, ranks: Ranks | None = N
     return Optimizers(parts)
 
 
-def _sharing(matrices: list[nn.Parameter], ranks: Ranks) -> MatrixFunction | None:
+def _distribution(matrices: list[nn.Parameter], ranks: Ranks) -> MatrixFunction | None:
     """How the processes share the orthogonalizing of these matrices."""
     if ranks.world_size == 1:
         return None
-    if any(own_part(matrix) is not matrix for matrix in matrices):
-        return compute_rows_shared(orthogonalize_each)
+    if any(local_tensor(matrix) is not matrix for matrix in matrices):
+        return distribute_row_sharded(orthogonalize_each)
     # CUDA computes the directions in bfloat16: nothing is lost when they travel so
-    return compute_whole_shared(orthogonalize_each, torch.bfloat16 if ranks.device.type == "cuda" else torch.float32)
+    return distribute_replicated(orthogonalize_each, torch.bfloat16 if ranks.device.type == "cuda" else torch.float32)
 
 
 def optimizer_tensors(optimizers: Optimizers, model: nn.Module) -> dict[str, Tensor]:

@@ -23,7 +23,7 @@ from llamita.errors import ConfigError, TrainingError
 from llamita.model.llama import Llama
 from llamita.run_directory import remembered_run
 from llamita.training.budget import CLOSING_SECONDS
-from llamita.training.defaults import TOKENS_PER_PASS, decay_for, ffn_for, fill_defaults, fit_passes, with_dtype
+from llamita.training.defaults import TOKENS_PER_PASS, decay_for, ffn_for, fill_defaults, fit_micro_batch, resolve_dtype
 from llamita.training.distributed import Ranks, compute_type, start_ranks
 from llamita.training.flops import flops_per_token
 from llamita.training.loss import SummedLoss
@@ -38,7 +38,7 @@ WIDTHS = (64, 96, 128, 160, 192, 256, 320, 384, 512, 640, 768, 1024, 1280, 1536,
 CONTEXTS = {"cpu": (128, 512), "cuda": (256, 1024)}  # at least, at most
 # How often tokens may repeat, and weights outnumber the tokens there are, until more of them add 1/e of the first
 # (Muennighoff et al., arXiv 2305.16264)
-REPEATS_WORTH, WEIGHTS_WORTH = 15.4, 5.3
+R_STAR_TOKENS, R_STAR_WEIGHTS = 15.4, 5.3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +59,7 @@ class ScalingLaw:
         return self.floor + self.a / num_parameters**self.alpha + self.b / tokens**self.beta
 
 
-LAW = ScalingLaw(floor=0.25, a=174.6, alpha=0.512, b=22.3, beta=0.261)
+SCALING_LAW = ScalingLaw(floor=0.25, a=174.6, alpha=0.512, b=22.3, beta=0.261)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +90,7 @@ def wants_plan(config: TrainConfig) -> bool:
     return config.preset is None and config.layers is None and config.steps is None and config.epochs is None
 
 
-def context_for(lengths: npt.NDArray[Any], device: torch.device) -> int:
+def choose_context(lengths: npt.NDArray[Any], device: torch.device) -> int:
     """Tokens a row: the smallest power of two that holds three of four documents whole, within CONTEXTS. Shorter rows
     are cheaper and make a step's texts more varied; what is longer is continued in another row."""
     least, most = CONTEXTS[device.type]
@@ -112,7 +112,7 @@ def ladder_shape(hidden: int, context: int) -> Shape:
     )
 
 
-def planned_shapes(config: TrainConfig, context: int) -> list[Shape]:
+def candidate_shapes(config: TrainConfig, context: int) -> list[Shape]:
     """The ladder's shapes with the --kv-heads and --ffn that were said. Raises ConfigError if they fit none of them."""
     shapes = [
         dataclasses.replace(
@@ -145,13 +145,13 @@ def plan_run(
     lengths: tokens of each training document. free: bytes of a GPU's memory. What config says of the shape is kept.
     Raises ConfigError if no shape can be so.
     """
-    config = with_dtype(config, device)
+    config = resolve_dtype(config, device)
     minutes = fill_defaults(dataclasses.replace(config, preset="0.5M"), device, world_size).minutes
     assert minutes is not None
     seconds = max(0.1 * 60 * minutes, 60 * minutes * TRAINING_SHARE - CLOSING_SECONDS)
-    context = config.context or context_for(lengths, device)
+    context = config.context or choose_context(lengths, device)
     unique_tokens = int(lengths.sum())
-    shapes = planned_shapes(config, context)
+    shapes = candidate_shapes(config, context)
 
     def nearest(width: int, among: list[Shape]) -> Shape:
         return min(among, key=lambda shape: abs(shape.hidden_size - width))
@@ -163,27 +163,29 @@ def plan_run(
     def measured(shape: Shape) -> float:
         """Seconds that a token takes."""
         allowed = min(PROBE_SECONDS[1], max(PROBE_SECONDS[0], PROBE_SHARE * 60 * minutes))
-        return probe_seconds_per_token(with_shape(config, shape), vocab_size, device, world_size, allowed, free)
+        return probe_seconds_per_token(apply_shape(config, shape), vocab_size, device, world_size, allowed, free)
 
     def operations(shape: Shape) -> float:
         return flops_per_token(model_shape(shape, vocab_size, untied=not config.tie_embeddings), context)
 
     def chosen_of(points: list[tuple[float, float]]) -> tuple[Estimate, tuple[Estimate, ...]]:
-        return choose(points, shapes, vocab_size, seconds, unique_tokens, untied=not config.tie_embeddings)
+        return choose_shape(points, shapes, vocab_size, seconds, unique_tokens, untied=not config.tie_embeddings)
 
     points = [(operations(shape), measured(shape)) for shape in near]
     best = chosen_of(points)[0]
     if best.shape not in near:  # far from what was measured: measure there too
         points.append((operations(best.shape), measured(best.shape)))
     best, estimates = chosen_of(points)
-    chosen = with_step(with_shape(config, best.shape), step_tokens(best.tokens, device, world_size), world_size, free)
-    filled = fill_defaults(with_decay(chosen, best.epochs), device, world_size)
+    chosen = apply_step_tokens(
+        apply_shape(config, best.shape), step_tokens(best.tokens, device, world_size), world_size, free
+    )
+    filled = fill_defaults(apply_weight_decay(chosen, best.epochs), device, world_size)
     on_cpu = device.type == "cpu"
     name = f"{torch.get_num_threads()} threads of the CPU" if on_cpu else torch.cuda.get_device_name(device)
     return Plan(filled, best, estimates, vocab_size, name)
 
 
-def choose(
+def choose_shape(
     points: Sequence[tuple[float, float]],
     shapes: Sequence[Shape],
     vocab_size: int,
@@ -197,10 +199,11 @@ def choose(
     estimates = []
     for shape in shapes:
         model = model_shape(shape, vocab_size, untied=untied)
-        per_token = interpolate(points, flops_per_token(model, shape.max_position_embeddings))
+        per_token = interpolate_seconds(points, flops_per_token(model, shape.max_position_embeddings))
         tokens = seconds / per_token
-        bits = LAW.bits(
-            worth(model.num_parameters, unique_tokens, WEIGHTS_WORTH), worth(tokens, unique_tokens, REPEATS_WORTH)
+        bits = SCALING_LAW.bits(
+            effective_tokens(model.num_parameters, unique_tokens, R_STAR_WEIGHTS),
+            effective_tokens(tokens, unique_tokens, R_STAR_TOKENS),
         )
         estimates.append(
             Estimate(shape, model.num_parameters, 1 / per_token, tokens, tokens / unique_tokens, bits)
@@ -210,7 +213,7 @@ def choose(
     return best, tuple(estimates)
 
 
-def interpolate(points: Sequence[tuple[float, float]], operations: float) -> float:
+def interpolate_seconds(points: Sequence[tuple[float, float]], operations: float) -> float:
     """Seconds a token between and beyond measured points: straight lines in the logarithms, of slope 0.5 to 1.1 where
     they go beyond (small steps are bound by overhead, large ones by arithmetic). One point alone: in proportion."""
     known = sorted((math.log(x), math.log(y)) for x, y in points)
@@ -226,7 +229,7 @@ def interpolate(points: Sequence[tuple[float, float]], operations: float) -> flo
     return math.exp(anchor_y + slope * (at - anchor_x))
 
 
-def worth(amount: float, unique_tokens: float, decay: float) -> float:
+def effective_tokens(amount: float, unique_tokens: float, decay: float) -> float:
     """What tokens seen, or weights, are worth where the text has only so many tokens: U + U R* (1 - exp(-R / R*)) with
     R = amount / U - 1 (arXiv 2305.16264, equations 5 and 6; a weight for each token counts as balanced)."""
     if amount <= unique_tokens:
@@ -242,7 +245,7 @@ def model_shape(shape: Shape, vocab_size: int, *, untied: bool = False) -> Model
     return ModelConfig(vocab_size=vocab_size, head_dim=head_dim, tie_word_embeddings=not untied, **fields)
 
 
-def with_shape(config: TrainConfig, shape: Shape) -> TrainConfig:
+def apply_shape(config: TrainConfig, shape: Shape) -> TrainConfig:
     """The flags with this shape where they name none."""
     return dataclasses.replace(
         config,
@@ -267,16 +270,16 @@ def step_tokens(tokens: float, device: torch.device, world_size: int = 1) -> int
     return int(min(16384, max(1024, 1 << round(math.log2(wanted)))))
 
 
-def with_step(config: TrainConfig, tokens: int, world_size: int, free: float = math.inf) -> TrainConfig:
+def apply_step_tokens(config: TrainConfig, tokens: int, world_size: int, free: float = math.inf) -> TrainConfig:
     """The flags with rows for about so many tokens a step, where they name none, in passes that fit into a GPU's free
     bytes."""
     if config.micro_batch_size is not None or config.context is None:
         return config
     rows = max(1, tokens // (config.context * config.grad_accum_steps * world_size))
-    return fit_passes(dataclasses.replace(config, micro_batch_size=rows), free)
+    return fit_micro_batch(dataclasses.replace(config, micro_batch_size=rows), free)
 
 
-def with_decay(config: TrainConfig, epochs: float) -> TrainConfig:
+def apply_weight_decay(config: TrainConfig, epochs: float) -> TrainConfig:
     """The flags with the weight decay for so many epochs, where they name none."""
     return config if config.weight_decay is not None else dataclasses.replace(config, weight_decay=decay_for(epochs))
 
@@ -316,7 +319,7 @@ def probe_seconds_per_token(
     return times[len(times) // 4] / (num_tokens * config.grad_accum_steps * world_size)
 
 
-def settled(
+def resolve_plan(
     config: TrainConfig,
     *,
     vocab_size: int,
@@ -329,7 +332,7 @@ def settled(
     the table of what was planned now. say: tells what takes some seconds. free: bytes of a GPU's memory."""
     if not wants_plan(config):
         return config, []
-    config = with_dtype(config, ranks.device)
+    config = resolve_dtype(config, ranks.device)
     before = remembered_run(config.out) if config.resume else None
     if before is not None:
         values, rows = before
@@ -339,7 +342,7 @@ def settled(
             if getattr(config, name) is None
         }
         config = dataclasses.replace(config, **known)
-        return with_step(config, rows * (config.context or 0), ranks.world_size, free), []
+        return apply_step_tokens(config, rows * (config.context or 0), ranks.world_size, free), []
     say("measuring this machine, to plan the minutes")
     plan = plan_run(
         config, vocab_size=vocab_size, lengths=lengths, device=ranks.device, world_size=ranks.world_size, free=free
@@ -348,8 +351,8 @@ def settled(
     tokens = step_tokens(best.tokens, ranks.device, ranks.world_size)
     hidden, agreed_tokens, epochs = ranks.broadcast_from_first(best.shape.hidden_size, tokens, best.epochs)
     shape = next(each.shape for each in plan.estimates if each.shape.hidden_size == round(hidden))
-    config = with_step(with_shape(config, shape), round(agreed_tokens), ranks.world_size, free)
-    return with_decay(config, epochs), describe_plan(plan)[0]
+    config = apply_step_tokens(apply_shape(config, shape), round(agreed_tokens), ranks.world_size, free)
+    return apply_weight_decay(config, epochs), describe_plan(plan)[0]
 
 
 def plan_store(config: TrainConfig) -> Plan:

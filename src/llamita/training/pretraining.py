@@ -21,14 +21,14 @@ from llamita.eval.bits_per_byte import bits_per_byte
 from llamita.model.generate import bounded_seed
 from llamita.model.llama import Llama
 from llamita.tokenizer import load_tokenizer
-from llamita.training.compile import resolve_compilation
+from llamita.training.compile import resolve_compile
 from llamita.training.defaults import fill_defaults, model_config
 from llamita.training.distillation import DistillationLoss, distillation_loss
 from llamita.training.distributed import Ranks, compute_type
 from llamita.training.flops import flops_per_token
 from llamita.training.loss import SummedLoss
 from llamita.training.memory import free_bytes
-from llamita.training.planner import settled
+from llamita.training.planner import resolve_plan
 from llamita.training.task import Evaluation, Task
 from llamita.training.trainer import TrainResult, run_task
 
@@ -64,8 +64,8 @@ class Pretraining(Task):
             raise TrainingError(f"cannot train on {self.data.names}: no training documents in it; prepare more text")
         self.epoch_tokens, self.val_tokens = self.train_split.num_tokens, self.val_split.num_tokens
         self.bytes_per_token = self.train_split.text_bytes / self.train_split.num_tokens
-        (free,) = ranks.least(free_bytes(ranks.device))
-        config, self._plan = settled(
+        (free,) = ranks.min(free_bytes(ranks.device))
+        config, self._plan = resolve_plan(
             config, vocab_size=self.data.vocab_size, lengths=self.data.train.lengths, ranks=ranks, say=say, free=free
         )
         self.config: TrainConfig = fill_defaults(
@@ -81,7 +81,7 @@ class Pretraining(Task):
         passes = (config.steps or 0) * config.grad_accum_steps + (
             config.epochs or 0.0
         ) * self.epoch_tokens / tokens_per_pass
-        self.config, self._compilation = resolve_compilation(config, self.model, ranks, passes)
+        self.config, self._compilation = resolve_compile(config, self.model, ranks, passes)
         compiled = self.config.compile == "on"
         compute = compute_type(config.dtype)
         self.loss = (
@@ -108,7 +108,7 @@ class Pretraining(Task):
 
     def describe(self) -> list[str]:
         shape = self.model_config
-        teacher = [] if isinstance(self.loss, SummedLoss) else [self.loss.line()]
+        teacher = [] if isinstance(self.loss, SummedLoss) else [self.loss.describe()]
         return [
             f"model: {format_count(shape.num_parameters)} weights, {shape.num_hidden_layers} layers of "
             f"{shape.hidden_size}, ffn {shape.intermediate_size}, {shape.num_attention_heads} heads, "

@@ -48,7 +48,7 @@ from llamita.run_directory import (
 from llamita.training.activation_checkpointing import checkpoint_activations
 from llamita.training.budget import Budget, Progress
 from llamita.training.checkpointer import Checkpointer
-from llamita.training.distributed import Ranks, compute_type, start_ranks, whole
+from llamita.training.distributed import Ranks, compute_type, full_tensor, start_ranks
 from llamita.training.flops import peak_flops
 from llamita.training.metrics import MetricsLog, check_trackers
 from llamita.training.optimizer import build_optimizer, optimizer_tensors, restore_optimizer
@@ -164,7 +164,7 @@ def _check_alike(task: Task, ranks: Ranks) -> None:
         task.micro_batch_size * task.config.grad_accum_steps,
         float(compute_type(task.config.dtype) == torch.float32),
     )
-    least_rows, minus_most_rows, all_wide, minus_some_wide = ranks.least(rows, -rows, is_wide, -is_wide)
+    least_rows, minus_most_rows, all_wide, minus_some_wide = ranks.min(rows, -rows, is_wide, -is_wide)
     if least_rows != -minus_most_rows:
         raise TrainingError(
             f"training in {ranks.world_size} processes failed: expected as many rows a step of each, found "
@@ -328,14 +328,14 @@ class Trainer:
         progress = self.budget.midpoint(at)
         share = self.schedule.factor(progress) * ROLLBACK_LR_FACTOR**self.rollbacks
         self.learning_rate = config.learning_rate * share
-        self.optimizer.set_share(share)
+        self.optimizer.scale_learning_rates(share)
         # dropout is a function of (seed, step, rank), so there is no random state to save
         torch.manual_seed(bounded_seed((config.seed * 1_000_003 + at.step) * 1_009 + self.ranks.rank))
         batches = [next(self.batches) for _ in range(config.grad_accum_steps)]
         num_targets = sum(batch.num_targets for batch in batches)
         for index, batch in enumerate(batches):
             self._backward(batch, num_targets, is_last=index == len(batches) - 1)
-        norm = whole(torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip or math.inf))
+        norm = full_tensor(torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip or math.inf))
         self.pending.largest_norm = torch.maximum(self.pending.largest_norm, norm)
         at.step += 1
         if self.ranks.device.type == "cpu":  # elsewhere, looking at a number would make the device wait
@@ -556,9 +556,9 @@ class Trainer:
         """What the task tells, in the first process; a sharded network tells it in all of them together."""
         until = self.budget.sample_deadline(self._seconds())
         if self.sharded:
-            from llamita.training.fsdp import usable
+            from llamita.training.fsdp import unsharded
 
-            with usable(self.parallel_loss):
+            with unsharded(self.parallel_loss):
                 return self.task.sample(lambda: self.ranks.broadcast_from_first(self._seconds())[0] < until)
         return self.task.sample(lambda: self._seconds() < until) if self.ranks.is_first else ""
 
@@ -635,9 +635,9 @@ class Trainer:
         state = load_training_state(run)
         tensors = state.tensors
         if self.sharded or state.shards is not None:
-            from llamita.training.fsdp import lay_out_state
+            from llamita.training.fsdp import reshard_optimizer_state
 
-            tensors = lay_out_state(state, self.model)
+            tensors = reshard_optimizer_state(state, self.model)
         restore_optimizer(self.optimizer, self.model, tensors)
         try:
             values, pending = state.values, state.values["pending"]

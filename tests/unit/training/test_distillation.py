@@ -48,18 +48,18 @@ def some_batch(vocab_size: int) -> tuple[Tensor, Tensor, Tensor]:
     return inputs, targets, segments
 
 
-def plain(student_logits: Tensor, teacher_logits: Tensor, targets: Tensor, share: float, temperature: float) -> Tensor:
+def plain(student_logits: Tensor, teacher_logits: Tensor, targets: Tensor, alpha: float, temperature: float) -> Tensor:
     """The formula at the top of distillation.py, all logits at once."""
     counts = targets != IGNORED
     q, p, t = student_logits[counts], teacher_logits[counts].detach(), temperature
     distance = (F.softmax(p / t, -1) * (F.log_softmax(p / t, -1) - F.log_softmax(q / t, -1))).sum()
-    return (1 - share) * F.cross_entropy(q, targets[counts], reduction="sum") + share * t**2 * distance
+    return (1 - alpha) * F.cross_entropy(q, targets[counts], reduction="sum") + alpha * t**2 * distance
 
 
 @pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize(("share", "temperature"), [(0.5, 1.0), (0.3, 2.0), (1.0, 4.0)])
+@pytest.mark.parametrize(("alpha", "temperature"), [(0.5, 1.0), (0.3, 2.0), (1.0, 4.0)])
 def test_loss_and_gradients(
-    student: Path, teacher: Path, packed: bool, share: float, temperature: float, monkeypatch: pytest.MonkeyPatch
+    student: Path, teacher: Path, packed: bool, alpha: float, temperature: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(distillation, "tokens_per_chunk", lambda weight: 7)
     model, wise = load_model(student), load_model(teacher)
@@ -70,11 +70,11 @@ def test_loss_and_gradients(
         hidden = network.hidden_states(inputs, mask=packed_mask(segments) if packed else None)
         return F.linear(hidden, network.output_weight)
 
-    expected = plain(logits(model), logits(wise), targets, share, temperature)
+    expected = plain(logits(model), logits(wise), targets, alpha, temperature)
     wanted = dict(
         zip(dict(model.named_parameters()), torch.autograd.grad(expected, list(model.parameters())), strict=True)
     )
-    loss = DistillationLoss(model, wise, share=share, temperature=temperature).train()
+    loss = DistillationLoss(model, wise, alpha=alpha, temperature=temperature).train()
     found = loss(inputs, targets, *more)
     (3 * found).backward()
     assert found.item() == pytest.approx(expected.item(), rel=1e-5)
@@ -88,7 +88,7 @@ def test_loss_and_gradients(
 
 def test_only_the_updates_learn(student: Path, teacher: Path) -> None:
     model = add_lora(load_model(student), LoraConfig(rank=2), torch.Generator().manual_seed(0))
-    loss = DistillationLoss(model, load_model(teacher), share=0.7)
+    loss = DistillationLoss(model, load_model(teacher), alpha=0.7)
     loss(*some_batch(model.config.vocab_size)).backward()
     learned = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
     assert learned and all("lora_" in name for name in learned)
@@ -99,20 +99,20 @@ def test_judged_as_ever(student: Path, teacher: Path) -> None:
     """Out of training it is the plain loss; a teacher's weights are none of the module's."""
     model = load_model(student)
     inputs, targets, segments = some_batch(model.config.vocab_size)
-    loss = DistillationLoss(model, load_model(teacher), share=0.9).eval()
+    loss = DistillationLoss(model, load_model(teacher), alpha=0.9).eval()
     assert torch.allclose(loss(inputs, targets), SummedLoss(model)(inputs, targets))
     packed = DistillationLoss(model, load_model(teacher)).eval()
     assert torch.allclose(packed(inputs, targets, segments), ConversationLoss(model)(inputs, targets, segments))
     assert {name.removeprefix("model.") for name in loss.state_dict()} == set(model.state_dict())
     assert not loss.train().teacher.training
     with torch.no_grad():
-        all_targets = DistillationLoss(model, load_model(teacher), share=0.0).train()(inputs, targets)
+        all_targets = DistillationLoss(model, load_model(teacher), alpha=0.0).train()(inputs, targets)
     assert torch.allclose(all_targets, SummedLoss(model)(inputs, targets))
 
 
 def test_a_student_of_itself_has_nothing_to_learn(student: Path) -> None:
     model = load_model(student)
-    loss = DistillationLoss(model, load_model(student), share=1.0, temperature=2.0)
+    loss = DistillationLoss(model, load_model(student), alpha=1.0, temperature=2.0)
     inputs, targets, _ = some_batch(model.config.vocab_size)
     found = loss(inputs, targets)
     found.backward()

@@ -28,7 +28,7 @@ from llamita.training import compile as compilation  # noqa: E402
 from llamita.training import distillation, loss  # noqa: E402
 from llamita.training import trainer as loop  # noqa: E402
 from llamita.training.budget import Budget, Progress  # noqa: E402
-from llamita.training.compile import Found, resolve_compilation  # noqa: E402
+from llamita.training.compile import ProbeResult, resolve_compile  # noqa: E402
 from llamita.training.defaults import default_dtype, fill_defaults  # noqa: E402
 from llamita.training.distributed import Ranks  # noqa: E402
 from llamita.training.flops import peak_flops  # noqa: E402
@@ -66,7 +66,7 @@ from llamita.training.distributed import Ranks
 rank = int(sys.argv[1])
 dist.init_process_group("gloo", store=dist.FileStore(sys.argv[2], 2), rank=rank, world_size=2)
 ranks = Ranks(rank, 2, torch.device("cpu"))
-assert ranks.least(3 + rank, -rank) == (3.0, -1.0)
+assert ranks.min(3 + rank, -rank) == (3.0, -1.0)
 
 # F1: other work on one GPU must not give its process other rows
 finetune_defaults.free_bytes = lambda device: 6e9 - 3e9 * rank
@@ -75,7 +75,7 @@ base = types.SimpleNamespace(config=shape, directory=Path("base"))
 config = FinetuneConfig(checkpoint=Path("base"), data=Path("x"), out=Path("y"), lora=True, dtype="bfloat16")
 on_gpu = Ranks(rank, 2, torch.device("cuda", 0))
 rows = finetune_defaults.fill_defaults(config, base, on_gpu, 256, 256, 10**8).micro_batch_size
-assert rows > 1 and ranks.least(rows, -rows) == (rows, -rows), rows
+assert rows > 1 and ranks.min(rows, -rows) == (rows, -rows), rows
 
 def task(rows, dtype):
     return types.SimpleNamespace(micro_batch_size=rows, config=types.SimpleNamespace(grad_accum_steps=1, dtype=dtype))
@@ -275,7 +275,7 @@ def test_a_teacher_takes_smaller_pieces_on_a_gpu() -> None:
     """F20: eight copies of a chunk's logits exist there at once; 4 GB of them were too many."""
     for is_cuda, share in ((True, 4), (False, 1)):
         weight: Any = SimpleNamespace(is_cuda=is_cuda, shape=(32000, 8))
-        assert distillation.tokens_per_piece(weight) == max(1, loss.tokens_per_chunk(weight) // share)
+        assert distillation.tokens_per_distillation_chunk(weight) == max(1, loss.tokens_per_chunk(weight) // share)
 
 
 # ---------------------------------------------------------------- compiling
@@ -290,11 +290,11 @@ def test_long_runs_in_steps_are_compiled_on_gpus(
     """F7: a run of 17 seconds is not worth it, one of 14 minutes is; on a CPU, steps are the same everywhere."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(compilation, "describe_environment", lambda device: {})
-    monkeypatch.setattr(compilation, "plain_seconds", lambda *_: 0.17)
-    monkeypatch.setattr(compilation, "probe", lambda *_: Found(0.17, 0.1))
+    monkeypatch.setattr(compilation, "eager_seconds", lambda *_: 0.17)
+    monkeypatch.setattr(compilation, "probe", lambda *_: ProbeResult(0.17, 0.1))
     config = flags(tmp_path, steps=steps, micro_batch_size=2, context=16, dtype="bfloat16")
     ranks = Ranks(0, 1, torch.device(device))
-    assert resolve_compilation(config, network(), ranks, float(steps))[0].compile == chosen
+    assert resolve_compile(config, network(), ranks, float(steps))[0].compile == chosen
 
 
 def test_the_probe_is_laid_out_as_a_batch() -> None:

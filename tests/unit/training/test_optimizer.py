@@ -162,7 +162,7 @@ def test_a_share_scales_every_learning_rate_from_its_peak(kind: str) -> None:
     _, same = make(kind, learning_rate=0.4)
     assert [group["lr"] for group in same.groups()] == [0.4, 0.4]
     for share in (0.5, 0.0, 1.0):
-        optimizer.set_share(share)
+        optimizer.scale_learning_rates(share)
         assert [group["lr"] for group in optimizer.groups()] == [share * peak for peak in peaks]
 
 

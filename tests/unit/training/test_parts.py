@@ -33,7 +33,7 @@ from llamita.run_directory import (  # noqa: E402
 from llamita.training import loss as loss_module  # noqa: E402
 from llamita.training.budget import Budget, Progress  # noqa: E402
 from llamita.training.defaults import decay_for, fill_defaults, model_config  # noqa: E402
-from llamita.training.distributed import choose_device, meet, start_ranks  # noqa: E402
+from llamita.training.distributed import choose_device, rendezvous_prefix, start_ranks  # noqa: E402
 from llamita.training.flops import flops_per_token, peak_flops  # noqa: E402
 from llamita.training.loss import SummedLoss  # noqa: E402
 from llamita.training.metrics import MetricsLog  # noqa: E402
@@ -252,7 +252,7 @@ def test_processes_that_start_again_meet_each_other_and_not_the_dead() -> None:
     store.set("note/1", "of a process that died before it had an answer")
     with ThreadPoolExecutor(3) as pool:
         for order in ((0, 1, 2), (2, 1, 0), (1, 0, 2)):  # who comes first
-            meetings = [pool.submit(meet, store, rank, 3) for rank in order]
+            meetings = [pool.submit(rendezvous_prefix, store, rank, 3) for rank in order]
             (name,) = {meeting.result(timeout=60) for meeting in meetings}
             names.append(name)
     assert len(set(names)) == 3
@@ -261,7 +261,7 @@ def test_processes_that_start_again_meet_each_other_and_not_the_dead() -> None:
 @pytest.mark.parametrize(("rank", "absent"), [(0, 1), (2, 0)])
 def test_who_does_not_come_is_named(rank: int, absent: int) -> None:
     with pytest.raises(TrainingError, match=rf"process {rank} has waited 0\.05 s for process {absent}; see"):
-        meet(torch.distributed.HashStore(), rank, 3, seconds=0.05)
+        rendezvous_prefix(torch.distributed.HashStore(), rank, 3, seconds=0.05)
 
 
 # ---------------------------------------------------------------- the run directory

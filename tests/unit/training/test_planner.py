@@ -19,19 +19,19 @@ from llamita.errors import ConfigError  # noqa: E402
 from llamita.run_directory import remembered_run  # noqa: E402
 from llamita.training import planner  # noqa: E402
 from llamita.training.planner import (  # noqa: E402
-    REPEATS_WORTH,
+    R_STAR_TOKENS,
     WIDTHS,
-    choose,
-    context_for,
+    apply_step_tokens,
+    candidate_shapes,
+    choose_context,
+    choose_shape,
     describe_plan,
-    interpolate,
+    effective_tokens,
+    interpolate_seconds,
     ladder_shape,
     model_shape,
     plan_run,
-    planned_shapes,
     step_tokens,
-    with_step,
-    worth,
 )
 from llamita.training.pretraining import train  # noqa: E402
 
@@ -47,24 +47,24 @@ def test_every_shape_of_the_ladder_is_a_llama_and_they_grow() -> None:
 
 def test_speeds_are_met_where_measured_and_monotonic_between_and_beyond() -> None:
     points = [(1e7, 1e-4), (4e7, 3.2e-4)]
-    assert all(math.isclose(interpolate(points, x), y) for x, y in points)
-    found = [interpolate(points, x) for x in (1e6, 5e6, 1e7, 2e7, 4e7, 1e8, 1e9)]
+    assert all(math.isclose(interpolate_seconds(points, x), y) for x, y in points)
+    found = [interpolate_seconds(points, x) for x in (1e6, 5e6, 1e7, 2e7, 4e7, 1e8, 1e9)]
     assert all(a < b for a, b in itertools.pairwise(found))
     noisy = [(1e7, 4e-4), (4e7, 3e-4)]  # a busy moment: beyond the points the slope stays sane
-    assert interpolate(noisy, 4e8) > 3e-4 and interpolate(noisy, 1e6) < 4e-4
+    assert interpolate_seconds(noisy, 4e8) > 3e-4 and interpolate_seconds(noisy, 1e6) < 4e-4
 
 
 def test_repetitions_are_worth_less_and_at_most_so_much() -> None:
-    assert worth(500, 1000, REPEATS_WORTH) == 500 and worth(1000, 1000, REPEATS_WORTH) == 1000
-    assert 3500 < worth(4000, 1000, REPEATS_WORTH) < 4000
-    assert worth(1e9, 1000, REPEATS_WORTH) < 1000 * (2 + REPEATS_WORTH)
+    assert effective_tokens(500, 1000, R_STAR_TOKENS) == 500 and effective_tokens(1000, 1000, R_STAR_TOKENS) == 1000
+    assert 3500 < effective_tokens(4000, 1000, R_STAR_TOKENS) < 4000
+    assert effective_tokens(1e9, 1000, R_STAR_TOKENS) < 1000 * (2 + R_STAR_TOKENS)
 
 
 def test_rows_are_as_long_as_most_documents() -> None:
-    assert context_for(np.array([100, 200, 250, 3000]), CPU) == 512
-    assert context_for(np.full(9, 256), CPU) == 256 and context_for(np.full(9, 257), CPU) == 512
-    assert context_for(np.array([10**6]), CPU) == 512 and context_for(np.array([3]), CPU) == 128
-    assert context_for(np.array([10**6]), torch.device("cuda")) == 1024
+    assert choose_context(np.array([100, 200, 250, 3000]), CPU) == 512
+    assert choose_context(np.full(9, 256), CPU) == 256 and choose_context(np.full(9, 257), CPU) == 512
+    assert choose_context(np.array([10**6]), CPU) == 512 and choose_context(np.array([3]), CPU) == 128
+    assert choose_context(np.array([10**6]), torch.device("cuda")) == 1024
 
 
 def test_steps_grow_with_the_run() -> None:
@@ -80,10 +80,10 @@ def test_steps_grow_with_the_run() -> None:
     assert step_tokens(1e4, torch.device("cuda"), 8) == 8 * 65536, "as many for each GPU as without a plan"
     config = make_config(context=128, grad_accum_steps=2)
     assert (
-        with_step(config, 2048, world_size=2).micro_batch_size == 4
-        and with_step(config, 10, world_size=2).micro_batch_size == 1
+        apply_step_tokens(config, 2048, world_size=2).micro_batch_size == 4
+        and apply_step_tokens(config, 10, world_size=2).micro_batch_size == 1
     )
-    assert with_step(dataclasses.replace(config, micro_batch_size=3), 2048, world_size=2).micro_batch_size == 3
+    assert apply_step_tokens(dataclasses.replace(config, micro_batch_size=3), 2048, world_size=2).micro_batch_size == 3
 
 
 def test_more_time_and_more_text_ask_for_larger_models_and_a_slow_machine_for_smaller_ones() -> None:
@@ -91,7 +91,7 @@ def test_more_time_and_more_text_ask_for_larger_models_and_a_slow_machine_for_sm
 
     def size(seconds: float, text: int, slower: float = 1.0) -> int:
         slowed = [(x, slower * y) for x, y in points]
-        return choose(slowed, SHAPES, 4096, seconds, text)[0].num_parameters
+        return choose_shape(slowed, SHAPES, 4096, seconds, text)[0].num_parameters
 
     by_time = [size(seconds, 10**9) for seconds in (60, 600, 6000, 60000, 600000)]
     assert by_time == sorted(by_time) and by_time[0] < by_time[-1]
@@ -152,7 +152,7 @@ def test_a_classifier_of_its_own_is_weighed(monkeypatch: pytest.MonkeyPatch) -> 
         assert words["vocabulary"] == f"512: {100 * tables / plan.best.num_parameters:.0f} % of the weights"
         trained.clear()
     shape, points = ladder_shape(256, 128), [(1e7, 1e-4), (4e7, 4e-4)]
-    one, two = (choose(points, [shape], 4096, 600, 10**9, untied=untied)[0] for untied in (False, True))
+    one, two = (choose_shape(points, [shape], 4096, 600, 10**9, untied=untied)[0] for untied in (False, True))
     assert two.num_parameters == one.num_parameters + 4096 * 256 and math.isclose(two.tokens, one.tokens)
 
 
@@ -161,12 +161,12 @@ def flags(**values: Any) -> TrainConfig:
 
 
 def test_what_is_said_of_the_shape_is_what_is_planned() -> None:
-    wide = planned_shapes(flags(ffn=2048), 128)
+    wide = candidate_shapes(flags(ffn=2048), 128)
     assert [shape.hidden_size for shape in wide] == list(WIDTHS) and {each.intermediate_size for each in wide} == {2048}
-    four = planned_shapes(flags(kv_heads=4), 128)
+    four = candidate_shapes(flags(kv_heads=4), 128)
     assert four and all(shape.num_key_value_heads == 4 and shape.num_attention_heads % 4 == 0 for shape in four)
     with pytest.raises(ConfigError, match="--kv-heads 7919: expected a divisor of the heads of a planned shape"):
-        planned_shapes(flags(kv_heads=7919), 128)
+        candidate_shapes(flags(kv_heads=7919), 128)
 
 
 @pytest.mark.parametrize("values", [{"ffn": 512}, {"kv_heads": 4}])

@@ -9,9 +9,9 @@ from torch import nn
 from llamita.config import ModelConfig
 from llamita.model.llama import Llama
 from llamita.training.activation_checkpointing import checkpoint_activations
-from llamita.training.distributed import Ranks, own_part, start_ranks, whole
-from llamita.training.distributed_muon import compute_rows_shared, compute_whole_shared, rows_of
-from llamita.training.fsdp import shard, usable
+from llamita.training.distributed import Ranks, full_tensor, local_tensor, start_ranks
+from llamita.training.distributed_muon import distribute_replicated, distribute_row_sharded, shard_rows
+from llamita.training.fsdp import shard, unsharded
 from llamita.training.loss import SummedLoss
 from llamita.training.optimizer import orthogonalize_each
 
@@ -26,12 +26,12 @@ def check_matrices(ranks: Ranks) -> None:
         matrices = [torch.randn(shape, generator=generator) for shape in shapes]
         alone = [orthogonalize_each([matrix])[0] for matrix in matrices]
         for got, expected in zip(
-            compute_whole_shared(orthogonalize_each, torch.float32)(matrices, shapes), alone, strict=True
+            distribute_replicated(orthogonalize_each, torch.float32)(matrices, shapes), alone, strict=True
         ):
             torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
-        cuts = [rows_of(ranks.rank, rows, ranks.world_size) for rows, _ in shapes]
+        cuts = [shard_rows(ranks.rank, rows, ranks.world_size) for rows, _ in shapes]
         parts = [matrix[cut.start : cut.stop] for matrix, cut in zip(matrices, cuts, strict=True)]
-        results = compute_rows_shared(orthogonalize_each)(parts, shapes)
+        results = distribute_row_sharded(orthogonalize_each)(parts, shapes)
         for got, expected, cut in zip(results, alone, cuts, strict=True):
             torch.testing.assert_close(got, expected[cut.start : cut.stop], rtol=1e-5, atol=1e-6)
 
@@ -55,16 +55,16 @@ def check_accumulation(ranks: Ranks) -> None:
     assert all(parameter.grad is None for parameter in sharded.parameters()), "nothing has travelled yet"
     (parallel(inputs[own[1]], targets[own[1]]) * ranks.world_size).backward()
     for (name, parameter), expected in zip(sharded.named_parameters(), alone.parameters(), strict=True):
-        assert own_part(parameter).shape != parameter.shape, f"{name} is not sharded"
+        assert local_tensor(parameter).shape != parameter.shape, f"{name} is not sharded"
         assert parameter.grad is not None and expected.grad is not None
-        torch.testing.assert_close(whole(parameter.grad), expected.grad, rtol=1e-4, atol=1e-5, msg=name)
+        torch.testing.assert_close(full_tensor(parameter.grad), expected.grad, rtol=1e-4, atol=1e-5, msg=name)
     ids = inputs[:1]
-    with usable(parallel), torch.no_grad():
+    with unsharded(parallel), torch.no_grad():
         torch.testing.assert_close(sharded.model(ids), alone.model(ids), rtol=1e-5, atol=1e-6)
     other = make(model_seed=1)
     sharded.model.load_state_dict(other.model.state_dict())  # whole tensors are cut
     for parameter, expected in zip(sharded.parameters(), other.parameters(), strict=True):
-        assert torch.equal(whole(parameter.detach()), expected)
+        assert torch.equal(full_tensor(parameter.detach()), expected)
 
 
 def check_mixed_precision(ranks: Ranks) -> None:

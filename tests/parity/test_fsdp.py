@@ -72,7 +72,7 @@ def one(story_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_what_two_processes_check_together() -> None:
-    script = Path(__file__).with_name("sharding_checks.py")
+    script = Path(__file__).with_name("fsdp_checks.py")
     done = subprocess.run(
         [*TORCHRUN, "--nproc-per-node=2", str(script)], capture_output=True, text=True, timeout=300, check=False
     )
