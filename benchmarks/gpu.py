@@ -38,7 +38,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.attention import SDPBackend
 
-import llamita.training.trainer as training_loop
+import llamita.training.run as training_run
 from llamita.cli import main as llamita
 from llamita.config import ModelConfig, TrainConfig
 from llamita.finetune.dpo_loss import DpoLoss
@@ -386,8 +386,8 @@ def processes(checks: Checks) -> None:
     command = Command(checks)
     with checks.part("train"):
         command.train("plain", "--compile", "off")
-    alone = training_loop.start_ranks
-    training_loop.start_ranks = lone_ranks
+    alone = training_run.start_ranks
+    training_run.start_ranks = lone_ranks
     with checks.part("DDP"):
         command.train("ddp", "--compile", "off")
         command.check_same("plain", "ddp", 5e-3)
@@ -397,10 +397,10 @@ def processes(checks: Checks) -> None:
         checks.check("shards are written", (checks.runs / "fsdp/latest/training/optimizer").is_dir())
     with checks.part("FSDP2, resumed by one process"):
         checks.check("interrupted and saved", command.interrupted("cut", "--fsdp"))
-        training_loop.start_ranks = alone
+        training_run.start_ranks = alone
         command.train("cut", "--compile", "off", "--resume")
         command.check_same("plain", "cut", 2e-2)
-    training_loop.start_ranks = alone
+    training_run.start_ranks = alone
 
 
 def finetuning(checks: Checks) -> None:

@@ -29,8 +29,8 @@ from llamita.training.flops import flops_per_token
 from llamita.training.loss import SummedLoss
 from llamita.training.memory import free_bytes
 from llamita.training.planner import resolve_plan
+from llamita.training.run import TrainResult, run_task
 from llamita.training.task import Evaluation, Task
-from llamita.training.trainer import TrainResult, run_task
 
 
 def train(

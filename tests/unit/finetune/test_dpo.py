@@ -96,7 +96,7 @@ def test_resumed_equals_uninterrupted(
     real = Trainer._step
 
     def step_and_signal(self: Trainer) -> None:
-        if self.position.step == 5:
+        if self.state.progress.step == 5:
             os.kill(os.getpid(), signal.SIGINT)
         real(self)
 

@@ -26,10 +26,11 @@ from llamita.eval.bits_per_byte import bits_per_byte  # noqa: E402
 from llamita.run_directory import read_metrics  # noqa: E402
 from llamita.training import pretraining as pretraining_module  # noqa: E402
 from llamita.training import task as task_module  # noqa: E402
-from llamita.training import trainer as loop_module  # noqa: E402
+from llamita.training import trainer as trainer_module  # noqa: E402
 from llamita.training.loss import SummedLoss  # noqa: E402
 from llamita.training.pretraining import train  # noqa: E402
-from llamita.training.trainer import Trainer, memory_errors_named, run_task  # noqa: E402
+from llamita.training.run import explain_out_of_memory, run_task  # noqa: E402
+from llamita.training.trainer import Trainer  # noqa: E402
 
 TIMINGS = ("seconds", "evaluation_seconds", "tokens_per_second", "mfu")
 
@@ -162,7 +163,7 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, number: signal.Signals =
     real = Trainer._step
 
     def step_and_signal(self: Trainer) -> None:
-        if self.position.step == step:
+        if self.state.progress.step == step:
             os.kill(os.getpid(), number)
         real(self)
 
@@ -198,7 +199,7 @@ def test_a_signal_cuts_an_evaluation_short(story_store: Path, tmp_path: Path, mo
     train(make_config(story_store, tmp_path / "whole"))
     with monkeypatch.context() as patched:
         patched.setattr(
-            loop_module.TrainingDisplay, "evaluating", lambda self, share: os.kill(os.getpid(), signal.SIGINT)
+            trainer_module.TrainingDisplay, "evaluating", lambda self, share: os.kill(os.getpid(), signal.SIGINT)
         )
         stopped = train(make_config(story_store, tmp_path / "parts"))
     assert stopped.interrupted and stopped.summary["steps"] == 6
@@ -239,8 +240,8 @@ def poison(monkeypatch: pytest.MonkeyPatch, steps: dict[int, int], value: float 
     real = Trainer._step
 
     def poisoned(self: Trainer) -> None:
-        if steps.get(self.position.step, 0) > 0:
-            steps[self.position.step] -= 1
+        if steps.get(self.state.progress.step, 0) > 0:
+            steps[self.state.progress.step] -= 1
             self.model.model.norm.weight.data.fill_(value)
         real(self)
 
@@ -276,7 +277,7 @@ def test_a_loss_worse_than_guessing_is_divergence_too(
     poison(monkeypatch, {9: 1}, value=300.0)
     result = train(make_config(story_store, tmp_path / "run", log_interval=1, learning_rate=0.02))
     rollback = next(line for line in read_metrics(tmp_path / "run") if line["kind"] == "rollback")
-    assert "below that of guessing blindly" in rollback["reason"] and rollback["to_step"] == 6
+    assert "below the uniform baseline" in rollback["reason"] and rollback["to_step"] == 6
     assert result.summary["val"] < 4.5, "blind guessing has 5.3"
 
 
@@ -285,7 +286,7 @@ def test_divergence_again_and_again_is_named_and_the_last_checkpoint_stays(
 ) -> None:
     poison(monkeypatch, {8: 4})
     run = tmp_path / "run"
-    message = r"diverged: step 9: .*going back 3 times; .*--learning-rate below .*last checkpoint: .*latest"
+    message = r"diverged: step 9: .*after 3 rollbacks; .*--learning-rate below .*last checkpoint: .*latest"
     with pytest.raises(TrainingError, match=message):
         train(make_config(story_store, run))
     assert (run / "latest").readlink().name == "step-00000006"
@@ -317,12 +318,12 @@ def test_a_folder_in_use_is_refused_before_anything_is_planned(story_store: Path
 )
 def test_too_little_memory_is_said_in_one_line(error: RuntimeError) -> None:
     with (
-        pytest.raises(TrainingError, match=r"memory is too small: .*; lower --micro-batch-size") as found,
-        memory_errors_named(),
+        pytest.raises(TrainingError, match=r"out of memory: .*; lower --micro-batch-size") as found,
+        explain_out_of_memory(),
     ):
         raise error
     assert "\n" not in str(found.value)
-    with pytest.raises(RuntimeError, match="another"), memory_errors_named():
+    with pytest.raises(RuntimeError, match="another"), explain_out_of_memory():
         raise RuntimeError("another")
 
 
