@@ -21,7 +21,7 @@ from llamita.checkpoint import load_model, load_tensors, load_training_state  # 
 from llamita.cli import main  # noqa: E402
 from llamita.config import TrainConfig  # noqa: E402
 from llamita.data.token_store import TokenStore  # noqa: E402
-from llamita.errors import ConfigError, OutputError, TrainingError  # noqa: E402
+from llamita.errors import CheckpointError, ConfigError, OutputError, TrainingError  # noqa: E402
 from llamita.eval.bits_per_byte import bits_per_byte  # noqa: E402
 from llamita.run_directory import read_metrics  # noqa: E402
 from llamita.training import pretraining as pretraining_module  # noqa: E402
@@ -225,6 +225,41 @@ def test_a_run_that_was_killed_before_its_summary_is_not_finished(story_store: P
     (run / "summary.json").unlink()
     assert not train(make_config(story_store, run, resume=True)).was_finished
     assert json.loads((run / "summary.json").read_text())["steps"] == 12
+
+
+def test_resuming_when_the_minutes_are_used_up_ends_the_run(
+    story_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The steps since the last line of metrics are still logged, with their learning rate."""
+    run = tmp_path / "run"
+    options = {"steps": None, "minutes": 1.0, "eval_interval": None}
+    with monkeypatch.context() as patched:
+        stop_at(patched, 2)
+        assert train(make_config(story_store, run, **options)).interrupted
+    path = run / "latest" / "training" / "state.json"
+    state = json.loads(path.read_text())
+    state["trainer"]["progress"]["seconds"] = 60.0
+    path.write_text(json.dumps(state))
+    result = train(make_config(story_store, run, resume=True, **options))
+    assert result.summary["finished"] and result.summary["steps"] == 3
+    line = next(line for line in read_metrics(run) if line["kind"] == "train")
+    assert line["step"] == 3 and line["learning_rate"] > 0
+
+
+def test_a_damaged_state_is_named(story_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tmp_path / "run"
+    with monkeypatch.context() as patched:
+        stop_at(patched, 2)
+        train(make_config(story_store, run))
+    path = run / "latest" / "training" / "state.json"
+    for name in ("rollbacks", "pending", "progress"):
+        state = json.loads(path.read_text())
+        del state["trainer"][name]
+        whole = path.read_text()
+        path.write_text(json.dumps(state))
+        with pytest.raises(CheckpointError, match=rf"cannot resume .*state\.json is damaged: KeyError\('{name}'\)"):
+            train(make_config(story_store, run, resume=True))
+        path.write_text(whole)
 
 
 def test_resuming_with_another_flag_or_other_data_is_refused(story_store: Path, tmp_path: Path) -> None:
