@@ -343,7 +343,7 @@ def test_the_first_guess_is_made_warm(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_two_steps_wait_in_a_queue(monkeypatch: pytest.MonkeyPatch) -> None:
-    """F10: else the clock tells how fast steps are asked for, and minutes run over."""
+    """F10: otherwise the clock measures how fast steps are queued, and minutes run over."""
     waited: list[int] = []
     made: list[Any] = []
 

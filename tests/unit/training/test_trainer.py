@@ -1,4 +1,4 @@
-"""THE loop on a tiny store: it learns, writes what it promises, stops and resumes, and names what goes wrong."""
+"""The trainer on a tiny store: learning, run directories, resuming, rollbacks, error messages."""
 
 from __future__ import annotations
 
@@ -53,12 +53,12 @@ def weights(run: Path) -> bytes:
 
 
 def folder_state(run: Path) -> dict[str, tuple[int, bytes]]:
-    """When each file was written, and what it holds."""
+    """The modification time and content of each file."""
     files = [path for path in run.rglob("*") if path.is_file()]
     return {str(path): (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
 
 
-def test_it_learns_and_writes_what_it_promises(story_store: Path, tmp_path: Path) -> None:
+def test_training_lowers_the_loss_and_fills_the_run_directory(story_store: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     result = train(make_config(story_store, run, steps=40, eval_interval=20, prompt="Once"))
     assert not result.interrupted and result.is_first
@@ -139,20 +139,20 @@ def test_minutes_are_kept(story_store: Path, tmp_path: Path) -> None:
 
 
 def slowly(generate: Callable[..., Iterator[int]]) -> Callable[..., Iterator[int]]:
-    """As a machine that is busy tells: two seconds a token."""
+    """generate as on a busy machine: two seconds per token."""
 
-    def told(*arguments: Any, **settings: Any) -> Iterator[int]:
+    def slow(*arguments: Any, **settings: Any) -> Iterator[int]:
         for token in generate(*arguments, **settings):
             time.sleep(2.0)
             yield token
 
-    return told
+    return slow
 
 
-def test_minutes_are_kept_where_telling_is_slow(
+def test_minutes_are_kept_when_generating_is_slow(
     story_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Samples of 160 tokens would take five minutes each; they end in the middle instead."""
+    """Whole samples of 160 tokens would take five minutes each."""
     monkeypatch.setattr(task_module, "generate", slowly(task_module.generate))
     result = train(make_config(story_store, tmp_path / "run", steps=None, minutes=0.2, eval_interval=None))
     assert result.summary["seconds"] < 18.0 and result.summary["steps"] > 1
@@ -180,7 +180,7 @@ def test_a_signal_saves_and_resuming_changes_nothing(
     number: signal.Signals,
     optimizer: str,
 ) -> None:
-    """Bit for bit, with dropout, in the middle of a line of metrics and where an evaluation was due (step 6)."""
+    """Bit for bit, with dropout, between two lines of metrics and before an evaluation (step 6)."""
     options: dict[str, Any] = {"dropout": 0.1, "optimizer": optimizer}
     train(make_config(story_store, tmp_path / "whole", **options))
     with monkeypatch.context() as patched:
@@ -210,7 +210,7 @@ def test_a_signal_cuts_an_evaluation_short(story_store: Path, tmp_path: Path, mo
 
 
 def test_a_finished_run_resumes_into_nothing(story_store: Path, tmp_path: Path) -> None:
-    """And says so; the folder stays as it is, to the byte and the second."""
+    """It says so; no file of the run directory is written."""
     run = tmp_path / "run"
     first = train(make_config(story_store, run))
     before = folder_state(run)
@@ -271,7 +271,7 @@ def test_resuming_with_another_flag_or_other_data_is_refused(story_store: Path, 
 
 
 def poison(monkeypatch: pytest.MonkeyPatch, steps: dict[int, int], value: float = math.inf) -> None:
-    """Spoil a weight before each of these steps, as often as given."""
+    """Set weights to this value before each of these steps, the given number of times."""
     real = Trainer._step
 
     def poisoned(self: Trainer) -> None:
@@ -288,7 +288,7 @@ def poison(monkeypatch: pytest.MonkeyPatch, steps: dict[int, int], value: float 
 def test_after_divergence_training_goes_on_from_the_last_good_state(
     story_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, back_to: int, optimizer: str
 ) -> None:
-    """From the checkpoint of step 6, or from the beginning where there is none; with other rows and half the steps."""
+    """From the checkpoint of step 6 or from the start, with other rows and half the rate."""
     poison(monkeypatch, {step: 1})
     run = tmp_path / "run"
     result = train(make_config(story_store, run, optimizer=optimizer, log_interval=1))
@@ -301,7 +301,7 @@ def test_after_divergence_training_goes_on_from_the_last_good_state(
     assert [line["step"] for line in trained] == [*range(1, step + 1), *range(back_to + 1, 13)]
     before, after = ([line for line in trained if line["step"] == back_to + 1][i] for i in (0, 1))
     assert math.isclose(after["learning_rate"], before["learning_rate"] / 2)
-    assert after["loss"] != before["loss"], "the rows that led rolled_back are not seen again"
+    assert after["loss"] != before["loss"], "the rows that led to divergence are not seen again"
     assert all(math.isfinite(line["loss"]) for line in trained)
     assert all(torch.isfinite(tensor).all() for tensor in load_tensors(run / "latest").values())
 
@@ -363,7 +363,7 @@ def test_too_little_memory_is_said_in_one_line(error: RuntimeError) -> None:
 
 
 def test_the_command_line(story_store: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Words to a run, its report, and one line with code 2 for each mistake."""
+    """Train, evaluate and resume; each mistake is one line and exit code 2."""
     shape = [
         "--layers=1",
         "--hidden=32",
