@@ -47,7 +47,7 @@ from llamita.finetune.loss import ConversationLoss
 from llamita.model.attention import attend
 from llamita.model.llama import Llama
 from llamita.stories.generate import generate_stories
-from llamita.training import trainer
+from llamita.training import run as training_run
 from llamita.training.distillation import DistillationLoss
 from llamita.training.distributed import Ranks, choose_device
 from llamita.training.flops import flops_per_token, peak_flops
@@ -390,8 +390,8 @@ def processes(checks: Checks) -> None:
     command = Command(checks)
     with checks.part("train"):
         command.train("plain", "--compile", "off")
-    alone = trainer.start_ranks
-    trainer.start_ranks = lone_ranks
+    alone = training_run.start_ranks
+    training_run.start_ranks = lone_ranks
     with checks.part("DDP"):
         command.train("ddp", "--compile", "off")
         command.check_same("plain", "ddp", 5e-3)
@@ -401,10 +401,10 @@ def processes(checks: Checks) -> None:
         checks.check("shards are written", (checks.runs / "fsdp/latest/training/optimizer").is_dir())
     with checks.part("FSDP2, resumed by one process"):
         checks.check("interrupted and saved", command.interrupted("cut", "--fsdp"))
-        trainer.start_ranks = alone
+        training_run.start_ranks = alone
         command.train("cut", "--compile", "off", "--resume")
         command.check_same("plain", "cut", 2e-2)
-    trainer.start_ranks = alone
+    training_run.start_ranks = alone
 
 
 def finetuning(checks: Checks) -> None:

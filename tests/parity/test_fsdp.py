@@ -94,7 +94,7 @@ def test_from_two_sharded_processes_to_one_to_four(
     kill_launch(process)
     state = load_training_state(run)
     assert state.shards is not None and {path.name for path in state.shards.glob("*.distcp")} >= {"__0_0.distcp"}
-    assert state.values["position"]["step"] < INTERRUPTED_STEP, "killed too late"
+    assert state.values["trainer"]["progress"]["step"] < INTERRUPTED_STEP, "killed too late"
     with monkeypatch.context() as patched:
         patched.setattr(Trainer, "_step", signalled_at(INTERRUPTED_STEP))
         stopped = train(make_config(story_store, run, resume=True))
@@ -114,7 +114,7 @@ def signalled_at(step: int) -> Callable[[Trainer], None]:
     real = Trainer._step
 
     def step_and_signal(self: Trainer) -> None:
-        if self.position.step == step:
+        if self.state.progress.step == step:
             os.kill(os.getpid(), signal.SIGINT)
         real(self)
 

@@ -22,7 +22,7 @@ from llamita.data.mixture import open_documents
 from llamita.errors import ConfigError, TrainingError
 from llamita.model.llama import Llama
 from llamita.run_directory import remembered_run
-from llamita.training.budget import CLOSING_SECONDS
+from llamita.training.budget import MIN_CLOSING_SECONDS
 from llamita.training.defaults import TOKENS_PER_PASS, decay_for, ffn_for, fill_defaults, fit_micro_batch, resolve_dtype
 from llamita.training.distributed import Ranks, compute_type, start_ranks
 from llamita.training.flops import flops_per_token
@@ -157,7 +157,7 @@ def plan_run(
     config = resolve_dtype(config, device)
     minutes = fill_defaults(dataclasses.replace(config, preset="0.5M"), device, world_size).minutes
     assert minutes is not None
-    seconds = max(0.1 * 60 * minutes, 60 * minutes * TRAINING_SHARE - CLOSING_SECONDS)
+    seconds = max(0.1 * 60 * minutes, 60 * minutes * TRAINING_SHARE - MIN_CLOSING_SECONDS)
     context = config.context or choose_context(lengths, device)
     unique_tokens = int(lengths.sum())
     shapes = candidate_shapes(config, context)

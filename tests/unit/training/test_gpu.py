@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import sys
-from collections import deque
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,7 +26,6 @@ from llamita.model.kv_cache import KVCache  # noqa: E402
 from llamita.model.llama import Llama  # noqa: E402
 from llamita.training import compile as compilation  # noqa: E402
 from llamita.training import distillation, loss  # noqa: E402
-from llamita.training import trainer as loop  # noqa: E402
 from llamita.training.budget import Budget, Progress  # noqa: E402
 from llamita.training.compile import ProbeResult, resolve_compile  # noqa: E402
 from llamita.training.defaults import default_dtype, fill_defaults  # noqa: E402
@@ -34,6 +33,10 @@ from llamita.training.distributed import Ranks  # noqa: E402
 from llamita.training.flops import peak_flops  # noqa: E402
 from llamita.training.memory import split_rows  # noqa: E402
 from llamita.training.pretraining import train  # noqa: E402
+from llamita.training.run import explain_out_of_memory  # noqa: E402
+from llamita.training.speed import SpeedMeter, StepQueue  # noqa: E402
+from llamita.training.trainer import Trainer  # noqa: E402
+from llamita.training.trainer_state import MetricsAccumulator, TrainerState  # noqa: E402
 
 CUDA = torch.device("cuda", 0)
 SHAPE = ModelConfig(
@@ -60,7 +63,7 @@ from llamita.config import FinetuneConfig, ModelConfig
 from llamita.errors import TrainingError
 from llamita.finetune import defaults as finetune_defaults
 from llamita.training import fsdp as sharding
-from llamita.training import trainer as loop
+from llamita.training import run
 from llamita.training.distributed import Ranks
 
 rank = int(sys.argv[1])
@@ -80,10 +83,11 @@ assert rows > 1 and ranks.min(rows, -rows) == (rows, -rows), rows
 def task(rows, dtype):
     return types.SimpleNamespace(micro_batch_size=rows, config=types.SimpleNamespace(grad_accum_steps=1, dtype=dtype))
 
-loop._check_alike(task(4, "float32"), ranks)
-for differing, message in ((task(4 + rank, "float32"), "4 to 5"), (task(4, ("float32", "bfloat16")[rank]), "one type")):
+run._check_same_step(task(4, "float32"), ranks)
+bad = ((task(4 + rank, "float32"), "4 to 5"), (task(4, ("float32", "bfloat16")[rank]), "same data type"))
+for differing, message in bad:
     try:
-        loop._check_alike(differing, ranks)
+        run._check_same_step(differing, ranks)
     except TrainingError as error:
         assert message in str(error), error
     else:
@@ -320,15 +324,9 @@ def test_an_overestimate_does_not_end_a_run() -> None:
     assert budget.training_seconds == 60 - 2 - 2
 
 
-def bare_trainer(**values: Any) -> loop.Trainer:
-    trainer = loop.Trainer.__new__(loop.Trainer)
-    vars(trainer).update(values)
-    return trainer
-
-
 def test_the_first_estimate_follows_a_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a GPU the first batches load kernels and wait for queued work."""
-    clock, waits, planned = [0.0], [], []
+    clock, waits = [0.0], []
     costs = iter([9.0, 0.5])
 
     def evaluate(*, num_batches: int, advance: Any = lambda share: True) -> None:
@@ -336,15 +334,15 @@ def test_the_first_estimate_follows_a_warm_up(monkeypatch: pytest.MonkeyPatch) -
         clock[0] += next(costs)
         advance(0.25)
 
-    monkeypatch.setattr(loop.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     monkeypatch.setattr(torch.cuda, "synchronize", waits.append)
-    trainer = bare_trainer(
-        ranks=Ranks(0, 1, CUDA), speed_start=0.0, position=Progress(),
-        task=SimpleNamespace(val_tokens=9, evaluate=evaluate),
-        budget=SimpleNamespace(plan_evaluations=lambda seconds, at: planned.append(seconds)),
-    )  # fmt: skip
+    planned: list[float] = []
+    trainer = Trainer.__new__(Trainer)
+    trainer.ranks, trainer.state = Ranks(0, 1, CUDA), TrainerState(MetricsAccumulator.empty(torch.device("cpu")))
+    trainer.task, trainer.speed = SimpleNamespace(val_tokens=9, evaluate=evaluate), SpeedMeter(1.0, None)
+    trainer.budget = SimpleNamespace(plan_evaluations=lambda seconds, at: planned.append(seconds))
     trainer._plan_evaluations()
-    assert planned == [2.0] and waits == [CUDA] and trainer.speed_start == 9.5
+    assert planned == [2.0] and waits == [CUDA] and trainer.speed.start == 9.5
 
 
 def test_at_most_two_steps_are_queued(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -363,9 +361,9 @@ def test_at_most_two_steps_are_queued(monkeypatch: pytest.MonkeyPatch) -> None:
             waited.append(self.number)
 
     monkeypatch.setattr(torch.cuda, "Event", Event)
-    trainer = bare_trainer(queued_steps=deque())
+    queue = StepQueue()
     for step in range(1, 6):
-        trainer._wait_for_earlier_steps()
+        queue.add()
         assert waited == list(range(1, step - 1))
 
 
@@ -391,7 +389,7 @@ def test_64_bit_seeds(story_store: Path, tmp_path: Path) -> None:
 )
 def test_out_of_memory_errors_are_recognized(message: str) -> None:
     """Out-of-memory errors of cuBLAS, NCCL and CUDA."""
-    with pytest.raises(TrainingError, match="memory is too small"), loop.memory_errors_named():
+    with pytest.raises(TrainingError, match="out of memory"), explain_out_of_memory():
         raise RuntimeError(message)
 
 
