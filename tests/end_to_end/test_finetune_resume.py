@@ -1,4 +1,4 @@
-"""kill -9 while fine-tuning, weights or updates: the resumed run ends with the same bytes."""
+"""A fine-tuning run, full or LoRA, killed with -9 and resumed, ends with the same bytes."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_killed_runs_end_with_the_same_bytes(
     wait_for(process, lambda: latest(parts) > "step-00000014")
     process.kill()
     process.communicate()
-    assert process.returncode == -9 and latest(parts) < "step-00000040", "killed too late to mean anything"
+    assert process.returncode == -9 and latest(parts) < "step-00000040", "killed too late"
     process = start(base, data, parts, *flags, "--resume")
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors.decode()

@@ -1,4 +1,4 @@
-"""Text to text in seconds, through the real commands: prepare → train → eval → export → inspect → run."""
+"""The whole pipeline in seconds: prepare, train, eval, export, inspect, run."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def call(*words: object) -> None:
 
 
 def run_as_a_user_does(*words: object) -> subprocess.CompletedProcess[bytes]:
-    """A command in a process of its own: what it prints is bytes."""
+    """A command in its own process, with its output as bytes."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
     command = [sys.executable, "-m", "llamita", *map(str, words)]
     return subprocess.run(command, capture_output=True, env=environment, timeout=120)
@@ -34,7 +34,7 @@ def run_as_a_user_does(*words: object) -> subprocess.CompletedProcess[bytes]:
 
 @pytest.fixture(scope="module")
 def stories(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with tokens/, made from 300 stories, and run/, a tiny model trained on them for 20 steps."""
+    """A folder with tokens/, of 300 stories, and run/, a tiny model trained for 20 steps."""
     folder = tmp_path_factory.mktemp("stories")
     call("prepare", "stories", "--num-stories", 300, "--vocab-size", 384, "--out", folder / "tokens")
     call("train", folder / "tokens", "--steps", 20, "--eval-interval", 10, *TINY, "--out", folder / "run")
@@ -76,7 +76,7 @@ def test_every_type_of_model_file(stories: Path, capsys: pytest.CaptureFixture[s
     assert "tok/s" in output.err.splitlines()[-1]
 
 
-def test_engine_and_torch_tell_the_same_greedy_story(stories: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_engine_and_torch_generate_the_same_greedy_text(stories: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = stories / "greedy.gguf"
     call("export", stories / "run", model, "--type", "f32")
     capsys.readouterr()
@@ -100,7 +100,7 @@ def test_a_user_of_the_shell_gets_text_on_stdout_and_one_line_for_a_mistake(stor
     assert wrong.stderr.count(b"\n") == 1 and b"no-such.gguf" in wrong.stderr
 
 
-def test_a_store_and_a_checkpoint_can_be_looked_at(stories: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_store_and_a_checkpoint_can_be_inspected(stories: Path, capsys: pytest.CaptureFixture[str]) -> None:
     call("inspect", stories / "tokens")
     assert "384" in capsys.readouterr().out
     call("inspect", stories / "run" / "latest")
@@ -140,7 +140,7 @@ def test_chinese_text_goes_through_and_no_character_is_broken(
 # ---------------------------------------------------------------- the demo
 
 
-def test_demo_tells_a_story_and_can_be_done_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_demo_prints_a_story_and_can_run_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "demo"
     for again in (False, True):
         call("demo", "--minutes", 0.01, "--num-stories", 400, "--out", out)

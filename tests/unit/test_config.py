@@ -43,7 +43,7 @@ def test_flags_out_of_range_are_named(changes: dict[str, Any], message: str) -> 
 @pytest.mark.parametrize(
     ("command", "fields"), [(Train, {"data", "out", "compile"}), (Finetune, {"checkpoint", "val"})]
 )
-def test_resume_rules_hold_where_a_command_annotates_a_field_anew(command: type[RunConfig], fields: set[str]) -> None:
+def test_resume_rules_survive_reannotated_fields(command: type[RunConfig], fields: set[str]) -> None:
     assert fields <= set(fields_by_resume(command, "may change"))
     assert {"seed", "steps", "learning_rate"}.isdisjoint(fields_by_resume(command, "may change"))
     assert "weight_decay" in fields_by_resume(command, "planned")

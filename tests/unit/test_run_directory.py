@@ -21,7 +21,7 @@ def make_config(**changes: Any) -> TrainConfig:
     return TrainConfig(data=Path("store"), out=Path("run"), **changes)
 
 
-def test_a_run_directory_is_neither_overwritten_nor_made_up(tmp_path: Path) -> None:
+def test_a_run_directory_is_not_overwritten_and_resume_creates_none(tmp_path: Path) -> None:
     config = dataclasses.replace(make_config(steps=3), out=tmp_path / "run")
     again, description = dataclasses.replace(config, resume=True), describe_run(config, TINY, 8, {"tokens": 5})
     with pytest.raises(CheckpointError, match="holds no run"):
@@ -75,7 +75,9 @@ def test_what_a_resumed_run_may_not_change_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("launch", "restarted", "resumes"), [("a", True, True), ("b", True, False), ("a", False, False)]
 )
-def test_only_the_same_launch_resumes_by_itself(tmp_path: Path, launch: str, restarted: bool, resumes: bool) -> None:
+def test_only_its_own_launch_resumes_a_run(
+    tmp_path: Path, launch: str, restarted: bool, resumes: bool
+) -> None:
     config = TrainConfig(data=tmp_path / "store", out=tmp_path / "run", steps=1)
     open_run(config, describe_run(config, TINY, 8, {}, "a"))
     (config.out / "step-00000001" / "training").mkdir(parents=True)

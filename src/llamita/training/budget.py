@@ -53,11 +53,11 @@ class Budget:
         self.repeated_tokens = REPEATED_EPOCHS * epoch_tokens
         self.reserved_seconds, self.reserves_time = reserved_seconds, False
         self.evaluation_seconds = 0.0
-        self.saving_seconds = 0.0  # for writing the last checkpoint; only the end of a run waits for it
+        self.saving_seconds = 0.0  # of the last checkpoint; only the end of a run waits for it
         self.step_seconds = 0.0
         self.next_probe = 0.0  # progress; infinite after a whole evaluation
         self.evaluations = 1
-        if self.minutes is None:  # cost in tokens, not seconds: the run is the same on every machine
+        if self.minutes is None:  # costs in tokens: the same on every machine
             whole = self.tokens or (self.steps or 0) * tokens_per_step
             self.evaluations = affordable_evaluations(whole / max(1.0, val_tokens * FORWARD_SHARE))
 

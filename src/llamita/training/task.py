@@ -67,7 +67,7 @@ class Task(ABC):
     tokenizer: Tokenizer
     model_config: ModelConfig
     model: Llama  # on the device; parameters without requires_grad are frozen
-    loss: nn.Module  # contains the model; forward(*arrays of a batch) is the sum over targets, in nats
+    loss: nn.Module  # contains the model; forward(*arrays) is the sum over targets, in nats
     batches: BatchStream
     micro_batch_size: int  # rows per pass of this process
     context: int

@@ -15,7 +15,7 @@ TINY = ModelConfig(50, 16, 24, 2, 4, 2, 4, 32)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_recomputed_layers_give_the_same(dropout: float) -> None:
+def test_recomputed_layers_give_the_same_gradients(dropout: float) -> None:
     """With dropout both run the plain forward and drop the same values: same bits."""
     ids, results, calls = torch.arange(24).view(2, 12), [], []
     for recomputes in (False, True):

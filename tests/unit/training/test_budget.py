@@ -26,7 +26,7 @@ def test_epochs_are_counted_in_tokens() -> None:
     assert not budget.is_over(Progress(step=9, tokens=149)) and budget.is_over(Progress(step=9, tokens=150))
 
 
-def test_minutes_leave_room_for_the_last_evaluation() -> None:
+def test_time_is_reserved_for_the_last_evaluation() -> None:
     budget = Budget(make_config(minutes=10), tokens_per_step=10, epoch_tokens=100, val_tokens=10)
     budget.plan_evaluations(20.0, Progress())
     budget.step_seconds = 2.0
@@ -35,7 +35,7 @@ def test_minutes_leave_room_for_the_last_evaluation() -> None:
     assert math.isclose(budget.progress(Progress(seconds=289)), 0.5)
 
 
-def test_a_guess_made_on_a_busy_machine_is_made_again() -> None:
+def test_an_estimate_on_a_busy_machine_is_repeated() -> None:
     budget = Budget(make_config(minutes=10), tokens_per_step=10, epoch_tokens=100, val_tokens=10)
     assert budget.wants_probe(Progress(step=1, seconds=1))
     budget.plan_evaluations(500.0, Progress(step=1, seconds=1))
@@ -46,17 +46,17 @@ def test_a_guess_made_on_a_busy_machine_is_made_again() -> None:
     assert not budget.wants_probe(Progress(seconds=570))
 
 
-def test_minutes_leave_room_for_what_follows_several_epochs() -> None:
+def test_time_is_reserved_when_text_is_repeated() -> None:
     budget = Budget(make_config(minutes=10), 10, epoch_tokens=1000, val_tokens=10, reserved_seconds=8.0)
     assert budget.training_seconds == 598
     budget.update_forecast(Progress(step=1, tokens=1000, seconds=3.0))
-    assert budget.training_seconds == 598, "too early to tell"
+    assert budget.training_seconds == 598, "too early to predict"
     budget.update_forecast(Progress(step=2, tokens=160, seconds=59.8))
     assert budget.training_seconds == 590, "1.6 epochs at this pace"
     budget.update_forecast(Progress(step=3, tokens=700, seconds=295.0))
     assert budget.training_seconds == 598, "1.4 epochs at this pace"
     budget.update_forecast(Progress(step=4, tokens=1500, seconds=650.0))
-    assert budget.training_seconds == 590, "1.5 epochs were seen"
+    assert budget.training_seconds == 590, "1.5 epochs are done"
 
 
 def test_evaluations_cost_a_twentieth_of_the_run() -> None:

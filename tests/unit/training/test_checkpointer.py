@@ -20,7 +20,7 @@ TINY = ModelConfig(50, 16, 24, 2, 4, 2, 4, 32)
 ALONE = Ranks(0, 1, torch.device("cpu"))
 
 
-def test_what_is_written_is_the_moment_of_saving() -> None:
+def test_a_checkpoint_holds_the_state_when_save_was_called() -> None:
     weight, moment, may_write = torch.ones(4), torch.full((4,), 2.0), threading.Event()
     written: list[tuple[list[float], list[float], int]] = []
 
@@ -30,13 +30,13 @@ def test_what_is_written_is_the_moment_of_saving() -> None:
 
     with Checkpointer(ALONE, sharded=False) as checkpointer:
         checkpointer.save(Path("step-1"), {"w": weight}, {"m/w": moment}, {"step": 1}, write)
-        weight.zero_()  # training goes on while the writer has not even begun
+        weight.zero_()  # training goes on before the writer has begun
         moment.zero_()
         assert not written
         checkpointer.check()
         may_write.set()
         checkpointer.save(Path("step-2"), {"w": weight}, {"m/w": moment}, {"step": 2}, write)
-        assert written[0] == ([1.0] * 4, [2.0] * 4, 1), "the one before is written before its copies are"
+        assert written[0] == ([1.0] * 4, [2.0] * 4, 1), "its copies do not change before it is written"
         checkpointer.wait()
     assert written[1] == ([0.0] * 4, [0.0] * 4, 2)
     assert checkpointer.stalled_seconds > 0

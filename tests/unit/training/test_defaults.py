@@ -22,7 +22,7 @@ def make_config(**changes: Any) -> TrainConfig:
     return TrainConfig(data=Path("store"), out=Path("run"), **changes)
 
 
-def test_presets_have_the_sizes_that_their_names_say() -> None:
+def test_presets_have_the_sizes_in_their_names() -> None:
     for name, size in {"0.5M": 0.5e6, "1.5M": 1.5e6, "3M": 3e6, "7M": 7e6}.items():
         filled = fill_defaults(make_config(preset=name), CPU, 1)
         shape = model_config(filled, SimpleNamespace(vocab_size=4096, bos_id=0, eos_id=0))  # type: ignore[arg-type]
@@ -31,7 +31,7 @@ def test_presets_have_the_sizes_that_their_names_say() -> None:
     assert len(PRESETS) == 8
 
 
-def test_defaults_leave_nothing_open_and_flags_win() -> None:
+def test_defaults_fill_every_field_and_flags_override_them() -> None:
     filled = fill_defaults(make_config(), CPU, 1)
     assert filled.minutes == 10 and filled.micro_batch_size and filled.micro_batch_size * filled.context == 2048
     assert filled.dtype == "float32" and filled.learning_rate and filled.beta2
@@ -43,7 +43,7 @@ def test_defaults_leave_nothing_open_and_flags_win() -> None:
     assert (wider.layers, wider.hidden, wider.context) == (2, 192, 64)
 
 
-def test_a_text_that_is_read_many_times_decays_more() -> None:
+def test_weight_decay_grows_with_epochs() -> None:
     assert [decay_for(epochs) for epochs in (0.1, 2, 3, 15, 1000)] == [0.1, 0.1, 0.1, 0.5, 1.0]
     assert fill_defaults(make_config(epochs=9.0), CPU, 1).weight_decay == 0.3
     steps = make_config(steps=100, context=64, micro_batch_size=4)
@@ -51,7 +51,7 @@ def test_a_text_that_is_read_many_times_decays_more() -> None:
     assert fill_defaults(dataclasses.replace(steps, weight_decay=0.2), CPU, 1, epoch_tokens=10).weight_decay == 0.2
 
 
-def test_shapes_and_types_that_cannot_be_are_refused() -> None:
+def test_invalid_shapes_and_types_are_refused() -> None:
     tokenizer = SimpleNamespace(vocab_size=99, bos_id=0, eos_id=0)
     odd = fill_defaults(make_config(layers=1, hidden=30, heads=4), CPU, 1)
     with pytest.raises(ConfigError, match="--hidden 30 and --heads 4: expected heads of the same even size"):

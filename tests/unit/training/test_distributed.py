@@ -26,12 +26,12 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
         pass
 
 
-def test_processes_that_start_again_meet_each_other_and_not_the_dead() -> None:
-    """torchrun keeps its store: what three earlier starts left there, one of them broken off, misleads nobody."""
+def test_restarted_processes_ignore_earlier_starts() -> None:
+    """torchrun keeps its store: notes of earlier starts, one of them interrupted, do no harm."""
     store, names = torch.distributed.HashStore(), []
-    store.set("note/1", "of a process that died before it had an answer")
+    store.set("note/1", "of a process that died before it got an answer")
     with ThreadPoolExecutor(3) as pool:
-        for order in ((0, 1, 2), (2, 1, 0), (1, 0, 2)):  # who comes first
+        for order in ((0, 1, 2), (2, 1, 0), (1, 0, 2)):  # the order of arrival
             meetings = [pool.submit(rendezvous_prefix, store, rank, 3) for rank in order]
             (name,) = {meeting.result(timeout=60) for meeting in meetings}
             names.append(name)
@@ -39,6 +39,6 @@ def test_processes_that_start_again_meet_each_other_and_not_the_dead() -> None:
 
 
 @pytest.mark.parametrize(("rank", "absent"), [(0, 1), (2, 0)])
-def test_who_does_not_come_is_named(rank: int, absent: int) -> None:
+def test_a_missing_process_is_named(rank: int, absent: int) -> None:
     with pytest.raises(TrainingError, match=rf"process {rank} waited 0\.05 s for process {absent}; check"):
         rendezvous_prefix(torch.distributed.HashStore(), rank, 3, timeout=0.05)

@@ -35,7 +35,7 @@ def test_chunked_loss_and_gradients_equal_whole_logits(monkeypatch: pytest.Monke
         torch.testing.assert_close(found[name], parameter.grad, msg=name)
 
 
-def test_loss_without_gradient_is_the_same_number() -> None:
+def test_loss_without_gradient_is_equal() -> None:
     model = Llama(TINY).initialize(torch.Generator().manual_seed(0))
     ids = torch.arange(12).view(2, 6)
     with torch.no_grad():

@@ -10,7 +10,7 @@ import pytest
 from llamita.training.signals import StopSignal
 
 
-def test_first_signal_asks_second_insists() -> None:
+def test_the_first_signal_sets_a_flag_and_the_second_raises() -> None:
     before = signal.getsignal(signal.SIGINT)
     with StopSignal() as stop:
         assert not stop.is_set

@@ -94,7 +94,7 @@ def test_best_and_latest_may_differ(story_store: Path, tmp_path: Path, monkeypat
 
 
 def test_a_model_that_memorizes_stops_early(story_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After --early-stopping-patience worse evaluations in a row, also across a resumption; 0 never stops."""
+    """After --early-stopping-patience worse evaluations in a row, also when resumed; 0: never."""
     real = bits_per_byte
     for name, patience, steps in (("two", 2, 12), ("never", 0, 21)):
         scores = iter([2.0, 2.5, 1.0, 3.0, 3.0, 3.0, 3.0])
@@ -209,7 +209,7 @@ def test_a_signal_cuts_an_evaluation_short(story_store: Path, tmp_path: Path, mo
     assert untimed(tmp_path / "whole") == untimed(tmp_path / "parts")
 
 
-def test_a_finished_run_resumes_into_nothing(story_store: Path, tmp_path: Path) -> None:
+def test_resuming_a_finished_run_does_nothing(story_store: Path, tmp_path: Path) -> None:
     """It says so; no file of the run directory is written."""
     run = tmp_path / "run"
     first = train(make_config(story_store, run))
@@ -316,7 +316,7 @@ def test_a_loss_worse_than_guessing_is_divergence_too(
     assert result.summary["val"] < 4.5, "blind guessing has 5.3"
 
 
-def test_divergence_again_and_again_is_named_and_the_last_checkpoint_stays(
+def test_repeated_divergence_ends_the_run_and_keeps_the_last_checkpoint(
     story_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     poison(monkeypatch, {8: 4})
@@ -351,7 +351,7 @@ def test_a_folder_in_use_is_refused_before_anything_is_planned(story_store: Path
         RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: 9 bytes"),
     ],
 )
-def test_too_little_memory_is_said_in_one_line(error: RuntimeError) -> None:
+def test_out_of_memory_is_a_one_line_error(error: RuntimeError) -> None:
     with (
         pytest.raises(TrainingError, match=r"out of memory: .*; lower --micro-batch-size") as found,
         explain_out_of_memory(),
