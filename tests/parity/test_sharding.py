@@ -79,6 +79,7 @@ def test_what_two_processes_check_together() -> None:
     assert done.returncode == 0 and "all checks passed" in done.stdout, done.stderr
 
 
+@pytest.mark.slow
 def test_from_two_sharded_processes_to_one_to_four(
     one: Path,
     story_store: Path,
@@ -120,6 +121,7 @@ def signalled_at(step: int) -> Callable[[Trainer], None]:
     return step_and_signal
 
 
+@pytest.mark.slow
 def test_torchrun_goes_on_when_a_process_dies(
     one: Path, story_store: Path, tmp_path: Path, kill_worker: Callable[[subprocess.Popen[str]], None]
 ) -> None:
