@@ -11,13 +11,16 @@ help:    ## print this help
 demo: $(VENV)/.train ## train a model in front of you and let it tell a story (MINUTES=3)
 	@$(BIN)/llamita demo --minutes $(MINUTES)
 
-test: $(VENV)/.dev ## all checks and tests, under ten minutes on 2 cores
+test: $(VENV)/.dev ## checks and tests, within five minutes on two cores
 	@BIN=$(BIN) sh tests/run_all.sh
+
+test-all: $(VENV)/.dev ## the same, and the slow tests: killed and distributed training, ThreadSanitizer
+	@BIN=$(BIN) sh tests/run_all.sh all
 
 compat: $(VENV)/.compat ## the stock runtimes load our files: transformers, peft, llama-cpp-python (built on first use)
 	@$(BIN)/python -m pytest -m compat tests
 
-check: $(VENV)/.dev ## ruff, mypy
+check: $(VENV)/.dev ## ruff, mypy, clang-format
 	@BIN=$(BIN) sh tests/run_all.sh check
 
 engine: ## the C engine alone, without Python: engine/build/run
@@ -65,4 +68,4 @@ $(VENV)/.compat: $(VENV)/.dev
 $(VENV)/.docs: $(BIN)/pip pyproject.toml constraints.txt
 	@$(INSTALL) mkdocs-material && touch $@
 
-.PHONY: help demo test compat check engine bench gpu docs docs-site clean
+.PHONY: help demo test test-all compat check engine bench gpu docs docs-site clean

@@ -34,20 +34,31 @@ def shared_data() -> Path:
     return path
 
 
-@pytest.fixture(scope="session")
-def engine_build() -> Path:
-    """engine/build with an up-to-date `run`, `run_reference` and shared library: what changed is compiled again."""
+def build_engine(*targets: str) -> Path:
+    """engine/build with these targets up to date (default: all). Test processes wait for each other here."""
     build = ROOT / "engine" / "build"
     environment = dict(os.environ, PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     cmake = shutil.which("cmake", path=environment["PATH"])
     assert cmake, "cmake is needed: pip install 'llamita[dev]'"
-    commands = [[cmake, "--build", str(build), "--parallel", "2"]]
-    if not (build / "CMakeCache.txt").is_file():
-        commands.insert(0, [cmake, "-S", str(ROOT / "engine"), "-B", str(build), "-G", "Ninja"])
-    for command in commands:
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
-        assert done.returncode == 0, done.stdout + done.stderr
+    build.mkdir(exist_ok=True)
+    with open(build / "lock", "w", encoding="utf-8") as lock:
+        if os.name == "posix":
+            import fcntl
+
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        commands = [[cmake, "--build", str(build), "--parallel", "2", *(["--target", *targets] if targets else [])]]
+        if not (build / "CMakeCache.txt").is_file():
+            commands.insert(0, [cmake, "-S", str(ROOT / "engine"), "-B", str(build), "-G", "Ninja"])
+        for command in commands:
+            done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
+            assert done.returncode == 0, done.stdout + done.stderr
     return build
+
+
+@pytest.fixture(scope="session")
+def engine_build() -> Path:
+    """engine/build with an up-to-date `run`, `run_reference` and shared library."""
+    return build_engine()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,6 +15,8 @@ pytest.importorskip("torch")
 from llamita.tokenizer.chat_templates import replace_chat_template
 from tests.end_to_end.test_resume import latest, metrics, wait_for
 
+pytestmark = pytest.mark.slow
+
 PACE = [
     "--steps=40", "--eval-interval=10", "--log-interval=3", "--save-minutes=0.001", "--micro-batch-size=1",
     "--dropout=0.1",

@@ -64,6 +64,7 @@ def test_two_processes_equal_one(one: list[dict[str, Any]], story_store: Path, t
     assert shares["processes"] == 2
 
 
+@pytest.mark.slow
 def test_a_run_of_two_resumes_as_one(
     one: list[dict[str, Any]], story_store: Path, tmp_path: Path, kill_launch: Callable[[subprocess.Popen[bytes]], None]
 ) -> None:

@@ -17,6 +17,8 @@ pytest.importorskip("torch")
 
 from llamita.finetune.dpo_evaluate import NAME
 
+pytestmark = pytest.mark.slow
+
 FLAGS = [
     "--preference=dpo", "--lora", "--rank=4", "--beta=0.3", "--learning-rate=5e-3", "--steps=6", "--eval-interval=3",
     "--log-interval=1", "--micro-batch-size=1", "--context=64", "--val-fraction=0.2", "--chat-template=zephyr",

@@ -15,6 +15,8 @@ pytest.importorskip("torch")
 
 from llamita.tokenizer.chat_templates import replace_chat_template
 
+pytestmark = pytest.mark.slow
+
 PACE = ["--steps=8", "--eval-interval=4", "--log-interval=1", "--context=128", "--device=cpu", "--learning-rate=3e-3"]
 
 

@@ -80,6 +80,7 @@ def test_checks_in_two_processes() -> None:
     assert done.returncode == 0 and "all checks passed" in done.stdout, done.stderr
 
 
+@pytest.mark.slow
 def test_from_two_sharded_processes_to_one_to_four(
     one: Path,
     story_store: Path,
@@ -121,6 +122,7 @@ def signalled_at(step: int) -> Callable[[Trainer], None]:
     return step_and_signal
 
 
+@pytest.mark.slow
 def test_torchrun_restarts_when_a_process_dies(
     one: Path, story_store: Path, tmp_path: Path, kill_worker: Callable[[subprocess.Popen[str]], None]
 ) -> None:

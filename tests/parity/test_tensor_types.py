@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import gguf
@@ -14,6 +11,7 @@ import pytest
 
 from llamita.formats import tensor_types
 from llamita.formats.tensor_types import dequantize
+from tests.conftest import build_engine
 
 TYPES = (
     *("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "IQ4_NL", "MXFP4"),
@@ -71,14 +69,7 @@ def assert_same_bits(found: np.ndarray, expected: np.ndarray) -> None:
 
 @pytest.fixture(scope="module")
 def dequantize_rows(engine_build: Path) -> Path:
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    cmake = shutil.which("cmake", path=path)
-    assert cmake
-    command = [cmake, "--build", str(engine_build), "--target", "dequantize_rows"]
-    environment = dict(os.environ, PATH=path)
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return engine_build / "dequantize_rows"
+    return build_engine("dequantize_rows") / "dequantize_rows"
 
 
 @pytest.mark.parametrize("name", TYPES)

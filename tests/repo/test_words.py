@@ -40,7 +40,8 @@ RETIRED = {
 TEXTS = ["README.md", "README.zh-CN.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md"]
 GENERATED = ["cli.md", "python-api.md"]  # follow src
 FOLDERS = {
-    "docs": ("*.md",), "examples": ("*.sh", "*.py"), "src": ("*.py",), "engine": ("*.c", "*.h"), "benchmarks": ("*.py", "*.c"),
+    "docs": ("*.md",), "examples": ("*.sh", "*.py"), "src": ("*.py",),
+    "engine": ("*.c", "*.h"), "benchmarks": ("*.py", "*.c"),
 }  # fmt: skip
 
 
