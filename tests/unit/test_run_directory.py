@@ -75,9 +75,7 @@ def test_what_a_resumed_run_may_not_change_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("launch", "restarted", "resumes"), [("a", True, True), ("b", True, False), ("a", False, False)]
 )
-def test_only_its_own_launch_resumes_a_run(
-    tmp_path: Path, launch: str, restarted: bool, resumes: bool
-) -> None:
+def test_only_its_own_launch_resumes_a_run(tmp_path: Path, launch: str, restarted: bool, resumes: bool) -> None:
     config = TrainConfig(data=tmp_path / "store", out=tmp_path / "run", steps=1)
     open_run(config, describe_run(config, TINY, 8, {}, "a"))
     (config.out / "step-00000001" / "training").mkdir(parents=True)
