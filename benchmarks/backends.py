@@ -1,10 +1,12 @@
-"""What `make bench` compares: our engine and llama.cpp in worker processes, and the programs run.c and read_memory.c.
+"""What `make bench` compares: our engine and llama.cpp in worker processes, and the programs run.c
+and read_memory.c.
 
     python benchmarks/backends.py engine|llama.cpp [KERNELS]
 
-runs a worker: it reads requests such as {"do": "decode", ...} and answers {"cost": seconds} or {"error": "one line"}.
-Time is taken around C functions called through ctypes with prepared arguments; the call costs both sides the same
-microsecond or two per token. Token ids are fixed: nothing is sampled, and no id ends a run.
+runs a worker: it reads requests such as {"do": "decode", ...} and answers {"cost": seconds} or
+{"error": "one line"}. Time is taken around C functions called through ctypes with prepared
+arguments; the call costs both sides the same microsecond or two per token. Token ids are fixed:
+nothing is sampled, and no id ends a run.
 """
 
 from __future__ import annotations
@@ -44,7 +46,8 @@ Setting = dict[str, Any]  # {"threads": 2}, for llama.cpp {"threads": 2, "flash"
 
 
 def fixed_ids(num_tokens: int, vocab_size: int) -> NDArray[np.int32]:
-    """The same ids for both sides: positions hashed (Murmur's finalizer), so that speculation cannot guess them.
+    """The same ids for both sides: positions hashed (Murmur's finalizer), so that speculation
+    cannot guess them.
 
     np.random is not used: importing it takes longer than starting a small model.
     """
@@ -164,7 +167,8 @@ def has_llama_cpp() -> bool:
 
 @functools.cache
 def silence_llama_cpp() -> object:
-    """Turns its log off. The cache keeps the callback alive, because llama.cpp keeps a pointer to it."""
+    """Turn its log off. The cache keeps the callback alive, because llama.cpp keeps a pointer to
+    it."""
     import llama_cpp
 
     ignore = llama_cpp.llama_log_callback(lambda level, text, data: None)
@@ -300,7 +304,8 @@ class LlamaCpp:
         return batch
 
     def sample(self, num_picks: int, setting: Setting) -> float:
-        """Its samplers change an array of (id, logit, probability), so each pick starts from a copy.
+        """Its samplers change an array of (id, logit, probability), so each pick starts from a
+        copy.
 
         The copy is faster than the loop over the logits in llama_sampler_sample.
         """
@@ -333,7 +338,7 @@ class LlamaCpp:
 
 def start_worker(name: str, path: Path | None = None, kernels: str | None = None) -> Worker:
     """A worker of "engine" or "llama.cpp", with the model loaded if a path is given."""
-    # NumPy's OpenBLAS threads spin for a tenth of a second after the import, beside what a new worker does first.
+    # NumPy's OpenBLAS threads spin for 0.1 s after the import, and would slow down a new worker.
     command = [sys.executable, __file__, name, *([kernels] if kernels else [])]
     worker = Worker(name, command, {"OPENBLAS_NUM_THREADS": "1"}, quiet=True)
     if path is not None:
@@ -342,7 +347,8 @@ def start_worker(name: str, path: Path | None = None, kernels: str | None = None
 
 
 def answer(backend: Engine | LlamaCpp, request: dict[str, Any]) -> dict[str, Any]:
-    """repeats: return the mean of that many measurements. memory: peak memory above what the process had before."""
+    """repeats: return the mean of that many measurements. memory: peak memory above what the
+    process had before."""
     do = request.pop("do")
     if do == "load":
         return backend.load(request["path"])
@@ -390,7 +396,8 @@ def compile_c(source: Path, flags: tuple[str, ...], folder: Path) -> Path:
 
 
 def run_c(command: list[str | Path], threads: int, pattern: str) -> float:
-    """Runs a program with that many OpenMP threads; returns the number that matches in its output."""
+    """Runs a program with that many OpenMP threads; returns the number that matches in its
+    output."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     done = subprocess.run([str(word) for word in command], capture_output=True, text=True, env=environment)
     output = done.stdout + done.stderr

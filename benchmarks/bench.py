@@ -2,8 +2,8 @@
 
     python benchmarks/bench.py --only 'decode 15M*' --rounds 7 --threads 2
 
-Writes random models to build/bench-models, measures all sides in interleaved rounds (README.md has the protocol),
-prints one line per case and appends it to results/<machine>.csv.
+Writes random models to build/bench-models, measures all sides in interleaved rounds (README.md has
+the protocol), prints one line per case and appends it to results/<machine>.csv.
 """
 
 from __future__ import annotations
@@ -83,8 +83,8 @@ UNITS = {
 DECODE_DEPTH = 32  # context tokens before decoding is timed
 PROMPT_TOKENS = 512
 NUM_PICKS = 200
-# Tokens that take a tenth of a second to a second on two cores, and how often the smallest models repeat them:
-# shorter measurements time how the threads wake up.
+# Tokens that take 0.1 to 1 s on two cores, and how often the smallest models repeat them: shorter
+# measurements would time how the threads wake up.
 DECODE_TOKENS = {"stories260K": 400, "15M": 128, "42M": 96, "110M": 48, SMOLLM2: 48, "1.1B": 12}
 DECODE_REPEATS = {"stories260K": 20, "15M": 6, "42M": 2}
 RUN_C_MODELS = ("15M F32", "110M F32")
@@ -285,7 +285,8 @@ def stripped_bytes() -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """The costs of a case: side → (best setting, one cost per round). bytes_read: by one decode measurement."""
+    """The costs of a case: side → (best setting, one cost per round). bytes_read: by one decode
+    measurement."""
 
     case: Case
     costs: Mapping[str, tuple[str, list[float]]]
@@ -356,7 +357,8 @@ def short(value: float) -> str:
 
 
 def csv_rows(result: Result) -> list[list[str]]:
-    """One row for each side that ours is compared with, or one with ours alone; without date and processor."""
+    """One row for each side that ours is compared with, or one with ours alone; without date and
+    processor."""
     setting = result.costs[OURS][0]
     what = f"{result.case.name}, {setting}" if setting else result.case.name
     rows = []

@@ -1,13 +1,14 @@
 """Speed and memory of LoRA fine-tuning: ours, and peft with transformers' Trainer.
 
-    python benchmarks/finetune_speed.py            # SmolLM2-135M's shape, random weights: ten minutes on two cores
+    python benchmarks/finetune_speed.py            # SmolLM2-135M's shape: ten minutes on two cores
     python benchmarks/finetune_speed.py --quick    # four of its thirty layers, two rounds
-    python benchmarks/finetune_speed.py --shape llama2-7b --layers 2   # how memory grows with the layers of a 7B
+    python benchmarks/finetune_speed.py --shape llama2-7b --layers 2   # memory per layer of a 7B
 
-Both sides train the same weights on the same conversations, in turns, one step each, in processes of their own. Ours
-packs conversations into rows and computes logits only where there is a target; the Trainer pads them and computes all.
-Rank 8 on all linear layers, AdamW, float32. The first losses must agree to 1e-3, or the exit status is 1. Memory is
-the largest resident set of the process.
+Both sides train the same weights on the same conversations, in turns, one step each, in processes
+of their own. Ours packs conversations into rows and computes logits only where there is a target;
+the Trainer pads them and computes all. Rank 8 on all linear layers, AdamW, float32. The first
+losses must agree to 1e-3, or the exit status is 1. Memory is the largest resident set of the
+process.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ QUICK_LAYERS = 4
 
 
 def make_conversations(count: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """ids and the mask of targets: questions of 10 to 40 tokens, answers of 30 to 350, as in MedQuAD."""
+    """ids and the mask of targets: questions of 10 to 40 tokens, answers of 30 to 350, as in
+    MedQuAD."""
     random = np.random.default_rng(seed)
     result = []
     for _ in range(count):

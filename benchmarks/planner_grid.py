@@ -2,9 +2,9 @@
 
     python benchmarks/planner_grid.py STORE --minutes 2 [--seed 0] [--device cpu]
 
-The widths are the planner's and the next ones below and above; the steps have half, the same and twice its tokens.
-Every run is a complete `llamita train --minutes` with the same seed. The order is shuffled, so that a slowdown of the
-machine does not hit one corner of the grid.
+The widths are the planner's and the next ones below and above; the steps have half, the same and
+twice its tokens. Every run is a complete `llamita train --minutes` with the same seed. The order is
+shuffled, so that a slowdown of the machine does not hit one corner of the grid.
 """
 
 from __future__ import annotations

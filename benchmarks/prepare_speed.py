@@ -2,10 +2,11 @@
 
     python benchmarks/prepare_speed.py TEXT.txt [--split-on blank-lines] [--rounds 5]
 
-The loop is that of llama2.c's `tinystories.py pretokenize`: each process strips its documents, encodes them with BOS
-in front, and writes uint16. Its model (BPE, 4,096 tokens), texts and processes are ready before the clock starts.
-`prepare` is timed completely: reading, deduplication, validation split, encoding, writing. It runs with the same
-SentencePiece model, with a given tokenizer of ours, and with training one.
+The loop is that of llama2.c's `tinystories.py pretokenize`: each process strips its documents,
+encodes them with BOS in front, and writes uint16. Its model (BPE, 4,096 tokens), texts and
+processes are ready before the clock starts. `prepare` is timed completely: reading, deduplication,
+validation split, encoding, writing. It runs with the same SentencePiece model, with a given
+tokenizer of ours, and with training one.
 """
 
 from __future__ import annotations

@@ -1,14 +1,15 @@
 """Bits per byte of a model's tensor types and KV-cache types, in our engine and in llama.cpp.
 
-    python benchmarks/quality.py                                    # the packaged model, on synthetic stories
+    python benchmarks/quality.py                            # the packaged model, generated stories
     python benchmarks/quality.py --text stories.txt --bytes 150000
     python benchmarks/quality.py --model smollm2.gguf --text essay.txt --bytes 4000 --file-only
 
-The model is written as F32 (exact), then quantized to Q8_0 and Q4_0 by us and, if llama-cpp-python is installed, by
-llama.cpp. Both engines score every file on the same ids in the same rows. The exit status is 1 if a check fails.
+The model is written as F32 (exact), then quantized to Q8_0 and Q4_0 by us and, if llama-cpp-python
+is installed, by llama.cpp. Both engines score every file on the same ids in the same rows. The exit
+status is 1 if a check fails.
 
-To compare quantizers, take at least 250,000 bytes of a text that the model knows: on other texts rounding may even
-help, by luck. (The packaged model knows TinyStories, not the synthetic stories.)
+To compare quantizers, take at least 250,000 bytes of a text that the model knows: on other texts
+rounding may even help, by luck. (The packaged model knows TinyStories, not the synthetic stories.)
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ MAX_DIFFERENCE = 1e-3  # relative
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """Bits per byte of one file: in our engine by cache type, and in llama.cpp (None if not installed)."""
+    """Bits per byte of one file: in our engine by cache type, and in llama.cpp (None if not
+    installed)."""
 
     name: str
     num_bytes: int
@@ -93,7 +95,8 @@ class StockModel:
 
 
 def stock_quantize(source: Path, out: Path, type: str) -> None:
-    """Quantizes an F32 file with llama.cpp's defaults. Beside Q4_0 the output matrix gets more bits."""
+    """Quantizes an F32 file with llama.cpp's defaults. Beside Q4_0 the output matrix gets more
+    bits."""
     api = LlamaCpp().api
     parameters = api.llama_model_quantize_default_params()
     parameters.ftype, parameters.nthread = LLAMA_CPP_TYPES[type], 1
@@ -118,16 +121,16 @@ def encode(path: Path, texts: list[str]) -> tuple[EncodedTexts, int]:
     """The texts as token ids of the file's tokenizer, and the id that starts a row."""
     with llamita.load(path) as model:
         info = model.info
-        border = info.bos_id if info.bos_id >= 0 else info.eos_id
-        end = info.eos_id if info.eos_id >= 0 else border
-        return EncodedTexts(texts, lambda some: [model.encode(text) for text in some], end), border
+        start = info.bos_id if info.bos_id >= 0 else info.eos_id
+        end = info.eos_id if info.eos_id >= 0 else start
+        return EncodedTexts(texts, lambda some: [model.encode(text) for text in some], end), start
 
 
 class Meter:
     """Scores files of one model on one text, in rows of at most context_tokens."""
 
     def __init__(self, source: Path, texts: list[str], context_tokens: int, num_threads: int) -> None:
-        self._documents, self._border = encode(source, texts)
+        self._documents, self._start_id = encode(source, texts)
         self._threads = num_threads
         with llamita.load(source) as model:
             self.context_tokens = min(context_tokens, model.info.context_tokens)
@@ -155,7 +158,7 @@ class Meter:
             model.close()
 
     def _bits_per_byte(self, score_row: Any) -> float:
-        return score_documents(self._documents, self.context_tokens, self._border, score_row).bits_per_byte
+        return score_documents(self._documents, self.context_tokens, self._start_id, score_row).bits_per_byte
 
 
 def files(source: Path, folder: Path) -> Iterator[tuple[str, Path]]:

@@ -1,8 +1,10 @@
 /* Memory bandwidth: how many GB/s OpenMP's threads read from BYTES of memory, doing nothing else.
  *
- *     cc -O3 -march=native -fopenmp read_memory.c -o read_memory && OMP_NUM_THREADS=2 ./read_memory BYTES
+ *     cc -O3 -march=native -fopenmp read_memory.c -o read_memory
+ *     OMP_NUM_THREADS=2 ./read_memory BYTES
  *
- * The upper limit for decoding, which reads all weights for each token. Prints the median of NUM_PASSES passes.
+ * The upper limit for decoding, which reads all weights for each token. Prints the median of
+ * NUM_PASSES passes.
  */
 #include <omp.h>
 #include <stdint.h>

@@ -1,10 +1,11 @@
-"""Writes the results tables of the project's README, between <!-- results --> and <!-- /results -->.
+"""Writes the results tables of the project's README, between <!-- results --> and <!-- /results
+-->.
 
-    python benchmarks/readme_table.py --check README.md    # exit status 1 if the tables are out of date
+    python benchmarks/readme_table.py --check README.md    # exit status 1 if out of date
     python benchmarks/readme_table.py --write README.md
 
-Speeds come from results/*.csv: the latest record of each model beside llama.cpp. Quality is in results/quality.json,
-which is edited by hand; each entry names the command that gave it.
+Speeds come from results/*.csv: the latest record of each model beside llama.cpp. Quality is in
+results/quality.json, which is edited by hand; each entry names the command that gave it.
 """
 
 from __future__ import annotations

@@ -1,12 +1,14 @@
-"""Bits per byte after a number of minutes, and minutes to a target: ours, and optionally another trainer's.
+"""Bits per byte after a number of minutes, and minutes to a target: ours, and optionally another
+trainer's.
 
     python benchmarks/time_to_quality.py STORE --minutes 10 --seeds 0,1,2 --target 1.026 [--train '--preset 1.5M']
     python benchmarks/time_to_quality.py STORE --minutes 10 --peer 'sh peer.sh {data} {seconds} {seed} {out}'
 
-STORE is written by `llamita prepare`. For each seed, `llamita train --minutes` runs first, then the peer's command. It
-gets {data} (the store) or {text} (--text), trains for {seconds} with {seed}, may write to the folder {out}, and prints
-its validation bits per byte as often as it likes: bits of the store's validation text over its bytes. The last match of
---pattern is its result, the first match at or below --target its time.
+STORE is written by `llamita prepare`. For each seed, `llamita train --minutes` runs first, then the
+peer's command. It gets {data} (the store) or {text} (--text), trains for {seconds} with {seed}, may
+write to the folder {out}, and prints its validation bits per byte as often as it likes: bits of the
+store's validation text over its bytes. The last match of --pattern is its result, the first match
+at or below --target its time.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ OURS, PEER = "ours", "peer"
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """One run. minutes_to_target is None if the target was never reached; seconds is the whole command."""
+    """One run. minutes_to_target is None if the target was never reached; seconds is the whole
+    command."""
 
     bits_per_byte: float
     minutes_to_target: float | None
@@ -38,7 +41,8 @@ class Outcome:
 
 
 def outcome(points: list[tuple[float, float]], target: float, seconds: float) -> Outcome:
-    """points: (seconds since the start, validation bits per byte), in order. Raises BenchmarkError if empty."""
+    """points: (seconds since the start, validation bits per byte), in order. Raises BenchmarkError
+    if empty."""
     if not points:
         raise BenchmarkError("the run printed no bits per byte: expected at least one")
     reached = next((at / 60 for at, bits in points if bits <= target), None)

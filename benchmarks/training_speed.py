@@ -1,15 +1,16 @@
-"""Training throughput in tokens/s: ours, and an eager loop over transformers' LlamaForCausalLM with AdamW.
+"""Training throughput in tokens/s: ours, and an eager loop over transformers' LlamaForCausalLM with
+AdamW.
 
     python benchmarks/training_speed.py --only '6/288*' --rounds 5
     python benchmarks/training_speed.py --peer 'python train.py --data {data} --seconds {seconds}' --data STORE
 
-Both train on the same random ids in float32: 16 rows of 256; loss, backward, clip to 1, step. Ours is one step of
-`llamita train --optimizer adamw`, optionally compiled. "Of sgemm" is the share of the FLOP/s that torch.mm reaches at
-the shape's own matrix sizes, measured in the same rounds.
+Both train on the same random ids in float32: 16 rows of 256; loss, backward, clip to 1, step. Ours
+is one step of `llamita train --optimizer adamw`, optionally compiled. "Of sgemm" is the share of
+the FLOP/s that torch.mm reaches at the shape's own matrix sizes, measured in the same rounds.
 
---peer is the command of another trainer, which trains for {seconds} on {data} and prints tokens/s; the last match of
---pattern counts. {layers} {hidden} {heads} {kv_heads} {ffn} {vocab} {context} {batch} are filled in too. It runs once
-per round, after the others.
+--peer is the command of another trainer, which trains for {seconds} on {data} and prints tokens/s;
+the last match of --pattern counts. {layers} {hidden} {heads} {kv_heads} {ffn} {vocab} {context}
+{batch} are filled in too. It runs once per round, after the others.
 """
 
 from __future__ import annotations

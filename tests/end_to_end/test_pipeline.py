@@ -70,10 +70,10 @@ def test_every_type_of_model_file(stories: Path, capsys: pytest.CaptureFixture[s
     from_engine = bits_per_byte(capsys, model, stories / "tokens")
     assert abs(from_engine - from_torch) < drift * from_torch
     call("run", model, "-i", "Once upon a time", "-n", 20, "-s", 1)
-    told = capsys.readouterr()
-    assert told.out.startswith("Once upon a time")
-    assert len(told.out) > len("Once upon a time\n")
-    assert "tok/s" in told.err.splitlines()[-1]
+    output = capsys.readouterr()
+    assert output.out.startswith("Once upon a time")
+    assert len(output.out) > len("Once upon a time\n")
+    assert "tok/s" in output.err.splitlines()[-1]
 
 
 def test_engine_and_torch_tell_the_same_greedy_story(stories: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -89,11 +89,11 @@ def test_engine_and_torch_tell_the_same_greedy_story(stories: Path, capsys: pyte
 def test_a_user_of_the_shell_gets_text_on_stdout_and_one_line_for_a_mistake(stories: Path) -> None:
     model = stories / "shell.gguf"
     call("export", stories / "run", model)
-    told = run_as_a_user_does("run", model, "-i", "The fox", "-n", 8, "-s", 3)
-    assert told.returncode == 0
-    assert told.stdout.startswith(b"The fox")
+    output = run_as_a_user_does("run", model, "-i", "The fox", "-n", 8, "-s", 3)
+    assert output.returncode == 0
+    assert output.stdout.startswith(b"The fox")
     again = run_as_a_user_does("run", model, "-i", "The fox", "-n", 8, "-s", 3)
-    assert again.stdout == told.stdout
+    assert again.stdout == output.stdout
     wrong = run_as_a_user_does("run", stories / "no-such.gguf")
     assert wrong.returncode == 2
     assert wrong.stdout == b""
@@ -130,9 +130,9 @@ def test_chinese_text_goes_through_and_no_character_is_broken(
     call("train", tokens, "--steps", 60, "--eval-interval", 60, *TINY, "--learning-rate", 0.01, "--out", run)
     call("export", run, model, "--type", "f32")
     assert abs(bits_per_byte(capsys, model, tokens) - bits_per_byte(capsys, run, tokens)) < 1e-4
-    told = run_as_a_user_does("run", model, "-i", "床前", "-t", 0, "-n", 24)
-    assert told.returncode == 0
-    text = told.stdout.decode("utf-8")  # raises if a character was broken
+    output = run_as_a_user_does("run", model, "-i", "床前", "-t", 0, "-n", 24)
+    assert output.returncode == 0
+    text = output.stdout.decode("utf-8")  # raises if a character was broken
     assert text.startswith("床前")
     assert re.search(r"[\u4e00-\u9fff]", text.removeprefix("床前")), text
 
@@ -144,12 +144,12 @@ def test_demo_tells_a_story_and_can_be_done_again(tmp_path: Path, capsys: pytest
     out = tmp_path / "demo"
     for again in (False, True):
         call("demo", "--minutes", 0.01, "--num-stories", 400, "--out", out)
-        told = capsys.readouterr()
-        assert len(told.out.split()) > 3
-        assert ("starting over" in told.err) == again
-        assert ("made earlier" in told.err) == again
+        output = capsys.readouterr()
+        assert len(output.out.split()) > 3
+        assert ("starting over" in output.err) == again
+        assert ("made earlier" in output.err) == again
         assert (out / "stories.gguf").read_bytes()[:4] == b"GGUF"
-        assert f"run {out / 'stories.gguf'} -i" in told.err
+        assert f"run {out / 'stories.gguf'} -i" in output.err
 
 
 def test_demo_flags_are_checked(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""What the comparisons share."""
+"""Fixtures of the parity tests."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def one_torch_thread() -> Iterator[None]:
-    """Models this small are slower on several threads, and a hundred times slower on a busy machine."""
+    """Models this small are slower on several threads, and a hundred times slower on a busy
+    machine."""
     try:
         import torch
     except ModuleNotFoundError:
@@ -34,18 +35,19 @@ def workers(launcher: int) -> list[int]:
 
 @pytest.fixture
 def kill_launch() -> Callable[[subprocess.Popen[Any]], None]:
-    """kill_launch(process): kill -9 a torchrun and its processes, which are in sessions of their own."""
+    """kill_launch(process): kill -9 a torchrun and its processes, each of which is its own
+    session."""
     if not Path("/proc/self/task").is_dir():
         pytest.skip("needs /proc to find a process's children")
 
     def kill(process: subprocess.Popen[Any]) -> None:
-        doomed = workers(process.pid)
+        children = workers(process.pid)
         process.kill()
         process.wait()
-        for worker in doomed:
+        for worker in children:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(worker, signal.SIGKILL)
-        process.communicate()  # ends when they are gone
+        process.communicate()  # returns when all have ended
 
     return kill
 

@@ -1,4 +1,4 @@
-"""Two processes under torchrun train like one: the same rows, the same losses to 1e-5, one report."""
+"""Two processes under torchrun train like one: same rows, same losses to 1e-5, one report."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def run_training(store: Path, run: Path, processes: int, *more: str) -> list[dic
     words = command(store, run, processes, *more)
     done = subprocess.run(words, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("tokens per step: 512") == 1, "the first process alone reports"
+    assert done.stderr.count("tokens per step: 512") == 1, "only the first process reports"
     return read_losses(run)
 
 
@@ -65,18 +65,19 @@ def test_two_processes_equal_one(one: list[dict[str, Any]], story_store: Path, t
 
 
 @pytest.mark.slow
-def test_a_run_of_two_goes_on_as_one(
+def test_a_run_of_two_resumes_as_one(
     one: list[dict[str, Any]], story_store: Path, tmp_path: Path, kill_launch: Callable[[subprocess.Popen[bytes]], None]
 ) -> None:
-    """The position in the data is global, so a run may be resumed by another number of processes."""
+    """The position in the data is global, so the number of processes may change."""
     run = tmp_path / "run"
     words = command(story_store, run, 2)
     process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
-    while not (run / "latest").is_symlink():  # the evaluation after step 6 saves the first checkpoint
+    # the evaluation after step 6 saves the first checkpoint
+    while not (run / "latest").is_symlink():
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.001)
     kill_launch(process)
-    assert len(read_losses(run)) < len(one), "killed too late to mean anything"
+    assert len(read_losses(run)) < len(one), "killed too late"
     resumed = run_training(story_store, run, 1, "--grad-accum-steps", "2", "--resume")
     assert all(abs(a["loss"] - b["loss"]) < 1e-5 for a, b in zip(one, resumed, strict=True))

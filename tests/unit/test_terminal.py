@@ -10,7 +10,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from llamita.cli.progress import make_bars
-from llamita.console import print_table
+from llamita.console import format_count, format_seconds, print_table
 from llamita.training.progress import TrainingDisplay, fit
 
 ROWS = [("wrote", "a-name-of-a-file" * 4 + ", 123 bytes"), ("床前", "[bold] 明月光"), ("error", "0.1 % of \\")]
@@ -89,3 +89,8 @@ def test_bars_of_bytes_fit_the_terminal(columns: int) -> None:
     console.print(bars.get_renderable())
     shown = lines(console)
     assert len(shown) == 2 and all("0.8/2.2 GB" in line and cell_len(line) <= columns for line in shown)
+
+
+def test_counts_and_times_are_short() -> None:
+    assert [format_count(n) for n in (7, 999, 12_345, 123_456, 2_500_000)] == ["7", "999", "12.3k", "123k", "2.5M"]
+    assert [format_seconds(s) for s in (0.2, 65, 3723)] == ["0:00", "1:05", "1:02:03"]

@@ -75,7 +75,7 @@ class Dataset(Generic[R]):
     counts: RenderCounts
     val_counts: RenderCounts
 
-    def facts(self) -> dict[str, Any]:
+    def fingerprint(self) -> dict[str, Any]:
         """What a resumed run must find unchanged."""
         return {
             self.counts.unit: len(self.train),

@@ -57,7 +57,7 @@ def fill_defaults(
     dtype = default_dtype(ranks.device) if config.dtype == "auto" else config.dtype
     tokens = TOKENS_PER_PASS[ranks.device.type] // (ranks.world_size if on_cpu else 1)
     if not on_cpu:
-        (free,) = ranks.least(free_bytes(ranks.device))  # all processes must choose the same number of rows
+        (free,) = ranks.min(free_bytes(ranks.device))  # all processes must choose the same number of rows
         tokens = min(tokens, fitting_tokens(free, base.config, dataclasses.replace(config, dtype=dtype)))
     tokens = min(tokens, epoch_tokens // (MIN_STEPS_PER_EPOCH * ranks.world_size))
     rows = config.micro_batch_size or max(1, tokens // row_tokens)

@@ -72,10 +72,10 @@ class DpoTask(FinetuneTask):
         """Pairs."""
         return self.epoch_tokens / self.num_rows
 
-    def facts(self) -> dict[str, Any]:
-        return {**super().facts(), **self.dataset.facts()}
+    def data_fingerprint(self) -> dict[str, Any]:
+        return {**super().data_fingerprint(), **self.dataset.fingerprint()}
 
-    def _data_lines(self) -> list[str]:
+    def _describe_data(self) -> list[str]:
         return [
             *self.dataset.counts.describe(),
             f"rows: {self.num_rows:,} of {self.context} tokens an epoch for the chosen answers, and as many for the "
@@ -88,7 +88,7 @@ class DpoTask(FinetuneTask):
         """Read the reference, or compute it, all processes together."""
         parts = (self.pairs, self.val)
         sizes = (self.pairs.num_documents, self.val.num_documents)
-        fingerprint = hashlib.sha256(json.dumps(self.facts(), sort_keys=True).encode()).hexdigest()
+        fingerprint = hashlib.sha256(json.dumps(self.data_fingerprint(), sort_keys=True).encode()).hexdigest()
         found = load_reference(self.config.out, fingerprint, sizes) if self.ranks.is_first else None
         if self.ranks.broadcast_from_first(found is not None)[0]:
             arrays = [torch.from_numpy(each) for each in found or (np.zeros((2, size)) for size in sizes)]
@@ -127,9 +127,9 @@ class DpoTask(FinetuneTask):
         if found is None:
             return None
         score = score_pairs(self.loss, self.val, found)
-        words = f"held-out loss {score.loss:.4f}, preference accuracy {score.accuracy:.1%}, "
-        words += f"reward margin {score.margin:.4f}"
-        return Evaluation(score.loss, score._asdict(), words)
+        summary = f"held-out loss {score.loss:.4f}, preference accuracy {score.accuracy:.1%}, "
+        summary += f"reward margin {score.margin:.4f}"
+        return Evaluation(score.loss, score._asdict(), summary)
 
     def sample(self, go_on: Callable[[], bool] = lambda: True) -> str:
         return self._sample_answers(self.asked, go_on)

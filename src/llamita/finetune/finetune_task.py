@@ -78,7 +78,7 @@ class FinetuneTask(Task):
     def _distillation_loss(self) -> DistillationLoss:
         """The loss with --teacher."""
         loss = distillation_loss(self.config, self.model, self.tokenizer, self.context, self.compute)
-        self.teacher_lines = [loss.line()]
+        self.teacher_lines = [loss.describe()]
         return loss
 
     def initialize(self) -> None:
@@ -89,7 +89,7 @@ class FinetuneTask(Task):
 
     # ---------------------------------------------------------------- descriptions
 
-    def lines(self) -> list[str]:
+    def describe(self) -> list[str]:
         shape = self.model_config
         what = "all weights are trained"
         if self.lora is not None:
@@ -102,26 +102,26 @@ class FinetuneTask(Task):
             f"base: {self.base.directory}: {format_count(shape.num_parameters)} weights, {shape.num_hidden_layers} "
             f"layers of {shape.hidden_size}, vocabulary {shape.vocab_size}; {what}",
             *self.teacher_lines,
-            *self._data_lines(),
+            *self._describe_data(),
         ]
 
     @abstractmethod
-    def _data_lines(self) -> list[str]:
+    def _describe_data(self) -> list[str]:
         """What the task trains on and evaluates on."""
 
-    def facts(self) -> dict[str, Any]:
+    def data_fingerprint(self) -> dict[str, Any]:
         template = self.tokenizer.chat_template or ""
-        facts: dict[str, Any] = {
+        fingerprint: dict[str, Any] = {
             "base": self.base.fingerprint(),
             "tokenizer": self.tokenizer.fingerprint,
             "chat_template": hashlib.sha256(template.encode()).hexdigest(),
         }
         if self.general is not None:
             documents = [self.general.document(i) for i in range(self.general.num_documents)]
-            facts["general_text"] = digest_ids(documents)
-        return facts
+            fingerprint["general_text"] = digest_ids(documents)
+        return fingerprint
 
-    def numbers(self, nats_per_target: float) -> dict[str, float]:
+    def metrics(self, nats_per_target: float) -> dict[str, float]:
         return {}
 
     # ---------------------------------------------------------------- checkpoints
@@ -160,8 +160,8 @@ class FinetuneTask(Task):
         if score is None:
             return None
         bits = score.bits_per_byte
-        words = f"{found.words}, general text {bits:.4f} bits per byte"
-        return replace(found, numbers=found.numbers | {"general_bpb": bits}, words=words)
+        summary = f"{found.summary}, general text {bits:.4f} bits per byte"
+        return replace(found, metrics=found.metrics | {"general_bpb": bits}, summary=summary)
 
     @property
     @abstractmethod

@@ -16,7 +16,7 @@ from llamita.finetune.finetune_task import FinetuneTask
 from llamita.finetune.preview import preview_examples
 from llamita.finetune.sft import SftTask, TextTask
 from llamita.training.distributed import Ranks
-from llamita.training.trainer import TrainResult, run_task
+from llamita.training.run import TrainResult, run_task
 
 
 def finetune(config: FinetuneConfig, *, started: float | None = None) -> TrainResult:

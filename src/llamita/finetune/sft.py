@@ -62,10 +62,10 @@ class SftTask(FinetuneTask):
     def tokens_per_row(self) -> float:
         return self.epoch_tokens / self.num_rows
 
-    def facts(self) -> dict[str, Any]:
-        return {**super().facts(), **self.dataset.facts()}
+    def data_fingerprint(self) -> dict[str, Any]:
+        return {**super().data_fingerprint(), **self.dataset.fingerprint()}
 
-    def _data_lines(self) -> list[str]:
+    def _describe_data(self) -> list[str]:
         graded = f", {len(self.graded)} with short answers to compare" if self.graded else ""
         return [
             *self.dataset.counts.describe(),
@@ -85,16 +85,16 @@ class SftTask(FinetuneTask):
         if found is None:
             return None
         loss = found[0] / found[1]
-        numbers, words = {"loss": loss}, f"held-out loss {loss:.4f} nats a target"
+        metrics, summary = {"loss": loss}, f"held-out loss {loss:.4f} nats a target"
         if num_batches is not None or not self.graded:
-            return Evaluation(loss, numbers, words)
+            return Evaluation(loss, metrics, summary)
         matches = count_matches(self.answer_loss, self.tokenizer, self.graded, self.ranks, of_answers)
         if matches is None:
             return None
         exact, contains = matches
-        numbers |= {"exact": exact / len(self.graded), "contains": contains / len(self.graded)}
-        words += f", {len(self.graded)} short answers: {exact} exact, {contains} contained"
-        return Evaluation(loss, numbers, words)
+        metrics |= {"exact": exact / len(self.graded), "contains": contains / len(self.graded)}
+        summary += f", {len(self.graded)} short answers: {exact} exact, {contains} contained"
+        return Evaluation(loss, metrics, summary)
 
     def sample(self, go_on: Callable[[], bool] = lambda: True) -> str:
         return self._sample_answers(self.asked, go_on)
@@ -130,21 +130,21 @@ class TextTask(FinetuneTask):
     def tokens_per_row(self) -> float:
         return self.context
 
-    def facts(self) -> dict[str, Any]:
+    def data_fingerprint(self) -> dict[str, Any]:
         return {
-            **super().facts(),
+            **super().data_fingerprint(),
             "documents": self.train_split.num_documents,
             "tokens": self.train_split.num_tokens,
             "text_bytes": self.train_split.text_bytes,
         }
 
-    def _data_lines(self) -> list[str]:
+    def _describe_data(self) -> list[str]:
         return [
             f"data: {format_count(self.train_split.num_tokens)} tokens of {self.train_split.num_documents} documents, "
             f"{format_count(self.val_split.num_tokens)} held out"
         ]
 
-    def numbers(self, nats_per_target: float) -> dict[str, float]:
+    def metrics(self, nats_per_target: float) -> dict[str, float]:
         return {"bpb": nats_per_target / (math.log(2) * self.bytes_per_token)}
 
     @property
@@ -159,5 +159,5 @@ class TextTask(FinetuneTask):
         if score is None:
             return None
         bits = score.bits_per_byte
-        numbers = {"loss": score.nats_per_token, "bpb": bits}
-        return Evaluation(bits, numbers, f"held-out {bits:.4f} bits per byte")
+        metrics = {"loss": score.nats_per_token, "bpb": bits}
+        return Evaluation(bits, metrics, f"held-out {bits:.4f} bits per byte")

@@ -1,4 +1,5 @@
-"""Attention by a kernel that fits: PyTorch alone may take one that keeps all T² scores, or plans anew every length.
+"""Attention with a suitable kernel: PyTorch alone may pick one that stores all T² scores, or one
+that compiles a plan for every new length.
 
 Shape letters: B batch, H query heads, K kv heads, T time, S head size.
 """
@@ -12,15 +13,16 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-# cuDNN comes first on Hopper GPUs and compiles a plan for each new shape (60 ms on an H200, against 0.6 without it).
-# A training run has one shape; evaluation and generation meet hundreds.
+# PyTorch prefers cuDNN on Hopper GPUs, which compiles a plan for each new shape (60 ms on an H200,
+# 0.6 ms without it). A training run has one shape; evaluation and generation have hundreds.
 KERNELS_FOR_MANY_SHAPES = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, dropout: float = 0.0) -> Tensor:
-    """softmax(query keyᵀ / √S) value: query [B, H, T, S]; key, value [B, K, past + T, S] → [B, H, T, S].
+    """softmax(query keyᵀ / √S) value: query [B, H, T, S]; key, value [B, K, past + T, S] → [B, H,
+    T, S].
 
-    mask: True where a query may look; None: causal, or everywhere for a single query.
+    mask: True where a query may attend; None: causal, or all keys for a single query.
     """
     is_grouped = query.shape[1] != key.shape[1]
     if is_grouped and needs_whole_heads(query, mask):
@@ -41,6 +43,9 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
 
 
 def needs_whole_heads(query: Tensor, mask: Tensor | None) -> bool:
-    """Whether no fused CUDA kernel takes groups of query heads here: flash attention alone does on every card, and it
-    takes neither a mask nor float32. PyTorch would fall back to keeping all T² scores for the backward pass."""
+    """Whether no fused CUDA kernel takes grouped query heads here.
+
+    Only flash attention takes them on every card, without a mask and not in float32. PyTorch would
+    fall back to storing all T² scores for the backward pass.
+    """
     return query.is_cuda and (mask is not None or query.dtype == torch.float32)

@@ -1,4 +1,4 @@
-"""A simple decoder in PyTorch: one new id after another. The engine is tested against it."""
+"""A simple decoder in PyTorch, one id at a time. The engine is tested against it."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def penalize_repetition(logits: Tensor, recent: Collection[int], penalty: float)
 
 
 def bounded_seed(seed: int) -> int:
-    """A seed, or what is made of one, as PyTorch's generators take it."""
+    """A seed reduced to the range of PyTorch's generators."""
     return seed % (1 << 63)
 
 

@@ -1,7 +1,8 @@
-"""The network on one page: token ids to logits, a Llama as Hugging Face's LlamaForCausalLM has it, forward only.
+"""The network on one page: a Llama like Hugging Face's LlamaForCausalLM, forward pass only.
 
 Shape letters: B batch, T time, D hidden, H query heads, K kv heads, S head size, F ffn, V vocab.
-Parameter names are Hugging Face's, so that a state_dict is a checkpoint. Its twin in C is engine/src/model/forward.c.
+Parameter names are Hugging Face's, so that a state_dict is a checkpoint. The same network in C is
+engine/src/model/forward.c.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from llamita.model.kv_cache import KVCache
 
 
 class Linear(nn.Linear):
-    """x weightᵀ in the type of x, whatever type the weight is kept in."""
+    """x weightᵀ in the type of x."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight.to(x.dtype))
@@ -37,11 +38,13 @@ class RMSNorm(nn.Module):
 
 
 def rope_frequencies(config: ModelConfig) -> Tensor:
-    """Angle per position of each of the S/2 pairs, float32: theta^(-2i/S) (arXiv 2104.09864), scaled as configured.
+    """Angle per position of each of the S/2 pairs, float32: theta^(-2i/S) (arXiv 2104.09864),
+    scaled as configured.
 
-    rope_scaling: None, {"rope_type": "linear", factor}, or Llama 3's {"rope_type": "llama3", factor, low_freq_factor,
-    high_freq_factor, original_max_position_embeddings}: long wavelengths are stretched by the factor, short ones
-    kept, those between interpolated (Llama 3.1's reference code).
+    rope_scaling: None, {"rope_type": "linear", factor}, or Llama 3's {"rope_type": "llama3",
+    factor, low_freq_factor, high_freq_factor, original_max_position_embeddings}: long wavelengths
+    are stretched by the factor, short ones kept, those between interpolated (Llama 3.1's reference
+    code).
     """
     exponent = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
     frequency = 1.0 / (config.rope_theta**exponent)
@@ -51,7 +54,7 @@ def rope_frequencies(config: ModelConfig) -> Tensor:
     factor = float(scaling["factor"])
     if scaling["rope_type"] == "linear":
         return frequency / factor
-    assert scaling["rope_type"] == "llama3", scaling  # ModelConfig lets no other kind through
+    assert scaling["rope_type"] == "llama3", scaling  # ModelConfig rejects other types
     low, high = float(scaling["low_freq_factor"]), float(scaling["high_freq_factor"])
     turns = scaling["original_max_position_embeddings"] * frequency / (2 * math.pi)  # in the original context
     smooth = ((turns - low) / (high - low)).clamp(0.0, 1.0)
@@ -66,13 +69,15 @@ def rope_tables(config: ModelConfig) -> tuple[Tensor, Tensor]:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate each pair (i, i + S/2) of x [B, T, heads, S] by its position's angle; cos, sin: [T, 1, S/2]."""
+    """Rotate each pair (i, i + S/2) of x [B, T, heads, S] by its position's angle; cos, sin [T, 1,
+    S/2]."""
     first, second = x.chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
 
 class Attention(nn.Module):
-    """Causal self-attention with H query heads in groups that share one of K kv heads (arXiv 2305.13245)."""
+    """Causal self-attention with H query heads in groups that share one of K kv heads (arXiv
+    2305.13245)."""
 
     def __init__(self, config: ModelConfig, layer: int, dropout: float) -> None:
         super().__init__()
@@ -135,7 +140,8 @@ class Decoder(nn.Module):
 class Llama(nn.Module):
     """ids [B, T] → logits [B, T, V].
 
-    dropout (training only): on embeddings, attention probabilities, and both branches' outputs, as in llama2.c.
+    dropout (training only): on embeddings, attention probabilities, and the outputs of both
+    branches, as in llama2.c.
     """
 
     cos: Tensor  # [context, 1, S/2]
@@ -153,7 +159,7 @@ class Llama(nn.Module):
 
     @property
     def output_weight(self) -> Tensor:
-        """The classifier's matrix [V, D]: the embeddings themselves where they are tied."""
+        """The classifier's matrix [V, D]: the embeddings if they are tied."""
         return self.model.embed_tokens.weight if self.config.tie_word_embeddings else self.lm_head.weight
 
     def hidden_states(
@@ -163,7 +169,7 @@ class Llama(nn.Module):
         mask: Tensor | None = None,
         compute: torch.dtype | None = None,
     ) -> Tensor:
-        """ids [B, T] → [B, T, D] after the final norm: what the classifier sees.
+        """ids [B, T] → [B, T, D] after the final norm, the input of the classifier.
 
         mask: bool [B, 1, T, past + T], True where a query may attend to a key; default: causal.
         compute: the type to compute in; default: that of the embeddings.
@@ -188,14 +194,18 @@ class Llama(nn.Module):
 
     @torch.no_grad()
     def initialize(self, generator: torch.Generator | None = None) -> Llama:
-        """Give every parameter its fresh weight."""
+        """Initialize all parameters."""
         for name, parameter in self.named_parameters():
             parameter.copy_(self.fresh_weight(name, parameter.shape, generator))
         return self
 
     def fresh_weight(self, name: str, shape: torch.Size, generator: torch.Generator | None = None) -> Tensor:
-        """On the CPU: N(0, 0.02); the two projections that write to the residual stream N(0, 0.02 / sqrt(2 L)), so that
-        its variance does not grow with depth (GPT-2). llama2.c scaled the gate's side instead, by a slip."""
+        """A parameter's initial value, on the CPU: N(0, 0.02), ones for norms.
+
+        The two projections that write to the residual stream get N(0, 0.02 / sqrt(2 L)), so that
+        its variance does not grow with depth (GPT-2). llama2.c mistakenly scales the gate's
+        projection instead.
+        """
         if len(shape) == 1:
             return torch.ones(shape)
         writes_residual = name.endswith(("o_proj.weight", "down_proj.weight"))

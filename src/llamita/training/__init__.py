@@ -1,1 +1,1 @@
-"""Turns a token store into a checkpoint: the loop, and what it is made of."""
+"""Training: from a token store to a checkpoint."""

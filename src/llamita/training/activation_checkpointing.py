@@ -1,7 +1,7 @@
-"""Turns a network into one that keeps a layer's input alone for the backward pass, and computes the layer again there.
+"""Activation checkpointing: keep only each layer's input, and recompute the layer in backward.
 
-Memory for activations falls to about a layer's, for a third more arithmetic ("Training deep nets with sublinear memory
-cost", arXiv 1604.06174).
+Memory for activations falls to about that of one layer, for a third more arithmetic ("Training Deep
+Nets with Sublinear Memory Cost", arXiv 1604.06174).
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from llamita.model.llama import Llama
 
 
 def checkpoint_activations(model: Llama) -> None:
-    """Change the network's layers in place; what they compute, dropout included, stays the same bit for bit."""
+    """Change the network's layers in place. Results stay identical to the bit, with dropout too."""
     for layer in model.model.layers:
-        # not the module's call but its forward: FSDP's hooks stay outside, and gather the layer once for both
+        # Wrap forward, not __call__: FSDP's hooks stay outside and gather the layer once for both.
         layer.forward = partial(_forward, type(layer).forward, layer)
 
 

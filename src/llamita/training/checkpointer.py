@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from llamita.checkpoint import TrainingState, sharded_state_directory
-from llamita.training.distributed import Ranks, whole
+from llamita.training.distributed import Ranks, full_tensor
 
 # Writes weights and state as a checkpoint, points the links at it, deletes older checkpoints.
 CheckpointWriter = Callable[[Mapping[str, Tensor], TrainingState], None]
@@ -100,7 +100,7 @@ class Checkpointer:
         """Full tensors in CPU memory, by name, on rank 0; other ranks only contribute shards."""
         copies: dict[str, Tensor] = {}
         for name, part in tensors.items():
-            tensor = whole(part.detach())
+            tensor = full_tensor(part.detach())
             if not self.ranks.is_first:
                 continue
             key = f"{kind}/{name}"

@@ -1,6 +1,7 @@
-"""Turns --compile auto into on or off: a pass of the network at hand, compiled beside plain, timed once and remembered.
+"""Resolves --compile auto to on or off by timing one pass of the network, eager and compiled.
 
-What was found is kept in the user's cache, by all that it depends on: network, rows, device, threads, torch.
+Results are kept in the user's cache under a key of everything they depend on: network, rows,
+device, threads, torch.
 """
 
 from __future__ import annotations
@@ -26,41 +27,42 @@ from llamita.training.loss import SummedLoss
 from llamita.user_cache import user_cache
 
 NAME = "compile.json"
-FIRST_PRICE = 30.0  # seconds: compiling with nothing in the compiler's own cache, and the probe
-LATER_PRICE = 10.0  # compiling what it has there
-# Of a run, which the first price may take: compiling saves a few hundredths on a CPU, two fifths on an H200
-PRICE_SHARE = {"cpu": 0.08, "cuda": 0.25}
-MIN_GAIN = 0.04  # of a pass's time: less is lost in noise
+COLD_COMPILE_SECONDS = 30.0  # with an empty compiler cache, and the probe
+WARM_COMPILE_SECONDS = 10.0  # with a filled compiler cache
+# Share of a run that the cold compile may take. Compiling saves a few percent on a CPU, 40 % on an
+# H200.
+MAX_COMPILE_SHARE = {"cpu": 0.08, "cuda": 0.25}
+MIN_GAIN = 0.04  # of a pass's time; anything less is noise
 PROBE_SECONDS, MIN_PASSES = {"cpu": 4.0, "cuda": 1.0}, 5
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
-    """Seconds of a pass, forward and backward; error: why it could not be compiled, in one line."""
+class ProbeResult:
+    """Seconds per pass, forward and backward; error: one line on why compilation failed."""
 
-    plain: float
+    eager: float
     compiled: float
     error: str = ""
 
     @property
     def gain(self) -> float:
-        """The share of a plain pass that compiling saves."""
-        return 0.0 if self.error else 1 - self.compiled / self.plain
+        """The share of an eager pass's time that compilation saves."""
+        return 0.0 if self.error else 1 - self.compiled / self.eager
 
 
-def resolve_compilation(
-    config: TrainConfig, model: Llama, ranks: Ranks, passes: float = 0.0
-) -> tuple[TrainConfig, str]:
-    """The filled flags with --compile on or off, and a line that says why, if there is something to say. All processes
-    together. passes: of a run that is counted in steps or epochs. The model's weights and gradients are overwritten
-    where it probes."""
+def resolve_compile(config: TrainConfig, model: Llama, ranks: Ranks, passes: float = 0.0) -> tuple[TrainConfig, str]:
+    """The filled configuration with --compile on or off, and a line that explains it, or "".
+
+    All processes call this together. passes: of a run counted in steps or epochs. A probe
+    overwrites the model's weights and gradients.
+    """
     if config.compile != "auto":
         return config, ""
     before = remembered_run(config.out) if config.resume else None
     if before is not None:
         return dataclasses.replace(config, compile=before[0]["compile"]), ""
     off = dataclasses.replace(config, compile="off")
-    # counted in steps, a run on CPUs is meant to be the same everywhere
+    # a CPU run counted in steps should give the same losses on every machine
     is_counted = config.minutes is None
     if (
         (is_counted and ranks.device.type == "cpu")
@@ -70,56 +72,56 @@ def resolve_compilation(
     ):
         return off, ""
     key = _key(config, model, ranks)
-    found = _remembered(key)
+    found = _recall(key)
     (is_known,) = ranks.broadcast_from_first(float(found is not None))
     seconds = 60 * (config.minutes or 0.0)
     if is_counted:
-        plain = found.plain if is_known and found is not None else plain_seconds(config, model, ranks.device)
-        (seconds,) = ranks.broadcast_from_first(passes * plain)
+        eager = found.eager if is_known and found is not None else eager_seconds(config, model, ranks.device)
+        (seconds,) = ranks.broadcast_from_first(passes * eager)
     if not is_known:
-        if PRICE_SHARE[ranks.device.type] * seconds < FIRST_PRICE:
+        if MAX_COMPILE_SHARE[ranks.device.type] * seconds < COLD_COMPILE_SECONDS:
             return off, ""
         found = probe(config, model, ranks.device)
         if ranks.is_first and not found.error:
             _remember(key, found)
     (gain,) = ranks.broadcast_from_first(found.gain if found is not None else 0.0)
     if found is not None and found.error:
-        return off, f"compile: off, for it fails here: {found.error}"
-    if gain < MIN_GAIN or gain * seconds < 2 * LATER_PRICE:
-        return off, f"compile: off, it would save {100 * max(0.0, gain):.0f} % of a pass"
-    how = "as found before" if is_known else "as just found"
-    return dataclasses.replace(config, compile="on"), f"compile: on, it saves {100 * gain:.0f} % of a pass ({how})"
+        return off, f"compile: off, compilation failed: {found.error}"
+    if gain < MIN_GAIN or gain * seconds < 2 * WARM_COMPILE_SECONDS:
+        return off, f"compile: off, would save {100 * max(0.0, gain):.0f} % of a pass"
+    how = "measured earlier" if is_known else "just measured"
+    return dataclasses.replace(config, compile="on"), f"compile: on, saves {100 * gain:.0f} % of a pass ({how})"
 
 
-def probe(config: TrainConfig, model: Llama, device: torch.device) -> Found:
-    """Time the network's passes over noise, plain and compiled in turns."""
+def probe(config: TrainConfig, model: Llama, device: torch.device) -> ProbeResult:
+    """Time passes of the network over random tokens, eager and compiled in turns."""
     passes = [_Pass(config, model, device, compiled=compiled) for compiled in (False, True)]
     times: list[list[float]] = [[], []]
     try:
         for each in passes:
-            each.seconds()  # compiles, warms up
+            each.seconds()  # compile, warm up
         start = time.perf_counter()
         while len(times[0]) < MIN_PASSES or time.perf_counter() - start < PROBE_SECONDS[device.type]:
             for seconds, each in zip(times, passes, strict=True):
                 seconds.append(each.seconds())
-    except Exception as error:  # whatever a compiler, or the lack of one, may raise
-        return Found(0.0, 0.0, (str(error).strip().splitlines() or [type(error).__name__])[0])
+    except Exception as error:  # compilers raise many kinds of errors
+        return ProbeResult(0.0, 0.0, (str(error).strip().splitlines() or [type(error).__name__])[0])
     finally:
         model.zero_grad()
-    return Found(statistics.median(times[0]), statistics.median(times[1]))
+    return ProbeResult(statistics.median(times[0]), statistics.median(times[1]))
 
 
-def plain_seconds(config: TrainConfig, model: Llama, device: torch.device) -> float:
-    """What a pass takes that is not compiled."""
-    plain = _Pass(config, model, device, compiled=False)
-    plain.seconds()
-    seconds = statistics.median(plain.seconds() for _ in range(3))
+def eager_seconds(config: TrainConfig, model: Llama, device: torch.device) -> float:
+    """Seconds per pass without compilation."""
+    eager = _Pass(config, model, device, compiled=False)
+    eager.seconds()
+    seconds = statistics.median(eager.seconds() for _ in range(3))
     model.zero_grad()
     return seconds
 
 
 class _Pass:
-    """Forward and backward over noise, with the weights overwritten."""
+    """Forward and backward over random tokens, with random weights."""
 
     def __init__(self, config: TrainConfig, model: Llama, device: torch.device, *, compiled: bool) -> None:
         assert config.micro_batch_size and config.context
@@ -129,7 +131,7 @@ class _Pass:
                 noise = torch.randn(parameter.shape, generator=generator).mul_(0.02)
                 parameter.copy_(noise if parameter.dim() > 1 else torch.ones_like(noise))
         ids = torch.randint(model.config.vocab_size, (config.micro_batch_size, config.context + 1), generator=generator)
-        # laid out as a run's batches are: for other strides it would be compiled again
+        # contiguous like a run's batches: other strides would be compiled again
         self.inputs, self.targets = ids[:, :-1].contiguous().to(device), ids[:, 1:].contiguous().to(device)
         self.loss, self.device = SummedLoss(model, compute_type(config.dtype), compiled=compiled), device
 
@@ -152,7 +154,7 @@ def _key(config: TrainConfig, model: Llama, ranks: Ranks) -> str:
 
 
 def _read_all() -> dict[str, Any]:
-    """What was found on this machine; nothing where the file is missing, or not ours (it is written anew)."""
+    """All results of this machine; none if the file is missing or damaged."""
     try:
         entries = json.loads(user_cache(NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -160,15 +162,15 @@ def _read_all() -> dict[str, Any]:
     return entries if isinstance(entries, dict) else {}
 
 
-def _remembered(key: str) -> Found | None:
+def _recall(key: str) -> ProbeResult | None:
     try:
         entry = _read_all()[key]
-        return Found(float(entry["plain"]), float(entry["compiled"]))
+        return ProbeResult(float(entry["eager"]), float(entry["compiled"]))
     except (KeyError, TypeError, ValueError):
         return None
 
 
-def _remember(key: str, found: Found) -> None:
-    entries = _read_all() | {key: {"plain": found.plain, "compiled": found.compiled}}
-    with contextlib.suppress(OutputError):  # no home to write to: it will be measured again
+def _remember(key: str, found: ProbeResult) -> None:
+    entries = _read_all() | {key: {"eager": found.eager, "compiled": found.compiled}}
+    with contextlib.suppress(OutputError):  # no writable cache: measured again next time
         atomic_write_bytes(user_cache(NAME), json.dumps(entries, indent=1).encode())

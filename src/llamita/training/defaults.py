@@ -1,4 +1,4 @@
-"""Turns the flags that a person gave into a configuration with nothing left open: shape, batch, learning rate."""
+"""Fills in every training option that the user left open: shape, batch, learning rates, decay."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from llamita.training.memory import split_rows, token_bytes, tokens_that_fit
 from llamita.training.optimizer import (
     MUON_RATE,
     beta2_for,
-    embedding_rate_for,
+    embedding_lr_for,
     learning_rate_for,
-    small_step_share,
+    small_step_scale,
 )
 
 DEFAULT_MINUTES = 10.0
-MIN_DECAY, MAX_DECAY, DECAY_EPOCHS = 0.1, 1.0, 30.0  # weight decay, and the epochs for each unit of it
-TOKENS_PER_PASS = {"cpu": 2048, "cuda": 65536}  # of a GPU, the tokens of its part of a step
-USUAL_VOCABULARY = 32_000  # for an estimate of the memory that weights take
+MIN_DECAY, MAX_DECAY, DECAY_EPOCHS = 0.1, 1.0, 30.0  # weight decay; DECAY_EPOCHS epochs add 1
+TOKENS_PER_PASS = {"cpu": 2048, "cuda": 65536}  # on a GPU: its tokens of a step
+TYPICAL_VOCAB_SIZE = 32_000  # to estimate the memory of the weights
 
 
 def fill_defaults(
@@ -34,66 +34,73 @@ def fill_defaults(
     epoch_tokens: int | None = None,
     free: float = math.inf,
 ) -> TrainConfig:
-    """Every None that has a default gets it; minutes, steps and epochs stay None but for one of them. epoch_tokens: of
-    the text, where there is one. free: bytes of a GPU's memory, which decide how many passes make a step."""
+    """The configuration with a value for every option that has a default.
+
+    Of minutes, steps and epochs only one is set. epoch_tokens: tokens of the text, if known. free:
+    free bytes of GPU memory, which decide how many passes make a step.
+    """
     if config.minutes is None and config.steps is None and config.epochs is None:
         config = dataclasses.replace(config, minutes=DEFAULT_MINUTES)
     config = _fill_shape(config, device)
-    config = with_dtype(config, device)
+    config = resolve_dtype(config, device)
     if config.micro_batch_size is None:
         assert config.context is not None
         tokens = TOKENS_PER_PASS[device.type]
         shared = tokens // world_size if device.type == "cpu" else tokens
         rows = max(1, shared // config.context)
-        config = fit_passes(dataclasses.replace(config, micro_batch_size=rows), free)
+        config = fit_micro_batch(dataclasses.replace(config, micro_batch_size=rows), free)
     assert config.context is not None and config.hidden is not None and config.micro_batch_size is not None
     if config.dtype == "bfloat16" and device.type == "cpu":
         raise ConfigError("train: --dtype bfloat16 needs CUDA; CPUs compute in float32")
     is_muon = config.optimizer == "muon"
     tokens_per_step = config.micro_batch_size * config.context * config.grad_accum_steps * world_size
-    share = small_step_share(tokens_per_step)
-    epochs = config.epochs or 1.0  # where the clock decides, the planner has said the decay
+    scale = small_step_scale(tokens_per_step)
+    epochs = config.epochs or 1.0  # with --minutes the planner has set the decay
     if config.steps is not None and epoch_tokens is not None:
         epochs = config.steps * tokens_per_step / epoch_tokens
-    rate = share * (MUON_RATE if is_muon else learning_rate_for(config.hidden))
+    rate = scale * (MUON_RATE if is_muon else learning_rate_for(config.hidden))
     return dataclasses.replace(
         config,
         learning_rate=config.learning_rate or rate,
-        embedding_lr=config.embedding_lr or share * embedding_rate_for(config.hidden),
+        embedding_lr=config.embedding_lr or scale * embedding_lr_for(config.hidden),
         beta2=beta2_for(tokens_per_step) if config.beta2 is None else config.beta2,
         weight_decay=decay_for(epochs) if config.weight_decay is None else config.weight_decay,
     )
 
 
 def default_dtype(device: torch.device) -> Literal["bfloat16", "float32"]:
-    """bfloat16 where the device multiplies in it. PyTorch emulates it on GPUs before Ampere (T4, V100, RTX 20xx), more
-    slowly than float32."""
+    """bfloat16 on devices that multiply in it. PyTorch emulates it on GPUs before Ampere (T4, V100,
+    RTX 20xx), more slowly than float32."""
     has_bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return "bfloat16" if has_bfloat16 else "float32"
 
 
-def with_dtype(config: TrainConfig, device: torch.device) -> TrainConfig:
-    """The flags with --dtype auto settled."""
+def resolve_dtype(config: TrainConfig, device: torch.device) -> TrainConfig:
+    """The configuration with --dtype auto resolved."""
     return dataclasses.replace(config, dtype=default_dtype(device)) if config.dtype == "auto" else config
 
 
-def fit_passes(config: TrainConfig, free: float) -> TrainConfig:
-    """The flags, shape and rows filled in, with the rows shared out among as many passes as fit into free bytes of
-    memory; as they are where --grad-accum-steps was said."""
+def fit_micro_batch(config: TrainConfig, free: float) -> TrainConfig:
+    """The configuration, with shape and rows set, divided into passes that fit into the free bytes.
+
+    Unchanged if --grad-accum-steps was given.
+    """
     if config.grad_accum_steps > 1 or math.isinf(free):
         return config
     assert config.layers and config.hidden and config.ffn and config.context and config.micro_batch_size
-    weights = config.layers * config.hidden * (4 * config.hidden + 3 * config.ffn) + USUAL_VOCABULARY * config.hidden
-    of_token = token_bytes(
+    weights = config.layers * config.hidden * (4 * config.hidden + 3 * config.ffn) + TYPICAL_VOCAB_SIZE * config.hidden
+    bytes_per_token = token_bytes(
         config.layers, config.hidden, config.ffn,
         number_bytes=4 if config.dtype == "float32" else 2, activation_checkpointing=config.activation_checkpointing,
     )  # fmt: skip
-    rows, passes = split_rows(config.micro_batch_size, config.context, tokens_that_fit(free, weights, 16, of_token))
+    rows, passes = split_rows(
+        config.micro_batch_size, config.context, tokens_that_fit(free, weights, 16, bytes_per_token)
+    )
     return dataclasses.replace(config, micro_batch_size=rows, grad_accum_steps=passes)
 
 
 def decay_for(epochs: float) -> float:
-    """Weight decay where a text is read so many times: 0.1 up to three, 0.5 for fifteen (docs/experiments.md)."""
+    """Weight decay by epochs: 0.1 up to three, 0.5 for fifteen (docs/experiments.md)."""
     return min(MAX_DECAY, max(MIN_DECAY, epochs / DECAY_EPOCHS))
 
 
@@ -125,12 +132,12 @@ def _fill_shape(config: TrainConfig, device: torch.device) -> TrainConfig:
 
 
 def ffn_for(hidden: int) -> int:
-    """Width of the feed-forward layers where nothing is said: 8/3 of the hidden size, in multiples of 32."""
+    """The default FFN width: 8/3 of the hidden size, rounded up to a multiple of 32."""
     return (hidden * 8 // 3 + 31) // 32 * 32
 
 
 def model_config(config: TrainConfig, tokenizer: Tokenizer) -> ModelConfig:
-    """The network of a filled configuration for a tokenizer. Raises ConfigError if the shape is impossible."""
+    """The network of a filled configuration. Raises ConfigError if the shape is impossible."""
     assert config.hidden and config.heads and config.layers and config.kv_heads and config.ffn and config.context
     if config.hidden % config.heads or config.hidden // config.heads % 2:
         raise ConfigError(
@@ -155,7 +162,7 @@ def model_config(config: TrainConfig, tokenizer: Tokenizer) -> ModelConfig:
 
 
 def bos_eos_ids(tokenizer: Tokenizer) -> tuple[int, int]:
-    """The ids that a document begins after and ends with. Raises TrainingError if the tokenizer has no EOS."""
+    """The ids before and after a document. Raises TrainingError if the tokenizer has no EOS."""
     if tokenizer.eos_id is None:
-        raise TrainingError("the tokenizer has no end-of-text id, so no document would end; use another tokenizer")
+        raise TrainingError("the tokenizer has no end-of-text id to end documents with; use another tokenizer")
     return (tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id), tokenizer.eos_id

@@ -1,11 +1,13 @@
-"""A student learns from a larger network with the same tokenizer: targets and the teacher's distribution to one loss.
+"""The loss of a student that learns from a larger network with the same tokenizer.
 
-    Σ over targets of (1-a) · -log q(target) + a T² · KL(p_T ‖ q_T)
+    Σ over targets of (1-α) · -log q(target) + α T² · KL(p_T ‖ q_T)
 
-p_T, q_T: the teacher's and the student's distributions, softmax(logits / T); T² keeps the gradient's size as T grows
-(Hinton, Vinyals, Dean, arXiv 1503.02531, section 2). Neither network's logits ever exist whole.
+p_T, q_T: the teacher's and the student's distributions, softmax(logits / T). T² keeps the
+gradient's size as T grows (Hinton, Vinyals, Dean, arXiv 1503.02531, section 2). Neither network's
+logits ever exist all at once.
 
-Shape letters: B batch, T time, N targets that count, D the student's hidden, E the teacher's, V vocab.
+Shape letters: B batch, T time, N targets that count, D the student's hidden, E the teacher's, V
+vocab.
 """
 
 from __future__ import annotations
@@ -26,29 +28,31 @@ from llamita.model.llama import Llama
 from llamita.tokenizer import Tokenizer, load_tokenizer
 from llamita.training.loss import packed_mask, summed_cross_entropy, tokens_per_chunk
 
-DEFAULT_SHARE, DEFAULT_TEMPERATURE = 0.5, 1.0
+DEFAULT_ALPHA, DEFAULT_TEMPERATURE = 0.5, 1.0
 
 
-def tokens_per_piece(weight: Tensor) -> int:
-    """As tokens_per_chunk, but on a GPU a quarter: eight float32 copies of the logits exist at once here, where the
-    plain loss has two."""
+def tokens_per_distillation_chunk(weight: Tensor) -> int:
+    """tokens_per_chunk, divided by four on a GPU.
+
+    Eight float32 copies of the logits exist at once here; the plain loss has two.
+    """
     return max(1, tokens_per_chunk(weight) // 4) if weight.is_cuda else tokens_per_chunk(weight)
 
 
 class _ChunkedDistillation(torch.autograd.Function):
-    """The loss above, its gradient computed in the same pass, a chunk of tokens at a time."""
+    """The loss above with its gradient, one chunk of tokens at a time."""
 
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, teacher_hidden: Tensor, teacher_weight: Tensor, targets: Tensor,
-        share: float, temperature: float, with_gradient: bool, weight_learns: bool,
+        alpha: float, temperature: float, with_gradient: bool, weight_learns: bool,
     ) -> Tensor:  # fmt: skip
-        """hidden [N, D], weight [V, D] of one type, teacher_hidden [N, E], teacher_weight [V, E] of one type,
-        targets [N] → float32 scalar."""
+        """hidden [N, D], weight [V, D] of one type, teacher_hidden [N, E], teacher_weight [V, E] of
+        one type, targets [N] → float32 scalar."""
         hidden_gradient = torch.empty_like(hidden) if with_gradient else None
         weight_gradient = torch.zeros_like(weight, dtype=torch.float32) if with_gradient and weight_learns else None
         total = torch.zeros((), device=hidden.device)
-        chunk = tokens_per_piece(weight)
+        chunk = tokens_per_distillation_chunk(weight)
         for start in range(0, len(targets), chunk):
             part, target = hidden[start : start + chunk], targets[start : start + chunk]
             logits = (part @ weight.t()).float()  # [chunk, V]
@@ -56,15 +60,15 @@ class _ChunkedDistillation(torch.autograd.Function):
                 (teacher_hidden[start : start + chunk] @ teacher_weight.t()).float() / temperature, -1
             )
             log_q = F.log_softmax(logits / temperature, dim=-1)
-            total += share * temperature**2 * F.kl_div(log_q, log_p, reduction="sum", log_target=True)
-            log_q_of_one = log_q if temperature == 1 else F.log_softmax(logits, dim=-1)
-            total += (1 - share) * F.nll_loss(log_q_of_one, target, reduction="sum")
+            total += alpha * temperature**2 * F.kl_div(log_q, log_p, reduction="sum", log_target=True)
+            log_q_plain = log_q if temperature == 1 else F.log_softmax(logits, dim=-1)
+            total += (1 - alpha) * F.nll_loss(log_q_plain, target, reduction="sum")
             if hidden_gradient is None:
                 continue
-            of_targets = log_q_of_one.exp()  # softmax - onehot(target)
-            of_targets.scatter_add_(1, target[:, None], torch.full_like(logits[:, :1], -1.0))
-            of_teacher = log_q.exp() - log_p.exp()  # of KL(p_T ‖ q_T), times T
-            gradient = ((1 - share) * of_targets).add_(of_teacher, alpha=share * temperature).to(weight.dtype)
+            target_part = log_q_plain.exp()  # softmax - onehot(target)
+            target_part.scatter_add_(1, target[:, None], torch.full_like(logits[:, :1], -1.0))
+            teacher_part = log_q.exp() - log_p.exp()  # of KL(p_T ‖ q_T), times T
+            gradient = ((1 - alpha) * target_part).add_(teacher_part, alpha=alpha * temperature).to(weight.dtype)
             torch.mm(gradient, weight, out=hidden_gradient[start : start + len(part)])
             if weight_gradient is not None:
                 weight_gradient += gradient.t() @ part
@@ -75,17 +79,16 @@ class _ChunkedDistillation(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, ...]:
         hidden_gradient, weight_gradient = ctx.saved_tensors
-        of_weight = None if weight_gradient is None else (weight_gradient * outputs[0]).to(hidden_gradient.dtype)
-        return (hidden_gradient * outputs[0].to(hidden_gradient.dtype), of_weight, *[None] * 7)
+        weight_result = None if weight_gradient is None else (weight_gradient * outputs[0]).to(hidden_gradient.dtype)
+        return (hidden_gradient * outputs[0].to(hidden_gradient.dtype), weight_result, *[None] * 7)
 
 
 class DistillationLoss(nn.Module):
-    """A network with its loss beside a teacher's: inputs, targets [B, T] and what else a batch has → Σ nats over the
-    targets that count, float32. Out of training (`eval()`) it is the cross-entropy alone, so that what is held out is
-    judged as ever.
+    """A network with its loss beside a teacher's: a batch → Σ nats over counted targets, float32.
 
-    compute: the type of the student's matrix products; anything but float32 goes through autocast. The teacher computes
-    in the type that its weights have, without gradients and without dropout.
+    With eval() it is plain cross-entropy, so that validation losses stay comparable. compute: the
+    type of the student's computation. The teacher computes in the type of its weights, without
+    gradients and dropout.
     """
 
     def __init__(
@@ -94,27 +97,27 @@ class DistillationLoss(nn.Module):
         teacher: Llama,
         compute: torch.dtype = torch.float32,
         *,
-        share: float = DEFAULT_SHARE,
+        alpha: float = DEFAULT_ALPHA,
         temperature: float = DEFAULT_TEMPERATURE,
         compiled: bool = False,
     ) -> None:
-        """share: a, the teacher's part of the loss. compiled: compile the student."""
+        """alpha: the teacher's weight in the loss. compiled: compile the student."""
         super().__init__()
-        assert model.config.vocab_size == teacher.config.vocab_size and 0.0 <= share <= 1.0 and temperature > 0
+        assert model.config.vocab_size == teacher.config.vocab_size and 0.0 <= alpha <= 1.0 and temperature > 0
         self.model, self.compute = model, compute
-        self.share, self.temperature = share, temperature
+        self.alpha, self.temperature = alpha, temperature
         # as in SummedLoss: only where there is a gradient to compute
         self._compiled = torch.compile(model.hidden_states, dynamic=False) if compiled else model.hidden_states
-        self._teacher = (teacher.requires_grad_(False).eval(),)  # no part of this module: it neither learns nor trains
+        self._teacher = (teacher.requires_grad_(False).eval(),)  # in a tuple, so not a submodule
 
     @property
     def teacher(self) -> Llama:
         return self._teacher[0]
 
-    def line(self) -> str:
-        """What is learned from, to be said as a run begins."""
+    def describe(self) -> str:
+        """A line about the teacher for the start of a run."""
         weights = format_count(self.teacher.config.num_parameters)
-        return f"teacher: {weights} weights, {self.share:g} of the loss at temperature {self.temperature:g}"
+        return f"teacher: {weights} weights, {self.alpha:g} of the loss, temperature {self.temperature:g}"
 
     def forward(self, inputs: Tensor, targets: Tensor, segments: Tensor | None = None) -> Tensor:
         """segments: see packed_mask; without them attention is causal over the whole row."""
@@ -129,7 +132,7 @@ class DistillationLoss(nn.Module):
         with torch.no_grad():
             teacher_hidden = self.teacher.hidden_states(inputs, mask=mask)[counts]
         total: Tensor = _ChunkedDistillation.apply(  # type: ignore[no-untyped-call]
-            hidden, weight, teacher_hidden, self.teacher.output_weight, targets[counts], self.share, self.temperature,
+            hidden, weight, teacher_hidden, self.teacher.output_weight, targets[counts], self.alpha, self.temperature,
             torch.is_grad_enabled(), weight.requires_grad,
         )  # fmt: skip
         return total
@@ -140,19 +143,20 @@ def load_teacher(
 ) -> Llama:
     """A checkpoint as a teacher on the device, in the type `compute`.
 
-    tokenizer, config: the student's; context: of its rows. Raises CheckpointError, and TrainingError if the teacher's
-    tokenizer gives other ids, its vocabulary has another size, or its context is shorter.
+    tokenizer, config: the student's; context: tokens per row. Raises CheckpointError, and
+    TrainingError if the teacher's tokenizer differs, its vocabulary has another size, or its
+    context is too short.
     """
     directory = resolve_checkpoint(directory)
     teacher = load_model(directory)
     if load_tokenizer(directory).fingerprint != tokenizer.fingerprint:
         raise TrainingError(
-            f"cannot learn from {directory}: expected a teacher with the student's tokenizer, found other tokens; "
+            f"cannot learn from {directory}: expected a teacher with the student's tokenizer, found another; "
             "prepare the data with the teacher's tokenizer (llamita prepare --tokenizer), or choose another teacher"
         )
     if teacher.config.vocab_size != config.vocab_size:
         raise TrainingError(
-            f"cannot learn from {directory}: expected the student's vocabulary of {config.vocab_size:,}, found "
+            f"cannot learn from {directory}: expected the student's vocabulary size of {config.vocab_size:,}, found "
             f"{teacher.config.vocab_size:,}; choose another teacher"
         )
     if teacher.config.max_position_embeddings < context:
@@ -172,8 +176,8 @@ def distillation_loss(
     *,
     compiled: bool = False,
 ) -> DistillationLoss:
-    """The loss that --teacher, --teacher-weight and --temperature ask for; the teacher is put where the model is, in
-    the type `compute`. Raises what load_teacher raises."""
+    """The loss for --teacher, --teacher-weight and --temperature, with the teacher on the model's
+    device in the type `compute`. Raises what load_teacher raises."""
     assert config.teacher is not None
     device = model.output_weight.device
     teacher = load_teacher(config.teacher, tokenizer, model.config, context, device, compute)
@@ -181,7 +185,7 @@ def distillation_loss(
         model,
         teacher,
         compute,
-        share=DEFAULT_SHARE if config.teacher_weight is None else config.teacher_weight,
+        alpha=DEFAULT_ALPHA if config.teacher_weight is None else config.teacher_weight,
         temperature=DEFAULT_TEMPERATURE if config.temperature is None else config.temperature,
         compiled=compiled,
     )

@@ -1,4 +1,4 @@
-"""Turns torchrun's environment into ranks that train one model together; without it, into a single process."""
+"""The processes that train one model together: started by torchrun, or a single one without it."""
 
 from __future__ import annotations
 
@@ -20,40 +20,40 @@ from torch.distributed.rendezvous import rendezvous
 from llamita.environment import num_cores
 from llamita.errors import TrainingError
 
-MEETING_SECONDS = 600  # in which all processes of a launch must have come
+RENDEZVOUS_TIMEOUT_SECONDS = 600  # for all processes of a launch to start
 
 
 @dataclasses.dataclass(frozen=True)
 class Ranks:
-    """This process's place among those that train together, and the device it computes on."""
+    """This process among those that train together, and its device."""
 
     rank: int
     world_size: int
     device: torch.device
-    launch: str = ""  # which torchrun started it; the same for the processes of all its restarts
-    restarts: int = 0  # how many times that torchrun has started all processes anew
+    launch: str = ""  # identifies the torchrun that started it; the same after restarts
+    restarts: int = 0  # how often torchrun has restarted all processes
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the process that reports and saves."""
+        """Whether this process reports and saves."""
         return self.rank == 0
 
     def sum(self, values: Tensor) -> Tensor:
-        """The sum over all processes of a tensor on the device; in place."""
+        """The sum of a tensor over all processes, in place."""
         if self.world_size > 1:
             dist.all_reduce(values)
         return values
 
     def broadcast_from_first(self, *values: float) -> tuple[float, ...]:
-        """The first process's values, in all of them: clocks and signals differ between processes."""
+        """The first process's values, in all processes (clocks and signals differ)."""
         if self.world_size == 1:
             return values
         tensor = torch.tensor(values, dtype=torch.float64)
         dist.broadcast(tensor, src=0)
         return tuple(tensor.tolist())
 
-    def least(self, *values: float) -> tuple[float, ...]:
-        """The least of all processes' values, each, in all of them."""
+    def min(self, *values: float) -> tuple[float, ...]:
+        """The minimum of each value over all processes."""
         if self.world_size == 1:
             return values
         tensor = torch.tensor(values, dtype=torch.float64)
@@ -61,50 +61,53 @@ class Ranks:
         return tuple(tensor.tolist())
 
     def wait(self) -> None:
-        """Go on when all processes are here."""
+        """Wait until all processes have called this."""
         if self.world_size > 1:
             dist.barrier()
 
     def parallel(self, module: nn.Module) -> nn.Module:
-        """The module with its gradients averaged over all processes at each backward."""
+        """The module, wrapped so that each backward averages its gradients over all processes."""
         if self.world_size == 1:
             return module
         return nn.parallel.DistributedDataParallel(
             module,
             device_ids=[self.device.index] if self.device.type == "cuda" else None,
-            broadcast_buffers=False,  # cos and sin are the same everywhere
-            gradient_as_bucket_view=True,  # gradients live where they are sent from, once
+            broadcast_buffers=False,  # cos and sin are constants
+            gradient_as_bucket_view=True,  # no second copy of the gradients
         )
 
     @contextlib.contextmanager
     def local_gradients(self, module: nn.Module) -> Iterator[None]:
-        """While entered, backward keeps the gradients of a parallel or sharded module to this process: more of the same
-        step will follow."""
+        """Skip the exchange of gradients in backward, for all but the last pass of a step."""
         if isinstance(module, nn.parallel.DistributedDataParallel):
             with module.no_sync():
                 yield
             return
-        synchronize: Any = getattr(module, "set_requires_gradient_sync", lambda wanted: None)  # a sharded one's
+        synchronize: Any = getattr(module, "set_requires_gradient_sync", lambda wanted: None)  # FSDP2's
         synchronize(False)
         yield
         synchronize(True)
 
     def must_join(self, num_passes: int) -> bool:
-        """Whether, of passes that were dealt in turn, this process had one less than the first: where the network is
-        sharded, it must compute another, since all compute together."""
+        """Whether this process got one of `num_passes` passes less than the first.
+
+        Passes are dealt in turn. With a sharded network it must then run another pass, because all
+        processes compute together.
+        """
         return 0 < num_passes % self.world_size <= self.rank
 
 
 @contextlib.contextmanager
 def start_ranks(device: str, threads: int | None) -> Iterator[Ranks]:
-    """Join the processes that torchrun started (gloo on CPUs, NCCL on CUDA); choose the device and the threads.
+    """Join the processes that torchrun started (gloo on CPUs, NCCL on CUDA).
 
-    Raises TrainingError if the device is not there.
+    Also chooses the device and the number of threads. Raises TrainingError if the device does not
+    exist.
     """
-    rank, world_size = _number("RANK", 0), _number("WORLD_SIZE", 1)
-    chosen = choose_device(device, _number("LOCAL_RANK", 0), several=world_size > 1)
-    if threads is None and world_size > 1:  # torchrun sets OMP_NUM_THREADS=1, which leaves cores idle
-        threads = max(1, num_cores() // _number("LOCAL_WORLD_SIZE", world_size))
+    rank, world_size = _environment_int("RANK", 0), _environment_int("WORLD_SIZE", 1)
+    chosen = choose_device(device, _environment_int("LOCAL_RANK", 0), one_per_process=world_size > 1)
+    if threads is None and world_size > 1:  # torchrun sets OMP_NUM_THREADS=1, leaving cores idle
+        threads = max(1, num_cores() // _environment_int("LOCAL_WORLD_SIZE", world_size))
     if threads is not None:
         torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
@@ -112,14 +115,14 @@ def start_ranks(device: str, threads: int | None) -> Iterator[Ranks]:
         torch.cuda.set_device(chosen)
         torch.set_float32_matmul_precision("high")  # TF32
     if world_size > 1:
-        # numbers that only steer the loop go through gloo, so that they never make a GPU wait
+        # Numbers that only control the loop go through gloo, so that no GPU waits for them.
         backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
         dist.init_process_group(
             backend, store=_fresh_store(rank, world_size), rank=rank, world_size=world_size,
             device_id=chosen if chosen.type == "cuda" else None,
         )  # fmt: skip
     try:
-        yield Ranks(rank, world_size, chosen, _launch(), _number("TORCHELASTIC_RESTART_COUNT", 0))
+        yield Ranks(rank, world_size, chosen, _launch(), _environment_int("TORCHELASTIC_RESTART_COUNT", 0))
     finally:
         torch.set_flush_denormal(False)  # leave the process as it was
         if world_size > 1:
@@ -127,28 +130,30 @@ def start_ranks(device: str, threads: int | None) -> Iterator[Ranks]:
 
 
 def _fresh_store(rank: int, world_size: int) -> Store:
-    """The launcher's key-value store, under a prefix that no earlier start of these processes has used.
+    """The launcher's key-value store, under a prefix that no earlier start has used.
 
-    torchrun keeps one store for all its restarts, and the counts of restarts differ between machines: a process that is
-    started again would find the addresses of the dead (PyTorch 2.13). Raises TrainingError if a process does not come.
+    torchrun keeps one store for all its restarts, and machines count restarts differently: a
+    restarted process would find the addresses of dead ones (PyTorch 2.13). Raises TrainingError if
+    a process is missing.
     """
     shared, _, _ = next(rendezvous("env://", rank, world_size))
-    return PrefixStore(meet(PrefixStore("llamita", shared), rank, world_size), shared)
+    return PrefixStore(rendezvous_prefix(PrefixStore("llamita", shared), rank, world_size), shared)
 
 
-def meet(store: Store, rank: int, world_size: int, seconds: float = MEETING_SECONDS) -> str:
-    """A name that all processes of this start agree on, whatever earlier ones have left in the store.
+def rendezvous_prefix(store: Store, rank: int, world_size: int, timeout: float = RENDEZVOUS_TIMEOUT_SECONDS) -> str:
+    """Agree on a name for this start; the store may hold keys of earlier starts.
 
-    Each leaves a note; the first answers every note that it finds, until all have read an answer. A note of an earlier
-    start is answered too, and nobody reads that. Raises TrainingError naming who has not come after so many seconds.
+    Each process leaves a note. The first one answers every note it finds until all processes have
+    read an answer. It answers notes of earlier starts too; nobody reads those answers. Raises
+    TrainingError with the rank of a process that does not come in time.
     """
-    mine, deadline = uuid.uuid4().hex, time.monotonic() + seconds
+    mine, deadline = uuid.uuid4().hex, time.monotonic() + timeout
 
     def wait_for(missing: int) -> None:
         if time.monotonic() > deadline:
             raise TrainingError(
-                f"starting {world_size} processes failed: process {rank} has waited {seconds:g} s for process "
-                f"{missing}; see what became of that one, and start all again"
+                f"cannot start {world_size} processes: process {rank} waited {timeout:g} s for process "
+                f"{missing}; check that process and start all of them again"
             )
         time.sleep(0.01)
 
@@ -170,22 +175,26 @@ def meet(store: Store, rank: int, world_size: int, seconds: float = MEETING_SECO
     return mine
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """A sharded tensor (a DTensor) put together from all processes, which call this together; any other as it is."""
+def full_tensor(tensor: Tensor) -> Tensor:
+    """A sharded tensor (DTensor) gathered from all processes; other tensors unchanged.
+
+    All processes must call this together.
+    """
     full: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
     return full
 
 
-def own_part(tensor: Tensor) -> Tensor:
-    """What this process has of a sharded tensor, in the same memory; any other tensor as it is."""
+def local_tensor(tensor: Tensor) -> Tensor:
+    """This process's part of a sharded tensor, in the same memory; other tensors unchanged."""
     part: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
     return part
 
 
-def choose_device(name: str, local_rank: int = 0, *, several: bool = False) -> torch.device:
-    """auto, cpu, cuda or cuda:N → the device; with several processes on a machine, cuda means the local rank's.
+def choose_device(name: str, local_rank: int = 0, *, one_per_process: bool = False) -> torch.device:
+    """The device for auto, cpu, cuda or cuda:N.
 
-    Raises TrainingError if the name is unknown or the device is not there.
+    With several processes on a machine, cuda means the one of the local rank. Raises TrainingError
+    if the name is unknown or the device does not exist.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -197,27 +206,29 @@ def choose_device(name: str, local_rank: int = 0, *, several: bool = False) -> t
         raise TrainingError(f"device {name!r}: expected auto, cpu, cuda or cuda:N")
     if device.type == "cpu":
         return torch.device("cpu")
-    index = device.index if device.index is not None and not several else local_rank
+    index = device.index if device.index is not None and not one_per_process else local_rank
     if not torch.cuda.is_available() or index >= torch.cuda.device_count():
         found = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        raise TrainingError(f"device {name!r}: CUDA device {index} is not there, {found} found; use --device cpu")
+        raise TrainingError(f"device {name!r}: expected CUDA device {index}, found {found} devices; use --device cpu")
     return torch.device("cuda", index)
 
 
 def compute_type(dtype: str) -> torch.dtype:
-    """A filled configuration's --dtype: bfloat16 or float32."""
+    """The dtype of a filled configuration's --dtype: bfloat16 or float32."""
     return torch.bfloat16 if dtype == "bfloat16" else torch.float32
 
 
 def _launch() -> str:
-    """torchrun's id, which a Slurm job's number makes unique; without one, its process on its machine."""
+    """torchrun's run id, which is unique under Slurm; without one, its host and process id."""
     name = os.environ.get("TORCHELASTIC_RUN_ID", "")
     return f"{platform.node()} {os.getppid()}" if name == "none" else name
 
 
-def _number(name: str, default: int) -> int:
+def _environment_int(name: str, default: int) -> int:
     text = os.environ.get(name, str(default))
     try:
         return int(text)
     except ValueError:
-        raise TrainingError(f"environment variable {name}: expected a number (torchrun's), found {text!r}") from None
+        raise TrainingError(
+            f"environment variable {name}: expected an integer, as torchrun sets it, found {text!r}"
+        ) from None

@@ -11,15 +11,15 @@ from llamita.errors import LlamitaError
 from llamita.eval.samples import SampleReport, expected_seconds, generate_and_measure, opened_in_engine
 from llamita.report.summary import write_report
 from llamita.training.budget import REPEATED_EPOCHS
+from llamita.training.run import TrainResult
 from llamita.training.task import Task
-from llamita.training.trainer import TrainResult
 
 NUM_SAMPLES, SAMPLE_TOKENS = 24, 200
 MAX_SHARE, MAX_SECONDS = 0.03, 5.0  # of the run's time; the larger of the two is the limit
 
 
 def reserved_seconds(task: Task) -> float:
-    """The part of --minutes that final samples need, for `training.trainer.run_task`; 0 without
+    """The part of --minutes that final samples need, for `training.run.run_task`; 0 without
     --minutes, and where they would take too long."""
     if task.config.minutes is None or task.val_tokens == 0:
         return 0.0

@@ -1,4 +1,4 @@
-"""Turns a shape into operations a token, and a device into the operations a second that it could do at best."""
+"""FLOPs per token of a network, and the peak FLOP/s of a device, for reporting MFU."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 from llamita.config import ModelConfig
 
-# Peak dense tensor-core FLOP/s in bfloat16 (float16 where there is no bfloat16), from the makers' data sheets.
+# Peak dense tensor-core FLOP/s in bfloat16 (float16 without bfloat16), from the data sheets.
 GPU_PEAKS = {
     "B200": 2250e12, "GB200": 2250e12, "H200": 989e12, "GH200": 989e12, "H800": 989e12, "H100": 989e12,
     "H100 NVL": 835e12, "H100 PCIe": 756e12, "H20": 148e12, "A100": 312e12, "A800": 312e12, "A40": 150e12,
@@ -20,19 +20,23 @@ GPU_PEAKS = {
 
 
 def flops_per_token(config: ModelConfig, context: int) -> float:
-    """Forward and backward: 6 a weight that multiplies (the classifier, not the embedding), and causal attention's
-    12 · layers · heads · head size · context / 2 (PaLM, arXiv 2204.02311, appendix B, halved for causality)."""
+    """FLOPs per token of forward and backward.
+
+    6 per weight that multiplies (the classifier, not the embedding), and causal attention's 12 ·
+    layers · heads · head size · context / 2 (PaLM, arXiv 2204.02311, appendix B, halved for
+    causality).
+    """
     lookups = 0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size
     attention = 6 * config.num_hidden_layers * config.num_attention_heads * config.head_dim * context
     return 6.0 * (config.num_parameters - lookups) + attention
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
-    """CPU: measured with a matrix product, the best of 40 (0.3 s). GPU: from the table; None where it is not in it."""
+    """CPU: measured, the best of 40 matrix products (0.3 s). GPU: from GPU_PEAKS, else None."""
     if device.type == "cpu":
         return _measured_flops()
     name = torch.cuda.get_device_name(device)
-    matches = [part for part in GPU_PEAKS if re.search(rf"\b{part}\b", name)]  # a T400 is no T4
+    matches = [part for part in GPU_PEAKS if re.search(rf"\b{part}\b", name)]  # a T400 is not a T4
     if not matches or "Laptop" in name:
         return None
     peak = GPU_PEAKS[max(matches, key=len)]

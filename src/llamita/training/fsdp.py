@@ -1,7 +1,8 @@
-"""Turns a network into shards, one a process, that are put together only where they are needed (PyTorch's FSDP2).
+"""Shards a network over the processes with PyTorch's FSDP2.
 
-Each process keeps its rows of every parameter, of its gradient and of the optimizer's state. A layer's parameters are
-gathered before it computes, forward and backward, and freed after; its gradients are summed into the rows' owners.
+Each process keeps its rows of every parameter, gradient and optimizer state. A layer's parameters
+are gathered before it computes, forward and backward, and freed afterwards; its gradients are
+reduced to the owners of the rows.
 """
 
 from __future__ import annotations
@@ -29,11 +30,12 @@ from llamita.model.llama import Llama
 
 
 def shard(loss: nn.Module, model: Llama, device: torch.device, compute: torch.dtype) -> nn.Module:
-    """Cut the network inside the loss, in place: each layer by itself, what is left with the loss. Returns the loss.
+    """Shard the network inside the loss, in place: one unit per layer, the rest with the loss.
 
-    The embeddings and the last norm belong to the loss, whose forward uses the classifier's matrix. All processes hold
-    the same whole weights before. compute: the type that layers are gathered and computed in; gradients are summed in
-    float32, and what is kept stays float32. From here on the network's load_state_dict takes whole tensors and cuts.
+    The embeddings and the last norm belong to the loss, whose forward uses the classifier's matrix.
+    Before, all processes hold the same complete weights. compute: the type in which layers are
+    gathered and computed; gradients are reduced, and everything is kept, in float32. Afterwards the
+    network's load_state_dict takes complete tensors and shards them. Returns the loss.
     """
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     policy = MixedPrecisionPolicy()
@@ -42,33 +44,36 @@ def shard(loss: nn.Module, model: Llama, device: torch.device, compute: torch.dt
     for layer in model.model.layers:
         fully_shard(layer, mesh=mesh, mp_policy=policy)
     fully_shard(loss, mesh=mesh, mp_policy=policy)
-    model.register_load_state_dict_pre_hook(_cut)  # type: ignore[no-untyped-call]
+    model.register_load_state_dict_pre_hook(_shard_loaded)  # type: ignore[no-untyped-call]
     return loss
 
 
-def _cut(module: nn.Module, tensors: dict[str, Any], prefix: str, *rest: Any) -> None:
-    """Replace whole tensors that are about to be loaded by this process's rows of them."""
+def _shard_loaded(module: nn.Module, tensors: dict[str, Any], prefix: str, *rest: Any) -> None:
+    """Replace complete tensors that are about to be loaded by this process's rows."""
     for name, parameter in module.named_parameters(prefix.removesuffix(".")):
-        whole = tensors.get(name)
-        if isinstance(parameter, DTensor) and isinstance(whole, Tensor) and not isinstance(whole, DTensor):
-            tensors[name] = cut_like(whole, parameter)
+        full = tensors.get(name)
+        if isinstance(parameter, DTensor) and isinstance(full, Tensor) and not isinstance(full, DTensor):
+            tensors[name] = shard_like(full, parameter)
 
 
-def cut_like(whole: Tensor, parameter: Tensor) -> Tensor:
-    """A whole tensor, the same on all processes, laid out as a parameter is: cut, or on its device."""
-    on_device = whole.to(parameter.device, copy=True)
+def shard_like(full: Tensor, parameter: Tensor) -> Tensor:
+    """A complete tensor, the same in all processes, in a parameter's layout and on its device."""
+    on_device = full.to(parameter.device, copy=True)
     if not isinstance(parameter, DTensor):
         return on_device
     return distribute_tensor(on_device, parameter.device_mesh, parameter.placements, src_data_rank=None)
 
 
-def lay_out_state(state: TrainingState, model: nn.Module) -> dict[str, Tensor]:
-    """A checkpoint's optimizer state, `STATE/PARAMETER` → a tensor cut (or whole) as the parameter is, however many
-    processes wrote it in whichever way. Raises CheckpointError if the shards are damaged."""
+def reshard_optimizer_state(state: TrainingState, model: nn.Module) -> dict[str, Tensor]:
+    """A checkpoint's optimizer state, `STATE/PARAMETER` → tensor, in the layout of the parameters.
+
+    The checkpoint may come from any number of processes. Raises CheckpointError if its shards are
+    damaged.
+    """
     parameters = dict(model.named_parameters())
     if state.shards is None:
         return {
-            name: cut_like(value, parameters[name.partition("/")[2]]) if value.ndim > 0 else value
+            name: shard_like(value, parameters[name.partition("/")[2]]) if value.ndim > 0 else value
             for name, value in state.tensors.items()
             if name.partition("/")[2] in parameters
         }
@@ -82,21 +87,24 @@ def lay_out_state(state: TrainingState, model: nn.Module) -> dict[str, Tensor]:
             like = parameter if parameter is not None and fits else torch.empty(stored.size)
             tensors[name] = torch.zeros_like(like, dtype=stored.properties.dtype, requires_grad=False)
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process may read shards
+            # a single process may read shards
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
             load(tensors, storage_reader=reader, no_dist=not dist.is_initialized())
     except (OSError, EOFError, ValueError, RuntimeError, pickle.UnpicklingError, CheckpointException) as error:
-        said = str(error).strip().splitlines()[-1:] or [type(error).__name__]
+        reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
         raise CheckpointError(
-            f"cannot resume: {state.shards}: expected the optimizer's shards: {said[0][:200]}"
+            f"cannot resume: {state.shards}: cannot read the optimizer's shards: {reason[0][:200]}"
         ) from error
     return tensors
 
 
 @contextlib.contextmanager
-def usable(loss: nn.Module) -> Iterator[None]:
-    """While entered, the network can be called without the (sharded) loss, by all processes together, which then get
-    the first one's logits: if two differed in the last bit, one might see an end of text where another goes on, and
-    the two would wait for each other."""
+def unsharded(loss: nn.Module) -> Iterator[None]:
+    """While entered, all processes together can call the network without the loss around it.
+
+    All get the first process's logits: if two differed in the last bit, one process might see an
+    end of text where another goes on, and both would wait forever.
+    """
     assert isinstance(loss, FSDPModule)
     model = loss.model
     assert isinstance(model, Llama)

@@ -1,4 +1,4 @@
-"""Turns final hidden states and targets into the summed cross-entropy, without ever holding all logits.
+"""The training loss: summed cross-entropy of hidden states, without holding all logits at once.
 
 Shape letters: N tokens of a batch, D hidden, V vocab.
 """
@@ -15,20 +15,23 @@ from torch import Tensor, nn
 
 from llamita.data.batches import IGNORED
 from llamita.model.llama import Llama
-from llamita.training.fused import can_fuse, fused_hidden_states
+from llamita.training.fused_cpu import can_fuse, fused_hidden_states
 
-CHUNK_LOGITS = {"cpu": 1 << 21, "cuda": 1 << 27}  # at a time: what stays in a CPU's cache; a GPU wants big products
-MIN_TOKENS = 192  # at a time: each chunk reads the whole classifier, which a large vocabulary's must be worth
+CHUNK_LOGITS = {"cpu": 1 << 21, "cuda": 1 << 27}  # fits a CPU's cache; GPUs want large products
+MIN_TOKENS = 192  # per chunk, because each chunk reads the whole classifier
 
 
 def tokens_per_chunk(weight: Tensor) -> int:
-    """Of how many tokens the logits exist at a time, weight [V, D] being the classifier."""
+    """How many tokens' logits exist at a time; weight [V, D] is the classifier."""
     return max(MIN_TOKENS, CHUNK_LOGITS["cuda" if weight.is_cuda else "cpu"] // weight.shape[0])
 
 
 def softmax_gradient(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """logits [N, V], targets [N] → -log softmax(logits)[target] [N] and its gradient by the logits, in their type; both
-    are 0 where a target is IGNORED. To be compiled into one kernel."""
+    """logits [N, V], targets [N] → -log softmax(logits)[target] [N] and its gradient by the logits.
+
+    The gradient has the type of the logits. Both are 0 where a target is IGNORED. Written to be
+    compiled into one kernel.
+    """
     wide = logits.float()
     largest = wide.amax(-1, keepdim=True)
     shares = (wide - largest).exp()
@@ -46,7 +49,7 @@ def _compiled_softmax_gradient() -> Callable[[Tensor, Tensor], tuple[Tensor, Ten
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
-    """Σ -log softmax(hidden @ weightᵀ)[target], its gradient computed in the same pass, a chunk of tokens at a time."""
+    """Σ -log softmax(hidden @ weightᵀ)[target] and its gradient, a chunk of tokens at a time."""
 
     @staticmethod
     def forward(
@@ -62,13 +65,13 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             rows = slice(start, start + chunk)
             part, target = hidden[rows], targets[rows].clamp_min(0)[:, None]
             logits = (part @ weight.t()).float()  # [chunk, V]
-            largest, of_target = logits.amax(-1, keepdim=True), logits.gather(1, target)
-            shares = logits.sub_(largest).exp_()  # of the softmax, times their total
+            largest, target_logits = logits.amax(-1, keepdim=True), logits.gather(1, target)
+            shares = logits.sub_(largest).exp_()  # softmax times total
             total = shares.sum(-1, keepdim=True)
-            nats[rows] = (largest - of_target + total.log())[:, 0]
+            nats[rows] = (largest - target_logits + total.log())[:, 0]
             if hidden_gradient is None:
                 continue
-            # softmax - onehot(target), times the total: what is short, the rows of D, is divided by it
+            # (softmax - onehot(target)) * total; the short rows [D] are divided by total below
             gradient = shares.scatter_add_(1, target, -total).to(weight.dtype)
             scale = counts[rows, None] / total
             torch.mm(gradient, weight, out=hidden_gradient[rows]).mul_(scale)
@@ -86,15 +89,16 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, ...]:
         hidden_gradient, weight_gradient = ctx.saved_tensors
-        of_weight = None if weight_gradient is None else (weight_gradient * outputs[0]).to(hidden_gradient.dtype)
-        return hidden_gradient * outputs[0], of_weight, None, None, None
+        weight_result = None if weight_gradient is None else (weight_gradient * outputs[0]).to(hidden_gradient.dtype)
+        return hidden_gradient * outputs[0], weight_result, None, None, None
 
 
 def packed_mask(segments: Tensor) -> Tensor:
-    """segments [B, T], the number of each position's document in its row → bool [B, 1, T, T]: True where query t may
-    attend to key s, which is if s ≤ t and both belong to the same document.
+    """segments [B, T], each position's document in its row → bool [B, 1, T, T]: True where query t
+    may attend to key s, that is, if s ≤ t and both belong to the same document.
 
-    RoPE depends on distances only, so a document in a packed row is computed as if it stood alone from position 0.
+    RoPE depends only on distances, so a document in a packed row is computed as if it started at
+    position 0.
     """
     time = segments.shape[1]
     causal = torch.ones(time, time, dtype=torch.bool, device=segments.device).tril()
@@ -102,10 +106,8 @@ def packed_mask(segments: Tensor) -> Tensor:
 
 
 def summed_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """Σ nats over the targets that count: hidden [N, D], weight [V, D] of one type, targets [N] → float32 scalar.
-
-    A frozen weight costs no gradient's memory.
-    """
+    """Σ nats over the targets that count: hidden [N, D], weight [V, D] of one type, targets [N] →
+    float32 scalar. A frozen weight gets no gradient, and no memory for one."""
     total: Tensor = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
         hidden, weight, targets, torch.is_grad_enabled(), weight.requires_grad
     )
@@ -113,19 +115,19 @@ def summed_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Ten
 
 
 class _CompiledCrossEntropy(torch.autograd.Function):
-    """What _ChunkedCrossEntropy computes, the logits' part of it by a compiled kernel: for GPUs, with a gradient."""
+    """_ChunkedCrossEntropy with a compiled kernel for the logits: for GPUs, with a gradient."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         """hidden [N, D], weight [V, D] of one type, targets [N] → float32 scalar."""
-        of_logits = _compiled_softmax_gradient()
+        logits_gradient = _compiled_softmax_gradient()
         hidden_gradient = torch.empty_like(hidden)
         weight_gradient = torch.zeros_like(weight, dtype=torch.float32)
         nats = torch.zeros((), device=hidden.device)
-        # logits and their gradient exist in bfloat16 alone: twice the tokens take no more memory
+        # logits and their gradient exist only in bfloat16: twice the tokens take the same memory
         for rows in even_slices(len(hidden), 2 * tokens_per_chunk(weight)):
-            found, gradient = of_logits(hidden[rows] @ weight.t(), targets[rows])
-            nats += found.sum()
+            losses, gradient = logits_gradient(hidden[rows] @ weight.t(), targets[rows])
+            nats += losses.sum()
             torch.mm(gradient, weight, out=hidden_gradient[rows])
             weight_gradient += gradient.t() @ hidden[rows]
         ctx.save_for_backward(hidden_gradient, weight_gradient)
@@ -134,28 +136,31 @@ class _CompiledCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, ...]:
         hidden_gradient, weight_gradient = ctx.saved_tensors
-        of_weight = (weight_gradient * outputs[0]).to(hidden_gradient.dtype)
-        return hidden_gradient * outputs[0].to(hidden_gradient.dtype), of_weight, None
+        weight_result = (weight_gradient * outputs[0]).to(hidden_gradient.dtype)
+        return hidden_gradient * outputs[0].to(hidden_gradient.dtype), weight_result, None
 
 
 def compiled_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """summed_cross_entropy for GPUs, where there is a gradient to compute."""
+    """summed_cross_entropy for GPUs, with a gradient."""
     total: Tensor = _CompiledCrossEntropy.apply(hidden, weight, targets)  # type: ignore[no-untyped-call]
     return total
 
 
-def even_slices(length: int, most: int) -> list[slice]:
-    """As few slices as there can be of at most so many, all but the last of one length: a kernel is compiled once."""
-    size = math.ceil(length / math.ceil(length / most))
+def even_slices(length: int, max_size: int) -> list[slice]:
+    """The fewest slices of at most max_size, all but the last of one length.
+
+    Equal lengths need only one compiled kernel.
+    """
+    size = math.ceil(length / math.ceil(length / max_size))
     return [slice(start, start + size) for start in range(0, length, size)]
 
 
 class SummedLoss(nn.Module):
-    """A network with its loss: inputs, targets [B, T] → Σ nats over the targets that count, float32.
+    """A network with its loss: inputs, targets [B, T] → Σ nats over counted targets, float32.
 
-    compute: the type to compute in; weights are cast to it, and kept as they are. compiled: only where there is a
-    gradient to compute, so that evaluations, with rows of other lengths, wait for no compiler. Not compiled, a network
-    that can_fuse learns through training/fused.py.
+    compute: the type to compute in; weights are cast to it and stored unchanged. compiled: compile
+    the pass with a gradient; evaluations have rows of other lengths and should not wait for the
+    compiler. Without compiling, a network that can_fuse trains through fused_cpu.py.
     """
 
     def __init__(self, model: Llama, compute: torch.dtype = torch.float32, *, compiled: bool = False) -> None:

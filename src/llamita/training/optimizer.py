@@ -1,4 +1,4 @@
-"""Turns a network's parameters into the optimizers that train them, and their state into named tensors and back.
+"""Muon and AdamW: their default learning rates, construction, and saving and restoring their state.
 
 Shape letters: N matrices of one shape, R rows, C columns.
 """
@@ -13,44 +13,49 @@ from torch import Tensor, nn
 
 from llamita.config import RunConfig
 from llamita.errors import CheckpointError
-from llamita.training.distributed import Ranks, own_part
-from llamita.training.distributed_muon import MatrixFunction, compute_rows_shared, compute_whole_shared
+from llamita.training.distributed import Ranks, local_tensor
+from llamita.training.distributed_muon import MatrixFunction, distribute_replicated, distribute_row_sharded
 
-HALF_LIFE_TOKENS = 500_000  # of the memory of squared gradients
+HALF_LIFE_TOKENS = 500_000  # of the average of squared gradients
 MUON_RATE, MUON_MOMENTUM = 0.02, 0.95
 FULL_STEP_TOKENS = 2048
 ORTHOGONAL_STEPS = 5
-# x → a x + b x³ + c x⁵, five times over, carries every singular value from 0.003 to 1 into 0.68 to 1.13: steep at 0, so
-# that small ones rise fast, at the price of a band instead of a point (Keller Jordan, "Muon", 2024).
+# Five times x → a x + b x³ + c x⁵ maps singular values of 0.003 to 1 to 0.68 to 1.13. The steep
+# slope at 0 raises small values fast, at the cost of a band instead of a point (Keller Jordan,
+# "Muon", 2024).
 QUINTIC = (3.4445, -4.7750, 2.0315)
 
 
 def beta2_for(tokens_per_step: int) -> float:
-    """Adam's second decay whose memory halves every HALF_LIFE_TOKENS, between 0.9 and 0.999 (arXiv 2507.07101)."""
+    """Adam's beta2 with a half-life of HALF_LIFE_TOKENS, between 0.9 and 0.999 (arXiv
+    2507.07101)."""
     return float(min(0.999, max(0.9, 0.5 ** (tokens_per_step / HALF_LIFE_TOKENS))))
 
 
 def learning_rate_for(hidden_size: int) -> float:
-    """Adam's peak learning rate for a width: 4e-3 up to 128, then falling with 1/sqrt(width)."""
+    """Adam's peak learning rate for a width: 4e-3 up to 128, then proportional to 1/sqrt(width)."""
     return 4e-3 * min(1.0, (128 / hidden_size) ** 0.5)
 
 
-def embedding_rate_for(hidden_size: int) -> float:
-    """Adam's peak learning rate for embeddings and norms in pretraining, which take ten times the matrices': each token
-    moves its own row only (docs/experiments.md)."""
+def embedding_lr_for(hidden_size: int) -> float:
+    """Adam's peak learning rate for embeddings and norms in pretraining: ten times that of the
+    matrices, because each token moves only its own row (docs/experiments.md)."""
     return 10 * learning_rate_for(hidden_size)
 
 
-def small_step_share(tokens_per_step: int) -> float:
-    """Of the rates above: they are for steps of FULL_STEP_TOKENS and more; smaller ones are noisier, and take
-    sqrt(tokens) less (docs/experiments.md)."""
+def small_step_scale(tokens_per_step: int) -> float:
+    """The factor for the rates above, which hold from FULL_STEP_TOKENS per step on: smaller steps
+    are noisier, so it falls with sqrt(tokens) (docs/experiments.md)."""
     return float(min(1.0, (tokens_per_step / FULL_STEP_TOKENS) ** 0.5))
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:
-    """[N, R, C] with R <= C → the nearest matrices whose rows are orthonormal, roughly: U Vᵀ of U S Vᵀ, its singular
-    values in a band about 1 (see QUINTIC). By Newton-Schulz steps: products only, in bfloat16 on CUDA and in float32 on
-    CPUs, which multiply nothing faster."""
+    """[N, R, C] with R <= C → approximately the nearest matrices with orthonormal rows: U Vᵀ of U S
+    Vᵀ.
+
+    The singular values end in a band around 1 (see QUINTIC). Newton-Schulz steps need only matrix
+    products: in bfloat16 on CUDA, in float32 on CPUs, where no other type is faster.
+    """
     assert matrices.ndim == 3 and matrices.shape[1] <= matrices.shape[2], matrices.shape
     x = matrices.to(torch.bfloat16 if matrices.is_cuda else torch.float32)
     x = x / (torch.linalg.vector_norm(matrices, dim=(1, 2), keepdim=True) + 1e-7).to(x.dtype)  # singular values <= 1
@@ -58,7 +63,7 @@ def orthogonalize(matrices: Tensor) -> Tensor:
 
 
 def newton_schulz(x: Tensor) -> Tensor:
-    """ORTHOGONAL_STEPS times x → (a + b x xᵀ + c (x xᵀ)²) x, as it is written down: good for any type of number."""
+    """x → (a + b x xᵀ + c (x xᵀ)²) x, ORTHOGONAL_STEPS times. Works in any floating-point type."""
     a, b, c = QUINTIC
     for _ in range(ORTHOGONAL_STEPS):
         gram = x @ x.mT  # [N, R, R]
@@ -67,9 +72,12 @@ def newton_schulz(x: Tensor) -> Tensor:
 
 
 def newton_schulz_by_gram(x: Tensor) -> Tensor:
-    """The same with the steps gathered into one [R, R] factor: all polynomials of x xᵀ commute, so its next value is
-    P (x xᵀ) P. Two products with the long side instead of ten; squaring loses half the digits, which float32 can spare
-    and bfloat16 cannot."""
+    """newton_schulz with its steps combined into one [R, R] factor.
+
+    All polynomials of x xᵀ commute, so the next value of x xᵀ is P (x xᵀ) P. Two products with the
+    long side instead of ten. Squaring loses half the digits: float32 can afford that, bfloat16
+    cannot.
+    """
     a, b, c = QUINTIC
     gram, factor = x @ x.mT, None  # [N, R, R]
     for step in range(ORTHOGONAL_STEPS):
@@ -83,11 +91,13 @@ def newton_schulz_by_gram(x: Tensor) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalized (Keller Jordan, "Muon", 2024): every direction of a matrix moves equally far.
+    """Orthogonalized momentum (Keller Jordan, "Muon", 2024): all directions of a matrix move
+    equally far.
 
-    A step changes a matrix [R, C] by lr * sqrt(max(1, R / C)) * U Vᵀ of its Nesterov momentum: a unit of activations
-    changes by about as much for any shape, so that one lr does for all of them. Decay is decoupled, as AdamW's.
-    orthogonalized: how several processes share that work (training.matrix_sharing); alone: every matrix here.
+    A step changes a matrix [R, C] by lr * sqrt(max(1, R / C)) * U Vᵀ of its Nesterov momentum. That
+    changes a unit of activations by about the same amount for any shape, so one lr serves all
+    matrices. Weight decay is decoupled, as in AdamW. orthogonalizer: divides the work between
+    processes (distributed_muon.py); by default each process orthogonalizes every matrix.
     """
 
     def __init__(
@@ -97,15 +107,15 @@ class Muon(torch.optim.Optimizer):
         lr: float,
         momentum: float,
         weight_decay: float,
-        orthogonalized: MatrixFunction | None = None,
+        orthogonalizer: MatrixFunction | None = None,
     ) -> None:
         assert all(parameter.ndim == 2 for parameter in parameters)
-        self.orthogonalized = orthogonalized or (lambda matrices, shapes: orthogonalize_each(matrices))
+        self.orthogonalizer = orthogonalizer or (lambda matrices, shapes: orthogonalize_each(matrices))
         super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """One step; parameters without a gradient stay as they are."""
+        """One step; parameters without a gradient stay unchanged."""
         assert closure is None
         for group in self.param_groups:
             parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
@@ -114,13 +124,16 @@ class Muon(torch.optim.Optimizer):
             for parameter in parameters:
                 if not self.state[parameter]:
                     self.state[parameter]["momentum"] = torch.zeros_like(parameter)
-            # of a sharded matrix, this process's rows
-            gradients = [own_part(parameter.grad) for parameter in parameters if parameter.grad is not None]
-            momenta = [own_part(self.state[parameter]["momentum"]) for parameter in parameters]
-            weights, shapes = [own_part(parameter) for parameter in parameters], [_shape(each) for each in parameters]
+            # sharded matrices: this process's rows
+            gradients = [local_tensor(parameter.grad) for parameter in parameters if parameter.grad is not None]
+            momenta = [local_tensor(self.state[parameter]["momentum"]) for parameter in parameters]
+            weights, shapes = (
+                [local_tensor(parameter) for parameter in parameters],
+                [_shape(each) for each in parameters],
+            )
             torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
             ahead = torch._foreach_lerp(gradients, momenta, group["momentum"])
-            directions = self.orthogonalized(ahead, shapes)
+            directions = self.orthogonalizer(ahead, shapes)
             torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
             scales = [-group["lr"] * max(1.0, rows / columns) ** 0.5 for rows, columns in shapes]
             torch._foreach_mul_(directions, scales)
@@ -132,21 +145,22 @@ def _shape(matrix: Tensor) -> tuple[int, int]:
 
 
 def orthogonalize_each(matrices: Sequence[Tensor]) -> list[Tensor]:
-    """Each matrix orthogonalized: those of one shape, tall ones lying on their side, in one batch."""
+    """Each matrix orthogonalized. Matrices of one shape form one batch; tall ones are
+    transposed."""
     batches: dict[tuple[int, int], list[int]] = {}
     for index, matrix in enumerate(matrices):
         rows, columns = _shape(matrix)
         batches.setdefault((min(rows, columns), max(rows, columns)), []).append(index)
     result = list(matrices)
     for shape, indices in batches.items():
-        lying = [matrices[i] if _shape(matrices[i]) == shape else matrices[i].mT for i in indices]
-        for i, direction in zip(indices, orthogonalize(torch.stack(lying)).unbind(), strict=True):
+        wide = [matrices[i] if _shape(matrices[i]) == shape else matrices[i].mT for i in indices]
+        for i, direction in zip(indices, orthogonalize(torch.stack(wide)).unbind(), strict=True):
             result[i] = direction if _shape(matrices[i]) == shape else direction.mT
     return result
 
 
 class Optimizers:
-    """The optimizers of one network, together: each parameter has exactly one of them."""
+    """The optimizers of a network. Each parameter belongs to exactly one of them."""
 
     def __init__(self, parts: list[torch.optim.Optimizer]) -> None:
         self.parts = parts
@@ -157,8 +171,8 @@ class Optimizers:
         for part in self.parts:
             yield from part.param_groups
 
-    def set_share(self, share: float) -> None:
-        """Every learning rate to this share of its peak."""
+    def scale_learning_rates(self, share: float) -> None:
+        """Set every learning rate to this share of its peak."""
         for group in self.groups():
             group["lr"] = share * group["peak_lr"]
 
@@ -171,31 +185,31 @@ class Optimizers:
             part.zero_grad(set_to_none=True)
 
     def clear(self) -> None:
-        """Forget all gradients and everything remembered of them."""
+        """Drop all gradients and all optimizer state."""
         self.zero_grad()
         for part in self.parts:
             part.state.clear()
 
     def state(self, parameter: nn.Parameter) -> dict[str, Any]:
-        """A parameter's own state, empty before the first step."""
+        """A parameter's state, empty before the first step."""
         for part in self.parts:
             if any(other is parameter for group in part.param_groups for other in group["params"]):
                 state: dict[str, Any] = part.state[parameter]
                 return state
-        raise AssertionError("a parameter that nothing trains")
+        raise AssertionError("the parameter has no optimizer")
 
 
 def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that learn, by name."""
+    """The trainable parameters by name."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def build_optimizer(model: nn.Module, config: RunConfig, ranks: Ranks | None = None) -> Optimizers:
-    """The optimizers of a filled configuration. ranks: several processes share Muon's work; AdamW's each does for what
-    it has of the network.
+    """The optimizers of a filled configuration.
 
-    adamw: AdamW, fused: matrices of the layers decay; embeddings, classifier and norms do not (SmolLM's finding).
-    muon: Muon for the matrices of the layers, AdamW for the rest.
+    adamw: fused AdamW; only the matrices of the layers decay, not embeddings, classifier and norms
+    (SmolLM's finding). muon: Muon for the matrices of the layers, AdamW for the rest. ranks: with
+    several processes, they divide Muon's work; each runs AdamW on its part of the network.
     """
     assert config.learning_rate is not None and config.beta2 is not None and config.weight_decay is not None
     matrices: list[nn.Parameter] = []
@@ -207,9 +221,9 @@ def build_optimizer(model: nn.Module, config: RunConfig, ranks: Ranks | None = N
     groups: list[dict[str, Any]] = [{"params": others, "weight_decay": 0.0, "lr": others_rate}]
     parts: list[torch.optim.Optimizer] = []
     if config.optimizer == "muon":
-        sharing = None if ranks is None else _sharing(matrices, ranks)
+        distributed = None if ranks is None else _distribution(matrices, ranks)
         rate, decay = config.learning_rate, config.weight_decay
-        parts.append(Muon(matrices, lr=rate, momentum=MUON_MOMENTUM, weight_decay=decay, orthogonalized=sharing))
+        parts.append(Muon(matrices, lr=rate, momentum=MUON_MOMENTUM, weight_decay=decay, orthogonalizer=distributed))
     else:
         groups.insert(0, {"params": matrices, "weight_decay": config.weight_decay})
     betas = (config.beta1, config.beta2)
@@ -217,14 +231,14 @@ def build_optimizer(model: nn.Module, config: RunConfig, ranks: Ranks | None = N
     return Optimizers(parts)
 
 
-def _sharing(matrices: list[nn.Parameter], ranks: Ranks) -> MatrixFunction | None:
-    """How the processes share the orthogonalizing of these matrices."""
+def _distribution(matrices: list[nn.Parameter], ranks: Ranks) -> MatrixFunction | None:
+    """How the processes divide the orthogonalization of these matrices."""
     if ranks.world_size == 1:
         return None
-    if any(own_part(matrix) is not matrix for matrix in matrices):
-        return compute_rows_shared(orthogonalize_each)
-    # CUDA computes the directions in bfloat16: nothing is lost when they travel so
-    return compute_whole_shared(orthogonalize_each, torch.bfloat16 if ranks.device.type == "cuda" else torch.float32)
+    if any(local_tensor(matrix) is not matrix for matrix in matrices):
+        return distribute_row_sharded(orthogonalize_each)
+    # CUDA computes the directions in bfloat16, so sending them in bfloat16 loses nothing.
+    return distribute_replicated(orthogonalize_each, torch.bfloat16 if ranks.device.type == "cuda" else torch.float32)
 
 
 def optimizer_tensors(optimizers: Optimizers, model: nn.Module) -> dict[str, Tensor]:
@@ -237,13 +251,14 @@ def optimizer_tensors(optimizers: Optimizers, model: nn.Module) -> dict[str, Ten
 
 
 def restore_optimizer(optimizers: Optimizers, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """What optimizer_tensors gave, back into place. Raises CheckpointError if the state is of another network."""
+    """Restore the tensors of optimizer_tensors. Raises CheckpointError if they are another
+    network's."""
     parameters = _trained(model)
     states = {name: optimizers.state(parameter) for name, parameter in parameters.items()}
     for full_name, value in tensors.items():
         key, _, name = full_name.partition("/")
         if name not in parameters:
-            raise CheckpointError(f"cannot resume: the optimizer's state has an unknown tensor {key}/{name}")
+            raise CheckpointError(f"cannot resume: optimizer state has an unknown tensor {key}/{name}")
         parameter = parameters[name]
         if value.ndim > 0 and value.shape != parameter.shape:
             raise CheckpointError(
@@ -253,4 +268,4 @@ def restore_optimizer(optimizers: Optimizers, model: nn.Module, tensors: Mapping
         states[name][key] = value.to(parameter.device, copy=True)
     missing = [name for name, state in states.items() if tensors and not state]
     if missing:
-        raise CheckpointError(f"cannot resume: the optimizer's state lacks {missing[0]}")
+        raise CheckpointError(f"cannot resume: optimizer state lacks {missing[0]}")

@@ -1,7 +1,7 @@
-"""Turns minutes, a token store and this machine into a plan: which shape learns most in the time there is.
+"""Plans a run: which model shape reaches the lowest loss in the given minutes on this machine.
 
-Two or three shapes are trained for a moment on noise, which tells the seconds that a step costs here; a law fitted to
-runs of this very recipe tells what a shape makes of so many tokens. What a person has said stays as it is.
+A few shapes are timed on random tokens; a scaling law fitted to runs of this recipe predicts the
+loss of every shape on the ladder. Flags that the user set are never changed.
 """
 
 from __future__ import annotations
@@ -22,31 +22,33 @@ from llamita.data.mixture import open_documents
 from llamita.errors import ConfigError, TrainingError
 from llamita.model.llama import Llama
 from llamita.run_directory import remembered_run
-from llamita.training.budget import CLOSING_SECONDS
-from llamita.training.defaults import TOKENS_PER_PASS, decay_for, ffn_for, fill_defaults, fit_passes, with_dtype
+from llamita.training.budget import MIN_CLOSING_SECONDS
+from llamita.training.defaults import TOKENS_PER_PASS, decay_for, ffn_for, fill_defaults, fit_micro_batch, resolve_dtype
 from llamita.training.distributed import Ranks, compute_type, start_ranks
 from llamita.training.flops import flops_per_token
 from llamita.training.loss import SummedLoss
 from llamita.training.memory import free_bytes
 from llamita.training.optimizer import build_optimizer
 
-PROBE_SHARE = 0.01  # of the minutes, for each of at most three probes
-PROBE_SECONDS = (0.5, 3.0)  # at least, at most
-TRAINING_SHARE = 0.94  # of the minutes: the rest is start, evaluations and saving
-NEGLIGIBLE = 0.003  # of the bits: of shapes so close together the smallest is taken
+PROBE_SHARE = 0.01  # of the run, for each of at most three probes
+PROBE_SECONDS = (0.5, 3.0)  # minimum, maximum
+TRAINING_SHARE = 0.94  # of the run; the rest is startup, evaluation and saving
+NEGLIGIBLE = 0.003  # relative difference in bits; among such near ties the smallest shape wins
 WIDTHS = (64, 96, 128, 160, 192, 256, 320, 384, 512, 640, 768, 1024, 1280, 1536, 2048)
-CONTEXTS = {"cpu": (128, 512), "cuda": (256, 1024)}  # at least, at most
-# How often tokens may repeat, and weights outnumber the tokens there are, until more of them add 1/e of the first
-# (Muennighoff et al., arXiv 2305.16264)
-REPEATS_WORTH, WEIGHTS_WORTH = 15.4, 5.3
+CONTEXTS = {"cpu": (128, 512), "cuda": (256, 1024)}  # minimum, maximum
+# R* of tokens and of weights: after this many repetitions, one more adds 1/e of the first one's
+# value (Muennighoff et al., arXiv 2305.16264)
+R_STAR_TOKENS, R_STAR_WEIGHTS = 15.4, 5.3
 
 
 @dataclasses.dataclass(frozen=True)
 class ScalingLaw:
-    """bits(N, D) = floor + a / N^alpha + b / D^beta: N weights, D tokens (the form of Chinchilla, arXiv 2203.15556).
+    """bits(N, D) = floor + a / N^alpha + b / D^beta for N weights and D tokens (the form of
+    Chinchilla, arXiv 2203.15556).
 
-    Fitted to runs of this recipe on TinyStories (docs/experiments.md). The floor and the unit are that text's. The best
-    N for given seconds depends only on the two slopes and on a / b, which change little from text to text.
+    Fitted to runs of this recipe on TinyStories (docs/experiments.md); the floor and the unit are
+    those of that text. The best N for a given time depends only on the two exponents and on a / b,
+    which vary little between texts.
     """
 
     floor: float
@@ -59,12 +61,12 @@ class ScalingLaw:
         return self.floor + self.a / num_parameters**self.alpha + self.b / tokens**self.beta
 
 
-LAW = ScalingLaw(floor=0.25, a=174.6, alpha=0.512, b=22.3, beta=0.261)
+SCALING_LAW = ScalingLaw(floor=0.25, a=174.6, alpha=0.512, b=22.3, beta=0.261)
 
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """What a shape is expected to do in the time: tokens seen, epochs they are, bits per byte by the law."""
+    """The predicted outcome for one shape; bits: bits per byte by the scaling law."""
 
     shape: Shape
     num_parameters: int
@@ -76,7 +78,7 @@ class Estimate:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """filled: the flags with nothing left open; best: the estimate chosen; estimates: all that were weighed."""
+    """filled: the complete configuration; best: the chosen estimate; estimates: all of them."""
 
     filled: TrainConfig
     best: Estimate
@@ -86,21 +88,27 @@ class Plan:
 
 
 def wants_plan(config: TrainConfig) -> bool:
-    """Whether the shape is open, and minutes (or nothing) say how long."""
+    """Whether the shape is open and the length is given in minutes, or not at all."""
     return config.preset is None and config.layers is None and config.steps is None and config.epochs is None
 
 
-def context_for(lengths: npt.NDArray[Any], device: torch.device) -> int:
-    """Tokens a row: the smallest power of two that holds three of four documents whole, within CONTEXTS. Shorter rows
-    are cheaper and make a step's texts more varied; what is longer is continued in another row."""
-    least, most = CONTEXTS[device.type]
-    typical = float(np.quantile(lengths, 0.75)) if len(lengths) else least
-    return min(most, max(least, 1 << math.ceil(math.log2(max(1.0, typical)))))
+def choose_context(lengths: npt.NDArray[Any], device: torch.device) -> int:
+    """Tokens per row: the power of two that holds three of four documents, within CONTEXTS.
+
+    Shorter rows are cheaper and make a step's texts more varied. Longer documents continue in
+    another row.
+    """
+    smallest, largest = CONTEXTS[device.type]
+    typical = float(np.quantile(lengths, 0.75)) if len(lengths) else smallest
+    return min(largest, max(smallest, 1 << math.ceil(math.log2(max(1.0, typical)))))
 
 
 def ladder_shape(hidden: int, context: int) -> Shape:
-    """The planner's shape of a width: a layer for every 64 of it and one more, at least 4; heads of 32 up to 320 and of
-    64 above; two query heads to a kv head; the feed-forward layer 8/3 as wide, in multiples of 32."""
+    """The planner's shape for a width.
+
+    Layers: hidden / 64 + 1, at least 4. Heads of size 32 up to width 320, of size 64 above. Two
+    query heads per KV head. FFN: 8/3 of the width, rounded up to a multiple of 32.
+    """
     heads = hidden // (32 if hidden <= 320 else 64)
     return Shape(
         num_hidden_layers=max(4, round(hidden / 64) + 1),
@@ -112,8 +120,9 @@ def ladder_shape(hidden: int, context: int) -> Shape:
     )
 
 
-def planned_shapes(config: TrainConfig, context: int) -> list[Shape]:
-    """The ladder's shapes with the --kv-heads and --ffn that were said. Raises ConfigError if they fit none of them."""
+def candidate_shapes(config: TrainConfig, context: int) -> list[Shape]:
+    """The ladder's shapes, with --kv-heads and --ffn where given. Raises ConfigError if none
+    fit."""
     shapes = [
         dataclasses.replace(
             shape,
@@ -126,7 +135,7 @@ def planned_shapes(config: TrainConfig, context: int) -> list[Shape]:
     if not shapes:
         raise ConfigError(
             f"train: --kv-heads {config.kv_heads}: expected a divisor of the heads of a planned shape "
-            f"({WIDTHS[0] // 32} to {WIDTHS[-1] // 64}); say another number, or --layers, --hidden and --heads too"
+            f"({WIDTHS[0] // 32} to {WIDTHS[-1] // 64}); give another number, or --layers, --hidden and --heads as well"
         )
     return shapes
 
@@ -140,50 +149,57 @@ def plan_run(
     world_size: int = 1,
     free: float = math.inf,
 ) -> Plan:
-    """Choose a shape for config.minutes on this machine (a few seconds of probing).
+    """Choose a shape for config.minutes on this machine, with a few seconds of probing.
 
-    lengths: tokens of each training document. free: bytes of a GPU's memory. What config says of the shape is kept.
-    Raises ConfigError if no shape can be so.
+    lengths: tokens of each training document. free: free bytes of GPU memory. Shape flags that are
+    set are kept. Raises ConfigError if no shape fits them.
     """
-    config = with_dtype(config, device)
+    config = resolve_dtype(config, device)
     minutes = fill_defaults(dataclasses.replace(config, preset="0.5M"), device, world_size).minutes
     assert minutes is not None
-    seconds = max(0.1 * 60 * minutes, 60 * minutes * TRAINING_SHARE - CLOSING_SECONDS)
-    context = config.context or context_for(lengths, device)
+    seconds = max(0.1 * 60 * minutes, 60 * minutes * TRAINING_SHARE - MIN_CLOSING_SECONDS)
+    context = config.context or choose_context(lengths, device)
     unique_tokens = int(lengths.sum())
-    shapes = planned_shapes(config, context)
+    shapes = candidate_shapes(config, context)
 
     def nearest(width: int, among: list[Shape]) -> Shape:
         return min(among, key=lambda shape: abs(shape.hidden_size - width))
 
-    near = [nearest(128, shapes)]  # small ones: they are measured in seconds
+    near = [nearest(128, shapes)]  # small shapes take seconds to measure
     if others := [shape for shape in shapes if shape != near[0]]:
         near.append(nearest(192, others))
 
-    def measured(shape: Shape) -> float:
-        """Seconds that a token takes."""
+    def seconds_per_token(shape: Shape) -> float:
+        """Measured seconds per token."""
         allowed = min(PROBE_SECONDS[1], max(PROBE_SECONDS[0], PROBE_SHARE * 60 * minutes))
-        return probe_seconds_per_token(with_shape(config, shape), vocab_size, device, world_size, allowed, free)
+        return probe_seconds_per_token(apply_shape(config, shape), vocab_size, device, world_size, allowed, free)
 
-    def operations(shape: Shape) -> float:
+    def flops(shape: Shape) -> float:
         return flops_per_token(model_shape(shape, vocab_size, untied=not config.tie_embeddings), context)
 
-    def chosen_of(points: list[tuple[float, float]]) -> tuple[Estimate, tuple[Estimate, ...]]:
-        return choose(points, shapes, vocab_size, seconds, unique_tokens, untied=not config.tie_embeddings)
+    def choose_from(points: list[tuple[float, float]]) -> tuple[Estimate, tuple[Estimate, ...]]:
+        return choose_shape(points, shapes, vocab_size, seconds, unique_tokens, untied=not config.tie_embeddings)
 
-    points = [(operations(shape), measured(shape)) for shape in near]
-    best = chosen_of(points)[0]
-    if best.shape not in near:  # far from what was measured: measure there too
-        points.append((operations(best.shape), measured(best.shape)))
-    best, estimates = chosen_of(points)
-    chosen = with_step(with_shape(config, best.shape), step_tokens(best.tokens, device, world_size), world_size, free)
-    filled = fill_defaults(with_decay(chosen, best.epochs), device, world_size)
-    on_cpu = device.type == "cpu"
-    name = f"{torch.get_num_threads()} threads of the CPU" if on_cpu else torch.cuda.get_device_name(device)
-    return Plan(filled, best, estimates, vocab_size, name)
+    points = [(flops(shape), seconds_per_token(shape)) for shape in near]
+    best = choose_from(points)[0]
+    if best.shape not in near:  # measure the best shape itself
+        points.append((flops(best.shape), seconds_per_token(best.shape)))
+    best, estimates = choose_from(points)
+    chosen = apply_step_tokens(
+        apply_shape(config, best.shape), step_tokens(best.tokens, device, world_size), world_size, free
+    )
+    filled = fill_defaults(apply_weight_decay(chosen, best.epochs), device, world_size)
+    return Plan(filled, best, estimates, vocab_size, describe_device(device))
 
 
-def choose(
+def describe_device(device: torch.device) -> str:
+    """Such as "2 CPU threads", or a GPU's name."""
+    threads = torch.get_num_threads()
+    cpu = f"{threads} CPU thread{'s' if threads != 1 else ''}"
+    return cpu if device.type == "cpu" else torch.cuda.get_device_name(device)
+
+
+def choose_shape(
     points: Sequence[tuple[float, float]],
     shapes: Sequence[Shape],
     vocab_size: int,
@@ -192,27 +208,33 @@ def choose(
     *,
     untied: bool = False,
 ) -> tuple[Estimate, tuple[Estimate, ...]]:
-    """points: (operations a token, seconds a token) as measured → the best estimate, and all. untied: the shapes have
-    a classifier of their own."""
+    """The best estimate and all estimates, from points of (FLOPs per token, seconds per token).
+
+    untied: the classifier has its own weights.
+    """
     estimates = []
     for shape in shapes:
         model = model_shape(shape, vocab_size, untied=untied)
-        per_token = interpolate(points, flops_per_token(model, shape.max_position_embeddings))
+        per_token = interpolate_seconds(points, flops_per_token(model, shape.max_position_embeddings))
         tokens = seconds / per_token
-        bits = LAW.bits(
-            worth(model.num_parameters, unique_tokens, WEIGHTS_WORTH), worth(tokens, unique_tokens, REPEATS_WORTH)
+        bits = SCALING_LAW.bits(
+            effective_tokens(model.num_parameters, unique_tokens, R_STAR_WEIGHTS),
+            effective_tokens(tokens, unique_tokens, R_STAR_TOKENS),
         )
         estimates.append(
             Estimate(shape, model.num_parameters, 1 / per_token, tokens, tokens / unique_tokens, bits)
         )  # fmt: skip
-    least = min(estimate.bits for estimate in estimates)
-    best = next(estimate for estimate in estimates if estimate.bits <= (1 + NEGLIGIBLE) * least)
+    fewest_bits = min(estimate.bits for estimate in estimates)
+    best = next(estimate for estimate in estimates if estimate.bits <= (1 + NEGLIGIBLE) * fewest_bits)
     return best, tuple(estimates)
 
 
-def interpolate(points: Sequence[tuple[float, float]], operations: float) -> float:
-    """Seconds a token between and beyond measured points: straight lines in the logarithms, of slope 0.5 to 1.1 where
-    they go beyond (small steps are bound by overhead, large ones by arithmetic). One point alone: in proportion."""
+def interpolate_seconds(points: Sequence[tuple[float, float]], operations: float) -> float:
+    """Seconds per token, interpolated linearly between the logarithms of the measured points.
+
+    Beyond the points the slope is limited to 0.5 to 1.1: small steps are bound by overhead, large
+    ones by arithmetic. A single point scales in proportion.
+    """
     known = sorted((math.log(x), math.log(y)) for x, y in points)
     at = math.log(operations)
     if len(known) == 1:
@@ -226,24 +248,27 @@ def interpolate(points: Sequence[tuple[float, float]], operations: float) -> flo
     return math.exp(anchor_y + slope * (at - anchor_x))
 
 
-def worth(amount: float, unique_tokens: float, decay: float) -> float:
-    """What tokens seen, or weights, are worth where the text has only so many tokens: U + U R* (1 - exp(-R / R*)) with
-    R = amount / U - 1 (arXiv 2305.16264, equations 5 and 6; a weight for each token counts as balanced)."""
+def effective_tokens(amount: float, unique_tokens: float, r_star: float) -> float:
+    """Tokens (or weights) discounted for repetition: U + U R* (1 - exp(-R / R*)).
+
+    U: unique tokens of the text; R = amount / U - 1 (arXiv 2305.16264, equations 5 and 6, with one
+    weight per unique token as the balance).
+    """
     if amount <= unique_tokens:
         return amount
     excess = amount / unique_tokens - 1
-    return unique_tokens * (1 + decay * (1 - math.exp(-excess / decay)))
+    return unique_tokens * (1 + r_star * (1 - math.exp(-excess / r_star)))
 
 
 def model_shape(shape: Shape, vocab_size: int, *, untied: bool = False) -> ModelConfig:
-    """The network of a shape, its embeddings the classifier too unless it is to be untied."""
+    """The network of a shape. The classifier shares the embeddings unless untied."""
     fields = dataclasses.asdict(shape)
     head_dim = shape.hidden_size // shape.num_attention_heads
     return ModelConfig(vocab_size=vocab_size, head_dim=head_dim, tie_word_embeddings=not untied, **fields)
 
 
-def with_shape(config: TrainConfig, shape: Shape) -> TrainConfig:
-    """The flags with this shape where they name none."""
+def apply_shape(config: TrainConfig, shape: Shape) -> TrainConfig:
+    """The configuration with this shape, except where flags set another value."""
     return dataclasses.replace(
         config,
         layers=shape.num_hidden_layers,
@@ -258,26 +283,27 @@ def with_shape(config: TrainConfig, shape: Shape) -> TrainConfig:
 def step_tokens(tokens: float, device: torch.device, world_size: int = 1) -> int:
     """Tokens per step for a run of this many tokens: a power of two.
 
-    On CPUs it follows the best of docs/experiments.md (1,024 for 0.6 M tokens, 2,048 for 1.8 M, 4,096 for 2.4 to 5 M,
-    and good for 11 M), then grows with the 0.383th power (nanochat's runs). On GPUs it is what each of them computes
-    efficiently, as without a plan."""
+    On CPUs it follows the best of docs/experiments.md (1,024 for 0.6 M tokens, 2,048 for 1.8 M,
+    4,096 for 2.4 to 5 M, good for 11 M too), then grows with the power 0.383 (nanochat's runs). On
+    GPUs it is what each GPU computes efficiently, as without a plan.
+    """
     if device.type != "cpu":
         return TOKENS_PER_PASS[device.type] * world_size
     wanted = min(4096, 2048 * (tokens / 1.3e6) ** 0.6) * max(1.0, tokens / 8e6) ** 0.383
     return int(min(16384, max(1024, 1 << round(math.log2(wanted)))))
 
 
-def with_step(config: TrainConfig, tokens: int, world_size: int, free: float = math.inf) -> TrainConfig:
-    """The flags with rows for about so many tokens a step, where they name none, in passes that fit into a GPU's free
-    bytes."""
+def apply_step_tokens(config: TrainConfig, tokens: int, world_size: int, free: float = math.inf) -> TrainConfig:
+    """The configuration with rows for about this many tokens per step, if none are given, in passes
+    that fit into the free bytes of a GPU."""
     if config.micro_batch_size is not None or config.context is None:
         return config
     rows = max(1, tokens // (config.context * config.grad_accum_steps * world_size))
-    return fit_passes(dataclasses.replace(config, micro_batch_size=rows), free)
+    return fit_micro_batch(dataclasses.replace(config, micro_batch_size=rows), free)
 
 
-def with_decay(config: TrainConfig, epochs: float) -> TrainConfig:
-    """The flags with the weight decay for so many epochs, where they name none."""
+def apply_weight_decay(config: TrainConfig, epochs: float) -> TrainConfig:
+    """The configuration with the weight decay for this many epochs, if none is given."""
     return config if config.weight_decay is not None else dataclasses.replace(config, weight_decay=decay_for(epochs))
 
 
@@ -289,7 +315,7 @@ def probe_seconds_per_token(
     seconds: float,
     free: float = math.inf,
 ) -> float:
-    """Train this shape on noise for about so many seconds; what a token takes, over all processes."""
+    """Seconds per token over all processes, from training on random tokens for about `seconds`."""
     config = fill_defaults(config, device, world_size, free=free)
     assert config.layers and config.hidden and config.heads and config.kv_heads and config.ffn
     assert config.context and config.micro_batch_size
@@ -312,11 +338,12 @@ def probe_seconds_per_token(
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         times.append(time.monotonic() - began)
-    times = sorted(times[1:])  # the first one warms up; of the others the faster half, for others use the machine too
+    # The first step warms up. The lower quartile discounts what else runs on the machine.
+    times = sorted(times[1:])
     return times[len(times) // 4] / (num_tokens * config.grad_accum_steps * world_size)
 
 
-def settled(
+def resolve_plan(
     config: TrainConfig,
     *,
     vocab_size: int,
@@ -325,11 +352,14 @@ def settled(
     say: Callable[[str], None],
     free: float = math.inf,
 ) -> tuple[TrainConfig, Rows]:
-    """The flags with a shape: as a resumed run was planned, else as it is planned now, the same in all processes; and
-    the table of what was planned now. say: tells what takes some seconds. free: bytes of a GPU's memory."""
+    """The configuration with a shape, and the table of the plan if one was made now.
+
+    A resumed run keeps its planned shape; a new plan is the same in all processes. say: prints what
+    takes some seconds. free: free bytes of GPU memory.
+    """
     if not wants_plan(config):
         return config, []
-    config = with_dtype(config, ranks.device)
+    config = resolve_dtype(config, ranks.device)
     before = remembered_run(config.out) if config.resume else None
     if before is not None:
         values, rows = before
@@ -339,8 +369,8 @@ def settled(
             if getattr(config, name) is None
         }
         config = dataclasses.replace(config, **known)
-        return with_step(config, rows * (config.context or 0), ranks.world_size, free), []
-    say("measuring this machine, to plan the minutes")
+        return apply_step_tokens(config, rows * (config.context or 0), ranks.world_size, free), []
+    say("measuring this machine to plan the run")
     plan = plan_run(
         config, vocab_size=vocab_size, lengths=lengths, device=ranks.device, world_size=ranks.world_size, free=free
     )
@@ -348,16 +378,19 @@ def settled(
     tokens = step_tokens(best.tokens, ranks.device, ranks.world_size)
     hidden, agreed_tokens, epochs = ranks.broadcast_from_first(best.shape.hidden_size, tokens, best.epochs)
     shape = next(each.shape for each in plan.estimates if each.shape.hidden_size == round(hidden))
-    config = with_step(with_shape(config, shape), round(agreed_tokens), ranks.world_size, free)
-    return with_decay(config, epochs), describe_plan(plan)[0]
+    config = apply_step_tokens(apply_shape(config, shape), round(agreed_tokens), ranks.world_size, free)
+    return apply_weight_decay(config, epochs), describe_plan(plan)[0]
 
 
 def plan_store(config: TrainConfig) -> Plan:
-    """The plan for a token store and minutes, in this process alone. Raises StoreError, TrainingError, ConfigError."""
+    """The plan for a token store, in this process alone.
+
+    Raises StoreError, TrainingError, ConfigError.
+    """
     with start_ranks(config.device, config.threads) as ranks:
         data = open_documents(config.data)
         if data.train.num_documents == 0:
-            raise TrainingError(f"cannot plan for {data.names}: no training documents in it; prepare more text")
+            raise TrainingError(f"cannot plan for {data.names}: it has no training documents; prepare more text")
         return plan_run(
             config, vocab_size=data.vocab_size, lengths=data.train.lengths, device=ranks.device,
             free=free_bytes(ranks.device),
@@ -365,8 +398,7 @@ def plan_store(config: TrainConfig) -> Plan:
 
 
 def describe_plan(plan: Plan) -> tuple[Rows, Rows]:
-    """Two tables: what was chosen beside the rule of thumb for it, and the shapes that were weighed, best in the
-    middle."""
+    """Two tables: the plan beside rules of thumb, and the shapes near the best one."""
     best, config, device = plan.best, plan.filled, plan.device
     shape = best.shape
     tables = 1 if config.tie_embeddings else 2
@@ -378,26 +410,26 @@ def describe_plan(plan: Plan) -> tuple[Rows, Rows]:
     chosen: Rows = [
         ("", "chosen", "rule of thumb"),
         ("minutes", f"{config.minutes:g} on {device}", ""),
-        ("vocabulary", f"{plan.vocab_size:,}: {100 * share:.0f} % of the weights", "embeddings at most 15 to 35 %; "
+        ("vocabulary", f"{plan.vocab_size:,}: {100 * share:.0f} % of the weights", "embeddings: at most 15 to 35 %; "
          + ("fine" if share <= 0.35 else f"prepare with --vocab-size {_smaller_vocabulary(best, tables)}")),
         ("layers × hidden", f"{shape.num_hidden_layers} × {shape.hidden_size}, ffn {shape.intermediate_size}", "deep "
          "and thin (MobileLLM)"),
         ("heads, kv heads", f"{shape.num_attention_heads}, {shape.num_key_value_heads}", "heads of 32 to 128"),
-        ("weights", format_count(best.num_parameters), "a twentieth of the tokens (Chinchilla): "
+        ("weights", format_count(best.num_parameters), "tokens / 20 (Chinchilla): "
          + format_count(best.tokens / 20)),
         ("speed", f"{format_count(best.tokens_per_second)} tok/s", ""),
-        ("tokens", f"{format_count(best.tokens)}: {ratio:.1f} a weight", "20 a weight (Chinchilla); small models in "
-         "minutes do best with fewer"),
-        ("epochs", f"{best.epochs:.2f}", "up to 4 are as good as fresh text (arXiv 2305.16264)"),
-        ("tokens per step", f"{step:,}", "100,000 for medium models (llama2.c); on CPUs small steps learn more"),
-        ("context", f"{config.context}", "three of four documents fit whole"),
+        ("tokens", f"{format_count(best.tokens)}: {ratio:.1f} per weight", "20 per weight (Chinchilla); fewer for "
+         "small models in minutes"),
+        ("epochs", f"{best.epochs:.2f}", "up to 4 are as good as new text (arXiv 2305.16264)"),
+        ("tokens per step", f"{step:,}", "100,000 for medium models (llama2.c); small steps learn more on CPUs"),
+        ("context", f"{config.context}", "holds three of four documents"),
         ("learning rates", f"{config.optimizer} {config.learning_rate:.3g}, embeddings {config.embedding_lr:.3g}",
-         "AdamW for all: 5e-4 (110M) to 1e-3 and more (tiny)"),
-        ("weight decay", f"{config.weight_decay:.2g}", "0.1; more where a text is read many times"),
-        ("schedule", f"{config.schedule}, the last {100 * config.decay_fraction:.0f} % falling",
+         "AdamW: 5e-4 (110M) to over 1e-3 (tiny)"),
+        ("weight decay", f"{config.weight_decay:.2g}", "0.1; more for many epochs"),
+        ("schedule", f"{config.schedule}, decay over the last {100 * config.decay_fraction:.0f} %",
          "cosine to 10 % (llama2.c)"),
-        ("compile", "auto: tried as the run begins, on if it pays" if config.compile == "auto" else config.compile,
-         "half a minute of the minutes; long runs earn it back"),
+        ("compile", "auto: measured at the start, on if it pays" if config.compile == "auto" else config.compile,
+         "costs half a minute; pays in long runs"),
     ]  # fmt: skip
     weighed: Rows = [("layers × hidden", "weights", "tok/s", "tokens", "epochs", "expected")]
     for estimate in plan.estimates:
@@ -413,7 +445,10 @@ def describe_plan(plan: Plan) -> tuple[Rows, Rows]:
 
 
 def _smaller_vocabulary(estimate: Estimate, tables: int) -> int:
-    """A vocabulary whose embeddings (and classifier, with two tables) are about a quarter of this shape's weights."""
+    """The vocabulary size whose embeddings (and classifier) are about a quarter of the weights.
+
+    tables: 2 if the classifier has its own weights, else 1.
+    """
     hidden = estimate.shape.hidden_size
     layers = layer_weights(estimate.shape)
     return max(512, 1 << round(math.log2(layers / 3 / (tables * hidden))))

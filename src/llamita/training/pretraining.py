@@ -1,4 +1,4 @@
-"""Turns a token store into a task of the loop: a fresh Llama that learns to continue the store's documents."""
+"""Pretraining: the task of training a new Llama on the documents of token stores."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from llamita.eval.bits_per_byte import bits_per_byte
 from llamita.model.generate import bounded_seed
 from llamita.model.llama import Llama
 from llamita.tokenizer import load_tokenizer
-from llamita.training.compile import resolve_compilation
+from llamita.training.compile import resolve_compile
 from llamita.training.defaults import fill_defaults, model_config
 from llamita.training.distillation import DistillationLoss, distillation_loss
 from llamita.training.distributed import Ranks, compute_type
 from llamita.training.flops import flops_per_token
 from llamita.training.loss import SummedLoss
 from llamita.training.memory import free_bytes
-from llamita.training.planner import settled
+from llamita.training.planner import resolve_plan
+from llamita.training.run import TrainResult, run_task
 from llamita.training.task import Evaluation, Task
-from llamita.training.trainer import TrainResult, run_task
 
 
 def train(
@@ -39,18 +39,18 @@ def train(
     started: float | None = None,
     reserved_seconds: Callable[[Task], float] = lambda task: 0.0,
 ) -> TrainResult:
-    """Train from fresh weights, or go on with the run in config.out if config.resume.
+    """Train a new model, or continue the run in config.out if config.resume.
 
-    started: time.monotonic() when the command began, for --minutes; reserved_seconds: see `run_task`. Raises
-    ConfigError, TrainingError, StoreError, CheckpointError, OutputError. SIGINT and SIGTERM save a
-    checkpoint and return with `interrupted`.
+    started: time.monotonic() when the command began, for --minutes. reserved_seconds: see
+    `run_task`. SIGINT and SIGTERM save a checkpoint and return with `interrupted`. Raises
+    ConfigError, TrainingError, StoreError, CheckpointError, OutputError.
     """
     started = time.monotonic() if started is None else started
     return run_task(config, lambda ranks, say: Pretraining(config, ranks, say), started, reserved_seconds)
 
 
 class Pretraining(Task):
-    """A network of the configuration's shape, a store's documents packed into rows, judged in bits per byte."""
+    """Trains on documents packed into rows; evaluates by bits per byte."""
 
     objective: ClassVar[str] = "bpb"
     loss: SummedLoss | DistillationLoss
@@ -61,11 +61,11 @@ class Pretraining(Task):
         self.tokenizer, self.bos_id = load_tokenizer(self.data.tokenizer_path), self.data.bos_id
         self.train_split, self.val_split = self.data.train, self.data.val
         if self.train_split.num_documents == 0:
-            raise TrainingError(f"cannot train on {self.data.names}: no training documents in it; prepare more text")
+            raise TrainingError(f"cannot train on {self.data.names}: no training documents; prepare more text")
         self.epoch_tokens, self.val_tokens = self.train_split.num_tokens, self.val_split.num_tokens
         self.bytes_per_token = self.train_split.text_bytes / self.train_split.num_tokens
-        (free,) = ranks.least(free_bytes(ranks.device))
-        config, self._plan = settled(
+        (free,) = ranks.min(free_bytes(ranks.device))
+        config, self._plan = resolve_plan(
             config, vocab_size=self.data.vocab_size, lengths=self.data.train.lengths, ranks=ranks, say=say, free=free
         )
         self.config: TrainConfig = fill_defaults(
@@ -81,7 +81,7 @@ class Pretraining(Task):
         passes = (config.steps or 0) * config.grad_accum_steps + (
             config.epochs or 0.0
         ) * self.epoch_tokens / tokens_per_pass
-        self.config, self._compilation = resolve_compilation(config, self.model, ranks, passes)
+        self.config, self._compilation = resolve_compile(config, self.model, ranks, passes)
         compiled = self.config.compile == "on"
         compute = compute_type(config.dtype)
         self.loss = (
@@ -103,12 +103,12 @@ class Pretraining(Task):
     def tokens_per_row(self) -> float:
         return self.context
 
-    def facts(self) -> dict[str, Any]:
+    def data_fingerprint(self) -> dict[str, Any]:
         return self.data.fingerprint
 
-    def lines(self) -> list[str]:
+    def describe(self) -> list[str]:
         shape = self.model_config
-        teacher = [] if isinstance(self.loss, SummedLoss) else [self.loss.line()]
+        teacher = [] if isinstance(self.loss, SummedLoss) else [self.loss.describe()]
         return [
             f"model: {format_count(shape.num_parameters)} weights, {shape.num_hidden_layers} layers of "
             f"{shape.hidden_size}, ffn {shape.intermediate_size}, {shape.num_attention_heads} heads, "
@@ -119,24 +119,27 @@ class Pretraining(Task):
             *([self._compilation] if self._compilation else []),
         ]
 
-    def table(self) -> Rows:
+    def plan_table(self) -> Rows:
         return self._plan
 
     def _stores_line(self) -> str:
-        """What an epoch takes of each store; nothing where there is one, and all of it."""
+        """The weight of each store of a mixture in an epoch; empty for a single store."""
         if "stores" not in self.data.fingerprint:
             return ""
         return "; an epoch: " + ", ".join(f"{path} × {weight:g}" for path, weight in self.data.stores)
 
     def initialize(self) -> None:
-        """Fresh weights, a function of the seed: drawn on the CPU, so that they are the same on every device, and one
-        tensor at a time, so that the processes of a machine do not each need room for a whole network."""
+        """Initialize the weights from the seed.
+
+        They are drawn on the CPU, to be the same on every device, and one tensor at a time, so
+        that the processes of a machine do not each need memory for the whole model.
+        """
         generator = torch.Generator().manual_seed(bounded_seed(self.config.seed))
         for name, parameter in self.model.named_parameters():
             fresh = self.model.fresh_weight(name, parameter.shape, generator)
-            self.model.load_state_dict({name: fresh}, strict=False)  # which cuts what is sharded
+            self.model.load_state_dict({name: fresh}, strict=False)  # it shards them if needed
 
-    def numbers(self, nats_per_target: float) -> dict[str, float]:
+    def metrics(self, nats_per_target: float) -> dict[str, float]:
         return {"bpb": nats_per_target / (math.log(2) * self.bytes_per_token)}
 
     def evaluate(

@@ -1,4 +1,4 @@
-"""Turns how far a run is into the learning rate's share of its peak."""
+"""Learning-rate schedules."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ from typing import Literal
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """warmup, cooldown, final: shares of the run, of the run, of the peak."""
+    """warmup_fraction, decay_fraction: of the run. final_lr_fraction: of the peak learning rate."""
 
     kind: Literal["wsd", "linear", "cosine"]
     warmup_fraction: float
     decay_fraction: float
-    final: float
+    final_lr_fraction: float
 
     def factor(self, progress: float) -> float:
-        """The share of the peak at `progress` in [0, 1]: a linear rise, then
+        """The factor of the peak learning rate at `progress` in [0, 1]: a linear warm-up, then
 
-        wsd: the peak until 1 - cooldown, then a straight line down (warm-up, stable, decay: arXiv 2405.18392);
-        linear: a straight line down from there;
-        cosine: half a wave down.
+        wsd: constant until 1 - decay_fraction, then linear decay (warmup-stable-decay,
+            arXiv 2405.18392);
+        linear: linear decay;
+        cosine: half a cosine wave.
         """
         progress = min(1.0, max(0.0, progress))
         if progress < self.warmup_fraction:
@@ -30,4 +31,4 @@ class Schedule:
         fallen = (progress - start) / (1.0 - start) if progress > start else 0.0
         if self.kind == "cosine":
             fallen = 0.5 - 0.5 * math.cos(math.pi * fallen)
-        return 1.0 - (1.0 - self.final) * fallen
+        return 1.0 - (1.0 - self.final_lr_fraction) * fallen

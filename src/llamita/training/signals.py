@@ -1,4 +1,4 @@
-"""Turns Ctrl-C and SIGTERM into a flag that the loop looks at between steps."""
+"""Handles Ctrl-C and SIGTERM: the trainer checks a flag between steps."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopSignal:
-    """While entered: the first signal sets `is_set`; a second one raises KeyboardInterrupt, who cannot wait."""
+    """While entered, the first signal sets `is_set`, and a second one raises KeyboardInterrupt."""
 
     def __init__(self) -> None:
         self.is_set = False
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopSignal:
-        if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
+        if threading.current_thread() is threading.main_thread():  # others cannot set handlers
             self._previous = {number: signal.signal(number, self._receive) for number in SIGNALS}
         return self
 

@@ -1,6 +1,6 @@
-"""What the loop trains: a task brings the network, what it learns from and how it is judged; the loop brings the rest.
+"""The interface of what the trainer trains: a task has the model, the data and the evaluation.
 
-Pretraining is one (training/pretraining.py), fine-tuning another (finetune/). A task never steps, schedules or times.
+Tasks: training/pretraining.py, and finetune/. The trainer does steps, schedules and timing.
 """
 
 from __future__ import annotations
@@ -25,12 +25,15 @@ SAMPLE_TOKENS = 160
 
 
 class BatchStream(Protocol):
-    """An endless iterator of batches: named tuples of int64 arrays [B, T] of this process, and `num_targets`, how many
-    targets count, over all processes. The same rows in the same steps, however many processes share them."""
+    """An endless iterator of batches.
+
+    A batch is a named tuple: int64 arrays [B, T] for this process, and `num_targets` of all
+    processes. A step has the same rows for any number of processes.
+    """
 
     @property
     def epoch(self) -> int:
-        """The epoch that the next row belongs to, counted from 0."""
+        """The epoch of the next row, from 0."""
         ...
 
     def __next__(self) -> Any: ...
@@ -42,95 +45,97 @@ class BatchStream(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """A judgment of what is held out. numbers: the objective, by which the best checkpoint is chosen (less is better),
-    and whatever else metrics.jsonl is to hold; words: the same for the terminal."""
+    """The result of an evaluation on held-out data.
+
+    objective: lower is better; the best checkpoint has the lowest. metrics: for metrics.jsonl, the
+    objective included. summary: for the terminal.
+    """
 
     objective: float
-    numbers: dict[str, float]
-    words: str
+    metrics: dict[str, float]
+    summary: str
 
 
 class Task(ABC):
-    """Built for one process (its Ranks) from a configuration; `config` has every default filled in."""
+    """A task in one process of a run. `config` has all defaults filled in."""
 
     objective: ClassVar[str]  # the name of Evaluation.objective in metrics.jsonl
-    targets: ClassVar[str] = "tokens"  # what is learned and counted, in words
-    evaluate_at_start: ClassVar[bool] = False  # whether what it begins with is worth an evaluation
+    targets: ClassVar[str] = "tokens"  # the unit of what is trained on, for messages
+    evaluate_at_start: ClassVar[bool] = False  # evaluate before the first step
 
     config: RunConfig
     tokenizer: Tokenizer
     model_config: ModelConfig
-    model: Llama  # on the device; what requires no gradient is not trained
-    loss: nn.Module  # holds the network: a batch's arrays, in their order → Σ nats over the targets that count
+    model: Llama  # on the device; parameters without requires_grad are frozen
+    loss: nn.Module  # contains the model; forward(*arrays of a batch) is the sum over targets, in nats
     batches: BatchStream
-    micro_batch_size: int  # of one pass of this process
+    micro_batch_size: int  # rows per pass of this process
     context: int
-    epoch_tokens: int  # targets that an epoch has
+    epoch_tokens: int  # targets per epoch
     val_tokens: int  # 0: nothing will be evaluated
     flops_per_token: float
-    compute: torch.dtype | None = None  # the type that samples are computed in; None: the weights'
+    compute: torch.dtype | None = None  # the data type for samples; None: that of the weights
 
     @property
     @abstractmethod
     def tokens_per_row(self) -> float:
-        """Targets that a row has, about."""
+        """The mean number of targets per row."""
 
     @abstractmethod
-    def facts(self) -> dict[str, Any]:
-        """What it learns from, for run.json: a resumed run's must be equal."""
+    def data_fingerprint(self) -> dict[str, Any]:
+        """Identifies the data in run.json; a resumed run's must be equal."""
 
     @abstractmethod
-    def lines(self) -> list[str]:
-        """What it is, to be said as it begins."""
+    def describe(self) -> list[str]:
+        """Lines about the model and the data, printed at the start."""
 
-    def table(self) -> Rows:
-        """What was chosen for it, and why, to be shown as it begins: rows of cells."""
+    def plan_table(self) -> Rows:
+        """The planner's choices and reasons, printed at the start; [] without a plan."""
         return []
 
     @abstractmethod
     def initialize(self) -> None:
-        """Give the network the weights that the run begins with."""
+        """Set the initial weights."""
 
     def prepare(self, advance: Callable[[float], None]) -> None:  # noqa: B027  # most need nothing
-        """Compute what must be known of the network as the run begins, after `initialize`; advance(share done) tells
-        how far it is."""
+        """Compute what depends on the initial weights, after `initialize`. Calls advance(share)."""
 
     @abstractmethod
-    def numbers(self, nats_per_target: float) -> dict[str, float]:
-        """What else a mean training loss tells (bits per byte), by its name in metrics.jsonl."""
+    def metrics(self, nats_per_target: float) -> dict[str, float]:
+        """More metrics that follow from the mean training loss, for metrics.jsonl."""
 
     @abstractmethod
     def evaluate(
         self, *, num_batches: int | None = None, advance: Callable[[float], bool] = lambda share: True
     ) -> Evaluation | None:
-        """Judge what is held out, all processes together; num_batches: only the first few, for timing.
+        """Evaluate on the held-out data, all processes together.
 
-        advance(share done) is called after each pass and stops the evaluation with None when it returns False.
+        num_batches: evaluate only this many batches, for timing. advance(share) is called after
+        each pass; if it returns False, the evaluation stops and returns None.
         """
 
     @abstractmethod
     def save(self, checkpoint: Path, weights: Mapping[str, Tensor], training: TrainingState) -> None:
-        """Write a checkpoint, whole or not at all. weights: of the parameters that learn, by name, on any device."""
+        """Write a checkpoint atomically. weights: trained parameters by name, on any device."""
 
     @abstractmethod
     def load_weights(self, run: Path) -> None:
-        """Take up the weights of a run's latest checkpoint. Raises CheckpointError."""
+        """Load the weights of a run's latest checkpoint. Raises CheckpointError."""
 
     def sample(self, go_on: Callable[[], bool] = lambda: True) -> str:
-        """A text that begins with --prompt, told at temperature 0.8; the same for the same weights, but that it ends
-        at the first token after which go_on() is false."""
+        """A sample for --prompt at temperature 0.8; it ends early when go_on() returns False."""
         bos = [] if self.tokenizer.bos_id is None else [self.tokenizer.bos_id]
         ids = [*bos, *self.tokenizer.encode(self.config.prompt)]
         return self.continue_ids(ids or [self.model_config.eos_token_ids[0]], shown=ids[len(bos) :], go_on=go_on)
 
     def continue_ids(self, ids: list[int], shown: list[int], go_on: Callable[[], bool] = lambda: True) -> str:
-        """What the network makes of `ids`, after the text of `shown`."""
+        """Sample from the model after `ids`. Returns the text of `shown` and of the new tokens."""
         was_training = self.model.training
         ids = ids[: self.model_config.max_position_embeddings // 2]
-        told = generate(
+        tokens = generate(
             self.model, ids, SAMPLE_TOKENS, temperature=0.8, top_p=0.95, seed=self.config.seed,
             end_ids=self.tokenizer.end_ids, compute=self.compute,
         )  # fmt: skip
-        new = take_while(told, go_on)
+        new = take_while(tokens, go_on)
         self.model.train(was_training)
         return self.tokenizer.decode([*shown, *new]).decode("utf-8", errors="replace")

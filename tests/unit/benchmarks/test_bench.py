@@ -57,7 +57,8 @@ def test_model_is_read_by_the_engine_and_by_gguf_py(tmp_path: Path, engine_build
 
 
 def test_run_c_gets_the_same_weights(tmp_path: Path, engine_build: Path) -> None:
-    """The F32 GGUF and the .bin give the same logits; no special token is ever the most likely one."""
+    """The F32 GGUF and the .bin give the same logits; no special token is ever the most likely
+    one."""
     pytest.importorskip("torch")  # write_bin's RoPE tables
     ours, theirs = tmp_path / "model.gguf", tmp_path / "model.bin"
     models.write_random_gguf(ours, SMALL, "F32", "small")

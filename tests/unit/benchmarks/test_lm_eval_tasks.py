@@ -1,4 +1,4 @@
-"""The tasks for lm-evaluation-harness: what is asked, and that it can be read."""
+"""The tasks for lm-evaluation-harness: their questions, and that the harness can read them."""
 
 from __future__ import annotations
 

@@ -181,7 +181,7 @@ def test_training_on_two_stores_resumes_exactly(
     real = Trainer._step
 
     def step_and_signal(self: Trainer) -> None:
-        if self.position.step == 7:
+        if self.state.progress.step == 7:
             os.kill(os.getpid(), signal.SIGINT)
         real(self)
 

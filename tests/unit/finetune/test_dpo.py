@@ -96,7 +96,7 @@ def test_resumed_equals_uninterrupted(
     real = Trainer._step
 
     def step_and_signal(self: Trainer) -> None:
-        if self.position.step == 5:
+        if self.state.progress.step == 5:
             os.kill(os.getpid(), signal.SIGINT)
         real(self)
 
@@ -134,8 +134,8 @@ def test_pairs_of_a_prompt_are_on_one_side(chat_checkpoint: Path, tmp_path: Path
     rows = [{"prompt": f"Who is {n}?", "chosen": f"{n} yes {m}", "rejected": "no"} for n in range(10) for m in range(2)]
     (tmp_path / "a.json").write_text(json.dumps(rows))
     result = finetune(make_config(chat_checkpoint, tmp_path / "a.json", tmp_path / "run", val_fraction=0.5, steps=2))
-    facts = json.loads((tmp_path / "run" / "run.json").read_text())["data"]
-    assert (facts["pairs"], facts["val"]) == (10, 10) and result.summary["steps"] == 2
+    data = json.loads((tmp_path / "run" / "run.json").read_text())["data"]
+    assert (data["pairs"], data["val"]) == (10, 10) and result.summary["steps"] == 2
 
 
 def test_preview(chat_checkpoint: Path, pairs: Path, tmp_path: Path) -> None:

@@ -11,14 +11,10 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from llamita.checkpoint import TrainingState  # noqa: E402
-from llamita.config import FinetuneConfig, ModelConfig, TrainConfig  # noqa: E402
-from llamita.errors import ConfigError, OutputError  # noqa: E402
-from llamita.model.llama import Llama  # noqa: E402
-from llamita.run_directory import describe_run, open_run  # noqa: E402
-from llamita.training.activation_checkpointing import checkpoint_activations  # noqa: E402
+from llamita.config import ModelConfig  # noqa: E402
+from llamita.errors import OutputError  # noqa: E402
 from llamita.training.checkpointer import Checkpointer  # noqa: E402
 from llamita.training.distributed import Ranks  # noqa: E402
-from llamita.training.loss import SummedLoss  # noqa: E402
 
 TINY = ModelConfig(50, 16, 24, 2, 4, 2, 4, 32)
 ALONE = Ranks(0, 1, torch.device("cpu"))
@@ -63,44 +59,3 @@ def test_leaving_waits_for_the_writer() -> None:
         checkpointer.save(Path("step-1"), {}, {}, {}, lambda weights, state: done.set())
         raise KeyError
     assert done.is_set()
-
-
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_recomputed_layers_give_the_same(dropout: float) -> None:
-    """With dropout both run the plain forward and drop the same values: same bits."""
-    ids, results, calls = torch.arange(24).view(2, 12), [], []
-    for recomputes in (False, True):
-        model = Llama(TINY, dropout).initialize(torch.Generator().manual_seed(0))
-        if recomputes:
-            checkpoint_activations(model)
-            model.model.layers[0].mlp.register_forward_pre_hook(lambda *_: calls.append(1))
-        torch.manual_seed(5)
-        loss = SummedLoss(model)(ids, ids.flip(0))
-        loss.backward()
-        results.append([loss.detach(), *(parameter.grad for parameter in model.parameters())])
-        if recomputes:
-            assert len(calls) == 2, "forward, and again for backward"
-    for plain, again in zip(*results, strict=True):
-        torch.testing.assert_close(again, plain, rtol=0.0 if dropout else 1e-4, atol=0.0 if dropout else 1e-5)
-
-
-@pytest.mark.parametrize(
-    ("launch", "restarted", "resumes"), [("a", True, True), ("b", True, False), ("a", False, False)]
-)
-def test_only_the_same_launch_resumes_by_itself(tmp_path: Path, launch: str, restarted: bool, resumes: bool) -> None:
-    config = TrainConfig(data=tmp_path / "store", out=tmp_path / "run", steps=1)
-    open_run(config, describe_run(config, TINY, 8, {}, "a"))
-    (config.out / "step-00000001" / "training").mkdir(parents=True)
-    (config.out / "latest").symlink_to("step-00000001")
-    again = describe_run(config, TINY, 8, {}, launch)
-    if resumes:
-        assert open_run(config, again, restarted=restarted)
-    else:
-        with pytest.raises(OutputError, match="--resume"):
-            open_run(config, again, restarted=restarted)
-
-
-def test_fsdp_excludes_compile_and_fine_tuning() -> None:
-    with pytest.raises(ConfigError, match="--compile on and --fsdp exclude each other"):
-        TrainConfig(data=Path("store"), out=Path("run"), fsdp=True, compile="on")
-    assert not hasattr(FinetuneConfig, "fsdp"), "sampling and evaluation in fine-tuning need the whole network"

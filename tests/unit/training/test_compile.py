@@ -1,4 +1,4 @@
-"""--compile auto: what decides, what is remembered, and (with the stock runtimes' tests) the real probe."""
+"""--compile auto: the decision, the cache, and (with the stock runtimes' tests) the real probe."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from llamita.config import ModelConfig, TrainConfig
 from llamita.model.llama import Llama
 from llamita.training import compile
-from llamita.training.compile import Found, probe, resolve_compilation
+from llamita.training.compile import ProbeResult, probe, resolve_compile
 from llamita.training.distributed import Ranks
 
 RANKS = Ranks(0, 1, torch.device("cpu"))
@@ -29,12 +29,12 @@ def model() -> Llama:
 
 
 @pytest.fixture
-def probes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Found]:
-    """What probes will find, the last first; the cache in a folder of its own."""
-    waiting: list[Found] = []
+def probes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[ProbeResult]:
+    """Results that probes will return, last first; the cache is in tmp_path."""
+    results: list[ProbeResult] = []
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(compile, "probe", lambda *_: waiting.pop())
-    return waiting
+    monkeypatch.setattr(compile, "probe", lambda *_: results.pop())
+    return results
 
 
 def flags(tmp_path: Path, **values: Any) -> TrainConfig:
@@ -42,9 +42,9 @@ def flags(tmp_path: Path, **values: Any) -> TrainConfig:
     return TrainConfig(data=Path("store"), out=tmp_path / "run", **(defaults | values))
 
 
-def test_said_is_done(model: Llama, probes: list[Found], tmp_path: Path) -> None:
-    for said in ("on", "off"):
-        assert resolve_compilation(flags(tmp_path, compile=said), model, RANKS)[0].compile == said
+def test_given_flag_is_kept(model: Llama, probes: list[ProbeResult], tmp_path: Path) -> None:
+    for value in ("on", "off"):
+        assert resolve_compile(flags(tmp_path, compile=value), model, RANKS)[0].compile == value
 
 
 @pytest.mark.parametrize(
@@ -56,66 +56,71 @@ def test_said_is_done(model: Llama, probes: list[Found], tmp_path: Path) -> None
         {"teacher": Path("teacher")},
     ],
 )
-def test_nothing_is_probed(values: dict[str, Any], model: Llama, probes: list[Found], tmp_path: Path) -> None:
-    settled, line = resolve_compilation(flags(tmp_path, **values), model, RANKS)  # a probe would find the list empty
-    assert (settled.compile, line) == ("off", "")
+def test_nothing_is_probed(values: dict[str, Any], model: Llama, probes: list[ProbeResult], tmp_path: Path) -> None:
+    # a probe would pop from the empty list
+    resolved, line = resolve_compile(flags(tmp_path, **values), model, RANKS)
+    assert (resolved.compile, line) == ("off", "")
 
 
 @pytest.mark.parametrize(
-    ("found", "chosen"), [(Found(1.0, 0.9), "on"), (Found(1.0, 0.98), "off"), (Found(1, 2), "off")]
+    ("found", "chosen"), [(ProbeResult(1.0, 0.9), "on"), (ProbeResult(1.0, 0.98), "off"), (ProbeResult(1, 2), "off")]
 )
-def test_the_probe_decides_once(found: Found, chosen: str, model: Llama, probes: list[Found], tmp_path: Path) -> None:
+def test_the_probe_decides_once(
+    found: ProbeResult, chosen: str, model: Llama, probes: list[ProbeResult], tmp_path: Path
+) -> None:
     probes.append(found)
-    settled, line = resolve_compilation(flags(tmp_path), model, RANKS)
-    assert settled.compile == chosen and line.startswith(f"compile: {chosen}")
-    assert resolve_compilation(flags(tmp_path), model, RANKS)[0].compile == chosen  # remembered: no probe is left
-    with pytest.raises(IndexError):  # other rows are another question
-        resolve_compilation(flags(tmp_path, micro_batch_size=3), model, RANKS)
+    resolved, line = resolve_compile(flags(tmp_path), model, RANKS)
+    assert resolved.compile == chosen and line.startswith(f"compile: {chosen}")
+    # cached: no probe is left
+    assert resolve_compile(flags(tmp_path), model, RANKS)[0].compile == chosen
+    with pytest.raises(IndexError):  # other rows need their own probe
+        resolve_compile(flags(tmp_path, micro_batch_size=3), model, RANKS)
 
 
-def test_remembered_it_serves_shorter_runs(model: Llama, probes: list[Found], tmp_path: Path) -> None:
-    probes.append(Found(1.0, 0.8))
-    resolve_compilation(flags(tmp_path), model, RANKS)
-    assert resolve_compilation(flags(tmp_path, minutes=3.0), model, RANKS)[0].compile == "on"
-    assert resolve_compilation(flags(tmp_path, minutes=1.0), model, RANKS)[0].compile == "off"  # 12 s are not worth it
+def test_cached_result_serves_shorter_runs(model: Llama, probes: list[ProbeResult], tmp_path: Path) -> None:
+    probes.append(ProbeResult(1.0, 0.8))
+    resolve_compile(flags(tmp_path), model, RANKS)
+    assert resolve_compile(flags(tmp_path, minutes=3.0), model, RANKS)[0].compile == "on"
+    # saving 12 s is not worth it
+    assert resolve_compile(flags(tmp_path, minutes=1.0), model, RANKS)[0].compile == "off"
 
 
-def test_no_compiler(model: Llama, probes: list[Found], tmp_path: Path) -> None:
-    probes.append(Found(0.0, 0.0, "no g++"))
-    settled, line = resolve_compilation(flags(tmp_path), model, RANKS)
-    assert settled.compile == "off" and line.endswith("no g++")
-    probes.append(Found(1.0, 0.5))  # not remembered: a compiler may be installed
-    assert resolve_compilation(flags(tmp_path), model, RANKS)[0].compile == "on"
+def test_no_compiler(model: Llama, probes: list[ProbeResult], tmp_path: Path) -> None:
+    probes.append(ProbeResult(0.0, 0.0, "no g++"))
+    resolved, line = resolve_compile(flags(tmp_path), model, RANKS)
+    assert resolved.compile == "off" and line.endswith("no g++")
+    probes.append(ProbeResult(1.0, 0.5))  # not cached: a compiler may be installed
+    assert resolve_compile(flags(tmp_path), model, RANKS)[0].compile == "on"
 
 
 @pytest.mark.parametrize("damaged", ["{", "[]", '{"x": 1}'])
-def test_a_damaged_cache_is_written_anew(damaged: str, model: Llama, probes: list[Found], tmp_path: Path) -> None:
+def test_a_damaged_cache_is_rewritten(damaged: str, model: Llama, probes: list[ProbeResult], tmp_path: Path) -> None:
     path = tmp_path / "cache" / "llamita" / "compile.json"
     path.parent.mkdir(parents=True)
     path.write_text(damaged)
-    probes.append(Found(1.0, 0.5))
-    assert resolve_compilation(flags(tmp_path), model, RANKS)[0].compile == "on"
-    assert any(entry == {"plain": 1.0, "compiled": 0.5} for entry in json.loads(path.read_text()).values())
+    probes.append(ProbeResult(1.0, 0.5))
+    assert resolve_compile(flags(tmp_path), model, RANKS)[0].compile == "on"
+    assert any(entry == {"eager": 1.0, "compiled": 0.5} for entry in json.loads(path.read_text()).values())
 
 
-def test_a_resumed_run_goes_on_as_it_began(model: Llama, probes: list[Found], tmp_path: Path) -> None:
+def test_a_resumed_run_keeps_its_setting(model: Llama, probes: list[ProbeResult], tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
     (run / "run.json").write_text(json.dumps({"config": {"compile": "on"}, "rows_per_step": 2, "data": {}}))
-    assert resolve_compilation(flags(tmp_path, resume=True), model, RANKS)[0].compile == "on"
+    assert resolve_compile(flags(tmp_path, resume=True), model, RANKS)[0].compile == "on"
 
 
 @pytest.mark.compat
 def test_the_real_probe(model: Llama, tmp_path: Path) -> None:
     found = probe(flags(tmp_path), model, RANKS.device)
-    assert not found.error and found.plain > 0 and found.compiled > 0
+    assert not found.error and found.eager > 0 and found.compiled > 0
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_a_failing_compiler_is_named(model: Llama, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compiler_error_is_reported(model: Llama, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> Any:
         def compiled(*_: Any, **__: Any) -> torch.Tensor:
-            raise RuntimeError("no C++ compiler\nmore of it")
+            raise RuntimeError("no C++ compiler\nsecond line")
 
         return compiled
 

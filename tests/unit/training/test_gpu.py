@@ -1,11 +1,11 @@
-"""What goes wrong on GPUs, shown without one: fake tensors, a fake torch.cuda, simulated clocks, two gloo processes."""
+"""GPU behavior tested without a GPU: fake tensors, a fake torch.cuda, simulated clocks, gloo."""
 
 from __future__ import annotations
 
 import contextlib
 import subprocess
 import sys
-from collections import deque
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,14 +26,17 @@ from llamita.model.kv_cache import KVCache  # noqa: E402
 from llamita.model.llama import Llama  # noqa: E402
 from llamita.training import compile as compilation  # noqa: E402
 from llamita.training import distillation, loss  # noqa: E402
-from llamita.training import trainer as loop  # noqa: E402
 from llamita.training.budget import Budget, Progress  # noqa: E402
-from llamita.training.compile import Found, resolve_compilation  # noqa: E402
+from llamita.training.compile import ProbeResult, resolve_compile  # noqa: E402
 from llamita.training.defaults import default_dtype, fill_defaults  # noqa: E402
 from llamita.training.distributed import Ranks  # noqa: E402
 from llamita.training.flops import peak_flops  # noqa: E402
 from llamita.training.memory import split_rows  # noqa: E402
 from llamita.training.pretraining import train  # noqa: E402
+from llamita.training.run import explain_out_of_memory  # noqa: E402
+from llamita.training.speed import SpeedMeter, StepQueue  # noqa: E402
+from llamita.training.trainer import Trainer  # noqa: E402
+from llamita.training.trainer_state import MetricsAccumulator, TrainerState  # noqa: E402
 
 CUDA = torch.device("cuda", 0)
 SHAPE = ModelConfig(
@@ -60,40 +63,41 @@ from llamita.config import FinetuneConfig, ModelConfig
 from llamita.errors import TrainingError
 from llamita.finetune import defaults as finetune_defaults
 from llamita.training import fsdp as sharding
-from llamita.training import trainer as loop
+from llamita.training import run
 from llamita.training.distributed import Ranks
 
 rank = int(sys.argv[1])
 dist.init_process_group("gloo", store=dist.FileStore(sys.argv[2], 2), rank=rank, world_size=2)
 ranks = Ranks(rank, 2, torch.device("cpu"))
-assert ranks.least(3 + rank, -rank) == (3.0, -1.0)
+assert ranks.min(3 + rank, -rank) == (3.0, -1.0)
 
-# F1: other work on one GPU must not give its process other rows
+# all processes get the same rows, even if one GPU has less free memory
 finetune_defaults.free_bytes = lambda device: 6e9 - 3e9 * rank
 shape = ModelConfig(49152, 576, 1536, 30, 9, 3, 64, 8192)
 base = types.SimpleNamespace(config=shape, directory=Path("base"))
 config = FinetuneConfig(checkpoint=Path("base"), data=Path("x"), out=Path("y"), lora=True, dtype="bfloat16")
 on_gpu = Ranks(rank, 2, torch.device("cuda", 0))
 rows = finetune_defaults.fill_defaults(config, base, on_gpu, 256, 256, 10**8).micro_batch_size
-assert rows > 1 and ranks.least(rows, -rows) == (rows, -rows), rows
+assert rows > 1 and ranks.min(rows, -rows) == (rows, -rows), rows
 
 def task(rows, dtype):
     return types.SimpleNamespace(micro_batch_size=rows, config=types.SimpleNamespace(grad_accum_steps=1, dtype=dtype))
 
-loop._check_alike(task(4, "float32"), ranks)
-for differing, words in ((task(4 + rank, "float32"), "4 to 5"), (task(4, ("float32", "bfloat16")[rank]), "one type")):
+run._check_same_step(task(4, "float32"), ranks)
+bad = ((task(4 + rank, "float32"), "4 to 5"), (task(4, ("float32", "bfloat16")[rank]), "same data type"))
+for differing, message in bad:
     try:
-        loop._check_alike(differing, ranks)
+        run._check_same_step(differing, ranks)
     except TrainingError as error:
-        assert words in str(error), error
+        assert message in str(error), error
     else:
-        raise AssertionError(words)
+        raise AssertionError(message)
 
-# F14: one network's logits for all, or one process might see an end of text where another goes on
+# all processes get the same logits, so that they agree on the end of a text
 logits = torch.tensor([1.0, 1.0 + 1e-7 * rank])
 assert sharding._first_process_logits(torch.nn.Identity(), (), logits).tolist() == [1.0, 1.0]
 
-# F15: DDP sends gradients from where they live, and no tables
+# DDP copies no gradients and sends no buffers
 parallel = ranks.parallel(torch.nn.Linear(2, 2))
 assert parallel.gradient_as_bucket_view and not parallel.broadcast_buffers
 dist.destroy_process_group()
@@ -101,15 +105,15 @@ dist.destroy_process_group()
 
 
 def test_processes_agree(tmp_path: Path) -> None:
-    """F1, F14, F15."""
-    words = [sys.executable, "-c", TWO_PROCESSES]
+    """Two gloo processes run the script above."""
+    command = [sys.executable, "-c", TWO_PROCESSES]
     jobs = [
-        subprocess.Popen([*words, str(rank), str(tmp_path / "store")], stderr=subprocess.PIPE, text=True)
+        subprocess.Popen([*command, str(rank), str(tmp_path / "store")], stderr=subprocess.PIPE, text=True)
         for rank in range(2)
     ]
     for job in jobs:
-        said = job.communicate(timeout=180)[1]
-        assert job.returncode == 0, said
+        errors = job.communicate(timeout=180)[1]
+        assert job.returncode == 0, errors
 
 
 # ---------------------------------------------------------------- attention
@@ -117,7 +121,7 @@ def test_processes_agree(tmp_path: Path) -> None:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """What reaches PyTorch's attention; nothing is computed."""
+    """Calls of PyTorch's attention; nothing is computed."""
     seen: list[dict[str, Any]] = []
 
     def note(query: Any, key: Any, value: Any, **more: Any) -> Any:
@@ -132,10 +136,10 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     ("dtype", "has_mask", "kv_heads"),
     [(torch.bfloat16, False, 3), (torch.bfloat16, True, 9), (torch.float32, False, 9), (torch.float32, True, 9)],
 )
-def test_no_gpu_falls_back_to_all_scores(
+def test_attention_always_has_a_fused_kernel(
     dtype: Any, has_mask: bool, kv_heads: int, calls: list[dict[str, Any]]
 ) -> None:
-    """F2, F3: groups of query heads only where a fused kernel takes them on every card."""
+    """Groups of query heads are kept only where a fused kernel takes them on every card."""
     with FakeTensorMode():
         query, key = (torch.empty(2, heads, 16, 64, device="cuda", dtype=dtype) for heads in (9, 3))
         mask = torch.ones(16, 16, dtype=torch.bool, device="cuda") if has_mask else None
@@ -144,8 +148,8 @@ def test_no_gpu_falls_back_to_all_scores(
     assert calls[0]["is_causal"] is not has_mask
 
 
-def test_a_new_length_is_not_planned_anew(calls: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
-    """F8: without a gradient, lengths change all the time, and cuDNN is left out; training keeps it."""
+def test_new_lengths_do_not_use_cudnn(calls: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a gradient, lengths vary, so cuDNN is excluded; training keeps it."""
     chosen: list[Any] = []
 
     def note(kernels: Any) -> Any:
@@ -162,8 +166,8 @@ def test_a_new_length_is_not_planned_anew(calls: list[dict[str, Any]], monkeypat
     assert SDPBackend.CUDNN_ATTENTION not in chosen[0] and SDPBackend.FLASH_ATTENTION in chosen[0]
 
 
-def test_one_query_and_one_conversation_need_no_mask() -> None:
-    """F2, F8: the same numbers without a mask."""
+def test_single_queries_and_conversations_need_no_mask() -> None:
+    """The results are the same without a mask."""
     cache = KVCache(SHAPE, 1, 8)
     assert cache.causal_mask(1) is None and cache.causal_mask(3) is not None
     ids = torch.randint(SHAPE.vocab_size, (3, 20), generator=torch.Generator().manual_seed(1))
@@ -176,16 +180,17 @@ def test_one_query_and_one_conversation_need_no_mask() -> None:
 # ---------------------------------------------------------------- types, memory, devices
 
 
-def test_emulated_bfloat16_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """F3: a T4 says that it has bfloat16, unless it is asked about hardware."""
+def test_emulated_bfloat16_is_not_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A T4 claims bfloat16 support unless asked about hardware."""
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
     assert default_dtype(CUDA) == "float32"
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
     assert default_dtype(CUDA) == "bfloat16" and default_dtype(torch.device("cpu")) == "float32"
 
 
-def test_a_step_is_as_many_passes_as_fit() -> None:
-    """F6: 64 rows of stories110M on 80 GB in one pass, on 24 and 16 GB in several; the step stays as it is."""
+def test_steps_are_divided_into_passes_that_fit() -> None:
+    """64 rows of stories110M fit in one pass on 80 GB, in several on 24 and 16 GB; the tokens per
+    step stay the same."""
 
     def passes(gigabytes: float, **values: Any) -> tuple[int | None, int]:
         config = flags(steps=1, preset="stories110M", **({"dtype": "bfloat16"} | values))
@@ -197,7 +202,7 @@ def test_a_step_is_as_many_passes_as_fit() -> None:
     assert passes(24, dtype="float32") == (8, 8)
     assert passes(24, activation_checkpointing=True) == (64, 1)
     assert passes(24, micro_batch_size=40) == (40, 1) and passes(24, grad_accum_steps=2) == (64, 2), (
-        "what is said is done"
+        "given values are kept"
     )
     assert split_rows(6, 100, 350) == (3, 2) and split_rows(7, 100, 350) == (1, 7) and split_rows(4, 9, 0) == (1, 4)
 
@@ -211,15 +216,15 @@ def test_a_step_is_as_many_passes_as_fit() -> None:
         ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
     ],
 )  # fmt: skip
-def test_gpus_are_known_by_whole_words(name: str, teraflops: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """F16."""
+def test_gpu_names_match_whole_words(name: str, teraflops: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An L40S is not an L4, a T400 is not a T4."""
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
     found = peak_flops(CUDA, torch.bfloat16)
     assert found == (None if teraflops is None else teraflops * 1e12)
 
 
-def test_a_preview_is_for_the_device_of_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    """F19: --device auto means the GPU, whose rows are longer."""
+def test_preview_uses_the_device_of_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """--device auto means the GPU, whose rows are longer."""
     seen: list[str] = []
 
     def open_sft_dataset(config: FinetuneConfig, device: str) -> Any:
@@ -239,8 +244,8 @@ def test_a_preview_is_for_the_device_of_the_training(monkeypatch: pytest.MonkeyP
 # ---------------------------------------------------------------- the loss
 
 
-def test_the_compiled_loss_is_the_chunked_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """F7: not compiled here; on a GPU its kernel is compiled from the very function."""
+def test_the_compiled_loss_equals_the_chunked_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not compiled here; on a GPU the kernel is compiled from the same function."""
     monkeypatch.setattr(loss, "_compiled_softmax_gradient", lambda: loss.softmax_gradient)
     monkeypatch.setattr(loss, "tokens_per_chunk", lambda weight: 5)
     torch.manual_seed(0)
@@ -258,8 +263,8 @@ def test_the_compiled_loss_is_the_chunked_one(monkeypatch: pytest.MonkeyPatch) -
     assert [s.stop - s.start for s in loss.even_slices(65536, 8388)] == [8192] * 8
 
 
-def test_bfloat16_from_the_embeddings_on() -> None:
-    """F7, F21: what layers and norms see is as narrow as what FSDP2 hands them; weights and gradients stay wide."""
+def test_layers_compute_in_bfloat16() -> None:
+    """Layers and norms get bfloat16, as with FSDP2; weights and gradients stay float32."""
     model = network()
     seen: set[Any] = set()
     for module in model.modules():
@@ -271,11 +276,11 @@ def test_bfloat16_from_the_embeddings_on() -> None:
     assert {p.dtype for p in model.parameters()} == {p.grad.dtype for p in model.parameters()} == {torch.float32}
 
 
-def test_a_teacher_takes_smaller_pieces_on_a_gpu() -> None:
-    """F20: eight copies of a chunk's logits exist there at once; 4 GB of them were too many."""
+def test_distillation_takes_smaller_chunks_on_a_gpu() -> None:
+    """Eight copies of a chunk's logits exist there at once, and took 4 GB."""
     for is_cuda, share in ((True, 4), (False, 1)):
         weight: Any = SimpleNamespace(is_cuda=is_cuda, shape=(32000, 8))
-        assert distillation.tokens_per_piece(weight) == max(1, loss.tokens_per_chunk(weight) // share)
+        assert distillation.tokens_per_distillation_chunk(weight) == max(1, loss.tokens_per_chunk(weight) // share)
 
 
 # ---------------------------------------------------------------- compiling
@@ -284,21 +289,22 @@ def test_a_teacher_takes_smaller_pieces_on_a_gpu() -> None:
 @pytest.mark.parametrize(
     ("steps", "device", "chosen"), [(100, "cuda", "off"), (5000, "cuda", "on"), (5000, "cpu", "off")]
 )
-def test_long_runs_in_steps_are_compiled_on_gpus(
+def test_long_runs_counted_in_steps_are_compiled_on_gpus(
     steps: int, device: str, chosen: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """F7: a run of 17 seconds is not worth it, one of 14 minutes is; on a CPU, steps are the same everywhere."""
+    """A run of 17 seconds is not worth it, one of 14 minutes is. On a CPU, runs counted in steps
+    should be the same everywhere."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(compilation, "describe_environment", lambda device: {})
-    monkeypatch.setattr(compilation, "plain_seconds", lambda *_: 0.17)
-    monkeypatch.setattr(compilation, "probe", lambda *_: Found(0.17, 0.1))
+    monkeypatch.setattr(compilation, "eager_seconds", lambda *_: 0.17)
+    monkeypatch.setattr(compilation, "probe", lambda *_: ProbeResult(0.17, 0.1))
     config = flags(tmp_path, steps=steps, micro_batch_size=2, context=16, dtype="bfloat16")
     ranks = Ranks(0, 1, torch.device(device))
-    assert resolve_compilation(config, network(), ranks, float(steps))[0].compile == chosen
+    assert resolve_compile(config, network(), ranks, float(steps))[0].compile == chosen
 
 
-def test_the_probe_is_laid_out_as_a_batch() -> None:
-    """F9: for other strides the network would be compiled a second time."""
+def test_the_probe_has_the_strides_of_a_batch() -> None:
+    """Other strides would compile the network a second time."""
     config = flags(micro_batch_size=2, context=16, dtype="float32")
     one = compilation._Pass(config, network(), torch.device("cpu"), compiled=False)
     assert one.inputs.stride() == one.targets.stride() == (16, 1) and one.seconds() > 0
@@ -307,8 +313,9 @@ def test_the_probe_is_laid_out_as_a_batch() -> None:
 # ---------------------------------------------------------------- the clock
 
 
-def test_a_guess_does_not_end_a_run() -> None:
-    """F4: a cold probe said 57 seconds of a minute, and the run ended after its first step."""
+def test_an_overestimate_does_not_end_a_run() -> None:
+    """A cold probe once estimated 57 seconds for an evaluation, and a run of a minute ended after
+    its first step."""
     budget = Budget(flags(minutes=1.0), tokens_per_step=10, epoch_tokens=10**6, val_tokens=10)
     at = Progress(step=1, tokens=10, seconds=6.6, first_second=6.0)
     budget.plan_evaluations(57.0, at)
@@ -317,15 +324,9 @@ def test_a_guess_does_not_end_a_run() -> None:
     assert budget.training_seconds == 60 - 2 - 2
 
 
-def bare_trainer(**values: Any) -> loop.Trainer:
-    trainer = loop.Trainer.__new__(loop.Trainer)
-    vars(trainer).update(values)
-    return trainer
-
-
-def test_the_first_guess_is_made_warm(monkeypatch: pytest.MonkeyPatch) -> None:
-    """F4: on a GPU the first batches load kernels and wait for what is queued."""
-    clock, waits, planned = [0.0], [], []
+def test_the_first_estimate_follows_a_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU the first batches load kernels and wait for queued work."""
+    clock, waits = [0.0], []
     costs = iter([9.0, 0.5])
 
     def evaluate(*, num_batches: int, advance: Any = lambda share: True) -> None:
@@ -333,19 +334,19 @@ def test_the_first_guess_is_made_warm(monkeypatch: pytest.MonkeyPatch) -> None:
         clock[0] += next(costs)
         advance(0.25)
 
-    monkeypatch.setattr(loop.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     monkeypatch.setattr(torch.cuda, "synchronize", waits.append)
-    trainer = bare_trainer(
-        ranks=Ranks(0, 1, CUDA), speed_start=0.0, position=Progress(),
-        task=SimpleNamespace(val_tokens=9, evaluate=evaluate),
-        budget=SimpleNamespace(plan_evaluations=lambda seconds, at: planned.append(seconds)),
-    )  # fmt: skip
+    planned: list[float] = []
+    trainer = Trainer.__new__(Trainer)
+    trainer.ranks, trainer.state = Ranks(0, 1, CUDA), TrainerState(MetricsAccumulator.empty(torch.device("cpu")))
+    trainer.task, trainer.speed = SimpleNamespace(val_tokens=9, evaluate=evaluate), SpeedMeter(1.0, None)
+    trainer.budget = SimpleNamespace(plan_evaluations=lambda seconds, at: planned.append(seconds))
     trainer._plan_evaluations()
-    assert planned == [2.0] and waits == [CUDA] and trainer.speed_start == 9.5
+    assert planned == [2.0] and waits == [CUDA] and trainer.speed.start == 9.5
 
 
-def test_two_steps_wait_in_a_queue(monkeypatch: pytest.MonkeyPatch) -> None:
-    """F10: else the clock tells how fast steps are asked for, and minutes run over."""
+def test_at_most_two_steps_are_queued(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise the clock measures how fast steps are launched, and --minutes is exceeded."""
     waited: list[int] = []
     made: list[Any] = []
 
@@ -360,17 +361,17 @@ def test_two_steps_wait_in_a_queue(monkeypatch: pytest.MonkeyPatch) -> None:
             waited.append(self.number)
 
     monkeypatch.setattr(torch.cuda, "Event", Event)
-    trainer = bare_trainer(queued_steps=deque())
+    queue = StepQueue()
     for step in range(1, 6):
-        trainer._wait_for_earlier_steps()
+        queue.add()
         assert waited == list(range(1, step - 1))
 
 
-# ---------------------------------------------------------------- numbers and words
+# ---------------------------------------------------------------- seeds, messages, initial weights
 
 
-def test_any_seed_will_do(story_store: Path, tmp_path: Path) -> None:
-    """F13: what a step makes of a seed of 64 bits is larger than PyTorch takes."""
+def test_64_bit_seeds(story_store: Path, tmp_path: Path) -> None:
+    """Seeds derived from a 64-bit seed exceed what PyTorch takes."""
     config = TrainConfig(
         data=story_store, out=tmp_path / "run", steps=2, layers=1, hidden=32, heads=2, context=32, micro_batch_size=2,
         seed=(1 << 64) + 5, device="cpu", threads=1,
@@ -379,21 +380,21 @@ def test_any_seed_will_do(story_store: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "said",
+    "message",
     [
         "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
         "NCCL error: unhandled cuda error, Cuda failure 2 'out of memory'",
         "CUDA error: out of memory",
     ],
 )
-def test_full_memory_is_named_whoever_says_it(said: str) -> None:
-    """F18."""
-    with pytest.raises(TrainingError, match="memory is too small"), loop.memory_errors_named():
-        raise RuntimeError(said)
+def test_out_of_memory_errors_are_recognized(message: str) -> None:
+    """Out-of-memory errors of cuBLAS, NCCL and CUDA."""
+    with pytest.raises(TrainingError, match="out of memory"), explain_out_of_memory():
+        raise RuntimeError(message)
 
 
-def test_fresh_weights_come_one_at_a_time() -> None:
-    """F22: drawn tensor by tensor, they are those of a whole network."""
+def test_initial_weights_can_be_drawn_one_by_one() -> None:
+    """They equal those of a network initialized at once."""
     whole, generator = network(7), torch.Generator().manual_seed(7)
     for name, weight in whole.named_parameters():
         assert torch.equal(weight, whole.fresh_weight(name, weight.shape, generator)), name

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from llamita.errors import ConfigError
+from llamita.errors import ConfigError, TrainingError
 from llamita.run_directory import read_metrics, scalars
 from llamita.training.metrics import MetricsLog, check_trackers
 
@@ -141,6 +141,20 @@ def test_a_failing_tracker_is_reported_once_and_dropped(run: Path, monkeypatch: 
     log.close()
     assert messages == [f"wandb failed, training continues without it: no network in {call}"]
     assert len(other.logged) == 2 and other.finished == 1 and len(read_metrics(run)) == 2
+
+
+def test_metrics_are_cut_back_to_the_checkpoint(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path)
+    log.append({"kind": "train", "step": 1})
+    kept = log.num_bytes
+    log.append({"kind": "train", "step": 2, "text": "é"})
+    again = MetricsLog(tmp_path, kept)
+    again.append({"kind": "train", "step": 3})
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"kind": "tr')
+    assert [line["step"] for line in read_metrics(tmp_path)] == [1, 3]
+    with pytest.raises(TrainingError, match="expected at least 999999 bytes"):
+        MetricsLog(tmp_path, 999999)
 
 
 def test_a_missing_package_is_named_with_what_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""AdamW and Muon: what decays, what a step is, how orthogonal it is, and that the state comes back bit for bit."""
+"""AdamW and Muon: decay, steps, orthogonality, and restoring the state to the bit."""
 
 from __future__ import annotations
 
@@ -57,14 +57,14 @@ def run_steps(model: Llama, optimizer: Optimizers, count: int) -> None:
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 8), (2, 16, 48), (1, 1, 9), (4, 64, 64)])
-def test_singular_values_end_in_a_band_about_one(shape: tuple[int, ...]) -> None:
+def test_singular_values_end_in_a_band_around_one(shape: tuple[int, ...]) -> None:
     found = torch.linalg.svdvals(orthogonalize(random_matrices(*shape)))
     before = torch.linalg.svdvals(random_matrices(*shape))
     assert found.max() < 1.25
     assert found[before > 0.01 * before.amax(dim=1, keepdim=True)].min() > 0.65
 
 
-def test_it_points_where_the_polar_factor_does() -> None:
+def test_direction_is_that_of_the_polar_factor() -> None:
     matrices = random_matrices(4, 24, 40)
     left, _, right = torch.linalg.svd(matrices, full_matrices=False)
     found, exact = orthogonalize(matrices), left @ right
@@ -86,8 +86,8 @@ def test_a_batch_of_matrices_equals_one_by_one() -> None:
 
 
 @pytest.mark.parametrize("smallest", [0.1, 1e-3, 1e-5, 0.0])
-def test_the_fast_steps_equal_the_obvious_ones(smallest: float) -> None:
-    """For singular values from 1 down to almost nothing, which squaring would lose first."""
+def test_the_fast_steps_equal_the_plain_ones(smallest: float) -> None:
+    """For singular values down to almost 0, which squaring loses first."""
     left, _, right = torch.linalg.svd(random_matrices(3, 16, 48), full_matrices=False)
     values = torch.linspace(1.0, smallest, 16)
     matrices = left * values @ right
@@ -101,7 +101,7 @@ def test_the_fast_steps_equal_the_obvious_ones(smallest: float) -> None:
 
 
 def slow_muon(weight: torch.Tensor, gradients: list[torch.Tensor], lr: float, momentum: float, decay: float) -> Any:
-    """The same steps on one matrix, as one would write them down, with the exact polar factor's stand-in."""
+    """The same steps on one matrix, written out plainly."""
     rows, columns = weight.shape
     memory = torch.zeros_like(weight)
     for gradient in gradients:
@@ -114,7 +114,7 @@ def slow_muon(weight: torch.Tensor, gradients: list[torch.Tensor], lr: float, mo
     return weight
 
 
-def test_muon_equals_the_slow_obvious_one_for_wide_tall_and_square() -> None:
+def test_muon_equals_the_plain_formula_for_wide_tall_and_square() -> None:
     shapes = [(8, 24), (24, 8), (8, 8), (24, 8)]
     parameters = [torch.nn.Parameter(random_matrices(*shape) * (i + 1)) for i, shape in enumerate(shapes)]
     gradients = [[random_matrices(3, *p.shape)[step] * (i + 1) for step in range(3)] for i, p in enumerate(parameters)]
@@ -158,21 +158,21 @@ def test_only_matrices_of_layers_decay(kind: str) -> None:
 def test_a_share_scales_every_learning_rate_from_its_peak(kind: str) -> None:
     _, optimizer = make(kind, learning_rate=0.4, embedding_lr=0.01)
     peaks = [group["lr"] for group in optimizer.groups()]
-    assert peaks == [0.4, 0.01], "the layers' matrices, and all else"
+    assert peaks == [0.4, 0.01], "matrices of the layers, and the rest"
     _, same = make(kind, learning_rate=0.4)
     assert [group["lr"] for group in same.groups()] == [0.4, 0.4]
     for share in (0.5, 0.0, 1.0):
-        optimizer.set_share(share)
+        optimizer.scale_learning_rates(share)
         assert [group["lr"] for group in optimizer.groups()] == [share * peak for peak in peaks]
 
 
-def test_beta2_halves_its_memory_in_so_many_tokens() -> None:
+def test_half_life_of_beta2() -> None:
     assert math.isclose(beta2_for(8192) ** (500_000 / 8192), 0.5)
     assert beta2_for(1) == 0.999 and beta2_for(10**9) == 0.9
 
 
 @pytest.mark.parametrize("kind", OPTIMIZERS)
-def test_state_comes_back_and_strangers_are_refused(kind: str) -> None:
+def test_state_is_restored_and_foreign_state_rejected(kind: str) -> None:
     model, optimizer = make(kind)
     run_steps(model, optimizer, 3)
     weights, state = model.state_dict(), optimizer_tensors(optimizer, model)

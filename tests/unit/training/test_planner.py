@@ -1,4 +1,4 @@
-"""The planner: from probes to speeds, from speeds to a shape, and the same shape again when a run goes on."""
+"""The planner: interpolated speeds, the choice of a shape, and keeping it when a run resumes."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from llamita.errors import ConfigError  # noqa: E402
 from llamita.run_directory import remembered_run  # noqa: E402
 from llamita.training import planner  # noqa: E402
 from llamita.training.planner import (  # noqa: E402
-    REPEATS_WORTH,
+    R_STAR_TOKENS,
     WIDTHS,
-    choose,
-    context_for,
+    apply_step_tokens,
+    candidate_shapes,
+    choose_context,
+    choose_shape,
     describe_plan,
-    interpolate,
+    effective_tokens,
+    interpolate_seconds,
     ladder_shape,
     model_shape,
     plan_run,
-    planned_shapes,
     step_tokens,
-    with_step,
-    worth,
 )
 from llamita.training.pretraining import train  # noqa: E402
 
@@ -39,32 +39,32 @@ SHAPES = [ladder_shape(width, 512) for width in WIDTHS]
 CPU = torch.device("cpu")
 
 
-def test_every_shape_of_the_ladder_is_a_llama_and_they_grow() -> None:
+def test_ladder_shapes_are_valid_and_grow() -> None:
     sizes = [model_shape(shape, 4096).num_parameters for shape in SHAPES]
     assert sizes == sorted(sizes) and sizes[0] < 1e6 and sizes[-1] > 5e8
     assert all(shape.hidden_size % shape.num_attention_heads == 0 for shape in SHAPES)
 
 
-def test_speeds_are_met_where_measured_and_monotonic_between_and_beyond() -> None:
+def test_speeds_pass_through_measured_points_and_are_monotonic() -> None:
     points = [(1e7, 1e-4), (4e7, 3.2e-4)]
-    assert all(math.isclose(interpolate(points, x), y) for x, y in points)
-    found = [interpolate(points, x) for x in (1e6, 5e6, 1e7, 2e7, 4e7, 1e8, 1e9)]
+    assert all(math.isclose(interpolate_seconds(points, x), y) for x, y in points)
+    found = [interpolate_seconds(points, x) for x in (1e6, 5e6, 1e7, 2e7, 4e7, 1e8, 1e9)]
     assert all(a < b for a, b in itertools.pairwise(found))
-    noisy = [(1e7, 4e-4), (4e7, 3e-4)]  # a busy moment: beyond the points the slope stays sane
-    assert interpolate(noisy, 4e8) > 3e-4 and interpolate(noisy, 1e6) < 4e-4
+    noisy = [(1e7, 4e-4), (4e7, 3e-4)]  # a busy moment: the slope beyond the points is limited
+    assert interpolate_seconds(noisy, 4e8) > 3e-4 and interpolate_seconds(noisy, 1e6) < 4e-4
 
 
-def test_repetitions_are_worth_less_and_at_most_so_much() -> None:
-    assert worth(500, 1000, REPEATS_WORTH) == 500 and worth(1000, 1000, REPEATS_WORTH) == 1000
-    assert 3500 < worth(4000, 1000, REPEATS_WORTH) < 4000
-    assert worth(1e9, 1000, REPEATS_WORTH) < 1000 * (2 + REPEATS_WORTH)
+def test_repeated_tokens_count_less_up_to_a_limit() -> None:
+    assert effective_tokens(500, 1000, R_STAR_TOKENS) == 500 and effective_tokens(1000, 1000, R_STAR_TOKENS) == 1000
+    assert 3500 < effective_tokens(4000, 1000, R_STAR_TOKENS) < 4000
+    assert effective_tokens(1e9, 1000, R_STAR_TOKENS) < 1000 * (2 + R_STAR_TOKENS)
 
 
-def test_rows_are_as_long_as_most_documents() -> None:
-    assert context_for(np.array([100, 200, 250, 3000]), CPU) == 512
-    assert context_for(np.full(9, 256), CPU) == 256 and context_for(np.full(9, 257), CPU) == 512
-    assert context_for(np.array([10**6]), CPU) == 512 and context_for(np.array([3]), CPU) == 128
-    assert context_for(np.array([10**6]), torch.device("cuda")) == 1024
+def test_context_holds_most_documents() -> None:
+    assert choose_context(np.array([100, 200, 250, 3000]), CPU) == 512
+    assert choose_context(np.full(9, 256), CPU) == 256 and choose_context(np.full(9, 257), CPU) == 512
+    assert choose_context(np.array([10**6]), CPU) == 512 and choose_context(np.array([3]), CPU) == 128
+    assert choose_context(np.array([10**6]), torch.device("cuda")) == 1024
 
 
 def test_steps_grow_with_the_run() -> None:
@@ -77,21 +77,21 @@ def test_steps_grow_with_the_run() -> None:
         16384,
     ]
     assert step_tokens(1e4, torch.device("cuda")) == 65536
-    assert step_tokens(1e4, torch.device("cuda"), 8) == 8 * 65536, "as many for each GPU as without a plan"
+    assert step_tokens(1e4, torch.device("cuda"), 8) == 8 * 65536, "per GPU as many as without a plan"
     config = make_config(context=128, grad_accum_steps=2)
     assert (
-        with_step(config, 2048, world_size=2).micro_batch_size == 4
-        and with_step(config, 10, world_size=2).micro_batch_size == 1
+        apply_step_tokens(config, 2048, world_size=2).micro_batch_size == 4
+        and apply_step_tokens(config, 10, world_size=2).micro_batch_size == 1
     )
-    assert with_step(dataclasses.replace(config, micro_batch_size=3), 2048, world_size=2).micro_batch_size == 3
+    assert apply_step_tokens(dataclasses.replace(config, micro_batch_size=3), 2048, world_size=2).micro_batch_size == 3
 
 
-def test_more_time_and_more_text_ask_for_larger_models_and_a_slow_machine_for_smaller_ones() -> None:
+def test_size_grows_with_time_and_text_and_falls_on_a_slow_machine() -> None:
     points = [(1e7, 1e-4), (4e7, 4e-4)]
 
     def size(seconds: float, text: int, slower: float = 1.0) -> int:
         slowed = [(x, slower * y) for x, y in points]
-        return choose(slowed, SHAPES, 4096, seconds, text)[0].num_parameters
+        return choose_shape(slowed, SHAPES, 4096, seconds, text)[0].num_parameters
 
     by_time = [size(seconds, 10**9) for seconds in (60, 600, 6000, 60000, 600000)]
     assert by_time == sorted(by_time) and by_time[0] < by_time[-1]
@@ -103,7 +103,7 @@ def make_config(**changes: Any) -> TrainConfig:
     return TrainConfig(data=Path("store"), out=Path("run"), **changes)
 
 
-def test_a_plan_keeps_what_was_said_and_says_what_it_chose(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plan_keeps_given_flags_and_describes_its_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     probed: list[int] = []
 
     def probe(config: TrainConfig, *args: Any) -> float:
@@ -117,18 +117,18 @@ def test_a_plan_keeps_what_was_said_and_says_what_it_chose(monkeypatch: pytest.M
     assert 2 <= len(probed) <= 3 and plan.filled.hidden == plan.best.shape.hidden_size
     assert (plan.filled.context, plan.filled.micro_batch_size, plan.filled.learning_rate) == (128, 3, 0.01)
     assert plan.best.bits == min(estimate.bits for estimate in plan.estimates)
-    chosen, weighed = describe_plan(plan)
-    words = {row[0]: row[1] for row in chosen}
-    assert words["layers × hidden"].startswith(f"{plan.best.shape.num_hidden_layers} × {plan.best.shape.hidden_size},")
-    assert words["compile"].startswith("auto: tried as the run begins")
-    said = {row[0]: row[1] for row in describe_plan(dataclasses.replace(
+    chosen, considered = describe_plan(plan)
+    cells = {row[0]: row[1] for row in chosen}
+    assert cells["layers × hidden"].startswith(f"{plan.best.shape.num_hidden_layers} × {plan.best.shape.hidden_size},")
+    assert cells["compile"].startswith("auto: measured at the start")
+    compiled = {row[0]: row[1] for row in describe_plan(dataclasses.replace(
         plan, filled=dataclasses.replace(plan.filled, compile="on")))[0]}  # fmt: skip
-    assert said["compile"] == "on"
-    assert words["tokens per step"] == "384" and "best" in {row[-1] for row in weighed}
+    assert compiled["compile"] == "on"
+    assert cells["tokens per step"] == "384" and "best" in {row[-1] for row in considered}
 
 
-def test_a_classifier_of_its_own_is_weighed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In weights, in operations (as many as tied: the embeddings are looked up), in what is measured, in the table."""
+def test_untied_classifier_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In weights, FLOPs (as many as tied: embeddings are lookups), probes, and the table."""
     trained: list[tuple[bool, int]] = []
     real = planner.Llama
 
@@ -147,12 +147,12 @@ def test_a_classifier_of_its_own_is_weighed(monkeypatch: pytest.MonkeyPatch) -> 
         for each in plan.estimates:
             one = model_shape(each.shape, 512).num_parameters
             assert each.num_parameters == one + (512 * each.shape.hidden_size if untied else 0)
-        words = {row[0]: row[1] for row in describe_plan(plan)[0]}
+        cells = {row[0]: row[1] for row in describe_plan(plan)[0]}
         tables = 512 * plan.best.shape.hidden_size * (2 if untied else 1)
-        assert words["vocabulary"] == f"512: {100 * tables / plan.best.num_parameters:.0f} % of the weights"
+        assert cells["vocabulary"] == f"512: {100 * tables / plan.best.num_parameters:.0f} % of the weights"
         trained.clear()
     shape, points = ladder_shape(256, 128), [(1e7, 1e-4), (4e7, 4e-4)]
-    one, two = (choose(points, [shape], 4096, 600, 10**9, untied=untied)[0] for untied in (False, True))
+    one, two = (choose_shape(points, [shape], 4096, 600, 10**9, untied=untied)[0] for untied in (False, True))
     assert two.num_parameters == one.num_parameters + 4096 * 256 and math.isclose(two.tokens, one.tokens)
 
 
@@ -160,31 +160,31 @@ def flags(**values: Any) -> TrainConfig:
     return TrainConfig(data=Path("store"), out=Path("run"), minutes=1.0, **values)
 
 
-def test_what_is_said_of_the_shape_is_what_is_planned() -> None:
-    wide = planned_shapes(flags(ffn=2048), 128)
+def test_given_shape_flags_restrict_the_candidates() -> None:
+    wide = candidate_shapes(flags(ffn=2048), 128)
     assert [shape.hidden_size for shape in wide] == list(WIDTHS) and {each.intermediate_size for each in wide} == {2048}
-    four = planned_shapes(flags(kv_heads=4), 128)
+    four = candidate_shapes(flags(kv_heads=4), 128)
     assert four and all(shape.num_key_value_heads == 4 and shape.num_attention_heads % 4 == 0 for shape in four)
     with pytest.raises(ConfigError, match="--kv-heads 7919: expected a divisor of the heads of a planned shape"):
-        planned_shapes(flags(kv_heads=7919), 128)
+        candidate_shapes(flags(kv_heads=7919), 128)
 
 
 @pytest.mark.parametrize("values", [{"ffn": 512}, {"kv_heads": 4}])
-def test_a_plan_keeps_what_is_said(values: dict[str, int]) -> None:
-    """And reckons with it: the weights are those of the network that will be trained."""
+def test_plan_uses_given_shape_flags(values: dict[str, int]) -> None:
+    """The estimate counts the weights of the network that will be trained."""
     torch.set_num_threads(1)
     plan = plan_run(flags(context=64, **values), vocab_size=320, lengths=np.full(1000, 100), device=CPU)
     assert all(getattr(plan.filled, name) == value for name, value in values.items())
     shape = plan.best.shape
     trained = (plan.filled.hidden, plan.filled.heads, plan.filled.kv_heads, plan.filled.ffn)
-    reckoned = (shape.hidden_size, shape.num_attention_heads, shape.num_key_value_heads, shape.intermediate_size)
-    assert trained == reckoned
+    estimated = (shape.hidden_size, shape.num_attention_heads, shape.num_key_value_heads, shape.intermediate_size)
+    assert trained == estimated
 
 
 def test_a_resumed_run_keeps_its_planned_shape(
     story_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However fast the machine is by then."""
+    """Even if the machine is faster by then."""
     run = tmp_path / "run"
     cost = {"seconds": 1e-3}
     monkeypatch.setattr(planner, "probe_seconds_per_token", lambda *args: cost["seconds"])
@@ -201,7 +201,7 @@ def test_a_resumed_run_keeps_its_planned_shape(
         train(dataclasses.replace(config, resume=True, ffn=999))
 
 
-def test_the_verb_measures_this_machine(story_store: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_command_measures_this_machine(story_store: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", str(story_store), "--minutes", "0.5", "--context", "64", "--threads", "1"]) == 0
     out = capfd.readouterr().out
     assert "tokens per step" in out and "Chinchilla" in out and "best" in out

@@ -1,4 +1,4 @@
-"""THE loop on a tiny store: it learns, writes what it promises, stops and resumes, and names what goes wrong."""
+"""The trainer on a tiny store: learning, run directories, resuming, rollbacks, error messages."""
 
 from __future__ import annotations
 
@@ -21,15 +21,16 @@ from llamita.checkpoint import load_model, load_tensors, load_training_state  # 
 from llamita.cli import main  # noqa: E402
 from llamita.config import TrainConfig  # noqa: E402
 from llamita.data.token_store import TokenStore  # noqa: E402
-from llamita.errors import ConfigError, OutputError, TrainingError  # noqa: E402
+from llamita.errors import CheckpointError, ConfigError, OutputError, TrainingError  # noqa: E402
 from llamita.eval.bits_per_byte import bits_per_byte  # noqa: E402
 from llamita.run_directory import read_metrics  # noqa: E402
 from llamita.training import pretraining as pretraining_module  # noqa: E402
 from llamita.training import task as task_module  # noqa: E402
-from llamita.training import trainer as loop_module  # noqa: E402
+from llamita.training import trainer as trainer_module  # noqa: E402
 from llamita.training.loss import SummedLoss  # noqa: E402
 from llamita.training.pretraining import train  # noqa: E402
-from llamita.training.trainer import Trainer, memory_errors_named, run_task  # noqa: E402
+from llamita.training.run import explain_out_of_memory, run_task  # noqa: E402
+from llamita.training.trainer import Trainer  # noqa: E402
 
 TIMINGS = ("seconds", "evaluation_seconds", "tokens_per_second", "mfu")
 
@@ -52,12 +53,12 @@ def weights(run: Path) -> bytes:
 
 
 def folder_state(run: Path) -> dict[str, tuple[int, bytes]]:
-    """When each file was written, and what it holds."""
+    """The modification time and content of each file."""
     files = [path for path in run.rglob("*") if path.is_file()]
     return {str(path): (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
 
 
-def test_it_learns_and_writes_what_it_promises(story_store: Path, tmp_path: Path) -> None:
+def test_training_lowers_the_loss_and_fills_the_run_directory(story_store: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     result = train(make_config(story_store, run, steps=40, eval_interval=20, prompt="Once"))
     assert not result.interrupted and result.is_first
@@ -138,20 +139,20 @@ def test_minutes_are_kept(story_store: Path, tmp_path: Path) -> None:
 
 
 def slowly(generate: Callable[..., Iterator[int]]) -> Callable[..., Iterator[int]]:
-    """As a machine that is busy tells: two seconds a token."""
+    """generate as on a busy machine: two seconds per token."""
 
-    def told(*arguments: Any, **settings: Any) -> Iterator[int]:
+    def slow(*arguments: Any, **settings: Any) -> Iterator[int]:
         for token in generate(*arguments, **settings):
             time.sleep(2.0)
             yield token
 
-    return told
+    return slow
 
 
-def test_minutes_are_kept_where_telling_is_slow(
+def test_minutes_are_kept_when_generating_is_slow(
     story_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Samples of 160 tokens would take five minutes each; they end in the middle instead."""
+    """Whole samples of 160 tokens would take five minutes each."""
     monkeypatch.setattr(task_module, "generate", slowly(task_module.generate))
     result = train(make_config(story_store, tmp_path / "run", steps=None, minutes=0.2, eval_interval=None))
     assert result.summary["seconds"] < 18.0 and result.summary["steps"] > 1
@@ -162,7 +163,7 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, number: signal.Signals =
     real = Trainer._step
 
     def step_and_signal(self: Trainer) -> None:
-        if self.position.step == step:
+        if self.state.progress.step == step:
             os.kill(os.getpid(), number)
         real(self)
 
@@ -179,7 +180,7 @@ def test_a_signal_saves_and_resuming_changes_nothing(
     number: signal.Signals,
     optimizer: str,
 ) -> None:
-    """Bit for bit, with dropout, in the middle of a line of metrics and where an evaluation was due (step 6)."""
+    """Bit for bit, with dropout, between two lines of metrics and before an evaluation (step 6)."""
     options: dict[str, Any] = {"dropout": 0.1, "optimizer": optimizer}
     train(make_config(story_store, tmp_path / "whole", **options))
     with monkeypatch.context() as patched:
@@ -198,7 +199,7 @@ def test_a_signal_cuts_an_evaluation_short(story_store: Path, tmp_path: Path, mo
     train(make_config(story_store, tmp_path / "whole"))
     with monkeypatch.context() as patched:
         patched.setattr(
-            loop_module.TrainingDisplay, "evaluating", lambda self, share: os.kill(os.getpid(), signal.SIGINT)
+            trainer_module.TrainingDisplay, "evaluating", lambda self, share: os.kill(os.getpid(), signal.SIGINT)
         )
         stopped = train(make_config(story_store, tmp_path / "parts"))
     assert stopped.interrupted and stopped.summary["steps"] == 6
@@ -209,7 +210,7 @@ def test_a_signal_cuts_an_evaluation_short(story_store: Path, tmp_path: Path, mo
 
 
 def test_a_finished_run_resumes_into_nothing(story_store: Path, tmp_path: Path) -> None:
-    """And says so; the folder stays as it is, to the byte and the second."""
+    """It says so; no file of the run directory is written."""
     run = tmp_path / "run"
     first = train(make_config(story_store, run))
     before = folder_state(run)
@@ -226,6 +227,41 @@ def test_a_run_that_was_killed_before_its_summary_is_not_finished(story_store: P
     assert json.loads((run / "summary.json").read_text())["steps"] == 12
 
 
+def test_resuming_when_the_minutes_are_used_up_ends_the_run(
+    story_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The steps since the last line of metrics are still logged, with their learning rate."""
+    run = tmp_path / "run"
+    options = {"steps": None, "minutes": 1.0, "eval_interval": None}
+    with monkeypatch.context() as patched:
+        stop_at(patched, 2)
+        assert train(make_config(story_store, run, **options)).interrupted
+    path = run / "latest" / "training" / "state.json"
+    state = json.loads(path.read_text())
+    state["trainer"]["progress"]["seconds"] = 60.0
+    path.write_text(json.dumps(state))
+    result = train(make_config(story_store, run, resume=True, **options))
+    assert result.summary["finished"] and result.summary["steps"] == 3
+    line = next(line for line in read_metrics(run) if line["kind"] == "train")
+    assert line["step"] == 3 and line["learning_rate"] > 0
+
+
+def test_a_damaged_state_is_named(story_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tmp_path / "run"
+    with monkeypatch.context() as patched:
+        stop_at(patched, 2)
+        train(make_config(story_store, run))
+    path = run / "latest" / "training" / "state.json"
+    for name in ("rollbacks", "pending", "progress"):
+        state = json.loads(path.read_text())
+        del state["trainer"][name]
+        whole = path.read_text()
+        path.write_text(json.dumps(state))
+        with pytest.raises(CheckpointError, match=rf"cannot resume .*state\.json is damaged: KeyError\('{name}'\)"):
+            train(make_config(story_store, run, resume=True))
+        path.write_text(whole)
+
+
 def test_resuming_with_another_flag_or_other_data_is_refused(story_store: Path, tmp_path: Path) -> None:
     train(make_config(story_store, tmp_path / "run"))
     with pytest.raises(ConfigError, match=r"--learning-rate: expected 0\.0\d+, as in run\.json, found 0\.1"):
@@ -235,12 +271,12 @@ def test_resuming_with_another_flag_or_other_data_is_refused(story_store: Path, 
 
 
 def poison(monkeypatch: pytest.MonkeyPatch, steps: dict[int, int], value: float = math.inf) -> None:
-    """Spoil a weight before each of these steps, as often as given."""
+    """Set weights to this value before each of these steps, the given number of times."""
     real = Trainer._step
 
     def poisoned(self: Trainer) -> None:
-        if steps.get(self.position.step, 0) > 0:
-            steps[self.position.step] -= 1
+        if steps.get(self.state.progress.step, 0) > 0:
+            steps[self.state.progress.step] -= 1
             self.model.model.norm.weight.data.fill_(value)
         real(self)
 
@@ -252,7 +288,7 @@ def poison(monkeypatch: pytest.MonkeyPatch, steps: dict[int, int], value: float 
 def test_after_divergence_training_goes_on_from_the_last_good_state(
     story_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, back_to: int, optimizer: str
 ) -> None:
-    """From the checkpoint of step 6, or from the beginning where there is none; with other rows and half the steps."""
+    """From the checkpoint of step 6 or from the start, with other rows and half the rate."""
     poison(monkeypatch, {step: 1})
     run = tmp_path / "run"
     result = train(make_config(story_store, run, optimizer=optimizer, log_interval=1))
@@ -265,7 +301,7 @@ def test_after_divergence_training_goes_on_from_the_last_good_state(
     assert [line["step"] for line in trained] == [*range(1, step + 1), *range(back_to + 1, 13)]
     before, after = ([line for line in trained if line["step"] == back_to + 1][i] for i in (0, 1))
     assert math.isclose(after["learning_rate"], before["learning_rate"] / 2)
-    assert after["loss"] != before["loss"], "the rows that led rolled_back are not seen again"
+    assert after["loss"] != before["loss"], "the rows that led to divergence are not seen again"
     assert all(math.isfinite(line["loss"]) for line in trained)
     assert all(torch.isfinite(tensor).all() for tensor in load_tensors(run / "latest").values())
 
@@ -276,7 +312,7 @@ def test_a_loss_worse_than_guessing_is_divergence_too(
     poison(monkeypatch, {9: 1}, value=300.0)
     result = train(make_config(story_store, tmp_path / "run", log_interval=1, learning_rate=0.02))
     rollback = next(line for line in read_metrics(tmp_path / "run") if line["kind"] == "rollback")
-    assert "below that of guessing blindly" in rollback["reason"] and rollback["to_step"] == 6
+    assert "below the uniform baseline" in rollback["reason"] and rollback["to_step"] == 6
     assert result.summary["val"] < 4.5, "blind guessing has 5.3"
 
 
@@ -285,7 +321,7 @@ def test_divergence_again_and_again_is_named_and_the_last_checkpoint_stays(
 ) -> None:
     poison(monkeypatch, {8: 4})
     run = tmp_path / "run"
-    message = r"diverged: step 9: .*going back 3 times; .*--learning-rate below .*last checkpoint: .*latest"
+    message = r"diverged: step 9: .*after 3 rollbacks; .*--learning-rate below .*last checkpoint: .*latest"
     with pytest.raises(TrainingError, match=message):
         train(make_config(story_store, run))
     assert (run / "latest").readlink().name == "step-00000006"
@@ -317,17 +353,17 @@ def test_a_folder_in_use_is_refused_before_anything_is_planned(story_store: Path
 )
 def test_too_little_memory_is_said_in_one_line(error: RuntimeError) -> None:
     with (
-        pytest.raises(TrainingError, match=r"memory is too small: .*; lower --micro-batch-size") as found,
-        memory_errors_named(),
+        pytest.raises(TrainingError, match=r"out of memory: .*; lower --micro-batch-size") as found,
+        explain_out_of_memory(),
     ):
         raise error
     assert "\n" not in str(found.value)
-    with pytest.raises(RuntimeError, match="another"), memory_errors_named():
+    with pytest.raises(RuntimeError, match="another"), explain_out_of_memory():
         raise RuntimeError("another")
 
 
 def test_the_command_line(story_store: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Words to a run, its report, and one line with code 2 for each mistake."""
+    """Train, evaluate and resume; each mistake is one line and exit code 2."""
     shape = [
         "--layers=1",
         "--hidden=32",

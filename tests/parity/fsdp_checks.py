@@ -1,4 +1,4 @@
-"""What two processes check together; test_sharding.py launches it. A failed check ends it with a traceback."""
+"""Checks that two processes run together, launched by test_fsdp.py. A failure is a traceback."""
 
 from __future__ import annotations
 
@@ -9,29 +9,31 @@ from torch import nn
 from llamita.config import ModelConfig
 from llamita.model.llama import Llama
 from llamita.training.activation_checkpointing import checkpoint_activations
-from llamita.training.distributed import Ranks, own_part, start_ranks, whole
-from llamita.training.distributed_muon import compute_rows_shared, compute_whole_shared, rows_of
-from llamita.training.fsdp import shard, usable
+from llamita.training.distributed import Ranks, full_tensor, local_tensor, start_ranks
+from llamita.training.distributed_muon import distribute_replicated, distribute_row_sharded, shard_rows
+from llamita.training.fsdp import shard, unsharded
 from llamita.training.loss import SummedLoss
 from llamita.training.optimizer import orthogonalize_each
 
 TINY = ModelConfig(50, 16, 24, 3, 4, 2, 4, 32, tie_word_embeddings=True)
-SHAPES = [(24, 16), (16, 24), (1, 16), (5, 16), (16, 16), (16, 24), (7, 3)]  # one with fewer rows than processes
+# one of them has fewer rows than there are processes
+SHAPES = [(24, 16), (16, 24), (1, 16), (5, 16), (16, 16), (16, 24), (7, 3)]
 
 
 def check_matrices(ranks: Ranks) -> None:
-    """Each matrix orthogonalized by its owner: the same bits as alone, from whole matrices and from rows."""
+    """Matrices orthogonalized by their owners equal those of one process, replicated and
+    sharded."""
     generator = torch.Generator().manual_seed(3)
-    for shapes in (SHAPES, SHAPES[:1]):  # of the second kind, one process has nothing to do
+    for shapes in (SHAPES, SHAPES[:1]):  # with a single matrix, one process has nothing to do
         matrices = [torch.randn(shape, generator=generator) for shape in shapes]
         alone = [orthogonalize_each([matrix])[0] for matrix in matrices]
         for got, expected in zip(
-            compute_whole_shared(orthogonalize_each, torch.float32)(matrices, shapes), alone, strict=True
+            distribute_replicated(orthogonalize_each, torch.float32)(matrices, shapes), alone, strict=True
         ):
             torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
-        cuts = [rows_of(ranks.rank, rows, ranks.world_size) for rows, _ in shapes]
+        cuts = [shard_rows(ranks.rank, rows, ranks.world_size) for rows, _ in shapes]
         parts = [matrix[cut.start : cut.stop] for matrix, cut in zip(matrices, cuts, strict=True)]
-        results = compute_rows_shared(orthogonalize_each)(parts, shapes)
+        results = distribute_row_sharded(orthogonalize_each)(parts, shapes)
         for got, expected, cut in zip(results, alone, cuts, strict=True):
             torch.testing.assert_close(got, expected[cut.start : cut.stop], rtol=1e-5, atol=1e-6)
 
@@ -41,7 +43,7 @@ def make(model_seed: int = 0) -> SummedLoss:
 
 
 def check_accumulation(ranks: Ranks) -> None:
-    """The gradients of two passes, summed over processes at the second one alone, layers computed twice."""
+    """Gradients of two passes, reduced only at the second, with activation checkpointing."""
     rows = torch.randint(50, (4 * ranks.world_size, 12), generator=torch.Generator().manual_seed(1))
     inputs, targets = rows[:, :-1], rows[:, 1:]
     alone = make()
@@ -52,23 +54,23 @@ def check_accumulation(ranks: Ranks) -> None:
     own = slice(4 * ranks.rank, 4 * ranks.rank + 2), slice(4 * ranks.rank + 2, 4 * ranks.rank + 4)
     with ranks.local_gradients(parallel):
         (parallel(inputs[own[0]], targets[own[0]]) * ranks.world_size).backward()
-    assert all(parameter.grad is None for parameter in sharded.parameters()), "nothing has travelled yet"
+    assert all(parameter.grad is None for parameter in sharded.parameters()), "nothing has been reduced yet"
     (parallel(inputs[own[1]], targets[own[1]]) * ranks.world_size).backward()
     for (name, parameter), expected in zip(sharded.named_parameters(), alone.parameters(), strict=True):
-        assert own_part(parameter).shape != parameter.shape, f"{name} is not sharded"
+        assert local_tensor(parameter).shape != parameter.shape, f"{name} is not sharded"
         assert parameter.grad is not None and expected.grad is not None
-        torch.testing.assert_close(whole(parameter.grad), expected.grad, rtol=1e-4, atol=1e-5, msg=name)
+        torch.testing.assert_close(full_tensor(parameter.grad), expected.grad, rtol=1e-4, atol=1e-5, msg=name)
     ids = inputs[:1]
-    with usable(parallel), torch.no_grad():
+    with unsharded(parallel), torch.no_grad():
         torch.testing.assert_close(sharded.model(ids), alone.model(ids), rtol=1e-5, atol=1e-6)
     other = make(model_seed=1)
-    sharded.model.load_state_dict(other.model.state_dict())  # whole tensors are cut
+    sharded.model.load_state_dict(other.model.state_dict())  # complete tensors are sharded
     for parameter, expected in zip(sharded.parameters(), other.parameters(), strict=True):
-        assert torch.equal(whole(parameter.detach()), expected)
+        assert torch.equal(full_tensor(parameter.detach()), expected)
 
 
 def check_mixed_precision(ranks: Ranks) -> None:
-    """bfloat16 to compute in, float32 to keep and to sum in."""
+    """Computes in bfloat16; stores and reduces in float32."""
     rows = torch.randint(50, (2, 12), generator=torch.Generator().manual_seed(1))
     inputs, targets = rows[:, :-1], rows[:, 1:]
     alone, half = make(), make()
@@ -86,7 +88,7 @@ def check_mixed_precision(ranks: Ranks) -> None:
 
 
 def check_turns(ranks: Ranks) -> None:
-    """Passes dealt in turn: those who had one less than the first must join in."""
+    """Passes are dealt in turn: processes with one less than the first must join."""
     assert [ranks.must_join(passes) for passes in range(4)] == [False, ranks.rank == 1, False, ranks.rank == 1]
 
 

@@ -1,7 +1,8 @@
-"""Turns token ids into final hidden states as model/llama.py does, but with backward passes that are written out.
+"""A faster CPU training path for model/llama.py, with backward passes written out by hand.
 
-On CPUs. A layer is two functions, each of which walks over the tokens in tiles small enough to stay in a processor's
-cache, forward and backward; what is cheap (norms, activations) is computed again instead of kept.
+A layer is two functions. Each walks over the tokens in tiles small enough for a processor's cache,
+forward and backward, and recomputes cheap values (norms, activations) instead of storing them.
+
 Shape letters: N tokens of a batch, D hidden, F ffn, S head size.
 """
 
@@ -15,14 +16,14 @@ from torch import Tensor, nn
 
 from llamita.model.llama import Attention, DecoderLayer, Linear, Llama, RMSNorm
 
-TILE_NUMBERS = 1 << 18  # of a tile's widest matrix: 1 MiB, some 340 tokens of 768
+TILE_NUMBERS = 1 << 18  # in a tile's widest matrix: 1 MiB, about 340 tokens of 768
 
 
 def can_fuse(model: Llama) -> bool:
-    """Whether the written-out passes compute what the model does: in float32 on a CPU, whole layers of plain matrices
-    that all learn, no dropout."""
+    """Whether fused_hidden_states computes what the model does: float32 on a CPU, complete layers
+    of plain matrices that all learn, no dropout."""
     layers, parameters = list(model.model.layers), list(model.parameters())
-    # not sharded, not wrapped, not recomputed
+    # not sharded, wrapped or checkpointed
     is_whole = type(model) is Llama and all(
         type(each) is DecoderLayer and "forward" not in vars(each) for each in layers
     )
@@ -62,7 +63,7 @@ def _projections(layer: nn.Module) -> list[nn.Module]:
 
 
 def _attend(attention: Attention, norm: RMSNorm, residual: Tensor, cos: Tensor, sin: Tensor, batch: int) -> Tensor:
-    """residual [N, D] with what attention writes to it."""
+    """residual [N, D] plus the output of attention."""
     weights = norm.weight, attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight
     query, key, value = _apply(_QueryKeyValue, residual, *weights, cos, sin, norm.eps)
     query, key, value = (x.view(batch, len(cos), -1, attention.head_dim).transpose(1, 2) for x in (query, key, value))
@@ -74,7 +75,10 @@ def _attend(attention: Attention, norm: RMSNorm, residual: Tensor, cos: Tensor, 
 
 
 def _tiles(num_tokens: int, width: int, multiple: int = 1) -> list[slice]:
-    """Slices of the tokens whose rows of width numbers make about TILE_NUMBERS, each but the last a multiple long."""
+    """Slices of the tokens, so that rows of `width` numbers make about TILE_NUMBERS.
+
+    All sizes but the last are a multiple of `multiple`.
+    """
     size = max(multiple, TILE_NUMBERS // width // multiple * multiple)
     return [slice(start, min(start + size, num_tokens)) for start in range(0, num_tokens, size)]
 
@@ -85,10 +89,10 @@ def _inverse_rms(x: Tensor, eps: float) -> Tensor:
 
 
 def _norm_backward(gradient: Tensor, x: Tensor, weight: Tensor, scale: Tensor, weight_gradient: Tensor) -> Tensor:
-    """Of x * scale * weight, scale = _inverse_rms(x): the gradient of x, in the memory of the result's; the weight's is
-    added to weight_gradient.
+    """Backward of x * scale * weight with scale = _inverse_rms(x).
 
-    With g = gradient * weight: scale * (g - x * scale² * mean(g * x)).
+    Returns the gradient of x, in the memory of `gradient`, and adds the weight's to
+    weight_gradient. With g = gradient * weight: scale * (g - x * scale² * mean(g * x)).
     """
     product = gradient * x
     weight_gradient.addmv_(product.t(), scale[:, 0])
@@ -130,7 +134,7 @@ class _Norm(torch.autograd.Function):
 
 
 class _QueryKeyValue(torch.autograd.Function):
-    """x [N, D] → normed, projected, queries and keys rotated: [N, heads * S] each."""
+    """x [N, D] → queries, keys and values [N, heads * S], after norm, projections and RoPE."""
 
     @staticmethod
     def forward(
@@ -166,7 +170,7 @@ class _QueryKeyValue(torch.autograd.Function):
         x_gradient, norm_gradient = torch.empty_like(x), torch.zeros_like(norm)
         weight_gradients = [torch.zeros_like(weight) for weight in weights]
         time, half = cos.shape
-        turn = cos[:, None], -sin[:, None]  # back by the same angle
+        turn = cos[:, None], -sin[:, None]  # the inverse rotation
         for tile in _tiles(len(x), x.shape[1], time):
             parts = [outputs[0][tile].clone(), outputs[1][tile].clone(), outputs[2][tile]]
             for part in parts[:2]:
@@ -174,8 +178,8 @@ class _QueryKeyValue(torch.autograd.Function):
             normed = (x[tile] * scales[tile]).mul_(norm)
             gradient = parts[0] @ query
             gradient.addmm_(parts[1], key).addmm_(parts[2], value)
-            for part, of_weight in zip(parts, weight_gradients, strict=True):
-                of_weight.addmm_(part.t(), normed)
+            for part, weight_gradient in zip(parts, weight_gradients, strict=True):
+                weight_gradient.addmm_(part.t(), normed)
             x_gradient[tile] = _norm_backward(gradient, x[tile], norm, scales[tile], norm_gradient)
         return x_gradient, norm_gradient, *weight_gradients, None, None, None
 
@@ -201,18 +205,20 @@ class _FeedForward(torch.autograd.Function):
     def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, ...]:
         x, norm, gate, up, down, gates, ups, scales = ctx.saved_tensors
         x_gradient = torch.empty_like(x)
-        of_norm, of_gate, of_up, of_down = (torch.zeros_like(weight) for weight in (norm, gate, up, down))
+        norm_gradient, gate_gradient, up_gradient, down_gradient = (
+            torch.zeros_like(weight) for weight in (norm, gate, up, down)
+        )
         for tile in _tiles(len(x), len(gate)):
             out_gradient = outputs[0][tile]
             active = F.silu(gates[tile])
-            of_down.addmm_(out_gradient.t(), active * ups[tile])
+            down_gradient.addmm_(out_gradient.t(), active * ups[tile])
             gradient = out_gradient @ down  # of silu(gate) * up
             up_part = active.mul_(gradient)
             gate_part = torch.ops.aten.silu_backward(gradient.mul_(ups[tile]), gates[tile])
             normed = (x[tile] * scales[tile]).mul_(norm)
-            of_gate.addmm_(gate_part.t(), normed)
-            of_up.addmm_(up_part.t(), normed)
-            of_normed = (gate_part @ gate).addmm_(up_part, up)
-            of_x = _norm_backward(of_normed, x[tile], norm, scales[tile], of_norm)
-            torch.add(of_x, out_gradient, out=x_gradient[tile])
-        return x_gradient, of_norm, of_gate, of_up, of_down, None
+            gate_gradient.addmm_(gate_part.t(), normed)
+            up_gradient.addmm_(up_part.t(), normed)
+            normed_gradient = (gate_part @ gate).addmm_(up_part, up)
+            x_part = _norm_backward(normed_gradient, x[tile], norm, scales[tile], norm_gradient)
+            torch.add(x_part, out_gradient, out=x_gradient[tile])
+        return x_gradient, norm_gradient, gate_gradient, up_gradient, down_gradient, None

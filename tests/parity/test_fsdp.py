@@ -1,4 +1,5 @@
-"""Shards train like one process, FSDP2's and Muon's; a run goes from 2 processes to 1 to 4, and survives a death."""
+"""FSDP2 and sharded Muon train like one process; a run moves from 2 processes to 1 to 4, and
+survives a killed process."""
 
 from __future__ import annotations
 
@@ -34,7 +35,7 @@ def make_config(store: Path, run: Path, **changes: Any) -> TrainConfig:
 
 
 def launch(store: Path, run: Path, processes: int, *more: str, restarts: int = 0) -> subprocess.Popen[str]:
-    """`llamita train` in several processes, which save after each step."""
+    """`llamita train` in several processes, saving after each step."""
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in (SHAPE | PACE).items()]
     command = [*TORCHRUN, f"--nproc-per-node={processes}", f"--max-restarts={restarts}", "-m", "llamita", "train"]
     command += [str(store), "--out", str(run), "--optimizer=muon", "--save-minutes=0.0001", *flags, *more]
@@ -65,14 +66,14 @@ def check_same(run: Path, expected: Path) -> None:
 
 @pytest.fixture(scope="module")
 def one(story_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run of one process, uninterrupted."""
+    """An uninterrupted run of one process."""
     run = tmp_path_factory.mktemp("one") / "run"
     train(make_config(story_store, run))
     return run
 
 
-def test_what_two_processes_check_together() -> None:
-    script = Path(__file__).with_name("sharding_checks.py")
+def test_checks_in_two_processes() -> None:
+    script = Path(__file__).with_name("fsdp_checks.py")
     done = subprocess.run(
         [*TORCHRUN, "--nproc-per-node=2", str(script)], capture_output=True, text=True, timeout=300, check=False
     )
@@ -87,14 +88,14 @@ def test_from_two_sharded_processes_to_one_to_four(
     monkeypatch: pytest.MonkeyPatch,
     kill_launch: Callable[[subprocess.Popen[str]], None],
 ) -> None:
-    """Killed with -9, resumed without shards, interrupted, resumed in four shards: the same run."""
+    """Killed with -9, resumed unsharded, interrupted, resumed in four shards: the same run."""
     run = tmp_path / "run"
     process = launch(story_store, run, 2, "--fsdp", "--micro-batch-size=2", "--grad-accum-steps=2")
     wait_for_a_checkpoint(process, run)
     kill_launch(process)
     state = load_training_state(run)
     assert state.shards is not None and {path.name for path in state.shards.glob("*.distcp")} >= {"__0_0.distcp"}
-    assert state.values["position"]["step"] < INTERRUPTED_STEP, "killed too late to mean anything"
+    assert state.values["trainer"]["progress"]["step"] < INTERRUPTED_STEP, "killed too late"
     with monkeypatch.context() as patched:
         patched.setattr(Trainer, "_step", signalled_at(INTERRUPTED_STEP))
         stopped = train(make_config(story_store, run, resume=True))
@@ -106,7 +107,7 @@ def test_from_two_sharded_processes_to_one_to_four(
     assert process.returncode == 0 and f"resuming at step {INTERRUPTED_STEP + 1}" in errors, errors
     check_same(run, one)
     assert json.loads((run / "summary.json").read_text())["processes"] == 4
-    assert not [path for path in run.iterdir() if path.name.startswith(".")], "nothing is left over"
+    assert not [path for path in run.iterdir() if path.name.startswith(".")], "no temporary files are left"
 
 
 def signalled_at(step: int) -> Callable[[Trainer], None]:
@@ -114,7 +115,7 @@ def signalled_at(step: int) -> Callable[[Trainer], None]:
     real = Trainer._step
 
     def step_and_signal(self: Trainer) -> None:
-        if self.position.step == step:
+        if self.state.progress.step == step:
             os.kill(os.getpid(), signal.SIGINT)
         real(self)
 
@@ -122,10 +123,10 @@ def signalled_at(step: int) -> Callable[[Trainer], None]:
 
 
 @pytest.mark.slow
-def test_torchrun_goes_on_when_a_process_dies(
+def test_torchrun_restarts_when_a_process_dies(
     one: Path, story_store: Path, tmp_path: Path, kill_worker: Callable[[subprocess.Popen[str]], None]
 ) -> None:
-    """Without --resume: the run is this torchrun's own."""
+    """Without --resume: the run belongs to this torchrun."""
     run = tmp_path / "run"
     process = launch(story_store, run, 2, "--micro-batch-size=4", restarts=1)
     wait_for_a_checkpoint(process, run)

@@ -1,0 +1,152 @@
+"""Runs a task from start to end in a run directory.
+
+A run directory:
+    RUN/step-NNNNNNNN/   checkpoints (Hugging Face folders or adapters) that a link points at
+    RUN/latest, best     links: the last checkpoint, and the best one on held-out data
+    RUN/run.json         the configuration with all defaults filled in, and a fingerprint of the data
+    RUN/metrics.jsonl    a line every --log-interval steps, and one per evaluation
+    RUN/report.html      all of it as a page, updated at each evaluation
+    RUN/summary.json     the result
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llamita.config import RunConfig, TrainConfig
+from llamita.errors import TrainingError
+from llamita.run_directory import describe_run, finished_message, finished_summary, open_run, resumes_run
+from llamita.training.distributed import Ranks, compute_type, start_ranks
+from llamita.training.metrics import check_trackers
+from llamita.training.progress import TrainingDisplay
+from llamita.training.signals import StopSignal
+from llamita.training.task import Task
+from llamita.training.trainer import Trainer
+
+# From the messages of the CPU's allocator, CUDA (pinned memory, NCCL) and cuBLAS
+MEMORY_ERRORS = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainResult:
+    """The end of a run.
+
+    is_first: this process reports and saves. summary: the content of summary.json. config: with
+    all defaults filled in. was_finished: the run had ended before, and nothing was done.
+    """
+
+    run: Path
+    is_first: bool
+    interrupted: bool
+    summary: dict[str, Any]
+    config: RunConfig
+    was_finished: bool = False
+
+
+def run_task(
+    config: RunConfig,
+    make_task: Callable[[Ranks, Callable[[str], None]], Task],
+    started: float,
+    reserved_seconds: Callable[[Task], float] = lambda task: 0.0,
+) -> TrainResult:
+    """Train make_task(ranks, say), where say prints a line; continue config.out if config.resume.
+
+    started: time.monotonic() when the command began, for --minutes. reserved_seconds: the part of
+    --minutes that the caller needs after a run that saw its text repeatedly. SIGINT and SIGTERM
+    save a checkpoint and return with `interrupted`. A finished run is not changed. Raises what
+    make_task raises, ConfigError, TrainingError, CheckpointError, OutputError.
+    """
+    check_trackers(config.track)
+    with (
+        start_ranks(config.device, config.threads) as ranks,
+        explain_out_of_memory(),
+        TrainingDisplay(enabled=ranks.is_first) as display,
+    ):
+        if ranks.is_first:  # fail before minutes go into planning and compiling
+            resumes_run(config, ranks.launch, restarted=ranks.restarts > 0)
+        task = make_task(ranks, display.say)
+        resuming, finished = _open(task, ranks)
+        if finished:
+            display.say(finished_message(task.config, finished))
+            return TrainResult(config.out, ranks.is_first, False, finished, task.config, was_finished=True)
+        display.table(task.plan_table())
+        for line in task.describe():
+            display.say(line)
+        trainer = Trainer(task, ranks, display, started, reserved_seconds(task), resuming=resuming)
+        _announce(trainer)
+        with trainer.checkpointer, StopSignal() as stop:
+            interrupted = trainer.run(stop)
+        return TrainResult(config.out, ranks.is_first, interrupted, trainer.close(interrupted), task.config)
+
+
+@contextlib.contextmanager
+def explain_out_of_memory() -> Iterator[None]:
+    """Turn PyTorch's out-of-memory errors into a TrainingError that says what to change."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and not any(text in str(error) for text in MEMORY_ERRORS):
+            raise
+        raise TrainingError(
+            f"training failed: out of memory: {str(error).strip().splitlines()[0]}; lower --micro-batch-size and "
+            "raise --grad-accum-steps, or use --activation-checkpointing, a shorter --context or a smaller model"
+        ) from error
+
+
+def _open(task: Task, ranks: Ranks) -> tuple[bool, dict[str, Any]]:
+    """Open the run directory.
+
+    Returns whether to resume from a checkpoint, and the summary of a finished run, else {}.
+    """
+    config, found = task.config, (False, False)
+    _check_same_step(task, ranks)
+    if ranks.is_first:
+        rows_per_step = task.micro_batch_size * config.grad_accum_steps * ranks.world_size
+        description = describe_run(
+            config, task.model_config, rows_per_step, task.data_fingerprint(), ranks.launch, targets=task.targets
+        )
+        resuming = open_run(config, description, restarted=ranks.restarts > 0)
+        found = resuming, resuming and bool(finished_summary(config.out))
+    is_resumed, is_finished = ranks.broadcast_from_first(*found)
+    return bool(is_resumed), finished_summary(config.out) if is_finished else {}
+
+
+def _announce(trainer: Trainer) -> None:
+    task, config, say = trainer.task, trainer.config, trainer.display.say
+    rows = f"{task.micro_batch_size} rows of {task.context}"
+    if config.grad_accum_steps > 1:
+        rows += f" × {config.grad_accum_steps} passes"
+    if trainer.ranks.world_size > 1:
+        rows += f" × {trainer.ranks.world_size} processes"
+    tokens = trainer.rows_per_step * task.context
+    others = "" if config.embedding_lr is None else f", of embeddings {config.embedding_lr:.2g}"
+    say(f"tokens per step: {tokens} ({rows}); peak learning rate {config.learning_rate:.2g}{others}")
+    if trainer.state.progress.step > 0:
+        say(f"resuming at step {trainer.state.progress.step}")
+    if isinstance(config, TrainConfig) and config.fsdp and not trainer.sharded:
+        say("--fsdp has no effect in a single process", style="yellow")
+    if task.val_tokens == 0:
+        say("no held-out documents: nothing will be evaluated", style="yellow")
+
+
+def _check_same_step(task: Task, ranks: Ranks) -> None:
+    """Raise TrainingError if the processes' steps differ, which would make the gradients wrong."""
+    rows = task.micro_batch_size * task.config.grad_accum_steps
+    is_float32 = float(compute_type(task.config.dtype) == torch.float32)
+    min_rows, minus_max_rows, all_float32, minus_any_float32 = ranks.min(rows, -rows, is_float32, -is_float32)
+    if min_rows != -minus_max_rows:
+        raise TrainingError(
+            f"training in {ranks.world_size} processes failed: expected the same number of rows per step in each, "
+            f"found {min_rows:g} to {-minus_max_rows:g}; set --micro-batch-size"
+        )
+    if all_float32 != -minus_any_float32:
+        raise TrainingError(
+            f"training in {ranks.world_size} processes failed: expected the same data type in each, found bfloat16 "
+            "and float32 (not every GPU supports bfloat16); set --dtype"
+        )

@@ -1,0 +1,78 @@
+"""Measures training: tokens per second, model FLOPs utilization (MFU), time of an evaluation."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+
+import torch
+
+from llamita.training.distributed import Ranks
+from llamita.training.task import Task
+
+MAX_QUEUED_STEPS = 2  # on a GPU: enough to keep it busy, few enough for correct timings
+
+
+class SpeedMeter:
+    """Measures from the last mark on."""
+
+    def __init__(self, flops_per_token: float, peak_flops: float | None) -> None:
+        """peak_flops: of all processes together, per second; None if unknown."""
+        self.flops_per_token, self.peak_flops = flops_per_token, peak_flops
+        self.mark(0)
+
+    def mark(self, tokens: int) -> None:
+        """Start a new interval. tokens: trained on so far."""
+        self.start, self.tokens = time.monotonic(), tokens
+
+    def skip(self, seconds: float) -> None:
+        """Exclude a pause within the interval."""
+        self.start += seconds
+
+    def elapsed(self) -> float:
+        """Seconds since the mark, without pauses."""
+        return time.monotonic() - self.start
+
+    def tokens_per_second(self, tokens: int) -> float:
+        """The mean since the mark. tokens: trained on so far."""
+        return (tokens - self.tokens) / max(self.elapsed(), 1e-9)
+
+    def mfu(self, tokens_per_second: float) -> float | None:
+        """The fraction of peak_flops that this speed makes use of."""
+        return None if self.peak_flops is None else tokens_per_second * self.flops_per_token / self.peak_flops
+
+
+class StepQueue:
+    """Limits the steps that a GPU has queued.
+
+    Otherwise the clock would measure how fast steps are queued, and --minutes would run over.
+    """
+
+    def __init__(self) -> None:
+        self._steps: deque[torch.cuda.Event] = deque()
+
+    def add(self) -> None:
+        """Note that a step was queued; wait until at most MAX_QUEUED_STEPS are left to do."""
+        done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        done.record()
+        self._steps.append(done)
+        if len(self._steps) > MAX_QUEUED_STEPS:
+            self._steps.popleft().synchronize()
+
+
+def time_evaluation(task: Task, ranks: Ranks) -> float:
+    """Estimate the seconds of an evaluation from a few batches of held-out data."""
+    shares, num_batches = [1.0], 2 * ranks.world_size
+
+    def note(share: float) -> bool:
+        shares.append(share)
+        return True
+
+    if ranks.device.type == "cuda" and task.val_tokens > 0:
+        # warm up: load kernels, allocate memory, and finish queued steps
+        task.evaluate(num_batches=num_batches)
+        torch.cuda.synchronize(ranks.device)
+    start = time.monotonic()
+    if task.val_tokens > 0:
+        task.evaluate(num_batches=num_batches, advance=note)
+    return (time.monotonic() - start) / shares[-1]

@@ -1,0 +1,90 @@
+"""The state of a trainer: what a checkpoint holds for --resume besides tensors and batches."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from llamita.training.budget import Progress
+from llamita.training.distributed import Ranks
+
+
+@dataclasses.dataclass
+class MetricsAccumulator:
+    """Metrics of the steps since the last line of metrics.jsonl."""
+
+    nats: Tensor  # float64 scalar on the device: the sum of this process's losses
+    largest_norm: Tensor  # float32 scalar on the device: of the gradients of all processes
+    tokens: int = 0  # of all processes
+    steps: int = 0
+
+    @classmethod
+    def empty(cls, device: torch.device) -> MetricsAccumulator:
+        return cls(torch.zeros((), dtype=torch.float64, device=device), torch.zeros((), device=device))
+
+    def state_dict(self, ranks: Ranks) -> dict[str, Any]:
+        nats = ranks.sum(self.nats.clone()).item()
+        return {**vars(self), "nats": nats, "largest_norm": self.largest_norm.item()}
+
+    @classmethod
+    def from_state_dict(cls, values: dict[str, Any], ranks: Ranks) -> MetricsAccumulator:
+        nats = values["nats"] if ranks.is_first else 0.0  # it is the sum over all processes
+        return cls(
+            torch.tensor(nats, dtype=torch.float64, device=ranks.device),
+            torch.tensor(values["largest_norm"], device=ranks.device),
+            values["tokens"],
+            values["steps"],
+        )
+
+
+class Best(NamedTuple):
+    """The best evaluation of a run."""
+
+    objective: float
+    step: int
+
+
+@dataclasses.dataclass
+class TrainerState:
+    """Every field is saved and restored."""
+
+    pending: MetricsAccumulator
+    progress: Progress = dataclasses.field(default_factory=Progress)
+    learning_rate: float = 0.0  # of the last step
+    evaluations: int = 0  # after the first step
+    evaluated_step: int = -1  # the last evaluation's; -1: none yet
+    saved_step: int = -1  # the last checkpoint's; -1: none yet
+    val: float | None = None  # the objective of the last evaluation
+    best: Best | None = None
+    num_worse: int = 0  # evaluations since the best one
+    rollbacks: int = 0
+    has_learned: bool = False  # the loss was below that of a uniform distribution once
+    metrics_bytes: int = 0  # the length of metrics.jsonl
+
+    def note_evaluation(self, objective: float) -> bool:
+        """Record an evaluation of the current step; True if it is the best so far."""
+        step = self.progress.step
+        self.val, self.evaluated_step = objective, step
+        self.evaluations += step > 0
+        if self.best is None or objective < self.best.objective:
+            self.best, self.num_worse = Best(objective, step), 0
+            return True
+        self.num_worse += 1
+        return False
+
+    def state_dict(self, ranks: Ranks) -> dict[str, Any]:
+        """JSON values. A collective: the pending loss is summed over all processes."""
+        progress, pending = dataclasses.asdict(self.progress), self.pending.state_dict(ranks)
+        return {**vars(self), "progress": progress, "pending": pending}
+
+    @classmethod
+    def from_state_dict(cls, values: dict[str, Any], ranks: Ranks) -> TrainerState:
+        """Raises KeyError, TypeError or ValueError for values that state_dict did not return."""
+        fields = {field.name: values[field.name] for field in dataclasses.fields(cls)}
+        fields["progress"] = Progress(**fields["progress"])
+        fields["pending"] = MetricsAccumulator.from_state_dict(fields["pending"], ranks)
+        fields["best"] = None if fields["best"] is None else Best(*fields["best"])
+        return cls(**fields)

@@ -1,0 +1,55 @@
+"""Configurations: limits of flags, and which fields a resumed run may change."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llamita.cli.finetune import Finetune
+from llamita.cli.train import Train
+from llamita.config import FinetuneConfig, RunConfig, TrainConfig, fields_by_resume
+from llamita.errors import ConfigError
+
+
+def make_config(**changes: Any) -> TrainConfig:
+    return TrainConfig(data=Path("store"), out=Path("run"), **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": 5, "minutes": 1.0}, "--minutes and --steps exclude each other"),
+        ({"minutes": 0.0}, "--minutes: expected a positive number, found 0"),
+        ({"minutes": math.nan}, "--minutes: expected a positive number, found nan"),
+        ({"learning_rate": -1.0}, "--learning-rate: expected a positive number"),
+        ({"dropout": 1.0}, "--dropout: expected a share between 0 and 1, found 1.0"),
+        ({"beta2": 1.5}, "--beta2: expected a share between 0 and 1"),
+        (
+            {"warmup_fraction": 0.5, "decay_fraction": 0.6},
+            "--warmup-fraction 0.5 and --decay-fraction 0.6: expected a sum of at most 1",
+        ),
+        ({"weight_decay": -0.1}, "--weight-decay: expected 0 or more"),
+        ({"hidden": 64}, "also needs --layers, --heads"),
+    ],
+)
+def test_flags_out_of_range_are_named(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make_config(**changes)
+
+
+@pytest.mark.parametrize(
+    ("command", "fields"), [(Train, {"data", "out", "compile"}), (Finetune, {"checkpoint", "val"})]
+)
+def test_resume_rules_hold_where_a_command_annotates_a_field_anew(command: type[RunConfig], fields: set[str]) -> None:
+    assert fields <= set(fields_by_resume(command, "may change"))
+    assert {"seed", "steps", "learning_rate"}.isdisjoint(fields_by_resume(command, "may change"))
+    assert "weight_decay" in fields_by_resume(command, "planned")
+
+
+def test_fsdp_excludes_compile_and_fine_tuning() -> None:
+    with pytest.raises(ConfigError, match="--compile on and --fsdp exclude each other"):
+        TrainConfig(data=Path("store"), out=Path("run"), fsdp=True, compile="on")
+    assert not hasattr(FinetuneConfig, "fsdp"), "sampling and evaluation in fine-tuning need the whole network"

@@ -1,0 +1,88 @@
+"""Run directories: never overwritten, resumed only by the same command with the same settings."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch")
+
+from llamita.config import FinetuneConfig, ModelConfig, TrainConfig
+from llamita.errors import CheckpointError, ConfigError, OutputError
+from llamita.run_directory import check_same_run, describe_run, open_run, resumes_run
+
+TINY = ModelConfig(50, 16, 24, 2, 4, 2, 4, 32)
+
+
+def make_config(**changes: Any) -> TrainConfig:
+    return TrainConfig(data=Path("store"), out=Path("run"), **changes)
+
+
+def test_a_run_directory_is_neither_overwritten_nor_made_up(tmp_path: Path) -> None:
+    config = dataclasses.replace(make_config(steps=3), out=tmp_path / "run")
+    again, description = dataclasses.replace(config, resume=True), describe_run(config, TINY, 8, {"tokens": 5})
+    with pytest.raises(CheckpointError, match="holds no run"):
+        open_run(again, description)
+    assert not config.out.exists()
+    assert open_run(config, description) is False
+    with pytest.raises(OutputError, match="it holds a run; --resume it, or choose another --out"):
+        open_run(config, description)
+    assert open_run(again, description) is False, "killed before its first checkpoint: starts from the beginning"
+    (tmp_path / "letters").mkdir()
+    (tmp_path / "letters" / "love.txt").write_text("…")
+    with pytest.raises(OutputError, match="exists and is not a run"):
+        open_run(dataclasses.replace(config, out=tmp_path / "letters"), description)
+    (config.out / "run.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"cannot read .*run\.json"):
+        open_run(again, description)
+
+
+def test_a_run_is_resumed_by_its_own_command(tmp_path: Path) -> None:
+    trained = dataclasses.replace(make_config(steps=3), out=tmp_path / "run")
+    tuned = FinetuneConfig(checkpoint=Path("base"), data=Path("a.jsonl"), out=tmp_path / "tuned", lora=True)
+    for config in (trained, tuned):
+        open_run(config, describe_run(config, TINY, 8, {}))
+    with pytest.raises(
+        ConfigError, match="expected a run of llamita finetune, found one of llamita train; use llamita train"
+    ):
+        resumes_run(dataclasses.replace(tuned, out=trained.out, resume=True), "")
+    with pytest.raises(ConfigError, match="expected a run of llamita train, found one of llamita finetune"):
+        resumes_run(dataclasses.replace(trained, out=tuned.out, resume=True), "")
+    with pytest.raises(ConfigError, match="--lora: expected True"):
+        resumes_run(dataclasses.replace(tuned, lora=False, resume=True), "")
+
+
+def test_what_a_resumed_run_may_not_change_is_named(tmp_path: Path) -> None:
+    config = make_config(steps=3)
+    before = describe_run(config, TINY, 8, {"tokens": 5})
+    check_same_run(config, before, describe_run(make_config(steps=3, resume=True, threads=3), TINY, 8, {"tokens": 5}))
+    for now, message in (
+        (describe_run(make_config(steps=4), TINY, 8, {"tokens": 5}), "--steps: expected 3, as in run.json, found 4"),
+        (describe_run(make_config(steps=3, seed=1), TINY, 8, {"tokens": 5}), "--seed: expected 0"),
+        (
+            describe_run(make_config(steps=3), TINY, 9, {"tokens": 5}),
+            "rows per step .* expected 8, as in run.json, found 9",
+        ),
+        (describe_run(make_config(steps=3), TINY, 8, {"tokens": 6}), "tokens of the data: expected 5"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            check_same_run(config, before, now)
+
+
+@pytest.mark.parametrize(
+    ("launch", "restarted", "resumes"), [("a", True, True), ("b", True, False), ("a", False, False)]
+)
+def test_only_the_same_launch_resumes_by_itself(tmp_path: Path, launch: str, restarted: bool, resumes: bool) -> None:
+    config = TrainConfig(data=tmp_path / "store", out=tmp_path / "run", steps=1)
+    open_run(config, describe_run(config, TINY, 8, {}, "a"))
+    (config.out / "step-00000001" / "training").mkdir(parents=True)
+    (config.out / "latest").symlink_to("step-00000001")
+    again = describe_run(config, TINY, 8, {}, launch)
+    if resumes:
+        assert open_run(config, again, restarted=restarted)
+    else:
+        with pytest.raises(OutputError, match="--resume"):
+            open_run(config, again, restarted=restarted)
