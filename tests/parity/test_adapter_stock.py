@@ -12,6 +12,7 @@ import torch
 import llamita
 from llamita.checkpoint import load_config, load_model
 from llamita.convert.export import export
+from llamita.errors import CheckpointError
 from llamita.finetune.adapter import load_adapter, save_adapter
 from llamita.finetune.adapter_gguf import export_adapter
 from llamita.finetune.lora import LINEAR_LAYERS, LoraConfig, add_lora, attach_updates, lora_layers, updates_of
@@ -73,6 +74,32 @@ def test_we_compute_with_pefts(make_checkpoint: Callable[..., Path], tmp_path: P
         scale = expected.abs().max()  # random weights make wild logits: 1e-5 of the largest
         assert (ours(IDS) - expected).abs().max() < 1e-5 * scale
         assert (load_model(tmp_path / "merged")(IDS) - expected).abs().max() < 1e-5 * scale
+
+
+@pytest.mark.parametrize("init", ["gaussian", "orthogonal", "mica", "eva", "pissa", "pissa_niter_4", "olora"])
+def test_initializations_of_peft(make_checkpoint: Callable[..., Path], tmp_path: Path, init: str) -> None:
+    """Those that leave the base weights alone give the same logits; the others are refused."""
+    transformers, peft = pytest.importorskip("transformers"), pytest.importorskip("peft")
+    checkpoint = make_checkpoint(tmp_path / "base")
+    settings = peft.LoraConfig(
+        r=4, target_modules=list(LINEAR_LAYERS), task_type="CAUSAL_LM", init_lora_weights=init,
+        eva_config=peft.EvaConfig() if init == "eva" else None,
+    )  # fmt: skip
+    theirs = peft.get_peft_model(transformers.AutoModelForCausalLM.from_pretrained(checkpoint), settings).eval()
+    torch.manual_seed(5)
+    for name, weight in theirs.named_parameters():
+        if "lora_" in name:
+            weight.data += 0.02 * torch.randn_like(weight)
+    theirs.save_pretrained(tmp_path / "adapter")
+    if init in ("pissa", "pissa_niter_4", "olora"):
+        with pytest.raises(CheckpointError, match=f"init_lora_weights: .*found '{init}'"):
+            load_adapter(tmp_path / "adapter", load_config(checkpoint))
+        return
+    loaded = load_adapter(tmp_path / "adapter", load_config(checkpoint))
+    ours = attach_updates(load_model(checkpoint), loaded.updates).eval()
+    with torch.inference_mode():
+        expected = theirs(IDS).logits
+        assert (ours(IDS) - expected).abs().max() < 1e-5 * expected.abs().max()
 
 
 def logits_of_llama_cpp(path: Path, ids: list[int], adapter: Path | None = None) -> np.ndarray:

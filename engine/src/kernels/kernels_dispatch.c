@@ -34,7 +34,7 @@ static bool has_dot_product(void) {
 static bool has_dot_product(void) { return false; } /* no known way to detect it */
 #endif
 
-#define MAX_TABLES 3
+#define MAX_TABLES 3 /* AVX-VNNI, AVX2, scalar: as many as find_tables can fill */
 
 /* Fills tables with those that this processor can run, fastest first; returns the count. */
 static int find_tables(const kernels *tables[MAX_TABLES]) {

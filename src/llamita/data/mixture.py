@@ -1,6 +1,6 @@
 """Joins weighted token stores into the documents that a run trains on and is evaluated on.
 
-An epoch sees each document of a store with weight w w times. For the fractional part, each epoch
+In one epoch, each document of a store with weight w is seen w times. For the fractional part, each epoch
 takes the next share of the documents, in a fixed order, so that after e epochs every document has
 been seen e·w times, rounded up or down. Which documents an epoch has depends only on the stores and
 the number of the epoch; their order also depends on the seed (see Batches).

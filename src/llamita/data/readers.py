@@ -32,19 +32,6 @@ _BLOCK_BYTES, _BLOCK_DOCUMENTS = 1 << 20, 4096
 # re.split return the boundaries.
 _BLANK_LINES = re.compile(rb"(\n(?:(?:[ \t\r\f\v]|\xc2\xa0|\xe3\x80\x80)*\n)+)")
 _BLANK_BYTES = b" \t\r\n\f\v\xc2\xa0\xe3\x80"
-_MAGIC = (
-    (b"\xff\xfe", "UTF-16 text (convert it: iconv -f UTF-16 -t UTF-8)"),
-    (b"\xfe\xff", "UTF-16 text (convert it: iconv -f UTF-16 -t UTF-8)"),
-    (b"%PDF", "a PDF"),
-    (b"PK\x03\x04", "a ZIP archive or an office document"),
-    (b"\x1f\x8b", "a gzip file (unpack it first)"),
-    (b"\x28\xb5\x2f\xfd", "a zstd file (unpack it first)"),
-    (b"PAR1", "a parquet file"),
-    (b"GGUF", "a GGUF model"),
-    (b"\x89PNG", "a picture"),
-    (b"\xff\xd8\xff", "a picture"),
-    (b"\x7fELF", "a program"),
-)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,8 +5,8 @@
     tokenizer.json, …          llamita only: the tokenizer, with the chat template used in training
 
 The rows of q and k are in Hugging Face's RoPE order, as in the checkpoint, so nothing is permuted
-here. Other kinds of adapters (DoRA, trained biases, whole layers) are rejected with an error that
-names the feature.
+here. Other kinds of adapters (DoRA, trained biases, whole layers, changed base weights) are rejected
+with an error that names the setting. So are settings that this version does not know.
 """
 
 from __future__ import annotations
@@ -60,6 +60,22 @@ _UNSUPPORTED: Final[dict[str, tuple[Any, str]]] = {
     "velora_config": (None, "VeLoRA"),
     "monteclora_config": (None, "MonteCLoRA"),
 }
+# Initializations that leave the base weights as they are. The others (PiSSA, OLoRA, CorDA, LoRA-GA,
+# LoftQ) train on a changed base, so W + s B A with the checkpoint's W is another model.
+_PLAIN_INITS: Final = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
+_CONVERTIBLE_INITS: Final = ("pissa", "olora", "corda")  # PEFT can save these as plain LoRA
+_USED: Final = frozenset((
+    "peft_type", "base_model_name_or_path", "r", "lora_alpha", "lora_dropout", "use_rslora", "rank_pattern",
+    "alpha_pattern", "init_lora_weights",
+))  # fmt: skip
+# They describe the training, or which layers have tensors, which the file itself shows. The
+# *_config belong to values of init_lora_weights; the last line is ms-swift's.
+_HARMLESS: Final = frozenset((
+    "task_type", "inference_mode", "auto_mapping", "revision", "peft_version", "runtime_config", "target_modules",
+    "exclude_modules", "layers_to_transform", "layers_pattern", "megatron_core", "ensure_weight_tying",
+    "qalora_group_size", "loftq_config", "eva_config", "corda_config", "lora_ga_config",
+    "lora_dtype", "lorap_lr_ratio", "lorap_emb_lr",
+))  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,10 +207,38 @@ def _read_settings(directory: Path) -> dict[str, Any]:
                 f"cannot use {path}: {key}: expected {json.dumps(unused)}, found {str(settings[key])[:60]}: {what} "
                 "is not supported; merge the adapter with peft (merge_and_unload) and import the result"
             )
+    _check_init(path, settings.get("init_lora_weights"))
+    if settings.get("use_rslora") not in (None, True, False):
+        raise CheckpointError(
+            f"cannot read {path}: use_rslora: expected true or false, found {str(settings['use_rslora'])[:60]!r}"
+        )
+    known = _USED | _HARMLESS | _UNSUPPORTED.keys()
+    for key, value in settings.items():
+        if key not in known and value not in (None, False, "", [], {}):
+            raise CheckpointError(
+                f"cannot use {path}: {key[:60]!r}: expected a setting that llamita knows, found "
+                f"{str(value)[:60]!r}; it may change the weights: remove it if it does not, or merge the adapter with "
+                "peft (merge_and_unload) and import the result"
+            )
     for key in ("rank_pattern", "alpha_pattern"):
         if not isinstance(settings.get(key) or {}, dict):
             raise CheckpointError(f"cannot read {path}: {key}: expected an object, found {str(settings[key])[:60]}")
     return settings
+
+
+def _check_init(path: Path, value: Any) -> None:
+    """Reject an adapter whose training changed the base weights."""
+    name = value.lower() if isinstance(value, str) else value
+    if name in _PLAIN_INITS:
+        return
+    save = "save_pretrained with path_initial_model_for_weight_conversion, or "
+    raise CheckpointError(
+        f"cannot use {path}: init_lora_weights: expected true, false or one of "
+        f"{', '.join(each for each in _PLAIN_INITS if isinstance(each, str))}, found {str(value)[:60]!r}: the adapter "
+        "belongs to base weights that its initialization changed; convert it with peft ("
+        f"{save if isinstance(name, str) and name.startswith(_CONVERTIBLE_INITS) else ''}merge_and_unload on the "
+        "weights it was trained with) and use the result"
+    )
 
 
 def _open(directory: Path) -> SafetensorsReader:

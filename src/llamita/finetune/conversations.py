@@ -5,12 +5,16 @@
 {"prompt": …, "completion": …}                        texts, or lists of messages
 {"question": …, "answer": …}
 {"instruction": …, "input": …, "output": …}           Alpaca; "input" may be missing or empty
+
+"history": [[question, answer], …] beside a question and its answer holds the turns before them.
+Keys that change what a row means and are not used are errors; other unused keys are counted.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -25,6 +29,23 @@ _ROLES: Final[dict[str, Role]] = {
     "assistant": "assistant", "gpt": "assistant", "model": "assistant", "bot": "assistant", "chatgpt": "assistant",
 }  # fmt: skip
 _PAIRS: Final = (("prompt", "completion"), ("question", "answer"), ("instruction", "output"))
+# Keys of a row that change what the model sees.
+_REFUSED_KEYS: Final = (
+    "tools", "functions", "images", "videos", "audios", "chat_template_kwargs", "reasoning_content",
+)  # fmt: skip
+_LABELS: Final = ("label", "kto_tag")  # KTO: false marks a bad answer
+# Keys of a message: what the model should also write, and marks of answers not to learn.
+_TOOL_KEYS: Final = ("tool_calls", "function_call")
+_THOUGHT_KEYS: Final = ("reasoning_content", "reasoning", "thinking")
+_LEARN_KEYS: Final = ("train", "training", "loss")
+_MESSAGE_KEYS: Final = frozenset(("role", "content", "from", "value", "weight", *_LEARN_KEYS))
+# Keys that describe a row.
+_HARMLESS: Final = re.compile(
+    r".*score.*|(.*_)?(id|idx|index|uuid|hash|url|model)|sources?|dataset|category|categories|topic|subject|domain|"
+    r"lang|language|licen[cs]e|title|author|date|created(_at)?|timestamp|split|type|task|difficulty|level|tags?|meta|"
+    r"metadata|num_turns|num_tokens|quality|rating",
+    re.IGNORECASE,
+)
 FORMS: Final = "messages, conversations, prompt and completion, question and answer, or instruction and output"
 
 
@@ -42,11 +63,12 @@ class Conversation:
     """An optional system prompt, then user and assistant in turns, ending with an answer.
 
     where: the file and line, item or row. unanswered: a final question without an answer was
-    removed."""
+    removed. unused_keys: the row's keys with content that are not used."""
 
     turns: tuple[Turn, ...]
     where: str
     unanswered: bool = False
+    unused_keys: tuple[str, ...] = ()
 
     def messages(self, num_turns: int | None = None) -> list[dict[str, str]]:
         """The first turns in the form that chat templates take."""
@@ -82,33 +104,102 @@ def read_conversations(
 def read_conversation(row: Row, columns: tuple[str, str] | None = None, system: str | None = None) -> Conversation:
     """The conversation in one row. Raises SourceError."""
     values, where = row.values, row.where
+    check_meaning(values, where)
+    names: tuple[str, ...]
     if columns is not None:
         missing = [name for name in columns if name not in values]
         if missing:
             raise SourceError(
                 f"cannot use {where}: it has no {missing[0]!r}, found {list_keys(values)}; choose existing columns"
             )
-        turns = _pair(values, columns, where)
-    elif values.get("messages") is not None:
-        turns = _turns(values["messages"], "messages", where)
-    elif values.get("conversations") is not None:
-        turns = _turns(values["conversations"], "conversations", where)
+        names, turns = columns, _pair(values, columns, where)
+    elif (key := next((key for key in ("messages", "conversations") if values.get(key) is not None), None)) is not None:
+        names, turns = (key,), _turns(values[key], key, where)
+        _refuse_history(values, where)
     else:
         pair = next((pair for pair in _PAIRS if all(name in values for name in pair)), None)
         if pair is None:
             raise SourceError(f"cannot use {where}: expected {FORMS}, found {list_keys(values)}; or set --columns")
-        turns = _pair(values, pair, where)
+        names, turns = pair, _pair(values, pair, where)
     own = values.get("system") or None
     if own is not None and turns and turns[0].role != "system":
         turns.insert(0, Turn("system", _text(own, "system", where)))
     elif system is not None and turns and turns[0].role != "system":
         turns.insert(0, Turn("system", system))
-    return _checked(turns, where)
+    unused = unused_keys(values, (*names, "system", "history", *(["input"] if names[0] == "instruction" else [])))
+    return dataclasses.replace(_checked(turns, where), unused_keys=unused)
+
+
+def check_meaning(values: Mapping[str, Any], where: str) -> None:
+    """Reject a row with a key that changes its meaning and is not supported. Raises SourceError."""
+    for key in _REFUSED_KEYS:
+        if _has_content(values.get(key)):
+            raise SourceError(f"cannot use {where}: training with {key!r} is not supported; remove the example")
+    for key in _LABELS:
+        if str(values.get(key)).strip().lower() == "false":
+            raise SourceError(
+                f"cannot use {where}: {key}: expected true, found false: it marks a bad answer, which would be "
+                "learned; remove the example"
+            )
+
+
+def unused_keys(values: Mapping[str, Any], used: Sequence[str]) -> tuple[str, ...]:
+    """The keys of a row and of its messages that have content, are not used and may matter."""
+    ignored = {*used, *(key for key in _LABELS if str(values.get(key)).strip().lower() == "true")}
+    found = [key for key, value in values.items() if key not in ignored and _may_matter(key, value)]
+    for name in used:
+        messages = values.get(name)
+        for message in messages if isinstance(messages, list) else [messages]:
+            if isinstance(message, dict):
+                found += [
+                    f"{name}[].{key}"
+                    for key, value in message.items()
+                    if key not in _MESSAGE_KEYS and _may_matter(key, value)
+                ]
+    return tuple(dict.fromkeys(found))
+
+
+def _may_matter(key: str, value: Any) -> bool:
+    return _has_content(value) and _HARMLESS.fullmatch(key) is None
+
+
+def _has_content(value: Any) -> bool:
+    """Whether a value is more than an empty cell; in CSV files everything is text."""
+    if isinstance(value, str):
+        return value.strip() not in ("", "[]", "{}", "null")
+    return value is not None and value is not False and value != [] and value != {}
+
+
+def _refuse_history(values: Mapping[str, Any], where: str) -> None:
+    if _has_content(values.get("history")):
+        raise SourceError(
+            f"cannot use {where}: history: expected nothing beside a list of messages; put the earlier turns into the "
+            "list"
+        )
+
+
+def _history(values: Mapping[str, Any], where: str) -> list[Turn]:
+    """The earlier turns of an Alpaca row, whose answers are learned too, as LLaMA-Factory does."""
+    history, turns = values.get("history"), list[Turn]()
+    if not _has_content(history):
+        return turns
+    if not isinstance(history, list):
+        raise SourceError(
+            f"cannot use {where}: history: expected an array of [question, answer], found {json_name(history)}"
+        )
+    for number, pair in enumerate(history):
+        if not isinstance(pair, list) or len(pair) != 2:
+            found = f"{len(pair)} items" if isinstance(pair, list) else json_name(pair)
+            raise SourceError(f"cannot use {where}: history[{number}]: expected [question, answer], found {found}")
+        asked, answered = (_text(text, f"history[{number}][{i}]", where) for i, text in enumerate(pair))
+        turns += [Turn("user", asked), Turn("assistant", answered, True)]
+    return turns
 
 
 def _pair(values: Mapping[str, Any], names: tuple[str, str], where: str) -> list[Turn]:
     asked, answered = (values[name] for name in names)
     if isinstance(asked, list) or isinstance(answered, list):  # TRL's conversational form
+        _refuse_history(values, where)
         before = (
             _turns(asked, names[0], where) if isinstance(asked, list) else [Turn("user", _text(asked, names[0], where))]
         )
@@ -120,7 +211,7 @@ def _pair(values: Mapping[str, Any], names: tuple[str, str], where: str) -> list
     more = values.get("input") if names[0] == "instruction" else None
     if more is not None and _text(more, "input", where).strip():
         question = f"{question.strip()}\n\n{more.strip()}"
-    return [Turn("user", question), Turn("assistant", _text(answered, names[1], where), True)]
+    return [*_history(values, where), Turn("user", question), Turn("assistant", _text(answered, names[1], where), True)]
 
 
 def _turns(messages: Any, key: str, where: str) -> list[Turn]:
@@ -146,8 +237,21 @@ def _turn(message: Any, place: str, where: str) -> Turn:
             f"cannot use {where}: {place}: {keys[0]}: expected system, user or assistant, found {str(named)[:40]!r}; "
             "training on tools and other roles is not supported; remove the example"
         )
-    if message.get("tool_calls"):
+    if any(_has_content(message.get(key)) for key in _TOOL_KEYS):
         raise SourceError(f"cannot use {where}: {place}: training on tool calls is not supported; remove the example")
+    for key in _THOUGHT_KEYS:
+        if _has_content(message.get(key)):
+            raise SourceError(
+                f"cannot use {where}: {place}: training on {key!r} is not supported; remove the key, to learn the "
+                "answer alone, or the example"
+            )
+    for key in _LEARN_KEYS:
+        is_answer = role == "assistant"
+        if message.get(key) not in (None, is_answer):
+            raise SourceError(
+                f"cannot use {where}: {place}: {key}: expected {json.dumps(is_answer)}, found "
+                f'{str(message[key])[:40]!r}; only answers are learned, and "weight": 0 masks one'
+            )
     weight = message.get("weight")
     if weight not in (None, 0, 1) or (weight is not None and role != "assistant"):
         raise SourceError(

@@ -6,6 +6,8 @@
 {"question": …, "chosen": …, "rejected": …}
 {"instruction": …, "input": …, "chosen": …, "rejected": …} "input" may be missing or empty
 
+"history" and unused keys are treated as in conversations.
+
 A batch has the chosen conversations in the first half of its rows and the rejected ones in the
 second. A pair takes the same place in both halves, as long as its longer conversation, so best fit
 packs pairs as it packs conversations, and both answers are always in the same batch of the same
@@ -28,7 +30,13 @@ from llamita.config import FinetuneConfig
 from llamita.data.batches import IGNORED, Piece, RowStream
 from llamita.data.records import Row, json_name, list_keys, read_files
 from llamita.errors import ConfigError, SourceError, TrainingError
-from llamita.finetune.conversations import Conversation, read_conversation, turns_key
+from llamita.finetune.conversations import (
+    Conversation,
+    check_meaning,
+    read_conversation,
+    turns_key,
+    unused_keys,
+)
 from llamita.finetune.dataset import Dataset, open_dataset
 from llamita.finetune.evaluate import MAX_ASKED
 from llamita.finetune.rendering import Example, RenderCounts, Renderer
@@ -45,6 +53,7 @@ class Preference:
     chosen: Conversation
     rejected: Conversation
     where: str
+    unused_keys: tuple[str, ...] = ()
 
     @property
     def is_tie(self) -> bool:
@@ -81,7 +90,9 @@ def read_preference(row: Row, columns: tuple[str, str, str] | None = None, syste
     if missing:
         advice = "choose existing columns" if columns else f"expected {PAIR_FORMS}"
         raise SourceError(f"cannot use {where}: it has no {missing[0]!r}, found {list_keys(values)}; {advice}")
-    chosen, rejected = (_conversation(row, name, prompt, system) for name in answers)
+    check_meaning(values, where)
+    asked = prompt or next((key for key in _ASKED if values.get(key) is not None), None)
+    chosen, rejected = (_conversation(row, name, asked, system) for name in answers)
     for number, (one, other) in enumerate(zip(chosen.turns[:-1], rejected.turns[:-1], strict=False), start=1):
         if one != other:
             raise SourceError(
@@ -93,19 +104,19 @@ def read_preference(row: Row, columns: tuple[str, str, str] | None = None, syste
             f"cannot use {where}: {answers[0]} has {len(chosen.turns)} messages, {answers[1]} {len(rejected.turns)}: "
             "expected two conversations that differ only in their last answer"
         )
-    return Preference(chosen, rejected, where)
+    used = [*answers, "system", "history", *([asked] if asked else []), *(["input"] if asked == "instruction" else [])]
+    return Preference(chosen, rejected, where, unused_keys(values, used))
 
 
-def _conversation(row: Row, name: str, prompt: str | None, system: str | None) -> Conversation:
+def _conversation(row: Row, name: str, asked: str | None, system: str | None) -> Conversation:
     """The conversation that ends with the answer under the key `name`, its only target."""
     values, answer = row.values, row.values[name]
-    asked = prompt or next((key for key in _ASKED if values.get(key) is not None), None)
     where = f"{row.where} ({name})"
     if isinstance(answer, dict):
         answer = [answer]
     if not isinstance(answer, (str, list)):
         raise SourceError(f"cannot use {where}: expected a string or messages, found {json_name(answer)}")
-    whole: dict[str, Any] = {"system": values.get("system")}
+    whole: dict[str, Any] = {"system": values.get("system"), "history": values.get("history")}
     if isinstance(answer, list) and _is_whole(answer):
         _check_prompt(row, asked, answer, where)
         whole["messages"] = answer
@@ -199,6 +210,7 @@ def render_pairs(
     counts, pairs = RenderCounts("pairs"), []
     for preference in preferences:
         counts.total += 1
+        counts.unused_keys.update(preference.unused_keys)
         if preference.is_tie:
             counts.ties += 1
             continue

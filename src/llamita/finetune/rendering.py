@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections import Counter
 from collections.abc import Sequence
 from types import TracebackType
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +26,8 @@ from llamita.finetune.conversations import Conversation
 from llamita.tokenizer import Tokenizer
 from llamita.tokenizer.chat_templates import CHAT_TEMPLATES
 from llamita.tokenizer.sentencepiece import CONTROL
+
+MAX_KEYS: Final = 8  # unused keys that are named
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +67,7 @@ class Example:
 @dataclasses.dataclass
 class RenderCounts:
     """How many conversations, or pairs of them, are kept and left out. tokens: the inputs of those
-    kept; target_tokens: those of them with a loss."""
+    kept; target_tokens: those of them with a loss. unused_keys: how many rows have each."""
 
     unit: str = "conversations"
     total: int = 0
@@ -76,6 +80,7 @@ class RenderCounts:
     tokens: int = 0
     target_tokens: int = 0
     first_too_long: str | None = None
+    unused_keys: Counter[str] = dataclasses.field(default_factory=Counter)
 
     def keep(self, *examples: Example) -> None:
         """Count a conversation, or both of a pair."""
@@ -106,6 +111,11 @@ class RenderCounts:
             lines.append(f"ties: {self.ties:,} pairs of identical answers left out")
         if self.unanswered:
             lines.append(f"unanswered: {self.unanswered:,} final questions without an answer removed")
+        if self.unused_keys:
+            first = self.unused_keys.most_common(MAX_KEYS)
+            more = len(self.unused_keys) - len(first)
+            names = [f"{key[:40]!r} in {count:,} rows" for key, count in first] + ([f"{more:,} more"] if more else [])
+            lines.append(f"keys not used: {', '.join(names)}")
         return lines
 
 
@@ -248,6 +258,7 @@ def render_examples(
     for conversation in conversations:
         counts.total += 1
         counts.unanswered += conversation.unanswered
+        counts.unused_keys.update(conversation.unused_keys)
         example = renderer.render(conversation)
         if example is None:
             counts.leave_out(conversation.where)

@@ -70,7 +70,7 @@ class TensorType:
 
 
 class _Types(Mapping[str, TensorType]):
-    """The engine's types, which it is asked for when they are first needed."""
+    """The engine's types, loaded on first use."""
 
     @functools.cached_property
     def _types(self) -> dict[str, TensorType]:

@@ -394,7 +394,7 @@ class Trainer:
         assert best is not None
         self.display.say(
             f"no improvement on held-out data since step {best.step}, the best with {best.objective:.4f}"
-            + ("; the model begins to memorize" if repeats else "")
+            + ("; the model begins to overfit" if repeats else "")
             + ("; stopping early" if self.state.num_worse == self.config.early_stopping_patience else ""),
             style="yellow",
         )

@@ -57,6 +57,45 @@ def test_details(tmp_path: Path) -> None:
     assert found.messages(2) == [{"role": "system", "content": "S"}, {"role": "user", "content": "Why?"}]
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"instruction": "Why?", "input": "", "output": "So."},
+        {"prompt": "Why?", "completion": "So."},
+        {"question": "Why?", "answer": "So."},
+    ],
+)
+def test_history_is_the_turns_before(tmp_path: Path, row: dict[str, object]) -> None:
+    history = [["Hi", "Hello."], ["Who?", "A llama."]]
+    found = only(write(tmp_path / "a.jsonl", row | {"history": history, "system": "S"}))
+    assert [turn.text for turn in found.turns] == ["S", "Hi", "Hello.", "Who?", "A llama.", "Why?", "So."]
+    assert [turn.is_target for turn in found.turns] == [False, False, True, False, True, False, True]
+    assert found.unused_keys == ()
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        *({key: value} for key in ("tools", "history", "context") for value in (None, "", [], "[]", {})),
+        *({"label": value} for value in (None, True, "True")),
+        {"id": 3, "source": "x", "category": "y", "score_chosen": 1.5, "prompt_id": "z", "License": "CC0"},
+        {"flagged": False},
+    ],
+)
+def test_keys_that_are_harmless(tmp_path: Path, more: dict[str, object]) -> None:
+    for row in ({"question": "Why?", "answer": "Because."}, {"messages": SAID}):
+        found = only(write(tmp_path / "a.jsonl", row | more))
+        assert found.turns == PAIR and found.unused_keys == ()
+
+
+def test_unused_keys_are_named(tmp_path: Path) -> None:
+    question = {"question": "Why?", "answer": "Because.", "context": "c", "input": "x", "label": 0}
+    assert only(write(tmp_path / "a.jsonl", question)).unused_keys == ("context", "input", "label")
+    said = [SAID[0] | {"name": "Ann", "id": 1}, SAID[1] | {"prefix": True, "thinking": None, "train": True}]
+    found = only(write(tmp_path / "a.jsonl", {"messages": said, "rejected": "No."}))
+    assert found.unused_keys == ("rejected", "messages[].name", "messages[].prefix")
+
+
 def test_tables(tmp_path: Path) -> None:
     pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     path = tmp_path / "a.csv"
@@ -94,6 +133,42 @@ def test_tables(tmp_path: Path) -> None:
         ({"question": "Why?", "answer": "  "}, "message 2: the assistant's text is empty"),
         ({"question": "Why?", "answer": 3}, "answer: expected a string, found a number"),
         ({"question": "Why?", "answer": "\ud800"}, "unpaired UTF-16 surrogate"),
+        *(
+            (row | {key: value}, f"training with '{key}' is not supported")
+            for row in ({"messages": SAID}, {"conversations": SAID}, {"question": "Why?", "answer": "So."})
+            for key, value in (
+                ("tools", [{"name": "f"}]),
+                ("tools", '[{"name": "f"}]'),
+                ("functions", [{"name": "f"}]),
+                ("images", ["a.png"]),
+                ("videos", ["a.mp4"]),
+                ("audios", ["a.wav"]),
+                ("chat_template_kwargs", {"enable_thinking": True}),
+                ("reasoning_content", "Hm."),
+            )
+        ),
+        *(
+            ({"prompt": "Why?", "completion": "So.", key: value}, f"{key}: expected true, found false")
+            for key in ("label", "kto_tag")
+            for value in (False, "False", "false ")
+        ),
+        *(
+            ({"messages": [SAID[0], SAID[1] | {key: "Hm."}]}, f"training on '{key}' is not supported")
+            for key in ("reasoning_content", "reasoning", "thinking")
+        ),
+        ({"messages": [SAID[0], SAID[1] | {"function_call": {"name": "f"}}]}, "training on tool calls"),
+        *(
+            ({"messages": [SAID[0], SAID[1] | {key: value}]}, f"{key}: expected true")
+            for key in ("train", "training", "loss")
+            for value in (False, 0, 0.5, "no")
+        ),
+        ({"messages": [SAID[0] | {"train": True}, SAID[1]]}, "train: expected false"),
+        ({"messages": SAID, "history": [["a", "b"]]}, "history: expected nothing beside a list of messages"),
+        ({"prompt": SAID[:1], "completion": SAID[1:], "history": [["a", "b"]]}, "history: expected nothing"),
+        ({"instruction": "Why?", "output": "So.", "history": "a"}, "history: expected an array"),
+        ({"instruction": "Why?", "output": "So.", "history": ["a"]}, r"history\[0\]: expected .*found a string"),
+        ({"instruction": "Why?", "output": "So.", "history": [["a"]]}, r"history\[0\]: expected .*found 1 items"),
+        ({"instruction": "Why?", "output": "So.", "history": [["a", 1]]}, r"history\[0\]\[1\]: expected a string"),
     ],
 )
 def test_rows_that_are_no_conversation(tmp_path: Path, row: object, message: str) -> None:

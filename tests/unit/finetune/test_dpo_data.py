@@ -202,3 +202,22 @@ def test_real_pairs(checkpoint: Path, shared_data: Path) -> None:
                 answer = renderer.tokenizer.decode(example.ids[example.loss_mask].tolist()[:-1]).decode()
                 assert answer == conversation.turns[-1].text
     assert counts.kept + counts.too_long == 40 and counts.kept > 10
+
+
+def test_keys_that_change_the_meaning_or_are_not_used() -> None:
+    pair = {"question": "Who?", "chosen": GOOD, "rejected": BAD}
+    history = [["Hello", "Hi."]]
+    assert texts(read_preference(Row("a:1", pair | {"history": history})))[0] == ["Hello", "Hi.", "Who?"]
+    messages = {"chosen": [*LONG, says(GOOD)], "rejected": [*LONG, says(BAD)]}
+    for values, message in (
+        (pair | {"tools": [{"name": "f"}]}, "training with 'tools'"),
+        (pair | {"label": False}, "label: expected true"),
+        (messages | {"history": history}, "history: expected nothing"),
+        (pair | {"chosen": says(GOOD) | {"reasoning_content": "Hm."}}, "training on 'reasoning_content'"),
+    ):
+        with pytest.raises(SourceError, match=message):
+            read_preference(Row("a:1", values))
+    more = {"margin": 2.5, "score_chosen": 3, "source": "x", "tools": None}
+    assert read_preference(Row("a:1", pair | more)).unused_keys == ("margin",)
+    named = messages | {"chosen": [*LONG, says(GOOD) | {"name": "Ann"}]}
+    assert read_preference(Row("a:1", named)).unused_keys == ("chosen[].name",)

@@ -146,6 +146,30 @@ def change_settings(folder: Path, **changes: object) -> None:
         ({"lora_alpha": "x"}, "lora_alpha: expected a positive number"),
         ({"alpha_pattern": {"(a+)+": 3}}, "alpha_pattern: expected module names"),
         ({"rank_pattern": [1]}, "rank_pattern: expected an object"),
+        ({"use_rslora": "false"}, "use_rslora: expected true or false, found 'false'"),
+        ({"lora_bias": True}, "a bias of lora_B"),
+        ({"fan_in_fan_out": True}, "transposed weights"),
+        ({"trainable_token_indices": [1]}, "trained tokens"),
+        ({"layer_replication": [[0, 1]]}, "repeated layers"),
+        ({"target_parameters": ["x"]}, "updates of bare parameters"),
+        ({"alora_invocation_tokens": [1]}, "aLoRA"),
+        ({"use_qalora": True}, "QALoRA"),
+        *(
+            ({key: {"x": 1}}, f"{key}: expected null")
+            for key in ("use_bdlora", "arrow_config", "kasa_config", "velora_config", "monteclora_config")
+        ),
+        *(
+            ({"init_lora_weights": name}, f"init_lora_weights: .*found '{name}'.*path_initial_model")
+            for name in ("pissa", "pissa_niter_16", "olora", "corda", "OLoRA")
+        ),
+        *(
+            ({"init_lora_weights": name}, f"init_lora_weights: .*found '{name}'.*peft \\(merge_and_unload")
+            for name in ("loftq", "lora_ga", "new_one", 3)
+        ),
+        *(
+            ({"new_setting": value}, "'new_setting': expected a setting that llamita knows")
+            for value in (True, 2, 0.5, "x", [1], {"a": 1})
+        ),
     ],
 )
 def test_settings_are_refused(checkpoint: Path, tmp_path: Path, changes: dict[str, object], message: str) -> None:
@@ -153,6 +177,33 @@ def test_settings_are_refused(checkpoint: Path, tmp_path: Path, changes: dict[st
     change_settings(folder, **changes)
     with pytest.raises(CheckpointError, match=message):
         load_adapter(folder, load_config(checkpoint))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"init_lora_weights": value} for value in (True, False, None, "gaussian", "eva", "orthogonal", "mica")),
+        *({"new_setting": value} for value in (None, False, "", [], {})),
+        {"loftq_config": {"loftq_bits": 4}, "eva_config": {"rho": 2.0}, "corda_config": {"verbose": False}},
+        {"auto_mapping": {"unsloth_fixed": True}, "revision": "main", "layers_to_transform": [0, 1]},
+        {"lora_dtype": "bfloat16", "lorap_lr_ratio": 16.0, "lorap_emb_lr": 1e-6},
+    ],
+)
+def test_harmless_settings_change_nothing(checkpoint: Path, tmp_path: Path, changes: dict[str, object]) -> None:
+    model, folder = saved(checkpoint, tmp_path / "adapter", LoraConfig(rank=4))
+    change_settings(folder, **changes)
+    loaded = load_adapter(folder, load_config(checkpoint))
+    assert torch.equal(attach_updates(load_model(checkpoint), loaded.updates).eval()(IDS), model(IDS))
+
+
+def test_every_setting_of_peft_is_known(checkpoint: Path, tmp_path: Path) -> None:
+    """PEFT's defaults are accepted, and a new version's settings are seen here first."""
+    peft = pytest.importorskip("peft")
+    _, folder = saved(checkpoint, tmp_path / "adapter", LoraConfig(rank=4))
+    defaults = peft.LoraConfig(r=4, lora_alpha=8, task_type="CAUSAL_LM", target_modules=["q_proj"])
+    defaults.save_pretrained(tmp_path)
+    change_settings(folder, **json.loads((tmp_path / CONFIG).read_text()))
+    load_adapter(folder, load_config(checkpoint))
 
 
 def test_patterns_choose_a_layers_alpha(checkpoint: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,6 +31,18 @@ def learned_texts(checkpoint: Path, template: str | None = None) -> list[str]:
     with renderer(checkpoint, template=template) as render:
         example = render.render(THREE)
         return [text for text, learned in masked_spans(example, render.tokenizer) if learned]
+
+
+def test_unused_keys_are_counted(checkpoint: Path, tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    rows = [{"question": "Who?", "answer": "A llama.", "context": "x"}] * 2
+    rows.append({"question": "Who?", "answer": "A llama.", **{f"extra{i}" + "y" * 90: "x" for i in range(9)}})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with renderer(checkpoint) as render:
+        _, counts = render_examples(list(read_conversations(path)), render)
+    line = counts.describe()[-1]
+    assert line.startswith("keys not used: 'context' in 2 rows, 'extra0yyy") and line.endswith(" in 1 rows, 2 more")
+    assert len(line) < 500
 
 
 def test_our_own_tokenizer_gets_chatml(checkpoint: Path) -> None:
