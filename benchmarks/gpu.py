@@ -44,8 +44,8 @@ from llamita.config import ModelConfig, TrainConfig
 from llamita.finetune.dpo_loss import DpoLoss
 from llamita.finetune.lora import LoraConfig, add_lora
 from llamita.finetune.loss import ConversationLoss
-from llamita.model.attention import attend
 from llamita.model.llama import Llama
+from llamita.model.sdpa import attend
 from llamita.stories.generate import generate_stories
 from llamita.training import run as training_run
 from llamita.training.distillation import DistillationLoss

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from llamita.checkpoint import resolve_checkpoint
-from llamita.data.readers import read_documents
+from llamita.data.documents import read_documents
 from llamita.data.token_store import TokenStore
 from llamita.errors import LlamitaError, SourceError
 from llamita.tokenizer import Tokenizer, load_tokenizer

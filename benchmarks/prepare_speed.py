@@ -24,8 +24,8 @@ import numpy as np
 import sentencepiece
 
 from llamita.config import PrepareConfig
+from llamita.data.documents import read_documents
 from llamita.data.prepare import prepare
-from llamita.data.readers import read_documents
 from llamita.tokenizer import train_bpe
 
 PROCESSES, VOCAB_SIZE = 2, 4096

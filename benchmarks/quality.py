@@ -30,7 +30,7 @@ from backends import LlamaCpp, has_llama_cpp
 
 import llamita
 from llamita.convert.quantize import quantize_file
-from llamita.data.readers import read_documents
+from llamita.data.documents import read_documents
 from llamita.eval.scoring import EncodedTexts, score_documents
 from llamita.stories.generate import generate_stories
 

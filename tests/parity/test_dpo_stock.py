@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from llamita.checkpoint import load_config, load_model
-from llamita.data.records import Row
+from llamita.data.file_formats import Row
 from llamita.finetune.dpo_data import DpoBatches, Pair, Pairs, read_preference, render_pairs
 from llamita.finetune.dpo_evaluate import answer_log_probabilities, score_pairs
 from llamita.finetune.dpo_loss import DpoLoss

@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 import quality
 
-from llamita.data.readers import read_documents
+from llamita.data.documents import read_documents
 from llamita.stories.generate import generate_stories
 
 pytestmark = pytest.mark.compat

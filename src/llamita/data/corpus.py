@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from llamita.config import PrepareConfig
-from llamita.data.readers import (
+from llamita.data.documents import (
     SourceCounts,
     SourceList,
     check_unchanged,

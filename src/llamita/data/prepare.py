@@ -21,8 +21,8 @@ from llamita.config import PrepareConfig
 from llamita.data.corpus import Corpus
 from llamita.data.datatrove import adopt, find_token_files
 from llamita.data.document_encoder import Batch, DocumentEncoder
+from llamita.data.documents import SourceCounts
 from llamita.data.prepare_report import PrepareReport, SplitReport, read_report, report_entry
-from llamita.data.readers import SourceCounts
 from llamita.data.split_plan import (
     DEFAULT_VAL_FRACTION,
     TRAIN,

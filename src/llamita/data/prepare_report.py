@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from llamita.data.readers import SourceCounts
+from llamita.data.documents import SourceCounts
 from llamita.data.token_store import read_store_info
 
 

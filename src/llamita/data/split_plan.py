@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from llamita.config import PrepareConfig
 from llamita.data.corpus import Corpus
-from llamita.data.readers import SourceCounts
+from llamita.data.documents import SourceCounts
 from llamita.data.token_store import SplitName
 from llamita.errors import SourceError
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llamita.data.batches import ScoredDocuments
-from llamita.data.readers import read_documents
+from llamita.data.documents import read_documents
 from llamita.data.token_store import TokenStore
 from llamita.engine import Model
 from llamita.errors import SourceError, TokenizerError

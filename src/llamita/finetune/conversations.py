@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from llamita.data.records import Row, json_name, list_keys, read_files
+from llamita.data.file_formats import Row, json_name, list_keys, read_files
 from llamita.errors import SourceError
 
 Role = Literal["system", "user", "assistant"]

@@ -16,8 +16,8 @@ import numpy.typing as npt
 
 from llamita.config import FinetuneConfig
 from llamita.data.batches import ScoredDocuments
-from llamita.data.readers import read_documents
-from llamita.data.records import ROW_READERS, TEXT_SUFFIXES, find_suffix
+from llamita.data.documents import read_documents
+from llamita.data.file_formats import ROW_READERS, TEXT_SUFFIXES, find_suffix
 from llamita.data.token_store import TokenStore
 from llamita.errors import ChatError, ConfigError, SourceError, StoreError, TrainingError
 from llamita.eval.scoring import EncodedTexts

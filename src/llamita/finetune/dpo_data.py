@@ -28,7 +28,7 @@ import numpy.typing as npt
 
 from llamita.config import FinetuneConfig
 from llamita.data.batches import IGNORED, Piece, RowStream
-from llamita.data.records import Row, json_name, list_keys, read_files
+from llamita.data.file_formats import Row, json_name, list_keys, read_files
 from llamita.errors import ConfigError, SourceError, TrainingError
 from llamita.finetune.conversations import (
     Conversation,

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llamita.config import ModelConfig
-from llamita.model.attention import attend
 from llamita.model.kv_cache import KVCache
+from llamita.model.sdpa import attend
 
 
 class Linear(nn.Linear):

@@ -23,7 +23,7 @@ from llamita.config import RunConfig, TrainConfig
 from llamita.errors import TrainingError
 from llamita.run_directory import describe_run, finished_message, finished_summary, open_run, resumes_run
 from llamita.training.distributed import Ranks, compute_type, start_ranks
-from llamita.training.metrics import check_trackers
+from llamita.training.metrics_log import check_trackers
 from llamita.training.progress import TrainingDisplay
 from llamita.training.signals import StopSignal
 from llamita.training.task import Task

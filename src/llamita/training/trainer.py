@@ -39,7 +39,7 @@ from llamita.training.divergence import (
     learning_rate_factor,
 )
 from llamita.training.flops import peak_flops
-from llamita.training.metrics import MetricsLog
+from llamita.training.metrics_log import MetricsLog
 from llamita.training.optimizer import build_optimizer, optimizer_tensors, restore_optimizer
 from llamita.training.progress import TrainingDisplay
 from llamita.training.schedule import Schedule

@@ -169,7 +169,7 @@ def test_out_inside_its_source_is_refused(tmp_path: Path) -> None:
 
 
 def test_number_of_processes_changes_no_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llamita.data.readers._BLOCK_BYTES", 3000)
+    monkeypatch.setattr("llamita.data.documents._BLOCK_BYTES", 3000)
     monkeypatch.setattr(token_store.StoreWriter.__init__, "__kwdefaults__", {"shard_tokens": 5000})
     for workers in (1, 2):
         prepare(make(tmp_path, out=tmp_path / str(workers), num_workers=workers))

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from llamita.checkpoint import load_config
 from llamita.config import FinetuneConfig
-from llamita.data.records import Row
+from llamita.data.file_formats import Row
 from llamita.finetune.conversations import Conversation, Turn
 from llamita.finetune.dpo_data import (
     DpoBatch,

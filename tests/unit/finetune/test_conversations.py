@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llamita.data.records import Row
+from llamita.data.file_formats import Row
 from llamita.errors import SourceError
 from llamita.finetune.conversations import Conversation, Turn, read_conversations
 

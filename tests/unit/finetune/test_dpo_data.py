@@ -12,7 +12,7 @@ import pytest
 
 from llamita.checkpoint import load_config
 from llamita.data.batches import IGNORED
-from llamita.data.records import Row
+from llamita.data.file_formats import Row
 from llamita.errors import SourceError, TrainingError
 from llamita.finetune.dpo_data import (
     DpoBatches,

@@ -21,7 +21,6 @@ from llamita.config import FinetuneConfig, ModelConfig, TrainConfig  # noqa: E40
 from llamita.errors import TrainingError  # noqa: E402
 from llamita.finetune import run as finetune_run  # noqa: E402
 from llamita.finetune.loss import ConversationLoss  # noqa: E402
-from llamita.model import attention  # noqa: E402
 from llamita.model.kv_cache import KVCache  # noqa: E402
 from llamita.model.llama import Llama  # noqa: E402
 from llamita.training import compile as compilation  # noqa: E402

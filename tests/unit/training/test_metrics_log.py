@@ -12,7 +12,7 @@ import pytest
 
 from llamita.errors import ConfigError, TrainingError
 from llamita.run_directory import read_metrics, scalars
-from llamita.training.metrics import MetricsLog, check_trackers
+from llamita.training.metrics_log import MetricsLog, check_trackers
 
 TRAIN = {
     "kind": "train", "tokens": 100, "epoch": 0.5, "loss": 3.0, "bpb": 1.5, "learning_rate": 0.01, "gradient_norm": 0.7,

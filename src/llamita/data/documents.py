@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
-from llamita.data.records import (
+from llamita.data.file_formats import (
     SUFFIXES,
     TEXT_SUFFIXES,
     Row,

@@ -175,7 +175,7 @@ def _check_has_key(names: Collection[str], key: str, where: str) -> None:
 
 # ---- the formats
 
-TEXT_SUFFIXES = (".txt", ".md")  # text, which llamita.data.readers cuts into documents
+TEXT_SUFFIXES = (".txt", ".md")  # text, which llamita.data.documents cuts into documents
 ROW_READERS: dict[str, Callable[[Path, str | None], Iterator[Row]]] = {
     ".jsonl": _read_jsonl,
     ".json": _read_json,

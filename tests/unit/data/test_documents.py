@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from llamita import config
-from llamita.data import readers, utf8_files
-from llamita.data.readers import SourceCounts, SplitOn, list_sources, read_documents, read_texts
-from llamita.data.records import ROW_READERS, SUFFIXES, list_suffixes
+from llamita.data import documents, utf8_files
+from llamita.data.documents import SourceCounts, SplitOn, list_sources, read_documents, read_texts
+from llamita.data.file_formats import ROW_READERS, SUFFIXES, list_suffixes
 from llamita.errors import SourceError
 
 
@@ -71,7 +71,7 @@ def test_byte_order_mark_is_no_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize("block_bytes", [1, 40, 1 << 20])
 def test_lists_of_texts_are_the_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block_bytes: int) -> None:
     """In files of several formats, with empty documents."""
-    monkeypatch.setattr(readers, "_BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(documents, "_BLOCK_BYTES", block_bytes)
     write(tmp_path / "a.txt", "one<|endoftext|> <|endoftext|>狐 and\n two\u2003<|endoftext|>".encode())
     write(tmp_path / "b.jsonl", b'{"text": " three"}\n{"text": null}\n{"text": "four"}')
     for number in range(5):
