@@ -111,6 +111,7 @@ static void test_configuration(void) {
     REFUSED("key general.architecture is missing", draft_remove(&d, "general.architecture"));
     REFUSED("key general.architecture: expected string, found u32", draft_u32(&d, "general.architecture", 1));
     REFUSED("found one of 3 splits", draft_u32(&d, "split.count", 3));
+    REFUSED("found one of 3 splits", draft_u32(&d, "split.count", 3), draft_remove(&d, "general.architecture"));
     REFUSED("key llama.expert_count: expected 0, found 8; mixtures of experts are not supported",
             draft_u32(&d, "llama.expert_count", 8));
     REFUSED("key llama.attention.sliding_window: expected 0, found 4096; sliding windows are not supported",

@@ -59,17 +59,18 @@ static llamita_status check_supported(const gguf_file *file) {
         return reader_error(&file->from, "expected a model, found an adapter; open the model it was made for and "
                                          "apply it with --adapter");
     }
-    status = status ? status : gguf_string(file, "general.architecture", &architecture, NULL);
-    if (!status && !slice_is(architecture, "llama")) {
-        return reader_error(&file->from, "architecture: expected llama, found %.*s; this engine runs only Llama models",
-                            SHOWN(architecture));
-    }
+    /* Before the architecture, which only the first split names. */
     status = status ? status : gguf_integer(file, "split.count", 0, INT32_MAX, &number, &found);
     if (!status && number > 1) {
         return reader_error(&file->from,
                             "expected a whole model, found one of %" PRId64 " splits (split.count); merge them with "
                             "llama-gguf-split --merge",
                             number);
+    }
+    status = status ? status : gguf_string(file, "general.architecture", &architecture, NULL);
+    if (!status && !slice_is(architecture, "llama")) {
+        return reader_error(&file->from, "architecture: expected llama, found %.*s; this engine runs only Llama models",
+                            SHOWN(architecture));
     }
     status = status ? status : check_unsupported_keys(file);
     if (!status && file->num_tensors == 0) {

@@ -95,6 +95,7 @@ def config_from_gguf(file: GgufFile) -> tuple[ModelConfig, list[str]]:
     Raises FormatError for anything that is missing, malformed, or more than a plain Llama.
     """
     read, notes = _Keys(file), list[str]()
+    check_not_split(file, "cannot use")
     architecture = file.metadata.get("general.architecture")
     if architecture != "llama":
         raise FormatError(
@@ -133,6 +134,16 @@ def config_from_gguf(file: GgufFile) -> tuple[ModelConfig, list[str]]:
         return ModelConfig(**values), notes
     except ConfigError as error:
         raise FormatError(f"cannot use {file.path}: {error}") from error
+
+
+def check_not_split(file: GgufFile, what: str) -> None:
+    """Raise FormatError for one file of a split model; only the first names its architecture."""
+    count = file.metadata.get("split.count", 0)
+    if count not in (0, 1):
+        raise FormatError(
+            f"{what} {file.path}: it is one of {str(count)[:20]} parts (split.count); merge them first with "
+            "llama-gguf-split --merge"
+        )
 
 
 class _Keys:

@@ -143,6 +143,8 @@ BAD_MODELS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "another architecture": (
         {"general.architecture": "qwen3"}, {}, "expected llama, found qwen3; it would need another network",
     ),
+    "a split": ({"split.count": 3}, {}, "is one of 3 parts .* merge them first with llama-gguf-split"),
+    "a later split": ({"split.count": 3, "general.architecture": ...}, {}, "is one of 3 parts"),
     "no architecture": ({"general.architecture": ...}, {}, "expected llama, found None"),
     "experts": ({"llama.expert_count": 8}, {}, "llama.expert_count: 8 is not supported; it would need experts"),
     "no heads": ({"llama.attention.head_count": 0}, {}, "head_count: expected a positive whole number, found 0"),
