@@ -1,8 +1,8 @@
 /* gguf.c: parses and validates GGUF v2 and v3 files.
  *
  * Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. As in llama.cpp, the tensors
- * are stored in the order of their descriptions, separated by padding only, and the last one ends
- * the file.
+ * are stored in the order of their descriptions, separated by padding only. Bytes after the last
+ * are ignored.
  */
 #include "formats/gguf.h"
 
@@ -269,10 +269,9 @@ static llamita_status find_data(gguf_file *file, uint64_t *alignment, uint64_t *
     return LLAMITA_OK;
 }
 
-/* Sets the data of each tensor; checks that they are contiguous and end the file. Call before
- * sorting. */
+/* Sets the data of each tensor; checks that they are contiguous. Call before sorting. */
 static llamita_status place_tensors(gguf_file *file) {
-    uint64_t alignment = 0, data_start = 0, expected_offset = 0, end = file->from.position;
+    uint64_t alignment = 0, data_start = 0, expected_offset = 0;
     llamita_status status = find_data(file, &alignment, &data_start);
     for (size_t i = 0; !status && i < file->num_tensors; i++) {
         gguf_tensor *t = &file->tensors[i];
@@ -283,7 +282,7 @@ static llamita_status place_tensors(gguf_file *file) {
                                 SHOWN(t->name), expected_offset, t->offset);
         }
         uint64_t start = saturating_add(data_start, t->offset);
-        end = saturating_add(start, t->num_bytes);
+        const uint64_t end = saturating_add(start, t->num_bytes);
         if (end > file->file_bytes) {
             return reader_error(&file->from,
                                 "tensor %.*s: expected %" PRIu64 " bytes at byte %" PRIu64 ", found a "
@@ -292,12 +291,6 @@ static llamita_status place_tensors(gguf_file *file) {
         }
         t->data = file->from.bytes + start;
         expected_offset = saturating_add(t->offset, saturating_add(t->num_bytes, alignment - 1) & ~(alignment - 1));
-    }
-    if (!status && file->file_bytes - end >= alignment) {
-        return reader_error(&file->from,
-                            "expected the last tensor at the end of the file, found %" PRIu64 " more bytes; the file "
-                            "is damaged",
-                            file->file_bytes - end);
     }
     return status;
 }
@@ -385,6 +378,13 @@ static bool entry_integer(const gguf_entry *entry, int64_t *value) {
     }
 }
 
+static llamita_status check_range(const gguf_file *file, const char *key, int64_t low, int64_t high, int64_t number) {
+    if (number >= low && number <= high) return LLAMITA_OK;
+    return reader_error(&file->from,
+                        "key %s: expected %" PRId64 " to %" PRId64 ", found %" PRId64 "; the file is damaged", key, low,
+                        high, number);
+}
+
 llamita_status gguf_integer(const gguf_file *file, const char *key, int64_t low, int64_t high, int64_t *value,
                             bool *found) {
     llamita_status status;
@@ -392,12 +392,46 @@ llamita_status gguf_integer(const gguf_file *file, const char *key, int64_t low,
     int64_t number;
     if (!entry) return status;
     if (!entry_integer(entry, &number)) return type_error(file, key, "a whole number", entry);
-    if (number < low || number > high) {
-        return reader_error(&file->from,
-                            "key %s: expected %" PRId64 " to %" PRId64 ", found %" PRId64 "; the file is damaged", key,
-                            low, high, number);
+    status = check_range(file, key, low, high, number);
+    if (!status) *value = number;
+    return status;
+}
+
+llamita_status gguf_layer_integer(const gguf_file *file, const char *key, int64_t low, int64_t high, int64_t *value,
+                                  bool *found) {
+    const gguf_entry *entry = gguf_find(file, key);
+    if (!entry || entry->type != GGUF_ARRAY) return gguf_integer(file, key, low, high, value, found);
+    if (found) *found = true;
+    gguf_entry element = {.type = entry->element_type, .data = entry->data};
+    int64_t first = 0, number;
+    if (!entry->count)
+        return reader_error(&file->from, "key %s: expected a number per layer, found an empty array", key);
+    for (uint64_t i = 0; i < entry->count; i++) {
+        if (!entry_integer(&element, &number)) return type_error(file, key, "whole numbers", entry);
+        if (i == 0) first = number;
+        if (number != first) {
+            return reader_error(&file->from,
+                                "key %s: expected the same number for every layer, found %" PRId64 " and %" PRId64
+                                ", which is not supported",
+                                key, first, number);
+        }
+        element.data += TYPE_BYTES[element.type];
     }
-    *value = number;
+    llamita_status status = check_range(file, key, low, high, first);
+    if (!status) *value = first;
+    return status;
+}
+
+llamita_status gguf_number(const gguf_file *file, const char *key, double *value, bool *found) {
+    llamita_status status;
+    const gguf_entry *entry = lookup(file, key, found, &status);
+    int64_t number;
+    if (!entry) return status;
+    if (entry->type == GGUF_F32) *value = (double)read_f32(entry->data);
+    else if (entry->type == GGUF_F64) *value = read_f64(entry->data);
+    else if (entry->type == GGUF_BOOL) *value = entry->data[0];
+    else if (entry_integer(entry, &number)) *value = (double)number;
+    else return type_error(file, key, "a number", entry);
     return LLAMITA_OK;
 }
 

@@ -65,6 +65,11 @@ gguf_tensor *gguf_find_tensor(const gguf_file *file, const char *name);
  * left unchanged. */
 llamita_status gguf_integer(const gguf_file *file, const char *key, int64_t low, int64_t high, int64_t *value,
                             bool *found);
+/* A number, or an array with the same number for every layer. */
+llamita_status gguf_layer_integer(const gguf_file *file, const char *key, int64_t low, int64_t high, int64_t *value,
+                                  bool *found);
+/* A number of any type; a boolean counts as 0 or 1. */
+llamita_status gguf_number(const gguf_file *file, const char *key, double *value, bool *found);
 llamita_status gguf_real(const gguf_file *file, const char *key, double *value, bool *found);
 llamita_status gguf_bool(const gguf_file *file, const char *key, bool *value, bool *found);
 llamita_status gguf_string(const gguf_file *file, const char *key, byte_slice *value, bool *found);

@@ -15,6 +15,39 @@ enum { NAME_BYTES = 64, SHAPE_BYTES = 96 };
 
 /* ---------------------------------------------------------------- configuration */
 
+/* Keys that must be missing or have the value that changes nothing. The importer has the same list
+ * (src/llamita/formats/gguf_metadata.py). */
+static llamita_status check_unsupported_keys(const gguf_file *file) {
+    static const struct {
+        const char *key;
+        double neutral;
+        const char *feature;
+    } keys[] = {
+        {"llama.expert_count", 0, "mixtures of experts"},
+        {"llama.expert_used_count", 0, "mixtures of experts"},
+        {"llama.attention.clamp_kqv", 0, "clamped queries, keys and values"},
+        {"llama.attention.sliding_window", 0, "sliding windows"},
+        {"llama.attention.causal", 1, "models without a causal mask"},
+        {"llama.attention.scale", 0, "attention scales"},
+        {"llama.rope.scaling.attn_factor", 1, "attention factors"},
+        {"llama.use_parallel_residual", 0, "parallel residuals"},
+        {"llama.logit_scale", 1, "scaled logits"},
+        {"llama.residual_scale", 1, "scaled residuals"},
+        {"llama.embedding_scale", 1, "scaled embeddings"},
+    };
+    for (size_t i = 0; i < sizeof keys / sizeof keys[0]; i++) {
+        bool found;
+        double value = keys[i].neutral;
+        llamita_status status = gguf_number(file, keys[i].key, &value, &found);
+        if (status) return status;
+        if (value != keys[i].neutral) {
+            return reader_error(&file->from, "key %s: expected %g, found %g; %s are not supported", keys[i].key,
+                                keys[i].neutral, value, keys[i].feature);
+        }
+    }
+    return LLAMITA_OK;
+}
+
 /* Refuses files whose results would be wrong, by the name of the unsupported feature. */
 static llamita_status check_supported(const gguf_file *file) {
     byte_slice architecture = {0};
@@ -26,11 +59,7 @@ static llamita_status check_supported(const gguf_file *file) {
         return reader_error(&file->from, "expected a model, found an adapter; open the model it was made for and "
                                          "apply it with --adapter");
     }
-    status = status ? status : gguf_string(file, "general.architecture", &architecture, NULL);
-    if (!status && !slice_is(architecture, "llama")) {
-        return reader_error(&file->from, "architecture: expected llama, found %.*s; this engine runs only Llama models",
-                            SHOWN(architecture));
-    }
+    /* Before the architecture, which only the first split names. */
     status = status ? status : gguf_integer(file, "split.count", 0, INT32_MAX, &number, &found);
     if (!status && number > 1) {
         return reader_error(&file->from,
@@ -38,14 +67,12 @@ static llamita_status check_supported(const gguf_file *file) {
                             "llama-gguf-split --merge",
                             number);
     }
-    number = 0;
-    status = status ? status : gguf_integer(file, "llama.expert_count", 0, INT32_MAX, &number, &found);
-    if (!status && number > 0) {
-        return reader_error(&file->from,
-                            "llama.expert_count: expected none, found %" PRId64 "; mixtures of experts are not "
-                            "supported",
-                            number);
+    status = status ? status : gguf_string(file, "general.architecture", &architecture, NULL);
+    if (!status && !slice_is(architecture, "llama")) {
+        return reader_error(&file->from, "architecture: expected llama, found %.*s; this engine runs only Llama models",
+                            SHOWN(architecture));
     }
+    status = status ? status : check_unsupported_keys(file);
     if (!status && file->num_tensors == 0) {
         return reader_error(&file->from,
                             "expected a model, found a tokenizer without tensors; pass it as the tokenizer (-z) of "
@@ -97,22 +124,24 @@ static llamita_status read_sizes(const gguf_file *file, llamita_model_info *info
     const struct {
         const char *key;
         int32_t *value;
+        bool per_layer;
     } sizes[] = {
-        {"llama.context_length", &info->context_tokens},
-        {"llama.embedding_length", &info->hidden_size},
-        {"llama.block_count", &info->num_hidden_layers},
-        {"llama.feed_forward_length", &info->intermediate_size},
-        {"llama.attention.head_count", &info->num_attention_heads},
+        {"llama.context_length", &info->context_tokens, false},
+        {"llama.embedding_length", &info->hidden_size, false},
+        {"llama.block_count", &info->num_hidden_layers, false},
+        {"llama.feed_forward_length", &info->intermediate_size, true},
+        {"llama.attention.head_count", &info->num_attention_heads, true},
     };
     for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++) {
         int64_t value = 0;
-        llamita_status status = gguf_integer(file, sizes[i].key, 1, INT32_MAX, &value, NULL);
+        llamita_status status = sizes[i].per_layer ? gguf_layer_integer(file, sizes[i].key, 1, INT32_MAX, &value, NULL)
+                                                   : gguf_integer(file, sizes[i].key, 1, INT32_MAX, &value, NULL);
         if (status) return status;
         *sizes[i].value = (int32_t)value;
     }
     bool found;
     int64_t kv_heads = info->num_attention_heads;
-    llamita_status status = gguf_integer(file, "llama.attention.head_count_kv", 1, INT32_MAX, &kv_heads, &found);
+    llamita_status status = gguf_layer_integer(file, "llama.attention.head_count_kv", 1, INT32_MAX, &kv_heads, &found);
     info->num_key_value_heads = (int32_t)kv_heads;
     return status ? status : read_head_dim(file, info);
 }
@@ -137,23 +166,14 @@ static llamita_status read_numbers(const gguf_file *file, llamita_model_info *in
     return status;
 }
 
-/* The vocabulary size is the number of rows of the embedding; llama.vocab_size, if present, must
- * agree. */
+/* The vocabulary size is the number of rows of the embedding. As in llama.cpp, llama.vocab_size is
+ * not used. */
 static llamita_status read_vocab_size(const gguf_file *file, llamita_model_info *info) {
     const gguf_tensor *embedding = gguf_find_tensor(file, "token_embd.weight");
     if (!embedding)
         return reader_error(&file->from, "tensor token_embd.weight is missing; the file is damaged or not a Llama");
-    int64_t rows = embedding->shape[1] > INT32_MAX ? INT32_MAX : embedding->shape[1], stated = rows;
-    bool found;
-    llamita_status status = gguf_integer(file, "llama.vocab_size", 1, INT32_MAX, &stated, &found);
-    if (!status && stated != rows) {
-        return reader_error(&file->from,
-                            "key llama.vocab_size: expected the %" PRId64 " rows of token_embd.weight, found %" PRId64
-                            "; the file is damaged",
-                            rows, stated);
-    }
-    info->vocab_size = (int32_t)rows;
-    return status;
+    info->vocab_size = embedding->shape[1] > INT32_MAX ? INT32_MAX : (int32_t)embedding->shape[1];
+    return LLAMITA_OK;
 }
 
 /* The factor that divides positions. As in llama.cpp, a factor without a type means linear. */

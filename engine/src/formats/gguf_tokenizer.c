@@ -153,12 +153,15 @@ static llamita_status read_merges(const gguf_file *file, vocabulary *v) {
     return status;
 }
 
-/* The id of the key; without the key, fallback, or -1 if that is not in the vocabulary. */
+/* The id of the key, -1 if it says none. Without the key: fallback, or -1 if that is not in the
+ * vocabulary. */
 static llamita_status read_id(const gguf_file *file, const char *key, int32_t vocab_size, int32_t fallback,
                               int32_t *id) {
-    int64_t value = fallback < vocab_size ? fallback : -1;
+    int64_t value = fallback < vocab_size ? fallback : -1, stated = 0;
     bool found;
-    llamita_status status = gguf_integer(file, key, 0, vocab_size - 1, &value, &found);
+    llamita_status status = gguf_integer(file, key, INT64_MIN, INT64_MAX, &stated, &found);
+    if (!status && (stated == -1 || stated == UINT32_MAX)) value = -1; /* how older converters write "none" */
+    else if (!status) status = gguf_integer(file, key, 0, vocab_size - 1, &value, &found);
     *id = (int32_t)value;
     return status;
 }

@@ -65,4 +65,6 @@ def open_gguf(path: Path, options: ImportOptions) -> ModelSource:
     if quantized:
         notes.append(f"{', '.join(quantized)} dequantized: the precision that quantization lost is not restored")
     kind = f"GGUF version {file.version}"
-    return ModelSource(path, kind, config, dtype, tensor, tokenizer_path, tokenizer.save, tuple(notes))
+    # The engine opens a model with its tokenizer, which may be why another one was given.
+    types = frozenset(info.type for info in file.tensors.values()) if options.tokenizer is None else frozenset[str]()
+    return ModelSource(path, kind, config, dtype, tensor, tokenizer_path, tokenizer.save, tuple(notes), types)

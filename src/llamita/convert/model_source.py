@@ -38,7 +38,7 @@ class ModelSource:
     kind: for display, such as "llama2.c v1". dtype: of a tensor as stored (float32 if quantized).
     tensor: reads one into new memory, rows in Hugging Face's order. write_tokenizer: writes
     tokenizer.json and its companions into a folder. notes: decisions that the user should know, one
-    sentence each."""
+    sentence each. gguf_types: of the tensors, if it is a GGUF that the engine can open."""
 
     path: Path
     kind: str
@@ -48,6 +48,7 @@ class ModelSource:
     tokenizer_path: Path
     write_tokenizer: Callable[[Path], None]
     notes: tuple[str, ...] = ()
+    gguf_types: frozenset[str] = frozenset()
 
 
 def with_unpermuted_qk(tensor: Tensor, spec: TensorSpec, config: ModelConfig) -> Tensor:

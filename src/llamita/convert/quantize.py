@@ -13,6 +13,7 @@ from typing import Final
 from llamita.convert.quant_mix import QuantMix, assign_types, quant_mix, quant_mix_notes
 from llamita.errors import ConfigError, FormatError
 from llamita.formats.gguf import FILE_TYPES, QUANTIZATION_VERSION, GgufFile, TensorInfo, Value, read_gguf, write_gguf
+from llamita.formats.gguf_metadata import check_not_split
 from llamita.formats.tensor_types import TYPES, Bytes, Floats, TypeName, dequantize, quantize_chunks
 
 # Elements of a tensor in memory as float32 at a time, rounded to whole rows.
@@ -87,15 +88,10 @@ def quantize_file(
 
 def _check_kind(file: GgufFile) -> None:
     """Refuse anything but a plain Llama, for which it is known which tensors may be quantized."""
+    check_not_split(file, "cannot quantize")
     architecture = file.metadata.get("general.architecture")
     if architecture != "llama":
         raise FormatError(f"cannot quantize {file.path}: architecture: expected llama, found {architecture}")
-    parts = file.metadata.get("split.count", 0)
-    if parts not in (0, 1):
-        raise FormatError(
-            f"cannot quantize {file.path}: it is one of {parts} parts (split.count); merge them first with "
-            "llama-gguf-split --merge"
-        )
     if not file.tensors:
         raise FormatError(f"cannot quantize {file.path}: expected a model, found no tensors")
     for info in file.tensors.values():

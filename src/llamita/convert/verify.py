@@ -16,7 +16,7 @@ from llamita.checkpoint import load_config, open_tensors
 from llamita.config import ModelConfig
 from llamita.convert.model_source import ModelSource, with_unpermuted_qk
 from llamita.engine import Model
-from llamita.errors import FormatError
+from llamita.errors import EngineError, FormatError
 from llamita.formats.gguf import read_gguf
 from llamita.formats.llama2c import read_bin
 from llamita.formats.mmap_file import read_bytes
@@ -71,7 +71,8 @@ def is_small(config: ModelConfig) -> bool:
 
 
 def verify_import(source: ModelSource, folder: Path, entries: Sequence[TensorEntry], out: Path) -> Verification:
-    """Compare the checkpoint written to `folder` (later renamed `out`) with the source, read again.
+    """Compare the checkpoint written to `folder` (later renamed `out`) with the source, read again;
+    a GGUF also with the engine, which reads its metadata with code of its own.
 
     Raises FormatError above the bound of the type that weights were rounded to."""
     specs = {spec.huggingface: spec for spec in tensor_table(source.config)}
@@ -80,7 +81,20 @@ def verify_import(source: ModelSource, folder: Path, entries: Sequence[TensorEnt
     ids = fixed_ids(folder, source.config)
     written = torch_logits(_checkpoint_network(folder, source.config), ids)
     original = torch_logits(network(source.config, source.tensor), ids)
+    if source.gguf_types:
+        _compare_with_engine(source, ids, original, f"cannot write {out}")
     return compare(original, written, BOUNDS[kind], f"cannot write {out}", str(source.path))
+
+
+def _compare_with_engine(source: ModelSource, ids: Sequence[int], logits: NDArray[np.float32], what: str) -> None:
+    try:
+        with Model(source.path) as model:
+            ids = ids[: model.info.context_tokens]
+            engine = model.logits(ids, kv_type="f32")
+    except EngineError as error:
+        raise FormatError(f"{what}: {error} (--verify no skips this check)") from error
+    bound = max(_file_bounds(type)[0] for type in source.gguf_types)
+    compare(engine, logits[: len(ids)], bound, what, f"{source.path} in the engine")
 
 
 def verify_folder(checkpoint: Path, folder: Path, entries: Sequence[TensorEntry], out: Path) -> Verification:
@@ -103,13 +117,16 @@ def verify_file(checkpoint: Path, written: Path, config: ModelConfig, type: str,
     ids = fixed_ids(checkpoint, config)
     with Model(written) as model:
         engine = model.logits(ids, kv_type="f32")
-    if type in FILE_BOUNDS:
-        same, rounded = FILE_BOUNDS[type]
-    else:
-        same, rounded = QUANTIZED_BOUNDS if TYPES[type].bits > 6 else COARSE_BOUNDS
+    same, rounded = _file_bounds(type)
     what = f"cannot write {out}"
     compare(torch_logits(network(config, _reader(written, config)), ids), engine, same, what, "its own weights")
     return compare(torch_logits(_checkpoint_network(checkpoint, config), ids), engine, rounded, what, str(checkpoint))
+
+
+def _file_bounds(type: str) -> tuple[float, float]:
+    if type in FILE_BOUNDS:
+        return FILE_BOUNDS[type]
+    return QUANTIZED_BOUNDS if TYPES[type].bits > 6 else COARSE_BOUNDS
 
 
 def _reader(path: Path, config: ModelConfig) -> Callable[[TensorSpec], Tensor]:

@@ -14,19 +14,23 @@ from llamita.formats.tensor_table import GGUF_ROPE_FACTORS, MAX_LAYERS
 from llamita.formats.tensor_types import Floats
 from llamita.tokenizer.gguf import END_KEYS
 
-# Keys that must be absent or have this value; otherwise they ask for what a plain Llama lacks.
-_FIXED: Final[dict[str, tuple[Any, str]]] = {
+# Keys that must be missing or have the value that changes nothing. The engine has the same list
+# (engine/src/formats/gguf_model.c).
+_UNSUPPORTED: Final[dict[str, tuple[float, str]]] = {
     "llama.expert_count": (0, "experts"),
     "llama.expert_used_count": (0, "experts"),
-    "llama.attention.clamp_kqv": (0.0, "clamped queries, keys and values"),
+    "llama.attention.clamp_kqv": (0, "clamped queries, keys and values"),
     "llama.attention.sliding_window": (0, "attention in windows"),
-    "llama.rope.scaling.attn_factor": (1.0, "scaled attention"),
-    "llama.use_parallel_residual": (False, "parallel branches"),
-    "llama.logit_scale": (1.0, "scaled logits"),
-    "llama.residual_scale": (1.0, "scaled residuals"),
-    "llama.embedding_scale": (1.0, "scaled embeddings"),
-    "llama.attention.scale": (0.0, "scaled attention"),
+    "llama.attention.causal": (1, "attention without a causal mask"),
+    "llama.attention.scale": (0, "scaled attention"),
+    "llama.rope.scaling.attn_factor": (1, "scaled attention"),
+    "llama.use_parallel_residual": (0, "parallel branches"),
+    "llama.logit_scale": (1, "scaled logits"),
+    "llama.residual_scale": (1, "scaled residuals"),
+    "llama.embedding_scale": (1, "scaled embeddings"),
 }
+# These may be arrays with the same number for every layer.
+_PER_LAYER: Final = ("llama.attention.head_count", "llama.attention.head_count_kv", "llama.feed_forward_length")
 # Of llama3 scaling only the divisors are stored: the reader tries the settings that give them.
 _LOW_FREQ, _HIGH_FREQ = 1.0, 4.0
 _ORIGINAL_CONTEXTS: Final = (8192, *(2**k for k in range(5, 18) if k != 13))
@@ -91,6 +95,7 @@ def config_from_gguf(file: GgufFile) -> tuple[ModelConfig, list[str]]:
     Raises FormatError for anything that is missing, malformed, or more than a plain Llama.
     """
     read, notes = _Keys(file), list[str]()
+    check_not_split(file, "cannot use")
     architecture = file.metadata.get("general.architecture")
     if architecture != "llama":
         raise FormatError(
@@ -122,13 +127,23 @@ def config_from_gguf(file: GgufFile) -> tuple[ModelConfig, list[str]]:
     rows = embedding.shape[0]
     bos, ends = read.token("tokenizer.ggml.bos_token_id", rows), [read.token(key, rows) for key in END_KEYS]
     found = [i for i in dict.fromkeys(ends) if i is not None]
-    values |= {"bos_token_id": bos, "pad_token_id": read.token("tokenizer.ggml.padding_token_id", rows)}
+    values |= {"bos_token_id": bos, "pad_token_id": read.padding(rows)}
     values["eos_token_id"] = (found[0] if len(found) == 1 else tuple(found)) if found else None
     values["rope_scaling"] = _linear(read) or _llama3(file, values, notes)
     try:
         return ModelConfig(**values), notes
     except ConfigError as error:
         raise FormatError(f"cannot use {file.path}: {error}") from error
+
+
+def check_not_split(file: GgufFile, what: str) -> None:
+    """Raise FormatError for one file of a split model; only the first names its architecture."""
+    count = file.metadata.get("split.count", 0)
+    if count not in (0, 1):
+        raise FormatError(
+            f"{what} {file.path}: it is one of {str(count)[:20]} parts (split.count); merge them first with "
+            "llama-gguf-split --merge"
+        )
 
 
 class _Keys:
@@ -143,8 +158,8 @@ class _Keys:
 
     def whole(self, key: str, default: int | None = None) -> int:
         value = self.metadata.get(key, default)
-        if isinstance(value, np.ndarray) and value.size and value.dtype.kind in "iu" and (value == value[0]).all():
-            value = int(value[0])  # one per layer, all equal
+        if key in _PER_LAYER and isinstance(value, np.ndarray) and value.size and value.dtype.kind in "iu":
+            value = int(value[0]) if (value == value[0]).all() else None
         if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 2**31:
             raise self.wrong(key, "a positive whole number")
         return value
@@ -164,10 +179,16 @@ class _Keys:
             raise self.wrong(key, f"an id below {rows}")
         return value
 
+    def padding(self, rows: int) -> int | None:
+        """Runtimes never use it, so one out of range is none."""
+        value = self.metadata.get("tokenizer.ggml.padding_token_id")
+        return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < rows else None
+
     def refuse_more(self) -> None:
         """Refuse what a plain Llama lacks."""
-        for key, (allowed, what) in _FIXED.items():
-            if key in self.metadata and self.metadata[key] != allowed:
+        for key, (neutral, what) in _UNSUPPORTED.items():
+            value = self.metadata.get(key, neutral)
+            if not isinstance(value, (int, float)) or value != neutral:
                 raise FormatError(
                     f"cannot use {self.path}: {key}: {str(self.metadata[key])[:40]} is not supported; it would need "
                     f"{what}"
@@ -189,17 +210,20 @@ def _head_dim(read: _Keys, hidden: int, heads: int) -> int:
 
 
 def _linear(read: _Keys) -> dict[str, Any] | None:
-    kind = read.metadata.get("llama.rope.scaling.type", "none")
+    """The rule of llama.cpp and the engine: a missing type is linear, the older key counts where
+    the newer is missing, a factor of 0 is none."""
+    kind = read.metadata.get("llama.rope.scaling.type", "linear")
     if kind not in ("none", "linear"):
         raise FormatError(
             f"cannot use {read.path}: llama.rope.scaling.type: expected none or linear, found {str(kind)[:40]}; it "
             "would need that RoPE scaling in the network and the engine"
         )
-    key = "llama.rope.scaling.factor" if kind == "linear" else "llama.rope.scale_linear"
-    if kind == "none" and key not in read.metadata:
+    keys = ("llama.rope.scaling.factor", "llama.rope.scale_linear")
+    key = next((key for key in keys if key in read.metadata), None)
+    if key is None or (isinstance(read.metadata[key], float) and read.metadata[key] == 0.0):
         return None
     factor = read.real(key)
-    return None if factor == 1.0 else {"rope_type": "linear", "factor": factor}
+    return None if kind == "none" or factor == 1.0 else {"rope_type": "linear", "factor": factor}
 
 
 def _llama3(file: GgufFile, values: Mapping[str, Any], notes: list[str]) -> dict[str, Any] | None:

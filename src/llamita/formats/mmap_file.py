@@ -10,9 +10,12 @@ from numpy.typing import NDArray
 
 from llamita.errors import FormatError
 
+_LFS_POINTER = b"version https://git-lfs"
+
 
 def map_file(path: Path) -> mmap.mmap:
-    """Map a whole file. Raises FormatError if it is missing, unreadable, empty or not a file."""
+    """Map a whole file. Raises FormatError if it is missing, unreadable, empty or not a file, or a
+    Git LFS pointer in its place."""
     path = Path(path)
     try:
         if path.exists() and not path.is_file():
@@ -21,6 +24,8 @@ def map_file(path: Path) -> mmap.mmap:
         with path.open("rb") as file:
             if path.stat().st_size == 0:
                 raise FormatError(f"cannot read {path}: the file is empty")
+            if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
+                raise FormatError(f"cannot read {path}: found a Git LFS pointer; fetch the file with: git lfs pull")
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except OSError as error:
         raise FormatError(f"cannot read {path}: {error.strerror or error}") from error

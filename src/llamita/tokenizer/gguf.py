@@ -206,11 +206,16 @@ def tokenizer_metadata(tokenizer: Tokenizer, vocab_size: int, end_ids: Sequence[
 
 
 def _special_ids(tokenizer: Tokenizer, end_ids: Sequence[int]) -> dict[str, Any]:
-    if len(end_ids) > len(END_KEYS):
-        raise TokenizerError(
-            f"cannot export: {len(end_ids)} ids end a text ({', '.join(map(str, end_ids))}), GGUF has room for "
-            f"{len(END_KEYS)}; shorten eos_token_id in config.json and generation_config.json"
-        )
+    if len(end_ids) > len(END_KEYS):  # runtimes find some without a key, by their names
+        eos_id, *others = end_ids
+        others.sort(key=tokenizer.ends_by_name)
+        need = [eos_id, *(i for i in others if not tokenizer.ends_by_name(i))]
+        if len(need) > len(END_KEYS):
+            raise TokenizerError(
+                f"cannot export: {len(need)} ids that end a text need a key ({', '.join(map(str, need))}), GGUF has "
+                f"{len(END_KEYS)}; shorten eos_token_id in config.json and generation_config.json"
+            )
+        end_ids = [eos_id, *others][: len(END_KEYS)]
     ids: dict[str, Any] = {}
     if tokenizer.bos_id is not None:
         ids["tokenizer.ggml.bos_token_id"] = tokenizer.bos_id

@@ -45,6 +45,10 @@ def load_tokenizer(path: Path) -> Tokenizer:
     data = _read(path)
     if not data:
         raise TokenizerError(f"cannot read tokenizer {path}: the file is empty")
+    if data.startswith(b"version https://git-lfs"):
+        raise TokenizerError(
+            f"cannot read tokenizer {path}: found a Git LFS pointer; fetch the file with: git lfs pull"
+        )
     if path.suffix == ".json" or data[:1] == b"{":
         return _from_json(data, path)
     if is_tiktoken(data):

@@ -78,9 +78,13 @@ class Tokenizer:
         self.bos_id = self._checked("BOS", bos_id)
         self.eos_id = self._checked("EOS", eos_id)
         self._check_pieces()
-        named = [i for i, piece in enumerate(self._pieces) if self._types[i] == CONTROL and piece in _END_TOKENS]
+        named = [i for i in range(self.vocab_size) if self.ends_by_name(i)]
         ends = [*([] if eos_id is None else [eos_id]), *end_ids, *named]
         self.end_ids: tuple[int, ...] = tuple(dict.fromkeys(i for i in ends if 0 <= i < self.vocab_size))
+
+    def ends_by_name(self, id: int) -> bool:
+        """Whether GGUF runtimes know by its name that this token ends a text."""
+        return id < self.vocab_size and self._types[id] == CONTROL and self._pieces[id] in _END_TOKENS
 
     # ---- text and ids
 

@@ -16,6 +16,7 @@ torch = pytest.importorskip("torch")
 from llamita.checkpoint import load_config, load_tensors, save_checkpoint  # noqa: E402
 from llamita.convert.export import export  # noqa: E402
 from llamita.convert.import_model import import_model  # noqa: E402
+from llamita.engine import Model  # noqa: E402
 from llamita.errors import CheckpointError, ConfigError, FormatError, OutputError, TokenizerError  # noqa: E402
 from llamita.formats.gguf import read_gguf  # noqa: E402
 from llamita.formats.llama2c import read_bin  # noqa: E402
@@ -374,8 +375,23 @@ def test_config_that_bin_cannot_express(make_checkpoint: MakeCheckpoint, tmp_pat
 
 
 def test_too_many_end_ids(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
-    checkpoint = make_checkpoint(tmp_path / "model", eos_token_id=(0, 2, 7, 9))
-    refuse(checkpoint, tmp_path / "model.gguf", TokenizerError, r"4 ids end a text \(0, 2, 7, 9\), GGUF has room for 3")
+    checkpoint = make_checkpoint(tmp_path / "model", eos_token_id=(0, 2, 7, 9, 11))
+    said = r"4 ids that end a text need a key \(0, 7, 9, 11\), GGUF has 3; shorten eos_token_id"
+    refuse(checkpoint, tmp_path / "model.gguf", TokenizerError, said)
+
+
+def test_end_ids_known_by_name_need_no_key(make_checkpoint: MakeCheckpoint, engine_build: Path, tmp_path: Path) -> None:
+    """As of a Llama 3.1 fine-tuned with ChatML: more ends than GGUF has keys."""
+    checkpoint = make_checkpoint(tmp_path / "model", eos_token_id=(0, 7))
+    path = checkpoint / "tokenizer.json"
+    path.write_text(path.read_text().replace("<|im_start|>", "<|eot_id|>"))
+    ends = load_tokenizer(checkpoint).end_ids
+    assert set(ends) == {0, 1, 2, 7}
+    export(checkpoint, tmp_path / "model.gguf", "f32", verify=True)
+    metadata = read_gguf(tmp_path / "model.gguf").metadata
+    assert metadata["tokenizer.ggml.eos_token_id"] == 0 and metadata["tokenizer.ggml.eot_token_id"] == 7
+    with Model(tmp_path / "model.gguf") as model:
+        assert {i for i in range(model.info.vocab_size) if model.token_ends(i)} == set(ends)
 
 
 def test_checkpoint_without_tokenizer(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:

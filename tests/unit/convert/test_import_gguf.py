@@ -16,7 +16,9 @@ torch = pytest.importorskip("torch")
 from llamita.checkpoint import load_config, load_tensors  # noqa: E402
 from llamita.convert.export import export  # noqa: E402
 from llamita.convert.import_model import import_model  # noqa: E402
+from llamita.engine import Model  # noqa: E402
 from llamita.errors import FormatError, LlamitaError, TokenizerError  # noqa: E402
+from llamita.formats import gguf_metadata  # noqa: E402
 from llamita.formats.gguf import GgufFile, read_gguf, write_gguf  # noqa: E402
 from llamita.tokenizer import load_tokenizer  # noqa: E402
 from llamita.tokenizer.chat_templates import CHAT_TEMPLATES  # noqa: E402
@@ -141,6 +143,8 @@ BAD_MODELS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "another architecture": (
         {"general.architecture": "qwen3"}, {}, "expected llama, found qwen3; it would need another network",
     ),
+    "a split": ({"split.count": 3}, {}, "is one of 3 parts .* merge them first with llama-gguf-split"),
+    "a later split": ({"split.count": 3, "general.architecture": ...}, {}, "is one of 3 parts"),
     "no architecture": ({"general.architecture": ...}, {}, "expected llama, found None"),
     "experts": ({"llama.expert_count": 8}, {}, "llama.expert_count: 8 is not supported; it would need experts"),
     "no heads": ({"llama.attention.head_count": 0}, {}, "head_count: expected a positive whole number, found 0"),
@@ -158,7 +162,20 @@ BAD_MODELS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "part of a head": ({"llama.rope.dimension_count": 8}, {}, "dimension_count: expected 16, .* found 8; it"),
     "values of another size": ({"llama.attention.value_length": 8}, {}, "value_length: expected 16"),
     "yarn": ({"llama.rope.scaling.type": "yarn"}, {}, "expected none or linear, found yarn"),
-    "linear without a factor": ({"llama.rope.scaling.type": "linear"}, {}, "scaling.factor: expected a posi"),
+    "a negative factor": ({"llama.rope.scaling.factor": -2.0}, {}, "scaling.factor: expected a posi"),
+    "a factor of each layer": (
+        {"llama.rope.scaling.factor": np.zeros(2, np.float32)}, {}, "scaling.factor: expected a positive number",
+    ),
+    "windows": ({"llama.attention.sliding_window": 4096}, {}, "llama.attention.sliding_window: 4096 is not supported"),
+    "windows of each layer": (
+        {"llama.attention.sliding_window": np.array([0, 64], np.int32)}, {}, "attention.sliding_window: .* would need",
+    ),
+    "no mask": ({"llama.attention.causal": False}, {}, "llama.attention.causal: False is not supported"),
+    "scaled attention": ({"llama.attention.scale": 0.5}, {}, "llama.attention.scale: 0.5 is not supported"),
+    "scaled logits": ({"llama.logit_scale": 0.5}, {}, "llama.logit_scale: 0.5 is not supported"),
+    "a context of each layer": (
+        {"llama.context_length": np.array([64, 64], np.int32)}, {}, "context_length: expected a positive whole",
+    ),
     "another width": (
         {"llama.embedding_length": 128, "llama.attention.head_count": 8}, {}, r"token_embd\.weight: expected shape",
     ),
@@ -195,6 +212,58 @@ def test_harmless_variants(original: dict[str, GgufFile], tmp_path: Path) -> Non
     )  # fmt: skip
     config = import_model(variant, tmp_path / "out").config
     assert (config.num_key_value_heads, config.rope_theta, config.rope_scaling) == (2, 10000.0, None)
+
+
+def test_engine_and_importer_read_what_llama_cpp_reads(
+    original: dict[str, GgufFile], engine_build: Path, tmp_path: Path
+) -> None:
+    variant = rewrite(
+        original["gpt2"], tmp_path / "variant.gguf",
+        {
+            "llama.attention.head_count_kv": np.array([2, 2], np.int32), "llama.vocab_size": 1000,
+            "llama.attention.causal": True, "llama.attention.scale": 0.0, "llama.logit_scale": 1.0,
+            "llama.attention.sliding_window": 0, "tokenizer.ggml.eos_token_id": 2**32 - 1,
+            "tokenizer.ggml.padding_token_id": 5000,
+        },
+    )  # fmt: skip
+    with open(variant, "ab") as file:
+        file.write(b"x" * 1000)
+    report = import_model(variant, tmp_path / "out", verify=True)
+    assert report.config.pad_token_id is None and report.config.vocab_size == 320
+    with Model(variant) as model:
+        assert (model.info.eos_id, load_tokenizer(tmp_path / "out").eos_id) == (-1, None)
+
+
+LINEAR4 = {"rope_type": "linear", "factor": 4.0}
+TYPE, FACTOR, OLD_FACTOR = "llama.rope.scaling.type", "llama.rope.scaling.factor", "llama.rope.scale_linear"
+
+
+@pytest.mark.parametrize(
+    ("keys", "scaling"),
+    [
+        ({FACTOR: 4.0}, LINEAR4), ({OLD_FACTOR: 4.0}, LINEAR4), ({TYPE: "linear", OLD_FACTOR: 4.0}, LINEAR4),
+        ({TYPE: "linear", FACTOR: 4.0, OLD_FACTOR: 2.0}, LINEAR4), ({TYPE: "linear"}, None), ({TYPE: "none"}, None),
+        ({TYPE: "none", OLD_FACTOR: 4.0}, None), ({TYPE: "none", FACTOR: 4.0}, None), ({FACTOR: 1.0}, None),
+        ({TYPE: "linear", FACTOR: 0.0}, None), ({FACTOR: 0.0, OLD_FACTOR: 4.0}, None),
+    ],
+)  # fmt: skip
+def test_rope_scaling_follows_llama_cpp(
+    original: dict[str, GgufFile], engine_build: Path, tmp_path: Path, keys: dict[str, Any],
+    scaling: dict[str, Any] | None,
+) -> None:  # fmt: skip
+    """The verification compares with the engine, so both read the same."""
+    variant = rewrite(original["gpt2"], tmp_path / "variant.gguf", keys)
+    assert import_model(variant, tmp_path / "out", verify=True).config.rope_scaling == scaling
+
+
+def test_misread_scaling_is_caught(
+    original: dict[str, GgufFile], engine_build: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    variant = rewrite(original["gpt2"], tmp_path / "variant.gguf", {FACTOR: 4.0})
+    monkeypatch.setattr(gguf_metadata, "_linear", lambda read: None)
+    with pytest.raises(FormatError, match=r"its logits differ from those of .*variant\.gguf in the engine"):
+        import_model(variant, tmp_path / "out", verify=True)
+    assert not (tmp_path / "out").exists()
 
 
 BAD_TOKENIZERS: dict[str, tuple[str, dict[str, Any], str]] = {

@@ -162,6 +162,7 @@ def test_types_that_are_only_read_are_sources(tmp_path: Path) -> None:
     [
         ({"general.architecture": "qwen3"}, "architecture: expected llama, found qwen3"),
         ({"split.count": 3}, "one of 3 parts"),
+        ({"split.count": 3, "general.architecture": "none, as in a later part"}, "one of 3 parts"),
     ],
 )
 def test_incomplete_llamas_are_refused(

@@ -133,6 +133,10 @@ def file(
 U32_ONE = struct.pack("<I", 1)
 BAD: dict[str, tuple[bytes, str]] = {
     "empty": (b"", "the file is empty"),
+    "Git LFS": (
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n",
+        "found a Git LFS pointer; fetch",
+    ),
     "no magic": (file(magic=b"GGML"), "magic: expected GGUF"),
     "version 0": (file(version=0), "version: expected 2 or 3, found 0"),
     "version 1": (file(version=1), "version: expected 2 or 3, found 1"),

@@ -142,6 +142,10 @@ def with_size(index: int, value: int) -> bytes:
 
 BAD: dict[str, tuple[bytes, str]] = {
     "empty": (b"", "the file is empty"),
+    "Git LFS": (
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n",
+        "found a Git LFS pointer; fetch",
+    ),
     "dim 0": (with_size(0, 0), "dim: expected a positive number, found 0"),
     "dim negative": (with_size(0, -8), "dim: expected a positive number, found -8"),
     "dim absurd": (with_size(0, 2**31 - 8), r"expected \d{10,} bytes, found"),

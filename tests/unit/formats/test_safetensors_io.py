@@ -163,6 +163,10 @@ def test_header_of_a_file_of_the_library(tmp_path: Path, refuses_every_prefix: C
 
 BAD: dict[str, tuple[bytes, str]] = {
     "empty": (b"", "the file is empty"),
+    "Git LFS": (
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n",
+        "found a Git LFS pointer; fetch",
+    ),
     "seven bytes": (b"\0" * 7, "expected a .safetensors header"),
     "length 2^64-1": (file({}, length=2**64 - 1), "header: expected 18446744073709551615 bytes"),
     "no JSON": (file(b"{"), "header: expected JSON"),

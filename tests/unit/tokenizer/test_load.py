@@ -176,3 +176,10 @@ def test_a_ggufs_sentencepiece_vocabulary_is_the_models(shared_data: Path, rando
     assert (found.bos_id, found.eos_id, found.unknown_id) == (1, 2, 0)
     texts = random_texts[:3000]
     assert found.encode_batch(texts) == expected.encode_batch(texts)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer.model"])
+def test_git_lfs_pointers(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")
+    with pytest.raises(TokenizerError, match="found a Git LFS pointer; fetch the file with: git lfs pull"):
+        load_tokenizer(tmp_path)
