@@ -199,8 +199,8 @@ def companions(tmp_path: Path, *, decoder: bool) -> Path:
             for name, i in listed.items()
         }
     else:
-        special = {"bos_token": "<s>", "eos_token": {"content": "<|im_end|>"}}
-        special["additional_special_tokens"] = ["<|im_start|>"]  # type: ignore[assignment]
+        special: dict[str, Any] = {"bos_token": "<s>", "eos_token": {"content": "<|im_end|>"}}
+        special["additional_special_tokens"] = ["<|im_start|>"]
         (folder / "special_tokens_map.json").write_text(json.dumps(special))
     (folder / "added_tokens.json").write_text(json.dumps(names))
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
@@ -231,7 +231,7 @@ def test_transformers_reads_the_same_from_these_files(tmp_path: Path, decoder: b
     theirs, ours = AutoTokenizer.from_pretrained(folder), load_tokenizer(folder)
     assert (theirs.bos_token_id, theirs.eos_token_id) == (ours.bos_id, ours.eos_id)
     messages = [{"role": "user", "content": "Lily had <tool>balls"}, {"role": "assistant", "content": "Oh, Ben!"}]
-    text = theirs.apply_chat_template(messages, tokenize=False)
+    text = str(theirs.apply_chat_template(messages, tokenize=False))
     # No space after an added token: transformers' Metaspace then adds none, SentencePiece does.
     for each in (text, "a<tool>b", "Once <tool>upon", "<s>Once</s>\nupon<|im_end|><|im_start|>a"):
         assert ours.encode(each, parse_special=True) == theirs.encode(each, add_special_tokens=False), each
