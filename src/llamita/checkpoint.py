@@ -44,10 +44,11 @@ from llamita.formats.safetensors_io import (
 )
 from llamita.json_file import read_json_object
 from llamita.model.llama import Llama
+from llamita.tokenizer.load import load_tokenizer, needs_model_config
 
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "tokenizer.bin", "special_tokens_map.json",
-    "chat_template.jinja",
+    "added_tokens.json", "chat_template.jinja",
 )  # fmt: skip
 ADAPTER_CONFIG = "adapter_config.json"  # marks a folder as an adapter
 STEP_NAME = re.compile(r"step-(\d{8})")
@@ -123,10 +124,15 @@ def stream_checkpoint(
 
 
 def copy_tokenizer(source: Path, directory: Path) -> None:
-    """Copy the tokenizer's files from one folder to another."""
+    """Copy the tokenizer's files from one folder to another.
+
+    BOS and EOS that only config.json names are written to tokenizer_config.json: an adapter's
+    folder has no config.json."""
     for name in TOKENIZER_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, directory / name)
+    if needs_model_config(source):
+        load_tokenizer(source).save(directory)
 
 
 def resolve_checkpoint(path: Path, *, prefer: str = "best") -> Path:

@@ -30,7 +30,7 @@ from llamita.checkpoint import (
 )
 from llamita.config import ModelConfig
 from llamita.convert.quant_mix import QuantMix, assign_types, quant_mix, quant_mix_notes
-from llamita.convert.verify import Verification, is_small, verify_file, verify_folder
+from llamita.convert.verify import Verification, is_small, text_notes, verify_file, verify_folder
 from llamita.errors import ConfigError, EngineError
 from llamita.formats.gguf import write_gguf
 from llamita.formats.gguf_metadata import model_metadata, rope_factors
@@ -111,8 +111,9 @@ def export(
     type: of the matrices of a .gguf, one of QUANT_MIXES; None: q8_0. version: of a .bin; None: 0.
     dtype: of the weights of a folder, one of DTYPES; None: the checkpoint's. shard_bytes: largest
     file of a folder; None: one file. verify: compare the logits of the result with the
-    checkpoint's; None: if the model is small and the engine is available. One tensor is in memory
-    at a time. The same checkpoint under the same name gives the same bytes. Raises CheckpointError,
+    checkpoint's; None: if the model is small and the engine is available. Unless it is False, the
+    engine's ids of a sample of text are compared too; a difference is a note. One tensor is in
+    memory at a time. The same checkpoint under the same name gives the same bytes. Raises CheckpointError,
     FormatError, TokenizerError, ConfigError (a setting that does not apply to `out`), OutputError.
     """
     out = Path(out)
@@ -204,6 +205,7 @@ def _export_gguf(job: _Job, mix: QuantMix, name: str) -> ExportReport:
         num_bytes = write_gguf(temporary, metadata, infos, encoded())
         seconds = time.perf_counter() - start
         verification, notes = _verified(job, temporary, _coarsest(types.values()))
+        notes = (*text_notes(tokenizer, temporary, run=job.verify is not False), *notes)
     worst = max(errors, key=lambda name: errors[name])
     exact = errors[worst] == 0.0
     weight_bytes = sum(TYPES[types[spec.gguf]].num_bytes(math.prod(spec.shape)) for spec in table)
@@ -271,6 +273,8 @@ def _export_bin(job: _Job, version: int) -> ExportReport:
         verification, verify_notes = _verified(job, temporary, "F32" if version < 2 else "Q8_0")
     if vocabulary:
         atomic_write_bytes(tokenizer_path, vocabulary)
+        found = text_notes(tokenizer, job.out, tokenizer_path, run=job.verify is not False)
+        verify_notes = (*found, *verify_notes)
     table = tensor_table(config)
     norms = sum(spec.kind == "norm" for spec in table)
     notes = _tokenizer_notes(tokenizer)

@@ -35,7 +35,7 @@ _ROWS: Final = 4096  # compared at a time
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _HUB_FILES: Final = (
     "config.json", "generation_config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json",
-    "special_tokens_map.json", "chat_template.jinja",
+    "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
 )  # fmt: skip
 _HUB_WEIGHTS: Final = (("model*.safetensors", INDEX), ("pytorch_model*.bin", PICKLE_INDEX))
 

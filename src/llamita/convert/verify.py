@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -24,7 +25,8 @@ from llamita.formats.safetensors_io import TensorEntry
 from llamita.formats.tensor_table import TensorSpec, tensor_table
 from llamita.formats.tensor_types import TYPES
 from llamita.model.llama import Llama
-from llamita.tokenizer import load_tokenizer
+from llamita.tokenizer import Tokenizer, load_tokenizer
+from llamita.tokenizer.sentencepiece import CONTROL, USER_DEFINED
 
 SMALL_PARAMETERS = 200_000_000  # up to this size, a comparison takes seconds and less than 2 GB
 NUM_TOKENS = 48
@@ -32,6 +34,14 @@ TEXT = (
     "Once upon a time, in 1987, a naïve llama (her name was Lía) asked: “Where does the river go?” "
     "床前明月光 🦙\n\n    def river(): return 42\n"
 )
+
+TEXTS = (
+    TEXT,
+    "  two  spaces\tand\ttabs  \r\n\r\n",
+    "I'LL say: WE'VE 1234567 ΑΒΓ ﬁ Å e\u0301 Ａ １ ½ don't\n\n\n",
+    "return x[i]+=0x1F;//...---===  /* 你好，世界 */ 👩‍👩‍👧",
+)
+_NUM_ADDED = 32  # added tokens of each kind in the sample
 
 # Allowed difference of logits, √(Σ difference² / Σ logit²), by the type that weights were rounded
 # to. Rows of q and k in the wrong order give 1.2 with random weights and 0.3 with trained ones
@@ -121,6 +131,39 @@ def verify_file(checkpoint: Path, written: Path, config: ModelConfig, type: str,
     what = f"cannot write {out}"
     compare(torch_logits(network(config, _reader(written, config)), ids), engine, same, what, "its own weights")
     return compare(torch_logits(_checkpoint_network(checkpoint, config), ids), engine, rounded, what, str(checkpoint))
+
+
+def text_notes(
+    tokenizer: Tokenizer, written: Path, tokenizer_file: Path | None = None, *, run: bool = True
+) -> tuple[str, ...]:
+    """How the engine's ids with an exported file differ from the checkpoint's; nothing if equal.
+
+    tokenizer_file: of a .bin, which has no control tokens to compare. run: encode a sample, unless
+    a difference is known without. A note and not an error: the
+    file is right for other texts, and another runtime may do what the engine cannot."""
+    reasons = [] if tokenizer_file is not None else [tokenizer.control_token_obstacle]
+    found = [reason for reason in (tokenizer.engine_obstacle, *reasons) if reason is not None]
+    notes = [f"the engine encodes some texts differently from the checkpoint: {reason}" for reason in found]
+    if notes or not run:
+        return tuple(notes)
+    pieces = list(zip(tokenizer.pieces(), tokenizer.types(), strict=True))
+    added = [piece for piece, kind in pieces if kind == USER_DEFINED][:_NUM_ADDED]
+    sample = [*TEXTS, *(f"a{piece}b {piece} c" for piece in added)]
+    control = [piece for piece, kind in pieces if kind == CONTROL][:_NUM_ADDED] if tokenizer_file is None else []
+    if tokenizer.remove_extra_whitespaces:  # export has a note about it
+        sample, control = [re.sub(" {2,}", " ", text.strip(" ")) for text in sample], []
+    try:
+        with Model(written, tokenizer=tokenizer_file) as model:
+            other = next((text for text in sample if model.encode(text) != tokenizer.encode(text)), None)
+            if other is not None:
+                notes.append(f"the engine encodes {other[:40]!r} differently from the checkpoint")
+            for text in (f"{piece}user\nHi {piece}\nI" for piece in control):
+                if model.encode(text, special=True) != tokenizer.encode(text, parse_special=True):
+                    notes.append(f"the engine encodes control tokens differently from the checkpoint: {text[:60]!r}")
+                    break
+    except EngineError as error:
+        return (f"the ids of texts were not compared with the checkpoint's: {error}",)
+    return tuple(notes)
 
 
 def _file_bounds(type: str) -> tuple[float, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from llamita.tokenizer.tiktoken import (
 )
 from llamita.tokenizer.tokenizer import Origin, Tokenizer
 
-# Names of BOS and EOS, tried in order, for a tokenizer.json without tokenizer_config.json.
+# Names of BOS and EOS, tried in order, for a tokenizer.json whose folder does not name them.
 _BOS_NAMES = ("<s>", "<|begin_of_text|>", "<|endoftext|>")
 _EOS_NAMES = ("</s>", "<|end_of_text|>", "<|endoftext|>", "<|im_end|>")
 
@@ -53,10 +53,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
         return _from_json(data, path)
     if is_tiktoken(data):
         return load_tiktoken(path)
-    origin = _origin(path, data)
-    with backend_errors(path):
-        backend = tokenizers.Tokenizer.from_str(json.dumps(tokenizer_json(origin.table, str(path))))
-    return Tokenizer(backend, bos_id=origin.table.bos_id, eos_id=origin.table.eos_id, origin=origin, where=str(path))
+    return _from_pieces(_origin(path, data), path)
 
 
 def is_tiktoken_file(path: Path) -> bool:
@@ -117,27 +114,101 @@ def _from_json(data: bytes, path: Path) -> Tokenizer:
         backend = tokenizers.Tokenizer.from_str(text)
     folder = path.parent
     config = _settings(folder / "tokenizer_config.json")
-    ids = {"bos": _token_id(backend, config, "bos_token", path), "eos": _token_id(backend, config, "eos_token", path)}
-    if not config:
-        special = {token.content: i for i, token in backend.get_added_tokens_decoder().items() if token.special}
-        ids["bos"] = next((special[name] for name in _BOS_NAMES if name in special), None)
-        ids["eos"] = next((special[name] for name in _EOS_NAMES if name in special), None)
+    special = {token.content: i for i, token in backend.get_added_tokens_decoder().items() if token.special}
+    ids: dict[str, int | None] = {}
+    for key, usual in (("bos_token", _BOS_NAMES), ("eos_token", _EOS_NAMES)):
+        by_name = None if config else next((special[name] for name in usual if name in special), None)
+        ids[key] = _token_id(backend, folder, key, path, _config_id(folder, key, special.values(), by_name))
     origin = None
     for name in ("tokenizer.model", "tokenizer.bin"):
         if origin is None and path.name == "tokenizer.json" and (folder / name).is_file():
             companion = _read(folder / name)
             origin = None if is_tiktoken(companion) else _origin(folder / name, companion)
-    more_ends = _settings(folder / "generation_config.json").get("eos_token_id", [])
-    ends = [more_ends] if isinstance(more_ends, int) else more_ends
     return Tokenizer(
         backend,
-        bos_id=ids["bos"],
-        eos_id=ids["eos"],
-        end_ids=[i for i in ends if isinstance(i, int)] if isinstance(ends, list) else [],
+        bos_id=ids["bos_token"],
+        eos_id=ids["eos_token"],
+        end_ids=_ids(_settings(folder / "generation_config.json").get("eos_token_id")),
         chat_template=_chat_template(folder, config),
         origin=origin,
         where=str(path),
     )
+
+
+def _from_pieces(origin: Origin, path: Path) -> Tokenizer:
+    """A SentencePiece model or tokenizer.bin. Of a tokenizer.model, the JSON files of its folder are
+    used as transformers uses them: added tokens, BOS and EOS, chat template."""
+    table = origin.table
+    sections = tokenizer_json(table, str(path))
+    folder = path.parent if path.name == "tokenizer.model" else None
+    added = {} if folder is None else _added_tokens(folder, path)
+    known = {token["id"] for token in sections["added_tokens"]}
+    sections["added_tokens"] += [added[i] for i in sorted(added) if i not in known]
+    with backend_errors(path):
+        backend = tokenizers.Tokenizer.from_str(json.dumps(sections))
+    for i, token in added.items():
+        if backend.token_to_id(token["content"]) != i:
+            raise TokenizerError(
+                f"cannot use tokenizer {path}: the files beside it add {token['content']!r} as id {i}, but it has "
+                f"{len(table.pieces):,} pieces, and added tokens must follow them without a gap"
+            )
+    if folder is None:
+        return Tokenizer(backend, bos_id=table.bos_id, eos_id=table.eos_id, origin=origin, where=str(path))
+    return Tokenizer(
+        backend,
+        bos_id=_token_id(backend, folder, "bos_token", path, table.bos_id),
+        eos_id=_token_id(backend, folder, "eos_token", path, table.eos_id),
+        end_ids=_ids(_settings(folder / "generation_config.json").get("eos_token_id")),
+        chat_template=_chat_template(folder, _settings(folder / "tokenizer_config.json")),
+        origin=origin,
+        where=str(path),
+    )
+
+
+_FLAGS = ("lstrip", "rstrip", "single_word", "special")
+
+
+def _added_tokens(folder: Path, path: Path) -> dict[int, dict[str, Any]]:
+    """The added tokens of a folder by id, as in tokenizer.json: tokenizer_config.json's
+    added_tokens_decoder, else added_tokens.json, where those that special_tokens_map.json or
+    tokenizer_config.json name are special.
+
+    Never normalized: here the space before a text comes from the normalizer, in transformers from
+    the pre-tokenizer, which does not see added tokens."""
+    config = _settings(folder / "tokenizer_config.json")
+    tokens: dict[int, dict[str, Any]] = {}
+    decoder = config.get("added_tokens_decoder")
+    if decoder is None:
+        named = _special_tokens(config | _settings(folder / "special_tokens_map.json"))
+        for content, i in _settings(folder / "added_tokens.json").items():
+            if type(i) is not int or i < 0:
+                raise TokenizerError(
+                    f"cannot read {folder / 'added_tokens.json'}: {content!r}: expected an id, found {i!r}"
+                )
+            flags = dict.fromkeys(_FLAGS, False) | {"special": content in named}
+            tokens[i] = {"id": i, "content": content, "normalized": False, **flags}
+        return tokens
+    for key, token in decoder.items() if isinstance(decoder, dict) else [("", decoder)]:
+        if not (key.isdecimal() and isinstance(token, dict) and isinstance(token.get("content"), str)):
+            raise TokenizerError(
+                f"cannot use tokenizer {path}: tokenizer_config.json: added_tokens_decoder: expected an id with its "
+                f"content, found {key[:40]!r}: {str(token)[:40]}"
+            )
+        flags = {flag: token.get(flag) is True for flag in _FLAGS}
+        tokens[int(key)] = {"id": int(key), "content": token["content"], "normalized": False, **flags}
+    return tokens
+
+
+def _special_tokens(settings: dict[str, Any]) -> set[str]:
+    """The contents of all tokens that *_token and *_special_tokens name."""
+    named: list[Any] = []
+    for key, value in settings.items():
+        if key.endswith("_token"):
+            named.append(value)
+        elif key.endswith("_special_tokens") and isinstance(value, list):
+            named += value
+    contents = (token.get("content") if isinstance(token, dict) else token for token in named)
+    return {token for token in contents if isinstance(token, str)}
 
 
 def _read(path: Path) -> bytes:
@@ -152,20 +223,55 @@ def _settings(path: Path) -> dict[str, Any]:
     return read_json_object(path, TokenizerError) if path.is_file() else {}
 
 
-def _token_id(backend: tokenizers.Tokenizer, config: dict[str, Any], key: str, path: Path) -> int | None:
-    """The id of a token in tokenizer_config.json: a string, or an object with its content."""
-    token = config.get(key)
-    if isinstance(token, dict):
-        token = token.get("content")
+def _ids(value: object) -> list[int]:
+    """The ids of a setting that is one id, a list of ids, or missing."""
+    return [i for i in (value if isinstance(value, list) else [value]) if type(i) is int]
+
+
+def _token_id(backend: tokenizers.Tokenizer, folder: Path, key: str, path: Path, default: int | None) -> int | None:
+    """The id of the bos_token or eos_token that the folder's files name; default: if none does."""
+    is_set, token, file = _named_token(folder, key)
+    if not is_set:
+        return default
     if token is None:
         return None
     token_id: int | None = backend.token_to_id(token) if isinstance(token, str) else None
     if token_id is None:
         raise TokenizerError(
-            f"cannot use tokenizer {path}: tokenizer_config.json sets {key} to {token!r}, which is "
-            "not in the vocabulary"
+            f"cannot use tokenizer {path}: {file} sets {key} to {token!r}, which is not in the vocabulary"
         )
     return token_id
+
+
+def _named_token(folder: Path, key: str) -> tuple[bool, Any, str]:
+    """(whether a file names the token or says that there is none, the token, the file).
+
+    As in transformers, special_tokens_map.json counts more than a tokenizer_config.json without
+    added_tokens_decoder, and less than one with it."""
+    names = ["tokenizer_config.json", "special_tokens_map.json"]
+    files = {name: _settings(folder / name) for name in names}
+    if "added_tokens_decoder" not in files[names[0]]:
+        names.reverse()
+    for name in names:
+        token = files[name].get(key)
+        if token is not None:
+            return True, token.get("content") if isinstance(token, dict) else token, name
+    return key in files["tokenizer_config.json"], None, ""
+
+
+def needs_model_config(folder: Path) -> bool:
+    """Whether BOS or EOS of the folder's tokenizer.json are named by the model's config.json alone."""
+    if not ((folder / "tokenizer.json").is_file() and (folder / "config.json").is_file()):
+        return False
+    config = _settings(folder / "config.json")
+    keys = ("bos_token", "eos_token")
+    return any(not _named_token(folder, key)[0] and _ids(config.get(f"{key}_id")) for key in keys)
+
+
+def _config_id(folder: Path, key: str, special: Iterable[int], default: int | None) -> int | None:
+    """The first bos_token_id or eos_token_id of config.json that is a special token."""
+    ids = _ids(_settings(folder / "config.json").get(f"{key}_id"))
+    return next((i for i in ids if i in set(special)), default)
 
 
 def _chat_template(folder: Path, config: dict[str, Any]) -> str | None:

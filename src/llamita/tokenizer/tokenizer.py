@@ -237,9 +237,21 @@ class Tokenizer:
         if any(self._model.get(key) for key in ("continuing_subword_prefix", "end_of_word_suffix")):
             return "its pieces have prefixes or suffixes"
         for token in self._sections["added_tokens"]:
-            if not token["special"] and (token["lstrip"] or token["rstrip"] or token["single_word"]):
+            if not token["special"] and _has_conditions(token):
                 return f"its token {token['content']!r} strips the spaces around it, or matches only single words"
         return None
+
+    @property
+    def control_token_obstacle(self) -> str | None:
+        """Why the engine encodes chats differently, in one line; None if it does not. In documents,
+        control tokens are text."""
+        named = [
+            token["content"] for token in self._sections["added_tokens"] if token["special"] and _has_conditions(token)
+        ]
+        if not named:
+            return None
+        more = f" and {len(named) - 1} more" if len(named) > 1 else ""
+        return f"its control token {named[0]!r}{more} strips the spaces around it, or matches only single words"
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -383,6 +395,11 @@ class Tokenizer:
         if self.kind == "llama":
             return piece.replace(SPACE, " ").encode("utf-8")
         return bytes(BYTE_OF_SYMBOL[symbol] for symbol in piece if symbol in BYTE_OF_SYMBOL)
+
+
+def _has_conditions(added_token: dict[str, Any]) -> bool:
+    """Whether what surrounds an added token matters: the engine has no such tokens."""
+    return bool(added_token["lstrip"] or added_token["rstrip"] or added_token["single_word"])
 
 
 def _steps(section: dict[str, Any] | None, key: str) -> list[dict[str, Any]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from llamita.convert.export import export  # noqa: E402
 from llamita.convert.import_model import import_model  # noqa: E402
 from llamita.convert.verify import compare  # noqa: E402
 from llamita.errors import FormatError  # noqa: E402
+from llamita.tokenizer.llama2c import tokenizer_bin  # noqa: E402
 
 MakeCheckpoint = Callable[..., Path]
 
@@ -89,3 +92,64 @@ def test_small_models_are_verified_by_default_and_large_ones_not(
     monkeypatch.setattr(verify, "SMALL_PARAMETERS", 1000)
     assert import_model(checkpoint, tmp_path / "c").verification is None
     assert import_model(checkpoint, tmp_path / "d", verify=True).verification is not None
+
+
+# ---------------------------------------------------------------- ids of texts
+
+
+def edit_tokenizer(checkpoint: Path, edit: Callable[[dict[str, Any]], object]) -> None:
+    path = checkpoint / "tokenizer.json"
+    sections = json.loads(path.read_text(encoding="utf-8"))
+    edit(sections)
+    path.write_text(json.dumps(sections), encoding="utf-8")
+
+
+def strip_after(special: bool) -> Callable[[dict[str, Any]], object]:
+    return lambda sections: sections["added_tokens"][1].update(rstrip=True, special=special)
+
+
+def first_only(sections: dict[str, Any]) -> None:
+    """A space before the whole text alone, as transformers does for `"legacy": false`."""
+    sections["normalizer"] = None
+    sections["pre_tokenizer"] = {
+        "type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "first", "split": False,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "edit", "note"),
+    [
+        ("gpt2", lambda sections: sections.update(normalizer={"type": "NFC"}), r"it normalizes text \(NFC\)"),
+        ("gpt2", lambda sections: sections.update(normalizer={"type": "Lowercase"}), "it normalizes text"),
+        ("gpt2", lambda sections: sections["model"].update(ignore_merges=True), "whole words that are tokens"),
+        ("gpt2", strip_after(special=False), "its token '<|im_start|>' strips the spaces"),
+        ("gpt2", strip_after(special=True), "its control token '<|im_start|>' strips the spaces"),
+        ("llama", strip_after(special=True), "its control token '<s>' strips the spaces"),
+        ("llama", first_only, "the engine encodes control tokens differently"),
+    ],
+)
+def test_texts_that_the_engine_encodes_differently_have_a_note(
+    make_checkpoint: MakeCheckpoint, engine_build: Path, tmp_path: Path, kind: str, edit: Any, note: str
+) -> None:
+    checkpoint = make_checkpoint(tmp_path / "model", kind)
+    assert export(checkpoint, tmp_path / "before.gguf").notes == ()
+    edit_tokenizer(checkpoint, edit)
+    assert any(re.search(note, found) for found in export(checkpoint, tmp_path / "after.gguf").notes)
+    if edit is not first_only:  # known without running the file
+        assert any(re.search(note, found) for found in export(checkpoint, tmp_path / "b.gguf", verify=False).notes)
+
+
+def test_texts_of_a_bin_are_compared(
+    make_checkpoint: MakeCheckpoint, engine_build: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = make_checkpoint(tmp_path / "model", "llama")
+    assert export(checkpoint, tmp_path / "out" / "model.bin").notes == ()
+
+    def wrong(tokenizer: Any, vocab_size: int) -> bytes:
+        """The scores of the pieces in reverse."""
+        monkeypatch.setattr(tokenizer, "scores", lambda: [-score for score in type(tokenizer).scores(tokenizer)])
+        return tokenizer_bin(tokenizer, vocab_size)
+
+    monkeypatch.setattr(export_module, "tokenizer_bin", wrong)
+    (note,) = export(checkpoint, tmp_path / "out" / "model.bin").notes
+    assert "the engine encodes 'Once upon a time" in note

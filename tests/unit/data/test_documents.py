@@ -162,7 +162,7 @@ def test_json_array(tmp_path: Path) -> None:
 
 
 def test_help_names_every_format() -> None:
-    """A new format in records.py must be added to the help of `prepare` too."""
+    """A new format in file_formats.py must be added to the help of `prepare` too."""
     source = Path(config.__file__).read_text(encoding="utf-8")
     assert list_suffixes(SUFFIXES) in " ".join(source.split())
     for suffix in ROW_READERS:

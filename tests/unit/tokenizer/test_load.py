@@ -107,6 +107,76 @@ def test_tokenizer_json_alone_is_searched_for_the_usual_names(folder: Path) -> N
     assert (tokenizer.bos_id, tokenizer.eos_id) == (0, 0)
 
 
+def write(path: Path, content: Sections) -> None:
+    path.write_text(json.dumps(content))
+
+
+BARE: Sections = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 2048}
+MAP: Sections = {"bos_token": "<|im_start|>", "eos_token": {"content": "<|im_end|>", "lstrip": False}}
+DECODER: Sections = {
+    str(i): {"content": name, "lstrip": False, "rstrip": False, "single_word": False, "normalized": False,
+             "special": True}
+    for i, name in enumerate(("<|endoftext|>", "<|im_start|>", "<|im_end|>"))
+}  # fmt: skip
+NAMED: Sections = {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"}
+# tokenizer_config.json, special_tokens_map.json, config.json, BOS and EOS
+NAMES: list[tuple[Sections | None, Sections | None, Sections | None, tuple[int | None, int | None]]] = [
+    (BARE, MAP, None, (1, 2)),
+    (None, MAP, None, (1, 2)),
+    (BARE | NAMED, MAP, None, (1, 2)),
+    (BARE | NAMED | {"added_tokens_decoder": DECODER}, MAP, None, (0, 0)),
+    (BARE | {"bos_token": None, "eos_token": "<|im_end|>"}, None, {"bos_token_id": 1, "eos_token_id": 0}, (None, 2)),
+    (BARE, MAP, {"bos_token_id": 0, "eos_token_id": 0}, (1, 2)),
+    (BARE, None, None, (None, None)),
+]
+
+
+@pytest.mark.parametrize(("settings", "special_map", "config", "expected"), NAMES)
+def test_files_that_name_bos_and_eos(
+    folder: Path, settings: Sections | None, special_map: Sections | None, config: Sections | None,
+    expected: tuple[int | None, int | None],
+) -> None:  # fmt: skip
+    (folder / "tokenizer_config.json").unlink()
+    names = ("tokenizer_config.json", "special_tokens_map.json", "config.json")
+    for name, content in zip(names, (settings, special_map, config), strict=True):
+        if content is not None:
+            write(folder / name, content)
+    tokenizer = load_tokenizer(folder)
+    assert (tokenizer.bos_id, tokenizer.eos_id) == expected
+
+
+@pytest.mark.compat
+@pytest.mark.parametrize(("settings", "special_map", "config", "expected"), NAMES)
+def test_transformers_finds_the_same_bos_and_eos(
+    folder: Path, settings: Sections | None, special_map: Sections | None, config: Sections | None,
+    expected: tuple[int | None, int | None],
+) -> None:  # fmt: skip
+    from transformers import PreTrainedTokenizerFast
+
+    (folder / "tokenizer_config.json").unlink()
+    for name, content in (("tokenizer_config.json", settings), ("special_tokens_map.json", special_map)):
+        if content is not None:
+            write(folder / name, content)
+    theirs = PreTrainedTokenizerFast.from_pretrained(folder)
+    assert (theirs.bos_token_id, theirs.eos_token_id) == expected
+
+
+def test_bos_and_eos_of_config_json(folder: Path, tmp_path: Path) -> None:
+    """The last resort, if they are special tokens; a copy without config.json keeps them."""
+    pytest.importorskip("torch")
+    from llamita.checkpoint import copy_tokenizer
+
+    write(folder / "tokenizer_config.json", BARE)
+    write(folder / "config.json", {"bos_token_id": 1, "eos_token_id": [200, 2]})
+    tokenizer = load_tokenizer(folder)
+    assert (tokenizer.bos_id, tokenizer.eos_id) == (1, 2)
+    (tmp_path / "copy").mkdir()
+    copy_tokenizer(folder, tmp_path / "copy")
+    assert load_tokenizer(tmp_path / "copy").fingerprint == tokenizer.fingerprint
+    write(folder / "config.json", {"bos_token_id": 300, "eos_token_id": None})
+    assert load_tokenizer(folder).bos_id is None
+
+
 def remove_byte(sections: Sections) -> None:
     del sections["model"]["vocab"]["!"]
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import json
 import random
 import struct
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sentencepiece
@@ -172,3 +174,87 @@ def test_damaged_llama2c_files(tmp_path: Path, data: bytes, message: str) -> Non
     path.write_bytes(data)
     with pytest.raises(TokenizerError, match=message):
         load_tokenizer(path)
+
+
+# ---------------------------------------------------------------- JSON files beside a tokenizer.model
+
+CHATML = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+
+
+def companions(tmp_path: Path, *, decoder: bool) -> Path:
+    """A tokenizer.model with ChatML's tokens added, as fine-tunes of Llama 2 were published."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    train(tmp_path).rename(folder / "tokenizer.model")
+    count = load_tokenizer(folder).vocab_size
+    names = {"<|im_start|>": count, "<|im_end|>": count + 1, "<tool>": count + 2}
+    settings: dict[str, Any] = {
+        "tokenizer_class": "LlamaTokenizer", "legacy": True, "chat_template": CHATML, "eos_token": "<|im_end|>",
+    }  # fmt: skip
+    if decoder:
+        flags = {"lstrip": False, "rstrip": False, "single_word": False}
+        listed = {"<unk>": 0, "<s>": 1, "</s>": 2, **names}
+        settings["added_tokens_decoder"] = {
+            str(i): {"content": name, "special": name != "<tool>", "normalized": name == "<tool>", **flags}
+            for name, i in listed.items()
+        }
+    else:
+        special: dict[str, Any] = {"bos_token": "<s>", "eos_token": {"content": "<|im_end|>"}}
+        special["additional_special_tokens"] = ["<|im_start|>"]
+        (folder / "special_tokens_map.json").write_text(json.dumps(special))
+    (folder / "added_tokens.json").write_text(json.dumps(names))
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+@pytest.mark.parametrize("decoder", [True, False])
+def test_the_json_files_beside_a_model_are_used(tmp_path: Path, decoder: bool) -> None:
+    folder = companions(tmp_path, decoder=decoder)
+    tokenizer = load_tokenizer(folder)
+    assert tokenizer.pieces()[-3:] == ["<|im_start|>", "<|im_end|>", "<tool>"]
+    assert tokenizer.types()[-3:] == [3, 3, 4]
+    assert (tokenizer.bos_id, tokenizer.eos_id) == (1, tokenizer.vocab_size - 2)
+    assert tokenizer.chat_template == CHATML
+    assert tokenizer.encode("<|im_start|>user", parse_special=True)[0] == tokenizer.vocab_size - 3
+    tokenizer.save(tmp_path / "saved")
+    again = load_tokenizer(tmp_path / "saved")
+    assert again.fingerprint == tokenizer.fingerprint and again.chat_template == CHATML
+
+
+@pytest.mark.compat
+@pytest.mark.parametrize("decoder", [True, False])
+def test_transformers_reads_the_same_from_these_files(tmp_path: Path, decoder: bool) -> None:
+    pytest.importorskip("google.protobuf")
+    from transformers import AutoTokenizer
+
+    folder = companions(tmp_path, decoder=decoder)
+    theirs, ours = AutoTokenizer.from_pretrained(folder), load_tokenizer(folder)
+    assert (theirs.bos_token_id, theirs.eos_token_id) == (ours.bos_id, ours.eos_id)
+    messages = [{"role": "user", "content": "Lily had <tool>balls"}, {"role": "assistant", "content": "Oh, Ben!"}]
+    text = str(theirs.apply_chat_template(messages, tokenize=False))
+    # No space after an added token: transformers' Metaspace then adds none, SentencePiece does.
+    for each in (text, "a<tool>b", "Once <tool>upon", "<s>Once</s>\nupon<|im_end|><|im_start|>a"):
+        assert ours.encode(each, parse_special=True) == theirs.encode(each, add_special_tokens=False), each
+
+
+@pytest.mark.parametrize(
+    ("added", "message"),
+    [
+        ({"<a>": 9999}, "must follow them without a gap"),
+        ({"<a>": 5}, "must follow them without a gap"),
+        ({"<a>": "5"}, "expected an id, found '5'"),
+    ],
+)
+def test_impossible_added_tokens(tmp_path: Path, added: dict[str, Any], message: str) -> None:
+    train(tmp_path).rename(tmp_path / "tokenizer.model")
+    (tmp_path / "added_tokens.json").write_text(json.dumps(added))
+    with pytest.raises(TokenizerError, match=message):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("decoder", [[], {"x": {"content": "a"}}, {"400": "a"}, {"400": {"content": 1}}])
+def test_damaged_added_tokens_decoder(tmp_path: Path, decoder: object) -> None:
+    train(tmp_path).rename(tmp_path / "tokenizer.model")
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": decoder}))
+    with pytest.raises(TokenizerError, match="added_tokens_decoder: expected"):
+        load_tokenizer(tmp_path)

@@ -21,6 +21,7 @@ from llamita.config import FinetuneConfig, ModelConfig, TrainConfig  # noqa: E40
 from llamita.errors import TrainingError  # noqa: E402
 from llamita.finetune import run as finetune_run  # noqa: E402
 from llamita.finetune.loss import ConversationLoss  # noqa: E402
+from llamita.model import sdpa  # noqa: E402
 from llamita.model.kv_cache import KVCache  # noqa: E402
 from llamita.model.llama import Llama  # noqa: E402
 from llamita.training import compile as compilation  # noqa: E402
@@ -142,7 +143,7 @@ def test_attention_always_has_a_fused_kernel(
     with FakeTensorMode():
         query, key = (torch.empty(2, heads, 16, 64, device="cuda", dtype=dtype) for heads in (9, 3))
         mask = torch.ones(16, 16, dtype=torch.bool, device="cuda") if has_mask else None
-        attention.attend(query, key, key, mask)
+        sdpa.attend(query, key, key, mask)
     assert calls[0]["kv_heads"] == kv_heads and calls[0]["enable_gqa"] == (kv_heads == 3)
     assert calls[0]["is_causal"] is not has_mask
 
@@ -155,13 +156,13 @@ def test_new_lengths_do_not_use_cudnn(calls: list[dict[str, Any]], monkeypatch: 
         chosen.append(kernels)
         return contextlib.nullcontext()
 
-    monkeypatch.setattr(attention, "sdpa_kernel", note)
+    monkeypatch.setattr(sdpa, "sdpa_kernel", note)
     with FakeTensorMode():
         query = torch.empty(2, 3, 16, 64, device="cuda", dtype=torch.bfloat16)
-        attention.attend(query, query, query)
+        sdpa.attend(query, query, query)
         assert not chosen
         with torch.no_grad():
-            attention.attend(query, query, query)
+            sdpa.attend(query, query, query)
     assert SDPBackend.CUDNN_ATTENTION not in chosen[0] and SDPBackend.FLASH_ATTENTION in chosen[0]
 
 
