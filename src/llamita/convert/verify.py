@@ -151,7 +151,8 @@ def text_notes(
     sample = [*TEXTS, *(f"a{piece}b {piece} c" for piece in added)]
     control = [piece for piece, kind in pieces if kind == CONTROL][:_NUM_ADDED] if tokenizer_file is None else []
     if tokenizer.remove_extra_whitespaces:  # export has a note about it
-        sample, control = [re.sub(" {2,}", " ", text.strip(" ")) for text in sample], []
+        sample = [re.sub(" {2,}", " ", text.strip(" ")) for text in TEXTS] + [f"a{piece}b" for piece in added]
+        control = []
     try:
         with Model(written, tokenizer=tokenizer_file) as model:
             other = next((text for text in sample if model.encode(text) != tokenizer.encode(text)), None)
