@@ -1,5 +1,6 @@
 /* tensor_type.c: dequantizes rows of every tensor type. Each block layout is documented at its
- * decoder.
+ * decoder. The table of types is in tensor_type.h, the quantizers are in quantize_rows.h and
+ * quantize_super.h, the packing is in panel.c.
  *
  * "half" is a 16-bit float. 4-bit codes are packed in groups of bytes: a group holds its low
  * nibbles first, then its high ones. 2-bit codes likewise: a group of 32 bytes holds bits 0-1 of

@@ -126,7 +126,15 @@ static const float *penalize(llamita_sampler *s, const float *logits) {
 
 /* A block is ROWS rows of LANES. Sums and maxima run down the columns, so compilers can vectorize
  * them. The AVX2 clones give the same bits: CMakeLists.txt forbids fusing and reordering of
- * floating-point operations. */
+ * floating-point operations. ThreadSanitizer crashes on clones: their resolver runs before it
+ * starts. */
+#if defined(__SANITIZE_THREAD__)
+#define SAMPLER_PORTABLE
+#elif defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+#define SAMPLER_PORTABLE
+#endif
+#endif
 #if defined(__x86_64__) && defined(__GLIBC__) && !defined(SAMPLER_PORTABLE)
 #define VECTOR __attribute__((target_clones("avx2", "default")))
 #else

@@ -4,7 +4,7 @@
  * rules, with the settings of transformers (trim_blocks and lstrip_blocks), and written in a
  * canonical spelling: {{ 'a' + x['b'] | trim }} and a{{ x.b.strip() }} give the same. The result
  * must equal one of the spellings below exactly; else the template is unknown. A format is never
- * guessed.
+ * guessed. The same templates are in src/llamita/tokenizer/chat_templates.py.
  */
 #include "tokenizer/chat_template.h"
 

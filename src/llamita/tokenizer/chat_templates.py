@@ -2,7 +2,8 @@
 
 The variables are transformers': messages (role, content), bos_token, eos_token,
 add_generation_prompt, and the function raise_exception. The templates are our own, written from
-descriptions of the formats; tests compare their output with the published ones.
+descriptions of the formats; tests compare their output with the published ones. The engine
+recognizes them by their text: engine/src/tokenizer/chat_template.c.
 """
 
 from __future__ import annotations

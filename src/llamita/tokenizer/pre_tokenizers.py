@@ -18,7 +18,8 @@ _GPT2_HF = _GPT2 + r"|\s+"
 
 LLAMA_BPE_NAME = "llama-bpe"
 
-# Names in GGUF files (tokenizer.ggml.pre) → our name. The engine has the same list.
+# Names in GGUF files (tokenizer.ggml.pre) → our name. engine/src/formats/gguf_tokenizer.c has
+# the same list; engine/src/tokenizer/pre_tokenizer.c splits by hand-written rules.
 SPLIT_NAMES = {
     "qwen2": "qwen2", "llama-bpe": "llama-bpe", "llama3": "llama-bpe", "llama-v3": "llama-bpe", "gpt-2": "gpt-2",
     "smollm": "smollm",

@@ -1,5 +1,7 @@
 """Writes metrics.jsonl, and sends its lines to tensorboard, wandb or trackio.
 
+The trainer makes the lines: `Trainer._log` and `Trainer._evaluate`. The report draws every number.
+
 A metric is named by kind and key of its line: train/loss, train/bpb, train/lr, train/grad_norm,
 train/tok_s, train/mfu, val/loss, val/bpb. The x axis is the step; tokens and seconds are logged
 too. A failing tracker never stops training.
