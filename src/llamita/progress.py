@@ -12,10 +12,8 @@ A stage counts in its own units: bytes, tokens, texts. `done` never decreases wi
 Work that can be stopped is stopped by an exception from the callback, which passes through. A
 function takes `progress: Progress = no_progress`; it does not test for None.
 
-Still to move here: convert.export, convert.import_model, convert.quantize and finetune.merge_lora
-call progress(done, total); data.datatrove calls progress(done); Task.prepare calls advance(share);
-Task.evaluate and eval.bits_per_byte call advance(share), where False stops them. Callbacks named
-`say` print lines and are not progress.
+Still to move here: Task.prepare calls advance(share); Task.evaluate and eval.bits_per_byte call
+advance(share), where False stops them. Callbacks named `say` print lines and are not progress.
 """
 
 
