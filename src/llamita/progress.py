@@ -1,4 +1,4 @@
-"""The callback that long work reports its progress with."""
+"""The callback that long work reports its progress with, and is cancelled with."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from typing import TypeAlias
 Progress: TypeAlias = Callable[[str, int, int], None]
 """progress(stage, done, total): what is being done, and how many of how many units are done.
 
-A stage counts in its own units: bytes, tokens, texts. `done` never decreases within a stage.
-Work that can be stopped is stopped by an exception from the callback, which passes through. A
-function takes `progress: Progress = no_progress`; it does not test for None.
-
-Still to move here: convert.export, convert.import_model, convert.quantize and finetune.merge_lora
-call progress(done, total); data.datatrove calls progress(done); Task.prepare calls advance(share);
-Task.evaluate and eval.bits_per_byte call advance(share), where False stops them. Callbacks named
-`say` print lines and are not progress.
+A stage counts in its own units: bytes, tokens, texts. `done` never decreases within a stage. A
+function takes `progress: Progress = no_progress`; it does not test for None. To cancel the work,
+the callback raises an exception, which passes through: Cancelled if it is not an error. Work that
+several processes share must be cancelled in all of them or in none. Callbacks named `say` print
+lines and are not progress.
 """
+
+
+class Cancelled(Exception):
+    """Raised by a progress callback to cancel the work; its caller catches it."""
 
 
 def no_progress(stage: str, done: int, total: int) -> None:

@@ -57,7 +57,7 @@ def test_the_bar_of_training_keeps_what_matters(columns: int, expected: str) -> 
         0.42, step=12345, loss=1.234, bits_per_byte=0.812, val=0.7654, tokens_per_second=12345, targets="tokens",
         mfu=0.31, seconds_left=754,
     )  # fmt: skip
-    display.evaluating(1.0)
+    display.show_stage("evaluating", 8, 8)
     console.print(display._progress.get_renderable())
     (line,) = lines(console)
     assert line.startswith("evaluating 100 %") and line.rstrip().endswith(f"42 % {expected}")

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from llamita.cli.adapters import other_base_rows
 from llamita.cli.command import VERIFY, parse, requires_extra
-from llamita.cli.progress import byte_progress
+from llamita.cli.progress import progress_bars
 from llamita.config import Option, flag
 from llamita.console import print_table
 from llamita.errors import ConfigError
@@ -68,7 +68,7 @@ def main(argv: list[str]) -> None:
 
         with (
             plain_checkpoint(flags.checkpoint, flags.out) as checkpoint,
-            byte_progress("exporting") as progress,
+            progress_bars(in_bytes=True) as progress,
         ):
             report = export(
                 checkpoint,

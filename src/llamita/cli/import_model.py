@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from llamita.cli.command import VERIFY, parse, requires_extra
-from llamita.cli.progress import byte_progress
+from llamita.cli.progress import progress_bars
 from llamita.config import Option
 from llamita.console import print_table
 
@@ -51,7 +51,7 @@ def main(argv: list[str]) -> None:
     with requires_extra("train"):
         from llamita.convert.import_model import import_model
 
-        with byte_progress("importing") as progress:
+        with progress_bars(in_bytes=True) as progress:
             report = import_model(
                 flags.source,
                 flags.out,

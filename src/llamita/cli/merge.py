@@ -10,7 +10,7 @@ from typing import Annotated
 
 from llamita.cli.adapters import other_base_rows
 from llamita.cli.command import parse, requires_extra
-from llamita.cli.progress import byte_progress
+from llamita.cli.progress import progress_bars
 from llamita.config import Option
 from llamita.console import print_table
 
@@ -44,7 +44,7 @@ def main(argv: list[str]) -> None:
     with requires_extra("train"):
         from llamita.finetune.merge_lora import merge_adapter
 
-        with byte_progress("merging") as progress:
+        with progress_bars(in_bytes=True) as progress:
             report = merge_adapter(
                 flags.checkpoint, flags.adapter, flags.out,
                 strength=flags.strength, dtype=flags.dtype, progress=progress,

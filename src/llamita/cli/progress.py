@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from rich import progress as rich_progress
 from rich.console import Console
@@ -40,11 +40,3 @@ def progress_bars(
             bars.update(tasks[stage], completed=done, total=total)
 
         yield show
-
-
-@contextlib.contextmanager
-def byte_progress(stage: str, console: Console | None = None) -> Iterator[Callable[[int, int], None]]:
-    """Yield a callback (bytes done, total bytes) that shows one bar. It goes when convert/ and
-    finetune/merge_lora take a `llamita.progress.Progress`."""
-    with progress_bars(in_bytes=True, console=console) as show:
-        yield lambda done, total: show(stage, done, total)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 from llamita.cli.command import parse
-from llamita.cli.progress import byte_progress
+from llamita.cli.progress import progress_bars
 from llamita.config import Option
 from llamita.console import print_table
 
@@ -39,7 +39,7 @@ def main(argv: list[str]) -> None:
     flags = parse(QuantizeFlags, argv, "llamita quantize")
     from llamita.convert.quantize import quantize_file
 
-    with byte_progress("quantizing") as progress:
+    with progress_bars(in_bytes=True) as progress:
         report = quantize_file(flags.source, flags.out, flags.type, requantize=flags.requantize, progress=progress)
     worst = "none" if report.worst_tensor is None else f"{report.largest_error:.3%} of {report.worst_tensor}"
     speed = report.source_bytes / max(report.seconds, 1e-9) / 1e6

@@ -44,6 +44,7 @@ from llamita.formats.rope_order import permute_qk
 from llamita.formats.safetensors_io import DTYPES, SafetensorsReader, TensorEntry, checked
 from llamita.formats.tensor_table import GGUF_ROPE_FACTORS, TensorSpec, check_tensors, tensor_table
 from llamita.formats.tensor_types import TYPES, Bytes, Floats, TypeName, quantize, quantize_chunks
+from llamita.progress import Progress, no_progress
 from llamita.tokenizer import Tokenizer, load_tokenizer
 from llamita.tokenizer.gguf import tokenizer_metadata
 from llamita.tokenizer.llama2c import tokenizer_bin, why_no_tokenizer_bin
@@ -51,9 +52,6 @@ from llamita.tokenizer.llama2c import tokenizer_bin, why_no_tokenizer_bin
 VERSIONS: Final = (0, 1, 2)  # of llama2.c's .bin
 # Elements of a tensor in memory as float32 at a time, rounded to whole heads.
 _CHUNK_ELEMENTS: Final = 1 << 24
-
-# Called with the bytes of weights read so far, and in total.
-Progress = Callable[[int, int], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +86,7 @@ class _Job:
     stored: SafetensorsReader
     tokenizer: Tokenizer
     verify: bool | None
-    progress: Progress | None
+    progress: Progress
 
     @functools.cached_property
     def num_bytes(self) -> int:
@@ -104,7 +102,7 @@ def export(
     dtype: str | None = None,
     shard_bytes: int | None = None,
     verify: bool | None = None,
-    progress: Progress | None = None,
+    progress: Progress = no_progress,
 ) -> ExportReport:
     """Write the checkpoint to `out` atomically: a .gguf, a llama2.c .bin, or a Hugging Face folder.
 
@@ -112,9 +110,10 @@ def export(
     dtype: of the weights of a folder, one of DTYPES; None: the checkpoint's. shard_bytes: largest
     file of a folder; None: one file. verify: compare the logits of the result with the
     checkpoint's; None: if the model is small and the engine is available. Unless it is False, the
-    engine's ids of a sample of text are compared too; a difference is a note. One tensor is in
-    memory at a time. The same checkpoint under the same name gives the same bytes. Raises CheckpointError,
-    FormatError, TokenizerError, ConfigError (a setting that does not apply to `out`), OutputError.
+    engine's ids of a sample of text are compared too; a difference is a note. progress:
+    counts the bytes of weights. One tensor is in memory at a time. The same checkpoint under the
+    same name gives the same bytes. Raises CheckpointError, FormatError, TokenizerError,
+    ConfigError (a setting that does not apply to `out`), OutputError.
     """
     out = Path(out)
     kind = _kind(out)
@@ -362,8 +361,7 @@ def _counter(job: _Job) -> Callable[[TensorSpec], None]:
     def count(spec: TensorSpec) -> None:
         nonlocal done
         done += math.prod(spec.shape) * job.stored.dtype(spec.huggingface).itemsize
-        if job.progress is not None:
-            job.progress(done, job.num_bytes)
+        job.progress("exporting", done, job.num_bytes)
 
     return count
 

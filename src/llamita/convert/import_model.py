@@ -6,7 +6,7 @@ import dataclasses
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -24,10 +24,8 @@ from llamita.errors import ConfigError, FormatError, OutputError
 from llamita.formats.mmap_file import map_file
 from llamita.formats.safetensors_io import DTYPES, TensorEntry, TensorReader, checked
 from llamita.formats.tensor_table import tensor_table
+from llamita.progress import Progress, no_progress
 from llamita.tokenizer.chat_templates import check_template_name, replace_chat_template
-
-# Called with the bytes written so far, and in total.
-Progress = Callable[[int, int], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +55,7 @@ def import_model(
     chat_template: str | None = None,
     context_tokens: int | None = None,
     verify: bool | None = None,
-    progress: Progress | None = None,
+    progress: Progress = no_progress,
 ) -> ImportReport:
     """Write the model to the new checkpoint folder `out` atomically.
 
@@ -65,8 +63,9 @@ def import_model(
     .pt. tokenizer: its file or folder; None: the one of the source. dtype: of the weights, one of
     DTYPES; None: the source's (float32 for quantized tensors). chat_template: a name in
     tokenizer/chat_templates.py or "none"; None: the source's. context_tokens: None: the source's.
-    verify: compare the logits of the result with the source's; None: if the model is small. Raises
-    FormatError, TokenizerError, ConfigError, NetworkError, OutputError.
+    verify: compare the logits of the result with the source's; None: if the model is small.
+    progress: counts the bytes of weights. Raises FormatError, TokenizerError, ConfigError,
+    NetworkError, OutputError.
     """
     source, out = Path(source), Path(out)
     if out.exists() or out.is_symlink():
@@ -132,7 +131,7 @@ def _open_folder(path: Path, options: ImportOptions) -> ModelSource:
 
 
 def _reader(
-    model: ModelSource, entries: Sequence[TensorEntry], wanted: torch.dtype | None, progress: Progress | None
+    model: ModelSource, entries: Sequence[TensorEntry], wanted: torch.dtype | None, progress: Progress
 ) -> TensorReader:
     """A reader of the source's tensors, checked and converted, that reports progress."""
     specs = {spec.huggingface: spec for spec in tensor_table(model.config)}
@@ -143,8 +142,7 @@ def _reader(
         nonlocal done
         value = checked(model.tensor(specs[name]), name, f"cannot import {model.path}", wanted)
         done += sizes[name]
-        if progress is not None:
-            progress(done, total)
+        progress("importing", done, total)
         return value
 
     return tensor

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -15,12 +15,10 @@ from llamita.errors import ConfigError, FormatError
 from llamita.formats.gguf import FILE_TYPES, QUANTIZATION_VERSION, GgufFile, TensorInfo, Value, read_gguf, write_gguf
 from llamita.formats.gguf_metadata import check_not_split
 from llamita.formats.tensor_types import TYPES, Bytes, Floats, TypeName, dequantize, quantize_chunks
+from llamita.progress import Progress, no_progress
 
 # Elements of a tensor in memory as float32 at a time, rounded to whole rows.
 _CHUNK_ELEMENTS: Final = 1 << 22
-
-# Called with the bytes of weights read so far, and in total.
-Progress = Callable[[int, int], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,15 +43,16 @@ class QuantizeReport:
 
 
 def quantize_file(
-    source: Path, out: Path, type: str, *, requantize: bool = False, progress: Progress | None = None
+    source: Path, out: Path, type: str, *, requantize: bool = False, progress: Progress = no_progress
 ) -> QuantizeReport:
     """Write `source` to `out` atomically, with matrices in this type, one of QUANT_MIXES.
 
     Tensors that already have their type are copied. requantize: allow rounding of matrices that are
     already quantized. All metadata is kept, except that general.file_type and
     general.quantization_version are updated and general.alignment is dropped (32 is used). The same
-    source gives the same bytes. Raises FormatError (not a plain Llama, damaged, already quantized),
-    ConfigError (unknown type; `out` is the source), OutputError.
+    source gives the same bytes. progress: counts the bytes of the source's weights. Raises
+    FormatError (not a plain Llama, damaged, already quantized), ConfigError (unknown type; `out` is
+    the source), OutputError.
     """
     mix = quant_mix(type, "quantize")
     source, out = Path(source), Path(out)
@@ -142,7 +141,7 @@ def _metadata(file: GgufFile, mix: QuantMix) -> dict[str, Value]:
 
 
 def _encoded(
-    file: GgufFile, types: dict[str, TypeName], errors: dict[str, float], progress: Progress | None
+    file: GgufFile, types: dict[str, TypeName], errors: dict[str, float], progress: Progress
 ) -> Iterator[Bytes]:
     done, total = 0, sum(info.num_bytes for info in file.tensors.values())
     for name, info in file.tensors.items():
@@ -152,8 +151,7 @@ def _encoded(
             where = f"tensor {name}"
             data, errors[name] = quantize_chunks(_chunks(file, info), math.prod(info.shape), types[name], where)
         done += info.num_bytes
-        if progress is not None:
-            progress(done, total)
+        progress("quantizing", done, total)
         yield data
         file.release(name)
 

@@ -8,7 +8,7 @@ the tokenizer is the one that made the tokens.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from llamita.data.token_store import StoreWriter, id_type
 from llamita.errors import SourceError
+from llamita.progress import Progress
 from llamita.tokenizer import Tokenizer
 
 _CHUNK_DOCUMENTS = 1 << 16
@@ -83,14 +84,14 @@ def adopt(
     train: Sequence[TokenFile],
     val: Sequence[TokenFile],
     val_fraction: float,
-    progress: Callable[[int], None],
+    progress: Progress,
 ) -> None:
     """Add the files to a store.
 
     Without `val`, hold out the last val_fraction of the documents, which datatrove has shuffled.
     The file in which they begin is copied, in two parts.
 
-    progress(bytes of tokens done). Raises SourceError, which names the file and document, if
+    progress: counts the bytes of tokens. Raises SourceError, which names the file and document, if
     something cannot be used for training.
     """
     sizes = np.array(tokenizer.byte_lengths(), np.int64)
@@ -101,8 +102,9 @@ def adopt(
         if left:
             first_val[id(file)] = max(0, len(file.ends) - left)
             left -= min(left, len(file.ends))
-    done = 0
-    for file in [*train, *val]:
+    files = [*train, *val]
+    total, done = sum(file.tokens.nbytes for file in files), 0
+    for file in files:
         count = len(file.ends)
         _check_tokenizer(file, tokenizer)
         for name, first, last in _parts(first_val.get(id(file), count), count):
@@ -117,7 +119,7 @@ def adopt(
                 if not whole:
                     writer.add(name, ids, lengths, text_bytes_here)
                 done += ids.nbytes
-                progress(done)
+                progress("checking tokens", done, total)
             if whole:
                 writer.link(name, file.path, file.index_path, count, len(file.tokens), text_bytes)
 

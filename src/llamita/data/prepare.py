@@ -12,9 +12,9 @@ import itertools
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from llamita.atomic import atomic_directory
 from llamita.config import PrepareConfig
@@ -33,6 +33,7 @@ from llamita.data.split_plan import (
 )
 from llamita.data.token_store import FORMAT, SPLITS, SplitName, StoreWriter, read_store_info
 from llamita.errors import ConfigError, EngineError, OutputError, StoreError, TokenizerError
+from llamita.progress import Progress, no_progress
 from llamita.tokenizer import Tokenizer, VocabularyTooLarge, load_tokenizer, train_bpe
 from llamita.tokenizer.bpe_trainer import EngineBpeTrainer
 
@@ -44,11 +45,8 @@ LEARN_BYTES = 64 << 20
 # is for a tokenizer trained on a sample, because there is more text than LEARN_BYTES.
 _RECIPE, _RECIPE_OF_A_SAMPLE = 1, 2
 
-Stage = Literal["reading", "learning the vocabulary", "encoding", "checking tokens"]
-Progress = Callable[[Stage, int, int], None]  # stage, bytes done, bytes in total
 
-
-def prepare(config: PrepareConfig, progress: Progress | None = None) -> PrepareReport:
+def prepare(config: PrepareConfig, progress: Progress = no_progress) -> PrepareReport:
     """Make the token store `config.out`; do nothing if the same sources and flags already made it.
 
     Raises SourceError (text), TokenizerError (vocabulary), or OutputError (the disk, or something
@@ -56,7 +54,7 @@ def prepare(config: PrepareConfig, progress: Progress | None = None) -> PrepareR
     """
     started = time.monotonic()
     make = _from_token_files if config.datatrove else _from_texts
-    is_new = make(config, progress or (lambda stage, done, total: None))
+    is_new = make(config, progress)
     return read_report(config.out, time.monotonic() - started, reused=not is_new)
 
 
@@ -80,7 +78,7 @@ def _from_texts(config: PrepareConfig, progress: Progress) -> bool:
     recipe = _text_recipe(config, corpus, given)
     if _is_made(config, recipe):
         return False
-    plan = SplitPlan.make(corpus, config, lambda done, total: progress("reading", done, total))
+    plan = SplitPlan.make(corpus, config, progress)
     if given is not None:
         tokenizer, origin = given, str(config.tokenizer)
     else:
@@ -120,7 +118,7 @@ def _from_token_files(config: PrepareConfig, progress: Progress) -> bool:
     files = [*train, *val]
     total = sum(file.tokens.nbytes for file in files)
     with _new_store(config, tokenizer) as writer:
-        adopt(writer, tokenizer, train, val, fraction, lambda done: progress("checking tokens", done, total))
+        adopt(writer, tokenizer, train, val, fraction, progress)
         text_bytes = {name: writer.text_bytes(name) for name in SPLITS}
         check_split_sizes(config, {name: writer.num_documents(name) for name in SPLITS}, text_bytes)
         counts = SourceCounts(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,7 @@ from llamita.data.corpus import Corpus
 from llamita.data.documents import SourceCounts
 from llamita.data.token_store import SplitName
 from llamita.errors import SourceError
+from llamita.progress import Progress
 
 DEFAULT_VAL_FRACTION = 0.05
 MIN_SPLIT_BYTES = 1_000  # of text, in each split
@@ -34,8 +35,8 @@ class SplitPlan:
     duplicate_bytes: int = 0
 
     @classmethod
-    def make(cls, corpus: Corpus, config: PrepareConfig, progress: Callable[[int, int], None]) -> SplitPlan:
-        """Read the whole corpus. progress(bytes read, bytes in total).
+    def make(cls, corpus: Corpus, config: PrepareConfig, progress: Progress) -> SplitPlan:
+        """Read the whole corpus. progress: counts the bytes read.
 
         Raises SourceError if a split gets too little text.
         """
@@ -47,8 +48,8 @@ class SplitPlan:
         for texts, is_val in corpus.blocks(plan.counts):
             hashes = document_hashes(texts, config.seed)
             plan._decide(texts, hashes, seen, 2**64 if is_val else threshold)
-            progress(plan.counts.source_bytes, corpus.num_bytes)
-        progress(corpus.num_bytes, corpus.num_bytes)
+            progress("reading", plan.counts.source_bytes, corpus.num_bytes)
+        progress("reading", corpus.num_bytes, corpus.num_bytes)
         check_split_sizes(config, plan.documents, plan.text_bytes)
         return plan
 

@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import IO, Any
 
 from llamita.errors import NetworkError, OutputError
+from llamita.progress import Progress, no_progress
 
 ENDPOINT = "https://huggingface.co"
 DATASET = "roneneldan/TinyStories"  # CDLA-Sharing-1.0
 TRAIN_FILE, VAL_FILE = "TinyStoriesV2-GPT4-train.txt", "TinyStoriesV2-GPT4-valid.txt"
 _CHUNK_BYTES = 1 << 18
-
-Progress = Callable[[str, int, int], None]  # file name, bytes done, bytes in total
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +36,7 @@ def download_tinystories(
     directory: Path,
     *,
     endpoint: str = ENDPOINT,
-    progress: Progress | None = None,
+    progress: Progress = no_progress,
     attempts: int = 6,
     first_wait_seconds: float = 1.0,
     timeout_seconds: float = 30.0,
@@ -54,14 +53,13 @@ def download_tinystories(
     except OSError as error:
         raise OutputError(f"cannot write {directory}: {error.strerror or error}") from None
     retry = _Retry(attempts, first_wait_seconds)
-    report = progress or (lambda name, done, total: None)
     paths = []
     for name in (TRAIN_FILE, VAL_FILE):
         path = directory / name
-        if not _is_whole(path, report):
+        if not _is_whole(path, progress):
             url = f"{endpoint.rstrip('/')}/datasets/{DATASET}/resolve/main/{name}"
             remote = retry.run(url, lambda url=url: _describe(url, timeout_seconds))  # type: ignore[misc]
-            _fetch(remote, path, report, retry, timeout_seconds)
+            _fetch(remote, path, progress, retry, timeout_seconds)
         paths.append(path)
     return paths
 

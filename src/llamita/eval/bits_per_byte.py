@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import islice
 from typing import Protocol
 
@@ -12,6 +11,7 @@ from torch import Tensor
 from llamita.data.batches import IGNORED, ScoredDocuments
 from llamita.eval.scoring import Score, scoring_batches, scoring_rows
 from llamita.model.llama import Llama
+from llamita.progress import Progress, no_progress
 
 TOKENS_PER_BATCH = {"cpu": 8192, "cuda": 131072}
 
@@ -52,14 +52,13 @@ def bits_per_byte(
     ranks: Workers | None = None,
     *,
     num_batches: int | None = None,
-    advance: Callable[[float], bool] = lambda share: True,
-) -> Score | None:
+    progress: Progress = no_progress,
+) -> Score:
     """Score all documents: each from BOS, in rows of the model's context, every token counted, EOS
     included.
 
     ranks: processes that share the work, the sum in all of them. num_batches: only the first few,
-    for timing. advance(share of tokens done) is called after each pass and stops the evaluation
-    with None when it returns False.
+    for timing. progress: counts the scored tokens; called after each pass.
     """
     config = loss.model.config
     device = loss.model.output_weight.device
@@ -69,16 +68,16 @@ def bits_per_byte(
     batches = scoring_batches(documents, rows, bos_id, TOKENS_PER_BATCH[device.type])
     rank, world_size = (0, 1) if ranks is None else (ranks.rank, ranks.world_size)
     nats, done, index = torch.zeros((), dtype=torch.float64, device=device), 0, -1
-    for index, (inputs, targets) in enumerate(islice(batches, num_batches)):
-        done += int((targets != IGNORED).sum())
-        if index % world_size == rank:
-            nats += loss(torch.from_numpy(inputs).to(device), torch.from_numpy(targets).to(device))
-        if not advance(done / documents.num_tokens):
-            loss.train(was_training)
-            return None
-    if ranks is not None:
-        if ranks.must_join(index + 1):
-            loss(torch.from_numpy(inputs).to(device), torch.from_numpy(targets).to(device))
-        ranks.sum(nats)
-    loss.train(was_training)
+    try:
+        for index, (inputs, targets) in enumerate(islice(batches, num_batches)):
+            done += int((targets != IGNORED).sum())
+            if index % world_size == rank:
+                nats += loss(torch.from_numpy(inputs).to(device), torch.from_numpy(targets).to(device))
+            progress("evaluating", done, documents.num_tokens)
+        if ranks is not None:
+            if ranks.must_join(index + 1):
+                loss(torch.from_numpy(inputs).to(device), torch.from_numpy(targets).to(device))
+            ranks.sum(nats)
+    finally:
+        loss.train(was_training)
     return Score(nats.item(), documents.num_tokens, documents.num_documents, documents.text_bytes)

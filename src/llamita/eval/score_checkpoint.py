@@ -42,11 +42,5 @@ def score_checkpoint(
     else:
         documents = store.split(data.split)
     bos_id = first_id(path, tokenizer.bos_id, tokenizer.eos_id)
-
-    def advance(share: float) -> bool:
-        progress("evaluating", round(share * documents.num_tokens), documents.num_tokens)
-        return True
-
-    score = bits_per_byte(make_loss(model), documents, bos_id, ranks, advance=advance)
-    assert score is not None, "nothing stops this evaluation"
+    score = bits_per_byte(make_loss(model), documents, bos_id, ranks, progress=progress)
     return ScoredModel(score, documents)

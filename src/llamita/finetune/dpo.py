@@ -29,9 +29,10 @@ from llamita.finetune.dpo_evaluate import (
     score_pairs,
 )
 from llamita.finetune.dpo_loss import DpoLoss
-from llamita.finetune.evaluate import Advance, split_progress
+from llamita.finetune.evaluate import split_progress
 from llamita.finetune.finetune_task import FinetuneTask
 from llamita.finetune.packing import count_rows
+from llamita.progress import Progress, no_progress
 from llamita.training.distributed import Ranks
 from llamita.training.task import Evaluation
 
@@ -84,7 +85,7 @@ class DpoTask(FinetuneTask):
             *(f"held out, {line}" for line in self.dataset.val_counts.describe_unused()),
         ]
 
-    def prepare(self, advance: Callable[[float], None]) -> None:
+    def prepare(self, progress: Progress = no_progress) -> None:
         """Read the reference, or compute it, all processes together."""
         parts = (self.pairs, self.val)
         sizes = (self.pairs.num_documents, self.val.num_documents)
@@ -94,22 +95,16 @@ class DpoTask(FinetuneTask):
             arrays = [torch.from_numpy(each) for each in found or (np.zeros((2, size)) for size in sizes)]
             arrays = [self.ranks.sum(each.to(self.ranks.device)).cpu() for each in arrays]
         else:
-
-            def go_on(share: float) -> bool:
-                advance(share)
-                return True
-
-            callbacks = split_progress(go_on, [part.num_tokens for part in parts])
+            callbacks = split_progress(progress, [part.num_tokens for part in parts])
             arrays = [self._log_probabilities(*each) for each in zip(parts, callbacks, strict=True)]
         reference = Reference(*(each.numpy() for each in arrays))
         if self.ranks.is_first and found is None:
             save_reference(self.config.out, reference, fingerprint)
         self.pairs.reference, self.val.reference = reference
 
-    def _log_probabilities(self, pairs: Pairs, advance: Advance) -> Tensor:
+    def _log_probabilities(self, pairs: Pairs, progress: Progress) -> Tensor:
         """Raises TrainingError if some are not finite."""
-        found = answer_log_probabilities(self.loss, pairs, self.ranks, advance=advance)
-        assert found is not None, "advance never stops it"
+        found = answer_log_probabilities(self.loss, pairs, self.ranks, progress=progress)
         if not found.isfinite().all():
             raise TrainingError(
                 f"cannot train {self.base.directory}: expected finite log-probabilities of the answers, found others; "
@@ -121,11 +116,9 @@ class DpoTask(FinetuneTask):
     def _val_cost(self) -> int:
         return self.val.num_tokens
 
-    def _evaluate_val(self, num_batches: int | None, advance: Advance) -> Evaluation | None:
+    def _evaluate_val(self, num_batches: int | None, progress: Progress) -> Evaluation:
         """Loss, preference accuracy, rewards and reward margin; meaningless with num_batches."""
-        found = answer_log_probabilities(self.loss, self.val, self.ranks, num_batches=num_batches, advance=advance)
-        if found is None:
-            return None
+        found = answer_log_probabilities(self.loss, self.val, self.ranks, num_batches=num_batches, progress=progress)
         score = score_pairs(self.loss, self.val, found)
         summary = f"held-out loss {score.loss:.4f}, preference accuracy {score.accuracy:.1%}, "
         summary += f"reward margin {score.margin:.4f}"

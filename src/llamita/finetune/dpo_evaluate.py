@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -25,6 +24,7 @@ from llamita.errors import CheckpointError
 from llamita.eval.bits_per_byte import TOKENS_PER_BATCH
 from llamita.finetune.dpo_data import Pairs
 from llamita.finetune.dpo_loss import DpoLoss, preference_losses
+from llamita.progress import Progress, no_progress
 from llamita.training.distributed import Ranks
 
 NAME: Final = "reference.npz"
@@ -37,13 +37,13 @@ def answer_log_probabilities(
     ranks: Ranks | None = None,
     *,
     num_batches: int | None = None,
-    advance: Callable[[float], bool] = lambda share: True,
-) -> Tensor | None:
+    progress: Progress = no_progress,
+) -> Tensor:
     """float64 [2, number of pairs] on the CPU: log-probabilities of the chosen and the rejected
     answers, without dropout.
 
     ranks: processes that share the work; all get the result. num_batches: only the first few, for
-    timing. advance(share done) is called after each batch; if it returns False the result is None.
+    timing. progress: counts the rows; called after each batch.
     """
     device = loss.model.output_weight.device
     if pairs.num_documents == 0:
@@ -55,22 +55,19 @@ def answer_log_probabilities(
     found = torch.zeros((2, pairs.num_documents), dtype=torch.float64, device=device)
     was_training = loss.training
     loss.eval()
-    stopped = False
-    for index, start in enumerate(islice(range(0, len(rows), size), num_batches)):
-        part = rows[start : start + size]
-        if index % world_size == rank:
-            documents = torch.tensor([piece.document for row in part for piece in row], device=device)
-            batch = pairs.batch(part, context, len(documents))
-            inputs, targets, segments = (
-                torch.from_numpy(array).to(device) for array in (batch.inputs, batch.targets, batch.segments)
-            )
-            found[:, documents] = loss.log_probabilities(inputs, targets, segments, len(documents))[0]
-        stopped = not advance(min(1.0, (start + size) / len(rows)))
-        if stopped:
-            break
-    loss.train(was_training)
-    if stopped:
-        return None
+    try:
+        for index, start in enumerate(islice(range(0, len(rows), size), num_batches)):
+            part = rows[start : start + size]
+            if index % world_size == rank:
+                documents = torch.tensor([piece.document for row in part for piece in row], device=device)
+                batch = pairs.batch(part, context, len(documents))
+                inputs, targets, segments = (
+                    torch.from_numpy(array).to(device) for array in (batch.inputs, batch.targets, batch.segments)
+                )
+                found[:, documents] = loss.log_probabilities(inputs, targets, segments, len(documents))[0]
+            progress("evaluating", min(start + size, len(rows)), len(rows))
+    finally:
+        loss.train(was_training)
     return (found if ranks is None else ranks.sum(found)).cpu()
 
 

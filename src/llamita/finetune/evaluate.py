@@ -18,6 +18,7 @@ from llamita.finetune.loss import ConversationLoss
 from llamita.finetune.rendering import Example, Renderer
 from llamita.model.generate import generate, take_while
 from llamita.model.llama import Llama
+from llamita.progress import Progress
 from llamita.tokenizer import Tokenizer
 from llamita.training.distributed import Ranks
 
@@ -27,16 +28,14 @@ MAX_ASKED = 3
 SAMPLE_TOKENS = 96
 
 Ids = npt.NDArray[np.int64]
-Advance = Callable[[float], bool]  # called with the share done; False stops the work
 
 
-def split_progress(advance: Advance, costs: Sequence[float]) -> list[Advance]:
-    """A callback for each of several consecutive phases, which divide the progress by their costs."""
+def split_progress(progress: Progress, costs: Sequence[int]) -> list[Progress]:
+    """A callback for each of several consecutive phases of a stage, which is as long as all costs."""
 
-    def phase(start: float, cost: float) -> Advance:
-        return lambda share: advance((start + share * cost) / total)
+    def phase(start: int, cost: int) -> Progress:
+        return lambda stage, done, total: progress(stage, start + round(done * cost / total), sum(costs))
 
-    total = sum(costs)
     return [phase(*each) for each in zip(itertools.accumulate(costs, initial=0), costs, strict=False)]
 
 
@@ -45,11 +44,11 @@ def split_progress(advance: Advance, costs: Sequence[float]) -> list[Advance]:
 
 @torch.no_grad()
 def target_nats(
-    loss: ConversationLoss, examples: Sequence[Example], ranks: Ranks, num_batches: int | None, advance: Advance
-) -> tuple[float, int] | None:
+    loss: ConversationLoss, examples: Sequence[Example], ranks: Ranks, num_batches: int | None, progress: Progress
+) -> tuple[float, int]:
     """Σ nats over the targets of the examples, and their number, summed over all processes.
 
-    num_batches: only the first few, for timing. Returns None if advance returned False.
+    num_batches: only the first few, for timing. progress: counts the targets.
     """
     device, was_training = ranks.device, loss.training
     loss.eval()
@@ -62,8 +61,7 @@ def target_nats(
                 inputs, targets = (torch.from_numpy(array).to(device) for array in arrays[:2])
                 nats += loss(inputs, targets)  # one conversation per row needs no mask
             num_targets += int((arrays[1] != IGNORED).sum())
-            if not advance(num_targets / all_targets):
-                return None
+            progress("evaluating", num_targets, all_targets)
     finally:
         loss.train(was_training)
     return ranks.sum(nats).item(), num_targets
@@ -143,8 +141,8 @@ def _normalized(text: str) -> str:
 
 
 def count_matches(
-    loss: ConversationLoss, tokenizer: Tokenizer, questions: Sequence[Question], ranks: Ranks, advance: Advance
-) -> tuple[int, int] | None:
+    loss: ConversationLoss, tokenizer: Tokenizer, questions: Sequence[Question], ranks: Ranks, progress: Progress
+) -> tuple[int, int]:
     """How many greedy answers equal the reference, and how many contain it, over all processes."""
     counts = torch.zeros(2, dtype=torch.float64, device=ranks.device)
     for index, question in enumerate(questions):
@@ -152,7 +150,6 @@ def count_matches(
             max_tokens = 2 * question.num_tokens + 8
             answer = generate_answer(loss.model, tokenizer, question, max_tokens, compute=loss.compute)
             counts += torch.tensor(grade(answer, question.reference), dtype=torch.float64, device=ranks.device)
-        if not advance((index + 1) / len(questions)):
-            return None
+        progress("evaluating", index + 1, len(questions))
     ranks.sum(counts)
     return int(counts[0].item()), int(counts[1].item())

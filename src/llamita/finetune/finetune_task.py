@@ -26,9 +26,10 @@ from llamita.eval.scoring import EncodedTexts
 from llamita.finetune.adapter import load_adapter, resolve_adapter, save_adapter
 from llamita.finetune.base_model import BaseModel
 from llamita.finetune.dataset import digest_ids, open_general_text
-from llamita.finetune.evaluate import SAMPLE_TOKENS, Advance, Question, generate_answer, split_progress
+from llamita.finetune.evaluate import SAMPLE_TOKENS, Question, generate_answer, split_progress
 from llamita.finetune.lora import LINEAR_LAYERS, LoraConfig, add_lora, initialize_updates, lora_layers, updates_of
 from llamita.model.generate import bounded_seed
+from llamita.progress import Progress, no_progress
 from llamita.training.distillation import DistillationLoss, distillation_loss
 from llamita.training.distributed import Ranks, compute_type
 from llamita.training.flops import flops_per_token
@@ -147,18 +148,14 @@ class FinetuneTask(Task):
 
     # ---------------------------------------------------------------- evaluation
 
-    def evaluate(
-        self, *, num_batches: int | None = None, advance: Callable[[float], bool] = lambda share: True
-    ) -> Evaluation | None:
+    def evaluate(self, *, num_batches: int | None = None, progress: Progress = no_progress) -> Evaluation:
         """Evaluate on held-out data, then on general text, whose bits per byte show forgetting."""
         general_cost = 0 if self.general is None else self.general.num_tokens
-        of_val, of_general = split_progress(advance, (self._val_cost, general_cost))
+        of_val, of_general = split_progress(progress, (self._val_cost, general_cost))
         found = self._evaluate_val(num_batches, of_val)
-        if found is None or num_batches is not None or self.general is None:
+        if num_batches is not None or self.general is None:
             return found
-        score = bits_per_byte(self.text_loss, self.general, self.base.bos_or_eos_id, self.ranks, advance=of_general)
-        if score is None:
-            return None
+        score = bits_per_byte(self.text_loss, self.general, self.base.bos_or_eos_id, self.ranks, progress=of_general)
         bits = score.bits_per_byte
         summary = f"{found.summary}, general text {bits:.4f} bits per byte"
         return replace(found, metrics=found.metrics | {"general_bpb": bits}, summary=summary)
@@ -169,7 +166,7 @@ class FinetuneTask(Task):
         """The cost of `_evaluate_val`, in tokens."""
 
     @abstractmethod
-    def _evaluate_val(self, num_batches: int | None, advance: Advance) -> Evaluation | None:
+    def _evaluate_val(self, num_batches: int | None, progress: Progress) -> Evaluation:
         """Evaluate on the held-out data; see Task.evaluate."""
 
     def _sample_answers(self, questions: Sequence[Question], go_on: Callable[[], bool]) -> str:

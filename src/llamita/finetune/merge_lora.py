@@ -7,7 +7,7 @@ import dataclasses
 import math
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -27,6 +27,7 @@ from llamita.finetune.adapter import load_adapter, other_base, resolve_adapter
 from llamita.formats import tensor_table
 from llamita.formats.safetensors_io import DTYPES, TensorEntry, checked
 from llamita.json_file import read_json_object
+from llamita.progress import Progress, no_progress
 from llamita.tokenizer import load_tokenizer
 
 
@@ -52,7 +53,7 @@ def merge_adapter(
     *,
     strength: float = 1.0,
     dtype: str | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = no_progress,
 ) -> MergeReport:
     """Write a new checkpoint with the adapter's updates added, whole or not at all.
 
@@ -62,7 +63,7 @@ def merge_adapter(
 
     adapter: its directory, or a run directory, whose best adapter is taken. strength: an additional
     factor of the updates. dtype: of the weights, one of DTYPES; default: the checkpoint's.
-    progress: called with the bytes written and the total.
+    progress: counts the bytes of weights.
     """
     if not math.isfinite(strength):
         raise ConfigError(f"cannot merge: strength: expected a number, found {strength}")
@@ -91,8 +92,7 @@ def merge_adapter(
             changes[name] = (delta.norm() / exact.norm().clamp_min(1e-30)).item()
             weight = exact.add_(delta)
         done += wanted[name].num_bytes
-        if progress is not None:
-            progress(done, total)
+        progress("merging", done, total)
         return checked(weight, name, f"cannot merge {adapter} into {directory}", wanted[name].dtype)
 
     tokenizer_from = adapter if has_tokenizer(adapter) else directory
@@ -105,7 +105,7 @@ def merge_adapter(
 
 
 @contextlib.contextmanager
-def plain_checkpoint(path: Path, out: Path, progress: Callable[[int, int], None] | None = None) -> Iterator[Path]:
+def plain_checkpoint(path: Path, out: Path) -> Iterator[Path]:
     """The checkpoint at `path`. If that is an adapter, or a run directory of adapters: its base
     model with the adapter merged, in a temporary folder next to `out`.
 
@@ -128,7 +128,7 @@ def plain_checkpoint(path: Path, out: Path, progress: Callable[[int, int], None]
         raise OutputError(f"cannot write {out}: {error.strerror or error}") from error
     try:
         merged = Path(folder) / model_name(path)
-        merge_adapter(Path(base), adapter, merged, progress=progress)
+        merge_adapter(Path(base), adapter, merged)
         yield merged
     finally:
         shutil.rmtree(folder, ignore_errors=True)

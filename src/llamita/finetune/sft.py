@@ -18,7 +18,6 @@ from llamita.finetune.evaluate import (
     MAX_ASKED,
     MAX_GRADED,
     SHORT_TOKENS,
-    Advance,
     count_matches,
     split_progress,
     target_nats,
@@ -26,6 +25,7 @@ from llamita.finetune.evaluate import (
 from llamita.finetune.finetune_task import FinetuneTask
 from llamita.finetune.loss import ConversationLoss
 from llamita.finetune.packing import ConversationBatches, Examples, count_rows
+from llamita.progress import Progress
 from llamita.training.distributed import Ranks
 from llamita.training.task import Evaluation
 
@@ -78,20 +78,15 @@ class SftTask(FinetuneTask):
     def _val_cost(self) -> int:
         return self.val_inputs + self.answer_cost
 
-    def _evaluate_val(self, num_batches: int | None, advance: Advance) -> Evaluation | None:
+    def _evaluate_val(self, num_batches: int | None, progress: Progress) -> Evaluation:
         """The mean loss of a target, and how many short answers match the reference."""
-        of_loss, of_answers = split_progress(advance, (self.val_inputs, self.answer_cost))
+        of_loss, of_answers = split_progress(progress, (self.val_inputs, self.answer_cost))
         found = target_nats(self.answer_loss, self.dataset.val, self.ranks, num_batches, of_loss)
-        if found is None:
-            return None
         loss = found[0] / found[1]
         metrics, summary = {"loss": loss}, f"held-out loss {loss:.4f} nats a target"
         if num_batches is not None or not self.graded:
             return Evaluation(loss, metrics, summary)
-        matches = count_matches(self.answer_loss, self.tokenizer, self.graded, self.ranks, of_answers)
-        if matches is None:
-            return None
-        exact, contains = matches
+        exact, contains = count_matches(self.answer_loss, self.tokenizer, self.graded, self.ranks, of_answers)
         metrics |= {"exact": exact / len(self.graded), "contains": contains / len(self.graded)}
         summary += f", {len(self.graded)} short answers: {exact} exact, {contains} contained"
         return Evaluation(loss, metrics, summary)
@@ -151,13 +146,11 @@ class TextTask(FinetuneTask):
     def _val_cost(self) -> int:
         return self.val_tokens
 
-    def _evaluate_val(self, num_batches: int | None, advance: Advance) -> Evaluation | None:
+    def _evaluate_val(self, num_batches: int | None, progress: Progress) -> Evaluation:
         score = bits_per_byte(
             self.text_loss, self.val_split, self.base.bos_or_eos_id, self.ranks, num_batches=num_batches,
-            advance=advance,
+            progress=progress,
         )  # fmt: skip
-        if score is None:
-            return None
         bits = score.bits_per_byte
         metrics = {"loss": score.nats_per_token, "bpb": bits}
         return Evaluation(bits, metrics, f"held-out {bits:.4f} bits per byte")

@@ -20,6 +20,7 @@ from llamita.errors import TrainingError
 from llamita.eval.bits_per_byte import bits_per_byte
 from llamita.model.generate import bounded_seed
 from llamita.model.llama import Llama
+from llamita.progress import Progress, no_progress
 from llamita.tokenizer import load_tokenizer
 from llamita.training.compile import resolve_compile
 from llamita.training.defaults import fill_defaults, model_config
@@ -142,14 +143,10 @@ class Pretraining(Task):
     def metrics(self, nats_per_target: float) -> dict[str, float]:
         return {"bpb": nats_per_target / (math.log(2) * self.bytes_per_token)}
 
-    def evaluate(
-        self, *, num_batches: int | None = None, advance: Callable[[float], bool] = lambda share: True
-    ) -> Evaluation | None:
+    def evaluate(self, *, num_batches: int | None = None, progress: Progress = no_progress) -> Evaluation:
         score = bits_per_byte(
-            self.loss, self.val_split, self.bos_id, self.ranks, num_batches=num_batches, advance=advance
+            self.loss, self.val_split, self.bos_id, self.ranks, num_batches=num_batches, progress=progress
         )
-        if score is None:
-            return None
         bits = score.bits_per_byte
         return Evaluation(bits, {"loss": score.nats_per_token, "bpb": bits}, f"held-out {bits:.4f} bits per byte")
 

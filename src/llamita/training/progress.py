@@ -89,10 +89,10 @@ class TrainingDisplay:
             fast = f"{speed}, {mfu_text}" if mfu_text else speed
             self.console.print(f"{100 * progress:3.0f} % | step {step} | {losses} | {fast} | {left}", soft_wrap=True)
 
-    def evaluating(self, share: float) -> None:
-        """Show the progress of an evaluation."""
+    def show_stage(self, stage: str, done: int, total: int) -> None:
+        """Show the progress of an evaluation; a `llamita.progress.Progress`."""
         if self.is_live:
-            self._progress.update(self._task, description=f"evaluating {100 * share:3.0f} %")
+            self._progress.update(self._task, description=f"{stage} {100 * done / total:3.0f} %")
 
 
 def fit(by_importance: Sequence[str], order: Sequence[str], columns: int) -> str:

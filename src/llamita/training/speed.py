@@ -64,9 +64,8 @@ def time_evaluation(task: Task, ranks: Ranks) -> float:
     """Estimate the seconds of an evaluation from a few batches of held-out data."""
     shares, num_batches = [1.0], 2 * ranks.world_size
 
-    def note(share: float) -> bool:
-        shares.append(share)
-        return True
+    def note(stage: str, done: int, total: int) -> None:
+        shares.append(done / total)
 
     if ranks.device.type == "cuda" and task.val_tokens > 0:
         # warm up: load kernels, allocate memory, and finish queued steps
@@ -74,5 +73,5 @@ def time_evaluation(task: Task, ranks: Ranks) -> float:
         torch.cuda.synchronize(ranks.device)
     start = time.monotonic()
     if task.val_tokens > 0:
-        task.evaluate(num_batches=num_batches, advance=note)
+        task.evaluate(num_batches=num_batches, progress=note)
     return (time.monotonic() - start) / shares[-1]

@@ -19,6 +19,7 @@ from llamita.config import ModelConfig, RunConfig
 from llamita.console import Rows
 from llamita.model.generate import generate, take_while
 from llamita.model.llama import Llama
+from llamita.progress import Progress, no_progress
 from llamita.tokenizer import Tokenizer
 
 SAMPLE_TOKENS = 160
@@ -97,21 +98,19 @@ class Task(ABC):
     def initialize(self) -> None:
         """Set the initial weights."""
 
-    def prepare(self, advance: Callable[[float], None]) -> None:  # noqa: B027  # most need nothing
-        """Compute what depends on the initial weights, after `initialize`. Calls advance(share)."""
+    def prepare(self, progress: Progress = no_progress) -> None:  # noqa: B027  # most need nothing
+        """Compute what depends on the initial weights, after `initialize`."""
 
     @abstractmethod
     def metrics(self, nats_per_target: float) -> dict[str, float]:
         """More metrics that follow from the mean training loss, for metrics.jsonl."""
 
     @abstractmethod
-    def evaluate(
-        self, *, num_batches: int | None = None, advance: Callable[[float], bool] = lambda share: True
-    ) -> Evaluation | None:
+    def evaluate(self, *, num_batches: int | None = None, progress: Progress = no_progress) -> Evaluation:
         """Evaluate on the held-out data, all processes together.
 
-        num_batches: evaluate only this many batches, for timing. advance(share) is called after
-        each pass; if it returns False, the evaluation stops and returns None.
+        num_batches: evaluate only this many batches, for timing. progress: called after each
+        pass; what it raises, such as Cancelled, ends the evaluation.
         """
 
     @abstractmethod

@@ -25,6 +25,7 @@ from llamita.config import TrainConfig
 from llamita.console import format_count, shorten
 from llamita.errors import CheckpointError
 from llamita.model.generate import bounded_seed
+from llamita.progress import Cancelled
 from llamita.report.summary import write_page, write_report
 from llamita.run_directory import mark_best
 from llamita.training.activation_checkpointing import checkpoint_activations
@@ -79,7 +80,7 @@ class Trainer:
         self.rows_per_step = task.micro_batch_size * config.grad_accum_steps * ranks.world_size
         tokens_per_step = round(self.rows_per_step * task.tokens_per_row)
         task.initialize()
-        task.prepare(display.evaluating)
+        task.prepare(display.show_stage)
         self.sharded = isinstance(config, TrainConfig) and config.fsdp and ranks.world_size > 1
         self.parallel_loss = self._distribute()
         self.optimizer = build_optimizer(self.model, config, ranks)
@@ -352,12 +353,14 @@ class Trainer:
         self._end_interval()
         start, alone = time.monotonic(), self.ranks.world_size == 1
 
-        def advance(share: float) -> bool:
-            self.display.evaluating(share)
-            return not (alone and stop.is_set)
+        def progress(stage: str, done: int, total: int) -> None:
+            self.display.show_stage(stage, done, total)
+            if alone and stop.is_set:
+                raise Cancelled
 
-        found = self.task.evaluate(advance=advance)
-        if found is None:
+        try:
+            found = self.task.evaluate(progress=progress)
+        except Cancelled:
             self._mark_speed()
             return False
         seconds, at = time.monotonic() - start, self.state.progress

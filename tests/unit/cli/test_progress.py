@@ -7,16 +7,16 @@ import io
 import pytest
 from rich.console import Console
 
-from llamita.cli.progress import byte_progress, progress_bars
+from llamita.cli.progress import progress_bars
 
 
 @pytest.mark.parametrize("is_terminal", [False, True])
 def test_bars_only_on_a_terminal(is_terminal: bool) -> None:
     file = io.StringIO()
     console = Console(file=file, force_terminal=is_terminal, width=80)
-    with byte_progress("importing", console) as progress:
-        progress(500_000, 2_000_000)
-        progress(2_000_000, 2_000_000)
+    with progress_bars(in_bytes=True, console=console) as progress:
+        progress("importing", 500_000, 2_000_000)
+        progress("importing", 2_000_000, 2_000_000)
     assert ("importing" in file.getvalue() and "2.0/2.0 MB" in file.getvalue()) == is_terminal
     assert is_terminal or file.getvalue() == ""
 

@@ -297,10 +297,10 @@ def test_progress_ends_at_all_bytes(make_checkpoint: MakeCheckpoint, tmp_path: P
     checkpoint = make_checkpoint(tmp_path / "model", "llama")
     total = sum(tensor.nbytes for tensor in load_tensors(checkpoint).values())
     for name in ("model.gguf", "model.bin", "folder"):
-        calls: list[tuple[int, int]] = []
+        calls: list[tuple[str, int, int]] = []
         type = "f32" if name.endswith("gguf") else None
-        export(checkpoint, tmp_path / name, type, verify=False, progress=lambda done, of, c=calls: c.append((done, of)))
-        assert calls[-1] == (total, total) and calls == sorted(calls) and len(calls) == 20
+        export(checkpoint, tmp_path / name, type, verify=False, progress=lambda *call, c=calls: c.append(call))
+        assert calls[-1] == ("exporting", total, total) and calls == sorted(calls) and len(calls) == 20
 
 
 # ---------------------------------------------------------------- refusals: nothing is left behind

@@ -195,9 +195,10 @@ def test_broken_weights_leave_nothing_behind(tmp_path: Path) -> None:
 
 
 def test_progress_counts_the_sources_bytes(make_gguf: Callable[..., Path], tmp_path: Path) -> None:
-    seen: list[tuple[int, int]] = []
-    report = quantize_file(make_gguf(), tmp_path / "out.gguf", "q4_1", progress=lambda *pair: seen.append(pair))
-    assert seen[-1] == (report.source_bytes, report.source_bytes) and seen == sorted(seen) and len(seen) == 26
+    seen: list[tuple[str, int, int]] = []
+    report = quantize_file(make_gguf(), tmp_path / "out.gguf", "q4_1", progress=lambda *call: seen.append(call))
+    assert seen[-1] == ("quantizing", report.source_bytes, report.source_bytes)
+    assert seen == sorted(seen) and len(seen) == 26
 
 
 def test_memory_holds_one_tensor(tmp_path: Path) -> None:

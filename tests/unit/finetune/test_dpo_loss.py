@@ -20,6 +20,7 @@ from llamita.finetune.dpo_evaluate import answer_log_probabilities, score_pairs
 from llamita.finetune.dpo_loss import DpoLoss, preference_losses, target_log_probabilities
 from llamita.finetune.lora import LoraConfig, add_lora
 from llamita.model.llama import Llama
+from llamita.progress import Cancelled
 from tests.unit.finetune.conftest import made_pairs, tensors
 
 RATIOS = torch.tensor([[3.0, -1.0, 0.5], [-2.0, 4.0, 0.5]], dtype=torch.float64)
@@ -99,6 +100,10 @@ def test_packed_loss_is_that_of_each_pair_alone(checkpoint: Path, lora: bool, ki
     assert (model.output_weight.grad is None) == lora
 
 
+def cancel(stage: str, done: int, total: int) -> None:
+    raise Cancelled
+
+
 def test_at_the_reference_nothing_is_preferred(checkpoint: Path) -> None:
     """Before the first step all rewards are 0 and the loss is ln 2; the work is the same for every
     number of rows."""
@@ -117,7 +122,10 @@ def test_at_the_reference_nothing_is_preferred(checkpoint: Path) -> None:
         assert loss(*tensors(next(DpoBatches(pairs, 128, 2, seed=1)))).item() > 0
     score = score_pairs(loss, pairs, said + torch.tensor([[1.0], [-3.0]]))
     assert score == pytest.approx((math.log1p(math.exp(-2.0)), 1.0, 2.0, 0.5, -1.5))
-    assert answer_log_probabilities(loss, pairs, advance=lambda share: False) is None
+    loss.train()
+    with pytest.raises(Cancelled):
+        answer_log_probabilities(loss, pairs, progress=cancel)
+    assert loss.training
     digests = [
         digest_examples(each.pairs) for each in (pairs, made_pairs(checkpoint, 30), made_pairs(checkpoint, 30, 5))
     ]

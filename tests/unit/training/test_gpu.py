@@ -24,6 +24,7 @@ from llamita.finetune.loss import ConversationLoss  # noqa: E402
 from llamita.model import sdpa  # noqa: E402
 from llamita.model.kv_cache import KVCache  # noqa: E402
 from llamita.model.llama import Llama  # noqa: E402
+from llamita.progress import no_progress  # noqa: E402
 from llamita.training import compile as compilation  # noqa: E402
 from llamita.training import distillation, loss  # noqa: E402
 from llamita.training.budget import Budget, Progress  # noqa: E402
@@ -329,10 +330,10 @@ def test_the_first_estimate_follows_a_warm_up(monkeypatch: pytest.MonkeyPatch) -
     clock, waits = [0.0], []
     costs = iter([9.0, 0.5])
 
-    def evaluate(*, num_batches: int, advance: Any = lambda share: True) -> None:
+    def evaluate(*, num_batches: int, progress: Any = no_progress) -> None:
         assert num_batches == 2
         clock[0] += next(costs)
-        advance(0.25)
+        progress("evaluating", 1, 4)
 
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     monkeypatch.setattr(torch.cuda, "synchronize", waits.append)

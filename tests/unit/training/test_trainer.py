@@ -76,7 +76,7 @@ def test_training_lowers_the_loss_and_fills_the_run_directory(story_store: Path,
     assert (run / "best").resolve() == (run / "latest").resolve() == (run / "step-00000040").resolve()
     store = TokenStore(story_store)
     score = bits_per_byte(SummedLoss(load_model(run)), store.split("val"), store.bos_id)
-    assert score is not None and math.isclose(score.bits_per_byte, evaluated[1]["bpb"], rel_tol=1e-6)
+    assert math.isclose(score.bits_per_byte, evaluated[1]["bpb"], rel_tol=1e-6)
 
 
 def test_best_and_latest_may_differ(story_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,7 +199,7 @@ def test_a_signal_cuts_an_evaluation_short(story_store: Path, tmp_path: Path, mo
     train(make_config(story_store, tmp_path / "whole"))
     with monkeypatch.context() as patched:
         patched.setattr(
-            trainer_module.TrainingDisplay, "evaluating", lambda self, share: os.kill(os.getpid(), signal.SIGINT)
+            trainer_module.TrainingDisplay, "show_stage", lambda self, *progress: os.kill(os.getpid(), signal.SIGINT)
         )
         stopped = train(make_config(story_store, tmp_path / "parts"))
     assert stopped.interrupted and stopped.summary["steps"] == 6
