@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("torch")
 
 SHAPE = [
@@ -64,7 +66,6 @@ def test_two_processes_equal_one(one: list[dict[str, Any]], story_store: Path, t
     assert shares["processes"] == 2
 
 
-@pytest.mark.slow
 def test_a_run_of_two_resumes_as_one(
     one: list[dict[str, Any]], story_store: Path, tmp_path: Path, kill_launch: Callable[[subprocess.Popen[bytes]], None]
 ) -> None:

@@ -22,6 +22,8 @@ from llamita.config import TrainConfig  # noqa: E402
 from llamita.training.pretraining import train  # noqa: E402
 from llamita.training.trainer import Trainer  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 STEPS, ROWS, INTERRUPTED_STEP = 40, 8, 25
 SHAPE: dict[str, Any] = {"layers": 2, "hidden": 32, "heads": 4, "kv_heads": 2, "context": 32}
 PACE: dict[str, Any] = {"steps": STEPS, "eval_interval": 20, "log_interval": 1, "device": "cpu", "threads": 1}
@@ -80,7 +82,6 @@ def test_checks_in_two_processes() -> None:
     assert done.returncode == 0 and "all checks passed" in done.stdout, done.stderr
 
 
-@pytest.mark.slow
 def test_from_two_sharded_processes_to_one_to_four(
     one: Path,
     story_store: Path,
@@ -122,7 +123,6 @@ def signalled_at(step: int) -> Callable[[Trainer], None]:
     return step_and_signal
 
 
-@pytest.mark.slow
 def test_torchrun_restarts_when_a_process_dies(
     one: Path, story_store: Path, tmp_path: Path, kill_worker: Callable[[subprocess.Popen[str]], None]
 ) -> None:
