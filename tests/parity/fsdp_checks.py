@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import sys
+
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -101,3 +104,5 @@ if __name__ == "__main__":
         check_mixed_precision(ranks)
         if ranks.is_first:
             print("all checks passed")
+    sys.stdout.flush()
+    os._exit(0)  # as llamita/__main__.py does under torchrun
