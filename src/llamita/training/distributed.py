@@ -123,8 +123,6 @@ def start_ranks(device: str, threads: int | None) -> Iterator[Ranks]:
         )  # fmt: skip
     try:
         yield Ranks(rank, world_size, chosen, _launch(), _environment_int("TORCHELASTIC_RESTART_COUNT", 0))
-        if world_size > 1:
-            dist.barrier()  # a process that leaves while another still communicates can abort it
     finally:
         torch.set_flush_denormal(False)  # leave the process as it was
         if world_size > 1:
