@@ -229,6 +229,7 @@ def _text_recipe(config: PrepareConfig, corpus: Corpus, tokenizer: Tokenizer | N
             "separator": config.separator,
             "split_on": config.split_on,
             "text_key": config.text_key,
+            "keep_line_ends": config.keep_line_ends,
             "seed": config.seed,
         }
     )

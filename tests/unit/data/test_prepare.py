@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import gzip
 import json
 import os
 import random
@@ -96,6 +97,36 @@ def test_mixed_sources_with_duplicates_and_empties_add_up(tmp_path: Path) -> Non
     assert (report.files, report.hidden_files) == (4, 1)
     assert (report.duplicate_documents, report.empty_documents) == (2 + 10 + 2, 3)
     assert Counter(texts(report.out, "train") + texts(report.out, "val")) == Counter(STORIES[:300])
+
+
+def test_line_ends_are_normalized_and_a_packed_source_gives_the_same_tokens(tmp_path: Path) -> None:
+    text = "\n<|endoftext|>\n".join(STORIES)
+    (tmp_path / "crlf.txt").write_bytes(text.replace("\n", "\r\n").encode())
+    (tmp_path / "lf.txt.gz").write_bytes(gzip.compress(text.encode()))
+    found = {}
+    for name, options in (("crlf.txt", {}), ("lf.txt.gz", {}), ("crlf.txt", {"keep_line_ends": True})):
+        config = make(tmp_path, sources=(str(tmp_path / name),), out=tmp_path / f"{name}{len(options)}", **options)
+        report = prepare(config)
+        check_sums(report)
+        found[config.out.name] = (report.line_ends, sorted(texts(report.out, "train") + texts(report.out, "val")))
+    kept = sorted(story.replace("\n", "\r\n") for story in STORIES)
+    assert found == {
+        "crlf.txt0": (len(STORIES), sorted(STORIES)), "lf.txt.gz0": (0, sorted(STORIES)), "crlf.txt1": (0, kept),
+    }  # fmt: skip
+
+
+def test_file_names_that_are_not_utf8(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"\xff.txt")
+    try:
+        write_stories(path)
+    except OSError:
+        pytest.skip("the file system takes UTF-8 names only")
+    config = make(tmp_path, sources=(str(path),), out=tmp_path / os.fsdecode(b"\xfe"))
+    assert not prepare(config).reused and prepare(config).reused
+    command = [sys.executable, "-m", "llamita", "prepare", str(path), "--out", str(config.out), "--vocab-size", "320"]
+    strict = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+    done = subprocess.run(command, capture_output=True, timeout=60, env=strict)
+    assert done.returncode == 0 and b"exists already" in done.stdout and done.stderr == b""
 
 
 def test_held_out_texts_are_dropped_from_training(tmp_path: Path) -> None:
@@ -219,6 +250,8 @@ def test_default_vocabulary_of_little_text_is_what_it_supports(tmp_path: Path) -
     [
         ([""], {}, "all documents are empty"),
         (["one single story. " * 200], {}, "it is a single document: split it with --split-on blank-lines"),
+        (["a line\u2028" * 200], {"split_on": "blank-lines"}, "document without blank lines: split it with .* lines"),
+        (["one line. " * 200], {"split_on": "lines"}, "document of one line: split it with --split-on blank-lines"),
         (
             ["a", "b"],
             {},
