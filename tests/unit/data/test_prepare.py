@@ -180,6 +180,21 @@ def test_another_command_into_the_same_place_is_refused(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["store", "stories.txt"]
 
 
+def test_a_damaged_store_is_not_there_already(tmp_path: Path) -> None:
+    config = make(tmp_path)
+    prepare(config)
+    for name, damage in (("train/00000.ds", lambda b: b[:-2]), ("val/00000.ds", lambda b: b[:4] + b"\x09" + b[5:])):
+        path = config.out / name
+        whole = path.read_bytes()
+        path.write_bytes(damage(whole))
+        with pytest.raises(OutputError, match=r"the token store of this text, but damaged .*--overwrite"):
+            prepare(config)
+        path.write_bytes(whole)
+    path.write_bytes(whole[:-2])
+    assert not prepare(dataclasses.replace(config, overwrite=True)).reused and path.read_bytes() == whole
+    assert prepare(config).reused
+
+
 def test_overwrite_replaces_token_stores_only(tmp_path: Path) -> None:
     config = make(tmp_path, overwrite=True)
     config.out.mkdir()
