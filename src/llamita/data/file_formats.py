@@ -73,19 +73,20 @@ def read_files(
     """
     paths = [data] if isinstance(data, (str, Path)) else list(data)
     bad = bad or BadRows()
-    found = len(bad.skipped)
+    is_empty, before = True, len(bad.skipped)
     for path in paths:
         for file in list_example_files(Path(path)):
             for row in read_rows(file, bad=bad):
-                found += 1
                 try:
                     made = read(row)
                 except SourceError as error:
                     bad.skip(error)
                     continue
+                is_empty = False
                 yield made
-    if found == len(bad.skipped):
-        why = f"{found:,} bad rows were skipped, the first: {bad.skipped[0]}" if found else "the files are empty"
+    if is_empty:
+        skipped = bad.skipped[before:]
+        why = f"{len(skipped):,} bad rows were skipped, the first: {skipped[0]}" if skipped else "the files are empty"
         raise SourceError(f"no {what} in {', '.join(map(str, paths))}: {why}; add some")
 
 
