@@ -336,6 +336,14 @@ class RunConfig:
     """Activation checkpointing: less memory, about a third slower."""
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):  # of names and texts: they go into files of JSON
+            text = str(getattr(self, field.name))
+            readable = text.encode("utf-8", "backslashreplace").decode()
+            check(
+                text == readable,
+                f"{self.command}: {field.name.replace('_', '-')}: expected valid UTF-8, found {readable[:200]}; "
+                "give a file another name",
+            )
         limits = [name for name in ("minutes", "steps", "epochs") if getattr(self, name) is not None]
         given = " and ".join(flag(name) for name in limits)
         check(len(limits) <= 1, f"{self.command}: {given} exclude each other; give one of them")
