@@ -34,6 +34,12 @@ _LINE_END = rb"(?:\r\n|\n|\r(?!\n)|\xc2\x85|\xe2\x80[\xa8\xa9])"
 # The groups make re.split return the boundaries. A blank line holds spaces (U+00A0 and U+3000 too).
 _LINES = re.compile(rb"(" + _LINE_END + rb")")
 _BLANK_LINES = re.compile(rb"(" + _LINE_END + rb"(?:(?:[ \t\f\v]|\xc2\xa0|\xe3\x80\x80)*" + _LINE_END + rb")+)")
+# The same for text in which every line ends with LF: faster.
+_OF_LF = {
+    _LINES: re.compile(rb"(\n)"),
+    _BLANK_LINES: re.compile(rb"(\n(?:(?:[ \t\f\v]|\xc2\xa0|\xe3\x80\x80)*\n)+)"),
+}
+_OTHER_ENDS = (b"\r", b"\xc2\x85", b"\xe2\x80\xa8", b"\xe2\x80\xa9")
 _BLANK_BYTES = b" \t\r\n\f\v\xc2\xa0\x85\xe3\x80\xe2\xa8\xa9"
 
 
@@ -217,13 +223,14 @@ class _Cleaner:
         """Returns the texts that are not empty, and their positions."""
         counts = self.counts
         before = sum(map(len, raws))
-        if any(BOM in raw for raw in raws):
+        joined = raws[0] if len(raws) == 1 else b"".join(raws)  # one search is faster than many
+        if BOM in joined:
             counts.byte_order_marks += sum(raw.count(BOM) for raw in raws)
             raws = [raw.replace(BOM, b"") for raw in raws]
         marked = before - sum(map(len, raws))
         texts = [raw.decode("utf-8").strip().encode("utf-8") for raw in raws]
         stripped_bytes = sum(map(len, texts))
-        if not self.keep_line_ends and any(b"\r" in text for text in texts):
+        if not self.keep_line_ends and b"\r" in joined:
             counts.line_ends += sum(text.count(b"\r") for text in texts)
             texts = [text.replace(b"\r\n", b"\n").replace(b"\r", b"\n") for text in texts]
         text_bytes = sum(map(len, texts))
@@ -336,8 +343,9 @@ def _cut(start: bytes, chunks: Iterator[bytes], boundary: Boundary) -> Iterator[
                 buffer = bytearray(rest)
             scan = max(0, len(buffer) - len(boundary) + 1)
         elif boundary is not None and (len(buffer) >= wanted or is_last):
-            if boundary.search(buffer, scan):
-                *pieces, rest = boundary.split(bytes(buffer))
+            pattern = boundary if any(end in buffer for end in _OTHER_ENDS) else _OF_LF[boundary]
+            if pattern.search(buffer, scan):
+                *pieces, rest = pattern.split(bytes(buffer))
                 yield pieces[::2], list(map(len, pieces[1::2]))
                 buffer, scan = bytearray(rest), 0
             scan += len(buffer[scan:].rstrip(_BLANK_BYTES))

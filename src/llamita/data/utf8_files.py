@@ -17,7 +17,7 @@ _CHUNK_BYTES = 1 << 20
 GZIP_SUFFIX = ".gz"
 # Text shrinks 3 to 20 times, deflate's limit is 1,032: what exceeds both of these is a bomb.
 MAX_GZIP_RATIO, MIN_GZIP_BYTES = 200, 64 << 20
-_LONE_CR = re.compile(r"\r(?!\n)|\r?\n")
+_ANY_LINE = re.compile(r"[^\r\n]*(?:\r\n?|\n)|[^\r\n]+")
 _NEAR_BYTES = 2000  # around a bad byte, to guess what a file is
 _MAGIC = (
     (b"\xff\xfe\0\0", "UTF-32 text (convert it: iconv -f UTF-32 -t UTF-8)"),
@@ -113,30 +113,23 @@ def utf8_chunks(path: Path) -> Iterator[bytes]:
 def read_lines(path: Path) -> Iterator[str]:
     """The lines of a UTF-8 file with their line ends (LF, CRLF or CR), without byte order marks,
     which stand inside a file that was joined from several. Raises SourceError."""
-    parts: list[bytes] = []  # of a line that is not complete
+    parts: list[bytes] = []  # of lines that are not complete
     for chunk in utf8_chunks(path):
-        *lines, rest = chunk.split(b"\n")
-        for line in lines:
-            parts.append(line)
-            yield from _line(b"".join(parts) + b"\n")
-            parts = []
-        parts.append(rest)
+        end = chunk.rfind(b"\n") + 1
+        parts.append(chunk[:end] if end else chunk)
+        if end:
+            yield from _lines(b"".join(parts))
+            parts = [chunk[end:]]
     if last := b"".join(parts):
-        yield from _line(last)
+        yield from _lines(last)
 
 
-def _line(line: bytes) -> Iterator[str]:
-    """A line, or several if it has line ends of the old Macintosh."""
-    text = (line.replace(BOM, b"") if BOM in line else line).decode("utf-8")
-    if "\r" not in text or (text.find("\r") >= len(text) - 2 and text.endswith("\r\n")):
-        yield text
-        return
-    start = 0
-    for end in _LONE_CR.finditer(text):
-        yield text[start : end.end()]
-        start = end.end()
-    if start < len(text):
-        yield text[start:]
+def _lines(data: bytes) -> list[str]:
+    text = (data.replace(BOM, b"") if BOM in data else data).decode("utf-8")
+    if "\r" in text:
+        return _ANY_LINE.findall(text)
+    *lines, last = text.split("\n")
+    return [f"{line}\n" for line in lines] + ([last] if last else [])
 
 
 def _guess_encoding(data: bytes, error: UnicodeDecodeError, offset: int) -> str:

@@ -333,8 +333,11 @@ class Renderer:
                 )
             if shown is not None and turn.calls and _mark(_CALL, number) not in shown:
                 raise SourceError(f"{place}: training on tool calls is not supported by the chat template, {advice}")
-            if shown is not None and turn.thought and error is None and turn.is_target:
-                self._check_thought(turn, _mark(_THINKS, number) in shown, place)
+            thought = split_thought(turn)[0]
+            if thought and error is None and turn.is_target:
+                is_marked = shown is not None and bool(turn.thought)
+                is_written = _mark(_THINKS, number) in (shown or "") if is_marked else _is_written(thought, text)
+                self._check_thought(turn, is_written, place)
 
     def _check_answer(self, turn: Turn, answer: str, number: int, where: str) -> None:
         """Raise SourceError if an answer lacks what its turn says."""

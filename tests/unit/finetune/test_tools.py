@@ -138,6 +138,17 @@ def test_a_template_whose_prompt_opens_a_thought(checkpoint: Any, first: dict[st
         assert only.ids.tolist() == one.ids.tolist()
 
 
+def test_a_thought_in_the_text_is_not_lost(checkpoint: Any) -> None:
+    """R1's first template cuts it off, and its prompt opened none."""
+    template = OPENS_THOUGHT.replace("assistant\\n<think>\\n", "assistant\\n")
+    assert template != OPENS_THOUGHT
+    with renderer(checkpoint, template=template) as render:
+        with pytest.raises(SourceError, match="message 2: training on '<think>' is not supported"):
+            render.render(read(USER, INLINE))
+        (example,) = render.render(read(USER, SAID))
+        assert learned(render, example) == ["It is 3.<|im_end|>"]
+
+
 def test_only_targets_of_a_thinking_template_are_learned(checkpoint: Any) -> None:
     with renderer(checkpoint, template=STRIPS_THOUGHTS) as render:
         (example,) = render.render(read(USER, FIRST | {"weight": 0}, THANKS, SECOND))
