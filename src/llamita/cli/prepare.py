@@ -77,7 +77,7 @@ def summary(report: PrepareReport) -> list[str]:
         f"  dropped     {_count(report.duplicate_documents, 'duplicate')} ({report.duplicate_bytes:,} bytes), "
         f"{report.empty_documents:,} empty",
         f"  not text    {report.separator_bytes:,} bytes of separators, {report.whitespace_bytes:,} of whitespace "
-        f"around documents, {report.container_bytes:,} of file format",
+        f"around documents, {_format_bytes(report.container_bytes)}",
         *cleaned,
     ]
 
@@ -87,6 +87,12 @@ def _split_line(name: str, split: SplitReport) -> str:
         f"  {name:<10}  {_count(split.documents, 'document')}, {split.tokens:,} tokens, {split.text_bytes:,} bytes: "
         f"{split.text_bytes / split.tokens:.2f} bytes per token"
     )
+
+
+def _format_bytes(container_bytes: int) -> str:
+    if container_bytes >= 0:
+        return f"{container_bytes:,} of file format"
+    return f"{-container_bytes:,} fewer in the files, which are compressed, than unpacked"
 
 
 def _count(number: int, what: str) -> str:
