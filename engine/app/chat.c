@@ -201,6 +201,11 @@ static ssize_t read_question(const chat *c, char **line, size_t *capacity) {
         }
         if (length < 0 && ferror(stdin) && !interrupted) fail("reading stdin: %s", strerror(errno));
         while (length > 0 && strchr("\r\n", (*line)[length - 1])) length--;
+        while (length >= 3 && memcmp(*line, "\xef\xbb\xbf", 3) == 0) { /* a BOM, as Notepad writes it */
+            length -= 3;
+            memmove(*line, *line + 3, (size_t)length);
+        }
+        if (length >= 0) (*line)[length] = '\0';
         return length;
     }
 }

@@ -66,16 +66,24 @@ class ChatTemplate:
         self._variables = {"bos_token": bos_token, "eos_token": eos_token}
         self._process: subprocess.Popen[str] | None = None
 
-    def render(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True) -> str:
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] = (),
+    ) -> str:
         """The text of the conversation, as transformers' apply_chat_template renders it.
 
-        messages: each with "role" and "content", and any other keys that the template uses. Raises
-        ChatError if the template fails or calls raise_exception.
+        messages: each with "role" and "content", and any other keys that the template uses. tools:
+        what the model may call, as objects. Raises ChatError if the template fails or calls
+        raise_exception.
         """
-        contents = sum(len(str(message.get("content", ""))) for message in messages)
+        contents = sum(len(str(value)) for message in messages for value in message.values()) + len(str(tools))
         return self._ask(
             {
                 "messages": [dict(message) for message in messages],
+                "tools": [dict(tool) for tool in tools] or None,
                 "add_generation_prompt": add_generation_prompt,
                 "max_characters": _MAX_CHARACTERS + 16 * contents,
             }

@@ -19,8 +19,8 @@ SECONDS = 3.0  # the parent kills this process earlier; this limit is for a proc
 
 def main() -> None:
     """argv: sys.path as JSON. First line: {"template": …, "variables": {…}}. Each request:
-    {"messages": …, "add_generation_prompt": …, "max_characters": …}. Each answer: {"text": …} or
-    {"error": …}."""
+    {"messages": …, "tools": …, "add_generation_prompt": …, "max_characters": …}. Each answer:
+    {"text": …} or {"error": …}."""
     sys.path[:] = json.loads(sys.argv[1])
     import jinja2.debug  # otherwise imported later, when no file can be opened
     import jinja2.ext
@@ -54,7 +54,7 @@ def render(template: Any, variables: dict[str, Any], asked: dict[str, Any]) -> s
     """The text of one conversation. Raises Refusal beyond max_characters."""
     pieces, left = [], asked["max_characters"]
     known = variables | {"messages": asked["messages"], "add_generation_prompt": asked["add_generation_prompt"]}
-    for piece in template.generate(**known, tools=None, documents=None):
+    for piece in template.generate(**known, tools=asked["tools"], documents=None):
         left -= len(piece)
         if left < 0:
             raise Refusal(f"it writes more than {asked['max_characters']:,} characters")

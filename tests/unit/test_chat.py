@@ -221,6 +221,18 @@ def test_programs_agree(chat_models: dict[str, Path], engine_build: Path, name: 
     assert printed[0] == printed[1]
 
 
+def test_byte_order_marks_are_no_question(chat_models: dict[str, Path], engine_build: Path) -> None:
+    """As Notepad writes them, and as `cat` joins such files."""
+    mark = b"\xef\xbb\xbf"
+    printed = set()
+    for command in commands(engine_build, chat_models["chatml"], "-t", "0", "-n", "8"):
+        for said in (b"One?\nTwo?\n", mark + b"One?\r\n" + mark + b"Two?\r\n" + mark, mark + mark + b"One?\n\nTwo?"):
+            done = subprocess.run(command, input=said, capture_output=True, timeout=60)
+            assert done.returncode == 0, done.stderr
+            printed.add(done.stdout.decode("utf-8", "replace"))
+    assert len(printed) == 1
+
+
 def test_one_line_for_what_is_wrong(
     chat_models: dict[str, Path], engine_build: Path, tiny_models: Any, make_chat_model: Callable[..., Any]
 ) -> None:

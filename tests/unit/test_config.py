@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,15 @@ def make_config(**changes: Any) -> TrainConfig:
 def test_flags_out_of_range_are_named(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make_config(**changes)
+
+
+@pytest.mark.parametrize("name", ["data", "out", "checkpoint", "val", "system"])
+def test_names_that_are_not_utf8_are_refused_before_the_work(name: str) -> None:
+    """run.json could not hold them."""
+    values = {"checkpoint": Path("a"), "data": Path("b"), "out": Path("c")}
+    odd = os.fsdecode(b"caf\xe9")
+    with pytest.raises(ConfigError, match=rf"finetune: {name}: expected valid UTF-8, found caf\\udce9;"):
+        FinetuneConfig(**{**values, name: odd if name == "system" else Path(odd)})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -133,7 +133,7 @@ def _read(terminal: bool, interrupts: _Interrupts) -> str | None:
         try:
             if not terminal:
                 line = sys.stdin.readline()
-                return line.removesuffix("\n").removesuffix("\r") if line else None
+                return line.removesuffix("\n").removesuffix("\r").lstrip("\ufeff") if line else None
             interrupts.reading = True
             if sys.stdout.isatty():
                 _load_line_editing()

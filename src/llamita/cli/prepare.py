@@ -61,6 +61,11 @@ def summary(report: PrepareReport) -> list[str]:
     else:
         speed = report.source_bytes / 1e6 / report.seconds
         first = f"{report.out}: token store, written in {report.seconds:.1f} s ({speed:.1f} MB/s)"
+    cleaned = []
+    if report.line_ends:
+        cleaned.append(f"  line ends   {report.line_ends:,} CRLF or CR became LF (--keep-line-ends keeps them)")
+    if report.byte_order_marks:
+        cleaned.append(f"  BOMs        {_count(report.byte_order_marks, 'byte order mark')} inside files removed")
     where = _count(report.files, "file") if report.files else "generated stories"
     hidden = f" ({report.hidden_files:,} hidden ones skipped)" if report.hidden_files else ""
     return [
@@ -72,7 +77,8 @@ def summary(report: PrepareReport) -> list[str]:
         f"  dropped     {_count(report.duplicate_documents, 'duplicate')} ({report.duplicate_bytes:,} bytes), "
         f"{report.empty_documents:,} empty",
         f"  not text    {report.separator_bytes:,} bytes of separators, {report.whitespace_bytes:,} of whitespace "
-        f"around documents, {report.container_bytes:,} of file format",
+        f"around documents, {_format_bytes(report.container_bytes)}",
+        *cleaned,
     ]
 
 
@@ -81,6 +87,12 @@ def _split_line(name: str, split: SplitReport) -> str:
         f"  {name:<10}  {_count(split.documents, 'document')}, {split.tokens:,} tokens, {split.text_bytes:,} bytes: "
         f"{split.text_bytes / split.tokens:.2f} bytes per token"
     )
+
+
+def _format_bytes(container_bytes: int) -> str:
+    if container_bytes >= 0:
+        return f"{container_bytes:,} of file format"
+    return f"{-container_bytes:,} fewer in the files, which are compressed, than unpacked"
 
 
 def _count(number: int, what: str) -> str:

@@ -131,7 +131,7 @@ def expected_seconds(num_parameters: int, num_tokens: int, training_tokens: int)
 def read_prompts(path: Path) -> tuple[str, ...]:
     """The lines of a file that are not blank. Raises SourceError."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").replace("\ufeff", "").splitlines()
     except OSError as error:
         raise SourceError(f"--prompts: {path}: {error.strerror or error}") from None
     except UnicodeError:

@@ -1,13 +1,16 @@
 """Reads conversations from files of examples, in the forms that published datasets use.
 
 {"messages": [{"role": …, "content": …}, …]}          OpenAI; "weight": 0 masks an answer
+[{"role": …, "content": …}, …]                        the messages alone
 {"conversations": [{"from": …, "value": …}, …]}       ShareGPT; optional "system"
-{"prompt": …, "completion": …}                        texts, or lists of messages
-{"question": …, "answer": …}
+{"prompt": …, "completion": …}                        texts, or lists of messages; also "response"
+{"question": …, "answer": …}, {"query": …, "response": …}, {"input": …, "output": …}
 {"instruction": …, "input": …, "output": …}           Alpaca; "input" may be missing or empty
 
+Messages may be JSON text, as in a column of a CSV file. "tools" holds what the model may call.
 "history": [[question, answer], …] beside a question and its answer holds the turns before them.
 Keys that change what a row means and are not used are errors; other unused keys are counted.
+Whether a chat template knows tools, thoughts and roles is the business of rendering.py.
 """
 
 from __future__ import annotations
@@ -19,26 +22,35 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from llamita.data.file_formats import Row, json_name, list_keys, read_files
+from llamita.data.file_formats import BadRows, Row, json_name, list_keys, read_files
 from llamita.errors import SourceError
+from llamita.finetune.tool_calls import parse_calls, parse_json, parse_tools
 
-Role = Literal["system", "user", "assistant"]
+Role = Literal["system", "developer", "user", "assistant", "tool"]
 # Names of roles in published datasets.
 _ROLES: Final[dict[str, Role]] = {
-    "system": "system", "user": "user", "human": "user", "prompter": "user",
+    "system": "system", "developer": "developer", "user": "user", "human": "user", "prompter": "user",
     "assistant": "assistant", "gpt": "assistant", "model": "assistant", "bot": "assistant", "chatgpt": "assistant",
+    "tool": "tool", "observation": "tool", "ipython": "tool", "function": "tool", "function_response": "tool",
 }  # fmt: skip
-_PAIRS: Final = (("prompt", "completion"), ("question", "answer"), ("instruction", "output"))
+_CALL_ROLES: Final = ("function_call", "tool_call")  # ShareGPT: an assistant's message that is a call
+_PAIRS: Final = (
+    ("prompt", "completion"), ("question", "answer"), ("instruction", "output"), ("query", "response"),
+    ("prompt", "response"), ("input", "output"),
+)  # fmt: skip
 # Keys of a row that change what the model sees.
 _REFUSED_KEYS: Final = (
-    "tools", "functions", "images", "videos", "audios", "chat_template_kwargs", "reasoning_content",
+    "functions", "images", "videos", "audios", "chat_template_kwargs",
 )  # fmt: skip
 _LABELS: Final = ("label", "kto_tag")  # KTO: false marks a bad answer
 # Keys of a message: what the model should also write, and marks of answers not to learn.
 _TOOL_KEYS: Final = ("tool_calls", "function_call")
-_THOUGHT_KEYS: Final = ("reasoning_content", "reasoning", "thinking")
+THOUGHT_KEYS: Final = ("reasoning_content", "reasoning", "thinking")
 _LEARN_KEYS: Final = ("train", "training", "loss")
-_MESSAGE_KEYS: Final = frozenset(("role", "content", "from", "value", "weight", *_LEARN_KEYS))
+_ANSWER_KEYS: Final = ("name", "tool_call_id")  # of a tool's message
+_MESSAGE_KEYS: Final = frozenset(
+    ("role", "content", "from", "value", "weight", *_LEARN_KEYS, *_TOOL_KEYS, *THOUGHT_KEYS, "tool_call_id")
+)
 # Keys that describe a row.
 _HARMLESS: Final = re.compile(
     r".*score.*|(.*_)?(id|idx|index|uuid|hash|url|model)|sources?|dataset|category|categories|topic|subject|domain|"
@@ -46,33 +58,56 @@ _HARMLESS: Final = re.compile(
     r"metadata|num_turns|num_tokens|quality|rating",
     re.IGNORECASE,
 )
-FORMS: Final = "messages, conversations, prompt and completion, question and answer, or instruction and output"
+FORMS: Final = (
+    "messages, conversations, prompt and completion (or response), question and answer, query and response, "
+    "instruction and output, or input and output"
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Turn:
-    """is_target: whether the model is trained to produce it, as only an assistant's turn can be."""
+    """is_target: whether the model is trained to produce it, as only an assistant's turn can be.
+    more: further keys of the message, as templates take them: tool_calls, a thought under one of
+    THOUGHT_KEYS, and in a tool's message name and tool_call_id."""
 
     role: Role
     text: str
     is_target: bool = False
+    more: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def message(self) -> dict[str, Any]:
+        """In the form that chat templates take."""
+        return {"role": self.role, "content": self.text, **self.more}
+
+    @property
+    def calls(self) -> list[dict[str, Any]]:
+        return list(self.more.get("tool_calls", ()))
+
+    @property
+    def thought(self) -> str:
+        """What the model thinks before the answer, if the row has it apart from the text."""
+        return next((self.more[key] for key in THOUGHT_KEYS if key in self.more), "")
 
 
 @dataclasses.dataclass(frozen=True)
 class Conversation:
-    """An optional system prompt, then user and assistant in turns, ending with an answer.
+    """System prompts, then turns of user, assistant and tools, ending with the assistant's.
 
     where: the file and line, item or row. unanswered: a final question without an answer was
-    removed. unused_keys: the row's keys with content that are not used."""
+    removed. unused_keys: the row's keys with content that are not used. tools: what the model may
+    call, as templates take it. line_ends: CRLF and CR that became LF."""
 
     turns: tuple[Turn, ...]
     where: str
     unanswered: bool = False
     unused_keys: tuple[str, ...] = ()
+    tools: Sequence[Mapping[str, Any]] = ()
+    line_ends: int = 0
 
-    def messages(self, num_turns: int | None = None) -> list[dict[str, str]]:
+    def messages(self, num_turns: int | None = None) -> list[dict[str, Any]]:
         """The first turns in the form that chat templates take."""
-        return [{"role": turn.role, "content": turn.text} for turn in self.turns[:num_turns]]
+        return [turn.message for turn in self.turns[:num_turns]]
 
     @property
     def conversation(self) -> Conversation:
@@ -86,24 +121,28 @@ class Conversation:
 
 
 def turns_key(turns: Sequence[Turn]) -> str:
-    return json.dumps([(turn.role, turn.text) for turn in turns])
+    return json.dumps([(turn.role, turn.text, *([turn.more] if turn.more else [])) for turn in turns])
 
 
 def read_conversations(
-    data: Path | Sequence[Path], columns: tuple[str, str] | None = None, system: str | None = None
+    data: Path | Sequence[Path],
+    columns: tuple[str, str] | None = None,
+    system: str | None = None,
+    bad: BadRows | None = None,
 ) -> Iterator[Conversation]:
     """Every conversation in files or folders, in order.
 
     columns: the keys of question and answer, for rows of no known form. system: a system prompt for
-    conversations without one. Raises SourceError naming file and line, also if there is none.
+    conversations without one. bad: takes rows that cannot be used. Raises SourceError naming file
+    and line, also if there is none.
     """
-    for row in read_files(data, "examples"):
-        yield read_conversation(row, columns, system)
+    return read_files(data, "examples", lambda row: read_conversation(row, columns, system), bad)
 
 
 def read_conversation(row: Row, columns: tuple[str, str] | None = None, system: str | None = None) -> Conversation:
     """The conversation in one row. Raises SourceError."""
-    values, where = row.values, row.where
+    values, line_ends = clean_row(row.values)
+    where = row.where
     check_meaning(values, where)
     names: tuple[str, ...]
     if columns is not None:
@@ -119,15 +158,49 @@ def read_conversation(row: Row, columns: tuple[str, str] | None = None, system: 
     else:
         pair = next((pair for pair in _PAIRS if all(name in values for name in pair)), None)
         if pair is None:
-            raise SourceError(f"cannot use {where}: expected {FORMS}, found {list_keys(values)}; or set --columns")
+            is_pair = values.get("chosen") is not None and values.get("rejected") is not None
+            advice = "this is a pair for --preference dpo" if is_pair else "or set --columns"
+            raise SourceError(f"cannot use {where}: expected {FORMS}, found {list_keys(values)}; {advice}")
         names, turns = pair, _pair(values, pair, where)
+    thought = values.get("reasoning_content")
+    if _has_content(thought):
+        if len(names) != 2 or not turns or turns[-1].role != "assistant" or turns[-1].thought:
+            raise SourceError(
+                f"cannot use {where}: reasoning_content: expected it in the message of the answer, found it beside the "
+                "messages; move it there"
+            )
+        more = {**turns[-1].more, "reasoning_content": _text(thought, "reasoning_content", where).strip()}
+        turns[-1] = dataclasses.replace(turns[-1], more=more)
     own = values.get("system") or None
-    if own is not None and turns and turns[0].role != "system":
+    has_system = bool(turns) and turns[0].role in ("system", "developer")
+    if own is not None and turns and not has_system:
         turns.insert(0, Turn("system", _text(own, "system", where)))
-    elif system is not None and turns and turns[0].role != "system":
+    elif system is not None and turns and not has_system:
         turns.insert(0, Turn("system", system))
-    unused = unused_keys(values, (*names, "system", "history", *(["input"] if names[0] == "instruction" else [])))
-    return dataclasses.replace(_checked(turns, where), unused_keys=unused)
+    used = (*names, "system", "history", "tools", "reasoning_content", *(["input"] if "instruction" in names else []))
+    tools = parse_tools(values["tools"], where) if _has_content(values.get("tools")) else []
+    return dataclasses.replace(
+        _checked(turns, where), unused_keys=unused_keys(values, used), tools=tools, line_ends=line_ends
+    )
+
+
+def clean_row(values: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
+    """The row with LF at every line end and without byte order marks, and how many line ends were
+    changed."""
+    changed = 0
+
+    def clean(value: Any) -> Any:
+        nonlocal changed
+        if isinstance(value, str):
+            if "\r" in value:
+                changed += value.count("\r")
+                value = value.replace("\r\n", "\n").replace("\r", "\n")
+            return value.replace("\ufeff", "")
+        if isinstance(value, list):
+            return [clean(each) for each in value]
+        return {key: clean(each) for key, each in value.items()} if isinstance(value, dict) else value
+
+    return clean(dict(values)), changed
 
 
 def check_meaning(values: Mapping[str, Any], where: str) -> None:
@@ -154,9 +227,15 @@ def unused_keys(values: Mapping[str, Any], used: Sequence[str]) -> tuple[str, ..
                 found += [
                     f"{name}[].{key}"
                     for key, value in message.items()
-                    if key not in _MESSAGE_KEYS and _may_matter(key, value)
+                    if key not in _MESSAGE_KEYS
+                    and _may_matter(key, value)
+                    and not (key == "name" and _is_tool(message))
                 ]
     return tuple(dict.fromkeys(found))
+
+
+def _is_tool(message: Mapping[str, Any]) -> bool:
+    return _ROLES.get(str(message.get("role", message.get("from"))).lower()) == "tool"
 
 
 def _may_matter(key: str, value: Any) -> bool:
@@ -215,6 +294,8 @@ def _pair(values: Mapping[str, Any], names: tuple[str, str], where: str) -> list
 
 
 def _turns(messages: Any, key: str, where: str) -> list[Turn]:
+    if isinstance(messages, str) and messages.lstrip().startswith("["):
+        messages = parse_json(messages, f"cannot use {where}: {key}")
     if not isinstance(messages, list) or not messages:
         what = "an empty array" if messages == [] else json_name(messages)
         raise SourceError(f"cannot use {where}: {key}: expected an array of messages, found {what}")
@@ -225,26 +306,40 @@ def _turn(message: Any, place: str, where: str) -> Turn:
     if not isinstance(message, dict):
         raise SourceError(f"cannot use {where}: {place}: expected an object, found {json_name(message)}")
     keys = ("role", "content") if "role" in message else ("from", "value")
-    missing = [key for key in keys if key not in message]
-    if missing:
+    named = message.get(keys[0])
+    calls = next((message[key] for key in _TOOL_KEYS if _has_content(message.get(key))), None)
+    if keys[0] not in message or (keys[1] not in message and calls is None):
         raise SourceError(
             f"cannot use {where}: {place}: expected role and content (or from and value), found {list_keys(message)}"
         )
-    named = message[keys[0]]
+    content = message.get(keys[1])
+    if isinstance(named, str) and named.lower() in _CALL_ROLES and calls is None:
+        named, calls, content = "assistant", content, ""
     role = _ROLES.get(named.lower()) if isinstance(named, str) else None
     if role is None:
         raise SourceError(
-            f"cannot use {where}: {place}: {keys[0]}: expected system, user or assistant, found {str(named)[:40]!r}; "
-            "training on tools and other roles is not supported; remove the example"
+            f"cannot use {where}: {place}: {keys[0]}: expected system, developer, user, assistant or tool, found "
+            f"{str(named)[:40]!r}; remove the example"
         )
-    if any(_has_content(message.get(key)) for key in _TOOL_KEYS):
-        raise SourceError(f"cannot use {where}: {place}: training on tool calls is not supported; remove the example")
-    for key in _THOUGHT_KEYS:
+    more: dict[str, Any] = {key: message[key] for key in _ANSWER_KEYS if role == "tool" and message.get(key)}
+    for key in THOUGHT_KEYS:
         if _has_content(message.get(key)):
-            raise SourceError(
-                f"cannot use {where}: {place}: training on {key!r} is not supported; remove the key, to learn the "
-                "answer alone, or the example"
-            )
+            more[key] = _text(message[key], f"{place}.{key}", where).strip()
+    if isinstance(content, list):  # parts, some of which are thoughts or calls
+        for kind in ("reasoning", "thinking"):
+            if thoughts := [part for part in content if isinstance(part, dict) and part.get("type") == kind]:
+                more["reasoning_content"] = "\n".join(_part_text(part, f"{place}.{kind}", where) for part in thoughts)
+        called = [part for part in content if isinstance(part, dict) and part.get("type") == "tool_call"]
+        if called:
+            texts = (part.get("value", part.get("tool_call")) for part in called)
+            calls = [parse_json(text, f"cannot use {where}: {place}") for text in texts]
+        rest = [part for part in content if not (isinstance(part, dict) and part.get("type") in _SPECIAL_PARTS)]
+        content = rest or (content if not called else "")
+    if calls is not None:
+        more["tool_calls"] = parse_calls(calls, f"cannot use {where}: {place}: tool call")
+        content = "" if content is None else content
+    if role != "assistant" and (calls is not None or len(more) > sum(key in more for key in _ANSWER_KEYS)):
+        raise SourceError(f"cannot use {where}: {place}: expected thoughts and tool calls of the assistant, not {role}")
     for key in _LEARN_KEYS:
         is_answer = role == "assistant"
         if message.get(key) not in (None, is_answer):
@@ -257,8 +352,19 @@ def _turn(message: Any, place: str, where: str) -> Turn:
         raise SourceError(
             f"cannot use {where}: {place}: weight: expected 0 or 1, on an assistant's message, found {weight!r}"
         )
-    text = _text(message[keys[1]], f"{place}.{keys[1]}", where)
-    return Turn(role, text, role == "assistant" and weight != 0)
+    text = _text(content, f"{place}.{keys[1]}", where)
+    return Turn(role, text, role == "assistant" and weight != 0, more)
+
+
+_SPECIAL_PARTS: Final = ("reasoning", "thinking", "tool_call")
+
+
+def _part_text(part: Mapping[str, Any], place: str, where: str) -> str:
+    """The text of a part of a message: OpenAI's under "text", LLaMA-Factory's under "value"."""
+    text = next((part[key] for key in ("text", "value", "thinking", "reasoning") if key in part), None)
+    if not isinstance(text, str):
+        raise SourceError(f"cannot use {where}: {place}: expected a text in each part, found {json_name(text)}")
+    return text
 
 
 def _text(value: Any, place: str, where: str) -> str:
@@ -268,7 +374,7 @@ def _text(value: Any, place: str, where: str) -> str:
         and value
         and all(isinstance(part, dict) and part.get("type") == "text" for part in value)
     ):
-        value = "".join(str(part.get("text", "")) for part in value)
+        value = "".join(_part_text(part, place, where) for part in value)
     if not isinstance(value, str):
         raise SourceError(f"cannot use {where}: {place}: expected a string, found {json_name(value)}")
     try:
@@ -281,25 +387,38 @@ def _text(value: Any, place: str, where: str) -> str:
 
 
 def _checked(turns: list[Turn], where: str) -> Conversation:
-    """Strip texts, check that roles alternate, remove a final question without an answer."""
+    """Strip texts, check the order of roles, remove final messages without an answer."""
     turns = [dataclasses.replace(turn, text=turn.text.strip()) for turn in turns]
-    first = 1 if turns and turns[0].role == "system" else 0
+    first = 0  # turn that is no system prompt
+    while first < len(turns) and turns[first].role in (("system", "developer") if first == 0 else ("developer",)):
+        first += 1
     for number, turn in enumerate(turns):
-        wanted: Role = "system" if number < first else ("user", "assistant")[(number - first) % 2]
-        if turn.role != wanted:
+        before = turns[number - 1].role if number > first else None
+        if number >= first and turn.role in ("system", "developer"):
             raise SourceError(
-                f"cannot use {where}: message {number + 1}: expected the {wanted}, found the {turn.role}; user and "
-                "assistant must alternate, after at most one system prompt"
+                f"cannot use {where}: message {number + 1}: expected the user, the assistant or a tool, found the "
+                f"{turn.role}; a system prompt, and after it a developer's, come first"
             )
-        if not turn.text and turn.role != "system":
+        if number == first and turn.role != "user":
+            raise SourceError(
+                f"cannot use {where}: message {number + 1}: expected the user, found the {turn.role}; a conversation "
+                "begins with the user, after the system prompt"
+            )
+        if turn.role == "tool" and before not in ("assistant", "tool"):
+            raise SourceError(
+                f"cannot use {where}: message {number + 1}: expected a tool's answer after the assistant's call, found "
+                f"it after the {before}"
+            )
+        if not turn.text and turn.role in ("user", "assistant") and not turn.calls:
             raise SourceError(
                 f"cannot use {where}: message {number + 1}: the {turn.role}'s text is empty; remove the example"
             )
-    unanswered = bool(turns) and turns[-1].role != "assistant"
-    kept = turns[:-1] if unanswered else turns
+    kept = list(turns)
+    while kept and kept[-1].role != "assistant":
+        kept.pop()
     if not any(turn.is_target for turn in kept):
         raise SourceError(
             f"cannot use {where}: nothing to train on: expected an assistant message (whose weight is not 0), found "
             "none; remove the example"
         )
-    return Conversation(tuple(kept), where, unanswered)
+    return Conversation(tuple(kept), where, len(kept) < len(turns))

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from llamita.config import FinetuneConfig
 from llamita.data.batches import ScoredDocuments
 from llamita.data.documents import read_documents
-from llamita.data.file_formats import ROW_READERS, TEXT_SUFFIXES, find_suffix
+from llamita.data.file_formats import ROW_READERS, TEXT_SUFFIXES, BadRows, find_suffix
 from llamita.data.token_store import TokenStore
 from llamita.errors import ChatError, ConfigError, SourceError, StoreError, TrainingError
 from llamita.eval.scoring import EncodedTexts
@@ -92,8 +92,8 @@ SftDataset = Dataset[Example]
 def open_sft_dataset(config: FinetuneConfig, device: str) -> SftDataset:
     """Read and render conversations. device: "cpu" or "cuda". Raises what open_dataset raises."""
 
-    def read(path: Path) -> Iterable[Conversation]:
-        return read_conversations(path, config.columns, config.system)
+    def read(path: Path, bad: BadRows) -> Iterable[Conversation]:
+        return read_conversations(path, config.columns, config.system, bad)
 
     return open_dataset(config, device, read, render_examples, MAX_QUESTIONS)
 
@@ -101,8 +101,8 @@ def open_sft_dataset(config: FinetuneConfig, device: str) -> SftDataset:
 def open_dataset(
     config: FinetuneConfig,
     device: str,
-    read: Callable[[Path], Iterable[S]],
-    render: Callable[[Sequence[S], Renderer, str], tuple[list[R], RenderCounts]],
+    read: Callable[[Path, BadRows], Iterable[S]],
+    render: Callable[[Sequence[S], Renderer, str, BadRows], tuple[list[R], RenderCounts]],
     max_questions: int,
 ) -> Dataset[R]:
     """Read, split and render the data with the base model's tokenizer and template.
@@ -113,13 +113,15 @@ def open_dataset(
     base = BaseModel(config.checkpoint)
     context = base.context(config.context, MAX_CONTEXT[device])
     template = base.use_template(config.chat_template)
+    bad = BadRows(config.skip_bad_rows)
     if config.val is not None:
-        train_sources, val_sources = list(read(config.data)), list(read(config.val))
+        train_sources, val_sources = list(read(config.data, bad)), list(read(config.val, bad))
     else:
-        train_sources, val_sources = split_sources(list(read(config.data)), config.val_fraction)
+        train_sources, val_sources = split_sources(list(read(config.data, bad)), config.val_fraction)
     with Renderer(base.tokenizer, base.config, context, template) as renderer:
-        train, counts = render(train_sources, renderer, "train on")
-        val, val_counts = render(val_sources, renderer, "evaluate on")
+        train, counts = render(train_sources, renderer, "train on", bad)
+        val, val_counts = render(val_sources, renderer, "evaluate on", bad)
+        counts.skipped = bad.skipped
         questions = find_questions([each.conversation for each in val_sources], renderer, max_questions)
         prompt = _prompt_question(config, renderer) if config.prompt else None
         all_ids = [example.ids for each in (*train, *val) for example in each.examples]

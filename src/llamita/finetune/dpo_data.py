@@ -5,6 +5,7 @@
 {"conversations": […], "chosen": {…}, "rejected": {…}}     LLaMA-Factory; also "messages"; optional "system"
 {"question": …, "chosen": …, "rejected": …}
 {"instruction": …, "input": …, "chosen": …, "rejected": …} "input" may be missing or empty
+{"chosen": "\\n\\nHuman: …\\n\\nAssistant: …", "rejected": …}   hh-rlhf: a conversation as one text
 
 "history" and unused keys are treated as in conversations.
 
@@ -19,6 +20,7 @@ Shape letters: B rows (an even number), T time, P pairs of a batch.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -28,11 +30,12 @@ import numpy.typing as npt
 
 from llamita.config import FinetuneConfig
 from llamita.data.batches import IGNORED, Piece, RowStream
-from llamita.data.file_formats import Row, json_name, list_keys, read_files
-from llamita.errors import ConfigError, SourceError, TrainingError
+from llamita.data.file_formats import BadRows, Row, json_name, list_keys, read_files
+from llamita.errors import ChatError, ConfigError, SourceError, TrainingError
 from llamita.finetune.conversations import (
     Conversation,
     check_meaning,
+    clean_row,
     read_conversation,
     turns_key,
     unused_keys,
@@ -54,11 +57,12 @@ class Preference:
     rejected: Conversation
     where: str
     unused_keys: tuple[str, ...] = ()
+    line_ends: int = 0  # CRLF and CR that became LF
 
     @property
     def is_tie(self) -> bool:
         """Whether both answers are the same."""
-        return self.chosen.turns[-1].text == self.rejected.turns[-1].text
+        return self.chosen.turns[-1] == self.rejected.turns[-1]
 
     @property
     def conversation(self) -> Conversation:
@@ -71,20 +75,25 @@ class Preference:
 
 
 def read_preferences(
-    data: Path | Sequence[Path], columns: tuple[str, str, str] | None = None, system: str | None = None
+    data: Path | Sequence[Path],
+    columns: tuple[str, str, str] | None = None,
+    system: str | None = None,
+    bad: BadRows | None = None,
 ) -> Iterator[Preference]:
     """Every pair in files or folders, in order.
 
     columns: the keys of the prompt, the chosen and the rejected answer. system: a system prompt for
-    conversations without one. Raises SourceError naming file and line, also if there is no pair.
+    conversations without one. bad: takes rows that cannot be used. Raises SourceError naming file
+    and line, also if there is no pair.
     """
-    for row in read_files(data, "preferences"):
-        yield read_preference(row, columns, system)
+    return read_files(data, "preferences", lambda row: read_preference(row, columns, system), bad)
 
 
 def read_preference(row: Row, columns: tuple[str, str, str] | None = None, system: str | None = None) -> Preference:
     """The pair in one row. Raises SourceError."""
-    values, where = row.values, row.where
+    values, line_ends = clean_row(row.values)
+    row = row._replace(values=values)
+    where = row.where
     prompt, *answers = columns or (None, *ANSWERS)
     missing = [name for name in (prompt, *answers) if name is not None and values.get(name) is None]
     if missing:
@@ -104,8 +113,15 @@ def read_preference(row: Row, columns: tuple[str, str, str] | None = None, syste
             f"cannot use {where}: {answers[0]} has {len(chosen.turns)} messages, {answers[1]} {len(rejected.turns)}: "
             "expected two conversations that differ only in their last answer"
         )
-    used = [*answers, "system", "history", *([asked] if asked else []), *(["input"] if asked == "instruction" else [])]
-    return Preference(chosen, rejected, where, unused_keys(values, used))
+    used = [
+        *answers,
+        "system",
+        "history",
+        "tools",
+        *([asked] if asked else []),
+        *(["input"] if asked == "instruction" else []),
+    ]
+    return Preference(chosen, rejected, where, unused_keys(values, used), line_ends)
 
 
 def _conversation(row: Row, name: str, asked: str | None, system: str | None) -> Conversation:
@@ -116,7 +132,9 @@ def _conversation(row: Row, name: str, asked: str | None, system: str | None) ->
         answer = [answer]
     if not isinstance(answer, (str, list)):
         raise SourceError(f"cannot use {where}: expected a string or messages, found {json_name(answer)}")
-    whole: dict[str, Any] = {"system": values.get("system"), "history": values.get("history")}
+    if isinstance(answer, str) and asked is None and _DIALOGUE.match(answer):
+        answer = _dialogue(answer)
+    whole: dict[str, Any] = {key: values.get(key) for key in ("system", "history", "tools")}
     if isinstance(answer, list) and _is_whole(answer):
         _check_prompt(row, asked, answer, where)
         whole["messages"] = answer
@@ -134,19 +152,47 @@ def _conversation(row: Row, name: str, asked: str | None, system: str | None) ->
                 f"cannot use {row.where}: {asked}: expected a string or messages, found {json_name(before)}"
             )
         whole["messages"] = before + ([{"role": "assistant", "content": answer}] if isinstance(answer, str) else answer)
+        role = _role(answer[0]) if isinstance(answer, list) and answer else "assistant"
+        if role not in _ANSWERERS:
+            raise SourceError(
+                f"cannot use {where}: message {len(before) + 1}: expected the assistant, found the {str(role)[:40]}"
+            )
     found = read_conversation(Row(where, whole), system=system)
     if found.unanswered:
         raise SourceError(f"cannot use {where}: expected an assistant message at its end, found a user message")
+    if len(found.turns) > 1 and found.turns[-2].role == "assistant":
+        raise SourceError(
+            f"cannot use {where}: message {len(found.turns)}: expected the user, found the assistant: the prompt ends "
+            "with an answer"
+        )
     turns = (*(dataclasses.replace(turn, is_target=False) for turn in found.turns[:-1]), found.turns[-1])
     if not turns[-1].is_target:
         raise SourceError(f"cannot use {where}: its answer has weight 0; remove the weight, or the example")
-    return Conversation(turns, where)
+    return dataclasses.replace(found, turns=turns, where=where)
+
+
+# Anthropic's hh-rlhf writes a whole conversation as one text.
+_DIALOGUE: Final = re.compile(r"\s*Human:")
+_SPEAKER: Final = re.compile(r"(?:^|\n\n)\s*(Human|Assistant):")
+
+
+def _dialogue(text: str) -> list[dict[str, str]]:
+    """The messages in "\\n\\nHuman: … \\n\\nAssistant: …"."""
+    _, *parts = _SPEAKER.split(text)
+    roles = {"Human": "user", "Assistant": "assistant"}
+    return [{"role": roles[name], "content": said} for name, said in zip(parts[::2], parts[1::2], strict=True)]
+
+
+_ANSWERERS: Final = ("assistant", "gpt", "model")
+
+
+def _role(message: Any) -> Any:
+    return message.get("role", message.get("from")) if isinstance(message, dict) else None
 
 
 def _is_whole(messages: list[Any]) -> bool:
     """Whether the messages are a whole conversation, prompt included."""
-    first = messages[0] if messages and isinstance(messages[0], dict) else {}
-    return len(messages) > 1 and first.get("role", first.get("from")) not in ("assistant", "gpt", "model")
+    return len(messages) > 1 and _role(messages[0]) not in _ANSWERERS
 
 
 def _check_prompt(row: Row, asked: str | None, answer: list[Any], where: str) -> None:
@@ -194,30 +240,41 @@ def open_dpo_dataset(config: FinetuneConfig, device: str) -> DpoDataset:
             "finetune: --columns names questions and answers; with --preference the keys are prompt, chosen, rejected"
         )
 
-    def read(path: Path) -> Iterable[Preference]:
-        return read_preferences(path, system=config.system)
+    def read(path: Path, bad: BadRows) -> Iterable[Preference]:
+        return read_preferences(path, system=config.system, bad=bad)
 
     return open_dataset(config, device, read, render_pairs, MAX_ASKED)
 
 
 def render_pairs(
-    preferences: Sequence[Preference], renderer: Renderer, purpose: str = "train on"
+    preferences: Sequence[Preference],
+    renderer: Renderer,
+    purpose: str = "train on",
+    bad: BadRows | None = None,
 ) -> tuple[list[Pair], RenderCounts]:
-    """Render every pair that is not a tie and of which both conversations fit.
+    """Render every pair that is not a tie and of which both conversations fit. bad: takes those that
+    cannot be rendered.
 
     Raises TrainingError if none is left, ChatError or SourceError naming the example.
     """
     counts, pairs = RenderCounts("pairs"), []
+    bad = bad or BadRows()
     for preference in preferences:
         counts.total += 1
         counts.unused_keys.update(preference.unused_keys)
+        counts.line_ends += preference.line_ends
         if preference.is_tie:
             counts.ties += 1
             continue
-        chosen, rejected = renderer.render(preference.chosen), renderer.render(preference.rejected)
-        if chosen is None or rejected is None:
+        try:
+            found = [*renderer.render(preference.chosen), *renderer.render(preference.rejected)]
+        except (ChatError, SourceError) as error:
+            bad.skip(error)
+            continue
+        if len(found) < 2:  # each has one target
             counts.leave_out(preference.where)
             continue
+        chosen, rejected = found
         counts.keep(chosen, rejected)
         pairs.append(Pair(chosen, rejected))
     if preferences and not pairs:

@@ -13,9 +13,9 @@ import torch
 
 from llamita.data.batches import IGNORED
 from llamita.eval.bits_per_byte import TOKENS_PER_BATCH
-from llamita.finetune.conversations import Conversation
+from llamita.finetune.conversations import Conversation, Turn
 from llamita.finetune.loss import ConversationLoss
-from llamita.finetune.rendering import Example, Renderer
+from llamita.finetune.rendering import Example, Renderer, split_thought
 from llamita.model.generate import generate, take_while
 from llamita.model.llama import Llama
 from llamita.progress import Progress
@@ -97,19 +97,26 @@ class Question:
 
 
 def find_questions(conversations: Sequence[Conversation], renderer: Renderer, limit: int) -> list[Question]:
-    """The first target answer of each conversation that leaves room for one, up to a limit."""
+    """The first target answer of each conversation that leaves room for one, up to a limit. Answers
+    with thoughts or tool calls are left out: they cannot be compared."""
     questions: list[Question] = []
     for conversation in conversations:
         if len(questions) == limit:
             break
         turns = conversation.turns
-        number = next(index for index, turn in enumerate(turns) if turn.is_target)
+        number = next((index for index, turn in enumerate(turns) if turn.is_target and _is_plain(turn)), None)
+        if number is None:
+            continue
         ids = renderer.prompt(conversation, number)
         if len(ids) < renderer.context_tokens:
             reference = turns[number].text
             num_tokens = len(renderer.tokenizer.encode(reference))
             questions.append(Question(turns[number - 1].text, tuple(ids), reference, num_tokens))
     return questions
+
+
+def _is_plain(turn: Turn) -> bool:
+    return not turn.more and not split_thought(turn)[0]
 
 
 def generate_answer(

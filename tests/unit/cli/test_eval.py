@@ -49,7 +49,7 @@ def test_a_checkpoint_and_its_file_tell_the_same(
     checkpoint: Path, texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], engine_build: Path
 ) -> None:
     prompts, saved = tmp_path / "prompts.txt", tmp_path / "samples.jsonl"
-    prompts.write_text("Once upon\n\n床前\n", encoding="utf-8")
+    prompts.write_text("Once upon\n\n床前\n", encoding="utf-8-sig")
     assert main(["export", str(checkpoint), str(tmp_path / "model.gguf"), "--type", "f32"]) == 0
     words = (texts, *FEW, "--prompts", prompts, "--training", texts, "--seed", 3)
     ours = evaluated(capsys, checkpoint, *words)["samples"]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
 import pytest
 
-from llamita.data.file_formats import Row
+from llamita.data.file_formats import BadRows, Row
 from llamita.errors import SourceError
 from llamita.finetune.conversations import Conversation, Turn, read_conversations
 
@@ -37,6 +38,13 @@ def only(path: Path, **options: object) -> Conversation:
         {"instruction": "Why?", "output": "Because."},
         {"conversations": [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "Because."}]},
         {"messages": None, "prompt": "Why?", "completion": "Because."},
+        SAID,
+        {"messages": json.dumps(SAID)},
+        {"query": "Why?", "response": "Because."},
+        {"prompt": "Why?", "response": "Because."},
+        {"input": "Why?", "output": "Because."},
+        {"question": "\ufeffWhy?", "answer": "\ufeffBecause.\r\n"},
+        {"messages": [SAID[0] | {"content": [{"type": "text", "value": "Why?"}]}, SAID[1]]},
     ],
 )
 def test_forms(tmp_path: Path, row: object) -> None:
@@ -88,6 +96,76 @@ def test_keys_that_are_harmless(tmp_path: Path, more: dict[str, object]) -> None
         assert found.turns == PAIR and found.unused_keys == ()
 
 
+CALL = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
+
+
+def test_tools_and_thoughts_in_every_spelling(tmp_path: Path) -> None:
+    tools = [{"name": "f", "description": "d"}]
+    text = json.dumps({"name": "f", "arguments": {"x": 1}})
+    expected = (PAIR[0], Turn("assistant", "", True, {"tool_calls": [CALL]}), Turn("tool", "2"), PAIR[1])
+    answer = {"role": "tool", "content": "2"}
+    for call in (
+        {"role": "assistant", "content": None, "tool_calls": [CALL]},
+        {"role": "assistant", "tool_calls": json.dumps([CALL])},
+        {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": '{"x": 1}'}}]},
+        {"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": '{"x": 1}'}},
+        {"role": "assistant", "content": [{"type": "tool_call", "value": text}]},
+        {"from": "function_call", "value": text},
+    ):
+        for tool in (answer, {"from": "observation", "value": "2"}):
+            row = {"messages": [SAID[0], call, tool, SAID[1]], "tools": json.dumps(tools)}
+            found = only(write(tmp_path / "a.jsonl", row))
+            assert found.turns == expected and found.tools == tools and found.unused_keys == ()
+    named = {"messages": [SAID[0], {"from": "gpt", "value": "", "tool_calls": [CALL | {"id": "7"}]},
+                          answer | {"tool_call_id": "7", "name": "f"}, SAID[1]]}  # fmt: skip
+    found = only(write(tmp_path / "a.jsonl", named))
+    assert found.messages()[2] == {"role": "tool", "content": "2", "tool_call_id": "7", "name": "f"}
+    assert found.messages()[1]["tool_calls"] == [{"id": "7", **CALL}] and found.unused_keys == ()
+    for said in (
+        SAID[1] | {"reasoning_content": " Hm. "},
+        SAID[1] | {"content": [{"type": "reasoning", "value": "Hm."}, {"type": "text", "value": "Because."}]},
+    ):
+        turn = only(write(tmp_path / "a.jsonl", {"messages": [SAID[0], said]})).turns[1]
+        assert turn == Turn("assistant", "Because.", True, {"reasoning_content": "Hm."}) and turn.thought == "Hm."
+    beside = {"question": "Why?", "answer": "Because.", "reasoning_content": "Hm."}
+    assert only(write(tmp_path / "a.jsonl", beside)).turns[1].thought == "Hm."
+
+
+def test_roles_that_follow_each_other(tmp_path: Path) -> None:
+    rows = [[SAID[0], *SAID], [*SAID, SAID[1]], [{"role": "developer", "content": "D"}, *SAID, SAID[0], SAID[0]]]
+    path = write(tmp_path / "a.jsonl", *({"messages": row} for row in rows))
+    roles = [" ".join(turn.role for turn in found.turns) for found in read_conversations(path, system=None)]
+    assert roles == ["user user assistant", "user assistant assistant", "developer user assistant"]
+
+
+def test_bad_rows_are_skipped_up_to_a_limit(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    good = json.dumps({"messages": SAID})
+    path.write_text("\n".join([good, '{"x": ', good, '{"text": "x"}', "[1]", good]))
+    bad = BadRows(3)
+    assert [found.where[-2:] for found in read_conversations(path, bad=bad)] == [":1", ":3", ":6"]
+    assert [message.split(": ")[0] for message in bad.skipped] == [
+        f"cannot read {path}:2", f"cannot use {path}:4", f"cannot read {path}:5",
+    ]  # fmt: skip
+    with pytest.raises(SourceError, match=r"a\.jsonl:5: .*\(--skip-bad-rows: 2 were skipped before it\)"):
+        list(read_conversations(path, bad=BadRows(2)))
+    with pytest.raises(SourceError, match=r"a\.jsonl:2: broken JSON"):
+        list(read_conversations(path))
+    path.write_text("{\n{")
+    with pytest.raises(SourceError, match=r"no examples in .*: 2 bad rows were skipped, the first: .*:1"):
+        list(read_conversations(path, bad=BadRows(9)))
+    (tmp_path / "a.csv").write_text("question,answer\nWhy?,Because.\nWhy?\nWhy?,Because.\n")
+    assert len(list(read_conversations(tmp_path / "a.csv", bad=BadRows(1)))) == 2
+    (tmp_path / "a.json").write_text(f"[{good}, 3, {good}]")
+    assert len(list(read_conversations(tmp_path / "a.json", bad=BadRows(1)))) == 2
+
+
+def test_line_ends_are_counted(tmp_path: Path) -> None:
+    row = {"question": "a\r\nb", "answer": "c\rd\r\ne"}
+    found = only(write(tmp_path / "a.jsonl", row))
+    assert [turn.text for turn in found.turns] == ["a\nb", "c\nd\ne"] and found.line_ends == 3
+
+
 def test_unused_keys_are_named(tmp_path: Path) -> None:
     question = {"question": "Why?", "answer": "Because.", "context": "c", "input": "x", "label": 0}
     assert only(write(tmp_path / "a.jsonl", question)).unused_keys == ("context", "input", "label")
@@ -107,6 +185,12 @@ def test_tables(tmp_path: Path) -> None:
         next(rows)
     path.write_text("question,answer\nWhy?,Because.\n")
     assert only(path).turns == PAIR
+    path.write_text("id;messages\n1;" + '"' + json.dumps(SAID).replace('"', '""') + '"\n')
+    assert only(path).turns == PAIR
+    packed = tmp_path / "packed" / "a.jsonl.gz"
+    packed.parent.mkdir()
+    packed.write_bytes(gzip.compress(json.dumps(SAID).encode()))
+    assert only(packed.parent).turns == PAIR
     parquet.write_table(pyarrow.Table.from_pylist([{"messages": SAID}]), tmp_path / "a.parquet")
     assert only(tmp_path / "a.parquet").turns == PAIR
     assert len(list(read_conversations(tmp_path))) == 2
@@ -121,15 +205,42 @@ def test_tables(tmp_path: Path) -> None:
         ({"messages": "x"}, "expected an array of messages, found a string"),
         ({"messages": [3]}, r"messages\[0\]: expected an object"),
         ({"messages": [{"role": "user"}]}, r"messages\[0\]: expected role and content"),
-        ({"messages": [*SAID, {"role": "tool", "content": "x"}]}, r"messages\[2\]: role: expected system.*'tool'"),
-        ({"messages": [SAID[0], SAID[1] | {"tool_calls": [{}]}]}, "training on tool calls"),
+        ({"messages": [*SAID, {"role": "critic", "content": "x"}]}, r"messages\[2\]: role: expected system.*'critic'"),
+        (
+            {"messages": [SAID[0], {"role": "tool", "content": "x"}, SAID[1]]},
+            "message 2: expected a tool's answer",
+        ),
+        ({"messages": [{"role": "tool", "content": "x"}, *SAID]}, "message 1: expected the user, found the tool"),
+        (
+            {"messages": [*SAID, {"role": "system", "content": "x"}, *SAID]},
+            "message 3: expected the .*the system",
+        ),
+        ({"messages": [SAID[0], SAID[1] | {"tool_calls": [{}]}]}, "expected a tool call with a name"),
+        ({"messages": [SAID[0], SAID[1] | {"tool_calls": "[{"}]}, "tool call: broken JSON text"),
+        (
+            {"messages": [SAID[0], SAID[1] | {"tool_calls": [{"name": "f", "arguments": "[]"}]}]},
+            "arguments: expected",
+        ),
+        (
+            {"messages": [SAID[0] | {"tool_calls": [{"name": "f"}]}, SAID[1]]},
+            "expected thoughts and tool calls",
+        ),
+        ({"messages": "[{"}, "messages: broken JSON text"),
+        (
+            {"messages": [SAID[0] | {"content": [{"type": "text"}]}, SAID[1]]},
+            "expected a text in each part",
+        ),
+        ({"messages": SAID, "tools": [3]}, "tools: expected an array of objects"),
+        ({"messages": SAID, "tools": "{"}, "tools: broken JSON text"),
+        ({"messages": SAID, "tools": [{"description": "f"}]}, r"tools\[0\]: expected an object with a name"),
+        ({"messages": SAID, "reasoning_content": "Hm."}, "reasoning_content: expected it in the message of the answer"),
+        ({"chosen": "a", "rejected": "b"}, "this is a pair for --preference dpo"),
         ({"messages": [SAID[0], SAID[1] | {"weight": 2}]}, "weight: expected 0 or 1"),
         ({"messages": [SAID[0] | {"weight": 1}, SAID[1]]}, "weight: expected 0 or 1"),
         ({"messages": [SAID[0] | {"content": None}, SAID[1]]}, "expected a string, found null"),
         ({"messages": SAID[:1]}, "nothing to train on"),
         ({"messages": [SAID[0], SAID[1] | {"weight": 0}]}, "nothing to train on"),
         ({"messages": SAID[1:]}, "message 1: expected the user, found the assistant"),
-        ({"messages": [SAID[0], *SAID]}, "message 2: expected the assistant, found the user"),
         ({"question": "Why?", "answer": "  "}, "message 2: the assistant's text is empty"),
         ({"question": "Why?", "answer": 3}, "answer: expected a string, found a number"),
         ({"question": "Why?", "answer": "\ud800"}, "unpaired UTF-16 surrogate"),
@@ -137,14 +248,11 @@ def test_tables(tmp_path: Path) -> None:
             (row | {key: value}, f"training with '{key}' is not supported")
             for row in ({"messages": SAID}, {"conversations": SAID}, {"question": "Why?", "answer": "So."})
             for key, value in (
-                ("tools", [{"name": "f"}]),
-                ("tools", '[{"name": "f"}]'),
                 ("functions", [{"name": "f"}]),
                 ("images", ["a.png"]),
                 ("videos", ["a.mp4"]),
                 ("audios", ["a.wav"]),
                 ("chat_template_kwargs", {"enable_thinking": True}),
-                ("reasoning_content", "Hm."),
             )
         ),
         *(
@@ -152,11 +260,6 @@ def test_tables(tmp_path: Path) -> None:
             for key in ("label", "kto_tag")
             for value in (False, "False", "false ")
         ),
-        *(
-            ({"messages": [SAID[0], SAID[1] | {key: "Hm."}]}, f"training on '{key}' is not supported")
-            for key in ("reasoning_content", "reasoning", "thinking")
-        ),
-        ({"messages": [SAID[0], SAID[1] | {"function_call": {"name": "f"}}]}, "training on tool calls"),
         *(
             ({"messages": [SAID[0], SAID[1] | {key: value}]}, f"{key}: expected true")
             for key in ("train", "training", "loss")

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
 import pytest
 
-from llamita.errors import (
-    TrainingError,
-)
+from llamita.errors import SourceError, TrainingError
+from llamita.eval.score import Data
 from llamita.finetune import dataset
-from llamita.finetune.dataset import hold_out, open_sft_dataset
+from llamita.finetune.dataset import hold_out, is_text, open_sft_dataset, read_texts
 from llamita.tokenizer import load_tokenizer
 from tests.unit.finetune.conftest import make_config
 
@@ -52,3 +52,24 @@ def test_a_book_and_many_documents_are_cut(story_store: Path, tmp_path: Path, mo
     found = dataset.open_general_text(path, tokenizer, 0)
     one = len(tokenizer.encode(text[:100])) + 1
     assert found.num_documents == -(-150 // one) and found.text_bytes == 100 * found.num_documents
+
+
+def test_packed_texts_and_tables_are_read_alike_by_finetune_and_eval(tmp_path: Path) -> None:
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"\xef\xbb\xbfone\r\ntwo<|endoftext|>three"))
+    (tmp_path / "b.csv").write_text("id;text\n1;four\n")
+    (tmp_path / "c.tsv").write_text("id\ttext\n1\tfive\n")
+    (tmp_path / "d.jsonl.gz").write_bytes(gzip.compress(b'{"text": "six"}'))
+    assert is_text(tmp_path / "a.txt.gz") and not is_text(tmp_path / "d.jsonl.gz")
+    assert read_texts(tmp_path / "a.txt.gz") == ["one\ntwo", "three"]
+    with pytest.raises(SourceError, match=r"both texts \(a\.txt\.gz\) and examples \(b\.csv\)"):
+        is_text(tmp_path)
+    found: list[str] = []
+
+    def encode(texts: list[str]) -> list[list[int]]:
+        found.extend(texts)
+        return [[1] for _ in texts]
+
+    Data((str(tmp_path),)).encode_texts(encode, 0)
+    assert found == ["one\ntwo", "three", "four", "five", "six"]
+    Data((str(tmp_path / "a.txt.gz"),), split_on="lines", keep_line_ends=True).encode_texts(encode, 0)
+    assert found[5:] == ["one", "two<|endoftext|>three"]

@@ -210,13 +210,15 @@ def test_keys_that_change_the_meaning_or_are_not_used() -> None:
     assert texts(read_preference(Row("a:1", pair | {"history": history})))[0] == ["Hello", "Hi.", "Who?"]
     messages = {"chosen": [*LONG, says(GOOD)], "rejected": [*LONG, says(BAD)]}
     for values, message in (
-        (pair | {"tools": [{"name": "f"}]}, "training with 'tools'"),
         (pair | {"label": False}, "label: expected true"),
         (messages | {"history": history}, "history: expected nothing"),
-        (pair | {"chosen": says(GOOD) | {"reasoning_content": "Hm."}}, "training on 'reasoning_content'"),
     ):
         with pytest.raises(SourceError, match=message):
             read_preference(Row("a:1", values))
+    with_tools = read_preference(Row("a:1", pair | {"tools": [{"name": "f"}]}))
+    assert with_tools.chosen.tools == with_tools.rejected.tools == [{"name": "f"}]  # see test_tools.py
+    thought = read_preference(Row("a:1", pair | {"chosen": says(GOOD) | {"reasoning_content": "Hm."}}))
+    assert thought.chosen.turns[-1].thought == "Hm."
     more = {"margin": 2.5, "score_chosen": 3, "source": "x", "tools": None}
     assert read_preference(Row("a:1", pair | more)).unused_keys == ("margin",)
     named = messages | {"chosen": [*LONG, says(GOOD) | {"name": "Ann"}]}

@@ -19,7 +19,7 @@ from tests.unit.finetune.conftest import make_config, renderer, talk
 
 def test_preview(checkpoint: Path) -> None:
     with renderer(checkpoint) as render:
-        example = render.render(talk("Why [b]?", "Because.", where="a.jsonl:9"))
+        (example,) = render.render(talk("Why [b]?", "Because.", where="a.jsonl:9"))
         plain, colored = io.StringIO(), io.StringIO()
         preview_examples([example], render.tokenizer, Console(file=plain, width=80))
         preview_examples(

@@ -29,7 +29,7 @@ def llama_checkpoint(make_checkpoint: Callable[..., Path], tmp_path_factory: pyt
 
 def learned_texts(checkpoint: Path, template: str | None = None) -> list[str]:
     with renderer(checkpoint, template=template) as render:
-        example = render.render(THREE)
+        (example,) = render.render(THREE)
         return [text for text, learned in masked_spans(example, render.tokenizer) if learned]
 
 
@@ -47,7 +47,7 @@ def test_unused_keys_are_counted(checkpoint: Path, tmp_path: Path) -> None:
 
 def test_our_own_tokenizer_gets_chatml(checkpoint: Path) -> None:
     with renderer(checkpoint) as render:
-        example = render.render(THREE)
+        (example,) = render.render(THREE)
         assert example.ids[0] == 1 and example.ids[-1] == 2 and not example.loss_mask[0] and example.loss_mask[-1]
         pieces = [text for text, _ in masked_spans(example, render.tokenizer)]
     assert "".join(pieces).startswith(
@@ -72,7 +72,7 @@ def test_ids_are_those_of_the_whole_text(checkpoint: Path) -> None:
     text = jinja2.Template(CHAT_TEMPLATES["chatml"]).render(messages=THREE.messages())
     with renderer(checkpoint) as render:
         whole = render.tokenizer.encode(text, parse_special=True)
-        example = render.render(THREE)
+        (example,) = render.render(THREE)
     assert example.ids.tolist() == whole[: len(example.ids)]
     assert render.tokenizer.decode(whole[len(example.ids) :]) == b"\n"  # what follows the end token belongs to nobody
 
@@ -81,19 +81,19 @@ def test_only_marked_answers_are_learned(checkpoint: Path) -> None:
     turns = list(THREE.turns)
     turns[2] = Turn("assistant", "A llama.", False)
     with renderer(checkpoint) as render:
-        example = render.render(Conversation(tuple(turns), "x"))
+        (example,) = render.render(Conversation(tuple(turns), "x"))
         assert next(t for t, learned in masked_spans(example, render.tokenizer) if learned).startswith("Two")
 
 
 def test_long_ones_are_cut_at_turns(checkpoint: Path) -> None:
     with renderer(checkpoint) as render:
-        whole = render.render(THREE)
+        (whole,) = render.render(THREE)
     ends = np.flatnonzero(whole.ids == 2)  # system, user, assistant, …
     with renderer(checkpoint, context=int(ends[4])) as render:
-        cut = render.render(THREE)
+        (cut,) = render.render(THREE)
         assert len(cut.ids) == ends[4] + 1 and cut.removed_turns == 2 and cut.length == render.context_tokens
     with renderer(checkpoint, context=int(ends[4]) - 1) as render:
-        assert render.render(THREE).removed_turns == 4
+        assert render.render(THREE)[0].removed_turns == 4
         long = talk("Why?", "Because " * 200, where="a.jsonl:7")
         examples, counts = render_examples([long, THREE, long], render)
         assert len(examples) == 1
