@@ -32,10 +32,10 @@ from llamita.data.split_plan import (
     document_hashes,
 )
 from llamita.data.token_store import FORMAT, SPLITS, SplitName, StoreWriter, read_store_info
-from llamita.errors import ConfigError, EngineError, OutputError, StoreError, TokenizerError
+from llamita.errors import ConfigError, OutputError, StoreError, TokenizerError
 from llamita.progress import Progress, no_progress
-from llamita.tokenizer import Tokenizer, VocabularyTooLarge, load_tokenizer, train_bpe
-from llamita.tokenizer.bpe_trainer import EngineBpeTrainer
+from llamita.tokenizer import Tokenizer, VocabularyTooLarge, load_tokenizer
+from llamita.tokenizer.bpe import BpeVocabulary
 
 __all__ = ["PrepareReport", "SplitReport", "default_vocab_size", "document_hashes", "prepare"]
 
@@ -141,23 +141,16 @@ def _train_tokenizer(
     """Train a tokenizer on the training documents, of the size that was asked for or that fits the
     amount of text. Returns it with the reason for its size."""
     train_bytes = plan.text_bytes["train"]
-    try:
-        train = EngineBpeTrainer(_train_texts(corpus, plan, progress)).tokenizer
-    except EngineError:  # the engine is not built; the library trains the same tokenizer, slower
-
-        def train(vocab_size: int) -> Tokenizer:
-            blocks = _train_texts(corpus, plan, progress)
-            return train_bpe((str(text, "utf-8") for texts in blocks for text in texts), vocab_size)
-
+    vocabulary = BpeVocabulary(_train_texts(corpus, plan, progress))
     if config.vocab_size is not None:
-        return train(config.vocab_size), "learned, size as asked"
+        return vocabulary.tokenizer(config.vocab_size), "learned, size as asked"
     try:
         size = default_vocab_size(train_bytes)
-        return train(size), f"learned, size chosen for {train_bytes / 1e6:,.1f} MB of training text"
+        return vocabulary.tokenizer(size), f"learned, size chosen for {train_bytes / 1e6:,.1f} MB of training text"
     except VocabularyTooLarge as error:
         smaller = max(320, error.supported // 64 * 64)
         reason = f"learned, as large as this text supports: in {train_bytes / 1e6:,.1f} MB no more pairs occur twice"
-        return train(smaller), reason
+        return vocabulary.tokenizer(smaller), reason
 
 
 def _train_texts(corpus: Corpus, plan: SplitPlan, progress: Progress) -> Iterator[list[bytes]]:
