@@ -47,6 +47,12 @@ class BpeVocabulary:
         for texts in blocks:
             self._trainer.add(b"".join(texts), np.cumsum([len(text) for text in texts], dtype=np.uint64))
 
+    def num_tokens(self, vocab_size: int, min_count: int) -> int:
+        """The tokens of a vocabulary of at most `vocab_size` whose merges occur at least
+        `min_count` times."""
+        merges = self._trainer.merge(vocab_size - len(SPECIAL_TOKENS), least_count=min_count)
+        return len(SPECIAL_TOKENS) + max(256, int(merges[:, 2].max(initial=0)) + 1)
+
     def tokenizer(self, vocab_size: int) -> Tokenizer:
         """A byte-level BPE of exactly `vocab_size` tokens: 3 special ones, the 256 bytes, then the
         merges, the most frequent first.
