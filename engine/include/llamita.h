@@ -179,17 +179,23 @@ LLAMITA_API llamita_status llamita_tokenizer_encode(const llamita_tokenizer *tok
                                                     int32_t *ids, size_t capacity, uint64_t *token_ends,
                                                     llamita_error *error);
 
+/* What the tokens of a vocabulary are: words, or words and single Han characters. */
+typedef enum { LLAMITA_BPE_WORDS = 0, LLAMITA_BPE_CHARACTERS = 1 } llamita_bpe_unit;
+
 /* Trains a byte-level BPE vocabulary: open, add documents, train, close. */
-LLAMITA_API llamita_status llamita_bpe_trainer_open(llamita_bpe_trainer **trainer, llamita_error *error);
+LLAMITA_API llamita_status llamita_bpe_trainer_open(llamita_bpe_trainer **trainer, llamita_bpe_unit unit,
+                                                    llamita_error *error);
 LLAMITA_API void llamita_bpe_trainer_close(llamita_bpe_trainer *trainer);
 
-/* Counts the words of documents (passed as to llamita_tokenizer_encode), split by the qwen2 regular
- * expression. Memory: the bytes of the distinct words, plus 40 bytes per distinct word. */
+/* Counts the words of documents (passed as to llamita_tokenizer_encode). They are split by the qwen2
+ * regular expression, between a punctuation mark and the letter after it, between Han and other
+ * characters, and with LLAMITA_BPE_CHARACTERS between all Han characters. Memory: the bytes of the distinct words, plus 40 bytes per distinct word. */
 LLAMITA_API llamita_status llamita_bpe_trainer_add(llamita_bpe_trainer *trainer, const char *text, const uint64_t *ends,
                                                    size_t num_documents, llamita_error *error);
 
 /* Merges pairs until there are num_tokens tokens (including the 256 bytes), no pair occurs
- * min_count times, or capacity merges are written. Tokens 0 to 255 are the bytes in the order of
+ * min_count times, or capacity merges are written. Tokens are whole characters, or the first bytes
+ * of one. Tokens 0 to 255 are the bytes in the order of
  * GPT-2's alphabet; the others follow in the order of their merges. Writes merges[num_merges][3]:
  * the left token, the right token, and the token they become (which may be an earlier one). Memory:
  * about 4 bytes per byte of the distinct words, and 4 for each pair in each of them. */

@@ -167,6 +167,9 @@ class PrepareConfig:
     vocab_size: int | None = None
     """Train a tokenizer with this many tokens, including special tokens and bytes. Default: 512 to
     8,192, depending on the amount of text."""
+    unit: Annotated[Literal["auto", "character", "word"], Option("UNIT")] = "auto"
+    """Whether Chinese is split into characters or into words of several characters. Default:
+    characters, if the text has enough of them."""
     tokenizer: Path | None = None
     """Use this tokenizer instead: a tokenizer.json, a SentencePiece .model, llama2.c's
     tokenizer.bin, or a folder."""

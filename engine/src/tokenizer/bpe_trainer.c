@@ -1,6 +1,12 @@
 /* bpe_trainer.c: trains a byte-level BPE: counts the words of documents, then merges the most
  * frequent pair again and again.
  *
+ * Words are the pre-tokens of qwen2, cut where a token across would be of little use: between a
+ * punctuation mark and the letter after it, between Han and other characters, and, if the unit is
+ * the character, before and after every Han character. Only tokens of whole characters are joined,
+ * apart from the first bytes of one character. So a vocabulary never has a token like "，\xE5", and
+ * a tokenizer that splits by qwen2 alone gives the same ids.
+ *
  * The order of merges is that of Hugging Face's BpeTrainer: of equally frequent pairs, the one with
  * the lower ids wins, where bytes are numbered in the order of GPT-2's alphabet. Each pair keeps a
  * list of its words (some may have lost it since), so that a merge visits only the words it
@@ -15,6 +21,7 @@
 #include "runtime/hash.h"
 #include "tokenizer/pre_tokenizer.h"
 #include "tokenizer/symbol_table.h"
+#include "tokenizer/unicode.h"
 
 enum { MAX_TOKEN_BYTES = 512, MIN_SLOTS = 1 << 12 }; /* at most 1,024 bytes in GPT-2's alphabet */
 #define NO_ENTRY UINT32_MAX
@@ -26,6 +33,7 @@ typedef struct {
 } word;
 
 struct llamita_bpe_trainer {
+    llamita_bpe_unit unit;
     char *bytes; /* all distinct words, concatenated */
     size_t num_bytes, bytes_capacity;
     word *words;
@@ -33,6 +41,10 @@ struct llamita_bpe_trainer {
     uint32_t *slots; /* [num_slots] hash table of word index + 1, 0: free; at most half full */
     size_t num_slots;
 };
+
+/* Which part of characters a token is; only whole characters, and the start and rest of one
+ * character, are merged. */
+typedef enum { PART_WHOLE, PART_START, PART_REST } token_part;
 
 /* Two neighboring symbols: how often they occur, and in which words. */
 typedef struct {
@@ -54,6 +66,7 @@ typedef struct {
     int32_t *symbols;  /* [trainer->num_bytes] the current symbols of each word, at its start */
     uint32_t *lengths; /* [num_words] current number of symbols of each word */
     symbol_table tokens;
+    uint8_t *parts; /* [num_tokens] a token_part */
     pair *pairs;
     size_t num_pairs, pairs_capacity;
     uint32_t *slots; /* [num_slots] hash table of pair index + 1, 0: free; at most half full */
@@ -116,9 +129,13 @@ static llamita_status no_memory(llamita_error *error) {
     return error_set(error, LLAMITA_ERROR_MEMORY, "cannot train the vocabulary: out of memory; use less text");
 }
 
-llamita_status llamita_bpe_trainer_open(llamita_bpe_trainer **trainer, llamita_error *error) {
+llamita_status llamita_bpe_trainer_open(llamita_bpe_trainer **trainer, llamita_bpe_unit unit, llamita_error *error) {
+    if (unit != LLAMITA_BPE_WORDS && unit != LLAMITA_BPE_CHARACTERS) {
+        return error_set(error, LLAMITA_ERROR_ARGUMENT, "cannot train the vocabulary: unknown unit %d", (int)unit);
+    }
     llamita_bpe_trainer *opened = calloc(1, sizeof *opened);
     if (!opened) return no_memory(error);
+    opened->unit = unit;
     *trainer = opened;
     return LLAMITA_OK;
 }
@@ -129,6 +146,25 @@ void llamita_bpe_trainer_close(llamita_bpe_trainer *trainer) {
     free(trainer->words);
     free(trainer->slots);
     free(trainer);
+}
+
+static bool is_cut(llamita_bpe_unit unit, uint32_t left, uint32_t right) {
+    const bool left_han = unicode_is_han(left), right_han = unicode_is_han(right);
+    if (left_han || right_han) return unit == LLAMITA_BPE_CHARACTERS || left_han != right_han;
+    return unicode_classify(left) == UNICODE_OTHER && unicode_classify(right) == UNICODE_LETTER;
+}
+
+/* Counts the words of one pre-token. */
+static bool count_words(llamita_bpe_trainer *trainer, const char *text, size_t num_bytes) {
+    uint32_t left, right;
+    size_t start = 0, length;
+    for (size_t at = utf8_decode(text, num_bytes, &left); at < num_bytes; at += length, left = right) {
+        length = utf8_decode(text + at, num_bytes - at, &right);
+        if (!is_cut(trainer->unit, left, right)) continue;
+        if (!count_word(trainer, text + start, at - start)) return false;
+        start = at;
+    }
+    return count_word(trainer, text + start, num_bytes - start);
 }
 
 llamita_status llamita_bpe_trainer_add(llamita_bpe_trainer *trainer, const char *text, const uint64_t *ends,
@@ -144,7 +180,7 @@ llamita_status llamita_bpe_trainer_add(llamita_bpe_trainer *trainer, const char 
         }
         for (size_t length; at < ends[i]; at += length) {
             length = pre_tokenizer_next(PRE_TOKENIZER_QWEN2, text + at, (size_t)(ends[i] - at));
-            if (!count_word(trainer, text + at, length)) return no_memory(error);
+            if (!count_words(trainer, text + at, length)) return no_memory(error);
         }
     }
     return LLAMITA_OK;
@@ -208,8 +244,22 @@ static uint32_t find_pair(merge_state *m, int32_t left, int32_t right) {
     return (uint32_t)m->num_pairs - 1;
 }
 
+static token_part part_of(const char *bytes, size_t num_bytes) {
+    const unsigned char first = (unsigned char)bytes[0];
+    if (first < 0x80) return PART_WHOLE;
+    if (first < 0xC2 || first > 0xF4) return PART_REST;
+    const size_t character_bytes = first < 0xE0 ? 2 : first < 0xF0 ? 3 : 4;
+    return num_bytes < character_bytes ? PART_START : PART_WHOLE;
+}
+
+static bool may_merge(const merge_state *m, int32_t left, int32_t right) {
+    return m->parts[left] == m->parts[right] ? m->parts[left] == PART_WHOLE
+                                             : m->parts[left] == PART_START && m->parts[right] == PART_REST;
+}
+
 /* Records `count` more occurrences of the pair in this word. */
 static bool add_pair(merge_state *m, int32_t left, int32_t right, uint32_t word_id, int64_t count) {
+    if (!may_merge(m, left, right)) return true;
     const uint32_t pair_index = find_pair(m, left, right);
     if (pair_index == NO_ENTRY) return false;
     pair *p = &m->pairs[pair_index];
@@ -232,6 +282,7 @@ static bool add_pair(merge_state *m, int32_t left, int32_t right, uint32_t word_
 }
 
 static bool remove_pair(merge_state *m, int32_t left, int32_t right, int64_t count) {
+    if (!may_merge(m, left, right)) return true;
     const uint32_t pair_index = find_pair(m, left, right);
     if (pair_index != NO_ENTRY) m->pairs[pair_index].count -= count;
     return pair_index != NO_ENTRY;
@@ -270,10 +321,13 @@ static bool start_merging(merge_state *m, const llamita_bpe_trainer *trainer, in
     *m = (merge_state){.trainer = trainer};
     m->symbols = malloc((trainer->num_bytes + 1) * sizeof *m->symbols);
     m->lengths = malloc((trainer->num_words + 1) * sizeof *m->lengths);
-    if (!m->symbols || !m->lengths) return false;
+    m->parts = malloc((size_t)num_tokens);
+    if (!m->symbols || !m->lengths || !m->parts) return false;
     if (symbol_table_create(&m->tokens, (size_t)num_tokens, (size_t)num_tokens * 8) != SYMBOL_ADDED) return false;
-    for (int i = 0; i < 256; i++)
+    for (int i = 0; i < 256; i++) {
         if (symbol_intern(&m->tokens, &byte_of[i], 1, &symbol) != SYMBOL_ADDED) return false;
+        m->parts[i] = (uint8_t)part_of(&byte_of[i], 1);
+    }
     for (size_t i = 0; i < trainer->num_bytes; i++) m->symbols[i] = id_of[(unsigned char)trainer->bytes[i]];
     for (size_t i = 0; i < trainer->num_words; i++) {
         const word *w = &trainer->words[i];
@@ -290,6 +344,7 @@ static void stop_merging(merge_state *m) {
     symbol_table_free(&m->tokens);
     free(m->symbols);
     free(m->lengths);
+    free(m->parts);
     free(m->pairs);
     free(m->slots);
     free(m->heap);
@@ -339,6 +394,7 @@ static bool merge_pair(merge_state *m, uint32_t pair_index, int32_t *product) {
     if (left_bytes + right_bytes <= MAX_TOKEN_BYTES) {
         const symbol_result result = symbol_intern(&m->tokens, joined, left_bytes + right_bytes, product);
         ok = result == SYMBOL_ADDED || result == SYMBOL_EXISTS;
+        if (ok) m->parts[*product] = (uint8_t)part_of(joined, left_bytes + right_bytes);
     }
     uint32_t *word_ids = m->pairs[pair_index].word_ids;
     const uint32_t num_word_ids = m->pairs[pair_index].num_word_ids;

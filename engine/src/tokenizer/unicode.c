@@ -21,6 +21,15 @@ unicode_class unicode_classify(uint32_t code_point) {
     return (unicode_class)(unicode_runs[low] & 3);
 }
 
+bool unicode_is_han(uint32_t code_point) {
+    if (code_point < 0x2E80) return false;
+    return code_point <= 0x2FD5 || code_point == 0x3005 || code_point == 0x3007 ||
+           (code_point >= 0x3021 && code_point <= 0x3029) || (code_point >= 0x3038 && code_point <= 0x303B) ||
+           (code_point >= 0x3400 && code_point <= 0x4DBF) || (code_point >= 0x4E00 && code_point <= 0x9FFF) ||
+           (code_point >= 0xF900 && code_point <= 0xFAFF) || (code_point >= 0x16FE2 && code_point <= 0x16FF6) ||
+           (code_point >= 0x20000 && code_point <= 0x3FFFF);
+}
+
 /* The length of a character that starts with this byte (0: none does) and the range of its second
  * byte. */
 static size_t lead_byte(unsigned char lead, unsigned char *second_low, unsigned char *second_high) {

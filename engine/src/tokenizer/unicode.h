@@ -25,6 +25,9 @@ extern const uint16_t unicode_pages[UNICODE_NUM_PAGES + 1];
 /* The class of a code point; UNICODE_INVALID is UNICODE_OTHER. */
 unicode_class unicode_classify(uint32_t code_point);
 
+/* True for Chinese characters, also those of Japanese and Korean texts: Unicode's script Han. */
+bool unicode_is_han(uint32_t code_point);
+
 /* The slow path of utf8_decode: invalid bytes and rare characters. */
 size_t utf8_decode_rare(const char *text, size_t num_bytes, uint32_t *code_point);
 

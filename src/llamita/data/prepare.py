@@ -12,7 +12,7 @@ import itertools
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from llamita.data.corpus import Corpus
 from llamita.data.datatrove import adopt, find_token_files
 from llamita.data.document_encoder import Batch, DocumentEncoder
 from llamita.data.documents import SourceCounts
+from llamita.data.han import MIN_HAN_SHARE, MIN_OCCURRENCES, HanCounts
 from llamita.data.prepare_report import PrepareReport, SplitReport, read_report, report_entry
 from llamita.data.split_plan import (
     DEFAULT_VAL_FRACTION,
@@ -32,10 +33,11 @@ from llamita.data.split_plan import (
     document_hashes,
 )
 from llamita.data.token_store import FORMAT, SPLITS, SplitName, StoreWriter, TokenStore, read_store_info
-from llamita.errors import ConfigError, EngineError, OutputError, StoreError, TokenizerError
+from llamita.engine import BpeUnit
+from llamita.errors import ConfigError, OutputError, StoreError, TokenizerError
 from llamita.progress import Progress, no_progress
-from llamita.tokenizer import Tokenizer, VocabularyTooLarge, load_tokenizer, train_bpe
-from llamita.tokenizer.bpe_trainer import EngineBpeTrainer
+from llamita.tokenizer import Tokenizer, VocabularyTooLarge, load_tokenizer
+from llamita.tokenizer.bpe import BpeVocabulary
 
 __all__ = ["PrepareReport", "SplitReport", "default_vocab_size", "document_hashes", "prepare"]
 
@@ -43,7 +45,7 @@ __all__ = ["PrepareReport", "SplitReport", "default_vocab_size", "document_hashe
 LEARN_BYTES = 64 << 20
 # Versions of the recipe, raised when the same sources and flags would give other tokens; the second
 # is for a tokenizer trained on a sample, because there is more text than LEARN_BYTES.
-_RECIPE, _RECIPE_OF_A_SAMPLE = 1, 2
+_RECIPE, _RECIPE_OF_A_SAMPLE = 3, 4
 
 
 def prepare(config: PrepareConfig, progress: Progress = no_progress) -> PrepareReport:
@@ -138,26 +140,44 @@ def _from_token_files(config: PrepareConfig, progress: Progress) -> bool:
 def _train_tokenizer(
     corpus: Corpus, plan: SplitPlan, config: PrepareConfig, progress: Progress
 ) -> tuple[Tokenizer, str]:
-    """Train a tokenizer on the training documents, of the size that was asked for or that fits the
-    amount of text. Returns it with the reason for its size."""
+    """Train a tokenizer on the training documents, of the unit and size that were asked for or that
+    fit the text. Returns it with the reason for both."""
+    sample, han = HanCounts(), HanCounts()
+    sample.add([text.encode() for text in plan.sample.texts()])
+    unit: BpeUnit = "character" if sample.share >= MIN_HAN_SHARE else "word"
+    if config.unit != "auto":
+        unit = config.unit
+    vocabulary = BpeVocabulary(_counted(_train_texts(corpus, plan, progress), han), unit)
     train_bytes = plan.text_bytes["train"]
-    try:
-        train = EngineBpeTrainer(_train_texts(corpus, plan, progress)).tokenizer
-    except EngineError:  # the engine is not built; the library trains the same tokenizer, slower
-
-        def train(vocab_size: int) -> Tokenizer:
-            blocks = _train_texts(corpus, plan, progress)
-            return train_bpe((str(text, "utf-8") for texts in blocks for text in texts), vocab_size)
-
+    origin = "learned"
+    if unit == "character":
+        origin += f", Chinese by the character ({100 * han.share:.0f} % of the text)"
     if config.vocab_size is not None:
-        return train(config.vocab_size), "learned, size as asked"
+        return vocabulary.tokenizer(config.vocab_size), f"{origin}, size as asked"
     try:
         size = default_vocab_size(train_bytes)
-        return train(size), f"learned, size chosen for {train_bytes / 1e6:,.1f} MB of training text"
+        if unit == "character":
+            size = _size_for_characters(vocabulary, han, train_bytes)
+        return vocabulary.tokenizer(size), f"{origin}, size chosen for {train_bytes / 1e6:,.1f} MB of training text"
     except VocabularyTooLarge as error:
         smaller = max(320, error.supported // 64 * 64)
-        reason = f"learned, as large as this text supports: in {train_bytes / 1e6:,.1f} MB no more pairs occur twice"
-        return train(smaller), reason
+        reason = f"as large as this text supports: in {train_bytes / 1e6:,.1f} MB no more pairs occur twice"
+        return vocabulary.tokenizer(smaller), f"{origin}, {reason}"
+
+
+def _size_for_characters(vocabulary: BpeVocabulary, han: HanCounts, train_bytes: int) -> int:
+    """The frequent Chinese characters, and what the rest of the text gets: 512 to 8,192, a multiple
+    of 64; less if fewer tokens are frequent."""
+    other_bytes = train_bytes * han.other_bytes // max(1, han.num_bytes)
+    size = default_vocab_size(other_bytes) + han.num_frequent + han.num_prefixes
+    frequent = vocabulary.num_tokens(min(8192, size), MIN_OCCURRENCES)
+    return max(512, 64 * math.ceil(frequent / 64))
+
+
+def _counted(blocks: Iterable[list[bytes]], han: HanCounts) -> Iterator[list[bytes]]:
+    for texts in blocks:
+        han.add(texts)
+        yield texts
 
 
 def _train_texts(corpus: Corpus, plan: SplitPlan, progress: Progress) -> Iterator[list[bytes]]:
@@ -224,6 +244,7 @@ def _text_recipe(config: PrepareConfig, corpus: Corpus, tokenizer: Tokenizer | N
             "recipe": _RECIPE_OF_A_SAMPLE if tokenizer is None and corpus.num_bytes > LEARN_BYTES else _RECIPE,
             "sources": corpus.fingerprint,
             "vocab_size": config.vocab_size,
+            "unit": config.unit,
             "tokenizer": tokenizer.fingerprint if tokenizer else None,
             "val_fraction": None if config.val else (config.val_fraction or DEFAULT_VAL_FRACTION),
             "separator": config.separator,

@@ -6,7 +6,7 @@ ids: not on threads, kernels or what else a session holds.
 """
 
 from llamita.engine.adapter import Adapter, AdapterUses
-from llamita.engine.bpe_trainer import BpeTrainer
+from llamita.engine.bpe_trainer import BpeTrainer, BpeUnit
 from llamita.engine.generation import Generation, encode_prompt, text_pieces
 from llamita.engine.library import KV_TYPES, SPECULATIONS, AdapterInfo, Ids, ModelInfo, kernels, utf8_complete, version
 from llamita.engine.model import PACKAGED_MODEL, Model, load
@@ -24,6 +24,7 @@ __all__ = [
     "AdapterInfo",
     "AdapterUses",
     "BpeTrainer",
+    "BpeUnit",
     "DocumentTokenizer",
     "Generation",
     "Ids",

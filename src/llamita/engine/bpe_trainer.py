@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import ctypes
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from llamita.engine.library import Owned, call
 
+BpeUnit = Literal["word", "character"]
+UNITS: tuple[BpeUnit, ...] = get_args(BpeUnit)  # in the order of llamita_bpe_unit
+
 
 class BpeTrainer(Owned):
-    """Counts the words of documents, as the `qwen2` pre-tokenizer splits them, and learns
-    merges."""
+    """Counts the words of documents and learns merges.
+
+    Words are those of the `qwen2` pre-tokenizer, cut between a punctuation mark and the letter
+    after it and between Han and other characters; with the unit "character", also between Han
+    characters. Tokens are whole characters, or the first bytes of one.
+    """
 
     _kind = "bpe_trainer"
 
-    def __init__(self) -> None:
+    def __init__(self, unit: BpeUnit = "word") -> None:
         handle = ctypes.c_void_p()
-        call("bpe_trainer_open", ctypes.byref(handle))
+        call("bpe_trainer_open", ctypes.byref(handle), UNITS.index(unit))
         self._own(handle.value)
 
     def add(self, text: bytes, ends: npt.NDArray[np.uint64]) -> None:

@@ -209,7 +209,7 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
             *(ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p, _error),
         ],
     ),
-    "bpe_trainer_open": (ctypes.c_int, [_handle_out, _error]),
+    "bpe_trainer_open": (ctypes.c_int, [_handle_out, ctypes.c_int, _error]),
     "bpe_trainer_close": (None, [_pointer]),
     "bpe_trainer_add": (ctypes.c_int, [_pointer, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_size_t, _error]),
     "bpe_trainer_train": (

@@ -1,12 +1,15 @@
-"""Trains a byte-level BPE with the `tokenizers` library, or builds one from learned merges."""
+"""Trains byte-level BPE tokenizers; the engine counts and merges."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+import numpy as np
+import numpy.typing as npt
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import decoders, models, pre_tokenizers, processors
 
+from llamita.engine import BpeTrainer, BpeUnit
 from llamita.errors import TokenizerError
 from llamita.tokenizer.byte_level import BYTE_OF_SYMBOL
 from llamita.tokenizer.pre_tokenizers import QWEN2
@@ -30,59 +33,59 @@ class VocabularyTooLarge(TokenizerError):
         self.supported = supported
 
 
-def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """Learn a byte-level BPE of exactly `vocab_size` tokens: 3 special ones, the 256 bytes, then
-    the merges.
+class BpeVocabulary:
+    """The words of a text, counted; makes a tokenizer of any size.
 
-    Words are split by the `qwen2` pattern. Nothing is normalized, so decoding restores the bytes.
-    The result depends only on the text, not on its order or on threads. Raises TokenizerError if
-    the size is out of range, VocabularyTooLarge if the text cannot fill it, and what `texts`
-    raises.
+    Memory: the distinct words, plus about 16 bytes for each of their bytes during merging. Raises
+    EngineError if there is no engine, and what `blocks` raises.
     """
-    check_vocab_size(vocab_size)
-    backend = _backend(models.BPE())
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        min_frequency=2,
-        special_tokens=list(SPECIAL_TOKENS),
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    backend.train_from_iterator(iter(texts), trainer)
-    return _finish(backend, vocab_size)
+
+    def __init__(self, blocks: Iterable[Sequence[bytes]], unit: BpeUnit = "word") -> None:
+        """blocks: UTF-8 texts, ideally thousands per block. unit: `character` makes every Han
+        character a token, `word` joins frequent ones."""
+        self._trainer = BpeTrainer(unit)
+        for texts in blocks:
+            self._trainer.add(b"".join(texts), np.cumsum([len(text) for text in texts], dtype=np.uint64))
+
+    def num_tokens(self, vocab_size: int, min_count: int) -> int:
+        """The tokens of a vocabulary of at most `vocab_size` whose merges occur at least
+        `min_count` times."""
+        merges = self._trainer.merge(vocab_size - len(SPECIAL_TOKENS), least_count=min_count)
+        return len(SPECIAL_TOKENS) + max(256, int(merges[:, 2].max(initial=0)) + 1)
+
+    def tokenizer(self, vocab_size: int) -> Tokenizer:
+        """A byte-level BPE of exactly `vocab_size` tokens: 3 special ones, the 256 bytes, then the
+        merges, the most frequent first.
+
+        Words are split by the `qwen2` pattern. Nothing is normalized, so decoding restores the
+        bytes. The result depends only on the texts, not on their order. Raises TokenizerError if
+        the size is out of range, VocabularyTooLarge if the text cannot fill it.
+        """
+        if not MIN_VOCAB_SIZE <= vocab_size <= MAX_VOCAB_SIZE:
+            raise TokenizerError(
+                f"vocabulary size: expected {MIN_VOCAB_SIZE} (special tokens and bytes) to {MAX_VOCAB_SIZE:,}, "
+                f"found {vocab_size:,}"
+            )
+        merges = self._trainer.merge(vocab_size - len(SPECIAL_TOKENS), least_count=2)
+        return _from_merges(merges, vocab_size)
 
 
-def bpe_from_merges(merges: Sequence[Sequence[int]], vocab_size: int) -> Tokenizer:
-    """The tokenizer of `train_bpe` from merges learned elsewhere.
+def train_bpe(texts: Iterable[str], vocab_size: int, unit: BpeUnit = "word") -> Tokenizer:
+    """The tokenizer of BpeVocabulary for texts that fit in memory."""
+    return BpeVocabulary([[text.encode() for text in texts]], unit).tokenizer(vocab_size)
 
-    merges: (left, right, product). Ids 0 to 255 are the bytes in the order of GPT-2's alphabet; the
-    others follow in the order in which merges first produce them. Raises VocabularyTooLarge if
-    there are fewer than vocab_size tokens.
-    """
+
+def _from_merges(merges: npt.NDArray[np.int32], vocab_size: int) -> Tokenizer:
+    """merges [n, 3]: left, right, product. Ids 0 to 255 are the bytes in the order of GPT-2's
+    alphabet; the others follow in the order in which merges first produce them."""
     pieces = sorted(BYTE_OF_SYMBOL)
     pairs: dict[tuple[str, str], None] = {}
-    for left, right, product in merges:
+    for left, right, product in merges.tolist():
         pairs[pieces[left], pieces[right]] = None
         if product == len(pieces):
             pieces.append(pieces[left] + pieces[right])
     vocabulary = {piece: i for i, piece in enumerate([*SPECIAL_TOKENS, *pieces])}
-    backend = _backend(models.BPE(vocab=vocabulary, merges=list(pairs)))
-    backend.add_special_tokens(list(SPECIAL_TOKENS))
-    return _finish(backend, vocab_size)
-
-
-def check_vocab_size(vocab_size: int) -> None:
-    """Raise TokenizerError for a size that cannot be learned."""
-    if not MIN_VOCAB_SIZE <= vocab_size <= MAX_VOCAB_SIZE:
-        raise TokenizerError(
-            f"vocabulary size: expected {MIN_VOCAB_SIZE} (special tokens and bytes) to {MAX_VOCAB_SIZE:,}, "
-            f"found {vocab_size:,}"
-        )
-
-
-def _backend(model: models.BPE) -> tokenizers.Tokenizer:
-    """Splits by the `qwen2` pattern, then writes bytes in GPT-2's alphabet."""
-    backend = tokenizers.Tokenizer(model)
+    backend = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=list(pairs)))
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(tokenizers.Regex(QWEN2), behavior="isolated"),
@@ -90,10 +93,7 @@ def _backend(model: models.BPE) -> tokenizers.Tokenizer:
         ]
     )
     backend.decoder = decoders.ByteLevel()
-    return backend
-
-
-def _finish(backend: tokenizers.Tokenizer, vocab_size: int) -> Tokenizer:
+    backend.add_special_tokens(list(SPECIAL_TOKENS))
     if backend.get_vocab_size() < vocab_size:
         raise VocabularyTooLarge(vocab_size, backend.get_vocab_size())
     separator = SPECIAL_TOKENS[0]

@@ -61,6 +61,10 @@ class ScalingLaw:
         return self.floor + self.a / num_parameters**self.alpha + self.b / tokens**self.beta
 
 
+# An embedding learns from the occurrences of its token in the text. Chinese characters are worth
+# their weights however large their share (docs/experiments.md).
+MIN_OCCURRENCES = 100
+
 SCALING_LAW = ScalingLaw(floor=0.25, a=174.6, alpha=0.512, b=22.3, beta=0.261)
 
 
@@ -404,14 +408,16 @@ def describe_plan(plan: Plan) -> tuple[Rows, Rows]:
     tables = 1 if config.tie_embeddings else 2
     embeddings = tables * plan.vocab_size * shape.hidden_size
     share = embeddings / best.num_parameters
+    occurrences = best.tokens / best.epochs / plan.vocab_size
     ratio = best.tokens / best.num_parameters
     assert config.micro_batch_size and config.context and config.learning_rate is not None
     step = config.micro_batch_size * config.context * config.grad_accum_steps
     chosen: Rows = [
         ("", "chosen", "rule of thumb"),
         ("minutes", f"{config.minutes:g} on {device}", ""),
-        ("vocabulary", f"{plan.vocab_size:,}: {100 * share:.0f} % of the weights", "embeddings: at most 15 to 35 %; "
-         + ("fine" if share <= 0.35 else f"prepare with --vocab-size {_smaller_vocabulary(best, tables)}")),
+        ("vocabulary", f"{plan.vocab_size:,}: {100 * share:.0f} % of the weights", f"{occurrences:,.0f} occurrences "
+         + ("per token: fine" if occurrences >= MIN_OCCURRENCES or plan.vocab_size <= 512 else "per token: prepare "
+         f"with --vocab-size {max(512, 64 * int(plan.vocab_size * occurrences / MIN_OCCURRENCES / 64))}")),
         ("layers × hidden", f"{shape.num_hidden_layers} × {shape.hidden_size}, ffn {shape.intermediate_size}", "deep "
          "and thin (MobileLLM)"),
         ("heads, kv heads", f"{shape.num_attention_heads}, {shape.num_key_value_heads}", "heads of 32 to 128"),
@@ -442,18 +448,3 @@ def describe_plan(plan: Plan) -> tuple[Rows, Rows]:
                 "best" if estimate is best else f"{100 * gap:+.1f} %",
             ))  # fmt: skip
     return chosen, weighed
-
-
-def _smaller_vocabulary(estimate: Estimate, tables: int) -> int:
-    """The vocabulary size whose embeddings (and classifier) are about a quarter of the weights.
-
-    tables: 2 if the classifier has its own weights, else 1.
-    """
-    hidden = estimate.shape.hidden_size
-    layers = layer_weights(estimate.shape)
-    return max(512, 1 << round(math.log2(layers / 3 / (tables * hidden))))
-
-
-def layer_weights(shape: Shape) -> int:
-    """Weights of the layers alone."""
-    return model_shape(shape, 1).num_parameters - 2 * shape.hidden_size

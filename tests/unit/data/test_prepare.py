@@ -253,6 +253,30 @@ def test_default_vocabulary() -> None:
     assert all(default_vocab_size(n) % 64 == 0 for n in range(0, 10**8, 999_983))
 
 
+POEMS = [
+    f"{a}{b}明月光，疑是地上霜。\n舉頭望{b}{a}，低頭思故鄉。" for a in "春夏秋冬東西南北" for b in "山水風雲花鳥日月"
+]
+
+
+def test_chinese_gets_a_token_for_every_frequent_character(tmp_path: Path) -> None:
+    """Also where English is mixed in; English alone gets words."""
+    mixed = [poem + " " + story(i) for i, poem in enumerate(POEMS)]
+
+    def made(name: str, documents: list[str], unit: str) -> PrepareReport:
+        source = write_stories(tmp_path / f"{name}.txt", documents)
+        changes = {"sources": (str(source),), "out": tmp_path / name, "vocab_size": None, "val_fraction": 0.3}
+        return prepare(make(tmp_path, **changes, unit=unit))
+
+    for name, documents in (("zh", POEMS), ("mixed", mixed)):
+        assert "Chinese by the character" in made(name, documents, "auto").vocabulary
+        tokenizer = load_tokenizer(tmp_path / name)
+        assert [len(tokenizer.encode(character)) for character in "明月光疑是地上霜"] == [1] * 8
+        assert len(tokenizer.encode("明月光疑是地上霜")) == 8
+    assert "character" not in made("words", POEMS, "word").vocabulary
+    assert len(load_tokenizer(tmp_path / "words").encode("明月光，疑是地上霜")) < 5
+    assert "character" not in made("en", STORIES, "auto").vocabulary
+
+
 def test_default_vocabulary_of_little_text_is_what_it_supports(tmp_path: Path) -> None:
     source = write_stories(tmp_path / "a.txt", STORIES[:60])
     report = prepare(make(tmp_path, sources=(str(source),), vocab_size=None, val_fraction=0.3))

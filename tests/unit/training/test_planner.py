@@ -150,6 +150,10 @@ def test_untied_classifier_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
         cells = {row[0]: row[1] for row in describe_plan(plan)[0]}
         tables = 512 * plan.best.shape.hidden_size * (2 if untied else 1)
         assert cells["vocabulary"] == f"512: {100 * tables / plan.best.num_parameters:.0f} % of the weights"
+        rules = {row[0]: row[2] for row in describe_plan(plan)[0]}
+        assert rules["vocabulary"] == f"{50_000 * 200 // 512:,} occurrences per token: fine"
+        rare = describe_plan(dataclasses.replace(plan, vocab_size=1_000_000))[0][2][2]
+        assert rare == "10 occurrences per token: prepare with --vocab-size 99968"
         trained.clear()
     shape, points = ladder_shape(256, 128), [(1e7, 1e-4), (4e7, 4e-4)]
     one, two = (choose_shape(points, [shape], 4096, 600, 10**9, untied=untied)[0] for untied in (False, True))
