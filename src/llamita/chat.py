@@ -184,6 +184,7 @@ class Answer(Iterator[str]):
         self.num_forgotten_turns = num_forgotten_turns
         self.stop = ""
         self._chat, self._question, self._prompt_ids, self._end_ids = chat, question, prompt_ids, end_ids
+        self._said: list[bytes] = []  # the bytes of each id
         self._interrupted = False
         self._prompt_seconds = self._decode_seconds = 0.0
         self._pieces = self._generate()
@@ -212,7 +213,7 @@ class Answer(Iterator[str]):
 
     def _generate(self) -> Generator[str, None, None]:
         try:
-            yield from text_pieces(self._chat._model, self._new_ids(), self._prompt_ids[-1])
+            yield from text_pieces(self._new_bytes())
         finally:
             self.stop = self.stop or "interrupted"
             self._record()
@@ -220,14 +221,13 @@ class Answer(Iterator[str]):
 
     def _record(self) -> None:
         """Add question and answer to the conversation, unless it was interrupted before the answer
-        started."""
-        chat = self._chat
+        started. Uses no model: an answer that is left early may end after its model was closed."""
         if self.ids or self.stop == "end token":
-            before = [self._prompt_ids[-1], *self.ids]
-            said = b"".join(chat._model.decode_token(i, b) for b, i in zip(before, self.ids, strict=False))
-            chat.messages += [self._question, Message("assistant", said, tuple(self.ids))]
+            said = Message("assistant", b"".join(self._said), tuple(self.ids))
+            self._chat.messages += [self._question, said]
 
-    def _new_ids(self) -> Iterator[int]:
+    def _new_bytes(self) -> Iterator[bytes]:
+        """The bytes of each new token."""
         chat, session = self._chat, self._chat._session
         start = time.perf_counter()
         if not self._read():
@@ -238,8 +238,10 @@ class Answer(Iterator[str]):
             if chat._model.token_ends(token_id) or token_id in self._end_ids:
                 self.stop = "end token"
                 return
+            before = self.ids[-1] if self.ids else self._prompt_ids[-1]
             self.ids.append(token_id)
-            yield token_id
+            self._said.append(chat._model.decode_token(token_id, before))
+            yield self._said[-1]
             if chat._max_new_tokens is not None and len(self.ids) >= chat._max_new_tokens:
                 self.stop = "number of tokens"
                 return

@@ -165,6 +165,32 @@ def test_interruption(chat_models: dict[str, Path]) -> None:
         assert [each.role for each in chat.messages] == [each.role for each in before] + ["user", "assistant"]
 
 
+LEFT_EARLY = {
+    "the interpreter ends": "for piece in c.ask('Hi'): break",
+    "the model is closed": "a = c.ask('Hi'); next(a); m.close(); a.close()",
+    "the chat is closed": "a = c.ask('Hi'); next(a); c.close(); a.close(); assert list(a) == []",
+    "nothing was read": "a = c.ask('Hi')",
+    "never asked": "pass",
+    "generate": "g = m.generate('Hi'); next(g)",
+    "generate, closed": "g = m.generate('Hi'); next(g); m.close(); g.close()",
+    "generate, forgotten": "next(m.generate('Hi')); m.close()",
+    "a thread": "import threading; a = c.ask('Hi'); t = threading.Thread(target=next, args=(a,)); t.start(); t.join()",
+    "a cycle": "class K: pass\nk = K(); k.me = k; k.a = c.ask('Hi'); next(k.a)",
+    "a session": "s = m.session(num_sequences=2); s.feed([1])",
+    "in a function": "def f():\n    with llamita.Chat(m) as d:\n        for piece in d.ask('Hi'): return piece\nf()",
+}
+
+
+@pytest.mark.parametrize("name", ["chatml", "jinja"])
+@pytest.mark.parametrize("way", LEFT_EARLY)
+def test_leaving_early_is_silent(chat_models: dict[str, Path], name: str, way: str) -> None:
+    """A text that nobody reads to its end: no traceback, whatever is closed first."""
+    start = f"import llamita; m = llamita.load({str(chat_models[name])!r}); c = llamita.Chat(m)\n"
+    command = [sys.executable, "-X", "dev", "-W", "ignore::ResourceWarning", "-c", start + LEFT_EARLY[way]]
+    done = subprocess.run(command, capture_output=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
 def test_a_template_that_rewrites_contents(make_chat_model: Callable[..., Any], engine_build: Path) -> None:
     source = "{% for m in messages %}<|im_start|>{{ m.content[:-1] | lower }}<|im_end|>{% endfor %}"
     with Model(make_chat_model(source).path) as model, Chat(model) as chat:
