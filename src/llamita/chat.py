@@ -50,8 +50,8 @@ class Chat:
         sampling, runtime = with_overrides(sampling, runtime, overrides)
         if model.chat_template is None:
             raise ChatError(
-                "chat: the model has no chat template: it was not trained to chat; generate text with `llamita run`, "
-                "or add a template with `llamita import --chat-template`"
+                "chat: the model has no chat template: it was not trained to chat; continue texts with `llamita run`, "
+                "or train it on conversations: llamita finetune CHECKPOINT CONVERSATIONS.jsonl --out RUN"
             )
         if not model.info.has_tokenizer:
             raise ChatError("chat: the model has no tokenizer; name one with --tokenizer")
@@ -90,12 +90,21 @@ class Chat:
             ids = self.encode([*self.messages, question])
         if len(ids) >= room:
             much = "the question alone has" if len(self.messages) == first else "with this question the chat has"
-            remedy = "shorten it" if self.rolling or len(self.messages) == first else "begin anew, or use --rolling"
+            alone = self.rolling or len(self.messages) == first
+            remedy = "shorten it" if alone else "begin anew, or let the oldest turns be forgotten (rolling)"
             raise ChatError(f"chat: the context is full: it holds {room} tokens, {much} {len(ids)}; {remedy}")
         if self._end_ids is None:
             self._end_ids = self._turn_ends()
         self._answer = Answer(self, question, ids, num_forgotten, self._end_ids)
         return self._answer
+
+    def reset(self, system: str | None = None) -> None:
+        """Forget all turns. system: the new system prompt; None: it stays as it is."""
+        if self._answer is not None:
+            self._answer.close()
+            self._answer = None
+        kept = [each for each in self.messages[:1] if each.role == "system"]
+        self.messages = kept if system is None else [Message("system", _bytes(system))]
 
     def encode(self, messages: list[Message]) -> list[int]:
         """Encode a conversation by the model's template, up to where the next answer starts.

@@ -20,7 +20,7 @@ from llamita.engine import load
 from llamita.errors import CheckpointError, ConfigError
 from llamita.eval.samples import SampleReport, generate_and_measure, opened_in_engine, read_prompts, save_samples
 from llamita.eval.score import Data, ScoredModel, encode_for_model_file, score_model_file
-from llamita.sampling import SamplingParams
+from llamita.sampling import RuntimeOptions, SamplingParams
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,7 +159,7 @@ def _sample(flags: Flags, prompts: tuple[str, ...], data: Data, val: ScoredDocum
         prompts,
         flags.max_new_tokens,
         SamplingParams(flags.temperature, flags.top_p, seed=flags.seed),
-        flags.threads or 0,
+        RuntimeOptions(num_threads=flags.threads or 0),
     )
     with opened_in_engine(flags.model, flags.tokenizer) as model:
         documents = None
