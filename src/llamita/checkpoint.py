@@ -152,7 +152,7 @@ def resolve_checkpoint(path: Path, *, prefer: str = "best") -> Path:
     if path.is_file():
         raise CheckpointError(
             f"cannot open checkpoint {path}: expected a folder with config.json, found a "
-            "file; `llamita import` converts model files"
+            "file; `llamita import` makes a checkpoint of a model file, which `llamita run` and `chat` use as it is"
         )
     if (path / "store.json").is_file():
         raise CheckpointError(

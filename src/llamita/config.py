@@ -181,6 +181,8 @@ class PrepareConfig:
     """Where documents of .txt and .md files end: separator, blank-lines or file."""
     text_key: Annotated[str, Option("NAME", group="documents")] = "text"
     """Key (.jsonl, .json) or column (.csv, .parquet) that holds the text."""
+    skip_unknown: Annotated[bool, Option(group="documents")] = False
+    """Skip files of other types in folders, and name them, instead of refusing the first."""
     num_workers: Annotated[int | None, Option(group="advanced")] = None
     """Encoding threads, or processes if only the tokenizers library can encode. Default: one per
     core, fewer for little text."""

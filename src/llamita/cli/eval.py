@@ -72,6 +72,8 @@ class Flags:
     """Where documents of .txt and .md files end: separator, blank-lines or file."""
     text_key: Annotated[str, Option("NAME", group="documents")] = "text"
     """Key (.jsonl, .json) or column (.csv, .parquet) that holds the text."""
+    skip_unknown: Annotated[bool, Option(group="documents")] = False
+    """Skip files of other types in folders, instead of refusing the first."""
     device: Annotated[str, Option("DEVICE", group="hardware")] = "auto"
     """Device for checkpoints: auto, cpu, cuda or cuda:N."""
     threads: Annotated[int | None, Option(short="j", group="hardware")] = None
@@ -103,7 +105,7 @@ class Flags:
 def main(argv: list[str]) -> None:
     flags = parse(Flags, argv, "llamita eval")
     prompts = ("",) if flags.prompts is None else read_prompts(flags.prompts)
-    data = Data(flags.data, flags.split, flags.separator, flags.split_on, flags.text_key)
+    data = Data(flags.data, flags.split, flags.separator, flags.split_on, flags.text_key, flags.skip_unknown)
     start = time.monotonic()
     scored = _score_model_file(flags, data) if flags.model.is_file() else _score_checkpoint(flags, data)
     score = scored.score
@@ -123,11 +125,14 @@ def main(argv: list[str]) -> None:
         print(json.dumps(values if report is None else {**values, "samples": report.values()}))
         return
     print(f"{score.bits_per_byte:.4f} bits per byte")
+    documents = f"{score.num_documents:,} document{'' if score.num_documents == 1 else 's'}"
     print(
         f"{score.nats_per_token:.4f} nats per token (perplexity {perplexity:.2f}); "
-        f"{score.num_documents:,} documents, {score.num_tokens:,} tokens, {score.text_bytes:,} bytes; "
+        f"{documents}, {score.num_tokens:,} tokens, {score.text_bytes:,} bytes; "
         f"{score.num_tokens / seconds:,.0f} tok/s"
     )
+    if counted := data.describe_documents():
+        print(counted)
     if report is not None:
         print_table(report.rows(), sys.stdout)
 

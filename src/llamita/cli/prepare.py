@@ -63,7 +63,7 @@ def summary(report: PrepareReport) -> list[str]:
         first = f"{report.out}: token store, written in {report.seconds:.1f} s ({speed:.1f} MB/s)"
     where = _count(report.files, "file") if report.files else "generated stories"
     hidden = f" ({report.hidden_files:,} hidden ones skipped)" if report.hidden_files else ""
-    return [
+    lines = [
         first,
         f"  vocabulary  {report.vocab_size:,} tokens: {report.vocabulary}; encoded by {report.encoded_by}",
         f"  source      {report.source_bytes:,} bytes in {where}{hidden}: {_count(report.documents, 'document')}",
@@ -74,6 +74,11 @@ def summary(report: PrepareReport) -> list[str]:
         f"  not text    {report.separator_bytes:,} bytes of separators, {report.whitespace_bytes:,} of whitespace "
         f"around documents, {report.container_bytes:,} of file format",
     ]
+    if report.skipped_files:
+        more = report.skipped_files - len(report.skipped_paths)
+        names = ", ".join(report.skipped_paths) + (f" and {more:,} more" if more else "")
+        lines.append(f"  skipped     {_count(report.skipped_files, 'file')} of unknown types: {names}")
+    return lines
 
 
 def _split_line(name: str, split: SplitReport) -> str:

@@ -169,11 +169,20 @@ def _object(value: Any, where: str, number: int, key: str | None) -> Row:
 
 def _check_has_key(names: Collection[str], key: str, where: str) -> None:
     if key not in names:
+        if not CONVERSATION_KEYS.isdisjoint(names):
+            raise SourceError(
+                f"cannot read {where}: expected {key!r}, found {', '.join(list(names)[:20])}: rows of conversations; "
+                "to train a checkpoint on them: llamita finetune CHECKPOINT FILE --out RUN; for text, choose one with "
+                "--text-key"
+            )
         found = ", ".join(list(names)[:20]) or "nothing"
         raise SourceError(f"cannot read {where}: expected {key!r}, found {found}; choose one with --text-key")
 
 
 # ---- the formats
+
+# Keys of rows that `llamita finetune` reads; rows of plain text have none of them.
+CONVERSATION_KEYS = frozenset(("messages", "conversations", "conversation", "instruction", "chosen", "rejected"))
 
 TEXT_SUFFIXES = (".txt", ".md")  # text, which llamita.data.documents cuts into documents
 ROW_READERS: dict[str, Callable[[Path, str | None], Iterator[Row]]] = {

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from llamita.data.documents import SourceCounts
 from llamita.data.token_store import read_store_info
+
+MAX_SKIPPED_PATHS = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +49,8 @@ class PrepareReport:
     reused: bool  # the store existed, made from the same sources with the same flags
     seconds: float
     encoded_by: str = "the tokenizers library"  # stores made before this field was written
+    skipped_files: int = 0  # of unknown types
+    skipped_paths: tuple[str, ...] = ()  # the first MAX_SKIPPED_PATHS of them
 
     @property
     def tokens(self) -> int:
@@ -66,6 +71,7 @@ def report_entry(
     vocabulary: str,
     encoded_by: str,
     hidden_files: int = 0,
+    skipped: Sequence[str] = (),
     duplicate_documents: int = 0,
     duplicate_bytes: int = 0,
 ) -> dict[str, Any]:
@@ -73,6 +79,8 @@ def report_entry(
     return {
         "files": counts.files,
         "hidden_files": hidden_files,
+        "skipped_files": len(skipped),
+        "skipped_paths": list(skipped[:MAX_SKIPPED_PATHS]),
         "source_bytes": counts.source_bytes,
         "documents": counts.documents + counts.empty_documents,
         "duplicate_documents": duplicate_documents,
