@@ -65,14 +65,25 @@ static void chat_remove_messages(chat *c, size_t first, size_t count) {
 
 /* Encodes the conversation. False: it does not fit into the context; num_ids is set in either
  * case. */
-static bool chat_encode(chat *c) {
+static bool encode_messages(chat *c, const llamita_message *messages, size_t count) {
     llamita_error error;
     size_t num_ids = 0;
     const llamita_status status =
-        llamita_chat_encode(c->app->model, c->messages, c->num_messages, c->ids, c->context_tokens, &num_ids, &error);
+        llamita_chat_encode(c->app->model, messages, count, c->ids, c->context_tokens, &num_ids, &error);
     if (status != LLAMITA_OK && num_ids <= c->context_tokens) fail("%s", error.message);
     c->num_ids = num_ids;
     return num_ids < c->context_tokens;
+}
+
+static bool chat_encode(chat *c) { return encode_messages(c, c->messages, c->num_messages); }
+
+/* As chat_encode, for the system prompt and the last message alone. */
+static bool question_fits(chat *c) {
+    llamita_message alone[2];
+    size_t count = 0;
+    if (c->has_system) alone[count++] = c->messages[0];
+    alone[count++] = c->messages[c->num_messages - 1];
+    return encode_messages(c, alone, count);
 }
 
 /* Makes the conversation fit into the context by forgetting its oldest turns, unless --no-rolling.
@@ -81,7 +92,16 @@ static bool chat_fit(chat *c) {
     const size_t first = c->has_system ? 1 : 0, share = c->context_tokens / ROLLING_SHARE;
     const size_t wanted = (size_t)c->o->num_new_tokens, reserved = wanted > 0 && wanted < share ? wanted : share;
     bool fits = chat_encode(c);
-    while (!c->o->no_rolling && (!fits || c->num_ids > c->context_tokens - reserved) && c->num_messages > first + 1) {
+    bool alone = c->num_messages == first + 1;
+    bool rolls = !c->o->no_rolling && (!fits || c->num_ids > c->context_tokens - reserved);
+    if (rolls && !fits && !question_fits(c)) {
+        rolls = false; /* and nothing is forgotten for it */
+        alone = true;
+    } else if (rolls) {
+        fits = chat_encode(c);
+    }
+    /* Down to half, because what stays must be computed again: not at every question from now on. */
+    while (rolls && c->num_ids > c->context_tokens / 2 && c->num_messages > first + 1) {
         chat_remove_messages(c, first, 2);
         if (!c->has_forgotten)
             print_note("the context is full: from here on, the oldest turns are forgotten (/reset begins anew)");
@@ -89,7 +109,6 @@ static bool chat_fit(chat *c) {
         fits = chat_encode(c);
     }
     if (fits) return true;
-    const bool alone = c->num_messages == first + 1;
     chat_remove_messages(c, c->num_messages - 1, 1);
     static const char *const line = "the context is full: it holds %zu tokens, %s has %zu; %s";
     const char *what = alone ? "the question alone" : "the chat with this question";

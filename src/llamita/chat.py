@@ -80,21 +80,24 @@ class Chat:
             self._answer.close()
             self._answer = None
         question = Message("user", _bytes(text))
-        num_forgotten = 0
-        ids = self.encode([*self.messages, question])
+        kept, num_forgotten = list(self.messages), 0
+        ids = self.encode([*kept, question])
         room = self._session.context_tokens
         first = 1 if self.messages and self.messages[0].role == "system" else 0
-        while self.rolling and len(ids) > room - self._reserved_tokens() and len(self.messages) > first:
-            del self.messages[first : first + 2]
-            num_forgotten += 1
-            ids = self.encode([*self.messages, question])
+        if self.rolling and len(ids) > room - self._reserved_tokens():
+            # Down to half, because what stays must be computed again: not at every question from now on.
+            while len(ids) > room // 2 and len(kept) > first:
+                del kept[first : first + 2]
+                num_forgotten += 1
+                ids = self.encode([*kept, question])
         if len(ids) >= room:
-            much = "the question alone has" if len(self.messages) == first else "with this question the chat has"
-            alone = self.rolling or len(self.messages) == first
+            much = "the question alone has" if len(kept) == first else "with this question the chat has"
+            alone = self.rolling or len(kept) == first
             remedy = "shorten it" if alone else "begin anew, or let the oldest turns be forgotten (rolling)"
             raise ChatError(f"chat: the context is full: it holds {room} tokens, {much} {len(ids)}; {remedy}")
         if self._end_ids is None:
             self._end_ids = self._turn_ends()
+        self.messages[:] = kept
         self._answer = Answer(self, question, ids, num_forgotten, self._end_ids)
         return self._answer
 

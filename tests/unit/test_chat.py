@@ -139,9 +139,17 @@ def test_full_context(chat_models: dict[str, Path], name: str) -> None:
                 assert answer.stop in ("number of tokens", "end token")
                 forgotten += answer.num_forgotten_turns
             assert forgotten > 2
-            assert chat.messages[0].content == b"Sys." and chat.messages[-2].content == b"And then 8?"
+            fed = []  # after the context was full, only some questions compute old turns again
+            for _ in range(8):
+                answer = chat.ask("Hm?")
+                list(answer)
+                fed.append((answer.num_fed_tokens, answer.num_forgotten_turns))
+            assert any(turns > 0 for _, turns in fed) and any(turns == 0 for _, turns in fed)
+            assert all(tokens < 40 for tokens, turns in fed if turns == 0), fed
+            assert chat.messages[0].content == b"Sys." and chat.messages[-2].content == b"Hm?"
             with pytest.raises(ChatError, match=r"the question alone has \d+; shorten it"):
                 chat.ask("long " * 200)
+            assert len(chat.messages) > 1 and chat.messages[-2].content == b"Hm?", "nothing is forgotten for it"
         with Chat(model, context_tokens=64, seed=1) as chat:
             answer = chat.ask("Hi")
             list(answer)
@@ -355,6 +363,8 @@ def test_commands(make_chat_model: Callable[..., Any], engine_build: Path, tmp_p
         answer(b"/save /nowhere/chat.jsonl", rb"/save: /nowhere/chat.jsonl: No such file")
     answer(b"/reset", rb"the conversation is forgotten; the system prompt stays")
     answer(b"Hi", rb"context \d+ of 256")
+    answer(b"word " * 300, rb"the question alone has")
+    answer(b"Hi", rb"read [12][0-9] tokens.*context \d+ of 256")
     if program == 1:
         answer(f"/save {saved}".encode(), rb"the conversation is added")
     answer(b"/system Be brief.", rb"the system prompt is set; the conversation is forgotten")
@@ -365,7 +375,7 @@ def test_commands(make_chat_model: Callable[..., Any], engine_build: Path, tmp_p
         assert [[each["content"] for each in chat if each["role"] != "assistant"] for chat in chats] == [
             ["Be kind.", "/etc/passwd"],
             ["Be kind.", "/etc/passwd", "One\ntwo\nthree"],
-            ["Be kind.", "Hi"],
+            ["Be kind.", "Hi", "Hi"],
             ["Be brief.", "Hi"],
         ]
     terminal.type(b"/exit\n")
