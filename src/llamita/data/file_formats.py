@@ -182,7 +182,10 @@ def _check_has_key(names: Collection[str], key: str, where: str) -> None:
 # ---- the formats
 
 # Keys of rows that `llamita finetune` reads; rows of plain text have none of them.
-CONVERSATION_KEYS = frozenset(("messages", "conversations", "conversation", "instruction", "chosen", "rejected"))
+CONVERSATION_KEYS = frozenset((
+    "messages", "conversations", "conversation", "instruction", "chosen", "rejected",
+    "question", "answer", "query", "response", "completion", "output",
+))  # fmt: skip
 
 TEXT_SUFFIXES = (".txt", ".md")  # text, which llamita.data.documents cuts into documents
 ROW_READERS: dict[str, Callable[[Path, str | None], Iterator[Row]]] = {

@@ -146,7 +146,12 @@ def test_foreign_files_are_skipped_and_named(tmp_path: Path, capsys: pytest.Capt
 
 def test_rows_of_conversations_lead_to_finetune(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "qa.jsonl"
-    for row in ('{"messages": []}', '{"instruction": "x", "output": "y"}', '{"prompt": "", "chosen": ""}'):
+    for row in (
+        '{"messages": []}',
+        '{"instruction": "x", "output": "y"}',
+        '{"prompt": "", "chosen": ""}',
+        '{"question": "x"}',
+    ):
         path.write_text(row + "\n")
         assert main(["prepare", str(path), "-o", str(tmp_path / "store")]) == 2
         error = capsys.readouterr().err
