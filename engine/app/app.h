@@ -49,6 +49,10 @@ stop_reason stop_before(const app *a, const output *out, int32_t id);
 /* The reason to stop after the tokens generated so far, or STOP_NONE. */
 stop_reason stop_after(const app *a, const options *o);
 
+/* The prompt, which the caller frees: of the options, else with may_be_piped what stdin holds if it
+ * is a pipe or a file, else empty. It may contain zero bytes. */
+char *read_prompt(const options *o, bool may_be_piped, size_t *num_bytes);
+
 /* Answers the prompt, then each line of stdin. Returns the exit code. */
 int run_chat(app *a, const options *o, output *out);
 

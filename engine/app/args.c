@@ -53,7 +53,11 @@ static const flag FLAGS[] = {
     {'s', "seed", "S", FLAG_SEED, FIELD(seed), 0, 0, "random seed; the same seed gives the same text (random)"},
     {'n', "num-tokens", "N", FLAG_WHOLE, FIELD(num_new_tokens), 0, INT32_MAX,
      "maximum number of new tokens; 0: until the context is full (256; chat: 512)"},
-    {'i', "prompt", "TEXT", FLAG_TEXT, FIELD(prompt), 0, 0, "text to continue (empty); chat: the first question"},
+    {'i', "prompt", "TEXT", FLAG_TEXT, FIELD(prompt), 0, 0,
+     "text to continue, - for stdin (what is piped in); chat: the first question"},
+    {'f', "prompt-file", "FILE", FLAG_TEXT, FIELD(prompt_file), 0, 0, "read the prompt from this file; - is stdin"},
+    {'e', "escape", "", FLAG_SWITCH, FIELD(escape), 0, 0,
+     "replace \\n, \\r, \\t, \\', \\\", \\\\ and \\xHH in the prompt"},
     {'z', "tokenizer", "FILE", FLAG_TEXT, FIELD(tokenizer_path), 0, 0,
      "tokenizer.bin, or a GGUF with a tokenizer (the model's; llama2.c: tokenizer.bin)"},
     {0, "adapter", "FILE[:SCALE]", FLAG_ADAPTER, 0, 0, 0,
@@ -61,8 +65,8 @@ static const flag FLAGS[] = {
     {'m', "mode", "MODE", FLAG_TEXT, FIELD(mode), 0, 0,
      "generate, or chat: answer the prompt, then each line of stdin (generate)"},
     {'y', "system", "TEXT", FLAG_TEXT, FIELD(system), 0, 0, "chat: system prompt (the chat template's)"},
-    {0, "rolling", "", FLAG_SWITCH, FIELD(rolling), 0, 0,
-     "chat: drop the oldest turns when the context is full, instead of stopping"},
+    {0, "no-rolling", "", FLAG_SWITCH, FIELD(no_rolling), 0, 0,
+     "chat: stop when the context is full, instead of forgetting the oldest turns"},
     {'v', "verbose", "", FLAG_SWITCH, FIELD(verbose), 0, 0,
      "chat: print the speed after each answer even if stderr is not a terminal"},
     {'j', "threads", "N", FLAG_WHOLE, FIELD(num_threads), 0, 1024,
@@ -78,9 +82,9 @@ static const flag FLAGS[] = {
 enum { NUM_FLAGS = sizeof FLAGS / sizeof *FLAGS };
 
 _Noreturn static void help(void) {
-    printf("usage: run MODEL [flags]\n\n"
+    printf("usage: run MODEL [PROMPT] [flags]\n\n"
            "Generates text with a GGUF or llama2.c model: text on stdout, statistics on stderr.\n"
-           "With -m chat, answers questions: Ctrl-C stops an answer, Ctrl-D ends the chat.\n\n");
+           "With -m chat, answers questions: Ctrl-C stops an answer, Ctrl-D ends the chat, /help lists commands.\n\n");
     for (int i = 0; i < NUM_FLAGS; i++) {
         char usage[64];
         snprintf(usage, sizeof usage, "--%s%s%s", FLAGS[i].name, *FLAGS[i].value ? " " : "", FLAGS[i].value);
@@ -185,8 +189,7 @@ int parse_enum(const char *name, const char *text, const char *names) {
 }
 
 options parse_args(int argc, char **argv) {
-    options o = {.prompt = "",
-                 .mode = "generate",
+    options o = {.mode = "generate",
                  .kv_type = "f16",
                  .speculation = "auto",
                  .temperature = -1,
@@ -202,8 +205,8 @@ options parse_args(int argc, char **argv) {
             exit(0);
         }
         if (word[0] != '-' || word[1] == 0) {
-            if (o.model_path) fail("expected one model, found %s and %s; a prompt follows -i", o.model_path, word);
-            o.model_path = word;
+            if (o.model_path && o.prompt) fail("expected one model and one prompt, found more: %s", word);
+            *(o.model_path ? &o.prompt : &o.model_path) = word;
             continue;
         }
         const flag *f = find_flag(word, &value);
@@ -218,7 +221,9 @@ options parse_args(int argc, char **argv) {
     if (!o.model_path) fail("expected a model file; usage: run MODEL [flags] (run -h lists all flags)");
     const bool chats = strcmp(o.mode, "chat") == 0;
     if (!chats && strcmp(o.mode, "generate") != 0) fail("-m: expected generate or chat, found '%s'", o.mode);
-    if (!chats && (o.system || o.rolling)) fail("%s: only in a chat (-m chat)", o.system ? "--system" : "--rolling");
+    if (!chats && (o.system || o.no_rolling))
+        fail("%s: only in a chat (-m chat)", o.system ? "--system" : "--no-rolling");
+    if (o.prompt && o.prompt_file) fail("expected one prompt, found a text and --prompt-file; give one of them");
     if (o.temperature < 0) o.temperature = chats ? 0.6 : 1;
     if (o.num_new_tokens < 0) o.num_new_tokens = chats ? 512 : 256;
     if (o.top_p == 0) o.top_p = 1; /* as in llama2.c, 0 is off */

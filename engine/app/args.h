@@ -7,13 +7,13 @@
 
 enum { EXIT_USAGE = 2, EXIT_INTERRUPTED = 130, EXIT_BROKEN_PIPE = 141 };
 
-/* The strings are borrowed from argv. */
+/* The strings are borrowed from argv. prompt: NULL if there is none. */
 typedef struct {
-    const char *model_path, *prompt, *tokenizer_path, *mode, *kernels, *system, *kv_type, *speculation;
+    const char *model_path, *prompt, *prompt_file, *tokenizer_path, *mode, *kernels, *system, *kv_type, *speculation;
     double temperature, top_p, min_p, repetition_penalty;
     int64_t top_k, repetition_window, num_new_tokens, num_threads, context_tokens;
     uint64_t seed;
-    bool seed_given, rolling, verbose;
+    bool seed_given, no_rolling, verbose, escape;
     const char *adapters[LLAMITA_MAX_ADAPTERS]; /* FILE or FILE:SCALE */
     size_t num_adapters;
 } options;

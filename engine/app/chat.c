@@ -23,7 +23,7 @@ typedef struct {
     size_t num_cached, num_ids, num_fed, num_answer_ids, context_tokens;
     char *answer_text;
     size_t answer_bytes, answer_capacity;
-    bool on_terminal;
+    bool on_terminal, has_system, has_forgotten;
 } chat;
 
 static void *allocate(size_t num_bytes) {
@@ -65,36 +65,54 @@ static void chat_remove_messages(chat *c, size_t first, size_t count) {
 
 /* Encodes the conversation. False: it does not fit into the context; num_ids is set in either
  * case. */
-static bool chat_encode(chat *c) {
+static bool encode_messages(chat *c, const llamita_message *messages, size_t count) {
     llamita_error error;
     size_t num_ids = 0;
     const llamita_status status =
-        llamita_chat_encode(c->app->model, c->messages, c->num_messages, c->ids, c->context_tokens, &num_ids, &error);
+        llamita_chat_encode(c->app->model, messages, count, c->ids, c->context_tokens, &num_ids, &error);
     if (status != LLAMITA_OK && num_ids <= c->context_tokens) fail("%s", error.message);
     c->num_ids = num_ids;
     return num_ids < c->context_tokens;
 }
 
-/* Makes the conversation fit into the context, with --rolling by dropping its oldest turns. False:
- * it does not fit; the question is removed. */
+static bool chat_encode(chat *c) { return encode_messages(c, c->messages, c->num_messages); }
+
+/* As chat_encode, for the system prompt and the last message alone. */
+static bool question_fits(chat *c) {
+    llamita_message alone[2];
+    size_t count = 0;
+    if (c->has_system) alone[count++] = c->messages[0];
+    alone[count++] = c->messages[c->num_messages - 1];
+    return encode_messages(c, alone, count);
+}
+
+/* Makes the conversation fit into the context by forgetting its oldest turns, unless --no-rolling.
+ * False: it does not fit; the question is removed. */
 static bool chat_fit(chat *c) {
-    const size_t first = c->o->system ? 1 : 0, share = c->context_tokens / ROLLING_SHARE;
+    const size_t first = c->has_system ? 1 : 0, share = c->context_tokens / ROLLING_SHARE;
     const size_t wanted = (size_t)c->o->num_new_tokens, reserved = wanted > 0 && wanted < share ? wanted : share;
-    size_t num_dropped = 0;
     bool fits = chat_encode(c);
-    while (c->o->rolling && (!fits || c->num_ids > c->context_tokens - reserved) && c->num_messages > first + 1) {
-        chat_remove_messages(c, first, 2);
-        num_dropped++;
+    bool alone = c->num_messages == first + 1;
+    bool rolls = !c->o->no_rolling && (!fits || c->num_ids > c->context_tokens - reserved);
+    if (rolls && !fits && !question_fits(c)) {
+        rolls = false; /* and nothing is forgotten for it */
+        alone = true;
+    } else if (rolls) {
         fits = chat_encode(c);
     }
-    if (num_dropped > 0)
-        print_note("the context is full: dropped the %zu oldest %s", num_dropped, num_dropped == 1 ? "turn" : "turns");
+    /* Down to half, because what stays must be computed again: not at every question from now on. */
+    while (rolls && c->num_ids > c->context_tokens / 2 && c->num_messages > first + 1) {
+        chat_remove_messages(c, first, 2);
+        if (!c->has_forgotten)
+            print_note("the context is full: from here on, the oldest turns are forgotten (/reset begins anew)");
+        c->has_forgotten = true;
+        fits = chat_encode(c);
+    }
     if (fits) return true;
-    const bool alone = c->num_messages == first + 1;
     chat_remove_messages(c, c->num_messages - 1, 1);
     static const char *const line = "the context is full: it holds %zu tokens, %s has %zu; %s";
     const char *what = alone ? "the question alone" : "the chat with this question";
-    const char *remedy = alone ? "shorten the question" : "start a new chat, or use --rolling";
+    const char *remedy = alone ? "shorten the question" : "start a new chat, or leave out --no-rolling";
     if (!c->on_terminal) fail(line, c->context_tokens, what, c->num_ids, remedy);
     print_note(line, c->context_tokens, what, c->num_ids, remedy);
     return false;
@@ -210,6 +228,48 @@ static ssize_t read_question(const chat *c, char **line, size_t *capacity) {
     }
 }
 
+/* Forgets all messages; the system prompt stays, or becomes this one. */
+static void chat_reset(chat *c, const char *system) {
+    const size_t kept = c->has_system && !system ? 1 : 0;
+    chat_remove_messages(c, kept, c->num_messages - kept);
+    if (system) chat_add_message(c, "system", system, strlen(system), 0);
+    c->has_system = c->has_system || system;
+}
+
+/* Whether line is this command; *argument: what follows it, NULL if nothing does. */
+static bool is_command(char *line, const char *name, char **argument) {
+    const size_t length = strlen(name);
+    if (strncmp(line, name, length) != 0 || (line[length] && !strchr(" \t", line[length]))) return false;
+    *argument = line + length + strspn(line + length, " \t");
+    if (!**argument) *argument = NULL;
+    return true;
+}
+
+/* Does what a line that begins with / says. False: it ends the chat. */
+static bool chat_command(chat *c, char *line) {
+    char *argument;
+    if (is_command(line, "/exit", &argument)) return false;
+    if (is_command(line, "/help", &argument)) {
+        print_note("/help         list these commands\n"
+                   "/reset        forget the conversation; the system prompt stays\n"
+                   "/system TEXT  set the system prompt, and forget the conversation\n"
+                   "/exit         end the chat, as Ctrl-D does\n"
+                   "//TEXT        send the message /TEXT");
+    } else if (is_command(line, "/reset", &argument)) {
+        chat_reset(c, NULL);
+        print_note("the conversation is forgotten; the system prompt stays");
+    } else if (is_command(line, "/system", &argument) && argument) {
+        chat_reset(c, argument);
+        print_note("the system prompt is set; the conversation is forgotten");
+    } else if (is_command(line, "/system", &argument)) {
+        print_note("/system: expected the text of the system prompt after it, found nothing");
+    } else {
+        print_note("unknown command %.*s; /help lists the commands; write // to begin a message with /",
+                   (int)strcspn(line, " \t"), line);
+    }
+    return true;
+}
+
 int run_chat(app *a, const options *o, output *out) {
     chat c = {.app = a, .o = o, .on_terminal = isatty(STDIN_FILENO)};
     c.context_tokens = (size_t)llamita_session_context_tokens(a->session);
@@ -219,13 +279,23 @@ int run_chat(app *a, const options *o, output *out) {
     chat_add_message(&c, "user", "", 0, 0);
     chat_encode(&c); /* fails now, not at the first question, if the chat template is unusable */
     chat_remove_messages(&c, 0, 1);
-    if (o->system) chat_add_message(&c, "system", o->system, strlen(o->system), 0);
-    if (c.on_terminal) print_note("Ctrl-C stops an answer, Ctrl-D ends the chat.");
+    if (o->system) chat_reset(&c, o->system);
+    if (c.on_terminal) print_note("Ctrl-C stops an answer, Ctrl-D ends the chat, /help lists commands.");
     char *line = NULL;
-    size_t capacity = 0;
-    const char *question = o->prompt;
-    ssize_t length = (ssize_t)strlen(question);
+    size_t capacity = 0, prompt_bytes;
+    char *prompt = read_prompt(o, false, &prompt_bytes);
+    const char *question = prompt;
+    ssize_t length = (ssize_t)prompt_bytes;
     while (length >= 0 && !out->closed) {
+        const bool typed = c.on_terminal && question == line && length > 0 && *question == '/';
+        if (typed && question[1] != '/') {
+            line[length] = 0;
+            if (!chat_command(&c, line)) break;
+            length = 0;
+        } else if (typed) {
+            question++;
+            length--;
+        }
         if (length > 0 && question[strspn(question, " \t")]) {
             chat_add_message(&c, "user", question, (size_t)length, 0);
             set_signals(true);
@@ -243,6 +313,7 @@ int run_chat(app *a, const options *o, output *out) {
     free(c.ids);
     free(c.answer_ids);
     free(c.answer_text);
+    free(prompt);
     free(line);
     return out->closed ? EXIT_BROKEN_PIPE : interrupted && !c.on_terminal ? EXIT_INTERRUPTED : 0;
 }

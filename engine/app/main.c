@@ -128,9 +128,11 @@ static void open_all(app *a, const options *o) {
 /* ------------------------------------------------------------------ generating */
 
 /* Encodes the prompt, with BOS if the file asks for it or the prompt is empty. */
-static void encode_prompt(app *a, const char *prompt) {
+static void encode_prompt(app *a, const options *o) {
     llamita_error error;
-    const size_t num_bytes = strlen(prompt), capacity = 2 * num_bytes + 2;
+    size_t num_bytes;
+    char *prompt = read_prompt(o, true, &num_bytes);
+    const size_t capacity = 2 * num_bytes + 2;
     const bool add_bos = a->info.add_bos || num_bytes == 0;
     if (num_bytes == 0 && a->info.bos_id < 0)
         fail("-i: expected a prompt, found none; this model has no BOS token to start from");
@@ -139,6 +141,7 @@ static void encode_prompt(app *a, const char *prompt) {
     const int flags = add_bos ? LLAMITA_ENCODE_BOS : LLAMITA_ENCODE_PLAIN;
     check(llamita_encode(a->model, prompt, num_bytes, flags, a->prompt_ids, capacity, &a->num_prompt_ids, &error),
           &error);
+    free(prompt);
     const size_t room = (size_t)llamita_session_context_tokens(a->session);
     if (a->num_prompt_ids > room)
         fail("-i: expected at most %zu tokens (the context), found %zu; shorten the prompt", room, a->num_prompt_ids);
@@ -246,7 +249,7 @@ int main(int argc, char **argv) {
         close_all(&a, &out);
         return code;
     }
-    encode_prompt(&a, o.prompt);
+    encode_prompt(&a, &o);
     generate(&a, &o, &out);
     if (!out.closed && (putchar('\n') == EOF || fflush(stdout) != 0) && errno != EPIPE)
         fail("writing the text to stdout: %s", strerror(errno));

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from llamita.engine import Model, Sampler, Session, encode_prompt
+from llamita.engine import AdapterUses, Model, Sampler, Session, encode_prompt
 from llamita.errors import EngineError
 from llamita.progress import Progress, no_progress
-from llamita.sampling import SamplingParams
+from llamita.sampling import DEFAULT_RUNTIME, RuntimeOptions, SamplingParams
 
 BATCH_SAMPLING = SamplingParams(temperature=0.8, top_p=0.95, seed=0)
 NUM_SEQUENCES = 16  # per pass; more gain little, and each needs its own KV cache
@@ -21,13 +21,13 @@ NUM_SEQUENCES = 16  # per pass; more gain little, and each needs its own KV cach
 
 @dataclasses.dataclass(frozen=True)
 class SampleOptions:
-    """Which texts to generate. num_threads: 0 chooses by the size of the model and the machine."""
+    """Which texts to generate. runtime: how the session computes."""
 
     count: int
-    prompts: tuple[str, ...] = ("",)
+    prompts: tuple[str | bytes, ...] = ("",)
     max_new_tokens: int | None = None
     sampling: SamplingParams = BATCH_SAMPLING
-    num_threads: int = 0
+    runtime: RuntimeOptions = DEFAULT_RUNTIME
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,17 +50,19 @@ class _Running:
     new_ids: list[int] = dataclasses.field(default_factory=list)
 
 
-def generate_batch(model: Model, options: SampleOptions, progress: Progress = no_progress) -> list[Sample]:
+def generate_batch(
+    model: Model, options: SampleOptions, progress: Progress = no_progress, *, adapters: AdapterUses = ()
+) -> list[Sample]:
     """Generate texts. Text i continues prompt i (modulo the number of prompts) with seed + i, and
     equals what `model.generate` gives with these options.
 
     A text ends at an end token, after max_new_tokens, or when the context is full. Progress counts
-    texts. Raises EngineError if a prompt is longer than the context, or is empty and the model has
-    no BOS token.
+    texts. adapters: for all texts. Raises EngineError if a prompt is longer than the context, or is
+    empty and the model has no BOS token.
     """
     count, max_new_tokens, sampling = options.count, options.max_new_tokens, options.sampling
-    encoded = [_prompt_ids(model, prompt) for prompt in options.prompts]
-    context = model.info.context_tokens
+    context = options.runtime.context_tokens or model.info.context_tokens
+    encoded = [_prompt_ids(model, prompt, context) for prompt in options.prompts]
     if max_new_tokens is not None:
         context = min(context, max(len(ids) for ids in encoded) + max_new_tokens)
     samples: dict[int, Sample] = {}
@@ -73,9 +75,8 @@ def generate_batch(model: Model, options: SampleOptions, progress: Progress = no
             sampler.accept(token_id)
         return _Running(number, sampler, ids)
 
-    with model.session(
-        num_threads=options.num_threads, context_tokens=context, num_sequences=min(NUM_SEQUENCES, count)
-    ) as session:
+    runtime = dataclasses.replace(options.runtime, context_tokens=context)
+    with model.session(runtime, num_sequences=min(NUM_SEQUENCES, count), adapters=adapters) as session:
         waiting = iter(range(count))
         running = {sequence: begin(next(waiting)) for sequence in range(min(NUM_SEQUENCES, count))}
         while running:
@@ -112,12 +113,11 @@ def _is_full(session: Session, sequence: int, text: _Running, max_new_tokens: in
     return session.sequence_position(sequence) >= session.context_tokens
 
 
-def _prompt_ids(model: Model, prompt: str) -> list[int]:
+def _prompt_ids(model: Model, prompt: str | bytes, context: int) -> list[int]:
     ids = encode_prompt(model, prompt)
-    if len(ids) > model.info.context_tokens:
+    if len(ids) > context:
         raise EngineError(
-            f"prompt {prompt[:40]!r}: expected at most {model.info.context_tokens} tokens (the context), "
-            f"found {len(ids)}; shorten it"
+            f"prompt {prompt[:40]!r}: expected at most {context} tokens (the context), found {len(ids)}; shorten it"
         )
     return ids
 

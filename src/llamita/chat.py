@@ -50,8 +50,8 @@ class Chat:
         sampling, runtime = with_overrides(sampling, runtime, overrides)
         if model.chat_template is None:
             raise ChatError(
-                "chat: the model has no chat template: it was not trained to chat; generate text with `llamita run`, "
-                "or add a template with `llamita import --chat-template`"
+                "chat: the model has no chat template: it was not trained to chat; continue texts with `llamita run`, "
+                "or train it on conversations: llamita finetune CHECKPOINT CONVERSATIONS.jsonl --out RUN"
             )
         if not model.info.has_tokenizer:
             raise ChatError("chat: the model has no tokenizer; name one with --tokenizer")
@@ -80,22 +80,34 @@ class Chat:
             self._answer.close()
             self._answer = None
         question = Message("user", _bytes(text))
-        num_forgotten = 0
-        ids = self.encode([*self.messages, question])
+        kept, num_forgotten = list(self.messages), 0
+        ids = self.encode([*kept, question])
         room = self._session.context_tokens
         first = 1 if self.messages and self.messages[0].role == "system" else 0
-        while self.rolling and len(ids) > room - self._reserved_tokens() and len(self.messages) > first:
-            del self.messages[first : first + 2]
-            num_forgotten += 1
-            ids = self.encode([*self.messages, question])
+        if self.rolling and len(ids) > room - self._reserved_tokens():
+            # Down to half, because what stays must be computed again: not at every question from now on.
+            while len(ids) > room // 2 and len(kept) > first:
+                del kept[first : first + 2]
+                num_forgotten += 1
+                ids = self.encode([*kept, question])
         if len(ids) >= room:
-            much = "the question alone has" if len(self.messages) == first else "with this question the chat has"
-            remedy = "shorten it" if self.rolling or len(self.messages) == first else "begin anew, or use --rolling"
+            much = "the question alone has" if len(kept) == first else "with this question the chat has"
+            alone = self.rolling or len(kept) == first
+            remedy = "shorten it" if alone else "begin anew, or let the oldest turns be forgotten (rolling)"
             raise ChatError(f"chat: the context is full: it holds {room} tokens, {much} {len(ids)}; {remedy}")
         if self._end_ids is None:
             self._end_ids = self._turn_ends()
+        self.messages[:] = kept
         self._answer = Answer(self, question, ids, num_forgotten, self._end_ids)
         return self._answer
+
+    def reset(self, system: str | None = None) -> None:
+        """Forget all turns. system: the new system prompt; None: it stays as it is."""
+        if self._answer is not None:
+            self._answer.close()
+            self._answer = None
+        kept = [each for each in self.messages[:1] if each.role == "system"]
+        self.messages = kept if system is None else [Message("system", _bytes(system))]
 
     def encode(self, messages: list[Message]) -> list[int]:
         """Encode a conversation by the model's template, up to where the next answer starts.
@@ -184,6 +196,7 @@ class Answer(Iterator[str]):
         self.num_forgotten_turns = num_forgotten_turns
         self.stop = ""
         self._chat, self._question, self._prompt_ids, self._end_ids = chat, question, prompt_ids, end_ids
+        self._said: list[bytes] = []  # the bytes of each id
         self._interrupted = False
         self._prompt_seconds = self._decode_seconds = 0.0
         self._pieces = self._generate()
@@ -212,7 +225,7 @@ class Answer(Iterator[str]):
 
     def _generate(self) -> Generator[str, None, None]:
         try:
-            yield from text_pieces(self._chat._model, self._new_ids(), self._prompt_ids[-1])
+            yield from text_pieces(self._new_bytes())
         finally:
             self.stop = self.stop or "interrupted"
             self._record()
@@ -220,14 +233,13 @@ class Answer(Iterator[str]):
 
     def _record(self) -> None:
         """Add question and answer to the conversation, unless it was interrupted before the answer
-        started."""
-        chat = self._chat
+        started. Uses no model: an answer that is left early may end after its model was closed."""
         if self.ids or self.stop == "end token":
-            before = [self._prompt_ids[-1], *self.ids]
-            said = b"".join(chat._model.decode_token(i, b) for b, i in zip(before, self.ids, strict=False))
-            chat.messages += [self._question, Message("assistant", said, tuple(self.ids))]
+            said = Message("assistant", b"".join(self._said), tuple(self.ids))
+            self._chat.messages += [self._question, said]
 
-    def _new_ids(self) -> Iterator[int]:
+    def _new_bytes(self) -> Iterator[bytes]:
+        """The bytes of each new token."""
         chat, session = self._chat, self._chat._session
         start = time.perf_counter()
         if not self._read():
@@ -238,8 +250,10 @@ class Answer(Iterator[str]):
             if chat._model.token_ends(token_id) or token_id in self._end_ids:
                 self.stop = "end token"
                 return
+            before = self.ids[-1] if self.ids else self._prompt_ids[-1]
             self.ids.append(token_id)
-            yield token_id
+            self._said.append(chat._model.decode_token(token_id, before))
+            yield self._said[-1]
             if chat._max_new_tokens is not None and len(self.ids) >= chat._max_new_tokens:
                 self.stop = "number of tokens"
                 return

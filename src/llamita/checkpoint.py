@@ -152,8 +152,15 @@ def resolve_checkpoint(path: Path, *, prefer: str = "best") -> Path:
     if path.is_file():
         raise CheckpointError(
             f"cannot open checkpoint {path}: expected a folder with config.json, found a "
-            "file; `llamita import` converts model files"
+            "file; `llamita import` makes a checkpoint of a model file, which `llamita run` and `chat` use as it is"
         )
+    if (path / "store.json").is_file():
+        raise CheckpointError(
+            f"cannot open checkpoint {path}: it is a token store, text to train on; train a model on it: "
+            f"llamita train {path} --out RUN"
+        )
+    if (path / "run.json").is_file():
+        raise CheckpointError(f"cannot open checkpoint {path}: this run has not saved a checkpoint yet")
     missing = "model.safetensors" if (path / "config.json").is_file() else "config.json"
     raise CheckpointError(
         f"cannot open checkpoint {path}: {missing} is missing; expected a Hugging Face folder or a run directory"

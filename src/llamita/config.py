@@ -190,6 +190,8 @@ class PrepareConfig:
     """Key (.jsonl, .json) or column (.csv, .tsv, .parquet) that holds the text."""
     keep_line_ends: Annotated[bool, Option(group="documents")] = False
     """Keep CRLF and CR. Default: every line ends with LF."""
+    skip_unknown: Annotated[bool, Option(group="documents")] = False
+    """Skip files of other types in folders, and name them, instead of refusing the first."""
     num_workers: Annotated[int | None, Option(group="advanced")] = None
     """Encoding threads, or processes if only the tokenizers library can encode. Default: one per
     core, fewer for little text."""

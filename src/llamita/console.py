@@ -69,7 +69,15 @@ def format_seconds(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def shorten(text: str, limit: int = 240) -> str:
-    """The start of a text, on one line."""
-    line = " ".join(text.split())
-    return line if len(line) <= limit else line[:limit].rsplit(" ", 1)[0] + " …"
+def shorten(text: str, limit: int = 240, max_lines: int = 12) -> str:
+    """The start of a text, with its lines and their indentation, but without control characters and
+    repeated blank lines."""
+    kept: list[str] = []
+    for line in text.strip("\n").split("\n"):
+        clean = "".join(c if c.isprintable() else " " for c in line.expandtabs(4)).rstrip()
+        if clean or (kept and kept[-1]):
+            kept.append(clean)
+    short = "\n".join(kept[:max_lines])
+    if len(short) > limit:
+        short = short[:limit].rpartition(" ")[0] or short[:limit]
+    return short if len(kept) <= max_lines and len(short) == len("\n".join(kept)) else f"{short} …"

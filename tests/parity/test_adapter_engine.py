@@ -166,3 +166,16 @@ def test_the_program_generates_the_same(files: Path, engine_build: Path) -> None
     assert code == 2 and "scale of adapter 0: expected a finite number" in line
     code, line = generated("base.gguf", "--adapter", str(files / "base.gguf"))
     assert code == 2 and "expected adapter, found" in line
+
+
+def test_an_adapter_of_the_embedding_is_refused_by_name(files: Path, tmp_path: Path) -> None:
+    """What llama.cpp's converter writes for a trained embedding: the engine names it, and the way out."""
+    file = read_gguf(files / "first.gguf")
+    rows = load_model(files / "base").config.vocab_size
+    infos = [(tensor.name, tensor.type, tensor.shape) for tensor in file.tensors.values()]
+    infos += [("token_embd.weight.lora_a", "F32", (4, 64)), ("token_embd.weight.lora_b", "F32", (rows, 4))]
+    data = [*(file.data(name) for name in file.tensors), np.zeros((4, 64), "<f4"), np.zeros((rows, 4), "<f4")]
+    write_gguf(tmp_path / "more.gguf", file.metadata, infos, (np.ascontiguousarray(x).view(np.uint8) for x in data))
+    expected = r"token_embd\.weight\.lora_a: .*trains other tensors: merge it \(llamita merge\)"
+    with llamita.load(files / "base.gguf") as model, pytest.raises(EngineError, match=expected):
+        model.load_adapter(tmp_path / "more.gguf")

@@ -76,6 +76,70 @@ def test_we_compute_with_pefts(make_checkpoint: Callable[..., Path], tmp_path: P
         assert (load_model(tmp_path / "merged")(IDS) - expected).abs().max() < 1e-5 * scale
 
 
+# What else an adapter of PEFT can train: settings of LoraConfig.
+BEYOND_LAYERS: dict[str, dict[str, object]] = {
+    "embedding and head": {"modules_to_save": ["embed_tokens", "lm_head"]},
+    "embedding": {"modules_to_save": ["embed_tokens"]},
+    "head": {"modules_to_save": ["lm_head"]},
+    "kept tied": {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True},
+    "norms": {"modules_to_save": ["norm", "input_layernorm"]},
+    "mlp": {"modules_to_save": ["mlp"]},
+    "LoRA of both": {"target_modules": ["q_proj", "embed_tokens", "lm_head"], "use_rslora": True},
+    "LoRA of the embedding": {"target_modules": ["q_proj", "embed_tokens"]},
+    "LoRA, kept tied": {"target_modules": ["q_proj", "embed_tokens"], "ensure_weight_tying": True},
+    "tokens": {"trainable_token_indices": [5, 9]},
+    "tokens, kept tied": {"trainable_token_indices": [5, 9], "ensure_weight_tying": True},
+    "tokens of each": {"trainable_token_indices": {"embed_tokens": [5, 9], "lm_head": [7]}},
+    "layers only": {},
+}
+
+
+@pytest.mark.parametrize("num_new_tokens", [0, 3])
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("name", BEYOND_LAYERS)
+@pytest.mark.filterwarnings("ignore")
+def test_merging_what_peft_trains_beyond_layers(
+    make_checkpoint: Callable[..., Path], tmp_path: Path, name: str, tied: bool, num_new_tokens: int
+) -> None:
+    """Also with rows added to the vocabulary: the logits of the merged checkpoint are PEFT's."""
+    transformers, peft = pytest.importorskip("transformers"), pytest.importorskip("peft")
+    checkpoint = make_checkpoint(tmp_path / "base", tie_word_embeddings=tied)
+    base = transformers.AutoModelForCausalLM.from_pretrained(checkpoint)
+    if num_new_tokens:
+        base.resize_token_embeddings(base.config.vocab_size + num_new_tokens)
+    settings = peft.LoraConfig(
+        r=4, lora_alpha=6, init_lora_weights=False, task_type="CAUSAL_LM",
+        **({"target_modules": ["q_proj"]} | BEYOND_LAYERS[name]),
+    )  # fmt: skip
+    torch.manual_seed(5)
+    theirs = peft.get_peft_model(base, settings).eval()
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            if parameter.requires_grad:
+                parameter += 0.1 * torch.randn(parameter.shape)
+    theirs.save_pretrained(tmp_path / "adapter")
+    if num_new_tokens and not tied and name in ("LoRA of the embedding", "LoRA, kept tied"):
+        with pytest.raises(CheckpointError, match=r"as many rows in lm_head .*save_embedding_layers"):
+            merge_adapter(checkpoint, tmp_path / "adapter", tmp_path / "merged")
+        return
+    report = merge_adapter(checkpoint, tmp_path / "adapter", tmp_path / "merged")
+    ours, stock = (
+        load_model(tmp_path / "merged"),
+        transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged"),
+    )
+    with torch.inference_mode():
+        expected = theirs(IDS).logits
+        scale = expected.abs().max()
+        assert (load_model(checkpoint)(IDS) - expected[..., : load_config(checkpoint).vocab_size]).abs().max() > 0.01
+        assert expected.shape[-1] == load_config(checkpoint).vocab_size + num_new_tokens
+        assert (ours(IDS) - expected).abs().max() < 1e-5 * scale
+        assert (stock(IDS).logits - expected).abs().max() < 1e-5 * scale
+    assert report.num_new_tokens == num_new_tokens and report.config == load_config(tmp_path / "merged")
+    if name not in ("layers only", "norms", "mlp"):
+        with pytest.raises(CheckpointError, match="merge the adapter: llamita merge CHECKPOINT"):
+            export_adapter(tmp_path / "adapter", checkpoint, tmp_path / "adapter.gguf")
+
+
 @pytest.mark.parametrize("init", ["gaussian", "orthogonal", "mica", "eva", "pissa", "pissa_niter_4", "olora"])
 def test_initializations_of_peft(make_checkpoint: Callable[..., Path], tmp_path: Path, init: str) -> None:
     """Those that leave the base weights alone give the same logits; the others are refused."""

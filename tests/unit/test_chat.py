@@ -3,6 +3,7 @@ chat` alike."""
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import re
@@ -125,7 +126,9 @@ def test_full_context(chat_models: dict[str, Path], name: str) -> None:
             with pytest.raises(ChatError, match=r"the question alone has \d+; shorten it"):
                 chat.ask("long " * 200)
             assert len(chat.messages) == 1
-            with pytest.raises(ChatError, match=r"it holds 128 tokens, .*; begin anew, or use --rolling"):
+            with pytest.raises(
+                ChatError, match=r"it holds 128 tokens, .*; begin anew, or let the oldest turns be forgotten"
+            ):
                 for _ in range(9):
                     talk(chat, "And then?")
         with Chat(model, "Sys.", rolling=True, max_new_tokens=20, context_tokens=128, seed=1) as chat:
@@ -136,9 +139,17 @@ def test_full_context(chat_models: dict[str, Path], name: str) -> None:
                 assert answer.stop in ("number of tokens", "end token")
                 forgotten += answer.num_forgotten_turns
             assert forgotten > 2
-            assert chat.messages[0].content == b"Sys." and chat.messages[-2].content == b"And then 8?"
+            fed = []  # after the context was full, only some questions compute old turns again
+            for _ in range(8):
+                answer = chat.ask("Hm?")
+                list(answer)
+                fed.append((answer.num_fed_tokens, answer.num_forgotten_turns))
+            assert any(turns > 0 for _, turns in fed) and any(turns == 0 for _, turns in fed)
+            assert all(tokens < 40 for tokens, turns in fed if turns == 0), fed
+            assert chat.messages[0].content == b"Sys." and chat.messages[-2].content == b"Hm?"
             with pytest.raises(ChatError, match=r"the question alone has \d+; shorten it"):
                 chat.ask("long " * 200)
+            assert len(chat.messages) > 1 and chat.messages[-2].content == b"Hm?", "nothing is forgotten for it"
         with Chat(model, context_tokens=64, seed=1) as chat:
             answer = chat.ask("Hi")
             list(answer)
@@ -163,6 +174,32 @@ def test_interruption(chat_models: dict[str, Path]) -> None:
         assert next(chat.ask("Two?")) is not None  # the one before is closed
         chat.close()
         assert [each.role for each in chat.messages] == [each.role for each in before] + ["user", "assistant"]
+
+
+LEFT_EARLY = {
+    "the interpreter ends": "for piece in c.ask('Hi'): break",
+    "the model is closed": "a = c.ask('Hi'); next(a); m.close(); a.close()",
+    "the chat is closed": "a = c.ask('Hi'); next(a); c.close(); a.close(); assert list(a) == []",
+    "nothing was read": "a = c.ask('Hi')",
+    "never asked": "pass",
+    "generate": "g = m.generate('Hi'); next(g)",
+    "generate, closed": "g = m.generate('Hi'); next(g); m.close(); g.close()",
+    "generate, forgotten": "next(m.generate('Hi')); m.close()",
+    "a thread": "import threading; a = c.ask('Hi'); t = threading.Thread(target=next, args=(a,)); t.start(); t.join()",
+    "a cycle": "class K: pass\nk = K(); k.me = k; k.a = c.ask('Hi'); next(k.a)",
+    "a session": "s = m.session(num_sequences=2); s.feed([1])",
+    "in a function": "def f():\n    with llamita.Chat(m) as d:\n        for piece in d.ask('Hi'): return piece\nf()",
+}
+
+
+@pytest.mark.parametrize("name", ["chatml", "jinja"])
+@pytest.mark.parametrize("way", LEFT_EARLY)
+def test_leaving_early_is_silent(chat_models: dict[str, Path], name: str, way: str) -> None:
+    """A text that nobody reads to its end: no traceback, whatever is closed first."""
+    start = f"import llamita; m = llamita.load({str(chat_models[name])!r}); c = llamita.Chat(m)\n"
+    command = [sys.executable, "-X", "dev", "-W", "ignore::ResourceWarning", "-c", start + LEFT_EARLY[way]]
+    done = subprocess.run(command, capture_output=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 
 
 def test_a_template_that_rewrites_contents(make_chat_model: Callable[..., Any], engine_build: Path) -> None:
@@ -210,7 +247,7 @@ def commands(engine_build: Path, path: Path, *flags: str) -> list[list[str]]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_programs_agree(chat_models: dict[str, Path], engine_build: Path, name: str) -> None:
-    flags = ("-t", "0.7", "-s", "3", "-n", "12", "-y", "Be kind.", "--rolling", "-c", "160", "-v")
+    flags = ("-t", "0.7", "-s", "3", "-n", "12", "-y", "Be kind.", "-c", "160", "-v")
     printed = []
     for command in commands(engine_build, chat_models[name], *flags):
         said = "One?\n\n  two <|im_end|> \r\n¿3?\nIV".encode()
@@ -245,11 +282,14 @@ def test_one_line_for_what_is_wrong(
     for command in commands(engine_build, story.path, "-z", str(story.tokenizer)):
         refused(command, "no chat template")
     refused(commands(engine_build, chat_models["jinja"])[0], "use `llamita chat`, which renders any")
+    for command in commands(engine_build, chat_models["chatml"], "-c", "64", "--no-rolling", "-n", "1"):
+        done = subprocess.run(command, input=b"word\n" * 30, capture_output=True, timeout=60)
+        assert done.returncode == 2 and b"the context is full: it holds 64 tokens" in done.stderr
     for command in commands(engine_build, chat_models["chatml"], "-c", "64"):
         refused(command, "the context is full: it holds 64 tokens, the question alone has", b"word " * 200 + b"\n")
     hostile = make_chat_model("{{ ''.__class__.__mro__ }}").path
     refused(commands(engine_build, hostile)[1], "forbidden")
-    refused([str(engine_build / "run"), str(chat_models["chatml"]), "--rolling"], "--rolling: only in a chat")
+    refused([str(engine_build / "run"), str(chat_models["chatml"]), "--no-rolling"], "--no-rolling: only in a chat")
     refused([str(engine_build / "run"), str(chat_models["chatml"]), "-m", "talk"], "expected generate or chat")
     refused([str(engine_build / "run"), str(chat_models["chatml"]), "-m", "chat", "-v=1"], "-v=1")
 
@@ -305,6 +345,66 @@ def test_in_a_terminal(make_chat_model: Callable[..., Any], engine_build: Path, 
         fed.append(question)
     terminal.type(b"\x04")
     assert terminal.end() == 0
+
+
+@pytest.mark.parametrize("program", [0, 1], ids=["run", "llamita"])
+def test_commands(make_chat_model: Callable[..., Any], engine_build: Path, tmp_path: Path, program: int) -> None:
+    """What begins with / is a command on a terminal; // begins a message with /."""
+    saved = tmp_path / "chat.jsonl"
+    model = make_chat_model("chatml", context=256).path
+    terminal = Terminal(commands(engine_build, model, "-n", "8", "-s", "1", "-y", "Be kind.")[program])
+    terminal.wait_for(rb"/help lists commands.*> ")
+
+    def answer(typed: bytes, expected: bytes) -> None:
+        terminal.type(typed + b"\n")
+        terminal.wait_for(expected + rb".*> ")
+
+    answer(b"/help", rb"/help .*/reset .*/system TEXT.*/exit ")
+    answer(b"/rest", rb"unknown command .?/rest.*/help lists the commands; write // to begin a message with /")
+    answer(b"/etc/passwd is what?", rb"unknown command .?/etc/passwd")
+    answer(b"//etc/passwd", rb"context \d+ of 256")
+    answer(b"/system", rb"/system: expected the text of the system prompt after it, found nothing")
+    if program == 1:
+        answer(f"/save {saved}".encode(), rb"the conversation is added")
+        for line in (b'"""One\n', b"two\n"):
+            terminal.type(line)
+            terminal.wait_for(rb"\.\.\. ")
+        answer(b'three"""', rb"context \d+ of 256")
+        answer(f"/save {saved}".encode(), rb"the conversation is added")
+        answer(b"/save chat.txt", rb"/save: expected the name of a .jsonl file, found 'chat.txt'")
+        answer(b"/save /nowhere/chat.jsonl", rb"/save: /nowhere/chat.jsonl: No such file")
+    answer(b"/reset", rb"the conversation is forgotten; the system prompt stays")
+    answer(b"Hi", rb"context \d+ of 256")
+    answer(b"word " * 300, rb"the question alone has")
+    answer(b"Hi", rb"read [12][0-9] tokens.*context \d+ of 256")
+    if program == 1:
+        answer(f"/save {saved}".encode(), rb"the conversation is added")
+    answer(b"/system Be brief.", rb"the system prompt is set; the conversation is forgotten")
+    answer(b"Hi", rb"context \d+ of 256")
+    if program == 1:
+        answer(f"/save {saved}".encode(), rb"the conversation is added")
+        chats = [json.loads(line)["messages"] for line in saved.read_text(encoding="utf-8").splitlines()]
+        assert [[each["content"] for each in chat if each["role"] != "assistant"] for chat in chats] == [
+            ["Be kind.", "/etc/passwd"],
+            ["Be kind.", "/etc/passwd", "One\ntwo\nthree"],
+            ["Be kind.", "Hi", "Hi"],
+            ["Be brief.", "Hi"],
+        ]
+    terminal.type(b"/exit\n")
+    assert terminal.end() == 0
+
+
+def test_a_line_of_a_pipe_is_a_question(chat_models: dict[str, Path], engine_build: Path) -> None:
+    for command in commands(engine_build, chat_models["chatml"], "-n", "4", "-s", "1", "-v"):
+        done = subprocess.run(command, input=b"/exit\n//x\n", capture_output=True, timeout=60)
+        assert done.returncode == 0 and len(re.findall(rb"^read \d+ tokens", done.stderr, re.M)) == 2
+
+
+def test_a_full_context_rolls_and_says_so_once(chat_models: dict[str, Path], engine_build: Path) -> None:
+    for command in commands(engine_build, chat_models["chatml"], "-n", "8", "-s", "1", "-v", "-c", "128"):
+        done = subprocess.run(command, input=b"And then?\n" * 20, capture_output=True, timeout=60)
+        assert done.returncode == 0 and len(re.findall(rb"^read \d+ tokens", done.stderr, re.M)) == 20
+        assert done.stderr.count(b"the context is full: from here on, the oldest turns are forgotten") == 1
 
 
 @pytest.mark.parametrize("program", [0, 1], ids=["run", "llamita"])

@@ -73,6 +73,30 @@ def test_prompt_is_echoed_and_not_counted(run: Run, alphabet) -> None:
     assert "generated 3 tokens" in status_lines(done)[-1]
 
 
+def test_where_a_prompt_comes_from(run: Run, alphabet, tmp_path: Path) -> None:
+    """An argument, -i, a file, or stdin if it is a pipe or a file: the same text."""
+    text = tmp_path / "prompt.txt"
+    text.write_bytes(b"\xef\xbb\xbfx a\r\n")
+    model = (alphabet.path, "-z", alphabet.tokenizer, "-t", 0, "-n", 3)
+    with text.open("rb") as file:
+        found = [
+            run(*model, "-i", "x a"),
+            run(*model, "-f", text),
+            run(*model, stdin=file),
+            run(*model, input=b"x a\n"),
+            run(*model, "-i", "-", input=b"x a"),
+            run(*model, "-f", "-", input=b"x a"),
+            run(alphabet.path, "x a", *model[1:]),
+            run(*model, "-e", "-i", r"x\x20a"),
+        ]
+    assert [(each.returncode, each.stdout) for each in found] == [(0, b"x abcd\n")] * len(found), found
+    assert run(*model, stdin=subprocess.DEVNULL).stdout == b"abc\n"
+    assert run(*model, "-i", "", input=b"never read").stdout == b"abc\n"
+    assert_one_line(run(*model, input=b"a\xe6\x97"), "the prompt on stdin: expected UTF-8 text")
+    for flags, expected in (([], rb"1\n\q\\\xg\x4\ a"), (["-e"], b"1\n\\q\\\\xg\x04\\ a")):
+        assert run(*model, *flags, "-n", 1, "-i", r"1\n\q\\\xg\x4\ a").stdout == expected + b"b\n"
+
+
 def test_stops_at_the_end_token(run: Run, alphabet) -> None:
     done = run(alphabet.path, "-z", alphabet.tokenizer, "-t", 0)
     assert done.stdout == b"abcdefghijklmnopqrstuvwxyz\n"
@@ -156,7 +180,9 @@ def test_help_and_version(run: Run) -> None:
     ("words", "message"),
     [
         ([], "expected a model file"),
-        (["M", "N"], "one model"),
+        (["M", "N", "O"], "expected one model and one prompt, found more: O"),
+        (["M", "N", "-f", "O"], "expected one prompt"),
+        (["M", "-f", "/nowhere.txt"], "--prompt-file: /nowhere.txt: No such file"),
         (["M", "--temprature", "1"], "perhaps you meant --temperature"),
         (["M", "-temp", "1"], "perhaps you meant --temperature"),
         (["M", "--seed7", "1"], "perhaps you meant --seed"),

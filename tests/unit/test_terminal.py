@@ -10,7 +10,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from llamita.cli.progress import make_bars
-from llamita.console import format_count, format_seconds, print_table
+from llamita.console import format_count, format_seconds, print_table, shorten
 from llamita.training.progress import TrainingDisplay, fit
 
 ROWS = [("wrote", "a-name-of-a-file" * 4 + ", 123 bytes"), ("床前", "[bold] 明月光"), ("error", "0.1 % of \\")]
@@ -94,3 +94,11 @@ def test_bars_of_bytes_fit_the_terminal(columns: int) -> None:
 def test_counts_and_times_are_short() -> None:
     assert [format_count(n) for n in (7, 999, 12_345, 123_456, 2_500_000)] == ["7", "999", "12.3k", "123k", "2.5M"]
     assert [format_seconds(s) for s in (0.2, 65, 3723)] == ["0:00", "1:05", "1:02:03"]
+
+
+def test_a_poem_keeps_its_lines() -> None:
+    poem = "\n床前明月光，\n\n\n  疑是地上霜。\r\n\x1b[31mred\x07\n"
+    assert shorten(poem) == "床前明月光，\n\n  疑是地上霜。\n [31mred"
+    assert shorten("a\n" * 13, max_lines=12) == "\n".join("a" * 12) + " …"
+    assert shorten("word " * 100, 12) == "word word …" and shorten("春" * 300, 5) == "春春春春春 …"
+    assert shorten("") == "" and shorten("one") == "one"

@@ -123,8 +123,8 @@ static llamita_status take_updates(llamita_adapter *adapter, const gguf_file *fi
         if (!file->tensors[i].used) {
             return reader_error(&file->from,
                                 "tensor %.*s: expected lora_a and lora_b of attention and feed-forward matrices in "
-                                "layers 0 to %d; the adapter was made for another model, or updates tensors that this "
-                                "engine does not support",
+                                "layers 0 to %d; the adapter was made for another model, or it trains other tensors: "
+                                "merge it (llamita merge) and export the result",
                                 SHOWN(file->tensors[i].name), (int)num_layers - 1);
         }
     }

@@ -6,56 +6,70 @@ import contextlib
 import dataclasses
 import importlib
 import io
+import json
 import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Annotated
+from typing import Annotated, Final
 
-import llamita
 from llamita.chat import CHAT_SAMPLING, Answer, Chat
 from llamita.cli.adapters import open_adapters
-from llamita.cli.command import check_is_file, fail, parse
-from llamita.cli.generation import DEFAULT_LOAD, LoadOptions, check_generation, engine_sampling
+from llamita.cli.command import fail, parse
+from llamita.cli.generation import DEFAULT_LOAD, LoadOptions, check_context, check_generation, engine_sampling
 from llamita.cli.help import has_color
+from llamita.cli.open_model import opened_model
+from llamita.cli.parser import suggestion
 from llamita.config import Option
 from llamita.errors import ChatError
 from llamita.sampling import DEFAULT_RUNTIME, RuntimeOptions, SamplingParams
+
+COMMANDS: Final = {
+    "/help": "list these commands",
+    "/reset": "forget the conversation; the system prompt stays",
+    "/system TEXT": "set the system prompt, and forget the conversation",
+    "/save FILE": "add the conversation to a .jsonl, as one line that llamita finetune reads",
+    "/exit": "end the chat, as Ctrl-D does",
+    "//TEXT": "send the message /TEXT",
+    '"""': "begin and end a message of several lines",
+}
+_QUOTES = '"""'
 
 
 @dataclasses.dataclass(frozen=True)
 class ChatFlags:
     """Chat with a GGUF model that has a chat template.
 
-    Ctrl-C stops the answer, Ctrl-D ends the chat. If the input is not a terminal, each line is a
-    question.
+    Ctrl-C stops the answer, Ctrl-D ends the chat, /help lists commands. If the input is not a
+    terminal, each line is a question, and there are no commands. A checkpoint or a run directory is
+    exported to a temporary model file first.
     """
 
     examples = ("llamita chat my.gguf", "echo 'Who are you?' | llamita chat my.gguf -n 50")
 
     model: Annotated[Path, Option(positional=True)]
-    """Model file."""
+    """Model file, checkpoint or run directory."""
     system: Annotated[str | None, Option(short="y")] = None
     """System prompt. Default: the chat template's."""
-    rolling: bool = False
-    """When the context is full, forget the oldest turns instead of ending the chat."""
+    rolling: bool = True
+    """End the chat when the context is full, instead of forgetting the oldest turns."""
     num_tokens: Annotated[int, Option(short="n")] = 512
     """Most tokens in one answer; 0: until the context is full."""
-    verbose: Annotated[bool, Option(short="v")] = False
-    """Print the speed after each answer even if stderr is not a terminal."""
+    verbose: Annotated[bool | None, Option(short="v")] = None
+    """Print the speed after each answer. Default: if stderr is a terminal."""
     load: Annotated[LoadOptions, Option(group="model")] = DEFAULT_LOAD
     sampling: SamplingParams = CHAT_SAMPLING
     runtime: Annotated[RuntimeOptions, Option(group="engine")] = DEFAULT_RUNTIME
 
     def __post_init__(self) -> None:
-        check_generation(self.num_tokens, self.runtime)
+        check_generation(self.num_tokens, self.sampling, self.runtime)
 
 
 def main(argv: list[str]) -> int | None:
     flags = parse(ChatFlags, argv, "llamita chat")
-    check_is_file(flags.model, "chat with")
-    with llamita.load(flags.model, tokenizer=flags.load.tokenizer, kernels=flags.load.kernels) as model:
+    with opened_model(flags.model, flags.load, "chat") as model:
+        check_context(model, flags.runtime)
         chat = Chat(
             model,
             flags.system,
@@ -65,8 +79,12 @@ def main(argv: list[str]) -> int | None:
             max_new_tokens=flags.num_tokens or None,
             adapters=open_adapters(model, flags.load.adapter),
         )
-        with chat:
-            return _converse(chat, flags)
+        before = signal.getsignal(signal.SIGINT)
+        try:
+            with chat:
+                return _Conversation(chat, flags).run()
+        finally:
+            signal.signal(signal.SIGINT, before)
 
 
 class _Interrupts:
@@ -96,87 +114,141 @@ class _Interrupts:
             raise KeyboardInterrupt
 
 
-def _converse(chat: Chat, flags: ChatFlags) -> int:
-    before = signal.getsignal(signal.SIGINT)
+class _Conversation:
+    """Questions from stdin, and the answers to them."""
+
+    def __init__(self, chat: Chat, flags: ChatFlags) -> None:
+        self._chat, self._flags = chat, flags
+        self._terminal = sys.stdin.isatty()
+        self._interrupts = _Interrupts(self._terminal)
+        self._has_forgotten = False
+
+    def run(self) -> int:
+        """Until the input ends, or /exit. Returns the exit code."""
+        if isinstance(sys.stdin, io.TextIOWrapper):
+            sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
+        if self._terminal:
+            _status("Ctrl-C stops an answer, Ctrl-D ends the chat, /help lists commands.")
+        while (question := self._read()) is not None:
+            if not question.strip():
+                continue
+            if self._terminal and question.startswith("/"):
+                if question.split()[0] == "/exit":
+                    return 0
+                if not question.startswith("//"):
+                    self._command(*question.split(maxsplit=1))
+                    continue
+                question = question[1:]
+            try:
+                answer = self._chat.ask(question)
+            except ChatError as error:
+                if not self._terminal:
+                    raise
+                fail(str(error))  # the next question may be shorter
+                continue
+            self._print(answer)
+            if answer.stop == "interrupted" and not self._terminal:
+                return 130
+        return 0
+
+    def _command(self, name: str, argument: str = "") -> None:
+        """Do what a message that begins with / says."""
+        argument = argument.strip()
+        if name == "/help":
+            for command, what in COMMANDS.items():
+                _status(f"{command:<14}{what}")
+        elif name == "/reset":
+            self._chat.reset()
+            _status("the conversation is forgotten; the system prompt stays")
+        elif name == "/system" and argument:
+            self._chat.reset(system=argument)
+            _status("the system prompt is set; the conversation is forgotten")
+        elif name == "/save" and argument:
+            _status(_save(self._chat, Path(argument)))
+        elif name in ("/system", "/save"):
+            what = "the text of the system prompt" if name == "/system" else "the name of a .jsonl file"
+            _status(f"{name}: expected {what} after it, found nothing")
+        else:
+            known = [command.split()[0] for command in COMMANDS if command.startswith("/")]
+            _status(
+                f"unknown command {name[:40]!r}{suggestion(name, known)}; /help lists the commands; write // to "
+                "begin a message with /"
+            )
+
+    def _read(self) -> str | None:
+        """The next question; None at the end."""
+        while True:
+            try:
+                if not self._terminal:
+                    line = sys.stdin.readline()
+                    return line.removesuffix("\n").removesuffix("\r").lstrip("\ufeff") if line else None
+                self._interrupts.reading = True
+                return _read_message()
+            except EOFError:
+                sys.stderr.write("\n")
+                return None
+            except KeyboardInterrupt:
+                if not self._terminal:
+                    raise
+                self._interrupts.reading = False
+                sys.stderr.write("\n")
+                _status("Ctrl-D or /exit ends the chat.")
+            finally:
+                self._interrupts.reading = not self._terminal
+
+    def _print(self, answer: Answer) -> None:
+        """Print the answer while it is generated."""
+        if answer.num_forgotten_turns and not self._has_forgotten:
+            self._has_forgotten = True
+            _status("the context is full: from here on, the oldest turns are forgotten (/reset begins anew)")
+        with self._interrupts.during(answer):
+            for piece in answer:
+                print(piece, end="", flush=True)
+        print(flush=True)
+        if answer.stop == "number of tokens":
+            _status(f"stopped after {len(answer.ids)} tokens (-n)")
+        elif answer.stop == "context's end":
+            _status("stopped: the context is full")
+        elif answer.stop == "interrupted" and not answer.ids:
+            _status("stopped before the answer began: the question is forgotten")
+        if sys.stderr.isatty() if self._flags.verbose is None else self._flags.verbose:
+            _status(answer.speed_line())
+
+
+def _read_message() -> str:
+    """A line from the terminal, or several between lines of quotes. Raises EOFError."""
+    first = _read_line("> ")
+    if not first.startswith(_QUOTES):
+        return first
+    lines = [first.removeprefix(_QUOTES)]
+    while not lines[-1].endswith(_QUOTES):
+        lines.append(_read_line("... "))
+    return "\n".join(lines).removesuffix(_QUOTES).strip("\n")
+
+
+def _read_line(prompt: str) -> str:
+    if sys.stdout.isatty():
+        with contextlib.suppress(ImportError):
+            importlib.import_module("readline")  # arrow keys and history, if the system has it
+        return input(prompt)
+    sys.stderr.write(prompt)
+    sys.stderr.flush()
+    return input()
+
+
+def _save(chat: Chat, path: Path) -> str:
+    """Add the conversation to a .jsonl; returns a line for the user."""
+    if path.suffix != ".jsonl":
+        return f"/save: expected the name of a .jsonl file, found {str(path)[:200]!r}"
+    said = [{"role": each.role, "content": each.content.decode("utf-8", "replace")} for each in chat.messages]
+    if not any(message["role"] == "assistant" for message in said):
+        return "/save: expected a conversation, found none yet"
     try:
-        return _turns(chat, flags)
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def _turns(chat: Chat, flags: ChatFlags) -> int:
-    terminal = sys.stdin.isatty()
-    interrupts = _Interrupts(terminal)
-    if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
-    if terminal:
-        _status("Ctrl-C stops an answer, Ctrl-D ends the chat.")
-    while (question := _read(terminal, interrupts)) is not None:
-        if not question.strip():
-            continue
-        try:
-            answer = chat.ask(question)
-        except ChatError as error:
-            if not terminal:
-                raise
-            fail(str(error))  # the next question may be shorter
-            continue
-        _answer(answer, flags, interrupts)
-        if answer.stop == "interrupted" and not terminal:
-            return 130
-    return 0
-
-
-def _read(terminal: bool, interrupts: _Interrupts) -> str | None:
-    """The next question; None at the end."""
-    while True:
-        try:
-            if not terminal:
-                line = sys.stdin.readline()
-                return line.removesuffix("\n").removesuffix("\r").lstrip("\ufeff") if line else None
-            interrupts.reading = True
-            if sys.stdout.isatty():
-                _load_line_editing()
-                return input("> ")
-            sys.stderr.write("> ")
-            sys.stderr.flush()
-            return input()
-        except EOFError:
-            sys.stderr.write("\n")
-            return None
-        except KeyboardInterrupt:
-            if not terminal:
-                raise
-            interrupts.reading = False
-            sys.stderr.write("\n")
-            _status("Ctrl-D ends the chat.")
-        finally:
-            interrupts.reading = not terminal
-
-
-def _load_line_editing() -> None:
-    with contextlib.suppress(ImportError):
-        importlib.import_module("readline")  # arrow keys and history, if the system has it
-
-
-def _answer(answer: Answer, flags: ChatFlags, interrupts: _Interrupts) -> None:
-    """Print the answer while it is generated."""
-    if answer.num_forgotten_turns:
-        turns = "turn was" if answer.num_forgotten_turns == 1 else "turns were"
-        _status(f"the context is full: the {answer.num_forgotten_turns} oldest {turns} forgotten")
-
-    with interrupts.during(answer):
-        for piece in answer:
-            print(piece, end="", flush=True)
-    print(flush=True)
-    if answer.stop == "number of tokens":
-        _status(f"stopped after {len(answer.ids)} tokens (-n)")
-    elif answer.stop == "context's end":
-        _status("stopped: the context is full")
-    elif answer.stop == "interrupted" and not answer.ids:
-        _status("stopped before the answer began: the question is forgotten")
-    if flags.verbose or sys.stderr.isatty():
-        _status(answer.speed_line())
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"messages": said}, ensure_ascii=False) + "\n")
+    except (OSError, ValueError) as error:
+        return f"/save: {str(path)[:200]}: {getattr(error, 'strerror', None) or error}"
+    return f"{path}: the conversation is added, as one line"
 
 
 def _status(line: str) -> None:

@@ -7,7 +7,6 @@ import itertools
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from llamita.cli.help import has_color, help_columns, help_text
 from llamita.cli.parser import Flags, UsageError, parse_arguments
@@ -27,15 +26,6 @@ def parse(flags: type[Flags], argv: Sequence[str], prog: str) -> Flags:
         return parse_arguments(flags, argv)
     except UsageError as error:
         raise ConfigError(f"{error} (see {prog} --help)") from None
-
-
-def check_is_file(model: Path, command: str) -> None:
-    """Raise ConfigError if the path is a folder, such as a checkpoint, and not a model file."""
-    if model.is_dir():
-        raise ConfigError(
-            f"cannot {command} {model}: expected a model file, found a folder; write one with: llamita export "
-            f"{model} {model.name}.gguf"
-        )
 
 
 def print_resume(command: str, argv: Sequence[str], steps: int) -> None:

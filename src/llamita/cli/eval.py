@@ -20,7 +20,7 @@ from llamita.engine import load
 from llamita.errors import CheckpointError, ConfigError
 from llamita.eval.samples import SampleReport, generate_and_measure, opened_in_engine, read_prompts, save_samples
 from llamita.eval.score import Data, ScoredModel, encode_for_model_file, score_model_file
-from llamita.sampling import SamplingParams
+from llamita.sampling import RuntimeOptions, SamplingParams
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +77,8 @@ class Flags:
     """Key (.jsonl, .json) or column (.csv, .tsv, .parquet) that holds the text."""
     keep_line_ends: Annotated[bool, Option(group="documents")] = False
     """Keep CRLF and CR. Default: every line ends with LF."""
+    skip_unknown: Annotated[bool, Option(group="documents")] = False
+    """Skip files of other types in folders, instead of refusing the first."""
     device: Annotated[str, Option("DEVICE", group="hardware")] = "auto"
     """Device for checkpoints: auto, cpu, cuda or cuda:N."""
     threads: Annotated[int | None, Option(short="j", group="hardware")] = None
@@ -108,7 +110,15 @@ class Flags:
 def main(argv: list[str]) -> None:
     flags = parse(Flags, argv, "llamita eval")
     prompts = ("",) if flags.prompts is None else read_prompts(flags.prompts)
-    data = Data(flags.data, flags.split, flags.separator, flags.split_on, flags.text_key, flags.keep_line_ends)
+    data = Data(
+        flags.data,
+        flags.split,
+        flags.separator,
+        flags.split_on,
+        flags.text_key,
+        flags.keep_line_ends,
+        flags.skip_unknown,
+    )
     start = time.monotonic()
     scored = _score_model_file(flags, data) if flags.model.is_file() else _score_checkpoint(flags, data)
     score = scored.score
@@ -128,11 +138,14 @@ def main(argv: list[str]) -> None:
         print(json.dumps(values if report is None else {**values, "samples": report.values()}))
         return
     print(f"{score.bits_per_byte:.4f} bits per byte")
+    documents = f"{score.num_documents:,} document{'' if score.num_documents == 1 else 's'}"
     print(
         f"{score.nats_per_token:.4f} nats per token (perplexity {perplexity:.2f}); "
-        f"{score.num_documents:,} documents, {score.num_tokens:,} tokens, {score.text_bytes:,} bytes; "
+        f"{documents}, {score.num_tokens:,} tokens, {score.text_bytes:,} bytes; "
         f"{score.num_tokens / seconds:,.0f} tok/s"
     )
+    if counted := data.describe_documents():
+        print(counted)
     if report is not None:
         print_table(report.rows(), sys.stdout)
 
@@ -164,7 +177,7 @@ def _sample(flags: Flags, prompts: tuple[str, ...], data: Data, val: ScoredDocum
         prompts,
         flags.max_new_tokens,
         SamplingParams(flags.temperature, flags.top_p, seed=flags.seed),
-        flags.threads or 0,
+        RuntimeOptions(num_threads=flags.threads or 0),
     )
     with opened_in_engine(flags.model, flags.tokenizer) as model:
         documents = None

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 from llamita.config import Option, check
+from llamita.engine import Model
 from llamita.sampling import RuntimeOptions, SamplingParams
 
 
@@ -26,11 +27,21 @@ class LoadOptions:
 DEFAULT_LOAD = LoadOptions()
 
 
-def check_generation(num_tokens: int, runtime: RuntimeOptions) -> None:
+def check_generation(num_tokens: int, sampling: SamplingParams, runtime: RuntimeOptions) -> None:
     """Raise ConfigError that names the flag of a value out of its range."""
     check(num_tokens >= 0, f"--num-tokens: expected 0 or more, found {num_tokens}")
     check(0 <= runtime.num_threads <= 1024, f"--threads: expected 0 to 1024, found {runtime.num_threads}")
     check(runtime.context_tokens >= 0, f"--context: expected 0 or more, found {runtime.context_tokens}")
+    engine_sampling(sampling).check_ranges()
+
+
+def check_context(model: Model, runtime: RuntimeOptions) -> None:
+    """Raise ConfigError if --context is more than the model's."""
+    limit = model.info.context_tokens
+    check(
+        runtime.context_tokens <= limit,
+        f"--context: expected at most {limit:,}, the model's context, found {runtime.context_tokens:,}",
+    )
 
 
 def engine_sampling(sampling: SamplingParams) -> SamplingParams:

@@ -16,7 +16,7 @@ from llamita.cli.parser import Argument, arguments_of
 
 MIN_COLUMNS, MAX_COLUMNS = 40, 100
 GROUPS = (  # in this order; other groups follow
-    "arguments", "options", "model", "documents", "validation", "data", "sampling", "LoRA", "preference",
+    "arguments", "options", "prompt", "model", "documents", "validation", "data", "sampling", "LoRA", "preference",
     "optimization", "evaluation", "distillation", "output", "engine", "hardware", "advanced",
 )  # fmt: skip
 

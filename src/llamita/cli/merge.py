@@ -51,11 +51,15 @@ def main(argv: list[str]) -> None:
             )  # fmt: skip
     rows = [
         ("wrote", f"{report.path}, {report.config.num_parameters:,} weights, {report.num_bytes:,} bytes"),
-        (
-            "updated",
-            f"{report.num_layers} layers; the most changed, {report.most_changed}, by {report.largest_change:.2%}",
-        ),
         ("tokenizer", str(report.tokenizer_from)),
     ]
+    if report.num_layers:
+        most = f"the most changed, {report.most_changed}, by {report.largest_change:.2%}"
+        rows.insert(1, ("updated", f"{report.num_layers} layers; {most}"))
+    if report.replaced:
+        more = f"; {report.num_new_tokens:,} tokens more" if report.num_new_tokens else ""
+        more += "; lm_head is a tensor of its own now" if report.untied else ""
+        shown = ", ".join(report.replaced[:6]) + (", …" if len(report.replaced) > 6 else "")
+        rows.insert(1, ("trained", f"{shown}{more}"))
     rows += other_base_rows(report.other_base)
     print_table(rows, sys.stderr)

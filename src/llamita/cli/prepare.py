@@ -68,7 +68,7 @@ def summary(report: PrepareReport) -> list[str]:
         cleaned.append(f"  BOMs        {_count(report.byte_order_marks, 'byte order mark')} inside files removed")
     where = _count(report.files, "file") if report.files else "generated stories"
     hidden = f" ({report.hidden_files:,} hidden ones skipped)" if report.hidden_files else ""
-    return [
+    lines = [
         first,
         f"  vocabulary  {report.vocab_size:,} tokens: {report.vocabulary}; encoded by {report.encoded_by}",
         f"  source      {report.source_bytes:,} bytes in {where}{hidden}: {_count(report.documents, 'document')}",
@@ -80,6 +80,11 @@ def summary(report: PrepareReport) -> list[str]:
         f"around documents, {_format_bytes(report.container_bytes)}",
         *cleaned,
     ]
+    if report.skipped_files:
+        more = report.skipped_files - len(report.skipped_paths)
+        names = ", ".join(report.skipped_paths) + (f" and {more:,} more" if more else "")
+        lines.append(f"  skipped     {_count(report.skipped_files, 'file')} of unknown types: {names}")
+    return lines
 
 
 def _split_line(name: str, split: SplitReport) -> str:

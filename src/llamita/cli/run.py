@@ -3,48 +3,67 @@
 from __future__ import annotations
 
 import dataclasses
+import secrets
 import sys
 from pathlib import Path
 from typing import Annotated
 
-import llamita
+from llamita.batch_generate import SampleOptions, generate_batch
 from llamita.cli.adapters import open_adapters
-from llamita.cli.command import check_is_file, parse
-from llamita.cli.generation import DEFAULT_LOAD, LoadOptions, check_generation, engine_sampling
+from llamita.cli.command import parse
+from llamita.cli.generation import DEFAULT_LOAD, LoadOptions, check_context, check_generation, engine_sampling
+from llamita.cli.open_model import opened_model
+from llamita.cli.progress import progress_bars
+from llamita.cli.prompt import DEFAULT_PROMPT, PromptOptions, check_num_samples, print_header, read_prompt
 from llamita.config import Option
-from llamita.engine import Generation, Model
+from llamita.engine import AdapterUses, Generation, Model, encode_prompt, text_pieces
 from llamita.sampling import DEFAULT_RUNTIME, DEFAULT_SAMPLING, RuntimeOptions, SamplingParams
 
 
 @dataclasses.dataclass(frozen=True)
 class RunFlags:
-    """Generate text with a GGUF or llama2.c model, in the C engine."""
+    """Generate text with a GGUF or llama2.c model, in the C engine.
 
-    examples = ("llamita run -i 'Once upon a time'", "llamita run my.gguf -i 'One day' -n 100 -t 0.7 -s 1")
+    A checkpoint or a run directory is exported to a temporary model file first.
+    """
+
+    examples = (
+        "llamita run -i 'Once upon a time'",
+        "llamita run my.gguf 'One day' -n 100 -t 0.7 -s 1",
+        "llamita run my.gguf -f prompt.txt -N 10",
+    )
 
     model: Annotated[Path | None, Option(positional=True)] = None
-    """Model file. Default: the story model that comes with llamita."""
-    prompt: Annotated[str, Option(short="i")] = ""
-    """Beginning of the text."""
+    """Model file, checkpoint or run directory. Default: the story model that comes with llamita."""
     num_tokens: Annotated[int, Option(short="n")] = 256
     """New tokens to generate; 0: until the context is full."""
+    num_samples: Annotated[int, Option(short="N")] = 1
+    """Number of texts; each has the next seed. They are computed together and printed at the
+    end."""
+    prompt: Annotated[PromptOptions, Option(group="prompt")] = DEFAULT_PROMPT
     load: Annotated[LoadOptions, Option(group="model")] = DEFAULT_LOAD
     sampling: SamplingParams = DEFAULT_SAMPLING
     runtime: Annotated[RuntimeOptions, Option(group="engine")] = DEFAULT_RUNTIME
 
     def __post_init__(self) -> None:
-        check_generation(self.num_tokens, self.runtime)
+        check_generation(self.num_tokens, self.sampling, self.runtime)
+        check_num_samples(self.num_samples, self.sampling.seed)
 
 
 def main(argv: list[str]) -> int | None:
     flags = parse(RunFlags, argv, "llamita run")
-    with _open(flags) as model:
+    with opened_model(flags.model, flags.load, "run") as model:
+        check_context(model, flags.runtime)
+        prompt, adapters = read_prompt(flags.prompt), open_adapters(model, flags.load.adapter)
+        if flags.num_samples > 1:
+            _print_samples(model, prompt, flags, adapters)
+            return 0
         generation = model.generate(
-            flags.prompt,
+            prompt,
             engine_sampling(flags.sampling),
             flags.runtime,
             max_new_tokens=flags.num_tokens or None,
-            adapters=open_adapters(model, flags.load.adapter),
+            adapters=adapters,
         )
         interrupted = _stream(model, generation)
         status = (
@@ -56,17 +75,17 @@ def main(argv: list[str]) -> int | None:
     return 130 if interrupted else 0
 
 
-def _open(flags: RunFlags) -> Model:
-    """Open the model; for a llama2.c model without -z, with tokenizer.bin from the current folder,
-    as llama2.c does."""
-    if flags.model is not None:
-        check_is_file(flags.model, "run")
-    load = flags.load
-    model = llamita.load(flags.model, tokenizer=load.tokenizer, kernels=load.kernels)
-    if load.tokenizer is None and not model.info.has_tokenizer and model.info.format.startswith("llama2.c"):
-        model.close()
-        return llamita.load(flags.model, tokenizer="tokenizer.bin", kernels=load.kernels)
-    return model
+def _print_samples(model: Model, prompt: bytes, flags: RunFlags, adapters: AdapterUses) -> None:
+    """Generate several texts side by side; text i is what seed + i gives alone."""
+    seed = secrets.randbits(62) if flags.sampling.seed is None else flags.sampling.seed
+    sampling = dataclasses.replace(engine_sampling(flags.sampling), seed=seed)
+    options = SampleOptions(flags.num_samples, (prompt,), flags.num_tokens or None, sampling, flags.runtime)
+    with progress_bars() as progress:
+        samples = generate_batch(model, options, progress, adapters=adapters)
+    start = model.decode(encode_prompt(model, prompt))
+    for number, sample in enumerate(samples):
+        print_header(number, flags.num_samples, seed + number)
+        print("".join(text_pieces([start + sample.text])), end="\n\n")
 
 
 def _stream(model: Model, generation: Generation) -> bool:

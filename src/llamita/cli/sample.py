@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import codecs
 import dataclasses
-import os
+import secrets
 import sys
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from llamita.cli.command import parse, requires_extra
+from llamita.cli.prompt import DEFAULT_PROMPT, PromptOptions, check_num_samples, print_header, read_prompt, utf8_text
 from llamita.config import Option, check
-from llamita.errors import ConfigError
 from llamita.sampling import DEFAULT_SAMPLING, SamplingParams
+
+if TYPE_CHECKING:
+    from llamita.tokenizer import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,20 +24,22 @@ class SampleFlags:
     """Generate text with a checkpoint in PyTorch; `llamita run` does the same from a model file,
     fast."""
 
-    examples = ("llamita sample runs/my -i 'One day'", "llamita sample runs/my -n 100 -t 0.7 -s 1")
+    examples = ("llamita sample runs/my 'One day'", "llamita sample runs/my -n 100 -t 0.7 -s 1 -N 10")
 
     checkpoint: Annotated[Path, Option(positional=True)]
     """Checkpoint (a Hugging Face folder) or run directory."""
-    prompt: Annotated[str, Option(short="i")] = ""
-    """Beginning of the text."""
     max_new_tokens: Annotated[int | None, Option(short="n")] = None
     """New tokens to generate. Default: until an end token, or until the context is full."""
+    num_samples: Annotated[int, Option(short="N")] = 1
+    """Number of texts; each has the next seed."""
     ids: bool = False
     """Print token ids instead of text."""
+    prompt: Annotated[PromptOptions, Option(group="prompt")] = DEFAULT_PROMPT
     sampling: SamplingParams = DEFAULT_SAMPLING
 
     def __post_init__(self) -> None:
         self.sampling.check_ranges()
+        check_num_samples(self.num_samples, self.sampling.seed)
         check(
             self.max_new_tokens is None or self.max_new_tokens > 0,
             f"--max-new-tokens: expected 1 or more, found {self.max_new_tokens}",
@@ -48,20 +54,31 @@ def main(argv: list[str]) -> None:
         from llamita.tokenizer import load_tokenizer
     directory = resolve_checkpoint(flags.checkpoint)
     model, tokenizer = load_model(directory), load_tokenizer(directory)
-    ids = ([] if tokenizer.bos_id is None else [tokenizer.bos_id]) + tokenizer.encode(_prompt_text(flags.prompt))
+    text = utf8_text(read_prompt(flags.prompt))
+    ids = ([] if tokenizer.bos_id is None else [tokenizer.bos_id]) + tokenizer.encode(text)
     context = model.config.max_position_embeddings
     check(bool(ids), f"cannot start: {directory} has no BOS token; give a --prompt")
     check(len(ids) < context, f"the prompt has {len(ids)} tokens, the context only {context}; shorten the prompt")
-    new_ids = generate(
-        model,
-        ids,
-        flags.max_new_tokens,
-        **dataclasses.asdict(flags.sampling),
-        end_ids=model.config.eos_token_ids,
-    )
-    if flags.ids:
-        print(" ".join(str(i) for i in new_ids))
-        return
+    seed = flags.sampling.seed
+    if seed is None and flags.num_samples > 1:
+        seed = secrets.randbits(62)
+    for number in range(flags.num_samples):
+        sampling = dataclasses.replace(flags.sampling, seed=None if seed is None else seed + number)
+        new_ids = generate(
+            model, ids, flags.max_new_tokens, **dataclasses.asdict(sampling), end_ids=model.config.eos_token_ids
+        )
+        if seed is not None and flags.num_samples > 1:
+            print_header(number, flags.num_samples, seed + number)
+        if flags.ids:
+            print(" ".join(str(i) for i in new_ids))
+        else:
+            _print_text(tokenizer, list(ids), new_ids)
+        if flags.num_samples > 1:
+            print()
+
+
+def _print_text(tokenizer: Tokenizer, ids: list[int], new_ids: Iterable[int]) -> None:
+    """Print the text of the ids, then that of the new ones as they come."""
     characters = codecs.getincrementaldecoder("utf-8")(errors="replace")
     printed = tokenizer.decode(ids)
     sys.stdout.write(characters.decode(printed))
@@ -72,11 +89,3 @@ def main(argv: list[str]) -> None:
         sys.stdout.flush()
         printed = so_far
     sys.stdout.write(characters.decode(b"", final=True) + "\n")
-
-
-def _prompt_text(argument: str) -> str:
-    """A command-line argument as UTF-8 text in any locale. Raises ConfigError."""
-    try:
-        return os.fsencode(argument).decode("utf-8")
-    except UnicodeError as error:
-        raise ConfigError(f"--prompt: expected UTF-8 text, found {argument!r}") from error

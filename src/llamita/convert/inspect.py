@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from llamita.config import ModelConfig
+from llamita.data.file_formats import find_suffix
 from llamita.errors import FormatError
 from llamita.formats.gguf import FILE_TYPES, read_gguf
 from llamita.formats.huggingface import config_from_dict
@@ -54,6 +55,11 @@ def inspect(path: Path) -> Inspection:
     path = Path(path)
     if path.is_dir():
         return _inspect_folder(path)
+    if find_suffix(path) not in (None, ".json"):
+        raise FormatError(
+            f"cannot inspect {path}: expected a model, a tokenizer or a token store, found text; `llamita prepare` "
+            "makes a token store of text, and `llamita finetune` trains on conversations"
+        )
     mapping = map_file(path)
     head, num_bytes = mapping[:16], len(mapping)
     mapping.close()

@@ -36,7 +36,7 @@ class Corpus:
                 "prepare: tinystories must be downloaded first; call "
                 "llamita.data.tinystories.download_tinystories and pass the files it returns"
             )
-        self.val = list_sources(config.val)
+        self.val = list_sources(config.val, skip_unknown=config.skip_unknown)
         if config.sources == ("stories",):
             from llamita.stories.generate import generate_stories
 
@@ -44,8 +44,9 @@ class Corpus:
             self._stories = [story.encode("utf-8") for story in stories]
             self.train = SourceList((), 0)
         else:
-            self.train = list_sources(config.sources)
+            self.train = list_sources(config.sources, skip_unknown=config.skip_unknown)
         self.hidden_files = self.train.hidden_files + self.val.hidden_files
+        self.skipped = self.train.skipped + self.val.skipped
         self.num_bytes = self.train.num_bytes + self.val.num_bytes + sum(map(len, self._stories))
 
     def blocks(self, counts: SourceCounts) -> Iterator[tuple[list[bytes], bool]]:

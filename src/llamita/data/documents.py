@@ -83,39 +83,50 @@ class SourceFile:
 
 @dataclasses.dataclass(frozen=True)
 class SourceList:
-    """The files of all sources in reading order, and the number of hidden files skipped."""
+    """The files of all sources in reading order, the number of hidden files skipped, and the paths of
+    those skipped because their type is unknown."""
 
     files: tuple[SourceFile, ...]
     hidden_files: int
+    skipped: tuple[str, ...] = ()
 
     @property
     def num_bytes(self) -> int:
         return sum(file.num_bytes for file in self.files)
 
 
-def list_sources(sources: Sequence[str]) -> SourceList:
+def list_sources(sources: Sequence[str], *, skip_unknown: bool | None = None) -> SourceList:
     """Find the files, those of folders and subfolders by name. Hidden ones are skipped and counted.
 
-    Raises SourceError for a missing file, an empty folder, or an unknown suffix.
+    Raises SourceError for a missing file, an empty folder, or an unknown suffix; with skip_unknown,
+    files of folders with an unknown suffix are skipped. skip_unknown: None if the caller's user
+    cannot choose.
     """
     files: list[SourceFile] = []
     hidden = 0
+    skipped: list[str] = []
     for source in sources:
         path = Path(source)
         if path.is_dir():
-            found, hidden_here = _list_folder(path)
+            found, hidden_here, skipped_here = _list_folder(path, skip_unknown)
             hidden += hidden_here
+            skipped += skipped_here
             if not found:
-                except_hidden = f" except {hidden_here} hidden ones" if hidden_here else ""
+                others = [
+                    f"{count} {what}"
+                    for count, what in ((hidden_here, "hidden ones"), (len(skipped_here), "of unknown types"))
+                    if count
+                ]
+                excepted = f" except {' and '.join(others)}" if others else ""
                 raise SourceError(
-                    f"no text in folder {path}: it has no files{except_hidden}; expected {list_suffixes(SUFFIXES)}"
+                    f"no text in folder {path}: it has no files{excepted}; expected {list_suffixes(SUFFIXES)}"
                 )
             files += found
         elif path.exists():
             files.append(_source_file(path, path.name))
         else:
             raise SourceError(f"no such file or folder: {path}")
-    return SourceList(tuple(files), hidden)
+    return SourceList(tuple(files), hidden, tuple(skipped))
 
 
 def check_unchanged(files: Iterable[SourceFile]) -> None:
@@ -262,8 +273,10 @@ def _row_text(row: Row, text_key: str) -> bytes:
 # ---- folders
 
 
-def _list_folder(folder: Path) -> tuple[list[SourceFile], int]:
+def _list_folder(folder: Path, skip_unknown: bool | None) -> tuple[list[SourceFile], int, list[str]]:
+    """The files, the number of hidden ones, and the paths of those whose type is unknown."""
     files: list[SourceFile] = []
+    skipped: list[str] = []
     hidden = 0
     visited: set[str] = set()
 
@@ -281,8 +294,13 @@ def _list_folder(folder: Path) -> tuple[list[SourceFile], int]:
         for name in sorted(names):
             if not name.startswith("."):
                 path = Path(place) / name
-                files.append(_source_file(path, path.relative_to(folder).as_posix()))
-    return files, hidden
+                if skip_unknown and find_suffix(path) is None:
+                    skipped.append(str(path))
+                elif skip_unknown is False and find_suffix(path) is None:
+                    raise SourceError(f"{unknown_type(path, SUFFIXES)}; --skip-unknown leaves such files out")
+                else:
+                    files.append(_source_file(path, path.relative_to(folder).as_posix()))
+    return files, hidden, skipped
 
 
 def _source_file(path: Path, name: str) -> SourceFile:

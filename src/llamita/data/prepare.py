@@ -92,6 +92,7 @@ def _from_texts(config: PrepareConfig, progress: Progress) -> bool:
             vocabulary=origin,
             encoded_by=encoded_by,
             hidden_files=corpus.hidden_files,
+            skipped=corpus.skipped,
             duplicate_documents=plan.duplicate_documents,
             duplicate_bytes=plan.duplicate_bytes,
         )

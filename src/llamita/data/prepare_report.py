@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from llamita.data.documents import SourceCounts
 from llamita.data.token_store import read_store_info
+
+MAX_SKIPPED_PATHS = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +51,8 @@ class PrepareReport:
     encoded_by: str
     line_ends: int  # CRLF and CR that became LF; the bytes of their CR are container_bytes
     byte_order_marks: int  # removed inside files
+    skipped_files: int  # of unknown types
+    skipped_paths: tuple[str, ...]  # the first MAX_SKIPPED_PATHS of them
 
     @property
     def tokens(self) -> int:
@@ -68,6 +73,7 @@ def report_entry(
     vocabulary: str,
     encoded_by: str,
     hidden_files: int = 0,
+    skipped: Sequence[str] = (),
     duplicate_documents: int = 0,
     duplicate_bytes: int = 0,
 ) -> dict[str, Any]:
@@ -75,6 +81,8 @@ def report_entry(
     return {
         "files": counts.files,
         "hidden_files": hidden_files,
+        "skipped_files": len(skipped),
+        "skipped_paths": list(skipped[:MAX_SKIPPED_PATHS]),
         "source_bytes": counts.source_bytes,
         "documents": counts.documents + counts.empty_documents,
         "duplicate_documents": duplicate_documents,

@@ -43,12 +43,13 @@ class Generation(Iterator[str]):
 
     def _generate(self) -> Generator[str, None, None]:
         try:
-            yield from text_pieces(self._model, self._new_ids(), self.prompt_ids[-1])
+            yield from text_pieces(self._new_bytes())
         finally:
             self._session.close()
             self._sampler.close()
 
-    def _new_ids(self) -> Iterator[int]:
+    def _new_bytes(self) -> Iterator[bytes]:
+        """The bytes of each new token."""
         for token_id in self.prompt_ids:
             self._sampler.accept(token_id)
         start = time.perf_counter()
@@ -58,8 +59,9 @@ class Generation(Iterator[str]):
             if self._model.token_ends(token_id):
                 self.stop = "end token"
                 return
+            before = self.ids[-1] if self.ids else self.prompt_ids[-1]
             self.ids.append(token_id)
-            yield token_id
+            yield self._model.decode_token(token_id, before)
             if self._max_new_tokens is not None and len(self.ids) >= self._max_new_tokens:
                 self.stop = "number of tokens"
                 return
@@ -102,15 +104,14 @@ def encode_prompt(model: ModelFile, prompt: str | bytes) -> list[int]:
     return model.encode(prompt, bos=model.info.add_bos or not prompt)
 
 
-def text_pieces(model: ModelFile, ids: Iterable[int], previous_id: int) -> Iterator[str]:
-    """The text of ids as they come, in pieces that never split a character.
+def text_pieces(tokens: Iterable[bytes]) -> Iterator[str]:
+    """The text of tokens as their bytes come, in pieces that never split a character.
 
     Bytes that are not UTF-8 become U+FFFD; an incomplete character at the end is dropped.
     """
     pending = b""
-    for token_id in ids:
-        pending += model.decode_token(token_id, previous_id)
-        previous_id = token_id
+    for raw in tokens:
+        pending += raw
         whole = utf8_complete(pending)
         if whole:
             piece, pending = pending[:whole], pending[whole:]

@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from llamita.data.batches import ScoredDocuments
-from llamita.data.documents import SplitOn, read_documents
+from llamita.data.documents import SplitOn, list_sources, read_documents
+from llamita.data.file_formats import TEXT_SUFFIXES, find_suffix
 from llamita.data.token_store import TokenStore
 from llamita.engine import Model
 from llamita.errors import SourceError, TokenizerError
@@ -33,6 +34,7 @@ class Data:
     split_on: SplitOn = "separator"
     text_key: str = "text"
     keep_line_ends: bool = False
+    skip_unknown: bool = False
 
     def __str__(self) -> str:
         return " ".join(self.paths)
@@ -46,10 +48,28 @@ class Data:
             raise SourceError(f"cannot score on {self}: its {self.split} split is empty")
         return store
 
+    def describe_documents(self) -> str:
+        """How the documents of text files were found; "" for a token store."""
+        if self.open_store() is not None:
+            return ""
+        sources = list_sources(self.paths, skip_unknown=self.skip_unknown)
+        has_text = any(find_suffix(file.path) in TEXT_SUFFIXES for file in sources.files)
+        has_rows = any(find_suffix(file.path) not in TEXT_SUFFIXES for file in sources.files)
+        rules = {
+            "separator": f"a text file's documents end at {self.separator!r} and at its end (--separator, --split-on)",
+            "lines": "each line of a text file is a document",
+            "blank-lines": "a text file's documents end at blank lines",
+            "file": "each text file is a document",
+        }
+        parts = [rules[self.split_on]] if has_text else []
+        parts += ["each row is a document"] if has_rows else []
+        names = ", ".join(sources.skipped[:8]) + (", …" if len(sources.skipped) > 8 else "")
+        return "; ".join([*parts, *([f"skipped, of unknown types: {names}"] if names else [])])
+
     def encode_texts(self, encode_batch: Callable[[list[str]], Any], eos_id: int) -> EncodedTexts:
         """The text files as ids. Raises SourceError."""
         found = read_documents(
-            self.paths,
+            list_sources(self.paths, skip_unknown=self.skip_unknown),
             separator=self.separator,
             split_on=self.split_on,
             text_key=self.text_key,

@@ -5,8 +5,10 @@
     tokenizer.json, …          llamita only: the tokenizer, with the chat template used in training
 
 The rows of q and k are in Hugging Face's RoPE order, as in the checkpoint, so nothing is permuted
-here. Other kinds of adapters (DoRA, trained biases, whole layers, changed base weights) are rejected
-with an error that names the setting. So are settings that this version does not know.
+here. Adapters of other programs may also hold trained embeddings, whole tensors and rows of single
+tokens (`TensorChange`), which only a merge can apply. Other kinds of adapters (DoRA, trained biases,
+changed base weights) are rejected with an error that names the setting. So are settings that this
+version does not know.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -35,12 +37,26 @@ from llamita.formats.safetensors_io import (
     open_safetensors_file,
     write_safetensors,
 )
+from llamita.formats.tensor_table import tensor_table
 from llamita.json_file import read_json_object
 
 CONFIG: Final = ADAPTER_CONFIG
 WEIGHTS: Final = "adapter_model.safetensors"
 _PREFIX: Final = "base_model.model."
 _PARTS: Final = {"a": ".lora_A.weight", "b": ".lora_B.weight"}
+# Other endings of tensor names, longest first. PEFT writes the untouched tensor of a module, and with
+# a vocabulary of another size the module itself, beside what it trained.
+_OTHER_PARTS: Final = {
+    "base": (".token_adapter.base_layer.weight", ".base_layer.weight"),
+    "rows": (".token_adapter.trainable_tokens_delta",),
+    "original": (".original_module.weight",),
+    "trained": (".modules_to_save.weight",),
+    "embedding_a": (".lora_embedding_A",),
+    "embedding_b": (".lora_embedding_B",),
+    "whole": (".weight",),
+}
+EMBEDDING: Final = "model.embed_tokens"
+HEAD: Final = "lm_head"
 _PATTERN: Final = re.compile(r"\^?[\w.|\\]{1,400}\$?")
 # PEFT settings that change more than W + s B A: the value for "not used", and the feature's name.
 _UNSUPPORTED: Final[dict[str, tuple[Any, str]]] = {
@@ -48,8 +64,6 @@ _UNSUPPORTED: Final[dict[str, tuple[Any, str]]] = {
     "bias": ("none", "trained biases"),
     "lora_bias": (False, "a bias of lora_B"),
     "fan_in_fan_out": (False, "transposed weights"),
-    "modules_to_save": (None, "whole layers"),
-    "trainable_token_indices": (None, "trained tokens"),
     "layer_replication": (None, "repeated layers"),
     "target_parameters": (None, "updates of bare parameters"),
     "alora_invocation_tokens": (None, "aLoRA"),
@@ -66,29 +80,71 @@ _PLAIN_INITS: Final = (True, False, None, "gaussian", "eva", "orthogonal", "mica
 _CONVERTIBLE_INITS: Final = ("pissa", "olora", "corda")  # PEFT can save these as plain LoRA
 _USED: Final = frozenset((
     "peft_type", "base_model_name_or_path", "r", "lora_alpha", "lora_dropout", "use_rslora", "rank_pattern",
-    "alpha_pattern", "init_lora_weights",
+    "alpha_pattern", "init_lora_weights", "modules_to_save", "trainable_token_indices", "ensure_weight_tying",
 ))  # fmt: skip
 # They describe the training, or which layers have tensors, which the file itself shows. The
 # *_config belong to values of init_lora_weights; the last line is ms-swift's.
 _HARMLESS: Final = frozenset((
     "task_type", "inference_mode", "auto_mapping", "revision", "peft_version", "runtime_config", "target_modules",
-    "exclude_modules", "layers_to_transform", "layers_pattern", "megatron_core", "ensure_weight_tying",
+    "exclude_modules", "layers_to_transform", "layers_pattern", "megatron_core",
     "qalora_group_size", "loftq_config", "eva_config", "corda_config", "lora_ga_config",
     "lora_dtype", "lorap_lr_ratio", "lorap_emb_lr",
 ))  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
+class TensorChange:
+    """What an adapter does to one tensor, other than to a linear layer of the decoder.
+
+    whole: replaces it: trained, or resized for more tokens. update: is added then. rows: replace
+    those of token_ids.
+    """
+
+    whole: Tensor | None = None
+    update: LoraUpdate | None = None
+    token_ids: tuple[int, ...] = ()
+    rows: Tensor | None = None
+
+    def apply(self, weight: Tensor, strength: float = 1.0) -> Tensor:
+        """The changed tensor, float32."""
+        changed = weight.float().clone() if self.whole is None else self.whole.float().clone()
+        if self.update is not None:
+            changed += self.update.delta() * strength
+        if self.rows is not None:
+            changed[list(self.token_ids)] = self.rows.float()
+        return changed
+
+    @property
+    def num_parameters(self) -> int:
+        tensors = [self.whole, self.rows, *((self.update.a, self.update.b) if self.update else ())]
+        return sum(tensor.numel() for tensor in tensors if tensor is not None)
+
+
+@dataclasses.dataclass(frozen=True)
 class Adapter:
-    """updates: by module name (`model.layers.0.self_attn.q_proj`)."""
+    """updates: by module name (`model.layers.0.self_attn.q_proj`). changes: of other tensors, by
+    module name. keeps_tied: PEFT trained embedding and output head as one."""
 
     directory: Path
     updates: dict[str, LoraUpdate]
     dropout: float
+    changes: dict[str, TensorChange] = dataclasses.field(default_factory=dict)
+    keeps_tied: bool = False
 
     @property
     def num_parameters(self) -> int:
-        return sum(update.a.numel() + update.b.numel() for update in self.updates.values())
+        layers = sum(update.a.numel() + update.b.numel() for update in self.updates.values())
+        return layers + sum(change.num_parameters for change in self.changes.values())
+
+    def check_only_layers(self, what: str) -> None:
+        """Raise CheckpointError if the adapter changes more than the decoder's linear layers, which
+        only a merge can apply."""
+        if self.changes:
+            raise CheckpointError(
+                f"cannot {what} {self.directory}: expected updates of linear layers of the decoder, found a trained "
+                f"{' and '.join(list(self.changes)[:3])}; merge the adapter: llamita merge CHECKPOINT "
+                f"{self.directory} --out MERGED, and use MERGED"
+            )
 
 
 def save_adapter(
@@ -150,20 +206,50 @@ def load_adapter(directory: Path, config: ModelConfig) -> Adapter:
     found: dict[str, dict[str, str]] = {}
     for tensor_name in stored.shapes:
         module, part = _split(tensor_name, directory)
-        found.setdefault(module, {})[part] = tensor_name
+        if part in found.setdefault(module, {}):
+            raise CheckpointError(f"cannot use adapter {directory}: {module}: expected one tensor {part}, found two")
+        found[module][part] = tensor_name
     shapes = {module: spec.shape for module, spec in lora_specs(config)}
+    others = {spec.huggingface.removesuffix(".weight"): spec.shape for spec in tensor_table(config)}
+    others[HEAD] = others[EMBEDDING]  # an adapter may untie it
     updates: dict[str, LoraUpdate] = {}
-    for module in sorted(found, key=lambda name: list(shapes).index(name) if name in shapes else -1):
-        if module not in shapes:
+    changes: dict[str, TensorChange] = {}
+    order = list(others)
+    for module in sorted(found, key=lambda name: order.index(name) if name in others else -1):
+        if module in shapes and not found[module].keys().isdisjoint(_PARTS):
+            updates[module] = _read_update(directory, stored, settings, module, found[module], shapes[module])
+        elif module in others:
+            changes[module] = _read_change(directory, stored, settings, module, found[module], others[module])
+        else:
             known = f"layers 0 to {config.num_hidden_layers - 1}: {', '.join(LINEAR_LAYERS)}"
             raise CheckpointError(
                 f"cannot use adapter {directory}: {module}: expected a linear layer of the model ({known}); "
                 "the adapter was made for another model, or for layers that are not supported"
             )
-        updates[module] = _read_update(directory, stored, settings, module, found[module], shapes[module])
-    if not updates:
+    if not updates and not changes:
         raise CheckpointError(f"cannot use adapter {directory}: {WEIGHTS} has no tensors")
-    return Adapter(directory, updates, float(settings.get("lora_dropout") or 0.0))
+    _check_all_there(directory, settings, others, changes)
+    keeps_tied = bool(settings.get("ensure_weight_tying"))
+    return Adapter(directory, updates, float(settings.get("lora_dropout") or 0.0), changes, keeps_tied)
+
+
+def _check_all_there(
+    directory: Path, settings: dict[str, Any], known: Iterable[str], changes: Mapping[str, TensorChange]
+) -> None:
+    """Raise CheckpointError if the settings name a trained module that the file lacks."""
+    named = [*(settings.get("modules_to_save") or ()), *_token_indices(directory, settings)]
+    for name in named:
+        modules = [module for module in known if _is_part(name, module)]
+        if modules and not any(module in changes for module in modules):
+            raise CheckpointError(
+                f"cannot use adapter {directory}: {CONFIG} says that {name} was trained, and {WEIGHTS} has no tensor "
+                "of it; save the adapter again with peft (save_pretrained)"
+            )
+
+
+def _is_part(name: str, module: str) -> bool:
+    """Whether PEFT means the module, or one around it, by this name of a setting."""
+    return f".{name}." in f".{module}."
 
 
 def _config_values(config: LoraConfig, base: str | None) -> dict[str, Any]:
@@ -208,6 +294,11 @@ def _read_settings(directory: Path) -> dict[str, Any]:
                 "is not supported; merge the adapter with peft (merge_and_unload) and import the result"
             )
     _check_init(path, settings.get("init_lora_weights"))
+    saved = settings.get("modules_to_save")
+    if saved is not None and not (isinstance(saved, list) and all(isinstance(name, str) for name in saved)):
+        raise CheckpointError(
+            f"cannot read {path}: modules_to_save: expected null or names of modules, found {str(saved)[:60]!r}"
+        )
     if settings.get("use_rslora") not in (None, True, False):
         raise CheckpointError(
             f"cannot read {path}: use_rslora: expected true or false, found {str(settings['use_rslora'])[:60]!r}"
@@ -255,14 +346,103 @@ def _open(directory: Path) -> SafetensorsReader:
 
 
 def _split(tensor_name: str, directory: Path) -> tuple[str, str]:
-    """The module and the part, "a" or "b", that a tensor's name stands for."""
-    for part, suffix in _PARTS.items():
+    """The module and the part that a tensor's name stands for."""
+    endings = [(part, suffix) for part, suffix in _PARTS.items()]
+    endings += [(part, suffix) for part, suffixes in _OTHER_PARTS.items() for suffix in suffixes]
+    for part, suffix in endings:
         if tensor_name.startswith(_PREFIX) and tensor_name.endswith(suffix):
             return tensor_name[len(_PREFIX) : -len(suffix)], part
     raise CheckpointError(
         f"cannot use adapter {directory}: unknown tensor {tensor_name[:120]}; expected {_PREFIX}LAYER.lora_A.weight "
         "and ….lora_B.weight"
     )
+
+
+def _token_indices(directory: Path, settings: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """trainable_token_indices: the ids of trained rows by module; a list is the embedding's."""
+    value = settings.get("trainable_token_indices")
+    by_module = {"embed_tokens": value} if isinstance(value, list) else value or {}
+    whole = isinstance(by_module, dict) and all(
+        isinstance(ids, list) and ids and all(type(each) is int for each in ids) for ids in by_module.values()
+    )
+    if not whole:
+        raise CheckpointError(
+            f"cannot read {directory / CONFIG}: trainable_token_indices: expected null, a list of ids, or lists by "
+            f"module, found {str(value)[:60]!r}"
+        )
+    return {name: tuple(ids) for name, ids in by_module.items()}
+
+
+def _read_change(
+    directory: Path,
+    stored: SafetensorsReader,
+    settings: dict[str, Any],
+    module: str,
+    names: dict[str, str],
+    shape: tuple[int, ...],
+) -> TensorChange:
+    """The change of a tensor. In the embedding and the head, the number of rows may be another."""
+    where = f"cannot use adapter {directory}"
+    is_vocabulary = module in (EMBEDDING, HEAD)
+    whole_name = names.get("trained") or names.get("base") or names.get("whole")
+    update_parts = ("embedding_a", "embedding_b") if module == EMBEDDING else ("a", "b")
+    allowed = {"trained", "original", "whole"} | ({"base", "rows", *update_parts} if is_vocabulary else set())
+    unknown = [name for part, name in names.items() if part not in allowed]
+    if unknown:
+        raise CheckpointError(
+            f"{where}: tensor {unknown[0][:120]} is not supported; merge the adapter with peft (merge_and_unload) and "
+            "import the result"
+        )
+    whole = None
+    if whole_name is not None:
+        whole = _read(directory, stored, whole_name)
+        if whole.shape != shape and not (is_vocabulary and whole.dim() == 2 and whole.shape[1] == shape[1]):
+            raise CheckpointError(
+                f"{where}: tensor {whole_name}: expected shape {list(shape)}, found {list(whole.shape)}; the adapter "
+                "was made for another model"
+            )
+        shape = tuple(whole.shape)
+    update = None
+    if any(part in names for part in update_parts):
+        update = _read_vocabulary_update(directory, stored, settings, module, names, update_parts, shape)
+    if "rows" not in names:
+        return TensorChange(whole, update)
+    rows = _read(directory, stored, names["rows"])
+    indices = _token_indices(directory, settings)
+    ids = next((ids for name, ids in indices.items() if _is_part(name, module)), indices.get("embed_tokens", ()))
+    if tuple(rows.shape) != (len(ids), shape[1]) or not all(0 <= each < shape[0] for each in ids):
+        raise CheckpointError(
+            f"{where}: tensor {names['rows']}: expected a row of {shape[1]} for each id of trainable_token_indices, "
+            f"all from 0 to {shape[0] - 1}, found shape {list(rows.shape)} and {len(ids)} ids"
+        )
+    return TensorChange(whole, update, ids, rows)
+
+
+def _read_vocabulary_update(
+    directory: Path,
+    stored: SafetensorsReader,
+    settings: dict[str, Any],
+    module: str,
+    names: dict[str, str],
+    parts: tuple[str, str],
+    shape: tuple[int, ...],
+) -> LoraUpdate:
+    """The low-rank update of the head, or of the embedding, where PEFT stores B A of the transposed
+    matrix: A [R, V], B [D, R]."""
+    for part in parts:
+        if part not in names:
+            suffix = (_PARTS.get(part) or _OTHER_PARTS[part][0]).removeprefix(".")
+            raise CheckpointError(f"cannot use adapter {directory}: tensor {_PREFIX}{module}.{suffix} is missing")
+    first, second = (_read(directory, stored, names[part]) for part in parts)
+    rank = first.shape[0] if first.dim() == 2 else 0
+    a, b = (second.t(), first.t()) if parts[0] != "a" and second.dim() == first.dim() == 2 else (first, second)
+    if rank < 1 or tuple(a.shape) != (rank, shape[1]) or tuple(b.shape) != (shape[0], rank):
+        raise CheckpointError(
+            f"cannot use adapter {directory}: tensors {names[parts[0]]} and {names[parts[1]]}: expected an update of "
+            f"{shape[0]} rows of {shape[1]}, found {list(first.shape)} and {list(second.shape)}; the adapter was made "
+            "for another model, or saved without its embedding (save_embedding_layers=True saves it)"
+        )
+    return LoraUpdate(a.contiguous(), b.contiguous(), _scale(directory, settings, module, rank))
 
 
 def _read_update(
@@ -285,15 +465,19 @@ def _read_update(
                 f"{['R' if rank < 1 and size == rank else size for size in wanted]}, found {list(found)}; the adapter "
                 "was made for another model"
             )
+    scale = _scale(directory, settings, module, rank)
+    return LoraUpdate(_read(directory, stored, names["a"]), _read(directory, stored, names["b"]), scale)
+
+
+def _scale(directory: Path, settings: dict[str, Any], module: str, rank: int) -> float:
+    """The factor of a module's update, whose rank must be the configured one."""
     configured = _number(directory, settings, "r", "rank_pattern", module)
     if configured != rank:
         raise CheckpointError(
             f"cannot use adapter {directory}: {module}: expected rank {configured:g} as in {CONFIG}, found {rank}"
         )
-    scale = lora_scale(
-        _number(directory, settings, "lora_alpha", "alpha_pattern", module), rank, bool(settings.get("use_rslora"))
-    )
-    return LoraUpdate(_read(directory, stored, names["a"]), _read(directory, stored, names["b"]), scale)
+    alpha = _number(directory, settings, "lora_alpha", "alpha_pattern", module)
+    return lora_scale(alpha, rank, bool(settings.get("use_rslora")))
 
 
 def _read(directory: Path, stored: SafetensorsReader, name: str) -> Tensor:

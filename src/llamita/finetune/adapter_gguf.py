@@ -47,6 +47,7 @@ def export_adapter(adapter: Path, checkpoint: Path, out: Path) -> AdapterExportR
     """
     config, base, directory = load_config(checkpoint), resolve_checkpoint(checkpoint), resolve_adapter(adapter)
     loaded, made_for = load_adapter(directory, config), other_base(directory, base)
+    loaded.check_only_layers("write as a GGUF adapter")
     updates = loaded.updates
     first = next(iter(updates.values()))
     alpha = float(np.float32(first.scale * first.rank))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import textwrap
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -176,5 +177,6 @@ class FinetuneTask(Task):
             if samples and not go_on():
                 break
             answer = generate_answer(self.model, self.tokenizer, question, SAMPLE_TOKENS, go_on, self.compute)
-            samples.append(f"> {shorten(question.text)}\n{answer}")
+            asked = textwrap.indent(shorten(question.text), "> ", lambda line: True)
+            samples.append(f"{asked}\n{answer}")
         return "\n\n".join(samples)

@@ -260,7 +260,7 @@ class _Cursor:
 def _read_version(cursor: _Cursor) -> int:
     magic = cursor.mapping[:4]
     if magic != MAGIC:
-        raise cursor.wrong("magic", "GGUF", magic)
+        raise FormatError(f"cannot read {cursor.path}: expected a GGUF file, found another format (its magic is wrong)")
     cursor.take(4, "magic")
     version = cursor.number("I", "version")
     if version & 0xFFFF == 0 and version:

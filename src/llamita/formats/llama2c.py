@@ -97,6 +97,10 @@ def read_bin(path: Path) -> Llama2cModel:
 def _read_header(head: bytes, path: Path) -> tuple[int, ModelConfig, int | None]:
     """(version, config, group size of version 2)."""
     version = 0
+    if 0 not in head[: HEADER_BYTES[0]] and len(head) >= HEADER_BYTES[0]:  # sizes are small numbers
+        start = head[:24].decode("utf-8", "ignore")
+        found = f"text that begins with {start!r}" if start.replace("\n", " ").isprintable() else "another format"
+        raise FormatError(f"cannot read {path}: expected a model file (a .gguf, or llama2.c's .bin), found {found}")
     if len(head) >= 4 and struct.unpack_from("<I", head)[0] == MAGIC:
         version = struct.unpack_from("<i", head, 4)[0] if len(head) >= 8 else 1
         if version not in (1, 2):

@@ -10,6 +10,7 @@ from llamita.data.mixture import open_documents
 from llamita.errors import LlamitaError
 from llamita.eval.samples import SampleReport, expected_seconds, generate_and_measure, opened_in_engine
 from llamita.report.summary import write_report
+from llamita.sampling import RuntimeOptions
 from llamita.training.budget import REPEATED_EPOCHS
 from llamita.training.run import TrainResult
 from llamita.training.task import Task
@@ -62,7 +63,8 @@ def _measure(result: TrainResult, stores: tuple[str, ...]) -> SampleReport | flo
     seconds = _expected_seconds(result.summary["num_parameters"], data.train.num_tokens)
     if seconds > _max_seconds(max(result.summary["seconds"], 60 * (minutes or 0.0))):
         return seconds
-    options = SampleOptions(NUM_SAMPLES, max_new_tokens=SAMPLE_TOKENS, num_threads=result.config.threads or 0)
+    runtime = RuntimeOptions(num_threads=result.config.threads or 0)
+    options = SampleOptions(NUM_SAMPLES, max_new_tokens=SAMPLE_TOKENS, runtime=runtime)
     with opened_in_engine(result.run) as model:
         return generate_and_measure(model, options, data.val, data.train)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import textwrap
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -370,7 +371,7 @@ class Trainer:
             line = {"kind": "eval", "step": at.step, "tokens": at.tokens, **found.metrics}
             self.metrics.append({**line, "sample": sample, "evaluation_seconds": seconds, "seconds": at.seconds})
             self.display.say(f"step {at.step}: {found.summary}, {format_count(at.tokens)} {self.task.targets} seen")
-            self.display.say(f"  {shorten(sample)}", style="dim")
+            self.display.say(textwrap.indent(shorten(sample), "  "), style="dim")
             write_page([self.config.out])
         if not is_best:
             self._warn_of_no_improvement()

@@ -111,4 +111,4 @@ def test_export_of_a_run_of_adapters_is_that_of_the_merged(
     assert main(["export", str(tmp_path / "mine"), str(tmp_path / "c.gguf")]) == 2
     assert "is not a folder here; merge it by hand" in capsys.readouterr().err
     assert main(["chat", str(tmp_path / "mine")]) == 2
-    assert "found a folder; write one with: llamita export" in capsys.readouterr().err
+    assert "is not a folder here; merge it by hand" in capsys.readouterr().err

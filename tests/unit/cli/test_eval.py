@@ -104,3 +104,24 @@ def test_empty_prompts(checkpoint: Path, texts: Path, tmp_path: Path, capsys: py
     (tmp_path / "prompts.txt").write_text("\n \n")
     assert main(["eval", str(checkpoint), str(texts), *FEW, "--prompts", str(tmp_path / "prompts.txt")]) == 2
     assert "found none" in capsys.readouterr().err
+
+
+def test_how_documents_were_counted(
+    checkpoint: Path, texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "a.jsonl").write_text('{"text": "One day"}\n{"text": "Two days"}\n', encoding="utf-8")
+    (folder / "b.pdf").write_text("x")
+    for words, expected in (
+        ((texts,), "2 documents, "),
+        ((texts,), "a text file's documents end at '<|endoftext|>' and at its end (--separator, --split-on)"),
+        ((texts, "--split-on", "file"), "1 document, "),
+        ((texts, "--split-on", "file"), "each text file is a document"),
+        ((texts, "--split-on", "blank-lines"), "a text file's documents end at blank lines"),
+        ((folder, "--skip-unknown"), f"each row is a document; skipped, of unknown types: {folder / 'b.pdf'}"),
+    ):
+        assert main(["eval", str(checkpoint), *map(str, words)]) == 0
+        assert expected in capsys.readouterr().out
+    assert main(["eval", str(checkpoint), str(folder)]) == 2
+    assert "b.pdf: unknown file type (.pdf)" in capsys.readouterr().err

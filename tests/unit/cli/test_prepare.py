@@ -127,3 +127,71 @@ def test_tinystories(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
         (tmp_path / "d", "http://x"),
     ]
     assert TokenStore(tmp_path / "store").split("val").num_documents == 100
+
+
+def test_foreign_files_are_skipped_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "books"
+    folder.mkdir()
+    (folder / "a.txt").write_text("<|endoftext|>".join(f"A llama number {i} went home. " * 9 for i in range(400)))
+    for i in range(10):
+        (folder / f"{i}.jpg").write_bytes(b"\xff")
+    words = ["prepare", str(folder), "-o", str(tmp_path / "store"), "--vocab-size", "270"]
+    assert main(words) == 2
+    assert "0.jpg: unknown file type (.jpg)" in capsys.readouterr().err
+    for _ in range(2):  # made, then found
+        assert main([*words, "--skip-unknown"]) == 0
+        assert f"skipped     10 files of unknown types: {folder / '0.jpg'}, " in (out := capsys.readouterr().out)
+        assert ", and 2 more" in out or " and 2 more" in out
+
+
+def test_rows_of_conversations_lead_to_finetune(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "qa.jsonl"
+    for row in (
+        '{"messages": []}',
+        '{"instruction": "x", "output": "y"}',
+        '{"prompt": "", "chosen": ""}',
+        '{"question": "x"}',
+    ):
+        path.write_text(row + "\n")
+        assert main(["prepare", str(path), "-o", str(tmp_path / "store")]) == 2
+        error = capsys.readouterr().err
+        assert "llamita finetune CHECKPOINT FILE --out RUN" in error and error.count("\n") == 1
+    path.write_text('{"body": "x"}\n')
+    assert main(["prepare", str(path), "-o", str(tmp_path / "store")]) == 2
+    assert "finetune" not in (error := capsys.readouterr().err) and "--text-key" in error
+
+
+def test_text_in_the_place_of_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One line about the text, and not about numbers that its first bytes might be."""
+    text, unnamed, rows = tmp_path / "a.txt", tmp_path / "model.bin", tmp_path / "a.jsonl"
+    text.write_text("Once upon a time, there was a llama.\n" * 9)
+    unnamed.write_text(text.read_text())
+    rows.write_text('{"messages": []}\n')
+    for words, expected in (
+        (["inspect", text], "found text; `llamita prepare` makes a token store of text"),
+        (["inspect", rows], "found text; `llamita prepare` makes a token store of text"),
+        (["inspect", unnamed], "found text that begins with 'Once upon a time"),
+        (["import", text, "-o", tmp_path / "out"], "found text that begins with 'Once upon a time"),
+        (["quantize", text, tmp_path / "out.gguf", "--type", "q8_0"], "expected a GGUF file, found another format"),
+        (["run", text], "expected a GGUF or llama2.c model file, found another format"),
+        (["sample", text], "expected a folder with config.json"),
+    ):
+        assert main([str(word) for word in words]) == 2
+        error = capsys.readouterr().err
+        assert expected in error and error.count("\n") == 1
+
+
+def test_no_internals_in_messages(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A wrong value is named by its flag, on one line, without types and functions of ours."""
+    for words, expected in (
+        (["prepare", "x"], "missing --out (see llamita prepare --help)"),
+        (["train", "x", "-o", "y", "--minutes", "ten"], "--minutes: expected a number, found 'ten'"),
+        (["run", "-t", "-1"], "--temperature: expected 0 to 1000, found -1.0"),
+        (["run", "-k", "x"], "--top-k: expected a whole number, found 'x'"),
+        (["chat", "x.gguf", "-t", "nan"], "--temperature: expected 0 to 1000, found nan"),
+        (["chat", "x.gguf", "--repetition-penalty", "0"], "--repetition-penalty: expected 0.01 to 100"),
+        (["run", "-c", "100000"], "--context: expected at most 256, the model's context, found 100,000"),
+    ):
+        assert main(words) == 2
+        error = capsys.readouterr().err
+        assert expected in error and error.count("\n") == 1 and "sampler" not in error and "{" not in error

@@ -29,9 +29,28 @@ def test_a_seed_decides(checkpoint: Path, capsys: pytest.CaptureFixture[str]) ->
     assert texts[0] == texts[1] != texts[2] and texts[0].startswith("one")
 
 
+def test_several_texts_and_where_the_prompt_comes_from(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "prompt.txt").write_text("one\n", encoding="utf-8")
+    alone = []
+    for seed in ("7", "8"):
+        assert main(["sample", str(checkpoint), "one", "-n", "9", "-s", seed]) == 0
+        alone.append(capsys.readouterr().out)
+    for prompt in (["-i", r"o\x6ee", "-e"], ["-f", str(tmp_path / "prompt.txt")]):
+        assert main(["sample", str(checkpoint), *prompt, "-n", "9", "-s", "7", "-N", "2"]) == 0
+        text = "".join(f"--- {i + 1} of 2, seed {7 + i} ---\n{alone[i]}\n" for i in range(2))
+        assert capsys.readouterr().out == text
+    piped = subprocess.run(
+        as_a_program("sample", checkpoint, "-n", 9, "-s", 7), input=b"one\n", capture_output=True, timeout=120
+    )
+    assert piped.stdout.decode() == alone[0]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["-N", "0"], "--num-samples: expected 1 to"),
         (["-t", "-1"], "--temperature: expected 0 to 1000"),
         (["-p", "0"], "--top-p: expected a number above 0"),
         (["-k", "-1"], "--top-k: expected 0 or more"),

@@ -416,6 +416,21 @@ def test_missing_empty_and_unknown(tmp_path: Path) -> None:
             list_sources([str(source)])
 
 
+def test_unknown_types_can_be_skipped(tmp_path: Path) -> None:
+    for name in ("a.txt", "b.pdf", "sub/c.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    with pytest.raises(SourceError, match=r"b\.pdf: unknown file type .*; --skip-unknown leaves such files out"):
+        list_sources([str(tmp_path)], skip_unknown=False)
+    found = list_sources([str(tmp_path)], skip_unknown=True)
+    assert [file.name for file in found.files] == ["a.txt"]
+    assert sorted(found.skipped) == [str(tmp_path / "b.pdf"), str(tmp_path / "sub" / "c.jpg")]
+    with pytest.raises(SourceError, match="no files except 1 of unknown types"):
+        list_sources([str(tmp_path / "sub")], skip_unknown=True)
+    with pytest.raises(SourceError, match="unknown file type"):  # named by the user, not found in a folder
+        list_sources([str(tmp_path / "b.pdf")], skip_unknown=True)
+
+
 def test_a_large_file_streams(tmp_path: Path) -> None:
     import tracemalloc
 

@@ -141,7 +141,12 @@ def change_settings(folder: Path, **changes: object) -> None:
         ({"peft_type": "IA3"}, "expected LORA, found 'IA3'"),
         ({"use_dora": True}, "DoRA is not supported"),
         ({"bias": "all"}, "trained biases"),
-        ({"modules_to_save": ["lm_head"]}, "whole layers"),
+        (
+            {"modules_to_save": ["lm_head"]},
+            "says that lm_head was trained, and adapter_model",
+        ),
+        ({"modules_to_save": ["mlp"]}, "says that mlp was trained"),
+        ({"modules_to_save": "lm_head"}, "modules_to_save: expected null or names of modules"),
         ({"r": 5}, "expected rank 5 as in adapter_config.json, found 4"),
         ({"lora_alpha": "x"}, "lora_alpha: expected a positive number"),
         ({"alpha_pattern": {"(a+)+": 3}}, "alpha_pattern: expected module names"),
@@ -149,7 +154,11 @@ def change_settings(folder: Path, **changes: object) -> None:
         ({"use_rslora": "false"}, "use_rslora: expected true or false, found 'false'"),
         ({"lora_bias": True}, "a bias of lora_B"),
         ({"fan_in_fan_out": True}, "transposed weights"),
-        ({"trainable_token_indices": [1]}, "trained tokens"),
+        ({"trainable_token_indices": [1]}, "says that embed_tokens was trained"),
+        *(
+            ({"trainable_token_indices": bad}, "trainable_token_indices: expected")
+            for bad in (3, ["x"], {"lm_head": [True]})
+        ),
         ({"layer_replication": [[0, 1]]}, "repeated layers"),
         ({"target_parameters": ["x"]}, "updates of bare parameters"),
         ({"alora_invocation_tokens": [1]}, "aLoRA"),
@@ -240,7 +249,7 @@ def test_damaged_weights(checkpoint: Path, tmp_path: Path) -> None:
         ({k: v for k, v in tensors.items() if k != name}, "q_proj.lora_A.weight is missing"),
         (tensors | {name: torch.full_like(tensors[name], torch.nan)}, "expected finite numbers"),
         (tensors | {name: tensors[name].long()}, "expected floats"),
-        (tensors | {"base_model.model.lm_head.lora_A.weight": torch.ones(4, 64)}, "lm_head: expected a linear layer"),
+        (tensors | {"base_model.model.lm_head.lora_A.weight": torch.ones(4, 64)}, "lm_head.lora_B.weight is missing"),
         (tensors | {"x": torch.ones(1)}, "unknown tensor x"),
         ({}, "has no tensors"),
     ):
@@ -279,3 +288,80 @@ def test_merge_refuses_another_tokenizer(checkpoint: Path, tiny_tokenizers: dict
     for changes, message in (({"strength": float("nan")}, "strength"), ({"dtype": "int8"}, "dtype")):
         with pytest.raises(ConfigError, match=message):
             merge_adapter(checkpoint, tmp_path / "adapter", tmp_path / "out", **changes)
+
+
+def with_tensors(folder: Path, **tensors: torch.Tensor) -> None:
+    """Add tensors to an adapter, as PEFT names them."""
+    from safetensors.torch import load_file, save_file
+
+    named = {f"base_model.model.{name}": tensor.clone() for name, tensor in tensors.items()}
+    save_file(load_file(folder / WEIGHTS) | named, folder / WEIGHTS)
+
+
+def test_merge_with_tokens_added(checkpoint: Path, tmp_path: Path, engine_build: Path) -> None:
+    """An adapter for more tokens: the merged checkpoint has their rows, the adapter's tokenizer, and
+    a head of its own if only the embedding was trained."""
+    from llamita.convert.export import export
+    from llamita.tokenizer import load_tokenizer
+
+    config, tokenizer = load_config(checkpoint), load_tokenizer(checkpoint)
+    _, folder = saved(checkpoint, tmp_path / "adapter", LoraConfig(rank=4))
+    tokens = ["<|user|>", "<|assistant|>"]
+    tokenizer.with_control_tokens(tokens).save(folder)
+    num_rows = tokenizer.vocab_size + 2
+    with pytest.raises(CheckpointError, match="as many as the embedding has rows"):
+        merge_adapter(checkpoint, folder, tmp_path / "refused")
+    embedding, head = torch.randn(2, num_rows, config.hidden_size)
+    with_tensors(folder, **{"model.embed_tokens.weight": embedding, "lm_head.weight": embedding})
+    report = merge_adapter(checkpoint, folder, tmp_path / "tied")
+    assert (report.num_new_tokens, report.untied, report.config.vocab_size) == (2, False, num_rows)
+    with_tensors(folder, **{"lm_head.modules_to_save.weight": head, "lm_head.original_module.weight": embedding})
+    report = merge_adapter(checkpoint, folder, tmp_path / "merged")
+    assert (report.num_new_tokens, report.untied) == (2, True)
+    assert report.replaced == ("model.embed_tokens", "lm_head")
+    merged = load_tensors(tmp_path / "merged")
+    assert torch.equal(merged["model.embed_tokens.weight"], embedding) and torch.equal(merged["lm_head.weight"], head)
+    assert torch.equal(merged["model.norm.weight"], load_tensors(checkpoint)["model.norm.weight"])
+    assert load_tokenizer(tmp_path / "merged").pieces()[-2:] == tokens
+    export(tmp_path / "merged", tmp_path / "merged.gguf", "f32", verify=True)
+    with pytest.raises(ConfigError, match=r"strength: expected 1, found .*: a trained model"):
+        merge_adapter(checkpoint, folder, tmp_path / "half", strength=0.5)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({"model.embed_tokens.weight": (300, 63)}, r"embed_tokens.weight: expected shape .*, found \[300, 63\]"),
+        ({"model.norm.weight": (63,)}, r"norm.weight: expected shape \[64\], found \[63\]"),
+        ({"model.norm.base_layer.weight": (64,)}, "norm.base_layer.weight is not supported"),
+        ({"model.embed_tokens.lora_A.weight": (4, 64)}, "embed_tokens.lora_A.weight is not supported"),
+        ({"model.embed_tokens.lora_embedding_A": (4, 300)}, "embed_tokens.lora_embedding_B is missing"),
+        (
+            {"model.embed_tokens.lora_embedding_A": (4, 9), "model.embed_tokens.lora_embedding_B": (64, 4)},
+            r"expected an update of \d+ rows of 64, found \[4, 9\] and \[64, 4\]",
+        ),
+        (
+            {"model.embed_tokens.token_adapter.trainable_tokens_delta": (2, 64)},
+            r"a row of 64 for each id of trainable_token_indices, .* found shape \[2, 64\] and 0 ids",
+        ),
+        (
+            {"lm_head.weight": (300, 64), "lm_head.base_layer.weight": (300, 64), "lm_head.lora_A.weight": (4,)},
+            "lm_head.lora_B.weight is missing",
+        ),
+        ({"model.rotary.weight": (4,)}, "model.rotary: expected a linear layer"),
+        (
+            {
+                "lm_head.base_layer.weight": (300, 64),
+                "lm_head.token_adapter.base_layer.weight": (300, 64),
+            },
+            "lm_head: expected one tensor base, found two",
+        ),
+    ],
+)
+def test_trained_tensors_that_do_not_fit(
+    checkpoint: Path, tmp_path: Path, tensors: dict[str, tuple[int, ...]], message: str
+) -> None:
+    _, folder = saved(checkpoint, tmp_path / "adapter", LoraConfig(rank=4))
+    with_tensors(folder, **{name: torch.ones(shape) for name, shape in tensors.items()})
+    with pytest.raises(CheckpointError, match=message):
+        load_adapter(folder, load_config(checkpoint))

@@ -137,7 +137,7 @@ BAD: dict[str, tuple[bytes, str]] = {
         b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n",
         "found a Git LFS pointer; fetch",
     ),
-    "no magic": (file(magic=b"GGML"), "magic: expected GGUF"),
+    "no magic": (file(magic=b"GGML"), "expected a GGUF file, found another format"),
     "version 0": (file(version=0), "version: expected 2 or 3, found 0"),
     "version 1": (file(version=1), "version: expected 2 or 3, found 1"),
     "version 4": (file(version=4), "version: expected 2 or 3, found 4"),

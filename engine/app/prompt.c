@@ -1,0 +1,105 @@
+/* prompt.c: the prompt, from the command line, a file, or what is piped in. */
+#include <errno.h>
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "app.h"
+
+enum { MAX_PROMPT_BYTES = 64 << 20, CHUNK_BYTES = 1 << 16, WAIT_MS = 1000 };
+
+/* Whether stdin is a pipe or a file, and not a terminal or /dev/null. */
+static bool is_piped(void) {
+    struct stat status;
+    return fstat(STDIN_FILENO, &status) == 0 && (S_ISFIFO(status.st_mode) || S_ISREG(status.st_mode));
+}
+
+/* Reads all of the file, without a byte order mark and without one line end at the end, which
+ * editors and echo add. */
+static char *read_all(FILE *file, const char *name, size_t *num_bytes) {
+    char *bytes = NULL;
+    size_t size = 0, capacity = 0, count = 1;
+    while (count > 0) {
+        if (capacity - size < CHUNK_BYTES) {
+            capacity = 2 * capacity + CHUNK_BYTES;
+            bytes = realloc(bytes, capacity);
+            if (!bytes) fail("out of memory: %zu bytes for the prompt", capacity);
+        }
+        count = fread(bytes + size, 1, CHUNK_BYTES, file);
+        size += count;
+        if (size > MAX_PROMPT_BYTES)
+            fail("%s: expected a prompt of at most %d bytes, found more", name, MAX_PROMPT_BYTES);
+    }
+    if (ferror(file)) fail("%s: %s", name, strerror(errno));
+    if (size >= 3 && memcmp(bytes, "\xef\xbb\xbf", 3) == 0) memmove(bytes, bytes + 3, size -= 3);
+    if (size > 0 && bytes[size - 1] == '\n') size--;
+    if (size > 0 && bytes[size - 1] == '\r') size--;
+    if (llamita_utf8_complete(bytes, size) != size)
+        fail("%s: expected UTF-8 text, found a cut character at its end", name);
+    *num_bytes = size;
+    return bytes;
+}
+
+static char *read_stdin(size_t *num_bytes) {
+    /* Programs that start this one may leave it a pipe that nobody writes to. */
+    struct pollfd input = {.fd = STDIN_FILENO, .events = POLLIN};
+    if (poll(&input, 1, WAIT_MS) == 0) fputs("waiting for a prompt on stdin (-i '' starts without one)\n", stderr);
+    return read_all(stdin, "the prompt on stdin", num_bytes);
+}
+
+static char *read_file(const char *path, size_t *num_bytes) {
+    FILE *file = fopen(path, "rb");
+    if (!file) fail("--prompt-file: %s: %s", path, strerror(errno));
+    char *bytes = read_all(file, path, num_bytes);
+    fclose(file);
+    return bytes;
+}
+
+static int hex_digit(char c) {
+    if (c >= '0' && c <= '9') return c - '0';
+    const char lower = (char)(c | 0x20);
+    return lower >= 'a' && lower <= 'f' ? lower - 'a' + 10 : -1;
+}
+
+/* Replaces escapes in place; returns the new number of bytes. */
+static size_t unescape(char *bytes, size_t num_bytes) {
+    static const char letters[] = "nrt'\"\\", values[] = "\n\r\t'\"\\";
+    size_t written = 0, at = 0;
+    while (at < num_bytes) {
+        const char next = bytes[at] == '\\' && at + 1 < num_bytes ? bytes[at + 1] : 0;
+        const char *found = next ? strchr(letters, next) : NULL;
+        if (found) {
+            bytes[written++] = values[found - letters];
+            at += 2;
+        } else if (next == 'x' && at + 2 < num_bytes && hex_digit(bytes[at + 2]) >= 0) {
+            int value = 0, digits = 0;
+            for (; digits < 2 && at + 2 < num_bytes && hex_digit(bytes[at + 2]) >= 0; digits++, at++)
+                value = 16 * value + hex_digit(bytes[at + 2]);
+            bytes[written++] = (char)value;
+            at += 2;
+        } else {
+            bytes[written++] = bytes[at++];
+        }
+    }
+    return written;
+}
+
+char *read_prompt(const options *o, bool may_be_piped, size_t *num_bytes) {
+    const char *source = o->prompt_file ? o->prompt_file : o->prompt;
+    char *bytes;
+    if (source ? strcmp(source, "-") == 0 : may_be_piped && is_piped()) {
+        bytes = read_stdin(num_bytes);
+    } else if (o->prompt_file) {
+        bytes = read_file(source, num_bytes);
+    } else {
+        *num_bytes = source ? strlen(source) : 0;
+        bytes = malloc(*num_bytes + 1);
+        if (!bytes) fail("out of memory: %zu bytes for the prompt", *num_bytes);
+        if (source) memcpy(bytes, source, *num_bytes);
+    }
+    if (o->escape) *num_bytes = unescape(bytes, *num_bytes);
+    return bytes;
+}
