@@ -50,8 +50,8 @@ class Key:
     kind: one kind or several. A "number" may be written as an integer, and is finite; true and
     false are neither. A string is valid Unicode. default: the value of a missing key, which is not
     checked. required: the key must be there, and not be null. null: whether a null is allowed; it
-    is returned as None. minimum, maximum: of numbers, both included. choices: the strings allowed.
-    items: what each element of a list, or each value of an object, must be. keys: the schema of an
+    is returned as None. minimum, maximum: of numbers, both included. positive: numbers are greater
+    than 0. choices: the strings allowed. items: what each element of a list, or each value of an object, must be. keys: the schema of an
     object. use: what the value is used for; documentation only."""
 
     kind: Kind | tuple[Kind, ...]
@@ -60,6 +60,7 @@ class Key:
     null: bool = True
     minimum: float | None = None
     maximum: float | None = None
+    positive: bool = False
     choices: tuple[str, ...] = ()
     items: Key | None = None
     keys: Mapping[str, Key] | None = None
@@ -213,7 +214,7 @@ def _checked(value: Any, key: Key, where: str, name: str, error_type: type[Llami
     if not any(_is_kind(value, kind) for kind in key.kinds):
         raise _wrong(value, key, where, name, error_type)
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        too_small = key.minimum is not None and value < key.minimum
+        too_small = (key.minimum is not None and value < key.minimum) or (key.positive and value <= 0)
         if too_small or (key.maximum is not None and value > key.maximum):
             raise _wrong(value, key, where, name, error_type)
     if isinstance(value, str) and key.choices and value not in key.choices:
@@ -256,11 +257,11 @@ def _expected(key: Key) -> str:
             continue
         name = _NAMES[kind]
         if kind in ("integer", "number"):
-            if key.minimum is not None and key.maximum is not None:
-                name += f" from {key.minimum:g} to {key.maximum:,}"
-            elif key.minimum is not None:
-                name += f" of at least {key.minimum:g}"
-            elif key.maximum is not None:
-                name += f" of at most {key.maximum:,}"
+            name = f"a positive {'whole number' if kind == 'integer' else 'number'}" if key.positive else name
+            limit = "" if key.maximum is None else f"{key.maximum:,}" if kind == "integer" else f"{key.maximum:g}"
+            if key.minimum is not None:
+                name += f" from {key.minimum:g} to {limit}" if limit else f" of at least {key.minimum:g}"
+            elif limit:
+                name += f" of at most {limit}"
         words.append(name)
     return " or ".join(words)

@@ -18,6 +18,7 @@ SCHEMA: Schema = {
     "ends": Key(("integer", "list"), items=Key("integer", minimum=0, null=False)),
     "flag": Key("boolean", default=False, null=False),
     "ids": Key("object", default={}, items=Key("integer")),
+    "heads": Key("integer", default=1, positive=True, maximum=9),
     "rope": Key("object", keys={"theta": Key("number", required=True), "type": Key("string", default="default")}),
 }
 
@@ -63,6 +64,7 @@ def read(text: str, schema: Schema | None = SCHEMA, **options: bool) -> dict[str
 def test_defaults_and_unknown_keys() -> None:
     assert read('{"size": 3, "other": [1], "rope": {"theta": 1}}') == {
         "size": 3, "rate": 0.5, "kind": None, "ends": None, "flag": False, "ids": {}, "other": [1],
+        "heads": 1,
         "rope": {"theta": 1, "type": "default"},
     }  # fmt: skip
 
@@ -76,6 +78,7 @@ def test_defaults_and_unknown_keys() -> None:
         "float": ('{"size": 2.0}', "size: expected an integer from 1 to 1,000, found 2.0"),
         "range": ('{"size": 1001}', "size: expected an integer from 1 to 1,000, found 1001"),
         "nan": ('{"size": 1, "rate": NaN}', "rate: expected a number of at least 0, found nan"),
+        "positive": ('{"size": 1, "heads": 0}', "heads: expected a positive whole number of at most 9, found 0"),
         "choice": ('{"size": 1, "kind": "c\\n"}', "kind: expected one of a, b, found 'c\\n'"),
         "item": ('{"size": 1, "ends": [1, -2]}', "ends[1]: expected an integer of at least 0, found -2"),
         "value": ('{"size": 1, "ids": {"a": []}}', "ids.a: expected an integer, found list of 0"),
