@@ -28,6 +28,7 @@ from typing import Any, Final, Literal
 
 from llamita.errors import LlamitaError
 
+ABSENT: Final[Any] = object()  # as a default: a missing key stays missing
 Kind = Literal["integer", "number", "boolean", "string", "list", "object"]
 
 MAX_BYTES: Final = 1 << 27  # four times the largest tokenizer.json in use
@@ -49,10 +50,11 @@ class Key:
 
     kind: one kind or several. A "number" may be written as an integer, and is finite; true and
     false are neither. A string is valid Unicode. default: the value of a missing key, which is not
-    checked. required: the key must be there, and not be null. null: whether a null is allowed; it
-    is returned as None. minimum, maximum: of numbers, both included. positive: numbers are greater
-    than 0. choices: the strings allowed. items: what each element of a list, or each value of an object, must be. keys: the schema of an
-    object. use: what the value is used for; documentation only."""
+    checked; ABSENT: none. required: the key must be there, and not be null. null: whether a null is
+    allowed; it is returned as None. minimum, maximum: of numbers, both included. positive: numbers
+    are greater than 0. choices: the strings allowed. items: what each element of a list, or each
+    value of an object, must be. keys: the schema of an object. use: what the value is used for;
+    documentation only."""
 
     kind: Kind | tuple[Kind, ...]
     default: Any = None
@@ -129,6 +131,11 @@ def check_object(values: object, schema: Schema, where: str, error_type: type[Ll
     return _checked_object(values, schema, where, "", error_type)
 
 
+def check_value(value: object, key: Key, where: str, error_type: type[LlamitaError]) -> Any:
+    """The value that `where` names, checked; an object whose keys are not known has `items`."""
+    return _checked(value, key, where, "", error_type)
+
+
 def shown(value: object) -> str:
     """A JSON value for an error: one line, clean and short."""
     if isinstance(value, (list, tuple)):
@@ -201,7 +208,7 @@ def _checked_object(
             result[name] = _checked(values[name], key, where, prefix + name, error_type)
         elif key.required:
             raise error_type(f"cannot read {where}: {prefix}{name} is missing")
-        else:
+        elif key.default is not ABSENT:
             result[name] = key.default
     return result
 
@@ -226,10 +233,15 @@ def _checked(value: Any, key: Key, where: str, name: str, error_type: type[Llami
     if key.items is not None and isinstance(value, Mapping):
         known = key.keys or {}
         return {
-            k: v if k in known else _checked(v, key.items, where, f"{name}.{shortened(str(k), 40)}", error_type)
-            for k, v in value.items()
+            k: v if k in known else _checked(v, key.items, where, _below(name, k), error_type) for k, v in value.items()
         }
     return value
+
+
+def _below(name: str, key: object) -> str:
+    """The name of a key of an object, for errors."""
+    short = shortened(str(key), 40)
+    return f"{name}.{short}" if name else short
 
 
 def _is_kind(value: object, kind: Kind) -> bool:
@@ -245,7 +257,8 @@ def _is_kind(value: object, kind: Kind) -> bool:
 
 
 def _wrong(value: object, key: Key, where: str, name: str, error_type: type[LlamitaError]) -> LlamitaError:
-    return error_type(f"cannot read {where}: {name}: expected {_expected(key)}, found {shown(value)}")
+    place = f"{where}: {name}" if name else where
+    return error_type(f"cannot read {place}: expected {_expected(key)}, found {shown(value)}")
 
 
 def _expected(key: Key) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from llamita.errors import FormatError
-from llamita.json_file import MAX_BYTES, MAX_DEPTH, Key, Schema, check_object, parse_json, read_json_object
+from llamita.json_file import ABSENT, MAX_BYTES, MAX_DEPTH, Key, Schema, check_object, parse_json, read_json_object
 
 SCHEMA: Schema = {
     "size": Key("integer", required=True, minimum=1, maximum=1000),
@@ -18,6 +18,7 @@ SCHEMA: Schema = {
     "ends": Key(("integer", "list"), items=Key("integer", minimum=0, null=False)),
     "flag": Key("boolean", default=False, null=False),
     "ids": Key("object", default={}, items=Key("integer")),
+    "name": Key("string", default=ABSENT),
     "heads": Key("integer", default=1, positive=True, maximum=9),
     "rope": Key("object", keys={"theta": Key("number", required=True), "type": Key("string", default="default")}),
 }

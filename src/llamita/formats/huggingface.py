@@ -162,13 +162,13 @@ def normalize_rope_scaling(scaling: Mapping[str, Any] | None, where: str) -> dic
     rope_type = scaling.get("rope_type", scaling.get("type", "default"))
     if rope_type not in ROPE_TYPES:
         known = ", ".join(ROPE_TYPES)
-        raise FormatError(f"cannot use {where}: rope_type: expected one of {known}, found {rope_type!r}")
+        raise FormatError(f"cannot use {where}: rope_type: expected one of {known}, found {shown(rope_type)}")
     if rope_type == "default":
         return None
     result: dict[str, Any] = {"rope_type": rope_type}
     for key in ROPE_TYPES[rope_type]:
         if key not in scaling:
-            raise FormatError(f"cannot use {where}: rope_type {rope_type!r}: {key} is missing")
+            raise FormatError(f"cannot use {where}: rope_type {shown(rope_type)}: {key} is missing")
         value = _number(scaling[key], key, where)
         result[key] = _whole_number(scaling[key], key, where) if key.startswith("original") else value
     if rope_type == "llama3" and not result["low_freq_factor"] < result["high_freq_factor"]:

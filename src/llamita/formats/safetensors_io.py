@@ -194,7 +194,7 @@ def read_index(path: Path) -> dict[str, str]:
     if not weight_map:
         raise FormatError(f"cannot read {path}: expected weight_map, an object of tensor names and file names")
     for name, file in weight_map.items():
-        if file != Path(file).name or file in ("", "..") or "\\" in file or not file.isprintable():
+        if file != Path(file).name or file in ("", "..") or "\\" in file or not file.isprintable() or len(file) > 255:
             raise FormatError(
                 f"cannot read {path}: {shortened(name, 120)}: expected a file's name, found {shown(file)}"
             )
