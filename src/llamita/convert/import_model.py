@@ -76,6 +76,11 @@ def import_model(
     model = open_source(source, ImportOptions(tokenizer, chat_template, context_tokens))
     start = time.perf_counter()
     wanted = None if dtype is None else DTYPES[dtype]
+    if wanted is None and any(model.dtype(spec) == torch.float64 for spec in tensor_table(model.config)):
+        raise FormatError(
+            f"cannot import {source}: expected weights of 16 or 32 bits, found float64; give a type with --dtype, such "
+            "as float32"
+        )
     verification, seconds = None, 0.0
     entries = [
         TensorEntry(spec.huggingface, wanted or model.dtype(spec), spec.shape) for spec in tensor_table(model.config)

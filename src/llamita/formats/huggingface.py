@@ -204,7 +204,9 @@ def _refuse_other_models(d: Mapping[str, Any], where: str) -> None:
     if kind not in _ARCHITECTURES:
         found, more = None if kind is None else shown(kind), _OTHER_MODELS.get(str(kind), "")
         raise FormatError(f"cannot use {where}: model_type: expected 'llama', found {found}{more}")
-    if architectures is not None and architectures != [_ARCHITECTURES[kind]]:
+    # The network without an output matrix (LlamaModel) is a whole model if that is the embedding.
+    known = [_ARCHITECTURES[kind]], [_ARCHITECTURES[kind].replace("ForCausalLM", "Model")]
+    if architectures is not None and architectures not in known:
         found = shortened(", ".join(map(str, architectures)), 80)
         raise FormatError(f"cannot use {where}: architectures: expected {_ARCHITECTURES[kind]}, found {found}")
     for key in _FIXED:
@@ -216,6 +218,8 @@ def _refuse_unless_fixed(d: Mapping[str, Any], key: str, where: str) -> None:
     value = d.get(key)
     allowed, supported = _FIXED[key]
     if value is not None and value not in allowed:
+        if key == "quantization_config" and isinstance(value, Mapping) and "quant_method" in value:
+            value = f"quantization by {value['quant_method']}"
         found = shortened(str(value), 80) if isinstance(value, (str, int, float)) else type(value).__name__
         raise FormatError(f"cannot use {where}: {key}: {found} is not supported ({supported})")
 

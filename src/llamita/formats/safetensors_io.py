@@ -157,6 +157,18 @@ def open_safetensors_file(path: Path) -> SafetensorsReader:
     return SafetensorsReader({tensor.name: (path, tensor) for tensor in read_header(path)[0]})
 
 
+def open_safetensors_files(paths: Sequence[Path]) -> SafetensorsReader:
+    """All tensors of several .safetensors files without an index. Raises FormatError."""
+    places: dict[str, tuple[Path, SafetensorsEntry]] = {}
+    for path in paths:
+        for tensor in read_header(path)[0]:
+            if tensor.name in places:
+                other = places[tensor.name][0].name
+                raise FormatError(f"cannot read {path}: tensor {shortened(tensor.name, 120)} is also in {other}")
+            places[tensor.name] = (path, tensor)
+    return SafetensorsReader(places)
+
+
 def open_safetensors(folder: Path, stem: str = "model") -> SafetensorsReader:
     """All tensors of folder/STEM.safetensors, or of the shards that
     folder/STEM.safetensors.index.json names.
