@@ -266,7 +266,7 @@ def _expected(key: Key) -> str:
     words = []
     for kind in key.kinds:
         if kind == "string" and key.choices:
-            words.append(f"one of {', '.join(key.choices)}")
+            words.append(f"{'one of ' if len(key.choices) > 1 else ''}{', '.join(key.choices)}")
             continue
         name = _NAMES[kind]
         if kind in ("integer", "number"):

@@ -43,7 +43,7 @@ _PREFIX: Final = "base_model.model."
 _PARTS: Final = {"a": ".lora_A.weight", "b": ".lora_B.weight"}
 _PATTERN: Final = re.compile(r"\^?[\w.|\\]{1,400}\$?")
 # PEFT settings that change more than W + s B A: the value for "not used", and the feature's name.
-_UNSUPPORTED: Final[dict[str, tuple[Any, str]]] = {
+UNSUPPORTED: Final[dict[str, tuple[Any, str]]] = {
     "use_dora": (False, "DoRA"),
     "bias": ("none", "trained biases"),
     "lora_bias": (False, "a bias of lora_B"),
@@ -78,7 +78,7 @@ USED: Final[Schema] = {
 }
 # They describe the training, or which layers have tensors, which the file itself shows. The
 # *_config belong to values of init_lora_weights; the last line is ms-swift's.
-_HARMLESS: Final = frozenset((
+HARMLESS: Final = frozenset((
     "task_type", "inference_mode", "auto_mapping", "revision", "peft_version", "runtime_config", "target_modules",
     "exclude_modules", "layers_to_transform", "layers_pattern", "megatron_core", "ensure_weight_tying",
     "qalora_group_size", "loftq_config", "eva_config", "corda_config", "lora_ga_config",
@@ -204,14 +204,14 @@ def _read_settings(directory: Path) -> dict[str, Any]:
     settings = read_json_object(path, CheckpointError, USED)
     if settings["peft_type"] != "LORA":
         raise CheckpointError(f"cannot use {path}: peft_type: expected LORA, found {shown(settings['peft_type'])}")
-    for key, (unused, what) in _UNSUPPORTED.items():
+    for key, (unused, what) in UNSUPPORTED.items():
         if settings.get(key, unused) not in (unused, None, False, [], {}):
             raise CheckpointError(
                 f"cannot use {path}: {key}: expected {json.dumps(unused)}, found {shown(settings[key])}: {what} "
                 "is not supported; merge the adapter with peft (merge_and_unload) and import the result"
             )
     _check_init(path, settings.get("init_lora_weights"))
-    known = USED.keys() | _HARMLESS | _UNSUPPORTED.keys()
+    known = USED.keys() | HARMLESS | UNSUPPORTED.keys()
     for key, value in settings.items():
         if key not in known and value not in (None, False, "", [], {}):
             raise CheckpointError(

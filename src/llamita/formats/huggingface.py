@@ -83,7 +83,7 @@ _SHAPE_KEYS = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_lay
                "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings")  # fmt: skip
 
 # Keys that must be absent, null or one of these values: key → (allowed values, what is supported).
-_FIXED: dict[str, tuple[tuple[Any, ...], str]] = {
+FIXED: dict[str, tuple[tuple[Any, ...], str]] = {
     "hidden_act": (("silu", "swish"), "only SwiGLU"),
     "attention_bias": ((False,), "no biases"),
     "mlp_bias": ((False,), "no biases"),
@@ -209,14 +209,14 @@ def _refuse_other_models(d: Mapping[str, Any], where: str) -> None:
     if architectures is not None and architectures not in known:
         found = shortened(", ".join(map(str, architectures)), 80)
         raise FormatError(f"cannot use {where}: architectures: expected {_ARCHITECTURES[kind]}, found {found}")
-    for key in _FIXED:
+    for key in FIXED:
         _refuse_unless_fixed(d, key, where)
 
 
 def _refuse_unless_fixed(d: Mapping[str, Any], key: str, where: str) -> None:
-    """Refuse a key of _FIXED with an unsupported value."""
+    """Refuse a key of FIXED with an unsupported value."""
     value = d.get(key)
-    allowed, supported = _FIXED[key]
+    allowed, supported = FIXED[key]
     if value is not None and value not in allowed:
         if key == "quantization_config" and isinstance(value, Mapping) and "quant_method" in value:
             value = f"quantization by {value['quant_method']}"

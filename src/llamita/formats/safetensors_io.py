@@ -51,7 +51,7 @@ _MAX_DIMENSIONS: Final = 8
 _MAX_OFFSET: Final = 2**63 - 1
 _OFFSET = Key("integer", null=False, minimum=0, maximum=_MAX_OFFSET)
 _HEADER: Schema = {"__metadata__": Key("object", items=Key("string", null=False))}
-_ENTRY: Schema = {
+ENTRY: Schema = {
     "dtype": Key("string", required=True),
     "shape": Key("list", required=True, items=_OFFSET),
     "data_offsets": Key("list", required=True, items=_OFFSET),
@@ -103,7 +103,7 @@ def read_header(path: Path) -> tuple[list[SafetensorsEntry], dict[str, str]]:
 
 def _entry(path: Path, name: str, fields: Any, data_start: int) -> SafetensorsEntry:
     where = f"{path}: header: tensor {shortened(name, 120)}"
-    values = check_object(fields, _ENTRY, where, FormatError)
+    values = check_object(fields, ENTRY, where, FormatError)
     dtype, shape, offsets = values["dtype"], tuple(values["shape"]), values["data_offsets"]
     if len(offsets) != 2 or len(shape) > _MAX_DIMENSIONS or dtype not in DTYPE_BYTES:
         raise FormatError(
