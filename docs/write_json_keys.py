@@ -8,6 +8,7 @@ import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 
+from llamita.convert.import_huggingface import QUANTIZATION
 from llamita.convert.import_meta import PARAMS
 from llamita.finetune import adapter
 from llamita.formats import huggingface
@@ -75,6 +76,7 @@ def page() -> str:
         HEAD.strip(),
         table("config.json", {**huggingface.IDENTITY, **huggingface.CONFIG}),
         refused(fixed),
+        table("quantization_config, of FP8 weights", QUANTIZATION),
         table("generation_config.json", load.GENERATION_CONFIG),
         table("tokenizer.json", load.TOKENIZER_JSON),
         "The `tokenizers` library reads the other keys.",

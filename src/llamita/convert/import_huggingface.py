@@ -10,7 +10,7 @@ import dataclasses
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -38,13 +38,14 @@ from llamita.formats.safetensors_io import (
 )
 from llamita.formats.tensor_table import check_tensors, tensor_table
 from llamita.formats.torch_pickle import copied, load_pickle, named_tensors
-from llamita.json_file import read_json_object, shortened
+from llamita.json_file import Key, Schema, check_object, read_json_object, shortened
 from llamita.tokenizer import Tokenizer, load_tokenizer
 from llamita.tokenizer.chat_templates import NO_TEMPLATE, check_template_fits
 from llamita.tokenizer.load import GENERATION_CONFIG, unused_templates
 
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
 _ADAPTER = "adapter_model.safetensors"
+_ACTIVATION_SCALES = re.compile(r"\.(input_scale|input_scale_ub|activation_scale|[kv]_scale)$")
 _COMPILED = "_orig_mod."  # torch.compile puts it into names
 PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 _BUFFERS = re.compile(r"(model\.)?(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
@@ -76,8 +77,11 @@ def open_huggingface(folder: Path, options: ImportOptions, name: str) -> ModelSo
 
     Raises FormatError, TokenizerError.
     """
-    config = with_context(_read_config(folder, options.context_tokens), options.context_tokens)
+    config, fp8_block = _read_config(folder, options.context_tokens)
+    config = with_context(config, options.context_tokens)
     weights = _renamed(_open_weights(folder), config, folder)
+    if fp8_block is not None:
+        weights = _dequantized(weights, fp8_block, folder)
     shapes = {each: shape for each, shape in weights.shapes.items() if not _BUFFERS.fullmatch(each)}
     if config.tie_word_embeddings and _OUTPUT in shapes:
         _check_same(weights, folder)
@@ -98,7 +102,8 @@ def open_huggingface(folder: Path, options: ImportOptions, name: str) -> ModelSo
         folder, f"Hugging Face, {weights.kind}", config, lambda spec: weights.dtype(spec.huggingface),
         lambda spec: weights.read(spec.huggingface, 0, None), tokenizer_path,
         lambda out: _write_tokenizer(tokenizer, tokenizer_path, out),
-        (*_notes(config, tokenizer, name), *_template_notes(tokenizer, tokenizer_path)),
+        (*_notes(config, tokenizer, name), *_template_notes(tokenizer, tokenizer_path),
+         *(() if fp8_block is None else ("FP8 weights dequantized: weight · scale",))),
     )  # fmt: skip
 
 
@@ -133,9 +138,11 @@ def _write_tokenizer(tokenizer: Tokenizer, path: Path, out: Path) -> None:
 # ---------------------------------------------------------------- config
 
 
-def _read_config(folder: Path, context_tokens: int | None) -> ModelConfig:
-    """The config of config.json, with the end ids of generation_config.json added."""
+def _read_config(folder: Path, context_tokens: int | None) -> tuple[ModelConfig, tuple[int, int] | None]:
+    """The config of config.json, with the end ids of generation_config.json added; and the rows and
+    columns that share a scale in blocks, if the weights are FP8."""
     content = read_json_object(folder / "config.json", FormatError)
+    fp8_block = _fp8_block(content, str(folder / "config.json"))
     # Before the checks: a window of at least the context does not matter.
     if context_tokens is not None:
         content["max_position_embeddings"] = context_tokens
@@ -145,9 +152,33 @@ def _read_config(folder: Path, context_tokens: int | None) -> ModelConfig:
     more = ends if isinstance(ends, list) else [ends]
     ids = [*config.eos_token_ids]
     ids += [i for i in more if type(i) is int and 0 <= i < config.vocab_size and i not in ids]
-    if not ids:
-        return config
-    return dataclasses.replace(config, eos_token_id=ids[0] if len(ids) == 1 else tuple(ids))
+    if ids:
+        config = dataclasses.replace(config, eos_token_id=ids[0] if len(ids) == 1 else tuple(ids))
+    return config, fp8_block
+
+
+# What is read of a quantization_config; other methods are refused by name.
+QUANTIZATION: Schema = {
+    "quant_method": Key("string", choices=("fp8", "fbgemm_fp8", "compressed-tensors")),
+    "format": Key("string", choices=("float-quantized",), use="of compressed-tensors"),
+    "weight_block_size": Key("list", items=Key("integer", null=False, positive=True, maximum=65536), use="of fp8"),
+}
+
+
+def _fp8_block(content: dict[str, Any], where: str) -> tuple[int, int] | None:
+    """The size of FP8's blocks, if the weights are FP8; removes quantization_config then."""
+    settings = content.get("quantization_config")
+    if not isinstance(settings, dict):
+        return None
+    method, form = settings.get("quant_method"), settings.get("format")
+    if not (method in ("fp8", "fbgemm_fp8") or (method == "compressed-tensors" and form == "float-quantized")):
+        return None
+    checked = check_object(settings, QUANTIZATION, f"{where}: quantization_config", FormatError)
+    block = checked["weight_block_size"] or [128, 128]
+    if len(block) != 2:
+        raise FormatError(f"cannot read {where}: quantization_config: weight_block_size: expected two, found {block}")
+    del content["quantization_config"]
+    return block[0], block[1]
 
 
 # ---------------------------------------------------------------- weights
@@ -231,6 +262,46 @@ def _renamed(weights: _Weights, config: ModelConfig, folder: Path) -> _Weights:
     return _Weights(
         {name: weights.shapes[stored] for name, stored in names.items()},
         lambda name: weights.dtype(names[name]), read, weights.kind,
+    )  # fmt: skip
+
+
+def _dequantized(weights: _Weights, block: tuple[int, int], folder: Path) -> _Weights:
+    """FP8 weights times their scales, in float32: one scale, one per row, or one per block.
+
+    Scales of activations and of the KV cache are left out: they do not change a weight."""
+    scales: dict[str, str] = {}
+    for name, shape in weights.shapes.items():
+        if weights.dtype(name) != torch.float8_e4m3fn:
+            continue
+        scale = next((name + end for end in ("_scale_inv", "_scale") if name + end in weights.shapes), None)
+        blocks = tuple(-(-size // part) for size, part in zip(shape, block, strict=False))
+        known = {(), (1,), (1, 1), shape[:1], (*shape[:1], 1), blocks}
+        if scale is None or len(shape) != 2 or weights.shapes[scale] not in known:
+            found = "none" if scale is None else str(list(weights.shapes[scale])[:4])
+            raise FormatError(
+                f"cannot read {folder}: tensor {shortened(name, 120)}: expected FP8 numbers with a tensor _scale or "
+                f"_scale_inv of one number, one for each row, or one for each block of {block[0]} × {block[1]}, found "
+                f"{found}"
+            )
+        scales[name] = scale
+
+    def read(name: str, first: int, num: int | None) -> Tensor:
+        tensor = weights.read(name, first, num)
+        if name not in scales:
+            return tensor
+        scale = weights.read(scales[name], 0, None).float()
+        if scale.numel() == 1:
+            return tensor.float() * scale.reshape(1, 1)
+        scale = scale.reshape(len(scale), -1)
+        rows, columns = tensor.shape
+        if scale.shape != (rows, 1):
+            scale = scale.repeat_interleave(block[0], 0)[:rows].repeat_interleave(block[1], 1)[:, :columns]
+        return tensor.float() * scale
+
+    left_out = set(scales.values()) | {name for name in weights.shapes if _ACTIVATION_SCALES.search(name)}
+    return _Weights(
+        {name: shape for name, shape in weights.shapes.items() if name not in left_out},
+        lambda name: torch.float32 if name in scales else weights.dtype(name), read, f"{weights.kind}, FP8",
     )  # fmt: skip
 
 

@@ -87,7 +87,7 @@ FIXED: dict[str, tuple[tuple[Any, ...], str]] = {
     "hidden_act": (("silu", "swish"), "only SwiGLU"),
     "attention_bias": ((False,), "no biases"),
     "mlp_bias": ((False,), "no biases"),
-    "quantization_config": ((), "only plain weights"),
+    "quantization_config": ((), "only plain weights; import reads FP8"),
     "partial_rotary_factor": ((1, 1.0), "RoPE over whole heads"),
     "is_encoder_decoder": ((False,), "only decoders"),
 }

@@ -401,8 +401,70 @@ def test_a_list_of_chat_templates_without_default_is_noted(make_checkpoint: Make
     assert note.startswith("no chat template: tokenizer_config.json has rag, tool_use, and none named default")
 
 
-@pytest.mark.parametrize("method", ["fp8", "gptq", "bitsandbytes"])
+@pytest.mark.parametrize("method", ["gptq", "bitsandbytes", "compressed-tensors"])
 def test_quantized_weights_are_refused_by_name(make_checkpoint: MakeCheckpoint, tmp_path: Path, method: str) -> None:
     source = make_checkpoint(tmp_path / "source")
     change_config(source, quantization_config={"quant_method": method})
     refuse(source, tmp_path / "out", f"quantization_config: quantization by {method} is not supported")
+
+
+BLOCKS: dict[str, tuple[dict[str, Any], Callable[[Any], Any], str]] = {
+    "one": ({"quant_method": "fp8"}, lambda w: w.abs().max().reshape(1), "_scale"),
+    "rows": ({"quant_method": "fbgemm_fp8"}, lambda w: w.abs().amax(1, keepdim=True), "_scale"),
+    "rows, compressed-tensors": (
+        {"quant_method": "compressed-tensors", "format": "float-quantized"},
+        lambda w: w.abs().amax(1, keepdim=True).bfloat16(), "_scale",
+    ),
+    "blocks": (
+        {"quant_method": "fp8", "weight_block_size": [48, 40]},
+        lambda w: torch.stack([torch.stack([part.abs().max() for part in rows.split(40, 1)]) for rows in w.split(48)]),
+        "_scale_inv",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", BLOCKS)
+def test_fp8_weights(make_checkpoint: MakeCheckpoint, tmp_path: Path, kind: str) -> None:
+    """weight · scale, in float32, with one scale, one for each row, or one for each block."""
+    source = make_checkpoint(tmp_path / "source")
+    settings, scale_of, suffix = BLOCKS[kind]
+    expected: dict[str, Any] = {}
+
+    def to_fp8(tensors: dict[str, Any]) -> dict[str, Any]:
+        result = {"model.layers.0.self_attn.k_scale": torch.ones(1)}
+        for name, tensor in tensors.items():
+            if not name.endswith("_proj.weight"):
+                result[name] = expected[name] = tensor
+                continue
+            scale = scale_of(tensor) / 448
+            whole = torch.empty_like(tensor)
+            for row in range(tensor.shape[0]):
+                for column in range(tensor.shape[1]):
+                    at = (
+                        (row // 48, column // 40) if kind == "blocks" else (row, 0) if kind.startswith("rows") else (0,)
+                    )
+                    whole[row, column] = scale[at].float()
+            result[name] = (tensor / whole).to(torch.float8_e4m3fn)
+            result[name + suffix] = scale
+            expected[name] = result[name].float() * whole
+        return result
+
+    rewrite(source, to_fp8)
+    change_config(source, quantization_config=settings)
+    report = import_model(source, tmp_path / "out")
+    found = load_tensors(tmp_path / "out")
+    assert found.keys() == expected.keys() and report.kind == "Hugging Face, safetensors, FP8"
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor), name
+    assert any("FP8 weights dequantized" in note for note in report.notes)
+    change_config(source, quantization_config={"quant_method": "fp8", "weight_block_size": [7]})
+    refuse(source, tmp_path / "bad", "weight_block_size: expected two")
+    change_config(source, quantization_config=...)
+    refuse(source, tmp_path / "none", "unknown tensor|found float8_e4m3fn")
+
+
+def test_fp8_without_scales_is_refused(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+    source = make_checkpoint(tmp_path / "source")
+    rewrite(source, lambda t: t | {f"{Q}.weight": t[f"{Q}.weight"].to(torch.float8_e4m3fn)})
+    change_config(source, quantization_config={"quant_method": "fp8"})
+    refuse(source, tmp_path / "out", f"tensor {Q}.weight: expected FP8 numbers with a tensor _scale .* found none")
