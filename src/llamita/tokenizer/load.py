@@ -101,10 +101,6 @@ def load_tokenizer(path: Path) -> Tokenizer:
     data = _read(path)
     if not data:
         raise TokenizerError(f"cannot read tokenizer {path}: the file is empty")
-    if data.startswith(b"version https://git-lfs"):
-        raise TokenizerError(
-            f"cannot read tokenizer {path}: found a Git LFS pointer; fetch the file with: git lfs pull"
-        )
     if path.suffix == ".json" or data[:1] == b"{":
         return _from_json(data, path)
     if is_tiktoken(data):
@@ -331,9 +327,14 @@ def _special_tokens(settings: dict[str, Any]) -> set[str]:
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        data = path.read_bytes()
     except OSError as error:
         raise TokenizerError(f"cannot read tokenizer {path}: {error.strerror or error}") from None
+    if data.startswith(b"version https://git-lfs"):
+        raise TokenizerError(
+            f"cannot read tokenizer {path}: found a Git LFS pointer; fetch the file with: git lfs pull"
+        )
+    return data
 
 
 def _settings(path: Path) -> dict[str, Any]:

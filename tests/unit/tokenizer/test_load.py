@@ -329,3 +329,15 @@ def test_chat_templates_by_name(folder: Path) -> None:
     (folder / "chat_template.jinja").write_bytes(b"caf\xe9")
     with pytest.raises(TokenizerError, match=r"chat_template.jinja: byte 3: expected UTF-8 text"):
         load_tokenizer(folder)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["tokenizer.json", "tokenizer_config.json", "tokenizer.model", "tokenizer.bin", "chat_template.jinja",
+     "special_tokens_map.json", "generation_config.json", "config.json"],
+)  # fmt: skip
+def test_a_git_lfs_pointer_is_named(folder: Path, name: str) -> None:
+    (folder / "tokenizer_config.json").write_text("{}")
+    (folder / name).write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")
+    with pytest.raises(TokenizerError, match=f"{name}: found a Git LFS pointer; fetch the file with: git lfs pull"):
+        load_tokenizer(folder)
