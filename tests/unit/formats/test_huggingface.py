@@ -88,7 +88,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "no hidden size": (plain(hidden_size=...), "hidden_size is missing"),
     "hidden size as text": (plain(hidden_size="64"), "hidden_size: expected a positive whole number of .*, found '64'"),
     "hidden size true": (plain(hidden_size=True), "hidden_size: expected a positive whole number"),
-    "zero layers": (plain(num_hidden_layers=0), "num_hidden_layers: expected a positive whole number of at most 2,147,483,647, found 0"),
+    "zero layers": (plain(num_hidden_layers=0), "num_hidden_layers: expected a positive whole number of .*, found 0"),
     "absurdly many layers": (plain(num_hidden_layers=2**31 - 1), "num_hidden_layers: expected at most"),
     "huge vocabulary": (plain(vocab_size=10**400), "vocab_size: expected a positive whole number"),
     "heads that do not divide": (plain(head_dim=None, num_attention_heads=5), "expected a divisor of hidden_size"),
