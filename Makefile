@@ -33,8 +33,9 @@ bench: $(VENV)/.dev engine ## tok/s of the engine and of llama.cpp (ARGS="--only
 gpu: $(VENV)/.train ## check training on this machine's CUDA GPU and measure it, in eight minutes
 	@$(BIN)/python benchmarks/gpu.py --out build/gpu
 
-docs: $(VENV)/.dev ## write the generated pages: docs/cli.md, docs/python-api.md
+docs: $(VENV)/.dev ## write the generated pages: docs/cli.md, docs/python-api.md, docs/json-keys.md
 	@$(BIN)/python docs/write_cli.py && $(BIN)/python docs/write_python_api.py
+	@$(BIN)/python docs/write_json_keys.py
 
 docs-site: $(VENV)/.docs ## build the documentation: build/site/index.html
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

@@ -42,7 +42,7 @@ from llamita.formats.safetensors_io import (
     write_safetensors,
     write_sharded_safetensors,
 )
-from llamita.json_file import read_json_object
+from llamita.json_file import Key, Schema, read_json_object, shortened
 from llamita.model.llama import Llama
 from llamita.tokenizer.load import load_tokenizer, needs_model_config
 
@@ -51,6 +51,7 @@ TOKENIZER_FILES = (
     "added_tokens.json", "chat_template.jinja",
 )  # fmt: skip
 ADAPTER_CONFIG = "adapter_config.json"  # marks a folder as an adapter
+_BASE: Schema = {"base_model_name_or_path": Key("string")}
 STEP_NAME = re.compile(r"step-(\d{8})")
 
 
@@ -171,11 +172,17 @@ def _refuse_adapter(path: Path) -> None:
     """Raise CheckpointError if the path is an adapter, or a run whose checkpoints are adapters."""
     adapter = next((each for each in (path, path / "best", path / "latest") if (each / ADAPTER_CONFIG).is_file()), None)
     if adapter is not None:
-        base = read_json_object(adapter / ADAPTER_CONFIG, CheckpointError).get("base_model_name_or_path") or "BASE"
+        base = shortened(adapter_base(adapter) or "BASE", 100)
         raise CheckpointError(
             f"cannot open checkpoint {path}: it is an adapter (LoRA) of {base}; merge it first: llamita merge {base} "
             f"{path} --out CHECKPOINT"
         )
+
+
+def adapter_base(adapter: Path) -> str | None:
+    """The base model that an adapter's folder names. Raises CheckpointError."""
+    base: str | None = read_json_object(adapter / ADAPTER_CONFIG, CheckpointError, _BASE)["base_model_name_or_path"]
+    return base
 
 
 def _has_weights(path: Path) -> bool:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ import torch
 from llamita.checkpoint import load_config, load_model, load_tensors
 from llamita.formats.huggingface import config_from_dict
 from llamita.formats.tensor_table import check_tensors
-from llamita.tokenizer import load_tokenizer
+from llamita.tokenizer import load_tokenizer, train_bpe
 
 pytestmark = pytest.mark.compat
 
@@ -98,3 +100,27 @@ def test_defaults_are_those_of_transformers(transformers) -> None:
         "eos_token_id", "pad_token_id", "head_dim",
     ):  # fmt: skip
         assert getattr(ours, key) == getattr(theirs, key), key
+
+
+@pytest.mark.parametrize("tokenizer_class", ["GPT2Tokenizer", "Qwen2TokenizerFast"])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}, {"additional_special_tokens": ["<|im_end|>"]},
+     {"add_prefix_space": True}],
+)  # fmt: skip
+def test_vocab_and_merges_are_read_as_by_transformers(
+    tmp_path: Path, tokenizer_class: str, settings: dict[str, Any]
+) -> None:
+    if "add_prefix_space" in settings and tokenizer_class != "GPT2Tokenizer":
+        pytest.skip("refused")
+    model = json.loads(train_bpe(["the cat sat on the mat; they'll try 1024"] * 9, 270).to_json())["model"]
+    (tmp_path / "vocab.json").write_text(json.dumps(model["vocab"]))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n" + "\n".join(" ".join(each) for each in model["merges"]))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": tokenizer_class, **settings}))
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    from transformers import AutoTokenizer
+
+    theirs, ours = AutoTokenizer.from_pretrained(tmp_path), load_tokenizer(tmp_path)
+    assert (ours.bos_id, ours.eos_id) == (theirs.bos_token_id, theirs.eos_token_id)
+    for text in (*TEXTS, "a<|im_end|>b <|endoftext|>", "<|im_start|>user\nHi", "e\u0301"):
+        assert ours.encode(text, parse_special=True) == theirs.encode(text, add_special_tokens=False), text

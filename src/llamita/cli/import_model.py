@@ -43,7 +43,7 @@ class ImportFlags:
     """Context length. Default: the source's; Meta folders do not name one, and the report prints
     the choice."""
     verify: Literal["auto", "yes", "no"] = "auto"
-    """Compare logits of the result with the source's. Default: up to 200M weights."""
+    """Compare logits and ids of texts with the source's. Default: up to 200M weights."""
 
 
 def main(argv: list[str]) -> None:

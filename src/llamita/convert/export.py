@@ -32,13 +32,13 @@ from llamita.config import ModelConfig
 from llamita.convert.quant_mix import QuantMix, assign_types, quant_mix, quant_mix_notes
 from llamita.convert.verify import Verification, is_small, text_notes, verify_file, verify_folder
 from llamita.errors import ConfigError, EngineError
-from llamita.formats.gguf import write_gguf
+from llamita.formats.gguf import stream_gguf
 from llamita.formats.gguf_metadata import model_metadata, rope_factors
 from llamita.formats.llama2c import (
     MAX_GROUP_SIZE,
     check_expressible,
     choose_group_size,
-    write_bin,
+    stream_bin,
 )
 from llamita.formats.rope_order import permute_qk
 from llamita.formats.safetensors_io import DTYPES, SafetensorsReader, TensorEntry, checked
@@ -201,7 +201,8 @@ def _export_gguf(job: _Job, mix: QuantMix, name: str) -> ExportReport:
 
     start = time.perf_counter()
     with atomic_file(job.out) as temporary:
-        num_bytes = write_gguf(temporary, metadata, infos, encoded())
+        with temporary.open("wb") as file:
+            num_bytes = stream_gguf(file, metadata, infos, encoded())
         seconds = time.perf_counter() - start
         verification, notes = _verified(job, temporary, _coarsest(types.values()))
         notes = (*text_notes(tokenizer, temporary, run=job.verify is not False), *notes)
@@ -267,7 +268,8 @@ def _export_bin(job: _Job, version: int) -> ExportReport:
 
     start = time.perf_counter()
     with atomic_file(job.out) as temporary:
-        num_bytes = write_bin(temporary, config, tensor, version)
+        with temporary.open("wb") as file:
+            num_bytes = stream_bin(file, config, tensor, version)
         seconds = time.perf_counter() - start
         verification, verify_notes = _verified(job, temporary, "F32" if version < 2 else "Q8_0")
     if vocabulary:

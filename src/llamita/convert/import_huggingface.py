@@ -1,7 +1,7 @@
 """Opens a Hugging Face folder, or a model of the Hugging Face hub, as a ModelSource.
 
-Weights are safetensors in one file or in shards with an index, or else PyTorch pickles
-(pytorch_model.bin) in either form. The tokenizer's files are checked and copied unchanged.
+Weights are safetensors in one file or in shards, or else PyTorch pickles (pytorch_model.bin) in
+either form. The tokenizer's files are checked and copied unchanged.
 """
 
 from __future__ import annotations
@@ -10,23 +10,43 @@ import dataclasses
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 
 from llamita.checkpoint import copy_tokenizer
 from llamita.config import ModelConfig
-from llamita.convert.model_source import ImportOptions, ModelSource, byte_notes, check_fit, with_context
+from llamita.convert.model_source import (
+    ImportOptions,
+    ModelSource,
+    byte_notes,
+    check_fit,
+    with_context,
+    with_unpermuted_qk,
+)
 from llamita.errors import ConfigError, FormatError, NetworkError
 from llamita.formats.huggingface import config_from_dict
-from llamita.formats.safetensors_io import FLOAT_DTYPES, INDEX, WEIGHTS, open_safetensors, read_index
+from llamita.formats.safetensors_io import (
+    FLOAT_DTYPES,
+    INDEX,
+    WEIGHTS,
+    SafetensorsReader,
+    open_safetensors,
+    open_safetensors_files,
+    read_index,
+)
 from llamita.formats.tensor_table import check_tensors, tensor_table
 from llamita.formats.torch_pickle import copied, load_pickle, named_tensors
-from llamita.json_file import read_json_object
+from llamita.json_file import Key, Schema, check_object, read_json_object, shortened
 from llamita.tokenizer import Tokenizer, load_tokenizer
 from llamita.tokenizer.chat_templates import NO_TEMPLATE, check_template_fits
+from llamita.tokenizer.load import GENERATION_CONFIG, unused_templates
 
+_SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
+_ADAPTER = "adapter_model.safetensors"
+_ACTIVATION_SCALES = re.compile(r"\.(input_scale|input_scale_ub|activation_scale|[kv]_scale)$")
+_COMPILED = "_orig_mod."  # torch.compile puts it into names
 PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 _BUFFERS = re.compile(r"(model\.)?(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 _EMBEDDING, _OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
@@ -35,9 +55,11 @@ _ROWS: Final = 4096  # compared at a time
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _HUB_FILES: Final = (
     "config.json", "generation_config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json",
-    "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
+    "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "vocab.json", "merges.txt",
 )  # fmt: skip
-_HUB_WEIGHTS: Final = (("model*.safetensors", INDEX), ("pytorch_model*.bin", PICKLE_INDEX))
+_HUB_WEIGHTS: Final = (
+    ("model*.safetensors", INDEX), ("pytorch_model*.bin", PICKLE_INDEX), ("*.safetensors", INDEX),
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,17 +77,20 @@ def open_huggingface(folder: Path, options: ImportOptions, name: str) -> ModelSo
 
     Raises FormatError, TokenizerError.
     """
-    config = with_context(_read_config(folder, options.context_tokens), options.context_tokens)
-    weights = _open_weights(folder)
+    config, fp8_block = _read_config(folder, options.context_tokens)
+    config = with_context(config, options.context_tokens)
+    weights = _renamed(_open_weights(folder), config, folder)
+    if fp8_block is not None:
+        weights = _dequantized(weights, fp8_block, folder)
     shapes = {each: shape for each, shape in weights.shapes.items() if not _BUFFERS.fullmatch(each)}
     if config.tie_word_embeddings and _OUTPUT in shapes:
         _check_same(weights, folder)
         del shapes[_OUTPUT]
     check_tensors(shapes, config, "huggingface", str(folder))
     for spec in tensor_table(config):
-        if weights.dtype(spec.huggingface) not in FLOAT_DTYPES:
+        if weights.dtype(spec.huggingface) not in (*FLOAT_DTYPES, torch.float64):
             raise FormatError(
-                f"cannot read {folder}: tensor {spec.huggingface}: expected floats of 16 or 32 bits, found "
+                f"cannot read {folder}: tensor {spec.huggingface}: expected floats of 16, 32 or 64 bits, found "
                 f"{str(weights.dtype(spec.huggingface)).removeprefix('torch.')}"
             )
     tokenizer_path = options.tokenizer or folder
@@ -76,7 +101,9 @@ def open_huggingface(folder: Path, options: ImportOptions, name: str) -> ModelSo
     return ModelSource(
         folder, f"Hugging Face, {weights.kind}", config, lambda spec: weights.dtype(spec.huggingface),
         lambda spec: weights.read(spec.huggingface, 0, None), tokenizer_path,
-        lambda out: _write_tokenizer(tokenizer, tokenizer_path, out), _notes(config, tokenizer, name),
+        lambda out: _write_tokenizer(tokenizer, tokenizer_path, out),
+        (*_notes(config, tokenizer, name), *_template_notes(tokenizer, tokenizer_path),
+         *(() if fp8_block is None else ("FP8 weights dequantized: weight · scale",))),
     )  # fmt: skip
 
 
@@ -88,6 +115,15 @@ def _notes(config: ModelConfig, tokenizer: Tokenizer, name: str) -> tuple[str, .
     if tokenizer.chat_template is None and re.search(r"chat|instruct", name, re.IGNORECASE):
         notes.append("no chat template, although the name suggests a chat model (--chat-template NAME sets one)")
     return tuple(notes)
+
+
+def _template_notes(tokenizer: Tokenizer, path: Path) -> list[str]:
+    """A note if there are chat templates, but none is the default."""
+    names = unused_templates(path if path.is_dir() else path.parent)
+    if tokenizer.chat_template is not None or not names:
+        return []
+    listed = ", ".join(shortened(name, 40) for name in names[:6])
+    return [f"no chat template: tokenizer_config.json has {listed}, and none named default (--chat-template NAME)"]
 
 
 def _write_tokenizer(tokenizer: Tokenizer, path: Path, out: Path) -> None:
@@ -102,21 +138,47 @@ def _write_tokenizer(tokenizer: Tokenizer, path: Path, out: Path) -> None:
 # ---------------------------------------------------------------- config
 
 
-def _read_config(folder: Path, context_tokens: int | None) -> ModelConfig:
-    """The config of config.json, with the end ids of generation_config.json added."""
+def _read_config(folder: Path, context_tokens: int | None) -> tuple[ModelConfig, tuple[int, int] | None]:
+    """The config of config.json, with the end ids of generation_config.json added; and the rows and
+    columns that share a scale in blocks, if the weights are FP8."""
     content = read_json_object(folder / "config.json", FormatError)
+    fp8_block = _fp8_block(content, str(folder / "config.json"))
     # Before the checks: a window of at least the context does not matter.
     if context_tokens is not None:
         content["max_position_embeddings"] = context_tokens
     config = config_from_dict(content, str(folder / "config.json"))
     settings = folder / "generation_config.json"
-    ends = read_json_object(settings, FormatError).get("eos_token_id") if settings.is_file() else None
+    ends = read_json_object(settings, FormatError, GENERATION_CONFIG)["eos_token_id"] if settings.is_file() else None
     more = ends if isinstance(ends, list) else [ends]
     ids = [*config.eos_token_ids]
     ids += [i for i in more if type(i) is int and 0 <= i < config.vocab_size and i not in ids]
-    if not ids:
-        return config
-    return dataclasses.replace(config, eos_token_id=ids[0] if len(ids) == 1 else tuple(ids))
+    if ids:
+        config = dataclasses.replace(config, eos_token_id=ids[0] if len(ids) == 1 else tuple(ids))
+    return config, fp8_block
+
+
+# What is read of a quantization_config; other methods are refused by name.
+QUANTIZATION: Schema = {
+    "quant_method": Key("string", choices=("fp8", "fbgemm_fp8", "compressed-tensors")),
+    "format": Key("string", choices=("float-quantized",), use="of compressed-tensors"),
+    "weight_block_size": Key("list", items=Key("integer", null=False, positive=True, maximum=65536), use="of fp8"),
+}
+
+
+def _fp8_block(content: dict[str, Any], where: str) -> tuple[int, int] | None:
+    """The size of FP8's blocks, if the weights are FP8; removes quantization_config then."""
+    settings = content.get("quantization_config")
+    if not isinstance(settings, dict):
+        return None
+    method, form = settings.get("quant_method"), settings.get("format")
+    if not (method in ("fp8", "fbgemm_fp8") or (method == "compressed-tensors" and form == "float-quantized")):
+        return None
+    checked = check_object(settings, QUANTIZATION, f"{where}: quantization_config", FormatError)
+    block = checked["weight_block_size"] or [128, 128]
+    if len(block) != 2:
+        raise FormatError(f"cannot read {where}: quantization_config: weight_block_size: expected two, found {block}")
+    del content["quantization_config"]
+    return block[0], block[1]
 
 
 # ---------------------------------------------------------------- weights
@@ -126,13 +188,17 @@ def _open_weights(folder: Path) -> _Weights:
     if (folder / WEIGHTS).is_file() or (folder / INDEX).is_file():
         stored = open_safetensors(folder)
         return _Weights(stored.shapes, stored.dtype, stored.read, "safetensors")
+    others = sorted(path.name for path in folder.glob("*.safetensors") if path.name != _ADAPTER)
+    if others:
+        stored = _open_without_index(folder, others)
+        return _Weights(stored.shapes, stored.dtype, stored.read, "safetensors")
     if (folder / PICKLE).is_file():
         files = {PICKLE: None}
     elif (folder / PICKLE_INDEX).is_file():
         files = dict.fromkeys(sorted(set(read_index(folder / PICKLE_INDEX).values())))
     else:
         raise FormatError(
-            f"cannot import {folder}: no weights next to config.json (looked for {WEIGHTS}, {INDEX}, {PICKLE}, "
+            f"cannot import {folder}: no weights next to config.json (looked for *.safetensors, {PICKLE}, "
             f"{PICKLE_INDEX})"
         )
     tensors: dict[str, Tensor] = {}
@@ -148,6 +214,95 @@ def _open_weights(folder: Path) -> _Weights:
         return copied([rows], tuple(rows.shape), 0)
 
     return _Weights(shapes, lambda key: tensors[key].dtype, read, "PyTorch pickle")
+
+
+def _open_without_index(folder: Path, names: list[str]) -> SafetensorsReader:
+    """One .safetensors file of any name, or all shards of a name. Raises FormatError if they are
+    several models, or if a shard is missing."""
+    if len(names) > 1:
+        shards = [match for match in map(_SHARD.fullmatch, names) if match]
+        numbers = sorted(int(shard[2]) for shard in shards)
+        kinds = {(shard[1], shard[3]) for shard in shards}
+        if len(shards) < len(names) or len(kinds) != 1:
+            raise FormatError(
+                f"cannot import {folder}: expected {WEIGHTS}, one .safetensors file, or shards of one model, found "
+                f"{shortened(', '.join(names), 200)}"
+            )
+        count = int(next(iter(kinds))[1])
+        missing = next((number for number in range(1, count + 1) if number not in numbers), None)
+        if missing is not None:
+            name = f"{shards[0][1]}-{missing:05d}-of-{count:05d}.safetensors"
+            raise FormatError(f"cannot import {folder}: expected {count} shards, found {len(names)}: {name} is missing")
+    return open_safetensors_files([folder / name for name in names])
+
+
+def _renamed(weights: _Weights, config: ModelConfig, folder: Path) -> _Weights:
+    """The weights under the names of LlamaForCausalLM: without the prefix of torch.compile; `model.`
+    added if a LlamaModel was saved; from Meta's names, with rows of q and k in Hugging Face's order."""
+    names: dict[str, str] = {}
+    plain = {name.replace(_COMPILED, ""): name for name in weights.shapes}
+    if len(plain) < len(weights.shapes):
+        raise FormatError(f"cannot read {folder}: expected unique tensor names without {_COMPILED}")
+    is_meta = "tok_embeddings.weight" in plain
+    specs = {spec.name("llama2c"): spec for spec in tensor_table(config)} if is_meta else {}
+    if is_meta and config.tie_word_embeddings and "output.weight" in plain:
+        plain[_OUTPUT] = plain.pop("output.weight")
+    has_prefix = any(name.startswith("model.") for name in plain)
+    for name, stored in plain.items():
+        if name in specs:
+            names[specs[name].huggingface] = stored
+        else:
+            names[name if has_prefix or is_meta or name.startswith("lm_head.") else f"model.{name}"] = stored
+    by_name = {spec.huggingface: spec for spec in specs.values()}
+
+    def read(name: str, first: int, num: int | None) -> Tensor:
+        tensor = weights.read(names[name], first, num)
+        return with_unpermuted_qk(tensor, by_name[name], config) if name in by_name and num is None else tensor
+
+    return _Weights(
+        {name: weights.shapes[stored] for name, stored in names.items()},
+        lambda name: weights.dtype(names[name]), read, weights.kind,
+    )  # fmt: skip
+
+
+def _dequantized(weights: _Weights, block: tuple[int, int], folder: Path) -> _Weights:
+    """FP8 weights times their scales, in float32: one scale, one per row, or one per block.
+
+    Scales of activations and of the KV cache are left out: they do not change a weight."""
+    scales: dict[str, str] = {}
+    for name, shape in weights.shapes.items():
+        if weights.dtype(name) != torch.float8_e4m3fn:
+            continue
+        scale = next((name + end for end in ("_scale_inv", "_scale") if name + end in weights.shapes), None)
+        blocks = tuple(-(-size // part) for size, part in zip(shape, block, strict=False))
+        known = {(), (1,), (1, 1), shape[:1], (*shape[:1], 1), blocks}
+        if scale is None or len(shape) != 2 or weights.shapes[scale] not in known:
+            found = "none" if scale is None else str(list(weights.shapes[scale])[:4])
+            raise FormatError(
+                f"cannot read {folder}: tensor {shortened(name, 120)}: expected FP8 numbers with a tensor _scale or "
+                f"_scale_inv of one number, one for each row, or one for each block of {block[0]} × {block[1]}, found "
+                f"{found}"
+            )
+        scales[name] = scale
+
+    def read(name: str, first: int, num: int | None) -> Tensor:
+        tensor = weights.read(name, first, num)
+        if name not in scales:
+            return tensor
+        scale = weights.read(scales[name], 0, None).float()
+        if scale.numel() == 1:
+            return tensor.float() * scale.reshape(1, 1)
+        scale = scale.reshape(len(scale), -1)
+        rows, columns = tensor.shape
+        if scale.shape != (rows, 1):
+            scale = scale.repeat_interleave(block[0], 0)[:rows].repeat_interleave(block[1], 1)[:, :columns]
+        return tensor.float() * scale
+
+    left_out = set(scales.values()) | {name for name in weights.shapes if _ACTIVATION_SCALES.search(name)}
+    return _Weights(
+        {name: shape for name, shape in weights.shapes.items() if name not in left_out},
+        lambda name: torch.float32 if name in scales else weights.dtype(name), read, f"{weights.kind}, FP8",
+    )  # fmt: skip
 
 
 def _check_same(weights: _Weights, folder: Path) -> None:

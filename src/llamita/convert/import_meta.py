@@ -23,7 +23,7 @@ from llamita.convert.model_source import ImportOptions, ModelSource, check_fit, 
 from llamita.errors import ConfigError, FormatError, TokenizerError
 from llamita.formats.tensor_table import MAX_LAYERS, TensorSpec, check_tensors, tensor_table
 from llamita.formats.torch_pickle import copied, load_pickle, named_tensors
-from llamita.json_file import read_json_object
+from llamita.json_file import ABSENT, Key, Schema, check_object, read_json_object, shortened, shown
 from llamita.tokenizer import Tokenizer, load_tokenizer
 from llamita.tokenizer.chat_templates import CHAT_TEMPLATES, NO_TEMPLATE, check_template_fits
 from llamita.tokenizer.load import is_tiktoken_file, load_tiktoken
@@ -32,12 +32,31 @@ NUM_SHARDS: Final = (1, 2, 4, 8, 16)
 _SHARD_NAME = re.compile(r"consolidated\.(\d\d)\.pth")
 _BUFFERS = re.compile(r"rope\.freqs|freqs_cis|layers\.\d+\.attention\.(inner_attention\.rope\.freqs|mask)")
 
-# Keys of params.json that do not affect the model, and all known keys.
-_IGNORED_KEYS: Final = ("max_batch_size", "max_seq_len", "model_parallel_size")
-_KEYS: Final = (
-    "dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "multiple_of", "ffn_dim_multiplier", "norm_eps",
-    "rope_theta", "use_scaled_rope", "rope_scaling_factor", "rope_high_freq_factor", *_IGNORED_KEYS,
-)  # fmt: skip
+
+def _whole_key(use: str, *, required: bool = False) -> Key:
+    return Key("integer", default=ABSENT, required=required, positive=True, maximum=2**31 - 1, use=use)
+
+
+def _real_key(use: str, *, null: bool = False) -> Key:
+    return Key("number", default=ABSENT, null=null, positive=True, maximum=1e30, use=use)
+
+
+# All known keys of params.json, with what they become in config.json.
+PARAMS: Schema = {
+    "dim": _whole_key("hidden_size", required=True),
+    "n_layers": _whole_key("num_hidden_layers", required=True),
+    "n_heads": _whole_key("num_attention_heads", required=True),
+    "n_kv_heads": _whole_key("num_key_value_heads"),
+    "vocab_size": Key("integer", default=ABSENT, minimum=-1, maximum=2**31 - 1, use="checked; -1 or null: not known"),
+    "multiple_of": _whole_key("checked against the shape of w1"),
+    "ffn_dim_multiplier": _real_key("checked against the shape of w1", null=True),
+    "norm_eps": _real_key("rms_norm_eps"),
+    "rope_theta": _real_key(""),
+    "use_scaled_rope": Key("boolean", default=ABSENT, null=False, use="RoPE scaling of Llama 3.1"),
+    "rope_scaling_factor": _real_key(""),
+    "rope_high_freq_factor": _real_key(""),
+    **{key: Key("integer", use="ignored") for key in ("max_batch_size", "max_seq_len", "model_parallel_size")},
+}
 
 # Constants of the reference code of Llama 3.1 and 3.2 that params.json lacks. The factor is 8,
 # except 32 for the small models of 3.2 (1B and 3B: dim 2048 and 3072), according to their
@@ -90,14 +109,12 @@ def open_meta(path: Path, options: ImportOptions) -> ModelSource:
 def _read_params(path: Path) -> dict[str, Any]:
     content = read_json_object(path, FormatError)
     params = content.get("model", content)
-    if not isinstance(params, dict):
-        raise FormatError(f"cannot read {path}: model: expected an object, found {type(params).__name__}")
-    unknown = next((key for key in params if key not in _KEYS), None)
+    unknown = next((key for key in params if key not in PARAMS), None) if isinstance(params, dict) else None
     if unknown is not None:
         raise FormatError(
-            f"cannot use {path}: {str(unknown)[:60]}: unknown key; a plain Llama has {', '.join(_KEYS[:10])}"
+            f"cannot use {path}: {shortened(str(unknown))}: unknown key; a plain Llama has {', '.join([*PARAMS][:10])}"
         )
-    return params
+    return check_object(params, PARAMS, str(path) if params is content else f"{path}: model", FormatError)
 
 
 def _shard_files(path: Path) -> list[Path]:
@@ -216,8 +233,6 @@ def _context(
 ) -> tuple[int, dict[str, Any] | None, list[str]]:
     """(context, RoPE scaling, notes) by the rules of transformers' converter."""
     scaled = params.get("use_scaled_rope", False)
-    if not isinstance(scaled, bool):
-        raise FormatError(f"cannot use {where}: use_scaled_rope: expected true or false, found {str(scaled)[:40]}")
     if scaled:
         guess = 32.0 if params["dim"] < _SMALL_DIM else 8.0
         factor = _real(params.get("rope_scaling_factor", guess), "rope_scaling_factor", where)
@@ -301,13 +316,13 @@ def _is_tied(shards: Sequence[Mapping[str, Tensor]]) -> bool:
 
 def _whole(value: Any, key: str, where: Path) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 2**31:
-        raise FormatError(f"cannot use {where}: {key}: expected a positive whole number, found {str(value)[:40]}")
+        raise FormatError(f"cannot use {where}: {key}: expected a positive whole number, found {shown(value)}")
     return value
 
 
 def _real(value: Any, key: str, where: Path) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e30:
-        raise FormatError(f"cannot use {where}: {key}: expected a positive number, found {str(value)[:40]}")
+        raise FormatError(f"cannot use {where}: {key}: expected a positive number, found {shown(value)}")
     return float(value)
 
 

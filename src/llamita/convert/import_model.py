@@ -19,7 +19,7 @@ from llamita.convert.import_huggingface import fetch_from_hub, is_hub_id, open_h
 from llamita.convert.import_llama2c import open_llama2c
 from llamita.convert.import_meta import is_meta_folder, open_meta
 from llamita.convert.model_source import ImportOptions, ModelSource
-from llamita.convert.verify import Verification, is_small, verify_import
+from llamita.convert.verify import Verification, import_notes, is_small, verify_import
 from llamita.errors import ConfigError, FormatError, OutputError
 from llamita.formats.mmap_file import map_file
 from llamita.formats.safetensors_io import DTYPES, TensorEntry, TensorReader, checked
@@ -63,7 +63,8 @@ def import_model(
     .pt. tokenizer: its file or folder; None: the one of the source. dtype: of the weights, one of
     DTYPES; None: the source's (float32 for quantized tensors). chat_template: a name in
     tokenizer/chat_templates.py or "none"; None: the source's. context_tokens: None: the source's.
-    verify: compare the logits of the result with the source's; None: if the model is small.
+    verify: compare the logits of the result with the source's, and the ids of a sample of text with
+    the engine's for the source; None: if the model is small.
     progress: counts the bytes of weights. Raises FormatError, TokenizerError, ConfigError,
     NetworkError, OutputError.
     """
@@ -76,16 +77,22 @@ def import_model(
     model = open_source(source, ImportOptions(tokenizer, chat_template, context_tokens))
     start = time.perf_counter()
     wanted = None if dtype is None else DTYPES[dtype]
-    verification, seconds = None, 0.0
+    if wanted is None and any(model.dtype(spec) == torch.float64 for spec in tensor_table(model.config)):
+        raise FormatError(
+            f"cannot import {source}: expected weights of 16 or 32 bits, found float64; give a type with --dtype, such "
+            "as float32"
+        )
+    verification, seconds, notes = None, 0.0, model.notes
     entries = [
         TensorEntry(spec.huggingface, wanted or model.dtype(spec), spec.shape) for spec in tensor_table(model.config)
     ]
 
     def check(folder: Path) -> None:
-        nonlocal verification, seconds
+        nonlocal verification, seconds, notes
         seconds = time.perf_counter() - start
         if is_small(model.config) if verify is None else verify:
             verification = verify_import(model, folder, entries, out)
+            notes = (*notes, *import_notes(model, folder, out, is_own_template=chat_template is None))
 
     def write_tokenizer(folder: Path) -> None:
         model.write_tokenizer(folder)
@@ -96,8 +103,7 @@ def import_model(
     num_bytes = stream_checkpoint(out, model.config, entries, reader, write_tokenizer, check=check)
     counts = Counter(str(entry.dtype).removeprefix("torch.") for entry in entries)
     return ImportReport(
-        out, model.kind, model.config, model.tokenizer_path, num_bytes, dict(counts), seconds, verification,
-        model.notes,
+        out, model.kind, model.config, model.tokenizer_path, num_bytes, dict(counts), seconds, verification, notes,
     )  # fmt: skip
 
 

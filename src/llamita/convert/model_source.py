@@ -56,7 +56,7 @@ def with_unpermuted_qk(tensor: Tensor, spec: TensorSpec, config: ModelConfig) ->
     heads = spec.rope_heads(config)
     if heads is None:
         return tensor
-    same_size = {2: torch.int16, 4: torch.int32}[tensor.itemsize]  # numpy has no bfloat16
+    same_size = {2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.itemsize]  # numpy has no bfloat16
     bits = np.ascontiguousarray(tensor.contiguous().view(same_size).numpy())
     return torch.from_numpy(unpermute_qk(bits, heads)).view(tensor.dtype)
 

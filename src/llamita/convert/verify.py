@@ -13,17 +13,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from llamita.chat_template import ChatTemplate
 from llamita.checkpoint import load_config, open_tensors
 from llamita.config import ModelConfig
 from llamita.convert.model_source import ModelSource, with_unpermuted_qk
-from llamita.engine import Model
-from llamita.errors import EngineError, FormatError
+from llamita.engine import Message, Model
+from llamita.errors import ChatError, EngineError, FormatError
 from llamita.formats.gguf import read_gguf
 from llamita.formats.llama2c import read_bin
 from llamita.formats.mmap_file import read_bytes
 from llamita.formats.safetensors_io import TensorEntry
 from llamita.formats.tensor_table import TensorSpec, tensor_table
 from llamita.formats.tensor_types import TYPES
+from llamita.json_file import shown
 from llamita.model.llama import Llama
 from llamita.tokenizer import Tokenizer, load_tokenizer
 from llamita.tokenizer.sentencepiece import CONTROL, USER_DEFINED
@@ -40,7 +42,9 @@ TEXTS = (
     "  two  spaces\tand\ttabs  \r\n\r\n",
     "I'LL say: WE'VE 1234567 ΑΒΓ ﬁ Å e\u0301 Ａ １ ½ don't\n\n\n",
     "return x[i]+=0x1F;//...---===  /* 你好，世界 */ 👩‍👩‍👧",
+    "Привет, мир! こんにちは 안녕하세요 नमस्ते שלום مرحبا ١٢٣ ไทย 𝔘𝔫𝔦 ½²₃ \u00a0\u3000\u200b.",
 )
+CHAT = (("user", "Where is Åsa's 2nd 🦙?\n\n 你好"), ("assistant", "There."), ("user", "And now?"))
 _NUM_ADDED = 32  # added tokens of each kind in the sample
 
 # Allowed difference of logits, √(Σ difference² / Σ logit²), by the type that weights were rounded
@@ -96,6 +100,28 @@ def verify_import(source: ModelSource, folder: Path, entries: Sequence[TensorEnt
     return compare(original, written, BOUNDS[kind], f"cannot write {out}", str(source.path))
 
 
+def import_notes(source: ModelSource, folder: Path, out: Path, *, is_own_template: bool) -> tuple[str, ...]:
+    """How the tokenizer written to `folder` (later renamed `out`) differs from the source's in the
+    engine, if the engine can open the source: a GGUF, or a .bin with its tokenizer.bin.
+
+    is_own_template: the chat template is the source's. Raises FormatError if texts have other ids
+    for no known reason."""
+    tokenizer = load_tokenizer(folder)
+    reasons = [] if tokenizer.missing_bytes else [tokenizer.engine_obstacle, tokenizer.control_token_obstacle]
+    known = [f"the engine encodes some texts differently: {reason}" for reason in reasons if reason is not None]
+    is_bin = source.kind.startswith("llama2.c v") and source.tokenizer_path.suffix == ".bin"
+    if known or not (source.gguf_types or is_bin):
+        return tuple(known)
+    try:
+        with Model(source.path, tokenizer=source.tokenizer_path if is_bin else None) as model:
+            plain, others = _differences(model, tokenizer, "the checkpoint", has_control=not is_bin and is_own_template)
+    except EngineError as error:
+        return (f"the ids of texts were not compared with the source's: {error}",)
+    if plain and not tokenizer.missing_bytes:
+        raise FormatError(f"cannot write {out}: {plain[0]} (--verify no skips this check)")
+    return (*plain, *others)
+
+
 def _compare_with_engine(source: ModelSource, ids: Sequence[int], logits: NDArray[np.float32], what: str) -> None:
     try:
         with Model(source.path) as model:
@@ -146,25 +172,64 @@ def text_notes(
     notes = [f"the engine encodes some texts differently from the checkpoint: {reason}" for reason in found]
     if notes or not run:
         return tuple(notes)
+    try:
+        with Model(written, tokenizer=tokenizer_file) as model:
+            plain, others = _differences(model, tokenizer, "the checkpoint", has_control=tokenizer_file is None)
+            return (*plain, *others)
+    except EngineError as error:
+        return (f"the ids of texts were not compared with the checkpoint's: {error}",)
+
+
+def _differences(model: Model, tokenizer: Tokenizer, other: str, *, has_control: bool) -> tuple[list[str], list[str]]:
+    """What the engine does differently from `tokenizer`, which is that of `other`: notes about texts
+    without control tokens, at most one of a kind, and about control tokens, ends and the chat."""
     pieces = list(zip(tokenizer.pieces(), tokenizer.types(), strict=True))
     added = [piece for piece, kind in pieces if kind == USER_DEFINED][:_NUM_ADDED]
     sample = [*TEXTS, *(f"a{piece}b {piece} c" for piece in added)]
-    control = [piece for piece, kind in pieces if kind == CONTROL][:_NUM_ADDED] if tokenizer_file is None else []
+    control = [piece for piece, kind in pieces if kind == CONTROL][:_NUM_ADDED] if has_control else []
     if tokenizer.remove_extra_whitespaces:  # export has a note about it
         sample = [re.sub(" {2,}", " ", text.strip(" ")) for text in TEXTS] + [f"a{piece}b" for piece in added]
         control = []
+    plain, notes = [], []
+    text = next((text for text in sample if model.encode(text) != tokenizer.encode(text)), None)
+    if text is not None:
+        plain.append(f"the engine encodes {shown(text)} differently from {other}")
+    for text in sample:
+        ids = tokenizer.encode(text)
+        if model.decode(ids) != tokenizer.decode(ids):
+            plain.append(f"the engine decodes the ids of {shown(text)} differently from {other}")
+            break
+    for text in (f"{piece}user\nHi {piece}\nI" for piece in control):
+        if model.encode(text, special=True) != tokenizer.encode(text, parse_special=True):
+            notes.append(f"the engine encodes control tokens differently from {other}: {shown(text)}")
+            break
+    if has_control:
+        missed = next((i for i in tokenizer.end_ids if not model.token_ends(i)), None)
+        if missed is not None:
+            notes.append(f"the engine does not end a text at token {missed}, unlike {other}")
+    if control and not plain and not notes:
+        notes += _chat_differences(model, tokenizer, other)
+    return plain, notes
+
+
+def _chat_differences(model: Model, tokenizer: Tokenizer, other: str) -> list[str]:
+    """The same for a conversation in the chat template, which the engine renders itself if it knows
+    the template, and which Jinja renders otherwise."""
+    if tokenizer.chat_template is None or model.chat_template != tokenizer.chat_template:
+        return [] if model.chat_template == tokenizer.chat_template else [f"{other} has another chat template"]
+    pieces = tokenizer.pieces()
+    bos, eos = ("" if i is None else pieces[i] for i in (tokenizer.bos_id, tokenizer.eos_id))
+    said = [{"role": role, "content": content} for role, content in CHAT]
     try:
-        with Model(written, tokenizer=tokenizer_file) as model:
-            other = next((text for text in sample if model.encode(text) != tokenizer.encode(text)), None)
-            if other is not None:
-                notes.append(f"the engine encodes {other[:40]!r} differently from the checkpoint")
-            for text in (f"{piece}user\nHi {piece}\nI" for piece in control):
-                if model.encode(text, special=True) != tokenizer.encode(text, parse_special=True):
-                    notes.append(f"the engine encodes control tokens differently from the checkpoint: {text[:60]!r}")
-                    break
-    except EngineError as error:
-        return (f"the ids of texts were not compared with the checkpoint's: {error}",)
-    return tuple(notes)
+        with ChatTemplate(tokenizer.chat_template, bos_token=bos, eos_token=eos) as template:
+            text = template.render(said)
+    except ChatError as error:
+        return [f"the ids of a chat were not compared: {error}"]
+    ids = tokenizer.encode(text, parse_special=True)
+    found = model.encode(text, special=True)
+    if model.chat_family is not None:
+        found = model.chat_encode([Message(each["role"], each["content"].encode("utf-8")) for each in said])
+    return [] if found == ids else [f"the engine encodes a chat differently from {other}"]
 
 
 def _file_bounds(type: str) -> tuple[float, float]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from llamita.atomic import atomic_directory
-from llamita.checkpoint import ADAPTER_CONFIG, TrainingState, copy_tokenizer, write_training_state
+from llamita.checkpoint import ADAPTER_CONFIG, TrainingState, adapter_base, copy_tokenizer, write_training_state
 from llamita.config import ModelConfig
 from llamita.errors import CheckpointError, FormatError
 from llamita.finetune.lora import LINEAR_LAYERS, LoraConfig, LoraUpdate, lora_scale, lora_specs
@@ -38,7 +38,7 @@ from llamita.formats.safetensors_io import (
     write_safetensors,
 )
 from llamita.formats.tensor_table import tensor_table
-from llamita.json_file import read_json_object
+from llamita.json_file import Key, Schema, read_json_object, shortened, shown
 
 CONFIG: Final = ADAPTER_CONFIG
 WEIGHTS: Final = "adapter_model.safetensors"
@@ -59,7 +59,7 @@ EMBEDDING: Final = "model.embed_tokens"
 HEAD: Final = "lm_head"
 _PATTERN: Final = re.compile(r"\^?[\w.|\\]{1,400}\$?")
 # PEFT settings that change more than W + s B A: the value for "not used", and the feature's name.
-_UNSUPPORTED: Final[dict[str, tuple[Any, str]]] = {
+UNSUPPORTED: Final[dict[str, tuple[Any, str]]] = {
     "use_dora": (False, "DoRA"),
     "bias": ("none", "trained biases"),
     "lora_bias": (False, "a bias of lora_B"),
@@ -78,13 +78,24 @@ _UNSUPPORTED: Final[dict[str, tuple[Any, str]]] = {
 # LoftQ) train on a changed base, so W + s B A with the checkpoint's W is another model.
 _PLAIN_INITS: Final = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
 _CONVERTIBLE_INITS: Final = ("pissa", "olora", "corda")  # PEFT can save these as plain LoRA
-_USED: Final = frozenset((
-    "peft_type", "base_model_name_or_path", "r", "lora_alpha", "lora_dropout", "use_rslora", "rank_pattern",
-    "alpha_pattern", "init_lora_weights", "modules_to_save", "trainable_token_indices", "ensure_weight_tying",
-))  # fmt: skip
+_POSITIVE: Final = Key("number", positive=True, null=False)
+USED: Final[Schema] = {
+    "peft_type": Key("string", use="LORA"),
+    "base_model_name_or_path": Key("string", use="where `merge` looks for the base model"),
+    "r": Key("number", positive=True, use="the rank"),
+    "lora_alpha": Key("number", positive=True, use="the scale is lora_alpha / r"),
+    "lora_dropout": Key("number", minimum=0, maximum=1, use="for training on"),
+    "use_rslora": Key("boolean", use="the scale is lora_alpha / √r"),
+    "rank_pattern": Key("object", items=_POSITIVE, use="r of some layers"),
+    "alpha_pattern": Key("object", items=_POSITIVE, use="lora_alpha of some layers"),
+    "init_lora_weights": Key(("boolean", "string"), use="refused if it changed the base weights"),
+    "modules_to_save": Key("list", items=Key("string", null=False), use="the tensors trained whole, merged"),
+    "trainable_token_indices": Key(("list", "object"), use="the rows of the embedding trained, merged"),
+    "ensure_weight_tying": Key("boolean", use="whether a tied head follows the embedding"),
+}
 # They describe the training, or which layers have tensors, which the file itself shows. The
 # *_config belong to values of init_lora_weights; the last line is ms-swift's.
-_HARMLESS: Final = frozenset((
+HARMLESS: Final = frozenset((
     "task_type", "inference_mode", "auto_mapping", "revision", "peft_version", "runtime_config", "target_modules",
     "exclude_modules", "layers_to_transform", "layers_pattern", "megatron_core",
     "qalora_group_size", "loftq_config", "eva_config", "corda_config", "lora_ga_config",
@@ -188,8 +199,8 @@ def resolve_adapter(path: Path, *, prefer: str = "best") -> Path:
 
 def other_base(adapter: Path, checkpoint: Path) -> str | None:
     """The base model that the adapter names, if that is an existing folder other than this one."""
-    base = read_json_object(adapter / CONFIG, CheckpointError).get("base_model_name_or_path")
-    if not isinstance(base, str) or not Path(base).is_dir() or Path(base).resolve() == checkpoint.resolve():
+    base = adapter_base(adapter)
+    if base is None or not os.path.isdir(base) or Path(base).resolve() == checkpoint.resolve():
         return None
     return base
 
@@ -279,41 +290,24 @@ def _read_settings(directory: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"cannot open adapter {directory}: {CONFIG} is missing; expected a directory written by PEFT"
         )
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"cannot read {path}: {str(error)[:200]}") from error
-    if not isinstance(settings, dict):
-        raise CheckpointError(f"cannot read {path}: expected a JSON object, found {type(settings).__name__}")
-    if settings.get("peft_type") != "LORA":
-        raise CheckpointError(f"cannot use {path}: peft_type: expected LORA, found {settings.get('peft_type')!r}")
-    for key, (unused, what) in _UNSUPPORTED.items():
+    settings = read_json_object(path, CheckpointError, USED)
+    if settings["peft_type"] != "LORA":
+        raise CheckpointError(f"cannot use {path}: peft_type: expected LORA, found {shown(settings['peft_type'])}")
+    for key, (unused, what) in UNSUPPORTED.items():
         if settings.get(key, unused) not in (unused, None, False, [], {}):
             raise CheckpointError(
-                f"cannot use {path}: {key}: expected {json.dumps(unused)}, found {str(settings[key])[:60]}: {what} "
+                f"cannot use {path}: {key}: expected {json.dumps(unused)}, found {shown(settings[key])}: {what} "
                 "is not supported; merge the adapter with peft (merge_and_unload) and import the result"
             )
     _check_init(path, settings.get("init_lora_weights"))
-    saved = settings.get("modules_to_save")
-    if saved is not None and not (isinstance(saved, list) and all(isinstance(name, str) for name in saved)):
-        raise CheckpointError(
-            f"cannot read {path}: modules_to_save: expected null or names of modules, found {str(saved)[:60]!r}"
-        )
-    if settings.get("use_rslora") not in (None, True, False):
-        raise CheckpointError(
-            f"cannot read {path}: use_rslora: expected true or false, found {str(settings['use_rslora'])[:60]!r}"
-        )
-    known = _USED | _HARMLESS | _UNSUPPORTED.keys()
+    known = USED.keys() | HARMLESS | UNSUPPORTED.keys()
     for key, value in settings.items():
         if key not in known and value not in (None, False, "", [], {}):
             raise CheckpointError(
-                f"cannot use {path}: {key[:60]!r}: expected a setting that llamita knows, found "
-                f"{str(value)[:60]!r}; it may change the weights: remove it if it does not, or merge the adapter with "
+                f"cannot use {path}: {shown(key)}: expected a setting that llamita knows, found "
+                f"{shown(value)}; it may change the weights: remove it if it does not, or merge the adapter with "
                 "peft (merge_and_unload) and import the result"
             )
-    for key in ("rank_pattern", "alpha_pattern"):
-        if not isinstance(settings.get(key) or {}, dict):
-            raise CheckpointError(f"cannot read {path}: {key}: expected an object, found {str(settings[key])[:60]}")
     return settings
 
 
@@ -325,7 +319,7 @@ def _check_init(path: Path, value: Any) -> None:
     save = "save_pretrained with path_initial_model_for_weight_conversion, or "
     raise CheckpointError(
         f"cannot use {path}: init_lora_weights: expected true, false or one of "
-        f"{', '.join(each for each in _PLAIN_INITS if isinstance(each, str))}, found {str(value)[:60]!r}: the adapter "
+        f"{', '.join(each for each in _PLAIN_INITS if isinstance(each, str))}, found {shown(value)}: the adapter "
         "belongs to base weights that its initialization changed; convert it with peft ("
         f"{save if isinstance(name, str) and name.startswith(_CONVERTIBLE_INITS) else ''}merge_and_unload on the "
         "weights it was trained with) and use the result"
@@ -353,8 +347,8 @@ def _split(tensor_name: str, directory: Path) -> tuple[str, str]:
         if tensor_name.startswith(_PREFIX) and tensor_name.endswith(suffix):
             return tensor_name[len(_PREFIX) : -len(suffix)], part
     raise CheckpointError(
-        f"cannot use adapter {directory}: unknown tensor {tensor_name[:120]}; expected {_PREFIX}LAYER.lora_A.weight "
-        "and ….lora_B.weight"
+        f"cannot use adapter {directory}: unknown tensor {shortened(tensor_name, 120)}; expected "
+        f"{_PREFIX}LAYER.lora_A.weight and ….lora_B.weight"
     )
 
 
@@ -498,11 +492,11 @@ def _number(directory: Path, settings: dict[str, Any], key: str, pattern_key: st
     for pattern, special in (settings.get(pattern_key) or {}).items():
         if not _PATTERN.fullmatch(pattern):  # repetitions could take exponential time
             raise CheckpointError(
-                f"cannot use {directory / CONFIG}: {pattern_key}: expected module names, found {pattern[:80]!r}"
+                f"cannot use {directory / CONFIG}: {pattern_key}: expected module names, found {shown(pattern)}"
             )
         if re.fullmatch(rf"(.*\.)?({pattern})", module):
             value = special
             break
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value <= 0:
-        raise CheckpointError(f"cannot read {directory / CONFIG}: {key}: expected a positive number, found {value!r}")
+    if value is None:
+        raise CheckpointError(f"cannot read {directory / CONFIG}: {key}: expected a positive number, found null")
     return float(value)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ import torch
 
 from llamita.checkpoint import (
     ADAPTER_CONFIG,
+    adapter_base,
     copy_tokenizer,
     load_config,
     open_tensors,
@@ -30,7 +32,7 @@ from llamita.errors import CheckpointError, ConfigError, FormatError, OutputErro
 from llamita.finetune.adapter import EMBEDDING, HEAD, Adapter, TensorChange, load_adapter, other_base, resolve_adapter
 from llamita.formats import tensor_table
 from llamita.formats.safetensors_io import DTYPES, SafetensorsReader, TensorEntry, checked
-from llamita.json_file import read_json_object
+from llamita.json_file import shortened
 from llamita.progress import Progress, no_progress
 from llamita.tokenizer import load_tokenizer
 
@@ -183,10 +185,11 @@ def plain_checkpoint(path: Path, out: Path) -> Iterator[Path]:
     if not (adapter / ADAPTER_CONFIG).is_file():
         yield path
         return
-    base = read_json_object(adapter / ADAPTER_CONFIG, CheckpointError).get("base_model_name_or_path")
-    if not isinstance(base, str) or not Path(base).is_dir():
+    base = adapter_base(adapter)
+    if base is None or not os.path.isdir(base):
+        named = "" if base is None else f" {shortened(base, 100)}"
         raise CheckpointError(
-            f"cannot merge adapter {path}: its base model {base} is not a folder here; merge it by hand: "
+            f"cannot merge adapter {path}: its base model{named} is not a folder here; merge it by hand: "
             f"llamita merge CHECKPOINT {path} --out FOLDER"
         )
     try:

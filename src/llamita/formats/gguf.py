@@ -18,7 +18,7 @@ import mmap
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -139,13 +139,23 @@ def write_gguf(
     unchanged. tensors: (name, type, shape). data: each tensor's bytes, in the same order, consumed
     one at a time. Raises OutputError.
     """
-    header, sizes = encode_header(metadata, tensors), [_data_bytes(tensor) for tensor in tensors]
     with atomic_file(path) as temporary, temporary.open("wb") as file:
-        file.write(header)
-        for size, tensor in zip(sizes, data, strict=True):
-            assert tensor.dtype == np.uint8 and tensor.size == size
-            file.write(tensor.data)
-            file.write(bytes(_padded(size) - size))
+        return stream_gguf(file, metadata, tensors, data)
+
+
+def stream_gguf(
+    file: BinaryIO,
+    metadata: Mapping[str, Value],
+    tensors: Sequence[tuple[str, str, tuple[int, ...]]],
+    data: Iterable[Bytes],
+) -> int:
+    """write_gguf to an open file. Raises OSError: the caller writes atomically."""
+    header, sizes = encode_header(metadata, tensors), [_data_bytes(tensor) for tensor in tensors]
+    file.write(header)
+    for size, tensor in zip(sizes, data, strict=True):
+        assert tensor.dtype == np.uint8 and tensor.size == size
+        file.write(tensor.data)
+        file.write(bytes(_padded(size) - size))
     return len(header) + sum(map(_padded, sizes))
 
 

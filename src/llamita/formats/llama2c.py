@@ -18,7 +18,7 @@ import re
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -286,22 +286,27 @@ def write_bin(path: Path, config: ModelConfig, tensor: TensorSource, version: in
 
     Raises FormatError for a config that the format cannot express, OutputError.
     """
+    with atomic_file(path) as temporary, temporary.open("wb") as file:
+        return stream_bin(file, config, tensor, version)
+
+
+def stream_bin(file: BinaryIO, config: ModelConfig, tensor: TensorSource, version: int) -> int:
+    """write_bin to an open file. Raises FormatError, OSError: the caller writes atomically."""
     check_expressible(config)
     group_size = choose_group_size(config) if version == 2 else None
-    with atomic_file(path) as temporary, temporary.open("wb") as file:
-        file.write(_header(config, version, group_size))
-        for field, specs in _fields(config, version):
-            if field == "rope":
-                file.write(_rope_tables(config.max_position_embeddings, config.head_dim).tobytes())
-            for spec in specs:
-                numbers = np.ascontiguousarray(tensor(spec), dtype="<f4")
-                if group_size is None or spec.kind == "norm":
-                    file.write(numbers.data)
-                else:
-                    codes, scales = _in_groups(numbers, group_size)
-                    file.write(codes.data)
-                    file.write(scales.data)
-        return file.tell()
+    file.write(_header(config, version, group_size))
+    for field, specs in _fields(config, version):
+        if field == "rope":
+            file.write(_rope_tables(config.max_position_embeddings, config.head_dim).tobytes())
+        for spec in specs:
+            numbers = np.ascontiguousarray(tensor(spec), dtype="<f4")
+            if group_size is None or spec.kind == "norm":
+                file.write(numbers.data)
+            else:
+                codes, scales = _in_groups(numbers, group_size)
+                file.write(codes.data)
+                file.write(scales.data)
+    return file.tell()
 
 
 def _header(config: ModelConfig, version: int, group_size: int | None) -> bytes:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from llamita.tokenizer.pre_tokenizers import pre_tokenizer
+
+# The engine's limit too (MAX_PIECE_BYTES). Finding the merges into a piece takes time quadratic in
+# its length.
+MAX_PIECE_BYTES: Final = 1024
 
 
 def byte_level_json(

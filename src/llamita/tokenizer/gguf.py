@@ -179,6 +179,11 @@ def tokenizer_metadata(tokenizer: Tokenizer, vocab_size: int, end_ids: Sequence[
     metadata: dict[str, Any] = {"tokenizer.ggml.model": tokenizer.kind}
     scores = tokenizer.scores()
     if tokenizer.kind == "gpt2":
+        if tokenizer.add_space_prefix:
+            raise TokenizerError(
+                "cannot export the tokenizer: it prepends a space to text (add_prefix_space), and GGUF runtimes do so "
+                "for SentencePiece only; if the model was trained without, set it to false in tokenizer.json"
+            )
         if tokenizer.split is None:
             raise TokenizerError(
                 "cannot export the tokenizer: GGUF runtimes do not have its regular expression "

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from llamita.errors import TokenizerError
-from llamita.tokenizer.byte_level import bos_template
+from llamita.json_file import shown
+from llamita.tokenizer.byte_level import MAX_PIECE_BYTES, bos_template
 
 OUTER_SPACES = r"\A +| +\z"  # as the `tokenizers` library spells it
 SPACE = "\u2581"  # SentencePiece's symbol for a space
@@ -136,7 +137,7 @@ def merges_from_scores(table: PieceTable, where: str) -> list[list[str]]:
     for piece, i in ids.items():
         if len(piece) > 1 and any(character not in ids for character in piece):
             raise TokenizerError(
-                f"cannot convert tokenizer {where}: piece {i} ({piece!r}) contains a character that is not a piece"
+                f"cannot convert tokenizer {where}: piece {i} ({shown(piece)}) contains a character that is not a piece"
             )
         for cut in range(1, len(piece)):
             left, right = ids.get(piece[:cut]), ids.get(piece[cut:])
@@ -185,15 +186,21 @@ def check_table(table: PieceTable, where: str) -> None:
     seen: dict[str, int] = {}
     for i, piece in enumerate(table.pieces):
         if piece in seen:
-            same = f"ids {seen[piece]} and {i} are the same piece {piece!r}"
+            same = f"ids {seen[piece]} and {i} are the same piece {shown(piece)}"
             raise TokenizerError(f"cannot read tokenizer {where}: {same}")
         seen[piece] = i
         if not piece:
             raise TokenizerError(f"cannot read tokenizer {where}: piece {i} is empty")
+        num_bytes = len(piece.encode("utf-8"))
+        if num_bytes > MAX_PIECE_BYTES:
+            raise TokenizerError(
+                f"cannot read tokenizer {where}: piece {i}: expected at most {MAX_PIECE_BYTES:,} bytes, found "
+                f"{num_bytes:,}"
+            )
         if not math.isfinite(table.scores[i]):
-            raise TokenizerError(f"cannot read tokenizer {where}: piece {i} ({piece!r}) has no finite score")
+            raise TokenizerError(f"cannot read tokenizer {where}: piece {i} ({shown(piece)}) has no finite score")
         if not NORMAL <= table.types[i] <= BYTE:
-            raise TokenizerError(f"cannot read tokenizer {where}: piece {i} ({piece!r}) has type {table.types[i]}")
+            raise TokenizerError(f"cannot read tokenizer {where}: piece {i} ({shown(piece)}) has type {table.types[i]}")
     bytes_found = sorted(piece for piece, kind in zip(table.pieces, table.types, strict=True) if kind == BYTE)
     if bytes_found and bytes_found != sorted(BYTE_PIECES):
         found = len(bytes_found)

@@ -12,7 +12,7 @@ import binascii
 from typing import Any, Final, Literal
 
 from llamita.errors import TokenizerError
-from llamita.tokenizer.byte_level import BYTE_OF_SYMBOL, byte_level_json
+from llamita.tokenizer.byte_level import BYTE_OF_SYMBOL, MAX_PIECE_BYTES, byte_level_json
 from llamita.tokenizer.pre_tokenizers import LLAMA_BPE_NAME
 
 Version = Literal["3", "3.1"]
@@ -61,6 +61,11 @@ def read_tiktoken(data: bytes, where: str) -> list[bytes]:
             raise TokenizerError(
                 f"cannot read tokenizer {where}: line {number}: expected base64 and a rank, found {line[:40]!r}"
             ) from None
+        if len(token) > MAX_PIECE_BYTES:
+            raise TokenizerError(
+                f"cannot read tokenizer {where}: line {number}: expected at most {MAX_PIECE_BYTES:,} bytes, found "
+                f"{len(token):,}"
+            )
         if rank in tokens or not token:
             raise TokenizerError(
                 f"cannot read tokenizer {where}: line {number}: rank {rank} occurs twice, or its token is empty"

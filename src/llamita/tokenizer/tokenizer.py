@@ -194,13 +194,16 @@ class Tokenizer:
 
     @functools.cached_property
     def add_space_prefix(self) -> bool:
-        """Whether a space is prepended to text (SentencePiece's add_dummy_prefix)."""
+        """Whether a space is prepended to text (SentencePiece's add_dummy_prefix), or to text that
+        does not begin with one (a byte-level add_prefix_space)."""
         if self._origin is not None:
             return self._origin.table.add_space_prefix
         steps = _steps(self._sections["normalizer"], "normalizers")
         if any(step["type"] == "Prepend" and step.get("prepend") == SPACE for step in steps):
             return True
         steps = _steps(self._sections["pre_tokenizer"], "pretokenizers")
+        if any(step["type"] == "ByteLevel" and step.get("add_prefix_space") for step in steps):
+            return True
         return any(step["type"] == "Metaspace" and step.get("prepend_scheme", "always") != "never" for step in steps)
 
     @property
@@ -219,6 +222,8 @@ class Tokenizer:
         if self.kind == "gpt2":
             if normalizers:
                 return f"it normalizes text ({normalizers[0]['type']})"
+            if self.add_space_prefix:
+                return "it prepends a space to text (add_prefix_space)"
             if self.split is None:
                 return "the engine does not have its regular expression (it has qwen2, llama-bpe, gpt-2, smollm)"
             if bool(self._model.get("ignore_merges")) != (self.split == LLAMA_BPE_NAME):

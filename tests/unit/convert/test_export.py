@@ -423,3 +423,21 @@ def test_full_disk_and_forbidden_places(make_checkpoint: MakeCheckpoint, tmp_pat
         refuse(checkpoint, tmp_path / "model.gguf", OutputError, "cannot write .*nothing was left behind")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.parametrize("name", ["model.gguf", "model.bin", "folder"])
+def test_a_full_disk_names_the_file_that_was_asked_for(
+    make_checkpoint: Callable[..., Path], tmp_path: Path, name: str
+) -> None:
+    resource = pytest.importorskip("resource")
+    checkpoint = make_checkpoint(tmp_path / "checkpoint", "llama")
+    out = tmp_path / "out" / name
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))  # like a full disk: a write fails halfway
+    try:
+        with pytest.raises(OutputError) as caught:
+            export(checkpoint, out)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert str(caught.value) == f"cannot write {out}: File too large; nothing was left behind"
+    assert not list(out.parent.iterdir())

@@ -15,11 +15,15 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from safetensors.torch import save_file  # noqa: E402
+
 from llamita.checkpoint import load_config, load_tensors  # noqa: E402
 from llamita.convert.export import export  # noqa: E402
 from llamita.convert.import_huggingface import is_hub_id  # noqa: E402
 from llamita.convert.import_model import import_model  # noqa: E402
 from llamita.errors import ConfigError, FormatError, LlamitaError, NetworkError, TokenizerError  # noqa: E402
+from llamita.formats.rope_order import permute_qk  # noqa: E402
+from llamita.formats.tensor_table import tensor_table  # noqa: E402
 from llamita.tokenizer import load_tokenizer  # noqa: E402
 
 MakeCheckpoint = Callable[..., Path]
@@ -171,7 +175,7 @@ BAD: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     ),
     "another shape": (lambda t: t.update({f"{Q}.weight": torch.ones(64, 65)}), r"expected shape \[64, 64\]"),
     "whole numbers": (
-        lambda t: t.update({f"{Q}.weight": torch.ones(64, 64).long()}), "expected floats of 16 or 32 bits, found int64",
+        lambda t: t.update({f"{Q}.weight": torch.ones(64, 64).long()}), "16, 32 or 64 bits, found int64",
     ),
     "doubles": (lambda t: t.update({f"{Q}.weight": torch.ones(64, 64).double()}), "found float64"),
     "NaN": (lambda t: t[f"{Q}.weight"].fill_(float("nan")), "expected finite numbers"),
@@ -301,3 +305,166 @@ def test_what_looks_like_a_hub_id() -> None:
     assert is_hub_id("meta-llama/Llama-3.2-1B") and is_hub_id("a/b")
     for text in ("model", "a/b/c", "./a/b", "/a/b", "../b", "a/b.gguf", "models/x.bin", "a b/c", "a/"):
         assert not is_hub_id(text), text
+
+
+# ---------------------------------------------------------------- weights in other places, under other names
+
+
+def rewrite(folder: Path, change: Callable[[dict[str, Any]], dict[str, Any]], name: str = "model.safetensors") -> None:
+    """Replace the weights of a folder by changed ones in a file of this name."""
+    tensors = load_tensors(folder)
+    (folder / "model.safetensors").unlink()
+    save_file({key: tensor.contiguous() for key, tensor in change(tensors).items()}, folder / name)
+
+
+def test_shards_without_an_index(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+    checkpoint = make_checkpoint(tmp_path / "original")
+    export(checkpoint, tmp_path / "source", shard_bytes=60_000)
+    (tmp_path / "source" / "model.safetensors.index.json").unlink()
+    import_model(tmp_path / "source", tmp_path / "out")
+    same_weights(tmp_path / "out", checkpoint)
+    second = sorted((tmp_path / "source").glob("model-*.safetensors"))[1]
+    shutil.copyfile(second, tmp_path / "source" / "copy.safetensors")
+    refuse(tmp_path / "source", tmp_path / "two", "or shards of one model, found copy.safetensors")
+    (tmp_path / "source" / "copy.safetensors").unlink()
+    second.unlink()
+    refuse(tmp_path / "source", tmp_path / "missing", f"expected . shards, found .: {second.name} is missing")
+
+
+@pytest.mark.parametrize("name", ["consolidated.safetensors", "anything.safetensors"])
+def test_one_file_of_another_name(make_checkpoint: MakeCheckpoint, tmp_path: Path, name: str) -> None:
+    checkpoint = make_checkpoint(tmp_path / "original")
+    source = Path(shutil.copytree(checkpoint, tmp_path / "source"))
+    (source / "model.safetensors").rename(source / name)
+    import_model(source, tmp_path / "out")
+    same_weights(tmp_path / "out", checkpoint)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_names_of_meta_in_safetensors(make_checkpoint: MakeCheckpoint, tmp_path: Path, tied: bool) -> None:
+    """As in Mistral's consolidated.safetensors: rows of q and k are interleaved."""
+    checkpoint = make_checkpoint(tmp_path / "original", tie_word_embeddings=tied)
+    config = load_config(checkpoint)
+    source = Path(shutil.copytree(checkpoint, tmp_path / "source"))
+
+    def to_meta(tensors: dict[str, Any]) -> dict[str, Any]:
+        result = {}
+        for spec in tensor_table(config):
+            tensor, heads = tensors[spec.huggingface], spec.rope_heads(config)
+            result[spec.name("llama2c")] = (
+                tensor if heads is None else torch.from_numpy(permute_qk(tensor.numpy(), heads))
+            )
+        if tied:
+            result["output.weight"] = result["tok_embeddings.weight"].clone()
+        return result
+
+    rewrite(source, to_meta, "consolidated.safetensors")
+    import_model(source, tmp_path / "out")
+    same_weights(tmp_path / "out", checkpoint)
+
+
+def test_names_of_compiled_and_of_base_models(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+    checkpoint = make_checkpoint(tmp_path / "original", tie_word_embeddings=True)
+    for number, change in enumerate(
+        (
+            lambda tensors: {f"_orig_mod.{name}": tensor for name, tensor in tensors.items()},
+            lambda tensors: {name.replace("model.", "model._orig_mod."): tensor for name, tensor in tensors.items()},
+            lambda tensors: {name.removeprefix("model."): tensor for name, tensor in tensors.items()},
+        )
+    ):
+        source = Path(shutil.copytree(checkpoint, tmp_path / f"source{number}"))
+        rewrite(source, change)
+        if number == 2:
+            change_config(source, architectures=["LlamaModel"])
+        import_model(source, tmp_path / f"out{number}")
+        same_weights(tmp_path / f"out{number}", checkpoint)
+    source = Path(shutil.copytree(checkpoint, tmp_path / "source"))
+    rewrite(source, lambda t: t | {"_orig_mod.model.norm.weight": t["model.norm.weight"].clone()})
+    refuse(source, tmp_path / "out", "expected unique tensor names without _orig_mod")
+
+
+def test_float64_needs_a_type(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+    source = make_checkpoint(tmp_path / "source")
+    expected = load_tensors(source)
+    rewrite(source, lambda tensors: {name: tensor.double() for name, tensor in tensors.items()})
+    refuse(source, tmp_path / "none", "expected weights of 16 or 32 bits, found float64; give a type with --dtype")
+    import_model(source, tmp_path / "out", dtype="float32")
+    found = load_tensors(tmp_path / "out")
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+def test_a_list_of_chat_templates_without_default_is_noted(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+    source = make_checkpoint(tmp_path / "source")
+    templates = [{"name": "tool_use", "template": "t"}, {"name": "rag", "template": "r"}]
+    change_config(source, "tokenizer_config.json", chat_template=templates)
+    (note,) = [note for note in import_model(source, tmp_path / "out").notes if "template" in note]
+    assert note.startswith("no chat template: tokenizer_config.json has rag, tool_use, and none named default")
+
+
+@pytest.mark.parametrize("method", ["gptq", "bitsandbytes", "compressed-tensors"])
+def test_quantized_weights_are_refused_by_name(make_checkpoint: MakeCheckpoint, tmp_path: Path, method: str) -> None:
+    source = make_checkpoint(tmp_path / "source")
+    change_config(source, quantization_config={"quant_method": method})
+    refuse(source, tmp_path / "out", f"quantization_config: quantization by {method} is not supported")
+
+
+BLOCKS: dict[str, tuple[dict[str, Any], Callable[[Any], Any], str]] = {
+    "one": ({"quant_method": "fp8"}, lambda w: w.abs().max().reshape(1), "_scale"),
+    "rows": ({"quant_method": "fbgemm_fp8"}, lambda w: w.abs().amax(1, keepdim=True), "_scale"),
+    "rows, compressed-tensors": (
+        {"quant_method": "compressed-tensors", "format": "float-quantized"},
+        lambda w: w.abs().amax(1, keepdim=True).bfloat16(), "_scale",
+    ),
+    "blocks": (
+        {"quant_method": "fp8", "weight_block_size": [48, 40]},
+        lambda w: torch.stack([torch.stack([part.abs().max() for part in rows.split(40, 1)]) for rows in w.split(48)]),
+        "_scale_inv",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", BLOCKS)
+def test_fp8_weights(make_checkpoint: MakeCheckpoint, tmp_path: Path, kind: str) -> None:
+    """weight · scale, in float32, with one scale, one for each row, or one for each block."""
+    source = make_checkpoint(tmp_path / "source")
+    settings, scale_of, suffix = BLOCKS[kind]
+    expected: dict[str, Any] = {}
+
+    def to_fp8(tensors: dict[str, Any]) -> dict[str, Any]:
+        result = {"model.layers.0.self_attn.k_scale": torch.ones(1)}
+        for name, tensor in tensors.items():
+            if not name.endswith("_proj.weight"):
+                result[name] = expected[name] = tensor
+                continue
+            scale = scale_of(tensor) / 448
+            whole = torch.empty_like(tensor)
+            for row in range(tensor.shape[0]):
+                for column in range(tensor.shape[1]):
+                    at = (
+                        (row // 48, column // 40) if kind == "blocks" else (row, 0) if kind.startswith("rows") else (0,)
+                    )
+                    whole[row, column] = scale[at].float()
+            result[name] = (tensor / whole).to(torch.float8_e4m3fn)
+            result[name + suffix] = scale
+            expected[name] = result[name].float() * whole
+        return result
+
+    rewrite(source, to_fp8)
+    change_config(source, quantization_config=settings)
+    report = import_model(source, tmp_path / "out")
+    found = load_tensors(tmp_path / "out")
+    assert found.keys() == expected.keys() and report.kind == "Hugging Face, safetensors, FP8"
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor), name
+    assert any("FP8 weights dequantized" in note for note in report.notes)
+    change_config(source, quantization_config={"quant_method": "fp8", "weight_block_size": [7]})
+    refuse(source, tmp_path / "bad", "weight_block_size: expected two")
+    change_config(source, quantization_config=...)
+    refuse(source, tmp_path / "none", "unknown tensor|found float8_e4m3fn")
+
+
+def test_fp8_without_scales_is_refused(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+    source = make_checkpoint(tmp_path / "source")
+    rewrite(source, lambda t: t | {f"{Q}.weight": t[f"{Q}.weight"].to(torch.float8_e4m3fn)})
+    change_config(source, quantization_config={"quant_method": "fp8"})
+    refuse(source, tmp_path / "out", f"tensor {Q}.weight: expected FP8 numbers with a tensor _scale .* found none")

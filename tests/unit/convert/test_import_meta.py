@@ -202,7 +202,7 @@ def change(path: Path, **changes: Any) -> None:
 
 
 BAD_PARAMS: dict[str, tuple[dict[str, Any], str]] = {
-    "no dim": ({"dim": ...}, "dim: expected a positive whole number, found None"),
+    "no dim": ({"dim": ...}, "dim is missing"),
     "dim as text": ({"dim": "64"}, "dim: expected a positive whole number"),
     "dim huge": ({"dim": 10**30}, "dim: expected a positive whole number"),
     "another dim": ({"dim": 128}, r"tok_embeddings\.weight: expected rows of 128"),

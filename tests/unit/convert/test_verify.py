@@ -20,6 +20,9 @@ from llamita.convert.export import export  # noqa: E402
 from llamita.convert.import_model import import_model  # noqa: E402
 from llamita.convert.verify import compare  # noqa: E402
 from llamita.errors import FormatError  # noqa: E402
+from llamita.tokenizer import gguf as tokenizer_gguf  # noqa: E402
+from llamita.tokenizer import load as tokenizer_load  # noqa: E402
+from llamita.tokenizer.chat_templates import CHAT_TEMPLATES  # noqa: E402
 from llamita.tokenizer.llama2c import tokenizer_bin  # noqa: E402
 
 MakeCheckpoint = Callable[..., Path]
@@ -153,3 +156,72 @@ def test_texts_of_a_bin_are_compared(
     monkeypatch.setattr(export_module, "tokenizer_bin", wrong)
     (note,) = export(checkpoint, tmp_path / "out" / "model.bin").notes
     assert "the engine encodes 'Once upon a time" in note
+
+
+@pytest.mark.parametrize(
+    "template", ["chatml", "{{ bos_token }}{% for m in messages %}<|im_start|>{{ m['content'] }}\n{% endfor %}"]
+)
+def test_chats_are_compared(
+    make_checkpoint: MakeCheckpoint, engine_build: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, template: str
+) -> None:
+    """In a template that the engine renders itself, and in one that Jinja renders."""
+    checkpoint = make_checkpoint(tmp_path / "model")
+    config = json.loads((checkpoint / "tokenizer_config.json").read_text())
+    config["chat_template"] = CHAT_TEMPLATES.get(template, template)
+    (checkpoint / "tokenizer_config.json").write_text(json.dumps(config))
+    assert export(checkpoint, tmp_path / "a.gguf").notes == ()
+    assert import_model(tmp_path / "a.gguf", tmp_path / "a").notes[1:] == ()
+    name = "chat_encode" if template == "chatml" else "encode"
+    right = getattr(verify.Model, name)
+
+    def wrong(model: Any, text: Any, *options: Any, **named: Any) -> list[int]:
+        ids: list[int] = right(model, text, *options, **named)
+        return ids[:-1] if name == "chat_encode" or "And now?" in text else ids
+
+    monkeypatch.setattr(verify.Model, name, wrong)
+    (note,) = export(checkpoint, tmp_path / "b.gguf").notes
+    assert note == "the engine encodes a chat differently from the checkpoint"
+
+
+def test_a_chat_template_that_fails_has_a_note(
+    make_checkpoint: MakeCheckpoint, engine_build: Path, tmp_path: Path
+) -> None:
+    checkpoint = make_checkpoint(tmp_path / "model")
+    (checkpoint / "chat_template.jinja").write_text("{{ raise_exception('no') }}")
+    (note,) = export(checkpoint, tmp_path / "a.gguf").notes
+    assert note == "the ids of a chat were not compared: chat template: it says: no"
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "bin"])
+def test_a_tokenizer_that_was_misread_is_refused(
+    make_checkpoint: MakeCheckpoint, engine_build: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """The logits of given ids are right whatever the tokenizer does."""
+    name = "model.bin" if kind == "bin" else "model.gguf"
+    export(make_checkpoint(tmp_path / "model", "gpt2" if kind == "gpt2" else "llama"), tmp_path / "out" / name)
+    import_model(tmp_path / "out" / name, tmp_path / "right")
+    monkeypatch.setattr(tokenizer_gguf, "byte_level_json", with_last_merges_only(tokenizer_gguf.byte_level_json))
+    monkeypatch.setattr(tokenizer_gguf, "tokenizer_json", with_last_merges_only(tokenizer_gguf.tokenizer_json))
+    monkeypatch.setattr(tokenizer_load, "tokenizer_json", with_last_merges_only(tokenizer_load.tokenizer_json))
+    with pytest.raises(FormatError, match=r"wrong: the engine encodes .* \(--verify no skips this check\)"):
+        import_model(tmp_path / "out" / name, tmp_path / "wrong")
+    assert not (tmp_path / "wrong").exists()
+    import_model(tmp_path / "out" / name, tmp_path / "wrong", verify=False)
+
+
+def with_last_merges_only(make: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    def made(*arguments: Any) -> dict[str, Any]:
+        sections = make(*arguments)
+        merges = sections["model"]["merges"]
+        sections["model"]["merges"] = merges[len(merges) // 2 :]
+        return sections
+
+    return made
+
+
+def test_import_notes_what_the_engine_cannot_do(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+    checkpoint = make_checkpoint(tmp_path / "model")
+    assert import_model(checkpoint, tmp_path / "a").notes == ()
+    edit_tokenizer(checkpoint, lambda sections: sections.update(normalizer={"type": "NFC"}))
+    (note,) = import_model(checkpoint, tmp_path / "b").notes
+    assert note == "the engine encodes some texts differently: it normalizes text (NFC)"

@@ -173,8 +173,9 @@ def change_settings(folder: Path, **changes: object) -> None:
         ),
         *(
             ({"init_lora_weights": name}, f"init_lora_weights: .*found '{name}'.*peft \\(merge_and_unload")
-            for name in ("loftq", "lora_ga", "new_one", 3)
+            for name in ("loftq", "lora_ga", "new_one")
         ),
+        ({"init_lora_weights": 3}, "init_lora_weights: expected true or false or a string, found 3"),
         *(
             ({"new_setting": value}, "'new_setting': expected a setting that llamita knows")
             for value in (True, 2, 0.5, "x", [1], {"a": 1})

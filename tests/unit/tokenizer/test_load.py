@@ -11,6 +11,8 @@ import pytest
 
 from llamita.errors import TokenizerError
 from llamita.tokenizer import load_tokenizer, train_bpe
+from llamita.tokenizer.gguf import tokenizer_metadata
+from llamita.tokenizer.load import unused_templates
 
 Sections = dict[str, Any]
 HF_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
@@ -253,3 +255,89 @@ def test_git_lfs_pointers(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")
     with pytest.raises(TokenizerError, match="found a Git LFS pointer; fetch the file with: git lfs pull"):
         load_tokenizer(tmp_path)
+
+
+def test_add_prefix_space_is_known(folder: Path) -> None:
+    prefixed = byte_level(use_regex=True) | {"add_prefix_space": True}
+    tokenizer = load_tokenizer(change(folder, lambda s: s.update(pre_tokenizer=prefixed)))
+    assert tokenizer.add_space_prefix
+    assert tokenizer.decode(tokenizer.encode("the cat")) == b"the cat"
+    assert tokenizer.decode([tokenizer.encode("a")[-1], *tokenizer.encode("the")]) == b"a the"
+    assert tokenizer.engine_obstacle == "it prepends a space to text (add_prefix_space)"
+    with pytest.raises(TokenizerError, match=r"it prepends a space to text \(add_prefix_space\), and GGUF runtimes"):
+        tokenizer_metadata(tokenizer, tokenizer.vocab_size, [])
+
+
+def write_merges(folder: Path, config: dict[str, Any], merges: str | None = None) -> Path:
+    """The folder's tokenizer as vocab.json and merges.txt."""
+    model = json.loads((folder / "tokenizer.json").read_text())["model"]
+    (folder / "tokenizer.json").unlink()
+    (folder / "vocab.json").write_text(json.dumps(model["vocab"]))
+    lines = ["#version: 0.2", *(" ".join(merge) for merge in model["merges"])]
+    (folder / "merges.txt").write_text("\n".join(lines) + "\n" if merges is None else merges)
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_vocab_and_merges_without_tokenizer_json(folder: Path) -> None:
+    tokenizer = load_tokenizer(
+        write_merges(folder, {"tokenizer_class": "GPT2TokenizerFast", "eos_token": "<|im_end|>"})
+    )
+    assert (tokenizer.split, tokenizer.bos_id, tokenizer.eos_id) == ("gpt-2", 0, 2)
+    assert tokenizer.encode("<|im_end|>", parse_special=True) == [2]
+    assert tokenizer.decode(tokenizer.encode("the cats  sat")) == b"the cats  sat"
+
+
+@pytest.mark.parametrize(
+    ("config", "merges", "message"),
+    [
+        ({}, None, "tokenizer_class: expected one of GPT2Tokenizer, Qwen2Tokenizer.*found null; load the folder in"),
+        ({"tokenizer_class": "RobertaTokenizer"}, None, "tokenizer_class: expected .* found 'RobertaTokenizer'"),
+        (
+            {"tokenizer_class": "GPT2Tokenizer"},
+            "#version\nt h e\n",
+            "merges.txt: line 2: expected two pieces, found 't",
+        ),
+        ({"tokenizer_class": "GPT2Tokenizer"}, "日 本\n", "vocab.json: Token `日` out of vocabulary"),
+        ({"tokenizer_class": "Qwen2Tokenizer", "add_prefix_space": True}, None, "add_prefix_space: expected false"),
+    ],
+)
+def test_vocab_and_merges_that_do_not_say_enough(
+    folder: Path, config: dict[str, Any], merges: str | None, message: str
+) -> None:
+    with pytest.raises(TokenizerError, match=message):
+        load_tokenizer(write_merges(folder, config, merges))
+
+
+def test_a_byte_order_mark_is_no_part_of_the_json(folder: Path) -> None:
+    tokens = load_tokenizer(folder).pieces()
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).write_bytes(b"\xef\xbb\xbf" + (folder / name).read_bytes())
+    assert load_tokenizer(folder).pieces() == tokens
+
+
+def test_chat_templates_by_name(folder: Path) -> None:
+    def load(*names: str) -> str | None:
+        content = {"chat_template": [{"name": name, "template": f"text of {name}"} for name in names]}
+        (folder / "tokenizer_config.json").write_text(json.dumps(content))
+        return load_tokenizer(folder).chat_template
+
+    assert load("rag", "default") == "text of default" and unused_templates(folder) == []
+    assert load("tool_use", "rag") is None and unused_templates(folder) == ["rag", "tool_use"]
+    (folder / "chat_template.jinja").write_bytes(b"\xef\xbb\xbfhello")
+    assert load_tokenizer(folder).chat_template == "hello" and unused_templates(folder) == []
+    (folder / "chat_template.jinja").write_bytes(b"caf\xe9")
+    with pytest.raises(TokenizerError, match=r"chat_template.jinja: byte 3: expected UTF-8 text"):
+        load_tokenizer(folder)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["tokenizer.json", "tokenizer_config.json", "tokenizer.model", "tokenizer.bin", "chat_template.jinja",
+     "special_tokens_map.json", "generation_config.json", "config.json"],
+)  # fmt: skip
+def test_a_git_lfs_pointer_is_named(folder: Path, name: str) -> None:
+    (folder / "tokenizer_config.json").write_text("{}")
+    (folder / name).write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")
+    with pytest.raises(TokenizerError, match=f"{name}: found a Git LFS pointer; fetch the file with: git lfs pull"):
+        load_tokenizer(folder)

@@ -167,6 +167,7 @@ HEAD = [b"<unk>", b"\n<s>\n", b"\n</s>\n"]
         (llama2c_file([*HEAD, b""]), "empty"),
         (llama2c_file([*HEAD, b"ab"]), "that is not a piece"),
         (llama2c_file([*HEAD, b"a"], score=float("nan")), "no finite score"),
+        (llama2c_file([*HEAD, b"a", b"a" * 1025], longest=1025), "piece 4: expected at most 1,024 bytes, found 1,025"),
     ],
 )
 def test_damaged_llama2c_files(tmp_path: Path, data: bytes, message: str) -> None:
@@ -242,7 +243,7 @@ def test_transformers_reads_the_same_from_these_files(tmp_path: Path, decoder: b
     [
         ({"<a>": 9999}, "must follow them without a gap"),
         ({"<a>": 5}, "must follow them without a gap"),
-        ({"<a>": "5"}, "expected an id, found '5'"),
+        ({"<a>": "5"}, "<a>: expected an integer of at least 0, found '5'"),
     ],
 )
 def test_impossible_added_tokens(tmp_path: Path, added: dict[str, Any], message: str) -> None:
@@ -256,5 +257,5 @@ def test_impossible_added_tokens(tmp_path: Path, added: dict[str, Any], message:
 def test_damaged_added_tokens_decoder(tmp_path: Path, decoder: object) -> None:
     train(tmp_path).rename(tmp_path / "tokenizer.model")
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": decoder}))
-    with pytest.raises(TokenizerError, match="added_tokens_decoder: expected"):
+    with pytest.raises(TokenizerError, match=r"added_tokens_decoder(\.400(\.content)?)?: expected"):
         load_tokenizer(tmp_path)

@@ -88,6 +88,9 @@ def lines(content: bytes) -> list[bytes]:
 def test_damage_is_named(ranks: Path, tiktoken_ranks: bytes) -> None:
     good = lines(tiktoken_ranks)
     bad = {
+        "line 3: expected at most 1,024 bytes, found 1,025": [
+            *good[:2], base64.b64encode(b"a" * 1025) + b" 2", *good[3:],
+        ],
         "line 3: expected base64 and a rank": [*good[:2], b"????", *good[3:]],
         "line 4: expected base64 and a rank, found b'Aw== three'": [*good[:3], b"Aw== three", *good[4:]],
         "line 5: rank 3 occurs twice": [*good[:4], good[3], *good[4:]],
