@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from llamita.atomic import atomic_write_bytes
+from llamita.atomic import atomic_write_bytes, make_folders
 from llamita.checkpoint import point_link, prune_checkpoints, step_directory
 from llamita.config import ModelConfig, RunConfig, fields_by_resume, flag
 from llamita.environment import describe_environment
 from llamita.errors import CheckpointError, ConfigError, OutputError, TrainingError
+from llamita.file_lock import acquire_lock, lock_holder
 
 NAME = "run.json"
 METRICS = "metrics.jsonl"
+LOCK = "run.lock"  # held by the process that trains
 
 
 def describe_run(
@@ -64,9 +67,41 @@ def resumes_run(config: RunConfig, launch: str, *, restarted: bool = False) -> b
         return True
     if is_run:
         raise OutputError(f"cannot train into {run}: it holds a run; --resume it, or choose another --out")
-    if run.exists() and (not run.is_dir() or any(run.iterdir())):
+    if run.exists() and (not run.is_dir() or any(map(_is_content, run.iterdir()))):
         raise OutputError(f"cannot train into {run}: it exists and is not a run; choose another --out")
     return False
+
+
+def _is_content(entry: Path) -> bool:
+    """False for what a process leaves that is killed before the run begins."""
+    return entry.name != LOCK and not (entry.name.startswith(f".{NAME}.") and entry.name.endswith(".partial"))
+
+
+@contextlib.contextmanager
+def lock_run(run: Path) -> Iterator[None]:
+    """Keep other processes from training in the folder, which is created if it is missing.
+
+    The lock of a killed process does not count. Raises OutputError that names the process that
+    trains there.
+    """
+    is_new = not run.exists()
+    try:
+        make_folders(run)
+        lock = acquire_lock(run / LOCK)
+    except OSError as error:
+        raise OutputError(f"cannot write {run}: {error.strerror or error}") from error
+    if lock is None:
+        raise OutputError(
+            f"cannot train in {run}: {lock_holder(run / LOCK)} is training there; wait for it or stop it, or choose "
+            "another --out"
+        )
+    try:
+        yield
+    finally:
+        lock.release()
+        if is_new:
+            with contextlib.suppress(OSError):
+                run.rmdir()  # only if it is empty: nothing began
 
 
 def _check_same_kind(config: RunConfig) -> None:

@@ -12,7 +12,7 @@ pytest.importorskip("torch")
 
 from llamita.config import FinetuneConfig, ModelConfig, TrainConfig
 from llamita.errors import CheckpointError, ConfigError, OutputError
-from llamita.run_directory import check_same_run, describe_run, open_run, resumes_run
+from llamita.run_directory import check_same_run, describe_run, lock_run, open_run, resumes_run
 
 TINY = ModelConfig(50, 16, 24, 2, 4, 2, 4, 32)
 
@@ -86,3 +86,21 @@ def test_only_its_own_launch_resumes_a_run(tmp_path: Path, launch: str, restarte
     else:
         with pytest.raises(OutputError, match="--resume"):
             open_run(config, again, restarted=restarted)
+
+
+def test_one_process_trains_in_a_run_directory(tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "a"
+    with lock_run(run):
+        config = dataclasses.replace(make_config(steps=1), out=run)
+        (run / ".run.json.0123abcd.partial").mkdir()  # as a killed process leaves it
+        assert resumes_run(config, "") is False, "no content"
+        message = r"cannot train in .*a: process \d+ on .*, since .* is training there"
+        with pytest.raises(OutputError, match=message), lock_run(run):
+            pass
+        open_run(config, describe_run(config, TINY, 8, {}))
+    assert [each.name for each in run.iterdir()] == ["run.json"]
+    with lock_run(run):
+        pass
+    with pytest.raises(KeyError), lock_run(tmp_path / "b"):
+        raise KeyError
+    assert not (tmp_path / "b").exists(), "what never began leaves no folder"

@@ -19,7 +19,7 @@ from typing import Final
 import numpy as np
 import torch
 
-from llamita.atomic import atomic_file, atomic_write_bytes
+from llamita.atomic import atomic_file, atomic_write_bytes, check_parent
 from llamita.checkpoint import (
     STEP_NAME,
     copy_tokenizer,
@@ -118,6 +118,7 @@ def export(
     out = Path(out)
     kind = _kind(out)
     _check_settings(out, kind, type, version, dtype, shard_bytes)
+    check_parent(out)
     directory = resolve_checkpoint(Path(checkpoint))
     config, stored = load_config(directory), open_tensors(directory)
     check_tensors(stored.shapes, config, "huggingface", str(directory))
@@ -146,7 +147,7 @@ def _check_settings(
     if out.name == "tokenizer.bin":
         raise ConfigError(f"cannot export to {out}: that name is reserved for the tokenizer; choose another one")
     if type is not None:
-        quant_mix(type, "export")
+        type = quant_mix(type, "export").name
     if kind == ".bin" and (type not in (None, "f32") or (type == "f32" and version == 2)):
         raise ConfigError(
             f"cannot export to {out}: llama2.c's .bin is f32 (version 0, 1) or int8 (version 2), not {type}; export to "

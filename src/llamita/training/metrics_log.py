@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from llamita.atomic import atomic_write_bytes
+from llamita.atomic import atomic_write_bytes, sync
 from llamita.errors import ConfigError, OutputError, TrainingError
 from llamita.run_directory import METRICS, read_metrics, scalars
 
@@ -268,6 +268,13 @@ class MetricsLog:
         self.num_bytes += len(line)
         if self.trackers is not None:
             self.trackers.write(values)
+
+    def sync(self) -> None:
+        """Flush the lines so far to disk. Raises OutputError."""
+        try:
+            sync(self.path)
+        except OSError as error:
+            raise OutputError(f"cannot write {self.path}: {error.strerror or error}") from error
 
     def close(self) -> None:
         """Close the trackers; the file is not kept open."""

@@ -7,6 +7,7 @@ A run directory:
     RUN/metrics.jsonl    a line every --log-interval steps, and one per evaluation
     RUN/report.html      all of it as a page, updated at each evaluation
     RUN/summary.json     the result
+    RUN/run.lock         names the process that trains; it ends with that process
 """
 
 from __future__ import annotations
@@ -21,7 +22,14 @@ import torch
 
 from llamita.config import RunConfig, TrainConfig
 from llamita.errors import TrainingError
-from llamita.run_directory import describe_run, finished_message, finished_summary, open_run, resumes_run
+from llamita.run_directory import (
+    describe_run,
+    finished_message,
+    finished_summary,
+    lock_run,
+    open_run,
+    resumes_run,
+)  # fmt: skip
 from llamita.training.distributed import Ranks, compute_type, start_ranks
 from llamita.training.metrics_log import check_trackers
 from llamita.training.progress import TrainingDisplay
@@ -67,9 +75,11 @@ def run_task(
         start_ranks(config.device, config.threads) as ranks,
         explain_out_of_memory(),
         TrainingDisplay(enabled=ranks.is_first) as display,
+        contextlib.ExitStack() as stack,
     ):
         if ranks.is_first:  # fail before minutes go into planning and compiling
             resumes_run(config, ranks.launch, restarted=ranks.restarts > 0)
+            stack.enter_context(lock_run(config.out))
         task = make_task(ranks, display.say)
         resuming, finished = _open(task, ranks)
         if finished:

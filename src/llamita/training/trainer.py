@@ -417,6 +417,8 @@ class Trainer:
         run, best, checkpoint = self.config.out, state.best, step_directory(self.config.out, at.step)
 
         def write(weights: Mapping[str, Tensor], training: TrainingState) -> None:
+            if self.metrics is not None:
+                self.metrics.sync()  # the checkpoint counts on its bytes
             if not checkpoint.is_dir():
                 self.task.save(checkpoint, weights, training)
             point_link(run, "latest", checkpoint)
