@@ -17,6 +17,18 @@ def check(condition: bool, message: str) -> None:
         raise ConfigError(message)
 
 
+def check_at_most(where: str, value: float | None, limit: float) -> None:
+    """Raise ConfigError for a number that is larger than any use of the flag, infinite or NaN.
+
+    What follows may multiply it, allocate by it, or hand it to C.
+    """
+    check(value is None or value <= limit, f"{where}: expected at most {_shown(limit)}, found {_shown(value or 0)}")
+
+
+def _shown(value: float) -> str:
+    return f"{value:g}" if isinstance(value, float) else f"{value:,}"[:60]
+
+
 @dataclasses.dataclass(frozen=True)
 class Option:
     """How a field appears on the command line, and whether a resumed run may change it.
@@ -153,6 +165,10 @@ PRESETS: dict[str, Shape] = {
 PresetName = Literal["0.5M", "1.5M", "3M", "7M", "stories260K", "stories15M", "stories42M", "stories110M"]
 
 
+MAX_SEED = 2**63 - 1
+MAX_STORIES = 10_000_000
+
+
 @dataclasses.dataclass(frozen=True)
 class PrepareConfig:
     """Turn text into a token store: documents, a tokenizer, token shards for training and
@@ -226,16 +242,25 @@ class PrepareConfig:
             self.num_workers is None or 1 <= self.num_workers <= 1024,
             f"prepare: --num-workers: expected 1 to 1,024, found {self.num_workers}",
         )
-        check(0 <= self.seed < 1 << 63, f"prepare: --seed: expected 0 to 2^63 - 1, found {self.seed}")
+        check(0 <= self.seed <= MAX_SEED, f"prepare: --seed: expected 0 to 2^63 - 1, found {self.seed}")
         check(
-            1 <= self.num_stories <= 10_000_000,
-            f"prepare: --num-stories: expected 1 to 10,000,000, found {self.num_stories}",
+            1 <= self.num_stories <= MAX_STORIES,
+            f"prepare: --num-stories: expected 1 to {MAX_STORIES:,}, found {self.num_stories}",
         )
         check(
             len(self.sources) == 1 or not {"stories", "tinystories"}.intersection(self.sources),
             "prepare: stories and tinystories cannot be mixed with other sources; write ./stories for a folder",
         )
 
+
+MAX_VALUES: dict[str, float] = {  # of the flags of runs
+    "minutes": 1e6, "steps": 10**9, "epochs": 1e6, "context": 2**20, "micro_batch_size": 2**16,
+    "grad_accum_steps": 2**16, "learning_rate": 1e3, "embedding_lr": 1e3, "weight_decay": 1e3, "grad_clip": 1e9,
+    "eval_interval": 10**9, "save_minutes": 1e6, "log_interval": 10**9, "early_stopping_patience": 10**9,
+    "threads": 1024, "seed": MAX_SEED, "temperature": 1e3, "layers": 1024, "hidden": 2**17, "heads": 2**12,
+    "kv_heads": 2**12, "ffn": 2**19, "rope_theta": 1e12, "rank": 2**14, "alpha": 1e6, "beta": 1e6,
+    "preview": 10**6,
+}  # fmt: skip
 
 TrackerName = Literal["tensorboard", "wandb", "trackio"]
 
@@ -333,6 +358,9 @@ class RunConfig:
         limits = [name for name in ("minutes", "steps", "epochs") if getattr(self, name) is not None]
         given = " and ".join(flag(name) for name in limits)
         check(len(limits) <= 1, f"{self.command}: {given} exclude each other; give one of them")
+        for name, limit in MAX_VALUES.items():
+            if hasattr(self, name):
+                check_at_most(f"{self.command}: {flag(name)}", getattr(self, name), limit)
         self._check_positive(
             "minutes", "steps", "epochs", "context", "micro_batch_size", "grad_accum_steps",
             "learning_rate", "embedding_lr", "eval_interval", "save_minutes", "log_interval", "threads",
@@ -352,8 +380,7 @@ class RunConfig:
         )
         for name in ("weight_decay", "grad_clip", "early_stopping_patience", "seed"):
             value = getattr(self, name)
-            fits = value is None or (math.isfinite(value) and value >= 0)
-            check(fits, f"{self.command}: {flag(name)}: expected 0 or more, found {value}")
+            check(value is None or value >= 0, f"{self.command}: {flag(name)}: expected 0 or more, found {value}")
         self._check_positive("temperature")
         self._check_settings("teacher", "teacher_weight", "temperature")
         check(
@@ -374,7 +401,7 @@ class RunConfig:
         for name in names:
             value = getattr(self, name)
             check(
-                value is None or (math.isfinite(value) and value > 0),
+                value is None or value > 0,
                 f"{self.command}: {flag(name)}: expected a positive number, found {value}",
             )
 

@@ -49,7 +49,7 @@ class ChatFlags:
     runtime: Annotated[RuntimeOptions, Option(group="engine")] = DEFAULT_RUNTIME
 
     def __post_init__(self) -> None:
-        check_generation(self.num_tokens, self.runtime)
+        check_generation(self.num_tokens, self.sampling, self.runtime)
 
 
 def main(argv: list[str]) -> int | None:

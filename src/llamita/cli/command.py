@@ -11,7 +11,7 @@ from pathlib import Path
 
 from llamita.cli.help import has_color, help_columns, help_text
 from llamita.cli.parser import Flags, UsageError, parse_arguments
-from llamita.errors import ConfigError
+from llamita.errors import ConfigError, clean_line
 
 # --verify to the library's argument; None: the library decides by the size of the model.
 VERIFY: dict[str, bool | None] = {"auto": None, "yes": True, "no": False}
@@ -45,10 +45,16 @@ def print_resume(command: str, argv: Sequence[str], steps: int) -> None:
     print(f"  llamita {command} {words} --resume", file=sys.stderr)
 
 
-def fail(message: str) -> int:
-    """Print one line on stderr and return the exit code of a user's error."""
-    print(f"llamita: {message}", file=sys.stderr)
-    return 2
+def fail(message: str, code: int = 2) -> int:
+    """Print one line on stderr and return the exit code; 2 is a user's error."""
+    with contextlib.suppress(BrokenPipeError):  # nobody reads it
+        print(f"llamita: {clean_line(message)}", file=sys.stderr, flush=True)
+    return code
+
+
+def print_note(message: str) -> None:
+    """Print one line on stderr."""
+    print(f"note: {clean_line(message)}", file=sys.stderr)
 
 
 @contextlib.contextmanager

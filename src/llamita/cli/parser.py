@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, TypeVar
 
 from llamita.config import Option, options_of
-from llamita.errors import ConfigError
+from llamita.errors import ConfigError, clean_line
 
 MAX_CHOICES = 32  # characters of {a,b,c}; help names longer lists of choices in the text
+MAX_NAME_BYTES = 255  # of a file, on common systems
 NUMBER = re.compile(r"-\.?\d|-(inf|nan)$")
 
 
@@ -66,17 +67,33 @@ class Argument:
         if word is None:
             hint = f"; write {self.name}=TEXT if it starts with -" if self.kind is str else ""
             raise UsageError(f"{self.name}: expected a value, found none{hint}")
+        self._check_word(word)
         if self.choices:
             spelled = {str(choice): choice for choice in self.choices}
             if word not in spelled:
-                found = f"found {word!r}{suggestion(word, spelled)}"
+                found = f"found {shown(word)}{suggestion(word, spelled)}"
                 raise UsageError(f"{self.name}: expected one of {', '.join(spelled)}, {found}")
             return spelled[word]
         try:
             return self.kind(word)
         except ValueError:
             expected = "a whole number" if self.kind is int else "a number"
-            raise UsageError(f"{self.name}: expected {expected}, found {word!r}") from None
+            raise UsageError(f"{self.name}: expected {expected}, found {shown(word)}") from None
+
+    def _check_word(self, word: str) -> None:
+        """Raise UsageError for what no file, text or system call could take."""
+        try:
+            names = word.encode().replace(b"\\", b"/").split(b"/")
+        except UnicodeEncodeError:
+            raise UsageError(f"{self.name}: expected UTF-8 text, found {shown(word)}") from None
+        if self.kind is Path or self.option.positional or self.option.metavar == "PATH":
+            if "\0" in word:
+                raise UsageError(f"{self.name}: expected a path, found a NUL character in {shown(word)}")
+            longest = max(map(len, names))
+            if longest > MAX_NAME_BYTES:
+                raise UsageError(
+                    f"{self.name}: expected names of at most {MAX_NAME_BYTES} bytes, found one of {longest:,}"
+                )
 
     def values(self, words: list[str | None]) -> tuple[Any, ...]:
         """The values of several words. Raises UsageError."""
@@ -99,9 +116,14 @@ def parse_arguments(flags: type[Flags], argv: Sequence[str]) -> Flags:
     return _build(flags, _given(arguments, vars(options), [*words, *argv[end + 1 :]]))
 
 
+def shown(word: str) -> str:
+    """A word of the command line, quoted for a message and shortened."""
+    return repr(word if len(word) <= 100 else f"{word[:100]}…")
+
+
 def suggestion(word: str, known: Iterable[str]) -> str:
     """The end of an error about an unknown word: the nearest known one, if any is near."""
-    nearest = difflib.get_close_matches(word.lower(), list(known), n=1)
+    nearest = difflib.get_close_matches(word.lower()[:100], list(known), n=1)
     return f"; perhaps you meant {nearest[0]}" if nearest else ""
 
 
@@ -166,7 +188,7 @@ def _check_known(arguments: Iterable[Argument], words: Sequence[str]) -> None:
     known = [flag for argument in arguments if not argument.option.positional for flag in argument.flags]
     for word in words:
         if word.startswith("-") and word != "-" and " " not in word and not NUMBER.match(word):
-            flag = word.partition("=")[0]
+            flag = clean_line(word.partition("=")[0], 100)
             raise UsageError(f"unknown option {flag}{suggestion(flag, [*known, '--help'])}")
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Annotated
 
 from llamita.cli.command import parse, requires_extra
-from llamita.config import Option, check
+from llamita.config import Option, check, check_at_most
 from llamita.errors import ConfigError
-from llamita.sampling import DEFAULT_SAMPLING, SamplingParams
+from llamita.sampling import DEFAULT_SAMPLING, MAX_TOKENS, SamplingParams
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +38,7 @@ class SampleFlags:
             self.max_new_tokens is None or self.max_new_tokens > 0,
             f"--max-new-tokens: expected 1 or more, found {self.max_new_tokens}",
         )
+        check_at_most("--max-new-tokens", self.max_new_tokens, MAX_TOKENS)
 
 
 def main(argv: list[str]) -> None:
