@@ -7,12 +7,14 @@ that loads computes what its author intended.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 from llamita.config import ModelConfig
 from llamita.errors import ConfigError, FormatError
 from llamita.formats.tensor_table import MAX_LAYERS
+from llamita.json_file import Key, Schema, check_object, shortened, shown
 
 ARCHITECTURE = "LlamaForCausalLM"
 MODEL_TYPE = "llama"
@@ -26,21 +28,59 @@ ROPE_TYPES: dict[str, tuple[str, ...]] = {
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
 }
 
-# LlamaConfig's defaults for missing keys (a null is different: it means "none").
-_LLAMA_DEFAULTS: dict[str, Any] = {
-    "max_position_embeddings": 2048,
-    "rms_norm_eps": 1e-6,
-    "tie_word_embeddings": False,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": None,
+_MAX_NUMBER = 1e30
+
+
+def _size_key(use: str, *, required: bool = False) -> Key:
+    return Key("integer", required=required, positive=True, maximum=2**31 - 1, use=use)
+
+
+def _number_key(default: float | None, use: str, *, null: bool = True) -> Key:
+    return Key("number", default=default, null=null, positive=True, maximum=_MAX_NUMBER, use=use)
+
+
+def _rope_keys() -> dict[str, Key]:
+    return {
+        "rope_type": Key("string", use="the kind of RoPE scaling, with its parameters"),
+        "type": Key("string", use="the old name of rope_type"),
+        "rope_theta": _number_key(None, "the base of RoPE's frequencies"),
+    }
+
+
+# What the model is: checked first, as other architectures have other keys.
+IDENTITY: Schema = {
+    "model_type": Key("string", use="llama or mistral"),
+    "architectures": Key("list", items=Key("string"), use="the one of model_type"),
 }
-
-# MistralConfig's defaults, kv heads and window included.
-_MISTRAL_DEFAULTS: dict[str, Any] = _LLAMA_DEFAULTS | {"max_position_embeddings": 131072}
-_MISTRAL_KV_HEADS, _MISTRAL_WINDOW = 8, 4096
-
-_SHAPE_KEYS = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+# With LlamaConfig's defaults for missing keys (a null is different: it means "none").
+CONFIG: Schema = {
+    "vocab_size": _size_key("rows of the embedding", required=True),
+    "hidden_size": _size_key("", required=True),
+    "intermediate_size": _size_key("", required=True),
+    "num_hidden_layers": _size_key("", required=True),
+    "num_attention_heads": _size_key("", required=True),
+    "num_key_value_heads": _size_key("missing or null: num_attention_heads"),
+    "head_dim": _size_key("missing or null: hidden_size / num_attention_heads"),
+    "max_position_embeddings": Key("integer", default=2048, null=False, positive=True, maximum=2**31 - 1,
+                                   use="the context"),
+    "rms_norm_eps": _number_key(1e-6, "", null=False),
+    "tie_word_embeddings": Key("boolean", default=False, null=False, use="the output matrix is the embedding"),
+    "rope_theta": _number_key(None, "the base of RoPE's frequencies; missing or null: 10000"),
+    "rope_scaling": Key("object", keys=_rope_keys(), use="transformers 4"),
+    "rope_parameters": Key("object", keys=_rope_keys(), use="transformers 5; must agree with the keys of version 4"),
+    "bos_token_id": Key("integer", default=1, use="-1 means none"),
+    "eos_token_id": Key(("integer", "list"), default=2, items=Key("integer"), use="-1 means none"),
+    "pad_token_id": Key("integer", use="-1 means none"),
+    "sliding_window": Key("integer", positive=True, maximum=2**31 - 1, use="mistral: at least the context"),
+}  # fmt: skip
+# MistralConfig's other defaults.
+_MISTRAL: Schema = dict(CONFIG) | {
+    "max_position_embeddings": dataclasses.replace(CONFIG["max_position_embeddings"], default=131072),
+    "num_key_value_heads": dataclasses.replace(CONFIG["num_key_value_heads"], default=8),
+    "sliding_window": dataclasses.replace(CONFIG["sliding_window"], default=4096),
+}
+_SHAPE_KEYS = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+               "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings")  # fmt: skip
 
 # Keys that must be absent, null or one of these values: key → (allowed values, what is supported).
 _FIXED: dict[str, tuple[tuple[Any, ...], str]] = {
@@ -91,31 +131,22 @@ def config_from_dict(d: Mapping[str, Any], where: str) -> ModelConfig:
     Raises FormatError for keys that are missing, malformed, or unsupported by a plain Llama.
     """
     if not isinstance(d, Mapping):
-        raise FormatError(f"cannot read {where}: expected a JSON object, found {type(d).__name__}")
+        raise FormatError(f"cannot read {where}: expected a JSON object, found {shown(d)}")
+    d = check_object(d, IDENTITY, where, FormatError)
     _refuse_other_models(d, where)
-    values: dict[str, Any] = {key: _whole_number(_required(d, key, where), key, where) for key in _SHAPE_KEYS}
+    is_mistral = d["model_type"] == "mistral"
+    d = check_object(d, _MISTRAL if is_mistral else CONFIG, where, FormatError)
+    values: dict[str, Any] = {key: d[key] for key in _SHAPE_KEYS}
     if values["num_hidden_layers"] > MAX_LAYERS:
         raise _wrong("num_hidden_layers", f"at most {MAX_LAYERS}", values["num_hidden_layers"], where)
-    is_mistral = d.get("model_type") == "mistral"
-    for key, default in (_MISTRAL_DEFAULTS if is_mistral else _LLAMA_DEFAULTS).items():
-        values[key] = d.get(key, default)
-    kv_heads = d.get("num_key_value_heads", _MISTRAL_KV_HEADS if is_mistral else None)
-    values["num_key_value_heads"] = _whole_number(
-        _given(kv_heads, values["num_attention_heads"]), "num_key_value_heads", where
-    )
+    values["num_key_value_heads"] = _given(d["num_key_value_heads"], values["num_attention_heads"])
     values["head_dim"] = _head_dim(d, values, where)
-    values["max_position_embeddings"] = _whole_number(
-        values["max_position_embeddings"], "max_position_embeddings", where
-    )
     if is_mistral:
         _refuse_window(d, values["max_position_embeddings"], where)
-    values["rms_norm_eps"] = _number(values["rms_norm_eps"], "rms_norm_eps", where)
-    if not isinstance(values["tie_word_embeddings"], bool):
-        raise _wrong("tie_word_embeddings", "true or false", values["tie_word_embeddings"], where)
     values["rope_theta"], values["rope_scaling"] = _rope(d, where)
     for key in ("bos_token_id", "pad_token_id"):
-        values[key] = _token_id(values[key], key, values["vocab_size"], where)
-    values["eos_token_id"] = _end_ids(values["eos_token_id"], values["vocab_size"], where)
+        values[key] = _token_id(d[key], key, values["vocab_size"], where)
+    values["eos_token_id"] = _end_ids(d["eos_token_id"], values["vocab_size"], where)
     try:
         return ModelConfig(**values)
     except ConfigError as error:
@@ -160,8 +191,8 @@ _OTHER_MODELS = {
 
 def _refuse_window(d: Mapping[str, Any], context: int, where: str) -> None:
     """Refuse a sliding window that is shorter than the context."""
-    window = d.get("sliding_window", _MISTRAL_WINDOW)
-    if window is not None and _whole_number(window, "sliding_window", where) < context:
+    window = d["sliding_window"]
+    if window is not None and window < context:
         raise FormatError(
             f"cannot use {where}: sliding_window: expected none, or at least max_position_embeddings "
             f"({context}), found {window}; windowed attention is not supported; import with --context-tokens {window}"
@@ -170,12 +201,12 @@ def _refuse_window(d: Mapping[str, Any], context: int, where: str) -> None:
 
 def _refuse_other_models(d: Mapping[str, Any], where: str) -> None:
     kind, architectures = d.get("model_type"), d.get("architectures")
-    if not isinstance(kind, str) or kind not in _ARCHITECTURES:
-        more = _OTHER_MODELS.get(kind, "") if isinstance(kind, str) else ""
-        raise FormatError(f"cannot use {where}: model_type: expected 'llama', found {kind!r:.60}{more}")
+    if kind not in _ARCHITECTURES:
+        found, more = None if kind is None else shown(kind), _OTHER_MODELS.get(str(kind), "")
+        raise FormatError(f"cannot use {where}: model_type: expected 'llama', found {found}{more}")
     if architectures is not None and architectures != [_ARCHITECTURES[kind]]:
-        found = ", ".join(map(str, architectures)) if isinstance(architectures, list) else repr(architectures)
-        raise FormatError(f"cannot use {where}: architectures: expected {_ARCHITECTURES[kind]}, found {found[:80]}")
+        found = shortened(", ".join(map(str, architectures)), 80)
+        raise FormatError(f"cannot use {where}: architectures: expected {_ARCHITECTURES[kind]}, found {found}")
     for key in _FIXED:
         _refuse_unless_fixed(d, key, where)
 
@@ -185,32 +216,30 @@ def _refuse_unless_fixed(d: Mapping[str, Any], key: str, where: str) -> None:
     value = d.get(key)
     allowed, supported = _FIXED[key]
     if value is not None and value not in allowed:
-        shown = str(value)[:80] if isinstance(value, (str, int, float)) else type(value).__name__
-        raise FormatError(f"cannot use {where}: {key}: {shown} is not supported ({supported})")
+        found = shortened(str(value), 80) if isinstance(value, (str, int, float)) else type(value).__name__
+        raise FormatError(f"cannot use {where}: {key}: {found} is not supported ({supported})")
 
 
 def _rope(d: Mapping[str, Any], where: str) -> tuple[float, dict[str, Any] | None]:
     """(rope_theta, rope_scaling) from the keys of version 4 or 5, or both if they agree."""
-    new = d.get("rope_parameters")
-    old_theta, old_scaling = d.get("rope_theta"), normalize_rope_scaling(d.get("rope_scaling"), where)
+    new = d["rope_parameters"]
+    old_theta, old_scaling = d["rope_theta"], normalize_rope_scaling(_present(d["rope_scaling"]), where)
     if new is None:
-        return _number(_given(old_theta, 10000.0), "rope_theta", where), old_scaling
-    if not isinstance(new, Mapping):
-        raise _wrong("rope_parameters", "an object", new, where)
+        return float(_given(old_theta, 10000.0)), old_scaling
     _refuse_unless_fixed(new, "partial_rotary_factor", where)
-    scaling = normalize_rope_scaling(new, where)
-    theta = _number(_given(new.get("rope_theta"), _given(old_theta, 10000.0)), "rope_theta", where)
-    if old_theta is not None and _number(old_theta, "rope_theta", where) != theta:
+    scaling = normalize_rope_scaling(_present(new), where)
+    theta = float(_given(new["rope_theta"], _given(old_theta, 10000.0)))
+    if old_theta is not None and old_theta != theta:
         raise _wrong("rope_theta", f"the rope_theta of rope_parameters ({theta})", old_theta, where)
-    if d.get("rope_scaling") is not None and old_scaling != scaling:
+    if d["rope_scaling"] is not None and old_scaling != scaling:
         raise _wrong("rope_scaling", f"the same as rope_parameters ({scaling})", old_scaling, where)
     return theta, scaling
 
 
 def _head_dim(d: Mapping[str, Any], values: Mapping[str, Any], where: str) -> int:
     hidden, heads = values["hidden_size"], values["num_attention_heads"]
-    if d.get("head_dim") is not None:
-        return _whole_number(d["head_dim"], "head_dim", where)
+    if d["head_dim"] is not None:
+        return int(d["head_dim"])
     if hidden % heads:
         expected = f"a divisor of hidden_size ({hidden}), as head_dim is not given"
         raise _wrong("num_attention_heads", expected, heads, where)
@@ -235,10 +264,9 @@ def _token_id(value: Any, key: str, vocab_size: int, where: str) -> int | None:
     return value
 
 
-def _required(d: Mapping[str, Any], key: str, where: str) -> Any:
-    if d.get(key) is None:
-        raise FormatError(f"cannot use {where}: {key} is missing")
-    return d[key]
+def _present(values: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """The keys that are neither missing nor null."""
+    return None if values is None else {key: value for key, value in values.items() if value is not None}
 
 
 def _given(value: Any, default: Any) -> Any:
@@ -258,4 +286,4 @@ def _number(value: Any, key: str, where: str) -> float:
 
 
 def _wrong(key: str, expected: str, found: Any, where: str) -> FormatError:
-    return FormatError(f"cannot use {where}: {key}: expected {expected}, found {str(found)[:80]!r}")
+    return FormatError(f"cannot use {where}: {key}: expected {expected}, found {shown(found)}")

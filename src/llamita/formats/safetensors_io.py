@@ -23,7 +23,7 @@ from torch import Tensor
 
 from llamita.errors import FormatError
 from llamita.formats.mmap_file import map_file, read_bytes
-from llamita.json_file import read_json_object
+from llamita.json_file import Key, Schema, check_object, parse_json_object, read_json_object, shortened, shown
 
 WEIGHTS: Final = "model.safetensors"
 INDEX: Final = "model.safetensors.index.json"
@@ -46,6 +46,16 @@ FLOAT_DTYPES: Final = tuple(DTYPES.values())
 
 
 # ---------------------------------------------------------------- reading a header
+
+_MAX_DIMENSIONS: Final = 8
+_MAX_OFFSET: Final = 2**63 - 1
+_OFFSET = Key("integer", null=False, minimum=0, maximum=_MAX_OFFSET)
+_HEADER: Schema = {"__metadata__": Key("object", items=Key("string", null=False))}
+_ENTRY: Schema = {
+    "dtype": Key("string", required=True),
+    "shape": Key("list", required=True, items=_OFFSET),
+    "data_offsets": Key("list", required=True, items=_OFFSET),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,15 +82,9 @@ def read_header(path: Path) -> tuple[list[SafetensorsEntry], dict[str, str]]:
             f"cannot read {path}: header: expected {length} bytes, found {len(mapping) - 8} to the end of the file; it "
             "is truncated or not a .safetensors file"
         )
-    try:
-        header = json.loads(mapping[8 : 8 + length].decode("utf-8"), object_pairs_hook=_unique_names)
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"cannot read {path}: header: expected JSON: {str(error)[:120]}") from error
-    if not isinstance(header, dict):
-        raise FormatError(f"cannot read {path}: header: expected a JSON object, found {type(header).__name__}")
-    metadata = header.pop("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise FormatError(f"cannot read {path}: __metadata__: expected an object of strings")
+    where = f"{path}: header"
+    header = parse_json_object(mapping[8 : 8 + length], where, FormatError, _HEADER, unique_keys=True)
+    metadata = header.pop("__metadata__") or {}
     data_start = 8 + length
     tensors = [_entry(path, name, entry, data_start) for name, entry in header.items()]
     tensors.sort(key=lambda tensor: (tensor.offset, tensor.num_bytes))
@@ -97,29 +101,19 @@ def read_header(path: Path) -> tuple[list[SafetensorsEntry], dict[str, str]]:
     return tensors, metadata
 
 
-def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} occurs twice")
-    return result
-
-
 def _entry(path: Path, name: str, fields: Any, data_start: int) -> SafetensorsEntry:
-    try:
-        dtype, shape, (start, end) = fields["dtype"], fields["shape"], fields["data_offsets"]
-        whole = all(isinstance(number, int) and not isinstance(number, bool) for number in (*shape, start, end))
-        if not whole or min(*shape, start, end, 0) < 0:
-            raise ValueError
-        num_bytes = math.prod(shape) * DTYPE_BYTES[dtype]
-    except (TypeError, KeyError, ValueError) as error:
+    where = f"{path}: header: tensor {shortened(name, 120)}"
+    values = check_object(fields, _ENTRY, where, FormatError)
+    dtype, shape, offsets = values["dtype"], tuple(values["shape"]), values["data_offsets"]
+    if len(offsets) != 2 or len(shape) > _MAX_DIMENSIONS or dtype not in DTYPE_BYTES:
         raise FormatError(
-            f"cannot read {path}: tensor {name}: expected a known dtype, a shape and two data_offsets, found "
-            f"{str(fields)[:80]!r}"
-        ) from error
+            f"cannot read {where}: expected a known dtype, a shape and two data_offsets, found {shown(dtype)}, "
+            f"{shown(shape)}, {shown(offsets)}"
+        )
+    (start, end), num_bytes = offsets, math.prod(shape) * DTYPE_BYTES[dtype]
     if end - start != num_bytes:
-        raise FormatError(f"cannot read {path}: tensor {name}: expected {num_bytes} bytes, found {end - start}")
-    return SafetensorsEntry(name, dtype, tuple(shape), data_start + start, num_bytes)
+        raise FormatError(f"cannot read {where}: expected {num_bytes} bytes, found {end - start}")
+    return SafetensorsEntry(name, dtype, shape, data_start + start, num_bytes)
 
 
 # ---------------------------------------------------------------- reading tensors
@@ -191,14 +185,19 @@ def open_safetensors(folder: Path, stem: str = "model") -> SafetensorsReader:
     return SafetensorsReader(places)
 
 
+INDEX_KEYS: Schema = {"weight_map": Key("object", default={}, null=False, items=Key("string", null=False))}
+
+
 def read_index(path: Path) -> dict[str, str]:
     """The weight_map of an index.json: tensor name → file name in the same folder, never a path."""
-    weight_map = read_json_object(path, FormatError).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
+    weight_map: dict[str, str] = read_json_object(path, FormatError, INDEX_KEYS)["weight_map"]
+    if not weight_map:
         raise FormatError(f"cannot read {path}: expected weight_map, an object of tensor names and file names")
     for name, file in weight_map.items():
-        if not isinstance(file, str) or file != Path(file).name or file in ("", "..") or "\\" in file or "\0" in file:
-            raise FormatError(f"cannot read {path}: {name}: expected a file's name, found {str(file)[:80]!r}")
+        if file != Path(file).name or file in ("", "..") or "\\" in file or not file.isprintable():
+            raise FormatError(
+                f"cannot read {path}: {shortened(name, 120)}: expected a file's name, found {shown(file)}"
+            )
     return weight_map
 
 
