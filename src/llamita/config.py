@@ -42,7 +42,7 @@ class Option:
     name: str = ""  # the flag without its dashes; the default is the field's name
     positional: bool = False
     repeated: bool = False  # given once for each value of a tuple
-    resume: Literal["", "may change", "planned"] = ""  # see fields_by_resume
+    resume: Literal["", "may change", "may grow"] = ""  # see fields_by_resume
     run_specific: bool = False  # differs between any two runs; comparisons leave it out
 
 
@@ -65,11 +65,11 @@ def options_of(config: type[Any]) -> dict[str, Option]:
     return found
 
 
-def fields_by_resume(config: type[Any], rule: Literal["may change", "planned"]) -> tuple[str, ...]:
+def fields_by_resume(config: type[Any], rule: Literal["may change", "may grow"]) -> tuple[str, ...]:
     """The fields with a resume rule.
 
-    "may change": a resumed run may differ from run.json; "planned": taken from run.json unless
-    given on the command line. All other fields must match.
+    "may change": a resumed run may differ from run.json; "may grow": the value may be larger. All
+    other fields must match.
     """
     return tuple(name for name, option in options_of(config).items() if option.resume == rule)
 
@@ -273,17 +273,17 @@ class RunConfig:
 
     out: Annotated[Path, Option(resume="may change", run_specific=True)]
     """Run directory: checkpoints, metrics.jsonl, report."""
-    minutes: Annotated[float | None, Option("M")] = None
+    minutes: Annotated[float | None, Option("M", resume="may grow")] = None
     """Stop after this many minutes, final evaluation included; the learning-rate schedule fits
     them."""
-    steps: int | None = None
+    steps: Annotated[int | None, Option(resume="may grow")] = None
     """Stop after this many optimizer steps."""
-    epochs: float | None = None
+    epochs: Annotated[float | None, Option(resume="may grow")] = None
     """Stop when each training token was seen this many times."""
     resume: Annotated[bool, Option(resume="may change", run_specific=True)] = False
-    """Continue the run in --out from its latest checkpoint; all other options must stay the
-    same."""
-    context: Annotated[int | None, Option("TOKENS", group="model", resume="planned")] = None
+    """Continue the run in --out from its latest checkpoint, with its options; a larger --minutes,
+    --steps or --epochs trains longer."""
+    context: Annotated[int | None, Option("TOKENS", group="model")] = None
     """Context length: tokens that the model sees at once."""
     dropout: Annotated[float, Option("P", group="optimization")] = 0.0
     """Dropout probability."""
@@ -310,7 +310,7 @@ class RunConfig:
     """Share of the run in which wsd lowers the learning rate."""
     final_lr_fraction: Annotated[float, Option("SHARE", group="optimization")] = 0.0
     """Learning rate at the end, as a share of the peak."""
-    weight_decay: Annotated[float | None, Option(group="optimization", resume="planned")] = None
+    weight_decay: Annotated[float | None, Option(group="optimization")] = None
     """Weight decay of matrices; embeddings and norms have none. Default: 0.1, more if a text is
     read many times."""
     beta1: Annotated[float, Option("B", group="optimization")] = 0.9
@@ -417,18 +417,18 @@ class TrainConfig(RunConfig):
     minutes: Annotated[float | None, Option("M")] = None
     """Stop after this many minutes, final evaluation included; the learning-rate schedule fits
     them. Default without --steps and --epochs: 10."""
-    preset: Annotated[PresetName | None, Option(group="model", resume="planned")] = None
+    preset: Annotated[PresetName | None, Option(group="model")] = None
     """Shape of the model; --layers and the like override parts of it. Default: with --minutes,
     planned for this machine (see `llamita plan`), else 3M on CPUs and stories15M on CUDA."""
-    layers: Annotated[int | None, Option(group="model", resume="planned")] = None
+    layers: Annotated[int | None, Option(group="model")] = None
     """Number of transformer layers."""
-    hidden: Annotated[int | None, Option(group="model", resume="planned")] = None
+    hidden: Annotated[int | None, Option(group="model")] = None
     """Width of the model."""
-    heads: Annotated[int | None, Option(group="model", resume="planned")] = None
+    heads: Annotated[int | None, Option(group="model")] = None
     """Query heads in a layer."""
-    kv_heads: Annotated[int | None, Option(group="model", resume="planned")] = None
+    kv_heads: Annotated[int | None, Option(group="model")] = None
     """Key and value heads in a layer. Default: the preset's, or as many as --heads."""
-    ffn: Annotated[int | None, Option(group="model", resume="planned")] = None
+    ffn: Annotated[int | None, Option(group="model")] = None
     """Width of the feed-forward layers. Default: 8/3 of --hidden, rounded up to a multiple of
     32."""
     tie_embeddings: Annotated[bool, Option(group="model")] = True

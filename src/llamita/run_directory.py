@@ -7,12 +7,14 @@ import dataclasses
 import json
 import math
 import os
+import types
+import typing
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 from llamita.atomic import atomic_write_bytes, make_folders
-from llamita.checkpoint import point_link, prune_checkpoints, step_directory
+from llamita.checkpoint import STEP_NAME, point_link, prune_checkpoints, step_directory
 from llamita.config import ModelConfig, RunConfig, fields_by_resume, flag
 from llamita.environment import describe_environment
 from llamita.errors import CheckpointError, ConfigError, OutputError, TrainingError
@@ -21,6 +23,9 @@ from llamita.file_lock import acquire_lock, lock_holder
 NAME = "run.json"
 METRICS = "metrics.jsonl"
 LOCK = "run.lock"  # held by the process that trains
+ROWS = ("micro_batch_size", "grad_accum_steps")  # compared as rows per step
+
+C = TypeVar("C", bound=RunConfig)
 
 
 def describe_run(
@@ -104,16 +109,122 @@ def lock_run(run: Path) -> Iterator[None]:
                 run.rmdir()  # only if it is empty: nothing began
 
 
+def recorded_options(command: type[RunConfig], run: Path) -> dict[str, Any]:
+    """The options that run.json records, as values of the fields of `command`.
+
+    Raises CheckpointError if there is no run to resume or its run.json is damaged, ConfigError if
+    it is a run of another command.
+    """
+    if not (run / NAME).is_file():
+        raise CheckpointError(f"cannot resume {run}: it holds no run (no {NAME}); train without --resume first")
+    recorded = _read(run)["config"]
+    found = "finetune" if "checkpoint" in recorded else "train"
+    if found != command.command:
+        raise ConfigError(
+            f"cannot resume {run}: expected a run of llamita {command.command}, found one of llamita {found}; "
+            f"use llamita {found} --resume, or choose another --out"
+        )
+    hints, values = typing.get_type_hints(command), {}
+    for field in dataclasses.fields(command):
+        if field.name in recorded:
+            value, hint = recorded[field.name], hints[field.name]
+            if isinstance(value, str) and typing.get_origin(hint) is tuple:
+                value = [value]  # a run that Python code started has one store
+            if not _is_of(hint, value):
+                raise CheckpointError(
+                    f"cannot read {run / NAME}: {field.name}: expected a value of {flag(field.name)}, found "
+                    f"{json.dumps(value)[:80]}; the file is damaged"
+                )
+            values[field.name] = _from_json(hint, value)
+    return values
+
+
+def options_to_continue(command: type[RunConfig], given: Mapping[str, Any]) -> dict[str, Any]:
+    """What --resume adds to the options of a command line: those of the run in given["out"].
+
+    Raises what recorded_options raises, and ConfigError for a given option that the run cannot
+    take.
+    """
+    run = given["out"]
+    recorded = recorded_options(command, run)
+    _check_given(command, run, given, recorded)
+    return {name: value for name, value in recorded.items() if name not in (*given, *ROWS, "out", "resume")}
+
+
+def continued(config: C, world_size: int) -> C:
+    """The configuration with the options of the run in config.out, as --resume continues it.
+
+    Options that differ from their defaults stay, and so do those that may change. A step keeps its
+    rows: without --micro-batch-size they are divided among the processes.
+    """
+    command, run = type(config), config.out
+    recorded = recorded_options(command, run)
+    defaults = {field.name: field.default for field in dataclasses.fields(command)}
+    given = {name: value for name, default in defaults.items() if (value := getattr(config, name)) != default}
+    _check_given(command, run, given, recorded)
+    kept = {*given, *fields_by_resume(command, "may change")}
+    values = {name: value for name, value in recorded.items() if name not in kept}
+    own_rows = _read(run)["rows_per_step"] // world_size
+    rows, passes = (given.get(name) for name in ROWS)
+    if rows is None and passes is None:
+        rows, passes = recorded["micro_batch_size"], recorded["grad_accum_steps"]
+        if rows * passes != own_rows:  # the number of processes changed
+            rows = max(each for each in range(1, max(1, min(rows, own_rows)) + 1) if own_rows % each == 0)
+    rows = rows or max(1, own_rows // passes)
+    values |= {"micro_batch_size": rows, "grad_accum_steps": max(1, own_rows // rows), "resume": True}
+    return dataclasses.replace(config, **values)
+
+
+def _check_given(command: type[RunConfig], run: Path, given: Mapping[str, Any], recorded: Mapping[str, Any]) -> None:
+    """Raise ConfigError for a given option that differs from the recorded one and may not."""
+    may_change, limits = (fields_by_resume(command, rule) for rule in ("may change", "may grow"))
+    limit = next((name for name in limits if recorded.get(name) is not None), "")
+    for name, value in given.items():
+        if name in limits and name != limit and limit and value is not None:
+            raise ConfigError(
+                f"cannot resume {run}: its length is given by {flag(limit)} {recorded[limit]:g}; give a larger "
+                f"{flag(limit)} instead of {flag(name)}"
+            )
+        if name not in may_change and name in recorded:
+            _check_option(run, name, recorded[name], value, may_grow=name in limits)
+
+
+def _check_option(run: Path, name: str, before: Any, now: Any, *, may_grow: bool) -> None:
+    if may_grow and None not in (before, now):
+        if now < before:
+            raise ConfigError(
+                f"cannot resume {run}: {flag(name)}: expected at least {before:g}, as in {NAME}, found {now:g}; a run "
+                "can only get longer"
+            )
+    elif before != now:
+        raise _differs(run, flag(name), before, now)
+
+
+def _is_of(hint: Any, value: Any) -> bool:
+    """Whether a JSON value is one of a field with this type."""
+    kind, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if kind in (typing.Union, types.UnionType):
+        return any(_is_of(each, value) for each in arguments)
+    if kind is Literal:
+        return isinstance(value, str) and value in arguments
+    if kind is tuple:
+        return isinstance(value, list) and all(_is_of(arguments[0], each) for each in value)
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return type(value) is (str if hint is Path else hint)
+
+
+def _from_json(hint: Any, value: Any) -> Any:
+    """The field's value of a JSON value."""
+    if isinstance(value, str) and Path in (hint, *typing.get_args(hint)):
+        return Path(value)
+    return tuple(value) if isinstance(value, list) else value
+
+
 def _check_same_kind(config: RunConfig) -> None:
     """Raise ConfigError if the command, --lora or --preference are not those of the run."""
     run, now = config.out, dataclasses.asdict(config)
-    before = _read(run)["config"]
-    commands = ["finetune" if "checkpoint" in values else "train" for values in (before, now)]
-    if commands[0] != commands[1]:
-        raise ConfigError(
-            f"cannot resume {run}: expected a run of llamita {commands[1]}, found one of llamita {commands[0]}; "
-            f"use llamita {commands[0]} --resume, or choose another --out"
-        )
+    before = recorded_options(type(config), run)
     for name in ("lora", "preference"):
         if name in now and before.get(name) != now[name]:
             raise _differs(run, flag(name), before.get(name), now[name])
@@ -134,13 +245,39 @@ def open_run(config: RunConfig, description: dict[str, Any], *, restarted: bool 
             raise OutputError(f"cannot write {run}: {error.strerror or error}") from error
         _write(run, description)
         return False
-    check_same_run(config, _read(run), description)
-    if not (run / "latest").is_symlink():  # killed before its first checkpoint
-        return False
-    if not (run / "latest" / "training").is_dir():
+    before = _read(run)
+    check_same_run(config, before, description)
+    has_checkpoint = (run / "latest").is_symlink()  # False: killed before its first checkpoint
+    if has_checkpoint and not (run / "latest" / "training").is_dir():
         raise CheckpointError(f"cannot resume {run}: its latest checkpoint, {os.readlink(run / 'latest')}, is missing")
-    prune_checkpoints(run)  # an interrupted save may have left one behind
-    return True
+    _extend(config, before)
+    if has_checkpoint:
+        prune_checkpoints(run)  # an interrupted save may have left one behind
+    return has_checkpoint
+
+
+def _extend(config: RunConfig, before: dict[str, Any]) -> None:
+    """Record a larger --minutes, --steps or --epochs in run.json, and the step where it begins."""
+    run = config.out
+    longer = {
+        name: value
+        for name in fields_by_resume(type(config), "may grow")
+        if (value := getattr(config, name)) is not None and value != before["config"].get(name)
+    }
+    if not longer:
+        return
+    (run / "summary.json").unlink(missing_ok=True)  # the run is not finished any more
+    before["config"].update(longer)
+    if (run / "latest").is_symlink():
+        found = STEP_NAME.fullmatch(Path(os.readlink(run / "latest")).name)
+        before["extended_at"] = int(found[1]) if found else -1
+    _write(run, before)
+
+
+def extended_at(run: Path) -> int:
+    """The step at which the run got a larger limit the last time; -1 if it never did."""
+    step = _read(run).get("extended_at", -1)
+    return step if isinstance(step, int) else -1
 
 
 def remembered_run(run: Path) -> tuple[dict[str, Any], int] | None:
@@ -168,7 +305,7 @@ def finished_message(config: RunConfig, summary: dict[str, Any]) -> str:
     limit = next(name for name in ("minutes", "steps", "epochs") if getattr(config, name) is not None)
     return (
         f"{config.out} finished after {summary['steps']:,} steps: nothing to resume, nothing changed; "
-        f"to train longer, start a new run with a larger {flag(limit)} and another --out"
+        f"to train longer, resume it with a larger {flag(limit)}, such as {flag(limit)} {2 * getattr(config, limit):g}"
     )
 
 
@@ -178,14 +315,15 @@ def check_same_run(config: RunConfig, before: dict[str, Any], now: dict[str, Any
     Flags that only move or watch the run may change: see config.Option.resume. --micro-batch-size
     and --grad-accum-steps are compared as rows per step, so the number of processes may change.
     """
-    run, may_change = config.out, fields_by_resume(type(config), "may change")
+    run = config.out
+    may_change, limits = (fields_by_resume(type(config), rule) for rule in ("may change", "may grow"))
     if before["rows_per_step"] != now["rows_per_step"]:
         what = "rows per step (--micro-batch-size × --grad-accum-steps × processes)"
         raise _differs(run, what, before["rows_per_step"], now["rows_per_step"])
     for name, value in now["config"].items():
         old = before["config"].get(name)
-        if name not in may_change and old != value:
-            raise _differs(run, flag(name), old, value)
+        if name not in may_change:
+            _check_option(run, name, old, value, may_grow=name in limits)
     for name, value in now["data"].items():
         old = before["data"].get(name)
         if old != value:
@@ -193,7 +331,9 @@ def check_same_run(config: RunConfig, before: dict[str, Any], now: dict[str, Any
 
 
 def _differs(run: Path, what: str, before: object, now: object) -> ConfigError:
-    return ConfigError(f"cannot resume {run}: {what}: expected {before}, as in {NAME}, found {now}; give the same")
+    return ConfigError(
+        f"cannot resume {run}: {what}: expected {before}, as in {NAME}, found {now}; leave it out or give the same"
+    )
 
 
 def mark_best(run: Path, checkpoint: Path) -> None:

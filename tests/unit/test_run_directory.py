@@ -60,7 +60,7 @@ def test_what_a_resumed_run_may_not_change_is_named(tmp_path: Path) -> None:
     before = describe_run(config, TINY, 8, {"tokens": 5})
     check_same_run(config, before, describe_run(make_config(steps=3, resume=True, threads=3), TINY, 8, {"tokens": 5}))
     for now, message in (
-        (describe_run(make_config(steps=4), TINY, 8, {"tokens": 5}), "--steps: expected 3, as in run.json, found 4"),
+        (describe_run(make_config(steps=2), TINY, 8, {"tokens": 5}), "--steps: expected at least 3, .* found 2"),
         (describe_run(make_config(steps=3, seed=1), TINY, 8, {"tokens": 5}), "--seed: expected 0"),
         (
             describe_run(make_config(steps=3), TINY, 9, {"tokens": 5}),

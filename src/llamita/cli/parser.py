@@ -9,7 +9,7 @@ import difflib
 import re
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, TypeVar
 
@@ -102,8 +102,12 @@ class Argument:
         return tuple(map(self.value, words))
 
 
-def parse_arguments(flags: type[Flags], argv: Sequence[str]) -> Flags:
+def parse_arguments(
+    flags: type[Flags], argv: Sequence[str], fill: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
+) -> Flags:
     """Parse argv into the dataclass `flags`.
+
+    fill: gets the values of the given arguments by field, and returns those of others.
 
     A bool is --name and --no-name, a tuple takes several values, a nested dataclass adds its fields
     as a group of options. Raises UsageError, which suggests the nearest option, and the errors of
@@ -113,7 +117,14 @@ def parse_arguments(flags: type[Flags], argv: Sequence[str]) -> Flags:
     end = argv.index("--") if "--" in argv else len(argv)
     options, words = _option_parser(arguments).parse_known_args(argv[:end])
     _check_known(arguments, words)
-    return _build(flags, _given(arguments, vars(options), [*words, *argv[end + 1 :]]))
+    given, missing = _given(arguments, vars(options), [*words, *argv[end + 1 :]])
+    if fill is not None:
+        filled = fill({path[0]: value for path, value in given.items() if len(path) == 1 and value != ()})
+        given.update({(name,): value for name, value in filled.items()})
+        missing = [argument for argument in missing if argument.path not in given]
+    if missing:
+        raise UsageError(f"missing {' and '.join(argument.name for argument in missing)}")
+    return _build(flags, given)
 
 
 def shown(word: str) -> str:
@@ -194,8 +205,9 @@ def _check_known(arguments: Iterable[Argument], words: Sequence[str]) -> None:
 
 def _given(
     arguments: Iterable[Argument], options: Mapping[str, Any], words: list[str | None]
-) -> dict[tuple[str, ...], Any]:
-    """The values of the given arguments. Raises UsageError."""
+) -> tuple[dict[tuple[str, ...], Any], list[Argument]]:
+    """The values of the given arguments, and the required ones that are missing. Raises
+    UsageError."""
     given: dict[tuple[str, ...], Any] = {}
     missing = []
     for argument in arguments:
@@ -209,12 +221,10 @@ def _given(
         elif found is not None or ".".join(argument.path) in options:
             given[argument.path] = found if argument.kind is bool else argument.value(found)
         elif argument.default is dataclasses.MISSING:
-            missing.append(argument.name)
+            missing.append(argument)
     if words:
         raise UsageError(f"unexpected argument {words[0]!r}")
-    if missing:
-        raise UsageError(f"missing {' and '.join(missing)}")
-    return given
+    return given, missing
 
 
 def _build(flags: type[Flags], given: Mapping[tuple[str, ...], Any]) -> Flags:

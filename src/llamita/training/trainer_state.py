@@ -59,7 +59,9 @@ class TrainerState:
     saved_step: int = -1  # the last checkpoint's; -1: none yet
     val: float | None = None  # the objective of the last evaluation
     best: Best | None = None
-    num_worse: int = 0  # evaluations since the best one
+    num_worse: int = 0  # evaluations since the one to beat
+    to_beat: float | None = None  # the best objective since the schedule began, for early stopping
+    first_factor: float = 0.0  # of the peak learning rate, where the schedule begins
     rollbacks: int = 0
     has_learned: bool = False  # the loss was below that of a uniform distribution once
     metrics_bytes: int = 0  # the length of metrics.jsonl
@@ -69,11 +71,22 @@ class TrainerState:
         step = self.progress.step
         self.val, self.evaluated_step = objective, step
         self.evaluations += step > 0
+        if self.to_beat is None or objective < self.to_beat:
+            self.to_beat, self.num_worse = objective, 0
+        else:
+            self.num_worse += 1
         if self.best is None or objective < self.best.objective:
-            self.best, self.num_worse = Best(objective, step), 0
+            self.best = Best(objective, step)
             return True
-        self.num_worse += 1
         return False
+
+    def begin_schedule(self, factor: float) -> None:
+        """Start a new schedule here, from this factor of the peak learning rate.
+
+        The rate rises again, so the next evaluations may be worse than the best one."""
+        at = self.progress
+        at.first_step, at.first_tokens, at.first_second = at.step, at.tokens, at.seconds
+        self.first_factor, self.evaluations, self.num_worse, self.to_beat = factor, 0, 0, None
 
     def state_dict(self, ranks: Ranks) -> dict[str, Any]:
         """JSON values. A collective: the pending loss is summed over all processes."""
