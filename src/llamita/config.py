@@ -175,8 +175,9 @@ class PrepareConfig:
     validation."""
 
     sources: tuple[str, ...]
-    """Files or folders of .txt, .md, .jsonl, .json, .csv or .parquet; or the single word stories
-    (generated stories) or tinystories (downloaded). Write ./stories for a folder of that name."""
+    """Files or folders of .txt, .md, .jsonl, .json, .csv, .tsv or .parquet, also packed with gzip
+    (.txt.gz); or the single word stories (generated stories) or tinystories (downloaded). Write
+    ./stories for a folder of that name."""
     out: Path
     """Token store to create, a folder."""
     vocab_size: int | None = None
@@ -193,10 +194,15 @@ class PrepareConfig:
     dropped from the training text."""
     separator: Annotated[str, Option(group="documents")] = "<|endoftext|>"
     """What ends a document in .txt and .md files; a file without it is one document."""
-    split_on: Annotated[Literal["separator", "blank-lines", "file"], Option("RULE", group="documents")] = "separator"
-    """Where documents of .txt and .md files end: separator, blank-lines or file."""
+    split_on: Annotated[Literal["separator", "lines", "blank-lines", "file"], Option("RULE", group="documents")] = (
+        "separator"
+    )
+    """Where documents of .txt and .md files end: separator, lines (each line is one), blank-lines or
+    file."""
     text_key: Annotated[str, Option("NAME", group="documents")] = "text"
-    """Key (.jsonl, .json) or column (.csv, .parquet) that holds the text."""
+    """Key (.jsonl, .json) or column (.csv, .tsv, .parquet) that holds the text."""
+    keep_line_ends: Annotated[bool, Option(group="documents")] = False
+    """Keep CRLF and CR. Default: every line ends with LF."""
     num_workers: Annotated[int | None, Option(group="advanced")] = None
     """Encoding threads, or processes if only the tokenizers library can encode. Default: one per
     core, fewer for little text."""
@@ -467,9 +473,9 @@ class FinetuneConfig(RunConfig):
     """Checkpoint to start from, trained here or imported; or a run directory, for its best
     checkpoint."""
     data: Annotated[Path, Option(resume="may change")]
-    """Conversations (.jsonl, .json, .csv, .parquet: messages, prompt and completion, question and
-    answer, …), or plain text (.txt, .md, or a token store of the checkpoint's tokenizer): a file or
-    a folder."""
+    """Conversations (.jsonl, .json, .csv, .tsv, .parquet: messages, prompt and completion, question
+    and answer, …), or plain text (.txt, .md, or a token store of the checkpoint's tokenizer): a file
+    or a folder. Files may be packed with gzip (.jsonl.gz)."""
     epochs: float | None = None
     """Stop when each target was seen this many times. Default without --minutes and --steps: 3."""
     context: Annotated[int | None, Option("TOKENS", group="data")] = None
@@ -498,6 +504,8 @@ class FinetuneConfig(RunConfig):
     """Keys of questions and answers, if they are not of a known form."""
     system: Annotated[str | None, Option(group="data")] = None
     """System prompt for conversations that have none."""
+    skip_bad_rows: Annotated[int, Option("N", group="data")] = 0
+    """Leave out up to this many rows that cannot be used, and name each."""
     chat_template: Annotated[str | None, Option("NAME|FILE", group="data")] = None
     """chatml, llama2, llama3, zephyr, or a Jinja file. Default: the checkpoint's own; ChatML if it
     has none."""
@@ -532,6 +540,10 @@ class FinetuneConfig(RunConfig):
         check(
             self.val_fraction is None or 0 <= self.val_fraction <= 0.5,
             f"finetune: --val-fraction: expected 0 to 0.5, found {self.val_fraction}",
+        )
+        check(
+            0 <= self.skip_bad_rows <= 1_000_000,
+            f"finetune: --skip-bad-rows: expected 0 to 1,000,000, found {self.skip_bad_rows}",
         )
         check(self.preview >= 0, f"finetune: --preview: expected 0 or more, found {self.preview}")
         self._check_settings("lora", "rank", "alpha", "rslora", "targets")

@@ -71,10 +71,15 @@ class Flags:
     """tokenizer.bin of a llama2.c model file."""
     separator: Annotated[str, Option(group="documents")] = "<|endoftext|>"
     """What ends a document in .txt and .md files."""
-    split_on: Annotated[Literal["separator", "blank-lines", "file"], Option("RULE", group="documents")] = "separator"
-    """Where documents of .txt and .md files end: separator, blank-lines or file."""
+    split_on: Annotated[Literal["separator", "lines", "blank-lines", "file"], Option("RULE", group="documents")] = (
+        "separator"
+    )
+    """Where documents of .txt and .md files end: separator, lines (each line is one), blank-lines or
+    file."""
     text_key: Annotated[str, Option("NAME", group="documents")] = "text"
-    """Key (.jsonl, .json) or column (.csv, .parquet) that holds the text."""
+    """Key (.jsonl, .json) or column (.csv, .tsv, .parquet) that holds the text."""
+    keep_line_ends: Annotated[bool, Option(group="documents")] = False
+    """Keep CRLF and CR. Default: every line ends with LF."""
     device: Annotated[str, Option("DEVICE", group="hardware")] = "auto"
     """Device for checkpoints: auto, cpu, cuda or cuda:N."""
     threads: Annotated[int | None, Option(short="j", group="hardware")] = None
@@ -111,7 +116,7 @@ def main(argv: list[str]) -> None:
     if flags.save_samples is not None:
         check_parent(flags.save_samples)
     prompts = ("",) if flags.prompts is None else read_prompts(flags.prompts)
-    data = Data(flags.data, flags.split, flags.separator, flags.split_on, flags.text_key)
+    data = Data(flags.data, flags.split, flags.separator, flags.split_on, flags.text_key, flags.keep_line_ends)
     start = time.monotonic()
     scored = _score_model_file(flags, data) if flags.model.is_file() else _score_checkpoint(flags, data)
     score = scored.score

@@ -56,6 +56,11 @@ def summary(report: PrepareReport) -> list[str]:
     else:
         speed = report.source_bytes / 1e6 / report.seconds
         first = f"{report.out}: token store, written in {report.seconds:.1f} s ({speed:.1f} MB/s)"
+    cleaned = []
+    if report.line_ends:
+        cleaned.append(f"  line ends   {report.line_ends:,} CRLF or CR became LF (--keep-line-ends keeps them)")
+    if report.byte_order_marks:
+        cleaned.append(f"  BOMs        {_count(report.byte_order_marks, 'byte order mark')} inside files removed")
     where = _count(report.files, "file") if report.files else "generated stories"
     hidden = f" ({report.hidden_files:,} hidden ones skipped)" if report.hidden_files else ""
     return [
@@ -68,6 +73,7 @@ def summary(report: PrepareReport) -> list[str]:
         f"{report.empty_documents:,} empty",
         f"  not text    {report.separator_bytes:,} bytes of separators, {report.whitespace_bytes:,} of whitespace "
         f"around documents, {report.container_bytes:,} of file format",
+        *cleaned,
     ]
 
 

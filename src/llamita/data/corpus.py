@@ -60,10 +60,12 @@ class Corpus:
             return
         kept: list[tuple[list[bytes], bool]] = []
         for block in self._read(counts):
-            if self.num_bytes <= KEPT_BYTES:
+            if counts.document_bytes <= KEPT_BYTES:
                 kept.append(block)
+            else:
+                kept = []
             yield block
-        if self.num_bytes <= KEPT_BYTES:
+        if counts.document_bytes <= KEPT_BYTES:
             self._kept, self._kept_counts = kept, dataclasses.replace(counts)
 
     def _read(self, counts: SourceCounts) -> Iterator[tuple[list[bytes], bool]]:
@@ -74,6 +76,7 @@ class Corpus:
                 separator=config.separator,
                 split_on=config.split_on,
                 text_key=config.text_key,
+                keep_line_ends=config.keep_line_ends,
                 counts=counts,
             ):
                 yield texts, is_val

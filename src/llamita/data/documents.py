@@ -22,21 +22,25 @@ from llamita.data.file_formats import (
     read_rows,
     unknown_type,
 )
-from llamita.data.utf8_files import BOM, open_file, read_chunk, utf8_chunks
+from llamita.data.utf8_files import BOM, is_gzipped, open_file, read_chunk, utf8_chunks
 from llamita.errors import SourceError
 
-SplitOn = Literal["separator", "blank-lines", "file"]
+SplitOn = Literal["separator", "lines", "blank-lines", "file"]
 Boundary = bytes | re.Pattern[bytes] | None  # between two documents of a text file
 _BLOCK_BYTES, _BLOCK_DOCUMENTS = 1 << 20, 4096
-# Lines of nothing but spaces (U+00A0 and U+3000 too), and the line end before them. The group makes
-# re.split return the boundaries.
-_BLANK_LINES = re.compile(rb"(\n(?:(?:[ \t\r\f\v]|\xc2\xa0|\xe3\x80\x80)*\n)+)")
-_BLANK_BYTES = b" \t\r\n\f\v\xc2\xa0\xe3\x80"
+# Line ends: CRLF, LF, CR, and Unicode's NEL, LINE SEPARATOR and PARAGRAPH SEPARATOR. (Where a chunk
+# ends between CR and LF, the LF is at the next text's beginning and is stripped.)
+_LINE_END = rb"(?:\r\n|\n|\r(?!\n)|\xc2\x85|\xe2\x80[\xa8\xa9])"
+# The groups make re.split return the boundaries. A blank line holds spaces (U+00A0 and U+3000 too).
+_LINES = re.compile(rb"(" + _LINE_END + rb")")
+_BLANK_LINES = re.compile(rb"(" + _LINE_END + rb"(?:(?:[ \t\f\v]|\xc2\xa0|\xe3\x80\x80)*" + _LINE_END + rb")+)")
+_BLANK_BYTES = b" \t\r\n\f\v\xc2\xa0\x85\xe3\x80\xe2\xa8\xa9"
 
 
 @dataclasses.dataclass(frozen=True)
 class Document:
-    """A text, without the whitespace around it and otherwise unchanged (CRLF is kept)."""
+    """A text, without the whitespace around it and without byte order marks. Its line ends are LF,
+    unless they were to be kept."""
 
     text: str
     source: str  # the file
@@ -55,12 +59,15 @@ class SourceCounts:
     empty_documents: int = 0  # only whitespace, or null
     whitespace_bytes: int = 0  # stripped around documents
     separator_bytes: int = 0
-    container_bytes: int = 0  # BOM, JSON keys, other columns; negative if a file is compressed
+    # BOMs, CR of CRLF, JSON keys, other columns; negative if a file is compressed
+    container_bytes: int = 0
+    line_ends: int = 0  # CRLF and CR that became LF
+    byte_order_marks: int = 0  # inside the file: left over where files were joined
 
 
 @dataclasses.dataclass(frozen=True)
 class SourceFile:
-    """A file to read. name: relative to the folder in which it was found."""
+    """A file to read. name: relative to the folder in which it was found, always valid UTF-8."""
 
     path: Path
     name: str
@@ -127,19 +134,21 @@ def read_documents(
     separator: str = "<|endoftext|>",
     split_on: SplitOn = "separator",
     text_key: str = "text",
+    keep_line_ends: bool = False,
     counts: SourceCounts | None = None,
 ) -> Iterator[Document]:
     """Yield every document that is not empty, file by file. Except for .json, memory holds two
     megabytes, or one document, at a time.
 
     In a text file, `split_on` says where documents end: at `separator` and the end of the file, at
-    blank lines, or only at the end of the file. In a file of rows, each row is a document: the text
-    under `text_key`; null counts as empty. Adds to `counts`.
+    line ends, at blank lines, or only at the end of the file. In a file of rows, each row is a
+    document: the text under `text_key`; null counts as empty. CRLF and CR become LF unless
+    `keep_line_ends`. Adds to `counts`.
 
     Raises SourceError, which names the file and the byte, line or row.
     """
     counts = counts if counts is not None else SourceCounts()
-    for file, texts, positions in _read(sources, separator, split_on, text_key, counts):
+    for file, texts, positions in _read(sources, separator, split_on, text_key, keep_line_ends, counts):
         source = str(file.path)
         for text, position in zip(texts, positions, strict=True):
             yield Document(text.decode("utf-8"), source, position, len(text))
@@ -151,12 +160,13 @@ def read_texts(
     separator: str = "<|endoftext|>",
     split_on: SplitOn = "separator",
     text_key: str = "text",
+    keep_line_ends: bool = False,
     counts: SourceCounts,
 ) -> Iterator[list[bytes]]:
     """The texts of `read_documents`, in lists of about a megabyte: faster for many short texts."""
     block: list[bytes] = []
     size = 0
-    for _, texts, _ in _read(sources, separator, split_on, text_key, counts):
+    for _, texts, _ in _read(sources, separator, split_on, text_key, keep_line_ends, counts):
         block += texts
         size += sum(map(len, texts))
         if size >= _BLOCK_BYTES or len(block) >= _BLOCK_DOCUMENTS:
@@ -167,17 +177,23 @@ def read_texts(
 
 
 def _read(
-    sources: Sequence[str] | SourceList, separator: str, split_on: SplitOn, text_key: str, counts: SourceCounts
+    sources: Sequence[str] | SourceList,
+    separator: str,
+    split_on: SplitOn,
+    text_key: str,
+    keep_line_ends: bool,
+    counts: SourceCounts,
 ) -> Iterator[tuple[SourceFile, list[bytes], list[int]]]:
     """The texts and positions of some documents at a time, and their file."""
     boundaries: dict[str, Boundary] = {
-        "separator": separator.encode("utf-8"), "blank-lines": _BLANK_LINES, "file": None,
+        "separator": separator.encode("utf-8"), "lines": _LINES, "blank-lines": _BLANK_LINES, "file": None,
     }  # fmt: skip
     boundary = boundaries[split_on]
+    cleaner = _Cleaner(counts, keep_line_ends)
     for file in (sources if isinstance(sources, SourceList) else list_sources(sources)).files:
         counts.files += 1
         if find_suffix(file.path) in TEXT_SUFFIXES:
-            for texts, positions in _read_text(file, boundary, counts):
+            for texts, positions in _read_text(file, boundary, cleaner, counts):
                 yield file, texts, positions
             continue
         counts.source_bytes += file.num_bytes
@@ -185,23 +201,41 @@ def _read(
         for row in read_rows(file.path, text_key):
             raw = _row_text(row, text_key)
             counts.container_bytes -= len(raw)
-            yield file, *_strip([raw], [row.number], counts)
+            yield file, *cleaner.clean([raw], [row.number])
 
 
-def _strip(
-    raws: list[bytes], positions: list[int], counts: SourceCounts, *, count_empty: bool = True
-) -> tuple[list[bytes], list[int]]:
-    """Strip and count texts. Returns those that are not empty, and their positions."""
-    texts = [raw.decode("utf-8").strip().encode("utf-8") for raw in raws]
-    text_bytes = sum(map(len, texts))
-    counts.whitespace_bytes += sum(map(len, raws)) - text_bytes
-    counts.document_bytes += text_bytes
-    if not all(texts):
-        positions = list(itertools.compress(positions, texts))
-        texts = list(filter(None, texts))
-        counts.empty_documents += len(raws) - len(texts) if count_empty else 0
-    counts.documents += len(texts)
-    return texts, positions
+@dataclasses.dataclass(frozen=True)
+class _Cleaner:
+    """Strips and counts texts, drops byte order marks, and makes line ends LF."""
+
+    counts: SourceCounts
+    keep_line_ends: bool
+
+    def clean(
+        self, raws: list[bytes], positions: list[int], *, count_empty: bool = True
+    ) -> tuple[list[bytes], list[int]]:
+        """Returns the texts that are not empty, and their positions."""
+        counts = self.counts
+        before = sum(map(len, raws))
+        if any(BOM in raw for raw in raws):
+            counts.byte_order_marks += sum(raw.count(BOM) for raw in raws)
+            raws = [raw.replace(BOM, b"") for raw in raws]
+        marked = before - sum(map(len, raws))
+        texts = [raw.decode("utf-8").strip().encode("utf-8") for raw in raws]
+        stripped_bytes = sum(map(len, texts))
+        if not self.keep_line_ends and any(b"\r" in text for text in texts):
+            counts.line_ends += sum(text.count(b"\r") for text in texts)
+            texts = [text.replace(b"\r\n", b"\n").replace(b"\r", b"\n") for text in texts]
+        text_bytes = sum(map(len, texts))
+        counts.container_bytes += marked + stripped_bytes - text_bytes
+        counts.whitespace_bytes += before - marked - stripped_bytes
+        counts.document_bytes += text_bytes
+        if not all(texts):
+            positions = list(itertools.compress(positions, texts))
+            texts = list(filter(None, texts))
+            counts.empty_documents += len(raws) - len(texts) if count_empty else 0
+        counts.documents += len(texts)
+        return texts, positions
 
 
 def _row_text(row: Row, text_key: str) -> bytes:
@@ -251,7 +285,8 @@ def _source_file(path: Path, name: str) -> SourceFile:
         raise SourceError(f"cannot read {path}: not a regular file")
     try:
         status = path.stat()
-        return SourceFile(path, name, status.st_size, status.st_mtime_ns)
+        readable = os.fsencode(name).decode("utf-8", "backslashreplace")  # a name may be any bytes
+        return SourceFile(path, readable, status.st_size, status.st_mtime_ns)
     except OSError as error:
         raise SourceError(f"cannot read {path}: {error.strerror}") from None
 
@@ -259,23 +294,28 @@ def _source_file(path: Path, name: str) -> SourceFile:
 # ---- text files
 
 
-def _read_text(file: SourceFile, boundary: Boundary, counts: SourceCounts) -> Iterator[tuple[list[bytes], list[int]]]:
+def _read_text(
+    file: SourceFile, boundary: Boundary, cleaner: _Cleaner, counts: SourceCounts
+) -> Iterator[tuple[list[bytes], list[int]]]:
     """The documents of a text file and their positions. Blank blocks, and blank text after the last
     separator, count as whitespace and not as empty documents."""
-    with open_file(file.path) as stream:
-        chunks = utf8_chunks(stream, file.path)
-        start = next(chunks)
-        bom_bytes = len(BOM) if start.startswith(BOM) else 0
-        counts.container_bytes += bom_bytes
-        counts.source_bytes += bom_bytes
-        end = bom_bytes
-        for raws, boundary_sizes in _cut(start[bom_bytes:], chunks, boundary):
-            begin = end
-            *positions, end = itertools.accumulate(map(operator.add, map(len, raws), boundary_sizes), initial=begin)
-            counts.source_bytes += end - begin
-            counts.separator_bytes += sum(boundary_sizes)
-            is_rest = boundary_sizes == [0] and begin > bom_bytes
-            yield _strip(raws, positions, counts, count_empty=not (is_rest or isinstance(boundary, re.Pattern)))
+    is_packed = is_gzipped(file.path)
+    chunks = utf8_chunks(file.path)
+    start = next(chunks)
+    bom_bytes = len(BOM) if start.startswith(BOM) else 0
+    counts.container_bytes += bom_bytes
+    counts.source_bytes += 0 if is_packed else bom_bytes
+    end = bom_bytes
+    for raws, boundary_sizes in _cut(start[bom_bytes:], chunks, boundary):
+        begin = end
+        *positions, end = itertools.accumulate(map(operator.add, map(len, raws), boundary_sizes), initial=begin)
+        counts.source_bytes += 0 if is_packed else end - begin
+        counts.separator_bytes += sum(boundary_sizes)
+        is_rest = boundary_sizes == [0] and begin > bom_bytes
+        yield cleaner.clean(raws, positions, count_empty=not (is_rest or isinstance(boundary, re.Pattern)))
+    if is_packed:
+        counts.source_bytes += file.num_bytes
+        counts.container_bytes += file.num_bytes - end
 
 
 def _cut(start: bytes, chunks: Iterator[bytes], boundary: Boundary) -> Iterator[tuple[list[bytes], list[int]]]:
@@ -286,6 +326,8 @@ def _cut(start: bytes, chunks: Iterator[bytes], boundary: Boundary) -> Iterator[
     """
     buffer = bytearray(start)
     scan = 0  # no boundary begins before this offset
+    wanted = 0  # bytes in the buffer at which the next scan is worth its time
+    is_last = False
     while True:
         if isinstance(boundary, bytes):
             if buffer.find(boundary, scan) >= 0:
@@ -293,14 +335,16 @@ def _cut(start: bytes, chunks: Iterator[bytes], boundary: Boundary) -> Iterator[
                 yield raws, [len(boundary)] * len(raws)
                 buffer = bytearray(rest)
             scan = max(0, len(buffer) - len(boundary) + 1)
-        elif boundary is not None:
+        elif boundary is not None and (len(buffer) >= wanted or is_last):
             if boundary.search(buffer, scan):
                 *pieces, rest = boundary.split(bytes(buffer))
                 yield pieces[::2], list(map(len, pieces[1::2]))
-                buffer = bytearray(rest)
-            scan = len(buffer.rstrip(_BLANK_BYTES))
-        chunk = next(chunks, None)
-        if chunk is None:
+                buffer, scan = bytearray(rest), 0
+            scan += len(buffer[scan:].rstrip(_BLANK_BYTES))
+            wanted = 2 * len(buffer) - scan  # however long the blanks are, they are scanned a few times at most
+        if is_last:
             yield [bytes(buffer)], [0]
             return
-        buffer += chunk
+        chunk = next(chunks, None)
+        is_last = chunk is None
+        buffer += chunk or b""

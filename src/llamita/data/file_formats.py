@@ -6,27 +6,47 @@ To add a format, add its suffix to TEXT_SUFFIXES, or its suffix and reader to RO
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
-from llamita.data.utf8_files import read_lines
-from llamita.errors import SourceError
+from llamita.data.utf8_files import GZIP_SUFFIX, is_gzipped, read_lines
+from llamita.errors import LlamitaError, SourceError
 
 
 class Row(NamedTuple):
-    """where: FILE:LINE in .jsonl and .csv, FILE: item N in .json, FILE: row N in .parquet."""
+    """where: FILE:LINE in .jsonl, .csv and .tsv, FILE: item N in .json, FILE: row N in .parquet."""
 
     where: str
     values: dict[str, Any]
     number: int = 0  # the line, item or row, from 1
 
 
-def read_rows(path: Path, key: str | None = None) -> Iterator[Row]:
+class BadRows:
+    """Counts rows that cannot be used. Up to `limit` of them are skipped, the next one is the
+    error."""
+
+    def __init__(self, limit: int = 0) -> None:
+        self.limit = limit
+        self.skipped: list[str] = []
+
+    def skip(self, error: LlamitaError) -> None:
+        """Keep what is wrong with a row. Raises `error`, or a SourceError if the limit is exceeded."""
+        if not self.limit:
+            raise error
+        if len(self.skipped) == self.limit:
+            raise SourceError(f"{error} (--skip-bad-rows: {self.limit:,} were skipped before it)") from None
+        self.skipped.append(str(error))
+
+
+def read_rows(path: Path, key: str | None = None, bad: BadRows | None = None) -> Iterator[Row]:
     """Every row in a file, in order. Raises SourceError, which names file and line.
 
-    key: every row must have it; other keys may be missing from `values`.
+    key: every row must have it; other keys may be missing from `values`. Without a key, a row may
+    also be an array of objects, which is then under "messages". bad: takes rows that cannot be
+    read, in formats in which the next one can be.
     """
     path = Path(path)
     reader = ROW_READERS.get(find_suffix(path) or "")
@@ -36,23 +56,37 @@ def read_rows(path: Path, key: str | None = None) -> Iterator[Row]:
         raise unknown_type(path, ROW_READERS)
     if not path.is_file():
         raise SourceError(f"cannot read {path}: not a regular file")
-    return reader(path, key)
+    return reader(path, key, bad or BadRows())
 
 
-def read_files(data: Path | Sequence[Path], what: str) -> Iterator[Row]:
-    """Every row in files or folders, in order. Raises SourceError, also if there is none at all.
+T = TypeVar("T")
 
-    what: the plural of what the rows hold, for the error message.
+
+def read_files(
+    data: Path | Sequence[Path], what: str, read: Callable[[Row], T], bad: BadRows | None = None
+) -> Iterator[T]:
+    """What `read` makes of every row in files or folders, in order. Raises SourceError, also if
+    there is none at all.
+
+    what: the plural of what the rows hold, for the error message. bad: takes rows that cannot be
+    used.
     """
     paths = [data] if isinstance(data, (str, Path)) else list(data)
-    found = 0
+    bad = bad or BadRows()
+    found = len(bad.skipped)
     for path in paths:
         for file in list_example_files(Path(path)):
-            for row in read_rows(file):
+            for row in read_rows(file, bad=bad):
                 found += 1
-                yield row
-    if not found:
-        raise SourceError(f"no {what} in {', '.join(map(str, paths))}: the files are empty; add some")
+                try:
+                    made = read(row)
+                except SourceError as error:
+                    bad.skip(error)
+                    continue
+                yield made
+    if found == len(bad.skipped):
+        why = f"{found:,} bad rows were skipped, the first: {bad.skipped[0]}" if found else "the files are empty"
+        raise SourceError(f"no {what} in {', '.join(map(str, paths))}: {why}; add some")
 
 
 def list_example_files(path: Path) -> list[Path]:
@@ -85,51 +119,115 @@ def json_name(value: Any) -> str:
 # ---- the readers
 
 
-def _read_jsonl(path: Path, key: str | None) -> Iterator[Row]:
-    for number, line in enumerate(read_lines(path), start=1):
-        if line.strip():
-            where = f"{path}:{number}"
-            yield _object(_parse(line.rstrip("\r\n"), where), where, number, key)
+def _read_jsonl(path: Path, key: str | None, bad: BadRows) -> Iterator[Row]:
+    return _lines_of_json(read_lines(path), path, key, bad)
 
 
-def _read_json(path: Path, key: str | None) -> Iterator[Row]:
-    """An array of objects, as in Alpaca's and LLaMA-Factory's files. It is read as a whole."""
-    content = _parse("".join(read_lines(path)), str(path))
+def _lines_of_json(lines: Iterable[str], path: Path, key: str | None, bad: BadRows) -> Iterator[Row]:
+    found = 0
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        where = f"{path}:{number}"
+        found += 1
+        try:
+            if found == 1 and line.strip() in ("[", "{"):
+                raise SourceError(
+                    f"cannot read {where}: expected one JSON object per line, found one over several lines; name the "
+                    "file .json"
+                )
+            row = _object(_parse(line.rstrip("\r\n"), where), where, number, key)
+        except SourceError as error:
+            bad.skip(error)
+            continue
+        yield row
+
+
+def _read_json(path: Path, key: str | None, bad: BadRows) -> Iterator[Row]:
+    """An array of objects, as in Alpaca's and LLaMA-Factory's files, or JSON lines under this name.
+    It is read as a whole."""
+    text = "".join(read_lines(path))
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError as error:
+        first = text[: error.pos].strip()
+        if error.msg == "Extra data" and "\n" not in first and "\n" in text[: error.pos].lstrip():
+            yield from _lines_of_json(text.split("\n"), path, key, bad)
+            return
+        content = _parse(text, str(path))  # for its error
+    except (RecursionError, ValueError):
+        content = _parse(text, str(path))
     if not isinstance(content, list):
         raise SourceError(
             f"cannot read {path}: expected a JSON array of objects, found {json_name(content)}; name a file with "
             "one object per line .jsonl"
         )
     for number, value in enumerate(content, start=1):
-        yield _object(value, f"{path}: item {number}", number, key)
+        try:
+            row = _object(value, f"{path}: item {number}", number, key)
+        except SourceError as error:
+            bad.skip(error)
+            continue
+        yield row
 
 
-def _read_csv(path: Path, key: str | None) -> Iterator[Row]:
+def _read_csv(path: Path, key: str | None, bad: BadRows) -> Iterator[Row]:
+    """A table with a header line, of cells between commas, semicolons (spreadsheets where the comma
+    is the decimal sign) or tabs."""
     csv.field_size_limit(2**31 - 1)
-    reader = csv.reader(read_lines(path), strict=True)
+    lines = read_lines(path)
+    first = next(lines, "")
+    skipped = 0
+    if first.startswith("sep=") and len(first.rstrip("\r\n")) == 5:  # Excel names the delimiter so
+        delimiter, first, skipped = first[4], next(lines, ""), 1
+    else:
+        delimiter = _find_delimiter(first, key, is_tsv=find_suffix(path) == ".tsv")
+    reader = csv.reader(itertools.chain([first], lines), strict=True, delimiter=delimiter)
     try:
         columns = next(reader, None)
         if not columns:
             raise SourceError(f"cannot read {path}: it is empty; expected a header line with column names")
         if key is not None:
-            _check_has_key(columns, key, f"{path}:1")
+            _check_has_key(columns, key, f"{path}:{skipped + 1}")
         elif len(set(columns)) != len(columns):
             raise SourceError(f"cannot read {path}:1: two columns have the same name: {', '.join(columns)[:200]}")
         chosen = range(len(columns)) if key is None else [columns.index(key)]
-        start = reader.line_num + 1
+        start = skipped + reader.line_num + 1
         for cells in reader:
-            number, start = start, reader.line_num + 1
+            number, start = start, skipped + reader.line_num + 1
             where = f"{path}:{number}"
             if not cells:
                 continue
             if len(cells) != len(columns):
-                raise SourceError(f"cannot read {where}: expected {len(columns)} columns, found {len(cells)}")
+                bad.skip(SourceError(f"cannot read {where}: expected {len(columns)} columns, found {len(cells)}"))
+                continue
             yield Row(where, {columns[i]: cells[i] for i in chosen}, number)
     except csv.Error as error:
-        raise SourceError(f"cannot read {path}:{reader.line_num}: broken CSV: {error}") from None
+        raise SourceError(
+            f"cannot read {path}:{skipped + reader.line_num}: broken CSV (with {_DELIMITERS.get(delimiter, delimiter)} "
+            f"between cells, by its header line): {error}"
+        ) from None
 
 
-def _read_parquet(path: Path, key: str | None) -> Iterator[Row]:
+_DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
+
+
+def _find_delimiter(header: str, key: str | None, *, is_tsv: bool) -> str:
+    """The delimiter that finds most columns in a header line, or the only one that finds `key`."""
+    best, most = ("\t" if is_tsv else ","), 1
+    for delimiter in (best, *_DELIMITERS):
+        try:
+            columns = next(csv.reader([header], strict=True, delimiter=delimiter), [])
+        except csv.Error:
+            continue
+        if key is not None and key in columns:
+            return delimiter
+        if len(columns) > most:
+            best, most = delimiter, len(columns)
+    return best
+
+
+def _read_parquet(path: Path, key: str | None, bad: BadRows) -> Iterator[Row]:
     try:
         import pyarrow
         import pyarrow.parquet
@@ -141,12 +239,32 @@ def _read_parquet(path: Path, key: str | None) -> Iterator[Row]:
                 _check_has_key(table.schema_arrow.names, key, str(path))
             number = 0
             for batch in table.iter_batches(batch_size=1024, columns=None if key is None else [key]):
-                for values in batch.to_pylist():
+                for values in _batch_rows(batch, path, number, bad):
                     number += 1
-                    yield Row(f"{path}: row {number}", values, number)
+                    if values is not None:
+                        yield Row(f"{path}: row {number}", values, number)
     except (pyarrow.lib.ArrowException, OSError) as error:
         message = " ".join(str(error).split())[:200]
         raise SourceError(f"cannot read {path}: not a complete parquet file: {message}") from None
+
+
+def _batch_rows(batch: Any, path: Path, before: int, bad: BadRows) -> Iterator[dict[str, Any] | None]:
+    """The rows of a batch; None for a bad one that is skipped."""
+    try:
+        rows = batch.to_pylist()
+    except (ValueError, OverflowError):  # text that is not UTF-8, a date that Python does not have
+        rows = None
+    if rows is not None:
+        yield from rows
+        return
+    for index in range(batch.num_rows):
+        try:
+            (values,) = batch.slice(index, 1).to_pylist()
+        except (ValueError, OverflowError) as error:
+            what = "text that is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)[:120]
+            bad.skip(SourceError(f"cannot read {path}: row {before + index + 1}: {what}; the file is damaged"))
+            values = None
+        yield values
 
 
 def _parse(text: str, where: str) -> Any:
@@ -160,6 +278,8 @@ def _parse(text: str, where: str) -> Any:
 
 
 def _object(value: Any, where: str, number: int, key: str | None) -> Row:
+    if key is None and isinstance(value, list) and value and all(isinstance(each, dict) for each in value):
+        value = {"messages": value}
     if not isinstance(value, dict):
         raise SourceError(f"cannot read {where}: expected a JSON object, found {json_name(value)}")
     if key is not None:
@@ -167,27 +287,44 @@ def _object(value: Any, where: str, number: int, key: str | None) -> Row:
     return Row(where, value, number)
 
 
+# Keys that rows of examples have, and rows of text do not.
+_EXAMPLE_KEYS = {
+    "messages", "conversations", "prompt", "completion", "question", "answer", "instruction", "query", "response",
+    "chosen", "rejected", "input", "output",
+}  # fmt: skip
+
+
 def _check_has_key(names: Collection[str], key: str, where: str) -> None:
-    if key not in names:
-        found = ", ".join(list(names)[:20]) or "nothing"
-        raise SourceError(f"cannot read {where}: expected {key!r}, found {found}; choose one with --text-key")
+    if key in names:
+        return
+    found = ", ".join(list(names)[:20]) or "nothing"
+    advice = "choose one with --text-key"
+    if len(_EXAMPLE_KEYS.intersection(names)) >= 2 or {"messages", "conversations"}.intersection(names):
+        advice = "these are examples for `llamita finetune CHECKPOINT DATA --out DIR`; to read one column: --text-key"
+    raise SourceError(f"cannot read {where}: expected {key!r}, found {found}; {advice}")
 
 
 # ---- the formats
 
 TEXT_SUFFIXES = (".txt", ".md")  # text, which llamita.data.documents cuts into documents
-ROW_READERS: dict[str, Callable[[Path, str | None], Iterator[Row]]] = {
+ROW_READERS: dict[str, Callable[[Path, str | None, BadRows], Iterator[Row]]] = {
     ".jsonl": _read_jsonl,
     ".json": _read_json,
     ".csv": _read_csv,
+    ".tsv": _read_csv,
     ".parquet": _read_parquet,
 }
 SUFFIXES = (*TEXT_SUFFIXES, *ROW_READERS)
 
 
 def find_suffix(path: Path) -> str | None:
-    """The suffix of a known format, or None. A suffix may have several dots."""
+    """The suffix of a known format, without the .gz of a packed file, or None. A suffix may have
+    several dots."""
     name = path.name.lower()
+    if is_gzipped(path):
+        name = name.removesuffix(GZIP_SUFFIX)
+        if name.endswith(".parquet"):  # its columns are packed inside
+            return None
     return next((suffix for suffix in SUFFIXES if name.endswith(suffix)), None)
 
 

@@ -31,7 +31,7 @@ from llamita.data.split_plan import (
     check_split_sizes,
     document_hashes,
 )
-from llamita.data.token_store import FORMAT, SPLITS, SplitName, StoreWriter, read_store_info
+from llamita.data.token_store import FORMAT, SPLITS, SplitName, StoreWriter, TokenStore, read_store_info
 from llamita.errors import ConfigError, EngineError, OutputError, StoreError, TokenizerError
 from llamita.progress import Progress, no_progress
 from llamita.tokenizer import Tokenizer, VocabularyTooLarge, load_tokenizer, train_bpe
@@ -229,6 +229,7 @@ def _text_recipe(config: PrepareConfig, corpus: Corpus, tokenizer: Tokenizer | N
             "separator": config.separator,
             "split_on": config.split_on,
             "text_key": config.text_key,
+            "keep_line_ends": config.keep_line_ends,
             "seed": config.seed,
         }
     )
@@ -264,6 +265,13 @@ def _is_made(config: PrepareConfig, recipe: str) -> bool:
             f"cannot write {out}: it holds a token store made from other text or with other flags; "
             "choose another --out, or replace it with --overwrite"
         )
+    try:
+        TokenStore(out).verify()
+    except StoreError as error:
+        raise OutputError(
+            f"cannot write {out}: it holds the token store of this text, but damaged ({error}); replace it with "
+            "--overwrite"
+        ) from None
     return True
 
 

@@ -45,7 +45,9 @@ class PrepareReport:
     vocabulary: str  # where it came from, and why it has this size
     reused: bool  # the store existed, made from the same sources with the same flags
     seconds: float
-    encoded_by: str = "the tokenizers library"  # stores made before this field was written
+    encoded_by: str
+    line_ends: int  # CRLF and CR that became LF; the bytes of their CR are container_bytes
+    byte_order_marks: int  # removed inside files
 
     @property
     def tokens(self) -> int:
@@ -83,6 +85,8 @@ def report_entry(
         "container_bytes": counts.container_bytes,
         "vocabulary": vocabulary,
         "encoded_by": encoded_by,
+        "line_ends": counts.line_ends,
+        "byte_order_marks": counts.byte_order_marks,
     }
 
 

@@ -121,8 +121,10 @@ def check_split_sizes(
             continue
         if split == "val" and config.val:
             advice = "give more text with --val"
-        elif num_documents == 1 and config.split_on != "blank-lines":
-            advice = "it is a single document: split it with --split-on blank-lines or --separator, or give --val"
+        elif num_documents == 1:
+            found = {"lines": " of one line", "blank-lines": " without blank lines"}.get(config.split_on, "")
+            others = [f"--split-on {rule}" for rule in ("blank-lines", "lines") if rule != config.split_on]
+            advice = f"it is a single document{found}: split it with {', '.join(others)} or --separator, or give --val"
         else:
             advice = "give more text" + ("" if split == "train" else ", a larger --val-fraction, or --val")
         raise SourceError(

@@ -3,6 +3,9 @@
 NAME.ds        little-endian uint16 (uint32 above 65,536 ids): documents one after another, each
                ending with EOS
 NAME.ds.index  little-endian uint64: the end of each document, in tokens from the start of NAME.ds
+
+store.json has the size of every file, the CRC-32 of each MiB of NAME.ds, and that of NAME.ds.index.
+Sizes and indexes are checked when a split is opened, a MiB of ids before it is first used.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import bisect
 import dataclasses
 import hashlib
 import json
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -21,10 +25,11 @@ import numpy.typing as npt
 from llamita.errors import StoreError
 
 FORMAT = "llamita token store"
-VERSION = 1
+VERSION = 2
 SplitName = Literal["train", "val"]
 SPLITS: tuple[SplitName, SplitName] = ("train", "val")
 SHARD_TOKENS = 1 << 27
+BLOCK_BYTES = 1 << 20  # that have a checksum
 _SAMPLED_DOCUMENTS = 256  # ids of these are checked when a shard is opened
 
 Ids = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
@@ -38,6 +43,29 @@ def id_type(vocab_size: int) -> np.dtype[Any]:
 def file_sha256(path: Path) -> str:
     """sha256 (hex) of a small file."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+class Checksum:
+    """The CRC-32 of each block of a file that is written in pieces."""
+
+    def __init__(self, block_bytes: int = BLOCK_BYTES) -> None:
+        self._block_bytes = block_bytes
+        self._blocks: list[int] = []
+        self._room = 0  # in the last block
+
+    def update(self, data: bytes | memoryview) -> None:
+        left = memoryview(data)
+        while len(left):
+            if not self._room:
+                self._blocks.append(0)
+                self._room = self._block_bytes
+            piece, left = left[: self._room], left[self._room :]
+            self._blocks[-1] = zlib.crc32(piece, self._blocks[-1])
+            self._room -= len(piece)
+
+    def hex(self) -> str:
+        """8 digits for each block."""
+        return "".join(f"{block:08x}" for block in self._blocks)
 
 
 # ---- writing
@@ -107,6 +135,7 @@ class _SplitWriter:
         self._shards: list[dict[str, Any]] = []
         self._tokens: IO[bytes] | None = None
         self._ends: IO[bytes] | None = None
+        self._checksum, self._index_crc = Checksum(), 0
         self.text_bytes = 0
         self.num_tokens = 0
         directory.mkdir(parents=True, exist_ok=True)
@@ -139,7 +168,16 @@ class _SplitWriter:
                 place.hardlink_to(target.resolve())
             except OSError:  # another file system, or one without hard links
                 place.symlink_to(target.resolve())
-        self._shards.append({"name": name, "documents": documents, "tokens": tokens})
+        checksum, index_crc = Checksum(), 0
+        for file, add in ((ds, checksum.update), (index, None)):
+            with open(file, "rb") as stream:
+                while data := stream.read(BLOCK_BYTES):
+                    if add is not None:
+                        add(data)
+                    else:
+                        index_crc = zlib.crc32(data, index_crc)
+        shard = {"name": name, "documents": documents, "tokens": tokens}
+        self._shards.append({**shard, "crc32": checksum.hex(), "index_crc32": f"{index_crc:08x}"})
         self.text_bytes += text_bytes
         self.num_tokens += tokens
 
@@ -149,13 +187,20 @@ class _SplitWriter:
             self._tokens = open(self._directory / name, "wb")  # noqa: SIM115 (closed by close)
             self._ends = open(self._directory / f"{name}.index", "wb")  # noqa: SIM115
             self._shards.append({"name": name, "documents": 0, "tokens": 0})
+            self._checksum, self._index_crc = Checksum(), 0
         shard = self._shards[-1]
-        self._tokens.write(ids.astype(self._dtype, copy=False).tobytes())
-        self._ends.write((ends + shard["tokens"]).astype("<u8").tobytes())
+        data = ids.astype(self._dtype, copy=False).tobytes()
+        index = (ends + shard["tokens"]).astype("<u8").tobytes()
+        self._tokens.write(data)
+        self._ends.write(index)
+        self._checksum.update(data)
+        self._index_crc = zlib.crc32(index, self._index_crc)
         shard["documents"] += len(ends)
         shard["tokens"] += len(ids)
 
     def _close_shard(self) -> None:
+        if self._tokens is not None:
+            self._shards[-1] |= {"crc32": self._checksum.hex(), "index_crc32": f"{self._index_crc:08x}"}
         for file in (self._tokens, self._ends):
             if file is not None:
                 file.close()
@@ -204,6 +249,11 @@ class TokenStore:
         self.tokenizer_fingerprint: str = tokenizer["fingerprint"]
         self._splits: dict[str, Split] = {}
 
+    def verify(self) -> None:
+        """Read all files and compare them with their checksums. Raises StoreError."""
+        for name in SPLITS:
+            self.split(name).verify()
+
     def split(self, name: SplitName) -> Split:
         """The training or the validation documents."""
         if name not in self._splits:
@@ -213,8 +263,36 @@ class TokenStore:
 
 @dataclasses.dataclass(frozen=True)
 class _Shard:
+    path: Path
     tokens: Ids  # [tokens], memory-mapped
     ends: npt.NDArray[np.uint64]  # [documents], memory-mapped
+    checksums: tuple[int, ...]  # of the blocks of `tokens`
+    is_checked: bytearray  # 1 for each block that has been compared with its checksum
+    vocab_size: int
+
+    def read(self, start: int, end: int) -> Ids:
+        """Ids from blocks that are checked. Raises StoreError."""
+        size = BLOCK_BYTES // self.tokens.itemsize
+        for block in range(start // size, (end - 1) // size + 1):
+            if not self.is_checked[block]:
+                self._check(block, size)
+        return self.tokens[start:end]
+
+    def _check(self, block: int, size: int) -> None:
+        ids = self.tokens[block * size : (block + 1) * size]
+        if int(ids.max()) >= self.vocab_size:
+            raise StoreError(
+                f"cannot read {self.path}: expected ids below {self.vocab_size:,}, found {int(ids.max()):,}; prepare "
+                "it again"
+            )
+        found = zlib.crc32(ids.view(np.uint8).data)
+        if found != self.checksums[block]:
+            raise StoreError(
+                f"cannot read {self.path}: bytes {block * BLOCK_BYTES:,} to {block * BLOCK_BYTES + ids.nbytes - 1:,}: "
+                f"expected the CRC-32 {self.checksums[block]:08x}, found {found:08x}: the file has changed or is "
+                "damaged; prepare it again"
+            )
+        self.is_checked[block] = 1
 
 
 class Split:
@@ -222,6 +300,7 @@ class Split:
 
     def __init__(self, directory: Path, info: Mapping[str, Any], vocab_size: int, eos_id: int) -> None:
         self._shards = [_open_shard(directory, shard, vocab_size, eos_id) for shard in info["shards"]]
+        self._eos_id = eos_id
         self._first_documents: list[int] = []  # of each shard
         self.num_documents = 0
         self.num_tokens = 0
@@ -241,13 +320,28 @@ class Split:
         return np.concatenate(parts) if parts else np.zeros(0, np.int64)
 
     def document(self, number: int) -> Ids:
-        """The ids of a document, EOS included, as a read-only view. [tokens]"""
+        """The ids of a document, EOS included, as a read-only view. [tokens]
+
+        Raises StoreError if the file is damaged there.
+        """
         if not 0 <= number < self.num_documents:
             raise IndexError(f"document {number} of {self.num_documents}")
         place = bisect.bisect_right(self._first_documents, number) - 1
         shard, row = self._shards[place], number - self._first_documents[place]
         start = int(shard.ends[row - 1]) if row else 0
-        return shard.tokens[start : int(shard.ends[row])]
+        ids = shard.read(start, int(shard.ends[row]))
+        if ids[-1] != self._eos_id:
+            raise _no_eos(shard.path, row, self._eos_id, int(ids[-1]))
+        return ids
+
+    def verify(self) -> None:
+        """Read all ids and compare them with their checksums. Raises StoreError."""
+        for shard in self._shards:
+            shard.read(0, len(shard.tokens))
+            wrong = np.flatnonzero(shard.tokens[shard.ends - np.uint64(1)] != self._eos_id)
+            if wrong.size:
+                row = int(wrong[0])
+                raise _no_eos(shard.path, row, self._eos_id, int(shard.tokens[int(shard.ends[row]) - 1]))
 
 
 def read_store_info(path: Path) -> dict[str, Any]:
@@ -275,7 +369,7 @@ def _check_info(info: Any) -> None:
     if not isinstance(info, dict) or info.get("format") != FORMAT:
         raise ValueError(f"expected format {FORMAT!r}")
     if info["version"] != VERSION:
-        raise ValueError(f"expected version {VERSION}, found {info['version']}")
+        raise ValueError(f"expected version {VERSION}, found {info['version']}; prepare it again")
     tokenizer = info["tokenizer"]
     size = tokenizer["vocab_size"]
     if not _is_count(size) or not 0 < size <= 1 << 24:
@@ -293,10 +387,16 @@ def _check_info(info: Any) -> None:
         for shard in split["shards"]:
             if not isinstance(shard["name"], str) or Path(shard["name"]).name != shard["name"]:
                 raise ValueError(f"shard name {shard['name']!r}")
+            if not all(_is_crc(shard[key]) for key in ("crc32", "index_crc32")):
+                raise ValueError(f"a checksum of {name} is not a row of 8 hexadecimal digits")
         parts = (split, *split["shards"])
         counted = [split["text_bytes"], *(part[key] for part in parts for key in ("documents", "tokens"))]
         if not all(_is_count(value) for value in counted):
             raise ValueError(f"a count of {name} is not a whole number of 0 or more")
+
+
+def _is_crc(value: Any) -> bool:
+    return isinstance(value, str) and len(value) % 8 == 0 and set(value) <= set("0123456789abcdef")
 
 
 def _is_count(value: Any) -> bool:
@@ -312,6 +412,18 @@ def _open_shard(directory: Path, info: Mapping[str, Any], vocab_size: int, eos_i
         raise StoreError(
             f"cannot open {path}.index: its ends do not increase from 0 to {len(tokens):,}; prepare it again"
         )
+    found = f"{zlib.crc32(ends.view(np.uint8).data):08x}"
+    if found != info["index_crc32"]:
+        raise StoreError(
+            f"cannot open {path}.index: expected the CRC-32 {info['index_crc32'][:8]}, found {found}: the file has "
+            "changed or is damaged; prepare it again"
+        )
+    checksums = tuple(int(info["crc32"][at : at + 8], 16) for at in range(0, len(info["crc32"]), 8))
+    if len(checksums) != -(-tokens.nbytes // BLOCK_BYTES):
+        raise StoreError(
+            f"cannot open {path}: expected {-(-tokens.nbytes // BLOCK_BYTES):,} checksums in store.json, found "
+            f"{len(checksums):,}; prepare it again"
+        )
     rows = np.unique(np.linspace(0, len(ends) - 1, _SAMPLED_DOCUMENTS).astype(np.int64))
     for row in rows:
         start = int(ends[row - 1]) if row else 0
@@ -322,11 +434,14 @@ def _open_shard(directory: Path, info: Mapping[str, Any], vocab_size: int, eos_i
                 f"{int(document.max()):,}; prepare it again"
             )
         if int(document[-1]) != eos_id:
-            raise StoreError(
-                f"cannot open {path}: document {row}: expected EOS ({eos_id}) at its end, found id "
-                f"{int(document[-1])}; prepare it again"
-            )
-    return _Shard(tokens, ends)
+            raise _no_eos(path, row, eos_id, int(document[-1]))
+    return _Shard(path, tokens, ends, checksums, bytearray(len(checksums)), vocab_size)
+
+
+def _no_eos(path: Path, row: int, eos_id: int, found: int) -> StoreError:
+    return StoreError(
+        f"cannot open {path}: document {row}: expected EOS ({eos_id}) at its end, found id {found}; prepare it again"
+    )
 
 
 def _map(path: Path, dtype: np.dtype[Any], count: int) -> npt.NDArray[Any]:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llamita.data.batches import ScoredDocuments
-from llamita.data.documents import read_documents
+from llamita.data.documents import SplitOn, read_documents
 from llamita.data.token_store import TokenStore
 from llamita.engine import Model
 from llamita.errors import SourceError, TokenizerError
@@ -25,13 +25,14 @@ Split = Literal["val", "train"]
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """A token store and its split, or text files and how to read them (see data.readers)."""
+    """A token store and its split, or text files and how to read them (see data.documents)."""
 
     paths: tuple[str, ...]
     split: Split = "val"
     separator: str = "<|endoftext|>"
-    split_on: Literal["separator", "blank-lines", "file"] = "separator"
+    split_on: SplitOn = "separator"
     text_key: str = "text"
+    keep_line_ends: bool = False
 
     def __str__(self) -> str:
         return " ".join(self.paths)
@@ -47,7 +48,13 @@ class Data:
 
     def encode_texts(self, encode_batch: Callable[[list[str]], Any], eos_id: int) -> EncodedTexts:
         """The text files as ids. Raises SourceError."""
-        found = read_documents(self.paths, separator=self.separator, split_on=self.split_on, text_key=self.text_key)
+        found = read_documents(
+            self.paths,
+            separator=self.separator,
+            split_on=self.split_on,
+            text_key=self.text_key,
+            keep_line_ends=self.keep_line_ends,
+        )
         documents = EncodedTexts([document.text for document in found], encode_batch, eos_id)
         if documents.num_documents == 0:
             raise SourceError(f"cannot score on {self}: no text in it")

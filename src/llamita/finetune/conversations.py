@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from llamita.data.file_formats import Row, json_name, list_keys, read_files
+from llamita.data.file_formats import BadRows, Row, json_name, list_keys, read_files
 from llamita.errors import SourceError
 
 Role = Literal["system", "user", "assistant"]
@@ -90,15 +90,18 @@ def turns_key(turns: Sequence[Turn]) -> str:
 
 
 def read_conversations(
-    data: Path | Sequence[Path], columns: tuple[str, str] | None = None, system: str | None = None
+    data: Path | Sequence[Path],
+    columns: tuple[str, str] | None = None,
+    system: str | None = None,
+    bad: BadRows | None = None,
 ) -> Iterator[Conversation]:
     """Every conversation in files or folders, in order.
 
     columns: the keys of question and answer, for rows of no known form. system: a system prompt for
-    conversations without one. Raises SourceError naming file and line, also if there is none.
+    conversations without one. bad: takes rows that cannot be used. Raises SourceError naming file
+    and line, also if there is none.
     """
-    for row in read_files(data, "examples"):
-        yield read_conversation(row, columns, system)
+    return read_files(data, "examples", lambda row: read_conversation(row, columns, system), bad)
 
 
 def read_conversation(row: Row, columns: tuple[str, str] | None = None, system: str | None = None) -> Conversation:

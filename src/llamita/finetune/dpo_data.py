@@ -28,7 +28,7 @@ import numpy.typing as npt
 
 from llamita.config import FinetuneConfig
 from llamita.data.batches import IGNORED, Piece, RowStream
-from llamita.data.file_formats import Row, json_name, list_keys, read_files
+from llamita.data.file_formats import BadRows, Row, json_name, list_keys, read_files
 from llamita.errors import ConfigError, SourceError, TrainingError
 from llamita.finetune.conversations import (
     Conversation,
@@ -71,15 +71,18 @@ class Preference:
 
 
 def read_preferences(
-    data: Path | Sequence[Path], columns: tuple[str, str, str] | None = None, system: str | None = None
+    data: Path | Sequence[Path],
+    columns: tuple[str, str, str] | None = None,
+    system: str | None = None,
+    bad: BadRows | None = None,
 ) -> Iterator[Preference]:
     """Every pair in files or folders, in order.
 
     columns: the keys of the prompt, the chosen and the rejected answer. system: a system prompt for
-    conversations without one. Raises SourceError naming file and line, also if there is no pair.
+    conversations without one. bad: takes rows that cannot be used. Raises SourceError naming file
+    and line, also if there is no pair.
     """
-    for row in read_files(data, "preferences"):
-        yield read_preference(row, columns, system)
+    return read_files(data, "preferences", lambda row: read_preference(row, columns, system), bad)
 
 
 def read_preference(row: Row, columns: tuple[str, str, str] | None = None, system: str | None = None) -> Preference:

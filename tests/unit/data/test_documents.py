@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import os
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from llamita import config
 from llamita.data import documents, utf8_files
 from llamita.data.documents import SourceCounts, SplitOn, list_sources, read_documents, read_texts
-from llamita.data.file_formats import ROW_READERS, SUFFIXES, list_suffixes
+from llamita.data.file_formats import ROW_READERS, SUFFIXES, BadRows, list_suffixes, read_rows
 from llamita.errors import SourceError
 
 
-def read(path: Path, split_on: SplitOn = "separator", text_key: str = "text") -> tuple[list[str], SourceCounts]:
+def read(
+    path: Path, split_on: SplitOn = "separator", text_key: str = "text", keep_line_ends: bool = False
+) -> tuple[list[str], SourceCounts]:
     counts = SourceCounts()
-    found = list(read_documents([str(path)], split_on=split_on, text_key=text_key, counts=counts))
+    options = {"split_on": split_on, "text_key": text_key, "keep_line_ends": keep_line_ends}
+    found = list(read_documents([str(path)], counts=counts, **options))  # type: ignore[arg-type]
     assert counts.documents == len(found)
     assert counts.document_bytes == sum(len(d.text.encode()) for d in found) == sum(d.text_bytes for d in found)
     assert counts.source_bytes == sum(file.num_bytes for file in list_sources([str(path)]).files)
@@ -37,7 +43,7 @@ def write(path: Path, data: bytes) -> Path:
 def test_documents_end_at_the_separator(tmp_path: Path) -> None:
     data = "\n One.\r\nTwo 狐. \n<|endoftext|>\n<|endoftext|>三<|endoftext|>\n\n".encode()
     texts, counts = read(write(tmp_path / "a.txt", data))
-    assert texts == ["One.\r\nTwo 狐.", "三"]
+    assert texts == ["One.\nTwo 狐.", "三"]
     assert (counts.empty_documents, counts.separator_bytes) == (1, 3 * 13)
 
 
@@ -83,10 +89,10 @@ def test_lists_of_texts_are_the_documents(tmp_path: Path, monkeypatch: pytest.Mo
     assert one == many and len(blocks) == {1: 8, 40: 1, 1 << 20: 1}[block_bytes] and all(blocks)
 
 
-@pytest.mark.parametrize("split_on", ["separator", "blank-lines"])
+@pytest.mark.parametrize("split_on", ["separator", "lines", "blank-lines"])
 def test_no_chunk_boundary_matters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, split_on: SplitOn) -> None:
     choose = random.Random(4)
-    pieces = ["a", "狐狸", " ", "\n", "\r\n", "<|endoftext|>", "<|end", "\u3000", "word"]
+    pieces = ["a", "狐狸", " ", "\n", "\r\n", "\r", "<|endoftext|>", "<|end", "\u3000", "word", "\u2028", "\ufeff"]
     path = tmp_path / "a.txt"
     for _ in range(60):
         write(path, "".join(choose.choices(pieces, k=choose.randrange(40))).encode())
@@ -108,12 +114,31 @@ def test_no_chunk_boundary_matters(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         ("hello".encode("utf-16"), "byte 0: expected UTF-8 text, found UTF-16"),
         ("hello".encode("utf-16-be"), "byte 0 is NUL"),
         (b"text\0text", "byte 4 is NUL: this is binary data"),
+        (b"plain words " * 90 + b"\0" + b"and more " * 90, r"byte 1,080 is NUL in the middle of text: remove it"),
+        ("床前 hello world\n".encode("utf-16-le"), r"it looks like UTF-16LE text.*iconv -f UTF-16LE"),
+        ("Grüße aus Köln\n".encode("utf-16-be") * 9, r"looks like UTF-16BE text without a byte order mark"),
+        ("hello".encode("utf-32"), "found UTF-32 text"),
         (bytes(range(1, 256)), "it looks like binary data"),
         (b"%PDF-1.7\n", "found a PDF"),
         (b"\x1f\x8b\x08", "found a gzip file"),
         ("狐".encode()[:2], "ends inside a character"),
     ],
-    ids=["latin-1", "latin-1 far in", "gb18030", "utf-16", "utf-16-be", "nul", "binary", "pdf", "gzip", "cut"],
+    ids=[
+        "latin-1",
+        "latin-1 far in",
+        "gb18030",
+        "utf-16",
+        "utf-16-be",
+        "nul",
+        "stray nul",
+        "utf-16le",
+        "utf-16be, long",
+        "utf-32",
+        "binary",
+        "pdf",
+        "gzip",
+        "cut",
+    ],
 )
 def test_what_is_not_utf8(tmp_path: Path, data: bytes, message: str) -> None:
     for suffix in (".txt", ".jsonl", ".csv"):
@@ -121,6 +146,95 @@ def test_what_is_not_utf8(tmp_path: Path, data: bytes, message: str) -> None:
         with pytest.raises(SourceError, match=message) as caught:
             read(path)
         assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_line_ends_become_lf_and_are_counted(tmp_path: Path) -> None:
+    data = b"\r\none\r\ntwo\rthree\nfour\r\n<|endoftext|>\r\nfive\r\rsix"
+    texts, counts = read(write(tmp_path / "a.txt", data))
+    assert texts == ["one\ntwo\nthree\nfour", "five\n\nsix"] and counts.line_ends == 4
+    kept, counts = read(write(tmp_path / "a.txt", data), keep_line_ends=True)
+    assert kept == ["one\r\ntwo\rthree\nfour", "five\r\rsix"] and counts.line_ends == 0
+    write(tmp_path / "b.jsonl", b'{"text": "a\\r\\nb"}\r\n{"text": "c"}')
+    assert read(tmp_path / "b.jsonl")[0] == ["a\nb", "c"]
+    assert read(tmp_path / "b.jsonl", keep_line_ends=True)[0] == ["a\r\nb", "c"]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r", "\u2028", "\u2029", "\u0085"])
+def test_every_kind_of_line_end_ends_a_document(tmp_path: Path, end: str) -> None:
+    path = write(tmp_path / "a.txt", f"one{end} \t{end}two{end}more{end}{end}{end}three{end}".encode())
+    assert read(path, "lines")[0] == ["one", "two", "more", "three"]
+    texts, counts = read(path, "blank-lines", keep_line_ends=True)
+    assert texts == ["one", f"two{end}more", "three"] and counts.empty_documents == 0
+
+
+def test_byte_order_marks_inside_files_are_removed(tmp_path: Path) -> None:
+    """What `cat *.txt` of Notepad's files leaves, in every format."""
+    mark = "\ufeff"
+    texts, counts = read(write(tmp_path / "a.txt", f"{mark}one\n{mark}two<|endoftext|>{mark}\n".encode()))
+    assert texts == ["one\ntwo"] and (counts.byte_order_marks, counts.container_bytes) == (2, 9)
+    assert counts.empty_documents == 0
+    lines = f'{mark}{{"text": "{mark}a"}}\n{mark}{{"text": "b\\ufeff"}}\n'
+    assert read(write(tmp_path / "a.jsonl", lines.encode()))[0] == ["a", "b"]
+    assert read(write(tmp_path / "a.json", f'{mark}[{mark}{{"text": "a"}}]'.encode()))[0] == ["a"]
+    assert read(write(tmp_path / "a.csv", f'{mark}{mark}"text",id\n{mark}x,1\n'.encode()))[0] == ["x"]
+
+
+def test_packed_files_are_read_like_plain_ones(tmp_path: Path) -> None:
+    plain = {
+        "a.txt": b"\xef\xbb\xbfone<|endoftext|>two\r\n" * 300,
+        "b.md": b"",
+        "c.jsonl": b'{"text": "three"}\n',
+        "d.json": b'[{"text": "four"}]',
+        "e.csv": b"text;id\nfive;1\n",
+        "f.tsv": b"text\tid\nsix\t1\n",
+    }
+    for name, data in plain.items():
+        expected = read(write(tmp_path / name, data))[0]
+        path = write(tmp_path / f"{name.upper()}.GZ", gzip.compress(data[:5]) + gzip.compress(data[5:]))
+        assert read(path)[0] == expected
+    for name in ("a.parquet.gz", "a.gz", "a.tar.gz"):
+        with pytest.raises(SourceError, match=r"unknown file type"):
+            read(write(tmp_path / name, b""))
+
+
+@pytest.mark.parametrize("suffix", [".txt.gz", ".jsonl.gz", ".json.gz", ".csv.gz"])
+def test_damaged_packed_files_are_one_line(tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = gzip.compress(json.dumps({"text": "".join(map(str, range(9999)))}).encode())
+    broken = bytearray(whole)
+    broken[len(whole) // 2] ^= 255
+    for data in (b"", b"text", whole[:5], whole[: len(whole) // 2], whole[:-1], bytes(broken), whole + b"more"):
+        with pytest.raises(
+            SourceError, match="expected a complete gzip file, found a damaged one or one cut"
+        ) as caught:
+            read(write(tmp_path / f"a{suffix}", data))
+        assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
+    monkeypatch.setattr(utf8_files, "MIN_GZIP_BYTES", 1 << 16)
+    with pytest.raises(SourceError, match="it expands more than 200 times"):
+        read(write(tmp_path / f"a{suffix}", gzip.compress(b" " * (1 << 25))))
+    with pytest.raises(SourceError, match="byte 1 is not UTF-8"):
+        read(write(tmp_path / f"a{suffix}", gzip.compress(b"a\xff")))
+
+
+def test_a_line_without_end_takes_linear_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counted in bytes that are copied or searched, not in seconds."""
+    touched = 0
+
+    class Counting(bytearray):
+        def __getitem__(self, index: Any) -> Any:
+            nonlocal touched
+            found = super().__getitem__(index)
+            touched += len(found) if isinstance(index, slice) else 1
+            return found
+
+    monkeypatch.setattr(documents, "bytearray", Counting, raising=False)
+    monkeypatch.setattr(utf8_files, "_CHUNK_BYTES", 1 << 10)
+    for filler in (b" ", b"x", "\u3000".encode(), b"\n \t"):
+        data = b"a\n" + filler * (600_000 // len(filler)) + b"b"
+        touched = 0
+        texts, _ = read(write(tmp_path / "a.txt", data), "blank-lines")
+        assert touched < 8 * len(data) and " ".join(texts).split() in (["a", "b"], ["a", "x" * 600_000 + "b"])
+    lines = list(utf8_files.read_lines(write(tmp_path / "b.txt", b"x" * 500_000 + b"\ny")))
+    assert [len(line) for line in lines] == [500_001, 1]
 
 
 # ---- rows
@@ -169,10 +283,60 @@ def test_help_names_every_format() -> None:
         assert suffix in source.partition("text_key")[2][:200]
 
 
+def test_json_lines_named_json(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.json", '\n{"text": "a\u2028"}\n\n{"text": "b"}\n'.encode())
+    assert read(path)[0] == ["a", "b"]
+    with pytest.raises(SourceError, match=r"a\.json:2: broken JSON at column 2"):
+        read(write(path, b'{"text": "a"}\n{"text\n'))
+    with pytest.raises(SourceError, match=r"a\.json: broken JSON at line 3, column 1: Extra data"):
+        read(write(path, b'[{"text": "a"}\n]\n{}'))
+    with pytest.raises(SourceError, match="expected a JSON array of objects, found an object"):
+        read(write(path, b'{"text": "a"}\n'))
+    with pytest.raises(SourceError, match=r"a\.jsonl:1: expected one JSON object per line.*name the file \.json"):
+        read(write(tmp_path / "a.jsonl", b'[\n{"text": "a"}\n]'))
+
+
+def test_examples_are_pointed_to_finetune(tmp_path: Path) -> None:
+    for name, data in (("qa.jsonl", b'{"question": "a", "answer": "b"}'), ("qa.csv", b"query,response\n")):
+        with pytest.raises(SourceError, match=r"expected 'text', found .*; these are examples for `llamita finetune"):
+            read(write(tmp_path / name, data))
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("a.csv", 'id;text\n1;x, y\n2;"a;b"\n'),
+        ("a.csv", "sep=;\nid;text\n1;x, y\n2;a;b\n"),
+        ("a.csv", 'id\ttext\n1\tx, y\n2\t"a;b"\n'),
+        ("a.tsv", "id\ttext\r\n1\tx, y\r\n2\ta;b\r\n"),
+        ("a.csv", 'id,text\n1,"x, y"\n2,a;b\n'),
+        ("a.csv", 'id,text\r1,"x, y"\r2,a;b\r'),
+        ("a.csv", 'a;b;c,text\n1,"x, y"\n2,a;b\n'),
+        ("a.tsv", "text\nx, y\na;b\n"),
+    ],
+)
+def test_delimiters(tmp_path: Path, name: str, data: str) -> None:
+    if data.startswith("sep="):
+        data = data.replace("2;a;b", '2;"a;b"')
+    assert read(write(tmp_path / name, data.encode()))[0] == ["x, y", "a;b"]
+
+
+def test_file_names_of_any_bytes(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"caf\xe9.txt")
+    try:
+        path.write_text("text")
+    except OSError:
+        pytest.skip("the file system takes UTF-8 names only")
+    (found,) = list_sources([str(tmp_path)]).files
+    assert found.name == "caf\\xe9.txt"
+    documents.check_unchanged([found])
+    assert [each.text for each in read_documents([str(tmp_path)])] == ["text"]
+
+
 def test_csv(tmp_path: Path) -> None:
     data = 'id,story\n1,"He said ""hi"",\r\nthen left"\n2, 狐 \n3,\n'.encode()
     texts, counts = read(write(tmp_path / "a.csv", data), text_key="story")
-    assert texts == ['He said "hi",\r\nthen left', "狐"] and counts.empty_documents == 1
+    assert texts == ['He said "hi",\nthen left', "狐"] and counts.empty_documents == 1 and counts.line_ends == 1
 
 
 @pytest.mark.parametrize(
@@ -205,6 +369,21 @@ def test_parquet(tmp_path: Path) -> None:
     for size in (0, 3, 100, len(data) - 1):
         with pytest.raises(SourceError, match="not a complete parquet file"):
             read(write(tmp_path / "cut.parquet", data[:size]))
+
+
+def test_parquet_with_damaged_text(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    pytest.importorskip("pyarrow.parquet")
+    bad = pyarrow.Array.from_buffers(
+        pyarrow.string(), 3, [None, pyarrow.array([0, 1, 2, 3], "int32").buffers()[1], pyarrow.py_buffer(b"a\xffb")]
+    )
+    table = pyarrow.table({"text": pyarrow.chunked_array([pyarrow.array(["x"] * 2000), bad])})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(SourceError, match=r"a\.parquet: row 2002: text that is not UTF-8; the file is damaged"):
+        read(tmp_path / "a.parquet")
+    skipped = BadRows(1)
+    rows = list(read_rows(tmp_path / "a.parquet", bad=skipped))
+    assert [row.number for row in rows[-2:]] == [2001, 2003] and len(skipped.skipped) == 1
 
 
 # ---- folders

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import gzip
 import json
 import os
 import random
@@ -98,6 +99,36 @@ def test_mixed_sources_with_duplicates_and_empties_add_up(tmp_path: Path) -> Non
     assert Counter(texts(report.out, "train") + texts(report.out, "val")) == Counter(STORIES[:300])
 
 
+def test_line_ends_are_normalized_and_a_packed_source_gives_the_same_tokens(tmp_path: Path) -> None:
+    text = "\n<|endoftext|>\n".join(STORIES)
+    (tmp_path / "crlf.txt").write_bytes(text.replace("\n", "\r\n").encode())
+    (tmp_path / "lf.txt.gz").write_bytes(gzip.compress(text.encode()))
+    found = {}
+    for name, options in (("crlf.txt", {}), ("lf.txt.gz", {}), ("crlf.txt", {"keep_line_ends": True})):
+        config = make(tmp_path, sources=(str(tmp_path / name),), out=tmp_path / f"{name}{len(options)}", **options)
+        report = prepare(config)
+        check_sums(report)
+        found[config.out.name] = (report.line_ends, sorted(texts(report.out, "train") + texts(report.out, "val")))
+    kept = sorted(story.replace("\n", "\r\n") for story in STORIES)
+    assert found == {
+        "crlf.txt0": (len(STORIES), sorted(STORIES)), "lf.txt.gz0": (0, sorted(STORIES)), "crlf.txt1": (0, kept),
+    }  # fmt: skip
+
+
+def test_file_names_that_are_not_utf8(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"\xff.txt")
+    try:
+        write_stories(path)
+    except OSError:
+        pytest.skip("the file system takes UTF-8 names only")
+    config = make(tmp_path, sources=(str(path),), out=tmp_path / os.fsdecode(b"\xfe"))
+    assert not prepare(config).reused and prepare(config).reused
+    command = [sys.executable, "-m", "llamita", "prepare", str(path), "--out", str(config.out), "--vocab-size", "320"]
+    strict = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+    done = subprocess.run(command, capture_output=True, timeout=60, env=strict)
+    assert done.returncode == 0 and b"exists already" in done.stdout and done.stderr == b""
+
+
 def test_held_out_texts_are_dropped_from_training(tmp_path: Path) -> None:
     val = write_stories(tmp_path / "val.txt", [*STORIES[:40], STORIES[0]])
     report = prepare(make(tmp_path, val=(str(val),)))
@@ -147,6 +178,21 @@ def test_another_command_into_the_same_place_is_refused(tmp_path: Path) -> None:
     report = prepare(dataclasses.replace(config, overwrite=True))
     assert not report.reused and report.documents == 399
     assert sorted(path.name for path in tmp_path.iterdir()) == ["store", "stories.txt"]
+
+
+def test_a_damaged_store_is_not_there_already(tmp_path: Path) -> None:
+    config = make(tmp_path)
+    prepare(config)
+    for name, damage in (("train/00000.ds", lambda b: b[:-2]), ("val/00000.ds", lambda b: b[:4] + b"\x09" + b[5:])):
+        path = config.out / name
+        whole = path.read_bytes()
+        path.write_bytes(damage(whole))
+        with pytest.raises(OutputError, match=r"the token store of this text, but damaged .*--overwrite"):
+            prepare(config)
+        path.write_bytes(whole)
+    path.write_bytes(whole[:-2])
+    assert not prepare(dataclasses.replace(config, overwrite=True)).reused and path.read_bytes() == whole
+    assert prepare(config).reused
 
 
 def test_overwrite_replaces_token_stores_only(tmp_path: Path) -> None:
@@ -219,6 +265,8 @@ def test_default_vocabulary_of_little_text_is_what_it_supports(tmp_path: Path) -
     [
         ([""], {}, "all documents are empty"),
         (["one single story. " * 200], {}, "it is a single document: split it with --split-on blank-lines"),
+        (["a line\u2028" * 200], {"split_on": "blank-lines"}, "document without blank lines: split it with .* lines"),
+        (["one line. " * 200], {"split_on": "lines"}, "document of one line: split it with --split-on blank-lines"),
         (
             ["a", "b"],
             {},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from llamita.data import token_store
 from llamita.data.token_store import StoreWriter, TokenStore, id_type, read_store_info
 from llamita.errors import StoreError
 
@@ -93,13 +95,21 @@ def patch(path: Path, offset: int, data: bytes) -> None:
     path.write_bytes(content)
 
 
+def move_first_end(index: Path) -> None:
+    """To a place where it still increases."""
+    ends = np.fromfile(index, "<u8")
+    row = int(np.flatnonzero(np.diff(ends) > 1)[0])
+    ends[row] += 1
+    ends.tofile(index)
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
         (lambda s: (s / "store.json").unlink(), "no store.json"),
         (lambda s: (s / "store.json").write_text("{"), "store.json is damaged"),
         (lambda s: (s / "store.json").write_text("[]"), "expected format"),
-        (lambda s: rewrite(s / "store.json", lambda i: i.update(version=9)), "expected version 1, found 9"),
+        (lambda s: rewrite(s / "store.json", lambda i: i.update(version=9)), "expected version 2, found 9"),
         (lambda s: rewrite(s / "store.json", lambda i: i.pop("splits")), "'splits' is missing"),
         (lambda s: rewrite(s / "store.json", lambda i: i["tokenizer"].update(eos_id=300)), "eos_id 300"),
         (lambda s: rewrite(s / "store.json", lambda i: i["tokenizer"].update(vocab_size=-1)), "vocab_size -1"),
@@ -117,6 +127,19 @@ def patch(path: Path, offset: int, data: bytes) -> None:
         (lambda s: (s / "val/00000.ds.index").write_bytes(b""), r"00000\.ds\.index: expected"),
         (lambda s: patch(s / "train/00000.ds.index", 8, b"\0" * 8), "do not increase"),
         (lambda s: patch(s / "train/00000.ds.index", 6, b"\1"), "do not increase"),
+        (lambda s: move_first_end(s / "train/00000.ds.index"), r"00000\.ds\.index: expected the CRC-32"),
+        (
+            lambda s: rewrite(s / "store.json", lambda i: i["splits"]["train"]["shards"][0].update(crc32="x" * 8)),
+            "8 hexadecimal digits",
+        ),
+        (
+            lambda s: rewrite(s / "store.json", lambda i: i["splits"]["train"]["shards"][0].update(crc32="0" * 16)),
+            "expected 1 checksums in store.json, found 2",
+        ),
+        (
+            lambda s: rewrite(s / "store.json", lambda i: i["splits"]["train"]["shards"][0].pop("crc32")),
+            "'crc32' is missing",
+        ),
         (lambda s: patch(s / "train/00000.ds", 0, b"\xff\xff"), "expected ids below 300, found 65,535"),
         (
             lambda s: patch(s / "val/00000.ds", (s / "val/00000.ds").stat().st_size - 2, b"\x07\0"),
@@ -132,6 +155,54 @@ def test_damaged_stores(tmp_path: Path, damage: Callable[[Path], object], messag
         store.split("train")
         store.split("val")
     assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+BITS = ((0, 1), (7, 1), (-4, 1), (-3, 2))  # offsets and bits that leave ids inside the vocabulary
+
+
+@pytest.mark.parametrize(("offset", "bit"), BITS)
+def test_a_flipped_bit_is_found_before_the_ids_are_used(
+    tmp_path: Path, offset: int, bit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(token_store, "BLOCK_BYTES", 64)
+    monkeypatch.setattr(token_store.Checksum.__init__, "__defaults__", (64,))
+    splits = write_store(tmp_path / "s", 1 << 16)
+    store = TokenStore(tmp_path / "s")
+    store.verify()
+    path = tmp_path / "s/train/00001.ds"
+    content = bytearray(path.read_bytes())
+    content[offset] ^= bit
+    path.write_bytes(content)
+    damaged = TokenStore(tmp_path / "s").split("train")
+    found = refused = 0
+    for number, expected in enumerate(splits["train"]):
+        try:
+            assert damaged.document(number).tolist() == expected.tolist()
+            found += 1
+        except StoreError as error:
+            assert "00001.ds: bytes " in str(error) and "expected the CRC-32" in str(error)
+            refused += 1
+    assert refused >= 1 and found > 80
+    with pytest.raises(StoreError, match=r"00001\.ds: bytes .*found"):
+        TokenStore(tmp_path / "s").verify()
+
+
+def test_every_document_is_checked_when_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even if somebody wrote the checksums too."""
+    monkeypatch.setattr(token_store, "_SAMPLED_DOCUMENTS", 2)
+    splits = write_store(tmp_path / "s", shard_tokens=10**6)
+    file, info = tmp_path / "s/train/00000.ds", tmp_path / "s/store.json"
+    whole = file.read_bytes()
+    end = 2 * sum(len(document) for document in splits["train"][:50])
+    for change, message in ((b"\xff\xff", "expected ids below 300, found 65,535"), (b"\x07\0", "expected EOS")):
+        patch(file, end - 2, change)
+        crc = f"{zlib.crc32(file.read_bytes()):08x}"
+        rewrite(info, lambda i, crc=crc: i["splits"]["train"]["shards"][0].update(crc32=crc))  # type: ignore[misc]
+        with pytest.raises(StoreError, match=message):
+            TokenStore(tmp_path / "s").split("train").document(49)
+        with pytest.raises(StoreError, match=message):
+            TokenStore(tmp_path / "s").verify()
+        file.write_bytes(whole)
 
 
 def test_no_store(tmp_path: Path) -> None:
