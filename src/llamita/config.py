@@ -18,11 +18,12 @@ def check(condition: bool, message: str) -> None:
 
 
 def check_at_most(where: str, value: float | None, limit: float) -> None:
-    """Raise ConfigError for a number that is larger than any use of the flag, infinite or NaN.
+    """Raise ConfigError for a number that is larger than any use of the flag.
 
     What follows may multiply it, allocate by it, or hand it to C.
     """
-    check(value is None or value <= limit, f"{where}: expected at most {_shown(limit)}, found {_shown(value or 0)}")
+    too_large = value is not None and value > limit
+    check(not too_large, f"{where}: expected at most {_shown(limit)}, found {_shown(value or 0)}")
 
 
 def _shown(value: float) -> str:
@@ -263,8 +264,8 @@ MAX_VALUES: dict[str, float] = {  # of the flags of runs
     "minutes": 1e6, "steps": 10**9, "epochs": 1e6, "context": 2**20, "micro_batch_size": 2**16,
     "grad_accum_steps": 2**16, "learning_rate": 1e3, "embedding_lr": 1e3, "weight_decay": 1e3, "grad_clip": 1e9,
     "eval_interval": 10**9, "save_minutes": 1e6, "log_interval": 10**9, "early_stopping_patience": 10**9,
-    "threads": 1024, "seed": MAX_SEED, "temperature": 1e3, "layers": 1024, "hidden": 2**17, "heads": 2**12,
-    "kv_heads": 2**12, "ffn": 2**19, "rope_theta": 1e12, "rank": 2**14, "alpha": 1e6, "beta": 1e6,
+    "threads": 1024, "seed": 2**128, "temperature": 1e3, "layers": 1024, "hidden": 2**17, "heads": 2**16,
+    "kv_heads": 2**16, "ffn": 2**19, "rope_theta": 1e12, "rank": 2**14, "alpha": 1e6, "beta": 1e6,
     "preview": 10**6,
 }  # fmt: skip
 

@@ -15,15 +15,63 @@ from typing import Any, Literal, TypeVar
 
 from llamita.atomic import atomic_write_bytes, make_folders
 from llamita.checkpoint import STEP_NAME, point_link, prune_checkpoints, step_directory
-from llamita.config import ModelConfig, RunConfig, fields_by_resume, flag
+from llamita.config import MAX_VALUES, ModelConfig, RunConfig, fields_by_resume, flag
 from llamita.environment import describe_environment
 from llamita.errors import CheckpointError, ConfigError, OutputError, TrainingError
 from llamita.file_lock import acquire_lock, lock_holder
+from llamita.json_file import Key, Schema, check_object, parse_json_object, read_json_object
 
 NAME = "run.json"
+SUMMARY = "summary.json"
 METRICS = "metrics.jsonl"
 LOCK = "run.lock"  # held by the process that trains
 ROWS = ("micro_batch_size", "grad_accum_steps")  # compared as rows per step
+
+_COUNT = Key("integer", minimum=0, maximum=2**53)
+_NUMBER = Key("number")
+_NEEDED_COUNT = dataclasses.replace(_COUNT, required=True)
+_NEEDED_NUMBER = dataclasses.replace(_NUMBER, required=True)
+
+RUN: Schema = {
+    "config": Key("object", required=True),
+    **{name: Key("object", default={}, null=False) for name in ("model", "data", "environment")},
+    "targets": Key("string", default="tokens", null=False),
+}
+RESUMABLE: Schema = {  # what --resume needs besides
+    **RUN,
+    "config": Key("object", required=True, keys={
+        name: Key("integer", minimum=1, maximum=MAX_VALUES[name]) for name in ROWS
+    }),
+    "rows_per_step": Key("integer", required=True, minimum=1, maximum=2**53),
+    "data": Key("object", required=True),
+    "launch": Key("string", default="", null=False),
+    "extended_at": Key("integer", default=-1, null=False, minimum=-1, maximum=2**53),
+}  # fmt: skip
+
+_COPIES: Schema = {"length_tokens": _NEEDED_COUNT, "median_tokens": _NEEDED_NUMBER}
+RESULT: Schema = {  # summary.json
+    "finished": Key("boolean", default=True, null=False),
+    "steps": dataclasses.replace(_COUNT, default=0, null=False),
+    "num_parameters": _COUNT,
+    **{name: _NUMBER for name in ("seconds", "tokens_per_second", "mfu")},
+    "samples": Key("object", default={}, null=False, keys={
+        "num_samples": _COUNT,
+        **{
+            name: _NUMBER
+            for name in ("mean_tokens", "stop_rate", "distinct_1", "distinct_2", "distinct_3", "repetition")
+        },
+        "overlap": Key("object", keys={
+            **_COPIES,
+            "val": Key("object", required=True, keys=_COPIES),
+            "memorizes": Key("boolean", required=True),
+            "val_known": _NEEDED_NUMBER,
+            "text": Key("string", required=True),
+        }),
+    }),
+}  # fmt: skip
+
+LINE: Schema = {"kind": Key("string", required=True), "step": _NEEDED_COUNT}  # of metrics.jsonl
+ROLLBACK: Schema = {"to_step": _NEEDED_COUNT, "learning_rate_factor": dataclasses.replace(_NUMBER, default=1.0)}
 
 C = TypeVar("C", bound=RunConfig)
 
@@ -167,7 +215,8 @@ def continued(config: C, world_size: int) -> C:
     own_rows = _read(run)["rows_per_step"] // world_size
     rows, passes = (given.get(name) for name in ROWS)
     if rows is None and passes is None:
-        rows, passes = recorded["micro_batch_size"], recorded["grad_accum_steps"]
+        rows = recorded.get("micro_batch_size") or own_rows
+        passes = recorded.get("grad_accum_steps") or 1
         if rows * passes != own_rows:  # the number of processes changed
             rows = max(each for each in range(1, max(1, min(rows, own_rows)) + 1) if own_rows % each == 0)
     rows = rows or max(1, own_rows // passes)
@@ -276,8 +325,8 @@ def _extend(config: RunConfig, before: dict[str, Any]) -> None:
 
 def extended_at(run: Path) -> int:
     """The step at which the run got a larger limit the last time; -1 if it never did."""
-    step = _read(run).get("extended_at", -1)
-    return step if isinstance(step, int) else -1
+    step: int = _read(run)["extended_at"]
+    return step
 
 
 def remembered_run(run: Path) -> tuple[dict[str, Any], int] | None:
@@ -290,13 +339,19 @@ def remembered_run(run: Path) -> tuple[dict[str, Any], int] | None:
 
 
 def finished_summary(run: Path) -> dict[str, Any]:
-    """summary.json if the run finished and its latest checkpoint is the last one; else {}."""
-    path = run / "summary.json"
+    """summary.json if the run finished and its latest checkpoint is the last one; else {}.
+
+    Raises CheckpointError if it is damaged.
+    """
+    if not (run / SUMMARY).is_file():
+        return {}  # no end was written
+    summary = read_json_object(run / SUMMARY, CheckpointError)
+    checked = check_object(summary, RESULT, str(run / SUMMARY), CheckpointError)
     try:
-        summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        is_end = summary["finished"] and step_directory(run, summary["steps"]).name == os.readlink(run / "latest")
-    except (OSError, ValueError, KeyError, TypeError):  # no end was written
+        latest = os.readlink(run / "latest")
+    except OSError:
         return {}
+    is_end = checked["finished"] and step_directory(run, checked["steps"]).name == latest
     return summary if is_end else {}
 
 
@@ -343,17 +398,13 @@ def mark_best(run: Path, checkpoint: Path) -> None:
 
 
 def _write(run: Path, description: dict[str, Any]) -> None:
-    atomic_write_bytes(run / NAME, (json.dumps(description, indent=2, ensure_ascii=False) + "\n").encode())
+    atomic_write_bytes(
+        run / NAME, (json.dumps(description, indent=2, ensure_ascii=False) + "\n").encode("utf-8", "surrogateescape")
+    )
 
 
 def _read(run: Path) -> dict[str, Any]:
-    try:
-        values = json.loads((run / NAME).read_text(encoding="utf-8"))
-        if not (isinstance(values, dict) and {"config", "rows_per_step", "data"} <= values.keys()):
-            raise ValueError("expected the keys config, rows_per_step, data")
-        return values
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot read {run / NAME}: {error}") from error
+    return read_json_object(run / NAME, CheckpointError, RESUMABLE)
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
@@ -365,17 +416,9 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     data = path.read_bytes()
     lines = []
     for number, text in enumerate(data[: data.rfind(b"\n") + 1].split(b"\n")[:-1], 1):
-        try:
-            line = json.loads(text)
-        except ValueError:
-            line = None
-        if not (isinstance(line, dict) and isinstance(line.get("kind"), str) and isinstance(line.get("step"), int)):
-            shown = text[:40].decode("utf-8", errors="replace")
-            raise TrainingError(
-                f"cannot read {path}: line {number}: expected an object with kind and step, found {shown!r}; "
-                "the file is damaged"
-            )
-        lines.append(line)
+        where = f"{path}: line {number}"
+        line = parse_json_object(text, where, TrainingError, LINE)
+        lines.append(check_object(line, ROLLBACK, where, TrainingError) if line["kind"] == "rollback" else line)
     return lines
 
 

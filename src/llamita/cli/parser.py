@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import os
 import re
 import types
 import typing
@@ -67,7 +68,7 @@ class Argument:
         if word is None:
             hint = f"; write {self.name}=TEXT if it starts with -" if self.kind is str else ""
             raise UsageError(f"{self.name}: expected a value, found none{hint}")
-        self._check_word(word)
+        text = self._checked(word)
         if self.choices:
             spelled = {str(choice): choice for choice in self.choices}
             if word not in spelled:
@@ -75,25 +76,31 @@ class Argument:
                 raise UsageError(f"{self.name}: expected one of {', '.join(spelled)}, {found}")
             return spelled[word]
         try:
-            return self.kind(word)
+            return text if self.kind is str else self.kind(word)
         except ValueError:
             expected = "a whole number" if self.kind is int else "a number"
             raise UsageError(f"{self.name}: expected {expected}, found {shown(word)}") from None
 
-    def _check_word(self, word: str) -> None:
-        """Raise UsageError for what no file, text or system call could take."""
+    def _checked(self, word: str) -> str:
+        """The word as text in any locale, but a path as the system spells it.
+
+        Raises UsageError for what no file, text or system call could take.
+        """
         try:
-            names = word.encode().replace(b"\\", b"/").split(b"/")
-        except UnicodeEncodeError:
+            raw = os.fsencode(word)
+            text = raw.decode("utf-8")
+        except UnicodeError:
             raise UsageError(f"{self.name}: expected UTF-8 text, found {shown(word)}") from None
         if self.kind is Path or self.option.positional or self.option.metavar == "PATH":
+            text = word
             if "\0" in word:
                 raise UsageError(f"{self.name}: expected a path, found a NUL character in {shown(word)}")
-            longest = max(map(len, names))
+            longest = max(map(len, raw.replace(b"\\", b"/").split(b"/")))
             if longest > MAX_NAME_BYTES:
                 raise UsageError(
                     f"{self.name}: expected names of at most {MAX_NAME_BYTES} bytes, found one of {longest:,}"
                 )
+        return text
 
     def values(self, words: list[str | None]) -> tuple[Any, ...]:
         """The values of several words. Raises UsageError."""

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import codecs
 import dataclasses
-import os
 import sys
 from pathlib import Path
 from typing import Annotated
 
 from llamita.cli.command import parse, requires_extra
 from llamita.config import Option, check, check_at_most
-from llamita.errors import ConfigError
 from llamita.sampling import DEFAULT_SAMPLING, MAX_TOKENS, SamplingParams
 
 
@@ -49,7 +47,7 @@ def main(argv: list[str]) -> None:
         from llamita.tokenizer import load_tokenizer
     directory = resolve_checkpoint(flags.checkpoint)
     model, tokenizer = load_model(directory), load_tokenizer(directory)
-    ids = ([] if tokenizer.bos_id is None else [tokenizer.bos_id]) + tokenizer.encode(_prompt_text(flags.prompt))
+    ids = ([] if tokenizer.bos_id is None else [tokenizer.bos_id]) + tokenizer.encode(flags.prompt)
     context = model.config.max_position_embeddings
     check(bool(ids), f"cannot start: {directory} has no BOS token; give a --prompt")
     check(len(ids) < context, f"the prompt has {len(ids)} tokens, the context only {context}; shorten the prompt")
@@ -73,11 +71,3 @@ def main(argv: list[str]) -> None:
         sys.stdout.flush()
         printed = so_far
     sys.stdout.write(characters.decode(b"", final=True) + "\n")
-
-
-def _prompt_text(argument: str) -> str:
-    """A command-line argument as UTF-8 text in any locale. Raises ConfigError."""
-    try:
-        return os.fsencode(argument).decode("utf-8")
-    except UnicodeError as error:
-        raise ConfigError(f"--prompt: expected UTF-8 text, found {argument!r}") from error

@@ -24,6 +24,7 @@ from llamita.checkpoint import (
 from llamita.config import TrainConfig
 from llamita.console import format_count, shorten
 from llamita.errors import CheckpointError
+from llamita.json_file import check_object
 from llamita.model.generate import bounded_seed
 from llamita.progress import Cancelled
 from llamita.report.summary import write_page, write_report
@@ -47,7 +48,7 @@ from llamita.training.schedule import Schedule
 from llamita.training.signals import StopSignal
 from llamita.training.speed import SpeedMeter, StepQueue, time_evaluation
 from llamita.training.task import Task
-from llamita.training.trainer_state import MetricsAccumulator, TrainerState
+from llamita.training.trainer_state import STATE, MetricsAccumulator, TrainerState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -449,11 +450,13 @@ class Trainer:
 
             tensors = reshard_optimizer_state(training, self.model)
         restore_optimizer(self.optimizer, self.model, tensors)
+        where = str(run / "latest" / "training" / "state.json")
+        values = check_object(training.values, STATE, where, CheckpointError)
         try:
-            self.state = TrainerState.from_state_dict(training.values["trainer"], self.ranks)
-            self.batches.load_state_dict(training.values["batches"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"cannot resume {run}: training/state.json is damaged: {error!r}") from error
+            self.state = TrainerState.from_state_dict(values["trainer"], self.ranks)
+            self.batches.load_state_dict(values["batches"])
+        except ValueError as error:
+            raise CheckpointError(f"cannot read {where}: {error}") from error
         state, peak = self.state, self.config.learning_rate
         assert peak is not None
         if state.progress.step == self.extended_at != state.progress.first_step:

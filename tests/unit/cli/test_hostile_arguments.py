@@ -21,7 +21,7 @@ NUMBERS = (
     "2000000000", "4294967296", "9223372036854775808", "0x10", "1e9", "", " ", "\x00", "½",
 )  # fmt: skip
 WORDS = ("\udcff", "a\udc80b", "\x00", "x" * 300, "x" * 100_000, "a\nb\x1b[2J", "é" * 200, "/" + "y" * 256, "")
-HUGE = {int: str(10**20), float: "1e300"}
+HUGE = {int: str(10**40), float: "1e300"}
 
 
 def flag_classes() -> dict[str, type[Any]]:
@@ -90,7 +90,7 @@ def test_hostile_words(command: str, argument: Argument) -> None:
     [
         ["train", "x", "--out", "y", "--context", "2000000000"],
         ["train", "x", "--out", "y", "--minutes", "1e308"],
-        ["train", "x", "--out", "y", "--seed", str(10**30)],
+        ["train", "x", "--out", "y", "--seed", str(10**40)],
         ["train", "x", "--out", "y", "--micro-batch-size", str(10**12)],
         ["finetune", "x", "y", "--out", "z" * 300],
         ["finetune", "x", "y", "--out", "z", "--context", "2000000000"],

@@ -45,7 +45,7 @@ def start(*words: object) -> subprocess.Popen[bytes]:
         (["M", "-t", "warm"], "warm"),
         (["M", "-t", "-1"], "temperature"),
         (["M", "-t", "nan"], "temperature"),
-        (["M", "-p", "1.5"], "top_p"),
+        (["M", "-p", "1.5"], "--top-p: expected"),
         (["M", "-n", "-1"], "--num-tokens"),
         (["M", "-j", "9999"], "--threads"),
         (["M", "-c", "-3"], "--context"),
