@@ -19,7 +19,7 @@ from llamita.config import MAX_VALUES, ModelConfig, RunConfig, fields_by_resume,
 from llamita.environment import describe_environment
 from llamita.errors import CheckpointError, ConfigError, OutputError, TrainingError
 from llamita.file_lock import acquire_lock, lock_holder
-from llamita.json_file import Key, Schema, check_object, parse_json_object, read_json_object
+from llamita.json_file import Key, Schema, check_object, parse_json_object, read_json_object, shortened
 
 NAME = "run.json"
 SUMMARY = "summary.json"
@@ -387,7 +387,8 @@ def check_same_run(config: RunConfig, before: dict[str, Any], now: dict[str, Any
 
 def _differs(run: Path, what: str, before: object, now: object) -> ConfigError:
     return ConfigError(
-        f"cannot resume {run}: {what}: expected {before}, as in {NAME}, found {now}; leave it out or give the same"
+        f"cannot resume {run}: {what}: expected {shortened(str(before))}, as in {NAME}, found {shortened(str(now))}; "
+        "leave it out or give the same"
     )
 
 
