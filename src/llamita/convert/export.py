@@ -19,7 +19,7 @@ from typing import Final
 import numpy as np
 import torch
 
-from llamita.atomic import atomic_file, atomic_write_bytes, check_parent
+from llamita.atomic import atomic_file, atomic_write_bytes
 from llamita.checkpoint import (
     STEP_NAME,
     copy_tokenizer,
@@ -118,7 +118,6 @@ def export(
     out = Path(out)
     kind = _kind(out)
     _check_settings(out, kind, type, version, dtype, shard_bytes)
-    check_parent(out)
     directory = resolve_checkpoint(Path(checkpoint))
     config, stored = load_config(directory), open_tensors(directory)
     check_tensors(stored.shapes, config, "huggingface", str(directory))

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from llamita.atomic import check_parent
 from llamita.convert.quant_mix import QuantMix, assign_types, quant_mix, quant_mix_notes
 from llamita.errors import ConfigError, FormatError
 from llamita.formats.gguf import FILE_TYPES, QUANTIZATION_VERSION, GgufFile, TensorInfo, Value, read_gguf, write_gguf
@@ -59,7 +58,6 @@ def quantize_file(
     source, out = Path(source), Path(out)
     if out.exists() and out.samefile(source):
         raise ConfigError(f"cannot quantize {source}: expected another output file, found the same; choose a new name")
-    check_parent(out)
     file = read_gguf(source)
     _check_kind(file)
     shapes = {name: info.shape for name, info in file.tensors.items()}

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 
-from llamita.atomic import check_parent
 from llamita.checkpoint import load_config, resolve_checkpoint
 from llamita.convert.export import model_name
 from llamita.finetune.adapter import load_adapter, other_base, resolve_adapter
@@ -46,7 +45,6 @@ def export_adapter(adapter: Path, checkpoint: Path, out: Path) -> AdapterExportR
 
     Raises CheckpointError, TokenizerError, FormatError (non-finite numbers), OutputError.
     """
-    check_parent(Path(out))
     config, base, directory = load_config(checkpoint), resolve_checkpoint(checkpoint), resolve_adapter(adapter)
     loaded, made_for = load_adapter(directory, config), other_base(directory, base)
     updates = loaded.updates
