@@ -138,8 +138,8 @@ def main() -> str:
         if found and found != expected and not is_run:
             return f"half of the result, {where}: {sorted(found)} of {sorted(expected)}"
         again = [*words, "--resume"] if is_run and (work / name / "run.json").exists() else words
-        if not is_run and words[0] in ("import", "merge") and found:
-            continue  # it exists already
+        if found and (work / name).is_dir() and words[0] in ("import", "merge", "export"):
+            continue  # finished: a second run is refused
         if run(again, work, 0, record) != 0:
             return f"the second run failed, {where}: {record.with_suffix('.err').read_text()[-500:]}"
         if whole_files(work / name) != expected:

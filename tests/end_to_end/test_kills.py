@@ -46,7 +46,7 @@ def folder(
     """What the commands read."""
     out = tmp_path_factory.mktemp("kills") / "folder"
     (out / "texts").mkdir(parents=True)
-    text = "\n\n".join(f"Once upon a time number {i} a llama counted {i * i} sheep." for i in range(60))
+    text = "\n\n".join(f"Once upon a time number {i} a llama counted {i * i} sheep." for i in range(600))
     (out / "texts" / "a.txt").write_text(text)
     make_checkpoint(out / "model", "gpt2")
     make_checkpoint(out / "llama", "llama")
