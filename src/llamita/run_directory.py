@@ -55,9 +55,9 @@ RESULT: Schema = {  # summary.json
     "num_parameters": _COUNT,
     **{name: _NUMBER for name in ("seconds", "tokens_per_second", "mfu")},
     "samples": Key("object", default={}, null=False, keys={
-        "num_samples": _COUNT,
+        "num_samples": _NEEDED_COUNT,
         **{
-            name: _NUMBER
+            name: _NEEDED_NUMBER
             for name in ("mean_tokens", "stop_rate", "distinct_1", "distinct_2", "distinct_3", "repetition")
         },
         "overlap": Key("object", keys={

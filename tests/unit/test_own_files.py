@@ -79,8 +79,7 @@ def check(path: Path, contents: Iterator[Any], use: Callable[[], object]) -> Non
             try:
                 use()
             except LlamitaError as error:
-                raw = str(error.args[0])
-                assert raw.isprintable() and len(raw) <= 500, raw
+                assert str(error).isprintable() and len(str(error.args[0])) <= 500, error
                 refused += 1
             except Exception as error:
                 raise AssertionError(f"{type(error).__name__} for {text[:2000]!r}") from error
@@ -148,7 +147,7 @@ def test_summary_and_metrics(run: TrainConfig) -> None:
             try:
                 write_page([run.out])
             except LlamitaError as error:
-                assert str(error.args[0]).isprintable() and len(str(error)) <= 500, error
+                assert str(error).isprintable() and len(str(error.args[0])) <= 500, error
     path.write_bytes(before)
 
 
