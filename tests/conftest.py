@@ -20,6 +20,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
+sys.path.insert(0, str(ROOT / "tests"))
+from refusals import refusals_are_clean_lines  # noqa: E402, F401 (a fixture for every test)
+
 # Threads that wait for one another sleep instead of spinning: on a busy machine spinning makes everything many times
 # slower. Set before torch is imported; the programs that tests start inherit it.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llamita.atomic import atomic_directory
+from llamita.atomic import atomic_directory, sync
 from llamita.config import ModelConfig
 from llamita.errors import CheckpointError, FormatError, OutputError
 from llamita.formats import tensor_table
@@ -261,6 +261,7 @@ def point_link(run: Path, link: str, checkpoint: Path) -> None:
         temporary.unlink(missing_ok=True)
         temporary.symlink_to(checkpoint.name, target_is_directory=True)
         os.replace(temporary, Path(run) / link)
+        sync(Path(run))  # before checkpoints without a link are deleted
     except OSError as error:
         raise OutputError(f"cannot write {Path(run) / link}: {error.strerror or error}") from error
 

@@ -17,6 +17,19 @@ def check(condition: bool, message: str) -> None:
         raise ConfigError(message)
 
 
+def check_at_most(where: str, value: float | None, limit: float) -> None:
+    """Raise ConfigError for a number that is larger than any use of the flag.
+
+    What follows may multiply it, allocate by it, or hand it to C.
+    """
+    too_large = value is not None and value > limit
+    check(not too_large, f"{where}: expected at most {_shown(limit)}, found {_shown(value or 0)}")
+
+
+def _shown(value: float) -> str:
+    return f"{value:g}" if isinstance(value, float) else f"{value:,}"[:60]
+
+
 @dataclasses.dataclass(frozen=True)
 class Option:
     """How a field appears on the command line, and whether a resumed run may change it.
@@ -30,7 +43,7 @@ class Option:
     name: str = ""  # the flag without its dashes; the default is the field's name
     positional: bool = False
     repeated: bool = False  # given once for each value of a tuple
-    resume: Literal["", "may change", "planned"] = ""  # see fields_by_resume
+    resume: Literal["", "may change", "may grow"] = ""  # see fields_by_resume
     run_specific: bool = False  # differs between any two runs; comparisons leave it out
 
 
@@ -53,11 +66,11 @@ def options_of(config: type[Any]) -> dict[str, Option]:
     return found
 
 
-def fields_by_resume(config: type[Any], rule: Literal["may change", "planned"]) -> tuple[str, ...]:
+def fields_by_resume(config: type[Any], rule: Literal["may change", "may grow"]) -> tuple[str, ...]:
     """The fields with a resume rule.
 
-    "may change": a resumed run may differ from run.json; "planned": taken from run.json unless
-    given on the command line. All other fields must match.
+    "may change": a resumed run may differ from run.json; "may grow": the value may be larger. All
+    other fields must match.
     """
     return tuple(name for name, option in options_of(config).items() if option.resume == rule)
 
@@ -153,6 +166,10 @@ PRESETS: dict[str, Shape] = {
 PresetName = Literal["0.5M", "1.5M", "3M", "7M", "stories260K", "stories15M", "stories42M", "stories110M"]
 
 
+MAX_SEED = 2**63 - 1
+MAX_STORIES = 10_000_000
+
+
 @dataclasses.dataclass(frozen=True)
 class PrepareConfig:
     """Turn text into a token store: documents, a tokenizer, token shards for training and
@@ -237,16 +254,25 @@ class PrepareConfig:
             self.num_workers is None or 1 <= self.num_workers <= 1024,
             f"prepare: --num-workers: expected 1 to 1,024, found {self.num_workers}",
         )
-        check(0 <= self.seed < 1 << 63, f"prepare: --seed: expected 0 to 2^63 - 1, found {self.seed}")
+        check(0 <= self.seed <= MAX_SEED, f"prepare: --seed: expected 0 to 2^63 - 1, found {self.seed}")
         check(
-            1 <= self.num_stories <= 10_000_000,
-            f"prepare: --num-stories: expected 1 to 10,000,000, found {self.num_stories}",
+            1 <= self.num_stories <= MAX_STORIES,
+            f"prepare: --num-stories: expected 1 to {MAX_STORIES:,}, found {self.num_stories}",
         )
         check(
             len(self.sources) == 1 or not {"stories", "tinystories"}.intersection(self.sources),
             "prepare: stories and tinystories cannot be mixed with other sources; write ./stories for a folder",
         )
 
+
+MAX_VALUES: dict[str, float] = {  # of the flags of runs
+    "minutes": 1e6, "steps": 10**9, "epochs": 1e6, "context": 2**20, "micro_batch_size": 2**16,
+    "grad_accum_steps": 2**16, "learning_rate": 1e3, "embedding_lr": 1e3, "weight_decay": 1e3, "grad_clip": 1e9,
+    "eval_interval": 10**9, "save_minutes": 1e6, "log_interval": 10**9, "early_stopping_patience": 10**9,
+    "threads": 1024, "seed": 2**128, "temperature": 1e3, "layers": 1024, "hidden": 2**17, "heads": 2**16,
+    "kv_heads": 2**16, "ffn": 2**19, "rope_theta": 1e12, "rank": 2**14, "alpha": 1e6, "beta": 1e6,
+    "preview": 10**6,
+}  # fmt: skip
 
 TrackerName = Literal["tensorboard", "wandb", "trackio"]
 
@@ -259,17 +285,17 @@ class RunConfig:
 
     out: Annotated[Path, Option(resume="may change", run_specific=True)]
     """Run directory: checkpoints, metrics.jsonl, report."""
-    minutes: Annotated[float | None, Option("M")] = None
+    minutes: Annotated[float | None, Option("M", resume="may grow")] = None
     """Stop after this many minutes, final evaluation included; the learning-rate schedule fits
     them."""
-    steps: int | None = None
+    steps: Annotated[int | None, Option(resume="may grow")] = None
     """Stop after this many optimizer steps."""
-    epochs: float | None = None
+    epochs: Annotated[float | None, Option(resume="may grow")] = None
     """Stop when each training token was seen this many times."""
     resume: Annotated[bool, Option(resume="may change", run_specific=True)] = False
-    """Continue the run in --out from its latest checkpoint; all other options must stay the
-    same."""
-    context: Annotated[int | None, Option("TOKENS", group="model", resume="planned")] = None
+    """Continue the run in --out from its latest checkpoint, with its options; a larger --minutes,
+    --steps or --epochs trains longer."""
+    context: Annotated[int | None, Option("TOKENS", group="model")] = None
     """Context length: tokens that the model sees at once."""
     dropout: Annotated[float, Option("P", group="optimization")] = 0.0
     """Dropout probability."""
@@ -296,7 +322,7 @@ class RunConfig:
     """Share of the run in which wsd lowers the learning rate."""
     final_lr_fraction: Annotated[float, Option("SHARE", group="optimization")] = 0.0
     """Learning rate at the end, as a share of the peak."""
-    weight_decay: Annotated[float | None, Option(group="optimization", resume="planned")] = None
+    weight_decay: Annotated[float | None, Option(group="optimization")] = None
     """Weight decay of matrices; embeddings and norms have none. Default: 0.1, more if a text is
     read many times."""
     beta1: Annotated[float, Option("B", group="optimization")] = 0.9
@@ -352,6 +378,9 @@ class RunConfig:
         limits = [name for name in ("minutes", "steps", "epochs") if getattr(self, name) is not None]
         given = " and ".join(flag(name) for name in limits)
         check(len(limits) <= 1, f"{self.command}: {given} exclude each other; give one of them")
+        for name, limit in MAX_VALUES.items():
+            if hasattr(self, name):
+                check_at_most(f"{self.command}: {flag(name)}", getattr(self, name), limit)
         self._check_positive(
             "minutes", "steps", "epochs", "context", "micro_batch_size", "grad_accum_steps",
             "learning_rate", "embedding_lr", "eval_interval", "save_minutes", "log_interval", "threads",
@@ -371,8 +400,7 @@ class RunConfig:
         )
         for name in ("weight_decay", "grad_clip", "early_stopping_patience", "seed"):
             value = getattr(self, name)
-            fits = value is None or (math.isfinite(value) and value >= 0)
-            check(fits, f"{self.command}: {flag(name)}: expected 0 or more, found {value}")
+            check(value is None or value >= 0, f"{self.command}: {flag(name)}: expected 0 or more, found {value}")
         self._check_positive("temperature")
         self._check_settings("teacher", "teacher_weight", "temperature")
         check(
@@ -393,7 +421,7 @@ class RunConfig:
         for name in names:
             value = getattr(self, name)
             check(
-                value is None or (math.isfinite(value) and value > 0),
+                value is None or value > 0,
                 f"{self.command}: {flag(name)}: expected a positive number, found {value}",
             )
 
@@ -409,18 +437,18 @@ class TrainConfig(RunConfig):
     minutes: Annotated[float | None, Option("M")] = None
     """Stop after this many minutes, final evaluation included; the learning-rate schedule fits
     them. Default without --steps and --epochs: 10."""
-    preset: Annotated[PresetName | None, Option(group="model", resume="planned")] = None
+    preset: Annotated[PresetName | None, Option(group="model")] = None
     """Shape of the model; --layers and the like override parts of it. Default: with --minutes,
     planned for this machine (see `llamita plan`), else 3M on CPUs and stories15M on CUDA."""
-    layers: Annotated[int | None, Option(group="model", resume="planned")] = None
+    layers: Annotated[int | None, Option(group="model")] = None
     """Number of transformer layers."""
-    hidden: Annotated[int | None, Option(group="model", resume="planned")] = None
+    hidden: Annotated[int | None, Option(group="model")] = None
     """Width of the model."""
-    heads: Annotated[int | None, Option(group="model", resume="planned")] = None
+    heads: Annotated[int | None, Option(group="model")] = None
     """Query heads in a layer."""
-    kv_heads: Annotated[int | None, Option(group="model", resume="planned")] = None
+    kv_heads: Annotated[int | None, Option(group="model")] = None
     """Key and value heads in a layer. Default: the preset's, or as many as --heads."""
-    ffn: Annotated[int | None, Option(group="model", resume="planned")] = None
+    ffn: Annotated[int | None, Option(group="model")] = None
     """Width of the feed-forward layers. Default: 8/3 of --hidden, rounded up to a multiple of
     32."""
     tie_embeddings: Annotated[bool, Option(group="model")] = True

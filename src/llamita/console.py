@@ -11,18 +11,23 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from llamita.errors import clean_line
+
 SHORT_UNITS = {"tokens": "tok", "target tokens": "target tok"}
+
+MAX_CELL_CHARS = 2000
 
 Rows = list[tuple[str, ...]]  # every row has the same number of cells
 
 
 def print_table(rows: Sequence[Sequence[str]], file: TextIO | Console) -> None:
-    """Print an indented table.
+    """Print an indented table; cells are cleaned, since names in them come from files.
 
     On a terminal the first column is bold, and long cells wrap. Elsewhere each row is one line.
     """
     if not rows:
         return
+    rows = [[clean_line(cell, MAX_CELL_CHARS) for cell in row] for row in rows]
     console = file if isinstance(file, Console) else Console(file=file, highlight=False)
     if not console.is_terminal:
         widths = [max(cell_len(row[column]) for row in rows) for column in range(len(rows[0]))]

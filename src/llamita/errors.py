@@ -4,9 +4,34 @@ Every message says what failed, where (file, tensor, line), what was expected, w
 what to do. A bug in llamita is an assert, not one of these.
 """
 
+from __future__ import annotations
+
+import re
+
+_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+
+MAX_LINE_CHARS = 500
+
+
+def clean_line(text: str, limit: int = MAX_LINE_CHARS) -> str:
+    """The text as one line that is safe to print.
+
+    As in the engine's messages, `?` replaces what a file or an argument could confuse a terminal
+    with: control characters (also line ends and escape sequences), U+2028, U+2029, and bytes that
+    are not UTF-8. A text longer than `limit` characters loses its middle.
+    """
+    if len(text) > limit:
+        tail = limit // 3
+        text = f"{text[: limit - tail - 3]} … {text[len(text) - tail :]}"
+    return text if text.isprintable() else _UNSAFE.sub("?", text)
+
 
 class LlamitaError(Exception):
-    """Base class of all errors that the user can cause and fix."""
+    """Base class of all errors that the user can cause and fix. Its text is one clean line."""
+
+    def __str__(self) -> str:
+        return clean_line(super().__str__())
 
 
 class ConfigError(LlamitaError):

@@ -2,22 +2,78 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
 import os
-from collections.abc import Mapping
+import types
+import typing
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
-from llamita.atomic import atomic_write_bytes
-from llamita.checkpoint import point_link, prune_checkpoints, step_directory
-from llamita.config import ModelConfig, RunConfig, fields_by_resume, flag
+from llamita.atomic import atomic_write_bytes, make_folders
+from llamita.checkpoint import STEP_NAME, point_link, prune_checkpoints, step_directory
+from llamita.config import MAX_VALUES, ModelConfig, RunConfig, fields_by_resume, flag
 from llamita.environment import describe_environment
 from llamita.errors import CheckpointError, ConfigError, OutputError, TrainingError
+from llamita.file_lock import acquire_lock, lock_holder
+from llamita.json_file import Key, Schema, check_object, parse_json_object, read_json_object, shortened
 
 NAME = "run.json"
+SUMMARY = "summary.json"
 METRICS = "metrics.jsonl"
+LOCK = "run.lock"  # held by the process that trains
+ROWS = ("micro_batch_size", "grad_accum_steps")  # compared as rows per step
+
+_COUNT = Key("integer", minimum=0, maximum=2**53)
+_NUMBER = Key("number")
+_NEEDED_COUNT = dataclasses.replace(_COUNT, required=True)
+_NEEDED_NUMBER = dataclasses.replace(_NUMBER, required=True)
+
+RUN: Schema = {
+    "config": Key("object", required=True),
+    **{name: Key("object", default={}, null=False) for name in ("model", "data", "environment")},
+    "targets": Key("string", default="tokens", null=False),
+}
+RESUMABLE: Schema = {  # what --resume needs besides
+    **RUN,
+    "config": Key("object", required=True, keys={
+        name: Key("integer", minimum=1, maximum=MAX_VALUES[name]) for name in ROWS
+    }),
+    "rows_per_step": Key("integer", required=True, minimum=1, maximum=2**53),
+    "data": Key("object", required=True),
+    "launch": Key("string", default="", null=False),
+    "extended_at": Key("integer", default=-1, null=False, minimum=-1, maximum=2**53),
+}  # fmt: skip
+
+_COPIES: Schema = {"length_tokens": _NEEDED_COUNT, "median_tokens": _NEEDED_NUMBER}
+RESULT: Schema = {  # summary.json
+    "finished": Key("boolean", default=True, null=False),
+    "steps": dataclasses.replace(_COUNT, default=0, null=False),
+    "num_parameters": _COUNT,
+    **{name: _NUMBER for name in ("seconds", "tokens_per_second", "mfu")},
+    "samples": Key("object", default={}, null=False, keys={
+        "num_samples": _NEEDED_COUNT,
+        **{
+            name: _NEEDED_NUMBER
+            for name in ("mean_tokens", "stop_rate", "distinct_1", "distinct_2", "distinct_3", "repetition")
+        },
+        "overlap": Key("object", keys={
+            **_COPIES,
+            "val": Key("object", required=True, keys=_COPIES),
+            "memorizes": Key("boolean", required=True),
+            "val_known": _NEEDED_NUMBER,
+            "text": Key("string", required=True),
+        }),
+    }),
+}  # fmt: skip
+
+LINE: Schema = {"kind": Key("string", required=True), "step": _NEEDED_COUNT}  # of metrics.jsonl
+ROLLBACK: Schema = {"to_step": _NEEDED_COUNT, "learning_rate_factor": dataclasses.replace(_NUMBER, default=1.0)}
+
+C = TypeVar("C", bound=RunConfig)
 
 
 def describe_run(
@@ -64,21 +120,160 @@ def resumes_run(config: RunConfig, launch: str, *, restarted: bool = False) -> b
         return True
     if is_run:
         raise OutputError(f"cannot train into {run}: it holds a run; --resume it, or choose another --out")
-    if run.exists() and (not run.is_dir() or any(run.iterdir())):
+    if run.exists() and (not run.is_dir() or any(map(_is_content, run.iterdir()))):
         raise OutputError(f"cannot train into {run}: it exists and is not a run; choose another --out")
     return False
+
+
+def _is_content(entry: Path) -> bool:
+    """False for what a process leaves that is killed before the run begins."""
+    return entry.name != LOCK and not (entry.name.startswith(f".{NAME}.") and entry.name.endswith(".partial"))
+
+
+@contextlib.contextmanager
+def lock_run(run: Path) -> Iterator[None]:
+    """Keep other processes from training in the folder, which is created if it is missing.
+
+    The lock of a killed process does not count. Raises OutputError that names the process that
+    trains there.
+    """
+    is_new = not run.exists()
+    try:
+        make_folders(run)
+        lock = acquire_lock(run / LOCK)
+    except OSError as error:
+        raise OutputError(f"cannot write {run}: {error.strerror or error}") from error
+    if lock is None:
+        raise OutputError(
+            f"cannot train in {run}: {lock_holder(run / LOCK)} is training there; wait for it or stop it, or choose "
+            "another --out"
+        )
+    try:
+        yield
+    finally:
+        lock.release()
+        if is_new:
+            with contextlib.suppress(OSError):
+                run.rmdir()  # only if it is empty: nothing began
+
+
+def recorded_options(command: type[RunConfig], run: Path) -> dict[str, Any]:
+    """The options that run.json records, as values of the fields of `command`.
+
+    Raises CheckpointError if there is no run to resume or its run.json is damaged, ConfigError if
+    it is a run of another command.
+    """
+    if not (run / NAME).is_file():
+        raise CheckpointError(f"cannot resume {run}: it holds no run (no {NAME}); train without --resume first")
+    recorded = _read(run)["config"]
+    found = "finetune" if "checkpoint" in recorded else "train"
+    if found != command.command:
+        raise ConfigError(
+            f"cannot resume {run}: expected a run of llamita {command.command}, found one of llamita {found}; "
+            f"use llamita {found} --resume, or choose another --out"
+        )
+    hints, values = typing.get_type_hints(command), {}
+    for field in dataclasses.fields(command):
+        if field.name in recorded:
+            value, hint = recorded[field.name], hints[field.name]
+            if isinstance(value, str) and typing.get_origin(hint) is tuple:
+                value = [value]  # a run that Python code started has one store
+            if not _is_of(hint, value):
+                raise CheckpointError(
+                    f"cannot read {run / NAME}: {field.name}: expected a value of {flag(field.name)}, found "
+                    f"{json.dumps(value)[:80]}; the file is damaged"
+                )
+            values[field.name] = _from_json(hint, value)
+    return values
+
+
+def options_to_continue(command: type[RunConfig], given: Mapping[str, Any]) -> dict[str, Any]:
+    """What --resume adds to the options of a command line: those of the run in given["out"].
+
+    Raises what recorded_options raises, and ConfigError for a given option that the run cannot
+    take.
+    """
+    run = given["out"]
+    recorded = recorded_options(command, run)
+    _check_given(command, run, given, recorded)
+    return {name: value for name, value in recorded.items() if name not in (*given, *ROWS, "out", "resume")}
+
+
+def continued(config: C, world_size: int) -> C:
+    """The configuration with the options of the run in config.out, as --resume continues it.
+
+    Options that differ from their defaults stay, and so do those that may change. A step keeps its
+    rows: without --micro-batch-size they are divided among the processes.
+    """
+    command, run = type(config), config.out
+    recorded = recorded_options(command, run)
+    defaults = {field.name: field.default for field in dataclasses.fields(command)}
+    given = {name: value for name, default in defaults.items() if (value := getattr(config, name)) != default}
+    _check_given(command, run, given, recorded)
+    kept = {*given, *fields_by_resume(command, "may change")}
+    values = {name: value for name, value in recorded.items() if name not in kept}
+    own_rows = _read(run)["rows_per_step"] // world_size
+    rows, passes = (given.get(name) for name in ROWS)
+    if rows is None and passes is None:
+        rows = recorded.get("micro_batch_size") or own_rows
+        passes = recorded.get("grad_accum_steps") or 1
+        if rows * passes != own_rows:  # the number of processes changed
+            rows = max(each for each in range(1, max(1, min(rows, own_rows)) + 1) if own_rows % each == 0)
+    rows = rows or max(1, own_rows // passes)
+    values |= {"micro_batch_size": rows, "grad_accum_steps": max(1, own_rows // rows), "resume": True}
+    return dataclasses.replace(config, **values)
+
+
+def _check_given(command: type[RunConfig], run: Path, given: Mapping[str, Any], recorded: Mapping[str, Any]) -> None:
+    """Raise ConfigError for a given option that differs from the recorded one and may not."""
+    may_change, limits = (fields_by_resume(command, rule) for rule in ("may change", "may grow"))
+    limit = next((name for name in limits if recorded.get(name) is not None), "")
+    for name, value in given.items():
+        if name in limits and name != limit and limit and value is not None:
+            raise ConfigError(
+                f"cannot resume {run}: its length is given by {flag(limit)} {recorded[limit]:g}; give a larger "
+                f"{flag(limit)} instead of {flag(name)}"
+            )
+        if name not in may_change and name in recorded:
+            _check_option(run, name, recorded[name], value, may_grow=name in limits)
+
+
+def _check_option(run: Path, name: str, before: Any, now: Any, *, may_grow: bool) -> None:
+    if may_grow and None not in (before, now):
+        if now < before:
+            raise ConfigError(
+                f"cannot resume {run}: {flag(name)}: expected at least {before:g}, as in {NAME}, found {now:g}; a run "
+                "can only get longer"
+            )
+    elif before != now:
+        raise _differs(run, flag(name), before, now)
+
+
+def _is_of(hint: Any, value: Any) -> bool:
+    """Whether a JSON value is one of a field with this type."""
+    kind, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if kind in (typing.Union, types.UnionType):
+        return any(_is_of(each, value) for each in arguments)
+    if kind is Literal:
+        return isinstance(value, str) and value in arguments
+    if kind is tuple:
+        return isinstance(value, list) and all(_is_of(arguments[0], each) for each in value)
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return type(value) is (str if hint is Path else hint)
+
+
+def _from_json(hint: Any, value: Any) -> Any:
+    """The field's value of a JSON value."""
+    if isinstance(value, str) and Path in (hint, *typing.get_args(hint)):
+        return Path(value)
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _check_same_kind(config: RunConfig) -> None:
     """Raise ConfigError if the command, --lora or --preference are not those of the run."""
     run, now = config.out, dataclasses.asdict(config)
-    before = _read(run)["config"]
-    commands = ["finetune" if "checkpoint" in values else "train" for values in (before, now)]
-    if commands[0] != commands[1]:
-        raise ConfigError(
-            f"cannot resume {run}: expected a run of llamita {commands[1]}, found one of llamita {commands[0]}; "
-            f"use llamita {commands[0]} --resume, or choose another --out"
-        )
+    before = recorded_options(type(config), run)
     for name in ("lora", "preference"):
         if name in now and before.get(name) != now[name]:
             raise _differs(run, flag(name), before.get(name), now[name])
@@ -99,13 +294,39 @@ def open_run(config: RunConfig, description: dict[str, Any], *, restarted: bool 
             raise OutputError(f"cannot write {run}: {error.strerror or error}") from error
         _write(run, description)
         return False
-    check_same_run(config, _read(run), description)
-    if not (run / "latest").is_symlink():  # killed before its first checkpoint
-        return False
-    if not (run / "latest" / "training").is_dir():
+    before = _read(run)
+    check_same_run(config, before, description)
+    has_checkpoint = (run / "latest").is_symlink()  # False: killed before its first checkpoint
+    if has_checkpoint and not (run / "latest" / "training").is_dir():
         raise CheckpointError(f"cannot resume {run}: its latest checkpoint, {os.readlink(run / 'latest')}, is missing")
-    prune_checkpoints(run)  # an interrupted save may have left one behind
-    return True
+    _extend(config, before)
+    if has_checkpoint:
+        prune_checkpoints(run)  # an interrupted save may have left one behind
+    return has_checkpoint
+
+
+def _extend(config: RunConfig, before: dict[str, Any]) -> None:
+    """Record a larger --minutes, --steps or --epochs in run.json, and the step where it begins."""
+    run = config.out
+    longer = {
+        name: value
+        for name in fields_by_resume(type(config), "may grow")
+        if (value := getattr(config, name)) is not None and value != before["config"].get(name)
+    }
+    if not longer:
+        return
+    (run / "summary.json").unlink(missing_ok=True)  # the run is not finished any more
+    before["config"].update(longer)
+    if (run / "latest").is_symlink():
+        found = STEP_NAME.fullmatch(Path(os.readlink(run / "latest")).name)
+        before["extended_at"] = int(found[1]) if found else -1
+    _write(run, before)
+
+
+def extended_at(run: Path) -> int:
+    """The step at which the run got a larger limit the last time; -1 if it never did."""
+    step: int = _read(run)["extended_at"]
+    return step
 
 
 def remembered_run(run: Path) -> tuple[dict[str, Any], int] | None:
@@ -118,13 +339,19 @@ def remembered_run(run: Path) -> tuple[dict[str, Any], int] | None:
 
 
 def finished_summary(run: Path) -> dict[str, Any]:
-    """summary.json if the run finished and its latest checkpoint is the last one; else {}."""
-    path = run / "summary.json"
+    """summary.json if the run finished and its latest checkpoint is the last one; else {}.
+
+    Raises CheckpointError if it is damaged.
+    """
+    if not (run / SUMMARY).is_file():
+        return {}  # no end was written
+    summary = read_json_object(run / SUMMARY, CheckpointError)
+    checked = check_object(summary, RESULT, str(run / SUMMARY), CheckpointError)
     try:
-        summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        is_end = summary["finished"] and step_directory(run, summary["steps"]).name == os.readlink(run / "latest")
-    except (OSError, ValueError, KeyError, TypeError):  # no end was written
+        latest = os.readlink(run / "latest")
+    except OSError:
         return {}
+    is_end = checked["finished"] and step_directory(run, checked["steps"]).name == latest
     return summary if is_end else {}
 
 
@@ -133,7 +360,7 @@ def finished_message(config: RunConfig, summary: dict[str, Any]) -> str:
     limit = next(name for name in ("minutes", "steps", "epochs") if getattr(config, name) is not None)
     return (
         f"{config.out} finished after {summary['steps']:,} steps: nothing to resume, nothing changed; "
-        f"to train longer, start a new run with a larger {flag(limit)} and another --out"
+        f"to train longer, resume it with a larger {flag(limit)}, such as {flag(limit)} {2 * getattr(config, limit):g}"
     )
 
 
@@ -143,14 +370,15 @@ def check_same_run(config: RunConfig, before: dict[str, Any], now: dict[str, Any
     Flags that only move or watch the run may change: see config.Option.resume. --micro-batch-size
     and --grad-accum-steps are compared as rows per step, so the number of processes may change.
     """
-    run, may_change = config.out, fields_by_resume(type(config), "may change")
+    run = config.out
+    may_change, limits = (fields_by_resume(type(config), rule) for rule in ("may change", "may grow"))
     if before["rows_per_step"] != now["rows_per_step"]:
         what = "rows per step (--micro-batch-size × --grad-accum-steps × processes)"
         raise _differs(run, what, before["rows_per_step"], now["rows_per_step"])
     for name, value in now["config"].items():
         old = before["config"].get(name)
-        if name not in may_change and old != value:
-            raise _differs(run, flag(name), old, value)
+        if name not in may_change:
+            _check_option(run, name, old, value, may_grow=name in limits)
     for name, value in now["data"].items():
         old = before["data"].get(name)
         if old != value:
@@ -158,7 +386,10 @@ def check_same_run(config: RunConfig, before: dict[str, Any], now: dict[str, Any
 
 
 def _differs(run: Path, what: str, before: object, now: object) -> ConfigError:
-    return ConfigError(f"cannot resume {run}: {what}: expected {before}, as in {NAME}, found {now}; give the same")
+    return ConfigError(
+        f"cannot resume {run}: {what}: expected {shortened(str(before))}, as in {NAME}, found {shortened(str(now))}; "
+        "leave it out or give the same"
+    )
 
 
 def mark_best(run: Path, checkpoint: Path) -> None:
@@ -168,17 +399,13 @@ def mark_best(run: Path, checkpoint: Path) -> None:
 
 
 def _write(run: Path, description: dict[str, Any]) -> None:
-    atomic_write_bytes(run / NAME, (json.dumps(description, indent=2, ensure_ascii=False) + "\n").encode())
+    atomic_write_bytes(
+        run / NAME, (json.dumps(description, indent=2, ensure_ascii=False) + "\n").encode("utf-8", "surrogateescape")
+    )
 
 
 def _read(run: Path) -> dict[str, Any]:
-    try:
-        values = json.loads((run / NAME).read_text(encoding="utf-8"))
-        if not (isinstance(values, dict) and {"config", "rows_per_step", "data"} <= values.keys()):
-            raise ValueError("expected the keys config, rows_per_step, data")
-        return values
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot read {run / NAME}: {error}") from error
+    return read_json_object(run / NAME, CheckpointError, RESUMABLE)
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
@@ -190,17 +417,9 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     data = path.read_bytes()
     lines = []
     for number, text in enumerate(data[: data.rfind(b"\n") + 1].split(b"\n")[:-1], 1):
-        try:
-            line = json.loads(text)
-        except ValueError:
-            line = None
-        if not (isinstance(line, dict) and isinstance(line.get("kind"), str) and isinstance(line.get("step"), int)):
-            shown = text[:40].decode("utf-8", errors="replace")
-            raise TrainingError(
-                f"cannot read {path}: line {number}: expected an object with kind and step, found {shown!r}; "
-                "the file is damaged"
-            )
-        lines.append(line)
+        where = f"{path}: line {number}"
+        line = parse_json_object(text, where, TrainingError, LINE)
+        lines.append(check_object(line, ROLLBACK, where, TrainingError) if line["kind"] == "rollback" else line)
     return lines
 
 

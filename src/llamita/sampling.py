@@ -7,7 +7,10 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from llamita.config import Option, check
+from llamita.config import Option, check, check_at_most
+
+MAX_TOP_K = 2**31 - 1
+MAX_TOKENS = 2**24  # of a context, or a text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,12 +39,14 @@ class SamplingParams:
         check(0 <= self.temperature <= 1000, f"--temperature: expected 0 to 1000, found {self.temperature}")
         check(0 < self.top_p <= 1, f"--top-p: expected a number above 0 and up to 1, found {self.top_p}")
         check(self.top_k >= 0, f"--top-k: expected 0 or more, found {self.top_k}")
+        check_at_most("--top-k", self.top_k, MAX_TOP_K)
         check(0 <= self.min_p <= 1, f"--min-p: expected a number from 0 to 1, found {self.min_p}")
         check(
             0.01 <= self.repetition_penalty <= 100,
             f"--repetition-penalty: expected 0.01 to 100, found {self.repetition_penalty}",
         )
         check(self.repetition_window >= 0, f"--repetition-window: expected 0 or more, found {self.repetition_window}")
+        check_at_most("--repetition-window", self.repetition_window, MAX_TOKENS)
         check(self.seed is None or 0 <= self.seed < 1 << 63, f"--seed: expected 0 to 2^63 - 1, found {self.seed}")
 
 

@@ -65,6 +65,29 @@ def latest(run: Path) -> str:
     return (run / "latest").readlink().name if (run / "latest").is_symlink() else ""
 
 
+@pytest.mark.parametrize("more", [(), ("--resume",)], ids=["start", "resume"])
+def test_a_second_trainer_of_a_run_is_refused(story_store: Path, tmp_path: Path, more: tuple[str, ...]) -> None:
+    run = tmp_path / "run"
+    first = start(story_store, run)
+    try:
+        wait_for(first, lambda: latest(run) != "")
+        before = metrics(run)
+        second = start(story_store, run, *more)
+        _, errors = second.communicate()
+        assert second.returncode == 2 and errors.count(b"\n") == 1, errors
+        if more:
+            assert f"process {first.pid} on ".encode() in errors and b"is training there; wait for it" in errors
+        assert first.poll() is None and metrics(run)[: len(before)] == before
+    finally:
+        first.kill()
+        first.communicate()
+    assert (run / "run.lock").exists(), "nobody removed it"
+    third = start(story_store, run, "--resume")
+    _, errors = third.communicate()
+    assert third.returncode == 0, errors
+    assert not (run / "run.lock").exists() and len(metrics(run)) == len({str(line) for line in metrics(run)})
+
+
 def test_killed_runs_end_with_the_same_bytes(story_store: Path, tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     process = start(story_store, whole)

@@ -14,7 +14,7 @@ ENGINE = ROOT / "engine"
 
 # A module imports from its own folder and from the entries above its own; a folder counts as one entry.
 LAYERS = (
-    "errors", "atomic", "json_file", "user_cache", "console", "progress", "config",
+    "errors", "file_lock", "atomic", "json_file", "user_cache", "console", "progress", "config",
     "chat_template_worker", "chat_template",  # Jinja, in a process with limits
     "sampling",
     "engine",  # bindings of the C library
@@ -33,7 +33,7 @@ LAYERS = (
     "cli",
 )  # fmt: skip
 TORCH_FREE = (
-    "errors", "atomic", "json_file", "user_cache", "console", "progress", "config", "chat_template_worker",
+    "errors", "file_lock", "atomic", "json_file", "user_cache", "console", "progress", "config", "chat_template_worker",
     "chat_template", "sampling", "engine", "tokenizer", "stories", "data", "batch_generate", "chat",
     "formats.tensor_table", "formats.tensor_types", "formats.rope_order",
     "formats.huggingface", "formats.gguf",

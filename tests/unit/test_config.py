@@ -56,7 +56,7 @@ def test_names_that_are_not_utf8_are_refused_before_the_work(name: str) -> None:
 def test_resume_rules_survive_reannotated_fields(command: type[RunConfig], fields: set[str]) -> None:
     assert fields <= set(fields_by_resume(command, "may change"))
     assert {"seed", "steps", "learning_rate"}.isdisjoint(fields_by_resume(command, "may change"))
-    assert "weight_decay" in fields_by_resume(command, "planned")
+    assert set(fields_by_resume(command, "may grow")) == {"minutes", "steps", "epochs"}
 
 
 def test_fsdp_excludes_compile_and_fine_tuning() -> None:

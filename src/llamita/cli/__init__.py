@@ -6,13 +6,14 @@ from __future__ import annotations
 import errno
 import importlib
 import io
+import logging
 import os
 import sys
 from collections.abc import Sequence
 
-from llamita.cli.command import fail
+from llamita.cli.command import fail, print_note
 from llamita.cli.help import help_columns, in_columns
-from llamita.cli.parser import suggestion
+from llamita.cli.parser import shown, suggestion
 from llamita.errors import LlamitaError
 
 # command -> (module, what it does), in the order of the pipeline.
@@ -37,8 +38,33 @@ COMMANDS: dict[str, tuple[str, str]] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0, 2 for a user's error (one line on stderr), 130 if
-    interrupted."""
-    words = list(sys.argv[1:] if argv is None else argv)
+    interrupted, 141 if nobody reads stdout."""
+    _open_standard_files()
+    if isinstance(sys.stdout, io.TextIOWrapper):  # UTF-8 in any locale, like the engine's program
+        sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
+    notes = _Notes()
+    logging.getLogger("llamita").addHandler(notes)
+    try:
+        code = _run(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
+        return code
+    except LlamitaError as error:
+        return fail(str(error))
+    except KeyboardInterrupt:
+        return fail("interrupted", code=130)
+    except BrokenPipeError:
+        _discard(1)
+        return 141
+    except OSError as error:  # of stdout: all other files raise LlamitaError
+        if error.errno not in (errno.ENOSPC, errno.EIO, errno.EFBIG):
+            raise
+        _discard(1)
+        return fail(f"cannot write the text: {error.strerror}")
+    finally:
+        logging.getLogger("llamita").removeHandler(notes)
+
+
+def _run(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
         print(_overview())
         return 0
@@ -47,29 +73,39 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         print(f"llamita {__version__}")
         return 0
-    if isinstance(sys.stdout, io.TextIOWrapper):  # UTF-8 in any locale, like the engine's program
-        sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
     command = words[0]
     if command not in COMMANDS:
         hint = suggestion(command, COMMANDS) or f"; the commands are {', '.join(COMMANDS)}"
-        return fail(f"unknown command {command!r}{hint}")
-    try:
-        module = importlib.import_module(f"llamita.cli.{COMMANDS[command][0]}")
-        code: int | None = module.main(words[1:])
-        sys.stdout.flush()
-        return code or 0
-    except LlamitaError as error:
-        return fail(str(error))
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 141
-    except OSError as error:  # of stdout: all other files raise LlamitaError
-        if error.errno not in (errno.ENOSPC, errno.EIO, errno.EFBIG):
-            raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # discards what Python flushes at exit
-        return fail(f"cannot write the text: {error.strerror}")
+        return fail(f"unknown command {shown(command)}{hint}")
+    module = importlib.import_module(f"llamita.cli.{COMMANDS[command][0]}")
+    code: int | None = module.main(words[1:])
+    return code or 0
+
+
+class _Notes(logging.Handler):
+    """Prints what the library logs, such as a leftover that it removed."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print_note(record.getMessage())
+
+
+def _open_standard_files() -> None:
+    """Open the null device as stdin, stdout or stderr if it is closed: otherwise the next file that
+    is opened takes its number."""
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115
+
+
+def _discard(number: int) -> None:
+    """Discard what Python writes to this file when it exits."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, number)
+    os.close(null)
 
 
 def _overview() -> str:

@@ -6,39 +6,76 @@ import contextlib
 import itertools
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
 
 from llamita.cli.help import has_color, help_columns, help_text
 from llamita.cli.parser import Flags, UsageError, parse_arguments
-from llamita.errors import ConfigError
+from llamita.config import RunConfig
+from llamita.errors import ConfigError, clean_line
+
+RunFlags = TypeVar("RunFlags", bound=RunConfig)
 
 # --verify to the library's argument; None: the library decides by the size of the model.
 VERIFY: dict[str, bool | None] = {"auto": None, "yes": True, "no": False}
 
 
-def parse(flags: type[Flags], argv: Sequence[str], prog: str) -> Flags:
-    """Parse argv into the dataclass `flags`; --help prints the help and exits. Raises
-    ConfigError."""
+def parse(
+    flags: type[Flags],
+    argv: Sequence[str],
+    prog: str,
+    fill: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
+) -> Flags:
+    """Parse argv into the dataclass `flags`; --help prints the help and exits. fill: see
+    `parse_arguments`. Raises ConfigError."""
     if {"-h", "--help"} & set(itertools.takewhile(lambda word: word != "--", argv)):
         print(help_text(flags, prog, help_columns(), is_bold=has_color(sys.stdout)), flush=True)
         raise SystemExit(0)
     try:
-        return parse_arguments(flags, argv)
+        return parse_arguments(flags, argv, fill)
     except UsageError as error:
         raise ConfigError(f"{error} (see {prog} --help)") from None
 
 
-def print_resume(command: str, argv: Sequence[str], steps: int) -> None:
+def parse_run(flags: type[RunFlags], argv: Sequence[str], prog: str) -> RunFlags:
+    """Like parse; with --resume, the options of the run in --out are the defaults."""
+
+    def fill(given: Mapping[str, Any]) -> Mapping[str, Any]:
+        if not given.get("resume") or "out" not in given:
+            return {}
+        from llamita.run_directory import options_to_continue
+
+        return options_to_continue(flags, given)
+
+    return parse(flags, argv, prog, fill)
+
+
+def check_is_file(model: Path, command: str) -> None:
+    """Raise ConfigError if the path is a folder, such as a checkpoint, and not a model file."""
+    if model.is_dir():
+        raise ConfigError(
+            f"cannot {command} {model}: expected a model file, found a folder; write one with: llamita export "
+            f"{model} {model.name}.gguf"
+        )
+
+
+def print_resume(command: str, run: Path, steps: int) -> None:
     """Print how to resume a run that was interrupted."""
-    words = shlex.join([word for word in argv if word != "--resume"])
     print(f"interrupted at step {steps}; a checkpoint is saved. To resume:", file=sys.stderr)
-    print(f"  llamita {command} {words} --resume", file=sys.stderr)
+    print(f"  llamita {command} --out {shlex.quote(str(run))} --resume", file=sys.stderr)
 
 
-def fail(message: str) -> int:
-    """Print one line on stderr and return the exit code of a user's error."""
-    print(f"llamita: {message}", file=sys.stderr)
-    return 2
+def fail(message: str, code: int = 2) -> int:
+    """Print one line on stderr and return the exit code; 2 is a user's error."""
+    with contextlib.suppress(BrokenPipeError):  # nobody reads it
+        print(f"llamita: {clean_line(message)}", file=sys.stderr, flush=True)
+    return code
+
+
+def print_note(message: str) -> None:
+    """Print one line on stderr."""
+    print(f"note: {clean_line(message)}", file=sys.stderr)
 
 
 @contextlib.contextmanager

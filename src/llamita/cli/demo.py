@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from llamita.cli.command import parse, requires_extra
-from llamita.config import Option, PrepareConfig, TrainConfig, check
+from llamita.config import MAX_STORIES, Option, PrepareConfig, TrainConfig, check
 from llamita.errors import OutputError
 
 if TYPE_CHECKING:
@@ -41,6 +41,10 @@ class DemoFlags:
 
     def __post_init__(self) -> None:
         check(0 < self.minutes <= 1e6, f"--minutes: expected more than 0, found {self.minutes}")
+        check(
+            1 <= self.num_stories <= MAX_STORIES,
+            f"--num-stories: expected 1 to {MAX_STORIES:,}, found {self.num_stories}",
+        )
 
 
 def main(argv: list[str]) -> int:
@@ -74,9 +78,13 @@ def _say(line: str = "") -> None:
 
 def _start_over(run: Path) -> None:
     """Remove the run of an earlier demo; train refuses a folder with anything else."""
+    from llamita.run_directory import lock_run
+
     if not (run / "run.json").is_file():
         return
     _say(f"starting over: {run} is of an earlier demo and will be replaced")
+    with lock_run(run):
+        pass  # nobody trains there
     try:
         shutil.rmtree(run)
     except OSError as error:

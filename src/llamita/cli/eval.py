@@ -10,17 +10,20 @@ import time
 from pathlib import Path
 from typing import Annotated, Literal
 
+from llamita.atomic import check_parent
 from llamita.batch_generate import SampleOptions
 from llamita.cli.command import parse, requires_extra
 from llamita.cli.progress import progress_bars
-from llamita.config import Option, check
+from llamita.config import MAX_VALUES, Option, check, check_at_most
 from llamita.console import print_table
 from llamita.data.batches import ScoredDocuments
 from llamita.engine import load
 from llamita.errors import CheckpointError, ConfigError
 from llamita.eval.samples import SampleReport, generate_and_measure, opened_in_engine, read_prompts, save_samples
 from llamita.eval.score import Data, ScoredModel, encode_for_model_file, score_model_file
-from llamita.sampling import RuntimeOptions, SamplingParams
+from llamita.sampling import MAX_TOKENS, RuntimeOptions, SamplingParams
+
+MAX_SAMPLES = 1_000_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +97,9 @@ class Flags:
             self.max_new_tokens is None or self.max_new_tokens >= 1,
             f"eval: --max-new-tokens: expected 1 or more, found {self.max_new_tokens}",
         )
+        check_at_most("eval: --threads", self.threads, MAX_VALUES["threads"])
+        check_at_most("eval: --samples", self.samples, MAX_SAMPLES)
+        check_at_most("eval: --max-new-tokens", self.max_new_tokens, MAX_TOKENS)
         check(0 <= self.temperature <= 1000, f"eval: --temperature: expected 0 to 1000, found {self.temperature}")
         check(0 < self.top_p <= 1, f"eval: --top-p: expected a number above 0 and up to 1, found {self.top_p}")
         check(0 <= self.seed < 1 << 63, f"eval: --seed: expected 0 to 2^63 - 1, found {self.seed}")
@@ -109,6 +115,8 @@ class Flags:
 
 def main(argv: list[str]) -> None:
     flags = parse(Flags, argv, "llamita eval")
+    if flags.save_samples is not None:
+        check_parent(flags.save_samples)
     prompts = ("",) if flags.prompts is None else read_prompts(flags.prompts)
     data = Data(
         flags.data,

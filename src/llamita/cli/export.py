@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
+from llamita.atomic import check_parent
 from llamita.cli.adapters import other_base_rows
 from llamita.cli.command import VERIFY, parse, requires_extra
 from llamita.cli.progress import progress_bars
@@ -38,7 +39,7 @@ class ExportFlags:
     """Checkpoint (a Hugging Face folder), or run directory for its best checkpoint. An adapter
     (LoRA) is merged into its base checkpoint."""
     out: Annotated[Path, Option(positional=True)]
-    """NAME.gguf or NAME.bin (replaced if it exists), or a new folder."""
+    """NAME.gguf or NAME.bin (replaced if it exists), or a new folder, in a folder that exists."""
     type: Annotated[str | None, Option("TYPE", short="t")] = None
     """Type of the matrices in a .gguf: f32 is exact; f16, bf16 take half the bytes; q8_0 a quarter
     (default); q6_k, q5_k, q5_1, q5_0 less; q4_k_m (q4_k, with the most sensitive matrices in q6_k),
@@ -60,6 +61,7 @@ class ExportFlags:
 
 def main(argv: list[str]) -> None:
     flags = parse(ExportFlags, argv, "llamita export")
+    check_parent(flags.out)
     if flags.adapter is not None:
         return export_adapter(flags, flags.adapter)
     with requires_extra("train"):

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from llamita.cli.command import parse, print_resume, requires_extra
+from llamita.cli.command import parse_run, print_resume, requires_extra
 from llamita.config import FinetuneConfig, Option
 from llamita.console import print_table
 
@@ -37,7 +37,7 @@ class Finetune(FinetuneConfig):
 
 def main(argv: list[str]) -> int:
     started = time.monotonic()
-    config = parse(Finetune, argv, "llamita finetune")
+    config = parse_run(Finetune, argv, "llamita finetune")
     with requires_extra("train"):
         from llamita.finetune.run import finetune, show_preview
     from rich.console import Console
@@ -51,7 +51,7 @@ def main(argv: list[str]) -> int:
     if not result.is_first or result.was_finished:
         return 0
     if result.interrupted:
-        print_resume("finetune", argv, result.summary["steps"])
+        print_resume("finetune", config.out, result.summary["steps"])
         return 130
     print_table(summary_rows(result.summary), sys.stderr)
     print_table([*_before_and_after(config, result.summary), *next_steps(config)], sys.stderr)

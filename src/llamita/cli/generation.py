@@ -6,9 +6,9 @@ import dataclasses
 from pathlib import Path
 from typing import Annotated
 
-from llamita.config import Option, check
+from llamita.config import Option, check, check_at_most
 from llamita.engine import Model
-from llamita.sampling import RuntimeOptions, SamplingParams
+from llamita.sampling import MAX_TOKENS, RuntimeOptions, SamplingParams
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,10 +29,12 @@ DEFAULT_LOAD = LoadOptions()
 
 def check_generation(num_tokens: int, sampling: SamplingParams, runtime: RuntimeOptions) -> None:
     """Raise ConfigError that names the flag of a value out of its range."""
+    engine_sampling(sampling).check_ranges()
     check(num_tokens >= 0, f"--num-tokens: expected 0 or more, found {num_tokens}")
+    check_at_most("--num-tokens", num_tokens, MAX_TOKENS)
     check(0 <= runtime.num_threads <= 1024, f"--threads: expected 0 to 1024, found {runtime.num_threads}")
     check(runtime.context_tokens >= 0, f"--context: expected 0 or more, found {runtime.context_tokens}")
-    engine_sampling(sampling).check_ranges()
+    check_at_most("--context", runtime.context_tokens, MAX_TOKENS)
 
 
 def check_context(model: Model, runtime: RuntimeOptions) -> None:

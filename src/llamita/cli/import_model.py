@@ -9,8 +9,9 @@ from typing import Annotated, Literal
 
 from llamita.cli.command import VERIFY, parse, requires_extra
 from llamita.cli.progress import progress_bars
-from llamita.config import Option
+from llamita.config import Option, check, check_at_most
 from llamita.console import print_table
+from llamita.sampling import MAX_TOKENS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +45,13 @@ class ImportFlags:
     the choice."""
     verify: Literal["auto", "yes", "no"] = "auto"
     """Compare logits and ids of texts with the source's. Default: up to 200M weights."""
+
+    def __post_init__(self) -> None:
+        check(
+            self.context_tokens is None or self.context_tokens > 0,
+            f"import: --context-tokens: expected a positive number, found {self.context_tokens}",
+        )
+        check_at_most("import: --context-tokens", self.context_tokens, MAX_TOKENS)
 
 
 def main(argv: list[str]) -> None:

@@ -11,6 +11,7 @@ from typing import Annotated
 from llamita.cli.command import parse, requires_extra
 from llamita.config import Option
 from llamita.console import print_table
+from llamita.errors import clean_line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +33,7 @@ def main(argv: list[str]) -> None:
 
     with requires_extra("train"):  # for folders and tokenizers
         found = inspect(flags.path)
-    print(f"{found.path}: {found.kind}, {found.num_bytes:,} bytes")
+    print(clean_line(f"{found.path}: {found.kind}, {found.num_bytes:,} bytes"))
     print_table(found.properties, sys.stdout)
     if not found.tensors:
         return

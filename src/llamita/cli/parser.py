@@ -6,17 +6,19 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import os
 import re
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, TypeVar
 
 from llamita.config import Option, options_of
-from llamita.errors import ConfigError
+from llamita.errors import ConfigError, clean_line
 
 MAX_CHOICES = 32  # characters of {a,b,c}; help names longer lists of choices in the text
+MAX_NAME_BYTES = 255  # of a file, on common systems
 NUMBER = re.compile(r"-\.?\d|-(inf|nan)$")
 
 
@@ -66,17 +68,39 @@ class Argument:
         if word is None:
             hint = f"; write {self.name}=TEXT if it starts with -" if self.kind is str else ""
             raise UsageError(f"{self.name}: expected a value, found none{hint}")
+        text = self._checked(word)
         if self.choices:
             spelled = {str(choice): choice for choice in self.choices}
             if word not in spelled:
-                found = f"found {word!r}{suggestion(word, spelled)}"
+                found = f"found {shown(word)}{suggestion(word, spelled)}"
                 raise UsageError(f"{self.name}: expected one of {', '.join(spelled)}, {found}")
             return spelled[word]
         try:
-            return self.kind(word)
+            return text if self.kind is str else self.kind(word)
         except ValueError:
             expected = "a whole number" if self.kind is int else "a number"
-            raise UsageError(f"{self.name}: expected {expected}, found {word!r}") from None
+            raise UsageError(f"{self.name}: expected {expected}, found {shown(word)}") from None
+
+    def _checked(self, word: str) -> str:
+        """The word as text in any locale, but a path as the system spells it.
+
+        Raises UsageError for what no file, text or system call could take.
+        """
+        try:
+            raw = os.fsencode(word)
+            text = raw.decode("utf-8")
+        except UnicodeError:
+            raise UsageError(f"{self.name}: expected UTF-8 text, found {shown(word)}") from None
+        if self.kind is Path or self.option.positional or self.option.metavar == "PATH":
+            text = word
+            if "\0" in word:
+                raise UsageError(f"{self.name}: expected a path, found a NUL character in {shown(word)}")
+            longest = max(map(len, raw.replace(b"\\", b"/").split(b"/")))
+            if longest > MAX_NAME_BYTES:
+                raise UsageError(
+                    f"{self.name}: expected names of at most {MAX_NAME_BYTES} bytes, found one of {longest:,}"
+                )
+        return text
 
     def values(self, words: list[str | None]) -> tuple[Any, ...]:
         """The values of several words. Raises UsageError."""
@@ -85,8 +109,12 @@ class Argument:
         return tuple(map(self.value, words))
 
 
-def parse_arguments(flags: type[Flags], argv: Sequence[str]) -> Flags:
+def parse_arguments(
+    flags: type[Flags], argv: Sequence[str], fill: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
+) -> Flags:
     """Parse argv into the dataclass `flags`.
+
+    fill: gets the values of the given arguments by field, and returns those of others.
 
     A bool is --name and --no-name, a tuple takes several values, a nested dataclass adds its fields
     as a group of options. Raises UsageError, which suggests the nearest option, and the errors of
@@ -96,12 +124,24 @@ def parse_arguments(flags: type[Flags], argv: Sequence[str]) -> Flags:
     end = argv.index("--") if "--" in argv else len(argv)
     options, words = _option_parser(arguments).parse_known_args(argv[:end])
     _check_known(arguments, words)
-    return _build(flags, _given(arguments, vars(options), [*words, *argv[end + 1 :]]))
+    given, missing = _given(arguments, vars(options), [*words, *argv[end + 1 :]])
+    if fill is not None:
+        filled = fill({path[0]: value for path, value in given.items() if len(path) == 1 and value != ()})
+        given.update({(name,): value for name, value in filled.items()})
+        missing = [argument for argument in missing if argument.path not in given]
+    if missing:
+        raise UsageError(f"missing {' and '.join(argument.name for argument in missing)}")
+    return _build(flags, given)
+
+
+def shown(word: str) -> str:
+    """A word of the command line, quoted for a message and shortened."""
+    return repr(word if len(word) <= 100 else f"{word[:100]}…")
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:
     """The end of an error about an unknown word: the nearest known one, if any is near."""
-    nearest = difflib.get_close_matches(word.lower(), list(known), n=1)
+    nearest = difflib.get_close_matches(word.lower()[:100], list(known), n=1)
     return f"; perhaps you meant {nearest[0]}" if nearest else ""
 
 
@@ -166,14 +206,15 @@ def _check_known(arguments: Iterable[Argument], words: Sequence[str]) -> None:
     known = [flag for argument in arguments if not argument.option.positional for flag in argument.flags]
     for word in words:
         if word.startswith("-") and word != "-" and " " not in word and not NUMBER.match(word):
-            flag = word.partition("=")[0]
+            flag = clean_line(word.partition("=")[0], 100)
             raise UsageError(f"unknown option {flag}{suggestion(flag, [*known, '--help'])}")
 
 
 def _given(
     arguments: Iterable[Argument], options: Mapping[str, Any], words: list[str | None]
-) -> dict[tuple[str, ...], Any]:
-    """The values of the given arguments. Raises UsageError."""
+) -> tuple[dict[tuple[str, ...], Any], list[Argument]]:
+    """The values of the given arguments, and the required ones that are missing. Raises
+    UsageError."""
     given: dict[tuple[str, ...], Any] = {}
     missing = []
     for argument in arguments:
@@ -187,12 +228,10 @@ def _given(
         elif found is not None or ".".join(argument.path) in options:
             given[argument.path] = found if argument.kind is bool else argument.value(found)
         elif argument.default is dataclasses.MISSING:
-            missing.append(argument.name)
+            missing.append(argument)
     if words:
         raise UsageError(f"unexpected argument {words[0]!r}")
-    if missing:
-        raise UsageError(f"missing {' and '.join(missing)}")
-    return given
+    return given, missing
 
 
 def _build(flags: type[Flags], given: Mapping[tuple[str, ...], Any]) -> Flags:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 from llamita.cli.command import parse, requires_extra
-from llamita.config import Option, TrainConfig
+from llamita.config import MAX_VALUES, Option, TrainConfig, check, check_at_most
 from llamita.console import print_table
 
 
@@ -32,6 +32,12 @@ class PlanFlags:
     """auto, cpu, cuda or cuda:N."""
     threads: int | None = None
     """CPU threads. Default: one per core."""
+
+    def __post_init__(self) -> None:
+        for name in ("minutes", "context", "threads"):
+            value = getattr(self, name)
+            check(value is None or value > 0, f"plan: --{name}: expected a positive number, found {value}")
+            check_at_most(f"plan: --{name}", value, MAX_VALUES[name])
 
 
 def main(argv: list[str]) -> None:

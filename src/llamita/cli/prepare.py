@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from llamita.cli.command import parse, requires_extra
 from llamita.cli.progress import progress_bars
 from llamita.config import Option, PrepareConfig, check
+from llamita.errors import clean_line
 from llamita.progress import Progress
 from llamita.user_cache import user_cache
 
@@ -46,12 +46,7 @@ def main(argv: list[str]) -> None:
         if flags.sources == ("tinystories",):
             config = dataclasses.replace(config, **_tinystories(flags, progress))
         report = prepare(config, progress)
-    print("\n".join(summary(report)))
-    for leftover in sorted(config.out.parent.glob(f".{config.out.name}.*.partial")):
-        print(
-            f"note: {leftover} is unfinished: a run was killed or still writes it; delete it if none does",
-            file=sys.stderr,
-        )
+    print("\n".join(map(clean_line, summary(report))))
 
 
 def summary(report: PrepareReport) -> list[str]:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
+from llamita.atomic import check_parent
 from llamita.cli.command import parse
 from llamita.cli.progress import progress_bars
 from llamita.config import Option
@@ -26,7 +27,7 @@ class QuantizeFlags:
     source: Annotated[Path, Option("IN", positional=True)]
     """GGUF file of a Llama, not quantized (f32, f16, bf16)."""
     out: Annotated[Path, Option(positional=True)]
-    """File to write; an existing one is replaced."""
+    """File to write, in a folder that exists; an existing file is replaced."""
     type: Annotated[str, Option("TYPE", short="t")]
     """f16, bf16: half the bytes of f32; q8_0: a quarter; q6_k, q5_k, q5_1, q5_0: less; q4_k_m
     (q4_k, with the most sensitive matrices in q6_k), q4_k, q4_1, q4_0: an eighth. f32: from any
@@ -37,6 +38,7 @@ class QuantizeFlags:
 
 def main(argv: list[str]) -> None:
     flags = parse(QuantizeFlags, argv, "llamita quantize")
+    check_parent(flags.out)
     from llamita.convert.quantize import quantize_file
 
     with progress_bars(in_bytes=True) as progress:

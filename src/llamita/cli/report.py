@@ -8,6 +8,7 @@ from typing import Annotated
 
 from llamita.cli.command import parse
 from llamita.config import Option, check
+from llamita.errors import clean_line
 
 COMPARISON = Path("comparison.html")
 
@@ -40,4 +41,4 @@ def main(argv: list[str]) -> None:
     from llamita.report.summary import write_page
 
     out = flags.out or (None if len(flags.runs) == 1 else COMPARISON)
-    print(write_page(flags.runs, out))
+    print(clean_line(str(write_page(flags.runs, out))))

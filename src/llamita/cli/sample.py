@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from llamita.cli.command import parse, requires_extra
 from llamita.cli.prompt import DEFAULT_PROMPT, PromptOptions, check_num_samples, print_header, read_prompt, utf8_text
-from llamita.config import Option, check
-from llamita.sampling import DEFAULT_SAMPLING, SamplingParams
+from llamita.config import Option, check, check_at_most
+from llamita.sampling import DEFAULT_SAMPLING, MAX_TOKENS, SamplingParams
 
 if TYPE_CHECKING:
     from llamita.tokenizer import Tokenizer
@@ -44,6 +44,7 @@ class SampleFlags:
             self.max_new_tokens is None or self.max_new_tokens > 0,
             f"--max-new-tokens: expected 1 or more, found {self.max_new_tokens}",
         )
+        check_at_most("--max-new-tokens", self.max_new_tokens, MAX_TOKENS)
 
 
 def main(argv: list[str]) -> None:

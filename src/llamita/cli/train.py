@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Annotated
 
-from llamita.cli.command import parse, print_resume, requires_extra
+from llamita.cli.command import parse_run, print_resume, requires_extra
 from llamita.config import Option, TrainConfig
 from llamita.console import print_table
 
@@ -23,7 +23,8 @@ class Train(TrainConfig):
 
     examples = (
         "llamita train tokens -o runs/my --minutes 10",
-        "llamita train tokens -o runs/my --minutes 10 --resume",
+        "llamita train -o runs/my --resume",
+        "llamita train -o runs/my --resume --minutes 20",
     )
 
     data: Annotated[tuple[str, ...], Option("STORE[:WEIGHT]...", positional=True)]
@@ -34,7 +35,7 @@ class Train(TrainConfig):
 
 def main(argv: list[str]) -> int:
     started = time.monotonic()
-    config = parse(Train, argv, "llamita train")
+    config = parse_run(Train, argv, "llamita train")
     with requires_extra("train"):
         from llamita.training.final_samples import add_final_samples, reserved_seconds
         from llamita.training.pretraining import train
@@ -46,7 +47,7 @@ def main(argv: list[str]) -> int:
     if not result.is_first or result.was_finished:
         return 0
     if result.interrupted:
-        print_resume("train", argv, result.summary["steps"])
+        print_resume("train", config.out, result.summary["steps"])
         return 130
     console = Console(stderr=True, highlight=False)
     with console.status("checking samples for copies of the training text"):

@@ -146,7 +146,7 @@ def _check_settings(
     if out.name == "tokenizer.bin":
         raise ConfigError(f"cannot export to {out}: that name is reserved for the tokenizer; choose another one")
     if type is not None:
-        quant_mix(type, "export")
+        type = quant_mix(type, "export").name
     if kind == ".bin" and (type not in (None, "f32") or (type == "f32" and version == 2)):
         raise ConfigError(
             f"cannot export to {out}: llama2.c's .bin is f32 (version 0, 1) or int8 (version 2), not {type}; export to "

@@ -48,12 +48,15 @@ _BLOCK_32_TYPES: dict[TypeName, TypeName] = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6
 
 
 def quant_mix(name: str, command: str) -> QuantMix:
-    """The mix of this name. Raises ConfigError("cannot `command`: …") if there is none."""
-    if name not in QUANT_MIXES:
-        nearest = difflib.get_close_matches(name, QUANT_MIXES, n=1, cutoff=0.3)
+    """The mix of this name, in small or capital letters (llama.cpp writes Q4_K_M).
+
+    Raises ConfigError("cannot `command`: …") if there is none.
+    """
+    if name.lower() not in QUANT_MIXES:
+        nearest = difflib.get_close_matches(name.lower(), QUANT_MIXES, n=1, cutoff=0.3)
         hint = f"; perhaps you meant {nearest[0]}" if nearest else ""
         raise ConfigError(f"cannot {command}: type: expected one of {', '.join(QUANT_MIXES)}, found {name!r}{hint}")
-    return QUANT_MIXES[name]
+    return QUANT_MIXES[name.lower()]
 
 
 def assign_types(shapes: Mapping[str, Shape], mix: QuantMix) -> dict[str, TypeName]:

@@ -205,8 +205,14 @@ class RowStream:
         return dataclasses.asdict(self._position)
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        self._position = _Position(**state)
-        self._rows = None
+        """Continue where state_dict was called. Raises ValueError if there is no such row."""
+        position = _Position(state["epoch"], state["window"], state["row"])
+        if position.window >= self.num_windows:
+            raise ValueError(f"window: expected less than {self.num_windows}, found {position.window}")
+        rows = self._window_rows(position.epoch, position.window)
+        if position.row >= len(rows):
+            raise ValueError(f"row: expected less than {len(rows)}, found {position.row}")
+        self._position, self._rows = position, rows
 
     def _step_rows(self) -> tuple[list[list[Piece]], list[list[Piece]]]:
         """The next rows of this process, and those of all processes."""

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from llamita.atomic import atomic_directory
+from llamita.atomic import atomic_directory, check_no_writer
 from llamita.config import PrepareConfig
 from llamita.data.corpus import Corpus
 from llamita.data.datatrove import adopt, find_token_files
@@ -271,6 +271,7 @@ def _is_made(config: PrepareConfig, recipe: str) -> bool:
         folder = Path(source).resolve()
         if folder.is_dir() and folder in (out.resolve(), *out.resolve().parents):
             raise ConfigError(f"--out {out} is inside the source folder {source}; choose a folder outside it")
+    check_no_writer(out)
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     try:

@@ -9,6 +9,8 @@ from typing import Any
 
 from llamita.data.documents import SourceCounts
 from llamita.data.token_store import read_store_info
+from llamita.errors import StoreError
+from llamita.json_file import Key, Schema, check_object
 
 MAX_SKIPPED_PATHS = 8
 
@@ -67,6 +69,16 @@ class PrepareReport:
         return self.text_bytes / self.tokens
 
 
+_ELSEWHERE = ("out", "train", "val", "vocab_size", "reused", "seconds")  # not in "report"
+REPORT: Schema = {
+    field.name: Key("integer", required=True, minimum=0, maximum=2**53)
+    if field.type == "int"
+    else Key("string", required=True)
+    for field in dataclasses.fields(PrepareReport)
+    if field.name not in _ELSEWHERE
+}
+
+
 def report_entry(
     counts: SourceCounts,
     *,
@@ -101,6 +113,7 @@ def report_entry(
 def read_report(out: Path, seconds: float, *, reused: bool) -> PrepareReport:
     """The report of the store at `out`. Raises StoreError."""
     info = read_store_info(out)
+    report = check_object(info["report"], REPORT, f"{Path(out) / 'store.json'}: report", StoreError)
     splits = {
         name: SplitReport(split["documents"], split["tokens"], split["text_bytes"])
         for name, split in info["splits"].items()
@@ -112,5 +125,5 @@ def read_report(out: Path, seconds: float, *, reused: bool) -> PrepareReport:
         vocab_size=info["tokenizer"]["vocab_size"],
         reused=reused,
         seconds=seconds,
-        **info["report"],
+        **{name: report[name] for name in REPORT},
     )

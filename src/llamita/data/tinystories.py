@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
+from llamita.atomic import atomic_write_bytes, sync
 from llamita.errors import NetworkError, OutputError
 from llamita.progress import Progress, no_progress
 
@@ -120,8 +121,10 @@ def _fetch(remote: RemoteFile, path: Path, progress: Progress, retry: _Retry, ti
                 f"cannot download {remote.url}: expected sha256 {remote.sha256}, found {digest}; "
                 "the data was damaged in transit; run the command again"
             )
-        path.with_name(path.name + ".sha256").write_text(f"{digest}  {path.name}\n", encoding="utf-8")
+        atomic_write_bytes(path.with_name(path.name + ".sha256"), f"{digest}  {path.name}\n".encode())
+        sync(part)
         part.replace(path)
+        sync(path.parent)
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror or error}") from None
 

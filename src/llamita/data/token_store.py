@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llamita.errors import StoreError
+from llamita.json_file import Key, Schema, check_object, parse_json, shown
 
 FORMAT = "llamita token store"
 VERSION = 2
@@ -241,7 +242,8 @@ class TokenStore:
         if digest != tokenizer["tokenizer_json_sha256"]:
             raise StoreError(
                 f"cannot open store {self.path}: its tokenizer.json is not the one that made its tokens "
-                f"(expected sha256 {tokenizer['tokenizer_json_sha256'][:16]}…, found {digest[:16]}…); prepare it again"
+                f"(expected sha256 {shown(tokenizer['tokenizer_json_sha256'][:16])}…, found {digest[:16]}…); prepare "
+                "it again"
             )
         self.vocab_size: int = tokenizer["vocab_size"]
         self.bos_id: int = tokenizer["bos_id"]
@@ -344,6 +346,15 @@ class Split:
                 raise _no_eos(shard.path, row, self._eos_id, int(shard.tokens[int(shard.ends[row]) - 1]))
 
 
+INFO: Schema = {  # of store.json: what _check_info does not check
+    "recipe": Key("string"),
+    "sources": Key("list", default=[], null=False, items=Key("object", required=True, keys={
+        "name": Key("string", required=True),
+    })),
+    "report": Key("object", default={}, null=False),
+}  # fmt: skip
+
+
 def read_store_info(path: Path) -> dict[str, Any]:
     """Read and check store.json. Raises StoreError."""
     file = Path(path) / "store.json"
@@ -355,38 +366,38 @@ def read_store_info(path: Path) -> dict[str, Any]:
             )
         raise StoreError(f"cannot open store {path}: no such folder; make a store: llamita prepare SOURCE --out {path}")
     try:
-        info = json.loads(file.read_bytes())
+        info = parse_json(file.read_bytes(), "it", StoreError)
         _check_info(info)
+        return check_object(info, INFO, "it", StoreError)
     except OSError as error:
         raise StoreError(f"cannot open store {path}: store.json: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (StoreError, ValueError, KeyError, TypeError) as error:
         message = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise StoreError(f"cannot open store {path}: store.json is damaged: {message}") from None
-    return dict(info)
 
 
 def _check_info(info: Any) -> None:
     if not isinstance(info, dict) or info.get("format") != FORMAT:
         raise ValueError(f"expected format {FORMAT!r}")
     if info["version"] != VERSION:
-        raise ValueError(f"expected version {VERSION}, found {info['version']}; prepare it again")
+        raise ValueError(f"expected version {VERSION}, found {shown(info['version'])}; prepare it again")
     tokenizer = info["tokenizer"]
     size = tokenizer["vocab_size"]
     if not _is_count(size) or not 0 < size <= 1 << 24:
-        raise ValueError(f"vocab_size {size!r}")
+        raise ValueError(f"vocab_size {shown(size)}")
     for name in ("bos_id", "eos_id"):
         if not _is_count(tokenizer[name]) or tokenizer[name] >= size:
-            raise ValueError(f"{name} {tokenizer[name]!r} is not an id of a vocabulary of {size}")
+            raise ValueError(f"{name} {shown(tokenizer[name])} is not an id of a vocabulary of {size}")
     for name in ("fingerprint", "tokenizer_json_sha256"):
         if not isinstance(tokenizer[name], str):
-            raise ValueError(f"{name} {tokenizer[name]!r}")
+            raise ValueError(f"{name} {shown(tokenizer[name])}")
     if info["dtype"] != id_type(size).name:
-        raise ValueError(f"dtype {info['dtype']!r}, expected {id_type(size).name}")
+        raise ValueError(f"dtype {shown(info['dtype'])}, expected {id_type(size).name}")
     for name in SPLITS:
         split = info["splits"][name]
         for shard in split["shards"]:
             if not isinstance(shard["name"], str) or Path(shard["name"]).name != shard["name"]:
-                raise ValueError(f"shard name {shard['name']!r}")
+                raise ValueError(f"shard name {shown(shard['name'])}")
             if not all(_is_crc(shard[key]) for key in ("crc32", "index_crc32")):
                 raise ValueError(f"a checksum of {name} is not a row of 8 hexadecimal digits")
         parts = (split, *split["shards"])

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from llamita.atomic import atomic_write_bytes
 from llamita.batch_generate import Sample, SampleOptions, generate_batch
 from llamita.data.batches import Documents
 from llamita.engine import Model, load
@@ -143,12 +144,9 @@ def read_prompts(path: Path) -> tuple[str, ...]:
 
 
 def save_samples(path: Path, samples: Sequence[Sample]) -> None:
-    """Write samples as JSON lines. Raises SourceError."""
+    """Write samples as JSON lines. Raises OutputError."""
     lines = [{"text": sample.text.decode("utf-8", "replace"), "ended": sample.ended} for sample in samples]
-    try:
-        path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
-    except OSError as error:
-        raise SourceError(f"--save-samples: {path}: {error.strerror or error}") from None
+    atomic_write_bytes(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
 
 
 def _overlap_values(overlap: Overlap) -> dict[str, Any]:

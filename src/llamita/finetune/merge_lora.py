@@ -10,13 +10,12 @@ import contextlib
 import dataclasses
 import math
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
+from llamita.atomic import temporary_folder
 from llamita.checkpoint import (
     ADAPTER_CONFIG,
     adapter_base,
@@ -28,7 +27,7 @@ from llamita.checkpoint import (
 )
 from llamita.config import ModelConfig
 from llamita.convert.export import model_name
-from llamita.errors import CheckpointError, ConfigError, FormatError, OutputError
+from llamita.errors import CheckpointError, ConfigError, FormatError
 from llamita.finetune.adapter import EMBEDDING, HEAD, Adapter, TensorChange, load_adapter, other_base, resolve_adapter
 from llamita.formats import tensor_table
 from llamita.formats.safetensors_io import DTYPES, SafetensorsReader, TensorEntry, checked
@@ -192,17 +191,10 @@ def plain_checkpoint(path: Path, out: Path) -> Iterator[Path]:
             f"cannot merge adapter {path}: its base model{named} is not a folder here; merge it by hand: "
             f"llamita merge CHECKPOINT {path} --out FOLDER"
         )
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        folder = tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".merged", dir=out.parent)
-    except OSError as error:
-        raise OutputError(f"cannot write {out}: {error.strerror or error}") from error
-    try:
-        merged = Path(folder) / model_name(path)
+    with temporary_folder(out.with_name(f"{out.name}.merged")) as folder:
+        merged = folder / model_name(path)
         merge_adapter(Path(base), adapter, merged)
         yield merged
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def has_tokenizer(folder: Path) -> bool:

@@ -28,7 +28,7 @@ def finetune(config: FinetuneConfig, *, started: float | None = None) -> TrainRe
     ChatError (template), TokenizerError, TrainingError, StoreError, CheckpointError, OutputError.
     """
     started = time.monotonic() if started is None else started
-    return run_task(config, lambda ranks, say: open_task(config, ranks), started)
+    return run_task(config, lambda config, ranks, say: open_task(config, ranks), started)
 
 
 def open_task(config: FinetuneConfig, ranks: Ranks) -> FinetuneTask:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from llamita.errors import TrainingError
-from llamita.run_directory import METRICS, read_metrics, scalars
+from llamita.json_file import read_json_object
+from llamita.run_directory import METRICS, NAME, RESULT, RUN, SUMMARY, read_metrics, scalars
 
 Points = tuple[list[float], list[float]]  # xs, ys
 
@@ -103,21 +103,19 @@ def _number(line: Mapping[str, Any], key: str) -> float | None:
 def read_history(run: Path) -> History:
     """Read a run directory. Raises TrainingError if it is not one, or damaged."""
     run = Path(run)
-    if not (run / "run.json").is_file():
+    if not (run / NAME).is_file():
         what = "no such folder" if not run.exists() else "expected a run directory, found no run.json in it"
-        inside = (run.parent / "run.json").is_file()
+        inside = (run.parent / NAME).is_file()
         hint = f"; give {run.parent}" if inside else "; give the --out of `llamita train`"
         raise TrainingError(f"cannot report on {run}: {what}{hint}")
-    description = _read_object(run / "run.json")
-    if not isinstance(description.get("config"), dict):
-        raise TrainingError(f"cannot read {run / 'run.json'}: expected the key config; the file is damaged")
+    description = read_json_object(run / NAME, TrainingError, RUN)
     try:
         lines = read_metrics(run)
     except FileNotFoundError:
         lines = []  # stopped before its first line
     except OSError as error:
         raise TrainingError(f"cannot read {run / METRICS}: {error.strerror or error}") from error
-    summary = _read_object(run / "summary.json") if (run / "summary.json").is_file() else {}
+    summary = read_json_object(run / SUMMARY, TrainingError, RESULT) if (run / SUMMARY).is_file() else {}
     steps = [line["step"] for line in lines if line["kind"] != "rollback"]
     if steps and summary.get("steps", 0) < steps[-1]:
         summary = {}  # written before the run was resumed
@@ -143,19 +141,6 @@ def _split_at_rollbacks(
         discarded.append([other for other in kept if other["step"] > to_step])
         kept = [other for other in kept if other["step"] <= to_step]
     return kept, discarded, rollbacks
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise TrainingError(f"cannot read {path}: {error.strerror or error}") from error
-    except ValueError as error:
-        raise TrainingError(f"cannot read {path}: the file is damaged: {error}") from error
-    if not isinstance(values, dict):
-        found = type(values).__name__
-        raise TrainingError(f"cannot read {path}: expected an object, found {found}; the file is damaged")
-    return values
 
 
 def distinct_names(histories: Sequence[History]) -> list[History]:

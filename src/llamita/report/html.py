@@ -83,7 +83,7 @@ def _tiles(history: History) -> str:
         epochs = "" if epoch is None else f", {epoch:.2f} epochs"
         tiles.append((format_count(tokens), f"{history.targets}{epochs}"))
     if (seconds := history.last("train", "seconds")) is not None:
-        tiles.append((format_seconds(summary.get("seconds", seconds)), "time"))
+        tiles.append((format_seconds(summary.get("seconds") or seconds), "time"))
     if (speed := summary.get("tokens_per_second") or history.last("train", "tokens_per_second")) is not None:
         tiles.append((format_rate(speed), f"{history.targets} per second"))
     if (mfu := summary.get("mfu") or history.last("train", "mfu")) is not None:

@@ -132,9 +132,9 @@ def store_counts(description: Mapping[str, Any]) -> dict[str, Any]:
 def _store_info(store: str) -> dict[str, Any] | None:
     """store.json of "PATH" or "PATH:WEIGHT"; None if there is none."""
     for path in (store, store.rpartition(":")[0]):
-        if path and Path(path).is_dir():
-            try:
+        try:
+            if path and Path(path).is_dir():
                 return read_store_info(Path(path))
-            except StoreError:
-                return None
+        except (StoreError, OSError, ValueError):  # damaged, or no path at all
+            return None
     return None

@@ -19,7 +19,7 @@ PAGE = "report.html"
 def write_report(run: Path, summary: Mapping[str, Any]) -> None:
     """Write summary.json and report.html into the run directory. Raises OutputError."""
     text = json.dumps(summary, indent=2, ensure_ascii=False) + "\n"
-    atomic_write_bytes(run / "summary.json", text.encode())
+    atomic_write_bytes(run / "summary.json", text.encode("utf-8", "surrogateescape"))
     write_page([run])
 
 

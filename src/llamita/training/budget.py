@@ -22,8 +22,9 @@ MAX_ESTIMATE_SHARE = 1 / 3  # of --minutes, reserved for an estimated evaluation
 class Progress:
     """How far a run is, earlier runs that it resumes included.
 
-    seconds: since the command began, pauses included. first_second: when the first step began.
-    training_seconds: without pauses.
+    seconds: since the command began, pauses included. training_seconds: without pauses. first_step,
+    first_tokens, first_second: where the schedule begins. They change only when a run is trained
+    longer.
     """
 
     step: int = 0
@@ -31,6 +32,8 @@ class Progress:
     seconds: float = 0.0
     first_second: float = 0.0
     training_seconds: float = 0.0
+    first_step: int = 0
+    first_tokens: int = 0
 
 
 class Budget:
@@ -56,10 +59,18 @@ class Budget:
         self.saving_seconds = 0.0  # of the last checkpoint; only the end of a run waits for it
         self.step_seconds = 0.0
         self.next_probe = 0.0  # progress; infinite after a whole evaluation
-        self.evaluations = 1
+        self.evaluations, self.val_tokens = 1, val_tokens
+        self.begin(Progress())
+
+    def begin(self, at: Progress) -> None:
+        """Choose the number of evaluations of a run whose schedule begins at `at`.first_step."""
         if self.minutes is None:  # costs in tokens: the same on every machine
-            whole = self.tokens or (self.steps or 0) * tokens_per_step
-            self.evaluations = affordable_evaluations(whole / max(1.0, val_tokens * FORWARD_SHARE))
+            whole = (
+                (self.steps - at.first_step) * self.tokens_per_step
+                if self.steps is not None
+                else (self.tokens or 0) - at.first_tokens
+            )
+            self.evaluations = affordable_evaluations(whole / max(1.0, self.val_tokens * FORWARD_SHARE))
 
     @property
     def is_timed(self) -> bool:
@@ -94,7 +105,8 @@ class Budget:
         All processes must pass the same time, so that they predict the same.
         """
         if self.minutes is not None and (done := self.progress(at)) >= FORECAST_SHARE:
-            self.reserves_time = at.tokens >= self.repeated_tokens * min(done, 1.0)
+            expected = at.first_tokens + (at.tokens - at.first_tokens) / min(done, 1.0)
+            self.reserves_time = expected >= self.repeated_tokens
 
     def wants_probe(self, at: Progress) -> bool:
         """Whether to estimate an evaluation's time, or estimate again: the machine may be busy."""
@@ -119,34 +131,36 @@ class Budget:
             self.evaluations = max(done + 1, min(self.evaluations, affordable))
 
     def progress(self, at: Progress) -> float:
-        """The share of the run that is done; 1 or more at its end."""
+        """The share of the schedule that is done; 1 or more at its end."""
         if self.minutes is not None:
             return (at.seconds - at.first_second) / max(self.training_seconds - at.first_second, 1e-3)
         if self.steps is not None:
-            return at.step / self.steps
+            return (at.step - at.first_step) / max(self.steps - at.first_step, 1)
         assert self.tokens is not None
-        return at.tokens / self.tokens
+        return (at.tokens - at.first_tokens) / max(self.tokens - at.first_tokens, 1)
 
     def midpoint(self, at: Progress) -> float:
         """The progress in the middle of the next step, where the learning rate is never 0."""
         if self.minutes is not None:
             half = 0.5 * self.step_seconds / max(self.training_seconds - at.first_second, 1e-3)
         elif self.steps is not None:
-            half = 0.5 / self.steps
+            half = 0.5 / max(self.steps - at.first_step, 1)
         else:
             assert self.tokens is not None
-            half = 0.5 * self.tokens_per_step / self.tokens
+            half = 0.5 * self.tokens_per_step / max(self.tokens - at.first_tokens, 1)
         return self.progress(at) + half
 
     def is_over(self, at: Progress) -> bool:
         """Whether the run ends here. With --minutes: half of the next step would be too late."""
         if self.minutes is not None:
             return at.step > 0 and at.seconds + 0.5 * self.step_seconds >= self.training_seconds
-        return self.progress(at) >= 1.0
+        if self.steps is not None:
+            return at.step >= self.steps
+        return at.tokens >= (self.tokens or 0)
 
     def wants_evaluation(self, at: Progress, done: int) -> bool:
         """Whether an evaluation is due, besides the one at the end. done: evaluations so far."""
-        if at.step == 0:
+        if at.step == at.first_step:
             return False
         if self.eval_interval is not None:
             return at.step % self.eval_interval == 0
@@ -157,7 +171,16 @@ class Budget:
         if self.minutes is not None:
             return max(0.0, self.training_seconds - at.seconds)
         done = self.progress(at)
-        return at.seconds * (1.0 - done) / done if done > 0 else 0.0
+        return (at.seconds - at.first_second) * (1.0 - done) / done if done > 0 else 0.0
+
+    def describe_schedule(self, at: Progress) -> str:
+        """The stretch that the schedule covers, such as "steps 400 to 800"."""
+        if self.minutes is not None:
+            return f"minutes {at.seconds / 60:.3g} to {self.minutes:g}"
+        if self.steps is not None:
+            return f"steps {at.first_step:,} to {self.steps:,}"
+        assert self.tokens is not None
+        return f"{at.first_tokens:,} to {self.tokens:,} tokens"
 
 
 def affordable_evaluations(run_cost: float) -> int:

@@ -19,7 +19,8 @@ import torch
 from llamita.atomic import atomic_write_bytes
 from llamita.config import TrainConfig
 from llamita.environment import describe_environment
-from llamita.errors import OutputError
+from llamita.errors import OutputError, TrainingError
+from llamita.json_file import Key, Schema, check_object, read_json_object
 from llamita.model.llama import Llama
 from llamita.run_directory import remembered_run
 from llamita.training.distributed import Ranks, compute_type
@@ -27,6 +28,7 @@ from llamita.training.loss import SummedLoss
 from llamita.user_cache import user_cache
 
 NAME = "compile.json"
+RESULT: Schema = {name: Key("number", required=True) for name in ("eager", "compiled")}
 COLD_COMPILE_SECONDS = 30.0  # with an empty compiler cache, and the probe
 WARM_COMPILE_SECONDS = 10.0  # with a filled compiler cache
 # Share of a run that the cold compile may take. Compiling saves a few percent on a CPU, 40 % on an
@@ -156,18 +158,17 @@ def _key(config: TrainConfig, model: Llama, ranks: Ranks) -> str:
 def _read_all() -> dict[str, Any]:
     """All results of this machine; none if the file is missing or damaged."""
     try:
-        entries = json.loads(user_cache(NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_json_object(user_cache(NAME), TrainingError)
+    except TrainingError:
         return {}
-    return entries if isinstance(entries, dict) else {}
 
 
 def _recall(key: str) -> ProbeResult | None:
     try:
-        entry = _read_all()[key]
-        return ProbeResult(float(entry["eager"]), float(entry["compiled"]))
-    except (KeyError, TypeError, ValueError):
+        entry = check_object(_read_all().get(key), RESULT, NAME, TrainingError)
+    except TrainingError:
         return None
+    return ProbeResult(entry["eager"], entry["compiled"])
 
 
 def _remember(key: str, found: ProbeResult) -> None:

@@ -20,13 +20,18 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from llamita.atomic import atomic_write_bytes
+from llamita.atomic import atomic_write_bytes, sync
 from llamita.errors import ConfigError, OutputError, TrainingError
-from llamita.run_directory import METRICS, read_metrics, scalars
+from llamita.json_file import Key, Schema, read_json_object
+from llamita.run_directory import METRICS, NAME, RUN, read_metrics, scalars
 
 Line = Mapping[str, Any]
 
 TRACKING = "tracking.json"  # in the run directory: the id of the run in trackers, and their names
+KNOWN: Schema = {
+    "id": Key("string", default="", null=False),
+    "trackers": Key("list", default=[], null=False, items=Key("string", required=True)),
+}
 PROJECT = "llamita"
 AXES = ("step", "tokens", "seconds")
 PREFIXES = {"eval": "val"}
@@ -154,7 +159,7 @@ class Trackers:
         self.trackers: dict[str, Tracker] = {}
         known = _read_known(run)
         identity = known.get("id") or uuid.uuid4().hex[:12]
-        before = [name for name in known.get("trackers", []) if name in TRACKERS]
+        before = [name for name in known.get("trackers", ()) if name in TRACKERS]
         config = _read_config(run)
         self.sent: dict[str, set[tuple[str, int]]] = {}  # lines that must not be sent again
         last = max((line["step"] for line in kept), default=0)
@@ -211,18 +216,15 @@ class Trackers:
 
 
 def _read_known(run: Path) -> dict[str, Any]:
-    try:
-        known = json.loads((run / TRACKING).read_bytes())
-    except (OSError, ValueError):
-        return {}  # new, or damaged: start a new run in the trackers
-    return known if isinstance(known, dict) else {}
+    if not (run / TRACKING).is_file():
+        return {}
+    return read_json_object(run / TRACKING, TrainingError, KNOWN)
 
 
 def _read_config(run: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads((run / "run.json").read_bytes())["config"])
-    except (OSError, ValueError, KeyError, TypeError):
+    if not (run / NAME).is_file():
         return {}
+    return dict(read_json_object(run / NAME, TrainingError, RUN)["config"])
 
 
 class MetricsLog:
@@ -268,6 +270,13 @@ class MetricsLog:
         self.num_bytes += len(line)
         if self.trackers is not None:
             self.trackers.write(values)
+
+    def sync(self) -> None:
+        """Flush the lines so far to disk. Raises OutputError."""
+        try:
+            sync(self.path)
+        except OSError as error:
+            raise OutputError(f"cannot write {self.path}: {error.strerror or error}") from error
 
     def close(self) -> None:
         """Close the trackers; the file is not kept open."""

@@ -16,12 +16,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from llamita.config import ModelConfig, Shape, TrainConfig, fields_by_resume
+from llamita.config import ModelConfig, Shape, TrainConfig
 from llamita.console import Rows, format_count
 from llamita.data.mixture import open_documents
 from llamita.errors import ConfigError, TrainingError
 from llamita.model.llama import Llama
-from llamita.run_directory import remembered_run
 from llamita.training.budget import MIN_CLOSING_SECONDS
 from llamita.training.defaults import TOKENS_PER_PASS, decay_for, ffn_for, fill_defaults, fit_micro_batch, resolve_dtype
 from llamita.training.distributed import Ranks, compute_type, start_ranks
@@ -358,22 +357,12 @@ def resolve_plan(
 ) -> tuple[TrainConfig, Rows]:
     """The configuration with a shape, and the table of the plan if one was made now.
 
-    A resumed run keeps its planned shape; a new plan is the same in all processes. say: prints what
-    takes some seconds. free: free bytes of GPU memory.
+    The plan is the same in all processes. say: prints what takes some seconds. free: free bytes of
+    GPU memory.
     """
     if not wants_plan(config):
         return config, []
     config = resolve_dtype(config, ranks.device)
-    before = remembered_run(config.out) if config.resume else None
-    if before is not None:
-        values, rows = before
-        known: dict[str, Any] = {
-            name: values.get(name)
-            for name in fields_by_resume(type(config), "planned")
-            if getattr(config, name) is None
-        }
-        config = dataclasses.replace(config, **known)
-        return apply_step_tokens(config, rows * (config.context or 0), ranks.world_size, free), []
     say("measuring this machine to plan the run")
     plan = plan_run(
         config, vocab_size=vocab_size, lengths=lengths, device=ranks.device, world_size=ranks.world_size, free=free

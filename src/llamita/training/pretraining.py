@@ -47,7 +47,7 @@ def train(
     ConfigError, TrainingError, StoreError, CheckpointError, OutputError.
     """
     started = time.monotonic() if started is None else started
-    return run_task(config, lambda ranks, say: Pretraining(config, ranks, say), started, reserved_seconds)
+    return run_task(config, Pretraining, started, reserved_seconds)
 
 
 class Pretraining(Task):

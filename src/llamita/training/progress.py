@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 
-from llamita.console import format_seconds, format_speed, print_table
+from llamita.console import MAX_CELL_CHARS, format_seconds, format_speed, print_table
+from llamita.errors import clean_line
 
 SECONDS_BETWEEN_LINES = 10.0
 OTHER_COLUMNS = 30  # of the bar: "evaluating 100 %", a short bar, "100 %"
@@ -48,7 +49,7 @@ class TrainingDisplay:
     def say(self, text: str, style: str | None = None) -> None:
         """Print a line."""
         if self.enabled:
-            self.console.print(escape(text), style=style, soft_wrap=not self.is_live)
+            self.console.print(escape(clean_line(text, MAX_CELL_CHARS)), style=style, soft_wrap=not self.is_live)
 
     def table(self, rows: Sequence[Sequence[str]]) -> None:
         """Print a table whose first row and column are headings."""

@@ -7,6 +7,7 @@ A run directory:
     RUN/metrics.jsonl    a line every --log-interval steps, and one per evaluation
     RUN/report.html      all of it as a page, updated at each evaluation
     RUN/summary.json     the result
+    RUN/run.lock         names the process that trains; it ends with that process
 """
 
 from __future__ import annotations
@@ -15,13 +16,22 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from llamita.config import RunConfig, TrainConfig
 from llamita.errors import TrainingError
-from llamita.run_directory import describe_run, finished_message, finished_summary, open_run, resumes_run
+from llamita.run_directory import (
+    continued,
+    describe_run,
+    extended_at,
+    finished_message,
+    finished_summary,
+    lock_run,
+    open_run,
+    resumes_run,
+)
 from llamita.training.distributed import Ranks, compute_type, start_ranks
 from llamita.training.metrics_log import check_trackers
 from llamita.training.progress import TrainingDisplay
@@ -31,6 +41,8 @@ from llamita.training.trainer import Trainer
 
 # From the messages of the CPU's allocator, CUDA (pinned memory, NCCL) and cuBLAS
 MEMORY_ERRORS = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
+
+C = TypeVar("C", bound=RunConfig)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,35 +62,44 @@ class TrainResult:
 
 
 def run_task(
-    config: RunConfig,
-    make_task: Callable[[Ranks, Callable[[str], None]], Task],
+    config: C,
+    make_task: Callable[[C, Ranks, Callable[[str], None]], Task],
     started: float,
     reserved_seconds: Callable[[Task], float] = lambda task: 0.0,
 ) -> TrainResult:
-    """Train make_task(ranks, say), where say prints a line; continue config.out if config.resume.
+    """Train make_task(config, ranks, say), where say prints a line; continue config.out if
+    config.resume.
 
-    started: time.monotonic() when the command began, for --minutes. reserved_seconds: the part of
-    --minutes that the caller needs after a run that saw its text repeatedly. SIGINT and SIGTERM
-    save a checkpoint and return with `interrupted`. A finished run is not changed. Raises what
-    make_task raises, ConfigError, TrainingError, CheckpointError, OutputError.
+    A continued run gets the options of run.json wherever the configuration has a default; a larger
+    limit trains it longer. started: time.monotonic() when the command began, for --minutes.
+    reserved_seconds: the part of --minutes that the caller needs after a run that saw its text
+    repeatedly. SIGINT and SIGTERM save a checkpoint and return with `interrupted`. A finished run
+    is not changed. Raises what make_task raises, ConfigError, TrainingError, CheckpointError, OutputError.
     """
     check_trackers(config.track)
     with (
         start_ranks(config.device, config.threads) as ranks,
         explain_out_of_memory(),
         TrainingDisplay(enabled=ranks.is_first) as display,
+        contextlib.ExitStack() as stack,
     ):
-        if ranks.is_first:  # fail before minutes go into planning and compiling
-            resumes_run(config, ranks.launch, restarted=ranks.restarts > 0)
-        task = make_task(ranks, display.say)
-        resuming, finished = _open(task, ranks)
+        # fail before minutes go into planning and compiling
+        continues = ranks.is_first and resumes_run(config, ranks.launch, restarted=ranks.restarts > 0)
+        if ranks.is_first:
+            stack.enter_context(lock_run(config.out))
+        if ranks.broadcast_from_first(continues)[0]:
+            config = continued(config, ranks.world_size)
+        task = make_task(config, ranks, display.say)
+        resuming, extended, finished = _open(task, ranks)
         if finished:
             display.say(finished_message(task.config, finished))
             return TrainResult(config.out, ranks.is_first, False, finished, task.config, was_finished=True)
         display.table(task.plan_table())
         for line in task.describe():
             display.say(line)
-        trainer = Trainer(task, ranks, display, started, reserved_seconds(task), resuming=resuming)
+        trainer = Trainer(
+            task, ranks, display, started, reserved_seconds(task), resuming=resuming, extended_at=extended
+        )
         _announce(trainer)
         with trainer.checkpointer, StopSignal() as stop:
             interrupted = trainer.run(stop)
@@ -99,12 +120,13 @@ def explain_out_of_memory() -> Iterator[None]:
         ) from error
 
 
-def _open(task: Task, ranks: Ranks) -> tuple[bool, dict[str, Any]]:
+def _open(task: Task, ranks: Ranks) -> tuple[bool, int, dict[str, Any]]:
     """Open the run directory.
 
-    Returns whether to resume from a checkpoint, and the summary of a finished run, else {}.
+    Returns whether to resume from a checkpoint, `extended_at`, and the summary of a finished run,
+    else {}.
     """
-    config, found = task.config, (False, False)
+    config, found = task.config, (False, -1, False)
     _check_same_step(task, ranks)
     if ranks.is_first:
         rows_per_step = task.micro_batch_size * config.grad_accum_steps * ranks.world_size
@@ -112,9 +134,9 @@ def _open(task: Task, ranks: Ranks) -> tuple[bool, dict[str, Any]]:
             config, task.model_config, rows_per_step, task.data_fingerprint(), ranks.launch, targets=task.targets
         )
         resuming = open_run(config, description, restarted=ranks.restarts > 0)
-        found = resuming, resuming and bool(finished_summary(config.out))
-    is_resumed, is_finished = ranks.broadcast_from_first(*found)
-    return bool(is_resumed), finished_summary(config.out) if is_finished else {}
+        found = resuming, extended_at(config.out), resuming and bool(finished_summary(config.out))
+    is_resumed, extended, is_finished = ranks.broadcast_from_first(*found)
+    return bool(is_resumed), round(extended), finished_summary(config.out) if is_finished else {}
 
 
 def _announce(trainer: Trainer) -> None:
@@ -127,8 +149,12 @@ def _announce(trainer: Trainer) -> None:
     tokens = trainer.rows_per_step * task.context
     others = "" if config.embedding_lr is None else f", of embeddings {config.embedding_lr:.2g}"
     say(f"tokens per step: {tokens} ({rows}); peak learning rate {config.learning_rate:.2g}{others}")
-    if trainer.state.progress.step > 0:
-        say(f"resuming at step {trainer.state.progress.step}")
+    at = trainer.state.progress
+    if at.step > 0:
+        say(f"resuming at step {at.step}")
+    if at.step == at.first_step > 0:
+        change = trainer.schedule.describe(trainer.state.first_factor)
+        say(f"the schedule is laid anew over {trainer.budget.describe_schedule(at)}: the learning rate {change}")
     if isinstance(config, TrainConfig) and config.fsdp and not trainer.sharded:
         say("--fsdp has no effect in a single process", style="yellow")
     if task.val_tokens == 0:

@@ -25,6 +25,7 @@ from llamita.checkpoint import (
 from llamita.config import TrainConfig
 from llamita.console import format_count, shorten
 from llamita.errors import CheckpointError
+from llamita.json_file import check_object
 from llamita.model.generate import bounded_seed
 from llamita.progress import Cancelled
 from llamita.report.summary import write_page, write_report
@@ -48,7 +49,7 @@ from llamita.training.schedule import Schedule
 from llamita.training.signals import StopSignal
 from llamita.training.speed import SpeedMeter, StepQueue, time_evaluation
 from llamita.training.task import Task
-from llamita.training.trainer_state import MetricsAccumulator, TrainerState
+from llamita.training.trainer_state import STATE, MetricsAccumulator, TrainerState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,8 +74,10 @@ class Trainer:
         reserved_seconds: float,
         *,
         resuming: bool,
+        extended_at: int = -1,
     ) -> None:
-        """started, reserved_seconds: see `run_task`. resuming: from the latest checkpoint."""
+        """started, reserved_seconds: see `run_task`. resuming: from the latest checkpoint.
+        extended_at: the step at which the run got its length, -1 for the first one."""
         self.task, self.ranks, self.display, self.started = task, ranks, display, started
         self.config = config = task.config
         self.model, self.batches = task.model, task.batches
@@ -94,6 +97,7 @@ class Trainer:
         self.is_ending = False  # Decision.end was true once: it stays true until a rollback
         self.has_warned = False  # that --minutes were over before the first step
         self.step_queue = StepQueue()
+        self.extended_at = extended_at
         if resuming:
             self._restore()
         self.earlier_seconds = self.state.progress.seconds
@@ -158,7 +162,7 @@ class Trainer:
             time.monotonic() - self.last_save >= self.config.save_minutes * 60,
             stop.is_set,
         )
-        if at.step == 0:
+        if at.step == at.first_step:
             self._start_clock()
         self.budget.update_forecast(at)
         # The last evaluation may take less time than was reserved for it, but training does not
@@ -192,7 +196,8 @@ class Trainer:
         config, state, at, start = self.config, self.state, self.state.progress, time.monotonic()
         assert config.learning_rate is not None
         probe = self.budget.wants_probe(at)  # uses the time that _decide broadcast
-        factor = self.schedule.factor(self.budget.midpoint(at)) * learning_rate_factor(state.rollbacks)
+        factor = self.schedule.factor(self.budget.midpoint(at), state.first_factor)
+        factor *= learning_rate_factor(state.rollbacks)
         state.learning_rate = config.learning_rate * factor
         self.optimizer.scale_learning_rates(factor)
         # dropout depends only on (seed, step, rank): no random state to save
@@ -373,7 +378,7 @@ class Trainer:
             self.display.say(f"step {at.step}: {found.summary}, {format_count(at.tokens)} {self.task.targets} seen")
             self.display.say(textwrap.indent(shorten(sample), "  "), style="dim")
             write_page([self.config.out])
-        if not is_best:
+        if not is_best and self.state.num_worse > 0:
             self._warn_of_no_improvement()
         self._save()
         whole_seconds = self.ranks.broadcast_from_first(time.monotonic() - start)[0]
@@ -418,6 +423,8 @@ class Trainer:
         run, best, checkpoint = self.config.out, state.best, step_directory(self.config.out, at.step)
 
         def write(weights: Mapping[str, Tensor], training: TrainingState) -> None:
+            if self.metrics is not None:
+                self.metrics.sync()  # the checkpoint counts on its bytes
             if not checkpoint.is_dir():
                 self.task.save(checkpoint, weights, training)
             point_link(run, "latest", checkpoint)
@@ -444,11 +451,18 @@ class Trainer:
 
             tensors = reshard_optimizer_state(training, self.model)
         restore_optimizer(self.optimizer, self.model, tensors)
+        where = str(run / "latest" / "training" / "state.json")
+        values = check_object(training.values, STATE, where, CheckpointError)
         try:
-            self.state = TrainerState.from_state_dict(training.values["trainer"], self.ranks)
-            self.batches.load_state_dict(training.values["batches"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"cannot resume {run}: training/state.json is damaged: {error!r}") from error
+            self.state = TrainerState.from_state_dict(values["trainer"], self.ranks)
+            self.batches.load_state_dict(values["batches"])
+        except ValueError as error:
+            raise CheckpointError(f"cannot read {where}: {error}") from error
+        state, peak = self.state, self.config.learning_rate
+        assert peak is not None
+        if state.progress.step == self.extended_at != state.progress.first_step:
+            state.begin_schedule(state.learning_rate / peak / learning_rate_factor(state.rollbacks))
+        self.budget.begin(state.progress)
         if self.state.best is not None and self.ranks.is_first:
             mark_best(run, step_directory(run, self.state.best.step))
 

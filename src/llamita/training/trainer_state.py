@@ -8,8 +8,38 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from llamita.json_file import Key, Schema
 from llamita.training.budget import Progress
 from llamita.training.distributed import Ranks
+
+_COUNT = Key("integer", required=True, minimum=0, maximum=2**53)
+_STEP = Key("integer", required=True, minimum=-1, maximum=2**53)  # -1: none yet
+_NUMBER = Key("number", required=True)
+_SECONDS = Key("number", required=True, minimum=0, maximum=1e12)
+STATE: Schema = {  # state.json
+    "trainer": Key("object", required=True, keys={
+        "pending": Key("object", required=True, keys={
+            "nats": _NUMBER, "largest_norm": _NUMBER, "tokens": _COUNT, "steps": _COUNT,
+        }),
+        "progress": Key("object", required=True, keys={
+            **{name: _COUNT for name in ("step", "tokens", "first_step", "first_tokens")},
+            **{name: _SECONDS for name in ("seconds", "first_second", "training_seconds")},
+        }),
+        "learning_rate": _NUMBER,
+        "evaluations": _COUNT,
+        "evaluated_step": _STEP,
+        "saved_step": _STEP,
+        "best": Key("list"),
+        "num_worse": _COUNT,
+        "first_factor": _NUMBER,
+        "rollbacks": dataclasses.replace(_COUNT, maximum=1000),
+        "has_learned": Key("boolean", required=True),
+        "metrics_bytes": _COUNT,
+    }),
+    "batches": Key("object", required=True, keys={
+        "epoch": dataclasses.replace(_COUNT, maximum=2**40), "window": _COUNT, "row": _COUNT,
+    }),
+}  # fmt: skip
 
 
 @dataclasses.dataclass
@@ -59,7 +89,9 @@ class TrainerState:
     saved_step: int = -1  # the last checkpoint's; -1: none yet
     val: float | None = None  # the objective of the last evaluation
     best: Best | None = None
-    num_worse: int = 0  # evaluations since the best one
+    num_worse: int = 0  # evaluations since the one to beat
+    to_beat: float | None = None  # the best objective since the schedule began, for early stopping
+    first_factor: float = 0.0  # of the peak learning rate, where the schedule begins
     rollbacks: int = 0
     has_learned: bool = False  # the loss was below that of a uniform distribution once
     metrics_bytes: int = 0  # the length of metrics.jsonl
@@ -69,11 +101,22 @@ class TrainerState:
         step = self.progress.step
         self.val, self.evaluated_step = objective, step
         self.evaluations += step > 0
+        if self.to_beat is None or objective < self.to_beat:
+            self.to_beat, self.num_worse = objective, 0
+        else:
+            self.num_worse += 1
         if self.best is None or objective < self.best.objective:
-            self.best, self.num_worse = Best(objective, step), 0
+            self.best = Best(objective, step)
             return True
-        self.num_worse += 1
         return False
+
+    def begin_schedule(self, factor: float) -> None:
+        """Start a new schedule here, from this factor of the peak learning rate.
+
+        The rate rises again, so the next evaluations may be worse than the best one."""
+        at = self.progress
+        at.first_step, at.first_tokens, at.first_second = at.step, at.tokens, at.seconds
+        self.first_factor, self.evaluations, self.num_worse, self.to_beat = factor, 0, 0, None
 
     def state_dict(self, ranks: Ranks) -> dict[str, Any]:
         """JSON values. A collective: the pending loss is summed over all processes."""
@@ -82,9 +125,19 @@ class TrainerState:
 
     @classmethod
     def from_state_dict(cls, values: dict[str, Any], ranks: Ranks) -> TrainerState:
-        """Raises KeyError, TypeError or ValueError for values that state_dict did not return."""
-        fields = {field.name: values[field.name] for field in dataclasses.fields(cls)}
-        fields["progress"] = Progress(**fields["progress"])
+        """values: checked against STATE. Raises ValueError for an objective that is no number."""
+        for name in ("val", "best", "to_beat"):
+            if name not in values:
+                raise ValueError(f"trainer.{name} is missing")
+        fields: dict[str, Any] = {field.name: values[field.name] for field in dataclasses.fields(cls)}
+        best, step = fields["best"] or [], fields["progress"]["step"]
+        if best and (len(best) != 2 or not isinstance(best[1], int) or not 0 <= best[1] <= step):
+            raise ValueError("trainer.best: expected an objective and a step")
+        for value in (fields["val"], fields["to_beat"], *best[:1]):  # NaN or infinite after divergence
+            if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
+                raise ValueError("trainer.val, best, to_beat: expected numbers or null")
+        names = {field.name for field in dataclasses.fields(Progress)}
+        fields["progress"] = Progress(**{name: fields["progress"][name] for name in names})
         fields["pending"] = MetricsAccumulator.from_state_dict(fields["pending"], ranks)
-        fields["best"] = None if fields["best"] is None else Best(*fields["best"])
+        fields["best"] = Best(best[0], best[1]) if best else None
         return cls(**fields)

@@ -82,7 +82,7 @@ def test_the_table(checkpoint: Path, texts: Path, capsys: pytest.CaptureFixture[
         (["--samples", "2", "--prompts", "no-such.txt"], "no-such.txt: No such file"),
         (
             ["--samples", "2", "--save-samples", "no/such/samples.jsonl"],
-            "--save-samples: no/such/samples.jsonl: No such file",
+            "cannot write no/such/samples.jsonl: there is no folder",
         ),
         (["--threads", "0"], "--threads: expected 1 or more"),
     ],

@@ -59,12 +59,17 @@ def test_several_held_out_sources(source: Path, tmp_path: Path, capsys: pytest.C
     assert TokenStore(tmp_path / "store").split("val").num_documents == 60
 
 
-def test_what_a_killed_run_left_is_named(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / ".store.abc.partial").mkdir()
-    code, _, err = run(
-        source, "-o", tmp_path / "store", "--split-on", "blank-lines", "--vocab-size", 300, capsys=capsys
-    )
-    assert code == 0 and ".store.abc.partial is unfinished" in err
+def test_what_a_killed_run_left_is_named_and_removed(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = (source, "-o", tmp_path / "store", "--split-on", "blank-lines", "--vocab-size", 300)
+    for _ in range(2):  # the second time the store is there already
+        leftover = tmp_path / ".store.0123abcd.partial"
+        (leftover / "store").mkdir(parents=True)
+        (leftover / "lock").write_text("llamita\n1\nhost\nnow\n")
+        code, _, err = run(*words, capsys=capsys)
+        assert code == 0 and f"note: removed {leftover}, which a killed process left behind" in err
+        assert not leftover.exists()
 
 
 @pytest.mark.parametrize(

@@ -395,7 +395,7 @@ def test_a_killed_run_leaves_no_store_and_no_processes(tmp_path: Path) -> None:
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 60
-        while not list(tmp_path.glob(".store.*.partial/train/*.ds")):  # the workers' first tokens
+        while not list(tmp_path.glob(".store.*.partial/store/train/*.ds")):  # the workers' first tokens
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.01)
     finally:
@@ -409,6 +409,7 @@ def test_a_killed_run_leaves_no_store_and_no_processes(tmp_path: Path) -> None:
         time.sleep(0.05)
     report = prepare(make(tmp_path, sources=(str(source),)))
     assert not report.reused and report.documents == 12_000
+    assert not list(tmp_path.glob(".store.*.partial")), "the next run removes it"
 
 
 def normalizing_tokenizer(tmp_path: Path) -> Path:
