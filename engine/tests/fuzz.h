@@ -160,7 +160,7 @@ static inline void fuzz_use_model(llamita_model *model) {
         fuzz_use_chat(model);
     }
     llamita_error error;
-    const llamita_status status = model_pack(model, "draft.bin", NULL, NULL, &error);
+    const llamita_status status = pack_bytes(model, &error);
     CHECK(status == LLAMITA_OK, "%s", error.message);
     const size_t num_bytes = (size_t)model->info.vocab_size * sizeof(float);
     float *slow = malloc(num_bytes), *fast = malloc(num_bytes);

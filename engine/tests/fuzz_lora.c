@@ -14,7 +14,7 @@ static llamita_model *the_model(void) {
         draft_llama(d, TENSOR_F32, false);
         buffer file = draft_write(d);
         model = open_bytes(file.bytes, file.num_bytes, NULL, &error);
-        if (!model || model_pack(model, "draft.bin", NULL, NULL, &error)) abort();
+        if (!model || pack_bytes(model, &error)) abort();
         draft_free(d);
         free(d);
         free_buffer(&file);

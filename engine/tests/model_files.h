@@ -439,6 +439,16 @@ static inline llamita_model *open_bytes(const void *bytes, size_t num_bytes, con
     return model;
 }
 
+/* Packs the weights. model_pack would let the system drop the pages of a mapped file, which here
+ * belong to malloc. */
+static inline llamita_status pack_bytes(llamita_model *model, llamita_error *error) {
+    const size_t mapping_bytes = model->mapping_bytes;
+    model->mapping_bytes = 0;
+    const llamita_status status = model_pack(model, "draft.bin", NULL, NULL, error);
+    model->mapping_bytes = mapping_bytes;
+    return status;
+}
+
 static inline void close_bytes(llamita_model *model) {
     if (model) {
         void *copy = model->mapping;

@@ -103,6 +103,8 @@ static void test_new_refusals(void) {
     REFUSED(2, "header: group size: expected a divisor of the 256 weights of token_embd, found 48",
             put_i32_at(&file, 37, 48));
     REFUSED(2, "bytes that the header implies", put_i32_at(&file, 37, 16));
+    REFUSED(2, "bytes that the header implies", put_i32_at(&file, field(2, DIM), 0x7FC00000),
+            put_i32_at(&file, field(2, N_KV_HEADS), 20)); /* more weights of attn_k than 64 bits count */
     REFUSED(2, "tensor token_embd.weight: expected finite scales, found inf at group 1",
             put_at(&file, 256 + 4 * 5 * 32 + 8 * 32 + 4, &(float){INFINITY}, 4));
 }
