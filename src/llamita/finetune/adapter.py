@@ -152,8 +152,9 @@ def load_adapter(directory: Path, config: ModelConfig) -> Adapter:
         module, part = _split(tensor_name, directory)
         found.setdefault(module, {})[part] = tensor_name
     shapes = {module: spec.shape for module, spec in lora_specs(config)}
+    order = {module: number for number, module in enumerate(shapes)}
     updates: dict[str, LoraUpdate] = {}
-    for module in sorted(found, key=lambda name: list(shapes).index(name) if name in shapes else -1):
+    for module in sorted(found, key=lambda name: order.get(name, -1)):
         if module not in shapes:
             known = f"layers 0 to {config.num_hidden_layers - 1}: {', '.join(LINEAR_LAYERS)}"
             raise CheckpointError(
