@@ -78,7 +78,8 @@ static long long whole_pages(size_t num_bytes) {
 
 void *__wrap_mmap(void *at, size_t num_bytes, int protection, int flags, int file, off_t offset) {
     void *mapped = fails() ? MAP_FAILED : __real_mmap(at, num_bytes, protection, flags, file, offset);
-    if (mapped != MAP_FAILED) atomic_fetch_add(&mapped_bytes, whole_pages(num_bytes));
+    const bool is_new = mapped != MAP_FAILED && !(flags & MAP_FIXED); /* MAP_FIXED replaces a mapping */
+    if (is_new) atomic_fetch_add(&mapped_bytes, whole_pages(num_bytes));
     return mapped;
 }
 

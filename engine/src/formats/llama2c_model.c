@@ -235,9 +235,9 @@ static llamita_status check_length(const reader *from, const layout *l, llamita_
     for (const part *p = l->order; *p != NUM_PARTS; p++) {
         int64_t num_rows, row_length, copies;
         part_shape(info, *p, &num_rows, &row_length, &copies);
+        /* The header is not checked yet: num_rows may be near 2^62. */
         const uint64_t elements = saturating_multiply((uint64_t)num_rows, (uint64_t)row_length);
-        const bool in_groups = l->group_size && copies && !is_norm(*p) && elements < UINT64_MAX;
-        if (in_groups && elements % (uint64_t)l->group_size != 0) {
+        if (l->group_size && copies && !is_norm(*p) && elements % (uint64_t)l->group_size != 0) {
             return reader_error(from,
                                 "header: group size: expected a divisor of the %" PRIu64
                                 " weights of %s, found %d; the file is damaged",
