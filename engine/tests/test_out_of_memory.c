@@ -34,6 +34,7 @@ void *__wrap_calloc(size_t count, size_t num_bytes);
 void *__wrap_realloc(void *memory, size_t num_bytes);
 void *__wrap_aligned_alloc(size_t alignment, size_t num_bytes);
 void *__wrap_mmap(void *at, size_t num_bytes, int protection, int flags, int file, off_t offset);
+void *__wrap_mmap64(void *at, size_t num_bytes, int protection, int flags, int file, off_t offset);
 int __wrap_munmap(void *at, size_t num_bytes);
 int __wrap_pthread_create(pthread_t *thread, const pthread_attr_t *with, void *(*run)(void *), void *argument);
 void __wrap_free(void *memory);
@@ -81,6 +82,11 @@ void *__wrap_mmap(void *at, size_t num_bytes, int protection, int flags, int fil
     const bool is_new = mapped != MAP_FAILED && !(flags & MAP_FIXED); /* MAP_FIXED replaces a mapping */
     if (is_new) atomic_fetch_add(&mapped_bytes, whole_pages(num_bytes));
     return mapped;
+}
+
+/* The name of mmap with _FILE_OFFSET_BITS=64. */
+void *__wrap_mmap64(void *at, size_t num_bytes, int protection, int flags, int file, off_t offset) {
+    return __wrap_mmap(at, num_bytes, protection, flags, file, offset);
 }
 
 int __wrap_munmap(void *at, size_t num_bytes) {
