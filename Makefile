@@ -14,8 +14,11 @@ demo: $(VENV)/.train ## train a model in front of you and let it tell a story (M
 test: $(VENV)/.dev ## checks and tests, within five minutes on two cores
 	@BIN=$(BIN) sh tests/run_all.sh
 
-test-all: $(VENV)/.dev ## the same, and the slow tests: killed and distributed training, ThreadSanitizer
+test-all: $(VENV)/.dev ## the same, and the slow tests: killed and distributed training, ThreadSanitizer, fuzzers
 	@BIN=$(BIN) sh tests/run_all.sh all
+
+fuzz: $(VENV)/.dev ## damage files of every kind at random, read and run them (MINUTES=30)
+	@BIN=$(BIN) sh tests/fuzz.sh $$(($(MINUTES) * 60))
 
 compat: $(VENV)/.compat ## the stock runtimes load our files: transformers, peft, llama-cpp-python (built on first use)
 	@$(BIN)/python -m pytest -m compat tests
@@ -69,4 +72,4 @@ $(VENV)/.compat: $(VENV)/.dev
 $(VENV)/.docs: $(BIN)/pip pyproject.toml constraints.txt
 	@$(INSTALL) mkdocs-material && touch $@
 
-.PHONY: help demo test test-all compat check engine bench gpu docs docs-site clean
+.PHONY: help demo test test-all fuzz compat check engine bench gpu docs docs-site clean

@@ -28,6 +28,12 @@ from refusals import refusals_are_clean_lines  # noqa: E402, F401 (a fixture for
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """For tests/unit/test_damaged_files.py, from `make fuzz`."""
+    parser.addoption("--fuzz-seconds", type=float, default=0, help="damage files at random for as long; 0: fixed cases")
+    parser.addoption("--fuzz-seed", type=int, default=1, help="of the damage")
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real data (TinyStories, trained models, tokenizers); tests that need it skip without it."""

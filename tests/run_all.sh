@@ -37,4 +37,6 @@ python -m pytest tests --numprocesses 2
 if [ "$WHAT" = all ]; then
     echo "== pytest, slow tests"
     python -m pytest tests -m slow
+    echo "== fuzzers, for a minute"
+    sh tests/fuzz.sh 60
 fi

@@ -189,7 +189,9 @@ LLAMITA_API void llamita_bpe_trainer_close(llamita_bpe_trainer *trainer);
 
 /* Counts the words of documents (passed as to llamita_tokenizer_encode). They are split by the qwen2
  * regular expression, between a punctuation mark and the letter after it, between Han and other
- * characters, and with LLAMITA_BPE_CHARACTERS between all Han characters. Memory: the bytes of the distinct words, plus 40 bytes per distinct word. */
+ * characters, and with LLAMITA_BPE_CHARACTERS between all Han characters. Memory: the bytes of the
+ * distinct words, plus 40 bytes per distinct word. On failure part of the documents may be counted:
+ * close the trainer. */
 LLAMITA_API llamita_status llamita_bpe_trainer_add(llamita_bpe_trainer *trainer, const char *text, const uint64_t *ends,
                                                    size_t num_documents, llamita_error *error);
 
@@ -233,7 +235,7 @@ typedef struct {
 } llamita_message;
 
 /* The family of the file's chat template: "chatml", "llama2", "llama3" or "zephyr". NULL: there is
- * no template, or it is none of these and needs a Jinja renderer. Static. */
+ * no template, or it is none of these and needs a Jinja renderer, or memory ran out. Static. */
 LLAMITA_API const char *llamita_chat_family(const llamita_model *model);
 
 /* Renders messages, [system] user (assistant user)*, with the file's chat template, ending with the

@@ -1,45 +1,32 @@
 /* fuzz_gguf.c: reads any bytes as a GGUF model with its tokenizer: each file is rejected with a
- * one-line error, or opens with every weight inside the file.
- *
- * For libFuzzer: clang -fsanitize=fuzzer,address,undefined. With -DFUZZ_MAIN it is a standalone
- * program that corrupts valid files at random, mostly the numbers in their headers: fuzz_gguf
- * [number of files] [seed]. */
-#include "check.h"
+ * one-line error, or opens and runs. */
 #include "fuzz.h"
-#include "model_files.h"
 
-int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t num_bytes);
-
-int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t num_bytes) {
+static void use(const uint8_t *bytes, size_t num_bytes) {
     llamita_error error;
     llamita_model *model = open_bytes(bytes, num_bytes, NULL, &error);
-    if (model) {
-        fuzz_use_model(model);
-        close_bytes(model);
-    } else {
-        fuzz_check_error(&error);
-    }
-    return 0;
+    if (model) fuzz_use_model(model);
+    else fuzz_check_error(&error);
+    close_bytes(model);
 }
 
-#ifdef FUZZ_MAIN
-static buffer write_variant(uint32_t variant, field_list *fields) {
+static buffer write_variant(uint64_t variant) {
     static const uint32_t types[] = {TENSOR_F32,  TENSOR_F16,  TENSOR_BF16, TENSOR_Q8_0,   TENSOR_Q4_0,
                                      TENSOR_Q4_1, TENSOR_Q5_0, TENSOR_Q5_1, TENSOR_IQ4_NL, TENSOR_MXFP4};
-    gguf_draft d;
-    draft_llama(&d, types[variant % 10], variant & 1);
-    d.version = 2 + (variant >> 1 & 1);
-    if (variant & 4) draft_byte_level(&d, variant & 8 ? "qwen2" : "llama-bpe");
+    gguf_draft *d = malloc(sizeof *d);
+    if (!d) abort();
+    draft_llama(d, types[(variant >> 8) % 10], variant & 1);
+    d->version = 2 + (variant >> 1 & 1);
+    if (variant & 4) draft_byte_level(d, variant & 8 ? "qwen2" : "llama-bpe");
     if (variant & 16) {
-        draft_u32(&d, "general.alignment", 8);
-        d.alignment = 8;
-        memcpy(draft_add_tensor(&d, "rope_freqs.weight", TENSOR_F32, 4, 0)->data.bytes, (const float[]){1, 2, 4, 8},
-               16);
+        draft_u32(d, "general.alignment", 8);
+        d->alignment = 8;
+        memcpy(draft_add_tensor(d, "rope_freqs.weight", TENSOR_F32, 4, 0)->data.bytes, (const float[]){1, 2, 4, 8}, 16);
     }
-    buffer file = draft_write(&d, fields);
-    draft_free(&d);
+    buffer file = draft_write(d);
+    draft_free(d);
+    free(d);
     return file;
 }
 
-int main(int argc, char **argv) { return fuzz_main(argc, argv, 10000, 32, write_variant); }
-#endif
+FUZZ_TARGET(use, write_variant, mutate_gguf, 1500)

@@ -1,17 +1,8 @@
 /* fuzz_tokenizer.c: reads any bytes as a tokenizer's description and a text: the description is
- * rejected with a one-line error, or the ids are in range and decode to the text.
- *
- * For libFuzzer: clang -fsanitize=fuzzer,address,undefined. With -DFUZZ_MAIN it is a standalone
- * program that generates the bytes: fuzz_tokenizer [number of cases] [seed]. */
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
-
-#include "check.h"
+ * rejected with a one-line error, or the ids are in range, decode to the text, and are the same from
+ * the encoder of documents. */
 #include "fuzz.h"
 #include "tokenizer/tokenizer.h"
-
-int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t num_bytes);
 
 enum { MAX_TOKENS = 48, MAX_LINES = 24 };
 
@@ -101,7 +92,27 @@ static void check_round_trip(const tokenizer_source *source, const tokenizer *t,
           "kind %d: a text of %zu bytes came back as %zu", (int)source->kind, expected, length);
 }
 
-static void use(const tokenizer_source *source, const tokenizer *t, byte_slice text, bool plain_vocabulary) {
+/* The text as a document between two others gives the same ids. */
+static void check_documents(const tokenizer *t, byte_slice text, const int32_t *ids, size_t num_ids) {
+    static char joined[1 << 13];
+    static int32_t found[1 << 14];
+    if (text.num_bytes + 2 > sizeof joined) return;
+    joined[0] = 'a';
+    if (text.num_bytes) memcpy(joined + 1, text.bytes, text.num_bytes);
+    joined[text.num_bytes + 1] = ' ';
+    const uint64_t ends[] = {1, text.num_bytes + 1, text.num_bytes + 2};
+    uint64_t token_ends[3] = {0};
+    llamita_error error = {0};
+    if (tokenizer_encode_documents(t, joined, ends, 3, -1, found, sizeof found / sizeof *found, token_ends, &error)) {
+        CHECK(error.status == LLAMITA_ERROR_ARGUMENT, "%s", error.message); /* no token for a space */
+        return;
+    }
+    CHECK(token_ends[1] - token_ends[0] == num_ids &&
+              (num_ids == 0 || memcmp(found + token_ends[0], ids, num_ids * sizeof *ids) == 0),
+          "other ids from the encoder of documents");
+}
+
+static void use_text(const tokenizer_source *source, const tokenizer *t, byte_slice text, bool plain_vocabulary) {
     static int32_t ids[1 << 17];
     for (int flags = 0; flags < 4; flags++) {
         size_t num_ids = 0, capacity = 2 * text.num_bytes + 2;
@@ -117,10 +128,11 @@ static void use(const tokenizer_source *source, const tokenizer *t, byte_slice t
             unknown |= !source->types || source->types[ids[i]] == TOKEN_UNKNOWN || ids[i] == source->unknown_id;
         }
         if (flags == 0 && !unknown && plain_vocabulary) check_round_trip(source, t, text, ids, num_ids);
+        if (flags == 0) check_documents(t, text, ids, num_ids);
     }
 }
 
-int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t num_bytes) {
+static void use(const uint8_t *bytes, size_t num_bytes) {
     static char byte_text[256][8];
     byte_slice pieces[MAX_TOKENS + 256], merges[MAX_LINES];
     int32_t types[MAX_TOKENS + 256], end_ids[1];
@@ -163,9 +175,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t num_bytes) {
     CHECK((status == LLAMITA_OK) == (t != NULL), "status %d", status);
     if (status) {
         fuzz_check_error(&error);
-        return 0;
+        return;
     }
-    use(&source, t, (byte_slice){(const char *)f.bytes, f.left}, !has_user && source.types);
+    use_text(&source, t, (byte_slice){(const char *)f.bytes, f.left}, !has_user && source.types);
     for (int32_t id = -2; id < source.vocab_size + 2; id++) {
         const char *text;
         size_t length;
@@ -175,13 +187,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t num_bytes) {
         tokenizer_ends(t, id);
     }
     tokenizer_free(t);
-    return 0;
 }
 
-#ifdef FUZZ_MAIN
 /* Typical bytes of vocabularies and texts: few letters, so that pieces overlap; spaces; parts of
  * characters. */
-static void make_case(uint8_t *bytes, size_t num_bytes, uint64_t *state) {
+static void put_typical(buffer *file, size_t num_bytes, uint64_t *state) {
     static const char *const parts[] = {"a",
                                         "b",
                                         "c",
@@ -202,32 +212,27 @@ static void make_case(uint8_t *bytes, size_t num_bytes, uint64_t *state) {
                                         "<",
                                         "<0x41>",
                                         "\xC3"};
-    for (size_t i = 0; i < num_bytes;) {
-        uint64_t random = fuzz_random(state);
-        if (random % 8 == 0 || i < 7) {
-            bytes[i++] = (uint8_t)(random >> 8);
-            continue;
-        }
-        if (random % 8 == 1) {
-            bytes[i++] = (uint8_t)(random >> 8 & 7); /* a length */
-            continue;
-        }
-        const char *part = parts[(random >> 8) % (sizeof parts / sizeof *parts)];
-        for (; *part && i < num_bytes; part++) bytes[i++] = (uint8_t)*part;
+    while (file->num_bytes < num_bytes) {
+        const uint64_t random = random_u64(state);
+        const char *part = CHOOSE(parts, state);
+        if (random % 8 == 0 || file->num_bytes < 7) put_u8(file, (uint8_t)(random >> 8));
+        else if (random % 8 == 1) put_u8(file, (uint8_t)(random >> 8 & 7)); /* a length */
+        else put_bytes(file, part, strlen(part));
     }
 }
 
-int main(int argc, char **argv) {
-    unsigned long num_cases = argc > 1 ? strtoul(argv[1], NULL, 10) : 20000;
-    uint64_t state = argc > 2 ? strtoull(argv[2], NULL, 10) : 1;
-    for (unsigned long i = 0; i < num_cases && !check_num_failures; i++) {
-        static uint8_t bytes[2048];
-        const uint64_t seed = state;
-        size_t num_bytes = (size_t)(fuzz_random(&state) % sizeof bytes);
-        make_case(bytes, num_bytes, &state);
-        LLVMFuzzerTestOneInput(bytes, num_bytes);
-        CHECK(!check_num_failures, "reproduce with: %s 1 %llu", argv[0], (unsigned long long)seed);
-    }
-    return check_failures();
+static buffer write_variant(uint64_t variant) {
+    buffer file = {0};
+    put_typical(&file, 1 + (size_t)(random_u64(&variant) % 2048), &variant);
+    return file;
 }
-#endif
+
+static void mutate(buffer *file, uint64_t *state) {
+    buffer typical = {0};
+    put_typical(&typical, 8 + (size_t)(random_u64(state) % 8), state);
+    if (random_u64(state) % 2) insert_bytes(file, random_up_to(state, file->num_bytes + 1), typical.bytes + 7, 1);
+    else mutate_bytes(file, state);
+    free_buffer(&typical);
+}
+
+FUZZ_TARGET(use, write_variant, mutate, 15000)

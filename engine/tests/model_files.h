@@ -204,15 +204,8 @@ enum {
     DRAFT_CONTEXT = 16
 };
 
-static const char *const DRAFT_TOKENS[] = {"<unk>",
-                                           "<s>",
-                                           "</s>",
-                                           "\xE2\x96\x81",
-                                           "a",
-                                           "b",
-                                           "\xE2\x96\x81"
-                                           "a",
-                                           "ab"};
+static const char *const DRAFT_TOKENS[] = {
+    "<unk>", "<s>", "</s>", "\xE2\x96\x81", "a", "b", "\342\226\201a" /* octal: \x81a would be one escape */, "ab"};
 enum { DRAFT_VOCAB = sizeof DRAFT_TOKENS / sizeof DRAFT_TOKENS[0] };
 
 /* SentencePiece without byte fallback. */
@@ -319,50 +312,26 @@ static inline uint64_t padded(uint64_t num_bytes, uint64_t alignment) {
     return (num_bytes + alignment - 1) / alignment * alignment;
 }
 
-/* The offsets of the numbers in the headers, for a fuzzer to change. May be NULL. */
-typedef struct {
-    size_t at[1024];
-    size_t count;
-} field_list;
-
-static inline void note_field(field_list *fields, const buffer *file) {
-    if (fields && fields->count < sizeof fields->at / sizeof fields->at[0])
-        fields->at[fields->count++] = file->num_bytes;
-}
-
-static inline buffer draft_write(const gguf_draft *d, field_list *fields) {
+static inline buffer draft_write(const gguf_draft *d) {
     buffer file = {0};
     put_bytes(&file, d->magic, 4);
-    note_field(fields, &file);
     put_u32(&file, d->version);
-    note_field(fields, &file);
     put_u64(&file, d->num_tensors + (uint64_t)d->tensor_count_error);
-    note_field(fields, &file);
     put_u64(&file, d->num_keys + (uint64_t)d->key_count_error);
     for (size_t i = 0; i < d->num_keys; i++) {
-        note_field(fields, &file);
         put_u64(&file, d->keys[i].name_length);
         put_bytes(&file, d->keys[i].name, d->keys[i].name_length);
-        note_field(fields, &file);
         put_u32(&file, d->keys[i].type);
-        note_field(fields, &file);
         put_bytes(&file, d->keys[i].value.bytes, d->keys[i].value.num_bytes);
     }
     uint64_t offset = 0;
     for (size_t i = 0; i < d->num_tensors; i++) {
         const draft_tensor *t = &d->tensors[i];
-        note_field(fields, &file);
         put_u64(&file, t->name_length);
         put_bytes(&file, t->name, strlen(t->name));
-        note_field(fields, &file);
         put_u32(&file, t->num_dimensions);
-        for (uint32_t n = 0; n < t->num_dimensions && n < 8; n++) {
-            note_field(fields, &file);
-            put_u64(&file, t->shape[n]);
-        }
-        note_field(fields, &file);
+        for (uint32_t n = 0; n < t->num_dimensions && n < 8; n++) put_u64(&file, t->shape[n]);
         put_u32(&file, t->type);
-        note_field(fields, &file);
         put_u64(&file, offset + (uint64_t)t->offset_error);
         offset += padded(t->data.num_bytes, d->alignment);
     }
@@ -469,6 +438,16 @@ static inline llamita_model *open_bytes(const void *bytes, size_t num_bytes, con
         return NULL;
     }
     return model;
+}
+
+/* Packs the weights. model_pack would let the system drop the pages of a mapped file, which here
+ * belong to malloc. */
+static inline llamita_status pack_bytes(llamita_model *model, llamita_error *error) {
+    const size_t mapping_bytes = model->mapping_bytes;
+    model->mapping_bytes = 0;
+    const llamita_status status = model_pack(model, "draft.bin", NULL, NULL, error);
+    model->mapping_bytes = mapping_bytes;
+    return status;
 }
 
 static inline void close_bytes(llamita_model *model) {

@@ -8,13 +8,15 @@
 
 #include "check.h"
 
+static bool no_memory;
+
 static const char *const SMOLLM2 =
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nBe "
     "kind.<|im_end|>\n' }}{% endif %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + "
     "'\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
 
 static void check_spelling(const char *template_text, const char *expected) {
-    char *found = chat_template_canonical(template_text);
+    char *found = chat_template_canonical(template_text, &no_memory);
     if (!expected) CHECK(!found, "%s: found %s", template_text, found);
     else
         CHECK(found && strcmp(found, expected) == 0, "%s: expected %s, found %s", template_text, expected,
@@ -43,12 +45,12 @@ static void test_spellings(void) {
 static void test_recognition(void) {
     char system[MAX_DEFAULT_SYSTEM_BYTES];
     bool has_system;
-    const chat_format *format = chat_template_recognize(SMOLLM2, system, &has_system);
+    const chat_format *format = chat_template_recognize(SMOLLM2, system, &has_system, &no_memory);
     CHECK(format && strcmp(format->family, "chatml") == 0, "SmolLM2's template is not recognized");
     CHECK(has_system && strcmp(system, "Be kind.") == 0, "found %s", system);
     const char *const others[] = {"", "{{ messages }}", "<|im_start|>", "{% for message in messages %}<|im_start|>"};
     for (size_t i = 0; i < sizeof others / sizeof *others; i++)
-        CHECK(chat_template_recognize(others[i], system, &has_system) == NULL, "%s", others[i]);
+        CHECK(chat_template_recognize(others[i], system, &has_system, &no_memory) == NULL, "%s", others[i]);
     /* Without any one of its bytes, except white space, it must not be recognized. */
     const size_t length = strlen(SMOLLM2);
     char *changed = malloc(length + 1);
@@ -56,7 +58,7 @@ static void test_recognition(void) {
     for (size_t i = 0; changed && i < length; i++) {
         memcpy(changed, SMOLLM2, i);
         strcpy(changed + i, SMOLLM2 + i + 1);
-        format = chat_template_recognize(changed, system, &has_system);
+        format = chat_template_recognize(changed, system, &has_system, &no_memory);
         if (!format) continue;
         num_known++;
         CHECK(strchr(" Bekind.", SMOLLM2[i]) != NULL, "still recognized without byte %zu, '%c'", i, SMOLLM2[i]);
@@ -81,7 +83,7 @@ static void test_any_bytes(void) {
             length += strlen(piece);
         }
         text[length] = 0;
-        char *spelled = chat_template_canonical(text);
+        char *spelled = chat_template_canonical(text, &no_memory);
         CHECK(!spelled || strlen(spelled) <= 4 * length + 16, "%s: too long", text);
         free(spelled);
     }

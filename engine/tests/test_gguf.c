@@ -23,7 +23,7 @@ static void check_refused_bytes(buffer *file, const char *expected, int line) {
 }
 
 static void check_refused(gguf_draft *d, const char *expected, int line) {
-    buffer file = draft_write(d, NULL);
+    buffer file = draft_write(d);
     check_refused_bytes(&file, expected, line);
     draft_free(d);
 }
@@ -293,7 +293,7 @@ static void test_tokenizer_refusals(void) {
 /* ---------------------------------------------------------------- valid files */
 
 static llamita_model *open_draft(gguf_draft *d, int line) {
-    buffer file = draft_write(d, NULL);
+    buffer file = draft_write(d);
     llamita_error error;
     llamita_model *model = open_bytes(file.bytes, file.num_bytes, NULL, &error);
     CHECK(model, "case of line %d: %s", line, error.message);
@@ -400,7 +400,7 @@ static void test_harmless_variants(void) {
     draft_u32(&d, "tokenizer.ggml.eos_token_id", UINT32_MAX); /* none, or -1 */
     put_u32(draft_set(&d, "tokenizer.ggml.eot_token_id", GGUF_I32), UINT32_MAX);
     draft_u32(&d, "tokenizer.ggml.padding_token_id", 1000);
-    buffer file = draft_write(&d, NULL);
+    buffer file = draft_write(&d);
     put_zeros(&file, 1000); /* after the last tensor */
     llamita_error error;
     llamita_model *model = open_bytes(file.bytes, file.num_bytes, NULL, &error);
@@ -505,7 +505,7 @@ static void test_truncated_everywhere(void) {
     draft_llama(&d, TENSOR_Q4_0, true);
     draft_u32(&d, "general.alignment", 8);
     d.alignment = 8;
-    buffer file = draft_write(&d, NULL);
+    buffer file = draft_write(&d);
     size_t padding =
         (size_t)(padded(d.tensors[d.num_tensors - 1].data.num_bytes, 8) - d.tensors[d.num_tensors - 1].data.num_bytes);
     for (size_t length = 0; length < file.num_bytes - padding; length++) {

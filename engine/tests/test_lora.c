@@ -32,10 +32,8 @@ static void draft_adapter(gguf_draft *d, llamita_model *model, uint32_t type) {
 }
 
 static llamita_adapter *read_draft(const llamita_model *model, gguf_draft *d) {
-    static field_list fields;
-    fields.count = 0;
     llamita_adapter *adapter = NULL;
-    buffer file = draft_write(d, &fields);
+    buffer file = draft_write(d);
     error = (llamita_error){0};
     const llamita_status status = gguf_read_lora(model, file.bytes, file.num_bytes, "a.gguf", &adapter, &error);
     CHECK((status == LLAMITA_OK) == (adapter != NULL) && status == error.status, "status %d", status);

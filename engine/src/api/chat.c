@@ -159,9 +159,10 @@ static llamita_status check_roles(const llamita_message *messages, size_t num_me
 
 const char *llamita_chat_family(const llamita_model *model) {
     char default_system[MAX_DEFAULT_SYSTEM_BYTES];
-    bool has_default_system;
+    bool has_default_system, no_memory;
     if (!model->chat_template) return NULL;
-    const chat_format *format = chat_template_recognize(model->chat_template, default_system, &has_default_system);
+    const chat_format *format =
+        chat_template_recognize(model->chat_template, default_system, &has_default_system, &no_memory);
     return format ? format->family : NULL;
 }
 
@@ -187,8 +188,11 @@ llamita_status llamita_chat_encode(const llamita_model *model, const llamita_mes
                          "cannot encode the chat: the model has no chat template: it was not trained to chat; "
                          "generate text instead");
     char default_system[MAX_DEFAULT_SYSTEM_BYTES];
-    bool has_default_system = false;
-    const chat_format *format = chat_template_recognize(model->chat_template, default_system, &has_default_system);
+    bool has_default_system = false, no_memory = false;
+    const chat_format *format =
+        chat_template_recognize(model->chat_template, default_system, &has_default_system, &no_memory);
+    if (no_memory)
+        return error_set(error, LLAMITA_ERROR_MEMORY, "cannot encode the chat: out of memory for its template");
     if (!format)
         return error_set(error, LLAMITA_ERROR_ARGUMENT,
                          "cannot encode the chat: chat template: expected ChatML, Llama 2, Llama 3 or Zephyr in a "

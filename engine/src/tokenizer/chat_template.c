@@ -91,8 +91,8 @@ typedef struct {
     const char *end; /* as in Jinja, before one final newline */
     char *out;       /* the canonical spelling */
     size_t length, capacity;
-    bool line_starts; /* the line before `at` is empty or white space */
-    bool failed;
+    bool line_starts;       /* the line before `at` is empty or white space */
+    bool failed, no_memory; /* no_memory: the cause of failed */
 } canonicalizer;
 
 static bool is_white(char c) { return c == ' ' || (c >= '\t' && c <= '\r'); }
@@ -281,7 +281,7 @@ static char put_expression(canonicalizer *s) {
     const size_t length = s->length - start;
     char *expression = malloc(length + 1);
     if (!expression) {
-        s->failed = true;
+        s->failed = s->no_memory = true;
         return closing;
     }
     memcpy(expression, s->out + start, length);
@@ -363,14 +363,17 @@ static void canonicalize(canonicalizer *s) {
     }
 }
 
-char *chat_template_canonical(const char *template_text) {
+char *chat_template_canonical(const char *template_text, bool *no_memory) {
     const size_t num_bytes = strlen(template_text);
     canonicalizer s = {.at = template_text, .end = template_text + num_bytes, .capacity = 4 * num_bytes + 16};
     if (num_bytes > 0 && s.end[-1] == '\n') s.end--;
+    *no_memory = false;
     if (num_bytes > ((size_t)1 << 16) || strchr(template_text, '\r')) return NULL;
     s.out = malloc(s.capacity);
+    *no_memory = !s.out;
     if (!s.out) return NULL;
     canonicalize(&s);
+    *no_memory = s.no_memory;
     if (s.failed) {
         free(s.out);
         return NULL;
@@ -396,8 +399,8 @@ static bool matches(const char *canonical, const char *spelling, const char **te
 }
 
 const chat_format *chat_template_recognize(const char *template_text, char default_system[MAX_DEFAULT_SYSTEM_BYTES],
-                                           bool *has_default_system) {
-    char *canonical = chat_template_canonical(template_text);
+                                           bool *has_default_system, bool *no_memory) {
+    char *canonical = chat_template_canonical(template_text, no_memory);
     const chat_format *format = NULL;
     for (size_t i = 0; canonical && !format && i < sizeof KNOWN / sizeof *KNOWN; i++) {
         const char *text;

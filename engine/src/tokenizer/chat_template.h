@@ -19,14 +19,15 @@ typedef struct {
 #define MAX_DEFAULT_SYSTEM_BYTES 1024
 
 /* The format of a template that renders [system] user (assistant user)* and the start of the next
- * answer exactly as described; NULL if it may render anything else. *has_default_system: the
- * template has a default system prompt, which is copied to default_system. */
+ * answer exactly as described; NULL if it may render anything else, or *no_memory.
+ * *has_default_system: the template has a default system prompt, which is copied to
+ * default_system. */
 const chat_format *chat_template_recognize(const char *template_text, char default_system[MAX_DEFAULT_SYSTEM_BYTES],
-                                           bool *has_default_system);
+                                           bool *has_default_system, bool *no_memory);
 
 /* The template in a canonical spelling, independent of white space, quotes and equivalent
  * expressions: literal text unchanged, expressions as {{a.b}}, statements as {%if a=='b'%}. The
- * caller frees it. NULL: the template cannot be parsed, or out of memory. */
-char *chat_template_canonical(const char *template_text);
+ * caller frees it. NULL: the template cannot be parsed, or *no_memory. */
+char *chat_template_canonical(const char *template_text, bool *no_memory);
 
 #endif

@@ -136,6 +136,9 @@ static size_t matching_ids(const joiner *j, const generated *span, int32_t previ
     return count;
 }
 
+/* How far before a span its ids are searched for: templates write one or two characters. */
+enum { MAX_WHITE_SPACE_BEFORE = 64 };
+
 /* Encodes the text from start up to the span, then appends the ids of the span that match the text.
  * *end: the end of their text. White space at the start of the ids may be before the span, because
  * templates write it themselves. */
@@ -149,7 +152,8 @@ static llamita_status push_generated(joiner *j, size_t start, const generated *s
             best_count = count;
             first = from;
         }
-        if (from == start || !(j->text[from - 1] == ' ' || j->text[from - 1] == '\n')) break;
+        if (from == start || span->start - from == MAX_WHITE_SPACE_BEFORE) break;
+        if (j->text[from - 1] != ' ' && j->text[from - 1] != '\n') break;
     }
     *end = span->start;
     llamita_status status = push_text(j, start, best_count > 0 ? first : span->start);

@@ -225,8 +225,8 @@ def load_adapter(directory: Path, config: ModelConfig) -> Adapter:
     others[HEAD] = others[EMBEDDING]  # an adapter may untie it
     updates: dict[str, LoraUpdate] = {}
     changes: dict[str, TensorChange] = {}
-    order = list(others)
-    for module in sorted(found, key=lambda name: order.index(name) if name in others else -1):
+    order = {module: number for number, module in enumerate(others)}
+    for module in sorted(found, key=lambda name: order.get(name, -1)):
         if module in shapes and not found[module].keys().isdisjoint(_PARTS):
             updates[module] = _read_update(directory, stored, settings, module, found[module], shapes[module])
         elif module in others:
