@@ -31,6 +31,13 @@
  * (Llama 3: 8 MB), and all of a small file. A multiple of all page sizes. */
 #define PRIVATE_BYTES ((size_t)16 << 20)
 
+/* All pages at once: faults one by one take longer than the reading. */
+#if defined(MAP_POPULATE)
+#define PREFAULT MAP_POPULATE
+#else
+#define PREFAULT 0
+#endif
+
 /* A single read is at most this long: Linux and macOS stop at about 2 GB. */
 #define MAX_READ_BYTES ((size_t)1 << 30)
 
@@ -47,28 +54,35 @@ bool platform_file_read(const platform_file *file, size_t offset, void *to, size
     return true;
 }
 
-/* Maps the file and replaces the mapping of its beginning by a copy. */
-static bool map(platform_file *file, bool whole, char *reason) {
-    const size_t num_private = whole || file->num_bytes < PRIVATE_BYTES ? file->num_bytes : PRIVATE_BYTES;
-    const int descriptor = num_private < file->num_bytes ? (int)file->handle : -1;
-    const int anonymous = MAP_PRIVATE | MAP_ANONYMOUS;
-    char *bytes = mmap(NULL, file->num_bytes, PROT_READ, descriptor < 0 ? anonymous : MAP_PRIVATE, descriptor, 0);
-    if (bytes == MAP_FAILED) {
-        snprintf(reason, PLATFORM_REASON_BYTES, "%s", strerror(errno));
-        return false;
-    }
+static bool fail_with(const char *found, char *reason) {
+    snprintf(reason, PLATFORM_REASON_BYTES, "%s", found);
+    return false;
+}
+
+/* Maps the file and replaces the mapping of its beginning by memory. */
+static bool map(platform_file *file, char *reason) {
+    char *bytes = mmap(NULL, file->num_bytes, PROT_READ, MAP_PRIVATE, (int)file->handle, 0);
+    if (bytes == MAP_FAILED) return fail_with(strerror(errno), reason);
     file->bytes = bytes;
-    if (mmap(bytes, num_private, PROT_READ | PROT_WRITE, anonymous | MAP_FIXED, -1, 0) == MAP_FAILED) {
-        snprintf(reason, PLATFORM_REASON_BYTES, "%s", strerror(errno));
-        return false;
+    const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | PREFAULT;
+    if (mmap(bytes, file->num_private_bytes, PROT_READ | PROT_WRITE, flags, -1, 0) == MAP_FAILED)
+        return fail_with(strerror(errno), reason);
+    return true;
+}
+
+/* Fills file->bytes: a copy of the whole file, or of its beginning and a mapping of the rest. */
+static bool fill(platform_file *file, bool whole, char *reason) {
+    file->num_private_bytes = whole || file->num_bytes < PRIVATE_BYTES ? file->num_bytes : PRIVATE_BYTES;
+    if (file->num_private_bytes < file->num_bytes) {
+        if (!map(file, reason)) return false;
+    } else {
+        file->bytes = platform_pages_alloc(file->num_bytes);
+        if (!file->bytes) return fail_with(strerror(ENOMEM), reason);
     }
     errno = 0;
-    if (!platform_file_read(file, 0, bytes, num_private)) {
-        snprintf(reason, PLATFORM_REASON_BYTES, "%s", errno ? strerror(errno) : "the file was cut while it was read");
-        return false;
-    }
-    (void)mprotect(bytes, num_private, PROT_READ);
-    file->num_private_bytes = num_private;
+    if (!platform_file_read(file, 0, file->bytes, file->num_private_bytes))
+        return fail_with(errno ? strerror(errno) : "the file was cut while it was read", reason);
+    platform_pages_protect(file->bytes, file->num_private_bytes);
     return true;
 }
 
@@ -77,8 +91,7 @@ static bool check_kind(const struct stat *info, char *reason) {
                         : !S_ISREG(info->st_mode)            ? "expected a regular file, found a device or a pipe"
                         : (uint64_t)info->st_size > SIZE_MAX ? "the file is larger than the address space"
                                                              : NULL;
-    if (found) snprintf(reason, PLATFORM_REASON_BYTES, "%s", found);
-    return !found;
+    return !found || fail_with(found, reason);
 }
 
 /* O_NONBLOCK: opening a pipe without a writer would block forever. */
@@ -87,20 +100,20 @@ bool platform_file_open(const char *path, bool whole, platform_file *file, char 
     struct stat info;
     *file = (platform_file){.handle = descriptor};
     if (descriptor < 0 || fstat(descriptor, &info) != 0) {
-        snprintf(reason, PLATFORM_REASON_BYTES, "%s", strerror(errno));
+        const int code = errno;
         if (descriptor >= 0) close(descriptor);
-        return false;
+        return fail_with(strerror(code), reason);
     }
     if (check_kind(&info, reason)) {
         file->num_bytes = (size_t)info.st_size;
-        if (file->num_bytes == 0 || map(file, whole, reason)) return true;
+        if (file->num_bytes == 0 || fill(file, whole, reason)) return true;
     }
     platform_file_close(file);
     return false;
 }
 
 void platform_file_close(platform_file *file) {
-    if (file->bytes) (void)munmap(file->bytes, file->num_bytes);
+    if (file->bytes) platform_pages_free(file->bytes, file->num_bytes);
     close((int)file->handle);
     *file = (platform_file){.handle = -1};
 }
