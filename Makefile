@@ -20,6 +20,10 @@ test-all: $(VENV)/.dev ## the same, and the slow tests: killed and distributed t
 compat: $(VENV)/.compat ## the stock runtimes load our files: transformers, peft, llama-cpp-python (built on first use)
 	@$(BIN)/python -m pytest -m compat tests
 
+cross: $(VENV)/.dev ## build the engine for Windows, macOS, musl, ARM and WebAssembly with zig; run it under wine, qemu and node
+	@$(INSTALL) ziglang
+	@$(BIN)/python -m pytest -m cross tests
+
 check: $(VENV)/.dev ## ruff, mypy, clang-format
 	@BIN=$(BIN) sh tests/run_all.sh check
 
@@ -68,4 +72,4 @@ $(VENV)/.compat: $(VENV)/.dev
 $(VENV)/.docs: $(BIN)/pip pyproject.toml constraints.txt
 	@$(INSTALL) mkdocs-material && touch $@
 
-.PHONY: help demo test test-all compat check engine bench gpu docs docs-site clean
+.PHONY: help demo test test-all compat cross check engine bench gpu docs docs-site clean

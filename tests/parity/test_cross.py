@@ -16,7 +16,7 @@ import pytest
 
 from llamita.engine.model import PACKAGED_MODEL
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.cross
 
 ROOT = Path(__file__).resolve().parents[2]
 NODE_HOST = Path(__file__).parent / "wasi_host.mjs"
