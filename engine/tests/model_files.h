@@ -204,15 +204,8 @@ enum {
     DRAFT_CONTEXT = 16
 };
 
-static const char *const DRAFT_TOKENS[] = {"<unk>",
-                                           "<s>",
-                                           "</s>",
-                                           "\xE2\x96\x81",
-                                           "a",
-                                           "b",
-                                           "\xE2\x96\x81"
-                                           "a",
-                                           "ab"};
+static const char *const DRAFT_TOKENS[] = {
+    "<unk>", "<s>", "</s>", "\xE2\x96\x81", "a", "b", "\342\226\201a" /* octal: \x81a would be one escape */, "ab"};
 enum { DRAFT_VOCAB = sizeof DRAFT_TOKENS / sizeof DRAFT_TOKENS[0] };
 
 /* SentencePiece without byte fallback. */

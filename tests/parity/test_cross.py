@@ -3,12 +3,14 @@ qemu or node can run it, it writes the bytes that it writes here."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -133,3 +135,27 @@ def test_chat_on_windows(make_chat_model: Callable[..., object], engine_build: P
     there = run([*program, *words], folder, input="你好\r\nhello\r\n".encode())
     assert (there.returncode, there.stdout) == (0, here.stdout)
     assert here.stdout.count(b"\n") >= 2
+
+
+def test_ctrl_c_on_windows(folder: Path) -> None:
+    """In a console, which wine makes of a terminal. A program that the system ends has another code."""
+    pty = pytest.importorskip("pty")
+    program = command("x86_64-windows-gnu", "run", folder)
+    terminal, end = pty.openpty()
+    words = [*program, "模型 é.gguf", "-n", "0", "-t", "3"]
+    environment = dict(os.environ, WINEDEBUG="-all", TERM="xterm")
+    process = subprocess.Popen(
+        words, stdin=end, stdout=end, stderr=end, cwd=folder, env=environment, start_new_session=True
+    )
+    os.close(end)
+    os.set_blocking(terminal, False)
+    deadline, shown = time.monotonic() + 60, b""
+    while process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.2)
+        with contextlib.suppress(BlockingIOError, OSError):
+            shown += os.read(terminal, 1 << 16)
+        if len(shown) > 2000:
+            os.write(terminal, b"\x03")
+    process.kill()
+    os.close(terminal)
+    assert process.wait() == 130
