@@ -12,7 +12,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -137,25 +139,21 @@ def test_chat_on_windows(make_chat_model: Callable[..., object], engine_build: P
     assert here.stdout.count(b"\n") >= 2
 
 
-def test_ctrl_c_on_windows(folder: Path) -> None:
+def test_ctrl_c_on_windows(tiny_models: Any, tmp_path: Path) -> None:
     """In a console, which wine makes of a terminal. A program that the system ends has another code."""
     pty = pytest.importorskip("pty")
-    program = command("x86_64-windows-gnu", "run", folder)
-    terminal, end = pty.openpty()
-    words = [*program, "模型 é.gguf", "-n", "0", "-t", "3"]
-    environment = dict(os.environ, WINEDEBUG="-all", TERM="xterm")
-    process = subprocess.Popen(
-        words, stdin=end, stdout=end, stderr=end, cwd=folder, env=environment, start_new_session=True
-    )
-    os.close(end)
-    os.set_blocking(terminal, False)
-    deadline, shown = time.monotonic() + 60, b""
-    while process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.2)
-        with contextlib.suppress(BlockingIOError, OSError):
-            shown += os.read(terminal, 1 << 16)
-        if len(shown) > 2000:
-            os.write(terminal, b"\x03")
-    process.kill()
-    os.close(terminal)
-    assert process.wait() == 130
+    ids = [tiny_models.byte_id(byte) for byte in "日🦙".encode()]
+    endless = tiny_models.successor("endless", dict(pairwise([1, *ids, ids[0]])), context=20000)
+    words = [str(endless.path), "-z", str(endless.tokenizer), "-t", "0", "-n", "0"]
+    program = command("x86_64-windows-gnu", "run", tmp_path)
+    process, terminal = pty.fork()
+    if process == 0:
+        os.execvpe(program[0], [*program, *words], dict(os.environ, WINEDEBUG="-all", TERM="xterm"))
+    deadline, shown = time.monotonic() + 120, b""
+    while time.monotonic() < deadline and len(shown) < 1000:
+        shown += os.read(terminal, 1 << 16)
+    os.write(terminal, b"\x03")
+    with contextlib.suppress(OSError):  # the end of a terminal
+        while time.monotonic() < deadline and os.read(terminal, 1 << 16):
+            pass
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 130
