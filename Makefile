@@ -23,6 +23,10 @@ fuzz: $(VENV)/.dev ## damage files of every kind at random, read and run them (M
 compat: $(VENV)/.compat ## the stock runtimes load our files: transformers, peft, llama-cpp-python (built on first use)
 	@$(BIN)/python -m pytest -m compat tests
 
+cross: $(VENV)/.dev ## build the engine for Windows, macOS, musl, ARM and WebAssembly with zig; run it under wine, qemu and node
+	@$(INSTALL) ziglang
+	@$(BIN)/python -m pytest -m cross tests
+
 check: $(VENV)/.dev ## ruff, mypy, clang-format
 	@BIN=$(BIN) sh tests/run_all.sh check
 
@@ -72,4 +76,4 @@ $(VENV)/.compat: $(VENV)/.dev
 $(VENV)/.docs: $(BIN)/pip pyproject.toml constraints.txt
 	@$(INSTALL) mkdocs-material && touch $@
 
-.PHONY: help demo test test-all fuzz compat check engine bench gpu docs docs-site clean
+.PHONY: help demo test test-all fuzz compat cross check engine bench gpu docs docs-site clean

@@ -2,9 +2,8 @@
 #ifndef APP_APP_H
 #define APP_APP_H
 
-#include <signal.h>
-
 #include "args.h"
+#include "system.h"
 
 /* Writes text to stdout in complete UTF-8 characters. Owns its bytes. */
 typedef struct {
@@ -28,14 +27,6 @@ typedef struct {
     int32_t last_id;
     stop_reason stop;
 } app;
-
-extern volatile sig_atomic_t interrupted; /* Ctrl-C was pressed */
-
-/* Installs the signal handlers: Ctrl-C sets interrupted, a second one ends the program, and SIGPIPE
- * is ignored. restart: system calls are restarted after Ctrl-C. */
-void set_signals(bool restart);
-
-double seconds(void);
 
 /* Appends bytes and writes all complete characters. */
 void output_write(output *out, const char *bytes, size_t num_bytes);

@@ -7,8 +7,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
-#include <unistd.h>
+
+#include "system.h"
 
 _Noreturn void fail(const char *format, ...) {
     char message[1024];
@@ -84,7 +84,8 @@ enum { NUM_FLAGS = sizeof FLAGS / sizeof *FLAGS };
 _Noreturn static void help(void) {
     printf("usage: run MODEL [PROMPT] [flags]\n\n"
            "Generates text with a GGUF or llama2.c model: text on stdout, statistics on stderr.\n"
-           "With -m chat, answers questions: Ctrl-C stops an answer, Ctrl-D ends the chat, /help lists commands.\n\n");
+           "With -m chat, answers questions: Ctrl-C stops an answer, " END_OF_INPUT_KEY
+           " ends the chat, /help lists commands.\n\n");
     for (int i = 0; i < NUM_FLAGS; i++) {
         char usage[64];
         snprintf(usage, sizeof usage, "--%s%s%s", FLAGS[i].name, *FLAGS[i].value ? " " : "", FLAGS[i].value);
@@ -227,6 +228,6 @@ options parse_args(int argc, char **argv) {
     if (o.temperature < 0) o.temperature = chats ? 0.6 : 1;
     if (o.num_new_tokens < 0) o.num_new_tokens = chats ? 512 : 256;
     if (o.top_p == 0) o.top_p = 1; /* as in llama2.c, 0 is off */
-    if (!o.seed_given) o.seed = (uint64_t)time(NULL) * 1000003u + (uint64_t)getpid();
+    if (!o.seed_given) o.seed = system_seed();
     return o;
 }

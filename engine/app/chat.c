@@ -5,7 +5,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "app.h"
 
@@ -34,7 +33,7 @@ static void *allocate(size_t num_bytes) {
 
 /* Prints a line to stderr, dim if it is a terminal. */
 static void print_note(const char *format, ...) {
-    const bool dim = isatty(STDERR_FILENO);
+    const bool dim = system_is_terminal(stderr);
     va_list arguments;
     va_start(arguments, format);
     if (dim) fputs("\033[2m", stderr);
@@ -167,7 +166,7 @@ static void chat_report(const chat *c) {
     if (a->stop == STOP_CONTEXT) print_note("stopped: the context is full");
     if (a->stop == STOP_INTERRUPT && c->num_answer_ids == 0)
         print_note("stopped before the answer: the question was removed from the chat");
-    if (!c->o->verbose && !isatty(STDERR_FILENO)) return;
+    if (!c->o->verbose && !system_is_terminal(stderr)) return;
     const double read_speed = a->prompt_seconds > 0 ? (double)c->num_fed / a->prompt_seconds : 0;
     const double speed = a->decode_seconds > 0 ? (double)a->num_decoded / a->decode_seconds : 0;
     print_note("read %zu tokens, %.1f tok/s | generated %zu tokens, %.1f tok/s | context %zu of %zu", c->num_fed,
@@ -179,13 +178,13 @@ static void chat_report(const chat *c) {
 static void chat_answer(chat *c, output *out) {
     app *a = c->app;
     int32_t previous_id = c->ids[c->num_ids - 1], id = -1;
-    double start = seconds();
+    double start = system_seconds();
     c->num_answer_ids = c->answer_bytes = 0;
     a->num_generated = a->num_decoded = 0;
     a->stop = STOP_INTERRUPT;
     if (chat_prefill(c)) id = pick(a);
-    a->prompt_seconds = seconds() - start;
-    start = seconds();
+    a->prompt_seconds = system_seconds() - start;
+    start = system_seconds();
     while (id >= 0 && (a->stop = stop_before(a, out, id)) == STOP_NONE) {
         chat_add_token(c, out, previous_id, id);
         a->num_generated++;
@@ -195,7 +194,7 @@ static void chat_answer(chat *c, output *out) {
         previous_id = id;
         id = pick(a);
     }
-    a->decode_seconds = seconds() - start;
+    a->decode_seconds = system_seconds() - start;
     out->num_bytes = 0; /* drop an incomplete character */
     if (!out->closed) output_write(out, "\n", 1);
     if (c->num_answer_ids > 0 || a->stop == STOP_END_TOKEN)
@@ -206,15 +205,15 @@ static void chat_answer(chat *c, output *out) {
 
 /* Reads a line of stdin into *line, which the caller frees, without its line end. Returns its
  * length, or -1 at the end of stdin. */
-static ssize_t read_question(const chat *c, char **line, size_t *capacity) {
+static ptrdiff_t read_question(const chat *c, char **line, size_t *capacity) {
     for (;;) {
-        set_signals(false);
+        system_catch_interrupts(false);
         interrupted = 0;
         if (c->on_terminal) fputs("> ", stderr);
-        ssize_t length = getline(line, capacity, stdin);
+        ptrdiff_t length = system_read_line(line, capacity);
         if (length < 0 && c->on_terminal && interrupted) {
             clearerr(stdin);
-            print_note("\nCtrl-D ends the chat.");
+            print_note("\n" END_OF_INPUT_KEY " ends the chat.");
             continue;
         }
         if (length < 0 && ferror(stdin) && !interrupted) fail("reading stdin: %s", strerror(errno));
@@ -253,7 +252,7 @@ static bool chat_command(chat *c, char *line) {
         print_note("/help         list these commands\n"
                    "/reset        forget the conversation; the system prompt stays\n"
                    "/system TEXT  set the system prompt, and forget the conversation\n"
-                   "/exit         end the chat, as Ctrl-D does\n"
+                   "/exit         end the chat, as " END_OF_INPUT_KEY " does\n"
                    "//TEXT        send the message /TEXT");
     } else if (is_command(line, "/reset", &argument)) {
         chat_reset(c, NULL);
@@ -271,7 +270,7 @@ static bool chat_command(chat *c, char *line) {
 }
 
 int run_chat(app *a, const options *o, output *out) {
-    chat c = {.app = a, .o = o, .on_terminal = isatty(STDIN_FILENO)};
+    chat c = {.app = a, .o = o, .on_terminal = system_is_terminal(stdin)};
     c.context_tokens = (size_t)llamita_session_context_tokens(a->session);
     c.cached_ids = allocate(c.context_tokens * sizeof *c.cached_ids);
     c.ids = allocate(c.context_tokens * sizeof *c.ids);
@@ -280,12 +279,12 @@ int run_chat(app *a, const options *o, output *out) {
     chat_encode(&c); /* fails now, not at the first question, if the chat template is unusable */
     chat_remove_messages(&c, 0, 1);
     if (o->system) chat_reset(&c, o->system);
-    if (c.on_terminal) print_note("Ctrl-C stops an answer, Ctrl-D ends the chat, /help lists commands.");
+    if (c.on_terminal) print_note("Ctrl-C stops an answer, " END_OF_INPUT_KEY " ends the chat, /help lists commands.");
     char *line = NULL;
     size_t capacity = 0, prompt_bytes;
     char *prompt = read_prompt(o, false, &prompt_bytes);
     const char *question = prompt;
-    ssize_t length = (ssize_t)prompt_bytes;
+    ptrdiff_t length = (ptrdiff_t)prompt_bytes;
     while (length >= 0 && !out->closed) {
         const bool typed = c.on_terminal && question == line && length > 0 && *question == '/';
         if (typed && question[1] != '/') {
@@ -298,7 +297,7 @@ int run_chat(app *a, const options *o, output *out) {
         }
         if (length > 0 && question[strspn(question, " \t")]) {
             chat_add_message(&c, "user", question, (size_t)length, 0);
-            set_signals(true);
+            system_catch_interrupts(true);
             interrupted = 0;
             if (chat_fit(&c)) chat_answer(&c, out);
             if (interrupted && !c.on_terminal) break;

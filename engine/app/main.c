@@ -7,17 +7,9 @@
 #include "app.h"
 
 #include <errno.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
-
-double seconds(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + (double)now.tv_nsec * 1e-9;
-}
 
 /* ------------------------------------------------------------------ output */
 
@@ -32,29 +24,11 @@ void output_write(output *out, const char *bytes, size_t num_bytes) {
     const size_t whole = llamita_utf8_complete(out->bytes, out->num_bytes);
     if (whole == 0 || out->closed) return;
     if (fwrite(out->bytes, 1, whole, stdout) != whole || fflush(stdout) != 0) {
-        if (errno != EPIPE) fail("writing the text to stdout: %s", strerror(errno));
+        if (!system_is_broken_pipe(errno)) fail("writing the text to stdout: %s", strerror(errno));
         out->closed = true;
     }
     out->num_bytes -= whole;
     memmove(out->bytes, out->bytes + whole, out->num_bytes);
-}
-
-/* ------------------------------------------------------------------ signals */
-
-volatile sig_atomic_t interrupted;
-
-static void on_interrupt(int signal_number) {
-    (void)signal_number;
-    interrupted = 1;
-}
-
-void set_signals(bool restart) {
-    struct sigaction action;
-    memset(&action, 0, sizeof action);
-    action.sa_handler = on_interrupt;
-    action.sa_flags = (int)(restart ? SA_RESETHAND | SA_RESTART : SA_RESETHAND);
-    sigaction(SIGINT, &action, NULL);
-    signal(SIGPIPE, SIG_IGN);
 }
 
 /* ------------------------------------------------------------------ opening and closing */
@@ -92,7 +66,7 @@ static void use_adapters(const app *a, const options *o) {
 }
 
 static void open_all(app *a, const options *o) {
-    const double start = seconds();
+    const double start = system_seconds();
     llamita_error error;
     llamita_model_params params = {.tokenizer_path = o->tokenizer_path, .kernels = o->kernels};
     check(llamita_model_open(o->model_path, &params, &a->model, &error), &error);
@@ -122,7 +96,7 @@ static void open_all(app *a, const options *o) {
                                             .repetition_window = (int32_t)o->repetition_window,
                                             .seed = o->seed};
     check(llamita_sampler_open(&sampler, a->info.vocab_size, &a->sampler, &error), &error);
-    a->load_seconds = seconds() - start;
+    a->load_seconds = system_seconds() - start;
 }
 
 /* ------------------------------------------------------------------ generating */
@@ -179,16 +153,16 @@ stop_reason stop_after(const app *a, const options *o) {
  * stop. */
 static void generate(app *a, const options *o, output *out) {
     llamita_error error;
-    double start = seconds();
+    double start = system_seconds();
     int64_t passes;
     for (size_t i = 0; i < a->num_prompt_ids; i++) llamita_sampler_accept(a->sampler, a->prompt_ids[i]);
     check(llamita_session_feed(a->session, a->prompt_ids, a->num_prompt_ids, &error), &error);
     int32_t id = pick(a), previous_id = a->prompt_ids[a->num_prompt_ids - 1];
-    a->prompt_seconds = seconds() - start;
+    a->prompt_seconds = system_seconds() - start;
     for (size_t i = 0; i < a->num_prompt_ids; i++)
         write_token(a, out, i > 0 ? a->prompt_ids[i - 1] : -1, a->prompt_ids[i]);
 
-    start = seconds();
+    start = system_seconds();
     passes = llamita_session_num_passes(a->session);
     while ((a->stop = stop_before(a, out, id)) == STOP_NONE) {
         write_token(a, out, previous_id, id);
@@ -199,7 +173,7 @@ static void generate(app *a, const options *o, output *out) {
         previous_id = id;
         id = pick(a);
     }
-    a->decode_seconds = seconds() - start;
+    a->decode_seconds = system_seconds() - start;
     a->num_decode_passes = llamita_session_num_passes(a->session) - passes;
     a->last_id = id;
 }
@@ -239,10 +213,11 @@ static void close_all(app *a, output *out) {
 }
 
 int main(int argc, char **argv) {
+    if (!system_start(&argc, &argv)) fail("out of memory for the arguments");
     const options o = parse_args(argc, argv);
     app a = {0};
     output out = {0};
-    set_signals(true);
+    system_catch_interrupts(true);
     open_all(&a, &o);
     if (strcmp(o.mode, "chat") == 0) {
         const int code = run_chat(&a, &o, &out);
@@ -251,7 +226,7 @@ int main(int argc, char **argv) {
     }
     encode_prompt(&a, &o);
     generate(&a, &o, &out);
-    if (!out.closed && (putchar('\n') == EOF || fflush(stdout) != 0) && errno != EPIPE)
+    if (!out.closed && (putchar('\n') == EOF || fflush(stdout) != 0) && !system_is_broken_pipe(errno))
         fail("writing the text to stdout: %s", strerror(errno));
     report(&a, &o, &out);
     close_all(&a, &out);

@@ -1,21 +1,13 @@
 /* prompt.c: the prompt, from the command line, a file, or what is piped in. */
 #include <errno.h>
-#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include "app.h"
+#include "system.h"
 
 enum { MAX_PROMPT_BYTES = 64 << 20, CHUNK_BYTES = 1 << 16, WAIT_MS = 1000 };
-
-/* Whether stdin is a pipe or a file, and not a terminal or /dev/null. */
-static bool is_piped(void) {
-    struct stat status;
-    return fstat(STDIN_FILENO, &status) == 0 && (S_ISFIFO(status.st_mode) || S_ISREG(status.st_mode));
-}
 
 /* Reads all of the file, without a byte order mark and without one line end at the end, which
  * editors and echo add. */
@@ -45,13 +37,12 @@ static char *read_all(FILE *file, const char *name, size_t *num_bytes) {
 
 static char *read_stdin(size_t *num_bytes) {
     /* Programs that start this one may leave it a pipe that nobody writes to. */
-    struct pollfd input = {.fd = STDIN_FILENO, .events = POLLIN};
-    if (poll(&input, 1, WAIT_MS) == 0) fputs("waiting for a prompt on stdin (-i '' starts without one)\n", stderr);
+    if (!system_wait_for_stdin(WAIT_MS)) fputs("waiting for a prompt on stdin (-i '' starts without one)\n", stderr);
     return read_all(stdin, "the prompt on stdin", num_bytes);
 }
 
 static char *read_file(const char *path, size_t *num_bytes) {
-    FILE *file = fopen(path, "rb");
+    FILE *file = system_open_file(path);
     if (!file) fail("--prompt-file: %s: %s", path, strerror(errno));
     char *bytes = read_all(file, path, num_bytes);
     fclose(file);
@@ -90,7 +81,7 @@ static size_t unescape(char *bytes, size_t num_bytes) {
 char *read_prompt(const options *o, bool may_be_piped, size_t *num_bytes) {
     const char *source = o->prompt_file ? o->prompt_file : o->prompt;
     char *bytes;
-    if (source ? strcmp(source, "-") == 0 : may_be_piped && is_piped()) {
+    if (source ? strcmp(source, "-") == 0 : may_be_piped && system_stdin_is_piped()) {
         bytes = read_stdin(num_bytes);
     } else if (o->prompt_file) {
         bytes = read_file(source, num_bytes);

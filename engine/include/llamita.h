@@ -11,6 +11,9 @@
  *   - Threads: a llamita_model, a llamita_tokenizer and a llamita_adapter are immutable once open
  *     and may be shared by any number of threads. A session, a sampler or a BPE trainer may be used
  *     by one thread at a time.
+ *   - Processes: in the child of fork(), models, tokenizers, adapters and samplers work as before. A
+ *     session with several threads can only be closed there: its threads stayed in the parent, and
+ *     feeding it tokens is LLAMITA_ERROR_ARGUMENT. A new session works.
  *   - Determinism: logits depend only on the model file, the adapters and their scales, the type of
  *     the KV cache and the token ids. They are bit-identical for any kernels and number of threads,
  *     for any split of the ids into calls, after any rewind, whatever other sequences run in the
@@ -44,7 +47,7 @@ typedef struct llamita_bpe_trainer llamita_bpe_trainer; /* word counts to train 
 
 typedef enum {
     LLAMITA_OK = 0,
-    LLAMITA_ERROR_IO = 1,       /* the file is missing or cannot be read */
+    LLAMITA_ERROR_IO = 1,       /* the file is missing, cannot be read, or was cut while it was read */
     LLAMITA_ERROR_FORMAT = 2,   /* the file is damaged, or its format is not supported */
     LLAMITA_ERROR_MEMORY = 3,   /* out of memory */
     LLAMITA_ERROR_ARGUMENT = 4, /* a parameter is out of range */
@@ -95,8 +98,10 @@ typedef struct {
     int32_t bos_id, eos_id; /* -1: none */
 } llamita_model_info;
 
-/* Maps and validates a model file. The format (GGUF v2/v3, llama2.c v0/v1/v2) is detected by its
- * content. params may be NULL. */
+/* Reads and validates a model file. The format (GGUF v2/v3, llama2.c v0/v1/v2) is detected by its
+ * content. params may be NULL. Once the function has returned, the file may be changed, cut or
+ * removed. If it is cut meanwhile, that is LLAMITA_ERROR_IO; only the metadata of a GGUF beyond its
+ * first 16 MB is read in place, so cutting that kills a POSIX process. */
 LLAMITA_API llamita_status llamita_model_open(const char *path, const llamita_model_params *params,
                                               llamita_model **model, llamita_error *error);
 LLAMITA_API void llamita_model_close(llamita_model *model);

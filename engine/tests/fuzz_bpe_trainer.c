@@ -16,12 +16,13 @@ static void use(const uint8_t *bytes, size_t num_bytes) {
     for (size_t i = 0; i < num_bytes - 3; i++)
         if (bytes[i + 3] == 0xFE && num_documents < MAX_DOCUMENTS - 1) ends[num_documents++] = i;
     ends[num_documents++] = num_bytes - 3;
+    const llamita_bpe_unit unit = num_bytes % 2 ? LLAMITA_BPE_WORDS : LLAMITA_BPE_CHARACTERS;
     int32_t merges[2][MAX_MERGES + 256][3];
     size_t num_merges[2] = {0};
     llamita_error error = {0};
     for (int again = 0; again < 2; again++) {
         llamita_bpe_trainer *trainer = NULL;
-        CHECK(!llamita_bpe_trainer_open(&trainer, LLAMITA_BPE_WORDS, &error), "%s", error.message);
+        CHECK(!llamita_bpe_trainer_open(&trainer, unit, &error), "%s", error.message);
         CHECK(!llamita_bpe_trainer_add(trainer, text, ends, num_documents, &error), "%s", error.message);
         const llamita_status status = llamita_bpe_trainer_train(trainer, num_tokens, min_count, merges[again][0],
                                                                 capacity, &num_merges[again], &error);

@@ -156,12 +156,12 @@ static inline void *random_rows(tensor_type type, int64_t num_rows, int64_t leng
     return data;
 }
 
-/* Packs the rows for the kernels; the caller frees the result. */
-static inline void *packed_rows(tensor_type type, const void *rows, int64_t num_rows, int64_t length) {
+/* Packs the rows for the kernels. The caller frees *memory. */
+static inline void *packed_rows(tensor_type type, const void *rows, int64_t num_rows, int64_t length, char **memory) {
     const int64_t num_panels = (num_rows + PANEL_ROWS - 1) / PANEL_ROWS;
-    const size_t bytes = ((size_t)num_panels * panel_bytes(panel_format_of(type), length) + 63) / 64 * 64;
-    void *panels = aligned_alloc(PANEL_ALIGNMENT, bytes);
-    REQUIRE(panels, "out of memory");
+    const size_t bytes = (size_t)num_panels * panel_bytes(panel_format_of(type), length);
+    *memory = allocate_or_die(bytes + PANEL_ALIGNMENT);
+    void *panels = *memory + (PANEL_ALIGNMENT - (uintptr_t)*memory % PANEL_ALIGNMENT);
     REQUIRE(panel_pack(type, rows, row_bytes_of(type, length), num_rows, length, 0, num_panels, panels),
             "out of memory");
     return panels;
@@ -189,11 +189,11 @@ static inline void own(llamita_model *model, void *memory) {
 }
 
 static inline tensor random_tensor(llamita_model *model, tensor_type type, int64_t num_rows, int64_t length) {
-    char *memory;
+    char *memory, *panel_memory;
     const void *data = random_rows(type, num_rows, length, 1.0f / sqrtf((float)length), &memory);
-    void *panels = packed_rows(type, data, num_rows, length);
+    void *panels = packed_rows(type, data, num_rows, length, &panel_memory);
     own(model, memory);
-    own(model, panels);
+    own(model, panel_memory);
     return (tensor){.type = type,
                     .num_rows = num_rows,
                     .row_length = length,

@@ -41,9 +41,9 @@ static void check_alone(const kernels *k, const matmul_job *job, panel_format fo
 static void check_matmul(tensor_type type, int64_t num_rows, int64_t num_columns, int64_t length) {
     const panel_format format = panel_format_of(type);
     const bool quantized = panel_is_quantized(format);
-    char *memory;
+    char *memory, *panel_memory;
     const char *weights = random_rows(type, num_rows, length, 0.1f, &memory);
-    void *panels = packed_rows(type, weights, num_rows, length);
+    void *panels = packed_rows(type, weights, num_rows, length, &panel_memory);
     float *columns = allocate_or_die((size_t)(num_columns * length) * sizeof(float)),
           *row = allocate_or_die((size_t)length * sizeof(float));
     const size_t num_blocks = (size_t)(num_columns * length / 32);
@@ -87,7 +87,7 @@ static void check_matmul(tensor_type type, int64_t num_rows, int64_t num_columns
         CHECK(memcmp(reference, out, num_out * sizeof *out) == 0, "%s %s %dx%dx%d differs from the reference",
               tables[i]->name, type_name(type), (int)num_rows, (int)num_columns, (int)length);
     }
-    free(memory), free(panels), free(columns), free(row), free(blocks), free(out), free(reference);
+    free(memory), free(panel_memory), free(columns), free(row), free(blocks), free(out), free(reference);
 }
 
 static void test_matmul(void) {

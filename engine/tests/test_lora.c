@@ -77,9 +77,9 @@ static void test_logits(uint32_t type) {
                 weights[(size_t)row * length + k] += (float)(0.05 * 6.0 / RANK * sum);
             }
         free(a_rows);
-        void *panels = packed_rows(TENSOR_F32, weights, matrix->num_rows, matrix->row_length);
-        own(merged, panels);
-        matrix->panels = panels;
+        char *memory;
+        matrix->panels = packed_rows(TENSOR_F32, weights, matrix->num_rows, matrix->row_length, &memory);
+        own(merged, memory);
     }
     int32_t ids[NUM_IDS];
     for (int i = 0; i < NUM_IDS; i++) ids[i] = random_below(75);

@@ -2,6 +2,7 @@
  * stop. */
 #include <time.h>
 
+#include "platform/platform.h"
 #include "random_model.h"
 #include "runtime/thread_pool.h"
 #include "runtime/thread_tuner.h"
@@ -56,18 +57,18 @@ static void test_waking(void) {
 }
 
 static void test_leave_processors(void) {
-    int all[4096], current = thread_pool_current_processor();
+    int all[4096], current = platform_current_processor();
     for (int i = 0; i < 4096; i++) all[i] = i - 1;
-    CHECK(!thread_pool_leave_processors(all, 4096), "left all processors");
-    const int available = thread_pool_available();
+    CHECK(!platform_leave_processors(all, 4096), "left all processors");
+    const int available = platform_num_processors();
     bool moved = false;
     /* Repeated, because the system may move the thread back at any time. */
     for (int i = 0; i < 100 && !moved && current >= 0; i++) {
-        current = thread_pool_current_processor();
-        moved = thread_pool_leave_processors(&current, 1) && thread_pool_current_processor() != current;
+        current = platform_current_processor();
+        moved = platform_leave_processors(&current, 1) && platform_current_processor() != current;
     }
     CHECK(moved || available == 1 || current < 0, "still on processor %d", current);
-    CHECK(thread_pool_available() == available, "%d processors instead of %d", thread_pool_available(), available);
+    CHECK(platform_num_processors() == available, "%d processors instead of %d", platform_num_processors(), available);
 }
 
 static void test_share(void) {
@@ -112,7 +113,8 @@ static void test_thread_tuner(void) {
 }
 
 int main(void) {
-    CHECK(thread_pool_available() >= 1 && thread_pool_available() < 100000, "%d processors", thread_pool_available());
+    CHECK(platform_num_processors() >= 1 && platform_num_processors() < 100000, "%d processors",
+          platform_num_processors());
     test_share();
     test_barriers();
     test_waking();

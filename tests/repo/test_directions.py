@@ -129,12 +129,13 @@ def sources(*folders: str) -> list[Path]:
 
 # engine/src: a folder may include its own headers, llamita.h, and those of the folders named here.
 C_FOLDERS = {
-    "runtime": (),
-    "kernels": ("runtime",),
-    "tokenizer": ("runtime",),
-    "model": ("kernels", "runtime", "tokenizer"),
-    "formats": ("kernels", "model", "runtime", "tokenizer"),
-    "api": ("formats", "kernels", "model", "runtime", "tokenizer"),
+    "platform": (),
+    "runtime": ("platform",),
+    "kernels": ("platform", "runtime"),
+    "tokenizer": ("platform", "runtime"),
+    "model": ("kernels", "platform", "runtime", "tokenizer"),
+    "formats": ("kernels", "model", "platform", "runtime", "tokenizer"),
+    "api": ("formats", "kernels", "model", "platform", "runtime", "tokenizer"),
 }
 
 
@@ -154,6 +155,26 @@ def test_c_folders(folder: str) -> None:
 
 def test_c_folders_are_all_named() -> None:
     assert {path.name for path in (ENGINE / "src").iterdir()} == set(C_FOLDERS)
+
+
+# ISO C11's headers, and the compilers' own with intrinsics, which kernels includes.
+C11_HEADERS = {f"{name}.h" for name in (
+    "assert", "complex", "ctype", "errno", "fenv", "float", "inttypes", "iso646", "limits", "locale", "math", "setjmp",
+    "signal", "stdalign", "stdarg", "stdatomic", "stdbool", "stddef", "stdint", "stdio", "stdlib", "stdnoreturn",
+    "string", "tgmath", "threads", "time", "uchar", "wchar", "wctype",
+)}  # fmt: skip
+INTRINSICS = {"arm_neon.h", "emmintrin.h", "immintrin.h", "wasm_simd128.h"}
+SYSTEM_FILES = ("src/platform/", "app/system_")  # one file for each system
+
+
+def test_system_headers_only_in_the_platform_layer() -> None:
+    for path in sources("src", "app"):
+        name = path.relative_to(ENGINE).as_posix()
+        if name.startswith(SYSTEM_FILES):
+            continue
+        found = set(re.findall(r"^\s*#\s*include\s+<([^>]+)>", path.read_text(encoding="utf-8"), re.MULTILINE))
+        allowed = C11_HEADERS | (INTRINSICS if path.parent.name == "kernels" else set())
+        assert found <= allowed, f"{name}: {found - allowed}; ask src/platform or app/system.h instead"
 
 
 def test_intrinsics_only_in_kernels() -> None:
@@ -190,7 +211,8 @@ def test_c_headers_include_without_circles() -> None:
 
 
 def test_c_files_call_without_circles() -> None:
-    paths = [path for path in sources("src") if path.suffix == ".c"]
+    other_systems = ("windows.c", "wasm.c")  # they define what posix.c defines
+    paths = [path for path in sources("src") if path.suffix == ".c" and path.name not in other_systems]
     texts = {str(p.relative_to(ENGINE / "src")): without_comments(p.read_text(encoding="utf-8")) for p in paths}
     defines = re.compile(r"^(static |INLINE )?(?=\w)[\w *]*?\b(\w+)\([^;{}]*?\)\s*\{", re.MULTILINE)
     functions = {name: defines.findall(text) for name, text in texts.items()}

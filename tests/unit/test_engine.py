@@ -6,9 +6,14 @@ from __future__ import annotations
 import ctypes
 import functools
 import gc
+import multiprocessing
+import os
 import re
+import subprocess
+import sys
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -282,6 +287,58 @@ def test_lifetimes(tiny_models) -> None:
         next(generation)
     with pytest.raises(EngineError, match="closed"):
         model.encode("a")
+
+
+def use_in_child(model: Model, session: Any, answers: Any) -> None:
+    """Runs in a forked process, at whose end Python closes the session and the model."""
+    try:
+        session.feed([2])
+    except EngineError as error:
+        answers.send(str(error))
+    session.close()
+    answers.send("".join(model.generate("a", max_new_tokens=4, temperature=0, num_threads=2)))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_session_in_a_forked_process(tiny_models) -> None:
+    """Its threads stayed in the parent: using it is an error there, closing it does not hang, and a new session
+    works. The same for a session that the child only drops when it ends."""
+    tiny = tiny_models.random()
+    model = llamita.load(tiny.path, tokenizer=tiny.tokenizer)
+    text = "".join(model.generate("a", max_new_tokens=4, temperature=0))
+    session, dropped = model.session(num_threads=3), model.session(num_threads=3)
+    session.feed([1])
+    dropped.feed([1])
+    fork = multiprocessing.get_context("fork")
+    here, there = fork.Pipe()
+    child = fork.Process(target=use_in_child, args=(model, session, there))
+    child.start()
+    child.join(60)
+    hangs = child.is_alive()
+    if hangs:
+        child.kill()
+    assert not hangs and child.exitcode == 0
+    assert "opened before this process was forked" in here.recv()
+    assert here.recv() == text
+    session.feed([2])  # the parent's goes on
+    assert session.position == 2
+
+
+def test_a_file_that_is_cut_while_the_model_is_open(tiny_models, tmp_path: Path) -> None:
+    """In a process of its own, because it would die of SIGBUS if a part of the file were still mapped."""
+    tiny = tiny_models.random()
+    path = tmp_path / "model.bin"
+    path.write_bytes(tiny.path.read_bytes())
+    code = """
+import os, sys, llamita
+model = llamita.load(sys.argv[1], tokenizer=sys.argv[2])
+before = list(model.generate("a", max_new_tokens=20, seed=1))
+os.truncate(sys.argv[1], 10)
+assert list(model.generate("a", max_new_tokens=20, seed=1)) == before
+"""
+    done = subprocess.run([sys.executable, "-c", code, path, tiny.tokenizer], capture_output=True, text=True)
+    assert done.returncode == 0, (done.returncode, done.stderr)
 
 
 def test_the_binding_is_the_header() -> None:

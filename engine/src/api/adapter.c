@@ -1,16 +1,14 @@
 /* adapter.c: the adapter API of llamita.h. */
-#include <sys/mman.h>
-
+#include "formats/file.h"
 #include "formats/formats.h"
-#include "formats/mmap_file.h"
 
 llamita_status llamita_adapter_open(const llamita_model *model, const char *path, llamita_adapter **adapter,
                                     llamita_error *error) {
-    mmap_file file;
-    llamita_status status = mmap_file_open("adapter", path, &file, error);
+    platform_file file;
+    llamita_status status = file_open("adapter", path, true, &file, error);
     if (!status) {
         status = gguf_read_lora(model, file.bytes, file.num_bytes, path, adapter, error);
-        munmap(file.bytes, file.num_bytes);
+        platform_file_close(&file);
     }
     return status;
 }

@@ -1,13 +1,11 @@
-/* model_load.c: opens a model file: maps it, detects its format, reads its tokenizer and packs its
- * weights. */
+/* model_load.c: opens a model file: detects its format, reads its tokenizer and packs its weights. */
 #include "api/model_load.h"
 
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 
+#include "formats/file.h"
 #include "formats/formats.h"
-#include "formats/mmap_file.h"
 #include "kernels/kernels.h"
 #include "model/model.h"
 #include "runtime/error.h"
@@ -19,8 +17,8 @@ static bool is_gguf(const void *bytes, size_t num_bytes) { return num_bytes >= 4
 
 /* Reads the tokenizer from a file other than the model's. */
 static llamita_status load_tokenizer(llamita_model *model, const char *path, llamita_error *error) {
-    mmap_file file;
-    llamita_status status = mmap_file_open("tokenizer", path, &file, error);
+    platform_file file;
+    llamita_status status = file_open("tokenizer", path, false, &file, error);
     if (status) return status;
     if (is_gguf(file.bytes, file.num_bytes)) {
         char *chat_template = NULL;
@@ -39,7 +37,7 @@ static llamita_status load_tokenizer(llamita_model *model, const char *path, lla
         status =
             llama2c_read_tokenizer(file.bytes, file.num_bytes, path, model->info.vocab_size, &model->tokenizer, error);
     }
-    munmap(file.bytes, file.num_bytes);
+    platform_file_close(&file);
     return status;
 }
 
@@ -123,18 +121,22 @@ llamita_status llamita_model_open(const char *path, const llamita_model_params *
         return error_set(error, LLAMITA_ERROR_ARGUMENT,
                          "cannot open a model: expected a path and a pointer for the model, found NULL");
     }
-    mmap_file file;
-    llamita_status status = mmap_file_open("model", path, &file, error);
+    platform_file file;
+    llamita_status status = file_open("model", path, false, &file, error);
     if (status) return status;
     llamita_model *opened = calloc(1, sizeof *opened);
     if (!opened) {
-        munmap(file.bytes, file.num_bytes);
+        platform_file_close(&file);
         return error_set(error, LLAMITA_ERROR_MEMORY, "cannot open model %s: out of memory", error_path(path));
     }
     opened->mapping = file.bytes;
     opened->mapping_bytes = file.num_bytes;
+    opened->file = &file;
     status = model_fill(opened, path, params ? params->kernels : NULL, error);
     status = status ? status : pack_beside_tokenizer(opened, path, params ? params->tokenizer_path : NULL, error);
+    platform_file_close(&file);
+    opened->mapping = NULL;
+    opened->file = NULL;
     if (status) {
         llamita_model_close(opened);
         return status;
@@ -146,7 +148,6 @@ llamita_status llamita_model_open(const char *path, const llamita_model_params *
 void llamita_model_close(llamita_model *model) {
     if (!model) return;
     model_clear(model);
-    munmap(model->mapping, model->mapping_bytes);
     free(model);
 }
 

@@ -7,7 +7,7 @@
 #include "model/forward.h"
 #include "model/ops.h"
 #include "model/prompt_lookup.h"
-#include "runtime/clock.h"
+#include "platform/platform.h"
 #include "runtime/error.h"
 #include "runtime/thread_tuner.h"
 
@@ -51,7 +51,7 @@ struct llamita_session {
 
 static int32_t choose_threads(const llamita_model *model) {
     const int64_t useful = 1 + model->info.decode_bytes / BYTES_PER_THREAD;
-    const int64_t available = thread_pool_available(),
+    const int64_t available = platform_num_processors(),
                   limit = available < MAX_AUTO_THREADS ? available : MAX_AUTO_THREADS;
     return (int32_t)(useful < limit ? useful : limit);
 }
@@ -253,6 +253,11 @@ static int32_t min(int32_t a, int32_t b) { return a < b ? a : b; }
  * before anything changes. */
 static llamita_status prepare_chunk(llamita_session *s, const llamita_chunk *chunk, size_t num_new, int32_t num_draft,
                                     llamita_error *error) {
+    if (!thread_pool_usable(s->pool))
+        return error_set(error, LLAMITA_ERROR_ARGUMENT,
+                         "cannot feed tokens: the session was opened before this process was forked, and its %d "
+                         "threads stayed in the parent; open a session in this process",
+                         thread_pool_size(s->pool));
     if (chunk->sequence < 0 || chunk->sequence >= s->num_sequences)
         return sequence_error(s, "feed tokens", chunk->sequence, error);
     sequence *seq = &s->sequences[chunk->sequence];
@@ -304,10 +309,10 @@ static forward_span next_span(llamita_session *s, const llamita_chunk *chunk, si
 static bool run_pass(llamita_session *s, const forward_span *spans, int32_t num_spans, int32_t num_tokens,
                      float *logits) {
     thread_tuner *tuner = num_tokens > PASS_TOKENS / 2 ? &s->prefill_tuner : &s->decode_tuner;
-    const double start = clock_seconds();
+    const double start = platform_seconds();
     const bool finite = forward_run(s->forward, tuner->num_threads, spans, num_spans, logits);
     s->num_passes++;
-    if (num_tokens == 1 || num_tokens == PASS_TOKENS) thread_tuner_record(tuner, clock_seconds() - start);
+    if (num_tokens == 1 || num_tokens == PASS_TOKENS) thread_tuner_record(tuner, platform_seconds() - start);
     return finite;
 }
 
@@ -432,7 +437,7 @@ static llamita_status feed_one(llamita_session *s, int32_t id, llamita_error *er
         num_draft = prompt_lookup_guess(&s->lookup, s->ids, seq->position + 1,
                                         min(MAX_DRAFT_TOKENS, s->context_tokens - seq->position - 1), ids + 1);
     if (num_draft > 0 && !reserve_logits(s, 1 + MAX_DRAFT_TOKENS)) num_draft = 0;
-    const double start = clock_seconds();
+    const double start = platform_seconds();
     forward_span span = {&seq->cache, &seq->adapters, ids, 1 + num_draft, seq->position, 1 + num_draft};
     bool finite = run_pass(s, &span, 1, span.num_tokens, s->logits);
     if (!finite && num_draft > 0) { /* perhaps only after the draft tokens */
@@ -441,7 +446,7 @@ static llamita_status feed_one(llamita_session *s, int32_t id, llamita_error *er
         finite = run_pass(s, &span, 1, 1, s->logits);
     }
     if (!finite) return non_finite_error(s, error);
-    prompt_lookup_record_pass(&s->lookup, num_draft, clock_seconds() - start);
+    prompt_lookup_record_pass(&s->lookup, num_draft, platform_seconds() - start);
     memcpy(s->draft, ids + 1, (size_t)num_draft * sizeof *ids);
     s->num_draft = num_draft;
     s->current = s->logits;

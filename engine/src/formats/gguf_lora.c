@@ -7,6 +7,7 @@
 #include "formats/formats.h"
 #include "formats/gguf.h"
 #include "formats/model_check.h"
+#include "platform/platform.h"
 #include "runtime/error.h"
 
 enum { NAME_BYTES = 96, MAX_RANK = 1 << 14 };
@@ -177,7 +178,7 @@ static llamita_status pack_updates(llamita_adapter *adapter, const gguf_file *fi
             info->rank = update->a.num_rows > info->rank ? (int32_t)update->a.num_rows : info->rank;
         }
     }
-    adapter->panels = aligned_alloc(PANEL_ALIGNMENT, num_bytes);
+    adapter->panels = platform_aligned_alloc(PANEL_ALIGNMENT, num_bytes);
     if (!adapter->panels) return reader_memory_error(&file->from, num_bytes);
     char *panels = adapter->panels;
     llamita_status status = LLAMITA_OK;

@@ -242,26 +242,29 @@ static llamita_status take_matrix(const gguf_file *file, const char *name, int64
     return status;
 }
 
-/* A vector of floats: in the file if it is F32, else converted into memory of the model. */
+/* A vector of floats, in memory of the model. */
 static llamita_status take_vector(llamita_model *model, const gguf_file *file, const char *name, int64_t length,
                                   const float **vector) {
     gguf_tensor *t;
     llamita_status status = take_tensor(file, name, length, 0, &t);
     if (status) return status;
     const tensor_type type = (tensor_type)t->type;
-    const float *values = (const float *)(const void *)t->data;
     if (tensor_type_is_quantized(type)) {
         return reader_error(&file->from,
                             "tensor %s: expected type F32, F16 or BF16, found a quantized one; the file is "
                             "damaged",
                             name);
     }
-    if (type != TENSOR_F32) {
-        float *converted = model_allocate(model, (size_t)length * sizeof *converted);
-        if (!converted) return reader_memory_error(&file->from, (uint64_t)length * sizeof *converted);
-        tensor_type_dequantize(type)(t->data, length, converted);
-        values = converted;
+    float *values = model_allocate(model, (size_t)length * sizeof *values);
+    void *stored = malloc((size_t)t->num_bytes);
+    if (!values || !stored) {
+        free(stored);
+        return reader_memory_error(&file->from, (uint64_t)length * sizeof *values);
     }
+    const bool found = model_read(model, t->data, (size_t)t->num_bytes, stored);
+    if (found) tensor_type_dequantize(type)(stored, length, values);
+    free(stored);
+    if (!found) return model_cut_error(&file->from);
     *vector = values;
     return model_check_finite(&file->from, name, values, length);
 }

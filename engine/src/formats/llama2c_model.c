@@ -270,10 +270,17 @@ static void part_name(char name[64], part p, int64_t copy) {
 }
 
 /* Version 2: checks the scales of a tensor, which follow its values. */
-static llamita_status check_scales(const reader *from, const layout *l, const char *name, const unsigned char *bytes,
-                                   int64_t elements) {
-    for (int64_t g = 0; g < elements / l->group_size; g++) {
-        const float scale = read_f32(bytes + elements + 4 * g);
+static llamita_status check_scales(const llamita_model *model, const reader *from, const layout *l, const char *name,
+                                   const unsigned char *bytes, int64_t elements) {
+    enum { CHUNK = 1024 };
+    unsigned char scales[CHUNK * sizeof(float)];
+    const int64_t num_scales = elements / l->group_size;
+    for (int64_t g = 0; g < num_scales; g++) {
+        const size_t left = (size_t)(num_scales - g) * sizeof(float);
+        if (g % CHUNK == 0 &&
+            !model_read(model, bytes + elements + 4 * g, left < sizeof scales ? left : sizeof scales, scales))
+            return model_cut_error(from);
+        const float scale = read_f32(scales + 4 * (g % CHUNK));
         if (!isfinite(scale)) {
             return reader_error(from,
                                 "tensor %s: expected finite scales, found %f at group %" PRId64 "; the weights are "
@@ -295,8 +302,11 @@ static llamita_status take_copy(llamita_model *model, reader *from, const layout
     const float **norm = norm_field(model, p, copy);
     tensor *matrix = matrix_field(model, p, copy);
     if (norm) {
-        *norm = (const float *)(const void *)bytes;
-        return model_check_finite(from, name, *norm, row_length);
+        float *values = model_allocate(model, (size_t)row_length * sizeof *values);
+        if (!values) return reader_memory_error(from, (uint64_t)row_length * sizeof *values);
+        if (!model_read(model, bytes, (size_t)row_length * sizeof *values, values)) return model_cut_error(from);
+        *norm = values;
+        return model_check_finite(from, name, values, row_length);
     }
     if (matrix) {
         *matrix = (tensor){.type = TENSOR_F32,
@@ -304,7 +314,7 @@ static llamita_status take_copy(llamita_model *model, reader *from, const layout
                            .row_length = row_length,
                            .row_bytes = (size_t)row_length * sizeof(float),
                            .data = bytes};
-        return l->group_size ? check_scales(from, l, name, bytes, num_rows * row_length) : LLAMITA_OK;
+        return l->group_size ? check_scales(model, from, l, name, bytes, num_rows * row_length) : LLAMITA_OK;
     }
     return LLAMITA_OK;
 }
@@ -312,15 +322,22 @@ static llamita_status take_copy(llamita_model *model, reader *from, const layout
 /* Version 2: weight i is values[i] * scales[i / group_size], exactly. The model owns the result. */
 static llamita_status dequantize(llamita_model *model, const reader *from, const layout *l, tensor *matrix) {
     const int64_t elements = matrix->num_rows * matrix->row_length;
-    const unsigned char *values = matrix->data, *scales = values + elements;
     const uint64_t num_bytes = saturating_multiply((uint64_t)elements, sizeof(float));
     float *weights = num_bytes > SIZE_MAX ? NULL : model_allocate(model, (size_t)num_bytes);
-    if (!weights) return reader_memory_error(from, num_bytes);
+    const size_t stored_bytes = (size_t)(elements + elements / l->group_size * (int64_t)sizeof(float));
+    unsigned char *values = weights ? malloc(stored_bytes) : NULL;
+    if (!values) return reader_memory_error(from, num_bytes);
+    if (!model_read(model, matrix->data, stored_bytes, values)) {
+        free(values);
+        return model_cut_error(from);
+    }
+    const unsigned char *scales = values + elements;
     for (int64_t g = 0; g < elements / l->group_size; g++) {
         const float scale = read_f32(scales + 4 * g);
         for (int64_t i = g * l->group_size; i < (g + 1) * l->group_size; i++)
             weights[i] = (float)(int8_t)values[i] * scale;
     }
+    free(values);
     matrix->data = weights;
     return LLAMITA_OK;
 }

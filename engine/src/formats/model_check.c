@@ -5,6 +5,8 @@
 #include <inttypes.h>
 #include <math.h>
 
+#include "runtime/error.h"
+
 /* Above any Llama (405B: hidden 16384, ffn 53248, 128 heads, 126 layers), and products of two do
  * not overflow. */
 enum { MAX_HIDDEN = 1 << 20, MAX_FFN = 1 << 22, MAX_HEADS = 1 << 14, MAX_HEAD_DIM = 1 << 14, MAX_LAYERS = 1 << 12 };
@@ -75,4 +77,10 @@ llamita_status model_fill_rope(llamita_model *model, const reader *from, double 
     }
     model->rope_frequency = frequency;
     return LLAMITA_OK;
+}
+
+llamita_status model_cut_error(const reader *from) {
+    return error_set(from->error, LLAMITA_ERROR_IO,
+                     "cannot open %s %s: expected %zu bytes, found fewer; the file was cut while it was read",
+                     from->what, error_path(from->path), from->num_bytes);
 }

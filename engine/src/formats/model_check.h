@@ -16,4 +16,7 @@ llamita_status model_check_finite(const reader *from, const char *name, const fl
  * divisors[S/2] unless they are NULL. The model owns the result. */
 llamita_status model_fill_rope(llamita_model *model, const reader *from, double scale, const float *divisors);
 
+/* The error if model_read fails. */
+llamita_status model_cut_error(const reader *from);
+
 #endif

@@ -2,20 +2,21 @@
 #include <stdlib.h>
 
 #include "model/forward_pass.h"
+#include "platform/platform.h"
 
-static float *floats(size_t count) { return aligned_alloc(64, (count * sizeof(float) + 63) / 64 * 64); }
+static float *floats(size_t count) { return platform_aligned_alloc(64, (count * sizeof(float) + 63) / 64 * 64); }
 
 static bool allocate_activations(activations *a, size_t num_tokens, int64_t length) {
     const size_t num_blocks = num_tokens * (size_t)(length / BLOCK_LENGTH) + 1;
     a->length = length;
     a->values = floats(num_tokens * (size_t)length);
-    a->blocks = aligned_alloc(64, (num_blocks * sizeof *a->blocks + 63) / 64 * 64);
+    a->blocks = platform_aligned_alloc(64, (num_blocks * sizeof *a->blocks + 63) / 64 * 64);
     return a->values && a->blocks;
 }
 
 static void free_activations(activations *a) {
-    free(a->values);
-    free(a->blocks);
+    platform_aligned_free(a->values);
+    platform_aligned_free(a->blocks);
 }
 
 static bool allocate_thread_buffers(forward *f, size_t scratch_floats) {
@@ -71,7 +72,7 @@ bool forward_reserve_lora(forward *f, int64_t num_floats) {
     const size_t num_tokens = PASS_TOKENS + SMALL_PASS_TOKENS * (size_t)thread_pool_size(f->pool);
     float *hidden = floats(num_tokens * (size_t)num_floats);
     if (!hidden) return false;
-    free(f->lora_hidden);
+    platform_aligned_free(f->lora_hidden);
     f->lora_hidden = hidden;
     f->lora_floats = num_floats;
     return true;
@@ -80,7 +81,7 @@ bool forward_reserve_lora(forward *f, int64_t num_floats) {
 void forward_free(forward *f) {
     if (!f) return;
     for (int i = 0; f->thread_buffers && i < thread_pool_size(f->pool); i++) {
-        free(f->thread_buffers[i].attention_scratch);
+        platform_aligned_free(f->thread_buffers[i].attention_scratch);
         free_activations(&f->thread_buffers[i].normed);
         free_activations(&f->thread_buffers[i].attention_out);
     }
@@ -90,6 +91,6 @@ void forward_free(forward *f) {
     free_activations(&f->ffn_gate);
     float *buffers[] = {f->residual, f->rope_table, f->query, f->key,      f->value,
                         f->ffn_up,   f->update,     f->last,  f->partials, f->lora_hidden};
-    for (size_t i = 0; i < sizeof buffers / sizeof buffers[0]; i++) free(buffers[i]);
+    for (size_t i = 0; i < sizeof buffers / sizeof buffers[0]; i++) platform_aligned_free(buffers[i]);
     free(f);
 }

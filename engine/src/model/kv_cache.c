@@ -3,6 +3,9 @@
 
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
+
+#include "platform/platform.h"
 
 static size_t rounded_up(size_t bytes) { return (bytes + PANEL_ALIGNMENT - 1) / PANEL_ALIGNMENT * PANEL_ALIGNMENT; }
 
@@ -33,7 +36,7 @@ bool kv_cache_init(kv_cache *cache, const kv_shape *shape, int32_t max_tokens) {
 
 static void release(kv_page *page) {
     if (--page->ref_count > 0) return;
-    free(page->memory);
+    platform_aligned_free(page->memory);
     free(page);
 }
 
@@ -51,7 +54,7 @@ static kv_page *new_page(const kv_shape *shape) {
     kv_page *page = calloc(1, sizeof *page);
     if (!page) return NULL;
     page->ref_count = 1;
-    page->memory = aligned_alloc(PANEL_ALIGNMENT, shape->page_bytes);
+    page->memory = platform_aligned_alloc(PANEL_ALIGNMENT, shape->page_bytes);
     if (page->memory) return page;
     free(page);
     return NULL;

@@ -3,6 +3,8 @@
 
 #include <stdlib.h>
 
+#include "platform/platform.h"
+
 /* Matrices that read the same columns have separate slots for their hidden values. */
 static const int slot_of[MATRICES_PER_LAYER] = {
     [MATRIX_QUERY] = 0,    [MATRIX_KEY] = 1,    [MATRIX_VALUE] = 2,   [MATRIX_ATTENTION_OUTPUT] = 0,
@@ -25,7 +27,7 @@ void lora_set_retain(const lora_set *set) {
 void lora_release(llamita_adapter *adapter) {
     if (!adapter || atomic_fetch_sub(&adapter->ref_count, 1) > 1) return;
     free(adapter->layers);
-    free(adapter->panels);
+    platform_aligned_free(adapter->panels);
     free(adapter);
 }
 

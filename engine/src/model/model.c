@@ -3,7 +3,6 @@
 
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 
 #include "runtime/error.h"
 #include "tokenizer/tokenizer.h"
@@ -18,12 +17,28 @@ void *model_allocate(llamita_model *model, size_t num_bytes) {
     if (!owned) return NULL;
     model->owned = owned;
     size_t rounded = (num_bytes / MEMORY_ALIGNMENT + 1) * MEMORY_ALIGNMENT;
-    void *memory = aligned_alloc(MEMORY_ALIGNMENT, rounded);
+    void *memory = platform_aligned_alloc(MEMORY_ALIGNMENT, rounded);
     if (memory) {
         memset(memory, 0, rounded);
         owned[model->num_owned++] = memory;
     }
     return memory;
+}
+
+/* ---------------------------------------------------------------- the file */
+
+bool model_is_in_memory(const llamita_model *model, const void *data, size_t num_bytes) {
+    const platform_file *file = model->file;
+    const uintptr_t offset = (uintptr_t)data - (file ? (uintptr_t)file->bytes : 0);
+    return !file || offset >= file->num_bytes || offset + num_bytes <= file->num_private_bytes;
+}
+
+bool model_read(const llamita_model *model, const void *data, size_t num_bytes, void *to) {
+    if (!model_is_in_memory(model, data, num_bytes))
+        return platform_file_read(model->file, (size_t)((const char *)data - (const char *)model->file->bytes), to,
+                                  num_bytes);
+    memcpy(to, data, num_bytes);
+    return true;
 }
 
 /* ---------------------------------------------------------------- matrices */
@@ -74,7 +89,7 @@ void model_describe(llamita_model *model) {
 void model_clear(llamita_model *model) {
     tokenizer_free(model->tokenizer);
     free(model->chat_template);
-    for (size_t i = 0; i < model->num_owned; i++) free(model->owned[i]);
+    for (size_t i = 0; i < model->num_owned; i++) platform_aligned_free(model->owned[i]);
     free(model->owned);
-    if (model->packed) munmap(model->packed, model->packed_bytes);
+    if (model->packed) platform_pages_free(model->packed, model->packed_bytes);
 }

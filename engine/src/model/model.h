@@ -8,6 +8,7 @@
 
 #include "kernels/panel.h"
 #include "llamita.h"
+#include "platform/platform.h"
 
 /* A matrix [num_rows][row_length]; row_length is a multiple of its type's block. `data` is as
  * stored in the file, row-major, aligned to 4 bytes for F32, 2 for all others, and to no more:
@@ -16,7 +17,7 @@ typedef struct {
     tensor_type type;
     int64_t num_rows, row_length;
     size_t row_bytes;
-    const void *data; /* in the mapping, or in memory that the model owns */
+    const void *data; /* in the mapping: use model_read; or in memory that the model owns */
 
     panel_format format;
     size_t panel_bytes;
@@ -52,18 +53,19 @@ struct llamita_model {
     char *chat_template;  /* NULL if the file has none */
     bool bos_ends;        /* llama2.c: BOS separates texts */
 
-    void *mapping; /* the whole file; read-only and private */
+    void *mapping; /* the whole file, read-only; NULL once the model is open */
     size_t mapping_bytes;
-    void *packed; /* all panels; NULL before model_pack */
+    const platform_file *file; /* of the mapping; NULL: the mapping is memory */
+    void *packed;              /* all panels, then the rows of token_embedding; NULL before model_pack */
     size_t packed_bytes;
     void **owned; /* memory from model_allocate */
     size_t num_owned;
 };
 
 /* Packs every matrix for the kernels, in parallel, into memory of its own (in huge pages where
- * available). From then on only token_embedding is read from the file. task(argument), unless NULL,
- * runs once in the meantime on the calling thread; if packing fails, it may not have run. On
- * failure the caller clears the model. */
+ * available), and copies token_embedding there. From then on the file is not needed. task(argument),
+ * unless NULL, runs once in the meantime on the calling thread; if packing fails, it may not have
+ * run. On failure the caller clears the model. */
 typedef void model_task(void *argument);
 llamita_status model_pack(llamita_model *model, const char *path, model_task *task, void *argument,
                           llamita_error *error);
@@ -86,6 +88,13 @@ void model_describe(llamita_model *model);
 
 /* Frees everything but the mapping and the struct itself. */
 void model_clear(llamita_model *model);
+
+/* Copies bytes at this place of the mapping, or of other memory. False: they are not in the file any
+ * more. */
+bool model_read(const llamita_model *model, const void *data, size_t num_bytes, void *to);
+
+/* True if these bytes are in memory, not in a mapping of a file that may change. */
+bool model_is_in_memory(const llamita_model *model, const void *data, size_t num_bytes);
 
 /* Returns zeroed, 64-byte aligned memory that model_clear frees, or NULL if out of memory. */
 void *model_allocate(llamita_model *model, size_t num_bytes);

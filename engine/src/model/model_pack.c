@@ -1,10 +1,10 @@
 /* model_pack.c: packs the matrices of an open model for the kernels, on all threads together. */
 #include <stdatomic.h>
 #include <stdlib.h>
-#include <sys/mman.h>
-#include <unistd.h>
+#include <string.h>
 
 #include "model/model.h"
+#include "platform/platform.h"
 #include "runtime/error.h"
 #include "runtime/thread_pool.h"
 
@@ -12,20 +12,24 @@
 #define MIN_BYTES_FOR_THREADS ((size_t)4 << 20)
 #define MAX_PACK_THREADS 16
 
-/* The unit of work of a thread, and the size of the system's huge pages. */
-#define HUGE_PAGE_BYTES ((uint64_t)2 << 20)
+/* The unit of work of a thread: no two threads wait for the system to zero the same page. */
+#define UNIT_BYTES ((uint64_t)PLATFORM_HUGE_PAGE_BYTES)
+
+/* Rows are read from a file in pieces that stay in the cache until they are packed. */
+#define SCRATCH_BYTES ((size_t)256 << 10)
 
 typedef struct {
+    const llamita_model *model;
     tensor **matrices;
     size_t num_matrices;
-    char *panels;       /* of the first matrix; the others follow */
-    uint64_t num_bytes; /* of all panels */
-    void *mapping;      /* the file, released from memory once everything is packed */
-    size_t mapping_bytes;
-    model_task *task; /* run first by one worker; NULL: nothing */
-    void *argument;   /* of task */
-    _Atomic uint64_t next_page;
-    atomic_bool no_memory;
+    char *panels;             /* of the first matrix; the others follow, then the embedding's rows */
+    uint64_t num_panel_bytes; /* of all panels */
+    uint64_t num_bytes;       /* with the embedding's rows */
+    size_t scratch_bytes;     /* 0: no rows are read from a file */
+    model_task *task;         /* run first by one worker; NULL: nothing */
+    void *argument;           /* of task */
+    _Atomic uint64_t next_unit;
+    atomic_bool no_memory, cut;
 } pack_job;
 
 static int64_t num_panels(const tensor *t) { return panel_count(t->num_rows); }
@@ -42,36 +46,65 @@ static int64_t panel_from(const tensor *t, uint64_t start, uint64_t byte) {
     return panel < (uint64_t)num_panels(t) ? (int64_t)panel : num_panels(t);
 }
 
-/* Each thread takes the next page when it is free, so a thread that gets less processor time packs
- * less, and no two threads wait for the system to zero the same page. */
-static void pack_pages(pack_job *job) {
+/* Packs panels [first, last) of the matrix whose panels start at `panels`. */
+static void pack_panels(pack_job *job, const tensor *t, int64_t first, int64_t last, char *panels, char *scratch) {
+    const size_t panel_rows_bytes = PANEL_ROWS * t->row_bytes;
+    const char *rows = t->data;
+    if (model_is_in_memory(job->model, rows, (size_t)t->num_rows * t->row_bytes)) {
+        if (!panel_pack(t->type, rows, t->row_bytes, t->num_rows, t->row_length, first, last, panels))
+            atomic_store(&job->no_memory, true);
+        return;
+    }
+    const int64_t at_once = (int64_t)(job->scratch_bytes / panel_rows_bytes);
+    for (int64_t panel = first; panel < last; panel += at_once) {
+        const int64_t end = panel + at_once < last ? panel + at_once : last;
+        const int64_t left = t->num_rows - panel * PANEL_ROWS, wanted = (end - panel) * PANEL_ROWS;
+        const int64_t num_rows = wanted < left ? wanted : left;
+        if (!model_read(job->model, rows + (size_t)panel * panel_rows_bytes, (size_t)num_rows * t->row_bytes, scratch))
+            atomic_store(&job->cut, true);
+        else if (!panel_pack(t->type, scratch, t->row_bytes, num_rows, t->row_length, 0, end - panel,
+                             panels + (size_t)panel * t->panel_bytes))
+            atomic_store(&job->no_memory, true);
+    }
+}
+
+/* Copies the part of the embedding's rows that belongs to bytes [begin, end) of the job. */
+static void copy_embedding(pack_job *job, uint64_t begin, uint64_t end) {
+    const uint64_t first = begin > job->num_panel_bytes ? begin : job->num_panel_bytes;
+    const uint64_t last = end < job->num_bytes ? end : job->num_bytes;
+    if (first >= last) return;
+    const char *rows = job->model->token_embedding.data;
+    if (!model_read(job->model, rows + (first - job->num_panel_bytes), (size_t)(last - first), job->panels + first))
+        atomic_store(&job->cut, true);
+}
+
+/* Each thread takes the next unit when it is free, so a thread that gets less processor time packs
+ * less. */
+static void pack_units(pack_job *job, char *scratch) {
     size_t i = 0;
     uint64_t start = 0; /* of matrix i, in bytes from the first panel */
     for (;;) {
-        const uint64_t page = atomic_fetch_add(&job->next_page, 1) * HUGE_PAGE_BYTES, end = page + HUGE_PAGE_BYTES;
-        if (page >= job->num_bytes) return;
-        for (; start + packed_bytes(job->matrices[i]) <= page; i++) start += packed_bytes(job->matrices[i]);
+        const uint64_t unit = atomic_fetch_add(&job->next_unit, 1) * UNIT_BYTES, end = unit + UNIT_BYTES;
+        if (unit >= job->num_bytes) return;
+        for (; i < job->num_matrices && start + packed_bytes(job->matrices[i]) <= unit; i++)
+            start += packed_bytes(job->matrices[i]);
         uint64_t at = start;
         for (size_t m = i; m < job->num_matrices && at < end; at += packed_bytes(job->matrices[m]), m++) {
             const tensor *t = job->matrices[m];
-            const int64_t first = panel_from(t, at, page), last = panel_from(t, at, end);
-            if (first < last &&
-                !panel_pack(t->type, t->data, t->row_bytes, t->num_rows, t->row_length, first, last, job->panels + at))
-                atomic_store(&job->no_memory, true);
+            const int64_t first = panel_from(t, at, unit), last = panel_from(t, at, end);
+            if (first < last) pack_panels(job, t, first, last, job->panels + at, scratch);
         }
+        copy_embedding(job, unit, end);
     }
 }
 
 static void pack_worker(void *argument, worker w) {
     pack_job *job = argument;
     if (w.index == 0 && job->task) job->task(job->argument);
-    pack_pages(job);
-    thread_pool_barrier(w);
-#ifdef MADV_DONTNEED
-    int64_t begin, end; /* a share of the mapping, which is read again on access */
-    thread_pool_share(w, (int64_t)job->mapping_bytes, (int64_t)HUGE_PAGE_BYTES, &begin, &end);
-    (void)madvise((char *)job->mapping + begin, (size_t)(end - begin), MADV_DONTNEED);
-#endif
+    char *scratch = job->scratch_bytes > 0 ? malloc(job->scratch_bytes) : NULL;
+    if (scratch || job->scratch_bytes == 0) pack_units(job, scratch);
+    else atomic_store(&job->no_memory, true);
+    free(scratch);
 }
 
 /* Lists every matrix in the order of use: the layers, then the output. The caller frees the
@@ -86,33 +119,13 @@ static tensor **list_matrices(llamita_model *model, size_t *num_matrices) {
     return matrices;
 }
 
-/* Returns zeroed memory that starts at a huge page, or NULL. Huge pages, because num_threads of the
- * time per token goes into reading the weights: 110M F32 on 2 threads, 52 to 66 tok/s in small
- * pages (depending on their placement), 64 to 68 in huge ones. The last, partial page stays small,
- * so only memory that is used is taken. */
-static void *reserve(uint64_t num_bytes) {
-    if (num_bytes == 0 || num_bytes > SIZE_MAX / 2) return NULL;
-    const size_t wanted = (size_t)num_bytes, huge = (size_t)HUGE_PAGE_BYTES;
-    char *memory = mmap(NULL, wanted + huge, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (memory == MAP_FAILED) return NULL;
-    const size_t before = (huge - (uintptr_t)memory % huge) % huge, page = (size_t)sysconf(_SC_PAGESIZE);
-    const size_t used = (before + wanted + page - 1) / page * page;
-    if (before > 0) (void)munmap(memory, before);
-    (void)munmap(memory + used, wanted + huge - used);
-#ifdef MADV_HUGEPAGE
-    if (wanted >= huge) (void)madvise(memory + before, wanted / huge * huge, MADV_HUGEPAGE);
-#endif
-    return memory + before;
-}
-
-static bool pack_all(pack_job *job) {
-    const int available = thread_pool_available(),
+static void pack_all(pack_job *job) {
+    const int available = platform_num_processors(),
               num_threads = available < MAX_PACK_THREADS ? available : MAX_PACK_THREADS;
     thread_pool *pool = thread_pool_create(job->num_bytes < MIN_BYTES_FOR_THREADS ? 1 : num_threads);
-    if (!pool) return false;
-    thread_pool_run(pool, thread_pool_size(pool), pack_worker, job);
+    if (pool) thread_pool_run(pool, thread_pool_size(pool), pack_worker, job);
+    else atomic_store(&job->no_memory, true);
     thread_pool_free(pool);
-    return !atomic_load(&job->no_memory);
 }
 
 /* Frees the rows if model_allocate made them for this matrix alone (llama2.c version 2 is converted
@@ -120,51 +133,69 @@ static bool pack_all(pack_job *job) {
 static void release_rows(llamita_model *model, tensor *t) {
     for (size_t i = 0; i < model->num_owned; i++)
         if (model->owned[i] == t->data && t->data != model->token_embedding.data) {
-            free(model->owned[i]);
+            platform_aligned_free(model->owned[i]);
             model->owned[i] = model->owned[--model->num_owned];
             break;
         }
     t->data = NULL;
 }
 
+/* Whether the rows are in the file, and so must be copied to outlive it. */
+static bool in_file(const llamita_model *model, const void *data) {
+    return model->file && (uintptr_t)data - (uintptr_t)model->file->bytes < model->file->num_bytes;
+}
+
+/* Huge pages, because most of the time per token goes into reading the weights: 110M F32 on 2
+ * threads, 52 to 66 tok/s in small pages (depending on their placement), 64 to 68 in huge ones. */
+static void reserve(llamita_model *model, pack_job *job) {
+    tensor *embedding = &model->token_embedding;
+    size_t scratch_bytes = 0;
+    for (size_t i = 0; job->matrices && i < job->num_matrices; i++) {
+        tensor *t = job->matrices[i];
+        const size_t panel_rows_bytes = PANEL_ROWS * t->row_bytes;
+        t->format = panel_format_of(t->type);
+        t->panel_bytes = panel_bytes(t->format, t->row_length);
+        job->num_panel_bytes += packed_bytes(t);
+        scratch_bytes = scratch_bytes > panel_rows_bytes ? scratch_bytes : panel_rows_bytes;
+    }
+    job->num_bytes = job->num_panel_bytes;
+    if (in_file(model, embedding->data)) job->num_bytes += (uint64_t)embedding->num_rows * embedding->row_bytes;
+    if (model->file && model->file->num_private_bytes < model->file->num_bytes)
+        job->scratch_bytes = scratch_bytes > SCRATCH_BYTES ? scratch_bytes : SCRATCH_BYTES;
+    if (!job->matrices || job->num_bytes > SIZE_MAX) return;
+    model->packed = job->panels = platform_pages_alloc((size_t)job->num_bytes);
+    if (model->packed) model->packed_bytes = (size_t)job->num_bytes;
+}
+
 llamita_status model_pack(llamita_model *model, const char *path, model_task *task, void *argument,
                           llamita_error *error) {
-    size_t num_matrices = 0;
-    uint64_t num_bytes = 0;
-    tensor **matrices = list_matrices(model, &num_matrices);
-    for (size_t i = 0; matrices && i < num_matrices; i++) {
-        matrices[i]->format = panel_format_of(matrices[i]->type);
-        matrices[i]->panel_bytes = panel_bytes(matrices[i]->format, matrices[i]->row_length);
-        num_bytes += packed_bytes(matrices[i]);
-    }
-    void *memory = matrices ? reserve(num_bytes) : NULL;
-    if (memory) {
-        model->packed = memory;
-        model->packed_bytes = (size_t)num_bytes;
-    }
-    pack_job job = {.matrices = matrices,
-                    .num_matrices = num_matrices,
-                    .panels = memory,
-                    .num_bytes = num_bytes,
-                    .mapping = model->mapping,
-                    .mapping_bytes = model->mapping_bytes,
-                    .task = task,
-                    .argument = argument};
-    atomic_init(&job.next_page, 0);
+    pack_job job = {.model = model, .task = task, .argument = argument};
+    atomic_init(&job.next_unit, 0);
     atomic_init(&job.no_memory, false);
-    if (!memory || !pack_all(&job)) {
-        free(matrices);
+    atomic_init(&job.cut, false);
+    job.matrices = list_matrices(model, &job.num_matrices);
+    reserve(model, &job);
+    if (job.panels) pack_all(&job);
+    if (!job.panels || atomic_load(&job.no_memory)) {
+        free(job.matrices);
         return error_set(error, LLAMITA_ERROR_MEMORY,
                          "cannot open model %s: out of memory: cannot allocate %llu bytes for the packed weights",
-                         error_path(path), (unsigned long long)num_bytes);
+                         error_path(path), (unsigned long long)job.num_bytes);
     }
-    const char *panels = memory;
-    for (size_t i = 0; i < num_matrices; i++) {
-        matrices[i]->panels = panels;
-        panels += packed_bytes(matrices[i]);
-        release_rows(model, matrices[i]);
+    if (atomic_load(&job.cut)) {
+        free(job.matrices);
+        return error_set(error, LLAMITA_ERROR_IO,
+                         "cannot open model %s: expected %zu bytes, found fewer; the file was cut while it was read",
+                         error_path(path), model->mapping_bytes);
     }
-    free(matrices);
-    (void)mprotect(memory, (size_t)num_bytes, PROT_READ);
+    const char *panels = job.panels;
+    for (size_t i = 0; i < job.num_matrices; i++) {
+        job.matrices[i]->panels = panels;
+        panels += packed_bytes(job.matrices[i]);
+        release_rows(model, job.matrices[i]);
+    }
+    if (job.num_bytes > job.num_panel_bytes) model->token_embedding.data = job.panels + job.num_panel_bytes;
+    free(job.matrices);
+    platform_pages_protect(job.panels, (size_t)job.num_bytes);
     return LLAMITA_OK;
 }

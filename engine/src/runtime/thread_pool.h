@@ -24,6 +24,10 @@ thread_pool *thread_pool_create(int count);
 void thread_pool_free(thread_pool *pool);
 int thread_pool_size(const thread_pool *pool);
 
+/* False in the child of a fork, where the pool's threads do not exist: it can only be freed there.
+ * A pool of one worker is always usable. */
+bool thread_pool_usable(const thread_pool *pool);
+
 /* Runs function(argument, worker) on the first num_workers workers, 1 <= num_workers <=
  * thread_pool_size, and returns when all have finished. One run at a time. */
 void thread_pool_run(thread_pool *pool, int num_workers, thread_pool_function *function, void *argument);
@@ -35,17 +39,5 @@ void thread_pool_barrier(worker w);
 /* Computes this worker's part [*begin, *end) of `total` items, as even as whole units allow; the
  * parts are in order. */
 void thread_pool_share(worker w, int64_t total, int64_t unit, int64_t *begin, int64_t *end);
-
-/* The number of processors this process may use: its affinity, limited by its cgroup quota (v1 and
- * v2). At least 1. */
-int thread_pool_available(void);
-
-/* The processor that the calling thread runs on, or -1 if unknown. */
-int thread_pool_current_processor(void);
-
-/* Moves the calling thread to an allowed processor that is not in the list (negative numbers are
- * skipped) and restores its affinity. Returns false if there is no such processor or the system
- * refuses. */
-bool thread_pool_leave_processors(const int *taken, int num_taken);
 
 #endif

@@ -130,9 +130,8 @@ static llamita_status no_memory(llamita_error *error) {
 }
 
 llamita_status llamita_bpe_trainer_open(llamita_bpe_trainer **trainer, llamita_bpe_unit unit, llamita_error *error) {
-    if (unit != LLAMITA_BPE_WORDS && unit != LLAMITA_BPE_CHARACTERS) {
+    if (unit != LLAMITA_BPE_WORDS && unit != LLAMITA_BPE_CHARACTERS)
         return error_set(error, LLAMITA_ERROR_ARGUMENT, "cannot train the vocabulary: unknown unit %d", (int)unit);
-    }
     llamita_bpe_trainer *opened = calloc(1, sizeof *opened);
     if (!opened) return no_memory(error);
     opened->unit = unit;

@@ -22,7 +22,7 @@ PACKAGED_MODEL = Path(__file__).parents[1] / "assets" / "stories.gguf"
 
 
 class Model(ModelFile):
-    """A model file, mapped: weights, configuration and tokenizer. Immutable; sessions in several
+    """A model file in memory: weights, configuration and tokenizer. Immutable; sessions in several
     threads may share it."""
 
     def load_adapter(self, path: str | os.PathLike[str]) -> Adapter:

@@ -1,0 +1,33 @@
+/* x86.c: asks an x86 processor what it can run. Not by __builtin_cpu_supports: clang 14 does not
+ * know f16c there, and under musl it always says no. */
+#include "platform/platform.h"
+
+#if defined(__x86_64__) || defined(__i386__)
+#include <cpuid.h>
+
+static bool has_bit(unsigned word, int bit) { return (word >> bit & 1) != 0; }
+
+/* True if the system saves the wide registers (XCR0 bits 1 and 2) when it switches threads. */
+static bool saves_wide_registers(void) {
+    unsigned low, high;
+    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    return (low & 6) == 6;
+}
+
+bool platform_has_avx2(void) {
+    unsigned a, b, c, d;
+    enum { FMA = 12, OSXSAVE = 27, AVX = 28, F16C = 29, AVX2 = 5 };
+    if (!__get_cpuid(1, &a, &b, &c, &d)) return false;
+    if (!has_bit(c, OSXSAVE) || !has_bit(c, AVX) || !has_bit(c, FMA) || !has_bit(c, F16C)) return false;
+    return saves_wide_registers() && __get_cpuid_count(7, 0, &a, &b, &c, &d) && has_bit(b, AVX2);
+}
+
+bool platform_has_avxvnni(void) {
+    unsigned a, b, c, d;
+    enum { AVX_VNNI = 4 };
+    return platform_has_avx2() && __get_cpuid_count(7, 1, &a, &b, &c, &d) && has_bit(a, AVX_VNNI);
+}
+#else
+bool platform_has_avx2(void) { return false; }
+bool platform_has_avxvnni(void) { return false; }
+#endif
