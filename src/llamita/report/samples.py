@@ -9,6 +9,7 @@ from typing import Any
 from llamita.console import format_count
 from llamita.report.charts import color_key
 from llamita.report.history import History
+from llamita.run_directory import scalars
 
 MAX_START = 160  # characters of a folded sample
 
@@ -79,8 +80,9 @@ def _folded(history: History, evaluations: Sequence[dict[str, Any]]) -> str:
 def _sample(line: Mapping[str, Any], targets: str, *, is_open: bool) -> str:
     text = str(line["sample"])
     start = escape(" ".join(text.split())[:MAX_START])
-    score = next((f"<b>{line[key]:.4f}</b> · " for key in ("bpb", "loss") if key in line), "")
-    tokens = f", {format_count(line['tokens'])} {targets}" if "tokens" in line else ""
+    numbers = scalars(line)
+    score = next((f"<b>{numbers[key]:.4f}</b> · " for key in ("bpb", "loss") if key in numbers), "")
+    tokens = f", {format_count(numbers['tokens'])} {targets}" if "tokens" in numbers else ""
     return (
         f'<details{" open" if is_open else ""}><summary><span class="when">{score}step {line["step"]:,}{tokens}</span>'
         f'<span class="start">{start}</span></summary><div class="sample">{escape(text)}</div></details>'
