@@ -17,7 +17,7 @@
 #include "kernels/kernels.h"
 #include "model_files.h"
 #include "mutate.h"
-#include "runtime/clock.h"
+#include "platform/platform.h"
 
 /* ---------------------------------------------------------------- using what was opened */
 
@@ -254,9 +254,9 @@ static inline int fuzz_main(const fuzz_target *target, int argc, char **argv, un
         else if (strncmp(argv[i], "-seed=", 6) == 0) state = strtoull(argv[i] + 6, NULL, 10);
         else if (strncmp(argv[i], "-max_total_time=", 16) == 0) max_seconds = strtod(argv[i] + 16, NULL);
         else fuzz_run_path(target, argv[i]);
-    const double start = clock_seconds();
+    const double start = platform_seconds();
     unsigned long num_done = 0;
-    while (!check_num_failures && (max_seconds > 0 ? clock_seconds() - start < max_seconds : num_done < num_runs)) {
+    while (!check_num_failures && (max_seconds > 0 ? platform_seconds() - start < max_seconds : num_done < num_runs)) {
         const uint64_t seed = state; /* of this case only */
         buffer file = target->write(random_u64(&state));
         for (uint64_t n = random_u64(&state) % 4; n > 0; n--) target->mutate(&file, &state);

@@ -47,12 +47,12 @@ static inline void put_four_quads(const uint8_t *const rows[4], size_t offset, u
 static inline void put_quads(const uint8_t *const rows[PANEL_ROWS], size_t offset, size_t num_quads, uint8_t *out) {
     size_t q = 0;
 #if defined(__SSE2__)
-    for (; num_quads - q >= 4; q += 4) {
+    for (; q + 4 <= num_quads; q += 4) {
         put_four_quads(rows, offset + 4 * q, out + 32 * q);
         put_four_quads(rows + 4, offset + 4 * q, out + 32 * q + 16);
     }
 #endif
-    for (; q < num_quads; q++)
+    for (size_t left = num_quads - q; left > 0; left--, q++)
         for (int r = 0; r < PANEL_ROWS; r++) memcpy(out + 32 * q + 4 * r, rows[r] + offset + 4 * q, 4);
 }
 
