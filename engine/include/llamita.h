@@ -401,6 +401,21 @@ LLAMITA_API llamita_status llamita_dequantize(int32_t id, const void *blocks, in
 LLAMITA_API llamita_status llamita_quantize(const char *type, const float *values, int64_t row_length, int64_t num_rows,
                                             void *out, size_t out_bytes, double *squared_error, llamita_error *error);
 
+/* ------------------------------------------------------------------ keys of GGUF files */
+
+/* A key that the engine knows. kind: "text", "whole", "layers", "real", "number", "flag", "token",
+ * "texts", "wholes" or "reals". use: "required", "optional", "fixed" (any value but the default is
+ * refused, and named by the feature) or "ignored". low, high: the range of numbers that are read.
+ * engine/src/formats/gguf_keys.h explains the columns. */
+typedef struct {
+    const char *name, *kind, *use;
+    double low, high, fallback;
+    const char *feature;
+} llamita_gguf_key_info;
+
+/* Lists the keys of GGUF files that the engine knows; false past the last index. */
+LLAMITA_API bool llamita_gguf_key(size_t index, llamita_gguf_key_info *info);
+
 #ifdef __cplusplus
 }
 #endif

@@ -114,8 +114,12 @@ static void test_configuration(void) {
     REFUSED("found one of 3 splits", draft_u32(&d, "split.count", 3), draft_remove(&d, "general.architecture"));
     REFUSED("key llama.expert_count: expected 0, found 8; mixtures of experts are not supported",
             draft_u32(&d, "llama.expert_count", 8));
-    REFUSED("key llama.attention.sliding_window: expected 0, found 4096; sliding windows are not supported",
-            draft_u32(&d, "llama.attention.sliding_window", 4096));
+    REFUSED("sliding_window: expected 0 or at least the context of 16 tokens, found 15; sliding windows are not",
+            draft_u32(&d, "llama.attention.sliding_window", 15));
+    REFUSED("key llama.final_logit_softcapping: expected 0, found 30; capped logits are not supported",
+            draft_f32(&d, "llama.final_logit_softcapping", 30));
+    REFUSED("key llama.rope.scaling.yarn_ext_factor: expected 1, found 0.5",
+            draft_f32(&d, "llama.rope.scaling.yarn_ext_factor", 0.5F));
     REFUSED("key llama.attention.causal: expected 1, found 0; models without a causal mask are not supported",
             draft_bool(&d, "llama.attention.causal", 0));
     REFUSED("key llama.attention.scale: expected 0, found 0.5; attention scales are not supported",
@@ -124,7 +128,7 @@ static void test_configuration(void) {
             draft_f32(&d, "llama.logit_scale", 0.5F));
     REFUSED("key llama.logit_scale: expected 1, found nan", draft_f32(&d, "llama.logit_scale", NAN));
     REFUSED("key llama.logit_scale: expected a number, found string", draft_text(&d, "llama.logit_scale", "1"));
-    REFUSED("key llama.rope.scaling.attn_factor: expected 1, found 2",
+    REFUSED("key llama.rope.scaling.attn_factor: expected 1 without yarn or longrope, found 2",
             draft_f32(&d, "llama.rope.scaling.attn_factor", 2));
     REFUSED("general.quantization_version: expected 2, found 1", draft_u32(&d, "general.quantization_version", 1),
             draft_retype_tensor(&d, "blk.1.ffn_up.weight", TENSOR_Q4_0));
@@ -178,18 +182,31 @@ static void test_heads(void) {
 static void test_numbers(void) {
     const char *epsilon = "llama.attention.layer_norm_rms_epsilon", *theta = "llama.rope.freq_base";
     REFUSED("layer_norm_rms_epsilon is missing", draft_remove(&d, epsilon));
-    REFUSED("expected a number above 0 and below 1, found 0", draft_f32(&d, epsilon, 0));
-    REFUSED("expected a number above 0 and below 1, found -1", draft_f32(&d, epsilon, -1));
-    REFUSED("expected a number above 0 and below 1, found 2", draft_f32(&d, epsilon, 2));
+    REFUSED("layer_norm_rms_epsilon: expected 1e-30 to 0.5, found 0", draft_f32(&d, epsilon, 0));
+    REFUSED("layer_norm_rms_epsilon: expected 1e-30 to 0.5, found -1", draft_f32(&d, epsilon, -1));
+    REFUSED("layer_norm_rms_epsilon: expected 1e-30 to 0.5, found 2", draft_f32(&d, epsilon, 2));
     REFUSED("expected a finite number, found", draft_f32(&d, epsilon, NAN));
     REFUSED("expected f32, found u32", draft_u32(&d, epsilon, 1));
-    REFUSED("freq_base: expected at least 1, found 0", draft_f32(&d, theta, 0));
-    REFUSED("freq_base: expected at least 1, found -5", draft_f32(&d, theta, -5));
+    REFUSED("freq_base: expected 1 to 1e+30, found 0", draft_f32(&d, theta, 0));
+    REFUSED("freq_base: expected 1 to 1e+30, found -5", draft_f32(&d, theta, -5));
     REFUSED("freq_base: expected a finite number, found inf", draft_f32(&d, theta, INFINITY));
-    REFUSED("scaling.type: expected none or linear, found yarn", draft_text(&d, "llama.rope.scaling.type", "yarn"));
-    REFUSED("scaling.type: expected none or linear, found longrope",
-            draft_text(&d, "llama.rope.scaling.type", "longrope"));
-    REFUSED("scaling.factor: expected a positive number, found -2", draft_f32(&d, "llama.rope.scaling.factor", -2));
+    const char *type = "llama.rope.scaling.type", *factor = "llama.rope.scaling.factor";
+    REFUSED("scaling.type: expected none, linear, yarn or longrope, found dynamic", draft_text(&d, type, "dynamic"));
+    REFUSED("scaling.factor: expected 0 to 1e+30, found -2", draft_f32(&d, factor, -2));
+    REFUSED("scaling.factor: expected at least 1 for yarn, found 0.5", draft_text(&d, type, "yarn"),
+            draft_f32(&d, factor, 0.5F));
+    REFUSED("yarn: expected beta_fast above beta_slow and an original context in which some pairs turn that often, "
+            "found 0.001, 1 and 1000 tokens",
+            draft_text(&d, type, "yarn"), draft_u32(&d, "llama.rope.scaling.original_context_length", 1000),
+            draft_f32(&d, "llama.rope.scaling.yarn_beta_fast", 1e-3F));
+    REFUSED("yarn_beta_fast: expected 1e-06 to 1e+06, found 0", draft_text(&d, type, "yarn"),
+            draft_f32(&d, "llama.rope.scaling.yarn_beta_fast", 0));
+    REFUSED("tensor rope_factors_short.weight is missing", draft_text(&d, type, "longrope"));
+    REFUSED("tensor rope_factors_long.weight is missing", draft_text(&d, type, "longrope"),
+            draft_add_tensor(&d, "rope_factors_short.weight", 0, 4, 0),
+            memcpy(draft_find_tensor(&d, "rope_factors_short.weight")->data.bytes, (float[]){1, 1, 1, 1}, 16));
+    REFUSED("tensor rope_factors_long.weight: expected no such tensor",
+            draft_add_tensor(&d, "rope_factors_long.weight", 0, 4, 0));
     REFUSED("scaling.factor: expected a finite number", draft_f32(&d, "llama.rope.scaling.factor", NAN));
     REFUSED("RoPE angle of pair 0: expected a finite number", draft_f32(&d, "llama.rope.scaling.factor", 1e-45F));
     REFUSED("rope_freqs.weight: expected shape [4], found [8]", draft_add_tensor(&d, "rope_freqs.weight", 0, 8, 0));
@@ -478,6 +495,41 @@ static void test_rope(void) {
     check_rope(&d, (const float[]){1.0F, 0.05F, 0.0025F, 0.000125F}, __LINE__);
 }
 
+static void test_yarn(void) {
+    gguf_draft d;
+    draft_llama(&d, TENSOR_F32, true);
+    draft_text(&d, "llama.rope.scaling.type", "yarn");
+    draft_f32(&d, "llama.rope.scaling.factor", 4.0F);
+    draft_u32(&d, "llama.rope.scaling.original_context_length", 1000); /* pairs 0 to 3 are mixed */
+    draft_f32(&d, "llama.rope.scaling.attn_factor", 2.0F);
+    buffer file = draft_write(&d, NULL);
+    llamita_error error;
+    llamita_model *model = open_bytes(file.bytes, file.num_bytes, NULL, &error);
+    CHECK(model && fabsf(model->rope_attention_factor - 2.0F * 1.1386294F) < 1e-6F, "%s", error.message);
+    close_bytes(model);
+    free_buffer(&file);
+    check_rope(&d, (const float[]){1.0F, 0.075F, 0.005F, 0.00025F}, __LINE__);
+}
+
+static void test_longrope(void) {
+    gguf_draft d;
+    draft_llama(&d, TENSOR_F32, true);
+    draft_text(&d, "llama.rope.scaling.type", "longrope");
+    draft_u32(&d, "llama.rope.scaling.original_context_length", 8);
+    draft_f32(&d, "llama.rope.scaling.attn_factor", 1.25F);
+    draft_tensor *factors = draft_add_tensor(&d, "rope_factors_short.weight", TENSOR_F32, 4, 0);
+    memcpy(factors->data.bytes, (const float[]){1.0F, 2.0F, 4.0F, 8.0F}, 16);
+    factors = draft_add_tensor(&d, "rope_factors_long.weight", TENSOR_F32, 4, 0);
+    memcpy(factors->data.bytes, (const float[]){2.0F, 4.0F, 8.0F, 16.0F}, 16);
+    llamita_model *model = open_draft(&d, __LINE__);
+    for (int i = 0; model && i < 4; i++) {
+        CHECK(model->rope_frequency[i] == 2.0F * model->rope_long_frequency[i], "pair %d", i);
+        CHECK(fabsf(model->rope_frequency[i] * (float)(1 << i) / powf(10.0F, (float)-i) - 1.0F) < 1e-6F, "pair %d", i);
+    }
+    CHECK(!model || (model->rope_short_context == 8 && model->rope_attention_factor == 1.25F), "longrope");
+    close_bytes(model);
+}
+
 static void test_byte_level(void) {
     static const struct {
         const char *pre;
@@ -579,6 +631,8 @@ int main(void) {
     test_harmless_variants();
     test_converted_norms();
     test_rope();
+    test_yarn();
+    test_longrope();
     test_byte_level();
     test_truncated_everywhere();
     test_many_keys();

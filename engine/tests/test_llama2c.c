@@ -103,6 +103,13 @@ static void test_new_refusals(void) {
     REFUSED(2, "header: group size: expected a divisor of the 256 weights of token_embd, found 48",
             put_i32_at(&file, 37, 48));
     REFUSED(2, "bytes that the header implies", put_i32_at(&file, 37, 16));
+    /* rows * row length beyond 64 bits, in a header that no check of sizes has seen */
+    REFUSED(2, "group size: expected a divisor of the 18446744073709551615 weights of attn_k, found 2",
+            put_i32_at(&file, 37, 2), put_i32_at(&file, field(2, DIM), INT32_MAX - 1),
+            put_i32_at(&file, field(2, N_HEADS), 1), put_i32_at(&file, field(2, N_KV_HEADS), INT32_MAX));
+    REFUSED(2, "bytes that the header implies", put_i32_at(&file, 37, 1),
+            put_i32_at(&file, field(2, DIM), INT32_MAX - 1), put_i32_at(&file, field(2, N_HEADS), 1),
+            put_i32_at(&file, field(2, N_KV_HEADS), INT32_MAX));
     REFUSED(2, "tensor token_embd.weight: expected finite scales, found inf at group 1",
             put_at(&file, 256 + 4 * 5 * 32 + 8 * 32 + 4, &(float){INFINITY}, 4));
 }

@@ -31,7 +31,7 @@ typedef struct {
     const unsigned char *data; /* the number, the bytes of the string, or the first element */
 } gguf_entry;
 
-enum { GGUF_MAX_DIMENSIONS = 4 };
+enum { GGUF_MAX_DIMENSIONS = 4, GGUF_MAX_PIECES = 1000 };
 
 typedef struct {
     byte_slice name;

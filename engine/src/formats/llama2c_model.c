@@ -235,11 +235,13 @@ static llamita_status check_length(const reader *from, const layout *l, llamita_
     for (const part *p = l->order; *p != NUM_PARTS; p++) {
         int64_t num_rows, row_length, copies;
         part_shape(info, *p, &num_rows, &row_length, &copies);
-        if (l->group_size && copies && !is_norm(*p) && num_rows * row_length % l->group_size != 0) {
+        /* The header is not checked yet: num_rows may be near 2^62. */
+        const uint64_t elements = saturating_multiply((uint64_t)num_rows, (uint64_t)row_length);
+        if (l->group_size && copies && !is_norm(*p) && elements % (uint64_t)l->group_size != 0) {
             return reader_error(from,
-                                "header: group size: expected a divisor of the %" PRId64
+                                "header: group size: expected a divisor of the %" PRIu64
                                 " weights of %s, found %d; the file is damaged",
-                                num_rows * row_length, PART_NAMES[*p], l->group_size);
+                                elements, PART_NAMES[*p], l->group_size);
         }
         uint64_t bytes = saturating_multiply(part_bytes(l, *p, num_rows, row_length), (uint64_t)copies);
         uint64_t *sum = *p == ROPE_TABLES ? &skipped : &weights;
@@ -358,7 +360,8 @@ llamita_status llama2c_fill_model(llamita_model *model, const char *path, llamit
     status = status ? status : check_length(&from, &l, &model->info);
     status = status ? status : model_check_shape(model, &from);
     status = status ? status : take_weights(model, &from, &l);
-    status = status ? status : model_fill_rope(model, &from, 1.0, NULL);
+    status = status ? status : model_fill_rope(model, &from, &(rope_scaling){.factor = 1.0}, &model->rope_frequency);
+    model->rope_attention_factor = 1.0F;
     if (status) return status;
     snprintf(model->info.architecture, sizeof model->info.architecture, "llama");
     snprintf(model->info.format, sizeof model->info.format, "llama2.c v%d", l.version);

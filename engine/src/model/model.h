@@ -43,9 +43,14 @@ struct llamita_model {
     tensor token_embedding;   /* [V, D] */
     tensor output;            /* [V, D]; the same data as token_embedding when tied */
     const float *output_norm; /* [D] */
-    /* [S/2] angle per position: theta^(-2i/S), divided by the file's factors if any. Pairs are
-     * (2i, 2i+1): the order of GGUF "llama" and of llama2.c. */
+    /* [S/2] angle per position: theta^(-2i/S), scaled as the file says. Pairs are (2i, 2i+1): the
+     * order of GGUF "llama" and of llama2.c. */
     const float *rope_frequency;
+    /* longrope: the angles of sessions with room for more than rope_short_context tokens; else NULL.
+     * A session has one set of angles, because keys in its cache cannot be turned again. */
+    const float *rope_long_frequency;
+    int32_t rope_short_context;
+    float rope_attention_factor; /* multiplies cos and sin: of yarn and longrope; else 1 */
     layer *layers; /* [L] */
 
     tokenizer *tokenizer; /* NULL if the file has none */
