@@ -18,7 +18,7 @@ from llamita.convert.model_source import (
 )
 from llamita.errors import FormatError
 from llamita.formats.gguf import read_gguf
-from llamita.formats.gguf_metadata import config_from_gguf
+from llamita.formats.gguf_metadata import config_from_gguf, rope_tensors
 from llamita.formats.mmap_file import read_bytes
 from llamita.formats.tensor_table import GGUF_ROPE_FACTORS, TensorSpec, check_tensors
 from llamita.formats.tensor_types import TYPES, dequantize
@@ -34,7 +34,8 @@ def open_gguf(path: Path, options: ImportOptions) -> ModelSource:
     file = read_gguf(path)
     config, notes = config_from_gguf(file)
     config = with_context(config, options.context_tokens)
-    shapes = {name: info.shape for name, info in file.tensors.items() if name != GGUF_ROPE_FACTORS}
+    rope = {GGUF_ROPE_FACTORS, *rope_tensors(config)}
+    shapes = {name: info.shape for name, info in file.tensors.items() if name not in rope}
     check_tensors(shapes, config, "gguf", str(path))
     for info in file.tensors.values():
         if info.type not in TYPES:

@@ -105,10 +105,7 @@ def _write_tokenizer(tokenizer: Tokenizer, path: Path, out: Path) -> None:
 def _read_config(folder: Path, context_tokens: int | None) -> ModelConfig:
     """The config of config.json, with the end ids of generation_config.json added."""
     content = read_json_object(folder / "config.json", FormatError)
-    # Before the checks: a window of at least the context does not matter.
-    if context_tokens is not None:
-        content["max_position_embeddings"] = context_tokens
-    config = config_from_dict(content, str(folder / "config.json"))
+    config = config_from_dict(content, str(folder / "config.json"), longest_text=context_tokens)
     settings = folder / "generation_config.json"
     ends = read_json_object(settings, FormatError).get("eos_token_id") if settings.is_file() else None
     more = ends if isinstance(ends, list) else [ends]

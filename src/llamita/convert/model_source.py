@@ -79,6 +79,12 @@ def with_context(config: ModelConfig, context_tokens: int | None) -> ModelConfig
     if not 0 < tokens <= MAX_CONTEXT_TOKENS:
         hint = "; set a shorter one with --context-tokens N" if context_tokens is None else ""
         raise FormatError(f"context: expected 1 to {MAX_CONTEXT_TOKENS} tokens, found {tokens}{hint}")
+    is_dynamic = config.rope_scaling is not None and config.rope_scaling["rope_type"] == "dynamic"
+    if is_dynamic and tokens > config.max_position_embeddings:
+        raise FormatError(
+            f"context: expected at most {config.max_position_embeddings} tokens, found {tokens}; beyond it RoPE "
+            "scaling dynamic changes with every token, which only transformers does"
+        )
     return dataclasses.replace(config, max_position_embeddings=tokens)
 
 

@@ -170,6 +170,14 @@ class TensorTypeStruct(ctypes.Structure):
     ]
 
 
+class GgufKeyStruct(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_char_p) for name in ("name", "kind", "use")),
+        *((name, ctypes.c_double) for name in ("low", "high", "fallback")),
+        ("feature", ctypes.c_char_p),
+    ]
+
+
 ENCODE_BOS, ENCODE_SPECIAL = 1, 2
 
 
@@ -258,6 +266,7 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
             *(ctypes.POINTER(ctypes.c_double), _error),
         ],
     ),
+    "gguf_key": (ctypes.c_bool, [ctypes.c_size_t, ctypes.POINTER(GgufKeyStruct)]),
 }
 
 

@@ -12,19 +12,13 @@ from typing import Any
 
 from llamita.config import ModelConfig
 from llamita.errors import ConfigError, FormatError
+from llamita.formats.rope_scaling import normalize_rope_scaling, yarn_range
 from llamita.formats.tensor_table import MAX_LAYERS
 
 ARCHITECTURE = "LlamaForCausalLM"
 MODEL_TYPE = "llama"
 # model_type → architecture, of the models that compute what a Llama computes.
 _ARCHITECTURES = {MODEL_TYPE: ARCHITECTURE, "mistral": "MistralForCausalLM"}
-
-# rope_type → its parameters (transformers, modeling_rope_utils.py). "default" is no scaling.
-ROPE_TYPES: dict[str, tuple[str, ...]] = {
-    "default": (),
-    "linear": ("factor",),
-    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
-}
 
 # LlamaConfig's defaults for missing keys (a null is different: it means "none").
 _LLAMA_DEFAULTS: dict[str, Any] = {
@@ -39,6 +33,7 @@ _LLAMA_DEFAULTS: dict[str, Any] = {
 # MistralConfig's defaults, kv heads and window included.
 _MISTRAL_DEFAULTS: dict[str, Any] = _LLAMA_DEFAULTS | {"max_position_embeddings": 131072}
 _MISTRAL_KV_HEADS, _MISTRAL_WINDOW = 8, 4096
+_ORIGINAL = "original_max_position_embeddings"
 
 _SHAPE_KEYS = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 
@@ -55,8 +50,12 @@ _FIXED: dict[str, tuple[tuple[Any, ...], str]] = {
 
 def config_to_dict(config: ModelConfig, dtype: str = "float32") -> dict[str, Any]:
     """The content of config.json for weights of this dtype; transformers 4 and 5 read it."""
-    scaling = normalize_rope_scaling(config.rope_scaling, "model config")
+    scaling = normalize_rope_scaling(
+        config.rope_scaling, "model config", config.max_position_embeddings, config.head_dim
+    )
     eos = config.eos_token_id
+    # Where transformers 4 looks for it.
+    original = {_ORIGINAL: scaling[_ORIGINAL]} if scaling and scaling["rope_type"] == "longrope" else {}
     return {
         "architectures": [ARCHITECTURE],
         "attention_bias": False,
@@ -82,11 +81,15 @@ def config_to_dict(config: ModelConfig, dtype: str = "float32") -> dict[str, Any
         "tie_word_embeddings": config.tie_word_embeddings,
         "torch_dtype": dtype,
         "vocab_size": config.vocab_size,
+        **original,
     }
 
 
-def config_from_dict(d: Mapping[str, Any], where: str) -> ModelConfig:
+def config_from_dict(d: Mapping[str, Any], where: str, longest_text: int | None = None) -> ModelConfig:
     """The ModelConfig for the content of a config.json; `where` names the file in errors.
+
+    longest_text: in tokens, if no text will be as long as the context: a sliding window of that
+    length does not matter.
 
     Raises FormatError for keys that are missing, malformed, or unsupported by a plain Llama.
     """
@@ -108,42 +111,23 @@ def config_from_dict(d: Mapping[str, Any], where: str) -> ModelConfig:
         values["max_position_embeddings"], "max_position_embeddings", where
     )
     if is_mistral:
-        _refuse_window(d, values["max_position_embeddings"], where)
+        _refuse_window(d, longest_text or values["max_position_embeddings"], where)
     values["rms_norm_eps"] = _number(values["rms_norm_eps"], "rms_norm_eps", where)
     if not isinstance(values["tie_word_embeddings"], bool):
         raise _wrong("tie_word_embeddings", "true or false", values["tie_word_embeddings"], where)
-    values["rope_theta"], values["rope_scaling"] = _rope(d, where)
+    values["rope_theta"], values["rope_scaling"] = _rope(
+        d, values["max_position_embeddings"], values["head_dim"], where
+    )
     for key in ("bos_token_id", "pad_token_id"):
         values[key] = _token_id(values[key], key, values["vocab_size"], where)
     values["eos_token_id"] = _end_ids(values["eos_token_id"], values["vocab_size"], where)
     try:
-        return ModelConfig(**values)
-    except ConfigError as error:
+        config = ModelConfig(**values)
+        if config.rope_scaling is not None and config.rope_scaling["rope_type"] == "yarn":
+            yarn_range(config)
+        return config
+    except (ConfigError, FormatError) as error:
         raise FormatError(f"cannot use {where}: {error}") from error
-
-
-def normalize_rope_scaling(scaling: Mapping[str, Any] | None, where: str) -> dict[str, Any] | None:
-    """rope_type and exactly its parameters; None for no scaling. Raises FormatError."""
-    if scaling is None:
-        return None
-    if not isinstance(scaling, Mapping):
-        raise _wrong("rope_scaling", "an object or null", scaling, where)
-    rope_type = scaling.get("rope_type", scaling.get("type", "default"))
-    if rope_type not in ROPE_TYPES:
-        known = ", ".join(ROPE_TYPES)
-        raise FormatError(f"cannot use {where}: rope_type: expected one of {known}, found {rope_type!r}")
-    if rope_type == "default":
-        return None
-    result: dict[str, Any] = {"rope_type": rope_type}
-    for key in ROPE_TYPES[rope_type]:
-        if key not in scaling:
-            raise FormatError(f"cannot use {where}: rope_type {rope_type!r}: {key} is missing")
-        value = _number(scaling[key], key, where)
-        result[key] = _whole_number(scaling[key], key, where) if key.startswith("original") else value
-    if rope_type == "llama3" and not result["low_freq_factor"] < result["high_freq_factor"]:
-        raise _wrong("high_freq_factor", f"more than low_freq_factor ({result['low_freq_factor']})",
-                     result["high_freq_factor"], where)  # fmt: skip
-    return result
 
 
 # Models related to Llama → what they would need.
@@ -189,21 +173,28 @@ def _refuse_unless_fixed(d: Mapping[str, Any], key: str, where: str) -> None:
         raise FormatError(f"cannot use {where}: {key}: {shown} is not supported ({supported})")
 
 
-def _rope(d: Mapping[str, Any], where: str) -> tuple[float, dict[str, Any] | None]:
+def _rope(d: Mapping[str, Any], context: int, head_dim: int, where: str) -> tuple[float, dict[str, Any] | None]:
     """(rope_theta, rope_scaling) from the keys of version 4 or 5, or both if they agree."""
     new = d.get("rope_parameters")
-    old_theta, old_scaling = d.get("rope_theta"), normalize_rope_scaling(d.get("rope_scaling"), where)
+
+    def normalized(scaling: Any) -> dict[str, Any] | None:
+        original = d.get(_ORIGINAL)  # transformers prefers the one outside
+        if isinstance(scaling, Mapping) and original is not None:
+            scaling = {**scaling, _ORIGINAL: original}
+        return normalize_rope_scaling(scaling, where, context, head_dim)
+
+    old_theta, old_scaling = d.get("rope_theta"), normalized(d.get("rope_scaling"))
     if new is None:
         return _number(_given(old_theta, 10000.0), "rope_theta", where), old_scaling
     if not isinstance(new, Mapping):
         raise _wrong("rope_parameters", "an object", new, where)
     _refuse_unless_fixed(new, "partial_rotary_factor", where)
-    scaling = normalize_rope_scaling(new, where)
+    scaling = normalized(new)
     theta = _number(_given(new.get("rope_theta"), _given(old_theta, 10000.0)), "rope_theta", where)
     if old_theta is not None and _number(old_theta, "rope_theta", where) != theta:
         raise _wrong("rope_theta", f"the rope_theta of rope_parameters ({theta})", old_theta, where)
     if d.get("rope_scaling") is not None and old_scaling != scaling:
-        raise _wrong("rope_scaling", f"the same as rope_parameters ({scaling})", old_scaling, where)
+        raise _wrong("rope_scaling", f"the same as rope_parameters ({str(scaling)[:80]})", old_scaling, where)
     return theta, scaling
 
 

@@ -146,35 +146,67 @@ BAD_MODELS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "a split": ({"split.count": 3}, {}, "is one of 3 parts .* merge them first with llama-gguf-split"),
     "a later split": ({"split.count": 3, "general.architecture": ...}, {}, "is one of 3 parts"),
     "no architecture": ({"general.architecture": ...}, {}, "expected llama, found None"),
-    "experts": ({"llama.expert_count": 8}, {}, "llama.expert_count: 8 is not supported; it would need experts"),
-    "no heads": ({"llama.attention.head_count": 0}, {}, "head_count: expected a positive whole number, found 0"),
-    "heads as text": ({"llama.attention.head_count": "4"}, {}, "head_count: expected a positive whole number"),
+    "experts": (
+        {"llama.expert_count": 8}, {}, "llama.expert_count: expected 0, found 8; mixtures of experts are not supported",
+    ),
+    "no heads": ({"llama.attention.head_count": 0}, {}, "head_count: expected 1 to 2147483647, found 0"),
+    "heads as text": ({"llama.attention.head_count": "4"}, {}, "head_count: expected a whole number, found 4"),
     "heads that do not divide": ({"llama.attention.head_count": 5}, {}, "head_count: expected a divisor"),
     "kv heads that do not divide": ({"llama.attention.head_count_kv": 3}, {}, "num_key_value_heads: expected a div"),
     "kv heads of each layer": (
-        {"llama.attention.head_count_kv": np.array([2, 4], np.int32)}, {}, "head_count_kv: expected a positive whole",
+        {"llama.attention.head_count_kv": np.array([2, 4], np.int32)}, {}, "head_count_kv: expected the same number for every layer",
     ),
-    "no context": ({"llama.context_length": ...}, {}, "context_length: expected a .* found nothing"),
+    "no context": ({"llama.context_length": ...}, {}, "llama.context_length is missing; the file is damaged"),
     "absurdly many layers": ({"llama.block_count": 2**31 - 1}, {}, "block_count: expected at most 1024"),
     "one layer more": ({"llama.block_count": 3}, {}, r"tensor blk\.2\.\S+ is missing"),
-    "eps NaN": ({"llama.attention.layer_norm_rms_epsilon": float("nan")}, {}, "epsilon: expected a positive number"),
-    "theta infinite": ({"llama.rope.freq_base": float("inf")}, {}, "freq_base: expected a positive number"),
-    "part of a head": ({"llama.rope.dimension_count": 8}, {}, "dimension_count: expected 16, .* found 8; it"),
-    "values of another size": ({"llama.attention.value_length": 8}, {}, "value_length: expected 16"),
-    "yarn": ({"llama.rope.scaling.type": "yarn"}, {}, "expected none or linear, found yarn"),
-    "a negative factor": ({"llama.rope.scaling.factor": -2.0}, {}, "scaling.factor: expected a posi"),
+    "eps NaN": (
+        {"llama.attention.layer_norm_rms_epsilon": float("nan")}, {}, "epsilon: expected 1e-30 to 0.5, found nan",
+    ),
+    "theta infinite": ({"llama.rope.freq_base": float("inf")}, {}, "freq_base: expected 1 to 1e\\+30, found inf"),
+    "part of a head": (
+        {"llama.rope.dimension_count": 8}, {}, "dimension_count: expected the head size 16, as partial .* found 8",
+    ),
+    "values of another size": ({"llama.attention.value_length": 8}, {}, "value_length: expected the head size 16"),
+    "dynamic": (
+        {"llama.rope.scaling.type": "dynamic"}, {}, "expected none, linear, yarn or longrope, found dynamic",
+    ),
+    "type of scaling as a number": ({"llama.rope.scaling.type": 1}, {}, "scaling.type: expected text, found 1"),
+    "yarn that shrinks": (
+        {"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 0.5}, {}, "factor: expected at least 1 for yarn",
+    ),
+    "yarn beside Llama 3's rule": (
+        {"llama.rope.scaling.type": "yarn"}, {"rope_freqs.weight": np.ones(8)}, "expected none beside RoPE scaling yarn",
+    ),
+    "yarn of no range": (
+        {"llama.rope.scaling.type": "yarn", "llama.rope.scaling.yarn_beta_fast": 1e-5}, {}, "beta_fast above beta_slow",
+    ),
+    "longrope without factors": (
+        {"llama.rope.scaling.type": "longrope"}, {}, r"rope_factors_short\.weight is missing; longrope needs it",
+    ),
+    "longrope of zeros": (
+        {"llama.rope.scaling.type": "longrope"},
+        {"rope_factors_short.weight": np.zeros(8), "rope_factors_long.weight": np.ones(8)},
+        r"rope_factors_short\.weight: expected positive numbers",
+    ),
+    "an attention factor of its own": (
+        {"llama.rope.scaling.attn_factor": 2.0}, {}, "attn_factor: expected 1 without yarn or longrope",
+    ),
+    "capped logits": (
+        {"llama.final_logit_softcapping": 30.0}, {}, "softcapping: expected 0, found 30.0; capped logits are not supp",
+    ),
+    "a negative factor": ({"llama.rope.scaling.factor": -2.0}, {}, r"scaling.factor: expected 0 to 1e\+30, found -2"),
     "a factor of each layer": (
-        {"llama.rope.scaling.factor": np.zeros(2, np.float32)}, {}, "scaling.factor: expected a positive number",
+        {"llama.rope.scaling.factor": np.zeros(2, np.float32)}, {}, "scaling.factor: expected a floating-point number",
     ),
-    "windows": ({"llama.attention.sliding_window": 4096}, {}, "llama.attention.sliding_window: 4096 is not supported"),
+    "windows": ({"llama.attention.sliding_window": 127}, {}, "expected 0 or at least the context of 128 tokens"),
     "windows of each layer": (
-        {"llama.attention.sliding_window": np.array([0, 64], np.int32)}, {}, "attention.sliding_window: .* would need",
+        {"llama.attention.sliding_window": np.array([0, 64], np.int32)}, {}, "attention.sliding_window: expected a whole number",
     ),
-    "no mask": ({"llama.attention.causal": False}, {}, "llama.attention.causal: False is not supported"),
-    "scaled attention": ({"llama.attention.scale": 0.5}, {}, "llama.attention.scale: 0.5 is not supported"),
-    "scaled logits": ({"llama.logit_scale": 0.5}, {}, "llama.logit_scale: 0.5 is not supported"),
+    "no mask": ({"llama.attention.causal": False}, {}, "causal: expected 1, found False; models without"),
+    "scaled attention": ({"llama.attention.scale": 0.5}, {}, "scale: expected 0, found 0.5; attention scales"),
+    "scaled logits": ({"llama.logit_scale": 0.5}, {}, "logit_scale: expected 1, found 0.5; scaled logits"),
     "a context of each layer": (
-        {"llama.context_length": np.array([64, 64], np.int32)}, {}, "context_length: expected a positive whole",
+        {"llama.context_length": np.array([64, 64], np.int32)}, {}, "context_length: expected a whole number",
     ),
     "another width": (
         {"llama.embedding_length": 128, "llama.attention.head_count": 8}, {}, r"token_embd\.weight: expected shape",
@@ -260,7 +292,7 @@ def test_misread_scaling_is_caught(
     original: dict[str, GgufFile], engine_build: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     variant = rewrite(original["gpt2"], tmp_path / "variant.gguf", {FACTOR: 4.0})
-    monkeypatch.setattr(gguf_metadata, "_linear", lambda read: None)
+    monkeypatch.setattr(gguf_metadata, "_rope_scaling", lambda *_: None)
     with pytest.raises(FormatError, match=r"its logits differ from those of .*variant\.gguf in the engine"):
         import_model(variant, tmp_path / "out", verify=True)
     assert not (tmp_path / "out").exists()
