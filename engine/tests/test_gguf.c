@@ -110,8 +110,13 @@ static void test_configuration(void) {
     REFUSED("architecture: expected llama, found ll?ma", draft_text(&d, "general.architecture", "ll\nma"));
     REFUSED("key general.architecture is missing", draft_remove(&d, "general.architecture"));
     REFUSED("key general.architecture: expected string, found u32", draft_u32(&d, "general.architecture", 1));
-    REFUSED("found one of 3 splits", draft_u32(&d, "split.count", 3));
-    REFUSED("found one of 3 splits", draft_u32(&d, "split.count", 3), draft_remove(&d, "general.architecture"));
+    REFUSED("found the first of 3 pieces of a split model; expected a name that ends in -00001-of-00003.gguf",
+            draft_u32(&d, "split.count", 3));
+    REFUSED("found piece 2 of 3 of a split model; open the first, whose name ends in -00001-of-00003.gguf",
+            draft_u32(&d, "split.count", 3), draft_u32(&d, "split.no", 1), draft_remove(&d, "general.architecture"));
+    REFUSED("split.no: expected less than split.count 3, found 3", draft_u32(&d, "split.count", 3),
+            draft_u32(&d, "split.no", 3));
+    REFUSED("split.count: expected 0 to 1000, found 1001", draft_u32(&d, "split.count", 1001));
     REFUSED("key llama.expert_count: expected 0, found 8; mixtures of experts are not supported",
             draft_u32(&d, "llama.expert_count", 8));
     REFUSED("sliding_window: expected 0 or at least the context of 16 tokens, found 15; sliding windows are not",

@@ -145,6 +145,7 @@ llamita_status llamita_model_open(const char *path, const llamita_model_params *
 
 void llamita_model_close(llamita_model *model) {
     if (!model) return;
+    for (int32_t i = 0; i < model->num_pieces; i++) munmap(model->pieces[i].mapping, model->pieces[i].mapping_bytes);
     model_clear(model);
     munmap(model->mapping, model->mapping_bytes);
     free(model);

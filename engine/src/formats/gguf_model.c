@@ -26,14 +26,6 @@ static llamita_status check_supported(const gguf_file *file) {
         return reader_error(&file->from, "expected a model, found an adapter; open the model it was made for and "
                                          "apply it with --adapter");
     }
-    /* Before the architecture, which only the first split names. */
-    status = status ? status : gguf_key_integer(file, KEY_SPLIT_COUNT, &number, NULL);
-    if (!status && number > 1) {
-        return reader_error(&file->from,
-                            "expected a whole model, found one of %" PRId64 " splits (split.count); merge them with "
-                            "llama-gguf-split --merge",
-                            number);
-    }
     status = status ? status : gguf_key_text(file, KEY_ARCHITECTURE, &architecture, NULL);
     if (!status && !slice_is(architecture, "llama")) {
         return reader_error(&file->from, "architecture: expected llama, found %.*s; this engine runs only Llama models",
@@ -372,9 +364,10 @@ static llamita_status check_all_used(llamita_model *model, const gguf_file *file
     return LLAMITA_OK;
 }
 
-static llamita_status fill(llamita_model *model, const gguf_file *file) {
+static llamita_status fill(llamita_model *model, gguf_file *file) {
     llamita_model_info *info = &model->info;
-    llamita_status status = check_supported(file);
+    llamita_status status = gguf_take_pieces(model, file); /* only the first has keys */
+    status = status ? status : check_supported(file);
     status = status ? status : read_sizes(file, info);
     status = status ? status : read_numbers(file, info);
     status = status ? status : read_vocab_size(file, info);

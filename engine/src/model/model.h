@@ -36,6 +36,12 @@ typedef struct {
 typedef struct tokenizer tokenizer; /* tokenizer.h */
 typedef struct kernels kernels;     /* kernels.h */
 
+/* A mapped file, which llamita_model_close unmaps. */
+typedef struct {
+    void *mapping;
+    size_t mapping_bytes;
+} model_piece;
+
 struct llamita_model {
     llamita_model_info info;
     const kernels *kernels;
@@ -59,6 +65,8 @@ struct llamita_model {
 
     void *mapping; /* the whole file; read-only and private */
     size_t mapping_bytes;
+    model_piece *pieces; /* of a GGUF in several files: those after the first */
+    int32_t num_pieces;
     void *packed; /* all panels; NULL before model_pack */
     size_t packed_bytes;
     void **owned; /* memory from model_allocate */
@@ -89,7 +97,7 @@ void model_layer_matrices(layer *l, tensor *matrices[MATRICES_PER_LAYER]);
 /* Fills the totals over the weights in info, and the name of their most common type. */
 void model_describe(llamita_model *model);
 
-/* Frees everything but the mapping and the struct itself. */
+/* Frees everything but the mappings and the struct itself. */
 void model_clear(llamita_model *model);
 
 /* Returns zeroed, 64-byte aligned memory that model_clear frees, or NULL if out of memory. */

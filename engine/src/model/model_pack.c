@@ -18,12 +18,11 @@
 typedef struct {
     tensor **matrices;
     size_t num_matrices;
-    char *panels;       /* of the first matrix; the others follow */
-    uint64_t num_bytes; /* of all panels */
-    void *mapping;      /* the file, released from memory once everything is packed */
-    size_t mapping_bytes;
-    model_task *task; /* run first by one worker; NULL: nothing */
-    void *argument;   /* of task */
+    char *panels;               /* of the first matrix; the others follow */
+    uint64_t num_bytes;         /* of all panels */
+    const llamita_model *model; /* its files are released from memory once everything is packed */
+    model_task *task;           /* run first by one worker; NULL: nothing */
+    void *argument;             /* of task */
     _Atomic uint64_t next_page;
     atomic_bool no_memory;
 } pack_job;
@@ -62,16 +61,24 @@ static void pack_pages(pack_job *job) {
     }
 }
 
+/* Releases a share of the mapping, which is read again on access. */
+static void release_mapping(worker w, void *mapping, size_t num_bytes) {
+#ifdef MADV_DONTNEED
+    int64_t begin, end;
+    thread_pool_share(w, (int64_t)num_bytes, (int64_t)HUGE_PAGE_BYTES, &begin, &end);
+    (void)madvise((char *)mapping + begin, (size_t)(end - begin), MADV_DONTNEED);
+#endif
+}
+
 static void pack_worker(void *argument, worker w) {
     pack_job *job = argument;
     if (w.index == 0 && job->task) job->task(job->argument);
     pack_pages(job);
     thread_pool_barrier(w);
-#ifdef MADV_DONTNEED
-    int64_t begin, end; /* a share of the mapping, which is read again on access */
-    thread_pool_share(w, (int64_t)job->mapping_bytes, (int64_t)HUGE_PAGE_BYTES, &begin, &end);
-    (void)madvise((char *)job->mapping + begin, (size_t)(end - begin), MADV_DONTNEED);
-#endif
+    const llamita_model *model = job->model;
+    release_mapping(w, model->mapping, model->mapping_bytes);
+    for (int32_t i = 0; i < model->num_pieces; i++)
+        release_mapping(w, model->pieces[i].mapping, model->pieces[i].mapping_bytes);
 }
 
 /* Lists every matrix in the order of use: the layers, then the output. The caller frees the
@@ -146,8 +153,7 @@ llamita_status model_pack(llamita_model *model, const char *path, model_task *ta
                     .num_matrices = num_matrices,
                     .panels = memory,
                     .num_bytes = num_bytes,
-                    .mapping = model->mapping,
-                    .mapping_bytes = model->mapping_bytes,
+                    .model = model,
                     .task = task,
                     .argument = argument};
     atomic_init(&job.next_page, 0);
