@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from llamita.checkpoint import load_config, load_model, load_tensors
 from llamita.config import ModelConfig
 from llamita.convert.export import export
+from llamita.convert.import_model import import_model
 from llamita.engine import Model
 from llamita.formats.gguf import read_gguf
 from llamita.formats.rope_order import unpermute_qk
@@ -219,6 +220,32 @@ def test_engine_scales_positions_as_llama_cpp(
         ours = model.logits(ids, kv_type="f32")
     theirs = logits_of_llama_cpp(open_in_llama_cpp(tmp_path / "model.gguf", yarn_betas(checkpoint)), ids)
     assert relative_error(theirs, ours) < TOLERANCE["f32"]
+
+
+def test_pieces_that_gguf_py_writes(make_checkpoint: Callable[..., Path], tmp_path: Path, engine_build: Path) -> None:
+    """Importer and engine read what llama.cpp reads; llama.cpp agrees on the logits."""
+    checkpoint = make_checkpoint(tmp_path / "model")
+    export(checkpoint, tmp_path / "model.gguf", "f32")
+    whole = read_gguf(tmp_path / "model.gguf")
+    writer = gguf.GGUFWriter(tmp_path / "cut.gguf", "llama", split_max_tensors=8)
+    for key, field in gguf.GGUFReader(tmp_path / "model.gguf").fields.items():
+        if not key.startswith(("GGUF.", "general.architecture")):
+            sub_type = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
+            writer.add_key_value(key, field.contents(), field.types[0], sub_type)
+    for name in whole.tensors:
+        writer.add_tensor(name, whole.dequantize(name))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    first, *others = sorted(tmp_path.glob("cut-*.gguf"))
+    assert len(others) == 2 and first.name == "cut-00001-of-00003.gguf"
+    assert import_model(first, tmp_path / "out").verification is not None
+    ids = [0, *range(5, 60)]
+    with Model(first) as model, Model(tmp_path / "model.gguf") as one:
+        ours = model.logits(ids, kv_type="f32")
+        assert np.array_equal(ours, one.logits(ids, kv_type="f32"))
+    assert relative_error(logits_of_llama_cpp(open_in_llama_cpp(first), ids), ours) < TOLERANCE["f32"]
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])

@@ -54,7 +54,7 @@ def open_gguf(path: Path, options: ImportOptions) -> ModelSource:
 
     def tensor(spec: TensorSpec) -> Tensor:
         info = file.tensors[spec.gguf]
-        raw = read_bytes(path, info.offset, info.num_bytes, info.name)
+        raw = read_bytes(info.path, info.offset, info.num_bytes, info.name)
         if info.type in _PLAIN:
             plain = torch.from_numpy(raw).view(_PLAIN[info.type]).reshape(spec.shape)
         else:

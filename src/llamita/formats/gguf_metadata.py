@@ -9,7 +9,7 @@ import numpy as np
 
 from llamita.config import ModelConfig
 from llamita.errors import ConfigError, FormatError
-from llamita.formats.gguf import FILE_TYPES, QUANTIZATION_VERSION, GgufFile, Value
+from llamita.formats.gguf import FILE_TYPES, QUANTIZATION_VERSION, GgufFile, Value, check_whole
 from llamita.formats.gguf_keys import KeyReader, known_keys
 from llamita.formats.rope_scaling import BETA_FAST, BETA_SLOW, yarn_attention_factor, yarn_range
 from llamita.formats.tensor_table import (
@@ -145,7 +145,7 @@ def config_from_gguf(file: GgufFile) -> tuple[ModelConfig, list[str]]:
     Raises FormatError for anything that is missing, malformed, or more than a plain Llama.
     """
     read, notes = KeyReader(file.metadata, file.path), list[str]()
-    check_not_split(file, "cannot use")
+    check_whole(file, "cannot use")
     architecture = file.metadata.get("general.architecture")
     if architecture != "llama":
         raise FormatError(
@@ -190,16 +190,6 @@ def config_from_gguf(file: GgufFile) -> tuple[ModelConfig, list[str]]:
         return config, notes
     except (ConfigError, FormatError) as error:
         raise FormatError(f"cannot use {file.path}: {error}") from error
-
-
-def check_not_split(file: GgufFile, what: str) -> None:
-    """Raise FormatError for one file of a split model; only the first names its architecture."""
-    count = file.metadata.get("split.count", 0)
-    if count not in (0, 1):
-        raise FormatError(
-            f"{what} {file.path}: it is one of {str(count)[:20]} parts (split.count); merge them first with "
-            "llama-gguf-split --merge"
-        )
 
 
 def _padding(file: GgufFile, rows: int) -> int | None:
