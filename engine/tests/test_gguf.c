@@ -300,10 +300,11 @@ static void test_tokenizer_refusals(void) {
     REFUSED("chat_template: expected at most 1048576 bytes",
             put_u64(draft_set(&d, "tokenizer.chat_template", GGUF_STRING), 2 << 20),
             put_zeros(&draft_find(&d, "tokenizer.chat_template")->value, 2 << 20));
-    REFUSED("tokenizer.ggml.pre: expected qwen2, llama-bpe, gpt-2 or smollm, found default",
-            draft_byte_level(&d, "default"));
-    REFUSED("found tekken", draft_byte_level(&d, "tekken"));
-    REFUSED("key tokenizer.ggml.pre is missing", draft_byte_level(&d, "gpt-2"), draft_remove(&d, "tokenizer.ggml.pre"));
+    REFUSED("key tokenizer.ggml.pre: expected llama-bpe, qwen2, gpt-2, smollm, gpt-4o, tekken, dbrx, default or a name "
+            "that llama.cpp has for one of these, found deepseek-v3; if you know",
+            draft_byte_level(&d, "deepseek-v3"));
+    REFUSED("found none; if you know how the tokenizer splits text, say it with --pre NAME (Llama 3: llama-bpe)",
+            draft_byte_level(&d, "gpt-2"), draft_remove(&d, "tokenizer.ggml.pre"));
     REFUSED("key tokenizer.ggml.merges is missing", draft_byte_level(&d, "gpt-2"),
             draft_remove(&d, "tokenizer.ggml.merges"));
     REFUSED("merges: expected array of string, found u32", draft_byte_level(&d, "gpt-2"),
@@ -500,6 +501,20 @@ static void test_rope(void) {
     check_rope(&d, (const float[]){1.0F, 0.05F, 0.0025F, 0.000125F}, __LINE__);
 }
 
+static void test_lists(void) {
+    llamita_gguf_key_info key = {0};
+    llamita_pre_tokenizer_info pre = {0};
+    size_t num_keys = 0, num_names = 0;
+    bool scale = false, smaug = false;
+    for (; llamita_gguf_key(num_keys, &key); num_keys++) {
+        CHECK(key.name && key.kind && key.use && key.feature && key.low <= key.high, "key %zu", num_keys);
+        scale |= strcmp(key.name, "llama.logit_scale") == 0 && strcmp(key.use, "fixed") == 0 && key.fallback == 1;
+    }
+    for (; llamita_pre_tokenizer(num_names, &pre); num_names++)
+        smaug |= strcmp(pre.name, "smaug-bpe") == 0 && strcmp(pre.written, "dbrx") == 0 && !pre.ignore_merges;
+    CHECK(num_keys > 60 && scale && num_names > 20 && smaug, "%zu keys, %zu names", num_keys, num_names);
+}
+
 static void test_yarn(void) {
     gguf_draft d;
     draft_llama(&d, TENSOR_F32, true);
@@ -539,8 +554,9 @@ static void test_byte_level(void) {
     static const struct {
         const char *pre;
         bool add_bos;
-    } splits[] = {{"qwen2", false},    {"gpt-2", false}, {"smollm", false},
-                  {"llama-bpe", true}, {"llama3", true}, {"llama-v3", true}};
+    } splits[] = {{"qwen2", false},  {"gpt-2", false},   {"smollm", false},    {"llama-bpe", true},
+                  {"llama3", true},  {"llama-v3", true}, {"smaug-bpe", false}, {"dbrx", false},
+                  {"gpt-4o", false}, {"tekken", true},   {"default", false}};
     for (size_t i = 0; i < sizeof splits / sizeof splits[0]; i++) {
         gguf_draft d;
         draft_llama(&d, TENSOR_F32, false);
@@ -636,6 +652,7 @@ int main(void) {
     test_harmless_variants();
     test_converted_norms();
     test_rope();
+    test_lists();
     test_yarn();
     test_longrope();
     test_byte_level();

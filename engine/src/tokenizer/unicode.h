@@ -9,6 +9,10 @@
 /* \p{L}, \p{N} and \s of the pre-tokenizers' regular expressions, which are disjoint. */
 typedef enum { UNICODE_OTHER = 0, UNICODE_LETTER = 1, UNICODE_NUMBER = 2, UNICODE_SPACE = 3 } unicode_class;
 
+/* What cased expressions and \p{P} tell apart: Lu and Lt; Ll; Lm, Lo and M, which count as both;
+ * P. */
+typedef enum { KIND_OTHER, KIND_UPPER, KIND_LOWER, KIND_BOTH, KIND_PUNCTUATION } unicode_kind;
+
 #define UNICODE_INVALID 0xFFFFFFFFu /* the code point of an invalid byte */
 
 /* unicode_tables.c */
@@ -17,6 +21,9 @@ extern const uint32_t unicode_runs[];
 extern const size_t unicode_num_runs;
 extern const uint8_t unicode_ascii[128];
 
+extern const uint32_t unicode_kind_runs[];
+extern const size_t unicode_num_kind_runs;
+
 /* unicode_pages[n]: the run of the first code point of page n (1 << UNICODE_PAGE_BITS code points).
  * Code points beyond the last page are in its run or a later one. */
 enum { UNICODE_PAGE_BITS = 7, UNICODE_NUM_PAGES = 1024 };
@@ -24,6 +31,9 @@ extern const uint16_t unicode_pages[UNICODE_NUM_PAGES + 1];
 
 /* The class of a code point; UNICODE_INVALID is UNICODE_OTHER. */
 unicode_class unicode_classify(uint32_t code_point);
+
+/* The kind of a code point; UNICODE_INVALID is KIND_OTHER. */
+unicode_kind unicode_kind_of(uint32_t code_point);
 
 /* The slow path of utf8_decode: invalid bytes and rare characters. */
 size_t utf8_decode_rare(const char *text, size_t num_bytes, uint32_t *code_point);

@@ -55,7 +55,8 @@ class ChatFlags:
 def main(argv: list[str]) -> int | None:
     flags = parse(ChatFlags, argv, "llamita chat")
     check_is_file(flags.model, "chat with")
-    with llamita.load(flags.model, tokenizer=flags.load.tokenizer, kernels=flags.load.kernels) as model:
+    load = flags.load
+    with llamita.load(flags.model, tokenizer=load.tokenizer, kernels=load.kernels, pre=load.pre) as model:
         chat = Chat(
             model,
             flags.system,

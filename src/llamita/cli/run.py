@@ -62,7 +62,7 @@ def _open(flags: RunFlags) -> Model:
     if flags.model is not None:
         check_is_file(flags.model, "run")
     load = flags.load
-    model = llamita.load(flags.model, tokenizer=load.tokenizer, kernels=load.kernels)
+    model = llamita.load(flags.model, tokenizer=load.tokenizer, kernels=load.kernels, pre=load.pre)
     if load.tokenizer is None and not model.info.has_tokenizer and model.info.format.startswith("llama2.c"):
         model.close()
         return llamita.load(flags.model, tokenizer="tokenizer.bin", kernels=load.kernels)

@@ -44,7 +44,7 @@ def open_gguf(path: Path, options: ImportOptions) -> ModelSource:
                 f"({', '.join(TYPES)}), found {info.type}"
             )
     if options.tokenizer is None:
-        tokenizer, tokenizer_path = tokenizer_from_gguf(file.metadata, str(path)), path
+        tokenizer, tokenizer_path = tokenizer_from_gguf(file.metadata, str(path), options.pre), path
     else:
         tokenizer, tokenizer_path = load_tokenizer(options.tokenizer), options.tokenizer
     check_fit(tokenizer, config, tokenizer_path, path, exact=False)
@@ -68,4 +68,6 @@ def open_gguf(path: Path, options: ImportOptions) -> ModelSource:
     kind = f"GGUF version {file.version}"
     # The engine opens a model with its tokenizer, which may be why another one was given.
     types = frozenset(info.type for info in file.tensors.values()) if options.tokenizer is None else frozenset[str]()
-    return ModelSource(path, kind, config, dtype, tensor, tokenizer_path, tokenizer.save, tuple(notes), types)
+    return ModelSource(
+        path, kind, config, dtype, tensor, tokenizer_path, tokenizer.save, tuple(notes), types, options.pre
+    )

@@ -98,7 +98,7 @@ def verify_import(source: ModelSource, folder: Path, entries: Sequence[TensorEnt
 
 def _compare_with_engine(source: ModelSource, ids: Sequence[int], logits: NDArray[np.float32], what: str) -> None:
     try:
-        with Model(source.path) as model:
+        with Model(source.path, pre=source.gguf_pre) as model:
             ids = ids[: model.info.context_tokens]
             engine = model.logits(ids, kv_type="f32", context_tokens=len(ids))
     except EngineError as error:

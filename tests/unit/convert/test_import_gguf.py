@@ -17,11 +17,13 @@ from llamita.checkpoint import load_config, load_tensors  # noqa: E402
 from llamita.convert.export import export  # noqa: E402
 from llamita.convert.import_model import import_model  # noqa: E402
 from llamita.engine import Model  # noqa: E402
-from llamita.errors import FormatError, LlamitaError, TokenizerError  # noqa: E402
+from llamita.errors import ConfigError, EngineError, FormatError, LlamitaError, TokenizerError  # noqa: E402
 from llamita.formats import gguf_metadata  # noqa: E402
 from llamita.formats.gguf import GgufFile, read_gguf, write_gguf  # noqa: E402
+from llamita.formats.gguf_keys import GgufKey, known_keys  # noqa: E402
 from llamita.tokenizer import load_tokenizer  # noqa: E402
 from llamita.tokenizer.chat_templates import CHAT_TEMPLATES  # noqa: E402
+from llamita.tokenizer.gguf import tokenizer_from_gguf  # noqa: E402
 
 MakeCheckpoint = Callable[..., Path]
 LLAMA3 = {
@@ -311,8 +313,8 @@ BAD_TOKENIZERS: dict[str, tuple[str, dict[str, Any], str]] = {
     "tokens are numbers": ("gpt2", {"tokenizer.ggml.tokens": np.ones(3, np.int32)}, "expected an array of strings"),
     "no merges": ("gpt2", {"tokenizer.ggml.merges": ...}, "merges: expected an array of strings"),
     "a merge of nothing": ("gpt2", {"tokenizer.ggml.merges": ["a", "b c"]}, "merge 0: expected two tokens that"),
-    "another split": ("gpt2", {"tokenizer.ggml.pre": "tekken"}, "pre: expected one of qwen2, .* found tekken"),
-    "no split": ("gpt2", {"tokenizer.ggml.pre": ...}, "pre: expected one of .* found None"),
+    "another split": ("gpt2", {"tokenizer.ggml.pre": "kimi-k2"}, "pre: expected qwen2, .* found kimi-k2; if"),
+    "no split": ("gpt2", {"tokenizer.ggml.pre": ...}, r"pre: expected .* found none; .* --pre NAME \(Llama 3: "),
     "too few types": ("gpt2", {"tokenizer.ggml.token_type": np.ones(3, np.int32)}, "token_type: expected 320 types"),
     "types out of range": (
         "gpt2", {"tokenizer.ggml.token_type": np.full(320, 9, np.int32)}, "token_type: expected 320 types from 1 to 6",
@@ -329,6 +331,77 @@ BAD_TOKENIZERS: dict[str, tuple[str, dict[str, Any], str]] = {
 def test_incomplete_tokenizers(original: dict[str, GgufFile], tmp_path: Path, name: str) -> None:
     kind, changes, said = BAD_TOKENIZERS[name]
     refuse(rewrite(original[kind], tmp_path / "bad.gguf", changes), tmp_path / "out", said, TokenizerError)
+
+
+def test_pre_says_how_the_tokenizer_splits(
+    original: dict[str, GgufFile], make_checkpoint: MakeCheckpoint, engine_build: Path, tmp_path: Path
+) -> None:
+    """In place of a missing name and of a wrong one, in the importer, its verification and the engine."""
+    expected = tokenizer_from_gguf(original["gpt2"].metadata, "original")
+    text = "I'LL   count 12345 sheep"
+    for number, stated in enumerate((..., "kimi-k2", "tekken")):
+        path = rewrite(original["gpt2"], tmp_path / f"{number}.gguf", {"tokenizer.ggml.pre": stated})
+        report = import_model(path, tmp_path / str(number), pre="qwen2", verify=True)
+        assert load_tokenizer(report.path).encode(text) == expected.encode(text)
+        with Model(path, pre="qwen2") as model:
+            assert model.encode(text) == expected.encode(text)
+        if stated != "tekken":
+            with pytest.raises(EngineError, match=r"tokenizer\.ggml\.pre: expected llama-bpe, .* --pre NAME"):
+                Model(path)
+    with pytest.raises(EngineError, match=r"pre-tokenizer: expected llama-bpe, .* found qwen9; if you know"):
+        Model(path, pre="qwen9")
+    with pytest.raises(TokenizerError, match=r"tokenizer.ggml.pre: expected qwen2, .* found qwen9; if you know"):
+        import_model(path, tmp_path / "out", pre="qwen9")
+    with pytest.raises(ConfigError, match="pre: it only applies to a GGUF"):
+        import_model(make_checkpoint(tmp_path / "folder"), tmp_path / "out", pre="qwen2")
+
+
+def test_unknown_keys_are_noted_once(original: dict[str, GgufFile], tmp_path: Path) -> None:
+    keys = {f"llama.of_tomorrow_{i}": i for i in range(8)} | {"other.key": 1, "llama.vocab_size": 9}
+    report = import_model(rewrite(original["gpt2"], tmp_path / "new.gguf", keys), tmp_path / "out", verify=False)
+    notes = [note for note in report.notes if "ignored keys" in note]
+    assert len(notes) == 1 and "llama.of_tomorrow_5 and 2 more" in notes[0]
+    assert "other.key" not in notes[0] and "vocab_size" not in notes[0]
+    plain = import_model(rewrite(original["gpt2"], tmp_path / "old.gguf", {}), tmp_path / "plain", verify=False)
+    assert not any("ignored keys" in note for note in plain.notes)
+
+
+FIXED_KEYS = [key for key in known_keys().values() if key.use == "fixed"]
+
+
+@pytest.mark.parametrize("key", FIXED_KEYS, ids=lambda key: key.name)
+def test_engine_and_importer_refuse_the_same_keys(
+    original: dict[str, GgufFile], engine_build: Path, tmp_path: Path, key: GgufKey
+) -> None:
+    """By name and feature; the default is accepted by both."""
+    bad = rewrite(original["gpt2"], tmp_path / "bad.gguf", {key.name: key.default + 0.5})
+    refuse(bad, tmp_path / "out", f"{key.name}: expected {key.default:g}, found .*; {key.feature} are not supported")
+    with pytest.raises(EngineError, match=f"{key.name}: expected {key.default:g}, found .*; {key.feature} are not"):
+        Model(bad)
+    fine = rewrite(original["gpt2"], tmp_path / "fine.gguf", {key.name: float(key.default)})
+    assert import_model(fine, tmp_path / "fine", verify=True).verification is not None
+
+
+RANGED_KEYS = [
+    key for key in known_keys().values()
+    if key.use in ("required", "optional") and key.kind in ("whole", "layers", "real") and key.name.startswith("llama.")
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("key", RANGED_KEYS, ids=lambda key: key.name)
+def test_engine_and_importer_have_the_same_ranges(
+    original: dict[str, GgufFile], engine_build: Path, tmp_path: Path, key: GgufKey
+) -> None:
+    """Both refuse a number below the range, a text, and the absence of a required key."""
+    below: Any = np.array([0, 0], np.int32) if key.kind == "layers" else -1.0 if key.kind == "real" else -1
+    values = ["text", ...] if key.use == "required" else ["text"]
+    if key.kind != "whole":  # write_gguf writes no negative integers
+        values.append(below)
+    for number, value in enumerate(values):
+        bad = rewrite(original["gpt2"], tmp_path / f"{number}.gguf", {key.name: value})
+        refuse(bad, tmp_path / "out", f"{key.name}(:| is missing)")
+        with pytest.raises(EngineError, match=f"key {key.name}(:| is missing)"):
+            Model(bad)
 
 
 def test_duplicate_tokens(original: dict[str, GgufFile], tmp_path: Path) -> None:
