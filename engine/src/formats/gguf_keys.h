@@ -96,6 +96,7 @@
     X(UNKNOWN, "tokenizer.ggml.unknown_token_id", TOKEN, OPTIONAL, 0, 0, 0, "")                    \
     X(ADD_BOS, "tokenizer.ggml.add_bos_token", FLAG, OPTIONAL, 0, 0, 0, "")                        \
     X(ADD_SPACE_PREFIX, "tokenizer.ggml.add_space_prefix", FLAG, OPTIONAL, 0, 0, 0, "")            \
+    X(REMOVE_SPACES, "tokenizer.ggml.remove_extra_whitespaces", FLAG, OPTIONAL, 0, 0, 0, "")       \
     X(CHAT_TEMPLATE, "tokenizer.chat_template", TEXT, OPTIONAL, 0, 0, 0, "")                       \
     X(PADDING, "tokenizer.ggml.padding_token_id", TOKEN, IGNORED, 0, 0, 0, "")                     \
     X(ADD_EOS, "tokenizer.ggml.add_eos_token", FLAG, IGNORED, 0, 0, 0, "")
