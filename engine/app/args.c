@@ -60,6 +60,8 @@ static const flag FLAGS[] = {
      "replace \\n, \\r, \\t, \\', \\\", \\\\ and \\xHH in the prompt"},
     {'z', "tokenizer", "FILE", FLAG_TEXT, FIELD(tokenizer_path), 0, 0,
      "tokenizer.bin, or a GGUF with a tokenizer (the model's; llama2.c: tokenizer.bin)"},
+    {0, "pre", "NAME", FLAG_TEXT, FIELD(pre_tokenizer), 0, 0,
+     "how a byte-level tokenizer splits text, as tokenizer.ggml.pre, for a GGUF without it (the file's)"},
     {0, "adapter", "FILE[:SCALE]", FLAG_ADAPTER, 0, 0, 0,
      "apply a GGUF LoRA adapter; repeat to combine several (none)"},
     {'m', "mode", "MODE", FLAG_TEXT, FIELD(mode), 0, 0,

@@ -68,7 +68,8 @@ static void use_adapters(const app *a, const options *o) {
 static void open_all(app *a, const options *o) {
     const double start = system_seconds();
     llamita_error error;
-    llamita_model_params params = {.tokenizer_path = o->tokenizer_path, .kernels = o->kernels};
+    llamita_model_params params = {
+        .tokenizer_path = o->tokenizer_path, .kernels = o->kernels, .pre_tokenizer = o->pre_tokenizer};
     check(llamita_model_open(o->model_path, &params, &a->model, &error), &error);
     llamita_model_get_info(a->model, &a->info);
     if (!a->info.has_tokenizer && !o->tokenizer_path && strncmp(a->info.format, "llama2.c", 8) == 0) {

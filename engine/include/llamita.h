@@ -79,6 +79,9 @@ typedef struct {
     const char *kernels;        /* "auto", "scalar", "avx2", "avxvnni", "neon" or "dotprod" (NEON
                                    with dot products); NULL: auto. It is an error to ask for
                                    kernels that this processor cannot run. */
+    const char *pre_tokenizer;  /* How a byte-level tokenizer splits text: a value for the key
+                                   tokenizer.ggml.pre of a GGUF that lacks it or has a wrong one,
+                                   such as "llama-bpe" for Llama 3. NULL: the file's. */
 } llamita_model_params;
 
 typedef struct {
@@ -413,6 +416,32 @@ LLAMITA_API llamita_status llamita_dequantize(int32_t id, const void *blocks, in
  * the range of 16-bit scales: LLAMITA_ERROR_NUMERIC. */
 LLAMITA_API llamita_status llamita_quantize(const char *type, const float *values, int64_t row_length, int64_t num_rows,
                                             void *out, size_t out_bytes, double *squared_error, llamita_error *error);
+
+/* ------------------------------------------------------------------ keys of GGUF files */
+
+/* A value of tokenizer.ggml.pre that the engine knows. written: the name under which the same
+ * tokenizer is written. */
+typedef struct {
+    const char *name, *written;
+    bool ignore_merges; /* a pre-token that is a token is not merged from its bytes */
+    bool add_bos;       /* texts begin with BOS where the file does not say */
+} llamita_pre_tokenizer_info;
+
+/* Lists the values of tokenizer.ggml.pre that the engine knows; false past the last index. */
+LLAMITA_API bool llamita_pre_tokenizer(size_t index, llamita_pre_tokenizer_info *info);
+
+/* A key that the engine knows. kind: "text", "whole", "layers", "real", "number", "flag", "token",
+ * "texts", "wholes" or "reals". use: "required", "optional", "fixed" (any value but the default is
+ * refused, and named by the feature) or "ignored". low, high: the range of numbers that are read.
+ * engine/src/formats/gguf_keys.h explains the columns. */
+typedef struct {
+    const char *name, *kind, *use;
+    double low, high, fallback;
+    const char *feature;
+} llamita_gguf_key_info;
+
+/* Lists the keys of GGUF files that the engine knows; false past the last index. */
+LLAMITA_API bool llamita_gguf_key(size_t index, llamita_gguf_key_info *info);
 
 #ifdef __cplusplus
 }

@@ -431,7 +431,7 @@ static inline llamita_model *open_bytes(const void *bytes, size_t num_bytes, con
     model->mapping_bytes = num_bytes;
     *error = (llamita_error){0};
     if (model_fill(model, "draft.bin", "scalar", error) ||
-        model_fill_tokenizer(model, "draft.bin", tokenizer_path, error)) {
+        model_fill_tokenizer(model, "draft.bin", tokenizer_path, NULL, error)) {
         model_clear(model);
         free(copy);
         free(model);

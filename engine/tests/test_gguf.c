@@ -110,12 +110,21 @@ static void test_configuration(void) {
     REFUSED("architecture: expected llama, found ll?ma", draft_text(&d, "general.architecture", "ll\nma"));
     REFUSED("key general.architecture is missing", draft_remove(&d, "general.architecture"));
     REFUSED("key general.architecture: expected string, found u32", draft_u32(&d, "general.architecture", 1));
-    REFUSED("found one of 3 splits", draft_u32(&d, "split.count", 3));
-    REFUSED("found one of 3 splits", draft_u32(&d, "split.count", 3), draft_remove(&d, "general.architecture"));
+    REFUSED("found the first of 3 pieces of a split model; expected a name that ends in -00001-of-00003.gguf",
+            draft_u32(&d, "split.count", 3));
+    REFUSED("found piece 2 of 3 of a split model; open the first, whose name ends in -00001-of-00003.gguf",
+            draft_u32(&d, "split.count", 3), draft_u32(&d, "split.no", 1), draft_remove(&d, "general.architecture"));
+    REFUSED("split.no: expected less than split.count 3, found 3", draft_u32(&d, "split.count", 3),
+            draft_u32(&d, "split.no", 3));
+    REFUSED("split.count: expected 0 to 1000, found 1001", draft_u32(&d, "split.count", 1001));
     REFUSED("key llama.expert_count: expected 0, found 8; mixtures of experts are not supported",
             draft_u32(&d, "llama.expert_count", 8));
-    REFUSED("key llama.attention.sliding_window: expected 0, found 4096; sliding windows are not supported",
-            draft_u32(&d, "llama.attention.sliding_window", 4096));
+    REFUSED("sliding_window: expected 0 or at least the context of 16 tokens, found 15; sliding windows are not",
+            draft_u32(&d, "llama.attention.sliding_window", 15));
+    REFUSED("key llama.final_logit_softcapping: expected 0, found 30; capped logits are not supported",
+            draft_f32(&d, "llama.final_logit_softcapping", 30));
+    REFUSED("key llama.rope.scaling.yarn_ext_factor: expected 1, found 0.5",
+            draft_f32(&d, "llama.rope.scaling.yarn_ext_factor", 0.5F));
     REFUSED("key llama.attention.causal: expected 1, found 0; models without a causal mask are not supported",
             draft_bool(&d, "llama.attention.causal", 0));
     REFUSED("key llama.attention.scale: expected 0, found 0.5; attention scales are not supported",
@@ -124,7 +133,7 @@ static void test_configuration(void) {
             draft_f32(&d, "llama.logit_scale", 0.5F));
     REFUSED("key llama.logit_scale: expected 1, found nan", draft_f32(&d, "llama.logit_scale", NAN));
     REFUSED("key llama.logit_scale: expected a number, found string", draft_text(&d, "llama.logit_scale", "1"));
-    REFUSED("key llama.rope.scaling.attn_factor: expected 1, found 2",
+    REFUSED("key llama.rope.scaling.attn_factor: expected 1 without yarn or longrope, found 2",
             draft_f32(&d, "llama.rope.scaling.attn_factor", 2));
     REFUSED("general.quantization_version: expected 2, found 1", draft_u32(&d, "general.quantization_version", 1),
             draft_retype_tensor(&d, "blk.1.ffn_up.weight", TENSOR_Q4_0));
@@ -178,18 +187,31 @@ static void test_heads(void) {
 static void test_numbers(void) {
     const char *epsilon = "llama.attention.layer_norm_rms_epsilon", *theta = "llama.rope.freq_base";
     REFUSED("layer_norm_rms_epsilon is missing", draft_remove(&d, epsilon));
-    REFUSED("expected a number above 0 and below 1, found 0", draft_f32(&d, epsilon, 0));
-    REFUSED("expected a number above 0 and below 1, found -1", draft_f32(&d, epsilon, -1));
-    REFUSED("expected a number above 0 and below 1, found 2", draft_f32(&d, epsilon, 2));
+    REFUSED("layer_norm_rms_epsilon: expected 1e-30 to 0.5, found 0", draft_f32(&d, epsilon, 0));
+    REFUSED("layer_norm_rms_epsilon: expected 1e-30 to 0.5, found -1", draft_f32(&d, epsilon, -1));
+    REFUSED("layer_norm_rms_epsilon: expected 1e-30 to 0.5, found 2", draft_f32(&d, epsilon, 2));
     REFUSED("expected a finite number, found", draft_f32(&d, epsilon, NAN));
     REFUSED("expected f32, found u32", draft_u32(&d, epsilon, 1));
-    REFUSED("freq_base: expected at least 1, found 0", draft_f32(&d, theta, 0));
-    REFUSED("freq_base: expected at least 1, found -5", draft_f32(&d, theta, -5));
+    REFUSED("freq_base: expected 1 to 1e+30, found 0", draft_f32(&d, theta, 0));
+    REFUSED("freq_base: expected 1 to 1e+30, found -5", draft_f32(&d, theta, -5));
     REFUSED("freq_base: expected a finite number, found inf", draft_f32(&d, theta, INFINITY));
-    REFUSED("scaling.type: expected none or linear, found yarn", draft_text(&d, "llama.rope.scaling.type", "yarn"));
-    REFUSED("scaling.type: expected none or linear, found longrope",
-            draft_text(&d, "llama.rope.scaling.type", "longrope"));
-    REFUSED("scaling.factor: expected a positive number, found -2", draft_f32(&d, "llama.rope.scaling.factor", -2));
+    const char *type = "llama.rope.scaling.type", *factor = "llama.rope.scaling.factor";
+    REFUSED("scaling.type: expected none, linear, yarn or longrope, found dynamic", draft_text(&d, type, "dynamic"));
+    REFUSED("scaling.factor: expected 0 to 1e+30, found -2", draft_f32(&d, factor, -2));
+    REFUSED("scaling.factor: expected at least 1 for yarn, found 0.5", draft_text(&d, type, "yarn"),
+            draft_f32(&d, factor, 0.5F));
+    REFUSED("yarn: expected beta_fast above beta_slow and an original context in which some pairs turn that often, "
+            "found 0.001, 1 and 1000 tokens",
+            draft_text(&d, type, "yarn"), draft_u32(&d, "llama.rope.scaling.original_context_length", 1000),
+            draft_f32(&d, "llama.rope.scaling.yarn_beta_fast", 1e-3F));
+    REFUSED("yarn_beta_fast: expected 1e-06 to 1e+06, found 0", draft_text(&d, type, "yarn"),
+            draft_f32(&d, "llama.rope.scaling.yarn_beta_fast", 0));
+    REFUSED("tensor rope_factors_short.weight is missing", draft_text(&d, type, "longrope"));
+    REFUSED("tensor rope_factors_long.weight is missing", draft_text(&d, type, "longrope"),
+            draft_add_tensor(&d, "rope_factors_short.weight", 0, 4, 0),
+            memcpy(draft_find_tensor(&d, "rope_factors_short.weight")->data.bytes, (float[]){1, 1, 1, 1}, 16));
+    REFUSED("tensor rope_factors_long.weight: expected no such tensor",
+            draft_add_tensor(&d, "rope_factors_long.weight", 0, 4, 0));
     REFUSED("scaling.factor: expected a finite number", draft_f32(&d, "llama.rope.scaling.factor", NAN));
     REFUSED("RoPE angle of pair 0: expected a finite number", draft_f32(&d, "llama.rope.scaling.factor", 1e-45F));
     REFUSED("rope_freqs.weight: expected shape [4], found [8]", draft_add_tensor(&d, "rope_freqs.weight", 0, 8, 0));
@@ -278,10 +300,11 @@ static void test_tokenizer_refusals(void) {
     REFUSED("chat_template: expected at most 1048576 bytes",
             put_u64(draft_set(&d, "tokenizer.chat_template", GGUF_STRING), 2 << 20),
             put_zeros(&draft_find(&d, "tokenizer.chat_template")->value, 2 << 20));
-    REFUSED("tokenizer.ggml.pre: expected qwen2, llama-bpe, gpt-2 or smollm, found default",
-            draft_byte_level(&d, "default"));
-    REFUSED("found tekken", draft_byte_level(&d, "tekken"));
-    REFUSED("key tokenizer.ggml.pre is missing", draft_byte_level(&d, "gpt-2"), draft_remove(&d, "tokenizer.ggml.pre"));
+    REFUSED("key tokenizer.ggml.pre: expected llama-bpe, qwen2, gpt-2, smollm, gpt-4o, tekken, dbrx, default or a name "
+            "that llama.cpp has for one of these, found deepseek-v3; if you know",
+            draft_byte_level(&d, "deepseek-v3"));
+    REFUSED("found none; if you know how the tokenizer splits text, say it with --pre NAME (Llama 3: llama-bpe)",
+            draft_byte_level(&d, "gpt-2"), draft_remove(&d, "tokenizer.ggml.pre"));
     REFUSED("key tokenizer.ggml.merges is missing", draft_byte_level(&d, "gpt-2"),
             draft_remove(&d, "tokenizer.ggml.merges"));
     REFUSED("merges: expected array of string, found u32", draft_byte_level(&d, "gpt-2"),
@@ -478,12 +501,62 @@ static void test_rope(void) {
     check_rope(&d, (const float[]){1.0F, 0.05F, 0.0025F, 0.000125F}, __LINE__);
 }
 
+static void test_lists(void) {
+    llamita_gguf_key_info key = {0};
+    llamita_pre_tokenizer_info pre = {0};
+    size_t num_keys = 0, num_names = 0;
+    bool scale = false, smaug = false;
+    for (; llamita_gguf_key(num_keys, &key); num_keys++) {
+        CHECK(key.name && key.kind && key.use && key.feature && key.low <= key.high, "key %zu", num_keys);
+        scale |= strcmp(key.name, "llama.logit_scale") == 0 && strcmp(key.use, "fixed") == 0 && key.fallback == 1;
+    }
+    for (; llamita_pre_tokenizer(num_names, &pre); num_names++)
+        smaug |= strcmp(pre.name, "smaug-bpe") == 0 && strcmp(pre.written, "dbrx") == 0 && !pre.ignore_merges;
+    CHECK(num_keys > 60 && scale && num_names > 20 && smaug, "%zu keys, %zu names", num_keys, num_names);
+}
+
+static void test_yarn(void) {
+    gguf_draft d;
+    draft_llama(&d, TENSOR_F32, true);
+    draft_text(&d, "llama.rope.scaling.type", "yarn");
+    draft_f32(&d, "llama.rope.scaling.factor", 4.0F);
+    draft_u32(&d, "llama.rope.scaling.original_context_length", 1000); /* pairs 0 to 3 are mixed */
+    draft_f32(&d, "llama.rope.scaling.attn_factor", 2.0F);
+    buffer file = draft_write(&d);
+    llamita_error error;
+    llamita_model *model = open_bytes(file.bytes, file.num_bytes, NULL, &error);
+    CHECK(model && fabsf(model->rope_attention_factor - 2.0F * 1.1386294F) < 1e-6F, "%s", error.message);
+    close_bytes(model);
+    free_buffer(&file);
+    check_rope(&d, (const float[]){1.0F, 0.075F, 0.005F, 0.00025F}, __LINE__);
+}
+
+static void test_longrope(void) {
+    gguf_draft d;
+    draft_llama(&d, TENSOR_F32, true);
+    draft_text(&d, "llama.rope.scaling.type", "longrope");
+    draft_u32(&d, "llama.rope.scaling.original_context_length", 8);
+    draft_f32(&d, "llama.rope.scaling.attn_factor", 1.25F);
+    draft_tensor *factors = draft_add_tensor(&d, "rope_factors_short.weight", TENSOR_F32, 4, 0);
+    memcpy(factors->data.bytes, (const float[]){1.0F, 2.0F, 4.0F, 8.0F}, 16);
+    factors = draft_add_tensor(&d, "rope_factors_long.weight", TENSOR_F32, 4, 0);
+    memcpy(factors->data.bytes, (const float[]){2.0F, 4.0F, 8.0F, 16.0F}, 16);
+    llamita_model *model = open_draft(&d, __LINE__);
+    for (int i = 0; model && i < 4; i++) {
+        CHECK(model->rope_frequency[i] == 2.0F * model->rope_long_frequency[i], "pair %d", i);
+        CHECK(fabsf(model->rope_frequency[i] * (float)(1 << i) / powf(10.0F, (float)-i) - 1.0F) < 1e-6F, "pair %d", i);
+    }
+    CHECK(!model || (model->rope_short_context == 8 && model->rope_attention_factor == 1.25F), "longrope");
+    close_bytes(model);
+}
+
 static void test_byte_level(void) {
     static const struct {
         const char *pre;
         bool add_bos;
-    } splits[] = {{"qwen2", false},    {"gpt-2", false}, {"smollm", false},
-                  {"llama-bpe", true}, {"llama3", true}, {"llama-v3", true}};
+    } splits[] = {{"qwen2", false},  {"gpt-2", false},   {"smollm", false},    {"llama-bpe", true},
+                  {"llama3", true},  {"llama-v3", true}, {"smaug-bpe", false}, {"dbrx", false},
+                  {"gpt-4o", false}, {"tekken", true},   {"default", false}};
     for (size_t i = 0; i < sizeof splits / sizeof splits[0]; i++) {
         gguf_draft d;
         draft_llama(&d, TENSOR_F32, false);
@@ -579,6 +652,9 @@ int main(void) {
     test_harmless_variants();
     test_converted_norms();
     test_rope();
+    test_lists();
+    test_yarn();
+    test_longrope();
     test_byte_level();
     test_truncated_everywhere();
     test_many_keys();

@@ -315,6 +315,29 @@ static void test_splits(void) {
                 "(a|\t|\tb|..\r\n\r\n| c|\xC2\xA0|\xC2\xA0"
                 "d");
     check_split(PRE_TOKENIZER_QWEN2, "  \n\n  y", "  \n\n| | y");
+    check_split(PRE_TOKENIZER_DBRX, mixed,
+                "I|'ll| go| | to| |123|45|,| DON|'T|\n \n| x|!?| \xE4\xB8\xAD\xE6\x96\x87|\xEF\xBC\x8C|  ");
+    check_split(PRE_TOKENIZER_GPT4O, mixed,
+                "I'll| go| | to| |123|45|,| DON'T|\n \n| x|!?| \xE4\xB8\xAD\xE6\x96\x87|\xEF\xBC\x8C|  ");
+    check_split(PRE_TOKENIZER_TEKKEN, mixed,
+                "I|'ll| go| | to| |1|2|3|4|5|,| DON|'T|\n \n| x|!?| \xE4\xB8\xAD\xE6\x96\x87|\xEF\xBC\x8C|  ");
+    check_split(PRE_TOKENIZER_DEFAULT, mixed,
+                "I|'|ll| go| | to| |123|45|,| DON|'|T|\n \n| x|!?| \xE4\xB8\xAD\xE6\x96\x87|\xEF\xBC\x8C|  ");
+    check_split(PRE_TOKENIZER_GPT4O, "HTMLParser getX !\n/a", "HTMLParser| get|X| !\n/|a");
+    /* A mark counts as both cases: the expression goes back to the last one. */
+    check_split(PRE_TOKENIZER_GPT4O,
+                "e\xCC\x81"
+                "AB\xCC\x81"
+                "CD",
+                "e\xCC\x81|AB\xCC\x81|CD");
+    check_split(PRE_TOKENIZER_TEKKEN,
+                "\xCC\x81"
+                "A",
+                "\xCC\x81|A");
+    check_split(PRE_TOKENIZER_DEFAULT,
+                "12\xC2\xB2"
+                "3456 ^a",
+                "12\xC2\xB2|345|6| |^|a");
     check_split(PRE_TOKENIZER_SMOLLM, "a  1", "a|  |1");
     check_split(PRE_TOKENIZER_GPT2, "a  1", "a| | 1");
 }

@@ -21,6 +21,15 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
 }
+YARN = {
+    "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512, "attention_factor": 1.3,
+    "beta_fast": 16.0, "beta_slow": 2.0,
+}  # fmt: skip
+LONGROPE = {
+    "rope_type": "longrope", "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7],
+    "long_factor": [2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0], "original_max_position_embeddings": 64,
+    "attention_factor": 1.2,
+}  # fmt: skip
 SHAPES: dict[str, dict[str, Any]] = {
     "grouped, tied": {},
     "multi-head, untied": {"num_key_value_heads": 4, "tie_word_embeddings": False},
@@ -29,6 +38,9 @@ SHAPES: dict[str, dict[str, Any]] = {
     "other constants": {"rope_theta": 500000.0, "rms_norm_eps": 1e-6},
     "linear rope": {"rope_scaling": LINEAR},
     "llama3 rope": {"rope_scaling": LLAMA3},
+    "dynamic rope": {"rope_scaling": {"rope_type": "dynamic", "factor": 4.0}},
+    "yarn": {"rope_scaling": YARN},
+    "longrope": {"rope_scaling": LONGROPE},
     "odd ffn": {"intermediate_size": 100},
     "packed by threads": {"hidden_size": 512, "head_dim": 128, "intermediate_size": 3072},  # 44 MB
 }
@@ -54,6 +66,21 @@ def test_same_logits(
     assert np.abs(expected).max() > 1  # the comparison is of something
     np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
     np.testing.assert_allclose(with_halves, expected, atol=5e-3 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("context", [64, 65])
+def test_longrope_chooses_its_factors_by_the_context(
+    context: int, make_checkpoint: Callable[..., Path], tmp_path: Path, engine_build: Path
+) -> None:
+    """The engine by the session's context, PyTorch and transformers by the length of the text."""
+    checkpoint = make_checkpoint(tmp_path / "checkpoint", rope_scaling=LONGROPE)
+    llamita.export(checkpoint, tmp_path / "model.gguf", "f32")
+    ids = [0, *np.random.default_rng(1).integers(3, 250, context - 1).tolist()]
+    expected, short = torch_logits(checkpoint, ids), torch_logits(checkpoint, ids[:40])
+    with llamita.load(tmp_path / "model.gguf") as model:
+        found = model.logits(ids, kv_type="f32", context_tokens=context)
+    np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
+    assert np.allclose(expected[:40], short, atol=1e-4 * np.abs(short).max()) == (context == 64)
 
 
 def test_half_precision_weights_are_near(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from numpy.typing import NDArray
 from llamita.checkpoint import load_config, load_model, load_tensors
 from llamita.config import ModelConfig
 from llamita.convert.export import export
+from llamita.convert.import_model import import_model
+from llamita.engine import Model
 from llamita.formats.gguf import read_gguf
 from llamita.formats.rope_order import unpermute_qk
 from llamita.formats.tensor_table import tensor_table
@@ -46,13 +49,15 @@ NUM_GREEDY = 64
 TOLERANCE = {"f32": 1e-5, "f16": 5e-3, "q8_0": 5e-2, "q4_0": 5e-2}
 
 
-def open_in_llama_cpp(path: Path):
+def open_in_llama_cpp(path: Path, yarn_betas: tuple[float, float] = (-1.0, -1.0)):
     """One token a pass: llama.cpp 0.3.36's AMX kernels crash on longer ones of quantized models as small as these,
-    whoever wrote the file. The cache is kept in F32, so that F32 is F32."""
+    whoever wrote the file. The cache is kept in F32, so that F32 is F32. yarn_betas: fast and slow; llama.cpp does not
+    read their keys for Llamas."""
     llama_cpp = pytest.importorskip("llama_cpp")
     return llama_cpp.Llama(
         str(path), n_ctx=256, n_batch=128, n_ubatch=1, n_threads=1, n_threads_batch=1, logits_all=True, verbose=False,
         type_k=llama_cpp.GGML_TYPE_F32, type_v=llama_cpp.GGML_TYPE_F32,
+        yarn_beta_fast=yarn_betas[0], yarn_beta_slow=yarn_betas[1],
     )  # fmt: skip
 
 
@@ -153,6 +158,11 @@ def test_llama_cpp_runs_our_file(
         compare_greedy(checkpoint, llama)
 
 
+def yarn_betas(checkpoint: Path) -> tuple[float, float]:
+    scaling = load_config(checkpoint).rope_scaling or {}
+    return scaling.get("beta_fast", -1.0), scaling.get("beta_slow", -1.0)
+
+
 VARIANTS = {
     "linear": {"rope_scaling": {"rope_type": "linear", "factor": 2.0}},
     "llama3": {
@@ -161,6 +171,19 @@ VARIANTS = {
             "original_max_position_embeddings": 64,
         },
         "rope_theta": 500000.0,
+    },
+    "dynamic": {"rope_scaling": {"rope_type": "dynamic", "factor": 4.0}},
+    "yarn": {
+        "rope_scaling": {
+            "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512, "attention_factor": 1.3,
+            "beta_fast": 16.0, "beta_slow": 2.0,
+        },
+    },
+    "yarn-defaults": {
+        "rope_scaling": {
+            "rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 32,
+            "attention_factor": 0.1 * math.log(8) + 1, "beta_fast": 32.0, "beta_slow": 1.0,
+        },
     },
     "head-dim": {"head_dim": 32},
     "theta": {"rope_theta": 1e6, "rms_norm_eps": 1e-3},
@@ -174,9 +197,55 @@ VARIANTS = {
 def test_llama_cpp_honours_the_config(make_checkpoint: Callable[..., Path], tmp_path: Path, variant: str) -> None:
     checkpoint = make_varied(make_checkpoint, tmp_path, "gpt2", VARIANTS[variant])
     export(checkpoint, tmp_path / "model.gguf", "f32")
-    compare_greedy(checkpoint, open_in_llama_cpp(tmp_path / "model.gguf"))
+    compare_greedy(checkpoint, open_in_llama_cpp(tmp_path / "model.gguf", yarn_betas(checkpoint)))
     export(checkpoint, tmp_path / "model.gguf", "q8_0")
     open_in_llama_cpp(tmp_path / "model.gguf")
+
+
+@pytest.mark.parametrize("variant", ["yarn", "yarn-defaults", "longrope"])
+def test_engine_scales_positions_as_llama_cpp(
+    make_checkpoint: Callable[..., Path], tmp_path: Path, engine_build: Path, variant: str
+) -> None:
+    """Logits of 100 tokens, with the context that both were opened with."""
+    longrope = {
+        "rope_type": "longrope", "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7],
+        "long_factor": [2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0], "original_max_position_embeddings": 64,
+        "attention_factor": 1.2,
+    }  # fmt: skip
+    changes = VARIANTS.get(variant, {"rope_scaling": longrope})
+    checkpoint = make_checkpoint(tmp_path / "model", **changes)
+    export(checkpoint, tmp_path / "model.gguf", "f32")
+    ids = [0, *np.random.default_rng(1).integers(3, 250, 99).tolist()]
+    with Model(tmp_path / "model.gguf") as model:
+        ours = model.logits(ids, kv_type="f32")
+    theirs = logits_of_llama_cpp(open_in_llama_cpp(tmp_path / "model.gguf", yarn_betas(checkpoint)), ids)
+    assert relative_error(theirs, ours) < TOLERANCE["f32"]
+
+
+def test_pieces_that_gguf_py_writes(make_checkpoint: Callable[..., Path], tmp_path: Path, engine_build: Path) -> None:
+    """Importer and engine read what llama.cpp reads; llama.cpp agrees on the logits."""
+    checkpoint = make_checkpoint(tmp_path / "model")
+    export(checkpoint, tmp_path / "model.gguf", "f32")
+    whole = read_gguf(tmp_path / "model.gguf")
+    writer = gguf.GGUFWriter(tmp_path / "cut.gguf", "llama", split_max_tensors=8)
+    for key, field in gguf.GGUFReader(tmp_path / "model.gguf").fields.items():
+        if not key.startswith(("GGUF.", "general.architecture")):
+            sub_type = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
+            writer.add_key_value(key, field.contents(), field.types[0], sub_type)
+    for name in whole.tensors:
+        writer.add_tensor(name, whole.dequantize(name))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    first, *others = sorted(tmp_path.glob("cut-*.gguf"))
+    assert len(others) == 2 and first.name == "cut-00001-of-00003.gguf"
+    assert import_model(first, tmp_path / "out").verification is not None
+    ids = [0, *range(5, 60)]
+    with Model(first) as model, Model(tmp_path / "model.gguf") as one:
+        ours = model.logits(ids, kv_type="f32")
+        assert np.array_equal(ours, one.logits(ids, kv_type="f32"))
+    assert relative_error(logits_of_llama_cpp(open_in_llama_cpp(first), ids), ours) < TOLERANCE["f32"]
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])

@@ -29,12 +29,26 @@ LLAMA3 = {
     "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }  # fmt: skip
+YARN = {
+    "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512, "attention_factor": 1.3,
+    "beta_fast": 16.0, "beta_slow": 2.0,
+}  # fmt: skip
+LONGROPE = {
+    "rope_type": "longrope", "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7],
+    "long_factor": [2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0], "original_max_position_embeddings": 64,
+    "attention_factor": 1.2,
+}  # fmt: skip
+MINIMAL_YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
 CONFIGS = {
     "tied-gqa": {},
     "untied-mha": {"tie_word_embeddings": False, "num_key_value_heads": 4},
     "theta": {"rope_theta": 1e6, "rms_norm_eps": 1e-3},
     "linear": {"rope_scaling": {"rope_type": "linear", "factor": 2.0}},
     "llama3": {"rope_scaling": LLAMA3, "rope_theta": 500000.0},
+    "dynamic": {"rope_scaling": {"rope_type": "dynamic", "factor": 4.0}},
+    "yarn": {"rope_scaling": YARN},
+    "yarn-not-truncated": {"rope_scaling": YARN | {"truncate": False}},
+    "longrope": {"rope_scaling": LONGROPE},
     "head-dim": {"head_dim": 32},
     "two-ends": {"eos_token_id": (0, 2), "pad_token_id": 1},
 }
@@ -57,6 +71,27 @@ def test_model_loads_and_agrees(transformers, make_checkpoint: Callable[..., Pat
     print(f"{name}: largest difference of logits {difference:.2e}")
     assert difference < 1e-4
     assert theirs.generation_config.eos_token_id == theirs.config.eos_token_id
+
+
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        MINIMAL_YARN, MINIMAL_YARN | {"factor": None}, MINIMAL_YARN | {"mscale": 0.5, "mscale_all_dim": 2.0},
+        {key: LONGROPE[key] for key in LONGROPE if key != "attention_factor"}, LONGROPE,
+        {"rope_type": "dynamic", "factor": 2.0},
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("num_tokens", [20, 64, 65, 100])  # of longrope's 64, some texts are short
+def test_defaults_of_scalings(
+    transformers, make_checkpoint: Callable[..., Path], tmp_path: Path, scaling: dict[str, Any], num_tokens: int
+) -> None:
+    checkpoint = make_checkpoint(tmp_path / "model")
+    content = json.loads((checkpoint / "config.json").read_text()) | {"rope_parameters": scaling, "rope_scaling": None}
+    (checkpoint / "config.json").write_text(json.dumps(content))
+    theirs, ours = transformers.AutoModelForCausalLM.from_pretrained(checkpoint), load_model(checkpoint)
+    ids = torch.randint(0, ours.config.vocab_size, (2, num_tokens), generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        assert (theirs(ids).logits - ours(ids)).abs().max().item() < 1e-4
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 import llamita
 from llamita.engine import Model
+from llamita.engine.pre_tokenizers import pre_tokenizers
 from llamita.errors import EngineError
 
 pytestmark = pytest.mark.usefixtures("engine_build")
@@ -33,6 +34,15 @@ LLAMA_BPE = (
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 QWEN2 = LLAMA_BPE.replace(r"\p{N}{1,3}", r"\p{N}")
+
+CONTRACTION = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])?"
+UPPER, LOWER = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+GPT4O = (
+    rf"{UPPER}*{LOWER}+{CONTRACTION}|{UPPER}+{LOWER}*{CONTRACTION}|\p{{N}}{{1,3}}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+TEKKEN = GPT4O.replace(CONTRACTION, "").replace(r"\p{N}{1,3}", r"\p{N}")
+DEFAULT = (r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", "[0-9][0-9][0-9]")
 
 TRAINING = (
     "Once upon a time there was a little llama who could not sleep. She'll count 1024 sheep; they're 3.14 of them!\n\n",
@@ -138,12 +148,16 @@ def assert_same(model: Model, expected: Callable[[str], list[int]], texts: Seque
 def train_hugging_face(split: str):
     """A byte-level BPE of Hugging Face with this split, trained on TRAINING."""
     pre = tokenizers.pre_tokenizers
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(ignore_merges=split == "llama-bpe"))
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(ignore_merges=split in ("llama-bpe", "tekken")))
     tokenizer.pre_tokenizer = {
         "gpt-2": lambda: pre.ByteLevel(add_prefix_space=False),
         "smollm": lambda: pre.Sequence([pre.Digits(individual_digits=True), pre.ByteLevel(add_prefix_space=False)]),
         "llama-bpe": lambda: split_by(LLAMA_BPE),
+        "dbrx": lambda: split_by(LLAMA_BPE),
         "qwen2": lambda: split_by(QWEN2),
+        "gpt-4o": lambda: split_by(GPT4O),
+        "tekken": lambda: split_by(TEKKEN),
+        "default": lambda: split_by(*DEFAULT),
     }[split]()
     trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=900, initial_alphabet=pre.ByteLevel.alphabet(), special_tokens=["<|im_end|>"], show_progress=False
@@ -152,10 +166,10 @@ def train_hugging_face(split: str):
     return tokenizer
 
 
-def split_by(pattern: str):
+def split_by(*patterns: str):
     pre = tokenizers.pre_tokenizers
-    regex = tokenizers.Regex(pattern)
-    return pre.Sequence([pre.Split(regex, "isolated"), pre.ByteLevel(add_prefix_space=False, use_regex=False)])
+    splits = [pre.Split(tokenizers.Regex(pattern), "isolated") for pattern in patterns]
+    return pre.Sequence([*splits, pre.ByteLevel(add_prefix_space=False, use_regex=False)])
 
 
 def vocabulary_of(tokenizer, split: str) -> Vocabulary:
@@ -166,7 +180,7 @@ def vocabulary_of(tokenizer, split: str) -> Vocabulary:
     return Vocabulary("gpt2", pieces, types, merges=merges, split=split, bos_id=0, eos_id=0)
 
 
-@pytest.fixture(scope="module", params=["gpt-2", "smollm", "llama-bpe", "qwen2"])
+@pytest.fixture(scope="module", params=["gpt-2", "smollm", "llama-bpe", "dbrx", "qwen2", "gpt-4o", "tekken", "default"])
 def byte_level(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
     tokenizer = train_hugging_face(request.param)
     path = tmp_path_factory.mktemp("byte_level") / "model.gguf"
@@ -204,6 +218,24 @@ def test_bytes_that_are_no_utf8_come_back(byte_level, raw: list[bytes]) -> None:
     _, model = byte_level
     text = b"".join(raw)
     assert model.decode(model.encode(text)) == text
+
+
+@pytest.mark.compat
+@pytest.mark.parametrize("written", ["gpt-2", "smollm", "llama-bpe", "dbrx", "qwen2", "gpt-4o", "tekken", "default"])
+def test_names_mean_what_they_mean_in_llama_cpp(written: str, tmp_path: Path) -> None:
+    """Every name for the expression. gpt-4o and tekken: on texts whose cased letters are ASCII."""
+    llama_cpp = pytest.importorskip("llama_cpp")
+    names = [row[0] for row in pre_tokenizers() if row[1] == written]
+    texts = [text for text in (*TEXTS[:600], *TRAINING) if "ſ" not in text and "<|im_end|>" not in text and text]
+    if written in ("gpt-4o", "tekken"):
+        kept = re.compile(r"[\x20-\x7e\n\r\t\u4e00-\u9fff]*")
+        texts = [text for text in texts if kept.fullmatch(text)] + ["OneTwo HTMLParser's 中文Abc I'LL X/\n/ 12345"]
+    vocabulary = vocabulary_of(train_hugging_face(written), written)
+    for name in names:
+        model = open_with_tokenizer(dataclasses.replace(vocabulary, split=name), tmp_path / f"{name}.gguf")
+        stock = llama_cpp.Llama(str(tmp_path / f"{name}.gguf"), vocab_only=True, verbose=False)
+        assert_same_as_stock(model, stock, texts, special=False)
+    assert len(texts) > 50
 
 
 def test_llama3_ids_are_tiktokens(shared_data: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 ENGINE = Path(__file__).resolve().parents[2] / "engine"
 TABLES = ENGINE / "src" / "tokenizer" / "unicode_tables.c"
+KINDS = {r"[\p{Lu}\p{Lt}]": 1, r"\p{Ll}": 2, r"[\p{Lm}\p{Lo}\p{M}]": 3, r"\p{P}": 4}  # unicode_kind
 NAMES = {r"\p{L}": 1, r"\p{N}": 2, r"\s": 3}  # unicode_class
 
 
@@ -74,6 +75,21 @@ def test_the_classes_are_those_of_hugging_face(pattern: str, classes: list[int])
         text = "".join(chr(i) for i in range(first, first + 0x8000) if not 0xD800 <= i < 0xE000)
         found = {ord(c) for piece, _ in matches.pre_tokenize_str(text) for c in piece}
         assert found == {ord(c) for c in text if classes[ord(c)] == NAMES[pattern]}
+
+
+@pytest.mark.parametrize("pattern", KINDS)
+def test_the_kinds_are_those_of_hugging_face(pattern: str) -> None:
+    tokenizers = pytest.importorskip("tokenizers")
+    found = re.search(r"unicode_kind_runs\[\d+\] = \{([^}]*)\}", TABLES.read_text())
+    assert found is not None
+    runs = [int(entry, 16) for entry in found[1].replace("\n", " ").split(",") if entry.strip()]
+    starts = [run >> 3 for run in runs]
+    matches = tokenizers.pre_tokenizers.Split(tokenizers.Regex(pattern), "removed", invert=True)
+    for first in range(0, 0x110000, 0x8000):
+        text = "".join(chr(i) for i in range(first, first + 0x8000) if not 0xD800 <= i < 0xE000)
+        theirs = {ord(c) for piece, _ in matches.pre_tokenize_str(text) for c in piece}
+        ours = {ord(c) for c in text if runs[bisect.bisect_right(starts, ord(c)) - 1] & 7 == KINDS[pattern]}
+        assert ours == theirs
 
 
 def test_the_ascii_table_is_the_same(classes: list[int]) -> None:

@@ -16,13 +16,13 @@ static bool is_gguf(const void *bytes, size_t num_bytes) { return num_bytes >= 4
 /* ---------------------------------------------------------------- tokenizer */
 
 /* Reads the tokenizer from a file other than the model's. */
-static llamita_status load_tokenizer(llamita_model *model, const char *path, llamita_error *error) {
+static llamita_status load_tokenizer(llamita_model *model, const char *path, const char *pre, llamita_error *error) {
     platform_file file;
     llamita_status status = file_open("tokenizer", path, false, &file, error);
     if (status) return status;
     if (is_gguf(file.bytes, file.num_bytes)) {
         char *chat_template = NULL;
-        status = gguf_read_tokenizer(file.bytes, file.num_bytes, path, &model->tokenizer, &chat_template, error);
+        status = gguf_read_tokenizer(file.bytes, file.num_bytes, path, pre, &model->tokenizer, &chat_template, error);
         if (!status && chat_template) {
             free(model->chat_template);
             model->chat_template = chat_template;
@@ -42,15 +42,15 @@ static llamita_status load_tokenizer(llamita_model *model, const char *path, lla
 }
 
 llamita_status model_fill_tokenizer(llamita_model *model, const char *path, const char *tokenizer_path,
-                                    llamita_error *error) {
+                                    const char *pre_tokenizer, llamita_error *error) {
     llamita_status status = LLAMITA_OK;
     if (is_gguf(model->mapping, model->mapping_bytes)) {
         tokenizer *own = NULL;
-        status = gguf_read_tokenizer(model->mapping, model->mapping_bytes, path, tokenizer_path ? NULL : &own,
-                                     &model->chat_template, error);
+        status = gguf_read_tokenizer(model->mapping, model->mapping_bytes, path, pre_tokenizer,
+                                     tokenizer_path ? NULL : &own, &model->chat_template, error);
         model->tokenizer = own;
     }
-    if (!status && tokenizer_path) status = load_tokenizer(model, tokenizer_path, error);
+    if (!status && tokenizer_path) status = load_tokenizer(model, tokenizer_path, pre_tokenizer, error);
     if (status || !model->tokenizer) return status;
     llamita_model_info *info = &model->info;
     int32_t num_tokens = tokenizer_vocab_size(model->tokenizer);
@@ -96,20 +96,25 @@ llamita_status model_fill(llamita_model *model, const char *path, const char *ke
 
 typedef struct {
     llamita_model *model;
-    const char *path, *tokenizer_path;
+    const char *path, *tokenizer_path, *pre_tokenizer;
     llamita_status status;
     llamita_error error;
 } tokenizer_task;
 
 static void run_tokenizer_task(void *argument) {
     tokenizer_task *task = argument;
-    task->status = model_fill_tokenizer(task->model, task->path, task->tokenizer_path, &task->error);
+    task->status =
+        model_fill_tokenizer(task->model, task->path, task->tokenizer_path, task->pre_tokenizer, &task->error);
 }
 
 /* Packs the weights while one thread reads the tokenizer. */
-static llamita_status pack_beside_tokenizer(llamita_model *model, const char *path, const char *tokenizer_path,
+static llamita_status pack_beside_tokenizer(llamita_model *model, const char *path, const llamita_model_params *params,
                                             llamita_error *error) {
-    tokenizer_task task = {.model = model, .path = path, .tokenizer_path = tokenizer_path};
+    tokenizer_task task = {.model = model, .path = path};
+    if (params) {
+        task.tokenizer_path = params->tokenizer_path;
+        task.pre_tokenizer = params->pre_tokenizer;
+    }
     const llamita_status packed = model_pack(model, path, run_tokenizer_task, &task, error);
     if (task.status && error) *error = task.error;
     return task.status ? task.status : packed;
@@ -133,7 +138,8 @@ llamita_status llamita_model_open(const char *path, const llamita_model_params *
     opened->mapping_bytes = file.num_bytes;
     opened->file = &file;
     status = model_fill(opened, path, params ? params->kernels : NULL, error);
-    status = status ? status : pack_beside_tokenizer(opened, path, params ? params->tokenizer_path : NULL, error);
+    status = status ? status : pack_beside_tokenizer(opened, path, params, error);
+    model_close_pieces(opened);
     platform_file_close(&file);
     opened->mapping = NULL;
     opened->file = NULL;

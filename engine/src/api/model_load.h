@@ -9,9 +9,9 @@
 llamita_status model_fill(llamita_model *model, const char *path, const char *kernels, llamita_error *error);
 
 /* Fills the tokenizer, the chat template and their fields in info. tokenizer_path: the file to read
- * the tokenizer from; NULL: the model file. Does not touch the weights, which may be packed at the
+ * the tokenizer from; NULL: the model file. pre_tokenizer: as in llamita_model_params. Does not touch the weights, which may be packed at the
  * same time. On failure the caller clears the model. */
 llamita_status model_fill_tokenizer(llamita_model *model, const char *path, const char *tokenizer_path,
-                                    llamita_error *error);
+                                    const char *pre_tokenizer, llamita_error *error);
 
 #endif

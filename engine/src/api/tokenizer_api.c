@@ -14,7 +14,7 @@ llamita_status llamita_tokenizer_open(const void *gguf, size_t num_bytes, const 
     tokenizer *t = NULL;
     char *chat_template = NULL;
     const char *shown = name ? name : "a tokenizer in memory";
-    llamita_status status = gguf_read_tokenizer(gguf, num_bytes, shown, &t, &chat_template, error);
+    llamita_status status = gguf_read_tokenizer(gguf, num_bytes, shown, NULL, &t, &chat_template, error);
     if (status) return status;
     free(chat_template);
     if (!t) {

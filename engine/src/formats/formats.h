@@ -11,11 +11,12 @@
 llamita_status gguf_fill_model(llamita_model *model, const char *path, llamita_error *error);
 llamita_status llama2c_fill_model(llamita_model *model, const char *path, llamita_error *error);
 
-/* Reads only the tokenizer and the chat template of a mapped GGUF. out may be NULL; *out becomes
+/* Reads only the tokenizer and the chat template of a mapped GGUF. pre: a value for
+ * tokenizer.ggml.pre instead of the file's, or NULL. out may be NULL; *out becomes
  * NULL if the file has no tokenizer. *chat_template becomes NULL if it has no template. The caller
  * owns both. */
-llamita_status gguf_read_tokenizer(const void *mapping, size_t num_bytes, const char *path, tokenizer **out,
-                                   char **chat_template, llamita_error *error);
+llamita_status gguf_read_tokenizer(const void *mapping, size_t num_bytes, const char *path, const char *pre,
+                                   tokenizer **out, char **chat_template, llamita_error *error);
 
 /* Reads a mapped tokenizer.bin of vocab_size entries. The caller owns *out. */
 llamita_status llama2c_read_tokenizer(const void *mapping, size_t num_bytes, const char *path, int32_t vocab_size,

@@ -295,6 +295,17 @@ static llamita_status place_tensors(gguf_file *file) {
     return status;
 }
 
+llamita_status gguf_sort_tensors(gguf_file *file) {
+    qsort(file->tensors, file->num_tensors, sizeof *file->tensors, compare_tensors);
+    for (size_t i = 1; i < file->num_tensors; i++) {
+        if (compare_tensors(&file->tensors[i - 1], &file->tensors[i]) == 0) {
+            return reader_error(&file->from, "tensor %.*s occurs twice; the file is damaged",
+                                SHOWN(file->tensors[i].name));
+        }
+    }
+    return LLAMITA_OK;
+}
+
 static llamita_status parse_tensors(gguf_file *file, uint64_t count) {
     enum { MIN_TENSOR_BYTES = 8 + 1 + 4 + 8 + 4 + 8 };
     if (count > (file->from.num_bytes - file->from.position) / MIN_TENSOR_BYTES)
@@ -307,15 +318,7 @@ static llamita_status parse_tensors(gguf_file *file, uint64_t count) {
         if (status) return status;
     }
     llamita_status status = place_tensors(file);
-    if (status) return status;
-    qsort(file->tensors, file->num_tensors, sizeof *file->tensors, compare_tensors);
-    for (size_t i = 1; i < file->num_tensors; i++) {
-        if (compare_tensors(&file->tensors[i - 1], &file->tensors[i]) == 0) {
-            return reader_error(&file->from, "tensor %.*s occurs twice; the file is damaged",
-                                SHOWN(file->tensors[i].name));
-        }
-    }
-    return LLAMITA_OK;
+    return status ? status : gguf_sort_tensors(file);
 }
 
 llamita_status gguf_parse(gguf_file *file, const reader *from) {

@@ -31,7 +31,7 @@ typedef struct {
     const unsigned char *data; /* the number, the bytes of the string, or the first element */
 } gguf_entry;
 
-enum { GGUF_MAX_DIMENSIONS = 4 };
+enum { GGUF_MAX_DIMENSIONS = 4, GGUF_MAX_PIECES = 1000 };
 
 typedef struct {
     byte_slice name;
@@ -57,6 +57,13 @@ typedef struct {
  * failure. */
 llamita_status gguf_parse(gguf_file *file, const reader *from);
 void gguf_free(gguf_file *file);
+
+/* Sorts the tensors by name, for gguf_find_tensor; two of one name are an error. */
+llamita_status gguf_sort_tensors(gguf_file *file);
+
+/* If the file is the first piece of a split model: maps the others, which the model then owns, and
+ * adds their tensors to the file's. A missing, wrong or renamed piece is an error that names it. */
+llamita_status gguf_take_pieces(llamita_model *model, gguf_file *file);
 
 const gguf_entry *gguf_find(const gguf_file *file, const char *key);
 gguf_tensor *gguf_find_tensor(const gguf_file *file, const char *name);

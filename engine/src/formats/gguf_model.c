@@ -8,6 +8,7 @@
 
 #include "formats/formats.h"
 #include "formats/gguf.h"
+#include "formats/gguf_keys.h"
 #include "formats/model_check.h"
 #include "runtime/error.h"
 
@@ -15,71 +16,28 @@ enum { NAME_BYTES = 64, SHAPE_BYTES = 96 };
 
 /* ---------------------------------------------------------------- configuration */
 
-/* Keys that must be missing or have the value that changes nothing. The importer has the same list
- * (src/llamita/formats/gguf_metadata.py). */
-static llamita_status check_unsupported_keys(const gguf_file *file) {
-    static const struct {
-        const char *key;
-        double neutral;
-        const char *feature;
-    } keys[] = {
-        {"llama.expert_count", 0, "mixtures of experts"},
-        {"llama.expert_used_count", 0, "mixtures of experts"},
-        {"llama.attention.clamp_kqv", 0, "clamped queries, keys and values"},
-        {"llama.attention.sliding_window", 0, "sliding windows"},
-        {"llama.attention.causal", 1, "models without a causal mask"},
-        {"llama.attention.scale", 0, "attention scales"},
-        {"llama.rope.scaling.attn_factor", 1, "attention factors"},
-        {"llama.use_parallel_residual", 0, "parallel residuals"},
-        {"llama.logit_scale", 1, "scaled logits"},
-        {"llama.residual_scale", 1, "scaled residuals"},
-        {"llama.embedding_scale", 1, "scaled embeddings"},
-    };
-    for (size_t i = 0; i < sizeof keys / sizeof keys[0]; i++) {
-        bool found;
-        double value = keys[i].neutral;
-        llamita_status status = gguf_number(file, keys[i].key, &value, &found);
-        if (status) return status;
-        if (value != keys[i].neutral) {
-            return reader_error(&file->from, "key %s: expected %g, found %g; %s are not supported", keys[i].key,
-                                keys[i].neutral, value, keys[i].feature);
-        }
-    }
-    return LLAMITA_OK;
-}
-
 /* Refuses files whose results would be wrong, by the name of the unsupported feature. */
 static llamita_status check_supported(const gguf_file *file) {
     byte_slice architecture = {0};
-    bool found;
     int64_t number = 0;
     byte_slice kind = {0};
-    llamita_status status = gguf_string(file, "general.type", &kind, &found);
+    llamita_status status = gguf_key_text(file, KEY_TYPE, &kind, NULL);
     if (!status && slice_is(kind, "adapter")) {
         return reader_error(&file->from, "expected a model, found an adapter; open the model it was made for and "
                                          "apply it with --adapter");
     }
-    /* Before the architecture, which only the first split names. */
-    status = status ? status : gguf_integer(file, "split.count", 0, INT32_MAX, &number, &found);
-    if (!status && number > 1) {
-        return reader_error(&file->from,
-                            "expected a whole model, found one of %" PRId64 " splits (split.count); merge them with "
-                            "llama-gguf-split --merge",
-                            number);
-    }
-    status = status ? status : gguf_string(file, "general.architecture", &architecture, NULL);
+    status = status ? status : gguf_key_text(file, KEY_ARCHITECTURE, &architecture, NULL);
     if (!status && !slice_is(architecture, "llama")) {
         return reader_error(&file->from, "architecture: expected llama, found %.*s; this engine runs only Llama models",
                             SHOWN(architecture));
     }
-    status = status ? status : check_unsupported_keys(file);
+    status = status ? status : gguf_check_fixed_keys(file);
     if (!status && file->num_tensors == 0) {
         return reader_error(&file->from,
                             "expected a model, found a tokenizer without tensors; pass it as the tokenizer (-z) of "
                             "a model");
     }
-    number = 2;
-    status = status ? status : gguf_integer(file, "general.quantization_version", 0, INT32_MAX, &number, &found);
+    status = status ? status : gguf_key_integer(file, KEY_QUANTIZATION_VERSION, &number, NULL);
     for (size_t i = 0; !status && number != 2 && i < file->num_tensors; i++) {
         if (tensor_type_is_quantized((tensor_type)file->tensors[i].type)) {
             return reader_error(&file->from,
@@ -93,10 +51,10 @@ static llamita_status check_supported(const gguf_file *file) {
 
 /* The head size: key_length, else D / H. Values and the rotated part must have the same size. */
 static llamita_status read_head_dim(const gguf_file *file, llamita_model_info *info) {
-    const char *const others[] = {"llama.attention.value_length", "llama.rope.dimension_count"};
+    const gguf_key others[] = {KEY_VALUE_LENGTH, KEY_DIMENSION_COUNT};
     bool found;
     int64_t head_dim = 0;
-    llamita_status status = gguf_integer(file, "llama.attention.key_length", 1, INT32_MAX, &head_dim, &found);
+    llamita_status status = gguf_key_integer(file, KEY_KEY_LENGTH, &head_dim, &found);
     if (!status && !found) {
         if (info->hidden_size % info->num_attention_heads != 0) {
             return reader_error(&file->from,
@@ -107,13 +65,13 @@ static llamita_status read_head_dim(const gguf_file *file, llamita_model_info *i
         head_dim = info->hidden_size / info->num_attention_heads;
     }
     for (size_t i = 0; !status && i < sizeof others / sizeof others[0]; i++) {
-        int64_t other = head_dim;
-        status = gguf_integer(file, others[i], 1, INT32_MAX, &other, &found);
-        if (!status && other != head_dim) {
+        int64_t other;
+        status = gguf_key_integer(file, others[i], &other, &found);
+        if (!status && found && other != head_dim) {
             return reader_error(&file->from,
                                 "%s: expected the head size %" PRId64 ", found %" PRId64 "; partial rotation and "
                                 "values of another size are not supported",
-                                others[i], head_dim, other);
+                                gguf_key_name(others[i]), head_dim, other);
         }
     }
     info->head_dim = (int32_t)head_dim;
@@ -122,48 +80,39 @@ static llamita_status read_head_dim(const gguf_file *file, llamita_model_info *i
 
 static llamita_status read_sizes(const gguf_file *file, llamita_model_info *info) {
     const struct {
-        const char *key;
+        gguf_key key;
         int32_t *value;
-        bool per_layer;
     } sizes[] = {
-        {"llama.context_length", &info->context_tokens, false},
-        {"llama.embedding_length", &info->hidden_size, false},
-        {"llama.block_count", &info->num_hidden_layers, false},
-        {"llama.feed_forward_length", &info->intermediate_size, true},
-        {"llama.attention.head_count", &info->num_attention_heads, true},
+        {KEY_CONTEXT_LENGTH, &info->context_tokens},  {KEY_EMBEDDING_LENGTH, &info->hidden_size},
+        {KEY_BLOCK_COUNT, &info->num_hidden_layers},  {KEY_FEED_FORWARD_LENGTH, &info->intermediate_size},
+        {KEY_HEAD_COUNT, &info->num_attention_heads}, {KEY_HEAD_COUNT_KV, &info->num_key_value_heads},
     };
     for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++) {
-        int64_t value = 0;
-        llamita_status status = sizes[i].per_layer ? gguf_layer_integer(file, sizes[i].key, 1, INT32_MAX, &value, NULL)
-                                                   : gguf_integer(file, sizes[i].key, 1, INT32_MAX, &value, NULL);
+        int64_t value;
+        bool found;
+        llamita_status status = gguf_key_integer(file, sizes[i].key, &value, &found);
         if (status) return status;
-        *sizes[i].value = (int32_t)value;
+        *sizes[i].value = found ? (int32_t)value : info->num_attention_heads;
     }
-    bool found;
-    int64_t kv_heads = info->num_attention_heads;
-    llamita_status status = gguf_layer_integer(file, "llama.attention.head_count_kv", 1, INT32_MAX, &kv_heads, &found);
-    info->num_key_value_heads = (int32_t)kv_heads;
+    int64_t window;
+    llamita_status status = gguf_key_integer(file, KEY_SLIDING_WINDOW, &window, NULL);
+    if (!status && window > 0 && window < info->context_tokens) {
+        return reader_error(&file->from,
+                            "key %s: expected 0 or at least the context of %d tokens, found %" PRId64 "; sliding "
+                            "windows are not supported",
+                            gguf_key_name(KEY_SLIDING_WINDOW), info->context_tokens, window);
+    }
     return status ? status : read_head_dim(file, info);
 }
 
 static llamita_status read_numbers(const gguf_file *file, llamita_model_info *info) {
-    bool found;
-    double epsilon = 0, theta = 10000.0; /* llama.cpp's default */
-    llamita_status status = gguf_real(file, "llama.attention.layer_norm_rms_epsilon", &epsilon, NULL);
-    status = status ? status : gguf_real(file, "llama.rope.freq_base", &theta, &found);
-    if (!status && !((float)epsilon > 0.0F && epsilon < 1.0)) {
-        return reader_error(&file->from,
-                            "key llama.attention.layer_norm_rms_epsilon: expected a number above 0 and below 1, "
-                            "found %g; the file is damaged",
-                            epsilon);
-    }
-    if (!status && !(theta >= 1.0 && isfinite((float)theta))) {
-        return reader_error(&file->from, "key llama.rope.freq_base: expected at least 1, found %g; the file is damaged",
-                            theta);
-    }
+    double epsilon, theta;
+    llamita_status status = gguf_key_real(file, KEY_EPSILON, &epsilon, NULL);
+    status = status ? status : gguf_key_real(file, KEY_FREQ_BASE, &theta, NULL);
+    if (status) return status;
     info->rms_norm_eps = (float)epsilon;
     info->rope_theta = (float)theta;
-    return status;
+    return LLAMITA_OK;
 }
 
 /* The vocabulary size is the number of rows of the embedding. As in llama.cpp, llama.vocab_size is
@@ -174,31 +123,6 @@ static llamita_status read_vocab_size(const gguf_file *file, llamita_model_info 
         return reader_error(&file->from, "tensor token_embd.weight is missing; the file is damaged or not a Llama");
     info->vocab_size = embedding->shape[1] > INT32_MAX ? INT32_MAX : (int32_t)embedding->shape[1];
     return LLAMITA_OK;
-}
-
-/* The factor that divides positions. As in llama.cpp, a factor without a type means linear. */
-static llamita_status read_rope_scale(const gguf_file *file, double *scale) {
-    byte_slice type = {"linear", 6};
-    bool found;
-    double factor = 0.0;
-    llamita_status status = gguf_string(file, "llama.rope.scaling.type", &type, &found);
-    if (!status && !slice_is(type, "none") && !slice_is(type, "linear")) {
-        return reader_error(&file->from,
-                            "key llama.rope.scaling.type: expected none or linear, found %.*s, which is not "
-                            "supported",
-                            SHOWN(type));
-    }
-    status = status ? status : gguf_real(file, "llama.rope.scaling.factor", &factor, &found);
-    if (!status && !found) status = gguf_real(file, "llama.rope.scale_linear", &factor, &found);
-    if (!status && factor < 0.0) {
-        return reader_error(&file->from,
-                            "key llama.rope.scaling.factor: expected a positive number, found %g; the file is "
-                            "damaged",
-                            factor);
-    }
-    /* As in llama.cpp, 0 means none. */
-    *scale = slice_is(type, "none") || factor == 0.0 ? 1.0 : factor;
-    return status;
 }
 
 /* ---------------------------------------------------------------- tensors */
@@ -332,23 +256,101 @@ static llamita_status take_embeddings(llamita_model *model, const gguf_file *fil
     return status;
 }
 
-/* Llama 3.1 stores its RoPE scaling as a tensor of divisors. */
-static llamita_status take_rope(llamita_model *model, const gguf_file *file) {
-    const float *divisors = NULL;
-    double scale = 1.0;
-    llamita_status status = read_rope_scale(file, &scale);
-    if (!status && gguf_find_tensor(file, "rope_freqs.weight"))
-        status = take_vector(model, file, "rope_freqs.weight", model->info.head_dim / 2, &divisors);
-    for (int32_t i = 0; !status && divisors && i < model->info.head_dim / 2; i++) {
-        if (!(divisors[i] > 0.0F)) {
-            return reader_error(&file->from,
-                                "tensor rope_freqs.weight: expected positive numbers, found %g at position %d; "
-                                "the file is damaged",
-                                (double)divisors[i], i);
+/* ---------------------------------------------------------------- RoPE scaling */
+
+typedef enum { SCALING_NONE, SCALING_LINEAR, SCALING_YARN, SCALING_LONGROPE } scaling_type;
+
+/* As in llama.cpp, a factor without a type means linear. */
+static llamita_status read_scaling_type(const gguf_file *file, scaling_type *type) {
+    static const char *const names[] = {"none", "linear", "yarn", "longrope"};
+    byte_slice name = {"linear", 6};
+    llamita_status status = gguf_key_text(file, KEY_SCALING_TYPE, &name, NULL);
+    for (int i = 0; !status && i < 4; i++) {
+        if (slice_is(name, names[i])) {
+            *type = (scaling_type)i;
+            return LLAMITA_OK;
         }
     }
-    return status ? status : model_fill_rope(model, &file->from, scale, divisors);
+    return status ? status
+                  : reader_error(&file->from,
+                                 "key %s: expected none, linear, yarn or longrope, found %.*s, which is not supported",
+                                 gguf_key_name(KEY_SCALING_TYPE), SHOWN(name));
 }
+
+/* The factor that divides positions: of the newer key, else of the older; 0 and type none mean 1. */
+static llamita_status read_scaling_factor(const gguf_file *file, scaling_type type, double *factor) {
+    bool found;
+    llamita_status status = gguf_key_real(file, KEY_SCALING_FACTOR, factor, &found);
+    if (!status && !found) status = gguf_key_real(file, KEY_SCALE_LINEAR, factor, NULL);
+    if (type == SCALING_NONE || *factor == 0.0) *factor = 1.0;
+    if (!status && type == SCALING_YARN && *factor < 1.0) {
+        return reader_error(&file->from, "key %s: expected at least 1 for yarn, found %g; the file is damaged",
+                            gguf_key_name(KEY_SCALING_FACTOR), *factor);
+    }
+    return status;
+}
+
+/* The factor of cos and sin. llama.cpp multiplies the key with the factor that yarn's paper
+ * recommends (arXiv 2309.00071, section 3.4). */
+static llamita_status read_attention_factor(const gguf_file *file, scaling_type type, double factor, float *result) {
+    double stated;
+    llamita_status status = gguf_key_real(file, KEY_ATTN_FACTOR, &stated, NULL);
+    if (!status && stated != 1.0 && type != SCALING_YARN && type != SCALING_LONGROPE) {
+        return reader_error(&file->from,
+                            "key %s: expected 1 without yarn or longrope, found %g; attention factors of other "
+                            "scalings are not supported",
+                            gguf_key_name(KEY_ATTN_FACTOR), stated);
+    }
+    *result = (float)(stated * (type == SCALING_YARN ? 1.0 + 0.1 * log(factor) : 1.0));
+    return status;
+}
+
+/* A tensor [S/2] of divisors of the angles. */
+static llamita_status take_divisors(llamita_model *model, const gguf_file *file, const char *name,
+                                    const float **divisors) {
+    llamita_status status = take_vector(model, file, name, model->info.head_dim / 2, divisors);
+    for (int32_t i = 0; !status && i < model->info.head_dim / 2; i++) {
+        if (!((*divisors)[i] > 0.0F)) {
+            return reader_error(&file->from,
+                                "tensor %s: expected positive numbers, found %g at position %d; the file is damaged",
+                                name, (double)(*divisors)[i], i);
+        }
+    }
+    return status;
+}
+
+/* longrope: one tensor of divisors for short contexts and one for long ones. */
+static llamita_status take_longrope(llamita_model *model, const gguf_file *file, rope_scaling scaling) {
+    llamita_status status = take_divisors(model, file, "rope_factors_short.weight", &scaling.divisors);
+    status = status ? status : model_fill_rope(model, &file->from, &scaling, &model->rope_frequency);
+    status = status ? status : take_divisors(model, file, "rope_factors_long.weight", &scaling.divisors);
+    status = status ? status : model_fill_rope(model, &file->from, &scaling, &model->rope_long_frequency);
+    model->rope_short_context = (int32_t)scaling.original_context;
+    return status;
+}
+
+/* Llama 3.1 stores its scaling as a tensor of divisors, rope_freqs.weight. */
+static llamita_status take_rope(llamita_model *model, const gguf_file *file) {
+    rope_scaling scaling = {.factor = 1.0};
+    scaling_type type = SCALING_NONE;
+    int64_t original_context = 0;
+    bool found;
+    llamita_status status = read_scaling_type(file, &type);
+    status = status ? status : read_scaling_factor(file, type, &scaling.factor);
+    status = status ? status : read_attention_factor(file, type, scaling.factor, &model->rope_attention_factor);
+    status = status ? status : gguf_key_integer(file, KEY_ORIGINAL_CONTEXT, &original_context, &found);
+    status = status ? status : gguf_key_real(file, KEY_YARN_BETA_FAST, &scaling.beta_fast, NULL);
+    status = status ? status : gguf_key_real(file, KEY_YARN_BETA_SLOW, &scaling.beta_slow, NULL);
+    if (status) return status;
+    scaling.is_yarn = type == SCALING_YARN;
+    scaling.original_context = (double)(found ? original_context : model->info.context_tokens);
+    if (type == SCALING_LONGROPE) return take_longrope(model, file, scaling);
+    if (gguf_find_tensor(file, "rope_freqs.weight"))
+        status = take_divisors(model, file, "rope_freqs.weight", &scaling.divisors);
+    return status ? status : model_fill_rope(model, &file->from, &scaling, &model->rope_frequency);
+}
+
+/* ---------------------------------------------------------------- the whole file */
 
 /* An unused tensor would change the results, or the file is not a plain Llama. */
 static llamita_status check_all_used(llamita_model *model, const gguf_file *file) {
@@ -365,9 +367,10 @@ static llamita_status check_all_used(llamita_model *model, const gguf_file *file
     return LLAMITA_OK;
 }
 
-static llamita_status fill(llamita_model *model, const gguf_file *file) {
+static llamita_status fill(llamita_model *model, gguf_file *file) {
     llamita_model_info *info = &model->info;
-    llamita_status status = check_supported(file);
+    llamita_status status = gguf_take_pieces(model, file); /* only the first has keys */
+    status = status ? status : check_supported(file);
     status = status ? status : read_sizes(file, info);
     status = status ? status : read_numbers(file, info);
     status = status ? status : read_vocab_size(file, info);
@@ -378,8 +381,7 @@ static llamita_status fill(llamita_model *model, const gguf_file *file) {
     status = status ? status : check_all_used(model, file);
     if (status) return status;
     byte_slice name = {"", 0};
-    bool found;
-    status = gguf_string(file, "general.name", &name, &found);
+    status = gguf_key_text(file, KEY_NAME, &name, NULL);
     error_clean_line(info->name, sizeof info->name, name.bytes, name.num_bytes);
     snprintf(info->architecture, sizeof info->architecture, "llama");
     snprintf(info->format, sizeof info->format, "GGUF v%" PRIu32, file->version);

@@ -1,7 +1,7 @@
 /* gguf_tokenizer.c: reads the tokenizer and the chat template from the keys of a GGUF file.
  *
  * Files rely on llama.cpp's defaults (src/llama-vocab.cpp): add_bos is on for SentencePiece and for
- * the llama-bpe pre-tokenizer, and the control tokens listed below end a text. Where llama.cpp
+ * the pre-tokenizers llama-bpe and tekken, and the control tokens listed below end a text. Where llama.cpp
  * guesses, this reader refuses the file.
  */
 #include <inttypes.h>
@@ -10,7 +10,8 @@
 #include <string.h>
 
 #include "formats/formats.h"
-#include "formats/gguf.h"
+#include "formats/gguf_keys.h"
+#include "tokenizer/pre_tokenizer.h"
 
 enum { MAX_TOKENS = 1 << 20, MAX_MERGES = 1 << 20, MAX_TOKEN_BYTES = 65535, MAX_TEMPLATE_BYTES = 1 << 20 };
 enum { MAX_END_IDS = 2 + 8 }; /* two keys, and ENDING_TEXTS */
@@ -28,7 +29,8 @@ typedef struct {
     int32_t end_ids[MAX_END_IDS];
 } vocabulary;
 
-static llamita_status read_kind(const gguf_file *file, byte_slice model, tokenizer_source *source) {
+/* pre: the name to use instead of the file's; NULL: the file's. */
+static llamita_status read_kind(const gguf_file *file, byte_slice model, const char *pre, tokenizer_source *source) {
     if (slice_is(model, "llama")) {
         source->kind = TOKENIZER_SENTENCEPIECE;
         return LLAMITA_OK;
@@ -38,28 +40,17 @@ static llamita_status read_kind(const gguf_file *file, byte_slice model, tokeniz
                             "key tokenizer.ggml.model: expected llama or gpt2, found %.*s, which is not supported",
                             SHOWN(model));
     }
-    static const struct {
-        const char *name;
-        pre_tokenizer pre_tokenizer;
-    } names[] = {
-        {"qwen2", PRE_TOKENIZER_QWEN2},      {"llama-bpe", PRE_TOKENIZER_LLAMA_BPE},
-        {"llama3", PRE_TOKENIZER_LLAMA_BPE}, {"llama-v3", PRE_TOKENIZER_LLAMA_BPE},
-        {"gpt-2", PRE_TOKENIZER_GPT2},       {"smollm", PRE_TOKENIZER_SMOLLM},
-    };
-    byte_slice pre = {"", 0};
+    byte_slice name = {pre, pre ? strlen(pre) : 0};
     source->kind = TOKENIZER_BYTE_LEVEL;
-    llamita_status status = gguf_string(file, "tokenizer.ggml.pre", &pre, NULL);
-    for (size_t i = 0; !status && i < sizeof names / sizeof names[0]; i++) {
-        if (slice_is(pre, names[i].name)) {
-            source->pre_tokenizer = names[i].pre_tokenizer;
-            return LLAMITA_OK;
-        }
-    }
-    return status ? status
-                  : reader_error(&file->from,
-                                 "key tokenizer.ggml.pre: expected qwen2, llama-bpe, gpt-2 or smollm, found "
-                                 "%.*s, which is not supported",
-                                 SHOWN(pre));
+    bool found = true;
+    llamita_status status = pre ? LLAMITA_OK : gguf_key_text(file, KEY_TOKENIZER_PRE, &name, &found);
+    if (status || (found && pre_tokenizer_find(name, &source->pre_tokenizer))) return status;
+    return reader_error(&file->from,
+                        "%s: expected llama-bpe, qwen2, gpt-2, smollm, gpt-4o, tekken, dbrx, default or a name that "
+                        "llama.cpp has for one of these, found %.*s; if you know how the tokenizer splits text, say it "
+                        "with --pre NAME (Llama 3: llama-bpe)",
+                        pre ? "pre-tokenizer" : "key tokenizer.ggml.pre", found ? SHOWN_LENGTH(name) : 4,
+                        found ? name.bytes : "none");
 }
 
 static llamita_status read_pieces(const gguf_file *file, vocabulary *v) {
@@ -196,7 +187,7 @@ static llamita_status read_specials(const gguf_file *file, vocabulary *v) {
                  : read_id(file, "tokenizer.ggml.unknown_token_id", size, sentencepiece ? 0 : -1, &source->unknown_id);
     status = status ? status : read_end_ids(file, v);
     bool found;
-    source->add_bos = sentencepiece || source->pre_tokenizer == PRE_TOKENIZER_LLAMA_BPE;
+    source->add_bos = sentencepiece || pre_tokenizer_adds_bos(source->pre_tokenizer);
     source->add_space_prefix = sentencepiece;
     status = status ? status : gguf_bool(file, "tokenizer.ggml.add_bos_token", &source->add_bos, &found);
     if (!status && source->add_bos && source->bos_id < 0) {
@@ -210,8 +201,8 @@ static llamita_status read_specials(const gguf_file *file, vocabulary *v) {
     return status ? status : gguf_bool(file, "tokenizer.ggml.add_space_prefix", &source->add_space_prefix, &found);
 }
 
-static llamita_status read_vocabulary(const gguf_file *file, byte_slice model, vocabulary *v) {
-    llamita_status status = read_kind(file, model, &v->source);
+static llamita_status read_vocabulary(const gguf_file *file, byte_slice model, const char *pre, vocabulary *v) {
+    llamita_status status = read_kind(file, model, pre, &v->source);
     status = status ? status : read_pieces(file, v);
     status = status ? status : read_types(file, v);
     if (!status) status = v->source.kind == TOKENIZER_SENTENCEPIECE ? read_scores(file, v) : read_merges(file, v);
@@ -236,7 +227,7 @@ static llamita_status read_chat_template(const gguf_file *file, char **chat_temp
     return LLAMITA_OK;
 }
 
-static llamita_status read_tokenizer(const gguf_file *file, tokenizer **out) {
+static llamita_status read_tokenizer(const gguf_file *file, const char *pre, tokenizer **out) {
     byte_slice model = {0};
     bool found;
     llamita_status status = gguf_string(file, "tokenizer.ggml.model", &model, &found);
@@ -245,7 +236,7 @@ static llamita_status read_tokenizer(const gguf_file *file, tokenizer **out) {
         return status;
     }
     vocabulary v = {0};
-    status = read_vocabulary(file, model, &v);
+    status = read_vocabulary(file, model, pre, &v);
     status = status ? status : tokenizer_create(&v.source, file->from.path, out, file->from.error);
     free(v.pieces);
     free(v.merges);
@@ -254,14 +245,14 @@ static llamita_status read_tokenizer(const gguf_file *file, tokenizer **out) {
     return status;
 }
 
-llamita_status gguf_read_tokenizer(const void *mapping, size_t num_bytes, const char *path, tokenizer **out,
-                                   char **chat_template, llamita_error *error) {
+llamita_status gguf_read_tokenizer(const void *mapping, size_t num_bytes, const char *path, const char *pre,
+                                   tokenizer **out, char **chat_template, llamita_error *error) {
     const reader from = {mapping, num_bytes, 0, "tokenizer", path, error};
     gguf_file file;
     char *template_text = NULL;
     llamita_status status = gguf_parse(&file, &from);
     status = status ? status : read_chat_template(&file, &template_text);
-    status = status || !out ? status : read_tokenizer(&file, out);
+    status = status || !out ? status : read_tokenizer(&file, pre, out);
     gguf_free(&file);
     if (status) {
         free(template_text);

@@ -377,7 +377,8 @@ llamita_status llama2c_fill_model(llamita_model *model, const char *path, llamit
     status = status ? status : check_length(&from, &l, &model->info);
     status = status ? status : model_check_shape(model, &from);
     status = status ? status : take_weights(model, &from, &l);
-    status = status ? status : model_fill_rope(model, &from, 1.0, NULL);
+    status = status ? status : model_fill_rope(model, &from, &(rope_scaling){.factor = 1.0}, &model->rope_frequency);
+    model->rope_attention_factor = 1.0F;
     if (status) return status;
     snprintf(model->info.architecture, sizeof model->info.architecture, "llama");
     snprintf(model->info.format, sizeof model->info.format, "llama2.c v%d", l.version);

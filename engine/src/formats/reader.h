@@ -40,6 +40,7 @@ uint64_t saturating_add(uint64_t a, uint64_t b);
 uint64_t saturating_multiply(uint64_t a, uint64_t b);
 
 /* The arguments of "%.*s" for a name from a file, limited to 64 bytes. */
-#define SHOWN(slice) ((slice).num_bytes < 64 ? (int)(slice).num_bytes : 64), ((slice).bytes)
+#define SHOWN_LENGTH(slice) ((slice).num_bytes < 64 ? (int)(slice).num_bytes : 64)
+#define SHOWN(slice) SHOWN_LENGTH(slice), ((slice).bytes)
 
 #endif

@@ -21,8 +21,9 @@ typedef enum {
 struct forward {
     const llamita_model *model;
     thread_pool *pool;
-    int32_t max_pages;  /* per sequence */
-    bool keys_in_parts; /* the rows of one kv head may be split between workers */
+    int32_t max_pages;           /* per sequence */
+    const float *rope_frequency; /* the model's, for the context of this session */
+    bool keys_in_parts;          /* the rows of one kv head may be split between workers */
 
     /* This pass. */
     const forward_span *spans;

@@ -27,16 +27,37 @@ void *model_allocate(llamita_model *model, size_t num_bytes) {
 
 /* ---------------------------------------------------------------- the file */
 
+void model_close_pieces(llamita_model *model) {
+    for (int32_t i = 0; i < model->num_pieces; i++) platform_file_close(&model->pieces[i]);
+    model->num_pieces = 0;
+}
+
+/* The file that holds these bytes, or NULL; *offset: where in it they begin. */
+static const platform_file *file_of(const llamita_model *model, const void *data, size_t *offset) {
+    for (int32_t i = -1; i < model->num_pieces; i++) {
+        const platform_file *file = i < 0 ? model->file : &model->pieces[i];
+        if (!file) continue;
+        *offset = (size_t)((uintptr_t)data - (uintptr_t)file->bytes);
+        if (*offset < file->num_bytes) return file;
+    }
+    return NULL;
+}
+
+bool model_is_in_file(const llamita_model *model, const void *data) {
+    size_t offset;
+    return file_of(model, data, &offset) != NULL;
+}
+
 bool model_is_in_memory(const llamita_model *model, const void *data, size_t num_bytes) {
-    const platform_file *file = model->file;
-    const uintptr_t offset = (uintptr_t)data - (file ? (uintptr_t)file->bytes : 0);
-    return !file || offset >= file->num_bytes || offset + num_bytes <= file->num_private_bytes;
+    size_t offset;
+    const platform_file *file = file_of(model, data, &offset);
+    return !file || offset + num_bytes <= file->num_private_bytes;
 }
 
 bool model_read(const llamita_model *model, const void *data, size_t num_bytes, void *to) {
-    if (!model_is_in_memory(model, data, num_bytes))
-        return platform_file_read(model->file, (size_t)((const char *)data - (const char *)model->file->bytes), to,
-                                  num_bytes);
+    size_t offset;
+    const platform_file *file = file_of(model, data, &offset);
+    if (file && offset + num_bytes > file->num_private_bytes) return platform_file_read(file, offset, to, num_bytes);
     memcpy(to, data, num_bytes);
     return true;
 }
@@ -87,6 +108,7 @@ void model_describe(llamita_model *model) {
 }
 
 void model_clear(llamita_model *model) {
+    model_close_pieces(model);
     tokenizer_free(model->tokenizer);
     free(model->chat_template);
     for (size_t i = 0; i < model->num_owned; i++) platform_aligned_free(model->owned[i]);

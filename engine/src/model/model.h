@@ -44,10 +44,15 @@ struct llamita_model {
     tensor token_embedding;   /* [V, D] */
     tensor output;            /* [V, D]; the same data as token_embedding when tied */
     const float *output_norm; /* [D] */
-    /* [S/2] angle per position: theta^(-2i/S), divided by the file's factors if any. Pairs are
-     * (2i, 2i+1): the order of GGUF "llama" and of llama2.c. */
+    /* [S/2] angle per position: theta^(-2i/S), scaled as the file says. Pairs are (2i, 2i+1): the
+     * order of GGUF "llama" and of llama2.c. */
     const float *rope_frequency;
-    layer *layers; /* [L] */
+    /* longrope: the angles of sessions with room for more than rope_short_context tokens; else NULL.
+     * A session has one set of angles, because keys in its cache cannot be turned again. */
+    const float *rope_long_frequency;
+    int32_t rope_short_context;
+    float rope_attention_factor; /* multiplies cos and sin: of yarn and longrope; else 1 */
+    layer *layers;               /* [L] */
 
     tokenizer *tokenizer; /* NULL if the file has none */
     char *chat_template;  /* NULL if the file has none */
@@ -56,7 +61,9 @@ struct llamita_model {
     void *mapping; /* the whole file, read-only; NULL once the model is open */
     size_t mapping_bytes;
     const platform_file *file; /* of the mapping; NULL: the mapping is memory */
-    void *packed;              /* all panels, then the rows of token_embedding; NULL before model_pack */
+    platform_file *pieces;     /* of a GGUF in several files: those after the first, until the model is open */
+    int32_t num_pieces;
+    void *packed; /* all panels, then the rows of token_embedding; NULL before model_pack */
     size_t packed_bytes;
     void **owned; /* memory from model_allocate */
     size_t num_owned;
@@ -89,9 +96,14 @@ void model_describe(llamita_model *model);
 /* Frees everything but the mapping and the struct itself. */
 void model_clear(llamita_model *model);
 
+void model_close_pieces(llamita_model *model);
+
 /* Copies bytes at this place of the mapping, or of other memory. False: they are not in the file any
  * more. */
 bool model_read(const llamita_model *model, const void *data, size_t num_bytes, void *to);
+
+/* True if these bytes are in the file or one of its pieces, and so must be copied to outlive it. */
+bool model_is_in_file(const llamita_model *model, const void *data);
 
 /* True if these bytes are in memory, not in a mapping of a file that may change. */
 bool model_is_in_memory(const llamita_model *model, const void *data, size_t num_bytes);

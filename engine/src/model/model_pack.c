@@ -140,9 +140,12 @@ static void release_rows(llamita_model *model, tensor *t) {
     t->data = NULL;
 }
 
-/* Whether the rows are in the file, and so must be copied to outlive it. */
-static bool in_file(const llamita_model *model, const void *data) {
-    return model->file && (uintptr_t)data - (uintptr_t)model->file->bytes < model->file->num_bytes;
+/* Whether part of the model's files is not copied to memory. */
+static bool has_rows_in_files(const llamita_model *model) {
+    bool found = model->file && model->file->num_private_bytes < model->file->num_bytes;
+    for (int32_t i = 0; i < model->num_pieces; i++)
+        found = found || model->pieces[i].num_private_bytes < model->pieces[i].num_bytes;
+    return found;
 }
 
 /* Huge pages, because most of the time per token goes into reading the weights: 110M F32 on 2
@@ -159,9 +162,9 @@ static void reserve(llamita_model *model, pack_job *job) {
         scratch_bytes = scratch_bytes > panel_rows_bytes ? scratch_bytes : panel_rows_bytes;
     }
     job->num_bytes = job->num_panel_bytes;
-    if (in_file(model, embedding->data)) job->num_bytes += (uint64_t)embedding->num_rows * embedding->row_bytes;
-    if (model->file && model->file->num_private_bytes < model->file->num_bytes)
-        job->scratch_bytes = scratch_bytes > SCRATCH_BYTES ? scratch_bytes : SCRATCH_BYTES;
+    if (model_is_in_file(model, embedding->data))
+        job->num_bytes += (uint64_t)embedding->num_rows * embedding->row_bytes;
+    if (has_rows_in_files(model)) job->scratch_bytes = scratch_bytes > SCRATCH_BYTES ? scratch_bytes : SCRATCH_BYTES;
     if (!job->matrices || job->num_bytes > SIZE_MAX) return;
     model->packed = job->panels = platform_pages_alloc((size_t)job->num_bytes);
     if (model->packed) model->packed_bytes = (size_t)job->num_bytes;

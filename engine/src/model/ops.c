@@ -91,13 +91,13 @@ void swiglu(const kernels *k, const float *up, int64_t length, int32_t num_token
 /* ------------------------------------------------------------------ rotary positions */
 
 /* The angle is rounded to float before its cosine is taken, as in PyTorch and in llama2.c. */
-void rope_fill_table(const float *frequency, int32_t head_dim, const int32_t *positions, int64_t begin, int64_t end,
-                     float *table) {
+void rope_fill_table(const float *frequency, float factor, int32_t head_dim, const int32_t *positions, int64_t begin,
+                     int64_t end, float *table) {
     for (int64_t t = begin; t < end; t++) {
         for (int32_t i = 0; i < head_dim / 2; i++) {
             const float angle = (float)positions[t] * frequency[i];
-            table[t * head_dim + 2 * i] = (float)cos((double)angle);
-            table[t * head_dim + 2 * i + 1] = (float)sin((double)angle);
+            table[t * head_dim + 2 * i] = (float)cos((double)angle) * factor;
+            table[t * head_dim + 2 * i + 1] = (float)sin((double)angle) * factor;
         }
     }
 }

@@ -51,9 +51,10 @@ void add(const float *update, int64_t length, int32_t num_tokens, int64_t begin,
 void swiglu(const kernels *k, const float *up, int64_t length, int32_t num_tokens, int64_t begin, int64_t end,
             float *gate);
 
-/* table [T, S/2] of (cos, sin) of position * frequency, for tokens [begin, end). */
-void rope_fill_table(const float *frequency, int32_t head_dim, const int32_t *positions, int64_t begin, int64_t end,
-                     float *table);
+/* table [T, S/2] of (cos, sin) of position * frequency, times the factor, for tokens [begin,
+ * end). */
+void rope_fill_table(const float *frequency, float factor, int32_t head_dim, const int32_t *positions, int64_t begin,
+                     int64_t end, float *table);
 
 /* Rotates the pairs (2i, 2i + 1) of elements [begin, end) of a token's heads by the angles [S/2] of
  * its position; begin and end are even. */

@@ -149,10 +149,10 @@ llamita_status byte_level_build(tokenizer *t, const tokenizer_source *source, co
 
 /* ------------------------------------------------------------------ encoding */
 
-/* Llama 3's tokenizers (ignore_merges) use a token that equals the pre-token even if merges would
+/* Some tokenizers (ignore_merges) use a token that equals the pre-token even if merges would
  * not produce it. */
 static int32_t whole_token(const tokenizer *t, const char *word, size_t num_bytes) {
-    if (t->pre_tokenizer != PRE_TOKENIZER_LLAMA_BPE) return -1;
+    if (!pre_tokenizer_ignores_merges(t->pre_tokenizer)) return -1;
     int32_t symbol = symbol_find(&t->symbols, word, num_bytes);
     return symbol < t->vocab_size ? symbol : -1;
 }

@@ -8,7 +8,16 @@
 typedef struct tokenizer tokenizer;
 
 typedef enum { TOKENIZER_SENTENCEPIECE, TOKENIZER_BYTE_LEVEL } tokenizer_kind;
-typedef enum { PRE_TOKENIZER_GPT2, PRE_TOKENIZER_LLAMA_BPE, PRE_TOKENIZER_QWEN2, PRE_TOKENIZER_SMOLLM } pre_tokenizer;
+typedef enum {
+    PRE_TOKENIZER_GPT2,
+    PRE_TOKENIZER_LLAMA_BPE,
+    PRE_TOKENIZER_DBRX,
+    PRE_TOKENIZER_QWEN2,
+    PRE_TOKENIZER_SMOLLM,
+    PRE_TOKENIZER_GPT4O,
+    PRE_TOKENIZER_TEKKEN,
+    PRE_TOKENIZER_DEFAULT
+} pre_tokenizer;
 
 /* GGUF's numbers. */
 typedef enum {

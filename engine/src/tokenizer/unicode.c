@@ -30,6 +30,18 @@ bool unicode_is_han(uint32_t code_point) {
            (code_point >= 0x20000 && code_point <= 0x3FFFF);
 }
 
+unicode_kind unicode_kind_of(uint32_t code_point) {
+    if (code_point > 0x10FFFF) return KIND_OTHER;
+    /* The last run that starts at or before the code point is in [low, high). */
+    size_t low = 0, high = unicode_num_kind_runs;
+    while (high - low > 1) {
+        size_t middle = low + (high - low) / 2;
+        if (unicode_kind_runs[middle] >> 3 <= code_point) low = middle;
+        else high = middle;
+    }
+    return (unicode_kind)(unicode_kind_runs[low] & 7);
+}
+
 /* The length of a character that starts with this byte (0: none does) and the range of its second
  * byte. */
 static size_t lead_byte(unsigned char lead, unsigned char *second_low, unsigned char *second_high) {

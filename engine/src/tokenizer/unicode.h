@@ -9,6 +9,10 @@
 /* \p{L}, \p{N} and \s of the pre-tokenizers' regular expressions, which are disjoint. */
 typedef enum { UNICODE_OTHER = 0, UNICODE_LETTER = 1, UNICODE_NUMBER = 2, UNICODE_SPACE = 3 } unicode_class;
 
+/* What cased expressions and \p{P} tell apart: Lu and Lt; Ll; Lm, Lo and M, which count as both;
+ * P. */
+typedef enum { KIND_OTHER, KIND_UPPER, KIND_LOWER, KIND_BOTH, KIND_PUNCTUATION } unicode_kind;
+
 #define UNICODE_INVALID 0xFFFFFFFFu /* the code point of an invalid byte */
 
 /* unicode_tables.c */
@@ -16,6 +20,9 @@ extern const char unicode_version[];
 extern const uint32_t unicode_runs[];
 extern const size_t unicode_num_runs;
 extern const uint8_t unicode_ascii[128];
+
+extern const uint32_t unicode_kind_runs[];
+extern const size_t unicode_num_kind_runs;
 
 /* unicode_pages[n]: the run of the first code point of page n (1 << UNICODE_PAGE_BITS code points).
  * Code points beyond the last page are in its run or a later one. */
@@ -27,6 +34,9 @@ unicode_class unicode_classify(uint32_t code_point);
 
 /* True for Chinese characters, also those of Japanese and Korean texts: Unicode's script Han. */
 bool unicode_is_han(uint32_t code_point);
+
+/* The kind of a code point; UNICODE_INVALID is KIND_OTHER. */
+unicode_kind unicode_kind_of(uint32_t code_point);
 
 /* The slow path of utf8_decode: invalid bytes and rare characters. */
 size_t utf8_decode_rare(const char *text, size_t num_bytes, uint32_t *code_point);

@@ -17,6 +17,9 @@ class LoadOptions:
 
     tokenizer: Annotated[Path | None, Option(short="z")] = None
     """Take the tokenizer from this tokenizer.bin or GGUF, not from the model."""
+    pre: Annotated[str | None, Option("NAME")] = None
+    """How the tokenizer splits text, for a GGUF whose tokenizer.ggml.pre is missing or wrong:
+    llama-bpe (Llama 3), qwen2, gpt-2, smollm, gpt-4o, tekken, dbrx, default."""
     adapter: Annotated[tuple[str, ...], Option("FILE[:SCALE]", repeated=True)] = ()
     """GGUF adapter (LoRA) to apply; give it several times to add several."""
     kernels: Annotated[str, Option("NAME", group="engine")] = "auto"

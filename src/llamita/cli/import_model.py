@@ -36,6 +36,9 @@ class ImportFlags:
     tokenizer: Annotated[Path | None, Option(short="z")] = None
     """tokenizer.json, tokenizer.model or tokenizer.bin. Default: the one in or beside the
     source."""
+    pre: Annotated[str | None, Option("NAME")] = None
+    """How the tokenizer of a GGUF splits text, if its tokenizer.ggml.pre is missing or wrong:
+    llama-bpe (Llama 3), qwen2, gpt-2, smollm, gpt-4o, tekken, dbrx, default."""
     dtype: Annotated[str | None, Option("{float32,bfloat16,float16}")] = None
     """Type of the weights. Default: the source's; float32 for quantized sources."""
     chat_template: Annotated[str | None, Option("{llama2,llama3,chatml,zephyr,none}")] = None
@@ -64,6 +67,7 @@ def main(argv: list[str]) -> None:
                 flags.source,
                 flags.out,
                 flags.tokenizer,
+                pre=flags.pre,
                 dtype=flags.dtype,
                 chat_template=flags.chat_template,
                 context_tokens=flags.context_tokens,

@@ -32,7 +32,7 @@ def opened_model(path: Path | None, load: LoadOptions, command: str) -> Iterator
         hint = "; a text to continue follows -i" if command == "run" else ""
         raise ConfigError(f"cannot {doing} {path}: no such file or folder{hint}")
     if path is None or not path.is_dir():
-        with llamita.load(path, tokenizer=load.tokenizer, kernels=load.kernels) as model:
+        with llamita.load(path, tokenizer=load.tokenizer, kernels=load.kernels, pre=load.pre) as model:
             if load.tokenizer is not None or model.info.has_tokenizer or not model.info.format.startswith("llama2.c"):
                 yield model
                 return
@@ -44,7 +44,9 @@ def opened_model(path: Path | None, load: LoadOptions, command: str) -> Iterator
     with tempfile.TemporaryDirectory(prefix="llamita-") as folder:
         with requires_extra("train"):
             _export(path, Path(folder) / "model.gguf", doing)
-        with llamita.load(Path(folder) / "model.gguf", tokenizer=load.tokenizer, kernels=load.kernels) as model:
+        with llamita.load(
+            Path(folder) / "model.gguf", tokenizer=load.tokenizer, kernels=load.kernels, pre=load.pre
+        ) as model:
             yield model
 
 

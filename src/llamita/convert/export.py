@@ -33,7 +33,7 @@ from llamita.convert.quant_mix import QuantMix, assign_types, quant_mix, quant_m
 from llamita.convert.verify import Verification, is_small, text_notes, verify_file, verify_folder
 from llamita.errors import ConfigError, EngineError
 from llamita.formats.gguf import stream_gguf
-from llamita.formats.gguf_metadata import model_metadata, rope_factors
+from llamita.formats.gguf_metadata import model_metadata, rope_notes, rope_tensors
 from llamita.formats.llama2c import (
     MAX_GROUP_SIZE,
     check_expressible,
@@ -42,7 +42,7 @@ from llamita.formats.llama2c import (
 )
 from llamita.formats.rope_order import permute_qk
 from llamita.formats.safetensors_io import DTYPES, SafetensorsReader, TensorEntry, checked
-from llamita.formats.tensor_table import GGUF_ROPE_FACTORS, TensorSpec, check_tensors, tensor_table
+from llamita.formats.tensor_table import TensorSpec, check_tensors, tensor_table
 from llamita.formats.tensor_types import TYPES, Bytes, Floats, TypeName, quantize, quantize_chunks
 from llamita.progress import Progress, no_progress
 from llamita.tokenizer import Tokenizer, load_tokenizer
@@ -183,14 +183,13 @@ def _export_gguf(job: _Job, mix: QuantMix, name: str) -> ExportReport:
     shapes = {spec.gguf: spec.shape for spec in table}
     types = assign_types(shapes, mix)
     infos: list[tuple[str, str, tuple[int, ...]]] = [(spec.gguf, types[spec.gguf], spec.shape) for spec in table]
-    factors = rope_factors(config)
-    if factors is not None:
-        infos.insert(0, (GGUF_ROPE_FACTORS, "F32", factors.shape))
+    rope = rope_tensors(config)
+    infos = [*((name, "F32", factors.shape) for name, factors in rope.items()), *infos]
     errors: dict[str, float] = {}
 
     def encoded() -> Iterator[Bytes]:
-        if factors is not None:
-            yield quantize(factors, "F32", GGUF_ROPE_FACTORS)
+        for name, factors in rope.items():
+            yield quantize(factors, "F32", name)
         count = _counter(job)
         for spec in table:
             data, errors[spec.huggingface] = quantize_chunks(
@@ -218,7 +217,7 @@ def _export_gguf(job: _Job, mix: QuantMix, name: str) -> ExportReport:
         largest_error=errors[worst],
         worst_tensor=None if exact else worst,
         tokenizer_path=None,
-        notes=(*quant_mix_notes(shapes, mix), *_tokenizer_notes(tokenizer), *notes),
+        notes=(*quant_mix_notes(shapes, mix), *rope_notes(config), *_tokenizer_notes(tokenizer), *notes),
         seconds=seconds,
         verification=verification,
     )

@@ -18,7 +18,7 @@ from llamita.convert.model_source import (
 )
 from llamita.errors import FormatError
 from llamita.formats.gguf import read_gguf
-from llamita.formats.gguf_metadata import config_from_gguf
+from llamita.formats.gguf_metadata import config_from_gguf, rope_tensors
 from llamita.formats.mmap_file import read_bytes
 from llamita.formats.tensor_table import GGUF_ROPE_FACTORS, TensorSpec, check_tensors
 from llamita.formats.tensor_types import TYPES, dequantize
@@ -34,7 +34,8 @@ def open_gguf(path: Path, options: ImportOptions) -> ModelSource:
     file = read_gguf(path)
     config, notes = config_from_gguf(file)
     config = with_context(config, options.context_tokens)
-    shapes = {name: info.shape for name, info in file.tensors.items() if name != GGUF_ROPE_FACTORS}
+    rope = {GGUF_ROPE_FACTORS, *rope_tensors(config)}
+    shapes = {name: info.shape for name, info in file.tensors.items() if name not in rope}
     check_tensors(shapes, config, "gguf", str(path))
     for info in file.tensors.values():
         if info.type not in TYPES:
@@ -43,7 +44,7 @@ def open_gguf(path: Path, options: ImportOptions) -> ModelSource:
                 f"({', '.join(TYPES)}), found {info.type}"
             )
     if options.tokenizer is None:
-        tokenizer, tokenizer_path = tokenizer_from_gguf(file.metadata, str(path)), path
+        tokenizer, tokenizer_path = tokenizer_from_gguf(file.metadata, str(path), options.pre), path
     else:
         tokenizer, tokenizer_path = load_tokenizer(options.tokenizer), options.tokenizer
     check_fit(tokenizer, config, tokenizer_path, path, exact=False)
@@ -53,7 +54,7 @@ def open_gguf(path: Path, options: ImportOptions) -> ModelSource:
 
     def tensor(spec: TensorSpec) -> Tensor:
         info = file.tensors[spec.gguf]
-        raw = read_bytes(path, info.offset, info.num_bytes, info.name)
+        raw = read_bytes(info.path, info.offset, info.num_bytes, info.name)
         if info.type in _PLAIN:
             plain = torch.from_numpy(raw).view(_PLAIN[info.type]).reshape(spec.shape)
         else:
@@ -67,4 +68,6 @@ def open_gguf(path: Path, options: ImportOptions) -> ModelSource:
     kind = f"GGUF version {file.version}"
     # The engine opens a model with its tokenizer, which may be why another one was given.
     types = frozenset(info.type for info in file.tensors.values()) if options.tokenizer is None else frozenset[str]()
-    return ModelSource(path, kind, config, dtype, tensor, tokenizer_path, tokenizer.save, tuple(notes), types)
+    return ModelSource(
+        path, kind, config, dtype, tensor, tokenizer_path, tokenizer.save, tuple(notes), types, options.pre
+    )

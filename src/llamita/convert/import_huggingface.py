@@ -143,10 +143,7 @@ def _read_config(folder: Path, context_tokens: int | None) -> tuple[ModelConfig,
     columns that share a scale in blocks, if the weights are FP8."""
     content = read_json_object(folder / "config.json", FormatError)
     fp8_block = _fp8_block(content, str(folder / "config.json"))
-    # Before the checks: a window of at least the context does not matter.
-    if context_tokens is not None:
-        content["max_position_embeddings"] = context_tokens
-    config = config_from_dict(content, str(folder / "config.json"))
+    config = config_from_dict(content, str(folder / "config.json"), longest_text=context_tokens)
     settings = folder / "generation_config.json"
     ends = read_json_object(settings, FormatError, GENERATION_CONFIG)["eos_token_id"] if settings.is_file() else None
     more = ends if isinstance(ends, list) else [ends]

@@ -51,6 +51,7 @@ def import_model(
     out: Path,
     tokenizer: Path | None = None,
     *,
+    pre: str | None = None,
     dtype: str | None = None,
     chat_template: str | None = None,
     context_tokens: int | None = None,
@@ -60,7 +61,8 @@ def import_model(
     """Write the model to the new checkpoint folder `out` atomically.
 
     source: a folder of Meta or Hugging Face, a Hugging Face hub id, a GGUF, or llama2.c's .bin or
-    .pt. tokenizer: its file or folder; None: the one of the source. dtype: of the weights, one of
+    .pt. tokenizer: its file or folder; None: the one of the source. pre: how the
+    tokenizer of a GGUF splits text, a value for tokenizer.ggml.pre; None: the file's. dtype: of the weights, one of
     DTYPES; None: the source's (float32 for quantized tensors). chat_template: a name in
     tokenizer/chat_templates.py or "none"; None: the source's. context_tokens: None: the source's.
     verify: compare the logits of the result with the source's, and the ids of a sample of text with
@@ -74,7 +76,7 @@ def import_model(
     if dtype is not None and dtype not in DTYPES:
         raise ConfigError(f"cannot import: dtype: expected one of {', '.join(DTYPES)}, found {dtype!r}")
     check_template_name(chat_template)
-    model = open_source(source, ImportOptions(tokenizer, chat_template, context_tokens))
+    model = open_source(source, ImportOptions(tokenizer, chat_template, context_tokens, pre))
     start = time.perf_counter()
     wanted = None if dtype is None else DTYPES[dtype]
     if wanted is None and any(model.dtype(spec) == torch.float64 for spec in tensor_table(model.config)):
@@ -109,6 +111,8 @@ def import_model(
 
 def open_source(path: Path, options: ImportOptions) -> ModelSource:
     """Detect the format, open and check it. Raises FormatError, TokenizerError, NetworkError."""
+    if options.pre is not None and path.is_dir():
+        raise ConfigError(f"cannot import {path}: pre: it only applies to a GGUF")
     if not path.exists() and is_hub_id(str(path)):
         return open_huggingface(fetch_from_hub(str(path)), options, name=str(path))
     if path.is_dir():
@@ -118,6 +122,8 @@ def open_source(path: Path, options: ImportOptions) -> ModelSource:
     mapping.close()
     if head[:4] == b"GGUF":
         return open_gguf(path, options)
+    if options.pre is not None:
+        raise ConfigError(f"cannot import {path}: pre: it only applies to a GGUF")
     is_part = re.fullmatch(r"consolidated\.\d+\.pth|pytorch_model.*\.bin", path.name) and head[:1] in (b"P", b"\x80")
     if is_part or path.suffix == ".safetensors":
         raise FormatError(f"cannot import {path}: it contains only weights; import its folder, {path.parent}, instead")

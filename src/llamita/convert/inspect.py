@@ -64,7 +64,7 @@ def inspect(path: Path) -> Inspection:
     head, num_bytes = mapping[:16], len(mapping)
     mapping.close()
     if head[:4] == b"GGUF":
-        return _inspect_gguf(path, num_bytes)
+        return _inspect_gguf(path)
     if path.suffix == ".safetensors":
         return _inspect_safetensors(path, num_bytes)
     if head[:2] == b"PK" or path.suffix in (".pt", ".pth"):
@@ -104,17 +104,19 @@ def _inspect_llama2c(model: Llama2cModel, num_bytes: int) -> Inspection:
     return Inspection(model.path, kind, num_bytes, tuple(properties), tuple(rows))
 
 
-def _inspect_gguf(path: Path, num_bytes: int) -> Inspection:
+def _inspect_gguf(path: Path) -> Inspection:
     file = read_gguf(path)
     names = {number: name for name, number in FILE_TYPES.items()}
     properties = [("version", str(file.version))]
+    if len(file.pieces) > 1:
+        properties.append(("files", f"{len(file.pieces)}, {file.pieces[0].name} to {file.pieces[-1].name}"))
     for key, value in file.metadata.items():
         shown = _shown(value)
         if key == "general.file_type" and value in names:
             shown = f"{value} (mostly {names[value]})"
         properties.append((key, shown))
     rows = tuple(TensorRow(t.name, t.type, t.shape, t.num_bytes) for t in file.tensors.values())
-    return Inspection(path, "GGUF", num_bytes, tuple(properties), rows)
+    return Inspection(path, "GGUF", file.num_bytes, tuple(properties), rows)
 
 
 def _inspect_safetensors(path: Path, num_bytes: int) -> Inspection:

@@ -24,11 +24,12 @@ class ImportOptions:
     """The user's settings that override what the source specifies; None: the source's.
 
     tokenizer: its file or folder. chat_template: a name in tokenizer/chat_templates.py, or "none".
-    context_tokens: the longest text."""
+    context_tokens: the longest text. pre: of a GGUF's tokenizer, for tokenizer.ggml.pre."""
 
     tokenizer: Path | None = None
     chat_template: str | None = None
     context_tokens: int | None = None
+    pre: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +39,8 @@ class ModelSource:
     kind: for display, such as "llama2.c v1". dtype: of a tensor as stored (float32 if quantized).
     tensor: reads one into new memory, rows in Hugging Face's order. write_tokenizer: writes
     tokenizer.json and its companions into a folder. notes: decisions that the user should know, one
-    sentence each. gguf_types: of the tensors, if it is a GGUF that the engine can open."""
+    sentence each. gguf_types: of the tensors, if it is a GGUF that the engine can open, with
+    gguf_pre."""
 
     path: Path
     kind: str
@@ -49,6 +51,7 @@ class ModelSource:
     write_tokenizer: Callable[[Path], None]
     notes: tuple[str, ...] = ()
     gguf_types: frozenset[str] = frozenset()
+    gguf_pre: str | None = None
 
 
 def with_unpermuted_qk(tensor: Tensor, spec: TensorSpec, config: ModelConfig) -> Tensor:
@@ -79,6 +82,12 @@ def with_context(config: ModelConfig, context_tokens: int | None) -> ModelConfig
     if not 0 < tokens <= MAX_CONTEXT_TOKENS:
         hint = "; set a shorter one with --context-tokens N" if context_tokens is None else ""
         raise FormatError(f"context: expected 1 to {MAX_CONTEXT_TOKENS} tokens, found {tokens}{hint}")
+    is_dynamic = config.rope_scaling is not None and config.rope_scaling["rope_type"] == "dynamic"
+    if is_dynamic and tokens > config.max_position_embeddings:
+        raise FormatError(
+            f"context: expected at most {config.max_position_embeddings} tokens, found {tokens}; beyond it RoPE "
+            "scaling dynamic changes with every token, which only transformers does"
+        )
     return dataclasses.replace(config, max_position_embeddings=tokens)
 
 

@@ -12,8 +12,17 @@ from typing import Final
 
 from llamita.convert.quant_mix import QuantMix, assign_types, quant_mix, quant_mix_notes
 from llamita.errors import ConfigError, FormatError
-from llamita.formats.gguf import FILE_TYPES, QUANTIZATION_VERSION, GgufFile, TensorInfo, Value, read_gguf, write_gguf
-from llamita.formats.gguf_metadata import check_not_split
+from llamita.formats.gguf import (
+    FILE_TYPES,
+    QUANTIZATION_VERSION,
+    SPLIT_KEYS,
+    GgufFile,
+    TensorInfo,
+    Value,
+    check_whole,
+    read_gguf,
+    write_gguf,
+)
 from llamita.formats.tensor_types import TYPES, Bytes, Floats, TypeName, dequantize, quantize_chunks
 from llamita.progress import Progress, no_progress
 
@@ -49,16 +58,16 @@ def quantize_file(
 
     Tensors that already have their type are copied. requantize: allow rounding of matrices that are
     already quantized. All metadata is kept, except that general.file_type and
-    general.quantization_version are updated and general.alignment is dropped (32 is used). The same
-    source gives the same bytes. progress: counts the bytes of the source's weights. Raises
-    FormatError (not a plain Llama, damaged, already quantized), ConfigError (unknown type; `out` is
-    the source), OutputError.
+    general.quantization_version are updated, and general.alignment (32 is used) and split.* are
+    dropped: the pieces of a split model become one file. The same source gives the same bytes.
+    progress: counts the bytes of the source's weights. Raises FormatError (not a plain Llama,
+    damaged, already quantized), ConfigError (unknown type; `out` is the source), OutputError.
     """
     mix = quant_mix(type, "quantize")
     source, out = Path(source), Path(out)
-    if out.exists() and out.samefile(source):
-        raise ConfigError(f"cannot quantize {source}: expected another output file, found the same; choose a new name")
     file = read_gguf(source)
+    if out.exists() and any(out.samefile(piece) for piece in file.pieces):
+        raise ConfigError(f"cannot quantize {source}: expected another output file, found the same; choose a new name")
     _check_kind(file)
     shapes = {name: info.shape for name, info in file.tensors.items()}
     types = assign_types(shapes, mix)
@@ -87,7 +96,7 @@ def quantize_file(
 
 def _check_kind(file: GgufFile) -> None:
     """Refuse anything but a plain Llama, for which it is known which tensors may be quantized."""
-    check_not_split(file, "cannot quantize")
+    check_whole(file, "cannot quantize")
     architecture = file.metadata.get("general.architecture")
     if architecture != "llama":
         raise FormatError(f"cannot quantize {file.path}: architecture: expected llama, found {architecture}")
@@ -134,7 +143,8 @@ def _requantize_error(source: Path, again: list[TensorInfo]) -> str:
 
 
 def _metadata(file: GgufFile, mix: QuantMix) -> dict[str, Value]:
-    metadata: dict[str, Value] = {key: file.encoded(key) for key in file.metadata if key != "general.alignment"}
+    dropped = ("general.alignment", *SPLIT_KEYS)
+    metadata: dict[str, Value] = {key: file.encoded(key) for key in file.metadata if key not in dropped}
     metadata["general.file_type"] = FILE_TYPES[mix.file_type]
     metadata["general.quantization_version"] = QUANTIZATION_VERSION
     return metadata

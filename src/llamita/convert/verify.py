@@ -124,9 +124,9 @@ def import_notes(source: ModelSource, folder: Path, out: Path, *, is_own_templat
 
 def _compare_with_engine(source: ModelSource, ids: Sequence[int], logits: NDArray[np.float32], what: str) -> None:
     try:
-        with Model(source.path) as model:
+        with Model(source.path, pre=source.gguf_pre) as model:
             ids = ids[: model.info.context_tokens]
-            engine = model.logits(ids, kv_type="f32")
+            engine = model.logits(ids, kv_type="f32", context_tokens=len(ids))
     except EngineError as error:
         raise FormatError(f"{what}: {error} (--verify no skips this check)") from error
     bound = max(_file_bounds(type)[0] for type in source.gguf_types)
@@ -152,7 +152,7 @@ def verify_file(checkpoint: Path, written: Path, config: ModelConfig, type: str,
     """
     ids = fixed_ids(checkpoint, config)
     with Model(written) as model:
-        engine = model.logits(ids, kv_type="f32")
+        engine = model.logits(ids, kv_type="f32", context_tokens=len(ids))
     same, rounded = _file_bounds(type)
     what = f"cannot write {out}"
     compare(torch_logits(network(config, _reader(written, config)), ids), engine, same, what, "its own weights")

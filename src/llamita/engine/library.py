@@ -32,7 +32,7 @@ class ErrorStruct(ctypes.Structure):
 
 
 class ModelParamsStruct(ctypes.Structure):
-    _fields_ = [("tokenizer_path", ctypes.c_char_p), ("kernels", ctypes.c_char_p)]
+    _fields_ = [("tokenizer_path", ctypes.c_char_p), ("kernels", ctypes.c_char_p), ("pre_tokenizer", ctypes.c_char_p)]
 
 
 class SessionParamsStruct(ctypes.Structure):
@@ -170,6 +170,23 @@ class TensorTypeStruct(ctypes.Structure):
     ]
 
 
+class PreTokenizerStruct(ctypes.Structure):
+    _fields_ = [
+        ("name", ctypes.c_char_p),
+        ("written", ctypes.c_char_p),
+        ("ignore_merges", ctypes.c_bool),
+        ("add_bos", ctypes.c_bool),
+    ]
+
+
+class GgufKeyStruct(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_char_p) for name in ("name", "kind", "use")),
+        *((name, ctypes.c_double) for name in ("low", "high", "fallback")),
+        ("feature", ctypes.c_char_p),
+    ]
+
+
 ENCODE_BOS, ENCODE_SPECIAL = 1, 2
 
 
@@ -258,6 +275,8 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
             *(ctypes.POINTER(ctypes.c_double), _error),
         ],
     ),
+    "pre_tokenizer": (ctypes.c_bool, [ctypes.c_size_t, ctypes.POINTER(PreTokenizerStruct)]),
+    "gguf_key": (ctypes.c_bool, [ctypes.c_size_t, ctypes.POINTER(GgufKeyStruct)]),
 }
 
 

@@ -101,13 +101,15 @@ def load(
     *,
     tokenizer: str | os.PathLike[str] | None = None,
     kernels: str | None = None,
+    pre: str | None = None,
 ) -> Model:
     """Open a model file; without a path, the story model that comes with the package.
 
     tokenizer: a llama2.c tokenizer.bin (llama2.c models need one), or a GGUF to take it from.
-    kernels: "auto" (also None), "scalar", "avx2", "avxvnni", "neon", "dotprod".
+    kernels: "auto" (also None), "scalar", "avx2", "avxvnni", "neon", "dotprod". pre: a value for
+    tokenizer.ggml.pre of a GGUF that lacks it, such as "llama-bpe".
     Raises EngineError for a bad file.
     """
     if path is None and not PACKAGED_MODEL.is_file():
         raise EngineError(f"the packaged model: expected it at {PACKAGED_MODEL}, found nothing; name a model file")
-    return Model(PACKAGED_MODEL if path is None else path, tokenizer=tokenizer, kernels=kernels)
+    return Model(PACKAGED_MODEL if path is None else path, tokenizer=tokenizer, kernels=kernels, pre=pre)

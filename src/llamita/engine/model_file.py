@@ -41,15 +41,20 @@ class ModelFile(Owned):
         *,
         tokenizer: str | os.PathLike[str] | None = None,
         kernels: str | None = None,
+        pre: str | None = None,
     ) -> None:
         """Open a GGUF or llama2.c file, recognized by its content.
 
         tokenizer: a llama2.c tokenizer.bin, or a GGUF to take the tokenizer from; None: the file's.
         kernels: "auto" (also None), "scalar", "avx2", "avxvnni", "neon", "dotprod".
+        pre: how a byte-level tokenizer splits text, a value for tokenizer.ggml.pre of a GGUF that
+        lacks it, such as "llama-bpe"; None: the file's.
         Raises EngineError for a bad file.
         """
         params = ModelParamsStruct(
-            os.fsencode(tokenizer) if tokenizer is not None else None, kernels and kernels.encode()
+            os.fsencode(tokenizer) if tokenizer is not None else None,
+            kernels and kernels.encode(),
+            None if pre is None else pre.encode(),
         )
         handle = ctypes.c_void_p()
         start = time.perf_counter()

@@ -15,7 +15,7 @@ from llamita.errors import ChatError, CheckpointError, ConfigError, FormatError,
 from llamita.finetune.rendering import default_template
 from llamita.formats import tensor_table
 from llamita.formats.safetensors_io import checked
-from llamita.model.llama import Llama, rope_tables
+from llamita.model.llama import Llama
 from llamita.tokenizer import load_tokenizer
 from llamita.tokenizer.chat_templates import CHAT_TEMPLATES, check_template_fits
 
@@ -147,8 +147,7 @@ class BaseModel:
             for name, weight in module.named_parameters(recurse=False):
                 empty = torch.empty(weight.shape, dtype=dtype or torch.float32, device=device)
                 setattr(module, name, nn.Parameter(empty))
-        cos, sin = rope_tables(self.config)
-        model.cos, model.sin = cos.to(device), sin.to(device)
+        model.fill_rope(device)
         return model
 
     @torch.no_grad()

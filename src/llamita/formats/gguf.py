@@ -39,6 +39,11 @@ MAX_STRINGS: Final = 4_194_304  # in one array; Llama 3 has 280,147 merges
 MAX_NAME_BYTES: Final = 65_535
 MAX_TENSOR_NAME_BYTES: Final = 63  # llama.cpp's
 MAX_DIMS: Final = 4
+MAX_PIECES: Final = 1000
+
+# The keys of a model that llama.cpp's gguf-split cut into NAME-00001-of-00003.gguf and so on.
+_SPLIT_NO, _SPLIT_COUNT, _SPLIT_TENSORS = "split.no", "split.count", "split.tensors.count"
+SPLIT_KEYS: Final = (_SPLIT_NO, _SPLIT_COUNT, _SPLIT_TENSORS)
 
 _BOOL, _STRING, _ARRAY = 7, 8, 9
 # Scalar value types: number -> numpy's dtype.
@@ -71,18 +76,21 @@ Value = bool | int | float | str | Sequence[str] | NDArray[Any] | EncodedValue
 
 @dataclasses.dataclass(frozen=True)
 class TensorInfo:
-    """A tensor of a GGUF file. offset: of its first byte, from the start of the file."""
+    """A tensor of a GGUF file. offset: of its first byte, from the start of the file. path: of that
+    file, the piece of a split model."""
 
     name: str
     type: str
     shape: tuple[int, ...]
     offset: int
     num_bytes: int
+    path: Path
 
 
 class GgufFile:
-    """A GGUF file, checked and mapped. metadata: scalars as Python values, arrays as numpy arrays
-    or list[str]. spans: the bytes of each value in the file, type number included."""
+    """A GGUF file, or all pieces of one that gguf-split cut, checked and mapped. metadata: scalars
+    as Python values, arrays as numpy arrays or list[str]; of pieces, the first one's. spans: the
+    bytes of each value in the file, type number included. mappings: of each piece, by path."""
 
     def __init__(
         self,
@@ -91,19 +99,25 @@ class GgufFile:
         metadata: dict[str, Any],
         spans: dict[str, slice],
         tensors: dict[str, TensorInfo],
-        mapping: mmap.mmap,
+        mappings: dict[Path, mmap.mmap],
     ) -> None:
         self.path, self.version, self.metadata, self.tensors = path, version, metadata, tensors
-        self._spans, self._mapping = spans, mapping
+        self.pieces = tuple(mappings)
+        self._spans, self._mappings = spans, mappings
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all pieces."""
+        return sum(len(mapping) for mapping in self._mappings.values())
 
     def encoded(self, key: str) -> EncodedValue:
         """A metadata value that can be written unchanged."""
-        return EncodedValue(self._mapping[self._spans[key]])
+        return EncodedValue(self._mappings[self.path][self._spans[key]])
 
     def data(self, name: str) -> Bytes:
         """The mapped bytes of a tensor: read-only, and loaded from disk when accessed."""
         info = self.tensors[name]
-        return np.frombuffer(self._mapping, dtype=np.uint8, count=info.num_bytes, offset=info.offset)
+        return np.frombuffer(self._mappings[info.path], np.uint8, info.num_bytes, info.offset)
 
     def release(self, name: str) -> None:
         """Drop the tensor's pages from memory. It can be read again."""
@@ -111,7 +125,7 @@ class GgufFile:
             info = self.tensors[name]
             start = info.offset // mmap.PAGESIZE * mmap.PAGESIZE
             if info.num_bytes:
-                self._mapping.madvise(mmap.MADV_DONTNEED, start, info.offset + info.num_bytes - start)
+                self._mappings[info.path].madvise(mmap.MADV_DONTNEED, start, info.offset + info.num_bytes - start)
 
     def dequantize(self, name: str) -> Floats:
         """The tensor as a new float32 array. Raises FormatError for unsupported types."""
@@ -211,7 +225,80 @@ def _encode_value(value: Value) -> bytes:
 
 
 def read_gguf(path: Path) -> GgufFile:
-    """Map a GGUF file and check everything except the weights. Raises FormatError."""
+    """Map a GGUF file and check everything except the weights. The first piece of a split model
+    brings the others, which lie beside it; another piece is read alone. Raises FormatError."""
+    first = _read_piece(Path(path))
+    keys = _SplitKeys.of(first)
+    if keys.count < 2 or keys.index > 0:
+        return first
+    if not first.path.name.endswith(keys.suffix()):
+        raise FormatError(
+            f"cannot read {first.path}: found the first of {keys.count} pieces of a split model; expected a name that "
+            f"ends in {keys.suffix()}, to find the others; rename them, or merge them with llama-gguf-split --merge"
+        )
+    for index in range(1, keys.count):
+        wanted = dataclasses.replace(keys, index=index)
+        name = first.path.name.removesuffix(keys.suffix()) + wanted.suffix()
+        piece = _read_piece(first.path.with_name(name))
+        found = _SplitKeys.of(piece)
+        if found != wanted:
+            raise FormatError(
+                f"cannot read {piece.path}: expected piece {index + 1} of {keys.count} with {keys.num_tensors} tensors "
+                f"in all, found piece {found.index + 1} of {found.count} with {found.num_tensors}; it belongs to "
+                "another model"
+            )
+        double = next((name for name in piece.tensors if name in first.tensors), None)
+        if double is not None:
+            raise FormatError(f"cannot read {piece.path}: tensor {double} occurs in another piece too")
+        first = GgufFile(
+            first.path, first.version, first.metadata, first._spans, first.tensors | piece.tensors,
+            first._mappings | piece._mappings,
+        )  # fmt: skip
+    if len(first.tensors) != keys.num_tensors:
+        raise FormatError(
+            f"cannot read {first.path}: {_SPLIT_TENSORS}: expected the {len(first.tensors)} tensors of all "
+            f"{keys.count} pieces, found {keys.num_tensors}; a piece belongs to another model"
+        )
+    return first
+
+
+@dataclasses.dataclass(frozen=True)
+class _SplitKeys:
+    """Where a piece belongs: its index from 0, and how many pieces and tensors the model has."""
+
+    index: int
+    count: int
+    num_tensors: int
+
+    @staticmethod
+    def of(file: GgufFile) -> _SplitKeys:
+        values = []
+        for key, most in ((_SPLIT_NO, MAX_PIECES - 1), (_SPLIT_COUNT, MAX_PIECES), (_SPLIT_TENSORS, 2**31 - 1)):
+            value = file.metadata.get(key, 0)
+            if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
+                raise FormatError(
+                    f"cannot read {file.path}: {key}: expected 0 to {most}, found {str(value)[:60]}; it is damaged"
+                )
+            values.append(value)
+        return _SplitKeys(*values)
+
+    def suffix(self) -> str:
+        """The end of the piece's name."""
+        return f"-{self.index + 1:05d}-of-{self.count:05d}.gguf"
+
+
+def check_whole(file: GgufFile, what: str) -> None:
+    """Raise FormatError(what: …) for a piece of a split model that was read alone."""
+    keys = _SplitKeys.of(file)
+    if keys.index > 0:
+        first = dataclasses.replace(keys, index=0)
+        raise FormatError(
+            f"{what} {file.path}: found piece {keys.index + 1} of {keys.count} of a split model; give the first, whose "
+            f"name ends in {first.suffix()}"
+        )
+
+
+def _read_piece(path: Path) -> GgufFile:
     mapping = map_file(path)
     cursor = _Cursor(mapping, Path(path))
     version = _read_version(cursor)
@@ -219,7 +306,7 @@ def read_gguf(path: Path) -> GgufFile:
     num_keys = cursor.count("key count", MAX_KEYS)
     metadata, spans = _read_metadata(cursor, num_keys)
     tensors = _read_tensor_infos(cursor, num_tensors, _read_alignment(metadata, cursor))
-    return GgufFile(cursor.path, version, metadata, spans, tensors, mapping)
+    return GgufFile(cursor.path, version, metadata, spans, tensors, {cursor.path: mapping})
 
 
 class _Cursor:
@@ -350,7 +437,7 @@ def _read_tensor_infos(cursor: _Cursor, num_tensors: int, alignment: int) -> dic
         offset = cursor.number("Q", f"offset of {name}")
         if offset != expected:
             raise cursor.wrong(f"offset of {name}", f"{expected}, the end of the previous tensor", offset)
-        infos[name] = TensorInfo(name, type_name, tuple(reversed(dims)), offset, num_bytes)
+        infos[name] = TensorInfo(name, type_name, tuple(reversed(dims)), offset, num_bytes, cursor.path)
         expected += _padded(num_bytes, alignment)
     data_start = _padded(cursor.offset, alignment)
     for info in infos.values():

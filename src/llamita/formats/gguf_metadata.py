@@ -9,28 +9,18 @@ import numpy as np
 
 from llamita.config import ModelConfig
 from llamita.errors import ConfigError, FormatError
-from llamita.formats.gguf import FILE_TYPES, QUANTIZATION_VERSION, GgufFile, Value
-from llamita.formats.tensor_table import GGUF_ROPE_FACTORS, MAX_LAYERS
+from llamita.formats.gguf import FILE_TYPES, QUANTIZATION_VERSION, GgufFile, Value, check_whole
+from llamita.formats.gguf_keys import KeyReader, known_keys
+from llamita.formats.rope_scaling import BETA_FAST, BETA_SLOW, yarn_attention_factor, yarn_range
+from llamita.formats.tensor_table import (
+    GGUF_LONG_FACTORS,
+    GGUF_ROPE_FACTORS,
+    GGUF_SHORT_FACTORS,
+    MAX_LAYERS,
+)
 from llamita.formats.tensor_types import Floats
 from llamita.tokenizer.gguf import END_KEYS
 
-# Keys that must be missing or have the value that changes nothing. The engine has the same list
-# (engine/src/formats/gguf_model.c).
-_UNSUPPORTED: Final[dict[str, tuple[float, str]]] = {
-    "llama.expert_count": (0, "experts"),
-    "llama.expert_used_count": (0, "experts"),
-    "llama.attention.clamp_kqv": (0, "clamped queries, keys and values"),
-    "llama.attention.sliding_window": (0, "attention in windows"),
-    "llama.attention.causal": (1, "attention without a causal mask"),
-    "llama.attention.scale": (0, "scaled attention"),
-    "llama.rope.scaling.attn_factor": (1, "scaled attention"),
-    "llama.use_parallel_residual": (0, "parallel branches"),
-    "llama.logit_scale": (1, "scaled logits"),
-    "llama.residual_scale": (1, "scaled residuals"),
-    "llama.embedding_scale": (1, "scaled embeddings"),
-}
-# These may be arrays with the same number for every layer.
-_PER_LAYER: Final = ("llama.attention.head_count", "llama.attention.head_count_kv", "llama.feed_forward_length")
 # Of llama3 scaling only the divisors are stored: the reader tries the settings that give them.
 _LOW_FREQ, _HIGH_FREQ = 1.0, 4.0
 _ORIGINAL_CONTEXTS: Final = (8192, *(2**k for k in range(5, 18) if k != 13))
@@ -61,11 +51,71 @@ def model_metadata(config: ModelConfig, name: str, file_type: str) -> dict[str, 
     if config.head_dim * config.num_attention_heads != config.hidden_size:
         metadata["llama.attention.key_length"] = config.head_dim
         metadata["llama.attention.value_length"] = config.head_dim
+    return metadata | _scaling_metadata(config)
+
+
+def _scaling_metadata(config: ModelConfig) -> dict[str, Value]:
+    """The keys of RoPE scaling. Raises FormatError for a scaling that GGUF cannot express."""
     scaling = config.rope_scaling
-    if scaling is not None and scaling["rope_type"] == "linear":
-        metadata["llama.rope.scaling.type"] = "linear"
-        metadata["llama.rope.scaling.factor"] = float(scaling["factor"])
+    kind = None if scaling is None else scaling["rope_type"]
+    if scaling is None or kind not in ("linear", "yarn", "longrope"):
+        return {}
+    metadata: dict[str, Value] = {"llama.rope.scaling.type": str(kind)}
+    if kind == "linear":
+        return metadata | {"llama.rope.scaling.factor": float(scaling["factor"])}
+    metadata["llama.rope.scaling.original_context_length"] = scaling["original_max_position_embeddings"]
+    attention = float(scaling["attention_factor"])
+    if kind == "yarn":
+        if not scaling.get("truncate", True):
+            raise FormatError(
+                "cannot export: rope_scaling: truncate: expected true, found false; GGUF has no key for it, so "
+                "runtimes would compute another model"
+            )
+        factor = float(scaling["factor"])
+        metadata["llama.rope.scaling.factor"] = factor
+        attention /= yarn_attention_factor(factor)  # runtimes multiply with it
+        for key, default in (("beta_fast", BETA_FAST), ("beta_slow", BETA_SLOW)):
+            if scaling[key] != default:
+                metadata[f"llama.rope.scaling.yarn_{key}"] = float(scaling[key])
+    if abs(attention - 1) > _FACTOR_TOLERANCE**2:
+        metadata["llama.rope.scaling.attn_factor"] = attention
     return metadata
+
+
+def rope_tensors(config: ModelConfig) -> dict[str, Floats]:
+    """The tensors of RoPE scaling, [S/2] each: rope_freqs.weight for llama3, two for longrope."""
+    scaling = config.rope_scaling
+    if scaling is not None and scaling["rope_type"] == "longrope":
+        pairs = ((GGUF_LONG_FACTORS, "long_factor"), (GGUF_SHORT_FACTORS, "short_factor"))
+        return {name: np.array(scaling[key], np.float32) for name, key in pairs}
+    divisors = rope_factors(config)
+    return {} if divisors is None else {GGUF_ROPE_FACTORS: divisors}
+
+
+def rope_notes(config: ModelConfig) -> tuple[str, ...]:
+    """What runtimes do with the scaling in another way than transformers."""
+    scaling = config.rope_scaling
+    kind = None if scaling is None else scaling["rope_type"]
+    if (
+        scaling is not None
+        and kind == "yarn"
+        and (scaling["beta_fast"], scaling["beta_slow"]) != (BETA_FAST, BETA_SLOW)
+    ):
+        return (
+            f"RoPE scaling yarn: llama.cpp does not read beta_fast and beta_slow of Llamas; start it with "
+            f"--yarn-beta-fast {scaling['beta_fast']:g} --yarn-beta-slow {scaling['beta_slow']:g}",
+        )
+    if kind == "dynamic":
+        return (
+            f"RoPE scaling dynamic begins beyond the context of {config.max_position_embeddings} tokens; within it "
+            "there is none, so the file has none",
+        )
+    if kind == "longrope":
+        return (
+            "RoPE scaling longrope: GGUF runtimes choose short or long factors by the context they are opened with, "
+            "transformers by the length of each text",
+        )
+    return ()
 
 
 def rope_factors(config: ModelConfig) -> Floats | None:
@@ -94,23 +144,26 @@ def config_from_gguf(file: GgufFile) -> tuple[ModelConfig, list[str]]:
 
     Raises FormatError for anything that is missing, malformed, or more than a plain Llama.
     """
-    read, notes = _Keys(file), list[str]()
-    check_not_split(file, "cannot use")
+    read, notes = KeyReader(file.metadata, file.path), list[str]()
+    check_whole(file, "cannot use")
     architecture = file.metadata.get("general.architecture")
     if architecture != "llama":
         raise FormatError(
             f"cannot use {file.path}: general.architecture: expected llama, found {str(architecture)[:60]}; it "
             "would need another network"
         )
-    read.refuse_more()
+    read.refuse_fixed()
+    notes += read.unknown_note()
     embedding = file.tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
         raise FormatError(f"cannot read {file.path}: tensor token_embd.weight: expected a matrix, found none")
     heads, hidden = read.whole("llama.attention.head_count"), read.whole("llama.embedding_length")
-    layers = read.whole("llama.block_count")
+    layers, context = read.whole("llama.block_count"), read.whole("llama.context_length")
     if layers > MAX_LAYERS:
         raise FormatError(f"cannot use {file.path}: llama.block_count: expected at most {MAX_LAYERS}, found {layers}")
-    head_dim = _head_dim(read, hidden, heads)
+    window = read.whole("llama.attention.sliding_window")
+    if 0 < window < context:
+        raise read.wrong("llama.attention.sliding_window", f"0 or at least the context of {context} tokens")
     values: dict[str, Any] = {
         "vocab_size": embedding.shape[0],
         "hidden_size": hidden,
@@ -118,112 +171,107 @@ def config_from_gguf(file: GgufFile) -> tuple[ModelConfig, list[str]]:
         "num_hidden_layers": layers,
         "num_attention_heads": heads,
         "num_key_value_heads": read.whole("llama.attention.head_count_kv", heads),
-        "head_dim": head_dim,
-        "max_position_embeddings": read.whole("llama.context_length"),
+        "head_dim": _head_dim(read, hidden, heads),
+        "max_position_embeddings": context,
         "rms_norm_eps": read.real("llama.attention.layer_norm_rms_epsilon"),
-        "rope_theta": read.real("llama.rope.freq_base", 10000.0),
+        "rope_theta": read.real("llama.rope.freq_base"),
         "tie_word_embeddings": "output.weight" not in file.tensors,
     }
     rows = embedding.shape[0]
     bos, ends = read.token("tokenizer.ggml.bos_token_id", rows), [read.token(key, rows) for key in END_KEYS]
     found = [i for i in dict.fromkeys(ends) if i is not None]
-    values |= {"bos_token_id": bos, "pad_token_id": read.padding(rows)}
+    values |= {"bos_token_id": bos, "pad_token_id": _padding(file, rows)}
     values["eos_token_id"] = (found[0] if len(found) == 1 else tuple(found)) if found else None
-    values["rope_scaling"] = _linear(read) or _llama3(file, values, notes)
+    values["rope_scaling"] = _rope_scaling(read, file, values, notes)
     try:
-        return ModelConfig(**values), notes
-    except ConfigError as error:
+        config = ModelConfig(**values)
+        if config.rope_scaling is not None and config.rope_scaling["rope_type"] == "yarn":
+            yarn_range(config)
+        return config, notes
+    except (ConfigError, FormatError) as error:
         raise FormatError(f"cannot use {file.path}: {error}") from error
 
 
-def check_not_split(file: GgufFile, what: str) -> None:
-    """Raise FormatError for one file of a split model; only the first names its architecture."""
-    count = file.metadata.get("split.count", 0)
-    if count not in (0, 1):
-        raise FormatError(
-            f"{what} {file.path}: it is one of {str(count)[:20]} parts (split.count); merge them first with "
-            "llama-gguf-split --merge"
-        )
+def _padding(file: GgufFile, rows: int) -> int | None:
+    """Runtimes never use it, so one out of range is none."""
+    value = file.metadata.get("tokenizer.ggml.padding_token_id")
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < rows else None
 
 
-class _Keys:
-    """Reads typed metadata values. Raises FormatError for a missing or invalid one."""
-
-    def __init__(self, file: GgufFile) -> None:
-        self.metadata, self.path = file.metadata, file.path
-
-    def wrong(self, key: str, expected: str) -> FormatError:
-        found = str(self.metadata[key])[:60] if key in self.metadata else "nothing"
-        return FormatError(f"cannot use {self.path}: {key}: expected {expected}, found {found}")
-
-    def whole(self, key: str, default: int | None = None) -> int:
-        value = self.metadata.get(key, default)
-        if key in _PER_LAYER and isinstance(value, np.ndarray) and value.size and value.dtype.kind in "iu":
-            value = int(value[0]) if (value == value[0]).all() else None
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 2**31:
-            raise self.wrong(key, "a positive whole number")
-        return value
-
-    def real(self, key: str, default: float | None = None) -> float:
-        value = self.metadata.get(key, default)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e30:
-            raise self.wrong(key, "a positive number")
-        # the shortest decimal of a float32: 1e-05, not 9.999999747378752e-06
-        return float(str(np.float32(value))) if float(np.float32(value)) == value else float(value)
-
-    def token(self, key: str, rows: int) -> int | None:
-        value = self.metadata.get(key)
-        if value is None or value in (-1, 2**32 - 1):
-            return None
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < rows:
-            raise self.wrong(key, f"an id below {rows}")
-        return value
-
-    def padding(self, rows: int) -> int | None:
-        """Runtimes never use it, so one out of range is none."""
-        value = self.metadata.get("tokenizer.ggml.padding_token_id")
-        return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < rows else None
-
-    def refuse_more(self) -> None:
-        """Refuse what a plain Llama lacks."""
-        for key, (neutral, what) in _UNSUPPORTED.items():
-            value = self.metadata.get(key, neutral)
-            if not isinstance(value, (int, float)) or value != neutral:
-                raise FormatError(
-                    f"cannot use {self.path}: {key}: {str(self.metadata[key])[:40]} is not supported; it would need "
-                    f"{what}"
-                )
-
-
-def _head_dim(read: _Keys, hidden: int, heads: int) -> int:
+def _head_dim(read: KeyReader, hidden: int, heads: int) -> int:
     if "llama.attention.key_length" not in read.metadata and hidden % heads:
         raise read.wrong("llama.attention.head_count", f"a divisor of llama.embedding_length {hidden}")
     head_dim = read.whole("llama.attention.key_length", max(1, hidden // heads))
-    for key, what in (("llama.attention.value_length", "its own size for values"),
-                      ("llama.rope.dimension_count", "RoPE over a part of each head")):  # fmt: skip
+    for key in ("llama.attention.value_length", "llama.rope.dimension_count"):
         if read.whole(key, head_dim) != head_dim:
-            raise FormatError(
-                f"cannot use {read.path}: {key}: expected {head_dim}, the head size, found {read.whole(key)}; it "
-                f"would need {what}"
-            )
+            raise read.wrong(key, f"the head size {head_dim}, as {known_keys()[key].feature} are not supported")
     return head_dim
 
 
-def _linear(read: _Keys) -> dict[str, Any] | None:
+def _rope_scaling(
+    read: KeyReader, file: GgufFile, values: Mapping[str, Any], notes: list[str]
+) -> dict[str, Any] | None:
     """The rule of llama.cpp and the engine: a missing type is linear, the older key counts where
     the newer is missing, a factor of 0 is none."""
-    kind = read.metadata.get("llama.rope.scaling.type", "linear")
-    if kind not in ("none", "linear"):
-        raise FormatError(
-            f"cannot use {read.path}: llama.rope.scaling.type: expected none or linear, found {str(kind)[:40]}; it "
-            "would need that RoPE scaling in the network and the engine"
-        )
+    kind = read.text("llama.rope.scaling.type", "linear")
+    if kind not in ("none", "linear", "yarn", "longrope"):
+        raise read.wrong("llama.rope.scaling.type", "none, linear, yarn or longrope")
     keys = ("llama.rope.scaling.factor", "llama.rope.scale_linear")
-    key = next((key for key in keys if key in read.metadata), None)
-    if key is None or (isinstance(read.metadata[key], float) and read.metadata[key] == 0.0):
-        return None
-    factor = read.real(key)
-    return None if kind == "none" or factor == 1.0 else {"rope_type": "linear", "factor": factor}
+    key = next((key for key in keys if key in read.metadata), keys[0])
+    factor = read.real(key) or 1.0
+    attention = read.real("llama.rope.scaling.attn_factor")
+    original = read.whole("llama.rope.scaling.original_context_length", values["max_position_embeddings"])
+    beta_fast, beta_slow = (read.real(f"llama.rope.scaling.yarn_beta_{end}") for end in ("fast", "slow"))
+    if kind == "longrope":
+        short, long = (_divisors(file, name, values) for name in (GGUF_SHORT_FACTORS, GGUF_LONG_FACTORS))
+        return {
+            "rope_type": "longrope",
+            "short_factor": [each * factor for each in short],
+            "long_factor": [each * factor for each in long],
+            "original_max_position_embeddings": original,
+            "attention_factor": attention,
+        }
+    if kind == "yarn":
+        if factor < 1:
+            raise read.wrong(key, "at least 1 for yarn")
+        _refuse_rope_freqs(file, kind)
+        return {
+            "rope_type": "yarn",
+            "factor": factor,
+            "original_max_position_embeddings": original,
+            "attention_factor": attention * yarn_attention_factor(factor),
+            "beta_fast": beta_fast,
+            "beta_slow": beta_slow,
+        }
+    if attention != 1.0:
+        raise read.wrong("llama.rope.scaling.attn_factor", "1 without yarn or longrope")
+    if kind == "none" or factor == 1.0:
+        return _llama3(file, values, notes)
+    _refuse_rope_freqs(file, "linear")
+    return {"rope_type": "linear", "factor": factor}
+
+
+def _refuse_rope_freqs(file: GgufFile, kind: str) -> None:
+    if GGUF_ROPE_FACTORS in file.tensors:
+        raise FormatError(
+            f"cannot use {file.path}: tensor {GGUF_ROPE_FACTORS}: expected none beside RoPE scaling {kind}; a "
+            "checkpoint has one scaling"
+        )
+
+
+def _divisors(file: GgufFile, name: str, values: Mapping[str, Any]) -> list[float]:
+    """The shortest decimals of a tensor of divisors."""
+    if name not in file.tensors:
+        raise FormatError(f"cannot read {file.path}: tensor {name} is missing; longrope needs it")
+    info, pairs = file.tensors[name], values["head_dim"] // 2
+    if info.shape != (pairs,) or info.type != "F32":
+        raise FormatError(
+            f"cannot read {file.path}: tensor {name}: expected F32 [{pairs}], found {info.type} {list(info.shape)}"
+        )
+    numbers = file.dequantize(name)
+    if not (np.isfinite(numbers) & (numbers > 0)).all():
+        raise FormatError(f"cannot use {file.path}: tensor {name}: expected positive numbers; the file is damaged")
+    return [float(str(number)) for number in numbers]
 
 
 def _llama3(file: GgufFile, values: Mapping[str, Any], notes: list[str]) -> dict[str, Any] | None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from llamita.config import ModelConfig
 from llamita.errors import ConfigError, FormatError
+from llamita.formats.rope_scaling import normalize_rope_scaling, yarn_range
 from llamita.formats.tensor_table import MAX_LAYERS
 from llamita.json_file import Key, Schema, check_object, shortened, shown
 
@@ -21,13 +22,7 @@ MODEL_TYPE = "llama"
 # model_type → architecture, of the models that compute what a Llama computes.
 _ARCHITECTURES = {MODEL_TYPE: ARCHITECTURE, "mistral": "MistralForCausalLM"}
 
-# rope_type → its parameters (transformers, modeling_rope_utils.py). "default" is no scaling.
-ROPE_TYPES: dict[str, tuple[str, ...]] = {
-    "default": (),
-    "linear": ("factor",),
-    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
-}
-
+_ORIGINAL = "original_max_position_embeddings"
 _MAX_NUMBER = 1e30
 
 
@@ -66,6 +61,7 @@ CONFIG: Schema = {
     "rms_norm_eps": _number_key(1e-6, "", null=False),
     "tie_word_embeddings": Key("boolean", default=False, null=False, use="the output matrix is the embedding"),
     "rope_theta": _number_key(None, "the base of RoPE's frequencies; missing or null: 10000"),
+    _ORIGINAL: _size_key("the context before RoPE scaling; outranks the one of the scaling"),
     "rope_scaling": Key("object", keys=_rope_keys(), use="transformers 4"),
     "rope_parameters": Key("object", keys=_rope_keys(), use="transformers 5; must agree with the keys of version 4"),
     "bos_token_id": Key("integer", default=1, use="-1 means none"),
@@ -95,8 +91,12 @@ FIXED: dict[str, tuple[tuple[Any, ...], str]] = {
 
 def config_to_dict(config: ModelConfig, dtype: str = "float32") -> dict[str, Any]:
     """The content of config.json for weights of this dtype; transformers 4 and 5 read it."""
-    scaling = normalize_rope_scaling(config.rope_scaling, "model config")
+    scaling = normalize_rope_scaling(
+        config.rope_scaling, "model config", config.max_position_embeddings, config.head_dim
+    )
     eos = config.eos_token_id
+    # Where transformers 4 looks for it.
+    original = {_ORIGINAL: scaling[_ORIGINAL]} if scaling and scaling["rope_type"] == "longrope" else {}
     return {
         "architectures": [ARCHITECTURE],
         "attention_bias": False,
@@ -122,11 +122,15 @@ def config_to_dict(config: ModelConfig, dtype: str = "float32") -> dict[str, Any
         "tie_word_embeddings": config.tie_word_embeddings,
         "torch_dtype": dtype,
         "vocab_size": config.vocab_size,
+        **original,
     }
 
 
-def config_from_dict(d: Mapping[str, Any], where: str) -> ModelConfig:
+def config_from_dict(d: Mapping[str, Any], where: str, longest_text: int | None = None) -> ModelConfig:
     """The ModelConfig for the content of a config.json; `where` names the file in errors.
+
+    longest_text: in tokens, if no text will be as long as the context: a sliding window of that
+    length does not matter.
 
     Raises FormatError for keys that are missing, malformed, or unsupported by a plain Llama.
     """
@@ -142,39 +146,20 @@ def config_from_dict(d: Mapping[str, Any], where: str) -> ModelConfig:
     values["num_key_value_heads"] = _given(d["num_key_value_heads"], values["num_attention_heads"])
     values["head_dim"] = _head_dim(d, values, where)
     if is_mistral:
-        _refuse_window(d, values["max_position_embeddings"], where)
-    values["rope_theta"], values["rope_scaling"] = _rope(d, where)
+        _refuse_window(d, longest_text or values["max_position_embeddings"], where)
+    values["rope_theta"], values["rope_scaling"] = _rope(
+        d, values["max_position_embeddings"], values["head_dim"], where
+    )
     for key in ("bos_token_id", "pad_token_id"):
         values[key] = _token_id(d[key], key, values["vocab_size"], where)
     values["eos_token_id"] = _end_ids(d["eos_token_id"], values["vocab_size"], where)
     try:
-        return ModelConfig(**values)
-    except ConfigError as error:
+        config = ModelConfig(**values)
+        if config.rope_scaling is not None and config.rope_scaling["rope_type"] == "yarn":
+            yarn_range(config)
+        return config
+    except (ConfigError, FormatError) as error:
         raise FormatError(f"cannot use {where}: {error}") from error
-
-
-def normalize_rope_scaling(scaling: Mapping[str, Any] | None, where: str) -> dict[str, Any] | None:
-    """rope_type and exactly its parameters; None for no scaling. Raises FormatError."""
-    if scaling is None:
-        return None
-    if not isinstance(scaling, Mapping):
-        raise _wrong("rope_scaling", "an object or null", scaling, where)
-    rope_type = scaling.get("rope_type", scaling.get("type", "default"))
-    if rope_type not in ROPE_TYPES:
-        known = ", ".join(ROPE_TYPES)
-        raise FormatError(f"cannot use {where}: rope_type: expected one of {known}, found {shown(rope_type)}")
-    if rope_type == "default":
-        return None
-    result: dict[str, Any] = {"rope_type": rope_type}
-    for key in ROPE_TYPES[rope_type]:
-        if key not in scaling:
-            raise FormatError(f"cannot use {where}: rope_type {shown(rope_type)}: {key} is missing")
-        value = _number(scaling[key], key, where)
-        result[key] = _whole_number(scaling[key], key, where) if key.startswith("original") else value
-    if rope_type == "llama3" and not result["low_freq_factor"] < result["high_freq_factor"]:
-        raise _wrong("high_freq_factor", f"more than low_freq_factor ({result['low_freq_factor']})",
-                     result["high_freq_factor"], where)  # fmt: skip
-    return result
 
 
 # Models related to Llama → what they would need.
@@ -224,19 +209,26 @@ def _refuse_unless_fixed(d: Mapping[str, Any], key: str, where: str) -> None:
         raise FormatError(f"cannot use {where}: {key}: {found} is not supported ({supported})")
 
 
-def _rope(d: Mapping[str, Any], where: str) -> tuple[float, dict[str, Any] | None]:
+def _rope(d: Mapping[str, Any], context: int, head_dim: int, where: str) -> tuple[float, dict[str, Any] | None]:
     """(rope_theta, rope_scaling) from the keys of version 4 or 5, or both if they agree."""
-    new = d["rope_parameters"]
-    old_theta, old_scaling = d["rope_theta"], normalize_rope_scaling(_present(d["rope_scaling"]), where)
+    new, old_theta = d["rope_parameters"], d["rope_theta"]
+
+    def normalized(scaling: Mapping[str, Any] | None) -> dict[str, Any] | None:
+        given = _present(scaling)
+        if given is not None and d[_ORIGINAL] is not None:  # transformers prefers the one outside
+            given[_ORIGINAL] = d[_ORIGINAL]
+        return normalize_rope_scaling(given, where, context, head_dim)
+
+    old_scaling = normalized(d["rope_scaling"])
     if new is None:
         return float(_given(old_theta, 10000.0)), old_scaling
     _refuse_unless_fixed(new, "partial_rotary_factor", where)
-    scaling = normalize_rope_scaling(_present(new), where)
+    scaling = normalized(new)
     theta = float(_given(new["rope_theta"], _given(old_theta, 10000.0)))
     if old_theta is not None and old_theta != theta:
         raise _wrong("rope_theta", f"the rope_theta of rope_parameters ({theta})", old_theta, where)
     if d["rope_scaling"] is not None and old_scaling != scaling:
-        raise _wrong("rope_scaling", f"the same as rope_parameters ({scaling})", old_scaling, where)
+        raise _wrong("rope_scaling", f"the same as rope_parameters ({shown(scaling)})", old_scaling, where)
     return theta, scaling
 
 
@@ -275,18 +267,6 @@ def _present(values: Mapping[str, Any] | None) -> dict[str, Any] | None:
 
 def _given(value: Any, default: Any) -> Any:
     return default if value is None else value
-
-
-def _whole_number(value: Any, key: str, where: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 2**31:
-        raise _wrong(key, "a positive whole number", value, where)
-    return value
-
-
-def _number(value: Any, key: str, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e30:
-        raise _wrong(key, "a positive number", value, where)
-    return float(value)
 
 
 def _wrong(key: str, expected: str, found: Any, where: str) -> FormatError:

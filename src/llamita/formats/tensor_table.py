@@ -35,6 +35,8 @@ MAX_LAYERS = 1024
 
 # Only in GGUF with llama3 RoPE scaling: [S/2] divisors of the frequencies. Not a weight.
 GGUF_ROPE_FACTORS = "rope_freqs.weight"
+# Only with longrope, in the same way.
+GGUF_LONG_FACTORS, GGUF_SHORT_FACTORS = "rope_factors_long.weight", "rope_factors_short.weight"
 
 
 @dataclasses.dataclass(frozen=True)

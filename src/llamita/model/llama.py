@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llamita.config import ModelConfig
+from llamita.formats.rope_scaling import attention_factor, yarn_range
 from llamita.model.kv_cache import KVCache
 from llamita.model.sdpa import attend
 
@@ -37,35 +38,47 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x, (x.shape[-1],), self.weight.to(x.dtype), self.eps)
 
 
-def rope_frequencies(config: ModelConfig) -> Tensor:
+def rope_frequencies(config: ModelConfig, num_tokens: int | None = None) -> Tensor:
     """Angle per position of each of the S/2 pairs, float32: theta^(-2i/S) (arXiv 2104.09864),
-    scaled as configured.
+    scaled as configured, for a text of num_tokens tokens (None: of the whole context).
 
-    rope_scaling: None, {"rope_type": "linear", factor}, or Llama 3's {"rope_type": "llama3",
-    factor, low_freq_factor, high_freq_factor, original_max_position_embeddings}: long wavelengths
-    are stretched by the factor, short ones kept, those between interpolated (Llama 3.1's reference
-    code).
+    rope_scaling, as formats/rope_scaling.py completes it: None; "linear" divides by the factor;
+    "dynamic" changes nothing within the context; "llama3" stretches long wavelengths by the factor,
+    keeps short ones and interpolates those between (Llama 3.1's reference code); "yarn" does so by
+    the index of the pair (arXiv 2309.00071); "longrope" divides by one list of factors in texts up
+    to the original context and by another in longer ones (arXiv 2402.13753).
     """
     exponent = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
     frequency = 1.0 / (config.rope_theta**exponent)
     scaling = config.rope_scaling
-    if scaling is None:
+    if scaling is None or scaling["rope_type"] == "dynamic":
         return frequency
+    if scaling["rope_type"] == "longrope":
+        is_long = (num_tokens or config.max_position_embeddings) > scaling["original_max_position_embeddings"]
+        factors = torch.tensor(scaling["long_factor" if is_long else "short_factor"], dtype=torch.float32)
+        return 1.0 / (factors * config.rope_theta**exponent)
     factor = float(scaling["factor"])
     if scaling["rope_type"] == "linear":
         return frequency / factor
-    assert scaling["rope_type"] == "llama3", scaling  # ModelConfig rejects other types
+    if scaling["rope_type"] == "yarn":
+        first, last = yarn_range(config)
+        pairs = torch.arange(config.head_dim // 2, dtype=torch.float32)
+        slow = ((pairs - first) / max(last - first, 0.001)).clamp(0.0, 1.0)
+        return frequency / factor * slow + frequency * (1 - slow)
+    assert scaling["rope_type"] == "llama3", scaling  # the readers reject other types
     low, high = float(scaling["low_freq_factor"]), float(scaling["high_freq_factor"])
     turns = scaling["original_max_position_embeddings"] * frequency / (2 * math.pi)  # in the original context
     smooth = ((turns - low) / (high - low)).clamp(0.0, 1.0)
     return frequency * smooth + frequency / factor * (1 - smooth)
 
 
-def rope_tables(config: ModelConfig) -> tuple[Tensor, Tensor]:
-    """cos and sin of every position's angles, float32 [context, 1, S/2]."""
-    positions = torch.arange(config.max_position_embeddings, dtype=torch.float32)
-    angles = torch.outer(positions, rope_frequencies(config))[:, None]
-    return angles.cos(), angles.sin()
+def rope_tables(config: ModelConfig, num_tokens: int | None = None) -> tuple[Tensor, Tensor]:
+    """cos and sin of every position's angles, times the attention factor, float32 [num_tokens, 1,
+    S/2], for a text of that length (None: of the whole context)."""
+    positions = torch.arange(num_tokens or config.max_position_embeddings, dtype=torch.float32)
+    angles = torch.outer(positions, rope_frequencies(config, num_tokens))[:, None]
+    factor = attention_factor(config)
+    return angles.cos() * factor, angles.sin() * factor
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -146,6 +159,8 @@ class Llama(nn.Module):
 
     cos: Tensor  # [context, 1, S/2]
     sin: Tensor
+    short_cos: Tensor | None  # longrope: [original context, 1, S/2], for texts up to it
+    short_sin: Tensor | None
 
     def __init__(self, config: ModelConfig, dropout: float = 0.0) -> None:
         super().__init__()
@@ -153,9 +168,27 @@ class Llama(nn.Module):
         self.model = Decoder(config, dropout)
         if not config.tie_word_embeddings:
             self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
-        cos, sin = rope_tables(config)
-        self.register_buffer("cos", cos, persistent=False)
-        self.register_buffer("sin", sin, persistent=False)
+        self.fill_rope()
+
+    def fill_rope(self, device: torch.device | None = None) -> None:
+        """Compute the rotary tables, anew after a construction on the meta device."""
+        cos, sin = rope_tables(self.config)
+        self.register_buffer("cos", cos.to(device), persistent=False)
+        self.register_buffer("sin", sin.to(device), persistent=False)
+        scaling, short = self.config.rope_scaling, None
+        if scaling is not None and scaling["rope_type"] == "longrope":
+            original = scaling["original_max_position_embeddings"]
+            if original < self.config.max_position_embeddings:
+                short = rope_tables(self.config, original)
+        self.register_buffer("short_cos", None if short is None else short[0].to(device), persistent=False)
+        self.register_buffer("short_sin", None if short is None else short[1].to(device), persistent=False)
+
+    def rope_rows(self, past: int, time: int) -> tuple[Tensor, Tensor]:
+        """cos and sin [T, 1, S/2] of the last `time` tokens of a text of past + time."""
+        cos, sin = self.cos, self.sin
+        if self.short_cos is not None and self.short_sin is not None and past + time <= len(self.short_cos):
+            cos, sin = self.short_cos, self.short_sin
+        return cos[past : past + time], sin[past : past + time]
 
     @property
     def output_weight(self) -> Tensor:
@@ -181,7 +214,7 @@ class Llama(nn.Module):
         assert past + time <= self.config.max_position_embeddings, (past, time)
         residual = self.model.embed_tokens(ids)
         residual = self.model.dropout(residual if compute is None else residual.to(compute))
-        cos, sin = self.cos[past : past + time].to(residual.dtype), self.sin[past : past + time].to(residual.dtype)
+        cos, sin = (table.to(residual.dtype) for table in self.rope_rows(past, time))
         for layer in self.model.layers:
             residual = layer(residual, cos, sin, cache, mask)
         if cache is not None:

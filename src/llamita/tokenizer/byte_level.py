@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from llamita.tokenizer.pre_tokenizers import pre_tokenizer
+from llamita.tokenizer.pre_tokenizers import known_splits, pre_tokenizer
 
 # The engine's limit too (MAX_PIECE_BYTES). Finding the merges into a piece takes time quadratic in
 # its length.
@@ -47,7 +47,7 @@ def byte_level_json(
             "end_of_word_suffix": None,
             "fuse_unk": False,
             "byte_fallback": False,
-            "ignore_merges": split == "llama-bpe",  # a word that is a token is not merged
+            "ignore_merges": known_splits()[split].ignore_merges,  # a word that is a token is not merged
             "vocab": dict(vocab),
             "merges": [list(merge) for merge in merges],
         },

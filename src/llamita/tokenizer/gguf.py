@@ -13,7 +13,7 @@ import tokenizers
 from llamita.errors import TokenizerError
 from llamita.tokenizer.byte_level import byte_level_json
 from llamita.tokenizer.load import backend_errors
-from llamita.tokenizer.pre_tokenizers import LLAMA_BPE_NAME, SPLIT_NAMES
+from llamita.tokenizer.pre_tokenizers import known_splits, written_names
 from llamita.tokenizer.sentencepiece import (
     BYTE,
     CONTROL,
@@ -36,8 +36,11 @@ END_KEYS = ("tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "token
 # ---------------------------------------------------------------- reading
 
 
-def tokenizer_from_gguf(metadata: Mapping[str, Any], where: str) -> Tokenizer:
-    """The tokenizer of a GGUF file. Raises TokenizerError if missing, damaged or unsupported."""
+def tokenizer_from_gguf(metadata: Mapping[str, Any], where: str, pre: str | None = None) -> Tokenizer:
+    """The tokenizer of a GGUF file. pre: instead of the file's tokenizer.ggml.pre. Raises
+    TokenizerError if missing, damaged or unsupported."""
+    if pre is not None:
+        metadata = {**metadata, f"{_PREFIX}pre": pre}
     read = _Keys(metadata, where)
     kind = metadata.get(f"{_PREFIX}model")
     if kind not in ("llama", "gpt2"):
@@ -92,12 +95,15 @@ def _sentencepiece(read: _Keys, pieces: list[str], types: list[int]) -> dict[str
 
 def _byte_level(read: _Keys, pieces: list[str], types: list[int]) -> dict[str, Any]:
     name = read.metadata.get(f"{_PREFIX}pre")
-    split = SPLIT_NAMES.get(name) if isinstance(name, str) else None
-    if split is None:
+    known = known_splits().get(name) if isinstance(name, str) else None
+    if known is None:
         raise TokenizerError(
-            f"cannot use tokenizer {read.where}: tokenizer.ggml.pre: expected one of {', '.join(SPLIT_NAMES)}, found "
-            f"{str(name)[:40]}; regular expressions of other names are not supported"
+            f"cannot use tokenizer {read.where}: tokenizer.ggml.pre: expected {', '.join(written_names())} or a "
+            "name that llama.cpp has for one of these, found "
+            f"{'none' if name is None else str(name)[:40]}; if you know how the "
+            "tokenizer splits text, say it with --pre NAME (Llama 3: llama-bpe)"
         )
+    split = known.written
     if len(set(pieces)) != len(pieces):
         double = next(piece for i, piece in enumerate(pieces) if piece in pieces[:i])
         raise TokenizerError(f"cannot use tokenizer {read.where}: token {double[:40]!r} occurs twice")
@@ -118,7 +124,7 @@ def _byte_level(read: _Keys, pieces: list[str], types: list[int]) -> dict[str, A
     ]:  # the library numbers added tokens outside the vocabulary from its end on
         vocab |= {piece: i for piece, (i, _) in added.items()}
     bos_id = read.token("bos_token_id", len(pieces))
-    begins = read.flag("add_bos_token", split == LLAMA_BPE_NAME) and bos_id is not None
+    begins = read.flag("add_bos_token", known.add_bos) and bos_id is not None
     bos = pieces[bos_id] if bos_id is not None and begins else None
     if bos is not None and bos not in added:
         raise read.wrong("bos_token_id", "a control token")
@@ -187,7 +193,7 @@ def tokenizer_metadata(tokenizer: Tokenizer, vocab_size: int, end_ids: Sequence[
         if tokenizer.split is None:
             raise TokenizerError(
                 "cannot export the tokenizer: GGUF runtimes do not have its regular expression "
-                "(they have qwen2, llama-bpe, gpt-2, smollm), so they would split text differently"
+                f"(the engine has {', '.join(written_names())}), so they would split text differently"
             )
         metadata["tokenizer.ggml.pre"] = tokenizer.split
     else:

@@ -15,7 +15,7 @@ import tokenizers
 from llamita.atomic import atomic_write_bytes
 from llamita.errors import TokenizerError
 from llamita.tokenizer.byte_level import BYTE_OF_SYMBOL
-from llamita.tokenizer.pre_tokenizers import LLAMA_BPE_NAME, split_name
+from llamita.tokenizer.pre_tokenizers import known_splits, split_name, written_names
 from llamita.tokenizer.sentencepiece import (
     BYTE,
     CONTROL,
@@ -72,7 +72,7 @@ class Tokenizer:
         self._model: dict[str, Any] = self._sections["model"]
         self.chat_template = chat_template
         self.kind: Literal["gpt2", "llama"] = self._find_kind()
-        self.split: str | None = split_name(self._sections["pre_tokenizer"]) if self.kind == "gpt2" else None
+        self.split: str | None = self._find_split() if self.kind == "gpt2" else None
         self._pieces, self._types = self._list_pieces()
         self.vocab_size = len(self._pieces)
         self.bos_id = self._checked("BOS", bos_id)
@@ -213,6 +213,9 @@ class Tokenizer:
         steps = _steps(self._sections["normalizer"], "normalizers")
         return any(step["type"] == "Replace" and step["pattern"] == {"Regex": " {2,}"} for step in steps)
 
+    def _find_split(self) -> str | None:
+        return split_name(self._sections["pre_tokenizer"], ignore_merges=bool(self._model.get("ignore_merges")))
+
     @functools.cached_property
     def engine_obstacle(self) -> str | None:
         """Why the engine cannot reproduce this tokenizer, in one line; None if it can."""
@@ -225,8 +228,8 @@ class Tokenizer:
             if self.add_space_prefix:
                 return "it prepends a space to text (add_prefix_space)"
             if self.split is None:
-                return "the engine does not have its regular expression (it has qwen2, llama-bpe, gpt-2, smollm)"
-            if bool(self._model.get("ignore_merges")) != (self.split == LLAMA_BPE_NAME):
+                return f"the engine does not have its regular expression (it has {', '.join(written_names())})"
+            if bool(self._model.get("ignore_merges")) != known_splits()[self.split].ignore_merges:
                 return "it and the engine differ in whether whole words that are tokens are merged"
         else:
             replaced = [step["pattern"] for step in normalizers if step["type"] == "Replace"]

@@ -37,7 +37,7 @@ def fused_hidden_states(model: Llama, ids: Tensor) -> Tensor:
     """ids [B, T] → [B, T, D] after the final norm: Llama.hidden_states of a model that can_fuse."""
     (batch, time), size = ids.shape, model.config.hidden_size
     residual = F.embedding(ids.reshape(-1), model.model.embed_tokens.weight)  # [N, D]
-    cos, sin = model.cos[:time, 0], model.sin[:time, 0]
+    cos, sin = (table[:, 0] for table in model.rope_rows(0, time))
     for layer in model.model.layers:
         assert isinstance(layer, DecoderLayer)
         residual = _attend(layer.self_attn, layer.input_layernorm, residual, cos, sin, batch)

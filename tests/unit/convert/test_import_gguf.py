@@ -17,11 +17,13 @@ from llamita.checkpoint import load_config, load_tensors  # noqa: E402
 from llamita.convert.export import export  # noqa: E402
 from llamita.convert.import_model import import_model  # noqa: E402
 from llamita.engine import Model  # noqa: E402
-from llamita.errors import FormatError, LlamitaError, TokenizerError  # noqa: E402
+from llamita.errors import ConfigError, EngineError, FormatError, LlamitaError, TokenizerError  # noqa: E402
 from llamita.formats import gguf_metadata  # noqa: E402
 from llamita.formats.gguf import GgufFile, read_gguf, write_gguf  # noqa: E402
+from llamita.formats.gguf_keys import GgufKey, known_keys  # noqa: E402
 from llamita.tokenizer import load_tokenizer  # noqa: E402
 from llamita.tokenizer.chat_templates import CHAT_TEMPLATES  # noqa: E402
+from llamita.tokenizer.gguf import tokenizer_from_gguf  # noqa: E402
 
 MakeCheckpoint = Callable[..., Path]
 LLAMA3 = {
@@ -143,38 +145,76 @@ BAD_MODELS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "another architecture": (
         {"general.architecture": "qwen3"}, {}, "expected llama, found qwen3; it would need another network",
     ),
-    "a split": ({"split.count": 3}, {}, "is one of 3 parts .* merge them first with llama-gguf-split"),
-    "a later split": ({"split.count": 3, "general.architecture": ...}, {}, "is one of 3 parts"),
+    "a renamed piece": (
+        {"split.count": 3}, {}, "found the first of 3 pieces of a split model; expected a name .* -00001-of-00003.gguf",
+    ),
+    "a later piece": (
+        {"split.count": 3, "split.no": 1, "general.architecture": ...}, {}, "found piece 2 of 3 .* give the first",
+    ),
+    "pieces without number": ({"split.count": "3"}, {}, "split.count: expected 0 to 1000, found 3"),
+    "too many pieces": ({"split.count": 1001}, {}, "split.count: expected 0 to 1000, found 1001"),
     "no architecture": ({"general.architecture": ...}, {}, "expected llama, found None"),
-    "experts": ({"llama.expert_count": 8}, {}, "llama.expert_count: 8 is not supported; it would need experts"),
-    "no heads": ({"llama.attention.head_count": 0}, {}, "head_count: expected a positive whole number, found 0"),
-    "heads as text": ({"llama.attention.head_count": "4"}, {}, "head_count: expected a positive whole number"),
+    "experts": (
+        {"llama.expert_count": 8}, {}, "llama.expert_count: expected 0, found 8; mixtures of experts are not supported",
+    ),
+    "no heads": ({"llama.attention.head_count": 0}, {}, "head_count: expected 1 to 2147483647, found 0"),
+    "heads as text": ({"llama.attention.head_count": "4"}, {}, "head_count: expected a whole number, found 4"),
     "heads that do not divide": ({"llama.attention.head_count": 5}, {}, "head_count: expected a divisor"),
     "kv heads that do not divide": ({"llama.attention.head_count_kv": 3}, {}, "num_key_value_heads: expected a div"),
     "kv heads of each layer": (
-        {"llama.attention.head_count_kv": np.array([2, 4], np.int32)}, {}, "head_count_kv: expected a positive whole",
+        {"llama.attention.head_count_kv": np.array([2, 4], np.int32)}, {}, "head_count_kv: expected the same number",
     ),
-    "no context": ({"llama.context_length": ...}, {}, "context_length: expected a .* found nothing"),
+    "no context": ({"llama.context_length": ...}, {}, "llama.context_length is missing; the file is damaged"),
     "absurdly many layers": ({"llama.block_count": 2**31 - 1}, {}, "block_count: expected at most 1024"),
     "one layer more": ({"llama.block_count": 3}, {}, r"tensor blk\.2\.\S+ is missing"),
-    "eps NaN": ({"llama.attention.layer_norm_rms_epsilon": float("nan")}, {}, "epsilon: expected a positive number"),
-    "theta infinite": ({"llama.rope.freq_base": float("inf")}, {}, "freq_base: expected a positive number"),
-    "part of a head": ({"llama.rope.dimension_count": 8}, {}, "dimension_count: expected 16, .* found 8; it"),
-    "values of another size": ({"llama.attention.value_length": 8}, {}, "value_length: expected 16"),
-    "yarn": ({"llama.rope.scaling.type": "yarn"}, {}, "expected none or linear, found yarn"),
-    "a negative factor": ({"llama.rope.scaling.factor": -2.0}, {}, "scaling.factor: expected a posi"),
+    "eps NaN": (
+        {"llama.attention.layer_norm_rms_epsilon": float("nan")}, {}, "epsilon: expected 1e-30 to 0.5, found nan",
+    ),
+    "theta infinite": ({"llama.rope.freq_base": float("inf")}, {}, "freq_base: expected 1 to 1e\\+30, found inf"),
+    "part of a head": (
+        {"llama.rope.dimension_count": 8}, {}, "dimension_count: expected the head size 16, as partial .* found 8",
+    ),
+    "values of another size": ({"llama.attention.value_length": 8}, {}, "value_length: expected the head size 16"),
+    "dynamic": (
+        {"llama.rope.scaling.type": "dynamic"}, {}, "expected none, linear, yarn or longrope, found dynamic",
+    ),
+    "type of scaling as a number": ({"llama.rope.scaling.type": 1}, {}, "scaling.type: expected text, found 1"),
+    "yarn that shrinks": (
+        {"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 0.5}, {}, "factor: expected at least 1",
+    ),
+    "yarn beside Llama 3's rule": (
+        {"llama.rope.scaling.type": "yarn"}, {"rope_freqs.weight": np.ones(8)}, "none beside RoPE scaling yarn",
+    ),
+    "yarn of no range": (
+        {"llama.rope.scaling.type": "yarn", "llama.rope.scaling.yarn_beta_fast": 1e-5}, {}, "beta_fast above beta_slow",
+    ),
+    "longrope without factors": (
+        {"llama.rope.scaling.type": "longrope"}, {}, r"rope_factors_short\.weight is missing; longrope needs it",
+    ),
+    "longrope of zeros": (
+        {"llama.rope.scaling.type": "longrope"},
+        {"rope_factors_short.weight": np.zeros(8), "rope_factors_long.weight": np.ones(8)},
+        r"rope_factors_short\.weight: expected positive numbers",
+    ),
+    "an attention factor of its own": (
+        {"llama.rope.scaling.attn_factor": 2.0}, {}, "attn_factor: expected 1 without yarn or longrope",
+    ),
+    "capped logits": (
+        {"llama.final_logit_softcapping": 30.0}, {}, "softcapping: expected 0, found 30.0; capped logits are not supp",
+    ),
+    "a negative factor": ({"llama.rope.scaling.factor": -2.0}, {}, r"scaling.factor: expected 0 to 1e\+30, found -2"),
     "a factor of each layer": (
-        {"llama.rope.scaling.factor": np.zeros(2, np.float32)}, {}, "scaling.factor: expected a positive number",
+        {"llama.rope.scaling.factor": np.zeros(2, np.float32)}, {}, "scaling.factor: expected a floating-point number",
     ),
-    "windows": ({"llama.attention.sliding_window": 4096}, {}, "llama.attention.sliding_window: 4096 is not supported"),
+    "windows": ({"llama.attention.sliding_window": 127}, {}, "expected 0 or at least the context of 128 tokens"),
     "windows of each layer": (
-        {"llama.attention.sliding_window": np.array([0, 64], np.int32)}, {}, "attention.sliding_window: .* would need",
+        {"llama.attention.sliding_window": np.array([0, 64], np.int32)}, {}, "sliding_window: expected a whole number",
     ),
-    "no mask": ({"llama.attention.causal": False}, {}, "llama.attention.causal: False is not supported"),
-    "scaled attention": ({"llama.attention.scale": 0.5}, {}, "llama.attention.scale: 0.5 is not supported"),
-    "scaled logits": ({"llama.logit_scale": 0.5}, {}, "llama.logit_scale: 0.5 is not supported"),
+    "no mask": ({"llama.attention.causal": False}, {}, "causal: expected 1, found False; models without"),
+    "scaled attention": ({"llama.attention.scale": 0.5}, {}, "scale: expected 0, found 0.5; attention scales"),
+    "scaled logits": ({"llama.logit_scale": 0.5}, {}, "logit_scale: expected 1, found 0.5; scaled logits"),
     "a context of each layer": (
-        {"llama.context_length": np.array([64, 64], np.int32)}, {}, "context_length: expected a positive whole",
+        {"llama.context_length": np.array([64, 64], np.int32)}, {}, "context_length: expected a whole number",
     ),
     "another width": (
         {"llama.embedding_length": 128, "llama.attention.head_count": 8}, {}, r"token_embd\.weight: expected shape",
@@ -260,7 +300,7 @@ def test_misread_scaling_is_caught(
     original: dict[str, GgufFile], engine_build: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     variant = rewrite(original["gpt2"], tmp_path / "variant.gguf", {FACTOR: 4.0})
-    monkeypatch.setattr(gguf_metadata, "_linear", lambda read: None)
+    monkeypatch.setattr(gguf_metadata, "_rope_scaling", lambda *_: None)
     with pytest.raises(FormatError, match=r"its logits differ from those of .*variant\.gguf in the engine"):
         import_model(variant, tmp_path / "out", verify=True)
     assert not (tmp_path / "out").exists()
@@ -273,8 +313,8 @@ BAD_TOKENIZERS: dict[str, tuple[str, dict[str, Any], str]] = {
     "tokens are numbers": ("gpt2", {"tokenizer.ggml.tokens": np.ones(3, np.int32)}, "expected an array of strings"),
     "no merges": ("gpt2", {"tokenizer.ggml.merges": ...}, "merges: expected an array of strings"),
     "a merge of nothing": ("gpt2", {"tokenizer.ggml.merges": ["a", "b c"]}, "merge 0: expected two tokens that"),
-    "another split": ("gpt2", {"tokenizer.ggml.pre": "tekken"}, "pre: expected one of qwen2, .* found tekken"),
-    "no split": ("gpt2", {"tokenizer.ggml.pre": ...}, "pre: expected one of .* found None"),
+    "another split": ("gpt2", {"tokenizer.ggml.pre": "kimi-k2"}, "pre: expected qwen2, .* found kimi-k2; if"),
+    "no split": ("gpt2", {"tokenizer.ggml.pre": ...}, r"pre: expected .* found none; .* --pre NAME \(Llama 3: "),
     "too few types": ("gpt2", {"tokenizer.ggml.token_type": np.ones(3, np.int32)}, "token_type: expected 320 types"),
     "types out of range": (
         "gpt2", {"tokenizer.ggml.token_type": np.full(320, 9, np.int32)}, "token_type: expected 320 types from 1 to 6",
@@ -291,6 +331,77 @@ BAD_TOKENIZERS: dict[str, tuple[str, dict[str, Any], str]] = {
 def test_incomplete_tokenizers(original: dict[str, GgufFile], tmp_path: Path, name: str) -> None:
     kind, changes, said = BAD_TOKENIZERS[name]
     refuse(rewrite(original[kind], tmp_path / "bad.gguf", changes), tmp_path / "out", said, TokenizerError)
+
+
+def test_pre_says_how_the_tokenizer_splits(
+    original: dict[str, GgufFile], make_checkpoint: MakeCheckpoint, engine_build: Path, tmp_path: Path
+) -> None:
+    """In place of a missing name and of a wrong one, in the importer, its verification and the engine."""
+    expected = tokenizer_from_gguf(original["gpt2"].metadata, "original")
+    text = "I'LL   count 12345 sheep"
+    for number, stated in enumerate((..., "kimi-k2", "tekken")):
+        path = rewrite(original["gpt2"], tmp_path / f"{number}.gguf", {"tokenizer.ggml.pre": stated})
+        report = import_model(path, tmp_path / str(number), pre="qwen2", verify=True)
+        assert load_tokenizer(report.path).encode(text) == expected.encode(text)
+        with Model(path, pre="qwen2") as model:
+            assert model.encode(text) == expected.encode(text)
+        if stated != "tekken":
+            with pytest.raises(EngineError, match=r"tokenizer\.ggml\.pre: expected llama-bpe, .* --pre NAME"):
+                Model(path)
+    with pytest.raises(EngineError, match=r"pre-tokenizer: expected llama-bpe, .* found qwen9; if you know"):
+        Model(path, pre="qwen9")
+    with pytest.raises(TokenizerError, match=r"tokenizer.ggml.pre: expected qwen2, .* found qwen9; if you know"):
+        import_model(path, tmp_path / "out", pre="qwen9")
+    with pytest.raises(ConfigError, match="pre: it only applies to a GGUF"):
+        import_model(make_checkpoint(tmp_path / "folder"), tmp_path / "out", pre="qwen2")
+
+
+def test_unknown_keys_are_noted_once(original: dict[str, GgufFile], tmp_path: Path) -> None:
+    keys = {f"llama.of_tomorrow_{i}": i for i in range(8)} | {"other.key": 1, "llama.vocab_size": 9}
+    report = import_model(rewrite(original["gpt2"], tmp_path / "new.gguf", keys), tmp_path / "out", verify=False)
+    notes = [note for note in report.notes if "ignored keys" in note]
+    assert len(notes) == 1 and "llama.of_tomorrow_5 and 2 more" in notes[0]
+    assert "other.key" not in notes[0] and "vocab_size" not in notes[0]
+    plain = import_model(rewrite(original["gpt2"], tmp_path / "old.gguf", {}), tmp_path / "plain", verify=False)
+    assert not any("ignored keys" in note for note in plain.notes)
+
+
+FIXED_KEYS = [key for key in known_keys().values() if key.use == "fixed"]
+
+
+@pytest.mark.parametrize("key", FIXED_KEYS, ids=lambda key: key.name)
+def test_engine_and_importer_refuse_the_same_keys(
+    original: dict[str, GgufFile], engine_build: Path, tmp_path: Path, key: GgufKey
+) -> None:
+    """By name and feature; the default is accepted by both."""
+    bad = rewrite(original["gpt2"], tmp_path / "bad.gguf", {key.name: key.default + 0.5})
+    refuse(bad, tmp_path / "out", f"{key.name}: expected {key.default:g}, found .*; {key.feature} are not supported")
+    with pytest.raises(EngineError, match=f"{key.name}: expected {key.default:g}, found .*; {key.feature} are not"):
+        Model(bad)
+    fine = rewrite(original["gpt2"], tmp_path / "fine.gguf", {key.name: float(key.default)})
+    assert import_model(fine, tmp_path / "fine", verify=True).verification is not None
+
+
+RANGED_KEYS = [
+    key for key in known_keys().values()
+    if key.use in ("required", "optional") and key.kind in ("whole", "layers", "real") and key.name.startswith("llama.")
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("key", RANGED_KEYS, ids=lambda key: key.name)
+def test_engine_and_importer_have_the_same_ranges(
+    original: dict[str, GgufFile], engine_build: Path, tmp_path: Path, key: GgufKey
+) -> None:
+    """Both refuse a number below the range, a text, and the absence of a required key."""
+    below: Any = np.array([0, 0], np.int32) if key.kind == "layers" else -1.0 if key.kind == "real" else -1
+    values = ["text", ...] if key.use == "required" else ["text"]
+    if key.kind != "whole":  # write_gguf writes no negative integers
+        values.append(below)
+    for number, value in enumerate(values):
+        bad = rewrite(original["gpt2"], tmp_path / f"{number}.gguf", {key.name: value})
+        refuse(bad, tmp_path / "out", f"{key.name}(:| is missing)")
+        with pytest.raises(EngineError, match=f"key {key.name}(:| is missing)"):
+            Model(bad)
 
 
 def test_duplicate_tokens(original: dict[str, GgufFile], tmp_path: Path) -> None:

@@ -161,8 +161,8 @@ def test_types_that_are_only_read_are_sources(tmp_path: Path) -> None:
     ("changes", "said"),
     [
         ({"general.architecture": "qwen3"}, "architecture: expected llama, found qwen3"),
-        ({"split.count": 3}, "one of 3 parts"),
-        ({"split.count": 3, "general.architecture": "none, as in a later part"}, "one of 3 parts"),
+        ({"split.count": 3}, "the first of 3 pieces of a split model"),
+        ({"split.count": 3, "split.no": 2, "general.architecture": "none"}, "found piece 3 of 3 of a split model"),
     ],
 )
 def test_incomplete_llamas_are_refused(

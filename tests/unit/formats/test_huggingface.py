@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from typing import Any
 
 import pytest
@@ -22,6 +23,16 @@ LLAMA3 = {
     "original_max_position_embeddings": 8192,
 }  # fmt: skip
 LINEAR = {"rope_type": "linear", "factor": 4.0}
+DYNAMIC = {"rope_type": "dynamic", "factor": 4.0}
+YARN = {
+    "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "attention_factor": 1.1,
+    "beta_fast": 32.0, "beta_slow": 1.0,
+}  # fmt: skip
+LONGROPE = {
+    "rope_type": "longrope", "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7],
+    "long_factor": [2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0], "original_max_position_embeddings": 32,
+    "attention_factor": 1.2,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -29,6 +40,8 @@ LINEAR = {"rope_type": "linear", "factor": 4.0}
     [
         {}, {"tie_word_embeddings": False}, {"eos_token_id": (0, 2)}, {"bos_token_id": None, "eos_token_id": None},
         {"head_dim": 32}, {"rope_scaling": LLAMA3}, {"rope_scaling": LINEAR}, {"pad_token_id": 3},
+        {"rope_scaling": DYNAMIC}, {"rope_scaling": YARN}, {"rope_scaling": YARN | {"truncate": False}},
+        {"rope_scaling": LONGROPE},
     ],
 )  # fmt: skip
 def test_written_and_read_again(changes: dict[str, Any]) -> None:
@@ -39,6 +52,24 @@ def test_written_and_read_again(changes: dict[str, Any]) -> None:
     version_5 = {key: value for key, value in written.items() if key not in ("rope_theta", "rope_scaling")}
     assert config_from_dict(version_4, "config.json") == config
     assert config_from_dict(version_5, "config.json") == config
+
+
+def test_parameters_of_scalings_are_completed_as_in_transformers() -> None:
+    def scaling(**given: Any) -> dict[str, Any] | None:
+        return config_from_dict(plain(rope_scaling=given), "c").rope_scaling
+
+    recommended = 0.1 * math.log(4) + 1
+    yarn = YARN | {"attention_factor": recommended}
+    assert scaling(rope_type="yarn", factor=4, original_max_position_embeddings=32) == yarn
+    assert scaling(type="yarn", factor=None, original_max_position_embeddings=32, beta_fast=None) == yarn
+    deep = scaling(rope_type="yarn", factor=4, original_max_position_embeddings=32, mscale=0.5, mscale_all_dim=2.0)
+    assert deep is not None
+    assert deep["attention_factor"] == (0.05 * math.log(4) + 1) / (0.2 * math.log(4) + 1)
+    given = {key: LONGROPE[key] for key in ("rope_type", "short_factor", "long_factor")}
+    outside = plain(rope_scaling=given, original_max_position_embeddings=32)
+    found = config_from_dict(outside, "c").rope_scaling
+    assert found == LONGROPE | {"attention_factor": math.sqrt(1 + math.log(4) / math.log(32))}
+    assert scaling(**given) == LONGROPE | {"attention_factor": 1.0, "original_max_position_embeddings": 128}
 
 
 def plain(**changes: Any) -> dict[str, Any]:
@@ -71,9 +102,26 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "mlp biases": (plain(mlp_bias=True), "mlp_bias: True is not supported"),
     "gelu": (plain(hidden_act="gelu"), "hidden_act: gelu is not supported"),
     "quantized": (plain(quantization_config={"bits": 4}), "quantization_config: dict is not supported"),
-    "yarn": (plain(rope_scaling={"rope_type": "yarn", "factor": 4.0}), "rope_type: expected one of .*found 'yarn'"),
-    "dynamic": (plain(rope_scaling={"type": "dynamic", "factor": 4.0}), "rope_type: .*found 'dynamic'"),
-    "yarn in version 5": (plain(rope_parameters={"rope_type": "yarn"}), "rope_type: .*found 'yarn'"),
+    "a scaling of tomorrow": (
+        plain(rope_scaling={"rope_type": "proportional"}), "rope_type: expected one of .*found 'proportional'",
+    ),
+    "a list as rope_type": (plain(rope_scaling={"rope_type": ["yarn"]}), "rope_type: expected one of"),
+    "yarn without factor": (
+        plain(rope_parameters={"rope_type": "yarn", "original_max_position_embeddings": 256}), "factor: expected at",
+    ),
+    "yarn of no range": (plain(rope_scaling=YARN | {"beta_fast": 1e-5}), "expected beta_fast above beta_slow"),
+    "yarn cut by text": (plain(rope_scaling=YARN | {"truncate": "no"}), "truncate: expected true or false"),
+    "longrope without lists": (plain(rope_scaling={"rope_type": "longrope"}), "short_factor: expected a list of 8"),
+    "longrope of another head": (
+        plain(rope_scaling=LONGROPE | {"long_factor": [1.0] * 9}), "long_factor: expected a list of 8 numbers",
+    ),
+    "longrope of zeros": (plain(rope_scaling=LONGROPE | {"long_factor": [0.0] * 8}), "long_factor: expected positive"),
+    "a context of text": (
+        plain(rope_scaling=YARN | {"original_max_position_embeddings": "8"}), "original_max_position_embeddings: exp",
+    ),
+    "half a context": (
+        plain(rope_scaling=YARN | {"original_max_position_embeddings": 8.5}), "expected a positive whole number",
+    ),
     "partial rotation": (plain(rope_parameters={"partial_rotary_factor": 0.5}), "partial_rotary_factor: 0.5"),
     "llama3 without factor": (
         plain(rope_scaling={k: v for k, v in LLAMA3.items() if k != "factor"}), "'llama3': factor is missing",

@@ -13,6 +13,7 @@ from llamita.errors import TokenizerError
 from llamita.tokenizer import load_tokenizer, train_bpe
 from llamita.tokenizer.gguf import tokenizer_metadata
 from llamita.tokenizer.load import unused_templates
+from llamita.tokenizer.pre_tokenizers import known_splits, pre_tokenizer
 
 Sections = dict[str, Any]
 HF_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
@@ -46,7 +47,7 @@ def change(folder: Path, edit: Callable[[Sections], object]) -> Path:
     ("pre_tokenizer", "split"),
     [
         (cut_by(HF_WORDS + r"\p{N}" + HF_REST), "qwen2"),
-        (cut_by(HF_WORDS + r"\p{N}{1,3}" + HF_REST), "llama-bpe"),
+        (cut_by(HF_WORDS + r"\p{N}{1,3}" + HF_REST), "dbrx"),  # without ignore_merges
         (byte_level(use_regex=True), "gpt-2"),
         (
             {
@@ -63,6 +64,25 @@ def test_splits_of_known_tokenizers(folder: Path, pre_tokenizer: Sections, split
     tokenizer = load_tokenizer(change(folder, lambda s: s.update(pre_tokenizer=pre_tokenizer)))
     assert tokenizer.kind == "gpt2" and tokenizer.split == split
     assert tokenizer.decode(tokenizer.encode("I'll take 1234 of the  cats")) == b"I'll take 1234 of the  cats"
+
+
+def test_llama_bpe_is_its_regular_expression_with_ignore_merges(folder: Path) -> None:
+    def edit(sections: Sections) -> None:
+        sections.update(pre_tokenizer=cut_by(HF_WORDS + r"\p{N}{1,3}" + HF_REST))
+        sections["model"].update(ignore_merges=True)
+
+    tokenizer = load_tokenizer(change(folder, edit))
+    assert tokenizer.split == "llama-bpe" and tokenizer.engine_obstacle is None
+
+
+@pytest.mark.parametrize("name", sorted({known.written for known in known_splits().values()}))
+def test_every_split_is_written_and_recognized(folder: Path, name: str) -> None:
+    def edit(sections: Sections) -> None:
+        sections.update(pre_tokenizer=pre_tokenizer(name))
+        sections["model"].update(ignore_merges=known_splits()[name].ignore_merges)
+
+    tokenizer = load_tokenizer(change(folder, edit))
+    assert tokenizer.split == name and tokenizer.engine_obstacle is None
 
 
 def test_truncation_and_padding_of_the_file_are_ignored(folder: Path) -> None:
