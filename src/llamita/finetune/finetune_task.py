@@ -155,7 +155,10 @@ class FinetuneTask(Task):
         found = self._evaluate_val(num_batches, of_val)
         if num_batches is not None or self.general is None:
             return found
-        score = bits_per_byte(self.text_loss, self.general, self.base.bos_or_eos_id, self.ranks, progress=of_general)
+        score = bits_per_byte(
+            self.text_loss, self.general, self.base.bos_or_eos_id, self.ranks, share=self.val_share,
+            progress=of_general,
+        )  # fmt: skip
         bits = score.bits_per_byte
         summary = f"{found.summary}, general text {bits:.4f} bits per byte"
         return replace(found, metrics=found.metrics | {"general_bpb": bits}, summary=summary)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -42,11 +41,9 @@ def train(
 ) -> TrainResult:
     """Train a new model, or continue the run in config.out if config.resume.
 
-    started: time.monotonic() when the command began, for --minutes. reserved_seconds: see
-    `run_task`. SIGINT and SIGTERM save a checkpoint and return with `interrupted`. Raises
-    ConfigError, TrainingError, StoreError, CheckpointError, OutputError.
+    started, reserved_seconds: see `run_task`. SIGINT and SIGTERM save a checkpoint and return with
+    `interrupted`. Raises ConfigError, TrainingError, StoreError, CheckpointError, OutputError.
     """
-    started = time.monotonic() if started is None else started
     return run_task(config, Pretraining, started, reserved_seconds)
 
 
@@ -145,8 +142,9 @@ class Pretraining(Task):
 
     def evaluate(self, *, num_batches: int | None = None, progress: Progress = no_progress) -> Evaluation:
         score = bits_per_byte(
-            self.loss, self.val_split, self.bos_id, self.ranks, num_batches=num_batches, progress=progress
-        )
+            self.loss, self.val_split, self.bos_id, self.ranks, num_batches=num_batches, share=self.val_share,
+            progress=progress,
+        )  # fmt: skip
         bits = score.bits_per_byte
         return Evaluation(bits, {"loss": score.nats_per_token, "bpb": bits}, f"held-out {bits:.4f} bits per byte")
 

@@ -76,6 +76,7 @@ class Task(ABC):
     val_tokens: int  # 0: nothing will be evaluated
     flops_per_token: float
     compute: torch.dtype | None = None  # the data type for samples; None: that of the weights
+    val_share: float = 1.0  # of the held-out data that is evaluated; see limit_evaluation
 
     @property
     @abstractmethod
@@ -112,6 +113,12 @@ class Task(ABC):
         num_batches: evaluate only this many batches, for timing. progress: called after each
         pass; what it raises, such as Cancelled, ends the evaluation.
         """
+
+    def limit_evaluation(self, share: float) -> float:
+        """Evaluate on about this share of the held-out data only, always the same part of it.
+        Returns the exact share."""
+        self.val_share = share
+        return share
 
     @abstractmethod
     def save(self, checkpoint: Path, weights: Mapping[str, Tensor], training: TrainingState) -> None:
