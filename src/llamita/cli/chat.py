@@ -16,7 +16,7 @@ from typing import Annotated
 import llamita
 from llamita.chat import CHAT_SAMPLING, Answer, Chat
 from llamita.cli.adapters import open_adapters
-from llamita.cli.command import check_is_file, fail, parse
+from llamita.cli.command import card_defaults, check_is_file, fail, parse
 from llamita.cli.generation import DEFAULT_LOAD, LoadOptions, check_generation, engine_sampling
 from llamita.cli.help import has_color
 from llamita.config import Option
@@ -37,7 +37,7 @@ class ChatFlags:
     model: Annotated[Path, Option(positional=True)]
     """Model file."""
     system: Annotated[str | None, Option(short="y")] = None
-    """System prompt. Default: the chat template's."""
+    """System prompt. Default: the model's, else the chat template's."""
     rolling: bool = False
     """When the context is full, forget the oldest turns instead of ending the chat."""
     num_tokens: Annotated[int, Option(short="n")] = 512
@@ -53,7 +53,7 @@ class ChatFlags:
 
 
 def main(argv: list[str]) -> int | None:
-    flags = parse(ChatFlags, argv, "llamita chat")
+    flags = parse(ChatFlags, argv, "llamita chat", card_defaults)
     check_is_file(flags.model, "chat with")
     with llamita.load(flags.model, tokenizer=flags.load.tokenizer, kernels=flags.load.kernels) as model:
         chat = Chat(

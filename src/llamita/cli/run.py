@@ -9,7 +9,7 @@ from typing import Annotated
 
 import llamita
 from llamita.cli.adapters import open_adapters
-from llamita.cli.command import check_is_file, parse
+from llamita.cli.command import card_defaults, check_is_file, parse
 from llamita.cli.generation import DEFAULT_LOAD, LoadOptions, check_generation, engine_sampling
 from llamita.config import Option
 from llamita.engine import Generation, Model
@@ -37,7 +37,7 @@ class RunFlags:
 
 
 def main(argv: list[str]) -> int | None:
-    flags = parse(RunFlags, argv, "llamita run")
+    flags = parse(RunFlags, argv, "llamita run", card_defaults)
     with _open(flags) as model:
         generation = model.generate(
             flags.prompt,

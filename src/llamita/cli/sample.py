@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-from llamita.cli.command import parse, requires_extra
+from llamita.cli.command import card_defaults, parse, requires_extra
 from llamita.config import Option, check
 from llamita.errors import ConfigError
 from llamita.sampling import DEFAULT_SAMPLING, SamplingParams
@@ -41,7 +41,7 @@ class SampleFlags:
 
 
 def main(argv: list[str]) -> None:
-    flags = parse(SampleFlags, argv, "llamita sample")
+    flags = parse(SampleFlags, argv, "llamita sample", card_defaults)
     with requires_extra("train"):
         from llamita.checkpoint import load_model, resolve_checkpoint
         from llamita.model.generate import generate

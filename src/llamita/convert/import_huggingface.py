@@ -24,6 +24,7 @@ from llamita.formats.safetensors_io import FLOAT_DTYPES, INDEX, WEIGHTS, open_sa
 from llamita.formats.tensor_table import check_tensors, tensor_table
 from llamita.formats.torch_pickle import copied, load_pickle, named_tensors
 from llamita.json_file import read_json_object
+from llamita.model_card import load_card
 from llamita.tokenizer import Tokenizer, load_tokenizer
 from llamita.tokenizer.chat_templates import NO_TEMPLATE, check_template_fits
 
@@ -77,6 +78,7 @@ def open_huggingface(folder: Path, options: ImportOptions, name: str) -> ModelSo
         folder, f"Hugging Face, {weights.kind}", config, lambda spec: weights.dtype(spec.huggingface),
         lambda spec: weights.read(spec.huggingface, 0, None), tokenizer_path,
         lambda out: _write_tokenizer(tokenizer, tokenizer_path, out), _notes(config, tokenizer, name),
+        card=load_card(folder),
     )  # fmt: skip
 
 

@@ -29,6 +29,7 @@ from llamita.finetune.dataset import digest_ids, open_general_text
 from llamita.finetune.evaluate import SAMPLE_TOKENS, Question, generate_answer, split_progress
 from llamita.finetune.lora import LINEAR_LAYERS, LoraConfig, add_lora, initialize_updates, lora_layers, updates_of
 from llamita.model.generate import bounded_seed
+from llamita.model_card import ModelCard
 from llamita.progress import Progress, no_progress
 from llamita.training.distillation import DistillationLoss, distillation_loss
 from llamita.training.distributed import Ranks, compute_type
@@ -128,11 +129,20 @@ class FinetuneTask(Task):
     # ---------------------------------------------------------------- checkpoints
 
     def save(self, checkpoint: Path, weights: Mapping[str, Tensor], training: TrainingState) -> None:
+        def write_companions(folder: Path) -> None:
+            self.base.write_tokenizer(folder)
+            self.card().save(folder)
+
         if self.lora is None:
-            save_checkpoint(checkpoint, self.model_config, weights, self.base.write_tokenizer, training)
+            save_checkpoint(checkpoint, self.model_config, weights, write_companions, training)
             return
         base = str(self.base.directory)
-        save_adapter(checkpoint, updates_of(self.model), self.lora, base, self.base.write_tokenizer, training)
+        save_adapter(checkpoint, updates_of(self.model), self.lora, base, write_companions, training)
+
+    def card(self) -> ModelCard:
+        """The base model's license, languages, system prompt and sampling defaults, and the options."""
+        inherited = replace(self.base.card, name=None, description=None)
+        return inherited.updated(replace(super().card(), system=self.config.system))
 
     def load_weights(self, run: Path) -> None:
         if self.lora is None:

@@ -27,6 +27,7 @@ from llamita.finetune.adapter import load_adapter, other_base, resolve_adapter
 from llamita.formats import tensor_table
 from llamita.formats.safetensors_io import DTYPES, TensorEntry, checked
 from llamita.json_file import read_json_object
+from llamita.model_card import load_card
 from llamita.progress import Progress, no_progress
 from llamita.tokenizer import load_tokenizer
 
@@ -97,7 +98,13 @@ def merge_adapter(
 
     tokenizer_from = adapter if has_tokenizer(adapter) else directory
     check_same_tokens(tokenizer_from, directory)
-    num_bytes = stream_checkpoint(out, config, entries, tensor, lambda folder: copy_tokenizer(tokenizer_from, folder))
+    card = dataclasses.replace(load_card(directory), name=None, description=None).updated(load_card(adapter))
+
+    def write_companions(folder: Path) -> None:
+        copy_tokenizer(tokenizer_from, folder)
+        card.save(folder)
+
+    num_bytes = stream_checkpoint(out, config, entries, tensor, write_companions)
     worst = max(changes, key=lambda name: changes[name])
     return MergeReport(
         out, config, len(updates), num_bytes, changes[worst], worst, tokenizer_from, other_base(adapter, directory)

@@ -10,7 +10,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from llamita.checkpoint import TrainingState, check_tensors, load_tensors, resolve_checkpoint, save_checkpoint
+from llamita.checkpoint import (
+    TrainingState,
+    check_tensors,
+    copy_tokenizer,
+    load_tensors,
+    resolve_checkpoint,
+    save_checkpoint,
+)
 from llamita.config import TrainConfig
 from llamita.console import Rows, format_count
 from llamita.data.batches import Batches
@@ -149,7 +156,11 @@ class Pretraining(Task):
         return Evaluation(bits, {"loss": score.nats_per_token, "bpb": bits}, f"held-out {bits:.4f} bits per byte")
 
     def save(self, checkpoint: Path, weights: Mapping[str, Tensor], training: TrainingState) -> None:
-        save_checkpoint(checkpoint, self.model_config, weights, self.data.tokenizer_path, training)
+        def write_companions(folder: Path) -> None:
+            copy_tokenizer(self.data.tokenizer_path, folder)
+            self.card().save(folder)
+
+        save_checkpoint(checkpoint, self.model_config, weights, write_companions, training)
 
     def load_weights(self, run: Path) -> None:
         tensors = load_tensors(resolve_checkpoint(run, prefer="latest"))

@@ -19,6 +19,7 @@ from llamita.config import ModelConfig, RunConfig
 from llamita.console import Rows
 from llamita.model.generate import generate, take_while
 from llamita.model.llama import Llama
+from llamita.model_card import ModelCard
 from llamita.progress import Progress, no_progress
 from llamita.tokenizer import Tokenizer
 
@@ -94,6 +95,13 @@ class Task(ABC):
     def plan_table(self) -> Rows:
         """The planner's choices and reasons, printed at the start; [] without a plan."""
         return []
+
+    def card(self) -> ModelCard:
+        """What the options say about the model."""
+        config = self.config
+        return ModelCard(
+            name=config.name, license=config.license, description=config.description, language=config.language
+        )
 
     @abstractmethod
     def initialize(self) -> None:
