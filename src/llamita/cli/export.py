@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 from llamita.cli.adapters import other_base_rows
 from llamita.cli.command import VERIFY, parse, requires_extra
+from llamita.cli.next_command import command, has_template, print_next, use_commands
 from llamita.cli.progress import progress_bars
 from llamita.config import Option, flag
 from llamita.console import print_table
@@ -103,6 +104,10 @@ def main(argv: list[str]) -> None:
         rows.append(("modelfile", str(report.modelfile)))
     rows += [("note", note) for note in report.notes]
     print_table(rows, sys.stderr)
+    if report.path.suffix:
+        print_next(*use_commands(report.path, can_chat=has_template(report.path), tokenizer=report.tokenizer_path))
+    else:
+        print_next(command("sample", report.path))
 
 
 def export_adapter(flags: ExportFlags, adapter: Path) -> None:
@@ -130,6 +135,8 @@ def export_adapter(flags: ExportFlags, adapter: Path) -> None:
             f"`llamita import {flags.checkpoint} --out FOLDER --chat-template NAME`, and export FOLDER",
         ))  # fmt: skip
     print_table(rows, sys.stderr)
+    model = f"{flags.checkpoint.resolve().name}.gguf"
+    print_next(command("export", flags.checkpoint, model), command("run", model, "--adapter", report.path))
 
 
 def parse_bytes(text: str) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from llamita.cli.command import parse, requires_extra
+from llamita.cli.next_command import print_next, train_commands
 from llamita.cli.progress import progress_bars
 from llamita.config import Option, PrepareConfig, check
 from llamita.progress import Progress
@@ -42,16 +43,28 @@ def main(argv: list[str]) -> None:
     with requires_extra("train"):
         from llamita.data.prepare import prepare
     config = PrepareConfig(**{field.name: getattr(flags, field.name) for field in dataclasses.fields(PrepareConfig)})
+    if flags.tokenizer is not None:
+        _note_obstacle(flags.tokenizer)
     with progress_bars(in_bytes=True, transient=False) as progress:
         if flags.sources == ("tinystories",):
             config = dataclasses.replace(config, **_tinystories(flags, progress))
         report = prepare(config, progress)
     print("\n".join(summary(report)))
+    print_next(*train_commands([config.out], config.out.resolve().name), file=sys.stdout)
     for leftover in sorted(config.out.parent.glob(f".{config.out.name}.*.partial")):
         print(
             f"note: {leftover} is unfinished: a run was killed or still writes it; delete it if none does",
             file=sys.stderr,
         )
+
+
+def _note_obstacle(path: Path) -> None:
+    """Say before the work that models with this tokenizer cannot become a .gguf."""
+    from llamita.tokenizer import load_tokenizer
+    from llamita.tokenizer.gguf import gguf_obstacle
+
+    if obstacle := gguf_obstacle(load_tokenizer(path)):
+        print(f"note: a model with tokenizer {path} cannot be exported as .gguf: {obstacle}", file=sys.stderr)
 
 
 def summary(report: PrepareReport) -> list[str]:

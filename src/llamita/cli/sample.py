@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated
 
 from llamita.cli.command import card_defaults, parse, requires_extra
+from llamita.cli.next_command import export_commands, print_next
 from llamita.config import Option, check
 from llamita.errors import ConfigError
 from llamita.sampling import DEFAULT_SAMPLING, SamplingParams
@@ -72,6 +73,8 @@ def main(argv: list[str]) -> None:
         sys.stdout.flush()
         printed = so_far
     sys.stdout.write(characters.decode(b"", final=True) + "\n")
+    sys.stdout.flush()
+    print_next(*export_commands(flags.checkpoint, can_chat=tokenizer.chat_template is not None))
 
 
 def _prompt_text(argument: str) -> str:

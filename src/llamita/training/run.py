@@ -32,6 +32,7 @@ from llamita.run_directory import (
     open_run,
     resumes_run,
 )
+from llamita.tokenizer.gguf import gguf_obstacle
 from llamita.training.budget import MIN_CLOSING_SECONDS
 from llamita.training.distributed import Ranks, compute_type, start_ranks
 from llamita.training.metrics_log import check_trackers
@@ -171,6 +172,8 @@ def _announce(trainer: Trainer) -> None:
         say(f"the schedule is laid anew over {trainer.budget.describe_schedule(at)}: the learning rate {change}")
     if isinstance(config, TrainConfig) and config.fsdp and not trainer.sharded:
         say("--fsdp has no effect in a single process", style="yellow")
+    if obstacle := gguf_obstacle(task.tokenizer):
+        say(f"a model with this tokenizer cannot be exported as .gguf: {obstacle}", style="yellow")
     if task.val_tokens == 0:
         say("no held-out documents: nothing will be evaluated", style="yellow")
 

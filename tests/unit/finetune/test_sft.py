@@ -132,7 +132,7 @@ def test_training_on_a_token_store(
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"context": 8}, TrainingError, "none of 36 conversations fits.*raise --context"),
+        ({"context": 8}, TrainingError, r"none of 36 conversations fits.*raise --context \(this checkpoint allows"),
         ({"chat_template": "llama3"}, TokenizerError, "cannot use chat template llama3"),
         ({"chat_template": "nothing"}, ChatError, "expected one of .*chatml.*or the path of a Jinja template"),
         ({"columns": ("frage", "answer")}, SourceError, r"questions\.jsonl:1: it has no 'frage'"),
