@@ -37,7 +37,7 @@ def test_the_printed_command_works(
     folder = tmp_path / "my texts"
     folder.mkdir()
     monkeypatch.chdir(folder)
-    (folder / "my text.txt").write_text("<|endoftext|>".join(f"Number {i} met number {i + 1}." for i in range(200)))
+    (folder / "my text.txt").write_text("<|endoftext|>".join(f"Number {i} met number {i + 1}." for i in range(3000)))
 
     def call(*words: str) -> list[list[str]]:
         capsys.readouterr()

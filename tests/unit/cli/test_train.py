@@ -109,7 +109,7 @@ def test_a_tokenizer_that_cannot_be_exported_is_noted_at_the_beginning(
     split = json.dumps(content["pre_tokenizer"])
     content["pre_tokenizer"] = json.loads(split.replace(r"\\p{N}", r"\\p{N}{1,2}"))
     (tokenizer / "tokenizer.json").write_text(json.dumps(content))
-    text.write_text("<|endoftext|>".join(f"{number} times {number}" for number in range(400)))
+    text.write_text("<|endoftext|>".join(f"{number} times {number}" for number in range(4000)))
     store, why = tmp_path / "store", "cannot be exported as .gguf: GGUF runtimes do not have its regular expression"
     assert main(["prepare", str(text), "--out", str(store), "--tokenizer", str(tokenizer / "tokenizer.json")]) == 0
     assert why in capfd.readouterr().err
