@@ -104,7 +104,9 @@ def main(argv: list[str]) -> None:
         rows.append(("modelfile", str(report.modelfile)))
     rows += [("note", note) for note in report.notes]
     print_table(rows, sys.stderr)
-    if report.path.suffix:
+    if report.path.suffix == ".bin" and report.tokenizer_path is None:
+        print_next(command("inspect", report.path))
+    elif report.path.suffix:
         print_next(*use_commands(report.path, can_chat=has_template(report.path), tokenizer=report.tokenizer_path))
     else:
         print_next(command("sample", report.path))

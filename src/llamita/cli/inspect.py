@@ -50,7 +50,10 @@ def _next_commands(found: Inspection) -> tuple[str, ...]:
     if found.kind == "checkpoint":
         return export_commands(found.path)
     known = dict(found.properties)
-    if found.kind.startswith("llama2.c model") or known.get("general.architecture") == "llama":
+    tokenizer = found.path.with_name("tokenizer.bin")
+    if found.kind.startswith("llama2.c model") and tokenizer.is_file():
+        return use_commands(found.path, tokenizer=tokenizer)
+    if known.get("general.architecture") == "llama":
         is_adapter = known.get("general.type") == "adapter"
         return () if is_adapter else use_commands(found.path, can_chat="tokenizer.chat_template" in known)
     return ()

@@ -64,7 +64,9 @@ def newest_sample(history: History) -> str:
 def earlier_samples(history: History) -> str:
     """The samples of the evaluations before the last one."""
     evaluations = history.sampled_evaluations()[:-1]
-    return f"<h2>Earlier, newest first</h2>{_folded(history, evaluations, is_open=False)}" if evaluations else ""
+    return (
+        f"<h2>Earlier samples, newest first</h2>{_folded(history, evaluations, is_open=False)}" if evaluations else ""
+    )
 
 
 def samples_side_by_side(histories: Sequence[History]) -> str:

@@ -44,6 +44,8 @@ from llamita.training.trainer import Trainer
 # From the messages of the CPU's allocator, CUDA (pinned memory, NCCL) and cuBLAS
 MEMORY_ERRORS = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
 
+MIN_TRAINING_SHARE = 0.2  # of --minutes
+
 C = TypeVar("C", bound=RunConfig)
 
 
@@ -112,8 +114,8 @@ def run_task(
 
 
 def _check_minutes(minutes: float | None, startup_seconds: float) -> None:
-    """Raise TrainingError if the start has used up the minutes."""
-    if minutes is not None and startup_seconds >= 60 * minutes - MIN_CLOSING_SECONDS:
+    """Raise TrainingError if the start leaves less than MIN_TRAINING_SHARE of the minutes."""
+    if minutes is not None and startup_seconds >= (1 - MIN_TRAINING_SHARE) * 60 * minutes - MIN_CLOSING_SECONDS:
         needed = math.ceil(10 * 2 * (startup_seconds + MIN_CLOSING_SECONDS) / 60) / 10
         raise TrainingError(
             f"cannot train: --minutes {minutes:g}: the start alone took {startup_seconds:.0f} s, and the end takes "

@@ -14,7 +14,8 @@ pytest.importorskip("torch")
 from llamita.cli import COMMANDS, main
 from llamita.cli.parser import parse_arguments
 
-FLAGS = {"train": "Train", "export": "ExportFlags", "run": "RunFlags", "chat": "ChatFlags", "sample": "SampleFlags"}
+FLAGS = {"train": "Train", "export": "ExportFlags", "run": "RunFlags", "chat": "ChatFlags", "sample": "SampleFlags",
+         "inspect": "InspectFlags"}  # fmt: skip
 SHAPE = ["--layers=1", "--hidden=32", "--heads=2", "--context=64", "--micro-batch-size=2", "--threads=1", "--steps=1"]
 
 
@@ -44,7 +45,7 @@ def test_the_printed_command_works(
         assert main(list(words)) == 0, capsys.readouterr().err
         return next_commands(capsys.readouterr())
 
-    ((_, *train),) = call("prepare", "my text.txt", "-o", "my tokens", "--vocab-size=300")
+    ((_, *train),) = call("prepare", "my text.txt", "-o", "my tokens", "--vocab-size=265")
     assert train == ["train", "my tokens", "--out", "runs/my tokens", "--minutes", "10"]
     assert call("inspect", "my tokens") == [["llamita", *train]]
     export, run = call(*train[:4], *SHAPE)
@@ -61,4 +62,4 @@ def test_the_printed_command_works(
     ]
     assert call("import", "small.gguf", "-o", "back")[0] == ["llamita", "export", "back", "back.gguf"]
     assert call("export", "back", "folder") == [["llamita", "sample", "folder"]]
-    assert call("export", "back", "old.bin") == [["llamita", "run", "old.bin", "--tokenizer", "tokenizer.bin"]]
+    assert call("export", "back", "old.bin") == [["llamita", "inspect", "old.bin"]]
