@@ -60,7 +60,7 @@ static const flag FLAGS[] = {
      "apply a GGUF LoRA adapter; repeat to combine several (none)"},
     {'m', "mode", "MODE", FLAG_TEXT, FIELD(mode), 0, 0,
      "generate, or chat: answer the prompt, then each line of stdin (generate)"},
-    {'y', "system", "TEXT", FLAG_TEXT, FIELD(system), 0, 0, "chat: system prompt (the chat template's)"},
+    {'y', "system", "TEXT", FLAG_TEXT, FIELD(system), 0, 0, "chat: system prompt (the model's)"},
     {0, "rolling", "", FLAG_SWITCH, FIELD(rolling), 0, 0,
      "chat: drop the oldest turns when the context is full, instead of stopping"},
     {'v', "verbose", "", FLAG_SWITCH, FIELD(verbose), 0, 0,

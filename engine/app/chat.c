@@ -15,6 +15,7 @@ enum { FEED_TOKENS = 128, ROLLING_SHARE = 4 };
 typedef struct {
     app *app;
     const options *o;
+    const char *system;        /* NULL: the chat template's */
     llamita_message *messages; /* owns contents and ids */
     size_t num_messages;
     int32_t *cached_ids; /* [context_tokens] in the session */
@@ -78,7 +79,7 @@ static bool chat_encode(chat *c) {
 /* Makes the conversation fit into the context, with --rolling by dropping its oldest turns. False:
  * it does not fit; the question is removed. */
 static bool chat_fit(chat *c) {
-    const size_t first = c->o->system ? 1 : 0, share = c->context_tokens / ROLLING_SHARE;
+    const size_t first = c->system ? 1 : 0, share = c->context_tokens / ROLLING_SHARE;
     const size_t wanted = (size_t)c->o->num_new_tokens, reserved = wanted > 0 && wanted < share ? wanted : share;
     size_t num_dropped = 0;
     bool fits = chat_encode(c);
@@ -214,7 +215,8 @@ int run_chat(app *a, const options *o, output *out) {
     chat_add_message(&c, "user", "", 0, 0);
     chat_encode(&c); /* fails now, not at the first question, if the chat template is unusable */
     chat_remove_messages(&c, 0, 1);
-    if (o->system) chat_add_message(&c, "system", o->system, strlen(o->system), 0);
+    c.system = o->system ? o->system : llamita_model_system_prompt(a->model);
+    if (c.system) chat_add_message(&c, "system", c.system, strlen(c.system), 0);
     if (c.on_terminal) print_note("Ctrl-C stops an answer, Ctrl-D ends the chat.");
     char *line = NULL;
     size_t capacity = 0;

@@ -74,6 +74,7 @@ void model_describe(llamita_model *model) {
 void model_clear(llamita_model *model) {
     tokenizer_free(model->tokenizer);
     free(model->chat_template);
+    free(model->system_prompt);
     for (size_t i = 0; i < model->num_owned; i++) free(model->owned[i]);
     free(model->owned);
     if (model->packed) munmap(model->packed, model->packed_bytes);
