@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 
 import gguf
@@ -10,6 +11,7 @@ import pytest
 
 pytest.importorskip("torch")
 
+import llamita
 from llamita.cli import main
 from llamita.cli.chat import ChatFlags
 from llamita.cli.command import card_defaults, parse
@@ -78,6 +80,25 @@ def test_run_chat_and_sample_take_the_defaults_and_flags_win(chat_base: Path, tm
     assert parse(RunFlags, [str(model), "-t", "1"], "run", card_defaults).sampling.temperature == 1.0
     assert parse(RunFlags, [], "run", card_defaults) == RunFlags()
     assert parse(SampleFlags, [str(folder)], "sample", card_defaults).sampling.repetition_penalty == 1.1
+
+
+def test_the_engine_and_its_program_use_the_system_prompt(chat_base: Path, tmp_path: Path, engine_build: Path) -> None:
+    """An answer is that with the prompt as an option, and differs from that with another one."""
+    with_prompt, without = tmp_path / "with.gguf", tmp_path / "without.gguf"
+    export(chat_base, with_prompt, "f32", card=ModelCard(system="Be a careful\nfox."), verify=False)
+    export(chat_base, without, "f32", verify=False)
+    with llamita.load(with_prompt) as model, llamita.Chat(model) as chat:
+        assert model.system_prompt == "Be a careful\nfox."
+        assert [(each.role, each.content) for each in chat.messages] == [("system", b"Be a careful\nfox.")]
+    with llamita.load(without) as model, llamita.Chat(model) as chat:
+        assert model.system_prompt is None and chat.messages == []
+
+    def read_tokens(model: Path, *more: str) -> str:
+        command = [engine_build / "run", model, "-m", "chat", "-n", "1", "-t", "0", "-v", *more]
+        done = subprocess.run(command, input=b"Hi\n", capture_output=True, check=True)
+        return done.stderr.decode().split(",")[0]
+
+    assert read_tokens(with_prompt) == read_tokens(without, "-y", "Be a careful\nfox.") != read_tokens(without)
 
 
 @pytest.mark.parametrize("lora", [False, True])
