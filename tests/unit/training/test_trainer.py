@@ -157,22 +157,24 @@ def test_a_slow_evaluation_is_cut_to_the_minutes(
 
     def slow(*args: Any, share: float = 1.0, **options: Any) -> Any:
         shares.append(share)
-        time.sleep(20 * share)
+        time.sleep(60 * share)
         return real(*args, share=share, **options)
 
     monkeypatch.setattr(pretraining_module, "bits_per_byte", slow)
-    config = make_config(story_store, tmp_path / "run", steps=None, minutes=0.15, eval_interval=None)
+    config = make_config(story_store, tmp_path / "run", steps=None, minutes=0.5, eval_interval=None)
     with monkeypatch.context() as patched:
-        stop_at(patched, 2)
+        stop_at(patched, 0)
         assert train(config).interrupted
     said = capfd.readouterr().err
-    assert "% of the held-out data, which takes 0:01 of --minutes 0.15" in said
-    state = json.loads((config.out / "latest" / "training" / "state.json").read_text())
+    assert "% of the held-out data, which takes 0:03 of --minutes 0.5" in said
+    path = config.out / "latest" / "training" / "state.json"
+    state = json.loads(path.read_text())
     chosen = state["trainer"]["val_share"]
     assert 0 < chosen < 0.1 and max(shares) < 0.2
-    start = time.monotonic()
+    state["trainer"]["progress"]["seconds"] = 30.0  # the last step: evaluate, and end
+    path.write_text(json.dumps(state))
     result = train(dataclasses.replace(config, resume=True))
-    assert time.monotonic() - start < 15 and shares[-1] == chosen and result.summary["val"] is not None
+    assert shares[-1] == chosen and result.summary["val"] is not None
 
 
 def test_minutes_that_the_start_uses_up_are_refused(story_store: Path, tmp_path: Path) -> None:
