@@ -66,7 +66,7 @@ static const flag FLAGS[] = {
      "apply a GGUF LoRA adapter; repeat to combine several (none)"},
     {'m', "mode", "MODE", FLAG_TEXT, FIELD(mode), 0, 0,
      "generate, or chat: answer the prompt, then each line of stdin (generate)"},
-    {'y', "system", "TEXT", FLAG_TEXT, FIELD(system), 0, 0, "chat: system prompt (the chat template's)"},
+    {'y', "system", "TEXT", FLAG_TEXT, FIELD(system), 0, 0, "chat: system prompt (the model's)"},
     {0, "no-rolling", "", FLAG_SWITCH, FIELD(no_rolling), 0, 0,
      "chat: stop when the context is full, instead of forgetting the oldest turns"},
     {'v', "verbose", "", FLAG_SWITCH, FIELD(verbose), 0, 0,

@@ -14,6 +14,7 @@ enum { FEED_TOKENS = 128, ROLLING_SHARE = 4 };
 typedef struct {
     app *app;
     const options *o;
+    const char *system;        /* NULL: the chat template's */
     llamita_message *messages; /* owns contents and ids */
     size_t num_messages;
     int32_t *cached_ids; /* [context_tokens] in the session */
@@ -278,7 +279,8 @@ int run_chat(app *a, const options *o, output *out) {
     chat_add_message(&c, "user", "", 0, 0);
     chat_encode(&c); /* fails now, not at the first question, if the chat template is unusable */
     chat_remove_messages(&c, 0, 1);
-    if (o->system) chat_reset(&c, o->system);
+    const char *system = o->system ? o->system : llamita_model_system_prompt(a->model);
+    if (system) chat_reset(&c, system);
     if (c.on_terminal) print_note("Ctrl-C stops an answer, " END_OF_INPUT_KEY " ends the chat, /help lists commands.");
     char *line = NULL;
     size_t capacity = 0, prompt_bytes;

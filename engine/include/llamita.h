@@ -112,6 +112,9 @@ LLAMITA_API void llamita_model_get_info(const llamita_model *model, llamita_mode
 
 /* The Jinja chat template stored in the file, or NULL. Owned by the model. */
 LLAMITA_API const char *llamita_model_chat_template(const llamita_model *model);
+/* The system prompt that the model was trained with (llamita.system_prompt), or NULL. Owned by the
+ * model. llamita_chat_encode does not add it: pass it as the first message. */
+LLAMITA_API const char *llamita_model_system_prompt(const llamita_model *model);
 
 /* ------------------------------------------------------------------ adapters */
 

@@ -294,6 +294,10 @@ static void test_tokenizer_refusals(void) {
     REFUSED("unknown_token_id: expected 0 to 7, found -2",
             put_u32(draft_set(&d, "tokenizer.ggml.unknown_token_id", GGUF_I32), UINT32_MAX - 1));
     REFUSED("add_bos_token: expected bool, found u32", draft_u32(&d, "tokenizer.ggml.add_bos_token", 1));
+    REFUSED("llamita.system_prompt: expected string, found bool", draft_bool(&d, "llamita.system_prompt", 1));
+    REFUSED("llamita.system_prompt: expected at most 262144 bytes",
+            put_u64(draft_set(&d, "llamita.system_prompt", GGUF_STRING), 1 << 20),
+            put_zeros(&draft_find(&d, "llamita.system_prompt")->value, 1 << 20));
     REFUSED("chat_template: expected string, found bool", draft_bool(&d, "tokenizer.chat_template", 1));
     REFUSED("chat_template: expected at most", put_u64(draft_set(&d, "tokenizer.chat_template", GGUF_STRING), 3),
             put_bytes(&draft_find(&d, "tokenizer.chat_template")->value, "a\0b", 3));

@@ -343,7 +343,7 @@ static void write_file(const char *path, const buffer *file) {
 
 static void check_open_fails(const char *path, const char *tokenizer_path, const char *kernels, llamita_status status,
                              const char *expected) {
-    const llamita_model_params params = {tokenizer_path, kernels};
+    const llamita_model_params params = {.tokenizer_path = tokenizer_path, .kernels = kernels};
     llamita_model *model = NULL;
     llamita_error error = {0};
     CHECK(llamita_model_open(path, &params, &model, &error) == status, "%s: status %d", path, error.status);

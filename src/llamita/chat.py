@@ -40,7 +40,7 @@ class Chat:
         adapters: AdapterUses = (),
         **overrides: Any,
     ) -> None:
-        """system: the system prompt; None: the chat template's default.
+        """system: the system prompt; None: the model's own, else the chat template's default.
         rolling: forget the oldest turns when the context is full, instead of raising ChatError.
         max_new_tokens: per answer. overrides: fields of sampling and runtime by name.
 
@@ -57,6 +57,7 @@ class Chat:
             raise ChatError("chat: the model has no tokenizer; name one with --tokenizer")
         if max_new_tokens is not None and max_new_tokens < 1:
             raise ChatError(f"max_new_tokens: expected at least 1, or None for no limit, found {max_new_tokens}")
+        system = model.system_prompt if system is None else system
         self.messages = [] if system is None else [Message("system", _bytes(system))]
         self.rolling = rolling
         self._model, self._max_new_tokens = model, max_new_tokens

@@ -357,6 +357,14 @@ class RunConfig:
         tuple[TrackerName, ...], Option("TRACKER", group="output", resume="may change", run_specific=True)
     ] = ()
     """Also send metrics to tensorboard (RUN/tensorboard), wandb or trackio (project llamita)."""
+    name: Annotated[str | None, Option(group="model card", resume="may change")] = None
+    """Name of the model."""
+    license: Annotated[str | None, Option(group="model card", resume="may change")] = None
+    """License of the model, by its SPDX name such as apache-2.0."""
+    description: Annotated[str | None, Option(group="model card", resume="may change")] = None
+    """What the model is for, in a sentence."""
+    language: Annotated[tuple[str, ...], Option(group="model card", resume="may change")] = ()
+    """Languages of the model, such as en zh."""
     seed: int = 0
     """Random seed."""
     device: Annotated[str, Option("DEVICE", group="hardware", resume="may change")] = "auto"

@@ -16,7 +16,7 @@ ENGINE = ROOT / "engine"
 LAYERS = (
     "errors", "file_lock", "atomic", "json_file", "user_cache", "console", "progress", "config",
     "chat_template_worker", "chat_template",  # Jinja, in a process with limits
-    "sampling",
+    "sampling", "model_card",
     "engine",  # bindings of the C library
     "tokenizer",
     "formats",  # codecs of files: bytes to values and back
@@ -34,9 +34,9 @@ LAYERS = (
 )  # fmt: skip
 TORCH_FREE = (
     "errors", "file_lock", "atomic", "json_file", "user_cache", "console", "progress", "config", "chat_template_worker",
-    "chat_template", "sampling", "engine", "tokenizer", "stories", "data", "batch_generate", "chat",
+    "chat_template", "sampling", "model_card", "engine", "tokenizer", "stories", "data", "batch_generate", "chat",
     "formats.tensor_table", "formats.tensor_types", "formats.rope_order",
-    "formats.huggingface", "formats.gguf",
+    "formats.huggingface", "formats.gguf", "formats.gguf_card",
 )  # fmt: skip
 ENVIRONMENT_READERS = ("cli", "training.distributed", "user_cache")
 

@@ -160,3 +160,5 @@ void llamita_model_close(llamita_model *model) {
 void llamita_model_get_info(const llamita_model *model, llamita_model_info *info) { *info = model->info; }
 
 const char *llamita_model_chat_template(const llamita_model *model) { return model->chat_template; }
+
+const char *llamita_model_system_prompt(const llamita_model *model) { return model->system_prompt; }

@@ -470,6 +470,24 @@ llamita_status gguf_string(const gguf_file *file, const char *key, byte_slice *v
     return LLAMITA_OK;
 }
 
+llamita_status gguf_copy_text(const gguf_file *file, const char *key, size_t max_bytes, char **copy) {
+    byte_slice text = {0};
+    bool found;
+    llamita_status status = gguf_string(file, key, &text, &found);
+    if (status || !found) return status;
+    if (text.num_bytes > max_bytes || memchr(text.bytes, '\0', text.num_bytes)) {
+        return reader_error(&file->from,
+                            "key %s: expected at most %zu bytes of text without zero bytes, found %zu; the file is "
+                            "damaged",
+                            key, max_bytes, text.num_bytes);
+    }
+    char *copied = calloc(text.num_bytes + 1, 1);
+    if (!copied) return reader_memory_error(&file->from, text.num_bytes + 1);
+    if (text.num_bytes > 0) memcpy(copied, text.bytes, text.num_bytes);
+    *copy = copied;
+    return LLAMITA_OK;
+}
+
 llamita_status gguf_array(const gguf_file *file, const char *key, gguf_type element_type, const gguf_entry **array) {
     llamita_status status;
     const gguf_entry *entry = lookup(file, key, NULL, &status);

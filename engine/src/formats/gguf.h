@@ -80,6 +80,8 @@ llamita_status gguf_number(const gguf_file *file, const char *key, double *value
 llamita_status gguf_real(const gguf_file *file, const char *key, double *value, bool *found);
 llamita_status gguf_bool(const gguf_file *file, const char *key, bool *value, bool *found);
 llamita_status gguf_string(const gguf_file *file, const char *key, byte_slice *value, bool *found);
+/* A copy of a text without zero bytes, for the caller to free; unchanged if the key is missing. */
+llamita_status gguf_copy_text(const gguf_file *file, const char *key, size_t max_bytes, char **copy);
 
 /* The array, which must exist and have this element type. */
 llamita_status gguf_array(const gguf_file *file, const char *key, gguf_type element_type, const gguf_entry **array);

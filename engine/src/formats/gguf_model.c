@@ -12,7 +12,7 @@
 #include "formats/model_check.h"
 #include "runtime/error.h"
 
-enum { NAME_BYTES = 64, SHAPE_BYTES = 96 };
+enum { NAME_BYTES = 64, SHAPE_BYTES = 96, MAX_SYSTEM_PROMPT_BYTES = 1 << 18 };
 
 /* ---------------------------------------------------------------- configuration */
 
@@ -385,7 +385,8 @@ static llamita_status fill(llamita_model *model, gguf_file *file) {
     error_clean_line(info->name, sizeof info->name, name.bytes, name.num_bytes);
     snprintf(info->architecture, sizeof info->architecture, "llama");
     snprintf(info->format, sizeof info->format, "GGUF v%" PRIu32, file->version);
-    return status;
+    return status ? status
+                  : gguf_copy_text(file, "llamita.system_prompt", MAX_SYSTEM_PROMPT_BYTES, &model->system_prompt);
 }
 
 llamita_status gguf_fill_model(llamita_model *model, const char *path, llamita_error *error) {

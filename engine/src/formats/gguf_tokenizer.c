@@ -209,24 +209,6 @@ static llamita_status read_vocabulary(const gguf_file *file, byte_slice model, c
     return status ? status : read_specials(file, v);
 }
 
-static llamita_status read_chat_template(const gguf_file *file, char **chat_template) {
-    byte_slice text = {0};
-    bool found;
-    llamita_status status = gguf_string(file, "tokenizer.chat_template", &text, &found);
-    if (status || !found) return status;
-    if (text.num_bytes > MAX_TEMPLATE_BYTES || memchr(text.bytes, '\0', text.num_bytes)) {
-        return reader_error(&file->from,
-                            "key tokenizer.chat_template: expected at most %d bytes of text without zero bytes, "
-                            "found %zu; the file is damaged",
-                            MAX_TEMPLATE_BYTES, text.num_bytes);
-    }
-    char *copy = calloc(text.num_bytes + 1, 1);
-    if (!copy) return reader_memory_error(&file->from, text.num_bytes + 1);
-    memcpy(copy, text.bytes, text.num_bytes);
-    *chat_template = copy;
-    return LLAMITA_OK;
-}
-
 static llamita_status read_tokenizer(const gguf_file *file, const char *pre, tokenizer **out) {
     byte_slice model = {0};
     bool found;
@@ -251,7 +233,7 @@ llamita_status gguf_read_tokenizer(const void *mapping, size_t num_bytes, const 
     gguf_file file;
     char *template_text = NULL;
     llamita_status status = gguf_parse(&file, &from);
-    status = status ? status : read_chat_template(&file, &template_text);
+    status = status ? status : gguf_copy_text(&file, "tokenizer.chat_template", MAX_TEMPLATE_BYTES, &template_text);
     status = status || !out ? status : read_tokenizer(&file, pre, out);
     gguf_free(&file);
     if (status) {

@@ -111,6 +111,7 @@ void model_clear(llamita_model *model) {
     model_close_pieces(model);
     tokenizer_free(model->tokenizer);
     free(model->chat_template);
+    free(model->system_prompt);
     for (size_t i = 0; i < model->num_owned; i++) platform_aligned_free(model->owned[i]);
     free(model->owned);
     if (model->packed) platform_pages_free(model->packed, model->packed_bytes);

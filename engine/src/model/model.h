@@ -56,6 +56,7 @@ struct llamita_model {
 
     tokenizer *tokenizer; /* NULL if the file has none */
     char *chat_template;  /* NULL if the file has none */
+    char *system_prompt;  /* NULL if the file has none */
     bool bos_ends;        /* llama2.c: BOS separates texts */
 
     void *mapping; /* the whole file, read-only; NULL once the model is open */

@@ -16,7 +16,7 @@ from typing import Annotated, Final
 
 from llamita.chat import CHAT_SAMPLING, Answer, Chat
 from llamita.cli.adapters import open_adapters
-from llamita.cli.command import fail, parse
+from llamita.cli.command import card_defaults, fail, parse
 from llamita.cli.generation import DEFAULT_LOAD, LoadOptions, check_context, check_generation, engine_sampling
 from llamita.cli.help import has_color
 from llamita.cli.open_model import opened_model
@@ -51,7 +51,7 @@ class ChatFlags:
     model: Annotated[Path, Option(positional=True)]
     """Model file, checkpoint or run directory."""
     system: Annotated[str | None, Option(short="y")] = None
-    """System prompt. Default: the chat template's."""
+    """System prompt. Default: the model's, else the chat template's."""
     rolling: bool = True
     """End the chat when the context is full, instead of forgetting the oldest turns."""
     num_tokens: Annotated[int, Option(short="n")] = 512
@@ -67,7 +67,7 @@ class ChatFlags:
 
 
 def main(argv: list[str]) -> int | None:
-    flags = parse(ChatFlags, argv, "llamita chat")
+    flags = parse(ChatFlags, argv, "llamita chat", card_defaults)
     with opened_model(flags.model, flags.load, "chat") as model:
         check_context(model, flags.runtime)
         chat = Chat(

@@ -6,12 +6,12 @@ import contextlib
 import itertools
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from llamita.cli.help import has_color, help_columns, help_text
-from llamita.cli.parser import Flags, UsageError, parse_arguments
+from llamita.cli.parser import Fill, Flags, UsageError, parse_arguments
 from llamita.config import RunConfig
 from llamita.errors import ConfigError, clean_line
 
@@ -25,7 +25,7 @@ def parse(
     flags: type[Flags],
     argv: Sequence[str],
     prog: str,
-    fill: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
+    fill: Fill | None = None,
 ) -> Flags:
     """Parse argv into the dataclass `flags`; --help prints the help and exits. fill: see
     `parse_arguments`. Raises ConfigError."""
@@ -41,23 +41,31 @@ def parse(
 def parse_run(flags: type[RunFlags], argv: Sequence[str], prog: str) -> RunFlags:
     """Like parse; with --resume, the options of the run in --out are the defaults."""
 
-    def fill(given: Mapping[str, Any]) -> Mapping[str, Any]:
-        if not given.get("resume") or "out" not in given:
+    def fill(given: Mapping[tuple[str, ...], Any]) -> Mapping[tuple[str, ...], Any]:
+        if not given.get(("resume",)) or ("out",) not in given:
             return {}
         from llamita.run_directory import options_to_continue
 
-        return options_to_continue(flags, given)
+        found = options_to_continue(flags, {path[0]: value for path, value in given.items()})
+        return {(name,): value for name, value in found.items()}
 
     return parse(flags, argv, prog, fill)
 
 
-def check_is_file(model: Path, command: str) -> None:
-    """Raise ConfigError if the path is a folder, such as a checkpoint, and not a model file."""
-    if model.is_dir():
-        raise ConfigError(
-            f"cannot {command} {model}: expected a model file, found a folder; write one with: llamita export "
-            f"{model} {model.name}.gguf"
-        )
+def card_defaults(given: Mapping[tuple[str, ...], Any]) -> Mapping[tuple[str, ...], Any]:
+    """For parse: the sampling defaults and the system prompt that belong to the model."""
+    from llamita.formats.gguf_card import card_of_gguf
+    from llamita.model_card import ModelCard, load_card
+
+    model = given.get(("model",), given.get(("checkpoint",)))
+    card = ModelCard()
+    if model is not None and model.is_file():
+        card = card_of_gguf(model)
+    elif model is not None and any((model / name).is_file() for name in ("config.json", "run.json")):
+        from llamita.checkpoint import resolve_checkpoint
+
+        card = load_card(resolve_checkpoint(model))
+    return {("system",): card.system, **{("sampling", name): value for name, value in card.sampling().items()}}
 
 
 def print_resume(command: str, run: Path, steps: int) -> None:

@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 from llamita.atomic import check_parent
 from llamita.batch_generate import SampleOptions
 from llamita.cli.command import parse, requires_extra
+from llamita.cli.next_command import export_commands, print_next, use_commands
 from llamita.cli.progress import progress_bars
 from llamita.config import MAX_VALUES, Option, check, check_at_most
 from llamita.console import print_table
@@ -156,6 +157,10 @@ def main(argv: list[str]) -> None:
         print(counted)
     if report is not None:
         print_table(report.rows(), sys.stdout)
+    if flags.model.is_file():
+        print_next(*use_commands(flags.model, tokenizer=flags.tokenizer))
+    else:
+        print_next(*export_commands(flags.model))
 
 
 def _score_checkpoint(flags: Flags, data: Data) -> ScoredModel:

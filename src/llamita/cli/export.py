@@ -12,10 +12,12 @@ from typing import Annotated, Literal
 from llamita.atomic import check_parent
 from llamita.cli.adapters import other_base_rows
 from llamita.cli.command import VERIFY, parse, requires_extra
+from llamita.cli.next_command import command, has_template, print_next, use_commands
 from llamita.cli.progress import progress_bars
 from llamita.config import Option, flag
 from llamita.console import print_table
 from llamita.errors import ConfigError
+from llamita.model_card import NO_CARD, ModelCard
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 
@@ -54,6 +56,9 @@ class ExportFlags:
     adapter: Annotated[Path | None, Option()] = None
     """Write this adapter (a LoRA folder in PEFT's format) as a .gguf instead of the checkpoint, for
     `llamita run --adapter` and llama.cpp's --lora."""
+    modelfile: bool = False
+    """Also write NAME.Modelfile, for `ollama create`."""
+    card: Annotated[ModelCard, Option(group="model card")] = NO_CARD
     verify: Literal["auto", "yes", "no"] = "auto"
     """Run the written file in the engine and compare its logits with the checkpoint's. Default: up
     to 200M weights."""
@@ -79,6 +84,8 @@ def main(argv: list[str]) -> None:
                 version=flags.version,
                 dtype=flags.dtype,
                 shard_bytes=None if flags.shard_size is None else parse_bytes(flags.shard_size),
+                card=flags.card,
+                modelfile=flags.modelfile,
                 verify=VERIFY[flags.verify],
                 progress=progress,
             )
@@ -95,14 +102,22 @@ def main(argv: list[str]) -> None:
         rows.append(("tokenizer", str(report.tokenizer_path)))
     rows.append(("took", f"{report.seconds:.1f} s, {report.num_bytes / max(report.seconds, 1e-9) / 1e6:,.0f} MB/s"))
     rows.append(("verified", "no (--verify yes)" if report.verification is None else report.verification.line()))
+    if report.modelfile is not None:
+        rows.append(("modelfile", str(report.modelfile)))
     rows += [("note", note) for note in report.notes]
     print_table(rows, sys.stderr)
+    if report.path.suffix == ".bin" and report.tokenizer_path is None:
+        print_next(command("inspect", report.path))
+    elif report.path.suffix:
+        print_next(*use_commands(report.path, can_chat=has_template(report.path), tokenizer=report.tokenizer_path))
+    else:
+        print_next(command("sample", report.path))
 
 
 def export_adapter(flags: ExportFlags, adapter: Path) -> None:
     """Export with --adapter; the other options apply to checkpoints only. Raises ConfigError."""
-    for name in ("type", "version", "dtype", "shard_size"):
-        if getattr(flags, name) is not None:
+    for name in ("type", "version", "dtype", "shard_size", "modelfile"):
+        if getattr(flags, name):
             raise ConfigError(f"cannot export {adapter}: {flag(name)}: an adapter is written in f32, as one .gguf")
     if flags.verify == "yes" or flags.out.suffix != ".gguf":
         what = "--verify yes" if flags.verify == "yes" else f"{flags.out}"
@@ -124,6 +139,8 @@ def export_adapter(flags: ExportFlags, adapter: Path) -> None:
             f"`llamita import {flags.checkpoint} --out FOLDER --chat-template NAME`, and export FOLDER",
         ))  # fmt: skip
     print_table(rows, sys.stderr)
+    model = f"{flags.checkpoint.resolve().name}.gguf"
+    print_next(command("export", flags.checkpoint, model), command("run", model, "--adapter", report.path))
 
 
 def parse_bytes(text: str) -> int:

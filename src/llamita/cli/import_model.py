@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from llamita.cli.command import VERIFY, parse, requires_extra
+from llamita.cli.next_command import export_commands, has_template, print_next
 from llamita.cli.progress import progress_bars
 from llamita.config import Option, check, check_at_most
 from llamita.console import print_table
@@ -92,3 +93,4 @@ def main(argv: list[str]) -> None:
     ]
     rows += [("note", note) for note in report.notes]
     print_table(rows, sys.stderr)
+    print_next(*export_commands(report.path, can_chat=has_template(report.path)))

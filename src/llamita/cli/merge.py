@@ -10,6 +10,7 @@ from typing import Annotated
 
 from llamita.cli.adapters import other_base_rows
 from llamita.cli.command import parse, requires_extra
+from llamita.cli.next_command import export_commands, has_template, print_next
 from llamita.cli.progress import progress_bars
 from llamita.config import Option
 from llamita.console import print_table
@@ -63,3 +64,4 @@ def main(argv: list[str]) -> None:
         rows.insert(1, ("trained", f"{shown}{more}"))
     rows += other_base_rows(report.other_base)
     print_table(rows, sys.stderr)
+    print_next(*export_commands(report.path, can_chat=has_template(report.path)))

@@ -23,6 +23,7 @@ NUMBER = re.compile(r"-\.?\d|-(inf|nan)$")
 
 
 Flags = TypeVar("Flags")
+Fill = Callable[[Mapping[tuple[str, ...], Any]], Mapping[tuple[str, ...], Any]]
 
 
 class UsageError(ConfigError):
@@ -109,12 +110,10 @@ class Argument:
         return tuple(map(self.value, words))
 
 
-def parse_arguments(
-    flags: type[Flags], argv: Sequence[str], fill: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
-) -> Flags:
+def parse_arguments(flags: type[Flags], argv: Sequence[str], fill: Fill | None = None) -> Flags:
     """Parse argv into the dataclass `flags`.
 
-    fill: gets the values of the given arguments by field, and returns those of others.
+    fill: gets the values of the given arguments by path, and returns those of others.
 
     A bool is --name and --no-name, a tuple takes several values, a nested dataclass adds its fields
     as a group of options. Raises UsageError, which suggests the nearest option, and the errors of
@@ -126,8 +125,9 @@ def parse_arguments(
     _check_known(arguments, words)
     given, missing = _given(arguments, vars(options), [*words, *argv[end + 1 :]])
     if fill is not None:
-        filled = fill({path[0]: value for path, value in given.items() if len(path) == 1 and value != ()})
-        given.update({(name,): value for name, value in filled.items()})
+        provided = {path: value for path, value in given.items() if value != ()}
+        known = {argument.path for argument in arguments}
+        given = {**given, **{path: value for path, value in fill(provided).items() if path in known}, **provided}
         missing = [argument for argument in missing if argument.path not in given]
     if missing:
         raise UsageError(f"missing {' and '.join(argument.name for argument in missing)}")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 from llamita.cli.command import parse, requires_extra
+from llamita.cli.next_command import print_next, train_commands
 from llamita.config import MAX_VALUES, Option, TrainConfig, check, check_at_most
 from llamita.console import print_table
 
@@ -54,3 +55,5 @@ def main(argv: list[str]) -> None:
     print_table(chosen, sys.stdout)
     print()
     print_table(weighed, sys.stdout)
+    name = Path(flags.data[0].rpartition(":")[0] or flags.data[0]).resolve().name
+    print_next(*train_commands(flags.data, name, flags.minutes), file=sys.stdout)

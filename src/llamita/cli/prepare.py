@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from llamita.cli.command import parse, requires_extra
+from llamita.cli.command import parse, print_note, requires_extra
+from llamita.cli.next_command import print_next, train_commands
 from llamita.cli.progress import progress_bars
 from llamita.config import Option, PrepareConfig, check
 from llamita.errors import clean_line
@@ -42,11 +44,23 @@ def main(argv: list[str]) -> None:
     with requires_extra("train"):
         from llamita.data.prepare import prepare
     config = PrepareConfig(**{field.name: getattr(flags, field.name) for field in dataclasses.fields(PrepareConfig)})
+    if flags.tokenizer is not None:
+        _note_obstacle(flags.tokenizer)
     with progress_bars(in_bytes=True, transient=False) as progress:
         if flags.sources == ("tinystories",):
             config = dataclasses.replace(config, **_tinystories(flags, progress))
         report = prepare(config, progress)
     print("\n".join(map(clean_line, summary(report))))
+    print_next(*train_commands([config.out], config.out.resolve().name), file=sys.stdout)
+
+
+def _note_obstacle(path: Path) -> None:
+    """Say before the work that models with this tokenizer cannot become a .gguf."""
+    from llamita.tokenizer import load_tokenizer
+    from llamita.tokenizer.gguf import gguf_obstacle
+
+    if obstacle := gguf_obstacle(load_tokenizer(path)):
+        print_note(f"a model with tokenizer {path} cannot be exported as .gguf: {obstacle}")
 
 
 def summary(report: PrepareReport) -> list[str]:

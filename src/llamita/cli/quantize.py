@@ -9,6 +9,7 @@ from typing import Annotated
 
 from llamita.atomic import check_parent
 from llamita.cli.command import parse
+from llamita.cli.next_command import has_template, print_next, use_commands
 from llamita.cli.progress import progress_bars
 from llamita.config import Option
 from llamita.console import print_table
@@ -54,3 +55,4 @@ def main(argv: list[str]) -> None:
         *(("note", note) for note in report.notes),
     ]
     print_table(rows, sys.stderr)
+    print_next(*use_commands(report.path, can_chat=has_template(report.path)))

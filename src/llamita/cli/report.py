@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 from llamita.cli.command import parse
+from llamita.cli.next_command import export_commands, print_next
 from llamita.config import Option, check
 from llamita.errors import clean_line
 
@@ -42,3 +43,4 @@ def main(argv: list[str]) -> None:
 
     out = flags.out or (None if len(flags.runs) == 1 else COMPARISON)
     print(clean_line(str(write_page(flags.runs, out))))
+    print_next(*export_commands(flags.runs[0]))

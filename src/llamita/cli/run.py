@@ -10,7 +10,7 @@ from typing import Annotated
 
 from llamita.batch_generate import SampleOptions, generate_batch
 from llamita.cli.adapters import open_adapters
-from llamita.cli.command import parse
+from llamita.cli.command import card_defaults, parse
 from llamita.cli.generation import DEFAULT_LOAD, LoadOptions, check_context, check_generation, engine_sampling
 from llamita.cli.open_model import opened_model
 from llamita.cli.progress import progress_bars
@@ -51,7 +51,7 @@ class RunFlags:
 
 
 def main(argv: list[str]) -> int | None:
-    flags = parse(RunFlags, argv, "llamita run")
+    flags = parse(RunFlags, argv, "llamita run", card_defaults)
     with opened_model(flags.model, flags.load, "run") as model:
         check_context(model, flags.runtime)
         prompt, adapters = read_prompt(flags.prompt), open_adapters(model, flags.load.adapter)

@@ -10,7 +10,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from llamita.cli.command import parse, requires_extra
+from llamita.cli.command import card_defaults, parse, requires_extra
+from llamita.cli.next_command import export_commands, print_next
 from llamita.cli.prompt import DEFAULT_PROMPT, PromptOptions, check_num_samples, print_header, read_prompt, utf8_text
 from llamita.config import Option, check, check_at_most
 from llamita.sampling import DEFAULT_SAMPLING, MAX_TOKENS, SamplingParams
@@ -48,7 +49,7 @@ class SampleFlags:
 
 
 def main(argv: list[str]) -> None:
-    flags = parse(SampleFlags, argv, "llamita sample")
+    flags = parse(SampleFlags, argv, "llamita sample", card_defaults)
     with requires_extra("train"):
         from llamita.checkpoint import load_model, resolve_checkpoint
         from llamita.model.generate import generate
@@ -76,6 +77,9 @@ def main(argv: list[str]) -> None:
             _print_text(tokenizer, list(ids), new_ids)
         if flags.num_samples > 1:
             print()
+    if not flags.ids:
+        sys.stdout.flush()
+        print_next(*export_commands(flags.checkpoint, can_chat=tokenizer.chat_template is not None))
 
 
 def _print_text(tokenizer: Tokenizer, ids: list[int], new_ids: Iterable[int]) -> None:

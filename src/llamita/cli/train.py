@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated
 
 from llamita.cli.command import parse_run, print_resume, requires_extra
+from llamita.cli.next_command import export_commands, print_next
 from llamita.config import Option, TrainConfig
 from llamita.console import print_table
 
@@ -55,4 +56,5 @@ def main(argv: list[str]) -> int:
     print_table(summary_rows(summary), console)
     if note:
         console.print(note, style="yellow", markup=False, soft_wrap=True)
+    print_next(*export_commands(config.out))
     return 0

@@ -29,10 +29,12 @@ from llamita.checkpoint import (
     stream_checkpoint,
 )
 from llamita.config import ModelConfig
+from llamita.convert.modelfile import write_modelfile
 from llamita.convert.quant_mix import QuantMix, assign_types, quant_mix, quant_mix_notes
 from llamita.convert.verify import Verification, is_small, text_notes, verify_file, verify_folder
 from llamita.errors import ConfigError, EngineError
 from llamita.formats.gguf import stream_gguf
+from llamita.formats.gguf_card import card_metadata
 from llamita.formats.gguf_metadata import model_metadata, rope_notes, rope_tensors
 from llamita.formats.llama2c import (
     MAX_GROUP_SIZE,
@@ -44,6 +46,7 @@ from llamita.formats.rope_order import permute_qk
 from llamita.formats.safetensors_io import DTYPES, SafetensorsReader, TensorEntry, checked
 from llamita.formats.tensor_table import TensorSpec, check_tensors, tensor_table
 from llamita.formats.tensor_types import TYPES, Bytes, Floats, TypeName, quantize, quantize_chunks
+from llamita.model_card import ModelCard, load_card
 from llamita.progress import Progress, no_progress
 from llamita.tokenizer import Tokenizer, load_tokenizer
 from llamita.tokenizer.gguf import tokenizer_metadata
@@ -74,6 +77,7 @@ class ExportReport:
     notes: tuple[str, ...]
     seconds: float = 0.0
     verification: Verification | None = None
+    modelfile: Path | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +91,7 @@ class _Job:
     tokenizer: Tokenizer
     verify: bool | None
     progress: Progress
+    card: ModelCard
 
     @functools.cached_property
     def num_bytes(self) -> int:
@@ -101,6 +106,8 @@ def export(
     version: int | None = None,
     dtype: str | None = None,
     shard_bytes: int | None = None,
+    card: ModelCard | None = None,
+    modelfile: bool = False,
     verify: bool | None = None,
     progress: Progress = no_progress,
 ) -> ExportReport:
@@ -108,7 +115,8 @@ def export(
 
     type: of the matrices of a .gguf, one of QUANT_MIXES; None: q8_0. version: of a .bin; None: 0.
     dtype: of the weights of a folder, one of DTYPES; None: the checkpoint's. shard_bytes: largest
-    file of a folder; None: one file. verify: compare the logits of the result with the
+    file of a folder; None: one file. card: what to change in the checkpoint's card. modelfile: also
+    write an Ollama Modelfile beside a .gguf. verify: compare the logits of the result with the
     checkpoint's; None: if the model is small and the engine is available. Unless it is False, the
     engine's ids of a sample of text are compared too; a difference is a note. progress:
     counts the bytes of weights. One tensor is in memory at a time. The same checkpoint under the
@@ -121,11 +129,18 @@ def export(
     directory = resolve_checkpoint(Path(checkpoint))
     config, stored = load_config(directory), open_tensors(directory)
     check_tensors(stored.shapes, config, "huggingface", str(directory))
-    job = _Job(directory, out, config, stored, load_tokenizer(directory), verify, progress)
+    if modelfile and kind != ".gguf":
+        raise ConfigError(f"cannot export to {out}: a Modelfile needs a .gguf; choose a name that ends in .gguf")
+    card = load_card(directory).updated(card or ModelCard())
+    job = _Job(directory, out, config, stored, load_tokenizer(directory), verify, progress, card)
     if kind == ".bin":
         return _export_bin(job, version or 0)
     if kind == ".gguf":
-        return _export_gguf(job, quant_mix(type or "q8_0", "export"), model_name(Path(checkpoint)))
+        report = _export_gguf(job, quant_mix(type or "q8_0", "export"), model_name(Path(checkpoint)))
+        if not modelfile:
+            return report
+        path, notes = write_modelfile(out, card, job.tokenizer)
+        return dataclasses.replace(report, modelfile=path, notes=(*report.notes, *notes))
     return _export_folder(job, dtype, shard_bytes)
 
 
@@ -177,7 +192,7 @@ def model_name(checkpoint: Path) -> str:
 
 def _export_gguf(job: _Job, mix: QuantMix, name: str) -> ExportReport:
     config, tokenizer = job.config, job.tokenizer
-    metadata = model_metadata(config, name, mix.file_type)
+    metadata = model_metadata(config, name, mix.file_type) | card_metadata(job.card)
     metadata |= tokenizer_metadata(tokenizer, config.vocab_size, _end_ids(config, tokenizer))
     table = tensor_table(config)
     shapes = {spec.gguf: spec.shape for spec in table}
@@ -322,6 +337,7 @@ def _export_folder(job: _Job, dtype: str | None, shard_bytes: int | None) -> Exp
 
     def write_tokenizer(folder: Path) -> None:
         copy_tokenizer(job.directory, folder)
+        job.card.save(folder)
 
     num_bytes = stream_checkpoint(job.out, job.config, entries, tensor, write_tokenizer, shard_bytes, check)
     kinds = Counter(str(entry.dtype).removeprefix("torch.") for entry in entries)

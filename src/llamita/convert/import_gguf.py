@@ -18,6 +18,7 @@ from llamita.convert.model_source import (
 )
 from llamita.errors import FormatError
 from llamita.formats.gguf import read_gguf
+from llamita.formats.gguf_card import card_from_metadata
 from llamita.formats.gguf_metadata import config_from_gguf, rope_tensors
 from llamita.formats.mmap_file import read_bytes
 from llamita.formats.tensor_table import GGUF_ROPE_FACTORS, TensorSpec, check_tensors
@@ -68,6 +69,7 @@ def open_gguf(path: Path, options: ImportOptions) -> ModelSource:
     kind = f"GGUF version {file.version}"
     # The engine opens a model with its tokenizer, which may be why another one was given.
     types = frozenset(info.type for info in file.tensors.values()) if options.tokenizer is None else frozenset[str]()
+    card = card_from_metadata(file.metadata, str(path))
     return ModelSource(
-        path, kind, config, dtype, tensor, tokenizer_path, tokenizer.save, tuple(notes), types, options.pre
+        path, kind, config, dtype, tensor, tokenizer_path, tokenizer.save, tuple(notes), types, options.pre, card
     )

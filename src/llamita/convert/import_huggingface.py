@@ -39,6 +39,7 @@ from llamita.formats.safetensors_io import (
 from llamita.formats.tensor_table import check_tensors, tensor_table
 from llamita.formats.torch_pickle import copied, load_pickle, named_tensors
 from llamita.json_file import Key, Schema, check_object, read_json_object, shortened
+from llamita.model_card import load_card
 from llamita.tokenizer import Tokenizer, load_tokenizer
 from llamita.tokenizer.chat_templates import NO_TEMPLATE, check_template_fits
 from llamita.tokenizer.load import GENERATION_CONFIG, unused_templates
@@ -104,6 +105,7 @@ def open_huggingface(folder: Path, options: ImportOptions, name: str) -> ModelSo
         lambda out: _write_tokenizer(tokenizer, tokenizer_path, out),
         (*_notes(config, tokenizer, name), *_template_notes(tokenizer, tokenizer_path),
          *(() if fp8_block is None else ("FP8 weights dequantized: weight · scale",))),
+        card=load_card(folder),
     )  # fmt: skip
 
 

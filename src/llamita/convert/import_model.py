@@ -100,6 +100,7 @@ def import_model(
         model.write_tokenizer(folder)
         if chat_template is not None:
             replace_chat_template(folder, chat_template)
+        model.card.save(folder)
 
     reader = _reader(model, entries, wanted, progress)
     num_bytes = stream_checkpoint(out, model.config, entries, reader, write_tokenizer, check=check)

@@ -14,6 +14,7 @@ from llamita.config import ModelConfig
 from llamita.errors import FormatError, TokenizerError
 from llamita.formats.rope_order import unpermute_qk
 from llamita.formats.tensor_table import TensorSpec
+from llamita.model_card import NO_CARD, ModelCard
 from llamita.tokenizer import Tokenizer
 
 MAX_CONTEXT_TOKENS = 1 << 24
@@ -40,7 +41,7 @@ class ModelSource:
     tensor: reads one into new memory, rows in Hugging Face's order. write_tokenizer: writes
     tokenizer.json and its companions into a folder. notes: decisions that the user should know, one
     sentence each. gguf_types: of the tensors, if it is a GGUF that the engine can open, with
-    gguf_pre."""
+    gguf_pre. card: name, license, system prompt, sampling defaults."""
 
     path: Path
     kind: str
@@ -52,6 +53,7 @@ class ModelSource:
     notes: tuple[str, ...] = ()
     gguf_types: frozenset[str] = frozenset()
     gguf_pre: str | None = None
+    card: ModelCard = NO_CARD
 
 
 def with_unpermuted_qk(tensor: Tensor, spec: TensorSpec, config: ModelConfig) -> Tensor:

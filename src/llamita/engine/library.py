@@ -206,6 +206,7 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "model_close": (None, [_pointer]),
     "model_get_info": (None, [_pointer, ctypes.POINTER(ModelInfoStruct)]),
     "model_chat_template": (ctypes.c_char_p, [_pointer]),
+    "model_system_prompt": (ctypes.c_char_p, [_pointer]),
     "adapter_open": (ctypes.c_int, [_pointer, ctypes.c_char_p, _handle_out, _error]),
     "adapter_close": (None, [_pointer]),
     "adapter_get_info": (None, [_pointer, ctypes.POINTER(AdapterInfoStruct)]),

@@ -87,6 +87,12 @@ class ModelFile(Owned):
         return None if template is None else template.decode("utf-8", "replace")
 
     @property
+    def system_prompt(self) -> str | None:
+        """The system prompt that the model was trained with, if the file has one."""
+        prompt: bytes | None = load_library().llamita_model_system_prompt(self._handle)
+        return None if prompt is None else prompt.decode("utf-8", "replace")
+
+    @property
     def chat_family(self) -> str | None:
         """ "chatml", "llama2", "llama3" or "zephyr" if the engine can render the chat template
         without Jinja."""

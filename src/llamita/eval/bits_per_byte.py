@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from llamita.data.batches import IGNORED, ScoredDocuments
-from llamita.eval.scoring import Score, scoring_batches, scoring_rows
+from llamita.eval.scoring import Score, evenly_spaced, scoring_batches, scoring_rows
 from llamita.model.llama import Llama
 from llamita.progress import Progress, no_progress
 
@@ -52,19 +52,26 @@ def bits_per_byte(
     ranks: Workers | None = None,
     *,
     num_batches: int | None = None,
+    share: float = 1.0,
     progress: Progress = no_progress,
 ) -> Score:
     """Score all documents: each from BOS, in rows of the model's context, every token counted, EOS
     included.
 
     ranks: processes that share the work, the sum in all of them. num_batches: only the first few,
-    for timing. progress: counts the scored tokens; called after each pass.
+    for timing. share: of the rows, for a part of the documents; the bytes of its text are estimated
+    from its tokens. progress: counts the scored tokens; called after each pass.
     """
     config = loss.model.config
     device = loss.model.output_weight.device
     was_training = loss.training
     loss.eval()
     rows = scoring_rows(documents.lengths, config.max_position_embeddings)
+    num_tokens, text_bytes = documents.num_tokens, documents.text_bytes
+    if share < 1.0:
+        rows = evenly_spaced(rows, share)
+        num_tokens = sum(row.length for row in rows)
+        text_bytes = max(1, round(text_bytes * num_tokens / documents.num_tokens))
     batches = scoring_batches(documents, rows, bos_id, TOKENS_PER_BATCH[device.type])
     rank, world_size = (0, 1) if ranks is None else (ranks.rank, ranks.world_size)
     nats, done, index = torch.zeros((), dtype=torch.float64, device=device), 0, -1
@@ -73,11 +80,11 @@ def bits_per_byte(
             done += int((targets != IGNORED).sum())
             if index % world_size == rank:
                 nats += loss(torch.from_numpy(inputs).to(device), torch.from_numpy(targets).to(device))
-            progress("evaluating", done, documents.num_tokens)
+            progress("evaluating", done, num_tokens)
         if ranks is not None:
             if ranks.must_join(index + 1):
                 loss(torch.from_numpy(inputs).to(device), torch.from_numpy(targets).to(device))
             ranks.sum(nats)
     finally:
         loss.train(was_training)
-    return Score(nats.item(), documents.num_tokens, documents.num_documents, documents.text_bytes)
+    return Score(nats.item(), num_tokens, documents.num_documents, text_bytes)

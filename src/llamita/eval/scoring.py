@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -64,6 +64,15 @@ def scoring_rows(lengths: npt.NDArray[Any], context: int) -> list[Piece]:
     ]
     rows.sort(key=lambda row: -row.length)
     return rows
+
+
+Item = TypeVar("Item")
+
+
+def evenly_spaced(items: Sequence[Item], share: float) -> list[Item]:
+    """This share of the items, at least one if there are any."""
+    count = min(len(items), max(1, round(share * len(items))))
+    return [items[index * len(items) // count] for index in range(count)]
 
 
 def scoring_batches(

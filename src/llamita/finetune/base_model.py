@@ -16,6 +16,7 @@ from llamita.finetune.rendering import default_template
 from llamita.formats import tensor_table
 from llamita.formats.safetensors_io import checked
 from llamita.model.llama import Llama
+from llamita.model_card import load_card
 from llamita.tokenizer import load_tokenizer
 from llamita.tokenizer.chat_templates import CHAT_TEMPLATES, check_template_fits
 
@@ -36,6 +37,7 @@ class BaseModel:
         except FormatError as error:
             raise CheckpointError(str(error)) from error
         self.tokenizer = load_tokenizer(self.directory)
+        self.card = load_card(self.directory)
         self.num_learned_rows = self.tokenizer.vocab_size  # new tokens' rows come after
         if self.tokenizer.vocab_size > self.config.vocab_size:
             raise TokenizerError(

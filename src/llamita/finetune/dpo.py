@@ -19,6 +19,7 @@ from torch import Tensor
 
 from llamita.config import FinetuneConfig
 from llamita.errors import TrainingError
+from llamita.eval.scoring import evenly_spaced
 from llamita.finetune.defaults import fill_defaults, learning_rate_for, row_length
 from llamita.finetune.dpo_data import DpoBatches, Pairs, open_dpo_dataset
 from llamita.finetune.dpo_evaluate import (
@@ -50,6 +51,7 @@ class DpoTask(FinetuneTask):
     def __init__(self, config: FinetuneConfig, ranks: Ranks) -> None:
         dataset = self.dataset = open_dpo_dataset(config, ranks.device.type)
         self.pairs, self.val = Pairs(dataset.train), Pairs(dataset.val)
+        self.all_val = self.val  # val may be a part of it, see limit_evaluation
         self.context = row_length(self.pairs.lengths, dataset.context)
         if config.learning_rate is None:
             rate = LEARNING_RATE_FACTOR * learning_rate_for(dataset.base.config.hidden_size, config.lora)
@@ -100,7 +102,13 @@ class DpoTask(FinetuneTask):
         reference = Reference(*(each.numpy() for each in arrays))
         if self.ranks.is_first and found is None:
             save_reference(self.config.out, reference, fingerprint)
-        self.pairs.reference, self.val.reference = reference
+        self.pairs.reference, self.all_val.reference = reference
+
+    def limit_evaluation(self, share: float) -> float:
+        super().limit_evaluation(share)
+        chosen, reference = evenly_spaced(range(self.all_val.num_documents), share), self.all_val.reference
+        self.val = Pairs([self.all_val.pairs[i] for i in chosen], None if reference is None else reference[:, chosen])
+        return len(chosen) / max(1, self.all_val.num_documents)
 
     def _log_probabilities(self, pairs: Pairs, progress: Progress) -> Tensor:
         """Raises TrainingError if some are not finite."""

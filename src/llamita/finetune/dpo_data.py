@@ -280,7 +280,7 @@ def render_pairs(
     if preferences and not pairs:
         too_long = (
             f" and {counts.too_long:,} do not fit into {renderer.context_tokens:,} tokens (the first: "
-            f"{counts.first_too_long}); raise --context or shorten them"
+            f"{counts.first_too_long}); {renderer.context_hint()}"
         )
         raise TrainingError(
             f"nothing to {purpose}: of {counts.total:,} pairs {counts.ties:,} have identical answers"

@@ -30,6 +30,7 @@ from llamita.finetune.dataset import digest_ids, open_general_text
 from llamita.finetune.evaluate import SAMPLE_TOKENS, Question, generate_answer, split_progress
 from llamita.finetune.lora import LINEAR_LAYERS, LoraConfig, add_lora, initialize_updates, lora_layers, updates_of
 from llamita.model.generate import bounded_seed
+from llamita.model_card import ModelCard
 from llamita.progress import Progress, no_progress
 from llamita.training.distillation import DistillationLoss, distillation_loss
 from llamita.training.distributed import Ranks, compute_type
@@ -129,11 +130,20 @@ class FinetuneTask(Task):
     # ---------------------------------------------------------------- checkpoints
 
     def save(self, checkpoint: Path, weights: Mapping[str, Tensor], training: TrainingState) -> None:
+        def write_companions(folder: Path) -> None:
+            self.base.write_tokenizer(folder)
+            self.card().save(folder)
+
         if self.lora is None:
-            save_checkpoint(checkpoint, self.model_config, weights, self.base.write_tokenizer, training)
+            save_checkpoint(checkpoint, self.model_config, weights, write_companions, training)
             return
         base = str(self.base.directory)
-        save_adapter(checkpoint, updates_of(self.model), self.lora, base, self.base.write_tokenizer, training)
+        save_adapter(checkpoint, updates_of(self.model), self.lora, base, write_companions, training)
+
+    def card(self) -> ModelCard:
+        """The base model's license, languages, system prompt and sampling defaults, and the options."""
+        inherited = replace(self.base.card, name=None, description=None)
+        return inherited.updated(replace(super().card(), system=self.config.system))
 
     def load_weights(self, run: Path) -> None:
         if self.lora is None:
@@ -156,7 +166,10 @@ class FinetuneTask(Task):
         found = self._evaluate_val(num_batches, of_val)
         if num_batches is not None or self.general is None:
             return found
-        score = bits_per_byte(self.text_loss, self.general, self.base.bos_or_eos_id, self.ranks, progress=of_general)
+        score = bits_per_byte(
+            self.text_loss, self.general, self.base.bos_or_eos_id, self.ranks, share=self.val_share,
+            progress=of_general,
+        )  # fmt: skip
         bits = score.bits_per_byte
         summary = f"{found.summary}, general text {bits:.4f} bits per byte"
         return replace(found, metrics=found.metrics | {"general_bpb": bits}, summary=summary)

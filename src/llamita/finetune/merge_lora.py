@@ -32,6 +32,7 @@ from llamita.finetune.adapter import EMBEDDING, HEAD, Adapter, TensorChange, loa
 from llamita.formats import tensor_table
 from llamita.formats.safetensors_io import DTYPES, SafetensorsReader, TensorEntry, checked
 from llamita.json_file import shortened
+from llamita.model_card import load_card
 from llamita.progress import Progress, no_progress
 from llamita.tokenizer import load_tokenizer
 
@@ -117,7 +118,13 @@ def merge_adapter(
 
     tokenizer_from = adapter if has_tokenizer(adapter) else directory
     check_same_tokens(tokenizer_from, directory, merged.vocab_size)
-    num_bytes = stream_checkpoint(out, merged, entries, tensor, lambda folder: copy_tokenizer(tokenizer_from, folder))
+    card = dataclasses.replace(load_card(directory), name=None, description=None).updated(load_card(adapter))
+
+    def write_companions(folder: Path) -> None:
+        copy_tokenizer(tokenizer_from, folder)
+        card.save(folder)
+
+    num_bytes = stream_checkpoint(out, merged, entries, tensor, write_companions)
     worst = max(changes, key=lambda name: changes[name], default="")
     return MergeReport(
         out, merged, len(updates), num_bytes, changes.get(worst, 0.0), worst, tokenizer_from,

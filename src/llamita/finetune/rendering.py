@@ -166,7 +166,7 @@ class Renderer:
         self.tokenizer, self.context_tokens = tokenizer, context_tokens or config.max_position_embeddings
         self.template = template or tokenizer.chat_template or default_template(pieces)
         self.end_ids = frozenset((*config.eos_token_ids, *tokenizer.end_ids))
-        self._pieces = pieces
+        self._pieces, self._max_context = pieces, config.max_position_embeddings
         self._is_control = np.array([kind == CONTROL for kind in types])
         written = sorted(
             (re.escape(p) for p, k in zip(pieces, types, strict=True) if k == CONTROL), key=len, reverse=True
@@ -174,6 +174,12 @@ class Renderer:
         self._control_text = re.compile("|".join(written) or r"(?!)")
         bos, eos = ("" if i is None else pieces[i] for i in (tokenizer.bos_id, tokenizer.eos_id))
         self._chat = ChatTemplate(self.template, bos_token=bos, eos_token=eos)
+
+    def context_hint(self) -> str:
+        """What to do about conversations that do not fit, for a message."""
+        if self.context_tokens < self._max_context:
+            return f"raise --context (this checkpoint allows {self._max_context:,}) or shorten them"
+        return "shorten them, or start from a checkpoint with a longer context: this one has no more"
 
     def render(self, conversation: Conversation) -> list[Example]:
         """The conversation as one example, without final turns that do not fit; or, if the template
@@ -482,7 +488,7 @@ def render_examples(
             raise TrainingError(f"nothing to {purpose}: all {counts.total:,} conversations are bad: {bad.skipped[-1]}")
         raise TrainingError(
             f"nothing to {purpose}: none of {counts.total:,} conversations fits into {renderer.context_tokens:,} "
-            f"tokens with its first answer (the first: {counts.first_too_long}); raise --context or shorten them"
+            f"tokens with its first answer (the first: {counts.first_too_long}); {renderer.context_hint()}"
         )
     return examples, counts
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import torch
 from rich.console import Console
 
@@ -23,11 +21,10 @@ def finetune(config: FinetuneConfig, *, started: float | None = None) -> TrainRe
     """Fine-tune config.checkpoint on config.data, or continue the run in config.out if
     config.resume.
 
-    started: time.monotonic() when the command began, for --minutes. SIGINT and SIGTERM save a
+    started: see `run_task`. SIGINT and SIGTERM save a
     checkpoint and return with `interrupted`. Raises ConfigError, SourceError (naming the example),
     ChatError (template), TokenizerError, TrainingError, StoreError, CheckpointError, OutputError.
     """
-    started = time.monotonic() if started is None else started
     return run_task(config, lambda config, ranks, say: open_task(config, ranks), started)
 
 

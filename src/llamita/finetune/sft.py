@@ -11,6 +11,7 @@ from llamita.console import format_count
 from llamita.data.batches import Batches
 from llamita.errors import ConfigError
 from llamita.eval.bits_per_byte import bits_per_byte
+from llamita.eval.scoring import evenly_spaced
 from llamita.finetune.base_model import BaseModel
 from llamita.finetune.dataset import MAX_CONTEXT, open_sft_dataset, open_texts
 from llamita.finetune.defaults import fill_defaults, row_length
@@ -51,12 +52,19 @@ class SftTask(FinetuneTask):
         self.num_rows = count_rows(examples, self.context)
         self.epoch_tokens = int(examples.num_targets.sum())
         self.flops_per_token *= examples.num_tokens / self.epoch_tokens  # masked tokens are computed too
-        self.val_inputs = sum(example.length for example in dataset.val)
         self.val_tokens = sum(example.num_targets for example in dataset.val)
         self.asked = [dataset.prompt] if dataset.prompt else dataset.questions[:MAX_ASKED]
-        self.graded = [each for each in dataset.questions if each.num_tokens <= SHORT_TOKENS][:MAX_GRADED]
+        self.limit_evaluation(1.0)
+
+    def limit_evaluation(self, share: float) -> float:
+        super().limit_evaluation(share)
+        self.val = evenly_spaced(self.dataset.val, share)
+        short = [each for each in self.dataset.questions if each.num_tokens <= SHORT_TOKENS][:MAX_GRADED]
+        self.graded = evenly_spaced(short, share)
+        self.val_inputs = sum(example.length for example in self.val)
         # a token generated alone costs about as much as 8 in a batch
         self.answer_cost = sum(len(question.ids) + 8 * question.num_tokens for question in self.graded)
+        return len(self.val) / max(1, len(self.dataset.val))
 
     @property
     def tokens_per_row(self) -> float:
@@ -81,7 +89,7 @@ class SftTask(FinetuneTask):
     def _evaluate_val(self, num_batches: int | None, progress: Progress) -> Evaluation:
         """The mean loss of a target, and how many short answers match the reference."""
         of_loss, of_answers = split_progress(progress, (self.val_inputs, self.answer_cost))
-        found = target_nats(self.answer_loss, self.dataset.val, self.ranks, num_batches, of_loss)
+        found = target_nats(self.answer_loss, self.val, self.ranks, num_batches, of_loss)
         loss = found[0] / found[1]
         metrics, summary = {"loss": loss}, f"held-out loss {loss:.4f} nats a target"
         if num_batches is not None or not self.graded:
@@ -149,7 +157,7 @@ class TextTask(FinetuneTask):
     def _evaluate_val(self, num_batches: int | None, progress: Progress) -> Evaluation:
         score = bits_per_byte(
             self.text_loss, self.val_split, self.base.bos_or_eos_id, self.ranks, num_batches=num_batches,
-            progress=progress,
+            share=self.val_share, progress=progress,
         )  # fmt: skip
         bits = score.bits_per_byte
         metrics = {"loss": score.nats_per_token, "bpb": bits}

@@ -38,6 +38,11 @@ class History:
         return dict(self.description["config"])
 
     @property
+    def command(self) -> str:
+        """The command of the run: train or finetune."""
+        return "finetune" if "checkpoint" in self.config else "train"
+
+    @property
     def targets(self) -> str:
         """The unit of its token counts: tokens, target tokens or pairs."""
         return str(self.description.get("targets", "tokens"))

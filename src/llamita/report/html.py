@@ -11,17 +11,18 @@ from llamita import __version__
 from llamita.console import format_count, format_rate, format_seconds, speed_unit
 from llamita.report.charts import axis_switch, build_charts, color_key
 from llamita.report.history import History, common_targets, objective, objective_unit
-from llamita.report.samples import memorization, samples_over_time, samples_side_by_side
-from llamita.report.settings import differences_table, settings_tables
+from llamita.report.samples import earlier_samples, memorization, newest_sample, samples_side_by_side
+from llamita.report.settings import differences_table, folded_settings
 from llamita.report.svg_chart import FORMATS
+from llamita.report.verdict import verdict
 
 
 def build_page(histories: Sequence[History]) -> str:
     """The whole page."""
     if len(histories) == 1:
         (run,) = histories
-        title, head = run.name, [_status(run), _tiles(run)]
-        sections = [_rollbacks(run), memorization(run), samples_over_time(run), settings_tables(run)]
+        title, head = run.name, [_status(run), verdict(run), _tiles(run), newest_sample(run)]
+        sections = [_rollbacks(run), memorization(run), earlier_samples(run), folded_settings(run)]
     else:
         names = ", ".join(history.name for history in histories)
         title = f"{len(histories)} runs"

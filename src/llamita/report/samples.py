@@ -47,19 +47,27 @@ def memorization(history: History) -> str:
     )
 
 
-def samples_over_time(history: History) -> str:
-    """The sample of each evaluation of a run."""
+def newest_sample(history: History) -> str:
+    """The sample of the last evaluation of a run."""
     evaluations = history.sampled_evaluations()
     if not evaluations:
         return ""
     prompt = escape(str(history.config.get("prompt") or ""))
     if "checkpoint" in history.config and any(str(line["sample"]).startswith("> ") for line in evaluations):
-        title = "Answers, newest first"
-        how = f"Greedy answers to {f'“{prompt}”' if prompt else 'held-out questions'} at each evaluation."
+        title = "What it answers"
+        how = f"Greedy answers to {f'“{prompt}”' if prompt else 'held-out questions'}."
     else:
-        title = "Samples, newest first"
-        how = f"At each evaluation, temperature 0.8, {f'prompt “{prompt}”' if prompt else 'no prompt'}."
-    return f'<h2>{title}</h2><p class="soft">{how}</p>{_folded(history, evaluations)}'
+        title = "What it writes"
+        how = f"Temperature 0.8, {f'prompt “{prompt}”' if prompt else 'no prompt'}."
+    return f'<h2>{title}</h2><p class="soft">{how}</p>{_folded(history, evaluations[-1:])}'
+
+
+def earlier_samples(history: History) -> str:
+    """The samples of the evaluations before the last one."""
+    evaluations = history.sampled_evaluations()[:-1]
+    return (
+        f"<h2>Earlier samples, newest first</h2>{_folded(history, evaluations, is_open=False)}" if evaluations else ""
+    )
 
 
 def samples_side_by_side(histories: Sequence[History]) -> str:
@@ -71,10 +79,12 @@ def samples_side_by_side(histories: Sequence[History]) -> str:
     return f'<h2>Samples, newest first</h2><div class="side-by-side">{"".join(columns)}</div>'
 
 
-def _folded(history: History, evaluations: Sequence[dict[str, Any]]) -> str:
-    """Samples from the newest, which is open, to the oldest."""
+def _folded(history: History, evaluations: Sequence[dict[str, Any]], *, is_open: bool = True) -> str:
+    """Samples from the newest, which is_open, to the oldest."""
     newest_first = list(reversed(evaluations))
-    return "".join(_sample(line, history.targets, is_open=index == 0) for index, line in enumerate(newest_first))
+    return "".join(
+        _sample(line, history.targets, is_open=is_open and index == 0) for index, line in enumerate(newest_first)
+    )
 
 
 def _sample(line: Mapping[str, Any], targets: str, *, is_open: bool) -> str:

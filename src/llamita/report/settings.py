@@ -17,6 +17,11 @@ STARTED = "started"  # in run.json's environment
 NONE = "–"
 
 
+def folded_settings(history: History) -> str:
+    """All settings, folded: they are long, and few people need them."""
+    return f'<details class="all"><summary>Settings</summary>{settings_tables(history)}</details>'
+
+
 def settings_tables(history: History) -> str:
     """Everything that run.json and summary.json record about a run."""
     description, changed = history.description, changed_from_default(history.config)

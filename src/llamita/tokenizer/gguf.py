@@ -216,6 +216,16 @@ def tokenizer_metadata(tokenizer: Tokenizer, vocab_size: int, end_ids: Sequence[
     return metadata
 
 
+def gguf_obstacle(tokenizer: Tokenizer) -> str | None:
+    """Why a model with this tokenizer cannot be exported as .gguf; None if it can."""
+    first = () if tokenizer.eos_id is None else (tokenizer.eos_id,)
+    try:
+        tokenizer_metadata(tokenizer, tokenizer.vocab_size, list(dict.fromkeys((*first, *tokenizer.end_ids))))
+    except TokenizerError as error:
+        return str(error).removeprefix("cannot export the tokenizer: ").removeprefix("cannot export: ")
+    return None
+
+
 def _special_ids(tokenizer: Tokenizer, end_ids: Sequence[int]) -> dict[str, Any]:
     if len(end_ids) > len(END_KEYS):  # runtimes find some without a key, by their names
         eos_id, *others = end_ids

@@ -15,6 +15,8 @@ MIN_CLOSING_SECONDS = 2.0  # for the last checkpoint and the report
 REPEATED_EPOCHS = 1.5  # a run of this length or longer may memorize its text
 FORECAST_SHARE = 0.05  # of the run: later the number of its epochs can be predicted
 PROBE_SHARE = 0.1  # of the run between two estimates of an evaluation's time, before the first one
+MAX_EVALUATION_SHARE = 0.1  # of --minutes, for one evaluation: the first and the last may take it
+MEASURE_SHARE = 0.02  # of --minutes, to measure how long an evaluation takes
 MAX_ESTIMATE_SHARE = 1 / 3  # of --minutes, reserved for an estimated evaluation
 
 

@@ -30,6 +30,7 @@ from llamita.training.memory import free_bytes
 from llamita.training.optimizer import build_optimizer
 
 PROBE_SHARE = 0.01  # of the run, for each of at most three probes
+MAX_PLANNING_SHARE = 0.1  # of the run: on a busy machine fewer shapes are timed
 PROBE_SECONDS = (0.5, 3.0)  # minimum, maximum
 TRAINING_SHARE = 0.94  # of the run; the rest is startup, evaluation and saving
 NEGLIGIBLE = 0.003  # relative difference in bits; among such near ties the smallest shape wins
@@ -183,9 +184,17 @@ def plan_run(
     def choose_from(points: list[tuple[float, float]]) -> tuple[Estimate, tuple[Estimate, ...]]:
         return choose_shape(points, shapes, vocab_size, seconds, unique_tokens, untied=not config.tie_embeddings)
 
-    points = [(flops(shape), seconds_per_token(shape)) for shape in near]
+    start = time.monotonic()
+    points: list[tuple[float, float]] = []
+
+    def has_time() -> bool:
+        return time.monotonic() - start < MAX_PLANNING_SHARE * 60 * minutes
+
+    for shape in near:
+        if not points or has_time():
+            points.append((flops(shape), seconds_per_token(shape)))
     best = choose_from(points)[0]
-    if best.shape not in near:  # measure the best shape itself
+    if best.shape not in near and has_time():  # measure the best shape itself
         points.append((flops(best.shape), seconds_per_token(best.shape)))
     best, estimates = choose_from(points)
     chosen = apply_step_tokens(
@@ -331,8 +340,8 @@ def probe_seconds_per_token(
     ids = torch.randint(vocab_size, (config.micro_batch_size, config.context + 1), generator=generator).to(device)
     num_tokens = config.micro_batch_size * config.context
     times: list[float] = []
-    start = time.monotonic()
-    while len(times) < 3 or time.monotonic() - start < seconds:
+    start, spent = time.monotonic(), 0.0
+    while len(times) < 2 or (len(times) < 3 and spent < 4 * seconds) or spent < seconds:
         began = time.monotonic()
         for _ in range(config.grad_accum_steps):
             (loss(ids[:, :-1], ids[:, 1:]) / num_tokens).backward()
@@ -341,6 +350,7 @@ def probe_seconds_per_token(
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         times.append(time.monotonic() - began)
+        spent = time.monotonic() - start
     # The first step warms up. The lower quartile discounts what else runs on the machine.
     times = sorted(times[1:])
     return times[len(times) // 4] / (num_tokens * config.grad_accum_steps * world_size)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,7 +10,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from llamita.checkpoint import TrainingState, check_tensors, load_tensors, resolve_checkpoint, save_checkpoint
+from llamita.checkpoint import (
+    TrainingState,
+    check_tensors,
+    copy_tokenizer,
+    load_tensors,
+    resolve_checkpoint,
+    save_checkpoint,
+)
 from llamita.config import TrainConfig
 from llamita.console import Rows, format_count
 from llamita.data.batches import Batches
@@ -42,11 +48,9 @@ def train(
 ) -> TrainResult:
     """Train a new model, or continue the run in config.out if config.resume.
 
-    started: time.monotonic() when the command began, for --minutes. reserved_seconds: see
-    `run_task`. SIGINT and SIGTERM save a checkpoint and return with `interrupted`. Raises
-    ConfigError, TrainingError, StoreError, CheckpointError, OutputError.
+    started, reserved_seconds: see `run_task`. SIGINT and SIGTERM save a checkpoint and return with
+    `interrupted`. Raises ConfigError, TrainingError, StoreError, CheckpointError, OutputError.
     """
-    started = time.monotonic() if started is None else started
     return run_task(config, Pretraining, started, reserved_seconds)
 
 
@@ -145,13 +149,18 @@ class Pretraining(Task):
 
     def evaluate(self, *, num_batches: int | None = None, progress: Progress = no_progress) -> Evaluation:
         score = bits_per_byte(
-            self.loss, self.val_split, self.bos_id, self.ranks, num_batches=num_batches, progress=progress
-        )
+            self.loss, self.val_split, self.bos_id, self.ranks, num_batches=num_batches, share=self.val_share,
+            progress=progress,
+        )  # fmt: skip
         bits = score.bits_per_byte
         return Evaluation(bits, {"loss": score.nats_per_token, "bpb": bits}, f"held-out {bits:.4f} bits per byte")
 
     def save(self, checkpoint: Path, weights: Mapping[str, Tensor], training: TrainingState) -> None:
-        save_checkpoint(checkpoint, self.model_config, weights, self.data.tokenizer_path, training)
+        def write_companions(folder: Path) -> None:
+            copy_tokenizer(self.data.tokenizer_path, folder)
+            self.card().save(folder)
+
+        save_checkpoint(checkpoint, self.model_config, weights, write_companions, training)
 
     def load_weights(self, run: Path) -> None:
         tensors = load_tensors(resolve_checkpoint(run, prefer="latest"))

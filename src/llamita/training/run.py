@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,6 +34,8 @@ from llamita.run_directory import (
     open_run,
     resumes_run,
 )
+from llamita.tokenizer.gguf import gguf_obstacle
+from llamita.training.budget import MIN_CLOSING_SECONDS
 from llamita.training.distributed import Ranks, compute_type, start_ranks
 from llamita.training.metrics_log import check_trackers
 from llamita.training.progress import TrainingDisplay
@@ -41,6 +45,8 @@ from llamita.training.trainer import Trainer
 
 # From the messages of the CPU's allocator, CUDA (pinned memory, NCCL) and cuBLAS
 MEMORY_ERRORS = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
+
+MIN_TRAINING_SHARE = 0.2  # of --minutes
 
 C = TypeVar("C", bound=RunConfig)
 
@@ -64,19 +70,21 @@ class TrainResult:
 def run_task(
     config: C,
     make_task: Callable[[C, Ranks, Callable[[str], None]], Task],
-    started: float,
+    started: float | None,
     reserved_seconds: Callable[[Task], float] = lambda task: 0.0,
 ) -> TrainResult:
     """Train make_task(config, ranks, say), where say prints a line; continue config.out if
     config.resume.
 
     A continued run gets the options of run.json wherever the configuration has a default; a larger
-    limit trains it longer. started: time.monotonic() when the command began, for --minutes.
+    limit trains it longer. started: time.monotonic() when the command began, for --minutes; a new
+    run whose minutes are over before it has begun is refused. Without it the minutes begin now.
     reserved_seconds: the part of --minutes that the caller needs after a run that saw its text
     repeatedly. SIGINT and SIGTERM save a checkpoint and return with `interrupted`. A finished run
     is not changed. Raises what make_task raises, ConfigError, TrainingError, CheckpointError, OutputError.
     """
     check_trackers(config.track)
+    begun = time.monotonic()
     with (
         start_ranks(config.device, config.threads) as ranks,
         explain_out_of_memory(),
@@ -90,6 +98,10 @@ def run_task(
         if ranks.broadcast_from_first(continues)[0]:
             config = continued(config, ranks.world_size)
         task = make_task(config, ranks, display.say)
+        if started is None:
+            started = begun
+        elif not config.resume:
+            _check_minutes(task.config.minutes, ranks.broadcast_from_first(time.monotonic() - started)[0])
         resuming, extended, finished = _open(task, ranks)
         if finished:
             display.say(finished_message(task.config, finished))
@@ -104,6 +116,16 @@ def run_task(
         with trainer.checkpointer, StopSignal() as stop:
             interrupted = trainer.run(stop)
         return TrainResult(config.out, ranks.is_first, interrupted, trainer.close(interrupted), task.config)
+
+
+def _check_minutes(minutes: float | None, startup_seconds: float) -> None:
+    """Raise TrainingError if the start leaves less than MIN_TRAINING_SHARE of the minutes."""
+    if minutes is not None and startup_seconds >= (1 - MIN_TRAINING_SHARE) * 60 * minutes - MIN_CLOSING_SECONDS:
+        needed = math.ceil(10 * 2 * (startup_seconds + MIN_CLOSING_SECONDS) / 60) / 10
+        raise TrainingError(
+            f"cannot train: --minutes {minutes:g}: the start alone took {startup_seconds:.0f} s, and the end takes "
+            f"{MIN_CLOSING_SECONDS:.0f} s; give at least --minutes {needed:g}"
+        )
 
 
 @contextlib.contextmanager
@@ -157,6 +179,8 @@ def _announce(trainer: Trainer) -> None:
         say(f"the schedule is laid anew over {trainer.budget.describe_schedule(at)}: the learning rate {change}")
     if isinstance(config, TrainConfig) and config.fsdp and not trainer.sharded:
         say("--fsdp has no effect in a single process", style="yellow")
+    if obstacle := gguf_obstacle(task.tokenizer):
+        say(f"a model with this tokenizer cannot be exported as .gguf: {obstacle}", style="yellow")
     if task.val_tokens == 0:
         say("no held-out documents: nothing will be evaluated", style="yellow")
 

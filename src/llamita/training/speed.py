@@ -7,9 +7,11 @@ from collections import deque
 
 import torch
 
+from llamita.training.budget import MAX_EVALUATION_SHARE, MEASURE_SHARE
 from llamita.training.distributed import Ranks
 from llamita.training.task import Task
 
+MIN_TIMED_TOKENS = 2048  # of the smallest part of the held-out data that is timed
 MAX_QUEUED_STEPS = 2  # on a GPU: enough to keep it busy, few enough for correct timings
 
 
@@ -58,6 +60,31 @@ class StepQueue:
         self._steps.append(done)
         if len(self._steps) > MAX_QUEUED_STEPS:
             self._steps.popleft().synchronize()
+
+
+def affordable_val_share(task: Task, ranks: Ranks, minutes: float) -> tuple[float, float]:
+    """The share of the held-out data whose evaluation fits into MAX_EVALUATION_SHARE of the minutes,
+    and the seconds that it takes.
+
+    A small part is evaluated, then larger ones, until the time can be trusted. Leaves the task
+    limited to the last part.
+    """
+    share, allowed = min(1 / 64, MIN_TIMED_TOKENS / task.val_tokens), MAX_EVALUATION_SHARE * 60 * minutes
+    if ranks.device.type == "cuda":  # warm up: load kernels, allocate memory, and finish queued steps
+        task.limit_evaluation(share)
+        task.evaluate()
+        torch.cuda.synchronize(ranks.device)
+    while True:
+        share = task.limit_evaluation(share)
+        start = time.monotonic()
+        task.evaluate()
+        (seconds,) = ranks.broadcast_from_first(time.monotonic() - start)
+        if seconds / share <= allowed:
+            return 1.0, seconds / share
+        if seconds >= MEASURE_SHARE * 60 * minutes or share >= 1.0:
+            return share * allowed / seconds, allowed
+        growth = MEASURE_SHARE * 60 * minutes / max(seconds, 1e-3)
+        share = min(1.0, share * min(8.0, max(2.0, growth)))
 
 
 def time_evaluation(task: Task, ranks: Ranks) -> float:

@@ -19,6 +19,7 @@ from llamita.config import ModelConfig, RunConfig
 from llamita.console import Rows
 from llamita.model.generate import generate, take_while
 from llamita.model.llama import Llama
+from llamita.model_card import ModelCard
 from llamita.progress import Progress, no_progress
 from llamita.tokenizer import Tokenizer
 
@@ -76,6 +77,7 @@ class Task(ABC):
     val_tokens: int  # 0: nothing will be evaluated
     flops_per_token: float
     compute: torch.dtype | None = None  # the data type for samples; None: that of the weights
+    val_share: float = 1.0  # of the held-out data that is evaluated; see limit_evaluation
 
     @property
     @abstractmethod
@@ -93,6 +95,13 @@ class Task(ABC):
     def plan_table(self) -> Rows:
         """The planner's choices and reasons, printed at the start; [] without a plan."""
         return []
+
+    def card(self) -> ModelCard:
+        """What the options say about the model."""
+        config = self.config
+        return ModelCard(
+            name=config.name, license=config.license, description=config.description, language=config.language
+        )
 
     @abstractmethod
     def initialize(self) -> None:
@@ -112,6 +121,12 @@ class Task(ABC):
         num_batches: evaluate only this many batches, for timing. progress: called after each
         pass; what it raises, such as Cancelled, ends the evaluation.
         """
+
+    def limit_evaluation(self, share: float) -> float:
+        """Evaluate on about this share of the held-out data only, always the same part of it.
+        Returns the exact share."""
+        self.val_share = share
+        return share
 
     @abstractmethod
     def save(self, checkpoint: Path, weights: Mapping[str, Tensor], training: TrainingState) -> None:

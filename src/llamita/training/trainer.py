@@ -23,7 +23,7 @@ from llamita.checkpoint import (
     step_directory,
 )
 from llamita.config import TrainConfig
-from llamita.console import format_count, shorten
+from llamita.console import format_count, format_seconds, shorten
 from llamita.errors import CheckpointError
 from llamita.json_file import check_object
 from llamita.model.generate import bounded_seed
@@ -31,7 +31,7 @@ from llamita.progress import Cancelled
 from llamita.report.summary import write_page, write_report
 from llamita.run_directory import mark_best
 from llamita.training.activation_checkpointing import checkpoint_activations
-from llamita.training.budget import Budget, Progress
+from llamita.training.budget import MAX_EVALUATION_SHARE, Budget, Progress
 from llamita.training.checkpointer import Checkpointer
 from llamita.training.distributed import Ranks, compute_type, full_tensor
 from llamita.training.divergence import (
@@ -47,7 +47,7 @@ from llamita.training.optimizer import build_optimizer, optimizer_tensors, resto
 from llamita.training.progress import TrainingDisplay
 from llamita.training.schedule import Schedule
 from llamita.training.signals import StopSignal
-from llamita.training.speed import SpeedMeter, StepQueue, time_evaluation
+from llamita.training.speed import SpeedMeter, StepQueue, affordable_val_share, time_evaluation
 from llamita.training.task import Task
 from llamita.training.trainer_state import STATE, MetricsAccumulator, TrainerState
 
@@ -123,6 +123,8 @@ class Trainer:
 
     def run(self, stop: StopSignal) -> bool:
         """Train until the budget is used up; True if a signal interrupted the run before."""
+        if self.task.evaluate_at_start and self._must_limit():
+            self._limit_evaluation()
         while True:
             try:
                 interrupted = self._advance(stop)
@@ -223,7 +225,10 @@ class Trainer:
         if self.budget.is_timed:
             self.budget.step_seconds = self.ranks.broadcast_from_first(time.monotonic() - start)[0]
         if probe:
-            self._plan_evaluations()
+            if self._must_limit():
+                self._limit_evaluation()
+            else:
+                self._plan_evaluations()
 
     def _backward(self, batch: Any, num_targets: int, is_last: bool) -> None:
         """Add a pass's gradient of the mean loss over all num_targets of the step."""
@@ -346,6 +351,26 @@ class Trainer:
 
     # ---------------------------------------------------------------- evaluation
 
+    def _must_limit(self) -> bool:
+        """Whether the time of an evaluation is unknown and matters."""
+        is_first = self.state.evaluated_step < 0 and self.state.val_share == 1.0 and self.budget.next_probe == 0.0
+        return self.budget.is_timed and is_first and self.task.val_tokens > 0
+
+    def _limit_evaluation(self) -> None:
+        """With --minutes, choose the share of the held-out data that an evaluation has time for."""
+        start, minutes = time.monotonic(), self.config.minutes
+        assert minutes is not None
+        share, seconds = affordable_val_share(self.task, self.ranks, minutes)
+        self.state.val_share = share = self.task.limit_evaluation(share)
+        if share < 1.0:
+            self.display.say(
+                f"evaluation: on {100 * share:.2g} % of the held-out data, which takes "
+                f"{format_seconds(60 * minutes * MAX_EVALUATION_SHARE)} of --minutes {minutes:g}",
+                style="yellow",
+            )
+        self.budget.plan_evaluations(seconds, self.state.progress)
+        self.speed.skip(time.monotonic() - start)
+
     def _plan_evaluations(self) -> None:
         """Time a few batches of held-out data, and plan how many evaluations the minutes allow."""
         start = time.monotonic()
@@ -463,6 +488,8 @@ class Trainer:
         if state.progress.step == self.extended_at != state.progress.first_step:
             state.begin_schedule(state.learning_rate / peak / learning_rate_factor(state.rollbacks))
         self.budget.begin(state.progress)
+        if state.val_share < 1.0:
+            self.task.limit_evaluation(state.val_share)
         if self.state.best is not None and self.ranks.is_first:
             mark_best(run, step_directory(run, self.state.best.step))
 

@@ -92,6 +92,7 @@ class TrainerState:
     num_worse: int = 0  # evaluations since the one to beat
     to_beat: float | None = None  # the best objective since the schedule began, for early stopping
     first_factor: float = 0.0  # of the peak learning rate, where the schedule begins
+    val_share: float = 1.0  # of the held-out data that is evaluated, see Task.limit_evaluation
     rollbacks: int = 0
     has_learned: bool = False  # the loss was below that of a uniform distribution once
     metrics_bytes: int = 0  # the length of metrics.jsonl

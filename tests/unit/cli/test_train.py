@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,7 @@ def test_without_the_engine_it_says_so(
 ) -> None:
     assert "samples" not in trained(letters, tmp_path / "run", "--steps=10", "--eval-interval=10")
     said = capfd.readouterr().err.splitlines()
-    assert said[-1].startswith("copies of the training text: not checked: the engine's library: in ")
+    assert said[-2].startswith("copies of the training text: not checked: the engine's library: in ")
 
 
 def test_what_would_take_long_is_left_to_eval(
@@ -88,7 +89,7 @@ def test_what_would_take_long_is_left_to_eval(
 ) -> None:
     monkeypatch.setattr(sample_report, "WEIGHTS_PER_SECOND", 1e7)
     assert "samples" not in trained(letters, tmp_path / "run", "--steps=10", "--eval-interval=10")
-    last = capfd.readouterr().err.splitlines()[-1]
+    last = capfd.readouterr().err.splitlines()[-2]
     assert "not checked, as it would take about" in last and "llamita eval" in last and "--samples 24" in last
 
 
@@ -96,3 +97,23 @@ def test_expected_seconds_grow_with_the_model_and_the_text() -> None:
     small = sample_report.expected_seconds(3_000_000, 24 * 200, 0)
     assert small < SMALL_MODEL_SECONDS < sample_report.expected_seconds(30_000_000, 24 * 200, 0)
     assert sample_report.expected_seconds(3_000_000, 24 * 200, 10_000_000) > 2 * small
+
+
+def test_a_tokenizer_that_cannot_be_exported_is_noted_at_the_beginning(
+    letters: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """By prepare and by train, not after hours by export."""
+    tokenizer, text = tmp_path / "tokenizer", tmp_path / "text.txt"
+    shutil.copytree(letters, tokenizer)
+    content = json.loads((tokenizer / "tokenizer.json").read_text())
+    split = json.dumps(content["pre_tokenizer"])
+    content["pre_tokenizer"] = json.loads(split.replace(r"\\p{N}", r"\\p{N}{1,2}"))
+    (tokenizer / "tokenizer.json").write_text(json.dumps(content))
+    text.write_text("<|endoftext|>".join(f"{number} times {number}" for number in range(4000)))
+    store, why = tmp_path / "store", "cannot be exported as .gguf: GGUF runtimes do not have its regular expression"
+    assert main(["prepare", str(text), "--out", str(store), "--tokenizer", str(tokenizer / "tokenizer.json")]) == 0
+    assert why in capfd.readouterr().err
+    trained(store, tmp_path / "run", "--steps=1")
+    assert why in capfd.readouterr().err
+    trained(letters, tmp_path / "other", "--steps=1")
+    assert "cannot be exported" not in capfd.readouterr().err

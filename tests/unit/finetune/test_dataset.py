@@ -38,7 +38,7 @@ def test_held_out_conversations_that_do_not_fit_are_counted(chat_base: Path, que
     dataset = open_sft_dataset(make_config(chat_base, questions, tmp_path / "x", val=val), "cpu")
     assert len(dataset.val) == 1 and dataset.val_counts.too_long == 2
     val.write_text(long + long)
-    with pytest.raises(TrainingError, match=r"nothing to evaluate on: none of 2 .*val\.jsonl:1.*raise --context"):
+    with pytest.raises(TrainingError, match=r"nothing to evaluate on: none of 2 .*val\.jsonl:1\); shorten them, or"):
         open_sft_dataset(make_config(chat_base, questions, tmp_path / "x", val=val), "cpu")
 
 

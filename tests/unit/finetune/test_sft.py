@@ -132,7 +132,7 @@ def test_training_on_a_token_store(
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"context": 8}, TrainingError, "none of 36 conversations fits.*raise --context"),
+        ({"context": 8}, TrainingError, r"none of 36 conversations fits.*raise --context \(this checkpoint allows"),
         ({"chat_template": "llama3"}, TokenizerError, "cannot use chat template llama3"),
         ({"chat_template": "nothing"}, ChatError, "expected one of .*chatml.*or the path of a Jinja template"),
         ({"columns": ("frage", "answer")}, SourceError, r"questions\.jsonl:1: it has no 'frage'"),
@@ -227,6 +227,23 @@ def test_resuming_a_finished_run_changes_nothing(
     said = capfd.readouterr()
     assert said.out == "" and said.err.count("\n") == 1 and f"{run} finished after 2 steps" in said.err
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+
+
+@pytest.mark.parametrize("more", [[], ["--lora", "--targets", "q_proj", "v_proj"]])
+def test_a_fine_tuning_is_resumed_without_its_flags(
+    chat_base: Path, questions: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], more: list[str]
+) -> None:
+    run = tmp_path / "run"
+    words = ["finetune", str(chat_base), str(questions), "--out", str(run), "--steps=2", "--device=cpu", "--threads=1"]
+    assert main([*words, "--learning-rate=1e-3", "--system=Be brief.", *more]) == 0
+    again = ["finetune", "--out", str(run), "--resume"]
+    assert main([*again, "--steps=4"]) == 0
+    assert "the schedule is laid anew over steps 2 to 4" in capfd.readouterr().err
+    assert json.loads((run / "summary.json").read_text())["steps"] == 4
+    assert main([*again, "--learning-rate=2e-3"]) == 2
+    assert "--learning-rate: expected 0.001, as in run.json, found 0.002; leave it out" in capfd.readouterr().err
+    assert main(["train", "--out", str(run), "--resume"]) == 2
+    assert "found one of llamita finetune; use llamita finetune --resume" in capfd.readouterr().err
 
 
 def test_a_frozen_base_in_bfloat16(chat_base: Path, questions: Path) -> None:

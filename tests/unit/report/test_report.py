@@ -19,6 +19,7 @@ from llamita.report.history import read_history
 from llamita.report.settings import changed_from_default, differing, flatten
 from llamita.report.summary import summary_rows, write_page, write_report
 from llamita.report.svg_chart import FORMATS, MAX_POINTS, Curve, Plot, draw, log_ticks, second_ticks, thin, ticks
+from llamita.report.verdict import next_commands, sentences
 
 CONFIG = {"data": "store", "out": "run", "steps": 40, "optimizer": "muon", "learning_rate": 0.02, "prompt": "Once"}
 SUMMARY = {"steps": 40, "tokens": 4000, "seconds": 40.0, "num_parameters": 1234567, "objective": "bpb"}
@@ -325,3 +326,43 @@ def test_settings_are_flattened_and_compared_with_defaults() -> None:
         ("b", ["2", "–"]),
         ("c", ["–", "3"]),
     ]
+
+
+# ---------------------------------------------------------------- the verdict
+
+
+def said(run: Path) -> str:
+    return " ".join(sentences(read_history(run)))
+
+
+def test_the_verdict_in_plain_words(tmp_path: Path) -> None:
+    done = {**SUMMARY, "finished": True}
+    good = make_run(tmp_path / "good", summary=done)
+    assert said(good) == (
+        "The run has finished at step 40. On held-out data it went from 1.4000 to 0.9000 bits per byte; lower is "
+        f"better. It has read 10% of its text: training longer would help (llamita train --out {good} --resume "
+        "--steps 80)."
+    )
+    assert next_commands(read_history(good)) == [f"llamita export {good} good.gguf", "llamita run good.gguf"]
+    lines = [*LINES, train_line(50, epoch=9.0), eval_line(50, bpb=1.2)]
+    assert "It overfits: held-out data is best at step 40" in said(make_run(tmp_path / "over", lines, done))
+    assert "read its text 9.0 times: more text" in said(tmp_path / "over")
+    stopped = make_run(tmp_path / "my run", summary={**SUMMARY, "finished": False})
+    assert "interrupted at step 40" in said(stopped) and "training longer" not in said(stopped)
+    assert next_commands(read_history(stopped)) == [f"llamita train --out '{stopped}' --resume"]
+    assert "in progress at step 40" in said(make_run(tmp_path / "running", summary=None))
+    assert "Nothing was evaluated yet" in said(make_run(tmp_path / "blind", LINES[:2], done))
+    tuned = [eval_line(0, bpb=..., loss=2.0), train_line(20, bpb=...), eval_line(40, bpb=..., loss=3.0)]
+    failed = make_run(tmp_path / "tuned", tuned, done, checkpoint="base")
+    assert "No step improved on the checkpoint it began with (2.0000 nats per target" in said(failed)
+    assert next_commands(read_history(failed))[1] == "llamita chat tuned.gguf"
+
+
+def test_the_top_of_the_page_and_what_is_folded(tmp_path: Path) -> None:
+    page = page_of(make_run(tmp_path / "run", summary={**SUMMARY, "finished": True}))
+    places = [page.index(text) for text in (
+        "The run has finished", "llamita export", "What it writes", "at 40", "<h3>Bits per byte", "Earlier", "at 20",
+        "<summary>Settings</summary>", "hidden_size",
+    )]  # fmt: skip
+    assert places == sorted(places)
+    assert re.findall(r"<details( open)?", page) == [" open", "", ""], "the newest sample is open, the rest is folded"

@@ -149,6 +149,41 @@ def slowly(generate: Callable[..., Iterator[int]]) -> Callable[..., Iterator[int
     return slow
 
 
+def test_a_slow_evaluation_is_cut_to_the_minutes(
+    story_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """All held-out rows would take longer than the minutes; a resumed run evaluates the same part."""
+    real, shares = bits_per_byte, []
+
+    def slow(*args: Any, share: float = 1.0, **options: Any) -> Any:
+        shares.append(share)
+        time.sleep(60 * share)
+        return real(*args, share=share, **options)
+
+    monkeypatch.setattr(pretraining_module, "bits_per_byte", slow)
+    config = make_config(story_store, tmp_path / "run", steps=None, minutes=0.5, eval_interval=None)
+    with monkeypatch.context() as patched:
+        stop_at(patched, 0)
+        assert train(config).interrupted
+    said = capfd.readouterr().err
+    assert "% of the held-out data, which takes 0:03 of --minutes 0.5" in said
+    path = config.out / "latest" / "training" / "state.json"
+    state = json.loads(path.read_text())
+    chosen = state["trainer"]["val_share"]
+    assert 0 < chosen < 0.1 and max(shares) < 0.2
+    state["trainer"]["progress"]["seconds"] = 30.0  # the last step: evaluate, and end
+    path.write_text(json.dumps(state))
+    result = train(dataclasses.replace(config, resume=True))
+    assert shares[-1] == chosen and result.summary["val"] is not None
+
+
+def test_minutes_that_the_start_uses_up_are_refused(story_store: Path, tmp_path: Path) -> None:
+    config = make_config(story_store, tmp_path / "run", steps=None, minutes=0.1)
+    with pytest.raises(TrainingError, match=r"--minutes 0.1: the start alone took 60 s, .* at least --minutes 2.1"):
+        train(config, started=time.monotonic() - 60)
+    assert not config.out.exists()
+
+
 def test_minutes_are_kept_when_generating_is_slow(
     story_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,48 @@
+"""The last line of a command: the command that usually comes next, ready to be copied."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TextIO
+
+
+def command(*words: object) -> str:
+    """A command line of this program, quoted for a shell."""
+    return shlex.join(["llamita", *map(str, words)])
+
+
+def print_next(*commands: str, file: TextIO | None = None) -> None:
+    """Print what comes next, on stderr unless the command prints its report elsewhere."""
+    print(f"next: {' && '.join(commands)}", file=file or sys.stderr)
+
+
+def train_commands(stores: Sequence[object], name: str, minutes: float = 10.0) -> tuple[str, ...]:
+    """For a token store."""
+    return (command("train", *stores, "--out", f"runs/{name}", "--minutes", f"{minutes:g}"),)
+
+
+def export_commands(checkpoint: Path, *, can_chat: bool = False) -> tuple[str, ...]:
+    """For a checkpoint or a run directory."""
+    model = Path(f"{Path(os.path.abspath(checkpoint)).name}.gguf")
+    return command("export", checkpoint, model), *use_commands(model, can_chat=can_chat)
+
+
+def use_commands(model: Path, *, can_chat: bool = False, tokenizer: Path | None = None) -> tuple[str, ...]:
+    """For a model file."""
+    more = () if tokenizer is None else ("--tokenizer", tokenizer)
+    return (command("chat" if can_chat else "run", model, *more),)
+
+
+def has_template(model: Path) -> bool:
+    """Whether a checkpoint or a .gguf has a chat template."""
+    if model.is_dir():
+        from llamita.tokenizer import load_tokenizer
+
+        return load_tokenizer(model).chat_template is not None
+    from llamita.formats.gguf import read_gguf
+
+    return model.suffix == ".gguf" and "tokenizer.chat_template" in read_gguf(model).metadata

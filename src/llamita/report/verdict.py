@@ -1,0 +1,90 @@
+"""The top of the page of a run: what came of it in plain words, and the command that comes next."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from html import escape
+from pathlib import Path
+
+from llamita.report.history import History, objective, objective_unit
+
+FEW_EPOCHS, MANY_EPOCHS = 0.9, 4.0  # up to four are as good as new text (arXiv 2305.16264)
+CLEARLY_WORSE = 0.01  # relative
+
+
+def verdict(history: History) -> str:
+    """A box with the verdict and the next commands."""
+    shown = "".join(f"<p>{escape(sentence)}</p>" for sentence in sentences(history))
+    commands = "".join(f"<code>{escape(command)}</code>" for command in next_commands(history))
+    return f'<section class="verdict">{shown}<div class="next"><span>Next</span>{commands}</div></section>'
+
+
+def sentences(history: History) -> list[str]:
+    """The verdict: how far the run is, what it learned, what would help."""
+    return [_progress(history), *_learning(history), *_advice(history)]
+
+
+def next_commands(history: History) -> list[str]:
+    """Resume an interrupted run, or export a finished one and use it."""
+    model = f"{Path(os.path.abspath(history.path)).name}.gguf"
+    if not history.summary.get("finished", bool(history.summary)):
+        return [_command(history.command, "--out", history.path, "--resume")]
+    can_chat = history.command == "finetune" and not history.series("eval", "bpb", "step")[1]
+    return [_command("export", history.path, model), _command("chat" if can_chat else "run", model)]
+
+
+def _command(*words: object) -> str:
+    return shlex.join(["llamita", *map(str, words)])
+
+
+def _progress(history: History) -> str:
+    step = f" at step {history.lines[-1]['step']:,}" if history.lines else ""
+    if not history.summary:
+        return f"The run is in progress{step}, or was killed."
+    if not history.summary.get("finished", True):
+        return f"The run was interrupted{step}."
+    rollbacks = len(history.rollbacks)
+    times = "" if not rollbacks else f", after it diverged {'once' if rollbacks == 1 else f'{rollbacks} times'}"
+    return f"The run has finished{step}{times}."
+
+
+def _learning(history: History) -> list[str]:
+    """How the held-out data changed."""
+    key = objective([history])
+    steps, values = history.series("eval", key, "step")
+    unit = objective_unit(key, history.targets)
+    if not values:
+        return ["Nothing was evaluated yet: how good the model is on new text is unknown."]
+    best, best_step = min(zip(values, steps, strict=True))
+    if len(values) == 1:
+        return [f"On held-out data it reaches {best:.4f} {unit}; lower is better."]
+    if best_step == 0:
+        return [
+            f"No step improved on the checkpoint it began with ({best:.4f} {unit} on held-out data): more examples "
+            "or a lower --learning-rate may help."
+        ]
+    found = [f"On held-out data it went from {values[0]:.4f} to {best:.4f} {unit}; lower is better."]
+    if values[-1] > best * (1 + CLEARLY_WORSE):
+        found.append(
+            f"It overfits: held-out data is best at step {best_step:,.0f} and gets worse after it. The checkpoint best "
+            "is of that step; more text or fewer epochs would help."
+        )
+    return found
+
+
+def _advice(history: History) -> list[str]:
+    """What more text or more time would do. Fine-tuning repeats its examples on purpose."""
+    epochs = history.last("train", "epoch")
+    overlap = history.summary.get("samples", {}).get("overlap", {})
+    if overlap.get("memorizes"):
+        return ["The model memorizes: its samples copy long passages of the training text. More text would help."]
+    if epochs is None or history.command == "finetune" or not history.summary.get("finished", True):
+        return []
+    limit = next((name for name in ("minutes", "steps", "epochs") if history.config.get(name)), None)
+    if epochs < FEW_EPOCHS and limit:
+        longer = _command("train", "--out", history.path, "--resume", f"--{limit}", f"{2 * history.config[limit]:g}")
+        return [f"It has read {epochs:.0%} of its text: training longer would help ({longer})."]
+    if epochs > MANY_EPOCHS:
+        return [f"It has read its text {epochs:.1f} times: more text would help more than more time."]
+    return []

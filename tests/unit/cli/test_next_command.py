@@ -1,0 +1,65 @@
+"""Each command ends with the command that comes next, which can be copied as it is printed."""
+
+from __future__ import annotations
+
+import importlib
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch")
+
+from llamita.cli import COMMANDS, main
+from llamita.cli.parser import parse_arguments
+
+FLAGS = {"train": "Train", "export": "ExportFlags", "run": "RunFlags", "chat": "ChatFlags", "sample": "SampleFlags",
+         "inspect": "InspectFlags"}  # fmt: skip
+SHAPE = ["--layers=1", "--hidden=32", "--heads=2", "--context=64", "--micro-batch-size=2", "--threads=1", "--steps=1"]
+
+
+def next_commands(printed: Any) -> list[list[str]]:
+    """The words of the commands in the last line of stdout or stderr; each can be parsed."""
+    lines = [line for text in printed for line in text.splitlines()[-1:] if line.startswith("next: ")]
+    assert len(lines) == 1, printed
+    found = [shlex.split(line) for line in lines[0].removeprefix("next: ").split(" && ")]
+    for program, command, *words in found:
+        assert program == "llamita"
+        module = importlib.import_module(f"llamita.cli.{COMMANDS[command][0]}")
+        parse_arguments(getattr(module, FLAGS[command]), words)
+    return found
+
+
+def test_the_printed_command_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], engine_build: Path
+) -> None:
+    """From a text, in a folder with a space, to a model that runs: by what is printed, and little else."""
+    folder = tmp_path / "my texts"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    (folder / "my text.txt").write_text("<|endoftext|>".join(f"Number {i} met number {i + 1}." for i in range(3000)))
+
+    def call(*words: str) -> list[list[str]]:
+        capsys.readouterr()
+        assert main(list(words)) == 0, capsys.readouterr().err
+        return next_commands(capsys.readouterr())
+
+    ((_, *train),) = call("prepare", "my text.txt", "-o", "my tokens", "--vocab-size=265")
+    assert train == ["train", "my tokens", "--out", "runs/my tokens", "--minutes", "10"]
+    assert call("inspect", "my tokens") == [["llamita", *train]]
+    export, run = call(*train[:4], *SHAPE)
+    assert export == ["llamita", "export", "runs/my tokens", "my tokens.gguf"]
+    assert run == ["llamita", "run", "my tokens.gguf"]
+    for words in (["report", "runs/my tokens"], ["sample", "runs/my tokens", "-n", "1"], ["inspect", "runs/my tokens"]):
+        assert call(*words) == [export, run]
+    assert call("eval", "runs/my tokens", "my tokens", "--threads=1") == [export, run]
+    assert call(*export[1:]) == [run]
+    assert main([*run[1:], "-n", "2"]) == 0
+    assert call("inspect", "my tokens.gguf") == call("eval", "my tokens.gguf", "my tokens") == [run]
+    assert call("quantize", "my tokens.gguf", "small.gguf", "-t", "f16", "--requantize") == [
+        ["llamita", "run", "small.gguf"]
+    ]
+    assert call("import", "small.gguf", "-o", "back")[0] == ["llamita", "export", "back", "back.gguf"]
+    assert call("export", "back", "folder") == [["llamita", "sample", "folder"]]
+    assert call("export", "back", "old.bin") == [["llamita", "inspect", "old.bin"]]
