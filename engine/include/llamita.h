@@ -199,8 +199,7 @@ LLAMITA_API llamita_status llamita_bpe_trainer_open(llamita_bpe_trainer **traine
 LLAMITA_API void llamita_bpe_trainer_close(llamita_bpe_trainer *trainer);
 
 /* Counts the words of documents (passed as to llamita_tokenizer_encode). They are split by the qwen2
- * regular expression, between a punctuation mark and the letter after it, between Han and other
- * characters, and with LLAMITA_BPE_CHARACTERS between all Han characters. Memory: the bytes of the
+ * regular expression, between Han and other characters, and with LLAMITA_BPE_CHARACTERS between all Han characters. Memory: the bytes of the
  * distinct words, plus 40 bytes per distinct word. On failure part of the documents may be counted:
  * close the trainer. */
 LLAMITA_API llamita_status llamita_bpe_trainer_add(llamita_bpe_trainer *trainer, const char *text, const uint64_t *ends,

@@ -1,11 +1,10 @@
 /* bpe_trainer.c: trains a byte-level BPE: counts the words of documents, then merges the most
  * frequent pair again and again.
  *
- * Words are the pre-tokens of qwen2, cut where a token across would be of little use: between a
- * punctuation mark and the letter after it, between Han and other characters, and, if the unit is
- * the character, before and after every Han character. Only tokens of whole characters are joined,
- * apart from the first bytes of one character. So a vocabulary never has a token like "，\xE5", and
- * a tokenizer that splits by qwen2 alone gives the same ids.
+ * Words are the pre-tokens of qwen2, cut between Han and other characters, and, if the unit is the
+ * character, between Han characters. Only tokens of whole characters are joined, apart from the first
+ * bytes of one character. So a vocabulary never has a token like "，\xE5", and a tokenizer that splits
+ * by qwen2 alone gives the same ids.
  *
  * The order of merges is that of Hugging Face's BpeTrainer: of equally frequent pairs, the one with
  * the lower ids wins, where bytes are numbered in the order of GPT-2's alphabet. Each pair keeps a
@@ -149,8 +148,7 @@ void llamita_bpe_trainer_close(llamita_bpe_trainer *trainer) {
 
 static bool is_cut(llamita_bpe_unit unit, uint32_t left, uint32_t right) {
     const bool left_han = unicode_is_han(left), right_han = unicode_is_han(right);
-    if (left_han || right_han) return unit == LLAMITA_BPE_CHARACTERS || left_han != right_han;
-    return unicode_classify(left) == UNICODE_OTHER && unicode_classify(right) == UNICODE_LETTER;
+    return left_han != right_han || (left_han && unit == LLAMITA_BPE_CHARACTERS);
 }
 
 /* Counts the words of one pre-token. */

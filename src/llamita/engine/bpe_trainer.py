@@ -17,9 +17,9 @@ UNITS: tuple[BpeUnit, ...] = get_args(BpeUnit)  # in the order of llamita_bpe_un
 class BpeTrainer(Owned):
     """Counts the words of documents and learns merges.
 
-    Words are those of the `qwen2` pre-tokenizer, cut between a punctuation mark and the letter
-    after it and between Han and other characters; with the unit "character", also between Han
-    characters. Tokens are whole characters, or the first bytes of one.
+    Words are those of the `qwen2` pre-tokenizer, cut between Han and other characters; with the
+    unit "character", also between Han characters. Tokens are whole characters, or the first bytes
+    of one.
     """
 
     _kind = "bpe_trainer"
