@@ -70,12 +70,13 @@ class PrepareReport:
 
 
 _ELSEWHERE = ("out", "train", "val", "vocab_size", "reused", "seconds")  # not in "report"
+_KEYS = {
+    "int": Key("integer", required=True, minimum=0, maximum=2**53),
+    "str": Key("string", required=True),
+    "tuple[str, ...]": Key("list", required=True, items=Key("string", required=True)),
+}
 REPORT: Schema = {
-    field.name: Key("integer", required=True, minimum=0, maximum=2**53)
-    if field.type == "int"
-    else Key("string", required=True)
-    for field in dataclasses.fields(PrepareReport)
-    if field.name not in _ELSEWHERE
+    field.name: _KEYS[str(field.type)] for field in dataclasses.fields(PrepareReport) if field.name not in _ELSEWHERE
 }
 
 
@@ -125,5 +126,5 @@ def read_report(out: Path, seconds: float, *, reused: bool) -> PrepareReport:
         vocab_size=info["tokenizer"]["vocab_size"],
         reused=reused,
         seconds=seconds,
-        **{name: report[name] for name in REPORT},
+        **{name: tuple(value) if isinstance(value := report[name], list) else value for name in REPORT},
     )
