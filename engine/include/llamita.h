@@ -486,8 +486,17 @@ LLAMITA_API bool llamita_scheduler_cancel(llamita_scheduler *scheduler, uint64_t
  * nothing was computed. */
 LLAMITA_API llamita_status llamita_scheduler_step(llamita_scheduler *scheduler, llamita_error *error);
 
-/* The events of the last step, in order for each request. Owned by the scheduler and valid until
- * the next step. */
+/* Steps until the seconds have passed, at least once, and no further than a step in which a text
+ * gets its first token or ends. For models so small that reading the events of each step would cost
+ * more than the step. */
+LLAMITA_API llamita_status llamita_scheduler_run(llamita_scheduler *scheduler, double seconds, llamita_error *error);
+
+/* Makes llamita_scheduler_run return after its current step, or the next call after its first one.
+ * The only function of a scheduler that any thread may call at any time. */
+LLAMITA_API void llamita_scheduler_interrupt(llamita_scheduler *scheduler);
+
+/* The events of the last step or run, in order for each request. Owned by the scheduler and valid
+ * until the next step or run. */
 LLAMITA_API const llamita_event *llamita_scheduler_events(const llamita_scheduler *scheduler, size_t *num_events);
 
 /* ------------------------------------------------------------------ tensor types */

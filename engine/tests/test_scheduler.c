@@ -254,6 +254,37 @@ static void test_refusals(const llamita_model *model) {
     llamita_scheduler_close(scheduler);
 }
 
+/* Many steps in one call give the same events, and stop where they must. */
+static void test_run(const llamita_model *model) {
+    static int32_t ids[40];
+    const llamita_request request = {.ids = ids,
+                                     .num_tokens = 40,
+                                     .max_new_tokens = 100,
+                                     .sampling = {0.8f, 0, 1.0f, 0.0f, 1.0f, 0, 3},
+                                     .num_top_logprobs = 2,
+                                     .score_prompt = true};
+    static question q;
+    static answer alone, got;
+    q.request = request;
+    answer_alone(model, &q, &alone);
+    llamita_scheduler *scheduler = open_scheduler(model, 1, 0);
+    const uint64_t number = submit(scheduler, &request);
+    size_t num_events[2];
+    int num_calls = 0;
+    for (; !is_idle(scheduler); num_calls++) {
+        if (num_calls == 1) llamita_scheduler_interrupt(scheduler);
+        REQUIRE(llamita_scheduler_run(scheduler, 1000.0, &error) == LLAMITA_OK, "%s", error.message);
+        if (num_calls < 2) llamita_scheduler_events(scheduler, &num_events[num_calls]);
+        collect(scheduler, &number, 1, &got);
+    }
+    CHECK(got.num == alone.num && memcmp(got.events, alone.events, (size_t)got.num * sizeof(llamita_event)) == 0,
+          "%d events in runs, %d in steps", got.num, alone.num);
+    CHECK(num_events[0] == 40 && num_events[1] == 1, "until the first token: %zu events; interrupted: %zu",
+          num_events[0], num_events[1]);
+    CHECK(num_calls == 3, "%d calls", num_calls);
+    llamita_scheduler_close(scheduler);
+}
+
 int main(void) {
     llamita_model *model = random_model(&small_shape, TENSOR_Q8_0, NULL, 5);
     llamita_adapter *adapter = random_adapter(model, 4, 6);
@@ -261,6 +292,7 @@ int main(void) {
     test_cancel(model);
     test_long_prompt(model);
     test_same_as_session(model);
+    test_run(model);
     test_same_as_alone(model, adapter);
     llamita_adapter_close(adapter);
     free_random_model(model);

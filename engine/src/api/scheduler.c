@@ -4,10 +4,12 @@
  * prompt that starts alike need not compute them again. Requests never see each other: the logits
  * of a sequence do not depend on the others, and each request has its own sampler. */
 #include <math.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "model/ops.h"
+#include "platform/platform.h"
 #include "runtime/array.h"
 #include "runtime/error.h"
 
@@ -15,6 +17,7 @@ enum {
     MAX_PARALLEL = 512,
     STEP_PROMPT_TOKENS = 64, /* of all prompts together in a step, while nothing else runs */
     MIN_PROMPT_TOKENS = 16,  /* beside running texts, or one for each of them if that is more */
+    MAX_RUN_EVENTS = 4096,   /* after these, run returns */
     MIN_SHARED_TOKENS = 16,  /* sharing copies a page, which takes longer than a few tokens */
 };
 static const float MAX_BIAS = 1e6f; /* sums with it stay finite */
@@ -57,6 +60,8 @@ struct llamita_scheduler {
     int32_t *counts; /* [V] zeros between calls */
     llamita_event *events;
     size_t num_events, events_capacity;
+    bool has_news; /* a text began or ended in this step */
+    atomic_bool is_interrupted;
 };
 
 /* ------------------------------------------------------------------ opening and closing */
@@ -265,6 +270,7 @@ bool llamita_scheduler_cancel(llamita_scheduler *s, uint64_t number) {
 static llamita_event *add_event(llamita_scheduler *s, const request *r, llamita_event_kind kind) {
     llamita_event *event = &s->events[s->num_events++];
     memset(event, 0, sizeof *event);
+    s->has_news |= kind == LLAMITA_EVENT_END;
     event->request = r->number;
     event->kind = kind;
     event->id = -1;
@@ -348,7 +354,7 @@ static int32_t choose_slot(llamita_scheduler *s, const request *r) {
     return target;
 }
 
-static void start(llamita_scheduler *s, request *r) {
+static void start_request(llamita_scheduler *s, request *r) {
     llamita_sampler *sampler;
     const llamita_status status = llamita_sampler_open(&r->sampling, s->model->info.vocab_size, &sampler, NULL);
     const int32_t index = status == LLAMITA_OK ? choose_slot(s, r) : -1;
@@ -447,6 +453,7 @@ static void pick(llamita_scheduler *s, int32_t index, const float *logits) {
     event->id = id;
     add_logprobs(s, r, logits, event);
     s->stats.num_new_tokens++;
+    s->has_news |= owner->num_ids == r->num_tokens;
     llamita_sampler_accept(owner->sampler, id);
     if (owner->num_ids - r->num_tokens + 1 == r->max_new_tokens || owner->num_ids == s->context_tokens) {
         add_event(s, r, LLAMITA_EVENT_END)->finish = LLAMITA_FINISH_LENGTH;
@@ -494,14 +501,14 @@ static void run_chunks(llamita_scheduler *s, const llamita_chunk *chunks, size_t
     }
 }
 
-llamita_status llamita_scheduler_step(llamita_scheduler *s, llamita_error *error) {
-    s->num_events = 0;
+static llamita_status run_step(llamita_scheduler *s, llamita_error *error) {
+    s->has_news = false;
     /* At most two events a chunk, one for each scored token, and one for each request that cannot
      * start. */
     const size_t max_events = (size_t)(3 * s->num_slots + STEP_PROMPT_TOKENS + s->stats.num_waiting);
-    if (!ARRAY_RESERVE(&s->events, &s->events_capacity, max_events))
+    if (!ARRAY_RESERVE(&s->events, &s->events_capacity, s->num_events + max_events))
         return error_set(error, LLAMITA_ERROR_MEMORY, "cannot step: out of memory for %zu events", max_events);
-    while (s->first_waiting && s->stats.num_running < s->num_parallel) start(s, take_waiting(s));
+    while (s->first_waiting && s->stats.num_running < s->num_parallel) start_request(s, take_waiting(s));
     size_t num_logits;
     const size_t num_chunks = plan_chunks(s, &num_logits);
     const size_t needed = num_logits * (size_t)s->model->info.vocab_size;
@@ -511,3 +518,22 @@ llamita_status llamita_scheduler_step(llamita_scheduler *s, llamita_error *error
     run_chunks(s, s->chunks, num_chunks);
     return LLAMITA_OK;
 }
+
+llamita_status llamita_scheduler_step(llamita_scheduler *s, llamita_error *error) {
+    s->num_events = 0;
+    return run_step(s, error);
+}
+
+llamita_status llamita_scheduler_run(llamita_scheduler *s, double seconds, llamita_error *error) {
+    const double start = platform_seconds();
+    s->num_events = 0;
+    llamita_status status;
+    do status = run_step(s, error);
+    while (status == LLAMITA_OK && !s->has_news && s->stats.num_running > 0 && s->num_events < MAX_RUN_EVENTS &&
+           !atomic_load(&s->is_interrupted) && platform_seconds() - start < seconds);
+    atomic_store(&s->is_interrupted, false);
+    /* After a failure the events of the steps before must be read, too: the next call fails anew. */
+    return s->num_events > 0 ? LLAMITA_OK : status;
+}
+
+void llamita_scheduler_interrupt(llamita_scheduler *s) { atomic_store(&s->is_interrupted, true); }

@@ -335,6 +335,8 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     ),
     "scheduler_cancel": (ctypes.c_bool, [_pointer, ctypes.c_uint64]),
     "scheduler_step": (ctypes.c_int, [_pointer, _error]),
+    "scheduler_run": (ctypes.c_int, [_pointer, ctypes.c_double, _error]),
+    "scheduler_interrupt": (None, [_pointer]),
     "scheduler_events": (ctypes.POINTER(EventStruct), [_pointer, _size_out]),
     "tensor_type": (ctypes.c_bool, [ctypes.c_size_t, ctypes.POINTER(TensorTypeStruct)]),
     "dequantize": (ctypes.c_int, [ctypes.c_int32, ctypes.c_void_p, ctypes.c_int64, floats_pointer, _error]),

@@ -159,6 +159,20 @@ class Scheduler(Owned):
         """Start waiting requests and compute one step. A request that fails ends with "error"; the
         others go on."""
         call("scheduler_step", self._handle)
+        return self._events()
+
+    def run(self, seconds: float) -> list[Event]:
+        """Step until the time has passed, a text gets its first token or ends, or `interrupt`; at
+        least once."""
+        call("scheduler_run", self._handle, seconds)
+        return self._events()
+
+    def interrupt(self) -> None:
+        """Make `run` return after its current step, or the next call after its first one. Any
+        thread may call this."""
+        load_library().llamita_scheduler_interrupt(self._handle)
+
+    def _events(self) -> list[Event]:
         num_events = ctypes.c_size_t()
         events = load_library().llamita_scheduler_events(self._handle, ctypes.byref(num_events))
         return [_event(raw) for raw in events[: num_events.value]]

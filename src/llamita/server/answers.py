@@ -8,8 +8,7 @@ import secrets
 import time
 from typing import Any
 
-import llamita
-from llamita.engine import Event, Model
+from llamita.engine import Event, Model, version
 from llamita.server.parameters import TextParams
 from llamita.server.token_text import TokenText
 from llamita.server.worker import Group, Running
@@ -89,6 +88,7 @@ class Answer:
         self.id = f"{'chatcmpl' if is_chat else 'cmpl'}-{secrets.token_hex(12)}"
         self.created = int(time.time())
         self.group = group
+        self._fingerprint = f"llamita-{version()}"
         self.first_token_seconds: float | None = None
         self._start = time.perf_counter()
         self._name, self._model, self._params, self._is_chat = model_name, model, params, is_chat
@@ -186,9 +186,8 @@ class Answer:
         return sse(body)
 
     def _head(self, kind: str) -> dict[str, Any]:
-        fingerprint = f"llamita-{llamita.__version__}"
         return {"id": self.id, "object": kind, "created": self.created, "model": self._name,
-                "system_fingerprint": fingerprint}  # fmt: skip
+                "system_fingerprint": self._fingerprint}  # fmt: skip
 
     # ---- log-probabilities
 

@@ -12,6 +12,7 @@ from llamita.errors import LlamitaError
 from llamita.sampling import RuntimeOptions
 from llamita.server.errors import ApiError
 
+RUN_SECONDS = 0.002  # steps of very small models between two looks at their events
 RETRY_SECONDS = 1  # what a client is asked to wait when the queue is full
 
 
@@ -94,6 +95,7 @@ class Worker:
         with self._condition:
             self._submitted += group.running
             self._condition.notify()
+        self._scheduler.interrupt()
         return group
 
     def cancel(self, running: Running) -> None:
@@ -103,6 +105,7 @@ class Worker:
             with self._condition:
                 self._cancelled.append(running)
                 self._condition.notify()
+            self._scheduler.interrupt()
 
     def close(self) -> None:
         """Stop the thread after its current step, and free the memory."""
@@ -141,7 +144,7 @@ class Worker:
 
     def _step(self, by_number: dict[int, Running]) -> list[tuple[Running, Event | str]]:
         try:
-            events = self._scheduler.step()
+            events = self._scheduler.run(RUN_SECONDS)
         except LlamitaError as error:  # out of memory
             failed = list(by_number.values())
             for number in by_number:
