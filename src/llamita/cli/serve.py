@@ -15,12 +15,12 @@ from typing import Annotated
 
 from llamita.cli.adapters import open_adapters
 from llamita.cli.command import card_defaults, parse, requires_extra
-from llamita.cli.generation import DEFAULT_LOAD, LoadOptions, check_context
+from llamita.cli.generation import DEFAULT_LOAD, LoadOptions, check_context, check_runtime
 from llamita.cli.open_model import opened_model
 from llamita.config import Option, check
 from llamita.engine import PACKAGED_MODEL, Model
 from llamita.errors import ConfigError, SourceError, clean_line
-from llamita.sampling import DEFAULT_RUNTIME, RuntimeOptions
+from llamita.sampling import DEFAULT_COMPUTE, ComputeOptions
 
 MAX_KEY_FILE_BYTES = 1 << 20
 LOG_FORMAT = "%(asctime)s %(message)s"
@@ -35,8 +35,8 @@ class ServeFlags:
 
     examples = (
         "llamita serve",
-        "llamita serve small.gguf chat=assistant.gguf --port 8080",
-        "llamita serve my.gguf --host 0.0.0.0 --api-key-file keys.txt",
+        "llamita serve small.gguf chat=big.gguf --port 8080",
+        "llamita serve my.gguf --api-key-file keys.txt",
     )
 
     models: Annotated[tuple[str, ...], Option("MODEL", positional=True)] = ()
@@ -59,15 +59,14 @@ class ServeFlags:
     quiet: Annotated[bool, Option(group="server")] = False
     """Print no line for each request."""
     load: Annotated[LoadOptions, Option(group="model")] = DEFAULT_LOAD
-    runtime: Annotated[RuntimeOptions, Option(group="engine")] = DEFAULT_RUNTIME
+    runtime: Annotated[ComputeOptions, Option(group="engine")] = DEFAULT_COMPUTE
 
     def __post_init__(self) -> None:
         check(0 <= self.port <= 65535, f"--port: expected 0 to 65535, found {self.port}")
         check(1 <= self.parallel <= 512, f"--parallel: expected 1 to 512, found {self.parallel}")
         check(0 <= self.queue <= 100_000, f"--queue: expected 0 to 100,000, found {self.queue}")
         check(0 < self.timeout <= 86_400, f"--timeout: expected more than 0 and at most 86,400, found {self.timeout}")
-        check(0 <= self.runtime.num_threads <= 1024, f"--threads: expected 0 to 1024, found {self.runtime.num_threads}")
-        check(self.runtime.context_tokens >= 0, f"--context: expected 0 or more, found {self.runtime.context_tokens}")
+        check_runtime(self.runtime)
 
 
 def main(argv: list[str]) -> int | None:

@@ -145,10 +145,7 @@ class EventStruct(ctypes.Structure):
 class SchedulerStatsStruct(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_int32) for name in ("num_running", "num_waiting")),
-        *(
-            (name, ctypes.c_int64)
-            for name in ("num_steps", "num_prompt_tokens", "num_shared_tokens", "num_new_tokens")
-        ),
+        *((name, ctypes.c_int64) for name in ("num_steps", "num_prompt_tokens", "num_shared_tokens", "num_new_tokens")),
     ]
 
 

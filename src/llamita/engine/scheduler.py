@@ -28,7 +28,7 @@ from llamita.engine.library import (
 from llamita.engine.model_file import ModelFile
 from llamita.engine.sampler import sampler_struct
 from llamita.errors import EngineError
-from llamita.sampling import DEFAULT_RUNTIME, DEFAULT_SAMPLING, RuntimeOptions, SamplingParams
+from llamita.sampling import DEFAULT_COMPUTE, DEFAULT_SAMPLING, ComputeOptions, SamplingParams
 
 EventKind = Literal["prompt", "token", "end"]
 Finish = Literal["", "stop", "length", "error"]
@@ -93,7 +93,7 @@ class Scheduler(Owned):
     def __init__(
         self,
         model: ModelFile,
-        runtime: RuntimeOptions = DEFAULT_RUNTIME,
+        runtime: ComputeOptions = DEFAULT_COMPUTE,
         *,
         num_parallel: int = 16,
         num_cached: int = 16,

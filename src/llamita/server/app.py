@@ -27,7 +27,7 @@ from llamita.chat import ChatEncoder
 from llamita.engine import AdapterUses, Model, encode_prompt
 from llamita.engine import Request as EngineRequest
 from llamita.errors import ChatError, EngineError
-from llamita.sampling import DEFAULT_RUNTIME, RuntimeOptions, SamplingParams
+from llamita.sampling import DEFAULT_COMPUTE, ComputeOptions, SamplingParams
 from llamita.server.answers import DONE, Answer, sse
 from llamita.server.errors import ApiError
 from llamita.server.metrics import CONTENT_TYPE, Metrics
@@ -72,7 +72,7 @@ class ServedModel:
 class _Serving:
     """A model while it is served."""
 
-    def __init__(self, served: ServedModel, runtime: RuntimeOptions, limits: ServerLimits) -> None:
+    def __init__(self, served: ServedModel, runtime: ComputeOptions, limits: ServerLimits) -> None:
         self.name, self.model, self.sampling = served.name, served.model, served.sampling
         self.adapters = served.adapters
         self.created = int(time.time())
@@ -113,7 +113,7 @@ class Server:
     def __init__(
         self,
         models: Sequence[ServedModel],
-        runtime: RuntimeOptions = DEFAULT_RUNTIME,
+        runtime: ComputeOptions = DEFAULT_COMPUTE,
         limits: ServerLimits = ServerLimits(),
         *,
         api_keys: Sequence[str] = (),

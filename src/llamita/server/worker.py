@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from llamita.engine import Event, Model, Request, Scheduler, SchedulerStats
 from llamita.errors import LlamitaError
-from llamita.sampling import RuntimeOptions
+from llamita.sampling import ComputeOptions
 from llamita.server.errors import ApiError
 
 RUN_SECONDS = 0.002  # steps of very small models between two looks at their events
@@ -56,7 +56,7 @@ class Worker:
     """Owns the scheduler of a model: all its calls happen in one thread. The other methods belong
     to the event loop's thread."""
 
-    def __init__(self, model: Model, runtime: RuntimeOptions, *, num_parallel: int, max_queue: int) -> None:
+    def __init__(self, model: Model, runtime: ComputeOptions, *, num_parallel: int, max_queue: int) -> None:
         self._scheduler = Scheduler(model, runtime, num_parallel=num_parallel, num_cached=num_parallel)
         self.context_tokens = self._scheduler.context_tokens
         self.stats = self._scheduler.stats
