@@ -32,15 +32,17 @@ _NUMBER = Key("number")
 _NEEDED_COUNT = dataclasses.replace(_COUNT, required=True)
 _NEEDED_NUMBER = dataclasses.replace(_NUMBER, required=True)
 
+_LIMITS: Schema = {name: _NUMBER for name in ("minutes", "steps", "epochs")}
+
 RUN: Schema = {
-    "config": Key("object", required=True),
+    "config": Key("object", required=True, keys=_LIMITS),
     **{name: Key("object", default={}, null=False) for name in ("model", "data", "environment")},
     "targets": Key("string", default="tokens", null=False),
 }
 RESUMABLE: Schema = {  # what --resume needs besides
     **RUN,
     "config": Key("object", required=True, keys={
-        name: Key("integer", minimum=1, maximum=MAX_VALUES[name]) for name in ROWS
+        **_LIMITS, **{name: Key("integer", minimum=1, maximum=MAX_VALUES[name]) for name in ROWS}
     }),
     "rows_per_step": Key("integer", required=True, minimum=1, maximum=2**53),
     "data": Key("object", required=True),

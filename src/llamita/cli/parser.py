@@ -87,13 +87,13 @@ class Argument:
 
         Raises UsageError for what no file, text or system call could take.
         """
+        is_path = self.kind is Path or self.option.positional or self.option.metavar == "PATH"
         try:
             raw = os.fsencode(word)
-            text = raw.decode("utf-8")
+            text = word if is_path else raw.decode("utf-8")
         except UnicodeError:
             raise UsageError(f"{self.name}: expected UTF-8 text, found {shown(word)}") from None
-        if self.kind is Path or self.option.positional or self.option.metavar == "PATH":
-            text = word
+        if is_path:
             if "\0" in word:
                 raise UsageError(f"{self.name}: expected a path, found a NUL character in {shown(word)}")
             longest = max(map(len, raw.replace(b"\\", b"/").split(b"/")))
