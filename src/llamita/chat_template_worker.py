@@ -46,7 +46,8 @@ def main() -> None:
         except RecursionError:
             answer({"error": "it is nested too deeply"})
         except Exception as error:  # a template's error is an answer, not a failure of this program
-            answer({"error": " ".join(str(error).split())[:300] or "it failed without a reason"})
+            kind = f"syntax error in line {error.lineno}: " if isinstance(error, jinja2.TemplateSyntaxError) else ""
+            answer({"error": kind + (" ".join(str(error).split())[:300] or "it failed without a reason")})
 
 
 def render(template: Any, variables: dict[str, Any], asked: dict[str, Any]) -> str:
