@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from llamita.atomic import atomic_write_bytes, make_folders
+from llamita.atomic import atomic_write_bytes, make_folders, remove_leftovers_in
 from llamita.checkpoint import STEP_NAME, point_link, prune_checkpoints, step_directory
 from llamita.config import MAX_VALUES, ModelConfig, RunConfig, fields_by_resume, flag
 from llamita.environment import describe_environment
@@ -151,6 +151,7 @@ def lock_run(run: Path) -> Iterator[None]:
             "another --out"
         )
     try:
+        remove_leftovers_in(run)
         yield
     finally:
         lock.release()
