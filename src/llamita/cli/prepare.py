@@ -75,6 +75,10 @@ def summary(report: PrepareReport) -> list[str]:
         cleaned.append(f"  line ends   {report.line_ends:,} CRLF or CR became LF (--keep-line-ends keeps them)")
     if report.byte_order_marks:
         cleaned.append(f"  BOMs        {_count(report.byte_order_marks, 'byte order mark')} inside files removed")
+    if report.converted:
+        cleaned.append(f"  encoding    {report.converted}; --encoding names another")
+    if report.damaged:
+        cleaned.append(f"  damaged     {report.damaged}")
     where = _count(report.files, "file") if report.files else "generated stories"
     hidden = f" ({report.hidden_files:,} hidden ones skipped)" if report.hidden_files else ""
     lines = [
