@@ -43,9 +43,11 @@ _KANA = (
     "ンスルトーイリアクラックドシレジタプマデロフテバグムメコサナセキオニパカウエミツハブノモヤワポビ"
 )
 _KANJI = (
-    "日人一大年国出本中子見分言行上生事自気時者前間手方私場今会何的用名定表文数不使合力字指示変要更新設"
-    "列無入値作成正対除内実取動式在可終明存型読関最引再能号認証開外報配告形番続検接情同部現化共義理得長"
-    "位目複下選択発性以画全切信空準問先所参約保致標加囲当返覧始追記視受小状通別演持法処印集張色態利単像"
+    "日人一大年国出本中子見分言行上生事自気時者前間手方私場今会何的用名定表文数不使合力字指示変要更新設列"
+    "無入値作成正対除内実東京都県市区町村山川田木藤井佐高橋太郎美和愛花春夏秋冬月火水土曜彼女思食飲車電駅"
+    "学校友達母父家族歳住齢三英社員聞世界語北南西口天海道風雨雪朝昼夜晩心足耳話書買売店安早遅短古良悪強弱"
+    "白黒赤青阪屋千葉取動式在可終明存型読関最引再能号認証開外報配告形番続検接情同部現化共義理得長位目複下"
+    "選択発性以画全切信空準問先所参約保致標加囲当返覧始追記視受小状通別演持法処印集張色態利単像"
 )
 _HANGUL = (
     "다이니지을수에습는로를하시없가자스일의정기어파용서음합리사할트인한은오위션아않문있그대드제보상만부으"
@@ -119,7 +121,8 @@ def detect(data: bytes) -> Found | Unsure:
             scored.append((score, candidate.found))
     scored.sort(key=lambda each: -each[0])
     best, found = scored[0]
-    if found is not _WESTERN and (len(scored) == 1 or best - scored[1][0] >= MIN_LEAD):
+    lead = 2 * MIN_LEAD if found.name.startswith("UTF-16") else MIN_LEAD  # any two bytes are UTF-16
+    if found is not _WESTERN and best - scored[1][0] >= lead:
         return found
     near = [name for score, (_, name) in scored if best - score < 3 * MIN_LEAD]
     return Unsure(tuple(near[:MAX_CANDIDATES]))
@@ -176,11 +179,11 @@ def _model(language: str) -> dict[str, float]:
         _spread(costs, _two_byte("big5", range(0xA4, 0xC7)), 0.35)
         _zipf(costs, _TRADITIONAL, 0.5)
     elif language == "japanese":
-        _spread(costs, _two_byte("euc_jp", range(0xB0, 0xD0)), 0.15)
+        _spread(costs, _two_byte("euc_jp", range(0xB0, 0xD0)), 0.25)
         _spread(costs, [chr(code) for code in range(0x3041, 0x30FF)], 0.1)
         _spread(costs, [chr(code) for code in range(0xFF66, 0xFFA0)], 0.001)
-        _zipf(costs, _KANJI, 0.15)
-        _zipf(costs, _KANA, 0.5)
+        _zipf(costs, _KANJI, 0.2)
+        _zipf(costs, _KANA, 0.4)
     elif language == "korean":
         _spread(costs, _two_byte("euc_kr", range(0xB0, 0xC9)), 0.15)
         _zipf(costs, _HANGUL, 0.8)
