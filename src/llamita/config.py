@@ -533,8 +533,8 @@ class FinetuneConfig(RunConfig):
     """Encoding of all files of DATA and --val; utf-8 refuses others. Default: UTF-8, or what each
     file is recognized as."""
     half_width: Annotated[bool, Option(group="data")] = False
-    """Turn full-width letters, digits and signs of ASCII, such as Ａ１！, into half-width ones.
-    Default: no character is changed."""
+    """Turn the full-width forms of letters, digits and signs of ASCII (U+FF01 to U+FF5E, such as Ａ１！)
+    into half-width ones. Default: no character is changed."""
     skip_bad_rows: Annotated[int, Option("N", group="data")] = 0
     """Leave out up to this many rows that cannot be used, and name each."""
     chat_template: Annotated[str | None, Option("NAME|FILE", group="data")] = None

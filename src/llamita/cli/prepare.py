@@ -110,7 +110,7 @@ def _split_line(name: str, split: SplitReport) -> str:
 def _format_bytes(container_bytes: int) -> str:
     if container_bytes >= 0:
         return f"{container_bytes:,} of file format"
-    return f"{-container_bytes:,} fewer in the files, which are compressed, than unpacked"
+    return f"{-container_bytes:,} fewer in the files, compressed or in other encodings, than as UTF-8"
 
 
 def _count(number: int, what: str) -> str:
