@@ -139,9 +139,9 @@ def main(argv: list[str]) -> None:
     if not math.isfinite(score.nats):
         raise CheckpointError(f"{flags.model}: its bits per byte are {score.nats}: its weights are corrupted")
     seconds = time.monotonic() - start
+    report = _sample(flags, prompts, data, scored.documents) if flags.samples else None
     for line in data.conversions.describe():
         print_note(line)
-    report = _sample(flags, prompts, data, scored.documents) if flags.samples else None
     perplexity = math.exp(min(score.nats_per_token, 700))
     if flags.json:
         values = {

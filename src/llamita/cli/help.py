@@ -115,7 +115,7 @@ def _wrapped(text: str, columns: int, indent: str = "") -> str:
 
 
 def wrap(text: str, columns: int, indent: str = "") -> list[str]:
-    """Lines of whole words of at most so many columns, of which a wide character takes two; at
+    """Whole words in lines of at most this many columns, of which a wide character takes two; at
     least one line. indent: of the lines after the first."""
     lines = [""]
     for word in text.split(" "):

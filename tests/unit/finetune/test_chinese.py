@@ -12,10 +12,12 @@ import pytest
 
 from llamita.data.file_formats import BadRows, to_half_width
 from llamita.data.utf8_files import Conversions
+from llamita.errors import SourceError
 from llamita.finetune.conversations import read_conversations
-from llamita.finetune.dataset import read_texts
+from llamita.finetune.dataset import open_sft_dataset, read_texts
 from llamita.finetune.dpo_data import read_preferences
 from llamita.finetune.evaluate import grade
+from tests.unit.finetune.conftest import make_config
 
 
 def strings(value: Any) -> Iterator[str]:
@@ -53,6 +55,23 @@ def test_real_preferences_keep_every_character(shared_data: Path, tmp_path: Path
             assert pair.chosen.turns[-1].text == row["chosen"]["value"].replace("\r\n", "\n")
             assert pair.rejected.turns[-1].text == row["rejected"]["value"].replace("\r\n", "\n")
     assert bad.conversions.describe_converted() == f"1 file converted from GB18030 ({tmp_path / 'gb.json'})"
+
+
+def test_flags_reach_the_reader(chat_base: Path, tmp_path: Path) -> None:
+    texts = [f"从前，山里有小庙。Ａ{number}" for number in range(12)]
+    rows = [json.dumps({"question": "？", "answer": text}, ensure_ascii=False) for text in texts]
+    utf8, gb = tmp_path / "utf8.jsonl", tmp_path / "gb.jsonl"
+    utf8.write_text("\n".join(rows), encoding="utf-8")
+    gb.write_bytes("\n".join(rows).encode("gb18030"))
+    expected = open_sft_dataset(make_config(chat_base, utf8, tmp_path / "run"), "cpu")
+    found = open_sft_dataset(make_config(chat_base, gb, tmp_path / "run"), "cpu")
+    assert found.fingerprint() == expected.fingerprint()
+    line = f"1 file converted from GB18030 ({gb})"
+    assert line in found.counts.describe() and not expected.counts.files
+    narrow = open_sft_dataset(make_config(chat_base, gb, tmp_path / "run", half_width=True), "cpu")
+    assert narrow.fingerprint() != expected.fingerprint() and narrow.counts.target_tokens < found.counts.target_tokens
+    with pytest.raises(SourceError, match="is not UTF-8"):
+        open_sft_dataset(make_config(chat_base, gb, tmp_path / "run", encoding="utf-8"), "cpu")
 
 
 def test_half_width_only_if_asked(tmp_path: Path) -> None:
