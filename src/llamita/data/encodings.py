@@ -141,7 +141,7 @@ def describe_mojibake(text: str) -> str | None:
     if len(runs) >= 2 * _MIN_LETTERS and isinstance(found := detect(runs.encode("latin-1")), Found):
         return f"it looks like {found.name} that was read as Latin-1 and saved again ({runs[:12]}…)"
     han = "".join(match[0] for match in _HAN_RUN.finditer(text))
-    if len(han) >= _MIN_LETTERS and _share_of_utf8(han.encode("gb18030")) > 0.6:
+    if len(han) >= _MIN_LETTERS and _share_of_utf8(han.encode("gb18030"), _UTF8_CJK) > 0.5:
         return f"it looks like UTF-8 that was read as GBK and saved again ({han[:8]}…)"
     return None
 
@@ -240,11 +240,14 @@ _HIGH_RUN = re.compile(r"[\x80-\xff]{4,}")
 _HAN_RUN = re.compile(r"[\u3400-\u9fff\uf900-\ufaff\ue000-\uf8ff€]{4,}")
 _UTF8_LETTER = re.compile(rb"[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3}")
 
+# Of two bytes, pairs of frequent characters of GBK look like UTF-8 too: 水平分割.
+_UTF8_CJK = re.compile(rb"[\xe3-\xed][\x80-\xbf]{2}")
+
 
 def _windows_byte(letter: str) -> bytes:
     return bytes((ord(letter),)) if ord(letter) < 0x100 else letter.encode("cp1252")
 
 
-def _share_of_utf8(data: bytes) -> float:
+def _share_of_utf8(data: bytes, letters: re.Pattern[bytes] = _UTF8_LETTER) -> float:
     """The share of the bytes that are whole UTF-8 characters of several bytes."""
-    return sum(len(each) for each in _UTF8_LETTER.findall(data)) / len(data)
+    return sum(len(each) for each in letters.findall(data)) / len(data)

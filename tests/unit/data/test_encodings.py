@@ -193,6 +193,8 @@ def test_mojibake_is_named(text: str, what: str, tmp_path: Path) -> None:
     assert what in conversions.describe_damaged() and str(path) in conversions.describe_damaged()
 
 
-@pytest.mark.parametrize("text", [SIMPLIFIED, TRADITIONAL, JAPANESE, KOREAN, GERMAN, FRENCH, RUSSIAN, "Ã is a letter"])
+@pytest.mark.parametrize(
+    "text", [SIMPLIFIED, TRADITIONAL, JAPANESE, KOREAN, GERMAN, FRENCH, RUSSIAN, "Ã is a letter", "水平分割垂直分割"]
+)
 def test_good_text_is_no_mojibake(text: str) -> None:
     assert describe_mojibake(text * 20) is None
