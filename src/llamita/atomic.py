@@ -206,6 +206,13 @@ def remove_leftovers(path: Path) -> list[str]:
     return living
 
 
+def remove_leftovers_in(folder: Path) -> None:
+    """Remove what killed writers of any name left in the folder, and log it."""
+    pattern = re.compile(r"\.(.+)\.[0-9a-f]{8}" + re.escape(_SUFFIX))
+    for name in {found[1] for entry in _entries(folder) if (found := pattern.fullmatch(entry.name))}:
+        remove_leftovers(folder / name)
+
+
 def check_no_writer(path: Path) -> None:
     """Raise OutputError if a living process is writing `path`; remove what killed ones left."""
     for holder in remove_leftovers(path):

@@ -46,8 +46,8 @@ def main() -> None:
         except RecursionError:
             answer({"error": "it is nested too deeply"})
         except Exception as error:  # a template's error is an answer, not a failure of this program
-            kind = "" if type(error).__name__ == "Refusal" else f"{type(error).__name__}: "
-            answer({"error": f"{kind}{' '.join(str(error).split())[:300]}"})
+            kind = f"syntax error in line {error.lineno}: " if isinstance(error, jinja2.TemplateSyntaxError) else ""
+            answer({"error": kind + (" ".join(str(error).split())[:300] or "it failed without a reason")})
 
 
 def render(template: Any, variables: dict[str, Any], asked: dict[str, Any]) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from llamita.atomic import atomic_write_bytes, make_folders
+from llamita.atomic import atomic_write_bytes, make_folders, remove_leftovers_in
 from llamita.checkpoint import STEP_NAME, point_link, prune_checkpoints, step_directory
 from llamita.config import MAX_VALUES, ModelConfig, RunConfig, fields_by_resume, flag
 from llamita.environment import describe_environment
@@ -32,15 +32,17 @@ _NUMBER = Key("number")
 _NEEDED_COUNT = dataclasses.replace(_COUNT, required=True)
 _NEEDED_NUMBER = dataclasses.replace(_NUMBER, required=True)
 
+_LIMITS: Schema = {name: _NUMBER for name in ("minutes", "steps", "epochs")}
+
 RUN: Schema = {
-    "config": Key("object", required=True),
+    "config": Key("object", required=True, keys=_LIMITS),
     **{name: Key("object", default={}, null=False) for name in ("model", "data", "environment")},
     "targets": Key("string", default="tokens", null=False),
 }
 RESUMABLE: Schema = {  # what --resume needs besides
     **RUN,
     "config": Key("object", required=True, keys={
-        name: Key("integer", minimum=1, maximum=MAX_VALUES[name]) for name in ROWS
+        **_LIMITS, **{name: Key("integer", minimum=1, maximum=MAX_VALUES[name]) for name in ROWS}
     }),
     "rows_per_step": Key("integer", required=True, minimum=1, maximum=2**53),
     "data": Key("object", required=True),
@@ -149,6 +151,7 @@ def lock_run(run: Path) -> Iterator[None]:
             "another --out"
         )
     try:
+        remove_leftovers_in(run)
         yield
     finally:
         lock.release()

@@ -4,7 +4,7 @@ import struct
 from pathlib import Path
 
 COMMAND = ("run", "PATH", "--prompt", "a")
-EXPECTED = "key tokenizer.ggml.tokens"
+EXPECTED = "tokenizer.ggml.tokens: (expected|string)"
 
 
 def write(folder: Path) -> Path:

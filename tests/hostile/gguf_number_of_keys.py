@@ -4,7 +4,7 @@ import struct
 from pathlib import Path
 
 COMMAND = ("run", "PATH", "--prompt", "a")
-EXPECTED = "number of keys: expected at most 65536, found 18446744073709551615"
+EXPECTED = "expected at most 65536, found 18446744073709551615"
 
 
 def write(folder: Path) -> Path:

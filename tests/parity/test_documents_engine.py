@@ -85,7 +85,7 @@ def test_tokenizers_that_are_left_to_the_library(tiny_tokenizers: dict[str, Path
     for change, reason in (
         ({"normalizer": {"type": "NFKC"}}, r"it normalizes text \(NFKC\)"),
         ({"model": content["model"] | {"ignore_merges": True}}, "whole words"),
-        ({"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True}}, "regular"),
+        ({"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True}}, "add_prefix_space"),
     ):
         (tmp_path / "tokenizer.json").write_text(json.dumps(content | change))
         found = open_engine_encoder(load_tokenizer(tmp_path), np.dtype(np.uint16), ["a text"])

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO
 
+from llamita.errors import clean_line
+
 
 def command(*words: object) -> str:
     """A command line of this program, quoted for a shell."""
@@ -17,7 +19,7 @@ def command(*words: object) -> str:
 
 def print_next(*commands: str, file: TextIO | None = None) -> None:
     """Print what comes next, on stderr unless the command prints its report elsewhere."""
-    print(f"next: {' && '.join(commands)}", file=file or sys.stderr)
+    print(clean_line(f"next: {' && '.join(commands)}", 4000), file=file or sys.stderr)
 
 
 def train_commands(stores: Sequence[object], name: str, minutes: float = 10.0) -> tuple[str, ...]:

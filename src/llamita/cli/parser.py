@@ -82,6 +82,12 @@ class Argument:
             expected = "a whole number" if self.kind is int else "a number"
             raise UsageError(f"{self.name}: expected {expected}, found {shown(word)}") from None
 
+    @property
+    def is_path(self) -> bool:
+        """Whether the value names files: SOURCE... is text, because it may also be a word."""
+        is_source = self.option.positional and self.count is not None
+        return self.kind is Path or is_source or self.option.metavar == "PATH"
+
     def _checked(self, word: str) -> str:
         """The word as text in any locale, but a path as the system spells it.
 
@@ -89,11 +95,10 @@ class Argument:
         """
         try:
             raw = os.fsencode(word)
-            text = raw.decode("utf-8")
+            text = word if self.is_path else raw.decode("utf-8")
         except UnicodeError:
             raise UsageError(f"{self.name}: expected UTF-8 text, found {shown(word)}") from None
-        if self.kind is Path or self.option.positional or self.option.metavar == "PATH":
-            text = word
+        if self.is_path:
             if "\0" in word:
                 raise UsageError(f"{self.name}: expected a path, found a NUL character in {shown(word)}")
             longest = max(map(len, raw.replace(b"\\", b"/").split(b"/")))

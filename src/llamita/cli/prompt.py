@@ -53,7 +53,7 @@ def read_prompt(options: PromptOptions) -> bytes:
     elif options.prompt_file is not None or argument == "-" or (argument is None and _is_piped()):
         raw = _checked(_read_stdin(), "the prompt on stdin")
     else:
-        raw = os.fsencode(argument or "")  # the bytes of the argument, in any locale
+        raw = (argument or "").encode("utf-8", "surrogateescape")  # the bytes as they were given
     return _ESCAPE.sub(_unescaped, raw) if options.escape else raw
 
 

@@ -300,7 +300,7 @@ def _check_has_key(names: Collection[str], key: str, where: str) -> None:
         return
     found = ", ".join(list(names)[:20]) or "nothing"
     advice = "choose one with --text-key"
-    if len(_EXAMPLE_KEYS.intersection(names)) >= 2 or {"messages", "conversations"}.intersection(names):
+    if not _EXAMPLE_KEYS.isdisjoint(names):
         advice = "these are examples for `llamita finetune CHECKPOINT DATA --out DIR`; to read one column: --text-key"
     raise SourceError(f"cannot read {where}: expected {key!r}, found {found}; {advice}")
 

@@ -71,7 +71,7 @@ class PrepareReport:
 
 _ELSEWHERE = ("out", "train", "val", "vocab_size", "reused", "seconds")  # not in "report"
 _KEYS = {
-    "int": Key("integer", required=True, minimum=0, maximum=2**53),
+    "int": Key("integer", required=True, minimum=-(2**53), maximum=2**53),  # negative: packed files
     "str": Key("string", required=True),
     "tuple[str, ...]": Key("list", required=True, items=Key("string", required=True)),
 }
@@ -119,6 +119,8 @@ def read_report(out: Path, seconds: float, *, reused: bool) -> PrepareReport:
         name: SplitReport(split["documents"], split["tokens"], split["text_bytes"])
         for name, split in info["splits"].items()
     }
+    values: dict[str, Any] = {name: report[name] for name in REPORT}
+    values["skipped_paths"] = tuple(values["skipped_paths"])
     return PrepareReport(
         out=out,
         train=splits["train"],
@@ -126,5 +128,5 @@ def read_report(out: Path, seconds: float, *, reused: bool) -> PrepareReport:
         vocab_size=info["tokenizer"]["vocab_size"],
         reused=reused,
         seconds=seconds,
-        **{name: tuple(value) if isinstance(value := report[name], list) else value for name in REPORT},
+        **values,
     )

@@ -66,7 +66,7 @@ CONFIG: Schema = {
     "rms_norm_eps": _number_key(1e-6, "", null=False),
     "tie_word_embeddings": Key("boolean", default=False, null=False, use="the output matrix is the embedding"),
     "rope_theta": _number_key(None, "the base of RoPE's frequencies; missing or null: 10000"),
-    _ORIGINAL: _size_key("the context before RoPE scaling; outranks the one of the scaling"),
+    _ORIGINAL: _size_key("outranks the one of the scaling"),
     "rope_scaling": Key("object", keys=_rope_keys(), use="transformers 4"),
     "rope_parameters": Key("object", keys=_rope_keys(), use="transformers 5; must agree with the keys of version 4"),
     "bos_token_id": Key("integer", default=1, use="-1 means none"),

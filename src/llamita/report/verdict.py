@@ -76,7 +76,7 @@ def _learning(history: History) -> list[str]:
 def _advice(history: History) -> list[str]:
     """What more text or more time would do. Fine-tuning repeats its examples on purpose."""
     epochs = history.last("train", "epoch")
-    overlap = history.summary.get("samples", {}).get("overlap", {})
+    overlap = history.summary.get("samples", {}).get("overlap") or {}
     if overlap.get("memorizes"):
         return ["The model memorizes: its samples copy long passages of the training text. More text would help."]
     if epochs is None or history.command == "finetune" or not history.summary.get("finished", True):

@@ -54,6 +54,8 @@ def parsed(command: str, argument: Argument, word: str) -> bool:
     """Whether the word is accepted; a refusal must be a clean line that is not too long."""
     flags = CLASSES[command]
     given = [word] if argument.option.positional else [f"{argument.name}={word}"]
+    if argument.path == ("prompt", "text") and command == "run":
+        given = ["model.gguf", word]  # MODEL comes first
     words = [*valid(flags, argument), *given * (argument.count or 1)]
     if argument.count is not None and argument.count > 1:
         words = [*valid(flags, argument), argument.name, *[word] * argument.count]
@@ -79,8 +81,10 @@ def test_hostile_words(command: str, argument: Argument) -> None:
     if argument.kind in HUGE:
         later = argument.path[-1] in ("strength", "version")  # checked by the library
         assert later or not parsed(command, argument, HUGE[argument.kind]), f"{command} {argument.name}: no limit"
-    else:
+    elif not argument.is_path:  # a file may be called that
         assert not parsed(command, argument, "a\udc80b")
+    else:
+        assert not parsed(command, argument, "a\ud800b")
     if argument.kind is Path:
         assert not parsed(command, argument, "x" * 300) and not parsed(command, argument, "a/" + "é" * 200)
 

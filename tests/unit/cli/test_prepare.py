@@ -160,7 +160,7 @@ def test_rows_of_conversations_lead_to_finetune(tmp_path: Path, capsys: pytest.C
         path.write_text(row + "\n")
         assert main(["prepare", str(path), "-o", str(tmp_path / "store")]) == 2
         error = capsys.readouterr().err
-        assert "llamita finetune CHECKPOINT FILE --out RUN" in error and error.count("\n") == 1
+        assert "llamita finetune CHECKPOINT DATA --out DIR" in error and error.count("\n") == 1
     path.write_text('{"body": "x"}\n')
     assert main(["prepare", str(path), "-o", str(tmp_path / "store")]) == 2
     assert "finetune" not in (error := capsys.readouterr().err) and "--text-key" in error

@@ -134,7 +134,7 @@ def test_what_is_compared(checkpoint: Path) -> None:
         ((pair,), counts) = render_pairs([tie, preference, long], renderer)
         decoded = [renderer.tokenizer.decode(each.ids[each.loss_mask].tolist()[:-1]).decode() for each in pair]
         with pytest.raises(
-            TrainingError, match=r"of 2 pairs 1 have identical .* 1 do not fit into 256 .*a\.jsonl:9.*--conte"
+            TrainingError, match=r"of 2 pairs 1 have identical .* 1 do not fit into 256 .*a\.jsonl:9.*shorten them"
         ):
             render_pairs([tie, long], renderer)
     assert decoded == [GOOD, "No llama at all."] and pair.chosen.ids[-1] == pair.rejected.ids[-1] == 2

@@ -146,7 +146,7 @@ def change_settings(folder: Path, **changes: object) -> None:
             "says that lm_head was trained, and adapter_model",
         ),
         ({"modules_to_save": ["mlp"]}, "says that mlp was trained"),
-        ({"modules_to_save": "lm_head"}, "modules_to_save: expected null or names of modules"),
+        ({"modules_to_save": "lm_head"}, "modules_to_save: expected a list"),
         ({"r": 5}, "expected rank 5 as in adapter_config.json, found 4"),
         ({"lora_alpha": "x"}, "lora_alpha: expected a positive number"),
         ({"alpha_pattern": {"(a+)+": 3}}, "alpha_pattern: expected module names"),
