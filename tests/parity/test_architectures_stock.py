@@ -52,7 +52,7 @@ def saved(folder: Path, tokenizer: Path, kind: str, **more: Any) -> Any:
         getattr(transformers, f"{name}Config")(**(values | changes | more))
     )
     with torch.no_grad():
-        for each, parameter in model.named_parameters():
+        for parameter in model.parameters():
             if parameter.ndim == 1:
                 parameter.add_(torch.randn_like(parameter), alpha=0.3)
     model.save_pretrained(folder)

@@ -68,8 +68,8 @@ class LoraLinear(nn.Module):
         """Takes over the linear layer's weight and bias and freezes them; the update is on its device,
         in float32."""
         super().__init__()
-        self.weight = linear.weight.requires_grad_(False)
-        self.register_parameter("bias", None if linear.bias is None else linear.bias.requires_grad_(False))
+        linear.requires_grad_(False)
+        self.weight, self.bias = linear.weight, linear.bias
         self.scale, self.dropout = scale, dropout
         device = linear.weight.device
         self.lora_A = Linear(linear.in_features, rank, bias=False, device=device, dtype=torch.float32)

@@ -74,28 +74,28 @@ CONFIG: Schema = {
     "pad_token_id": Key("integer", use="-1 means none"),
     "sliding_window": Key("integer", positive=True, maximum=2**31 - 1, use="mistral: at least the context"),
 }  # fmt: skip
-_WINDOWS: Schema = {
+WINDOWS: Schema = {
     "use_sliding_window": Key("boolean", default=False, null=False, use="qwen2, qwen3, smollm3"),
     "max_window_layers": Key("integer", default=28, null=False, minimum=0, maximum=2**31 - 1,
                              use="qwen2, qwen3: the first layer with a window"),
     "layer_types": Key("list", items=Key("string", null=False), use="qwen2, qwen3, smollm3: full_attention"),
 }  # fmt: skip
-_NO_ROPE: Schema = {
+NO_ROPE: Schema = {
     "no_rope_layers": Key("list", items=Key("integer", null=False, minimum=0, maximum=1),
                           use="smollm3: 0 for each layer without RoPE"),
     "no_rope_layer_interval": Key("integer", default=NO_ROPE_INTERVAL, null=False, positive=True, maximum=2**31 - 1,
-                                  use="smollm3, without no_rope_layers: every n-th layer is without RoPE"),
+                                  use="smollm3: every n-th layer is without RoPE"),
 }  # fmt: skip
 
 
 def _with_defaults(schema: Schema, **defaults: Any) -> Schema:
-    return dict(schema) | {key: dataclasses.replace(schema[key], default=value) for key, value in defaults.items()}
+    return {**schema} | {key: dataclasses.replace(schema[key], default=value) for key, value in defaults.items()}
 
 
 # The other keys and defaults of each class of transformers.
 _NO_IDS = dict.fromkeys(("bos_token_id", "eos_token_id"))
 _QWEN = _with_defaults(
-    dict(CONFIG) | _WINDOWS, max_position_embeddings=32768, num_key_value_heads=32, sliding_window=4096, **_NO_IDS
+    {**CONFIG, **WINDOWS}, max_position_embeddings=32768, num_key_value_heads=32, sliding_window=4096, **_NO_IDS
 )
 SCHEMAS: dict[str, Schema] = {
     "llama": CONFIG,
@@ -103,7 +103,7 @@ SCHEMAS: dict[str, Schema] = {
     "qwen2": _QWEN,
     "qwen3": _with_defaults(_QWEN, head_dim=128),
     "smollm3": _with_defaults(
-        dict(CONFIG) | _WINDOWS | _NO_ROPE, max_position_embeddings=32768, num_key_value_heads=4,
+        {**CONFIG, **WINDOWS, **NO_ROPE}, max_position_embeddings=32768, num_key_value_heads=4,
         tie_word_embeddings=True, bos_token_id=128000, eos_token_id=128001, pad_token_id=128004,
     ),
 }  # fmt: skip

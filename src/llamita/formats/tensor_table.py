@@ -160,9 +160,7 @@ def check_tensors(
             raise FormatError(f"cannot read {where}: tensor {name} occurs twice")
         seen.add(name)
         if name not in wanted:
-            raise FormatError(
-                f"cannot read {where}: unknown tensor {name[:80]}; {_reason(name, config.architecture)}"
-            )
+            raise FormatError(f"cannot read {where}: unknown tensor {name[:80]}; {_reason(name, config.architecture)}")
         if tuple(shape) != wanted[name]:
             raise FormatError(
                 f"cannot read {where}: tensor {name}: expected shape {list(wanted[name])}, found {list(shape)}"

@@ -6,13 +6,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from llamita.config import ModelConfig
 from llamita.errors import FormatError
-from llamita.formats.huggingface import config_from_dict, config_to_dict
+from llamita.formats.huggingface import SMALL_MODELS, config_from_dict, config_to_dict
 
 CONFIG = ModelConfig(
     vocab_size=320, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
@@ -169,3 +170,9 @@ def test_unsupported_features_are_refused_by_name(name: str) -> None:
 def test_a_config_must_be_an_object(values: Any) -> None:
     with pytest.raises(FormatError, match="expected a JSON object"):
         config_from_dict(values, "config.json")
+
+
+def test_the_page_lists_the_small_models_that_errors_name() -> None:
+    page = (Path(__file__).resolve().parents[3] / "docs" / "formats.md").read_text(encoding="utf-8")
+    for languages, names in SMALL_MODELS.items():
+        assert f"- {languages}: {names}\n" in page
