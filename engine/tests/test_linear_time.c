@@ -188,8 +188,9 @@ static void many_special(input *in, size_t n) { sentencepiece_vocabulary(in, n /
 static void open_tokenizer(input *in) {
     llamita_error error = {0};
     char *chat_template = NULL;
-    CHECK(!gguf_read_tokenizer(in->file.bytes, in->file.num_bytes, "draft", NULL, &in->tokenizer, &chat_template, &error),
-          "%s", error.message);
+    CHECK(
+        !gguf_read_tokenizer(in->file.bytes, in->file.num_bytes, "draft", NULL, &in->tokenizer, &chat_template, &error),
+        "%s", error.message);
     free(chat_template);
 }
 

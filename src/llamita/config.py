@@ -225,8 +225,8 @@ class PrepareConfig:
     """Train a tokenizer with this many tokens, including special tokens and bytes. Default: 512 to
     8,192, depending on the amount of text."""
     unit: Annotated[Literal["auto", "character", "word"], Option("UNIT")] = "auto"
-    """Whether Chinese is split into characters or into words of several characters. Default:
-    characters, if the text has enough of them."""
+    """Whether the tokens of Chinese text are characters or words of several characters. Default:
+    words, if they make the text much shorter."""
     tokenizer: Path | None = None
     """Use this tokenizer instead: a tokenizer.json, a SentencePiece .model, llama2.c's
     tokenizer.bin, or a folder."""
