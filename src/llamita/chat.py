@@ -37,15 +37,17 @@ class Chat:
         *,
         rolling: bool = False,
         max_new_tokens: int | None = None,
+        thinking: bool | None = None,
         adapters: AdapterUses = (),
         **overrides: Any,
     ) -> None:
         """system: the system prompt; None: the model's own, else the chat template's default.
         rolling: forget the oldest turns when the context is full, instead of raising ChatError.
-        max_new_tokens: per answer. overrides: fields of sampling and runtime by name.
+        max_new_tokens: per answer. thinking: whether to think before an answer, if the chat template
+        asks; None: its default. overrides: fields of sampling and runtime by name.
 
-        Raises ChatError if the model has no chat template, EngineError for a value out of its
-        range.
+        Raises ChatError if the model has no chat template, or not one that asks for `thinking`,
+        EngineError for a value out of its range.
         """
         sampling, runtime = with_overrides(sampling, runtime, overrides)
         if model.chat_template is None:
@@ -61,7 +63,7 @@ class Chat:
         self.messages = [] if system is None else [Message("system", _bytes(system))]
         self.rolling = rolling
         self._model, self._max_new_tokens = model, max_new_tokens
-        self._template = None if model.chat_family else _template(model)
+        self._template = None if model.chat_family and thinking is None else _template(model, thinking)
         self._held: list[int] = []  # the ids in the session
         self._answer: Answer | None = None
         self._sampler = Sampler(model.info.vocab_size, sampling)
@@ -297,11 +299,11 @@ def _feed(session: Session, held: list[int], ids: list[int]) -> None:
     held += ids
 
 
-def _template(model: Model) -> ChatTemplate:
+def _template(model: Model, thinking: bool | None) -> ChatTemplate:
     info, template = model.info, model.chat_template
     assert template is not None
     bos, eos = model.token_text(info.bos_id) or "", model.token_text(info.eos_id) or ""
-    return ChatTemplate(template, bos_token=bos, eos_token=eos)
+    return ChatTemplate(template, bos_token=bos, eos_token=eos, thinking=thinking)
 
 
 def _bytes(text: str) -> bytes:
