@@ -74,7 +74,9 @@ def page() -> str:
     harmless = ", ".join(f"`{key}`" for key in sorted(adapter.HARMLESS))
     parts = [
         HEAD.strip(),
-        table("config.json", {**huggingface.IDENTITY, **huggingface.CONFIG}),
+        table(
+            "config.json", {**huggingface.IDENTITY, **huggingface.CONFIG, **huggingface.WINDOWS, **huggingface.NO_ROPE}
+        ),
         refused(fixed),
         table("quantization_config, of FP8 weights", QUANTIZATION),
         table("generation_config.json", load.GENERATION_CONFIG),

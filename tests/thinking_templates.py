@@ -65,7 +65,8 @@ LLAMA31_LIKE = """\
 {%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{%- endif %}
 """
 
-# Qwen3 and SmolLM3: thoughts are written after the last question only, empty ones too.
+# Qwen3 and SmolLM3: thoughts are written after the last question only, empty ones too; without
+# enable_thinking, the prompt has an empty one.
 STRIPS_THOUGHTS = (
     _HEAD
     + """\
@@ -86,7 +87,10 @@ STRIPS_THOUGHTS = (
 {{- '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}
 {%- endif %}
 {%- endfor %}
-{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}
+{%- if add_generation_prompt %}
+{{- '<|im_start|>assistant\\n' }}
+{%- if enable_thinking is defined and not enable_thinking %}{{- '<think>\\n\\n</think>\\n\\n' }}{%- endif %}
+{%- endif %}
 """
 )
 

@@ -26,8 +26,9 @@ ROLLING_SHARE = 4  # with rolling, 1/4 of the context is kept free for the answe
 class ChatEncoder:
     """Encodes the conversations of a model by its chat template. For one thread."""
 
-    def __init__(self, model: Model) -> None:
-        """Raises ChatError if the model has no chat template or no tokenizer."""
+    def __init__(self, model: Model, thinking: bool | None = None) -> None:
+        """thinking: as in Chat. Raises ChatError if the model has no chat template or no tokenizer,
+        or not one that asks for `thinking`."""
         if model.chat_template is None:
             raise ChatError(
                 "chat: the model has no chat template: it was not trained to chat; continue texts with `llamita run`, "
@@ -36,7 +37,7 @@ class ChatEncoder:
         if not model.info.has_tokenizer:
             raise ChatError("chat: the model has no tokenizer; name one with --tokenizer")
         self._model = model
-        self._template = None if model.chat_family else _template(model)
+        self._template = None if model.chat_family and thinking is None else _template(model, thinking)
 
     def encode(self, messages: list[Message]) -> list[int]:
         """Encode a conversation by the model's template, up to where the next answer starts.
@@ -110,18 +111,20 @@ class Chat:
         *,
         rolling: bool = False,
         max_new_tokens: int | None = None,
+        thinking: bool | None = None,
         adapters: AdapterUses = (),
         **overrides: Any,
     ) -> None:
         """system: the system prompt; None: the model's own, else the chat template's default.
         rolling: forget the oldest turns when the context is full, instead of raising ChatError.
-        max_new_tokens: per answer. overrides: fields of sampling and runtime by name.
+        max_new_tokens: per answer. thinking: whether to think before an answer, if the chat template
+        asks; None: its default. overrides: fields of sampling and runtime by name.
 
-        Raises ChatError if the model has no chat template, EngineError for a value out of its
-        range.
+        Raises ChatError if the model has no chat template, or not one that asks for `thinking`,
+        EngineError for a value out of its range.
         """
         sampling, runtime = with_overrides(sampling, runtime, overrides)
-        self._encoder = ChatEncoder(model)
+        self._encoder = ChatEncoder(model, thinking)
         if max_new_tokens is not None and max_new_tokens < 1:
             raise ChatError(f"max_new_tokens: expected at least 1, or None for no limit, found {max_new_tokens}")
         system = model.system_prompt if system is None else system
@@ -314,11 +317,11 @@ def _feed(session: Session, held: list[int], ids: list[int]) -> None:
     held += ids
 
 
-def _template(model: Model) -> ChatTemplate:
+def _template(model: Model, thinking: bool | None) -> ChatTemplate:
     info, template = model.info, model.chat_template
     assert template is not None
     bos, eos = model.token_text(info.bos_id) or "", model.token_text(info.eos_id) or ""
-    return ChatTemplate(template, bos_token=bos, eos_token=eos)
+    return ChatTemplate(template, bos_token=bos, eos_token=eos, thinking=thinking)
 
 
 def _bytes(text: str) -> bytes:

@@ -29,6 +29,7 @@ from llamita.errors import ChatError
 MAX_TEMPLATE_BYTES: Final = 64 << 10
 LIMIT_SECONDS: Final = 1.5  # per text
 _START_SECONDS: Final = 30.0
+_THINKING: Final = "enable_thinking"  # of Qwen3 and SmolLM3
 _MAX_CHARACTERS: Final = 1 << 20  # plus 16 times the contents' own
 _WORKER: Final = Path(__file__).with_name("chat_template_worker.py")
 
@@ -49,8 +50,11 @@ class TextPart:
 class ChatTemplate:
     """A template that renders conversations. Not thread-safe."""
 
-    def __init__(self, template: str, *, bos_token: str = "", eos_token: str = "") -> None:
-        """bos_token, eos_token: the texts of these tokens, as variables of the template.
+    def __init__(
+        self, template: str, *, bos_token: str = "", eos_token: str = "", thinking: bool | None = None
+    ) -> None:
+        """bos_token, eos_token: the texts of these tokens, as variables of the template. thinking: its
+        variable enable_thinking; None: not defined.
 
         Raises ChatError if the template is not a string, is too long, or jinja2 is missing. Its
         syntax is checked by the first rendering.
@@ -63,7 +67,11 @@ class ChatTemplate:
         if importlib.util.find_spec("jinja2") is None:
             raise ChatError("chat template: rendering this template needs jinja2: pip install jinja2")
         self._template = template
-        self._variables = {"bos_token": bos_token, "eos_token": eos_token}
+        self._variables: dict[str, Any] = {"bos_token": bos_token, "eos_token": eos_token}
+        if thinking is not None:
+            if _THINKING not in template:
+                raise ChatError(f"chat template: expected one with the variable {_THINKING}, found none; drop thinking")
+            self._variables[_THINKING] = thinking
         self._process: subprocess.Popen[str] | None = None
 
     def render(

@@ -75,11 +75,16 @@ def fields_by_resume(config: type[Any], rule: Literal["may change", "may grow"])
     return tuple(name for name, option in options_of(config).items() if option.resume == rule)
 
 
+Architecture = Literal["llama", "qwen2", "qwen3", "smollm3"]
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """Shape and constants of a Llama, complete and validated.
+    """Shape and constants of a network, complete and validated.
 
-    The field names are those of Hugging Face's LlamaConfig.
+    The field names are those of Hugging Face's LlamaConfig. Models that are trained from scratch
+    are plain Llamas; the other architectures are imported, and differ from a Llama in one property
+    each: qwen2 in attention_bias, qwen3 in use_qk_norm, smollm3 in no_rope_layers.
     """
 
     vocab_size: int
@@ -97,6 +102,13 @@ class ModelConfig:
     bos_token_id: int | None = 0
     eos_token_id: int | tuple[int, ...] | None = 0
     pad_token_id: int | None = None
+    architecture: Architecture = "llama"
+    attention_bias: bool = False
+    """Biases of q, k and v. (Hugging Face's attention_bias adds one to o; Qwen2 has none there.)"""
+    use_qk_norm: bool = False
+    """RMS norms of each head of q and k, before RoPE."""
+    no_rope_layers: tuple[int, ...] = ()
+    """Indices of the layers without RoPE."""
 
     def __post_init__(self) -> None:
         for name in (
@@ -120,11 +132,39 @@ class ModelConfig:
                 isinstance(value, (int, float)) and math.isfinite(value) and value > 0,
                 f"model config: {name}: expected a positive number, found {value!r}",
             )
+        self._check_architecture()
+
+    def _check_architecture(self) -> None:
+        known = typing.get_args(Architecture)
+        check(
+            self.architecture in known,
+            f"model config: architecture: expected one of {', '.join(known)}, found {self.architecture!r}",
+        )
+        for name, owner in (("attention_bias", "qwen2"), ("use_qk_norm", "qwen3")):
+            expected = self.architecture == owner
+            check(
+                getattr(self, name) is expected,
+                f"model config: {name}: expected {expected} for {self.architecture}, found {getattr(self, name)!r}",
+            )
+        layers = self.no_rope_layers
+        check(
+            layers == () or self.architecture == "smollm3",
+            f"model config: no_rope_layers: expected none for {self.architecture}, found {len(layers)}",
+        )
+        check(
+            list(layers) == sorted(set(layers)) and all(0 <= each < self.num_hidden_layers for each in layers),
+            f"model config: no_rope_layers: expected increasing indices below {self.num_hidden_layers}, found "
+            f"{str(layers)[:60]}",
+        )
 
     @property
     def num_parameters(self) -> int:
         """Number of weights; tied embeddings are counted once."""
         attention = self.hidden_size * self.head_dim * 2 * (self.num_attention_heads + self.num_key_value_heads)
+        if self.attention_bias:
+            attention += self.head_dim * (self.num_attention_heads + 2 * self.num_key_value_heads)
+        if self.use_qk_norm:
+            attention += 2 * self.head_dim
         layer = attention + 3 * self.hidden_size * self.intermediate_size + 2 * self.hidden_size
         embeddings = self.vocab_size * self.hidden_size * (1 if self.tie_word_embeddings else 2)
         return embeddings + self.num_hidden_layers * layer + self.hidden_size
@@ -207,6 +247,9 @@ class PrepareConfig:
     """Key (.jsonl, .json) or column (.csv, .tsv, .parquet) that holds the text."""
     keep_line_ends: Annotated[bool, Option(group="documents")] = False
     """Keep CRLF and CR. Default: every line ends with LF."""
+    encoding: Annotated[str | None, Option("NAME", group="documents")] = None
+    """Encoding of all files, such as gb18030, big5, shift-jis, euc-kr or windows-1252; utf-8 refuses
+    others. Default: UTF-8, or what each file is recognized as."""
     skip_unknown: Annotated[bool, Option(group="documents")] = False
     """Skip files of other types in folders, and name them, instead of refusing the first."""
     num_workers: Annotated[int | None, Option(group="advanced")] = None
@@ -526,6 +569,12 @@ class FinetuneConfig(RunConfig):
     """Keys of questions and answers, if they are not of a known form."""
     system: Annotated[str | None, Option(group="data")] = None
     """System prompt for conversations that have none."""
+    encoding: Annotated[str | None, Option("NAME", group="data")] = None
+    """Encoding of all files of DATA and --val; utf-8 refuses others. Default: UTF-8, or what each
+    file is recognized as."""
+    half_width: Annotated[bool, Option(group="data")] = False
+    """Turn the full-width forms of letters, digits and signs of ASCII (U+FF01 to U+FF5E, such as Ａ１！)
+    into half-width ones. Default: no character is changed."""
     skip_bad_rows: Annotated[int, Option("N", group="data")] = 0
     """Leave out up to this many rows that cannot be used, and name each."""
     chat_template: Annotated[str | None, Option("NAME|FILE", group="data")] = None

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,11 +30,20 @@ def start(base: Path, data: Path, run: Path, *more: str) -> subprocess.Popen[byt
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
-@pytest.mark.parametrize("flags", [[], ["--lora", "--rank=4"]], ids=["all weights", "updates"])
-def test_killed_runs_end_with_the_same_bytes(
-    make_checkpoint: Callable[..., Path], tmp_path: Path, flags: list[str]
-) -> None:
-    base, data = make_checkpoint(tmp_path / "base"), tmp_path / "questions.jsonl"
+BIASES: dict[str, Any] = {"architecture": "qwen2", "attention_bias": True}
+NORMS: dict[str, Any] = {"architecture": "qwen3", "use_qk_norm": True}
+CASES: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "all weights": ({}, []),
+    "updates": ({}, ["--lora", "--rank=4"]),
+    "all weights of Qwen2": (BIASES, []),
+    "updates of Qwen3": (NORMS, ["--lora", "--rank=4"]),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_killed_runs_end_with_the_same_bytes(make_checkpoint: Callable[..., Path], tmp_path: Path, name: str) -> None:
+    changes, flags = CASES[name]
+    base, data = make_checkpoint(tmp_path / "base", **changes), tmp_path / "questions.jsonl"
     replace_chat_template(base, "chatml")
     rows = [{"question": f"What is {number} and {number}?", "answer": str(2 * number)} for number in range(40)]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from llamita.chat_template import ChatTemplate
 from llamita.checkpoint import load_config
 from llamita.data.file_formats import Row
 from llamita.finetune.conversations import read_conversation, read_conversations
@@ -98,6 +99,24 @@ def test_thoughts_that_are_stripped(folder: Path) -> None:
             assert example.ids.tolist() == expected[: len(example.ids)]
             assert tokenizer.decode(expected[len(example.ids) :]) == "\n"
             assert example.loss_mask.tolist() == [False] * len(start) + [True] * (len(example.ids) - len(start))
+
+
+@pytest.mark.parametrize("thinking", [None, True, False])
+def test_thinking_in_a_chat_and_in_training(folder: Path, thinking: bool | None) -> None:
+    """enable_thinking gives transformers' prompt. An answer without thoughts is learned with an empty
+    one, so that thinking off begins with ids that training has seen."""
+    messages = [USER, THOUGHT, USER]
+    _, tokenizer = opened(folder, STRIPS_THOUGHTS)
+    more = {} if thinking is None else {"enable_thinking": thinking}
+    expected = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **more)
+    with ChatTemplate(STRIPS_THOUGHTS, bos_token=tokenizer.bos_token, thinking=thinking) as template:
+        assert template.render(messages) == expected
+    render, _ = opened(folder, STRIPS_THOUGHTS)
+    with render:
+        (example,) = render.render(read_conversation(Row("a", {"messages": [USER, SAID]})))
+        options = {"tokenize": True, "return_dict": False, "add_generation_prompt": True}
+        prompt = list(tokenizer.apply_chat_template([USER], **options, **more))
+        assert example.ids[: len(prompt)].tolist() == prompt
 
 
 def test_thoughts_that_the_prompt_opens(folder: Path) -> None:

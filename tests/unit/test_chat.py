@@ -24,6 +24,7 @@ pytest.importorskip("jinja2")
 from llamita.chat import Chat
 from llamita.engine import Message, Model, TextSegment
 from llamita.errors import ChatError, EngineError
+from tests.thinking_templates import STRIPS_THOUGHTS
 
 NAMES = ("chatml", "llama2", "llama3", "zephyr")
 SPELLED = "{% for m in messages %}<|im_start|>{{ m.role }}:{{ m.content }}<|im_end|>{% endfor %}<|im_start|>assistant:"
@@ -418,3 +419,18 @@ def test_interrupted_without_a_terminal(make_chat_model: Callable[..., Any], eng
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=30)
         assert process.returncode == 130
+
+
+def test_thinking_off_begins_answers_with_an_empty_thought(
+    make_chat_model: Callable[..., Any], engine_build: Path
+) -> None:
+    """And a template without the variable is refused, also one that the engine renders."""
+    question = [Message("user", b"Hi")]
+    with Model(make_chat_model(STRIPS_THOUGHTS).path) as model:
+        texts = {}
+        for thinking in (None, True, False):
+            with Chat(model, thinking=thinking) as chat:
+                texts[thinking] = model.decode(chat.encode(question))
+        assert texts[None] == texts[True] and texts[False] == texts[None] + b"<think>\n\n</think>\n\n"
+    with Model(make_chat_model("chatml").path) as model, pytest.raises(ChatError, match="variable enable_thinking"):
+        Chat(model, thinking=False)

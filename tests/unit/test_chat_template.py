@@ -118,3 +118,12 @@ def test_rendering_continues_after_a_failure() -> None:
 def test_what_is_not_a_template(template: Any, words: str) -> None:
     with pytest.raises(ChatError, match=words):
         ChatTemplate(template)
+
+
+def test_thinking_is_a_variable_of_templates_that_have_it() -> None:
+    source = "{{ enable_thinking if enable_thinking is defined else 'unset' }}"
+    for thinking, expected in ((None, "unset"), (True, "True"), (False, "False")):
+        with ChatTemplate(source, thinking=thinking) as template:
+            assert template.render([]) == expected
+    with pytest.raises(ChatError, match="expected one with the variable enable_thinking, found none"):
+        ChatTemplate("{{ messages }}", thinking=False)

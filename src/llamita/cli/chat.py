@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 from llamita.chat import CHAT_SAMPLING, Answer, Chat
 from llamita.cli.adapters import open_adapters
@@ -52,6 +52,9 @@ class ChatFlags:
     """Model file, checkpoint or run directory."""
     system: Annotated[str | None, Option(short="y")] = None
     """System prompt. Default: the model's, else the chat template's."""
+    thinking: Annotated[Literal["on", "off"] | None, Option("on|off")] = None
+    """Whether the model thinks before it answers, if its chat template has enable_thinking (Qwen3,
+    SmolLM3). Default: the template's."""
     rolling: bool = True
     """End the chat when the context is full, instead of forgetting the oldest turns."""
     num_tokens: Annotated[int, Option(short="n")] = 512
@@ -77,6 +80,7 @@ def main(argv: list[str]) -> int | None:
             flags.runtime,
             rolling=flags.rolling,
             max_new_tokens=flags.num_tokens or None,
+            thinking=None if flags.thinking is None else flags.thinking == "on",
             adapters=open_adapters(model, flags.load.adapter),
         )
         before = signal.getsignal(signal.SIGINT)

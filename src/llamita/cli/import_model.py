@@ -83,7 +83,8 @@ def main(argv: list[str]) -> None:
         ("tokenizer", f"{report.tokenizer_path}, {config.vocab_size:,} rows"),
         (
             "shape",
-            f"{config.num_hidden_layers} layers, hidden {config.hidden_size}, {config.num_attention_heads} heads, "
+            f"{config.architecture}, {config.num_hidden_layers} layers, hidden {config.hidden_size}, "
+            f"{config.num_attention_heads} heads, "
             f"{config.num_key_value_heads} kv heads, ffn {config.intermediate_size}, "
             f"context {config.max_position_embeddings}",
         ),

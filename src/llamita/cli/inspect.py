@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+import typing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from llamita.cli.command import parse, requires_extra
 from llamita.cli.next_command import export_commands, print_next, train_commands, use_commands
-from llamita.config import Option
+from llamita.config import Architecture, Option
 from llamita.console import print_table
 from llamita.errors import clean_line
 
@@ -54,7 +55,7 @@ def _next_commands(found: Inspection) -> tuple[str, ...]:
     tokenizer = found.path.with_name("tokenizer.bin")
     if found.kind.startswith("llama2.c model") and tokenizer.is_file():
         return use_commands(found.path, tokenizer=tokenizer)
-    if known.get("general.architecture") == "llama":
+    if known.get("general.architecture") in typing.get_args(Architecture):
         is_adapter = known.get("general.type") == "adapter"
         return () if is_adapter else use_commands(found.path, can_chat="tokenizer.chat_template" in known)
     return ()

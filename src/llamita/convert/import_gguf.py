@@ -1,4 +1,4 @@
-"""Opens a GGUF file of architecture llama as a ModelSource, tokenizer included."""
+"""Opens a GGUF file as a ModelSource, tokenizer included."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _PLAIN: Final = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloa
 
 
 def open_gguf(path: Path, options: ImportOptions) -> ModelSource:
-    """Open a GGUF, which must be a complete plain Llama. Raises FormatError, TokenizerError."""
+    """Open a GGUF, which must be a complete model. Raises FormatError, TokenizerError."""
     file = read_gguf(path)
     config, notes = config_from_gguf(file)
     config = with_context(config, options.context_tokens)

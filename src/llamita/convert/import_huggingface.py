@@ -74,7 +74,7 @@ class _Weights:
 
 
 def open_huggingface(folder: Path, options: ImportOptions, name: str) -> ModelSource:
-    """Open the folder and check that it is a complete plain Llama. name: as the user gave it.
+    """Open the folder and check that it is a complete model. name: as the user gave it.
 
     Raises FormatError, TokenizerError.
     """
@@ -237,12 +237,13 @@ def _open_without_index(folder: Path, names: list[str]) -> SafetensorsReader:
 
 def _renamed(weights: _Weights, config: ModelConfig, folder: Path) -> _Weights:
     """The weights under the names of LlamaForCausalLM: without the prefix of torch.compile; `model.`
-    added if a LlamaModel was saved; from Meta's names, with rows of q and k in Hugging Face's order."""
+    added if a LlamaModel was saved; from Meta's names of a Llama, with rows of q and k in Hugging
+    Face's order."""
     names: dict[str, str] = {}
     plain = {name.replace(_COMPILED, ""): name for name in weights.shapes}
     if len(plain) < len(weights.shapes):
         raise FormatError(f"cannot read {folder}: expected unique tensor names without {_COMPILED}")
-    is_meta = "tok_embeddings.weight" in plain
+    is_meta = "tok_embeddings.weight" in plain and config.architecture == "llama"
     specs = {spec.name("llama2c"): spec for spec in tensor_table(config)} if is_meta else {}
     if is_meta and config.tie_word_embeddings and "output.weight" in plain:
         plain[_OUTPUT] = plain.pop("output.weight")

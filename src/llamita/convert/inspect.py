@@ -208,8 +208,10 @@ def _shown(value: Any) -> str:
         return f"{value.dtype.name}[{value.size:,}]: {_first(f'{item:g}' for item in value[:7])}"
     if isinstance(value, list):
         return f"string[{len(value):,}]: {_first(_quoted(item) for item in value[:7])}"
-    if value is None:
+    if value is None or value == ():
         return "none"
+    if isinstance(value, tuple):
+        return _first(f"{item}" for item in value[:7])
     if isinstance(value, str):
         return _quoted(value)[1:-1] if value.isprintable() and len(value) <= 70 else _quoted(value)
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -23,6 +23,7 @@ from llamita.formats.gguf import (
     read_gguf,
     write_gguf,
 )
+from llamita.formats.gguf_metadata import ARCHITECTURES
 from llamita.formats.tensor_types import TYPES, Bytes, Floats, TypeName, dequantize, quantize_chunks
 from llamita.progress import Progress, no_progress
 
@@ -60,7 +61,7 @@ def quantize_file(
     already quantized. All metadata is kept, except that general.file_type and
     general.quantization_version are updated, and general.alignment (32 is used) and split.* are
     dropped: the pieces of a split model become one file. The same source gives the same bytes.
-    progress: counts the bytes of the source's weights. Raises FormatError (not a plain Llama,
+    progress: counts the bytes of the source's weights. Raises FormatError (another architecture,
     damaged, already quantized), ConfigError (unknown type; `out` is the source), OutputError.
     """
     mix = quant_mix(type, "quantize")
@@ -95,11 +96,14 @@ def quantize_file(
 
 
 def _check_kind(file: GgufFile) -> None:
-    """Refuse anything but a plain Llama, for which it is known which tensors may be quantized."""
+    """Refuse other networks: of these it is known which tensors may be quantized."""
     check_whole(file, "cannot quantize")
     architecture = file.metadata.get("general.architecture")
-    if architecture != "llama":
-        raise FormatError(f"cannot quantize {file.path}: architecture: expected llama, found {architecture}")
+    if architecture not in ARCHITECTURES:
+        raise FormatError(
+            f"cannot quantize {file.path}: architecture: expected {', '.join(ARCHITECTURES[:-1])} or "
+            f"{ARCHITECTURES[-1]}, found {str(architecture)[:60]}"
+        )
     if not file.tensors:
         raise FormatError(f"cannot quantize {file.path}: expected a model, found no tensors")
     for info in file.tensors.values():

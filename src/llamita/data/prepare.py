@@ -79,6 +79,8 @@ def _from_texts(config: PrepareConfig, progress: Progress) -> bool:
             encoded_by=encoded_by,
             hidden_files=corpus.hidden_files,
             skipped=corpus.skipped,
+            converted=corpus.conversions.describe_converted(),
+            damaged=corpus.conversions.describe_damaged(),
             duplicate_documents=plan.duplicate_documents,
             duplicate_bytes=plan.duplicate_bytes,
         )
@@ -210,6 +212,7 @@ def _text_recipe(config: PrepareConfig, corpus: Corpus, tokenizer: Tokenizer | N
             "split_on": config.split_on,
             "text_key": config.text_key,
             "keep_line_ends": config.keep_line_ends,
+            "encoding": config.encoding,
             "seed": config.seed,
         }
     )

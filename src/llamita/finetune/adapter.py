@@ -221,7 +221,8 @@ def load_adapter(directory: Path, config: ModelConfig) -> Adapter:
             raise CheckpointError(f"cannot use adapter {directory}: {module}: expected one tensor {part}, found two")
         found[module][part] = tensor_name
     shapes = {module: spec.shape for module, spec in lora_specs(config)}
-    others = {spec.huggingface.removesuffix(".weight"): spec.shape for spec in tensor_table(config)}
+    weights = [spec for spec in tensor_table(config) if spec.huggingface.endswith(".weight")]
+    others = {spec.huggingface.removesuffix(".weight"): spec.shape for spec in weights}
     others[HEAD] = others[EMBEDDING]  # an adapter may untie it
     updates: dict[str, LoraUpdate] = {}
     changes: dict[str, TensorChange] = {}

@@ -67,7 +67,7 @@ def export_adapter(adapter: Path, checkpoint: Path, out: Path) -> AdapterExportR
             yield quantize(b if heads is None else permute_qk(b, heads), "F32", f"tensor {module}.lora_B")
 
     metadata: dict[str, Value] = {
-        "general.architecture": "llama",
+        "general.architecture": config.architecture,
         "general.type": "adapter",
         "general.name": model_name(Path(adapter)),
         "general.base_model.count": 1,

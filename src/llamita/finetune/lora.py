@@ -1,8 +1,9 @@
 """LoRA (arXiv 2106.09685): trains low-rank updates of linear layers and freezes everything else.
 
 A layer y = W x becomes y = W x + s B A dropout(x) with A [R, in] and B [out, R]; s is alpha / R, or
-alpha / √R for rsLoRA (arXiv 2312.03732). W is not copied, and has no gradient or optimizer state.
-Parameter names are PEFT's: `weight` keeps its name, the updates are `lora_A.weight` and
+alpha / √R for rsLoRA (arXiv 2312.03732). W is not copied, and has no gradient or optimizer state;
+nor has a bias.
+Parameter names are PEFT's: `weight` and `bias` keep their names, the updates are `lora_A.weight` and
 `lora_B.weight`.
 
 Shape letters: R rank.
@@ -64,18 +65,18 @@ class LoraLinear(nn.Module):
     """A linear layer with its low-rank update: x [..., in] → [..., out]."""
 
     def __init__(self, linear: nn.Linear, rank: int, scale: float, dropout: float = 0.0) -> None:
-        """Takes over the linear layer's weight and freezes it; the update is on its device, in
-        float32."""
+        """Takes over the linear layer's weight and bias and freezes them; the update is on its device,
+        in float32."""
         super().__init__()
-        assert "bias" not in dict(linear.named_parameters()), "Llama's linear layers have no bias"
-        self.weight = linear.weight.requires_grad_(False)
+        linear.requires_grad_(False)
+        self.weight, self.bias = linear.weight, linear.bias
         self.scale, self.dropout = scale, dropout
         device = linear.weight.device
         self.lora_A = Linear(linear.in_features, rank, bias=False, device=device, dtype=torch.float32)
         self.lora_B = Linear(rank, linear.out_features, bias=False, device=device, dtype=torch.float32)
 
     def forward(self, x: Tensor) -> Tensor:
-        out = F.linear(x, self.weight.to(x.dtype))
+        out = F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
         narrow = self.lora_A(F.dropout(x, self.dropout, self.training))  # [..., R]
         rows = out.flatten(0, -2), narrow.flatten(0, -2)
         # one fused operation, without another tensor of the size of `out`

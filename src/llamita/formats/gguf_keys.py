@@ -1,5 +1,8 @@
 """Reads keys of a GGUF by the engine's description of them, so that both read the same.
 
+The table and this module name the keys of an architecture as those of "llama."; a file of qwen2 has
+"qwen2.context_length" for "llama.context_length". Errors name the file's.
+
 engine/src/formats/gguf_keys.h has the table and explains its columns.
 """
 
@@ -17,6 +20,7 @@ from llamita.engine.gguf_keys import gguf_keys
 from llamita.errors import FormatError
 
 _MAX_NAMED: Final = 6  # unknown keys that a note names
+PREFIX: Final = "llama."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,12 +46,22 @@ class KeyReader:
     """Reads typed values of a file's metadata. Raises FormatError for a required key that is
     missing, and for values of another kind or out of range."""
 
-    def __init__(self, metadata: Mapping[str, Any], path: Path) -> None:
-        self.metadata, self.path = metadata, path
+    def __init__(self, metadata: Mapping[str, Any], path: Path, architecture: str = "llama") -> None:
+        """architecture: whose keys to read; keys of others are not seen."""
+        self.path, self._own = path, f"{architecture}."
+        self.metadata = {
+            PREFIX + key.removeprefix(self._own) if key.startswith(self._own) else key: value
+            for key, value in metadata.items()
+            if key.startswith(self._own) or not key.startswith(PREFIX)
+        }
+
+    def shown(self, key: str) -> str:
+        """A key as the file spells it."""
+        return self._own + key.removeprefix(PREFIX) if key.startswith(PREFIX) else key
 
     def wrong(self, key: str, expected: str) -> FormatError:
         found = str(self.metadata[key])[:60] if key in self.metadata else "nothing"
-        return FormatError(f"cannot use {self.path}: {key}: expected {expected}, found {found}")
+        return FormatError(f"cannot use {self.path}: {self.shown(key)}: expected {expected}, found {found}")
 
     def whole(self, key: str, default: int | None = None) -> int:
         """The number; `default` replaces the table's."""
@@ -100,19 +114,23 @@ class KeyReader:
             value = self.metadata.get(row.name, row.default)
             if row.use == "fixed" and (not isinstance(value, (int, float)) or value != row.default):
                 raise FormatError(
-                    f"cannot use {self.path}: {row.name}: expected {row.default:g}, found "
+                    f"cannot use {self.path}: {self.shown(row.name)}: expected {row.default:g}, found "
                     f"{str(self.metadata[row.name])[:40]}; {row.feature} are not supported"
                 )
 
     def unknown_note(self) -> list[str]:
-        """A note that names the keys of "llama." that are not in the table; none if all are."""
-        unknown = sorted(key for key in self.metadata if key.startswith("llama.") and key not in known_keys())
+        """A note that names the architecture's keys that are not in the table; none if all are."""
+        unknown = sorted(key for key in self.metadata if key.startswith(PREFIX) and key not in known_keys())
         if not unknown:
             return []
         more = f" and {len(unknown) - _MAX_NAMED} more" if len(unknown) > _MAX_NAMED else ""
-        return [f"ignored keys that no Llama is known to have: {', '.join(k[:60] for k in unknown[:_MAX_NAMED])}{more}"]
+        model = {"qwen2.": "Qwen2 model", "qwen3.": "Qwen3 model", "smollm3.": "SmolLM3"}.get(self._own, "Llama")
+        listed = ", ".join(self.shown(key)[:60] for key in unknown[:_MAX_NAMED])
+        return [f"ignored keys that no {model} is known to have: {listed}{more}"]
 
     def _value(self, row: GgufKey, default: Any) -> Any:
         if row.use == "required" and row.name not in self.metadata:
-            raise FormatError(f"cannot use {self.path}: {row.name} is missing; the file is damaged or not a Llama")
+            raise FormatError(
+                f"cannot use {self.path}: {self.shown(row.name)} is missing; the file is damaged or not a Llama"
+            )
         return self.metadata.get(row.name, default)

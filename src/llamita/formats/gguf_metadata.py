@@ -1,16 +1,22 @@
-"""GGUF's metadata keys for architecture "llama": written from a ModelConfig, and read."""
+"""GGUF's metadata keys of a network: written from a ModelConfig, and read.
+
+The keys of the architecture are spelled "llama." here, and begin with the architecture's name in a
+file.
+"""
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Mapping
 from typing import Any, Final
 
 import numpy as np
 
-from llamita.config import ModelConfig
+from llamita.config import Architecture, ModelConfig
 from llamita.errors import ConfigError, FormatError
 from llamita.formats.gguf import FILE_TYPES, QUANTIZATION_VERSION, GgufFile, Value, check_whole
-from llamita.formats.gguf_keys import KeyReader, known_keys
+from llamita.formats.gguf_keys import PREFIX, KeyReader, known_keys
+from llamita.formats.huggingface import NO_ROPE_INTERVAL, supported_models
 from llamita.formats.rope_scaling import BETA_FAST, BETA_SLOW, yarn_attention_factor, yarn_range
 from llamita.formats.tensor_table import (
     GGUF_LONG_FACTORS,
@@ -27,13 +33,22 @@ _ORIGINAL_CONTEXTS: Final = (8192, *(2**k for k in range(5, 18) if k != 13))
 _FACTOR_TOLERANCE: Final = 1e-4
 
 
+ARCHITECTURES: Final[tuple[str, ...]] = typing.get_args(Architecture)
+
 # ---------------------------------------------------------------- writing
 
 
 def model_metadata(config: ModelConfig, name: str, file_type: str) -> dict[str, Value]:
-    """The general and architecture keys. file_type: the type of most matrices, such as "Q8_0"."""
+    """The general and architecture keys. file_type: the type of most matrices, such as "Q8_0".
+
+    Raises FormatError for what GGUF cannot express."""
+    if config.architecture == "smollm3" and config.no_rope_layers != _no_rope_layers(config.num_hidden_layers):
+        raise FormatError(
+            f"cannot export: no_rope_layers: expected every layer whose number is a multiple of {NO_ROPE_INTERVAL}, "
+            f"found {str(config.no_rope_layers)[:60]}; GGUF has no key for it, so runtimes would compute another model"
+        )
     metadata: dict[str, Value] = {
-        "general.architecture": "llama",
+        "general.architecture": config.architecture,
         "general.name": name,
         "general.file_type": FILE_TYPES[file_type],
         "general.quantization_version": QUANTIZATION_VERSION,
@@ -51,13 +66,27 @@ def model_metadata(config: ModelConfig, name: str, file_type: str) -> dict[str, 
     if config.head_dim * config.num_attention_heads != config.hidden_size:
         metadata["llama.attention.key_length"] = config.head_dim
         metadata["llama.attention.value_length"] = config.head_dim
-    return metadata | _scaling_metadata(config)
+    metadata |= _scaling_metadata(config)
+    return {
+        f"{config.architecture}.{key.removeprefix(PREFIX)}" if key.startswith(PREFIX) else key: value
+        for key, value in metadata.items()
+    }
+
+
+def _no_rope_layers(num_layers: int) -> tuple[int, ...]:
+    """The layers in which GGUF runtimes leave out RoPE, of architecture smollm3."""
+    return tuple(range(NO_ROPE_INTERVAL - 1, num_layers, NO_ROPE_INTERVAL))
 
 
 def _scaling_metadata(config: ModelConfig) -> dict[str, Value]:
     """The keys of RoPE scaling. Raises FormatError for a scaling that GGUF cannot express."""
     scaling = config.rope_scaling
     kind = None if scaling is None else scaling["rope_type"]
+    if config.architecture != "llama" and kind in ("llama3", "longrope"):
+        raise FormatError(
+            f"cannot export: rope_scaling: expected none, linear or yarn for {config.architecture}, found {kind}; "
+            "llama.cpp reads factors of RoPE in Llamas only"
+        )
     if scaling is None or kind not in ("linear", "yarn", "longrope"):
         return {}
     metadata: dict[str, Value] = {"llama.rope.scaling.type": str(kind)}
@@ -142,16 +171,16 @@ def rope_factors(config: ModelConfig) -> Floats | None:
 def config_from_gguf(file: GgufFile) -> tuple[ModelConfig, list[str]]:
     """(the ModelConfig that metadata and tensor shapes describe, notes for the user).
 
-    Raises FormatError for anything that is missing, malformed, or more than a plain Llama.
+    Raises FormatError for anything that is missing, malformed, or not supported.
     """
-    read, notes = KeyReader(file.metadata, file.path), list[str]()
     check_whole(file, "cannot use")
     architecture = file.metadata.get("general.architecture")
-    if architecture != "llama":
+    if architecture not in ARCHITECTURES:
         raise FormatError(
-            f"cannot use {file.path}: general.architecture: expected llama, found {str(architecture)[:60]}; it "
-            "would need another network"
+            f"cannot use {file.path}: general.architecture: {supported_models(ARCHITECTURES)}, found "
+            f"{str(architecture)[:60]}; it would need another network"
         )
+    read, notes = KeyReader(file.metadata, file.path, str(architecture)), list[str]()
     read.refuse_fixed()
     notes += read.unknown_note()
     embedding = file.tensors.get("token_embd.weight")
@@ -160,7 +189,7 @@ def config_from_gguf(file: GgufFile) -> tuple[ModelConfig, list[str]]:
     heads, hidden = read.whole("llama.attention.head_count"), read.whole("llama.embedding_length")
     layers, context = read.whole("llama.block_count"), read.whole("llama.context_length")
     if layers > MAX_LAYERS:
-        raise FormatError(f"cannot use {file.path}: llama.block_count: expected at most {MAX_LAYERS}, found {layers}")
+        raise read.wrong("llama.block_count", f"at most {MAX_LAYERS}")
     window = read.whole("llama.attention.sliding_window")
     if 0 < window < context:
         raise read.wrong("llama.attention.sliding_window", f"0 or at least the context of {context} tokens")
@@ -176,6 +205,10 @@ def config_from_gguf(file: GgufFile) -> tuple[ModelConfig, list[str]]:
         "rms_norm_eps": read.real("llama.attention.layer_norm_rms_epsilon"),
         "rope_theta": read.real("llama.rope.freq_base"),
         "tie_word_embeddings": "output.weight" not in file.tensors,
+        "architecture": architecture,
+        "attention_bias": architecture == "qwen2",
+        "use_qk_norm": architecture == "qwen3",
+        "no_rope_layers": _no_rope_layers(layers) if architecture == "smollm3" else (),
     }
     rows = embedding.shape[0]
     bos, ends = read.token("tokenizer.ggml.bos_token_id", rows), [read.token(key, rows) for key in END_KEYS]
@@ -200,7 +233,7 @@ def _padding(file: GgufFile, rows: int) -> int | None:
 
 def _head_dim(read: KeyReader, hidden: int, heads: int) -> int:
     if "llama.attention.key_length" not in read.metadata and hidden % heads:
-        raise read.wrong("llama.attention.head_count", f"a divisor of llama.embedding_length {hidden}")
+        raise read.wrong("llama.attention.head_count", f"a divisor of embedding_length {hidden}")
     head_dim = read.whole("llama.attention.key_length", max(1, hidden // heads))
     for key in ("llama.attention.value_length", "llama.rope.dimension_count"):
         if read.whole(key, head_dim) != head_dim:

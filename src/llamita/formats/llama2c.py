@@ -258,6 +258,7 @@ def check_expressible(config: ModelConfig) -> None:
     """Raise FormatError unless a .bin can express this config."""
     head_dim = config.hidden_size / config.num_attention_heads
     for name, needed, found in (
+        ("architecture", "llama", config.architecture),
         ("rope_theta", ROPE_THETA, config.rope_theta),
         ("rope_scaling", None, config.rope_scaling),
         ("rms_norm_eps", RMS_NORM_EPS, config.rms_norm_eps),

@@ -1,4 +1,4 @@
-"""The tensors of a Llama: the name of each in every format, its shape and its kind.
+"""The tensors of a model: the name of each in every format, its shape and its kind.
 
 Shapes are PyTorch's: [rows, row length] = [out, in]. V vocab, D hidden, H*S query heads times head
 size, K*S kv heads times head size, F ffn.
@@ -16,6 +16,17 @@ size, K*S kv heads times head size, F ffn.
     model.layers.N.mlp.down_proj.weight            blk.N.ffn_down.weight     w2              [D, F]    matrix
     model.norm.weight                              output_norm.weight        norm            [D]       norm
     lm_head.weight (untied only)                   output.weight             output          [V, D]    matrix
+
+With attention_bias, after the weights of q, k and v:
+
+    model.layers.N.self_attn.q_proj.bias           blk.N.attn_q.bias                         [H*S]     bias
+    model.layers.N.self_attn.k_proj.bias           blk.N.attn_k.bias                         [K*S]     bias
+    model.layers.N.self_attn.v_proj.bias           blk.N.attn_v.bias                         [K*S]     bias
+
+With use_qk_norm, after v_proj:
+
+    model.layers.N.self_attn.q_norm.weight         blk.N.attn_q_norm.weight                  [S]       norm
+    model.layers.N.self_attn.k_norm.weight         blk.N.attn_k_norm.weight                  [S]       norm
 """
 
 from __future__ import annotations
@@ -27,7 +38,7 @@ from typing import Literal
 from llamita.config import ModelConfig
 from llamita.errors import FormatError
 
-Kind = Literal["embedding", "norm", "query", "key", "matrix"]
+Kind = Literal["embedding", "norm", "query", "key", "matrix", "bias"]
 Naming = Literal["huggingface", "gguf", "llama2c"]
 
 # The largest Llama has 126 layers; this bounds the table that a hostile header can ask for.
@@ -52,7 +63,7 @@ class TensorSpec:
     kind: Kind
 
     def name(self, naming: Naming) -> str:
-        """Its name in a format; for llama2.c, in its PyTorch checkpoint."""
+        """Its name in a format; for llama2.c, in its PyTorch checkpoint, which has only Llamas."""
         if naming == "huggingface":
             return self.huggingface
         if naming == "gguf":
@@ -64,6 +75,8 @@ class TensorSpec:
     def rope_heads(self, config: ModelConfig) -> int | None:
         """Number of heads for permute_qk and unpermute_qk; None for tensors whose rows are never
         permuted."""
+        if not has_interleaved_rope(config):
+            return None
         if self.kind == "query":
             return config.num_attention_heads
         return config.num_key_value_heads if self.kind == "key" else None
@@ -73,6 +86,16 @@ _LLAMA2C_FOLDERS = {
     "wq": "attention.", "wk": "attention.", "wv": "attention.", "wo": "attention.",
     "w1": "feed_forward.", "w2": "feed_forward.", "w3": "feed_forward.",
 }  # fmt: skip
+
+
+# Hugging Face's, GGUF's and llama2.c's name in a layer, shape, kind.
+_Row = tuple[str, str, str, tuple[int, ...], Kind]
+
+
+def has_interleaved_rope(config: ModelConfig) -> bool:
+    """Whether the formats other than Hugging Face's keep rows of q and k interleaved. GGUF runtimes
+    rotate Qwen's heads as two halves, as Hugging Face does."""
+    return config.architecture in ("llama", "smollm3")
 
 
 def tensor_table(config: ModelConfig) -> tuple[TensorSpec, ...]:
@@ -85,16 +108,27 @@ def tensor_table(config: ModelConfig) -> tuple[TensorSpec, ...]:
         raise FormatError(
             f"model config: num_hidden_layers: expected at most {MAX_LAYERS}, found {config.num_hidden_layers}"
         )
-    in_layer: list[tuple[str, str, str, tuple[int, ...], Kind]] = [
-        ("input_layernorm", "attn_norm", "attention_norm", (hidden,), "norm"),
-        ("self_attn.q_proj", "attn_q", "wq", (query_rows, hidden), "query"),
-        ("self_attn.k_proj", "attn_k", "wk", (key_rows, hidden), "key"),
-        ("self_attn.v_proj", "attn_v", "wv", (key_rows, hidden), "matrix"),
-        ("self_attn.o_proj", "attn_output", "wo", (hidden, query_rows), "matrix"),
-        ("post_attention_layernorm", "ffn_norm", "ffn_norm", (hidden,), "norm"),
-        ("mlp.gate_proj", "ffn_gate", "w1", (ffn, hidden), "matrix"),
-        ("mlp.up_proj", "ffn_up", "w3", (ffn, hidden), "matrix"),
-        ("mlp.down_proj", "ffn_down", "w2", (hidden, ffn), "matrix"),
+    biases: list[_Row] = [
+        ("self_attn.q_proj.bias", "attn_q.bias", "", (query_rows,), "bias"),
+        ("self_attn.k_proj.bias", "attn_k.bias", "", (key_rows,), "bias"),
+        ("self_attn.v_proj.bias", "attn_v.bias", "", (key_rows,), "bias"),
+    ]
+    qk_norms: list[_Row] = [
+        ("self_attn.q_norm.weight", "attn_q_norm.weight", "", (config.head_dim,), "norm"),
+        ("self_attn.k_norm.weight", "attn_k_norm.weight", "", (config.head_dim,), "norm"),
+    ]
+    in_layer: list[_Row] = [
+        ("input_layernorm.weight", "attn_norm.weight", "attention_norm", (hidden,), "norm"),
+        ("self_attn.q_proj.weight", "attn_q.weight", "wq", (query_rows, hidden), "query"),
+        ("self_attn.k_proj.weight", "attn_k.weight", "wk", (key_rows, hidden), "key"),
+        ("self_attn.v_proj.weight", "attn_v.weight", "wv", (key_rows, hidden), "matrix"),
+        *(biases if config.attention_bias else []),
+        *(qk_norms if config.use_qk_norm else []),
+        ("self_attn.o_proj.weight", "attn_output.weight", "wo", (hidden, query_rows), "matrix"),
+        ("post_attention_layernorm.weight", "ffn_norm.weight", "ffn_norm", (hidden,), "norm"),
+        ("mlp.gate_proj.weight", "ffn_gate.weight", "w1", (ffn, hidden), "matrix"),
+        ("mlp.up_proj.weight", "ffn_up.weight", "w3", (ffn, hidden), "matrix"),
+        ("mlp.down_proj.weight", "ffn_down.weight", "w2", (hidden, ffn), "matrix"),
     ]
     table = [
         TensorSpec(
@@ -103,7 +137,7 @@ def tensor_table(config: ModelConfig) -> tuple[TensorSpec, ...]:
     ]
     for n in range(config.num_hidden_layers):
         table += [
-            TensorSpec(f"model.layers.{n}.{hf}.weight", f"blk.{n}.{gguf}.weight", llama2c, n, shape, kind)
+            TensorSpec(f"model.layers.{n}.{hf}", f"blk.{n}.{gguf}", llama2c, n, shape, kind)
             for hf, gguf, llama2c, shape, kind in in_layer
         ]
     table.append(TensorSpec("model.norm.weight", "output_norm.weight", "norm", None, (hidden,), "norm"))
@@ -126,7 +160,7 @@ def check_tensors(
             raise FormatError(f"cannot read {where}: tensor {name} occurs twice")
         seen.add(name)
         if name not in wanted:
-            raise FormatError(f"cannot read {where}: unknown tensor {name[:80]}; {_reason(name)}")
+            raise FormatError(f"cannot read {where}: unknown tensor {name[:80]}; {_reason(name, config.architecture)}")
         if tuple(shape) != wanted[name]:
             raise FormatError(
                 f"cannot read {where}: tensor {name}: expected shape {list(wanted[name])}, found {list(shape)}"
@@ -137,12 +171,14 @@ def check_tensors(
         raise FormatError(f"cannot read {where}: tensor {missing[0]} is missing{more}")
 
 
-def _reason(name: str) -> str:
+def _reason(name: str, architecture: str) -> str:
     """Why an unknown tensor is refused."""
+    models = {"llama": "plain Llamas", "qwen2": "Qwen2 models", "qwen3": "Qwen3 models", "smollm3": "SmolLM3 models"}
+    which = models[architecture]
     if name.endswith((".bias", "_bias")):
-        return "plain Llamas have no biases, and neither the network nor the engine supports them"
+        return f"{which} have no biases{' but those of q, k and v' if architecture == 'qwen2' else ''}"
     if any(word in name for word in ("q_norm", "k_norm")):
-        return "plain Llamas have no norms on queries and keys, and neither the network nor the engine supports them"
+        return f"{which} have no norms on queries and keys"
     if any(word in name for word in ("expert", "_exps", "router")):
-        return "plain Llamas have no experts, and neither the network nor the engine supports them"
-    return "only plain Llama models are supported"
+        return f"{which} have no experts, and neither the network nor the engine supports them"
+    return f"{which} have no such tensor"

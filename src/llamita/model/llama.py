@@ -1,4 +1,5 @@
-"""The network on one page: a Llama like Hugging Face's LlamaForCausalLM, forward pass only.
+"""The network on one page: a Llama like Hugging Face's LlamaForCausalLM, forward pass only. Qwen2,
+Qwen3 and SmolLM3 are the same network with biases, norms of q and k, or layers without RoPE.
 
 Shape letters: B batch, T time, D hidden, H query heads, K kv heads, S head size, F ffn, V vocab.
 Parameter names are Hugging Face's, so that a state_dict is a checkpoint. The same network in C is
@@ -20,10 +21,10 @@ from llamita.model.sdpa import attend
 
 
 class Linear(nn.Linear):
-    """x weightᵀ in the type of x."""
+    """x weightᵀ + bias in the type of x."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight.to(x.dtype))
+        return F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
 
 
 class RMSNorm(nn.Module):
@@ -95,18 +96,26 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig, layer: int, dropout: float) -> None:
         super().__init__()
         self.layer, self.head_dim, self.dropout = layer, config.head_dim, dropout
+        self.use_qk_norm, self.use_rope = config.use_qk_norm, layer not in config.no_rope_layers
         query_size = config.num_attention_heads * config.head_dim
         key_size = config.num_key_value_heads * config.head_dim
-        self.q_proj = Linear(config.hidden_size, query_size, bias=False)
-        self.k_proj = Linear(config.hidden_size, key_size, bias=False)
-        self.v_proj = Linear(config.hidden_size, key_size, bias=False)
+        self.q_proj = Linear(config.hidden_size, query_size, bias=config.attention_bias)
+        self.k_proj = Linear(config.hidden_size, key_size, bias=config.attention_bias)
+        self.v_proj = Linear(config.hidden_size, key_size, bias=config.attention_bias)
         self.o_proj = Linear(query_size, config.hidden_size, bias=False)
+        if config.use_qk_norm:  # over each head
+            self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
+            self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None, mask: Tensor | None) -> Tensor:
         batch, time, _ = x.shape
-        query = rotate(self.q_proj(x).view(batch, time, -1, self.head_dim), cos, sin)  # [B, T, H, S]
-        key = rotate(self.k_proj(x).view(batch, time, -1, self.head_dim), cos, sin)  # [B, T, K, S]
+        query = self.q_proj(x).view(batch, time, -1, self.head_dim)  # [B, T, H, S]
+        key = self.k_proj(x).view(batch, time, -1, self.head_dim)  # [B, T, K, S]
         value = self.v_proj(x).view(batch, time, -1, self.head_dim)  # [B, T, K, S]
+        if self.use_qk_norm:
+            query, key = self.q_norm(query), self.k_norm(key)
+        if self.use_rope:
+            query, key = rotate(query, cos, sin), rotate(key, cos, sin)
         query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
         if cache is not None:
             key, value = cache.append(self.layer, key, value)  # [B, K, past + T, S]
@@ -233,14 +242,14 @@ class Llama(nn.Module):
         return self
 
     def fresh_weight(self, name: str, shape: torch.Size, generator: torch.Generator | None = None) -> Tensor:
-        """A parameter's initial value, on the CPU: N(0, 0.02), ones for norms.
+        """A parameter's initial value, on the CPU: N(0, 0.02), ones for norms, zeros for biases.
 
         The two projections that write to the residual stream get N(0, 0.02 / sqrt(2 L)), so that
         its variance does not grow with depth (GPT-2). llama2.c mistakenly scales the gate's
         projection instead.
         """
         if len(shape) == 1:
-            return torch.ones(shape)
+            return torch.zeros(shape) if name.endswith(".bias") else torch.ones(shape)
         writes_residual = name.endswith(("o_proj.weight", "down_proj.weight"))
         scale = 1 / math.sqrt(2 * self.config.num_hidden_layers) if writes_residual else 1.0
         return torch.empty(shape).normal_(0.0, 0.02 * scale, generator=generator)

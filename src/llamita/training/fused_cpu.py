@@ -20,8 +20,11 @@ TILE_NUMBERS = 1 << 18  # in a tile's widest matrix: 1 MiB, about 340 tokens of 
 
 
 def can_fuse(model: Llama) -> bool:
-    """Whether fused_hidden_states computes what the model does: float32 on a CPU, complete layers
-    of plain matrices that all learn, no dropout."""
+    """Whether fused_hidden_states computes what the model does: a plain Llama in float32 on a CPU,
+    complete layers of plain matrices that all learn, no dropout."""
+    config = model.config
+    if config.attention_bias or config.use_qk_norm or config.no_rope_layers:
+        return False
     layers, parameters = list(model.model.layers), list(model.parameters())
     # not sharded, wrapped or checkpointed
     is_whole = type(model) is Llama and all(

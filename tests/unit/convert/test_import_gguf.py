@@ -143,7 +143,7 @@ def divisors(*values: float) -> np.ndarray:
 
 BAD_MODELS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "another architecture": (
-        {"general.architecture": "qwen3"}, {}, "expected llama, found qwen3; it would need another network",
+        {"general.architecture": "qwen3moe"}, {}, "expected llama, .*Qwen3-0.6B.*found qwen3moe; it would need",
     ),
     "a renamed piece": (
         {"split.count": 3}, {}, "found the first of 3 pieces of a split model; expected a name .* -00001-of-00003.gguf",
@@ -153,7 +153,7 @@ BAD_MODELS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     ),
     "pieces without number": ({"split.count": "3"}, {}, "split.count: expected 0 to 1000, found 3"),
     "too many pieces": ({"split.count": 1001}, {}, "split.count: expected 0 to 1000, found 1001"),
-    "no architecture": ({"general.architecture": ...}, {}, "expected llama, found None"),
+    "no architecture": ({"general.architecture": ...}, {}, "expected llama, qwen2, qwen3 or smollm3 .*, found None"),
     "experts": (
         {"llama.expert_count": 8}, {}, "llama.expert_count: expected 0, found 8; mixtures of experts are not supported",
     ),

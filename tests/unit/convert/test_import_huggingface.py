@@ -168,7 +168,7 @@ def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
 Q = "model.layers.0.self_attn.q_proj"
 BAD: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "missing": (lambda t: t.pop("model.norm.weight"), r"tensor model\.norm\.weight is missing"),
-    "unknown": (lambda t: t.update(extra=torch.ones(2)), "unknown tensor extra; only plain Llama"),
+    "unknown": (lambda t: t.update(extra=torch.ones(2)), "unknown tensor extra; plain Llamas have no such"),
     "a bias": (lambda t: t.update({f"{Q}.bias": torch.ones(64)}), "q_proj.bias; plain Llamas have no biases"),
     "qk norms": (
         lambda t: t.update({"model.layers.0.self_attn.q_norm.weight": torch.ones(16)}), "no norms on queries and keys",
@@ -239,8 +239,8 @@ def test_incomplete_folders(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> 
     checkpoint = make_checkpoint(tmp_path / "model")
     change_config(checkpoint, vocab_size=300)
     refuse(checkpoint, tmp_path / "out", r"embed_tokens\.weight: expected shape \[300, 64\], found \[320, 64\]")
-    change_config(checkpoint, vocab_size=320, model_type="qwen2", architectures=["Qwen2ForCausalLM"])
-    refuse(checkpoint, tmp_path / "out", "model_type: expected 'llama', found 'qwen2'; it would need biases on q, k")
+    change_config(checkpoint, vocab_size=320, model_type="minicpm", architectures=["MiniCPMForCausalLM"])
+    refuse(checkpoint, tmp_path / "out", "model_type: expected llama, .*found 'minicpm'; it would need scaled emb")
     change_config(checkpoint, model_type="llama", architectures=["LlamaForSequenceClassification"])
     refuse(checkpoint, tmp_path / "out", "architectures: expected LlamaForCausalLM, found LlamaForSequence")
     change_config(checkpoint, architectures=["LlamaForCausalLM"])

@@ -160,7 +160,7 @@ def test_types_that_are_only_read_are_sources(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"general.architecture": "qwen3"}, "architecture: expected llama, found qwen3"),
+        ({"general.architecture": "gemma3"}, "architecture: expected llama, qwen2, qwen3 or smollm3, found gemma3"),
         ({"split.count": 3}, "the first of 3 pieces of a split model"),
         ({"split.count": 3, "split.no": 2, "general.architecture": "none"}, "found piece 3 of 3 of a split model"),
     ],

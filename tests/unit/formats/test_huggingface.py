@@ -6,13 +6,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from llamita.config import ModelConfig
 from llamita.errors import FormatError
-from llamita.formats.huggingface import config_from_dict, config_to_dict
+from llamita.formats.huggingface import SMALL_MODELS, config_from_dict, config_to_dict
 
 CONFIG = ModelConfig(
     vocab_size=320, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
@@ -96,8 +97,10 @@ def test_nulls_and_missing_keys_mean_the_same_as_in_transformers() -> None:
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "another architecture": (plain(architectures=["MistralForCausalLM"]), "expected LlamaForCausalLM, found Mistral"),
-    "another model type": (plain(model_type="qwen3"), "model_type: expected 'llama', found 'qwen3'"),
-    "no model type": (plain(model_type=...), "model_type: expected 'llama', found None"),
+    "another model type": (
+        plain(model_type="qwen3_moe"), "model_type: expected llama, .*Qwen3-0.6B.*found 'qwen3_moe'; it would need exp",
+    ),
+    "no model type": (plain(model_type=...), "model_type: expected llama, .*, found None"),
     "attention biases": (plain(attention_bias=True), "attention_bias: True is not supported"),
     "mlp biases": (plain(mlp_bias=True), "mlp_bias: True is not supported"),
     "gelu": (plain(hidden_act="gelu"), "hidden_act: gelu is not supported"),
@@ -167,3 +170,9 @@ def test_unsupported_features_are_refused_by_name(name: str) -> None:
 def test_a_config_must_be_an_object(values: Any) -> None:
     with pytest.raises(FormatError, match="expected a JSON object"):
         config_from_dict(values, "config.json")
+
+
+def test_the_page_lists_the_small_models_that_errors_name() -> None:
+    page = (Path(__file__).resolve().parents[3] / "docs" / "formats.md").read_text(encoding="utf-8")
+    for languages, names in SMALL_MODELS.items():
+        assert f"- {languages}: {names}\n" in page
