@@ -9,8 +9,8 @@
  *     with the matching *_close. Pointers returned by other functions belong to the object they
  *     came from and live as long as it does. Closing NULL is allowed.
  *   - Threads: a llamita_model, a llamita_tokenizer and a llamita_adapter are immutable once open
- *     and may be shared by any number of threads. A session, a sampler or a BPE trainer may be used
- *     by one thread at a time.
+ *     and may be shared by any number of threads. A session, a sampler, a scheduler or a BPE trainer
+ *     may be used by one thread at a time.
  *   - Processes: in the child of fork(), models, tokenizers, adapters and samplers work as before. A
  *     session with several threads can only be closed there: its threads stayed in the parent, and
  *     feeding it tokens is LLAMITA_ERROR_ARGUMENT. A new session works.
@@ -42,6 +42,7 @@ typedef struct llamita_model llamita_model;             /* weights, configuratio
 typedef struct llamita_adapter llamita_adapter;         /* a LoRA adapter of one model */
 typedef struct llamita_session llamita_session;         /* KV caches, buffers and thread pool */
 typedef struct llamita_sampler llamita_sampler;         /* sampling parameters and random state */
+typedef struct llamita_scheduler llamita_scheduler;     /* requests that run side by side */
 typedef struct llamita_tokenizer llamita_tokenizer;     /* a tokenizer without a model */
 typedef struct llamita_bpe_trainer llamita_bpe_trainer; /* word counts to train a BPE vocabulary */
 
@@ -394,6 +395,109 @@ LLAMITA_API void llamita_sampler_accept(llamita_sampler *sampler, int32_t id);
  * LLAMITA_ERROR_NUMERIC. */
 LLAMITA_API llamita_status llamita_sampler_pick(llamita_sampler *sampler, const float *logits, int32_t *id,
                                                 llamita_error *error);
+
+/* ------------------------------------------------------------------ scheduler */
+
+/* Runs many requests on one session: up to num_parallel at once, the others wait in the order of
+ * their arrival. Each step computes one token of every running text, and a piece of the prompts
+ * (at most 64 tokens of all together), so a long prompt delays the others little. Prompts that
+ * start alike share their tokens in memory. A request gives the same tokens as alone. */
+
+#define LLAMITA_MAX_TOP_LOGPROBS 20
+
+typedef struct {
+    int32_t num_threads, context_tokens; /* as in llamita_session_params */
+    llamita_kv_type kv_type;
+    int32_t num_parallel; /* requests that run at once, 1 to 512 */
+    int32_t num_cached;   /* ended texts that are kept for prompts that start alike, 0 to 512; the one
+                             that was used least recently goes first */
+} llamita_scheduler_params;
+
+/* A number to add to the logit of a token. */
+typedef struct {
+    int32_t id;
+    float bias;
+} llamita_logit_bias;
+
+/* A text to generate. The caller owns all arrays; submit copies them. */
+typedef struct {
+    const int32_t *ids; /* [num_tokens] the prompt */
+    size_t num_tokens;
+    int32_t max_new_tokens; /* 0: only read the prompt */
+    llamita_sampler_params sampling;
+    float presence_penalty;  /* subtracted from the logit of each token generated so far */
+    float frequency_penalty; /* the same, for each time */
+    const llamita_logit_bias *biases;
+    size_t num_biases;
+    int32_t num_top_logprobs;            /* -1: no log-probabilities; else those of each token, and of this many
+                                            of the most probable ones, up to LLAMITA_MAX_TOP_LOGPROBS */
+    bool score_prompt;                   /* an event for each token of the prompt but the first */
+    const llamita_adapter_use *adapters; /* they must stay open until the request ends */
+    size_t num_adapters;
+} llamita_request;
+
+typedef enum {
+    LLAMITA_EVENT_PROMPT = 0, /* a token of the prompt */
+    LLAMITA_EVENT_TOKEN = 1,  /* a new token */
+    LLAMITA_EVENT_END = 2,    /* the last event of a request */
+} llamita_event_kind;
+
+typedef enum {
+    LLAMITA_FINISH_NONE = 0,
+    LLAMITA_FINISH_STOP = 1,   /* at an end token, which has no event of its own */
+    LLAMITA_FINISH_LENGTH = 2, /* after max_new_tokens, or the context is full */
+    LLAMITA_FINISH_ERROR = 3,
+} llamita_finish;
+
+typedef struct {
+    uint64_t request;
+    llamita_event_kind kind;
+    llamita_finish finish; /* of LLAMITA_EVENT_END */
+    llamita_status status; /* of LLAMITA_FINISH_ERROR */
+    int32_t id;            /* -1: of LLAMITA_EVENT_END */
+    int32_t num_top;
+    int32_t top_ids[LLAMITA_MAX_TOP_LOGPROBS];
+    /* ln p by the logits alone, before temperature, biases and penalties */
+    double logprob, top_logprobs[LLAMITA_MAX_TOP_LOGPROBS];
+} llamita_event;
+
+typedef struct {
+    int32_t num_running, num_waiting;
+    int64_t num_steps, num_prompt_tokens, num_shared_tokens, num_new_tokens; /* since it was opened */
+} llamita_scheduler_stats;
+
+/* The model must outlive the scheduler. */
+LLAMITA_API llamita_status llamita_scheduler_open(const llamita_model *model, const llamita_scheduler_params *params,
+                                                  llamita_scheduler **scheduler, llamita_error *error);
+LLAMITA_API void llamita_scheduler_close(llamita_scheduler *scheduler);
+LLAMITA_API int32_t llamita_scheduler_context_tokens(const llamita_scheduler *scheduler);
+LLAMITA_API void llamita_scheduler_get_stats(const llamita_scheduler *scheduler, llamita_scheduler_stats *stats);
+
+/* Adds a request to the queue and sets its number. A prompt longer than the context is
+ * LLAMITA_ERROR_CONTEXT. */
+LLAMITA_API llamita_status llamita_scheduler_submit(llamita_scheduler *scheduler, const llamita_request *request,
+                                                    uint64_t *number, llamita_error *error);
+
+/* Ends a request: no step computes anything for it any more. False: it has ended before. */
+LLAMITA_API bool llamita_scheduler_cancel(llamita_scheduler *scheduler, uint64_t number);
+
+/* Starts waiting requests, and computes one step. A request that fails ends with
+ * LLAMITA_FINISH_ERROR; the others go on. An error of the step itself is LLAMITA_ERROR_MEMORY:
+ * nothing was computed. */
+LLAMITA_API llamita_status llamita_scheduler_step(llamita_scheduler *scheduler, llamita_error *error);
+
+/* Steps until the seconds have passed, at least once, and no further than a step in which a text
+ * gets its first token or ends. For models so small that reading the events of each step would cost
+ * more than the step. */
+LLAMITA_API llamita_status llamita_scheduler_run(llamita_scheduler *scheduler, double seconds, llamita_error *error);
+
+/* Makes llamita_scheduler_run return after its current step, or the next call after its first one.
+ * The only function of a scheduler that any thread may call at any time. */
+LLAMITA_API void llamita_scheduler_interrupt(llamita_scheduler *scheduler);
+
+/* The events of the last step or run, in order for each request. Owned by the scheduler and valid
+ * until the next step or run. */
+LLAMITA_API const llamita_event *llamita_scheduler_events(const llamita_scheduler *scheduler, size_t *num_events);
 
 /* ------------------------------------------------------------------ tensor types */
 

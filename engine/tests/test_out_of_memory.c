@@ -245,6 +245,53 @@ end:
     llamita_model_close(model);
 }
 
+/* Two requests, one after the other; one that ends in an error is submitted again. */
+static void run_scheduler(void) {
+    enum { NUM_NEW = 4 };
+    const llamita_scheduler_params params = {.num_threads = 1, .num_parallel = 2, .num_cached = 1};
+    static const int32_t prompt[] = {1, 4, 5, 6, 7, 4, 5, 6, 7, 4};
+    const llamita_logit_bias bias = {5, 1.0F};
+    llamita_model *model = NULL;
+    llamita_scheduler *scheduler = NULL;
+    int32_t new_ids[NUM_NEW];
+    TRY(llamita_model_open(model_path, NULL, &model, &error));
+    TRY(llamita_scheduler_open(model, &params, &scheduler, &error));
+    for (int i = 0; i < 2; i++) {
+        const llamita_request request = {
+            .ids = prompt,
+            .num_tokens = sizeof prompt / sizeof *prompt,
+            .max_new_tokens = NUM_NEW,
+            .sampling = {.temperature = 0.8F, .top_p = 1, .repetition_penalty = 1, .seed = 3},
+            .biases = &bias,
+            .num_biases = 1,
+            .num_top_logprobs = 2,
+            .score_prompt = i == 0};
+        uint64_t number = 0;
+        size_t num_new = 0, num_events = 0;
+        TRY(llamita_scheduler_submit(scheduler, &request, &number, &error));
+        for (bool ended = false; !ended;) {
+            TRY(llamita_scheduler_step(scheduler, &error));
+            const llamita_event *events = llamita_scheduler_events(scheduler, &num_events);
+            for (size_t e = 0; e < num_events && !ended; e++) {
+                if (events[e].kind == LLAMITA_EVENT_TOKEN) new_ids[num_new++] = events[e].id;
+                ended = events[e].kind == LLAMITA_EVENT_END;
+                if (!ended || events[e].finish != LLAMITA_FINISH_ERROR) continue;
+                num_errors++;
+                CHECK(events[e].status == LLAMITA_ERROR_MEMORY, "status %d", events[e].status);
+                if (keeps_failing) goto end;
+                num_new = 0;
+                ended = false;
+                TRY(llamita_scheduler_submit(scheduler, &request, &number, &error));
+                break;
+            }
+        }
+        note_results(new_ids, num_new * sizeof *new_ids);
+    }
+end:
+    llamita_scheduler_close(scheduler);
+    llamita_model_close(model);
+}
+
 static void run_once(void (*scenario)(void), long failing, bool keeps) {
     fail_at = failing;
     keeps_failing = keeps;
@@ -323,6 +370,7 @@ int main(void) {
     check_scenario("a tokenizer of another file", run_other_tokenizer);
     check_scenario("documents", run_documents);
     check_scenario("a chat", run_chat);
+    check_scenario("a scheduler", run_scheduler);
     check_scenario("training BPE", run_bpe_trainer);
     for (size_t i = 0; i < sizeof paths / sizeof *paths; i++) unlink(paths[i]);
     return check_failures();

@@ -6,6 +6,7 @@ rewinds to the longest common prefix, normally its end. So only new tokens are f
 
 from __future__ import annotations
 
+import functools
 import itertools
 import time
 from collections.abc import Generator, Iterator
@@ -20,6 +21,79 @@ from llamita.sampling import DEFAULT_RUNTIME, RuntimeOptions, SamplingParams, wi
 CHAT_SAMPLING = SamplingParams(temperature=0.6)
 FEED_TOKENS = 128  # per call, so that a long prompt can be interrupted
 ROLLING_SHARE = 4  # with rolling, 1/4 of the context is kept free for the answer
+
+
+class ChatEncoder:
+    """Encodes the conversations of a model by its chat template. For one thread."""
+
+    def __init__(self, model: Model, thinking: bool | None = None) -> None:
+        """thinking: as in Chat. Raises ChatError if the model has no chat template or no tokenizer,
+        or not one that asks for `thinking`."""
+        if model.chat_template is None:
+            raise ChatError(
+                "chat: the model has no chat template: it was not trained to chat; continue texts with `llamita run`, "
+                "or train it on conversations: llamita finetune CHECKPOINT CONVERSATIONS.jsonl --out RUN"
+            )
+        if not model.info.has_tokenizer:
+            raise ChatError("chat: the model has no tokenizer; name one with --tokenizer")
+        self._model = model
+        self._template = None if model.chat_family and thinking is None else _template(model, thinking)
+
+    def encode(self, messages: list[Message]) -> list[int]:
+        """Encode a conversation by the model's template, up to where the next answer starts.
+
+        Control tokens spelled out in contents stay text. Raises ChatError or EngineError where that
+        is impossible.
+        """
+        if self._template is None:
+            return self._model.chat_encode(messages)
+        said = [{"role": each.role, "content": _text(each.content)} for each in messages]
+        found = self._template.render_parts(said)
+        if found is None:
+            return self._encode_whole(said)
+        parts = []
+        for part in found:
+            ids = () if part.message is None else messages[part.message].ids
+            parts.append(TextSegment(_bytes(part.text), part.message is None, ids))
+        return self._model.encode_segments(parts)
+
+    def close(self) -> None:
+        """Stop the process that renders the template."""
+        if self._template is not None:
+            self._template.close()
+
+    def _encode_whole(self, said: list[dict[str, str]]) -> list[int]:
+        """For templates that rewrite contents, so that contents cannot be found in the rendered
+        text: control tokens are allowed everywhere, but only if other contents give the same
+        ones."""
+        assert self._template is not None
+        text = self._template.render(said)
+        plain = [{**each, "content": "x" if each["content"].strip() else ""} for each in said]
+        if self._control_ids(text) != self._control_ids(self._template.render(plain)):
+            raise ChatError(
+                "chat: the model's template rewrites messages, and text in one of them would become control tokens; "
+                "remove text such as <|im_end|>"
+            )
+        return self._model.encode(_bytes(text), special=True)
+
+    def _control_ids(self, text: str) -> list[int]:
+        ids = self._model.encode(_bytes(text), special=True)
+        return [i for i in ids if not self._model.decode_token(i, i)]
+
+    @functools.cached_property
+    def end_ids(self) -> frozenset[int]:
+        """The control token that the template writes after an answer, if the file may not list it
+        as an end token."""
+        if self._template is None:
+            return frozenset()
+        said = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]
+        try:
+            found = self._template.render_parts(said, add_generation_prompt=False) or []
+        except ChatError:  # the template wants other messages; the first question reports errors
+            return frozenset()
+        after = [part for before, part in itertools.pairwise(found) if before.message == 1]
+        ids = self._model.encode(_bytes(after[0].text.lstrip()), special=True) if after else []
+        return frozenset(i for i in ids[:1] if not self._model.decode_token(i, i))
 
 
 class Chat:
@@ -50,26 +124,18 @@ class Chat:
         EngineError for a value out of its range.
         """
         sampling, runtime = with_overrides(sampling, runtime, overrides)
-        if model.chat_template is None:
-            raise ChatError(
-                "chat: the model has no chat template: it was not trained to chat; continue texts with `llamita run`, "
-                "or train it on conversations: llamita finetune CHECKPOINT CONVERSATIONS.jsonl --out RUN"
-            )
-        if not model.info.has_tokenizer:
-            raise ChatError("chat: the model has no tokenizer; name one with --tokenizer")
+        self._encoder = ChatEncoder(model, thinking)
         if max_new_tokens is not None and max_new_tokens < 1:
             raise ChatError(f"max_new_tokens: expected at least 1, or None for no limit, found {max_new_tokens}")
         system = model.system_prompt if system is None else system
         self.messages = [] if system is None else [Message("system", _bytes(system))]
         self.rolling = rolling
         self._model, self._max_new_tokens = model, max_new_tokens
-        self._template = None if model.chat_family and thinking is None else _template(model, thinking)
         self._held: list[int] = []  # the ids in the session
         self._answer: Answer | None = None
         self._sampler = Sampler(model.info.vocab_size, sampling)
         self.seed = self._sampler.seed
         self._session = model.session(runtime, adapters=adapters)
-        self._end_ids: frozenset[int] | None = None if self._template else frozenset()
 
     def ask(self, text: str) -> Answer:
         """The answer to a question: an iterator of pieces of str, computed as it is read.
@@ -98,10 +164,8 @@ class Chat:
             alone = self.rolling or len(kept) == first
             remedy = "shorten it" if alone else "begin anew, or let the oldest turns be forgotten (rolling)"
             raise ChatError(f"chat: the context is full: it holds {room} tokens, {much} {len(ids)}; {remedy}")
-        if self._end_ids is None:
-            self._end_ids = self._turn_ends()
         self.messages[:] = kept
-        self._answer = Answer(self, question, ids, num_forgotten, self._end_ids)
+        self._answer = Answer(self, question, ids, num_forgotten, self._encoder.end_ids)
         return self._answer
 
     def reset(self, system: str | None = None) -> None:
@@ -113,29 +177,14 @@ class Chat:
         self.messages = kept if system is None else [Message("system", _bytes(system))]
 
     def encode(self, messages: list[Message]) -> list[int]:
-        """Encode a conversation by the model's template, up to where the next answer starts.
-
-        Control tokens spelled out in contents stay text. Raises ChatError or EngineError where that
-        is impossible.
-        """
-        if self._template is None:
-            return self._model.chat_encode(messages)
-        said = [{"role": each.role, "content": _text(each.content)} for each in messages]
-        found = self._template.render_parts(said)
-        if found is None:
-            return self._encode_whole(said)
-        parts = []
-        for part in found:
-            ids = () if part.message is None else messages[part.message].ids
-            parts.append(TextSegment(_bytes(part.text), part.message is None, ids))
-        return self._model.encode_segments(parts)
+        """As ChatEncoder.encode."""
+        return self._encoder.encode(messages)
 
     def close(self) -> None:
         """Free the memory."""
         if self._answer is not None:
             self._answer.close()
-        if self._template is not None:
-            self._template.close()
+        self._encoder.close()
         self._session.close()
         self._sampler.close()
 
@@ -150,37 +199,6 @@ class Chat:
     def _reserved_tokens(self) -> int:
         share = self._session.context_tokens // ROLLING_SHARE
         return share if self._max_new_tokens is None else min(share, self._max_new_tokens)
-
-    def _encode_whole(self, said: list[dict[str, str]]) -> list[int]:
-        """For templates that rewrite contents, so that contents cannot be found in the rendered
-        text: control tokens are allowed everywhere, but only if other contents give the same
-        ones."""
-        assert self._template is not None
-        text = self._template.render(said)
-        plain = [{**each, "content": "x" if each["content"].strip() else ""} for each in said]
-        if self._control_ids(text) != self._control_ids(self._template.render(plain)):
-            raise ChatError(
-                "chat: the model's template rewrites messages, and text in one of them would become control tokens; "
-                "remove text such as <|im_end|>"
-            )
-        return self._model.encode(_bytes(text), special=True)
-
-    def _control_ids(self, text: str) -> list[int]:
-        ids = self._model.encode(_bytes(text), special=True)
-        return [i for i in ids if not self._model.decode_token(i, i)]
-
-    def _turn_ends(self) -> frozenset[int]:
-        """The control token that the template writes after an answer; the file may not list it as
-        an end token."""
-        assert self._template is not None
-        said = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]
-        try:
-            found = self._template.render_parts(said, add_generation_prompt=False) or []
-        except ChatError:  # the template wants other messages; the first question reports errors
-            return frozenset()
-        after = [part for before, part in itertools.pairwise(found) if before.message == 1]
-        ids = self._model.encode(_bytes(after[0].text.lstrip()), special=True) if after else []
-        return frozenset(i for i in ids[:1] if not self._model.decode_token(i, i))
 
 
 class Answer(Iterator[str]):

@@ -51,9 +51,8 @@ class SamplingParams:
 
 
 @dataclasses.dataclass(frozen=True)
-class RuntimeOptions:
-    """How a session of the engine computes. The text does not depend on num_threads or
-    speculation."""
+class ComputeOptions:
+    """How the engine computes. The text does not depend on num_threads."""
 
     num_threads: Annotated[int, Option(short="j", name="threads")] = 0
     """CPU threads; 0 chooses by the size of the model and the machine."""
@@ -61,11 +60,18 @@ class RuntimeOptions:
     """Room for prompt and new text together; 0 is the model's context."""
     kv_type: Annotated[Literal["f16", "f32", "q8"], Option(name="kv")] = "f16"
     """Type of the KV cache."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RuntimeOptions(ComputeOptions):
+    """How a session of the engine computes. The text does not depend on num_threads or
+    speculation."""
+
     speculation: Literal["auto", "off", "always"] = "auto"
     """Speculative decoding by prompt lookup; never changes the text."""
 
 
-DEFAULT_SAMPLING, DEFAULT_RUNTIME = SamplingParams(), RuntimeOptions()
+DEFAULT_SAMPLING, DEFAULT_COMPUTE, DEFAULT_RUNTIME = SamplingParams(), ComputeOptions(), RuntimeOptions()
 
 
 def with_overrides(

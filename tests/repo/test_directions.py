@@ -25,6 +25,7 @@ LAYERS = (
     "model",  # the network
     "environment", "checkpoint", "run_directory",  # the two folders that stages meet in
     "batch_generate", "chat",  # text from the engine
+    "server",  # the same over HTTP
     "convert",  # import, export, quantize, verify, inspect
     "eval",
     "report",
@@ -35,7 +36,7 @@ LAYERS = (
 TORCH_FREE = (
     "errors", "file_lock", "atomic", "json_file", "user_cache", "console", "progress", "config", "chat_template_worker",
     "chat_template", "sampling", "model_card", "engine", "tokenizer", "stories", "data", "batch_generate", "chat",
-    "formats.tensor_table", "formats.tensor_types", "formats.rope_order",
+    "server", "formats.tensor_table", "formats.tensor_types", "formats.rope_order",
     "formats.huggingface", "formats.gguf", "formats.gguf_card",
 )  # fmt: skip
 ENVIRONMENT_READERS = ("cli", "training.distributed", "user_cache")

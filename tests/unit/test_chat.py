@@ -216,7 +216,7 @@ def test_end_of_a_turn_that_the_file_does_not_name(make_chat_model: Callable[...
     with Model(make_chat_model(source).path) as model, Chat(model, max_new_tokens=1, seed=1) as chat:
         assert not model.token_ends(model.encode("<|im_start|>", special=True)[0])
         talk(chat, "Hi")
-        assert chat._end_ids == frozenset(model.encode("<|im_start|>", special=True))
+        assert chat._encoder.end_ids == frozenset(model.encode("<|im_start|>", special=True))
 
 
 def test_refusals(chat_models: dict[str, Path], tiny_models: Any) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from llamita.config import Option, check, check_at_most
 from llamita.engine import Model
-from llamita.sampling import MAX_TOKENS, RuntimeOptions, SamplingParams
+from llamita.sampling import MAX_TOKENS, ComputeOptions, RuntimeOptions, SamplingParams
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,12 +35,17 @@ def check_generation(num_tokens: int, sampling: SamplingParams, runtime: Runtime
     engine_sampling(sampling).check_ranges()
     check(num_tokens >= 0, f"--num-tokens: expected 0 or more, found {num_tokens}")
     check_at_most("--num-tokens", num_tokens, MAX_TOKENS)
+    check_runtime(runtime)
+
+
+def check_runtime(runtime: ComputeOptions) -> None:
+    """Raise ConfigError that names the flag of a value out of its range."""
     check(0 <= runtime.num_threads <= 1024, f"--threads: expected 0 to 1024, found {runtime.num_threads}")
     check(runtime.context_tokens >= 0, f"--context: expected 0 or more, found {runtime.context_tokens}")
     check_at_most("--context", runtime.context_tokens, MAX_TOKENS)
 
 
-def check_context(model: Model, runtime: RuntimeOptions) -> None:
+def check_context(model: Model, runtime: ComputeOptions) -> None:
     """Raise ConfigError if --context is more than the model's."""
     limit = model.info.context_tokens
     check(

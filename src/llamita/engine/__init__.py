@@ -11,6 +11,7 @@ from llamita.engine.generation import Generation, encode_prompt, text_pieces
 from llamita.engine.library import KV_TYPES, SPECULATIONS, AdapterInfo, Ids, ModelInfo, kernels, utf8_complete, version
 from llamita.engine.model import PACKAGED_MODEL, Model, load
 from llamita.engine.sampler import Sampler
+from llamita.engine.scheduler import Event, Request, Scheduler, SchedulerStats
 from llamita.engine.session import Session
 from llamita.engine.tensor_codec import dequantize, quantize, tensor_types
 from llamita.engine.text import Message, TextSegment
@@ -26,12 +27,16 @@ __all__ = [
     "BpeTrainer",
     "BpeUnit",
     "DocumentTokenizer",
+    "Event",
     "Generation",
     "Ids",
     "Message",
     "Model",
     "ModelInfo",
+    "Request",
     "Sampler",
+    "Scheduler",
+    "SchedulerStats",
     "Session",
     "TextSegment",
     "dequantize",

@@ -94,6 +94,61 @@ class SamplerParamsStruct(ctypes.Structure):
     ]
 
 
+MAX_TOP_LOGPROBS = 20
+
+
+class SchedulerParamsStruct(ctypes.Structure):
+    _fields_ = [
+        ("num_threads", ctypes.c_int32),
+        ("context_tokens", ctypes.c_int32),
+        ("kv_type", ctypes.c_int),
+        ("num_parallel", ctypes.c_int32),
+        ("num_cached", ctypes.c_int32),
+    ]
+
+
+class LogitBiasStruct(ctypes.Structure):
+    _fields_ = [("id", ctypes.c_int32), ("bias", ctypes.c_float)]
+
+
+class RequestStruct(ctypes.Structure):
+    _fields_ = [
+        ("ids", ctypes.POINTER(ctypes.c_int32)),
+        ("num_tokens", ctypes.c_size_t),
+        ("max_new_tokens", ctypes.c_int32),
+        ("sampling", SamplerParamsStruct),
+        ("presence_penalty", ctypes.c_float),
+        ("frequency_penalty", ctypes.c_float),
+        ("biases", ctypes.POINTER(LogitBiasStruct)),
+        ("num_biases", ctypes.c_size_t),
+        ("num_top_logprobs", ctypes.c_int32),
+        ("score_prompt", ctypes.c_bool),
+        ("adapters", ctypes.POINTER(AdapterUseStruct)),
+        ("num_adapters", ctypes.c_size_t),
+    ]
+
+
+class EventStruct(ctypes.Structure):
+    _fields_ = [
+        ("request", ctypes.c_uint64),
+        ("kind", ctypes.c_int),
+        ("finish", ctypes.c_int),
+        ("status", ctypes.c_int),
+        ("id", ctypes.c_int32),
+        ("num_top", ctypes.c_int32),
+        ("top_ids", ctypes.c_int32 * MAX_TOP_LOGPROBS),
+        ("logprob", ctypes.c_double),
+        ("top_logprobs", ctypes.c_double * MAX_TOP_LOGPROBS),
+    ]
+
+
+class SchedulerStatsStruct(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_int32) for name in ("num_running", "num_waiting")),
+        *((name, ctypes.c_int64) for name in ("num_steps", "num_prompt_tokens", "num_shared_tokens", "num_new_tokens")),
+    ]
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelInfo:
     """The properties of a model: the fields of llamita_model_info. An id of -1: there is none."""
@@ -267,6 +322,19 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "sampler_close": (None, [_pointer]),
     "sampler_accept": (None, [_pointer, ctypes.c_int32]),
     "sampler_pick": (ctypes.c_int, [_pointer, floats_pointer, ctypes.POINTER(ctypes.c_int32), _error]),
+    "scheduler_open": (ctypes.c_int, [_pointer, ctypes.POINTER(SchedulerParamsStruct), _handle_out, _error]),
+    "scheduler_close": (None, [_pointer]),
+    "scheduler_context_tokens": (ctypes.c_int32, [_pointer]),
+    "scheduler_get_stats": (None, [_pointer, ctypes.POINTER(SchedulerStatsStruct)]),
+    "scheduler_submit": (
+        ctypes.c_int,
+        [_pointer, ctypes.POINTER(RequestStruct), ctypes.POINTER(ctypes.c_uint64), _error],
+    ),
+    "scheduler_cancel": (ctypes.c_bool, [_pointer, ctypes.c_uint64]),
+    "scheduler_step": (ctypes.c_int, [_pointer, _error]),
+    "scheduler_run": (ctypes.c_int, [_pointer, ctypes.c_double, _error]),
+    "scheduler_interrupt": (None, [_pointer]),
+    "scheduler_events": (ctypes.POINTER(EventStruct), [_pointer, _size_out]),
     "tensor_type": (ctypes.c_bool, [ctypes.c_size_t, ctypes.POINTER(TensorTypeStruct)]),
     "dequantize": (ctypes.c_int, [ctypes.c_int32, ctypes.c_void_p, ctypes.c_int64, floats_pointer, _error]),
     "quantize": (

@@ -24,19 +24,8 @@ class Sampler(Owned):
     def __init__(self, vocab_size: int, params: SamplingParams = DEFAULT_SAMPLING, **overrides: Any) -> None:
         """overrides: fields of params by name. Raises EngineError for a value out of its range."""
         params = dataclasses.replace(params, **overrides)
-        self.seed = secrets.randbits(64) if params.seed is None else params.seed
+        raw, self.seed = sampler_struct(params)
         self.is_greedy = params.temperature == 0
-        if not 0 <= self.seed < 2**64:
-            raise EngineError(f"seed: expected 0 to 2**64 - 1, found {self.seed}")
-        raw = SamplerParamsStruct(
-            params.temperature,
-            int32("top_k", params.top_k),
-            params.top_p,
-            params.min_p,
-            params.repetition_penalty,
-            int32("repetition_window", params.repetition_window),
-            self.seed,
-        )
         handle = ctypes.c_void_p()
         call("sampler_open", ctypes.byref(raw), int32("vocab_size", vocab_size), ctypes.byref(handle))
         self._own(handle.value)
@@ -54,3 +43,21 @@ class Sampler(Owned):
         picked = ctypes.c_int32()
         call("sampler_pick", self._handle, array.ctypes.data_as(floats_pointer), ctypes.byref(picked))
         return picked.value
+
+
+def sampler_struct(params: SamplingParams) -> tuple[SamplerParamsStruct, int]:
+    """The parameters as the C structure, and the seed, which is random if there is none. Raises
+    EngineError."""
+    seed = secrets.randbits(64) if params.seed is None else params.seed
+    if not 0 <= seed < 2**64:
+        raise EngineError(f"seed: expected 0 to 2**64 - 1, found {seed}")
+    raw = SamplerParamsStruct(
+        params.temperature,
+        int32("top_k", params.top_k),
+        params.top_p,
+        params.min_p,
+        params.repetition_penalty,
+        int32("repetition_window", params.repetition_window),
+        seed,
+    )
+    return raw, seed

@@ -1,0 +1,245 @@
+"""Follows the texts of one request and builds OpenAI's answers: objects, and chunks of a stream."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import secrets
+import time
+from typing import Any
+
+from llamita.engine import Event, Model, version
+from llamita.server.parameters import TextParams
+from llamita.server.token_text import TokenText
+from llamita.server.worker import Group, Running
+
+DONE = b"data: [DONE]\n\n"
+
+
+@dataclasses.dataclass
+class Piece:
+    """News of one choice: new text, its tokens with log-probabilities, and why it ended."""
+
+    index: int
+    text: str
+    logprobs: list[tuple[Event, int]]  # with the place of each token in the text
+    finish: str | None
+
+
+class Choice:
+    """One text of a request while it is generated."""
+
+    def __init__(self, index: int, model: Model, running: Running, end_ids: frozenset[int], params: TextParams) -> None:
+        self.index, self.running = index, running
+        self.num_tokens = 0
+        self.finish: str | None = None
+        ids = list(running.request.ids)
+        self._text = TokenText(model, int(ids[-1]), params.stops)
+        self._end_ids = end_ids
+        self._waiting: list[tuple[Event, int]] = []
+        self._with_logprobs = params.top_logprobs is not None
+        self.prompt_events: list[Event] = []
+
+    def read(self) -> Piece | None:
+        """What has come since the last call; None: nothing that can be sent. Raises ApiError."""
+        text = ""
+        for event in self.running.take():
+            if self.finish is not None:
+                break
+            if event.kind == "prompt":
+                self.prompt_events.append(event)
+            elif event.kind == "end":
+                self._end(event.finish)
+            elif event.id in self._end_ids:
+                self._end("stop")
+            else:
+                self.num_tokens += 1
+                if self._with_logprobs:
+                    self._waiting.append((event, self._text.num_chars))
+                text += self._text.add(event.id)
+                if self._text.is_stopped:
+                    self._end("stop")
+        if self.finish is not None:
+            text += self._text.finish()
+        sent = self._text.num_sent
+        stopped = self._text.is_stopped
+        out = [each for each in self._waiting if each[1] < sent or (self.finish is not None and not stopped)]
+        self._waiting = [] if self.finish is not None else self._waiting[len(out) :]
+        return Piece(self.index, text, out, self.finish) if text or out or self.finish is not None else None
+
+    def _end(self, finish: str) -> None:
+        self.finish = finish
+        self.running.group.cancel_one(self.running)
+
+
+class Answer:
+    """All choices of a request. created, id: as OpenAI's objects have them."""
+
+    def __init__(
+        self,
+        model_name: str,
+        model: Model,
+        group: Group,
+        params: TextParams,
+        end_ids: frozenset[int],
+        *,
+        is_chat: bool,
+    ) -> None:
+        self.id = f"{'chatcmpl' if is_chat else 'cmpl'}-{secrets.token_hex(12)}"
+        self.created = int(time.time())
+        self.group = group
+        self._fingerprint = f"llamita-{version()}"
+        self.first_token_seconds: float | None = None
+        self._start = time.perf_counter()
+        self._name, self._model, self._params, self._is_chat = model_name, model, params, is_chat
+        self.choices = [Choice(index, model, running, end_ids, params) for index, running in enumerate(group.running)]
+
+    @property
+    def is_done(self) -> bool:
+        return all(choice.finish is not None for choice in self.choices)
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Of all prompts, each counted once."""
+        return sum(len(each.running.request.ids) for each in self.choices[:: self._params.num_choices])
+
+    @property
+    def num_new_tokens(self) -> int:
+        return sum(choice.num_tokens for choice in self.choices)
+
+    def usage(self) -> dict[str, int]:
+        """The numbers of tokens."""
+        prompt, new = self.num_prompt_tokens, self.num_new_tokens
+        return {"prompt_tokens": prompt, "completion_tokens": new, "total_tokens": prompt + new}
+
+    async def pieces(self) -> list[Piece]:
+        """Wait for news, and return it."""
+        await self.group.ready.wait()
+        self.group.ready.clear()
+        found = [piece for choice in self.choices if choice.finish is None and (piece := choice.read()) is not None]
+        if found and self.first_token_seconds is None:
+            self.first_token_seconds = time.perf_counter() - self._start
+        return found
+
+    # ---- whole answers
+
+    async def whole(self) -> dict[str, Any]:
+        """The answer as one object. Raises ApiError."""
+        texts = [""] * len(self.choices)
+        logprobs: list[list[tuple[Event, int]]] = [[] for _ in self.choices]
+        while not self.is_done:
+            for piece in await self.pieces():
+                texts[piece.index] += piece.text
+                logprobs[piece.index] += piece.logprobs
+        choices = []
+        for choice, text, events in zip(self.choices, texts, logprobs, strict=True):
+            if self._is_chat:
+                said: dict[str, Any] = {"message": {"role": "assistant", "content": text, "refusal": None}}
+                shown = self._chat_logprobs(events)
+            else:
+                start = self._prompt_text(choice) if self._params.echo else ""
+                said, shown = {"text": start + text}, self._completion_logprobs(choice, events, len(start))
+            choices.append({"index": choice.index, **said, "logprobs": shown, "finish_reason": choice.finish})
+        return {**self._head("chat.completion" if self._is_chat else "text_completion"), "choices": choices,
+                "usage": self.usage()}  # fmt: skip
+
+    # ---- streams
+
+    def first_chunks(self) -> bytes:
+        """What a stream begins with: the roles of a chat, or the prompts that are echoed."""
+        if self._is_chat:
+            return b"".join(
+                self._chunk([{"index": c.index, "delta": {"role": "assistant", "content": ""}, "logprobs": None,
+                              "finish_reason": None}])
+                for c in self.choices
+            )  # fmt: skip
+        if not self._params.echo:
+            return b""
+        return b"".join(
+            self._chunk([{"index": c.index, "text": self._prompt_text(c), "logprobs": None, "finish_reason": None}])
+            for c in self.choices
+        )
+
+    def chunk(self, piece: Piece) -> bytes:
+        """A piece as events of the stream; in a chat the end has an event of its own."""
+        if not self._is_chat:
+            shown = self._completion_logprobs(None, piece.logprobs, 0)
+            return self._chunk([{"index": piece.index, "text": piece.text, "logprobs": shown,
+                                 "finish_reason": piece.finish}])  # fmt: skip
+        out = b""
+        if piece.text or piece.logprobs:
+            shown = self._chat_logprobs(piece.logprobs)
+            out = self._chunk([{"index": piece.index, "delta": {"content": piece.text}, "logprobs": shown,
+                                "finish_reason": None}])  # fmt: skip
+        if piece.finish is not None:
+            out += self._chunk([{"index": piece.index, "delta": {}, "logprobs": None, "finish_reason": piece.finish}])
+        return out
+
+    def usage_chunk(self) -> bytes:
+        """The last chunk of a stream with include_usage."""
+        return self._chunk([], self.usage()) if self._params.include_usage else b""
+
+    def _chunk(self, choices: list[dict[str, Any]], usage: dict[str, int] | None = None) -> bytes:
+        body = {**self._head("chat.completion.chunk" if self._is_chat else "text_completion"), "choices": choices}
+        if self._params.include_usage:
+            body["usage"] = usage
+        return sse(body)
+
+    def _head(self, kind: str) -> dict[str, Any]:
+        return {"id": self.id, "object": kind, "created": self.created, "model": self._name,
+                "system_fingerprint": self._fingerprint}  # fmt: skip
+
+    # ---- log-probabilities
+
+    def _chat_logprobs(self, events: list[tuple[Event, int]]) -> dict[str, Any] | None:
+        if self._params.top_logprobs is None:
+            return None
+        content = []
+        for event, _ in events:
+            top = [self._token(token_id, logprob) for token_id, logprob in event.top]
+            content.append({**self._token(event.id, event.logprob), "top_logprobs": top})
+        return {"content": content, "refusal": None}
+
+    def _token(self, token_id: int, logprob: float) -> dict[str, Any]:
+        raw = self._model.decode_token(token_id, token_id)
+        text = raw.decode("utf-8", "replace") if raw else self._model.token_text(token_id) or ""
+        return {"token": text, "logprob": logprob, "bytes": list(raw)}
+
+    def _completion_logprobs(
+        self, choice: Choice | None, events: list[tuple[Event, int]], start: int
+    ) -> dict[str, Any] | None:
+        """choice: with its prompt, if that is echoed."""
+        if self._params.top_logprobs is None:
+            return None
+        tokens: list[str] = []
+        logprobs: list[float | None] = []
+        top: list[dict[str, float] | None] = []
+        offsets: list[int] = []
+
+        def add(event: Event, offset: int) -> None:
+            tokens.append(self._token(event.id, 0)["token"])
+            logprobs.append(event.logprob)
+            top.append({self._token(token_id, 0)["token"]: logprob for token_id, logprob in reversed(event.top)})
+            offsets.append(offset)
+
+        if choice is not None and self._params.echo:
+            ids = [int(each) for each in choice.running.request.ids]
+            tokens.append(self._token(ids[0], 0)["token"])
+            logprobs.append(None)
+            top.append(None)
+            offsets.append(0)
+            raw = b""
+            for before, token_id, event in zip([-1, *ids], ids, choice.prompt_events, strict=False):
+                raw += self._model.decode_token(token_id, before)
+                add(event, len(raw.decode("utf-8", "replace")))
+        for event, offset in events:
+            add(event, start + offset)
+        return {"tokens": tokens, "token_logprobs": logprobs, "top_logprobs": top, "text_offset": offsets}
+
+    def _prompt_text(self, choice: Choice) -> str:
+        return self._model.decode(choice.running.request.ids).decode("utf-8", "replace")
+
+
+def sse(body: dict[str, Any]) -> bytes:
+    """A server-sent event."""
+    return b"data: " + json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace") + b"\n\n"

@@ -1,0 +1,428 @@
+"""The HTTP application: routes, keys, limits and log lines around the workers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import hashlib
+import hmac
+import json
+import logging
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any, Final
+
+import anyio
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from llamita.chat import ChatEncoder
+from llamita.engine import AdapterUses, Model, encode_prompt
+from llamita.engine import Request as EngineRequest
+from llamita.errors import ChatError, EngineError
+from llamita.sampling import DEFAULT_COMPUTE, ComputeOptions, SamplingParams
+from llamita.server.answers import DONE, Answer, sse
+from llamita.server.errors import ApiError
+from llamita.server.metrics import CONTENT_TYPE, Metrics
+from llamita.server.parameters import (
+    TextParams,
+    chat_messages,
+    flag_field,
+    prompts_of,
+    read_json,
+    text_field,
+    text_params,
+)
+from llamita.server.worker import Worker, total_stats
+
+log = logging.getLogger(__name__)
+API_SAMPLING: Final = SamplingParams(temperature=1.0, top_p=1.0)  # OpenAI's defaults
+OPEN_ROUTES: Final = ("/health",)  # need no key
+
+
+@dataclasses.dataclass(frozen=True)
+class ServerLimits:
+    """What one client may use. num_parallel: texts at once, for each model; max_queue: texts that
+    wait besides."""
+
+    num_parallel: int = 16
+    max_queue: int = 64
+    max_body_bytes: int = 4 << 20
+    body_seconds: float = 30.0
+    answer_seconds: float = 600.0
+
+
+@dataclasses.dataclass(frozen=True)
+class ServedModel:
+    """A model by its name in the API, its sampling defaults, and adapters that all its texts use."""
+
+    name: str
+    model: Model
+    sampling: SamplingParams = API_SAMPLING
+    adapters: AdapterUses = ()
+
+
+class _Serving:
+    """A model while it is served."""
+
+    def __init__(self, served: ServedModel, runtime: ComputeOptions, limits: ServerLimits) -> None:
+        self.name, self.model, self.sampling = served.name, served.model, served.sampling
+        self.adapters = served.adapters
+        self.created = int(time.time())
+        self.worker = Worker(served.model, runtime, num_parallel=limits.num_parallel, max_queue=limits.max_queue)
+        self._encoder: ChatEncoder | None = None
+        self._encoding = asyncio.Lock()
+
+    async def encode_chat(self, body: dict[str, Any]) -> tuple[list[int], frozenset[int]]:
+        """The ids of a conversation, and the ids that end its answer besides the file's. Raises
+        ApiError."""
+        messages = chat_messages(body, self.model.system_prompt)
+        async with self._encoding:  # one template process, for one thread at a time
+            try:
+                return await asyncio.to_thread(self._encode, messages)
+            except (ChatError, EngineError) as error:
+                raise ApiError(400, str(error), param="messages") from None
+
+    def _encode(self, messages: list[Any]) -> tuple[list[int], frozenset[int]]:
+        if self._encoder is None:
+            self._encoder = ChatEncoder(self.model)
+        return self._encoder.encode(messages), self._encoder.end_ids
+
+    async def warm_up(self) -> None:
+        """Compute one token, so that the first client need not wait for memory and threads."""
+        group = self.worker.submit([EngineRequest([max(self.model.info.bos_id, 0)], 1)])
+        await group.ready.wait()
+        group.running[0].take()
+
+    def close(self) -> None:
+        self.worker.close()
+        if self._encoder is not None:
+            self._encoder.close()
+
+
+class Server:
+    """The routes. `app` is the ASGI application; its lifespan opens and closes the workers."""
+
+    def __init__(
+        self,
+        models: Sequence[ServedModel],
+        runtime: ComputeOptions = DEFAULT_COMPUTE,
+        limits: ServerLimits = ServerLimits(),
+        *,
+        api_keys: Sequence[str] = (),
+        cors_origins: Sequence[str] = (),
+    ) -> None:
+        """The first model answers requests that name none. api_keys: one of them is needed; (): no
+        key is."""
+        self._served, self._runtime, self._limits = models, runtime, limits
+        self._serving: dict[str, _Serving] = {}
+        self._key_digests = [hashlib.sha256(key.encode()).digest() for key in api_keys]
+        self._metrics = Metrics(lambda: total_stats([each.worker for each in self._serving.values()]))
+        post, get = ["POST"], ["GET"]
+        routes = [
+            Route("/v1/chat/completions", self._chat, methods=post),
+            Route("/v1/completions", self._completions, methods=post),
+            Route("/v1/models", self._models, methods=get),
+            Route("/v1/models/{name:path}", self._model, methods=get),
+            Route("/tokenize", self._tokenize, methods=post),
+            Route("/detokenize", self._detokenize, methods=post),
+            Route("/health", self._health, methods=get),
+            Route("/metrics", self._show_metrics, methods=get),
+        ]
+        middleware = [Middleware(_Guard, server=self)]
+        if cors_origins:
+            cors = Middleware(
+                CORSMiddleware, allow_origins=list(cors_origins), allow_methods=["*"], allow_headers=["*"]
+            )
+            middleware.insert(0, cors)
+        self.app = Starlette(
+            routes=routes,
+            middleware=middleware,
+            lifespan=self._lifespan,
+            exception_handlers={ApiError: _api_error, HTTPException: _http_error, Exception: _bug},
+        )
+
+    @contextlib.asynccontextmanager
+    async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
+        try:
+            for served in self._served:
+                self._serving[served.name] = _Serving(served, self._runtime, self._limits)
+            for serving in self._serving.values():
+                await serving.warm_up()
+            yield
+        finally:
+            for serving in self._serving.values():
+                serving.close()
+            self._serving = {}
+
+    def is_allowed(self, header: str) -> bool:
+        """Whether an Authorization header has one of the keys; all are compared, in constant
+        time."""
+        scheme, _, key = header.partition(" ")
+        digest = hashlib.sha256(key.strip().encode("utf-8", "surrogateescape")).digest()
+        matches = [hmac.compare_digest(digest, each) for each in self._key_digests]
+        return not self._key_digests or (scheme.lower() == "bearer" and any(matches))
+
+    def count_request(self, route: str, status: int) -> None:
+        """Count a request for /metrics."""
+        self._metrics.count_request(route, status)
+
+    # ---- texts
+
+    async def _chat(self, request: Request) -> Response:
+        body = await self._body(request)
+        serving = self._find(body)
+        params = text_params(body, serving.sampling, serving.model.info.vocab_size, is_chat=True)
+        ids, end_ids = await serving.encode_chat(body)
+        return await self._answer(request, serving, params, [ids], end_ids, is_chat=True)
+
+    async def _completions(self, request: Request) -> Response:
+        body = await self._body(request)
+        serving = self._find(body)
+        info = serving.model.info
+        params = text_params(body, serving.sampling, info.vocab_size, is_chat=False)
+        try:
+            prompts = [
+                encode_prompt(serving.model, each.encode("utf-8", "replace")) if isinstance(each, str) else each
+                for each in prompts_of(body, info.vocab_size)
+            ]
+        except EngineError as error:
+            raise ApiError(400, str(error), param="prompt") from None
+        return await self._answer(request, serving, params, prompts, frozenset(), is_chat=False)
+
+    async def _answer(
+        self,
+        request: Request,
+        serving: _Serving,
+        params: TextParams,
+        prompts: list[list[int]],
+        end_ids: frozenset[int],
+        *,
+        is_chat: bool,
+    ) -> Response:
+        requests = [
+            params.request(ids, choice, serving.worker.context_tokens, serving.adapters)
+            for ids in prompts
+            for choice in range(params.num_choices)
+        ]
+        group = serving.worker.submit(requests)
+        answer = Answer(serving.name, serving.model, group, params, end_ids, is_chat=is_chat)
+        return _Generating(answer, params.stream, self._limits.answer_seconds, self._metrics)
+
+    # ---- the other routes
+
+    async def _models(self, request: Request) -> Response:
+        return _json({"object": "list", "data": [_model_object(each) for each in self._serving.values()]})
+
+    async def _model(self, request: Request) -> Response:
+        return _json(_model_object(self._find({"model": request.path_params["name"]})))
+
+    async def _tokenize(self, request: Request) -> Response:
+        body = await self._body(request)
+        model = self._find(body).model
+        name = "prompt" if "prompt" in body and "content" not in body else "content"
+        text = text_field(body, name).encode("utf-8", "replace")
+        try:
+            ids = model.encode(text, bos=flag_field(body, "add_special", False))
+        except EngineError as error:
+            raise ApiError(400, str(error)) from None
+        return _json({"tokens": ids, "count": len(ids)})
+
+    async def _detokenize(self, request: Request) -> Response:
+        body = await self._body(request)
+        model = self._find(body).model
+        ids = prompts_of({"prompt": body.get("tokens")}, model.info.vocab_size)
+        if len(ids) != 1 or isinstance(ids[0], str):
+            raise ApiError(400, "tokens: expected a list of token ids", param="tokens")
+        try:
+            text = model.decode(ids[0]).decode("utf-8", "replace")
+        except EngineError as error:
+            raise ApiError(400, str(error)) from None
+        return _json({"content": text, "prompt": text})
+
+    async def _health(self, request: Request) -> Response:
+        return _json({"status": "ok"})
+
+    async def _show_metrics(self, request: Request) -> Response:
+        return Response(self._metrics.text(), media_type=CONTENT_TYPE)
+
+    # ---- requests
+
+    def _find(self, body: Mapping[str, Any]) -> _Serving:
+        name = body.get("model")
+        if name is None:
+            return next(iter(self._serving.values()))
+        if not isinstance(name, str):
+            raise ApiError(400, "model: expected a string", param="model")
+        if name not in self._serving:
+            known = ", ".join(self._serving)
+            raise ApiError(
+                404, f"model: expected one of {known}, found {name[:100]!r}", param="model", code="model_not_found"
+            )
+        return self._serving[name]
+
+    async def _body(self, request: Request) -> dict[str, Any]:
+        raw = bytearray()
+        most = self._limits.max_body_bytes
+        try:
+            with anyio.fail_after(self._limits.body_seconds):
+                async for part in request.stream():
+                    raw += part
+                    if len(raw) > most:
+                        raise ApiError(413, f"the body: expected at most {most:,} bytes, found more")
+        except TimeoutError:
+            raise ApiError(408, f"the body: expected it within {self._limits.body_seconds:g} s") from None
+        return read_json(bytes(raw))
+
+
+class _Generating(Response):
+    """An answer while it is generated. Ends its requests when the client leaves."""
+
+    def __init__(self, answer: Answer, is_stream: bool, seconds: float, metrics: Metrics) -> None:
+        self._answer, self._is_stream, self._seconds, self._metrics = answer, is_stream, seconds, metrics
+        self._start = time.perf_counter()
+        self.background = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        answer = self._answer
+        sending = asyncio.ensure_future(self._stream(send) if self._is_stream else self._whole(scope, receive, send))
+        leaving = asyncio.ensure_future(_disconnected(receive))
+        cancelled = False
+        try:
+            await asyncio.wait({sending, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            if not sending.done():
+                cancelled = True
+            else:
+                await sending
+        except (OSError, ClientDisconnect):
+            cancelled = True
+        finally:
+            answer.group.cancel()
+            for task in (sending, leaving):
+                task.cancel()
+            await asyncio.gather(sending, leaving, return_exceptions=True)
+            seconds = time.perf_counter() - self._start
+            numbers = answer.num_prompt_tokens, answer.num_new_tokens
+            self._metrics.count_text(*numbers, answer.first_token_seconds, seconds, cancelled=cancelled)
+            scope["llamita.note"] = f"{numbers[0]}+{numbers[1]} tokens" + (", client left" if cancelled else "")
+
+    async def _whole(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            with anyio.fail_after(self._seconds):
+                response = _json(await self._answer.whole())
+        except TimeoutError:
+            response = _error_response(self._too_slow())
+        except ApiError as error:
+            response = _error_response(error)
+        await response(scope, receive, send)
+
+    async def _stream(self, send: Send) -> None:
+        answer = self._answer
+        headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache"),
+                   (b"x-accel-buffering", b"no")]  # fmt: skip
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        first = answer.first_chunks()
+        try:
+            with anyio.fail_after(self._seconds):
+                if first:
+                    await send({"type": "http.response.body", "body": first, "more_body": True})
+                while not answer.is_done:
+                    chunks = b"".join(map(answer.chunk, await answer.pieces()))
+                    if chunks:
+                        await send({"type": "http.response.body", "body": chunks, "more_body": True})
+            last = answer.usage_chunk()
+        except TimeoutError:
+            last = sse(self._too_slow().body())
+        except ApiError as error:
+            last = sse(error.body())
+        await send({"type": "http.response.body", "body": last + DONE, "more_body": False})
+
+    def _too_slow(self) -> ApiError:
+        return ApiError(503, f"the answer took more than {self._seconds:g} s", code="timeout")
+
+
+class _Guard:
+    """Checks the key, and writes a log line for each request: no texts."""
+
+    def __init__(self, app: ASGIApp, server: Server) -> None:
+        self._app, self._server = app, server
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        start, status = time.perf_counter(), 0
+
+        async def counted(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            header = dict(scope["headers"]).get(b"authorization", b"").decode("latin-1")
+            if scope["path"] not in OPEN_ROUTES and not self._server.is_allowed(header):
+                wrong = ApiError(401, "the API key is missing or wrong: expected Authorization: Bearer KEY",
+                                 code="invalid_api_key")  # fmt: skip
+                await _error_response(wrong)(scope, receive, counted)
+            else:
+                await self._app(scope, receive, counted)
+        except ClientDisconnect:  # while it sent its body
+            status = 499
+        finally:
+            route = scope.get("route")
+            path = getattr(route, "path", "other")
+            self._server.count_request(path, status)
+            milliseconds = (time.perf_counter() - start) * 1e3
+            note = scope.get("llamita.note", "")
+            log.info("%s %s %d %.1f ms %s", scope["method"], path, status, milliseconds, note)
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _json(body: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    raw = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+    return Response(raw, status, headers, "application/json")
+
+
+def _error_response(error: ApiError) -> Response:
+    return _json(error.body(), error.status, error.headers)
+
+
+async def _api_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    return _error_response(error)
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    what = f"{request.method} {request.url.path[:100]}: {error.detail}"
+    return _error_response(ApiError(error.status_code, what, headers=error.headers))
+
+
+async def _bug(request: Request, error: Exception) -> Response:
+    """Starlette raises the exception again after this, so that the log has it."""
+    return _error_response(ApiError(500, "a bug of the server; its log has more"))
+
+
+def _model_object(serving: _Serving) -> dict[str, Any]:
+    info = serving.model.info
+    return {
+        "id": serving.name,
+        "object": "model",
+        "created": serving.created,
+        "owned_by": "llamita",
+        "context_length": serving.worker.context_tokens,
+        "num_parameters": info.num_parameters,
+        "chat": serving.model.chat_template is not None,
+    }

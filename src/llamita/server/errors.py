@@ -1,0 +1,37 @@
+"""Errors of the API, in OpenAI's form."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from llamita.errors import clean_line
+
+_TYPES: Final = {
+    401: "authentication_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+    500: "server_error",
+    503: "unavailable_error",
+}
+
+
+class ApiError(Exception):
+    """A request that fails: its HTTP status, and what the client may know."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.param, self.code, self.headers = status, param, code, dict(headers or {})
+
+    def body(self) -> dict[str, Any]:
+        """{"error": …}, as OpenAI's clients read it."""
+        kind = _TYPES.get(self.status, "invalid_request_error")
+        return {"error": {"message": clean_line(str(self)), "type": kind, "param": self.param, "code": self.code}}

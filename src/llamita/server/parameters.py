@@ -1,0 +1,294 @@
+"""Reads the fields of a request's JSON: types, ranges, and what this server does not do. Unknown
+fields are ignored."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import secrets
+from typing import Any, Final
+
+from llamita.engine import AdapterUses, Message, Request
+from llamita.sampling import MAX_TOKENS, MAX_TOP_K, SamplingParams
+from llamita.server.errors import ApiError
+
+MAX_CHOICES: Final = 128
+MAX_STOPS: Final = 16
+MAX_STOP_CHARS: Final = 1024
+MAX_BIASES: Final = 4096
+MAX_MESSAGES: Final = 10_000
+DEFAULT_COMPLETION_TOKENS: Final = 16  # as in OpenAI's API
+_ROLES: Final = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+
+
+@dataclasses.dataclass(frozen=True)
+class TextParams:
+    """What the texts of a request have in common. max_new_tokens: None fills the context."""
+
+    sampling: SamplingParams
+    seed: int
+    max_new_tokens: int | None
+    num_choices: int
+    stops: tuple[str, ...]
+    presence_penalty: float
+    frequency_penalty: float
+    logit_bias: dict[int, float]
+    top_logprobs: int | None
+    stream: bool
+    include_usage: bool
+    echo: bool = False
+
+    def request(self, ids: list[int], choice: int, context_tokens: int, adapters: AdapterUses = ()) -> Request:
+        """The engine's request for one of the choices: it has its own seed. Raises ApiError if the
+        prompt leaves no room in the context."""
+        most = context_tokens if self.max_new_tokens == 0 else context_tokens - 1
+        if len(ids) > most:
+            raise ApiError(
+                400,
+                f"This model's maximum context length is {context_tokens} tokens. However, your messages resulted in "
+                f"{len(ids)} tokens. Please reduce the length of the messages.",
+                param="messages",
+                code="context_length_exceeded",
+            )
+        return Request(
+            ids,
+            context_tokens if self.max_new_tokens is None else self.max_new_tokens,
+            dataclasses.replace(self.sampling, seed=(self.seed + choice) % 2**63),
+            self.presence_penalty,
+            self.frequency_penalty,
+            self.logit_bias,
+            self.top_logprobs,
+            self.echo and self.top_logprobs is not None,
+            adapters,
+        )
+
+
+def read_json(raw: bytes) -> dict[str, Any]:
+    """The object in a request's body. Raises ApiError."""
+    try:
+        body = json.loads(raw.decode("utf-8"), parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise ApiError(400, f"the body: expected a JSON object, found broken JSON ({error})") from None
+    if not isinstance(body, dict):
+        raise ApiError(400, f"the body: expected a JSON object, found {_kind(body)}")
+    return body
+
+
+def text_params(body: dict[str, Any], defaults: SamplingParams, vocab_size: int, *, is_chat: bool) -> TextParams:
+    """The parameters that chats and completions share. Raises ApiError."""
+    _refuse_unsupported(body, is_chat)
+    sampling = dataclasses.replace(
+        defaults,
+        temperature=_number(body, "temperature", 0, 100, defaults.temperature),
+        top_p=max(_number(body, "top_p", 0, 1, defaults.top_p), 1e-9),  # 0 keeps the first token
+        top_k=_whole(body, "top_k", 0, MAX_TOP_K, defaults.top_k),
+        min_p=_number(body, "min_p", 0, 1, defaults.min_p),
+        repetition_penalty=_number(body, "repetition_penalty", 0.01, 100, defaults.repetition_penalty),
+    )
+    seed = _whole(body, "seed", -(2**63), 2**63 - 1, None)
+    num_choices = _whole(body, "n", 1, MAX_CHOICES, 1)
+    if body.get("best_of") not in (None, num_choices):
+        raise ApiError(400, "best_of: expected the value of n: other texts are not ranked", param="best_of")
+    options = body.get("stream_options") or {}
+    if not isinstance(options, dict):
+        raise ApiError(400, f"stream_options: expected an object, found {_kind(options)}", param="stream_options")
+    max_name = "max_completion_tokens" if body.get("max_completion_tokens") is not None else "max_tokens"
+    most: int | None = _whole(
+        body, max_name, 1 if is_chat else 0, MAX_TOKENS, None if is_chat else DEFAULT_COMPLETION_TOKENS
+    )
+    params = TextParams(
+        sampling,
+        secrets.randbits(62) if seed is None else seed % 2**63,
+        most,
+        num_choices,
+        _stops(body.get("stop")),
+        _number(body, "presence_penalty", -2, 2, 0.0),
+        _number(body, "frequency_penalty", -2, 2, 0.0),
+        _logit_bias(body.get("logit_bias"), vocab_size),
+        _chat_logprobs(body) if is_chat else _whole(body, "logprobs", 0, 20, None),
+        _flag(body, "stream"),
+        _flag(options, "include_usage"),
+        not is_chat and _flag(body, "echo"),
+    )
+    if params.stream and params.echo and params.top_logprobs is not None:
+        raise ApiError(400, "echo: expected no logprobs in a stream: its tokens are not sent one by one", param="echo")
+    return params
+
+
+def chat_messages(body: dict[str, Any], system: str | None) -> list[Message]:
+    """The messages of a chat. system: put first, if they have no system message of their own.
+    Raises ApiError."""
+    given = body.get("messages")
+    if not isinstance(given, list) or not given:
+        raise ApiError(400, f"messages: expected a list of messages, found {_kind(given)}", param="messages")
+    if len(given) > MAX_MESSAGES:
+        raise ApiError(
+            400, f"messages: expected at most {MAX_MESSAGES:,} messages, found {len(given):,}", param="messages"
+        )
+    messages = [_message(number, each) for number, each in enumerate(given)]
+    if system is not None and all(each.role != "system" for each in messages):
+        messages.insert(0, Message("system", system.encode("utf-8", "replace")))
+    return messages
+
+
+def prompts_of(body: dict[str, Any], vocab_size: int) -> list[str | list[int]]:
+    """The prompts of a completion: texts or token ids. Raises ApiError."""
+    given = body.get("prompt", "")
+    if isinstance(given, str):
+        return [given]
+    wrong = ApiError(
+        400,
+        "prompt: expected a string, a list of strings, a list of token ids, or a list of such lists",
+        param="prompt",
+    )
+    if not isinstance(given, list) or not given:
+        raise wrong
+    lists: list[Any] = [given] if all(_is_whole(each) for each in given) else given
+    if len(lists) > MAX_CHOICES:
+        raise ApiError(400, f"prompt: expected at most {MAX_CHOICES} prompts, found {len(lists):,}", param="prompt")
+    for each in lists:
+        if isinstance(each, str):
+            continue
+        if not isinstance(each, list) or not each or not all(_is_whole(token_id) for token_id in each):
+            raise wrong
+        if not all(0 <= token_id < vocab_size for token_id in each):
+            raise ApiError(400, f"prompt: expected token ids from 0 to {vocab_size - 1}", param="prompt")
+    return lists
+
+
+def text_field(body: dict[str, Any], name: str) -> str:
+    """A required string. Raises ApiError."""
+    value = body.get(name)
+    if not isinstance(value, str):
+        raise ApiError(400, f"{name}: expected a string, found {_kind(value)}", param=name)
+    return value
+
+
+def flag_field(body: dict[str, Any], name: str, default: bool) -> bool:
+    """An optional boolean. Raises ApiError."""
+    return default if body.get(name) is None else _flag(body, name)
+
+
+# ---- single fields
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _kind(value: Any) -> str:
+    names = {type(None): "nothing", bool: "a boolean", int: "a number", float: "a number", str: "a string"}
+    return names.get(
+        type(value), "an empty list" if value == [] else "a list" if isinstance(value, list) else "an object"
+    )
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _number(body: dict[str, Any], name: str, low: float, high: float, default: float) -> float:
+    value = body.get(name)
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ApiError(400, f"{name}: expected a number, found {_kind(value)}", param=name)
+    if not low <= value <= high:
+        raise ApiError(400, f"{name}: expected {low} to {high}, found {str(value)[:40]}", param=name)
+    return float(value)
+
+
+def _whole(body: dict[str, Any], name: str, low: int, high: int, default: Any) -> Any:
+    value = body.get(name)
+    if value is None:
+        return default
+    if isinstance(value, float) and math.isfinite(value) and value == int(value):
+        value = int(value)  # some clients write 16.0
+    if not _is_whole(value):
+        raise ApiError(400, f"{name}: expected a whole number, found {_kind(value)}", param=name)
+    if not low <= value <= high:
+        raise ApiError(400, f"{name}: expected {low} to {high}, found {str(value)[:40]}", param=name)
+    return value
+
+
+def _flag(body: dict[str, Any], name: str) -> bool:
+    value = body.get(name)
+    if value is not None and not isinstance(value, bool):
+        raise ApiError(400, f"{name}: expected a boolean, found {_kind(value)}", param=name)
+    return bool(value)
+
+
+def _stops(given: Any) -> tuple[str, ...]:
+    listed = [] if given is None else [given] if isinstance(given, str) else given
+    if not isinstance(listed, list) or not all(isinstance(each, str) and each for each in listed):
+        raise ApiError(400, "stop: expected a string, or a list of strings that are not empty", param="stop")
+    if len(listed) > MAX_STOPS or any(len(each) > MAX_STOP_CHARS for each in listed):
+        raise ApiError(
+            400, f"stop: expected at most {MAX_STOPS} strings of at most {MAX_STOP_CHARS} characters", param="stop"
+        )
+    return tuple(listed)
+
+
+def _logit_bias(given: Any, vocab_size: int) -> dict[int, float]:
+    if given is None:
+        return {}
+    if not isinstance(given, dict) or len(given) > MAX_BIASES:
+        raise ApiError(400, f"logit_bias: expected an object of at most {MAX_BIASES} token ids", param="logit_bias")
+    biases: dict[int, float] = {}
+    for key in given:
+        if not (key.isascii() and key.isdecimal() and len(key) < 10 and int(key) < vocab_size):
+            raise ApiError(
+                400,
+                f"logit_bias: expected token ids from 0 to {vocab_size - 1}, found {key[:40]!r}",
+                param="logit_bias",
+            )
+        bias = given[key]
+        if isinstance(bias, bool) or not isinstance(bias, int | float) or not -100 <= bias <= 100:
+            raise ApiError(
+                400, f"logit_bias: expected numbers from -100 to 100, found {str(bias)[:40]}", param="logit_bias"
+            )
+        biases[int(key)] = float(bias)
+    return biases
+
+
+def _chat_logprobs(body: dict[str, Any]) -> int | None:
+    num_top: int = _whole(body, "top_logprobs", 0, 20, 0)
+    if _flag(body, "logprobs"):
+        return num_top
+    if num_top:
+        raise ApiError(400, "top_logprobs: expected logprobs to be true", param="top_logprobs")
+    return None
+
+
+def _message(number: int, given: Any) -> Message:
+    where = f"messages[{number}]"
+    if not isinstance(given, dict):
+        raise ApiError(400, f"{where}: expected an object, found {_kind(given)}", param="messages")
+    role, content = given.get("role"), given.get("content")
+    if not isinstance(role, str) or role not in _ROLES:
+        raise ApiError(400, f"{where}.role: expected one of {', '.join(_ROLES)}", param="messages")
+    if isinstance(content, list):
+        texts = [
+            part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None for part in content
+        ]
+        if not all(isinstance(each, str) for each in texts):
+            raise ApiError(
+                400, f"{where}.content: expected parts of type text; others are not supported", param="messages"
+            )
+        content = "".join(map(str, texts))
+    if not isinstance(content, str):
+        raise ApiError(400, f"{where}.content: expected a string, found {_kind(content)}", param="messages")
+    return Message(_ROLES[role], content.encode("utf-8", "replace"))
+
+
+def _refuse_unsupported(body: dict[str, Any], is_chat: bool) -> None:
+    """Raise ApiError for fields that change the answer and that this server does not honor."""
+    form = body.get("response_format")
+    if form is not None and not (isinstance(form, dict) and form.get("type") == "text"):
+        raise ApiError(
+            400, "response_format: expected type text: constrained answers are not supported", param="response_format"
+        )
+    for name in ("tools", "functions") if is_chat else ("suffix",):
+        if body.get(name) and body.get("tool_choice") != "none":
+            raise ApiError(400, f"{name}: not supported by this server", param=name)
