@@ -19,7 +19,7 @@ from llamita.config import MAX_VALUES, ModelConfig, RunConfig, fields_by_resume,
 from llamita.environment import describe_environment
 from llamita.errors import CheckpointError, ConfigError, OutputError, TrainingError
 from llamita.file_lock import acquire_lock, lock_holder
-from llamita.json_file import Key, Schema, check_object, parse_json_object, read_json_object, shortened
+from llamita.json_file import ABSENT, Key, Schema, check_object, parse_json_object, read_json_object, shortened
 
 NAME = "run.json"
 SUMMARY = "summary.json"
@@ -32,7 +32,7 @@ _NUMBER = Key("number")
 _NEEDED_COUNT = dataclasses.replace(_COUNT, required=True)
 _NEEDED_NUMBER = dataclasses.replace(_NUMBER, required=True)
 
-_LIMITS: Schema = {name: _NUMBER for name in ("minutes", "steps", "epochs")}
+_LIMITS: Schema = {name: Key("number", default=ABSENT) for name in ("minutes", "steps", "epochs")}
 
 RUN: Schema = {
     "config": Key("object", required=True, keys=_LIMITS),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,9 @@ os._exit(0)
     try:
         assert process.stdout is not None and process.stdout.readline() == "forked\n"
         process.wait()
-        assert acquire_lock(tmp_path / "lock") is not None
+        deadline = time.monotonic() + 30  # the child sleeps longer; on a busy machine it has not begun yet
+        while acquire_lock(tmp_path / "lock") is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
     finally:
         os.killpg(process.pid, 9)

@@ -23,6 +23,7 @@ class Finder(importlib.abc.MetaPathFinder):
                 signal.raise_signal(signal.SIGINT)
         return None
 sys.meta_path.insert(0, Finder())
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 from llamita.__main__ import main
 main()
 """
