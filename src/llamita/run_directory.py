@@ -89,14 +89,19 @@ def describe_run(
 ) -> dict[str, Any]:
     """The content of run.json. launch: Ranks.launch; targets: Task.targets."""
     return {
-        "config": {name: _json_value(value) for name, value in dataclasses.asdict(config).items()},
+        "config": json_values(config),
         "rows_per_step": rows_per_step,
         "targets": targets,
-        "model": dataclasses.asdict(model),
+        "model": json_values(model),
         "data": data,
         "environment": describe_environment(config.device),
         "launch": launch,
     }
+
+
+def json_values(config: RunConfig | ModelConfig) -> dict[str, Any]:
+    """The fields as JSON gives them back."""
+    return {name: _json_value(value) for name, value in dataclasses.asdict(config).items()}
 
 
 def _json_value(value: Any) -> Any:

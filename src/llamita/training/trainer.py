@@ -28,7 +28,7 @@ from llamita.json_file import check_object
 from llamita.model.generate import bounded_seed
 from llamita.progress import Cancelled
 from llamita.report.summary import write_page, write_report
-from llamita.run_directory import mark_best
+from llamita.run_directory import json_values, mark_best
 from llamita.training.activation_checkpointing import checkpoint_activations
 from llamita.training.budget import MAX_EVALUATION_SHARE, Budget, Progress
 from llamita.training.checkpointer import Checkpointer
@@ -516,7 +516,7 @@ class Trainer:
             "saving_seconds": self.checkpointer.stalled_seconds,  # training stood still
             "mfu": self.speed.mfu(speed),
             "num_parameters": task.model_config.num_parameters,
-            "model": dataclasses.asdict(task.model_config),
+            "model": json_values(task.model_config),
             "threads": torch.get_num_threads(),
             "processes": self.ranks.world_size,
         }
