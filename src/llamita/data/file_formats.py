@@ -152,7 +152,7 @@ def _lines_of_json(lines: Iterable[str], path: Path, key: str | None, bad: BadRo
                     f"cannot read {where}: expected one JSON object per line, found one over several lines; name the "
                     "file .json"
                 )
-            row = _object(_parse(line.rstrip("\r\n"), where), where, number, key)
+            row = _object(_parse(line.rstrip("\r\n"), where, key), where, number, key)
         except SourceError as error:
             bad.skip(error)
             continue
@@ -164,15 +164,15 @@ def _read_json(path: Path, key: str | None, bad: BadRows) -> Iterator[Row]:
     It is read as a whole."""
     text = "".join(read_lines(path, bad.conversions))
     try:
-        content = json.loads(text)
+        content = json.loads(text, object_pairs_hook=names_once(key))
     except json.JSONDecodeError as error:
         first = text[: error.pos].strip()
         if error.msg == "Extra data" and "\n" not in first and "\n" in text[: error.pos].lstrip():
             yield from _lines_of_json(text.split("\n"), path, key, bad)
             return
-        content = _parse(text, str(path))  # for its error
+        content = _parse(text, str(path), key)  # for its error
     except (RecursionError, ValueError):
-        content = _parse(text, str(path))
+        content = _parse(text, str(path), key)
     if not isinstance(content, list):
         raise SourceError(
             f"cannot read {path}: expected a JSON array of objects, found {json_name(content)}; name a file with "
@@ -205,8 +205,7 @@ def _read_csv(path: Path, key: str | None, bad: BadRows) -> Iterator[Row]:
             raise SourceError(f"cannot read {path}: it is empty; expected a header line with column names")
         if key is not None:
             _check_has_key(columns, key, f"{path}:{skipped + 1}")
-        elif len(set(columns)) != len(columns):
-            raise SourceError(f"cannot read {path}:1: two columns have the same name: {', '.join(columns)[:200]}")
+        _check_columns(columns, key, f"{path}:{skipped + 1}")
         chosen = range(len(columns)) if key is None else [columns.index(key)]
         start = skipped + reader.line_num + 1
         for cells in reader:
@@ -253,6 +252,7 @@ def _read_parquet(path: Path, key: str | None, bad: BadRows) -> Iterator[Row]:
         with pyarrow.parquet.ParquetFile(path) as table:  # type: ignore[no-untyped-call]
             if key is not None:
                 _check_has_key(table.schema_arrow.names, key, str(path))
+            _check_columns(table.schema_arrow.names, key, str(path))
             number = 0
             for batch in table.iter_batches(batch_size=1024, columns=None if key is None else [key]):
                 for values in _batch_rows(batch, path, number, bad):
@@ -283,14 +283,43 @@ def _batch_rows(batch: Any, path: Path, before: int, bad: BadRows) -> Iterator[d
         yield values
 
 
-def _parse(text: str, where: str) -> Any:
+def _parse(text: str, where: str, key: str | None) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=names_once(key))
+    except _RepeatedNameError as error:
+        raise SourceError(f"cannot read {where}: expected every key once, {error}; remove one") from None
     except json.JSONDecodeError as error:
         line = f"line {error.lineno}, " if "\n" in text else ""
         raise SourceError(f"cannot read {where}: broken JSON at {line}column {error.colno}: {error.msg}") from None
     except (RecursionError, ValueError) as error:
         raise SourceError(f"cannot read {where}: broken JSON: {error}") from None
+
+
+class _RepeatedNameError(ValueError):
+    """A key twice in one JSON object: Python would keep the last value alone."""
+
+
+def names_once(key: str | None) -> Callable[[list[tuple[str, Any]]], dict[str, Any]]:
+    """Makes the objects of JSON. They raise _RepeatedNameError if `key`, or without one any key, is
+    there twice."""
+
+    def make(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        values = dict(pairs)
+        if len(values) < len(pairs) and (name := _repeated([name for name, _ in pairs], key)) is not None:
+            raise _RepeatedNameError(f"found {name[:60]!r} twice")
+        return values
+
+    return make
+
+
+def _repeated(names: Sequence[str], key: str | None) -> str | None:
+    """`key`, or without one the first name, that is there twice."""
+    return next((name for name in ([key] if key is not None else names) if names.count(name) > 1), None)
+
+
+def _check_columns(names: Sequence[str], key: str | None, where: str) -> None:
+    if _repeated(names, key) is not None:
+        raise SourceError(f"cannot read {where}: two columns have the same name: {', '.join(names)[:200]}; rename one")
 
 
 def _object(value: Any, where: str, number: int, key: str | None) -> Row:

@@ -132,7 +132,7 @@ class RenderCounts:
         if self.split:
             lines.append(
                 f"answers apart: of {self.split:,} conversations each answer is an example of its own, because the "
-                "chat template leaves earlier thoughts out"
+                "chat template renders earlier answers differently"
             )
         if self.line_ends:
             lines.append(f"line ends: {self.line_ends:,} CRLF or CR became LF")

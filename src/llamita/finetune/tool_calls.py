@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from llamita.data.file_formats import json_name
+from llamita.data.file_formats import json_name, names_once
 from llamita.errors import SourceError
 
 
@@ -53,7 +53,7 @@ def parse_json(value: Any, where: str) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value)
+        return json.loads(value, object_pairs_hook=names_once(None))
     except (ValueError, RecursionError) as error:
         raise SourceError(f"{where}: broken JSON text: {' '.join(str(error).split())[:120]}") from None
 

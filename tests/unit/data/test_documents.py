@@ -363,6 +363,32 @@ def test_parquet(tmp_path: Path) -> None:
             read(write(tmp_path / "cut.parquet", data[:size]))
 
 
+def test_a_text_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    for name, content in (
+        ("a.jsonl", b'{"text": "one", "text": "two"}\n'),
+        ("a.json", b'[{"text": "one", "text": "two"}]'),
+        ("a.csv", b"text,id,text\none,1,two\n"),
+    ):
+        with pytest.raises(SourceError, match=r"found 'text' twice|two columns have the same name"):
+            read(write(tmp_path / name, content))
+    for name, content in (
+        ("b.jsonl", b'{"id": 1, "text": "one", "id": 2}\n'),
+        ("b.json", b'[{"id": 1, "text": "one", "id": 2}]'),
+        ("b.csv", b"id,text,id\n1,one,2\n"),
+    ):
+        assert read(write(tmp_path / name, content))[0] == ["one"], "other keys are not read"
+
+
+def test_parquet_with_a_column_twice(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    pytest.importorskip("pyarrow.parquet")
+    table = pyarrow.Table.from_arrays([pyarrow.array(["one"]), pyarrow.array(["two"])], names=["text", "text"])
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    for key in ("text", None):
+        with pytest.raises(SourceError, match="two columns have the same name: text, text; rename one"):
+            list(read_rows(tmp_path / "a.parquet", key))
+
+
 def test_parquet_with_damaged_text(tmp_path: Path) -> None:
     pyarrow = pytest.importorskip("pyarrow")
     pytest.importorskip("pyarrow.parquet")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from llamita.convert.import_model import import_model
 from llamita.errors import ConfigError, FormatError
 from llamita.formats.gguf_card import card_of_gguf
 from llamita.model_card import ModelCard, load_card
+from llamita.tokenizer.chat_templates import CHAT_TEMPLATES
 
 FULL = ModelCard(
     name="Apotheke", license="apache-2.0", description="Answers questions about medicines.", language=("de", "en"),
@@ -113,6 +115,26 @@ def test_a_trained_system_prompt_travels(chat_base: Path, questions: Path, tmp_p
     assert lines.startswith('FROM ./model.gguf\nTEMPLATE """')
     assert '\nPARAMETER stop "' in lines and '\nSYSTEM """Be careful."""\nPARAMETER temperature 0.3\n' in lines
     assert lines.endswith('LICENSE """mit"""\n')
+
+
+@pytest.mark.parametrize(
+    "before, after, is_known",
+    [
+        ("message['content'] + '<|im_end|>\\n'", "message['content'] + '<|im_end|>' + '\\n'", True),
+        ("{%- for", "{%- if messages[0]['role'] != 'system' %}{{ 'You are kind.' }}{% endif %}{%- for", False),
+        ("message['content']", "message['content'].upper()", False),
+        ("{%- for", "{{- raise_exception('no') -}}{%- for", False),
+    ],
+)
+def test_a_modelfile_has_a_template_only_if_it_renders_the_same(
+    chat_base: Path, tmp_path: Path, before: str, after: str, is_known: bool
+) -> None:
+    folder, template = shutil.copytree(chat_base, tmp_path / "model"), CHAT_TEMPLATES["chatml"]
+    assert before in template
+    (folder / "chat_template.jinja").write_text(template.replace(before, after, 1))
+    report = export(folder, tmp_path / "m.gguf", modelfile=True, verify=False)
+    assert ("TEMPLATE" in (tmp_path / "m.Modelfile").read_text()) == is_known
+    assert any("has no TEMPLATE" in note for note in report.notes) == (not is_known)
 
 
 def test_wrong_values_are_named(chat_base: Path, tmp_path: Path) -> None:
