@@ -102,3 +102,11 @@ def test_a_poem_keeps_its_lines() -> None:
     assert shorten("a\n" * 13, max_lines=12) == "\n".join("a" * 12) + " …"
     assert shorten("word " * 100, 12) == "word word …" and shorten("春" * 300, 5) == "春春春春春 …"
     assert shorten("") == "" and shorten("one") == "one"
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_a_sample_of_training_keeps_its_lines(is_terminal: bool) -> None:
+    """Each line is cleaned, but the ends of lines stay."""
+    console = Console(file=io.StringIO(), width=60, force_terminal=is_terminal, color_system=None, highlight=False)
+    TrainingDisplay(console=console).show_sample("床前明月光，\n\n  [bold] \x1b[31mred\n")
+    assert [line.rstrip() for line in lines(console)] == ["  床前明月光，", "", "    [bold]  [31mred"]

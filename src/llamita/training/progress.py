@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 
-from llamita.console import MAX_CELL_CHARS, format_seconds, format_speed, print_table
+from llamita.console import MAX_CELL_CHARS, format_seconds, format_speed, print_table, shorten
 from llamita.errors import clean_line
 
 SECONDS_BETWEEN_LINES = 10.0
@@ -50,6 +50,11 @@ class TrainingDisplay:
         """Print a line."""
         if self.enabled:
             self.console.print(escape(clean_line(text, MAX_CELL_CHARS)), style=style, soft_wrap=not self.is_live)
+
+    def show_sample(self, sample: str) -> None:
+        """Print the start of a text, each of its lines on one of its own."""
+        for line in shorten(sample).split("\n"):
+            self.say(f"  {line}".rstrip(), style="dim")
 
     def table(self, rows: Sequence[Sequence[str]]) -> None:
         """Print a table whose first row and column are headings."""

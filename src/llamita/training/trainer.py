@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-import textwrap
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -23,7 +22,7 @@ from llamita.checkpoint import (
     step_directory,
 )
 from llamita.config import TrainConfig
-from llamita.console import format_count, format_seconds, shorten
+from llamita.console import format_count, format_seconds
 from llamita.errors import CheckpointError
 from llamita.json_file import check_object
 from llamita.model.generate import bounded_seed
@@ -401,7 +400,7 @@ class Trainer:
             line = {"kind": "eval", "step": at.step, "tokens": at.tokens, **found.metrics}
             self.metrics.append({**line, "sample": sample, "evaluation_seconds": seconds, "seconds": at.seconds})
             self.display.say(f"step {at.step}: {found.summary}, {format_count(at.tokens)} {self.task.targets} seen")
-            self.display.say(textwrap.indent(shorten(sample), "  "), style="dim")
+            self.display.show_sample(sample)
             write_page([self.config.out])
         if not is_best and self.state.num_worse > 0:
             self._warn_of_no_improvement()
