@@ -185,8 +185,8 @@ class PrepareConfig:
     """Train a tokenizer with this many tokens, including special tokens and bytes. Default: 512 to
     8,192, depending on the amount of text."""
     unit: Annotated[Literal["auto", "character", "word"], Option("UNIT")] = "auto"
-    """Whether Chinese is split into characters or into words of several characters. Default:
-    characters, if the text has enough of them."""
+    """Whether the tokens of Chinese text are characters or words of several characters. Default:
+    words, if they make the text much shorter."""
     tokenizer: Path | None = None
     """Use this tokenizer instead: a tokenizer.json, a SentencePiece .model, llama2.c's
     tokenizer.bin, or a folder."""
@@ -207,6 +207,9 @@ class PrepareConfig:
     """Key (.jsonl, .json) or column (.csv, .tsv, .parquet) that holds the text."""
     keep_line_ends: Annotated[bool, Option(group="documents")] = False
     """Keep CRLF and CR. Default: every line ends with LF."""
+    encoding: Annotated[str | None, Option("NAME", group="documents")] = None
+    """Encoding of all files, such as gb18030, big5, shift-jis, euc-kr or windows-1252; utf-8 refuses
+    others. Default: UTF-8, or what each file is recognized as."""
     skip_unknown: Annotated[bool, Option(group="documents")] = False
     """Skip files of other types in folders, and name them, instead of refusing the first."""
     num_workers: Annotated[int | None, Option(group="advanced")] = None
@@ -526,6 +529,12 @@ class FinetuneConfig(RunConfig):
     """Keys of questions and answers, if they are not of a known form."""
     system: Annotated[str | None, Option(group="data")] = None
     """System prompt for conversations that have none."""
+    encoding: Annotated[str | None, Option("NAME", group="data")] = None
+    """Encoding of all files of DATA and --val; utf-8 refuses others. Default: UTF-8, or what each
+    file is recognized as."""
+    half_width: Annotated[bool, Option(group="data")] = False
+    """Turn the full-width forms of letters, digits and signs of ASCII (U+FF01 to U+FF5E, such as Ａ１！)
+    into half-width ones. Default: no character is changed."""
     skip_bad_rows: Annotated[int, Option("N", group="data")] = 0
     """Leave out up to this many rows that cannot be used, and name each."""
     chat_template: Annotated[str | None, Option("NAME|FILE", group="data")] = None

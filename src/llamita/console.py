@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import TextIO
 
@@ -74,15 +75,23 @@ def format_seconds(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
+def _start(text: str, columns: int) -> str:
+    """As many characters as fit into the columns."""
+    widths = itertools.accumulate(map(cell_len, text))
+    return text[: sum(width <= columns for width in widths)]
+
+
 def shorten(text: str, limit: int = 240, max_lines: int = 12) -> str:
     """The start of a text, with its lines and their indentation, but without control characters and
-    repeated blank lines."""
+    repeated blank lines. limit: in columns of a terminal, of which a wide character takes two."""
     kept: list[str] = []
     for line in text.strip("\n").split("\n"):
-        clean = "".join(c if c.isprintable() else " " for c in line.expandtabs(4)).rstrip()
+        clean = "".join(c if c.isprintable() or c == "\u3000" else " " for c in line.expandtabs(4)).rstrip()
         if clean or (kept and kept[-1]):
             kept.append(clean)
     short = "\n".join(kept[:max_lines])
-    if len(short) > limit:
-        short = short[:limit].rpartition(" ")[0] or short[:limit]
+    if cell_len(short) > limit:
+        short = _start(short, limit)
+        at_word = short.rpartition(" ")[0]  # far back where words have no spaces
+        short = at_word if 2 * len(at_word) > len(short) else short
     return short if len(kept) <= max_lines and len(short) == len("\n".join(kept)) else f"{short} …"

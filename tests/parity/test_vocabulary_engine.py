@@ -88,7 +88,10 @@ def reference_merges(texts: list[str], vocab_size: int, unit: BpeUnit) -> list[s
 def counted(texts: list[str], unit: BpeUnit = "word") -> BpeVocabulary:
     """Counted in blocks of 1,000 texts."""
     raw = [text.encode() for text in texts]
-    return BpeVocabulary((raw[first : first + 1000] for first in range(0, len(raw), 1000)), unit)
+    vocabulary = BpeVocabulary(unit)
+    for first in range(0, len(raw), 1000):
+        vocabulary.add(raw[first : first + 1000])
+    return vocabulary
 
 
 @pytest.mark.parametrize("unit", ["word", "character"])

@@ -9,6 +9,7 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
+from llamita.cli.help import in_columns
 from llamita.cli.progress import make_bars
 from llamita.console import format_count, format_seconds, print_table, shorten
 from llamita.training.progress import TrainingDisplay, fit
@@ -96,17 +97,26 @@ def test_counts_and_times_are_short() -> None:
     assert [format_seconds(s) for s in (0.2, 65, 3723)] == ["0:00", "1:05", "1:02:03"]
 
 
+def test_a_sample_keeps_its_lines_on_the_screen() -> None:
+    for console in (terminal(60), Console(file=io.StringIO(), width=60)):
+        TrainingDisplay(console=console).show_sample("靜夜思\n李白\n\n床前明月光，\n\u3000\u3000疑是[b]\x1b[31m\n")
+        shown = [line.rstrip() for line in lines(console)]
+        assert shown == ["  靜夜思", "  李白", "", "  床前明月光，", "  \u3000\u3000疑是[b] [31m"]
+
+
+def test_help_counts_wide_characters() -> None:
+    text = in_columns([("--a 名稱", "床前明月光 疑是地上霜 word"), ("--long-name-of-a-flag", "x")], 40, 20)
+    assert text.split("\n") == [
+        "  --a 名稱          床前明月光", " " * 20 + "疑是地上霜 word", "  --long-name-of-a-flag", " " * 20 + "x",
+    ]  # fmt: skip
+    assert all(cell_len(line) <= 40 for line in text.split("\n"))
+
+
 def test_a_poem_keeps_its_lines() -> None:
     poem = "\n床前明月光，\n\n\n  疑是地上霜。\r\n\x1b[31mred\x07\n"
     assert shorten(poem) == "床前明月光，\n\n  疑是地上霜。\n [31mred"
     assert shorten("a\n" * 13, max_lines=12) == "\n".join("a" * 12) + " …"
-    assert shorten("word " * 100, 12) == "word word …" and shorten("春" * 300, 5) == "春春春春春 …"
+    assert shorten("word " * 100, 12) == "word word …" and shorten("春" * 300, 11) == "春春春春春 …"
+    assert shorten(f"床前 {'春' * 300}", 24) == f"床前 {'春' * 9} …"  # not at the space far back
+    assert shorten("\u3000\u3000疑是") == "\u3000\u3000疑是"
     assert shorten("") == "" and shorten("one") == "one"
-
-
-@pytest.mark.parametrize("is_terminal", [True, False])
-def test_a_sample_of_training_keeps_its_lines(is_terminal: bool) -> None:
-    """Each line is cleaned, but the ends of lines stay."""
-    console = Console(file=io.StringIO(), width=60, force_terminal=is_terminal, color_system=None, highlight=False)
-    TrainingDisplay(console=console).show_sample("床前明月光，\n\n  [bold] \x1b[31mred\n")
-    assert [line.rstrip() for line in lines(console)] == ["  床前明月光，", "", "    [bold]  [31mred"]

@@ -12,12 +12,13 @@ from typing import Annotated, Literal
 
 from llamita.atomic import check_parent
 from llamita.batch_generate import SampleOptions
-from llamita.cli.command import parse, requires_extra
+from llamita.cli.command import parse, print_note, requires_extra
 from llamita.cli.next_command import export_commands, print_next, use_commands
 from llamita.cli.progress import progress_bars
 from llamita.config import MAX_VALUES, Option, check, check_at_most
 from llamita.console import print_table
 from llamita.data.batches import ScoredDocuments
+from llamita.data.utf8_files import Conversions
 from llamita.engine import load
 from llamita.errors import CheckpointError, ConfigError
 from llamita.eval.samples import SampleReport, generate_and_measure, opened_in_engine, read_prompts, save_samples
@@ -81,6 +82,9 @@ class Flags:
     """Key (.jsonl, .json) or column (.csv, .tsv, .parquet) that holds the text."""
     keep_line_ends: Annotated[bool, Option(group="documents")] = False
     """Keep CRLF and CR. Default: every line ends with LF."""
+    encoding: Annotated[str | None, Option("NAME", group="documents")] = None
+    """Encoding of all text files; utf-8 refuses others. Default: UTF-8, or what each file is
+    recognized as."""
     skip_unknown: Annotated[bool, Option(group="documents")] = False
     """Skip files of other types in folders, instead of refusing the first."""
     device: Annotated[str, Option("DEVICE", group="hardware")] = "auto"
@@ -127,6 +131,7 @@ def main(argv: list[str]) -> None:
         flags.text_key,
         flags.keep_line_ends,
         flags.skip_unknown,
+        Conversions(flags.encoding),
     )
     start = time.monotonic()
     scored = _score_model_file(flags, data) if flags.model.is_file() else _score_checkpoint(flags, data)
@@ -135,6 +140,8 @@ def main(argv: list[str]) -> None:
         raise CheckpointError(f"{flags.model}: its bits per byte are {score.nats}: its weights are corrupted")
     seconds = time.monotonic() - start
     report = _sample(flags, prompts, data, scored.documents) if flags.samples else None
+    for line in data.conversions.describe():
+        print_note(line)
     perplexity = math.exp(min(score.nats_per_token, 700))
     if flags.json:
         values = {

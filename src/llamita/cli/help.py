@@ -12,6 +12,8 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any, TextIO
 
+from rich.cells import cell_len
+
 from llamita.cli.parser import Argument, arguments_of
 
 MIN_COLUMNS, MAX_COLUMNS = 40, 100
@@ -34,7 +36,7 @@ def help_text(flags: type[Any], prog: str, columns: int, *, is_bold: bool = Fals
         text = docs[each.owner].get(each.path[-1], "")
         groups.setdefault(group, []).append((_left(each), _help(each, text)))
     groups["options"].append(("-h, --help", "Show this help."))
-    longest = max(len(name) for rows in groups.values() for name, _ in rows)
+    longest = max(cell_len(name) for rows in groups.values() for name, _ in rows)
     left = min(longest + 4, 20 if columns < 72 else 28)
     parts = [_wrapped(f"usage: {' '.join(usage)} [options]", columns, "    ")]
     parts += [_wrapped(paragraph, columns) for paragraph in inspect.cleandoc(flags.__doc__ or "").split("\n\n")]
@@ -50,11 +52,11 @@ def in_columns(rows: Sequence[tuple[str, str]], columns: int, left: int) -> str:
     """Format rows of (name, text); a name too long for its column gets its own line."""
     lines = []
     for name, text in rows:
-        wrapped = textwrap.wrap(text, columns - left, break_on_hyphens=False) or [""]
-        if len(name) + 4 > left:
+        wrapped = wrap(text, columns - left)
+        if cell_len(name) + 4 > left:
             lines.append(f"  {name}")
         else:
-            lines.append(f"  {name}".ljust(left) + wrapped.pop(0))
+            lines.append(f"  {name}{' ' * (left - 2 - cell_len(name))}{wrapped.pop(0)}")
         lines += [" " * left + line for line in wrapped]
     return "\n".join(lines).replace("\xa0", " ")
 
@@ -109,4 +111,17 @@ def _bold(text: str, is_bold: bool) -> str:
 
 
 def _wrapped(text: str, columns: int, indent: str = "") -> str:
-    return "\n".join(textwrap.wrap(" ".join(text.split()), columns, subsequent_indent=indent, break_on_hyphens=False))
+    return "\n".join(wrap(" ".join(text.split()), columns, indent))
+
+
+def wrap(text: str, columns: int, indent: str = "") -> list[str]:
+    """Whole words in lines of at most this many columns, of which a wide character takes two; at
+    least one line. indent: of the lines after the first."""
+    lines = [""]
+    for word in text.split(" "):
+        longer = f"{lines[-1]} {word}" if lines[-1].strip() else lines[-1] + word
+        if cell_len(longer) > columns and lines[-1].strip():
+            lines.append(indent + word)
+        else:
+            lines[-1] = longer
+    return lines

@@ -75,6 +75,10 @@ def summary(report: PrepareReport) -> list[str]:
         cleaned.append(f"  line ends   {report.line_ends:,} CRLF or CR became LF (--keep-line-ends keeps them)")
     if report.byte_order_marks:
         cleaned.append(f"  BOMs        {_count(report.byte_order_marks, 'byte order mark')} inside files removed")
+    if report.converted:
+        cleaned.append(f"  encoding    {report.converted}; --encoding names another")
+    if report.damaged:
+        cleaned.append(f"  damaged     {report.damaged}")
     where = _count(report.files, "file") if report.files else "generated stories"
     hidden = f" ({report.hidden_files:,} hidden ones skipped)" if report.hidden_files else ""
     lines = [
@@ -106,7 +110,7 @@ def _split_line(name: str, split: SplitReport) -> str:
 def _format_bytes(container_bytes: int) -> str:
     if container_bytes >= 0:
         return f"{container_bytes:,} of file format"
-    return f"{-container_bytes:,} fewer in the files, which are compressed, than unpacked"
+    return f"{-container_bytes:,} fewer in the files, compressed or in other encodings, than as UTF-8"
 
 
 def _count(number: int, what: str) -> str:

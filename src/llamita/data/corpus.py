@@ -17,6 +17,7 @@ from llamita.data.documents import (
     list_sources,
     read_texts,
 )
+from llamita.data.utf8_files import Conversions
 from llamita.errors import ConfigError
 
 KEPT_BYTES = 64 << 20  # a smaller corpus is read once and stays in memory
@@ -28,6 +29,7 @@ class Corpus:
 
     def __init__(self, config: PrepareConfig) -> None:
         self._config = config
+        self.conversions = Conversions(config.encoding)
         self._stories: list[bytes] = []
         self._kept: list[tuple[list[bytes], bool]] | None = None
         self._kept_counts = SourceCounts()
@@ -79,6 +81,7 @@ class Corpus:
                 text_key=config.text_key,
                 keep_line_ends=config.keep_line_ends,
                 counts=counts,
+                conversions=self.conversions,
             ):
                 yield texts, is_val
         for first in range(0, len(self._stories), _STORIES_PER_BLOCK):

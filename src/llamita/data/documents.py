@@ -15,6 +15,7 @@ from typing import Literal
 from llamita.data.file_formats import (
     SUFFIXES,
     TEXT_SUFFIXES,
+    BadRows,
     Row,
     find_suffix,
     json_name,
@@ -22,7 +23,7 @@ from llamita.data.file_formats import (
     read_rows,
     unknown_type,
 )
-from llamita.data.utf8_files import BOM, is_gzipped, open_file, read_chunk, utf8_chunks
+from llamita.data.utf8_files import BOM, Conversions, is_gzipped, open_file, read_chunk, utf8_chunks
 from llamita.errors import SourceError
 
 SplitOn = Literal["separator", "lines", "blank-lines", "file"]
@@ -153,6 +154,7 @@ def read_documents(
     text_key: str = "text",
     keep_line_ends: bool = False,
     counts: SourceCounts | None = None,
+    conversions: Conversions | None = None,
 ) -> Iterator[Document]:
     """Yield every document that is not empty, file by file. Except for .json, memory holds two
     megabytes, or one document, at a time.
@@ -160,12 +162,13 @@ def read_documents(
     In a text file, `split_on` says where documents end: at `separator` and the end of the file, at
     line ends, at blank lines, or only at the end of the file. In a file of rows, each row is a
     document: the text under `text_key`; null counts as empty. CRLF and CR become LF unless
-    `keep_line_ends`. Adds to `counts`.
+    `keep_line_ends`. Adds to `counts` and `conversions`; a position in a file of another encoding is
+    one in its UTF-8.
 
     Raises SourceError, which names the file and the byte, line or row.
     """
     counts = counts if counts is not None else SourceCounts()
-    for file, texts, positions in _read(sources, separator, split_on, text_key, keep_line_ends, counts):
+    for file, texts, positions in _read(sources, separator, split_on, text_key, keep_line_ends, counts, conversions):
         source = str(file.path)
         for text, position in zip(texts, positions, strict=True):
             yield Document(text.decode("utf-8"), source, position, len(text))
@@ -179,11 +182,12 @@ def read_texts(
     text_key: str = "text",
     keep_line_ends: bool = False,
     counts: SourceCounts,
+    conversions: Conversions | None = None,
 ) -> Iterator[list[bytes]]:
     """The texts of `read_documents`, in lists of about a megabyte: faster for many short texts."""
     block: list[bytes] = []
     size = 0
-    for _, texts, _ in _read(sources, separator, split_on, text_key, keep_line_ends, counts):
+    for _, texts, _ in _read(sources, separator, split_on, text_key, keep_line_ends, counts, conversions):
         block += texts
         size += sum(map(len, texts))
         if size >= _BLOCK_BYTES or len(block) >= _BLOCK_DOCUMENTS:
@@ -200,6 +204,7 @@ def _read(
     text_key: str,
     keep_line_ends: bool,
     counts: SourceCounts,
+    conversions: Conversions | None,
 ) -> Iterator[tuple[SourceFile, list[bytes], list[int]]]:
     """The texts and positions of some documents at a time, and their file."""
     boundaries: dict[str, Boundary] = {
@@ -207,15 +212,16 @@ def _read(
     }  # fmt: skip
     boundary = boundaries[split_on]
     cleaner = _Cleaner(counts, keep_line_ends)
+    conversions = conversions or Conversions()
     for file in (sources if isinstance(sources, SourceList) else list_sources(sources)).files:
         counts.files += 1
         if find_suffix(file.path) in TEXT_SUFFIXES:
-            for texts, positions in _read_text(file, boundary, cleaner, counts):
+            for texts, positions in _read_text(file, boundary, cleaner, counts, conversions):
                 yield file, texts, positions
             continue
         counts.source_bytes += file.num_bytes
         counts.container_bytes += file.num_bytes
-        for row in read_rows(file.path, text_key):
+        for row in read_rows(file.path, text_key, BadRows(conversions=conversions)):
             raw = _row_text(row, text_key)
             counts.container_bytes -= len(raw)
             yield file, *cleaner.clean([raw], [row.number])
@@ -320,26 +326,25 @@ def _source_file(path: Path, name: str) -> SourceFile:
 
 
 def _read_text(
-    file: SourceFile, boundary: Boundary, cleaner: _Cleaner, counts: SourceCounts
+    file: SourceFile, boundary: Boundary, cleaner: _Cleaner, counts: SourceCounts, conversions: Conversions
 ) -> Iterator[tuple[list[bytes], list[int]]]:
     """The documents of a text file and their positions. Blank blocks, and blank text after the last
     separator, count as whitespace and not as empty documents."""
-    is_packed = is_gzipped(file.path)
-    chunks = utf8_chunks(file.path)
+    chunks = utf8_chunks(file.path, conversions)
     start = next(chunks)
     bom_bytes = len(BOM) if start.startswith(BOM) else 0
     counts.container_bytes += bom_bytes
-    counts.source_bytes += 0 if is_packed else bom_bytes
+    counts.source_bytes += bom_bytes
     end = bom_bytes
     for raws, boundary_sizes in _cut(start[bom_bytes:], chunks, boundary):
         begin = end
         *positions, end = itertools.accumulate(map(operator.add, map(len, raws), boundary_sizes), initial=begin)
-        counts.source_bytes += 0 if is_packed else end - begin
+        counts.source_bytes += end - begin
         counts.separator_bytes += sum(boundary_sizes)
         is_rest = boundary_sizes == [0] and begin > bom_bytes
         yield cleaner.clean(raws, positions, count_empty=not (is_rest or isinstance(boundary, re.Pattern)))
-    if is_packed:
-        counts.source_bytes += file.num_bytes
+    if is_gzipped(file.path) or str(file.path) in conversions.converted:
+        counts.source_bytes += file.num_bytes - end
         counts.container_bytes += file.num_bytes - end
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from llamita.data.utf8_files import GZIP_SUFFIX, is_gzipped, read_lines
+from llamita.data.utf8_files import GZIP_SUFFIX, Conversions, is_gzipped, read_lines
 from llamita.errors import LlamitaError, SourceError
 
 
@@ -26,10 +26,12 @@ class Row(NamedTuple):
 
 class BadRows:
     """Counts rows that cannot be used. Up to `limit` of them are skipped, the next one is the
-    error."""
+    error. conversions: how their files are encoded. half_width: see `to_half_width`."""
 
-    def __init__(self, limit: int = 0) -> None:
+    def __init__(self, limit: int = 0, conversions: Conversions | None = None, *, half_width: bool = False) -> None:
         self.limit = limit
+        self.half_width = half_width
+        self.conversions = conversions or Conversions()
         self.skipped: list[str] = []
 
     def skip(self, error: LlamitaError) -> None:
@@ -78,7 +80,7 @@ def read_files(
         for file in list_example_files(Path(path)):
             for row in read_rows(file, bad=bad):
                 try:
-                    made = read(row)
+                    made = read(row._replace(values=to_half_width(row.values)) if bad.half_width else row)
                 except SourceError as error:
                     bad.skip(error)
                     continue
@@ -88,6 +90,19 @@ def read_files(
         skipped = bad.skipped[before:]
         why = f"{len(skipped):,} bad rows were skipped, the first: {skipped[0]}" if skipped else "the files are empty"
         raise SourceError(f"no {what} in {', '.join(map(str, paths))}: {why}; add some")
+
+
+_HALF_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
+
+
+def to_half_width(value: Any) -> Any:
+    """The value with the full-width forms of ASCII in its texts (U+FF01 to U+FF5E) as ASCII. Keys
+    stay; other full-width forms, and the punctuation of CJK such as 。、「」, are no ASCII."""
+    if isinstance(value, str):
+        return value.translate(_HALF_WIDTH)
+    if isinstance(value, list):
+        return [to_half_width(each) for each in value]
+    return {key: to_half_width(each) for key, each in value.items()} if isinstance(value, dict) else value
 
 
 def list_example_files(path: Path) -> list[Path]:
@@ -121,7 +136,7 @@ def json_name(value: Any) -> str:
 
 
 def _read_jsonl(path: Path, key: str | None, bad: BadRows) -> Iterator[Row]:
-    return _lines_of_json(read_lines(path), path, key, bad)
+    return _lines_of_json(read_lines(path, bad.conversions), path, key, bad)
 
 
 def _lines_of_json(lines: Iterable[str], path: Path, key: str | None, bad: BadRows) -> Iterator[Row]:
@@ -147,7 +162,7 @@ def _lines_of_json(lines: Iterable[str], path: Path, key: str | None, bad: BadRo
 def _read_json(path: Path, key: str | None, bad: BadRows) -> Iterator[Row]:
     """An array of objects, as in Alpaca's and LLaMA-Factory's files, or JSON lines under this name.
     It is read as a whole."""
-    text = "".join(read_lines(path))
+    text = "".join(read_lines(path, bad.conversions))
     try:
         content = json.loads(text)
     except json.JSONDecodeError as error:
@@ -176,7 +191,7 @@ def _read_csv(path: Path, key: str | None, bad: BadRows) -> Iterator[Row]:
     """A table with a header line, of cells between commas, semicolons (spreadsheets where the comma
     is the decimal sign) or tabs."""
     csv.field_size_limit(2**31 - 1)
-    lines = read_lines(path)
+    lines = read_lines(path, bad.conversions)
     first = next(lines, "")
     skipped = 0
     if first.startswith("sep=") and len(first.rstrip("\r\n")) == 5:  # Excel names the delimiter so

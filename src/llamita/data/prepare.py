@@ -10,9 +10,8 @@ import contextlib
 import hashlib
 import itertools
 import json
-import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,6 @@ from llamita.data.corpus import Corpus
 from llamita.data.datatrove import adopt, find_token_files
 from llamita.data.document_encoder import Batch, DocumentEncoder
 from llamita.data.documents import SourceCounts
-from llamita.data.han import MIN_HAN_SHARE, MIN_OCCURRENCES, HanCounts
 from llamita.data.prepare_report import PrepareReport, SplitReport, read_report, report_entry
 from llamita.data.split_plan import (
     DEFAULT_VAL_FRACTION,
@@ -33,13 +31,12 @@ from llamita.data.split_plan import (
     document_hashes,
 )
 from llamita.data.token_store import FORMAT, SPLITS, SplitName, StoreWriter, TokenStore, read_store_info
-from llamita.engine import BpeUnit
+from llamita.data.vocabulary import learn_tokenizer
 from llamita.errors import ConfigError, OutputError, StoreError, TokenizerError
 from llamita.progress import Progress, no_progress
-from llamita.tokenizer import Tokenizer, VocabularyTooLarge, load_tokenizer
-from llamita.tokenizer.bpe import BpeVocabulary
+from llamita.tokenizer import Tokenizer, load_tokenizer
 
-__all__ = ["PrepareReport", "SplitReport", "default_vocab_size", "document_hashes", "prepare"]
+__all__ = ["PrepareReport", "SplitReport", "document_hashes", "prepare"]
 
 # A tokenizer is trained on at most this much text, which takes up to 1 GB of memory (Chinese).
 LEARN_BYTES = 64 << 20
@@ -58,17 +55,6 @@ def prepare(config: PrepareConfig, progress: Progress = no_progress) -> PrepareR
     make = _from_token_files if config.datatrove else _from_texts
     is_new = make(config, progress)
     return read_report(config.out, time.monotonic() - started, reused=not is_new)
-
-
-def default_vocab_size(train_bytes: int) -> int:
-    """1,024 tokens for a megabyte of text, growing with its square root: 512 to 8,192, a multiple
-    of 64.
-
-    16 MB get 4,096: trained on the domain itself, 4,096 tokens split its text about as finely as
-    Llama 2's 32,000, at a third of a small model's arithmetic, and each still occurs hundreds of
-    times.
-    """
-    return min(8192, max(512, 64 * round(16 * math.sqrt(train_bytes / 1e6))))
 
 
 # ---- the two ways to make a store; both return False if it exists already
@@ -93,6 +79,8 @@ def _from_texts(config: PrepareConfig, progress: Progress) -> bool:
             encoded_by=encoded_by,
             hidden_files=corpus.hidden_files,
             skipped=corpus.skipped,
+            converted=corpus.conversions.describe_converted(),
+            damaged=corpus.conversions.describe_damaged(),
             duplicate_documents=plan.duplicate_documents,
             duplicate_bytes=plan.duplicate_bytes,
         )
@@ -141,44 +129,16 @@ def _from_token_files(config: PrepareConfig, progress: Progress) -> bool:
 def _train_tokenizer(
     corpus: Corpus, plan: SplitPlan, config: PrepareConfig, progress: Progress
 ) -> tuple[Tokenizer, str]:
-    """Train a tokenizer on the training documents, of the unit and size that were asked for or that
-    fit the text. Returns it with the reason for both."""
-    sample, han = HanCounts(), HanCounts()
-    sample.add([text.encode() for text in plan.sample.texts()])
-    unit: BpeUnit = "character" if sample.share >= MIN_HAN_SHARE else "word"
-    if config.unit != "auto":
-        unit = config.unit
-    vocabulary = BpeVocabulary(_counted(_train_texts(corpus, plan, progress), han), unit)
-    train_bytes = plan.text_bytes["train"]
-    origin = "learned"
-    if unit == "character":
-        origin += f", Chinese by the character ({100 * han.share:.0f} % of the text)"
-    if config.vocab_size is not None:
-        return vocabulary.tokenizer(config.vocab_size), f"{origin}, size as asked"
-    try:
-        size = default_vocab_size(train_bytes)
-        if unit == "character":
-            size = _size_for_characters(vocabulary, han, train_bytes)
-        return vocabulary.tokenizer(size), f"{origin}, size chosen for {train_bytes / 1e6:,.1f} MB of training text"
-    except VocabularyTooLarge as error:
-        smaller = max(320, error.supported // 64 * 64)
-        reason = f"as large as this text supports: in {train_bytes / 1e6:,.1f} MB no more pairs occur twice"
-        return vocabulary.tokenizer(smaller), f"{origin}, {reason}"
-
-
-def _size_for_characters(vocabulary: BpeVocabulary, han: HanCounts, train_bytes: int) -> int:
-    """The frequent Chinese characters, and what the rest of the text gets: 512 to 8,192, a multiple
-    of 64; less if fewer tokens are frequent."""
-    other_bytes = train_bytes * han.other_bytes // max(1, han.num_bytes)
-    size = default_vocab_size(other_bytes) + han.num_frequent + han.num_prefixes
-    frequent = vocabulary.num_tokens(min(8192, size), MIN_OCCURRENCES)
-    return max(512, 64 * math.ceil(frequent / 64))
-
-
-def _counted(blocks: Iterable[list[bytes]], han: HanCounts) -> Iterator[list[bytes]]:
-    for texts in blocks:
-        han.add(texts)
-        yield texts
+    """Train a tokenizer on the training documents. Returns it with the reasons for its unit and
+    size."""
+    learned = learn_tokenizer(
+        _train_texts(corpus, plan, progress),
+        plan.sample.texts(),
+        plan.text_bytes["train"],
+        vocab_size=config.vocab_size,
+        unit=None if config.unit == "auto" else config.unit,
+    )
+    return learned.tokenizer, learned.reason
 
 
 def _train_texts(corpus: Corpus, plan: SplitPlan, progress: Progress) -> Iterator[list[bytes]]:
@@ -252,6 +212,7 @@ def _text_recipe(config: PrepareConfig, corpus: Corpus, tokenizer: Tokenizer | N
             "split_on": config.split_on,
             "text_key": config.text_key,
             "keep_line_ends": config.keep_line_ends,
+            "encoding": config.encoding,
             "seed": config.seed,
         }
     )

@@ -53,6 +53,8 @@ class PrepareReport:
     encoded_by: str
     line_ends: int  # CRLF and CR that became LF; the bytes of their CR are container_bytes
     byte_order_marks: int  # removed inside files
+    converted: str  # which files were in other encodings, "" if none
+    damaged: str  # which files were converted wrongly before, "" if none
     skipped_files: int  # of unknown types
     skipped_paths: tuple[str, ...]  # the first MAX_SKIPPED_PATHS of them
 
@@ -87,6 +89,8 @@ def report_entry(
     encoded_by: str,
     hidden_files: int = 0,
     skipped: Sequence[str] = (),
+    converted: str = "",
+    damaged: str = "",
     duplicate_documents: int = 0,
     duplicate_bytes: int = 0,
 ) -> dict[str, Any]:
@@ -94,6 +98,8 @@ def report_entry(
     return {
         "files": counts.files,
         "hidden_files": hidden_files,
+        "converted": converted,
+        "damaged": damaged,
         "skipped_files": len(skipped),
         "skipped_paths": list(skipped[:MAX_SKIPPED_PATHS]),
         "source_bytes": counts.source_bytes,

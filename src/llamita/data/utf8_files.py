@@ -1,16 +1,20 @@
-"""Reads UTF-8 text files, plain or gzipped, and says what is wrong with files that are not."""
+"""Reads text files, plain or gzipped, as UTF-8: converts other encodings, and says what is wrong
+with files that are no text."""
 
 from __future__ import annotations
 
 import codecs
+import collections
 import gzip
+import itertools
 import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from llamita.errors import SourceError
+from llamita.data.encodings import SAMPLE_BYTES, Found, Unsure, describe_mojibake, detect, find_codec
+from llamita.errors import ConfigError, SourceError
 
 BOM = b"\xef\xbb\xbf"
 _CHUNK_BYTES = 1 << 20
@@ -22,8 +26,8 @@ _NEAR_BYTES = 2000  # around a bad byte, to guess what a file is
 _MAGIC = (
     (b"\xff\xfe\0\0", "UTF-32 text (convert it: iconv -f UTF-32 -t UTF-8)"),
     (b"\0\0\xfe\xff", "UTF-32 text (convert it: iconv -f UTF-32 -t UTF-8)"),
-    (b"\xff\xfe", "UTF-16 text (convert it: iconv -f UTF-16 -t UTF-8)"),
-    (b"\xfe\xff", "UTF-16 text (convert it: iconv -f UTF-16 -t UTF-8)"),
+    (b"\xff\xfe", "UTF-16 text (leave --encoding utf-8 out)"),
+    (b"\xfe\xff", "UTF-16 text (leave --encoding utf-8 out)"),
     (b"%PDF", "a PDF"),
     (b"PK\x03\x04", "a ZIP archive or an office document"),
     (b"\x1f\x8b", "a gzip file (unpack it, or let its name end with .gz)"),
@@ -34,6 +38,52 @@ _MAGIC = (
     (b"\xff\xd8\xff", "a picture"),
     (b"\x7fELF", "a program"),
 )
+_UTF16_BOMS = {b"\xff\xfe": Found("utf-16-le", "UTF-16LE"), b"\xfe\xff": Found("utf-16-be", "UTF-16BE")}
+_REPLACED = "\ufffd".encode()
+MIN_REPLACED = 3  # a text may well speak of U+FFFD once
+MAX_NAMED_FILES = 3
+_UTF8_LETTER = re.compile(rb"[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3}")
+
+
+class Conversions:
+    """The encoding that files are read as, and what was found in them. encoding: None to recognize
+    it in each file, utf-8 to refuse everything else. Raises ConfigError if it has no codec."""
+
+    def __init__(self, encoding: str | None = None) -> None:
+        self.asked = None if encoding is None else find_codec(encoding)
+        if encoding is not None and self.asked is None:
+            raise ConfigError(
+                f"--encoding: expected the name of an encoding, such as gb18030, big5, shift-jis, euc-kr, utf-16, "
+                f"windows-1252 or utf-8, found {encoding[:80]!r}"
+            )
+        self.converted: dict[str, str] = {}  # file → encoding
+        self.damaged: dict[str, str] = {}  # file → what happened to it
+
+    def describe_converted(self) -> str:
+        """One line: encodings, how many files, and which; "" if all was UTF-8."""
+        by_name: dict[str, list[str]] = collections.defaultdict(list)
+        for path, name in self.converted.items():
+            by_name[name].append(path)
+        return "; ".join(
+            f"{len(paths):,} file{'' if len(paths) == 1 else 's'} converted from {name} ({_few(paths)})"
+            for name, paths in by_name.items()
+        )
+
+    def describe_damaged(self) -> str:
+        """One line about files that were converted wrongly before; "" if there are none."""
+        first = [f"{path}: {what}" for path, what in itertools.islice(self.damaged.items(), MAX_NAMED_FILES)]
+        more = len(self.damaged) - len(first)
+        return "; ".join(first) + (f"; and {more:,} more files" if more else "")
+
+    def describe(self) -> list[str]:
+        """Both lines, without those that are empty."""
+        damaged = self.describe_damaged()
+        return [line for line in (self.describe_converted(), damaged and f"damaged: {damaged}") if line]
+
+
+def _few(paths: list[str]) -> str:
+    more = len(paths) - MAX_NAMED_FILES
+    return ", ".join(paths[:MAX_NAMED_FILES]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def open_file(path: Path) -> IO[bytes]:
@@ -85,11 +135,102 @@ def _text_bytes(path: Path) -> Iterator[bytes]:
         yield b""
 
 
-def utf8_chunks(path: Path) -> Iterator[bytes]:
-    """The text of a file as bytes, in at least one chunk. Raises SourceError unless it is UTF-8."""
+def utf8_chunks(path: Path, conversions: Conversions | None = None) -> Iterator[bytes]:
+    """The text of a file as bytes of UTF-8, in at least one chunk, converted if it is in another
+    encoding. Raises SourceError. Adds to `conversions`."""
+    conversions = conversions or Conversions()
+    replaced, is_examined = 0, False
+    for chunk in _as_utf8(path, conversions):
+        replaced += chunk.count(_REPLACED)
+        if not is_examined and not chunk.isascii():
+            is_examined = True
+            if (damage := describe_mojibake(chunk.decode("utf-8", "ignore"))) is not None:
+                conversions.damaged[str(path)] = damage
+        yield chunk
+    if replaced >= MIN_REPLACED:
+        conversions.damaged.setdefault(
+            str(path), f"it holds {replaced:,} replacement characters (U+FFFD): its letters were lost"
+        )
+
+
+def _as_utf8(path: Path, conversions: Conversions) -> Iterator[bytes]:
+    """Bytes of ASCII are the same in every encoding but UTF-16; the first others decide."""
+    chunks = _text_bytes(path)
+    found, offset = conversions.asked, 0
+    unsure = Unsure(())
+    if found is None:
+        for chunk in chunks:
+            while offset == 0 and len(chunk) < SAMPLE_BYTES and (more := next(chunks, b"")):
+                chunk += more
+            is_known = offset == 0 and any(chunk.startswith(magic) for magic, _ in _MAGIC)
+            if chunk and chunk.isascii() and b"\0" not in chunk and not is_known:
+                yield chunk
+                offset += len(chunk)
+                continue
+            sample, more = chunk, chunk
+            while more and len(sample) < SAMPLE_BYTES and (more := next(chunks, b"")):
+                sample += more
+            chunks = itertools.chain([sample] if sample else [], chunks, [b""])
+            recognized = _recognize(sample, offset)
+            if isinstance(recognized, Found):
+                found = recognized
+            else:
+                unsure = recognized or unsure
+            break
+    if found is None or found.codec == "utf-8":
+        yield from _checked(path, chunks, offset, unsure)
+        return
+    conversions.converted[str(path)] = found.name
+    yield from _converted(path, chunks, offset, found, is_asked=conversions.asked is not None)
+
+
+def _recognize(sample: bytes, offset: int) -> Found | Unsure | None:
+    """The encoding of a file from `offset`, where the first bytes are that are not ASCII; None for
+    UTF-8, and for what is no text."""
+    if offset == 0 and (found := _UTF16_BOMS.get(sample[:2])) and sample[:4] != b"\xff\xfe\0\0":
+        return found
+    if offset == 0 and any(sample.startswith(magic) for magic, _ in _MAGIC):
+        return None
+    first = next((i for i, byte in enumerate(sample) if byte >= 0x80 or not byte), 0)
+    near = sample[0 if first < SAMPLE_BYTES // 2 else first // 2 * 2 :][:SAMPLE_BYTES]
+    if b"\0" not in near:
+        try:
+            codecs.getincrementaldecoder("utf-8")("strict").decode(near)
+            return None
+        except UnicodeDecodeError:
+            high = sum(byte >= 0x80 for byte in near)
+            if sum(map(len, _UTF8_LETTER.findall(near))) > 0.7 * high:  # UTF-8 with a bad byte
+                return None
+    return detect(near)
+
+
+def _converted(path: Path, chunks: Iterator[bytes], offset: int, found: Found, *, is_asked: bool) -> Iterator[bytes]:
+    decoder = codecs.getincrementaldecoder(found.codec)("strict")
+    is_first = True
+    for chunk in chunks:
+        pending = decoder.getstate()[0]
+        try:
+            text = decoder.decode(chunk, final=not chunk)
+        except UnicodeDecodeError as error:
+            at = offset - len(pending) + error.start
+            why = "as --encoding says" if is_asked else "which the text before it is; choose with --encoding NAME"
+            raise SourceError(f"cannot read {path}: byte {at:,} is not {found.name}, {why}") from None
+        if (nul := text.find("\0")) >= 0:
+            at = offset - len(pending) + len(text[:nul].encode(found.codec))
+            raise SourceError(f"cannot read {path}: byte {at:,} of {found.name} text is NUL; remove it")
+        if is_first:
+            text = text.removeprefix("\ufeff")
+        if text or (is_first and not chunk):
+            yield text.encode("utf-8")
+            is_first = False
+        offset += len(chunk)
+
+
+def _checked(path: Path, chunks: Iterator[bytes], start: int, unsure: Unsure) -> Iterator[bytes]:
+    """Chunks of UTF-8, which begin at `start`. Raises SourceError at the first byte that is not."""
     decoder = codecs.getincrementaldecoder("utf-8")("strict")
-    offset = 0
-    for chunk in _text_bytes(path):
+    offset = start
+    for chunk in chunks:
         pending = decoder.getstate()[0]
         if offset == 0:
             kind = next((name for magic, name in _MAGIC if chunk.startswith(magic)), None)
@@ -101,7 +242,7 @@ def utf8_chunks(path: Path) -> Iterator[bytes]:
             at = offset - len(pending) + error.start
             raise SourceError(
                 f"cannot read {path}: byte {at:,} is not UTF-8; "
-                f"{_guess_encoding(pending + chunk, error, offset - len(pending))}"
+                f"{_guess_encoding(pending + chunk, error, offset - len(pending), unsure)}"
             ) from None
         if (nul := chunk.find(b"\0")) >= 0:
             raise SourceError(f"cannot read {path}: byte {offset + nul:,} is NUL{_guess_nul(chunk, nul, offset)}")
@@ -110,11 +251,11 @@ def utf8_chunks(path: Path) -> Iterator[bytes]:
         offset += len(chunk)
 
 
-def read_lines(path: Path) -> Iterator[str]:
-    """The lines of a UTF-8 file with their line ends (LF, CRLF or CR), without byte order marks,
+def read_lines(path: Path, conversions: Conversions | None = None) -> Iterator[str]:
+    """The lines of a text file with their line ends (LF, CRLF or CR), without byte order marks,
     which stand inside a file that was joined from several. Raises SourceError."""
     parts: list[bytes] = []  # of lines that are not complete
-    for chunk in utf8_chunks(path):
+    for chunk in utf8_chunks(path, conversions):
         end = chunk.rfind(b"\n") + 1
         parts.append(chunk[:end] if end else chunk)
         if end:
@@ -132,7 +273,7 @@ def _lines(data: bytes) -> list[str]:
     return [f"{line}\n" for line in lines] + ([last] if last else [])
 
 
-def _guess_encoding(data: bytes, error: UnicodeDecodeError, offset: int) -> str:
+def _guess_encoding(data: bytes, error: UnicodeDecodeError, offset: int, unsure: Unsure) -> str:
     """Guess from the bytes around the first invalid one what the file is. data begins at `offset`."""
     first = max(0, error.start - _NEAR_BYTES)
     near = data[first : error.start + _NEAR_BYTES]
@@ -145,12 +286,16 @@ def _guess_encoding(data: bytes, error: UnicodeDecodeError, offset: int) -> str:
         return "it looks like binary data, not text"
     high = [i for i, byte in enumerate(near[:-1]) if byte >= 128]
     paired = sum(near[i + 1] >= 128 for i in high)
-    if high and paired * 3 > len(high) * 2:
-        return "it looks like GB18030, Big5 or Shift-JIS: convert it (iconv -f GB18030 -t UTF-8)"
-    return "it looks like Latin-1 or Windows-1252: convert it (iconv -f WINDOWS-1252 -t UTF-8)"
+    names = [name for name in unsure.candidates if name != "Windows-1252"]
+    one_byte = "Latin-1, Windows-1252 or another encoding of one byte a letter"
+    if high and paired * 3 > len(high) * 2 and names:
+        names.append(one_byte)
+    else:
+        names.insert(0, one_byte)
+    return f"it looks like {', or '.join(names)}: say which with --encoding NAME"
 
 
-_UTF16 = "it looks like {0} text without a byte order mark: convert it (iconv -f {0} -t UTF-8)"
+_UTF16 = "it looks like {0} text without a byte order mark: say so with --encoding {0}"
 
 
 def _guess_nul(chunk: bytes, nul: int, offset: int) -> str:

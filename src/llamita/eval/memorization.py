@@ -11,6 +11,7 @@ these hashes.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 
@@ -18,15 +19,17 @@ import numpy as np
 import numpy.typing as npt
 
 from llamita.data.batches import Documents
+from llamita.eval.sample_metrics import ALONE
 
 CHUNK_IDS = 1 << 21  # ids of documents that are searched at a time: about 100 MB of memory
 RATIO = 2.0  # from this ratio to held-out text on, samples count as memorized
-MIN_TOKENS = 12  # shorter overlaps are common phrases
+MIN_TOKENS = 12  # shorter overlaps are common phrases; characters where words have no spaces
 
 Text: TypeAlias = "bytes | Sequence[int] | npt.NDArray[Any]"
 Words: TypeAlias = npt.NDArray[np.uint64]
 Places: TypeAlias = npt.NDArray[np.int64]
 
+_ALONE = re.compile(f"[{ALONE}]")
 _BASE = 0x9E3779B97F4A7C15  # odd, so that it has an inverse modulo 2^64
 _SYMBOL_SEED = 20261124
 _SEPARATOR = 0  # precedes each document; ids are shifted by one
@@ -65,13 +68,15 @@ class Memorization:
     val_longest: Overlap
     val_median_tokens: float
     val_known: float
-    """Share of the held-out texts of 12 tokens or more that appear whole in the training documents.
-    If it is high, nothing was really held out."""
+    """Share of the held-out texts of `min_tokens` or more that appear whole in the training
+    documents. If it is high, nothing was really held out."""
+    min_tokens: float = MIN_TOKENS
+    """Shorter overlaps are common phrases."""
 
     @property
     def memorizes(self) -> bool:
         """Whether the median or the longest overlap of the samples is at least twice that of
-        held-out text, and at least 12 tokens.
+        held-out text, and at least `min_tokens`.
 
         Held-out text is the baseline because common phrases (openings, formulas, quotations) appear
         in it as often as in the training text, in any language and with any vocabulary.
@@ -80,7 +85,7 @@ class Memorization:
             (self.median_tokens, self.val_median_tokens),
             (self.longest.length_tokens, self.val_longest.length_tokens),
         )
-        return any(ours >= max(MIN_TOKENS, RATIO * val) for ours, val in pairs)
+        return any(ours >= max(self.min_tokens, RATIO * val) for ours, val in pairs)
 
 
 def measure_memorization(
@@ -101,14 +106,25 @@ def measure_memorization(
     beside = list(beginnings(val, [len(text) for text in texts]))
     matches = longest_matches([*texts, *beside], training, max_tokens=max_tokens)
     ours, theirs = matches[: len(texts)], matches[len(texts) :]
+    min_tokens = common_phrase([*texts, *beside], decode)
     return Memorization(
         longest=_longest(texts, ours, decode),
         median_tokens=_median(ours),
         val_longest=_longest(beside, theirs, decode),
         val_median_tokens=_median(theirs),
-        val_known=sum(m.length == len(text) >= MIN_TOKENS for m, text in zip(theirs, beside, strict=True))
+        val_known=sum(m.length == len(text) >= min_tokens for m, text in zip(theirs, beside, strict=True))
         / max(len(beside), 1),
+        min_tokens=min_tokens,
     )
+
+
+def common_phrase(texts: Sequence[npt.NDArray[Any]], decode: Callable[[npt.NDArray[Any]], bytes]) -> float:
+    """The tokens of a common phrase: MIN_TOKENS, or in scripts without spaces, where a token may be
+    a byte or a phrase, as many as MIN_TOKENS characters take."""
+    text = "".join(decode(ids).decode("utf-8", "ignore") for ids in texts)
+    if 2 * len(_ALONE.findall(text)) <= len(text):
+        return MIN_TOKENS
+    return MIN_TOKENS * sum(map(len, texts)) / len(text)
 
 
 def longest_overlap(

@@ -9,9 +9,13 @@ from collections.abc import Sequence
 
 from llamita.batch_generate import Sample
 
-# Scripts that put no spaces between words: each character is a word. Kana, Bopomofo, Han (with its extensions), Hangul.
-_ALONE = "\u3040-\u30ff\u3100-\u312f\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U000323af"
-_WORD = re.compile(rf"[{_ALONE}]|(?:(?![{_ALONE}])\w)+(?:['’](?:(?![{_ALONE}])\w)+)*|[^\w\s]")
+# Scripts without spaces between words: each character is a word. Thai, Lao, Myanmar, Khmer, kana, Bopomofo, Han (with
+# its extensions); Hangul too, whose words carry their particles.
+ALONE = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3100-\u312f\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af"
+    "\uf900-\ufaff\U00020000-\U000323af"
+)
+_WORD = re.compile(rf"[{ALONE}]|(?:(?![{ALONE}])\w)+(?:['’](?:(?![{ALONE}])\w)+)*|[^\w\s]")
 
 REPETITION_ORDER = 4  # the n of the n-grams of the repetition metric
 

@@ -72,6 +72,7 @@ class SampleReport:
         if found is None:
             return [*rows, ("copies", "not checked: name the training text with --training")]
         longest, val = found.longest, found.val_longest
+        characters = len(longest.text.decode("utf-8", "replace"))
         said = json.dumps(longest.text.decode("utf-8", "replace"), ensure_ascii=False)
         verdict = "yes: copies are clearly longer than those in held-out text" if found.memorizes else "no"
         if found.val_known > 0.5:
@@ -80,7 +81,7 @@ class SampleReport:
             *rows,
             (
                 "longest copy",
-                f"{longest.length_tokens:,} tokens ({longest.length_bytes:,} bytes), "
+                f"{longest.length_tokens:,} tokens ({longest.length_bytes:,} bytes, {characters:,} characters), "
                 f"median {found.median_tokens:g} per text; "
                 f"held-out text: {val.length_tokens:,} tokens, median {found.val_median_tokens:g}",
             ),

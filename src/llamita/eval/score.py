@@ -14,6 +14,7 @@ from llamita.data.batches import ScoredDocuments
 from llamita.data.documents import SplitOn, list_sources, read_documents
 from llamita.data.file_formats import TEXT_SUFFIXES, find_suffix
 from llamita.data.token_store import TokenStore
+from llamita.data.utf8_files import Conversions
 from llamita.engine import Model
 from llamita.errors import SourceError, TokenizerError
 from llamita.eval.scoring import EncodedTexts, Score, score_documents
@@ -35,6 +36,7 @@ class Data:
     text_key: str = "text"
     keep_line_ends: bool = False
     skip_unknown: bool = False
+    conversions: Conversions = dataclasses.field(default_factory=Conversions, compare=False)
 
     def __str__(self) -> str:
         return " ".join(self.paths)
@@ -74,6 +76,7 @@ class Data:
             split_on=self.split_on,
             text_key=self.text_key,
             keep_line_ends=self.keep_line_ends,
+            conversions=self.conversions,
         )
         documents = EncodedTexts([document.text for document in found], encode_batch, eos_id)
         if documents.num_documents == 0:

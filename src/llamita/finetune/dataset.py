@@ -17,8 +17,9 @@ import numpy.typing as npt
 from llamita.config import FinetuneConfig
 from llamita.data.batches import ScoredDocuments
 from llamita.data.documents import read_documents
-from llamita.data.file_formats import ROW_READERS, TEXT_SUFFIXES, BadRows, find_suffix
+from llamita.data.file_formats import ROW_READERS, TEXT_SUFFIXES, BadRows, find_suffix, to_half_width
 from llamita.data.token_store import TokenStore
+from llamita.data.utf8_files import Conversions
 from llamita.errors import ChatError, ConfigError, SourceError, StoreError, TrainingError
 from llamita.eval.scoring import EncodedTexts
 from llamita.finetune.base_model import BaseModel
@@ -113,7 +114,7 @@ def open_dataset(
     base = BaseModel(config.checkpoint)
     context = base.context(config.context, MAX_CONTEXT[device])
     template = base.use_template(config.chat_template)
-    bad = BadRows(config.skip_bad_rows)
+    bad = BadRows(config.skip_bad_rows, Conversions(config.encoding), half_width=config.half_width)
     if config.val is not None:
         train_sources, val_sources = list(read(config.data, bad)), list(read(config.val, bad))
     else:
@@ -121,7 +122,7 @@ def open_dataset(
     with Renderer(base.tokenizer, base.config, context, template) as renderer:
         train, counts = render(train_sources, renderer, "train on", bad)
         val, val_counts = render(val_sources, renderer, "evaluate on", bad)
-        counts.skipped = bad.skipped
+        counts.skipped, counts.files = bad.skipped, bad.conversions.describe()
         questions = find_questions([each.conversation for each in val_sources], renderer, max_questions)
         prompt = _prompt_question(config, renderer) if config.prompt else None
         all_ids = [example.ids for each in (*train, *val) for example in each.examples]
@@ -240,7 +241,16 @@ def is_text(path: Path) -> bool:
     return bool(texts)
 
 
-def open_texts(data: Path, val: Path | None, fraction: float | None, tokenizer: Tokenizer, eos_id: int) -> TextSplits:
+def open_texts(
+    data: Path,
+    val: Path | None,
+    fraction: float | None,
+    tokenizer: Tokenizer,
+    eos_id: int,
+    conversions: Conversions | None = None,
+    *,
+    half_width: bool = False,
+) -> TextSplits:
     """Tokenized documents of plain text; a token store keeps its own split.
 
     Raises SourceError, StoreError, ConfigError, and TrainingError if there is nothing to train on.
@@ -258,9 +268,9 @@ def open_texts(data: Path, val: Path | None, fraction: float | None, tokenizer: 
             )
         splits = TextSplits(store.split("train"), store.split("val"))
     else:
-        texts = read_texts(data)
+        texts = read_texts(data, conversions, half_width=half_width)
         if val is not None:
-            sides = texts, read_texts(val)
+            sides = texts, read_texts(val, conversions, half_width=half_width)
         else:
             sides = _by_side(texts, hold_out(texts, fraction, None).tolist())
         splits = TextSplits(*(EncodedTexts(side, tokenizer.encode_batch, eos_id) for side in sides))
@@ -269,9 +279,11 @@ def open_texts(data: Path, val: Path | None, fraction: float | None, tokenizer: 
     return splits
 
 
-def read_texts(path: Path) -> list[str]:
+def read_texts(path: Path, conversions: Conversions | None = None, *, half_width: bool = False) -> list[str]:
     """The documents of a text file or of a folder of text files. Raises SourceError."""
-    texts = [document.text for document in read_documents([str(path)])]
+    texts = [document.text for document in read_documents([str(path)], conversions=conversions)]
+    if half_width:
+        texts = [to_half_width(text) for text in texts]
     if not texts:
         raise SourceError(f"cannot fine-tune on {path}: it has no text")
     return texts

@@ -13,6 +13,7 @@ import torch
 
 from llamita.data.batches import IGNORED
 from llamita.eval.bits_per_byte import TOKENS_PER_BATCH
+from llamita.eval.sample_metrics import ALONE
 from llamita.finetune.conversations import Conversation, Turn
 from llamita.finetune.loss import ConversationLoss
 from llamita.finetune.rendering import Example, Renderer, split_thought
@@ -137,14 +138,22 @@ def generate_answer(
 
 
 def grade(answer: str, reference: str) -> tuple[bool, bool]:
-    """Whether the answer equals the reference, and whether it contains it as whole words, ignoring
-    case, white space and final punctuation."""
+    """Whether the answer equals the reference, and whether it contains it, as whole words where
+    there are spaces between words; ignoring case, white space and final punctuation."""
     answer, reference = _normalized(answer), _normalized(reference)
-    return answer == reference, re.search(rf"(?<!\w){re.escape(reference)}(?!\w)", answer) is not None
+    before = rf"(?<!{_SPACED})" if re.match(_SPACED, reference) else ""
+    after = rf"(?!{_SPACED})" if re.match(_SPACED, reference[-1:]) else ""
+    return answer == reference, re.search(before + re.escape(reference) + after, answer) is not None
+
+
+_SPACED = rf"[^\W{ALONE}]"  # a letter or digit of a script with spaces between words
+# Spaces beside Han, kana and the punctuation of both are a matter of taste: 用 GPU, 用GPU.
+_IDEOGRAPHIC = "\u3001-\u30ff\u3400-\u9fff\uf900-\ufaff\uff01-\uff65\U00020000-\U000323af"
+_TASTE = re.compile(rf"(?<=[{_IDEOGRAPHIC}]) | (?=[{_IDEOGRAPHIC}])")
 
 
 def _normalized(text: str) -> str:
-    return " ".join(text.casefold().split()).rstrip(".。!?")
+    return _TASTE.sub("", " ".join(text.casefold().split())).rstrip(".。．｡!！?？…⋯")
 
 
 def count_matches(

@@ -97,6 +97,7 @@ class RenderCounts:
     unused_keys: Counter[str] = dataclasses.field(default_factory=Counter)
     line_ends: int = 0  # CRLF and CR that became LF
     split: int = 0  # conversations whose answers are examples of their own
+    files: list[str] = dataclasses.field(default_factory=list)  # how they were encoded, if not UTF-8
     skipped: list[str] = dataclasses.field(default_factory=list)  # bad rows, what is wrong with each
 
     def keep(self, *examples: Example) -> None:
@@ -119,7 +120,7 @@ class RenderCounts:
 
     def describe_unused(self) -> list[str]:
         """What is left out, and why."""
-        lines = []
+        lines = list(self.files)
         if self.truncated:
             lines.append(f"truncated: {self.truncated:,} conversations, {self.removed_turns:,} turns removed")
         if self.too_long:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from llamita.config import FinetuneConfig, flag
 from llamita.console import format_count
 from llamita.data.batches import Batches
+from llamita.data.utf8_files import Conversions
 from llamita.errors import ConfigError
 from llamita.eval.bits_per_byte import bits_per_byte
 from llamita.eval.scoring import evenly_spaced
@@ -115,9 +116,11 @@ class TextTask(FinetuneTask):
                     f"finetune: {flag(name)} is for conversations, and {config.data} is plain text; remove it"
                 )
         base = BaseModel(config.checkpoint)
+        self.conversions = Conversions(config.encoding)
         self.train_split, self.val_split = open_texts(
-            config.data, config.val, config.val_fraction, base.tokenizer, base.eos_id
-        )
+            config.data, config.val, config.val_fraction, base.tokenizer, base.eos_id, self.conversions,
+            half_width=config.half_width,
+        )  # fmt: skip
         self.context = base.context(config.context, MAX_CONTEXT[ranks.device.type])
         self.epoch_tokens, self.val_tokens = self.train_split.num_tokens, self.val_split.num_tokens
         config = fill_defaults(config, base, ranks, self.context, self.context, self.epoch_tokens)
@@ -144,7 +147,8 @@ class TextTask(FinetuneTask):
     def _describe_data(self) -> list[str]:
         return [
             f"data: {format_count(self.train_split.num_tokens)} tokens of {self.train_split.num_documents} documents, "
-            f"{format_count(self.val_split.num_tokens)} held out"
+            f"{format_count(self.val_split.num_tokens)} held out",
+            *self.conversions.describe(),
         ]
 
     def metrics(self, nats_per_target: float) -> dict[str, float]:

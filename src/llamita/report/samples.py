@@ -14,6 +14,19 @@ from llamita.run_directory import scalars
 MAX_START = 160  # characters of a folded sample
 
 
+def lang(text: str) -> str:
+    """The attribute that chooses the shapes of Chinese, Japanese and Korean characters; else ""."""
+    han = [letter for letter in text if "\u3400" <= letter <= "\u9fff"]
+    if any("\u3041" <= letter <= "\u30ff" for letter in text):
+        return ' lang="ja"'
+    if sum("\uac00" <= letter <= "\ud7af" for letter in text) > len(han):
+        return ' lang="ko"'
+    if not han:
+        return ""
+    simplified, traditional = (len("".join(han).encode(codec, "ignore")) for codec in ("gb2312", "big5"))
+    return ' lang="zh-Hans"' if simplified >= traditional else ' lang="zh-Hant"'
+
+
 def copies_text(overlap: Mapping[str, Any]) -> str:
     """The length of copies of the training text, on one line."""
     val = overlap["val"]
@@ -43,7 +56,8 @@ def memorization(history: History) -> str:
     )
     return (
         f"{title}<p>Verbatim copies: {escape(copies_text(overlap))}. {verdict} The longest copy:</p>"
-        f'<div class="sample">{escape(overlap["text"])}</div><p class="soft">{escape(numbers)}</p>'
+        f'<div class="sample"{lang(overlap["text"])}>{escape(overlap["text"])}</div>'
+        f'<p class="soft">{escape(numbers)}</p>'
     )
 
 
@@ -95,5 +109,6 @@ def _sample(line: Mapping[str, Any], targets: str, *, is_open: bool) -> str:
     tokens = f", {format_count(numbers['tokens'])} {targets}" if "tokens" in numbers else ""
     return (
         f'<details{" open" if is_open else ""}><summary><span class="when">{score}step {line["step"]:,}{tokens}</span>'
-        f'<span class="start">{start}</span></summary><div class="sample">{escape(text)}</div></details>'
+        f'<span class="start"{lang(text)}>{start}</span></summary>'
+        f'<div class="sample"{lang(text)}>{escape(text)}</div></details>'
     )

@@ -34,18 +34,20 @@ class VocabularyTooLarge(TokenizerError):
 
 
 class BpeVocabulary:
-    """The words of a text, counted; makes a tokenizer of any size.
+    """The words of texts, counted; makes a tokenizer of any size.
 
-    Memory: the distinct words, plus about 16 bytes for each of their bytes during merging. Raises
-    EngineError if there is no engine, and what `blocks` raises.
+    unit: `character` makes every Han character a token, `word` joins frequent ones. Memory: the
+    distinct words, plus about 16 bytes for each of their bytes during merging. Raises EngineError
+    if there is no engine.
     """
 
-    def __init__(self, blocks: Iterable[Sequence[bytes]], unit: BpeUnit = "word") -> None:
-        """blocks: UTF-8 texts, ideally thousands per block. unit: `character` makes every Han
-        character a token, `word` joins frequent ones."""
+    def __init__(self, unit: BpeUnit = "word") -> None:
+        self.unit = unit
         self._trainer = BpeTrainer(unit)
-        for texts in blocks:
-            self._trainer.add(b"".join(texts), np.cumsum([len(text) for text in texts], dtype=np.uint64))
+
+    def add(self, texts: Sequence[bytes]) -> None:
+        """Count the words of UTF-8 texts, ideally thousands at once."""
+        self._trainer.add(b"".join(texts), np.cumsum([len(text) for text in texts], dtype=np.uint64))
 
     def num_tokens(self, vocab_size: int, min_count: int) -> int:
         """The tokens of a vocabulary of at most `vocab_size` whose merges occur at least
@@ -72,7 +74,9 @@ class BpeVocabulary:
 
 def train_bpe(texts: Iterable[str], vocab_size: int, unit: BpeUnit = "word") -> Tokenizer:
     """The tokenizer of BpeVocabulary for texts that fit in memory."""
-    return BpeVocabulary([[text.encode() for text in texts]], unit).tokenizer(vocab_size)
+    vocabulary = BpeVocabulary(unit)
+    vocabulary.add([text.encode() for text in texts])
+    return vocabulary.tokenizer(vocab_size)
 
 
 def _from_merges(merges: npt.NDArray[np.int32], vocab_size: int) -> Tokenizer:

@@ -51,9 +51,9 @@ class TrainingDisplay:
         if self.enabled:
             self.console.print(escape(clean_line(text, MAX_CELL_CHARS)), style=style, soft_wrap=not self.is_live)
 
-    def show_sample(self, sample: str) -> None:
-        """Print the start of a text, each of its lines on one of its own."""
-        for line in shorten(sample).split("\n"):
+    def show_sample(self, text: str) -> None:
+        """Print the beginning of a generated text, indented, with its lines."""
+        for line in shorten(text).split("\n"):
             self.say(f"  {line}".rstrip(), style="dim")
 
     def table(self, rows: Sequence[Sequence[str]]) -> None:

@@ -128,3 +128,17 @@ def test_how_documents_were_counted(
         assert expected in capsys.readouterr().out
     assert main(["eval", str(checkpoint), str(folder)]) == 2
     assert "b.pdf: unknown file type (.pdf)" in capsys.readouterr().err
+
+
+def test_other_encodings_are_converted_and_named(
+    checkpoint: Path, texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], engine_build: Path
+) -> None:
+    text = texts.read_text(encoding="utf-8")
+    (tmp_path / "gb.txt").write_bytes(text.encode("gb18030"))
+    values = evaluated(capsys, checkpoint, texts)
+    assert main(["eval", str(checkpoint), str(tmp_path / "gb.txt"), "--json"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["nats"] == values["nats"]
+    assert captured.err == f"note: 1 file converted from GB18030 ({tmp_path / 'gb.txt'})\n"
+    assert main(["eval", str(checkpoint), str(tmp_path / "gb.txt"), "--encoding", "utf-8"]) == 2
+    assert "is not UTF-8" in capsys.readouterr().err

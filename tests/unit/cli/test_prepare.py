@@ -200,3 +200,24 @@ def test_no_internals_in_messages(tmp_path: Path, capsys: pytest.CaptureFixture[
         assert main(words) == 2
         error = capsys.readouterr().err
         assert expected in error and error.count("\n") == 1 and "sampler" not in error and "{" not in error
+
+
+def test_other_encodings_are_converted_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = "從前，山裡有一座小廟，廟裡住著一個老和尚。有一天，他們下山去買米。"
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for number, encoding in enumerate(("utf-8", "big5", "big5", "utf-16")):
+        (folder / f"{number}.txt").write_bytes("\n".join(f"{text}{number}{i}" for i in range(99)).encode(encoding))
+    (folder / "bad.txt").write_text(f"{text}\ufffd\ufffd\ufffd", encoding="utf-8")
+    words = (folder, "-o", tmp_path / "store", "--split-on", "lines", "--vocab-size", 300)
+    code, out, err = run(*words, capsys=capsys)
+    assert (code, err) == (0, ""), err
+    big5 = f"2 files converted from Big5 ({folder}/1.txt, {folder}/2.txt)"
+    assert f"  encoding    {big5}; 1 file converted from UTF-16LE ({folder}/3.txt); --encoding" in out
+    assert f"  damaged     {folder}/bad.txt: it holds 3 replacement characters (U+FFFD)" in out
+    assert "397 documents" in out
+    again = run(*words, capsys=capsys)[1]
+    assert "nothing to do" in again and big5 in again
+    for encoding, message in (("utf-8", "1.txt: byte 0 is not UTF-8; it looks like"), ("wtf", "--encoding: expected")):
+        code, out, err = run(*words[:-1], 301, "--encoding", encoding, "--overwrite", capsys=capsys)
+        assert code == 2 and message in err and err.count("\n") == 1

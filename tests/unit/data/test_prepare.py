@@ -20,7 +20,7 @@ import pytest
 from llamita.config import PrepareConfig
 from llamita.data import prepare as prepare_module
 from llamita.data import token_store
-from llamita.data.prepare import PrepareReport, default_vocab_size, document_hashes, prepare
+from llamita.data.prepare import PrepareReport, document_hashes, prepare
 from llamita.data.token_store import TokenStore
 from llamita.errors import ConfigError, OutputError, SourceError, TokenizerError
 from llamita.tokenizer import load_tokenizer, train_bpe
@@ -247,34 +247,27 @@ def test_given_sentencepiece_model(tmp_path: Path, shared_data: Path) -> None:
         assert (store.bos_id, store.eos_id, store.vocab_size) == (1, 2, 512)
 
 
-def test_default_vocabulary() -> None:
-    sizes = [default_vocab_size(n) for n in (0, 10_000, 1_000_000, 13_500_000, 16_000_000, 10**9)]
-    assert sizes == [512, 512, 1024, 3776, 4096, 8192]
-    assert all(default_vocab_size(n) % 64 == 0 for n in range(0, 10**8, 999_983))
-
-
 POEMS = [
     f"{a}{b}明月光，疑是地上霜。\n舉頭望{b}{a}，低頭思故鄉。" for a in "春夏秋冬東西南北" for b in "山水風雲花鳥日月"
 ]
 
 
-def test_chinese_gets_a_token_for_every_frequent_character(tmp_path: Path) -> None:
-    """Also where English is mixed in; English alone gets words."""
-    mixed = [poem + " " + story(i) for i, poem in enumerate(POEMS)]
+def test_the_unit_of_chinese(tmp_path: Path) -> None:
+    """It is chosen by the text, or said; the report names it. English is not asked."""
 
     def made(name: str, documents: list[str], unit: str) -> PrepareReport:
         source = write_stories(tmp_path / f"{name}.txt", documents)
         changes = {"sources": (str(source),), "out": tmp_path / name, "vocab_size": None, "val_fraction": 0.3}
         return prepare(make(tmp_path, **changes, unit=unit))
 
-    for name, documents in (("zh", POEMS), ("mixed", mixed)):
-        assert "Chinese by the character" in made(name, documents, "auto").vocabulary
-        tokenizer = load_tokenizer(tmp_path / name)
-        assert [len(tokenizer.encode(character)) for character in "明月光疑是地上霜"] == [1] * 8
-        assert len(tokenizer.encode("明月光疑是地上霜")) == 8
+    assert "Chinese by the word (" in made("auto", POEMS, "auto").vocabulary  # the same words again and again
+    assert "Chinese by the character, as asked" in made("characters", POEMS, "character").vocabulary
+    tokenizer = load_tokenizer(tmp_path / "characters")
+    assert [len(tokenizer.encode(character)) for character in "明月光疑是地上霜"] == [1] * 8
+    assert len(tokenizer.encode("明月光疑是地上霜")) == 8
     assert "character" not in made("words", POEMS, "word").vocabulary
     assert len(load_tokenizer(tmp_path / "words").encode("明月光，疑是地上霜")) < 5
-    assert "character" not in made("en", STORIES, "auto").vocabulary
+    assert "Chinese" not in made("en", STORIES, "auto").vocabulary
 
 
 def test_default_vocabulary_of_little_text_is_what_it_supports(tmp_path: Path) -> None:

@@ -131,3 +131,16 @@ def test_text_that_was_not_held_out_is_noticed() -> None:
     found = measure_memorization([list(b"one very fine d"), list(b"two")], training, training, decode)
     assert found.val_known == 0.5 and not found.memorizes  # three bytes are no proof
     assert dataclasses.asdict(found)["val_median_tokens"] == 9
+
+
+@pytest.mark.parametrize(("copied", "memorizes"), [(8, False), (16, True)])
+def test_copies_without_spaces_are_measured_in_characters(copied: int, memorizes: bool) -> None:
+    """Eight characters are 24 bytes; with a token a byte they are still a phrase."""
+    random = np.random.default_rng(3)
+    texts = ["".join(map(chr, random.integers(0x4E00, 0x9000, size=60))) for _ in range(60)]
+    training = Stored([[*text.encode(), EOS] for text in texts[:50]])
+    val = Stored([[*text.encode(), EOS] for text in texts[50:]])
+    others = ["".join(map(chr, random.integers(0x4E00, 0x9000, size=60))) for _ in range(8)]
+    samples = [list((text[:copied] + other[copied:]).encode()) for text, other in zip(texts, others, strict=False)]
+    found = measure_memorization(samples, val, training, lambda ids: bytes(np.asarray(ids, np.uint8)))
+    assert found.min_tokens == 36 and found.longest.length_tokens >= 3 * copied and found.memorizes == memorizes

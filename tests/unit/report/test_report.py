@@ -16,6 +16,7 @@ from llamita.console import format_speed
 from llamita.errors import TrainingError
 from llamita.report.charts import centered_means
 from llamita.report.history import read_history
+from llamita.report.samples import _sample, lang
 from llamita.report.settings import changed_from_default, differing, flatten
 from llamita.report.summary import summary_rows, write_page, write_report
 from llamita.report.svg_chart import FORMATS, MAX_POINTS, Curve, Plot, draw, log_ticks, second_ticks, thin, ticks
@@ -366,3 +367,21 @@ def test_the_top_of_the_page_and_what_is_folded(tmp_path: Path) -> None:
     )]  # fmt: skip
     assert places == sorted(places)
     assert re.findall(r"<details( open)?", page) == [" open", "", ""], "the newest sample is open, the rest is folded"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("床前明月光，疑是地上霜。", ' lang="zh-Hans"'),  # the same in both
+        ("舉頭望明月，\n低頭思故鄉。", ' lang="zh-Hant"'),
+        ("他们来到这里", ' lang="zh-Hans"'),
+        ("山へ行きました", ' lang="ja"'),
+        ("산으로 갔습니다", ' lang="ko"'),
+        ("One day", ""),
+    ],
+)
+def test_the_language_of_a_sample_is_marked(text: str, expected: str, tmp_path: Path) -> None:
+    """It chooses the font; a poem keeps its lines."""
+    assert lang(text) == expected
+    page = _sample({"sample": text, "step": 1}, "tokens", is_open=True)
+    assert f'<div class="sample"{expected}>{text}</div>' in page
