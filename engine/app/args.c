@@ -51,7 +51,7 @@ static const flag FLAGS[] = {
     {0, "repetition-window", "N", FLAG_WHOLE, FIELD(repetition_window), 0, INT32_MAX,
      "number of recent tokens that are penalized (64)"},
     {'s', "seed", "S", FLAG_SEED, FIELD(seed), 0, 0, "random seed; the same seed gives the same text (random)"},
-    {'n', "num-tokens", "N", FLAG_WHOLE, FIELD(num_new_tokens), 0, INT32_MAX,
+    {'n', "max-new-tokens", "N", FLAG_WHOLE, FIELD(num_new_tokens), 0, INT32_MAX,
      "maximum number of new tokens; 0: until the context is full (256; chat: 512)"},
     {'i', "prompt", "TEXT", FLAG_TEXT, FIELD(prompt), 0, 0,
      "text to continue, - for stdin (what is piped in); chat: the first question"},

@@ -415,7 +415,7 @@ class RunConfig:
     threads: Annotated[int | None, Option(group="hardware", resume="may change")] = None
     """CPU threads. Default: one per core."""
     activation_checkpointing: Annotated[bool, Option(group="hardware", resume="may change")] = False
-    """Activation checkpointing: less memory, about a third slower."""
+    """Recompute activations in the backward pass: less memory, about a third slower."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):  # of names and texts: they go into files of JSON

@@ -45,15 +45,15 @@ class ModelCard:
     system: Annotated[str | None, Option("TEXT")] = None
     """System prompt that the model was trained with; chat uses it."""
     temperature: float | None = None
-    """Default of run and chat."""
+    """What run and chat use by default."""
     top_p: Annotated[float | None, Option("P")] = None
-    """Default of run and chat."""
+    """What run and chat use by default."""
     top_k: Annotated[int | None, Option("K")] = None
-    """Default of run and chat."""
+    """What run and chat use by default."""
     min_p: Annotated[float | None, Option("P")] = None
-    """Default of run and chat."""
+    """What run and chat use by default."""
     repetition_penalty: float | None = None
-    """Default of run and chat."""
+    """What run and chat use by default."""
 
     def __post_init__(self) -> None:
         SamplingParams(**self.sampling()).check_ranges()

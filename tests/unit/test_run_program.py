@@ -170,7 +170,7 @@ def test_llama2c_tokenizer_is_found_in_this_folder(run: Run, tiny_models) -> Non
 def test_help_and_version(run: Run) -> None:
     done = run("-h")
     assert done.returncode == 0 and done.stderr == b""
-    for name in ("-t, --temperature", "-n, --num-tokens", "--min-p", "-j, --threads"):
+    for name in ("-t, --temperature", "-n, --max-new-tokens", "--min-p", "-j, --threads"):
         assert name in done.stdout.decode()
     assert max(map(len, done.stdout.decode().splitlines())) <= 140
     assert re.fullmatch(rb"llamita [\d.]+ \(\w+ kernels\)\n", run("--version").stdout)

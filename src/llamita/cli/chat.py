@@ -57,7 +57,7 @@ class ChatFlags:
     SmolLM3). Default: the template's."""
     rolling: bool = True
     """End the chat when the context is full, instead of forgetting the oldest turns."""
-    num_tokens: Annotated[int, Option(short="n")] = 512
+    max_new_tokens: Annotated[int, Option(short="n")] = 512
     """Most tokens in one answer; 0: until the context is full."""
     verbose: Annotated[bool | None, Option(short="v")] = None
     """Print the speed after each answer. Default: if stderr is a terminal."""
@@ -66,7 +66,7 @@ class ChatFlags:
     runtime: Annotated[RuntimeOptions, Option(group="engine")] = DEFAULT_RUNTIME
 
     def __post_init__(self) -> None:
-        check_generation(self.num_tokens, self.sampling, self.runtime)
+        check_generation(self.max_new_tokens, self.sampling, self.runtime)
 
 
 def main(argv: list[str]) -> int | None:
@@ -79,7 +79,7 @@ def main(argv: list[str]) -> int | None:
             engine_sampling(flags.sampling),
             flags.runtime,
             rolling=flags.rolling,
-            max_new_tokens=flags.num_tokens or None,
+            max_new_tokens=flags.max_new_tokens or None,
             thinking=None if flags.thinking is None else flags.thinking == "on",
             adapters=open_adapters(model, flags.load.adapter),
         )

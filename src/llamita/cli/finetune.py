@@ -4,7 +4,7 @@ adapter for it."""
 from __future__ import annotations
 
 import dataclasses
-import shlex
+import os
 import sys
 import time
 from collections.abc import Mapping
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from llamita.cli.command import parse_run, print_resume, requires_extra
+from llamita.cli.next_command import command, export_commands, print_next
 from llamita.config import FinetuneConfig, Option
 from llamita.console import print_table
 
@@ -54,7 +55,8 @@ def main(argv: list[str]) -> int:
         print_resume("finetune", config.out, result.summary["steps"])
         return 130
     print_table(summary_rows(result.summary), sys.stderr)
-    print_table([*_before_and_after(config, result.summary), *next_steps(config)], sys.stderr)
+    print_table([*_before_and_after(config, result.summary), *adapter_rows(config)], sys.stderr)
+    print_next(*next_commands(config))
     return 0
 
 
@@ -82,15 +84,19 @@ def _before_and_after(config: FinetuneConfig, summary: Mapping[str, Any]) -> lis
     return rows
 
 
-def next_steps(config: FinetuneConfig) -> list[tuple[str, str]]:
-    """The next commands, as rows of a table."""
+def next_commands(config: FinetuneConfig) -> tuple[str, ...]:
+    """Export the run and use it."""
     from llamita.finetune.dataset import is_text
 
-    run, base = shlex.quote(str(config.out)), shlex.quote(str(config.checkpoint))
-    model = shlex.quote(f"{config.out.name}.gguf")
-    command = "run" if is_text(config.data) else "chat"
-    rows = [("next", f"llamita export {run} {model} --type q8_0; llamita {command} {model}")]
-    if config.lora:
-        rows.append(("merge", f"llamita merge {base} {run} --out CHECKPOINT"))
-        rows.append(("adapter alone", f"llamita export {base} ADAPTER.gguf --adapter {run}"))
-    return rows
+    return export_commands(config.out, can_chat=not is_text(config.data))
+
+
+def adapter_rows(config: FinetuneConfig) -> list[tuple[str, str]]:
+    """What else can be done with an adapter, as rows of a table."""
+    if not config.lora:
+        return []
+    model = f"{Path(os.path.abspath(config.out)).name}-adapter.gguf"
+    return [
+        ("merge", command("merge", config.checkpoint, config.out, "--out", f"{config.out}-merged")),
+        ("adapter alone", command("export", config.checkpoint, model, "--adapter", config.out)),
+    ]

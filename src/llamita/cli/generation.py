@@ -30,11 +30,11 @@ class LoadOptions:
 DEFAULT_LOAD = LoadOptions()
 
 
-def check_generation(num_tokens: int, sampling: SamplingParams, runtime: RuntimeOptions) -> None:
+def check_generation(max_new_tokens: int, sampling: SamplingParams, runtime: RuntimeOptions) -> None:
     """Raise ConfigError that names the flag of a value out of its range."""
     engine_sampling(sampling).check_ranges()
-    check(num_tokens >= 0, f"--num-tokens: expected 0 or more, found {num_tokens}")
-    check_at_most("--num-tokens", num_tokens, MAX_TOKENS)
+    check(max_new_tokens >= 0, f"--max-new-tokens: expected 0 or more, found {max_new_tokens}")
+    check_at_most("--max-new-tokens", max_new_tokens, MAX_TOKENS)
     check_runtime(runtime)
 
 

@@ -44,7 +44,7 @@ class ImportFlags:
     """Type of the weights. Default: the source's; float32 for quantized sources."""
     chat_template: Annotated[str | None, Option("{llama2,llama3,chatml,zephyr,none}")] = None
     """Chat template. Default: the source's; for Meta folders, chosen by name."""
-    context_tokens: Annotated[int | None, Option("TOKENS")] = None
+    context: Annotated[int | None, Option("TOKENS")] = None
     """Context length. Default: the source's; Meta folders do not name one, and the report prints
     the choice."""
     verify: Literal["auto", "yes", "no"] = "auto"
@@ -52,10 +52,10 @@ class ImportFlags:
 
     def __post_init__(self) -> None:
         check(
-            self.context_tokens is None or self.context_tokens > 0,
-            f"import: --context-tokens: expected a positive number, found {self.context_tokens}",
+            self.context is None or self.context > 0,
+            f"import: --context: expected a positive number, found {self.context}",
         )
-        check_at_most("import: --context-tokens", self.context_tokens, MAX_TOKENS)
+        check_at_most("import: --context", self.context, MAX_TOKENS)
 
 
 def main(argv: list[str]) -> None:
@@ -71,7 +71,7 @@ def main(argv: list[str]) -> None:
                 pre=flags.pre,
                 dtype=flags.dtype,
                 chat_template=flags.chat_template,
-                context_tokens=flags.context_tokens,
+                context_tokens=flags.context,
                 verify=VERIFY[flags.verify],
                 progress=progress,
             )

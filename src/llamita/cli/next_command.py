@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shlex
 import sys
@@ -23,8 +24,10 @@ def print_next(*commands: str, file: TextIO | None = None) -> None:
 
 
 def train_commands(stores: Sequence[object], name: str, minutes: float = 10.0) -> tuple[str, ...]:
-    """For a token store."""
-    return (command("train", *stores, "--out", f"runs/{name}", "--minutes", f"{minutes:g}"),)
+    """For a token store. The run's folder is a new one: train refuses a folder that holds a run."""
+    runs = itertools.chain([f"runs/{name}"], (f"runs/{name}-{number}" for number in itertools.count(2)))
+    run = next(run for run in runs if not os.path.lexists(run))
+    return (command("train", *stores, "--out", run, "--minutes", f"{minutes:g}"),)
 
 
 def export_commands(checkpoint: Path, *, can_chat: bool = False) -> tuple[str, ...]:

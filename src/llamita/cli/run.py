@@ -35,7 +35,7 @@ class RunFlags:
 
     model: Annotated[Path | None, Option(positional=True)] = None
     """Model file, checkpoint or run directory. Default: the story model that comes with llamita."""
-    num_tokens: Annotated[int, Option(short="n")] = 256
+    max_new_tokens: Annotated[int, Option(short="n")] = 256
     """New tokens to generate; 0: until the context is full."""
     num_samples: Annotated[int, Option(short="N")] = 1
     """Number of texts; each has the next seed. They are computed together and printed at the
@@ -46,7 +46,7 @@ class RunFlags:
     runtime: Annotated[RuntimeOptions, Option(group="engine")] = DEFAULT_RUNTIME
 
     def __post_init__(self) -> None:
-        check_generation(self.num_tokens, self.sampling, self.runtime)
+        check_generation(self.max_new_tokens, self.sampling, self.runtime)
         check_num_samples(self.num_samples, self.sampling.seed)
 
 
@@ -62,7 +62,7 @@ def main(argv: list[str]) -> int | None:
             prompt,
             engine_sampling(flags.sampling),
             flags.runtime,
-            max_new_tokens=flags.num_tokens or None,
+            max_new_tokens=flags.max_new_tokens or None,
             adapters=adapters,
         )
         interrupted = _stream(model, generation)
@@ -79,7 +79,7 @@ def _print_samples(model: Model, prompt: bytes, flags: RunFlags, adapters: Adapt
     """Generate several texts side by side; text i is what seed + i gives alone."""
     seed = secrets.randbits(62) if flags.sampling.seed is None else flags.sampling.seed
     sampling = dataclasses.replace(engine_sampling(flags.sampling), seed=seed)
-    options = SampleOptions(flags.num_samples, (prompt,), flags.num_tokens or None, sampling, flags.runtime)
+    options = SampleOptions(flags.num_samples, (prompt,), flags.max_new_tokens or None, sampling, flags.runtime)
     with progress_bars() as progress:
         samples = generate_batch(model, options, progress, adapters=adapters)
     start = model.decode(encode_prompt(model, prompt))

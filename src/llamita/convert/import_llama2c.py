@@ -18,7 +18,7 @@ from llamita.tokenizer import Tokenizer, load_tokenizer
 def open_llama2c(path: Path, options: ImportOptions, *, pickled: bool) -> ModelSource:
     """Open a .bin, or a training checkpoint if `pickled`.
 
-    --context-tokens may only shorten the context: the format's RoPE tables end there. Raises
+    --context may only shorten the context: the format's RoPE tables end there. Raises
     FormatError, TokenizerError (missing, or does not fit).
     """
     model = read_checkpoint(path) if pickled else read_bin(path)

@@ -247,12 +247,12 @@ def _context(
             notes.append(f"RoPE scaling: factor {factor:g}, as in Llama {which}, for dim {params['dim']}")
         return 131072, scaling, notes
     if tokenizer.kind == "gpt2":
-        return 8192, None, ["context: 8192 tokens, as in Llama 3 (not in params.json; --context-tokens N)"]
+        return 8192, None, ["context: 8192 tokens, as in Llama 3 (not in params.json; --context N)"]
     if params.get("rope_theta", 10000.0) != 10000.0:
-        return 16384, None, ["context: 16384 tokens, as in Code Llama, because of rope_theta (--context-tokens N)"]
+        return 16384, None, ["context: 16384 tokens, as in Code Llama, because of rope_theta (--context N)"]
     if params.get("norm_eps", 1e-5) == 1e-6:
-        return 2048, None, ["context: 2048 tokens, as in Llama 1, because of norm_eps (--context-tokens N)"]
-    return 4096, None, ["context: 4096 tokens, as in Llama 2; Llama 1 has 2048 (--context-tokens N)"]
+        return 2048, None, ["context: 2048 tokens, as in Llama 1, because of norm_eps (--context N)"]
+    return 4096, None, ["context: 4096 tokens, as in Llama 2; Llama 1 has 2048 (--context N)"]
 
 
 def _vocab_size(params: Mapping[str, Any], shards: Sequence[Mapping[str, Tensor]], dim: int, path: Path) -> int:

@@ -82,7 +82,7 @@ def with_context(config: ModelConfig, context_tokens: int | None) -> ModelConfig
     range, so that a hostile source cannot ask for tables that exhaust memory."""
     tokens = config.max_position_embeddings if context_tokens is None else context_tokens
     if not 0 < tokens <= MAX_CONTEXT_TOKENS:
-        hint = "; set a shorter one with --context-tokens N" if context_tokens is None else ""
+        hint = "; set a shorter one with --context N" if context_tokens is None else ""
         raise FormatError(f"context: expected 1 to {MAX_CONTEXT_TOKENS} tokens, found {tokens}{hint}")
     is_dynamic = config.rope_scaling is not None and config.rope_scaling["rope_type"] == "dynamic"
     if is_dynamic and tokens > config.max_position_embeddings:

@@ -14,6 +14,7 @@ from typing import Any
 from llamita.atomic import atomic_write_bytes
 from llamita.batch_generate import Sample, SampleOptions, generate_batch
 from llamita.data.batches import Documents
+from llamita.data.utf8_files import read_lines
 from llamita.engine import Model, load
 from llamita.errors import SourceError
 from llamita.eval.memorization import Memorization, Overlap, measure_memorization
@@ -132,13 +133,7 @@ def expected_seconds(num_parameters: int, num_tokens: int, training_tokens: int)
 
 def read_prompts(path: Path) -> tuple[str, ...]:
     """The lines of a file that are not blank. Raises SourceError."""
-    try:
-        lines = path.read_text(encoding="utf-8").replace("\ufeff", "").splitlines()
-    except OSError as error:
-        raise SourceError(f"--prompts: {path}: {error.strerror or error}") from None
-    except UnicodeError:
-        raise SourceError(f"--prompts: {path}: expected UTF-8 text, found something else") from None
-    prompts = tuple(line for line in lines if line.strip())
+    prompts = tuple(text for line in read_lines(path) if (text := line.rstrip("\r\n")).strip())
     if not prompts:
         raise SourceError(f"--prompts: {path}: expected one prompt per line, found none")
     return prompts

@@ -281,7 +281,7 @@ def _refuse_window(d: Mapping[str, Any], context: int, where: str) -> None:
     if window is not None and window < context:
         raise FormatError(
             f"cannot use {where}: sliding_window: expected none, or at least max_position_embeddings "
-            f"({context}), found {window}; windowed attention is not supported; import with --context-tokens {window}"
+            f"({context}), found {window}; windowed attention is not supported; import with --context {window}"
         )
 
 

@@ -163,14 +163,14 @@ def _open(task: Task, ranks: Ranks) -> tuple[bool, int, dict[str, Any]]:
 
 def _announce(trainer: Trainer) -> None:
     task, config, say = trainer.task, trainer.config, trainer.display.say
-    rows = f"{task.micro_batch_size} rows of {task.context}"
+    rows = f"{task.micro_batch_size} row{'s' * (task.micro_batch_size != 1)} of {task.context}"
     if config.grad_accum_steps > 1:
         rows += f" × {config.grad_accum_steps} passes"
     if trainer.ranks.world_size > 1:
         rows += f" × {trainer.ranks.world_size} processes"
     tokens = trainer.rows_per_step * task.context
     others = "" if config.embedding_lr is None else f", of embeddings {config.embedding_lr:.2g}"
-    say(f"tokens per step: {tokens} ({rows}); peak learning rate {config.learning_rate:.2g}{others}")
+    say(f"tokens per step: {tokens:,} ({rows}); peak learning rate {config.learning_rate:.2g}{others}")
     at = trainer.state.progress
     if at.step > 0:
         say(f"resuming at step {at.step}")

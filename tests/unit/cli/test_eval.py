@@ -101,6 +101,9 @@ def test_one_line_for_a_mistake(
 
 
 def test_empty_prompts(checkpoint: Path, texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "prompts.txt").write_bytes("Gr\u00fc\u00dfe aus K\u00f6ln\n".encode("latin-1"))
+    assert main(["eval", str(checkpoint), str(texts), *FEW, "--prompts", str(tmp_path / "prompts.txt")]) == 2
+    assert "prompts.txt: byte 2 is not UTF-8; it looks like Latin-1" in capsys.readouterr().err
     (tmp_path / "prompts.txt").write_text("\n \n")
     assert main(["eval", str(checkpoint), str(texts), *FEW, "--prompts", str(tmp_path / "prompts.txt")]) == 2
     assert "found none" in capsys.readouterr().err

@@ -100,7 +100,7 @@ def test_hostile_words(command: str, argument: Argument) -> None:
         ["finetune", "x", "y", "--out", "z", "--context", "2000000000"],
         ["plan", "x", "--context", "2000000000"],
         ["run", "x.gguf", "--context", "2000000000"],
-        ["chat", "x.gguf", "--num-tokens", str(10**12)],
+        ["chat", "x.gguf", "--max-new-tokens", str(10**12)],
         ["export", "x", "y" * 300 + ".gguf"],
         ["prepare", "x", "--out", "\udcff"],
         ["prepare", "x" * 300, "--out", "y"],

@@ -49,6 +49,7 @@ def test_the_printed_command_works(
     assert train == ["train", "my tokens", "--out", "runs/my tokens", "--minutes", "10"]
     assert call("inspect", "my tokens") == [["llamita", *train]]
     export, run = call(*train[:4], *SHAPE)
+    assert call("inspect", "my tokens")[0][1:5] == ["train", "my tokens", "--out", "runs/my tokens-2"], "a new folder"
     assert export == ["llamita", "export", "runs/my tokens", "my tokens.gguf"]
     assert run == ["llamita", "run", "my tokens.gguf"]
     for words in (["report", "runs/my tokens"], ["sample", "runs/my tokens", "-n", "1"], ["inspect", "runs/my tokens"]):

@@ -53,7 +53,7 @@ def start(*words: object) -> subprocess.Popen[bytes]:
         (["M", "-t", "-1"], "--temperature: expected"),
         (["M", "-t", "nan"], "temperature"),
         (["M", "-p", "1.5"], "--top-p: expected"),
-        (["M", "-n", "-1"], "--num-tokens"),
+        (["M", "-n", "-1"], "--max-new-tokens"),
         (["M", "-j", "9999"], "--threads"),
         (["M", "-c", "-3"], "--context"),
         (["M", "-c", "1000"], "--context: expected at most "),

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import random
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 
 from llamita.checkpoint import load_config, load_model, load_tensors, save_checkpoint
 from llamita.cli import main
-from llamita.cli.finetune import next_steps
+from llamita.cli.finetune import adapter_rows, next_commands
 from llamita.config import FinetuneConfig, ModelConfig
 from llamita.errors import (
     ChatError,
@@ -87,8 +88,11 @@ def test_training_an_adapter(chat_base: Path, questions: Path, tmp_path: Path) -
     assert not torch.allclose(load_model(tmp_path / "merged")(IDS), load_model(chat_base)(IDS), atol=1e-3)
     with pytest.raises(CheckpointError, match=r"it is an adapter .LoRA.*llamita merge"):
         load_model(run)
-    steps = dict(next_steps(config))
+    steps = dict(adapter_rows(config))
     assert str(run) in steps["merge"] and "--adapter" in steps["adapter alone"]
+    assert [shlex.split(line)[1:] for line in next_commands(config)] == [
+        ["export", str(run), f"{run.name}.gguf"], ["chat", f"{run.name}.gguf"]
+    ]  # fmt: skip
 
 
 def test_training_on_plain_text(plain_base: Path, tmp_path: Path) -> None:
