@@ -40,10 +40,10 @@ def open_adapters(model: Model, values: Sequence[str]) -> list[tuple[Adapter, fl
 
 def base_name(path: Path) -> str:
     """The model that a GGUF adapter names as its base, or ""."""
-    from llamita.formats.gguf import read_gguf  # slow to import, and adapters are rare
+    from llamita.formats.gguf import read_keys  # slow to import, and adapters are rare
 
     with contextlib.suppress(FormatError):  # the engine has checked the file
-        name = read_gguf(path).metadata.get("general.base_model.0.name")
+        name = read_keys(path, ("general.base_model.0.name",)).get("general.base_model.0.name")
         if isinstance(name, str):
             return name
     return ""

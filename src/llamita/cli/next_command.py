@@ -48,6 +48,6 @@ def has_template(model: Path) -> bool:
         from llamita.tokenizer import load_tokenizer
 
         return load_tokenizer(model).chat_template is not None
-    from llamita.formats.gguf import read_gguf
+    from llamita.formats.gguf import read_keys
 
-    return model.suffix == ".gguf" and "tokenizer.chat_template" in read_gguf(model).metadata
+    return model.suffix == ".gguf" and bool(read_keys(model, ("tokenizer.chat_template",)))

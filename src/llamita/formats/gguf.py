@@ -16,7 +16,7 @@ import functools
 import math
 import mmap
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
@@ -262,6 +262,16 @@ def read_gguf(path: Path) -> GgufFile:
     return first
 
 
+def read_keys(path: Path, keys: Collection[str]) -> dict[str, Any]:
+    """The values of those of `keys` that a GGUF file has; of pieces, the first one's. Much faster
+    than read_gguf: the tokens of a vocabulary are skipped. Raises FormatError."""
+    mapping = map_file(path)
+    cursor = _Cursor(mapping, Path(path))
+    _read_version(cursor)
+    cursor.count("tensor count", MAX_TENSORS)
+    return _read_metadata(cursor, cursor.count("key count", MAX_KEYS), keys)[0]
+
+
 @dataclasses.dataclass(frozen=True)
 class _SplitKeys:
     """Where a piece belongs: its index from 0, and how many pieces and tensors the model has."""
@@ -331,6 +341,16 @@ class _Cursor:
         self.offset += num_bytes
         return start
 
+    def skip_strings(self, count: int, what: str) -> None:
+        """The same for strings, each after its length."""
+        mapping, offset, size, length_at = self.mapping, self.offset, self.size, struct.Struct("<Q").unpack_from
+        for _ in range(count):
+            if offset + 8 > size:
+                offset += 8  # which take refuses
+                break
+            offset += 8 + length_at(mapping, offset)[0]
+        self.take(offset - self.offset, what)
+
     def number(self, code: str, what: str) -> int:
         value = struct.unpack_from(f"<{code}", self.mapping, self.take(struct.calcsize(f"<{code}"), what))[0]
         assert isinstance(value, int)
@@ -367,18 +387,25 @@ def _read_version(cursor: _Cursor) -> int:
     return version
 
 
-def _read_metadata(cursor: _Cursor, num_keys: int) -> tuple[dict[str, Any], dict[str, slice]]:
-    """(values, their bytes in the file)."""
+def _read_metadata(
+    cursor: _Cursor, num_keys: int, wanted: Collection[str] | None = None
+) -> tuple[dict[str, Any], dict[str, slice]]:
+    """(values, their bytes in the file). wanted: skip all other keys."""
     metadata: dict[str, Any] = {}
     spans: dict[str, slice] = {}
     for index in range(num_keys):
         key = cursor.text(f"key {index}", MAX_NAME_BYTES)
         if not key or "\0" in key:
             raise cursor.wrong(f"key {index}", "a name", key)
-        if key in metadata:
+        if key in spans:
             raise FormatError(f"cannot read {cursor.path}: key {key} occurs twice")
-        start = cursor.offset
-        metadata[key] = _read_value(cursor, cursor.number("I", f"type of {key}"), key)
+        start, kind = cursor.offset, cursor.number("I", f"type of {key}")
+        if wanted is None or key in wanted:
+            metadata[key] = _read_value(cursor, kind, key)
+        elif kind == _ARRAY:
+            _read_array(cursor, key, skip=True)
+        else:
+            _read_value(cursor, kind, key)
         spans[key] = slice(start, cursor.offset)
     return metadata, spans
 
@@ -399,11 +426,14 @@ def _read_value(cursor: _Cursor, kind: int, key: str) -> Any:
     raise cursor.wrong(f"type of {key}", "a value type of GGUF (0 to 12)", kind)
 
 
-def _read_array(cursor: _Cursor, key: str) -> Any:
+def _read_array(cursor: _Cursor, key: str, *, skip: bool = False) -> Any:
+    """skip: go to its end; strings are not decoded."""
     kind, count = cursor.number("I", f"item type of {key}"), cursor.number("Q", f"length of {key}")
     if kind == _STRING:
         if count > min(MAX_STRINGS, (cursor.size - cursor.offset) // 8):
             raise cursor.wrong(f"length of {key}", "no more strings than the file holds", count)
+        if skip:
+            return cursor.skip_strings(count, key)
         return [cursor.text(f"{key}[{index}]") for index in range(count)]
     dtype = np.dtype("u1") if kind == _BOOL else _SCALARS.get(kind)
     if dtype is None:

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from llamita.formats.gguf import Value, read_gguf
+from llamita.formats.gguf import Value, read_keys
 from llamita.model_card import ModelCard, card_of
 
 SYSTEM_KEY: Final = "llamita.system_prompt"  # GGUF has no key for it
@@ -52,4 +52,4 @@ def card_of_gguf(path: Path) -> ModelCard:
     with open(path, "rb") as file:
         if file.read(4) != b"GGUF":
             return ModelCard()
-    return card_from_metadata(read_gguf(path).metadata, str(path))
+    return card_from_metadata(read_keys(path, _KEYS.values()), str(path))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from llamita.errors import FormatError
-from llamita.formats.gguf import read_gguf, write_gguf
+from llamita.formats.gguf import read_gguf, read_keys, write_gguf
 from llamita.formats.tensor_types import quantize
 
 METADATA: dict[str, Any] = {
@@ -199,6 +199,21 @@ def test_damaged_files_are_refused_in_one_line(tmp_path: Path, name: str) -> Non
 def test_truncated_at_any_byte(tmp_path: Path, refuses_every_prefix: Callable[..., None]) -> None:
     write_sample(tmp_path / "x.gguf")
     refuses_every_prefix(tmp_path / "x.gguf", read_gguf, keep=24)  # the last padding may be missing
+
+
+def test_single_keys_are_those_of_the_whole_file(tmp_path: Path, refuses_every_prefix: Callable[..., None]) -> None:
+    path = tmp_path / "x.gguf"
+    write_sample(path)
+    metadata = read_gguf(path).metadata
+    for name, value in metadata.items():
+        found = read_keys(path, (name, "no.such.key"))
+        assert list(found) == [name]
+        np.testing.assert_array_equal(found[name], value)
+    assert read_keys(path, ()) == {}
+    assert any(isinstance(value, list) for value in metadata.values())  # strings, which are skipped
+    strings = tmp_path / "strings.gguf"
+    write_gguf(strings, {"tokens": ["a", "", "three"]}, [], [])
+    refuses_every_prefix(strings, lambda file: read_keys(file, ()), keep=31)  # the padding of the header
 
 
 def test_missing_file_and_folder(tmp_path: Path) -> None:
