@@ -7,7 +7,6 @@ import contextlib
 import dataclasses
 import hashlib
 import hmac
-import json
 import logging
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -28,7 +27,7 @@ from llamita.engine import AdapterUses, Model, encode_prompt
 from llamita.engine import Request as EngineRequest
 from llamita.errors import ChatError, EngineError
 from llamita.sampling import DEFAULT_COMPUTE, ComputeOptions, SamplingParams
-from llamita.server.answers import DONE, Answer, sse
+from llamita.server.answers import DONE, Answer, json_bytes, sse
 from llamita.server.errors import ApiError
 from llamita.server.metrics import CONTENT_TYPE, Metrics
 from llamita.server.parameters import (
@@ -391,8 +390,7 @@ async def _disconnected(receive: Receive) -> None:
 
 
 def _json(body: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    raw = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
-    return Response(raw, status, headers, "application/json")
+    return Response(json_bytes(body), status, headers, "application/json")
 
 
 def _error_response(error: ApiError) -> Response:
