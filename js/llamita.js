@@ -35,9 +35,10 @@ export function engineFile() {
     throw new Error("cannot start the engine: expected a browser with WebAssembly SIMD, found one without; " +
       "use Chrome 91, Firefox 89, Safari 16.4, Node 18 or later");
   const relaxedDot = [253, 0x93, 0x02]; // i32x4.relaxed_dot_i8x16_i7x16_add_s
-  return WebAssembly.validate(module(...zero, ...zero, ...zero, ...relaxedDot, drop))
-    ? "llamita-relaxed.wasm"
-    : "llamita.wasm";
+  const relaxed = WebAssembly.validate(module(...zero, ...zero, ...zero, ...relaxedDot, drop));
+  // V8 computed wrong dot products while they were experimental (Node 20); it has had struct types since 2023.
+  const structType = new Uint8Array([0, 97, 115, 109, 1, 0, 0, 0, 1, 3, 1, 0x5f, 0]);
+  return relaxed && WebAssembly.validate(structType) ? "llamita-relaxed.wasm" : "llamita.wasm";
 }
 
 const compiled = new Map(); // file name -> promise of its module
@@ -168,6 +169,7 @@ class Engine {
   constructor(exports) {
     this.exports = exports;
     this.error = this.allocate(ERROR_BYTES);
+    this.scratch = this.allocate(16); // for what each token needs
   }
 
   get bytes() {
@@ -222,15 +224,15 @@ class Engine {
   }
 
   addFile(name, bytes, what) {
-    const size = this.call("malloc", bytes.length || 1) >>> 0;
-    if (!size)
+    const contents = this.call("malloc", bytes.length || 1) >>> 0;
+    if (!contents)
       throw new Error(`cannot open ${what} ${name}: out of memory: cannot allocate ${bytes.length} bytes; ` +
         "close other tabs or use a smaller file");
-    this.bytes.set(bytes, size);
+    this.bytes.set(bytes, contents);
     const path = encoder.encode(`${name}\0`);
     const address = this.allocate(path.length);
     this.bytes.set(path, address);
-    this.call("host_add_file", address, size, bytes.length);
+    this.call("host_add_file", address, contents, bytes.length);
   }
 
   /** The text at an address, up to a NUL; null for address 0. */
@@ -359,12 +361,10 @@ class Model {
 
   #tokenBytes(previousId, id) {
     const engine = this.#engine;
-    return engine.scope((put) => {
-      const at = put.space(8);
-      engine.check("llamita_token_bytes", this.#handle, previousId, id, at, at + 4);
-      const [start, length] = engine.words.subarray(at / 4, at / 4 + 2);
-      return engine.bytes.slice(start >>> 0, (start >>> 0) + length);
-    });
+    const at = engine.scratch;
+    engine.check("llamita_token_bytes", this.#handle, previousId, id, at, at + 4);
+    const start = engine.words[at / 4] >>> 0;
+    return engine.bytes.slice(start, start + engine.words[at / 4 + 1]);
   }
 
   /** The ids of a chat, up to the start of the assistant's answer. */
@@ -374,7 +374,8 @@ class Model {
         (Array.isArray(messages) ? "an empty list" : typeof messages));
     const list = messages.map((message, i) => {
       if (typeof message?.role !== "string" || typeof message?.content !== "string")
-        throw new TypeError(`messages[${i}]: expected texts role and content, found ${shorten(JSON.stringify(message) ?? "undefined")}`);
+        throw new TypeError(`messages[${i}]: expected texts role and content, found ` +
+          shorten(JSON.stringify(message) ?? "undefined"));
       return { role: message.role, content: message.content };
     });
     if (list[0].role !== "system" && this.info.systemPrompt !== null)
@@ -551,14 +552,11 @@ class Model {
 
   #pick(session, sampler) {
     const engine = this.#engine;
-    return engine.scope((put) => {
-      const at = put.space(4);
-      const logits = engine.call("llamita_session_logits", session.handle);
-      engine.check("llamita_sampler_pick", sampler, logits, at);
-      const id = engine.words[at / 4];
-      engine.call("llamita_sampler_accept", sampler, id);
-      return id;
-    });
+    const logits = engine.call("llamita_session_logits", session.handle);
+    engine.check("llamita_sampler_pick", sampler, logits, engine.scratch);
+    const id = engine.words[engine.scratch / 4];
+    engine.call("llamita_sampler_accept", sampler, id);
+    return id;
   }
 }
 

@@ -137,6 +137,12 @@ INLINE float sum_lanes(const v128_t *lanes) {
     return wasm_f32x4_extract_lane(two, 0) + wasm_f32x4_extract_lane(two, 1);
 }
 
+INLINE int32_t sum_of_bytes(v128_t bytes) {
+    v128_t sums = wasm_i32x4_extadd_pairwise_i16x8(wasm_i16x8_extadd_pairwise_i8x16(bytes));
+    sums = wasm_i32x4_add(sums, high_pair(sums));
+    return wasm_i32x4_extract_lane(sums, 0) + wasm_i32x4_extract_lane(sums, 1);
+}
+
 /* Stores eight outputs of a column, without padding rows beyond the end of the matrix. */
 INLINE void store_rows(const matmul_job *job, int64_t panel, int64_t column, const v128_t *pairs) {
     const int64_t row = panel * PANEL_ROWS, left = job->num_rows - row;
@@ -145,6 +151,16 @@ INLINE void store_rows(const matmul_job *job, int64_t panel, int64_t column, con
     floats_of_pairs(pairs, sums);
     if (left >= PANEL_ROWS) store_floats(out, sums);
     else store_first(out, left, sums);
+}
+
+/* Loads what store_rows stored. */
+INLINE void load_rows(const matmul_job *job, int64_t panel, int64_t column, v128_t *pairs) {
+    const int64_t row = panel * PANEL_ROWS, left = job->num_rows - row;
+    const float *out = job->out + (size_t)column * job->out_stride + (size_t)row;
+    v128_t sums[HALVES];
+    if (left >= PANEL_ROWS) load_floats(out, sums);
+    else load_first(out, left, sums);
+    pairs_of_floats(sums, pairs);
 }
 
 /* ------------------------------------------------------------------ float matrices */
@@ -231,16 +247,14 @@ static void matmul_i8(const matmul_job *job) { float_matmul(job, PANEL_I8); }
 /* ------------------------------------------------------------------ quantized matrices */
 
 #define NUM_QUADS 8
-#define MAX_TILE 2 /* panels or columns */
+#define MAX_TILE 2   /* panels or columns */
+#define MAX_CHUNK 32 /* blocks of a column that are prepared at once */
 
-INLINE v128_t broadcast_quad(v128_t quads, const int lane) {
-    switch (lane) {
-    case 0: return wasm_i32x4_shuffle(quads, quads, 0, 0, 0, 0);
-    case 1: return wasm_i32x4_shuffle(quads, quads, 1, 1, 1, 1);
-    case 2: return wasm_i32x4_shuffle(quads, quads, 2, 2, 2, 2);
-    default: return wasm_i32x4_shuffle(quads, quads, 3, 3, 3, 3);
-    }
-}
+/* The values of a block as the products need them: a lane is a quad. */
+typedef struct {
+    int32_t first[NUM_QUADS], second[NUM_QUADS];
+    int32_t offset; /* to add to the sum of the block */
+} block_values;
 
 /* Loads quad q of a block's codes for the four rows of half h. All but those of Q8_0 are 0 .. 63. */
 INLINE v128_t load_quad(const uint8_t *codes, const int q, const int h, const panel_format format) {
@@ -262,94 +276,103 @@ INLINE v128_t load_quad(const uint8_t *codes, const int q, const int h, const pa
     return code;
 }
 
-/* What multiplies the codes of a block, for one column. */
-typedef struct {
-    v128_t first[2], second[2]; /* of each part, 16 elements */
-    int32_t offset[2];          /* to add to the sum of each part */
-} block_values;
-
 #if defined(__wasm_relaxed_simd__)
-/* first: the values, or their magnitudes where the codes are signed; second: then -1 for negative
- * values. code ^ -1 is -code - 1, so the sum lacks the magnitudes of negative values. */
-INLINE block_values prepare_values(const activation_block *block, const panel_format format) {
-    block_values v = {.offset = {0, 0}};
+#define NUM_SUMS 2 /* of quads 0 .. 3, and 4 .. 7 */
+
+/* first: the values. Codes that are signed are multiplied by magnitudes instead, and second is -1
+ * for negative values: code ^ -1 is -code - 1, so the sum lacks the magnitudes of negative values. */
+INLINE void prepare_values(const activation_block *block, const panel_format format, block_values *v) {
+    v->offset = 0;
     UNROLL for (int part = 0; part < 2; part++) {
         const v128_t values = wasm_v128_load(block->values + 16 * part);
-        v.first[part] = v.second[part] = values;
-        if (format != PANEL_Q8_0) continue;
-        v.first[part] = wasm_i8x16_abs(values);
-        v.second[part] = wasm_i8x16_lt(values, wasm_i8x16_splat(0));
+        if (format != PANEL_Q8_0) {
+            wasm_v128_store(v->first + 4 * part, values);
+            continue;
+        }
+        const v128_t magnitudes = wasm_i8x16_abs(values), negative = wasm_i8x16_lt(values, wasm_i8x16_splat(0));
+        wasm_v128_store(v->first + 4 * part, magnitudes);
+        wasm_v128_store(v->second + 4 * part, negative);
+        v->offset += sum_of_bytes(wasm_v128_and(magnitudes, negative));
     }
-    if (format == PANEL_Q8_0) {
-        const v128_t one = wasm_i8x16_splat(1), zero = wasm_i32x4_splat(0);
-        v128_t lacking = zero;
-        UNROLL for (int part = 0; part < 2; part++) lacking =
-            wasm_i32x4_relaxed_dot_i8x16_i7x16_add(wasm_v128_and(v.second[part], one), v.first[part], lacking);
-        lacking = wasm_i32x4_add(lacking, high_pair(lacking));
-        v.offset[0] = wasm_i32x4_extract_lane(lacking, 0) + wasm_i32x4_extract_lane(lacking, 1);
-    }
-    return v;
 }
 
-/* The sums of code * value of four rows over the four quads of part 0 or 1 of a block. */
-INLINE v128_t sum_part(const uint8_t *codes, const int h, const block_values *v, const int part,
-                       const panel_format format) {
-    v128_t sum = wasm_i32x4_splat(v->offset[part]);
-    UNROLL for (int lane = 0; lane < 4; lane++) {
-        const v128_t code = load_quad(codes, 4 * part + lane, h, format);
-        const v128_t first = broadcast_quad(v->first[part], lane);
-        if (format == PANEL_Q8_0)
-            sum = wasm_i32x4_relaxed_dot_i8x16_i7x16_add(wasm_v128_xor(code, broadcast_quad(v->second[part], lane)),
-                                                         first, sum);
-        else sum = wasm_i32x4_relaxed_dot_i8x16_i7x16_add(first, code, sum);
+/* Adds the products of quad q of four rows to their sums. */
+INLINE void multiply_quad(const uint8_t *codes, const int q, const int h, const block_values *v,
+                          const panel_format format, v128_t *sums) {
+    const v128_t code = load_quad(codes, q, h, format), first = wasm_v128_load32_splat(v->first + q);
+    v128_t *sum = &sums[q / 4];
+    if (format == PANEL_Q8_0) {
+        const v128_t second = wasm_v128_load32_splat(v->second + q);
+        *sum = wasm_i32x4_relaxed_dot_i8x16_i7x16_add(wasm_v128_xor(code, second), first, *sum);
+    } else {
+        *sum = wasm_i32x4_relaxed_dot_i8x16_i7x16_add(first, code, *sum);
     }
-    return sum;
+}
+
+INLINE void gather_sums(v128_t *sums, const panel_format format) {
+    if (format != PANEL_Q6_K) sums[0] = wasm_i32x4_add(sums[0], sums[1]);
 }
 #else
+#define NUM_SUMS 3 /* Q6_K: as above; other formats: times 1, 16 and 256 */
+
 /* first: the elements 0 and 2 of each quad in 16 bits; second: 1 and 3. */
-INLINE block_values prepare_values(const activation_block *block, const panel_format format) {
+INLINE void prepare_values(const activation_block *block, const panel_format format, block_values *v) {
     (void)format;
-    block_values v = {.offset = {0, 0}};
+    v->offset = 0;
     UNROLL for (int part = 0; part < 2; part++) {
         const v128_t values = wasm_v128_load(block->values + 16 * part);
-        v.first[part] = wasm_i16x8_shr(wasm_i16x8_shl(values, 8), 8);
-        v.second[part] = wasm_i16x8_shr(values, 8);
+        wasm_v128_store(v->first + 4 * part, wasm_i16x8_shr(wasm_i16x8_shl(values, 8), 8));
+        wasm_v128_store(v->second + 4 * part, wasm_i16x8_shr(values, 8));
     }
-    return v;
 }
 
-/* The sums of code * value of four rows over the four quads of part 0 or 1 of a block. */
-INLINE v128_t sum_part(const uint8_t *codes, const int h, const block_values *v, const int part,
-                       const panel_format format) {
-    const v128_t low = wasm_i16x8_splat(0xff), high = wasm_i16x8_splat((int16_t)0xff00);
-    v128_t sum = wasm_i32x4_splat(v->offset[part]);
-    UNROLL for (int lane = 0; lane < 4; lane++) {
-        const v128_t code = load_quad(codes, 4 * part + lane, h, format);
-        const v128_t first = broadcast_quad(v->first[part], lane), second = broadcast_quad(v->second[part], lane);
-        /* Signed codes are multiplied as 256 * code: at most 2^27 in all. */
-        const bool is_signed = format == PANEL_Q8_0;
-        const v128_t even = is_signed ? wasm_i16x8_shl(code, 8) : wasm_v128_and(code, low);
-        const v128_t odd = is_signed ? wasm_v128_and(code, high) : wasm_u16x8_shr(code, 8);
-        sum = wasm_i32x4_add(sum, wasm_i32x4_dot_i16x8(even, first));
-        sum = wasm_i32x4_add(sum, wasm_i32x4_dot_i16x8(odd, second));
+/* The products are sums of two in 32 bits. Bits that are not at the end of their 16 are left where
+ * they are: the products are 16 or 256 times as large, and at most 2^27 in all. */
+INLINE void add_dots(v128_t code, const int32_t *values, v128_t *sum) {
+    *sum = wasm_i32x4_add(*sum, wasm_i32x4_dot_i16x8(code, wasm_v128_load32_splat(values)));
+}
+
+/* Adds the products of quad q of four rows to their sums. */
+INLINE void multiply_quad(const uint8_t *codes, const int q, const int h, const block_values *v,
+                          const panel_format format, v128_t *sums) {
+    if (format == PANEL_Q8_0) {
+        const v128_t code = load_quad(codes, q, h, format);
+        add_dots(wasm_i16x8_shl(code, 8), v->first + q, &sums[2]);
+        add_dots(wasm_v128_and(code, wasm_i16x8_splat((int16_t)0xff00)), v->second + q, &sums[2]);
+    } else if (format == PANEL_Q4_0 || format == PANEL_Q4_1 || format == PANEL_Q4_K) {
+        if (q >= 4) return; /* with q - 4 */
+        const v128_t code = wasm_v128_load(codes + 32 * q + 16 * h);
+        add_dots(wasm_v128_and(code, wasm_i16x8_splat(0x000f)), v->first + q, &sums[0]);
+        add_dots(wasm_v128_and(code, wasm_i16x8_splat(0x00f0)), v->first + q + 4, &sums[1]);
+        add_dots(wasm_v128_and(code, wasm_i16x8_splat(0x0f00)), v->second + q, &sums[2]);
+        add_dots(wasm_u16x8_shr(code, 12), v->second + q + 4, &sums[0]);
+    } else {
+        const v128_t code = load_quad(codes, q, h, format);
+        const int part = format == PANEL_Q6_K ? q / 4 : 0;
+        add_dots(wasm_v128_and(code, wasm_i16x8_splat(0x00ff)), v->first + q, &sums[part]);
+        add_dots(wasm_u16x8_shr(code, 8), v->second + q, &sums[part]);
     }
-    return format == PANEL_Q8_0 ? wasm_i32x4_shr(sum, 8) : sum;
+}
+
+INLINE void gather_sums(v128_t *sums, const panel_format format) {
+    if (format == PANEL_Q6_K) return;
+    sums[0] = wasm_i32x4_add(sums[0], wasm_i32x4_shr(sums[2], 8));
+    sums[0] = wasm_i32x4_add(sums[0], wasm_i32x4_shr(sums[1], 4));
 }
 #endif
 
 /* The integer sum of half h of a panel, minus the contribution of the zero point. */
-INLINE v128_t sum_block(const uint8_t *codes, const uint8_t *header, const int h, const activation_block *block,
-                        const block_values *v, const panel_format format) {
-    v128_t parts[2];
-    UNROLL for (int part = 0; part < 2; part++) parts[part] = sum_part(codes, h, v, part, format);
-    if (format == PANEL_Q4_0)
-        return wasm_i32x4_sub(wasm_i32x4_add(parts[0], parts[1]), wasm_i32x4_splat(block->eight_sums));
-    if (format != PANEL_Q6_K) return wasm_i32x4_add(parts[0], parts[1]);
+INLINE v128_t finish_sum(v128_t *sums, const uint8_t *header, const int h, const activation_block *block,
+                         const block_values *v, const panel_format format) {
+    gather_sums(sums, format);
+    if (format == PANEL_Q8_0) return wasm_i32x4_add(sums[0], wasm_i32x4_splat(v->offset));
+    if (format == PANEL_Q4_0) return wasm_i32x4_sub(sums[0], wasm_i32x4_splat(block->eight_sums));
+    if (format != PANEL_Q6_K) return sums[0];
     const int32_t first = block->sums_of_half, second = 4 * block->eight_sums - first;
     v128_t scales[2][HALVES];
     UNROLL for (int part = 0; part < 2; part++) widen_signed(header + PANEL_ROWS * part, scales[part]);
-    return wasm_i32x4_add(wasm_i32x4_mul(wasm_i32x4_sub(parts[0], wasm_i32x4_splat(first)), scales[0][h]),
-                          wasm_i32x4_mul(wasm_i32x4_sub(parts[1], wasm_i32x4_splat(second)), scales[1][h]));
+    return wasm_i32x4_add(wasm_i32x4_mul(wasm_i32x4_sub(sums[0], wasm_i32x4_splat(first)), scales[0][h]),
+                          wasm_i32x4_mul(wasm_i32x4_sub(sums[1], wasm_i32x4_splat(second)), scales[1][h]));
 }
 
 /* Loads a block's scale, and what its scaled_sum is multiplied with. */
@@ -394,59 +417,77 @@ INLINE void add_block(const v128_t *whole, const v128_t *scale, const v128_t *mi
         add_product(wasm_f64x2_mul(pairs[p], scaled_sum), sums[p], exactly, format, suspects);
 }
 
-/* Several panels by one column, or one panel by several columns. */
-INLINE void block_tile(const matmul_job *job, int64_t panel, int64_t column, const int panels, const int columns,
+/* The blocks first .. last - 1 of several panels by one column, or of one panel by several columns;
+ * values[c][i] are those of block first + i of a column. What is in job->out counts if first > 0. */
+INLINE void block_tile(const matmul_job *job, int64_t panel, int64_t column, int64_t first, int64_t last,
+                       const block_values (*values)[MAX_CHUNK], const int panels, const int columns,
                        const panel_format format) {
     const panel_layout layout = panel_layout_of(format);
     const int64_t num_blocks = job->row_length / BLOCK_LENGTH;
-    const uint8_t *codes = (const uint8_t *)job->panels + (size_t)panel * job->panel_bytes;
-    const uint8_t *headers = codes + (size_t)num_blocks * layout.code_bytes;
-    const uint8_t *supers = headers + (size_t)num_blocks * layout.header_bytes;
-    const activation_block *blocks[MAX_TILE];
+    const uint8_t *panel_codes = (const uint8_t *)job->panels + (size_t)panel * job->panel_bytes;
+    const uint8_t *panel_headers = panel_codes + (size_t)num_blocks * layout.code_bytes;
+    const uint8_t *panel_supers = panel_headers + (size_t)num_blocks * layout.header_bytes;
+    const activation_block *column_blocks[MAX_TILE];
     v128_t sums[MAX_TILE][MAX_TILE][PAIRS];
     UNROLL for (int c = 0; c < columns; c++) {
-        blocks[c] = (const void *)((const char *)job->columns + (size_t)(column + c) * job->column_bytes);
-        UNROLL for (int n = 0; n < panels; n++) UNROLL for (int p = 0; p < PAIRS; p++) sums[n][c][p] =
-            wasm_f64x2_splat(0.0);
-    }
-    for (int64_t b = 0; b < num_blocks; b++) {
-        block_values values[MAX_TILE];
-        UNROLL for (int c = 0; c < columns; c++) values[c] = prepare_values(blocks[c], format);
+        column_blocks[c] = (const void *)((const char *)job->columns + (size_t)(column + c) * job->column_bytes);
         UNROLL for (int n = 0; n < panels; n++) {
-            const size_t offset = (size_t)n * job->panel_bytes;
+            if (first == 0) UNROLL for (int p = 0; p < PAIRS; p++) sums[n][c][p] = wasm_f64x2_splat(0.0);
+            else load_rows(job, panel + n, column + c, sums[n][c]);
+        }
+    }
+    for (int64_t b = first; b < last; b++) {
+        const uint8_t *codes = panel_codes + (size_t)b * layout.code_bytes,
+                      *headers = panel_headers + (size_t)b * layout.header_bytes,
+                      *supers = panel_supers + (size_t)(b / (SUPER_LENGTH / BLOCK_LENGTH)) * layout.super_bytes;
+        v128_t parts[MAX_TILE][MAX_TILE][HALVES][NUM_SUMS];
+        UNROLL for (int n = 0; n < panels; n++) UNROLL for (int c = 0; c < columns; c++)
+            UNROLL for (int h = 0; h < HALVES; h++) UNROLL for (int i = 0; i < NUM_SUMS; i++) parts[n][c][h][i] =
+                wasm_i32x4_splat(0);
+        UNROLL for (int q = 0; q < NUM_QUADS; q++) UNROLL for (int n = 0; n < panels; n++)
+            UNROLL for (int h = 0; h < HALVES; h++) UNROLL for (int c = 0; c < columns; c++) multiply_quad(
+                codes + (size_t)n * job->panel_bytes, q, h, &values[c][b - first], format, parts[n][c][h]);
+        UNROLL for (int n = 0; n < panels; n++) {
+            const uint8_t *header = headers + (size_t)n * job->panel_bytes;
             v128_t scale[HALVES], minimum[HALVES];
-            load_scales(headers + offset, supers + offset, format, scale, minimum);
+            load_scales(header, supers + (size_t)n * job->panel_bytes, format, scale, minimum);
             UNROLL for (int c = 0; c < columns; c++) {
+                const activation_block *block = column_blocks[c] + b;
                 v128_t whole[HALVES], next[PAIRS], suspects = wasm_i32x4_splat(0);
                 UNROLL for (int h = 0; h < HALVES; h++) whole[h] =
-                    sum_block(codes + offset, headers + offset, h, blocks[c], &values[c], format);
+                    finish_sum(parts[n][c][h], header, h, block, &values[c][b - first], format);
                 UNROLL for (int p = 0; p < PAIRS; p++) next[p] = sums[n][c][p];
-                add_block(whole, scale, minimum, blocks[c], format, false, next, &suspects);
+                add_block(whole, scale, minimum, block, format, false, next, &suspects);
                 if (__builtin_expect(any_suspect(suspects), 0))
-                    add_block(whole, scale, minimum, blocks[c], format, true, sums[n][c], &suspects);
+                    add_block(whole, scale, minimum, block, format, true, sums[n][c], &suspects);
                 else UNROLL for (int p = 0; p < PAIRS; p++) sums[n][c][p] = next[p];
             }
         }
-        codes += layout.code_bytes;
-        headers += layout.header_bytes;
-        if (layout.super_bytes > 0 && b % (SUPER_LENGTH / BLOCK_LENGTH) == SUPER_LENGTH / BLOCK_LENGTH - 1)
-            supers += layout.super_bytes;
-        UNROLL for (int c = 0; c < columns; c++) blocks[c]++;
     }
     UNROLL for (int n = 0; n < panels; n++) UNROLL for (int c = 0; c < columns; c++)
         store_rows(job, panel + n, column + c, sums[n][c]);
 }
 
 INLINE void block_matmul(const matmul_job *job, const panel_format format) {
-    const int64_t num_panels = panel_count(job->num_rows);
-    int64_t panel = 0;
-    if (job->num_columns == 1)
-        for (; panel + 2 <= num_panels; panel += 2) block_tile(job, panel, 0, 2, 1, format);
-    for (; panel < num_panels; panel++) {
-        int64_t column = 0;
-        for (; column + 2 <= job->num_columns; column += 2) block_tile(job, panel, column, 1, 2, format);
-        if (column < job->num_columns) block_tile(job, panel, column, 1, 1, format);
-    }
+    const int64_t num_panels = panel_count(job->num_rows), num_blocks = job->row_length / BLOCK_LENGTH;
+    block_values values[MAX_TILE][MAX_CHUNK];
+    for (int64_t column = 0; column < job->num_columns; column += MAX_TILE)
+        for (int64_t first = 0; first < num_blocks; first += MAX_CHUNK) {
+            const int64_t last = first + MAX_CHUNK < num_blocks ? first + MAX_CHUNK : num_blocks;
+            const bool alone = column + 1 == job->num_columns;
+            for (int c = 0; c < (alone ? 1 : MAX_TILE); c++) {
+                const activation_block *blocks =
+                    (const void *)((const char *)job->columns + (size_t)(column + c) * job->column_bytes);
+                for (int64_t b = first; b < last; b++) prepare_values(blocks + b, format, &values[c][b - first]);
+            }
+            int64_t panel = 0;
+            if (alone)
+                for (; panel + 2 <= num_panels; panel += 2)
+                    block_tile(job, panel, column, first, last, values, 2, 1, format);
+            for (; panel < num_panels; panel++)
+                if (alone) block_tile(job, panel, column, first, last, values, 1, 1, format);
+                else block_tile(job, panel, column, first, last, values, 1, 2, format);
+        }
 }
 
 static void matmul_q8_0(const matmul_job *job) { block_matmul(job, PANEL_Q8_0); }
@@ -463,12 +504,6 @@ INLINE uint32_t largest_lane(v128_t lanes) {
     lanes = wasm_u32x4_max(lanes, high_pair(lanes));
     const uint32_t a = wasm_u32x4_extract_lane(lanes, 0), b = wasm_u32x4_extract_lane(lanes, 1);
     return a > b ? a : b;
-}
-
-INLINE int32_t sum_of_bytes(v128_t bytes) {
-    v128_t sums = wasm_i32x4_extadd_pairwise_i16x8(wasm_i16x8_extadd_pairwise_i8x16(bytes));
-    sums = wasm_i32x4_add(sums, high_pair(sums));
-    return wasm_i32x4_extract_lane(sums, 0) + wasm_i32x4_extract_lane(sums, 1);
 }
 
 static void quantize(const float *values, int64_t length, activation_block *blocks) {
