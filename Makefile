@@ -27,6 +27,10 @@ cross: $(VENV)/.dev ## build the engine for Windows, macOS, musl, ARM and WebAss
 	@$(INSTALL) ziglang
 	@$(BIN)/python -m pytest -m cross tests
 
+wasm: $(VENV)/.dev ## build the engine for browsers and Node with zig: js/llamita.wasm, js/llamita-relaxed.wasm
+	@$(INSTALL) ziglang
+	@$(BIN)/python js/build.py
+
 check: $(VENV)/.dev ## ruff, mypy, clang-format
 	@BIN=$(BIN) sh tests/run_all.sh check
 
@@ -76,4 +80,4 @@ $(VENV)/.compat: $(VENV)/.dev
 $(VENV)/.docs: $(BIN)/pip pyproject.toml constraints.txt
 	@$(INSTALL) mkdocs-material && touch $@
 
-.PHONY: help demo test test-all fuzz compat cross check engine bench gpu docs docs-site clean
+.PHONY: help demo test test-all fuzz compat cross wasm check engine bench gpu docs docs-site clean

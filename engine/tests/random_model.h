@@ -295,6 +295,9 @@ static inline llamita_adapter *random_adapter(llamita_model *model, int32_t rank
 static inline llamita_session *open_session_with(const llamita_model *model, llamita_session_params params) {
     llamita_error error;
     llamita_session *session = NULL;
+#if defined(__wasm__)
+    params.num_threads = 1; /* there are no others */
+#endif
     REQUIRE(llamita_session_open(model, &params, &session, &error) == LLAMITA_OK, "%s", error.message);
     return session;
 }

@@ -139,8 +139,8 @@ static void test_against_naive(const char *kernels_wanted) {
 }
 
 int main(void) {
-    static const char *const names[] = {"scalar", "avx2", "avxvnni", "neon", "dotprod"};
-    for (int i = 0; i < 5; i++)
+    static const char *const names[] = {"scalar", "avx2", "avxvnni", "neon", "dotprod", "simd128", "relaxed"};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
         if (kernels_select(names[i]) != NULL) test_against_naive(names[i]);
     return check_failures();
 }

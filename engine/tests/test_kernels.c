@@ -147,6 +147,96 @@ static void test_extreme_blocks(void) {
             }
 }
 
+/* All rows are {1, a}, in the element or block 0 and the next one. */
+static void fill_panel(panel_format format, float a, uint8_t *panel) {
+    const float row[2] = {1.0f, a};
+    const panel_layout layout = panel_layout_of(format);
+    for (int i = 0; i < 2 * PANEL_ROWS; i++) {
+        const float value = row[i / PANEL_ROWS];
+        const uint16_t half = half_from_float(value), high = (uint16_t)(bits_from_float(value) >> 16);
+        const int lane = i % PANEL_ROWS, block = i / PANEL_ROWS;
+        uint8_t *codes = panel + (size_t)block * layout.code_bytes,
+                *header = panel + 2 * layout.code_bytes + (size_t)block * layout.header_bytes;
+        const uint16_t one = 0x3c00;
+        switch (format) {
+        case PANEL_F32: memcpy(panel + 4 * i, &value, 4); break;
+        case PANEL_F16: memcpy(panel + 2 * i, &half, 2); break;
+        case PANEL_BF16: memcpy(panel + 2 * i, &high, 2); break;
+        case PANEL_I8: panel[i] = (uint8_t)value; break;
+        case PANEL_Q8_0:
+            codes[4 * lane] = (uint8_t)value;
+            memcpy(header + 2 * lane, &one, 2);
+            break;
+        default: memcpy(header + 16 + 2 * lane, &half, 2); /* PANEL_Q4_1: the minimum */
+        }
+    }
+}
+
+/* Sums whose double is halfway between two floats though the exact sum is not: kernels without fma
+ * must not round twice. */
+static void test_halfway_sums(void) {
+    static const struct {
+        panel_format format;
+        int num_weights;
+        float first, step;
+    } cases[] = {{PANEL_F32, 2000, 1, 0x1p-23f}, {PANEL_F16, 1024, 1, 0x1p-10f}, {PANEL_BF16, 128, 1, 0x1p-7f},
+                 {PANEL_I8, 127, 1, 1},          {PANEL_Q8_0, 127, 1, 1},        {PANEL_Q4_1, 1024, 1, 0x1p-10f}};
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        const panel_format format = cases[i].format;
+        int num_halfway = 0;
+        for (int m = 0; m < 4 * cases[i].num_weights; m++) {
+            const float a = cases[i].first + cases[i].step * (float)(m / 4), sign = m % 2 ? -1.0f : 1.0f,
+                        sum = m / 2 % 2 ? sign + sign * 0x1p-23f : sign + sign * 0x1p-22f, b = sign * (0x1p-24f / a);
+            const float expected = fmaf(a, b, sum);
+            num_halfway += (float)((double)a * (double)b + (double)sum) != expected;
+            _Alignas(64) uint8_t panel[1024] = {0};
+            float values[8] = {sum, b}, out[PANEL_ROWS];
+            activation_block blocks[2] = {
+                {.scale = sum, .scaled_sum = sum, .eight_sums = 8, .sums_of_half = 32, .values = {1}},
+                {.scale = b, .scaled_sum = b, .eight_sums = 8, .sums_of_half = 32, .values = {1}}};
+            fill_panel(format, a, panel);
+            const bool quantized = panel_is_quantized(format);
+            for (int t = 0; t < num_tables; t++) {
+                tables[t]->matmul[format](&(matmul_job){panel, sizeof panel, PANEL_ROWS, quantized ? 64 : 8,
+                                                        quantized ? (void *)blocks : values, sizeof blocks, 1, out,
+                                                        PANEL_ROWS});
+                for (int r = 0; r < PANEL_ROWS; r++)
+                    CHECK(out[r] == expected, "%s format %d: %a * %a + %a = %a, expected %a", tables[t]->name, format,
+                          (double)a, (double)b, (double)sum, (double)out[r], (double)expected);
+            }
+        }
+        CHECK(num_halfway > 0, "format %d: no sum is halfway", format);
+    }
+    /* Below 2^-126 floats have fewer bits. */
+    _Alignas(64) float panel[64] = {0};
+    const float sum = 4194305 * 0x1p-149f, a = 0x1p-75f + 0x1p-98f, b = 0x1p-75f - 0x1p-98f;
+    CHECK((float)((double)a * (double)b + (double)sum) != sum, "this sum is not halfway");
+    float values[8] = {sum, b}, out;
+    panel[0] = 1;
+    panel[PANEL_ROWS] = a;
+    for (int t = 0; t < num_tables; t++) {
+        tables[t]->matmul[PANEL_F32](
+            &(matmul_job){panel, sizeof panel, 1, 8, values, sizeof values, 1, &out, PANEL_ROWS});
+        CHECK(out == sum, "%s: a tiny sum is %a", tables[t]->name, (double)out);
+    }
+}
+
+/* A float of any bits, or one near 1, so that sums cancel or overlap in part. */
+static float any_float(void) {
+    const uint32_t bits = random_bits() ^ random_bits() << 16;
+    return float_from_bits(bits % 8 ? (bits & 0x87ffffffu) | 0x38000000u : bits);
+}
+
+static void test_fused_multiply_add(void) {
+    for (int i = 0; i < 1000000; i++) {
+        const float a = any_float(), b = any_float(), c = i % 2 ? any_float() : -(a * b);
+        const float found = fused_multiply_add(a, b, c), expected = fmaf(a, b, c);
+        const bool tiny = fabsf(expected) < 0x1p-125f; /* where C libraries err */
+        CHECK(tiny || bits_from_float(found) == bits_from_float(expected) || (isnan(found) && isnan(expected)),
+              "%a * %a + %a = %a, expected %a", (double)a, (double)b, (double)c, (double)found, (double)expected);
+    }
+}
+
 static void test_halves(void) {
     for (uint32_t bits = 0; bits < 65536; bits++) {
         const uint16_t half = (uint16_t)bits;
@@ -311,14 +401,16 @@ static void test_select(void) {
 }
 
 int main(void) {
-    static const char *const others[] = {"avx2", "avxvnni", "neon", "dotprod"};
+    static const char *const others[] = {"avx2", "avxvnni", "neon", "dotprod", "simd128", "relaxed"};
     tables[num_tables++] = &kernels_scalar;
-    for (int i = 0; i < 4; i++)
+    for (size_t i = 0; i < sizeof others / sizeof *others; i++)
         if (kernels_select(others[i]) != NULL) tables[num_tables++] = kernels_select(others[i]);
     test_select();
     test_halves();
     test_to_halves();
     test_extreme_blocks();
+    test_fused_multiply_add();
+    test_halfway_sums();
     test_quantize();
     test_vectors();
     test_matmul();

@@ -1,4 +1,4 @@
-/* float_math.h: bit casts, 16-bit floats, and an exponential with the same bits on every
+/* float_math.h: bit casts, 16-bit floats, and fma and an exponential with the same bits on every
  * machine. */
 #ifndef LLAMITA_FLOAT_MATH_H
 #define LLAMITA_FLOAT_MATH_H
@@ -46,6 +46,27 @@ static inline float float_from_bfloat(const void *address) {
     uint16_t high;
     memcpy(&high, address, sizeof high);
     return float_from_bits((uint32_t)high << 16);
+}
+
+/* ------------------------------------------------------------------ fma */
+
+/* a * b + c, rounded once. C libraries whose fmaf is wrong (musl's below 2^-126) or slow are many.
+ *
+ * The product is exact in double. The sum is rounded to odd: if it is not exact, and its last bit is
+ * 0, it moves to its neighbor on the other side of the exact sum. With two bits more than a float
+ * needs, rounding that to float is right. */
+static inline float fused_multiply_add(float a, float b, float c) {
+    const double product = (double)a * (double)b, addend = (double)c;
+    double sum = product + addend;
+    const double from_addend = sum - product;
+    const double error = (product - (sum - from_addend)) + (addend - from_addend); /* NaN, of infinities */
+    uint64_t bits;
+    memcpy(&bits, &sum, sizeof bits);
+    if ((error < 0 || error > 0) && bits % 2 == 0) {
+        bits += (error < 0) == (sum < 0) ? 1 : -UINT64_C(1);
+        memcpy(&sum, &bits, sizeof sum);
+    }
+    return (float)sum;
 }
 
 /* ------------------------------------------------------------------ exponential */

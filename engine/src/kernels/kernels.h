@@ -76,6 +76,8 @@ extern const kernels kernels_avxvnni; /* plus AVX-VNNI; needs LLAMITA_HAS_AVXVNN
 #elif defined(__aarch64__)
 extern const kernels kernels_neon;    /* any AArch64 processor */
 extern const kernels kernels_dotprod; /* plus the dot product extension */
+#elif defined(__wasm_simd128__)
+extern const kernels kernels_wasm; /* "simd128", or "relaxed" where compiled for relaxed SIMD */
 #endif
 
 /* Returns the table of this name, or the fastest that this processor runs if name is NULL or

@@ -18,6 +18,8 @@ static int find_tables(const kernels *tables[MAX_TABLES]) {
 #elif defined(__aarch64__)
     if (platform_has_arm_dot_product()) tables[count++] = &kernels_dotprod;
     tables[count++] = &kernels_neon;
+#elif defined(__wasm_simd128__)
+    tables[count++] = &kernels_wasm;
 #endif
     tables[count++] = &kernels_scalar;
     return count;

@@ -29,7 +29,8 @@ static inline void multiply_floats(const matmul_job *job, size_t element_bytes, 
             const char *column = (const char *)job->columns + (size_t)c * job->column_bytes;
             float sum = 0.0f;
             for (int64_t k = 0; k < job->row_length; k++)
-                sum = fmaf(load(lane + (size_t)k * PANEL_ROWS * element_bytes), load_f32(column + 4 * k), sum);
+                sum = fused_multiply_add(load(lane + (size_t)k * PANEL_ROWS * element_bytes), load_f32(column + 4 * k),
+                                         sum);
             job->out[(size_t)c * job->out_stride + (size_t)row] = sum;
         }
     }
@@ -76,19 +77,19 @@ static float add_block(const panel_row *p, panel_format format, int64_t block, c
         const int32_t first = a->sums_of_half, second = 4 * a->eight_sums - first;
         const int32_t whole = scales[0] * (sum_of_codes(p, format, block, a->values, 0, 16) - first) +
                               scales[PANEL_ROWS] * (sum_of_codes(p, format, block, a->values, 16, 32) - second);
-        return fmaf((float)whole, float_from_half(super + 2 * p->row) * a->scale, sum);
+        return fused_multiply_add((float)whole, float_from_half(super + 2 * p->row) * a->scale, sum);
     }
     const int32_t whole = sum_of_codes(p, format, block, a->values, 0, BLOCK_LENGTH);
     if (format == PANEL_Q4_K || format == PANEL_Q5_K) {
         const float scale = float_from_half(super + 2 * p->row) * (float)header[p->row],
                     minimum = float_from_half(super + 16 + 2 * p->row) * (float)header[PANEL_ROWS + p->row];
-        return fmaf(-minimum, a->scaled_sum, fmaf((float)whole, scale * a->scale, sum));
+        return fused_multiply_add(-minimum, a->scaled_sum, fused_multiply_add((float)whole, scale * a->scale, sum));
     }
     const float scale = float_from_half(header + 2 * p->row) * a->scale;
-    if (format == PANEL_Q4_0) return fmaf((float)(whole - a->eight_sums), scale, sum);
-    sum = fmaf((float)whole, scale, sum);
+    if (format == PANEL_Q4_0) return fused_multiply_add((float)(whole - a->eight_sums), scale, sum);
+    sum = fused_multiply_add((float)whole, scale, sum);
     if (format == PANEL_Q8_0) return sum;
-    return fmaf(float_from_half(header + 16 + 2 * p->row), a->scaled_sum, sum); /* Q4_1, Q5_1 */
+    return fused_multiply_add(float_from_half(header + 16 + 2 * p->row), a->scaled_sum, sum); /* Q4_1, Q5_1 */
 }
 
 static inline void multiply_blocks(const matmul_job *job, panel_format format) {
@@ -146,7 +147,7 @@ static void to_halves(const float *values, int64_t length, uint16_t *halves) {
 
 static float sum_of_squares(const float *values, int64_t length) {
     float lane[LANES] = {0};
-    for (int64_t i = 0; i < length; i++) lane[i % LANES] = fmaf(values[i], values[i], lane[i % LANES]);
+    for (int64_t i = 0; i < length; i++) lane[i % LANES] = fused_multiply_add(values[i], values[i], lane[i % LANES]);
     return sum_lanes(lane);
 }
 
