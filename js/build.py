@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+WEB = ROOT / "src" / "llamita" / "web"
 # Safari refuses a module with relaxed SIMD; llamita.js asks the browser which of the two it takes.
 MODULES = {"llamita.wasm": "-msimd128", "llamita-relaxed.wasm": "-msimd128 -mrelaxed-simd"}
 
@@ -41,10 +42,10 @@ def build(name: str, *targets: str) -> Path:
 
 
 def build_module(name: str) -> Path:
-    """build/wasm/NAME, which is also copied beside llamita.js."""
+    """build/wasm/NAME, which is also copied to js/ and to the Python package, for pages."""
     module = build(name, "llamita_wasm") / "llamita.wasm"
     built = ROOT / "build" / "wasm" / name
-    for copy in (built, ROOT / "js" / name):
+    for copy in (built, ROOT / "js" / name, WEB / name):
         shutil.copyfile(module, copy)
     return built
 
@@ -52,6 +53,7 @@ def build_module(name: str) -> Path:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.parse_args()
+    shutil.copyfile(ROOT / "js" / "llamita.js", WEB / "llamita.js")
     for name in MODULES:
         module = build_module(name).read_bytes()
         packed = len(gzip.compress(module, 9))

@@ -1,0 +1,154 @@
+"""Writes a web page with a model in it: one HTML file that runs offline, from a file or a server.
+
+The page holds the model's GGUF, the engine in WebAssembly (two builds; the browser takes one), and
+the scripts of llamita/web. It may load nothing from anywhere: its Content-Security-Policy says so.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import hashlib
+import html
+import json
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from llamita.atomic import atomic_file
+from llamita.engine import Model, version
+from llamita.errors import ConfigError, FormatError
+from llamita.formats.gguf_card import card_of_gguf
+
+# Browsers hold the model twice while it is unpacked, and phones have little memory.
+MAX_MODEL_BYTES: Final = 256 << 20
+PART_BYTES: Final = 6 << 20  # of the model in one element; a multiple of 3, so that base64 has no padding within
+MAX_STARTS, MAX_START_CHARS = 12, 200
+WEB: Final = Path(__file__).parents[1] / "web"
+ENGINES: Final = ("llamita.wasm", "llamita-relaxed.wasm")
+
+
+def write_page(
+    model: Path,
+    out: Path,
+    *,
+    starts: Sequence[str] = (),
+    text: str | None = None,
+    bits_per_byte: float | None = None,
+) -> int:
+    """Write a page with a .gguf to `out` atomically; returns its bytes.
+
+    starts: texts that one click begins with. text: what the model was trained on. bits_per_byte: of
+    held-out text. Raises ConfigError for a model that is too large or has no tokenizer, FormatError,
+    EngineError, OutputError.
+    """
+    engines = _engines()
+    num_bytes = model.stat().st_size
+    if num_bytes > MAX_MODEL_BYTES:
+        raise ConfigError(
+            f"cannot write {out}: expected a model of at most {MAX_MODEL_BYTES >> 20} MB for a browser, found "
+            f"{num_bytes / 2**20:,.0f} MB; choose a smaller --type such as q4_0"
+        )
+    if len(starts) > MAX_STARTS or any(len(start) > MAX_START_CHARS for start in starts):
+        raise ConfigError(f"--start: expected at most {MAX_STARTS} texts of at most {MAX_START_CHARS} characters")
+    data = _page_data(model, out)
+    data |= {"starts": list(starts), "text": text, "bitsPerByte": bits_per_byte}
+    data |= {"engines": {name: len(packed) for name, packed in engines.items()}}
+    with atomic_file(out) as temporary, open(temporary, "wb") as file:
+        for part in _page(model, data, engines):
+            file.write(part)
+    return out.stat().st_size
+
+
+def _engines() -> dict[str, bytes]:
+    """The engine's files by name, compressed."""
+    missing = [name for name in (*ENGINES, "llamita.js") if not (WEB / name).is_file()]
+    if missing:
+        raise ConfigError(
+            f"cannot write a page: {WEB / missing[0]} is missing, the engine for browsers; in a checkout `make wasm` "
+            "builds it"
+        )
+    return {name: gzip.compress((WEB / name).read_bytes(), 9, mtime=0) for name in ENGINES}
+
+
+def _page_data(path: Path, out: Path) -> dict[str, Any]:
+    """What the page says about the model, and how it begins."""
+    card = card_of_gguf(path)
+    with Model(path) as model:
+        info = model.info
+        if not info.has_tokenizer:
+            raise ConfigError(f"cannot write {out}: the model has no tokenizer")
+        if model.chat_template is not None and model.chat_family is None:
+            raise ConfigError(
+                f"cannot write {out}: its chat template needs Jinja, which a page does not have; expected one of "
+                "chatml, llama2, llama3 or zephyr"
+            )
+        is_chat = model.chat_family is not None
+        can_surprise = info.bos_id >= 0
+    name = card.name or out.stem
+    sampling = {name: value for name, value in card.sampling().items() if name != "repetition_penalty"}
+    names = {"top_p": "topP", "top_k": "topK", "min_p": "minP"}
+    options = {names.get(name, name): value for name, value in sampling.items()}
+    if card.repetition_penalty is not None:
+        options["repetitionPenalty"] = card.repetition_penalty
+    return {
+        "name": name,
+        "description": card.description,
+        "license": card.license,
+        "languages": list(card.language),
+        "isChat": is_chat,
+        "canSurprise": can_surprise and not is_chat,
+        "sampling": options,
+        "numBytes": path.stat().st_size,
+        "version": version(),
+    }
+
+
+def _page(model: Path, data: dict[str, Any], engines: dict[str, bytes]) -> Iterator[bytes]:
+    """The page, part by part."""
+    style, script = _web("page.css"), _web("page.js")
+    policy = (
+        f"default-src 'none'; script-src 'sha256-{_digest(script)}' 'wasm-unsafe-eval' blob:; "
+        f"style-src 'sha256-{_digest(style)}'; img-src data:; worker-src blob:; connect-src 'none'; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    # Chromium runs no modules in the workers of a page from a file.
+    engine = re.sub(r"^export ", "", _web("llamita.js"), flags=re.MULTILINE).replace("import.meta.url", "location.href")
+    worker = engine + "\n" + _web("worker.js")
+    if "</script" in worker.lower() or "</script" in script.lower():
+        raise FormatError("cannot write a page: its scripts contain the end of a script")
+    values = {
+        "POLICY": policy,
+        "GENERATOR": f"llamita {version()}",
+        "TITLE": html.escape(data["name"]),
+        "STYLE": style,
+        "SCRIPT": script,
+    }
+    before, after = _web("page.html").split("@DATA@")
+    yield _filled(before, values)
+    json_text = json.dumps(data, ensure_ascii=False).replace("<", "\\u003c")
+    yield f'<script type="application/json" id="page">{json_text}</script>\n'.encode()
+    yield f'<script type="text/plain" id="worker">{worker}</script>\n'.encode()
+    for name, packed in engines.items():
+        yield _element(name, packed)
+    with open(model, "rb") as file:
+        while part := file.read(PART_BYTES):
+            yield _element("model", part)
+    yield _filled(after, values)
+
+
+def _element(name: str, part: bytes) -> bytes:
+    return b'<script type="text/plain" data-part="%s">%s</script>\n' % (name.encode(), base64.b64encode(part))
+
+
+def _filled(template: str, values: dict[str, str]) -> bytes:
+    return re.sub(r"@([A-Z]+)@", lambda match: values[match[1]], template).encode()
+
+
+def _web(name: str) -> str:
+    return (WEB / name).read_text(encoding="utf-8")
+
+
+def _digest(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

@@ -1,0 +1,57 @@
+// worker.js: computes for a page, in its worker. llamita.js stands before it in the same script.
+
+let model;
+let running; // the AbortController of the text that is generated
+
+const post = (message, transfer = []) => self.postMessage(message, transfer);
+
+self.onmessage = async ({ data }) => {
+  if (data.do === "stop") return running?.abort();
+  try {
+    if (data.do === "load") {
+      model = await load(data.model, { wasm: data.engine, name: data.name });
+      return post({ did: "load", info: model.info, contextTokens: model.contextTokens });
+    }
+    await write(data);
+  } catch (error) {
+    post({ did: "fail", message: error.message, isLost: model === undefined });
+  }
+};
+
+async function write({ prompt, messages, options }) {
+  const controller = new AbortController();
+  running = controller;
+  let tokens = 0;
+  let first = 0;
+  const start = performance.now();
+  const onToken = () => {
+    first ||= performance.now();
+    tokens++;
+  };
+  const given = { ...options, onToken, signal: controller.signal };
+  let waiting = "";
+  let sent = start;
+  try {
+    for await (const piece of messages ? model.chat(messages, given) : model.generate(prompt, given)) {
+      waiting += piece;
+      if (performance.now() - sent < 16) continue; // a frame
+      post({ did: "piece", piece: waiting });
+      waiting = "";
+      sent = performance.now();
+    }
+  } catch (error) {
+    if (!controller.signal.aborted) throw error;
+  } finally {
+    if (running === controller) running = undefined;
+  }
+  if (waiting) post({ did: "piece", piece: waiting });
+  const now = performance.now();
+  const speed = tokens > 1 ? (tokens - 1) / ((now - first) / 1e3) : 0;
+  post({ did: "write", tokens, speed, firstMs: first - start, isStopped: controller.signal.aborted });
+}
+
+try {
+  post({ did: "start", engine: engineFile() });
+} catch (error) {
+  post({ did: "fail", message: error.message, isLost: true });
+}
