@@ -12,11 +12,11 @@ from typing import Annotated, Literal
 from llamita.atomic import check_parent
 from llamita.cli.adapters import other_base_rows
 from llamita.cli.command import VERIFY, parse, requires_extra
-from llamita.cli.next_command import command, has_template, print_next, use_commands
+from llamita.cli.next_command import has_template, print_next, use_commands
 from llamita.cli.progress import progress_bars
 from llamita.config import Option, flag
 from llamita.console import print_table
-from llamita.errors import ConfigError
+from llamita.errors import ConfigError, shell_command
 from llamita.model_card import NO_CARD, ModelCard
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
@@ -107,11 +107,11 @@ def main(argv: list[str]) -> None:
     rows += [("note", note) for note in report.notes]
     print_table(rows, sys.stderr)
     if report.path.suffix == ".bin" and report.tokenizer_path is None:
-        print_next(command("inspect", report.path))
+        print_next(shell_command("inspect", report.path))
     elif report.path.suffix:
         print_next(*use_commands(report.path, can_chat=has_template(report.path), tokenizer=report.tokenizer_path))
     else:
-        print_next(command("sample", report.path))
+        print_next(shell_command("sample", report.path))
 
 
 def export_adapter(flags: ExportFlags, adapter: Path) -> None:
@@ -140,7 +140,7 @@ def export_adapter(flags: ExportFlags, adapter: Path) -> None:
         ))  # fmt: skip
     print_table(rows, sys.stderr)
     model = f"{flags.checkpoint.resolve().name}.gguf"
-    print_next(command("export", flags.checkpoint, model), command("run", model, "--adapter", report.path))
+    print_next(shell_command("export", flags.checkpoint, model), shell_command("run", model, "--adapter", report.path))
 
 
 def parse_bytes(text: str) -> int:

@@ -4,7 +4,6 @@ as a temporary one."""
 from __future__ import annotations
 
 import contextlib
-import shlex
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ import llamita
 from llamita.cli.command import requires_extra
 from llamita.cli.generation import LoadOptions
 from llamita.engine import Model
-from llamita.errors import ConfigError
+from llamita.errors import ConfigError, shell_command
 
 # Larger checkpoints are worth an export that is kept: four bytes a weight are written and read.
 MAX_TEMPORARY_WEIGHTS: Final = 500_000_000
@@ -60,7 +59,7 @@ def _check_folder(path: Path, command: str, doing: str) -> None:
         more = f" (and {len(models) - 1:,} others)" if len(models) > 1 else ""
         raise ConfigError(
             f"cannot {doing} {path}: expected a model file, found a folder with {models[0].name}{more}; use "
-            f"llamita {command} {shlex.quote(str(models[0]))}"
+            f"{shell_command(command, models[0])}"
         )
 
 
@@ -72,7 +71,7 @@ def _export(path: Path, out: Path, doing: str) -> None:
     from llamita.finetune.merge_lora import plain_checkpoint
 
     name = f"{path.resolve().name}.gguf"
-    keep = f"llamita export {shlex.quote(str(path))} {shlex.quote(name)}"
+    keep = shell_command("export", path, name)
     with plain_checkpoint(path, out) as checkpoint:
         num_weights = load_config(checkpoint).num_parameters
         if num_weights > MAX_TEMPORARY_WEIGHTS:
