@@ -7,9 +7,8 @@ what to do. A bug in llamita is an assert, not one of these.
 from __future__ import annotations
 
 import re
-import shlex
 
-_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 MAX_LINE_CHARS = 500
@@ -25,28 +24,7 @@ def clean_line(text: str, limit: int = MAX_LINE_CHARS) -> str:
     if len(text) > limit:
         tail = limit // 3
         text = f"{text[: limit - tail - 3]} … {text[len(text) - tail :]}"
-    return text if text.isprintable() else _UNSAFE.sub("?", text)
-
-
-def shell_command(*words: object) -> str:
-    """A command line of this program, quoted for a shell; it stays as it is in clean_line.
-
-    What clean_line replaces is written as bash and zsh read it, and sh since POSIX 2024: $'caf\\xe9'.
-    """
-    return " ".join(["llamita", *(_shell_word(str(word)) for word in words)])
-
-
-def _shell_word(word: str) -> str:
-    if not _UNSAFE.search(word):
-        return shlex.quote(word)
-    escaped = _UNSAFE.sub(_hexadecimal, word.replace("\\", "\\\\").replace("'", "\\'"))
-    return f"$'{escaped}'"
-
-
-def _hexadecimal(found: re.Match[str]) -> str:
-    is_byte = "\udc80" <= found[0] <= "\udcff"  # of a name that is not UTF-8
-    raw = found[0].encode("utf-8", "surrogateescape" if is_byte else "surrogatepass")
-    return "".join(f"\\x{byte:02x}" for byte in raw)
+    return text if text.isprintable() else UNSAFE.sub("?", text)
 
 
 class LlamitaError(Exception):

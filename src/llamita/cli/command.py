@@ -11,8 +11,9 @@ from typing import Any, TypeVar
 
 from llamita.cli.help import has_color, help_columns, help_text
 from llamita.cli.parser import Fill, Flags, UsageError, parse_arguments
+from llamita.commands import command_line
 from llamita.config import RunConfig
-from llamita.errors import ConfigError, clean_line, shell_command
+from llamita.errors import ConfigError, clean_line
 
 RunFlags = TypeVar("RunFlags", bound=RunConfig)
 
@@ -70,7 +71,7 @@ def card_defaults(given: Mapping[tuple[str, ...], Any]) -> Mapping[tuple[str, ..
 def print_resume(command: str, run: Path, steps: int) -> None:
     """Print how to resume a run that was interrupted."""
     print(f"interrupted at step {steps}; a checkpoint is saved. To resume:", file=sys.stderr)
-    print(f"  {shell_command(command, '--out', run, '--resume')}", file=sys.stderr)
+    print(f"  {command_line(command, '--out', run, '--resume')}", file=sys.stderr)
 
 
 def fail(message: str, code: int = 2) -> int:

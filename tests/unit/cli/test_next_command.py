@@ -17,7 +17,7 @@ pytest.importorskip("torch")
 from llamita.cli import COMMANDS, main
 from llamita.cli.next_command import print_next
 from llamita.cli.parser import parse_arguments
-from llamita.errors import shell_command
+from llamita.commands import command_line
 
 FLAGS = {"train": "Train", "export": "ExportFlags", "run": "RunFlags", "chat": "ChatFlags", "sample": "SampleFlags",
          "inspect": "InspectFlags"}  # fmt: skip
@@ -39,7 +39,7 @@ def next_commands(printed: Any) -> list[list[str]]:
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
 @pytest.mark.parametrize("name", [b"a b", b"caf\xe9", b"it's\n\x1b[1m\\ \xff", "\u2028é".encode(), b"-", b"$HOME"])
 def test_bash_reads_any_name_from_what_is_printed(name: bytes, capsys: pytest.CaptureFixture[str]) -> None:
-    print_next(shell_command("run", Path(os.fsdecode(name))))
+    print_next(command_line("run", Path(os.fsdecode(name))))
     printed = capsys.readouterr().err
     assert printed.startswith("next: llamita run ") and printed.count("\n") == 1 and printed[:-1].isprintable()
     script = "llamita() { printf '%s' \"$2\"; }; " + printed.removeprefix("next: ")
