@@ -124,7 +124,7 @@ def test_gguf_in_llama_cpp(tiny_tokenizers: dict[str, Path], tmp_path: Path, kin
     model = load_model(tmp_path / "model")
     ours = list(generate(model, IDS, 24, temperature=0.0))
     assert greedy_of_llama_cpp(tmp_path / "model.gguf", IDS, 24) == ours
-    import_model(tmp_path / "model.gguf", tmp_path / "again", verify=False)
+    import_model(tmp_path / "model.gguf", tmp_path / "again")
     assert load_config(tmp_path / "again") == load_config(tmp_path / "model")
     close(torch_logits(load_model(tmp_path / "again"), IDS), torch_logits(model, IDS))
     quantize_file(tmp_path / "model.gguf", tmp_path / "q8.gguf", "q8_0")
