@@ -132,7 +132,6 @@ class KeyReader:
     def _value(self, row: GgufKey, default: Any) -> Any:
         if row.use == "required" and row.name not in self.metadata:
             raise FormatError(
-                f"cannot use {self.path}: {self.shown(row.name)} is missing; the file is damaged or not a "
-                f"{self._model}"
+                f"cannot use {self.path}: {self.shown(row.name)} is missing; the file is damaged or not a {self._model}"
             )
         return self.metadata.get(row.name, default)
