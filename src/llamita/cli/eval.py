@@ -13,8 +13,9 @@ from typing import Annotated, Literal
 from llamita.atomic import check_parent
 from llamita.batch_generate import SampleOptions
 from llamita.cli.command import parse, print_note, requires_extra
-from llamita.cli.next_command import export_commands, print_next, use_commands
+from llamita.cli.next_command import print_next
 from llamita.cli.progress import progress_bars
+from llamita.commands import export_commands, use_commands
 from llamita.config import MAX_VALUES, Option, check, check_at_most
 from llamita.console import print_table
 from llamita.data.batches import ScoredDocuments

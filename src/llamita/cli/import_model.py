@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from llamita.cli.command import VERIFY, parse, requires_extra
-from llamita.cli.next_command import export_commands, has_template, print_next
+from llamita.cli.next_command import has_template, print_next
 from llamita.cli.progress import progress_bars
+from llamita.commands import export_commands
 from llamita.config import Option, check, check_at_most
 from llamita.console import print_table
 from llamita.sampling import MAX_TOKENS

@@ -9,8 +9,9 @@ from typing import Annotated
 
 from llamita.atomic import check_parent
 from llamita.cli.command import parse
-from llamita.cli.next_command import has_template, print_next, use_commands
+from llamita.cli.next_command import has_template, print_next
 from llamita.cli.progress import progress_bars
+from llamita.commands import use_commands
 from llamita.config import Option
 from llamita.console import print_table
 

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from llamita.cli.command import card_defaults, parse, requires_extra
-from llamita.cli.next_command import export_commands, print_next
+from llamita.cli.next_command import print_next
 from llamita.cli.prompt import DEFAULT_PROMPT, PromptOptions, check_num_samples, print_header, read_prompt, utf8_text
+from llamita.commands import export_commands
 from llamita.config import Option, check, check_at_most
 from llamita.sampling import DEFAULT_SAMPLING, MAX_TOKENS, SamplingParams
 
