@@ -51,7 +51,8 @@ SHAPES: dict[str, dict[str, Any]] = {
         "intermediate_size": 6144,
     },
     "qwen3": {"architecture": "qwen3", "use_qk_norm": True, "head_dim": 24},
-    "qwen3, heads of one odd pair": {"architecture": "qwen3", "use_qk_norm": True, "head_dim": 2},
+    "qwen3, yarn": {"architecture": "qwen3", "use_qk_norm": True, "rope_scaling": YARN},
+    "qwen3, heads of one pair": {"architecture": "qwen3", "use_qk_norm": True, "head_dim": 2},
     "smollm3": {"architecture": "smollm3", "num_hidden_layers": 5, "no_rope_layers": (3,)},
 }
 
