@@ -419,6 +419,17 @@ typedef struct {
     float bias;
 } llamita_logit_bias;
 
+typedef enum {
+    LLAMITA_CONSTRAINT_FAILED = 0,   /* the request ends with LLAMITA_FINISH_ERROR */
+    LLAMITA_CONSTRAINT_ALLOWS = 1,   /* one of the allowed tokens comes next */
+    LLAMITA_CONSTRAINT_COMPLETE = 2, /* the text ends here */
+} llamita_constraint_result;
+
+/* Decides which tokens may come next in a text. It is called before each new token is picked, by
+ * the thread that steps. last_id: the token picked before, -1 for the first one. allowed: a bit for
+ * each id of the vocabulary, id i in bit i % 32 of allowed[i / 32], all 0 before the call. */
+typedef llamita_constraint_result (*llamita_constraint)(void *state, int32_t last_id, uint32_t *allowed);
+
 /* A text to generate. The caller owns all arrays; submit copies them. */
 typedef struct {
     const int32_t *ids; /* [num_tokens] the prompt */
@@ -434,6 +445,8 @@ typedef struct {
     bool score_prompt;                   /* an event for each token of the prompt but the first */
     const llamita_adapter_use *adapters; /* they must stay open until the request ends */
     size_t num_adapters;
+    llamita_constraint constraint; /* NULL: every token may come */
+    void *constraint_state;        /* for the constraint; must stay valid until the request ends */
 } llamita_request;
 
 typedef enum {
