@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import random
 import re
 import shlex
@@ -119,28 +120,31 @@ def test_every_command_runs(
     qwen = make_checkpoint(Path("Qwen2.5-0.5B-Instruct"), architecture="qwen2", attention_bias=True)
     replace_chat_template(qwen, "chatml")
     shown: dict[str, str] = {}
-    with socket.socket() as free, contextlib.ExitStack() as stack:
+    with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-        free.close()
+    can_serve = importlib.util.find_spec("uvicorn") is not None and shutil.which("curl") is not None
+    with contextlib.ExitStack() as stack:
         for language, block in blocks()[1:]:
             if language == "python":
                 done = subprocess.run([sys.executable, "-c", block], capture_output=True, text=True, timeout=120)
                 assert done.returncode == 0, f"{block}\n{done.stderr}"
                 continue
             for command in commands(block):
-                if command.startswith("llamita serve"):
-                    pytest.importorskip("uvicorn")
+                if not command.startswith(("llamita serve", "curl")):
+                    shown[command] = run(shorter(command), capfd)
+                elif command.startswith("curl") and can_serve:
+                    shown[command] = run(command.replace(":8000/", f":{port}/"), capfd)
+                elif can_serve:
                     stack.enter_context(serving(command, port))
-                elif not command.startswith("curl") or shutil.which("curl"):
-                    shown[command] = run(shorter(command).replace(":8000/", f":{port}/"), capfd)
     assert "<svg" in Path("runs/poems/report.html").read_text(encoding="utf-8")
     assert "| corpus | 400 | 100.0 | 100.0 |" in Path("poems.md").read_text(encoding="utf-8")
     (continued,) = (text for command, text in shown.items() if " -e " in command)
     assert continued.startswith("春夜\n李白\n")
     (ten,) = (text for command, text in shown.items() if " -N 10" in command)
     assert ten.count("\n--- ") + ten.startswith("--- ") == 10
-    assert any(command.startswith("curl") for command in shown) or not shutil.which("curl")
+    answers = [text for command, text in shown.items() if command.startswith("curl")]
+    assert len(answers) == can_serve and all('"choices"' in text for text in answers)
 
 
 def test_poems_in_gb18030_make_the_same_tokens(tmp_path: Path) -> None:
