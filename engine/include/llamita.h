@@ -200,18 +200,19 @@ LLAMITA_API llamita_status llamita_bpe_trainer_open(llamita_bpe_trainer **traine
 LLAMITA_API void llamita_bpe_trainer_close(llamita_bpe_trainer *trainer);
 
 /* Counts the words of documents (passed as to llamita_tokenizer_encode). They are split by the qwen2
- * regular expression, between Han and other characters, and with LLAMITA_BPE_CHARACTERS between all Han characters. Memory: the bytes of the
- * distinct words, plus 40 bytes per distinct word. On failure part of the documents may be counted:
- * close the trainer. */
+ * regular expression, between Han and other characters, and with LLAMITA_BPE_CHARACTERS between all
+ * Han characters. Memory: the bytes of the distinct words, plus 40 bytes per distinct word. On
+ * failure part of the documents may be counted: close the trainer. */
 LLAMITA_API llamita_status llamita_bpe_trainer_add(llamita_bpe_trainer *trainer, const char *text, const uint64_t *ends,
                                                    size_t num_documents, llamita_error *error);
 
 /* Merges pairs until there are num_tokens tokens (including the 256 bytes), no pair occurs
  * min_count times, or capacity merges are written. Tokens are whole characters, or the first bytes
- * of one. Tokens 0 to 255 are the bytes in the order of
- * GPT-2's alphabet; the others follow in the order of their merges. Writes merges[num_merges][3]:
- * the left token, the right token, and the token they become (which may be an earlier one). Memory:
- * about 4 bytes per byte of the distinct words, and 4 for each pair in each of them. */
+ * of one. Tokens 0 to 255 are the bytes in the order of GPT-2's alphabet; the others follow in the
+ * order of their merges. Writes merges[num_merges][4]: the left token, the right token, the token
+ * they become (which may be an earlier one), and how often the pair occurred, which never
+ * increases (at most INT32_MAX). Memory: about 4 bytes per byte of the distinct words, 12 per word,
+ * and 4 for each pair in each of them. */
 LLAMITA_API llamita_status llamita_bpe_trainer_train(const llamita_bpe_trainer *trainer, int32_t num_tokens,
                                                      int64_t min_count, int32_t *merges, size_t capacity,
                                                      size_t *num_merges, llamita_error *error);
