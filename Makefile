@@ -34,6 +34,9 @@ engine: ## the C engine alone, without Python: engine/build/run
 	@PATH="$(CURDIR)/$(BIN):$$PATH" sh -c 'cmake -S engine -B engine/build >/dev/null && cmake --build engine/build --parallel'
 	@echo "built engine/build/run"
 
+amalgamation: ## write the engine as two C files: build/amalgamation/llamita.c and llamita.h
+	@$(PYTHON) engine/scripts/amalgamate.py build/amalgamation
+
 bench: $(VENV)/.dev engine ## tok/s of the engine and of llama.cpp (ARGS="--only 'decode 15M*'"; see benchmarks/README.md)
 	@$(BIN)/python benchmarks/bench.py $(ARGS)
 
@@ -76,4 +79,4 @@ $(VENV)/.compat: $(VENV)/.dev
 $(VENV)/.docs: $(BIN)/pip pyproject.toml constraints.txt
 	@$(INSTALL) mkdocs-material && touch $@
 
-.PHONY: help demo test test-all fuzz compat cross check engine bench gpu docs docs-site clean
+.PHONY: help demo test test-all fuzz compat cross check engine amalgamation bench gpu docs docs-site clean

@@ -75,7 +75,7 @@ extern const kernels kernels_avx2;    /* AVX2, FMA, F16C */
 extern const kernels kernels_avxvnni; /* plus AVX-VNNI; needs LLAMITA_HAS_AVXVNNI */
 #elif defined(__aarch64__)
 extern const kernels kernels_neon;    /* any AArch64 processor */
-extern const kernels kernels_dotprod; /* plus the dot product extension */
+extern const kernels kernels_dotprod; /* plus dot products; needs LLAMITA_HAS_DOTPROD */
 #endif
 
 /* Returns the table of this name, or the fastest that this processor runs if name is NULL or
