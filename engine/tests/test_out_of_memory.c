@@ -214,7 +214,7 @@ end:
 static void run_bpe_trainer(void) {
     const char text[] = "the llama and the other llama saw the llamas; aaaa aaaa abab abab";
     const uint64_t ends[] = {20, sizeof text - 1};
-    int32_t merges[40][3];
+    int32_t merges[40][4];
     size_t num_merges = 0;
     llamita_bpe_trainer *trainer = NULL;
     TRY(llamita_bpe_trainer_open(&trainer, LLAMITA_BPE_WORDS, &error));
