@@ -37,6 +37,10 @@ engine: ## the C engine alone, without Python: engine/build/run
 amalgamation: ## write the engine as two C files: build/amalgamation/llamita.c and llamita.h
 	@$(PYTHON) engine/scripts/amalgamate.py build/amalgamation
 
+programs: $(VENV)/.dev ## build the program for each system that `llamita export --target` knows: src/llamita/programs
+	@$(INSTALL) ziglang
+	@$(BIN)/python engine/scripts/build_programs.py src/llamita/programs
+
 bench: $(VENV)/.dev engine ## tok/s of the engine and of llama.cpp (ARGS="--only 'decode 15M*'"; see benchmarks/README.md)
 	@$(BIN)/python benchmarks/bench.py $(ARGS)
 
@@ -79,4 +83,4 @@ $(VENV)/.compat: $(VENV)/.dev
 $(VENV)/.docs: $(BIN)/pip pyproject.toml constraints.txt
 	@$(INSTALL) mkdocs-material && touch $@
 
-.PHONY: help demo test test-all fuzz compat cross check engine amalgamation bench gpu docs docs-site clean
+.PHONY: help demo test test-all fuzz compat cross check engine amalgamation programs bench gpu docs docs-site clean

@@ -65,7 +65,8 @@ PROLOGUE = """\
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wunused-function"
 #pragma GCC diagnostic ignored "-Wunused-const-variable"
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized" /* wrong once functions of other files are inlined */
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized" /* a guess, wrong where functions are inlined */
+#pragma GCC diagnostic ignored "-Waggressive-loop-optimizations"
 #endif
 
 #if defined(__x86_64__) && (defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11)
