@@ -38,6 +38,13 @@ engine: ## the C engine alone, without Python: engine/build/run
 	@PATH="$(CURDIR)/$(BIN):$$PATH" sh -c 'cmake -S engine -B engine/build >/dev/null && cmake --build engine/build --parallel'
 	@echo "built engine/build/run"
 
+amalgamation: ## write the engine as two C files: build/amalgamation/llamita.c and llamita.h
+	@$(PYTHON) engine/scripts/amalgamate.py build/amalgamation
+
+programs: $(VENV)/.dev ## build the program for each system that `llamita export --target` knows: src/llamita/programs
+	@$(INSTALL) ziglang
+	@$(BIN)/python engine/scripts/build_programs.py src/llamita/programs
+
 bench: $(VENV)/.dev engine ## tok/s of the engine and of llama.cpp (ARGS="--only 'decode 15M*'"; see benchmarks/README.md)
 	@$(BIN)/python benchmarks/bench.py $(ARGS)
 
@@ -80,4 +87,4 @@ $(VENV)/.compat: $(VENV)/.dev
 $(VENV)/.docs: $(BIN)/pip pyproject.toml constraints.txt
 	@$(INSTALL) mkdocs-material && touch $@
 
-.PHONY: help demo test test-all fuzz compat cross wasm check engine bench gpu docs docs-site clean
+.PHONY: help demo test test-all fuzz compat cross wasm check engine amalgamation programs bench gpu docs docs-site clean

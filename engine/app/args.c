@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "inside.h"
 #include "system.h"
 
 _Noreturn void fail(const char *format, ...) {
@@ -83,11 +84,12 @@ static const flag FLAGS[] = {
 };
 enum { NUM_FLAGS = sizeof FLAGS / sizeof *FLAGS };
 
-_Noreturn static void help(void) {
-    printf("usage: run MODEL [PROMPT] [flags]\n\n"
-           "Generates text with a GGUF or llama2.c model: text on stdout, statistics on stderr.\n"
+_Noreturn static void help(bool inside) {
+    printf("usage: %s [PROMPT] [flags]\n\n"
+           "Generates text with %s: text on stdout, statistics on stderr.\n"
            "With -m chat, answers questions: Ctrl-C stops an answer, " END_OF_INPUT_KEY
-           " ends the chat, /help lists commands.\n\n");
+           " ends the chat, /help lists commands.\n\n",
+           inside ? "PROGRAM" : "run MODEL", inside ? "the model in this program" : "a GGUF or llama2.c model");
     for (int i = 0; i < NUM_FLAGS; i++) {
         char usage[64];
         snprintf(usage, sizeof usage, "--%s%s%s", FLAGS[i].name, *FLAGS[i].value ? " " : "", FLAGS[i].value);
@@ -200,15 +202,18 @@ options parse_args(int argc, char **argv) {
                  .repetition_penalty = 1.0,
                  .repetition_window = 64,
                  .num_new_tokens = -1};
+    o.model_path = model_inside(&o.mode);
+    o.model_inside = o.model_path != NULL;
     for (int i = 1; i < argc; i++) {
         const char *word = argv[i], *value;
-        if (strcmp(word, "-h") == 0 || strcmp(word, "--help") == 0) help();
+        if (strcmp(word, "-h") == 0 || strcmp(word, "--help") == 0) help(o.model_inside);
         if (strcmp(word, "-V") == 0 || strcmp(word, "--version") == 0) {
             printf("llamita %s (%s kernels)\n", llamita_version(), llamita_kernels());
             exit(0);
         }
         if (word[0] != '-' || word[1] == 0) {
-            if (o.model_path && o.prompt) fail("expected one model and one prompt, found more: %s", word);
+            if (o.model_path && o.prompt)
+                fail("expected %s one prompt, found more: %s", o.model_inside ? "at most" : "one model and", word);
             *(o.model_path ? &o.prompt : &o.model_path) = word;
             continue;
         }

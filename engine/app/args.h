@@ -15,6 +15,7 @@ typedef struct {
     int64_t top_k, repetition_window, num_new_tokens, num_threads, context_tokens;
     uint64_t seed;
     bool seed_given, no_rolling, verbose, escape;
+    bool model_inside;                          /* this program: model_path is its own */
     const char *adapters[LLAMITA_MAX_ADAPTERS]; /* FILE or FILE:SCALE */
     size_t num_adapters;
 } options;

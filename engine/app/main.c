@@ -65,6 +65,18 @@ static void use_adapters(const app *a, const options *o) {
     for (size_t i = 0; i < o->num_adapters; i++) llamita_adapter_close(uses[i].adapter);
 }
 
+static void open_sampler(app *a, const options *o, uint64_t seed) {
+    llamita_error error;
+    const llamita_sampler_params sampler = {.temperature = (float)o->temperature,
+                                            .top_k = (int32_t)o->top_k,
+                                            .top_p = (float)o->top_p,
+                                            .min_p = (float)o->min_p,
+                                            .repetition_penalty = (float)o->repetition_penalty,
+                                            .repetition_window = (int32_t)o->repetition_window,
+                                            .seed = seed};
+    check(llamita_sampler_open(&sampler, a->info.vocab_size, &a->sampler, &error), &error);
+}
+
 static void open_all(app *a, const options *o) {
     const double start = system_seconds();
     llamita_error error;
@@ -89,24 +101,15 @@ static void open_all(app *a, const options *o) {
         .speculation = (llamita_speculation)parse_enum("speculation", o->speculation, "auto off always")};
     check(llamita_session_open(a->model, &session, &a->session, &error), &error);
     use_adapters(a, o);
-    const llamita_sampler_params sampler = {.temperature = (float)o->temperature,
-                                            .top_k = (int32_t)o->top_k,
-                                            .top_p = (float)o->top_p,
-                                            .min_p = (float)o->min_p,
-                                            .repetition_penalty = (float)o->repetition_penalty,
-                                            .repetition_window = (int32_t)o->repetition_window,
-                                            .seed = o->seed};
-    check(llamita_sampler_open(&sampler, a->info.vocab_size, &a->sampler, &error), &error);
+    open_sampler(a, o, o->seed);
     a->load_seconds = system_seconds() - start;
 }
 
 /* ------------------------------------------------------------------ generating */
 
 /* Encodes the prompt, with BOS if the file asks for it or the prompt is empty. */
-static void encode_prompt(app *a, const options *o) {
+static void encode_prompt(app *a, const char *prompt, size_t num_bytes) {
     llamita_error error;
-    size_t num_bytes;
-    char *prompt = read_prompt(o, true, &num_bytes);
     const size_t capacity = 2 * num_bytes + 2;
     const bool add_bos = a->info.add_bos || num_bytes == 0;
     if (num_bytes == 0 && a->info.bos_id < 0)
@@ -116,7 +119,6 @@ static void encode_prompt(app *a, const options *o) {
     const int flags = add_bos ? LLAMITA_ENCODE_BOS : LLAMITA_ENCODE_PLAIN;
     check(llamita_encode(a->model, prompt, num_bytes, flags, a->prompt_ids, capacity, &a->num_prompt_ids, &error),
           &error);
-    free(prompt);
     const size_t room = (size_t)llamita_session_context_tokens(a->session);
     if (a->num_prompt_ids > room)
         fail("-i: expected at most %zu tokens (the context), found %zu; shorten the prompt", room, a->num_prompt_ids);
@@ -213,6 +215,39 @@ static void close_all(app *a, output *out) {
     free(out->bytes);
 }
 
+static void generate_text(app *a, const options *o, output *out, const char *prompt, size_t num_bytes) {
+    encode_prompt(a, prompt, num_bytes);
+    generate(a, o, out);
+    if (!out->closed && (putchar('\n') == EOF || fflush(stdout) != 0) && !system_is_broken_pipe(errno))
+        fail("writing the text to stdout: %s", strerror(errno));
+}
+
+/* Asks how a text begins and continues it, again and again, each time with the next seed. A program
+ * with a model inside does so where it is started without a prompt. */
+static void generate_texts(app *a, const options *o, output *out) {
+    llamita_error error;
+    char *line = NULL;
+    size_t capacity = 0;
+    for (uint64_t seed = o->seed; !out->closed; seed++) {
+        fputs("How does the text begin? (" END_OF_INPUT_KEY " ends) > ", stderr);
+        system_catch_interrupts(false);
+        ptrdiff_t length = system_read_line(&line, &capacity);
+        if (length < 0) break;
+        while (length > 0 && strchr("\r\n", line[length - 1])) length--;
+        system_catch_interrupts(true);
+        interrupted = false;
+        check(llamita_session_rewind(a->session, 0, &error), &error);
+        llamita_sampler_close(a->sampler);
+        open_sampler(a, o, seed);
+        free(a->prompt_ids);
+        a->num_generated = a->num_decoded = 0;
+        generate_text(a, o, out, line, (size_t)length);
+        out->num_bytes = 0; /* drop an incomplete character */
+    }
+    fputs("\n", stderr);
+    free(line);
+}
+
 int main(int argc, char **argv) {
     if (!system_start(&argc, &argv)) fail("out of memory for the arguments");
     const options o = parse_args(argc, argv);
@@ -225,10 +260,15 @@ int main(int argc, char **argv) {
         close_all(&a, &out);
         return code;
     }
-    encode_prompt(&a, &o);
-    generate(&a, &o, &out);
-    if (!out.closed && (putchar('\n') == EOF || fflush(stdout) != 0) && !system_is_broken_pipe(errno))
-        fail("writing the text to stdout: %s", strerror(errno));
+    if (o.model_inside && !o.prompt && !o.prompt_file && system_is_terminal(stdin)) {
+        generate_texts(&a, &o, &out);
+        close_all(&a, &out);
+        return out.closed ? EXIT_BROKEN_PIPE : 0;
+    }
+    size_t num_bytes;
+    char *prompt = read_prompt(&o, true, &num_bytes);
+    generate_text(&a, &o, &out, prompt, num_bytes);
+    free(prompt);
     report(&a, &o, &out);
     close_all(&a, &out);
     return a.stop == STOP_INTERRUPT ? EXIT_INTERRUPTED : a.stop == STOP_BROKEN_PIPE ? EXIT_BROKEN_PIPE : 0;

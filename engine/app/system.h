@@ -37,6 +37,9 @@ bool system_stdin_is_piped(void);
  * nothing yet. Systems that cannot wait return true. */
 bool system_wait_for_stdin(int milliseconds);
 
+/* The path of this program in UTF-8, which the caller frees. NULL: the system does not say. */
+char *system_program_path(void);
+
 /* Opens a file for reading bytes; path is UTF-8. NULL: see errno. */
 FILE *system_open_file(const char *path);
 

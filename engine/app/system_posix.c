@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <poll.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <time.h>
@@ -11,6 +12,9 @@
 
 #if !defined(__wasi__)
 #include <signal.h>
+#endif
+#if defined(__APPLE__)
+#include <mach-o/dyld.h>
 #endif
 
 atomic_bool interrupted;
@@ -50,6 +54,20 @@ bool system_stdin_is_piped(void) {
 bool system_wait_for_stdin(int milliseconds) {
     struct pollfd input = {.fd = STDIN_FILENO, .events = POLLIN};
     return poll(&input, 1, milliseconds) != 0;
+}
+
+char *system_program_path(void) {
+    enum { MAX_PATH_BYTES = 1 << 16 };
+    char *path = calloc(MAX_PATH_BYTES, 1);
+    if (!path) return NULL;
+#if defined(__APPLE__)
+    uint32_t num_bytes = MAX_PATH_BYTES;
+    if (_NSGetExecutablePath(path, &num_bytes) == 0) return path;
+#elif !defined(__wasi__)
+    if (readlink("/proc/self/exe", path, MAX_PATH_BYTES - 1) > 0) return path;
+#endif
+    free(path);
+    return NULL;
 }
 
 FILE *system_open_file(const char *path) { return fopen(path, "rb"); }

@@ -142,6 +142,16 @@ bool system_wait_for_stdin(int milliseconds) {
     return true;
 }
 
+char *system_program_path(void) {
+    enum { MAX_UNITS = 1 << 15 }; /* the longest path of the system */
+    wchar_t *wide = malloc(MAX_UNITS * sizeof *wide);
+    const DWORD count = wide ? GetModuleFileNameW(NULL, wide, MAX_UNITS) : 0;
+    int num_bytes;
+    char *path = count > 0 && count < MAX_UNITS ? to_utf8(wide, (int)count, &num_bytes) : NULL;
+    free(wide);
+    return path;
+}
+
 FILE *system_open_file(const char *path) {
     const int num_units = MultiByteToWideChar(CP_UTF8, MB_ERR_INVALID_CHARS, path, -1, NULL, 0);
     wchar_t *wide = num_units > 0 ? malloc((size_t)num_units * sizeof *wide) : NULL;

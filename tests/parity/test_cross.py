@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from llamita.convert import program
 from llamita.engine.model import PACKAGED_MODEL
 
 pytestmark = pytest.mark.cross
@@ -157,3 +158,32 @@ def test_ctrl_c_on_windows(tiny_models: Any, tmp_path: Path) -> None:
         while time.monotonic() < deadline and os.read(terminal, 1 << 16):
             pass
     assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 130
+
+
+@pytest.mark.parametrize(
+    ("target", "name"),
+    [
+        ("x86_64-windows-gnu", "windows-x86_64"),
+        ("aarch64-linux-musl", "linux-arm64"),
+        ("x86_64-linux-musl", "linux-x86_64"),
+    ],
+)
+def test_a_program_with_the_model_inside(
+    target: str, name: str, engine_build: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It finds its model by a name most code pages cannot spell, and says the bytes of `run`; cut, it says so."""
+    runner = command(target, "run", folder)[:-1]
+    built = build(target, "run") / ("run.exe" if "windows" in target else "run")
+    monkeypatch.setattr(program, "program_path", lambda target: built)
+    path = folder / ("故事 é.exe" if "windows" in target else "故事 é")
+    program.write_program(PACKAGED_MODEL, path, name)
+    for prompt in PROMPTS:
+        words = ["-s", "3", "-n", "40", "-i", prompt]
+        here = run([str(engine_build / "run"), "模型 é.gguf", *words], folder)
+        there = run([*runner, str(path), *words], folder)
+        assert there.returncode == 0, there.stderr
+        assert there.stdout == here.stdout, words
+    path.write_bytes(path.read_bytes()[:-5000])
+    done = run([*runner, str(path)], folder)
+    assert done.returncode == 2
+    assert done.stderr.decode().startswith("run: the model in this program is cut off; copy or download it again: ")

@@ -77,7 +77,7 @@ extern const kernels kernels_avx2;    /* AVX2, FMA, F16C */
 extern const kernels kernels_avxvnni; /* plus AVX-VNNI; needs LLAMITA_HAS_AVXVNNI */
 #elif defined(__aarch64__)
 extern const kernels kernels_neon;    /* any AArch64 processor */
-extern const kernels kernels_dotprod; /* plus the dot product extension */
+extern const kernels kernels_dotprod; /* plus dot products; needs LLAMITA_HAS_DOTPROD */
 #elif defined(__wasm_simd128__)
 extern const kernels kernels_wasm; /* "simd128", or "relaxed" where compiled for relaxed SIMD */
 #endif

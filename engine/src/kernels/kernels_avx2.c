@@ -5,10 +5,11 @@
  * eight rows each. Tile sizes are literals so that the compiler unrolls the loops over them. With
  * one column (decoding), a tile reads panels as fast as memory delivers them; several columns share
  * what was loaded and unpacked for one. */
-#include "kernels/float_math.h"
-#include "kernels/kernels.h"
+#include "kernels/kernels_avx2.h"
 
-#if defined(__AVX2__)
+#include "kernels/float_math.h"
+
+#if defined(__x86_64__)
 #include <immintrin.h>
 #include <math.h>
 
@@ -20,15 +21,6 @@
 #endif
 #define LANES 8
 #define MAX_COLUMNS 8 /* of a tile of quantized weights */
-
-/* Shared with kernels_avxvnni.c. */
-matmul_kernel avx2_matmul_f32, avx2_matmul_f16, avx2_matmul_bf16, avx2_matmul_i8;
-void avx2_quantize(const float *values, int64_t length, activation_block *blocks);
-void avx2_to_halves(const float *values, int64_t length, uint16_t *halves);
-float avx2_sum_of_squares(const float *values, int64_t length);
-float avx2_maximum(const float *values, int64_t length);
-float avx2_exp_and_sum(float *values, int64_t length, float shift);
-void avx2_swiglu(float *gate, const float *up, int64_t length);
 
 INLINE float sum_lanes(__m256 lanes) {
     const __m128 four = _mm_add_ps(_mm256_castps256_ps128(lanes), _mm256_extractf128_ps(lanes, 1));

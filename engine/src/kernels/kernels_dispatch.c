@@ -16,7 +16,9 @@ static int find_tables(const kernels *tables[MAX_TABLES]) {
 #endif
     if (platform_has_avx2()) tables[count++] = &kernels_avx2;
 #elif defined(__aarch64__)
+#if defined(LLAMITA_HAS_DOTPROD)
     if (platform_has_arm_dot_product()) tables[count++] = &kernels_dotprod;
+#endif
     tables[count++] = &kernels_neon;
 #elif defined(__wasm_simd128__)
     tables[count++] = &kernels_wasm;

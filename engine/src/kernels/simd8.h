@@ -1,13 +1,11 @@
-/* simd8.h: a vector of eight floats: an AVX2 register if the including file is compiled for it,
- * else plain C. Both give the same bits: every operation rounds on its own, and no input is NaN. */
-#ifndef LLAMITA_SIMD8_H
-#define LLAMITA_SIMD8_H
-
+/* simd8.h: a vector of eight floats: with SIMD8_AVX2 an AVX2 register, else plain C. Both give the
+ * same bits: every operation rounds on its own, and no input is NaN. No include guard: part of
+ * quantize_rows.h, which is compiled twice. */
 #include <stdint.h>
 
 #include "kernels/panel.h"
 
-#if defined(__AVX2__) && defined(__F16C__)
+#if defined(SIMD8_AVX2)
 
 #include <immintrin.h>
 
@@ -105,7 +103,5 @@ static inline void simd8_transpose(const float *rows, int stride, simd8 *columns
 }
 
 #undef SIMD8_EACH
-
-#endif
 
 #endif

@@ -15,7 +15,7 @@
 #include "kernels/float_math.h"
 #include "runtime/error.h"
 
-enum { MAX_TOKENS = 1 << 30, LANES = 16, ROWS = 16, BLOCK = ROWS * LANES };
+enum { MAX_TOKENS = 1 << 30, COLUMNS = 16, ROWS = 16, BLOCK = ROWS * COLUMNS };
 
 struct llamita_sampler {
     llamita_sampler_params params;
@@ -26,7 +26,7 @@ struct llamita_sampler {
     int32_t num_recent, next_recent;
 
     float *logits;  /* [num_blocks][BLOCK] a copy, if a penalty or a partial last block needs one */
-    float *peaks;   /* [num_blocks][LANES] the largest logit of each column of a block */
+    float *peaks;   /* [num_blocks][COLUMNS] the largest logit of each column of a block */
     float *scratch; /* [num_blocks][BLOCK] */
 
     /* The candidates: all tokens, or (use_ids) those that top-k leaves. */
@@ -124,7 +124,7 @@ static const float *penalize(llamita_sampler *s, const float *logits) {
 
 /* ------------------------------------------------------------------ loops over the vocabulary */
 
-/* A block is ROWS rows of LANES. Sums and maxima run down the columns, so compilers can vectorize
+/* A block is ROWS rows of COLUMNS. Sums and maxima run down the columns, so compilers can vectorize
  * them. The AVX2 clones give the same bits: CMakeLists.txt forbids fusing and reordering of
  * floating-point operations. ThreadSanitizer crashes on clones: their resolver runs before it
  * starts. */
@@ -143,19 +143,19 @@ static const float *penalize(llamita_sampler *s, const float *logits) {
 
 /* Fills peaks with the largest value of each column. False if a value is not finite. */
 VECTOR static bool survey(const float *restrict values, int32_t num_blocks, float *restrict peaks) {
-    float damage[LANES] = {0}, sum = 0; /* only finite values times 0 are 0 */
-    for (int32_t b = 0; b < num_blocks; b++, values += BLOCK, peaks += LANES)
-        for (int j = 0; j < LANES; j++) {
+    float damage[COLUMNS] = {0}, sum = 0; /* only finite values times 0 are 0 */
+    for (int32_t b = 0; b < num_blocks; b++, values += BLOCK, peaks += COLUMNS)
+        for (int j = 0; j < COLUMNS; j++) {
             float largest = values[j], zero = values[j] * 0.0f;
             for (int row = 1; row < ROWS; row++) {
-                const float value = values[row * LANES + j];
+                const float value = values[row * COLUMNS + j];
                 largest = value > largest ? value : largest;
                 zero += value * 0.0f;
             }
             peaks[j] = largest;
             damage[j] += zero;
         }
-    for (int j = 0; j < LANES; j++) sum += damage[j];
+    for (int j = 0; j < COLUMNS; j++) sum += damage[j];
     return sum == 0.0f;
 }
 
@@ -189,11 +189,11 @@ VECTOR static void weigh(const float *restrict logits, int32_t num_blocks, float
 VECTOR static double mass_from(const float *weights, int32_t num_blocks, float least) {
     double total = 0;
     for (int32_t b = 0; b < num_blocks; b++, weights += BLOCK) {
-        float lane[LANES];
-        for (int j = 0; j < LANES; j++) {
+        float lane[COLUMNS];
+        for (int j = 0; j < COLUMNS; j++) {
             float mass = 0;
             for (int row = 0; row < ROWS; row += 2) {
-                const float first = weights[row * LANES + j], second = weights[(row + 1) * LANES + j];
+                const float first = weights[row * COLUMNS + j], second = weights[(row + 1) * COLUMNS + j];
                 mass += (first >= least ? first : 0.0f) + (second >= least ? second : 0.0f);
             }
             lane[j] = mass;
@@ -308,7 +308,7 @@ static void apply(llamita_sampler *s, cut c, double unit) {
 static int32_t first_of(const llamita_sampler *s, const float *logits, float largest) {
     int32_t column = 0;
     while (s->peaks[column] < largest) column++;
-    int32_t id = column / LANES * BLOCK;
+    int32_t id = column / COLUMNS * BLOCK;
     while (logits[id] < largest) id++;
     return id;
 }
@@ -322,7 +322,7 @@ static void softmax(llamita_sampler *s, const float *logits, float largest, floa
 /* Like softmax, but keeps only the k most probable tokens: first those that reach the k-th largest
  * peak, which are few and at least k, then exactly k. */
 static void softmax_of_top_k(llamita_sampler *s, const float *logits, float largest, float scale, int32_t k) {
-    const int32_t num_peaks = s->num_blocks * LANES, peak_blocks = pad(s->peaks, num_peaks, -INFINITY);
+    const int32_t num_peaks = s->num_blocks * COLUMNS, peak_blocks = pad(s->peaks, num_peaks, -INFINITY);
     weigh(s->peaks, peak_blocks, largest, scale, s->weights);
     const float floor = find_cut(s->weights, peak_blocks, count_from, k, FLT_MIN, s->scratch).weight;
     float limit = k < num_peaks && floor > FLT_MIN ? largest : -FLT_MAX; /* too few peaks: all */
@@ -383,7 +383,7 @@ llamita_status llamita_sampler_pick(llamita_sampler *s, const float *logits, int
             "cannot pick a token: expected finite logits, found infinity or NaN; the model's weights are damaged");
     pad(s->logits, s->vocab_size, -INFINITY); /* weight 0 */
     float largest = s->peaks[0];
-    for (int32_t i = 1; i < s->num_blocks * LANES; i++) largest = s->peaks[i] > largest ? s->peaks[i] : largest;
+    for (int32_t i = 1; i < s->num_blocks * COLUMNS; i++) largest = s->peaks[i] > largest ? s->peaks[i] : largest;
     if (p->temperature == 0.0f) {
         *id = first_of(s, logits, largest);
         return LLAMITA_OK;

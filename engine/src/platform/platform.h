@@ -22,6 +22,7 @@ typedef struct {
     void *bytes; /* the whole contents, read-only; NULL if the file is empty */
     size_t num_bytes, num_private_bytes;
     intptr_t handle;
+    size_t before, after; /* bytes of the file around these, see platform_file_narrow */
 } platform_file;
 
 #define PLATFORM_REASON_BYTES 160
@@ -29,6 +30,16 @@ typedef struct {
 /* path: UTF-8. whole: copy all of it. On failure returns false and writes why to reason[PLATFORM_REASON_BYTES]. */
 bool platform_file_open(const char *path, bool whole, platform_file *file, char *reason);
 void platform_file_close(platform_file *file);
+
+/* From now on the contents are only this part of them. */
+static inline void platform_file_narrow(platform_file *file, size_t offset, size_t num_bytes) {
+    file->before += offset;
+    file->after += file->num_bytes - offset - num_bytes;
+    file->bytes = (char *)file->bytes + offset;
+    file->num_private_bytes = file->num_private_bytes > offset ? file->num_private_bytes - offset : 0;
+    if (file->num_private_bytes > num_bytes) file->num_private_bytes = num_bytes;
+    file->num_bytes = num_bytes;
+}
 
 /* Copies bytes of the file to `to`. False: they are not in the file any more, or reading failed.
  * Several threads may read at once. */

@@ -42,6 +42,7 @@
 #define MAX_READ_BYTES ((size_t)1 << 30)
 
 bool platform_file_read(const platform_file *file, size_t offset, void *to, size_t num_bytes) {
+    offset += file->before;
     for (char *at = to; num_bytes > 0;) {
         const size_t wanted = num_bytes < MAX_READ_BYTES ? num_bytes : MAX_READ_BYTES;
         const ssize_t count = pread((int)file->handle, at, wanted, (off_t)offset);
@@ -113,7 +114,8 @@ bool platform_file_open(const char *path, bool whole, platform_file *file, char 
 }
 
 void platform_file_close(platform_file *file) {
-    if (file->bytes) platform_pages_free(file->bytes, file->num_bytes);
+    if (file->bytes)
+        platform_pages_free((char *)file->bytes - file->before, file->before + file->num_bytes + file->after);
     close((int)file->handle);
     *file = (platform_file){.handle = -1};
 }

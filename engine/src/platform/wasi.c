@@ -41,7 +41,7 @@ bool platform_file_open(const char *path, bool whole, platform_file *file, char 
 }
 
 void platform_file_close(platform_file *file) {
-    free(file->bytes);
+    if (file->bytes) free((char *)file->bytes - file->before);
     *file = (platform_file){0};
 }
 

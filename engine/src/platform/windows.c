@@ -79,12 +79,13 @@ bool platform_file_open(const char *path, bool whole, platform_file *file, char 
 }
 
 void platform_file_close(platform_file *file) {
-    if (file->bytes) UnmapViewOfFile(file->bytes);
+    if (file->bytes) UnmapViewOfFile((char *)file->bytes - file->before);
     if ((HANDLE)file->handle != INVALID_HANDLE_VALUE) CloseHandle((HANDLE)file->handle);
     *file = (platform_file){.handle = (intptr_t)INVALID_HANDLE_VALUE};
 }
 
 bool platform_file_read(const platform_file *file, size_t offset, void *to, size_t num_bytes) {
+    offset += file->before;
     for (char *at = to; num_bytes > 0;) {
         OVERLAPPED position = {0};
         const DWORD wanted = num_bytes < INT_MAX ? (DWORD)num_bytes : INT_MAX;

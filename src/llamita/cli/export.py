@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import sys
+import tempfile
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -28,21 +29,29 @@ class ExportFlags:
     """Write a checkpoint as one model file that runs anywhere.
 
     NAME.gguf is for llamita, llama.cpp, Ollama and LM Studio, and includes the tokenizer. NAME.bin
-    is for llama2.c, with tokenizer.bin beside it. Any other NAME becomes a Hugging Face folder.
-    Memory holds one tensor at a time.
+    is for llama2.c, with tokenizer.bin beside it. NAME.exe, or NAME with --as program, is one
+    program with the model inside: it chats, or asks how a text begins. Any other NAME becomes a
+    Hugging Face folder. Memory holds one tensor at a time.
     """
 
     examples = (
         "llamita export runs/my my.gguf",
         "llamita export runs/my my.gguf --type q4_k_m",
         "llamita export smollm2 lora.gguf --adapter runs/lora",
+        "llamita export runs/my stories.exe --target windows-x86_64",
     )
 
     checkpoint: Annotated[Path, Option(positional=True)]
     """Checkpoint (a Hugging Face folder), or run directory for its best checkpoint. An adapter
-    (LoRA) is merged into its base checkpoint."""
+    (LoRA) is merged into its base checkpoint. For a program, also a .gguf."""
     out: Annotated[Path, Option(positional=True)]
-    """NAME.gguf or NAME.bin (replaced if it exists), or a new folder, in a folder that exists."""
+    """NAME.gguf, NAME.bin or a program (replaced if it exists), or a new folder, in a folder that
+    exists."""
+    as_: Annotated[Literal["program"] | None, Option("{program}", name="as")] = None
+    """Write one program with the model inside. Default: by NAME."""
+    target: Annotated[str | None, Option("SYSTEM")] = None
+    """System of the program: linux-x86_64, linux-arm64, windows-x86_64 or windows-arm64. Default:
+    this machine's; for NAME.exe Windows on this machine's processor."""
     type: Annotated[str | None, Option("TYPE", short="t")] = None
     """Type of the matrices in a .gguf: f32 is exact; f16, bf16 take half the bytes; q8_0 a quarter
     (default); q6_k, q5_k, q5_1, q5_0 less; q4_k_m (q4_k, with the most sensitive matrices in q6_k),
@@ -68,8 +77,13 @@ class ExportFlags:
 def main(argv: list[str]) -> None:
     flags = parse(ExportFlags, argv, "llamita export")
     check_parent(flags.out)
+    is_program = flags.as_ is not None or flags.out.suffix.lower() == ".exe"
+    if flags.target is not None and not is_program:
+        raise ConfigError(f"cannot export {flags.out}: --target: expected --as program with it, found none")
     if flags.adapter is not None:
         return export_adapter(flags, flags.adapter)
+    if is_program:
+        return export_program(flags)
     with requires_extra("train"):
         from llamita.convert.export import export
         from llamita.finetune.merge_lora import plain_checkpoint
@@ -113,6 +127,42 @@ def main(argv: list[str]) -> None:
         print_next(*use_commands(report.path, can_chat=has_template(report.path), tokenizer=report.tokenizer_path))
     else:
         print_next(command_line("sample", report.path))
+
+
+def export_program(flags: ExportFlags) -> None:
+    """Export with --as program. A .gguf goes into the program as it is. Raises ConfigError."""
+    from llamita.convert.program import can_chat, program_path, this_target, write_program
+
+    target = flags.target
+    if target is None:
+        target = this_target()
+        if flags.out.suffix.lower() == ".exe":
+            target = f"windows-{target.split('-')[1]}"
+    program_path(target)  # refuse now what cannot be written
+    for name in ("version", "dtype", "shard_size", "modelfile"):
+        if getattr(flags, name):
+            raise ConfigError(f"cannot export {flags.out}: {flag(name)}: not for a program, whose model is a .gguf")
+    with tempfile.TemporaryDirectory(prefix="llamita-") as folder:
+        model = flags.checkpoint
+        if model.suffix == ".gguf" and model.is_file():
+            if flags.type is not None or flags.card != NO_CARD:
+                raise ConfigError(f"cannot export {model}: --type, model card: a .gguf goes into a program as it is")
+        else:
+            model = Path(folder) / "model.gguf"
+            with requires_extra("train"):
+                from llamita.convert.export import export
+                from llamita.finetune.merge_lora import plain_checkpoint
+
+                with plain_checkpoint(flags.checkpoint, flags.out) as checkpoint, progress_bars(in_bytes=True) as bars:
+                    export(checkpoint, model, flags.type, card=flags.card, verify=VERIFY[flags.verify], progress=bars)
+        num_bytes = write_program(model, flags.out, target)
+        starts = "a chat" if can_chat(model) else "asking how a text begins"
+    rows = [
+        ("wrote", f"{flags.out}, {num_bytes:,} bytes"),
+        ("system", target),
+        ("starts", f"{starts}; --help lists what else it does"),
+    ]
+    print_table(rows, sys.stderr)
 
 
 def export_adapter(flags: ExportFlags, adapter: Path) -> None:
