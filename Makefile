@@ -24,8 +24,12 @@ compat: $(VENV)/.compat ## the stock runtimes load our files: transformers, peft
 	@$(BIN)/python -m pytest -m compat tests
 
 cross: $(VENV)/.dev ## build the engine for Windows, macOS, musl, ARM and WebAssembly with zig; run it under wine, qemu and node
-	@$(INSTALL) ziglang
+	@$(INSTALL) ziglang scikit-build-core auditwheel pefile
 	@$(BIN)/python -m pytest -m cross tests
+
+wheels: $(BIN)/pip ## build the wheels of every system, and the source archive, on this one: dist/ (docs/releasing.md)
+	@$(INSTALL) cmake ninja ziglang scikit-build-core
+	@$(BIN)/python engine/scripts/build_wheels.py $(ARGS)
 
 check: $(VENV)/.dev ## ruff, mypy, clang-format
 	@BIN=$(BIN) sh tests/run_all.sh check
@@ -76,4 +80,4 @@ $(VENV)/.compat: $(VENV)/.dev
 $(VENV)/.docs: $(BIN)/pip pyproject.toml constraints.txt
 	@$(INSTALL) mkdocs-material && touch $@
 
-.PHONY: help demo test test-all fuzz compat cross check engine bench gpu docs docs-site clean
+.PHONY: help demo test test-all fuzz compat cross wheels check engine bench gpu docs docs-site clean
