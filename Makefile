@@ -27,7 +27,7 @@ cross: $(VENV)/.dev ## build the engine for Windows, macOS, musl, ARM and WebAss
 	@$(INSTALL) ziglang scikit-build-core auditwheel pefile
 	@$(BIN)/python -m pytest -m cross tests
 
-wheels: $(BIN)/pip ## build the wheels of every system, and the source archive, on this one: dist/ (docs/releasing.md)
+wheels: $(BIN)/pip ## build the wheels of every system, and the source archive, on this one: dist/
 	@$(INSTALL) cmake ninja ziglang scikit-build-core
 	@$(BIN)/python engine/scripts/build_wheels.py $(ARGS)
 

@@ -51,6 +51,7 @@ def cmake_options(target: str) -> dict[str, str]:
         "ZIG": str(find_zig()),
         "ZIG_TARGET": target,
         "LLAMITA_WERROR": "ON",
+        "CMAKE_INSTALL_SO_NO_EXE": "ON",  # else the mode of the library depends on the Linux that builds it
     }
 
 
