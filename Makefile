@@ -24,12 +24,17 @@ compat: $(VENV)/.compat ## the stock runtimes load our files: transformers, peft
 	@$(BIN)/python -m pytest -m compat tests
 
 cross: $(VENV)/.dev ## build the engine for Windows, macOS, musl, ARM and WebAssembly with zig; run it under wine, qemu and node
-	@$(INSTALL) ziglang
+	@$(INSTALL) ziglang scikit-build-core auditwheel pefile
 	@$(BIN)/python -m pytest -m cross tests
 
 wasm: $(VENV)/.dev ## build the engine for browsers and Node with zig: js/llamita.wasm, js/llamita-relaxed.wasm
 	@$(INSTALL) ziglang
 	@$(BIN)/python js/build.py
+
+wheels: $(BIN)/pip ## build the wheels of every system, and the source archive, on this one: dist/
+	@$(INSTALL) cmake ninja ziglang scikit-build-core
+	@$(BIN)/python js/build.py
+	@$(BIN)/python engine/scripts/build_wheels.py $(ARGS)
 
 check: $(VENV)/.dev ## ruff, mypy, clang-format
 	@BIN=$(BIN) sh tests/run_all.sh check
@@ -87,4 +92,5 @@ $(VENV)/.compat: $(VENV)/.dev
 $(VENV)/.docs: $(BIN)/pip pyproject.toml constraints.txt
 	@$(INSTALL) mkdocs-material && touch $@
 
-.PHONY: help demo test test-all fuzz compat cross wasm check engine amalgamation programs bench gpu docs docs-site clean
+.PHONY: help demo test test-all fuzz compat cross wasm wheels check engine amalgamation programs bench gpu docs docs-site \
+    clean

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib.util
 import os
 import shutil
 import subprocess
@@ -24,11 +23,15 @@ from llamita.engine.model import PACKAGED_MODEL
 pytestmark = pytest.mark.cross
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "engine" / "scripts"))
+
+from build_wheels import build_folder, cmake_options, find_zig  # noqa: E402
+
 NODE_HOST = Path(__file__).parent / "wasi_host.mjs"
-BUILT_ONLY = ("aarch64-linux-gnu.2.28", "aarch64-windows-gnu", "x86_64-macos", "aarch64-macos")
+BUILT_ONLY = ("aarch64-linux-gnu.2.17", "aarch64-windows-gnu", "x86_64-macos.11.0", "aarch64-macos.11.0")
 # The command before the program; "" is nothing.
 RUNNERS = {
-    "x86_64-linux-gnu.2.28": "",
+    "x86_64-linux-gnu.2.17": "",
     "x86_64-linux-musl": "",
     "aarch64-linux-musl": "qemu-aarch64-static",
     "x86_64-windows-gnu": "wine",
@@ -45,17 +48,15 @@ PROMPTS = ("", "Once upon a time", "The little llama", "小诗 né 🦙", "a\tb\
 @functools.cache
 def build(target: str, *names: str) -> Path:
     """build/cross/TARGET with these programs."""
-    if not (found := importlib.util.find_spec("ziglang")) or not found.origin:
+    if not find_zig():
         pytest.skip("zig is not installed (pip install ziglang)")
-    zig = Path(found.origin).parent / "zig"
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     cmake = shutil.which("cmake", path=path)
     assert cmake, "cmake is needed: pip install 'llamita[dev]'"
-    folder = ROOT / "build" / "cross" / target
-    options = ("-DLLAMITA_TESTS=ON", "-DLLAMITA_WERROR=ON", f"-DZIG={zig}", f"-DZIG_TARGET={target}")
-    toolchain = f"-DCMAKE_TOOLCHAIN_FILE={ROOT / 'engine' / 'zig.cmake'}"
+    folder = build_folder(target)
+    options = [f"-D{name}={value}" for name, value in {**cmake_options(target), "LLAMITA_TESTS": "ON"}.items()]
     for command in (
-        [cmake, "-S", str(ROOT / "engine"), "-B", str(folder), "-G", "Ninja", toolchain, *options],
+        [cmake, "-S", str(ROOT / "engine"), "-B", str(folder), "-G", "Ninja", *options],
         [cmake, "--build", str(folder), "--parallel", "2", "--target", *names],
     ):
         # The first use of a target compiles its C library.
