@@ -87,7 +87,7 @@ typedef struct {
 } llamita_model_params;
 
 typedef struct {
-    char architecture[32];  /* "llama" */
+    char architecture[32];  /* "llama", "qwen2", "qwen3" or "smollm3" */
     char format[32];        /* "GGUF v3", "llama2.c v0", ... */
     char name[128];         /* general.name, or "" */
     char weight_type[16];   /* the type of most weights: "F32", "Q8_0", ... */
@@ -201,18 +201,19 @@ LLAMITA_API llamita_status llamita_bpe_trainer_open(llamita_bpe_trainer **traine
 LLAMITA_API void llamita_bpe_trainer_close(llamita_bpe_trainer *trainer);
 
 /* Counts the words of documents (passed as to llamita_tokenizer_encode). They are split by the qwen2
- * regular expression, between Han and other characters, and with LLAMITA_BPE_CHARACTERS between all Han characters. Memory: the bytes of the
- * distinct words, plus 40 bytes per distinct word. On failure part of the documents may be counted:
- * close the trainer. */
+ * regular expression, between Han and other characters, and with LLAMITA_BPE_CHARACTERS between all
+ * Han characters. Memory: the bytes of the distinct words, plus 40 bytes per distinct word. On
+ * failure part of the documents may be counted: close the trainer. */
 LLAMITA_API llamita_status llamita_bpe_trainer_add(llamita_bpe_trainer *trainer, const char *text, const uint64_t *ends,
                                                    size_t num_documents, llamita_error *error);
 
 /* Merges pairs until there are num_tokens tokens (including the 256 bytes), no pair occurs
  * min_count times, or capacity merges are written. Tokens are whole characters, or the first bytes
- * of one. Tokens 0 to 255 are the bytes in the order of
- * GPT-2's alphabet; the others follow in the order of their merges. Writes merges[num_merges][3]:
- * the left token, the right token, and the token they become (which may be an earlier one). Memory:
- * about 4 bytes per byte of the distinct words, and 4 for each pair in each of them. */
+ * of one. Tokens 0 to 255 are the bytes in the order of GPT-2's alphabet; the others follow in the
+ * order of their merges. Writes merges[num_merges][4]: the left token, the right token, the token
+ * they become (which may be an earlier one), and how often the pair occurred, which never
+ * increases (at most INT32_MAX). Memory: about 4 bytes per byte of the distinct words, 12 per word,
+ * and 4 for each pair in each of them. */
 LLAMITA_API llamita_status llamita_bpe_trainer_train(const llamita_bpe_trainer *trainer, int32_t num_tokens,
                                                      int64_t min_count, int32_t *merges, size_t capacity,
                                                      size_t *num_merges, llamita_error *error);
@@ -420,6 +421,17 @@ typedef struct {
     float bias;
 } llamita_logit_bias;
 
+typedef enum {
+    LLAMITA_CONSTRAINT_FAILED = 0,   /* the request ends with LLAMITA_FINISH_ERROR */
+    LLAMITA_CONSTRAINT_ALLOWS = 1,   /* one of the allowed tokens comes next */
+    LLAMITA_CONSTRAINT_COMPLETE = 2, /* the text ends here */
+} llamita_constraint_result;
+
+/* Decides which tokens may come next in a text. It is called before each new token is picked, by
+ * the thread that steps. last_id: the token picked before, -1 for the first one. allowed: a bit for
+ * each id of the vocabulary, id i in bit i % 32 of allowed[i / 32], all 0 before the call. */
+typedef llamita_constraint_result (*llamita_constraint)(void *state, int32_t last_id, uint32_t *allowed);
+
 /* A text to generate. The caller owns all arrays; submit copies them. */
 typedef struct {
     const int32_t *ids; /* [num_tokens] the prompt */
@@ -435,6 +447,8 @@ typedef struct {
     bool score_prompt;                   /* an event for each token of the prompt but the first */
     const llamita_adapter_use *adapters; /* they must stay open until the request ends */
     size_t num_adapters;
+    llamita_constraint constraint; /* NULL: every token may come */
+    void *constraint_state;        /* for the constraint; must stay valid until the request ends */
 } llamita_request;
 
 typedef enum {

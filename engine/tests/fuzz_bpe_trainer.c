@@ -17,7 +17,7 @@ static void use(const uint8_t *bytes, size_t num_bytes) {
         if (bytes[i + 3] == 0xFE && num_documents < MAX_DOCUMENTS - 1) ends[num_documents++] = i;
     ends[num_documents++] = num_bytes - 3;
     const llamita_bpe_unit unit = num_bytes % 2 ? LLAMITA_BPE_WORDS : LLAMITA_BPE_CHARACTERS;
-    int32_t merges[2][MAX_MERGES + 256][3];
+    int32_t merges[2][MAX_MERGES + 256][4];
     size_t num_merges[2] = {0};
     llamita_error error = {0};
     for (int again = 0; again < 2; again++) {
@@ -37,6 +37,7 @@ static void use(const uint8_t *bytes, size_t num_bytes) {
         const int32_t *m = merges[0][i];
         CHECK(m[0] >= 0 && m[0] < next && m[1] >= 0 && m[1] < next && m[2] >= 0 && m[2] <= next,
               "merge %zu: %d and %d become %d", i, m[0], m[1], m[2]);
+        CHECK(m[3] >= 1 && (i == 0 || m[3] <= merges[0][i - 1][3]), "merge %zu occurs %d times", i, m[3]);
         next += m[2] == next;
     }
     CHECK(next <= num_tokens || num_merges[0] == 0, "%d tokens, %d asked for", next, num_tokens);

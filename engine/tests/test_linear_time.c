@@ -402,7 +402,7 @@ static void read_tokenizer_bin(input *in) {
 static void train(input *in) {
     llamita_bpe_trainer *trainer = NULL;
     llamita_error error = {0};
-    static int32_t merges[200][3];
+    static int32_t merges[200][4];
     size_t num_merges;
     CHECK(!llamita_bpe_trainer_open(&trainer, LLAMITA_BPE_WORDS, &error), "%s", error.message);
     CHECK(!llamita_bpe_trainer_add(trainer, (const char *)in->text.bytes, in->ends, in->num_documents, &error), "%s",

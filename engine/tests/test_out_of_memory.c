@@ -214,7 +214,7 @@ end:
 static void run_bpe_trainer(void) {
     const char text[] = "the llama and the other llama saw the llamas; aaaa aaaa abab abab";
     const uint64_t ends[] = {20, sizeof text - 1};
-    int32_t merges[40][3];
+    int32_t merges[40][4];
     size_t num_merges = 0;
     llamita_bpe_trainer *trainer = NULL;
     TRY(llamita_bpe_trainer_open(&trainer, LLAMITA_BPE_WORDS, &error));
@@ -340,6 +340,8 @@ static void write_files(void) {
     static gguf_draft d;
     draft_llama(&d, TENSOR_Q8_0, false);
     write_file(model_path, draft_write(&d));
+    draft_free(&d);
+    draft_model(&d, "qwen2", TENSOR_Q8_0, false); /* whose rows are put in order */
     draft_text(&d, "tokenizer.chat_template",
                "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + "
                "'<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}"

@@ -77,6 +77,7 @@ static bool is_idle(const llamita_scheduler *scheduler) {
 }
 
 static void answer_alone(const llamita_model *model, const question *q, answer *out) {
+    out->num = 0;
     llamita_scheduler *scheduler = open_scheduler(model, 1, 0);
     const uint64_t number = submit(scheduler, &q->request);
     while (!is_idle(scheduler)) {
@@ -99,6 +100,7 @@ static void test_same_as_alone(const llamita_model *model, llamita_adapter *adap
     }
     llamita_scheduler *scheduler = open_scheduler(model, 5, 2);
     int num = 0;
+    for (int i = 0; i < NUM_REQUESTS; i++) together[i].num = 0;
     while (num < NUM_REQUESTS || !is_idle(scheduler)) {
         for (int i = random_below(4); i > 0 && num < NUM_REQUESTS; i--, num++)
             numbers[num] = submit(scheduler, &questions[num].request);
@@ -255,6 +257,68 @@ static void test_refusals(const llamita_model *model) {
 }
 
 /* Many steps in one call give the same events, and stop where they must. */
+/* A constraint: the token after id is id + 1 or id + 2, the first is 10 or 11; from `end` on the
+ * text is complete, at `fail` it fails. */
+typedef struct {
+    int32_t end, fail;
+    int num_calls;
+} climb;
+
+static llamita_constraint_result allow_climb(void *state, int32_t last_id, uint32_t *allowed) {
+    climb *c = state;
+    c->num_calls++;
+    for (int i = 0; i <= VOCAB / 32; i++) REQUIRE(allowed[i] == 0, "word %d", i);
+    if (last_id >= c->fail) return LLAMITA_CONSTRAINT_FAILED;
+    if (last_id >= c->end) return LLAMITA_CONSTRAINT_COMPLETE;
+    const int32_t from = last_id < 0 ? 10 : last_id + 1;
+    for (int32_t id = from; id < from + 2; id++) allowed[id / 32] |= 1u << (id % 32);
+    return LLAMITA_CONSTRAINT_ALLOWS;
+}
+
+static void test_constraint(const llamita_model *model) {
+    llamita_scheduler *scheduler = open_scheduler(model, 3, 0);
+    for (int round = 0; round < 20; round++) {
+        /* One that completes, one that fails, one that runs out of tokens; one without constraint. */
+        climb climbs[3] = {{60, 1000, 0}, {1000, 40, 0}, {1000, 1000, 0}};
+        answer answers[4] = {0};
+        uint64_t numbers[4];
+        const int32_t id = random_below(VOCAB);
+        for (int n = 0; n < 4; n++) {
+            llamita_request request = {.ids = &id, .num_tokens = 1, .max_new_tokens = n == 2 ? 9 : 100};
+            request.sampling =
+                (llamita_sampler_params){round % 2 ? 5.0f : 0.0f, 0, 0.9f, 0.0f, 1.2f, 64, random_bits()};
+            request.presence_penalty = round % 3 ? 2.0f : 0.0f;
+            request.num_top_logprobs = 0;
+            if (n < 3) {
+                request.constraint = allow_climb;
+                request.constraint_state = &climbs[n];
+            }
+            numbers[n] = submit(scheduler, &request);
+        }
+        while (!is_idle(scheduler)) {
+            step(scheduler);
+            collect(scheduler, numbers, 4, answers);
+        }
+        static const llamita_finish finishes[] = {LLAMITA_FINISH_STOP, LLAMITA_FINISH_ERROR, LLAMITA_FINISH_LENGTH};
+        for (int n = 0; n < 3; n++) {
+            const int num_tokens = answers[n].num - 1;
+            const llamita_event *end = &answers[n].events[num_tokens];
+            CHECK(end->kind == LLAMITA_EVENT_END && end->finish == finishes[n], "request %d: end %d", n, end->finish);
+            int32_t last = 9;
+            for (int i = 0; i < num_tokens; i++) {
+                const int32_t step = answers[n].events[i].id - last;
+                CHECK(step == 1 || step == 2, "request %d: token %d is %d more than the one before", n, i, step);
+                last += step;
+            }
+            const int32_t least = n == 0 ? climbs[n].end : n == 1 ? climbs[n].fail : last;
+            CHECK(last == least || last == least + 1, "request %d: ended with %d", n, last);
+            CHECK(climbs[n].num_calls == num_tokens + (n < 2), "request %d: %d calls", n, climbs[n].num_calls);
+            CHECK(n < 2 || num_tokens == 9, "request %d: %d tokens", n, num_tokens);
+        }
+    }
+    llamita_scheduler_close(scheduler);
+}
+
 static void test_run(const llamita_model *model) {
     static int32_t ids[40];
     const llamita_request request = {.ids = ids,
@@ -285,6 +349,19 @@ static void test_run(const llamita_model *model) {
     llamita_scheduler_close(scheduler);
 }
 
+/* Models of the other architectures. */
+static void test_architectures(void) {
+    for (int i = 1; i < NUM_ARCHITECTURES; i++) {
+        const model_shape shape = shape_of(&small_shape, all_architectures[i]);
+        llamita_model *model = random_model(&shape, TENSOR_Q8_0, NULL, 5);
+        llamita_adapter *adapter = random_adapter(model, 4, 6);
+        test_same_as_session(model);
+        test_same_as_alone(model, adapter);
+        llamita_adapter_close(adapter);
+        free_random_model(model);
+    }
+}
+
 int main(void) {
     llamita_model *model = random_model(&small_shape, TENSOR_Q8_0, NULL, 5);
     llamita_adapter *adapter = random_adapter(model, 4, 6);
@@ -292,9 +369,11 @@ int main(void) {
     test_cancel(model);
     test_long_prompt(model);
     test_same_as_session(model);
+    test_constraint(model);
     test_run(model);
     test_same_as_alone(model, adapter);
     llamita_adapter_close(adapter);
     free_random_model(model);
+    test_architectures();
     return check_failures();
 }

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from llamita.engine import AdapterUses, Model, Sampler, Session, encode_prompt
+from llamita.engine import AdapterUses, Grammar, GrammarState, Model, Sampler, Session, encode_prompt
 from llamita.errors import EngineError
 from llamita.progress import Progress, no_progress
 from llamita.sampling import DEFAULT_RUNTIME, RuntimeOptions, SamplingParams
@@ -37,7 +37,7 @@ class Sample:
     ids: tuple[int, ...]
     text: bytes
     ended: bool
-    """Whether the text ended with an end token, as opposed to being cut off."""
+    """Whether the text ended with an end token or its grammar, as opposed to being cut off."""
 
 
 @dataclasses.dataclass
@@ -47,17 +47,23 @@ class _Running:
     number: int
     sampler: Sampler
     next_ids: list[int]
+    grammar: GrammarState | None
     new_ids: list[int] = dataclasses.field(default_factory=list)
 
 
 def generate_batch(
-    model: Model, options: SampleOptions, progress: Progress = no_progress, *, adapters: AdapterUses = ()
+    model: Model,
+    options: SampleOptions,
+    progress: Progress = no_progress,
+    *,
+    adapters: AdapterUses = (),
+    grammar: Grammar | None = None,
 ) -> list[Sample]:
     """Generate texts. Text i continues prompt i (modulo the number of prompts) with seed + i, and
     equals what `model.generate` gives with these options.
 
     A text ends at an end token, after max_new_tokens, or when the context is full. Progress counts
-    texts. adapters: for all texts. Raises EngineError if a prompt is longer than the context, or is
+    texts. adapters, grammar: for all texts. Raises EngineError if a prompt is longer than the context, or is
     empty and the model has no BOS token.
     """
     count, max_new_tokens, sampling = options.count, options.max_new_tokens, options.sampling
@@ -73,7 +79,7 @@ def generate_batch(
         sampler = Sampler(model.info.vocab_size, sampling, seed=seed)
         for token_id in ids:
             sampler.accept(token_id)
-        return _Running(number, sampler, ids)
+        return _Running(number, sampler, ids, None if grammar is None else grammar.start(model))
 
     runtime = dataclasses.replace(options.runtime, context_tokens=context)
     with model.session(runtime, num_sequences=min(NUM_SEQUENCES, count), adapters=adapters) as session:
@@ -98,6 +104,11 @@ def generate_batch(
 
 def _step(model: Model, text: _Running, logits: npt.NDArray[Any]) -> bool:
     """Sample the next token from logits float32 [V]; return whether it ends the text."""
+    if text.grammar is not None:
+        limited = text.grammar.limit(logits, text.new_ids[-1] if text.new_ids else None)
+        if limited is None:
+            return True
+        logits = limited
     token_id = text.sampler.pick(np.ascontiguousarray(logits))
     if model.token_ends(token_id):
         return True

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from llamita.atomic import atomic_directory, sync
+from llamita.commands import command_line
 from llamita.config import ModelConfig
 from llamita.errors import CheckpointError, FormatError, OutputError
 from llamita.formats import tensor_table
@@ -158,7 +159,7 @@ def resolve_checkpoint(path: Path, *, prefer: str = "best") -> Path:
     if (path / "store.json").is_file():
         raise CheckpointError(
             f"cannot open checkpoint {path}: it is a token store, text to train on; train a model on it: "
-            f"llamita train {path} --out RUN"
+            + command_line("train", path, "--out", "RUN")
         )
     if (path / "run.json").is_file():
         raise CheckpointError(f"cannot open checkpoint {path}: this run has not saved a checkpoint yet")
@@ -174,8 +175,8 @@ def _refuse_adapter(path: Path) -> None:
     if adapter is not None:
         base = shortened(adapter_base(adapter) or "BASE", 100)
         raise CheckpointError(
-            f"cannot open checkpoint {path}: it is an adapter (LoRA) of {base}; merge it first: llamita merge {base} "
-            f"{path} --out CHECKPOINT"
+            f"cannot open checkpoint {path}: it is an adapter (LoRA) of {base}; merge it first: "
+            + command_line("merge", base, path, "--out", "CHECKPOINT")
         )
 
 

@@ -153,7 +153,7 @@ def test_words_longer_than_tokens_may_be() -> None:
     learner.add(text * 2, np.array([5000, 10_000], np.uint64))
     merges = learner.merge(300, 1)
     sizes = [1] * 256
-    for left, right, product in merges.tolist():
+    for left, right, product, _ in merges.tolist():
         assert product == len(sizes)
         sizes.append(sizes[left] + sizes[right])
     assert max(sizes) == 512

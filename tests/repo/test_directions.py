@@ -14,7 +14,7 @@ ENGINE = ROOT / "engine"
 
 # A module imports from its own folder and from the entries above its own; a folder counts as one entry.
 LAYERS = (
-    "errors", "file_lock", "atomic", "json_file", "user_cache", "console", "progress", "config",
+    "errors", "file_lock", "atomic", "json_file", "user_cache", "console", "progress", "commands", "config",
     "chat_template_worker", "chat_template",  # Jinja, in a process with limits
     "sampling", "model_card",
     "engine",  # bindings of the C library

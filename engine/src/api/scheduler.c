@@ -20,7 +20,8 @@ enum {
     MAX_RUN_EVENTS = 4096,   /* after these, run returns */
     MIN_SHARED_TOKENS = 16,  /* sharing copies a page, which takes longer than a few tokens */
 };
-static const float MAX_BIAS = 1e6f; /* sums with it stay finite */
+static const float MAX_BIAS = 1e6f;    /* sums with it stay finite */
+static const float FORBIDDEN = -1e30f; /* the logit of a token that must not come: its weight is 0 */
 
 typedef struct request {
     uint64_t number;
@@ -32,6 +33,8 @@ typedef struct request {
     size_t num_biases, num_adapters;
     llamita_adapter_use adapters[LLAMITA_MAX_ADAPTERS];
     bool score_prompt;
+    llamita_constraint constraint;
+    void *constraint_state;
     struct request *next; /* in the queue */
 } request;
 
@@ -57,7 +60,8 @@ struct llamita_scheduler {
     llamita_scheduler_stats stats;
     float *logits, *adjusted; /* [logits_rows, V]; [V] */
     size_t logits_capacity;
-    int32_t *counts; /* [V] zeros between calls */
+    int32_t *counts;   /* [V] zeros between calls */
+    uint32_t *allowed; /* [V / 32, rounded up] */
     llamita_event *events;
     size_t num_events, events_capacity;
     bool has_news; /* a text began or ended in this step */
@@ -72,7 +76,8 @@ static bool fill_scheduler(llamita_scheduler *s) {
     s->chunks = calloc((size_t)s->num_slots, sizeof *s->chunks);
     s->adjusted = malloc(vocab_size * sizeof *s->adjusted);
     s->counts = calloc(vocab_size, sizeof *s->counts);
-    if (!s->slots || !s->chunks || !s->adjusted || !s->counts) return false;
+    s->allowed = calloc(vocab_size / 32 + 1, sizeof *s->allowed);
+    if (!s->slots || !s->chunks || !s->adjusted || !s->counts || !s->allowed) return false;
     for (int32_t i = 0; i < s->num_slots; i++) {
         s->slots[i].ids = malloc((size_t)s->context_tokens * sizeof *s->slots[i].ids);
         if (!s->slots[i].ids) return false;
@@ -138,6 +143,7 @@ void llamita_scheduler_close(llamita_scheduler *s) {
     free(s->logits);
     free(s->adjusted);
     free(s->counts);
+    free(s->allowed);
     free(s->events);
     free(s);
 }
@@ -205,6 +211,8 @@ static request *copy_request(const llamita_request *given) {
     r->presence_penalty = given->presence_penalty;
     r->frequency_penalty = given->frequency_penalty;
     r->score_prompt = given->score_prompt;
+    r->constraint = given->constraint;
+    r->constraint_state = given->constraint_state;
     return r;
 }
 
@@ -410,13 +418,17 @@ static size_t plan_chunks(llamita_scheduler *s, size_t *num_logits) {
     return num;
 }
 
-/* The logits with the biases, and the penalties for the new tokens so far. */
+/* The logits with the biases, the penalties for the new tokens so far, and no token that is not in
+ * `allowed`, if there is a constraint. */
 static const float *adjust(llamita_scheduler *s, const slot *owner, const float *logits) {
     const request *r = owner->request;
     const bool penalized = r->presence_penalty != 0.0f || r->frequency_penalty != 0.0f;
-    if (!penalized && r->num_biases == 0) return logits;
-    memcpy(s->adjusted, logits, (size_t)s->model->info.vocab_size * sizeof *logits);
+    if (!penalized && r->num_biases == 0 && !r->constraint) return logits;
+    const int32_t vocab_size = s->model->info.vocab_size;
+    memcpy(s->adjusted, logits, (size_t)vocab_size * sizeof *logits);
     for (size_t i = 0; i < r->num_biases; i++) s->adjusted[r->biases[i].id] += r->biases[i].bias;
+    for (int32_t id = 0; id < vocab_size && r->constraint; id++)
+        if (!(s->allowed[id / 32] >> (id % 32) & 1)) s->adjusted[id] = FORBIDDEN;
     if (!penalized) return s->adjusted;
     for (int32_t i = r->num_tokens; i < owner->num_ids; i++) s->counts[owner->ids[i]]++;
     for (int32_t i = r->num_tokens; i < owner->num_ids; i++) {
@@ -428,12 +440,28 @@ static const float *adjust(llamita_scheduler *s, const slot *owner, const float 
     return s->adjusted;
 }
 
+/* Fills `allowed`, if the request has a constraint. */
+static llamita_constraint_result ask_constraint(llamita_scheduler *s, const slot *owner) {
+    const request *r = owner->request;
+    if (!r->constraint) return LLAMITA_CONSTRAINT_ALLOWS;
+    memset(s->allowed, 0, ((size_t)s->model->info.vocab_size / 32 + 1) * sizeof *s->allowed);
+    return r->constraint(r->constraint_state, owner->num_ids > r->num_tokens ? owner->ids[owner->num_ids - 1] : -1,
+                         s->allowed);
+}
+
 /* Picks the next token of a text whose tokens are all computed. */
 static void pick(llamita_scheduler *s, int32_t index, const float *logits) {
     slot *owner = &s->slots[index];
     const request *r = owner->request;
     if (r->max_new_tokens == 0) {
         add_event(s, r, LLAMITA_EVENT_END)->finish = LLAMITA_FINISH_LENGTH;
+        release(s, index);
+        return;
+    }
+    const llamita_constraint_result allows = ask_constraint(s, owner);
+    if (allows != LLAMITA_CONSTRAINT_ALLOWS) {
+        if (allows == LLAMITA_CONSTRAINT_COMPLETE) add_event(s, r, LLAMITA_EVENT_END)->finish = LLAMITA_FINISH_STOP;
+        else fail(s, r, LLAMITA_ERROR_ARGUMENT);
         release(s, index);
         return;
     }

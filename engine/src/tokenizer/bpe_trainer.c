@@ -22,11 +22,16 @@
 #include "tokenizer/symbol_table.h"
 #include "tokenizer/unicode.h"
 
-enum { MAX_TOKEN_BYTES = 512, MIN_SLOTS = 1 << 12 }; /* at most 1,024 bytes in GPT-2's alphabet */
+enum {
+    MAX_TOKEN_BYTES = 512, /* at most 1,024 bytes in GPT-2's alphabet */
+    MIN_SLOTS = 1 << 12,
+    WORD_HEAD = 3, /* numbers before the symbols of a word */
+    AHEAD = 12,    /* words that are fetched before their turn */
+};
 #define NO_ENTRY UINT32_MAX
 
 typedef struct {
-    uint64_t start; /* offset in bytes[] and in symbols[] */
+    uint64_t start; /* offset in bytes[] */
     uint64_t count;
     uint32_t num_bytes, hash;
 } word;
@@ -49,8 +54,8 @@ typedef enum { PART_WHOLE, PART_START, PART_REST } token_part;
 typedef struct {
     uint64_t key; /* left << 32 | right */
     int64_t count;
-    uint32_t *word_ids; /* [num_word_ids] words that have, or had, the pair */
-    uint32_t num_word_ids, word_ids_capacity;
+    uint32_t *places; /* [num_places] places in symbols[] of the words that have, or had, the pair */
+    uint32_t num_places, places_capacity;
     bool increased; /* the count has increased since the last heap push */
 } pair;
 
@@ -62,8 +67,9 @@ typedef struct {
 
 typedef struct {
     const llamita_bpe_trainer *trainer;
-    int32_t *symbols;  /* [trainer->num_bytes] the current symbols of each word, at its start */
-    uint32_t *lengths; /* [num_words] current number of symbols of each word */
+    /* For each word the low and high half of its count, its current number of symbols, and these:
+     * all in one place, because reading memory is what takes the time. */
+    int32_t *symbols;
     symbol_table tokens;
     uint8_t *parts; /* [num_tokens] a token_part */
     pair *pairs;
@@ -254,8 +260,8 @@ static bool may_merge(const merge_state *m, int32_t left, int32_t right) {
                                              : m->parts[left] == PART_START && m->parts[right] == PART_REST;
 }
 
-/* Records `count` more occurrences of the pair in this word. */
-static bool add_pair(merge_state *m, int32_t left, int32_t right, uint32_t word_id, int64_t count) {
+/* Records `count` more occurrences of the pair in the word at this place. */
+static bool add_pair(merge_state *m, int32_t left, int32_t right, uint32_t place, int64_t count) {
     if (!may_merge(m, left, right)) return true;
     const uint32_t pair_index = find_pair(m, left, right);
     if (pair_index == NO_ENTRY) return false;
@@ -266,15 +272,15 @@ static bool add_pair(merge_state *m, int32_t left, int32_t right, uint32_t word_
         if (!ARRAY_RESERVE(&m->increased, &m->increased_capacity, m->num_increased + 1)) return false;
         m->increased[m->num_increased++] = pair_index;
     }
-    if (p->num_word_ids > 0 && p->word_ids[p->num_word_ids - 1] == word_id) return true;
-    if (p->num_word_ids == p->word_ids_capacity) {
-        const uint32_t capacity = p->word_ids_capacity + p->word_ids_capacity / 2 + 2;
-        uint32_t *moved = realloc(p->word_ids, capacity * sizeof *moved);
+    if (p->num_places > 0 && p->places[p->num_places - 1] == place) return true;
+    if (p->num_places == p->places_capacity) {
+        const uint32_t capacity = p->places_capacity + p->places_capacity / 2 + 2;
+        uint32_t *moved = realloc(p->places, capacity * sizeof *moved);
         if (!moved) return false;
-        p->word_ids = moved;
-        p->word_ids_capacity = capacity;
+        p->places = moved;
+        p->places_capacity = capacity;
     }
-    p->word_ids[p->num_word_ids++] = word_id;
+    p->places[p->num_places++] = place;
     return true;
 }
 
@@ -316,31 +322,34 @@ static bool start_merging(merge_state *m, const llamita_bpe_trainer *trainer, in
     char byte_of[256];
     number_bytes(id_of, byte_of);
     *m = (merge_state){.trainer = trainer};
-    m->symbols = malloc((trainer->num_bytes + 1) * sizeof *m->symbols);
-    m->lengths = malloc((trainer->num_words + 1) * sizeof *m->lengths);
+    const size_t num_symbols = trainer->num_bytes + trainer->num_words * WORD_HEAD;
+    m->symbols = num_symbols < UINT32_MAX ? malloc((num_symbols + 1) * sizeof *m->symbols) : NULL;
     m->parts = malloc((size_t)num_tokens);
-    if (!m->symbols || !m->lengths || !m->parts) return false;
+    if (!m->symbols || !m->parts) return false;
     if (symbol_table_create(&m->tokens, (size_t)num_tokens, (size_t)num_tokens * 8) != SYMBOL_ADDED) return false;
     for (int i = 0; i < 256; i++) {
         if (symbol_intern(&m->tokens, &byte_of[i], 1, &symbol) != SYMBOL_ADDED) return false;
         m->parts[i] = (uint8_t)part_of(&byte_of[i], 1);
     }
-    for (size_t i = 0; i < trainer->num_bytes; i++) m->symbols[i] = id_of[(unsigned char)trainer->bytes[i]];
+    size_t place = 0;
     for (size_t i = 0; i < trainer->num_words; i++) {
         const word *w = &trainer->words[i];
-        const int32_t *symbols = m->symbols + w->start;
-        m->lengths[i] = w->num_bytes;
-        for (uint32_t k = 1; k < w->num_bytes; k++)
-            if (!add_pair(m, symbols[k - 1], symbols[k], (uint32_t)i, (int64_t)w->count)) return false;
+        int32_t *symbols = m->symbols + place + WORD_HEAD;
+        memcpy(m->symbols + place, &w->count, sizeof w->count);
+        symbols[-1] = (int32_t)w->num_bytes;
+        for (uint32_t k = 0; k < w->num_bytes; k++) {
+            symbols[k] = id_of[(unsigned char)trainer->bytes[w->start + k]];
+            if (k > 0 && !add_pair(m, symbols[k - 1], symbols[k], (uint32_t)place, (int64_t)w->count)) return false;
+        }
+        place += WORD_HEAD + w->num_bytes;
     }
     return push_increased(m);
 }
 
 static void stop_merging(merge_state *m) {
-    for (size_t i = 0; i < m->num_pairs; i++) free(m->pairs[i].word_ids);
+    for (size_t i = 0; i < m->num_pairs; i++) free(m->pairs[i].places);
     symbol_table_free(&m->tokens);
     free(m->symbols);
-    free(m->lengths);
     free(m->parts);
     free(m->pairs);
     free(m->slots);
@@ -350,10 +359,11 @@ static void stop_merging(merge_state *m) {
 
 /* Replaces every (left, right) in the word by product and updates the counts of the neighboring
  * pairs. */
-static bool merge_word(merge_state *m, uint32_t word_id, int32_t left, int32_t right, int32_t product) {
-    int32_t *symbols = m->symbols + m->trainer->words[word_id].start;
-    const int64_t count = (int64_t)m->trainer->words[word_id].count;
-    const uint32_t num = m->lengths[word_id];
+static bool merge_word(merge_state *m, uint32_t place, int32_t left, int32_t right, int32_t product) {
+    int32_t *symbols = m->symbols + place + WORD_HEAD;
+    int64_t count;
+    memcpy(&count, m->symbols + place, sizeof count);
+    const uint32_t num = (uint32_t)symbols[-1];
     uint32_t kept = 0;
     bool ok = true;
     for (uint32_t i = 0; i < num && ok;) {
@@ -362,17 +372,17 @@ static bool merge_word(merge_state *m, uint32_t word_id, int32_t left, int32_t r
             continue;
         }
         if (kept > 0) {
-            ok = remove_pair(m, symbols[kept - 1], left, count) &&
-                 add_pair(m, symbols[kept - 1], product, word_id, count);
+            ok =
+                remove_pair(m, symbols[kept - 1], left, count) && add_pair(m, symbols[kept - 1], product, place, count);
         }
         if (i + 2 < num) {
             ok = ok && remove_pair(m, right, symbols[i + 2], count) &&
-                 add_pair(m, product, symbols[i + 2], word_id, count);
+                 add_pair(m, product, symbols[i + 2], place, count);
         }
         symbols[kept++] = product;
         i += 2;
     }
-    m->lengths[word_id] = kept;
+    symbols[-1] = (int32_t)kept;
     return ok;
 }
 
@@ -393,14 +403,16 @@ static bool merge_pair(merge_state *m, uint32_t pair_index, int32_t *product) {
         ok = result == SYMBOL_ADDED || result == SYMBOL_EXISTS;
         if (ok) m->parts[*product] = (uint8_t)part_of(joined, left_bytes + right_bytes);
     }
-    uint32_t *word_ids = m->pairs[pair_index].word_ids;
-    const uint32_t num_word_ids = m->pairs[pair_index].num_word_ids;
-    m->pairs[pair_index].word_ids = NULL;
-    m->pairs[pair_index].num_word_ids = m->pairs[pair_index].word_ids_capacity = 0;
-    for (uint32_t i = 0; i < num_word_ids && ok && *product >= 0; i++)
-        ok = merge_word(m, word_ids[i], left, right, *product);
+    uint32_t *places = m->pairs[pair_index].places;
+    const uint32_t num_places = m->pairs[pair_index].num_places;
+    m->pairs[pair_index].places = NULL;
+    m->pairs[pair_index].num_places = m->pairs[pair_index].places_capacity = 0;
+    for (uint32_t i = 0; i < num_places && ok && *product >= 0; i++) {
+        if (i + AHEAD < num_places) __builtin_prefetch(m->symbols + places[i + AHEAD], 1);
+        ok = merge_word(m, places[i], left, right, *product);
+    }
     m->pairs[pair_index].count = 0;
-    free(word_ids);
+    free(places);
     return ok && push_increased(m);
 }
 
@@ -427,8 +439,9 @@ llamita_status llamita_bpe_trainer_train(const llamita_bpe_trainer *trainer, int
         int32_t product;
         ok = merge_pair(&m, best.pair, &product);
         if (!ok || product < 0) continue;
-        const int32_t merge[3] = {(int32_t)(best.key >> 32), (int32_t)(uint32_t)best.key, product};
-        memcpy(merges + 3 * num++, merge, sizeof merge);
+        const int32_t merge[4] = {(int32_t)(best.key >> 32), (int32_t)(uint32_t)best.key, product,
+                                  count < INT32_MAX ? (int32_t)count : INT32_MAX};
+        memcpy(merges + 4 * num++, merge, sizeof merge);
     }
     stop_merging(&m);
     if (!ok) return no_memory(error);

@@ -107,6 +107,20 @@ static bool is_product(const tokenizer *t, const tokenizer_source *source, int32
     return !continues_character(space[1]);
 }
 
+/* True for the first byte of the characters U+4000 to U+9FFF, nearly all of Chinese. */
+static bool starts_ideograph(char byte) { return (unsigned char)byte >= 0xE4 && (unsigned char)byte <= 0xE9; }
+
+/* The length of the first part of text: such a character, however damaged, or what is between
+ * two. */
+static size_t part_length(const char *text, size_t num_bytes) {
+    size_t length = 1;
+    if (starts_ideograph(text[0]))
+        while (length < num_bytes && length < 3 && continues_character(text[length])) length++;
+    else
+        while (length < num_bytes && !starts_ideograph(text[length])) length++;
+    return length;
+}
+
 /* Adds one line "left right". The halves and the product need not be in the vocabulary. A line with
  * characters outside the alphabet can never apply and is skipped. *product: in, the product of the
  * line before; out, of this one. */
@@ -144,6 +158,13 @@ llamita_status byte_level_build(tokenizer *t, const tokenizer_source *source, co
     for (size_t i = 0; i < source->num_merges && status == LLAMITA_OK; i++)
         status = add_merge(t, source, path, byte_of, bytes, i, &product, error);
     free(bytes);
+    t->ideographs_apart = !pre_tokenizer_ignores_merges(t->pre_tokenizer);
+    for (int32_t i = 0; i < t->merges.num_ranks && i < t->symbols.num_symbols && t->ideographs_apart; i++) {
+        if (t->merges.ranks[i] == BPE_RANK_NONE) continue;
+        size_t length;
+        const char *product = symbol_bytes(&t->symbols, i, &length);
+        t->ideographs_apart = !continues_character(product[0]) && part_length(product, length) == length;
+    }
     return status;
 }
 
@@ -157,26 +178,36 @@ static int32_t whole_token(const tokenizer *t, const char *word, size_t num_byte
     return symbol < t->vocab_size ? symbol : -1;
 }
 
+/* Encodes text[at .. at + length), which no merge joins to what is beside it. */
+static llamita_status encode_word(encoder *e, size_t at, size_t length) {
+    const tokenizer *t = e->t;
+    llamita_status status = LLAMITA_OK;
+    if (encoder_push_cached(e, at, length, &status)) return status;
+    const size_t first_id = e->num_ids;
+    const int32_t whole = whole_token(t, e->text + at, length);
+    if (whole >= 0) {
+        status = encoder_push(e, whole);
+    } else {
+        status = encoder_reserve_word(e, length);
+        if (status != LLAMITA_OK) return status;
+        for (size_t i = 0; i < length; i++) {
+            int32_t symbol = t->byte_symbols[(unsigned char)e->text[at + i]];
+            e->word[i] = symbol >= 0 ? symbol : ~(int32_t)(at + i);
+        }
+        status = encoder_merge_word(e, length);
+    }
+    if (status == LLAMITA_OK) encoder_cache_word(e, at, length, first_id);
+    return status;
+}
+
 llamita_status byte_level_encode(encoder *e, size_t start, size_t end) {
     const tokenizer *t = e->t;
     llamita_status status = LLAMITA_OK;
-    for (size_t at = start, length; at < end && status == LLAMITA_OK; at += length) {
-        length = pre_tokenizer_next(t->pre_tokenizer, e->text + at, end - at);
-        size_t word_first_id = e->num_ids;
-        if (encoder_push_cached(e, at, length, &status)) continue;
-        int32_t whole = whole_token(t, e->text + at, length);
-        if (whole >= 0) {
-            status = encoder_push(e, whole);
-        } else {
-            status = encoder_reserve_word(e, length);
-            if (status != LLAMITA_OK) break;
-            for (size_t i = 0; i < length; i++) {
-                int32_t symbol = t->byte_symbols[(unsigned char)e->text[at + i]];
-                e->word[i] = symbol >= 0 ? symbol : ~(int32_t)(at + i);
-            }
-            status = encoder_merge_word(e, length);
-        }
-        if (status == LLAMITA_OK) encoder_cache_word(e, at, length, word_first_id);
+    for (size_t at = start, word_end = start; at < end && status == LLAMITA_OK;) {
+        if (at == word_end) word_end += pre_tokenizer_next(t->pre_tokenizer, e->text + at, end - at);
+        const size_t length = t->ideographs_apart ? part_length(e->text + at, word_end - at) : word_end - at;
+        status = encode_word(e, at, length);
+        at += length;
     }
     return status;
 }

@@ -27,6 +27,7 @@ struct tokenizer {
     int32_t bos_id, eos_id, unknown_id; /* -1: none */
     bool add_bos, add_space_prefix;
     bool words_end_at_spaces; /* SentencePiece: no piece has a space after another character */
+    bool ideographs_apart;    /* byte level: no merge joins U+4000 to U+9FFF to another character */
     uint8_t *types;           /* [vocab_size] token_type */
     bool *ends;               /* [vocab_size] generation stops at this id */
     char *texts;              /* the pieces as the file spells them, NUL-terminated */

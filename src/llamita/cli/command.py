@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any, TypeVar
 
 from llamita.cli.help import has_color, help_columns, help_text
 from llamita.cli.parser import Fill, Flags, UsageError, parse_arguments
+from llamita.commands import command_line
 from llamita.config import RunConfig
 from llamita.errors import ConfigError, clean_line
 
@@ -71,7 +71,7 @@ def card_defaults(given: Mapping[tuple[str, ...], Any]) -> Mapping[tuple[str, ..
 def print_resume(command: str, run: Path, steps: int) -> None:
     """Print how to resume a run that was interrupted."""
     print(f"interrupted at step {steps}; a checkpoint is saved. To resume:", file=sys.stderr)
-    print(f"  llamita {command} --out {shlex.quote(str(run))} --resume", file=sys.stderr)
+    print(f"  {command_line(command, '--out', run, '--resume')}", file=sys.stderr)
 
 
 def fail(message: str, code: int = 2) -> int:

@@ -12,8 +12,9 @@ from typing import Annotated, Literal
 from llamita.atomic import check_parent
 from llamita.cli.adapters import other_base_rows
 from llamita.cli.command import VERIFY, parse, requires_extra
-from llamita.cli.next_command import command, has_template, print_next, use_commands
+from llamita.cli.next_command import has_template, print_next
 from llamita.cli.progress import progress_bars
+from llamita.commands import command_line, use_commands
 from llamita.config import Option, flag
 from llamita.console import print_table
 from llamita.errors import ConfigError
@@ -107,11 +108,11 @@ def main(argv: list[str]) -> None:
     rows += [("note", note) for note in report.notes]
     print_table(rows, sys.stderr)
     if report.path.suffix == ".bin" and report.tokenizer_path is None:
-        print_next(command("inspect", report.path))
+        print_next(command_line("inspect", report.path))
     elif report.path.suffix:
         print_next(*use_commands(report.path, can_chat=has_template(report.path), tokenizer=report.tokenizer_path))
     else:
-        print_next(command("sample", report.path))
+        print_next(command_line("sample", report.path))
 
 
 def export_adapter(flags: ExportFlags, adapter: Path) -> None:
@@ -134,13 +135,14 @@ def export_adapter(flags: ExportFlags, adapter: Path) -> None:
     ]
     rows += other_base_rows(report.other_base)
     if report.chat_template is False:
+        make = command_line("import", flags.checkpoint, "--out", "FOLDER", "--chat-template", "NAME")
         rows.append((
             "note", "the checkpoint has no chat template, and chat needs one in BASE.gguf: add it with "
-            f"`llamita import {flags.checkpoint} --out FOLDER --chat-template NAME`, and export FOLDER",
+            f"`{make}`, and export FOLDER",
         ))  # fmt: skip
     print_table(rows, sys.stderr)
     model = f"{flags.checkpoint.resolve().name}.gguf"
-    print_next(command("export", flags.checkpoint, model), command("run", model, "--adapter", report.path))
+    print_next(command_line("export", flags.checkpoint, model), command_line("run", model, "--adapter", report.path))
 
 
 def parse_bytes(text: str) -> int:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from llamita.cli.command import parse_run, print_resume, requires_extra
-from llamita.cli.next_command import command, export_commands, print_next
+from llamita.cli.next_command import print_next
+from llamita.commands import command_line, export_commands
 from llamita.config import FinetuneConfig, Option
 from llamita.console import print_table
 
@@ -97,6 +98,6 @@ def adapter_rows(config: FinetuneConfig) -> list[tuple[str, str]]:
         return []
     model = f"{Path(os.path.abspath(config.out)).name}-adapter.gguf"
     return [
-        ("merge", command("merge", config.checkpoint, config.out, "--out", f"{config.out}-merged")),
-        ("adapter alone", command("export", config.checkpoint, model, "--adapter", config.out)),
+        ("merge", command_line("merge", config.checkpoint, config.out, "--out", f"{config.out}-merged")),
+        ("adapter alone", command_line("export", config.checkpoint, model, "--adapter", config.out)),
     ]

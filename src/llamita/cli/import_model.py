@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from llamita.cli.command import VERIFY, parse, requires_extra
-from llamita.cli.next_command import export_commands, has_template, print_next
+from llamita.cli.next_command import has_template, print_next
 from llamita.cli.progress import progress_bars
+from llamita.commands import export_commands
 from llamita.config import Option, check, check_at_most
 from llamita.console import print_table
 from llamita.sampling import MAX_TOKENS
@@ -17,12 +18,12 @@ from llamita.sampling import MAX_TOKENS
 
 @dataclasses.dataclass(frozen=True)
 class ImportFlags:
-    """Convert a published Llama into a checkpoint.
+    """Convert a published Llama, Qwen2, Qwen3 or SmolLM3 model into a checkpoint.
 
     Meta folders (params.json, consolidated.NN.pth), Hugging Face folders or hub ids (OWNER/NAME),
-    GGUF files, and llama2.c models (.bin, .pt) are recognized by their content. Anything but a
-    complete, standard Llama is rejected. No code from the source is executed. Memory holds one
-    tensor at a time.
+    GGUF files, and llama2.c models (.bin, .pt) are recognized by their content. Incomplete and
+    other models are rejected. No code from the source is executed. Memory holds one tensor at a
+    time.
     """
 
     examples = (

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from llamita.cli.command import parse, requires_extra
-from llamita.cli.next_command import export_commands, print_next, train_commands, use_commands
+from llamita.cli.next_command import print_next
+from llamita.commands import export_commands, train_commands, use_commands
 from llamita.config import Architecture, Option
 from llamita.console import print_table
 from llamita.errors import clean_line

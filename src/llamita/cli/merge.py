@@ -10,8 +10,9 @@ from typing import Annotated
 
 from llamita.cli.adapters import other_base_rows
 from llamita.cli.command import parse, requires_extra
-from llamita.cli.next_command import export_commands, has_template, print_next
+from llamita.cli.next_command import has_template, print_next
 from llamita.cli.progress import progress_bars
+from llamita.commands import export_commands
 from llamita.config import Option
 from llamita.console import print_table
 

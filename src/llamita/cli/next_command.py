@@ -2,44 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
-import os
-import shlex
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO
 
 from llamita.errors import clean_line
 
 
-def command(*words: object) -> str:
-    """A command line of this program, quoted for a shell."""
-    return shlex.join(["llamita", *map(str, words)])
-
-
 def print_next(*commands: str, file: TextIO | None = None) -> None:
     """Print what comes next, on stderr unless the command prints its report elsewhere."""
     print(clean_line(f"next: {' && '.join(commands)}", 4000), file=file or sys.stderr)
-
-
-def train_commands(stores: Sequence[object], name: str, minutes: float = 10.0) -> tuple[str, ...]:
-    """For a token store. The run's folder is a new one: train refuses a folder that holds a run."""
-    runs = itertools.chain([f"runs/{name}"], (f"runs/{name}-{number}" for number in itertools.count(2)))
-    run = next(run for run in runs if not os.path.lexists(run))
-    return (command("train", *stores, "--out", run, "--minutes", f"{minutes:g}"),)
-
-
-def export_commands(checkpoint: Path, *, can_chat: bool = False) -> tuple[str, ...]:
-    """For a checkpoint or a run directory."""
-    model = Path(f"{Path(os.path.abspath(checkpoint)).name}.gguf")
-    return command("export", checkpoint, model), *use_commands(model, can_chat=can_chat)
-
-
-def use_commands(model: Path, *, can_chat: bool = False, tokenizer: Path | None = None) -> tuple[str, ...]:
-    """For a model file."""
-    more = () if tokenizer is None else ("--tokenizer", tokenizer)
-    return (command("chat" if can_chat else "run", model, *more),)
 
 
 def has_template(model: Path) -> bool:

@@ -4,7 +4,6 @@ as a temporary one."""
 from __future__ import annotations
 
 import contextlib
-import shlex
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from typing import Final
 import llamita
 from llamita.cli.command import requires_extra
 from llamita.cli.generation import LoadOptions
+from llamita.commands import command_line
 from llamita.engine import Model
 from llamita.errors import ConfigError
 
@@ -60,7 +60,7 @@ def _check_folder(path: Path, command: str, doing: str) -> None:
         more = f" (and {len(models) - 1:,} others)" if len(models) > 1 else ""
         raise ConfigError(
             f"cannot {doing} {path}: expected a model file, found a folder with {models[0].name}{more}; use "
-            f"llamita {command} {shlex.quote(str(models[0]))}"
+            + command_line(command, models[0])
         )
 
 
@@ -72,7 +72,7 @@ def _export(path: Path, out: Path, doing: str) -> None:
     from llamita.finetune.merge_lora import plain_checkpoint
 
     name = f"{path.resolve().name}.gguf"
-    keep = f"llamita export {shlex.quote(str(path))} {shlex.quote(name)}"
+    keep = command_line("export", path, name)
     with plain_checkpoint(path, out) as checkpoint:
         num_weights = load_config(checkpoint).num_parameters
         if num_weights > MAX_TEMPORARY_WEIGHTS:

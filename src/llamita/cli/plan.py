@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Annotated
 
 from llamita.cli.command import parse, requires_extra
-from llamita.cli.next_command import print_next, train_commands
+from llamita.cli.next_command import print_next
+from llamita.commands import train_commands
 from llamita.config import MAX_VALUES, Option, TrainConfig, check, check_at_most
 from llamita.console import print_table
 

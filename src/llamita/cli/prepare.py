@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from llamita.cli.command import parse, print_note, requires_extra
-from llamita.cli.next_command import print_next, train_commands
+from llamita.cli.next_command import print_next
 from llamita.cli.progress import progress_bars
+from llamita.commands import train_commands
 from llamita.config import Option, PrepareConfig, check
 from llamita.errors import clean_line
 from llamita.progress import Progress

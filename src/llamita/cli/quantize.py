@@ -9,8 +9,9 @@ from typing import Annotated
 
 from llamita.atomic import check_parent
 from llamita.cli.command import parse
-from llamita.cli.next_command import has_template, print_next, use_commands
+from llamita.cli.next_command import has_template, print_next
 from llamita.cli.progress import progress_bars
+from llamita.commands import use_commands
 from llamita.config import Option
 from llamita.console import print_table
 
@@ -26,7 +27,7 @@ class QuantizeFlags:
     examples = ("llamita quantize big.gguf small.gguf --type q8_0", "llamita quantize big.gguf tiny.gguf -t q4_k_m")
 
     source: Annotated[Path, Option("IN", positional=True)]
-    """GGUF file of a Llama, not quantized (f32, f16, bf16)."""
+    """GGUF file of a Llama, Qwen2, Qwen3 or SmolLM3, not quantized (f32, f16, bf16)."""
     out: Annotated[Path, Option(positional=True)]
     """File to write, in a folder that exists; an existing file is replaced."""
     type: Annotated[str, Option("TYPE", short="t")]

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Annotated
 
 from llamita.cli.command import parse
-from llamita.cli.next_command import export_commands, print_next
+from llamita.cli.next_command import print_next
+from llamita.commands import export_commands
 from llamita.config import Option, check
 from llamita.errors import clean_line
 

@@ -12,11 +12,12 @@ from llamita.batch_generate import SampleOptions, generate_batch
 from llamita.cli.adapters import open_adapters
 from llamita.cli.command import card_defaults, parse
 from llamita.cli.generation import DEFAULT_LOAD, LoadOptions, check_context, check_generation, engine_sampling
+from llamita.cli.grammar import DEFAULT_GRAMMAR, GrammarOptions, read_grammar
 from llamita.cli.open_model import opened_model
 from llamita.cli.progress import progress_bars
 from llamita.cli.prompt import DEFAULT_PROMPT, PromptOptions, check_num_samples, print_header, read_prompt
 from llamita.config import Option
-from llamita.engine import AdapterUses, Generation, Model, encode_prompt, text_pieces
+from llamita.engine import AdapterUses, Generation, Grammar, Model, encode_prompt, text_pieces
 from llamita.sampling import DEFAULT_RUNTIME, DEFAULT_SAMPLING, RuntimeOptions, SamplingParams
 
 
@@ -31,6 +32,7 @@ class RunFlags:
         "llamita run -i 'Once upon a time'",
         "llamita run my.gguf 'One day' -n 100 -t 0.7 -s 1",
         "llamita run my.gguf -f prompt.txt -N 10",
+        "llamita run -i 'Is it red? ' --choice yes --choice no",
     )
 
     model: Annotated[Path | None, Option(positional=True)] = None
@@ -41,6 +43,7 @@ class RunFlags:
     """Number of texts; each has the next seed. They are computed together and printed at the
     end."""
     prompt: Annotated[PromptOptions, Option(group="prompt")] = DEFAULT_PROMPT
+    grammar: Annotated[GrammarOptions, Option(group="grammar")] = DEFAULT_GRAMMAR
     load: Annotated[LoadOptions, Option(group="model")] = DEFAULT_LOAD
     sampling: SamplingParams = DEFAULT_SAMPLING
     runtime: Annotated[RuntimeOptions, Option(group="engine")] = DEFAULT_RUNTIME
@@ -55,8 +58,9 @@ def main(argv: list[str]) -> int | None:
     with opened_model(flags.model, flags.load, "run") as model:
         check_context(model, flags.runtime)
         prompt, adapters = read_prompt(flags.prompt), open_adapters(model, flags.load.adapter)
+        grammar = read_grammar(flags.grammar)
         if flags.num_samples > 1:
-            _print_samples(model, prompt, flags, adapters)
+            _print_samples(model, prompt, flags, adapters, grammar)
             return 0
         generation = model.generate(
             prompt,
@@ -64,6 +68,7 @@ def main(argv: list[str]) -> int | None:
             flags.runtime,
             max_new_tokens=flags.max_new_tokens or None,
             adapters=adapters,
+            grammar=grammar,
         )
         interrupted = _stream(model, generation)
         status = (
@@ -75,13 +80,15 @@ def main(argv: list[str]) -> int | None:
     return 130 if interrupted else 0
 
 
-def _print_samples(model: Model, prompt: bytes, flags: RunFlags, adapters: AdapterUses) -> None:
+def _print_samples(
+    model: Model, prompt: bytes, flags: RunFlags, adapters: AdapterUses, grammar: Grammar | None
+) -> None:
     """Generate several texts side by side; text i is what seed + i gives alone."""
     seed = secrets.randbits(62) if flags.sampling.seed is None else flags.sampling.seed
     sampling = dataclasses.replace(engine_sampling(flags.sampling), seed=seed)
     options = SampleOptions(flags.num_samples, (prompt,), flags.max_new_tokens or None, sampling, flags.runtime)
     with progress_bars() as progress:
-        samples = generate_batch(model, options, progress, adapters=adapters)
+        samples = generate_batch(model, options, progress, adapters=adapters, grammar=grammar)
     start = model.decode(encode_prompt(model, prompt))
     for number, sample in enumerate(samples):
         print_header(number, flags.num_samples, seed + number)

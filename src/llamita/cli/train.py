@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Annotated
 
 from llamita.cli.command import parse_run, print_resume, requires_extra
-from llamita.cli.next_command import export_commands, print_next
+from llamita.cli.next_command import print_next
+from llamita.commands import export_commands
 from llamita.config import Option, TrainConfig
 from llamita.console import print_table
 

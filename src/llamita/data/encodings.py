@@ -128,6 +128,11 @@ def detect(data: bytes) -> Found | Unsure:
     return Unsure(tuple(near[:MAX_CANDIDATES]))
 
 
+def utf8_letter_bytes(data: bytes) -> int:
+    """How many of the bytes are whole UTF-8 characters of several bytes."""
+    return sum(map(len, _UTF8_LETTER.findall(data)))
+
+
 def describe_mojibake(text: str) -> str | None:
     """How a text was converted wrongly before it was saved, or None."""
     text = text[:SAMPLE_BYTES]
@@ -135,13 +140,13 @@ def describe_mojibake(text: str) -> str | None:
         return "it holds 锟斤拷, replacement characters that were read as GBK and saved again"
     latin = "".join(match[0] for match in _LATIN_RUN.finditer(text))
     is_most = len(latin) >= _MIN_LETTERS and len(latin) > 0.8 * len(_HIGH_LETTER.findall(text))
-    if is_most and _share_of_utf8(b"".join(map(_windows_byte, latin))) > 0.8:
+    if is_most and utf8_letter_bytes(raw := b"".join(map(_windows_byte, latin))) > 0.8 * len(raw):
         return f"it looks like UTF-8 that was read as Latin-1 and saved again ({latin[:12]}…)"
     runs = "".join(match[0] for match in _HIGH_RUN.finditer(text))
     if len(runs) >= 2 * _MIN_LETTERS and isinstance(found := detect(runs.encode("latin-1")), Found):
         return f"it looks like {found.name} that was read as Latin-1 and saved again ({runs[:12]}…)"
     han = "".join(match[0] for match in _HAN_RUN.finditer(text))
-    if len(han) >= _MIN_LETTERS and _share_of_utf8(han.encode("gb18030"), _UTF8_CJK) > 0.5:
+    if len(han) >= _MIN_LETTERS and sum(map(len, _UTF8_CJK.findall(raw := han.encode("gb18030")))) > 0.5 * len(raw):
         return f"it looks like UTF-8 that was read as GBK and saved again ({han[:8]}…)"
     return None
 
@@ -246,8 +251,3 @@ _UTF8_CJK = re.compile(rb"[\xe3-\xed][\x80-\xbf]{2}")
 
 def _windows_byte(letter: str) -> bytes:
     return bytes((ord(letter),)) if ord(letter) < 0x100 else letter.encode("cp1252")
-
-
-def _share_of_utf8(data: bytes, letters: re.Pattern[bytes] = _UTF8_LETTER) -> float:
-    """The share of the bytes that are whole UTF-8 characters of several bytes."""
-    return sum(len(each) for each in letters.findall(data)) / len(data)

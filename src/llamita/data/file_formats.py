@@ -259,7 +259,7 @@ def _read_parquet(path: Path, key: str | None, bad: BadRows) -> Iterator[Row]:
                     number += 1
                     if values is not None:
                         yield Row(f"{path}: row {number}", values, number)
-    except (pyarrow.lib.ArrowException, OSError) as error:
+    except (pyarrow.lib.ArrowException, OSError, UnicodeDecodeError) as error:  # Unicode: names of columns
         message = " ".join(str(error).split())[:200]
         raise SourceError(f"cannot read {path}: not a complete parquet file: {message}") from None
 

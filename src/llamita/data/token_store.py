@@ -22,6 +22,7 @@ from typing import IO, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from llamita.commands import command_line
 from llamita.errors import StoreError
 from llamita.json_file import Key, Schema, check_object, parse_json, shown
 
@@ -361,10 +362,11 @@ def read_store_info(path: Path) -> dict[str, Any]:
     if not file.is_file():
         if Path(path).exists():  # most likely a folder of texts
             raise StoreError(
-                f"cannot open store {path}: it has no store.json; to make a store from text: llamita prepare {path} "
-                "--out STORE"
+                f"cannot open store {path}: it has no store.json; to make a store from text: "
+                + command_line("prepare", path, "--out", "STORE")
             )
-        raise StoreError(f"cannot open store {path}: no such folder; make a store: llamita prepare SOURCE --out {path}")
+        make = command_line("prepare", "SOURCE", "--out", path)
+        raise StoreError(f"cannot open store {path}: no such folder; make a store: {make}")
     try:
         info = parse_json(file.read_bytes(), "it", StoreError)
         _check_info(info)

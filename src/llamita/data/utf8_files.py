@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from llamita.data.encodings import SAMPLE_BYTES, Found, Unsure, describe_mojibake, detect, find_codec
+from llamita.data.encodings import SAMPLE_BYTES, Found, Unsure, describe_mojibake, detect, find_codec, utf8_letter_bytes
 from llamita.errors import ConfigError, SourceError
 
 BOM = b"\xef\xbb\xbf"
@@ -42,7 +42,6 @@ _UTF16_BOMS = {b"\xff\xfe": Found("utf-16-le", "UTF-16LE"), b"\xfe\xff": Found("
 _REPLACED = "\ufffd".encode()
 MIN_REPLACED = 3  # a text may well speak of U+FFFD once
 MAX_NAMED_FILES = 3
-_UTF8_LETTER = re.compile(rb"[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3}")
 
 
 class Conversions:
@@ -199,7 +198,7 @@ def _recognize(sample: bytes, offset: int) -> Found | Unsure | None:
             return None
         except UnicodeDecodeError:
             high = sum(byte >= 0x80 for byte in near)
-            if sum(map(len, _UTF8_LETTER.findall(near))) > 0.7 * high:  # UTF-8 with a bad byte
+            if utf8_letter_bytes(near) > 0.7 * high:  # UTF-8 with a bad byte
                 return None
     return detect(near)
 

@@ -8,6 +8,7 @@ ids: not on threads, kernels or what else a session holds.
 from llamita.engine.adapter import Adapter, AdapterUses
 from llamita.engine.bpe_trainer import BpeTrainer, BpeUnit
 from llamita.engine.generation import Generation, encode_prompt, text_pieces
+from llamita.engine.grammar import Grammar, GrammarState
 from llamita.engine.library import KV_TYPES, SPECULATIONS, AdapterInfo, Ids, ModelInfo, kernels, utf8_complete, version
 from llamita.engine.model import PACKAGED_MODEL, Model, load
 from llamita.engine.sampler import Sampler
@@ -29,6 +30,8 @@ __all__ = [
     "DocumentTokenizer",
     "Event",
     "Generation",
+    "Grammar",
+    "GrammarState",
     "Ids",
     "Message",
     "Model",

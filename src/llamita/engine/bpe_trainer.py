@@ -36,13 +36,14 @@ class BpeTrainer(Owned):
         call("bpe_trainer_add", self._handle, text, ends.ctypes.data, ends.size)
 
     def merge(self, num_tokens: int, least_count: int) -> npt.NDArray[np.int32]:
-        """Learn merges: [merges, 3], the ids of left, right and the result.
+        """Learn merges: [merges, 4], the ids of left, right and the result, and how often the pair
+        occurred, which never increases.
 
         Stops at num_tokens tokens (the 256 bytes included), or when no pair appears least_count
         times. Tokens 0 to 255 are the bytes in the order of GPT-2's alphabet; the others follow in
         the order of the merges.
         """
-        merges, num_merges = np.empty((4 * num_tokens, 3), np.int32), ctypes.c_size_t()
+        merges, num_merges = np.empty((4 * num_tokens, 4), np.int32), ctypes.c_size_t()
         call(
             "bpe_trainer_train", self._handle, num_tokens, least_count, merges.ctypes.data, len(merges),
             ctypes.byref(num_merges),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
 
+from llamita.engine.grammar import GrammarState
 from llamita.engine.library import utf8_complete
 from llamita.engine.model_file import ModelFile
 from llamita.engine.sampler import Sampler
@@ -16,17 +17,25 @@ class Generation(Iterator[str]):
     """A text while it is generated: an iterator of pieces of str.
 
     prompt_ids: the ids of the prompt, with BOS. ids: the new ids so far. seed: generates the same
-    text again. stop: "" until the end, then "end token", "number of tokens" or "context's end".
+    text again. stop: "" until the end, then "end token", "number of tokens", "context's end" or
+    "grammar's end".
     """
 
     def __init__(
-        self, model: ModelFile, session: Session, sampler: Sampler, prompt_ids: list[int], max_new_tokens: int | None
+        self,
+        model: ModelFile,
+        session: Session,
+        sampler: Sampler,
+        prompt_ids: list[int],
+        max_new_tokens: int | None,
+        grammar: GrammarState | None = None,
     ) -> None:
         self.prompt_ids = prompt_ids
         self.ids: list[int] = []
         self.seed = sampler.seed
         self.stop = ""
         self._model, self._session, self._sampler, self._max_new_tokens = model, session, sampler, max_new_tokens
+        self._grammar = grammar
         self._num_threads = session.num_threads
         self._prompt_seconds = self._decode_seconds = 0.0
         self._num_decoded = self._num_passes = 0
@@ -50,12 +59,15 @@ class Generation(Iterator[str]):
 
     def _new_bytes(self) -> Iterator[bytes]:
         """The bytes of each new token."""
-        for token_id in self.prompt_ids:
-            self._sampler.accept(token_id)
+        for prompt_id in self.prompt_ids:
+            self._sampler.accept(prompt_id)
         start = time.perf_counter()
         token_id = self._step(self.prompt_ids)
         self._prompt_seconds = time.perf_counter() - start
         while True:
+            if token_id is None:
+                self.stop = "grammar's end"
+                return
             if self._model.token_ends(token_id):
                 self.stop = "end token"
                 return
@@ -74,10 +86,15 @@ class Generation(Iterator[str]):
             self._num_passes += self._session.num_passes - passes
             self._num_decoded += 1
 
-    def _step(self, ids: Sequence[int]) -> int:
+    def _step(self, ids: Sequence[int]) -> int | None:
+        """The next id; None: the text is complete."""
         self._session.feed(ids)
         logits = self._session.logits
         assert logits is not None
+        if self._grammar is not None:
+            logits = self._grammar.limit(logits, self.ids[-1] if self.ids else None)
+            if logits is None:
+                return None
         token_id = self._sampler.pick(logits)
         self._sampler.accept(token_id)
         return token_id

@@ -111,6 +111,11 @@ class LogitBiasStruct(ctypes.Structure):
     _fields_ = [("id", ctypes.c_int32), ("bias", ctypes.c_float)]
 
 
+# llamita_constraint, and the results that it gives
+Constraint = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_int32, ctypes.POINTER(ctypes.c_uint32))
+CONSTRAINT_FAILED, CONSTRAINT_ALLOWS, CONSTRAINT_COMPLETE = 0, 1, 2
+
+
 class RequestStruct(ctypes.Structure):
     _fields_ = [
         ("ids", ctypes.POINTER(ctypes.c_int32)),
@@ -125,6 +130,8 @@ class RequestStruct(ctypes.Structure):
         ("score_prompt", ctypes.c_bool),
         ("adapters", ctypes.POINTER(AdapterUseStruct)),
         ("num_adapters", ctypes.c_size_t),
+        ("constraint", Constraint),
+        ("constraint_state", ctypes.c_void_p),
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy.typing as npt
 
 from llamita.engine.adapter import Adapter, AdapterUses
 from llamita.engine.generation import Generation, encode_prompt
+from llamita.engine.grammar import Grammar
 from llamita.engine.library import Ids
 from llamita.engine.model_file import ModelFile
 from llamita.engine.sampler import Sampler
@@ -71,6 +73,7 @@ class Model(ModelFile):
         *,
         max_new_tokens: int | None = None,
         adapters: AdapterUses = (),
+        grammar: Grammar | None = None,
         **overrides: Any,
     ) -> Generation:
         """Continue the prompt: an iterator of pieces of new text (str) that never split a
@@ -80,12 +83,14 @@ class Model(ModelFile):
         context. The same seed gives the same text; without a seed, a random one is drawn. Bytes
         that are not UTF-8 become U+FFFD; an incomplete character at the end is dropped.
         adapters: applied together, in this order, each with its scale (default: 1).
+        grammar: the texts that may come, as in generate("Name: ", grammar=Grammar.regex("[A-Z].*")).
         overrides: fields of sampling and runtime by name: generate("Once", temperature=0.8).
         """
         sampling, runtime = with_overrides(sampling, runtime, overrides)
         if max_new_tokens is not None and max_new_tokens < 1:
             raise EngineError(f"max_new_tokens: expected at least 1, or None for no limit, found {max_new_tokens}")
         prompt_ids = encode_prompt(self, prompt)
+        state = None if grammar is None else grammar.start(self)
         sampler = Sampler(self.info.vocab_size, sampling)
         session = self.session(runtime, adapters=adapters)
         if len(prompt_ids) > session.context_tokens:
@@ -93,7 +98,34 @@ class Model(ModelFile):
                 f"prompt: expected at most {session.context_tokens} tokens (the context), found {len(prompt_ids)}; "
                 "shorten it"
             )
-        return Generation(self, session, sampler, prompt_ids, max_new_tokens)
+        return Generation(self, session, sampler, prompt_ids, max_new_tokens, state)
+
+    def choose(
+        self, prompt: str, choices: Sequence[str], *, adapters: AdapterUses = (), **overrides: Any
+    ) -> dict[str, float]:
+        """The probability of each choice, given that the prompt goes on with one of them.
+
+        It is exact: the product of the probabilities of its tokens, divided by the sum over the
+        choices. A choice that begins with another one is less probable than that one.
+        overrides: as in session(). Raises EngineError.
+        """
+        if not choices or not all(choices) or len(set(choices)) != len(choices):
+            raise EngineError("choices: expected different texts that are not empty")
+        texts = [self.encode(prompt + choice, bos=self.info.bos_id >= 0) for choice in choices]
+        num_shared = next(
+            (i for i, ids in enumerate(zip(*texts, strict=False)) if len(set(ids)) > 1), min(map(len, texts))
+        )
+        if num_shared == 0:
+            raise EngineError("prompt: expected at least one token before the choices; this model has no BOS token")
+        with self.session(adapters=adapters, **overrides) as session:
+            if num_shared > 1:
+                session.feed(texts[0][: num_shared - 1])
+            scores = []
+            for ids in texts:
+                session.rewind(num_shared - 1)
+                scores.append(-session.score(ids[num_shared - 1 :]).sum())
+        weights = np.exp(np.array(scores) - max(scores))
+        return dict(zip(choices, (weights / weights.sum()).tolist(), strict=True))
 
 
 def load(

@@ -5,12 +5,17 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 from llamita.engine.adapter import AdapterUses, adapter_structs
+from llamita.engine.grammar import GrammarState
 from llamita.engine.library import (
+    CONSTRAINT_ALLOWS,
+    CONSTRAINT_COMPLETE,
+    CONSTRAINT_FAILED,
     KV_TYPES,
     MAX_TOP_LOGPROBS,
+    Constraint,
     EventStruct,
     Ids,
     LogitBiasStruct,
@@ -42,7 +47,7 @@ class Request:
 
     top_logprobs: None, or how many of the most probable tokens each event names besides its own.
     score_prompt: an event for each id of the prompt but the first. adapters must stay open until
-    the request ends.
+    the request ends. grammar: of this text alone, at its start.
     """
 
     ids: Ids
@@ -54,12 +59,14 @@ class Request:
     top_logprobs: int | None = None
     score_prompt: bool = False
     adapters: AdapterUses = ()
+    grammar: GrammarState | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Event:
     """What a step did for a request. id: -1 at the end. logprob: in nats, of the id by the logits
-    alone. top: the most probable ids and their log-probabilities. finish: "" until the end."""
+    alone. top: the most probable ids and their log-probabilities. finish: "" until the end. error:
+    why the text cannot go on in its grammar."""
 
     request: int
     kind: EventKind
@@ -67,6 +74,7 @@ class Event:
     finish: Finish
     logprob: float
     top: tuple[tuple[int, float], ...]
+    error: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,6 +118,7 @@ class Scheduler(Owned):
         handle = ctypes.c_void_p()
         call("scheduler_open", model._handle, ctypes.byref(params), ctypes.byref(handle))
         self._own(handle.value, model)
+        self._grammars: dict[int, tuple[GrammarState, Any]] = {}  # with the callback, by the number of the request
         model._users.add(self)
 
     @property
@@ -147,13 +156,19 @@ class Scheduler(Owned):
             request.score_prompt,
             *adapter_structs(request.adapters),
         )
+        if request.grammar is not None:
+            raw.constraint = _constraint(request.grammar)
         number = ctypes.c_uint64()
         call("scheduler_submit", self._handle, ctypes.byref(raw), ctypes.byref(number))
+        if request.grammar is not None:
+            self._grammars[number.value] = request.grammar, raw.constraint
         return number.value
 
     def cancel(self, request: int) -> bool:
         """End a request: no step computes anything for it any more. False: it has ended before."""
-        return bool(load_library().llamita_scheduler_cancel(self._handle, request))
+        done = bool(load_library().llamita_scheduler_cancel(self._handle, request))
+        self._grammars.pop(request, None)
+        return done
 
     def step(self) -> list[Event]:
         """Start waiting requests and compute one step. A request that fails ends with "error"; the
@@ -175,10 +190,28 @@ class Scheduler(Owned):
     def _events(self) -> list[Event]:
         num_events = ctypes.c_size_t()
         events = load_library().llamita_scheduler_events(self._handle, ctypes.byref(num_events))
-        return [_event(raw) for raw in events[: num_events.value]]
+        return [self._event(raw) for raw in events[: num_events.value]]
+
+    def _event(self, raw: EventStruct) -> Event:
+        num = raw.num_top
+        top = tuple(zip(raw.top_ids[:num], raw.top_logprobs[:num], strict=True)) if num else ()
+        kind = _KINDS[raw.kind]
+        ended = self._grammars.pop(raw.request, None) if kind == "end" else None
+        error = "" if ended is None else ended[0].error
+        return Event(raw.request, kind, raw.id, _FINISHES[raw.finish], raw.logprob, top, error)
 
 
-def _event(raw: EventStruct) -> Event:
-    num = raw.num_top
-    top = tuple(zip(raw.top_ids[:num], raw.top_logprobs[:num], strict=True)) if num else ()
-    return Event(raw.request, _KINDS[raw.kind], raw.id, _FINISHES[raw.finish], raw.logprob, top)
+def _constraint(grammar: GrammarState) -> Any:
+    """The callback that the engine calls before each token of a text."""
+
+    def allow(_: Any, last_id: int, allowed: Any) -> int:
+        try:
+            words = grammar.allowed(None if last_id < 0 else last_id)
+        except EngineError:
+            return CONSTRAINT_FAILED  # grammar.error says why
+        if words is None:
+            return CONSTRAINT_COMPLETE
+        ctypes.memmove(allowed, words.ctypes.data, words.nbytes)
+        return CONSTRAINT_ALLOWS
+
+    return Constraint(allow)

@@ -8,6 +8,7 @@ from importlib.resources import files
 from typing import Any
 
 from llamita import __version__
+from llamita.commands import command_line
 from llamita.console import format_count, format_rate, format_seconds, speed_unit
 from llamita.report.charts import axis_switch, build_charts, color_key
 from llamita.report.history import History, common_targets, objective, objective_unit
@@ -28,7 +29,7 @@ def build_page(histories: Sequence[History]) -> str:
         title = f"{len(histories)} runs"
         head = [f'<p class="soft">{escape(names)}</p>', _final_numbers(histories)]
         sections = [samples_side_by_side(histories), differences_table(histories)]
-    command = f"llamita report {' '.join(str(history.path) for history in histories)}"
+    command = command_line("report", *(history.path for history in histories))
     body = [
         f"<h1>{escape(title)}</h1>",
         *head,

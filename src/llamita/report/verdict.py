@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import shlex
 from html import escape
-from pathlib import Path
 
+from llamita.commands import command_line, export_commands
 from llamita.report.history import History, objective, objective_unit
 
 FEW_EPOCHS, MANY_EPOCHS = 0.9, 4.0  # up to four are as good as new text (arXiv 2305.16264)
@@ -27,15 +25,10 @@ def sentences(history: History) -> list[str]:
 
 def next_commands(history: History) -> list[str]:
     """Resume an interrupted run, or export a finished one and use it."""
-    model = f"{Path(os.path.abspath(history.path)).name}.gguf"
     if not history.summary.get("finished", bool(history.summary)):
-        return [_command(history.command, "--out", history.path, "--resume")]
+        return [command_line(history.command, "--out", history.path, "--resume")]
     can_chat = history.command == "finetune" and not history.series("eval", "bpb", "step")[1]
-    return [_command("export", history.path, model), _command("chat" if can_chat else "run", model)]
-
-
-def _command(*words: object) -> str:
-    return shlex.join(["llamita", *map(str, words)])
+    return list(export_commands(history.path, can_chat=can_chat))
 
 
 def _progress(history: History) -> str:
@@ -83,7 +76,9 @@ def _advice(history: History) -> list[str]:
         return []
     limit = next((name for name in ("minutes", "steps", "epochs") if history.config.get(name)), None)
     if epochs < FEW_EPOCHS and limit:
-        longer = _command("train", "--out", history.path, "--resume", f"--{limit}", f"{2 * history.config[limit]:g}")
+        longer = command_line(
+            "train", "--out", history.path, "--resume", f"--{limit}", f"{2 * history.config[limit]:g}"
+        )
         return [f"It has read {epochs:.0%} of its text: training longer would help ({longer})."]
     if epochs > MANY_EPOCHS:
         return [f"It has read its text {epochs:.1f} times: more text would help more than more time."]

@@ -242,4 +242,9 @@ class Answer:
 
 def sse(body: dict[str, Any]) -> bytes:
     """A server-sent event."""
-    return b"data: " + json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace") + b"\n\n"
+    return b"data: " + json_bytes(body) + b"\n\n"
+
+
+def json_bytes(body: Any) -> bytes:
+    """Compact JSON in UTF-8."""
+    return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")

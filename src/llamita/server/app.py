@@ -7,10 +7,9 @@ import contextlib
 import dataclasses
 import hashlib
 import hmac
-import json
 import logging
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, Final
 
 import anyio
@@ -24,17 +23,18 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llamita.chat import ChatEncoder
-from llamita.engine import AdapterUses, Model, encode_prompt
+from llamita.engine import AdapterUses, Grammar, GrammarState, Model, encode_prompt
 from llamita.engine import Request as EngineRequest
 from llamita.errors import ChatError, EngineError
 from llamita.sampling import DEFAULT_COMPUTE, ComputeOptions, SamplingParams
-from llamita.server.answers import DONE, Answer, sse
+from llamita.server.answers import DONE, Answer, json_bytes, sse
 from llamita.server.errors import ApiError
 from llamita.server.metrics import CONTENT_TYPE, Metrics
 from llamita.server.parameters import (
     TextParams,
     chat_messages,
     flag_field,
+    grammar_of,
     prompts_of,
     read_json,
     text_field,
@@ -44,6 +44,7 @@ from llamita.server.worker import Worker, total_stats
 
 log = logging.getLogger(__name__)
 API_SAMPLING: Final = SamplingParams(temperature=1.0, top_p=1.0)  # OpenAI's defaults
+MAX_GRAMMARS: Final = 64  # of each model, kept compiled
 OPEN_ROUTES: Final = ("/health",)  # need no key
 
 
@@ -77,6 +78,7 @@ class _Serving:
         self.adapters = served.adapters
         self.created = int(time.time())
         self.worker = Worker(served.model, runtime, num_parallel=limits.num_parallel, max_queue=limits.max_queue)
+        self._grammars: dict[tuple[str, frozenset[int]], GrammarState] = {}  # by their source, to copy
         self._encoder: ChatEncoder | None = None
         self._encoding = asyncio.Lock()
 
@@ -94,6 +96,27 @@ class _Serving:
         if self._encoder is None:
             self._encoder = ChatEncoder(self.model)
         return self._encoder.encode(messages), self._encoder.end_ids
+
+    async def start_grammar(self, body: dict[str, Any], end_ids: frozenset[int]) -> GrammarState | None:
+        """The state before the first token of texts that the request limits; None: it does not.
+        Raises ApiError."""
+        if (compile_grammar := grammar_of(body)) is None:
+            return None
+        try:
+            return await asyncio.to_thread(self._start_grammar, compile_grammar, end_ids)
+        except EngineError as error:
+            raise ApiError(400, str(error), param="response_format") from None
+
+    def _start_grammar(self, compile_grammar: Callable[[], Grammar], end_ids: frozenset[int]) -> GrammarState:
+        grammar = compile_grammar()
+        key = grammar.source, end_ids
+        state = self._grammars.get(key)
+        if state is None:
+            state = grammar.start(self.model, end_ids)
+            if len(self._grammars) >= MAX_GRAMMARS:
+                self._grammars.clear()
+            self._grammars[key] = state
+        return state
 
     async def warm_up(self) -> None:
         """Compute one token, so that the first client need not wait for memory and threads."""
@@ -181,7 +204,8 @@ class Server:
         serving = self._find(body)
         params = text_params(body, serving.sampling, serving.model.info.vocab_size, is_chat=True)
         ids, end_ids = await serving.encode_chat(body)
-        return await self._answer(request, serving, params, [ids], end_ids, is_chat=True)
+        grammar = await serving.start_grammar(body, end_ids)
+        return self._answer(serving, params, [ids], end_ids, grammar, is_chat=True)
 
     async def _completions(self, request: Request) -> Response:
         body = await self._body(request)
@@ -195,20 +219,21 @@ class Server:
             ]
         except EngineError as error:
             raise ApiError(400, str(error), param="prompt") from None
-        return await self._answer(request, serving, params, prompts, frozenset(), is_chat=False)
+        grammar = await serving.start_grammar(body, frozenset())
+        return self._answer(serving, params, prompts, frozenset(), grammar, is_chat=False)
 
-    async def _answer(
+    def _answer(
         self,
-        request: Request,
         serving: _Serving,
         params: TextParams,
         prompts: list[list[int]],
         end_ids: frozenset[int],
+        grammar: GrammarState | None,
         *,
         is_chat: bool,
     ) -> Response:
         requests = [
-            params.request(ids, choice, serving.worker.context_tokens, serving.adapters)
+            params.request(ids, choice, serving.worker.context_tokens, serving.adapters, grammar)
             for ids in prompts
             for choice in range(params.num_choices)
         ]
@@ -391,8 +416,7 @@ async def _disconnected(receive: Receive) -> None:
 
 
 def _json(body: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    raw = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
-    return Response(raw, status, headers, "application/json")
+    return Response(json_bytes(body), status, headers, "application/json")
 
 
 def _error_response(error: ApiError) -> Response:

@@ -7,9 +7,10 @@ import dataclasses
 import json
 import math
 import secrets
+from collections.abc import Callable
 from typing import Any, Final
 
-from llamita.engine import AdapterUses, Message, Request
+from llamita.engine import AdapterUses, Grammar, GrammarState, Message, Request
 from llamita.sampling import MAX_TOKENS, MAX_TOP_K, SamplingParams
 from llamita.server.errors import ApiError
 
@@ -20,6 +21,23 @@ MAX_BIASES: Final = 4096
 MAX_MESSAGES: Final = 10_000
 DEFAULT_COMPLETION_TOKENS: Final = 16  # as in OpenAI's API
 _ROLES: Final = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+
+_STRUCTURED_OUTPUTS: Final[dict[str, tuple[tuple[type, ...], Callable[[Any, str], Grammar]]]] = {
+    "json": ((dict, bool, str), Grammar.json_schema),
+    "regex": ((str,), Grammar.regex),
+    "choice": ((list,), Grammar.choices),
+    "grammar": ((str,), Grammar.of_text),
+}
+_EXPECTED: Final = {"json": "a JSON Schema", "regex": "a string", "choice": "a list of strings", "grammar": "a string"}
+# Fields of other servers that must not be ignored: the answer would be any text.
+_OTHER_GRAMMARS: Final = {
+    "grammar": "structured_outputs.grammar",
+    "json_schema": "response_format",
+    "guided_json": "structured_outputs.json",
+    "guided_regex": "structured_outputs.regex",
+    "guided_choice": "structured_outputs.choice",
+    "guided_grammar": "structured_outputs.grammar",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +57,16 @@ class TextParams:
     include_usage: bool
     echo: bool = False
 
-    def request(self, ids: list[int], choice: int, context_tokens: int, adapters: AdapterUses = ()) -> Request:
-        """The engine's request for one of the choices: it has its own seed. Raises ApiError if the
+    def request(
+        self,
+        ids: list[int],
+        choice: int,
+        context_tokens: int,
+        adapters: AdapterUses = (),
+        grammar: GrammarState | None = None,
+    ) -> Request:
+        """The engine's request for one of the choices: it has its own seed, and its own copy of the
+        grammar. Raises ApiError if the
         prompt leaves no room in the context."""
         most = context_tokens if self.max_new_tokens == 0 else context_tokens - 1
         if len(ids) > most:
@@ -61,6 +87,7 @@ class TextParams:
             self.top_logprobs,
             self.echo and self.top_logprobs is not None,
             adapters,
+            None if grammar is None else grammar.copy(),
         )
 
 
@@ -114,6 +141,50 @@ def text_params(body: dict[str, Any], defaults: SamplingParams, vocab_size: int,
     if params.stream and params.echo and params.top_logprobs is not None:
         raise ApiError(400, "echo: expected no logprobs in a stream: its tokens are not sent one by one", param="echo")
     return params
+
+
+def grammar_of(body: dict[str, Any]) -> Callable[[], Grammar] | None:
+    """What limits the texts of a request: response_format, or vLLM's structured_outputs. None:
+    nothing. Its call compiles the grammar, which may take a tenth of a second, and raises
+    EngineError. Raises ApiError."""
+    form, limits = body.get("response_format"), body.get("structured_outputs")
+    if form is not None and not isinstance(form, dict):
+        raise ApiError(400, f"response_format: expected an object, found {_kind(form)}", param="response_format")
+    kind = "text" if form is None else form.get("type")
+    if kind not in ("text", "json_object", "json_schema"):
+        raise ApiError(400, "response_format.type: expected text, json_object or json_schema", param="response_format")
+    if limits is not None:
+        if kind != "text":
+            raise ApiError(400, "structured_outputs: expected no response_format beside it", param="structured_outputs")
+        return _structured_outputs(limits)
+    if kind == "text":
+        return None
+    if kind == "json_object":
+        return Grammar.json_object
+    where = "response_format.json_schema.schema"
+    holder = form.get("json_schema") if form is not None else None
+    schema = holder.get("schema") if isinstance(holder, dict) else None
+    if not isinstance(schema, dict | bool):
+        raise ApiError(400, f"{where}: expected a JSON Schema, found {_kind(schema)}", param="response_format")
+    return lambda: Grammar.json_schema(schema, where)
+
+
+def _structured_outputs(limits: Any) -> Callable[[], Grammar]:
+    if not isinstance(limits, dict):
+        raise ApiError(
+            400, f"structured_outputs: expected an object, found {_kind(limits)}", param="structured_outputs"
+        )
+    given = {name: value for name, value in limits.items() if value is not None}
+    if len(given) != 1 or not given.keys() <= _STRUCTURED_OUTPUTS.keys():
+        raise ApiError(
+            400, f"structured_outputs: expected one of {', '.join(_STRUCTURED_OUTPUTS)}", param="structured_outputs"
+        )
+    [(name, value)] = given.items()
+    where = f"structured_outputs.{name}"
+    types, read = _STRUCTURED_OUTPUTS[name]
+    if not isinstance(value, types) or (isinstance(value, list) and not all(isinstance(each, str) for each in value)):
+        raise ApiError(400, f"{where}: expected {_EXPECTED[name]}, found {_kind(value)}", param="structured_outputs")
+    return lambda: read(value, where)
 
 
 def chat_messages(body: dict[str, Any], system: str | None) -> list[Message]:
@@ -284,11 +355,9 @@ def _message(number: int, given: Any) -> Message:
 
 def _refuse_unsupported(body: dict[str, Any], is_chat: bool) -> None:
     """Raise ApiError for fields that change the answer and that this server does not honor."""
-    form = body.get("response_format")
-    if form is not None and not (isinstance(form, dict) and form.get("type") == "text"):
-        raise ApiError(
-            400, "response_format: expected type text: constrained answers are not supported", param="response_format"
-        )
+    for name, instead in _OTHER_GRAMMARS.items():
+        if body.get(name) is not None:
+            raise ApiError(400, f"{name}: not supported; use {instead}", param=name)
     for name in ("tools", "functions") if is_chat else ("suffix",):
         if body.get(name) and body.get("tool_choice") != "none":
             raise ApiError(400, f"{name}: not supported by this server", param=name)

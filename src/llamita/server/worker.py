@@ -178,7 +178,7 @@ class Worker:
             if isinstance(result, str):
                 running.error = result
             elif result.finish == "error":
-                running.error = "the engine cannot compute this text: out of memory, or damaged weights"
+                running.error = result.error or "the engine cannot compute this text: out of memory, or damaged weights"
             else:
                 running.events.append(result)
             if running.error is not None or (not isinstance(result, str) and result.kind == "end"):

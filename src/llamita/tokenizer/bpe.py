@@ -44,15 +44,19 @@ class BpeVocabulary:
     def __init__(self, unit: BpeUnit = "word") -> None:
         self.unit = unit
         self._trainer = BpeTrainer(unit)
+        self._merges: npt.NDArray[np.int32] | None = None  # up to _num_merged tokens
+        self._num_merged = 0
 
     def add(self, texts: Sequence[bytes]) -> None:
         """Count the words of UTF-8 texts, ideally thousands at once."""
+        self._merges = None
         self._trainer.add(b"".join(texts), np.cumsum([len(text) for text in texts], dtype=np.uint64))
 
     def num_tokens(self, vocab_size: int, min_count: int) -> int:
         """The tokens of a vocabulary of at most `vocab_size` whose merges occur at least
         `min_count` times."""
-        merges = self._trainer.merge(vocab_size - len(SPECIAL_TOKENS), least_count=min_count)
+        merges = self._merge(vocab_size)
+        merges = merges[merges[:, 3] >= min_count]
         return len(SPECIAL_TOKENS) + max(256, int(merges[:, 2].max(initial=0)) + 1)
 
     def tokenizer(self, vocab_size: int) -> Tokenizer:
@@ -68,8 +72,19 @@ class BpeVocabulary:
                 f"vocabulary size: expected {MIN_VOCAB_SIZE} (special tokens and bytes) to {MAX_VOCAB_SIZE:,}, "
                 f"found {vocab_size:,}"
             )
-        merges = self._trainer.merge(vocab_size - len(SPECIAL_TOKENS), least_count=2)
-        return _from_merges(merges, vocab_size)
+        return _from_merges(self._merge(vocab_size), vocab_size)
+
+    def _merge(self, vocab_size: int) -> npt.NDArray[np.int32]:
+        """The merges of a vocabulary of at most this size: those of a larger one begin with them."""
+        if self._merges is None or self._num_merged < vocab_size:
+            self._num_merged = vocab_size + 64  # a size that is rounded up needs no second run
+            self._merges = self._trainer.merge(self._num_merged - len(SPECIAL_TOKENS), least_count=2)
+        num_tokens = MIN_VOCAB_SIZE
+        for number, product in enumerate(self._merges[:, 2].tolist()):
+            if num_tokens == vocab_size:
+                return self._merges[:number]
+            num_tokens = max(num_tokens, len(SPECIAL_TOKENS) + 1 + product)
+        return self._merges
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int, unit: BpeUnit = "word") -> Tokenizer:
@@ -80,11 +95,11 @@ def train_bpe(texts: Iterable[str], vocab_size: int, unit: BpeUnit = "word") -> 
 
 
 def _from_merges(merges: npt.NDArray[np.int32], vocab_size: int) -> Tokenizer:
-    """merges [n, 3]: left, right, product. Ids 0 to 255 are the bytes in the order of GPT-2's
+    """merges [n, 4]: left, right, product, count. Ids 0 to 255 are the bytes in the order of GPT-2's
     alphabet; the others follow in the order in which merges first produce them."""
     pieces = sorted(BYTE_OF_SYMBOL)
     pairs: dict[tuple[str, str], None] = {}
-    for left, right, product in merges.tolist():
+    for left, right, product, _ in merges.tolist():
         pairs[pieces[left], pieces[right]] = None
         if product == len(pieces):
             pieces.append(pieces[left] + pieces[right])

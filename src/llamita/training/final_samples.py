@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from llamita.batch_generate import SampleOptions
+from llamita.commands import command_line
 from llamita.data.mixture import open_documents
 from llamita.errors import LlamitaError
 from llamita.eval.samples import SampleReport, expected_seconds, generate_and_measure, opened_in_engine
@@ -37,7 +38,7 @@ def add_final_samples(result: TrainResult, stores: tuple[str, ...]) -> tuple[dic
     summary = result.summary
     if summary["epochs"] < REPEATED_EPOCHS or summary["val"] is None:
         return summary, ""
-    later = f"llamita eval {result.run} STORE --samples {NUM_SAMPLES} checks them"
+    later = f"{command_line('eval', result.run, 'STORE', '--samples', NUM_SAMPLES)} checks them"
     try:
         report = _measure(result, stores)
     except LlamitaError as error:

@@ -379,6 +379,16 @@ def test_a_text_that_is_there_twice_is_refused(tmp_path: Path) -> None:
         assert read(write(tmp_path / name, content))[0] == ["one"], "other keys are not read"
 
 
+def test_parquet_with_a_damaged_name(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    pytest.importorskip("pyarrow.parquet")
+    pyarrow.parquet.write_table(pyarrow.table({"columnname": ["One."]}), tmp_path / "a.parquet")
+    raw = (tmp_path / "a.parquet").read_bytes()
+    write(tmp_path / "a.parquet", raw.replace(b"columnname", b"colum\xbfname"))
+    with pytest.raises(SourceError, match=r"cannot read .*a\.parquet: not a complete parquet file: "):
+        list(read_rows(tmp_path / "a.parquet"))
+
+
 def test_parquet_with_a_column_twice(tmp_path: Path) -> None:
     pyarrow = pytest.importorskip("pyarrow")
     pytest.importorskip("pyarrow.parquet")

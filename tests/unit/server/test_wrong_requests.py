@@ -29,7 +29,7 @@ WRONG_FIELDS: list[tuple[str, Any]] = [
     ("stop", ["x" * 10_000]), ("stop", ["x"] * 99), ("logit_bias", [1]), ("logit_bias", {"x": 1}),
     ("logit_bias", {"99999999": 1}), ("logit_bias", {"1": 1000}), ("logit_bias", {"-1": 1}), ("presence_penalty", 9),
     ("frequency_penalty", "x"), ("logprobs", 99), ("logprobs", True), ("stream", "yes"),
-    ("stream_options", 3), ("best_of", 5), ("suffix", "end"), ("response_format", {"type": "json_object"}),
+    ("stream_options", 3), ("best_of", 5), ("suffix", "end"), ("response_format", {"type": "xml"}),
     ("response_format", "json"), ("prompt", 5), ("prompt", []), ("prompt", [[]]), ("prompt", [1, "a", None]),
     ("prompt", [-1]), ("prompt", [10**9]), ("prompt", [[1], [2.5]]), ("prompt", ["x"] * 1000), ("prompt", None),
     ("model", 7),
