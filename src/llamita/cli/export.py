@@ -3,10 +3,12 @@ folder."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -18,9 +20,11 @@ from llamita.cli.progress import progress_bars
 from llamita.commands import command_line, use_commands
 from llamita.config import Option, flag
 from llamita.console import print_table
-from llamita.errors import ConfigError
+from llamita.errors import ConfigError, FormatError
+from llamita.json_file import read_json_object
 from llamita.model_card import NO_CARD, ModelCard
 
+_KINDS = {".exe": "program", ".html": "page"}
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 
 
@@ -30,8 +34,9 @@ class ExportFlags:
 
     NAME.gguf is for llamita, llama.cpp, Ollama and LM Studio, and includes the tokenizer. NAME.bin
     is for llama2.c, with tokenizer.bin beside it. NAME.exe, or NAME with --as program, is one
-    program with the model inside: it chats, or asks how a text begins. Any other NAME becomes a
-    Hugging Face folder. Memory holds one tensor at a time.
+    program with the model inside: it chats, or asks how a text begins. NAME.html is one web page
+    with the model inside, which runs offline. Any other NAME becomes a Hugging Face folder. Memory
+    holds one tensor at a time.
     """
 
     examples = (
@@ -39,19 +44,22 @@ class ExportFlags:
         "llamita export runs/my my.gguf --type q4_k_m",
         "llamita export smollm2 lora.gguf --adapter runs/lora",
         "llamita export runs/my stories.exe --target windows-x86_64",
+        "llamita export runs/my stories.html --start 'One day'",
     )
 
     checkpoint: Annotated[Path, Option(positional=True)]
     """Checkpoint (a Hugging Face folder), or run directory for its best checkpoint. An adapter
-    (LoRA) is merged into its base checkpoint. For a program, also a .gguf."""
+    (LoRA) is merged into its base checkpoint. For a program or a page, also a .gguf."""
     out: Annotated[Path, Option(positional=True)]
-    """NAME.gguf, NAME.bin or a program (replaced if it exists), or a new folder, in a folder that
-    exists."""
-    as_: Annotated[Literal["program"] | None, Option("{program}", name="as")] = None
-    """Write one program with the model inside. Default: by NAME."""
+    """NAME.gguf, NAME.bin, a program or a page (replaced if it exists), or a new folder, in a folder
+    that exists."""
+    as_: Annotated[Literal["program", "page"] | None, Option("{program,page}", name="as")] = None
+    """Write one program, or one web page, with the model inside. Default: by NAME."""
     target: Annotated[str | None, Option("SYSTEM")] = None
     """System of the program: linux-x86_64, linux-arm64, windows-x86_64 or windows-arm64. Default:
     this machine's; for NAME.exe Windows on this machine's processor."""
+    start: Annotated[tuple[str, ...], Option("TEXT", repeated=True)] = ()
+    """How a text may begin, a button of the page; give it several times for several."""
     type: Annotated[str | None, Option("TYPE", short="t")] = None
     """Type of the matrices in a .gguf: f32 is exact; f16, bf16 take half the bytes; q8_0 a quarter
     (default); q6_k, q5_k, q5_1, q5_0 less; q4_k_m (q4_k, with the most sensitive matrices in q6_k),
@@ -77,13 +85,17 @@ class ExportFlags:
 def main(argv: list[str]) -> None:
     flags = parse(ExportFlags, argv, "llamita export")
     check_parent(flags.out)
-    is_program = flags.as_ is not None or flags.out.suffix.lower() == ".exe"
-    if flags.target is not None and not is_program:
+    kind = flags.as_ or _KINDS.get(flags.out.suffix.lower())
+    if flags.target is not None and kind != "program":
         raise ConfigError(f"cannot export {flags.out}: --target: expected --as program with it, found none")
+    if flags.start and kind != "page":
+        raise ConfigError(f"cannot export {flags.out}: --start: expected a page (NAME.html) with it, found none")
     if flags.adapter is not None:
         return export_adapter(flags, flags.adapter)
-    if is_program:
+    if kind == "program":
         return export_program(flags)
+    if kind == "page":
+        return export_page(flags)
     with requires_extra("train"):
         from llamita.convert.export import export
         from llamita.finetune.merge_lora import plain_checkpoint
@@ -130,7 +142,7 @@ def main(argv: list[str]) -> None:
 
 
 def export_program(flags: ExportFlags) -> None:
-    """Export with --as program. A .gguf goes into the program as it is. Raises ConfigError."""
+    """Export one program with the model inside. Raises ConfigError."""
     from llamita.convert.program import can_chat, program_path, this_target, write_program
 
     target = flags.target
@@ -139,22 +151,7 @@ def export_program(flags: ExportFlags) -> None:
         if flags.out.suffix.lower() == ".exe":
             target = f"windows-{target.split('-')[1]}"
     program_path(target)  # refuse now what cannot be written
-    for name in ("version", "dtype", "shard_size", "modelfile"):
-        if getattr(flags, name):
-            raise ConfigError(f"cannot export {flags.out}: {flag(name)}: not for a program, whose model is a .gguf")
-    with tempfile.TemporaryDirectory(prefix="llamita-") as folder:
-        model = flags.checkpoint
-        if model.suffix == ".gguf" and model.is_file():
-            if flags.type is not None or flags.card != NO_CARD:
-                raise ConfigError(f"cannot export {model}: --type, model card: a .gguf goes into a program as it is")
-        else:
-            model = Path(folder) / "model.gguf"
-            with requires_extra("train"):
-                from llamita.convert.export import export
-                from llamita.finetune.merge_lora import plain_checkpoint
-
-                with plain_checkpoint(flags.checkpoint, flags.out) as checkpoint, progress_bars(in_bytes=True) as bars:
-                    export(checkpoint, model, flags.type, card=flags.card, verify=VERIFY[flags.verify], progress=bars)
+    with gguf_of(flags, "a program") as model:
         num_bytes = write_program(model, flags.out, target)
         starts = "a chat" if can_chat(model) else "asking how a text begins"
     rows = [
@@ -163,6 +160,51 @@ def export_program(flags: ExportFlags) -> None:
         ("starts", f"{starts}; --help lists what else it does"),
     ]
     print_table(rows, sys.stderr)
+
+
+def export_page(flags: ExportFlags) -> None:
+    """Export one web page with the model inside. Raises ConfigError."""
+    from llamita.convert.page import check_engine, write_page
+
+    check_engine()  # refuse now what cannot be written
+    summary = flags.checkpoint / "summary.json"
+    bits = read_json_object(summary, FormatError).get("best") if summary.is_file() else None
+    with gguf_of(flags, "a page") as model:
+        num_bytes = write_page(
+            model,
+            flags.out,
+            starts=flags.start,
+            bits_per_byte=bits if isinstance(bits, float) else None,
+        )
+    rows = [
+        ("wrote", f"{flags.out}, {num_bytes:,} bytes"),
+        ("opens", "in a browser, from the file or a server; offline"),
+    ]
+    print_table(rows, sys.stderr)
+
+
+@contextlib.contextmanager
+def gguf_of(flags: ExportFlags, what: str) -> Iterator[Path]:
+    """The .gguf to put into a program or a page: the one that is given as it is, or an export of the
+    checkpoint. Raises ConfigError."""
+    for name in ("version", "dtype", "shard_size", "modelfile"):
+        if getattr(flags, name):
+            raise ConfigError(f"cannot export {flags.out}: {flag(name)}: not for {what}, whose model is a .gguf")
+    model = flags.checkpoint
+    if model.suffix == ".gguf" and model.is_file():
+        if flags.type is not None or flags.card != NO_CARD:
+            raise ConfigError(f"cannot export {model}: --type, model card: a .gguf goes into {what} as it is")
+        yield model
+        return
+    with tempfile.TemporaryDirectory(prefix="llamita-") as folder:
+        model = Path(folder) / "model.gguf"
+        with requires_extra("train"):
+            from llamita.convert.export import export
+            from llamita.finetune.merge_lora import plain_checkpoint
+
+            with plain_checkpoint(flags.checkpoint, flags.out) as checkpoint, progress_bars(in_bytes=True) as bars:
+                export(checkpoint, model, flags.type, card=flags.card, verify=VERIFY[flags.verify], progress=bars)
+        yield model
 
 
 def export_adapter(flags: ExportFlags, adapter: Path) -> None:

@@ -26,6 +26,9 @@ MAX_MODEL_BYTES: Final = 256 << 20
 PART_BYTES: Final = 6 << 20  # of the model in one element; a multiple of 3, so that base64 has no padding within
 MAX_STARTS, MAX_START_CHARS = 12, 200
 WEB: Final = Path(__file__).parents[1] / "web"
+# llamita.js's names of sampling defaults.
+_OPTIONS: Final = {"temperature": "temperature", "top_p": "topP", "top_k": "topK", "min_p": "minP",
+                   "repetition_penalty": "repetitionPenalty"}  # fmt: skip
 ENGINES: Final = ("llamita.wasm", "llamita-relaxed.wasm")
 
 
@@ -34,13 +37,11 @@ def write_page(
     out: Path,
     *,
     starts: Sequence[str] = (),
-    text: str | None = None,
     bits_per_byte: float | None = None,
 ) -> int:
     """Write a page with a .gguf to `out` atomically; returns its bytes.
 
-    starts: texts that one click begins with. text: what the model was trained on. bits_per_byte: of
-    held-out text. Raises ConfigError for a model that is too large or has no tokenizer, FormatError,
+    starts: texts that one click begins with. bits_per_byte: of held-out text. Raises ConfigError for a model that is too large or has no tokenizer, FormatError,
     EngineError, OutputError.
     """
     engines = _engines()
@@ -53,7 +54,7 @@ def write_page(
     if len(starts) > MAX_STARTS or any(len(start) > MAX_START_CHARS for start in starts):
         raise ConfigError(f"--start: expected at most {MAX_STARTS} texts of at most {MAX_START_CHARS} characters")
     data = _page_data(model, out)
-    data |= {"starts": list(starts), "text": text, "bitsPerByte": bits_per_byte}
+    data |= {"starts": list(starts), "bitsPerByte": bits_per_byte}
     data |= {"engines": {name: len(packed) for name, packed in engines.items()}}
     with atomic_file(out) as temporary, open(temporary, "wb") as file:
         for part in _page(model, data, engines):
@@ -61,14 +62,19 @@ def write_page(
     return out.stat().st_size
 
 
-def _engines() -> dict[str, bytes]:
-    """The engine's files by name, compressed."""
+def check_engine() -> None:
+    """Raise ConfigError if the engine for browsers was not built."""
     missing = [name for name in (*ENGINES, "llamita.js") if not (WEB / name).is_file()]
     if missing:
         raise ConfigError(
             f"cannot write a page: {WEB / missing[0]} is missing, the engine for browsers; in a checkout `make wasm` "
             "builds it"
         )
+
+
+def _engines() -> dict[str, bytes]:
+    """The engine's files by name, compressed."""
+    check_engine()
     return {name: gzip.compress((WEB / name).read_bytes(), 9, mtime=0) for name in ENGINES}
 
 
@@ -86,20 +92,14 @@ def _page_data(path: Path, out: Path) -> dict[str, Any]:
             )
         is_chat = model.chat_family is not None
         can_surprise = info.bos_id >= 0
-    name = card.name or out.stem
-    sampling = {name: value for name, value in card.sampling().items() if name != "repetition_penalty"}
-    names = {"top_p": "topP", "top_k": "topK", "min_p": "minP"}
-    options = {names.get(name, name): value for name, value in sampling.items()}
-    if card.repetition_penalty is not None:
-        options["repetitionPenalty"] = card.repetition_penalty
     return {
-        "name": name,
+        "name": card.name or out.stem,
         "description": card.description,
         "license": card.license,
         "languages": list(card.language),
         "isChat": is_chat,
         "canSurprise": can_surprise and not is_chat,
-        "sampling": options,
+        "sampling": {_OPTIONS[option]: value for option, value in card.sampling().items()},
         "numBytes": path.stat().st_size,
         "version": version(),
     }

@@ -14,7 +14,7 @@ const TEXTS = {
     unpacking: "Unpacking the model…", ready: "Ready", writing: "Writing…", dark: "Dark", light: "Light", other: "中文",
     done: (n, speed, seed) => `${n} tokens · ${speed} tokens/s · seed ${seed}`,
     weights: "Weights", type: "Type", size: "Size", context: "Context", tokens: "tokens", bits: "Held-out text",
-    bitsUnit: "bits per byte", license: "License", languages: "Languages", text: "Trained on", engine: "Engine",
+    bitsUnit: "bits per byte", license: "License", languages: "Languages", engine: "Engine",
     private: "Everything runs on this device. The page works offline and sends nothing.",
     old: "This browser is too old for this page. Use Chrome 91, Firefox 113, Safari 16.4 or later.",
     broken: "This page is damaged: the model in it is incomplete. Get the file again.",
@@ -26,7 +26,7 @@ const TEXTS = {
     unpacking: "正在解压模型…", ready: "就绪", writing: "正在写…", dark: "深色", light: "浅色", other: "English",
     done: (n, speed, seed) => `${n} 个词元 · 每秒 ${speed} 个 · 种子 ${seed}`,
     weights: "参数量", type: "类型", size: "大小", context: "上下文", tokens: "个词元", bits: "留出文本",
-    bitsUnit: "比特/字节", license: "许可证", languages: "语言", text: "训练文本", engine: "引擎",
+    bitsUnit: "比特/字节", license: "许可证", languages: "语言", engine: "引擎",
     private: "一切都在本机运算。此页面可离线使用，不发送任何数据。",
     old: "此浏览器版本太旧。请使用 Chrome 91、Firefox 113、Safari 16.4 或更新的版本。",
     broken: "此页面已损坏：其中的模型不完整。请重新获取文件。",
@@ -92,7 +92,7 @@ function showStarts() {
 
 function showAbout() {
   const facts = [
-    [say("text"), page.text], [say("languages"), page.languages.join(", ")], [say("license"), page.license],
+    [say("languages"), page.languages.join(", ")], [say("license"), page.license],
     [say("bits"), page.bitsPerByte && `${page.bitsPerByte.toFixed(3)} ${say("bitsUnit")}`],
     [say("weights"), info && info.numParameters.toLocaleString()], [say("type"), info && info.weightType],
     [say("size"), `${(page.numBytes / 1e6).toFixed(1)} MB`], [say("context"), info && `${info.contextTokens} ${say("tokens")}`],
