@@ -85,7 +85,10 @@ PROMPT_TOKENS = 512
 NUM_PICKS = 200
 # Tokens that take 0.1 to 1 s on two cores, and how often the smallest models repeat them: shorter
 # measurements would time how the threads wake up.
-DECODE_TOKENS = {"stories260K": 400, "15M": 128, "42M": 96, "110M": 48, SMOLLM2: 48, "1.1B": 12}
+DECODE_TOKENS = {
+    "stories260K": 400, "15M": 128, "42M": 96, "110M": 48, SMOLLM2: 48,
+    "Qwen2.5-0.5B": 24, "Qwen3-0.6B": 20, "1.1B": 12,
+}  # fmt: skip
 DECODE_REPEATS = {"stories260K": 20, "15M": 6, "42M": 2}
 RUN_C_MODELS = ("15M F32", "110M F32")
 
@@ -130,6 +133,8 @@ def all_cases() -> list[Case]:
         "42M": ("Q8_0", "Q4_0"),
         "110M": ("Q8_0", "Q4_0", "F32"),
         SMOLLM2: ("Q4_1",),
+        "Qwen2.5-0.5B": ("Q8_0", "Q4_0"),
+        "Qwen3-0.6B": ("Q8_0", "Q4_0"),
         "1.1B": ("Q8_0", "Q4_0"),
     }
     cases = [Case("size run", "size")]

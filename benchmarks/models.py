@@ -35,6 +35,18 @@ SHAPES: dict[str, Shape] = {
     "1.1B": Shape(22, 2048, 32, 4, 5632, 2048),
 }
 UNTIED = ("1.1B",)
+QWEN: dict[str, ModelConfig] = {
+    "Qwen2.5-0.5B": ModelConfig(
+        vocab_size=151936, hidden_size=896, intermediate_size=4864, num_hidden_layers=24, num_attention_heads=14,
+        num_key_value_heads=2, head_dim=64, max_position_embeddings=1024, bos_token_id=1, eos_token_id=2,
+        architecture="qwen2", attention_bias=True,
+    ),
+    "Qwen3-0.6B": ModelConfig(
+        vocab_size=151936, hidden_size=1024, intermediate_size=3072, num_hidden_layers=28, num_attention_heads=16,
+        num_key_value_heads=8, head_dim=128, max_position_embeddings=1024, bos_token_id=1, eos_token_id=2,
+        architecture="qwen3", use_qk_norm=True,
+    ),
+}  # fmt: skip
 SMOLLM2 = "SmolLM2-135M"
 NUM_SPECIAL = 3  # <unk>, <s>, </s>
 NUM_BYTES = 256
@@ -57,6 +69,8 @@ def model_config(shape: Shape, *, vocab_size: int = 32000, tied: bool = True) ->
 
 
 def named_config(name: str) -> ModelConfig:
+    if name in QWEN:
+        return QWEN[name]
     vocab_size = 512 if name == "stories260K" else 32000
     return model_config(SHAPES[name], vocab_size=vocab_size, tied=name not in UNTIED)
 
@@ -99,7 +113,7 @@ def write_random_gguf(path: Path, config: ModelConfig, type: TypeName, name: str
     """Writes a complete model and returns its size in bytes. Raises FormatError if `type` does not
     fit the shape."""
     metadata = model_metadata(config, f"random {name}", type) | vocabulary_metadata(config.vocab_size)
-    tensors = [(spec, "F32" if spec.kind == "norm" else type) for spec in tensor_table(config)]
+    tensors = [(spec, "F32" if spec.kind in ("norm", "bias") else type) for spec in tensor_table(config)]
     infos = [(spec.gguf, kind, spec.shape) for spec, kind in tensors]
     return write_gguf(path, metadata, infos, (random_tensor(spec, kind) for spec, kind in tensors))
 

@@ -86,7 +86,7 @@ typedef struct {
 } llamita_model_params;
 
 typedef struct {
-    char architecture[32];  /* "llama" */
+    char architecture[32];  /* "llama", "qwen2", "qwen3" or "smollm3" */
     char format[32];        /* "GGUF v3", "llama2.c v0", ... */
     char name[128];         /* general.name, or "" */
     char weight_type[16];   /* the type of most weights: "F32", "Q8_0", ... */

@@ -15,7 +15,7 @@ static buffer write_variant(uint64_t variant) {
                                      TENSOR_Q4_1, TENSOR_Q5_0, TENSOR_Q5_1, TENSOR_IQ4_NL, TENSOR_MXFP4};
     gguf_draft *d = malloc(sizeof *d);
     if (!d) abort();
-    draft_llama(d, types[(variant >> 8) % 10], variant & 1);
+    draft_model(d, all_architectures[variant >> 5 & 3], types[(variant >> 8) % 10], variant & 1);
     d->version = 2 + (variant >> 1 & 1);
     if (variant & 4) draft_byte_level(d, variant & 8 ? "qwen2" : "llama-bpe");
     if (variant & 16) {

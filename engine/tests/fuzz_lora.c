@@ -4,27 +4,27 @@
 #include "fuzz.h"
 #include "model/lora.h"
 
-/* The model that every adapter is opened for; never freed. */
-static llamita_model *the_model(void) {
-    static llamita_model *model;
+/* The models that every adapter is opened for, one of each architecture; never freed. */
+static llamita_model *model_of(int architecture) {
+    static llamita_model *models[NUM_ARCHITECTURES];
+    llamita_model **model = &models[architecture];
     llamita_error error;
-    if (!model) {
+    if (!*model) {
         gguf_draft *d = malloc(sizeof *d);
         if (!d) abort();
-        draft_llama(d, TENSOR_F32, false);
+        draft_model(d, all_architectures[architecture], TENSOR_F32, false);
         buffer file = draft_write(d);
-        model = open_bytes(file.bytes, file.num_bytes, NULL, &error);
-        if (!model || pack_bytes(model, &error)) abort();
+        *model = open_bytes(file.bytes, file.num_bytes, NULL, &error);
+        if (!*model || pack_bytes(*model, &error)) abort();
         draft_free(d);
         free(d);
         free_buffer(&file);
     }
-    return model;
+    return *model;
 }
 
-static void use(const uint8_t *bytes, size_t num_bytes) {
+static void use_with(llamita_model *model, const uint8_t *bytes, size_t num_bytes) {
     llamita_error error;
-    llamita_model *model = the_model();
     llamita_adapter *adapter = NULL;
     if (gguf_read_lora(model, bytes, num_bytes, "draft.gguf", &adapter, &error)) {
         fuzz_check_error(&error);
@@ -46,12 +46,16 @@ static void use(const uint8_t *bytes, size_t num_bytes) {
     llamita_adapter_close(adapter);
 }
 
+static void use(const uint8_t *bytes, size_t num_bytes) {
+    for (int i = 0; i < NUM_ARCHITECTURES; i++) use_with(model_of(i), bytes, num_bytes);
+}
+
 static buffer write_variant(uint64_t variant) {
     static const uint32_t types[] = {TENSOR_F32, TENSOR_F16, TENSOR_BF16, TENSOR_Q8_0};
     gguf_draft *d = malloc(sizeof *d);
     if (!d) abort();
     *d = (gguf_draft){.magic = "GGUF", .version = 3, .alignment = 32};
-    draft_text(d, "general.architecture", "llama");
+    draft_text(d, "general.architecture", all_architectures[variant >> 2 & 3]);
     draft_text(d, "general.type", "adapter");
     draft_text(d, "adapter.type", "lora");
     draft_f32(d, "adapter.lora.alpha", 8.0F);
@@ -61,6 +65,11 @@ static buffer write_variant(uint64_t variant) {
         draft_add_tensor(d, name, types[variant % 4], DRAFT_FFN, 2);
         snprintf(name, sizeof name, "blk.%d.ffn_down.weight.lora_b", l);
         draft_add_tensor(d, name, TENSOR_F32, 2, DRAFT_HIDDEN);
+        if (variant & 16) continue;
+        snprintf(name, sizeof name, "blk.%d.attn_k.weight.lora_a", l);
+        draft_add_tensor(d, name, TENSOR_F32, DRAFT_HIDDEN, 2);
+        snprintf(name, sizeof name, "blk.%d.attn_k.weight.lora_b", l);
+        draft_add_tensor(d, name, types[variant % 3], 2, DRAFT_KV_HEADS * DRAFT_HEAD_DIM);
     }
     buffer file = draft_write(d);
     draft_free(d);

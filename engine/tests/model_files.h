@@ -223,46 +223,68 @@ static inline void draft_sentencepiece(gguf_draft *d) {
     draft_text(d, "tokenizer.chat_template", "{{ messages }}");
 }
 
-/* A complete Llama: every matrix of this type, norms F32, tied embeddings or not. */
-static inline void draft_llama(gguf_draft *d, uint32_t type, bool tied) {
+static const char *const all_architectures[] = {"llama", "qwen2", "qwen3", "smollm3"};
+#define NUM_ARCHITECTURES 4
+
+/* A key of the file's architecture, "context_length" for one. The result is valid until the next
+ * call. */
+static inline const char *draft_key_of(const char *architecture, const char *key) {
+    static char name[DRAFT_NAME_BYTES];
+    snprintf(name, sizeof name, "%s.%s", architecture, key);
+    return name;
+}
+
+/* A complete model of an architecture: every matrix of this type, norms and biases F32, tied
+ * embeddings or not. */
+static inline void draft_model(gguf_draft *d, const char *architecture, uint32_t type, bool tied) {
     *d = (gguf_draft){.magic = "GGUF", .version = 3, .alignment = 32};
-    draft_text(d, "general.architecture", "llama");
+    draft_text(d, "general.architecture", architecture);
     draft_text(d, "general.name", "a draft");
     draft_u32(d, "general.quantization_version", 2);
-    draft_u32(d, "llama.context_length", DRAFT_CONTEXT);
-    draft_u32(d, "llama.embedding_length", DRAFT_HIDDEN);
-    draft_u32(d, "llama.block_count", DRAFT_LAYERS);
-    draft_u32(d, "llama.feed_forward_length", DRAFT_FFN);
-    draft_u32(d, "llama.attention.head_count", DRAFT_HEADS);
-    draft_u32(d, "llama.attention.head_count_kv", DRAFT_KV_HEADS);
-    draft_f32(d, "llama.attention.layer_norm_rms_epsilon", 1e-5F);
-    draft_f32(d, "llama.rope.freq_base", 10000.0F);
+    draft_u32(d, draft_key_of(architecture, "context_length"), DRAFT_CONTEXT);
+    draft_u32(d, draft_key_of(architecture, "embedding_length"), DRAFT_HIDDEN);
+    draft_u32(d, draft_key_of(architecture, "block_count"), DRAFT_LAYERS);
+    draft_u32(d, draft_key_of(architecture, "feed_forward_length"), DRAFT_FFN);
+    draft_u32(d, draft_key_of(architecture, "attention.head_count"), DRAFT_HEADS);
+    draft_u32(d, draft_key_of(architecture, "attention.head_count_kv"), DRAFT_KV_HEADS);
+    draft_f32(d, draft_key_of(architecture, "attention.layer_norm_rms_epsilon"), 1e-5F);
+    draft_f32(d, draft_key_of(architecture, "rope.freq_base"), 10000.0F);
     draft_sentencepiece(d);
+    const uint64_t key_rows = DRAFT_KV_HEADS * DRAFT_HEAD_DIM;
     const struct {
         const char *name;
         uint64_t row_length, num_rows;
+        const char *only_in; /* NULL: all architectures */
     } parts[] = {
-        {"attn_norm", DRAFT_HIDDEN, 0},
-        {"attn_q", DRAFT_HIDDEN, DRAFT_HIDDEN},
-        {"attn_k", DRAFT_HIDDEN, DRAFT_KV_HEADS * DRAFT_HEAD_DIM},
-        {"attn_v", DRAFT_HIDDEN, DRAFT_KV_HEADS * DRAFT_HEAD_DIM},
-        {"attn_output", DRAFT_HIDDEN, DRAFT_HIDDEN},
-        {"ffn_norm", DRAFT_HIDDEN, 0},
-        {"ffn_gate", DRAFT_HIDDEN, DRAFT_FFN},
-        {"ffn_up", DRAFT_HIDDEN, DRAFT_FFN},
-        {"ffn_down", DRAFT_FFN, DRAFT_HIDDEN},
+        {"attn_norm.weight", DRAFT_HIDDEN, 0, NULL},
+        {"attn_q.weight", DRAFT_HIDDEN, DRAFT_HIDDEN, NULL},
+        {"attn_k.weight", DRAFT_HIDDEN, key_rows, NULL},
+        {"attn_v.weight", DRAFT_HIDDEN, key_rows, NULL},
+        {"attn_q.bias", DRAFT_HIDDEN, 0, "qwen2"},
+        {"attn_k.bias", key_rows, 0, "qwen2"},
+        {"attn_v.bias", key_rows, 0, "qwen2"},
+        {"attn_q_norm.weight", DRAFT_HEAD_DIM, 0, "qwen3"},
+        {"attn_k_norm.weight", DRAFT_HEAD_DIM, 0, "qwen3"},
+        {"attn_output.weight", DRAFT_HIDDEN, DRAFT_HIDDEN, NULL},
+        {"ffn_norm.weight", DRAFT_HIDDEN, 0, NULL},
+        {"ffn_gate.weight", DRAFT_HIDDEN, DRAFT_FFN, NULL},
+        {"ffn_up.weight", DRAFT_HIDDEN, DRAFT_FFN, NULL},
+        {"ffn_down.weight", DRAFT_FFN, DRAFT_HIDDEN, NULL},
     };
     draft_add_tensor(d, "token_embd.weight", type, DRAFT_HIDDEN, DRAFT_VOCAB);
     for (int l = 0; l < DRAFT_LAYERS; l++) {
         for (size_t i = 0; i < sizeof parts / sizeof parts[0]; i++) {
             char name[DRAFT_NAME_BYTES];
-            snprintf(name, sizeof name, "blk.%d.%s.weight", l, parts[i].name);
+            if (parts[i].only_in && strcmp(parts[i].only_in, architecture) != 0) continue;
+            snprintf(name, sizeof name, "blk.%d.%s", l, parts[i].name);
             draft_add_tensor(d, name, parts[i].num_rows ? type : TENSOR_F32, parts[i].row_length, parts[i].num_rows);
         }
     }
     draft_add_tensor(d, "output_norm.weight", TENSOR_F32, DRAFT_HIDDEN, 0);
     if (!tied) draft_add_tensor(d, "output.weight", type, DRAFT_HIDDEN, DRAFT_VOCAB);
 }
+
+static inline void draft_llama(gguf_draft *d, uint32_t type, bool tied) { draft_model(d, "llama", type, tied); }
 
 /* A byte-level tokenizer: the 256 symbols of GPT-2's alphabet in byte order, then a merge and an
  * end token. */
@@ -475,6 +497,9 @@ static inline unsigned sum_model(const llamita_model *model) {
         sum += sum_tensor(&l->query) + sum_tensor(&l->key) + sum_tensor(&l->value) + sum_tensor(&l->attention_output) +
                sum_tensor(&l->ffn_gate) + sum_tensor(&l->ffn_up) + sum_tensor(&l->ffn_down);
         for (int32_t k = 0; k < info->hidden_size; k++) sum += l->attention_norm[k] > l->ffn_norm[k];
+        for (int64_t k = 0; l->query_bias && k < l->query.num_rows; k++) sum += l->query_bias[k] > 0.0F;
+        for (int64_t k = 0; l->key_bias && k < l->key.num_rows; k++) sum += l->key_bias[k] > l->value_bias[k];
+        for (int32_t k = 0; l->query_norm && k < info->head_dim; k++) sum += l->query_norm[k] > l->key_norm[k];
     }
     for (int32_t k = 0; k < info->hidden_size; k++) sum += model->output_norm[k] > 0.0F;
     for (int32_t k = 0; k < info->head_dim / 2; k++) sum += model->rope_frequency[k] > 0.0F;

@@ -213,10 +213,10 @@ static const char *const GGUF_KEYS[] = {"general.architecture",
                                         "adapter.type",
                                         "adapter.lora.alpha",
                                         "adapter.alora.invocation_tokens"};
-static const char *const GGUF_TEXTS[] = {"llama",    "gpt2", "qwen2",  "llama-bpe",  "gpt-2",   "smollm",
-                                         "linear",   "yarn", "none",   "lora",       "adapter", "model",
-                                         "",         "a",    "<0x41>", "<|im_end|>", "a b",     "\xE2\x96\x81",
-                                         "\xC4\xA0", "\xFF", "\n"};
+static const char *const GGUF_TEXTS[] = {"llama",   "gpt2",         "qwen2",    "llama-bpe", "gpt-2",  "smollm",
+                                         "qwen3",   "smollm3",      "linear",   "yarn",      "none",   "lora",
+                                         "adapter", "model",        "",         "a",         "<0x41>", "<|im_end|>",
+                                         "a b",     "\xE2\x96\x81", "\xC4\xA0", "\xFF",      "\n"};
 #define CHOOSE(list, state) (list)[random_up_to((state), sizeof(list) / sizeof *(list))]
 
 static inline uint32_t random_float_bits(uint64_t *state) {
@@ -230,7 +230,10 @@ static inline uint32_t random_float_bits(uint64_t *state) {
 
 /* Sets a known key to a value of a type that some program might write. */
 static inline void set_random_key(gguf_draft *d, uint64_t *state) {
+    static const char llama[] = "llama.";
     const char *name = CHOOSE(GGUF_KEYS, state);
+    if (strncmp(name, llama, strlen(llama)) == 0)
+        name = draft_key_of(CHOOSE(all_architectures, state), name + strlen(llama));
     if (!draft_find(d, name) && d->num_keys == MAX_DRAFT_KEYS) return;
     const uint64_t small = random_u64(state) % 70;
     switch (random_u64(state) % 7) {

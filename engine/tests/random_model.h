@@ -11,6 +11,7 @@
 #include "kernels/kernels.h"
 #include "model/lora.h"
 #include "model/model.h"
+#include "model_files.h"
 
 /* Like CHECK, but exits on failure. */
 #define REQUIRE(condition, ...)                   \
@@ -172,15 +173,28 @@ static inline void *packed_rows(tensor_type type, const void *rows, int64_t num_
 typedef struct {
     int32_t hidden_size, intermediate_size, num_layers, num_heads, num_kv_heads, vocab_size, context_tokens;
     bool tied;
+    const char *architecture;
 } model_shape;
+
+/* The same shape with the biases of qwen2; the norms of qwen3, whose heads are twice as large; or the
+ * last layer of smollm3, without RoPE. */
+static inline model_shape shape_of(const model_shape *base, const char *architecture) {
+    model_shape shape = *base;
+    shape.architecture = architecture;
+    return shape;
+}
+
+static inline bool has_architecture(const model_shape *shape, const char *architecture) {
+    return strcmp(shape->architecture, architecture) == 0;
+}
 
 /* Multiples of 32 where quantized types need them, grouped heads, and row counts that are no
  * multiple of any tile. */
-static const model_shape small_shape = {96, 160, 2, 6, 2, 75, 300, false};
+static const model_shape small_shape = {96, 160, 2, 6, 2, 75, 300, false, "llama"};
 /* Lengths that are no multiple of 8, for float types: a head size of 6. */
-static const model_shape odd_shape = {30, 43, 2, 5, 5, 37, 140, true};
+static const model_shape odd_shape = {30, 43, 2, 5, 5, 37, 140, true, "llama"};
 /* Whole super-blocks; as many kv heads as some pools have workers. */
-static const model_shape super_shape = {256, 512, 1, 4, 4, 75, 300, false};
+static const model_shape super_shape = {256, 512, 1, 4, 4, 75, 300, false, "llama"};
 
 static inline void own(llamita_model *model, void *memory) {
     model->owned = realloc(model->owned, (model->num_owned + 1) * sizeof *model->owned);
@@ -210,14 +224,33 @@ static inline const float *random_norm(llamita_model *model, int64_t length) {
     return values;
 }
 
+static inline const float *random_bias(llamita_model *model, int64_t length) {
+    float *values = (float *)(uintptr_t)random_norm(model, length);
+    for (int64_t i = 0; i < length; i++) values[i] = 0.5f * random_float();
+    return values;
+}
+
+static inline void random_attention_vectors(llamita_model *model, const model_shape *shape, layer *l) {
+    if (has_architecture(shape, "qwen2")) {
+        l->query_bias = random_bias(model, l->query.num_rows);
+        l->key_bias = random_bias(model, l->key.num_rows);
+        l->value_bias = random_bias(model, l->value.num_rows);
+    }
+    if (has_architecture(shape, "qwen3")) {
+        l->query_norm = random_norm(model, model->info.head_dim);
+        l->key_norm = random_norm(model, model->info.head_dim);
+    }
+    l->no_rope = has_architecture(shape, "smollm3") && l == &model->layers[shape->num_layers - 1];
+}
+
 /* The same seed gives the same weights. free_random_model frees the model. */
 static inline llamita_model *random_model(const model_shape *shape, tensor_type type, const char *kernels_wanted,
                                           uint64_t seed) {
     random_state = seed;
     llamita_model *model = calloc(1, sizeof *model);
     REQUIRE(model, "out of memory");
-    const int32_t head_dim = shape->hidden_size / shape->num_heads, hidden = shape->hidden_size,
-                  ffn = shape->intermediate_size;
+    const int32_t head_dim = shape->hidden_size / shape->num_heads * (has_architecture(shape, "qwen3") ? 2 : 1),
+                  hidden = shape->hidden_size, ffn = shape->intermediate_size;
     model->info = (llamita_model_info){.hidden_size = hidden,
                                        .intermediate_size = ffn,
                                        .num_hidden_layers = shape->num_layers,
@@ -232,6 +265,7 @@ static inline llamita_model *random_model(const model_shape *shape, tensor_type 
                                        .eos_id = 2,
                                        .tied_embeddings = shape->tied,
                                        .decode_bytes = 1000};
+    strcpy(model->info.architecture, shape->architecture);
     model->kernels = kernels_select(kernels_wanted);
     REQUIRE(model->kernels, "kernels %s are not available", kernels_wanted ? kernels_wanted : "auto");
     model->token_embedding = random_tensor(model, type, shape->vocab_size, hidden);
@@ -254,6 +288,7 @@ static inline llamita_model *random_model(const model_shape *shape, tensor_type 
         l->ffn_gate = random_tensor(model, type, ffn, hidden);
         l->ffn_up = random_tensor(model, type, ffn, hidden);
         l->ffn_down = random_tensor(model, type, hidden, ffn);
+        random_attention_vectors(model, shape, l);
     }
     return model;
 }

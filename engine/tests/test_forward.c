@@ -28,6 +28,17 @@ static void rotate(const float *frequency, int32_t head_dim, int32_t position, d
     }
 }
 
+/* The bias, the norm and the rotation of the heads of a query or key, each if the layer has it. */
+static void finish(const llamita_model *model, const layer *l, const float *bias, const float *norm, int32_t num_heads,
+                   int32_t position, double *heads) {
+    const int32_t head_dim = model->info.head_dim;
+    for (int32_t i = 0; bias && i < num_heads * head_dim; i++) heads[i] += (double)bias[i];
+    for (int32_t h = 0; h < num_heads; h++, heads += head_dim) {
+        if (norm) normalize(heads, norm, (double)model->info.rms_norm_eps, head_dim, heads);
+        if (!l->no_rope) rotate(model->rope_frequency, head_dim, position, heads);
+    }
+}
+
 enum { MAX_LENGTH = 512 }; /* above every length of the test shapes */
 static double keys[4][400][MAX_LENGTH], values[4][400][MAX_LENGTH];
 
@@ -65,10 +76,10 @@ static void naive_logits(const llamita_model *model, int32_t id, int32_t positio
         multiply(&l->query, normed, query);
         multiply(&l->key, normed, keys[n][position]);
         multiply(&l->value, normed, values[n][position]);
-        for (int32_t h = 0; h < info->num_attention_heads; h++)
-            rotate(model->rope_frequency, info->head_dim, position, query + h * info->head_dim);
-        for (int32_t h = 0; h < info->num_key_value_heads; h++)
-            rotate(model->rope_frequency, info->head_dim, position, keys[n][position] + h * info->head_dim);
+        finish(model, l, l->query_bias, l->query_norm, info->num_attention_heads, position, query);
+        finish(model, l, l->key_bias, l->key_norm, info->num_key_value_heads, position, keys[n][position]);
+        for (int64_t i = 0; l->value_bias && i < l->value.num_rows; i++)
+            values[n][position][i] += (double)l->value_bias[i];
         attend_naively(info, n, position, query, attended);
         multiply(&l->attention_output, attended, update);
         for (int32_t i = 0; i < info->hidden_size; i++) residual[i] += update[i];
@@ -93,7 +104,7 @@ static void fill_ids(int32_t *ids, int32_t num_tokens, int32_t vocab_size) {
 static double difference_from_naive(const model_shape *shape, tensor_type type, const char *kernels_wanted,
                                     llamita_kv_type kv_type, int32_t num_tokens) {
     llamita_model *model = random_model(shape, type, kernels_wanted, 7);
-    llamita_session *session = open_session_with(model, (llamita_session_params){.num_threads = 2, .kv_type = kv_type});
+    llamita_session *session = open_session_with(model, (llamita_session_params){.num_threads = 3, .kv_type = kv_type});
     const int32_t vocab_size = shape->vocab_size;
     int32_t ids[400];
     fill_ids(ids, num_tokens, vocab_size);
@@ -138,9 +149,29 @@ static void test_against_naive(const char *kernels_wanted) {
     }
 }
 
+/* A type of each family of panels, and lengths that are no multiple of 8. */
+static void test_architecture(const char *kernels_wanted, const char *architecture) {
+    static const struct {
+        tensor_type type;
+        const model_shape *shape;
+        double bound;
+    } cases[] = {{TENSOR_F32, &small_shape, 2e-6},  {TENSOR_F16, &odd_shape, 2e-6},
+                 {TENSOR_Q8_0, &small_shape, 0.04}, {TENSOR_Q4_0, &small_shape, 0.04},
+                 {TENSOR_Q4_K, &super_shape, 0.04}, {TENSOR_Q6_K, &super_shape, 0.04}};
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        const model_shape shape = shape_of(cases[i].shape, architecture);
+        const double difference = difference_from_naive(&shape, cases[i].type, kernels_wanted, LLAMITA_KV_F32, 135);
+        CHECK(difference < cases[i].bound, "%s %s, %s: off by %g", kernels_wanted, architecture,
+              type_name(cases[i].type), difference);
+    }
+}
+
 int main(void) {
     static const char *const names[] = {"scalar", "avx2", "avxvnni", "neon", "dotprod"};
-    for (int i = 0; i < 5; i++)
-        if (kernels_select(names[i]) != NULL) test_against_naive(names[i]);
+    for (int i = 0; i < 5; i++) {
+        if (kernels_select(names[i]) == NULL) continue;
+        test_against_naive(names[i]);
+        for (int a = 1; a < NUM_ARCHITECTURES; a++) test_architecture(names[i], all_architectures[a]);
+    }
     return check_failures();
 }

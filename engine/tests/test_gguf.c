@@ -28,14 +28,15 @@ static void check_refused(gguf_draft *d, const char *expected, int line) {
     draft_free(d);
 }
 
-/* A valid draft d, changed by the statements, must be rejected with this text. */
-#define REFUSED(expected, ...)                 \
-    do {                                       \
-        gguf_draft d;                          \
-        draft_llama(&d, TENSOR_F32, false);    \
-        __VA_ARGS__;                           \
-        check_refused(&d, expected, __LINE__); \
+/* A valid draft d of an architecture, changed by the statements, must be rejected with this text. */
+#define REFUSED_OF(architecture, expected, ...)           \
+    do {                                                  \
+        gguf_draft d;                                     \
+        draft_model(&d, architecture, TENSOR_F32, false); \
+        __VA_ARGS__;                                      \
+        check_refused(&d, expected, __LINE__);            \
     } while (0)
+#define REFUSED(expected, ...) REFUSED_OF("llama", expected, __VA_ARGS__)
 
 static void test_header(void) {
     REFUSED("big-endian", strcpy(d.magic, "FUGG"));
@@ -106,8 +107,12 @@ static void test_tensor_descriptions(void) {
 }
 
 static void test_configuration(void) {
-    REFUSED("architecture: expected llama, found qwen2", draft_text(&d, "general.architecture", "qwen2"));
-    REFUSED("architecture: expected llama, found ll?ma", draft_text(&d, "general.architecture", "ll\nma"));
+    REFUSED("architecture: expected llama, qwen2, qwen3 or smollm3, found qwen2moe",
+            draft_text(&d, "general.architecture", "qwen2moe"));
+    REFUSED("architecture: expected llama, qwen2, qwen3 or smollm3, found ll?ma",
+            draft_text(&d, "general.architecture", "ll\nma"));
+    REFUSED("key qwen2.context_length is missing; the file is damaged or not a Qwen2 model",
+            draft_text(&d, "general.architecture", "qwen2")); /* keys of "llama." are not its own */
     REFUSED("key general.architecture is missing", draft_remove(&d, "general.architecture"));
     REFUSED("key general.architecture: expected string, found u32", draft_u32(&d, "general.architecture", 1));
     REFUSED("found the first of 3 pieces of a split model; expected a name that ends in -00001-of-00003.gguf",
@@ -413,6 +418,120 @@ static void test_optional_keys(void) {
     close_bytes(model);
 }
 
+/* The row of a file that is packed as this row of heads of 8. */
+static int64_t row_in_file(bool two_halves, int64_t row) {
+    static const int64_t halves[DRAFT_HEAD_DIM] = {0, 4, 1, 5, 2, 6, 3, 7};
+    return two_halves ? row / DRAFT_HEAD_DIM * DRAFT_HEAD_DIM + halves[row % DRAFT_HEAD_DIM] : row;
+}
+
+static void check_rows(gguf_draft *d, const char *name, const tensor *t, bool two_halves) {
+    const float *stored = (const float *)(const void *)draft_find_tensor(d, name)->data.bytes, *packed = t->panels;
+    for (int64_t row = 0; row < t->num_rows; row++)
+        for (int64_t k = 0; k < t->row_length; k++)
+            CHECK(packed[panel_index((size_t)row, (size_t)k, (size_t)t->row_length)] ==
+                      stored[row_in_file(two_halves, row) * t->row_length + k],
+                  "%s: row %d", name, (int)row);
+}
+
+static void check_vector(gguf_draft *d, const char *name, const float *values, int64_t length, bool two_halves) {
+    const draft_tensor *t = draft_find_tensor(d, name);
+    CHECK((values != NULL) == (t != NULL), "%s", name);
+    for (int64_t i = 0; values && t && i < length; i++)
+        CHECK(values[i] == ((const float *)(const void *)t->data.bytes)[row_in_file(two_halves, i)], "%s: number %d",
+              name, (int)i);
+}
+
+/* Rows of q and k are packed in the order of Llama's, and so are their biases and norms. */
+static void test_architectures(void) {
+    for (int i = 0; i < NUM_ARCHITECTURES; i++) {
+        const char *architecture = all_architectures[i];
+        const bool halves = strncmp(architecture, "qwen", 4) == 0;
+        gguf_draft d;
+        draft_model(&d, architecture, TENSOR_F32, false);
+        draft_u32(&d, draft_key_of(architecture, "rope.dimension_count"), DRAFT_HEAD_DIM);
+        draft_u32(&d, draft_key_of(i == 0 ? "qwen2" : "llama", "context_length"), 7); /* not its own */
+        int64_t num_numbers = 0;
+        for (size_t t = 0; t < d.num_tensors; t++) num_numbers += (int64_t)d.tensors[t].data.num_bytes / 4;
+        buffer file = draft_write(&d);
+        llamita_error error;
+        llamita_model *model = open_bytes(file.bytes, file.num_bytes, NULL, &error);
+        CHECK(model && !pack_bytes(model, &error), "%s: %s", architecture, error.message);
+        free_buffer(&file);
+        if (!model) continue;
+        const llamita_model_info *info = &model->info;
+        CHECK(strcmp(info->architecture, architecture) == 0 && info->context_tokens == DRAFT_CONTEXT, "%s",
+              info->architecture);
+        CHECK(info->num_parameters == num_numbers && info->weight_bytes == 4 * num_numbers, "%s: %d parameters",
+              architecture, (int)info->num_parameters);
+        CHECK(info->decode_bytes == 4 * (num_numbers - (DRAFT_VOCAB - 1) * DRAFT_HIDDEN), "%s: %d bytes of a token",
+              architecture, (int)info->decode_bytes);
+        const layer *l = &model->layers[1];
+        check_rows(&d, "blk.1.attn_q.weight", &l->query, halves);
+        check_rows(&d, "blk.1.attn_k.weight", &l->key, halves);
+        check_rows(&d, "blk.1.attn_v.weight", &l->value, false);
+        check_rows(&d, "blk.1.attn_output.weight", &l->attention_output, false);
+        check_vector(&d, "blk.1.attn_q.bias", l->query_bias, l->query.num_rows, halves);
+        check_vector(&d, "blk.1.attn_k.bias", l->key_bias, l->key.num_rows, halves);
+        check_vector(&d, "blk.1.attn_v.bias", l->value_bias, l->value.num_rows, false);
+        check_vector(&d, "blk.1.attn_q_norm.weight", l->query_norm, DRAFT_HEAD_DIM, halves);
+        check_vector(&d, "blk.1.attn_k_norm.weight", l->key_norm, DRAFT_HEAD_DIM, halves);
+        CHECK(!l->no_rope, "%s: layer 2 without RoPE", architecture);
+        close_bytes(model);
+        draft_free(&d);
+    }
+}
+
+/* smollm3: every fourth layer is without RoPE. */
+static void test_layers_without_rope(void) {
+    gguf_draft d;
+    draft_model(&d, "smollm3", TENSOR_F32, true);
+    draft_u32(&d, "smollm3.block_count", 5);
+    const size_t num_tensors = d.num_tensors;
+    for (int l = DRAFT_LAYERS; l < 5; l++)
+        for (size_t i = 0; i < num_tensors; i++) {
+            const draft_tensor t = d.tensors[i];
+            char name[DRAFT_NAME_BYTES];
+            if (strncmp(t.name, "blk.0.", 6) != 0) continue;
+            snprintf(name, sizeof name, "blk.%d.%.64s", l, t.name + 6);
+            draft_add_tensor(&d, name, t.type, t.shape[0], t.shape[1]);
+        }
+    llamita_model *model = open_draft(&d, __LINE__);
+    for (int l = 0; model && l < 5; l++) CHECK(model->layers[l].no_rope == (l == 3), "layer %d", l);
+    close_bytes(model);
+}
+
+static void test_refused_architectures(void) {
+    static const char *const biases[] = {"blk.0.attn_q.bias", "blk.1.attn_k.bias", "blk.1.attn_v.bias"};
+    static const char *const norms[] = {"blk.0.attn_q_norm.weight", "blk.1.attn_k_norm.weight"};
+    for (int i = 0; i < 5; i++) {
+        const char *architecture = i < 3 ? "qwen2" : "qwen3", *other = i < 3 ? "qwen3" : "qwen2",
+                   *name = i < 3 ? biases[i] : norms[i - 3];
+        char missing[128], finite[128], unknown[128], shape[128];
+        snprintf(missing, sizeof missing, "tensor %s is missing; the file is damaged or not a Qwen%d model", name,
+                 i < 3 ? 2 : 3);
+        snprintf(finite, sizeof finite, "tensor %s: expected finite numbers, found nan at position 5", name);
+        snprintf(unknown, sizeof unknown, "tensor %s: expected no such tensor in a", name);
+        snprintf(shape, sizeof shape, "tensor %s: expected shape [%d], found [4]", name, i == 0 ? 32 : i < 3 ? 16 : 8);
+        REFUSED_OF(architecture, missing, draft_remove_tensor(&d, name));
+        REFUSED_OF(architecture, finite, set_float(&d, name, 5, NAN));
+        REFUSED_OF(architecture, shape, draft_find_tensor(&d, name)->shape[0] = 4,
+                   draft_fill_tensor(draft_find_tensor(&d, name)));
+        REFUSED_OF(other, unknown, draft_add_tensor(&d, name, TENSOR_F32, 8, 0));
+        REFUSED_OF("llama", unknown, draft_add_tensor(&d, name, TENSOR_F32, 8, 0));
+        REFUSED_OF("smollm3", unknown, draft_add_tensor(&d, name, TENSOR_F32, 8, 0));
+    }
+    REFUSED_OF("qwen2", "tensor blk.0.attn_q.bias: expected type F32, F16 or BF16, found a quantized one",
+               draft_retype_tensor(&d, "blk.0.attn_q.bias", TENSOR_Q8_0));
+    REFUSED_OF("qwen2", "key qwen2.expert_count: expected 0, found 8; mixtures of experts",
+               draft_u32(&d, "qwen2.expert_count", 8));
+    REFUSED_OF("qwen3", "key qwen3.attention.sliding_window: expected 0 or at least",
+               draft_u32(&d, "qwen3.attention.sliding_window", 8));
+    REFUSED_OF("smollm3", "key smollm3.block_count: expected at most the file's",
+               draft_u32(&d, "smollm3.block_count", 4000));
+    REFUSED_OF("smollm3", "tensor blk.0.attn_output.bias: expected no such tensor in a SmolLM3 of 2 layers",
+               draft_add_tensor(&d, "blk.0.attn_output.bias", TENSOR_F32, 32, 0));
+}
+
 /* Files of other converters, which llama.cpp reads. */
 static void test_harmless_variants(void) {
     gguf_draft d;
@@ -652,6 +771,9 @@ int main(void) {
     test_tensors();
     test_tokenizer_refusals();
     test_opens();
+    test_architectures();
+    test_layers_without_rope();
+    test_refused_architectures();
     test_optional_keys();
     test_harmless_variants();
     test_converted_norms();

@@ -3,7 +3,7 @@
  *
  *   test_identity [cases, default 40] [seed]
  *
- * A case takes a model of random type and shape and some texts with common beginnings. It computes
+ * A case takes a model of random type and shape, of each architecture in turn, and some texts with common beginnings. It computes
  * them with random kernels and threads, some with adapters, side by side in random pieces, with
  * rewinds, with keys and values shared from another text, and with speculation. Every row of logits
  * is compared with that of the scalar kernels on one thread, token by token.
@@ -16,7 +16,7 @@ static llamita_error error;
 
 typedef struct {
     tensor_type type;
-    const model_shape *shape;
+    model_shape shape;
     llamita_kv_type kv_type;
     uint64_t seed;
     int32_t ids[NUM_TEXTS][MAX_TOKENS], num_tokens[NUM_TEXTS];
@@ -47,14 +47,14 @@ static void set_adapters(llamita_adapter *const adapters[NUM_ADAPTERS], int set,
 }
 
 static void compute_expected(subject *s, int32_t text) {
-    llamita_model *model = random_model(s->shape, s->type, "scalar", s->seed);
+    llamita_model *model = random_model(&s->shape, s->type, "scalar", s->seed);
     llamita_session *session = open_session_with(
         model,
         (llamita_session_params){.num_threads = 1, .kv_type = s->kv_type, .speculation = LLAMITA_SPECULATION_OFF});
     llamita_adapter *adapters[NUM_ADAPTERS];
     make_adapters(s, model, adapters);
     set_adapters(adapters, s->set[text], session, 0);
-    const size_t vocab_size = (size_t)s->shape->vocab_size;
+    const size_t vocab_size = (size_t)s->shape.vocab_size;
     s->expected[text] = allocate_or_die((size_t)s->num_tokens[text] * vocab_size * sizeof(float));
     for (int32_t t = 0; t < s->num_tokens[text]; t++) {
         REQUIRE(llamita_session_feed(session, &s->ids[text][t], 1, &error) == LLAMITA_OK, "%s", error.message);
@@ -64,23 +64,24 @@ static void compute_expected(subject *s, int32_t text) {
     free_random_model(model);
 }
 
-static void make_subject(subject *s, uint64_t seed) {
+static void make_subject(subject *s, const char *architecture, uint64_t seed) {
     random_state = seed;
     const int t = random_below(NUM_TYPES);
     s->type = all_types[t];
-    s->shape = t >= NUM_BLOCK_TYPES                          ? &super_shape
-               : t < NUM_FLOAT_TYPES && random_below(3) == 0 ? &odd_shape
-                                                             : &small_shape;
+    s->shape = shape_of(t >= NUM_BLOCK_TYPES                          ? &super_shape
+                        : t < NUM_FLOAT_TYPES && random_below(3) == 0 ? &odd_shape
+                                                                      : &small_shape,
+                        architecture);
     s->kv_type = (llamita_kv_type)random_below(3);
     s->seed = seed;
-    const int32_t max_tokens = s->shape->context_tokens < MAX_TOKENS ? s->shape->context_tokens : MAX_TOKENS;
+    const int32_t max_tokens = s->shape.context_tokens < MAX_TOKENS ? s->shape.context_tokens : MAX_TOKENS;
     for (int32_t text = 0; text < NUM_TEXTS; text++) {
         s->num_tokens[text] = max_tokens - random_below(max_tokens / 2);
         s->shared[text] = text == 0 ? s->num_tokens[0] : random_below(s->num_tokens[text]);
         if (s->shared[text] > s->num_tokens[0]) s->shared[text] = s->num_tokens[0];
         memcpy(s->ids[text], s->ids[0], (size_t)s->shared[text] * sizeof(int32_t));
         s->set[text] = random_below(2) == 0 ? 0 : random_below(NUM_SETS);
-        fill_text(s->ids[text], text == 0 ? 0 : s->shared[text], s->num_tokens[text], s->shape->vocab_size);
+        fill_text(s->ids[text], text == 0 ? 0 : s->shared[text], s->num_tokens[text], s->shape.vocab_size);
     }
     for (int32_t text = 0; text < NUM_TEXTS; text++) compute_expected(s, text);
 }
@@ -95,7 +96,7 @@ typedef struct {
 } run;
 
 static void compare(const run *r, int32_t text, int32_t position, const float *found, const char *how) {
-    const size_t vocab_size = (size_t)r->subject->shape->vocab_size;
+    const size_t vocab_size = (size_t)r->subject->shape.vocab_size;
     const float *expected = r->subject->expected[text] + (size_t)position * vocab_size;
     CHECK(memcmp(found, expected, vocab_size * sizeof(float)) == 0, "%s: text %d after token %d, %s", r->description,
           text, position, how);
@@ -121,7 +122,7 @@ static void decode_some(const run *r) {
         num_logits += chunks[num_chunks++].num_logits;
     }
     if (num_chunks == 0) return;
-    const size_t vocab_size = (size_t)r->subject->shape->vocab_size;
+    const size_t vocab_size = (size_t)r->subject->shape.vocab_size;
     float *logits = allocate_or_die((num_logits + 1) * vocab_size * sizeof *logits);
     REQUIRE(llamita_decode(r->session, chunks, (size_t)num_chunks, logits, &error) == LLAMITA_OK, "%s", error.message);
     const float *row = logits;
@@ -193,14 +194,15 @@ static void run_case(const subject *s, int number) {
                                            .kv_type = s->kv_type,
                                            .speculation = (llamita_speculation)random_below(3)};
     const uint64_t state = random_state;
-    llamita_model *model = random_model(s->shape, s->type, kernels_wanted, s->seed);
+    llamita_model *model = random_model(&s->shape, s->type, kernels_wanted, s->seed);
     run r = {.subject = s, .session = open_session_with(model, params), .num_sequences = params.num_sequences};
     llamita_adapter *adapters[NUM_ADAPTERS];
     make_adapters(s, model, adapters);
     for (int32_t text = 0; text < r.num_sequences; text++) set_adapters(adapters, s->set[text], r.session, text);
     random_state = state;
-    snprintf(r.description, sizeof r.description, "case %d (%s, KV type %d, %s, %d threads, %d texts, speculation %d)",
-             number, type_name(s->type), (int)s->kv_type, kernels_name(model->kernels), (int)params.num_threads,
+    snprintf(r.description, sizeof r.description,
+             "case %d (%s, %s, KV type %d, %s, %d threads, %d texts, speculation %d)", number, s->shape.architecture,
+             type_name(s->type), (int)s->kv_type, kernels_name(model->kernels), (int)params.num_threads,
              (int)params.num_sequences, (int)params.speculation);
     for (int step = 0; step < 60 && unfinished(&r); step++) switch (random_below(10)) {
         case 0: rewind_text(&r); break;
@@ -222,7 +224,7 @@ int main(int argc, char **argv) {
     for (int i = 0; i < num_cases && check_num_failures < 10; i++) {
         if (i % CASES_PER_MODEL == 0) {
             for (int text = 0; text < NUM_TEXTS; text++) free(s.expected[text]);
-            make_subject(&s, seed * 1000 + (uint64_t)i);
+            make_subject(&s, all_architectures[i / CASES_PER_MODEL % NUM_ARCHITECTURES], seed * 1000 + (uint64_t)i);
         }
         run_case(&s, i);
     }

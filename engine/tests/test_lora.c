@@ -3,8 +3,6 @@
 #include "formats/formats.h"
 #include "random_model.h"
 
-#include "model_files.h"
-
 static llamita_error error;
 
 enum { RANK = 3, NUM_IDS = 70 };
@@ -14,7 +12,7 @@ static int64_t rows_of(const tensor *t) { return t->num_rows; }
 /* An adapter for a model of small_shape: query and ffn_down of both layers. */
 static void draft_adapter(gguf_draft *d, llamita_model *model, uint32_t type) {
     *d = (gguf_draft){.magic = "GGUF", .version = 3, .alignment = 32};
-    draft_text(d, "general.architecture", "llama");
+    draft_text(d, "general.architecture", model->info.architecture);
     draft_text(d, "general.type", "adapter");
     draft_text(d, "general.name", "a draft");
     draft_text(d, "adapter.type", "lora");
@@ -46,10 +44,20 @@ static void feed(llamita_session *session, const int32_t *ids, size_t count, flo
     memcpy(logits, llamita_session_logits(session), 75 * sizeof *logits);
 }
 
+/* The row of B that belongs to a row of q: files of Qwen have the rows of a head in two halves. */
+static size_t stored_row(const llamita_model *model, size_t row) {
+    const size_t head_dim = (size_t)model->info.head_dim, in_head = row % head_dim;
+    return row - in_head + (in_head % 2 == 0 ? in_head / 2 : head_dim / 2 + in_head / 2);
+}
+
 /* Compares W + s B A, merged in double into the model's own matrices, with the engine's adapter. */
-static void test_logits(uint32_t type) {
-    llamita_model *model = random_model(&small_shape, TENSOR_F32, NULL, 5),
-                  *merged = random_model(&small_shape, TENSOR_F32, NULL, 5);
+static void test_logits(const char *architecture, uint32_t type) {
+    const model_shape shape = shape_of(&small_shape, architecture);
+    const bool two_halves = strncmp(architecture, "qwen", 4) == 0;
+    llamita_model *model = random_model(&shape, TENSOR_F32, NULL, 5),
+                  *merged = random_model(&shape, TENSOR_F32, NULL, 5);
+    for (int i = 0; two_halves && i < shape.num_layers; i++)
+        model->layers[i].query.two_halves = model->layers[i].key.two_halves = model->info.head_dim;
     gguf_draft d;
     draft_adapter(&d, model, type);
     llamita_adapter *adapter = read_draft(model, &d);
@@ -71,8 +79,9 @@ static void test_logits(uint32_t type) {
         for (int64_t row = 0; row < matrix->num_rows; row++)
             for (size_t k = 0; k < length; k++) {
                 double sum = 0;
+                const size_t stored = two_halves && i % 4 == 0 ? stored_row(model, (size_t)row) : (size_t)row;
                 for (size_t r = 0; r < RANK; r++)
-                    sum += (double)((const float *)(const void *)b->data.bytes)[(size_t)row * RANK + r] *
+                    sum += (double)((const float *)(const void *)b->data.bytes)[stored * RANK + r] *
                            (double)a_rows[r * length + k];
                 weights[(size_t)row * length + k] += (float)(0.05 * 6.0 / RANK * sum);
             }
@@ -233,7 +242,11 @@ static void test_refusals(void) {
 
 int main(void) {
     const uint32_t types[] = {TENSOR_F32, TENSOR_F16, TENSOR_BF16, TENSOR_Q8_0};
-    for (size_t i = 0; i < sizeof types / sizeof types[0]; i++) test_logits(types[i]);
+    for (size_t i = 0; i < sizeof types / sizeof types[0]; i++) test_logits("llama", types[i]);
+    for (int i = 1; i < NUM_ARCHITECTURES; i++) {
+        test_logits(all_architectures[i], TENSOR_F32);
+        test_logits(all_architectures[i], TENSOR_F16);
+    }
     test_switching();
     test_refusals();
     return check_failures();

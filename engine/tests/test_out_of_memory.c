@@ -340,6 +340,8 @@ static void write_files(void) {
     static gguf_draft d;
     draft_llama(&d, TENSOR_Q8_0, false);
     write_file(model_path, draft_write(&d));
+    draft_free(&d);
+    draft_model(&d, "qwen2", TENSOR_Q8_0, false); /* whose rows are put in order */
     draft_text(&d, "tokenizer.chat_template",
                "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + "
                "'<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}"

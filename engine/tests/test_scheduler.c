@@ -77,6 +77,7 @@ static bool is_idle(const llamita_scheduler *scheduler) {
 }
 
 static void answer_alone(const llamita_model *model, const question *q, answer *out) {
+    out->num = 0;
     llamita_scheduler *scheduler = open_scheduler(model, 1, 0);
     const uint64_t number = submit(scheduler, &q->request);
     while (!is_idle(scheduler)) {
@@ -99,6 +100,7 @@ static void test_same_as_alone(const llamita_model *model, llamita_adapter *adap
     }
     llamita_scheduler *scheduler = open_scheduler(model, 5, 2);
     int num = 0;
+    for (int i = 0; i < NUM_REQUESTS; i++) together[i].num = 0;
     while (num < NUM_REQUESTS || !is_idle(scheduler)) {
         for (int i = random_below(4); i > 0 && num < NUM_REQUESTS; i--, num++)
             numbers[num] = submit(scheduler, &questions[num].request);
@@ -347,6 +349,19 @@ static void test_run(const llamita_model *model) {
     llamita_scheduler_close(scheduler);
 }
 
+/* Models of the other architectures. */
+static void test_architectures(void) {
+    for (int i = 1; i < NUM_ARCHITECTURES; i++) {
+        const model_shape shape = shape_of(&small_shape, all_architectures[i]);
+        llamita_model *model = random_model(&shape, TENSOR_Q8_0, NULL, 5);
+        llamita_adapter *adapter = random_adapter(model, 4, 6);
+        test_same_as_session(model);
+        test_same_as_alone(model, adapter);
+        llamita_adapter_close(adapter);
+        free_random_model(model);
+    }
+}
+
 int main(void) {
     llamita_model *model = random_model(&small_shape, TENSOR_Q8_0, NULL, 5);
     llamita_adapter *adapter = random_adapter(model, 4, 6);
@@ -359,5 +374,6 @@ int main(void) {
     test_same_as_alone(model, adapter);
     llamita_adapter_close(adapter);
     free_random_model(model);
+    test_architectures();
     return check_failures();
 }

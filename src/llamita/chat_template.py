@@ -14,10 +14,12 @@ import contextlib
 import dataclasses
 import importlib.util
 import json
+import math
 import re
 import subprocess
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,6 +30,7 @@ from llamita.errors import ChatError
 
 MAX_TEMPLATE_BYTES: Final = 64 << 10
 LIMIT_SECONDS: Final = 1.5  # per text
+_PRECISION_SECONDS: Final = 0.1  # by which a text may exceed its limit
 _START_SECONDS: Final = 30.0
 _THINKING: Final = "enable_thinking"  # of Qwen3 and SmolLM3
 _MAX_CHARACTERS: Final = 1 << 20  # plus 16 times the contents' own
@@ -146,6 +149,7 @@ class ChatTemplate:
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, encoding="ascii"
         )
+        self._alarm = _Alarm(self._process)
         self._finalizer = weakref.finalize(self, _end, self._process)
         if self._exchange({"template": self._template, "variables": self._variables}, _START_SECONDS) is None:
             raise ChatError("chat template: cannot start the process that renders it")
@@ -154,8 +158,7 @@ class ChatTemplate:
         """Send one line and read one; None if the process exited or hit the time limit."""
         process = self._process
         assert process is not None and process.stdin is not None and process.stdout is not None
-        alarm = threading.Timer(seconds, process.kill)
-        alarm.start()
+        self._alarm.set(seconds)
         try:
             process.stdin.write(json.dumps(request) + "\n")
             process.stdin.flush()
@@ -163,12 +166,33 @@ class ChatTemplate:
         except OSError:
             line = ""
         finally:
-            alarm.cancel()
+            self._alarm.cancel()
         if not line.endswith("\n"):
             self.close()
             return None
         reply: dict[str, str] = json.loads(line)
         return reply
+
+
+class _Alarm:
+    """Kills a process that takes too long to answer. One thread watches all its answers: starting a
+    thread takes longer than rendering most conversations."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process, self._deadline = process, math.inf
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def set(self, seconds: float) -> None:
+        self._deadline = time.monotonic() + seconds
+
+    def cancel(self) -> None:
+        self._deadline = math.inf
+
+    def _watch(self) -> None:
+        while self._process.poll() is None:
+            if time.monotonic() > self._deadline:
+                self._process.kill()
+            time.sleep(_PRECISION_SECONDS)
 
 
 def _end(process: subprocess.Popen[str]) -> None:

@@ -4,14 +4,33 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from llamita.errors import UNSAFE
+
 
 def command_line(*words: object) -> str:
-    """`llamita` and these words."""
-    return shlex.join(["llamita", *map(str, words)])
+    """`llamita` and these words. It stays as it is in clean_line.
+
+    What clean_line replaces is written as bash and zsh read it, and sh since POSIX 2024: $'caf\\xe9'.
+    """
+    return " ".join(["llamita", *(_shell_word(str(word)) for word in words)])
+
+
+def _shell_word(word: str) -> str:
+    if not UNSAFE.search(word):
+        return shlex.quote(word)
+    escaped = UNSAFE.sub(_hexadecimal, word.replace("\\", "\\\\").replace("'", "\\'"))
+    return f"$'{escaped}'"
+
+
+def _hexadecimal(found: re.Match[str]) -> str:
+    is_byte = "\udc80" <= found[0] <= "\udcff"  # of a name that is not UTF-8
+    raw = found[0].encode("utf-8", "surrogateescape" if is_byte else "surrogatepass")
+    return "".join(f"\\x{byte:02x}" for byte in raw)
 
 
 def train_commands(stores: Sequence[object], name: str, minutes: float = 10.0) -> tuple[str, ...]:

@@ -26,6 +26,17 @@ def check_at_most(where: str, value: float | None, limit: float) -> None:
     check(not too_large, f"{where}: expected at most {_shown(limit)}, found {_shown(value or 0)}")
 
 
+def check_seed(where: str, seed: int) -> None:
+    """Raise ConfigError for a seed that PyTorch's generators cannot take."""
+    check(0 <= seed < 1 << 63, f"{where}: expected 0 to 2^63 - 1, found {str(seed)[:60]}")
+
+
+def check_utf8(where: str, text: str) -> None:
+    """Raise ConfigError for a name or a text that a file of JSON cannot hold."""
+    readable = text.encode("utf-8", "backslashreplace").decode()
+    check(text == readable, f"{where}: expected valid UTF-8, found {readable[:200]}; give a file another name")
+
+
 def _shown(value: float) -> str:
     return f"{value:g}" if isinstance(value, float) else f"{value:,}"[:60]
 
@@ -206,7 +217,6 @@ PRESETS: dict[str, Shape] = {
 PresetName = Literal["0.5M", "1.5M", "3M", "7M", "stories260K", "stories15M", "stories42M", "stories110M"]
 
 
-MAX_SEED = 2**63 - 1
 MAX_STORIES = 10_000_000
 
 
@@ -267,6 +277,7 @@ class PrepareConfig:
     """Replace the token store at --out."""
 
     def __post_init__(self) -> None:
+        check_utf8("prepare: out", str(self.out))  # train records it
         check(len(self.sources) > 0, "prepare: no SOURCE given: expected files, folders, stories or tinystories")
         check(
             self.vocab_size is None or self.tokenizer is None,
@@ -297,7 +308,7 @@ class PrepareConfig:
             self.num_workers is None or 1 <= self.num_workers <= 1024,
             f"prepare: --num-workers: expected 1 to 1,024, found {self.num_workers}",
         )
-        check(0 <= self.seed <= MAX_SEED, f"prepare: --seed: expected 0 to 2^63 - 1, found {self.seed}")
+        check_seed("prepare: --seed", self.seed)
         check(
             1 <= self.num_stories <= MAX_STORIES,
             f"prepare: --num-stories: expected 1 to {MAX_STORIES:,}, found {self.num_stories}",
@@ -312,7 +323,7 @@ MAX_VALUES: dict[str, float] = {  # of the flags of runs
     "minutes": 1e6, "steps": 10**9, "epochs": 1e6, "context": 2**20, "micro_batch_size": 2**16,
     "grad_accum_steps": 2**16, "learning_rate": 1e3, "embedding_lr": 1e3, "weight_decay": 1e3, "grad_clip": 1e9,
     "eval_interval": 10**9, "save_minutes": 1e6, "log_interval": 10**9, "early_stopping_patience": 10**9,
-    "threads": 1024, "seed": 2**128, "temperature": 1e3, "layers": 1024, "hidden": 2**17, "heads": 2**16,
+    "threads": 1024, "temperature": 1e3, "layers": 1024, "hidden": 2**17, "heads": 2**16,
     "kv_heads": 2**16, "ffn": 2**19, "rope_theta": 1e12, "rank": 2**14, "alpha": 1e6, "beta": 1e6,
     "preview": 10**6,
 }  # fmt: skip
@@ -419,13 +430,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):  # of names and texts: they go into files of JSON
-            text = str(getattr(self, field.name))
-            readable = text.encode("utf-8", "backslashreplace").decode()
-            check(
-                text == readable,
-                f"{self.command}: {field.name.replace('_', '-')}: expected valid UTF-8, found {readable[:200]}; "
-                "give a file another name",
-            )
+            check_utf8(f"{self.command}: {field.name.replace('_', '-')}", str(getattr(self, field.name)))
         limits = [name for name in ("minutes", "steps", "epochs") if getattr(self, name) is not None]
         given = " and ".join(flag(name) for name in limits)
         check(len(limits) <= 1, f"{self.command}: {given} exclude each other; give one of them")
@@ -449,9 +454,10 @@ class RunConfig:
             f"{self.command}: --warmup-fraction {self.warmup_fraction} and --decay-fraction {self.decay_fraction}: "
             "expected a sum of at most 1; lower one",
         )
-        for name in ("weight_decay", "grad_clip", "early_stopping_patience", "seed"):
+        for name in ("weight_decay", "grad_clip", "early_stopping_patience"):
             value = getattr(self, name)
             check(value is None or value >= 0, f"{self.command}: {flag(name)}: expected 0 or more, found {value}")
+        check_seed(f"{self.command}: --seed", self.seed)
         self._check_positive("temperature")
         self._check_settings("teacher", "teacher_weight", "temperature")
         check(

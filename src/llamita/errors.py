@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 MAX_LINE_CHARS = 500
@@ -24,7 +24,7 @@ def clean_line(text: str, limit: int = MAX_LINE_CHARS) -> str:
     if len(text) > limit:
         tail = limit // 3
         text = f"{text[: limit - tail - 3]} … {text[len(text) - tail :]}"
-    return text if text.isprintable() else _UNSAFE.sub("?", text)
+    return text if text.isprintable() else UNSAFE.sub("?", text)
 
 
 class LlamitaError(Exception):

@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeVar
 from llamita.atomic import atomic_write_bytes, make_folders, remove_leftovers_in
 from llamita.checkpoint import STEP_NAME, point_link, prune_checkpoints, step_directory
 from llamita.config import MAX_VALUES, ModelConfig, RunConfig, fields_by_resume, flag
+from llamita.data.mixture import parse_store
 from llamita.environment import describe_environment
 from llamita.errors import CheckpointError, ConfigError, OutputError, TrainingError
 from llamita.file_lock import acquire_lock, lock_holder
@@ -26,6 +27,14 @@ SUMMARY = "summary.json"
 METRICS = "metrics.jsonl"
 LOCK = "run.lock"  # held by the process that trains
 ROWS = ("micro_batch_size", "grad_accum_steps")  # compared as rows per step
+PATHS = (
+    "data",
+    "checkpoint",
+    "val",
+    "general_text",
+    "teacher",
+    "chat_template",
+)  # options that name files
 
 _COUNT = Key("integer", minimum=0, maximum=2**53)
 _NUMBER = Key("number")
@@ -47,6 +56,7 @@ RESUMABLE: Schema = {  # what --resume needs besides
     "rows_per_step": Key("integer", required=True, minimum=1, maximum=2**53),
     "data": Key("object", required=True),
     "launch": Key("string", default="", null=False),
+    "directory": Key("string", default="", null=False),
     "extended_at": Key("integer", default=-1, null=False, minimum=-1, maximum=2**53),
 }  # fmt: skip
 
@@ -96,7 +106,19 @@ def describe_run(
         "data": data,
         "environment": describe_environment(config.device),
         "launch": launch,
+        "directory": _start_directory(config.out),
     }
+
+
+def _start_directory(run: Path) -> str:
+    """The working directory as seen from the run directory, so that both may be moved together; ""
+    if it was deleted, or JSON cannot hold its name."""
+    try:
+        path = os.path.relpath(os.path.realpath(os.curdir), os.path.realpath(run))
+        path.encode()
+    except (OSError, ValueError):  # ValueError: also for two drives
+        return ""
+    return path
 
 
 def json_values(config: RunConfig | ModelConfig) -> dict[str, Any]:
@@ -181,6 +203,7 @@ def recorded_options(command: type[RunConfig], run: Path) -> dict[str, Any]:
             f"use llamita {found} --resume, or choose another --out"
         )
     hints, values = typing.get_type_hints(command), {}
+    directory = _read(run)["directory"]
     for field in dataclasses.fields(command):
         if field.name in recorded:
             value, hint = recorded[field.name], hints[field.name]
@@ -192,7 +215,34 @@ def recorded_options(command: type[RunConfig], run: Path) -> dict[str, Any]:
                     f"{json.dumps(value)[:80]}; the file is damaged"
                 )
             values[field.name] = _from_json(hint, value)
+            if field.name in PATHS:
+                values[field.name] = _from_start(values[field.name], run, directory)
     return values
+
+
+def _from_start(value: Any, run: Path, directory: str) -> Any:
+    """A recorded path as it is to be read here; as recorded in the working directory of the start."""
+    start = Path(os.path.normpath(Path(os.path.realpath(run)) / directory))
+    if value is None or directory == "" or directory == _start_directory(run):
+        return value
+    if isinstance(value, tuple):
+        return tuple(str(start / each) if parse_store(str(start / each))[0].exists() else each for each in value)
+    return type(value)(start / value) if (start / value).exists() else value
+
+
+def _check_paths(command: type[RunConfig], run: Path, values: Mapping[str, Any]) -> None:
+    """Raise ConfigError for a recorded path that is neither here nor where the run was started."""
+    for name in set(PATHS) & values.keys() - {"chat_template"}:  # a template's name is no path
+        value = values[name]
+        paths = [parse_store(each)[0] for each in value] if isinstance(value, tuple) else [value]
+        lost = next((path for path in paths if path is not None and not Path(path).exists()), None)
+        if lost is not None:
+            can_change = name in fields_by_resume(command, "may change")
+            advice = "put it back, or give its new place" if can_change else "put it back"
+            raise ConfigError(
+                f"cannot resume {run}: {name}: expected {shortened(str(lost))}, as in {NAME}, found no such file where "
+                f"the run was started, nor here; {advice}"
+            )
 
 
 def options_to_continue(command: type[RunConfig], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -204,7 +254,9 @@ def options_to_continue(command: type[RunConfig], given: Mapping[str, Any]) -> d
     run = given["out"]
     recorded = recorded_options(command, run)
     _check_given(command, run, given, recorded)
-    return {name: value for name, value in recorded.items() if name not in (*given, *ROWS, "out", "resume")}
+    added = {name: value for name, value in recorded.items() if name not in (*given, *ROWS, "out", "resume")}
+    _check_paths(command, run, added)
+    return added
 
 
 def continued(config: C, world_size: int) -> C:
@@ -253,8 +305,12 @@ def _check_option(run: Path, name: str, before: Any, now: Any, *, may_grow: bool
                 f"cannot resume {run}: {flag(name)}: expected at least {before:g}, as in {NAME}, found {now:g}; a run "
                 "can only get longer"
             )
-    elif before != now:
+    elif before != now and not (name in PATHS and None not in (before, now) and _is_same_path(before, now)):
         raise _differs(run, flag(name), before, now)
+
+
+def _is_same_path(one: str | Path, other: str | Path) -> bool:
+    return os.path.realpath(one) == os.path.realpath(other)
 
 
 def _is_of(hint: Any, value: Any) -> bool:
@@ -380,11 +436,16 @@ def check_same_run(config: RunConfig, before: dict[str, Any], now: dict[str, Any
     """
     run = config.out
     may_change, limits = (fields_by_resume(type(config), rule) for rule in ("may change", "may grow"))
+    config_before = before["config"] | {
+        name: _from_start(value, run, before["directory"])
+        for name, value in before["config"].items()
+        if name in PATHS and isinstance(value, str)
+    }
     if before["rows_per_step"] != now["rows_per_step"]:
         what = "rows per step (--micro-batch-size × --grad-accum-steps × processes)"
         raise _differs(run, what, before["rows_per_step"], now["rows_per_step"])
     for name, value in now["config"].items():
-        old = before["config"].get(name)
+        old = config_before.get(name)
         if name not in may_change:
             _check_option(run, name, old, value, may_grow=name in limits)
     for name, value in now["data"].items():

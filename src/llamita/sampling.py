@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from llamita.config import Option, check, check_at_most
+from llamita.config import Option, check, check_at_most, check_seed
 
 MAX_TOP_K = 2**31 - 1
 MAX_TOKENS = 2**24  # of a context, or a text
@@ -47,7 +47,8 @@ class SamplingParams:
         )
         check(self.repetition_window >= 0, f"--repetition-window: expected 0 or more, found {self.repetition_window}")
         check_at_most("--repetition-window", self.repetition_window, MAX_TOKENS)
-        check(self.seed is None or 0 <= self.seed < 1 << 63, f"--seed: expected 0 to 2^63 - 1, found {self.seed}")
+        if self.seed is not None:
+            check_seed("--seed", self.seed)
 
 
 @dataclasses.dataclass(frozen=True)

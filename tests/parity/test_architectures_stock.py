@@ -1,5 +1,5 @@
-"""Qwen2, Qwen3 and SmolLM3: transformers, PEFT and llama.cpp compute what we compute, on tiny models
-that transformers makes."""
+"""Qwen2, Qwen3 and SmolLM3: transformers, PEFT and llama.cpp compute what the network and the engine
+compute, on tiny models that transformers makes."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from llamita.convert.export import export
 from llamita.convert.import_model import import_model
 from llamita.convert.quantize import quantize_file
 from llamita.convert.verify import torch_logits
+from llamita.engine import Model
 from llamita.finetune.adapter import load_adapter, save_adapter
 from llamita.finetune.adapter_gguf import export_adapter
 from llamita.finetune.lora import LoraConfig, add_lora, attach_updates, updates_of
 from llamita.finetune.merge_lora import merge_adapter
 from llamita.model.generate import generate
 
-pytestmark = pytest.mark.compat
+pytestmark = [pytest.mark.compat, pytest.mark.usefixtures("engine_build")]
 
 transformers = pytest.importorskip("transformers")
 
@@ -92,6 +93,18 @@ def greedy_of_llama_cpp(path: Path, ids: list[int], number: int, lora: Path | No
     return found
 
 
+def greedy_of_engine(model: Model, ids: list[int], number: int) -> list[int]:
+    found: list[int] = []
+    with model.session(kv_type="f32") as session:
+        session.feed(ids)
+        while len(found) < number:
+            logits = session.logits
+            assert logits is not None
+            found.append(int(logits.argmax()))
+            session.feed(found[-1:])
+    return found
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_import_and_export_to_transformers(tiny_tokenizers: dict[str, Path], tmp_path: Path, kind: str) -> None:
     expected = logits_of(saved(tmp_path / "source", tiny_tokenizers["gpt2"], kind))
@@ -117,23 +130,43 @@ def test_layers_without_rope_anywhere(tiny_tokenizers: dict[str, Path], tmp_path
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_gguf_in_llama_cpp(tiny_tokenizers: dict[str, Path], tmp_path: Path, kind: str) -> None:
-    """llama.cpp's greedy tokens are ours; imported again, the file gives the checkpoint's logits."""
-    saved(tmp_path / "source", tiny_tokenizers["gpt2"], kind)
+    """llama.cpp's greedy tokens are PyTorch's and the engine's, whose logits are those of transformers;
+    imported again, the file gives the checkpoint's logits."""
+    expected = logits_of(saved(tmp_path / "source", tiny_tokenizers["gpt2"], kind))
     import_model(tmp_path / "source", tmp_path / "model")
     export(tmp_path / "model", tmp_path / "model.gguf", "f32")
     model = load_model(tmp_path / "model")
     ours = list(generate(model, IDS, 24, temperature=0.0))
     assert greedy_of_llama_cpp(tmp_path / "model.gguf", IDS, 24) == ours
-    import_model(tmp_path / "model.gguf", tmp_path / "again", verify=False)
+    for kernels in ("auto", "scalar"):
+        with Model(tmp_path / "model.gguf", kernels=kernels) as engine:
+            close(engine.logits(IDS, kv_type="f32"), expected)
+            assert engine.info.architecture == kind.split()[0]
+            assert greedy_of_engine(engine, IDS, 24) == ours
+    assert import_model(tmp_path / "model.gguf", tmp_path / "again").verification is not None
     assert load_config(tmp_path / "again") == load_config(tmp_path / "model")
     close(torch_logits(load_model(tmp_path / "again"), IDS), torch_logits(model, IDS))
     quantize_file(tmp_path / "model.gguf", tmp_path / "q8.gguf", "q8_0")
     assert len(greedy_of_llama_cpp(tmp_path / "q8.gguf", IDS, 4)) == 4
 
 
+@pytest.mark.parametrize("type", ["f16", "q8_0", "q4_0", "q4_k_m", "q6_k"])
+@pytest.mark.parametrize("kind", ["qwen2", "qwen3", "smollm3 tied"])
+def test_types(tiny_tokenizers: dict[str, Path], tmp_path: Path, kind: str, type: str) -> None:
+    """The engine computes what PyTorch does with the weights in the file, which export compares."""
+    sizes = {"hidden_size": 256, "intermediate_size": 512, "initializer_range": 0.06}
+    saved(tmp_path / "source", tiny_tokenizers["gpt2"], kind, **sizes)
+    import_model(tmp_path / "source", tmp_path / "model")
+    report = export(tmp_path / "model", tmp_path / "model.gguf", type, verify=True)
+    assert report.verification is not None
+    with Model(tmp_path / "model.gguf") as engine:
+        assert engine.info.num_parameters == load_config(tmp_path / "model").num_parameters
+    assert len(greedy_of_llama_cpp(tmp_path / "model.gguf", IDS, 4)) == 4
+
+
 @pytest.mark.parametrize("kind", ["qwen2", "qwen3 tied", "smollm3"])
 def test_lora(tiny_tokenizers: dict[str, Path], tmp_path: Path, kind: str) -> None:
-    """An adapter in PEFT, merged, and as a GGUF beside its base in llama.cpp."""
+    """An adapter in PEFT, merged, and as a GGUF beside its base in llama.cpp and in the engine."""
     peft = pytest.importorskip("peft")
     saved(tmp_path / "source", tiny_tokenizers["gpt2"], kind)
     import_model(tmp_path / "source", tmp_path / "base")
@@ -157,3 +190,6 @@ def test_lora(tiny_tokenizers: dict[str, Path], tmp_path: Path, kind: str) -> No
     export_adapter(tmp_path / "adapter", tmp_path / "base", tmp_path / "adapter.gguf")
     found = greedy_of_llama_cpp(tmp_path / "base.gguf", IDS, 16, tmp_path / "adapter.gguf")
     assert found == list(generate(merged, IDS, 16, temperature=0.0))
+    with Model(tmp_path / "base.gguf") as engine:
+        use = engine.load_adapter(tmp_path / "adapter.gguf")
+        close(engine.logits(IDS, kv_type="f32", adapters=[use]), ours)

@@ -43,6 +43,17 @@ SHAPES: dict[str, dict[str, Any]] = {
     "longrope": {"rope_scaling": LONGROPE},
     "odd ffn": {"intermediate_size": 100},
     "packed by threads": {"hidden_size": 512, "head_dim": 128, "intermediate_size": 3072},  # 44 MB
+    "qwen2, packed by threads": {
+        "architecture": "qwen2",
+        "attention_bias": True,
+        "hidden_size": 256,
+        "head_dim": 64,
+        "intermediate_size": 6144,
+    },
+    "qwen3": {"architecture": "qwen3", "use_qk_norm": True, "head_dim": 24},
+    "qwen3, yarn": {"architecture": "qwen3", "use_qk_norm": True, "rope_scaling": YARN},
+    "qwen3, heads of one pair": {"architecture": "qwen3", "use_qk_norm": True, "head_dim": 2},
+    "smollm3": {"architecture": "smollm3", "num_hidden_layers": 5, "no_rope_layers": (3,)},
 }
 
 

@@ -55,6 +55,16 @@ def test_lines_are_short(path: Path) -> None:
     assert not long, "\n".join(long)
 
 
+@pytest.mark.parametrize("path", [path for path in [*TEXTS, *PAGES] if "zh-CN" in path.name], ids=name_of)
+def test_chinese_lines_end_at_a_mark(path: Path) -> None:
+    """A line end shows as a space, which must not be in a phrase. Han and Latin letters have one."""
+    text = prose(path)
+    han = "[\u4e00-\u9fff]"
+    assert not re.findall(rf"{han}\n(?=[ >-]*{han}).*", text)
+    assert not re.findall(rf".*(?:{han}[A-Za-z0-9`]|[A-Za-z0-9`]{han}).*", text)
+    assert not re.findall(rf".*{han}[,;!?].*", text)
+
+
 @pytest.mark.parametrize("path", [*TEXTS, *PAGES], ids=name_of)
 def test_links_resolve(path: Path) -> None:
     for link in re.findall(r"\]\(([^)\s]+)\)", prose(path)):

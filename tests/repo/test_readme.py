@@ -63,16 +63,47 @@ def test_readmes_are_short() -> None:
     assert len(CHINESE.splitlines()) <= MAX_LINES
 
 
+def prose(text: str) -> str:
+    return re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def headings(text: str) -> list[int]:
+    return [len(marks) for marks in re.findall(r"^(#+) ", prose(text), re.MULTILINE)]
+
+
+def links(text: str) -> set[str]:
+    return set(re.findall(r"\]\(([^)\s]+)\)", prose(text)))
+
+
+def without_comments(block: str) -> str:
+    """The code, and comments that show a program's output (`#   ...`)."""
+    return re.sub(r"[ \t]+", " ", re.sub(r"#(?!  ).*", "", block))
+
+
 def test_readmes_agree() -> None:
-    """The Chinese README has the same commands, the same code but for comments, and the same figures."""
+    """The Chinese README has the same headings, bullets, commands, code, links and figures."""
+    assert headings(CHINESE) == headings(README)
+    assert prose(CHINESE).count("\n- ") == prose(README).count("\n- ")
+    fences = [re.findall(r"^```(\w+)$", text, re.MULTILINE) for text in (README, CHINESE)]
+    assert fences[0] == fences[1]
     for language in ("sh", "python"):
-        ours, theirs = ([re.sub(r"#(?!  ).*", "", b) for b in blocks(language, text)] for text in (README, CHINESE))
-        squeezed = [[re.sub(r"[ \t]+", " ", block) for block in side] for side in (ours, theirs)]
-        assert squeezed[0] == squeezed[1]
-    rows = re.findall(r"^\|.*\d.*\|$", README, re.MULTILINE)
-    for row in rows:
-        figures = " | ".join(cell for cell in row.strip("| ").split(" | ")[1:])
-        assert figures in CHINESE, f"README.zh-CN.md lacks the figures {figures}"
+        ours, theirs = ([without_comments(block) for block in blocks(language, text)] for text in (README, CHINESE))
+        assert ours == theirs
+    assert blocks("text", CHINESE)[0] == blocks("text")[0]  # what make demo prints
+    spans = [set(re.findall(r"`([^`\n]+)`", prose(text))) for text in (README, CHINESE)]
+    assert spans[0] == spans[1]
+    assert links(CHINESE) - {"README.md", "docs/quickstart.zh-CN.md"} == links(README) - {"README.zh-CN.md"}
+
+
+def test_readmes_have_the_same_figures() -> None:
+    figures = [
+        [row.strip("| ").split(" | ")[1:] for row in re.findall(r"^\|.*\d.*\|$", text, re.MULTILINE)]
+        for text in (README, CHINESE)
+    ]
+    assert figures[0] == figures[1]
+    # In sentences, millions are counted in ten thousands: 1.9 million are 190 万.
+    inline = [set(re.findall(r"\d[\d,.]*\d", prose(text))) for text in (README, CHINESE)]
+    assert inline[1] - inline[0] <= {"190"} and inline[0] - inline[1] <= {"1.9"}
 
 
 def quickstart_commands() -> list[str]:

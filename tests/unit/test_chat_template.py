@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from typing import Any
 
@@ -100,6 +101,18 @@ def test_hostile_templates_are_one_line(source: str) -> None:
     message = str(raised.value)
     assert message.startswith("chat template: ") and "\n" not in message and len(message) < 400
     assert HOSTILE[source] in message
+
+
+def test_one_thread_watches_all_texts_and_ends_with_the_process() -> None:
+    before = set(threading.enumerate())
+    with ChatTemplate(CHAT_TEMPLATES["chatml"]) as template:
+        started = set()
+        for _ in range(20):
+            template.render(SAID)
+            started |= set(threading.enumerate()) - before
+        (thread,) = started
+    thread.join(timeout=10)
+    assert not thread.is_alive()
 
 
 def test_rendering_continues_after_a_failure() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from llamita.cli.finetune import Finetune
 from llamita.cli.train import Train
-from llamita.config import FinetuneConfig, RunConfig, TrainConfig, fields_by_resume
+from llamita.config import FinetuneConfig, PrepareConfig, RunConfig, TrainConfig, fields_by_resume
 from llamita.errors import ConfigError
 
 
@@ -34,6 +34,8 @@ def make_config(**changes: Any) -> TrainConfig:
         ),
         ({"weight_decay": -0.1}, "--weight-decay: expected 0 or more"),
         ({"hidden": 64}, "also needs --layers, --heads"),
+        ({"seed": -1}, r"train: --seed: expected 0 to 2\^63 - 1, found -1"),
+        ({"seed": 2**63}, r"train: --seed: expected 0 to 2\^63 - 1, found 9223372036854775808"),
     ],
 )
 def test_flags_out_of_range_are_named(changes: dict[str, Any], message: str) -> None:
@@ -48,6 +50,11 @@ def test_names_that_are_not_utf8_are_refused_before_the_work(name: str) -> None:
     odd = os.fsdecode(b"caf\xe9")
     with pytest.raises(ConfigError, match=rf"finetune: {name}: expected valid UTF-8, found caf\\udce9;"):
         FinetuneConfig(**{**values, name: odd if name == "system" else Path(odd)})  # type: ignore[arg-type]
+
+
+def test_prepare_refuses_a_name_that_train_would_refuse() -> None:
+    with pytest.raises(ConfigError, match=r"prepare: out: expected valid UTF-8, found caf\\udce9;"):
+        PrepareConfig(("a.txt",), Path(os.fsdecode(b"caf\xe9")))
 
 
 @pytest.mark.parametrize(

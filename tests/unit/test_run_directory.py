@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import typing
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,15 @@ pytest.importorskip("torch")
 
 from llamita.config import FinetuneConfig, ModelConfig, TrainConfig
 from llamita.errors import CheckpointError, ConfigError, OutputError
-from llamita.run_directory import check_same_run, describe_run, lock_run, open_run, resumes_run
+from llamita.run_directory import (
+    PATHS,
+    check_same_run,
+    describe_run,
+    lock_run,
+    open_run,
+    options_to_continue,
+    resumes_run,
+)
 
 TINY = ModelConfig(50, 16, 24, 2, 4, 2, 4, 32)
 
@@ -104,3 +114,59 @@ def test_one_process_trains_in_a_run_directory(tmp_path: Path) -> None:
     with pytest.raises(KeyError), lock_run(tmp_path / "b"):
         raise KeyError
     assert not (tmp_path / "b").exists(), "what never began leaves no folder"
+
+
+def start_in(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run of tune.jsonl and one of two stores, with relative paths, in the folder."""
+    for name in ("a:2", "b", "base", "big", "runs"):
+        (folder / name).mkdir(parents=True)
+    for name in ("tune.jsonl", "my.jinja"):
+        (folder / name).write_text("x")
+    monkeypatch.chdir(folder)
+    trained = TrainConfig(data=("a:2", "b:0.5"), out=Path("runs/pre"), teacher=Path("big"), steps=3)
+    tuned = FinetuneConfig(
+        checkpoint=Path("base"), data=Path("tune.jsonl"), out=Path("runs/tuned"), chat_template="my.jinja", steps=3
+    )
+    for config in (trained, tuned):
+        open_run(config, describe_run(config, TINY, 8, {}))
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_relative_paths_are_those_of_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moved: bool) -> None:
+    start_in(tmp_path / "start", monkeypatch)
+    here = options_to_continue(TrainConfig, {"out": Path("runs/pre")})
+    assert here["data"] == ("a:2", "b:0.5") and here["teacher"] == Path("big"), "unchanged in the same place"
+    start = tmp_path / "start"
+    if moved:
+        (tmp_path / "elsewhere").mkdir()
+        start = start.rename(tmp_path / "elsewhere" / "end")
+    (tmp_path / "other" / "a:2").mkdir(parents=True)  # a store of the same name here is not the run's
+    monkeypatch.chdir(tmp_path / "other")
+    pre, tuned = start / "runs" / "pre", start / "runs" / "tuned"
+    found = options_to_continue(TrainConfig, {"out": pre, "teacher": Path(os.path.relpath(start / "big"))})
+    assert found["data"] == (str(start / "a:2"), f"{start / 'b'}:0.5")
+    found = options_to_continue(FinetuneConfig, {"out": tuned})
+    assert [found[name] for name in ("checkpoint", "data", "chat_template")] == [
+        start / "base", start / "tune.jsonl", str(start / "my.jinja")
+    ]  # fmt: skip
+    config = FinetuneConfig(out=tuned, **found, resume=True)
+    assert open_run(config, describe_run(config, TINY, 8, {})) is False, "the options are the recorded ones"
+
+
+def test_a_path_that_is_gone_is_named_with_the_cause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start_in(tmp_path / "start", monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "start" / "b").rmdir()
+    pre = Path("start/runs/pre")
+    with pytest.raises(ConfigError, match=r"data: expected b, as in run\.json, found no such file where the run"):
+        options_to_continue(TrainConfig, {"out": pre})
+    assert "data" not in options_to_continue(TrainConfig, {"out": pre, "data": ("new",)}), "its new place was given"
+    with pytest.raises(ConfigError, match=r"--teacher: expected .*, as in run\.json, found other;"):
+        options_to_continue(TrainConfig, {"out": pre, "data": ("new",), "teacher": Path("other")})
+
+
+def test_every_option_that_names_files_is_known() -> None:
+    for command in (TrainConfig, FinetuneConfig):
+        hints = typing.get_type_hints(command)
+        paths = {name for name, hint in hints.items() if Path in (hint, *typing.get_args(hint))}
+        assert paths <= {"out", *PATHS}

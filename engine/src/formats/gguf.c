@@ -321,12 +321,32 @@ static llamita_status parse_tensors(gguf_file *file, uint64_t count) {
     return status ? status : gguf_sort_tensors(file);
 }
 
+/* ---------------------------------------------------------------- architectures */
+
+static const gguf_architecture ARCHITECTURES[] = {
+    {.name = "llama", .model = "Llama"},
+    {.name = "qwen2", .model = "Qwen2 model", .attention_bias = true, .two_halves = true},
+    {.name = "qwen3", .model = "Qwen3 model", .use_qk_norm = true, .two_halves = true},
+    {.name = "smollm3", .model = "SmolLM3", .no_rope_interval = 4},
+};
+
+static const gguf_architecture *find_architecture(const gguf_file *file) {
+    const gguf_entry *entry = gguf_find(file, "general.architecture");
+    for (size_t i = 0; entry && entry->type == GGUF_STRING && i < sizeof ARCHITECTURES / sizeof ARCHITECTURES[0]; i++)
+        if (slice_is((byte_slice){(const char *)entry->data, (size_t)entry->count}, ARCHITECTURES[i].name))
+            return &ARCHITECTURES[i];
+    return &ARCHITECTURES[0];
+}
+
+/* ---------------------------------------------------------------- the file */
+
 llamita_status gguf_parse(gguf_file *file, const reader *from) {
     uint64_t num_tensors, num_entries;
-    *file = (gguf_file){.from = *from, .file_bytes = from->num_bytes};
+    *file = (gguf_file){.from = *from, .file_bytes = from->num_bytes, .architecture = &ARCHITECTURES[0]};
     if (file->from.num_bytes > MAX_HEADER_BYTES) file->from.num_bytes = MAX_HEADER_BYTES;
     llamita_status status = parse_header(file, &num_tensors, &num_entries);
     status = status ? status : parse_entries(file, num_entries);
+    if (!status) file->architecture = find_architecture(file);
     return status ? status : parse_tensors(file, num_tensors);
 }
 
@@ -354,7 +374,9 @@ static const gguf_entry *lookup(const gguf_file *file, const char *key, bool *fo
     const gguf_entry *entry = gguf_find(file, key);
     *status = LLAMITA_OK;
     if (found) *found = entry;
-    else if (!entry) *status = reader_error(&file->from, "key %s is missing; the file is damaged or not a Llama", key);
+    else if (!entry)
+        *status = reader_error(&file->from, "key %s is missing; the file is damaged or not a %s", key,
+                               file->architecture->model);
     return entry;
 }
 

@@ -43,6 +43,16 @@ typedef struct {
     bool used;                 /* for the readers, to find tensors that they do not know */
 } gguf_tensor;
 
+/* An architecture that the engine runs: a Llama, or one with another property. */
+typedef struct {
+    const char *name;         /* of general.architecture; its keys begin with it */
+    const char *model;        /* in messages */
+    bool attention_bias;      /* biases of q, k and v */
+    bool use_qk_norm;         /* norms of the heads of q and k, before RoPE */
+    bool two_halves;          /* pair i of a head of q or k is rows i and i + S/2, not 2i and 2i + 1 */
+    int32_t no_rope_interval; /* every n-th layer is without RoPE; 0: none */
+} gguf_architecture;
+
 typedef struct {
     reader from;
     size_t file_bytes; /* from.num_bytes may be less: it is capped at the maximum header size */
@@ -51,6 +61,7 @@ typedef struct {
     size_t num_entries;
     gguf_tensor *tensors; /* sorted by name, unique; owned */
     size_t num_tensors;
+    const gguf_architecture *architecture; /* that of the file; of one that is unknown, Llama's */
 } gguf_file;
 
 /* Checks every count, length, type and offset of the file. Call gguf_free afterwards, also on

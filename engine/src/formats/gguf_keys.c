@@ -2,6 +2,8 @@
 #include "formats/gguf_keys.h"
 
 #include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
 
 #include "llamita.h"
 
@@ -37,26 +39,35 @@ static const struct {
 #undef ROW
 };
 
-const char *gguf_key_name(gguf_key key) { return KEYS[key].name; }
+key_name gguf_key_name(const gguf_file *file, gguf_key key) {
+    static const char prefix[] = "llama.";
+    key_name name;
+    const bool is_prefixed = strncmp(KEYS[key].name, prefix, strlen(prefix)) == 0;
+    snprintf(name.text, sizeof name.text, "%s%s", is_prefixed ? file->architecture->name : "",
+             KEYS[key].name + (is_prefixed ? strlen(prefix) - 1 : 0));
+    return name;
+}
 
 llamita_status gguf_key_integer(const gguf_file *file, gguf_key key, int64_t *value, bool *found) {
+    const key_name name = gguf_key_name(file, key);
     bool exists = true;
     bool *optional = KEYS[key].use == IS_REQUIRED ? NULL : &exists;
     const int64_t low = (int64_t)KEYS[key].low, high = (int64_t)KEYS[key].high;
     *value = (int64_t)KEYS[key].fallback;
-    if (found) *found = gguf_find(file, KEYS[key].name);
-    return KEYS[key].kind == IS_LAYERS ? gguf_layer_integer(file, KEYS[key].name, low, high, value, optional)
-                                       : gguf_integer(file, KEYS[key].name, low, high, value, optional);
+    if (found) *found = gguf_find(file, name.text);
+    return KEYS[key].kind == IS_LAYERS ? gguf_layer_integer(file, name.text, low, high, value, optional)
+                                       : gguf_integer(file, name.text, low, high, value, optional);
 }
 
 llamita_status gguf_key_real(const gguf_file *file, gguf_key key, double *value, bool *found) {
+    const key_name name = gguf_key_name(file, key);
     bool exists = true;
     double number = KEYS[key].fallback;
-    llamita_status status = gguf_real(file, KEYS[key].name, &number, KEYS[key].use == IS_REQUIRED ? NULL : &exists);
+    llamita_status status = gguf_real(file, name.text, &number, KEYS[key].use == IS_REQUIRED ? NULL : &exists);
     if (found) *found = exists;
     /* In float: a bound of 1e-6 accepts the float nearest to it. */
     if (!status && exists && ((float)number < (float)KEYS[key].low || (float)number > (float)KEYS[key].high)) {
-        return reader_error(&file->from, "key %s: expected %g to %g, found %g; the file is damaged", KEYS[key].name,
+        return reader_error(&file->from, "key %s: expected %g to %g, found %g; the file is damaged", name.text,
                             KEYS[key].low, KEYS[key].high, number);
     }
     *value = number;
@@ -65,7 +76,8 @@ llamita_status gguf_key_real(const gguf_file *file, gguf_key key, double *value,
 
 llamita_status gguf_key_text(const gguf_file *file, gguf_key key, byte_slice *value, bool *found) {
     bool exists = true;
-    llamita_status status = gguf_string(file, KEYS[key].name, value, KEYS[key].use == IS_REQUIRED ? NULL : &exists);
+    llamita_status status =
+        gguf_string(file, gguf_key_name(file, key).text, value, KEYS[key].use == IS_REQUIRED ? NULL : &exists);
     if (found) *found = exists;
     return status;
 }
@@ -75,10 +87,11 @@ llamita_status gguf_check_fixed_keys(const gguf_file *file) {
         bool found;
         double value = KEYS[key].fallback;
         if (KEYS[key].use != IS_FIXED) continue;
-        llamita_status status = gguf_number(file, KEYS[key].name, &value, &found);
+        const key_name name = gguf_key_name(file, (gguf_key)key);
+        llamita_status status = gguf_number(file, name.text, &value, &found);
         if (status) return status;
         if (value != KEYS[key].fallback) {
-            return reader_error(&file->from, "key %s: expected %g, found %g; %s are not supported", KEYS[key].name,
+            return reader_error(&file->from, "key %s: expected %g, found %g; %s are not supported", name.text,
                                 KEYS[key].fallback, value, KEYS[key].feature);
         }
     }

@@ -1,4 +1,4 @@
-/* gguf_keys.h: the keys of a GGUF that describe a Llama and its tokenizer: which the engine and the
+/* gguf_keys.h: the keys of a GGUF that describe a model and its tokenizer: which the engine and the
  * importer read, with their ranges and defaults, and which they refuse. */
 #ifndef LLAMITA_GGUF_KEYS_H
 #define LLAMITA_GGUF_KEYS_H
@@ -10,6 +10,9 @@
  * (src/llamita/formats/gguf_keys.py). docs/formats.md repeats the table, and a test compares them.
  *
  * X(identifier, key, kind, use, low, high, default, feature)
+ *
+ * key: "llama." stands for the file's architecture. In a file of qwen2 the keys begin with "qwen2.",
+ * and those of "llama." are not read.
  *
  * kind: TEXT; WHOLE: any integer type; LAYERS: the same, or an array with the same number for every
  * layer; REAL: f32 or f64; NUMBER: any number, or a boolean as 0 or 1; FLAG: boolean; TOKEN: an id,
@@ -106,7 +109,11 @@
 typedef enum { GGUF_KEYS(GGUF_KEY_ENUM) NUM_GGUF_KEYS } gguf_key;
 #undef GGUF_KEY_ENUM
 
-const char *gguf_key_name(gguf_key key);
+/* The key as this file spells it. */
+typedef struct {
+    char text[64];
+} key_name;
+key_name gguf_key_name(const gguf_file *file, gguf_key key);
 
 /* Typed values, within the key's range. A missing key is an error if it is REQUIRED, else *value
  * becomes its default; *found, unless NULL, says which. */

@@ -3,6 +3,7 @@
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "formats/formats.h"
 #include "formats/gguf.h"
@@ -23,15 +24,16 @@ static llamita_status check_string(const gguf_file *file, const char *key, const
     return status;
 }
 
-static llamita_status read_metadata(const gguf_file *file, llamita_adapter_info *info) {
+static llamita_status read_metadata(const gguf_file *file, const char *architecture, llamita_adapter_info *info) {
     double alpha = 0;
     byte_slice name = {"", 0};
     bool found;
     llamita_status status =
         check_string(file, "general.type", "adapter", "use an adapter, as written by llamita export --adapter");
     status = status ? status : check_string(file, "adapter.type", "lora", "this engine supports LoRA adapters only");
-    status =
-        status ? status : check_string(file, "general.architecture", "llama", "the adapter was made for another model");
+    status = status
+                 ? status
+                 : check_string(file, "general.architecture", architecture, "the adapter was made for another model");
     if (!status && gguf_find(file, "adapter.alora.invocation_tokens")) {
         return reader_error(&file->from, "key adapter.alora.invocation_tokens: expected none; activated LoRA "
                                          "adapters are not supported");
@@ -101,6 +103,7 @@ static llamita_status take_update(const gguf_file *file, const tensor *matrix, c
         return shape_error(file, b, expected);
     }
     *update = (lora_pair){describe(a), describe(b)};
+    update->b.two_halves = matrix->two_halves; /* its rows are those of the matrix */
     return LLAMITA_OK;
 }
 
@@ -144,22 +147,33 @@ static size_t packed_bytes(const tensor *t) {
 /* Packs the tensor of this name, after checking that it is finite, into the panels of t. */
 static llamita_status pack_tensor(const gguf_file *file, const char *name, tensor *t, char *panels) {
     const gguf_tensor *source = gguf_find_tensor(file, name);
-    const size_t row_bytes = (size_t)(source->num_bytes / (uint64_t)t->num_rows), row = (size_t)t->row_length;
+    const size_t num_rows = (size_t)t->num_rows, row = (size_t)t->row_length;
+    const size_t stored_bytes = (size_t)source->num_bytes / num_rows;
     const bool converted = (tensor_type)source->type != t->type;
-    float *floats = malloc((size_t)t->num_rows * row * sizeof *floats);
-    if (!floats) return reader_memory_error(&file->from, (uint64_t)t->num_rows * row * sizeof *floats);
-    for (int64_t r = 0; r < t->num_rows; r++) {
-        tensor_type_dequantize((tensor_type)source->type)(source->data + (size_t)r * row_bytes, t->row_length,
-                                                          floats + (size_t)r * row);
+    const size_t row_bytes = converted ? row * sizeof(float) : stored_bytes;
+    float *floats = malloc(num_rows * row * sizeof *floats);
+    char *ordered = malloc(num_rows * row_bytes);
+    if (!floats || !ordered) {
+        free(floats);
+        free(ordered);
+        return reader_memory_error(&file->from, num_rows * row * sizeof *floats);
+    }
+    for (size_t r = 0; r < num_rows; r++) {
+        tensor_type_dequantize((tensor_type)source->type)(source->data + r * stored_bytes, t->row_length,
+                                                          floats + r * row);
     }
     llamita_status status = model_check_finite(&file->from, name, floats, t->num_rows * t->row_length);
-    const void *rows = converted ? (const void *)floats : source->data;
-    const int64_t num_panels = panel_count(t->num_rows);
-    if (!status && !panel_pack(t->type, rows, converted ? row * sizeof(float) : row_bytes, t->num_rows, t->row_length,
-                               0, num_panels, panels)) {
+    const char *rows = converted ? (const char *)floats : (const char *)source->data;
+    for (size_t r = 0; r < num_rows; r++) {
+        const size_t stored = (size_t)model_stored_row(t->two_halves, (int64_t)r);
+        memcpy(ordered + r * row_bytes, rows + stored * row_bytes, row_bytes);
+    }
+    if (!status &&
+        !panel_pack(t->type, ordered, row_bytes, t->num_rows, t->row_length, 0, panel_count(t->num_rows), panels)) {
         status = reader_memory_error(&file->from, row_bytes);
     }
     free(floats);
+    free(ordered);
     t->panels = panels;
     return status;
 }
@@ -214,7 +228,7 @@ llamita_status gguf_read_lora(const llamita_model *model, const void *bytes, siz
     }
     gguf_file file;
     llamita_status status = gguf_parse(&file, &from);
-    status = status ? status : read_metadata(&file, &opened->info);
+    status = status ? status : read_metadata(&file, model->info.architecture, &opened->info);
     status = status ? status : take_updates(opened, &file);
     status = status ? status : pack_updates(opened, &file);
     gguf_free(&file);

@@ -1,5 +1,4 @@
-/* gguf_model.c: reads a GGUF file of architecture "llama" into a model whose weights point into the
- * file. */
+/* gguf_model.c: reads a GGUF file into a model whose weights point into the file. */
 #include <inttypes.h>
 #include <math.h>
 #include <stdio.h>
@@ -27,8 +26,10 @@ static llamita_status check_supported(const gguf_file *file) {
                                          "apply it with --adapter");
     }
     status = status ? status : gguf_key_text(file, KEY_ARCHITECTURE, &architecture, NULL);
-    if (!status && !slice_is(architecture, "llama")) {
-        return reader_error(&file->from, "architecture: expected llama, found %.*s; this engine runs only Llama models",
+    if (!status && !slice_is(architecture, file->architecture->name)) {
+        return reader_error(&file->from,
+                            "architecture: expected llama, qwen2, qwen3 or smollm3, found %.*s; it would need "
+                            "another network",
                             SHOWN(architecture));
     }
     status = status ? status : gguf_check_fixed_keys(file);
@@ -71,7 +72,7 @@ static llamita_status read_head_dim(const gguf_file *file, llamita_model_info *i
             return reader_error(&file->from,
                                 "%s: expected the head size %" PRId64 ", found %" PRId64 "; partial rotation and "
                                 "values of another size are not supported",
-                                gguf_key_name(others[i]), head_dim, other);
+                                gguf_key_name(file, others[i]).text, head_dim, other);
         }
     }
     info->head_dim = (int32_t)head_dim;
@@ -100,7 +101,7 @@ static llamita_status read_sizes(const gguf_file *file, llamita_model_info *info
         return reader_error(&file->from,
                             "key %s: expected 0 or at least the context of %d tokens, found %" PRId64 "; sliding "
                             "windows are not supported",
-                            gguf_key_name(KEY_SLIDING_WINDOW), info->context_tokens, window);
+                            gguf_key_name(file, KEY_SLIDING_WINDOW).text, info->context_tokens, window);
     }
     return status ? status : read_head_dim(file, info);
 }
@@ -115,12 +116,16 @@ static llamita_status read_numbers(const gguf_file *file, llamita_model_info *in
     return LLAMITA_OK;
 }
 
-/* The vocabulary size is the number of rows of the embedding. As in llama.cpp, llama.vocab_size is
- * not used. */
+static llamita_status missing_error(const gguf_file *file, const char *name) {
+    return reader_error(&file->from, "tensor %s is missing; the file is damaged or not a %s", name,
+                        file->architecture->model);
+}
+
+/* The vocabulary size is the number of rows of the embedding. As in llama.cpp, the key
+ * vocab_size is not used. */
 static llamita_status read_vocab_size(const gguf_file *file, llamita_model_info *info) {
     const gguf_tensor *embedding = gguf_find_tensor(file, "token_embd.weight");
-    if (!embedding)
-        return reader_error(&file->from, "tensor token_embd.weight is missing; the file is damaged or not a Llama");
+    if (!embedding) return missing_error(file, "token_embd.weight");
     info->vocab_size = embedding->shape[1] > INT32_MAX ? INT32_MAX : (int32_t)embedding->shape[1];
     return LLAMITA_OK;
 }
@@ -138,22 +143,23 @@ static void print_shape(char text[SHAPE_BYTES], const int64_t *shape, int num_di
 static llamita_status take_tensor(const gguf_file *file, const char *name, int64_t row_length, int64_t num_rows,
                                   gguf_tensor **out) {
     gguf_tensor *t = gguf_find_tensor(file, name);
-    if (!t) return reader_error(&file->from, "tensor %s is missing; the file is damaged or not a Llama", name);
+    if (!t) return missing_error(file, name);
     const int64_t shape[GGUF_MAX_DIMENSIONS] = {row_length, num_rows ? num_rows : 1, 1, 1};
     if (memcmp(t->shape, shape, sizeof shape) != 0) {
         char expected[SHAPE_BYTES], found[SHAPE_BYTES];
         print_shape(expected, shape, num_rows ? 2 : 1);
         print_shape(found, t->shape, t->num_dimensions);
-        return reader_error(&file->from, "tensor %s: expected shape %s, found %s; the file is damaged or not a Llama",
-                            name, expected, found);
+        return reader_error(&file->from, "tensor %s: expected shape %s, found %s; the file is damaged or not a %s",
+                            name, expected, found, file->architecture->model);
     }
     t->used = true;
     *out = t;
     return LLAMITA_OK;
 }
 
+/* two_halves: as in tensor. */
 static llamita_status take_matrix(const gguf_file *file, const char *name, int64_t num_rows, int64_t row_length,
-                                  tensor *matrix) {
+                                  int32_t two_halves, tensor *matrix) {
     gguf_tensor *t;
     llamita_status status = take_tensor(file, name, row_length, num_rows, &t);
     if (!status) {
@@ -161,14 +167,15 @@ static llamita_status take_matrix(const gguf_file *file, const char *name, int64
                            .num_rows = num_rows,
                            .row_length = row_length,
                            .row_bytes = (size_t)(t->num_bytes / (uint64_t)num_rows),
-                           .data = t->data};
+                           .data = t->data,
+                           .two_halves = two_halves};
     }
     return status;
 }
 
-/* A vector of floats, in memory of the model. */
+/* A vector of floats, in memory of the model. two_halves: as in tensor. */
 static llamita_status take_vector(llamita_model *model, const gguf_file *file, const char *name, int64_t length,
-                                  const float **vector) {
+                                  int32_t two_halves, const float **vector) {
     gguf_tensor *t;
     llamita_status status = take_tensor(file, name, length, 0, &t);
     if (status) return status;
@@ -180,17 +187,21 @@ static llamita_status take_vector(llamita_model *model, const gguf_file *file, c
                             name);
     }
     float *values = model_allocate(model, (size_t)length * sizeof *values);
+    float *floats = malloc((size_t)length * sizeof *floats);
     void *stored = malloc((size_t)t->num_bytes);
-    if (!values || !stored) {
-        free(stored);
-        return reader_memory_error(&file->from, (uint64_t)length * sizeof *values);
+    if (!values || !floats || !stored) {
+        status = reader_memory_error(&file->from, (uint64_t)length * sizeof *values);
+    } else if (!model_read(model, t->data, (size_t)t->num_bytes, stored)) {
+        status = model_cut_error(&file->from);
+    } else {
+        tensor_type_dequantize(type)(stored, length, floats);
+        status = model_check_finite(&file->from, name, floats, length);
+        for (int64_t i = 0; i < length; i++) values[i] = floats[model_stored_row(two_halves, i)];
+        *vector = values;
     }
-    const bool found = model_read(model, t->data, (size_t)t->num_bytes, stored);
-    if (found) tensor_type_dequantize(type)(stored, length, values);
+    free(floats);
     free(stored);
-    if (!found) return model_cut_error(&file->from);
-    *vector = values;
-    return model_check_finite(&file->from, name, values, length);
+    return status;
 }
 
 const char *const gguf_matrix_names[MATRICES_PER_LAYER] = {"attn_q",   "attn_k", "attn_v",  "attn_output",
@@ -201,41 +212,59 @@ static llamita_status take_layer(llamita_model *model, const gguf_file *file, in
     const int64_t hidden = info->hidden_size, ffn = info->intermediate_size;
     const int64_t query = (int64_t)info->num_attention_heads * info->head_dim;
     const int64_t key_value = (int64_t)info->num_key_value_heads * info->head_dim;
+    const gguf_architecture *kind = file->architecture;
+    const int32_t halves = kind->two_halves ? info->head_dim : 0;
     layer *l = &model->layers[index];
     const struct {
         const char *name;
         const float **vector;
+        int64_t length;
+        int32_t two_halves;
+        bool exists;
+    } vectors[] = {
+        {"attn_norm.weight", &l->attention_norm, hidden, 0, true},
+        {"attn_q.bias", &l->query_bias, query, halves, kind->attention_bias},
+        {"attn_k.bias", &l->key_bias, key_value, halves, kind->attention_bias},
+        {"attn_v.bias", &l->value_bias, key_value, 0, kind->attention_bias},
+        {"attn_q_norm.weight", &l->query_norm, info->head_dim, halves, kind->use_qk_norm},
+        {"attn_k_norm.weight", &l->key_norm, info->head_dim, halves, kind->use_qk_norm},
+        {"ffn_norm.weight", &l->ffn_norm, hidden, 0, true},
+    };
+    const struct {
         tensor *matrix;
         int64_t num_rows, row_length;
-    } parts[] = {
-        {"attn_norm", &l->attention_norm, NULL, 0, hidden},
-        {gguf_matrix_names[MATRIX_QUERY], NULL, &l->query, query, hidden},
-        {gguf_matrix_names[MATRIX_KEY], NULL, &l->key, key_value, hidden},
-        {gguf_matrix_names[MATRIX_VALUE], NULL, &l->value, key_value, hidden},
-        {gguf_matrix_names[MATRIX_ATTENTION_OUTPUT], NULL, &l->attention_output, hidden, query},
-        {"ffn_norm", &l->ffn_norm, NULL, 0, hidden},
-        {gguf_matrix_names[MATRIX_FFN_GATE], NULL, &l->ffn_gate, ffn, hidden},
-        {gguf_matrix_names[MATRIX_FFN_UP], NULL, &l->ffn_up, ffn, hidden},
-        {gguf_matrix_names[MATRIX_FFN_DOWN], NULL, &l->ffn_down, hidden, ffn},
+        int32_t two_halves;
+    } matrices[MATRICES_PER_LAYER] = {
+        [MATRIX_QUERY] = {&l->query, query, hidden, halves},
+        [MATRIX_KEY] = {&l->key, key_value, hidden, halves},
+        [MATRIX_VALUE] = {&l->value, key_value, hidden, 0},
+        [MATRIX_ATTENTION_OUTPUT] = {&l->attention_output, hidden, query, 0},
+        [MATRIX_FFN_GATE] = {&l->ffn_gate, ffn, hidden, 0},
+        [MATRIX_FFN_UP] = {&l->ffn_up, ffn, hidden, 0},
+        [MATRIX_FFN_DOWN] = {&l->ffn_down, hidden, ffn, 0},
     };
-    for (size_t i = 0; i < sizeof parts / sizeof parts[0]; i++) {
-        char name[NAME_BYTES];
-        snprintf(name, sizeof name, "blk.%d.%s.weight", index, parts[i].name);
-        llamita_status status = parts[i].vector
-                                    ? take_vector(model, file, name, parts[i].row_length, parts[i].vector)
-                                    : take_matrix(file, name, parts[i].num_rows, parts[i].row_length, parts[i].matrix);
-        if (status) return status;
+    char name[NAME_BYTES];
+    llamita_status status = LLAMITA_OK;
+    for (size_t i = 0; !status && i < sizeof vectors / sizeof vectors[0]; i++) {
+        if (!vectors[i].exists) continue;
+        snprintf(name, sizeof name, "blk.%d.%s", index, vectors[i].name);
+        status = take_vector(model, file, name, vectors[i].length, vectors[i].two_halves, vectors[i].vector);
     }
-    return LLAMITA_OK;
+    for (int i = 0; !status && i < MATRICES_PER_LAYER; i++) {
+        snprintf(name, sizeof name, "blk.%d.%s.weight", index, gguf_matrix_names[i]);
+        status = take_matrix(file, name, matrices[i].num_rows, matrices[i].row_length, matrices[i].two_halves,
+                             matrices[i].matrix);
+    }
+    l->no_rope = kind->no_rope_interval > 0 && (index + 1) % kind->no_rope_interval == 0;
+    return status;
 }
 
 static llamita_status take_layers(llamita_model *model, const gguf_file *file) {
     const int32_t num_layers = model->info.num_hidden_layers;
     if ((size_t)num_layers > file->num_tensors) {
         return reader_error(&file->from,
-                            "key llama.block_count: expected at most the file's %zu tensors, found %d; the file is "
-                            "damaged",
-                            file->num_tensors, num_layers);
+                            "key %s: expected at most the file's %zu tensors, found %d; the file is damaged",
+                            gguf_key_name(file, KEY_BLOCK_COUNT).text, file->num_tensors, num_layers);
     }
     model->layers = model_allocate(model, (size_t)num_layers * sizeof *model->layers);
     if (!model->layers) return reader_memory_error(&file->from, (uint64_t)num_layers * sizeof *model->layers);
@@ -247,12 +276,13 @@ static llamita_status take_layers(llamita_model *model, const gguf_file *file) {
 static llamita_status take_embeddings(llamita_model *model, const gguf_file *file) {
     llamita_model_info *info = &model->info;
     llamita_status status =
-        take_matrix(file, "token_embd.weight", info->vocab_size, info->hidden_size, &model->token_embedding);
-    status = status ? status : take_vector(model, file, "output_norm.weight", info->hidden_size, &model->output_norm);
+        take_matrix(file, "token_embd.weight", info->vocab_size, info->hidden_size, 0, &model->token_embedding);
+    status =
+        status ? status : take_vector(model, file, "output_norm.weight", info->hidden_size, 0, &model->output_norm);
     info->tied_embeddings = !gguf_find_tensor(file, "output.weight");
     model->output = model->token_embedding;
     if (!status && !info->tied_embeddings)
-        status = take_matrix(file, "output.weight", info->vocab_size, info->hidden_size, &model->output);
+        status = take_matrix(file, "output.weight", info->vocab_size, info->hidden_size, 0, &model->output);
     return status;
 }
 
@@ -274,7 +304,7 @@ static llamita_status read_scaling_type(const gguf_file *file, scaling_type *typ
     return status ? status
                   : reader_error(&file->from,
                                  "key %s: expected none, linear, yarn or longrope, found %.*s, which is not supported",
-                                 gguf_key_name(KEY_SCALING_TYPE), SHOWN(name));
+                                 gguf_key_name(file, KEY_SCALING_TYPE).text, SHOWN(name));
 }
 
 /* The factor that divides positions: of the newer key, else of the older; 0 and type none mean 1. */
@@ -285,7 +315,7 @@ static llamita_status read_scaling_factor(const gguf_file *file, scaling_type ty
     if (type == SCALING_NONE || *factor == 0.0) *factor = 1.0;
     if (!status && type == SCALING_YARN && *factor < 1.0) {
         return reader_error(&file->from, "key %s: expected at least 1 for yarn, found %g; the file is damaged",
-                            gguf_key_name(KEY_SCALING_FACTOR), *factor);
+                            gguf_key_name(file, KEY_SCALING_FACTOR).text, *factor);
     }
     return status;
 }
@@ -299,7 +329,7 @@ static llamita_status read_attention_factor(const gguf_file *file, scaling_type 
         return reader_error(&file->from,
                             "key %s: expected 1 without yarn or longrope, found %g; attention factors of other "
                             "scalings are not supported",
-                            gguf_key_name(KEY_ATTN_FACTOR), stated);
+                            gguf_key_name(file, KEY_ATTN_FACTOR).text, stated);
     }
     *result = (float)(stated * (type == SCALING_YARN ? 1.0 + 0.1 * log(factor) : 1.0));
     return status;
@@ -308,7 +338,7 @@ static llamita_status read_attention_factor(const gguf_file *file, scaling_type 
 /* A tensor [S/2] of divisors of the angles. */
 static llamita_status take_divisors(llamita_model *model, const gguf_file *file, const char *name,
                                     const float **divisors) {
-    llamita_status status = take_vector(model, file, name, model->info.head_dim / 2, divisors);
+    llamita_status status = take_vector(model, file, name, model->info.head_dim / 2, 0, divisors);
     for (int32_t i = 0; !status && i < model->info.head_dim / 2; i++) {
         if (!((*divisors)[i] > 0.0F)) {
             return reader_error(&file->from,
@@ -352,15 +382,15 @@ static llamita_status take_rope(llamita_model *model, const gguf_file *file) {
 
 /* ---------------------------------------------------------------- the whole file */
 
-/* An unused tensor would change the results, or the file is not a plain Llama. */
+/* An unused tensor would change the results, or the file is of another architecture. */
 static llamita_status check_all_used(llamita_model *model, const gguf_file *file) {
     for (size_t i = 0; i < file->num_tensors; i++) {
         const gguf_tensor *t = &file->tensors[i];
         if (!t->used) {
             return reader_error(&file->from,
-                                "tensor %.*s: expected no such tensor in a Llama of %d layers; ignoring it would "
-                                "give wrong results",
-                                SHOWN(t->name), model->info.num_hidden_layers);
+                                "tensor %.*s: expected no such tensor in a %s of %d layers; ignoring it would give "
+                                "wrong results",
+                                SHOWN(t->name), file->architecture->model, model->info.num_hidden_layers);
         }
         model->info.weight_bytes += (int64_t)t->num_bytes;
     }
@@ -383,7 +413,7 @@ static llamita_status fill(llamita_model *model, gguf_file *file) {
     byte_slice name = {"", 0};
     status = gguf_key_text(file, KEY_NAME, &name, NULL);
     error_clean_line(info->name, sizeof info->name, name.bytes, name.num_bytes);
-    snprintf(info->architecture, sizeof info->architecture, "llama");
+    snprintf(info->architecture, sizeof info->architecture, "%s", file->architecture->name);
     snprintf(info->format, sizeof info->format, "GGUF v%" PRIu32, file->version);
     return status ? status
                   : gguf_copy_text(file, "llamita.system_prompt", MAX_SYSTEM_PROMPT_BYTES, &model->system_prompt);

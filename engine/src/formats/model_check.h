@@ -6,7 +6,7 @@
 #include "formats/reader.h"
 #include "model/model.h"
 
-/* Checks that the sizes in info describe a Llama and fit the engine's integers. */
+/* Checks that the sizes in info describe a model and fit the engine's integers. */
 llamita_status model_check_shape(const llamita_model *model, const reader *from);
 
 /* Refuses NaN and infinities. name: the name of the tensor, for the message. */

@@ -12,7 +12,9 @@
  *       Q4_K, Q5_K  s = fma(-(e * n), C, fma(i, (d * s) * c, s))
  *       Q6_K        s = fma(sum over both halves of s * (i - 32 * sum of v), d * c, s)
  *   - vectors: lane j of eight takes the elements j, j + 8, j + 16, ...; the lanes are added as
- *     ((0 + 4) + (2 + 6)) + ((1 + 5) + (3 + 7)).
+ *     ((0 + 4) + (2 + 6)) + ((1 + 5) + (3 + 7)). A head of queries or keys that is normalized is such
+ *     a vector, in the order of the panels' rows.
+ *   - a bias is added to the finished sum of its row, after the products of adapters.
  *
  * Kernels know nothing of models, only pointers and sizes, and own no memory.
  */

@@ -48,19 +48,32 @@ static const activations *normalize(forward *f, worker w, const float *in, int32
     return out;
 }
 
-/* Computes this worker's rows of query, key and value, rotates them, and stores key and value. */
+/* Adds the bias to these rows of the queries or keys [T, length], normalizes their heads and rotates
+ * them: each if the layer does. */
+static void finish_heads(const forward *f, const layer *l, const float *bias, const float *norm, rows mine,
+                         int64_t length, float *heads) {
+    const llamita_model_info *info = &f->model->info;
+    const int32_t head_dim = info->head_dim;
+    for (int64_t t = 0; t < f->num_tokens; t++, heads += length) {
+        if (bias) add_bias(bias, mine.begin, mine.end, heads);
+        if (norm) rms_norm_heads(f->model->kernels, norm, info->rms_norm_eps, head_dim, mine.begin, mine.end, heads);
+        if (!l->no_rope) rope(f->rope_table + t * head_dim, head_dim, mine.begin, mine.end, heads);
+    }
+}
+
+/* Computes this worker's rows of query, key and value, and stores key and value. */
 static void project(forward *f, worker w, int32_t layer_index, const activations *normed) {
     const layer *layer = &f->model->layers[layer_index];
-    const int32_t head_dim = f->model->info.head_dim, num_tokens = f->num_tokens;
     rows query, key, value;
     forward_share_projections(f, w, &query, &key, &value);
     apply_lora_down(f, w, layer_index, MATRIX_QUERY, MATRIX_VALUE, normed);
     apply(f, w, layer_index, MATRIX_QUERY, &layer->query, normed, query, f->query);
     apply(f, w, layer_index, MATRIX_KEY, &layer->key, normed, key, f->key);
     apply(f, w, layer_index, MATRIX_VALUE, &layer->value, normed, value, f->value);
-    for (int32_t t = 0; t < num_tokens; t++)
-        rope(f->rope_table + (int64_t)t * head_dim, head_dim, query.begin, query.end,
-             f->query + t * layer->query.num_rows);
+    finish_heads(f, layer, layer->query_bias, layer->query_norm, query, layer->query.num_rows, f->query);
+    finish_heads(f, layer, layer->key_bias, layer->key_norm, key, layer->key.num_rows, f->key);
+    for (int64_t t = 0; layer->value_bias && t < f->num_tokens; t++)
+        add_bias(layer->value_bias, value.begin, value.end, f->value + t * layer->value.num_rows);
     forward_store_kv(f, layer_index, key, value);
 }
 

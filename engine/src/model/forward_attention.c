@@ -2,13 +2,11 @@
  * attention_split. */
 #include "model/forward_pass.h"
 
-/* Keys are rotated to their positions before they are stored; values are not. */
 void forward_store_kv(const forward *f, int32_t layer_index, rows keys, rows values) {
     const int32_t head_dim = f->model->info.head_dim, num_heads = f->model->info.num_key_value_heads;
     const int64_t length = (int64_t)num_heads * head_dim;
     const kernels *k = f->model->kernels;
     for (int32_t t = 0; t < f->num_tokens; t++) {
-        rope(f->rope_table + (int64_t)t * head_dim, head_dim, keys.begin, keys.end, f->key + t * length);
         for (int32_t h = 0; h < num_heads; h++) {
             const int64_t offset = (int64_t)h * head_dim;
             const rows key = rows_within(keys, offset, head_dim), value = rows_within(values, offset, head_dim);

@@ -41,7 +41,7 @@ forward *forward_create(const llamita_model *model, const kv_shape *shape, int32
     if (!f) return NULL;
     f->model = model;
     f->pool = pool;
-    f->keys_in_parts = shape->type != KV_Q8;
+    f->heads_in_parts = shape->type != KV_Q8 && !model->layers[0].query_norm;
     const bool is_long = model->rope_long_frequency && context_tokens > model->rope_short_context;
     f->rope_frequency = is_long ? model->rope_long_frequency : model->rope_frequency;
     f->max_pages = (context_tokens - 1) / KV_PAGE_TOKENS + 1;

@@ -23,7 +23,7 @@ struct forward {
     thread_pool *pool;
     int32_t max_pages;           /* per sequence */
     const float *rope_frequency; /* the model's, for the context of this session */
-    bool keys_in_parts;          /* the rows of one kv head may be split between workers */
+    bool heads_in_parts;         /* the rows of one head may be projected by several workers */
 
     /* This pass. */
     const forward_span *spans;
@@ -83,7 +83,7 @@ void forward_share_projections(const forward *f, worker w, rows *query, rows *ke
 /* Lays out the tokens of a pass and decides how num_threads workers share it. */
 void forward_plan(forward *f, int num_threads, const forward_span *spans, int32_t num_spans);
 
-/* Rotates the keys and stores these rows of keys and values in the caches. */
+/* Stores these rows of keys, already rotated, and values in the caches. */
 void forward_store_kv(const forward *f, int32_t layer_index, rows keys, rows values);
 
 /* This worker's part of attention. BY_PAGE: partial results, which forward_gather_heads merges. */

@@ -72,7 +72,7 @@ void forward_share_projections(const forward *f, worker w, rows *query, rows *ke
         *query = (rows){key->begin * group, key->end * group};
         return;
     }
-    const int64_t total = num_queries + 2 * num_keys, unit = f->keys_in_parts ? PANEL_ROWS : head_dim;
+    const int64_t total = num_queries + 2 * num_keys, unit = f->heads_in_parts ? PANEL_ROWS : head_dim;
     rows mine = {0, w.index == 0 ? total : 0}; /* all by one worker if heads end within a panel */
     if (panel_aligned(num_queries) && panel_aligned(num_keys) && panel_aligned(unit))
         thread_pool_share(w, total, unit, &mine.begin, &mine.end);

@@ -1,7 +1,7 @@
 /* lora.h: low-rank updates of a model's matrices (LoRA, 2106.09685) and their products in a pass.
  *
  * A matrix W with adapters gives W x + s1 * B1 (A1 x) + s2 * B2 (A2 x) + ..., where s is the
- * caller's scale * alpha / rank. Each product is a float kernel's; A x is multiplied by s, and its
+ * caller's scale * alpha / rank. A bias of W is added last. Each product is a float kernel's; A x is multiplied by s, and its
  * product with B is added to the sum so far, in the order of the set: the bits depend on nothing
  * else. */
 #ifndef LLAMITA_LORA_H

@@ -73,13 +73,22 @@ void model_layer_matrices(layer *l, tensor *matrices[MATRICES_PER_LAYER]) {
 static int64_t tensor_elements(const tensor *t) { return t->num_rows * t->row_length; }
 static int64_t tensor_bytes(const tensor *t) { return t->num_rows * (int64_t)t->row_bytes; }
 
+/* The numbers in the norms and biases of a layer. */
+static int64_t vector_elements(const layer *l, const llamita_model_info *info) {
+    int64_t elements = 2 * (int64_t)info->hidden_size;
+    if (l->query_bias) elements += l->query.num_rows + l->key.num_rows + l->value.num_rows;
+    if (l->query_norm) elements += 2 * (int64_t)info->head_dim;
+    return elements;
+}
+
 void model_describe(llamita_model *model) {
     llamita_model_info *info = &model->info;
-    int64_t norm_elements = (2 * (int64_t)info->num_hidden_layers + 1) * info->hidden_size;
+    int64_t elements = info->hidden_size;
     int64_t elements_of[TENSOR_TYPES_END] = {0};
-    info->num_parameters = norm_elements + tensor_elements(&model->token_embedding);
-    info->decode_bytes = norm_elements * (int64_t)sizeof(float) + tensor_bytes(&model->output) +
-                         (int64_t)model->token_embedding.row_bytes;
+    for (int32_t i = 0; i < info->num_hidden_layers; i++) elements += vector_elements(&model->layers[i], info);
+    info->num_parameters = elements + tensor_elements(&model->token_embedding);
+    info->decode_bytes =
+        elements * (int64_t)sizeof(float) + tensor_bytes(&model->output) + (int64_t)model->token_embedding.row_bytes;
     elements_of[model->token_embedding.type] += tensor_elements(&model->token_embedding);
     if (!info->tied_embeddings) {
         info->num_parameters += tensor_elements(&model->output);

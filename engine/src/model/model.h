@@ -18,6 +18,9 @@ typedef struct {
     int64_t num_rows, row_length;
     size_t row_bytes;
     const void *data; /* in the mapping: use model_read; or in memory that the model owns */
+    /* S if the file keeps pair i of a head in rows i and i + S/2 (Qwen), which are packed as rows 2i
+     * and 2i + 1; else 0. */
+    int32_t two_halves;
 
     panel_format format;
     size_t panel_bytes;
@@ -32,6 +35,13 @@ typedef struct {
     const float *ffn_norm;       /* [D] */
     tensor ffn_gate, ffn_up;     /* [F, D] */
     tensor ffn_down;             /* [D, F] */
+
+    /* Only in some architectures; otherwise NULL and false. Rows of queries and keys are in the
+     * order of the panels. */
+    const float *query_bias;            /* [H*S] */
+    const float *key_bias, *value_bias; /* [K*S] */
+    const float *query_norm, *key_norm; /* [S] of every head, before RoPE */
+    bool no_rope;
 } layer;
 
 typedef struct tokenizer tokenizer; /* tokenizer.h */
@@ -44,8 +54,8 @@ struct llamita_model {
     tensor token_embedding;   /* [V, D] */
     tensor output;            /* [V, D]; the same data as token_embedding when tied */
     const float *output_norm; /* [D] */
-    /* [S/2] angle per position: theta^(-2i/S), scaled as the file says. Pairs are (2i, 2i+1): the
-     * order of GGUF "llama" and of llama2.c. */
+    /* [S/2] angle per position: theta^(-2i/S), scaled as the file says. Pairs are (2i, 2i+1), as in
+     * llama2.c and in GGUF files of most architectures. */
     const float *rope_frequency;
     /* longrope: the angles of sessions with room for more than rope_short_context tokens; else NULL.
      * A session has one set of angles, because keys in its cache cannot be turned again. */
@@ -90,6 +100,13 @@ typedef enum {
     MATRICES_PER_LAYER
 } layer_matrix;
 void model_layer_matrices(layer *l, tensor *matrices[MATRICES_PER_LAYER]);
+
+/* The row of a file that is packed as this one; two_halves as in tensor. */
+static inline int64_t model_stored_row(int32_t two_halves, int64_t row) {
+    if (two_halves == 0) return row;
+    const int64_t in_head = row % two_halves;
+    return row - in_head + in_head / 2 + in_head % 2 * (two_halves / 2);
+}
 
 /* Fills the totals over the weights in info, and the name of their most common type. */
 void model_describe(llamita_model *model);

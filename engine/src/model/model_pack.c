@@ -15,7 +15,7 @@
 /* The unit of work of a thread: no two threads wait for the system to zero the same page. */
 #define UNIT_BYTES ((uint64_t)PLATFORM_HUGE_PAGE_BYTES)
 
-/* Rows are read from a file in pieces that stay in the cache until they are packed. */
+/* Rows are read from a file, or put in order, in pieces that stay in the cache until they are packed. */
 #define SCRATCH_BYTES ((size_t)256 << 10)
 
 typedef struct {
@@ -25,7 +25,7 @@ typedef struct {
     char *panels;             /* of the first matrix; the others follow, then the embedding's rows */
     uint64_t num_panel_bytes; /* of all panels */
     uint64_t num_bytes;       /* with the embedding's rows */
-    size_t scratch_bytes;     /* 0: no rows are read from a file */
+    size_t scratch_bytes;     /* 0: all rows are packed from where they are */
     model_task *task;         /* run first by one worker; NULL: nothing */
     void *argument;           /* of task */
     _Atomic uint64_t next_unit;
@@ -46,11 +46,22 @@ static int64_t panel_from(const tensor *t, uint64_t start, uint64_t byte) {
     return panel < (uint64_t)num_panels(t) ? (int64_t)panel : num_panels(t);
 }
 
+/* Copies rows [first, first + num_rows) of the panels from the file. */
+static bool read_rows(const llamita_model *model, const tensor *t, int64_t first, int64_t num_rows, char *to) {
+    const char *rows = t->data;
+    if (t->two_halves == 0)
+        return model_read(model, rows + (size_t)first * t->row_bytes, (size_t)num_rows * t->row_bytes, to);
+    for (int64_t row = first; row < first + num_rows; row++, to += t->row_bytes)
+        if (!model_read(model, rows + (size_t)model_stored_row(t->two_halves, row) * t->row_bytes, t->row_bytes, to))
+            return false;
+    return true;
+}
+
 /* Packs panels [first, last) of the matrix whose panels start at `panels`. */
 static void pack_panels(pack_job *job, const tensor *t, int64_t first, int64_t last, char *panels, char *scratch) {
     const size_t panel_rows_bytes = PANEL_ROWS * t->row_bytes;
     const char *rows = t->data;
-    if (model_is_in_memory(job->model, rows, (size_t)t->num_rows * t->row_bytes)) {
+    if (t->two_halves == 0 && model_is_in_memory(job->model, rows, (size_t)t->num_rows * t->row_bytes)) {
         if (!panel_pack(t->type, rows, t->row_bytes, t->num_rows, t->row_length, first, last, panels))
             atomic_store(&job->no_memory, true);
         return;
@@ -60,8 +71,7 @@ static void pack_panels(pack_job *job, const tensor *t, int64_t first, int64_t l
         const int64_t end = panel + at_once < last ? panel + at_once : last;
         const int64_t left = t->num_rows - panel * PANEL_ROWS, wanted = (end - panel) * PANEL_ROWS;
         const int64_t num_rows = wanted < left ? wanted : left;
-        if (!model_read(job->model, rows + (size_t)panel * panel_rows_bytes, (size_t)num_rows * t->row_bytes, scratch))
-            atomic_store(&job->cut, true);
+        if (!read_rows(job->model, t, panel * PANEL_ROWS, num_rows, scratch)) atomic_store(&job->cut, true);
         else if (!panel_pack(t->type, scratch, t->row_bytes, num_rows, t->row_length, 0, end - panel,
                              panels + (size_t)panel * t->panel_bytes))
             atomic_store(&job->no_memory, true);
@@ -153,6 +163,7 @@ static bool has_rows_in_files(const llamita_model *model) {
 static void reserve(llamita_model *model, pack_job *job) {
     tensor *embedding = &model->token_embedding;
     size_t scratch_bytes = 0;
+    bool uses_scratch = has_rows_in_files(model);
     for (size_t i = 0; job->matrices && i < job->num_matrices; i++) {
         tensor *t = job->matrices[i];
         const size_t panel_rows_bytes = PANEL_ROWS * t->row_bytes;
@@ -160,11 +171,12 @@ static void reserve(llamita_model *model, pack_job *job) {
         t->panel_bytes = panel_bytes(t->format, t->row_length);
         job->num_panel_bytes += packed_bytes(t);
         scratch_bytes = scratch_bytes > panel_rows_bytes ? scratch_bytes : panel_rows_bytes;
+        uses_scratch |= t->two_halves > 0;
     }
     job->num_bytes = job->num_panel_bytes;
     if (model_is_in_file(model, embedding->data))
         job->num_bytes += (uint64_t)embedding->num_rows * embedding->row_bytes;
-    if (has_rows_in_files(model)) job->scratch_bytes = scratch_bytes > SCRATCH_BYTES ? scratch_bytes : SCRATCH_BYTES;
+    if (uses_scratch) job->scratch_bytes = scratch_bytes > SCRATCH_BYTES ? scratch_bytes : SCRATCH_BYTES;
     if (!job->matrices || job->num_bytes > SIZE_MAX) return;
     model->packed = job->panels = platform_pages_alloc((size_t)job->num_bytes);
     if (model->packed) model->packed_bytes = (size_t)job->num_bytes;

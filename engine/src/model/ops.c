@@ -13,15 +13,27 @@ void embed(const tensor *table, const int32_t *ids, int64_t begin, int64_t end, 
                    out + t * table->row_length);
 }
 
+/* in and out may be the same. */
+static void rms_norm_row(const kernels *k, const float *in, const float *weight, float epsilon, int64_t length,
+                         float *out) {
+    const float scale = 1.0f / sqrtf(k->sum_of_squares(in, length) / (float)length + epsilon);
+    for (int64_t i = 0; i < length; i++) out[i] = in[i] * scale * weight[i];
+}
+
 void rms_norm(const kernels *k, const float *in, const float *weight, float epsilon, int64_t begin, int64_t end,
               activations *out) {
     const int64_t length = out->length;
-    for (int64_t t = begin; t < end; t++) {
-        const float *row = in + t * length;
-        float *normed = out->values + t * length;
-        const float scale = 1.0f / sqrtf(k->sum_of_squares(row, length) / (float)length + epsilon);
-        for (int64_t i = 0; i < length; i++) normed[i] = row[i] * scale * weight[i];
-    }
+    for (int64_t t = begin; t < end; t++)
+        rms_norm_row(k, in + t * length, weight, epsilon, length, out->values + t * length);
+}
+
+void rms_norm_heads(const kernels *k, const float *weight, float epsilon, int32_t head_dim, int64_t begin, int64_t end,
+                    float *heads) {
+    for (int64_t i = begin; i < end; i += head_dim) rms_norm_row(k, heads + i, weight, epsilon, head_dim, heads + i);
+}
+
+void add_bias(const float *bias, int64_t begin, int64_t end, float *out) {
+    for (int64_t i = begin; i < end; i++) out[i] += bias[i];
 }
 
 void quantize(const kernels *k, const float *values, int64_t begin, int64_t end, activations *columns) {

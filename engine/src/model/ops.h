@@ -56,6 +56,14 @@ void swiglu(const kernels *k, const float *up, int64_t length, int32_t num_token
 void rope_fill_table(const float *frequency, float factor, int32_t head_dim, const int32_t *positions, int64_t begin,
                      int64_t end, float *table);
 
+/* out [length] += bias, elements [begin, end). */
+void add_bias(const float *bias, int64_t begin, int64_t end, float *out);
+
+/* Normalizes in place, as rms_norm, each head of elements [begin, end), which are whole heads of a
+ * token; weight [S]. */
+void rms_norm_heads(const kernels *k, const float *weight, float epsilon, int32_t head_dim, int64_t begin, int64_t end,
+                    float *heads);
+
 /* Rotates the pairs (2i, 2i + 1) of elements [begin, end) of a token's heads by the angles [S/2] of
  * its position; begin and end are even. */
 void rope(const float *angles, int32_t head_dim, int64_t begin, int64_t end, float *heads);

@@ -16,7 +16,7 @@ from llamita.cli.command import parse, print_note, requires_extra
 from llamita.cli.next_command import print_next
 from llamita.cli.progress import progress_bars
 from llamita.commands import export_commands, use_commands
-from llamita.config import MAX_VALUES, Option, check, check_at_most
+from llamita.config import MAX_VALUES, Option, check, check_at_most, check_seed
 from llamita.console import print_table
 from llamita.data.batches import ScoredDocuments
 from llamita.data.utf8_files import Conversions
@@ -108,7 +108,7 @@ class Flags:
         check_at_most("eval: --max-new-tokens", self.max_new_tokens, MAX_TOKENS)
         check(0 <= self.temperature <= 1000, f"eval: --temperature: expected 0 to 1000, found {self.temperature}")
         check(0 < self.top_p <= 1, f"eval: --top-p: expected a number above 0 and up to 1, found {self.top_p}")
-        check(0 <= self.seed < 1 << 63, f"eval: --seed: expected 0 to 2^63 - 1, found {self.seed}")
+        check_seed("eval: --seed", self.seed)
         check(
             self.samples > 0 or not (self.prompts or self.training or self.save_samples),
             "eval: --prompts, --training and --save-samples are about samples; say how many with --samples",

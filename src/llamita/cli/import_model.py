@@ -18,12 +18,12 @@ from llamita.sampling import MAX_TOKENS
 
 @dataclasses.dataclass(frozen=True)
 class ImportFlags:
-    """Convert a published Llama into a checkpoint.
+    """Convert a published Llama, Qwen2, Qwen3 or SmolLM3 model into a checkpoint.
 
     Meta folders (params.json, consolidated.NN.pth), Hugging Face folders or hub ids (OWNER/NAME),
-    GGUF files, and llama2.c models (.bin, .pt) are recognized by their content. Anything but a
-    complete, standard Llama is rejected. No code from the source is executed. Memory holds one
-    tensor at a time.
+    GGUF files, and llama2.c models (.bin, .pt) are recognized by their content. Incomplete and
+    other models are rejected. No code from the source is executed. Memory holds one tensor at a
+    time.
     """
 
     examples = (

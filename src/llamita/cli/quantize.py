@@ -27,7 +27,7 @@ class QuantizeFlags:
     examples = ("llamita quantize big.gguf small.gguf --type q8_0", "llamita quantize big.gguf tiny.gguf -t q4_k_m")
 
     source: Annotated[Path, Option("IN", positional=True)]
-    """GGUF file of a Llama, not quantized (f32, f16, bf16)."""
+    """GGUF file of a Llama, Qwen2, Qwen3 or SmolLM3, not quantized (f32, f16, bf16)."""
     out: Annotated[Path, Option(positional=True)]
     """File to write, in a folder that exists; an existing file is replaced."""
     type: Annotated[str, Option("TYPE", short="t")]

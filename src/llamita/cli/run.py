@@ -32,7 +32,7 @@ class RunFlags:
         "llamita run -i 'Once upon a time'",
         "llamita run my.gguf 'One day' -n 100 -t 0.7 -s 1",
         "llamita run my.gguf -f prompt.txt -N 10",
-        "llamita run my.gguf 'Is the sea blue? ' --choice yes --choice no",
+        "llamita run -i 'Is it red? ' --choice yes --choice no",
     )
 
     model: Annotated[Path | None, Option(positional=True)] = None

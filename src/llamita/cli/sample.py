@@ -58,7 +58,8 @@ def main(argv: list[str]) -> None:
     directory = resolve_checkpoint(flags.checkpoint)
     model, tokenizer = load_model(directory), load_tokenizer(directory)
     text = utf8_text(read_prompt(flags.prompt))
-    ids = ([] if tokenizer.bos_id is None else [tokenizer.bos_id]) + tokenizer.encode(text)
+    bos_id = tokenizer.bos_id if tokenizer.begins_with_bos or text == "" else None
+    ids = ([] if bos_id is None else [bos_id]) + tokenizer.encode(text)
     context = model.config.max_position_embeddings
     check(bool(ids), f"cannot start: {directory} has no BOS token; give a --prompt")
     check(len(ids) < context, f"the prompt has {len(ids)} tokens, the context only {context}; shorten the prompt")

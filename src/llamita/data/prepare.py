@@ -268,7 +268,7 @@ def _new_store(config: PrepareConfig, tokenizer: Tokenizer) -> Iterator[StoreWri
     """A writer for `out`, which appears, or is replaced, when the block ends without an error."""
     eos_id = _check_has_eos(config, tokenizer)
     with atomic_directory(config.out, replace=config.out.exists()) as folder:
-        tokenizer.save(folder)
+        tokenizer.beginning_with_bos().save(folder)  # as the documents of a store do
         writer = StoreWriter(folder, vocab_size=tokenizer.vocab_size, eos_id=eos_id)
         try:
             yield writer

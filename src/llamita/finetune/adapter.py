@@ -79,6 +79,7 @@ UNSUPPORTED: Final[dict[str, tuple[Any, str]]] = {
 _PLAIN_INITS: Final = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
 _CONVERTIBLE_INITS: Final = ("pissa", "olora", "corda")  # PEFT can save these as plain LoRA
 _POSITIVE: Final = Key("number", positive=True, null=False)
+_NAMES: Final = Key(("list", "string"), items=Key("string", null=False))  # a string is a pattern
 USED: Final[Schema] = {
     "peft_type": Key("string", use="LORA"),
     "base_model_name_or_path": Key("string", use="where `merge` looks for the base model"),
@@ -92,12 +93,15 @@ USED: Final[Schema] = {
     "modules_to_save": Key("list", items=Key("string", null=False), use="the tensors trained whole, merged"),
     "trainable_token_indices": Key(("list", "object"), use="the rows of the embedding trained, merged"),
     "ensure_weight_tying": Key("boolean", use="whether a tied head follows the embedding"),
+    "target_modules": dataclasses.replace(_NAMES, use="if it lists names: all must have tensors"),
+    "exclude_modules": dataclasses.replace(_NAMES, use="these need none"),
+    "layers_to_transform": Key(("integer", "list"), items=Key("integer", null=False), use="the others need none"),
+    "layers_pattern": _NAMES,
 }
-# They describe the training, or which layers have tensors, which the file itself shows. The
-# *_config belong to values of init_lora_weights; the last line is ms-swift's.
+# They describe the training. The *_config belong to values of init_lora_weights; the last line is
+# ms-swift's.
 HARMLESS: Final = frozenset((
-    "task_type", "inference_mode", "auto_mapping", "revision", "peft_version", "runtime_config", "target_modules",
-    "exclude_modules", "layers_to_transform", "layers_pattern", "megatron_core",
+    "task_type", "inference_mode", "auto_mapping", "revision", "peft_version", "runtime_config", "megatron_core",
     "qalora_group_size", "loftq_config", "eva_config", "corda_config", "lora_ga_config",
     "lora_dtype", "lorap_lr_ratio", "lorap_emb_lr",
 ))  # fmt: skip
@@ -241,6 +245,7 @@ def load_adapter(directory: Path, config: ModelConfig) -> Adapter:
     if not updates and not changes:
         raise CheckpointError(f"cannot use adapter {directory}: {WEIGHTS} has no tensors")
     _check_all_there(directory, settings, others, changes)
+    _check_targets(directory, settings, (*shapes, HEAD, EMBEDDING), {*updates, *changes})
     keeps_tied = bool(settings.get("ensure_weight_tying"))
     return Adapter(directory, updates, float(settings.get("lora_dropout") or 0.0), changes, keeps_tied)
 
@@ -257,6 +262,35 @@ def _check_all_there(
                 f"cannot use adapter {directory}: {CONFIG} says that {name} was trained, and {WEIGHTS} has no tensor "
                 "of it; save the adapter again with peft (save_pretrained)"
             )
+
+
+def _check_targets(directory: Path, settings: dict[str, Any], modules: Iterable[str], found: set[str]) -> None:
+    """Raise CheckpointError if a module that target_modules lists has no tensors: PEFT leaves such
+    a module untrained, and warns. A pattern is not compared: it can take exponential time."""
+    targets, excluded = settings["target_modules"], settings["exclude_modules"] or []
+    if not isinstance(targets, list) or isinstance(excluded, str):
+        return
+    if settings["layers_pattern"] not in (None, "", [], "layers", ["layers"]):
+        return
+    excluded = [*excluded, *(settings["modules_to_save"] or ())]
+    layers = settings["layers_to_transform"]
+    numbers = [layers] if isinstance(layers, int) else layers
+    for module in modules:
+        if not _is_named(module, targets) or any(_is_part(name, module) for name in excluded):
+            continue
+        if numbers and not (module.startswith("model.layers.") and int(module.split(".")[2]) in numbers):
+            continue
+        if module not in found:
+            raise CheckpointError(
+                f"cannot use adapter {directory}: {CONFIG} says that {module} was trained (target_modules), and "
+                f"{WEIGHTS} has no tensor of it; save the adapter again with peft (save_pretrained), or list the "
+                "trained layers in layers_to_transform"
+            )
+
+
+def _is_named(module: str, names: Iterable[str]) -> bool:
+    """Whether PEFT finds the module by one of the names."""
+    return any(f".{module}".endswith(f".{name}") for name in names if name)
 
 
 def _is_part(name: str, module: str) -> bool:

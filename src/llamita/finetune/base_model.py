@@ -122,6 +122,12 @@ class BaseModel:
                 "tokens: --chat-template zephyr"
             )
 
+    def begin_texts_with_bos(self) -> None:
+        """Let the result's tokenizer begin texts as the documents of the training do."""
+        changed = self.tokenizer.beginning_with_bos()
+        self._changed = self._changed or changed is not self.tokenizer
+        self.tokenizer = changed
+
     def write_tokenizer(self, folder: Path) -> None:
         """Write the tokenizer's files, with the chat template, into a folder."""
         if self._changed:

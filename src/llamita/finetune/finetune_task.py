@@ -29,7 +29,6 @@ from llamita.finetune.base_model import BaseModel
 from llamita.finetune.dataset import digest_ids, open_general_text
 from llamita.finetune.evaluate import SAMPLE_TOKENS, Question, generate_answer, split_progress
 from llamita.finetune.lora import LINEAR_LAYERS, LoraConfig, add_lora, initialize_updates, lora_layers, updates_of
-from llamita.model.generate import bounded_seed
 from llamita.model_card import ModelCard
 from llamita.progress import Progress, no_progress
 from llamita.training.distillation import DistillationLoss, distillation_loss
@@ -88,7 +87,7 @@ class FinetuneTask(Task):
         if self.lora is None:
             self.base.fill(self.model)
         else:
-            initialize_updates(self.model, torch.Generator().manual_seed(bounded_seed(self.config.seed)))
+            initialize_updates(self.model, torch.Generator().manual_seed(self.config.seed))
 
     # ---------------------------------------------------------------- descriptions
 

@@ -207,13 +207,16 @@ class Renderer:
             if turn.role != "assistant":
                 continue
             start = self._start(conversation, number, text, ids)
-            closed = self._text(conversation, number + 1, False)
-            if not text.startswith(closed):
-                raise _Rewritten(
-                    f"cannot use {where}: the chat template is not prefix-stable: it renders an answer differently "
-                    "when more messages follow; choose another --chat-template"
-                )
-            end = self._end(start, ids, len(self.tokenizer.encode(closed, parse_special=True)), controls, where)
+            num_closed = len(ids)
+            if number + 1 < len(conversation.turns):
+                closed = self._text(conversation, number + 1, False)
+                if not text.startswith(closed):
+                    raise _Rewritten(
+                        f"cannot use {where}: the chat template is not prefix-stable: it renders an answer "
+                        "differently when more messages follow; choose another --chat-template"
+                    )
+                num_closed = len(self.tokenizer.encode(closed, parse_special=True))
+            end = self._end(start, ids, num_closed, controls, where)
             if end > self.context_tokens:
                 break
             loss_mask[start : end + 1] = turn.is_target

@@ -116,6 +116,7 @@ class TextTask(FinetuneTask):
                     f"finetune: {flag(name)} is for conversations, and {config.data} is plain text; remove it"
                 )
         base = BaseModel(config.checkpoint)
+        base.begin_texts_with_bos()
         self.conversions = Conversions(config.encoding)
         self.train_split, self.val_split = open_texts(
             config.data, config.val, config.val_fraction, base.tokenizer, base.eos_id, self.conversions,

@@ -21,6 +21,8 @@ from llamita.errors import FormatError
 
 _MAX_NAMED: Final = 6  # unknown keys that a note names
 PREFIX: Final = "llama."
+# What the engine calls a model of each architecture, too.
+_MODELS: Final = {"llama": "Llama", "qwen2": "Qwen2 model", "qwen3": "Qwen3 model", "smollm3": "SmolLM3"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +50,7 @@ class KeyReader:
 
     def __init__(self, metadata: Mapping[str, Any], path: Path, architecture: str = "llama") -> None:
         """architecture: whose keys to read; keys of others are not seen."""
-        self.path, self._own = path, f"{architecture}."
+        self.path, self._own, self._model = path, f"{architecture}.", _MODELS[architecture]
         self.metadata = {
             PREFIX + key.removeprefix(self._own) if key.startswith(self._own) else key: value
             for key, value in metadata.items()
@@ -124,13 +126,12 @@ class KeyReader:
         if not unknown:
             return []
         more = f" and {len(unknown) - _MAX_NAMED} more" if len(unknown) > _MAX_NAMED else ""
-        model = {"qwen2.": "Qwen2 model", "qwen3.": "Qwen3 model", "smollm3.": "SmolLM3"}.get(self._own, "Llama")
         listed = ", ".join(self.shown(key)[:60] for key in unknown[:_MAX_NAMED])
-        return [f"ignored keys that no {model} is known to have: {listed}{more}"]
+        return [f"ignored keys that no {self._model} is known to have: {listed}{more}"]
 
     def _value(self, row: GgufKey, default: Any) -> Any:
         if row.use == "required" and row.name not in self.metadata:
             raise FormatError(
-                f"cannot use {self.path}: {self.shown(row.name)} is missing; the file is damaged or not a Llama"
+                f"cannot use {self.path}: {self.shown(row.name)} is missing; the file is damaged or not a {self._model}"
             )
         return self.metadata.get(row.name, default)

@@ -11,7 +11,8 @@ import numpy as np
 import tokenizers
 
 from llamita.errors import TokenizerError
-from llamita.tokenizer.byte_level import byte_level_json
+from llamita.json_file import shown
+from llamita.tokenizer.byte_level import MAX_PIECE_BYTES, byte_level_json
 from llamita.tokenizer.load import backend_errors
 from llamita.tokenizer.pre_tokenizers import known_splits, written_names
 from llamita.tokenizer.sentencepiece import (
@@ -183,6 +184,12 @@ def tokenizer_metadata(tokenizer: Tokenizer, vocab_size: int, end_ids: Sequence[
     """
     pieces, types = tokenizer.padded_pieces(vocab_size)
     metadata: dict[str, Any] = {"tokenizer.ggml.model": tokenizer.kind}
+    long = next((i for i, piece in enumerate(pieces) if len(piece.encode()) > MAX_PIECE_BYTES), None)
+    if long is not None:
+        raise TokenizerError(
+            f"cannot export the tokenizer: token {long} ({shown(pieces[long])}): expected at most {MAX_PIECE_BYTES:,} "
+            f"bytes, which the engine can open, found {len(pieces[long].encode()):,}"
+        )
     scores = tokenizer.scores()
     if tokenizer.kind == "gpt2":
         if tokenizer.add_space_prefix:
@@ -206,7 +213,7 @@ def tokenizer_metadata(tokenizer: Tokenizer, vocab_size: int, end_ids: Sequence[
     if tokenizer.kind == "gpt2":
         metadata["tokenizer.ggml.merges"] = tokenizer.merges()
     metadata |= _special_ids(tokenizer, end_ids)
-    metadata["tokenizer.ggml.add_bos_token"] = tokenizer.bos_id is not None
+    metadata["tokenizer.ggml.add_bos_token"] = tokenizer.begins_with_bos
     metadata["tokenizer.ggml.add_eos_token"] = False
     if tokenizer.kind == "llama":
         metadata["tokenizer.ggml.add_space_prefix"] = tokenizer.add_space_prefix

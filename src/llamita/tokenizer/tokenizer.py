@@ -14,7 +14,7 @@ import tokenizers
 
 from llamita.atomic import atomic_write_bytes
 from llamita.errors import TokenizerError
-from llamita.tokenizer.byte_level import BYTE_OF_SYMBOL
+from llamita.tokenizer.byte_level import BYTE_OF_SYMBOL, bos_template
 from llamita.tokenizer.pre_tokenizers import known_splits, split_name, written_names
 from llamita.tokenizer.sentencepiece import (
     BYTE,
@@ -85,6 +85,12 @@ class Tokenizer:
     def ends_by_name(self, id: int) -> bool:
         """Whether GGUF runtimes know by its name that this token ends a text."""
         return id < self.vocab_size and self._types[id] == CONTROL and self._pieces[id] in _END_TOKENS
+
+    @functools.cached_property
+    def begins_with_bos(self) -> bool:
+        """Whether a text begins with BOS in transformers: the post_processor of tokenizer.json says
+        so, whatever bos_token is."""
+        return self.bos_id is not None and self._backend.encode("a").ids[:1] == [self.bos_id]
 
     # ---- text and ids
 
@@ -301,12 +307,24 @@ class Tokenizer:
         if self._origin is not None:
             atomic_write_bytes(directory / self._origin.name, self._origin.data)
 
+    def beginning_with_bos(self) -> Tokenizer:
+        """This tokenizer for texts that begin with BOS, if it has one; the ids of texts do not
+        change."""
+        if self.bos_id is None or self.begins_with_bos:
+            return self
+        content = json.loads(self.to_json())
+        content["post_processor"] = bos_template(self._pieces[self.bos_id], self.bos_id)
+        return self._with_backend(tokenizers.Tokenizer.from_str(json.dumps(content)))
+
     def with_control_tokens(self, tokens: Sequence[str]) -> Tokenizer:
         """This tokenizer with these control tokens appended; the ids of texts do not change."""
         backend = tokenizers.Tokenizer.from_str(self.to_json())
         backend.add_special_tokens([tokenizers.AddedToken(token, special=True, normalized=False) for token in tokens])
         found = [backend.token_to_id(token) for token in tokens]
         assert found == list(range(self.vocab_size, self.vocab_size + len(tokens))), found
+        return self._with_backend(backend)
+
+    def _with_backend(self, backend: tokenizers.Tokenizer) -> Tokenizer:
         return Tokenizer(
             backend, bos_id=self.bos_id, eos_id=self.eos_id, end_ids=self.end_ids, chat_template=self.chat_template,
             origin=self._origin, where=self._where,

@@ -24,7 +24,6 @@ from llamita.data.batches import Batches
 from llamita.data.mixture import open_documents
 from llamita.errors import TrainingError
 from llamita.eval.bits_per_byte import bits_per_byte
-from llamita.model.generate import bounded_seed
 from llamita.model.llama import Llama
 from llamita.progress import Progress, no_progress
 from llamita.tokenizer import load_tokenizer
@@ -139,7 +138,7 @@ class Pretraining(Task):
         They are drawn on the CPU, to be the same on every device, and one tensor at a time, so
         that the processes of a machine do not each need memory for the whole model.
         """
-        generator = torch.Generator().manual_seed(bounded_seed(self.config.seed))
+        generator = torch.Generator().manual_seed(self.config.seed)
         for name, parameter in self.model.named_parameters():
             fresh = self.model.fresh_weight(name, parameter.shape, generator)
             self.model.load_state_dict({name: fresh}, strict=False)  # it shards them if needed

@@ -89,12 +89,20 @@ def test_hostile_words(command: str, argument: Argument) -> None:
         assert not parsed(command, argument, "x" * 300) and not parsed(command, argument, "a/" + "é" * 200)
 
 
+@pytest.mark.parametrize("seed", ["-1", str(2**63), "12345678901234567890123"])
+@pytest.mark.parametrize(("command", "argument"), [each for each in options() if each[1].name == "--seed"])
+def test_seeds_out_of_range(
+    command: str, argument: Argument, seed: str, capsys: pytest.CaptureFixture[str], engine_build: Path
+) -> None:
+    assert main([command, *valid(CLASSES[command], argument), "--seed", seed]) == 2
+    assert capsys.readouterr().err.endswith(f"--seed: expected 0 to 2^63 - 1, found {seed}\n")
+
+
 @pytest.mark.parametrize(
     "words",
     [
         ["train", "x", "--out", "y", "--context", "2000000000"],
         ["train", "x", "--out", "y", "--minutes", "1e308"],
-        ["train", "x", "--out", "y", "--seed", str(10**40)],
         ["train", "x", "--out", "y", "--micro-batch-size", str(10**12)],
         ["finetune", "x", "y", "--out", "z" * 300],
         ["finetune", "x", "y", "--out", "z", "--context", "2000000000"],

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import os
 import shlex
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,9 @@ import pytest
 pytest.importorskip("torch")
 
 from llamita.cli import COMMANDS, main
+from llamita.cli.next_command import print_next
 from llamita.cli.parser import parse_arguments
+from llamita.commands import command_line
 
 FLAGS = {"train": "Train", "export": "ExportFlags", "run": "RunFlags", "chat": "ChatFlags", "sample": "SampleFlags",
          "inspect": "InspectFlags"}  # fmt: skip
@@ -29,6 +34,16 @@ def next_commands(printed: Any) -> list[list[str]]:
         module = importlib.import_module(f"llamita.cli.{COMMANDS[command][0]}")
         parse_arguments(getattr(module, FLAGS[command]), words)
     return found
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+@pytest.mark.parametrize("name", [b"a b", b"caf\xe9", b"it's\n\x1b[1m\\ \xff", "\u2028é".encode(), b"-", b"$HOME"])
+def test_bash_reads_any_name_from_what_is_printed(name: bytes, capsys: pytest.CaptureFixture[str]) -> None:
+    print_next(command_line("run", Path(os.fsdecode(name))))
+    printed = capsys.readouterr().err
+    assert printed.startswith("next: llamita run ") and printed.count("\n") == 1 and printed[:-1].isprintable()
+    script = "llamita() { printf '%s' \"$2\"; }; " + printed.removeprefix("next: ")
+    assert subprocess.run(["bash", "-c", script], capture_output=True).stdout == name
 
 
 def test_the_printed_command_works(

@@ -3,6 +3,7 @@ commands share."""
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -27,6 +28,22 @@ def test_a_seed_decides(checkpoint: Path, capsys: pytest.CaptureFixture[str]) ->
         assert main(["sample", str(checkpoint), "-i", "one", "-n", "12", "-s", seed]) == 0
         texts.append(capsys.readouterr().out)
     assert texts[0] == texts[1] != texts[2] and texts[0].startswith("one")
+
+
+@pytest.mark.parametrize("begins", [True, False])
+def test_a_text_begins_as_in_the_engine(
+    checkpoint: Path, capsys: pytest.CaptureFixture[str], engine_build: Path, begins: bool
+) -> None:
+    """With BOS only if tokenizer.json says so; an empty text always."""
+    if not begins:
+        content = json.loads((checkpoint / "tokenizer.json").read_text())
+        (checkpoint / "tokenizer.json").write_text(json.dumps(content | {"post_processor": None}))
+    for prompt in ("one two", ""):
+        texts = []
+        for command in ("sample", "run"):
+            assert main([command, str(checkpoint), "-i", prompt, "-n", "8", "-t", "0"]) == 0
+            texts.append(capsys.readouterr().out.rstrip("\n\ufffd"))  # the last character may be half of one
+        assert texts[0] == texts[1] and len(texts[0]) > len(prompt) + 1
 
 
 def test_several_texts_and_where_the_prompt_comes_from(

@@ -17,6 +17,7 @@ from llamita.checkpoint import load_config, load_tensors, save_checkpoint  # noq
 from llamita.convert.export import export  # noqa: E402
 from llamita.convert.import_model import import_model  # noqa: E402
 from llamita.engine import Model  # noqa: E402
+from llamita.engine.generation import encode_prompt  # noqa: E402
 from llamita.errors import CheckpointError, ConfigError, FormatError, OutputError, TokenizerError  # noqa: E402
 from llamita.formats.gguf import read_gguf  # noqa: E402
 from llamita.formats.llama2c import read_bin  # noqa: E402
@@ -398,6 +399,45 @@ def test_checkpoint_without_tokenizer(make_checkpoint: MakeCheckpoint, tmp_path:
     checkpoint = make_checkpoint(tmp_path / "model")
     (checkpoint / "tokenizer.json").unlink()
     refuse(checkpoint, tmp_path / "model.gguf", TokenizerError, "no tokenizer in")
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_texts_begin_with_bos_if_tokenizer_json_says_so(
+    make_checkpoint: MakeCheckpoint, tmp_path: Path, engine_build: Path, kind: str
+) -> None:
+    """Not if only bos_token has a value; and an import and an export of a .gguf keep what it says."""
+    for begins in (True, False):
+        checkpoint = make_checkpoint(tmp_path / f"{begins}", kind)
+        content = json.loads((checkpoint / "tokenizer.json").read_text())
+        (checkpoint / "tokenizer.json").write_text(json.dumps(content | ({} if begins else {"post_processor": None})))
+        tokenizer = load_tokenizer(checkpoint)
+        assert tokenizer.begins_with_bos == begins and tokenizer.bos_id is not None
+        first, second = checkpoint / "1.gguf", checkpoint / "2.gguf"
+        export(checkpoint, first)
+        import_model(first, checkpoint / "again")
+        export(checkpoint / "again", second)
+        for path in (first, second):
+            assert read_gguf(path).metadata["tokenizer.ggml.add_bos_token"] is begins
+            with Model(path) as model:
+                bos = [tokenizer.bos_id] if begins else []
+                assert encode_prompt(model, "hi") == [*bos, *tokenizer.encode("hi")]
+                assert encode_prompt(model, "") == [tokenizer.bos_id]
+
+
+def test_tokens_that_the_engine_does_not_open_are_refused(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+    checkpoint = make_checkpoint(tmp_path / "model", vocab_size=321)
+    content = json.loads((checkpoint / "tokenizer.json").read_text())
+    for length, is_refused in ((1024, False), (1025, True)):
+        token = {"id": 320, "content": "x" * length, "special": False, "normalized": False}
+        token |= dict.fromkeys(("single_word", "lstrip", "rstrip"), False)
+        (checkpoint / "tokenizer.json").write_text(
+            json.dumps(content | {"added_tokens": [*content["added_tokens"], token]})
+        )
+        if is_refused:
+            message = r"cannot export the tokenizer: token 320 .*expected at most 1,024 bytes.*found 1,025"
+            refuse(checkpoint, tmp_path / "model.gguf", TokenizerError, message)
+        else:
+            export(checkpoint, tmp_path / "model.gguf", verify=True)
 
 
 def test_unknown_split(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:

@@ -232,6 +232,11 @@ def test_given_tokenizers(tmp_path: Path) -> None:
     assert report.vocab_size == 300 and TokenStore(report.out).tokenizer_fingerprint == tokenizer.fingerprint
     again = prepare(make(tmp_path, vocab_size=None, tokenizer=tmp_path / "tokenizer" / "tokenizer.json"))
     assert again.reused
+    content = json.loads((tmp_path / "tokenizer/tokenizer.json").read_text())
+    (tmp_path / "tokenizer/tokenizer.json").write_text(json.dumps({**content, "post_processor": None}))
+    without = prepare(make(tmp_path, out=tmp_path / "bos", vocab_size=None, tokenizer=tmp_path / "tokenizer"))
+    assert not load_tokenizer(tmp_path / "tokenizer").begins_with_bos
+    assert load_tokenizer(without.out).begins_with_bos, "documents begin with BOS in training"
     config = json.loads((tmp_path / "tokenizer/tokenizer_config.json").read_text())
     (tmp_path / "tokenizer/tokenizer_config.json").write_text(json.dumps({**config, "eos_token": None}))
     with pytest.raises(TokenizerError, match="no end-of-text token"):

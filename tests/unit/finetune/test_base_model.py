@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -76,3 +77,18 @@ def test_another_template_with_known_control_tokens(chat_base: Path, questions: 
         make_config(chat_base, questions, tmp_path / "x", lora=True, chat_template=str(tmp_path / "a.jinja")), "cpu"
     )
     assert dataset.train[0].ids[:2].tolist() == [1, 1]
+
+
+def test_texts_begin_as_in_training(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    """The tokenizer of a model that learns texts begins them with BOS, also if its base's did not."""
+    checkpoint = make_checkpoint(tmp_path / "base")
+    content = json.loads((checkpoint / "tokenizer.json").read_text())
+    (checkpoint / "tokenizer.json").write_text(json.dumps(content | {"post_processor": None}))
+    base = BaseModel(checkpoint)
+    for begins in (False, True):
+        folder = tmp_path / f"{begins}"
+        folder.mkdir()
+        base.write_tokenizer(folder)
+        written = load_tokenizer(folder)
+        assert written.begins_with_bos == begins and written.encode("hi") == base.tokenizer.encode("hi")
+        base.begin_texts_with_bos()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from llamita.checkpoint import load_config, load_model, load_tensors
 from llamita.errors import CheckpointError, ConfigError, OutputError
@@ -147,6 +148,8 @@ def change_settings(folder: Path, **changes: object) -> None:
         ),
         ({"modules_to_save": ["mlp"]}, "says that mlp was trained"),
         ({"modules_to_save": "lm_head"}, "modules_to_save: expected a list"),
+        ({"target_modules": ["q_proj", "lm_head"]}, r"says that lm_head was trained \(target_modules\), and adapter_m"),
+        ({"target_modules": 3}, "target_modules: expected a list or a string, found 3"),
         ({"r": 5}, "expected rank 5 as in adapter_config.json, found 4"),
         ({"lora_alpha": "x"}, "lora_alpha: expected a positive number"),
         ({"alpha_pattern": {"(a+)+": 3}}, "alpha_pattern: expected module names"),
@@ -204,6 +207,28 @@ def test_harmless_settings_change_nothing(checkpoint: Path, tmp_path: Path, chan
     change_settings(folder, **changes)
     loaded = load_adapter(folder, load_config(checkpoint))
     assert torch.equal(attach_updates(load_model(checkpoint), loaded.updates).eval()(IDS), model(IDS))
+
+
+def test_a_lost_layer_is_named(checkpoint: Path, tmp_path: Path) -> None:
+    """PEFT applies what is left and warns; without the warning it is another model."""
+    _, folder = saved(checkpoint, tmp_path / "adapter", LoraConfig(rank=4, layers=("q_proj", "v_proj")))
+    tensors = load_file(folder / WEIGHTS)
+    lost = {name: tensor for name, tensor in tensors.items() if "layers.1.self_attn.v_proj" in name}
+    save_file({name: tensor for name, tensor in tensors.items() if name not in lost}, folder / WEIGHTS)
+
+    def num_updates(**changes: object) -> int:
+        change_settings(folder, **changes)
+        return len(load_adapter(folder, load_config(checkpoint)).updates)
+
+    assert len(lost) == 2
+    with pytest.raises(CheckpointError, match=r"says that model\.layers\.1\.self_attn\.v_proj was trained"):
+        num_updates()
+    with pytest.raises(CheckpointError, match=r"layers\.1\.self_attn\.v_proj was trained"):
+        num_updates(layers_to_transform=[1], layers_pattern="layers")
+    assert num_updates(layers_to_transform=0) == 3
+    assert num_updates(layers_to_transform=None, exclude_modules=["layers.1.self_attn.v_proj"]) == 3
+    assert num_updates(exclude_modules=None, target_modules=r".*\.(q_proj|v_proj)") == 3
+    assert num_updates(target_modules=["q_proj", "model.layers.0.self_attn.v_proj", "experts"]) == 3
 
 
 def test_every_setting_of_peft_is_known(checkpoint: Path, tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ from llamita.convert.export import export
 from llamita.convert.import_model import import_model
 from llamita.convert.inspect import inspect
 from llamita.convert.quantize import quantize_file
-from llamita.errors import CheckpointError, ConfigError, FormatError
+from llamita.engine import Model
+from llamita.errors import CheckpointError, ConfigError, EngineError, FormatError
 from llamita.finetune.adapter import load_adapter, save_adapter
 from llamita.finetune.adapter_gguf import export_adapter
 from llamita.finetune.lora import LoraConfig, add_lora, lora_layers, updates_of
@@ -195,27 +196,32 @@ def test_an_adapter_cannot_replace_a_bias(make_checkpoint: MakeCheckpoint, tmp_p
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_gguf_and_back(make_checkpoint: MakeCheckpoint, tmp_path: Path, name: str) -> None:
-    """Bit-equal, with the keys and names of the architecture; also quantized and inspected."""
+def test_gguf_and_back(make_checkpoint: MakeCheckpoint, engine_build: Path, tmp_path: Path, name: str) -> None:
+    """Bit-equal, with the keys and names of the architecture; also quantized, inspected and open in
+    the engine, whose logits export and import compare."""
     checkpoint = make_checkpoint(tmp_path / "model", **ARCHITECTURES[name], eos_token_id=(0, 2))
-    export(checkpoint, tmp_path / "model.gguf", "f32", verify=False)
+    assert export(checkpoint, tmp_path / "model.gguf", "f32").verification is not None
     file = read_gguf(tmp_path / "model.gguf")
     assert file.metadata["general.architecture"] == name
     assert f"{name}.context_length" in file.metadata and not any(key.startswith("llama.") for key in file.metadata)
     names = {each.split(".", 2)[-1] for each in file.tensors if each.startswith("blk.")}
     assert ("attn_v.bias" in names, "attn_q_norm.weight" in names) == (name == "qwen2", name == "qwen3")
-    import_model(tmp_path / "model.gguf", tmp_path / "back", verify=False)
+    assert import_model(tmp_path / "model.gguf", tmp_path / "back").verification is not None
     assert load_config(tmp_path / "back") == load_config(checkpoint)
     before, after = load_tensors(checkpoint), load_tensors(tmp_path / "back")
     assert before.keys() == after.keys() and all(torch.equal(before[each], after[each]) for each in before)
     quantize_file(tmp_path / "model.gguf", tmp_path / "small.gguf", "q8_0")
     kinds = {each.type for each in read_gguf(tmp_path / "small.gguf").tensors.values() if len(each.shape) == 1}
     assert kinds == {"F32"}
+    with Model(tmp_path / "small.gguf") as model:
+        assert model.info.architecture == name and model.info.weight_type == "Q8_0"
+        assert model.info.num_parameters == load_config(checkpoint).num_parameters
     shown = dict(inspect(checkpoint).properties)
     assert shown["architecture"] == name and shown["no_rope_layers"] == ("3" if name == "smollm3" else "none")
 
 
-def test_errors_name_the_files_keys(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+def test_errors_name_the_files_keys(make_checkpoint: MakeCheckpoint, engine_build: Path, tmp_path: Path) -> None:
+    """In the importer and in the engine."""
     checkpoint = make_checkpoint(tmp_path / "model", **ARCHITECTURES["qwen3"])
     export(checkpoint, tmp_path / "model.gguf", "f32", verify=False)
     file = read_gguf(tmp_path / "model.gguf")
@@ -223,14 +229,21 @@ def test_errors_name_the_files_keys(make_checkpoint: MakeCheckpoint, tmp_path: P
     for changes, message in (
         ({"qwen3.attention.scale": 2.0}, r"qwen3\.attention\.scale: expected 0, found 2"),
         ({"qwen3.block_count": 0}, r"qwen3\.block_count: expected 1 to"),
+        (
+            {"qwen3.context_length": ..., "llama.context_length": 64},
+            r"qwen3\.context_length is missing.* a Qwen3 model",
+        ),
         ({"qwen3.attention.sliding_window": 8}, r"qwen3\.attention\.sliding_window: expected 0 or at least"),
-        ({"general.architecture": "qwen2"}, r"qwen2\.attention\.head_count is missing"),
-        ({"general.architecture": "qwen35"}, "expected llama, qwen2, qwen3 or smollm3 .*Qwen3-0.6B.*, found qwen35"),
+        ({"general.architecture": "qwen2"}, r"qwen2\.\w+\S* is missing"),
+        ({"general.architecture": "qwen35"}, "expected llama, qwen2, qwen3 or smollm3.*, found qwen35"),
     ):
         path = tmp_path / "bad.gguf"
-        write_gguf(path, file.metadata | changes, infos, [file.data(each) for each, _, _ in infos])
+        metadata = {key: value for key, value in (file.metadata | changes).items() if value is not ...}
+        write_gguf(path, metadata, infos, [file.data(each) for each, _, _ in infos])
         with pytest.raises(FormatError, match=message):
             import_model(path, tmp_path / "out", verify=False)
+        with pytest.raises(EngineError, match=message):
+            Model(path)
 
 
 def test_what_other_formats_cannot_express(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 from html.parser import HTMLParser
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -385,3 +386,12 @@ def test_the_language_of_a_sample_is_marked(text: str, expected: str, tmp_path: 
     assert lang(text) == expected
     page = _sample({"sample": text, "step": 1}, "tokens", is_open=True)
     assert f'<div class="sample"{expected}>{text}</div>' in page
+
+
+def test_every_list_of_fonts_has_one_for_chinese() -> None:
+    """In text, charts and code; line ends and repeated spaces of samples are kept."""
+    style = files("llamita.report").joinpath("page.css").read_text(encoding="utf-8")
+    lists = re.findall(r"(?:font|font-family|--sans): ([^;}]*,[^;}]*|[^;}]*var\([^;}]*)[;}]", style)
+    assert len(lists) >= 12
+    assert all("CJK" in fonts or "var(--sans)" in fonts for fonts in lists), lists
+    assert re.search(r"^\.sample \{ white-space: pre-wrap;", style, re.MULTILINE)
