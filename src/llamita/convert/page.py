@@ -41,8 +41,8 @@ def write_page(
 ) -> int:
     """Write a page with a .gguf to `out` atomically; returns its bytes.
 
-    starts: texts that one click begins with. bits_per_byte: of held-out text. Raises ConfigError for a model that is too large or has no tokenizer, FormatError,
-    EngineError, OutputError.
+    starts: texts that one click begins with. bits_per_byte: of held-out text. Raises ConfigError for
+    a model that is too large or has no tokenizer, FormatError, EngineError, OutputError.
     """
     engines = _engines()
     num_bytes = model.stat().st_size
