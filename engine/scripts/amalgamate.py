@@ -244,9 +244,7 @@ class Amalgamation:
                 own = {match[1]: match[2] for match in MACRO.finditer(code)}
                 for name, body in macros.items():
                     if name in own and without_comments(own[name]).split() != without_comments(body).split():
-                        raise AmalgamationError(
-                            f"{other}: {name}: expected a macro of another name than one of {header}"
-                        )
+                        raise AmalgamationError(f"{other}: {name}: expected no macro of this name, which {header} has")
                 used = macros.keys() & set(names_in(code)) - own.keys()
                 if used and header != "llamita.h" and header not in self.included[other]:
                     raise AmalgamationError(
