@@ -33,7 +33,6 @@ wasm: $(VENV)/.dev ## build the engine for browsers and Node with zig: js/llamit
 
 wheels: $(BIN)/pip ## build the wheels of every system, and the source archive, on this one: dist/
 	@$(INSTALL) cmake ninja ziglang scikit-build-core
-	@$(BIN)/python js/build.py
 	@$(BIN)/python engine/scripts/build_wheels.py $(ARGS)
 
 check: $(VENV)/.dev ## ruff, mypy, clang-format

@@ -196,6 +196,8 @@ def test_a_damaged_page_says_so(browser: Any, tmp_path: Path) -> None:
         ("cut", whole[:at] + whole[at + 4000 :]),
         ("letters", whole[:at] + "!!!!" + whole[at + 4 :]),
         ("other bytes", whole[:start] + "A" * 40 + whole[start + 40 :]),
+        ("one letter", whole[:at] + ("A" if whole[at] != "A" else "B") + whole[at + 1 :]),
+        ("not to its end", whole[: len(whole) // 2]),
     ):
         (tmp_path / f"{name}.html").write_text(damaged, encoding="utf-8")
         page = Page(browser, tmp_path / f"{name}.html")

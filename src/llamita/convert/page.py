@@ -55,9 +55,10 @@ def write_page(
         raise ConfigError(f"--start: expected at most {MAX_STARTS} texts of at most {MAX_START_CHARS} characters")
     data = _page_data(model, out)
     data |= {"starts": list(starts), "bitsPerByte": bits_per_byte}
-    data |= {"engines": {name: len(packed) for name, packed in engines.items()}}
+    packed = gzip.compress(model.read_bytes(), 6, mtime=0)  # with a checksum, and a tenth smaller
+    data |= {"sizes": {"model": len(packed), **{name: len(engine) for name, engine in engines.items()}}}
     with atomic_file(out) as temporary, open(temporary, "wb") as file:
-        for part in _page(model, data, engines):
+        for part in _page(data, {**engines, "model": packed}):
             file.write(part)
     return out.stat().st_size
 
@@ -105,11 +106,11 @@ def _page_data(path: Path, out: Path) -> dict[str, Any]:
     }
 
 
-def _page(model: Path, data: dict[str, Any], engines: dict[str, bytes]) -> Iterator[bytes]:
-    """The page, part by part."""
+def _page(data: dict[str, Any], files: dict[str, bytes]) -> Iterator[bytes]:
+    """The page, part by part. files: compressed."""
     style, script = _web("page.css"), _web("page.js")
     policy = (
-        f"default-src 'none'; script-src 'sha256-{_digest(script)}' 'wasm-unsafe-eval' blob:; "
+        f"default-src 'none'; script-src 'sha256-{_digest(script)}' 'wasm-unsafe-eval'; "
         f"style-src 'sha256-{_digest(style)}'; img-src data:; worker-src blob:; connect-src 'none'; "
         "base-uri 'none'; form-action 'none'"
     )
@@ -122,19 +123,17 @@ def _page(model: Path, data: dict[str, Any], engines: dict[str, bytes]) -> Itera
         "POLICY": policy,
         "GENERATOR": f"llamita {version()}",
         "TITLE": html.escape(data["name"]),
+        "PAGE": json.dumps(data, ensure_ascii=False).replace("<", "\\u003c"),
         "STYLE": style,
         "SCRIPT": script,
     }
     before, after = _web("page.html").split("@DATA@")
     yield _filled(before, values)
-    json_text = json.dumps(data, ensure_ascii=False).replace("<", "\\u003c")
-    yield f'<script type="application/json" id="page">{json_text}</script>\n'.encode()
     yield f'<script type="text/plain" id="worker">{worker}</script>\n'.encode()
-    for name, packed in engines.items():
-        yield _element(name, packed)
-    with open(model, "rb") as file:
-        while part := file.read(PART_BYTES):
-            yield _element("model", part)
+    for name, packed in files.items():
+        for start in range(0, len(packed), PART_BYTES):
+            yield _element(name, packed[start : start + PART_BYTES])
+    yield _element("end", b"")
     yield _filled(after, values)
 
 

@@ -11,24 +11,24 @@ const TEXTS = {
     begin: "How does it begin?", ask: "Your message", go: "Write", send: "Send", stop: "Stop", again: "Another one",
     more: "Go on", clear: "New chat", copy: "Copy", copied: "Copied", settings: "Settings", temperature: "Temperature",
     length: "Tokens at most", seed: "Seed", random: "random", about: "About this model", surprise: "Surprise me",
-    unpacking: "Unpacking the model…", ready: "Ready", writing: "Writing…", dark: "Dark", light: "Light", other: "中文",
+    unpacking: "Unpacking the model…", ready: "Ready", written: "What was written", writing: "Writing…", dark: "Dark", light: "Light", other: "中文",
     done: (n, speed, seed) => `${n} tokens · ${speed} tokens/s · seed ${seed}`,
     weights: "Weights", type: "Type", size: "Size", context: "Context", tokens: "tokens", bits: "Held-out text",
     bitsUnit: "bits per byte", license: "License", languages: "Languages", engine: "Engine",
     private: "Everything runs on this device. The page works offline and sends nothing.",
-    old: "This browser is too old for this page. Use Chrome 91, Firefox 113, Safari 16.4 or later.",
+    old: "This browser is too old for this page. Use Chrome 97, Firefox 113, Safari 16.4 or later.",
     broken: "This page is damaged: the model in it is incomplete. Get the file again.",
   },
   zh: {
     begin: "开头写什么？", ask: "你的消息", go: "续写", send: "发送", stop: "停止", again: "换一篇",
     more: "接着写", clear: "新对话", copy: "复制", copied: "已复制", settings: "设置", temperature: "温度",
     length: "最多词元数", seed: "随机种子", random: "随机", about: "关于此模型", surprise: "随便写",
-    unpacking: "正在解压模型…", ready: "就绪", writing: "正在写…", dark: "深色", light: "浅色", other: "English",
+    unpacking: "正在解压模型…", ready: "就绪", written: "已写内容", writing: "正在写…", dark: "深色", light: "浅色", other: "English",
     done: (n, speed, seed) => `${n} 个词元 · 每秒 ${speed} 个 · 种子 ${seed}`,
     weights: "参数量", type: "类型", size: "大小", context: "上下文", tokens: "个词元", bits: "留出文本",
     bitsUnit: "比特/字节", license: "许可证", languages: "语言", engine: "引擎",
     private: "一切都在本机运算。此页面可离线使用，不发送任何数据。",
-    old: "此浏览器版本太旧。请使用 Chrome 91、Firefox 113、Safari 16.4 或更新的版本。",
+    old: "此浏览器版本太旧。请使用 Chrome 97、Firefox 113、Safari 16.4 或更新的版本。",
     broken: "此页面已损坏：其中的模型不完整。请重新获取文件。",
   },
 };
@@ -56,6 +56,8 @@ function show() {
   };
   for (const [id, key] of Object.entries(labels)) $(id).textContent = say(key);
   $("seed").placeholder = say("random");
+  $("log").setAttribute("aria-label", say("written"));
+  $("progress").setAttribute("aria-label", say("unpacking"));
   $("status").textContent = problem ? "" : status();
   $("problem").hidden = !problem;
   $("problem").textContent = TEXTS[language][problem] ?? problem;
@@ -112,8 +114,9 @@ function showAbout() {
 
 let worker;
 
-/** The bytes of a part of the page, in base64 in elements with this name. */
-async function unpack(name, numBytes, onProgress) {
+/** The bytes of a file in the page: compressed, then in base64, in elements with its name. */
+async function unpack(name, onProgress) {
+  const numBytes = page.sizes[name];
   const bytes = new Uint8Array(numBytes);
   let end = 0;
   for (const element of document.querySelectorAll(`script[data-part="${name}"]`)) {
@@ -125,11 +128,7 @@ async function unpack(name, numBytes, onProgress) {
     await new Promise((resolve) => setTimeout(resolve));
   }
   if (end !== numBytes) throw new Error("incomplete");
-  return bytes;
-}
-
-async function gunzip(bytes) {
-  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip")); // checks a checksum
   return new Uint8Array(await new Response(stream).arrayBuffer());
 }
 
@@ -144,14 +143,15 @@ function fail(key) {
 function start() {
   if (typeof WebAssembly !== "object" || typeof DecompressionStream !== "function" || typeof Worker !== "function")
     return fail("old");
+  if (!document.querySelector('script[data-part="end"]')) return fail("broken"); // a file that was cut
   const source = new Blob([$("worker").textContent], { type: "text/javascript" });
   worker = new Worker(URL.createObjectURL(source));
   worker.onerror = () => fail("old");
-  const model = unpack("model", page.numBytes, (share) => ($("progress").value = share));
+  const model = unpack("model", (share) => ($("progress").value = share));
   worker.onmessage = async ({ data }) => {
     if (data.did === "start") {
       try {
-        const engine = await gunzip(await unpack(data.engine, page.engines[data.engine]));
+        const engine = await unpack(data.engine);
         const bytes = await model;
         worker.postMessage({ do: "load", engine, model: bytes, name: page.name }, [engine.buffer, bytes.buffer]);
       } catch {
@@ -287,5 +287,5 @@ $("temperature").oninput = $("length").oninput = show;
 $("temperature").value = page.sampling.temperature ?? (page.isChat ? 0.6 : 0.8);
 $("length").value = 256;
 show();
-start();
+document.addEventListener("DOMContentLoaded", start); // the model comes after this script
 $("input").focus({ preventScroll: true });

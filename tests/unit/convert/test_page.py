@@ -72,14 +72,16 @@ def test_the_model_and_the_engine_are_whole(tmp_path: Path, monkeypatch: pytest.
     assert size == (tmp_path / "x.html").stat().st_size
     elements = Elements(tmp_path / "x.html")
     parts = elements.scripts(data_part="model")
-    assert len(parts) > 5 and b"".join(map(base64.b64decode, parts)) == STORIES.read_bytes()
+    packed = b"".join(map(base64.b64decode, parts))
+    assert len(parts) > 5 and gzip.decompress(packed) == STORIES.read_bytes()
     (data,) = map(json.loads, elements.scripts(id="page"))
     assert data["numBytes"] == STORIES.stat().st_size and data["starts"] == ["Once"] and data["bitsPerByte"] == 0.7
     assert data["isChat"] is False and data["canSurprise"] is True
     for name in page.ENGINES:
-        (packed,) = elements.scripts(data_part=name)
-        raw = base64.b64decode(packed)
-        assert gzip.decompress(raw) == b"\0asm" + name.encode() and data["engines"][name] == len(raw)
+        (part,) = elements.scripts(data_part=name)
+        raw = base64.b64decode(part)
+        assert gzip.decompress(raw) == b"\0asm" + name.encode() and data["sizes"][name] == len(raw)
+    assert data["sizes"]["model"] == len(packed) and elements.found[-1][1] == {"type": "text/plain", "data-part": "end"}
     write_page(STORIES, tmp_path / "y.html", starts=["Once"], bits_per_byte=0.7)
     assert (tmp_path / "y.html").read_bytes() == (tmp_path / "x.html").read_bytes()
 
@@ -160,7 +162,7 @@ def test_a_checkpoint_becomes_a_page(make_checkpoint: Callable[..., Path], tmp_p
     elements = Elements(tmp_path / "poems.html")
     (data,) = map(json.loads, elements.scripts(id="page"))
     assert (data["name"], data["license"], data["starts"]) == ("poems", "cc0-1.0", ["春"])
-    raw = b"".join(map(base64.b64decode, elements.scripts(data_part="model")))
+    raw = gzip.decompress(b"".join(map(base64.b64decode, elements.scripts(data_part="model"))))
     (tmp_path / "model.gguf").write_bytes(raw)
     assert read_gguf(tmp_path / "model.gguf").tensors["output_norm.weight"].type == "F32"
     assert [path.name for path in tmp_path.iterdir() if path.suffix == ".html"] == ["poems.html"]
