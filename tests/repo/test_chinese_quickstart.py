@@ -141,6 +141,10 @@ def test_every_command_runs(
     assert "| corpus | 400 | 100.0 | 100.0 |" in Path("poems.md").read_text(encoding="utf-8")
     (continued,) = (text for command, text in shown.items() if " -e " in command)
     assert continued.startswith("春夜\n李白\n")
+    (regular,) = (text for command, text in shown.items() if " --regex " in command)
+    title, author, *lines = regular.rstrip("\n").split("\n")  # cut off where the context ends
+    assert 1 <= len(title) <= 12 and len(author) <= 5
+    assert all(re.fullmatch("([一-龥]{5}[，。])*[一-龥]{0,5}", line) for line in lines), regular
     (ten,) = (text for command, text in shown.items() if " -N 10" in command)
     assert ten.count("\n--- ") + ten.startswith("--- ") == 10
     answers = [text for command, text in shown.items() if command.startswith("curl")]
