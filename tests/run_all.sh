@@ -16,7 +16,7 @@ echo "== ruff, mypy, clang-format"
 ruff check .
 ruff format --check .
 mypy
-find engine/src engine/app engine/include engine/tests -name '*.[ch]' -exec clang-format --dry-run -Werror {} +
+find engine/src engine/app engine/include engine/tests engine/wasm examples -name '*.[ch]' -exec clang-format --dry-run -Werror {} +
 [ "$WHAT" = check ] && exit 0
 
 echo "== engine: warnings as errors, tests under AddressSanitizer and UndefinedBehaviorSanitizer"
