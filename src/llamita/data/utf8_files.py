@@ -283,6 +283,8 @@ def _guess_encoding(data: bytes, error: UnicodeDecodeError, offset: int, unsure:
     controls = sum(byte < 32 and byte not in b"\t\n\v\f\r\x1b" for byte in near)
     if controls * 50 > len(near) or b"\0" in near:
         return "it looks like binary data, not text"
+    if not unsure.candidates and isinstance(found := detect(data[first : first + SAMPLE_BYTES]), Found):
+        return f"it looks like {found.name}: say so with --encoding {found.codec}"
     high = [i for i, byte in enumerate(near[:-1]) if byte >= 128]
     paired = sum(near[i + 1] >= 128 for i in high)
     names = [name for name in unsure.candidates if name != "Windows-1252"]

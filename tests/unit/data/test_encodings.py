@@ -99,7 +99,7 @@ def test_short_text_is_refused_with_candidates(tmp_path: Path) -> None:
 
 def test_the_user_decides(tmp_path: Path) -> None:
     path = write(tmp_path / "a.txt", SIMPLIFIED.encode("gbk"))
-    with pytest.raises(SourceError, match="byte 0 is not UTF-8"):
+    with pytest.raises(SourceError, match="byte 0 is not UTF-8; it looks like GB18030: say so with --encoding gb18030"):
         list(utf8_chunks(path, Conversions("utf-8")))
     utf16 = write(tmp_path / "b.txt", SIMPLIFIED.encode("utf-16"))
     with pytest.raises(SourceError, match="byte 0: expected UTF-8 text, found UTF-16 text"):
