@@ -42,7 +42,7 @@ def read_grammar(options: GrammarOptions) -> Grammar | None:
     that is broken or cannot be enforced."""
     if options.json_schema is not None:
         given = options.json_schema
-        is_text = given.lstrip().startswith("{")
+        is_text = given.strip()[:1] in ("", "{", "[") or given.strip() in ("true", "false")
         return Grammar.json_schema(given if is_text else _read(Path(given), "--json-schema"), "--json-schema")
     if options.regex is not None:
         return Grammar.regex(options.regex, "--regex")

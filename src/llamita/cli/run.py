@@ -93,6 +93,9 @@ def _print_samples(
     for number, sample in enumerate(samples):
         print_header(number, flags.num_samples, seed + number)
         print("".join(text_pieces([start + sample.text])), end="\n\n")
+    cut = sum(not sample.ended for sample in samples)
+    if grammar is not None and cut:
+        print(f"{cut} of {len(samples)} texts were cut off: they do not fit yet; raise -n", file=sys.stderr)
 
 
 def _stream(model: Model, generation: Generation) -> bool:

@@ -283,6 +283,8 @@ def _guess_encoding(data: bytes, error: UnicodeDecodeError, offset: int, unsure:
     controls = sum(byte < 32 and byte not in b"\t\n\v\f\r\x1b" for byte in near)
     if controls * 50 > len(near) or b"\0" in near:
         return "it looks like binary data, not text"
+    if utf8_letter_bytes(near) > 0.7 * sum(byte >= 0x80 for byte in near):
+        return "the rest near it is UTF-8: this character is damaged"
     if not unsure.candidates and isinstance(found := detect(data[first : first + SAMPLE_BYTES]), Found):
         return f"it looks like {found.name}: say so with --encoding {found.codec}"
     high = [i for i, byte in enumerate(near[:-1]) if byte >= 128]

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import threading
 import weakref
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -31,6 +32,7 @@ _JSON_OPTIONS: Final[JsonCompileOptions] = {
     "whitespace_pattern": "( |\\n {0,16})?",
     "coerce_one_of": False,
 }
+_SPECIAL_IN_REGEX: Final = re.compile(r"[\\.+*?()|\[\]{}^$#&~/-]")
 _SPECIAL: Final = b"\xff"  # llguidance's mark of a token that is no text
 
 
@@ -55,7 +57,8 @@ class Grammar:
         if schema is False:
             raise EngineError(f"{name}: expected a schema that allows a value, found false")
         text = _dumps({} if schema is True else schema, name)
-        return _checked(name, _matcher_class().grammar_from_json_schema(text, overrides=_JSON_OPTIONS))
+        matcher = _matcher_class()
+        return _checked(name, lambda: matcher.grammar_from_json_schema(text, overrides=_JSON_OPTIONS))
 
     @classmethod
     def json_object(cls) -> Grammar:
@@ -66,14 +69,15 @@ class Grammar:
     def regex(cls, pattern: str, name: str = "regex") -> Grammar:
         """A text that matches the whole regular expression (Rust's syntax, no look-around). Raises
         EngineError."""
-        return _checked(name, _matcher_class().grammar_from_regex(pattern))
+        matcher = _matcher_class()
+        return _checked(name, lambda: matcher.grammar_from_regex(pattern))
 
     @classmethod
     def choices(cls, texts: Sequence[str], name: str = "choices") -> Grammar:
         """One of the texts. Raises EngineError."""
         if not texts or not all(isinstance(text, str) and text for text in texts) or len(texts) > MAX_CHOICES:
             raise EngineError(f"{name}: expected 1 to {MAX_CHOICES:,} texts that are not empty")
-        return _checked(name, _matcher_class().grammar_from_lark("start: " + " | ".join(map(json.dumps, texts))))
+        return cls.regex("|".join(_SPECIAL_IN_REGEX.sub(r"\\\g<0>", text) for text in texts), name)
 
     @classmethod
     def of_text(cls, text: str, name: str = "grammar") -> Grammar:
@@ -83,31 +87,31 @@ class Grammar:
         _matcher_class()
         from llguidance import grammar_from
 
-        try:
-            return _checked(name, grammar_from("grammar", text))
-        except (ValueError, RecursionError) as error:
-            raise EngineError(f"{name}: {clean_line(str(error), 300)}") from None
+        return _checked(name, lambda: grammar_from("grammar", text))
 
     def start(self, model: ModelFile, end_ids: Collection[int] = ()) -> GrammarState:
         """The state before the first token of a text. end_ids: tokens that end it besides the
         model's own. Raises EngineError."""
         matcher = _matcher_class()(_tokenizer(model), self.source, log_level=0)
+        if not matcher.is_error():
+            matcher.compute_bitmask()  # some grammars that are too large fail here, before any text
         if matcher.is_error():
             raise EngineError(f"{self.name}: {_one_line(matcher.get_error())}")
-        return GrammarState(self.name, matcher, model.info.vocab_size, tuple(end_ids))
+        return GrammarState(self.name, matcher, model, tuple(end_ids))
 
 
 class GrammarState:
-    """Where a text stands in its grammar. For one thread."""
+    """Where a text of this model stands in its grammar. For one thread."""
 
-    def __init__(self, name: str, matcher: LLMatcher, vocab_size: int, end_ids: tuple[int, ...]) -> None:
-        self._name, self._matcher, self._vocab_size, self._end_ids = name, matcher, vocab_size, end_ids
-        self._allowed = np.zeros((vocab_size + 31) // 32, np.uint32)
+    def __init__(self, name: str, matcher: LLMatcher, model: ModelFile, end_ids: tuple[int, ...]) -> None:
+        self.model = model
+        self._name, self._matcher, self._end_ids = name, matcher, end_ids
+        self._allowed = np.zeros((model.info.vocab_size + 31) // 32, np.uint32)
         self.error = ""  # why the text cannot go on
 
     def copy(self) -> GrammarState:
         """The same state for another text."""
-        return GrammarState(self._name, self._matcher.deep_copy(), self._vocab_size, self._end_ids)
+        return GrammarState(self._name, self._matcher.deep_copy(), self.model, self._end_ids)
 
     def allowed(self, last_id: int | None) -> npt.NDArray[np.uint32] | None:
         """The tokens that may follow: id i in bit i % 32 of word i // 32. None: the text is
@@ -135,7 +139,7 @@ class GrammarState:
         words = self.allowed(last_id)
         if words is None:
             return None
-        bits = np.unpackbits(words.view(np.uint8), count=self._vocab_size, bitorder="little")
+        bits = np.unpackbits(words.view(np.uint8), count=len(logits), bitorder="little")
         return np.where(bits, logits, _FORBIDDEN)
 
 
@@ -147,8 +151,13 @@ def _matcher_class() -> type[LLMatcher]:
     return LLMatcher
 
 
-def _checked(name: str, source: str) -> Grammar:
-    """The grammar, if llguidance accepts it."""
+def _checked(name: str, make: Callable[[], str]) -> Grammar:
+    """The grammar of this source, if llguidance accepts it."""
+    try:
+        source = make()
+        source.encode()  # halves of surrogate pairs are no text
+    except (ValueError, RecursionError) as error:
+        raise EngineError(f"{name}: {clean_line(str(error), 300)}") from None
     if len(source) > MAX_GRAMMAR_CHARS:
         raise EngineError(f"{name}: expected at most {MAX_GRAMMAR_CHARS:,} characters, found {len(source):,}")
     is_error, messages = _matcher_class().validate_grammar_with_warnings(source)
@@ -165,7 +174,9 @@ def _dumps(schema: Mapping[str, Any], name: str) -> str:
 
 
 def _one_line(message: str) -> str:
-    return clean_line(" ".join(message.split()), 300)
+    """Without the place in llguidance's form of the grammar."""
+    message = re.sub(r"^at \d+\(\d+\): ", "", message.strip())
+    return clean_line(" ".join(re.split(r"\n *\d+ \| |<state>", message)[0].split()), 300)
 
 
 # ---- the vocabulary, in llguidance's form

@@ -48,7 +48,7 @@ class Sampler(Owned):
 def sampler_struct(params: SamplingParams) -> tuple[SamplerParamsStruct, int]:
     """The parameters as the C structure, and the seed, which is random if there is none. Raises
     EngineError."""
-    seed = secrets.randbits(64) if params.seed is None else params.seed
+    seed = secrets.randbits(63) if params.seed is None else params.seed
     if not 0 <= seed < 2**64:
         raise EngineError(f"seed: expected 0 to 2**64 - 1, found {seed}")
     raw = SamplerParamsStruct(

@@ -47,7 +47,7 @@ class Request:
 
     top_logprobs: None, or how many of the most probable tokens each event names besides its own.
     score_prompt: an event for each id of the prompt but the first. adapters must stay open until
-    the request ends. grammar: of this text alone, at its start.
+    the request ends. grammar: started for the scheduler's model; each text gets its own copy.
     """
 
     ids: Ids
@@ -118,6 +118,7 @@ class Scheduler(Owned):
         handle = ctypes.c_void_p()
         call("scheduler_open", model._handle, ctypes.byref(params), ctypes.byref(handle))
         self._own(handle.value, model)
+        self._model = model
         self._grammars: dict[int, tuple[GrammarState, Any]] = {}  # with the callback, by the number of the request
         model._users.add(self)
 
@@ -156,12 +157,15 @@ class Scheduler(Owned):
             request.score_prompt,
             *adapter_structs(request.adapters),
         )
-        if request.grammar is not None:
-            raw.constraint = _constraint(request.grammar)
+        grammar = None if request.grammar is None else request.grammar.copy()
+        if grammar is not None:
+            if grammar.model is not self._model:
+                raise EngineError("grammar: expected one that was started for the scheduler's model")
+            raw.constraint = _constraint(grammar)
         number = ctypes.c_uint64()
         call("scheduler_submit", self._handle, ctypes.byref(raw), ctypes.byref(number))
-        if request.grammar is not None:
-            self._grammars[number.value] = request.grammar, raw.constraint
+        if grammar is not None:
+            self._grammars[number.value] = grammar, raw.constraint
         return number.value
 
     def cancel(self, request: int) -> bool:

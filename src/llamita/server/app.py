@@ -78,7 +78,7 @@ class _Serving:
         self.adapters = served.adapters
         self.created = int(time.time())
         self.worker = Worker(served.model, runtime, num_parallel=limits.num_parallel, max_queue=limits.max_queue)
-        self._grammars: dict[tuple[str, frozenset[int]], GrammarState] = {}  # by their source, to copy
+        self._grammars: dict[tuple[str, frozenset[int]], GrammarState] = {}  # by their source
         self._encoder: ChatEncoder | None = None
         self._encoding = asyncio.Lock()
 
@@ -105,7 +105,8 @@ class _Serving:
         try:
             return await asyncio.to_thread(self._start_grammar, compile_grammar, end_ids)
         except EngineError as error:
-            raise ApiError(400, str(error), param="response_format") from None
+            name = "structured_outputs" if body.get("structured_outputs") is not None else "response_format"
+            raise ApiError(400, str(error), param=name) from None
 
     def _start_grammar(self, compile_grammar: Callable[[], Grammar], end_ids: frozenset[int]) -> GrammarState:
         grammar = compile_grammar()

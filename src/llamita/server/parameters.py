@@ -65,8 +65,7 @@ class TextParams:
         adapters: AdapterUses = (),
         grammar: GrammarState | None = None,
     ) -> Request:
-        """The engine's request for one of the choices: it has its own seed, and its own copy of the
-        grammar. Raises ApiError if the
+        """The engine's request for one of the choices: it has its own seed. Raises ApiError if the
         prompt leaves no room in the context."""
         most = context_tokens if self.max_new_tokens == 0 else context_tokens - 1
         if len(ids) > most:
@@ -87,7 +86,7 @@ class TextParams:
             self.top_logprobs,
             self.echo and self.top_logprobs is not None,
             adapters,
-            None if grammar is None else grammar.copy(),
+            grammar,
         )
 
 

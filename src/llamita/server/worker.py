@@ -24,12 +24,13 @@ class Running:
         self.request, self.group = request, group
         self.events: list[Event] = []
         self.error: str | None = None
+        self.is_refused = False  # the error is one of the request
         self.number: int | None = None  # the worker's own
 
     def take(self) -> list[Event]:
         """The events that have come since the last call. Raises ApiError if the request failed."""
         if self.error is not None:
-            raise ApiError(503, self.error, code="engine_error")
+            raise ApiError(400 if self.is_refused else 503, self.error, code="engine_error")
         events, self.events = self.events, []
         return events
 
@@ -178,6 +179,7 @@ class Worker:
             if isinstance(result, str):
                 running.error = result
             elif result.finish == "error":
+                running.is_refused = result.error != ""
                 running.error = result.error or "the engine cannot compute this text: out of memory, or damaged weights"
             else:
                 running.events.append(result)

@@ -187,3 +187,12 @@ def test_nobody_reads(endless) -> None:
         program.stdout.close()
         status = program.stderr.read()
     assert program.returncode == 141 and b"Traceback" not in status and b"Exception" not in status
+
+
+def test_the_printed_seed_can_be_given(capsys: pytest.CaptureFixture[str]) -> None:
+    for _ in range(8):  # of random 64 bits half would be too large
+        assert main(["run", "-i", "Once", "-n", "3"]) == 0
+        printed = capsys.readouterr()
+        (seed,) = re.findall(r"-s (\d+) gives the same text", printed.err)
+        assert main(["run", "-i", "Once", "-n", "3", "-s", seed]) == 0
+        assert capsys.readouterr().out == printed.out

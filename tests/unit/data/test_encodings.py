@@ -97,6 +97,14 @@ def test_short_text_is_refused_with_candidates(tmp_path: Path) -> None:
     assert b"".join(utf8_chunks(path, Conversions("gbk"))).decode() == "价格"
 
 
+def test_a_damaged_character_is_no_other_encoding(tmp_path: Path) -> None:
+    raw = (SIMPLIFIED * 50).encode()
+    path = write(tmp_path / "a.txt", raw[:3000] + raw[3001:])
+    for conversions in (Conversions(), Conversions("utf-8")):
+        with pytest.raises(SourceError, match=r"is not UTF-8; the rest near it is UTF-8: this character is damaged"):
+            list(utf8_chunks(path, conversions))
+
+
 def test_the_user_decides(tmp_path: Path) -> None:
     path = write(tmp_path / "a.txt", SIMPLIFIED.encode("gbk"))
     with pytest.raises(SourceError, match="byte 0 is not UTF-8; it looks like GB18030: say so with --encoding gb18030"):

@@ -3,6 +3,7 @@ refused."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import re
@@ -195,6 +196,60 @@ def test_chat_answers(chat_client: Client) -> None:
             assert choice["finish_reason"] == "stop" and re.fullmatch("(ab?){1,3}", choice["message"]["content"])
 
 
+def run_all(scheduler: Scheduler, requests: list[Request]) -> list[str]:
+    """The texts of the requests."""
+    ids: dict[int, list[int]] = {scheduler.submit(each): [] for each in requests}
+    running = len(ids)
+    while running:
+        for event in scheduler.step():
+            assert event.finish != "error", event
+            if event.kind == "token":
+                ids[event.request].append(event.id)
+            running -= event.kind == "end"
+    model = scheduler._model
+    return [b"".join(model.decode_token(each, each) for each in new).decode() for new in ids.values()]
+
+
+def test_a_state_serves_many_requests_of_its_model_only(stories: Model, make_chat_model: Callable[..., Any]) -> None:
+    state = Grammar.regex("[a-z]{3} [0-9]{2}").start(stories)
+    with contextlib.closing(Scheduler(stories)) as scheduler:
+        requests = [Request([1], 50, SamplingParams(seed=seed), grammar=state) for seed in range(5)]
+        for text in run_all(scheduler, requests):
+            assert re.fullmatch("[a-z]{3} [0-9]{2}", text), text
+    with Model(make_chat_model("chatml").path) as other, contextlib.closing(Scheduler(other)) as scheduler:
+        with pytest.raises(EngineError, match="grammar: expected one that was started for the scheduler's model"):
+            scheduler.submit(Request([1], 5, grammar=state))
+        assert scheduler.stats.num_waiting == 0
+
+
+def test_thousands_of_choices(client: Client, stories: Model) -> None:
+    texts = [f"word {number}.*" for number in range(10_000)]
+    assert "".join(stories.generate("x", seed=2, grammar=Grammar.choices(texts))) in texts
+    answer = client.ok(COMPLETIONS, {"prompt": "x", "max_tokens": 30, "structured_outputs": {"choice": texts[:3000]}})
+    assert answer["choices"][0]["text"] in texts[:3000]
+
+
+def test_a_grammar_that_is_too_large_is_refused(client: Client, stories: Model) -> None:
+    text = "start: " + " | ".join(f'"word {number}"' for number in range(3000))
+    with pytest.raises(EngineError, match="grammar: ") as caught:
+        "".join(stories.generate("x", grammar=Grammar.of_text(text)))
+    assert len(str(caught.value)) < 400 and "\n" not in str(caught.value) and "<state>" not in str(caught.value)
+    error = client.refused(COMPLETIONS, {"prompt": "x", "structured_outputs": {"grammar": text}})
+    assert error["status"] == 400 and "2000" in error["message"] and len(error["message"]) < 400
+
+
+def test_halves_of_characters_are_refused(client: Client) -> None:
+    for limits in ({"regex": "\ud83d"}, {"json": {"enum": ["\ud83d"]}}, {"choice": ["\ud83d"]}, {"grammar": "\ud83d"}):
+        assert client.refused(COMPLETIONS, {"prompt": "x", "structured_outputs": limits})["status"] == 400
+
+
+def test_messages_show_no_other_form_of_the_grammar() -> None:
+    for make in (lambda: Grammar.regex("("), lambda: Grammar.regex("a{5,2}")):
+        with pytest.raises(EngineError) as caught:
+            make()
+        assert "start:" not in str(caught.value) and "at 1(" not in str(caught.value)
+
+
 def test_a_cut_answer_says_so(client: Client) -> None:
     body = {"prompt": "x", "max_tokens": 2, "response_format": {"type": "json_object"}}
     assert client.ok(COMPLETIONS, body)["choices"][0]["finish_reason"] == "length"
@@ -245,6 +300,9 @@ def test_run_limits_its_text(engine_build: Path, tmp_path: Path, capsys: pytest.
         assert "stopped: grammar's end" in printed.err
     assert run(["-i", "Say: ", "-N", "3", "--choice", "yes", "--choice", "no"]) == 0
     assert len(re.findall("^Say: (yes|no)$", capsys.readouterr().out, re.MULTILINE)) == 3
+    assert run(["-i", "Say: ", "-N", "2", "-n", "3", "--regex", "[a-z]{90}"]) == 0
+    assert "2 of 2 texts were cut off" in capsys.readouterr().err
+    assert run(["-i", "Say: ", "--json-schema", "true", "-n", "1", "-s", "1"]) == 0
 
 
 @pytest.mark.parametrize(
@@ -256,8 +314,11 @@ def test_run_limits_its_text(engine_build: Path, tmp_path: Path, capsys: pytest.
         (["--json-schema", '{"not": {}}'], "not"),
         (["--grammar", "none.gbnf"], "--grammar: cannot read"),
         (["--choice", ""], "--choice: expected"),
+        (["--json-schema", ""], "--json-schema: expected a JSON Schema, found broken JSON"),
+        (["--json-schema", "[]"], "--json-schema: expected a JSON Schema"),
+        (["--json-schema", '{"enum": ["\\ud83d"]}'], "--json-schema: "),
     ],
-    ids=range(6),
+    ids=range(9),
 )
 def test_wrong_limits_of_run(engine_build: Path, words: list[str], said: str) -> None:
     with pytest.raises(LlamitaError, match=re.escape(said)) as caught:
