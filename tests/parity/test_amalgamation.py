@@ -72,6 +72,7 @@ def story_of_run(engine_build: Path) -> bytes:
     return done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compiler", ["gcc", "clang"])
 def test_compiled_without_options(compiler: str, two_files: Path, story_of_run: bytes, engine_build: Path) -> None:
     """Also by gcc's own dialect, which fuses products and sums unless it is forbidden; every kernel has the bits of
@@ -90,6 +91,7 @@ def test_compiled_without_options(compiler: str, two_files: Path, story_of_run: 
         assert (here.returncode, here.stdout, here.stderr) == (there.returncode, there.stdout, there.stderr), kernels
 
 
+@pytest.mark.slow
 def test_only_names_of_the_header_are_visible(two_files: Path) -> None:
     if shutil.which("gcc") is None or shutil.which("nm") is None:
         pytest.skip("gcc and nm are not on PATH")
@@ -102,6 +104,7 @@ def test_only_names_of_the_header_are_visible(two_files: Path) -> None:
     assert len(names) > 50 and all(f"{name}(" in header for name in names)
 
 
+@pytest.mark.slow
 def test_from_cpp(two_files: Path) -> None:
     if shutil.which("g++") is None:
         pytest.skip("g++ is not on PATH")

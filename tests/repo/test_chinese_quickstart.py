@@ -109,6 +109,7 @@ def test_install_is_that_of_the_english_page() -> None:
     assert re.search(r"^train = \[", extras, re.MULTILINE) and re.search(r"^serve = \[", extras, re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_every_command_runs(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
