@@ -9,7 +9,7 @@ const $ = (id) => document.getElementById(id);
 const TEXTS = {
   en: {
     begin: "How does it begin?", ask: "Your message", go: "Write", send: "Send", stop: "Stop", again: "Another one",
-    more: "Go on", clear: "New chat", copy: "Copy", copied: "Copied", settings: "Settings", temperature: "Temperature",
+    clear: "New chat", copy: "Copy", copied: "Copied", settings: "Settings", temperature: "Temperature",
     length: "Tokens at most", seed: "Seed", random: "random", about: "About this model", surprise: "Surprise me",
     unpacking: "Unpacking the model…", ready: "Ready", written: "What was written", writing: "Writing…", dark: "Dark", light: "Light", other: "中文",
     done: (n, speed, seed) => `${n} tokens · ${speed} tokens/s · seed ${seed}`,
@@ -21,7 +21,7 @@ const TEXTS = {
   },
   zh: {
     begin: "开头写什么？", ask: "你的消息", go: "续写", send: "发送", stop: "停止", again: "换一篇",
-    more: "接着写", clear: "新对话", copy: "复制", copied: "已复制", settings: "设置", temperature: "温度",
+    clear: "新对话", copy: "复制", copied: "已复制", settings: "设置", temperature: "温度",
     length: "最多词元数", seed: "随机种子", random: "随机", about: "关于此模型", surprise: "随便写",
     unpacking: "正在解压模型…", ready: "就绪", written: "已写内容", writing: "正在写…", dark: "深色", light: "浅色", other: "English",
     done: (n, speed, seed) => `${n} 个词元 · 每秒 ${speed} 个 · 种子 ${seed}`,
@@ -188,9 +188,8 @@ function seed() {
 function write() {
   if (!info || isBusy) return;
   const given = $("input").value;
-  const options = { temperature: Number($("temperature").value), maxNewTokens: Number($("length").value), seed: seed() };
-  Object.assign(options, page.sampling);
-  options.temperature = Number($("temperature").value);
+  const temperature = Number($("temperature").value);
+  const options = { ...page.sampling, temperature, maxNewTokens: Number($("length").value), seed: seed() };
   problem = "";
   if (page.isChat) {
     if (!given.trim()) return;

@@ -23,14 +23,13 @@ async function write({ prompt, messages, options }) {
   running = controller;
   let tokens = 0;
   let first = 0;
-  const start = performance.now();
   const onToken = () => {
     first ||= performance.now();
     tokens++;
   };
   const given = { ...options, onToken, signal: controller.signal };
   let waiting = "";
-  let sent = start;
+  let sent = performance.now();
   try {
     for await (const piece of messages ? model.chat(messages, given) : model.generate(prompt, given)) {
       waiting += piece;
@@ -47,7 +46,7 @@ async function write({ prompt, messages, options }) {
   if (waiting) post({ did: "piece", piece: waiting });
   const now = performance.now();
   const speed = tokens > 1 ? (tokens - 1) / ((now - first) / 1e3) : 0;
-  post({ did: "write", tokens, speed, firstMs: first - start, isStopped: controller.signal.aborted });
+  post({ did: "write", tokens, speed });
 }
 
 try {
