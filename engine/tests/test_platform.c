@@ -175,14 +175,17 @@ static void test_paths(void) {
 
 /* ------------------------------------------------------------------ processes */
 
-#if defined(POSIX)
-/* ThreadSanitizer does not allow threads in the child of a process that has some. */
-#if defined(__SANITIZE_THREAD__)
-enum { CHILD_THREADS = 1 };
+/* The child of a fork may hang in a sanitizer's own allocator, whose locks another thread held.
+ * GCC 12's AddressSanitizer did on a busy machine. */
+#if defined(__has_feature)
+#define SANITIZED (__has_feature(address_sanitizer) || __has_feature(thread_sanitizer))
+#elif defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define SANITIZED 1
 #else
-enum { CHILD_THREADS = 3 };
+#define SANITIZED 0
 #endif
 
+#if defined(POSIX) && !SANITIZED
 /* Returns the number of the step that failed; 0: none. */
 static int run_child(const llamita_model *model, llamita_session *several, llamita_session *alone,
                      const float *expected) {
@@ -195,7 +198,7 @@ static int run_child(const llamita_model *model, llamita_session *several, llami
     if (llamita_session_feed(alone, &id, 1, &error) != LLAMITA_OK) return 4;
     if (memcmp(llamita_session_logits(alone), expected, num_bytes) != 0) return 5;
     llamita_session_close(alone);
-    llamita_session *own = open_session(model, CHILD_THREADS);
+    llamita_session *own = open_session(model, 3);
     if (llamita_session_feed(own, &id, 1, &error) != LLAMITA_OK) return 6;
     if (memcmp(llamita_session_logits(own), expected, num_bytes) != 0) return 7;
     llamita_session_close(own);

@@ -289,8 +289,9 @@ def test_lifetimes(tiny_models) -> None:
         model.encode("a")
 
 
-def use_in_child(model: Model, session: Any, answers: Any) -> None:
-    """Runs in a forked process, at whose end Python closes the session and the model."""
+def use_in_child(model: Model, session: Any, just_opened: Any, answers: Any) -> None:
+    """Runs in a forked process, at whose end Python closes the model and the session that nobody closed."""
+    just_opened.close()
     try:
         session.feed([2])
     except EngineError as error:
@@ -312,7 +313,8 @@ def test_a_session_in_a_forked_process(tiny_models) -> None:
     dropped.feed([1])
     fork = multiprocessing.get_context("fork")
     here, there = fork.Pipe()
-    child = fork.Process(target=use_in_child, args=(model, session, there))
+    just_opened = model.session(num_threads=3)
+    child = fork.Process(target=use_in_child, args=(model, session, just_opened, there))
     child.start()
     child.join(60)
     hangs = child.is_alive()
