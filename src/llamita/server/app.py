@@ -30,6 +30,7 @@ from llamita.sampling import DEFAULT_COMPUTE, ComputeOptions, SamplingParams
 from llamita.server.answers import DONE, Answer, json_bytes, sse
 from llamita.server.errors import ApiError
 from llamita.server.metrics import CONTENT_TYPE, Metrics
+from llamita.server.page import show_page
 from llamita.server.parameters import (
     TextParams,
     chat_messages,
@@ -45,7 +46,7 @@ from llamita.server.worker import Worker, total_stats
 log = logging.getLogger(__name__)
 API_SAMPLING: Final = SamplingParams(temperature=1.0, top_p=1.0)  # OpenAI's defaults
 MAX_GRAMMARS: Final = 64  # of each model, kept compiled
-OPEN_ROUTES: Final = ("/health",)  # need no key
+OPEN_ROUTES: Final = ("/", "/health")  # need no key
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,6 +152,7 @@ class Server:
         self._metrics = Metrics(lambda: total_stats([each.worker for each in self._serving.values()]))
         post, get = ["POST"], ["GET"]
         routes = [
+            Route("/", show_page, methods=get),
             Route("/v1/chat/completions", self._chat, methods=post),
             Route("/v1/completions", self._completions, methods=post),
             Route("/v1/models", self._models, methods=get),
@@ -394,7 +396,8 @@ class _Guard:
 
         try:
             header = dict(scope["headers"]).get(b"authorization", b"").decode("latin-1")
-            if scope["path"] not in OPEN_ROUTES and not self._server.is_allowed(header):
+            is_open = scope["path"].removeprefix(scope.get("root_path", "")) in OPEN_ROUTES
+            if not is_open and not self._server.is_allowed(header):
                 wrong = ApiError(401, "the API key is missing or wrong: expected Authorization: Bearer KEY",
                                  code="invalid_api_key")  # fmt: skip
                 await _error_response(wrong)(scope, receive, counted)
@@ -442,6 +445,8 @@ async def _bug(request: Request, error: Exception) -> Response:
 
 def _model_object(serving: _Serving) -> dict[str, Any]:
     info = serving.model.info
+    defaults = dataclasses.asdict(API_SAMPLING)
+    sampling = {name: value for name, value in vars(serving.sampling).items() if value != defaults[name]}
     return {
         "id": serving.name,
         "object": "model",
@@ -450,4 +455,5 @@ def _model_object(serving: _Serving) -> dict[str, Any]:
         "context_length": serving.worker.context_tokens,
         "num_parameters": info.num_parameters,
         "chat": serving.model.chat_template is not None,
+        "sampling": sampling,
     }
