@@ -366,6 +366,8 @@ function write(each, run, piece, logprobs) {
   scrollDown();
 }
 
+const nameOf = ({ token, bytes }) => (token.includes("\ufffd") && bytes ? bytes.map((byte) => byte.toString(16)).join(" ") : token);
+
 /** A piece of text cut into its tokens: [{text, tokens}]. Tokens that share a character stay together. */
 function tokenParts(piece, logprobs, numChars) {
   const parts = [];
@@ -378,8 +380,9 @@ function tokenParts(piece, logprobs, numChars) {
   };
   if (logprobs?.content) {
     const decoder = new TextDecoder();
-    for (const { token, logprob, bytes, top_logprobs: top } of logprobs.content)
-      push(decoder.decode(Uint8Array.from(bytes ?? []), { stream: true }), { text: token, logprob, top: top.map((each) => [each.token, each.logprob]) });
+    for (const token of logprobs.content)
+      push(decoder.decode(Uint8Array.from(token.bytes ?? []), { stream: true }),
+        { text: nameOf(token), logprob: token.logprob, top: token.top_logprobs.map((each) => [nameOf(each), each.logprob]) });
   } else if (logprobs?.tokens) {
     const letters = Array.from(piece);
     const starts = logprobs.text_offset.map((offset) => offset - numChars);
@@ -647,10 +650,11 @@ const visible = (text) => text.replace(/\n/g, "⏎").replace(/\t/g, "⇥").repla
 function showToken(element) {
   const lists = element.tokens.map((token) => {
     const list = make("ol");
-    const rows = [...token.top].sort((a, b) => b[1] - a[1]);
-    if (!rows.some(([text]) => text === token.text)) rows.push([token.text, token.logprob]);
+    const rows = [...token.top].sort((a, b) => b[1] - a[1]).slice(0, element.tokens.length > 1 ? 3 : NUM_TOP);
+    const isChosen = ([text, logprob]) => text === token.text && Math.abs(logprob - token.logprob) < 1e-3;
+    if (!rows.some(isChosen)) rows.push([token.text, token.logprob]);
     list.append(...rows.map(([text, logprob]) => {
-      const row = make("li", text === token.text ? "chosen" : "");
+      const row = make("li", isChosen([text, logprob]) ? "chosen" : "");
       const bar = make("span", "bar");
       const fill = bar.appendChild(make("i"));
       fill.style.width = `${Math.exp(logprob) * 100}%`;

@@ -242,7 +242,8 @@ $("form").onsubmit = (event) => {
   write();
 };
 $("input").onkeydown = (event) => {
-  if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
+  // Enter that ends the composition of an input method belongs to it; Safari sends it after the end, with code 229.
+  if (event.key === "Enter" && !event.shiftKey && !event.isComposing && event.keyCode !== 229) {
     event.preventDefault();
     write();
   }

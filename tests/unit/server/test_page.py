@@ -106,7 +106,8 @@ def test_the_page_needs_no_key_at_any_prefix(stories: Model, prefix: str) -> Non
     server = Server([ServedModel("stories", stories)], api_keys=("secret",))
     for path, key, expected in (
         ("/", "", 200), ("/", "wrong", 200), ("/health", "", 200), ("/v1/models", "", 401),
-        ("/v1/models", "secret", 200), ("/metrics", "", 401), ("//", "", 401), ("/nothing", "", 401), ("/nothing", "secret", 404),
+        ("/v1/models", "secret", 200), ("/metrics", "", 401), ("//", "", 401), ("/nothing", "", 401),
+        ("/nothing", "secret", 404),
     ):  # fmt: skip
         status, body = asyncio.run(ask(server, prefix + path, prefix, key))
         assert status == expected, (path, key, body)
