@@ -557,6 +557,7 @@ def test_looks_and_labels(page: Callable[..., Page]) -> None:
     it = page(("chat", "base"))
     it.set(length=12)
     it.ask("A question " + "of many words " * 3 + "x" * 80)
+    assert it.element("news").get_attribute("role") == "status" and it.text("news") == it.said[-1]
     colors = []
     for _ in range(2):
         colors.append(it.run("return getComputedStyle(document.body).backgroundColor"))
@@ -584,11 +585,11 @@ def test_looks_and_labels(page: Callable[..., Page]) -> None:
     it.browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
     unnamed = it.run(
         "return Array.from(document.querySelectorAll('button, input, textarea, select, a, nav, [role=log]'))"
-        ".filter((e) => !(e.textContent.trim() || e.getAttribute('aria-label') || e.labels?.length)).map((e) => e.outerHTML)"
+        ".filter((e) => !(e.textContent.trim() || e.getAttribute('aria-label') || e.labels?.length))"
+        ".map((e) => e.outerHTML)"
     )
     assert unnamed == []
     assert it.element("log").get_attribute("aria-live") == "off"  # it would read each token
-    assert it.element("news").get_attribute("role") == "status" and it.text("news") == it.said[-1]
     it.element("language").click()
     assert it.element("go").text == "发送" and it.run("return document.documentElement.lang") == "zh-Hans"
     it.element("language").click()

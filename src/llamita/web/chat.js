@@ -19,18 +19,20 @@ const TEXTS = {
     you: "You", answer: "Answer", text: "Text", settings: "Settings", system: "System prompt",
     systemHint: "How the model is to behave", temperature: "Temperature", topP: "Top-p", length: "Tokens at most",
     seed: "Seed", random: "random", probabilities: "Token probabilities", defaults: "Defaults of the model",
-    probabilitiesHint: "For new answers. Point at a word, tap it, or use the arrow keys, to see what else it might have been.",
+    probabilitiesHint:
+      "For new answers. Point at a word, tap it, or use the arrow keys, to see what else it might have been.",
     tokens: "Tokens; the arrow keys show what else they might have been", key: "This server needs an API key",
     useKey: "Use", forget: "Forget the key", dark: "Dark", light: "Light", other: "中文", writing: "Writing…",
     wrongKey: "The server does not accept this key.",
-    done: (meta) => [`${meta.tokens} tokens`, meta.speed && `${number(meta.speed)} tokens/s`, `seed ${meta.seed}`],
+    done: ({ tokens, speed, seed }) => [`${tokens} tokens`, `${number(speed)} tokens/s`, `seed ${seed}`],
     stopped: "stopped", cut: "reached the limit of tokens",
     unreachable: "The server cannot be reached. Check that it runs, then try again.",
     lost: "The connection was lost; the answer is not complete.",
     busy: (seconds) => `The server is busy. Try again in ${seconds} s.`,
     unavailable: (said) => `The server cannot answer now: ${said}`,
     slow: "The server ended the answer: it took too long.",
-    long: (context) => `This is too long for the model: its context has ${context} tokens. Shorten it, or start a new one.`,
+    long: (context) =>
+      `This is too long for the model: its context has ${context} tokens. Shorten it, or start a new one.`,
     gone: (name) => `The server no longer has the model ${name}. Choose another.`,
     full: "The browser's storage is full: this conversation is not kept. Delete old ones.",
     failed: (said) => said,
@@ -49,7 +51,7 @@ const TEXTS = {
     tokens: "词元；用方向键查看其他可能", key: "此服务器需要 API 密钥",
     useKey: "使用", forget: "清除密钥", dark: "深色", light: "浅色", other: "English", writing: "正在写…",
     wrongKey: "服务器不接受此密钥。",
-    done: (meta) => [`${meta.tokens} 个词元`, meta.speed && `每秒 ${number(meta.speed)} 个`, `种子 ${meta.seed}`],
+    done: ({ tokens, speed, seed }) => [`${tokens} 个词元`, `每秒 ${number(speed)} 个`, `种子 ${seed}`],
     stopped: "已停止", cut: "已达词元上限",
     unreachable: "无法连接服务器。请确认它正在运行，然后重试。",
     lost: "连接中断，回答不完整。",
@@ -110,15 +112,16 @@ function change(changes) {
 
 // ---------------------------------------------------------------- conversations
 
-// A conversation: {id, at, model, messages}. A message: {role, content, isText, meta}; isText: of a text that a model
-// continues, not of a chat. Not kept: the tokens of a message, and the run and the problem of a conversation.
+// A conversation: {id, at, model, messages}. A message: {role, content, isText, meta}; isText: part of a text that a
+// model continues, not of a chat. Not kept: the parts of a message, and the run and the problem of a conversation.
 const chats = new Map();
 let models = []; // of the server
 let chat = newChat();
 let removed; // the last conversation that was deleted
 
 function newChat() {
-  return { id: Date.now().toString(36) + Math.random().toString(36).slice(2, 8), at: Date.now(), model: "", messages: [] };
+  const id = Date.now().toString(36) + Math.random().toString(36).slice(2, 8);
+  return { id, at: Date.now(), model: "", messages: [] };
 }
 
 function save(each) {
@@ -146,16 +149,16 @@ function readChats() {
   }
 }
 
-const title = (each) => each.messages.slice(0, 2).map(({ content }) => content.trim().slice(0, TITLE_CHARS)).find(Boolean) ?? say("empty");
+const title = ({ messages }) =>
+  messages.slice(0, 2).map(({ content }) => content.trim().slice(0, TITLE_CHARS)).find(Boolean) ?? say("empty");
 const model = () => models.find((each) => each.id === $("model").value);
 const isBase = () => model()?.chat === false;
 
-function open() {
+function openChat() {
   const found = chats.get(location.hash.slice(1));
   if (found === chat) return;
   chat = found ?? newChat();
   if (models.some((each) => each.id === chat.model)) $("model").value = chat.model;
-  showDrawer(false);
   showLog();
   show();
   $("log").scrollTop = $("log").scrollHeight;
@@ -186,7 +189,8 @@ async function call(path, body, signal) {
   if (key) headers.Authorization = `Bearer ${key}`;
   let response;
   try {
-    response = await fetch(BASE + path, { method: body ? "POST" : "GET", headers, body: body && JSON.stringify(body), signal });
+    const method = body ? "POST" : "GET";
+    response = await fetch(BASE + path, { method, headers, body: body && JSON.stringify(body), signal });
   } catch (error) {
     throw signal?.aborted ? error : new Problem("unreachable");
   }
@@ -267,11 +271,11 @@ const defaultOf = (name, own) => sampling()[name] ?? (Object.keys(sampling()).le
 const temperature = () => settings.temperature ?? defaultOf("temperature", isBase() ? 0.8 : 0.6);
 const topP = () => settings.topP ?? defaultOf("top_p", 0.9);
 
-function request(each, question, meta) {
+function request(each, question, seed) {
   const context = model().context_length;
   const asked = {
     model: model().id, stream: true, stream_options: { include_usage: true }, temperature: temperature(),
-    top_p: topP(), seed: meta.seed, max_tokens: Math.min(settings.length ?? (question.isText ? 256 : 1024), context),
+    top_p: topP(), seed, max_tokens: Math.min(settings.length ?? (question.isText ? 256 : 1024), context),
   };
   if (question.isText) {
     if (settings.probabilities) asked.logprobs = NUM_TOP;
@@ -279,8 +283,9 @@ function request(each, question, meta) {
     return ["v1/completions", { ...asked, prompt: question.content + written }];
   }
   if (settings.probabilities) Object.assign(asked, { logprobs: true, top_logprobs: NUM_TOP });
+  const isAnswered = (i) => each.messages[i + 1]?.role === "assistant";
   const messages = each.messages.filter((message, i) => // a question without an answer is left out
-    !message.isText && (message.role === "assistant" || each.messages[i + 1]?.role === "assistant" || message === question));
+    !message.isText && (message.role === "assistant" || isAnswered(i) || message === question));
   if (settings.system?.trim()) messages.unshift({ role: "system", content: settings.system });
   return ["v1/chat/completions", { ...asked, messages: messages.map(({ role, content }) => ({ role, content })) }];
 }
@@ -289,18 +294,15 @@ function request(each, question, meta) {
 async function answer(each, { before, goesOn = false } = {}) {
   const question = each.messages.findLast((message) => message.role === "user");
   if (!goesOn) question.isText = isBase();
-  const given = /^[0-9]+$/.test(settings.seed ?? "") ? Number(settings.seed) : undefined;
-  const meta = { tokens: 0, seed: given ?? Math.floor(Math.random() * 2 ** 31), model: model().id };
-  const [path, body] = request(each, question, meta);
+  const seed = /^[0-9]+$/.test(settings.seed ?? "") ? Number(settings.seed) : Math.floor(Math.random() * 2 ** 31);
+  const meta = { tokens: 0, seed, model: model().id };
+  const [path, body] = request(each, question, seed);
   const message = goesOn ? each.messages.at(-1) : { role: "assistant", content: "", isText: question.isText };
   if (!goesOn) each.messages.push(message);
-  const metaBefore = message.meta;
+  const { content: contentBefore, meta: metaBefore } = message;
   message.meta = meta;
-  const start = message.content.length;
-  const run = { controller: new AbortController(), message, numChars: 0 };
-  each.run = run;
-  each.model = meta.model;
-  each.problem = undefined;
+  const run = { controller: new AbortController(), message, numChars: 0, sent: performance.now() };
+  Object.assign(each, { run, model: meta.model, problem: undefined });
   save(each);
   if (each === chat) {
     showLog();
@@ -309,51 +311,49 @@ async function answer(each, { before, goesOn = false } = {}) {
   }
   $("news").textContent = say("writing");
   show();
-  const sent = performance.now();
-  let first;
-  let firstChars = 0;
-  let saved = sent;
   try {
-    for await (const event of events(await call(path, body, run.controller.signal))) {
-      if (event.usage) meta.tokens = event.usage.completion_tokens;
-      const choice = event.choices[0];
-      if (!choice) continue;
-      if (choice.finish_reason === "length") meta.end = "cut";
-      const piece = choice.delta?.content ?? choice.text ?? "";
-      if (!piece) continue;
-      const now = performance.now();
-      if (first === undefined) {
-        first = now;
-        firstChars = piece.length;
-      }
-      meta.last = now;
-      write(each, run, piece, choice.logprobs);
-      if (now - saved > 1000) {
-        save(each);
-        saved = now;
-      }
-    }
+    await receive(each, run, await call(path, body, run.controller.signal));
   } catch (error) {
     if (run.controller.signal.aborted) meta.end = "stopped";
     else fail(each, error);
-    if (message.content.length === start) {
-      if (goesOn) message.meta = metaBefore;
-      else each.messages.splice(-1, 1, ...(before ? [before] : []));
+    if (message.content === contentBefore) { // nothing came
+      message.meta = metaBefore;
+      if (!goesOn) each.messages.splice(-1, 1, ...(before ? [before] : []));
     }
   }
-  // The tokens after the first piece, by the time they took: that of the prompt does not count.
-  const share = 1 - firstChars / (message.content.length - start);
-  const seconds = (meta.last - first) / 1e3;
-  if (meta.tokens) meta.speed = seconds > 0.02 ? (meta.tokens * share) / seconds : meta.tokens / ((performance.now() - sent) / 1e3);
-  delete meta.last;
   each.run = undefined;
-  if (chats.has(each.id)) save(each);
+  if (chats.has(each.id)) save(each); // it was not deleted meanwhile
   if (each === chat) {
     showLog();
     scrollDown();
-    $("news").textContent = each.problem ? "" : message.content.slice(start);
+    $("news").textContent = each.problem ? "" : message.content.slice(contentBefore.length);
   }
   show();
+}
+
+/** Read the stream of an answer into its message. */
+async function receive(each, run, response) {
+  const { message } = run;
+  const start = message.content.length;
+  let [first, last, firstChars, saved] = [0, 0, 0, performance.now()];
+  for await (const event of events(response)) {
+    if (event.usage) message.meta.tokens = event.usage.completion_tokens;
+    const choice = event.choices[0];
+    if (choice?.finish_reason === "length") message.meta.end = "cut";
+    const piece = choice?.delta?.content ?? choice?.text ?? "";
+    if (!piece) continue;
+    last = performance.now();
+    if (!first) [first, firstChars] = [last, piece.length];
+    write(each, run, piece, choice.logprobs);
+    if (last - saved < 1000) continue;
+    save(each);
+    saved = last;
+  }
+  // The tokens after the first piece, by the time they took: that of the prompt does not count. A text that came at
+  // once has no such time.
+  const isPaced = last - first > 20;
+  const share = isPaced ? 1 - firstChars / (message.content.length - start) : 1;
+  message.meta.speed = (message.meta.tokens * share * 1e3) / (last - (isPaced ? first : run.sent));
 }
 
 function write(each, run, piece, logprobs) {
@@ -366,7 +366,8 @@ function write(each, run, piece, logprobs) {
   scrollDown();
 }
 
-const nameOf = ({ token, bytes }) => (token.includes("\ufffd") && bytes ? bytes.map((byte) => byte.toString(16)).join(" ") : token);
+const nameOf = ({ token, bytes }) => // bytes that are no whole characters in hex
+  (token.includes("\ufffd") && bytes ? bytes.map((byte) => byte.toString(16)).join(" ") : token);
 
 /** A piece of text cut into its tokens: [{text, tokens}]. Tokens that share a character stay together. */
 function tokenParts(piece, logprobs, numChars) {
@@ -382,7 +383,8 @@ function tokenParts(piece, logprobs, numChars) {
     const decoder = new TextDecoder();
     for (const token of logprobs.content)
       push(decoder.decode(Uint8Array.from(token.bytes ?? []), { stream: true }),
-        { text: nameOf(token), logprob: token.logprob, top: token.top_logprobs.map((each) => [nameOf(each), each.logprob]) });
+        { text: nameOf(token), logprob: token.logprob,
+          top: token.top_logprobs.map((each) => [nameOf(each), each.logprob]) });
   } else if (logprobs?.tokens) {
     const letters = Array.from(piece);
     const starts = logprobs.text_offset.map((offset) => offset - numChars);
@@ -402,6 +404,7 @@ async function ask(content) {
   chat.messages.push({ role: "user", content, isText });
   save(chat);
   if (location.hash.slice(1) !== chat.id) history.replaceState(null, "", `#${chat.id}`);
+  removed = undefined;
   $("input").value = "";
   session.set("draft", "");
   fitInput();
@@ -418,7 +421,7 @@ function again() {
   }
 }
 
-/** Ask another question in place of this one. If more was asked after it, that stays, in a conversation of its own. */
+/** Ask another question in place of this one. If more was asked after it, this happens in a new conversation. */
 function edit(at, content) {
   if (!model() || chat.run) return;
   const isText = isBase();
@@ -486,8 +489,8 @@ function showLog() {
 function showAnswer(turn, message) {
   const box = turn.querySelector(".said.assistant, .text") ?? turn.appendChild(make("div", "text"));
   const body = make("span", "answer");
-  const parts = message.parts?.map((part) => part.text).join("") === message.content ? message.parts : [{ text: message.content }];
-  body.append(...(settings.probabilities ? parts : [{ text: message.content }]).flatMap(partNodes));
+  const isWhole = message.parts?.map((part) => part.text).join("") === message.content;
+  body.append(...(settings.probabilities && isWhole ? message.parts : [{ text: message.content }]).flatMap(partNodes));
   box.append(body);
   const first = body.querySelector(".token");
   if (first) {
@@ -525,7 +528,8 @@ function about(meta) {
 function welcome() {
   const element = make("div", "welcome");
   if (!model()) return element;
-  element.append(make("p", "", say(isBase() ? "begin" : "welcome")), make("small", "", say(isBase() ? "beginHint" : "welcomeHint")));
+  element.append(make("p", "", say(isBase() ? "begin" : "welcome")));
+  element.append(make("small", "", say(isBase() ? "beginHint" : "welcomeHint")));
   if (isBase()) element.append(make("button", "start", say("surprise"), { type: "button", onclick: () => ask("") }));
   return element;
 }
@@ -576,7 +580,7 @@ function show() {
     "key-go": "useKey", "input-label": isBase() ? "begin" : "ask", go: isBase() ? "go" : "send", stop: "stop",
   };
   for (const [id, name] of Object.entries(labels)) $(id).textContent = say(name);
-  for (const [id, name] of [["log", "log"], ["model", "model"], ["menu", "menu"], ["chats-label", "chats"]])
+  for (const [id, name] of [["log", "log"], ["model", "model"], ["menu", "menu"], ["side", "menu"], ["chats", "chats"]])
     $(id).setAttribute("aria-label", say(name));
   $("menu").textContent = "☰";
   $("input").placeholder = say(isBase() ? "begin" : "ask");
@@ -679,7 +683,8 @@ function moveToken(event) {
   const token = event.target.closest(".token");
   if (!token) return;
   const all = [...token.parentElement.querySelectorAll(".token")];
-  const to = { ArrowLeft: all.indexOf(token) - 1, ArrowRight: all.indexOf(token) + 1, Home: 0, End: all.length - 1 }[event.key];
+  const at = all.indexOf(token);
+  const to = { ArrowLeft: at - 1, ArrowRight: at + 1, Home: 0, End: all.length - 1 }[event.key];
   if (to === undefined || !all[to]) return;
   event.preventDefault();
   token.tabIndex = -1;
@@ -723,6 +728,7 @@ $("new").onclick = () => {
   showDrawer(false);
   focusInput();
 };
+$("chats").onclick = (event) => event.target.closest("a") && showDrawer(false);
 $("undo").onclick = () => {
   save(removed);
   location.hash = removed.id;
@@ -802,8 +808,11 @@ document.onkeydown = (event) => {
   else chat.run?.controller.abort();
 };
 prefersDark.onchange = show;
-window.onhashchange = open;
-window.onresize = fitInput;
+window.onhashchange = openChat;
+window.onresize = () => {
+  fitInput();
+  scrollDown();
+};
 window.onpagehide = () => chats.forEach((each) => each.run && save(each));
 window.onstorage = ({ key: name }) => { // of another tab
   if (!name?.startsWith(`${PREFIX}chat:`)) return;
@@ -825,7 +834,7 @@ $("system").value = settings.system ?? "";
 $("length").value = settings.length ?? "";
 $("seed").value = settings.seed ?? "";
 $("settings").open = settings.probabilities === true;
-open();
+openChat();
 show();
 fitInput();
 loadModels().then(() => ($("log").scrollTop = $("log").scrollHeight));

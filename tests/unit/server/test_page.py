@@ -74,7 +74,7 @@ def test_texts_never_become_html() -> None:
 def test_every_label_exists() -> None:
     """In both languages, and every field of the page has one."""
     script, page = web.source("chat.js"), web.source("chat.html")
-    english, chinese = (set(re.findall(r"(?:^|[ {])(\w+): (?=\"|\()", part)) for part in
+    english, chinese = (set(re.findall(r"(?:^|[ {])(\w+):\s+(?=[\"(])", part)) for part in
                         script[: script.index("\nconst number")].split("\n  zh: {"))  # fmt: skip
     assert english == chinese and len(english) > 40
     ids = {attributes["id"] for _, attributes in Elements(page).found if "id" in attributes}
