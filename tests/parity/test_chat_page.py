@@ -375,6 +375,25 @@ def test_stopping_and_losing_the_connection(page: Callable[..., Page]) -> None:
     assert it.run("return document.querySelector('.turn:last-child .answer').textContent") == whole and it.problem == ""
 
 
+def test_an_answer_goes_on_while_another_conversation_is_shown(page: Callable[..., Page]) -> None:
+    it = page(("base",))
+    it.set(seed=3, length=200)
+    it.between.pause_seconds = 0.3
+    it.element("input").send_keys("Once upon a time" + ENTER)
+    it.wait("document.querySelector('.answer')?.textContent.length > 0")
+    it.element("new").click()
+    it.wait("document.querySelector('.answer') === null")
+    assert it.element("go").is_displayed()
+    it.between.pause_seconds = 0
+    it.ask("One day")
+    assert it.run("return document.querySelector('.text').textContent").startswith("One day")
+    it.browser.find_element("link text", "Once upon a time").click()
+    it.wait("document.querySelector('.given').textContent === 'Once upon a time'")
+    it.finished()
+    first = it.run("return document.querySelector('.answer').textContent")
+    assert first == answer_of(it, it.between.bodies[0], "v1/completions") and it.errors() == []
+
+
 def test_errors_are_one_line_and_lose_nothing(page: Callable[..., Page]) -> None:
     it = page()
     it.set(length=16, seed=2)
@@ -408,6 +427,11 @@ def test_errors_are_one_line_and_lose_nothing(page: Callable[..., Page]) -> None
         it.browser.switch_to.active_element.send_keys(ENTER)  # the first question again, elsewhere
         it.finished()
         assert it.said == before
+    it.browser.set_network_conditions(offline=True, latency=0, throughput=1)
+    it.act("Try again")
+    it.finished()
+    assert it.problem == "The server cannot be reached. Check that it runs, then try again." and it.said == before
+    it.browser.delete_network_conditions()
     long = "word " * 300
     it.run("document.getElementById('input').value = arguments[0]", long)
     it.ask("")
@@ -555,9 +579,13 @@ def test_input_methods(page: Callable[..., Page]) -> None:
 
 def test_looks_and_labels(page: Callable[..., Page]) -> None:
     it = page(("chat", "base"))
-    it.set(length=12)
-    it.ask("A question " + "of many words " * 3 + "x" * 80)
+    it.set(length=8)
+    it.ask("A question " + "of many words " * 2 + "x" * 60)
     assert it.element("news").get_attribute("role") == "status" and it.text("news") == it.said[-1]
+    it.browser.find_element("css selector", "#model option[value=base]").click()
+    it.set(length=120)
+    for _ in range(3):
+        it.ask("Once")
     colors = []
     for _ in range(2):
         colors.append(it.run("return getComputedStyle(document.body).backgroundColor"))
@@ -568,12 +596,14 @@ def test_looks_and_labels(page: Callable[..., Page]) -> None:
     assert it.run("return getComputedStyle(document.body).backgroundColor") == colors[1]
     it.element("theme").click()
     for width in (320, 390, 700, 1200):
-        screen = {"width": width, "height": 700, "deviceScaleFactor": 1, "mobile": width < 500}
+        screen = {"width": width, "height": 420, "deviceScaleFactor": 1, "mobile": width < 500}
         it.browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
         assert it.run("return document.documentElement.scrollWidth") <= width
+        assert it.run("return document.documentElement.scrollHeight") <= 420  # only the log scrolls
+        assert it.run("const e = document.getElementById('log'); return e.scrollHeight > e.clientHeight")
         for name in ("input", "go", "log"):
             box = it.element(name).rect
-            assert box["x"] >= 0 and box["x"] + box["width"] <= width and box["y"] + box["height"] <= 700, (name, width)
+            assert box["x"] >= 0 and box["x"] + box["width"] <= width and box["y"] + box["height"] <= 420, (name, width)
         visibility = "visible" if width > 736 else "hidden"
         it.wait(f"getComputedStyle(document.getElementById('side')).visibility === '{visibility}'")
         if width <= 736:
@@ -591,6 +621,6 @@ def test_looks_and_labels(page: Callable[..., Page]) -> None:
     assert unnamed == []
     assert it.element("log").get_attribute("aria-live") == "off"  # it would read each token
     it.element("language").click()
-    assert it.element("go").text == "发送" and it.run("return document.documentElement.lang") == "zh-Hans"
+    assert it.element("go").text == "续写" and it.run("return document.documentElement.lang") == "zh-Hans"
     it.element("language").click()
     assert it.errors() == []

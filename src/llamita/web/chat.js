@@ -154,6 +154,12 @@ const title = ({ messages }) =>
 const model = () => models.find((each) => each.id === $("model").value);
 const isBase = () => model()?.chat === false;
 
+/** Show a conversation; none: a new one. */
+function visit(id) {
+  history.pushState(null, "", id ? `#${id}` : location.pathname + location.search);
+  openChat();
+}
+
 function openChat() {
   const found = chats.get(location.hash.slice(1));
   if (found === chat) return;
@@ -169,7 +175,7 @@ function remove(each) {
   chats.delete(each.id);
   keep(`chat:${each.id}`, undefined);
   removed = each;
-  if (each === chat) location.hash = "";
+  if (each === chat) visit();
   show();
   $("undo").focus();
 }
@@ -724,14 +730,14 @@ $("stop").onclick = () => {
   focusInput();
 };
 $("new").onclick = () => {
-  if (location.hash) location.hash = "";
+  visit();
   showDrawer(false);
   focusInput();
 };
 $("chats").onclick = (event) => event.target.closest("a") && showDrawer(false);
 $("undo").onclick = () => {
   save(removed);
-  location.hash = removed.id;
+  visit(removed.id);
   removed = undefined;
   show();
 };
@@ -808,7 +814,7 @@ document.onkeydown = (event) => {
   else chat.run?.controller.abort();
 };
 prefersDark.onchange = show;
-window.onhashchange = openChat;
+window.onpopstate = openChat;
 window.onresize = () => {
   fitInput();
   scrollDown();
