@@ -26,7 +26,7 @@ from llamita.sampling import RuntimeOptions  # noqa: E402
 from llamita.server.app import ServedModel, Server  # noqa: E402
 
 pytestmark = [pytest.mark.cross, pytest.mark.usefixtures("engine_build")]
-ENTER, ESCAPE, RIGHT, HOME = "\ue007", "\ue00c", "\ue014", "\ue011"
+ENTER, SHIFT, CONTROL, ESCAPE, RIGHT, HOME = "\ue007", "\ue008", "\ue009", "\ue00c", "\ue014", "\ue011"
 SAID = "Array.from(document.querySelectorAll('.said'), (e) => e.textContent)"
 
 
@@ -360,6 +360,12 @@ def test_stopping_and_losing_the_connection(page: Callable[..., Page]) -> None:
         written = it.run("return document.querySelector('.turn:last-child .answer').textContent")
         assert answer_of(it, it.between.bodies[0], "v1/completions").startswith(written) and it.problem == ""
         assert "stopped" in it.text("log")
+    it.element("input").send_keys("Once upon a time" + ENTER)
+    it.wait("document.querySelector('.turn:last-child .answer')?.textContent.length > 0")
+    it.reload()
+    written = it.run("return document.querySelector('.turn:last-child .answer').textContent")
+    assert answer_of(it, it.between.bodies[0], "v1/completions").startswith(written) and len(written) > 0
+    assert it.run("return document.querySelector('.turn:last-child .acts').textContent").endswith("seed 3 · stopped")
     it.between.cut_after = 3
     it.between.pause_seconds = 0.1
     it.ask("One day")
@@ -533,6 +539,14 @@ def test_texts_are_texts(page: Callable[..., Page]) -> None:
     token = it.browser.find_element("class name", "token")
     token.click()
     assert html in it.text("token-info")
+    for script in ("", "navigator.clipboard.writeText = () => Promise.reject()"):  # as on a page of http
+        it.run(script)
+        it.act("Copy")
+        it.wait("Array.from(document.querySelectorAll('#log button')).some((e) => e.textContent === 'Copied')")
+        it.element("input").send_keys(CONTROL + "v")
+        assert it.element("input").get_attribute("value") == html
+        it.element("input").clear()
+        it.run("showLog()")
     raw = "😀".encode()
     it.between.stream(
         {"delta": {"content": "a"}, "logprobs": logprob("a", b" a")},
@@ -571,7 +585,7 @@ def test_input_methods(page: Callable[..., Page]) -> None:
     assert it.element("input").get_attribute("value") == "你好"
     webdriver = pytest.importorskip("selenium.webdriver")
     chain = webdriver.ActionChains(it.browser)
-    chain.key_down("\ue008").send_keys(ENTER).key_up("\ue008").send_keys("second").perform()
+    chain.key_down(SHIFT).send_keys(ENTER).key_up(SHIFT).send_keys("second").perform()
     assert it.element("input").get_attribute("value") == "你好\nsecond"
     it.ask("")
     assert it.said[0] == "你好\nsecond" and it.between.bodies[-1]["messages"][-1]["content"] == "你好\nsecond"

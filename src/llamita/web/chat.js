@@ -24,7 +24,7 @@ const TEXTS = {
     tokens: "Tokens; the arrow keys show what else they might have been", key: "This server needs an API key",
     useKey: "Use", forget: "Forget the key", dark: "Dark", light: "Light", other: "中文", writing: "Writing…",
     wrongKey: "The server does not accept this key.",
-    done: ({ tokens, speed, seed }) => [`${tokens} tokens`, `${number(speed)} tokens/s`, `seed ${seed}`],
+    done: ({ tokens, speed }) => `${tokens} tokens · ${number(speed)} tokens/s`, seeded: (seed) => `seed ${seed}`,
     stopped: "stopped", cut: "reached the limit of tokens",
     unreachable: "The server cannot be reached. Check that it runs, then try again.",
     lost: "The connection was lost; the answer is not complete.",
@@ -51,7 +51,7 @@ const TEXTS = {
     tokens: "词元；用方向键查看其他可能", key: "此服务器需要 API 密钥",
     useKey: "使用", forget: "清除密钥", dark: "深色", light: "浅色", other: "English", writing: "正在写…",
     wrongKey: "服务器不接受此密钥。",
-    done: ({ tokens, speed, seed }) => [`${tokens} 个词元`, `每秒 ${number(speed)} 个`, `种子 ${seed}`],
+    done: ({ tokens, speed }) => `${tokens} 个词元 · 每秒 ${number(speed)} 个`, seeded: (seed) => `种子 ${seed}`,
     stopped: "已停止", cut: "已达词元上限",
     unreachable: "无法连接服务器。请确认它正在运行，然后重试。",
     lost: "连接中断，回答不完整。",
@@ -126,7 +126,10 @@ function newChat() {
 
 function save(each) {
   each.at = Date.now();
-  const messages = each.messages.map(({ role, content, isText, meta }) => ({ role, content, isText, meta }));
+  const messages = each.messages.map((message) => {
+    const { role, content, isText, meta } = message;
+    return { role, content, isText, meta: message === each.run?.message ? { ...meta, end: "stopped" } : meta };
+  });
   const isKept = keep(`chat:${each.id}`, { id: each.id, at: each.at, model: each.model, messages });
   chats.set(each.id, each);
   if (!isKept) each.problem = ["full"];
@@ -298,6 +301,7 @@ function request(each, question, seed) {
 
 /** Ask for the answer to the last question. before: the answer that it replaces. goesOn: continue the last text. */
 async function answer(each, { before, goesOn = false } = {}) {
+  if (!model()) return;
   const question = each.messages.findLast((message) => message.role === "user");
   if (!goesOn) question.isText = isBase();
   const seed = /^[0-9]+$/.test(settings.seed ?? "") ? Number(settings.seed) : Math.floor(Math.random() * 2 ** 31);
@@ -320,8 +324,8 @@ async function answer(each, { before, goesOn = false } = {}) {
   try {
     await receive(each, run, await call(path, body, run.controller.signal));
   } catch (error) {
-    if (run.controller.signal.aborted) meta.end = "stopped";
-    else fail(each, error);
+    meta.end = "stopped";
+    if (!run.controller.signal.aborted) fail(each, error);
     if (message.content === contentBefore) { // nothing came
       message.meta = metaBefore;
       if (!goesOn) each.messages.splice(-1, 1, ...(before ? [before] : []));
@@ -527,7 +531,8 @@ function actions(message, at, isLast, turn) {
 }
 
 function about(meta) {
-  const parts = [models.length > 1 && meta.model, ...(meta.tokens ? say("done", meta) : []), meta.end && say(meta.end)];
+  const name = models.length > 1 && meta.model;
+  const parts = [name, meta.tokens && say("done", meta), say("seeded", meta.seed), meta.end && say(meta.end)];
   return parts.filter(Boolean).join(" · ");
 }
 
@@ -553,7 +558,7 @@ function showEdit(turn, at) {
   };
   area.onkeydown = (event) => {
     if (isEnter(event)) form.requestSubmit();
-    if (event.key === "Escape") showLog();
+    if (event.key === "Escape" && !event.isComposing) showLog();
   };
   turn.replaceChildren(form);
   area.focus();
@@ -818,6 +823,7 @@ window.onpopstate = openChat;
 window.onresize = () => {
   fitInput();
   scrollDown();
+  if (getComputedStyle($("menu")).display === "none") showDrawer(false);
 };
 window.onpagehide = () => chats.forEach((each) => each.run && save(each));
 window.onstorage = ({ key: name }) => { // of another tab
