@@ -308,6 +308,19 @@ def test_conversations_are_kept_and_deleted(page: Callable[..., Page]) -> None:
             it.browser.close()
     it.browser.switch_to.window(first)
 
+    it.run(  # fill the storage
+        "for (let size = 1 << 20, i = 0; size > 16; i++) "
+        "try { localStorage.setItem(`other${i}`, 'x'.repeat(size)); } catch { size >>= 1; }"
+    )
+    it.element("new").click()
+    it.ask("Five")
+    assert it.problem.startswith("The browser's storage is full") and it.said[0] == "Five" and len(it.said) == 2
+    it.run("Object.keys(localStorage).filter((n) => n.startsWith('other')).forEach((n) => localStorage.removeItem(n))")
+    it.ask("Six")
+    assert it.problem == "" and len(it.said) == 4
+    it.reload()
+    assert it.titles[0] == "Five" and len(it.said) == 4
+
 
 def test_a_base_model_continues_texts(page: Callable[..., Page]) -> None:
     it = page(("chat", "base"))
