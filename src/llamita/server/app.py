@@ -9,7 +9,7 @@ import hashlib
 import hmac
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from typing import Any, Final
 
 import anyio
@@ -28,6 +28,7 @@ from llamita.engine import Request as EngineRequest
 from llamita.errors import ChatError, EngineError
 from llamita.sampling import DEFAULT_COMPUTE, ComputeOptions, SamplingParams
 from llamita.server.answers import Answer, OpenAiAnswer, json_bytes
+from llamita.server.embeddings import Embedder, embedding_inputs, embeddings_object, encoding_of
 from llamita.server.errors import ApiError
 from llamita.server.metrics import CONTENT_TYPE, Metrics
 from llamita.server.ollama import LATEST, OllamaRoutes
@@ -80,6 +81,7 @@ class Serving:
         self.adapters = served.adapters
         self.created = int(time.time())
         self.worker = Worker(served.model, runtime, num_parallel=limits.num_parallel, max_queue=limits.max_queue)
+        self.embedder = Embedder(served.model, runtime, served.adapters, limits.num_parallel + limits.max_queue)
         self._grammars: dict[tuple[str, frozenset[int]], GrammarState] = {}  # by their source
         self._encoder: ChatEncoder | None = None
         self._encoding = asyncio.Lock()
@@ -139,6 +141,7 @@ class Serving:
 
     def close(self) -> None:
         self.worker.close()
+        self.embedder.close()
         if self._encoder is not None:
             self._encoder.close()
 
@@ -165,6 +168,7 @@ class Server:
         routes = [
             Route("/v1/chat/completions", self._chat, methods=post),
             Route("/v1/completions", self._completions, methods=post),
+            Route("/v1/embeddings", self._embeddings, methods=post),
             Route("/v1/models", self._models, methods=get),
             Route("/v1/models/{name:path}", self._model, methods=get),
             Route("/tokenize", self._tokenize, methods=post),
@@ -237,6 +241,23 @@ class Server:
         grammar = await serving.start_grammar(grammar_of(body), frozenset())
         group = serving.submit(params, prompts, grammar)
         return self.respond(OpenAiAnswer(serving.name, serving.model, group, params, frozenset(), is_chat=False))
+
+    async def _embeddings(self, request: Request) -> Response:
+        body = await self.read_body(request)
+        serving = self.find(body)
+        encode = encoding_of(body)
+        inputs = await asyncio.to_thread(embedding_inputs, body, serving.model, serving.worker.context_tokens)
+
+        async def work() -> dict[str, Any]:
+            vectors = await serving.embedder.embed(inputs)
+            return embeddings_object(serving.name, encode(vectors), sum(map(len, inputs)))
+
+        return self.compute(work, sum(map(len, inputs)))
+
+    def compute(self, work: Callable[[], Coroutine[Any, Any, dict[str, Any]]], num_tokens: int) -> Response:
+        """The response of a request that reads this many tokens and is answered by an object. The
+        work is cancelled when the client leaves."""
+        return _Computing(work, num_tokens, self._limits.answer_seconds, self._metrics)
 
     def respond(self, answer: Answer) -> Response:
         """The response of a request whose texts were submitted."""
@@ -327,38 +348,19 @@ class _Generating(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         answer = self._answer
-        sending = asyncio.ensure_future(
-            self._stream(send) if answer.params.stream else self._whole(scope, receive, send)
-        )
-        leaving = asyncio.ensure_future(_disconnected(receive))
-        cancelled = False
+        sending = self._stream(send) if answer.params.stream else self._whole(scope, receive, send)
+        cancelled = True
         try:
-            await asyncio.wait({sending, leaving}, return_when=asyncio.FIRST_COMPLETED)
-            if not sending.done():
-                cancelled = True
-            else:
-                await sending
-        except (OSError, ClientDisconnect):
-            cancelled = True
+            cancelled = not await _while_connected(sending, receive)
         finally:
             answer.group.cancel()
-            for task in (sending, leaving):
-                task.cancel()
-            await asyncio.gather(sending, leaving, return_exceptions=True)
             seconds = time.perf_counter() - self._start
             numbers = answer.num_prompt_tokens, answer.num_new_tokens
             self._metrics.count_text(*numbers, answer.first_token_seconds, seconds, cancelled=cancelled)
             scope["llamita.note"] = f"{numbers[0]}+{numbers[1]} tokens" + (", client left" if cancelled else "")
 
     async def _whole(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            with anyio.fail_after(self._seconds):
-                response = _json(await self._answer.whole())
-        except TimeoutError:
-            response = _error_response(self._too_slow(), scope["path"])
-        except ApiError as error:
-            response = _error_response(error, scope["path"])
-        await response(scope, receive, send)
+        await (await _object_within(self._seconds, self._answer.whole(), scope))(scope, receive, send)
 
     async def _stream(self, send: Send) -> None:
         answer = self._answer
@@ -376,13 +378,33 @@ class _Generating(Response):
                         await send({"type": "http.response.body", "body": chunks, "more_body": True})
             last = answer.last_chunks()
         except TimeoutError:
-            last = answer.error_chunks(self._too_slow())
+            last = answer.error_chunks(_too_slow(self._seconds))
         except ApiError as error:
             last = answer.error_chunks(error)
         await send({"type": "http.response.body", "body": last, "more_body": False})
 
-    def _too_slow(self) -> ApiError:
-        return ApiError(503, f"the answer took more than {self._seconds:g} s", code="timeout")
+
+class _Computing(Response):
+    """An object while it is computed, in one piece."""
+
+    def __init__(
+        self, work: Callable[[], Coroutine[Any, Any, dict[str, Any]]], num_tokens: int, seconds: float, metrics: Metrics
+    ) -> None:
+        self._work, self._num_tokens, self._seconds, self._metrics = work, num_tokens, seconds, metrics
+        self._start = time.perf_counter()
+        self.background = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        cancelled = True
+        try:
+            cancelled = not await _while_connected(self._send(scope, receive, send), receive)
+        finally:
+            seconds = time.perf_counter() - self._start
+            self._metrics.count_text(self._num_tokens, 0, None, seconds, cancelled=cancelled)
+            scope["llamita.note"] = f"{self._num_tokens} tokens" + (", client left" if cancelled else "")
+
+    async def _send(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await (await _object_within(self._seconds, self._work(), scope))(scope, receive, send)
 
 
 class _Guard:
@@ -408,7 +430,7 @@ class _Guard:
             if scope["path"] not in OPEN_ROUTES and not self._server.is_allowed(header):
                 wrong = ApiError(401, "the API key is missing or wrong: expected Authorization: Bearer KEY",
                                  code="invalid_api_key")  # fmt: skip
-                await _error_response(wrong, scope["path"])(scope, receive, counted)
+                await _error_response(wrong, _route_path(scope))(scope, receive, counted)
             else:
                 await self._app(scope, receive, counted)
         except ClientDisconnect:  # while it sent its body
@@ -420,6 +442,43 @@ class _Guard:
             milliseconds = (time.perf_counter() - start) * 1e3
             note = scope.get("llamita.note", "")
             log.info("%s %s %d %.1f ms %s", scope["method"], path, status, milliseconds, note)
+
+
+async def _object_within(seconds: float, work: Coroutine[Any, Any, dict[str, Any]], scope: Scope) -> Response:
+    """The response with the object, or with an error."""
+    try:
+        with anyio.fail_after(seconds):
+            return _json(await work)
+    except TimeoutError:
+        return _error_response(_too_slow(seconds), _route_path(scope))
+    except ApiError as error:
+        return _error_response(error, _route_path(scope))
+
+
+def _too_slow(seconds: float) -> ApiError:
+    return ApiError(503, f"the answer took more than {seconds:g} s", code="timeout")
+
+
+def _route_path(scope: Scope) -> str:
+    """The path without the prefix of a proxy."""
+    return str(scope["path"]).removeprefix(scope.get("root_path", ""))
+
+
+async def _while_connected(sending: Coroutine[Any, Any, None], receive: Receive) -> bool:
+    """Send a response; stop when the client leaves. Returns whether it stayed."""
+    tasks = asyncio.ensure_future(sending), asyncio.ensure_future(_disconnected(receive))
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if not tasks[0].done():
+            return False
+        await tasks[0]
+    except (OSError, ClientDisconnect):
+        return False
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    return True
 
 
 async def _disconnected(receive: Receive) -> None:
@@ -437,18 +496,18 @@ def _error_response(error: ApiError, path: str) -> Response:
 
 async def _api_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
-    return _error_response(error, request.url.path)
+    return _error_response(error, _route_path(request.scope))
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     what = f"{request.method} {request.url.path[:100]}: {error.detail}"
-    return _error_response(ApiError(error.status_code, what, headers=error.headers), request.url.path)
+    return _error_response(ApiError(error.status_code, what, headers=error.headers), _route_path(request.scope))
 
 
 async def _bug(request: Request, error: Exception) -> Response:
     """Starlette raises the exception again after this, so that the log has it."""
-    return _error_response(ApiError(500, "a bug of the server; its log has more"), request.url.path)
+    return _error_response(ApiError(500, "a bug of the server; its log has more"), _route_path(request.scope))
 
 
 def _model_object(serving: Serving) -> dict[str, Any]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import datetime
 import hashlib
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 from starlette.requests import Request
@@ -18,6 +19,7 @@ from llamita.engine import Grammar, GrammarState, Model, encode_prompt
 from llamita.errors import EngineError
 from llamita.sampling import MAX_TOKENS, MAX_TOP_K, SamplingParams
 from llamita.server.answers import Answer, Piece, json_bytes
+from llamita.server.embeddings import Embedder, embedding_inputs
 from llamita.server.errors import ApiError
 from llamita.server.parameters import (
     NamedGrammar,
@@ -50,6 +52,7 @@ class Serving(Protocol):
     sampling: SamplingParams
     created: int
     worker: Worker
+    embedder: Embedder
 
     async def encode_chat(self, body: dict[str, Any]) -> tuple[list[int], frozenset[int]]: ...
 
@@ -70,6 +73,8 @@ class Host(Protocol):
 
     def respond(self, answer: Answer) -> Response: ...
 
+    def compute(self, work: Callable[[], Coroutine[Any, Any, dict[str, Any]]], num_tokens: int) -> Response: ...
+
 
 class OllamaRoutes:
     """The routes under /api."""
@@ -85,6 +90,8 @@ class OllamaRoutes:
             Route("/api/show", self._show, methods=post),
             Route("/api/chat", self._chat, methods=post),
             Route("/api/generate", self._generate, methods=post),
+            Route("/api/embed", self._embed, methods=post),
+            Route("/api/embeddings", self._embed_one, methods=post),
             *(Route(f"/api/{name}", self._refuse, methods=every) for name in _REFUSED_ROUTES),
         ]
 
@@ -141,6 +148,43 @@ class OllamaRoutes:
             raise ApiError(400, str(error), param="prompt") from None
         starts = model.info.add_bos and ids[:1] != [model.info.bos_id]
         return [model.info.bos_id, *ids] if starts else ids, frozenset()
+
+    async def _embed(self, request: Request) -> Response:
+        start = time.perf_counter()
+        body = await self._host.read_body(request)
+        serving = self._host.find(body)
+        truncate = flag_field(body, "truncate", True)
+        head = {"model": _name(body, serving)}
+        if body.get("input") in ("", []):
+            return _json({**head, "embeddings": []})
+        limits = serving.model, serving.worker.context_tokens
+        inputs = await asyncio.to_thread(embedding_inputs, body, *limits, truncate=truncate)
+        num_tokens, submitted = sum(map(len, inputs)), time.perf_counter()
+
+        async def work() -> dict[str, Any]:
+            vectors = await serving.embedder.embed(inputs)
+            durations = {
+                "total_duration": _nanoseconds(time.perf_counter() - start),
+                "load_duration": _nanoseconds(submitted - start),
+            }
+            return {**head, "embeddings": vectors.tolist(), **durations, "prompt_eval_count": num_tokens}
+
+        return self._host.compute(work, num_tokens)
+
+    async def _embed_one(self, request: Request) -> Response:
+        """The route before /api/embed."""
+        body = await self._host.read_body(request)
+        serving = self._host.find(body)
+        if body.get("prompt") in (None, ""):
+            return _json({"embedding": []})
+        text_field(body, "prompt")
+        limits = serving.model, serving.worker.context_tokens, "prompt"
+        inputs = await asyncio.to_thread(embedding_inputs, body, *limits, truncate=True)
+
+        async def work() -> dict[str, Any]:
+            return {"embedding": (await serving.embedder.embed(inputs))[0].tolist()}
+
+        return self._host.compute(work, len(inputs[0]))
 
     # ---- models
 

@@ -73,13 +73,7 @@ class TextParams:
         prompt leaves no room in the context."""
         most = context_tokens if self.max_new_tokens == 0 else context_tokens - 1
         if len(ids) > most:
-            raise ApiError(
-                400,
-                f"This model's maximum context length is {context_tokens} tokens. However, your messages resulted in "
-                f"{len(ids)} tokens. Please reduce the length of the messages.",
-                param="messages",
-                code="context_length_exceeded",
-            )
+            raise too_long(len(ids), context_tokens, "messages")
         return Request(
             ids,
             context_tokens if self.max_new_tokens is None else self.max_new_tokens,
@@ -92,6 +86,17 @@ class TextParams:
             adapters,
             grammar,
         )
+
+
+def too_long(num_tokens: int, context_tokens: int, name: str) -> ApiError:
+    """The error for a text that the context does not hold, in the words that clients look for."""
+    return ApiError(
+        400,
+        f"This model's maximum context length is {context_tokens} tokens. However, your {name} resulted in "
+        f"{num_tokens} tokens. Please reduce the length of the {name}.",
+        param=name,
+        code="context_length_exceeded",
+    )
 
 
 def read_json(raw: bytes) -> dict[str, Any]:

@@ -62,6 +62,15 @@ def test_models(client: Client) -> None:
     assert shown.modelinfo["llama.context_length"] > 0 and shown.capabilities == ["completion"]
 
 
+def test_embed(client: Client) -> None:
+    api = connect(client)
+    [first] = api.embed("stories", "One day").embeddings
+    answer = api.embed(model="stories", input=["One day", "The end"], dimensions=len(first))
+    assert len(answer.embeddings) == 2 and answer.embeddings[0] == first
+    assert answer.prompt_eval_count > 2 and answer.total_duration > 0
+    assert api.embeddings(model="stories", prompt="The end").embedding == answer.embeddings[1]
+
+
 def test_errors(client: Client) -> None:
     api = connect(client)
     for call, status in (
