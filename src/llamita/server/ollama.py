@@ -19,7 +19,7 @@ from llamita.engine import Grammar, GrammarState, Model, encode_prompt
 from llamita.errors import EngineError
 from llamita.sampling import MAX_TOKENS, MAX_TOP_K, SamplingParams
 from llamita.server.answers import Answer, Piece, json_bytes
-from llamita.server.embeddings import Embedder, embedding_inputs
+from llamita.server.embeddings import Embedder, embedding_inputs, numbers
 from llamita.server.errors import ApiError
 from llamita.server.parameters import (
     NamedGrammar,
@@ -73,7 +73,7 @@ class Host(Protocol):
 
     def respond(self, answer: Answer) -> Response: ...
 
-    def compute(self, work: Callable[[], Coroutine[Any, Any, dict[str, Any]]], num_tokens: int) -> Response: ...
+    def compute(self, work: Callable[[], Coroutine[Any, Any, bytes]], num_tokens: int) -> Response: ...
 
 
 class OllamaRoutes:
@@ -161,13 +161,15 @@ class OllamaRoutes:
         inputs = await asyncio.to_thread(embedding_inputs, body, *limits, truncate=truncate)
         num_tokens, submitted = sum(map(len, inputs)), time.perf_counter()
 
-        async def work() -> dict[str, Any]:
-            vectors = await serving.embedder.embed(inputs)
-            durations = {
+        async def work() -> bytes:
+            vectors = await serving.embedder.embed(inputs, numbers)
+            end = {
+                **head,
                 "total_duration": _nanoseconds(time.perf_counter() - start),
                 "load_duration": _nanoseconds(submitted - start),
+                "prompt_eval_count": num_tokens,
             }
-            return {**head, "embeddings": vectors.tolist(), **durations, "prompt_eval_count": num_tokens}
+            return b'{"embeddings":[' + b",".join(vectors) + b"]," + json_bytes(end)[1:]
 
         return self._host.compute(work, num_tokens)
 
@@ -181,8 +183,9 @@ class OllamaRoutes:
         limits = serving.model, serving.worker.context_tokens, "prompt"
         inputs = await asyncio.to_thread(embedding_inputs, body, *limits, truncate=True)
 
-        async def work() -> dict[str, Any]:
-            return {"embedding": (await serving.embedder.embed(inputs))[0].tolist()}
+        async def work() -> bytes:
+            [vector] = await serving.embedder.embed(inputs, numbers)
+            return b'{"embedding":' + vector + b"}"
 
         return self._host.compute(work, len(inputs[0]))
 
