@@ -429,13 +429,13 @@ def _model_info(serving: Serving) -> dict[str, Any]:
         "rope.freq_base": info.rope_theta,
         "vocab_size": info.vocab_size,
     }
+    ends = {"bos": info.bos_id, "eos": info.eos_id}
     return {
         "general.architecture": info.architecture,
         "general.basename": info.name or serving.name,
         "general.parameter_count": info.num_parameters,
         **{f"{info.architecture}.{key}": value for key, value in of_architecture.items()},
-        "tokenizer.ggml.bos_token_id": info.bos_id,
-        "tokenizer.ggml.eos_token_id": info.eos_id,
+        **{f"tokenizer.ggml.{name}_token_id": id for name, id in ends.items() if id >= 0},
     }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import random
 from typing import Any
@@ -170,17 +169,6 @@ def test_requests_that_only_load(client: Client) -> None:
         assert (answer["response"], answer["done"], answer["done_reason"]) == ("", True, "load")
     answer = client.ok(CHAT, {"model": "stories", "messages": []})
     assert answer["message"] == {"role": "assistant", "content": ""} and answer["done_reason"] == "load"
-
-
-def test_leaving_cancels(client: Client) -> None:
-    body = {"prompt": PROMPT, "options": {"seed": 1}}
-    before = client.stats.num_new_tokens
-    for _ in range(8):
-        connection = http.client.HTTPConnection("127.0.0.1", client.port, timeout=60)
-        connection.request("POST", GENERATE, json.dumps(body).encode())
-        connection.close()
-    client.wait_until(lambda: client.stats.num_running + client.stats.num_waiting == 0)
-    assert client.stats.num_new_tokens - before < 8 * 200
 
 
 # ---- models
