@@ -107,6 +107,12 @@ static void test_damaged_weights(tensor_type type) {
     CHECK(llamita_session_position(session) == 2 && llamita_session_logits(session) == NULL,
           "%s: part of a failed feed remains", type_name(type));
     CHECK(llamita_session_feed_logits(session, ids, 1, logits, &error) == LLAMITA_ERROR_NUMERIC, "%s", type_name(type));
+    const llamita_chunk chunk = {0, ids, 1, 1};
+    float *states = allocate_or_die((size_t)small_shape.hidden_size * sizeof *states);
+    CHECK(llamita_decode_hidden_states(session, &chunk, 1, states, &error) == LLAMITA_ERROR_NUMERIC &&
+              strstr(error.message, "hidden states"),
+          "%s: %s", type_name(type), error.message);
+    free(states);
     CHECK(llamita_session_score(session, ids, 2, nats, &error) == LLAMITA_ERROR_NUMERIC, "%s", type_name(type));
     CHECK(llamita_session_position(session) == 2, "%s: part of a failed feed remains", type_name(type));
     llamita_session_close(session);

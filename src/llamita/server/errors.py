@@ -1,4 +1,4 @@
-"""Errors of the API, in OpenAI's form."""
+"""Errors of the APIs, in the form that the clients of each route read."""
 
 from __future__ import annotations
 
@@ -31,7 +31,9 @@ class ApiError(Exception):
         super().__init__(message)
         self.status, self.param, self.code, self.headers = status, param, code, dict(headers or {})
 
-    def body(self) -> dict[str, Any]:
-        """{"error": …}, as OpenAI's clients read it."""
+    def body(self, path: str = "") -> dict[str, Any]:
+        """{"error": …}, as Ollama's clients read it under /api, else OpenAI's."""
+        if path.startswith("/api/"):
+            return {"error": clean_line(str(self))}
         kind = _TYPES.get(self.status, "invalid_request_error")
         return {"error": {"message": clean_line(str(self)), "type": kind, "param": self.param, "code": self.code}}

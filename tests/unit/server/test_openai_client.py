@@ -46,6 +46,16 @@ def test_completions(client: Client) -> None:
         assert api.models.retrieve("stories").id == "stories"
 
 
+def test_embeddings(client: Client) -> None:
+    with connect(client) as api:  # asks for base64 unless told otherwise
+        decoded = api.embeddings.create(model="stories", input=["One day", "The end"])
+        plain = api.embeddings.create(model="stories", input=["One day", "The end"], encoding_format="float")
+        assert [each.embedding for each in decoded.data] == [each.embedding for each in plain.data]
+        assert len(decoded.data[1].embedding) > 0 and decoded.usage.prompt_tokens == plain.usage.total_tokens
+        with pytest.raises(openai.BadRequestError, match="dimensions"):
+            api.embeddings.create(model="stories", input="x", dimensions=7)
+
+
 def test_errors(client: Client, chat_client: Client) -> None:
     with connect(client) as api, connect(chat_client) as chat:
         with pytest.raises(openai.NotFoundError) as missing:
