@@ -24,12 +24,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llamita.chat import ChatEncoder
 from llamita.engine import AdapterUses, Grammar, GrammarState, Model, encode_prompt
+from llamita.engine import Message as ChatMessage
 from llamita.engine import Request as EngineRequest
 from llamita.errors import ChatError, EngineError
 from llamita.sampling import DEFAULT_COMPUTE, ComputeOptions, SamplingParams
 from llamita.server.answers import Answer, OpenAiAnswer, json_bytes
 from llamita.server.embeddings import Embedder, embedding_inputs, embeddings_object, encoding_of
 from llamita.server.errors import ApiError
+from llamita.server.messages import MessagesRoutes
 from llamita.server.metrics import CONTENT_TYPE, Metrics
 from llamita.server.ollama import LATEST, OllamaRoutes
 from llamita.server.parameters import (
@@ -43,6 +45,7 @@ from llamita.server.parameters import (
     text_field,
     text_params,
 )
+from llamita.server.responses import ResponsesRoutes
 from llamita.server.worker import Group, Worker, total_stats
 
 log = logging.getLogger(__name__)
@@ -89,14 +92,17 @@ class Serving:
     async def encode_chat(self, body: dict[str, Any]) -> tuple[list[int], frozenset[int]]:
         """The ids of a conversation, and the ids that end its answer besides the file's. Raises
         ApiError."""
-        messages = chat_messages(body, self.model.system_prompt)
+        return await self.encode_messages(chat_messages(body, self.model.system_prompt))
+
+    async def encode_messages(self, messages: list[ChatMessage]) -> tuple[list[int], frozenset[int]]:
+        """The same, of messages that are read already."""
         async with self._encoding:  # one template process, for one thread at a time
             try:
                 return await asyncio.to_thread(self._encode, messages)
             except (ChatError, EngineError) as error:
                 raise ApiError(400, str(error), param="messages") from None
 
-    def _encode(self, messages: list[Any]) -> tuple[list[int], frozenset[int]]:
+    def _encode(self, messages: list[ChatMessage]) -> tuple[list[int], frozenset[int]]:
         if self._encoder is None:
             self._encoder = ChatEncoder(self.model)
         return self._encoder.encode(messages), self._encoder.end_ids
@@ -175,6 +181,8 @@ class Server:
             Route("/detokenize", self._detokenize, methods=post),
             Route("/health", self._health, methods=get),
             Route("/metrics", self._show_metrics, methods=get),
+            *ResponsesRoutes(self).routes,
+            *MessagesRoutes(self).routes,
             *OllamaRoutes(self).routes,
         ]
         middleware = [Middleware(_Guard, server=self)]
@@ -426,8 +434,9 @@ class _Guard:
             await send(message)
 
         try:
-            header = dict(scope["headers"]).get(b"authorization", b"").decode("latin-1")
-            if scope["path"] not in OPEN_ROUTES and not self._server.is_allowed(header):
+            headers = dict(scope["headers"])
+            key = headers.get(b"authorization", b"Bearer " + headers.get(b"x-api-key", b"")).decode("latin-1")
+            if scope["path"] not in OPEN_ROUTES and not self._server.is_allowed(key):
                 wrong = ApiError(401, "the API key is missing or wrong: expected Authorization: Bearer KEY",
                                  code="invalid_api_key")  # fmt: skip
                 await _error_response(wrong, _route_path(scope))(scope, receive, counted)
