@@ -29,7 +29,7 @@ from llamita.engine import Request as EngineRequest
 from llamita.errors import ChatError, EngineError
 from llamita.sampling import DEFAULT_COMPUTE, ComputeOptions, SamplingParams
 from llamita.server.answers import Answer, OpenAiAnswer, json_bytes
-from llamita.server.embeddings import Embedder, embedding_inputs, embeddings_object, encoding_of
+from llamita.server.embeddings import Embedder, embedding_inputs, embeddings_body, encoding_of
 from llamita.server.errors import ApiError
 from llamita.server.messages import MessagesRoutes
 from llamita.server.metrics import CONTENT_TYPE, Metrics
@@ -256,15 +256,16 @@ class Server:
         encode = encoding_of(body)
         inputs = await asyncio.to_thread(embedding_inputs, body, serving.model, serving.worker.context_tokens)
 
-        async def work() -> dict[str, Any]:
-            vectors = await serving.embedder.embed(inputs)
-            return embeddings_object(serving.name, encode(vectors), sum(map(len, inputs)))
+        num_tokens = sum(map(len, inputs))
 
-        return self.compute(work, sum(map(len, inputs)))
+        async def work() -> bytes:
+            return embeddings_body(serving.name, await serving.embedder.embed(inputs, encode), num_tokens)
 
-    def compute(self, work: Callable[[], Coroutine[Any, Any, dict[str, Any]]], num_tokens: int) -> Response:
-        """The response of a request that reads this many tokens and is answered by an object. The
-        work is cancelled when the client leaves."""
+        return self.compute(work, num_tokens)
+
+    def compute(self, work: Callable[[], Coroutine[Any, Any, bytes]], num_tokens: int) -> Response:
+        """The response of a request that reads this many tokens. The work gives its JSON, and is
+        cancelled when the client leaves."""
         return _Computing(work, num_tokens, self._limits.answer_seconds, self._metrics)
 
     def respond(self, answer: Answer) -> Response:
@@ -368,7 +369,10 @@ class _Generating(Response):
             scope["llamita.note"] = f"{numbers[0]}+{numbers[1]} tokens" + (", client left" if cancelled else "")
 
     async def _whole(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await (await _object_within(self._seconds, self._answer.whole(), scope))(scope, receive, send)
+        async def work() -> bytes:
+            return json_bytes(await self._answer.whole())
+
+        await (await _body_within(self._seconds, work(), scope))(scope, receive, send)
 
     async def _stream(self, send: Send) -> None:
         answer = self._answer
@@ -393,10 +397,10 @@ class _Generating(Response):
 
 
 class _Computing(Response):
-    """An object while it is computed, in one piece."""
+    """A body while it is computed, in one piece."""
 
     def __init__(
-        self, work: Callable[[], Coroutine[Any, Any, dict[str, Any]]], num_tokens: int, seconds: float, metrics: Metrics
+        self, work: Callable[[], Coroutine[Any, Any, bytes]], num_tokens: int, seconds: float, metrics: Metrics
     ) -> None:
         self._work, self._num_tokens, self._seconds, self._metrics = work, num_tokens, seconds, metrics
         self._start = time.perf_counter()
@@ -412,7 +416,7 @@ class _Computing(Response):
             scope["llamita.note"] = f"{self._num_tokens} tokens" + (", client left" if cancelled else "")
 
     async def _send(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await (await _object_within(self._seconds, self._work(), scope))(scope, receive, send)
+        await (await _body_within(self._seconds, self._work(), scope))(scope, receive, send)
 
 
 class _Guard:
@@ -453,11 +457,11 @@ class _Guard:
             log.info("%s %s %d %.1f ms %s", scope["method"], path, status, milliseconds, note)
 
 
-async def _object_within(seconds: float, work: Coroutine[Any, Any, dict[str, Any]], scope: Scope) -> Response:
-    """The response with the object, or with an error."""
+async def _body_within(seconds: float, work: Coroutine[Any, Any, bytes], scope: Scope) -> Response:
+    """The response with the JSON that the work gives, or with an error."""
     try:
         with anyio.fail_after(seconds):
-            return _json(await work)
+            return Response(await work, media_type="application/json")
     except TimeoutError:
         return _error_response(_too_slow(seconds), _route_path(scope))
     except ApiError as error:

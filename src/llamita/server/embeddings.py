@@ -15,12 +15,13 @@ import numpy.typing as npt
 from llamita.engine import EMBEDDING_SEQUENCES, AdapterUses, Model, Session, embed_ids, encode_prompt
 from llamita.errors import EngineError
 from llamita.sampling import ComputeOptions, RuntimeOptions
+from llamita.server.answers import json_bytes
 from llamita.server.errors import ApiError
 from llamita.server.parameters import prompts_of, too_long, whole_field
 from llamita.server.worker import queue_full
 
 MAX_INPUTS: Final = 2048  # as in OpenAI's API
-Vectors = npt.NDArray[np.float32]  # [n, D], each of length 1
+Vector = npt.NDArray[np.float32]  # [D], of length 1
 
 
 class Embedder:
@@ -35,23 +36,26 @@ class Embedder:
         self._num_live = 0
         self._is_closing = threading.Event()
 
-    async def embed(self, texts: Sequence[list[int]]) -> Vectors:
-        """The vectors of texts. Once the caller is cancelled, no further pass is computed. Raises
+    async def embed(self, texts: Sequence[list[int]], encode: Callable[[Vector], bytes]) -> list[bytes]:
+        """The vectors of texts, each encoded: in the thread, because a list of thousands would stop
+        the event loop. Once the caller is cancelled, no further pass is computed. Raises
         ApiError."""
         if self._num_live >= self._max_requests:
             raise queue_full(self._num_live)
         left = threading.Event()
         self._num_live += 1
         loop = asyncio.get_running_loop()
+        encoded: list[bytes] = []
         try:
-            batches = [texts[i : i + EMBEDDING_SEQUENCES] for i in range(0, len(texts), EMBEDDING_SEQUENCES)]
-            vectors = [await loop.run_in_executor(self._executor, self._embed, batch, left) for batch in batches]
+            for start in range(0, len(texts), EMBEDDING_SEQUENCES):
+                batch = texts[start : start + EMBEDDING_SEQUENCES]
+                encoded += await loop.run_in_executor(self._executor, self._embed, batch, encode, left)
         except EngineError as error:
             raise ApiError(503, str(error), code="engine_error") from None
         finally:
             self._num_live -= 1
             left.set()
-        return np.concatenate(vectors)
+        return encoded
 
     def close(self) -> None:
         """Stop after the current pass, and free the memory."""
@@ -62,12 +66,18 @@ class Embedder:
 
     # ---- the thread
 
-    def _embed(self, texts: Sequence[list[int]], left: threading.Event) -> Vectors:
+    def _embed(
+        self, texts: Sequence[list[int]], encode: Callable[[Vector], bytes], left: threading.Event
+    ) -> list[bytes]:
         if self._session is None:
             compute = self._runtime.num_threads, self._runtime.context_tokens, self._runtime.kv_type
             runtime = RuntimeOptions(*compute, speculation="off")
             self._session = self._model.session(runtime, num_sequences=EMBEDDING_SEQUENCES, adapters=self._adapters)
-        return embed_ids(self._session, EMBEDDING_SEQUENCES, texts, lambda: left.is_set() or self._is_closing.is_set())
+
+        def is_cancelled() -> bool:
+            return left.is_set() or self._is_closing.is_set()
+
+        return [encode(row) for row in embed_ids(self._session, EMBEDDING_SEQUENCES, texts, is_cancelled)]
 
 
 def embedding_inputs(
@@ -89,22 +99,24 @@ def embedding_inputs(
     return texts
 
 
-def encoding_of(body: dict[str, Any]) -> Callable[[Vectors], list[Any]]:
+def encoding_of(body: dict[str, Any]) -> Callable[[Vector], bytes]:
     """How a request wants its vectors: as numbers, or base64 of little-endian floats. Raises
     ApiError."""
     form = body.get("encoding_format")
     if form in (None, "float"):
-        return lambda vectors: vectors.tolist()
+        return numbers
     if form != "base64":
         raise ApiError(400, "encoding_format: expected float or base64", param="encoding_format")
-    return lambda vectors: [base64.b64encode(row.tobytes()).decode() for row in vectors.astype("<f4")]
+    return lambda vector: b'"' + base64.b64encode(vector.astype("<f4").tobytes()) + b'"'
 
 
-def embeddings_object(model_name: str, encoded: list[Any], num_tokens: int) -> dict[str, Any]:
+def numbers(vector: Vector) -> bytes:
+    """A list in JSON."""
+    return json_bytes(vector.tolist())
+
+
+def embeddings_body(model_name: str, vectors: list[bytes], num_tokens: int) -> bytes:
     """OpenAI's answer."""
-    return {
-        "object": "list",
-        "data": [{"object": "embedding", "index": i, "embedding": each} for i, each in enumerate(encoded)],
-        "model": model_name,
-        "usage": {"prompt_tokens": num_tokens, "total_tokens": num_tokens},
-    }
+    data = b",".join(b'{"object":"embedding","index":%d,"embedding":%b}' % each for each in enumerate(vectors))
+    usage = {"prompt_tokens": num_tokens, "total_tokens": num_tokens}
+    return b'{"object":"list","data":[' + data + b"]," + json_bytes({"model": model_name, "usage": usage})[1:]

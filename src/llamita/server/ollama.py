@@ -18,7 +18,7 @@ from llamita.engine import Grammar, Model, encode_prompt
 from llamita.errors import EngineError
 from llamita.sampling import MAX_TOKENS, MAX_TOP_K, SamplingParams
 from llamita.server.answers import Answer, Piece, json_bytes
-from llamita.server.embeddings import embedding_inputs
+from llamita.server.embeddings import embedding_inputs, numbers
 from llamita.server.errors import ApiError
 from llamita.server.host import Host, Serving
 from llamita.server.parameters import (
@@ -129,13 +129,15 @@ class OllamaRoutes:
         inputs = await asyncio.to_thread(embedding_inputs, body, *limits, truncate=truncate)
         num_tokens, submitted = sum(map(len, inputs)), time.perf_counter()
 
-        async def work() -> dict[str, Any]:
-            vectors = await serving.embedder.embed(inputs)
-            durations = {
+        async def work() -> bytes:
+            vectors = await serving.embedder.embed(inputs, numbers)
+            end = {
+                **head,
                 "total_duration": _nanoseconds(time.perf_counter() - start),
                 "load_duration": _nanoseconds(submitted - start),
+                "prompt_eval_count": num_tokens,
             }
-            return {**head, "embeddings": vectors.tolist(), **durations, "prompt_eval_count": num_tokens}
+            return b'{"embeddings":[' + b",".join(vectors) + b"]," + json_bytes(end)[1:]
 
         return self._host.compute(work, num_tokens)
 
@@ -149,8 +151,9 @@ class OllamaRoutes:
         limits = serving.model, serving.worker.context_tokens, "prompt"
         inputs = await asyncio.to_thread(embedding_inputs, body, *limits, truncate=True)
 
-        async def work() -> dict[str, Any]:
-            return {"embedding": (await serving.embedder.embed(inputs))[0].tolist()}
+        async def work() -> bytes:
+            [vector] = await serving.embedder.embed(inputs, numbers)
+            return b'{"embedding":' + vector + b"}"
 
         return self._host.compute(work, len(inputs[0]))
 
@@ -394,13 +397,13 @@ def _model_info(serving: Serving) -> dict[str, Any]:
         "rope.freq_base": info.rope_theta,
         "vocab_size": info.vocab_size,
     }
+    ends = {"bos": info.bos_id, "eos": info.eos_id}
     return {
         "general.architecture": info.architecture,
         "general.basename": info.name or serving.name,
         "general.parameter_count": info.num_parameters,
         **{f"{info.architecture}.{key}": value for key, value in of_architecture.items()},
-        "tokenizer.ggml.bos_token_id": info.bos_id,
-        "tokenizer.ggml.eos_token_id": info.eos_id,
+        **{f"tokenizer.ggml.{name}_token_id": id for name, id in ends.items() if id >= 0},
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from typing import Any
 
 import pytest
@@ -170,19 +171,6 @@ def test_requests_that_only_load(client: Client) -> None:
     assert answer["message"] == {"role": "assistant", "content": ""} and answer["done_reason"] == "load"
 
 
-def test_leaving_cancels(client: Client) -> None:
-    import http.client
-
-    body = {"prompt": PROMPT, "options": {"seed": 1}}
-    before = client.stats.num_new_tokens
-    for _ in range(8):
-        connection = http.client.HTTPConnection("127.0.0.1", client.port, timeout=60)
-        connection.request("POST", GENERATE, json.dumps(body).encode())
-        connection.close()
-    client.wait_until(lambda: client.stats.num_running + client.stats.num_waiting == 0)
-    assert client.stats.num_new_tokens - before < 8 * 200
-
-
 # ---- models
 
 
@@ -288,3 +276,24 @@ def test_templates_that_refuse(chat_client: Client) -> None:
     encoder = ChatEncoder(chat_client.server._serving["jinja"].model)
     assert answer["prompt_eval_count"] == len(encoder.encode([Message("user", b"Hi")]))
     encoder.close()
+
+
+def test_made_up_requests(client: Client) -> None:
+    """Fields of all kinds of values: answered or refused, and never a bug of the server."""
+    chosen = random.Random(5)
+    fields = ["prompt", "messages", "options", "format", "raw", "system", "template", "context", "stream", "think",
+              "tools", "images", "suffix", "keep_alive", "input", "truncate", "dimensions", "logprobs", "model", "name",
+              "top_logprobs"]  # fmt: skip
+    values = [None, True, False, 0, -1, 2, 1.5, -1e308, 10**30, "", "x", "json", "stories", ":latest", "\ud800", "\0",
+              [], [1], [[1]], ["a"], [None], {}, {"a": 1}, HI, [{"role": "user"}], {"type": "strin"}, {"$ref": "#/x"},
+              {"temperature": {}}, {"seed": -(2**63)}, {"num_predict": 3}, {"num_predict": 10**30}, {"top_k": 1e9},
+              {"mirostat": []}, {"typical_p": {}}, {"stop": [["a"]]}, [5] * 3000]  # fmt: skip
+    statuses = set()
+    for _ in range(400):
+        body = {"prompt": "x", "input": "x", "options": {"num_predict": 2}} if chosen.random() < 0.7 else {}
+        body |= {name: chosen.choice(values) for name in chosen.sample(fields, chosen.randint(1, 4))}
+        path = chosen.choice([GENERATE, CHAT, "/api/embed", "/api/embeddings", "/api/show"])
+        status, _, _ = client.send(path, json.dumps(body).encode())
+        statuses.add(status)
+        assert status in (200, 400, 404), (path, body)
+    assert statuses == {200, 400, 404}
