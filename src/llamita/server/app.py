@@ -439,10 +439,11 @@ class _Guard:
 
         try:
             headers = dict(scope["headers"])
-            key = headers.get(b"authorization", b"Bearer " + headers.get(b"x-api-key", b"")).decode("latin-1")
-            if scope["path"] not in OPEN_ROUTES and not self._server.is_allowed(key):
-                wrong = ApiError(401, "the API key is missing or wrong: expected Authorization: Bearer KEY",
-                                 code="invalid_api_key")  # fmt: skip
+            given = headers.get(b"authorization", b""), b"Bearer " + headers.get(b"x-api-key", b"")  # some send both
+            allowed = [self._server.is_allowed(each.decode("latin-1")) for each in given]
+            if scope["path"] not in OPEN_ROUTES and not any(allowed):
+                wrong = ApiError(401, "the API key is missing or wrong: expected Authorization: Bearer KEY, or "
+                                 "x-api-key: KEY", code="invalid_api_key")  # fmt: skip
                 await _error_response(wrong, _route_path(scope))(scope, receive, counted)
             else:
                 await self._app(scope, receive, counted)

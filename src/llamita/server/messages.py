@@ -22,6 +22,8 @@ from llamita.server.parameters import (
     flag_field,
     message_list,
     number_field,
+    object_field,
+    refuse_other_grammars,
     stop_strings,
     whole_field,
     with_system,
@@ -151,8 +153,9 @@ def messages_params(body: dict[str, Any], defaults: SamplingParams) -> TextParam
 
 
 def _refuse_unsupported(body: dict[str, Any]) -> None:
+    refuse_other_grammars(body, "output_config.format", "output_format")
     for name in _REFUSED:
-        if body.get(name):
+        if body.get(name) and not (name == "tools" and body.get("tool_choice") == {"type": "none"}):
             raise ApiError(400, f"{name}: not supported by this server", param=name)
     thinking = body.get("thinking")
     if thinking is not None and (not isinstance(thinking, dict) or thinking.get("type") != "disabled"):
@@ -175,8 +178,7 @@ def _conversation(body: dict[str, Any], serving: Serving) -> list[Message]:
 def _format_of(body: dict[str, Any]) -> NamedGrammar | None:
     """What limits the text: output_config.format. None: nothing. Raises ApiError."""
     name = "output_config.format"
-    config = body.get("output_config")
-    form = config.get("format") if isinstance(config, dict) else None
+    form = object_field(body, "output_config").get("format")
     if form is None:
         return None
     schema = form.get("schema") if isinstance(form, dict) and form.get("type") == "json_schema" else None

@@ -125,9 +125,7 @@ def text_params(body: dict[str, Any], defaults: SamplingParams, vocab_size: int,
     num_choices = whole_field(body, "n", 1, MAX_CHOICES, 1)
     if body.get("best_of") not in (None, num_choices):
         raise ApiError(400, "best_of: expected the value of n: other texts are not ranked", param="best_of")
-    options = body.get("stream_options") or {}
-    if not isinstance(options, dict):
-        raise ApiError(400, f"stream_options: expected an object, found {kind_of(options)}", param="stream_options")
+    options = object_field(body, "stream_options")
     max_name = "max_completion_tokens" if body.get("max_completion_tokens") is not None else "max_tokens"
     most: int | None = whole_field(
         body, max_name, 1 if is_chat else 0, MAX_TOKENS, None if is_chat else DEFAULT_COMPLETION_TOKENS
@@ -376,6 +374,24 @@ def _message(where: str, given: Any, name: str, part_types: Sequence[str]) -> Me
         raise ApiError(400, f"{where}.role: expected one of {', '.join(_ROLES)}", param=name)
     text = content_text(given.get("content"), f"{where}.content", name, part_types)
     return Message(_ROLES[role], text.encode("utf-8", "replace"))
+
+
+def refuse_other_grammars(body: dict[str, Any], instead: str, *more: str) -> None:
+    """Raise ApiError for a field that limits the text on other routes or servers: ignored, it would
+    let any text pass. instead: the field of this route; more: further fields to refuse."""
+    for name in (*_OTHER_GRAMMARS, "response_format", "structured_outputs", *more):
+        if body.get(name) is not None:
+            raise ApiError(400, f"{name}: not supported here; use {instead}", param=name)
+
+
+def object_field(body: dict[str, Any], name: str) -> dict[str, Any]:
+    """An optional object; {}: it is not given. Raises ApiError."""
+    value = body.get(name)
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise ApiError(400, f"{name}: expected an object, found {kind_of(value)}", param=name)
+    return value
 
 
 def _refuse_unsupported(body: dict[str, Any], is_chat: bool) -> None:

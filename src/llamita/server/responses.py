@@ -23,6 +23,8 @@ from llamita.server.parameters import (
     kind_of,
     message_list,
     number_field,
+    object_field,
+    refuse_other_grammars,
     text_field,
     whole_field,
     with_system,
@@ -176,8 +178,9 @@ class ResponsesAnswer(Answer):
 def responses_params(body: dict[str, Any], defaults: SamplingParams) -> TextParams:
     """The parameters of a request. Raises ApiError."""
     for name, why in _REFUSED.items():
-        if body.get(name):
+        if body.get(name) and not (name == "tools" and body.get("tool_choice") == "none"):
             raise ApiError(400, f"{name}: {why}", param=name)
+    refuse_other_grammars(body, "text.format")
     included = body.get("include") or []
     if not isinstance(included, list):
         raise ApiError(400, f"include: expected a list, found {kind_of(included)}", param="include")
@@ -224,8 +227,7 @@ def _conversation(body: dict[str, Any], system: str | None) -> list[Message]:
 def _format_of(body: dict[str, Any]) -> NamedGrammar | None:
     """What limits the text: text.format. None: nothing. Raises ApiError."""
     name = "text.format"
-    text = body.get("text")
-    form = text.get("format") if isinstance(text, dict) else None
+    form = object_field(body, "text").get("format")
     if form is None:
         return None
     kind = form.get("type") if isinstance(form, dict) else None

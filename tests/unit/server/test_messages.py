@@ -123,6 +123,13 @@ def test_a_schema_limits_the_answer(chat_client: Client) -> None:
         ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, "thinking"), ({"stream": "yes"}, "stream"),
         ({"messages": [{"role": "user", "content": "x " * 5000}]}, "maximum context length"),
         ({"output_config": {"format": {"type": "xml"}}}, "output_config.format"),
+        ({"output_config": "json"}, "output_config: expected an object"),
+        ({"output_format": {"type": "json_schema", "schema": {}}}, "output_format: not supported here; use"),
+        ({"response_format": {"type": "json_object"}}, "response_format: not supported here; use output_config.format"),
+        ({"guided_json": {}}, "guided_json"), ({"tools": [{"name": "x"}], "tool_choice": {"type": "auto"}}, "tools"),
+        ({"stop_sequences": ["x" * 10_000]}, "stop_sequences"), ({"messages": HI * 100_000}, "10,000"),
+        ({"messages": [{"role": "user", "content": [{"type": "document", "source": {}}]}]}, "found 'document'"),
+        ({"max_tokens": 1.5}, "max_tokens"), ({"max_tokens": True}, "max_tokens"), ({"model": 7}, "model"),
     ],
 )  # fmt: skip
 def test_wrong_requests(chat_client: Client, more: dict[str, Any], words: str) -> None:
@@ -141,7 +148,8 @@ def test_errors_have_anthropics_form(chat_client: Client) -> None:
 
 
 def test_disabled_thinking_and_unknown_fields_are_accepted(chat_client: Client) -> None:
-    more = {"thinking": {"type": "disabled"}, "metadata": {"user_id": "1"}, "service_tier": "auto", "unknown": [1]}
+    more = {"thinking": {"type": "disabled"}, "metadata": {"user_id": "1"}, "service_tier": "auto", "unknown": [1],
+            "tools": [{"name": "x"}], "tool_choice": {"type": "none"}, "output_config": {"effort": "low"}}  # fmt: skip
     assert chat_client.ok(MESSAGES, {**GREEDY, **more})["content"][0]["text"] == text_of(chat_client)
 
 
@@ -152,3 +160,6 @@ def test_the_key_may_be_in_anthropics_header(running_server: Any, stories: Any) 
         assert client.send(MESSAGES, body, headers={"x-api-key": "wrong"})[0] == 401
         status, _, answer = client.send(MESSAGES, body, headers={"x-api-key": "secret"})
         assert status == 400 and "chat template" in answer["error"]["message"]  # it is no chat model
+        for one, other, expected in (("secret", "x", 400), ("x", "secret", 400), ("x", "x", 401), ("", "", 401)):
+            both = {"x-api-key": one, "Authorization": f"Bearer {other}"}
+            assert client.send(MESSAGES, body, headers=both)[0] == expected

@@ -114,6 +114,12 @@ def test_a_schema_limits_the_answer(chat_client: Client) -> None:
         ({"text": {"format": {"type": "xml"}}}, "text.format"), ({"text": {"format": "json"}}, "text.format"),
         ({"text": {"format": {"type": "json_schema"}}}, "text.format"), ({"include": "x"}, "include"),
         ({"top_logprobs": 99}, "top_logprobs"), ({"stream": 1}, "stream"), ({"model": 7}, "model"),
+        ({"text": "json"}, "text"), ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"guided_json": {}}, "guided_json"), ({"structured_outputs": {"choice": ["a"]}}, "structured_outputs"),
+        ({"input": HI * 100_000}, "input"), ({"max_output_tokens": 1.5}, "max_output_tokens"),
+        ({"input": [{"role": "user", "content": [{"type": "input_file", "file_id": "x"}]}]}, "input"),
+        ({"input": [{"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}]}, "input"),
+        ({"prompt": {"id": "pmpt_1"}}, "prompt"),
     ],
 )  # fmt: skip
 def test_wrong_requests(chat_client: Client, more: dict[str, Any], param: str) -> None:
@@ -126,3 +132,27 @@ def test_wrong_requests(chat_client: Client, more: dict[str, Any], param: str) -
 def test_a_prompt_that_is_too_long(chat_client: Client) -> None:
     error = chat_client.refused(RESPONSES, {**GREEDY, "input": "x " * 5000})
     assert (error["status"], error["code"]) == (400, "context_length_exceeded")
+
+
+def test_unsupported_content_is_named(chat_client: Client) -> None:
+    for kind in ("input_image", "input_file", "input_audio"):
+        items = [{"role": "user", "content": [{"type": "input_text", "text": "x"}, {"type": kind}]}]
+        error = chat_client.refused(RESPONSES, {**GREEDY, "input": items})
+        assert error["status"] == 400 and "input[0].content: expected parts of type input_text" in error["message"]
+        assert f"found {kind!r}" in error["message"]
+
+
+def test_tools_that_may_not_be_used_and_unknown_fields(chat_client: Client) -> None:
+    more = {"tools": [{"type": "web_search"}], "tool_choice": "none", "unknown": 1, "text": {"verbosity": "low"}}
+    answer = chat_client.ok(RESPONSES, {**GREEDY, **more})
+    assert answer["output"][0]["content"][0]["text"] == text_of(chat_client) and answer["tools"] == []
+
+
+def test_unknown_models_and_broken_json(chat_client: Client, client: Client) -> None:
+    error = chat_client.refused(RESPONSES, {**GREEDY, "model": "gpt-5"})
+    assert (error["status"], error["code"]) == (404, "model_not_found")
+    assert chat_client.refused(RESPONSES, b"{")["status"] == 400
+    assert chat_client.refused(RESPONSES, b"[]")["status"] == 400
+    assert chat_client.refused(RESPONSES, None)["status"] == 405
+    assert chat_client.refused(f"{RESPONSES}/resp_1", {})["status"] == 404  # nothing is stored
+    assert "no chat template" in client.refused(RESPONSES, {"input": "Hi"})["message"]
