@@ -19,7 +19,7 @@ def connect(client: Client, **options: Any) -> Any:
 
 def test_messages(chat_client: Client) -> None:
     with connect(chat_client) as api:
-        options = {**OPTIONS, "temperature": 0, "system": "You are brief."}
+        options = {**OPTIONS, "system": "You are brief.", "extra_body": {"temperature": 0}}
         answer = api.messages.create(**options)
         assert answer.stop_reason == "max_tokens" and answer.usage.output_tokens == 9 and answer.content[0].text
         with api.messages.stream(**options) as stream:
@@ -32,6 +32,18 @@ def test_messages(chat_client: Client) -> None:
         history = [*OPTIONS["messages"], {"role": "assistant", "content": answer.content},
                    {"role": "user", "content": "Go on."}]  # fmt: skip
         assert api.messages.create(**{**options, "messages": history}).usage.input_tokens > answer.usage.input_tokens
+
+
+def test_parsed_answers(chat_client: Client) -> None:
+    pytest.importorskip("llguidance")
+    from pydantic import BaseModel
+
+    class Size(BaseModel):
+        big: bool
+
+    with connect(chat_client) as api:
+        answer = api.messages.parse(**{**OPTIONS, "max_tokens": 200}, output_format=Size)
+        assert answer.stop_reason == "end_turn" and isinstance(answer.parsed_output.big, bool)
 
 
 def test_errors(chat_client: Client) -> None:

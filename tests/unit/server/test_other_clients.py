@@ -47,6 +47,24 @@ def test_langchain(chat_client: Client) -> None:
     assert math.isclose(sum(each * each for each in vector), 1, rel_tol=1e-3)
 
 
+def test_langchain_over_responses_and_schemas(chat_client: Client) -> None:
+    pytest.importorskip("llguidance")
+    langchain_openai = pytest.importorskip("langchain_openai")
+    from pydantic import BaseModel
+
+    class Size(BaseModel):
+        big: bool
+
+    options = {"model": "chatml", "base_url": address(chat_client), "api_key": "any", "temperature": 0}
+    for api in ({}, {"use_responses_api": True}):
+        model = langchain_openai.ChatOpenAI(**options, **api)
+        size = model.with_structured_output(Size, method="json_schema").invoke("Hi")
+        assert isinstance(size.big, bool)
+    model = langchain_openai.ChatOpenAI(**options, use_responses_api=True, max_tokens=9)
+    assert model.invoke("Hi").text == expected(chat_client)
+    assert "".join(chunk.text for chunk in model.stream("Hi")) == expected(chat_client)
+
+
 def test_litellm(chat_client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # it would ask the network
     litellm = pytest.importorskip("litellm")
@@ -56,6 +74,11 @@ def test_litellm(chat_client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     assert answer.choices[0].message.content == expected(chat_client) and answer.usage.completion_tokens == 9
     chunks = list(litellm.completion(**openai_like, stream=True))
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == expected(chat_client)
+    response = litellm.responses(
+        model="openai/chatml", input="Hi", max_output_tokens=20, temperature=0, api_key="any",
+        api_base=address(chat_client),
+    )  # fmt: skip
+    assert response.output[0].content[0].text == expected(chat_client, max_tokens=20)  # it sends no limit below 16
     root = address(chat_client).removesuffix("/v1")
     for model in ("anthropic/chatml", "ollama_chat/chatml"):
         answer = litellm.completion(**options, model=model, api_base=root)
