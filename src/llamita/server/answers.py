@@ -72,6 +72,11 @@ class Choice:
         self._waiting = [] if self.finish is not None else self._waiting[len(out) :]
         return Piece(self.index, text, out, self.finish) if text or out or self.finish is not None else None
 
+    @property
+    def stop(self) -> str | None:
+        """The stop string that ended the text."""
+        return self._text.stop
+
     def _end(self, finish: str) -> None:
         self.finish = finish
         self.running.group.cancel_one(self.running)
@@ -292,6 +297,11 @@ class OpenAiAnswer(Answer):
 def sse(body: dict[str, Any]) -> bytes:
     """A server-sent event."""
     return b"data: " + json_bytes(body) + b"\n\n"
+
+
+def named_sse(body: dict[str, Any]) -> bytes:
+    """A server-sent event that is named by its type."""
+    return b"event: " + body["type"].encode() + b"\n" + sse(body)
 
 
 def json_bytes(body: Any) -> bytes:

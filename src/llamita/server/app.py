@@ -24,12 +24,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llamita.chat import ChatEncoder
 from llamita.engine import AdapterUses, Grammar, GrammarState, Model, encode_prompt
+from llamita.engine import Message as ChatMessage
 from llamita.engine import Request as EngineRequest
 from llamita.errors import ChatError, EngineError
 from llamita.sampling import DEFAULT_COMPUTE, ComputeOptions, SamplingParams
 from llamita.server.answers import Answer, OpenAiAnswer, json_bytes
 from llamita.server.embeddings import Embedder, embedding_inputs, embeddings_body, encoding_of
 from llamita.server.errors import ApiError
+from llamita.server.messages import MessagesRoutes
 from llamita.server.metrics import CONTENT_TYPE, Metrics
 from llamita.server.ollama import LATEST, OllamaRoutes
 from llamita.server.page import show_page
@@ -44,6 +46,7 @@ from llamita.server.parameters import (
     text_field,
     text_params,
 )
+from llamita.server.responses import ResponsesRoutes
 from llamita.server.worker import Group, Worker, total_stats
 
 log = logging.getLogger(__name__)
@@ -90,14 +93,17 @@ class Serving:
     async def encode_chat(self, body: dict[str, Any]) -> tuple[list[int], frozenset[int]]:
         """The ids of a conversation, and the ids that end its answer besides the file's. Raises
         ApiError."""
-        messages = chat_messages(body, self.model.system_prompt)
+        return await self.encode_messages(chat_messages(body, self.model.system_prompt))
+
+    async def encode_messages(self, messages: list[ChatMessage]) -> tuple[list[int], frozenset[int]]:
+        """The same, of messages that are read already."""
         async with self._encoding:  # one template process, for one thread at a time
             try:
                 return await asyncio.to_thread(self._encode, messages)
             except (ChatError, EngineError) as error:
                 raise ApiError(400, str(error), param="messages") from None
 
-    def _encode(self, messages: list[Any]) -> tuple[list[int], frozenset[int]]:
+    def _encode(self, messages: list[ChatMessage]) -> tuple[list[int], frozenset[int]]:
         if self._encoder is None:
             self._encoder = ChatEncoder(self.model)
         return self._encoder.encode(messages), self._encoder.end_ids
@@ -177,6 +183,8 @@ class Server:
             Route("/detokenize", self._detokenize, methods=post),
             Route("/health", self._health, methods=get),
             Route("/metrics", self._show_metrics, methods=get),
+            *ResponsesRoutes(self).routes,
+            *MessagesRoutes(self).routes,
             *OllamaRoutes(self).routes,
         ]
         middleware = [Middleware(_Guard, server=self)]
@@ -432,11 +440,12 @@ class _Guard:
             await send(message)
 
         try:
-            header = dict(scope["headers"]).get(b"authorization", b"").decode("latin-1")
-            is_open = scope["path"].removeprefix(scope.get("root_path", "")) in OPEN_ROUTES
-            if not is_open and not self._server.is_allowed(header):
-                wrong = ApiError(401, "the API key is missing or wrong: expected Authorization: Bearer KEY",
-                                 code="invalid_api_key")  # fmt: skip
+            headers = dict(scope["headers"])
+            given = headers.get(b"authorization", b""), b"Bearer " + headers.get(b"x-api-key", b"")  # some send both
+            allowed = [self._server.is_allowed(each.decode("latin-1")) for each in given]
+            if _route_path(scope) not in OPEN_ROUTES and not any(allowed):
+                wrong = ApiError(401, "the API key is missing or wrong: expected Authorization: Bearer KEY, or "
+                                 "x-api-key: KEY", code="invalid_api_key")  # fmt: skip
                 await _error_response(wrong, _route_path(scope))(scope, receive, counted)
             else:
                 await self._app(scope, receive, counted)

@@ -16,6 +16,17 @@ _TYPES: Final = {
 }
 
 
+_ANTHROPIC_TYPES: Final = {
+    401: "authentication_error",
+    404: "not_found_error",
+    408: "timeout_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    500: "api_error",
+    503: "overloaded_error",
+}
+
+
 class ApiError(Exception):
     """A request that fails: its HTTP status, and what the client may know."""
 
@@ -32,8 +43,13 @@ class ApiError(Exception):
         self.status, self.param, self.code, self.headers = status, param, code, dict(headers or {})
 
     def body(self, path: str = "") -> dict[str, Any]:
-        """{"error": …}, as Ollama's clients read it under /api, else OpenAI's."""
+        """As the clients of this path read it: Ollama's under /api, Anthropic's of its messages, else
+        OpenAI's."""
+        message = clean_line(str(self))
         if path.startswith("/api/"):
-            return {"error": clean_line(str(self))}
+            return {"error": message}
+        if path.startswith("/v1/messages"):
+            kind = _ANTHROPIC_TYPES.get(self.status, "invalid_request_error")
+            return {"type": "error", "error": {"type": kind, "message": message}}
         kind = _TYPES.get(self.status, "invalid_request_error")
-        return {"error": {"message": clean_line(str(self)), "type": kind, "param": self.param, "code": self.code}}
+        return {"error": {"message": message, "type": kind, "param": self.param, "code": self.code}}

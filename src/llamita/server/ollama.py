@@ -8,19 +8,19 @@ import datetime
 import hashlib
 import secrets
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from llamita.engine import Grammar, GrammarState, Model, encode_prompt
+from llamita.engine import Grammar, Model, encode_prompt
 from llamita.errors import EngineError
 from llamita.sampling import MAX_TOKENS, MAX_TOP_K, SamplingParams
 from llamita.server.answers import Answer, Piece, json_bytes
-from llamita.server.embeddings import Embedder, embedding_inputs, numbers
+from llamita.server.embeddings import embedding_inputs, numbers
 from llamita.server.errors import ApiError
+from llamita.server.host import Host, Serving
 from llamita.server.parameters import (
     NamedGrammar,
     TextParams,
@@ -33,7 +33,7 @@ from llamita.server.parameters import (
     text_field,
     whole_field,
 )
-from llamita.server.worker import Group, Worker
+from llamita.server.worker import Group
 
 API_VERSION: Final = "0.12.11"  # of Ollama, whose API this is; clients refuse servers that are too old
 LATEST: Final = ":latest"
@@ -42,38 +42,6 @@ _NANOSECONDS: Final = 1_000_000_000
 # Samplers that this server does not have, and the values that switch them off.
 _OTHER_SAMPLERS: Final = {"mirostat": 0, "tfs_z": 1, "typical_p": 1}
 _REFUSED_ROUTES: Final = ("pull", "push", "create", "copy", "delete", "blobs/{digest:path}")
-
-
-class Serving(Protocol):
-    """A served model, as this module uses it."""
-
-    name: str
-    model: Model
-    sampling: SamplingParams
-    created: int
-    worker: Worker
-    embedder: Embedder
-
-    async def encode_chat(self, body: dict[str, Any]) -> tuple[list[int], frozenset[int]]: ...
-
-    async def start_grammar(self, limit: NamedGrammar | None, end_ids: frozenset[int]) -> GrammarState | None: ...
-
-    def submit(self, params: TextParams, prompts: Sequence[list[int]], grammar: GrammarState | None) -> Group: ...
-
-
-class Host(Protocol):
-    """The server, as this module uses it."""
-
-    @property
-    def models(self) -> Mapping[str, Serving]: ...
-
-    def find(self, body: Mapping[str, Any]) -> Serving: ...
-
-    async def read_body(self, request: Request) -> dict[str, Any]: ...
-
-    def respond(self, answer: Answer) -> Response: ...
-
-    def compute(self, work: Callable[[], Coroutine[Any, Any, bytes]], num_tokens: int) -> Response: ...
 
 
 class OllamaRoutes:

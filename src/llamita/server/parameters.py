@@ -7,7 +7,7 @@ import dataclasses
 import json
 import math
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from llamita.engine import AdapterUses, Grammar, GrammarState, Message, Request
@@ -125,9 +125,7 @@ def text_params(body: dict[str, Any], defaults: SamplingParams, vocab_size: int,
     num_choices = whole_field(body, "n", 1, MAX_CHOICES, 1)
     if body.get("best_of") not in (None, num_choices):
         raise ApiError(400, "best_of: expected the value of n: other texts are not ranked", param="best_of")
-    options = body.get("stream_options") or {}
-    if not isinstance(options, dict):
-        raise ApiError(400, f"stream_options: expected an object, found {kind_of(options)}", param="stream_options")
+    options = object_field(body, "stream_options")
     max_name = "max_completion_tokens" if body.get("max_completion_tokens") is not None else "max_tokens"
     most: int | None = whole_field(
         body, max_name, 1 if is_chat else 0, MAX_TOKENS, None if is_chat else DEFAULT_COMPLETION_TOKENS
@@ -197,17 +195,42 @@ def _structured_outputs(limits: Any) -> Callable[[], Grammar]:
 def chat_messages(body: dict[str, Any], system: str | None) -> list[Message]:
     """The messages of a chat. system: put first, if they have no system message of their own.
     Raises ApiError."""
-    given = body.get("messages")
+    return with_system(message_list(body.get("messages"), "messages"), system)
+
+
+def message_list(given: Any, name: str, part_types: Sequence[str] = ("text",)) -> list[Message]:
+    """Messages as the field `name` has them. part_types: of the parts of a content that is a list.
+    Raises ApiError."""
     if not isinstance(given, list) or not given:
-        raise ApiError(400, f"messages: expected a list of messages, found {kind_of(given)}", param="messages")
+        raise ApiError(400, f"{name}: expected a list of messages, found {kind_of(given)}", param=name)
     if len(given) > MAX_MESSAGES:
-        raise ApiError(
-            400, f"messages: expected at most {MAX_MESSAGES:,} messages, found {len(given):,}", param="messages"
-        )
-    messages = [_message(number, each) for number, each in enumerate(given)]
-    if system is not None and all(each.role != "system" for each in messages):
-        messages.insert(0, Message("system", system.encode("utf-8", "replace")))
-    return messages
+        raise ApiError(400, f"{name}: expected at most {MAX_MESSAGES:,} messages, found {len(given):,}", param=name)
+    return [_message(f"{name}[{number}]", each, name, part_types) for number, each in enumerate(given)]
+
+
+def with_system(messages: list[Message], system: str | None) -> list[Message]:
+    """The messages behind this system message, if they have none of their own."""
+    if system is None or any(each.role == "system" for each in messages):
+        return messages
+    return [Message("system", system.encode("utf-8", "replace")), *messages]
+
+
+def content_text(content: Any, where: str, name: str, part_types: Sequence[str] = ("text",)) -> str:
+    """The text of a content: a string, or a list of parts. Raises ApiError."""
+    if isinstance(content, list):
+        texts: list[str] = []
+        for part in content:
+            kind = part.get("type") if isinstance(part, dict) else None
+            if kind not in part_types or not isinstance(part.get("text"), str):
+                found = f"found {kind[:40]!r}" if isinstance(kind, str) else "others are not supported"
+                raise ApiError(
+                    400, f"{where}: expected parts of type {' or '.join(part_types)} with a text; {found}", param=name
+                )
+            texts.append(part["text"])
+        content = "".join(texts)
+    if not isinstance(content, str):
+        raise ApiError(400, f"{where}: expected a string, found {kind_of(content)}", param=name)
+    return content
 
 
 def prompts_of(
@@ -299,14 +322,14 @@ def whole_field(body: dict[str, Any], name: str, low: int, high: int, default: A
     return value
 
 
-def stop_strings(given: Any) -> tuple[str, ...]:
-    """The value of "stop". Raises ApiError."""
+def stop_strings(given: Any, name: str = "stop") -> tuple[str, ...]:
+    """The value of the field `name`. Raises ApiError."""
     listed = [] if given is None else [given] if isinstance(given, str) else given
     if not isinstance(listed, list) or not all(isinstance(each, str) and each for each in listed):
-        raise ApiError(400, "stop: expected a string, or a list of strings that are not empty", param="stop")
+        raise ApiError(400, f"{name}: expected a string, or a list of strings that are not empty", param=name)
     if len(listed) > MAX_STOPS or any(len(each) > MAX_STOP_CHARS for each in listed):
         raise ApiError(
-            400, f"stop: expected at most {MAX_STOPS} strings of at most {MAX_STOP_CHARS} characters", param="stop"
+            400, f"{name}: expected at most {MAX_STOPS} strings of at most {MAX_STOP_CHARS} characters", param=name
         )
     return tuple(listed)
 
@@ -343,25 +366,32 @@ def chat_logprobs(body: dict[str, Any]) -> int | None:
     return None
 
 
-def _message(number: int, given: Any) -> Message:
-    where = f"messages[{number}]"
+def _message(where: str, given: Any, name: str, part_types: Sequence[str]) -> Message:
     if not isinstance(given, dict):
-        raise ApiError(400, f"{where}: expected an object, found {kind_of(given)}", param="messages")
-    role, content = given.get("role"), given.get("content")
+        raise ApiError(400, f"{where}: expected an object, found {kind_of(given)}", param=name)
+    role = given.get("role")
     if not isinstance(role, str) or role not in _ROLES:
-        raise ApiError(400, f"{where}.role: expected one of {', '.join(_ROLES)}", param="messages")
-    if isinstance(content, list):
-        texts = [
-            part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None for part in content
-        ]
-        if not all(isinstance(each, str) for each in texts):
-            raise ApiError(
-                400, f"{where}.content: expected parts of type text; others are not supported", param="messages"
-            )
-        content = "".join(map(str, texts))
-    if not isinstance(content, str):
-        raise ApiError(400, f"{where}.content: expected a string, found {kind_of(content)}", param="messages")
-    return Message(_ROLES[role], content.encode("utf-8", "replace"))
+        raise ApiError(400, f"{where}.role: expected one of {', '.join(_ROLES)}", param=name)
+    text = content_text(given.get("content"), f"{where}.content", name, part_types)
+    return Message(_ROLES[role], text.encode("utf-8", "replace"))
+
+
+def refuse_other_grammars(body: dict[str, Any], instead: str, *more: str) -> None:
+    """Raise ApiError for a field that limits the text on other routes or servers: ignored, it would
+    let any text pass. instead: the field of this route; more: further fields to refuse."""
+    for name in (*_OTHER_GRAMMARS, "response_format", "structured_outputs", *more):
+        if body.get(name) is not None:
+            raise ApiError(400, f"{name}: not supported here; use {instead}", param=name)
+
+
+def object_field(body: dict[str, Any], name: str) -> dict[str, Any]:
+    """An optional object; {}: it is not given. Raises ApiError."""
+    value = body.get(name)
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise ApiError(400, f"{name}: expected an object, found {kind_of(value)}", param=name)
+    return value
 
 
 def _refuse_unsupported(body: dict[str, Any], is_chat: bool) -> None:
