@@ -21,11 +21,42 @@
 #define HALVES 2 /* of a panel, as vectors of four rows */
 #define PAIRS 4  /* of a panel, as vectors of two doubles */
 
+INLINE v128_t high_pair(v128_t four) { return wasm_i64x2_shuffle(four, four, 1, 1); }
+
 /* ------------------------------------------------------------------ fma */
+
+#if defined(__wasm_relaxed_simd__)
+#define SUMS HALVES /* vectors with the sums of a panel: of four floats */
+
+INLINE v128_t zero_sum(void) { return wasm_f32x4_splat(0.0f); }
+INLINE v128_t splat(float value) { return wasm_f32x4_splat(value); }
+
+INLINE v128_t add_product(v128_t a, v128_t b, v128_t sum, const bool exactly, const panel_format format,
+                          v128_t *suspects) {
+    (void)exactly, (void)format, (void)suspects;
+    return wasm_f32x4_relaxed_madd(a, b, sum);
+}
+
+INLINE bool any_suspect(v128_t suspects) {
+    (void)suspects;
+    return false;
+}
+
+/* Four floats or integers of each half as sums need their factors. */
+INLINE void factors_of_floats(const v128_t *lanes, v128_t *factors) {
+    UNROLL for (int h = 0; h < HALVES; h++) factors[h] = lanes[h];
+}
+
+INLINE void factors_of_integers(const v128_t *lanes, v128_t *factors) {
+    UNROLL for (int h = 0; h < HALVES; h++) factors[h] = wasm_f32x4_convert_i32x4(lanes[h]);
+}
+
+INLINE void floats_of_sums(const v128_t *sums, v128_t *lanes) { factors_of_floats(sums, lanes); }
+#else
+#define SUMS PAIRS /* of two doubles */
 
 INLINE v128_t to_doubles(v128_t two_floats) { return wasm_f64x2_promote_low_f32x4(two_floats); }
 INLINE v128_t to_floats(v128_t doubles) { return wasm_f32x4_demote_f64x2_zero(doubles); }
-INLINE v128_t high_pair(v128_t four) { return wasm_i64x2_shuffle(four, four, 1, 1); }
 
 /* The float nearest to product + sum. */
 INLINE v128_t add_exactly(v128_t product, v128_t sum) {
@@ -60,13 +91,39 @@ INLINE v128_t add_rounding_twice(v128_t product, v128_t sum, const panel_format 
     return to_doubles(to_floats(total));
 }
 
-INLINE v128_t add_product(v128_t product, v128_t sum, const bool exactly, const panel_format format, v128_t *suspects) {
+INLINE v128_t zero_sum(void) { return wasm_f64x2_splat(0.0); }
+INLINE v128_t splat(float value) { return wasm_f64x2_splat((double)value); }
+
+INLINE v128_t add_product(v128_t a, v128_t b, v128_t sum, const bool exactly, const panel_format format,
+                          v128_t *suspects) {
+    const v128_t product = wasm_f64x2_mul(a, b);
     return exactly ? add_exactly(product, sum) : add_rounding_twice(product, sum, format, suspects);
 }
 
 INLINE bool any_suspect(v128_t suspects) {
     return wasm_v128_any_true(wasm_i32x4_eq(suspects, wasm_i32x4_splat(INT32_MIN)));
 }
+
+/* Four floats or integers of each half as sums need their factors. */
+INLINE void factors_of_floats(const v128_t *lanes, v128_t *factors) {
+    UNROLL for (int h = 0; h < HALVES; h++) {
+        factors[2 * h] = to_doubles(lanes[h]);
+        factors[2 * h + 1] = to_doubles(high_pair(lanes[h]));
+    }
+}
+
+INLINE void factors_of_integers(const v128_t *lanes, v128_t *factors) {
+    UNROLL for (int h = 0; h < HALVES; h++) {
+        factors[2 * h] = wasm_f64x2_convert_low_i32x4(lanes[h]);
+        factors[2 * h + 1] = wasm_f64x2_convert_low_i32x4(high_pair(lanes[h]));
+    }
+}
+
+INLINE void floats_of_sums(const v128_t *sums, v128_t *lanes) {
+    UNROLL for (int h = 0; h < HALVES; h++) lanes[h] =
+        wasm_i64x2_shuffle(to_floats(sums[2 * h]), to_floats(sums[2 * h + 1]), 0, 2);
+}
+#endif
 
 /* ------------------------------------------------------------------ loading and storing */
 
@@ -120,18 +177,6 @@ INLINE void widen_unsigned(const void *eight, v128_t *lanes) {
     lanes[1] = wasm_u32x4_extend_high_u16x8(wide);
 }
 
-INLINE void pairs_of_floats(const v128_t *lanes, v128_t *pairs) {
-    UNROLL for (int h = 0; h < HALVES; h++) {
-        pairs[2 * h] = to_doubles(lanes[h]);
-        pairs[2 * h + 1] = to_doubles(high_pair(lanes[h]));
-    }
-}
-
-INLINE void floats_of_pairs(const v128_t *pairs, v128_t *lanes) {
-    UNROLL for (int h = 0; h < HALVES; h++) lanes[h] =
-        wasm_i64x2_shuffle(to_floats(pairs[2 * h]), to_floats(pairs[2 * h + 1]), 0, 2);
-}
-
 INLINE float sum_lanes(const v128_t *lanes) {
     const v128_t four = wasm_f32x4_add(lanes[0], lanes[1]), two = wasm_f32x4_add(four, high_pair(four));
     return wasm_f32x4_extract_lane(two, 0) + wasm_f32x4_extract_lane(two, 1);
@@ -148,7 +193,7 @@ INLINE void store_rows(const matmul_job *job, int64_t panel, int64_t column, con
     const int64_t row = panel * PANEL_ROWS, left = job->num_rows - row;
     float *out = job->out + (size_t)column * job->out_stride + (size_t)row;
     v128_t sums[HALVES];
-    floats_of_pairs(pairs, sums);
+    floats_of_sums(pairs, sums);
     if (left >= PANEL_ROWS) store_floats(out, sums);
     else store_first(out, left, sums);
 }
@@ -160,7 +205,7 @@ INLINE void load_rows(const matmul_job *job, int64_t panel, int64_t column, v128
     v128_t sums[HALVES];
     if (left >= PANEL_ROWS) load_floats(out, sums);
     else load_first(out, left, sums);
-    pairs_of_floats(sums, pairs);
+    factors_of_floats(sums, pairs);
 }
 
 /* ------------------------------------------------------------------ float matrices */
@@ -169,10 +214,7 @@ INLINE void load_weights(const char *panel, int64_t k, const panel_format format
     v128_t lanes[HALVES];
     if (format == PANEL_I8) {
         widen_signed(panel + PANEL_ROWS * k, lanes);
-        UNROLL for (int h = 0; h < HALVES; h++) {
-            pairs[2 * h] = wasm_f64x2_convert_low_i32x4(lanes[h]);
-            pairs[2 * h + 1] = wasm_f64x2_convert_low_i32x4(high_pair(lanes[h]));
-        }
+        factors_of_integers(lanes, pairs);
         return;
     }
     if (format == PANEL_F32) load_floats(panel + 4 * PANEL_ROWS * k, lanes);
@@ -182,22 +224,22 @@ INLINE void load_weights(const char *panel, int64_t k, const panel_format format
         lanes[0] = wasm_i16x8_shuffle(zero, high, 0, 8, 1, 9, 2, 10, 3, 11);
         lanes[1] = wasm_i16x8_shuffle(zero, high, 4, 12, 5, 13, 6, 14, 7, 15);
     }
-    pairs_of_floats(lanes, pairs);
+    factors_of_floats(lanes, pairs);
 }
 
 #define FLOAT_COLUMNS 2
 
 /* Adds elements first .. last - 1 of a panel's rows. */
 INLINE void add_elements(const char *panel, const float *const *columns_at, int64_t first, int64_t last,
-                         const int columns, const panel_format format, const bool exactly, v128_t (*sums)[PAIRS],
+                         const int columns, const panel_format format, const bool exactly, v128_t (*sums)[SUMS],
                          v128_t *suspects) {
     for (int64_t k = first; k < last; k++) {
-        v128_t weights[PAIRS];
+        v128_t weights[SUMS];
         load_weights(panel, k, format, weights);
         UNROLL for (int c = 0; c < columns; c++) {
-            const v128_t value = wasm_f64x2_splat((double)columns_at[c][k]);
-            UNROLL for (int p = 0; p < PAIRS; p++) sums[c][p] =
-                add_product(wasm_f64x2_mul(weights[p], value), sums[c][p], exactly, format, suspects);
+            const v128_t value = splat(columns_at[c][k]);
+            UNROLL for (int p = 0; p < SUMS; p++) sums[c][p] =
+                add_product(weights[p], value, sums[c][p], exactly, format, suspects);
         }
     }
 }
@@ -207,14 +249,14 @@ INLINE void float_tile(const matmul_job *job, int64_t panel, int64_t column, con
     enum { STEP = 4 }; /* elements between two looks for suspects */
     const char *weights = (const char *)job->panels + (size_t)panel * job->panel_bytes;
     const float *columns_at[FLOAT_COLUMNS];
-    v128_t sums[FLOAT_COLUMNS][PAIRS];
+    v128_t sums[FLOAT_COLUMNS][SUMS];
     UNROLL for (int c = 0; c < columns; c++) {
         columns_at[c] = (const void *)((const char *)job->columns + (size_t)(column + c) * job->column_bytes);
-        UNROLL for (int p = 0; p < PAIRS; p++) sums[c][p] = wasm_f64x2_splat(0.0);
+        UNROLL for (int p = 0; p < SUMS; p++) sums[c][p] = zero_sum();
     }
     for (int64_t k = 0; k < job->row_length; k += STEP) {
-        v128_t next[FLOAT_COLUMNS][PAIRS], suspects = wasm_i32x4_splat(0);
-        UNROLL for (int c = 0; c < columns; c++) UNROLL for (int p = 0; p < PAIRS; p++) next[c][p] = sums[c][p];
+        v128_t next[FLOAT_COLUMNS][SUMS], suspects = wasm_i32x4_splat(0);
+        UNROLL for (int c = 0; c < columns; c++) UNROLL for (int p = 0; p < SUMS; p++) next[c][p] = sums[c][p];
         const bool full = k + STEP <= job->row_length;
         if (full) {
             UNROLL for (int i = 0; i < STEP; i++)
@@ -224,7 +266,7 @@ INLINE void float_tile(const matmul_job *job, int64_t panel, int64_t column, con
             const int64_t last = full ? k + STEP : job->row_length;
             add_elements(weights, columns_at, k, last, columns, format, true, sums, &suspects);
         } else {
-            UNROLL for (int c = 0; c < columns; c++) UNROLL for (int p = 0; p < PAIRS; p++) sums[c][p] = next[c][p];
+            UNROLL for (int c = 0; c < columns; c++) UNROLL for (int p = 0; p < SUMS; p++) sums[c][p] = next[c][p];
         }
     }
     UNROLL for (int c = 0; c < columns; c++) store_rows(job, panel, column + c, sums[c]);
@@ -402,19 +444,17 @@ INLINE void load_scales(const uint8_t *header, const uint8_t *super, const panel
 /* Adds a block to the sums of a column, in the order of kernels.h. */
 INLINE void add_block(const v128_t *whole, const v128_t *scale, const v128_t *minimum, const activation_block *block,
                       const panel_format format, const bool exactly, v128_t *sums, v128_t *suspects) {
-    v128_t scales[HALVES], pairs[PAIRS];
+    v128_t scales[HALVES], factors[SUMS], integers[SUMS];
     UNROLL for (int h = 0; h < HALVES; h++) scales[h] = wasm_f32x4_mul(scale[h], wasm_f32x4_splat(block->scale));
-    pairs_of_floats(scales, pairs);
-    UNROLL for (int p = 0; p < PAIRS; p++) {
-        const v128_t two = p % 2 ? high_pair(whole[p / 2]) : whole[p / 2];
-        const v128_t product = wasm_f64x2_mul(wasm_f64x2_convert_low_i32x4(two), pairs[p]);
-        sums[p] = add_product(product, sums[p], exactly, format, suspects);
-    }
+    factors_of_floats(scales, factors);
+    factors_of_integers(whole, integers);
+    UNROLL for (int p = 0; p < SUMS; p++) sums[p] =
+        add_product(integers[p], factors[p], sums[p], exactly, format, suspects);
     if (!HAS_MINIMUM(format)) return;
-    const v128_t scaled_sum = wasm_f64x2_splat((double)block->scaled_sum);
-    pairs_of_floats(minimum, pairs);
-    UNROLL for (int p = 0; p < PAIRS; p++) sums[p] =
-        add_product(wasm_f64x2_mul(pairs[p], scaled_sum), sums[p], exactly, format, suspects);
+    const v128_t scaled_sum = splat(block->scaled_sum);
+    factors_of_floats(minimum, factors);
+    UNROLL for (int p = 0; p < SUMS; p++) sums[p] =
+        add_product(factors[p], scaled_sum, sums[p], exactly, format, suspects);
 }
 
 /* The blocks first .. last - 1 of several panels by one column, or of one panel by several columns;
@@ -428,11 +468,11 @@ INLINE void block_tile(const matmul_job *job, int64_t panel, int64_t column, int
     const uint8_t *panel_headers = panel_codes + (size_t)num_blocks * layout.code_bytes;
     const uint8_t *panel_supers = panel_headers + (size_t)num_blocks * layout.header_bytes;
     const activation_block *column_blocks[MAX_TILE];
-    v128_t sums[MAX_TILE][MAX_TILE][PAIRS];
+    v128_t sums[MAX_TILE][MAX_TILE][SUMS];
     UNROLL for (int c = 0; c < columns; c++) {
         column_blocks[c] = (const void *)((const char *)job->columns + (size_t)(column + c) * job->column_bytes);
         UNROLL for (int n = 0; n < panels; n++) {
-            if (first == 0) UNROLL for (int p = 0; p < PAIRS; p++) sums[n][c][p] = wasm_f64x2_splat(0.0);
+            if (first == 0) UNROLL for (int p = 0; p < SUMS; p++) sums[n][c][p] = zero_sum();
             else load_rows(job, panel + n, column + c, sums[n][c]);
         }
     }
@@ -453,14 +493,14 @@ INLINE void block_tile(const matmul_job *job, int64_t panel, int64_t column, int
             load_scales(header, supers + (size_t)n * job->panel_bytes, format, scale, minimum);
             UNROLL for (int c = 0; c < columns; c++) {
                 const activation_block *block = column_blocks[c] + b;
-                v128_t whole[HALVES], next[PAIRS], suspects = wasm_i32x4_splat(0);
+                v128_t whole[HALVES], next[SUMS], suspects = wasm_i32x4_splat(0);
                 UNROLL for (int h = 0; h < HALVES; h++) whole[h] =
                     finish_sum(parts[n][c][h], header, h, block, &values[c][b - first], format);
-                UNROLL for (int p = 0; p < PAIRS; p++) next[p] = sums[n][c][p];
+                UNROLL for (int p = 0; p < SUMS; p++) next[p] = sums[n][c][p];
                 add_block(whole, scale, minimum, block, format, false, next, &suspects);
                 if (__builtin_expect(any_suspect(suspects), 0))
                     add_block(whole, scale, minimum, block, format, true, sums[n][c], &suspects);
-                else UNROLL for (int p = 0; p < PAIRS; p++) sums[n][c][p] = next[p];
+                else UNROLL for (int p = 0; p < SUMS; p++) sums[n][c][p] = next[p];
             }
         }
     }
@@ -544,25 +584,20 @@ static void to_halves(const float *values, int64_t length, uint16_t *halves) {
     for (int64_t i = 0; i < length; i++) halves[i] = half_from_float(values[i]);
 }
 
-INLINE void add_squares(const v128_t *value, v128_t *sums) {
-    v128_t pairs[PAIRS];
-    pairs_of_floats(value, pairs);
-    UNROLL for (int p = 0; p < PAIRS; p++) sums[p] = add_exactly(wasm_f64x2_mul(pairs[p], pairs[p]), sums[p]);
-}
-
 static float sum_of_squares(const float *values, int64_t length) {
-    v128_t sums[PAIRS], value[HALVES];
-    UNROLL for (int p = 0; p < PAIRS; p++) sums[p] = wasm_f64x2_splat(0.0);
+    v128_t sums[SUMS], value[HALVES], factors[SUMS], suspects = wasm_i32x4_splat(0);
+    UNROLL for (int p = 0; p < SUMS; p++) sums[p] = zero_sum();
     int64_t i = 0;
-    for (; i + LANES <= length; i += LANES) {
-        load_floats(values + i, value);
-        add_squares(value, sums);
+    for (bool last = false; !last; i += LANES) {
+        last = i + LANES > length;
+        if (last) load_first(values + i, length - i, value);
+        else load_floats(values + i, value);
+        factors_of_floats(value, factors);
+        UNROLL for (int p = 0; p < SUMS; p++) sums[p] =
+            add_product(factors[p], factors[p], sums[p], true, PANEL_F32, &suspects);
     }
-    load_first(values + i, length - i, value);
-    add_squares(value, sums);
-    v128_t lanes[HALVES];
-    floats_of_pairs(sums, lanes);
-    return sum_lanes(lanes);
+    floats_of_sums(sums, value);
+    return sum_lanes(value);
 }
 
 static float maximum(const float *values, int64_t length) {
