@@ -18,6 +18,9 @@
 
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("clang loop unroll(full)")
+/* Hides where a value comes from. Of an address: constant offsets stay parts of loads. Of a sum: what
+ * was written first is computed first, so that fewer vectors are alive than V8 has registers for. */
+#define OPAQUE(value) __asm__ volatile("" : "+r"(value))
 #define HALVES 2 /* of a panel, as vectors of four rows */
 #define PAIRS 4  /* of a panel, as vectors of two doubles */
 
@@ -292,11 +295,35 @@ static void matmul_i8(const matmul_job *job) { float_matmul(job, PANEL_I8); }
 #define MAX_TILE 2   /* panels or columns */
 #define MAX_CHUNK 32 /* blocks of a column that are prepared at once */
 
-/* The values of a block as the products need them: a lane is a quad. */
+/* The values of a block as the products need them: a vector repeats a quad. */
 typedef struct {
-    int32_t first[NUM_QUADS], second[NUM_QUADS];
-    int32_t offset; /* to add to the sum of the block */
+    v128_t first[NUM_QUADS], second[NUM_QUADS];
+    int32_t offset; /* where the sum of the block starts */
 } block_values;
+
+INLINE void repeat_quads(v128_t quads, v128_t *repeated) {
+    repeated[0] = wasm_i32x4_shuffle(quads, quads, 0, 0, 0, 0);
+    repeated[1] = wasm_i32x4_shuffle(quads, quads, 1, 1, 1, 1);
+    repeated[2] = wasm_i32x4_shuffle(quads, quads, 2, 2, 2, 2);
+    repeated[3] = wasm_i32x4_shuffle(quads, quads, 3, 3, 3, 3);
+}
+
+/* Those of quads q and q + 4, in registers. */
+typedef struct {
+    v128_t first[2], second[2];
+} quad_values;
+
+INLINE quad_values load_values(const block_values *v, const int q, const bool has_second) {
+    quad_values loaded = {0};
+    UNROLL for (int part = 0; part < 2; part++) {
+        loaded.first[part] = v->first[q + 4 * part];
+        OPAQUE(loaded.first[part]);
+        if (!has_second) continue;
+        loaded.second[part] = v->second[q + 4 * part];
+        OPAQUE(loaded.second[part]);
+    }
+    return loaded;
+}
 
 /* Loads quad q of a block's codes for the four rows of half h. All but those of Q8_0 are 0 .. 63. */
 INLINE v128_t load_quad(const uint8_t *codes, const int q, const int h, const panel_format format) {
@@ -319,80 +346,95 @@ INLINE v128_t load_quad(const uint8_t *codes, const int q, const int h, const pa
 }
 
 #if defined(__wasm_relaxed_simd__)
-#define NUM_SUMS 2 /* of quads 0 .. 3, and 4 .. 7 */
+#define HAS_SECOND(format) ((format) == PANEL_Q8_0)
+#define NUM_SUMS 2 /* Q6_K: of quads 0 .. 3, and 4 .. 7; other formats: one of all */
 
 /* first: the values. Codes that are signed are multiplied by magnitudes instead, and second is -1
  * for negative values: code ^ -1 is -code - 1, so the sum lacks the magnitudes of negative values. */
 INLINE void prepare_values(const activation_block *block, const panel_format format, block_values *v) {
-    v->offset = 0;
+    v->offset = format == PANEL_Q4_0 ? -block->eight_sums : 0;
     UNROLL for (int part = 0; part < 2; part++) {
         const v128_t values = wasm_v128_load(block->values + 16 * part);
         if (format != PANEL_Q8_0) {
-            wasm_v128_store(v->first + 4 * part, values);
+            repeat_quads(values, v->first + 4 * part);
             continue;
         }
         const v128_t magnitudes = wasm_i8x16_abs(values), negative = wasm_i8x16_lt(values, wasm_i8x16_splat(0));
-        wasm_v128_store(v->first + 4 * part, magnitudes);
-        wasm_v128_store(v->second + 4 * part, negative);
+        repeat_quads(magnitudes, v->first + 4 * part);
+        repeat_quads(negative, v->second + 4 * part);
         v->offset += sum_of_bytes(wasm_v128_and(magnitudes, negative));
     }
 }
 
-/* Adds the products of quad q of four rows to their sums. */
-INLINE void multiply_quad(const uint8_t *codes, const int q, const int h, const block_values *v,
-                          const panel_format format, v128_t *sums) {
-    const v128_t code = load_quad(codes, q, h, format), first = wasm_v128_load32_splat(v->first + q);
-    v128_t *sum = &sums[q / 4];
-    if (format == PANEL_Q8_0) {
-        const v128_t second = wasm_v128_load32_splat(v->second + q);
-        *sum = wasm_i32x4_relaxed_dot_i8x16_i7x16_add(wasm_v128_xor(code, second), first, *sum);
-    } else {
-        *sum = wasm_i32x4_relaxed_dot_i8x16_i7x16_add(first, code, *sum);
+INLINE void start_sums(const block_values *v, v128_t *sums) {
+    sums[0] = wasm_v128_load32_splat(&v->offset);
+    sums[1] = wasm_i32x4_splat(0);
+}
+
+/* Adds the products of quads q and q + 4 of four rows to their sums; q < 4. */
+INLINE void multiply_quads(const uint8_t *codes, const int q, const int h, const quad_values *v,
+                           const panel_format format, v128_t *sums) {
+    UNROLL for (int part = 0; part < 2; part++) {
+        const v128_t code = load_quad(codes, q + 4 * part, h, format), first = v->first[part];
+        v128_t *sum = &sums[format == PANEL_Q6_K ? part : 0];
+        if (format == PANEL_Q8_0) {
+            const v128_t second = v->second[part];
+            *sum = wasm_i32x4_relaxed_dot_i8x16_i7x16_add(wasm_v128_xor(code, second), first, *sum);
+        } else {
+            *sum = wasm_i32x4_relaxed_dot_i8x16_i7x16_add(first, code, *sum);
+        }
+        OPAQUE(*sum);
     }
 }
 
-INLINE void gather_sums(v128_t *sums, const panel_format format) {
-    if (format != PANEL_Q6_K) sums[0] = wasm_i32x4_add(sums[0], sums[1]);
-}
+INLINE void gather_sums(v128_t *sums, const panel_format format) { (void)sums, (void)format; }
 #else
+#define HAS_SECOND(format) true
 #define NUM_SUMS 3 /* Q6_K: as above; other formats: times 1, 16 and 256 */
 
 /* first: the elements 0 and 2 of each quad in 16 bits; second: 1 and 3. */
 INLINE void prepare_values(const activation_block *block, const panel_format format, block_values *v) {
-    (void)format;
-    v->offset = 0;
+    v->offset = format == PANEL_Q4_0 ? -block->eight_sums : 0;
     UNROLL for (int part = 0; part < 2; part++) {
         const v128_t values = wasm_v128_load(block->values + 16 * part);
-        wasm_v128_store(v->first + 4 * part, wasm_i16x8_shr(wasm_i16x8_shl(values, 8), 8));
-        wasm_v128_store(v->second + 4 * part, wasm_i16x8_shr(values, 8));
+        repeat_quads(wasm_i16x8_shr(wasm_i16x8_shl(values, 8), 8), v->first + 4 * part);
+        repeat_quads(wasm_i16x8_shr(values, 8), v->second + 4 * part);
     }
+}
+
+INLINE void start_sums(const block_values *v, v128_t *sums) {
+    sums[0] = wasm_v128_load32_splat(&v->offset);
+    sums[1] = sums[2] = wasm_i32x4_splat(0);
 }
 
 /* The products are sums of two in 32 bits. Bits that are not at the end of their 16 are left where
  * they are: the products are 16 or 256 times as large, and at most 2^27 in all. */
-INLINE void add_dots(v128_t code, const int32_t *values, v128_t *sum) {
-    *sum = wasm_i32x4_add(*sum, wasm_i32x4_dot_i16x8(code, wasm_v128_load32_splat(values)));
+INLINE void add_dots(v128_t code, v128_t values, v128_t *sum) {
+    *sum = wasm_i32x4_add(*sum, wasm_i32x4_dot_i16x8(code, values));
 }
 
-/* Adds the products of quad q of four rows to their sums. */
-INLINE void multiply_quad(const uint8_t *codes, const int q, const int h, const block_values *v,
-                          const panel_format format, v128_t *sums) {
-    if (format == PANEL_Q8_0) {
-        const v128_t code = load_quad(codes, q, h, format);
-        add_dots(wasm_i16x8_shl(code, 8), v->first + q, &sums[2]);
-        add_dots(wasm_v128_and(code, wasm_i16x8_splat((int16_t)0xff00)), v->second + q, &sums[2]);
-    } else if (format == PANEL_Q4_0 || format == PANEL_Q4_1 || format == PANEL_Q4_K) {
-        if (q >= 4) return; /* with q - 4 */
+/* Adds the products of quads q and q + 4 of four rows to their sums; q < 4. */
+INLINE void multiply_quads(const uint8_t *codes, const int q, const int h, const quad_values *v,
+                           const panel_format format, v128_t *sums) {
+    if (format == PANEL_Q4_0 || format == PANEL_Q4_1 || format == PANEL_Q4_K) {
         const v128_t code = wasm_v128_load(codes + 32 * q + 16 * h);
-        add_dots(wasm_v128_and(code, wasm_i16x8_splat(0x000f)), v->first + q, &sums[0]);
-        add_dots(wasm_v128_and(code, wasm_i16x8_splat(0x00f0)), v->first + q + 4, &sums[1]);
-        add_dots(wasm_v128_and(code, wasm_i16x8_splat(0x0f00)), v->second + q, &sums[2]);
-        add_dots(wasm_u16x8_shr(code, 12), v->second + q + 4, &sums[0]);
-    } else {
-        const v128_t code = load_quad(codes, q, h, format);
-        const int part = format == PANEL_Q6_K ? q / 4 : 0;
-        add_dots(wasm_v128_and(code, wasm_i16x8_splat(0x00ff)), v->first + q, &sums[part]);
-        add_dots(wasm_u16x8_shr(code, 8), v->second + q, &sums[part]);
+        add_dots(wasm_v128_and(code, wasm_i16x8_splat(0x000f)), v->first[0], &sums[0]);
+        add_dots(wasm_v128_and(code, wasm_i16x8_splat(0x00f0)), v->first[1], &sums[1]);
+        add_dots(wasm_v128_and(code, wasm_i16x8_splat(0x0f00)), v->second[0], &sums[2]);
+        add_dots(wasm_u16x8_shr(code, 12), v->second[1], &sums[0]);
+        return;
+    }
+    UNROLL for (int part = 0; part < 2; part++) {
+        const v128_t code = load_quad(codes, q + 4 * part, h, format);
+        const v128_t first = v->first[part], second = v->second[part];
+        if (format == PANEL_Q8_0) {
+            add_dots(wasm_i16x8_shl(code, 8), first, &sums[2]);
+            add_dots(wasm_v128_and(code, wasm_i16x8_splat((int16_t)0xff00)), second, &sums[2]);
+        } else {
+            v128_t *sum = &sums[format == PANEL_Q6_K ? part : 0];
+            add_dots(wasm_v128_and(code, wasm_i16x8_splat(0x00ff)), first, sum);
+            add_dots(wasm_u16x8_shr(code, 8), second, sum);
+        }
     }
 }
 
@@ -405,10 +447,8 @@ INLINE void gather_sums(v128_t *sums, const panel_format format) {
 
 /* The integer sum of half h of a panel, minus the contribution of the zero point. */
 INLINE v128_t finish_sum(v128_t *sums, const uint8_t *header, const int h, const activation_block *block,
-                         const block_values *v, const panel_format format) {
+                         const panel_format format) {
     gather_sums(sums, format);
-    if (format == PANEL_Q8_0) return wasm_i32x4_add(sums[0], wasm_i32x4_splat(v->offset));
-    if (format == PANEL_Q4_0) return wasm_i32x4_sub(sums[0], wasm_i32x4_splat(block->eight_sums));
     if (format != PANEL_Q6_K) return sums[0];
     const int32_t first = block->sums_of_half, second = 4 * block->eight_sums - first;
     v128_t scales[2][HALVES];
@@ -477,16 +517,28 @@ INLINE void block_tile(const matmul_job *job, int64_t panel, int64_t column, int
         }
     }
     for (int64_t b = first; b < last; b++) {
-        const uint8_t *codes = panel_codes + (size_t)b * layout.code_bytes,
-                      *headers = panel_headers + (size_t)b * layout.header_bytes,
+        const uint8_t *headers = panel_headers + (size_t)b * layout.header_bytes,
                       *supers = panel_supers + (size_t)(b / (SUPER_LENGTH / BLOCK_LENGTH)) * layout.super_bytes;
+        const uint8_t *codes[MAX_TILE];
+        const block_values *prepared[MAX_TILE];
         v128_t parts[MAX_TILE][MAX_TILE][HALVES][NUM_SUMS];
+        UNROLL for (int n = 0; n < panels; n++) {
+            codes[n] = panel_codes + (size_t)n * job->panel_bytes + (size_t)b * layout.code_bytes;
+            OPAQUE(codes[n]);
+        }
+        UNROLL for (int c = 0; c < columns; c++) {
+            prepared[c] = &values[c][b - first];
+            OPAQUE(prepared[c]);
+        }
         UNROLL for (int n = 0; n < panels; n++) UNROLL for (int c = 0; c < columns; c++)
-            UNROLL for (int h = 0; h < HALVES; h++) UNROLL for (int i = 0; i < NUM_SUMS; i++) parts[n][c][h][i] =
-                wasm_i32x4_splat(0);
-        UNROLL for (int q = 0; q < NUM_QUADS; q++) UNROLL for (int n = 0; n < panels; n++)
-            UNROLL for (int h = 0; h < HALVES; h++) UNROLL for (int c = 0; c < columns; c++) multiply_quad(
-                codes + (size_t)n * job->panel_bytes, q, h, &values[c][b - first], format, parts[n][c][h]);
+            UNROLL for (int h = 0; h < HALVES; h++) start_sums(prepared[c], parts[n][c][h]);
+        UNROLL for (int q = 0; q < NUM_QUADS / 2; q++) {
+            quad_values loaded[MAX_TILE];
+            UNROLL for (int c = 0; c < columns; c++) loaded[c] = load_values(prepared[c], q, HAS_SECOND(format));
+            UNROLL for (int n = 0; n < panels; n++) UNROLL for (int h = 0; h < HALVES; h++)
+                UNROLL for (int c = 0; c < columns; c++)
+                    multiply_quads(codes[n], q, h, &loaded[c], format, parts[n][c][h]);
+        }
         UNROLL for (int n = 0; n < panels; n++) {
             const uint8_t *header = headers + (size_t)n * job->panel_bytes;
             v128_t scale[HALVES], minimum[HALVES];
@@ -495,7 +547,7 @@ INLINE void block_tile(const matmul_job *job, int64_t panel, int64_t column, int
                 const activation_block *block = column_blocks[c] + b;
                 v128_t whole[HALVES], next[SUMS], suspects = wasm_i32x4_splat(0);
                 UNROLL for (int h = 0; h < HALVES; h++) whole[h] =
-                    finish_sum(parts[n][c][h], header, h, block, &values[c][b - first], format);
+                    finish_sum(parts[n][c][h], header, h, block, format);
                 UNROLL for (int p = 0; p < SUMS; p++) next[p] = sums[n][c][p];
                 add_block(whole, scale, minimum, block, format, false, next, &suspects);
                 if (__builtin_expect(any_suspect(suspects), 0))
