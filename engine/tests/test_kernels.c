@@ -125,11 +125,11 @@ static void test_extreme_blocks(void) {
                 uint8_t *header = panel + layout.code_bytes, *super = header + layout.header_bytes;
                 for (int r = 0; r < PANEL_ROWS; r++) {
                     if (layout.super_bytes > 0) {
-                        memcpy(super + 2 * r, &one, 2);
+                        panel_put_scale(super, r, &one);
                         header[r] = (uint8_t)cases[i].step;
                         if (cases[i].format == PANEL_Q6_K) header[PANEL_ROWS + r] = (uint8_t)cases[i].step;
                     } else {
-                        memcpy(header + 2 * r, &one, 2);
+                        panel_put_scale(header, r, &one);
                     }
                 }
                 float values[BLOCK_LENGTH], out[PANEL_ROWS];
@@ -165,9 +165,9 @@ static void fill_panel(panel_format format, float a, uint8_t *panel) {
         case PANEL_I8: panel[i] = (uint8_t)value; break;
         case PANEL_Q8_0:
             codes[4 * lane] = (uint8_t)value;
-            memcpy(header + 2 * lane, &one, 2);
+            panel_put_scale(header, lane, &one);
             break;
-        default: memcpy(header + 16 + 2 * lane, &half, 2); /* PANEL_Q4_1: the minimum */
+        default: panel_put_scale(header + PANEL_SCALES, lane, &half); /* PANEL_Q4_1: the minimum */
         }
     }
 }

@@ -461,11 +461,11 @@ INLINE v128_t finish_sum(v128_t *sums, const uint8_t *header, const int h, const
 INLINE void load_scales(const uint8_t *header, const uint8_t *super, const panel_format format, v128_t *scale,
                         v128_t *minimum) {
     if (format == PANEL_Q6_K) {
-        load_halves(super, scale);
+        load_floats(super, scale);
     } else if (format == PANEL_Q4_K || format == PANEL_Q5_K) {
         v128_t scales[HALVES], minima[HALVES];
-        load_halves(super, scale);
-        load_halves(super + 16, minimum);
+        load_floats(super, scale);
+        load_floats(super + PANEL_SCALES, minimum);
         widen_unsigned(header, scales);
         widen_unsigned(header + PANEL_ROWS, minima);
         UNROLL for (int h = 0; h < HALVES; h++) {
@@ -473,8 +473,8 @@ INLINE void load_scales(const uint8_t *header, const uint8_t *super, const panel
             minimum[h] = wasm_f32x4_neg(wasm_f32x4_mul(minimum[h], wasm_f32x4_convert_i32x4(minima[h])));
         }
     } else {
-        load_halves(header, scale);
-        if (format == PANEL_Q4_1 || format == PANEL_Q5_1) load_halves(header + 16, minimum);
+        load_floats(header, scale);
+        if (format == PANEL_Q4_1 || format == PANEL_Q5_1) load_floats(header + PANEL_SCALES, minimum);
     }
 }
 

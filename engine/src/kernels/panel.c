@@ -212,14 +212,14 @@ INLINE void put_codes(panel_format format, const uint8_t *codes, int row, uint8_
 }
 
 /* Writes one row's header to the panel's: one or two halves, or two bytes. */
-INLINE void put_header(size_t panel_bytes_of_header, bool bytes, const uint8_t *header, int row, uint8_t *out) {
+INLINE void put_header(size_t num_bytes, bool bytes, const uint8_t *header, int row, uint8_t *out) {
     if (bytes) {
         out[row] = header[0];
         out[PANEL_ROWS + row] = header[1];
         return;
     }
-    memcpy(out + 2 * row, header, 2);
-    if (panel_bytes_of_header == 32) memcpy(out + 16 + 2 * row, header + 2, 2);
+    panel_put_scale(out, row, header);
+    if (num_bytes == 2 * PANEL_SCALES) panel_put_scale(out + PANEL_SCALES, row, header + 2);
 }
 
 /* Packs one panel of a type whose blocks are a header of one or two halves, then the codes in the
@@ -227,12 +227,12 @@ INLINE void put_header(size_t panel_bytes_of_header, bool bytes, const uint8_t *
 INLINE void pack_quads(size_t block_header_bytes, size_t num_quads, const uint8_t *const rows[PANEL_ROWS],
                        int64_t row_length, uint8_t *panel) {
     const size_t block_bytes = block_header_bytes + 4 * num_quads, num_blocks = (size_t)row_length / BLOCK_LENGTH;
+    const size_t header_bytes = block_header_bytes / 2 * PANEL_SCALES;
     uint8_t *headers = panel + num_blocks * num_quads * 32;
     for (size_t b = 0; b < num_blocks; b++) {
         put_quads(rows, b * block_bytes + block_header_bytes, num_quads, panel + b * num_quads * 32);
         for (int r = 0; r < PANEL_ROWS; r++)
-            put_header(PANEL_ROWS * block_header_bytes, false, rows[r] + b * block_bytes, r,
-                       headers + b * PANEL_ROWS * block_header_bytes);
+            put_header(header_bytes, false, rows[r] + b * block_bytes, r, headers + b * header_bytes);
     }
 }
 
