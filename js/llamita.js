@@ -25,20 +25,25 @@ const CHAT_DEFAULTS = { ...GENERATE_DEFAULTS, maxNewTokens: 512, temperature: 0.
 
 /** The file of the engine for this browser: "llamita-relaxed.wasm" or "llamita.wasm". */
 export function engineFile() {
-  // The smallest modules with an instruction of each kind.
+  // Modules with one function () -> i32; its code has at most 123 bytes.
   const module = (...code) =>
-    new Uint8Array([0, 97, 115, 109, 1, 0, 0, 0, 1, 4, 1, 96, 0, 0, 3, 2, 1, 0, 10, code.length + 4, 1,
-      code.length + 2, 0, ...code, 11]);
-  const zero = [253, 12, ...Array(16).fill(0)]; // v128.const
-  const drop = 26;
-  if (typeof WebAssembly !== "object" || !WebAssembly.validate(module(...zero, drop)))
+    new Uint8Array([0, 97, 115, 109, 1, 0, 0, 0, 1, 5, 1, 0x60, 0, 1, 0x7f, 3, 2, 1, 0, 7, 5, 1, 1, 102, 0, 0, 10,
+      code.length + 4, 1, code.length + 2, 0, ...code, 11]);
+  const bytes = (view) => [...new Uint8Array(view.buffer)];
+  const floats = (value) => [253, 12, ...bytes(new Float32Array(4).fill(value))]; // v128.const
+  const lane = [253, 0x1f, 0]; // f32x4.extract_lane 0
+  const equals = (value) => [0x43, ...bytes(new Float32Array([value])), 0x5b]; // f32.const, f32.eq
+  if (typeof WebAssembly !== "object" || !WebAssembly.validate(module(...floats(0), ...lane, ...equals(0))))
     throw new Error("cannot start the engine: expected a browser with WebAssembly SIMD, found one without; " +
       "use Chrome 91, Firefox 89, Safari 16.4, Node 18 or later");
-  const relaxedDot = [253, 0x93, 0x02]; // i32x4.relaxed_dot_i8x16_i7x16_add_s
-  const relaxed = WebAssembly.validate(module(...zero, ...zero, ...zero, ...relaxedDot, drop));
   // V8 computed wrong dot products while they were experimental (Node 20); it has had struct types since 2023.
   const structType = new Uint8Array([0, 97, 115, 109, 1, 0, 0, 0, 1, 3, 1, 0x5f, 0]);
-  return relaxed && WebAssembly.validate(structType) ? "llamita-relaxed.wasm" : "llamita.wasm";
+  // f32x4.relaxed_madd rounds once where the processor has fma: 1 + 2^-11 + 2^-24 keeps its last bit.
+  const factor = floats(1 + 2 ** -12);
+  const fma = module(...factor, ...factor, ...floats(-1 - 2 ** -11), 253, 0x85, 0x02, ...lane, ...equals(2 ** -24));
+  const relaxed = WebAssembly.validate(structType) && WebAssembly.validate(fma) &&
+    new WebAssembly.Instance(new WebAssembly.Module(fma)).exports.f() === 1;
+  return relaxed ? "llamita-relaxed.wasm" : "llamita.wasm";
 }
 
 const compiled = new Map(); // file name -> promise of its module

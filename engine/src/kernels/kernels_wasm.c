@@ -1,11 +1,15 @@
 /* kernels_wasm.c: the kernels for WebAssembly's 128-bit SIMD, plain and relaxed (-mrelaxed-simd).
  *
- * WebAssembly has no fma with defined bits. A sum is kept as a double that holds a float: the
- * product of two floats is exact in double, and so is that of an integer below 2^24 and a float.
- * Adding it and rounding to float rounds twice, which gives another float than one rounding only if
- * the double is halfway between two floats though the exact sum is not. Such doubles are rare and
- * known by their bits: a step that meets one is computed again with an addition that rounds to odd,
- * after which rounding to float is right for all numbers.
+ * Plain SIMD has no fma. There a sum is kept as a double that holds a float: the product of two
+ * floats is exact in double, and so is that of an integer below 2^24 and a float. Adding it and
+ * rounding to float rounds twice, which gives another float than one rounding only if the double is
+ * halfway between two floats though the exact sum is not. Such doubles are rare and known by their
+ * bits: a step that meets one is computed again with an addition that rounds to odd, after which
+ * rounding to float is right for all numbers.
+ *
+ * Relaxed SIMD has a multiplication with addition that rounds once or twice. Its standard says that
+ * an implementation does always the same, so one look says whether it is fma; processors without fma
+ * take the plain module.
  *
  * Integer sums are exact, whatever the instructions. The relaxed dot product is the same on every
  * processor where its second operand is 0 .. 127 and no sum of two products leaves 16 bits. */
@@ -20,7 +24,11 @@
 #define UNROLL _Pragma("clang loop unroll(full)")
 /* Hides where a value comes from. Of an address: constant offsets stay parts of loads. Of a sum: what
  * was written first is computed first, so that fewer vectors are alive than V8 has registers for. */
+#if defined(__wasm_relaxed_simd__)
 #define OPAQUE(value) __asm__ volatile("" : "+r"(value))
+#else
+#define OPAQUE(value) (void)(value)
+#endif
 #define HALVES 2 /* of a panel, as vectors of four rows */
 #define PAIRS 4  /* of a panel, as vectors of two doubles */
 
@@ -213,75 +221,155 @@ INLINE void load_rows(const matmul_job *job, int64_t panel, int64_t column, v128
 
 /* ------------------------------------------------------------------ float matrices */
 
-INLINE void load_weights(const char *panel, int64_t k, const panel_format format, v128_t *pairs) {
+#define FLOAT_COLUMNS 2
+#if defined(__wasm_relaxed_simd__)
+#define FLOAT_PANELS 4
+#define HALF_SCALE 0x1p112f /* the values are multiplied by it, in place of the weights */
+
+/* Eight finite 16-bit floats, divided by HALF_SCALE. *largest: their magnitudes. */
+INLINE void load_finite_halves(const char *eight, v128_t *lanes, v128_t *largest) {
+    const v128_t halves = wasm_v128_load(eight), bits = wasm_i32x4_splat((int32_t)0x8fffe000);
+    *largest = wasm_u16x8_max(*largest, wasm_v128_and(halves, wasm_i16x8_splat(0x7fff)));
+    lanes[0] = wasm_v128_and(wasm_i32x4_shl(wasm_i32x4_extend_low_i16x8(halves), 13), bits);
+    lanes[1] = wasm_v128_and(wasm_i32x4_shl(wasm_i32x4_extend_high_i16x8(halves), 13), bits);
+}
+
+/* Whether a magnitude is that of an infinity or NaN. */
+INLINE bool any_infinite(v128_t largest) {
+    return wasm_v128_any_true(wasm_i16x8_gt(largest, wasm_i16x8_splat(0x7bff)));
+}
+
+/* Whether values times HALF_SCALE may be infinite. */
+INLINE bool has_large_values(const matmul_job *job) {
+    v128_t largest = wasm_i32x4_splat(0);
+    for (int64_t c = 0; c < job->num_columns; c++) {
+        const float *column = (const void *)((const char *)job->columns + (size_t)c * job->column_bytes);
+        for (int64_t k = 0; k < job->row_length; k++)
+            largest = wasm_u32x4_max(largest, wasm_f32x4_abs(wasm_v128_load32_splat(column + k)));
+    }
+    return wasm_v128_any_true(wasm_i32x4_gt(largest, wasm_f32x4_splat(0x1p14f)));
+}
+#else
+#define FLOAT_PANELS 1
+#define HALF_SCALE 1.0f
+
+INLINE void load_finite_halves(const char *eight, v128_t *lanes, v128_t *largest) {
+    (void)largest;
+    load_halves(eight, lanes);
+}
+
+INLINE bool any_infinite(v128_t largest) {
+    (void)largest;
+    return false;
+}
+
+INLINE bool has_large_values(const matmul_job *job) {
+    (void)job;
+    return false;
+}
+#endif
+
+/* finite: expects no infinity or NaN among 16-bit floats, and divides them by HALF_SCALE. */
+INLINE void load_weights(const char *panel, int64_t k, const panel_format format, const bool finite, v128_t *factors,
+                         v128_t *largest) {
     v128_t lanes[HALVES];
     if (format == PANEL_I8) {
         widen_signed(panel + PANEL_ROWS * k, lanes);
-        factors_of_integers(lanes, pairs);
+        factors_of_integers(lanes, factors);
         return;
     }
     if (format == PANEL_F32) load_floats(panel + 4 * PANEL_ROWS * k, lanes);
-    if (format == PANEL_F16) load_halves(panel + 2 * PANEL_ROWS * k, lanes);
+    if (format == PANEL_F16 && finite) load_finite_halves(panel + 2 * PANEL_ROWS * k, lanes, largest);
+    if (format == PANEL_F16 && !finite) load_halves(panel + 2 * PANEL_ROWS * k, lanes);
     if (format == PANEL_BF16) {
         const v128_t zero = wasm_i16x8_splat(0), high = wasm_v128_load(panel + 2 * PANEL_ROWS * k);
         lanes[0] = wasm_i16x8_shuffle(zero, high, 0, 8, 1, 9, 2, 10, 3, 11);
         lanes[1] = wasm_i16x8_shuffle(zero, high, 4, 12, 5, 13, 6, 14, 7, 15);
     }
-    factors_of_floats(lanes, pairs);
+    factors_of_floats(lanes, factors);
 }
 
-#define FLOAT_COLUMNS 2
+typedef struct {
+    const char *panels[FLOAT_PANELS];
+    const float *columns[FLOAT_COLUMNS];
+    v128_t sums[FLOAT_PANELS][FLOAT_COLUMNS][SUMS];
+} float_sums;
 
-/* Adds elements first .. last - 1 of a panel's rows. */
-INLINE void add_elements(const char *panel, const float *const *columns_at, int64_t first, int64_t last,
-                         const int columns, const panel_format format, const bool exactly, v128_t (*sums)[SUMS],
-                         v128_t *suspects) {
+/* Adds elements first .. last - 1 of the panels' rows. */
+INLINE void add_elements(float_sums *tile, int64_t first, int64_t last, const int panels, const int columns,
+                         const panel_format format, const bool finite, const bool exactly, v128_t *suspects,
+                         v128_t *largest) {
+    const float scale = format == PANEL_F16 && finite ? HALF_SCALE : 1.0f;
     for (int64_t k = first; k < last; k++) {
-        v128_t weights[SUMS];
-        load_weights(panel, k, format, weights);
-        UNROLL for (int c = 0; c < columns; c++) {
-            const v128_t value = splat(columns_at[c][k]);
-            UNROLL for (int p = 0; p < SUMS; p++) sums[c][p] =
-                add_product(weights[p], value, sums[c][p], exactly, format, suspects);
+        v128_t values[FLOAT_COLUMNS];
+        UNROLL for (int c = 0; c < columns; c++) values[c] = splat(tile->columns[c][k] * scale);
+        UNROLL for (int n = 0; n < panels; n++) {
+            v128_t weights[SUMS];
+            load_weights(tile->panels[n], k, format, finite, weights, largest);
+            UNROLL for (int c = 0; c < columns; c++) UNROLL for (int p = 0; p < SUMS; p++) tile->sums[n][c][p] =
+                add_product(weights[p], values[c], tile->sums[n][c][p], exactly, format, suspects);
         }
     }
 }
 
-INLINE void float_tile(const matmul_job *job, int64_t panel, int64_t column, const int columns,
-                       const panel_format format) {
+/* Stores nothing and returns false if a weight that should be finite is not. */
+INLINE bool float_tile(const matmul_job *job, int64_t panel, int64_t column, const int panels, const int columns,
+                       const panel_format format, const bool finite) {
     enum { STEP = 4 }; /* elements between two looks for suspects */
-    const char *weights = (const char *)job->panels + (size_t)panel * job->panel_bytes;
-    const float *columns_at[FLOAT_COLUMNS];
-    v128_t sums[FLOAT_COLUMNS][SUMS];
-    UNROLL for (int c = 0; c < columns; c++) {
-        columns_at[c] = (const void *)((const char *)job->columns + (size_t)(column + c) * job->column_bytes);
-        UNROLL for (int p = 0; p < SUMS; p++) sums[c][p] = zero_sum();
+    float_sums tile;
+    v128_t largest = wasm_i32x4_splat(0);
+    UNROLL for (int n = 0; n < panels; n++) tile.panels[n] =
+        (const char *)job->panels + (size_t)(panel + n) * job->panel_bytes;
+    UNROLL for (int c = 0; c < columns; c++) tile.columns[c] =
+        (const void *)((const char *)job->columns + (size_t)(column + c) * job->column_bytes);
+    UNROLL for (int n = 0; n < panels; n++) UNROLL for (int c = 0; c < columns; c++)
+        UNROLL for (int p = 0; p < SUMS; p++) tile.sums[n][c][p] = zero_sum();
+    int64_t k = 0;
+    for (; k + STEP <= job->row_length; k += STEP) {
+        float_sums next = tile;
+        v128_t suspects = wasm_i32x4_splat(0);
+        UNROLL for (int i = 0; i < STEP; i++)
+            add_elements(&next, k + i, k + i + 1, panels, columns, format, finite, false, &suspects, &largest);
+        if (any_suspect(suspects))
+            add_elements(&tile, k, k + STEP, panels, columns, format, finite, true, &suspects, &largest);
+        else tile = next;
     }
-    for (int64_t k = 0; k < job->row_length; k += STEP) {
-        v128_t next[FLOAT_COLUMNS][SUMS], suspects = wasm_i32x4_splat(0);
-        UNROLL for (int c = 0; c < columns; c++) UNROLL for (int p = 0; p < SUMS; p++) next[c][p] = sums[c][p];
-        const bool full = k + STEP <= job->row_length;
-        if (full) {
-            UNROLL for (int i = 0; i < STEP; i++)
-                add_elements(weights, columns_at, k + i, k + i + 1, columns, format, false, next, &suspects);
-        }
-        if (!full || any_suspect(suspects)) {
-            const int64_t last = full ? k + STEP : job->row_length;
-            add_elements(weights, columns_at, k, last, columns, format, true, sums, &suspects);
-        } else {
-            UNROLL for (int c = 0; c < columns; c++) UNROLL for (int p = 0; p < SUMS; p++) sums[c][p] = next[c][p];
-        }
-    }
-    UNROLL for (int c = 0; c < columns; c++) store_rows(job, panel, column + c, sums[c]);
+    v128_t suspects;
+    add_elements(&tile, k, job->row_length, panels, columns, format, finite, true, &suspects, &largest);
+    if (finite && any_infinite(largest)) return false;
+    UNROLL for (int n = 0; n < panels; n++) UNROLL for (int c = 0; c < columns; c++)
+        store_rows(job, panel + n, column + c, tile.sums[n][c]);
+    return true;
+}
+
+INLINE void any_float_tile(const matmul_job *job, int64_t panel, int64_t column, const int panels, const int columns,
+                           const panel_format format) {
+    if (float_tile(job, panel, column, panels, columns, format, true)) return;
+    for (int n = 0; n < panels; n++)
+        for (int c = 0; c < columns; c++) float_tile(job, panel + n, column + c, 1, 1, format, false);
 }
 
 INLINE void float_matmul(const matmul_job *job, const panel_format format) {
-    for (int64_t panel = 0; panel < panel_count(job->num_rows); panel++) {
-        int64_t column = 0;
-        for (; column + FLOAT_COLUMNS <= job->num_columns; column += FLOAT_COLUMNS)
-            float_tile(job, panel, column, FLOAT_COLUMNS, format);
-        if (column < job->num_columns) float_tile(job, panel, column, 1, format);
+    const int64_t num_panels = panel_count(job->num_rows);
+    const bool large = format == PANEL_F16 && has_large_values(job);
+    int64_t panel = 0;
+    if (large) {
+        for (; panel < num_panels; panel++)
+            for (int64_t c = 0; c < job->num_columns; c++) float_tile(job, panel, c, 1, 1, format, false);
+    } else if (job->num_columns == 1) {
+        for (; panel + FLOAT_PANELS <= num_panels; panel += FLOAT_PANELS)
+            any_float_tile(job, panel, 0, FLOAT_PANELS, 1, format);
+    } else {
+        enum { HALF = (FLOAT_PANELS + 1) / 2 };
+        for (; panel + HALF <= num_panels; panel += HALF) {
+            int64_t c = 0;
+            for (; c + FLOAT_COLUMNS <= job->num_columns; c += FLOAT_COLUMNS)
+                any_float_tile(job, panel, c, HALF, FLOAT_COLUMNS, format);
+            if (c < job->num_columns) any_float_tile(job, panel, c, HALF, 1, format);
+        }
     }
+    for (; panel < num_panels; panel++)
+        for (int64_t c = 0; c < job->num_columns; c++) any_float_tile(job, panel, c, 1, 1, format);
 }
 
 static void matmul_f32(const matmul_job *job) { float_matmul(job, PANEL_F32); }
@@ -728,6 +816,16 @@ static void swiglu(float *gate, const float *up, int64_t length) {
     load_first(up + i, length - i, ups);
     swiglu_lanes(gates, ups);
     store_first(gate + i, length - i, gates);
+}
+
+bool kernels_wasm_are_exact(void) {
+    /* Rounded twice, 1 + 2^-11 + 2^-24 loses its last bit. */
+    volatile float factor = 1 + 0x1p-12f, sum = -(1 + 0x1p-11f);
+    v128_t suspects = wasm_i32x4_splat(0), lanes[HALVES], sums[SUMS];
+    UNROLL for (int p = 0; p < SUMS; p++) sums[p] =
+        add_product(splat(factor), splat(factor), splat(sum), true, PANEL_F32, &suspects);
+    floats_of_sums(sums, lanes);
+    return wasm_f32x4_extract_lane(lanes[0], 0) == 0x1p-24f;
 }
 
 const kernels kernels_wasm = {
