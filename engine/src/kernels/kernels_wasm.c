@@ -380,7 +380,8 @@ static void matmul_i8(const matmul_job *job) { float_matmul(job, PANEL_I8); }
 /* ------------------------------------------------------------------ quantized matrices */
 
 #define NUM_QUADS 8
-#define MAX_TILE 2   /* panels or columns */
+#define MAX_PANELS 2 /* of a tile */
+#define MAX_TILE 2   /* columns */
 #define MAX_CHUNK 32 /* blocks of a column that are prepared at once */
 
 /* The values of a block as the products need them: a vector repeats a quad. */
@@ -413,11 +414,17 @@ INLINE quad_values load_values(const block_values *v, const int q, const bool ha
     return loaded;
 }
 
-/* Loads quad q of a block's codes for the four rows of half h. All but those of Q8_0 are 0 .. 63. */
-INLINE v128_t load_quad(const uint8_t *codes, const int q, const int h, const panel_format format) {
+/* Loads the nibbles of quads q and q + 4 for the four rows of half h. */
+INLINE v128_t load_nibbles(const uint8_t *codes, const int q, const int h) {
+    v128_t nibbles = wasm_v128_load(codes + 32 * q + 16 * h);
+    OPAQUE(nibbles);
+    return nibbles;
+}
+
+/* Quad q of a block's codes for the four rows of half h. All but those of Q8_0 are 0 .. 63. */
+INLINE v128_t load_quad(const uint8_t *codes, v128_t nibbles, const int q, const int h, const panel_format format) {
     if (format == PANEL_Q8_0) return wasm_v128_load(codes + 32 * q + 16 * h);
-    v128_t code = wasm_v128_load(codes + 32 * (q % 4) + 16 * h);
-    if (q >= 4) code = wasm_u16x8_shr(code, 4);
+    v128_t code = q >= 4 ? wasm_u16x8_shr(nibbles, 4) : nibbles;
     code = wasm_v128_and(code, wasm_i8x16_splat(15));
     if (format == PANEL_Q5_1 || format == PANEL_Q5_K) {
         const v128_t fifth = wasm_v128_load(codes + 128 + 16 * h); /* bit q goes to bit 4 */
@@ -462,8 +469,9 @@ INLINE void start_sums(const block_values *v, v128_t *sums) {
 /* Adds the products of quads q and q + 4 of four rows to their sums; q < 4. */
 INLINE void multiply_quads(const uint8_t *codes, const int q, const int h, const quad_values *v,
                            const panel_format format, v128_t *sums) {
+    const v128_t nibbles = format == PANEL_Q8_0 ? wasm_i32x4_splat(0) : load_nibbles(codes, q, h);
     UNROLL for (int part = 0; part < 2; part++) {
-        const v128_t code = load_quad(codes, q + 4 * part, h, format), first = v->first[part];
+        const v128_t code = load_quad(codes, nibbles, q + 4 * part, h, format), first = v->first[part];
         v128_t *sum = &sums[format == PANEL_Q6_K ? part : 0];
         if (format == PANEL_Q8_0) {
             const v128_t second = v->second[part];
@@ -505,15 +513,16 @@ INLINE void add_dots(v128_t code, v128_t values, v128_t *sum) {
 INLINE void multiply_quads(const uint8_t *codes, const int q, const int h, const quad_values *v,
                            const panel_format format, v128_t *sums) {
     if (format == PANEL_Q4_0 || format == PANEL_Q4_1 || format == PANEL_Q4_K) {
-        const v128_t code = wasm_v128_load(codes + 32 * q + 16 * h);
+        const v128_t code = load_nibbles(codes, q, h);
         add_dots(wasm_v128_and(code, wasm_i16x8_splat(0x000f)), v->first[0], &sums[0]);
         add_dots(wasm_v128_and(code, wasm_i16x8_splat(0x00f0)), v->first[1], &sums[1]);
         add_dots(wasm_v128_and(code, wasm_i16x8_splat(0x0f00)), v->second[0], &sums[2]);
         add_dots(wasm_u16x8_shr(code, 12), v->second[1], &sums[0]);
         return;
     }
+    const v128_t nibbles = format == PANEL_Q8_0 ? wasm_i32x4_splat(0) : load_nibbles(codes, q, h);
     UNROLL for (int part = 0; part < 2; part++) {
-        const v128_t code = load_quad(codes, q + 4 * part, h, format);
+        const v128_t code = load_quad(codes, nibbles, q + 4 * part, h, format);
         const v128_t first = v->first[part], second = v->second[part];
         if (format == PANEL_Q8_0) {
             add_dots(wasm_i16x8_shl(code, 8), first, &sums[2]);
@@ -596,7 +605,7 @@ INLINE void block_tile(const matmul_job *job, int64_t panel, int64_t column, int
     const uint8_t *panel_headers = panel_codes + (size_t)num_blocks * layout.code_bytes;
     const uint8_t *panel_supers = panel_headers + (size_t)num_blocks * layout.header_bytes;
     const activation_block *column_blocks[MAX_TILE];
-    v128_t sums[MAX_TILE][MAX_TILE][SUMS];
+    v128_t sums[MAX_PANELS][MAX_TILE][SUMS];
     UNROLL for (int c = 0; c < columns; c++) {
         column_blocks[c] = (const void *)((const char *)job->columns + (size_t)(column + c) * job->column_bytes);
         UNROLL for (int n = 0; n < panels; n++) {
@@ -607,9 +616,9 @@ INLINE void block_tile(const matmul_job *job, int64_t panel, int64_t column, int
     for (int64_t b = first; b < last; b++) {
         const uint8_t *headers = panel_headers + (size_t)b * layout.header_bytes,
                       *supers = panel_supers + (size_t)(b / (SUPER_LENGTH / BLOCK_LENGTH)) * layout.super_bytes;
-        const uint8_t *codes[MAX_TILE];
+        const uint8_t *codes[MAX_PANELS];
         const block_values *prepared[MAX_TILE];
-        v128_t parts[MAX_TILE][MAX_TILE][HALVES][NUM_SUMS];
+        v128_t parts[MAX_PANELS][MAX_TILE][HALVES][NUM_SUMS];
         UNROLL for (int n = 0; n < panels; n++) {
             codes[n] = panel_codes + (size_t)n * job->panel_bytes + (size_t)b * layout.code_bytes;
             OPAQUE(codes[n]);
@@ -634,8 +643,7 @@ INLINE void block_tile(const matmul_job *job, int64_t panel, int64_t column, int
             UNROLL for (int c = 0; c < columns; c++) {
                 const activation_block *block = column_blocks[c] + b;
                 v128_t whole[HALVES], next[SUMS], suspects = wasm_i32x4_splat(0);
-                UNROLL for (int h = 0; h < HALVES; h++) whole[h] =
-                    finish_sum(parts[n][c][h], header, h, block, format);
+                UNROLL for (int h = 0; h < HALVES; h++) whole[h] = finish_sum(parts[n][c][h], header, h, block, format);
                 UNROLL for (int p = 0; p < SUMS; p++) next[p] = sums[n][c][p];
                 add_block(whole, scale, minimum, block, format, false, next, &suspects);
                 if (__builtin_expect(any_suspect(suspects), 0))
@@ -662,8 +670,8 @@ INLINE void block_matmul(const matmul_job *job, const panel_format format) {
             }
             int64_t panel = 0;
             if (alone)
-                for (; panel + 2 <= num_panels; panel += 2)
-                    block_tile(job, panel, column, first, last, values, 2, 1, format);
+                for (; panel + MAX_PANELS <= num_panels; panel += MAX_PANELS)
+                    block_tile(job, panel, column, first, last, values, MAX_PANELS, 1, format);
             for (; panel < num_panels; panel++)
                 if (alone) block_tile(job, panel, column, first, last, values, 1, 1, format);
                 else block_tile(job, panel, column, first, last, values, 1, 2, format);
