@@ -6,6 +6,8 @@
 
 #if defined(__SSE2__) /* on every x86-64, so no runtime dispatch */
 #include <emmintrin.h>
+#elif defined(__wasm_simd128__)
+#include <wasm_simd128.h>
 #endif
 
 size_t panel_bytes(panel_format format, int64_t row_length) {
@@ -41,12 +43,23 @@ static inline void put_four_quads(const uint8_t *const rows[4], size_t offset, u
     _mm_storeu_si128((__m128i *)(void *)(out + 64), _mm_unpacklo_epi64(ab2, cd2));
     _mm_storeu_si128((__m128i *)(void *)(out + 96), _mm_unpackhi_epi64(ab2, cd2));
 }
+#elif defined(__wasm_simd128__)
+static inline void put_four_quads(const uint8_t *const rows[4], size_t offset, uint8_t *out) {
+    const v128_t a = wasm_v128_load(rows[0] + offset), b = wasm_v128_load(rows[1] + offset);
+    const v128_t c = wasm_v128_load(rows[2] + offset), d = wasm_v128_load(rows[3] + offset);
+    const v128_t ab0 = wasm_i32x4_shuffle(a, b, 0, 4, 1, 5), cd0 = wasm_i32x4_shuffle(c, d, 0, 4, 1, 5);
+    const v128_t ab2 = wasm_i32x4_shuffle(a, b, 2, 6, 3, 7), cd2 = wasm_i32x4_shuffle(c, d, 2, 6, 3, 7);
+    wasm_v128_store(out, wasm_i64x2_shuffle(ab0, cd0, 0, 2));
+    wasm_v128_store(out + 32, wasm_i64x2_shuffle(ab0, cd0, 1, 3));
+    wasm_v128_store(out + 64, wasm_i64x2_shuffle(ab2, cd2, 0, 2));
+    wasm_v128_store(out + 96, wasm_i64x2_shuffle(ab2, cd2, 1, 3));
+}
 #endif
 
 /* Interleaves 4-byte values: value q of row r, counted from `offset`, goes to out[q][r]. */
 static inline void put_quads(const uint8_t *const rows[PANEL_ROWS], size_t offset, size_t num_quads, uint8_t *out) {
     size_t q = 0;
-#if defined(__SSE2__)
+#if defined(__SSE2__) || defined(__wasm_simd128__)
     for (; q + 4 <= num_quads; q += 4) {
         put_four_quads(rows, offset + 4 * q, out + 32 * q);
         put_four_quads(rows + 4, offset + 4 * q, out + 32 * q + 16);
