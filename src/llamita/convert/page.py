@@ -126,10 +126,10 @@ def _page(data: dict[str, Any], files: dict[str, bytes]) -> Iterator[bytes]:
         "PAGE": json.dumps(data, ensure_ascii=False).replace("<", "\\u003c"),
         "STYLE": style,
         "SCRIPT": script,
+        "WORKER": worker,
     }
     before, after = web.source("page.html").split("@DATA@")
     yield web.fill(before, values)
-    yield f'<script type="text/plain" id="worker">{worker}</script>\n'.encode()
     for name, packed in files.items():
         for start in range(0, len(packed), PART_BYTES):
             yield _element(name, packed[start : start + PART_BYTES])
