@@ -19,7 +19,7 @@ def connect(client: Client, **options: Any) -> Any:
 
 def test_messages(chat_client: Client) -> None:
     with connect(chat_client) as api:
-        options = {**OPTIONS, "temperature": 0, "system": "You are brief."}
+        options = {**OPTIONS, "system": "You are brief.", "extra_body": {"temperature": 0}}
         answer = api.messages.create(**options)
         assert answer.stop_reason == "max_tokens" and answer.usage.output_tokens == 9 and answer.content[0].text
         with api.messages.stream(**options) as stream:

@@ -88,10 +88,10 @@ def test_responses(chat_client: Client) -> None:
         assert answer.usage.output_tokens == 9 and answer.output_text
         with api.responses.stream(**options, instructions="You are brief.") as stream:
             events = list(stream)
-            assert stream.get_final_response().output_text == answer.output_text
         deltas = [event.delta for event in events if event.type == "response.output_text.delta"]
         assert "".join(deltas) == answer.output_text and events[-1].type == "response.incomplete"
-        history = [*answer.output, {"role": "user", "content": "Go on."}]
+        assert events[-1].response.output_text == answer.output_text
+        history = [*HI, *answer.output, {"role": "user", "content": "Go on."}]
         assert api.responses.create(**{**options, "input": history}).output_text
         with pytest.raises(openai.BadRequestError) as wrong:
             api.responses.create(**options, previous_response_id="resp_1")
