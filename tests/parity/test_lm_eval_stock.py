@@ -72,10 +72,10 @@ def test_bits_per_byte_and_endings(make_checkpoint: Callable[..., Path], tmp_pat
 
     export(checkpoint, tmp_path / "mine.gguf", "f32")
     command = [sys.executable, "-m", "llamita", "serve", str(tmp_path / "mine.gguf"), "--port", "0", "--quiet"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:
-            assert server.stderr is not None
-            address = next(found[0] for line in server.stderr if (found := re.search(r"http://[\d.:]+", line)))
+            assert server.stdout is not None
+            address = next(found[0] for line in server.stdout if (found := re.search(r"http://[\d.:]+", line)))
             served = results(
                 "local-completions",
                 f"model=mine,base_url={address}/v1/completions,tokenizer={checkpoint},tokenizer_backend=huggingface,"
