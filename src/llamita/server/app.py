@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import hmac
 import logging
 import time
+import weakref
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, Final
 
@@ -40,6 +42,7 @@ from llamita.server.parameters import (
     text_field,
     text_params,
 )
+from llamita.server.watch import Watched, watch
 from llamita.server.worker import Worker, total_stats
 
 log = logging.getLogger(__name__)
@@ -62,18 +65,27 @@ class ServerLimits:
 
 @dataclasses.dataclass(frozen=True)
 class ServedModel:
-    """A model by its name in the API, its sampling defaults, and adapters that all its texts use."""
+    """A model by its name in the API, its sampling defaults, and adapters that all its texts use.
+
+    watched: when its files change, `reopen` opens them anew, new requests get the new model, and
+    this one is closed with `close` after its last request.
+    """
 
     name: str
     model: Model
     sampling: SamplingParams = API_SAMPLING
     adapters: AdapterUses = ()
+    watched: Watched | None = None
+    reopen: Callable[[], ServedModel] | None = None
+    close: Callable[[], None] | None = None
 
 
 class _Serving:
     """A model while it is served."""
 
     def __init__(self, served: ServedModel, runtime: ComputeOptions, limits: ServerLimits) -> None:
+        self.served = served
+        self.users: weakref.WeakSet[asyncio.Task[Any]] = weakref.WeakSet()  # requests that may still need it
         self.name, self.model, self.sampling = served.name, served.model, served.sampling
         self.adapters = served.adapters
         self.created = int(time.time())
@@ -125,10 +137,17 @@ class _Serving:
         await group.ready.wait()
         group.running[0].take()
 
+    async def drain(self) -> None:
+        """Wait for the last request that was given this model."""
+        while any(not task.done() for task in self.users):
+            await asyncio.sleep(0.05)
+
     def close(self) -> None:
         self.worker.close()
         if self._encoder is not None:
             self._encoder.close()
+        if self.served.close is not None:
+            self.served.close()
 
 
 class Server:
@@ -175,16 +194,51 @@ class Server:
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
+        watching: list[asyncio.Future[None]] = []
         try:
             for served in self._served:
                 self._serving[served.name] = _Serving(served, self._runtime, self._limits)
             for serving in self._serving.values():
                 await serving.warm_up()
+                if serving.served.watched is not None:
+                    reload = functools.partial(self._reload, serving.name)
+                    watching.append(asyncio.ensure_future(watch(serving.served.watched, reload)))
             yield
         finally:
+            for task in watching:
+                task.cancel()
+            await asyncio.gather(*watching, return_exceptions=True)
             for serving in self._serving.values():
                 serving.close()
             self._serving = {}
+
+    async def _reload(self, name: str) -> None:
+        """Serve the model of a changed file; if it cannot be used, the one before goes on."""
+        before = self._serving[name]
+        served = before.served
+        assert served.watched is not None and served.reopen is not None
+        try:
+            opened = await asyncio.to_thread(served.reopen)
+            try:
+                serving = await asyncio.to_thread(_Serving, opened, self._runtime, self._limits)
+            except BaseException:
+                if opened.close is not None:
+                    opened.close()
+                raise
+            try:
+                await serving.warm_up()
+            except BaseException:
+                await asyncio.to_thread(serving.close)
+                raise
+        except Exception as error:  # whatever is wrong with the file, the server goes on
+            log.warning("%s: the changed file cannot be used, and the model before goes on: %s", name, error)
+            return
+        self._serving[name] = serving
+        log.info("%s: new requests get the model of the changed file", name)
+        try:
+            await before.drain()
+        finally:
+            await asyncio.to_thread(before.close)
 
     def is_allowed(self, header: str) -> bool:
         """Whether an Authorization header has one of the keys; all are compared, in constant
@@ -284,7 +338,7 @@ class Server:
     def _find(self, body: Mapping[str, Any]) -> _Serving:
         name = body.get("model")
         if name is None:
-            return next(iter(self._serving.values()))
+            return self._use(next(iter(self._serving)))
         if not isinstance(name, str):
             raise ApiError(400, "model: expected a string", param="model")
         if name not in self._serving:
@@ -292,7 +346,15 @@ class Server:
             raise ApiError(
                 404, f"model: expected one of {known}, found {name[:100]!r}", param="model", code="model_not_found"
             )
-        return self._serving[name]
+        return self._use(name)
+
+    def _use(self, name: str) -> _Serving:
+        """A model that stays open until the current request has ended."""
+        serving = self._serving[name]
+        task = asyncio.current_task()
+        assert task is not None
+        serving.users.add(task)
+        return serving
 
     async def _body(self, request: Request) -> dict[str, Any]:
         raw = bytearray()

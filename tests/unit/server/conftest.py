@@ -76,8 +76,11 @@ class Client:
 
 
 @contextlib.contextmanager
-def run_server(models: dict[str, Model], limits: ServerLimits = DEFAULT_LIMITS, **options: Any) -> Iterator[Client]:
-    server = Server([ServedModel(*each) for each in models.items()], RuntimeOptions(num_threads=1), limits, **options)
+def run_server(
+    models: dict[str, Model] | list[ServedModel], limits: ServerLimits = DEFAULT_LIMITS, **options: Any
+) -> Iterator[Client]:
+    served = models if isinstance(models, list) else [ServedModel(*each) for each in models.items()]
+    server = Server(served, RuntimeOptions(num_threads=1), limits, **options)
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         program = uvicorn.Server(uvicorn.Config(server.app, lifespan="on", log_config=None, http="h11"))
