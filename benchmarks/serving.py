@@ -35,6 +35,7 @@ import llamita
 from llamita.engine import PACKAGED_MODEL, Model, Request, Scheduler, encode_prompt
 from llamita.sampling import ComputeOptions, RuntimeOptions, SamplingParams
 from llamita.server import app, worker
+from llamita.server.connection import TimedProtocol
 
 PROMPTS: Final = (
     "Once upon a time", "One day a dog", "The cat and the bird went to the park and", "Tom was sad because"
@@ -44,6 +45,7 @@ NUM_PARALLEL: Final = 16
 # The same work for both servers' samplers.
 SAMPLING: Final = SamplingParams(temperature=0.8, top_k=40, top_p=0.95, min_p=0.05)
 SAMPLING_FIELDS: Final = {name: getattr(SAMPLING, name) for name in ("temperature", "top_k", "top_p", "min_p")}
+MAX_GAP_SECONDS: Final = 20.0  # of one measurement: a server that stalls gives few gaps
 MAX_RSS_GROWTH: Final = 1.05
 WARM_UP_SHARE: Final = 0.2  # of a soak: memory still grows to its size
 
@@ -148,7 +150,7 @@ def in_this_process(setup: Setup) -> Iterator[tuple[int, CountedWorker]]:
     server = app.Server([app.ServedModel("model", setup.model)], setup.runtime, limits)
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
-        program = uvicorn.Server(uvicorn.Config(server.app, lifespan="on", log_config=None, http="h11"))
+        program = uvicorn.Server(uvicorn.Config(server.app, lifespan="on", log_config=None, http=TimedProtocol))
         thread = threading.Thread(target=program.run, kwargs={"sockets": [listening]})
         thread.start()
         try:
@@ -319,9 +321,10 @@ async def token_gaps(setup: Setup, port: int, num_gaps: int, *, with_prompts: bo
             await ask(port, {"prompt": full_prompt(setup, chosen), "max_tokens": 1})
 
     arriving = asyncio.ensure_future(keep_prompting()) if with_prompts else None
-    body = {"prompt": PROMPTS[0], "max_tokens": min(setup.context_tokens // 2, 256), **SAMPLING_FIELDS, **setup.endless}
+    body = {"prompt": PROMPTS[0], "max_tokens": min(setup.context_tokens // 2, 64), **SAMPLING_FIELDS, **setup.endless}
     gaps: list[float] = []
-    while len(gaps) < num_gaps:
+    end = time.monotonic() + MAX_GAP_SECONDS
+    while len(gaps) < num_gaps and time.monotonic() < end:
         times, _ = await stream(port, body)
         gaps += [after - before for before, after in itertools.pairwise(times)]
     if arriving is not None:

@@ -81,6 +81,7 @@ def main(argv: list[str]) -> int | None:
         import uvicorn
 
         from llamita.server.app import Server, ServerLimits
+        from llamita.server.connection import TimedProtocol
     keys = () if flags.api_key_file is None else read_keys(flags.api_key_file)
     named = named_models(flags.models)
     check(not flags.watch or flags.models != (), "--watch: expected a MODEL: the packaged one never changes")
@@ -102,7 +103,12 @@ def main(argv: list[str]) -> int | None:
                     _announce(listening, flags, served[0].name, served[0].model)
 
         config = uvicorn.Config(
-            server.app, http="h11", lifespan="on", log_config=None, access_log=False, timeout_graceful_shutdown=60
+            server.app,
+            http=TimedProtocol,
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            timeout_graceful_shutdown=60,
         )
         Announcing(config).run(sockets=[listening])
     return 0

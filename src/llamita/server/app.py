@@ -48,6 +48,7 @@ from llamita.server.worker import Worker, total_stats
 log = logging.getLogger(__name__)
 API_SAMPLING: Final = SamplingParams(temperature=1.0, top_p=1.0)  # OpenAI's defaults
 MAX_GRAMMARS: Final = 64  # of each model, kept compiled
+MAX_CHARS_AT_ONCE: Final = 20_000  # longer texts are encoded in a thread, so that others need not wait
 OPEN_ROUTES: Final = ("/health",)  # need no key
 
 
@@ -103,6 +104,21 @@ class _Serving:
                 return await asyncio.to_thread(self._encode, messages)
             except (ChatError, EngineError) as error:
                 raise ApiError(400, str(error), param="messages") from None
+
+    async def encode_prompts(self, prompts: list[str | list[int]]) -> list[list[int]]:
+        """The ids of the prompts of completions. Raises ApiError."""
+
+        def encode() -> list[list[int]]:
+            return [
+                encode_prompt(self.model, each.encode("utf-8", "replace")) if isinstance(each, str) else each
+                for each in prompts
+            ]
+
+        is_long = sum(map(len, prompts)) > MAX_CHARS_AT_ONCE
+        try:
+            return await asyncio.to_thread(encode) if is_long else encode()
+        except EngineError as error:
+            raise ApiError(400, str(error), param="prompt") from None
 
     def _encode(self, messages: list[Any]) -> tuple[list[int], frozenset[int]]:
         if self._encoder is None:
@@ -267,13 +283,7 @@ class Server:
         serving = self._find(body)
         info = serving.model.info
         params = text_params(body, serving.sampling, info.vocab_size, is_chat=False)
-        try:
-            prompts = [
-                encode_prompt(serving.model, each.encode("utf-8", "replace")) if isinstance(each, str) else each
-                for each in prompts_of(body, info.vocab_size)
-            ]
-        except EngineError as error:
-            raise ApiError(400, str(error), param="prompt") from None
+        prompts = await serving.encode_prompts(prompts_of(body, info.vocab_size))
         grammar = await serving.start_grammar(body, frozenset())
         return self._answer(serving, params, prompts, frozenset(), grammar, is_chat=False)
 
@@ -287,6 +297,7 @@ class Server:
         *,
         is_chat: bool,
     ) -> Response:
+        serving.worker.check_count(len(prompts) * params.num_choices)
         requests = [
             params.request(ids, choice, serving.worker.context_tokens, serving.adapters, grammar)
             for ids in prompts
@@ -309,8 +320,9 @@ class Server:
         model = self._find(body).model
         name = "prompt" if "prompt" in body and "content" not in body else "content"
         text = text_field(body, name).encode("utf-8", "replace")
+        encode = functools.partial(model.encode, text, bos=flag_field(body, "add_special", False))
         try:
-            ids = model.encode(text, bos=flag_field(body, "add_special", False))
+            ids = await asyncio.to_thread(encode) if len(text) > MAX_CHARS_AT_ONCE else encode()
         except EngineError as error:
             raise ApiError(400, str(error)) from None
         return _json({"tokens": ids, "count": len(ids)})
@@ -409,6 +421,7 @@ class _Generating(Response):
             response = _error_response(self._too_slow())
         except ApiError as error:
             response = _error_response(error)
+        self._answer.group.cancel()  # sending may take as long as the client likes
         await response(scope, receive, send)
 
     async def _stream(self, send: Send) -> None:
@@ -430,6 +443,7 @@ class _Generating(Response):
             last = sse(self._too_slow().body())
         except ApiError as error:
             last = sse(error.body())
+        answer.group.cancel()  # sending may take as long as the client likes
         await send({"type": "http.response.body", "body": last + DONE, "more_body": False})
 
     def _too_slow(self) -> ApiError:
