@@ -15,7 +15,7 @@ ENGINE = ROOT / "engine"
 # A module imports from its own folder and from the entries above its own; a folder counts as one entry.
 LAYERS = (
     "errors", "file_lock", "atomic", "json_file", "user_cache", "console", "progress", "commands", "config",
-    "chat_template_worker", "chat_template",  # Jinja, in a process with limits
+    "limited_process", "chat_template_worker", "chat_template",  # Jinja, in a process with limits
     "sampling", "model_card",
     "engine",  # bindings of the C library
     "tokenizer",
@@ -34,7 +34,8 @@ LAYERS = (
     "cli",
 )  # fmt: skip
 TORCH_FREE = (
-    "errors", "file_lock", "atomic", "json_file", "user_cache", "console", "progress", "config", "chat_template_worker",
+    "errors", "file_lock", "atomic", "json_file", "user_cache", "console", "progress", "config", "limited_process",
+    "chat_template_worker",
     "chat_template", "sampling", "model_card", "engine", "tokenizer", "stories", "data", "batch_generate", "chat",
     "server", "formats.tensor_table", "formats.tensor_types", "formats.rope_order",
     "formats.huggingface", "formats.gguf", "formats.gguf_card",

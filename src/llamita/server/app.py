@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import dataclasses
 import functools
@@ -92,6 +93,8 @@ class _Serving:
         self.created = int(time.time())
         self.worker = Worker(served.model, runtime, num_parallel=limits.num_parallel, max_queue=limits.max_queue)
         self._grammars: dict[tuple[str, frozenset[int]], GrammarState] = {}  # by their source
+        # A thread of their own: grammars that take long must not take the threads of other work.
+        self._grammar_thread = concurrent.futures.ThreadPoolExecutor(1, "llamita-grammar")
         self._encoder: ChatEncoder | None = None
         self._encoding = asyncio.Lock()
 
@@ -130,8 +133,9 @@ class _Serving:
         Raises ApiError."""
         if (compile_grammar := grammar_of(body)) is None:
             return None
+        loop = asyncio.get_running_loop()
         try:
-            return await asyncio.to_thread(self._start_grammar, compile_grammar, end_ids)
+            return await loop.run_in_executor(self._grammar_thread, self._start_grammar, compile_grammar, end_ids)
         except EngineError as error:
             name = "structured_outputs" if body.get("structured_outputs") is not None else "response_format"
             raise ApiError(400, str(error), param=name) from None
@@ -160,6 +164,7 @@ class _Serving:
 
     def close(self) -> None:
         self.worker.close()
+        self._grammar_thread.shutdown(cancel_futures=True)
         if self._encoder is not None:
             self._encoder.close()
         if self.served.close is not None:
@@ -479,6 +484,7 @@ class _Guard:
         except ClientDisconnect:  # while it sent its body
             status = 499
         finally:
+            status = status or 499  # the client left before the answer
             route = scope.get("route")
             path = getattr(route, "path", "other")
             self._server.count_request(path, status)

@@ -33,6 +33,16 @@ class TimedProtocol(H11Protocol):
         elif self._request_timer is None:
             self._request_timer = self.loop.call_later(HEAD_SECONDS, self.transport.abort)
 
+    def send_400_response(self, msg: str) -> None:
+        """Answer broken HTTP. A request whose body is broken must not be answered a second time."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            super().send_400_response(msg)
+        else:  # an answer has begun
+            self.transport.abort()
+
     def pause_writing(self) -> None:
         super().pause_writing()
         self._read_timer = self.loop.call_later(READ_SECONDS, self.transport.abort)

@@ -1,8 +1,9 @@
-"""Clients that are too slow lose their connection, and nothing is computed for them."""
+"""Clients that are too slow or speak no HTTP lose their connection; the others notice nothing."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 import time
@@ -94,3 +95,37 @@ def test_long_texts_do_not_stop_others(client: Client, monkeypatch: pytest.Monke
     assert client.ok("/tokenize", {"content": "One day " * 5000})["count"] > 5000
     assert client.refused("/v1/completions", {"prompt": "One day " * 5000})["code"] == "context_length_exceeded"
     assert len(threads) == 2
+
+
+@pytest.mark.parametrize(
+    ("raw", "status"),
+    [
+        (b"\x16\x03\x01\x02\x00\r\n\r\n", b"400"),
+        (b"POST /v1/nothing HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\nzz\r\n", b"400"),
+        (b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", b"400"),
+        (b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n", b"400"),
+        (b"GET /health HTTP/1.1\r\nHost: x\r\n" + b"a: b\r\n" * 200_000 + b"\r\n", b"400"),
+        (b"GET http://other/health HTTP/1.1\r\nHost: x\r\n\r\n", b"404"),
+    ],
+    ids=["TLS", "broken body that nobody reads", "broken body", "two lengths", "many headers", "proxy"],
+)
+def test_broken_http(client: Client, raw: bytes, status: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    with socket.create_connection(("127.0.0.1", client.port)) as connected:
+        connected.sendall(raw)
+        with contextlib.suppress(ConnectionResetError):  # the server has not read it all
+            assert connected.recv(100).split()[1] == status
+    client.ok("/health")
+    assert not any(each.levelname == "ERROR" for each in caplog.records), caplog.text
+
+
+def test_broken_body_after_the_answer(client: Client, caplog: pytest.LogCaptureFixture) -> None:
+    with socket.create_connection(("127.0.0.1", client.port)) as connected:
+        connected.sendall(b"POST /v1/nothing HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n")
+        assert b" 404 " in connected.recv(1000)
+        connected.sendall(b"zz\r\n")
+        connected.settimeout(20)
+        with contextlib.suppress(ConnectionResetError):
+            while connected.recv(1000):
+                pass
+    client.ok("/health")
+    assert not any(each.levelname == "ERROR" for each in caplog.records), caplog.text
