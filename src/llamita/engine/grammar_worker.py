@@ -13,7 +13,7 @@ import sys
 import threading
 from typing import Any
 
-MEMORY_BYTES = 1 << 30
+MEMORY_BYTES = 128 << 20  # besides what it has at the start; the caller needs as much for the grammar
 STACK_BYTES = 1 << 20  # less than the caller's threads have
 
 
@@ -87,7 +87,10 @@ def limit_resources() -> None:
         import resource
     except ImportError:  # Windows
         return
-    for name, limit in (("RLIMIT_AS", MEMORY_BYTES), ("RLIMIT_CORE", 0)):
+    used = 512 << 20
+    with contextlib.suppress(OSError), open("/proc/self/statm", encoding="ascii") as file:
+        used = int(file.read().split()[0]) * resource.getpagesize()
+    for name, limit in (("RLIMIT_AS", used + MEMORY_BYTES), ("RLIMIT_CORE", 0)):
         with contextlib.suppress(AttributeError, ValueError, OSError):
             resource.setrlimit(getattr(resource, name), (limit, limit))
 

@@ -48,7 +48,7 @@ from llamita.server.worker import Worker, total_stats
 
 log = logging.getLogger(__name__)
 API_SAMPLING: Final = SamplingParams(temperature=1.0, top_p=1.0)  # OpenAI's defaults
-MAX_GRAMMARS: Final = 64  # of each model, kept compiled
+MAX_GRAMMARS: Final = 16  # of each model, kept compiled
 MAX_CHARS_AT_ONCE: Final = 20_000  # longer texts are encoded in a thread, so that others need not wait
 OPEN_ROUTES: Final = ("/health",)  # need no key
 

@@ -78,7 +78,7 @@ class Worker:
         return len(self._live)
 
     def check_count(self, num_requests: int) -> None:
-        """Raise ApiError if so many requests never find room."""
+        """Raise ApiError for more requests than ever find room."""
         if num_requests > self._max_requests:
             raise ApiError(
                 400, f"expected at most {self._max_requests} texts in a request, found {num_requests:,}", param="n"
