@@ -17,6 +17,7 @@ import contextlib
 import dataclasses
 import itertools
 import json
+import math
 import random
 import socket
 import statistics
@@ -191,14 +192,17 @@ async def ask(port: int, body: dict[str, Any]) -> tuple[int, Any]:
     return int(head.split()[1]), json.loads(said)
 
 
-async def stream(port: int, body: dict[str, Any]) -> tuple[list[float], int]:
-    """When the chunks of a stream with text came, and the number of its tokens."""
+async def stream(port: int, body: dict[str, Any], seconds_left: float = math.inf) -> tuple[list[float], int]:
+    """When the chunks of a stream with text came, and the number of its tokens; 0: it was left, for
+    there was no more time."""
     raw, times = [], []
     usage = {"stream": True, "stream_options": {"include_usage": True}}
     async for seconds, part in parts(port, {**body, **usage}):
         raw.append(part)
         if b'"text":' in part:
             times.append(seconds)
+        if seconds > seconds_left:
+            return times, 0
     whole = b"".join(raw)
     assert b" 200 " in whole.splitlines()[0] and b"data: [DONE]" in whole, whole[-1000:]
     [last] = [line for line in whole.splitlines() if line.startswith(b"data: {") and b'"completion_tokens"' in line][
@@ -325,7 +329,7 @@ async def token_gaps(setup: Setup, port: int, num_gaps: int, *, with_prompts: bo
     gaps: list[float] = []
     end = time.monotonic() + MAX_GAP_SECONDS
     while len(gaps) < num_gaps and time.monotonic() < end:
-        times, _ = await stream(port, body)
+        times, _ = await stream(port, body, end - time.monotonic())
         gaps += [after - before for before, after in itertools.pairwise(times)]
     if arriving is not None:
         arriving.cancel()
