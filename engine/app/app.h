@@ -40,6 +40,12 @@ stop_reason stop_before(const app *a, const output *out, int32_t id);
 /* The reason to stop after the tokens generated so far, or STOP_NONE. */
 stop_reason stop_after(const app *a, const options *o);
 
+/* The number of leading bytes that are UTF-8 characters. */
+size_t utf8_bytes(const char *bytes, size_t num_bytes);
+
+/* Of a name, a byte and its offset. */
+#define NOT_UTF8 "%s: expected UTF-8 text, found byte 0x%02x at offset %zu; convert it with iconv"
+
 /* The prompt, which the caller frees: of the options, else with may_be_piped what stdin holds if it
  * is a pipe or a file, else empty. It may contain zero bytes. */
 char *read_prompt(const options *o, bool may_be_piped, size_t *num_bytes);

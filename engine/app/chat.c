@@ -297,7 +297,11 @@ int run_chat(app *a, const options *o, output *out) {
             question++;
             length--;
         }
-        if (length > 0 && question[strspn(question, " \t")]) {
+        const size_t valid = length > 0 ? utf8_bytes(question, (size_t)length) : 0;
+        if (length > 0 && valid < (size_t)length) {
+            if (!c.on_terminal) fail(NOT_UTF8, "the question", (unsigned char)question[valid], valid);
+            print_note(NOT_UTF8, "the question", (unsigned char)question[valid], valid);
+        } else if (length > 0 && question[strspn(question, " \t")]) {
             chat_add_message(&c, "user", question, (size_t)length, 0);
             system_catch_interrupts(true);
             interrupted = 0;

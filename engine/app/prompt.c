@@ -9,6 +9,23 @@
 
 enum { MAX_PROMPT_BYTES = 64 << 20, CHUNK_BYTES = 1 << 16, WAIT_MS = 1000 };
 
+size_t utf8_bytes(const char *bytes, size_t num_bytes) {
+    const unsigned char *text = (const unsigned char *)bytes;
+    size_t at = 0;
+    while (at < num_bytes) {
+        const unsigned lead = text[at];
+        const size_t more = lead < 0x80 ? 0 : lead < 0xe0 ? 1 : lead < 0xf0 ? 2 : 3;
+        /* Unicode's table 3-7: no overlong forms, no surrogates, nothing above U+10FFFF. */
+        unsigned low = lead == 0xe0 ? 0xa0 : lead == 0xf0 ? 0x90 : 0x80;
+        unsigned high = lead == 0xed ? 0x9f : lead == 0xf4 ? 0x8f : 0xbf;
+        if ((lead >= 0x80 && lead < 0xc2) || lead > 0xf4 || more >= num_bytes - at) return at;
+        for (size_t i = 1; i <= more; i++, low = 0x80, high = 0xbf)
+            if (text[at + i] < low || text[at + i] > high) return at;
+        at += more + 1;
+    }
+    return num_bytes;
+}
+
 /* Reads all of the file, without a byte order mark and without one line end at the end, which
  * editors and echo add. */
 static char *read_all(FILE *file, const char *name, size_t *num_bytes) {
@@ -29,8 +46,8 @@ static char *read_all(FILE *file, const char *name, size_t *num_bytes) {
     if (size >= 3 && memcmp(bytes, "\xef\xbb\xbf", 3) == 0) memmove(bytes, bytes + 3, size -= 3);
     if (size > 0 && bytes[size - 1] == '\n') size--;
     if (size > 0 && bytes[size - 1] == '\r') size--;
-    if (llamita_utf8_complete(bytes, size) != size)
-        fail("%s: expected UTF-8 text, found a cut character at its end", name);
+    const size_t valid = utf8_bytes(bytes, size);
+    if (valid < size) fail(NOT_UTF8, name, (unsigned char)bytes[valid], valid);
     *num_bytes = size;
     return bytes;
 }

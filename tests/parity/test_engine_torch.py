@@ -63,8 +63,14 @@ def torch_logits(checkpoint: Path, ids: list[int]) -> np.ndarray:
         return model(torch.tensor([ids]))[0].numpy()
 
 
-@pytest.mark.parametrize("kernels", ["auto", "scalar"])
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(
+    ("shape", "kernels"),
+    [
+        pytest.param(shape, kernels, marks=[pytest.mark.slow] if kernels == "scalar" and "packed" in shape else [])
+        for shape in SHAPES
+        for kernels in ("auto", "scalar")
+    ],
+)
 def test_same_logits(
     shape: str, kernels: str, make_checkpoint: Callable[..., Path], tmp_path: Path, engine_build: Path
 ) -> None:

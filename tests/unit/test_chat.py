@@ -288,6 +288,15 @@ def test_one_line_for_what_is_wrong(
         assert done.returncode == 2 and b"the context is full: it holds 64 tokens" in done.stderr
     for command in commands(engine_build, chat_models["chatml"], "-c", "64"):
         refused(command, "the context is full: it holds 64 tokens, the question alone has", b"word " * 200 + b"\n")
+    for command in commands(engine_build, chat_models["chatml"], "-n", "1"):
+        for said, offset in [
+            ("你好\n".encode("gb18030"), 0), (b"a\xe4\xbd\n", 1), (b"\xed\xa0\x80\n", 0), (b"\xf4\x90\x80\x80\n", 0),
+            (b"\xc0\x80\n", 0), (b"\xe0\x9f\xbf\n", 0), (b"ok\xff\n", 2),
+        ]:  # fmt: skip
+            words = f"the question: expected UTF-8 text, found byte 0x{said[offset]:02x} at offset {offset}"
+            refused(command, words, said)
+        for said in ("é\n", "你好\n", "🦙\n", "\ud7ff\ue000\n", "\U0010ffff\n"):
+            assert subprocess.run(command, input=said.encode(), capture_output=True, timeout=60).returncode == 0, said
     hostile = make_chat_model("{{ ''.__class__.__mro__ }}").path
     refused(commands(engine_build, hostile)[1], "forbidden")
     refused([str(engine_build / "run"), str(chat_models["chatml"]), "--no-rolling"], "--no-rolling: only in a chat")

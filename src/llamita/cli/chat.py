@@ -21,8 +21,9 @@ from llamita.cli.generation import DEFAULT_LOAD, LoadOptions, check_context, che
 from llamita.cli.help import has_color
 from llamita.cli.open_model import opened_model
 from llamita.cli.parser import suggestion
+from llamita.cli.prompt import check_utf8
 from llamita.config import Option
-from llamita.errors import ChatError
+from llamita.errors import ChatError, SourceError
 from llamita.sampling import DEFAULT_RUNTIME, RuntimeOptions, SamplingParams
 
 COMMANDS: Final = {
@@ -144,8 +145,9 @@ class _Conversation:
                     continue
                 question = question[1:]
             try:
+                check_utf8(question.encode("utf-8", "surrogateescape"), "the question")
                 answer = self._chat.ask(question)
-            except ChatError as error:
+            except (ChatError, SourceError) as error:
                 if not self._terminal:
                     raise
                 fail(str(error))  # the next question may be shorter

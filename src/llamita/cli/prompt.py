@@ -66,6 +66,17 @@ def utf8_text(raw: bytes) -> str:
         raise ConfigError(f"--prompt: expected UTF-8 text, found {found}") from error
 
 
+def check_utf8(raw: bytes, where: str) -> None:
+    """Raise SourceError if these bytes are not UTF-8."""
+    try:
+        raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise SourceError(
+            f"{where}: expected UTF-8 text, found byte 0x{raw[error.start]:02x} at offset {error.start:,}; convert it "
+            "with iconv"
+        ) from None
+
+
 def check_num_samples(num_samples: int, seed: int | None) -> None:
     """Raise ConfigError if -N is out of range, or the last text's seed would be."""
     check(1 <= num_samples <= MAX_SAMPLES, f"--num-samples: expected 1 to {MAX_SAMPLES:,}, found {num_samples:,}")
@@ -112,13 +123,7 @@ def _checked(raw: bytes, where: str) -> bytes:
     """The text without a byte order mark and without the line end that editors and echo add."""
     if len(raw) > MAX_PROMPT_BYTES:
         raise SourceError(f"{where}: expected at most {MAX_PROMPT_BYTES:,} bytes, found more")
-    try:
-        raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise SourceError(
-            f"{where}: expected UTF-8 text, found byte 0x{raw[error.start]:02x} at offset {error.start:,}; convert it "
-            "with iconv"
-        ) from None
+    check_utf8(raw, where)
     return raw.removeprefix(_BOM).removesuffix(b"\n").removesuffix(b"\r")
 
 

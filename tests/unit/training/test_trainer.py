@@ -205,8 +205,17 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, number: signal.Signals =
     monkeypatch.setattr(Trainer, "_step", step_and_signal)
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-@pytest.mark.parametrize(("step", "number"), [(0, signal.SIGTERM), (5, signal.SIGINT), (7, signal.SIGINT)])
+@pytest.mark.parametrize(
+    ("step", "number", "optimizer"),
+    [
+        (0, signal.SIGTERM, "muon"),
+        (5, signal.SIGINT, "adamw"),
+        (7, signal.SIGINT, "muon"),
+        pytest.param(0, signal.SIGTERM, "adamw", marks=pytest.mark.slow),
+        pytest.param(5, signal.SIGINT, "muon", marks=pytest.mark.slow),
+        pytest.param(7, signal.SIGINT, "adamw", marks=pytest.mark.slow),
+    ],
+)
 def test_a_signal_saves_and_resuming_changes_nothing(
     story_store: Path,
     tmp_path: Path,
