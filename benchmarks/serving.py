@@ -343,19 +343,21 @@ def gaps(setup: Setup) -> None:
         ports = {"ours": stack.enter_context(ours(setup))[0]}
         if setup.llama_server is not None:
             ports["llama-server"] = stack.enter_context(llama_server(setup))
-        found: dict[str, list[tuple[float, float, float]]] = collections.defaultdict(list)
+        found: dict[str, list[tuple[float, ...]]] = collections.defaultdict(list)
         for _ in range(setup.num_repeats):
             for name, port in ports.items():
                 calm = asyncio.run(token_gaps(setup, port, 300, with_prompts=False))
                 busy = asyncio.run(token_gaps(setup, port, 300, with_prompts=True))
-                found[name].append((statistics.median(calm), percentile(calm, 99), percentile(busy, 99)))
+                medians = statistics.median(calm), statistics.median(busy)
+                found[name].append((*medians, percentile(calm, 99), percentile(busy, 99), medians[1] / medians[0],
+                                    percentile(busy, 99) / medians[0]))  # fmt: skip
         for name, rows in found.items():
-            calm_median, calm_p99, busy_p99 = (statistics.median(column) * 1e3 for column in zip(*rows, strict=True))
-            ratio = statistics.median(p99 / median for median, _, p99 in rows)
+            each = [statistics.median(column) for column in zip(*rows, strict=True)]
+            calm_median, busy_median, calm_p99, busy_p99 = (seconds * 1e3 for seconds in each[:4])
             print(
-                f"gaps, {name}: median {calm_median:.1f} ms and p99 {calm_p99:.1f} ms without prompts; "
-                f"p99 {busy_p99:.1f} ms with prompts of {setup.context_tokens - 1:,} tokens: "
-                f"{ratio:.1f} times the median",
+                f"gaps, {name}: without prompts median {calm_median:.1f} ms, p99 {calm_p99:.1f} ms; with prompts of "
+                f"{setup.context_tokens - 1:,} tokens median {busy_median:.1f} ms ({each[4]:.1f} times), p99 "
+                f"{busy_p99:.1f} ms ({each[5]:.1f} times the median without)",
                 flush=True,
             )
 
