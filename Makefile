@@ -24,7 +24,7 @@ compat: $(VENV)/.compat ## the stock runtimes load our files: transformers, peft
 	@$(BIN)/python -m pytest -m compat tests
 
 cross: $(VENV)/.dev ## build the engine for Windows, macOS, musl, ARM and WebAssembly with zig; run it under wine, qemu and node
-	@$(INSTALL) ziglang scikit-build-core auditwheel pefile selenium
+	@$(INSTALL) ziglang scikit-build-core auditwheel pefile lief selenium
 	@$(BIN)/python -m pytest -m cross tests
 
 wasm: $(VENV)/.dev ## build the engine for browsers and Node with zig: js/llamita.wasm, js/llamita-relaxed.wasm
@@ -45,9 +45,9 @@ engine: ## the C engine alone, without Python: engine/build/run
 amalgamation: ## write the engine as two C files: build/amalgamation/llamita.c and llamita.h
 	@$(PYTHON) engine/scripts/amalgamate.py build/amalgamation
 
-programs: $(VENV)/.dev ## build the program for each system that `llamita export --target` knows: src/llamita/programs
-	@$(INSTALL) ziglang
-	@$(BIN)/python engine/scripts/build_programs.py src/llamita/programs
+programs: $(BIN)/pip ## build the program for each system that `llamita export --target` knows: src/llamita/programs
+	@$(INSTALL) cmake ninja ziglang
+	@$(BIN)/python engine/scripts/build_programs.py
 
 bench: $(VENV)/.dev engine ## tok/s of the engine and of llama.cpp (ARGS="--only 'decode 15M*'"; see benchmarks/README.md)
 	@$(BIN)/python benchmarks/bench.py $(ARGS)

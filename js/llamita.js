@@ -6,6 +6,7 @@ const ERROR_BYTES = 516; // llamita_error: a status, and a message of 512 bytes
 const STATUS_OK = 0;
 const ENCODE_BOS = 1;
 const ENCODE_SPECIAL = 2;
+const READ_BYTES = 2 ** 22; // of a file at once
 const FEED_TOKENS = 32; // of a prompt, between two looks at the signal
 const BUSY_MS = 12; // how long the event loop waits at most, but for one step
 const MAX_REMEMBERED_ANSWERS = 64;
@@ -25,20 +26,25 @@ const CHAT_DEFAULTS = { ...GENERATE_DEFAULTS, maxNewTokens: 512, temperature: 0.
 
 /** The file of the engine for this browser: "llamita-relaxed.wasm" or "llamita.wasm". */
 export function engineFile() {
-  // The smallest modules with an instruction of each kind.
+  // Modules with one function () -> i32; its code has at most 123 bytes.
   const module = (...code) =>
-    new Uint8Array([0, 97, 115, 109, 1, 0, 0, 0, 1, 4, 1, 96, 0, 0, 3, 2, 1, 0, 10, code.length + 4, 1,
-      code.length + 2, 0, ...code, 11]);
-  const zero = [253, 12, ...Array(16).fill(0)]; // v128.const
-  const drop = 26;
-  if (typeof WebAssembly !== "object" || !WebAssembly.validate(module(...zero, drop)))
+    new Uint8Array([0, 97, 115, 109, 1, 0, 0, 0, 1, 5, 1, 0x60, 0, 1, 0x7f, 3, 2, 1, 0, 7, 5, 1, 1, 102, 0, 0, 10,
+      code.length + 4, 1, code.length + 2, 0, ...code, 11]);
+  const bytes = (view) => [...new Uint8Array(view.buffer)];
+  const floats = (value) => [253, 12, ...bytes(new Float32Array(4).fill(value))]; // v128.const
+  const lane = [253, 0x1f, 0]; // f32x4.extract_lane 0
+  const equals = (value) => [0x43, ...bytes(new Float32Array([value])), 0x5b]; // f32.const, f32.eq
+  if (typeof WebAssembly !== "object" || !WebAssembly.validate(module(...floats(0), ...lane, ...equals(0))))
     throw new Error("cannot start the engine: expected a browser with WebAssembly SIMD, found one without; " +
       "use Chrome 91, Firefox 89, Safari 16.4, Node 18 or later");
-  const relaxedDot = [253, 0x93, 0x02]; // i32x4.relaxed_dot_i8x16_i7x16_add_s
-  const relaxed = WebAssembly.validate(module(...zero, ...zero, ...zero, ...relaxedDot, drop));
   // V8 computed wrong dot products while they were experimental (Node 20); it has had struct types since 2023.
   const structType = new Uint8Array([0, 97, 115, 109, 1, 0, 0, 0, 1, 3, 1, 0x5f, 0]);
-  return relaxed && WebAssembly.validate(structType) ? "llamita-relaxed.wasm" : "llamita.wasm";
+  // f32x4.relaxed_madd rounds once where the processor has fma: 1 + 2^-11 + 2^-24 keeps its last bit.
+  const factor = floats(1 + 2 ** -12);
+  const fma = module(...factor, ...factor, ...floats(-1 - 2 ** -11), 253, 0x85, 0x02, ...lane, ...equals(2 ** -24));
+  const relaxed = WebAssembly.validate(structType) && WebAssembly.validate(fma) &&
+    new WebAssembly.Instance(new WebAssembly.Module(fma)).exports.f() === 1;
+  return relaxed ? "llamita-relaxed.wasm" : "llamita.wasm";
 }
 
 const compiled = new Map(); // file name -> promise of its module
@@ -58,46 +64,52 @@ async function compileEngine(wasm) {
 
 // ---------------------------------------------------------------- reading files
 
-async function readStream(stream, total, onProgress) {
-  const reader = stream.getReader();
-  const chunks = [];
-  let loaded = 0;
-  for (let next = await reader.read(); !next.done; next = await reader.read()) {
-    chunks.push(next.value);
-    loaded += next.value.length;
-    onProgress?.({ loaded, total: total >= loaded ? total : undefined });
+/** Where a file is read to: `bytes`, which reserve() replaces. */
+class Room {
+  bytes = new Uint8Array(0);
+
+  /** Makes room for so many bytes, behind what was written. */
+  reserve(numBytes) {
+    if (numBytes <= this.bytes.length) return;
+    const bytes = new Uint8Array(numBytes);
+    bytes.set(this.bytes);
+    this.bytes = bytes;
   }
-  const bytes = new Uint8Array(loaded);
-  let end = 0;
-  for (const chunk of chunks) {
-    bytes.set(chunk, end);
-    end += chunk.length;
-  }
-  return bytes;
 }
 
-/** The bytes of a URL, path (Node), File, Blob, ArrayBuffer or typed array. */
-async function readBytes(source, what, { onProgress, signal } = {}) {
+async function readStream(stream, total, room, onProgress) {
+  const reader = stream.getReader();
+  let loaded = 0;
+  room.reserve(total ?? 0);
+  for (let next = await reader.read(); !next.done; next = await reader.read()) {
+    const end = loaded + next.value.length;
+    if (end > room.bytes.length) room.reserve(Math.max(end, 2 * loaded)); // a compressed answer is longer than its total
+    room.bytes.set(next.value, loaded);
+    loaded = end;
+    onProgress?.({ loaded, total: total >= loaded ? total : undefined });
+  }
+  return loaded;
+}
+
+/** Opens a URL, path (Node), File, Blob, ArrayBuffer or typed array; gives the function that reads it to a room. */
+async function openSource(source, what, { onProgress, signal } = {}) {
   signal?.throwIfAborted();
-  if (source instanceof ArrayBuffer) return new Uint8Array(source);
-  if (ArrayBuffer.isView(source)) return new Uint8Array(source.buffer, source.byteOffset, source.byteLength);
+  const copy = (bytes) => async (room) => {
+    room.reserve(bytes.length);
+    room.bytes.set(bytes);
+    return bytes.length;
+  };
+  if (source instanceof ArrayBuffer) return copy(new Uint8Array(source));
+  if (ArrayBuffer.isView(source)) return copy(new Uint8Array(source.buffer, source.byteOffset, source.byteLength));
   if (typeof Blob === "function" && source instanceof Blob) {
     checkSize(source.size, what, nameOf(source));
-    return readStream(source.stream(), source.size, onProgress);
+    return (room) => readStream(source.stream(), source.size, room, onProgress);
   }
   if (typeof source !== "string" && !(source instanceof URL))
     throw new TypeError(`cannot open ${what}: expected a URL, File, Blob, ArrayBuffer or typed array, found ` +
       (source === null ? "null" : typeof source));
   const text = String(source);
-  if (NODE && !/^(https?|data|blob):/.test(text)) {
-    const { readFile } = await import("node:fs/promises");
-    try {
-      return await readFile(text.startsWith("file:") ? new URL(text) : text, { signal });
-    } catch (error) {
-      signal?.throwIfAborted();
-      throw new Error(`cannot open ${what} ${text}: ${error.code === "ENOENT" ? "no such file" : error.message}`);
-    }
-  }
+  if (NODE && !/^(https?|data|blob):/.test(text)) return openPath(text, what, signal);
   let response;
   try {
     response = await fetch(text, { signal });
@@ -108,7 +120,48 @@ async function readBytes(source, what, { onProgress, signal } = {}) {
   if (!response.ok) throw new Error(`cannot open ${what} ${shorten(text)}: the server answered ${response.status}`);
   const total = Number(response.headers.get("content-length")) || undefined;
   checkSize(total ?? 0, what, shorten(text));
-  return readStream(response.body, total, onProgress);
+  return (room) => readStream(response.body, total, room, onProgress);
+}
+
+async function openPath(text, what, signal) {
+  const { open, stat } = await import("node:fs/promises");
+  const fail = (error) => {
+    signal?.throwIfAborted();
+    throw new Error(`cannot open ${what} ${text}: ${error.code === "ENOENT" ? "no such file" : error.message}`);
+  };
+  const path = text.startsWith("file:") ? new URL(text) : text;
+  const { size } = await stat(path).catch(fail);
+  checkSize(size, what, nameOf(text));
+  return async (room) => {
+    const file = await open(path).catch(fail);
+    try {
+      const beyond = new Uint8Array(READ_BYTES); // what a pipe, or a file that grew, has besides
+      room.reserve(size);
+      for (let loaded = 0; ; ) {
+        signal?.throwIfAborted();
+        const isFull = loaded === room.bytes.length;
+        const [to, at] = isFull ? [beyond, 0] : [room.bytes, loaded];
+        const { bytesRead } = await file.read(to, at, Math.min(READ_BYTES, to.length - at));
+        if (bytesRead === 0) return loaded;
+        if (isFull) {
+          room.reserve(2 * loaded + READ_BYTES);
+          room.bytes.set(beyond.subarray(0, bytesRead), loaded);
+        }
+        loaded += bytesRead;
+      }
+    } catch (error) {
+      return fail(error);
+    } finally {
+      await file.close();
+    }
+  };
+}
+
+async function readBytes(source, what, options) {
+  const room = new Room();
+  const read = await openSource(source, what, options);
+  const numBytes = await read(room);
+  return room.bytes.subarray(0, numBytes);
 }
 
 function checkSize(numBytes, what, name) {
@@ -138,21 +191,20 @@ export async function load(source, options = {}) {
   const kv = ["f16", "f32", "q8"].indexOf(kvType);
   if (kv < 0) throw new RangeError(`kvType: expected f16, f32 or q8, found ${kvType}`);
   whole("contextTokens", contextTokens, 0, 2 ** 31 - 1);
-  const [module, bytes, tokenizerBytes] = await Promise.all([
+  const [module, read, readTokenizer] = await Promise.all([
     compileEngine(wasm),
-    readBytes(source, "model", { onProgress, signal }),
-    tokenizer === undefined ? null : readBytes(tokenizer, "tokenizer", { signal }),
+    openSource(source, "model", { onProgress, signal }),
+    tokenizer === undefined ? null : openSource(tokenizer, "tokenizer", { signal }),
   ]);
   const path = name ?? nameOf(source);
-  checkSize(bytes.length, "model", path);
   const imports = { llamita: { seconds: () => performance.now() / 1e3 } };
   const instance = await WebAssembly.instantiate(module, imports);
-  signal?.throwIfAborted();
   instance.exports._initialize();
   const engine = new Engine(instance.exports);
-  const tokenizerPath = tokenizerBytes && (nameOf(tokenizer) === path ? `${path} (tokenizer)` : nameOf(tokenizer));
-  engine.addFile(path, bytes, "model");
-  if (tokenizerBytes) engine.addFile(tokenizerPath, tokenizerBytes, "tokenizer");
+  const tokenizerPath = readTokenizer && (nameOf(tokenizer) === path ? `${path} (tokenizer)` : nameOf(tokenizer));
+  await engine.addFile(path, read, "model");
+  if (readTokenizer) await engine.addFile(tokenizerPath, readTokenizer, "tokenizer");
+  signal?.throwIfAborted();
   const handle = engine.scope((put) => {
     const opened = engine.call("host_open_model", put.text(path), put.text(tokenizerPath), put.text(kernels),
       engine.error);
@@ -223,16 +275,19 @@ class Engine {
     }
   }
 
-  addFile(name, bytes, what) {
-    const contents = this.call("malloc", bytes.length || 1) >>> 0;
-    if (!contents)
-      throw new Error(`cannot open ${what} ${name}: out of memory: cannot allocate ${bytes.length} bytes; ` +
+  /** Reads a file into the engine's memory, where it can be opened by its name. */
+  async addFile(name, read, what) {
+    const room = new EngineRoom(this, (numBytes) => {
+      throw new Error(`cannot open ${what} ${name}: out of memory: cannot allocate ${numBytes} bytes; ` +
         "close other tabs or use a smaller file");
-    this.bytes.set(bytes, contents);
+    });
+    room.reserve(1);
+    const numBytes = await read(room);
+    checkSize(numBytes, what, name);
     const path = encoder.encode(`${name}\0`);
     const address = this.allocate(path.length);
     this.bytes.set(path, address);
-    this.call("host_add_file", address, contents, bytes.length);
+    this.call("host_add_file", address, room.address, numBytes);
   }
 
   /** The text at an address, up to a NUL; null for address 0. */
@@ -251,6 +306,33 @@ class Engine {
 
   check(name, ...args) {
     if (this.call(name, ...args, this.error) !== STATUS_OK) this.fail();
+  }
+}
+
+/** A Room in the engine's memory. */
+class EngineRoom {
+  address = 0;
+  #capacity = 0;
+  #engine;
+  #fail;
+
+  constructor(engine, fail) {
+    this.#engine = engine;
+    this.#fail = fail;
+  }
+
+  get bytes() {
+    return this.#engine.bytes.subarray(this.address, this.address + this.#capacity);
+  }
+
+  reserve(numBytes) {
+    if (numBytes <= this.#capacity) return;
+    const address = this.#engine.call("malloc", numBytes) >>> 0;
+    if (!address) this.#fail(numBytes);
+    this.#engine.bytes.copyWithin(address, this.address, this.address + this.#capacity);
+    if (this.address) this.#engine.call("free", this.address);
+    this.address = address;
+    this.#capacity = numBytes;
   }
 }
 

@@ -14,7 +14,7 @@
  *   - Processes: in the child of fork(), models, tokenizers, adapters and samplers work as before. A
  *     session with several threads can only be closed there: its threads stayed in the parent, and
  *     feeding it tokens is LLAMITA_ERROR_ARGUMENT. A new session works.
- *   - Determinism: logits depend only on the model file, the adapters and their scales, the type of
+ *   - Determinism: logits and hidden states depend only on the model file, the adapters and their scales, the type of
  *     the KV cache and the token ids. They are bit-identical for any kernels and number of threads,
  *     for any split of the ids into calls, after any rewind, whatever other sequences run in the
  *     same session, and with or without speculation.
@@ -345,7 +345,7 @@ typedef struct {
     int32_t sequence;   /* 0 to num_sequences - 1; at most one chunk per sequence in a call */
     const int32_t *ids; /* [num_tokens], num_tokens >= 1 */
     size_t num_tokens;
-    size_t num_logits; /* compute logits after the last num_logits tokens; 0 to num_tokens */
+    size_t num_logits; /* compute logits, or hidden states, for the last num_logits tokens; 0 to num_tokens */
 } llamita_chunk;
 
 /* Appends all chunks together, in as few passes as possible, and writes the requested logits in the
@@ -353,6 +353,11 @@ typedef struct {
  * sequence do not depend on the others. On failure every sequence is as it was before the call. */
 LLAMITA_API llamita_status llamita_decode(llamita_session *session, const llamita_chunk *chunks, size_t num_chunks,
                                           float *logits, llamita_error *error);
+
+/* As llamita_decode, but instead of logits it writes hidden states, after the last norm, to the
+ * caller's hidden_states[sum of num_logits][hidden_size]. Their mean over a text is its embedding. */
+LLAMITA_API llamita_status llamita_decode_hidden_states(llamita_session *session, const llamita_chunk *chunks,
+                                                        size_t num_chunks, float *hidden_states, llamita_error *error);
 
 /* The number of tokens in a sequence; -1 if there is no such sequence. */
 LLAMITA_API int32_t llamita_sequence_position(const llamita_session *session, int32_t sequence);

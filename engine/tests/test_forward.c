@@ -61,7 +61,8 @@ static void attend_naively(const llamita_model_info *info, int32_t layer_index, 
     }
 }
 
-static void naive_logits(const llamita_model *model, int32_t id, int32_t position, double *logits) {
+/* state: the hidden state after the last norm. */
+static void naive_logits(const llamita_model *model, int32_t id, int32_t position, double *state, double *logits) {
     const llamita_model_info *info = &model->info;
     double residual[MAX_LENGTH], normed[MAX_LENGTH], query[MAX_LENGTH], attended[MAX_LENGTH], gate[MAX_LENGTH],
         up[MAX_LENGTH], update[MAX_LENGTH];
@@ -90,8 +91,8 @@ static void naive_logits(const llamita_model *model, int32_t id, int32_t positio
         multiply(&l->ffn_down, gate, update);
         for (int32_t i = 0; i < info->hidden_size; i++) residual[i] += update[i];
     }
-    normalize(residual, model->output_norm, (double)info->rms_norm_eps, info->hidden_size, normed);
-    multiply(&model->output, normed, logits);
+    normalize(residual, model->output_norm, (double)info->rms_norm_eps, info->hidden_size, state);
+    multiply(&model->output, state, logits);
 }
 
 /* ------------------------------------------------------------------ comparison */
@@ -100,30 +101,42 @@ static void fill_ids(int32_t *ids, int32_t num_tokens, int32_t vocab_size) {
     for (int32_t i = 0; i < num_tokens; i++) ids[i] = random_below(vocab_size);
 }
 
-/* Root mean square of the difference over all logits, relative to that of the expected logits. */
+/* Adds the squares of the differences to sums[0], and those of the expected numbers to sums[1]. */
+static void add_squares(const float *found, const double *expected, int32_t length, double sums[2]) {
+    for (int32_t i = 0; i < length; i++) {
+        sums[0] += pow((double)found[i] - expected[i], 2);
+        sums[1] += expected[i] * expected[i];
+    }
+}
+
+/* Root mean square of the difference over all logits, relative to that of the expected logits; or
+ * the same of the hidden states, if that is more. */
 static double difference_from_naive(const model_shape *shape, tensor_type type, const char *kernels_wanted,
                                     llamita_kv_type kv_type, int32_t num_tokens) {
     llamita_model *model = random_model(shape, type, kernels_wanted, 7);
     llamita_session *session = open_session_with(model, (llamita_session_params){.num_threads = 3, .kv_type = kv_type});
-    const int32_t vocab_size = shape->vocab_size;
+    const int32_t vocab_size = shape->vocab_size, hidden = shape->hidden_size;
     int32_t ids[400];
     fill_ids(ids, num_tokens, vocab_size);
     float *logits = allocate_or_die((size_t)(num_tokens * vocab_size) * sizeof *logits);
     llamita_error error;
     REQUIRE(llamita_session_feed_logits(session, ids, (size_t)num_tokens, logits, &error) == LLAMITA_OK, "%s",
             error.message);
-    double differences = 0, squares = 0, expected[MAX_LENGTH];
+    REQUIRE(llamita_session_rewind(session, 0, &error) == LLAMITA_OK, "%s", error.message);
+    float *states = allocate_or_die((size_t)(num_tokens * hidden) * sizeof *states);
+    const llamita_chunk chunk = {0, ids, (size_t)num_tokens, (size_t)num_tokens};
+    REQUIRE(llamita_decode_hidden_states(session, &chunk, 1, states, &error) == LLAMITA_OK, "%s", error.message);
+    double of_logits[2] = {0}, of_states[2] = {0}, expected[MAX_LENGTH], state[MAX_LENGTH];
     for (int32_t t = 0; t < num_tokens; t++) {
-        naive_logits(model, ids[t], t, expected);
-        for (int32_t i = 0; i < vocab_size; i++) {
-            differences += pow((double)logits[t * vocab_size + i] - expected[i], 2);
-            squares += expected[i] * expected[i];
-        }
+        naive_logits(model, ids[t], t, state, expected);
+        add_squares(logits + t * vocab_size, expected, vocab_size, of_logits);
+        add_squares(states + t * hidden, state, hidden, of_states);
     }
     free(logits);
+    free(states);
     llamita_session_close(session);
     free_random_model(model);
-    return sqrt(differences / squares);
+    return sqrt(fmax(of_logits[0] / of_logits[1], of_states[0] / of_states[1]));
 }
 
 /* Bounds on the rounding errors: of floats, of quantized activations (0.04), of keys and values

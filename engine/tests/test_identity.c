@@ -5,8 +5,8 @@
  *
  * A case takes a model of random type and shape, of each architecture in turn, and some texts with common beginnings. It computes
  * them with random kernels and threads, some with adapters, side by side in random pieces, with
- * rewinds, with keys and values shared from another text, and with speculation. Every row of logits
- * is compared with that of the scalar kernels on one thread, token by token.
+ * rewinds, with keys and values shared from another text, and with speculation. Every row of logits,
+ * and every hidden state, is compared with that of the scalar kernels on one thread, token by token.
  */
 #include "random_model.h"
 
@@ -23,6 +23,7 @@ typedef struct {
     int32_t shared[NUM_TEXTS];  /* length of the common beginning with text 0 */
     int set[NUM_TEXTS];         /* index of its adapter set */
     float *expected[NUM_TEXTS]; /* [num_tokens, V] */
+    float *states[NUM_TEXTS];   /* [num_tokens, D] the expected hidden states */
 } subject;
 
 /* Part of the text repeats, for speculation to find; sometimes the repetition breaks off. */
@@ -60,8 +61,24 @@ static void compute_expected(subject *s, int32_t text) {
         REQUIRE(llamita_session_feed(session, &s->ids[text][t], 1, &error) == LLAMITA_OK, "%s", error.message);
         memcpy(s->expected[text] + (size_t)t * vocab_size, llamita_session_logits(session), vocab_size * sizeof(float));
     }
+    const size_t hidden = (size_t)s->shape.hidden_size;
+    s->states[text] = allocate_or_die((size_t)s->num_tokens[text] * hidden * sizeof(float));
+    REQUIRE(llamita_session_rewind(session, 0, &error) == LLAMITA_OK, "%s", error.message);
+    for (int32_t t = 0; t < s->num_tokens[text]; t++) {
+        const llamita_chunk chunk = {0, &s->ids[text][t], 1, 1};
+        REQUIRE(llamita_decode_hidden_states(session, &chunk, 1, s->states[text] + (size_t)t * hidden, &error) ==
+                    LLAMITA_OK,
+                "%s", error.message);
+    }
     llamita_session_close(session);
     free_random_model(model);
+}
+
+static void free_expected(subject *s) {
+    for (int text = 0; text < NUM_TEXTS; text++) {
+        free(s->expected[text]);
+        free(s->states[text]);
+    }
 }
 
 static void make_subject(subject *s, const char *architecture, uint64_t seed) {
@@ -105,7 +122,14 @@ static void compare(const run *r, int32_t text, int32_t position, const float *f
 static int32_t position_of(const run *r, int32_t text) { return llamita_sequence_position(r->session, text); }
 static int32_t left_of(const run *r, int32_t text) { return r->subject->num_tokens[text] - position_of(r, text); }
 
-/* Continues some of the texts by pieces of any size, all in one call. */
+static void compare_state(const run *r, int32_t text, int32_t position, const float *found) {
+    const size_t hidden = (size_t)r->subject->shape.hidden_size;
+    CHECK(memcmp(found, r->subject->states[text] + (size_t)position * hidden, hidden * sizeof(float)) == 0,
+          "%s: the hidden state of text %d at token %d", r->description, text, position);
+}
+
+/* Continues some of the texts by pieces of any size, all in one call, for logits or hidden
+ * states. */
 static void decode_some(const run *r) {
     llamita_chunk chunks[NUM_TEXTS];
     int32_t num_chunks = 0, starts[NUM_TEXTS];
@@ -122,14 +146,19 @@ static void decode_some(const run *r) {
         num_logits += chunks[num_chunks++].num_logits;
     }
     if (num_chunks == 0) return;
-    const size_t vocab_size = (size_t)r->subject->shape.vocab_size;
-    float *logits = allocate_or_die((num_logits + 1) * vocab_size * sizeof *logits);
-    REQUIRE(llamita_decode(r->session, chunks, (size_t)num_chunks, logits, &error) == LLAMITA_OK, "%s", error.message);
-    const float *row = logits;
+    const bool states = random_below(3) == 0;
+    const size_t length = (size_t)(states ? r->subject->shape.hidden_size : r->subject->shape.vocab_size);
+    float *out = allocate_or_die((num_logits + 1) * length * sizeof *out);
+    const llamita_status status =
+        states ? llamita_decode_hidden_states(r->session, chunks, (size_t)num_chunks, out, &error)
+               : llamita_decode(r->session, chunks, (size_t)num_chunks, out, &error);
+    REQUIRE(status == LLAMITA_OK, "%s", error.message);
+    const float *row = out;
     for (int32_t i = 0; i < num_chunks; i++)
-        for (size_t j = chunks[i].num_tokens - chunks[i].num_logits; j < chunks[i].num_tokens; j++, row += vocab_size)
-            compare(r, chunks[i].sequence, starts[i] + (int32_t)j, row, "side by side");
-    free(logits);
+        for (size_t j = chunks[i].num_tokens - chunks[i].num_logits; j < chunks[i].num_tokens; j++, row += length)
+            if (states) compare_state(r, chunks[i].sequence, starts[i] + (int32_t)j, row);
+            else compare(r, chunks[i].sequence, starts[i] + (int32_t)j, row, "side by side");
+    free(out);
 }
 
 /* Feeds text 0 token by token, as in generation. */
@@ -223,12 +252,12 @@ int main(int argc, char **argv) {
     static subject s;
     for (int i = 0; i < num_cases && check_num_failures < 10; i++) {
         if (i % CASES_PER_MODEL == 0) {
-            for (int text = 0; text < NUM_TEXTS; text++) free(s.expected[text]);
+            free_expected(&s);
             make_subject(&s, all_architectures[i / CASES_PER_MODEL % NUM_ARCHITECTURES], seed * 1000 + (uint64_t)i);
         }
         run_case(&s, i);
     }
-    for (int text = 0; text < NUM_TEXTS; text++) free(s.expected[text]);
+    free_expected(&s);
     printf("%d cases\n", num_cases);
     return check_failures();
 }

@@ -125,11 +125,11 @@ static void test_extreme_blocks(void) {
                 uint8_t *header = panel + layout.code_bytes, *super = header + layout.header_bytes;
                 for (int r = 0; r < PANEL_ROWS; r++) {
                     if (layout.super_bytes > 0) {
-                        memcpy(super + 2 * r, &one, 2);
+                        panel_put_scale(super, r, &one);
                         header[r] = (uint8_t)cases[i].step;
                         if (cases[i].format == PANEL_Q6_K) header[PANEL_ROWS + r] = (uint8_t)cases[i].step;
                     } else {
-                        memcpy(header + 2 * r, &one, 2);
+                        panel_put_scale(header, r, &one);
                     }
                 }
                 float values[BLOCK_LENGTH], out[PANEL_ROWS];
@@ -165,9 +165,9 @@ static void fill_panel(panel_format format, float a, uint8_t *panel) {
         case PANEL_I8: panel[i] = (uint8_t)value; break;
         case PANEL_Q8_0:
             codes[4 * lane] = (uint8_t)value;
-            memcpy(header + 2 * lane, &one, 2);
+            panel_put_scale(header, lane, &one);
             break;
-        default: memcpy(header + 16 + 2 * lane, &half, 2); /* PANEL_Q4_1: the minimum */
+        default: panel_put_scale(header + PANEL_SCALES, lane, &half); /* PANEL_Q4_1: the minimum */
         }
     }
 }
@@ -259,6 +259,39 @@ static void test_halves(void) {
             CHECK(back == half, "%s: half %04x comes back as %04x", tables[i]->name, (unsigned)half, (unsigned)back);
         }
     }
+}
+
+/* 16-bit infinities, NaN and subnormals, times the largest and smallest values: kernels without an
+ * instruction for 16-bit floats scale them in other ways. */
+static void test_extreme_halves(void) {
+    enum { ROWS = 5 * PANEL_ROWS, LENGTH = 6, COLUMNS = 3, PANEL_HALVES = LENGTH * PANEL_ROWS };
+    static const uint16_t weights[] = {0x3c00, 0x7c00, 0xfc00, 0x7e00, 0x7bff, 0xfbff, 0x0001, 0x83ff, 0x8000};
+    static const float values[] = {1.0f, 0x1p127f, -0x1p14f, 0x1p15f, 0x1p-149f, -0x1.8p-130f, 0.0f, INFINITY, NAN};
+    for (size_t w = 0; w < sizeof weights / sizeof *weights; w++)
+        for (size_t v = 0; v < sizeof values / sizeof *values; v++)
+            for (int columns = 1; columns <= COLUMNS; columns++) {
+                _Alignas(64) uint16_t panels[ROWS * LENGTH];
+                float column[COLUMNS][LENGTH], expected[COLUMNS][ROWS], found[COLUMNS][ROWS];
+                for (int i = 0; i < ROWS * LENGTH; i++) panels[i] = (uint16_t)(0x3800 + 37 * i % 1024);
+                for (int c = 0; c < COLUMNS; c++)
+                    for (int k = 0; k < LENGTH; k++) column[c][k] = (float)(k + c) / 3.0f;
+                panels[2 * PANEL_HALVES + 3 * PANEL_ROWS + 5] = weights[w];
+                column[columns - 1][3] = values[v];
+                const matmul_job job = {panels,         2 * PANEL_HALVES, ROWS,      LENGTH, column,
+                                        sizeof *column, columns,          *expected, ROWS};
+                kernels_scalar.matmul[PANEL_F16](&job);
+                for (int t = 0; t < num_tables; t++) {
+                    matmul_job other = job;
+                    other.out = *found;
+                    tables[t]->matmul[PANEL_F16](&other);
+                    for (int c = 0; c < columns; c++)
+                        for (int r = 0; r < ROWS; r++)
+                            CHECK(bits_from_float(found[c][r]) == bits_from_float(expected[c][r]) ||
+                                      (isnan(found[c][r]) && isnan(expected[c][r])),
+                                  "%s half %04x, value %a: %a, expected %a", tables[t]->name, (unsigned)weights[w],
+                                  (double)values[v], (double)found[c][r], (double)expected[c][r]);
+                }
+            }
 }
 
 static void test_to_halves(void) {
@@ -407,6 +440,7 @@ int main(void) {
         if (kernels_select(others[i]) != NULL) tables[num_tables++] = kernels_select(others[i]);
     test_select();
     test_halves();
+    test_extreme_halves();
     test_to_halves();
     test_extreme_blocks();
     test_fused_multiply_add();

@@ -95,11 +95,11 @@ static void test_damaged_weights(tensor_type type) {
     const size_t place = panel_is_quantized(damaged->format) ? (size_t)(damaged->row_length / BLOCK_LENGTH) *
                                                                    panel_layout_of(damaged->format).code_bytes
                                                              : 0;
-    memcpy((char *)(uintptr_t)damaged->panels + place,
-           damaged->format == PANEL_F32    ? (const void *)&nan
-           : damaged->format == PANEL_BF16 ? &bfloat_nan
-                                           : &half_nan,
-           damaged->format == PANEL_F32 ? 4 : 2);
+    uint8_t *number = (uint8_t *)(uintptr_t)damaged->panels + place;
+    if (damaged->format == PANEL_F32) memcpy(number, &nan, sizeof nan);
+    else if (damaged->format == PANEL_BF16) memcpy(number, &bfloat_nan, sizeof bfloat_nan);
+    else if (damaged->format == PANEL_F16) memcpy(number, &half_nan, sizeof half_nan);
+    else panel_put_scale(number, 0, &half_nan);
     float logits[75];
     double nats[1];
     CHECK(llamita_session_feed(session, ids, 1, &error) == LLAMITA_ERROR_NUMERIC, "%s: damage is not detected",
@@ -107,6 +107,12 @@ static void test_damaged_weights(tensor_type type) {
     CHECK(llamita_session_position(session) == 2 && llamita_session_logits(session) == NULL,
           "%s: part of a failed feed remains", type_name(type));
     CHECK(llamita_session_feed_logits(session, ids, 1, logits, &error) == LLAMITA_ERROR_NUMERIC, "%s", type_name(type));
+    const llamita_chunk chunk = {0, ids, 1, 1};
+    float *states = allocate_or_die((size_t)small_shape.hidden_size * sizeof *states);
+    CHECK(llamita_decode_hidden_states(session, &chunk, 1, states, &error) == LLAMITA_ERROR_NUMERIC &&
+              strstr(error.message, "hidden states"),
+          "%s: %s", type_name(type), error.message);
+    free(states);
     CHECK(llamita_session_score(session, ids, 2, nats, &error) == LLAMITA_ERROR_NUMERIC, "%s", type_name(type));
     CHECK(llamita_session_position(session) == 2, "%s: part of a failed feed remains", type_name(type));
     llamita_session_close(session);

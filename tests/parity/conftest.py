@@ -4,13 +4,63 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
+
+from llamita.engine.model import PACKAGED_MODEL
+
+# Also what a shell, or Windows' command lines, could change.
+BEGINNINGS = (
+    "", " ", "\n", "a\tb\n\nc", "Once upon a time", "Once upon a time ", "The little llama", "One day, a boy named Tim",
+    "Lily and Ben went to the park.", "\"No!\" said Mom. \"", "It was a dark and stormy", "the", "T", "123 + 456 =",
+    "\\", "C:\\dir\\", "a\\\\\"b\\\" c", "it's 'so'", "%PATH% $HOME ~ *", "--help", "<s>", "</s>", "<|im_start|>user",
+    "从前", "从前有一只小羊驼，", "小诗 né 🦙", "🦙🦙🦙", "👩\u200d👩\u200d👧 and 🇫🇷", "日本語の鬱", "مرحبا",
+    "e\u0301 n\u0303", "\ufeffBOM",
+)  # fmt: skip
+
+
+class TextCase(NamedTuple):
+    """What the packaged model generates here."""
+
+    prompt: str
+    seed: int
+    temperature: float
+    output: bytes
+
+    @property
+    def flags(self) -> list[str]:
+        return text_flags(self.prompt, self.seed, self.temperature)
+
+
+NUM_TEXT_TOKENS = 24
+
+
+def text_flags(prompt: str, seed: int, temperature: float) -> list[str]:
+    return ["-i", prompt, "-s", str(seed), "-t", str(temperature), "-n", str(NUM_TEXT_TOKENS)]
+
+
+@pytest.fixture(scope="session")
+def text_cases(engine_build: Path, random_texts: list[str]) -> list[TextCase]:
+    """100 prompts, each with four seeds and temperatures; the first 100 have all prompts."""
+    others = [text for text in random_texts if "\0" not in text and text not in BEGINNINGS]
+    prompts = [*BEGINNINGS, *others[: 100 - len(BEGINNINGS)]]
+    cases = []
+    for turn in range(4):
+        for i, prompt in enumerate(prompts):
+            seed = (2**53 - 1) // (i + 1) if turn == 3 else 100 * turn + i
+            temperature = (1, 0, 0.6, 1.5)[(i + turn) % 4]
+            words = [str(engine_build / "run"), str(PACKAGED_MODEL), *text_flags(prompt, seed, temperature)]
+            done = subprocess.run(words, capture_output=True, timeout=60)
+            assert done.returncode == 0, (words, done.stderr)
+            cases.append(TextCase(prompt, seed, temperature, done.stdout))
+    assert len({case.output for case in cases}) > 300  # greedy ones repeat
+    return cases
 
 
 @pytest.fixture(autouse=True)
@@ -58,3 +108,19 @@ def kill_worker() -> Callable[[subprocess.Popen[Any]], None]:
     if not Path("/proc/self/task").is_dir():
         pytest.skip("needs /proc to find a process's children")
     return lambda process: os.kill(workers(process.pid)[-1], signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Chromium, with logs of its requests and errors."""
+    webdriver = pytest.importorskip("selenium.webdriver")
+    program, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if program is None or driver is None:
+        pytest.skip("chromium and chromedriver are not installed")
+    options = webdriver.ChromeOptions()
+    options.binary_location = program
+    for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=900,800", "--lang=en"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
+    with webdriver.Chrome(options=options, service=webdriver.ChromeService(driver)) as opened:
+        yield opened

@@ -7,6 +7,7 @@ import functools
 import gzip
 import importlib.util
 import json
+import platform
 import shutil
 import subprocess
 import sys
@@ -27,7 +28,6 @@ ROOT = Path(__file__).resolve().parents[2]
 MAX_COMPRESSED_BYTES = 150_000
 MODULES = ("llamita.wasm", "llamita-relaxed.wasm")
 C_TESTS = ("test_kernels", "test_forward", "test_identity")
-PROMPTS = ("", "Once upon a time", "The little llama", "小诗 né 🦙", "a\tb\n\nc")
 TYPES = ("q8_0", "q4_0", "f32", "f16", "bf16", "q4_1", "q5_1", "q4_k_m", "q6_k")
 
 
@@ -50,10 +50,10 @@ def engine(name: str) -> Path:
     return {module: build_module().build_module(module) for module in MODULES}[name]
 
 
-def run_cases(*cases: dict[str, Any]) -> list[Any]:
+def run_cases(*cases: dict[str, Any], flags: tuple[str, ...] = ()) -> list[Any]:
     engine(MODULES[0])
     done = subprocess.run(
-        ["node", "--no-warnings", str(ROOT / "tests" / "parity" / "browser_engine.mjs")],
+        ["node", "--no-warnings", *flags, str(ROOT / "tests" / "parity" / "browser_engine.mjs")],
         input=json.dumps(cases).encode(),
         capture_output=True,
         timeout=300,
@@ -104,15 +104,28 @@ def test_c_tests(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_the_packaged_model_tells_the_same(name: str, engine_build: Path) -> None:
+def test_the_packaged_model_gives_the_same_text(name: str, text_cases: list[Any]) -> None:
+    """100 prompts, each with four seeds."""
     skip_unless_right(name)
-    prompts = [(prompt, {"seed": seed, "maxNewTokens": 60}) for prompt in PROMPTS for seed in range(6)]
+    prompts = [
+        (case.prompt, {"seed": case.seed, "temperature": case.temperature, "maxNewTokens": 24}) for case in text_cases
+    ]
     case = {"action": "generate", "model": str(PACKAGED_MODEL), "engine": str(engine(name)), "prompts": prompts}
     (found,) = run_cases(case)
     assert found["info"]["kernels"] == ("relaxed" if "relaxed" in name else "simd128")
-    texts = ["".join(pieces) for pieces in found["texts"]]
-    assert texts == native_texts(engine_build, [str(PACKAGED_MODEL)], prompts)
-    assert len(set(texts)) == len(texts)
+    for case, pieces in zip(text_cases, found["texts"], strict=True):
+        assert f"{case.prompt}{''.join(pieces)}\n" == case.output.decode("utf-8", "replace"), case
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="every other processor has fma")
+def test_processors_without_fma(engine_build: Path) -> None:
+    """They take the plain module; the relaxed one would compute with the scalar kernels, which give the same bits."""
+    skip_unless_right(MODULES[1])
+    prompts = [("Once upon a time", {"seed": 3, "maxNewTokens": 12})]
+    case = {"action": "generate", "model": str(PACKAGED_MODEL), "engine": str(engine(MODULES[1])), "prompts": prompts}
+    chosen, found = run_cases({"action": "engineFile"}, case, flags=("--no-enable-fma3",))
+    assert chosen == MODULES[0] and found["info"]["kernels"] == "scalar"
+    assert ["".join(pieces) for pieces in found["texts"]] == native_texts(engine_build, [str(PACKAGED_MODEL)], prompts)
 
 
 @pytest.mark.parametrize("type", TYPES)

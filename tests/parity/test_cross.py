@@ -3,6 +3,7 @@ qemu or node can run it, it writes the bytes that it writes here."""
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import functools
 import os
@@ -25,7 +26,8 @@ pytestmark = pytest.mark.cross
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "engine" / "scripts"))
 
-from build_wheels import build_folder, cmake_options, find_zig  # noqa: E402
+import build_programs  # noqa: E402
+from build_programs import find_zig  # noqa: E402
 
 NODE_HOST = Path(__file__).parent / "wasi_host.mjs"
 BUILT_ONLY = ("aarch64-linux-gnu.2.17", "aarch64-windows-gnu", "x86_64-macos.11.0", "aarch64-macos.11.0")
@@ -42,7 +44,6 @@ C_TESTS = (
     "test_platform", "test_kernels", "test_session", "test_gguf", "test_llama2c", "test_lora", "test_tokenizer",
     "test_quantize", "test_tensor_type", "test_chat_template",
 )  # fmt: skip
-PROMPTS = ("", "Once upon a time", "The little llama", "小诗 né 🦙", "a\tb\n\nc")
 
 
 @functools.cache
@@ -50,19 +51,10 @@ def build(target: str, *names: str) -> Path:
     """build/cross/TARGET with these programs."""
     if not find_zig():
         pytest.skip("zig is not installed (pip install ziglang)")
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    cmake = shutil.which("cmake", path=path)
-    assert cmake, "cmake is needed: pip install 'llamita[dev]'"
-    folder = build_folder(target)
-    options = [f"-D{name}={value}" for name, value in {**cmake_options(target), "LLAMITA_TESTS": "ON"}.items()]
-    for command in (
-        [cmake, "-S", str(ROOT / "engine"), "-B", str(folder), "-G", "Ninja", *options],
-        [cmake, "--build", str(folder), "--parallel", "2", "--target", *names],
-    ):
-        # The first use of a target compiles its C library.
-        done = subprocess.run(command, capture_output=True, text=True, timeout=1800, env=dict(os.environ, PATH=path))
-        assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-    return folder
+    try:
+        return build_programs.build(target, *names, LLAMITA_TESTS="ON")
+    except subprocess.CalledProcessError as error:
+        pytest.fail(error.stdout[-8000:])
 
 
 def command(target: str, name: str, folder: Path) -> list[str]:
@@ -95,16 +87,20 @@ def test_builds_without_a_warning(target: str) -> None:
     build(target, "run", "llamita")
 
 
+def check_texts(cases: list[Any], words: list[str], folder: Path) -> None:
+    """A command generates the texts of these cases. Two at a time: emulators take longer to start than to generate."""
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        for case, done in zip(cases, pool.map(lambda case: run([*words, *case.flags], folder), cases), strict=True):
+            assert done.returncode == 0, (case, done.stderr)
+            assert done.stdout == case.output, case
+
+
 @pytest.mark.parametrize("target", RUNNERS)
-def test_the_same_text_as_here(target: str, engine_build: Path, folder: Path) -> None:
-    program = command(target, "run", folder)
-    for prompt in PROMPTS:
-        for seed in range(4):
-            words = ["模型 é.gguf", "-s", str(seed), "-n", "40", "-i", prompt]
-            here = run([str(engine_build / "run"), *words], folder)
-            there = run([*program, *words], folder)
-            assert here.returncode == there.returncode == 0, there.stderr
-            assert here.stdout == there.stdout, words
+def test_the_same_text_as_here(target: str, text_cases: list[Any], folder: Path) -> None:
+    """All cases where they take milliseconds, under wine and qemu each prompt once. test_browser_engine.py runs all in
+    WebAssembly, without starting node for each."""
+    num_cases = {"": len(text_cases), "node": 20}.get(RUNNERS[target], 100)
+    check_texts(text_cases[:num_cases], [*command(target, "run", folder), "模型 é.gguf"], folder)
 
 
 @pytest.mark.parametrize("target", RUNNERS)
@@ -170,20 +166,15 @@ def test_ctrl_c_on_windows(tiny_models: Any, tmp_path: Path) -> None:
     ],
 )
 def test_a_program_with_the_model_inside(
-    target: str, name: str, engine_build: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+    target: str, name: str, text_cases: list[Any], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It finds its model by a name most code pages cannot spell, and says the bytes of `run`; cut, it says so."""
+    """It finds its model by a name most code pages cannot spell, and generates the bytes of `run`; cut, it says so."""
     runner = command(target, "run", folder)[:-1]
     built = build(target, "run") / ("run.exe" if "windows" in target else "run")
     monkeypatch.setattr(program, "program_path", lambda target: built)
     path = folder / ("故事 é.exe" if "windows" in target else "故事 é")
     program.write_program(PACKAGED_MODEL, path, name)
-    for prompt in PROMPTS:
-        words = ["-s", "3", "-n", "40", "-i", prompt]
-        here = run([str(engine_build / "run"), "模型 é.gguf", *words], folder)
-        there = run([*runner, str(path), *words], folder)
-        assert there.returncode == 0, there.stderr
-        assert there.stdout == here.stdout, words
+    check_texts(text_cases if not runner else text_cases[100:130], [*runner, str(path)], folder)
     path.write_bytes(path.read_bytes()[:-5000])
     done = run([*runner, str(path)], folder)
     assert done.returncode == 2

@@ -12,6 +12,7 @@ import torch
 
 import llamita
 from llamita.checkpoint import load_model
+from llamita.engine import encode_prompt
 
 LINEAR = {"rope_type": "linear", "factor": 4.0}
 LLAMA3 = {
@@ -111,3 +112,24 @@ def test_half_precision_weights_are_near(
     with llamita.load(tmp_path / "model.gguf") as model:
         difference = model.logits(ids) - expected
     assert np.sqrt(np.square(difference).sum() / np.square(expected).sum()) < 0.002
+
+
+@pytest.mark.parametrize("shape", [shape for shape in SHAPES if shape != "longrope"])  # its contexts differ
+def test_same_hidden_states(
+    shape: str, make_checkpoint: Callable[..., Path], tmp_path: Path, engine_build: Path
+) -> None:
+    checkpoint = make_checkpoint(tmp_path / "checkpoint", **SHAPES[shape])
+    llamita.export(checkpoint, tmp_path / "model.gguf", "f32")
+    network = load_model(checkpoint).eval()
+    texts = ["Once upon a time", "a", "The dog ran. " * 6]  # the last one is more than a pass
+    with llamita.load(tmp_path / "model.gguf") as model, model.session(kv_type="f32") as session:
+        vectors = model.embed(texts, kv_type="f32")
+        for text, vector in zip(texts, vectors, strict=True):
+            ids = encode_prompt(model, text)
+            with torch.inference_mode():
+                expected = network.hidden_states(torch.tensor([ids]))[0].numpy()
+            session.rewind(0)
+            found = session.decode_hidden_states([(0, ids, len(ids))])
+            np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
+            mean = expected.mean(axis=0, dtype=np.float64)
+            np.testing.assert_allclose(vector, mean / np.linalg.norm(mean), atol=1e-4)

@@ -14,17 +14,19 @@ import sysconfig
 import tarfile
 import zipfile
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import pytest
 
+from llamita.convert.page import write_page
 from llamita.engine.library import FUNCTIONS
 from llamita.engine.model import PACKAGED_MODEL
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "engine" / "scripts"))
 
-from build_wheels import PLATFORMS, build_sdist, build_wheel, find_zig  # noqa: E402
+from build_programs import ZIG_TARGETS, find_zig  # noqa: E402
+from build_wheels import PLATFORMS, build_parts, build_sdist, build_wheel  # noqa: E402
 
 pytestmark = pytest.mark.cross
 
@@ -40,11 +42,25 @@ ONE_OF_A_FORMAT = ("aarch64-linux-gnu.2.17", "x86_64-windows-gnu", "aarch64-maco
 STORY = ("-i", "Once upon a time", "-s", "7", "-n", "60")
 
 
+PROGRAMS = tuple(f"{name}.exe" if "windows" in name else name for name in ZIG_TARGETS)
+# Built before any wheel, ignored by git, and alike in all.
+PARTS = (
+    *(f"llamita/web/{name}" for name in ("llamita.js", "llamita.wasm", "llamita-relaxed.wasm")),
+    *(f"llamita/programs/{name}" for name in PROGRAMS),
+)
+
+
 @functools.cache
-def wheel(target: str) -> Path:
+def parts() -> None:
     if not find_zig():
         pytest.skip("zig is not installed (pip install ziglang)")
     pytest.importorskip("scikit_build_core", reason="scikit-build-core is not installed")
+    build_parts()
+
+
+@functools.cache
+def wheel(target: str) -> Path:
+    parts()
     return build_wheel(target, ROOT / "build" / "wheels")
 
 
@@ -73,7 +89,8 @@ def tracked_files(folder: str) -> list[str]:
 
 @pytest.mark.parametrize("target", PLATFORMS)
 def test_contents(target: str) -> None:
-    """The package with its data, the engine, and nothing else; no path of this machine."""
+    """The package with its data, the engine, what pages and programs are made of, and nothing else; no path of this
+    machine."""
     version = importlib.metadata.version("llamita")
     assert wheel(target).name == f"llamita-{version}-py3-none-{'.'.join(PLATFORMS[target])}.whl"
     assert wheel(target).stat().st_size <= MAX_WHEEL_BYTES
@@ -81,11 +98,12 @@ def test_contents(target: str) -> None:
         files = {info.filename: archive.read(info) for info in archive.infolist()}
         modes = {info.filename: info.external_attr >> 16 & 0o777 for info in archive.infolist()}
     info = f"llamita-{version}.dist-info"
-    of_git = {name.removeprefix("src/"): (ROOT / name).read_bytes() for name in tracked_files("src/llamita")}
+    sources = {name.removeprefix("src/"): (ROOT / name).read_bytes() for name in tracked_files("src/llamita")}
+    sources |= {name: (ROOT / "src" / name).read_bytes() for name in PARTS}
     engine = {f"llamita/_engine/{name}" for name in (library_name(target), program_name(target))}
     about = {f"{info}/{name}" for name in ("METADATA", "WHEEL", "RECORD", "entry_points.txt", "licenses/LICENSE")}
-    assert set(files) == set(of_git) | engine | about
-    assert all(files[name] == content for name, content in of_git.items())
+    assert set(files) == set(sources) | engine | about
+    assert all(files[name] == content for name, content in sources.items())
     assert modes[f"llamita/_engine/{program_name(target)}"] == 0o755
     assert all(modes[name] == 0o644 for name in set(files) - engine)
     words = files[f"{info}/WHEEL"].decode().splitlines()
@@ -96,16 +114,24 @@ def test_contents(target: str) -> None:
         assert [name for name in files if f"{folder}{os.sep}".encode() in files[name]] == []
 
 
-@pytest.mark.parametrize("target", ONE_OF_A_FORMAT)
-def test_same_bytes_from_another_folder(target: str, tmp_path: Path) -> None:
-    expected = wheel(target)
-    source = tmp_path / "another place"
+@pytest.fixture(scope="module")
+def copied_wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built by a copy of the sources in another folder."""
+    parts()
+    source = tmp_path_factory.mktemp("another place")
     for name in tracked_files("."):
         (source / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / name, source / name)
-    again = build_wheel(target, tmp_path / "dist", source, tmp_path / "build")
-    assert again.name == expected.name
-    assert again.read_bytes() == expected.read_bytes()
+    output([sys.executable, str(source / "engine" / "scripts" / "build_wheels.py"), *ONE_OF_A_FORMAT], timeout=3600)
+    return source / "dist"
+
+
+@pytest.mark.parametrize("target", ONE_OF_A_FORMAT)
+def test_same_bytes_from_another_folder(target: str, copied_wheels: Path) -> None:
+    with zipfile.ZipFile(wheel(target)) as here, zipfile.ZipFile(copied_wheels / wheel(target).name) as there:
+        assert [info.filename for info in there.infolist()] == [info.filename for info in here.infolist()]
+        assert [info.filename for info in here.infolist() if there.read(info.filename) != here.read(info)] == []
+    assert (copied_wheels / wheel(target).name).read_bytes() == wheel(target).read_bytes()
 
 
 # ---- which systems it runs on
@@ -197,15 +223,15 @@ def bare_environment(tmp_path: Path) -> Environment:
     return venv, variables
 
 
-def output(command: list[str], **options: object) -> bytes:
-    done = subprocess.run(command, capture_output=True, timeout=900, **options)  # type: ignore[call-overload]
+def output(command: list[str], timeout: int = 900, **options: object) -> bytes:
+    done = subprocess.run(command, capture_output=True, timeout=timeout, **options)  # type: ignore[call-overload]
     assert done.returncode == 0, (done.stdout + done.stderr).decode(errors="replace")[-4000:]
     return done.stdout  # type: ignore[no-any-return]
 
 
 def check_installed(venv: Path, variables: dict[str, str], engine_build: Path, tmp_path: Path) -> None:
     """The package in a virtual environment is complete: its library, its program, its model, its other data."""
-    options = {"cwd": tmp_path, "env": variables}
+    options: dict[str, Any] = {"cwd": tmp_path, "env": variables}
     here = output([str(engine_build / "run"), str(PACKAGED_MODEL), *STORY])
     llamita = str(venv / "bin" / "llamita")
     version = importlib.metadata.version("llamita")
@@ -217,6 +243,23 @@ def check_installed(venv: Path, variables: dict[str, str], engine_build: Path, t
     assert output([str(venv / "bin" / "python"), "-c", code], **options).decode().strip().startswith(str(engine))
     code = "from llamita.stories.generate import generate_story; print(len(generate_story(0, 0)))"
     assert int(output([str(venv / "bin" / "python"), "-c", code], **options)) > 100
+    check_exports([llamita, "export", str(engine.parent / "assets" / "stories.gguf")], options, here)
+
+
+def check_exports(export: list[str], options: dict[str, Any], story: bytes) -> None:
+    """The page has the bytes of one that is written here; the programs of other systems generate the same text."""
+    folder = options["cwd"]
+    output([*export, "stories.html"], **options)
+    (folder / "here").mkdir()
+    write_page(PACKAGED_MODEL, folder / "here" / "stories.html")
+    assert (folder / "stories.html").read_bytes() == (folder / "here" / "stories.html").read_bytes()
+    for name, target in ZIG_TARGETS.items():
+        program = f"stories-{name}{'.exe' if 'windows' in name else ''}"
+        output([*export, program, "--as", "program", "--target", name], **options)
+        runner = PROGRAM_RUNNERS.get(target)
+        if runner is not None and (not runner or shutil.which(runner)):
+            words = [*([runner] if runner else []), str(folder / program), *STORY]
+            assert output(words, cwd=folder, env=dict(os.environ, WINEDEBUG="-all")) == story
 
 
 @pytest.mark.skipif(sysconfig.get_platform() != "linux-x86_64", reason="the wheel is for Linux on x86-64")
@@ -229,6 +272,7 @@ def test_wheel_without_a_compiler(bare_environment: Environment, engine_build: P
 def test_sdist_with_a_compiler(bare_environment: Environment, engine_build: Path, tmp_path: Path) -> None:
     """The build tools come from here; the sources and the package's data come from the archive."""
     pytest.importorskip("scikit_build_core", reason="scikit-build-core is not installed")
+    parts()
     archive = build_sdist(tmp_path)
     with tarfile.open(archive) as names:
         assert not [name for name in names.getnames() if "/runs/" in name or "/build/" in name or "/.venv/" in name]

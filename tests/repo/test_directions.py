@@ -17,6 +17,7 @@ LAYERS = (
     "errors", "file_lock", "atomic", "json_file", "user_cache", "console", "progress", "commands", "config",
     "limited_process", "chat_template_worker", "chat_template",  # Jinja, in a process with limits
     "sampling", "model_card",
+    "web",  # sources of pages
     "engine",  # bindings of the C library
     "tokenizer",
     "formats",  # codecs of files: bytes to values and back
@@ -35,9 +36,8 @@ LAYERS = (
 )  # fmt: skip
 TORCH_FREE = (
     "errors", "file_lock", "atomic", "json_file", "user_cache", "console", "progress", "config", "limited_process",
-    "chat_template_worker",
-    "chat_template", "sampling", "model_card", "engine", "tokenizer", "stories", "data", "batch_generate", "chat",
-    "server", "formats.tensor_table", "formats.tensor_types", "formats.rope_order",
+    "chat_template_worker", "chat_template", "sampling", "model_card", "web", "engine", "tokenizer", "stories", "data",
+    "batch_generate", "chat", "server", "formats.tensor_table", "formats.tensor_types", "formats.rope_order",
     "formats.huggingface", "formats.gguf", "formats.gguf_card",
 )  # fmt: skip
 ENVIRONMENT_READERS = ("cli", "training.distributed", "user_cache")

@@ -421,3 +421,32 @@ def test_a_missing_packaged_model_says_so(monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setattr(engine_model, "PACKAGED_MODEL", tmp_path / "stories.gguf")
     with pytest.raises(EngineError, match="name a model file"):
         llamita.load()
+
+
+def test_embeddings_do_not_depend_on_what_is_beside(tiny_models) -> None:
+    """Bit-identical alone and together, at any number of threads; hidden states by pieces, too."""
+    generator = np.random.default_rng(3)
+    tiny = tiny_models.random(context=160)
+    with llamita.load(tiny.path, tokenizer=tiny.tokenizer) as model:
+        texts = [generator.integers(0, model.info.vocab_size, n).tolist() for n in (1, 70, 3, 64, 128, 9, 65, 2, 7, 30)]
+        alone = []
+        for ids in texts:
+            with model.session(num_threads=1) as session:
+                alone.append(engine.embed_ids(session, 1, [ids])[0])
+        np.testing.assert_allclose(np.linalg.norm(alone, axis=1), 1, atol=1e-6)
+        with model.session(num_threads=2, num_sequences=4) as session:
+            np.testing.assert_array_equal(engine.embed_ids(session, 4, texts), alone)
+            np.testing.assert_array_equal(engine.embed_ids(session, 3, texts[::-1]), alone[::-1])
+            with pytest.raises(EngineError, match="cancelled"):
+                engine.embed_ids(session, 4, texts, lambda: True)
+            assert engine.embed_ids(session, 4, []).shape == (0, model.info.hidden_size)
+            session.sequence_rewind(0, 0)
+            whole = session.decode_hidden_states([(0, IDS, len(IDS))])
+            session.sequence_rewind(0, 3)
+            np.testing.assert_array_equal(session.decode_hidden_states([(0, IDS[3:], 2)]), whole[-2:])
+            session.sequence_rewind(1, 0)  # states and logits in turns
+            np.testing.assert_array_equal(session.decode([(1, IDS, 1)]), model.logits(IDS)[-1:])
+        with pytest.raises(EngineError, match="not empty"):
+            model.embed(["a", ""])
+        with pytest.raises(EngineError, match="context"):
+            model.embed(["a b " * 1000])

@@ -285,13 +285,14 @@ static llamita_status prepare_chunk(llamita_session *s, const llamita_chunk *chu
     return LLAMITA_OK;
 }
 
-static llamita_status non_finite_error(const llamita_session *s, llamita_error *error) {
+static llamita_status non_finite_error(const llamita_session *s, forward_output kind, llamita_error *error) {
+    const char *what = kind == OUTPUT_LOGITS ? "logits" : "hidden states";
     bool adapted = false;
     for (int32_t i = 0; i < s->num_sequences; i++) adapted |= s->sequences[i].adapters.count > 0;
     return error_set(error, LLAMITA_ERROR_NUMERIC,
-                     "cannot compute logits: expected finite logits, found infinity or NaN; the model's weights are "
+                     "cannot compute %s: expected finite numbers, found infinity or NaN; the model's weights are "
                      "damaged%s",
-                     adapted ? ", or an adapter's scale is too large" : "");
+                     what, adapted ? ", or an adapter's scale is too large" : "");
 }
 
 /* The next tokens of a chunk, from token `done` on and at most `room` of them. */
@@ -307,17 +308,20 @@ static forward_span next_span(llamita_session *s, const llamita_chunk *chunk, si
 /* Passes of one token and full passes are timed to tune the number of threads; others use the
  * closer tuner. */
 static bool run_pass(llamita_session *s, const forward_span *spans, int32_t num_spans, int32_t num_tokens,
-                     float *logits) {
+                     forward_output kind, float *out) {
     thread_tuner *tuner = num_tokens > PASS_TOKENS / 2 ? &s->prefill_tuner : &s->decode_tuner;
     const double start = platform_seconds();
-    const bool finite = forward_run(s->forward, tuner->num_threads, spans, num_spans, logits);
+    const bool finite = forward_run(s->forward, tuner->num_threads, spans, num_spans, kind, out);
     s->num_passes++;
     if (num_tokens == 1 || num_tokens == PASS_TOKENS) thread_tuner_record(tuner, platform_seconds() - start);
     return finite;
 }
 
-/* Runs all chunks, which are prepared, and advances their sequences. False: non-finite logits. */
-static bool run_chunks(llamita_session *s, const llamita_chunk *chunks, size_t num_chunks, float *logits) {
+/* Runs all chunks, which are prepared, and advances their sequences. False: non-finite outputs. */
+static bool run_chunks(llamita_session *s, const llamita_chunk *chunks, size_t num_chunks, forward_output kind,
+                       float *out) {
+    const llamita_model_info *info = &s->model->info;
+    const size_t length = (size_t)(kind == OUTPUT_LOGITS ? info->vocab_size : info->hidden_size);
     size_t current = 0, done = 0;
     while (current < num_chunks) {
         forward_span spans[PASS_TOKENS];
@@ -335,8 +339,8 @@ static bool run_chunks(llamita_session *s, const llamita_chunk *chunks, size_t n
             current++;
             done = 0;
         }
-        if (!run_pass(s, spans, num_spans, num_tokens, logits)) return false;
-        logits += num_logits * (size_t)s->model->info.vocab_size;
+        if (!run_pass(s, spans, num_spans, num_tokens, kind, out)) return false;
+        if (num_logits > 0) out += num_logits * length; /* out may be NULL without */
     }
     return true;
 }
@@ -361,16 +365,16 @@ static llamita_status feed_chunk(llamita_session *s, const int32_t *ids, size_t 
     const int32_t start = s->sequences[0].position;
     s->current = NULL;
     discard_draft(s);
-    if (!run_chunks(s, &chunk, 1, logits)) {
+    if (!run_chunks(s, &chunk, 1, OUTPUT_LOGITS, logits)) {
         s->sequences[0].position = start;
-        return non_finite_error(s, error);
+        return non_finite_error(s, OUTPUT_LOGITS, error);
     }
     record_ids(s, ids, num_tokens, start);
     return LLAMITA_OK;
 }
 
-llamita_status llamita_decode(llamita_session *s, const llamita_chunk *chunks, size_t num_chunks, float *logits,
-                              llamita_error *error) {
+static llamita_status decode(llamita_session *s, const llamita_chunk *chunks, size_t num_chunks, forward_output kind,
+                             float *out, llamita_error *error) {
     int32_t positions[MAX_SEQUENCES];
     if (num_chunks == 0 || num_chunks > (size_t)s->num_sequences)
         return error_set(error, LLAMITA_ERROR_ARGUMENT,
@@ -391,13 +395,23 @@ llamita_status llamita_decode(llamita_session *s, const llamita_chunk *chunks, s
             s->current = NULL;
             discard_draft(s);
         }
-    if (!run_chunks(s, chunks, num_chunks, logits)) {
+    if (!run_chunks(s, chunks, num_chunks, kind, out)) {
         restore_positions(s, chunks, num_chunks, positions);
-        return non_finite_error(s, error);
+        return non_finite_error(s, kind, error);
     }
     for (size_t i = 0; i < num_chunks; i++)
         if (chunks[i].sequence == 0) record_ids(s, chunks[i].ids, chunks[i].num_tokens, positions[i]);
     return LLAMITA_OK;
+}
+
+llamita_status llamita_decode(llamita_session *s, const llamita_chunk *chunks, size_t num_chunks, float *logits,
+                              llamita_error *error) {
+    return decode(s, chunks, num_chunks, OUTPUT_LOGITS, logits, error);
+}
+
+llamita_status llamita_decode_hidden_states(llamita_session *s, const llamita_chunk *chunks, size_t num_chunks,
+                                            float *hidden_states, llamita_error *error) {
+    return decode(s, chunks, num_chunks, OUTPUT_HIDDEN_STATES, hidden_states, error);
 }
 
 /* ------------------------------------------------------------------ feeding sequence 0 */
@@ -439,13 +453,13 @@ static llamita_status feed_one(llamita_session *s, int32_t id, llamita_error *er
     if (num_draft > 0 && !reserve_logits(s, 1 + MAX_DRAFT_TOKENS)) num_draft = 0;
     const double start = platform_seconds();
     forward_span span = {&seq->cache, &seq->adapters, ids, 1 + num_draft, seq->position, 1 + num_draft};
-    bool finite = run_pass(s, &span, 1, span.num_tokens, s->logits);
+    bool finite = run_pass(s, &span, 1, span.num_tokens, OUTPUT_LOGITS, s->logits);
     if (!finite && num_draft > 0) { /* perhaps only after the draft tokens */
         num_draft = 0;
         span.num_tokens = span.num_logits = 1;
-        finite = run_pass(s, &span, 1, 1, s->logits);
+        finite = run_pass(s, &span, 1, 1, OUTPUT_LOGITS, s->logits);
     }
-    if (!finite) return non_finite_error(s, error);
+    if (!finite) return non_finite_error(s, OUTPUT_LOGITS, error);
     prompt_lookup_record_pass(&s->lookup, num_draft, platform_seconds() - start);
     memcpy(s->draft, ids + 1, (size_t)num_draft * sizeof *ids);
     s->num_draft = num_draft;

@@ -23,7 +23,7 @@ static bool find_model_inside(platform_file *file) {
     if (!platform_file_read(file, most, end, TRAILER_BYTES) || memcmp(end, TRAILER_MAGIC, MAGIC_BYTES) != 0)
         return true;
     const uint64_t offset = number_at(end + MAGIC_BYTES), num_bytes = number_at(end + MAGIC_BYTES + 8);
-    if (num_bytes == 0 || offset > most || num_bytes != most - offset) return false;
+    if (num_bytes == 0 || offset > most || num_bytes > most - offset) return false; /* a signature may follow it */
     platform_file_narrow(file, (size_t)offset, (size_t)num_bytes);
     return true;
 }

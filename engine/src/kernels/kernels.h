@@ -80,6 +80,9 @@ extern const kernels kernels_neon;    /* any AArch64 processor */
 extern const kernels kernels_dotprod; /* plus dot products; needs LLAMITA_HAS_DOTPROD */
 #elif defined(__wasm_simd128__)
 extern const kernels kernels_wasm; /* "simd128", or "relaxed" where compiled for relaxed SIMD */
+/* Whether their sums are those of fma: relaxed_madd rounds once or twice, always the same way on one
+ * processor. */
+bool kernels_wasm_are_exact(void);
 #endif
 
 /* Returns the table of this name, or the fastest that this processor runs if name is NULL or

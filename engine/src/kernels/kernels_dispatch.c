@@ -21,7 +21,7 @@ static int find_tables(const kernels *tables[MAX_TABLES]) {
 #endif
     tables[count++] = &kernels_neon;
 #elif defined(__wasm_simd128__)
-    tables[count++] = &kernels_wasm;
+    if (kernels_wasm_are_exact()) tables[count++] = &kernels_wasm;
 #endif
     tables[count++] = &kernels_scalar;
     return count;

@@ -77,19 +77,19 @@ static float add_block(const panel_row *p, panel_format format, int64_t block, c
         const int32_t first = a->sums_of_half, second = 4 * a->eight_sums - first;
         const int32_t whole = scales[0] * (sum_of_codes(p, format, block, a->values, 0, 16) - first) +
                               scales[PANEL_ROWS] * (sum_of_codes(p, format, block, a->values, 16, 32) - second);
-        return fused_multiply_add((float)whole, float_from_half(super + 2 * p->row) * a->scale, sum);
+        return fused_multiply_add((float)whole, panel_scale(super, p->row) * a->scale, sum);
     }
     const int32_t whole = sum_of_codes(p, format, block, a->values, 0, BLOCK_LENGTH);
     if (format == PANEL_Q4_K || format == PANEL_Q5_K) {
-        const float scale = float_from_half(super + 2 * p->row) * (float)header[p->row],
-                    minimum = float_from_half(super + 16 + 2 * p->row) * (float)header[PANEL_ROWS + p->row];
+        const float scale = panel_scale(super, p->row) * (float)header[p->row],
+                    minimum = panel_scale(super + PANEL_SCALES, p->row) * (float)header[PANEL_ROWS + p->row];
         return fused_multiply_add(-minimum, a->scaled_sum, fused_multiply_add((float)whole, scale * a->scale, sum));
     }
-    const float scale = float_from_half(header + 2 * p->row) * a->scale;
+    const float scale = panel_scale(header, p->row) * a->scale;
     if (format == PANEL_Q4_0) return fused_multiply_add((float)(whole - a->eight_sums), scale, sum);
     sum = fused_multiply_add((float)whole, scale, sum);
     if (format == PANEL_Q8_0) return sum;
-    return fused_multiply_add(float_from_half(header + 16 + 2 * p->row), a->scaled_sum, sum); /* Q4_1, Q5_1 */
+    return fused_multiply_add(panel_scale(header + PANEL_SCALES, p->row), a->scaled_sum, sum); /* Q4_1, Q5_1 */
 }
 
 static inline void multiply_blocks(const matmul_job *job, panel_format format) {

@@ -6,6 +6,8 @@
 
 #if defined(__SSE2__) /* on every x86-64, so no runtime dispatch */
 #include <emmintrin.h>
+#elif defined(__wasm_simd128__)
+#include <wasm_simd128.h>
 #endif
 
 size_t panel_bytes(panel_format format, int64_t row_length) {
@@ -41,12 +43,23 @@ static inline void put_four_quads(const uint8_t *const rows[4], size_t offset, u
     _mm_storeu_si128((__m128i *)(void *)(out + 64), _mm_unpacklo_epi64(ab2, cd2));
     _mm_storeu_si128((__m128i *)(void *)(out + 96), _mm_unpackhi_epi64(ab2, cd2));
 }
+#elif defined(__wasm_simd128__)
+static inline void put_four_quads(const uint8_t *const rows[4], size_t offset, uint8_t *out) {
+    const v128_t a = wasm_v128_load(rows[0] + offset), b = wasm_v128_load(rows[1] + offset);
+    const v128_t c = wasm_v128_load(rows[2] + offset), d = wasm_v128_load(rows[3] + offset);
+    const v128_t ab0 = wasm_i32x4_shuffle(a, b, 0, 4, 1, 5), cd0 = wasm_i32x4_shuffle(c, d, 0, 4, 1, 5);
+    const v128_t ab2 = wasm_i32x4_shuffle(a, b, 2, 6, 3, 7), cd2 = wasm_i32x4_shuffle(c, d, 2, 6, 3, 7);
+    wasm_v128_store(out, wasm_i64x2_shuffle(ab0, cd0, 0, 2));
+    wasm_v128_store(out + 32, wasm_i64x2_shuffle(ab0, cd0, 1, 3));
+    wasm_v128_store(out + 64, wasm_i64x2_shuffle(ab2, cd2, 0, 2));
+    wasm_v128_store(out + 96, wasm_i64x2_shuffle(ab2, cd2, 1, 3));
+}
 #endif
 
 /* Interleaves 4-byte values: value q of row r, counted from `offset`, goes to out[q][r]. */
 static inline void put_quads(const uint8_t *const rows[PANEL_ROWS], size_t offset, size_t num_quads, uint8_t *out) {
     size_t q = 0;
-#if defined(__SSE2__)
+#if defined(__SSE2__) || defined(__wasm_simd128__)
     for (; q + 4 <= num_quads; q += 4) {
         put_four_quads(rows, offset + 4 * q, out + 32 * q);
         put_four_quads(rows + 4, offset + 4 * q, out + 32 * q + 16);
@@ -212,14 +225,14 @@ INLINE void put_codes(panel_format format, const uint8_t *codes, int row, uint8_
 }
 
 /* Writes one row's header to the panel's: one or two halves, or two bytes. */
-INLINE void put_header(size_t panel_bytes_of_header, bool bytes, const uint8_t *header, int row, uint8_t *out) {
+INLINE void put_header(size_t num_bytes, bool bytes, const uint8_t *header, int row, uint8_t *out) {
     if (bytes) {
         out[row] = header[0];
         out[PANEL_ROWS + row] = header[1];
         return;
     }
-    memcpy(out + 2 * row, header, 2);
-    if (panel_bytes_of_header == 32) memcpy(out + 16 + 2 * row, header + 2, 2);
+    panel_put_scale(out, row, header);
+    if (num_bytes == 2 * PANEL_SCALES) panel_put_scale(out + PANEL_SCALES, row, header + 2);
 }
 
 /* Packs one panel of a type whose blocks are a header of one or two halves, then the codes in the
@@ -227,12 +240,12 @@ INLINE void put_header(size_t panel_bytes_of_header, bool bytes, const uint8_t *
 INLINE void pack_quads(size_t block_header_bytes, size_t num_quads, const uint8_t *const rows[PANEL_ROWS],
                        int64_t row_length, uint8_t *panel) {
     const size_t block_bytes = block_header_bytes + 4 * num_quads, num_blocks = (size_t)row_length / BLOCK_LENGTH;
+    const size_t header_bytes = block_header_bytes / 2 * PANEL_SCALES;
     uint8_t *headers = panel + num_blocks * num_quads * 32;
     for (size_t b = 0; b < num_blocks; b++) {
         put_quads(rows, b * block_bytes + block_header_bytes, num_quads, panel + b * num_quads * 32);
         for (int r = 0; r < PANEL_ROWS; r++)
-            put_header(PANEL_ROWS * block_header_bytes, false, rows[r] + b * block_bytes, r,
-                       headers + b * PANEL_ROWS * block_header_bytes);
+            put_header(header_bytes, false, rows[r] + b * block_bytes, r, headers + b * header_bytes);
     }
 }
 

@@ -12,14 +12,17 @@
  *                     6 bits: as 4, then [2][8 rows][4]: bits 2(q % 4), 2(q % 4) + 1 of part q / 4
  *                    headers [K/32], then super-headers [K/256], as below; x is the value of code q
  *
- *            codes        header of a block              super-header         x
- *   Q8_0     8, signed    half d[8]                                           d q
- *   Q4_0     4            half d[8]                                           d (q - 8)
- *   Q4_1     4            half d[8], half m[8]                                d q + m
- *   Q5_1     5            half d[8], half m[8]                                d q + m
- *   Q4_K     4            u8 s[8], u8 n[8]               half d[8], half e[8] (d s) q - (e n)
- *   Q5_K     5            u8 s[8], u8 n[8]               half d[8], half e[8] (d s) q - (e n)
- *   Q6_K     6            i8 s[2][8]: k < 16, k >= 16    half d[8]            d s (q - 32)
+ *            codes        header of a block              super-header   x
+ *   Q8_0     8, signed    d[8]                                          d q
+ *   Q4_0     4            d[8]                                          d (q - 8)
+ *   Q4_1     4            d[8], m[8]                                    d q + m
+ *   Q5_1     5            d[8], m[8]                                    d q + m
+ *   Q4_K     4            u8 s[8], u8 n[8]               d[8], e[8]     (d s) q - (e n)
+ *   Q5_K     5            u8 s[8], u8 n[8]               d[8], e[8]     (d s) q - (e n)
+ *   Q6_K     6            i8 s[2][8]: k < 16, k >= 16    d[8]           d s (q - 32)
+ *
+ * d, e and m are 16-bit floats, as in files. WebAssembly has no instruction that converts those; there
+ * they are floats.
  */
 #ifndef LLAMITA_PANEL_H
 #define LLAMITA_PANEL_H
@@ -28,6 +31,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "kernels/float_math.h"
 #include "kernels/tensor_type.h"
 
 #define LANES 8 /* floats per vector: one AVX2 register, two of NEON */
@@ -49,6 +53,26 @@ typedef enum {
 } panel_format;
 #define NUM_PANEL_FORMATS 11
 
+#if defined(__wasm__)
+#define PANEL_SCALE_BYTES 4
+#else
+#define PANEL_SCALE_BYTES 2
+#endif
+#define PANEL_SCALES (PANEL_ROWS * PANEL_SCALE_BYTES) /* bytes of d[8] */
+
+/* Scales of eight rows: writes one from a 16-bit float, reads one. */
+static inline void panel_put_scale(uint8_t *scales, int row, const void *half) {
+    const float scale = float_from_half(half);
+    memcpy(scales + PANEL_SCALE_BYTES * row, PANEL_SCALE_BYTES == 4 ? &scale : half, PANEL_SCALE_BYTES);
+}
+
+static inline float panel_scale(const uint8_t *scales, int row) {
+    float scale;
+    if (PANEL_SCALE_BYTES == 2) return float_from_half(scales + 2 * row);
+    memcpy(&scale, scales + 4 * row, sizeof scale);
+    return scale;
+}
+
 /* Bytes in one panel: of an element (float formats), or of a block's codes, its header and a
  * super-block's header (quantized formats). 0 where it does not apply. */
 typedef struct {
@@ -61,13 +85,13 @@ static inline panel_layout panel_layout_of(panel_format format) {
     case PANEL_F16: return (panel_layout){16, 0, 0, 0};
     case PANEL_BF16: return (panel_layout){16, 0, 0, 0};
     case PANEL_I8: return (panel_layout){8, 0, 0, 0};
-    case PANEL_Q8_0: return (panel_layout){0, 256, 16, 0};
-    case PANEL_Q4_0: return (panel_layout){0, 128, 16, 0};
-    case PANEL_Q4_1: return (panel_layout){0, 128, 32, 0};
-    case PANEL_Q5_1: return (panel_layout){0, 160, 32, 0};
-    case PANEL_Q4_K: return (panel_layout){0, 128, 16, 32};
-    case PANEL_Q5_K: return (panel_layout){0, 160, 16, 32};
-    case PANEL_Q6_K: return (panel_layout){0, 192, 16, 16};
+    case PANEL_Q8_0: return (panel_layout){0, 256, PANEL_SCALES, 0};
+    case PANEL_Q4_0: return (panel_layout){0, 128, PANEL_SCALES, 0};
+    case PANEL_Q4_1: return (panel_layout){0, 128, 2 * PANEL_SCALES, 0};
+    case PANEL_Q5_1: return (panel_layout){0, 160, 2 * PANEL_SCALES, 0};
+    case PANEL_Q4_K: return (panel_layout){0, 128, 16, 2 * PANEL_SCALES};
+    case PANEL_Q5_K: return (panel_layout){0, 160, 16, 2 * PANEL_SCALES};
+    case PANEL_Q6_K: return (panel_layout){0, 192, 16, PANEL_SCALES};
     }
     return (panel_layout){0, 0, 0, 0};
 }

@@ -140,10 +140,24 @@ static void output_block(forward *f, worker w) {
     }
     const activations *normed = normalize(f, w, in, f->num_logits, model->output_norm, quantized(&model->output));
     const rows mine = forward_share_rows(w, vocab_size);
-    matmul(model->kernels, &model->output, normed, f->num_logits, mine.begin, mine.end, f->logits);
+    matmul(model->kernels, &model->output, normed, f->num_logits, mine.begin, mine.end, f->out);
     for (int32_t i = 0; i < f->num_logits; i++)
-        if (!all_finite(f->logits + i * vocab_size + mine.begin, mine.end - mine.begin))
+        if (!all_finite(f->out + i * vocab_size + mine.begin, mine.end - mine.begin))
             atomic_store(&f->not_finite, true);
+}
+
+/* hidden state = output_norm(residual), for the same tokens. */
+static void hidden_state_block(forward *f, worker w) {
+    const llamita_model *model = f->model;
+    const int64_t hidden = model->info.hidden_size;
+    int64_t begin, end;
+    thread_pool_share(w, f->num_logits, 1, &begin, &end);
+    for (int64_t i = begin; i < end; i++) {
+        activations row = {f->out + i * hidden, NULL, hidden};
+        rms_norm(model->kernels, f->residual + f->logit_tokens[i] * hidden, model->output_norm,
+                 model->info.rms_norm_eps, 0, 1, &row);
+        if (!all_finite(row.values, hidden)) atomic_store(&f->not_finite, true);
+    }
 }
 
 static void forward_worker(void *argument, worker w) {
@@ -159,14 +173,18 @@ static void forward_worker(void *argument, worker w) {
         attention_block(f, w, i);
         ffn_block(f, w, i);
     }
-    if (f->num_logits > 0) output_block(f, w);
+    if (f->num_logits == 0) return;
+    if (f->output_kind == OUTPUT_LOGITS) output_block(f, w);
+    else hidden_state_block(f, w);
 }
 
 /* ------------------------------------------------------------------ a pass */
 
-bool forward_run(forward *f, int num_threads, const forward_span *spans, int32_t num_spans, float *logits) {
+bool forward_run(forward *f, int num_threads, const forward_span *spans, int32_t num_spans, forward_output kind,
+                 float *out) {
     forward_plan(f, num_threads, spans, num_spans);
-    f->logits = logits;
+    f->output_kind = kind;
+    f->out = out;
     atomic_store(&f->not_finite, false);
     thread_pool_run(f->pool, num_threads, forward_worker, f);
     return !atomic_load(&f->not_finite);

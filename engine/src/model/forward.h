@@ -1,5 +1,5 @@
-/* forward.h: runs the network on a pool of threads: token ids in, logits out; stores keys and
- * values. */
+/* forward.h: runs the network on a pool of threads: token ids in, logits or hidden states out;
+ * stores keys and values. */
 #ifndef LLAMITA_FORWARD_H
 #define LLAMITA_FORWARD_H
 
@@ -19,8 +19,11 @@ typedef struct {
     const lora_set *adapters; /* NULL: none */
     const int32_t *ids;
     int32_t num_tokens, first_position;
-    int32_t num_logits; /* for the last ones; 0 .. num_tokens */
+    int32_t num_logits; /* outputs, for the last ones; 0 .. num_tokens */
 } forward_span;
+
+/* What a pass writes for a token: [V] logits, or the [D] hidden state after the last norm. */
+typedef enum { OUTPUT_LOGITS, OUTPUT_HIDDEN_STATES } forward_output;
 
 /* Returns NULL if out of memory. The model and the pool must outlive the result. */
 forward *forward_create(const llamita_model *model, const kv_shape *shape, int32_t context_tokens, thread_pool *pool);
@@ -32,8 +35,9 @@ bool forward_reserve_lora(forward *f, int64_t num_floats);
 
 /* Runs the tokens of the spans (1 to PASS_TOKENS in total, ids below V, no cache twice) on
  * num_threads threads of the pool. Stores their keys and values in the caches and writes the
- * requested logits [sum of num_logits, V] in the order of the spans. Returns false if some logits
- * are not finite. */
-bool forward_run(forward *f, int num_threads, const forward_span *spans, int32_t num_spans, float *logits);
+ * requested outputs [sum of num_logits, V or D] in the order of the spans. Returns false if some of
+ * them are not finite. */
+bool forward_run(forward *f, int num_threads, const forward_span *spans, int32_t num_spans, forward_output kind,
+                 float *out);
 
 #endif

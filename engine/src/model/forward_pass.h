@@ -30,7 +30,8 @@ struct forward {
     int32_t num_spans, num_tokens, num_logits, num_tiles;
     bool is_small; /* at most SMALL_PASS_TOKENS */
     attention_split attention_split;
-    float *logits; /* [num_logits, V] */
+    forward_output output_kind;
+    float *out; /* [num_logits, V or D] */
     atomic_bool not_finite;
     int32_t ids[PASS_TOKENS], positions[PASS_TOKENS];
     int32_t logit_tokens[PASS_TOKENS]; /* [num_logits] */

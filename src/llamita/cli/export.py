@@ -56,8 +56,8 @@ class ExportFlags:
     as_: Annotated[Literal["program", "page"] | None, Option("{program,page}", name="as")] = None
     """Write one program, or one web page, with the model inside. Default: by NAME."""
     target: Annotated[str | None, Option("SYSTEM")] = None
-    """System of the program: linux-x86_64, linux-arm64, windows-x86_64 or windows-arm64. Default:
-    this machine's; for NAME.exe Windows on this machine's processor."""
+    """System of the program: linux-x86_64, linux-arm64, windows-x86_64, windows-arm64, macos-arm64 or
+    macos-x86_64. Default: this machine's; for NAME.exe Windows on this machine's processor."""
     start: Annotated[tuple[str, ...], Option("TEXT", repeated=True)] = ()
     """How a text may begin, a button of the page; give it several times for several."""
     type: Annotated[str | None, Option("TYPE", short="t")] = None

@@ -199,7 +199,8 @@ def _announce(listening: socket.socket, flags: ServeFlags, name: str, model: Mod
         route, body = "chat/completions", {"model": name, "messages": [{"role": "user", "content": "Hello!"}]}
     key = "" if flags.api_key_file is None else ' -H "Authorization: Bearer KEY"'
     data = json.dumps(body).replace("'", "'\\''")
-    print(f"serving {name} at {url} (stop with Ctrl-C); try it:", flush=True)
+    page = url.removesuffix("v1")
+    print(f"serving {name} at {url} (stop with Ctrl-C); open {page} in a browser, or try it here:", flush=True)
     print(f"  curl {url}/{route}{key} -H 'Content-Type: application/json' -d '{data}'", flush=True)
     if flags.api_key_file is None and not ipaddress.ip_address(host).is_loopback:
         print(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import gzip
-import hashlib
 import html
 import json
 import re
@@ -16,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from llamita import web
 from llamita.atomic import atomic_file
 from llamita.engine import Model, version
 from llamita.errors import ConfigError, FormatError
@@ -25,7 +25,6 @@ from llamita.formats.gguf_card import card_of_gguf
 MAX_MODEL_BYTES: Final = 256 << 20
 PART_BYTES: Final = 6 << 20  # of the model in one element; a multiple of 3, so that base64 has no padding within
 MAX_STARTS, MAX_START_CHARS = 12, 200
-WEB: Final = Path(__file__).parents[1] / "web"
 # llamita.js's names of sampling defaults.
 _OPTIONS: Final = {"temperature": "temperature", "top_p": "topP", "top_k": "topK", "min_p": "minP",
                    "repetition_penalty": "repetitionPenalty"}  # fmt: skip
@@ -65,18 +64,18 @@ def write_page(
 
 def check_engine() -> None:
     """Raise ConfigError if the engine for browsers was not built."""
-    missing = [name for name in (*ENGINES, "llamita.js") if not (WEB / name).is_file()]
+    missing = [name for name in (*ENGINES, "llamita.js") if not (web.WEB / name).is_file()]
     if missing:
         raise ConfigError(
-            f"cannot write a page: {WEB / missing[0]} is missing, the engine for browsers; in a checkout `make wasm` "
-            "builds it"
+            f"cannot write a page: {web.WEB / missing[0]} is missing, the engine for browsers; in a checkout "
+            "`make wasm` builds it"
         )
 
 
 def _engines() -> dict[str, bytes]:
     """The engine's files by name, compressed."""
     check_engine()
-    return {name: gzip.compress((WEB / name).read_bytes(), 9, mtime=0) for name in ENGINES}
+    return {name: gzip.compress((web.WEB / name).read_bytes(), 9, mtime=0) for name in ENGINES}
 
 
 def _page_data(path: Path, out: Path) -> dict[str, Any]:
@@ -108,15 +107,16 @@ def _page_data(path: Path, out: Path) -> dict[str, Any]:
 
 def _page(data: dict[str, Any], files: dict[str, bytes]) -> Iterator[bytes]:
     """The page, part by part. files: compressed."""
-    style, script = _web("page.css"), _web("page.js")
+    style, script = web.source("page.css"), web.source("page.js")
     policy = (
-        f"default-src 'none'; script-src 'sha256-{_digest(script)}' 'wasm-unsafe-eval'; "
-        f"style-src 'sha256-{_digest(style)}'; img-src data:; worker-src blob:; connect-src 'none'; "
+        f"default-src 'none'; script-src {web.policy_hash(script)} 'wasm-unsafe-eval'; "
+        f"style-src {web.policy_hash(style)}; img-src data:; worker-src blob:; connect-src 'none'; "
         "base-uri 'none'; form-action 'none'"
     )
     # Chromium runs no modules in the workers of a page from a file.
-    engine = re.sub(r"^export ", "", _web("llamita.js"), flags=re.MULTILINE).replace("import.meta.url", "location.href")
-    worker = engine + "\n" + _web("worker.js")
+    library = web.source("llamita.js").replace("import.meta.url", "location.href")
+    engine = re.sub(r"^export ", "", library, flags=re.MULTILINE)
+    worker = engine + "\n" + web.source("worker.js")
     if "</script" in worker.lower() or "</script" in script.lower():
         raise FormatError("cannot write a page: its scripts contain the end of a script")
     values = {
@@ -126,28 +126,16 @@ def _page(data: dict[str, Any], files: dict[str, bytes]) -> Iterator[bytes]:
         "PAGE": json.dumps(data, ensure_ascii=False).replace("<", "\\u003c"),
         "STYLE": style,
         "SCRIPT": script,
+        "WORKER": worker,
     }
-    before, after = _web("page.html").split("@DATA@")
-    yield _filled(before, values)
-    yield f'<script type="text/plain" id="worker">{worker}</script>\n'.encode()
+    before, after = web.source("page.html").split("@DATA@")
+    yield web.fill(before, values)
     for name, packed in files.items():
         for start in range(0, len(packed), PART_BYTES):
             yield _element(name, packed[start : start + PART_BYTES])
     yield _element("end", b"")
-    yield _filled(after, values)
+    yield web.fill(after, values)
 
 
 def _element(name: str, part: bytes) -> bytes:
     return b'<script type="text/plain" data-part="%s">%s</script>\n' % (name.encode(), base64.b64encode(part))
-
-
-def _filled(template: str, values: dict[str, str]) -> bytes:
-    return re.sub(r"@([A-Z]+)@", lambda match: values[match[1]], template).encode()
-
-
-def _web(name: str) -> str:
-    return (WEB / name).read_text(encoding="utf-8")
-
-
-def _digest(text: str) -> str:
-    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

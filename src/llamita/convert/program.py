@@ -4,6 +4,7 @@ trailer.
     the program, with "chat" or "generate" behind SLOT, the mode that it starts in
     zeros up to a multiple of ALIGNMENT, which every system can map
     the GGUF
+    for macOS zeros, and on ARM a new signature of all above
     TRAILER, the offset and the number of bytes of the GGUF (uint64, little endian)
 
 `engine/app/inside.c` finds the model, and `engine/src/formats/file.c` opens it: such a program is a
@@ -22,21 +23,15 @@ from typing import Final
 
 import llamita
 from llamita.atomic import atomic_file
+from llamita.convert import mach_o
 from llamita.errors import ConfigError
 from llamita.formats.gguf import read_keys
 
 SLOT: Final = b"llamita program mode:"
 TRAILER: Final = b"llamita-program\n"
 ALIGNMENT: Final = 1 << 16  # Windows maps files at multiples of 64 KiB
-# zig's name of each target, for engine/scripts/build_programs.py.
-ZIG_TARGETS: Final = {
-    "linux-x86_64": "x86_64-linux-musl",
-    "linux-arm64": "aarch64-linux-musl",
-    "windows-x86_64": "x86_64-windows-gnu",
-    "windows-arm64": "aarch64-windows-gnu",
-}
-# Their programs need a signature over all bytes, which nothing here writes.
-SIGNED: Final = ("macos-arm64", "macos-x86_64")
+# Those of engine/scripts/build_programs.py.
+TARGETS: Final = ("linux-x86_64", "linux-arm64", "windows-x86_64", "windows-arm64", "macos-arm64", "macos-x86_64")
 
 
 def this_target() -> str:
@@ -47,27 +42,26 @@ def this_target() -> str:
 
 
 def program_path(target: str) -> Path:
-    """The program for a target: of `make programs`, or for this machine the installed one. Raises
+    """The program for a target. For this machine's, a checkout has one that is newer than that of
+    `make programs`; of a package, the one that runs on every Linux comes first. Raises
     ConfigError."""
-    if target in SIGNED:
-        raise ConfigError(
-            f"cannot make a program for {target}: macOS runs only signed programs, and llamita does not sign; "
-            f"write a .gguf, or choose one of {', '.join(ZIG_TARGETS)}"
-        )
-    if target not in ZIG_TARGETS and target != this_target():
-        nearest = difflib.get_close_matches(target.lower(), [*ZIG_TARGETS, *SIGNED], n=1, cutoff=0.4)
+    if target not in TARGETS and target != this_target():
+        nearest = difflib.get_close_matches(target.lower(), TARGETS, n=1, cutoff=0.4)
         hint = f"; perhaps you meant {nearest[0]}" if nearest else ""
         raise ConfigError(
-            f"cannot make a program for {target[:100]}: expected --target {', '.join(ZIG_TARGETS)}, found another{hint}"
+            f"cannot make a program for {target[:100]}: expected --target {', '.join(TARGETS)}, found another{hint}"
         )
     suffix = ".exe" if target.startswith("windows") else ""
     folders = [Path(folder) for folder in reversed(llamita.__path__)]  # a checkout's own first
     found = [folder / "programs" / f"{target}{suffix}" for folder in folders]
     if target == this_target():
         installed = [folder / "_engine" / f"run{suffix}" for folder in folders]
-        checkout = Path(__file__).resolve().parents[3] / "engine" / "build" / f"run{suffix}"
-        present = [path for path in [*installed, checkout] if path.is_file()]
-        found = [*sorted(present, key=lambda path: -path.stat().st_mtime), *found]
+        engine = Path(__file__).resolve().parents[3] / "engine"
+        if (engine / "CMakeLists.txt").is_file():
+            present = [path for path in [*installed, engine / "build" / f"run{suffix}"] if path.is_file()]
+            found = [*sorted(present, key=lambda path: -path.stat().st_mtime), *found]
+        else:
+            found += installed
     for path in found:
         if path.is_file():
             return path
@@ -97,16 +91,29 @@ def write_program(model: Path, out: Path, target: str | None = None) -> int:
     mode = b"chat" if can_chat(model) else b"generate"
     at = program.index(SLOT) + len(SLOT)
     program[at : at + len(mode) + 1] = mode + b"\0"
+    macos = mach_o.MachO(program, str(path)) if program.startswith(mach_o.MAGIC) else None
+    if macos is not None:
+        del program[macos.end :]
     program += bytes(-len(program) % ALIGNMENT)
     num_bytes = model.stat().st_size
+    end = len(program) + num_bytes
+    trailer = TRAILER + struct.pack("<QQ", len(program), num_bytes)
+    if macos is not None:
+        end = macos.code_bytes(end)
+        macos.change_header(program, end, len(trailer))
     with atomic_file(out) as temporary:
-        with open(model, "rb") as source, open(temporary, "wb") as file:
+        with open(model, "rb") as source, open(temporary, "w+b") as file:
             file.write(program)
             shutil.copyfileobj(source, file, 1 << 20)
-            file.write(TRAILER + struct.pack("<QQ", len(program), num_bytes))
+            if file.tell() != len(program) + num_bytes:
+                raise ConfigError(
+                    f"cannot make a program of {model}: the file was changed while it was read; start again"
+                )
+            file.write(bytes(end - file.tell()))
+            if macos is not None:
+                file.write(macos.signature(file, end))
+            file.write(trailer)
             total = file.tell()
-        if total != len(program) + num_bytes + len(TRAILER) + 16:
-            raise ConfigError(f"cannot make a program of {model}: the file was changed while it was read; start again")
         temporary.chmod(0o755)
     return total
 

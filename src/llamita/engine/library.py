@@ -318,6 +318,10 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "session_score": (ctypes.c_int, [_pointer, ids_pointer, ctypes.c_size_t, ctypes.POINTER(ctypes.c_double), _error]),
     "session_logits": (floats_pointer, [_pointer]),
     "decode": (ctypes.c_int, [_pointer, ctypes.POINTER(ChunkStruct), ctypes.c_size_t, floats_pointer, _error]),
+    "decode_hidden_states": (
+        ctypes.c_int,
+        [_pointer, ctypes.POINTER(ChunkStruct), ctypes.c_size_t, floats_pointer, _error],
+    ),
     "sequence_position": (ctypes.c_int32, [_pointer, ctypes.c_int32]),
     "sequence_rewind": (ctypes.c_int, [_pointer, ctypes.c_int32, ctypes.c_int32, _error]),
     "sequence_set_adapters": (

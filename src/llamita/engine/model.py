@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llamita.engine.adapter import Adapter, AdapterUses
+from llamita.engine.embedding import EMBEDDING_SEQUENCES, embed_ids
 from llamita.engine.generation import Generation, encode_prompt
 from llamita.engine.grammar import Grammar
 from llamita.engine.library import Ids
@@ -64,6 +65,23 @@ class Model(ModelFile):
         """
         with self.session(adapters=adapters, **overrides) as session:
             return session.score(ids)
+
+    def embed(
+        self, texts: Sequence[str | bytes], *, adapters: AdapterUses = (), **overrides: Any
+    ) -> npt.NDArray[np.float32]:
+        """Vectors of length 1 for texts: float32 [n, D], the mean of the hidden states of each
+        text's tokens after the last norm.
+
+        These are the states of a language model, not of one that was trained to embed: compare
+        texts of like length and kind. overrides: as in session(). Raises EngineError for an empty
+        text, or one longer than the context.
+        """
+        if not all(texts):
+            raise EngineError("texts: expected texts that are not empty")
+        ids = [encode_prompt(self, text) for text in texts]
+        num_sequences = min(max(len(ids), 1), EMBEDDING_SEQUENCES)
+        with self.session(num_sequences=num_sequences, adapters=adapters, **overrides) as session:
+            return embed_ids(session, num_sequences, ids)
 
     def generate(
         self,

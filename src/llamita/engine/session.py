@@ -54,7 +54,7 @@ class Session(Owned):
         )
         call("session_open", model._handle, ctypes.byref(params), ctypes.byref(handle))
         self._own(handle.value, model)
-        self._vocab_size = model.info.vocab_size
+        self._vocab_size, self._hidden_size = model.info.vocab_size, model.info.hidden_size
         model._users.add(self)
 
     @property
@@ -66,6 +66,11 @@ class Session(Owned):
     def context_tokens(self) -> int:
         """Number of tokens that a sequence can hold."""
         return int(load_library().llamita_session_context_tokens(self._handle))
+
+    @property
+    def hidden_size(self) -> int:
+        """Number of elements of a hidden state."""
+        return self._hidden_size
 
     @property
     def position(self) -> int:
@@ -120,6 +125,14 @@ class Session(Owned):
         Returns the logits after the last ids of each chunk, in the order of the chunks: float32
         [sum of the numbers, V]. The result of a sequence does not depend on the others.
         """
+        return self._decode("decode", chunks, self._vocab_size)
+
+    def decode_hidden_states(self, chunks: Sequence[tuple[int, Ids, int]]) -> npt.NDArray[np.float32]:
+        """The same, with hidden states after the last norm in place of logits: float32 [sum of the
+        numbers, D]."""
+        return self._decode("decode_hidden_states", chunks, self._hidden_size)
+
+    def _decode(self, name: str, chunks: Sequence[tuple[int, Ids, int]], length: int) -> npt.NDArray[np.float32]:
         arrays = [id_array(ids) for _, ids, _ in chunks]
         if any(not 0 <= num_logits <= array.size for (_, _, num_logits), array in zip(chunks, arrays, strict=True)):
             raise EngineError("chunks: expected to ask for 0 logits to as many as there are ids")
@@ -129,9 +142,9 @@ class Session(Owned):
                 for (sequence, _, num_logits), array in zip(chunks, arrays, strict=True)
             )
         )
-        logits = np.empty((sum(num_logits for _, _, num_logits in chunks), self._vocab_size), dtype=np.float32)
-        call("decode", self._handle, raw, len(chunks), logits.ctypes.data_as(floats_pointer))
-        return logits
+        out = np.empty((sum(num_logits for _, _, num_logits in chunks), length), dtype=np.float32)
+        call(name, self._handle, raw, len(chunks), out.ctypes.data_as(floats_pointer))
+        return out
 
     def sequence_position(self, sequence: int) -> int:
         """Number of tokens that a sequence holds."""

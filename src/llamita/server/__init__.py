@@ -1,1 +1,1 @@
-"""An HTTP server with OpenAI's API: many requests share the passes of the engine."""
+"""An HTTP server with the APIs of OpenAI and Ollama: many requests share the passes of the engine."""

@@ -1,4 +1,4 @@
-"""Follows the texts of one request and builds OpenAI's answers: objects, and chunks of a stream."""
+"""Follows the texts of one request, and builds OpenAI's answers: objects, and chunks of a stream."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import dataclasses
 import json
 import secrets
 import time
-from typing import Any
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
 
 from llamita.engine import Event, Model, version
+from llamita.server.errors import ApiError
 from llamita.server.parameters import TextParams
 from llamita.server.token_text import TokenText
 from llamita.server.worker import Group, Running
@@ -31,8 +33,9 @@ class Choice:
 
     def __init__(self, index: int, model: Model, running: Running, end_ids: frozenset[int], params: TextParams) -> None:
         self.index, self.running = index, running
-        self.num_tokens = 0
+        self.ids: list[int] = []
         self.finish: str | None = None
+        self.is_ended_by_token = False
         ids = list(running.request.ids)
         self._text = TokenText(model, int(ids[-1]), params.stops)
         self._end_ids = end_ids
@@ -50,10 +53,12 @@ class Choice:
                 self.prompt_events.append(event)
             elif event.kind == "end":
                 self._end(event.finish)
+                self.is_ended_by_token = event.finish == "stop"
             elif event.id in self._end_ids:
                 self._end("stop")
+                self.is_ended_by_token = True
             else:
-                self.num_tokens += 1
+                self.ids.append(event.id)
                 if self._with_logprobs:
                     self._waiting.append((event, self._text.num_chars))
                 text += self._text.add(event.id)
@@ -67,13 +72,99 @@ class Choice:
         self._waiting = [] if self.finish is not None else self._waiting[len(out) :]
         return Piece(self.index, text, out, self.finish) if text or out or self.finish is not None else None
 
+    @property
+    def stop(self) -> str | None:
+        """The stop string that ended the text."""
+        return self._text.stop
+
     def _end(self, finish: str) -> None:
         self.finish = finish
         self.running.group.cancel_one(self.running)
 
 
-class Answer:
-    """All choices of a request. created, id: as OpenAI's objects have them."""
+class Answer(ABC):
+    """All choices of a request while they are generated. Its subclasses write them in the form of
+    one API."""
+
+    media_type: ClassVar[str]  # of a stream
+
+    def __init__(self, model: Model, group: Group, params: TextParams, end_ids: frozenset[int]) -> None:
+        self.group = group
+        self.first_token_seconds: float | None = None
+        self._start = time.perf_counter()
+        self._model, self.params = model, params
+        self.choices = [Choice(index, model, running, end_ids, params) for index, running in enumerate(group.running)]
+
+    @property
+    def is_done(self) -> bool:
+        return all(choice.finish is not None for choice in self.choices)
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Of all prompts, each counted once."""
+        return sum(len(each.running.request.ids) for each in self.choices[:: self.params.num_choices])
+
+    @property
+    def num_new_tokens(self) -> int:
+        return sum(len(choice.ids) for choice in self.choices)
+
+    async def pieces(self) -> list[Piece]:
+        """Wait for news, and return it."""
+        await self.group.ready.wait()
+        self.group.ready.clear()
+        found = [piece for choice in self.choices if choice.finish is None and (piece := choice.read()) is not None]
+        if found and self.first_token_seconds is None:
+            self.first_token_seconds = time.perf_counter() - self._start
+        return found
+
+    async def _collect(self) -> tuple[list[str], list[list[tuple[Event, int]]]]:
+        """Wait for all texts; returns them and their log-probabilities. Raises ApiError."""
+        texts = [""] * len(self.choices)
+        logprobs: list[list[tuple[Event, int]]] = [[] for _ in self.choices]
+        while not self.is_done:
+            for piece in await self.pieces():
+                texts[piece.index] += piece.text
+                logprobs[piece.index] += piece.logprobs
+        return texts, logprobs
+
+    def _tokens(self, events: list[tuple[Event, int]]) -> list[dict[str, Any]]:
+        """The log-probabilities of new tokens, as in chats."""
+        content = []
+        for event, _ in events:
+            top = [self._token(token_id, logprob) for token_id, logprob in event.top]
+            content.append({**self._token(event.id, event.logprob), "top_logprobs": top})
+        return content
+
+    def _token(self, token_id: int, logprob: float) -> dict[str, Any]:
+        raw = self._model.decode_token(token_id, token_id)
+        text = raw.decode("utf-8", "replace") if raw else self._model.token_text(token_id) or ""
+        return {"token": text, "logprob": logprob, "bytes": list(raw)}
+
+    @abstractmethod
+    async def whole(self) -> dict[str, Any]:
+        """The answer as one object. Raises ApiError."""
+
+    @abstractmethod
+    def first_chunks(self) -> bytes:
+        """What a stream begins with."""
+
+    @abstractmethod
+    def chunk(self, piece: Piece) -> bytes:
+        """A piece as a part of the stream."""
+
+    @abstractmethod
+    def last_chunks(self) -> bytes:
+        """What a stream ends with."""
+
+    @abstractmethod
+    def error_chunks(self, error: ApiError) -> bytes:
+        """What a stream ends with after an error."""
+
+
+class OpenAiAnswer(Answer):
+    """The answer to a chat or a completion. created, id: as OpenAI's objects have them."""
+
+    media_type = "text/event-stream; charset=utf-8"
 
     def __init__(
         self,
@@ -85,59 +176,27 @@ class Answer:
         *,
         is_chat: bool,
     ) -> None:
+        super().__init__(model, group, params, end_ids)
         self.id = f"{'chatcmpl' if is_chat else 'cmpl'}-{secrets.token_hex(12)}"
         self.created = int(time.time())
-        self.group = group
         self._fingerprint = f"llamita-{version()}"
-        self.first_token_seconds: float | None = None
-        self._start = time.perf_counter()
-        self._name, self._model, self._params, self._is_chat = model_name, model, params, is_chat
-        self.choices = [Choice(index, model, running, end_ids, params) for index, running in enumerate(group.running)]
-
-    @property
-    def is_done(self) -> bool:
-        return all(choice.finish is not None for choice in self.choices)
-
-    @property
-    def num_prompt_tokens(self) -> int:
-        """Of all prompts, each counted once."""
-        return sum(len(each.running.request.ids) for each in self.choices[:: self._params.num_choices])
-
-    @property
-    def num_new_tokens(self) -> int:
-        return sum(choice.num_tokens for choice in self.choices)
+        self._name, self._is_chat = model_name, is_chat
 
     def usage(self) -> dict[str, int]:
         """The numbers of tokens."""
         prompt, new = self.num_prompt_tokens, self.num_new_tokens
         return {"prompt_tokens": prompt, "completion_tokens": new, "total_tokens": prompt + new}
 
-    async def pieces(self) -> list[Piece]:
-        """Wait for news, and return it."""
-        await self.group.ready.wait()
-        self.group.ready.clear()
-        found = [piece for choice in self.choices if choice.finish is None and (piece := choice.read()) is not None]
-        if found and self.first_token_seconds is None:
-            self.first_token_seconds = time.perf_counter() - self._start
-        return found
-
-    # ---- whole answers
-
     async def whole(self) -> dict[str, Any]:
         """The answer as one object. Raises ApiError."""
-        texts = [""] * len(self.choices)
-        logprobs: list[list[tuple[Event, int]]] = [[] for _ in self.choices]
-        while not self.is_done:
-            for piece in await self.pieces():
-                texts[piece.index] += piece.text
-                logprobs[piece.index] += piece.logprobs
+        texts, logprobs = await self._collect()
         choices = []
         for choice, text, events in zip(self.choices, texts, logprobs, strict=True):
             if self._is_chat:
                 said: dict[str, Any] = {"message": {"role": "assistant", "content": text, "refusal": None}}
                 shown = self._chat_logprobs(events)
             else:
-                start = self._prompt_text(choice) if self._params.echo else ""
+                start = self._prompt_text(choice) if self.params.echo else ""
                 said, shown = {"text": start + text}, self._completion_logprobs(choice, events, len(start))
             choices.append({"index": choice.index, **said, "logprobs": shown, "finish_reason": choice.finish})
         return {**self._head("chat.completion" if self._is_chat else "text_completion"), "choices": choices,
@@ -153,7 +212,7 @@ class Answer:
                               "finish_reason": None}])
                 for c in self.choices
             )  # fmt: skip
-        if not self._params.echo:
+        if not self.params.echo:
             return b""
         return b"".join(
             self._chunk([{"index": c.index, "text": self._prompt_text(c), "logprobs": None, "finish_reason": None}])
@@ -175,13 +234,17 @@ class Answer:
             out += self._chunk([{"index": piece.index, "delta": {}, "logprobs": None, "finish_reason": piece.finish}])
         return out
 
-    def usage_chunk(self) -> bytes:
-        """The last chunk of a stream with include_usage."""
-        return self._chunk([], self.usage()) if self._params.include_usage else b""
+    def last_chunks(self) -> bytes:
+        """The usage, if it is wanted, and the end of the stream."""
+        return (self._chunk([], self.usage()) if self.params.include_usage else b"") + DONE
+
+    def error_chunks(self, error: ApiError) -> bytes:
+        """The error as an event, and the end of the stream."""
+        return sse(error.body()) + DONE
 
     def _chunk(self, choices: list[dict[str, Any]], usage: dict[str, int] | None = None) -> bytes:
         body = {**self._head("chat.completion.chunk" if self._is_chat else "text_completion"), "choices": choices}
-        if self._params.include_usage:
+        if self.params.include_usage:
             body["usage"] = usage
         return sse(body)
 
@@ -192,24 +255,15 @@ class Answer:
     # ---- log-probabilities
 
     def _chat_logprobs(self, events: list[tuple[Event, int]]) -> dict[str, Any] | None:
-        if self._params.top_logprobs is None:
+        if self.params.top_logprobs is None:
             return None
-        content = []
-        for event, _ in events:
-            top = [self._token(token_id, logprob) for token_id, logprob in event.top]
-            content.append({**self._token(event.id, event.logprob), "top_logprobs": top})
-        return {"content": content, "refusal": None}
-
-    def _token(self, token_id: int, logprob: float) -> dict[str, Any]:
-        raw = self._model.decode_token(token_id, token_id)
-        text = raw.decode("utf-8", "replace") if raw else self._model.token_text(token_id) or ""
-        return {"token": text, "logprob": logprob, "bytes": list(raw)}
+        return {"content": self._tokens(events), "refusal": None}
 
     def _completion_logprobs(
         self, choice: Choice | None, events: list[tuple[Event, int]], start: int
     ) -> dict[str, Any] | None:
         """choice: with its prompt, if that is echoed."""
-        if self._params.top_logprobs is None:
+        if self.params.top_logprobs is None:
             return None
         tokens: list[str] = []
         logprobs: list[float | None] = []
@@ -222,7 +276,7 @@ class Answer:
             top.append({self._token(token_id, 0)["token"]: logprob for token_id, logprob in reversed(event.top)})
             offsets.append(offset)
 
-        if choice is not None and self._params.echo:
+        if choice is not None and self.params.echo:
             ids = [int(each) for each in choice.running.request.ids]
             tokens.append(self._token(ids[0], 0)["token"])
             logprobs.append(None)
@@ -243,6 +297,11 @@ class Answer:
 def sse(body: dict[str, Any]) -> bytes:
     """A server-sent event."""
     return b"data: " + json_bytes(body) + b"\n\n"
+
+
+def named_sse(body: dict[str, Any]) -> bytes:
+    """A server-sent event that is named by its type."""
+    return b"event: " + body["type"].encode() + b"\n" + sse(body)
 
 
 def json_bytes(body: Any) -> bytes:

@@ -12,7 +12,7 @@ import hmac
 import logging
 import time
 import weakref
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from typing import Any, Final
 
 import anyio
@@ -27,13 +27,19 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llamita.chat import ChatEncoder
 from llamita.engine import AdapterUses, Grammar, GrammarState, Model, encode_prompt
+from llamita.engine import Message as ChatMessage
 from llamita.engine import Request as EngineRequest
 from llamita.errors import ChatError, EngineError
 from llamita.sampling import DEFAULT_COMPUTE, ComputeOptions, SamplingParams
-from llamita.server.answers import DONE, Answer, json_bytes, sse
+from llamita.server.answers import Answer, OpenAiAnswer, json_bytes
+from llamita.server.embeddings import Embedder, embedding_inputs, embeddings_body, encoding_of
 from llamita.server.errors import ApiError
+from llamita.server.messages import MessagesRoutes
 from llamita.server.metrics import CONTENT_TYPE, Metrics
+from llamita.server.ollama import LATEST, OllamaRoutes
+from llamita.server.page import show_page
 from llamita.server.parameters import (
+    NamedGrammar,
     TextParams,
     chat_messages,
     flag_field,
@@ -43,14 +49,15 @@ from llamita.server.parameters import (
     text_field,
     text_params,
 )
+from llamita.server.responses import ResponsesRoutes
 from llamita.server.watch import Watched, watch
-from llamita.server.worker import Worker, total_stats
+from llamita.server.worker import Group, Worker, total_stats
 
 log = logging.getLogger(__name__)
 API_SAMPLING: Final = SamplingParams(temperature=1.0, top_p=1.0)  # OpenAI's defaults
 MAX_GRAMMARS: Final = 16  # of each model, kept compiled
 MAX_CHARS_AT_ONCE: Final = 20_000  # longer texts are encoded in a thread, so that others need not wait
-OPEN_ROUTES: Final = ("/health",)  # need no key
+OPEN_ROUTES: Final = ("/", "/health")  # need no key
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +89,7 @@ class ServedModel:
     close: Callable[[], None] | None = None
 
 
-class _Serving:
+class Serving:
     """A model while it is served."""
 
     def __init__(self, served: ServedModel, runtime: ComputeOptions, limits: ServerLimits) -> None:
@@ -92,6 +99,7 @@ class _Serving:
         self.adapters = served.adapters
         self.created = int(time.time())
         self.worker = Worker(served.model, runtime, num_parallel=limits.num_parallel, max_queue=limits.max_queue)
+        self.embedder = Embedder(served.model, runtime, served.adapters, limits.num_parallel + limits.max_queue)
         self._grammars: dict[tuple[str, frozenset[int]], GrammarState] = {}  # by their source
         # A thread of their own: grammars that take long must not take the threads of other work.
         self._grammar_thread = concurrent.futures.ThreadPoolExecutor(1, "llamita-grammar")
@@ -101,7 +109,10 @@ class _Serving:
     async def encode_chat(self, body: dict[str, Any]) -> tuple[list[int], frozenset[int]]:
         """The ids of a conversation, and the ids that end its answer besides the file's. Raises
         ApiError."""
-        messages = chat_messages(body, self.model.system_prompt)
+        return await self.encode_messages(chat_messages(body, self.model.system_prompt))
+
+    async def encode_messages(self, messages: list[ChatMessage]) -> tuple[list[int], frozenset[int]]:
+        """The same, of messages that are read already."""
         async with self._encoding:  # one template process, for one thread at a time
             try:
                 return await asyncio.to_thread(self._encode, messages)
@@ -123,21 +134,21 @@ class _Serving:
         except EngineError as error:
             raise ApiError(400, str(error), param="prompt") from None
 
-    def _encode(self, messages: list[Any]) -> tuple[list[int], frozenset[int]]:
+    def _encode(self, messages: list[ChatMessage]) -> tuple[list[int], frozenset[int]]:
         if self._encoder is None:
             self._encoder = ChatEncoder(self.model)
         return self._encoder.encode(messages), self._encoder.end_ids
 
-    async def start_grammar(self, body: dict[str, Any], end_ids: frozenset[int]) -> GrammarState | None:
-        """The state before the first token of texts that the request limits; None: it does not.
+    async def start_grammar(self, limit: NamedGrammar | None, end_ids: frozenset[int]) -> GrammarState | None:
+        """The state before the first token of texts that a request limits; None: it does not.
         Raises ApiError."""
-        if (compile_grammar := grammar_of(body)) is None:
+        if limit is None:
             return None
+        name, compile_grammar = limit
         loop = asyncio.get_running_loop()
         try:
             return await loop.run_in_executor(self._grammar_thread, self._start_grammar, compile_grammar, end_ids)
         except EngineError as error:
-            name = "structured_outputs" if body.get("structured_outputs") is not None else "response_format"
             raise ApiError(400, str(error), param=name) from None
 
     def _start_grammar(self, compile_grammar: Callable[[], Grammar], end_ids: frozenset[int]) -> GrammarState:
@@ -150,6 +161,17 @@ class _Serving:
                 self._grammars.clear()
             self._grammars[key] = state
         return state
+
+    def submit(self, params: TextParams, prompts: Sequence[list[int]], grammar: GrammarState | None) -> Group:
+        """Start the texts of a request. Raises ApiError."""
+        self.worker.check_count(len(prompts) * params.num_choices)
+        return self.worker.submit(
+            [
+                params.request(ids, choice, self.worker.context_tokens, self.adapters, grammar)
+                for ids in prompts
+                for choice in range(params.num_choices)
+            ]
+        )
 
     async def warm_up(self) -> None:
         """Compute one token, so that the first client need not wait for memory and threads."""
@@ -164,6 +186,7 @@ class _Serving:
 
     def close(self) -> None:
         self.worker.close()
+        self.embedder.close()
         self._grammar_thread.shutdown(cancel_futures=True)
         if self._encoder is not None:
             self._encoder.close()
@@ -186,19 +209,24 @@ class Server:
         """The first model answers requests that name none. api_keys: one of them is needed; (): no
         key is."""
         self._served, self._runtime, self._limits = models, runtime, limits
-        self._serving: dict[str, _Serving] = {}
+        self._serving: dict[str, Serving] = {}
         self._key_digests = [hashlib.sha256(key.encode()).digest() for key in api_keys]
         self._metrics = Metrics(lambda: total_stats([each.worker for each in self._serving.values()]))
         post, get = ["POST"], ["GET"]
         routes = [
+            Route("/", show_page, methods=get),
             Route("/v1/chat/completions", self._chat, methods=post),
             Route("/v1/completions", self._completions, methods=post),
+            Route("/v1/embeddings", self._embeddings, methods=post),
             Route("/v1/models", self._models, methods=get),
             Route("/v1/models/{name:path}", self._model, methods=get),
             Route("/tokenize", self._tokenize, methods=post),
             Route("/detokenize", self._detokenize, methods=post),
             Route("/health", self._health, methods=get),
             Route("/metrics", self._show_metrics, methods=get),
+            *ResponsesRoutes(self).routes,
+            *MessagesRoutes(self).routes,
+            *OllamaRoutes(self).routes,
         ]
         middleware = [Middleware(_Guard, server=self)]
         if cors_origins:
@@ -218,7 +246,7 @@ class Server:
         watching: list[asyncio.Future[None]] = []
         try:
             for served in self._served:
-                self._serving[served.name] = _Serving(served, self._runtime, self._limits)
+                self._serving[served.name] = Serving(served, self._runtime, self._limits)
             for serving in self._serving.values():
                 await serving.warm_up()
                 if serving.served.watched is not None:
@@ -241,7 +269,7 @@ class Server:
         try:
             opened = await asyncio.to_thread(served.reopen)
             try:
-                serving = await asyncio.to_thread(_Serving, opened, self._runtime, self._limits)
+                serving = await asyncio.to_thread(Serving, opened, self._runtime, self._limits)
             except BaseException:
                 if opened.close is not None:
                     opened.close()
@@ -276,41 +304,45 @@ class Server:
     # ---- texts
 
     async def _chat(self, request: Request) -> Response:
-        body = await self._body(request)
-        serving = self._find(body)
+        body = await self.read_body(request)
+        serving = self.find(body)
         params = text_params(body, serving.sampling, serving.model.info.vocab_size, is_chat=True)
         ids, end_ids = await serving.encode_chat(body)
-        grammar = await serving.start_grammar(body, end_ids)
-        return self._answer(serving, params, [ids], end_ids, grammar, is_chat=True)
+        grammar = await serving.start_grammar(grammar_of(body), end_ids)
+        group = serving.submit(params, [ids], grammar)
+        return self.respond(OpenAiAnswer(serving.name, serving.model, group, params, end_ids, is_chat=True))
 
     async def _completions(self, request: Request) -> Response:
-        body = await self._body(request)
-        serving = self._find(body)
+        body = await self.read_body(request)
+        serving = self.find(body)
         info = serving.model.info
         params = text_params(body, serving.sampling, info.vocab_size, is_chat=False)
         prompts = await serving.encode_prompts(prompts_of(body, info.vocab_size))
-        grammar = await serving.start_grammar(body, frozenset())
-        return self._answer(serving, params, prompts, frozenset(), grammar, is_chat=False)
+        grammar = await serving.start_grammar(grammar_of(body), frozenset())
+        group = serving.submit(params, prompts, grammar)
+        return self.respond(OpenAiAnswer(serving.name, serving.model, group, params, frozenset(), is_chat=False))
 
-    def _answer(
-        self,
-        serving: _Serving,
-        params: TextParams,
-        prompts: list[list[int]],
-        end_ids: frozenset[int],
-        grammar: GrammarState | None,
-        *,
-        is_chat: bool,
-    ) -> Response:
-        serving.worker.check_count(len(prompts) * params.num_choices)
-        requests = [
-            params.request(ids, choice, serving.worker.context_tokens, serving.adapters, grammar)
-            for ids in prompts
-            for choice in range(params.num_choices)
-        ]
-        group = serving.worker.submit(requests)
-        answer = Answer(serving.name, serving.model, group, params, end_ids, is_chat=is_chat)
-        return _Generating(answer, params.stream, self._limits.answer_seconds, self._metrics)
+    async def _embeddings(self, request: Request) -> Response:
+        body = await self.read_body(request)
+        serving = self.find(body)
+        encode = encoding_of(body)
+        inputs = await asyncio.to_thread(embedding_inputs, body, serving.model, serving.worker.context_tokens)
+
+        num_tokens = sum(map(len, inputs))
+
+        async def work() -> bytes:
+            return embeddings_body(serving.name, await serving.embedder.embed(inputs, encode), num_tokens)
+
+        return self.compute(work, num_tokens)
+
+    def compute(self, work: Callable[[], Coroutine[Any, Any, bytes]], num_tokens: int) -> Response:
+        """The response of a request that reads this many tokens. The work gives its JSON, and is
+        cancelled when the client leaves."""
+        return _Computing(work, num_tokens, self._limits.answer_seconds, self._metrics)
+
+    def respond(self, answer: Answer) -> Response:
+        """The response of a request whose texts were submitted."""
+        return _Generating(answer, self._limits.answer_seconds, self._metrics)
 
     # ---- the other routes
 
@@ -318,11 +350,11 @@ class Server:
         return _json({"object": "list", "data": [_model_object(each) for each in self._serving.values()]})
 
     async def _model(self, request: Request) -> Response:
-        return _json(_model_object(self._find({"model": request.path_params["name"]})))
+        return _json(_model_object(self.find({"model": request.path_params["name"]})))
 
     async def _tokenize(self, request: Request) -> Response:
-        body = await self._body(request)
-        model = self._find(body).model
+        body = await self.read_body(request)
+        model = self.find(body).model
         name = "prompt" if "prompt" in body and "content" not in body else "content"
         text = text_field(body, name).encode("utf-8", "replace")
         encode = functools.partial(model.encode, text, bos=flag_field(body, "add_special", False))
@@ -333,8 +365,8 @@ class Server:
         return _json({"tokens": ids, "count": len(ids)})
 
     async def _detokenize(self, request: Request) -> Response:
-        body = await self._body(request)
-        model = self._find(body).model
+        body = await self.read_body(request)
+        model = self.find(body).model
         ids = prompts_of({"prompt": body.get("tokens")}, model.info.vocab_size)
         if len(ids) != 1 or isinstance(ids[0], str):
             raise ApiError(400, "tokens: expected a list of token ids", param="tokens")
@@ -352,12 +384,20 @@ class Server:
 
     # ---- requests
 
-    def _find(self, body: Mapping[str, Any]) -> _Serving:
+    @property
+    def models(self) -> Mapping[str, Serving]:
+        """All models by name, while the server runs."""
+        return self._serving
+
+    def find(self, body: Mapping[str, Any]) -> Serving:
+        """The model that a request names; ":latest" after the name means nothing. Raises
+        ApiError."""
         name = body.get("model")
         if name is None:
             return self._use(next(iter(self._serving)))
         if not isinstance(name, str):
             raise ApiError(400, "model: expected a string", param="model")
+        name = name if name in self._serving else name.removesuffix(LATEST)
         if name not in self._serving:
             known = ", ".join(self._serving)
             raise ApiError(
@@ -365,7 +405,7 @@ class Server:
             )
         return self._use(name)
 
-    def _use(self, name: str) -> _Serving:
+    def _use(self, name: str) -> Serving:
         """A model that stays open until the current request has ended."""
         serving = self._serving[name]
         task = asyncio.current_task()
@@ -373,7 +413,8 @@ class Server:
         serving.users.add(task)
         return serving
 
-    async def _body(self, request: Request) -> dict[str, Any]:
+    async def read_body(self, request: Request) -> dict[str, Any]:
+        """The JSON object of a request. Raises ApiError."""
         raw = bytearray()
         most = self._limits.max_body_bytes
         try:
@@ -390,48 +431,35 @@ class Server:
 class _Generating(Response):
     """An answer while it is generated. Ends its requests when the client leaves."""
 
-    def __init__(self, answer: Answer, is_stream: bool, seconds: float, metrics: Metrics) -> None:
-        self._answer, self._is_stream, self._seconds, self._metrics = answer, is_stream, seconds, metrics
+    def __init__(self, answer: Answer, seconds: float, metrics: Metrics) -> None:
+        self._answer, self._seconds, self._metrics = answer, seconds, metrics
         self._start = time.perf_counter()
         self.background = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         answer = self._answer
-        sending = asyncio.ensure_future(self._stream(send) if self._is_stream else self._whole(scope, receive, send))
-        leaving = asyncio.ensure_future(_disconnected(receive))
-        cancelled = False
+        sending = self._stream(send) if answer.params.stream else self._whole(scope, receive, send)
+        cancelled = True
         try:
-            await asyncio.wait({sending, leaving}, return_when=asyncio.FIRST_COMPLETED)
-            if not sending.done():
-                cancelled = True
-            else:
-                await sending
-        except (OSError, ClientDisconnect):
-            cancelled = True
+            cancelled = not await _while_connected(sending, receive)
         finally:
             answer.group.cancel()
-            for task in (sending, leaving):
-                task.cancel()
-            await asyncio.gather(sending, leaving, return_exceptions=True)
             seconds = time.perf_counter() - self._start
             numbers = answer.num_prompt_tokens, answer.num_new_tokens
             self._metrics.count_text(*numbers, answer.first_token_seconds, seconds, cancelled=cancelled)
             scope["llamita.note"] = f"{numbers[0]}+{numbers[1]} tokens" + (", client left" if cancelled else "")
 
     async def _whole(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            with anyio.fail_after(self._seconds):
-                response = _json(await self._answer.whole())
-        except TimeoutError:
-            response = _error_response(self._too_slow())
-        except ApiError as error:
-            response = _error_response(error)
+        async def work() -> bytes:
+            return json_bytes(await self._answer.whole())
+
+        response = await _body_within(self._seconds, work(), scope)
         self._answer.group.cancel()  # sending may take as long as the client likes
         await response(scope, receive, send)
 
     async def _stream(self, send: Send) -> None:
         answer = self._answer
-        headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache"),
+        headers = [(b"content-type", answer.media_type.encode()), (b"cache-control", b"no-cache"),
                    (b"x-accel-buffering", b"no")]  # fmt: skip
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         first = answer.first_chunks()
@@ -443,16 +471,36 @@ class _Generating(Response):
                     chunks = b"".join(map(answer.chunk, await answer.pieces()))
                     if chunks:
                         await send({"type": "http.response.body", "body": chunks, "more_body": True})
-            last = answer.usage_chunk()
+            last = answer.last_chunks()
         except TimeoutError:
-            last = sse(self._too_slow().body())
+            last = answer.error_chunks(_too_slow(self._seconds))
         except ApiError as error:
-            last = sse(error.body())
+            last = answer.error_chunks(error)
         answer.group.cancel()  # sending may take as long as the client likes
-        await send({"type": "http.response.body", "body": last + DONE, "more_body": False})
+        await send({"type": "http.response.body", "body": last, "more_body": False})
 
-    def _too_slow(self) -> ApiError:
-        return ApiError(503, f"the answer took more than {self._seconds:g} s", code="timeout")
+
+class _Computing(Response):
+    """A body while it is computed, in one piece."""
+
+    def __init__(
+        self, work: Callable[[], Coroutine[Any, Any, bytes]], num_tokens: int, seconds: float, metrics: Metrics
+    ) -> None:
+        self._work, self._num_tokens, self._seconds, self._metrics = work, num_tokens, seconds, metrics
+        self._start = time.perf_counter()
+        self.background = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        cancelled = True
+        try:
+            cancelled = not await _while_connected(self._send(scope, receive, send), receive)
+        finally:
+            seconds = time.perf_counter() - self._start
+            self._metrics.count_text(self._num_tokens, 0, None, seconds, cancelled=cancelled)
+            scope["llamita.note"] = f"{self._num_tokens} tokens" + (", client left" if cancelled else "")
+
+    async def _send(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await (await _body_within(self._seconds, self._work(), scope))(scope, receive, send)
 
 
 class _Guard:
@@ -474,11 +522,13 @@ class _Guard:
             await send(message)
 
         try:
-            header = dict(scope["headers"]).get(b"authorization", b"").decode("latin-1")
-            if scope["path"] not in OPEN_ROUTES and not self._server.is_allowed(header):
-                wrong = ApiError(401, "the API key is missing or wrong: expected Authorization: Bearer KEY",
-                                 code="invalid_api_key")  # fmt: skip
-                await _error_response(wrong)(scope, receive, counted)
+            headers = dict(scope["headers"])
+            given = headers.get(b"authorization", b""), b"Bearer " + headers.get(b"x-api-key", b"")  # some send both
+            allowed = [self._server.is_allowed(each.decode("latin-1")) for each in given]
+            if _route_path(scope) not in OPEN_ROUTES and not any(allowed):
+                wrong = ApiError(401, "the API key is missing or wrong: expected Authorization: Bearer KEY, or "
+                                 "x-api-key: KEY", code="invalid_api_key")  # fmt: skip
+                await _error_response(wrong, _route_path(scope))(scope, receive, counted)
             else:
                 await self._app(scope, receive, counted)
         except ClientDisconnect:  # while it sent its body
@@ -493,6 +543,43 @@ class _Guard:
             log.info("%s %s %d %.1f ms %s", scope["method"], path, status, milliseconds, note)
 
 
+async def _body_within(seconds: float, work: Coroutine[Any, Any, bytes], scope: Scope) -> Response:
+    """The response with the JSON that the work gives, or with an error."""
+    try:
+        with anyio.fail_after(seconds):
+            return Response(await work, media_type="application/json")
+    except TimeoutError:
+        return _error_response(_too_slow(seconds), _route_path(scope))
+    except ApiError as error:
+        return _error_response(error, _route_path(scope))
+
+
+def _too_slow(seconds: float) -> ApiError:
+    return ApiError(503, f"the answer took more than {seconds:g} s", code="timeout")
+
+
+def _route_path(scope: Scope) -> str:
+    """The path without the prefix of a proxy."""
+    return str(scope["path"]).removeprefix(scope.get("root_path", ""))
+
+
+async def _while_connected(sending: Coroutine[Any, Any, None], receive: Receive) -> bool:
+    """Send a response; stop when the client leaves. Returns whether it stayed."""
+    tasks = asyncio.ensure_future(sending), asyncio.ensure_future(_disconnected(receive))
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if not tasks[0].done():
+            return False
+        await tasks[0]
+    except (OSError, ClientDisconnect):
+        return False
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    return True
+
+
 async def _disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
@@ -502,28 +589,30 @@ def _json(body: Any, status: int = 200, headers: Mapping[str, str] | None = None
     return Response(json_bytes(body), status, headers, "application/json")
 
 
-def _error_response(error: ApiError) -> Response:
-    return _json(error.body(), error.status, error.headers)
+def _error_response(error: ApiError, path: str) -> Response:
+    return _json(error.body(path), error.status, error.headers)
 
 
 async def _api_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
-    return _error_response(error)
+    return _error_response(error, _route_path(request.scope))
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     what = f"{request.method} {request.url.path[:100]}: {error.detail}"
-    return _error_response(ApiError(error.status_code, what, headers=error.headers))
+    return _error_response(ApiError(error.status_code, what, headers=error.headers), _route_path(request.scope))
 
 
 async def _bug(request: Request, error: Exception) -> Response:
     """Starlette raises the exception again after this, so that the log has it."""
-    return _error_response(ApiError(500, "a bug of the server; its log has more"))
+    return _error_response(ApiError(500, "a bug of the server; its log has more"), _route_path(request.scope))
 
 
-def _model_object(serving: _Serving) -> dict[str, Any]:
+def _model_object(serving: Serving) -> dict[str, Any]:
     info = serving.model.info
+    defaults = dataclasses.asdict(API_SAMPLING)
+    sampling = {name: value for name, value in vars(serving.sampling).items() if value != defaults[name]}
     return {
         "id": serving.name,
         "object": "model",
@@ -532,4 +621,5 @@ def _model_object(serving: _Serving) -> dict[str, Any]:
         "context_length": serving.worker.context_tokens,
         "num_parameters": info.num_parameters,
         "chat": serving.model.chat_template is not None,
+        "sampling": sampling,
     }

@@ -8,13 +8,13 @@ from llamita.engine.model_file import ModelFile
 
 
 class TokenText:
-    """Joins tokens to text. num_sent: characters sent so far. is_stopped: a stop string was
+    """Joins tokens to text. num_sent: characters sent so far. stop: the stop string that was
     found."""
 
     def __init__(self, model: ModelFile, previous_id: int, stops: tuple[str, ...] = ()) -> None:
         """previous_id: the last id of the prompt."""
         self.num_sent = 0
-        self.is_stopped = False
+        self.stop: str | None = None
         self._model, self._previous_id, self._stops = model, previous_id, stops
         self._bytes = b""  # the start of a character
         self._held = ""  # what may be the start of a stop string
@@ -24,6 +24,10 @@ class TokenText:
         """Characters that are complete, sent or held back."""
         return self.num_sent + len(self._held)
 
+    @property
+    def is_stopped(self) -> bool:
+        return self.stop is not None
+
     def add(self, token_id: int) -> str:
         """What can be sent after this token."""
         raw = self._bytes + self._model.decode_token(token_id, self._previous_id)
@@ -31,10 +35,10 @@ class TokenText:
         whole = utf8_complete(raw)
         self._bytes = raw[whole:]
         self._held += raw[:whole].decode("utf-8", "replace")
-        found = [at for stop in self._stops if (at := self._held.find(stop)) >= 0]
+        found = [(at, stop) for stop in self._stops if (at := self._held.find(stop)) >= 0]
         if found:
-            self.is_stopped = True
-            self._held = self._held[: min(found)]
+            at, self.stop = min(found)
+            self._held = self._held[:at]
             return self._send(len(self._held))
         return self._send(min((self._possible_start(stop) for stop in self._stops), default=len(self._held)))
 

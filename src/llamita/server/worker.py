@@ -88,12 +88,7 @@ class Worker:
         """Start requests. Raises ApiError if the queue is full."""
         self.check_count(len(requests))
         if len(self._live) + len(requests) > self._max_requests:
-            raise ApiError(
-                429,
-                f"the queue is full: {len(self._live)} requests run or wait; try again later",
-                code="queue_full",
-                headers={"Retry-After": str(RETRY_SECONDS)},
-            )
+            raise queue_full(len(self._live))
         self._loop = asyncio.get_running_loop()
         group = Group(self, requests)
         self._live.update(group.running)
@@ -190,6 +185,16 @@ class Worker:
             if running.error is not None or (not isinstance(result, str) and result.kind == "end"):
                 self._live.discard(running)
             running.group.ready.set()
+
+
+def queue_full(num_requests: int) -> ApiError:
+    """The error for a request that finds this many others."""
+    return ApiError(
+        429,
+        f"the queue is full: {num_requests} requests run or wait; try again later",
+        code="queue_full",
+        headers={"Retry-After": str(RETRY_SECONDS)},
+    )
 
 
 def total_stats(workers: Sequence[Worker]) -> SchedulerStats:

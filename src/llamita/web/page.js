@@ -114,21 +114,31 @@ function showAbout() {
 
 let worker;
 
+function decode(base64) {
+  if (Uint8Array.fromBase64) return Uint8Array.fromBase64(base64); // browsers of 2025
+  const binary = atob(base64);
+  const bytes = new Uint8Array(binary.length);
+  for (let i = 0; i < binary.length; i++) bytes[i] = binary.charCodeAt(i);
+  return bytes;
+}
+
 /** The bytes of a file in the page: compressed, then in base64, in elements with its name. */
 async function unpack(name, onProgress) {
   const numBytes = page.sizes[name];
-  const bytes = new Uint8Array(numBytes);
+  const elements = [...document.querySelectorAll(`script[data-part="${name}"]`)];
   let end = 0;
-  for (const element of document.querySelectorAll(`script[data-part="${name}"]`)) {
-    const binary = atob(element.textContent);
-    element.remove(); // frees its memory
-    for (let i = 0; i < binary.length; i++) bytes[end + i] = binary.charCodeAt(i);
-    end += binary.length;
-    onProgress?.(end / numBytes);
-    await new Promise((resolve) => setTimeout(resolve));
-  }
-  if (end !== numBytes) throw new Error("incomplete");
-  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip")); // checks a checksum
+  const parts = new ReadableStream({
+    pull(controller) {
+      const element = elements.shift();
+      if (!element) return end === numBytes ? controller.close() : controller.error(new Error("incomplete"));
+      const bytes = decode(element.textContent);
+      element.remove(); // frees its memory
+      end += bytes.length;
+      onProgress?.(end / numBytes);
+      controller.enqueue(bytes);
+    },
+  });
+  const stream = parts.pipeThrough(new DecompressionStream("gzip")); // checks a checksum
   return new Uint8Array(await new Response(stream).arrayBuffer());
 }
 
@@ -140,20 +150,25 @@ function fail(key) {
   show();
 }
 
+/** Starts the worker before the browser has read the model, which comes after this script. */
 function start() {
   if (typeof WebAssembly !== "object" || typeof DecompressionStream !== "function" || typeof Worker !== "function")
     return fail("old");
-  if (!document.querySelector('script[data-part="end"]')) return fail("broken"); // a file that was cut
+  const parsed = new Promise((resolve) => document.addEventListener("DOMContentLoaded", resolve));
   const source = new Blob([$("worker").textContent], { type: "text/javascript" });
   worker = new Worker(URL.createObjectURL(source));
   worker.onerror = () => fail("old");
-  const model = unpack("model", (share) => ($("progress").value = share));
+  const model = parsed.then(() => unpack("model", (share) => ($("progress").value = share)));
+  model.catch(() => {}); // told when the worker has started
   worker.onmessage = async ({ data }) => {
     if (data.did === "start") {
       try {
+        await parsed;
+        if (!document.querySelector('script[data-part="end"]')) throw new Error("incomplete"); // a file that was cut
         const engine = await unpack(data.engine);
+        worker.postMessage({ do: "compile", engine }, [engine.buffer]);
         const bytes = await model;
-        worker.postMessage({ do: "load", engine, model: bytes, name: page.name }, [engine.buffer, bytes.buffer]);
+        worker.postMessage({ do: "load", model: bytes, name: page.name }, [bytes.buffer]);
       } catch {
         fail("broken");
       }
@@ -175,7 +190,6 @@ function start() {
       else fail(data.message);
     }
   };
-  model.catch(() => {}); // told when the worker has started
 }
 
 // ---------------------------------------------------------------- writing
@@ -242,7 +256,8 @@ $("form").onsubmit = (event) => {
   write();
 };
 $("input").onkeydown = (event) => {
-  if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
+  // Enter that ends the composition of an input method belongs to it; Safari sends it after the end, with code 229.
+  if (event.key === "Enter" && !event.shiftKey && !event.isComposing && event.keyCode !== 229) {
     event.preventDefault();
     write();
   }
@@ -286,5 +301,5 @@ $("temperature").oninput = $("length").oninput = show;
 $("temperature").value = page.sampling.temperature ?? (page.isChat ? 0.6 : 0.8);
 $("length").value = 256;
 show();
-document.addEventListener("DOMContentLoaded", start); // the model comes after this script
+start();
 $("input").focus({ preventScroll: true });

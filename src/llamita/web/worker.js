@@ -1,5 +1,6 @@
 // worker.js: computes for a page, in its worker. llamita.js stands before it in the same script.
 
+let engine; // promise of the compiled module
 let model;
 let running; // the AbortController of the text that is generated
 
@@ -8,8 +9,12 @@ const post = (message, transfer = []) => self.postMessage(message, transfer);
 self.onmessage = async ({ data }) => {
   if (data.do === "stop") return running?.abort();
   try {
+    if (data.do === "compile") {
+      engine = WebAssembly.compile(data.engine);
+      return await engine;
+    }
     if (data.do === "load") {
-      model = await load(data.model, { wasm: data.engine, name: data.name });
+      model = await load(data.model, { wasm: await engine, name: data.name });
       return post({ did: "load", info: model.info, contextTokens: model.contextTokens });
     }
     await write(data);
@@ -29,7 +34,7 @@ async function write({ prompt, messages, options }) {
   };
   const given = { ...options, onToken, signal: controller.signal };
   let waiting = "";
-  let sent = performance.now();
+  let sent = 0; // the first piece goes at once
   try {
     for await (const piece of messages ? model.chat(messages, given) : model.generate(prompt, given)) {
       waiting += piece;

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from llamita import web
 from llamita.cli.export import main as export
 from llamita.convert import page
 from llamita.convert.page import write_page
@@ -28,12 +29,12 @@ pytestmark = pytest.mark.usefixtures("engine_build", "engine_for_browsers")
 @pytest.fixture
 def engine_for_browsers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The engine's files need not be built: a page is written with any bytes."""
-    web = tmp_path / "web"
-    shutil.copytree(page.WEB, web, ignore=shutil.ignore_patterns("*.wasm"))
+    folder = tmp_path / "web"
+    shutil.copytree(web.WEB, folder, ignore=shutil.ignore_patterns("*.wasm"))
     for name in page.ENGINES:
-        (web / name).write_bytes(b"\0asm" + name.encode())
-    shutil.copy(Path(__file__).parents[3] / "js" / "llamita.js", web)
-    monkeypatch.setattr(page, "WEB", web)
+        (folder / name).write_bytes(b"\0asm" + name.encode())
+    shutil.copy(Path(__file__).parents[3] / "js" / "llamita.js", folder)
+    monkeypatch.setattr(web, "WEB", folder)
 
 
 class Elements(html.parser.HTMLParser):
@@ -151,7 +152,7 @@ def test_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(ConfigError, match="expected a model of at most 1 MB for a browser, found 2 MB"):
         write_page(STORIES, tmp_path / "x.html")
     assert not (tmp_path / "x.html").exists()
-    (page.WEB / "llamita.wasm").unlink()
+    (web.WEB / "llamita.wasm").unlink()
     with pytest.raises(ConfigError, match="`make wasm` builds it"):
         export([str(STORIES), str(tmp_path / "x.html")])
 

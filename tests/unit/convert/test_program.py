@@ -20,6 +20,10 @@ from llamita.convert import program
 from llamita.engine.model import PACKAGED_MODEL
 from llamita.errors import ConfigError
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "engine" / "scripts"))
+
+from build_programs import ZIG_TARGETS
+
 PROMPTS = ("Once upon a time", "", "小诗 né 🦙")
 
 
@@ -137,12 +141,35 @@ def test_a_checkpoint(make_checkpoint: Callable[..., Path], built: Path, tmp_pat
     [
         ("windwos-x86", r"perhaps you meant windows-x86_64"),
         ("linux-aarch64", r"perhaps you meant linux-"),
-        ("macos-arm64", r"macOS runs only signed programs"),
+        ("mac-arm64", r"perhaps you meant macos-arm64"),
     ],
 )
 def test_targets_that_there_are_not(target: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         program.program_path(target)
+
+
+def test_programs_are_built_for_these_targets() -> None:
+    assert tuple(ZIG_TARGETS) == program.TARGETS
+
+
+def test_of_a_package_the_program_that_runs_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of its own engine needs this machine's C library; it comes first only in a checkout, which builds it."""
+    suffix = ".exe" if sys.platform == "win32" else ""
+    target, package = program.this_target(), tmp_path / "src" / "llamita"
+    installed, portable = package / "_engine" / f"run{suffix}", package / "programs" / f"{target}{suffix}"
+    for path in (installed, portable):
+        path.parent.mkdir(parents=True)
+        path.touch()
+    monkeypatch.setattr(llamita, "__path__", [str(package)])
+    monkeypatch.setattr(program, "__file__", str(package / "convert" / "program.py"))
+    assert program.program_path(target) == portable
+    (tmp_path / "engine").mkdir()
+    (tmp_path / "engine" / "CMakeLists.txt").touch()
+    assert program.program_path(target) == installed
+    (tmp_path / "engine" / "CMakeLists.txt").unlink()
+    portable.unlink()
+    assert program.program_path(target) == installed
 
 
 def test_a_target_whose_program_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,7 +42,8 @@ class Client:
         text = response.read().decode()
         connection.close()
         found = {name.lower(): value for name, value in response.getheaders()}
-        return response.status, found, json.loads(text) if "json" in found.get("content-type", "") else text
+        is_json = text != "" and found.get("content-type", "").startswith("application/json")
+        return response.status, found, json.loads(text) if is_json else text
 
     def ok(self, path: str, body: Any = None) -> Any:
         status, _, answer = self.send(path, body)

@@ -137,7 +137,8 @@ async def send(app: Any, method: str, path: str, body: bytes, leave_after: float
     """One request in ASGI, whose client may leave: the status and the body of the answer."""
     parts, status, is_complete = [body], 0, False
     answer = bytearray()
-    scope = {"type": "http", "method": method, "path": path, "raw_path": b"/", "query_string": b"", "headers": [],
+    scope = {"type": "http", "method": method, "path": path, "raw_path": b"/", "query_string": b"",
+             "headers": [(b"host", b"127.0.0.1")],
              "http_version": "1.1", "scheme": "http", "server": ("x", 1), "client": ("x", 2),
              "root_path": ""}  # fmt: skip
 

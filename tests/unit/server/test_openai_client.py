@@ -46,6 +46,16 @@ def test_completions(client: Client) -> None:
         assert api.models.retrieve("stories").id == "stories"
 
 
+def test_embeddings(client: Client) -> None:
+    with connect(client) as api:  # asks for base64 unless told otherwise
+        decoded = api.embeddings.create(model="stories", input=["One day", "The end"])
+        plain = api.embeddings.create(model="stories", input=["One day", "The end"], encoding_format="float")
+        assert [each.embedding for each in decoded.data] == [each.embedding for each in plain.data]
+        assert len(decoded.data[1].embedding) > 0 and decoded.usage.prompt_tokens == plain.usage.total_tokens
+        with pytest.raises(openai.BadRequestError, match="dimensions"):
+            api.embeddings.create(model="stories", input="x", dimensions=7)
+
+
 def test_errors(client: Client, chat_client: Client) -> None:
     with connect(client) as api, connect(chat_client) as chat:
         with pytest.raises(openai.NotFoundError) as missing:
@@ -68,3 +78,35 @@ def test_leaving_a_stream_cancels(client: Client) -> None:
         stream.close()
     client.wait_until(lambda: client.stats.num_running + client.stats.num_waiting == 0)
     assert client.stats.num_new_tokens - before < 64 * 240 / 2
+
+
+def test_responses(chat_client: Client) -> None:
+    with connect(chat_client) as api:
+        options = {"model": "chatml", "input": "Hi", "max_output_tokens": 9, "temperature": 0}
+        answer = api.responses.create(**options, instructions="You are brief.")
+        assert answer.status == "incomplete" and answer.incomplete_details.reason == "max_output_tokens"
+        assert answer.usage.output_tokens == 9 and answer.output_text
+        with api.responses.stream(**options, instructions="You are brief.") as stream:
+            events = list(stream)
+        deltas = [event.delta for event in events if event.type == "response.output_text.delta"]
+        assert "".join(deltas) == answer.output_text and events[-1].type == "response.incomplete"
+        assert events[-1].response.output_text == answer.output_text
+        history = [*HI, *answer.output, {"role": "user", "content": "Go on."}]
+        assert api.responses.create(**{**options, "input": history}).output_text
+        with pytest.raises(openai.BadRequestError) as wrong:
+            api.responses.create(**options, previous_response_id="resp_1")
+        assert wrong.value.param == "previous_response_id"
+
+
+def test_parsed_answers(chat_client: Client) -> None:
+    pytest.importorskip("llguidance")
+    from pydantic import BaseModel
+
+    class Size(BaseModel):
+        big: bool
+
+    with connect(chat_client) as api:
+        said = api.chat.completions.parse(model="chatml", messages=HI, response_format=Size).choices[0].message
+        assert isinstance(said.parsed.big, bool)
+        answer = api.responses.parse(model="chatml", input="Hi", text_format=Size)
+        assert answer.status == "completed" and isinstance(answer.output_parsed.big, bool)

@@ -234,7 +234,11 @@ def test_command(engine_build: Path) -> None:
     with serve("--port", "0", "--threads", "1") as process:
         assert process.stdout is not None
         first, curl = process.stdout.readline(), process.stdout.readline()
-        assert first.startswith("serving stories at http://127.0.0.1:") and curl.startswith("  curl http://127.0.0.1:")
+        assert (
+            first.startswith("serving stories at http://127.0.0.1:")
+            and "/ in a browser" in first
+            and curl.startswith("  curl http://127.0.0.1:")
+        )
         port = int(first.split("127.0.0.1:")[1].split("/")[0])
         with socket.create_connection(("127.0.0.1", port)) as connection:
             body = b'{"prompt": "Secret", "max_tokens": 3}'
