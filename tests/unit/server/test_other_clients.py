@@ -1,27 +1,20 @@
-"""Libraries and tools over the openai client, and lm-evaluation-harness, work with the server."""
+"""Libraries and tools over the clients work with the server."""
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from llamita.convert.export import export
-from llamita.engine import Model
-from llamita.stories.generate import generate_stories
-
 Client = Any  # conftest.Client: the tests are not a package
 
 pytestmark = pytest.mark.compat
 HI = [{"role": "user", "content": "Hi"}]
-ROOT = Path(__file__).resolve().parents[3]
 
 
 def address(client: Client) -> str:
@@ -99,38 +92,3 @@ def test_llm(chat_client: Client, tmp_path: Path) -> None:
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         assert done.stdout.strip() == expected(chat_client).strip()
-
-
-def test_lm_evaluation_harness(
-    make_checkpoint: Callable[..., Path], tmp_path: Path, running_server: Any, engine_build: Path
-) -> None:
-    """Its local-completions on the server gives the results of its hf on the checkpoint."""
-    pytest.importorskip("lm_eval")
-    checkpoint = make_checkpoint(tmp_path / "checkpoint", max_position_embeddings=1024)
-    export(checkpoint, tmp_path / "model.gguf", "f32")
-    (tmp_path / "stories.txt").write_text("\n<|endoftext|>\n".join(generate_stories(6)), encoding="utf-8")
-    offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(tmp_path / "cache")}
-
-    def run(*words: str) -> None:
-        done = subprocess.run(
-            [sys.executable, *words], env=os.environ | offline, capture_output=True, text=True, timeout=300
-        )
-        assert done.returncode == 0, done.stderr
-
-    tasks = tmp_path / "tasks"
-    run(str(ROOT / "benchmarks" / "lm_eval_tasks.py"), str(tmp_path / "stories.txt"), "--model", str(checkpoint),
-        "--out", str(tasks))  # fmt: skip
-    results = []
-    with Model(tmp_path / "model.gguf") as model, running_server({"mine": model}) as client:
-        for name, arguments in (
-            ("hf", f"pretrained={checkpoint},add_bos_token=False"),
-            ("local-completions", f"model=mine,base_url={address(client)}/completions,tokenizer={checkpoint},"
-             "tokenizer_backend=huggingface,max_length=1024,add_bos_token=False"),
-        ):  # fmt: skip
-            run("-m", "lm_eval", "--model", name, "--model_args", arguments, "--include_path", str(tasks), "--tasks",
-                "val_bits,endings", "--device", "cpu", "--output_path", str(tmp_path / name))  # fmt: skip
-            (path,) = (tmp_path / name).rglob("results*.json")
-            results.append(json.loads(path.read_text(encoding="utf-8"))["results"])
-    hf, served = results
-    assert math.isclose(hf["val_bits"]["bits_per_byte,none"], served["val_bits"]["bits_per_byte,none"], rel_tol=1e-5)
-    assert hf["endings"]["acc,none"] == served["endings"]["acc,none"]
