@@ -189,6 +189,38 @@ static void test_long_prompt(const llamita_model *model) {
     llamita_scheduler_close(scheduler);
 }
 
+/* Beside a running text, a step reads few tokens of prompts, however many there are, and all of them
+ * get their turn. */
+static void test_many_prompts(const llamita_model *model) {
+    static int32_t ids[10][CONTEXT];
+    const llamita_sampler_params greedy = {.top_p = 1, .repetition_penalty = 1};
+    llamita_scheduler *scheduler = open_scheduler(model, 12, 0);
+    const llamita_logit_bias no_end = {2, -1e6f};
+    const llamita_request running = {
+        .ids = ids[0], .num_tokens = 1, .max_new_tokens = 250, .sampling = greedy, .biases = &no_end, .num_biases = 1};
+    submit(scheduler, &running);
+    step(scheduler);
+    for (int i = 0; i < 10; i++) {
+        for (int k = 0; k < CONTEXT; k++) ids[i][k] = random_below(VOCAB);
+        const llamita_request prompt = {.ids = ids[i], .num_tokens = CONTEXT, .max_new_tokens = 1, .sampling = greedy};
+        submit(scheduler, &prompt);
+    }
+    const llamita_request brief = {.ids = ids[5], .num_tokens = 3, .max_new_tokens = 1, .sampling = greedy};
+    const uint64_t number = submit(scheduler, &brief);
+    int num_steps = 0;
+    for (answer got = {.num = 0}; got.num == 0; num_steps++) {
+        llamita_scheduler_stats before, after;
+        llamita_scheduler_get_stats(scheduler, &before);
+        step(scheduler);
+        llamita_scheduler_get_stats(scheduler, &after);
+        const int read = (int)(after.num_prompt_tokens - before.num_prompt_tokens);
+        CHECK(read == 4, "%d tokens of prompts in a step", read);
+        collect(scheduler, &number, 1, &got);
+        REQUIRE(num_steps < 20, "the short prompt waits for the long ones");
+    }
+    llamita_scheduler_close(scheduler);
+}
+
 static void test_cancel(const llamita_model *model) {
     static int32_t ids[100];
     llamita_scheduler *scheduler = open_scheduler(model, 1, 0);
@@ -368,6 +400,7 @@ int main(void) {
     test_refusals(model);
     test_cancel(model);
     test_long_prompt(model);
+    test_many_prompts(model);
     test_same_as_session(model);
     test_constraint(model);
     test_run(model);

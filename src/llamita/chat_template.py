@@ -10,28 +10,19 @@ encodes the text must make sure that no content adds control tokens.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import importlib.util
-import json
-import math
 import re
-import subprocess
-import sys
-import threading
-import time
-import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
 
 from llamita.errors import ChatError
+from llamita.limited_process import LimitedProcess
 
 MAX_TEMPLATE_BYTES: Final = 64 << 10
 LIMIT_SECONDS: Final = 1.5  # per text
-_PRECISION_SECONDS: Final = 0.1  # by which a text may exceed its limit
-_START_SECONDS: Final = 30.0
 _THINKING: Final = "enable_thinking"  # of Qwen3 and SmolLM3
 _MAX_CHARACTERS: Final = 1 << 20  # plus 16 times the contents' own
 _WORKER: Final = Path(__file__).with_name("chat_template_worker.py")
@@ -75,7 +66,7 @@ class ChatTemplate:
             if _THINKING not in template:
                 raise ChatError(f"chat template: expected one with the variable {_THINKING}, found none; drop thinking")
             self._variables[_THINKING] = thinking
-        self._process: subprocess.Popen[str] | None = None
+        self._process: LimitedProcess | None = None
 
     def render(
         self,
@@ -118,7 +109,7 @@ class ChatTemplate:
     def close(self) -> None:
         """Stop the process. Rendering starts a new one."""
         if self._process is not None:
-            self._finalizer()
+            self._process.close()
             self._process = None
 
     def __enter__(self) -> ChatTemplate:
@@ -132,9 +123,12 @@ class ChatTemplate:
     # ---- the process
 
     def _ask(self, request: dict[str, Any]) -> str:
-        if self._process is None:
-            self._start()
-        reply = self._exchange(request, LIMIT_SECONDS)
+        if self._process is None or not self._process.is_running:
+            first = {"template": self._template, "variables": self._variables}
+            self._process = LimitedProcess(_WORKER, first)
+            if not self._process.is_running:
+                raise ChatError("chat template: cannot start the process that renders it")
+        reply = self._process.ask(request, LIMIT_SECONDS)
         if reply is None:
             raise ChatError(
                 f"chat template: rendering crashed or took more than {LIMIT_SECONDS} s; the model's template is "
@@ -142,66 +136,8 @@ class ChatTemplate:
             )
         if "error" in reply:
             raise ChatError(f"chat template: {reply['error']}")
-        return reply["text"]
-
-    def _start(self) -> None:
-        command = [sys.executable, "-I", "-S", str(_WORKER), json.dumps([path or "." for path in sys.path])]
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, encoding="ascii"
-        )
-        self._alarm = _Alarm(self._process)
-        self._finalizer = weakref.finalize(self, _end, self._process)
-        if self._exchange({"template": self._template, "variables": self._variables}, _START_SECONDS) is None:
-            raise ChatError("chat template: cannot start the process that renders it")
-
-    def _exchange(self, request: dict[str, Any], seconds: float) -> dict[str, str] | None:
-        """Send one line and read one; None if the process exited or hit the time limit."""
-        process = self._process
-        assert process is not None and process.stdin is not None and process.stdout is not None
-        self._alarm.set(seconds)
-        try:
-            process.stdin.write(json.dumps(request) + "\n")
-            process.stdin.flush()
-            line = process.stdout.readline()
-        except OSError:
-            line = ""
-        finally:
-            self._alarm.cancel()
-        if not line.endswith("\n"):
-            self.close()
-            return None
-        reply: dict[str, str] = json.loads(line)
-        return reply
-
-
-class _Alarm:
-    """Kills a process that takes too long to answer. One thread watches all its answers: starting a
-    thread takes longer than rendering most conversations."""
-
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self._process, self._deadline = process, math.inf
-        threading.Thread(target=self._watch, daemon=True).start()
-
-    def set(self, seconds: float) -> None:
-        self._deadline = time.monotonic() + seconds
-
-    def cancel(self) -> None:
-        self._deadline = math.inf
-
-    def _watch(self) -> None:
-        while self._process.poll() is None:
-            if time.monotonic() > self._deadline:
-                self._process.kill()
-            time.sleep(_PRECISION_SECONDS)
-
-
-def _end(process: subprocess.Popen[str]) -> None:
-    process.kill()
-    for pipe in (process.stdin, process.stdout):
-        if pipe is not None:
-            with contextlib.suppress(OSError):  # buffered data for a process that has exited
-                pipe.close()
-    process.wait()
+        text: str = reply["text"]
+        return text
 
 
 def _marked(number: int, message: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ ENGINE = ROOT / "engine"
 # A module imports from its own folder and from the entries above its own; a folder counts as one entry.
 LAYERS = (
     "errors", "file_lock", "atomic", "json_file", "user_cache", "console", "progress", "commands", "config",
-    "chat_template_worker", "chat_template",  # Jinja, in a process with limits
+    "limited_process", "chat_template_worker", "chat_template",  # Jinja, in a process with limits
     "sampling", "model_card",
     "web",  # sources of pages
     "engine",  # bindings of the C library
@@ -35,9 +35,9 @@ LAYERS = (
     "cli",
 )  # fmt: skip
 TORCH_FREE = (
-    "errors", "file_lock", "atomic", "json_file", "user_cache", "console", "progress", "config", "chat_template_worker",
-    "chat_template", "sampling", "model_card", "web", "engine", "tokenizer", "stories", "data", "batch_generate",
-    "chat", "server", "formats.tensor_table", "formats.tensor_types", "formats.rope_order",
+    "errors", "file_lock", "atomic", "json_file", "user_cache", "console", "progress", "config", "limited_process",
+    "chat_template_worker", "chat_template", "sampling", "model_card", "web", "engine", "tokenizer", "stories", "data",
+    "batch_generate", "chat", "server", "formats.tensor_table", "formats.tensor_types", "formats.rope_order",
     "formats.huggingface", "formats.gguf", "formats.gguf_card",
 )  # fmt: skip
 ENVIRONMENT_READERS = ("cli", "training.distributed", "user_cache")

@@ -16,7 +16,8 @@
 enum {
     MAX_PARALLEL = 512,
     STEP_PROMPT_TOKENS = 64, /* of all prompts together in a step, while nothing else runs */
-    MIN_PROMPT_TOKENS = 16,  /* beside running texts, or one for each of them if that is more */
+    MIN_PROMPT_TOKENS = 4,   /* beside running texts, or one for each of them if that is more: more would
+                              * double the time of a step */
     MAX_RUN_EVENTS = 4096,   /* after these, run returns */
     MIN_SHARED_TOKENS = 16,  /* sharing copies a page, which takes longer than a few tokens */
 };
@@ -53,6 +54,7 @@ struct llamita_scheduler {
     const llamita_model *model;
     llamita_session *session;
     int32_t context_tokens, num_parallel, num_slots;
+    int32_t next_prompt;   /* the slot whose prompt is the first to be read in the next step */
     slot *slots;           /* [num_slots] */
     llamita_chunk *chunks; /* [num_slots] of this step */
     request *first_waiting, *last_waiting;
@@ -401,14 +403,18 @@ static size_t plan_chunks(llamita_scheduler *s, size_t *num_logits) {
         num_decoding == 0 ? STEP_PROMPT_TOKENS : min(STEP_PROMPT_TOKENS, max(MIN_PROMPT_TOKENS, num_decoding));
     size_t num = 0;
     *num_logits = 0;
-    for (int32_t i = 0; i < s->num_slots; i++) {
+    const int32_t first = s->next_prompt;
+    for (int32_t turn = 0; turn < s->num_slots; turn++) {
+        const int32_t i = (first + turn) % s->num_slots;
         const slot *owner = &s->slots[i];
         if (!owner->request) continue;
         const int32_t position = llamita_sequence_position(s->session, i), pending = owner->num_ids - position;
         int32_t count = pending;
         if (reads_prompt(s, i)) {
+            if (room == 0) continue; /* it comes first in the next step */
             count = min(pending, max(1, room / num_prompts--));
             room -= count;
+            s->next_prompt = i + 1;
         }
         const bool scored = owner->request->score_prompt && position < owner->request->num_tokens;
         const size_t logits = scored ? (size_t)count : count == pending;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import ipaddress
 import json
 import logging
@@ -11,7 +12,7 @@ import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from llamita.cli.adapters import open_adapters
 from llamita.cli.command import card_defaults, parse, requires_extra
@@ -19,8 +20,11 @@ from llamita.cli.generation import DEFAULT_LOAD, LoadOptions, check_context, che
 from llamita.cli.open_model import opened_model
 from llamita.config import Option, check
 from llamita.engine import PACKAGED_MODEL, Model
-from llamita.errors import ConfigError, SourceError, clean_line
+from llamita.errors import ConfigError, LlamitaError, SourceError, clean_line
 from llamita.sampling import DEFAULT_COMPUTE, ComputeOptions
+
+if TYPE_CHECKING:
+    from llamita.server.app import ServedModel
 
 MAX_KEY_FILE_BYTES = 1 << 20
 LOG_FORMAT = "%(asctime)s %(message)s"
@@ -56,6 +60,8 @@ class ServeFlags:
     """File with one API key a line; clients must send one of them."""
     cors: Annotated[tuple[str, ...], Option("ORIGIN", group="server", repeated=True)] = ()
     """Let web pages of this origin use the API; * for all. May be given several times."""
+    watch: Annotated[bool, Option(group="server")] = False
+    """Serve a model anew when its file, or the checkpoint of its run directory, is replaced."""
     quiet: Annotated[bool, Option(group="server")] = False
     """Print no line for each request."""
     load: Annotated[LoadOptions, Option(group="model")] = DEFAULT_LOAD
@@ -74,21 +80,17 @@ def main(argv: list[str]) -> int | None:
     with requires_extra("serve"):
         import uvicorn
 
-        from llamita.server.app import API_SAMPLING, ServedModel, Server, ServerLimits
+        from llamita.server.app import Server, ServerLimits
+        from llamita.server.connection import TimedProtocol
     keys = () if flags.api_key_file is None else read_keys(flags.api_key_file)
     named = named_models(flags.models)
+    check(not flags.watch or flags.models != (), "--watch: expected a MODEL: the packaged one never changes")
     with contextlib.ExitStack() as stack:
         served = []
         for name, path in named.items():
-            model = stack.enter_context(opened_model(path, flags.load, "serve"))
-            check(
-                model.info.has_tokenizer, f"cannot serve {name}: the model has no tokenizer; name one with --tokenizer"
-            )
-            check_context(model, flags.runtime)
-            found = card_defaults({("model",): path or PACKAGED_MODEL})
-            card = {option[1]: value for option, value in found.items() if option[0] == "sampling"}
-            sampling = dataclasses.replace(API_SAMPLING, **card)
-            served.append(ServedModel(name, model, sampling, open_adapters(model, flags.load.adapter)))
+            served.append(open_model(name, path, flags))
+            assert served[-1].close is not None
+            stack.callback(served[-1].close)
         limits = ServerLimits(flags.parallel, flags.queue, answer_seconds=flags.timeout)
         listening = stack.enter_context(_listen(flags.host, flags.port))
         _log_requests(flags.quiet)
@@ -101,10 +103,41 @@ def main(argv: list[str]) -> int | None:
                     _announce(listening, flags, served[0].name, served[0].model)
 
         config = uvicorn.Config(
-            server.app, http="h11", lifespan="on", log_config=None, access_log=False, timeout_graceful_shutdown=60
+            server.app,
+            http=TimedProtocol,
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            timeout_graceful_shutdown=60,
         )
         Announcing(config).run(sockets=[listening])
     return 0
+
+
+def open_model(name: str, path: Path | None, flags: ServeFlags) -> ServedModel:
+    """Open a model to serve. Raises LlamitaError."""
+    from llamita.server.app import API_SAMPLING, ServedModel
+    from llamita.server.watch import Watched, file_state, private_copy
+
+    with contextlib.ExitStack() as stack:
+        watched, source = None, path
+        if flags.watch and path is not None:
+            watched = Watched(path, file_state(path))
+            source = stack.enter_context(private_copy(path)) if path.is_file() else path
+        try:
+            model = stack.enter_context(opened_model(source, flags.load, "serve"))
+        except LlamitaError as error:
+            if source == path:
+                raise
+            raise SourceError(str(error).replace(str(source), str(path))) from None
+        check(model.info.has_tokenizer, f"cannot serve {name}: the model has no tokenizer; name one with --tokenizer")
+        check_context(model, flags.runtime)
+        found = card_defaults({("model",): source or PACKAGED_MODEL})
+        card = {option[1]: value for option, value in found.items() if option[0] == "sampling"}
+        sampling = dataclasses.replace(API_SAMPLING, **card)
+        adapters = open_adapters(model, flags.load.adapter)
+        reopen = functools.partial(open_model, name, path, flags)
+        return ServedModel(name, model, sampling, adapters, watched, reopen, stack.pop_all().close)
 
 
 def named_models(words: Sequence[str]) -> dict[str, Path | None]:

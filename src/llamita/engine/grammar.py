@@ -6,11 +6,14 @@ llguidance computes which tokens may come next. It is loaded when the first gram
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
+import os
 import re
 import threading
 import weakref
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -18,6 +21,7 @@ import numpy.typing as npt
 
 from llamita.engine.model_file import ModelFile
 from llamita.errors import EngineError, clean_line
+from llamita.limited_process import LimitedProcess
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
@@ -25,6 +29,9 @@ if TYPE_CHECKING:
 
 MAX_GRAMMAR_CHARS: Final = 1 << 20
 MAX_CHOICES: Final = 10_000
+MAX_REMEMBERED: Final = 64
+LIMIT_SECONDS: Final = 3.0  # to read a grammar
+_WORKER: Final = Path(__file__).with_name("grammar_worker.py")
 _FORBIDDEN: Final = np.float32(-1e30)  # the logit of a token that must not come: its weight is 0
 # Space between the tokens of JSON has an end: small models would write spaces for ever.
 _JSON_OPTIONS: Final[JsonCompileOptions] = {
@@ -56,9 +63,7 @@ class Grammar:
             raise EngineError(f"{name}: expected a JSON Schema (an object), found {clean_line(str(schema), 40)}")
         if schema is False:
             raise EngineError(f"{name}: expected a schema that allows a value, found false")
-        text = _dumps({} if schema is True else schema, name)
-        matcher = _matcher_class()
-        return _checked(name, lambda: matcher.grammar_from_json_schema(text, overrides=_JSON_OPTIONS))
+        return _read(name, "schema", _dumps({} if schema is True else schema, name))
 
     @classmethod
     def json_object(cls) -> Grammar:
@@ -69,8 +74,7 @@ class Grammar:
     def regex(cls, pattern: str, name: str = "regex") -> Grammar:
         """A text that matches the whole regular expression (Rust's syntax, no look-around). Raises
         EngineError."""
-        matcher = _matcher_class()
-        return _checked(name, lambda: matcher.grammar_from_regex(pattern))
+        return _read(name, "regex", pattern)
 
     @classmethod
     def choices(cls, texts: Sequence[str], name: str = "choices") -> Grammar:
@@ -82,12 +86,7 @@ class Grammar:
     @classmethod
     def of_text(cls, text: str, name: str = "grammar") -> Grammar:
         """A grammar in GBNF (llama.cpp's) or in Lark's syntax. Raises EngineError."""
-        if len(text) > MAX_GRAMMAR_CHARS:
-            raise EngineError(f"{name}: expected at most {MAX_GRAMMAR_CHARS:,} characters, found {len(text):,}")
-        _matcher_class()
-        from llguidance import grammar_from
-
-        return _checked(name, lambda: grammar_from("grammar", text))
+        return _read(name, "grammar", text)
 
     def start(self, model: ModelFile, end_ids: Collection[int] = ()) -> GrammarState:
         """The state before the first token of a text. end_ids: tokens that end it besides the
@@ -151,19 +150,44 @@ def _matcher_class() -> type[LLMatcher]:
     return LLMatcher
 
 
-def _checked(name: str, make: Callable[[], str]) -> Grammar:
-    """The grammar of this source, if llguidance accepts it."""
+def _read(name: str, kind: str, text: str) -> Grammar:
+    """The grammar of a text, if llguidance accepts it. Raises EngineError."""
+    if len(text) > MAX_GRAMMAR_CHARS:
+        raise EngineError(f"{name}: expected at most {MAX_GRAMMAR_CHARS:,} characters, found {len(text):,}")
+    _matcher_class()
     try:
-        source = make()
-        source.encode()  # halves of surrogate pairs are no text
-    except (ValueError, RecursionError) as error:
-        raise EngineError(f"{name}: {clean_line(str(error), 300)}") from None
-    if len(source) > MAX_GRAMMAR_CHARS:
-        raise EngineError(f"{name}: expected at most {MAX_GRAMMAR_CHARS:,} characters, found {len(source):,}")
-    is_error, messages = _matcher_class().validate_grammar_with_warnings(source)
-    if is_error or messages:
-        raise EngineError(f"{name}: {_one_line(messages[0])}")
-    return Grammar(name, source)
+        return Grammar(name, _reader.source(kind, text))
+    except EngineError as error:
+        raise EngineError(f"{name}: {error}") from None
+
+
+class _Reader:
+    """Reads grammars in a process that may crash, and remembers the last ones."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._process: LimitedProcess | None = None
+        self._owner = 0  # the process that may use it: not a fork
+        self.source = functools.lru_cache(maxsize=MAX_REMEMBERED)(self._source)
+
+    def _source(self, kind: str, text: str) -> str:
+        request = {"kind": kind, "text": text, "options": _JSON_OPTIONS, "max_characters": MAX_GRAMMAR_CHARS}
+        with self._lock:
+            if self._process is None or not self._process.is_running or self._owner != os.getpid():
+                self._process, self._owner = LimitedProcess(_WORKER, {}), os.getpid()
+                if not self._process.is_running:
+                    raise EngineError("cannot start the process that reads grammars")
+            reply = self._process.ask(request, LIMIT_SECONDS)
+        if reply is None:
+            raise EngineError(f"it is too complex: reading it failed or took more than {LIMIT_SECONDS:g} s")
+        if "size" in reply:
+            raise EngineError(f"expected at most {MAX_GRAMMAR_CHARS:,} characters, found {reply['size']:,}")
+        if "failed" in reply:
+            raise EngineError(clean_line(reply["failed"], 300))
+        if "invalid" in reply:
+            raise EngineError(_one_line(reply["invalid"]))
+        source: str = reply["source"]
+        return source
 
 
 def _dumps(schema: Mapping[str, Any], name: str) -> str:
@@ -181,6 +205,7 @@ def _one_line(message: str) -> str:
 
 # ---- the vocabulary, in llguidance's form
 
+_reader = _Reader()
 _tokenizers: weakref.WeakKeyDictionary[ModelFile, LLTokenizer] = weakref.WeakKeyDictionary()
 _lock = threading.Lock()
 

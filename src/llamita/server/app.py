@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import hmac
 import logging
 import time
+import weakref
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from typing import Any, Final
 
@@ -47,11 +50,13 @@ from llamita.server.parameters import (
     text_params,
 )
 from llamita.server.responses import ResponsesRoutes
+from llamita.server.watch import Watched, watch
 from llamita.server.worker import Group, Worker, total_stats
 
 log = logging.getLogger(__name__)
 API_SAMPLING: Final = SamplingParams(temperature=1.0, top_p=1.0)  # OpenAI's defaults
-MAX_GRAMMARS: Final = 64  # of each model, kept compiled
+MAX_GRAMMARS: Final = 16  # of each model, kept compiled
+MAX_CHARS_AT_ONCE: Final = 20_000  # longer texts are encoded in a thread, so that others need not wait
 OPEN_ROUTES: Final = ("/", "/health")  # need no key
 
 
@@ -69,24 +74,35 @@ class ServerLimits:
 
 @dataclasses.dataclass(frozen=True)
 class ServedModel:
-    """A model by its name in the API, its sampling defaults, and adapters that all its texts use."""
+    """A model by its name in the API, its sampling defaults, and adapters that all its texts use.
+
+    watched: when its files change, `reopen` opens them anew, new requests get the new model, and
+    this one is closed with `close` after its last request.
+    """
 
     name: str
     model: Model
     sampling: SamplingParams = API_SAMPLING
     adapters: AdapterUses = ()
+    watched: Watched | None = None
+    reopen: Callable[[], ServedModel] | None = None
+    close: Callable[[], None] | None = None
 
 
 class Serving:
     """A model while it is served."""
 
     def __init__(self, served: ServedModel, runtime: ComputeOptions, limits: ServerLimits) -> None:
+        self.served = served
+        self.users: weakref.WeakSet[asyncio.Task[Any]] = weakref.WeakSet()  # requests that may still need it
         self.name, self.model, self.sampling = served.name, served.model, served.sampling
         self.adapters = served.adapters
         self.created = int(time.time())
         self.worker = Worker(served.model, runtime, num_parallel=limits.num_parallel, max_queue=limits.max_queue)
         self.embedder = Embedder(served.model, runtime, served.adapters, limits.num_parallel + limits.max_queue)
         self._grammars: dict[tuple[str, frozenset[int]], GrammarState] = {}  # by their source
+        # A thread of their own: grammars that take long must not take the threads of other work.
+        self._grammar_thread = concurrent.futures.ThreadPoolExecutor(1, "llamita-grammar")
         self._encoder: ChatEncoder | None = None
         self._encoding = asyncio.Lock()
 
@@ -103,6 +119,21 @@ class Serving:
             except (ChatError, EngineError) as error:
                 raise ApiError(400, str(error), param="messages") from None
 
+    async def encode_prompts(self, prompts: list[str | list[int]]) -> list[list[int]]:
+        """The ids of the prompts of completions. Raises ApiError."""
+
+        def encode() -> list[list[int]]:
+            return [
+                encode_prompt(self.model, each.encode("utf-8", "replace")) if isinstance(each, str) else each
+                for each in prompts
+            ]
+
+        is_long = sum(map(len, prompts)) > MAX_CHARS_AT_ONCE
+        try:
+            return await asyncio.to_thread(encode) if is_long else encode()
+        except EngineError as error:
+            raise ApiError(400, str(error), param="prompt") from None
+
     def _encode(self, messages: list[ChatMessage]) -> tuple[list[int], frozenset[int]]:
         if self._encoder is None:
             self._encoder = ChatEncoder(self.model)
@@ -114,8 +145,9 @@ class Serving:
         if limit is None:
             return None
         name, compile_grammar = limit
+        loop = asyncio.get_running_loop()
         try:
-            return await asyncio.to_thread(self._start_grammar, compile_grammar, end_ids)
+            return await loop.run_in_executor(self._grammar_thread, self._start_grammar, compile_grammar, end_ids)
         except EngineError as error:
             raise ApiError(400, str(error), param=name) from None
 
@@ -132,6 +164,7 @@ class Serving:
 
     def submit(self, params: TextParams, prompts: Sequence[list[int]], grammar: GrammarState | None) -> Group:
         """Start the texts of a request. Raises ApiError."""
+        self.worker.check_count(len(prompts) * params.num_choices)
         return self.worker.submit(
             [
                 params.request(ids, choice, self.worker.context_tokens, self.adapters, grammar)
@@ -146,11 +179,19 @@ class Serving:
         await group.ready.wait()
         group.running[0].take()
 
+    async def drain(self) -> None:
+        """Wait for the last request that was given this model."""
+        while any(not task.done() for task in self.users):
+            await asyncio.sleep(0.05)
+
     def close(self) -> None:
         self.worker.close()
         self.embedder.close()
+        self._grammar_thread.shutdown(cancel_futures=True)
         if self._encoder is not None:
             self._encoder.close()
+        if self.served.close is not None:
+            self.served.close()
 
 
 class Server:
@@ -202,16 +243,51 @@ class Server:
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
+        watching: list[asyncio.Future[None]] = []
         try:
             for served in self._served:
                 self._serving[served.name] = Serving(served, self._runtime, self._limits)
             for serving in self._serving.values():
                 await serving.warm_up()
+                if serving.served.watched is not None:
+                    reload = functools.partial(self._reload, serving.name)
+                    watching.append(asyncio.ensure_future(watch(serving.served.watched, reload)))
             yield
         finally:
+            for task in watching:
+                task.cancel()
+            await asyncio.gather(*watching, return_exceptions=True)
             for serving in self._serving.values():
                 serving.close()
             self._serving = {}
+
+    async def _reload(self, name: str) -> None:
+        """Serve the model of a changed file; if it cannot be used, the one before goes on."""
+        before = self._serving[name]
+        served = before.served
+        assert served.watched is not None and served.reopen is not None
+        try:
+            opened = await asyncio.to_thread(served.reopen)
+            try:
+                serving = await asyncio.to_thread(Serving, opened, self._runtime, self._limits)
+            except BaseException:
+                if opened.close is not None:
+                    opened.close()
+                raise
+            try:
+                await serving.warm_up()
+            except BaseException:
+                await asyncio.to_thread(serving.close)
+                raise
+        except Exception as error:  # whatever is wrong with the file, the server goes on
+            log.warning("%s: the changed file cannot be used, and the model before goes on: %s", name, error)
+            return
+        self._serving[name] = serving
+        log.info("%s: new requests get the model of the changed file", name)
+        try:
+            await before.drain()
+        finally:
+            await asyncio.to_thread(before.close)
 
     def is_allowed(self, header: str) -> bool:
         """Whether an Authorization header has one of the keys; all are compared, in constant
@@ -241,13 +317,7 @@ class Server:
         serving = self.find(body)
         info = serving.model.info
         params = text_params(body, serving.sampling, info.vocab_size, is_chat=False)
-        try:
-            prompts = [
-                encode_prompt(serving.model, each.encode("utf-8", "replace")) if isinstance(each, str) else each
-                for each in prompts_of(body, info.vocab_size)
-            ]
-        except EngineError as error:
-            raise ApiError(400, str(error), param="prompt") from None
+        prompts = await serving.encode_prompts(prompts_of(body, info.vocab_size))
         grammar = await serving.start_grammar(grammar_of(body), frozenset())
         group = serving.submit(params, prompts, grammar)
         return self.respond(OpenAiAnswer(serving.name, serving.model, group, params, frozenset(), is_chat=False))
@@ -287,8 +357,9 @@ class Server:
         model = self.find(body).model
         name = "prompt" if "prompt" in body and "content" not in body else "content"
         text = text_field(body, name).encode("utf-8", "replace")
+        encode = functools.partial(model.encode, text, bos=flag_field(body, "add_special", False))
         try:
-            ids = model.encode(text, bos=flag_field(body, "add_special", False))
+            ids = await asyncio.to_thread(encode) if len(text) > MAX_CHARS_AT_ONCE else encode()
         except EngineError as error:
             raise ApiError(400, str(error)) from None
         return _json({"tokens": ids, "count": len(ids)})
@@ -323,7 +394,7 @@ class Server:
         ApiError."""
         name = body.get("model")
         if name is None:
-            return next(iter(self._serving.values()))
+            return self._use(next(iter(self._serving)))
         if not isinstance(name, str):
             raise ApiError(400, "model: expected a string", param="model")
         name = name if name in self._serving else name.removesuffix(LATEST)
@@ -332,7 +403,15 @@ class Server:
             raise ApiError(
                 404, f"model: expected one of {known}, found {name[:100]!r}", param="model", code="model_not_found"
             )
-        return self._serving[name]
+        return self._use(name)
+
+    def _use(self, name: str) -> Serving:
+        """A model that stays open until the current request has ended."""
+        serving = self._serving[name]
+        task = asyncio.current_task()
+        assert task is not None
+        serving.users.add(task)
+        return serving
 
     async def read_body(self, request: Request) -> dict[str, Any]:
         """The JSON object of a request. Raises ApiError."""
@@ -374,7 +453,9 @@ class _Generating(Response):
         async def work() -> bytes:
             return json_bytes(await self._answer.whole())
 
-        await (await _body_within(self._seconds, work(), scope))(scope, receive, send)
+        response = await _body_within(self._seconds, work(), scope)
+        self._answer.group.cancel()  # sending may take as long as the client likes
+        await response(scope, receive, send)
 
     async def _stream(self, send: Send) -> None:
         answer = self._answer
@@ -395,6 +476,7 @@ class _Generating(Response):
             last = answer.error_chunks(_too_slow(self._seconds))
         except ApiError as error:
             last = answer.error_chunks(error)
+        answer.group.cancel()  # sending may take as long as the client likes
         await send({"type": "http.response.body", "body": last, "more_body": False})
 
 
@@ -452,6 +534,7 @@ class _Guard:
         except ClientDisconnect:  # while it sent its body
             status = 499
         finally:
+            status = status or 499  # the client left before the answer
             route = scope.get("route")
             path = getattr(route, "path", "other")
             self._server.count_request(path, status)

@@ -77,12 +77,16 @@ class Worker:
         """Requests that run or wait."""
         return len(self._live)
 
+    def check_count(self, num_requests: int) -> None:
+        """Raise ApiError for more requests than ever find room."""
+        if num_requests > self._max_requests:
+            raise ApiError(
+                400, f"expected at most {self._max_requests} texts in a request, found {num_requests:,}", param="n"
+            )
+
     def submit(self, requests: Sequence[Request]) -> Group:
         """Start requests. Raises ApiError if the queue is full."""
-        if len(requests) > self._max_requests:
-            raise ApiError(
-                400, f"expected at most {self._max_requests} texts in a request, found {len(requests)}", param="n"
-            )
+        self.check_count(len(requests))
         if len(self._live) + len(requests) > self._max_requests:
             raise queue_full(len(self._live))
         self._loop = asyncio.get_running_loop()

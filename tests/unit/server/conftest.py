@@ -21,6 +21,7 @@ uvicorn = pytest.importorskip("uvicorn")
 from llamita.engine import Model  # noqa: E402
 from llamita.sampling import RuntimeOptions  # noqa: E402
 from llamita.server.app import ServedModel, Server, ServerLimits  # noqa: E402
+from llamita.server.connection import TimedProtocol  # noqa: E402
 
 DEFAULT_LIMITS = ServerLimits()
 
@@ -77,11 +78,14 @@ class Client:
 
 
 @contextlib.contextmanager
-def run_server(models: dict[str, Model], limits: ServerLimits = DEFAULT_LIMITS, **options: Any) -> Iterator[Client]:
-    server = Server([ServedModel(*each) for each in models.items()], RuntimeOptions(num_threads=1), limits, **options)
+def run_server(
+    models: dict[str, Model] | list[ServedModel], limits: ServerLimits = DEFAULT_LIMITS, **options: Any
+) -> Iterator[Client]:
+    served = models if isinstance(models, list) else [ServedModel(*each) for each in models.items()]
+    server = Server(served, RuntimeOptions(num_threads=1), limits, **options)
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
-        program = uvicorn.Server(uvicorn.Config(server.app, lifespan="on", log_config=None, http="h11"))
+        program = uvicorn.Server(uvicorn.Config(server.app, lifespan="on", log_config=None, http=TimedProtocol))
         thread = threading.Thread(target=program.run, kwargs={"sockets": [listening]})
         thread.start()
         client = Client(listening.getsockname()[1], server)

@@ -123,6 +123,25 @@ def test_probabilities_of_choices(stories: Model) -> None:
             stories.choose(prompt, wrong)
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Grammar.json_schema({"const": -(2**63)}),  # llguidance 1.9 overflows its stack
+        lambda: Grammar.of_text("".join(f"r{i} ::= r{i + 1}\n" for i in range(5000)) + 'r5000 ::= "a"\nroot ::= r0'),
+        lambda: Grammar.json_schema({"type": "integer", "multipleOf": 10_000_019}),  # it takes hours
+    ],
+    ids=["crash", "deep", "slow"],
+)
+def test_grammars_that_break_llguidance(
+    stories: Model, make: Callable[[], Grammar], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are read in another process, which is started again."""
+    monkeypatch.setattr("llamita.engine.grammar.LIMIT_SECONDS", 1.0)
+    with pytest.raises(EngineError, match="too complex"):
+        make()
+    assert Grammar.regex("[a-z]+").start(stories)
+
+
 WRONG_SCHEMAS: list[Any] = [
     {"type": "array", "uniqueItems": True}, {"type": "object", "if": {"required": ["a"]}}, {"not": {"type": "null"}},
     {"type": "strin"}, {"type": "string", "format": "nonsense"}, {"type": "string", "pattern": "(?=a)b"},
