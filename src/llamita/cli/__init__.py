@@ -32,7 +32,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "inspect": ("inspect", "Show what a model file, a checkpoint or a token store contains."),
     "run": ("run", "Generate text with a model file in the C engine."),
     "chat": ("chat", "Chat with a model file in the C engine."),
-    "serve": ("serve", "Serve models over HTTP, with OpenAI's API."),
+    "serve": ("serve", "Serve models: a chat page, the APIs of OpenAI, Anthropic, Ollama."),
     "demo": ("demo", "Run the whole pipeline in a few minutes, on generated stories."),
 }
 

@@ -1,4 +1,5 @@
-"""`llamita serve [MODEL | NAME=MODEL …]`: serves models over HTTP, with OpenAI's API."""
+"""`llamita serve [MODEL | NAME=MODEL …]`: serves models over HTTP: a chat page, the APIs of OpenAI,
+Anthropic and Ollama."""
 
 from __future__ import annotations
 
@@ -32,7 +33,7 @@ LOG_FORMAT = "%(asctime)s %(message)s"
 
 @dataclasses.dataclass(frozen=True)
 class ServeFlags:
-    """Serve models over HTTP, with OpenAI's API.
+    """Serve models over HTTP: a chat page, the APIs of OpenAI, Anthropic and Ollama.
 
     Requests run side by side and give the same texts as alone.
     """
