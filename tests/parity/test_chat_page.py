@@ -23,7 +23,8 @@ uvicorn = pytest.importorskip("uvicorn")
 from llamita.engine import Model  # noqa: E402
 from llamita.engine.model import PACKAGED_MODEL  # noqa: E402
 from llamita.sampling import RuntimeOptions  # noqa: E402
-from llamita.server.app import ServedModel, Server  # noqa: E402
+from llamita.server.app import Server  # noqa: E402
+from llamita.server.serving import ServedModel  # noqa: E402
 
 pytestmark = [pytest.mark.cross, pytest.mark.usefixtures("engine_build")]
 ENTER, SHIFT, CONTROL, ESCAPE, RIGHT, HOME = "\ue007", "\ue008", "\ue009", "\ue00c", "\ue014", "\ue011"

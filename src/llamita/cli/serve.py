@@ -25,7 +25,7 @@ from llamita.errors import ConfigError, LlamitaError, SourceError, clean_line
 from llamita.sampling import DEFAULT_COMPUTE, ComputeOptions
 
 if TYPE_CHECKING:
-    from llamita.server.app import ServedModel
+    from llamita.server.serving import ServedModel
 
 MAX_KEY_FILE_BYTES = 1 << 20
 LOG_FORMAT = "%(asctime)s %(message)s"
@@ -81,8 +81,9 @@ def main(argv: list[str]) -> int | None:
     with requires_extra("serve"):
         import uvicorn
 
-        from llamita.server.app import Server, ServerLimits
+        from llamita.server.app import Server
         from llamita.server.connection import TimedProtocol
+        from llamita.server.serving import ServerLimits
     keys = () if flags.api_key_file is None else read_keys(flags.api_key_file)
     named = named_models(flags.models)
     check(not flags.watch or flags.models != (), "--watch: expected a MODEL: the packaged one never changes")
@@ -117,7 +118,7 @@ def main(argv: list[str]) -> int | None:
 
 def open_model(name: str, path: Path | None, flags: ServeFlags) -> ServedModel:
     """Open a model to serve. Raises LlamitaError."""
-    from llamita.server.app import API_SAMPLING, ServedModel
+    from llamita.server.serving import API_SAMPLING, ServedModel
     from llamita.server.watch import Watched, file_state, private_copy
 
     with contextlib.ExitStack() as stack:

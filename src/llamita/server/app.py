@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import contextlib
-import dataclasses
 import functools
 import hashlib
 import hmac
 import logging
 import time
-import weakref
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from typing import Any, Final
 
@@ -25,173 +22,24 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from llamita.chat import ChatEncoder
-from llamita.engine import AdapterUses, Grammar, GrammarState, Model, encode_prompt
-from llamita.engine import Message as ChatMessage
-from llamita.engine import Request as EngineRequest
-from llamita.errors import ChatError, EngineError
-from llamita.sampling import DEFAULT_COMPUTE, ComputeOptions, SamplingParams
-from llamita.server.answers import Answer, OpenAiAnswer, json_bytes
-from llamita.server.embeddings import Embedder, embedding_inputs, embeddings_body, encoding_of
+from llamita.errors import EngineError
+from llamita.sampling import DEFAULT_COMPUTE, ComputeOptions
+from llamita.server.answers import Answer
 from llamita.server.errors import ApiError
 from llamita.server.messages import MessagesRoutes
 from llamita.server.metrics import CONTENT_TYPE, Metrics
 from llamita.server.ollama import LATEST, OllamaRoutes
+from llamita.server.openai import OpenAiRoutes
 from llamita.server.page import show_page
-from llamita.server.parameters import (
-    NamedGrammar,
-    TextParams,
-    chat_messages,
-    flag_field,
-    grammar_of,
-    prompts_of,
-    read_json,
-    text_field,
-    text_params,
-)
+from llamita.server.parameters import flag_field, prompts_of, read_json, text_field
 from llamita.server.responses import ResponsesRoutes
-from llamita.server.watch import Watched, watch
-from llamita.server.worker import Group, Worker, total_stats
+from llamita.server.sending import Computing, Generating, error_response, json_response, route_path
+from llamita.server.serving import DEFAULT_LIMITS, MAX_CHARS_AT_ONCE, ServedModel, ServerLimits, Serving
+from llamita.server.watch import watch
+from llamita.server.worker import total_stats
 
 log = logging.getLogger(__name__)
-API_SAMPLING: Final = SamplingParams(temperature=1.0, top_p=1.0)  # OpenAI's defaults
-MAX_GRAMMARS: Final = 16  # of each model, kept compiled
-MAX_CHARS_AT_ONCE: Final = 20_000  # longer texts are encoded in a thread, so that others need not wait
 OPEN_ROUTES: Final = ("/", "/health")  # need no key
-
-
-@dataclasses.dataclass(frozen=True)
-class ServerLimits:
-    """What one client may use. num_parallel: texts at once, for each model; max_queue: texts that
-    wait besides."""
-
-    num_parallel: int = 16
-    max_queue: int = 64
-    max_body_bytes: int = 4 << 20
-    body_seconds: float = 30.0
-    answer_seconds: float = 600.0
-
-
-@dataclasses.dataclass(frozen=True)
-class ServedModel:
-    """A model by its name in the API, its sampling defaults, and adapters that all its texts use.
-
-    watched: when its files change, `reopen` opens them anew, new requests get the new model, and
-    this one is closed with `close` after its last request.
-    """
-
-    name: str
-    model: Model
-    sampling: SamplingParams = API_SAMPLING
-    adapters: AdapterUses = ()
-    watched: Watched | None = None
-    reopen: Callable[[], ServedModel] | None = None
-    close: Callable[[], None] | None = None
-
-
-class Serving:
-    """A model while it is served."""
-
-    def __init__(self, served: ServedModel, runtime: ComputeOptions, limits: ServerLimits) -> None:
-        self.served = served
-        self.users: weakref.WeakSet[asyncio.Task[Any]] = weakref.WeakSet()  # requests that may still need it
-        self.name, self.model, self.sampling = served.name, served.model, served.sampling
-        self.adapters = served.adapters
-        self.created = int(time.time())
-        self.worker = Worker(served.model, runtime, num_parallel=limits.num_parallel, max_queue=limits.max_queue)
-        self.embedder = Embedder(served.model, runtime, served.adapters, limits.num_parallel + limits.max_queue)
-        self._grammars: dict[tuple[str, frozenset[int]], GrammarState] = {}  # by their source
-        # A thread of their own: grammars that take long must not take the threads of other work.
-        self._grammar_thread = concurrent.futures.ThreadPoolExecutor(1, "llamita-grammar")
-        self._encoder: ChatEncoder | None = None
-        self._encoding = asyncio.Lock()
-
-    async def encode_chat(self, body: dict[str, Any]) -> tuple[list[int], frozenset[int]]:
-        """The ids of a conversation, and the ids that end its answer besides the file's. Raises
-        ApiError."""
-        return await self.encode_messages(chat_messages(body, self.model.system_prompt))
-
-    async def encode_messages(self, messages: list[ChatMessage]) -> tuple[list[int], frozenset[int]]:
-        """The same, of messages that are read already."""
-        async with self._encoding:  # one template process, for one thread at a time
-            try:
-                return await asyncio.to_thread(self._encode, messages)
-            except (ChatError, EngineError) as error:
-                raise ApiError(400, str(error), param="messages") from None
-
-    async def encode_prompts(self, prompts: list[str | list[int]]) -> list[list[int]]:
-        """The ids of the prompts of completions. Raises ApiError."""
-
-        def encode() -> list[list[int]]:
-            return [
-                encode_prompt(self.model, each.encode("utf-8", "replace")) if isinstance(each, str) else each
-                for each in prompts
-            ]
-
-        is_long = sum(map(len, prompts)) > MAX_CHARS_AT_ONCE
-        try:
-            return await asyncio.to_thread(encode) if is_long else encode()
-        except EngineError as error:
-            raise ApiError(400, str(error), param="prompt") from None
-
-    def _encode(self, messages: list[ChatMessage]) -> tuple[list[int], frozenset[int]]:
-        if self._encoder is None:
-            self._encoder = ChatEncoder(self.model)
-        return self._encoder.encode(messages), self._encoder.end_ids
-
-    async def start_grammar(self, limit: NamedGrammar | None, end_ids: frozenset[int]) -> GrammarState | None:
-        """The state before the first token of texts that a request limits; None: it does not.
-        Raises ApiError."""
-        if limit is None:
-            return None
-        name, compile_grammar = limit
-        loop = asyncio.get_running_loop()
-        try:
-            return await loop.run_in_executor(self._grammar_thread, self._start_grammar, compile_grammar, end_ids)
-        except EngineError as error:
-            raise ApiError(400, str(error), param=name) from None
-
-    def _start_grammar(self, compile_grammar: Callable[[], Grammar], end_ids: frozenset[int]) -> GrammarState:
-        grammar = compile_grammar()
-        key = grammar.source, end_ids
-        state = self._grammars.get(key)
-        if state is None:
-            state = grammar.start(self.model, end_ids)
-            if len(self._grammars) >= MAX_GRAMMARS:
-                self._grammars.clear()
-            self._grammars[key] = state
-        return state
-
-    def submit(self, params: TextParams, prompts: Sequence[list[int]], grammar: GrammarState | None) -> Group:
-        """Start the texts of a request. Raises ApiError."""
-        self.worker.check_count(len(prompts) * params.num_choices)
-        return self.worker.submit(
-            [
-                params.request(ids, choice, self.worker.context_tokens, self.adapters, grammar)
-                for ids in prompts
-                for choice in range(params.num_choices)
-            ]
-        )
-
-    async def warm_up(self) -> None:
-        """Compute one token, so that the first client need not wait for memory and threads."""
-        group = self.worker.submit([EngineRequest([max(self.model.info.bos_id, 0)], 1)])
-        await group.ready.wait()
-        group.running[0].take()
-
-    async def drain(self) -> None:
-        """Wait for the last request that was given this model."""
-        while any(not task.done() for task in self.users):
-            await asyncio.sleep(0.05)
-
-    def close(self) -> None:
-        self.worker.close()
-        self.embedder.close()
-        self._grammar_thread.shutdown(cancel_futures=True)
-        if self._encoder is not None:
-            self._encoder.close()
-        if self.served.close is not None:
-            self.served.close()
 
 
 class Server:
@@ -201,7 +49,7 @@ class Server:
         self,
         models: Sequence[ServedModel],
         runtime: ComputeOptions = DEFAULT_COMPUTE,
-        limits: ServerLimits = ServerLimits(),
+        limits: ServerLimits = DEFAULT_LIMITS,
         *,
         api_keys: Sequence[str] = (),
         cors_origins: Sequence[str] = (),
@@ -215,15 +63,11 @@ class Server:
         post, get = ["POST"], ["GET"]
         routes = [
             Route("/", show_page, methods=get),
-            Route("/v1/chat/completions", self._chat, methods=post),
-            Route("/v1/completions", self._completions, methods=post),
-            Route("/v1/embeddings", self._embeddings, methods=post),
-            Route("/v1/models", self._models, methods=get),
-            Route("/v1/models/{name:path}", self._model, methods=get),
             Route("/tokenize", self._tokenize, methods=post),
             Route("/detokenize", self._detokenize, methods=post),
             Route("/health", self._health, methods=get),
             Route("/metrics", self._show_metrics, methods=get),
+            *OpenAiRoutes(self).routes,
             *ResponsesRoutes(self).routes,
             *MessagesRoutes(self).routes,
             *OllamaRoutes(self).routes,
@@ -301,56 +145,18 @@ class Server:
         """Count a request for /metrics."""
         self._metrics.count_request(route, status)
 
-    # ---- texts
-
-    async def _chat(self, request: Request) -> Response:
-        body = await self.read_body(request)
-        serving = self.find(body)
-        params = text_params(body, serving.sampling, serving.model.info.vocab_size, is_chat=True)
-        ids, end_ids = await serving.encode_chat(body)
-        grammar = await serving.start_grammar(grammar_of(body), end_ids)
-        group = serving.submit(params, [ids], grammar)
-        return self.respond(OpenAiAnswer(serving.name, serving.model, group, params, end_ids, is_chat=True))
-
-    async def _completions(self, request: Request) -> Response:
-        body = await self.read_body(request)
-        serving = self.find(body)
-        info = serving.model.info
-        params = text_params(body, serving.sampling, info.vocab_size, is_chat=False)
-        prompts = await serving.encode_prompts(prompts_of(body, info.vocab_size))
-        grammar = await serving.start_grammar(grammar_of(body), frozenset())
-        group = serving.submit(params, prompts, grammar)
-        return self.respond(OpenAiAnswer(serving.name, serving.model, group, params, frozenset(), is_chat=False))
-
-    async def _embeddings(self, request: Request) -> Response:
-        body = await self.read_body(request)
-        serving = self.find(body)
-        encode = encoding_of(body)
-        inputs = await asyncio.to_thread(embedding_inputs, body, serving.model, serving.worker.context_tokens)
-
-        num_tokens = sum(map(len, inputs))
-
-        async def work() -> bytes:
-            return embeddings_body(serving.name, await serving.embedder.embed(inputs, encode), num_tokens)
-
-        return self.compute(work, num_tokens)
+    # ---- answers
 
     def compute(self, work: Callable[[], Coroutine[Any, Any, bytes]], num_tokens: int) -> Response:
         """The response of a request that reads this many tokens. The work gives its JSON, and is
         cancelled when the client leaves."""
-        return _Computing(work, num_tokens, self._limits.answer_seconds, self._metrics)
+        return Computing(work, num_tokens, self._limits.answer_seconds, self._metrics)
 
     def respond(self, answer: Answer) -> Response:
         """The response of a request whose texts were submitted."""
-        return _Generating(answer, self._limits.answer_seconds, self._metrics)
+        return Generating(answer, self._limits.answer_seconds, self._metrics)
 
     # ---- the other routes
-
-    async def _models(self, request: Request) -> Response:
-        return _json({"object": "list", "data": [_model_object(each) for each in self._serving.values()]})
-
-    async def _model(self, request: Request) -> Response:
-        return _json(_model_object(self.find({"model": request.path_params["name"]})))
 
     async def _tokenize(self, request: Request) -> Response:
         body = await self.read_body(request)
@@ -362,7 +168,7 @@ class Server:
             ids = await asyncio.to_thread(encode) if len(text) > MAX_CHARS_AT_ONCE else encode()
         except EngineError as error:
             raise ApiError(400, str(error)) from None
-        return _json({"tokens": ids, "count": len(ids)})
+        return json_response({"tokens": ids, "count": len(ids)})
 
     async def _detokenize(self, request: Request) -> Response:
         body = await self.read_body(request)
@@ -374,10 +180,10 @@ class Server:
             text = model.decode(ids[0]).decode("utf-8", "replace")
         except EngineError as error:
             raise ApiError(400, str(error)) from None
-        return _json({"content": text, "prompt": text})
+        return json_response({"content": text, "prompt": text})
 
     async def _health(self, request: Request) -> Response:
-        return _json({"status": "ok"})
+        return json_response({"status": "ok"})
 
     async def _show_metrics(self, request: Request) -> Response:
         return Response(self._metrics.text(), media_type=CONTENT_TYPE)
@@ -428,81 +234,6 @@ class Server:
         return read_json(bytes(raw))
 
 
-class _Generating(Response):
-    """An answer while it is generated. Ends its requests when the client leaves."""
-
-    def __init__(self, answer: Answer, seconds: float, metrics: Metrics) -> None:
-        self._answer, self._seconds, self._metrics = answer, seconds, metrics
-        self._start = time.perf_counter()
-        self.background = None
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        answer = self._answer
-        sending = self._stream(send) if answer.params.stream else self._whole(scope, receive, send)
-        cancelled = True
-        try:
-            cancelled = not await _while_connected(sending, receive)
-        finally:
-            answer.group.cancel()
-            seconds = time.perf_counter() - self._start
-            numbers = answer.num_prompt_tokens, answer.num_new_tokens
-            self._metrics.count_text(*numbers, answer.first_token_seconds, seconds, cancelled=cancelled)
-            scope["llamita.note"] = f"{numbers[0]}+{numbers[1]} tokens" + (", client left" if cancelled else "")
-
-    async def _whole(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def work() -> bytes:
-            return json_bytes(await self._answer.whole())
-
-        response = await _body_within(self._seconds, work(), scope)
-        self._answer.group.cancel()  # sending may take as long as the client likes
-        await response(scope, receive, send)
-
-    async def _stream(self, send: Send) -> None:
-        answer = self._answer
-        headers = [(b"content-type", answer.media_type.encode()), (b"cache-control", b"no-cache"),
-                   (b"x-accel-buffering", b"no")]  # fmt: skip
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        first = answer.first_chunks()
-        try:
-            with anyio.fail_after(self._seconds):
-                if first:
-                    await send({"type": "http.response.body", "body": first, "more_body": True})
-                while not answer.is_done:
-                    chunks = b"".join(map(answer.chunk, await answer.pieces()))
-                    if chunks:
-                        await send({"type": "http.response.body", "body": chunks, "more_body": True})
-            last = answer.last_chunks()
-        except TimeoutError:
-            last = answer.error_chunks(_too_slow(self._seconds))
-        except ApiError as error:
-            last = answer.error_chunks(error)
-        answer.group.cancel()  # sending may take as long as the client likes
-        await send({"type": "http.response.body", "body": last, "more_body": False})
-
-
-class _Computing(Response):
-    """A body while it is computed, in one piece."""
-
-    def __init__(
-        self, work: Callable[[], Coroutine[Any, Any, bytes]], num_tokens: int, seconds: float, metrics: Metrics
-    ) -> None:
-        self._work, self._num_tokens, self._seconds, self._metrics = work, num_tokens, seconds, metrics
-        self._start = time.perf_counter()
-        self.background = None
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        cancelled = True
-        try:
-            cancelled = not await _while_connected(self._send(scope, receive, send), receive)
-        finally:
-            seconds = time.perf_counter() - self._start
-            self._metrics.count_text(self._num_tokens, 0, None, seconds, cancelled=cancelled)
-            scope["llamita.note"] = f"{self._num_tokens} tokens" + (", client left" if cancelled else "")
-
-    async def _send(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await (await _body_within(self._seconds, self._work(), scope))(scope, receive, send)
-
-
 class _Guard:
     """Checks the key, and writes a log line for each request: no texts."""
 
@@ -525,10 +256,10 @@ class _Guard:
             headers = dict(scope["headers"])
             given = headers.get(b"authorization", b""), b"Bearer " + headers.get(b"x-api-key", b"")  # some send both
             allowed = [self._server.is_allowed(each.decode("latin-1")) for each in given]
-            if _route_path(scope) not in OPEN_ROUTES and not any(allowed):
+            if route_path(scope) not in OPEN_ROUTES and not any(allowed):
                 wrong = ApiError(401, "the API key is missing or wrong: expected Authorization: Bearer KEY, or "
                                  "x-api-key: KEY", code="invalid_api_key")  # fmt: skip
-                await _error_response(wrong, _route_path(scope))(scope, receive, counted)
+                await error_response(wrong, route_path(scope))(scope, receive, counted)
             else:
                 await self._app(scope, receive, counted)
         except ClientDisconnect:  # while it sent its body
@@ -543,83 +274,17 @@ class _Guard:
             log.info("%s %s %d %.1f ms %s", scope["method"], path, status, milliseconds, note)
 
 
-async def _body_within(seconds: float, work: Coroutine[Any, Any, bytes], scope: Scope) -> Response:
-    """The response with the JSON that the work gives, or with an error."""
-    try:
-        with anyio.fail_after(seconds):
-            return Response(await work, media_type="application/json")
-    except TimeoutError:
-        return _error_response(_too_slow(seconds), _route_path(scope))
-    except ApiError as error:
-        return _error_response(error, _route_path(scope))
-
-
-def _too_slow(seconds: float) -> ApiError:
-    return ApiError(503, f"the answer took more than {seconds:g} s", code="timeout")
-
-
-def _route_path(scope: Scope) -> str:
-    """The path without the prefix of a proxy."""
-    return str(scope["path"]).removeprefix(scope.get("root_path", ""))
-
-
-async def _while_connected(sending: Coroutine[Any, Any, None], receive: Receive) -> bool:
-    """Send a response; stop when the client leaves. Returns whether it stayed."""
-    tasks = asyncio.ensure_future(sending), asyncio.ensure_future(_disconnected(receive))
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        if not tasks[0].done():
-            return False
-        await tasks[0]
-    except (OSError, ClientDisconnect):
-        return False
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-    return True
-
-
-async def _disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
-
-def _json(body: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    return Response(json_bytes(body), status, headers, "application/json")
-
-
-def _error_response(error: ApiError, path: str) -> Response:
-    return _json(error.body(path), error.status, error.headers)
-
-
 async def _api_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
-    return _error_response(error, _route_path(request.scope))
+    return error_response(error, route_path(request.scope))
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     what = f"{request.method} {request.url.path[:100]}: {error.detail}"
-    return _error_response(ApiError(error.status_code, what, headers=error.headers), _route_path(request.scope))
+    return error_response(ApiError(error.status_code, what, headers=error.headers), route_path(request.scope))
 
 
 async def _bug(request: Request, error: Exception) -> Response:
     """Starlette raises the exception again after this, so that the log has it."""
-    return _error_response(ApiError(500, "a bug of the server; its log has more"), _route_path(request.scope))
-
-
-def _model_object(serving: Serving) -> dict[str, Any]:
-    info = serving.model.info
-    defaults = dataclasses.asdict(API_SAMPLING)
-    sampling = {name: value for name, value in vars(serving.sampling).items() if value != defaults[name]}
-    return {
-        "id": serving.name,
-        "object": "model",
-        "created": serving.created,
-        "owned_by": "llamita",
-        "context_length": serving.worker.context_tokens,
-        "num_parameters": info.num_parameters,
-        "chat": serving.model.chat_template is not None,
-        "sampling": sampling,
-    }
+    return error_response(ApiError(500, "a bug of the server; its log has more"), route_path(request.scope))

@@ -12,9 +12,9 @@ from starlette.routing import Route
 
 from llamita.engine import Grammar, Message, Model
 from llamita.sampling import MAX_TOKENS, MAX_TOP_K, SamplingParams
-from llamita.server.answers import Answer, Choice, Piece, json_bytes, named_sse
+from llamita.server.answers import Answer, Choice, Piece, named_sse
 from llamita.server.errors import ApiError
-from llamita.server.host import Host, Serving
+from llamita.server.host import Host
 from llamita.server.parameters import (
     NamedGrammar,
     TextParams,
@@ -28,6 +28,8 @@ from llamita.server.parameters import (
     whole_field,
     with_system,
 )
+from llamita.server.sending import json_response
+from llamita.server.serving import Serving
 from llamita.server.worker import Group
 
 _PATH: Final = "/v1/messages"
@@ -58,7 +60,7 @@ class MessagesRoutes:
         serving = self._host.find(body)
         _refuse_unsupported(body)
         ids, _ = await serving.encode_messages(_conversation(body, serving))
-        return Response(json_bytes({"input_tokens": len(ids)}), media_type="application/json")
+        return json_response({"input_tokens": len(ids)})
 
 
 class MessagesAnswer(Answer):

@@ -20,7 +20,7 @@ from llamita.sampling import MAX_TOKENS, MAX_TOP_K, SamplingParams
 from llamita.server.answers import Answer, Piece, json_bytes
 from llamita.server.embeddings import embedding_inputs, numbers
 from llamita.server.errors import ApiError
-from llamita.server.host import Host, Serving
+from llamita.server.host import Host
 from llamita.server.parameters import (
     NamedGrammar,
     TextParams,
@@ -33,6 +33,8 @@ from llamita.server.parameters import (
     text_field,
     whole_field,
 )
+from llamita.server.sending import json_response
+from llamita.server.serving import Serving
 from llamita.server.worker import Group
 
 API_VERSION: Final = "0.12.11"  # of Ollama, whose API this is; clients refuse servers that are too old
@@ -123,7 +125,7 @@ class OllamaRoutes:
         truncate = flag_field(body, "truncate", True)
         head = {"model": _name(body, serving)}
         if body.get("input") in ("", []):
-            return _json({**head, "embeddings": []})
+            return json_response({**head, "embeddings": []})
         limits = serving.model, serving.worker.context_tokens
         inputs = await asyncio.to_thread(embedding_inputs, body, *limits, truncate=truncate)
         num_tokens, submitted = sum(map(len, inputs)), time.perf_counter()
@@ -145,7 +147,7 @@ class OllamaRoutes:
         body = await self._host.read_body(request)
         serving = self._host.find(body)
         if body.get("prompt") in (None, ""):
-            return _json({"embedding": []})
+            return json_response({"embedding": []})
         text_field(body, "prompt")
         limits = serving.model, serving.worker.context_tokens, "prompt"
         inputs = await asyncio.to_thread(embedding_inputs, body, *limits, truncate=True)
@@ -159,11 +161,11 @@ class OllamaRoutes:
     # ---- models
 
     async def _version(self, request: Request) -> Response:
-        return _json({"version": API_VERSION})
+        return json_response({"version": API_VERSION})
 
     async def _tags(self, request: Request) -> Response:
         listed = [{**_model_object(each), "modified_at": _time(each.created)} for each in self._host.models.values()]
-        return _json({"models": listed})
+        return json_response({"models": listed})
 
     async def _running(self, request: Request) -> Response:
         more = {"expires_at": _NEVER, "size_vram": 0}
@@ -171,14 +173,14 @@ class OllamaRoutes:
             {**_model_object(each), **more, "context_length": each.worker.context_tokens}
             for each in self._host.models.values()
         ]
-        return _json({"models": listed})
+        return json_response({"models": listed})
 
     async def _show(self, request: Request) -> Response:
         body = await self._host.read_body(request)
         serving = self._host.find({"model": body.get("model") or body.get("name")})
         model, sampling = serving.model, dataclasses.asdict(serving.sampling)
         settings = [f"{_OLLAMA_NAMES.get(name, name)} {value}" for name, value in sampling.items() if value is not None]
-        return _json({
+        return json_response({
             "parameters": "\n".join(settings),
             "template": model.chat_template or "",
             "system": model.system_prompt or "",
@@ -351,7 +353,7 @@ def _name(body: dict[str, Any], serving: Serving) -> str:
 def _loaded(body: dict[str, Any], serving: Serving, said: dict[str, Any]) -> Response:
     """The answer to a request without text, by which clients load a model."""
     head = {"model": _name(body, serving), "created_at": _time(time.time())}
-    return _json({**head, **said, "done": True, "done_reason": "load"})
+    return json_response({**head, **said, "done": True, "done_reason": "load"})
 
 
 def _model_object(serving: Serving) -> dict[str, Any]:
@@ -414,7 +416,3 @@ def _nanoseconds(seconds: float) -> int:
 
 def _line(body: dict[str, Any]) -> bytes:
     return json_bytes(body) + b"\n"
-
-
-def _json(body: Any) -> Response:
-    return Response(json_bytes(body), media_type="application/json")

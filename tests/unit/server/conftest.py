@@ -20,10 +20,9 @@ uvicorn = pytest.importorskip("uvicorn")
 
 from llamita.engine import Model  # noqa: E402
 from llamita.sampling import RuntimeOptions  # noqa: E402
-from llamita.server.app import ServedModel, Server, ServerLimits  # noqa: E402
+from llamita.server.app import Server  # noqa: E402
 from llamita.server.connection import TimedProtocol  # noqa: E402
-
-DEFAULT_LIMITS = ServerLimits()
+from llamita.server.serving import DEFAULT_LIMITS, ServedModel, ServerLimits  # noqa: E402
 
 
 class Client:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from llamita.engine import Model, encode_prompt
-from llamita.server.app import ServerLimits
+from llamita.server.serving import ServerLimits
 
 Client = Any  # conftest.Client: the tests are not a package
 ROUTE = "/v1/embeddings"

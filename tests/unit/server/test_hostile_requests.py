@@ -18,7 +18,8 @@ from starlette.routing import Route
 
 from llamita.engine import Model
 from llamita.sampling import RuntimeOptions
-from llamita.server.app import ServedModel, Server, ServerLimits
+from llamita.server.app import Server
+from llamita.server.serving import ServedModel, ServerLimits
 
 MAX_SECONDS = 60.0  # for one request, on a busy machine
 NUM_CLIENTS = 24

@@ -10,7 +10,7 @@ import pytest
 
 from llamita.chat import ChatEncoder
 from llamita.engine import Message, Model, encode_prompt
-from llamita.server.app import ServerLimits
+from llamita.server.serving import ServerLimits
 
 Client = Any  # conftest.Client: the tests are not a package
 CHAT, GENERATE = "/api/chat", "/api/generate"

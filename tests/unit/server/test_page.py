@@ -15,7 +15,8 @@ import pytest
 from llamita import web
 from llamita.engine import Model
 from llamita.sampling import SamplingParams
-from llamita.server.app import API_SAMPLING, ServedModel, Server
+from llamita.server.app import Server
+from llamita.server.serving import API_SAMPLING, ServedModel
 
 Client = Any  # conftest.Client: the tests are not a package
 

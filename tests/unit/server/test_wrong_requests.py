@@ -16,7 +16,7 @@ import pytest
 from llamita.cli.serve import named_models, read_keys
 from llamita.engine import Model
 from llamita.errors import ConfigError, SourceError
-from llamita.server.app import ServerLimits
+from llamita.server.serving import ServerLimits
 from llamita.server.token_text import TokenText
 
 Client = Any  # conftest.Client: the tests are not a package
