@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llamita.engine.adapter import Adapter, AdapterUses
+from llamita.engine.choices import check_choices, num_shared_tokens, probabilities
 from llamita.engine.embedding import EMBEDDING_SEQUENCES, embed_ids
 from llamita.engine.generation import Generation, encode_prompt
 from llamita.engine.grammar import Grammar
@@ -127,14 +128,9 @@ class Model(ModelFile):
         choices. A choice that begins with another one is less probable than that one.
         overrides: as in session(). Raises EngineError.
         """
-        if not choices or not all(choices) or len(set(choices)) != len(choices):
-            raise EngineError("choices: expected different texts that are not empty")
+        check_choices(choices)
         texts = [self.encode(prompt + choice, bos=self.info.bos_id >= 0) for choice in choices]
-        num_shared = next(
-            (i for i, ids in enumerate(zip(*texts, strict=False)) if len(set(ids)) > 1), min(map(len, texts))
-        )
-        if num_shared == 0:
-            raise EngineError("prompt: expected at least one token before the choices; this model has no BOS token")
+        num_shared = num_shared_tokens(texts)
         with self.session(adapters=adapters, **overrides) as session:
             if num_shared > 1:
                 session.feed(texts[0][: num_shared - 1])
@@ -142,8 +138,7 @@ class Model(ModelFile):
             for ids in texts:
                 session.rewind(num_shared - 1)
                 scores.append(-session.score(ids[num_shared - 1 :]).sum())
-        weights = np.exp(np.array(scores) - max(scores))
-        return dict(zip(choices, (weights / weights.sum()).tolist(), strict=True))
+        return dict(zip(choices, probabilities(scores), strict=True))
 
 
 def load(

@@ -25,6 +25,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from llamita.errors import EngineError
 from llamita.sampling import DEFAULT_COMPUTE, ComputeOptions
 from llamita.server.answers import Answer
+from llamita.server.choose import ChooseRoutes
 from llamita.server.errors import ApiError
 from llamita.server.messages import MessagesRoutes
 from llamita.server.metrics import CONTENT_TYPE, Metrics
@@ -71,6 +72,7 @@ class Server:
             *ResponsesRoutes(self).routes,
             *MessagesRoutes(self).routes,
             *OllamaRoutes(self).routes,
+            *ChooseRoutes(self).routes,
         ]
         middleware = [Middleware(_Guard, server=self)]
         if cors_origins:
