@@ -36,11 +36,17 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("demo", "Run the whole pipeline in a few minutes, on generated stories."),
 }
 
+# PyTorch's threads (GNU OpenMP's) wait for one another by spinning 300,000 times or more. Beside other
+# processes they spin while the one they wait for is off the processor: training on two busy cores
+# was 4 to 12 times slower (docs/experiments.md).
+SPIN_COUNT = "1000"
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0, 2 for a user's error (one line on stderr), 130 if
     interrupted, 141 if nobody reads stdout."""
     _open_standard_files()
+    _limit_spinning()
     if isinstance(sys.stdout, io.TextIOWrapper):  # UTF-8 in any locale, like the engine's program
         sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
     notes = _Notes()
@@ -100,6 +106,13 @@ def _open_standard_files() -> None:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
         if getattr(sys, name) is None:
             setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115
+
+
+def _limit_spinning() -> None:
+    """Set how long PyTorch's threads spin, which they read when it is imported, unless the user
+    did."""
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
 
 
 def _discard(number: int) -> None:
