@@ -89,14 +89,14 @@ def _tokenizer(vocabulary: BpeVocabulary, share: float, train_bytes: int, vocab_
 
 
 def default_vocab_size(train_bytes: int) -> int:
-    """1,024 tokens for a megabyte of text, growing with its square root: 512 to 8,192, a multiple
-    of 64.
+    """2,048 tokens for a megabyte of text, growing with its square root, but at most one for each
+    300 bytes, so that a token occurs a hundred times on average: 512 to 8,192, a multiple of 64.
 
-    16 MB get 4,096: trained on the domain itself, 4,096 tokens split its text about as finely as
-    Llama 2's 32,000, at a third of a small model's arithmetic, and each still occurs hundreds of
-    times.
+    Of the sizes around it, models of a million weights learn English best with it, in equal
+    arithmetic (docs/experiments.md).
     """
-    return min(MAX_DEFAULT_SIZE, max(512, 64 * round(16 * math.sqrt(train_bytes / 1e6))))
+    tokens = min(2048 * math.sqrt(train_bytes / 1e6), train_bytes / 300)
+    return min(MAX_DEFAULT_SIZE, max(512, 64 * round(tokens / 64)))
 
 
 def han_share(text: str) -> float:

@@ -60,5 +60,5 @@ def test_english_is_not_asked() -> None:
 
 def test_sizes() -> None:
     sizes = [default_vocab_size(n) for n in (0, 10_000, 1_000_000, 13_500_000, 16_000_000, 10**9)]
-    assert sizes == [512, 512, 1024, 3776, 4096, 8192]
+    assert sizes == [512, 512, 2048, 7552, 8192, 8192]
     assert all(default_vocab_size(n) % 64 == 0 for n in range(0, 10**8, 999_983))
