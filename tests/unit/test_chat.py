@@ -3,6 +3,7 @@ chat` alike."""
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pty
@@ -12,8 +13,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,6 +24,7 @@ pytest.importorskip("torch")  # the models are made with it
 pytest.importorskip("jinja2")
 
 from llamita.chat import Chat
+from llamita.cli import chat as chat_command
 from llamita.engine import Message, Model, TextSegment
 from llamita.errors import ChatError, EngineError
 from tests.thinking_templates import STRIPS_THOUGHTS
@@ -428,6 +431,30 @@ def test_interrupted_without_a_terminal(make_chat_model: Callable[..., Any], eng
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=30)
         assert process.returncode == 130
+
+
+def test_an_interrupt_at_the_end_of_an_answer_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Ended:
+        """An answer that ends before the interrupt reaches it."""
+
+        stop, ids, num_forgotten_turns = "end token", (1,), 0
+
+        def __iter__(self) -> Iterator[str]:
+            yield "Yes."
+            os.kill(os.getpid(), signal.SIGINT)
+
+        def interrupt(self) -> None:
+            pass
+
+    asked = []
+    chat = SimpleNamespace(ask=lambda question: asked.append(question) or Ended())
+    monkeypatch.setattr(sys, "stdin", io.StringIO("One?\nTwo?\n"))
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        assert chat_command._Conversation(chat, SimpleNamespace(verbose=False)).run() == 130  # type: ignore[arg-type]
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert asked == ["One?"]
 
 
 def test_thinking_off_begins_answers_with_an_empty_thought(

@@ -36,9 +36,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("demo", "Run the whole pipeline in a few minutes, on generated stories."),
 }
 
-# PyTorch's threads (GNU OpenMP's) wait for one another by spinning 300,000 times or more. Beside other
-# processes they spin while the one they wait for is off the processor: training on two busy cores
-# was 4 to 12 times slower (docs/experiments.md).
+# PyTorch's threads (GNU OpenMP's) spin 300,000 times before they sleep, also while the one they wait
+# for is off the processor. Beside two other processes training was 17 times slower for it
+# (docs/experiments.md).
 SPIN_COUNT = "1000"
 
 

@@ -94,26 +94,27 @@ def main(argv: list[str]) -> int | None:
 
 class _Interrupts:
     """Handles Ctrl-C: during an answer, the first ends the answer and the second the program. At
-    the prompt it raises KeyboardInterrupt. Between the two, on a terminal, it is ignored."""
+    the prompt it raises KeyboardInterrupt. Between the two, on a terminal, it is ignored.
+    is_pressed: during the last answer."""
 
     def __init__(self, terminal: bool) -> None:
         self.reading = not terminal
         self._answer: Answer | None = None
-        self._pressed = False
+        self.is_pressed = False
         signal.signal(signal.SIGINT, self._on_interrupt)
 
     @contextlib.contextmanager
     def during(self, answer: Answer) -> Iterator[None]:
         """In this block an answer is printed."""
-        self._answer, self._pressed = answer, False
+        self._answer, self.is_pressed = answer, False
         try:
             yield
         finally:
             self._answer = None
 
     def _on_interrupt(self, number: int, frame: FrameType | None) -> None:
-        if self._answer is not None and not self._pressed:
-            self._pressed = True
+        if self._answer is not None and not self.is_pressed:
+            self.is_pressed = True
             self._answer.interrupt()
         elif self._answer is not None or self.reading:
             raise KeyboardInterrupt
@@ -153,7 +154,7 @@ class _Conversation:
                 fail(str(error))  # the next question may be shorter
                 continue
             self._print(answer)
-            if answer.stop == "interrupted" and not self._terminal:
+            if self._interrupts.is_pressed and not self._terminal:  # even if the answer was at its end
                 return 130
         return 0
 
