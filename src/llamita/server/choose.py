@@ -20,10 +20,7 @@ from llamita.server.serving import Serving
 from llamita.server.worker import Group
 
 # Scores the prompt, and generates nothing.
-_SCORED = TextParams(
-    SamplingParams(), seed=0, max_new_tokens=0, num_choices=1, stops=(), presence_penalty=0.0, frequency_penalty=0.0,
-    logit_bias={}, top_logprobs=0, stream=False, include_usage=False, echo=True,
-)  # fmt: skip
+_SCORED = TextParams(SamplingParams(), seed=0, max_new_tokens=0, top_logprobs=0, echo=True)
 
 
 class ChooseRoutes:

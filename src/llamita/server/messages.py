@@ -21,9 +21,9 @@ from llamita.server.parameters import (
     content_text,
     flag_field,
     message_list,
-    number_field,
     object_field,
     refuse_other_grammars,
+    sampling_fields,
     stop_strings,
     whole_field,
     with_system,
@@ -133,24 +133,13 @@ def messages_params(body: dict[str, Any], defaults: SamplingParams) -> TextParam
     _refuse_unsupported(body)
     if body.get("max_tokens") is None:
         raise ApiError(400, "max_tokens: expected a whole number, found nothing", param="max_tokens")
-    sampling = dataclasses.replace(
-        defaults,
-        temperature=number_field(body, "temperature", 0, 100, defaults.temperature),
-        top_p=max(number_field(body, "top_p", 0, 1, defaults.top_p), 1e-9),  # 0 keeps the first token
-        top_k=whole_field(body, "top_k", 0, MAX_TOP_K, defaults.top_k),
-    )
+    top_k = whole_field(body, "top_k", 0, MAX_TOP_K, defaults.top_k)
     return TextParams(
-        sampling,
+        dataclasses.replace(sampling_fields(body, defaults), top_k=top_k),
         seed=secrets.randbits(62),
         max_new_tokens=whole_field(body, "max_tokens", 1, MAX_TOKENS, None),
-        num_choices=1,
         stops=stop_strings(body.get("stop_sequences"), "stop_sequences"),
-        presence_penalty=0.0,
-        frequency_penalty=0.0,
-        logit_bias={},
-        top_logprobs=None,
         stream=flag_field(body, "stream"),
-        include_usage=False,
     )
 
 

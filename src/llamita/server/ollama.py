@@ -26,9 +26,10 @@ from llamita.server.parameters import (
     TextParams,
     chat_logprobs,
     flag_field,
-    kind_of,
     number_field,
+    object_field,
     prompts_of,
+    sampling_fields,
     stop_strings,
     text_field,
     whole_field,
@@ -285,19 +286,13 @@ def ollama_params(body: dict[str, Any], defaults: SamplingParams, context_tokens
     messages = body.get("messages")
     if isinstance(messages, list) and any(isinstance(each, dict) and each.get("images") for each in messages):
         raise ApiError(400, "messages: expected no images: this server reads text only", param="messages")
-    options = body.get("options")
-    if options is None:
-        options = {}
-    if not isinstance(options, dict):
-        raise ApiError(400, f"options: expected an object, found {kind_of(options)}", param="options")
+    options = object_field(body, "options")
     for name, off in _OTHER_SAMPLERS.items():
         if options.get(name) not in (None, off):
             raise ApiError(400, f"{name}: not supported by this server: expected {off} (off)", param=name)
     window = whole_field(options, "repeat_last_n", -1, MAX_TOKENS, defaults.repetition_window)
     sampling = dataclasses.replace(
-        defaults,
-        temperature=number_field(options, "temperature", 0, 100, defaults.temperature),
-        top_p=max(number_field(options, "top_p", 0, 1, defaults.top_p), 1e-9),  # 0 keeps the first token
+        sampling_fields(options, defaults),
         top_k=max(whole_field(options, "top_k", -1, MAX_TOP_K, defaults.top_k), 0),
         min_p=number_field(options, "min_p", 0, 1, defaults.min_p),
         repetition_penalty=number_field(options, "repeat_penalty", 0.01, 100, defaults.repetition_penalty),
@@ -309,14 +304,11 @@ def ollama_params(body: dict[str, Any], defaults: SamplingParams, context_tokens
         sampling,
         seed=secrets.randbits(62) if seed == -1 else seed % 2**63,
         max_new_tokens=most if most > 0 else None,
-        num_choices=1,
         stops=stop_strings(options.get("stop")),
         presence_penalty=number_field(options, "presence_penalty", -2, 2, 0.0),
         frequency_penalty=number_field(options, "frequency_penalty", -2, 2, 0.0),
-        logit_bias={},
         top_logprobs=chat_logprobs(body),
         stream=flag_field(body, "stream", True),
-        include_usage=False,
     )
 
 

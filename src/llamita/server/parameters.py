@@ -51,14 +51,14 @@ class TextParams:
     sampling: SamplingParams
     seed: int
     max_new_tokens: int | None
-    num_choices: int
-    stops: tuple[str, ...]
-    presence_penalty: float
-    frequency_penalty: float
-    logit_bias: dict[int, float]
-    top_logprobs: int | None
-    stream: bool
-    include_usage: bool
+    num_choices: int = 1
+    stops: tuple[str, ...] = ()
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: dict[int, float] = dataclasses.field(default_factory=dict)
+    top_logprobs: int | None = None
+    stream: bool = False
+    include_usage: bool = False
     echo: bool = False
 
     def request(
@@ -114,14 +114,12 @@ def text_params(body: dict[str, Any], defaults: SamplingParams, vocab_size: int,
     """The parameters that chats and completions share. Raises ApiError."""
     _refuse_unsupported(body, is_chat)
     sampling = dataclasses.replace(
-        defaults,
-        temperature=number_field(body, "temperature", 0, 100, defaults.temperature),
-        top_p=max(number_field(body, "top_p", 0, 1, defaults.top_p), 1e-9),  # 0 keeps the first token
+        sampling_fields(body, defaults),
         top_k=whole_field(body, "top_k", 0, MAX_TOP_K, defaults.top_k),
         min_p=number_field(body, "min_p", 0, 1, defaults.min_p),
         repetition_penalty=number_field(body, "repetition_penalty", 0.01, 100, defaults.repetition_penalty),
     )
-    seed = whole_field(body, "seed", -(2**63), 2**63 - 1, None)
+    seed = seed_field(body)
     num_choices = whole_field(body, "n", 1, MAX_CHOICES, 1)
     if body.get("best_of") not in (None, num_choices):
         raise ApiError(400, "best_of: expected the value of n: other texts are not ranked", param="best_of")
@@ -132,7 +130,7 @@ def text_params(body: dict[str, Any], defaults: SamplingParams, vocab_size: int,
     )
     params = TextParams(
         sampling,
-        secrets.randbits(62) if seed is None else seed % 2**63,
+        seed,
         most,
         num_choices,
         stop_strings(body.get("stop")),
@@ -275,6 +273,21 @@ def flag_field(body: dict[str, Any], name: str, default: bool = False) -> bool:
     if value is not None and not isinstance(value, bool):
         raise ApiError(400, f"{name}: expected a boolean, found {kind_of(value)}", param=name)
     return default if value is None else value
+
+
+def sampling_fields(body: dict[str, Any], defaults: SamplingParams) -> SamplingParams:
+    """The defaults with the temperature and top_p that every API has. Raises ApiError."""
+    return dataclasses.replace(
+        defaults,
+        temperature=number_field(body, "temperature", 0, 100, defaults.temperature),
+        top_p=max(number_field(body, "top_p", 0, 1, defaults.top_p), 1e-9),  # 0 keeps the first token
+    )
+
+
+def seed_field(body: dict[str, Any]) -> int:
+    """The seed, or else a random one. Raises ApiError."""
+    seed: int | None = whole_field(body, "seed", -(2**63), 2**63 - 1, None)
+    return secrets.randbits(62) if seed is None else seed % 2**63
 
 
 # ---- single fields

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import secrets
 import time
 from typing import Any, Final
@@ -22,9 +21,10 @@ from llamita.server.parameters import (
     flag_field,
     kind_of,
     message_list,
-    number_field,
     object_field,
     refuse_other_grammars,
+    sampling_fields,
+    seed_field,
     text_field,
     whole_field,
     with_system,
@@ -185,24 +185,12 @@ def responses_params(body: dict[str, Any], defaults: SamplingParams) -> TextPara
     if not isinstance(included, list):
         raise ApiError(400, f"include: expected a list, found {kind_of(included)}", param="include")
     num_top = whole_field(body, "top_logprobs", 0, 20, 0)
-    seed = whole_field(body, "seed", -(2**63), 2**63 - 1, None)
-    sampling = dataclasses.replace(
-        defaults,
-        temperature=number_field(body, "temperature", 0, 100, defaults.temperature),
-        top_p=max(number_field(body, "top_p", 0, 1, defaults.top_p), 1e-9),  # 0 keeps the first token
-    )
     return TextParams(
-        sampling,
-        seed=secrets.randbits(62) if seed is None else seed % 2**63,
+        sampling_fields(body, defaults),
+        seed=seed_field(body),
         max_new_tokens=whole_field(body, "max_output_tokens", 1, MAX_TOKENS, None),
-        num_choices=1,
-        stops=(),
-        presence_penalty=0.0,
-        frequency_penalty=0.0,
-        logit_bias={},
         top_logprobs=num_top if num_top or _WITH_LOGPROBS in included else None,
         stream=flag_field(body, "stream"),
-        include_usage=False,
     )
 
 
