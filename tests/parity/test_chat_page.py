@@ -38,8 +38,8 @@ class Between:
         self.app, self.prefix = app, prefix
         self.bodies: list[dict[str, Any]] = []  # of the requests for texts
         self.answer: tuple[int, dict[str, str], bytes] | None = None  # of the next one, instead of the server's
-        self.pause_seconds = 0.0  # before each piece
-        self.cut_after: int | None = None  # pieces of the next one
+        self.hold = False  # streams stop after their first event, until this is False
+        self.cut = False  # the next stream breaks after its first event
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
@@ -51,8 +51,7 @@ class Between:
             await self.app(scope, receive, send)
             return
         answer, self.answer = self.answer, None
-        cut_after, self.cut_after = self.cut_after, None
-        num_pieces = 0
+        cut, self.cut = self.cut, False
 
         async def read() -> Any:
             message = await receive()
@@ -60,17 +59,20 @@ class Between:
                 self.bodies.append(json.loads(message["body"]))
             return message
 
-        async def slow(message: Any) -> None:
-            nonlocal num_pieces
-            if message["type"] == "http.response.body":
-                num_pieces += 1
-                await asyncio.sleep(self.pause_seconds)
-                if num_pieces == cut_after:
+        async def write(message: Any) -> None:
+            body = message.get("body", b"")
+            if body.startswith(b"data: ") and (cut or self.hold):
+                end = body.index(b"\n\n") + 2  # a piece can hold the whole answer
+                await send({"type": "http.response.body", "body": body[:end], "more_body": True})
+                if cut:
                     raise RuntimeError("cut by the test")
+                while self.hold:
+                    await asyncio.sleep(0.02)
+                message = {**message, "body": body[end:]}
             await send(message)
 
         if answer is None:
-            await self.app(scope, read, slow)
+            await self.app(scope, read, write)
             return
         while (await read()).get("more_body"):
             pass
@@ -358,7 +360,7 @@ def test_a_base_model_continues_texts(page: Callable[..., Page]) -> None:
 def test_stopping_and_losing_the_connection(page: Callable[..., Page]) -> None:
     it = page(("base",))
     it.set(seed=3, length=200)
-    it.between.pause_seconds = 0.4
+    it.between.hold = True
     for stop in ("button", "key"):
         it.element("input").send_keys("Once upon a time" + ENTER)
         it.wait("document.querySelector('.turn:last-child .answer')?.textContent.length > 0")
@@ -380,8 +382,8 @@ def test_stopping_and_losing_the_connection(page: Callable[..., Page]) -> None:
     written = it.run("return document.querySelector('.turn:last-child .answer').textContent")
     assert answer_of(it, it.between.bodies[0], "v1/completions").startswith(written) and len(written) > 0
     assert it.run("return document.querySelector('.turn:last-child .acts').textContent").endswith("seed 3 · stopped")
-    it.between.cut_after = 3
-    it.between.pause_seconds = 0.1
+    it.between.hold = False
+    it.between.cut = True
     it.ask("One day")
     assert it.problem == "The connection was lost; the answer is not complete."
     whole = answer_of(it, it.between.bodies[-1], "v1/completions")
@@ -389,7 +391,6 @@ def test_stopping_and_losing_the_connection(page: Callable[..., Page]) -> None:
     assert written and whole.startswith(written)
     it.reload()
     assert it.run("return document.querySelector('.turn:last-child .answer').textContent") == written
-    it.between.pause_seconds = 0
     it.act("Another one")
     it.finished()
     assert it.run("return document.querySelector('.turn:last-child .answer').textContent") == whole and it.problem == ""
@@ -398,13 +399,13 @@ def test_stopping_and_losing_the_connection(page: Callable[..., Page]) -> None:
 def test_an_answer_goes_on_while_another_conversation_is_shown(page: Callable[..., Page]) -> None:
     it = page(("base",))
     it.set(seed=3, length=200)
-    it.between.pause_seconds = 0.3
+    it.between.hold = True
     it.element("input").send_keys("Once upon a time" + ENTER)
     it.wait("document.querySelector('.answer')?.textContent.length > 0")
     it.element("new").click()
     it.wait("document.querySelector('.answer') === null")
     assert it.element("go").is_displayed()
-    it.between.pause_seconds = 0
+    it.between.hold = False
     it.ask("One day")
     assert it.run("return document.querySelector('.text').textContent").startswith("One day")
     it.browser.find_element("link text", "Once upon a time").click()
