@@ -23,7 +23,7 @@ from llamita.formats.gguf_card import card_of_gguf
 
 # Browsers hold the model twice while it is unpacked, and phones have little memory.
 MAX_MODEL_BYTES: Final = 256 << 20
-PART_BYTES: Final = 6 << 20  # of the model in one element; a multiple of 3, so that base64 has no padding within
+PART_BYTES: Final = 192 << 10  # of a file in one element: the page unpacks it while the browser reads the next
 MAX_STARTS, MAX_START_CHARS = 12, 200
 # llamita.js's names of sampling defaults.
 _OPTIONS: Final = {"temperature": "temperature", "top_p": "topP", "top_k": "topK", "min_p": "minP",
@@ -133,9 +133,8 @@ def _page(data: dict[str, Any], files: dict[str, bytes]) -> Iterator[bytes]:
     for name, packed in files.items():
         for start in range(0, len(packed), PART_BYTES):
             yield _element(name, packed[start : start + PART_BYTES])
-    yield _element("end", b"")
     yield web.fill(after, values)
 
 
 def _element(name: str, part: bytes) -> bytes:
-    return b'<script type="text/plain" data-part="%s">%s</script>\n' % (name.encode(), base64.b64encode(part))
+    return b'<data hidden data-part="%s" value="%s"></data>\n' % (name.encode(), base64.b64encode(part))

@@ -122,24 +122,52 @@ function decode(base64) {
   return bytes;
 }
 
-/** The bytes of a file in the page: compressed, then in base64, in elements with its name. */
-async function unpack(name, onProgress) {
-  const numBytes = page.sizes[name];
-  const elements = [...document.querySelectorAll(`script[data-part="${name}"]`)];
+/** The bytes of the model, from its compressed stream. */
+async function unpack(stream) {
+  const reader = stream.pipeThrough(new DecompressionStream("gzip")).getReader(); // checks a checksum
+  const bytes = new Uint8Array(page.numBytes);
   let end = 0;
-  const parts = new ReadableStream({
-    pull(controller) {
-      const element = elements.shift();
-      if (!element) return end === numBytes ? controller.close() : controller.error(new Error("incomplete"));
-      const bytes = decode(element.textContent);
+  for (let next = await reader.read(); !next.done; next = await reader.read()) {
+    bytes.set(next.value, end);
+    end += next.value.length;
+  }
+  return bytes.buffer;
+}
+
+/** Reads the files in the page while the browser still reads the page. They are compressed, and in base64 in attributes:
+ * the engines go to the worker, part by part; the model is unpacked here while the worker starts. */
+function readFiles() {
+  const left = { ...page.sizes };
+  let compressed; // the controller of the model's stream
+  const stream = new ReadableStream({ start: (controller) => (compressed = controller) });
+  unpack(stream).then(
+    (model) => worker.postMessage({ do: "load", model, name: page.name }, [model]),
+    () => fail("broken"),
+  );
+  const readAll = () => {
+    for (const element of document.querySelectorAll("data[data-part]")) {
+      const name = element.dataset.part;
       element.remove(); // frees its memory
-      end += bytes.length;
-      onProgress?.(end / numBytes);
-      controller.enqueue(bytes);
-    },
-  });
-  const stream = parts.pipeThrough(new DecompressionStream("gzip")); // checks a checksum
-  return new Uint8Array(await new Response(stream).arrayBuffer());
+      const bytes = decode(element.value);
+      left[name] -= bytes.length;
+      const isLast = left[name] === 0;
+      if (name === "model") {
+        $("progress").value = 1 - left.model / page.sizes.model;
+        compressed.enqueue(bytes);
+        if (isLast) compressed.close();
+      } else worker.postMessage({ do: "compile", name, bytes, isLast }, [bytes.buffer]);
+    }
+    if (document.readyState !== "loading" && Object.values(left).some(Boolean)) throw new Error("a file that was cut");
+  };
+  const read = () => {
+    try {
+      readAll();
+    } catch {
+      fail("broken");
+    }
+  };
+  new MutationObserver(read).observe(document.body, { childList: true });
+  document.addEventListener("DOMContentLoaded", read);
 }
 
 function fail(key) {
@@ -150,29 +178,15 @@ function fail(key) {
   show();
 }
 
-/** Starts the worker before the browser has read the model, which comes after this script. */
 function start() {
   if (typeof WebAssembly !== "object" || typeof DecompressionStream !== "function" || typeof Worker !== "function")
     return fail("old");
-  const parsed = new Promise((resolve) => document.addEventListener("DOMContentLoaded", resolve));
   const source = new Blob([$("worker").textContent], { type: "text/javascript" });
   worker = new Worker(URL.createObjectURL(source));
   worker.onerror = () => fail("old");
-  const model = parsed.then(() => unpack("model", (share) => ($("progress").value = share)));
-  model.catch(() => {}); // told when the worker has started
-  worker.onmessage = async ({ data }) => {
-    if (data.did === "start") {
-      try {
-        await parsed;
-        if (!document.querySelector('script[data-part="end"]')) throw new Error("incomplete"); // a file that was cut
-        const engine = await unpack(data.engine);
-        worker.postMessage({ do: "compile", engine }, [engine.buffer]);
-        const bytes = await model;
-        worker.postMessage({ do: "load", model: bytes, name: page.name }, [bytes.buffer]);
-      } catch {
-        fail("broken");
-      }
-    } else if (data.did === "load") {
+  readFiles();
+  worker.onmessage = ({ data }) => {
+    if (data.did === "load") {
       info = data.info;
       $("progress").hidden = true;
       $("length").max = Math.min(2048, data.contextTokens);
@@ -300,6 +314,6 @@ $("about-button").onclick = () => {
 $("temperature").oninput = $("length").oninput = show;
 $("temperature").value = page.sampling.temperature ?? (page.isChat ? 0.6 : 0.8);
 $("length").value = 256;
+start(); // first: what takes longest
 show();
-start();
 $("input").focus({ preventScroll: true });

@@ -1,6 +1,7 @@
 // worker.js: computes for a page, in its worker. llamita.js stands before it in the same script.
 
-let engine; // promise of the compiled module
+let engine; // the compressed parts of the engine that this browser takes
+let wasm; // promise of its module
 let model;
 let running; // the AbortController of the text that is generated
 
@@ -10,14 +11,13 @@ self.onmessage = async ({ data }) => {
   if (data.do === "stop") return running?.abort();
   try {
     if (data.do === "compile") {
-      engine = WebAssembly.compile(data.engine);
-      return await engine;
-    }
-    if (data.do === "load") {
-      model = await load(data.model, { wasm: await engine, name: data.name });
-      return post({ did: "load", info: model.info, contextTokens: model.contextTokens });
-    }
-    await write(data);
+      if (engine?.file !== data.name) return;
+      engine.parts.enqueue(data.bytes);
+      if (data.isLast) engine.parts.close();
+    } else if (data.do === "load") {
+      model = await load(data.model, { wasm: await wasm, name: data.name });
+      post({ did: "load", info: model.info, contextTokens: model.contextTokens });
+    } else await write(data);
   } catch (error) {
     post({ did: "fail", message: error.message, isLost: model === undefined });
   }
@@ -55,7 +55,10 @@ async function write({ prompt, messages, options }) {
 }
 
 try {
-  post({ did: "start", engine: engineFile() });
+  engine = { file: engineFile() };
+  const stream = new ReadableStream({ start: (controller) => (engine.parts = controller) });
+  wasm = new Response(stream.pipeThrough(new DecompressionStream("gzip"))).arrayBuffer().then(WebAssembly.compile);
+  wasm.catch(() => {}); // loading the model reports it
 } catch (error) {
   post({ did: "fail", message: error.message, isLost: true });
 }
