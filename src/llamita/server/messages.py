@@ -112,8 +112,11 @@ class MessagesAnswer(Answer):
                 **reason, "usage": self._usage()}  # fmt: skip
 
     def _usage(self) -> dict[str, int]:
-        cached = {"cache_creation_input_tokens": 0, "cache_read_input_tokens": 0}
-        return {"input_tokens": self.num_prompt_tokens, **cached, "output_tokens": self.num_new_tokens}
+        """As in Anthropic's API, input_tokens are those that were computed. At a stream's start
+        nothing is known of the cache; its end corrects that."""
+        cached = self.num_shared_tokens
+        return {"input_tokens": self.num_prompt_tokens - cached, "cache_creation_input_tokens": 0,
+                "cache_read_input_tokens": cached, "output_tokens": self.num_new_tokens}  # fmt: skip
 
 
 _NO_REASON: Final[dict[str, str | None]] = {"stop_reason": None, "stop_sequence": None}

@@ -98,10 +98,12 @@ class OpenAiAnswer(Answer):
         self._fingerprint = f"llamita-{version()}"
         self._name, self._is_chat = model_name, is_chat
 
-    def usage(self) -> dict[str, int]:
+    def usage(self) -> dict[str, Any]:
         """The numbers of tokens."""
         prompt, new = self.num_prompt_tokens, self.num_new_tokens
-        return {"prompt_tokens": prompt, "completion_tokens": new, "total_tokens": prompt + new}
+        details = {"cached_tokens": self.num_shared_tokens}
+        return {"prompt_tokens": prompt, "completion_tokens": new, "total_tokens": prompt + new,
+                "prompt_tokens_details": details}  # fmt: skip
 
     async def whole(self) -> dict[str, Any]:
         """The answer as one object. Raises ApiError."""

@@ -144,7 +144,7 @@ class ResponsesAnswer(Answer):
             **self._response(status, [self._item(status, [self._part()])]),
             "incomplete_details": None if is_whole else {"reason": "max_output_tokens"},
             "usage": {
-                "input_tokens": prompt, "input_tokens_details": {"cached_tokens": 0},
+                "input_tokens": prompt, "input_tokens_details": {"cached_tokens": self.num_shared_tokens},
                 "output_tokens": new, "output_tokens_details": {"reasoning_tokens": 0},
                 "total_tokens": prompt + new,
             },
