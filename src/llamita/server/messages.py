@@ -51,7 +51,7 @@ class MessagesRoutes:
         serving = self._host.find(body)
         params = messages_params(body, serving.sampling)
         ids, end_ids = await serving.encode_messages(_conversation(body, serving))
-        grammar = await serving.start_grammar(_format_of(body), end_ids)
+        grammar = await serving.start_grammar(request, _format_of(body), end_ids)
         group = serving.submit(params, [ids], grammar)
         return self._host.respond(MessagesAnswer(serving.name, serving.model, group, params, end_ids))
 
