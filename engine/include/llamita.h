@@ -506,9 +506,10 @@ typedef enum {
 typedef struct {
     uint64_t request;
     llamita_event_kind kind;
-    llamita_finish finish; /* of LLAMITA_EVENT_END */
-    llamita_status status; /* of LLAMITA_FINISH_ERROR */
-    int32_t id;            /* -1: of LLAMITA_EVENT_END */
+    llamita_finish finish;     /* of LLAMITA_EVENT_END */
+    llamita_status status;     /* of LLAMITA_FINISH_ERROR */
+    int32_t id;                /* -1: of LLAMITA_EVENT_END */
+    int32_t num_shared_tokens; /* of the prompt: they were in the cache and were not computed again */
     int32_t num_top;
     int32_t top_ids[LLAMITA_MAX_TOP_LOGPROBS];
     /* ln p by the logits alone, before temperature, biases and penalties */
