@@ -26,6 +26,7 @@ from llamita.engine import Model, Sampler
 from llamita.engine import library as engine_library
 from llamita.engine import model as engine_model
 from llamita.engine.library import library_path
+from llamita.engine.sampler import sampler_struct
 from llamita.errors import EngineError
 from llamita.sampling import RuntimeOptions, SamplingParams
 
@@ -342,6 +343,33 @@ assert list(model.generate("a", max_new_tokens=20, seed=1)) == before
 """
     done = subprocess.run([sys.executable, "-c", code, path, tiny.tokenizer], capture_output=True, text=True)
     assert done.returncode == 0, (done.returncode, done.stderr)
+
+
+def test_one_call_of_c_generates_the_same_text(tiny_models) -> None:
+    """Python's own loop can be left and continued; that of C calls back."""
+    tiny = tiny_models.random()
+    with Model(tiny.path, tokenizer=tiny.tokenizer) as model, model.session() as session:
+        ids: list[int] = []
+        text = b""
+
+        @engine_library.PieceCallback
+        def receive(_: int, piece: Any) -> bool:
+            nonlocal text
+            if piece[0].id >= 0 and piece[0].finish != 1:
+                ids.append(piece[0].id)
+                text += ctypes.string_at(piece[0].text, piece[0].num_bytes)
+            return True
+
+        for seed in range(5):
+            params = SamplingParams(temperature=1.0, seed=seed)
+            generation = model.generate("ab", sampling=params, max_new_tokens=12)
+            expected = "".join(generation)
+            ids, text = [], b""
+            raw, _ = sampler_struct(params)
+            engine_library.call("generate_text", session._handle, b"ab", 2, ctypes.byref(raw), 12, receive, None)
+            assert ids == generation.ids and text.decode("utf-8", "replace") == expected
+        with pytest.raises(EngineError, match="max_new_tokens: expected -1"):
+            engine_library.call("generate_text", session._handle, b"ab", 2, ctypes.byref(raw), -2, receive, None)
 
 
 def test_the_binding_is_the_header() -> None:

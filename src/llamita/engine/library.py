@@ -112,6 +112,22 @@ class LogitBiasStruct(ctypes.Structure):
 
 
 # llamita_constraint, and the results that it gives
+
+
+class PieceStruct(ctypes.Structure):
+    """llamita_piece"""
+
+    _fields_ = (
+        ("id", ctypes.c_int32),
+        ("finish", ctypes.c_int),
+        ("text", ctypes.POINTER(ctypes.c_char)),
+        ("num_bytes", ctypes.c_size_t),
+        ("num_held_bytes", ctypes.c_size_t),
+    )
+
+
+PieceCallback = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p, ctypes.POINTER(PieceStruct))
+
 Constraint = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_int32, ctypes.POINTER(ctypes.c_uint32))
 CONSTRAINT_FAILED, CONSTRAINT_ALLOWS, CONSTRAINT_COMPLETE = 0, 1, 2
 
@@ -334,6 +350,32 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "sampler_close": (None, [_pointer]),
     "sampler_accept": (None, [_pointer, ctypes.c_int32]),
     "sampler_pick": (ctypes.c_int, [_pointer, floats_pointer, ctypes.POINTER(ctypes.c_int32), _error]),
+    "generate": (
+        ctypes.c_int,
+        [
+            _pointer,
+            _pointer,
+            ids_pointer,
+            ctypes.c_size_t,
+            ctypes.c_int32,
+            PieceCallback,
+            ctypes.c_void_p,
+            _error,
+        ],
+    ),
+    "generate_text": (
+        ctypes.c_int,
+        [
+            _pointer,
+            ctypes.c_char_p,
+            ctypes.c_size_t,
+            ctypes.POINTER(SamplerParamsStruct),
+            ctypes.c_int32,
+            PieceCallback,
+            ctypes.c_void_p,
+            _error,
+        ],
+    ),
     "scheduler_open": (ctypes.c_int, [_pointer, ctypes.POINTER(SchedulerParamsStruct), _handle_out, _error]),
     "scheduler_close": (None, [_pointer]),
     "scheduler_context_tokens": (ctypes.c_int32, [_pointer]),
