@@ -338,6 +338,19 @@ LLAMITA_API llamita_status llamita_session_score(llamita_session *session, const
  * by the session and valid until its next call. */
 LLAMITA_API const float *llamita_session_logits(const llamita_session *session);
 
+/* The ids [llamita_session_position] that sequence 0 holds. Owned by the session and valid until its
+ * next call. */
+LLAMITA_API const int32_t *llamita_session_ids(const llamita_session *session);
+
+/* Writes the tokens of sequence 0, with their keys and values, to a file that only its owner may read
+ * and that appears complete or not at all. load replaces the tokens of sequence 0 by those of such a
+ * file; feeding goes on with the same results as if they had been fed, and there are no logits before
+ * the next feed. A file of other weights, adapters, scales, RoPE angles or another type of KV cache is
+ * LLAMITA_ERROR_FORMAT, and so is one with any other bytes than save wrote. On failure nothing
+ * changes. The first call reads all weights once, to know them again. */
+LLAMITA_API llamita_status llamita_session_save(llamita_session *session, const char *path, llamita_error *error);
+LLAMITA_API llamita_status llamita_session_load(llamita_session *session, const char *path, llamita_error *error);
+
 /* ------------------------------------------------------------------ several sequences */
 
 /* Tokens to append to one sequence. The caller owns ids. */
