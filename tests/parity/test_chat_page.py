@@ -39,7 +39,7 @@ class Between:
         self.bodies: list[dict[str, Any]] = []  # of the requests for texts
         self.answer: tuple[int, dict[str, str], bytes] | None = None  # of the next one, instead of the server's
         self.hold = False  # streams stop after their first event, until this is False
-        self.cut = False  # the next stream breaks after its first event
+        self.cut = False  # then the stream that waits breaks off
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
@@ -51,7 +51,6 @@ class Between:
             await self.app(scope, receive, send)
             return
         answer, self.answer = self.answer, None
-        cut, self.cut = self.cut, False
 
         async def read() -> Any:
             message = await receive()
@@ -61,13 +60,13 @@ class Between:
 
         async def write(message: Any) -> None:
             body = message.get("body", b"")
-            if body.startswith(b"data: ") and (cut or self.hold):
+            if body.startswith(b"data: ") and self.hold:
                 end = body.index(b"\n\n") + 2  # a piece can hold the whole answer
                 await send({"type": "http.response.body", "body": body[:end], "more_body": True})
-                if cut:
-                    raise RuntimeError("cut by the test")
                 while self.hold:
                     await asyncio.sleep(0.02)
+                if self.cut:
+                    raise RuntimeError("cut by the test")
                 message = {**message, "body": body[end:]}
             await send(message)
 
@@ -382,9 +381,10 @@ def test_stopping_and_losing_the_connection(page: Callable[..., Page]) -> None:
     written = it.run("return document.querySelector('.turn:last-child .answer').textContent")
     assert answer_of(it, it.between.bodies[0], "v1/completions").startswith(written) and len(written) > 0
     assert it.run("return document.querySelector('.turn:last-child .acts').textContent").endswith("seed 3 · stopped")
-    it.between.hold = False
-    it.between.cut = True
-    it.ask("One day")
+    it.element("input").send_keys("One day" + ENTER)
+    it.wait("document.querySelector('.turn:last-child .answer')?.textContent.length > 0")
+    it.between.cut, it.between.hold = True, False
+    it.finished()
     assert it.problem == "The connection was lost; the answer is not complete."
     whole = answer_of(it, it.between.bodies[-1], "v1/completions")
     written = it.run("return document.querySelector('.turn:last-child .answer').textContent")
