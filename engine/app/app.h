@@ -21,7 +21,7 @@ typedef struct {
     llamita_session *session;
     llamita_sampler *sampler;
     int32_t *prompt_ids;
-    size_t num_prompt_ids;
+    size_t num_prompt_ids, num_cached_ids; /* of the prompt: all, and those of --prompt-cache */
     double load_seconds, prompt_seconds, decode_seconds;
     int64_t num_generated, num_decode_passes, num_decoded;
     int32_t last_id;
@@ -49,6 +49,17 @@ size_t utf8_bytes(const char *bytes, size_t num_bytes);
 /* The prompt, which the caller frees: of the options, else with may_be_piped what stdin holds if it
  * is a pipe or a file, else empty. It may contain zero bytes. */
 char *read_prompt(const options *o, bool may_be_piped, size_t *num_bytes);
+
+/* Replaces the session's tokens by those of --prompt-cache, if there is such a file. */
+void load_prompt_cache(const app *a, const options *o);
+
+/* Writes --prompt-cache, now that the session holds a prompt of num_ids tokens, if fewer than three
+ * quarters of them were in it. */
+void save_prompt_cache(const app *a, const options *o, size_t num_cached, size_t num_ids);
+
+/* Rewinds the session to the tokens that it has in common with a prompt, without the last one, whose
+ * logits are needed. Returns their number. */
+size_t keep_common_ids(const app *a, const int32_t *ids, size_t num_ids);
 
 /* Answers the prompt, then each line of stdin. Returns the exit code. */
 int run_chat(app *a, const options *o, output *out);

@@ -79,6 +79,8 @@ static const flag FLAGS[] = {
     {0, "kv", "TYPE", FLAG_TEXT, FIELD(kv_type), 0, 0, "KV-cache type: f16, f32 or q8 (f16)"},
     {0, "speculation", "WHEN", FLAG_TEXT, FIELD(speculation), 0, 0,
      "speculative decoding, which never changes the text: auto, off or always (auto)"},
+    {0, "prompt-cache", "FILE", FLAG_TEXT, FIELD(prompt_cache), 0, 0,
+     "keep the computed prompt in this file, and do not compute again what a prompt shares with it (none)"},
     {0, "kernels", "NAME", FLAG_TEXT, FIELD(kernels), 0, 0,
      "CPU kernels: auto, scalar, avx2, avxvnni, neon or dotprod (auto)"},
 };

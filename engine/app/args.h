@@ -10,7 +10,7 @@ enum { EXIT_USAGE = 2, EXIT_INTERRUPTED = 130, EXIT_BROKEN_PIPE = 141 };
 /* The strings are borrowed from argv. prompt: NULL if there is none. */
 typedef struct {
     const char *model_path, *prompt, *prompt_file, *tokenizer_path, *pre_tokenizer, *mode, *kernels, *system, *kv_type,
-        *speculation;
+        *speculation, *prompt_cache;
     double temperature, top_p, min_p, repetition_penalty;
     int64_t top_k, repetition_window, num_new_tokens, num_threads, context_tokens;
     uint64_t seed;

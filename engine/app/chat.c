@@ -17,13 +17,12 @@ typedef struct {
     const char *system;        /* NULL: the chat template's */
     llamita_message *messages; /* owns contents and ids */
     size_t num_messages;
-    int32_t *cached_ids; /* [context_tokens] in the session */
     int32_t *ids;        /* [context_tokens] of the whole conversation */
     int32_t *answer_ids; /* [context_tokens] of the last answer */
-    size_t num_cached, num_ids, num_fed, num_answer_ids, context_tokens;
+    size_t num_ids, num_fed, num_answer_ids, context_tokens;
     char *answer_text;
     size_t answer_bytes, answer_capacity;
-    bool on_terminal, has_system, has_forgotten;
+    bool on_terminal, has_system, has_forgotten, has_read;
 } chat;
 
 static void *allocate(size_t num_bytes) {
@@ -121,26 +120,24 @@ static bool chat_fit(chat *c) {
 static void chat_feed(chat *c, const int32_t *ids, size_t num_ids) {
     llamita_error error;
     check(llamita_session_feed(c->app->session, ids, num_ids, &error), &error);
-    memcpy(c->cached_ids + c->num_cached, ids, num_ids * sizeof *ids);
-    c->num_cached += num_ids;
 }
 
 /* Rewinds the session to the longest common prefix with the conversation and feeds the rest. False:
  * interrupted by Ctrl-C. */
 static bool chat_prefill(chat *c) {
-    llamita_error error;
-    size_t same = 0;
-    while (same < c->num_cached && same + 1 < c->num_ids && c->cached_ids[same] == c->ids[same]) same++;
-    check(llamita_session_rewind(c->app->session, (int32_t)same, &error), &error);
-    c->num_cached = same;
+    const bool is_first = !c->has_read;
+    const size_t same = keep_common_ids(c->app, c->ids, c->num_ids);
+    for (size_t i = 0; i < same && is_first; i++) llamita_sampler_accept(c->app->sampler, c->ids[i]); /* of a file */
+    c->has_read = true;
     c->num_fed = 0;
-    while (c->num_cached < c->num_ids) {
+    for (size_t at = same, count; at < c->num_ids; at += count) {
         if (interrupted) return false;
-        const size_t left = c->num_ids - c->num_cached, count = left < FEED_TOKENS ? left : FEED_TOKENS;
-        for (size_t i = 0; i < count; i++) llamita_sampler_accept(c->app->sampler, c->ids[c->num_cached + i]);
-        chat_feed(c, c->ids + c->num_cached, count);
+        count = c->num_ids - at < FEED_TOKENS ? c->num_ids - at : FEED_TOKENS;
+        for (size_t i = 0; i < count; i++) llamita_sampler_accept(c->app->sampler, c->ids[at + i]);
+        chat_feed(c, c->ids + at, count);
         c->num_fed += count;
     }
+    if (is_first) save_prompt_cache(c->app, c->o, same, c->num_ids);
     return true;
 }
 
@@ -273,7 +270,6 @@ static bool chat_command(chat *c, char *line) {
 int run_chat(app *a, const options *o, output *out) {
     chat c = {.app = a, .o = o, .on_terminal = system_is_terminal(stdin)};
     c.context_tokens = (size_t)llamita_session_context_tokens(a->session);
-    c.cached_ids = allocate(c.context_tokens * sizeof *c.cached_ids);
     c.ids = allocate(c.context_tokens * sizeof *c.ids);
     c.answer_ids = allocate(c.context_tokens * sizeof *c.answer_ids);
     chat_add_message(&c, "user", "", 0, 0);
@@ -281,6 +277,7 @@ int run_chat(app *a, const options *o, output *out) {
     chat_remove_messages(&c, 0, 1);
     const char *system = o->system ? o->system : llamita_model_system_prompt(a->model);
     if (system) chat_reset(&c, system);
+    load_prompt_cache(a, o);
     if (c.on_terminal) print_note("Ctrl-C stops an answer, " END_OF_INPUT_KEY " ends the chat, /help lists commands.");
     char *line = NULL;
     size_t capacity = 0, prompt_bytes;
@@ -314,7 +311,6 @@ int run_chat(app *a, const options *o, output *out) {
     if (c.on_terminal) fputs("\n", stderr);
     chat_remove_messages(&c, 0, c.num_messages);
     free(c.messages);
-    free(c.cached_ids);
     free(c.ids);
     free(c.answer_ids);
     free(c.answer_text);

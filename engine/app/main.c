@@ -124,6 +124,31 @@ static void encode_prompt(app *a, const char *prompt, size_t num_bytes) {
         fail("-i: expected at most %zu tokens (the context), found %zu; shorten the prompt", room, a->num_prompt_ids);
 }
 
+void load_prompt_cache(const app *a, const options *o) {
+    llamita_error error;
+    FILE *file = o->prompt_cache ? system_open_file(o->prompt_cache) : NULL;
+    if (o->prompt_cache && !file && errno != ENOENT) fail("--prompt-cache: %s: %s", o->prompt_cache, strerror(errno));
+    if (!file) return;
+    fclose(file);
+    check(llamita_session_load(a->session, o->prompt_cache, &error), &error);
+}
+
+void save_prompt_cache(const app *a, const options *o, size_t num_cached, size_t num_ids) {
+    llamita_error error;
+    if (!o->prompt_cache || num_cached >= num_ids - num_ids / 4) return;
+    check(llamita_session_save(a->session, o->prompt_cache, &error), &error);
+}
+
+size_t keep_common_ids(const app *a, const int32_t *ids, size_t num_ids) {
+    llamita_error error;
+    const int32_t *held = llamita_session_ids(a->session);
+    const size_t num_held = (size_t)llamita_session_position(a->session);
+    size_t same = 0;
+    while (same < num_held && same + 1 < num_ids && held[same] == ids[same]) same++;
+    check(llamita_session_rewind(a->session, (int32_t)same, &error), &error);
+    return same;
+}
+
 static void write_token(const app *a, output *out, int32_t previous_id, int32_t id) {
     llamita_error error;
     const char *bytes;
@@ -159,9 +184,12 @@ static void generate(app *a, const options *o, output *out) {
     double start = system_seconds();
     int64_t passes;
     for (size_t i = 0; i < a->num_prompt_ids; i++) llamita_sampler_accept(a->sampler, a->prompt_ids[i]);
-    check(llamita_session_feed(a->session, a->prompt_ids, a->num_prompt_ids, &error), &error);
+    load_prompt_cache(a, o);
+    const size_t same = a->num_cached_ids = keep_common_ids(a, a->prompt_ids, a->num_prompt_ids);
+    check(llamita_session_feed(a->session, a->prompt_ids + same, a->num_prompt_ids - same, &error), &error);
     int32_t id = pick(a), previous_id = a->prompt_ids[a->num_prompt_ids - 1];
     a->prompt_seconds = system_seconds() - start;
+    save_prompt_cache(a, o, same, a->num_prompt_ids);
     for (size_t i = 0; i < a->num_prompt_ids; i++)
         write_token(a, out, i > 0 ? a->prompt_ids[i - 1] : -1, a->prompt_ids[i]);
 
@@ -196,15 +224,17 @@ static void report(const app *a, const options *o, const output *out) {
         fprintf(stderr, ", inside a character: its first %zu bytes were not written", out->num_bytes);
     if (!o->seed_given && o->temperature > 0)
         fprintf(stderr, "; -s %llu gives the same text", (unsigned long long)o->seed);
-    const double prompt_speed = a->prompt_seconds > 0 ? (double)a->num_prompt_ids / a->prompt_seconds : 0;
+    const size_t num_fed = a->num_prompt_ids - a->num_cached_ids;
+    const double prompt_speed = a->prompt_seconds > 0 ? (double)num_fed / a->prompt_seconds : 0;
     const double speed = a->decode_seconds > 0 ? (double)a->num_decoded / a->decode_seconds : 0;
     const double passes = a->decode_seconds > 0 ? (double)a->num_decode_passes / a->decode_seconds : 0;
+    fprintf(stderr, "\nprompt %zu tokens", a->num_prompt_ids);
+    if (a->num_cached_ids > 0) fprintf(stderr, " (%zu from the cache)", a->num_cached_ids);
     fprintf(stderr,
-            "\nprompt %zu tokens, %.1f tok/s | generated %lld tokens, %.1f tok/s, %.2f GB/s | "
+            ", %.1f tok/s | generated %lld tokens, %.1f tok/s, %.2f GB/s | "
             "load %.1f ms, first token %.1f ms | threads %d\n",
-            a->num_prompt_ids, prompt_speed, (long long)a->num_generated, speed,
-            passes * (double)a->info.decode_bytes * 1e-9, a->load_seconds * 1e3, a->prompt_seconds * 1e3,
-            llamita_session_num_threads(a->session));
+            prompt_speed, (long long)a->num_generated, speed, passes * (double)a->info.decode_bytes * 1e-9,
+            a->load_seconds * 1e3, a->prompt_seconds * 1e3, llamita_session_num_threads(a->session));
 }
 
 static void close_all(app *a, output *out) {

@@ -317,6 +317,9 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "session_feed_logits": (ctypes.c_int, [_pointer, ids_pointer, ctypes.c_size_t, floats_pointer, _error]),
     "session_score": (ctypes.c_int, [_pointer, ids_pointer, ctypes.c_size_t, ctypes.POINTER(ctypes.c_double), _error]),
     "session_logits": (floats_pointer, [_pointer]),
+    "session_ids": (ids_pointer, [_pointer]),
+    "session_save": (ctypes.c_int, [_pointer, ctypes.c_char_p, _error]),
+    "session_load": (ctypes.c_int, [_pointer, ctypes.c_char_p, _error]),
     "decode": (ctypes.c_int, [_pointer, ctypes.POINTER(ChunkStruct), ctypes.c_size_t, floats_pointer, _error]),
     "decode_hidden_states": (
         ctypes.c_int,
