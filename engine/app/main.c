@@ -73,7 +73,19 @@ static void open_sampler(app *a, const options *o, uint64_t seed) {
                                             .min_p = (float)o->min_p,
                                             .repetition_penalty = (float)o->repetition_penalty,
                                             .repetition_window = (int32_t)o->repetition_window,
-                                            .seed = seed};
+                                            .seed = seed,
+                                            .presence_penalty = (float)o->presence_penalty,
+                                            .frequency_penalty = (float)o->frequency_penalty,
+                                            .typical_p = (float)o->typical_p,
+                                            .xtc_probability = (float)o->xtc_probability,
+                                            .xtc_threshold = (float)o->xtc_threshold,
+                                            .mirostat_tau = (float)o->mirostat_tau,
+                                            .mirostat_eta = (float)o->mirostat_eta,
+                                            .dry_multiplier = (float)o->dry_multiplier,
+                                            .dry_base = (float)o->dry_base,
+                                            .dry_allowed_length = (int32_t)o->dry_allowed_length,
+                                            .dry_window = (int32_t)o->dry_window,
+                                            .model = a->model};
     check(llamita_sampler_open(&sampler, a->info.vocab_size, &a->sampler, &error), &error);
 }
 

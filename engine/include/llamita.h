@@ -392,23 +392,39 @@ LLAMITA_API llamita_status llamita_sequence_share(llamita_session *session, int3
 
 /* ------------------------------------------------------------------ sampler */
 
+/* What is 0 is off, except top_p and repetition_penalty, which are off at 1. */
 typedef struct {
-    float temperature;         /* >= 0; 0: greedy (the first maximum) */
-    int32_t top_k;             /* keep the k most probable tokens; 0: off */
-    float top_p;               /* (0, 1]; keep the smallest set with at least this mass; 1: off */
-    float min_p;               /* [0, 1]; drop tokens below min_p * the top probability; 0: off */
-    float repetition_penalty;  /* recent logits: divided if > 0, multiplied if < 0; 1: off */
-    int32_t repetition_window; /* how many recent tokens are penalized; 0: off */
-    uint64_t seed;             /* the same seed and logits give the same tokens on every machine */
+    float temperature;          /* >= 0; 0: greedy (the first maximum) */
+    int32_t top_k;              /* keep the k most probable tokens */
+    float top_p;                /* (0, 1]; keep the smallest set with at least this mass; 1: off */
+    float min_p;                /* [0, 1]; drop tokens below min_p * the top probability */
+    float repetition_penalty;   /* recent logits: divided if > 0, multiplied if < 0; 1: off */
+    int32_t repetition_window;  /* how many recent tokens are penalized */
+    uint64_t seed;              /* the same seed and logits give the same tokens on every machine */
+    float presence_penalty;     /* subtracted from the logits of recent tokens */
+    float frequency_penalty;    /* the same, for each time that they come in the window */
+    float typical_p;            /* [0, 1]; keep this mass, of the tokens whose surprise is nearest the
+                                   entropy; tokens of one probability together; 1: off */
+    float xtc_probability;      /* [0, 1]; how often XTC drops the most probable tokens: */
+    float xtc_threshold;        /* [0, 1]; all but the least probable of those with this probability */
+    float mirostat_tau;         /* Mirostat 2.0: the surprise in bits to come near, instead of top-k,
+                                   typical-p, top-p, min-p and XTC */
+    float mirostat_eta;         /* [0, 1]; how fast */
+    float dry_multiplier;       /* DRY: a token that would make a repetition of n tokens longer loses */
+    float dry_base;             /* dry_multiplier * dry_base^(n - dry_allowed_length), */
+    int32_t dry_allowed_length; /* >= 1; if n is at least this, */
+    int32_t dry_window;         /* >= 1; within so many last tokens. */
+    const llamita_model *model; /* DRY: no repetition goes beyond one of its tokens with a line end, ':',
+                                   '"' or '*'; NULL: all tokens are alike */
 } llamita_sampler_params;
 
-/* Samples in this order: penalty (CTRL, arXiv 1909.05858), temperature, softmax, top-k, top-p,
- * min-p, draw. */
+/* Samples in this order: penalties (repetition as in CTRL, arXiv 1909.05858; frequency, presence; DRY),
+ * temperature, softmax, top-k, typical-p, top-p, min-p, XTC, draw. Each step is llama.cpp's. */
 LLAMITA_API llamita_status llamita_sampler_open(const llamita_sampler_params *params, int32_t vocab_size,
                                                 llamita_sampler **sampler, llamita_error *error);
 LLAMITA_API void llamita_sampler_close(llamita_sampler *sampler);
 
-/* Records a token of the text (of the prompt, and each one picked) for the repetition penalty. */
+/* Records a token of the text (of the prompt, and each one picked) for the penalties. */
 LLAMITA_API void llamita_sampler_accept(llamita_sampler *sampler, int32_t id);
 
 /* Picks a token from logits[vocab_size], which it does not modify. Non-finite logits:

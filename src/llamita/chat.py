@@ -145,7 +145,7 @@ class Chat:
         self.rolling = rolling
         self._model, self._max_new_tokens = model, max_new_tokens
         self._answer: Answer | None = None
-        self._sampler = Sampler(model.info.vocab_size, sampling)
+        self._sampler = Sampler(model.info.vocab_size, sampling, model=model)
         self.seed = self._sampler.seed
         self._session = model.session(runtime, adapters=adapters)
         self._prompt_cache, self._has_read = prompt_cache, False

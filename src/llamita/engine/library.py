@@ -91,6 +91,11 @@ class SamplerParamsStruct(ctypes.Structure):
         ("repetition_penalty", ctypes.c_float),
         ("repetition_window", ctypes.c_int32),
         ("seed", ctypes.c_uint64),
+        *((name, ctypes.c_float) for name in ("presence_penalty", "frequency_penalty", "typical_p")),
+        *((name, ctypes.c_float) for name in ("xtc_probability", "xtc_threshold", "mirostat_tau", "mirostat_eta")),
+        *((name, ctypes.c_float) for name in ("dry_multiplier", "dry_base")),
+        *((name, ctypes.c_int32) for name in ("dry_allowed_length", "dry_window")),
+        ("model", ctypes.c_void_p),
     ]
 
 

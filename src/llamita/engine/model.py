@@ -114,7 +114,7 @@ class Model(ModelFile):
             raise EngineError(f"max_new_tokens: expected at least 1, or None for no limit, found {max_new_tokens}")
         prompt_ids = encode_prompt(self, prompt)
         state = None if grammar is None else grammar.start(self)
-        sampler = Sampler(self.info.vocab_size, sampling)
+        sampler = Sampler(self.info.vocab_size, sampling, model=self)
         session = self.session(runtime, adapters=adapters)
         if len(prompt_ids) > session.context_tokens:
             raise EngineError(
