@@ -405,15 +405,17 @@ typedef struct {
     float frequency_penalty;    /* the same, for each time that they come in the window */
     float typical_p;            /* [0, 1]; keep this mass, of the tokens whose surprise is nearest the
                                    entropy; tokens of one probability together; 1: off */
-    float xtc_probability;      /* [0, 1]; how often XTC drops the most probable tokens: */
-    float xtc_threshold;        /* [0, 1]; all but the least probable of those with this probability */
+    float xtc_probability;      /* [0, 1]; how often XTC drops tokens */
+    float xtc_threshold;        /* [0, 1]; XTC drops the tokens with this probability, but for the least
+                                   probable of them */
     float mirostat_tau;         /* Mirostat 2.0: the surprise in bits to come near, instead of top-k,
                                    typical-p, top-p, min-p and XTC */
     float mirostat_eta;         /* [0, 1]; how fast */
-    float dry_multiplier;       /* DRY: a token that would make a repetition of n tokens longer loses */
-    float dry_base;             /* dry_multiplier * dry_base^(n - dry_allowed_length), */
-    int32_t dry_allowed_length; /* >= 1; if n is at least this, */
-    int32_t dry_window;         /* >= 1; within so many last tokens. */
+    float dry_multiplier;       /* DRY: a token that would continue a repetition of n tokens loses
+                                   dry_multiplier * dry_base^(n - dry_allowed_length) */
+    float dry_base;             /* >= 1 */
+    int32_t dry_allowed_length; /* >= 1; the shortest repetition that counts */
+    int32_t dry_window;         /* >= 1; how many recent tokens are searched */
     const llamita_model *model; /* DRY: no repetition goes beyond one of its tokens with a line end, ':',
                                    '"' or '*'; NULL: all tokens are alike */
 } llamita_sampler_params;
