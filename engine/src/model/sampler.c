@@ -91,6 +91,7 @@ static bool mark_breaks(llamita_sampler *s) {
 }
 
 static bool allocate(llamita_sampler *s) {
+    if (s->params.typical_p == 0.0f) s->params.typical_p = 1.0f; /* off */
     const bool dry = s->params.dry_multiplier > 0.0f;
     const int32_t dry_window = dry ? s->params.dry_window : 0;
     s->window = dry_window > s->params.repetition_window ? dry_window : s->params.repetition_window;
@@ -562,7 +563,7 @@ llamita_status llamita_sampler_pick(llamita_sampler *s, const float *logits, int
     const bool mirostat = p->mirostat_tau > 0.0f;
     if (p->top_k > 0 && p->top_k < s->vocab_size && !mirostat) softmax_of_top_k(s, logits, largest, scale, p->top_k);
     else softmax(s, logits, largest, scale);
-    if (p->typical_p > 0.0f && p->typical_p < 1.0f && !mirostat) keep_typical(s, p->typical_p);
+    if (p->typical_p < 1.0f && !mirostat) keep_typical(s, p->typical_p);
     if (p->top_p < 1.0f && !mirostat) keep_top_p(s, p->top_p);
     if (p->min_p > 0.0f && !mirostat) keep_min_p(s, p->min_p);
     if (p->xtc_probability > 0.0f && !mirostat && random_number(s) <= (double)p->xtc_probability)
