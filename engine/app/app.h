@@ -14,7 +14,8 @@ typedef struct {
     llamita_model_info info;
     llamita_session *session;
     double load_seconds;
-    bool closed; /* stdout is a broken pipe */
+    bool closed;        /* stdout is a broken pipe */
+    bool keeps_no_more; /* --prompt-cache has been written, or need not be */
 
     /* The last text or answer. */
     const char *prompt; /* written before its first token */
@@ -28,7 +29,7 @@ typedef struct {
 } app;
 
 /* The sampling options. */
-llamita_sampler_params sampling_params(const options *o, uint64_t seed);
+llamita_sampler_params sampling_params(const app *a, uint64_t seed);
 
 /* The limit of -n for llamita_generate. */
 int32_t max_new_tokens(const options *o);

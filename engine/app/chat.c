@@ -234,7 +234,7 @@ static bool chat_command(chat *c, char *line) {
 int run_chat(app *a) {
     llamita_error error;
     const options *o = a->options;
-    const llamita_sampler_params params = sampling_params(o, o->seed);
+    const llamita_sampler_params params = sampling_params(a, o->seed);
     chat c = {.app = a, .o = o, .on_terminal = system_is_terminal(stdin)};
     check(llamita_sampler_open(&params, a->info.vocab_size, &c.sampler, &error), &error);
     c.context_tokens = (size_t)llamita_session_context_tokens(a->session);

@@ -32,6 +32,26 @@ void begin_text(app *a, const char *prompt, size_t num_bytes) {
     a->start = system_seconds();
 }
 
+/* Replaces the session's tokens by those of --prompt-cache, if there is such a file. */
+static void load_prompt_cache(const app *a, const options *o) {
+    llamita_error error;
+    FILE *file = o->prompt_cache ? system_open_file(o->prompt_cache) : NULL;
+    if (o->prompt_cache && !file && errno != ENOENT) fail("--prompt-cache: %s: %s", o->prompt_cache, strerror(errno));
+    if (!file) return;
+    fclose(file);
+    check(llamita_session_load(a->session, o->prompt_cache, &error), &error);
+}
+
+/* Writes --prompt-cache, when the session holds the first prompt and no more, unless three quarters of
+ * it came from there. */
+static void save_prompt_cache(app *a) {
+    llamita_error error;
+    const char *path = a->options->prompt_cache;
+    if (path && !a->keeps_no_more && a->num_shared_tokens < a->num_prompt_tokens - a->num_prompt_tokens / 4)
+        check(llamita_session_save(a->session, path, &error), &error);
+    a->keeps_no_more = true;
+}
+
 /* Why the text ends with this piece, or STOP_NONE. */
 static stop_reason stop_at(const app *a, const llamita_piece *piece) {
     if (piece->finish == LLAMITA_FINISH_STOP) return STOP_END_TOKEN;
@@ -47,6 +67,7 @@ bool take_piece(void *state, const llamita_piece *piece) {
     if (piece->id >= 0 && ++a->num_decoded == 0) {
         a->prompt_seconds = now - a->start;
         a->num_passes = llamita_session_num_passes(a->session);
+        save_prompt_cache(a);
         write_text(a, a->prompt, a->num_prompt_bytes);
         a->start = system_seconds();
     }
@@ -95,14 +116,27 @@ static void use_adapters(const app *a, const options *o) {
     for (size_t i = 0; i < o->num_adapters; i++) llamita_adapter_close(uses[i].adapter);
 }
 
-llamita_sampler_params sampling_params(const options *o, uint64_t seed) {
+llamita_sampler_params sampling_params(const app *a, uint64_t seed) {
+    const options *o = a->options;
     return (llamita_sampler_params){.temperature = (float)o->temperature,
                                     .top_k = (int32_t)o->top_k,
                                     .top_p = (float)o->top_p,
                                     .min_p = (float)o->min_p,
                                     .repetition_penalty = (float)o->repetition_penalty,
                                     .repetition_window = (int32_t)o->repetition_window,
-                                    .seed = seed};
+                                    .seed = seed,
+                                    .presence_penalty = (float)o->presence_penalty,
+                                    .frequency_penalty = (float)o->frequency_penalty,
+                                    .typical_p = (float)o->typical_p,
+                                    .xtc_probability = (float)o->xtc_probability,
+                                    .xtc_threshold = (float)o->xtc_threshold,
+                                    .mirostat_tau = (float)o->mirostat_tau,
+                                    .mirostat_eta = (float)o->mirostat_eta,
+                                    .dry_multiplier = (float)o->dry_multiplier,
+                                    .dry_base = (float)o->dry_base,
+                                    .dry_allowed_length = (int32_t)o->dry_allowed_length,
+                                    .dry_window = (int32_t)o->dry_window,
+                                    .model = a->model};
 }
 
 int32_t max_new_tokens(const options *o) { return o->num_new_tokens > 0 ? (int32_t)o->num_new_tokens : -1; }
@@ -132,6 +166,7 @@ static void open_all(app *a, const options *o) {
         .speculation = (llamita_speculation)parse_enum("speculation", o->speculation, "auto off always")};
     check(llamita_session_open(a->model, &session, &a->session, &error), &error);
     use_adapters(a, o);
+    load_prompt_cache(a, o);
     a->load_seconds = system_seconds() - start;
 }
 
@@ -139,7 +174,7 @@ static void open_all(app *a, const options *o) {
 
 static void generate_text(app *a, uint64_t seed, const char *prompt, size_t num_bytes) {
     llamita_error error;
-    const llamita_sampler_params params = sampling_params(a->options, seed);
+    const llamita_sampler_params params = sampling_params(a, seed);
     begin_text(a, prompt, num_bytes);
     check(llamita_generate_text(a->session, prompt, num_bytes, &params, max_new_tokens(a->options), take_piece, a,
                                 &error),
@@ -163,16 +198,18 @@ static void report(const app *a) {
         fprintf(stderr, ", inside a character: its first %zu bytes were not written", a->num_held_bytes);
     if (!o->seed_given && o->temperature > 0)
         fprintf(stderr, "; -s %llu gives the same text", (unsigned long long)o->seed);
-    const double prompt_speed = a->prompt_seconds > 0 ? (double)a->num_prompt_tokens / a->prompt_seconds : 0;
+    const int num_read = a->num_prompt_tokens - a->num_shared_tokens;
+    const double prompt_speed = a->prompt_seconds > 0 ? num_read / a->prompt_seconds : 0;
     const double speed = a->decode_seconds > 0 ? (double)a->num_decoded / a->decode_seconds : 0;
     const double num_passes = (double)(llamita_session_num_passes(a->session) - a->num_passes);
     const double passes = a->decode_seconds > 0 ? num_passes / a->decode_seconds : 0;
+    fprintf(stderr, "\nprompt %d tokens", a->num_prompt_tokens);
+    if (a->num_shared_tokens > 0) fprintf(stderr, " (%d from the cache)", a->num_shared_tokens);
     fprintf(stderr,
-            "\nprompt %d tokens, %.1f tok/s | generated %lld tokens, %.1f tok/s, %.2f GB/s | "
+            ", %.1f tok/s | generated %lld tokens, %.1f tok/s, %.2f GB/s | "
             "load %.1f ms, first token %.1f ms | threads %d\n",
-            a->num_prompt_tokens, prompt_speed, (long long)a->num_generated, speed,
-            passes * (double)a->info.decode_bytes * 1e-9, a->load_seconds * 1e3, a->prompt_seconds * 1e3,
-            llamita_session_num_threads(a->session));
+            prompt_speed, (long long)a->num_generated, speed, passes * (double)a->info.decode_bytes * 1e-9,
+            a->load_seconds * 1e3, a->prompt_seconds * 1e3, llamita_session_num_threads(a->session));
 }
 
 static void close_all(app *a) {

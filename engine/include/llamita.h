@@ -338,6 +338,19 @@ LLAMITA_API llamita_status llamita_session_score(llamita_session *session, const
  * by the session and valid until its next call. */
 LLAMITA_API const float *llamita_session_logits(const llamita_session *session);
 
+/* The ids [llamita_session_position] that sequence 0 holds. Owned by the session and valid until its
+ * next call. */
+LLAMITA_API const int32_t *llamita_session_ids(const llamita_session *session);
+
+/* Writes the tokens of sequence 0, with their keys and values, to a file that only its owner may read
+ * and that appears complete or not at all. load replaces the tokens of sequence 0 by those of such a
+ * file; feeding goes on with the same results as if they had been fed, and there are no logits before
+ * the next feed. A file of other weights, adapters, scales, RoPE angles or another type of KV cache is
+ * LLAMITA_ERROR_FORMAT, and so is one with any other bytes than save wrote. On failure nothing
+ * changes. The first call reads all weights once, to know them again. */
+LLAMITA_API llamita_status llamita_session_save(llamita_session *session, const char *path, llamita_error *error);
+LLAMITA_API llamita_status llamita_session_load(llamita_session *session, const char *path, llamita_error *error);
+
 /* ------------------------------------------------------------------ several sequences */
 
 /* Tokens to append to one sequence. The caller owns ids. */
@@ -379,23 +392,41 @@ LLAMITA_API llamita_status llamita_sequence_share(llamita_session *session, int3
 
 /* ------------------------------------------------------------------ sampler */
 
+/* What is 0 is off, except top_p and repetition_penalty, which are off at 1. */
 typedef struct {
-    float temperature;         /* >= 0; 0: greedy (the first maximum) */
-    int32_t top_k;             /* keep the k most probable tokens; 0: off */
-    float top_p;               /* (0, 1]; keep the smallest set with at least this mass; 1: off */
-    float min_p;               /* [0, 1]; drop tokens below min_p * the top probability; 0: off */
-    float repetition_penalty;  /* recent logits: divided if > 0, multiplied if < 0; 1: off */
-    int32_t repetition_window; /* how many recent tokens are penalized; 0: off */
-    uint64_t seed;             /* the same seed and logits give the same tokens on every machine */
+    float temperature;          /* >= 0; 0: greedy (the first maximum) */
+    int32_t top_k;              /* keep the k most probable tokens */
+    float top_p;                /* (0, 1]; keep the smallest set with at least this mass; 1: off */
+    float min_p;                /* [0, 1]; drop tokens below min_p * the top probability */
+    float repetition_penalty;   /* recent logits: divided if > 0, multiplied if < 0; 1: off */
+    int32_t repetition_window;  /* how many recent tokens are penalized */
+    uint64_t seed;              /* the same seed and logits give the same tokens on every machine */
+    float presence_penalty;     /* subtracted from the logits of recent tokens */
+    float frequency_penalty;    /* the same, for each time that they come in the window */
+    float typical_p;            /* [0, 1]; keep this mass, of the tokens whose surprise is nearest the
+                                   entropy; tokens of one probability together; 1: off */
+    float xtc_probability;      /* [0, 1]; how often XTC drops tokens */
+    float xtc_threshold;        /* [0, 1]; XTC drops the tokens with this probability, but for the least
+                                   probable of them */
+    float mirostat_tau;         /* Mirostat 2.0: the surprise in bits to come near, instead of top-k,
+                                   typical-p, top-p, min-p and XTC */
+    float mirostat_eta;         /* [0, 1]; how fast */
+    float dry_multiplier;       /* DRY: a token that would continue a repetition of n tokens loses
+                                   dry_multiplier * dry_base^(n - dry_allowed_length) */
+    float dry_base;             /* >= 1 */
+    int32_t dry_allowed_length; /* >= 1; the shortest repetition that counts */
+    int32_t dry_window;         /* >= 1; how many recent tokens are searched */
+    const llamita_model *model; /* DRY: no repetition goes beyond one of its tokens with a line end, ':',
+                                   '"' or '*'; NULL: all tokens are alike */
 } llamita_sampler_params;
 
-/* Samples in this order: penalty (CTRL, arXiv 1909.05858), temperature, softmax, top-k, top-p,
- * min-p, draw. */
+/* Samples in this order: penalties (repetition as in CTRL, arXiv 1909.05858; frequency, presence; DRY),
+ * temperature, softmax, top-k, typical-p, top-p, min-p, XTC, draw. Each step is llama.cpp's. */
 LLAMITA_API llamita_status llamita_sampler_open(const llamita_sampler_params *params, int32_t vocab_size,
                                                 llamita_sampler **sampler, llamita_error *error);
 LLAMITA_API void llamita_sampler_close(llamita_sampler *sampler);
 
-/* Records a token of the text (of the prompt, and each one picked) for the repetition penalty. */
+/* Records a token of the text (of the prompt, and each one picked) for the penalties. */
 LLAMITA_API void llamita_sampler_accept(llamita_sampler *sampler, int32_t id);
 
 /* Picks a token from logits[vocab_size], which it does not modify. Non-finite logits:

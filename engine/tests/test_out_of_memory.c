@@ -100,7 +100,8 @@ int __wrap_pthread_create(pthread_t *thread, const pthread_attr_t *with, void *(
 
 /* ------------------------------------------------------------------ scenarios */
 
-static char model_path[32], byte_level_path[32], llama2c_path[32], tokenizer_path[32], adapter_path[32];
+static char model_path[32], byte_level_path[32], llama2c_path[32], tokenizer_path[32], adapter_path[32],
+    session_path[32];
 static llamita_error error;
 static int num_errors; /* of this scenario */
 
@@ -176,6 +177,11 @@ static void run_model(const char *path, const char *tokenizer, const char *adapt
         note_results(&id, sizeof id);
         TRY(llamita_session_feed(session, &id, 1, &error));
     }
+    if (adapter_file) {
+        TRY(llamita_session_save(session, session_path, &error));
+        TRY(llamita_session_load(session, session_path, &error));
+    }
+    note_results(llamita_session_ids(session), (size_t)llamita_session_position(session) * sizeof *ids);
     TRY(llamita_sequence_share(session, 0, 1, 2, &error));
     const llamita_chunk chunks[] = {{1, ids, 2, 1}, {0, ids, 1, 1}};
     logits = __real_calloc(2 * (size_t)model->info.vocab_size, sizeof *logits);
@@ -358,6 +364,7 @@ static void write_files(void) {
     draft_u32(&d, "tokenizer.ggml.bos_token_id", 258);
     write_file(byte_level_path, draft_write(&d));
     draft_free(&d);
+    write_file(session_path, (buffer){0});
     write_file(llama2c_path, llama2c_write(2, LLAMA2C_SIZES, false, 16));
     write_file(tokenizer_path, llama2c_write_tokenizer());
     d = (gguf_draft){.magic = "GGUF", .version = 3, .alignment = 32};
@@ -372,7 +379,7 @@ static void write_files(void) {
 }
 
 int main(void) {
-    const char *const paths[] = {model_path, byte_level_path, llama2c_path, tokenizer_path, adapter_path};
+    const char *const paths[] = {model_path, byte_level_path, llama2c_path, tokenizer_path, adapter_path, session_path};
     write_files();
     check_scenario("SentencePiece and an adapter", run_sentencepiece);
     check_scenario("byte-level BPE", run_byte_level);

@@ -66,6 +66,7 @@ static void collect(const llamita_scheduler *scheduler, const uint64_t *numbers,
             if (numbers[n] == events[i].request) {
                 REQUIRE(answers[n].num < MAX_EVENTS, "request %d has too many events", n);
                 answers[n].events[answers[n].num] = events[i];
+                answers[n].events[answers[n].num].num_shared_tokens = 0; /* depends on what ran before */
                 answers[n].events[answers[n].num++].request = 0;
             }
 }
@@ -128,7 +129,8 @@ static void test_same_as_alone(const llamita_model *model, llamita_adapter *adap
 static void test_same_as_session(const llamita_model *model) {
     int32_t prompt[30], id = 0;
     for (int i = 0; i < 30; i++) prompt[i] = random_below(VOCAB);
-    const llamita_sampler_params sampling = {0.8f, 0, 0.9f, 0.0f, 1.1f, 64, 7};
+    const llamita_sampler_params sampling = {
+        .temperature = 0.8f, .top_p = 0.9f, .repetition_penalty = 1.1f, .repetition_window = 64, .seed = 7};
     const llamita_request request = {
         .ids = prompt, .num_tokens = 30, .max_new_tokens = 50, .sampling = sampling, .num_top_logprobs = 3};
     static question q;
@@ -326,8 +328,11 @@ static void test_constraint(const llamita_model *model) {
         const int32_t id = random_below(VOCAB);
         for (int n = 0; n < 4; n++) {
             llamita_request request = {.ids = &id, .num_tokens = 1, .max_new_tokens = n == 2 ? 9 : 100};
-            request.sampling =
-                (llamita_sampler_params){round % 2 ? 5.0f : 0.0f, 0, 0.9f, 0.0f, 1.2f, 64, random_bits()};
+            request.sampling = (llamita_sampler_params){.temperature = round % 2 ? 5.0f : 0.0f,
+                                                        .top_p = 0.9f,
+                                                        .repetition_penalty = 1.2f,
+                                                        .repetition_window = 64,
+                                                        .seed = random_bits()};
             request.presence_penalty = round % 3 ? 2.0f : 0.0f;
             request.num_top_logprobs = 0;
             if (n < 3) {

@@ -50,6 +50,21 @@ bool platform_file_read(const platform_file *file, size_t offset, void *to, size
     return true;
 }
 
+/* The page cannot write files, and exports no function that would. */
+bool platform_new_file_open(const char *path, platform_new_file *file, char *reason) {
+    (void)path, (void)file;
+    snprintf(reason, PLATFORM_REASON_BYTES, "files cannot be written here");
+    return false;
+}
+bool platform_new_file_write(platform_new_file *file, const void *bytes, size_t num_bytes, char *reason) {
+    (void)file, (void)bytes, (void)num_bytes, (void)reason;
+    return false;
+}
+bool platform_new_file_close(platform_new_file *file, bool complete, char *reason) {
+    (void)file, (void)complete, (void)reason;
+    return false;
+}
+
 __attribute__((import_module("llamita"), import_name("seconds"))) double host_seconds(void);
 
 double platform_seconds(void) { return host_seconds(); }

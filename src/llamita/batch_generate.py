@@ -76,7 +76,7 @@ def generate_batch(
     def begin(number: int) -> _Running:
         ids = encoded[number % len(encoded)]
         seed = None if sampling.seed is None else sampling.seed + number
-        sampler = Sampler(model.info.vocab_size, sampling, seed=seed)
+        sampler = Sampler(model.info.vocab_size, sampling, model=model, seed=seed)
         for token_id in ids:
             sampler.accept(token_id)
         return _Running(number, sampler, ids, None if grammar is None else grammar.start(model))

@@ -8,13 +8,25 @@ from __future__ import annotations
 
 import functools
 import itertools
+import os
 import time
 from collections.abc import Generator, Iterator
 from types import TracebackType
 from typing import Any
 
 from llamita.chat_template import ChatTemplate
-from llamita.engine import AdapterUses, Grammar, Message, Model, Sampler, Session, TextSegment, text_pieces
+from llamita.engine import (
+    AdapterUses,
+    Grammar,
+    Message,
+    Model,
+    Sampler,
+    TextSegment,
+    keep_common_ids,
+    load_prompt_cache,
+    save_prompt_cache,
+    text_pieces,
+)
 from llamita.errors import ChatError
 from llamita.sampling import DEFAULT_RUNTIME, RuntimeOptions, SamplingParams, with_overrides
 
@@ -114,13 +126,14 @@ class Chat:
         thinking: bool | None = None,
         adapters: AdapterUses = (),
         grammar: Grammar | None = None,
+        prompt_cache: str | os.PathLike[str] | None = None,
         **overrides: Any,
     ) -> None:
         """system: the system prompt; None: the model's own, else the chat template's default.
         rolling: forget the oldest turns when the context is full, instead of raising ChatError.
         max_new_tokens: per answer. thinking: whether to think before an answer, if the chat template
-        asks; None: its default. grammar: what each answer must be. overrides: fields of sampling and
-        runtime by name.
+        asks; None: its default. grammar: what each answer must be. prompt_cache: as in Model.generate, of
+        the system prompt and the first question. overrides: fields of sampling and runtime by name.
 
         Raises ChatError if the model has no chat template, or not one that asks for `thinking`,
         EngineError for a value out of its range.
@@ -133,12 +146,13 @@ class Chat:
         self.messages = [] if system is None else [Message("system", _bytes(system))]
         self.rolling = rolling
         self._model, self._max_new_tokens = model, max_new_tokens
-        self._held: list[int] = []  # the ids in the session
         self._answer: Answer | None = None
-        self._sampler = Sampler(model.info.vocab_size, sampling)
+        self._sampler = Sampler(model.info.vocab_size, sampling, model=model)
         self.seed = self._sampler.seed
         self._grammar = None if grammar is None else grammar.start(model, self._encoder.end_ids)
         self._session = model.session(runtime, adapters=adapters)
+        self._prompt_cache, self._has_read = prompt_cache, False
+        load_prompt_cache(self._session, prompt_cache)
 
     def ask(self, text: str) -> Answer:
         """The answer to a question: an iterator of pieces of str, computed as it is read.
@@ -289,26 +303,25 @@ class Answer(Iterator[str]):
                 self.stop = "context's end"
                 return
             start = time.perf_counter()
-            _feed(session, chat._held, [token_id])
+            session.feed([token_id])
             token_id = self._pick()
             self._decode_seconds += time.perf_counter() - start
 
     def _read(self) -> bool:
         """Rewind the session and feed the rest of the conversation; False if interrupted."""
         chat, session, ids = self._chat, self._chat._session, self._prompt_ids
-        common = 0
-        while common < min(len(chat._held), len(ids) - 1) and chat._held[common] == ids[common]:
-            common += 1
-        session.rewind(common)
-        del chat._held[common:]
+        is_first, chat._has_read = not chat._has_read, True
+        common = keep_common_ids(session, ids)
         for token_id in ids:
             chat._sampler.accept(token_id)
         for start in range(common, len(ids), FEED_TOKENS):
             if self._interrupted:
                 return False
             piece = ids[start : start + FEED_TOKENS]
-            _feed(session, chat._held, piece)
+            session.feed(piece)
             self.num_fed_tokens += len(piece)
+        if is_first:
+            save_prompt_cache(session, chat._prompt_cache, common, len(ids))
         return True
 
     def _pick(self) -> int | None:
@@ -322,11 +335,6 @@ class Answer(Iterator[str]):
         token_id = self._chat._sampler.pick(logits)
         self._chat._sampler.accept(token_id)
         return token_id
-
-
-def _feed(session: Session, held: list[int], ids: list[int]) -> None:
-    session.feed(ids)
-    held += ids
 
 
 def _template(model: Model, thinking: bool | None) -> ChatTemplate:

@@ -14,9 +14,9 @@ MAX_TOKENS = 2**24  # of a context, or a text
 
 
 @dataclasses.dataclass(frozen=True)
-class SamplingParams:
-    """How the next token is chosen: penalty, temperature, softmax, top-k, top-p, min-p, then a
-    random draw."""
+class BasicSamplingParams:
+    """How the next token is chosen, as PyTorch and the engine can: repetition penalty, temperature,
+    softmax, top-k, top-p, min-p, then a random draw."""
 
     temperature: Annotated[float, Option(short="t")] = 1.0
     """0 always takes the most probable token; higher is more random."""
@@ -51,6 +51,67 @@ class SamplingParams:
             check_seed("--seed", self.seed)
 
 
+_ADVANCED = "more sampling"
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingParams(BasicSamplingParams):
+    """How the engine chooses the next token: penalties (repetition, frequency, presence, DRY),
+    temperature, softmax, top-k, typical-p, top-p, min-p, XTC, then a random draw. Mirostat replaces
+    the steps after softmax. Each step is llama.cpp's."""
+
+    presence_penalty: Annotated[float, Option(group=_ADVANCED)] = 0.0
+    """Subtract this from the logit of each recent token."""
+    frequency_penalty: Annotated[float, Option(group=_ADVANCED)] = 0.0
+    """Subtract this from the logit of a recent token for each time that it comes."""
+    typical_p: Annotated[float, Option("P", group=_ADVANCED)] = 1.0
+    """Locally typical sampling: keep tokens with at least this probability together, those whose
+    surprise is nearest to the entropy; 1 keeps all."""
+    xtc_probability: Annotated[float, Option("P", group=_ADVANCED)] = 0.0
+    """XTC: how often to drop the most probable tokens, all but the least probable one that reaches
+    --xtc-threshold; 0 never does."""
+    xtc_threshold: Annotated[float, Option("P", group=_ADVANCED)] = 0.1
+    """XTC: the probability that counts; above 0.5 nothing is dropped."""
+    mirostat_tau: Annotated[float, Option("BITS", group=_ADVANCED)] = 0.0
+    """Mirostat 2.0: keep the surprise of the text near this many bits a token, instead of top-k,
+    typical-p, top-p, min-p and XTC; 5 is usual, 0 is off."""
+    mirostat_eta: Annotated[float, Option("RATE", group=_ADVANCED)] = 0.1
+    """Mirostat: how fast it adapts."""
+    dry_multiplier: Annotated[float, Option(group=_ADVANCED)] = 0.0
+    """DRY: subtract multiplier * base^(n - allowed length) from the logit of a token that would
+    continue a repetition of n tokens; 0.8 is usual, 0 is off. No repetition goes beyond a line end,
+    a colon, a quotation mark or an asterisk."""
+    dry_base: Annotated[float, Option(group=_ADVANCED)] = 1.75
+    """DRY: growth of the penalty with each token."""
+    dry_allowed_length: Annotated[int, Option("TOKENS", group=_ADVANCED)] = 2
+    """DRY: shortest repetition that is penalized."""
+    dry_window: Annotated[int, Option("TOKENS", group=_ADVANCED)] = 4096
+    """DRY: how many of the last tokens are searched for repetitions."""
+
+    def check_ranges(self) -> None:
+        """Raise ConfigError that names the flag of a value out of its range."""
+        super().check_ranges()
+        for name, (low, high) in SAMPLING_RANGES.items():
+            value, flag = getattr(self, name), "--" + name.replace("_", "-")
+            check(low <= value <= high, f"{flag}: expected {low:g} to {high:g}, found {value}")
+
+
+# Of the fields that the engine alone has, by name.
+SAMPLING_RANGES: dict[str, tuple[float, float]] = {
+    "presence_penalty": (-1e6, 1e6),
+    "frequency_penalty": (-1e6, 1e6),
+    "typical_p": (0, 1),
+    "xtc_probability": (0, 1),
+    "xtc_threshold": (0, 1),
+    "mirostat_tau": (0, 100),
+    "mirostat_eta": (0, 1),
+    "dry_multiplier": (0, 1e6),
+    "dry_base": (1, 1e6),
+    "dry_allowed_length": (1, MAX_TOKENS),
+    "dry_window": (1, MAX_TOKENS),
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class ComputeOptions:
     """How the engine computes. The text does not depend on num_threads."""
@@ -72,6 +133,7 @@ class RuntimeOptions(ComputeOptions):
     """Speculative decoding by prompt lookup; never changes the text."""
 
 
+DEFAULT_BASIC_SAMPLING = BasicSamplingParams()
 DEFAULT_SAMPLING, DEFAULT_COMPUTE, DEFAULT_RUNTIME = SamplingParams(), ComputeOptions(), RuntimeOptions()
 
 

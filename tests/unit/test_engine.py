@@ -399,6 +399,7 @@ def test_the_binding_is_the_header() -> None:
             "uint64_t": ctypes.c_uint64,
             "size_t": ctypes.c_size_t,
             "constint32_t*": ctypes.POINTER(ctypes.c_int32),
+            "constllamita_model*": ctypes.c_void_p,
             "llamita_kv_type": ctypes.c_int,
             "llamita_speculation": ctypes.c_int,
         }

@@ -204,7 +204,7 @@ static llamita_status check_request(const llamita_scheduler *s, const llamita_re
     return status;
 }
 
-static request *copy_request(const llamita_request *given) {
+static request *copy_request(const llamita_scheduler *s, const llamita_request *given) {
     request *r = calloc(1, sizeof *r);
     if (!r) return NULL;
     r->ids = malloc(given->num_tokens * sizeof *r->ids);
@@ -222,6 +222,7 @@ static request *copy_request(const llamita_request *given) {
     r->max_new_tokens = given->max_new_tokens;
     r->num_top_logprobs = given->num_top_logprobs;
     r->sampling = given->sampling;
+    r->sampling.model = s->model;
     r->presence_penalty = given->presence_penalty;
     r->frequency_penalty = given->frequency_penalty;
     r->score_prompt = given->score_prompt;
@@ -234,7 +235,7 @@ llamita_status llamita_scheduler_submit(llamita_scheduler *s, const llamita_requ
                                         llamita_error *error) {
     const llamita_status status = check_request(s, given, error);
     if (status != LLAMITA_OK) return status;
-    request *r = copy_request(given);
+    request *r = copy_request(s, given);
     if (!r)
         return error_set(error, LLAMITA_ERROR_MEMORY, "cannot submit: out of memory for a prompt of %zu tokens",
                          given->num_tokens);

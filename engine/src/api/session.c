@@ -8,6 +8,7 @@
 #include "kernels/kernels.h"
 #include "model/forward.h"
 #include "model/ops.h"
+#include "model/prompt_cache.h"
 #include "model/prompt_lookup.h"
 #include "platform/platform.h"
 #include "runtime/error.h"
@@ -16,6 +17,7 @@
 typedef struct {
     kv_cache cache;
     lora_set adapters;
+    int32_t *ids;     /* [context_tokens] of the tokens in the cache */
     int32_t position; /* tokens in the cache */
 } sequence;
 
@@ -28,10 +30,10 @@ struct llamita_session {
     sequence *sequences;                      /* [num_sequences] */
     thread_tuner decode_tuner, prefill_tuner; /* for passes of one token, and for full passes */
     int64_t num_passes;
+    uint64_t model_hash; /* once it has been needed */
+    bool has_model_hash;
 
     /* Sequence 0. */
-    int32_t *ids;         /* [context_tokens] the ids fed, searched by prompt lookup */
-    bool ids_unknown;     /* it shares tokens of another sequence, whose ids nobody recorded */
     float *logits;        /* [logits_rows, V]: after the last token, then after each draft token */
     const float *current; /* the logits of the last token, in logits; NULL: none */
     size_t logits_rows;
@@ -91,17 +93,23 @@ static bool fill_session(llamita_session *s, const llamita_session_params *param
     s->context_tokens = params->context_tokens > 0 ? params->context_tokens : info->context_tokens;
     const int32_t num_sequences = params->num_sequences > 0 ? params->num_sequences : 1;
     s->sequences = calloc((size_t)num_sequences, sizeof *s->sequences);
-    s->ids = calloc((size_t)s->context_tokens, sizeof *s->ids); /* zeros: always valid ids */
     s->logits_rows = 1;
     s->logits = malloc((size_t)info->vocab_size * sizeof *s->logits);
     s->speculates = params->speculation != LLAMITA_SPECULATION_OFF;
     prompt_lookup_init(&s->lookup, params->speculation == LLAMITA_SPECULATION_ALWAYS);
-    if (!s->sequences || !s->ids || !s->logits ||
+    if (!s->sequences || !s->logits ||
         !kv_shape_init(&s->kv_shape, info->num_hidden_layers, info->num_key_value_heads, info->head_dim,
                        types[params->kv_type]))
         return false;
-    for (; s->num_sequences < num_sequences; s->num_sequences++)
-        if (!kv_cache_init(&s->sequences[s->num_sequences].cache, &s->kv_shape, s->context_tokens)) return false;
+    for (; s->num_sequences < num_sequences; s->num_sequences++) {
+        sequence *seq = &s->sequences[s->num_sequences];
+        if (!kv_cache_init(&seq->cache, &s->kv_shape, s->context_tokens)) return false;
+        seq->ids = calloc((size_t)s->context_tokens, sizeof *seq->ids); /* memory that is touched when needed */
+        if (!seq->ids) {
+            kv_cache_clear(&seq->cache);
+            return false;
+        }
+    }
     s->pool = thread_pool_create(num_threads);
     thread_tuner_init(&s->decode_tuner, num_threads);
     thread_tuner_init(&s->prefill_tuner, num_threads);
@@ -134,9 +142,9 @@ void llamita_session_close(llamita_session *s) {
     for (int32_t i = 0; i < s->num_sequences; i++) {
         kv_cache_clear(&s->sequences[i].cache);
         lora_set_release(&s->sequences[i].adapters);
+        free(s->sequences[i].ids);
     }
     free(s->sequences);
-    free(s->ids);
     free(s->logits);
     free(s->score_logits);
     free(s);
@@ -146,6 +154,7 @@ int32_t llamita_session_num_threads(const llamita_session *s) { return thread_po
 int32_t llamita_session_context_tokens(const llamita_session *s) { return s->context_tokens; }
 int64_t llamita_session_num_passes(const llamita_session *s) { return s->num_passes; }
 int32_t llamita_session_position(const llamita_session *s) { return s->sequences[0].position; }
+const int32_t *llamita_session_ids(const llamita_session *s) { return s->sequences[0].ids; }
 const float *llamita_session_logits(const llamita_session *s) { return s->current; }
 const llamita_model *session_model(const llamita_session *s) { return s->model; }
 
@@ -156,6 +165,13 @@ static void discard_draft(llamita_session *s) { s->num_draft = s->num_accepted =
 static llamita_status sequence_error(const llamita_session *s, const char *what, int32_t found, llamita_error *error) {
     return error_set(error, LLAMITA_ERROR_ARGUMENT, "cannot %s: sequence: expected 0 to %d, found %d", what,
                      (int)s->num_sequences - 1, (int)found);
+}
+
+static llamita_status forked_error(const llamita_session *s, const char *what, llamita_error *error) {
+    return error_set(error, LLAMITA_ERROR_ARGUMENT,
+                     "cannot %s: the session was opened before this process was forked, and its %d threads stayed in "
+                     "the parent; open a session in this process",
+                     what, thread_pool_size(s->pool));
 }
 
 int32_t llamita_sequence_position(const llamita_session *s, int32_t index) {
@@ -171,7 +187,6 @@ llamita_status llamita_sequence_rewind(llamita_session *s, int32_t index, int32_
     s->sequences[index].position = position;
     if (index == 0) {
         s->current = NULL;
-        s->ids_unknown = s->ids_unknown && position > 0;
         discard_draft(s);
     }
     return LLAMITA_OK;
@@ -197,12 +212,10 @@ llamita_status llamita_sequence_share(llamita_session *s, int32_t from, int32_t 
             "set them first",
             (int)to, (int)from);
     kv_cache_share(&s->sequences[to].cache, &s->sequences[from].cache, num_tokens);
+    memcpy(s->sequences[to].ids, s->sequences[from].ids, (size_t)num_tokens * sizeof(int32_t));
     s->sequences[to].position = num_tokens;
     discard_draft(s);
-    if (to == 0) {
-        s->current = NULL;
-        s->ids_unknown = num_tokens > 0;
-    }
+    if (to == 0) s->current = NULL;
     return LLAMITA_OK;
 }
 
@@ -253,6 +266,57 @@ llamita_status llamita_session_set_adapters(llamita_session *s, const llamita_ad
     return llamita_sequence_set_adapters(s, 0, uses, num_uses, error);
 }
 
+/* ------------------------------------------------------------------ files of sequence 0 */
+
+/* What the keys and values of sequence 0 depend on. */
+static llamita_status make_cache_key(llamita_session *s, prompt_cache_key *key, llamita_error *error) {
+    if (!thread_pool_usable(s->pool)) return forked_error(s, "save or load a session", error);
+    if (!s->has_model_hash)
+        s->has_model_hash =
+            prompt_cache_hash_model(s->model, forward_rope_frequency(s->forward), s->pool, &s->model_hash);
+    if (!s->has_model_hash)
+        return error_set(error, LLAMITA_ERROR_MEMORY, "cannot save or load a session: out of memory");
+    *key = (prompt_cache_key){s->model_hash, prompt_cache_hash_adapters(s->model, &s->sequences[0].adapters)};
+    return LLAMITA_OK;
+}
+
+llamita_status llamita_session_save(llamita_session *s, const char *path, llamita_error *error) {
+    const sequence *seq = &s->sequences[0];
+    prompt_cache_key key;
+    if (seq->position == 0)
+        return error_set(error, LLAMITA_ERROR_ARGUMENT,
+                         "cannot save %s: expected a session that holds tokens, found none; feed it first",
+                         error_path(path));
+    const llamita_status status = make_cache_key(s, &key, error);
+    return status ? status : prompt_cache_write(path, key, &seq->cache, seq->ids, seq->position, error);
+}
+
+llamita_status llamita_session_load(llamita_session *s, const char *path, llamita_error *error) {
+    sequence *seq = &s->sequences[0];
+    prompt_cache_key key;
+    int32_t num_tokens = 0;
+    kv_cache cache;
+    llamita_status status = make_cache_key(s, &key, error);
+    if (status) return status;
+    int32_t *ids = calloc((size_t)s->context_tokens, sizeof *ids);
+    if (!kv_cache_init(&cache, &s->kv_shape, s->context_tokens) || !ids)
+        status = error_set(error, LLAMITA_ERROR_MEMORY, "cannot load %s: out of memory", error_path(path));
+    else
+        status =
+            prompt_cache_read(path, key, s->model->info.vocab_size, s->context_tokens, &cache, ids, &num_tokens, error);
+    if (!status) {
+        const sequence before = *seq;
+        *seq = (sequence){cache, before.adapters, ids, num_tokens};
+        cache = before.cache;
+        ids = before.ids;
+        s->current = NULL;
+        discard_draft(s);
+    }
+    kv_cache_clear(&cache);
+    free(ids);
+    return status;
+}
+
 /* ------------------------------------------------------------------ passes */
 
 static int32_t min(int32_t a, int32_t b) { return a < b ? a : b; }
@@ -270,11 +334,7 @@ static llamita_status check_ids(const llamita_session *s, const int32_t *ids, si
  * before anything changes. */
 static llamita_status prepare_chunk(llamita_session *s, const llamita_chunk *chunk, size_t num_new, int32_t num_draft,
                                     llamita_error *error) {
-    if (!thread_pool_usable(s->pool))
-        return error_set(error, LLAMITA_ERROR_ARGUMENT,
-                         "cannot feed tokens: the session was opened before this process was forked, and its %d "
-                         "threads stayed in the parent; open a session in this process",
-                         thread_pool_size(s->pool));
+    if (!thread_pool_usable(s->pool)) return forked_error(s, "feed tokens", error);
     if (chunk->sequence < 0 || chunk->sequence >= s->num_sequences)
         return sequence_error(s, "feed tokens", chunk->sequence, error);
     sequence *seq = &s->sequences[chunk->sequence];
@@ -366,9 +426,9 @@ static void restore_positions(llamita_session *s, const llamita_chunk *chunks, s
     for (size_t i = 0; i < num_chunks; i++) s->sequences[chunks[i].sequence].position = positions[i];
 }
 
-/* Records the ids of sequence 0 from this position on. */
-static void record_ids(llamita_session *s, const int32_t *ids, size_t num_ids, int32_t position) {
-    memcpy(s->ids + position, ids, num_ids * sizeof *ids);
+/* position: of its first token. */
+static void record_ids(llamita_session *s, const llamita_chunk *chunk, int32_t position) {
+    memcpy(s->sequences[chunk->sequence].ids + position, chunk->ids, chunk->num_tokens * sizeof *chunk->ids);
 }
 
 /* Runs one chunk of sequence 0. logits may be NULL if num_logits is 0. */
@@ -384,7 +444,7 @@ static llamita_status feed_chunk(llamita_session *s, const int32_t *ids, size_t 
         s->sequences[0].position = start;
         return non_finite_error(s, OUTPUT_LOGITS, error);
     }
-    record_ids(s, ids, num_tokens, start);
+    record_ids(s, &chunk, start);
     return LLAMITA_OK;
 }
 
@@ -414,8 +474,7 @@ static llamita_status decode(llamita_session *s, const llamita_chunk *chunks, si
         restore_positions(s, chunks, num_chunks, positions);
         return non_finite_error(s, kind, error);
     }
-    for (size_t i = 0; i < num_chunks; i++)
-        if (chunks[i].sequence == 0) record_ids(s, chunks[i].ids, chunks[i].num_tokens, positions[i]);
+    for (size_t i = 0; i < num_chunks; i++) record_ids(s, &chunks[i], positions[i]);
     return LLAMITA_OK;
 }
 
@@ -434,7 +493,7 @@ llamita_status llamita_decode_hidden_states(llamita_session *s, const llamita_ch
 /* True if the id is the next draft token: its logits were already computed. */
 static bool accept_draft(llamita_session *s, int32_t id) {
     if (s->num_accepted == s->num_draft || s->draft[s->num_accepted] != id) return false;
-    s->ids[s->sequences[0].position++] = id;
+    s->sequences[0].ids[s->sequences[0].position++] = id;
     s->current = s->logits + (size_t)++s->num_accepted * (size_t)s->model->info.vocab_size;
     return true;
 }
@@ -461,9 +520,9 @@ static llamita_status feed_one(llamita_session *s, int32_t id, llamita_error *er
     sequence *seq = &s->sequences[0];
     int32_t ids[1 + MAX_DRAFT_TOKENS] = {id}, num_draft = 0;
     s->current = NULL;
-    s->ids[seq->position] = id;
+    seq->ids[seq->position] = id;
     if (s->speculates)
-        num_draft = prompt_lookup_guess(&s->lookup, s->ids, seq->position + 1,
+        num_draft = prompt_lookup_guess(&s->lookup, seq->ids, seq->position + 1,
                                         min(MAX_DRAFT_TOKENS, s->context_tokens - seq->position - 1), ids + 1);
     if (num_draft > 0 && !reserve_logits(s, 1 + MAX_DRAFT_TOKENS)) num_draft = 0;
     const double start = platform_seconds();
@@ -561,8 +620,8 @@ llamita_status session_begin_text(llamita_session *s, const int32_t *ids, size_t
                          (int)s->context_tokens, num_ids);
     const llamita_status status = check_ids(s, ids, num_ids, error);
     if (status != LLAMITA_OK) return status;
-    const int32_t most = s->ids_unknown ? 0 : min(s->sequences[0].position, (int32_t)num_ids - 1);
+    const int32_t most = min(s->sequences[0].position, (int32_t)num_ids - 1), *held = s->sequences[0].ids;
     int32_t shared = 0;
-    while (shared < most && s->ids[shared] == ids[shared]) shared++;
+    while (shared < most && held[shared] == ids[shared]) shared++;
     return llamita_session_rewind(s, shared, error);
 }

@@ -29,6 +29,9 @@ typedef enum { OUTPUT_LOGITS, OUTPUT_HIDDEN_STATES } forward_output;
 forward *forward_create(const llamita_model *model, const kv_shape *shape, int32_t context_tokens, thread_pool *pool);
 void forward_free(forward *f);
 
+/* [S/2] the RoPE angle of each pair at position 1: the model's, for the context of this session. */
+const float *forward_rope_frequency(const forward *f);
+
 /* Allows adapter sets that need up to num_floats per token (lora_set_floats). Returns false if out
  * of memory. */
 bool forward_reserve_lora(forward *f, int64_t num_floats);

@@ -69,6 +69,8 @@ forward *forward_create(const llamita_model *model, const kv_shape *shape, int32
     return NULL;
 }
 
+const float *forward_rope_frequency(const forward *f) { return f->rope_frequency; }
+
 bool forward_reserve_lora(forward *f, int64_t num_floats) {
     if (num_floats <= f->lora_floats) return true;
     const size_t num_tokens = PASS_TOKENS + SMALL_PASS_TOKENS * (size_t)thread_pool_size(f->pool);

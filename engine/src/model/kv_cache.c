@@ -168,3 +168,65 @@ void kv_cache_put_value(const kv_cache *cache, const kernels *k, int32_t positio
     const slot_place place = {memory + cache->shape->values_offset, KV_PAGE_TOKENS, position % KV_PAGE_TOKENS, false};
     put(cache, k, &place, (float *)(void *)(memory + cache->shape->value_scales_offset), elements, begin, end);
 }
+
+/* ------------------------------------------------------------------ files */
+
+/* A piece of a head that is contiguous in memory and in a file. */
+typedef struct {
+    size_t offset, num_bytes; /* offset: from the start of the head in memory */
+} kv_piece;
+
+/* The pieces of a head, in order: whole panels of keys, the beginning of each panel of values, the
+ * scales. False past the last one. */
+static bool head_piece(const kv_shape *shape, int32_t num_tokens, int64_t index, kv_piece *piece) {
+    const int64_t num_value_panels = panel_count(shape->head_dim);
+    const size_t tokens = (size_t)num_tokens, element_bytes = panel_layout_of(shape->format).element_bytes;
+    const size_t scale_bytes = shape->type == KV_Q8 ? tokens * sizeof(float) : 0;
+    if (index == 0) *piece = (kv_piece){0, (size_t)panel_count(num_tokens) * shape->key_panel_bytes};
+    else if (index <= num_value_panels)
+        *piece =
+            (kv_piece){shape->values_offset + (size_t)(index - 1) * shape->value_panel_bytes, tokens * element_bytes};
+    else if (index == num_value_panels + 1) *piece = (kv_piece){shape->key_scales_offset, scale_bytes};
+    else if (index == num_value_panels + 2) *piece = (kv_piece){shape->value_scales_offset, scale_bytes};
+    else return false;
+    return true;
+}
+
+size_t kv_head_bytes(const kv_shape *shape, int32_t num_tokens) {
+    size_t total = 0;
+    kv_piece piece;
+    for (int64_t i = 0; head_piece(shape, num_tokens, i, &piece); i++) total += piece.num_bytes;
+    return total;
+}
+
+/* Zeros the lanes of rows from `row` on in panels of num_elements elements. */
+static void zero_lanes(char *panel, size_t num_elements, int32_t row, size_t element_bytes) {
+    const size_t lane_bytes = element_bytes / PANEL_ROWS, first = (size_t)(row % PANEL_ROWS) * lane_bytes;
+    if (first == 0) return;
+    for (size_t i = 0; i < num_elements; i++) memset(panel + i * element_bytes + first, 0, element_bytes - first);
+}
+
+void kv_cache_copy_out(const kv_cache *cache, int32_t page, int32_t layer, int32_t head, int32_t num_tokens,
+                       char *bytes) {
+    const kv_shape *shape = cache->shape;
+    const char *memory = head_memory(cache, page, layer, head);
+    const size_t element_bytes = panel_layout_of(shape->format).element_bytes;
+    const int64_t num_value_panels = panel_count(shape->head_dim);
+    kv_piece piece;
+    for (int64_t i = 0; head_piece(shape, num_tokens, i, &piece); i++, bytes += piece.num_bytes) {
+        memcpy(bytes, memory + piece.offset, piece.num_bytes);
+        /* The last panel of keys may hold later positions; that of values, rows that do not exist. */
+        if (i == 0)
+            zero_lanes(bytes + piece.num_bytes - shape->key_panel_bytes, (size_t)shape->head_dim, num_tokens,
+                       element_bytes);
+        if (i == num_value_panels) zero_lanes(bytes, (size_t)num_tokens, shape->head_dim, element_bytes);
+    }
+}
+
+void kv_cache_copy_in(const kv_cache *cache, int32_t page, int32_t layer, int32_t head, int32_t num_tokens,
+                      const char *bytes) {
+    char *memory = head_memory(cache, page, layer, head);
+    kv_piece piece;
+    for (int64_t i = 0; head_piece(cache->shape, num_tokens, i, &piece); i++, bytes += piece.num_bytes)
+        memcpy(memory + piece.offset, bytes, piece.num_bytes);
+}

@@ -70,4 +70,12 @@ typedef struct {
 } kv_head_page;
 kv_head_page kv_cache_head(const kv_cache *cache, int32_t page, int32_t layer, int32_t head);
 
+/* A head of a page in a file: its first num_tokens positions, without what is beside them in memory.
+ * kv_head_bytes: their number of bytes. copy_out writes them to `bytes`; copy_in stores them. */
+size_t kv_head_bytes(const kv_shape *shape, int32_t num_tokens);
+void kv_cache_copy_out(const kv_cache *cache, int32_t page, int32_t layer, int32_t head, int32_t num_tokens,
+                       char *bytes);
+void kv_cache_copy_in(const kv_cache *cache, int32_t page, int32_t layer, int32_t head, int32_t num_tokens,
+                      const char *bytes);
+
 #endif

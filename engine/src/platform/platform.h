@@ -45,6 +45,20 @@ static inline void platform_file_narrow(platform_file *file, size_t offset, size
  * Several threads may read at once. */
 bool platform_file_read(const platform_file *file, size_t offset, void *to, size_t num_bytes);
 
+/* A file that replaces what is at its path when it is complete. Until then it has another name in
+ * the same folder, which a process that is killed leaves behind. Only its owner may read it. It is
+ * not flushed to the disk, which takes long: what reads it must notice what a power cut did. */
+typedef struct {
+    char *path, *partial_path;
+    intptr_t handle;
+} platform_new_file;
+
+/* On failure these return false and write why to reason[PLATFORM_REASON_BYTES]. An open file must be
+ * closed, with `complete` or without, even after a failed write. */
+bool platform_new_file_open(const char *path, platform_new_file *file, char *reason);
+bool platform_new_file_write(platform_new_file *file, const void *bytes, size_t num_bytes, char *reason);
+bool platform_new_file_close(platform_new_file *file, bool complete, char *reason);
+
 /* ------------------------------------------------------------------ memory */
 
 /* alignment: a power of two that divides num_bytes. NULL: out of memory. */

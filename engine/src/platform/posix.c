@@ -120,6 +120,49 @@ void platform_file_close(platform_file *file) {
     *file = (platform_file){.handle = -1};
 }
 
+bool platform_new_file_open(const char *path, platform_new_file *file, char *reason) {
+    static const char suffix[] = ".XXXXXX";
+    const size_t length = strlen(path);
+    file->path = malloc(length + 1);
+    file->partial_path = malloc(length + sizeof suffix);
+    file->handle = -1;
+    if (file->path && file->partial_path) {
+        memcpy(file->path, path, length + 1);
+        memcpy(file->partial_path, path, length);
+        memcpy(file->partial_path + length, suffix, sizeof suffix);
+        file->handle = mkstemp(file->partial_path);
+    }
+    if (file->handle >= 0) {
+        (void)fcntl((int)file->handle, F_SETFD, FD_CLOEXEC);
+        return true;
+    }
+    fail_with(strerror(file->path && file->partial_path ? errno : ENOMEM), reason);
+    free(file->path);
+    free(file->partial_path);
+    return false;
+}
+
+bool platform_new_file_write(platform_new_file *file, const void *bytes, size_t num_bytes, char *reason) {
+    for (const char *at = bytes; num_bytes > 0;) {
+        const ssize_t count = write((int)file->handle, at, num_bytes < MAX_READ_BYTES ? num_bytes : MAX_READ_BYTES);
+        if (count < 0 && errno == EINTR) continue;
+        if (count < 0) return fail_with(strerror(errno), reason);
+        at += count;
+        num_bytes -= (size_t)count;
+    }
+    return true;
+}
+
+bool platform_new_file_close(platform_new_file *file, bool complete, char *reason) {
+    bool placed = close((int)file->handle) == 0 && complete;
+    placed = placed && rename(file->partial_path, file->path) == 0;
+    if (complete && !placed) fail_with(strerror(errno), reason);
+    if (!placed) (void)unlink(file->partial_path);
+    free(file->path);
+    free(file->partial_path);
+    return placed || !complete;
+}
+
 /* ------------------------------------------------------------------ memory */
 
 void *platform_aligned_alloc(size_t alignment, size_t num_bytes) { return aligned_alloc(alignment, num_bytes); }

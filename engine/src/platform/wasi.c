@@ -50,6 +50,43 @@ bool platform_file_read(const platform_file *file, size_t offset, void *to, size
     return true;
 }
 
+/* WASI programs have one thread and no process id: ".partial" is name enough. */
+bool platform_new_file_open(const char *path, platform_new_file *file, char *reason) {
+    static const char suffix[] = ".partial";
+    const size_t length = strlen(path);
+    FILE *stream = NULL;
+    file->path = malloc(length + 1);
+    file->partial_path = malloc(length + sizeof suffix);
+    if (file->path && file->partial_path) {
+        memcpy(file->path, path, length + 1);
+        memcpy(file->partial_path, path, length);
+        memcpy(file->partial_path + length, suffix, sizeof suffix);
+        stream = fopen(file->partial_path, "wb");
+    }
+    file->handle = (intptr_t)stream;
+    if (stream) return true;
+    snprintf(reason, PLATFORM_REASON_BYTES, "%s", file->path && file->partial_path ? strerror(errno) : "out of memory");
+    free(file->path);
+    free(file->partial_path);
+    return false;
+}
+
+bool platform_new_file_write(platform_new_file *file, const void *bytes, size_t num_bytes, char *reason) {
+    if (fwrite(bytes, 1, num_bytes, (FILE *)file->handle) == num_bytes) return true;
+    snprintf(reason, PLATFORM_REASON_BYTES, "%s", strerror(errno));
+    return false;
+}
+
+bool platform_new_file_close(platform_new_file *file, bool complete, char *reason) {
+    bool placed = fclose((FILE *)file->handle) == 0 && complete;
+    placed = placed && rename(file->partial_path, file->path) == 0;
+    if (complete && !placed) snprintf(reason, PLATFORM_REASON_BYTES, "%s", strerror(errno));
+    if (!placed) remove(file->partial_path);
+    free(file->path);
+    free(file->partial_path);
+    return placed || !complete;
+}
+
 double platform_seconds(void) {
     struct timespec time;
     clock_gettime(CLOCK_MONOTONIC, &time);

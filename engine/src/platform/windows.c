@@ -11,6 +11,7 @@
 #include <process.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <windows.h>
 
 /* ------------------------------------------------------------------ files */
@@ -98,6 +99,54 @@ bool platform_file_read(const platform_file *file, size_t offset, void *to, size
         num_bytes -= count;
     }
     return true;
+}
+
+/* The partial file has the number of the process and a counter in its name. */
+bool platform_new_file_open(const char *path, platform_new_file *file, char *reason) {
+    static LONG counter;
+    const size_t length = strlen(path), partial_bytes = length + 32;
+    HANDLE handle = INVALID_HANDLE_VALUE;
+    file->path = malloc(length + 1);
+    file->partial_path = malloc(partial_bytes);
+    wchar_t *wide = NULL;
+    if (file->path && file->partial_path) {
+        memcpy(file->path, path, length + 1);
+        snprintf(file->partial_path, partial_bytes, "%s.%lu-%ld", path, (unsigned long)GetCurrentProcessId(),
+                 (long)InterlockedIncrement(&counter));
+        wide = to_wide(file->partial_path);
+    }
+    if (wide) handle = CreateFileW(wide, GENERIC_WRITE, 0, NULL, CREATE_ALWAYS, FILE_ATTRIBUTE_NORMAL, NULL);
+    const DWORD code = wide ? GetLastError() : ERROR_NOT_ENOUGH_MEMORY;
+    free(wide);
+    file->handle = (intptr_t)handle;
+    if (handle != INVALID_HANDLE_VALUE) return true;
+    free(file->path);
+    free(file->partial_path);
+    return fail_with(code, reason);
+}
+
+bool platform_new_file_write(platform_new_file *file, const void *bytes, size_t num_bytes, char *reason) {
+    for (const char *at = bytes; num_bytes > 0;) {
+        DWORD count = 0;
+        if (!WriteFile((HANDLE)file->handle, at, num_bytes < INT_MAX ? (DWORD)num_bytes : INT_MAX, &count, NULL))
+            return fail_with(GetLastError(), reason);
+        at += count;
+        num_bytes -= count;
+    }
+    return true;
+}
+
+bool platform_new_file_close(platform_new_file *file, bool complete, char *reason) {
+    wchar_t *to = to_wide(file->path), *from = to_wide(file->partial_path);
+    CloseHandle((HANDLE)file->handle);
+    const bool placed = complete && to && from && MoveFileExW(from, to, MOVEFILE_REPLACE_EXISTING);
+    if (complete && !placed) fail_with(GetLastError(), reason);
+    if (!placed && from) DeleteFileW(from);
+    free(to);
+    free(from);
+    free(file->path);
+    free(file->partial_path);
+    return placed || !complete;
 }
 
 /* ------------------------------------------------------------------ memory */

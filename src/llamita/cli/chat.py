@@ -71,6 +71,9 @@ class ChatFlags:
     load: Annotated[LoadOptions, Option(group="model")] = DEFAULT_LOAD
     sampling: SamplingParams = CHAT_SAMPLING
     runtime: Annotated[RuntimeOptions, Option(group="engine")] = DEFAULT_RUNTIME
+    prompt_cache: Annotated[Path | None, Option("FILE", group="engine")] = None
+    """Keep the computed system prompt and first question in this file, and do not compute again what
+    a chat shares with it."""
 
     def __post_init__(self) -> None:
         check_generation(self.max_new_tokens, self.sampling, self.runtime)
@@ -90,6 +93,7 @@ def main(argv: list[str]) -> int | None:
             thinking=None if flags.thinking is None else flags.thinking == "on",
             adapters=open_adapters(model, flags.load.adapter),
             grammar=read_grammar(flags.grammar),
+            prompt_cache=flags.prompt_cache,
         )
         before = signal.getsignal(signal.SIGINT)
         try:

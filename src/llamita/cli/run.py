@@ -16,7 +16,7 @@ from llamita.cli.grammar import DEFAULT_GRAMMAR, GrammarOptions, read_grammar
 from llamita.cli.open_model import opened_model
 from llamita.cli.progress import progress_bars
 from llamita.cli.prompt import DEFAULT_PROMPT, PromptOptions, check_num_samples, print_header, read_prompt
-from llamita.config import Option
+from llamita.config import Option, check
 from llamita.engine import AdapterUses, Generation, Grammar, Model, encode_prompt, text_pieces
 from llamita.sampling import DEFAULT_RUNTIME, DEFAULT_SAMPLING, RuntimeOptions, SamplingParams
 
@@ -47,9 +47,13 @@ class RunFlags:
     load: Annotated[LoadOptions, Option(group="model")] = DEFAULT_LOAD
     sampling: SamplingParams = DEFAULT_SAMPLING
     runtime: Annotated[RuntimeOptions, Option(group="engine")] = DEFAULT_RUNTIME
+    prompt_cache: Annotated[Path | None, Option("FILE", group="engine")] = None
+    """Keep the computed prompt in this file, and do not compute again what a prompt shares with
+    it."""
 
     def __post_init__(self) -> None:
         check_generation(self.max_new_tokens, self.sampling, self.runtime)
+        check(self.prompt_cache is None or self.num_samples == 1, "--prompt-cache: only for one text, without -N")
         check_num_samples(self.num_samples, self.sampling.seed)
 
 
@@ -69,6 +73,7 @@ def main(argv: list[str]) -> int | None:
             max_new_tokens=flags.max_new_tokens or None,
             adapters=adapters,
             grammar=grammar,
+            prompt_cache=flags.prompt_cache,
         )
         interrupted = _stream(model, generation)
         status = (

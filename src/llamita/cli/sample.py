@@ -15,7 +15,7 @@ from llamita.cli.next_command import print_next
 from llamita.cli.prompt import DEFAULT_PROMPT, PromptOptions, check_num_samples, print_header, read_prompt, utf8_text
 from llamita.commands import export_commands
 from llamita.config import Option, check, check_at_most
-from llamita.sampling import DEFAULT_SAMPLING, MAX_TOKENS, SamplingParams
+from llamita.sampling import DEFAULT_BASIC_SAMPLING, MAX_TOKENS, BasicSamplingParams
 
 if TYPE_CHECKING:
     from llamita.tokenizer import Tokenizer
@@ -37,7 +37,7 @@ class SampleFlags:
     ids: bool = False
     """Print token ids instead of text."""
     prompt: Annotated[PromptOptions, Option(group="prompt")] = DEFAULT_PROMPT
-    sampling: SamplingParams = DEFAULT_SAMPLING
+    sampling: BasicSamplingParams = DEFAULT_BASIC_SAMPLING
 
     def __post_init__(self) -> None:
         self.sampling.check_ranges()

@@ -12,6 +12,7 @@ from llamita.engine.generation import Generation, encode_prompt, text_pieces
 from llamita.engine.grammar import Grammar, GrammarState
 from llamita.engine.library import KV_TYPES, SPECULATIONS, AdapterInfo, Ids, ModelInfo, kernels, utf8_complete, version
 from llamita.engine.model import PACKAGED_MODEL, Model, load
+from llamita.engine.prompt_cache import keep_common_ids, load_prompt_cache, save_prompt_cache
 from llamita.engine.sampler import Sampler
 from llamita.engine.scheduler import Event, Request, Scheduler, SchedulerStats
 from llamita.engine.session import Session
@@ -48,9 +49,12 @@ __all__ = [
     "dequantize",
     "embed_ids",
     "encode_prompt",
+    "keep_common_ids",
     "kernels",
     "load",
+    "load_prompt_cache",
     "quantize",
+    "save_prompt_cache",
     "tensor_types",
     "text_pieces",
     "utf8_complete",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
 
 from llamita.engine.grammar import GrammarState
 from llamita.engine.library import utf8_complete
 from llamita.engine.model_file import ModelFile
+from llamita.engine.prompt_cache import keep_common_ids, load_prompt_cache, save_prompt_cache
 from llamita.engine.sampler import Sampler
 from llamita.engine.session import Session
 from llamita.errors import EngineError
@@ -29,13 +31,15 @@ class Generation(Iterator[str]):
         prompt_ids: list[int],
         max_new_tokens: int | None,
         grammar: GrammarState | None = None,
+        prompt_cache: str | os.PathLike[str] | None = None,
     ) -> None:
         self.prompt_ids = prompt_ids
         self.ids: list[int] = []
         self.seed = sampler.seed
         self.stop = ""
         self._model, self._session, self._sampler, self._max_new_tokens = model, session, sampler, max_new_tokens
-        self._grammar = grammar
+        self._grammar, self._prompt_cache = grammar, prompt_cache
+        self._num_cached = 0  # tokens of the prompt
         self._num_threads = session.num_threads
         self._prompt_seconds = self._decode_seconds = 0.0
         self._num_decoded = self._num_passes = 0
@@ -62,8 +66,11 @@ class Generation(Iterator[str]):
         for prompt_id in self.prompt_ids:
             self._sampler.accept(prompt_id)
         start = time.perf_counter()
-        token_id = self._step(self.prompt_ids)
+        load_prompt_cache(self._session, self._prompt_cache)
+        self._num_cached = keep_common_ids(self._session, self.prompt_ids)
+        token_id = self._step(self.prompt_ids[self._num_cached :])
         self._prompt_seconds = time.perf_counter() - start
+        save_prompt_cache(self._session, self._prompt_cache, self._num_cached, len(self.prompt_ids))
         while True:
             if token_id is None:
                 self.stop = "grammar's end"
@@ -101,12 +108,14 @@ class Generation(Iterator[str]):
 
     def speed_line(self) -> str:
         """The last line that engine/build/run prints, with the same fields and units."""
-        prompt_speed = len(self.prompt_ids) / self._prompt_seconds if self._prompt_seconds else 0.0
+        num_fed = len(self.prompt_ids) - self._num_cached
+        prompt_speed = num_fed / self._prompt_seconds if self._prompt_seconds else 0.0
+        cached = f" ({self._num_cached} from the cache)" if self._num_cached else ""
         speed = self._num_decoded / self._decode_seconds if self._decode_seconds else 0.0
         passes = self._num_passes / self._decode_seconds if self._decode_seconds else 0.0
         gigabytes = passes * self._model.info.decode_bytes * 1e-9
         return (
-            f"prompt {len(self.prompt_ids)} tokens, {prompt_speed:.1f} tok/s | "
+            f"prompt {len(self.prompt_ids)} tokens{cached}, {prompt_speed:.1f} tok/s | "
             f"generated {len(self.ids)} tokens, {speed:.1f} tok/s, {gigabytes:.2f} GB/s | "
             f"load {self._model.load_seconds * 1e3:.1f} ms, first token {self._prompt_seconds * 1e3:.1f} ms | "
             f"threads {self._num_threads}"

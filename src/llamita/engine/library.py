@@ -91,6 +91,11 @@ class SamplerParamsStruct(ctypes.Structure):
         ("repetition_penalty", ctypes.c_float),
         ("repetition_window", ctypes.c_int32),
         ("seed", ctypes.c_uint64),
+        *((name, ctypes.c_float) for name in ("presence_penalty", "frequency_penalty", "typical_p")),
+        *((name, ctypes.c_float) for name in ("xtc_probability", "xtc_threshold", "mirostat_tau", "mirostat_eta")),
+        *((name, ctypes.c_float) for name in ("dry_multiplier", "dry_base")),
+        *((name, ctypes.c_int32) for name in ("dry_allowed_length", "dry_window")),
+        ("model", ctypes.c_void_p),
     ]
 
 
@@ -334,6 +339,9 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "session_feed_logits": (ctypes.c_int, [_pointer, ids_pointer, ctypes.c_size_t, floats_pointer, _error]),
     "session_score": (ctypes.c_int, [_pointer, ids_pointer, ctypes.c_size_t, ctypes.POINTER(ctypes.c_double), _error]),
     "session_logits": (floats_pointer, [_pointer]),
+    "session_ids": (ids_pointer, [_pointer]),
+    "session_save": (ctypes.c_int, [_pointer, ctypes.c_char_p, _error]),
+    "session_load": (ctypes.c_int, [_pointer, ctypes.c_char_p, _error]),
     "decode": (ctypes.c_int, [_pointer, ctypes.POINTER(ChunkStruct), ctypes.c_size_t, floats_pointer, _error]),
     "decode_hidden_states": (
         ctypes.c_int,

@@ -93,6 +93,7 @@ class Model(ModelFile):
         max_new_tokens: int | None = None,
         adapters: AdapterUses = (),
         grammar: Grammar | None = None,
+        prompt_cache: str | os.PathLike[str] | None = None,
         **overrides: Any,
     ) -> Generation:
         """Continue the prompt: an iterator of pieces of new text (str) that never split a
@@ -103,6 +104,9 @@ class Model(ModelFile):
         that are not UTF-8 become U+FFFD; an incomplete character at the end is dropped.
         adapters: applied together, in this order, each with its scale (default: 1).
         grammar: the texts that may come, as in generate("Name: ", grammar=Grammar.regex("[A-Z].*")).
+        prompt_cache: a file that keeps the computed prompt (Session.save). What this prompt shares
+        with it is not computed again; it is written if that is less than three quarters of the
+        prompt.
         overrides: fields of sampling and runtime by name: generate("Once", temperature=0.8).
         """
         sampling, runtime = with_overrides(sampling, runtime, overrides)
@@ -110,14 +114,14 @@ class Model(ModelFile):
             raise EngineError(f"max_new_tokens: expected at least 1, or None for no limit, found {max_new_tokens}")
         prompt_ids = encode_prompt(self, prompt)
         state = None if grammar is None else grammar.start(self)
-        sampler = Sampler(self.info.vocab_size, sampling)
+        sampler = Sampler(self.info.vocab_size, sampling, model=self)
         session = self.session(runtime, adapters=adapters)
         if len(prompt_ids) > session.context_tokens:
             raise EngineError(
                 f"prompt: expected at most {session.context_tokens} tokens (the context), found {len(prompt_ids)}; "
                 "shorten it"
             )
-        return Generation(self, session, sampler, prompt_ids, max_new_tokens, state)
+        return Generation(self, session, sampler, prompt_ids, max_new_tokens, state, prompt_cache)
 
     def choose(
         self, prompt: str, choices: Sequence[str], *, adapters: AdapterUses = (), **overrides: Any

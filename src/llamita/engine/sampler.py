@@ -11,20 +11,29 @@ import numpy as np
 import numpy.typing as npt
 
 from llamita.engine.library import Owned, SamplerParamsStruct, call, floats_pointer, int32, load_library
+from llamita.engine.model_file import ModelFile
 from llamita.errors import EngineError
 from llamita.sampling import DEFAULT_SAMPLING, SamplingParams
 
 
 class Sampler(Owned):
-    """Repetition penalty, temperature, softmax, top-k, top-p, min-p, random draw. For one
-    thread."""
+    """The steps of SamplingParams. For one thread."""
 
     _kind = "sampler"
 
-    def __init__(self, vocab_size: int, params: SamplingParams = DEFAULT_SAMPLING, **overrides: Any) -> None:
-        """overrides: fields of params by name. Raises EngineError for a value out of its range."""
+    def __init__(
+        self,
+        vocab_size: int,
+        params: SamplingParams = DEFAULT_SAMPLING,
+        *,
+        model: ModelFile | None = None,
+        **overrides: Any,
+    ) -> None:
+        """model: whose tokens end the repetitions that DRY penalizes; None: no token does.
+        overrides: fields of params by name. Raises EngineError for a value out of its range."""
         params = dataclasses.replace(params, **overrides)
         raw, self.seed = sampler_struct(params)
+        raw.model = None if model is None else model._handle
         self.is_greedy = params.temperature == 0
         handle = ctypes.c_void_p()
         call("sampler_open", ctypes.byref(raw), int32("vocab_size", vocab_size), ctypes.byref(handle))
@@ -32,7 +41,7 @@ class Sampler(Owned):
         self._vocab_size = vocab_size
 
     def accept(self, id: int) -> None:
-        """Count a token of the text for the repetition penalty."""
+        """Count a token of the text for the penalties."""
         load_library().llamita_sampler_accept(self._handle, int32("id", id))
 
     def pick(self, logits: npt.NDArray[np.float32]) -> int:
@@ -52,12 +61,11 @@ def sampler_struct(params: SamplingParams) -> tuple[SamplerParamsStruct, int]:
     if not 0 <= seed < 2**64:
         raise EngineError(f"seed: expected 0 to 2**64 - 1, found {seed}")
     raw = SamplerParamsStruct(
-        params.temperature,
-        int32("top_k", params.top_k),
-        params.top_p,
-        params.min_p,
-        params.repetition_penalty,
-        int32("repetition_window", params.repetition_window),
-        seed,
+        **{
+            field.name: int32(field.name, value) if isinstance(value, int) else value
+            for field in dataclasses.fields(params)
+            if (value := getattr(params, field.name)) is not None and field.name != "seed"
+        },
+        seed=seed,
     )
     return raw, seed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -85,6 +86,27 @@ class Session(Owned):
     def rewind(self, position: int) -> None:
         """Forget all tokens from this position on."""
         call("session_rewind", self._handle, int32("position", position))
+
+    @property
+    def ids(self) -> npt.NDArray[np.int32]:
+        """A copy of the ids that sequence 0 holds: int32 [position]."""
+        position = self.position
+        pointer = load_library().llamita_session_ids(self._handle)
+        return np.ctypeslib.as_array(pointer, shape=(position,)).copy() if position else np.empty(0, np.int32)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the tokens of sequence 0, with their keys and values, to a file that only its owner
+        may read. It appears complete or not at all."""
+        call("session_save", self._handle, os.fsencode(path))
+
+    def load(self, path: str | os.PathLike[str]) -> None:
+        """Replace the tokens of sequence 0 by those of a file that `save` wrote; what is fed next
+        gives the same logits as if they had been fed.
+
+        Raises EngineError, and changes nothing, for a file of another model, other adapters or
+        scales, or another KV type, and for one with any other bytes than were written.
+        """
+        call("session_load", self._handle, os.fsencode(path))
 
     def set_adapters(self, adapters: AdapterUses) -> None:
         """Apply these adapters, in this order, each with its scale (default: 1); () for none.

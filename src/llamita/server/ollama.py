@@ -25,6 +25,7 @@ from llamita.server.parameters import (
     TextParams,
     chat_logprobs,
     flag_field,
+    llama_cpp_fields,
     number_field,
     object_field,
     prompts_of,
@@ -42,7 +43,7 @@ LATEST: Final = ":latest"
 _NEVER: Final = "9999-12-31T23:59:59Z"
 _NANOSECONDS: Final = 1_000_000_000
 # Samplers that this server does not have, and the values that switch them off.
-_OTHER_SAMPLERS: Final = {"mirostat": 0, "tfs_z": 1, "typical_p": 1}
+_OTHER_SAMPLERS: Final = {"tfs_z": 1}
 _REFUSED_ROUTES: Final = ("pull", "push", "create", "copy", "delete", "blobs/{digest:path}")
 
 
@@ -296,6 +297,7 @@ def ollama_params(body: dict[str, Any], defaults: SamplingParams, context_tokens
         min_p=number_field(options, "min_p", 0, 1, defaults.min_p),
         repetition_penalty=number_field(options, "repeat_penalty", 0.01, 100, defaults.repetition_penalty),
         repetition_window=context_tokens if window < 0 else window,
+        **llama_cpp_fields(options, defaults),
     )
     seed = whole_field(options, "seed", -(2**63), 2**63 - 1, -1)
     most = whole_field(options, "num_predict", -2, MAX_TOKENS, -1)

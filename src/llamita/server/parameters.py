@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from llamita.engine import AdapterUses, Grammar, GrammarState, Message, Request
-from llamita.sampling import MAX_TOKENS, MAX_TOP_K, SamplingParams
+from llamita.sampling import MAX_TOKENS, MAX_TOP_K, SAMPLING_RANGES, SamplingParams
 from llamita.server.errors import ApiError
 
 MAX_CHOICES: Final = 128
@@ -20,6 +20,16 @@ MAX_STOP_CHARS: Final = 1024
 MAX_BIASES: Final = 4096
 MAX_MESSAGES: Final = 10_000
 DEFAULT_COMPLETION_TOKENS: Final = 16  # as in OpenAI's API
+MAX_DRY_WINDOW: Final = 2**17
+DRY_BREAKERS: Final = ("\n", ":", '"', "*")
+_LLAMA_CPP_NUMBERS: Final = (
+    "typical_p",
+    "xtc_probability",
+    "xtc_threshold",
+    "mirostat_eta",
+    "dry_multiplier",
+    "dry_base",
+)
 _ROLES: Final = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 
 # The field that limits texts, and a call that compiles its grammar, which may take a tenth of a second, and raises
@@ -120,6 +130,7 @@ def text_params(body: dict[str, Any], defaults: SamplingParams, vocab_size: int,
         top_k=whole_field(body, "top_k", 0, MAX_TOP_K, defaults.top_k),
         min_p=number_field(body, "min_p", 0, 1, defaults.min_p),
         repetition_penalty=number_field(body, "repetition_penalty", 0.01, 100, defaults.repetition_penalty),
+        **llama_cpp_fields(body, defaults),
     )
     seed = seed_field(body)
     num_choices = whole_field(body, "n", 1, MAX_CHOICES, 1)
@@ -148,6 +159,32 @@ def text_params(body: dict[str, Any], defaults: SamplingParams, vocab_size: int,
     if params.stream and params.echo and params.top_logprobs is not None:
         raise ApiError(400, "echo: expected no logprobs in a stream: its tokens are not sent one by one", param="echo")
     return params
+
+
+def llama_cpp_fields(body: dict[str, Any], defaults: SamplingParams) -> dict[str, Any]:
+    """The fields of SamplingParams that clients of llama.cpp's server and of Ollama send. Raises
+    ApiError."""
+    found: dict[str, Any] = {
+        name: number_field(body, name, *SAMPLING_RANGES[name], getattr(defaults, name)) for name in _LLAMA_CPP_NUMBERS
+    }
+    version = whole_field(body, "mirostat", 0, 2, 2 if defaults.mirostat_tau else 0)
+    if version == 1:
+        raise ApiError(400, "mirostat: expected 0 (off) or 2, found 1", param="mirostat")
+    tau = number_field(body, "mirostat_tau", *SAMPLING_RANGES["mirostat_tau"], defaults.mirostat_tau or 5.0)
+    window = whole_field(body, "dry_penalty_last_n", -1, MAX_DRY_WINDOW, defaults.dry_window)
+    if body.get("dry_sequence_breakers") not in (None, list(DRY_BREAKERS)):
+        raise ApiError(
+            400,
+            f"dry_sequence_breakers: expected {json.dumps(DRY_BREAKERS)}, in this order: others are not supported",
+            param="dry_sequence_breakers",
+        )
+    return {
+        **found,
+        "mirostat_tau": tau if version == 2 else 0.0,
+        "dry_multiplier": 0.0 if window == 0 else found["dry_multiplier"],
+        "dry_allowed_length": whole_field(body, "dry_allowed_length", 1, MAX_TOKENS, defaults.dry_allowed_length),
+        "dry_window": MAX_DRY_WINDOW if window == -1 else max(window, 1),
+    }
 
 
 def grammar_of(body: dict[str, Any]) -> NamedGrammar | None:

@@ -225,14 +225,15 @@ def test_probes(client: Client) -> None:
         (GENERATE, {"prompt": "x", "options": {"num_predict": 1.5}}, "num_predict"),
         (GENERATE, {"prompt": "x", "options": {"num_predict": -3}}, "num_predict"),
         (GENERATE, {"prompt": "x", "options": {"repeat_last_n": -2}}, "repeat_last_n"),
-        (GENERATE, {"prompt": "x", "options": {"mirostat": 2}}, "mirostat"),
-        (GENERATE, {"prompt": "x", "options": {"typical_p": 0.5}}, "typical_p"),
+        (GENERATE, {"prompt": "x", "options": {"mirostat": 1}}, "mirostat: expected 0 (off) or 2"),
+        (GENERATE, {"prompt": "x", "options": {"typical_p": 1.5}}, "typical_p"),
+        (GENERATE, {"prompt": "x", "options": {"tfs_z": 0.5}}, "tfs_z"),
         (GENERATE, {"prompt": "x", "options": {"stop": [""]}}, "stop"),
         (GENERATE, {"prompt": "x", "top_logprobs": 5}, "top_logprobs"),
         (GENERATE, {"prompt": "x " * 2000}, "maximum context length"),
         (GENERATE, {"model": 5, "prompt": "x"}, "model"), (GENERATE, b"{", "broken JSON"),
     ],
-    ids=range(32),
+    ids=range(33),
 )  # fmt: skip
 def test_wrong_requests(client: Client, path: str, body: Any, expected: str) -> None:
     submitted = client.stats

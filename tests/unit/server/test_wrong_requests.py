@@ -33,7 +33,10 @@ WRONG_FIELDS: list[tuple[str, Any]] = [
     ("stream_options", 3), ("best_of", 5), ("suffix", "end"), ("response_format", {"type": "xml"}),
     ("response_format", "json"), ("prompt", 5), ("prompt", []), ("prompt", [[]]), ("prompt", [1, "a", None]),
     ("prompt", [-1]), ("prompt", [10**9]), ("prompt", [[1], [2.5]]), ("prompt", ["x"] * 1000), ("prompt", None),
-    ("model", 7),
+    ("model", 7), ("typical_p", 2), ("mirostat", 1), ("mirostat", 3), ("mirostat_tau", "x"), ("mirostat_eta", 2),
+    ("xtc_probability", -1), ("xtc_threshold", 2), ("dry_multiplier", -1), ("dry_base", 0.5), ("dry_base", []),
+    ("dry_allowed_length", 0), ("dry_penalty_last_n", -2), ("dry_penalty_last_n", 10**9),
+    ("dry_sequence_breakers", ["x"]), ("dry_sequence_breakers", "x"),
 ]  # fmt: skip
 
 
