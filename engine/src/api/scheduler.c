@@ -28,7 +28,7 @@ static const float FORBIDDEN = -1e30f; /* the logit of a token that must not com
 typedef struct request {
     uint64_t number;
     int32_t *ids; /* [num_tokens] */
-    int32_t num_tokens, max_new_tokens, num_top_logprobs;
+    int32_t num_tokens, max_new_tokens, num_top_logprobs, num_shared_tokens;
     llamita_sampler_params sampling;
     float presence_penalty, frequency_penalty;
     llamita_logit_bias *biases; /* [num_biases] */
@@ -294,6 +294,7 @@ static llamita_event *add_event(llamita_scheduler *s, const request *r, llamita_
     memset(event, 0, sizeof *event);
     s->has_news |= kind == LLAMITA_EVENT_END;
     event->request = r->number;
+    event->num_shared_tokens = r->num_shared_tokens;
     event->kind = kind;
     event->id = -1;
     return event;
@@ -347,7 +348,7 @@ static int32_t shared_tokens(const llamita_scheduler *s, int32_t index, const re
 
 /* Gives the request a sequence that starts with as many of its tokens as any sequence has: an idle
  * one that holds nothing else, or the one that has been idle longest. */
-static int32_t choose_slot(llamita_scheduler *s, const request *r) {
+static int32_t choose_slot(llamita_scheduler *s, request *r) {
     int32_t source = -1, num_shared = 0, target = -1;
     for (int32_t i = 0; i < s->num_slots; i++) {
         const int32_t num = shared_tokens(s, i, r);
@@ -372,7 +373,8 @@ static int32_t choose_slot(llamita_scheduler *s, const request *r) {
         (source == target ? llamita_sequence_rewind(s->session, target, num_shared, NULL)
                           : llamita_sequence_share(s->session, source, target, num_shared, NULL)) == LLAMITA_OK;
     if (!shared) llamita_sequence_rewind(s->session, target, 0, NULL);
-    s->stats.num_shared_tokens += shared ? num_shared : 0;
+    r->num_shared_tokens = shared ? num_shared : 0;
+    s->stats.num_shared_tokens += r->num_shared_tokens;
     return target;
 }
 

@@ -31,6 +31,7 @@ class Choice:
     def __init__(self, index: int, model: Model, running: Running, end_ids: frozenset[int], params: TextParams) -> None:
         self.index, self.running = index, running
         self.ids: list[int] = []
+        self.num_shared_tokens = 0
         self.finish: str | None = None
         self.is_ended_by_token = False
         ids = list(running.request.ids)
@@ -46,6 +47,7 @@ class Choice:
         for event in self.running.take():
             if self.finish is not None:
                 break
+            self.num_shared_tokens = event.num_shared_tokens
             if event.kind == "prompt":
                 self.prompt_events.append(event)
             elif event.kind == "end":
@@ -100,6 +102,11 @@ class Answer(ABC):
     def num_prompt_tokens(self) -> int:
         """Of all prompts, each counted once."""
         return sum(len(each.running.request.ids) for each in self.choices[:: self.params.num_choices])
+
+    @property
+    def num_shared_tokens(self) -> int:
+        """Of the prompt tokens, those that were not computed again; 0 until the first news."""
+        return sum(each.num_shared_tokens for each in self.choices[:: self.params.num_choices])
 
     @property
     def num_new_tokens(self) -> int:
