@@ -35,7 +35,7 @@ import uvicorn
 import llamita
 from llamita.engine import PACKAGED_MODEL, Model, Request, Scheduler, encode_prompt
 from llamita.sampling import ComputeOptions, RuntimeOptions, SamplingParams
-from llamita.server import app, worker
+from llamita.server import app, serving, worker
 from llamita.server.connection import TimedProtocol
 
 PROMPTS: Final = (
@@ -146,9 +146,9 @@ class CountedWorker(worker.Worker):
 def in_this_process(setup: Setup) -> Iterator[tuple[int, CountedWorker]]:
     """Run our server in a thread: its port, and its worker, which counts."""
     setattr(worker, "Scheduler", CountedScheduler)  # noqa: B010
-    setattr(app, "Worker", CountedWorker)  # noqa: B010
-    limits = app.ServerLimits(NUM_PARALLEL, max_queue=1000)
-    server = app.Server([app.ServedModel("model", setup.model)], setup.runtime, limits)
+    setattr(serving, "Worker", CountedWorker)  # noqa: B010
+    limits = serving.ServerLimits(NUM_PARALLEL, max_queue=1000)
+    server = app.Server([serving.ServedModel("model", setup.model)], setup.runtime, limits)
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         program = uvicorn.Server(uvicorn.Config(server.app, lifespan="on", log_config=None, http=TimedProtocol))
