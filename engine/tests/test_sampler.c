@@ -9,11 +9,13 @@ void portable_close(llamita_sampler *sampler);
 #define llamita_sampler_close portable_close
 #define llamita_sampler_accept portable_accept
 #define llamita_sampler_pick portable_pick
+#define sampler_vocab_size portable_vocab_size
 #include "model/sampler.c"
 #undef llamita_sampler_open
 #undef llamita_sampler_close
 #undef llamita_sampler_accept
 #undef llamita_sampler_pick
+#undef sampler_vocab_size
 
 #include "random_model.h"
 

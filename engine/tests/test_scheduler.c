@@ -66,6 +66,7 @@ static void collect(const llamita_scheduler *scheduler, const uint64_t *numbers,
             if (numbers[n] == events[i].request) {
                 REQUIRE(answers[n].num < MAX_EVENTS, "request %d has too many events", n);
                 answers[n].events[answers[n].num] = events[i];
+                answers[n].events[answers[n].num].num_shared_tokens = 0; /* depends on what ran before */
                 answers[n].events[answers[n].num++].request = 0;
             }
 }
