@@ -35,7 +35,7 @@ import uvicorn
 import llamita
 from llamita.engine import PACKAGED_MODEL, Model, Request, Scheduler, encode_prompt
 from llamita.sampling import ComputeOptions, RuntimeOptions, SamplingParams
-from llamita.server import app, worker
+from llamita.server import app, serving, worker
 from llamita.server.connection import TimedProtocol
 
 PROMPTS: Final = (
@@ -146,9 +146,9 @@ class CountedWorker(worker.Worker):
 def in_this_process(setup: Setup) -> Iterator[tuple[int, CountedWorker]]:
     """Run our server in a thread: its port, and its worker, which counts."""
     setattr(worker, "Scheduler", CountedScheduler)  # noqa: B010
-    setattr(app, "Worker", CountedWorker)  # noqa: B010
-    limits = app.ServerLimits(NUM_PARALLEL, max_queue=1000)
-    server = app.Server([app.ServedModel("model", setup.model)], setup.runtime, limits)
+    setattr(serving, "Worker", CountedWorker)  # noqa: B010
+    limits = serving.ServerLimits(NUM_PARALLEL, max_queue=1000)
+    server = app.Server([serving.ServedModel("model", setup.model)], setup.runtime, limits)
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         program = uvicorn.Server(uvicorn.Config(server.app, lifespan="on", log_config=None, http=TimedProtocol))
@@ -229,17 +229,23 @@ def full_prompt(setup: Setup, chosen: random.Random) -> list[int]:
 # ---- speed
 
 
-def engine_speed(setup: Setup, num_texts: int) -> float:
-    """Tokens per second of the scheduler without a server."""
+def engine_speed(setup: Setup, num_texts: int) -> tuple[float, float]:
+    """Tokens per second of the scheduler without a server, and the seconds of processor time."""
     end = {setup.model.info.eos_id: -100.0}
+    prompts = [encode_prompt(setup.model, prompt) for prompt in PROMPTS]
     with Scheduler(setup.model, setup.runtime, num_parallel=num_texts) as scheduler:
-        for seed in range(num_texts):
-            ids = encode_prompt(setup.model, PROMPTS[seed % len(PROMPTS)])
-            scheduler.submit(Request(ids, setup.num_tokens, dataclasses.replace(SAMPLING, seed=seed), logit_bias=end))
-        start = time.perf_counter()
+        for ids in prompts:  # the server has them from the round before
+            scheduler.submit(Request(ids, 0))
         while scheduler.stats.num_running + scheduler.stats.num_waiting:
             scheduler.run(1.0)
-        return scheduler.stats.num_new_tokens / (time.perf_counter() - start)
+        for seed in range(num_texts):
+            ids = prompts[seed % len(prompts)]
+            scheduler.submit(Request(ids, setup.num_tokens, dataclasses.replace(SAMPLING, seed=seed), logit_bias=end))
+        start, processor_start = time.perf_counter(), time.process_time()
+        while scheduler.stats.num_running + scheduler.stats.num_waiting:
+            scheduler.run(1.0)
+        seconds = time.perf_counter() - start
+        return scheduler.stats.num_new_tokens / seconds, time.process_time() - processor_start
 
 
 async def server_speed(setup: Setup, port: int, num_clients: int) -> float:
@@ -252,21 +258,32 @@ async def server_speed(setup: Setup, port: int, num_clients: int) -> float:
     return sum(num for _, num in answers) / (time.perf_counter() - start)
 
 
+def processor_seconds(process: int) -> float:
+    """The time that all threads of a process have computed. Linux."""
+    return time.clock_gettime(~process << 3 | 2)
+
+
 def speed(setup: Setup) -> None:
-    """Tokens per second: the engine, our server, llama-server."""
+    """Tokens per second: the engine, our server, llama-server. Other work on the machine changes
+    them more than the processor time that the engine and our server take for the same texts."""
     with contextlib.ExitStack() as stack:
-        port, _ = stack.enter_context(ours(setup))
+        port, process = stack.enter_context(ours(setup))
         peer = None if setup.llama_server is None else stack.enter_context(llama_server(setup))
         for num_clients in CLIENTS:
             found: dict[str, list[float]] = collections.defaultdict(list)
             for _ in range(setup.num_repeats + 1):
-                found["engine"].append(engine_speed(setup, num_clients))
+                each, seconds = engine_speed(setup, num_clients)
+                found["engine"].append(each)
+                found["processor, engine"].append(seconds)
+                start = processor_seconds(process)
                 found["ours"].append(asyncio.run(server_speed(setup, port, num_clients)))
+                found["processor, ours"].append(processor_seconds(process) - start)
                 if peer is not None:
                     found["llama-server"].append(asyncio.run(server_speed(setup, peer, num_clients)))
             medians = {name: statistics.median(each[1:]) for name, each in found.items()}  # the first warms up
             line = f"{num_clients:2} clients: engine {medians['engine']:,.0f} tok/s, ours {medians['ours']:,.0f}"
-            line += f" ({medians['ours'] / medians['engine']:.0%} of the engine)"
+            line += f" ({medians['ours'] / medians['engine']:.0%} of the engine; "
+            line += f"by processor time {medians['processor, engine'] / medians['processor, ours']:.0%})"
             if peer is not None:
                 ratios = [one / other for one, other in zip(found["ours"], found["llama-server"], strict=True)][1:]
                 line += f", llama-server {medians['llama-server']:,.0f}: {statistics.median(ratios):.2f} times"

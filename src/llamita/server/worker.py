@@ -13,7 +13,8 @@ from llamita.sampling import ComputeOptions
 from llamita.server.errors import ApiError
 from llamita.server.turns import Turns
 
-RUN_SECONDS = 0.010  # steps of very small models between two looks at their events
+RUN_SECONDS = 0.010  # steps of small models between two looks at their events
+MAX_YIELD_SECONDS = 0.001  # at a first token; on busy processors the event loop must wait for this thread's
 RETRY_SECONDS = 1  # what a client is asked to wait when the queue is full
 
 
@@ -26,7 +27,8 @@ class Running:
         self.events: list[Event] = []
         self.error: str | None = None
         self.is_refused = False  # the error is one of the request
-        self.number: int | None = None  # the worker's own
+        self.number: int | None = None  # the worker's own, like has_begun
+        self.has_begun = False
 
     def take(self) -> list[Event]:
         """The events that have come since the last call. Raises ApiError if the request failed."""
@@ -169,12 +171,19 @@ class Worker:
         assert self._loop is not None
         if is_first and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._deliver)
+        begun = [running for running, _ in results if not running.has_begun]
+        for running in begun:
+            running.has_begun = True
+        if begun:
+            with self._condition:
+                self._condition.wait_for(lambda: not self._delivered, MAX_YIELD_SECONDS)
 
     # ---- the event loop's thread again
 
     def _deliver(self) -> None:
         with self._condition:
             delivered, self._delivered = self._delivered, []
+            self._condition.notify()
         for running, result in delivered:
             if running not in self._live:
                 continue  # cancelled meanwhile
