@@ -79,11 +79,12 @@ class Trainer:
         extended_at: the step at which the run got its length, -1 for the first one."""
         self.task, self.ranks, self.display, self.started = task, ranks, display, started
         self.config = config = task.config
+        task.initialize()
+        for line in task.prepare(display.show_stage):
+            display.say(line, style="yellow")
         self.model, self.batches = task.model, task.batches
         self.rows_per_step = task.micro_batch_size * config.grad_accum_steps * ranks.world_size
         tokens_per_step = round(self.rows_per_step * task.tokens_per_row)
-        task.initialize()
-        task.prepare(display.show_stage)
         self.sharded = isinstance(config, TrainConfig) and config.fsdp and ranks.world_size > 1
         self.parallel_loss = self._distribute()
         self.optimizer = build_optimizer(self.model, config, ranks)
