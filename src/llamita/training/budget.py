@@ -21,7 +21,7 @@ MAX_EVALUATION_SHARE = 0.1  # of --minutes, for one evaluation: the first and th
 MEASURE_SHARE = 0.02  # of --minutes, to measure how long an evaluation takes
 MAX_ESTIMATE_SHARE = 1 / 3  # of --minutes, reserved for an estimated evaluation
 MAX_VAL_TOKENS = 10_000_000  # evaluated at a time: more would not change the first three digits
-PACE_STEPS = 15  # the pace is the median of so many steps
+PACE_STEPS = 15  # the pace is their median
 
 
 @dataclasses.dataclass

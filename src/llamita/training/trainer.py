@@ -43,6 +43,7 @@ from llamita.training.divergence import (
 from llamita.training.flops import peak_flops
 from llamita.training.metrics_log import MetricsLog
 from llamita.training.optimizer import build_optimizer, optimizer_tensors, restore_optimizer
+from llamita.training.prefetch import Prefetcher, prefetch
 from llamita.training.progress import TrainingDisplay
 from llamita.training.schedule import Schedule
 from llamita.training.signals import StopSignal
@@ -82,7 +83,7 @@ class Trainer:
         task.initialize()
         for line in task.prepare(display.show_stage):
             display.say(line, style="yellow")
-        self.model, self.batches = task.model, task.batches
+        self.model, self.batches = task.model, prefetch(task.batches, ranks.device)
         self.rows_per_step = task.micro_batch_size * config.grad_accum_steps * ranks.world_size
         tokens_per_step = round(self.rows_per_step * task.tokens_per_row)
         self.sharded = isinstance(config, TrainConfig) and config.fsdp and ranks.world_size > 1
@@ -241,11 +242,11 @@ class Trainer:
             (nats * (self.ranks.world_size / num_targets)).backward()  # DDP divides by world_size
         self.state.pending.nats += nats.detach()
 
-    def _to_device(self, array: npt.NDArray[np.int64]) -> Tensor:
-        tensor = torch.from_numpy(array)
-        if self.ranks.device.type == "cuda":
-            return tensor.pin_memory().to(self.ranks.device, non_blocking=True)
-        return tensor
+    def _to_device(self, array: npt.NDArray[np.int64] | Tensor) -> Tensor:
+        """An array of a batch; a pinned tensor if it was made ahead, for a GPU."""
+        if isinstance(array, np.ndarray):
+            return torch.from_numpy(array)
+        return array.to(self.ranks.device, non_blocking=True)
 
     # ---------------------------------------------------------------- divergence
 
@@ -535,4 +536,6 @@ class Trainer:
             write_report(config.out, summary)
         if self.metrics is not None:
             self.metrics.close()
+        if isinstance(self.batches, Prefetcher):
+            self.batches.close()
         return summary

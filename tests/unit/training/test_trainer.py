@@ -30,6 +30,7 @@ from llamita.training import task as task_module  # noqa: E402
 from llamita.training import trainer as trainer_module  # noqa: E402
 from llamita.training.distributed import Ranks  # noqa: E402
 from llamita.training.loss import SummedLoss  # noqa: E402
+from llamita.training.prefetch import Prefetcher  # noqa: E402
 from llamita.training.pretraining import train  # noqa: E402
 from llamita.training.run import explain_out_of_memory, run_task  # noqa: E402
 from llamita.training.trainer import Trainer  # noqa: E402
@@ -286,6 +287,20 @@ def test_a_signal_saves_and_resuming_changes_nothing(
     assert untimed(tmp_path / "whole") == untimed(tmp_path / "parts")
     a, b = (load_training_state(tmp_path / name).tensors for name in ("whole", "parts"))
     assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_batches_made_ahead_change_nothing(story_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, interrupted and resumed."""
+    train(make_config(story_store, tmp_path / "plain"))
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)
+    monkeypatch.setattr(trainer_module, "prefetch", Prefetcher)
+    with monkeypatch.context() as patched:
+        stop_at(patched, 3)
+        assert train(make_config(story_store, tmp_path / "ahead")).interrupted
+    train(make_config(story_store, tmp_path / "ahead", resume=True))
+    assert weights(tmp_path / "plain") == weights(tmp_path / "ahead")
+    assert untimed(tmp_path / "plain") == untimed(tmp_path / "ahead")
 
 
 def test_a_signal_cuts_an_evaluation_short(story_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
