@@ -6,8 +6,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import socket
-import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -18,13 +16,13 @@ import pytest
 
 pytest.importorskip("starlette")
 pytest.importorskip("prometheus_client")
-uvicorn = pytest.importorskip("uvicorn")
+pytest.importorskip("uvicorn")
 
-from llamita.engine import Model  # noqa: E402
-from llamita.engine.model import PACKAGED_MODEL  # noqa: E402
-from llamita.sampling import RuntimeOptions  # noqa: E402
-from llamita.server.app import Server  # noqa: E402
-from llamita.server.serving import ServedModel  # noqa: E402
+from llamita.engine import Model
+from llamita.engine.model import PACKAGED_MODEL
+from llamita.sampling import RuntimeOptions
+from llamita.server.app import Server
+from llamita.server.serving import ServedModel
 
 pytestmark = [pytest.mark.cross, pytest.mark.usefixtures("engine_build")]
 ENTER, SHIFT, CONTROL, ESCAPE, RIGHT, HOME = "\ue007", "\ue008", "\ue009", "\ue00c", "\ue014", "\ue011"
@@ -180,7 +178,9 @@ class Page:
 
 
 @pytest.fixture
-def page(browser: Any, make_chat_model: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
+def page(
+    browser: Any, listening: Callable[..., Any], make_chat_model: Callable[..., Any]
+) -> Iterator[Callable[..., Any]]:
     """page(models, prefix, **options): the page of a server of its own, opened. Names of models: chat, base."""
     with contextlib.ExitStack() as stack:
 
@@ -195,28 +195,6 @@ def page(browser: Any, make_chat_model: Callable[..., Any]) -> Iterator[Callable
 
         yield open_page
         browser.get("about:blank")
-
-
-@contextlib.contextmanager
-def listening(app: Any) -> Iterator[str]:
-    """The address of an application that is served in a thread."""
-    with socket.socket() as at:
-        at.bind(("127.0.0.1", 0))
-        program = uvicorn.Server(
-            uvicorn.Config(app, lifespan="on", log_config=None, http="h11", timeout_graceful_shutdown=1)
-        )
-        thread = threading.Thread(target=program.run, kwargs={"sockets": [at]})
-        thread.start()
-        try:
-            end = time.monotonic() + 60
-            while not program.started:
-                assert thread.is_alive() and time.monotonic() < end
-                time.sleep(0.01)
-            yield f"http://127.0.0.1:{at.getsockname()[1]}"
-        finally:
-            program.should_exit = True
-            thread.join(30)
-            assert not thread.is_alive()
 
 
 def answer_of(page: Page, body: dict[str, Any], route: str = "v1/chat/completions") -> str:
