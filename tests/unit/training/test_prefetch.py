@@ -46,6 +46,7 @@ def test_the_same_batches_and_states(devices: list[Any]) -> None:
         one, other = next(plain), next(ahead)
         assert isinstance(other.inputs, torch.Tensor) and other.num_targets == one.num_targets
         assert np.array_equal(one.inputs, other.inputs.numpy()) and np.array_equal(one.targets, other.targets.numpy())
+        assert ahead._coming is not None and ahead._coming.exception() is None  # the one ahead is made
         assert (ahead.epoch, ahead.state_dict()) == (plain.epoch, plain.state_dict())
     ahead.close()
     assert devices == [CUDA], "else memory would be pinned through the first GPU"
