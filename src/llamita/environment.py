@@ -45,11 +45,17 @@ def _processor() -> str:
     return platform.processor()
 
 
-def _memory_gib() -> int | None:
+def memory_bytes() -> int | None:
+    """The machine's memory; None if the system does not say."""
     try:
-        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / (1 << 30))
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError, AttributeError):
         return None
+
+
+def _memory_gib() -> int | None:
+    found = memory_bytes()
+    return None if found is None else round(found / (1 << 30))
 
 
 def _commit(package: Path) -> str | None:

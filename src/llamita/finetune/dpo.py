@@ -24,6 +24,7 @@ from llamita.finetune.defaults import fill_defaults, learning_rate_for, row_leng
 from llamita.finetune.dpo_data import DpoBatches, Pairs, open_dpo_dataset
 from llamita.finetune.dpo_evaluate import (
     Reference,
+    affordable_share,
     answer_log_probabilities,
     load_reference,
     save_reference,
@@ -38,6 +39,7 @@ from llamita.training.distributed import Ranks
 from llamita.training.task import Evaluation
 
 DEFAULT_BETA: Final = 0.1
+REFERENCE_SHARE: Final = 0.2  # of --minutes
 LEARNING_RATE_FACTOR: Final = 0.1  # of the rates of supervised fine-tuning
 
 
@@ -62,13 +64,16 @@ class DpoTask(FinetuneTask):
         assert config.beta and config.preference
         self._build_model(config, dataset.base, ranks)
         self.loss = DpoLoss(self.model, config.preference, config.beta, config.label_smoothing or 0.0, self.compute)
+        self._open_batches()
+        self.flops_per_token *= self.pairs.num_tokens / self.pairs.num_documents  # a target is a pair
+        self.asked = [dataset.prompt] if dataset.prompt else dataset.questions
+
+    def _open_batches(self) -> None:
         self.batches = DpoBatches(
-            self.pairs, self.context, self.micro_batch_size, config.seed, ranks.rank, ranks.world_size
+            self.pairs, self.context, self.micro_batch_size, self.config.seed, self.ranks.rank, self.ranks.world_size
         )
         self.num_rows = count_rows(self.pairs, self.context)
         self.epoch_tokens, self.val_tokens = self.pairs.num_documents, self.val.num_documents
-        self.flops_per_token *= self.pairs.num_tokens / self.pairs.num_documents  # a target is a pair
-        self.asked = [dataset.prompt] if dataset.prompt else dataset.questions
 
     @property
     def tokens_per_row(self) -> float:
@@ -87,22 +92,48 @@ class DpoTask(FinetuneTask):
             *(f"held out, {line}" for line in self.dataset.val_counts.describe_unused()),
         ]
 
-    def prepare(self, progress: Progress = no_progress) -> None:
-        """Read the reference, or compute it, all processes together."""
-        parts = (self.pairs, self.val)
+    def prepare(self, progress: Progress = no_progress) -> list[str]:
+        """Read the reference, or compute it, all processes together.
+
+        With --minutes it takes at most REFERENCE_SHARE of them, and only the pairs that it is
+        computed of are used. Training sees no more pairs in the rest of the minutes, since a step
+        takes three times as long.
+        """
         sizes = (self.pairs.num_documents, self.val.num_documents)
         fingerprint = hashlib.sha256(json.dumps(self.data_fingerprint(), sort_keys=True).encode()).hexdigest()
         found = load_reference(self.config.out, fingerprint, sizes) if self.ranks.is_first else None
         if self.ranks.broadcast_from_first(found is not None)[0]:
-            arrays = [torch.from_numpy(each) for each in found or (np.zeros((2, size)) for size in sizes)]
+            counts = [each.shape[1] for each in found] if found is not None else [0, 0]
+            counts = [round(count) for count in self.ranks.broadcast_from_first(*counts)]
+            arrays = [torch.from_numpy(each) for each in found or (np.zeros((2, count)) for count in counts)]
             arrays = [self.ranks.sum(each.to(self.ranks.device)).cpu() for each in arrays]
+            self._keep(*(count / max(1, size) for count, size in zip(counts, sizes, strict=True)))
         else:
+            if self.config.minutes is not None:
+                allowed = REFERENCE_SHARE * 60 * self.config.minutes
+                share = affordable_share(self.loss, (self.pairs, self.val), self.ranks, allowed)
+                self._keep(share, share)
+            parts = (self.pairs, self.val)
             callbacks = split_progress(progress, [part.num_tokens for part in parts])
             arrays = [self._log_probabilities(*each) for each in zip(parts, callbacks, strict=True)]
         reference = Reference(*(each.numpy() for each in arrays))
         if self.ranks.is_first and found is None:
-            save_reference(self.config.out, reference, fingerprint)
+            save_reference(self.config.out, reference, fingerprint, sizes)
         self.pairs.reference, self.all_val.reference = reference
+        if self.pairs.num_documents == sizes[0]:
+            return []
+        return [
+            f"--minutes {self.config.minutes:g}: training on {self.pairs.num_documents:,} of {sizes[0]:,} pairs, "
+            f"evaluating {self.val.num_documents:,} of {sizes[1]:,}: the reference takes "
+            f"{100 * REFERENCE_SHARE:.0f} % of the time"
+        ]
+
+    def _keep(self, share: float, val_share: float) -> None:
+        """Use these shares of the pairs only."""
+        if min(share, val_share) < 1.0:
+            self.pairs = Pairs(evenly_spaced(self.pairs.pairs, share))
+            self.val = self.all_val = Pairs(evenly_spaced(self.val.pairs, val_share))
+            self._open_batches()
 
     def limit_evaluation(self, share: float) -> float:
         super().limit_evaluation(share)

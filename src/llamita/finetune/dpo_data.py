@@ -297,13 +297,14 @@ class DpoBatch(NamedTuple):
     of the pairs whose rejected ones are in row b + B/2. segments: the pair that a position belongs
     to, P for padding; attention must stay within each. reference: float64 [2, P], the
     log-probability of each chosen and rejected answer under the reference. num_targets: pairs, over
-    all processes."""
+    all processes. positions: see PackedBatch."""
 
     inputs: npt.NDArray[np.int64]
     targets: npt.NDArray[np.int64]
     num_targets: int
     segments: npt.NDArray[np.int64]
     reference: npt.NDArray[np.float64]
+    positions: npt.NDArray[np.int64]
 
 
 class Pairs:
@@ -347,7 +348,8 @@ class Pairs:
                 start += piece.length
                 number += 1
         reference = np.zeros((2, number)) if self.reference is None else self.reference[:, documents]
-        return DpoBatch(inputs, targets, num_targets, segments, np.ascontiguousarray(reference))
+        positions = np.flatnonzero(targets != IGNORED)
+        return DpoBatch(inputs, targets, num_targets, segments, np.ascontiguousarray(reference), positions)
 
 
 class DpoBatches(RowStream):

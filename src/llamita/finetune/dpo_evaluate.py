@@ -1,14 +1,17 @@
 """Log-probabilities of answers: the reference, computed once a run, and a network's score against it.
 
 This module owns RUN/reference.npz. Its arrays are learn [2, training pairs] and val [2, held-out
-pairs] (float64: log-probabilities of the chosen and the rejected answers before the first step),
-and fingerprint (of the pairs and of the network that they were computed with).
+pairs] (float64: log-probabilities of the chosen and the rejected answers before the first step; of
+some of the pairs, evenly spaced, if there was no time for all), fingerprint (of the pairs and of
+the network that they were computed with), and num_pairs (of the data: training, held-out).
 """
 
 from __future__ import annotations
 
 import io
+import time
 import zipfile
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -22,12 +25,15 @@ from llamita.atomic import atomic_write_bytes
 from llamita.data.batches import pack_rows
 from llamita.errors import CheckpointError
 from llamita.eval.bits_per_byte import TOKENS_PER_BATCH
+from llamita.eval.scoring import evenly_spaced
 from llamita.finetune.dpo_data import Pairs
 from llamita.finetune.dpo_loss import DpoLoss, preference_losses
 from llamita.progress import Progress, no_progress
 from llamita.training.distributed import Ranks
 
 NAME: Final = "reference.npz"
+MIN_TIMED_PAIRS = 4
+TIMED_SHARE = 0.1  # of the time that all pairs may take
 
 
 @torch.no_grad()
@@ -71,6 +77,25 @@ def answer_log_probabilities(
     return (found if ranks is None else ranks.sum(found)).cpu()
 
 
+def affordable_share(loss: DpoLoss, parts: Sequence[Pairs], ranks: Ranks, seconds: float) -> float:
+    """The share of all pairs whose log-probabilities take about this many seconds.
+
+    A few pairs are timed, then more, until the time can be trusted. All processes call this.
+    """
+    share = min(1.0, MIN_TIMED_PAIRS / max(1, parts[0].num_documents))
+    if ranks.device.type == "cuda":  # load kernels, allocate memory
+        answer_log_probabilities(loss, Pairs(evenly_spaced(parts[0].pairs, share)), ranks)
+    while True:
+        sample = Pairs(evenly_spaced(parts[0].pairs, share))
+        start = time.monotonic()
+        answer_log_probabilities(loss, sample, ranks)
+        (spent,) = ranks.broadcast_from_first(time.monotonic() - start)
+        needed = spent * sum(part.num_tokens for part in parts) / sample.num_tokens
+        if needed <= seconds or spent >= TIMED_SHARE * seconds or share >= 1.0:
+            return min(1.0, seconds / needed)
+        share = min(1.0, 4 * share)
+
+
 # ---------------------------------------------------------------- the score
 
 
@@ -104,15 +129,23 @@ class Reference(NamedTuple):
     val: npt.NDArray[np.float64]
 
 
-def save_reference(run: Path, reference: Reference, fingerprint: str) -> None:
-    """Write it into a run directory, whole or not at all. Raises OutputError."""
-    content = io.BytesIO()
-    np.savez(content, learn=reference.learn, val=reference.val, fingerprint=np.array(fingerprint))
+def save_reference(run: Path, reference: Reference, fingerprint: str, num_pairs: tuple[int, int] | None = None) -> None:
+    """Write it into a run directory, whole or not at all. num_pairs: of the data, if more than the
+    reference has. Raises OutputError."""
+    content, sizes = io.BytesIO(), num_pairs or tuple(array.shape[1] for array in reference)
+    np.savez(
+        content,
+        learn=reference.learn,
+        val=reference.val,
+        fingerprint=np.array(fingerprint),
+        num_pairs=np.array(sizes, dtype=np.int64),
+    )
     atomic_write_bytes(Path(run) / NAME, content.getvalue())
 
 
 def load_reference(run: Path, fingerprint: str, num_pairs: tuple[int, int]) -> Reference | None:
-    """A run's reference, or None if it has none yet. num_pairs: in training and held out.
+    """A run's reference, of all pairs or of a part, or None if it has none yet. num_pairs: of the
+    data, in training and held out.
 
     Raises CheckpointError if the file is damaged or belongs to other pairs or another checkpoint.
     """
@@ -122,7 +155,7 @@ def load_reference(run: Path, fingerprint: str, num_pairs: tuple[int, int]) -> R
     try:
         with np.load(path, allow_pickle=False) as arrays:
             reference = Reference(arrays["learn"], arrays["val"])
-            stored = str(arrays["fingerprint"])
+            stored, sizes = str(arrays["fingerprint"]), arrays["num_pairs"].tolist()
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise CheckpointError(f"cannot resume {run}: {NAME} is damaged: {str(error)[:200]}; start again") from error
     if stored != fingerprint:
@@ -131,6 +164,7 @@ def load_reference(run: Path, fingerprint: str, num_pairs: tuple[int, int]) -> R
             "another --out"
         )
     for array, size in zip(reference, num_pairs, strict=True):
-        if array.shape != (2, size) or array.dtype != np.float64 or not np.isfinite(array).all():
+        has_shape = array.ndim == 2 and len(array) == 2 and min(1, size) <= array.shape[1] <= size
+        if not has_shape or sizes != [*num_pairs] or array.dtype != np.float64 or not np.isfinite(array).all():
             raise CheckpointError(f"cannot resume {run}: {NAME} is damaged: expected {size:,} pairs; start again")
     return reference

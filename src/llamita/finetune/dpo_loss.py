@@ -23,9 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llamita.data.batches import IGNORED
 from llamita.model.llama import Llama
-from llamita.training.loss import packed_mask, tokens_per_chunk
+from llamita.training.loss import packed_mask, target_positions, tokens_per_chunk
 
 PreferenceKind = Literal["dpo", "ipo"]
 
@@ -123,22 +122,32 @@ class DpoLoss(nn.Module):
         self.model, self.compute = model, compute
         self.kind, self.beta, self.label_smoothing = kind, beta, label_smoothing
 
-    def forward(self, inputs: Tensor, targets: Tensor, segments: Tensor, reference: Tensor) -> Tensor:
-        found, num_tokens = self.log_probabilities(inputs, targets, segments, reference.shape[1])
+    def forward(
+        self,
+        inputs: Tensor,
+        targets: Tensor,
+        segments: Tensor,
+        reference: Tensor,
+        positions: Tensor | None = None,
+    ) -> Tensor:
+        """positions: see target_positions."""
+        found, num_tokens = self.log_probabilities(inputs, targets, segments, reference.shape[1], positions)
         losses = preference_losses(found - reference, num_tokens, self.kind, self.beta, self.label_smoothing)
         return losses.sum()
 
     def log_probabilities(
-        self, inputs: Tensor, targets: Tensor, segments: Tensor, num_pairs: int
+        self, inputs: Tensor, targets: Tensor, segments: Tensor, num_pairs: int, positions: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """float64 [2, P]: log-probabilities of the chosen and the rejected answers, and their
         numbers of tokens."""
         hidden = self.model.hidden_states(inputs, mask=packed_mask(segments), compute=self.compute)
-        counts = targets != IGNORED
+        positions = target_positions(targets, positions)
         is_second = torch.arange(len(inputs), device=inputs.device) >= len(inputs) // 2
-        answer = (segments + num_pairs * is_second[:, None])[counts]  # [N]
+        answer = (segments + num_pairs * is_second[:, None]).flatten()[positions]  # [N]
         log_p = target_log_probabilities(
-            hidden[counts], self.model.output_weight.to(self.compute), targets[counts]
+            hidden.flatten(0, 1).index_select(0, positions),
+            self.model.output_weight.to(self.compute),
+            targets.flatten()[positions],
         ).double()
         zeros = torch.zeros(2 * num_pairs, dtype=torch.float64, device=inputs.device)
         sums = zeros.index_add(0, answer, log_p), zeros.index_add(0, answer, torch.ones_like(log_p))

@@ -20,12 +20,14 @@ def count_rows(documents: Documents, context: int) -> int:
 
 class PackedBatch(NamedTuple):
     """A data.batches.Batch with segments: int64 [B, T], the number of the conversation in its row
-    that a position belongs to. Attention must stay within each."""
+    that a position belongs to. Attention must stay within each. positions: of the targets that
+    count, in the flattened batch."""
 
     inputs: npt.NDArray[np.int64]
     targets: npt.NDArray[np.int64]
     num_targets: int
     segments: npt.NDArray[np.int64]
+    positions: npt.NDArray[np.int64]
 
 
 class Examples:
@@ -83,4 +85,4 @@ class ConversationBatches(RowStream):
                 segments[b, start:end] = number
                 segments[b, end:] = number + 1  # padding, unless another conversation follows
                 start = end
-        return PackedBatch(inputs, targets, num_targets, segments)
+        return PackedBatch(inputs, targets, num_targets, segments, np.flatnonzero(targets != IGNORED))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import deque
+from statistics import median
 
 from llamita.config import RunConfig
 
@@ -18,6 +20,8 @@ PROBE_SHARE = 0.1  # of the run between two estimates of an evaluation's time, b
 MAX_EVALUATION_SHARE = 0.1  # of --minutes, for one evaluation: the first and the last may take it
 MEASURE_SHARE = 0.02  # of --minutes, to measure how long an evaluation takes
 MAX_ESTIMATE_SHARE = 1 / 3  # of --minutes, reserved for an estimated evaluation
+MAX_VAL_TOKENS = 10_000_000  # evaluated at a time: more would not change the first three digits
+PACE_STEPS = 15  # the pace is their median
 
 
 @dataclasses.dataclass
@@ -60,6 +64,8 @@ class Budget:
         self.evaluation_seconds = 0.0
         self.saving_seconds = 0.0  # of the last checkpoint; only the end of a run waits for it
         self.step_seconds = 0.0
+        self._steps: deque[float] = deque(maxlen=PACE_STEPS)  # seconds
+        self._pace = 0.0  # seconds per step when an evaluation was timed; 0: not known yet
         self.next_probe = 0.0  # progress; infinite after a whole evaluation
         self.evaluations, self.val_tokens = 1, val_tokens
         self.begin(Progress())
@@ -83,12 +89,29 @@ class Budget:
         """--minutes without the time reserved for what follows the last step."""
         assert self.minutes is not None
         whole = self.minutes * 60
-        return max(0.1 * whole, whole - self.evaluation_seconds - self._closing_seconds)
+        return max(0.1 * whole, whole - self._reserved_evaluation_seconds - self._closing_seconds)
+
+    @property
+    def _reserved_evaluation_seconds(self) -> float:
+        """The time of the last evaluation, if steps are slower now than when one was timed."""
+        assert self.minutes is not None
+        if not self._pace or self.evaluation_seconds == 0.0:
+            return self.evaluation_seconds
+        slower = max(1.0, median(self._steps) / self._pace)
+        most = max(self.evaluation_seconds, MAX_ESTIMATE_SHARE * self.minutes * 60)
+        return min(most, slower * self.evaluation_seconds)
 
     @property
     def _closing_seconds(self) -> float:
         """Reserved for what follows the last evaluation."""
         return MIN_CLOSING_SECONDS + self.saving_seconds + (self.reserved_seconds if self.reserves_time else 0.0)
+
+    def note_step(self, seconds: float) -> None:
+        """Note how long a step took. All processes must pass the same time."""
+        self.step_seconds = seconds
+        self._steps.append(seconds)
+        if not self._pace and len(self._steps) == PACE_STEPS:
+            self._pace = median(self._steps)
 
     def sample_deadline(self, seconds: float) -> float:
         """When a sample that starts at `seconds` must end.
@@ -121,6 +144,7 @@ class Budget:
             self.evaluation_seconds = min(evaluation_seconds, MAX_ESTIMATE_SHARE * self.minutes * 60)
             self.evaluations = affordable_evaluations(self.minutes * 60 / max(evaluation_seconds, 1e-3))
             self.next_probe = self.progress(at) + PROBE_SHARE
+        self._restart_pace()
 
     def note_evaluation(self, seconds: float, done: int) -> None:
         """Replace estimates by the time of a whole evaluation, its sample and checkpoint included.
@@ -128,9 +152,14 @@ class Budget:
         done: evaluations so far.
         """
         self.evaluation_seconds, self.next_probe = seconds, math.inf
+        self._restart_pace()
         if self.minutes is not None:
             affordable = affordable_evaluations(self.minutes * 60 / max(seconds, 1e-3))
             self.evaluations = max(done + 1, min(self.evaluations, affordable))
+
+    def _restart_pace(self) -> None:
+        """An evaluation was timed: the pace is that of the steps before it, or else after it."""
+        self._pace = median(self._steps) if len(self._steps) == PACE_STEPS else 0.0
 
     def progress(self, at: Progress) -> float:
         """The share of the schedule that is done; 1 or more at its end."""

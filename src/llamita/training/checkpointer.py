@@ -14,7 +14,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from llamita.checkpoint import TrainingState, sharded_state_directory
+from llamita.environment import memory_bytes
 from llamita.training.distributed import Ranks, full_tensor
+
+MAX_PINNED_SHARE = 0.25  # of the machine's memory, for copies of a GPU's tensors
 
 # Writes weights and state as a checkpoint, points the links at it, deletes older checkpoints.
 CheckpointWriter = Callable[[Mapping[str, Tensor], TrainingState], None]
@@ -33,6 +36,7 @@ class Checkpointer:
         self.stalled_seconds = 0.0  # how long training waited
         self.writing_seconds = 0.0  # how long writing the last checkpoint took, in the background
         self._copies: dict[str, Tensor] = {}
+        self._pinned_bytes = 0
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._writing: Future[Any] | None = None
         # a separate group, because the writers communicate while training does
@@ -105,10 +109,21 @@ class Checkpointer:
                 continue
             key = f"{kind}/{name}"
             if key not in self._copies:
-                pinned = tensor.is_cuda
+                pinned = tensor.is_cuda and self._may_pin(tensor.nbytes)
                 self._copies[key] = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=pinned)
             copies[name] = self._copies[key].copy_(tensor, non_blocking=True)
         return copies
+
+    def _may_pin(self, num_bytes: int) -> bool:
+        """Whether a copy of this size may be pinned, which is faster, but cannot be swapped.
+
+        PyTorch's allocator of pinned memory rounds sizes up to powers of two.
+        """
+        rounded = 1 << max(0, num_bytes - 1).bit_length()
+        if self._pinned_bytes + rounded > MAX_PINNED_SHARE * (memory_bytes() or 0):
+            return False
+        self._pinned_bytes += rounded
+        return True
 
 
 def _save_shards(tensors: Mapping[str, Tensor], folder: Path, group: dist.ProcessGroup) -> Future[Any]:

@@ -34,6 +34,7 @@ WARM_COMPILE_SECONDS = 10.0  # with a filled compiler cache
 # Share of a run that the cold compile may take. Compiling saves a few percent on a CPU, 40 % on an
 # H200.
 MAX_COMPILE_SHARE = {"cpu": 0.08, "cuda": 0.25}
+SLOWDOWN_SECONDS = 0.05  # of processor time, to measure how busy the machine is
 MIN_GAIN = 0.04  # of a pass's time; anything less is noise
 PROBE_SECONDS, MIN_PASSES = {"cpu": 4.0, "cuda": 1.0}, 5
 
@@ -80,8 +81,9 @@ def resolve_compile(config: TrainConfig, model: Llama, ranks: Ranks, passes: flo
     if is_counted:
         eager = found.eager if is_known and found is not None else eager_seconds(config, model, ranks.device)
         (seconds,) = ranks.broadcast_from_first(passes * eager)
+    (slowdown,) = ranks.broadcast_from_first(processor_slowdown())
     if not is_known:
-        if MAX_COMPILE_SHARE[ranks.device.type] * seconds < COLD_COMPILE_SECONDS:
+        if MAX_COMPILE_SHARE[ranks.device.type] * seconds < slowdown * COLD_COMPILE_SECONDS:
             return off, ""
         found = probe(config, model, ranks.device)
         if ranks.is_first and not found.error:
@@ -89,10 +91,21 @@ def resolve_compile(config: TrainConfig, model: Llama, ranks: Ranks, passes: flo
     (gain,) = ranks.broadcast_from_first(found.gain if found is not None else 0.0)
     if found is not None and found.error:
         return off, f"compile: off, compilation failed: {found.error}"
-    if gain < MIN_GAIN or gain * seconds < 2 * WARM_COMPILE_SECONDS:
+    if gain < MIN_GAIN or gain * seconds < 2 * slowdown * WARM_COMPILE_SECONDS:
         return off, f"compile: off, would save {100 * max(0.0, gain):.0f} % of a pass"
     how = "measured earlier" if is_known else "just measured"
     return dataclasses.replace(config, compile="on"), f"compile: on, saves {100 * gain:.0f} % of a pass ({how})"
+
+
+def processor_slowdown() -> float:
+    """How much longer a thread takes now, because it shares its processor: 1 on an idle machine.
+
+    Compiling cannot be stopped once it has begun, and most of it runs in one thread.
+    """
+    start, used = time.perf_counter(), time.thread_time()
+    while time.thread_time() - used < SLOWDOWN_SECONDS:
+        pass
+    return max(1.0, (time.perf_counter() - start) / SLOWDOWN_SECONDS)
 
 
 def probe(config: TrainConfig, model: Llama, device: torch.device) -> ProbeResult:

@@ -89,14 +89,18 @@ def fit_micro_batch(config: TrainConfig, free: float) -> TrainConfig:
         return config
     assert config.layers and config.hidden and config.ffn and config.context and config.micro_batch_size
     weights = config.layers * config.hidden * (4 * config.hidden + 3 * config.ffn) + TYPICAL_VOCAB_SIZE * config.hidden
-    bytes_per_token = token_bytes(
+    fit_tokens = tokens_that_fit(free, weights, 16, row_token_bytes(config))
+    rows, passes = split_rows(config.micro_batch_size, config.context, fit_tokens)
+    return dataclasses.replace(config, micro_batch_size=rows, grad_accum_steps=passes)
+
+
+def row_token_bytes(config: TrainConfig) -> int:
+    """Activation bytes per token of a configuration whose shape is set."""
+    assert config.layers and config.hidden and config.ffn
+    return token_bytes(
         config.layers, config.hidden, config.ffn,
         number_bytes=4 if config.dtype == "float32" else 2, activation_checkpointing=config.activation_checkpointing,
     )  # fmt: skip
-    rows, passes = split_rows(
-        config.micro_batch_size, config.context, tokens_that_fit(free, weights, 16, bytes_per_token)
-    )
-    return dataclasses.replace(config, micro_batch_size=rows, grad_accum_steps=passes)
 
 
 def decay_for(epochs: float) -> float:

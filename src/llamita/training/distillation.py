@@ -22,11 +22,10 @@ from torch import Tensor, nn
 from llamita.checkpoint import load_model, resolve_checkpoint
 from llamita.config import ModelConfig, RunConfig
 from llamita.console import format_count
-from llamita.data.batches import IGNORED
 from llamita.errors import TrainingError
 from llamita.model.llama import Llama
 from llamita.tokenizer import Tokenizer, load_tokenizer
-from llamita.training.loss import packed_mask, summed_cross_entropy, tokens_per_chunk
+from llamita.training.loss import packed_mask, summed_cross_entropy, target_positions, tokens_per_chunk
 
 DEFAULT_ALPHA, DEFAULT_TEMPERATURE = 0.5, 1.0
 
@@ -119,20 +118,23 @@ class DistillationLoss(nn.Module):
         weights = format_count(self.teacher.config.num_parameters)
         return f"teacher: {weights} weights, {self.alpha:g} of the loss, temperature {self.temperature:g}"
 
-    def forward(self, inputs: Tensor, targets: Tensor, segments: Tensor | None = None) -> Tensor:
-        """segments: see packed_mask; without them attention is causal over the whole row."""
+    def forward(
+        self, inputs: Tensor, targets: Tensor, segments: Tensor | None = None, positions: Tensor | None = None
+    ) -> Tensor:
+        """segments: see packed_mask; without them attention is causal over the whole row. positions:
+        see target_positions."""
         mask = None if segments is None else packed_mask(segments)
         hidden_states = self._compiled if torch.is_grad_enabled() else self.model.hidden_states
         hidden = hidden_states(inputs, mask=mask, compute=self.compute)
-        counts = targets != IGNORED
+        positions = target_positions(targets, positions)
         weight = self.model.output_weight.to(self.compute)
-        hidden = hidden[counts]
+        hidden, targets = hidden.flatten(0, 1).index_select(0, positions), targets.flatten()[positions]
         if not self.training:
-            return summed_cross_entropy(hidden, weight, targets[counts])
+            return summed_cross_entropy(hidden, weight, targets)
         with torch.no_grad():
-            teacher_hidden = self.teacher.hidden_states(inputs, mask=mask)[counts]
+            teacher_hidden = self.teacher.hidden_states(inputs, mask=mask).flatten(0, 1).index_select(0, positions)
         total: Tensor = _ChunkedDistillation.apply(  # type: ignore[no-untyped-call]
-            hidden, weight, teacher_hidden, self.teacher.output_weight, targets[counts], self.alpha, self.temperature,
+            hidden, weight, teacher_hidden, self.teacher.output_weight, targets, self.alpha, self.temperature,
             torch.is_grad_enabled(), weight.requires_grad,
         )  # fmt: skip
         return total

@@ -111,6 +111,7 @@ def start_ranks(device: str, threads: int | None) -> Iterator[Ranks]:
     if threads is not None:
         torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
+    matmul_precision = torch.get_float32_matmul_precision()
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
         torch.set_float32_matmul_precision("high")  # TF32
@@ -125,6 +126,7 @@ def start_ranks(device: str, threads: int | None) -> Iterator[Ranks]:
         yield Ranks(rank, world_size, chosen, _launch(), _environment_int("TORCHELASTIC_RESTART_COUNT", 0))
     finally:
         torch.set_flush_denormal(False)  # leave the process as it was
+        torch.set_float32_matmul_precision(matmul_precision)
         if world_size > 1:
             dist.destroy_process_group()
 

@@ -105,6 +105,15 @@ def packed_mask(segments: Tensor) -> Tensor:
     return (segments[:, None, :, None] == segments[:, None, None, :]) & causal
 
 
+def target_positions(targets: Tensor, positions: Tensor | None = None) -> Tensor:
+    """Where in the flattened targets those that count are. [N]
+
+    On a GPU finding them waits for all queued work, since only then their number is known. Batches
+    therefore bring their positions along.
+    """
+    return (targets.flatten() != IGNORED).nonzero()[:, 0] if positions is None else positions
+
+
 def summed_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """Σ nats over the targets that count: hidden [N, D], weight [V, D] of one type, targets [N] →
     float32 scalar. A frozen weight gets no gradient, and no memory for one."""

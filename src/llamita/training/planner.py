@@ -22,20 +22,27 @@ from llamita.data.mixture import open_documents
 from llamita.errors import ConfigError, TrainingError
 from llamita.model.llama import Llama
 from llamita.training.budget import MIN_CLOSING_SECONDS
-from llamita.training.defaults import TOKENS_PER_PASS, decay_for, ffn_for, fill_defaults, fit_micro_batch, resolve_dtype
+from llamita.training.defaults import decay_for, ffn_for, fill_defaults, fit_micro_batch, resolve_dtype, row_token_bytes
 from llamita.training.distributed import Ranks, compute_type, start_ranks
 from llamita.training.flops import flops_per_token
 from llamita.training.loss import SummedLoss
-from llamita.training.memory import free_bytes
+from llamita.training.memory import free_bytes, tokens_that_fit
 from llamita.training.optimizer import build_optimizer
 
 PROBE_SHARE = 0.01  # of the run, for each of at most three probes
 MAX_PLANNING_SHARE = 0.1  # of the run: on a busy machine fewer shapes are timed
 PROBE_SECONDS = (0.5, 3.0)  # minimum, maximum
 TRAINING_SHARE = 0.94  # of the run; the rest is startup, evaluation and saving
+# Beyond this the law, which was fitted to small models, thinks too little of width: models of 42M
+# and 110M weights gain almost four times as much from it as the law says (docs/experiments.md).
+MAX_TOKENS_PER_WEIGHT, MAX_FITTED_WEIGHTS = 40, 5_000_000
 NEGLIGIBLE = 0.003  # relative difference in bits; among such near ties the smallest shape wins
 WIDTHS = (64, 96, 128, 160, 192, 256, 320, 384, 512, 640, 768, 1024, 1280, 1536, 2048)
 CONTEXTS = {"cpu": (128, 512), "cuda": (256, 1024)}  # minimum, maximum
+# Small shapes take seconds to measure on a CPU. On a GPU they measure how fast kernels are launched.
+PROBE_WIDTHS = {"cpu": (128, 192), "cuda": (768, 384)}
+STEP_TOKENS = {"cpu": (1024, 16384), "cuda": (16384, 65536)}  # minimum, maximum; per GPU
+FILLING_SECONDS = 0.03  # a GPU's time for a step, beside which launching its kernels takes little
 # R* of tokens and of weights: after this many repetitions, one more adds 1/e of the first one's
 # value (Muennighoff et al., arXiv 2305.16264)
 R_STAR_TOKENS, R_STAR_WEIGHTS = 15.4, 5.3
@@ -107,13 +114,15 @@ def choose_context(lengths: npt.NDArray[Any], device: torch.device) -> int:
     return min(largest, max(smallest, 1 << math.ceil(math.log2(max(1.0, typical)))))
 
 
-def ladder_shape(hidden: int, context: int) -> Shape:
+def ladder_shape(hidden: int, context: int, device_type: str = "cpu") -> Shape:
     """The planner's shape for a width.
 
-    Layers: hidden / 64 + 1, at least 4. Heads of size 32 up to width 320, of size 64 above. Two
-    query heads per KV head. FFN: 8/3 of the width, rounded up to a multiple of 32.
+    Layers: hidden / 64 + 1, at least 4. Heads of size 32 up to width 320, of size 64 above; on GPUs
+    of size 64 wherever they divide the width, because attention in heads of 32 takes twice as long.
+    Two query heads per KV head. FFN: 8/3 of the width, rounded up to a multiple of 32.
     """
-    heads = hidden // (32 if hidden <= 320 else 64)
+    has_small_heads = hidden % 64 != 0 if device_type == "cuda" else hidden <= 320
+    heads = hidden // (32 if has_small_heads else 64)
     return Shape(
         num_hidden_layers=max(4, round(hidden / 64) + 1),
         hidden_size=hidden,
@@ -124,7 +133,7 @@ def ladder_shape(hidden: int, context: int) -> Shape:
     )
 
 
-def candidate_shapes(config: TrainConfig, context: int) -> list[Shape]:
+def candidate_shapes(config: TrainConfig, context: int, device_type: str = "cpu") -> list[Shape]:
     """The ladder's shapes, with --kv-heads and --ffn where given. Raises ConfigError if none
     fit."""
     shapes = [
@@ -133,7 +142,7 @@ def candidate_shapes(config: TrainConfig, context: int) -> list[Shape]:
             num_key_value_heads=config.kv_heads or shape.num_key_value_heads,
             intermediate_size=config.ffn or shape.intermediate_size,
         )
-        for shape in (ladder_shape(width, context) for width in WIDTHS)
+        for shape in (ladder_shape(width, context, device_type) for width in WIDTHS)
         if shape.num_attention_heads % (config.kv_heads or 1) == 0
     ]
     if not shapes:
@@ -142,6 +151,18 @@ def candidate_shapes(config: TrainConfig, context: int) -> list[Shape]:
             f"({WIDTHS[0] // 32} to {WIDTHS[-1] // 64}); give another number, or --layers, --hidden and --heads as well"
         )
     return shapes
+
+
+def shapes_that_fit(config: TrainConfig, shapes: list[Shape], vocab_size: int, free: float) -> list[Shape]:
+    """The shapes that a GPU with this many free bytes can train, one row per pass; the smallest one
+    always."""
+
+    def fits(shape: Shape) -> bool:
+        weights = model_shape(shape, vocab_size, untied=not config.tie_embeddings).num_parameters
+        row_bytes = row_token_bytes(apply_shape(config, shape))
+        return math.isinf(free) or tokens_that_fit(free, weights, 16, row_bytes) >= shape.max_position_embeddings
+
+    return [shape for shape in shapes if shape is shapes[0] or fits(shape)]
 
 
 def plan_run(
@@ -164,19 +185,7 @@ def plan_run(
     seconds = max(0.1 * 60 * minutes, 60 * minutes * TRAINING_SHARE - MIN_CLOSING_SECONDS)
     context = config.context or choose_context(lengths, device)
     unique_tokens = int(lengths.sum())
-    shapes = candidate_shapes(config, context)
-
-    def nearest(width: int, among: list[Shape]) -> Shape:
-        return min(among, key=lambda shape: abs(shape.hidden_size - width))
-
-    near = [nearest(128, shapes)]  # small shapes take seconds to measure
-    if others := [shape for shape in shapes if shape != near[0]]:
-        near.append(nearest(192, others))
-
-    def seconds_per_token(shape: Shape) -> float:
-        """Measured seconds per token."""
-        allowed = min(PROBE_SECONDS[1], max(PROBE_SECONDS[0], PROBE_SHARE * 60 * minutes))
-        return probe_seconds_per_token(apply_shape(config, shape), vocab_size, device, world_size, allowed, free)
+    shapes = shapes_that_fit(config, candidate_shapes(config, context, device.type), vocab_size, free)
 
     def flops(shape: Shape) -> float:
         return flops_per_token(model_shape(shape, vocab_size, untied=not config.tie_embeddings), context)
@@ -184,22 +193,40 @@ def plan_run(
     def choose_from(points: list[tuple[float, float]]) -> tuple[Estimate, tuple[Estimate, ...]]:
         return choose_shape(points, shapes, vocab_size, seconds, unique_tokens, untied=not config.tie_embeddings)
 
-    start = time.monotonic()
+    start, allowed = time.monotonic(), min(PROBE_SECONDS[1], max(PROBE_SECONDS[0], PROBE_SHARE * 60 * minutes))
     points: list[tuple[float, float]] = []
+    timed: list[Shape] = []
 
     def has_time() -> bool:
         return time.monotonic() - start < MAX_PLANNING_SHARE * 60 * minutes
 
-    for shape in near:
+    def measure(width: int) -> None:
+        """Time the shape with the nearest width that was not timed yet. If it does not fit into the
+        GPU's memory, larger ones do not either: drop them all, and time the next."""
+        while others := [shape for shape in shapes if shape not in timed]:
+            shape = min(others, key=lambda shape: abs(shape.hidden_size - width))
+            try:
+                seconds = probe_seconds_per_token(
+                    apply_shape(config, shape), vocab_size, device, world_size, allowed, free
+                )
+            except torch.OutOfMemoryError:
+                if shape is shapes[0]:
+                    raise
+                del shapes[shapes.index(shape) :]
+                continue
+            timed.append(shape)
+            points.append((flops(shape), seconds))
+            return
+
+    for width in PROBE_WIDTHS[device.type]:
         if not points or has_time():
-            points.append((flops(shape), seconds_per_token(shape)))
+            measure(width)
     best = choose_from(points)[0]
-    if best.shape not in near and has_time():  # measure the best shape itself
-        points.append((flops(best.shape), seconds_per_token(best.shape)))
+    if best.shape not in timed and has_time():  # measure the best shape itself
+        measure(best.shape.hidden_size)
     best, estimates = choose_from(points)
-    chosen = apply_step_tokens(
-        apply_shape(config, best.shape), step_tokens(best.tokens, device, world_size), world_size, free
-    )
+    tokens = plan_step_tokens(best, device, world_size)
+    chosen = apply_step_tokens(apply_shape(config, best.shape), tokens, world_size, free)
     filled = fill_defaults(apply_weight_decay(chosen, best.epochs), device, world_size)
     return Plan(filled, best, estimates, vocab_size, describe_device(device))
 
@@ -238,7 +265,16 @@ def choose_shape(
         )  # fmt: skip
     fewest_bits = min(estimate.bits for estimate in estimates)
     best = next(estimate for estimate in estimates if estimate.bits <= (1 + NEGLIGIBLE) * fewest_bits)
-    return best, tuple(estimates)
+    enough = (each for each in estimates if not has_too_many_tokens(each))
+    at_least = next(enough, estimates[-1])
+    return max(best, at_least, key=lambda each: each.num_parameters), tuple(estimates)
+
+
+def has_too_many_tokens(estimate: Estimate) -> bool:
+    """Whether more tokens per weight are trained on than the law holds for; repeated ones are
+    discounted."""
+    tokens = effective_tokens(estimate.tokens, estimate.tokens / estimate.epochs, R_STAR_TOKENS)
+    return tokens > MAX_TOKENS_PER_WEIGHT * estimate.num_parameters
 
 
 def interpolate_seconds(points: Sequence[tuple[float, float]], operations: float) -> float:
@@ -292,17 +328,32 @@ def apply_shape(config: TrainConfig, shape: Shape) -> TrainConfig:
     )
 
 
-def step_tokens(tokens: float, device: torch.device, world_size: int = 1) -> int:
-    """Tokens per step for a run of this many tokens: a power of two.
+def step_tokens(tokens: float, device: torch.device, world_size: int = 1, filling: float = 0.0) -> int:
+    """Tokens per step for a run of this many tokens: a power of two for each GPU.
 
-    On CPUs it follows the best of docs/experiments.md (1,024 for 0.6 M tokens, 2,048 for 1.8 M,
-    4,096 for 2.4 to 5 M, good for 11 M too), then grows with the power 0.383 (nanochat's runs). On
-    GPUs it is what each GPU computes efficiently, as without a plan.
+    It follows the best of docs/experiments.md (1,024 for 0.6 M tokens, 2,048 for 1.8 M, 4,096 for
+    2.4 to 5 M, good for 11 M too), then grows with the power 0.383 (nanochat's runs). filling: how
+    many tokens keep a GPU busy.
     """
-    if device.type != "cpu":
-        return TOKENS_PER_PASS[device.type] * world_size
     wanted = min(4096, 2048 * (tokens / 1.3e6) ** 0.6) * max(1.0, tokens / 8e6) ** 0.383
-    return int(min(16384, max(1024, 1 << round(math.log2(wanted)))))
+    smallest, largest = STEP_TOKENS[device.type]
+    num_gpus = 1 if device.type == "cpu" else world_size
+    power = max(round(math.log2(wanted / num_gpus)), math.ceil(math.log2(max(1.0, filling))))
+    return num_gpus * min(largest, max(smallest, 1 << max(0, power)))
+
+
+def plan_step_tokens(estimate: Estimate, device: torch.device, world_size: int) -> int:
+    """Tokens per step for an estimate.
+
+    On a GPU repeated tokens count less, and where the text is short, speed matters less than an
+    epoch of enough steps.
+    """
+    tokens, filling = estimate.tokens, 0.0
+    if device.type != "cpu":
+        tokens = effective_tokens(tokens, tokens / estimate.epochs, R_STAR_TOKENS)
+        if estimate.epochs < R_STAR_TOKENS:
+            filling = FILLING_SECONDS * estimate.tokens_per_second / world_size
+    return step_tokens(tokens, device, world_size, filling)
 
 
 def apply_step_tokens(config: TrainConfig, tokens: int, world_size: int, free: float = math.inf) -> TrainConfig:
@@ -341,7 +392,8 @@ def probe_seconds_per_token(
     num_tokens = config.micro_batch_size * config.context
     times: list[float] = []
     start, spent = time.monotonic(), 0.0
-    while len(times) < 2 or (len(times) < 3 and spent < 4 * seconds) or spent < seconds:
+    enough = 1 if device.type == "cpu" else 2  # the first step on a GPU loads kernels
+    while len(times) < enough or (len(times) < 3 and spent < 4 * seconds) or spent < seconds:
         began = time.monotonic()
         for _ in range(config.grad_accum_steps):
             (loss(ids[:, :-1], ids[:, 1:]) / num_tokens).backward()
@@ -352,7 +404,7 @@ def probe_seconds_per_token(
         times.append(time.monotonic() - began)
         spent = time.monotonic() - start
     # The first step warms up. The lower quartile discounts what else runs on the machine.
-    times = sorted(times[1:])
+    times = sorted(times[1:] or times)
     return times[len(times) // 4] / (num_tokens * config.grad_accum_steps * world_size)
 
 
@@ -378,9 +430,11 @@ def resolve_plan(
         config, vocab_size=vocab_size, lengths=lengths, device=ranks.device, world_size=ranks.world_size, free=free
     )
     best = plan.best
-    tokens = step_tokens(best.tokens, ranks.device, ranks.world_size)
+    tokens = plan_step_tokens(best, ranks.device, ranks.world_size)
     hidden, agreed_tokens, epochs = ranks.broadcast_from_first(best.shape.hidden_size, tokens, best.epochs)
-    shape = next(each.shape for each in plan.estimates if each.shape.hidden_size == round(hidden))
+    assert plan.filled.context
+    shapes = candidate_shapes(config, plan.filled.context, ranks.device.type)
+    shape = next(each for each in shapes if each.hidden_size == round(hidden))
     config = apply_step_tokens(apply_shape(config, shape), round(agreed_tokens), ranks.world_size, free)
     return apply_weight_decay(config, epochs), describe_plan(plan)[0]
 
@@ -409,6 +463,9 @@ def describe_plan(plan: Plan) -> tuple[Rows, Rows]:
     share = embeddings / best.num_parameters
     occurrences = best.tokens / best.epochs / plan.vocab_size
     ratio = best.tokens / best.num_parameters
+    extrapolated = ""
+    if best.num_parameters > MAX_FITTED_WEIGHTS:
+        extrapolated = f"; extrapolated from models of up to {format_count(MAX_FITTED_WEIGHTS)} weights"
     assert config.micro_batch_size and config.context and config.learning_rate is not None
     step = config.micro_batch_size * config.context * config.grad_accum_steps
     chosen: Rows = [
@@ -424,7 +481,7 @@ def describe_plan(plan: Plan) -> tuple[Rows, Rows]:
          + format_count(best.tokens / 20)),
         ("speed", f"{format_count(best.tokens_per_second)} tok/s", ""),
         ("tokens", f"{format_count(best.tokens)}: {ratio:.1f} per weight", "20 per weight (Chinchilla); fewer for "
-         "small models in minutes"),
+         "small models in minutes" + extrapolated),
         ("epochs", f"{best.epochs:.2f}", "up to 4 are as good as new text (arXiv 2305.16264)"),
         ("tokens per step", f"{step:,}", "100,000 for medium models (llama2.c); small steps learn more on CPUs"),
         ("context", f"{config.context}", "holds three of four documents"),

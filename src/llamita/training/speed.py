@@ -7,7 +7,7 @@ from collections import deque
 
 import torch
 
-from llamita.training.budget import MAX_EVALUATION_SHARE, MEASURE_SHARE
+from llamita.training.budget import MAX_EVALUATION_SHARE, MAX_VAL_TOKENS, MEASURE_SHARE
 from llamita.training.distributed import Ranks
 from llamita.training.task import Task
 
@@ -62,14 +62,20 @@ class StepQueue:
             self._steps.popleft().synchronize()
 
 
+def max_val_share(task: Task) -> float:
+    """The share of the held-out data that is evaluated where there is time for all of it."""
+    return min(1.0, MAX_VAL_TOKENS / max(1, task.val_tokens))
+
+
 def affordable_val_share(task: Task, ranks: Ranks, minutes: float) -> tuple[float, float]:
-    """The share of the held-out data whose evaluation fits into MAX_EVALUATION_SHARE of the minutes,
-    and the seconds that it takes.
+    """The share of the held-out data, up to max_val_share, whose evaluation fits into
+    MAX_EVALUATION_SHARE of the minutes, and the seconds that it takes.
 
     A small part is evaluated, then larger ones, until the time can be trusted. Leaves the task
     limited to the last part.
     """
     share, allowed = min(1 / 64, MIN_TIMED_TOKENS / task.val_tokens), MAX_EVALUATION_SHARE * 60 * minutes
+    most = max_val_share(task)
     if ranks.device.type == "cuda":  # warm up: load kernels, allocate memory, and finish queued steps
         task.limit_evaluation(share)
         task.evaluate()
@@ -79,12 +85,12 @@ def affordable_val_share(task: Task, ranks: Ranks, minutes: float) -> tuple[floa
         start = time.monotonic()
         task.evaluate()
         (seconds,) = ranks.broadcast_from_first(time.monotonic() - start)
-        if seconds / share <= allowed:
-            return 1.0, seconds / share
-        if seconds >= MEASURE_SHARE * 60 * minutes or share >= 1.0:
+        if most * seconds / share <= allowed:
+            return most, most * seconds / share
+        if seconds >= MEASURE_SHARE * 60 * minutes or share >= most:
             return share * allowed / seconds, allowed
         growth = MEASURE_SHARE * 60 * minutes / max(seconds, 1e-3)
-        share = min(1.0, share * min(8.0, max(2.0, growth)))
+        share = min(most, share * min(8.0, max(2.0, growth)))
 
 
 def time_evaluation(task: Task, ranks: Ranks) -> float:

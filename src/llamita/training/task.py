@@ -107,8 +107,12 @@ class Task(ABC):
     def initialize(self) -> None:
         """Set the initial weights."""
 
-    def prepare(self, progress: Progress = no_progress) -> None:  # noqa: B027  # most need nothing
-        """Compute what depends on the initial weights, after `initialize`."""
+    def prepare(self, progress: Progress = no_progress) -> list[str]:
+        """Compute what depends on the initial weights, after `initialize`. Returns lines to print.
+
+        May change what is trained on: read `batches`, `epoch_tokens` and `val_tokens` afterwards.
+        """
+        return []
 
     @abstractmethod
     def metrics(self, nats_per_target: float) -> dict[str, float]:

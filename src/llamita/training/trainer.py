@@ -30,7 +30,7 @@ from llamita.progress import Cancelled
 from llamita.report.summary import write_page, write_report
 from llamita.run_directory import json_values, mark_best
 from llamita.training.activation_checkpointing import checkpoint_activations
-from llamita.training.budget import MAX_EVALUATION_SHARE, Budget, Progress
+from llamita.training.budget import Budget, Progress
 from llamita.training.checkpointer import Checkpointer
 from llamita.training.distributed import Ranks, compute_type, full_tensor
 from llamita.training.divergence import (
@@ -43,10 +43,11 @@ from llamita.training.divergence import (
 from llamita.training.flops import peak_flops
 from llamita.training.metrics_log import MetricsLog
 from llamita.training.optimizer import build_optimizer, optimizer_tensors, restore_optimizer
+from llamita.training.prefetch import Prefetcher, prefetch
 from llamita.training.progress import TrainingDisplay
 from llamita.training.schedule import Schedule
 from llamita.training.signals import StopSignal
-from llamita.training.speed import SpeedMeter, StepQueue, affordable_val_share, time_evaluation
+from llamita.training.speed import SpeedMeter, StepQueue, affordable_val_share, max_val_share, time_evaluation
 from llamita.training.task import Task
 from llamita.training.trainer_state import STATE, MetricsAccumulator, TrainerState
 
@@ -79,11 +80,12 @@ class Trainer:
         extended_at: the step at which the run got its length, -1 for the first one."""
         self.task, self.ranks, self.display, self.started = task, ranks, display, started
         self.config = config = task.config
-        self.model, self.batches = task.model, task.batches
+        task.initialize()
+        for line in task.prepare(display.show_stage):
+            display.say(line, style="yellow")
+        self.model, self.batches = task.model, prefetch(task.batches, ranks.device)
         self.rows_per_step = task.micro_batch_size * config.grad_accum_steps * ranks.world_size
         tokens_per_step = round(self.rows_per_step * task.tokens_per_row)
-        task.initialize()
-        task.prepare(display.show_stage)
         self.sharded = isinstance(config, TrainConfig) and config.fsdp and ranks.world_size > 1
         self.parallel_loss = self._distribute()
         self.optimizer = build_optimizer(self.model, config, ranks)
@@ -91,8 +93,11 @@ class Trainer:
         self.schedule = Schedule(
             config.schedule, config.warmup_fraction, config.decay_fraction, config.final_lr_fraction
         )
-        self.budget = Budget(config, tokens_per_step, task.epoch_tokens, task.val_tokens, reserved_seconds)
+        val_tokens = round(max_val_share(task) * task.val_tokens)
+        self.budget = Budget(config, tokens_per_step, task.epoch_tokens, val_tokens, reserved_seconds)
         self.state = TrainerState(MetricsAccumulator.empty(ranks.device))
+        if not resuming and not self.budget.is_timed:
+            self._limit_evaluation_tokens()
         self.is_ending = False  # Decision.end was true once: it stays true until a rollback
         self.has_warned = False  # that --minutes were over before the first step
         self.step_queue = StepQueue()
@@ -222,7 +227,7 @@ class Trainer:
         else:
             self.step_queue.add()
         if self.budget.is_timed:
-            self.budget.step_seconds = self.ranks.broadcast_from_first(time.monotonic() - start)[0]
+            self.budget.note_step(self.ranks.broadcast_from_first(time.monotonic() - start)[0])
         if probe:
             if self._must_limit():
                 self._limit_evaluation()
@@ -237,11 +242,11 @@ class Trainer:
             (nats * (self.ranks.world_size / num_targets)).backward()  # DDP divides by world_size
         self.state.pending.nats += nats.detach()
 
-    def _to_device(self, array: npt.NDArray[np.int64]) -> Tensor:
-        tensor = torch.from_numpy(array)
-        if self.ranks.device.type == "cuda":
-            return tensor.pin_memory().to(self.ranks.device, non_blocking=True)
-        return tensor
+    def _to_device(self, array: npt.NDArray[np.int64] | Tensor) -> Tensor:
+        """An array of a batch; a pinned tensor if it was made ahead, for a GPU."""
+        if isinstance(array, np.ndarray):
+            return torch.from_numpy(array)
+        return array.to(self.ranks.device, non_blocking=True)
 
     # ---------------------------------------------------------------- divergence
 
@@ -355,6 +360,17 @@ class Trainer:
         is_first = self.state.evaluated_step < 0 and self.state.val_share == 1.0 and self.budget.next_probe == 0.0
         return self.budget.is_timed and is_first and self.task.val_tokens > 0
 
+    def _limit_evaluation_tokens(self) -> None:
+        """Without --minutes, evaluate at most MAX_VAL_TOKENS at a time."""
+        share = max_val_share(self.task)
+        if share < 1.0:
+            self.state.val_share = self.task.limit_evaluation(share)
+            self._say_limit("enough for three digits")
+
+    def _say_limit(self, why: str) -> None:
+        percent = f"{100 * self.state.val_share:.2g} %"
+        self.display.say(f"evaluation: on {percent} of the held-out data, {why}", style="yellow")
+
     def _limit_evaluation(self) -> None:
         """With --minutes, choose the share of the held-out data that an evaluation has time for."""
         start, minutes = time.monotonic(), self.config.minutes
@@ -362,11 +378,7 @@ class Trainer:
         share, seconds = affordable_val_share(self.task, self.ranks, minutes)
         self.state.val_share = share = self.task.limit_evaluation(share)
         if share < 1.0:
-            self.display.say(
-                f"evaluation: on {100 * share:.2g} % of the held-out data, which takes "
-                f"{format_seconds(60 * minutes * MAX_EVALUATION_SHARE)} of --minutes {minutes:g}",
-                style="yellow",
-            )
+            self._say_limit(f"which takes {format_seconds(seconds)} of --minutes {minutes:g}")
         self.budget.plan_evaluations(seconds, self.state.progress)
         self.speed.skip(time.monotonic() - start)
 
@@ -524,4 +536,6 @@ class Trainer:
             write_report(config.out, summary)
         if self.metrics is not None:
             self.metrics.close()
+        if isinstance(self.batches, Prefetcher):
+            self.batches.close()
         return summary

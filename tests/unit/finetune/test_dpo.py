@@ -8,6 +8,7 @@ import math
 import os
 import random
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from rich.console import Console
 from llamita.checkpoint import load_tensors
 from llamita.config import FinetuneConfig
 from llamita.errors import CheckpointError, ConfigError, TrainingError
+from llamita.finetune import dpo, dpo_evaluate
 from llamita.finetune.dpo_evaluate import NAME, Reference, load_reference, save_reference
 from llamita.finetune.run import finetune, show_preview
 from llamita.run_directory import read_metrics
@@ -114,9 +116,63 @@ def test_resumed_equals_uninterrupted(
     assert weights[0] == weights[1] and (tmp_path / "parts" / NAME).read_bytes() == reference
 
 
+def test_minutes_limit_the_reference(
+    chat_checkpoint: Path,
+    pairs: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Simulated: half a second for the log-probabilities of a pair, so that those of all would take
+    40 of the 60 seconds. A resumed run uses the same pairs."""
+    clock, real, computed = [0.0], dpo_evaluate.answer_log_probabilities, []
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+
+    def slow(loss: Any, part: Any, *args: Any, **options: Any) -> Any:
+        computed.append(part.num_documents)
+        clock[0] += 0.5 * part.num_documents
+        return real(loss, part, *args, **options)
+
+    real_backward = Trainer._backward
+
+    def slow_backward(self: Trainer, *args: Any, **options: Any) -> None:
+        clock[0] += 1.5
+        if self.state.progress.step == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+        real_backward(self, *args, **options)
+
+    for module in (dpo, dpo_evaluate):
+        monkeypatch.setattr(module, "answer_log_probabilities", slow)
+    monkeypatch.setattr(Trainer, "_backward", slow_backward)
+    options: dict[str, Any] = {"steps": None, "minutes": 1.0, "eval_interval": None, "save_minutes": 1e6}
+    config = make_config(chat_checkpoint, pairs, tmp_path / "run", **options)
+    assert finetune(config).interrupted
+    said = capfd.readouterr().err
+    assert "--minutes 1: training on 17 of 60 pairs, evaluating 6 of 20: the reference takes 20 %" in said
+    assert computed[:2] == [4, 17]
+    first = load_reference_of(tmp_path / "run")
+    computed.clear()
+    result = finetune(make_config(chat_checkpoint, pairs, tmp_path / "run", resume=True, **options))
+    assert not result.interrupted and result.summary["seconds"] < 66 and result.summary["steps"] > 10
+    assert 17 not in computed and [each.shape for each in first] == [(2, 17), (2, 6)]
+    assert all(map(np.array_equal, first, load_reference_of(tmp_path / "run")))
+    assert result.summary["epochs"] == result.summary["tokens"] / 17
+
+
+def load_reference_of(run: Path) -> Reference:
+    with np.load(run / NAME) as arrays:
+        return Reference(arrays["learn"], arrays["val"])
+
+
 def test_the_reference_file(tmp_path: Path) -> None:
     reference = Reference(np.array([[1.0, 2.0], [3.0, 4.0]]), np.zeros((2, 0)))
     assert load_reference(tmp_path, "a", (2, 0)) is None
+    save_reference(tmp_path, reference, "a")
+    with pytest.raises(CheckpointError, match="expected 4 pairs"):
+        load_reference(tmp_path, "a", (4, 0))
+    save_reference(tmp_path, reference, "a", (4, 0))
+    part = load_reference(tmp_path, "a", (4, 0))
+    assert part is not None and part.learn.shape == (2, 2), "of a part of the pairs"
     save_reference(tmp_path, reference, "a")
     found = load_reference(tmp_path, "a", (2, 0))
     assert found is not None and np.array_equal(found.learn, reference.learn) and found.val.shape == (2, 0)

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import shlex
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from llamita.errors import (
     TokenizerError,
     TrainingError,
 )
+from llamita.finetune import evaluate, sft
 from llamita.finetune.adapter import load_adapter
 from llamita.finetune.dataset import is_text, open_sft_dataset
 from llamita.finetune.evaluate import generate_answer
@@ -36,6 +39,7 @@ from llamita.finetune.packing import ConversationBatches, Examples
 from llamita.finetune.run import finetune
 from llamita.tokenizer import load_tokenizer
 from llamita.tokenizer.chat_templates import CHAT_TEMPLATES
+from llamita.training.trainer import Trainer
 from tests.unit.finetune.conftest import WORDS, evaluations, make_config
 
 IDS = torch.randint(0, 300, (2, 40), generator=torch.Generator().manual_seed(3))
@@ -60,6 +64,52 @@ def test_training_all_weights_and_end_tokens(plain_base: Path, questions: Path, 
     assert all(not torch.equal(before[name], after[name]) for name in before)
     summary = json.loads((run / "summary.json").read_text())
     assert summary["objective"] == "loss" and summary["best"] == min(line["loss"] for line in lines)
+
+
+def test_minutes_bound_evaluations_and_samples(
+    chat_base: Path,
+    questions: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Simulated: a second for the loss of a conversation, half a second for a generated token, so
+    that all 20 held-out ones would take most of a minute each time, and a run of ten minutes once
+    trained one step. Later everything takes three times as long."""
+    clock, slower = [0.0], [1.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+
+    def after(function: Any, seconds: Callable[..., float]) -> Any:
+        def slow(*args: Any, **options: Any) -> Any:
+            clock[0] += slower[0] * seconds(*args)
+            return function(*args, **options)
+
+        return slow
+
+    def slow_tokens(*args: Any, **options: Any) -> Iterator[int]:
+        for token in generate(*args, **options):
+            clock[0] += slower[0] * 0.5
+            yield token
+
+    generate = evaluate.generate
+    monkeypatch.setattr(evaluate, "generate", slow_tokens)
+    monkeypatch.setattr(sft, "target_nats", after(sft.target_nats, lambda loss, examples, *_: len(examples)))
+    monkeypatch.setattr(Trainer, "_backward", after(Trainer._backward, lambda *_, **__: 0.5))
+    options = {"steps": None, "minutes": 3.0, "val_fraction": 0.5, "eval_interval": None}
+    config = make_config(chat_base, questions, tmp_path / "run", **options)
+    real_log = Trainer._log
+
+    def log(self: Trainer) -> None:
+        slower[0] = 3.0 if self.state.progress.seconds > 60 else 1.0
+        real_log(self)
+
+    monkeypatch.setattr(Trainer, "_log", log)
+    result = finetune(config)
+    said = capfd.readouterr().err
+    assert re.search(r"evaluation: on \d+ % of the held-out data, which takes 0:18 of --minutes 3", said)
+    lines = evaluations(tmp_path / "run")
+    assert lines[0]["step"] == 0 and lines[-1]["step"] == result.summary["steps"] > 50
+    assert result.summary["seconds"] < 1.05 * 180
 
 
 def test_training_an_adapter(chat_base: Path, questions: Path, tmp_path: Path) -> None:

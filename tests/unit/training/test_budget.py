@@ -46,6 +46,42 @@ def test_an_estimate_on_a_busy_machine_is_repeated() -> None:
     assert not budget.wants_probe(Progress(seconds=570))
 
 
+def test_more_time_is_reserved_for_the_last_evaluation_when_steps_become_slower() -> None:
+    """Timed alone it took 20 s; then four other processes came."""
+    budget = Budget(make_config(minutes=10), tokens_per_step=10, epoch_tokens=100, val_tokens=10)
+    for seconds in [1.0] * 20:
+        budget.note_step(seconds)
+    budget.note_evaluation(20.0, 1)
+    assert budget.training_seconds == 578
+    for seconds in [5.0, 1.0, 1.0]:
+        budget.note_step(seconds)
+    assert budget.training_seconds == 578, "single slow steps do not count"
+    for seconds in [4.0] * 15:
+        budget.note_step(seconds)
+    assert budget.training_seconds == 600 - 80 - 2
+    for seconds in [100.0] * 15:
+        budget.note_step(seconds)
+    assert budget.training_seconds == 600 - 200 - 2, "at most a third"
+    for seconds in [0.5] * 15:
+        budget.note_step(seconds)
+    assert budget.training_seconds == 578
+    budget.note_evaluation(12.0, 2)
+    for seconds in [1.0] * 15:
+        budget.note_step(seconds)
+    assert budget.training_seconds == 600 - 24 - 2, "compared with the pace before the last one"
+
+
+def test_an_evaluation_before_the_first_step_is_compared_with_the_steps_after_it() -> None:
+    budget = Budget(make_config(minutes=10), tokens_per_step=10, epoch_tokens=100, val_tokens=10)
+    budget.plan_evaluations(30.0, Progress())
+    for seconds in [9.0, *[2.0] * 14]:
+        budget.note_step(seconds)
+    assert budget.training_seconds == 568
+    for seconds in [6.0] * 15:
+        budget.note_step(seconds)
+    assert budget.training_seconds == 600 - 90 - 2
+
+
 def test_time_is_reserved_when_text_is_repeated() -> None:
     budget = Budget(make_config(minutes=10), 10, epoch_tokens=1000, val_tokens=10, reserved_seconds=8.0)
     assert budget.training_seconds == 598

@@ -34,6 +34,7 @@ def probes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[ProbeResult]
     results: list[ProbeResult] = []
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(compile, "probe", lambda *_: results.pop())
+    monkeypatch.setattr(compile, "processor_slowdown", lambda: 1.0)
     return results
 
 
@@ -83,6 +84,32 @@ def test_cached_result_serves_shorter_runs(model: Llama, probes: list[ProbeResul
     assert resolve_compile(flags(tmp_path, minutes=3.0), model, RANKS)[0].compile == "on"
     # saving 12 s is not worth it
     assert resolve_compile(flags(tmp_path, minutes=1.0), model, RANKS)[0].compile == "off"
+
+
+def test_a_busy_machine_compiles_in_longer_runs_only(
+    model: Llama, probes: list[ProbeResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compiling takes one thread four times as long, and cannot be stopped."""
+    monkeypatch.setattr(compile, "processor_slowdown", lambda: 4.0)
+    assert resolve_compile(flags(tmp_path, minutes=24.0), model, RANKS)[0].compile == "off"
+    probes.append(ProbeResult(1.0, 0.9))
+    assert resolve_compile(flags(tmp_path, minutes=26.0), model, RANKS)[0].compile == "on"
+    assert resolve_compile(flags(tmp_path, minutes=12.0), model, RANKS)[0].compile == "off", "72 s saved, 80 s needed"
+    monkeypatch.setattr(compile, "processor_slowdown", lambda: 1.0)
+    assert resolve_compile(flags(tmp_path, minutes=12.0), model, RANKS)[0].compile == "on"
+
+
+def test_the_slowdown_is_that_of_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Simulated: of each 3 ms the thread gets 1."""
+    clock = [0.0]
+
+    def thread_time() -> float:
+        clock[0] += 0.003
+        return clock[0] / 3
+
+    monkeypatch.setattr(compile.time, "thread_time", thread_time)
+    monkeypatch.setattr(compile.time, "perf_counter", lambda: clock[0])
+    assert 2.8 < compile.processor_slowdown() < 3.3
 
 
 def test_no_compiler(model: Llama, probes: list[ProbeResult], tmp_path: Path) -> None:

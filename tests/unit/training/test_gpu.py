@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import subprocess
 import sys
 import time
@@ -14,22 +15,30 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
+import numpy as np  # noqa: E402
+from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode  # noqa: E402
 from torch.nn.attention import SDPBackend  # noqa: E402
 
 from llamita.config import FinetuneConfig, ModelConfig, TrainConfig  # noqa: E402
 from llamita.errors import TrainingError  # noqa: E402
 from llamita.finetune import run as finetune_run  # noqa: E402
+from llamita.finetune.dpo_data import DpoBatches, Pair, Pairs  # noqa: E402
+from llamita.finetune.dpo_loss import DpoLoss  # noqa: E402
 from llamita.finetune.loss import ConversationLoss  # noqa: E402
+from llamita.finetune.packing import ConversationBatches, Examples  # noqa: E402
+from llamita.finetune.rendering import Example  # noqa: E402
 from llamita.model import sdpa  # noqa: E402
 from llamita.model.kv_cache import KVCache  # noqa: E402
 from llamita.model.llama import Llama  # noqa: E402
 from llamita.progress import no_progress  # noqa: E402
+from llamita.training import checkpointer as checkpointer_module  # noqa: E402
 from llamita.training import compile as compilation  # noqa: E402
-from llamita.training import distillation, loss  # noqa: E402
+from llamita.training import distillation, distributed, loss  # noqa: E402
 from llamita.training.budget import Budget, Progress  # noqa: E402
+from llamita.training.checkpointer import Checkpointer  # noqa: E402
 from llamita.training.compile import ProbeResult, resolve_compile  # noqa: E402
 from llamita.training.defaults import default_dtype, fill_defaults  # noqa: E402
+from llamita.training.distillation import DistillationLoss  # noqa: E402
 from llamita.training.distributed import Ranks  # noqa: E402
 from llamita.training.flops import peak_flops  # noqa: E402
 from llamita.training.memory import split_rows  # noqa: E402
@@ -40,6 +49,7 @@ from llamita.training.trainer import Trainer  # noqa: E402
 from llamita.training.trainer_state import MetricsAccumulator, TrainerState  # noqa: E402
 
 CUDA = torch.device("cuda", 0)
+ALONE = Ranks(0, 1, torch.device("cpu"))
 SHAPE = ModelConfig(
     vocab_size=61, hidden_size=48, intermediate_size=64, num_hidden_layers=2, num_attention_heads=6,
     num_key_value_heads=3, head_dim=8, max_position_embeddings=32,
@@ -285,6 +295,27 @@ def test_distillation_takes_smaller_chunks_on_a_gpu() -> None:
         assert distillation.tokens_per_distillation_chunk(weight) == max(1, loss.tokens_per_chunk(weight) // share)
 
 
+@pytest.mark.parametrize("kind", ["answers", "distillation", "preferences"])
+def test_losses_do_not_wait_for_the_number_of_targets(kind: str) -> None:
+    """Selecting by a mask waits for all queued work; fake tensors refuse it, and have no values to
+    compare. With the positions of a batch the losses are the same."""
+    examples = [Example(np.arange(1, 9) + n, np.arange(8) >= 4, "") for n in range(6)]
+    if kind == "preferences":
+        pairs = Pairs([Pair(a, b) for a, b in itertools.pairwise(examples)], np.zeros((2, 5)))
+        batch: Any = next(DpoBatches(pairs, 16, 2, seed=0))
+        function: Any = DpoLoss(network())
+    else:
+        batch = next(ConversationBatches(Examples(examples), 16, 2, seed=0))
+        function = ConversationLoss(network()) if kind == "answers" else DistillationLoss(network(), network(1))
+    arrays = [torch.from_numpy(array) for name, array in batch._asdict().items() if name != "num_targets"]
+    assert function(*arrays) == function(*arrays[:-1]) != 0
+    with FakeTensorMode(allow_non_fake_inputs=True) as fake:
+        arrays = [fake.from_tensor(array) for array in arrays]
+        function(*arrays).backward()
+        with pytest.raises(DynamicOutputShapeException):
+            function(*arrays[:-1])
+
+
 # ---------------------------------------------------------------- compiling
 
 
@@ -379,6 +410,38 @@ def test_64_bit_seeds(story_store: Path, tmp_path: Path) -> None:
         seed=(1 << 63) - 1, device="cpu", threads=1,
     )  # fmt: skip
     assert train(config).summary["steps"] == 2
+
+
+def test_little_memory_is_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """84 GB of a model's state cannot be pinned on a host of 128 GB; the rest is copied unpinned.
+    PyTorch rounds pinned sizes up to powers of two."""
+    pins: list[bool] = []
+    with FakeTensorMode():
+        tensors = {f"w{n}": torch.zeros(25, device="cuda") for n in range(3)}  # 100 bytes, rounded to 128
+    real = torch.empty
+    monkeypatch.setattr(checkpointer_module, "memory_bytes", lambda: 1000)
+    monkeypatch.setattr(
+        torch, "empty", lambda *size, pin_memory, device, **more: pins.append(pin_memory) or real(*size, **more)
+    )
+    checkpointer = Checkpointer(Ranks(0, 1, CUDA), sharded=False)
+    monkeypatch.setattr(torch.Tensor, "copy_", lambda self, other, non_blocking: self)
+    checkpointer._copy("weights", tensors)
+    checkpointer._copy("weights", tensors)
+    assert pins == [True, False, False], "a quarter is 250 bytes, and buffers are kept"
+    monkeypatch.setattr(checkpointer_module, "memory_bytes", lambda: None)
+    assert not Checkpointer(ALONE, sharded=False)._may_pin(1), "of a memory of unknown size nothing is pinned"
+
+
+def test_training_leaves_the_precision_of_products_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TF32 stayed switched on for the whole process."""
+    monkeypatch.setattr(distributed, "choose_device", lambda *_, **__: CUDA)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    before = torch.get_float32_matmul_precision()
+    assert before == "highest"
+    with pytest.raises(KeyError), distributed.start_ranks("cuda", None):
+        assert torch.get_float32_matmul_precision() == "high"
+        raise KeyError
+    assert torch.get_float32_matmul_precision() == before
 
 
 @pytest.mark.parametrize(

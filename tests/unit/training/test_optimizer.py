@@ -16,6 +16,8 @@ from llamita.errors import CheckpointError  # noqa: E402
 from llamita.model.llama import Llama  # noqa: E402
 from llamita.training.loss import SummedLoss  # noqa: E402
 from llamita.training.optimizer import (  # noqa: E402
+    ORTHOGONAL_STEPS,
+    QUINTIC,
     Muon,
     Optimizers,
     beta2_for,
@@ -62,6 +64,14 @@ def test_singular_values_end_in_a_band_around_one(shape: tuple[int, ...]) -> Non
     before = torch.linalg.svdvals(random_matrices(*shape))
     assert found.max() < 1.25
     assert found[before > 0.01 * before.amax(dim=1, keepdim=True)].min() > 0.65
+
+
+def test_the_band_is_the_one_that_is_documented() -> None:
+    values = torch.linspace(0.003, 1, 100_001, dtype=torch.float64)
+    a, b, c = QUINTIC
+    for _ in range(ORTHOGONAL_STEPS):
+        values = a * values + b * values**3 + c * values**5
+    assert (round(values.min().item(), 2), round(values.max().item(), 2)) == (0.68, 1.2)
 
 
 def test_direction_is_that_of_the_polar_factor() -> None:

@@ -21,6 +21,7 @@ from llamita.training import planner  # noqa: E402
 from llamita.training.planner import (  # noqa: E402
     R_STAR_TOKENS,
     WIDTHS,
+    Estimate,
     apply_step_tokens,
     candidate_shapes,
     choose_context,
@@ -31,12 +32,13 @@ from llamita.training.planner import (  # noqa: E402
     ladder_shape,
     model_shape,
     plan_run,
+    plan_step_tokens,
     step_tokens,
 )
 from llamita.training.pretraining import train  # noqa: E402
 
 SHAPES = [ladder_shape(width, 512) for width in WIDTHS]
-CPU = torch.device("cpu")
+CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 
 
 def test_ladder_shapes_are_valid_and_grow() -> None:
@@ -76,14 +78,115 @@ def test_steps_grow_with_the_run() -> None:
         4096,
         16384,
     ]
-    assert step_tokens(1e4, torch.device("cuda")) == 65536
-    assert step_tokens(1e4, torch.device("cuda"), 8) == 8 * 65536, "per GPU as many as without a plan"
     config = make_config(context=128, grad_accum_steps=2)
     assert (
         apply_step_tokens(config, 2048, world_size=2).micro_batch_size == 4
         and apply_step_tokens(config, 10, world_size=2).micro_batch_size == 1
     )
     assert apply_step_tokens(dataclasses.replace(config, micro_batch_size=3), 2048, world_size=2).micro_batch_size == 3
+
+
+def gpu_step(tokens: float, unique_tokens: float, speed: float, world_size: int = 1) -> int:
+    estimate = Estimate(SHAPES[0], 10**6, speed, tokens, tokens / unique_tokens, 1.0)
+    return plan_step_tokens(estimate, CUDA, world_size)
+
+
+def test_steps_on_gpus_keep_them_busy_unless_the_text_is_short() -> None:
+    """5 steps of 65,536 tokens were an epoch of a megabyte of text."""
+    assert gpu_step(6e8, 3e5, 1e6) == 16384, "18 steps an epoch"
+    assert gpu_step(2.4e9, 4.7e8, 4e6) == 65536, "4 million tok/s: 65,536 take 16 ms"
+    assert gpu_step(6e7, 4.7e8, 3e5) == 16384 and gpu_step(6e7, 4.7e8, 6e5) == 32768, "slower: 16,384 take 55 ms"
+    assert gpu_step(3e10, 1e11, 3e5) == 65536, "long runs take larger steps"
+    assert gpu_step(2e10, 4e9, 3.2e7, 8) == 8 * 65536 and gpu_step(5e9, 3e5, 8e6, 8) == 8 * 16384, "each GPU fills"
+
+
+def test_long_runs_get_wide_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The law was fitted to small models; alone it gives an hour of an H100 28M weights."""
+    shapes = [ladder_shape(width, 1024, "cuda") for width in WIDTHS]
+    points = [(6e8, 6e8 / 3.2e14), (2e8, 2e8 / 2.5e14)]  # 40 % of 800 TFLOP/s
+
+    def best(seconds: float, unique_tokens: int) -> Estimate:
+        return choose_shape(points, shapes, 4096, seconds, unique_tokens)[0]
+
+    for seconds in (3600.0, 36000.0):
+        assert 10 < best(seconds, 10**11).tokens / best(seconds, 10**11).num_parameters <= 40
+    assert best(1e9, 10**15).shape == shapes[-1], "no shape is wide enough: the widest"
+    short_text = best(3600.0, 3 * 10**5)
+    monkeypatch.setattr(planner, "MAX_TOKENS_PER_WEIGHT", math.inf)
+    assert best(3600.0, 10**11).num_parameters < 3e7
+    assert best(3600.0, 3 * 10**5) == short_text, "a megabyte read a thousand times needs no wider model"
+
+
+def test_the_table_says_what_is_extrapolated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planner, "probe_seconds_per_token", lambda config, *args: 1e-9 * config.hidden**2)
+    monkeypatch.setattr(planner, "describe_device", str)
+    rules = {}
+    for minutes in (1.0, 600.0):
+        config = make_config(minutes=minutes, dtype="bfloat16")
+        plan = plan_run(config, vocab_size=4096, lengths=np.full(10**6, 1000), device=CUDA)
+        rules[minutes] = {row[0]: row[2] for row in describe_plan(plan)[0]}["tokens"]
+    assert "extrapolated" not in rules[1.0] and "extrapolated from models of up to 5.0M weights" in rules[600.0]
+
+
+def test_heads_on_gpus_have_64_numbers() -> None:
+    """Attention in heads of 32 takes twice as long there."""
+    for width in WIDTHS:
+        shape = ladder_shape(width, 512, "cuda")
+        assert width // shape.num_attention_heads == (64 if width % 64 == 0 else 32)
+        assert shape.num_attention_heads % shape.num_key_value_heads == 0
+    assert ladder_shape(128, 512).num_attention_heads == 4, "on CPUs as before"
+
+
+def test_a_gpu_is_measured_with_a_large_shape_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small ones measure how fast kernels are launched. A shape that runs out of memory is dropped,
+    and planning goes on."""
+    probed: list[int] = []
+    limit = [10**6]
+
+    def probe(config: TrainConfig, *args: Any) -> float:
+        assert config.hidden
+        probed.append(config.hidden)
+        if config.hidden >= limit[0]:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return 1e-12 * config.hidden**2
+
+    def plan(free: float = math.inf) -> planner.Plan:
+        probed.clear()
+        config = make_config(minutes=600.0, dtype="bfloat16")
+        return plan_run(config, vocab_size=32000, lengths=np.full(10**6, 10**5), device=CUDA, free=free)
+
+    monkeypatch.setattr(planner, "probe_seconds_per_token", probe)
+    monkeypatch.setattr(planner, "describe_device", str)
+    assert plan().best.shape.hidden_size > 768 and probed[:2] == [768, 384]
+    limit[0] = 512
+    assert plan().best.shape.hidden_size == 384 and probed[:4] == [768, 640, 512, 384]
+    limit[0] = 64
+    with pytest.raises(torch.OutOfMemoryError):
+        plan()
+    limit[0] = 10**6
+    small = plan(free=4e9)
+    assert max(each.shape.hidden_size for each in small.estimates) < 1024, "16 bytes a weight, and a row's activations"
+    assert small.filled.grad_accum_steps > 1
+
+
+def test_a_slow_step_ends_the_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step of 16 seconds made planning of "some seconds" take 142."""
+    clock = [0.0]
+
+    class SlowLoss:
+        def __init__(self, model: Any, *args: Any) -> None:
+            self.weight = model.output_weight
+
+        def __call__(self, *args: Any) -> Any:
+            clock[0] += 16.0
+            return self.weight.sum()
+
+    monkeypatch.setattr(planner, "SummedLoss", SlowLoss)
+    monkeypatch.setattr(planner, "WIDTHS", (32, 48, 64, 80, 96))
+    monkeypatch.setattr(planner.time, "monotonic", lambda: clock[0])
+    config = make_config(minutes=1.0, context=16, micro_batch_size=1)
+    plan = plan_run(config, vocab_size=512, lengths=np.full(50_000, 200), device=CPU)
+    assert clock[0] == 16.0 and math.isclose(1.0, plan.estimates[-1].tokens_per_second, rel_tol=2.0)
 
 
 def test_size_grows_with_time_and_text_and_falls_on_a_slow_machine() -> None:

@@ -25,9 +25,12 @@ from llamita.errors import CheckpointError, ConfigError, OutputError, TrainingEr
 from llamita.eval.bits_per_byte import bits_per_byte  # noqa: E402
 from llamita.run_directory import read_metrics  # noqa: E402
 from llamita.training import pretraining as pretraining_module  # noqa: E402
+from llamita.training import speed as speed_module  # noqa: E402
 from llamita.training import task as task_module  # noqa: E402
 from llamita.training import trainer as trainer_module  # noqa: E402
+from llamita.training.distributed import Ranks  # noqa: E402
 from llamita.training.loss import SummedLoss  # noqa: E402
+from llamita.training.prefetch import Prefetcher  # noqa: E402
 from llamita.training.pretraining import train  # noqa: E402
 from llamita.training.run import explain_out_of_memory, run_task  # noqa: E402
 from llamita.training.trainer import Trainer  # noqa: E402
@@ -177,6 +180,53 @@ def test_a_slow_evaluation_is_cut_to_the_minutes(
     assert shares[-1] == chosen and result.summary["val"] is not None
 
 
+def test_much_held_out_text_is_evaluated_in_part(
+    story_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """5 % of 10 billion tokens took 8 minutes of an H100 each time. A resumed run evaluates the same
+    part."""
+    real, shares = bits_per_byte, []
+
+    def watched(*args: Any, share: float = 1.0, **options: Any) -> Any:
+        shares.append(share)
+        return real(*args, share=share, **options)
+
+    monkeypatch.setattr(pretraining_module, "bits_per_byte", watched)
+    val_tokens = TokenStore(story_store).split("val").num_tokens
+    monkeypatch.setattr(speed_module, "MAX_VAL_TOKENS", val_tokens // 4)
+    config = make_config(story_store, tmp_path / "run", eval_interval=None, steps=8)
+    with monkeypatch.context() as patched:
+        stop_at(patched, 2)
+        train(config)
+    assert "evaluation: on 25 % of the held-out data" in capfd.readouterr().err
+    train(dataclasses.replace(config, resume=True))
+    assert abs(shares[-1] - 0.25) < 0.01 and max(shares) < 0.26
+
+
+def test_time_decides_on_the_held_out_share_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Simulated: 500 million tokens, at a million a second and at ten thousand."""
+    clock, timed = [0.0], []
+
+    class Held:
+        val_tokens, val_share, speed = 500_000_000, 1.0, 1e6
+
+        def limit_evaluation(self, share: float) -> float:
+            self.val_share = share
+            return share
+
+        def evaluate(self) -> None:
+            timed.append(self.val_share * self.val_tokens)
+            clock[0] += timed[-1] / self.speed
+
+    monkeypatch.setattr(speed_module.time, "monotonic", lambda: clock[0])
+    task, ranks = Held(), Ranks(0, 1, torch.device("cpu"))
+    share, seconds = speed_module.affordable_val_share(task, ranks, 10.0)  # type: ignore[arg-type]
+    assert math.isclose(share, 0.02) and math.isclose(seconds, 10.0) and max(timed) <= 10_000_000
+    task.speed = 1e4
+    share, seconds = speed_module.affordable_val_share(task, ranks, 10.0)  # type: ignore[arg-type]
+    assert math.isclose(share * 500_000_000, 600_000) and seconds == 60.0, "a tenth of the minutes"
+
+
 def test_minutes_that_the_start_uses_up_are_refused(story_store: Path, tmp_path: Path) -> None:
     config = make_config(story_store, tmp_path / "run", steps=None, minutes=0.1)
     with pytest.raises(TrainingError, match=r"--minutes 0.1: the start alone took 60 s, .* at least --minutes 2.1"):
@@ -238,6 +288,20 @@ def test_a_signal_saves_and_resuming_changes_nothing(
     assert untimed(tmp_path / "whole") == untimed(tmp_path / "parts")
     a, b = (load_training_state(tmp_path / name).tensors for name in ("whole", "parts"))
     assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_batches_made_ahead_change_nothing(story_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, interrupted and resumed."""
+    train(make_config(story_store, tmp_path / "plain"))
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)
+    monkeypatch.setattr(trainer_module, "prefetch", Prefetcher)
+    with monkeypatch.context() as patched:
+        stop_at(patched, 3)
+        assert train(make_config(story_store, tmp_path / "ahead")).interrupted
+    train(make_config(story_store, tmp_path / "ahead", resume=True))
+    assert weights(tmp_path / "plain") == weights(tmp_path / "ahead")
+    assert untimed(tmp_path / "plain") == untimed(tmp_path / "ahead")
 
 
 def test_a_signal_cuts_an_evaluation_short(story_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
