@@ -114,3 +114,82 @@ def lines(
 ) -> list[tuple[float, float, str, float]]:
     """The lines of a text, for `pdf`: the first one at (x, y)."""
     return [(x, y - 13 * i, line, size) for i, line in enumerate(text.split("\n"))]
+
+
+def pptx(slides: Sequence[Sequence[str]], notes: str = "") -> bytes:
+    """Slides, each of shapes of text (a line is a paragraph), in the order given, not in that of their
+    parts; notes of the first one. Each slide has a number."""
+    spaces = f'xmlns:a="urn:a" xmlns:p="urn:p" xmlns:r="{RELATIONS}"'
+
+    def shape(text: str, kind: str = "") -> str:
+        paragraphs = "".join(f"<a:p><a:r><a:t>{escape(line)}</a:t></a:r></a:p>" for line in text.split("\n"))
+        place = f'<p:nvSpPr><p:nvPr><p:ph type="{kind}"/></p:nvPr></p:nvSpPr>' if kind else ""
+        return f"<p:sp>{place}<p:txBody>{paragraphs}</p:txBody></p:sp>"
+
+    parts = [f"slides/slide{len(slides) - i}.xml" for i in range(len(slides))]
+    order = "".join(f'<p:sldId id="{256 + i}" r:id="r{i}"/>' for i in range(1, len(slides) + 1))
+    members = {
+        "_rels/.rels": relations(("officeDocument", "ppt/presentation.xml")),
+        "ppt/presentation.xml": f"<p:presentation {spaces}><p:sldIdLst>{order}</p:sldIdLst></p:presentation>",
+        "ppt/_rels/presentation.xml.rels": relations(*(("slide", part) for part in parts)),
+    }
+    for part, shapes in zip(parts, slides, strict=True):
+        drawn = "".join(map(shape, shapes)) + shape("12", "sldNum")
+        members[f"ppt/{part}"] = f"<p:sld {spaces}><p:cSld><p:spTree>{drawn}</p:spTree></p:cSld></p:sld>"
+    if notes:
+        members[f"ppt/slides/_rels/{parts[0].removeprefix('slides/')}.rels"] = relations(("notesSlide", "../notes.xml"))
+        members["ppt/notes.xml"] = f"<p:notes {spaces}>{shape(notes, 'body')}{shape('x', 'sldImg')}</p:notes>"
+    return zip_of(members)
+
+
+def xlsx(sheets: Mapping[str, str], strings: Sequence[str] = (), formats: Sequence[int] = (0,)) -> bytes:
+    """A workbook: sheets with their rows (XML), shared strings, and the number formats of cell styles."""
+    spaces = f'xmlns="urn:x" xmlns:r="{RELATIONS}"'
+    names = "".join(f'<sheet name="{escape(name)}" sheetId="{i}" r:id="r{i}"/>' for i, name in enumerate(sheets, 1))
+    targets = [("worksheet", f"sheet{i}.xml") for i in range(1, len(sheets) + 1)]
+    styles = "".join(f'<xf numFmtId="{number}"/>' for number in formats)
+    shared = "".join(f"<si><t>{escape(text)}</t></si>" for text in strings)
+    members = {
+        "_rels/.rels": relations(("officeDocument", "xl/workbook.xml")),
+        "xl/workbook.xml": f"<workbook {spaces}><sheets>{names}</sheets></workbook>",
+        "xl/_rels/workbook.xml.rels": relations(*targets, ("sharedStrings", "strings.xml"), ("styles", "styles.xml")),
+        "xl/strings.xml": f"<sst {spaces}>{shared}</sst>",
+        "xl/styles.xml": f"<styleSheet {spaces}><cellXfs>{styles}</cellXfs></styleSheet>",
+    }
+    for i, rows in enumerate(sheets.values(), 1):
+        members[f"xl/sheet{i}.xml"] = f"<worksheet {spaces}><sheetData>{rows}</sheetData></worksheet>"
+    return zip_of(members)
+
+
+def epub(chapters: Sequence[str]) -> bytes:
+    """A book of chapters (the bodies of pages), with a table of contents."""
+    items = "".join(
+        f'<item id="c{i}" href="text/%E7%AB%A0{i}.xhtml" media-type="application/xhtml+xml"/>'
+        for i in range(len(chapters))
+    )
+    order = "".join(f'<itemref idref="c{i}"/>' for i in range(len(chapters)))
+    order = f"<spine><itemref idref='n'/>{order}</spine>"
+    nav = '<item id="n" href="nav.xhtml" media-type="application/xhtml+xml" properties="nav"/>'
+    members = {
+        "mimetype": "application/epub+zip",
+        "META-INF/container.xml": '<container><rootfiles><rootfile full-path="OPS/book.opf"/></rootfiles></container>',
+        "OPS/book.opf": f"<package><manifest>{items}{nav}</manifest>{order}</package>",
+        "OPS/nav.xhtml": "<html><body><p>Contents</p></body></html>",
+    }
+    for i, chapter in enumerate(chapters):
+        head = '<?xml version="1.0" encoding="utf-8"?><html xmlns="http://www.w3.org/1999/xhtml">'
+        members[f"OPS/text/章{i}.xhtml"] = f"{head}<head><title>t</title></head><body>{chapter}</body></html>"
+    return zip_of(members)
+
+
+def odt(body: str, *, is_encrypted: bool = False) -> bytes:
+    """A document of OpenDocument with this body (XML)."""
+    spaces = " ".join(f'xmlns:{name}="urn:{name}"' for name in ("office", "text", "table", "draw", "m"))
+    inner = "<m:encryption-data/>" if is_encrypted else ""
+    return zip_of(
+        {
+            "META-INF/manifest.xml": f"<m:manifest {spaces}>{inner}</m:manifest>",
+            "content.xml": f"<office:document-content {spaces}><office:body><office:text>{body}</office:text>"
+            "</office:body></office:document-content>",
+        }
+    )

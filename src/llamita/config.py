@@ -227,8 +227,9 @@ class PrepareConfig:
 
     sources: tuple[str, ...]
     """Files or folders of .txt, .md, .jsonl, .json, .csv, .tsv, .parquet, .pdf, .docx, .pptx, .xlsx,
-    .html, .htm or .xhtml, also packed with gzip (.txt.gz); or the single word stories (generated
-    stories) or tinystories (downloaded). Write ./stories for a folder of that name."""
+    .html, .htm, .xhtml, .epub, .odt, .rtf, .ipynb, .srt, .eml or .zip, also packed with gzip
+    (.txt.gz); or the single word stories (generated stories) or tinystories (downloaded). Write
+    ./stories for a folder of that name."""
     out: Path
     """Token store to create, a folder."""
     vocab_size: int | None = None

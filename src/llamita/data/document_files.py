@@ -26,9 +26,13 @@ _SECONDS, _SECONDS_PER_MB, _MAX_SECONDS = 30.0, 30.0, 600.0
 _KEPT_BYTES: Final = 64 << 20  # of text in memory; more is in a temporary file
 _WORKER: Final = Path(__file__).with_name("document_worker.py")
 
-_NEEDS_LXML = (".docx", ".pptx", ".xlsx", ".html", ".htm", ".xhtml")
 # The suffix of each kind of document, and the packages that read it.
-DOCUMENT_PACKAGES: dict[str, tuple[str, ...]] = {".pdf": ("pypdfium2",), **dict.fromkeys(_NEEDS_LXML, ("lxml",))}
+DOCUMENT_PACKAGES: dict[str, tuple[str, ...]] = {
+    ".pdf": ("pypdfium2",),
+    **dict.fromkeys((".docx", ".pptx", ".xlsx", ".html", ".htm", ".xhtml", ".epub", ".odt"), ("lxml",)),
+    **dict.fromkeys((".rtf", ".ipynb", ".srt"), ()),
+    **dict.fromkeys((".eml", ".zip"), ("lxml", "pypdfium2")),
+}
 DOCUMENT_SUFFIXES = tuple(DOCUMENT_PACKAGES)
 VERSION: Final = 1  # raised when the readers make other text of the same file
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import email.message
 import gzip
 import importlib.util
 import os
@@ -119,6 +120,32 @@ def test_one_document_costs_only_itself(folder: Path, monkeypatch: pytest.Monkey
     assert [text for _, text in found] == ["网页", "plain"]
     why = {Path(path).name[:1]: why for path, why in conversions.document_files.unread.items()}
     assert why["a"] == why["b"] == "its reader crashed, or took more than 1 s; the file is damaged or malicious"
+
+
+def test_archives(tmp_path: Path) -> None:
+    inner = zip_of({"c.docx": docx(paragraph("three")), "bomb.docx": zip_of({"word/document.xml": b" " * (80 << 20)})})
+    deep = b"x"
+    for _ in range(5):
+        deep = zip_of({"a.zip": deep})
+    members = {"a.txt": "one", "文/b.html": "<p>二", "d.zip": inner, "deep.zip": deep, "x.png": "", "e.pdf": pdf([[]])}
+    path = tmp_path / "all.zip"
+    path.write_bytes(zip_of(members))
+    mail = email.message.EmailMessage()
+    mail["Subject"] = "mail"
+    mail.set_content("text")
+    mail.add_attachment(path.read_bytes(), maintype="application", subtype="zip", filename="x.zip")
+    (tmp_path / "m.eml").write_bytes(mail.as_bytes())
+    found, _, conversions = read(tmp_path)
+    texts = ["one", "二", "three"]
+    places = [f"{path}/a.txt", f"{path}/文/b.html", f"{path}/d.zip/c.docx"]
+    assert found[:3] == list(zip(places, texts, strict=True))
+    assert found[3] == (str(tmp_path / "m.eml"), "mail\n\ntext") and [text for _, text in found[4:]] == texts
+    readers = conversions.document_files
+    assert readers.describe_read() == "1 .zip (3 documents), 1 .eml (4 documents)"
+    assert readers.unread[f"{path}/d.zip/bomb.docx"].startswith("it unpacks to more than 200 times its size")
+    assert readers.unread[f"{path}/deep.zip/a.zip/a.zip/a.zip"] == "archives in archives, 4 deep; unpack it"
+    assert readers.scans == {f"{path}/e.pdf": 1, f"{tmp_path}/m.eml/x.zip/e.pdf": 1}
+    assert readers.notes[str(path)] == "1 file of unknown types in it: x.png"
 
 
 def test_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

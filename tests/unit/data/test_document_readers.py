@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import email.message
+import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,7 +17,7 @@ from llamita.data.readers.html import html_text, read_html
 from llamita.data.readers.kinds import READERS, find_kind
 from llamita.data.readers.office import read_docx
 from llamita.data.readers.pdf import read_pdf
-from tests.document_writers import WORD, docx, lines, paragraph, pdf, word_table, zip_of
+from tests.document_writers import WORD, docx, epub, lines, odt, paragraph, pdf, pptx, word_table, xlsx, zip_of
 
 PROSE = """\
 The quick brown fox jumps over the lazy dog and then it goes home to eat, sleep and dream of transfor-
@@ -229,6 +231,140 @@ def test_xml_entities_are_not_expanded() -> None:
         body = f"<w:body>{paragraph('x', '<w:t>&b;</w:t>')}</w:body>"
         part = f'{kind}<w:document xmlns:w="{WORD}">{body}</w:document>'
         assert text(read_docx, zip_of({"word/document.xml": part})) == "x"
+
+
+def test_pptx() -> None:
+    data = pptx([["Title", "one\ntwo"], ["第二页"]], notes="Say hello.")
+    assert text(READERS[".pptx"], data) == "Title\n\none\ntwo\n\nSay hello.\n\n第二页"
+
+
+def test_xlsx() -> None:
+    rows = (
+        '<row><c r="A1" t="s"><v>0</v></c><c r="C1" t="s"><v>1</v></c></row><row/>'
+        '<row><c r="A3" t="inlineStr"><is><t>in</t></is></c><c r="B3"><v>0.1000000000000001</v></c>'
+        '<c r="C3" s="1"><v>45000</v></c>'
+        '<c r="D3" s="1"><v>45000.5</v></c><c r="E3" t="b"><v>1</v></c><c r="F3" t="e"><v>#N/A</v></c><c r="G3"/></row>'
+        '<row><c t="s"><v>99</v></c><c r="A99999999999" t="s"><v>x</v></c><c s="1"><v>9e99</v></c></row>'
+    )
+    found = text(
+        READERS[".xlsx"], xlsx({"一": rows, "empty": "", "b": "<row><c><v>7</v></c></row>"}, ["狐狸", "b"], (0, 14))
+    )
+    assert found == "一\n狐狸 |  | b\nin | 0.1 | 2023-03-15 | 2023-03-15 12:00 | TRUE | #N/A\n|  | 9e99\n\nb\n7"
+
+
+def test_epub() -> None:
+    data = epub(["<h1>第一章</h1><p>One.</p>", "<nav><p>in the book</p></nav><ul><li><a href='#'>x</a></li></ul>"])
+    assert text(READERS[".epub"], data) == "第一章\n\nOne.\n\nin the book\n\n- x"
+    for members, message in (
+        ({"META-INF/container.xml": "<a/>"}, "META-INF/container.xml names no book"),
+        ({"META-INF/rights.xml": ""}, r"encrypted \(DRM\)"),
+    ):
+        with pytest.raises(ReaderError, match=message):
+            list(READERS[".epub"](zip_of(members)))
+
+
+def test_odt() -> None:
+    body = (
+        "<text:h>Title</text:h><text:tracked-changes><text:p>gone</text:p></text:tracked-changes>"
+        '<text:p>Hello<text:s text:c="3"/><text:span>狐狸</text:span>'
+        "<text:note><text:note-citation>1</text:note-citation>"
+        "<text:note-body><text:p>A note.</text:p></text:note-body></text:note><text:line-break/>next</text:p>"
+        "<text:list><text:list-item><text:p>one</text:p></text:list-item><text:list-item><text:p>two</text:p></text:list-item>"
+        "</text:list><text:section><table:table><table:table-header-rows><table:table-row><table:table-cell><text:p>a</text:p>"
+        "</table:table-cell><table:table-cell><text:p>b</text:p></table:table-cell></table:table-row></table:table-header-rows>"
+        "</table:table></text:section><text:p><draw:frame><draw:text-box><text:p>box</text:p></draw:text-box></draw:frame></text:p>"
+    )
+    assert text(READERS[".odt"], odt(body)) == (
+        "Title\n\nHello 狐狸[1]\nnext\n\n- one\n- two\n\na | b\n\nbox\n\n[1] A note."
+    )
+    with pytest.raises(ReaderError, match="it is encrypted"):
+        list(READERS[".odt"](odt(body, is_encrypted=True)))
+    assert text(READERS[".odt"], odt("<text:section>" * 200 + "</text:section>" * 200)) == ""
+
+
+def test_rtf() -> None:
+    data = (
+        rb"{\rtf1\ansi\ansicpg1252\uc1{\fonttbl{\f0\fcharset0 A;}{\f1\fcharset134 B;}}{\*\generator x;}{\header no}"
+        rb"\f0 Caf\'e9 {\b bold}\u29392?\u29432 ?\line next\par{\f1 \'ba\'fc\'c0\'ea}{\v hidden}"
+        rb"\'93q\'94\emdash\~x\{\}\par"
+        rb"{\field{\*\fldinst HYPERLINK x}{\fldrslt link}}{\footnote A {\i note}.}.\u-10179?\u-8704?\par"
+        rb"\trowd\cellx1 a\cell b\par c\cell\row\trowd d\cell e\cell\row\pard end}"
+    )
+    expected = "Café bold狐狸\nnext\n\n狐狸“q”— x{}\n\nlink[1].😀\n\na | b c\nd | e\n\nend\n\n[1] A note."
+    assert text(READERS[".rtf"], data) == expected
+    for bad, message in (
+        (b"text", "it is no RTF"),
+        (rb"{\rtf1 \bin9 123}", "binary pictures"),
+        (b"{\\rtf1" + b"{" * 20_000, "nested"),
+    ):
+        with pytest.raises(ReaderError, match=message):
+            list(READERS[".rtf"](bad))
+    assert text(READERS[".rtf"], rb"{\rtf1}}}} \u99999999999 \'zz \f99 x") != ""
+
+
+def test_notebook() -> None:
+    cells = [
+        {"cell_type": "markdown", "source": ["# 标题\n", "text"]},
+        {"cell_type": "code", "source": "print(1)\n", "outputs": [{"text": "no"}]},
+        {"cell_type": "code", "source": []}, 7, {"source": 8},
+    ]  # fmt: skip
+    assert text(READERS[".ipynb"], json.dumps({"cells": cells}).encode()) == "# 标题\ntext\n\n```\nprint(1)\n```"
+    old = {"worksheets": [{"cells": [{"cell_type": "code", "input": ["x"]}]}]}
+    assert text(READERS[".ipynb"], json.dumps(old).encode()) == "```\nx\n```"
+    for bad, message in (
+        (b"{", "broken JSON"),
+        (b"[]", "it has no cells"),
+        (b'{"cells": {}}', "no cells"),
+        (b"[" * 10**5, "JSON"),
+    ):
+        with pytest.raises(ReaderError, match=message):
+            list(READERS[".ipynb"](bad))
+
+
+def test_subtitles() -> None:
+    data = (
+        "\ufeff1\r\n00:00:01,000 --> 00:00:02,500\r\n<i>The fox went</i>\r\n\r\n2\r\n"
+        "00:00:03,000 --> 00:00:04,000\r\nhome.\r\n\r\n"
+        "3\r\n00:00:05,000 --> 00:00:06,000 X1:5\r\n- Who?\r\n- 我是\r\n\r\n4\r\n"
+        "00:00:07,000 --> 00:00:08,000\r\n狐狸。\r\n"
+    )
+    assert text(READERS[".srt"], data.encode()) == "The fox went home.\n- Who?\n- 我是狐狸。"
+    with pytest.raises(ReaderError, match="it has no subtitles"):
+        list(READERS[".srt"](b"text"))
+
+
+def test_mail() -> None:
+    mail = email.message.EmailMessage()
+    mail["Subject"], mail["From"] = "关于狐狸", "a@example.org"
+    mail.set_content("Hello,\n\n> quoted\n> more\nnew text\n-- \nsignature\n")
+    mail.add_alternative("<p>Hello in HTML</p>", subtype="html")
+    mail.add_attachment(docx(paragraph("attached")), maintype="application", subtype="x", filename="附件.docx")
+    body, attached = READERS[".eml"](mail.as_bytes())
+    assert body == Text("关于狐狸\n\nHello,\n\nnew text")
+    assert isinstance(attached, Member) and attached.name == "附件.docx"
+    page = b"Subject: x\nContent-Type: text/html; charset=gb2312\n\n" + "<p>网页</p>".encode("gb2312")
+    assert text(READERS[".eml"], page) == "x\n\n网页"
+    with pytest.raises(ReaderError, match="it is no mail"):
+        list(READERS[".eml"](b"text"))
+
+
+def test_zip() -> None:
+    members = {"a.txt": "one", "文/b.docx": docx(paragraph("two")), "__MACOSX/x.txt": "", ".hidden.txt": "", "c/": ""}
+    found = [member.name for member in READERS[".zip"](zip_of(members)) if isinstance(member, Member)]
+    assert found == ["a.txt", "文/b.docx"]
+    gbk = zip_of({"abcd.txt": "x"}).replace(b"abcd", "狐狸".encode("gbk"))
+    (member,) = READERS[".zip"](gbk)
+    assert isinstance(member, Member) and member.name == "狐狸.txt"
+    damaged = bytearray(zip_of({"a.txt": "x" * 99, "b.txt": "y"}))
+    damaged[36] ^= 255
+    first, second = READERS[".zip"](bytes(damaged))
+    assert isinstance(first, Member) and "a.txt is damaged" in first.error
+    assert isinstance(second, Member) and second.data == b"y"
+    locked = bytearray(zip_of({"a.txt": "x"}))
+    locked[6] |= 1
+    locked[locked.index(b"PK\x01\x02") + 8] |= 1
+    (member,) = READERS[".zip"](bytes(locked))
+    assert isinstance(member, Member) and "it is encrypted" in member.error
 
 
 # ---- all

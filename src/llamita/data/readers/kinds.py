@@ -6,18 +6,16 @@ import codecs
 import contextlib
 import encodings.aliases
 import importlib
-from collections.abc import Iterator
 
-from llamita.data.readers.content import Member, Reader, Text, decode
+from llamita.data.readers.archive import read_eml, read_zip
+from llamita.data.readers.content import Reader
+from llamita.data.readers.epub import read_epub
 from llamita.data.readers.html import read_html
+from llamita.data.readers.odt import read_odt
 from llamita.data.readers.office import read_docx, read_pptx, read_xlsx
 from llamita.data.readers.pdf import read_pdf
-
-
-def read_plain(data: bytes) -> Iterator[Text | Member]:
-    """A text file in an archive."""
-    yield Text(decode(data).replace("\0", ""))
-
+from llamita.data.readers.plain import read_notebook, read_subtitles, read_text
+from llamita.data.readers.rtf import read_rtf
 
 READERS: dict[str, Reader] = {
     ".pdf": read_pdf,
@@ -27,10 +25,17 @@ READERS: dict[str, Reader] = {
     ".html": read_html,
     ".htm": read_html,
     ".xhtml": read_html,
-    ".txt": read_plain,
-    ".md": read_plain,
+    ".epub": read_epub,
+    ".odt": read_odt,
+    ".rtf": read_rtf,
+    ".ipynb": read_notebook,
+    ".srt": read_subtitles,
+    ".eml": read_eml,
+    ".zip": read_zip,
+    ".txt": read_text,  # in an archive
+    ".md": read_text,
 }
-_XML = (".docx", ".pptx", ".xlsx")
+_XML = (".docx", ".pptx", ".xlsx", ".odt")
 _ALL_MODULES = ("lxml.etree", "lxml.html", "pypdfium2.raw")
 _MODULES = {".pdf": _ALL_MODULES[2:], **dict.fromkeys(_XML, _ALL_MODULES[:1])}
 

@@ -41,8 +41,10 @@ class Package:
     def __contains__(self, name: str) -> bool:
         return name in self._names
 
-    def names(self) -> list[str]:
-        return [member.filename for member in self.members]
+    @property
+    def is_exhausted(self) -> bool:
+        """Whether more was unpacked than allowed."""
+        return self._left < 0
 
     def read(self, name: str | zipfile.ZipInfo) -> bytes:
         """The bytes of a member. Raises ReaderError."""
