@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import json
 import sys
 from collections.abc import Iterator
@@ -39,33 +40,42 @@ def main() -> None:
 
 def read(asked: dict[str, Any]) -> dict[str, Any]:
     """The answer to one request."""
-    from llamita.data.readers.content import ReaderError, Text
     from llamita.data.readers.kinds import load
+
+    try:
+        with open(asked["path"], "rb") as file:
+            data = file.read()
+        load(asked["suffix"])
+        try:
+            with no_files():
+                return read_data(data, asked)
+        except OSError as error:
+            if error.errno != errno.EMFILE:
+                raise
+            return read_data(data, asked)  # the reader imported a module late
+    except Exception as error:  # whatever a reader raises costs its document only
+        return {"texts": [], "unread": [failure("", error)]}
+
+
+def read_data(data: bytes, asked: dict[str, Any]) -> dict[str, Any]:
+    """The answer about a file with this content."""
+    from llamita.data.readers.content import ReaderError, Text
     from llamita.data.readers.package import unpack_gzip
 
     texts: list[dict[str, Any]] = []
     unread: list[dict[str, Any]] = []
     left = asked["max_characters"]
-    try:
-        with open(asked["path"], "rb") as file:
-            data = file.read()
-        load(asked["suffix"])
-        with no_files():
-            if asked["is_gzipped"]:
-                data = unpack_gzip(data)
-            for found in documents(data, asked["suffix"], "", 0):
-                if not isinstance(found, Text):
-                    unread.append(found)
-                    continue
-                left -= len(found.text)
-                if left < 0:
-                    raise ReaderError(f"it holds more than {asked['max_characters']:,} characters; split it")
-                text = found.text.encode("utf-8", "replace").decode("utf-8")
-                texts.append(dataclasses.asdict(dataclasses.replace(found, text=text)))
-    except Exception as error:  # whatever a reader raises costs its document only
-        return {"texts": [], "unread": [failure("", error)]}
-    except MemoryError:
-        return {"texts": [], "unread": [failure("", MemoryError())]}
+    if asked["is_gzipped"]:
+        data = unpack_gzip(data)
+    for found in documents(data, asked["suffix"], "", 0):
+        if not isinstance(found, Text):
+            unread.append(found)
+            continue
+        left -= len(found.text)
+        if left < 0:
+            raise ReaderError(f"it holds more than {asked['max_characters']:,} characters; split it")
+        text = found.text.encode("utf-8", "replace").decode("utf-8")
+        texts.append(dataclasses.asdict(dataclasses.replace(found, text=text)))
     return {"texts": texts, "unread": unread}
 
 
@@ -94,6 +104,8 @@ def documents(data: bytes, suffix: str, name: str, depth: int) -> Iterator[Any]:
         except MemoryError:
             raise
         except Exception as error:  # a member costs itself only
+            if isinstance(error, OSError) and error.errno == errno.EMFILE:
+                raise
             yield failure(place, error)
     if others:
         more = f" and {len(others) - MAX_NAMES:,} more" if len(others) > MAX_NAMES else ""

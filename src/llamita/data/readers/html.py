@@ -49,19 +49,18 @@ def html_text(source: str, *, whole: bool = False) -> str:
     """The text of a page's source. whole: of a book or a mail, where nothing is a menu. Raises
     ReaderError."""
     import lxml.etree
-    import lxml.html
 
-    parser = lxml.html.HTMLParser(
+    parser = lxml.etree.HTMLParser(
         encoding="utf-8", remove_comments=True, remove_pis=True, no_network=True, huge_tree=True
     )
     if not source.strip():
         return ""
     try:
-        root = lxml.html.document_fromstring(source.replace("\0", "").encode("utf-8", "replace"), parser=parser)
-    except lxml.etree.ParserError:  # nothing but comments
-        return ""
+        root = lxml.etree.fromstring(source.replace("\0", "").encode("utf-8", "replace"), parser)
     except lxml.etree.LxmlError as error:
         raise ReaderError(f"it is no HTML: {' '.join(str(error).split())[:120]}") from None
+    if root is None:  # nothing but comments
+        return ""
     body = root.find("body")
     body = root if body is None else body
     if whole:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import io
+import lzma
 import posixpath
 import zipfile
 import zlib
@@ -15,6 +16,7 @@ from llamita.data.readers.content import ReaderError
 # Text shrinks 3 to 20 times; XML of spreadsheets 100 times.
 MAX_RATIO, MIN_BYTES, MAX_BYTES = 200, 64 << 20, 512 << 20
 MAX_MEMBERS = 20_000
+_DAMAGE = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, ValueError, RuntimeError)
 _OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 
 
@@ -28,7 +30,7 @@ class Package:
             raise ReaderError(f"it is encrypted, or a file of an old Office; save it as {what} without a password")
         try:
             self._zip = zipfile.ZipFile(io.BytesIO(data))
-        except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError, UnicodeDecodeError):
+        except (zipfile.BadZipFile, ValueError, NotImplementedError):
             raise ReaderError(
                 f"it is no complete {what}: its ZIP directory is missing or damaged; copy it again"
             ) from None
@@ -57,18 +59,11 @@ class Package:
                 data = stream.read(self._left + 1)
         except KeyError:
             raise ReaderError(f"it is no complete {self._what}: {shown} is missing") from None
-        except (
-            zipfile.BadZipFile,
-            zlib.error,
-            EOFError,
-            OSError,
-            ValueError,
-            NotImplementedError,
-            RuntimeError,
-        ) as error:
-            raise ReaderError(
-                f"{shown} is damaged ({' '.join(str(error).split())[:80]}); copy the file again"
-            ) from None
+        except (*_DAMAGE, OSError) as error:  # OSError: of bz2
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
+            why = " ".join(str(error).split())[:80]
+            raise ReaderError(f"{shown} is damaged ({why}); copy the file again") from None
         self._left -= len(data)
         if self._left < 0:
             raise ReaderError(f"it unpacks to more than {MAX_RATIO} times its size, as a ZIP bomb does")
@@ -100,7 +95,7 @@ def unpack_gzip(data: bytes) -> bytes:
     try:
         with gzip.GzipFile(fileobj=io.BytesIO(data)) as stream:
             unpacked = stream.read(limit + 1)
-    except (EOFError, zlib.error, OSError):
+    except (EOFError, zlib.error, gzip.BadGzipFile):
         raise ReaderError("it is no complete gzip file; copy it again") from None
     if len(unpacked) > limit:
         raise ReaderError(f"it unpacks to more than {MAX_RATIO} times its size")
