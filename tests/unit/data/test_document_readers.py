@@ -299,7 +299,7 @@ def test_rtf() -> None:
     ):
         with pytest.raises(ReaderError, match=message):
             list(READERS[".rtf"](bad))
-    assert text(READERS[".rtf"], rb"{\rtf1}}}} \u99999999999 \'zz \f99 x") != ""
+    assert text(READERS[".rtf"], rb"{\rtf1}}}} \u99999999999 \u-70000 \'zz \f99 x") != ""
 
 
 def test_notebook() -> None:

@@ -150,7 +150,7 @@ class _Rtf:
         self._flush()
         if not (self._state.skipped or self._state.hidden):
             code = value + 65536 if value < 0 else value
-            self._line.append(chr(code) if code <= 0x10FFFF else "")
+            self._line.append(chr(code) if 0 <= code <= 0x10FFFF else "")
 
     def _word(self, name: str, value: int | None) -> None:
         state = self._state
