@@ -23,6 +23,7 @@ MAX_PAGES = 20_000
 MAX_PAGE_CHARACTERS = 200_000
 # Lengths are in units of the font size (em) unless they say otherwise.
 _SPAN_GAP = 1.2  # a wider gap in a line separates columns or cells
+_CELL_GAP = 0.5  # a gap between cells, if other rows of the table have a cell that begins there
 _MIN_GUTTER = 0.7
 _MIN_PROSE_WIDTH = 11.0  # of the lines of a column; those of a table's cells are shorter
 _MIN_PROSE_ROWS = 3
@@ -40,6 +41,8 @@ _LIST_ITEM = re.compile(r"(?:[•‣◦▪▫●○■□*·➢✓-]|\(?(?:\d{1,
 _RULE = re.compile(r"[^\w]*([-=_*.~])\1{5,}[^\w]*")
 _ENDS_SENTENCE = re.compile(r"[.!?:;。！？：；…][\"'”’」』)）\]]*$")
 _HYPHENS = "-\u00ad\u2010\u0002\ufffe"
+_WIDE = "·“”‘’…—"  # of Chinese and of other scripts
+_BESIDE_HAN = re.compile(f"[{CJK}]( ?)[A-Za-z0-9]|[A-Za-z0-9]( ?)[{CJK}]")
 _WORD_END, _WORD_START = re.compile(r"(\w+)[-\u2010]$"), re.compile(r"\w+")
 _NO_SPACE = re.compile(f"[{CJK}]")
 
@@ -54,6 +57,8 @@ class Span:
     right: float
     top: float
     size: float  # of the font
+    word_right: float  # of the first word
+    parts: tuple[tuple[float, str], ...]  # where it may be cut into cells: places and texts
 
     @property
     def middle(self) -> float:
@@ -75,12 +80,17 @@ class Row:
         return self.spans[-1].right
 
     @property
+    def main(self) -> Span:
+        """The longest span: not a bullet."""
+        return max(self.spans, key=lambda span: len(span.text))
+
+    @property
     def middle(self) -> float:
-        return statistics.fmean(span.middle for span in self.spans)
+        return self.main.middle
 
     @property
     def size(self) -> float:
-        return max(self.spans, key=lambda span: len(span.text)).size
+        return self.main.size
 
     @property
     def text(self) -> str:
@@ -143,15 +153,22 @@ def _spans(page: Any, pdfium: Any) -> list[Span]:
     spans: list[Span] = []
     turned = 0
     current: list[str] = []
+    cuts: list[tuple[float, int]] = []  # after gaps that may be between cells
     left = bottom = right = top = size = 0.0
+    word_right: float | None = None
     is_broken = False
     count = min(pdfium.FPDFText_CountChars(text_page), MAX_PAGE_CHARACTERS)
 
     def finish() -> None:
         text = clean("".join(current))
         if text:
-            spans.append(Span(text, left, bottom, right, top, size))
+            ends = [start for _, start in cuts[1:]] + [len(current)]
+            pieces = [(x, clean("".join(current[start:end]))) for (x, start), end in zip(cuts, ends, strict=True)]
+            spans.append(
+                Span(text, left, bottom, right, top, size, right if word_right is None else word_right, tuple(pieces))
+            )
         current.clear()
+        cuts.clear()
 
     for index in range(count):
         code = pdfium.FPDFText_GetUnicode(text_page, index)
@@ -160,6 +177,7 @@ def _spans(page: Any, pdfium: Any) -> list[Span]:
                 is_broken = True
             elif current and current[-1] != " ":
                 current.append(" ")
+                word_right = right if word_right is None else word_right
             continue
         if code in (0, 10, 13) or not pdfium.FPDFText_GetLooseCharBox(text_page, index, place):
             continue
@@ -173,6 +191,7 @@ def _spans(page: Any, pdfium: Any) -> list[Span]:
         if not 0xD800 <= code < 0xDC00 and character.isspace():
             if current and current[-1] != " " and x0 - right < _SPAN_GAP * size:
                 current.append(" ")
+                word_right = right if word_right is None else word_right
             continue
         if current:
             gap, overlap = x0 - right, min(top, y1) - max(bottom, y0)
@@ -182,9 +201,12 @@ def _spans(page: Any, pdfium: Any) -> list[Span]:
                     current.pop()
                 elif current[-1] != " " and gap > 0.25 * size and not (_is_cjk(character) or _is_cjk(current[-1:])):
                     current.append(" ")
+                    word_right = right if word_right is None else word_right
+                if gap > _CELL_GAP * size:
+                    cuts.append((x0, len(current)))
                 current.append(character)
                 right, bottom, top = max(right, x1), min(bottom, y0), max(top, y1)
-                if em > size:
+                if len(current) <= 3:  # not that of a bullet
                     size = em
                 is_broken = False
                 continue
@@ -193,6 +215,8 @@ def _spans(page: Any, pdfium: Any) -> list[Span]:
         if 0.3 < angle < 5.98 and not rotation:
             turned += 1
             continue
+        cuts.append((x0, 0))
+        word_right = None
         current.append(character)
         left, bottom, right, top, size = x0, y0, x1, y1, em
         is_broken = False
@@ -339,20 +363,22 @@ def _drop_edges(pages: list[Page]) -> None:
 class _Writer:
     """Joins rows to paragraphs, also across columns and pages."""
 
-    def __init__(self, words: collections.Counter[str]) -> None:
+    def __init__(self, words: collections.Counter[str], *, spaces_beside_han: bool) -> None:
         self._words = words
+        self._spaces_beside_han = spaces_beside_han  # between ideographs and Latin letters or digits
         self._blocks: list[str] = []
         self._notes: list[str] = []  # footnotes wait for the end of the paragraph they interrupt
         self._open = ""  # a paragraph that may go on
         self._may_go_on = False
+        self._size = 0.0
 
-    def block(self, text: str, *, joins: bool = False, goes_on: bool = False) -> None:
+    def block(self, text: str, size: float = 0, *, joins: bool = False, goes_on: bool = False) -> None:
         """Add a paragraph. joins: it may be the rest of the last one, if that one goes on."""
-        if joins and self._may_go_on and _continues(self._open, text):
+        if joins and self._may_go_on and abs(size - self._size) < 0.1 * size and _continues(self._open, text):
             self._open = self.join(self._open, text)
         else:
             self.finish()
-            self._open = text
+            self._open, self._size = text, size
         self._may_go_on = goes_on
 
     def note(self, text: str) -> None:
@@ -374,8 +400,10 @@ class _Writer:
                 whole, parts = head[1] + tail[0], f"{head[1]}-{tail[0]}"
                 keeps = self._words[parts.lower()] > self._words[whole.lower()]
                 return before + after if keeps else before[:-1] + after
-        if before and after and _is_cjk(before[-1]) and _is_cjk(after[0]):
-            return before + after
+        if before and after and (_is_cjk(before[-1]) or _is_cjk(after[0])):
+            sides = before[-1] + after[0]
+            if all(_is_cjk(side) or side in _WIDE for side in sides) or not self._spaces_beside_han:
+                return before + after
         if before.endswith("-") and before[-2:-1].isalnum() and after[:1].isalnum():
             return before + after
         return f"{before} {after}" if before else after
@@ -383,12 +411,7 @@ class _Writer:
 
 def _continues(before: str, after: str) -> bool:
     """Whether a text at the top of a column goes on with a sentence that the last column began."""
-    if not before or _LIST_ITEM.match(after):
-        return False
-    return not _ENDS_SENTENCE.search(before) and (
-        after[0].islower() or _is_cjk(after[0]) or before[-1] in _HYPHENS or not after[0].isalnum()
-        or before[-1] == ","
-    )  # fmt: skip
+    return bool(before) and not _LIST_ITEM.match(after) and not _ENDS_SENTENCE.search(before)
 
 
 def _text(pages: list[Page]) -> str:
@@ -403,7 +426,8 @@ def _text(pages: list[Page]) -> str:
                 for word in re.findall(r"\w+(?:-\w+)*", span.text[:-1] if span.text[-1:] in _HYPHENS else span.text)
             )
     body = sizes.most_common(1)[0][0] if sizes else 10.0
-    writer = _Writer(words)
+    beside = [bool(one or other) for row in rows for one, other in _BESIDE_HAN.findall(row.text)]
+    writer = _Writer(words, spaces_beside_han=2 * sum(beside) > len(beside))
     for page in pages:
         for column in page.columns:
             _write_column(column, page, body, writer)
@@ -427,7 +451,7 @@ def _write_column(rows: list[Row], page: Page, body: float, writer: _Writer) -> 
             end = start
             while end < len(rows) and tables[end]:
                 end += 1
-            writer.block("\n".join(CELL.join(_cells(row)) for row in rows[start:end]))
+            writer.block("\n".join(map(CELL.join, _table(rows[start:end]))))
             start, is_first = end, False
             continue
         end = start + 1
@@ -441,8 +465,8 @@ def _write_column(rows: list[Row], page: Page, body: float, writer: _Writer) -> 
         if start >= notes:
             writer.note(text)
         else:
-            is_full = end == len(rows) or end == notes
-            writer.block(text, joins=is_first, goes_on=is_full)
+            is_full = rows[end - 1].right > edge[end - 1] - 6 * rows[end - 1].size
+            writer.block(text, rows[start].size, joins=is_first, goes_on=is_full and end in (notes, len(rows)))
         start, is_first = end, False
 
 
@@ -456,6 +480,22 @@ def _cells(row: Row) -> list[str]:
     if len(cells) == 2 and _BULLET.fullmatch(cells[0]):
         return [" ".join(cells)]
     return cells
+
+
+def _table(rows: list[Row]) -> Iterator[list[str]]:
+    """The cells of each row. A span is cut where cells of other rows begin."""
+    places = [span.left for row in rows for span in row.spans[1:]]
+    for row in rows:
+        cells: list[Span] = []
+        for span in row.spans:
+            text: list[str] = []
+            for x, part in span.parts:
+                if text and any(abs(x - place) < 0.4 * span.size for place in places):
+                    cells.append(dataclasses.replace(span, text=" ".join(text)))
+                    text = []
+                text.append(part)
+            cells.append(dataclasses.replace(span, text=" ".join(text)))
+        yield _cells(Row(cells))
 
 
 def _tables(rows: list[Row]) -> list[bool]:
@@ -528,11 +568,9 @@ def _break(before: Row, after: Row, edge: float, pitch: float) -> str:
         return ""
     if edge - before.left < _MIN_PROSE_WIDTH * em or _are_verses(before, after):
         return "line"
-    first = after.text.split(" ", 1)[0]
-    letters = max(1, len(after.spans[0].text))
-    share = 1 if _is_cjk(first[:1]) else len(first)
-    width = (after.spans[0].right - after.spans[0].left) * share / letters
-    has_room = before.right + width + (0.3 + 0.7 * _is_cjk(first[:1])) * em < edge
+    # A sign that must not begin a line takes one ideograph with it.
+    width = 2 * em if _is_cjk(after.text[0]) else after.spans[0].word_right - after.left + 0.25 * em
+    has_room = before.right + width < edge
     indent = after.left - before.left
     is_indented = 0.8 * em < indent < 6 * em
     if is_indented and _ENDS_SENTENCE.search(before.text):
