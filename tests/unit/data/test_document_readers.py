@@ -52,6 +52,14 @@ def test_pdf_paragraphs_are_unwrapped() -> None:
     assert text(read_pdf, pdf([lines(CHINESE, 50, 700)])) == unwrapped
 
 
+def test_pdf_hyphens_of_compounds_stay() -> None:
+    """Where both halves are words of the document, and the whole is not."""
+    wide = "The risk is high, and a high risk is what nobody wants to take if there is no need for a high-"
+    assert "a high-risk thing" in text(read_pdf, pdf([lines(f"{wide}\nrisk thing", 50, 700)])).replace("for ", "")
+    wide = wide.replace("risk", "odds").replace("high-", "trans-")
+    assert "a transport thing" in text(read_pdf, pdf([lines(f"{wide}\nport thing", 50, 700)])).replace("for ", "")
+
+
 def test_pdf_a_poem_keeps_its_lines() -> None:
     poem = "床前明月光，\n疑是地上霜。\n举头望明月，\n低头思故乡。"
     assert text(read_pdf, pdf([lines(f"静夜思\n{poem}", 50, 700)])) == f"静夜思\n{poem}"

@@ -43,6 +43,7 @@ _ENDS_SENTENCE = re.compile(r"[.!?:;。！？：；…][\"'”’」』)）\]]*$
 _HYPHENS = "-\u00ad\u2010\u0002\ufffe"
 _WIDE = "·“”‘’…—"  # of Chinese and of other scripts
 _BESIDE_HAN = re.compile(f"[{CJK}]( ?)[A-Za-z0-9]|[A-Za-z0-9]( ?)[{CJK}]")
+_WORDS, _CUT_WORD = re.compile(r"\w+(?:-\w+)*"), re.compile(r"\w*[-\u2010]$")
 _WORD_END, _WORD_START = re.compile(r"(\w+)[-\u2010]$"), re.compile(r"\w+")
 _NO_SPACE = re.compile(f"[{CJK}]")
 
@@ -157,7 +158,9 @@ def _spans(page: Any, pdfium: Any) -> list[Span]:
     left = bottom = right = top = size = 0.0
     word_right: float | None = None
     is_broken = False
-    count = min(pdfium.FPDFText_CountChars(text_page), MAX_PAGE_CHARACTERS)
+    count = pdfium.FPDFText_CountChars(text_page)
+    if count > MAX_PAGE_CHARACTERS:
+        raise ReaderError(f"a page has {count:,} characters, expected at most {MAX_PAGE_CHARACTERS:,}")
 
     def finish() -> None:
         text = clean("".join(current))
@@ -398,7 +401,10 @@ class _Writer:
             head, tail = _WORD_END.search(before), _WORD_START.match(after)
             if head is not None and tail is not None:
                 whole, parts = head[1] + tail[0], f"{head[1]}-{tail[0]}"
-                keeps = self._words[parts.lower()] > self._words[whole.lower()]
+                # The hyphen of a compound stays. The tail is there once as the beginning of a line.
+                known, both = self._words[whole.lower()], self._words[parts.lower()]
+                is_compound = not known and self._words[head[1].lower()] > 0 and self._words[tail[0].lower()] > 1
+                keeps = both > known or is_compound
                 return before + after if keeps else before[:-1] + after
         if before and after and (_is_cjk(before[-1]) or _is_cjk(after[0])):
             sides = before[-1] + after[0]
@@ -421,10 +427,7 @@ def _text(pages: list[Page]) -> str:
     for row in rows:
         for span in row.spans:
             sizes[round(span.size * 2) / 2] += len(span.text)
-            words.update(
-                word.lower()
-                for word in re.findall(r"\w+(?:-\w+)*", span.text[:-1] if span.text[-1:] in _HYPHENS else span.text)
-            )
+            words.update(_WORDS.findall(_CUT_WORD.sub("", span.text.lower())))
     body = sizes.most_common(1)[0][0] if sizes else 10.0
     beside = [bool(one or other) for row in rows for one, other in _BESIDE_HAN.findall(row.text)]
     writer = _Writer(words, spaces_beside_han=2 * sum(beside) > len(beside))
