@@ -191,3 +191,20 @@ def test_prepare(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     alone = ["prepare", str(folder / "e scan.pdf"), "--out", str(tmp_path / "scan")]
     assert main(alone) == 2
     assert "scanned file without text, 2 pages" in capsys.readouterr().err and not (tmp_path / "scan").exists()
+
+
+def test_finetune_and_eval_read_documents(made: Path, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    from llamita.eval.score import Data
+    from llamita.finetune.dataset import is_text, read_texts
+
+    path = tmp_path / "b.docx"
+    shutil.copy(made / "b.docx", path)
+    assert is_text(path) and is_text(tmp_path) and read_texts(path) == ["One.\n\nTwo."]
+    assert "a text file's documents end at" in Data((str(tmp_path),)).describe_documents()
+    scan = tmp_path / "e.pdf"
+    shutil.copy(made / "e scan.pdf", scan)
+    with pytest.raises(SourceError, match="cannot fine-tune on .*e.pdf: 1 scanned file without text"):
+        read_texts(scan, Conversions())
+    with pytest.raises(SourceError, match="cannot score on .*e.pdf: 1 scanned file without text"):
+        Data((str(scan),)).encode_texts(lambda texts: texts, 0)
