@@ -58,7 +58,10 @@ def html_text(source: str, *, whole: bool = False) -> str:
     try:
         root = lxml.etree.fromstring(source.replace("\0", "").encode("utf-8", "replace"), parser)
     except lxml.etree.LxmlError as error:
-        raise ReaderError(f"it is no HTML: {' '.join(str(error).split())[:120]}") from None
+        why = " ".join(str(error).split())[:120]
+        if why.startswith("unknown error"):  # what libxml2 says without memory
+            raise ReaderError("its reader needs more memory than it may have; split it") from None
+        raise ReaderError(f"it is no HTML: {why}") from None
     if root is None:  # nothing but comments
         return ""
     body = root.find("body")
