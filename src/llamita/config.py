@@ -226,7 +226,8 @@ class PrepareConfig:
     validation."""
 
     sources: tuple[str, ...]
-    """Files or folders of .txt, .md, .jsonl, .json, .csv, .tsv or .parquet, also packed with gzip
+    """Files or folders of .txt, .md, .jsonl, .json, .csv, .tsv, .parquet, .pdf, .docx, .pptx, .xlsx,
+    .html, .htm, .xhtml, .epub, .odt, .rtf, .ipynb, .srt, .eml or .zip, also packed with gzip
     (.txt.gz); or the single word stories (generated stories) or tinystories (downloaded). Write
     ./stories for a folder of that name."""
     out: Path
@@ -247,12 +248,12 @@ class PrepareConfig:
     """File or folder to hold out instead of a share; may be given several times. Its documents are
     dropped from the training text."""
     separator: Annotated[str, Option(group="documents")] = "<|endoftext|>"
-    """What ends a document in .txt and .md files; a file without it is one document."""
+    """What ends a document in text files, and in the text of a PDF or the like; a file without it is
+    one document."""
     split_on: Annotated[Literal["separator", "lines", "blank-lines", "file"], Option("RULE", group="documents")] = (
         "separator"
     )
-    """Where documents of .txt and .md files end: separator, lines (each line is one), blank-lines or
-    file."""
+    """Where documents of these files end: separator, lines (each line is one), blank-lines or file."""
     text_key: Annotated[str, Option("NAME", group="documents")] = "text"
     """Key (.jsonl, .json) or column (.csv, .tsv, .parquet) that holds the text."""
     keep_line_ends: Annotated[bool, Option(group="documents")] = False
@@ -546,8 +547,8 @@ class FinetuneConfig(RunConfig):
     checkpoint."""
     data: Annotated[Path, Option(resume="may change")]
     """Conversations (.jsonl, .json, .csv, .tsv, .parquet: messages, prompt and completion, question
-    and answer, …), or plain text (.txt, .md, or a token store of the checkpoint's tokenizer): a file
-    or a folder. Files may be packed with gzip (.jsonl.gz)."""
+    and answer, …), or plain text (.txt, .md, .pdf and other documents, or a token store of the
+    checkpoint's tokenizer): a file or a folder. Files may be packed with gzip (.jsonl.gz)."""
     epochs: float | None = None
     """Stop when each target was seen this many times. Default without --minutes and --steps: 3."""
     context: Annotated[int | None, Option("TOKENS", group="data")] = None

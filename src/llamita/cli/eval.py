@@ -73,12 +73,11 @@ class Flags:
     tokenizer: Annotated[Path | None, Option(group="model")] = None
     """tokenizer.bin of a llama2.c model file."""
     separator: Annotated[str, Option(group="documents")] = "<|endoftext|>"
-    """What ends a document in .txt and .md files."""
+    """What ends a document in text files, and in the text of a PDF or the like."""
     split_on: Annotated[Literal["separator", "lines", "blank-lines", "file"], Option("RULE", group="documents")] = (
         "separator"
     )
-    """Where documents of .txt and .md files end: separator, lines (each line is one), blank-lines or
-    file."""
+    """Where documents of these files end: separator, lines (each line is one), blank-lines or file."""
     text_key: Annotated[str, Option("NAME", group="documents")] = "text"
     """Key (.jsonl, .json) or column (.csv, .tsv, .parquet) that holds the text."""
     keep_line_ends: Annotated[bool, Option(group="documents")] = False

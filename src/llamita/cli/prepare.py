@@ -80,6 +80,13 @@ def summary(report: PrepareReport) -> list[str]:
         cleaned.append(f"  encoding    {report.converted}; --encoding names another")
     if report.damaged:
         cleaned.append(f"  damaged     {report.damaged}")
+    if report.document_files:
+        cleaned.append(f"  documents   text of {report.document_files}")
+    if report.unread:
+        cleaned.append(f"  not read    {report.unread_bytes:,} bytes: {report.unread[0]}")
+        cleaned += [f"              {line}" for line in report.unread[1:]]
+    if report.left_out:
+        cleaned.append(f"  left out    {report.left_out}")
     where = _count(report.files, "file") if report.files else "generated stories"
     hidden = f" ({report.hidden_files:,} hidden ones skipped)" if report.hidden_files else ""
     lines = [

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from llamita.config import PrepareConfig
+from llamita.data.document_files import DOCUMENT_SUFFIXES
 from llamita.data.documents import (
     SourceCounts,
     SourceList,
@@ -17,6 +18,7 @@ from llamita.data.documents import (
     list_sources,
     read_texts,
 )
+from llamita.data.file_formats import find_suffix
 from llamita.data.utf8_files import Conversions
 from llamita.errors import ConfigError
 
@@ -49,6 +51,8 @@ class Corpus:
             self.train = list_sources(config.sources, skip_unknown=config.skip_unknown)
         self.hidden_files = self.train.hidden_files + self.val.hidden_files
         self.skipped = self.train.skipped + self.val.skipped
+        files = (*self.val.files, *self.train.files)
+        self.has_document_files = any(find_suffix(file.path) in DOCUMENT_SUFFIXES for file in files)
         self.num_bytes = self.train.num_bytes + self.val.num_bytes + sum(map(len, self._stories))
 
     def blocks(self, counts: SourceCounts) -> Iterator[tuple[list[bytes], bool]]:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import itertools
 import operator
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
+from llamita.data.document_files import DOCUMENT_SUFFIXES, DocumentText
 from llamita.data.file_formats import (
     SUFFIXES,
     TEXT_SUFFIXES,
@@ -50,14 +52,14 @@ class Document:
     unless they were to be kept."""
 
     text: str
-    source: str  # the file
-    position: int  # byte offset in a text file; line, item or row, from 1, in others
+    source: str  # the file; FILE/NAME in an archive
+    position: int  # byte offset in a text file or in a document's text; line, item or row, from 1, in others
     text_bytes: int  # UTF-8
 
 
 @dataclasses.dataclass
 class SourceCounts:
-    """Counts of bytes: source = document + whitespace + separator + container."""
+    """Counts of bytes: source = document + whitespace + separator + container + unread."""
 
     files: int = 0
     source_bytes: int = 0
@@ -68,6 +70,7 @@ class SourceCounts:
     separator_bytes: int = 0
     # BOMs, CR of CRLF, JSON keys, other columns; negative if a file is compressed
     container_bytes: int = 0
+    unread_bytes: int = 0  # of documents that could not be read
     line_ends: int = 0  # CRLF and CR that became LF
     byte_order_marks: int = 0  # inside the file: left over where files were joined
 
@@ -159,17 +162,17 @@ def read_documents(
     """Yield every document that is not empty, file by file. Except for .json, memory holds two
     megabytes, or one document, at a time.
 
-    In a text file, `split_on` says where documents end: at `separator` and the end of the file, at
-    line ends, at blank lines, or only at the end of the file. In a file of rows, each row is a
-    document: the text under `text_key`; null counts as empty. CRLF and CR become LF unless
-    `keep_line_ends`. Adds to `counts` and `conversions`; a position in a file of another encoding is
-    one in its UTF-8.
+    In a text file, and in the text of a PDF or another file with a reader, `split_on` says where
+    documents end: at `separator` and the end of the file, at line ends, at blank lines, or only at
+    the end of the file. In a file of rows, each row is a document: the text under `text_key`; null
+    counts as empty. CRLF and CR become LF unless `keep_line_ends`. Adds to `counts` and
+    `conversions`; a position in a file of another encoding is one in its UTF-8.
 
-    Raises SourceError, which names the file and the byte, line or row.
+    Raises SourceError, which names the file and the byte, line or row. A PDF or the like that cannot
+    be read is skipped and kept in `conversions`; without `conversions` it is an error too.
     """
     counts = counts if counts is not None else SourceCounts()
-    for file, texts, positions in _read(sources, separator, split_on, text_key, keep_line_ends, counts, conversions):
-        source = str(file.path)
+    for source, texts, positions in _read(sources, separator, split_on, text_key, keep_line_ends, counts, conversions):
         for text, position in zip(texts, positions, strict=True):
             yield Document(text.decode("utf-8"), source, position, len(text))
 
@@ -205,26 +208,33 @@ def _read(
     keep_line_ends: bool,
     counts: SourceCounts,
     conversions: Conversions | None,
-) -> Iterator[tuple[SourceFile, list[bytes], list[int]]]:
+) -> Iterator[tuple[str, list[bytes], list[int]]]:
     """The texts and positions of some documents at a time, and their file."""
     boundaries: dict[str, Boundary] = {
         "separator": separator.encode("utf-8"), "lines": _LINES, "blank-lines": _BLANK_LINES, "file": None,
     }  # fmt: skip
     boundary = boundaries[split_on]
     cleaner = _Cleaner(counts, keep_line_ends)
-    conversions = conversions or Conversions()
-    for file in (sources if isinstance(sources, SourceList) else list_sources(sources)).files:
-        counts.files += 1
-        if find_suffix(file.path) in TEXT_SUFFIXES:
-            for texts, positions in _read_text(file, boundary, cleaner, counts, conversions):
-                yield file, texts, positions
-            continue
-        counts.source_bytes += file.num_bytes
-        counts.container_bytes += file.num_bytes
-        for row in read_rows(file.path, text_key, BadRows(conversions=conversions)):
-            raw = _row_text(row, text_key)
-            counts.container_bytes -= len(raw)
-            yield file, *cleaner.clean([raw], [row.number])
+    is_strict, conversions = conversions is None, conversions or Conversions()
+    files = (sources if isinstance(sources, SourceList) else list_sources(sources)).files
+    with contextlib.closing(_read_document_files(files, conversions, is_strict=is_strict)) as document_files:
+        for file in files:
+            counts.files += 1
+            suffix, source = find_suffix(file.path), str(file.path)
+            if suffix in TEXT_SUFFIXES:
+                for texts, positions in _read_text(file, boundary, cleaner, counts, conversions):
+                    yield source, texts, positions
+                continue
+            counts.source_bytes += file.num_bytes
+            if suffix in DOCUMENT_SUFFIXES:
+                for name, texts, positions in _cut_documents(file, next(document_files), boundary, cleaner, counts):
+                    yield (f"{source}/{name}" if name else source), texts, positions
+                continue
+            counts.container_bytes += file.num_bytes
+            for row in read_rows(file.path, text_key, BadRows(conversions=conversions)):
+                raw = _row_text(row, text_key)
+                counts.container_bytes -= len(raw)
+                yield source, *cleaner.clean([raw], [row.number])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -320,6 +330,43 @@ def _source_file(path: Path, name: str) -> SourceFile:
         return SourceFile(path, readable, status.st_size, status.st_mtime_ns)
     except OSError as error:
         raise SourceError(f"cannot read {path}: {error.strerror}") from None
+
+
+# ---- documents that are no text files
+
+
+def _read_document_files(
+    files: Sequence[SourceFile], conversions: Conversions, *, is_strict: bool
+) -> Generator[list[DocumentText], None, None]:
+    """The documents of each file that has a reader, in order. is_strict: raise SourceError for one
+    that cannot be read, in whole or in part."""
+    found = [(file.path, suffix) for file in files if (suffix := find_suffix(file.path)) in DOCUMENT_SUFFIXES]
+    readers = conversions.document_files
+    with contextlib.closing(readers.read(found)) as answers:
+        for texts in answers:
+            if is_strict and (bad := readers.describe_unread()):
+                raise SourceError(f"cannot read all documents: {bad[0]}")
+            yield texts
+
+
+def _cut_documents(
+    file: SourceFile, found: list[DocumentText], boundary: Boundary, cleaner: _Cleaner, counts: SourceCounts
+) -> Iterator[tuple[str, list[bytes], list[int]]]:
+    """The names, texts and positions of the documents in a file with a reader, cut as the text of a
+    text file."""
+    if not found:
+        counts.unread_bytes += file.num_bytes
+        return
+    counts.container_bytes += file.num_bytes
+    for text, name in found:
+        end = 0
+        for raws, boundary_sizes in _cut(text.encode("utf-8"), iter(()), boundary):
+            begin = end
+            *positions, end = itertools.accumulate(map(operator.add, map(len, raws), boundary_sizes), initial=begin)
+            counts.container_bytes -= end - begin
+            counts.separator_bytes += sum(boundary_sizes)
+            is_rest = boundary_sizes == [0] and begin > 0
+            yield name, *cleaner.clean(raws, positions, count_empty=not (is_rest or isinstance(boundary, re.Pattern)))
 
 
 # ---- text files

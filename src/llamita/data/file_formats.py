@@ -1,6 +1,7 @@
 """The file formats that llamita reads, and the rows of those that hold records.
 
-To add a format, add its suffix to TEXT_SUFFIXES, or its suffix and reader to ROW_READERS.
+To add a format, add its suffix to TEXT_SUFFIXES, or its suffix and reader to ROW_READERS; a format
+of documents has a reader in `llamita.data.readers`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from llamita.data.document_files import DOCUMENT_SUFFIXES
 from llamita.data.utf8_files import GZIP_SUFFIX, Conversions, is_gzipped, read_lines
 from llamita.errors import LlamitaError, SourceError
 
@@ -359,7 +361,7 @@ ROW_READERS: dict[str, Callable[[Path, str | None, BadRows], Iterator[Row]]] = {
     ".tsv": _read_csv,
     ".parquet": _read_parquet,
 }
-SUFFIXES = (*TEXT_SUFFIXES, *ROW_READERS)
+SUFFIXES = (*TEXT_SUFFIXES, *ROW_READERS, *DOCUMENT_SUFFIXES)
 
 
 def find_suffix(path: Path) -> str | None:

@@ -17,6 +17,7 @@ from typing import Any
 
 from llamita.atomic import atomic_directory, check_no_writer
 from llamita.config import PrepareConfig
+from llamita.data import document_files
 from llamita.data.corpus import Corpus
 from llamita.data.datatrove import adopt, find_token_files
 from llamita.data.document_encoder import Batch, DocumentEncoder
@@ -79,8 +80,7 @@ def _from_texts(config: PrepareConfig, progress: Progress) -> bool:
             encoded_by=encoded_by,
             hidden_files=corpus.hidden_files,
             skipped=corpus.skipped,
-            converted=corpus.conversions.describe_converted(),
-            damaged=corpus.conversions.describe_damaged(),
+            conversions=corpus.conversions,
             duplicate_documents=plan.duplicate_documents,
             duplicate_bytes=plan.duplicate_bytes,
         )
@@ -214,6 +214,7 @@ def _text_recipe(config: PrepareConfig, corpus: Corpus, tokenizer: Tokenizer | N
             "keep_line_ends": config.keep_line_ends,
             "encoding": config.encoding,
             "seed": config.seed,
+            **({"documents": document_files.VERSION} if corpus.has_document_files else {}),
         }
     )
 

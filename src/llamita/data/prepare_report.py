@@ -9,6 +9,7 @@ from typing import Any
 
 from llamita.data.documents import SourceCounts
 from llamita.data.token_store import read_store_info
+from llamita.data.utf8_files import Conversions
 from llamita.errors import StoreError
 from llamita.json_file import Key, Schema, check_object
 
@@ -29,7 +30,7 @@ class PrepareReport:
     """What was read and written. The counts add up exactly:
 
     source_bytes = train.text_bytes + val.text_bytes + duplicate_bytes + whitespace_bytes
-    + separator_bytes + container_bytes;
+    + separator_bytes + container_bytes + unread_bytes;
     documents = train.documents + val.documents + duplicate_documents + empty_documents.
     """
 
@@ -55,6 +56,10 @@ class PrepareReport:
     byte_order_marks: int  # removed inside files
     converted: str  # which files were in other encodings, "" if none
     damaged: str  # which files were converted wrongly before, "" if none
+    document_files: str  # how many files of each kind were read as documents, such as PDF; "" if none
+    unread: tuple[str, ...]  # lines about documents that could not be read
+    unread_bytes: int
+    left_out: str  # of documents that were read, "" if nothing
     skipped_files: int  # of unknown types
     skipped_paths: tuple[str, ...]  # the first MAX_SKIPPED_PATHS of them
 
@@ -89,17 +94,20 @@ def report_entry(
     encoded_by: str,
     hidden_files: int = 0,
     skipped: Sequence[str] = (),
-    converted: str = "",
-    damaged: str = "",
+    conversions: Conversions | None = None,
     duplicate_documents: int = 0,
     duplicate_bytes: int = 0,
 ) -> dict[str, Any]:
     """The "report" in store.json: the fields of PrepareReport that are not in its other entries."""
+    found = conversions or Conversions()
     return {
         "files": counts.files,
         "hidden_files": hidden_files,
-        "converted": converted,
-        "damaged": damaged,
+        "converted": found.describe_converted(),
+        "damaged": found.describe_damaged(),
+        "document_files": found.document_files.describe_read(),
+        "unread": found.document_files.describe_unread(),
+        "left_out": found.document_files.describe_notes(),
         "skipped_files": len(skipped),
         "skipped_paths": list(skipped[:MAX_SKIPPED_PATHS]),
         "source_bytes": counts.source_bytes,
@@ -110,6 +118,7 @@ def report_entry(
         "whitespace_bytes": counts.whitespace_bytes,
         "separator_bytes": counts.separator_bytes,
         "container_bytes": counts.container_bytes,
+        "unread_bytes": counts.unread_bytes,
         "vocabulary": vocabulary,
         "encoded_by": encoded_by,
         "line_ends": counts.line_ends,
@@ -126,7 +135,8 @@ def read_report(out: Path, seconds: float, *, reused: bool) -> PrepareReport:
         for name, split in info["splits"].items()
     }
     values: dict[str, Any] = {name: report[name] for name in REPORT}
-    values["skipped_paths"] = tuple(values["skipped_paths"])
+    for name in ("skipped_paths", "unread"):
+        values[name] = tuple(values[name])
     return PrepareReport(
         out=out,
         train=splits["train"],

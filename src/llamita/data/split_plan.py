@@ -50,6 +50,9 @@ class SplitPlan:
             plan._decide(texts, hashes, seen, 2**64 if is_val else threshold)
             progress("reading", plan.counts.source_bytes, corpus.num_bytes)
         progress("reading", corpus.num_bytes, corpus.num_bytes)
+        unread = corpus.conversions.document_files.describe_unread()
+        if unread and not plan.counts.documents:
+            raise SourceError(f"no text in {', '.join(config.sources)}: {unread[0]}")
         check_split_sizes(config, plan.documents, plan.text_bytes)
         return plan
 

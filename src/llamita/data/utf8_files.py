@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from llamita.data.document_files import DocumentFiles
 from llamita.data.encodings import SAMPLE_BYTES, Found, Unsure, describe_mojibake, detect, find_codec, utf8_letter_bytes
 from llamita.errors import ConfigError, SourceError
 
@@ -45,8 +46,9 @@ MAX_NAMED_FILES = 3
 
 
 class Conversions:
-    """The encoding that files are read as, and what was found in them. encoding: None to recognize
-    it in each file, utf-8 to refuse everything else. Raises ConfigError if it has no codec."""
+    """The encoding that files are read as, and what was found in them; the readers of documents.
+    encoding: None to recognize it in each file, utf-8 to refuse everything else. Raises ConfigError
+    if it has no codec."""
 
     def __init__(self, encoding: str | None = None) -> None:
         self.asked = None if encoding is None else find_codec(encoding)
@@ -57,6 +59,7 @@ class Conversions:
             )
         self.converted: dict[str, str] = {}  # file → encoding
         self.damaged: dict[str, str] = {}  # file → what happened to it
+        self.document_files = DocumentFiles()
 
     def describe_converted(self) -> str:
         """One line: encodings, how many files, and which; "" if all was UTF-8."""
@@ -75,9 +78,10 @@ class Conversions:
         return "; ".join(first) + (f"; and {more:,} more files" if more else "")
 
     def describe(self) -> list[str]:
-        """Both lines, without those that are empty."""
+        """All lines, without those that are empty."""
         damaged = self.describe_damaged()
-        return [line for line in (self.describe_converted(), damaged and f"damaged: {damaged}") if line]
+        lines = (self.describe_converted(), damaged and f"damaged: {damaged}", *self.document_files.describe())
+        return [line for line in lines if line]
 
 
 def _few(paths: list[str]) -> str:

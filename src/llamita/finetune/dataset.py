@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from llamita.config import FinetuneConfig
 from llamita.data.batches import ScoredDocuments
+from llamita.data.document_files import DOCUMENT_SUFFIXES
 from llamita.data.documents import read_documents
 from llamita.data.file_formats import ROW_READERS, TEXT_SUFFIXES, BadRows, find_suffix, to_half_width
 from llamita.data.token_store import TokenStore
@@ -222,16 +223,17 @@ def is_store(path: Path) -> bool:
 
 
 def is_text(path: Path) -> bool:
-    """Whether DATA is plain text: a token store, a .txt or .md file, or a folder of those.
+    """Whether DATA is plain text: a token store, a .txt or .md file, a document such as a PDF, or a
+    folder of those.
 
     Raises SourceError for a folder that holds examples too.
     """
     if is_store(path):
         return True
     if not path.is_dir():
-        return find_suffix(path) in TEXT_SUFFIXES
+        return find_suffix(path) in (*TEXT_SUFFIXES, *DOCUMENT_SUFFIXES)
     names = sorted(each.name for each in path.iterdir() if not each.name.startswith("."))
-    texts = [name for name in names if find_suffix(Path(name)) in TEXT_SUFFIXES]
+    texts = [name for name in names if find_suffix(Path(name)) in (*TEXT_SUFFIXES, *DOCUMENT_SUFFIXES)]
     examples = [name for name in names if find_suffix(Path(name)) in ROW_READERS]
     if texts and examples:
         raise SourceError(
@@ -285,7 +287,8 @@ def read_texts(path: Path, conversions: Conversions | None = None, *, half_width
     if half_width:
         texts = [to_half_width(text) for text in texts]
     if not texts:
-        raise SourceError(f"cannot fine-tune on {path}: it has no text")
+        unread = conversions.document_files.describe_unread() if conversions else []
+        raise SourceError(f"cannot fine-tune on {path}: {unread[0] if unread else 'it has no text'}")
     return texts
 
 

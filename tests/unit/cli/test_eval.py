@@ -115,19 +115,19 @@ def test_how_documents_were_counted(
     folder = tmp_path / "folder"
     folder.mkdir()
     (folder / "a.jsonl").write_text('{"text": "One day"}\n{"text": "Two days"}\n', encoding="utf-8")
-    (folder / "b.pdf").write_text("x")
+    (folder / "b.png").write_text("x")
     for words, expected in (
         ((texts,), "2 documents, "),
         ((texts,), "a text file's documents end at '<|endoftext|>' and at its end (--separator, --split-on)"),
         ((texts, "--split-on", "file"), "1 document, "),
         ((texts, "--split-on", "file"), "each text file is a document"),
         ((texts, "--split-on", "blank-lines"), "a text file's documents end at blank lines"),
-        ((folder, "--skip-unknown"), f"each row is a document; skipped, of unknown types: {folder / 'b.pdf'}"),
+        ((folder, "--skip-unknown"), f"each row is a document; skipped, of unknown types: {folder / 'b.png'}"),
     ):
         assert main(["eval", str(checkpoint), *map(str, words)]) == 0
         assert expected in capsys.readouterr().out
     assert main(["eval", str(checkpoint), str(folder)]) == 2
-    assert "b.pdf: unknown file type (.pdf)" in capsys.readouterr().err
+    assert "b.png: unknown file type (.png)" in capsys.readouterr().err
 
 
 def test_other_encodings_are_converted_and_named(

@@ -438,25 +438,25 @@ def test_missing_empty_and_unknown(tmp_path: Path) -> None:
     (tmp_path / ".x.txt").write_text("a")
     with pytest.raises(SourceError, match="no files except 1 hidden"):
         list_sources([str(tmp_path)])
-    (tmp_path / "a.docx").write_text("a")
-    for source in (tmp_path, tmp_path / "a.docx"):
-        with pytest.raises(SourceError, match=r"a\.docx: unknown file type \(\.docx\); expected \.txt"):
+    (tmp_path / "a.doc").write_text("a")
+    for source in (tmp_path, tmp_path / "a.doc"):
+        with pytest.raises(SourceError, match=r"a\.doc: unknown file type \(\.doc\); expected \.txt"):
             list_sources([str(source)])
 
 
 def test_unknown_types_can_be_skipped(tmp_path: Path) -> None:
-    for name in ("a.txt", "b.pdf", "sub/c.jpg"):
+    for name in ("a.txt", "b.png", "sub/c.jpg"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(name)
-    with pytest.raises(SourceError, match=r"b\.pdf: unknown file type .*; --skip-unknown leaves such files out"):
+    with pytest.raises(SourceError, match=r"b\.png: unknown file type .*; --skip-unknown leaves such files out"):
         list_sources([str(tmp_path)], skip_unknown=False)
     found = list_sources([str(tmp_path)], skip_unknown=True)
     assert [file.name for file in found.files] == ["a.txt"]
-    assert sorted(found.skipped) == [str(tmp_path / "b.pdf"), str(tmp_path / "sub" / "c.jpg")]
+    assert sorted(found.skipped) == [str(tmp_path / "b.png"), str(tmp_path / "sub" / "c.jpg")]
     with pytest.raises(SourceError, match="no files except 1 of unknown types"):
         list_sources([str(tmp_path / "sub")], skip_unknown=True)
     with pytest.raises(SourceError, match="unknown file type"):  # named by the user, not found in a folder
-        list_sources([str(tmp_path / "b.pdf")], skip_unknown=True)
+        list_sources([str(tmp_path / "b.png")], skip_unknown=True)
 
 
 def test_a_large_file_streams(tmp_path: Path) -> None:
