@@ -301,14 +301,14 @@ class Answer(Iterator[str]):
             common += 1
         session.rewind(common)
         del chat._held[common:]
+        for token_id in ids:
+            chat._sampler.accept(token_id)
         for start in range(common, len(ids), FEED_TOKENS):
             if self._interrupted:
                 return False
             piece = ids[start : start + FEED_TOKENS]
             _feed(session, chat._held, piece)
             self.num_fed_tokens += len(piece)
-            for token_id in piece:
-                chat._sampler.accept(token_id)
         return True
 
     def _pick(self) -> int | None:

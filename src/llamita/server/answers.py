@@ -6,7 +6,7 @@ import dataclasses
 import json
 import time
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 from llamita.engine import Event, Model
 from llamita.server.errors import ApiError
@@ -175,6 +175,9 @@ def named_sse(body: dict[str, Any]) -> bytes:
     return b"event: " + body["type"].encode() + b"\n" + sse(body)
 
 
+_encode_json: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode  # dumps makes one a call
+
+
 def json_bytes(body: Any) -> bytes:
     """Compact JSON in UTF-8."""
-    return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+    return _encode_json(body).encode("utf-8", "replace")

@@ -13,7 +13,7 @@ from llamita.sampling import ComputeOptions
 from llamita.server.errors import ApiError
 from llamita.server.turns import Turns
 
-RUN_SECONDS = 0.002  # steps of very small models between two looks at their events
+RUN_SECONDS = 0.010  # steps of very small models between two looks at their events
 RETRY_SECONDS = 1  # what a client is asked to wait when the queue is full
 
 
