@@ -48,12 +48,13 @@ class Firefox:
 
 
 @pytest.fixture(scope="module")
-def firefox() -> Iterator[Firefox]:
+def firefox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Firefox]:
     driver = pytest.importorskip("marionette_driver.marionette")
     program = shutil.which("firefox-esr") or shutil.which("firefox")
     if program is None:
         pytest.skip("Firefox is not installed")
-    marionette = driver.Marionette(bin=program, headless=True)
+    log = tmp_path_factory.mktemp("firefox") / "log.txt"
+    marionette = driver.Marionette(bin=program, headless=True, gecko_log=str(log))
     marionette.start_session()
     yield Firefox(marionette)
     marionette.cleanup()
