@@ -20,10 +20,11 @@ from llamita.sampling import ComputeOptions, RuntimeOptions
 from llamita.server.answers import json_bytes
 from llamita.server.errors import ApiError
 from llamita.server.parameters import prompts_of, too_long, whole_field
-from llamita.server.worker import RUN_SECONDS, Worker, queue_full
+from llamita.server.worker import Worker, queue_full
 
 MAX_INPUTS: Final = 2048  # as in OpenAI's API
 MIN_PASS_TOKENS: Final = 4  # beside running texts: as many as the engine reads of a prompt
+PASS_SECONDS: Final = 0.002  # of longer passes beside running texts: those of small models
 Vector = npt.NDArray[np.float32]  # [D], of length 1
 
 
@@ -88,15 +89,14 @@ class Embedder:
 
     @contextlib.contextmanager
     def _turn(self) -> Iterator[int]:
-        """The turn of a pass, and the most tokens that it may have: beside running texts so many that
-        it takes no longer than their steps."""
+        """The turn of a pass, and the most tokens that it may have: few beside running texts."""
         with self._worker.turns:
             if self._worker.num_live == 0:
                 yield PASS_TOKENS
                 return
             start = time.perf_counter()
             yield self._pass_tokens
-            is_short = time.perf_counter() - start < RUN_SECONDS
+            is_short = time.perf_counter() - start < PASS_SECONDS
             tokens = self._pass_tokens * 2 if is_short else self._pass_tokens // 2
             self._pass_tokens = min(max(tokens, MIN_PASS_TOKENS), PASS_TOKENS)
 

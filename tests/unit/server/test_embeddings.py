@@ -15,10 +15,9 @@ import numpy as np
 import pytest
 
 from llamita.engine import Model, Session, encode_prompt
-from llamita.server.embeddings import MIN_PASS_TOKENS
+from llamita.server.embeddings import MIN_PASS_TOKENS, PASS_SECONDS
 from llamita.server.serving import ServerLimits
 from llamita.server.turns import Turns
-from llamita.server.worker import RUN_SECONDS
 
 Client = Any  # conftest.Client: the tests are not a package
 ROUTE = "/v1/embeddings"
@@ -200,13 +199,13 @@ def test_turns_are_taken_in_the_order_of_asking() -> None:
 
 
 def test_passes_beside_texts_are_short(stories: Model, running_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A pass that takes longer than steps of texts do is followed by a shorter one."""
+    """A pass that takes long is followed by a shorter one."""
     sizes: list[int] = []
     compute = Session.decode_hidden_states
 
     def slow(self: Session, chunks: Any) -> Any:
         sizes.append(sum(len(ids) for _, ids, _ in chunks))
-        time.sleep(RUN_SECONDS)
+        time.sleep(PASS_SECONDS)
         return compute(self, chunks)
 
     monkeypatch.setattr(Session, "decode_hidden_states", slow)
@@ -219,6 +218,6 @@ def test_passes_beside_texts_are_short(stories: Model, running_server: Any, monk
         np.testing.assert_array_equal(vectors_of(client.ok(ROUTE, {"input": TEXTS})), vectors)
         assert set(sizes[:-1]) == {MIN_PASS_TOKENS}
         monkeypatch.setattr(Session, "decode_hidden_states", compute)
-        monkeypatch.setattr("llamita.server.embeddings.RUN_SECONDS", 60.0)
+        monkeypatch.setattr("llamita.server.embeddings.PASS_SECONDS", 60.0)
         client.ok(ROUTE, {"input": TEXTS})
         assert client.server._serving["stories"].embedder._pass_tokens > MIN_PASS_TOKENS
