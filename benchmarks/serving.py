@@ -166,19 +166,22 @@ def in_this_process(setup: Setup) -> Iterator[tuple[int, CountedWorker]]:
 # ---- requests
 
 
-async def send(port: int, body: dict[str, Any]) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """Send a request for a completion."""
+async def send(
+    port: int, body: dict[str, Any], path: str = "/v1/completions"
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Send a request."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 20)
     raw = json.dumps(body).encode()
-    writer.write(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json\r\n")
+    writer.write(f"POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n".encode())
+    writer.write(b"Content-Type: application/json\r\n")
     writer.write(b"Content-Length: %d\r\n\r\n" % len(raw) + raw)
     return reader, writer
 
 
-async def parts(port: int, body: dict[str, Any]) -> AsyncIterator[tuple[float, bytes]]:
+async def parts(port: int, body: dict[str, Any], path: str = "/v1/completions") -> AsyncIterator[tuple[float, bytes]]:
     """The parts of an answer as they come, with the seconds since the request."""
     start = time.perf_counter()
-    reader, writer = await send(port, body)
+    reader, writer = await send(port, body, path)
     try:
         while part := await reader.read(1 << 16):
             yield time.perf_counter() - start, part
@@ -186,9 +189,9 @@ async def parts(port: int, body: dict[str, Any]) -> AsyncIterator[tuple[float, b
         writer.close()
 
 
-async def ask(port: int, body: dict[str, Any]) -> tuple[int, Any]:
+async def ask(port: int, body: dict[str, Any], path: str = "/v1/completions") -> tuple[int, Any]:
     """The status and the object of an answer."""
-    head, _, said = b"".join([part async for _, part in parts(port, body)]).partition(b"\r\n\r\n")
+    head, _, said = b"".join([part async for _, part in parts(port, body, path)]).partition(b"\r\n\r\n")
     return int(head.split()[1]), json.loads(said)
 
 
@@ -459,6 +462,8 @@ async def soak_client(setup: Setup, port: int, number: int, end: float, counts: 
     chosen = random.Random(number)
     while time.monotonic() < end:
         body = random_body(chosen, setup.context_tokens) | {"stream": chosen.random() < 0.5}
+        if chosen.random() < 0.1:
+            body["structured_outputs"] = {"regex": f"[a-z ,]{{5,{chosen.randrange(6, 60)}}}"}
         kind = chosen.random()
         try:
             if kind < 0.3:
@@ -467,6 +472,9 @@ async def soak_client(setup: Setup, port: int, number: int, end: float, counts: 
             elif kind < 0.35:
                 status, _ = await ask(port, {"prompt": full_prompt(setup, chosen), "max_tokens": 1})
                 counts[str(status)] += 1
+            elif kind < 0.4:
+                status, _ = await ask(port, {"input": [body["prompt"]] * chosen.randrange(1, 9)}, "/v1/embeddings")
+                counts[f"{status}, vectors"] += 1
             elif body["stream"]:
                 await stream(port, body)
                 counts["200"] += 1

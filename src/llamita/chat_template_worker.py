@@ -14,13 +14,12 @@ import sys
 from typing import Any
 
 MEMORY_BYTES = 512 << 20
-SECONDS = 3.0  # the parent kills this process earlier; this limit is for a process without a parent
 
 
 def main() -> None:
     """argv: sys.path as JSON. First line: {"template": …, "variables": {…}}. Each request:
-    {"messages": …, "tools": …, "add_generation_prompt": …, "max_characters": …}. Each answer:
-    {"text": …} or {"error": …}."""
+    {"messages": …, "tools": …, "add_generation_prompt": …, "max_characters": …, "seconds": …}. Each
+    answer: {"text": …} or {"error": …}."""
     sys.path[:] = json.loads(sys.argv[1])
     import jinja2.debug  # otherwise imported later, when no file can be opened
     import jinja2.ext
@@ -35,8 +34,8 @@ def main() -> None:
     template: Any = None
     for line in sys.stdin:
         try:
-            limit_time()
             asked = json.loads(line)
+            limit_time(asked["seconds"])
             if template is None:
                 template = environment.from_string(request["template"])
             answer({"text": render(template, variables, asked)})
@@ -124,20 +123,17 @@ def limit_resources() -> None:
             resource.setrlimit(getattr(resource, name), (limit, limit))
 
 
-def limit_time() -> None:
-    """Let the system kill this process if a request takes too long."""
+def limit_time(seconds: float) -> None:
+    """Let the system kill this process if a request takes too much processor time; 0: no limit."""
     import signal
 
     if hasattr(signal, "setitimer"):
-        signal.setitimer(signal.ITIMER_REAL, SECONDS)
+        signal.setitimer(signal.ITIMER_PROF, seconds)
 
 
 def answer(content: dict[str, str]) -> None:
     """Write one line, and stop the timer until the next request."""
-    import signal
-
-    if hasattr(signal, "setitimer"):
-        signal.setitimer(signal.ITIMER_REAL, 0)
+    limit_time(0)
     sys.stdout.write(json.dumps(content) + "\n")
     sys.stdout.flush()
 

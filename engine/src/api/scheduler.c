@@ -442,6 +442,16 @@ static size_t plan_chunks(llamita_scheduler *s, size_t *num_logits) {
     return num;
 }
 
+/* Most words of a mask have all bits. */
+static void forbid(const uint32_t *allowed, int32_t vocab_size, float *logits) {
+    for (int32_t begin = 0; begin < vocab_size; begin += 32) {
+        const uint32_t word = allowed[begin / 32];
+        if (word == UINT32_MAX) continue;
+        for (int32_t id = begin; id < min(begin + 32, vocab_size); id++)
+            if (!(word >> (id - begin) & 1)) logits[id] = FORBIDDEN;
+    }
+}
+
 /* The logits with the biases, the penalties for the new tokens so far, and no token that is not in
  * `allowed`, if there is a constraint. */
 static const float *adjust(llamita_scheduler *s, const slot *owner, const float *logits) {
@@ -451,8 +461,7 @@ static const float *adjust(llamita_scheduler *s, const slot *owner, const float 
     const int32_t vocab_size = s->model->info.vocab_size;
     memcpy(s->adjusted, logits, (size_t)vocab_size * sizeof *logits);
     for (size_t i = 0; i < r->num_biases; i++) s->adjusted[r->biases[i].id] += r->biases[i].bias;
-    for (int32_t id = 0; id < vocab_size && r->constraint; id++)
-        if (!(s->allowed[id / 32] >> (id % 32) & 1)) s->adjusted[id] = FORBIDDEN;
+    if (r->constraint) forbid(s->allowed, vocab_size, s->adjusted);
     if (!penalized) return s->adjusted;
     for (int32_t i = r->num_tokens; i < owner->num_ids; i++) s->counts[owner->ids[i]]++;
     for (int32_t i = r->num_tokens; i < owner->num_ids; i++) {

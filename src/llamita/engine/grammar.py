@@ -106,6 +106,7 @@ class GrammarState:
         self.model = model
         self._name, self._matcher, self._end_ids = name, matcher, end_ids
         self._allowed = np.zeros((model.info.vocab_size + 31) // 32, np.uint32)
+        self._place = self._allowed.ctypes.data, self._allowed.nbytes
         self.error = ""  # why the text cannot go on
 
     def copy(self) -> GrammarState:
@@ -124,7 +125,7 @@ class GrammarState:
         if matcher.is_stopped() and not matcher.is_error():
             return None
         if not matcher.is_error():
-            matcher.unsafe_compute_mask_ptr(self._allowed.ctypes.data, self._allowed.nbytes)
+            matcher.unsafe_compute_mask_ptr(*self._place)
             for token_id in self._end_ids if matcher.is_accepting() else ():
                 self._allowed[token_id // 32] |= np.uint32(1 << token_id % 32)
         if matcher.is_error():

@@ -19,9 +19,9 @@ STACK_BYTES = 1 << 20  # less than the caller's threads have
 
 def main() -> None:
     """argv: sys.path as JSON. The first line is only answered. Each request: {"kind": …, "text": …,
-    "options": …, "max_characters": …}. Each answer: {"source": llguidance's form}, {"failed": why
-    the text cannot be read}, {"invalid": why it cannot be enforced}, or {"size": characters that are
-    too many}."""
+    "options": …, "max_characters": …, "seconds": …}. Each answer: {"source": llguidance's form},
+    {"failed": why the text cannot be read}, {"invalid": why it cannot be enforced}, or {"size":
+    characters that are too many}."""
     sys.path[:] = json.loads(sys.argv[1])
     import llguidance
 
@@ -32,10 +32,13 @@ def main() -> None:
     limit_resources()
     answer({})
     for line in sys.stdin:
+        asked = json.loads(line)
         answers: list[dict[str, Any]] = []
-        thread = threading.Thread(target=read_into, args=(answers, llguidance, tokenizer, json.loads(line)))
+        thread = threading.Thread(target=read_into, args=(answers, llguidance, tokenizer, asked))
+        limit_time(asked["seconds"])
         thread.start()
         thread.join()
+        limit_time(0)
         answer(answers[0])
 
 
@@ -93,6 +96,14 @@ def limit_resources() -> None:
     for name, limit in (("RLIMIT_AS", used + MEMORY_BYTES), ("RLIMIT_CORE", 0)):
         with contextlib.suppress(AttributeError, ValueError, OSError):
             resource.setrlimit(getattr(resource, name), (limit, limit))
+
+
+def limit_time(seconds: float) -> None:
+    """Let the system kill this process if a request takes too much processor time; 0: no limit."""
+    import signal
+
+    if hasattr(signal, "setitimer"):
+        signal.setitimer(signal.ITIMER_PROF, seconds)
 
 
 def answer(content: dict[str, Any]) -> None:

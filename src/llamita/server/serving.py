@@ -76,7 +76,7 @@ class Serving:
         self.created = int(time.time())
         self.worker = Worker(served.model, runtime, num_parallel=limits.num_parallel, max_queue=limits.max_queue)
         self._max_requests = limits.num_parallel + limits.max_queue
-        self.embedder = Embedder(served.model, runtime, served.adapters, self.worker, self._max_requests)
+        self.embedder = Embedder(served.model, runtime, served.adapters, self._max_requests)
         self._num_in_stage: collections.Counter[str] = collections.Counter()
         self._grammars: dict[tuple[str, frozenset[int]], GrammarState] = {}  # by their source
         # A thread of their own: grammars that take long must not take the threads of other work.

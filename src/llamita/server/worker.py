@@ -11,7 +11,6 @@ from llamita.engine import Event, Model, Request, Scheduler, SchedulerStats
 from llamita.errors import LlamitaError
 from llamita.sampling import ComputeOptions
 from llamita.server.errors import ApiError
-from llamita.server.turns import Turns
 
 RUN_SECONDS = 0.010  # steps of small models between two looks at their events
 MAX_YIELD_SECONDS = 0.001  # at a first token; on busy processors the event loop must wait for this thread's
@@ -64,7 +63,6 @@ class Worker:
         self._scheduler = Scheduler(model, runtime, num_parallel=num_parallel, num_cached=num_parallel)
         self.context_tokens = self._scheduler.context_tokens
         self.stats = self._scheduler.stats
-        self.turns = Turns()  # with whatever else computes with the model
         self._max_requests = num_parallel + max_queue
         self._live: set[Running] = set()
         self._condition = threading.Condition()
@@ -148,8 +146,7 @@ class Worker:
 
     def _step(self, by_number: dict[int, Running]) -> list[tuple[Running, Event | str]]:
         try:
-            with self.turns:
-                events = self._scheduler.run(RUN_SECONDS)
+            events = self._scheduler.run(RUN_SECONDS)
         except LlamitaError as error:  # out of memory
             failed = list(by_number.values())
             for number in by_number:

@@ -8,6 +8,7 @@ import contextlib
 import json
 import random
 import re
+import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ pytest.importorskip("llguidance")
 from llamita.batch_generate import SampleOptions, generate_batch
 from llamita.cli.run import main as run
 from llamita.engine import Grammar, Model, Request, Scheduler, encode_prompt
+from llamita.engine import grammar as grammar_module
 from llamita.errors import EngineError, LlamitaError
 from llamita.sampling import SamplingParams
 from llamita.server.serving import ServerLimits
@@ -144,6 +146,24 @@ def test_grammars_that_break_llguidance(
     with pytest.raises(EngineError, match="too complex"):
         make()
     assert Grammar.regex("[a-z]+").start(stories)
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="processor time is limited on Unix only")
+def test_a_busy_machine_makes_no_grammar_too_complex(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limit is one of processor time: a process that gets none is waited for."""
+    Grammar.regex("starts the process")
+    process = grammar_module._reader._process
+    assert process is not None
+    monkeypatch.setattr("llamita.engine.grammar.LIMIT_SECONDS", 0.2)
+    monkeypatch.setattr("llamita.limited_process._WAITING_FACTOR", 100)
+    process._process.send_signal(signal.SIGSTOP)
+    timer = threading.Timer(0.6, process._process.send_signal, [signal.SIGCONT])
+    timer.start()
+    try:
+        assert Grammar.regex("read after it has stopped").source
+    finally:
+        timer.join()
+    assert process.is_running
 
 
 WRONG_SCHEMAS: list[Any] = [

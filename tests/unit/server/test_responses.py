@@ -53,6 +53,8 @@ def test_a_stream_has_the_events_that_clients_wait_for(chat_client: Client) -> N
     assert events[0]["response"]["status"] == "in_progress" and events[0]["response"]["output"] == []
     assert events[0]["response"]["id"] == response["id"] and response["usage"]["output_tokens"] == 12
     alone = chat_client.ok(RESPONSES, GREEDY)
+    for each in (alone, response):
+        assert 0 <= each["usage"].pop("input_tokens_details")["cached_tokens"] < each["usage"]["input_tokens"]
     changing = ("id", "created_at", "output")
     assert {name: alone[name] for name in alone if name not in changing} == {
         name: response[name] for name in response if name not in changing
