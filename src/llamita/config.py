@@ -271,8 +271,8 @@ class PrepareConfig:
     """How many stories to generate (source `stories` only)."""
     datatrove: Annotated[bool, Option(group="advanced")] = False
     """SOURCE (and --val) are folders that datatrove's DocumentTokenizer wrote with this --tokenizer
-    and its eos_token; the store links to their files. Without --val, the last documents are held
-    out."""
+    and its eos_token, or lists of their files (.txt); the store links to the files. Without --val,
+    the last documents are held out."""
     overwrite: bool = False
     """Replace the token store at --out."""
 
