@@ -422,7 +422,7 @@ class RunConfig:
     seed: int = 0
     """Random seed."""
     device: Annotated[str, Option("DEVICE", group="hardware", resume="may change")] = "auto"
-    """auto, cpu, cuda or cuda:N."""
+    """auto, cpu, cuda, cuda:N or mps."""
     threads: Annotated[int | None, Option(group="hardware", resume="may change")] = None
     """CPU threads. Default: one per core."""
     activation_checkpointing: Annotated[bool, Option(group="hardware", resume="may change")] = False

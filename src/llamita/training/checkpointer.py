@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from llamita.checkpoint import TrainingState, sharded_state_directory
+from llamita.model.device import synchronize
 from llamita.training.distributed import Ranks, full_tensor
 
 # Writes weights and state as a checkpoint, points the links at it, deletes older checkpoints.
@@ -69,8 +70,7 @@ class Checkpointer:
             folder = sharded_state_directory(checkpoint)
             state = TrainingState(values, {}, folder)
             shards = _save_shards(optimizer_state, folder, self._group)
-        if self.ranks.device.type == "cuda":
-            torch.cuda.synchronize()
+        synchronize(self.ranks.device)  # the copies are not blocking
         self._writing = (
             self._thread.submit(self._finish, write, copies, state, shards) if self.ranks.is_first else shards
         )

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+import torch.distributed as dist
 
 from llamita.config import RunConfig, TrainConfig
 from llamita.errors import TrainingError
@@ -45,6 +46,9 @@ from llamita.training.trainer import Trainer
 
 # From the messages of the CPU's allocator, CUDA (pinned memory, NCCL) and cuBLAS
 MEMORY_ERRORS = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
+
+# From gloo's messages; NCCL's errors are DistErrors.
+LOST_PROCESS_ERRORS = ("gloo/transport", "Connection closed by peer", "Connection reset by peer")
 
 MIN_TRAINING_SHARE = 0.2  # of --minutes
 
@@ -87,6 +91,7 @@ def run_task(
     begun = time.monotonic()
     with (
         start_ranks(config.device, config.threads) as ranks,
+        explain_lost_process(),
         explain_out_of_memory(),
         TrainingDisplay(enabled=ranks.is_first) as display,
         contextlib.ExitStack() as stack,
@@ -139,6 +144,21 @@ def explain_out_of_memory() -> Iterator[None]:
         raise TrainingError(
             f"training failed: out of memory: {str(error).strip().splitlines()[0]}; lower --micro-batch-size and "
             "raise --grad-accum-steps, or use --activation-checkpointing, a shorter --context or a smaller model"
+        ) from error
+
+
+@contextlib.contextmanager
+def explain_lost_process() -> Iterator[None]:
+    """Turn PyTorch's errors about a process that is gone into a TrainingError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and not any(text in str(error) for text in LOST_PROCESS_ERRORS):
+            raise
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise TrainingError(
+            "training stopped: lost the connection to another process of this run; see that process's messages. "
+            f"torchrun --max-restarts starts all of them again, or do so with --resume ({reason[:200]})"
         ) from error
 
 

@@ -220,7 +220,7 @@ class Trainer:
         if self.ranks.device.type == "cpu":
             self._show()
         else:
-            self.step_queue.add()
+            self.step_queue.add(self.ranks.device)
         if self.budget.is_timed:
             self.budget.step_seconds = self.ranks.broadcast_from_first(time.monotonic() - start)[0]
         if probe:

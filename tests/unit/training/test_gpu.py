@@ -280,7 +280,9 @@ def test_layers_compute_in_bfloat16() -> None:
 def test_distillation_takes_smaller_chunks_on_a_gpu() -> None:
     """Eight copies of a chunk's logits exist there at once, and took 4 GB."""
     for is_cuda, share in ((True, 4), (False, 1)):
-        weight: Any = SimpleNamespace(is_cuda=is_cuda, shape=(32000, 8))
+        weight: Any = SimpleNamespace(
+            is_cuda=is_cuda, device=torch.device("cuda" if is_cuda else "cpu"), shape=(32000, 8)
+        )
         assert distillation.tokens_per_distillation_chunk(weight) == max(1, loss.tokens_per_chunk(weight) // share)
 
 
@@ -364,7 +366,7 @@ def test_at_most_two_steps_are_queued(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "Event", Event)
     queue = StepQueue()
     for step in range(1, 6):
-        queue.add()
+        queue.add(CUDA)
         assert waited == list(range(1, step - 1))
 
 
