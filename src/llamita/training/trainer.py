@@ -9,8 +9,6 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -43,6 +41,7 @@ from llamita.training.divergence import (
 from llamita.training.flops import peak_flops
 from llamita.training.metrics_log import MetricsLog
 from llamita.training.optimizer import build_optimizer, optimizer_tensors, restore_optimizer
+from llamita.training.prefetch import StepStream
 from llamita.training.progress import TrainingDisplay
 from llamita.training.schedule import Schedule
 from llamita.training.signals import StopSignal
@@ -79,7 +78,9 @@ class Trainer:
         extended_at: the step at which the run got its length, -1 for the first one."""
         self.task, self.ranks, self.display, self.started = task, ranks, display, started
         self.config = config = task.config
-        self.model, self.batches = task.model, task.batches
+        self.model = task.model
+        # a CPU has no idle time in which batches could be made
+        self.batches = StepStream(task.batches, config.grad_accum_steps, ranks.device, ahead=ranks.device.type != "cpu")
         self.rows_per_step = task.micro_batch_size * config.grad_accum_steps * ranks.world_size
         tokens_per_step = round(self.rows_per_step * task.tokens_per_row)
         task.initialize()
@@ -203,10 +204,9 @@ class Trainer:
         self.optimizer.scale_learning_rates(factor)
         # dropout depends only on (seed, step, rank): no random state to save
         torch.manual_seed(bounded_seed((config.seed * 1_000_003 + at.step) * 1_009 + self.ranks.rank))
-        batches = [next(self.batches) for _ in range(config.grad_accum_steps)]
-        num_targets = sum(batch.num_targets for batch in batches)
-        for index, batch in enumerate(batches):
-            self._backward(batch, num_targets, is_last=index == len(batches) - 1)
+        passes, num_targets = next(self.batches)
+        for index, tensors in enumerate(passes):
+            self._backward(tensors, num_targets, is_last=index == len(passes) - 1)
         norm = full_tensor(torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip or math.inf))
         state.pending.largest_norm = torch.maximum(state.pending.largest_norm, norm)
         at.step += 1
@@ -229,19 +229,13 @@ class Trainer:
             else:
                 self._plan_evaluations()
 
-    def _backward(self, batch: Any, num_targets: int, is_last: bool) -> None:
+    def _backward(self, tensors: tuple[Tensor, ...], num_targets: int, is_last: bool) -> None:
         """Add a pass's gradient of the mean loss over all num_targets of the step."""
-        arrays = [self._to_device(array) for name, array in batch._asdict().items() if name != "num_targets"]
+        arrays = [tensor.to(self.ranks.device, non_blocking=True) for tensor in tensors]
         with contextlib.nullcontext() if is_last else self.ranks.local_gradients(self.parallel_loss):
             nats = self.parallel_loss(*arrays)
             (nats * (self.ranks.world_size / num_targets)).backward()  # DDP divides by world_size
         self.state.pending.nats += nats.detach()
-
-    def _to_device(self, array: npt.NDArray[np.int64]) -> Tensor:
-        tensor = torch.from_numpy(array)
-        if self.ranks.device.type == "cuda":
-            return tensor.pin_memory().to(self.ranks.device, non_blocking=True)
-        return tensor
 
     # ---------------------------------------------------------------- divergence
 
