@@ -423,6 +423,9 @@ class RunConfig:
     """Random seed."""
     device: Annotated[str, Option("DEVICE", group="hardware", resume="may change")] = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
+    fsdp: Annotated[bool, Option(group="hardware", resume="may change")] = False
+    """Under torchrun, shard weights, gradients and optimizer state across processes (FSDP2) instead
+    of replicating them (DDP), for models that do not fit one GPU."""
     threads: Annotated[int | None, Option(group="hardware", resume="may change")] = None
     """CPU threads. Default: one per core."""
     activation_checkpointing: Annotated[bool, Option(group="hardware", resume="may change")] = False
@@ -512,9 +515,6 @@ class TrainConfig(RunConfig):
     """Train a separate classifier instead of sharing the embedding matrix."""
     rope_theta: Annotated[float, Option(group="model")] = 10000.0
     """Base of the rotary position embeddings."""
-    fsdp: Annotated[bool, Option(group="hardware", resume="may change")] = False
-    """Under torchrun, shard weights, gradients and optimizer state across processes (FSDP2) instead
-    of replicating them (DDP), for models that do not fit one GPU."""
     compile: Annotated[Literal["auto", "on", "off"], Option(group="hardware", resume="may change")] = "auto"
     """torch.compile the network, half a minute at the start. auto: with --minutes, if a short
     measurement shows that it saves time."""

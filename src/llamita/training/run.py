@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from llamita.config import RunConfig, TrainConfig
+from llamita.config import RunConfig
 from llamita.errors import TrainingError
 from llamita.run_directory import (
     continued,
@@ -210,7 +210,7 @@ def _announce(trainer: Trainer) -> None:
     if at.step == at.first_step > 0:
         change = trainer.schedule.describe(trainer.state.first_factor)
         say(f"the schedule is laid anew over {trainer.budget.describe_schedule(at)}: the learning rate {change}")
-    if isinstance(config, TrainConfig) and config.fsdp and not trainer.sharded:
+    if config.fsdp and not trainer.sharded:
         say("--fsdp has no effect in a single process", style="yellow")
     if obstacle := gguf_obstacle(task.tokenizer):
         say(f"a model with this tokenizer cannot be exported as .gguf: {obstacle}", style="yellow")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Mapping
@@ -19,7 +20,6 @@ from llamita.checkpoint import (
     prune_checkpoints,
     step_directory,
 )
-from llamita.config import TrainConfig
 from llamita.console import format_count, format_seconds
 from llamita.errors import CheckpointError
 from llamita.json_file import check_object
@@ -85,7 +85,7 @@ class Trainer:
         tokens_per_step = round(self.rows_per_step * task.tokens_per_row)
         task.initialize()
         task.prepare(display.show_stage)
-        self.sharded = isinstance(config, TrainConfig) and config.fsdp and ranks.world_size > 1
+        self.sharded = config.fsdp and ranks.world_size > 1
         self.parallel_loss = self._distribute()
         self.optimizer = build_optimizer(self.model, config, ranks)
         self.checkpointer = Checkpointer(ranks, sharded=self.sharded)
@@ -115,8 +115,9 @@ class Trainer:
             checkpoint_activations(self.model)
         if not self.sharded:
             return self.ranks.parallel(self.task.loss)
-        from llamita.training.fsdp import shard  # takes a second to load
+        from llamita.training.fsdp import gathered, shard  # takes a second to load
 
+        self.task.gathered = functools.partial(gathered, self.task.loss, self.model)
         return shard(self.task.loss, self.model, self.ranks.device, compute_type(self.config.dtype))
 
     # ---------------------------------------------------------------- the run
