@@ -355,7 +355,7 @@ class RunConfig:
     """Dropout probability."""
     micro_batch_size: Annotated[int | None, Option(group="optimization", resume="may change")] = None
     """Sequences of --context tokens in one forward pass of one process. Default: planned with
-    --minutes, else as many as make 2,048 tokens (65,536 on CUDA)."""
+    --minutes, else as many as make 2,048 tokens (65,536 on CUDA, 8,192 on Apple GPUs)."""
     grad_accum_steps: Annotated[int, Option(group="optimization", resume="may change")] = 1
     """Forward passes whose gradients are summed for one step."""
     optimizer: Annotated[Literal["adamw", "muon"], Option(group="optimization")] = "muon"
@@ -499,7 +499,7 @@ class TrainConfig(RunConfig):
     them. Default without --steps and --epochs: 10."""
     preset: Annotated[PresetName | None, Option(group="model")] = None
     """Shape of the model; --layers and the like override parts of it. Default: with --minutes,
-    planned for this machine (see `llamita plan`), else 3M on CPUs and stories15M on CUDA."""
+    planned for this machine (see `llamita plan`), else 3M on CPUs and stories15M on GPUs."""
     layers: Annotated[int | None, Option(group="model")] = None
     """Number of transformer layers."""
     hidden: Annotated[int | None, Option(group="model")] = None

@@ -35,7 +35,7 @@ from llamita.training.distributed import Ranks  # noqa: E402
 from llamita.training.flops import peak_flops  # noqa: E402
 from llamita.training.memory import split_rows, token_bytes, tokens_that_fit  # noqa: E402
 from llamita.training.pretraining import train  # noqa: E402
-from llamita.training.run import explain_out_of_memory  # noqa: E402
+from llamita.training.run import explain_lost_process, explain_out_of_memory  # noqa: E402
 from llamita.training.speed import SpeedMeter, StepQueue  # noqa: E402
 from llamita.training.trainer import Trainer  # noqa: E402
 from llamita.training.trainer_state import MetricsAccumulator, TrainerState  # noqa: E402
@@ -462,6 +462,25 @@ def test_out_of_memory_errors_are_recognized(message: str) -> None:
     """Out-of-memory errors of cuBLAS, NCCL and CUDA."""
     with pytest.raises(TrainingError, match="out of memory"), explain_out_of_memory():
         raise RuntimeError(message)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("[/x/third_party/gloo/gloo/transport/tcp/pair.cc:537] Read error [127.0.0.1]:2: Connection reset"),
+        RuntimeError("Connection closed by peer [10.0.0.7]:4711"),
+        torch.distributed.DistBackendError("NCCL error in: ProcessGroupNCCL.cpp:2, remote process exited\nmore"),
+        torch.distributed.DistNetworkError("Failed to recv, got 0 bytes."),
+    ],
+)
+def test_a_lost_process_is_named(error: RuntimeError) -> None:
+    """In one line; other errors keep their traceback."""
+    message = r"lost the connection to another process .* with --resume"
+    with pytest.raises(TrainingError, match=message) as caught, explain_lost_process():
+        raise error
+    assert "\n" not in str(caught.value)
+    with pytest.raises(RuntimeError, match="shapes"), explain_lost_process():
+        raise RuntimeError("shapes do not match")
 
 
 def test_initial_weights_can_be_drawn_one_by_one() -> None:
