@@ -272,8 +272,8 @@ class PrepareConfig:
     """How many stories to generate (source `stories` only)."""
     datatrove: Annotated[bool, Option(group="advanced")] = False
     """SOURCE (and --val) are folders that datatrove's DocumentTokenizer wrote with this --tokenizer
-    and its eos_token; the store links to their files. Without --val, the last documents are held
-    out."""
+    and its eos_token, or lists of their files (.txt); the store links to the files. Without --val,
+    the last documents are held out."""
     overwrite: bool = False
     """Replace the token store at --out."""
 
@@ -356,7 +356,7 @@ class RunConfig:
     """Dropout probability."""
     micro_batch_size: Annotated[int | None, Option(group="optimization", resume="may change")] = None
     """Sequences of --context tokens in one forward pass of one process. Default: planned with
-    --minutes, else as many as make 2,048 tokens (65,536 on CUDA)."""
+    --minutes, else as many as make 2,048 tokens (65,536 on CUDA, 8,192 on Apple GPUs)."""
     grad_accum_steps: Annotated[int, Option(group="optimization", resume="may change")] = 1
     """Forward passes whose gradients are summed for one step."""
     optimizer: Annotated[Literal["adamw", "muon"], Option(group="optimization")] = "muon"
@@ -424,7 +424,10 @@ class RunConfig:
     seed: int = 0
     """Random seed."""
     device: Annotated[str, Option("DEVICE", group="hardware", resume="may change")] = "auto"
-    """auto, cpu, cuda or cuda:N."""
+    """auto, cpu, cuda, cuda:N or mps."""
+    fsdp: Annotated[bool, Option(group="hardware", resume="may change")] = False
+    """Under torchrun, shard weights, gradients and optimizer state across processes (FSDP2) instead
+    of replicating them (DDP), for models that do not fit one GPU."""
     threads: Annotated[int | None, Option(group="hardware", resume="may change")] = None
     """CPU threads. Default: one per core."""
     activation_checkpointing: Annotated[bool, Option(group="hardware", resume="may change")] = False
@@ -498,7 +501,7 @@ class TrainConfig(RunConfig):
     them. Default without --steps and --epochs: 10."""
     preset: Annotated[PresetName | None, Option(group="model")] = None
     """Shape of the model; --layers and the like override parts of it. Default: with --minutes,
-    planned for this machine (see `llamita plan`), else 3M on CPUs and stories15M on CUDA."""
+    planned for this machine (see `llamita plan`), else 3M on CPUs and stories15M on GPUs."""
     layers: Annotated[int | None, Option(group="model")] = None
     """Number of transformer layers."""
     hidden: Annotated[int | None, Option(group="model")] = None
@@ -514,9 +517,6 @@ class TrainConfig(RunConfig):
     """Train a separate classifier instead of sharing the embedding matrix."""
     rope_theta: Annotated[float, Option(group="model")] = 10000.0
     """Base of the rotary position embeddings."""
-    fsdp: Annotated[bool, Option(group="hardware", resume="may change")] = False
-    """Under torchrun, shard weights, gradients and optimizer state across processes (FSDP2) instead
-    of replicating them (DDP), for models that do not fit one GPU."""
     compile: Annotated[Literal["auto", "on", "off"], Option(group="hardware", resume="may change")] = "auto"
     """torch.compile the network, half a minute at the start. auto: with --minutes, if a short
     measurement shows that it saves time."""

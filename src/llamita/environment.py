@@ -28,10 +28,18 @@ def describe_environment(device: str) -> dict[str, str | int]:
         "cores": num_cores(),
         "threads": torch.get_num_threads(),
         "memory_gib": _memory_gib(),
-        "gpu": torch.cuda.get_device_name() if device != "cpu" and torch.cuda.is_available() else None,
+        "gpu": _gpu(device),
         "gpus": torch.cuda.device_count() if device != "cpu" and torch.cuda.is_available() else None,
     }
     return {name: value for name, value in found.items() if value}
+
+
+def _gpu(device: str) -> str | None:
+    if device == "cpu":
+        return None
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return "Apple GPU" if torch.backends.mps.is_available() else None
 
 
 def _processor() -> str:

@@ -10,11 +10,12 @@ import torch.distributed as dist
 from torch import nn
 
 from llamita.config import ModelConfig
+from llamita.finetune.lora import LoraConfig, add_lora, load_update, lora_layers
 from llamita.model.llama import Llama
 from llamita.training.activation_checkpointing import checkpoint_activations
 from llamita.training.distributed import Ranks, full_tensor, local_tensor, start_ranks
 from llamita.training.distributed_muon import distribute_replicated, distribute_row_sharded, shard_rows
-from llamita.training.fsdp import shard, unsharded
+from llamita.training.fsdp import gathered, shard, unsharded
 from llamita.training.loss import SummedLoss
 from llamita.training.optimizer import orthogonalize_each
 
@@ -90,18 +91,60 @@ def check_mixed_precision(ranks: Ranks) -> None:
     assert parameter.dtype == torch.float32 and parameter.grad is not None and parameter.grad.dtype == torch.float32
 
 
+def check_updates(ranks: Ranks) -> None:
+    """LoRA: frozen bfloat16 matrices and float32 updates in one shard; gathered for evaluation,
+    where processes compute different things."""
+    rows = torch.randint(50, (2, 12), generator=torch.Generator().manual_seed(1))
+    inputs, targets = rows[:, :-1], rows[:, 1:]
+
+    def updated() -> SummedLoss:
+        loss = make()
+        for layer in loss.model.model.layers:
+            for module in layer.modules():
+                if isinstance(module, nn.Linear):
+                    module.to(torch.bfloat16)
+        generator = torch.Generator().manual_seed(2)
+        add_lora(loss.model, LoraConfig(2), generator)
+        for name, layer in lora_layers(loss.model):
+            b = torch.randn(layer.lora_B.weight.shape, generator=generator).mul_(0.1)
+            load_update(loss.model, name, layer.lora_A.weight.detach(), b)
+        loss.compute = torch.bfloat16
+        return loss
+
+    alone, half = updated(), updated()
+    alone(inputs, targets).backward()
+    parallel = shard(half, half.model, ranks.device, torch.bfloat16)
+    other = SummedLoss(half.model, torch.bfloat16)  # as --general-text is evaluated, here before a step
+    for _ in range(2):
+        with gathered(parallel, half.model), torch.no_grad():
+            for _ in range(1 + 2 * ranks.rank):
+                torch.testing.assert_close(other(inputs, targets), alone(inputs, targets), rtol=1e-2, atol=0.0)
+        assert all(local_tensor(parameter).shape != parameter.shape for parameter in half.parameters())
+        half.zero_grad()
+        parallel(inputs, targets).backward()
+        for (name, parameter), expected in zip(half.named_parameters(), alone.parameters(), strict=True):
+            assert (parameter.grad is None) == (expected.grad is None), name
+            if parameter.grad is not None and expected.grad is not None:
+                torch.testing.assert_close(full_tensor(parameter.grad), expected.grad, rtol=0.1, atol=0.02, msg=name)
+    for name, layer in lora_layers(half.model):  # sharded on loading
+        load_update(half.model, name, torch.ones(layer.lora_A.weight.shape), torch.ones(layer.lora_B.weight.shape))
+        assert bool((full_tensor(layer.lora_A.weight.detach()) == 1).all())
+
+
 def check_turns(ranks: Ranks) -> None:
     """Passes are dealt in turn: processes with one less than the first must join."""
     assert [ranks.must_join(passes) for passes in range(4)] == [False, ranks.rank == 1, False, ranks.rank == 1]
 
 
 if __name__ == "__main__":
+    os.environ["TORCHELASTIC_RESTART_COUNT"] = os.environ["RANK"]  # as if the first machine were new
     with start_ranks("cpu", 1) as ranks:
-        assert dist.get_world_size() == 2
+        assert dist.get_world_size() == 2 and ranks.restarts == 1
         check_turns(ranks)
         check_matrices(ranks)
         check_accumulation(ranks)
         check_mixed_precision(ranks)
+        check_updates(ranks)
         if ranks.is_first:
             print("all checks passed")
     sys.stdout.flush()

@@ -29,7 +29,9 @@ def run_training(base: Path, data: Path, run: Path, processes: int, *more: str) 
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("flags", [[], ["--lora"]], ids=["all weights", "updates"])
+@pytest.mark.parametrize(
+    "flags", [[], ["--lora"], ["--fsdp"], ["--fsdp", "--lora"]], ids=["all weights", "updates", "sharded", "both"]
+)
 def test_two_processes_equal_one(make_checkpoint: Callable[..., Path], tmp_path: Path, flags: list[str]) -> None:
     base, data = make_checkpoint(tmp_path / "base"), tmp_path / "questions.jsonl"
     replace_chat_template(base, "chatml")

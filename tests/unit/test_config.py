@@ -66,7 +66,7 @@ def test_resume_rules_survive_reannotated_fields(command: type[RunConfig], field
     assert set(fields_by_resume(command, "may grow")) == {"minutes", "steps", "epochs"}
 
 
-def test_fsdp_excludes_compile_and_fine_tuning() -> None:
+def test_fsdp_excludes_compile() -> None:
     with pytest.raises(ConfigError, match="--compile on and --fsdp exclude each other"):
         TrainConfig(data=Path("store"), out=Path("run"), fsdp=True, compile="on")
-    assert not hasattr(FinetuneConfig, "fsdp"), "sampling and evaluation in fine-tuning need the whole network"
+    assert FinetuneConfig(checkpoint=Path("base"), data=Path("x"), out=Path("y"), fsdp=True).fsdp

@@ -88,7 +88,7 @@ class Flags:
     skip_unknown: Annotated[bool, Option(group="documents")] = False
     """Skip files of other types in folders, instead of refusing the first."""
     device: Annotated[str, Option("DEVICE", group="hardware")] = "auto"
-    """Device for checkpoints: auto, cpu, cuda or cuda:N."""
+    """Device for checkpoints: auto, cpu, cuda, cuda:N or mps."""
     threads: Annotated[int | None, Option(short="j", group="hardware")] = None
     """CPU threads. Default: chosen by the size of the model and the machine."""
     json: bool = False

@@ -31,7 +31,7 @@ class PlanFlags:
     tie_embeddings: bool = True
     """Plan for a separate classifier instead of sharing the embedding matrix."""
     device: Annotated[str, Option("DEVICE")] = "auto"
-    """auto, cpu, cuda or cuda:N."""
+    """auto, cpu, cuda, cuda:N or mps."""
     threads: int | None = None
     """CPU threads. Default: one per core."""
 

@@ -97,7 +97,7 @@ def _from_token_files(config: PrepareConfig, progress: Progress) -> bool:
     val = find_token_files(config.val, tokenizer.vocab_size) if config.val else []
     fraction = config.val_fraction or DEFAULT_VAL_FRACTION
     sources = [
-        {"name": file.path.name, "bytes": file.tokens.nbytes, "modified": file.path.stat().st_mtime_ns, "only": split}
+        {"name": file.path.name, "bytes": file.num_bytes, "modified": file.path.stat().st_mtime_ns, "only": split}
         for files, split in ((val, "val"), (train, ""))
         for file in files
     ]
@@ -107,7 +107,7 @@ def _from_token_files(config: PrepareConfig, progress: Progress) -> bool:
     if _is_made(config, recipe):
         return False
     files = [*train, *val]
-    total = sum(file.tokens.nbytes for file in files)
+    total = sum(file.num_bytes for file in files)
     with _new_store(config, tokenizer) as writer:
         adopt(writer, tokenizer, train, val, fraction, progress)
         text_bytes = {name: writer.text_bytes(name) for name in SPLITS}
@@ -115,7 +115,7 @@ def _from_token_files(config: PrepareConfig, progress: Progress) -> bool:
         counts = SourceCounts(
             files=len(files),
             source_bytes=total,
-            documents=sum(len(file.ends) for file in files),
+            documents=sum(file.num_documents for file in files),
             container_bytes=total - sum(text_bytes.values()),  # the files hold ids, not text
         )
         report = report_entry(counts, vocabulary=str(config.tokenizer), encoded_by="datatrove")

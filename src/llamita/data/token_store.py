@@ -1,19 +1,27 @@
 """Writes and reads token stores: the ids of documents in datatrove's file format, and a store.json.
 
-NAME.ds        little-endian uint16 (uint32 above 65,536 ids): documents one after another, each
-               ending with EOS
-NAME.ds.index  little-endian uint64: the end of each document, in tokens from the start of NAME.ds
+A split is a folder:
+NAME.ds          little-endian uint16 (uint32 above 65,536 ids): documents one after another, each
+                 ending with EOS
+NAME.ds.index    little-endian uint64: the end of each document, in tokens from the start of NAME.ds
+documents.index  the same over all files of the split, counted from the start of the first
+documents.crc32  little-endian uint32: the CRC-32 of each document's ids, as they are on disk
 
-store.json has the size of every file, the CRC-32 of each MiB of NAME.ds, and that of NAME.ds.index.
-Sizes and indexes are checked when a split is opened, a MiB of ids before it is first used.
+store.json has the size of every .ds file and the CRC-32 of both files of documents. These are
+checked when a split is opened, a document each time it is read. A split may have any number of .ds
+files: opening it reads none of the NAME.ds.index, which are for other programs, and at most
+MAX_OPEN_SHARDS files are open.
 """
 
 from __future__ import annotations
 
 import bisect
-import dataclasses
+import functools
 import hashlib
+import itertools
 import json
+import mmap
+import os
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,12 +35,13 @@ from llamita.errors import StoreError
 from llamita.json_file import Key, Schema, check_object, parse_json, shown
 
 FORMAT = "llamita token store"
-VERSION = 2
+VERSION = 3
 SplitName = Literal["train", "val"]
 SPLITS: tuple[SplitName, SplitName] = ("train", "val")
 SHARD_TOKENS = 1 << 27
-BLOCK_BYTES = 1 << 20  # that have a checksum
-_SAMPLED_DOCUMENTS = 256  # ids of these are checked when a shard is opened
+MAX_OPEN_SHARDS = 32  # of a split; some systems allow a process no more than 256 files
+LONG_DOCUMENT_TOKENS = 4096  # longer documents are checked once: rows take many pieces of them
+_SAMPLED_DOCUMENTS = 256  # these are read when a split is opened
 
 Ids = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
 
@@ -47,27 +56,11 @@ def file_sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-class Checksum:
-    """The CRC-32 of each block of a file that is written in pieces."""
-
-    def __init__(self, block_bytes: int = BLOCK_BYTES) -> None:
-        self._block_bytes = block_bytes
-        self._blocks: list[int] = []
-        self._room = 0  # in the last block
-
-    def update(self, data: bytes | memoryview) -> None:
-        left = memoryview(data)
-        while len(left):
-            if not self._room:
-                self._blocks.append(0)
-                self._room = self._block_bytes
-            piece, left = left[: self._room], left[self._room :]
-            self._blocks[-1] = zlib.crc32(piece, self._blocks[-1])
-            self._room -= len(piece)
-
-    def hex(self) -> str:
-        """8 digits for each block."""
-        return "".join(f"{block:08x}" for block in self._blocks)
+def _document_checksums(ids: Ids, ends: npt.NDArray[Any]) -> npt.NDArray[np.uint32]:
+    """The CRC-32 of each document of ids [tokens], which end at ends [documents]."""
+    data, size = ids.data.cast("B"), ids.itemsize
+    bounds = itertools.pairwise(itertools.chain((0,), (ends * size).tolist()))
+    return np.fromiter((zlib.crc32(data[start:end]) for start, end in bounds), np.dtype("<u4"), len(ends))
 
 
 # ---- writing
@@ -137,18 +130,20 @@ class _SplitWriter:
         self._shards: list[dict[str, Any]] = []
         self._tokens: IO[bytes] | None = None
         self._ends: IO[bytes] | None = None
-        self._checksum, self._index_crc = Checksum(), 0
+        directory.mkdir(parents=True, exist_ok=True)
+        self._all_ends = open(directory / "documents.index", "wb")  # noqa: SIM115 (closed by close)
+        self._checksums = open(directory / "documents.crc32", "wb")  # noqa: SIM115
+        self._index_crc = self._checksums_crc = 0
         self.text_bytes = 0
         self.num_tokens = 0
-        directory.mkdir(parents=True, exist_ok=True)
 
     def add(self, ids: npt.NDArray[Any], lengths: npt.NDArray[Any], text_bytes: int) -> None:
         ends = np.cumsum(lengths, dtype=np.int64)
         assert len(ends) and ends[-1] == len(ids) and np.all(lengths > 0), "lengths do not add up to the ids"
         assert int(ids.min()) >= 0 and int(ids.max()) < self._vocab_size, "an id outside the vocabulary"
         assert np.all(ids[ends - 1] == self._eos_id), "a document that does not end with EOS"
-        self.text_bytes += text_bytes
-        self.num_tokens += len(ids)
+        stored = ids.astype(self._dtype, copy=False)
+        self._index(stored, ends, text_bytes)
         first = 0
         while first < len(ends):  # documents [first, last) go into the current shard
             start = int(ends[first - 1]) if first else 0
@@ -159,7 +154,7 @@ class _SplitWriter:
                     self._close_shard()
                     continue
                 last = first + 1  # one document larger than a shard
-            self._write(ids[start : ends[last - 1]], ends[first:last] - start)
+            self._write(stored[start : ends[last - 1]], ends[first:last] - start)
             first = last
 
     def link(self, ds: Path, index: Path, documents: int, tokens: int, text_bytes: int) -> None:
@@ -170,50 +165,46 @@ class _SplitWriter:
                 place.hardlink_to(target.resolve())
             except OSError:  # another file system, or one without hard links
                 place.symlink_to(target.resolve())
-        checksum, index_crc = Checksum(), 0
-        for file, add in ((ds, checksum.update), (index, None)):
-            with open(file, "rb") as stream:
-                while data := stream.read(BLOCK_BYTES):
-                    if add is not None:
-                        add(data)
-                    else:
-                        index_crc = zlib.crc32(data, index_crc)
-        shard = {"name": name, "documents": documents, "tokens": tokens}
-        self._shards.append({**shard, "crc32": checksum.hex(), "index_crc32": f"{index_crc:08x}"})
-        self.text_bytes += text_bytes
-        self.num_tokens += tokens
+        ids: Ids = np.asarray(np.memmap(ds, self._dtype, "r", shape=(tokens,)))
+        self._index(ids, np.fromfile(index, "<u8", documents).astype(np.int64), text_bytes)
+        self._shards.append({"name": name, "documents": documents, "tokens": tokens})
 
-    def _write(self, ids: npt.NDArray[Any], ends: npt.NDArray[np.int64]) -> None:
+    def _index(self, ids: Ids, ends: npt.NDArray[np.int64], text_bytes: int) -> None:
+        """Add documents to the two files of the split. ids [tokens], ends [documents] within them."""
+        index, checksums = (ends + self.num_tokens).astype("<u8"), _document_checksums(ids, ends)
+        self._index_crc = zlib.crc32(index.data, self._index_crc)
+        self._checksums_crc = zlib.crc32(checksums.data, self._checksums_crc)
+        self._all_ends.write(index.tobytes())
+        self._checksums.write(checksums.tobytes())
+        self.text_bytes += text_bytes
+        self.num_tokens += len(ids)
+
+    def _write(self, ids: Ids, ends: npt.NDArray[np.int64]) -> None:
         if self._tokens is None or self._ends is None:
             name = f"{len(self._shards):05d}.ds"
             self._tokens = open(self._directory / name, "wb")  # noqa: SIM115 (closed by close)
             self._ends = open(self._directory / f"{name}.index", "wb")  # noqa: SIM115
             self._shards.append({"name": name, "documents": 0, "tokens": 0})
-            self._checksum, self._index_crc = Checksum(), 0
         shard = self._shards[-1]
-        data = ids.astype(self._dtype, copy=False).tobytes()
-        index = (ends + shard["tokens"]).astype("<u8").tobytes()
-        self._tokens.write(data)
-        self._ends.write(index)
-        self._checksum.update(data)
-        self._index_crc = zlib.crc32(index, self._index_crc)
+        self._tokens.write(ids.tobytes())
+        self._ends.write((ends + shard["tokens"]).astype("<u8").tobytes())
         shard["documents"] += len(ends)
         shard["tokens"] += len(ids)
 
     def _close_shard(self) -> None:
-        if self._tokens is not None:
-            self._shards[-1] |= {"crc32": self._checksum.hex(), "index_crc32": f"{self._index_crc:08x}"}
         for file in (self._tokens, self._ends):
             if file is not None:
                 file.close()
         self._tokens = self._ends = None
 
     def finish(self) -> dict[str, Any]:
-        self._close_shard()
+        self.close()
         return {
             "documents": self.num_documents,
             "tokens": self.num_tokens,
             "text_bytes": self.text_bytes,
+            "index_crc32": f"{self._index_crc:08x}",
+            "checksums_crc32": f"{self._checksums_crc:08x}",
             "shards": self._shards,
         }
 
@@ -223,6 +214,8 @@ class _SplitWriter:
 
     def close(self) -> None:
         self._close_shard()
+        self._all_ends.close()
+        self._checksums.close()
 
 
 # ---- reading
@@ -264,63 +257,50 @@ class TokenStore:
         return self._splits[name]
 
 
-@dataclasses.dataclass(frozen=True)
-class _Shard:
-    path: Path
-    tokens: Ids  # [tokens], memory-mapped
-    ends: npt.NDArray[np.uint64]  # [documents], memory-mapped
-    checksums: tuple[int, ...]  # of the blocks of `tokens`
-    is_checked: bytearray  # 1 for each block that has been compared with its checksum
-    vocab_size: int
-
-    def read(self, start: int, end: int) -> Ids:
-        """Ids from blocks that are checked. Raises StoreError."""
-        size = BLOCK_BYTES // self.tokens.itemsize
-        for block in range(start // size, (end - 1) // size + 1):
-            if not self.is_checked[block]:
-                self._check(block, size)
-        return self.tokens[start:end]
-
-    def _check(self, block: int, size: int) -> None:
-        ids = self.tokens[block * size : (block + 1) * size]
-        if int(ids.max()) >= self.vocab_size:
-            raise StoreError(
-                f"cannot read {self.path}: expected ids below {self.vocab_size:,}, found {int(ids.max()):,}; prepare "
-                "it again"
-            )
-        found = zlib.crc32(ids.view(np.uint8).data)
-        if found != self.checksums[block]:
-            raise StoreError(
-                f"cannot read {self.path}: bytes {block * BLOCK_BYTES:,} to {block * BLOCK_BYTES + ids.nbytes - 1:,}: "
-                f"expected the CRC-32 {self.checksums[block]:08x}, found {found:08x}: the file has changed or is "
-                "damaged; prepare it again"
-            )
-        self.is_checked[block] = 1
-
-
 class Split:
     """The documents of one split, over all its shards; their ids are read from disk when needed."""
 
     def __init__(self, directory: Path, info: Mapping[str, Any], vocab_size: int, eos_id: int) -> None:
-        self._shards = [_open_shard(directory, shard, vocab_size, eos_id) for shard in info["shards"]]
-        self._eos_id = eos_id
-        self._first_documents: list[int] = []  # of each shard
-        self.num_documents = 0
-        self.num_tokens = 0
-        for shard in self._shards:
-            self._first_documents.append(self.num_documents)
-            self.num_documents += len(shard.ends)
-            self.num_tokens += len(shard.tokens)
+        self._directory, self._vocab_size, self._eos_id = directory, vocab_size, eos_id
+        self._shards, self._dtype = info["shards"], id_type(vocab_size)
+        self._paths = [f"{directory}{os.sep}{shard['name']}" for shard in self._shards]
+        # the first document and the first token of each shard, and the ends
+        self._first_documents = list(itertools.accumulate((each["documents"] for each in self._shards), initial=0))
+        self._first_tokens = list(itertools.accumulate((each["tokens"] for each in self._shards), initial=0))
+        self.num_documents, self.num_tokens = self._first_documents[-1], self._first_tokens[-1]
         self.text_bytes: int = info["text_bytes"]
         for name, found in (("documents", self.num_documents), ("tokens", self.num_tokens)):
             if info[name] != found:
                 raise StoreError(f"cannot open {directory}: store.json says {info[name]:,} {name}, found {found:,}")
+        self._ends = _map_checked(directory / "documents.index", "<u8", self.num_documents, info["index_crc32"])
+        self._checksums = _map_checked(
+            directory / "documents.crc32", "<u4", self.num_documents, info["checksums_crc32"]
+        )
+        self._check_ends()
+        for path, shard in zip(self._paths, self._shards, strict=True):
+            _check_size(path, self._dtype, shard["tokens"])
+        self._checked: set[int] = set()  # long documents
+        self._shard_ids = functools.lru_cache(MAX_OPEN_SHARDS)(self._map_shard)
+        for number in np.unique(np.linspace(0, self.num_documents - 1, _SAMPLED_DOCUMENTS).astype(np.int64)).tolist():
+            if number >= 0:
+                self.document(number)
+
+    def _check_ends(self) -> None:
+        """Raise StoreError unless no document is empty and each shard ends with a document."""
+        ends, last = self._ends, np.array(self._first_documents[1:], np.int64) - 1
+        is_ordered = not len(ends) or (int(ends[0]) > 0 and bool(np.all(ends[1:] > ends[:-1])))
+        if not is_ordered or ends[last].tolist() != self._first_tokens[1:]:
+            raise StoreError(
+                f"cannot open {self._directory / 'documents.index'}: its ends do not increase from 0 to "
+                f"{self.num_tokens:,}, with one at the end of each .ds file; prepare it again"
+            )
 
     @property
     def lengths(self) -> npt.NDArray[np.int64]:
         """Tokens of every document, EOS included. [documents]"""
-        parts = [np.diff(shard.ends.astype(np.int64), prepend=0) for shard in self._shards]
-        return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+        lengths = self._ends.astype(np.int64)
+        lengths[1:] -= lengths[:-1].copy()
+        return lengths
 
     def document(self, number: int) -> Ids:
         """The ids of a document, EOS included, as a read-only view. [tokens]
@@ -330,21 +310,52 @@ class Split:
         if not 0 <= number < self.num_documents:
             raise IndexError(f"document {number} of {self.num_documents}")
         place = bisect.bisect_right(self._first_documents, number) - 1
-        shard, row = self._shards[place], number - self._first_documents[place]
-        start = int(shard.ends[row - 1]) if row else 0
-        ids = shard.read(start, int(shard.ends[row]))
-        if ids[-1] != self._eos_id:
-            raise _no_eos(shard.path, row, self._eos_id, int(ids[-1]))
+        first = self._first_tokens[place]
+        start = int(self._ends[number - 1]) if number else 0
+        ids = self._shard_ids(place)[start - first : int(self._ends[number]) - first]
+        if len(ids) <= LONG_DOCUMENT_TOKENS or number not in self._checked:
+            self._check(number, place, start - first, ids)
         return ids
 
+    def _check(self, number: int, place: int, start: int, ids: Ids) -> None:
+        """Raise StoreError unless the ids are those that were written, in the vocabulary, with EOS."""
+        found, where, row = zlib.crc32(ids.data), self._paths[place], number - self._first_documents[place]
+        if int(ids.max()) >= self._vocab_size:
+            raise StoreError(
+                f"cannot read {where}: document {row}: expected ids below {self._vocab_size:,}, found "
+                f"{int(ids.max()):,}; prepare it again"
+            )
+        if found != self._checksums[number]:
+            size = ids.itemsize
+            raise StoreError(
+                f"cannot read {where}: document {row}, bytes {start * size:,} to {(start + len(ids)) * size - 1:,}: "
+                f"expected the CRC-32 {int(self._checksums[number]):08x}, found {found:08x}: the file has changed or "
+                "is damaged; prepare it again"
+            )
+        if ids[-1] != self._eos_id:
+            raise StoreError(
+                f"cannot read {where}: document {row}: expected EOS ({self._eos_id}) at its end, found id "
+                f"{int(ids[-1])}; prepare it again"
+            )
+        if len(ids) > LONG_DOCUMENT_TOKENS:
+            self._checked.add(number)
+
+    def _map_shard(self, place: int) -> Ids:
+        return _map(self._paths[place], self._dtype, self._shards[place]["tokens"])
+
     def verify(self) -> None:
-        """Read all ids and compare them with their checksums. Raises StoreError."""
-        for shard in self._shards:
-            shard.read(0, len(shard.tokens))
-            wrong = np.flatnonzero(shard.tokens[shard.ends - np.uint64(1)] != self._eos_id)
-            if wrong.size:
-                row = int(wrong[0])
-                raise _no_eos(shard.path, row, self._eos_id, int(shard.tokens[int(shard.ends[row]) - 1]))
+        """Read all files and compare them with their checksums. Raises StoreError."""
+        self._checked.clear()
+        for number in range(self.num_documents):
+            self.document(number)
+        for place, shard in enumerate(self._shards):
+            path, rows = f"{self._paths[place]}.index", slice(*self._first_documents[place : place + 2])
+            _check_size(path, np.dtype("<u8"), shard["documents"])
+            if (
+                _map(path, np.dtype("<u8"), shard["documents"]).tolist()
+                != (self._ends[rows] - np.uint64(self._first_tokens[place])).tolist()
+            ):
+                raise StoreError(f"cannot read {path}: it differs from documents.index; prepare it again")
 
 
 INFO: Schema = {  # of store.json: what _check_info does not check
@@ -398,10 +409,15 @@ def _check_info(info: Any) -> None:
     for name in SPLITS:
         split = info["splits"][name]
         for shard in split["shards"]:
-            if not isinstance(shard["name"], str) or Path(shard["name"]).name != shard["name"]:
-                raise ValueError(f"shard name {shown(shard['name'])}")
-            if not all(_is_crc(shard[key]) for key in ("crc32", "index_crc32")):
-                raise ValueError(f"a checksum of {name} is not a row of 8 hexadecimal digits")
+            file = shard["name"]
+            if not isinstance(file, str) or os.path.basename(file) != file:
+                raise ValueError(f"shard name {shown(file)}")
+            if len(file) > 255 or "\0" in file:
+                raise ValueError(f"shard name {shown(file)}")
+            if shard["documents"] == 0:
+                raise ValueError(f"shard {shown(shard['name'])} has no documents")
+        if not all(_is_crc(split[key]) for key in ("index_crc32", "checksums_crc32")):
+            raise ValueError(f"a checksum of {name} is not 8 hexadecimal digits")
         parts = (split, *split["shards"])
         counted = [split["text_bytes"], *(part[key] for part in parts for key in ("documents", "tokens"))]
         if not all(_is_count(value) for value in counted):
@@ -409,65 +425,51 @@ def _check_info(info: Any) -> None:
 
 
 def _is_crc(value: Any) -> bool:
-    return isinstance(value, str) and len(value) % 8 == 0 and set(value) <= set("0123456789abcdef")
+    return isinstance(value, str) and len(value) == 8 and set(value) <= set("0123456789abcdef")
 
 
 def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
-def _open_shard(directory: Path, info: Mapping[str, Any], vocab_size: int, eos_id: int) -> _Shard:
-    """Map the two files of a shard; check their sizes, the ends, and the ids of some documents."""
-    path = directory / info["name"]
-    tokens = _map(path, id_type(vocab_size), info["tokens"])
-    ends = _map(path.with_name(path.name + ".index"), np.dtype("<u8"), info["documents"])
-    if len(ends) == 0 or int(ends[-1]) != len(tokens) or int(ends[0]) == 0 or not np.all(ends[1:] > ends[:-1]):
+def _map_checked(path: Path, dtype: str, count: int, crc: str) -> npt.NDArray[Any]:
+    """Map a file of a split and compare it with its CRC-32. Raises StoreError."""
+    _check_size(path, np.dtype(dtype), count)
+    values = _map(path, np.dtype(dtype), count)
+    found = f"{zlib.crc32(values.data):08x}"
+    if found != crc:
         raise StoreError(
-            f"cannot open {path}.index: its ends do not increase from 0 to {len(tokens):,}; prepare it again"
+            f"cannot open {path}: expected the CRC-32 {crc}, found {found}: the file has changed or is damaged; "
+            "prepare it again"
         )
-    found = f"{zlib.crc32(ends.view(np.uint8).data):08x}"
-    if found != info["index_crc32"]:
-        raise StoreError(
-            f"cannot open {path}.index: expected the CRC-32 {info['index_crc32'][:8]}, found {found}: the file has "
-            "changed or is damaged; prepare it again"
-        )
-    checksums = tuple(int(info["crc32"][at : at + 8], 16) for at in range(0, len(info["crc32"]), 8))
-    if len(checksums) != -(-tokens.nbytes // BLOCK_BYTES):
-        raise StoreError(
-            f"cannot open {path}: expected {-(-tokens.nbytes // BLOCK_BYTES):,} checksums in store.json, found "
-            f"{len(checksums):,}; prepare it again"
-        )
-    rows = np.unique(np.linspace(0, len(ends) - 1, _SAMPLED_DOCUMENTS).astype(np.int64))
-    for row in rows:
-        start = int(ends[row - 1]) if row else 0
-        document = tokens[start : int(ends[row])]
-        if int(document.max()) >= vocab_size:
-            raise StoreError(
-                f"cannot open {path}: document {row}: expected ids below {vocab_size:,}, found "
-                f"{int(document.max()):,}; prepare it again"
-            )
-        if int(document[-1]) != eos_id:
-            raise _no_eos(path, row, eos_id, int(document[-1]))
-    return _Shard(path, tokens, ends, checksums, bytearray(len(checksums)), vocab_size)
+    return values
 
 
-def _no_eos(path: Path, row: int, eos_id: int, found: int) -> StoreError:
-    return StoreError(
-        f"cannot open {path}: document {row}: expected EOS ({eos_id}) at its end, found id {found}; prepare it again"
-    )
-
-
-def _map(path: Path, dtype: np.dtype[Any], count: int) -> npt.NDArray[Any]:
+def _check_size(path: str | Path, dtype: np.dtype[Any], count: int) -> None:
     try:
-        found = path.stat().st_size
-        if found != count * dtype.itemsize:
-            raise StoreError(
-                f"cannot open {path}: expected {count * dtype.itemsize:,} bytes ({count:,} {dtype.name}), "
-                f"found {found:,}; prepare it again"
-            )
-        if not count:
-            raise StoreError(f"cannot open {path}: it is empty")
-        # a plain array over the mapping: slices of a memmap cost several times as much, and a batch takes hundreds
-        return np.asarray(np.memmap(path, dtype=dtype, mode="r", shape=(count,)))
+        found = os.stat(path).st_size
     except OSError as error:
         raise StoreError(f"cannot open {path}: {error.strerror or error}") from None
+    if found != count * dtype.itemsize:
+        raise StoreError(
+            f"cannot open {path}: expected {count * dtype.itemsize:,} bytes ({count:,} {dtype.name}), "
+            f"found {found:,}; prepare it again"
+        )
+
+
+def _map(path: str | Path, dtype: np.dtype[Any], count: int) -> npt.NDArray[Any]:
+    """The file as a read-only array; it is closed with the last view of it. Raises StoreError."""
+    if not count:
+        _check_size(path, dtype, count)
+        return np.zeros(0, dtype)
+    try:
+        file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        try:
+            mapping = mmap.mmap(file, 0, access=mmap.ACCESS_READ)
+        finally:
+            os.close(file)
+        # not np.memmap, whose slices cost several times as much: a batch takes hundreds
+        return np.frombuffer(mapping, dtype, count)
+    except (OSError, ValueError) as error:  # ValueError: it is too short
+        _check_size(path, dtype, count)
+        raise StoreError(f"cannot open {path}: {getattr(error, 'strerror', None) or error}") from None

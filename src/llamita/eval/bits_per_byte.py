@@ -10,10 +10,11 @@ from torch import Tensor
 
 from llamita.data.batches import IGNORED, ScoredDocuments
 from llamita.eval.scoring import Score, evenly_spaced, scoring_batches, scoring_rows
+from llamita.model.device import accumulator_type
 from llamita.model.llama import Llama
 from llamita.progress import Progress, no_progress
 
-TOKENS_PER_BATCH = {"cpu": 8192, "cuda": 131072}
+TOKENS_PER_BATCH = {"cpu": 8192, "cuda": 131072, "mps": 16384}
 
 
 class SummedLossModule(Protocol):
@@ -74,7 +75,7 @@ def bits_per_byte(
         text_bytes = max(1, round(text_bytes * num_tokens / documents.num_tokens))
     batches = scoring_batches(documents, rows, bos_id, TOKENS_PER_BATCH[device.type])
     rank, world_size = (0, 1) if ranks is None else (ranks.rank, ranks.world_size)
-    nats, done, index = torch.zeros((), dtype=torch.float64, device=device), 0, -1
+    nats, done, index = torch.zeros((), dtype=accumulator_type(device), device=device), 0, -1
     try:
         for index, (inputs, targets) in enumerate(islice(batches, num_batches)):
             done += int((targets != IGNORED).sum())

@@ -161,13 +161,12 @@ class BaseModel:
     @torch.no_grad()
     def fill(self, model: Llama) -> None:
         """Copy the checkpoint's weights, one tensor at a time. Raises CheckpointError."""
-        parameters = dict(model.named_parameters())
         for spec in tensor_table.tensor_table(self.config):
             name = spec.huggingface
             weight = self._read(name)
             if name in _VOCABULARY_TENSORS:
                 weight = self._with_new_rows(weight)
-            parameters[name].copy_(weight)
+            model.load_state_dict({name: weight}, strict=False)  # it shards them if needed
 
     def _read(self, name: str) -> Tensor:
         try:

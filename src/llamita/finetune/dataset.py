@@ -29,7 +29,7 @@ from llamita.finetune.evaluate import Question, find_questions
 from llamita.finetune.rendering import Example, RenderCounts, Renderer, render_examples
 from llamita.tokenizer import Tokenizer, load_tokenizer
 
-MAX_CONTEXT: Final = {"cpu": 1024, "cuda": 4096}  # defaults; attention is quadratic
+MAX_CONTEXT: Final = {"cpu": 1024, "cuda": 4096, "mps": 1024}  # defaults; attention is quadratic
 MAX_QUESTIONS: Final = 256
 DEFAULT_VAL_FRACTION: Final = 0.1
 MAX_HELD_OUT: Final = 64  # conversations, unless --val-fraction is given
@@ -92,7 +92,7 @@ SftDataset = Dataset[Example]
 
 
 def open_sft_dataset(config: FinetuneConfig, device: str) -> SftDataset:
-    """Read and render conversations. device: "cpu" or "cuda". Raises what open_dataset raises."""
+    """Read and render conversations. device: "cpu", "cuda" or "mps". Raises what open_dataset raises."""
 
     def read(path: Path, bad: BadRows) -> Iterable[Conversation]:
         return read_conversations(path, config.columns, config.system, bad)

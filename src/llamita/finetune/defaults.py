@@ -11,7 +11,7 @@ from llamita.errors import ConfigError
 from llamita.finetune.base_model import BaseModel
 from llamita.training.defaults import TOKENS_PER_PASS, default_dtype
 from llamita.training.distributed import Ranks
-from llamita.training.memory import free_bytes, token_bytes, tokens_that_fit
+from llamita.training.memory import free_bytes, scores_per_token, token_bytes, tokens_that_fit
 from llamita.training.optimizer import beta2_for
 
 DEFAULT_EPOCHS = 3.0
@@ -34,12 +34,16 @@ def row_length(lengths: Any, limit: int) -> int:
     return min(limit, math.ceil(wanted / ROW_MULTIPLE) * ROW_MULTIPLE)
 
 
-def fitting_tokens(free: float, base: ModelConfig, config: FinetuneConfig) -> int:
-    """Tokens of a micro-batch that fit into `free` bytes of a GPU. config.dtype must be resolved."""
+def fitting_tokens(free: float, base: ModelConfig, config: FinetuneConfig, stored_scores: int = 0) -> int:
+    """Tokens of a micro-batch that fit into `free` bytes of a GPU. config.dtype must be resolved.
+
+    stored_scores: see token_bytes.
+    """
     number_bytes = 4 if config.dtype == "float32" else 2
     bytes_per_token = token_bytes(
         base.num_hidden_layers, base.hidden_size, base.intermediate_size, number_bytes=number_bytes,
         activation_checkpointing=config.activation_checkpointing,
+        stored_scores=stored_scores,
     )  # fmt: skip
     return tokens_that_fit(free, base.num_parameters, number_bytes if config.lora else 16, bytes_per_token)
 
@@ -58,11 +62,12 @@ def fill_defaults(
     tokens = TOKENS_PER_PASS[ranks.device.type] // (ranks.world_size if on_cpu else 1)
     if not on_cpu:
         (free,) = ranks.min(free_bytes(ranks.device))  # all processes must choose the same number of rows
-        tokens = min(tokens, fitting_tokens(free, base.config, dataclasses.replace(config, dtype=dtype)))
+        scores = scores_per_token(ranks.device, base.config.num_attention_heads, row_tokens)
+        tokens = min(tokens, fitting_tokens(free, base.config, dataclasses.replace(config, dtype=dtype), scores))
     tokens = min(tokens, epoch_tokens // (MIN_STEPS_PER_EPOCH * ranks.world_size))
     rows = config.micro_batch_size or max(1, tokens // row_tokens)
     if dtype == "bfloat16" and on_cpu:
-        raise ConfigError("finetune: --dtype bfloat16 needs CUDA; CPUs compute in float32")
+        raise ConfigError("finetune: --dtype bfloat16 needs a GPU; CPUs compute in float32")
     if config.rank is not None and config.rank > base.config.hidden_size:
         raise ConfigError(
             f"finetune: --rank: expected at most {base.config.hidden_size}, the width of {base.directory}, found "

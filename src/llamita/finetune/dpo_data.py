@@ -234,7 +234,7 @@ DpoDataset = Dataset[Pair]
 
 
 def open_dpo_dataset(config: FinetuneConfig, device: str) -> DpoDataset:
-    """Read and render pairs. device: "cpu" or "cuda". Raises what open_dataset raises."""
+    """Read and render pairs. device: "cpu", "cuda" or "mps". Raises what open_dataset raises."""
     if config.columns is not None:
         raise ConfigError(
             "finetune: --columns names questions and answers; with --preference the keys are prompt, chosen, rejected"

@@ -28,6 +28,7 @@ from llamita.eval.bits_per_byte import TOKENS_PER_BATCH
 from llamita.eval.scoring import evenly_spaced
 from llamita.finetune.dpo_data import Pairs
 from llamita.finetune.dpo_loss import DpoLoss, preference_losses
+from llamita.model.device import accumulator_type
 from llamita.progress import Progress, no_progress
 from llamita.training.distributed import Ranks
 
@@ -58,7 +59,7 @@ def answer_log_probabilities(
     rows = pack_rows(np.argsort(pairs.lengths, kind="stable"), np.sort(pairs.lengths), context, split=False)
     size = max(1, TOKENS_PER_BATCH[device.type] // (2 * context))
     rank, world_size = (0, 1) if ranks is None else (ranks.rank, ranks.world_size)
-    found = torch.zeros((2, pairs.num_documents), dtype=torch.float64, device=device)
+    found = torch.zeros((2, pairs.num_documents), dtype=accumulator_type(device), device=device)
     was_training = loss.training
     loss.eval()
     try:
@@ -74,7 +75,7 @@ def answer_log_probabilities(
             progress("evaluating", min(start + size, len(rows)), len(rows))
     finally:
         loss.train(was_training)
-    return (found if ranks is None else ranks.sum(found)).cpu()
+    return (found if ranks is None else ranks.sum(found)).cpu().double()
 
 
 def affordable_share(loss: DpoLoss, parts: Sequence[Pairs], ranks: Ranks, seconds: float) -> float:

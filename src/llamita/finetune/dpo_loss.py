@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from llamita.model.device import accumulator_type
 from llamita.model.llama import Llama
 from llamita.training.loss import packed_mask, target_positions, tokens_per_chunk
 
@@ -103,11 +104,11 @@ def preference_losses(
 
 
 class DpoLoss(nn.Module):
-    """The arrays of a DpoBatch → Σ of the pairs' losses, float64.
+    """The arrays of a DpoBatch → Σ of the pairs' losses, of accumulator_type.
 
     compute: the type to compute in.
-    Log-probabilities are summed in float64: those of a long answer are large, and their difference
-    from the reference is small.
+    Log-probabilities are summed in float64 where the device has it: those of a long answer are
+    large, and their difference from the reference is small.
     """
 
     def __init__(
@@ -138,7 +139,7 @@ class DpoLoss(nn.Module):
     def log_probabilities(
         self, inputs: Tensor, targets: Tensor, segments: Tensor, num_pairs: int, positions: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """float64 [2, P]: log-probabilities of the chosen and the rejected answers, and their
+        """[2, P]: log-probabilities of the chosen and the rejected answers, and their
         numbers of tokens."""
         hidden = self.model.hidden_states(inputs, mask=packed_mask(segments), compute=self.compute)
         positions = target_positions(targets, positions)
@@ -148,7 +149,7 @@ class DpoLoss(nn.Module):
             hidden.flatten(0, 1).index_select(0, positions),
             self.model.output_weight.to(self.compute),
             targets.flatten()[positions],
-        ).double()
-        zeros = torch.zeros(2 * num_pairs, dtype=torch.float64, device=inputs.device)
+        ).to(accumulator_type(inputs.device))
+        zeros = torch.zeros(2 * num_pairs, dtype=log_p.dtype, device=inputs.device)
         sums = zeros.index_add(0, answer, log_p), zeros.index_add(0, answer, torch.ones_like(log_p))
         return sums[0].view(2, num_pairs), sums[1].view(2, num_pairs)

@@ -17,6 +17,7 @@ from llamita.eval.sample_metrics import ALONE
 from llamita.finetune.conversations import Conversation, Turn
 from llamita.finetune.loss import ConversationLoss
 from llamita.finetune.rendering import Example, Renderer, split_thought
+from llamita.model.device import accumulator_type
 from llamita.model.generate import generate, take_while
 from llamita.model.llama import Llama
 from llamita.progress import Progress
@@ -53,7 +54,7 @@ def target_nats(
     """
     device, was_training = ranks.device, loss.training
     loss.eval()
-    nats, num_targets = torch.zeros((), dtype=torch.float64, device=device), 0
+    nats, num_targets = torch.zeros((), dtype=accumulator_type(device), device=device), 0
     all_targets = sum(example.num_targets for example in examples)
     batches = padded_batches(examples, TOKENS_PER_BATCH[device.type])
     try:
@@ -160,12 +161,12 @@ def count_matches(
     loss: ConversationLoss, tokenizer: Tokenizer, questions: Sequence[Question], ranks: Ranks, progress: Progress
 ) -> tuple[int, int]:
     """How many greedy answers equal the reference, and how many contain it, over all processes."""
-    counts = torch.zeros(2, dtype=torch.float64, device=ranks.device)
+    counts = torch.zeros(2, dtype=accumulator_type(ranks.device), device=ranks.device)
     for index, question in enumerate(questions):
         if index % ranks.world_size == ranks.rank:
             max_tokens = 2 * question.num_tokens + 8
             answer = generate_answer(loss.model, tokenizer, question, max_tokens, compute=loss.compute)
-            counts += torch.tensor(grade(answer, question.reference), dtype=torch.float64, device=ranks.device)
+            counts += torch.tensor(grade(answer, question.reference), dtype=counts.dtype, device=ranks.device)
         progress("evaluating", index + 1, len(questions))
     ranks.sum(counts)
     return int(counts[0].item()), int(counts[1].item())

@@ -28,7 +28,15 @@ from llamita.finetune.adapter import load_adapter, resolve_adapter, save_adapter
 from llamita.finetune.base_model import BaseModel
 from llamita.finetune.dataset import digest_ids, open_general_text
 from llamita.finetune.evaluate import SAMPLE_TOKENS, Question, generate_answer, split_progress
-from llamita.finetune.lora import LINEAR_LAYERS, LoraConfig, add_lora, initialize_updates, lora_layers, updates_of
+from llamita.finetune.lora import (
+    LINEAR_LAYERS,
+    LoraConfig,
+    LoraUpdate,
+    add_lora,
+    initialize_updates,
+    load_update,
+    lora_layers,
+)
 from llamita.model_card import ModelCard
 from llamita.progress import Progress, no_progress
 from llamita.training.distillation import DistillationLoss, distillation_loss
@@ -137,7 +145,12 @@ class FinetuneTask(Task):
             save_checkpoint(checkpoint, self.model_config, weights, write_companions, training)
             return
         base = str(self.base.directory)
-        save_adapter(checkpoint, updates_of(self.model), self.lora, base, write_companions, training)
+        # of the copies: the network itself is trained while they are written
+        updates = {
+            name: LoraUpdate(weights[f"{name}.lora_A.weight"], weights[f"{name}.lora_B.weight"], layer.scale)
+            for name, layer in lora_layers(self.model)
+        }
+        save_adapter(checkpoint, updates, self.lora, base, write_companions, training)
 
     def card(self) -> ModelCard:
         """The base model's license, languages, system prompt and sampling defaults, and the options."""
@@ -151,15 +164,17 @@ class FinetuneTask(Task):
             self.model.load_state_dict(tensors)
             return
         updates = load_adapter(resolve_adapter(run, prefer="latest"), self.model_config).updates
-        with torch.no_grad():
-            for name, layer in lora_layers(self.model):
-                layer.lora_A.weight.copy_(updates[name].a)
-                layer.lora_B.weight.copy_(updates[name].b)
+        for name, _ in lora_layers(self.model):
+            load_update(self.model, name, updates[name].a, updates[name].b)
 
     # ---------------------------------------------------------------- evaluation
 
     def evaluate(self, *, num_batches: int | None = None, progress: Progress = no_progress) -> Evaluation:
         """Evaluate on held-out data, then on general text, whose bits per byte show forgetting."""
+        with self.gathered():  # processes generate answers of other lengths
+            return self._evaluate(num_batches, progress)
+
+    def _evaluate(self, num_batches: int | None, progress: Progress) -> Evaluation:
         general_cost = 0 if self.general is None else self.general.num_tokens
         of_val, of_general = split_progress(progress, (self._val_cost, general_cost))
         found = self._evaluate_val(num_batches, of_val)

@@ -122,10 +122,15 @@ def add_lora(model: Llama, config: LoraConfig, generator: torch.Generator | None
 @torch.no_grad()
 def initialize_updates(model: Llama, generator: torch.Generator | None = None) -> None:
     """A uniform in ±1/√in (Kaiming with a = √5, as in PEFT), drawn on the CPU; B zero."""
-    for _, layer in lora_layers(model):
+    for name, layer in lora_layers(model):
         bound = 1 / math.sqrt(layer.weight.shape[1])
-        layer.lora_A.weight.copy_(torch.empty(layer.lora_A.weight.shape).uniform_(-bound, bound, generator=generator))
-        layer.lora_B.weight.zero_()
+        a = torch.empty(layer.lora_A.weight.shape).uniform_(-bound, bound, generator=generator)
+        load_update(model, name, a, torch.zeros(layer.lora_B.weight.shape))
+
+
+def load_update(model: nn.Module, name: str, a: Tensor, b: Tensor) -> None:
+    """Set the update of one layer, in a sharded network too. a [R, in], b [out, R]."""
+    model.load_state_dict({f"{name}.lora_A.weight": a, f"{name}.lora_B.weight": b}, strict=False)
 
 
 def attach_updates(model: Llama, updates: Mapping[str, LoraUpdate], dropout: float = 0.0) -> Llama:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from rich.console import Console
 
 from llamita.config import FinetuneConfig
@@ -13,7 +12,7 @@ from llamita.finetune.dpo_data import open_dpo_dataset
 from llamita.finetune.finetune_task import FinetuneTask
 from llamita.finetune.preview import preview_examples
 from llamita.finetune.sft import SftTask, TextTask
-from llamita.training.distributed import Ranks
+from llamita.training.distributed import Ranks, device_name
 from llamita.training.run import TrainResult, run_task
 
 
@@ -40,8 +39,7 @@ def show_preview(config: FinetuneConfig, console: Console) -> None:
     whole data."""
     if is_text(config.data):
         raise ConfigError("finetune: --preview shows conversations; every token of plain text is trained on")
-    will_use_gpu = config.device.startswith("cuda") or (config.device == "auto" and torch.cuda.is_available())
-    device = "cuda" if will_use_gpu else "cpu"
+    device = device_name(config.device).partition(":")[0]
     dataset = open_sft_dataset(config, device) if config.preference is None else open_dpo_dataset(config, device)
     examples = [example for each in dataset.train[: config.preview] for example in each.examples]
     preview_examples(examples, dataset.base.tokenizer, console)

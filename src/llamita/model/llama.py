@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from llamita.config import ModelConfig
 from llamita.formats.rope_scaling import attention_factor, yarn_range
 from llamita.model.kv_cache import KVCache
-from llamita.model.sdpa import attend
+from llamita.model.sdpa import attend, shared_mask
 
 
 class Linear(nn.Linear):
@@ -223,6 +223,8 @@ class Llama(nn.Module):
         assert past + time <= self.config.max_position_embeddings, (past, time)
         residual = self.model.embed_tokens(ids)
         residual = self.model.dropout(residual if compute is None else residual.to(compute))
+        if mask is not None and residual.device.type != "cpu":
+            mask = shared_mask(mask, residual)
         cos, sin = (table.to(residual.dtype) for table in self.rope_rows(past, time))
         for layer in self.model.layers:
             residual = layer(residual, cos, sin, cache, mask)

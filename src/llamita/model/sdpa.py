@@ -18,11 +18,21 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 KERNELS_FOR_MANY_SHAPES = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
+def shared_mask(mask: Tensor, like: Tensor) -> Tensor:
+    """A bool mask in the form that GPU kernels take: 0 or -inf, in the type of `like`.
+
+    PyTorch would make it in each layer, and keep each for the backward pass: T numbers a token.
+    """
+    zeros = torch.zeros(mask.shape, dtype=like.dtype, device=like.device)
+    return zeros.masked_fill_(~mask, -torch.inf)
+
+
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, dropout: float = 0.0) -> Tensor:
     """softmax(query keyᵀ / √S) value: query [B, H, T, S]; key, value [B, K, past + T, S] → [B, H,
     T, S].
 
-    mask: True where a query may attend; None: causal, or all keys for a single query.
+    mask: True where a query may attend, or a shared_mask; None: causal, or all keys for a single
+    query.
     """
     is_grouped = query.shape[1] != key.shape[1]
     if is_grouped and needs_whole_heads(query, mask):

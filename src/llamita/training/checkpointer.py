@@ -15,6 +15,7 @@ from torch import Tensor
 
 from llamita.checkpoint import TrainingState, sharded_state_directory
 from llamita.environment import memory_bytes
+from llamita.model.device import synchronize
 from llamita.training.distributed import Ranks, full_tensor
 
 MAX_PINNED_SHARE = 0.25  # of the machine's memory, for copies of a GPU's tensors
@@ -73,8 +74,7 @@ class Checkpointer:
             folder = sharded_state_directory(checkpoint)
             state = TrainingState(values, {}, folder)
             shards = _save_shards(optimizer_state, folder, self._group)
-        if self.ranks.device.type == "cuda":
-            torch.cuda.synchronize()
+        synchronize(self.ranks.device)  # the copies are not blocking
         self._writing = (
             self._thread.submit(self._finish, write, copies, state, shards) if self.ranks.is_first else shards
         )

@@ -21,6 +21,7 @@ from llamita.config import TrainConfig
 from llamita.environment import describe_environment
 from llamita.errors import OutputError, TrainingError
 from llamita.json_file import Key, Schema, check_object, read_json_object
+from llamita.model.device import synchronize
 from llamita.model.llama import Llama
 from llamita.run_directory import remembered_run
 from llamita.training.distributed import Ranks, compute_type
@@ -69,6 +70,7 @@ def resolve_compile(config: TrainConfig, model: Llama, ranks: Ranks, passes: flo
     is_counted = config.minutes is None
     if (
         (is_counted and ranks.device.type == "cpu")
+        or ranks.device.type == "mps"  # PyTorch calls its compiler for Metal a prototype
         or config.fsdp
         or config.activation_checkpointing
         or config.teacher is not None
@@ -153,8 +155,7 @@ class _Pass:
     def seconds(self) -> float:
         start = time.perf_counter()
         self.loss(self.inputs, self.targets).backward()
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        synchronize(self.device)
         return time.perf_counter() - start
 
 

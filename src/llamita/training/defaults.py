@@ -11,7 +11,7 @@ import torch
 from llamita.config import PRESETS, ModelConfig, TrainConfig
 from llamita.errors import ConfigError, TrainingError
 from llamita.tokenizer import Tokenizer
-from llamita.training.memory import split_rows, token_bytes, tokens_that_fit
+from llamita.training.memory import scores_per_token, split_rows, token_bytes, tokens_that_fit
 from llamita.training.optimizer import (
     MUON_RATE,
     beta2_for,
@@ -22,7 +22,7 @@ from llamita.training.optimizer import (
 
 DEFAULT_MINUTES = 10.0
 MIN_DECAY, MAX_DECAY, DECAY_EPOCHS = 0.1, 1.0, 30.0  # weight decay; DECAY_EPOCHS epochs add 1
-TOKENS_PER_PASS = {"cpu": 2048, "cuda": 65536}  # on a GPU: its tokens of a step
+TOKENS_PER_PASS = {"cpu": 2048, "cuda": 65536, "mps": 8192}  # on a GPU: its tokens of a step
 TYPICAL_VOCAB_SIZE = 32_000  # to estimate the memory of the weights
 
 
@@ -48,10 +48,10 @@ def fill_defaults(
         tokens = TOKENS_PER_PASS[device.type]
         shared = tokens // world_size if device.type == "cpu" else tokens
         rows = max(1, shared // config.context)
-        config = fit_micro_batch(dataclasses.replace(config, micro_batch_size=rows), free)
+        config = fit_micro_batch(dataclasses.replace(config, micro_batch_size=rows), free, device)
     assert config.context is not None and config.hidden is not None and config.micro_batch_size is not None
     if config.dtype == "bfloat16" and device.type == "cpu":
-        raise ConfigError("train: --dtype bfloat16 needs CUDA; CPUs compute in float32")
+        raise ConfigError("train: --dtype bfloat16 needs a GPU; CPUs compute in float32")
     is_muon = config.optimizer == "muon"
     tokens_per_step = config.micro_batch_size * config.context * config.grad_accum_steps * world_size
     scale = small_step_scale(tokens_per_step)
@@ -70,7 +70,7 @@ def fill_defaults(
 
 def default_dtype(device: torch.device) -> Literal["bfloat16", "float32"]:
     """bfloat16 on devices that multiply in it. PyTorch emulates it on GPUs before Ampere (T4, V100,
-    RTX 20xx), more slowly than float32."""
+    RTX 20xx), more slowly than float32. On Apple's GPUs nobody has compared the two."""
     has_bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return "bfloat16" if has_bfloat16 else "float32"
 
@@ -80,7 +80,7 @@ def resolve_dtype(config: TrainConfig, device: torch.device) -> TrainConfig:
     return dataclasses.replace(config, dtype=default_dtype(device)) if config.dtype == "auto" else config
 
 
-def fit_micro_batch(config: TrainConfig, free: float) -> TrainConfig:
+def fit_micro_batch(config: TrainConfig, free: float, device: torch.device) -> TrainConfig:
     """The configuration, with shape and rows set, divided into passes that fit into the free bytes.
 
     Unchanged if --grad-accum-steps was given.
@@ -100,6 +100,7 @@ def row_token_bytes(config: TrainConfig) -> int:
     return token_bytes(
         config.layers, config.hidden, config.ffn,
         number_bytes=4 if config.dtype == "float32" else 2, activation_checkpointing=config.activation_checkpointing,
+        stored_scores=scores_per_token(device, config.heads or 0, config.context),
     )  # fmt: skip
 
 
@@ -111,7 +112,7 @@ def decay_for(epochs: float) -> float:
 def _fill_shape(config: TrainConfig, device: torch.device) -> TrainConfig:
     preset = config.preset
     if preset is None and config.layers is None:
-        preset = "stories15M" if device.type == "cuda" else "3M"
+        preset = "3M" if device.type == "cpu" else "stories15M"
     if preset is not None:
         shape = PRESETS[preset]
         ffn = shape.intermediate_size if config.hidden is None else ffn_for(config.hidden)

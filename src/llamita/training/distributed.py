@@ -8,6 +8,7 @@ import os
 import platform
 import time
 import uuid
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -31,7 +32,7 @@ class Ranks:
     world_size: int
     device: torch.device
     launch: str = ""  # identifies the torchrun that started it; the same after restarts
-    restarts: int = 0  # how often torchrun has restarted all processes
+    restarts: int = 0  # how often torchrun has restarted processes, of one that it restarted most often
 
     @property
     def is_first(self) -> bool:
@@ -69,12 +70,14 @@ class Ranks:
         """The module, wrapped so that each backward averages its gradients over all processes."""
         if self.world_size == 1:
             return module
-        return nn.parallel.DistributedDataParallel(
-            module,
-            device_ids=[self.device.index] if self.device.type == "cuda" else None,
-            broadcast_buffers=False,  # cos and sin are constants
-            gradient_as_bucket_view=True,  # no second copy of the gradients
-        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")  # its heir came in 2.13
+            return nn.parallel.DistributedDataParallel(
+                module,
+                device_ids=[self.device.index] if self.device.type == "cuda" else None,
+                broadcast_buffers=False,  # cos and sin are constants
+                gradient_as_bucket_view=True,  # no second copy of the gradients
+            )
 
     @contextlib.contextmanager
     def local_gradients(self, module: nn.Module) -> Iterator[None]:
@@ -123,7 +126,10 @@ def start_ranks(device: str, threads: int | None) -> Iterator[Ranks]:
             device_id=chosen if chosen.type == "cuda" else None,
         )  # fmt: skip
     try:
-        yield Ranks(rank, world_size, chosen, _launch(), _environment_int("TORCHELASTIC_RESTART_COUNT", 0))
+        restarts = torch.tensor(_environment_int("TORCHELASTIC_RESTART_COUNT", 0))
+        if world_size > 1:  # a machine that was started again counts from 0
+            dist.all_reduce(restarts, op=dist.ReduceOp.MAX)
+        yield Ranks(rank, world_size, chosen, _launch(), int(restarts))
     finally:
         torch.set_flush_denormal(False)  # leave the process as it was
         torch.set_float32_matmul_precision(matmul_precision)
@@ -193,26 +199,43 @@ def local_tensor(tensor: Tensor) -> Tensor:
 
 
 def choose_device(name: str, local_rank: int = 0, *, one_per_process: bool = False) -> torch.device:
-    """The device for auto, cpu, cuda or cuda:N.
+    """The device for auto, cpu, cuda, cuda:N or mps.
 
     With several processes on a machine, cuda means the one of the local rank. Raises TrainingError
     if the name is unknown or the device does not exist.
     """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+    name = device_name(name, one_per_process=one_per_process)
     try:
         device = torch.device(name)
     except RuntimeError:
         device = torch.device("meta")
-    if device.type not in ("cpu", "cuda"):
-        raise TrainingError(f"device {name!r}: expected auto, cpu, cuda or cuda:N")
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise TrainingError(f"device {name!r}: expected auto, cpu, cuda, cuda:N or mps")
     if device.type == "cpu":
         return torch.device("cpu")
+    if device.type == "mps":
+        if one_per_process:
+            raise TrainingError("device 'mps': expected a single process, found several; use --device cpu")
+        if not torch.backends.mps.is_available():
+            raise TrainingError(
+                "device 'mps': expected a Mac with an Apple GPU and macOS 14 or later, found none that PyTorch can "
+                "use; use --device cpu"
+            )
+        return torch.device("mps")
     index = device.index if device.index is not None and not one_per_process else local_rank
     if not torch.cuda.is_available() or index >= torch.cuda.device_count():
         found = torch.cuda.device_count() if torch.cuda.is_available() else 0
         raise TrainingError(f"device {name!r}: expected CUDA device {index}, found {found} devices; use --device cpu")
     return torch.device("cuda", index)
+
+
+def device_name(name: str, *, one_per_process: bool = False) -> str:
+    """A --device with auto resolved: CUDA, else an Apple GPU for a single process, else the CPU."""
+    if name != "auto":
+        return name
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() and not one_per_process else "cpu"
 
 
 def compute_type(dtype: str) -> torch.dtype:

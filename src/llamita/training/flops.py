@@ -33,6 +33,8 @@ def flops_per_token(config: ModelConfig, context: int) -> float:
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
     """CPU: measured, the best of 40 matrix products (0.3 s). GPU: from GPU_PEAKS, else None."""
+    if device.type == "mps":
+        return None
     if device.type == "cpu":
         return _measured_flops()
     name = torch.cuda.get_device_name(device)

@@ -117,6 +117,30 @@ def unsharded(loss: nn.Module) -> Iterator[None]:
         loss.reshard()
 
 
+@contextlib.contextmanager
+def gathered(loss: nn.Module, model: Llama) -> Iterator[None]:
+    """While entered, each process has the whole network in the type it computes in, and may call it
+    as often as it likes, also in another loss: passes do not wait for other processes.
+
+    All processes enter and leave together.
+    """
+    assert isinstance(loss, FSDPModule)
+    loss._get_fsdp_state()._lazy_init()  # before a layer takes itself for the outermost module
+    modules: list[FSDPModule] = [loss]
+    for layer in model.model.layers:
+        assert isinstance(layer, FSDPModule)
+        modules.append(layer)
+    for module in modules:
+        module.set_reshard_after_forward(False, recurse=False)
+        module.unshard()
+    try:
+        yield
+    finally:
+        for module in modules:
+            module.set_reshard_after_forward(module is not modules[0], recurse=False)
+            module.reshard()
+
+
 def _first_process_logits(module: nn.Module, arguments: tuple[Any, ...], logits: Tensor) -> Tensor:
     shared = logits.contiguous()
     dist.broadcast(shared, src=0)

@@ -17,13 +17,13 @@ from llamita.data.batches import IGNORED
 from llamita.model.llama import Llama
 from llamita.training.fused_cpu import can_fuse, fused_hidden_states
 
-CHUNK_LOGITS = {"cpu": 1 << 21, "cuda": 1 << 27}  # fits a CPU's cache; GPUs want large products
+CHUNK_LOGITS = {"cpu": 1 << 21, "cuda": 1 << 27, "mps": 1 << 24}  # fits a CPU's cache; GPUs want large products
 MIN_TOKENS = 192  # per chunk, because each chunk reads the whole classifier
 
 
 def tokens_per_chunk(weight: Tensor) -> int:
     """How many tokens' logits exist at a time; weight [V, D] is the classifier."""
-    return max(MIN_TOKENS, CHUNK_LOGITS["cuda" if weight.is_cuda else "cpu"] // weight.shape[0])
+    return max(MIN_TOKENS, CHUNK_LOGITS.get(weight.device.type, CHUNK_LOGITS["cpu"]) // weight.shape[0])
 
 
 def softmax_gradient(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

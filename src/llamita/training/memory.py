@@ -6,22 +6,37 @@ import math
 
 import torch
 
+SCORE_COPIES = 3  # scores, their softmax, and its gradient
+
 
 def free_bytes(device: torch.device) -> float:
     """Free memory of a GPU; infinite for a CPU."""
+    if device.type == "mps":  # it shares the machine's memory; Metal recommends a part of it
+        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else math.inf
 
 
 def token_bytes(
-    layers: int, hidden: int, ffn: int, *, number_bytes: int = 2, activation_checkpointing: bool = False
+    layers: int,
+    hidden: int,
+    ffn: int,
+    *,
+    number_bytes: int = 2,
+    activation_checkpointing: bool = False,
+    stored_scores: int = 0,
 ) -> int:
     """Activation bytes per token kept for the backward pass: about 12 D + 4 F numbers per layer.
 
     D: hidden, F: ffn. With activation checkpointing: the input of each layer, and one complete
-    layer.
+    layer. stored_scores: attention scores per token and layer, where no fused kernel trains.
     """
-    whole_layer = 12 * hidden + 4 * ffn
+    whole_layer = 12 * hidden + 4 * ffn + SCORE_COPIES * stored_scores
     return number_bytes * (layers * hidden + whole_layer if activation_checkpointing else layers * whole_layer)
+
+
+def scores_per_token(device: torch.device, heads: int, context: int) -> int:
+    """Attention scores that a layer keeps for each token: MPS has no fused kernel for training."""
+    return heads * context if device.type == "mps" else 0
 
 
 def tokens_that_fit(free: float, weights: int, weight_bytes: int, bytes_per_token: int) -> int:

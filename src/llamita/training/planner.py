@@ -20,6 +20,7 @@ from llamita.config import ModelConfig, Shape, TrainConfig
 from llamita.console import Rows, format_count
 from llamita.data.mixture import open_documents
 from llamita.errors import ConfigError, TrainingError
+from llamita.model.device import synchronize
 from llamita.model.llama import Llama
 from llamita.training.budget import MIN_CLOSING_SECONDS
 from llamita.training.defaults import decay_for, ffn_for, fill_defaults, fit_micro_batch, resolve_dtype, row_token_bytes
@@ -38,10 +39,11 @@ TRAINING_SHARE = 0.94  # of the run; the rest is startup, evaluation and saving
 MAX_TOKENS_PER_WEIGHT, MAX_FITTED_WEIGHTS = 40, 5_000_000
 NEGLIGIBLE = 0.003  # relative difference in bits; among such near ties the smallest shape wins
 WIDTHS = (64, 96, 128, 160, 192, 256, 320, 384, 512, 640, 768, 1024, 1280, 1536, 2048)
-CONTEXTS = {"cpu": (128, 512), "cuda": (256, 1024)}  # minimum, maximum
+CPU = torch.device("cpu")
+CONTEXTS = {"cpu": (128, 512), "cuda": (256, 1024), "mps": (256, 512)}  # minimum, maximum
 # Small shapes take seconds to measure on a CPU. On a GPU they measure how fast kernels are launched.
-PROBE_WIDTHS = {"cpu": (128, 192), "cuda": (768, 384)}
-STEP_TOKENS = {"cpu": (1024, 16384), "cuda": (16384, 65536)}  # minimum, maximum; per GPU
+PROBE_WIDTHS = {"cpu": (128, 192), "cuda": (768, 384), "mps": (384, 192)}
+STEP_TOKENS = {"cpu": (1024, 16384), "cuda": (16384, 65536), "mps": (4096, 16384)}  # minimum, maximum; per GPU
 FILLING_SECONDS = 0.03  # a GPU's time for a step, beside which launching its kernels takes little
 # R* of tokens and of weights: after this many repetitions, one more adds 1/e of the first one's
 # value (Muennighoff et al., arXiv 2305.16264)
@@ -226,7 +228,7 @@ def plan_run(
         measure(best.shape.hidden_size)
     best, estimates = choose_from(points)
     tokens = plan_step_tokens(best, device, world_size)
-    chosen = apply_step_tokens(apply_shape(config, best.shape), tokens, world_size, free)
+    chosen = apply_step_tokens(apply_shape(config, best.shape), tokens, world_size, free, device)
     filled = fill_defaults(apply_weight_decay(chosen, best.epochs), device, world_size)
     return Plan(filled, best, estimates, vocab_size, describe_device(device))
 
@@ -235,6 +237,8 @@ def describe_device(device: torch.device) -> str:
     """Such as "2 CPU threads", or a GPU's name."""
     threads = torch.get_num_threads()
     cpu = f"{threads} CPU thread{'s' if threads != 1 else ''}"
+    if device.type == "mps":
+        return "Apple GPU"
     return cpu if device.type == "cpu" else torch.cuda.get_device_name(device)
 
 
@@ -356,13 +360,15 @@ def plan_step_tokens(estimate: Estimate, device: torch.device, world_size: int) 
     return step_tokens(tokens, device, world_size, filling)
 
 
-def apply_step_tokens(config: TrainConfig, tokens: int, world_size: int, free: float = math.inf) -> TrainConfig:
+def apply_step_tokens(
+    config: TrainConfig, tokens: int, world_size: int, free: float = math.inf, device: torch.device = CPU
+) -> TrainConfig:
     """The configuration with rows for about this many tokens per step, if none are given, in passes
     that fit into the free bytes of a GPU."""
     if config.micro_batch_size is not None or config.context is None:
         return config
     rows = max(1, tokens // (config.context * config.grad_accum_steps * world_size))
-    return fit_micro_batch(dataclasses.replace(config, micro_batch_size=rows), free)
+    return fit_micro_batch(dataclasses.replace(config, micro_batch_size=rows), free, device)
 
 
 def apply_weight_decay(config: TrainConfig, epochs: float) -> TrainConfig:
@@ -399,8 +405,7 @@ def probe_seconds_per_token(
             (loss(ids[:, :-1], ids[:, 1:]) / num_tokens).backward()
         optimizer.step()
         optimizer.zero_grad()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        synchronize(device)
         times.append(time.monotonic() - began)
         spent = time.monotonic() - start
     # The first step warms up. The lower quartile discounts what else runs on the machine.
@@ -435,7 +440,7 @@ def resolve_plan(
     assert plan.filled.context
     shapes = candidate_shapes(config, plan.filled.context, ranks.device.type)
     shape = next(each for each in shapes if each.hidden_size == round(hidden))
-    config = apply_step_tokens(apply_shape(config, shape), round(agreed_tokens), ranks.world_size, free)
+    config = apply_step_tokens(apply_shape(config, shape), round(agreed_tokens), ranks.world_size, free, ranks.device)
     return apply_weight_decay(config, epochs), describe_plan(plan)[0]
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -21,8 +22,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+import torch.distributed as dist
 
-from llamita.config import RunConfig, TrainConfig
+from llamita.config import RunConfig
 from llamita.errors import TrainingError
 from llamita.run_directory import (
     continued,
@@ -45,6 +47,9 @@ from llamita.training.trainer import Trainer
 
 # From the messages of the CPU's allocator, CUDA (pinned memory, NCCL) and cuBLAS
 MEMORY_ERRORS = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
+
+# From gloo's messages; NCCL's errors are DistErrors.
+LOST_PROCESS_ERRORS = ("gloo/transport", "Connection closed by peer", "Connection reset by peer")
 
 MIN_TRAINING_SHARE = 0.2  # of --minutes
 
@@ -87,6 +92,7 @@ def run_task(
     begun = time.monotonic()
     with (
         start_ranks(config.device, config.threads) as ranks,
+        explain_lost_process(),
         explain_out_of_memory(),
         TrainingDisplay(enabled=ranks.is_first) as display,
         contextlib.ExitStack() as stack,
@@ -113,9 +119,21 @@ def run_task(
             task, ranks, display, started, reserved_seconds(task), resuming=resuming, extended_at=extended
         )
         _announce(trainer)
-        with trainer.checkpointer, StopSignal() as stop:
+        with trainer.checkpointer, contextlib.closing(trainer.batches), freeze_garbage(), StopSignal() as stop:
             interrupted = trainer.run(stop)
         return TrainResult(config.out, ranks.is_first, interrupted, trainer.close(interrupted), task.config)
+
+
+@contextlib.contextmanager
+def freeze_garbage() -> Iterator[None]:
+    """Exclude all objects that exist from garbage collection: PyTorch's modules make a full one take
+    up to half a second, in the middle of a step."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def _check_minutes(minutes: float | None, startup_seconds: float) -> None:
@@ -139,6 +157,21 @@ def explain_out_of_memory() -> Iterator[None]:
         raise TrainingError(
             f"training failed: out of memory: {str(error).strip().splitlines()[0]}; lower --micro-batch-size and "
             "raise --grad-accum-steps, or use --activation-checkpointing, a shorter --context or a smaller model"
+        ) from error
+
+
+@contextlib.contextmanager
+def explain_lost_process() -> Iterator[None]:
+    """Turn PyTorch's errors about a process that is gone into a TrainingError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and not any(text in str(error) for text in LOST_PROCESS_ERRORS):
+            raise
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise TrainingError(
+            "training stopped: lost the connection to another process of this run; see that process's messages. "
+            f"torchrun --max-restarts starts all of them again, or do so with --resume ({reason[:200]})"
         ) from error
 
 
@@ -177,7 +210,7 @@ def _announce(trainer: Trainer) -> None:
     if at.step == at.first_step > 0:
         change = trainer.schedule.describe(trainer.state.first_factor)
         say(f"the schedule is laid anew over {trainer.budget.describe_schedule(at)}: the learning rate {change}")
-    if isinstance(config, TrainConfig) and config.fsdp and not trainer.sharded:
+    if config.fsdp and not trainer.sharded:
         say("--fsdp has no effect in a single process", style="yellow")
     if obstacle := gguf_obstacle(task.tokenizer):
         say(f"a model with this tokenizer cannot be exported as .gguf: {obstacle}", style="yellow")

@@ -7,6 +7,7 @@ from collections import deque
 
 import torch
 
+from llamita.model.device import Event, record_event, synchronize
 from llamita.training.budget import MAX_EVALUATION_SHARE, MAX_VAL_TOKENS, MEASURE_SHARE
 from llamita.training.distributed import Ranks
 from llamita.training.task import Task
@@ -51,13 +52,11 @@ class StepQueue:
     """
 
     def __init__(self) -> None:
-        self._steps: deque[torch.cuda.Event] = deque()
+        self._steps: deque[Event] = deque()
 
-    def add(self) -> None:
+    def add(self, device: torch.device) -> None:
         """Note that a step was queued; wait until at most MAX_QUEUED_STEPS are left to do."""
-        done = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        done.record()
-        self._steps.append(done)
+        self._steps.append(record_event(device))
         if len(self._steps) > MAX_QUEUED_STEPS:
             self._steps.popleft().synchronize()
 
@@ -76,10 +75,10 @@ def affordable_val_share(task: Task, ranks: Ranks, minutes: float) -> tuple[floa
     """
     share, allowed = min(1 / 64, MIN_TIMED_TOKENS / task.val_tokens), MAX_EVALUATION_SHARE * 60 * minutes
     most = max_val_share(task)
-    if ranks.device.type == "cuda":  # warm up: load kernels, allocate memory, and finish queued steps
+    if ranks.device.type != "cpu":  # warm up: load kernels, allocate memory, and finish queued steps
         task.limit_evaluation(share)
         task.evaluate()
-        torch.cuda.synchronize(ranks.device)
+        synchronize(ranks.device)
     while True:
         share = task.limit_evaluation(share)
         start = time.monotonic()
@@ -100,10 +99,10 @@ def time_evaluation(task: Task, ranks: Ranks) -> float:
     def note(stage: str, done: int, total: int) -> None:
         shares.append(done / total)
 
-    if ranks.device.type == "cuda" and task.val_tokens > 0:
+    if ranks.device.type != "cpu" and task.val_tokens > 0:
         # warm up: load kernels, allocate memory, and finish queued steps
         task.evaluate(num_batches=num_batches)
-        torch.cuda.synchronize(ranks.device)
+        synchronize(ranks.device)
     start = time.monotonic()
     if task.val_tokens > 0:
         task.evaluate(num_batches=num_batches, progress=note)

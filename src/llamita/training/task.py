@@ -5,9 +5,11 @@ Tasks: training/pretraining.py, and finetune/. The trainer does steps, schedules
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -77,6 +79,7 @@ class Task(ABC):
     val_tokens: int  # 0: nothing will be evaluated
     flops_per_token: float
     compute: torch.dtype | None = None  # the data type for samples; None: that of the weights
+    gathered: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext  # see fsdp.gathered
     val_share: float = 1.0  # of the held-out data that is evaluated; see limit_evaluation
 
     @property

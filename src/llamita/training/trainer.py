@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -21,7 +20,6 @@ from llamita.checkpoint import (
     prune_checkpoints,
     step_directory,
 )
-from llamita.config import TrainConfig
 from llamita.console import format_count, format_seconds
 from llamita.errors import CheckpointError
 from llamita.json_file import check_object
@@ -43,7 +41,7 @@ from llamita.training.divergence import (
 from llamita.training.flops import peak_flops
 from llamita.training.metrics_log import MetricsLog
 from llamita.training.optimizer import build_optimizer, optimizer_tensors, restore_optimizer
-from llamita.training.prefetch import Prefetcher, prefetch
+from llamita.training.prefetch import StepStream
 from llamita.training.progress import TrainingDisplay
 from llamita.training.schedule import Schedule
 from llamita.training.signals import StopSignal
@@ -83,10 +81,12 @@ class Trainer:
         task.initialize()
         for line in task.prepare(display.show_stage):
             display.say(line, style="yellow")
-        self.model, self.batches = task.model, prefetch(task.batches, ranks.device)
+        self.model = task.model
+        # a CPU has no idle time in which batches could be made
+        self.batches = StepStream(task.batches, config.grad_accum_steps, ranks.device, ahead=ranks.device.type != "cpu")
         self.rows_per_step = task.micro_batch_size * config.grad_accum_steps * ranks.world_size
         tokens_per_step = round(self.rows_per_step * task.tokens_per_row)
-        self.sharded = isinstance(config, TrainConfig) and config.fsdp and ranks.world_size > 1
+        self.sharded = config.fsdp and ranks.world_size > 1
         self.parallel_loss = self._distribute()
         self.optimizer = build_optimizer(self.model, config, ranks)
         self.checkpointer = Checkpointer(ranks, sharded=self.sharded)
@@ -119,8 +119,9 @@ class Trainer:
             checkpoint_activations(self.model)
         if not self.sharded:
             return self.ranks.parallel(self.task.loss)
-        from llamita.training.fsdp import shard  # takes a second to load
+        from llamita.training.fsdp import gathered, shard  # takes a second to load
 
+        self.task.gathered = functools.partial(gathered, self.task.loss, self.model)
         return shard(self.task.loss, self.model, self.ranks.device, compute_type(self.config.dtype))
 
     # ---------------------------------------------------------------- the run
@@ -208,10 +209,9 @@ class Trainer:
         self.optimizer.scale_learning_rates(factor)
         # dropout depends only on (seed, step, rank): no random state to save
         torch.manual_seed(bounded_seed((config.seed * 1_000_003 + at.step) * 1_009 + self.ranks.rank))
-        batches = [next(self.batches) for _ in range(config.grad_accum_steps)]
-        num_targets = sum(batch.num_targets for batch in batches)
-        for index, batch in enumerate(batches):
-            self._backward(batch, num_targets, is_last=index == len(batches) - 1)
+        passes, num_targets = next(self.batches)
+        for index, tensors in enumerate(passes):
+            self._backward(tensors, num_targets, is_last=index == len(passes) - 1)
         norm = full_tensor(torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip or math.inf))
         state.pending.largest_norm = torch.maximum(state.pending.largest_norm, norm)
         at.step += 1
@@ -225,7 +225,7 @@ class Trainer:
         if self.ranks.device.type == "cpu":
             self._show()
         else:
-            self.step_queue.add()
+            self.step_queue.add(self.ranks.device)
         if self.budget.is_timed:
             self.budget.note_step(self.ranks.broadcast_from_first(time.monotonic() - start)[0])
         if probe:
@@ -234,19 +234,13 @@ class Trainer:
             else:
                 self._plan_evaluations()
 
-    def _backward(self, batch: Any, num_targets: int, is_last: bool) -> None:
+    def _backward(self, tensors: tuple[Tensor, ...], num_targets: int, is_last: bool) -> None:
         """Add a pass's gradient of the mean loss over all num_targets of the step."""
-        arrays = [self._to_device(array) for name, array in batch._asdict().items() if name != "num_targets"]
+        arrays = [tensor.to(self.ranks.device, non_blocking=True) for tensor in tensors]
         with contextlib.nullcontext() if is_last else self.ranks.local_gradients(self.parallel_loss):
             nats = self.parallel_loss(*arrays)
             (nats * (self.ranks.world_size / num_targets)).backward()  # DDP divides by world_size
         self.state.pending.nats += nats.detach()
-
-    def _to_device(self, array: npt.NDArray[np.int64] | Tensor) -> Tensor:
-        """An array of a batch; a pinned tensor if it was made ahead, for a GPU."""
-        if isinstance(array, np.ndarray):
-            return torch.from_numpy(array)
-        return array.to(self.ranks.device, non_blocking=True)
 
     # ---------------------------------------------------------------- divergence
 
@@ -536,6 +530,4 @@ class Trainer:
             write_report(config.out, summary)
         if self.metrics is not None:
             self.metrics.close()
-        if isinstance(self.batches, Prefetcher):
-            self.batches.close()
         return summary

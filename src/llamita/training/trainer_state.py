@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from llamita.json_file import Key, Schema
+from llamita.model.device import accumulator_type
 from llamita.training.budget import Progress
 from llamita.training.distributed import Ranks
 
@@ -49,14 +50,14 @@ STATE: Schema = {  # state.json
 class MetricsAccumulator:
     """Metrics of the steps since the last line of metrics.jsonl."""
 
-    nats: Tensor  # float64 scalar on the device: the sum of this process's losses
+    nats: Tensor  # scalar of accumulator_type on the device: the sum of this process's losses
     largest_norm: Tensor  # float32 scalar on the device: of the gradients of all processes
     tokens: int = 0  # of all processes
     steps: int = 0
 
     @classmethod
     def empty(cls, device: torch.device) -> MetricsAccumulator:
-        return cls(torch.zeros((), dtype=torch.float64, device=device), torch.zeros((), device=device))
+        return cls(torch.zeros((), dtype=accumulator_type(device), device=device), torch.zeros((), device=device))
 
     def state_dict(self, ranks: Ranks) -> dict[str, Any]:
         nats = ranks.sum(self.nats.clone()).item()
@@ -66,7 +67,7 @@ class MetricsAccumulator:
     def from_state_dict(cls, values: dict[str, Any], ranks: Ranks) -> MetricsAccumulator:
         nats = values["nats"] if ranks.is_first else 0.0  # it is the sum over all processes
         return cls(
-            torch.tensor(nats, dtype=torch.float64, device=ranks.device),
+            torch.tensor(nats, dtype=accumulator_type(ranks.device), device=ranks.device),
             torch.tensor(values["largest_norm"], device=ranks.device),
             values["tokens"],
             values["steps"],

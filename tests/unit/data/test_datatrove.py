@@ -77,6 +77,46 @@ def test_held_out_files_of_their_own(tmp_path: Path, tokenizer: Path) -> None:
     assert texts(report.out, "train") == TEXTS[:300] and texts(report.out, "val") == TEXTS[300:]
 
 
+def test_a_list_of_files(tmp_path: Path, tokenizer: Path) -> None:
+    """Each opened only when it is read: there may be more than a process may open."""
+    documents = encoded(load_tokenizer(tokenizer), TEXTS)
+    for number in range(0, 400, 100):
+        write(tmp_path / "tokens" / f"{number}.ds", documents[number : number + 100])
+    (tmp_path / "list.txt").write_text("tokens/200.ds\n\ntokens/0.ds\n")
+    report = make(tmp_path, tokenizer, sources=(str(tmp_path / "list.txt"),), val_fraction=0.1)
+    assert texts(report.out, "train") == [*TEXTS[200:300], *TEXTS[:80]] and texts(report.out, "val") == TEXTS[80:100]
+    for content, message in (
+        ("tokens/0.ds\ntokens/missing.ds\n", r"list\.txt: line 2: expected the path of a \.ds file, found .*missing"),
+        ("tokens/0.ds.index\n", r"line 1: expected the path of a \.ds file"),
+        ("\n", "it is empty; expected the path"),
+        (b"\xff\xfe", "codec can't decode"),
+        (None, r"cannot read .*list\.txt: No such file"),
+    ):
+        if content is None:
+            (tmp_path / "list.txt").unlink()
+        else:
+            (tmp_path / "list.txt").write_bytes(content.encode() if isinstance(content, str) else content)
+        with pytest.raises(SourceError, match=message):
+            make(tmp_path, tokenizer, sources=(str(tmp_path / "list.txt"),), out=tmp_path / "other")
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="counts open files in /proc")
+def test_files_are_open_one_at_a_time(tmp_path: Path, tokenizer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    documents, counts = encoded(load_tokenizer(tokenizer), TEXTS), []
+    for number in range(400):
+        write(tmp_path / "tokens" / f"{number:03}.ds", documents[number : number + 1])
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    check = datatrove_module._check
+
+    def count(*values: Any) -> None:
+        counts.append(len(list(Path("/proc/self/fd").iterdir())))
+        check(*values)
+
+    monkeypatch.setattr(datatrove_module, "_check", count)
+    assert make(tmp_path, tokenizer, val_fraction=0.1).documents == 400
+    assert len(counts) == 400 and max(counts) < before + 20
+
+
 def test_sentencepiece_bytes_are_the_texts(tmp_path: Path, shared_data: Path) -> None:
     """The space that SentencePiece adds before a text does not count as text."""
     path = shared_data / "models/stories260K/tok512.model"

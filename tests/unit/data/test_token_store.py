@@ -95,6 +95,16 @@ def patch(path: Path, offset: int, data: bytes) -> None:
     path.write_bytes(content)
 
 
+def rewrite_index(store: Path, edit: Callable[[np.ndarray[Any, Any]], object]) -> None:
+    """Change the ends of the training split, and their checksum."""
+    ends = np.fromfile(store / "train/documents.index", "<u8").astype(np.int64)
+    edit(ends)
+    data = ends.astype("<u8").tobytes()
+    (store / "train/documents.index").write_bytes(data)
+    crc = f"{zlib.crc32(data):08x}"
+    rewrite(store / "store.json", lambda i: i["splits"]["train"].update(index_crc32=crc))
+
+
 def move_first_end(index: Path) -> None:
     """To a place where it still increases."""
     ends = np.fromfile(index, "<u8")
@@ -109,7 +119,7 @@ def move_first_end(index: Path) -> None:
         (lambda s: (s / "store.json").unlink(), "no store.json"),
         (lambda s: (s / "store.json").write_text("{"), "store.json is damaged"),
         (lambda s: (s / "store.json").write_text("[]"), "expected format"),
-        (lambda s: rewrite(s / "store.json", lambda i: i.update(version=9)), "expected version 2, found 9"),
+        (lambda s: rewrite(s / "store.json", lambda i: i.update(version=9)), "expected version 3, found 9"),
         (lambda s: rewrite(s / "store.json", lambda i: i.pop("splits")), "'splits' is missing"),
         (lambda s: rewrite(s / "store.json", lambda i: i["tokenizer"].update(eos_id=300)), "eos_id 300"),
         (lambda s: rewrite(s / "store.json", lambda i: i["tokenizer"].update(vocab_size=-1)), "vocab_size -1"),
@@ -124,26 +134,33 @@ def move_first_end(index: Path) -> None:
         (lambda s: (s / "tokenizer.json").unlink(), "tokenizer.json"),
         (lambda s: (s / "train/00001.ds").unlink(), r"00001\.ds: No such file"),
         (lambda s: patch(s / "train/00001.ds", 10**6, b"\0"), r"00001\.ds: expected .* bytes"),
-        (lambda s: (s / "val/00000.ds.index").write_bytes(b""), r"00000\.ds\.index: expected"),
-        (lambda s: patch(s / "train/00000.ds.index", 8, b"\0" * 8), "do not increase"),
-        (lambda s: patch(s / "train/00000.ds.index", 6, b"\1"), "do not increase"),
-        (lambda s: move_first_end(s / "train/00000.ds.index"), r"00000\.ds\.index: expected the CRC-32"),
+        (lambda s: (s / "val/documents.index").write_bytes(b""), r"documents\.index: expected 160 bytes"),
+        (lambda s: (s / "val/documents.crc32").unlink(), r"documents\.crc32: No such file"),
+        (lambda s: rewrite_index(s, lambda ends: ends.__setitem__(1, 0)), "do not increase"),
+        (lambda s: rewrite_index(s, lambda ends: ends.__setitem__(0, 1 << 48)), "do not increase"),
+        (lambda s: rewrite_index(s, lambda ends: ends.__isub__(ends > 200)), "at the end of each .ds file"),
+        (lambda s: move_first_end(s / "train/documents.index"), r"documents\.index: expected the CRC-32"),
+        (lambda s: patch(s / "train/documents.crc32", 4, b"\0\1\2"), r"documents\.crc32: expected the CRC-32"),
         (
-            lambda s: rewrite(s / "store.json", lambda i: i["splits"]["train"]["shards"][0].update(crc32="x" * 8)),
+            lambda s: rewrite(s / "store.json", lambda i: i["splits"]["train"].update(checksums_crc32="x" * 8)),
             "8 hexadecimal digits",
         ),
         (
-            lambda s: rewrite(s / "store.json", lambda i: i["splits"]["train"]["shards"][0].update(crc32="0" * 16)),
-            "expected 1 checksums in store.json, found 2",
+            lambda s: rewrite(s / "store.json", lambda i: i["splits"]["train"].update(index_crc32="0" * 16)),
+            "8 hexadecimal digits",
         ),
         (
-            lambda s: rewrite(s / "store.json", lambda i: i["splits"]["train"]["shards"][0].pop("crc32")),
-            "'crc32' is missing",
+            lambda s: rewrite(s / "store.json", lambda i: i["splits"]["train"].pop("index_crc32")),
+            "'index_crc32' is missing",
+        ),
+        (
+            lambda s: rewrite(s / "store.json", lambda i: i["splits"]["train"]["shards"][0].update(documents=0)),
+            "has no documents",
         ),
         (lambda s: patch(s / "train/00000.ds", 0, b"\xff\xff"), "expected ids below 300, found 65,535"),
         (
             lambda s: patch(s / "val/00000.ds", (s / "val/00000.ds").stat().st_size - 2, b"\x07\0"),
-            r"expected EOS \(0\) at its end, found id 7",
+            r"val/00000\.ds: document \d+, bytes .*expected the CRC-32",
         ),
     ],
 )
@@ -164,8 +181,7 @@ BITS = ((0, 1), (7, 1), (-4, 1), (-3, 2))  # offsets and bits that leave ids ins
 def test_a_flipped_bit_is_found_before_the_ids_are_used(
     tmp_path: Path, offset: int, bit: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(token_store, "BLOCK_BYTES", 64)
-    monkeypatch.setattr(token_store.Checksum.__init__, "__defaults__", (64,))
+    monkeypatch.setattr(token_store, "_SAMPLED_DOCUMENTS", 2)
     splits = write_store(tmp_path / "s", 1 << 16)
     store = TokenStore(tmp_path / "s")
     store.verify()
@@ -180,29 +196,82 @@ def test_a_flipped_bit_is_found_before_the_ids_are_used(
             assert damaged.document(number).tolist() == expected.tolist()
             found += 1
         except StoreError as error:
-            assert "00001.ds: bytes " in str(error) and "expected the CRC-32" in str(error)
+            assert "00001.ds: document " in str(error) and "expected the CRC-32" in str(error)
             refused += 1
-    assert refused >= 1 and found > 80
-    with pytest.raises(StoreError, match=r"00001\.ds: bytes .*found"):
+    assert refused == 1 and found == 99
+    with pytest.raises(StoreError, match=r"00001\.ds: document .*found"):
         TokenStore(tmp_path / "s").verify()
 
 
-def test_every_document_is_checked_when_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Even if somebody wrote the checksums too."""
+@pytest.mark.parametrize("length", [30, 5000])
+def test_every_document_is_checked_when_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, length: int
+) -> None:
+    """Even if somebody wrote the checksums too; long documents as well, though only once."""
     monkeypatch.setattr(token_store, "_SAMPLED_DOCUMENTS", 2)
-    splits = write_store(tmp_path / "s", shard_tokens=10**6)
-    file, info = tmp_path / "s/train/00000.ds", tmp_path / "s/store.json"
+    (tmp_path / "tokenizer.json").write_text("{}")
+    writer = StoreWriter(tmp_path, vocab_size=300, eos_id=0)
+    ids = np.append(np.ones(length - 1, np.int64), 0)
+    writer.add("train", np.tile(ids, 3), np.full(3, length), 1)
+    writer.add("val", ids, np.array([length]), 1)
+    writer.finish(TOKENIZER, {})
+    file = tmp_path / "train/00000.ds"
     whole = file.read_bytes()
-    end = 2 * sum(len(document) for document in splits["train"][:50])
-    for change, message in ((b"\xff\xff", "expected ids below 300, found 65,535"), (b"\x07\0", "expected EOS")):
-        patch(file, end - 2, change)
-        crc = f"{zlib.crc32(file.read_bytes()):08x}"
-        rewrite(info, lambda i, crc=crc: i["splits"]["train"]["shards"][0].update(crc32=crc))  # type: ignore[misc]
+    for change, message in ((b"\xff\xff", "document 1: expected ids below 300, found 65,535"), (b"\x07\0", "EOS")):
+        patch(file, 2 * (2 * length - 1), change)
+        checksums = np.fromfile(tmp_path / "train/documents.crc32", "<u4")
+        checksums[1] = zlib.crc32(file.read_bytes()[2 * length : 4 * length])
+        checksums.tofile(tmp_path / "train/documents.crc32")
+        crc = f"{zlib.crc32(checksums.tobytes()):08x}"
+        rewrite(tmp_path / "store.json", lambda i, crc=crc: i["splits"]["train"].update(checksums_crc32=crc))  # type: ignore[misc]
+        split = TokenStore(tmp_path).split("train")
+        assert split.document(0).tolist() == split.document(2).tolist() == ids.tolist()
+        for _ in range(2):
+            with pytest.raises(StoreError, match=message):
+                split.document(1)
         with pytest.raises(StoreError, match=message):
-            TokenStore(tmp_path / "s").split("train").document(49)
-        with pytest.raises(StoreError, match=message):
-            TokenStore(tmp_path / "s").verify()
+            TokenStore(tmp_path).verify()
         file.write_bytes(whole)
+
+
+def test_long_documents_are_checked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row takes a piece of a long document, which costs no reading of all of it."""
+    monkeypatch.setattr(token_store, "LONG_DOCUMENT_TOKENS", 20)
+    splits = write_store(tmp_path / "s")
+    split = TokenStore(tmp_path / "s").split("train")
+    sizes: list[int] = []
+    monkeypatch.setattr(token_store.zlib, "crc32", lambda ids, crc=zlib.crc32: sizes.append(len(ids)) or crc(ids))
+    for _ in range(3):
+        for number in range(split.num_documents):
+            split.document(number)
+    assert not [size for size in sizes if size > 20], "all were read when the split was opened"
+    assert len(sizes) == 3 * sum(len(document) <= 20 for document in splits["train"])
+
+
+def test_thousands_of_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Opening a split opens a bounded number of its files, and so does reading all of it."""
+    (tmp_path / "tokenizer.json").write_text("{}")
+    writer = StoreWriter(tmp_path, vocab_size=300, eos_id=0, shard_tokens=1)
+    count, ids = 3000, np.zeros(3000, np.int64)
+    writer.add("train", ids, np.ones(count, np.int64), count)
+    writer.add("val", ids[:1], np.ones(1, np.int64), 1)
+    writer.finish(TOKENIZER, {})
+    opened: list[str] = []
+    map_shard = token_store.Split._map_shard
+
+    def note(split: token_store.Split, place: int) -> Any:
+        opened.append(split._shards[place]["name"])
+        return map_shard(split, place)
+
+    monkeypatch.setattr(token_store.Split, "_map_shard", note)
+    split = TokenStore(tmp_path).split("train")
+    assert split.num_documents == count and len(opened) <= token_store._SAMPLED_DOCUMENTS
+    descriptors = Path("/proc/self/fd")
+    before = len(list(descriptors.iterdir())) if descriptors.is_dir() else 0
+    assert all(split.document(int(n)).tolist() == [0] for n in np.random.default_rng(1).permutation(count))
+    if descriptors.is_dir():
+        assert len(list(descriptors.iterdir())) <= before + token_store.MAX_OPEN_SHARDS
+    assert len(set(opened)) == count
 
 
 def test_no_store(tmp_path: Path) -> None:

@@ -6,17 +6,21 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from llamita.checkpoint import load_config, load_model, load_tensors
+from llamita.checkpoint import TrainingState, load_config, load_model, load_tensors
 from llamita.errors import CheckpointError, ConfigError, OutputError
 from llamita.finetune.adapter import CONFIG, WEIGHTS, load_adapter, save_adapter
+from llamita.finetune.finetune_task import FinetuneTask
 from llamita.finetune.lora import LoraConfig, add_lora, attach_updates, lora_layers, lora_scale, updates_of
 from llamita.finetune.merge_lora import merge_adapter
 from llamita.model.llama import Llama
+from llamita.model_card import ModelCard
 
 IDS = torch.randint(0, 300, (2, 40), generator=torch.Generator().manual_seed(3))
 
@@ -391,3 +395,16 @@ def test_trained_tensors_that_do_not_fit(
     with_tensors(folder, **{name: torch.ones(shape) for name, shape in tensors.items()})
     with pytest.raises(CheckpointError, match=message):
         load_adapter(folder, load_config(checkpoint))
+
+
+def test_a_checkpoint_holds_the_copies(checkpoint: Path, tmp_path: Path) -> None:
+    """A thread writes the adapter while the network goes on being trained."""
+    model = trained(checkpoint, LoraConfig(2))
+    copies = {name: torch.randn_like(weight) for name, weight in model.named_parameters() if weight.requires_grad}
+    base = SimpleNamespace(directory=checkpoint, write_tokenizer=lambda folder: None)
+    task: Any = SimpleNamespace(lora=LoraConfig(2), model=model, base=base, card=ModelCard)
+    FinetuneTask.save(task, tmp_path / "step", copies, TrainingState({}, {}))
+    found = load_adapter(tmp_path / "step", model.config).updates
+    for name, _ in lora_layers(model):
+        assert torch.equal(found[name].a, copies[f"{name}.lora_A.weight"])
+        assert torch.equal(found[name].b, copies[f"{name}.lora_B.weight"])

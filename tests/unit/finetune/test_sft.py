@@ -190,7 +190,7 @@ def test_training_on_a_token_store(
         ({"chat_template": "llama3"}, TokenizerError, "cannot use chat template llama3"),
         ({"chat_template": "nothing"}, ChatError, "expected one of .*chatml.*or the path of a Jinja template"),
         ({"columns": ("frage", "answer")}, SourceError, r"questions\.jsonl:1: it has no 'frage'"),
-        ({"dtype": "bfloat16"}, ConfigError, "--dtype bfloat16 needs CUDA"),
+        ({"dtype": "bfloat16"}, ConfigError, "--dtype bfloat16 needs a GPU"),
         ({"context": 999}, ConfigError, "--context: expected at most 128, the context of .*, found 999"),
         ({"lora": True, "rank": 65}, ConfigError, "--rank: expected at most 64, the width of .*, found 65"),
     ],

@@ -56,5 +56,5 @@ def test_invalid_shapes_and_types_are_refused() -> None:
     odd = fill_defaults(make_config(layers=1, hidden=30, heads=4), CPU, 1)
     with pytest.raises(ConfigError, match="--hidden 30 and --heads 4: expected heads of the same even size"):
         model_config(odd, tokenizer)  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="bfloat16 needs CUDA"):
+    with pytest.raises(ConfigError, match="bfloat16 needs a GPU"):
         fill_defaults(make_config(dtype="bfloat16"), CPU, 1)

@@ -16,8 +16,8 @@ CPU = torch.device("cpu")
 
 def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_device("cpu") == CPU
-    for name in ("tpu", "mps", "nonsense:3"):
-        with pytest.raises(TrainingError, match="expected auto, cpu, cuda or cuda:N"):
+    for name in ("tpu", "xpu", "nonsense:3"):
+        with pytest.raises(TrainingError, match="expected auto, cpu, cuda, cuda:N or mps"):
             choose_device(name)
     with pytest.raises(TrainingError, match="expected CUDA device 99, found"):
         choose_device("cuda:99")

@@ -24,6 +24,7 @@ from llamita.errors import TrainingError  # noqa: E402
 from llamita.finetune import run as finetune_run  # noqa: E402
 from llamita.finetune.dpo_data import DpoBatches, Pair, Pairs  # noqa: E402
 from llamita.finetune.dpo_loss import DpoLoss  # noqa: E402
+from llamita.finetune.lora import LoraConfig, add_lora  # noqa: E402
 from llamita.finetune.loss import ConversationLoss  # noqa: E402
 from llamita.finetune.packing import ConversationBatches, Examples  # noqa: E402
 from llamita.finetune.rendering import Example  # noqa: E402
@@ -41,9 +42,9 @@ from llamita.training.defaults import default_dtype, fill_defaults  # noqa: E402
 from llamita.training.distillation import DistillationLoss  # noqa: E402
 from llamita.training.distributed import Ranks  # noqa: E402
 from llamita.training.flops import peak_flops  # noqa: E402
-from llamita.training.memory import split_rows  # noqa: E402
+from llamita.training.memory import split_rows, token_bytes, tokens_that_fit  # noqa: E402
 from llamita.training.pretraining import train  # noqa: E402
-from llamita.training.run import explain_out_of_memory  # noqa: E402
+from llamita.training.run import explain_lost_process, explain_out_of_memory  # noqa: E402
 from llamita.training.speed import SpeedMeter, StepQueue  # noqa: E402
 from llamita.training.trainer import Trainer  # noqa: E402
 from llamita.training.trainer_state import MetricsAccumulator, TrainerState  # noqa: E402
@@ -158,6 +159,72 @@ def test_attention_always_has_a_fused_kernel(
         sdpa.attend(query, key, key, mask)
     assert calls[0]["kv_heads"] == kv_heads and calls[0]["enable_gqa"] == (kv_heads == 3)
     assert calls[0]["is_causal"] is not has_mask
+
+
+def test_layers_share_a_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Made once, in the type of the queries: made in each layer of SmolLM2-135M, and kept for the
+    backward pass, it took 12 GB of 48."""
+    masks: list[Any] = []
+
+    def note(query: Any, key: Any, value: Any, mask: Any, dropout: float) -> Any:
+        masks.append(mask)
+        assert mask.dtype == query.dtype
+        return query
+
+    monkeypatch.setattr("llamita.model.llama.attend", note)
+    model = network().to("meta")
+    ids = torch.zeros(2, 16, dtype=torch.int64, device="meta")
+    model.hidden_states(ids, mask=loss.packed_mask(ids), compute=torch.bfloat16)
+    assert len(masks) == SHAPE.num_hidden_layers and all(mask is masks[0] for mask in masks)
+    assert masks[0].shape == (2, 1, 16, 16)
+
+
+def test_a_shared_mask_is_the_same_mask() -> None:
+    segments = torch.tensor([[0, 0, 1, 1, 1, 2]])
+    mask = loss.packed_mask(segments)
+    query, key, value = torch.randn(3, 1, 2, 6, 8, generator=torch.Generator().manual_seed(1))
+    expected = sdpa.attend(query, key, value, mask)
+    torch.testing.assert_close(sdpa.attend(query, key, value, sdpa.shared_mask(mask, query)), expected)
+
+
+def kernel_on_meta(query: Any, key: Any, value: Any, attn_mask: Any, is_causal: bool, **more: Any) -> Any:
+    """What PyTorch calls on an A100, with what that keeps for the backward pass."""
+    if attn_mask is None:
+        return torch.ops.aten._scaled_dot_product_flash_attention(query, key, value, 0.0, is_causal, False)[0]
+    assert not more["enable_gqa"] and attn_mask.dtype == query.dtype, "another kernel, or another mask"
+    mask = attn_mask.expand(*query.shape[:3], key.shape[2])
+    return torch.ops.aten._scaled_dot_product_efficient_attention(query, key, value, mask, True, 0.0, False)[0]
+
+
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_memory_kept_a_token(is_packed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """LoRA of SmolLM2-135M on 80 GB: 41 GB for a pass of the default size, not 272, also where
+    several conversations share a row."""
+    monkeypatch.setattr(sdpa, "needs_whole_heads", lambda query, mask: mask is not None)
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", kernel_on_meta)
+    shape = ModelConfig(49152, 576, 1536, 30, 9, 3, 64, 8192, tie_word_embeddings=True)
+    with torch.device("meta"):
+        model = Llama(shape)
+        for layer in model.model.layers:
+            for part in layer.modules():
+                if isinstance(part, torch.nn.Linear):
+                    part.to(torch.bfloat16)
+        add_lora(model, LoraConfig(8))
+    model.to("meta")
+    own = {id(parameter) for parameter in model.parameters()}
+    kept: dict[int, Any] = {}
+
+    def keep(tensor: Any) -> Any:
+        if id(tensor) not in own and not tensor.is_leaf:
+            kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage()
+        return tensor
+
+    ids = torch.zeros(2, 4096, dtype=torch.int64, device="meta")
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model.hidden_states(ids, mask=loss.packed_mask(ids) if is_packed else None, compute=torch.bfloat16)
+    each = sum(storage.nbytes() for storage in kept.values()) / ids.numel()
+    tokens = tokens_that_fit(79e9, shape.num_parameters, 2, token_bytes(30, 576, 1536))
+    assert 25e9 < tokens * each < 41e9, (tokens, each)
 
 
 def test_new_lengths_do_not_use_cudnn(calls: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -291,7 +358,9 @@ def test_layers_compute_in_bfloat16() -> None:
 def test_distillation_takes_smaller_chunks_on_a_gpu() -> None:
     """Eight copies of a chunk's logits exist there at once, and took 4 GB."""
     for is_cuda, share in ((True, 4), (False, 1)):
-        weight: Any = SimpleNamespace(is_cuda=is_cuda, shape=(32000, 8))
+        weight: Any = SimpleNamespace(
+            is_cuda=is_cuda, device=torch.device("cuda" if is_cuda else "cpu"), shape=(32000, 8)
+        )
         assert distillation.tokens_per_distillation_chunk(weight) == max(1, loss.tokens_per_chunk(weight) // share)
 
 
@@ -396,7 +465,7 @@ def test_at_most_two_steps_are_queued(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "Event", Event)
     queue = StepQueue()
     for step in range(1, 6):
-        queue.add()
+        queue.add(CUDA)
         assert waited == list(range(1, step - 1))
 
 
@@ -456,6 +525,25 @@ def test_out_of_memory_errors_are_recognized(message: str) -> None:
     """Out-of-memory errors of cuBLAS, NCCL and CUDA."""
     with pytest.raises(TrainingError, match="out of memory"), explain_out_of_memory():
         raise RuntimeError(message)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("[/x/third_party/gloo/gloo/transport/tcp/pair.cc:537] Read error [127.0.0.1]:2: Connection reset"),
+        RuntimeError("Connection closed by peer [10.0.0.7]:4711"),
+        torch.distributed.DistBackendError("NCCL error in: ProcessGroupNCCL.cpp:2, remote process exited\nmore"),
+        torch.distributed.DistNetworkError("Failed to recv, got 0 bytes."),
+    ],
+)
+def test_a_lost_process_is_named(error: RuntimeError) -> None:
+    """In one line; other errors keep their traceback."""
+    message = r"lost the connection to another process .* with --resume"
+    with pytest.raises(TrainingError, match=message) as caught, explain_lost_process():
+        raise error
+    assert "\n" not in str(caught.value)
+    with pytest.raises(RuntimeError, match="shapes"), explain_lost_process():
+        raise RuntimeError("shapes do not match")
 
 
 def test_initial_weights_can_be_drawn_one_by_one() -> None:
