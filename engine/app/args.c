@@ -80,7 +80,7 @@ static const flag FLAGS[] = {
     {0, "speculation", "WHEN", FLAG_TEXT, FIELD(speculation), 0, 0,
      "speculative decoding, which never changes the text: auto, off or always (auto)"},
     {0, "kernels", "NAME", FLAG_TEXT, FIELD(kernels), 0, 0,
-     "CPU kernels: auto, scalar, avx2, avxvnni, neon or dotprod (auto)"},
+     "CPU kernels: auto, scalar, avx2, avxvnni, avx512, neon or dotprod (auto)"},
 };
 enum { NUM_FLAGS = sizeof FLAGS / sizeof *FLAGS };
 

@@ -180,7 +180,7 @@ static void test_architecture(const char *kernels_wanted, const char *architectu
 }
 
 int main(void) {
-    static const char *const names[] = {"scalar", "avx2", "avxvnni", "neon", "dotprod", "simd128", "relaxed"};
+    static const char *const names[] = {"scalar", "avx2", "avxvnni", "avx512", "neon", "dotprod", "simd128", "relaxed"};
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
         if (kernels_select(names[i]) == NULL) continue;
         test_against_naive(names[i]);
