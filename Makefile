@@ -24,7 +24,7 @@ compat: $(VENV)/.compat ## the stock runtimes load our files: transformers, peft
 	@$(BIN)/python -m pytest -m compat tests
 
 cross: $(VENV)/.dev ## build the engine for Windows, macOS, musl, ARM and WebAssembly with zig; run it under wine, qemu and node
-	@$(INSTALL) ziglang scikit-build-core auditwheel pefile lief selenium
+	@$(INSTALL) ziglang scikit-build-core auditwheel pefile lief selenium marionette_driver
 	@$(BIN)/python -m pytest -m cross tests
 
 wasm: $(VENV)/.dev ## build the engine for browsers and Node with zig: js/llamita.wasm, js/llamita-relaxed.wasm

@@ -1,44 +1,47 @@
-/* app.h: shared by text generation (main.c) and chat (chat.c): the open model and text output. */
+/* app.h: shared by texts (main.c) and chat (chat.c): the open model and the text that it generates. */
 #ifndef APP_APP_H
 #define APP_APP_H
 
 #include "args.h"
 #include "system.h"
 
-/* Writes text to stdout in complete UTF-8 characters. Owns its bytes. */
-typedef struct {
-    char *bytes; /* not written yet */
-    size_t num_bytes, capacity;
-    bool closed; /* stdout is a broken pipe */
-} output;
-
 typedef enum { STOP_NONE, STOP_END_TOKEN, STOP_NUM_TOKENS, STOP_CONTEXT, STOP_INTERRUPT, STOP_BROKEN_PIPE } stop_reason;
 
-/* Owns everything it points to. Counts and seconds are those of the last text or answer. */
+/* Owns the model and the session. */
 typedef struct {
+    const options *options;
     llamita_model *model;
     llamita_model_info info;
     llamita_session *session;
-    llamita_sampler *sampler;
-    int32_t *prompt_ids;
-    size_t num_prompt_ids;
-    double load_seconds, prompt_seconds, decode_seconds;
-    int64_t num_generated, num_decode_passes, num_decoded;
+    double load_seconds;
+    bool closed; /* stdout is a broken pipe */
+
+    /* The last text or answer. */
+    const char *prompt; /* written before its first token */
+    size_t num_prompt_bytes, num_held_bytes;
+    double start, prompt_seconds, decode_seconds;
+    int32_t num_prompt_tokens, num_shared_tokens; /* shared: those that the session held before */
+    int64_t num_generated, num_decoded;
+    int64_t num_passes; /* of the session, at the first token */
     int32_t last_id;
     stop_reason stop;
 } app;
 
-/* Appends bytes and writes all complete characters. */
-void output_write(output *out, const char *bytes, size_t num_bytes);
+/* The sampling options. */
+llamita_sampler_params sampling_params(const options *o, uint64_t seed);
 
-/* Samples the next token from the session's logits and records it in the sampler. */
-int32_t pick(app *a);
+/* The limit of -n for llamita_generate. */
+int32_t max_new_tokens(const options *o);
 
-/* The reason to stop before this newly picked token, or STOP_NONE. */
-stop_reason stop_before(const app *a, const output *out, int32_t id);
+/* Writes text to stdout. */
+void write_text(app *a, const char *bytes, size_t num_bytes);
 
-/* The reason to stop after the tokens generated so far, or STOP_NONE. */
-stop_reason stop_after(const app *a, const options *o);
+/* Before llamita_generate. prompt: what to write before the text. */
+void begin_text(app *a, const char *prompt, size_t num_bytes);
+
+/* Counts and writes a piece; state is the app. False: the text ends, for the reason in stop. A piece
+ * that comes after an interrupt is not written. */
+bool take_piece(void *state, const llamita_piece *piece);
 
 /* The number of leading bytes that are UTF-8 characters. */
 size_t utf8_bytes(const char *bytes, size_t num_bytes);
@@ -51,6 +54,6 @@ size_t utf8_bytes(const char *bytes, size_t num_bytes);
 char *read_prompt(const options *o, bool may_be_piped, size_t *num_bytes);
 
 /* Answers the prompt, then each line of stdin. Returns the exit code. */
-int run_chat(app *a, const options *o, output *out);
+int run_chat(app *a);
 
 #endif

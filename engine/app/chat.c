@@ -1,5 +1,4 @@
-/* chat.c: interactive chat: answers the prompt, then each line of stdin. Tokens that a new turn
- * shares with the session's context are not computed again. */
+/* chat.c: interactive chat: answers the prompt, then each line of stdin. */
 #include <errno.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -8,19 +7,18 @@
 
 #include "app.h"
 
-enum { FEED_TOKENS = 128, ROLLING_SHARE = 4 };
+enum { ROLLING_SHARE = 4 };
 
-/* The conversation and the part of it that is in the session's context. */
 typedef struct {
     app *app;
     const options *o;
+    llamita_sampler *sampler;
     const char *system;        /* NULL: the chat template's */
     llamita_message *messages; /* owns contents and ids */
     size_t num_messages;
-    int32_t *cached_ids; /* [context_tokens] in the session */
     int32_t *ids;        /* [context_tokens] of the whole conversation */
     int32_t *answer_ids; /* [context_tokens] of the last answer */
-    size_t num_cached, num_ids, num_fed, num_answer_ids, context_tokens;
+    size_t num_ids, num_answer_ids, context_tokens;
     char *answer_text;
     size_t answer_bytes, answer_capacity;
     bool on_terminal, has_system, has_forgotten;
@@ -118,47 +116,22 @@ static bool chat_fit(chat *c) {
     return false;
 }
 
-static void chat_feed(chat *c, const int32_t *ids, size_t num_ids) {
-    llamita_error error;
-    check(llamita_session_feed(c->app->session, ids, num_ids, &error), &error);
-    memcpy(c->cached_ids + c->num_cached, ids, num_ids * sizeof *ids);
-    c->num_cached += num_ids;
-}
-
-/* Rewinds the session to the longest common prefix with the conversation and feeds the rest. False:
- * interrupted by Ctrl-C. */
-static bool chat_prefill(chat *c) {
-    llamita_error error;
-    size_t same = 0;
-    while (same < c->num_cached && same + 1 < c->num_ids && c->cached_ids[same] == c->ids[same]) same++;
-    check(llamita_session_rewind(c->app->session, (int32_t)same, &error), &error);
-    c->num_cached = same;
-    c->num_fed = 0;
-    while (c->num_cached < c->num_ids) {
-        if (interrupted) return false;
-        const size_t left = c->num_ids - c->num_cached, count = left < FEED_TOKENS ? left : FEED_TOKENS;
-        for (size_t i = 0; i < count; i++) llamita_sampler_accept(c->app->sampler, c->ids[c->num_cached + i]);
-        chat_feed(c, c->ids + c->num_cached, count);
-        c->num_fed += count;
-    }
-    return true;
-}
-
-/* Appends a token to the answer and writes its text. */
-static void chat_add_token(chat *c, output *out, int32_t previous_id, int32_t id) {
-    llamita_error error;
-    const char *bytes;
-    size_t num_bytes;
-    check(llamita_token_bytes(c->app->model, previous_id, id, &bytes, &num_bytes, &error), &error);
+/* Writes a piece and appends it to the answer; of an unfinished character, what there is. */
+static bool chat_take_piece(void *state, const llamita_piece *piece) {
+    chat *c = state;
+    const size_t num_bytes = piece->num_bytes + piece->num_held_bytes, num_held = c->app->num_held_bytes;
+    const bool goes_on = take_piece(c->app, piece);
+    if (piece->id < 0 || piece->finish == LLAMITA_FINISH_STOP || c->app->stop == STOP_INTERRUPT) return goes_on;
+    c->answer_bytes -= num_held;
     if (c->answer_bytes + num_bytes > c->answer_capacity) {
         c->answer_capacity = 2 * (c->answer_bytes + num_bytes);
         c->answer_text = realloc(c->answer_text, c->answer_capacity);
         if (!c->answer_text) fail("out of memory: %zu bytes for the answer", c->answer_capacity);
     }
-    if (num_bytes > 0) memcpy(c->answer_text + c->answer_bytes, bytes, num_bytes);
+    if (num_bytes > 0) memcpy(c->answer_text + c->answer_bytes, piece->text, num_bytes);
     c->answer_bytes += num_bytes;
-    c->answer_ids[c->num_answer_ids++] = id;
-    output_write(out, bytes, num_bytes);
+    c->answer_ids[c->num_answer_ids++] = piece->id;
+    return goes_on;
 }
 
 static void chat_report(const chat *c) {
@@ -168,36 +141,24 @@ static void chat_report(const chat *c) {
     if (a->stop == STOP_INTERRUPT && c->num_answer_ids == 0)
         print_note("stopped before the answer: the question was removed from the chat");
     if (!c->o->verbose && !system_is_terminal(stderr)) return;
-    const double read_speed = a->prompt_seconds > 0 ? (double)c->num_fed / a->prompt_seconds : 0;
+    const int num_read = a->num_prompt_tokens - a->num_shared_tokens;
+    const double read_speed = a->prompt_seconds > 0 ? num_read / a->prompt_seconds : 0;
     const double speed = a->decode_seconds > 0 ? (double)a->num_decoded / a->decode_seconds : 0;
-    print_note("read %zu tokens, %.1f tok/s | generated %zu tokens, %.1f tok/s | context %zu of %zu", c->num_fed,
+    print_note("read %d tokens, %.1f tok/s | generated %zu tokens, %.1f tok/s | context %zu of %zu", num_read,
                read_speed, c->num_answer_ids, speed, c->num_ids + c->num_answer_ids, c->context_tokens);
 }
 
 /* Answers the last message. An interrupted answer is kept; without any token the question is
  * removed. */
-static void chat_answer(chat *c, output *out) {
+static void chat_answer(chat *c) {
     app *a = c->app;
-    int32_t previous_id = c->ids[c->num_ids - 1], id = -1;
-    double start = system_seconds();
+    llamita_error error;
     c->num_answer_ids = c->answer_bytes = 0;
-    a->num_generated = a->num_decoded = 0;
-    a->stop = STOP_INTERRUPT;
-    if (chat_prefill(c)) id = pick(a);
-    a->prompt_seconds = system_seconds() - start;
-    start = system_seconds();
-    while (id >= 0 && (a->stop = stop_before(a, out, id)) == STOP_NONE) {
-        chat_add_token(c, out, previous_id, id);
-        a->num_generated++;
-        if ((a->stop = stop_after(a, c->o)) != STOP_NONE) break;
-        chat_feed(c, &id, 1);
-        a->num_decoded++;
-        previous_id = id;
-        id = pick(a);
-    }
-    a->decode_seconds = system_seconds() - start;
-    out->num_bytes = 0; /* drop an incomplete character */
-    if (!out->closed) output_write(out, "\n", 1);
+    begin_text(a, "", 0);
+    check(
+        llamita_generate(a->session, c->sampler, c->ids, c->num_ids, max_new_tokens(c->o), chat_take_piece, c, &error),
+        &error);
+    write_text(a, "\n", 1);
     if (c->num_answer_ids > 0 || a->stop == STOP_END_TOKEN)
         chat_add_message(c, "assistant", c->answer_text, c->answer_bytes, c->num_answer_ids);
     else chat_remove_messages(c, c->num_messages - 1, 1);
@@ -270,10 +231,13 @@ static bool chat_command(chat *c, char *line) {
     return true;
 }
 
-int run_chat(app *a, const options *o, output *out) {
+int run_chat(app *a) {
+    llamita_error error;
+    const options *o = a->options;
+    const llamita_sampler_params params = sampling_params(o, o->seed);
     chat c = {.app = a, .o = o, .on_terminal = system_is_terminal(stdin)};
+    check(llamita_sampler_open(&params, a->info.vocab_size, &c.sampler, &error), &error);
     c.context_tokens = (size_t)llamita_session_context_tokens(a->session);
-    c.cached_ids = allocate(c.context_tokens * sizeof *c.cached_ids);
     c.ids = allocate(c.context_tokens * sizeof *c.ids);
     c.answer_ids = allocate(c.context_tokens * sizeof *c.answer_ids);
     chat_add_message(&c, "user", "", 0, 0);
@@ -287,7 +251,7 @@ int run_chat(app *a, const options *o, output *out) {
     char *prompt = read_prompt(o, false, &prompt_bytes);
     const char *question = prompt;
     ptrdiff_t length = (ptrdiff_t)prompt_bytes;
-    while (length >= 0 && !out->closed) {
+    while (length >= 0 && !a->closed) {
         const bool typed = c.on_terminal && question == line && length > 0 && *question == '/';
         if (typed && question[1] != '/') {
             line[length] = 0;
@@ -305,7 +269,7 @@ int run_chat(app *a, const options *o, output *out) {
             chat_add_message(&c, "user", question, (size_t)length, 0);
             system_catch_interrupts(true);
             interrupted = 0;
-            if (chat_fit(&c)) chat_answer(&c, out);
+            if (chat_fit(&c)) chat_answer(&c);
             if (interrupted && !c.on_terminal) break;
         }
         length = read_question(&c, &line, &capacity);
@@ -314,11 +278,11 @@ int run_chat(app *a, const options *o, output *out) {
     if (c.on_terminal) fputs("\n", stderr);
     chat_remove_messages(&c, 0, c.num_messages);
     free(c.messages);
-    free(c.cached_ids);
+    llamita_sampler_close(c.sampler);
     free(c.ids);
     free(c.answer_ids);
     free(c.answer_text);
     free(prompt);
     free(line);
-    return out->closed ? EXIT_BROKEN_PIPE : interrupted && !c.on_terminal ? EXIT_INTERRUPTED : 0;
+    return a->closed ? EXIT_BROKEN_PIPE : interrupted && !c.on_terminal ? EXIT_INTERRUPTED : 0;
 }

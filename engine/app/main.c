@@ -11,24 +11,54 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* ------------------------------------------------------------------ output */
+/* ------------------------------------------------------------------ the text */
 
-void output_write(output *out, const char *bytes, size_t num_bytes) {
-    if (out->num_bytes + num_bytes > out->capacity) {
-        out->capacity = 2 * (out->num_bytes + num_bytes);
-        out->bytes = realloc(out->bytes, out->capacity);
-        if (!out->bytes) fail("out of memory: %zu bytes for the text", out->capacity);
+void write_text(app *a, const char *bytes, size_t num_bytes) {
+    if (a->closed || (fwrite(bytes, 1, num_bytes, stdout) == num_bytes && fflush(stdout) == 0)) return;
+    if (!system_is_broken_pipe(errno)) fail("writing the text to stdout: %s", strerror(errno));
+    a->closed = true;
+}
+
+void begin_text(app *a, const char *prompt, size_t num_bytes) {
+    a->prompt = prompt;
+    a->num_prompt_bytes = num_bytes;
+    a->num_held_bytes = 0;
+    a->num_prompt_tokens = 0;
+    a->num_shared_tokens = -1;
+    a->num_decoded = -1;
+    a->num_generated = a->num_passes = 0;
+    a->prompt_seconds = a->decode_seconds = 0;
+    a->stop = STOP_NONE;
+    a->start = system_seconds();
+}
+
+/* Why the text ends with this piece, or STOP_NONE. */
+static stop_reason stop_at(const app *a, const llamita_piece *piece) {
+    if (piece->finish == LLAMITA_FINISH_STOP) return STOP_END_TOKEN;
+    if (piece->finish == LLAMITA_FINISH_NONE) return STOP_NONE;
+    return a->num_generated == max_new_tokens(a->options) ? STOP_NUM_TOKENS : STOP_CONTEXT;
+}
+
+bool take_piece(void *state, const llamita_piece *piece) {
+    app *a = state;
+    const double now = system_seconds();
+    if (a->num_decoded < 0) a->num_prompt_tokens = llamita_session_position(a->session);
+    if (a->num_shared_tokens < 0) a->num_shared_tokens = a->num_prompt_tokens;
+    if (piece->id >= 0 && ++a->num_decoded == 0) {
+        a->prompt_seconds = now - a->start;
+        a->num_passes = llamita_session_num_passes(a->session);
+        write_text(a, a->prompt, a->num_prompt_bytes);
+        a->start = system_seconds();
     }
-    if (num_bytes > 0) memcpy(out->bytes + out->num_bytes, bytes, num_bytes);
-    out->num_bytes += num_bytes;
-    const size_t whole = llamita_utf8_complete(out->bytes, out->num_bytes);
-    if (whole == 0 || out->closed) return;
-    if (fwrite(out->bytes, 1, whole, stdout) != whole || fflush(stdout) != 0) {
-        if (!system_is_broken_pipe(errno)) fail("writing the text to stdout: %s", strerror(errno));
-        out->closed = true;
-    }
-    out->num_bytes -= whole;
-    memmove(out->bytes, out->bytes + whole, out->num_bytes);
+    if (interrupted) a->stop = STOP_INTERRUPT;
+    if (interrupted || piece->id < 0) return !interrupted;
+    if (a->num_decoded > 0) a->decode_seconds = now - a->start;
+    a->last_id = piece->id;
+    a->num_held_bytes = piece->num_held_bytes;
+    if (piece->finish != LLAMITA_FINISH_STOP) a->num_generated++;
+    write_text(a, piece->text, piece->num_bytes);
+    a->stop = a->closed ? STOP_BROKEN_PIPE : stop_at(a, piece);
+    return a->stop == STOP_NONE;
 }
 
 /* ------------------------------------------------------------------ opening and closing */
@@ -65,20 +95,21 @@ static void use_adapters(const app *a, const options *o) {
     for (size_t i = 0; i < o->num_adapters; i++) llamita_adapter_close(uses[i].adapter);
 }
 
-static void open_sampler(app *a, const options *o, uint64_t seed) {
-    llamita_error error;
-    const llamita_sampler_params sampler = {.temperature = (float)o->temperature,
-                                            .top_k = (int32_t)o->top_k,
-                                            .top_p = (float)o->top_p,
-                                            .min_p = (float)o->min_p,
-                                            .repetition_penalty = (float)o->repetition_penalty,
-                                            .repetition_window = (int32_t)o->repetition_window,
-                                            .seed = seed};
-    check(llamita_sampler_open(&sampler, a->info.vocab_size, &a->sampler, &error), &error);
+llamita_sampler_params sampling_params(const options *o, uint64_t seed) {
+    return (llamita_sampler_params){.temperature = (float)o->temperature,
+                                    .top_k = (int32_t)o->top_k,
+                                    .top_p = (float)o->top_p,
+                                    .min_p = (float)o->min_p,
+                                    .repetition_penalty = (float)o->repetition_penalty,
+                                    .repetition_window = (int32_t)o->repetition_window,
+                                    .seed = seed};
 }
+
+int32_t max_new_tokens(const options *o) { return o->num_new_tokens > 0 ? (int32_t)o->num_new_tokens : -1; }
 
 static void open_all(app *a, const options *o) {
     const double start = system_seconds();
+    a->options = o;
     llamita_error error;
     llamita_model_params params = {
         .tokenizer_path = o->tokenizer_path, .kernels = o->kernels, .pre_tokenizer = o->pre_tokenizer};
@@ -101,87 +132,23 @@ static void open_all(app *a, const options *o) {
         .speculation = (llamita_speculation)parse_enum("speculation", o->speculation, "auto off always")};
     check(llamita_session_open(a->model, &session, &a->session, &error), &error);
     use_adapters(a, o);
-    open_sampler(a, o, o->seed);
     a->load_seconds = system_seconds() - start;
 }
 
 /* ------------------------------------------------------------------ generating */
 
-/* Encodes the prompt, with BOS if the file asks for it or the prompt is empty. */
-static void encode_prompt(app *a, const char *prompt, size_t num_bytes) {
+static void generate_text(app *a, uint64_t seed, const char *prompt, size_t num_bytes) {
     llamita_error error;
-    const size_t capacity = 2 * num_bytes + 2;
-    const bool add_bos = a->info.add_bos || num_bytes == 0;
-    if (num_bytes == 0 && a->info.bos_id < 0)
-        fail("-i: expected a prompt, found none; this model has no BOS token to start from");
-    a->prompt_ids = malloc(capacity * sizeof *a->prompt_ids);
-    if (!a->prompt_ids) fail("out of memory: %zu bytes for the prompt", capacity * sizeof *a->prompt_ids);
-    const int flags = add_bos ? LLAMITA_ENCODE_BOS : LLAMITA_ENCODE_PLAIN;
-    check(llamita_encode(a->model, prompt, num_bytes, flags, a->prompt_ids, capacity, &a->num_prompt_ids, &error),
+    const llamita_sampler_params params = sampling_params(a->options, seed);
+    begin_text(a, prompt, num_bytes);
+    check(llamita_generate_text(a->session, prompt, num_bytes, &params, max_new_tokens(a->options), take_piece, a,
+                                &error),
           &error);
-    const size_t room = (size_t)llamita_session_context_tokens(a->session);
-    if (a->num_prompt_ids > room)
-        fail("-i: expected at most %zu tokens (the context), found %zu; shorten the prompt", room, a->num_prompt_ids);
+    write_text(a, "\n", 1);
 }
 
-static void write_token(const app *a, output *out, int32_t previous_id, int32_t id) {
-    llamita_error error;
-    const char *bytes;
-    size_t num_bytes;
-    check(llamita_token_bytes(a->model, previous_id, id, &bytes, &num_bytes, &error), &error);
-    output_write(out, bytes, num_bytes);
-}
-
-int32_t pick(app *a) {
-    llamita_error error;
-    int32_t id;
-    check(llamita_sampler_pick(a->sampler, llamita_session_logits(a->session), &id, &error), &error);
-    llamita_sampler_accept(a->sampler, id);
-    return id;
-}
-
-stop_reason stop_before(const app *a, const output *out, int32_t id) {
-    if (interrupted) return STOP_INTERRUPT;
-    if (out->closed) return STOP_BROKEN_PIPE;
-    return llamita_token_ends(a->model, id) ? STOP_END_TOKEN : STOP_NONE;
-}
-
-stop_reason stop_after(const app *a, const options *o) {
-    if (o->num_new_tokens > 0 && a->num_generated >= o->num_new_tokens) return STOP_NUM_TOKENS;
-    const int32_t room = llamita_session_context_tokens(a->session);
-    return llamita_session_position(a->session) >= room ? STOP_CONTEXT : STOP_NONE;
-}
-
-/* Feeds the prompt and writes it, then generates and writes tokens until there is a reason to
- * stop. */
-static void generate(app *a, const options *o, output *out) {
-    llamita_error error;
-    double start = system_seconds();
-    int64_t passes;
-    for (size_t i = 0; i < a->num_prompt_ids; i++) llamita_sampler_accept(a->sampler, a->prompt_ids[i]);
-    check(llamita_session_feed(a->session, a->prompt_ids, a->num_prompt_ids, &error), &error);
-    int32_t id = pick(a), previous_id = a->prompt_ids[a->num_prompt_ids - 1];
-    a->prompt_seconds = system_seconds() - start;
-    for (size_t i = 0; i < a->num_prompt_ids; i++)
-        write_token(a, out, i > 0 ? a->prompt_ids[i - 1] : -1, a->prompt_ids[i]);
-
-    start = system_seconds();
-    passes = llamita_session_num_passes(a->session);
-    while ((a->stop = stop_before(a, out, id)) == STOP_NONE) {
-        write_token(a, out, previous_id, id);
-        a->num_generated++;
-        if ((a->stop = stop_after(a, o)) != STOP_NONE) break;
-        check(llamita_session_feed(a->session, &id, 1, &error), &error);
-        a->num_decoded++;
-        previous_id = id;
-        id = pick(a);
-    }
-    a->decode_seconds = system_seconds() - start;
-    a->num_decode_passes = llamita_session_num_passes(a->session) - passes;
-    a->last_id = id;
-}
-
-static void report(const app *a, const options *o, const output *out) {
+static void report(const app *a) {
+    const options *o = a->options;
     switch (a->stop) {
     case STOP_NONE: break;
     case STOP_END_TOKEN: fprintf(stderr, "stopped at the end token (id %d)", a->last_id); break;
@@ -192,43 +159,33 @@ static void report(const app *a, const options *o, const output *out) {
     case STOP_INTERRUPT: fprintf(stderr, "stopped by Ctrl-C"); break;
     case STOP_BROKEN_PIPE: fprintf(stderr, "stopped: stdout is closed"); break;
     }
-    if (out->num_bytes > 0 && !out->closed)
-        fprintf(stderr, ", inside a character: its first %zu bytes were not written", out->num_bytes);
+    if (a->num_held_bytes > 0 && !a->closed)
+        fprintf(stderr, ", inside a character: its first %zu bytes were not written", a->num_held_bytes);
     if (!o->seed_given && o->temperature > 0)
         fprintf(stderr, "; -s %llu gives the same text", (unsigned long long)o->seed);
-    const double prompt_speed = a->prompt_seconds > 0 ? (double)a->num_prompt_ids / a->prompt_seconds : 0;
+    const double prompt_speed = a->prompt_seconds > 0 ? (double)a->num_prompt_tokens / a->prompt_seconds : 0;
     const double speed = a->decode_seconds > 0 ? (double)a->num_decoded / a->decode_seconds : 0;
-    const double passes = a->decode_seconds > 0 ? (double)a->num_decode_passes / a->decode_seconds : 0;
+    const double num_passes = (double)(llamita_session_num_passes(a->session) - a->num_passes);
+    const double passes = a->decode_seconds > 0 ? num_passes / a->decode_seconds : 0;
     fprintf(stderr,
-            "\nprompt %zu tokens, %.1f tok/s | generated %lld tokens, %.1f tok/s, %.2f GB/s | "
+            "\nprompt %d tokens, %.1f tok/s | generated %lld tokens, %.1f tok/s, %.2f GB/s | "
             "load %.1f ms, first token %.1f ms | threads %d\n",
-            a->num_prompt_ids, prompt_speed, (long long)a->num_generated, speed,
+            a->num_prompt_tokens, prompt_speed, (long long)a->num_generated, speed,
             passes * (double)a->info.decode_bytes * 1e-9, a->load_seconds * 1e3, a->prompt_seconds * 1e3,
             llamita_session_num_threads(a->session));
 }
 
-static void close_all(app *a, output *out) {
-    llamita_sampler_close(a->sampler);
+static void close_all(app *a) {
     llamita_session_close(a->session);
     llamita_model_close(a->model);
-    free(a->prompt_ids);
-    free(out->bytes);
-}
-
-static void generate_text(app *a, const options *o, output *out, const char *prompt, size_t num_bytes) {
-    encode_prompt(a, prompt, num_bytes);
-    generate(a, o, out);
-    if (!out->closed && (putchar('\n') == EOF || fflush(stdout) != 0) && !system_is_broken_pipe(errno))
-        fail("writing the text to stdout: %s", strerror(errno));
 }
 
 /* Asks how a text begins and continues it, again and again, each time with the next seed. A program
  * with a model inside does so where it is started without a prompt. */
-static void generate_texts(app *a, const options *o, output *out) {
-    llamita_error error;
+static void generate_texts(app *a) {
     char *line = NULL;
     size_t capacity = 0;
-    for (uint64_t seed = o->seed; !out->closed; seed++) {
+    for (uint64_t seed = a->options->seed; !a->closed; seed++) {
         fputs("How does the text begin? (" END_OF_INPUT_KEY " ends) > ", stderr);
         system_catch_interrupts(false);
         ptrdiff_t length = system_read_line(&line, &capacity);
@@ -236,13 +193,7 @@ static void generate_texts(app *a, const options *o, output *out) {
         while (length > 0 && strchr("\r\n", line[length - 1])) length--;
         system_catch_interrupts(true);
         interrupted = false;
-        check(llamita_session_rewind(a->session, 0, &error), &error);
-        llamita_sampler_close(a->sampler);
-        open_sampler(a, o, seed);
-        free(a->prompt_ids);
-        a->num_generated = a->num_decoded = 0;
-        generate_text(a, o, out, line, (size_t)length);
-        out->num_bytes = 0; /* drop an incomplete character */
+        generate_text(a, seed, line, (size_t)length);
     }
     fputs("\n", stderr);
     free(line);
@@ -252,24 +203,23 @@ int main(int argc, char **argv) {
     if (!system_start(&argc, &argv)) fail("out of memory for the arguments");
     const options o = parse_args(argc, argv);
     app a = {0};
-    output out = {0};
     system_catch_interrupts(true);
     open_all(&a, &o);
     if (strcmp(o.mode, "chat") == 0) {
-        const int code = run_chat(&a, &o, &out);
-        close_all(&a, &out);
+        const int code = run_chat(&a);
+        close_all(&a);
         return code;
     }
     if (o.model_inside && !o.prompt && !o.prompt_file && system_is_terminal(stdin)) {
-        generate_texts(&a, &o, &out);
-        close_all(&a, &out);
-        return out.closed ? EXIT_BROKEN_PIPE : 0;
+        generate_texts(&a);
+        close_all(&a);
+        return a.closed ? EXIT_BROKEN_PIPE : 0;
     }
     size_t num_bytes;
     char *prompt = read_prompt(&o, true, &num_bytes);
-    generate_text(&a, &o, &out, prompt, num_bytes);
+    generate_text(&a, o.seed, prompt, num_bytes);
     free(prompt);
-    report(&a, &o, &out);
-    close_all(&a, &out);
+    report(&a);
+    close_all(&a);
     return a.stop == STOP_INTERRUPT ? EXIT_INTERRUPTED : a.stop == STOP_BROKEN_PIPE ? EXIT_BROKEN_PIPE : 0;
 }

@@ -403,6 +403,47 @@ LLAMITA_API void llamita_sampler_accept(llamita_sampler *sampler, int32_t id);
 LLAMITA_API llamita_status llamita_sampler_pick(llamita_sampler *sampler, const float *logits, int32_t *id,
                                                 llamita_error *error);
 
+/* ------------------------------------------------------------------ generating one text */
+
+typedef enum {
+    LLAMITA_FINISH_NONE = 0,
+    LLAMITA_FINISH_STOP = 1,   /* at an end token */
+    LLAMITA_FINISH_LENGTH = 2, /* after max_new_tokens, or the context is full */
+    LLAMITA_FINISH_ERROR = 3,  /* only of a scheduler */
+} llamita_finish;
+
+/* What a new token adds to a text: whole characters only, so it may be nothing. text belongs to the
+ * call and is not NUL-terminated; after its num_bytes come the num_held_bytes of a character that
+ * later tokens may complete. If the text ends there, they are dropped. */
+typedef struct {
+    int32_t id;            /* -1: no token; see below */
+    llamita_finish finish; /* of the last piece; an end token adds no text */
+    const char *text;
+    size_t num_bytes, num_held_bytes;
+} llamita_piece;
+
+/* Gets the pieces of a text as they are generated. Returns whether to go on. It must not feed,
+ * rewind or close the session, nor use the sampler. state: the pointer passed with the callback.
+ * Before each part of a prompt (at most 128 tokens) it gets a piece without a token. */
+typedef bool (*llamita_piece_callback)(void *state, const llamita_piece *piece);
+
+/* Generates a text that begins with ids[num_ids], on sequence 0. The tokens that it already holds
+ * of this text are not computed again, those of another are removed; the text does not depend on
+ * them. The ids and each new token are passed to llamita_sampler_accept. Ends at an end token, after
+ * max_new_tokens (-1: no limit), when the context is full, or when the callback returns false; all
+ * of these are LLAMITA_OK. Afterwards the session holds what was computed: all but the last piece.
+ * On failure the pieces so far are valid, and session and sampler can be used again. A model without
+ * a tokenizer gives pieces without text. */
+LLAMITA_API llamita_status llamita_generate(llamita_session *session, llamita_sampler *sampler, const int32_t *ids,
+                                            size_t num_ids, int32_t max_new_tokens, llamita_piece_callback callback,
+                                            void *state, llamita_error *error);
+
+/* As llamita_generate, after the num_bytes of a prompt (begun with BOS if the model wants it or the
+ * prompt is empty) and with a sampler of its own: the same params give the same text again. */
+LLAMITA_API llamita_status llamita_generate_text(llamita_session *session, const char *prompt, size_t num_bytes,
+                                                 const llamita_sampler_params *params, int32_t max_new_tokens,
+                                                 llamita_piece_callback callback, void *state, llamita_error *error);
+
 /* ------------------------------------------------------------------ scheduler */
 
 /* Runs many requests on one session: up to num_parallel at once, the others wait in the order of
@@ -458,23 +499,17 @@ typedef struct {
 
 typedef enum {
     LLAMITA_EVENT_PROMPT = 0, /* a token of the prompt */
-    LLAMITA_EVENT_TOKEN = 1,  /* a new token */
+    LLAMITA_EVENT_TOKEN = 1,  /* a new token, but for an end token */
     LLAMITA_EVENT_END = 2,    /* the last event of a request */
 } llamita_event_kind;
-
-typedef enum {
-    LLAMITA_FINISH_NONE = 0,
-    LLAMITA_FINISH_STOP = 1,   /* at an end token, which has no event of its own */
-    LLAMITA_FINISH_LENGTH = 2, /* after max_new_tokens, or the context is full */
-    LLAMITA_FINISH_ERROR = 3,
-} llamita_finish;
 
 typedef struct {
     uint64_t request;
     llamita_event_kind kind;
-    llamita_finish finish; /* of LLAMITA_EVENT_END */
-    llamita_status status; /* of LLAMITA_FINISH_ERROR */
-    int32_t id;            /* -1: of LLAMITA_EVENT_END */
+    llamita_finish finish;     /* of LLAMITA_EVENT_END */
+    llamita_status status;     /* of LLAMITA_FINISH_ERROR */
+    int32_t id;                /* -1: of LLAMITA_EVENT_END */
+    int32_t num_shared_tokens; /* of the prompt: they were in the cache and were not computed again */
     int32_t num_top;
     int32_t top_ids[LLAMITA_MAX_TOP_LOGPROBS];
     /* ln p by the logits alone, before temperature, biases and penalties */

@@ -101,47 +101,58 @@ static void fill_ids(int32_t *ids, int32_t num_tokens, int32_t vocab_size) {
     for (int32_t i = 0; i < num_tokens; i++) ids[i] = random_below(vocab_size);
 }
 
-/* Adds the squares of the differences to sums[0], and those of the expected numbers to sums[1]. */
-static void add_squares(const float *found, const double *expected, int32_t length, double sums[2]) {
-    for (int32_t i = 0; i < length; i++) {
-        sums[0] += pow((double)found[i] - expected[i], 2);
-        sums[1] += expected[i] * expected[i];
+/* Root mean square of the difference, relative to that of the expected numbers. */
+static double relative_difference(const float *found, const double *expected, size_t length) {
+    double difference = 0, whole = 0;
+    for (size_t i = 0; i < length; i++) {
+        difference += pow((double)found[i] - expected[i], 2);
+        whole += expected[i] * expected[i];
     }
+    return sqrt(difference / whole);
 }
 
-/* Root mean square of the difference over all logits, relative to that of the expected logits; or
- * the same of the hidden states, if that is more. */
-static double difference_from_naive(const model_shape *shape, tensor_type type, const char *kernels_wanted,
-                                    llamita_kv_type kv_type, int32_t num_tokens) {
-    llamita_model *model = random_model(shape, type, kernels_wanted, 7);
-    llamita_session *session = open_session_with(model, (llamita_session_params){.num_threads = 3, .kv_type = kv_type});
-    const int32_t vocab_size = shape->vocab_size, hidden = shape->hidden_size;
+/* Checks the engine with each kernel of this processor: the root mean square of the difference over all logits,
+ * relative to that of the expected logits, and the same of the hidden states. */
+static void compare_with_naive(const model_shape *shape, tensor_type type, llamita_kv_type kv_type, int32_t num_tokens,
+                               double bound) {
+    static const char *const names[] = {"scalar", "avx2", "avxvnni", "avx512", "neon", "dotprod", "simd128", "relaxed"};
+    const size_t vocab_size = (size_t)shape->vocab_size, hidden = (size_t)shape->hidden_size, n = (size_t)num_tokens;
     int32_t ids[400];
-    fill_ids(ids, num_tokens, vocab_size);
-    float *logits = allocate_or_die((size_t)(num_tokens * vocab_size) * sizeof *logits);
-    llamita_error error;
-    REQUIRE(llamita_session_feed_logits(session, ids, (size_t)num_tokens, logits, &error) == LLAMITA_OK, "%s",
-            error.message);
-    REQUIRE(llamita_session_rewind(session, 0, &error) == LLAMITA_OK, "%s", error.message);
-    float *states = allocate_or_die((size_t)(num_tokens * hidden) * sizeof *states);
-    const llamita_chunk chunk = {0, ids, (size_t)num_tokens, (size_t)num_tokens};
-    REQUIRE(llamita_decode_hidden_states(session, &chunk, 1, states, &error) == LLAMITA_OK, "%s", error.message);
-    double of_logits[2] = {0}, of_states[2] = {0}, expected[MAX_LENGTH], state[MAX_LENGTH];
-    for (int32_t t = 0; t < num_tokens; t++) {
-        naive_logits(model, ids[t], t, state, expected);
-        add_squares(logits + t * vocab_size, expected, vocab_size, of_logits);
-        add_squares(states + t * hidden, state, hidden, of_states);
+    fill_ids(ids, num_tokens, shape->vocab_size);
+    double *expected = allocate_or_die(n * vocab_size * sizeof *expected),
+           *expected_states = allocate_or_die(n * hidden * sizeof *expected_states);
+    llamita_model *model = random_model(shape, type, "scalar", 7);
+    for (size_t t = 0; t < n; t++)
+        naive_logits(model, ids[t], (int32_t)t, expected_states + t * hidden, expected + t * vocab_size);
+    free_random_model(model);
+    float *logits = allocate_or_die(n * vocab_size * sizeof *logits),
+          *states = allocate_or_die(n * hidden * sizeof *states);
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        if (kernels_select(names[i]) == NULL) continue;
+        model = random_model(shape, type, names[i], 7);
+        llamita_session *session =
+            open_session_with(model, (llamita_session_params){.num_threads = 3, .kv_type = kv_type});
+        llamita_error error;
+        REQUIRE(llamita_session_feed_logits(session, ids, n, logits, &error) == LLAMITA_OK, "%s", error.message);
+        REQUIRE(llamita_session_rewind(session, 0, &error) == LLAMITA_OK, "%s", error.message);
+        const llamita_chunk chunk = {0, ids, n, n};
+        REQUIRE(llamita_decode_hidden_states(session, &chunk, 1, states, &error) == LLAMITA_OK, "%s", error.message);
+        const double of_logits = relative_difference(logits, expected, n * vocab_size),
+                     of_states = relative_difference(states, expected_states, n * hidden);
+        CHECK(fmax(of_logits, of_states) < bound, "%s %s %s, KV type %d, %d tokens: off by %g and %g", names[i],
+              shape->architecture, type_name(type), (int)kv_type, (int)num_tokens, of_logits, of_states);
+        llamita_session_close(session);
+        free_random_model(model);
     }
     free(logits);
     free(states);
-    llamita_session_close(session);
-    free_random_model(model);
-    return sqrt(fmax(of_logits[0] / of_logits[1], of_states[0] / of_states[1]));
+    free(expected);
+    free(expected_states);
 }
 
 /* Bounds on the rounding errors: of floats, of quantized activations (0.04), of keys and values
  * with 11 and with 8 bits. */
-static void test_against_naive(const char *kernels_wanted) {
+static void test_types(void) {
     static const double kv_type_bounds[] = {[LLAMITA_KV_F16] = 1e-3, [LLAMITA_KV_F32] = 2e-6, [LLAMITA_KV_Q8] = 2e-2};
     for (int t = 0; t < NUM_TYPES; t++) {
         const bool quantized = panel_is_quantized(panel_format_of(all_types[t]));
@@ -149,21 +160,16 @@ static void test_against_naive(const char *kernels_wanted) {
         for (int kv = LLAMITA_KV_F16; kv <= LLAMITA_KV_Q8; kv++) {
             if (t > 0 && kv != LLAMITA_KV_F32) continue;
             /* 135 tokens are two pages. */
-            const double difference =
-                difference_from_naive(shape, all_types[t], kernels_wanted, (llamita_kv_type)kv, 135);
-            CHECK(difference < (quantized ? 0.04 : kv_type_bounds[kv]), "%s %s, KV type %d: off by %g", kernels_wanted,
-                  type_name(all_types[t]), kv, difference);
+            compare_with_naive(shape, all_types[t], (llamita_kv_type)kv, 135, quantized ? 0.04 : kv_type_bounds[kv]);
         }
         if (t >= NUM_FLOAT_TYPES) continue;
         const llamita_kv_type kv_type = t == 0 ? LLAMITA_KV_Q8 : LLAMITA_KV_F32;
-        const double odd = difference_from_naive(&odd_shape, all_types[t], kernels_wanted, kv_type, 139);
-        CHECK(odd < kv_type_bounds[kv_type], "%s %s, odd lengths: off by %g", kernels_wanted, type_name(all_types[t]),
-              odd);
+        compare_with_naive(&odd_shape, all_types[t], kv_type, 139, kv_type_bounds[kv_type]);
     }
 }
 
 /* A type of each family of panels, and lengths that are no multiple of 8. */
-static void test_architecture(const char *kernels_wanted, const char *architecture) {
+static void test_architecture(const char *architecture) {
     static const struct {
         tensor_type type;
         const model_shape *shape;
@@ -173,18 +179,12 @@ static void test_architecture(const char *kernels_wanted, const char *architectu
                  {TENSOR_Q4_K, &super_shape, 0.04}, {TENSOR_Q6_K, &super_shape, 0.04}};
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         const model_shape shape = shape_of(cases[i].shape, architecture);
-        const double difference = difference_from_naive(&shape, cases[i].type, kernels_wanted, LLAMITA_KV_F32, 135);
-        CHECK(difference < cases[i].bound, "%s %s, %s: off by %g", kernels_wanted, architecture,
-              type_name(cases[i].type), difference);
+        compare_with_naive(&shape, cases[i].type, LLAMITA_KV_F32, 135, cases[i].bound);
     }
 }
 
 int main(void) {
-    static const char *const names[] = {"scalar", "avx2", "avxvnni", "avx512", "neon", "dotprod", "simd128", "relaxed"};
-    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
-        if (kernels_select(names[i]) == NULL) continue;
-        test_against_naive(names[i]);
-        for (int a = 1; a < NUM_ARCHITECTURES; a++) test_architecture(names[i], all_architectures[a]);
-    }
+    test_types();
+    for (int a = 1; a < NUM_ARCHITECTURES; a++) test_architecture(all_architectures[a]);
     return check_failures();
 }

@@ -132,6 +132,12 @@ static bool out_of_memory(llamita_status status) {
         if (again) goto end;                                                                \
     } while (0)
 
+static bool note_piece(void *state, const llamita_piece *piece) {
+    (void)state;
+    if (piece->id >= 0) note_results(&piece->id, sizeof piece->id);
+    return true;
+}
+
 static void run_model(const char *path, const char *tokenizer, const char *adapter_file) {
     const llamita_model_params params = {.tokenizer_path = tokenizer};
     const llamita_session_params session_params = {
@@ -178,6 +184,8 @@ static void run_model(const char *path, const char *tokenizer, const char *adapt
     TRY(llamita_session_rewind(session, 1, &error));
     TRY(llamita_session_score(session, ids, 3, nats, &error));
     note_results(nats, 2 * sizeof *nats);
+    TRY(llamita_generate_text(session, "ab a", 4, &sampling, 0, note_piece, NULL, &error));
+    TRY(llamita_generate_text(session, "ab a", 4, &sampling, 5, note_piece, NULL, &error));
 end:
     __real_free(logits);
     llamita_sampler_close(sampler);

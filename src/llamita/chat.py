@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any
 
 from llamita.chat_template import ChatTemplate
-from llamita.engine import AdapterUses, Message, Model, Sampler, Session, TextSegment, text_pieces
+from llamita.engine import AdapterUses, Grammar, Message, Model, Sampler, Session, TextSegment, text_pieces
 from llamita.errors import ChatError
 from llamita.sampling import DEFAULT_RUNTIME, RuntimeOptions, SamplingParams, with_overrides
 
@@ -113,12 +113,14 @@ class Chat:
         max_new_tokens: int | None = None,
         thinking: bool | None = None,
         adapters: AdapterUses = (),
+        grammar: Grammar | None = None,
         **overrides: Any,
     ) -> None:
         """system: the system prompt; None: the model's own, else the chat template's default.
         rolling: forget the oldest turns when the context is full, instead of raising ChatError.
         max_new_tokens: per answer. thinking: whether to think before an answer, if the chat template
-        asks; None: its default. overrides: fields of sampling and runtime by name.
+        asks; None: its default. grammar: what each answer must be. overrides: fields of sampling and
+        runtime by name.
 
         Raises ChatError if the model has no chat template, or not one that asks for `thinking`,
         EngineError for a value out of its range.
@@ -135,6 +137,7 @@ class Chat:
         self._answer: Answer | None = None
         self._sampler = Sampler(model.info.vocab_size, sampling)
         self.seed = self._sampler.seed
+        self._grammar = None if grammar is None else grammar.start(model, self._encoder.end_ids)
         self._session = model.session(runtime, adapters=adapters)
 
     def ask(self, text: str) -> Answer:
@@ -205,8 +208,8 @@ class Answer(Iterator[str]):
     """An answer while it is generated: an iterator of pieces of str that never split a character.
 
     ids: the new ids so far. num_fed_tokens: tokens of the conversation that were not in the
-    session. num_forgotten_turns: with rolling. stop: "" until the end, then "end token", "number of
-    tokens", "context's end" or "interrupted".
+    session. num_forgotten_turns: with rolling. stop: "" until the end, then "end token", "grammar's
+    end", "number of tokens", "context's end" or "interrupted".
     """
 
     def __init__(
@@ -218,6 +221,7 @@ class Answer(Iterator[str]):
         self.stop = ""
         self._chat, self._question, self._prompt_ids, self._end_ids = chat, question, prompt_ids, end_ids
         self._said: list[bytes] = []  # the bytes of each id
+        self._grammar = None if chat._grammar is None else chat._grammar.copy()
         self._interrupted = False
         self._prompt_seconds = self._decode_seconds = 0.0
         self._pieces = self._generate()
@@ -268,6 +272,9 @@ class Answer(Iterator[str]):
         token_id = self._pick()
         self._prompt_seconds = time.perf_counter() - start
         while not self._interrupted:
+            if token_id is None:
+                self.stop = "grammar's end"
+                return
             if chat._model.token_ends(token_id) or token_id in self._end_ids:
                 self.stop = "end token"
                 return
@@ -294,19 +301,24 @@ class Answer(Iterator[str]):
             common += 1
         session.rewind(common)
         del chat._held[common:]
+        for token_id in ids:
+            chat._sampler.accept(token_id)
         for start in range(common, len(ids), FEED_TOKENS):
             if self._interrupted:
                 return False
             piece = ids[start : start + FEED_TOKENS]
             _feed(session, chat._held, piece)
             self.num_fed_tokens += len(piece)
-            for token_id in piece:
-                chat._sampler.accept(token_id)
         return True
 
-    def _pick(self) -> int:
+    def _pick(self) -> int | None:
+        """The next id; None: the answer is complete."""
         logits = self._chat._session.logits
         assert logits is not None
+        if self._grammar is not None:
+            logits = self._grammar.limit(logits, self.ids[-1] if self.ids else None)
+            if logits is None:
+                return None
         token_id = self._chat._sampler.pick(logits)
         self._chat._sampler.accept(token_id)
         return token_id

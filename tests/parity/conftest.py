@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import shutil
 import signal
+import socket
 import subprocess
+import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +19,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from llamita.engine.model import PACKAGED_MODEL
+
+ROOT = Path(__file__).resolve().parents[2]
 
 # Also what a shell, or Windows' command lines, could change.
 BEGINNINGS = (
@@ -124,3 +131,38 @@ def browser() -> Iterator[Any]:
     options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
     with webdriver.Chrome(options=options, service=webdriver.ChromeService(driver)) as opened:
         yield opened
+
+
+@pytest.fixture(scope="module")
+def engine_for_browsers() -> None:
+    if importlib.util.find_spec("ziglang") is None:
+        pytest.skip("zig is not installed (pip install ziglang)")
+    subprocess.run([sys.executable, str(ROOT / "js" / "build.py")], check=True, capture_output=True)
+
+
+@pytest.fixture(scope="session")
+def listening() -> Callable[[Any], contextlib.AbstractContextManager[str]]:
+    """listening(app): the address of an application that is served in a thread."""
+    uvicorn = pytest.importorskip("uvicorn")
+
+    @contextlib.contextmanager
+    def serve(app: Any) -> Iterator[str]:
+        with socket.socket() as at:
+            at.bind(("127.0.0.1", 0))
+            program = uvicorn.Server(
+                uvicorn.Config(app, lifespan="on", log_config=None, http="h11", timeout_graceful_shutdown=1)
+            )
+            thread = threading.Thread(target=program.run, kwargs={"sockets": [at]})
+            thread.start()
+            try:
+                end = time.monotonic() + 60
+                while not program.started:
+                    assert thread.is_alive() and time.monotonic() < end
+                    time.sleep(0.01)
+                yield f"http://127.0.0.1:{at.getsockname()[1]}"
+            finally:
+                program.should_exit = True
+                thread.join(30)
+                assert not thread.is_alive()
+
+    return serve

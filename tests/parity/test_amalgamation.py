@@ -83,6 +83,15 @@ def test_compiled_without_options(compiler: str, two_files: Path, story_of_run: 
     compile(two_files, compiler, *WARNINGS, "-O2", "-c", "llamita.c")
     compile(two_files, compiler, *WARNINGS, "-O2", EMBED, *libraries, "-o", "embed")
     assert story(two_files / "embed") == story_of_run
+    failed = run(two_files / "embed", "absent.gguf")
+    assert (
+        failed.returncode == 1
+        and failed.stdout == b""
+        and failed.stderr.startswith(b"embed: cannot open model absent.gguf: ")
+    )
+    if os.path.exists("/dev/full"):
+        with open("/dev/full", "wb") as full:
+            assert subprocess.run([two_files / "embed", PACKAGED_MODEL], stdout=full, timeout=60).returncode == 1
     compile(two_files, compiler, "-O2", ROOT / "engine" / "tests" / "print_logits.c", *libraries, "-o", "print_logits")
     subprocess.run(["cmake", "--build", engine_build, "--target", "print_logits"], check=True, capture_output=True)
     for kernels in ("auto", "scalar", "avx2", "avxvnni", "avx512", "neon", "dotprod"):
@@ -114,6 +123,10 @@ def test_from_cpp(two_files: Path) -> None:
     compile(two_files, "gcc", "-O0", "-c", "llamita.c")
     compile(two_files, "g++", "-std=c++11", *WARNINGS, "-pedantic", "app.cpp", "llamita.o", "-lpthread", "-o", "app")
     assert run(two_files / "app").stdout == b"0.1.0\n"
+
+
+def test_the_example_is_short() -> None:
+    assert len(EMBED.read_text("utf-8").splitlines()) <= 25
 
 
 def test_fast_math_is_refused(two_files: Path) -> None:

@@ -6,8 +6,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import socket
-import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -18,13 +16,13 @@ import pytest
 
 pytest.importorskip("starlette")
 pytest.importorskip("prometheus_client")
-uvicorn = pytest.importorskip("uvicorn")
+pytest.importorskip("uvicorn")
 
-from llamita.engine import Model  # noqa: E402
-from llamita.engine.model import PACKAGED_MODEL  # noqa: E402
-from llamita.sampling import RuntimeOptions  # noqa: E402
-from llamita.server.app import Server  # noqa: E402
-from llamita.server.serving import ServedModel  # noqa: E402
+from llamita.engine import Model
+from llamita.engine.model import PACKAGED_MODEL
+from llamita.sampling import RuntimeOptions
+from llamita.server.app import Server
+from llamita.server.serving import ServedModel
 
 pytestmark = [pytest.mark.cross, pytest.mark.usefixtures("engine_build")]
 ENTER, SHIFT, CONTROL, ESCAPE, RIGHT, HOME = "\ue007", "\ue008", "\ue009", "\ue00c", "\ue014", "\ue011"
@@ -39,7 +37,7 @@ class Between:
         self.bodies: list[dict[str, Any]] = []  # of the requests for texts
         self.answer: tuple[int, dict[str, str], bytes] | None = None  # of the next one, instead of the server's
         self.hold = False  # streams stop after their first event, until this is False
-        self.cut = False  # the next stream breaks after its first event
+        self.cut = False  # then the stream that waits breaks off
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
@@ -51,7 +49,6 @@ class Between:
             await self.app(scope, receive, send)
             return
         answer, self.answer = self.answer, None
-        cut, self.cut = self.cut, False
 
         async def read() -> Any:
             message = await receive()
@@ -61,13 +58,13 @@ class Between:
 
         async def write(message: Any) -> None:
             body = message.get("body", b"")
-            if body.startswith(b"data: ") and (cut or self.hold):
+            if body.startswith(b"data: ") and self.hold:
                 end = body.index(b"\n\n") + 2  # a piece can hold the whole answer
                 await send({"type": "http.response.body", "body": body[:end], "more_body": True})
-                if cut:
-                    raise RuntimeError("cut by the test")
                 while self.hold:
                     await asyncio.sleep(0.02)
+                if self.cut:
+                    raise RuntimeError("cut by the test")
                 message = {**message, "body": body[end:]}
             await send(message)
 
@@ -181,7 +178,9 @@ class Page:
 
 
 @pytest.fixture
-def page(browser: Any, make_chat_model: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
+def page(
+    browser: Any, listening: Callable[..., Any], make_chat_model: Callable[..., Any]
+) -> Iterator[Callable[..., Any]]:
     """page(models, prefix, **options): the page of a server of its own, opened. Names of models: chat, base."""
     with contextlib.ExitStack() as stack:
 
@@ -196,28 +195,6 @@ def page(browser: Any, make_chat_model: Callable[..., Any]) -> Iterator[Callable
 
         yield open_page
         browser.get("about:blank")
-
-
-@contextlib.contextmanager
-def listening(app: Any) -> Iterator[str]:
-    """The address of an application that is served in a thread."""
-    with socket.socket() as at:
-        at.bind(("127.0.0.1", 0))
-        program = uvicorn.Server(
-            uvicorn.Config(app, lifespan="on", log_config=None, http="h11", timeout_graceful_shutdown=1)
-        )
-        thread = threading.Thread(target=program.run, kwargs={"sockets": [at]})
-        thread.start()
-        try:
-            end = time.monotonic() + 60
-            while not program.started:
-                assert thread.is_alive() and time.monotonic() < end
-                time.sleep(0.01)
-            yield f"http://127.0.0.1:{at.getsockname()[1]}"
-        finally:
-            program.should_exit = True
-            thread.join(30)
-            assert not thread.is_alive()
 
 
 def answer_of(page: Page, body: dict[str, Any], route: str = "v1/chat/completions") -> str:
@@ -382,9 +359,10 @@ def test_stopping_and_losing_the_connection(page: Callable[..., Page]) -> None:
     written = it.run("return document.querySelector('.turn:last-child .answer').textContent")
     assert answer_of(it, it.between.bodies[0], "v1/completions").startswith(written) and len(written) > 0
     assert it.run("return document.querySelector('.turn:last-child .acts').textContent").endswith("seed 3 · stopped")
-    it.between.hold = False
-    it.between.cut = True
-    it.ask("One day")
+    it.element("input").send_keys("One day" + ENTER)
+    it.wait("document.querySelector('.turn:last-child .answer')?.textContent.length > 0")
+    it.between.cut, it.between.hold = True, False
+    it.finished()
     assert it.problem == "The connection was lost; the answer is not complete."
     whole = answer_of(it, it.between.bodies[-1], "v1/completions")
     written = it.run("return document.querySelector('.turn:last-child .answer').textContent")

@@ -41,8 +41,8 @@ RUNNERS = {
 }
 # Those that finish in seconds under an emulator. WASI has one thread, and no files of its own.
 C_TESTS = (
-    "test_platform", "test_kernels", "test_session", "test_gguf", "test_llama2c", "test_lora", "test_tokenizer",
-    "test_quantize", "test_tensor_type", "test_chat_template",
+    "test_platform", "test_kernels", "test_session", "test_generate", "test_gguf", "test_llama2c", "test_lora",
+    "test_tokenizer", "test_quantize", "test_tensor_type", "test_chat_template",
 )  # fmt: skip
 
 

@@ -4,10 +4,7 @@ here, and asks nothing of the network."""
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,15 +17,7 @@ from llamita.engine import Message, Model
 from llamita.engine.model import PACKAGED_MODEL
 
 pytestmark = [pytest.mark.cross, pytest.mark.usefixtures("engine_build")]
-ROOT = Path(__file__).resolve().parents[2]
 PROMPT = "Once upon a time"
-
-
-@pytest.fixture(scope="module")
-def engine_for_browsers() -> None:
-    if importlib.util.find_spec("ziglang") is None:
-        pytest.skip("zig is not installed (pip install ziglang)")
-    subprocess.run([sys.executable, str(ROOT / "js" / "build.py")], check=True, capture_output=True)
 
 
 class Page:

@@ -142,6 +142,7 @@ def test_python_example_runs(page: str, tmp_path: Path) -> None:
     assert done.returncode == 0 and done.stdout.strip(), done.stderr
 
 
+@pytest.mark.slow
 def test_python_pipeline_runs(tmp_path: Path) -> None:
     """The first example of the Python API page, with three steps instead of ten minutes."""
     (tmp_path / "my_texts").mkdir()

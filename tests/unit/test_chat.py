@@ -25,8 +25,9 @@ pytest.importorskip("jinja2")
 
 from llamita.chat import Chat
 from llamita.cli import chat as chat_command
-from llamita.engine import Message, Model, TextSegment
-from llamita.errors import ChatError, EngineError
+from llamita.cli.grammar import DEFAULT_GRAMMAR
+from llamita.engine import Grammar, Message, Model, TextSegment
+from llamita.errors import ChatError, EngineError, LlamitaError
 from tests.thinking_templates import STRIPS_THOUGHTS
 
 NAMES = ("chatml", "llama2", "llama3", "zephyr")
@@ -451,7 +452,7 @@ def test_an_interrupt_at_the_end_of_an_answer_is_not_lost(monkeypatch: pytest.Mo
     monkeypatch.setattr(sys, "stdin", io.StringIO("One?\nTwo?\n"))
     before = signal.getsignal(signal.SIGINT)
     try:
-        assert chat_command._Conversation(chat, SimpleNamespace(verbose=False)).run() == 130  # type: ignore[arg-type]
+        assert chat_command._Conversation(chat, SimpleNamespace(verbose=False, grammar=DEFAULT_GRAMMAR)).run() == 130  # type: ignore[arg-type]
     finally:
         signal.signal(signal.SIGINT, before)
     assert asked == ["One?"]
@@ -470,3 +471,68 @@ def test_thinking_off_begins_answers_with_an_empty_thought(
         assert texts[None] == texts[True] and texts[False] == texts[None] + b"<think>\n\n</think>\n\n"
     with Model(make_chat_model("chatml").path) as model, pytest.raises(ChatError, match="variable enable_thinking"):
         Chat(model, thinking=False)
+
+
+# ---------------------------------------------------------------- answers that a grammar limits
+
+
+@pytest.mark.parametrize("name", ["chatml", "jinja"])
+@pytest.mark.parametrize("temperature", [0.0, 1.5])
+def test_every_answer_fits_the_grammar(chat_models: dict[str, Path], name: str, temperature: float) -> None:
+    pytest.importorskip("llguidance")
+    grammar = Grammar.regex("[0-9]{3}(yes|no)?")
+    options: dict[str, Any] = {"temperature": temperature, "seed": 1, "grammar": grammar}
+    with Model(chat_models[name]) as model, Chat(model, **options) as chat:
+        for number in range(4):
+            answer = chat.ask(f"Which {number}?")
+            text = "".join(answer)
+            assert re.fullmatch("[0-9]{3}(yes|no)?", text) and answer.stop in ("grammar's end", "end token")
+        assert [message.role for message in chat.messages] == ["user", "assistant"] * 4
+        answer = chat.ask("Cut?")
+        next(answer)
+        answer.close()
+        assert re.fullmatch("[0-9]{3}(yes|no)?", talk(chat, "And now?"))  # begins anew
+
+
+def test_the_program_limits_answers(
+    chat_models: dict[str, Path],
+    engine_build: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("llguidance")
+    path = str(chat_models["chatml"])
+    for flags, fits in (
+        (["--choice", "yes", "--choice", "no"], "yes|no"),
+        (["--regex", "[a-c]{4}"], "[a-c]{4}"),
+        (["--json-schema", '{"enum": [17, "b"]}'], '17|"b"'),
+    ):
+        monkeypatch.setattr("sys.stdin", io.StringIO("One?\nTwo?\n"))
+        assert chat_command.main([path, *flags, "-t", "1", "-s", "1"]) == 0
+        printed = capsys.readouterr()
+        assert len(printed.out.splitlines()) == 2
+        assert all(re.fullmatch(fits, line) for line in printed.out.splitlines()) and "cut" not in printed.err
+    monkeypatch.setattr("sys.stdin", io.StringIO("One?\n"))
+    assert chat_command.main([path, "--regex", "[a-c]{40}", "-n", "3"]) == 0
+    assert "stopped after 3 tokens (-n): the answer does not fit its grammar yet" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--regex", "("], "--regex: "),
+        (["--json-schema", "{"], "--json-schema: expected a JSON Schema, found broken JSON"),
+        (["--json-schema", "no such file"], "--json-schema: cannot read no such file"),
+        (["--json-schema", '{"not": {}}'], "not"),
+        (["--choice", ""], "--choice: expected"),
+        (["--regex", "a", "--choice", "b"], "expected one limit of the text, found --regex and --choice"),
+    ],
+    ids=range(6),
+)
+def test_wrong_limits_of_answers(
+    chat_models: dict[str, Path], engine_build: Path, flags: list[str], words: str
+) -> None:
+    pytest.importorskip("llguidance")
+    with pytest.raises(LlamitaError, match=re.escape(words)) as caught:
+        chat_command.main([str(chat_models["chatml"]), *flags])
+    assert "\n" not in str(caught.value)

@@ -3,6 +3,7 @@ its lifetimes."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import gc
@@ -437,6 +438,9 @@ def test_embeddings_do_not_depend_on_what_is_beside(tiny_models) -> None:
         with model.session(num_threads=2, num_sequences=4) as session:
             np.testing.assert_array_equal(engine.embed_ids(session, 4, texts), alone)
             np.testing.assert_array_equal(engine.embed_ids(session, 3, texts[::-1]), alone[::-1])
+            for room in (1, 5, 1000):  # tokens in a pass
+                passes = engine.embed_ids(session, 4, texts, turn=lambda room=room: contextlib.nullcontext(room))
+                np.testing.assert_array_equal(passes, alone)
             with pytest.raises(EngineError, match="cancelled"):
                 engine.embed_ids(session, 4, texts, lambda: True)
             assert engine.embed_ids(session, 4, []).shape == (0, model.info.hidden_size)

@@ -124,7 +124,7 @@ def test_run_json(run: TrainConfig) -> None:
             finished_message(config, summary)
         open_run(config, description)
 
-    check(path, some(changed(description), 5), use)
+    check(path, some(changed(description), 11), use)
     check(path, some(changed(description), 11), lambda: write_page([run.out]))
 
 

@@ -16,8 +16,9 @@
 enum {
     MAX_PARALLEL = 512,
     STEP_PROMPT_TOKENS = 64, /* of all prompts together in a step, while nothing else runs */
-    MIN_PROMPT_TOKENS = 4,   /* beside running texts, or one for each of them if that is more: more would
-                              * double the time of a step */
+    MIN_PROMPT_TOKENS = 6,   /* beside running texts, or one for each of them if that is more, at the start of a
+                              * prompt: more would double the time of a step */
+    ATTENTION_COST = 3,      /* times that of as many multiplications with weights */
     MAX_RUN_EVENTS = 4096,   /* after these, run returns */
     MIN_SHARED_TOKENS = 16,  /* sharing copies a page, which takes longer than a few tokens */
 };
@@ -27,7 +28,7 @@ static const float FORBIDDEN = -1e30f; /* the logit of a token that must not com
 typedef struct request {
     uint64_t number;
     int32_t *ids; /* [num_tokens] */
-    int32_t num_tokens, max_new_tokens, num_top_logprobs;
+    int32_t num_tokens, max_new_tokens, num_top_logprobs, num_shared_tokens;
     llamita_sampler_params sampling;
     float presence_penalty, frequency_penalty;
     llamita_logit_bias *biases; /* [num_biases] */
@@ -54,6 +55,7 @@ struct llamita_scheduler {
     const llamita_model *model;
     llamita_session *session;
     int32_t context_tokens, num_parallel, num_slots;
+    int64_t double_depth;  /* at this position, a token of a prompt takes twice as long as at its start */
     int32_t next_prompt;   /* the slot whose prompt is the first to be read in the next step */
     slot *slots;           /* [num_slots] */
     llamita_chunk *chunks; /* [num_slots] of this step */
@@ -71,6 +73,15 @@ struct llamita_scheduler {
 };
 
 /* ------------------------------------------------------------------ opening and closing */
+
+/* Compares a token's multiplications in a layer: with weights, and with the keys and values of each
+ * position before it. */
+static int64_t find_double_depth(const llamita_model_info *info) {
+    const int64_t hidden = info->hidden_size, query = (int64_t)info->num_attention_heads * info->head_dim;
+    const int64_t key_value = (int64_t)info->num_key_value_heads * info->head_dim;
+    const int64_t weights = hidden * (2 * query + 2 * key_value + 3 * (int64_t)info->intermediate_size);
+    return weights / (2 * query * ATTENTION_COST) + 1;
+}
 
 static bool fill_scheduler(llamita_scheduler *s) {
     const size_t vocab_size = (size_t)s->model->info.vocab_size;
@@ -110,6 +121,7 @@ llamita_status llamita_scheduler_open(const llamita_model *model, const llamita_
         s->context_tokens = llamita_session_context_tokens(session);
         s->num_parallel = params->num_parallel;
         s->num_slots = num_slots;
+        s->double_depth = find_double_depth(&model->info);
     }
     if (!s || !fill_scheduler(s)) {
         if (s) llamita_scheduler_close(s);
@@ -282,6 +294,7 @@ static llamita_event *add_event(llamita_scheduler *s, const request *r, llamita_
     memset(event, 0, sizeof *event);
     s->has_news |= kind == LLAMITA_EVENT_END;
     event->request = r->number;
+    event->num_shared_tokens = r->num_shared_tokens;
     event->kind = kind;
     event->id = -1;
     return event;
@@ -335,7 +348,7 @@ static int32_t shared_tokens(const llamita_scheduler *s, int32_t index, const re
 
 /* Gives the request a sequence that starts with as many of its tokens as any sequence has: an idle
  * one that holds nothing else, or the one that has been idle longest. */
-static int32_t choose_slot(llamita_scheduler *s, const request *r) {
+static int32_t choose_slot(llamita_scheduler *s, request *r) {
     int32_t source = -1, num_shared = 0, target = -1;
     for (int32_t i = 0; i < s->num_slots; i++) {
         const int32_t num = shared_tokens(s, i, r);
@@ -360,7 +373,8 @@ static int32_t choose_slot(llamita_scheduler *s, const request *r) {
         (source == target ? llamita_sequence_rewind(s->session, target, num_shared, NULL)
                           : llamita_sequence_share(s->session, source, target, num_shared, NULL)) == LLAMITA_OK;
     if (!shared) llamita_sequence_rewind(s->session, target, 0, NULL);
-    s->stats.num_shared_tokens += shared ? num_shared : 0;
+    r->num_shared_tokens = shared ? num_shared : 0;
+    s->stats.num_shared_tokens += r->num_shared_tokens;
     return target;
 }
 
@@ -393,14 +407,16 @@ static bool reads_prompt(const llamita_scheduler *s, int32_t index) {
     return r && llamita_sequence_position(s->session, index) < r->num_tokens;
 }
 
-/* The chunks of this step: the last token of each running text, and pieces of the prompts. Returns
- * their number, and in *num_logits the rows of logits that they ask for. */
+/* The chunks of this step: the last token of each running text, and pieces of the prompts; beside
+ * running texts, the deeper the fewer tokens. Returns their number, and in *num_logits the rows of
+ * logits that they ask for. */
 static size_t plan_chunks(llamita_scheduler *s, size_t *num_logits) {
     int32_t num_prompts = 0;
     for (int32_t i = 0; i < s->num_slots; i++) num_prompts += reads_prompt(s, i);
     const int32_t num_decoding = s->stats.num_running - num_prompts;
-    int32_t room =
-        num_decoding == 0 ? STEP_PROMPT_TOKENS : min(STEP_PROMPT_TOKENS, max(MIN_PROMPT_TOKENS, num_decoding));
+    const bool is_alone = num_decoding == 0;
+    const int32_t most = is_alone ? STEP_PROMPT_TOKENS : min(STEP_PROMPT_TOKENS, max(MIN_PROMPT_TOKENS, num_decoding));
+    int64_t room = most * s->double_depth;
     size_t num = 0;
     *num_logits = 0;
     const int32_t first = s->next_prompt;
@@ -411,9 +427,10 @@ static size_t plan_chunks(llamita_scheduler *s, size_t *num_logits) {
         const int32_t position = llamita_sequence_position(s->session, i), pending = owner->num_ids - position;
         int32_t count = pending;
         if (reads_prompt(s, i)) {
-            if (room == 0) continue; /* it comes first in the next step */
-            count = min(pending, max(1, room / num_prompts--));
-            room -= count;
+            if (room <= 0) continue; /* it comes first in the next step */
+            const int64_t cost = s->double_depth + (is_alone ? 0 : position);
+            count = min(pending, max(1, (int32_t)(room / num_prompts-- / cost)));
+            room -= count * cost;
             s->next_prompt = i + 1;
         }
         const bool scored = owner->request->score_prompt && position < owner->request->num_tokens;

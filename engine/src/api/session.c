@@ -1,4 +1,6 @@
 /* session.c: the session API of llamita.h: sequences, forward passes and speculative decoding. */
+#include "api/session.h"
+
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -29,6 +31,7 @@ struct llamita_session {
 
     /* Sequence 0. */
     int32_t *ids;         /* [context_tokens] the ids fed, searched by prompt lookup */
+    bool ids_unknown;     /* it shares tokens of another sequence, whose ids nobody recorded */
     float *logits;        /* [logits_rows, V]: after the last token, then after each draft token */
     const float *current; /* the logits of the last token, in logits; NULL: none */
     size_t logits_rows;
@@ -144,6 +147,7 @@ int32_t llamita_session_context_tokens(const llamita_session *s) { return s->con
 int64_t llamita_session_num_passes(const llamita_session *s) { return s->num_passes; }
 int32_t llamita_session_position(const llamita_session *s) { return s->sequences[0].position; }
 const float *llamita_session_logits(const llamita_session *s) { return s->current; }
+const llamita_model *session_model(const llamita_session *s) { return s->model; }
 
 /* ------------------------------------------------------------------ sequences */
 
@@ -167,6 +171,7 @@ llamita_status llamita_sequence_rewind(llamita_session *s, int32_t index, int32_
     s->sequences[index].position = position;
     if (index == 0) {
         s->current = NULL;
+        s->ids_unknown = s->ids_unknown && position > 0;
         discard_draft(s);
     }
     return LLAMITA_OK;
@@ -194,7 +199,10 @@ llamita_status llamita_sequence_share(llamita_session *s, int32_t from, int32_t 
     kv_cache_share(&s->sequences[to].cache, &s->sequences[from].cache, num_tokens);
     s->sequences[to].position = num_tokens;
     discard_draft(s);
-    if (to == 0) s->current = NULL;
+    if (to == 0) {
+        s->current = NULL;
+        s->ids_unknown = num_tokens > 0;
+    }
     return LLAMITA_OK;
 }
 
@@ -249,6 +257,15 @@ llamita_status llamita_session_set_adapters(llamita_session *s, const llamita_ad
 
 static int32_t min(int32_t a, int32_t b) { return a < b ? a : b; }
 
+static llamita_status check_ids(const llamita_session *s, const int32_t *ids, size_t num_ids, llamita_error *error) {
+    const int32_t vocab_size = s->model->info.vocab_size;
+    for (size_t i = 0; i < num_ids; i++)
+        if (ids[i] < 0 || ids[i] >= vocab_size)
+            return error_set(error, LLAMITA_ERROR_ARGUMENT, "cannot feed tokens: id %zu: expected 0 to %d, found %d", i,
+                             (int)vocab_size - 1, (int)ids[i]);
+    return LLAMITA_OK;
+}
+
 /* Checks a chunk and reserves the cache for num_new of its ids and up to num_draft draft tokens,
  * before anything changes. */
 static llamita_status prepare_chunk(llamita_session *s, const llamita_chunk *chunk, size_t num_new, int32_t num_draft,
@@ -261,7 +278,7 @@ static llamita_status prepare_chunk(llamita_session *s, const llamita_chunk *chu
     if (chunk->sequence < 0 || chunk->sequence >= s->num_sequences)
         return sequence_error(s, "feed tokens", chunk->sequence, error);
     sequence *seq = &s->sequences[chunk->sequence];
-    const int32_t vocab_size = s->model->info.vocab_size, left = s->context_tokens - seq->position;
+    const int32_t left = s->context_tokens - seq->position;
     if (chunk->num_tokens == 0)
         return error_set(error, LLAMITA_ERROR_ARGUMENT, "cannot feed tokens: num_tokens: expected at least 1, found 0");
     if (chunk->num_logits > chunk->num_tokens)
@@ -274,10 +291,8 @@ static llamita_status prepare_chunk(llamita_session *s, const llamita_chunk *chu
             "cannot feed tokens: the context of %d tokens has %d in use: expected at most %d more, found %zu; "
             "shorten the text, rewind, or open a session with a larger context",
             (int)s->context_tokens, (int)seq->position, (int)left, num_new);
-    for (size_t i = 0; i < chunk->num_tokens; i++)
-        if (chunk->ids[i] < 0 || chunk->ids[i] >= vocab_size)
-            return error_set(error, LLAMITA_ERROR_ARGUMENT, "cannot feed tokens: id %zu: expected 0 to %d, found %d", i,
-                             (int)vocab_size - 1, (int)chunk->ids[i]);
+    const llamita_status status = check_ids(s, chunk->ids, chunk->num_tokens, error);
+    if (status != LLAMITA_OK) return status;
     const int32_t end = seq->position + (int32_t)num_new;
     if (!kv_cache_reserve(&seq->cache, seq->position, end + min(num_draft, s->context_tokens - end)))
         return error_set(error, LLAMITA_ERROR_MEMORY, "cannot feed tokens: out of memory for the KV cache of %d tokens",
@@ -532,4 +547,22 @@ llamita_status llamita_session_score(llamita_session *s, const int32_t *ids, siz
     }
     keep_logits(s, s->score_logits + (count - 1) * vocab_size);
     return LLAMITA_OK;
+}
+
+/* ------------------------------------------------------------------ for generate.c */
+
+llamita_status session_begin_text(llamita_session *s, const int32_t *ids, size_t num_ids, llamita_error *error) {
+    if (num_ids == 0)
+        return error_set(error, LLAMITA_ERROR_ARGUMENT, "cannot generate: the prompt: expected at least 1 id, found 0");
+    if (num_ids > (size_t)s->context_tokens)
+        return error_set(error, LLAMITA_ERROR_CONTEXT,
+                         "cannot generate: the prompt: expected at most %d tokens (the context), found %zu; shorten "
+                         "the prompt",
+                         (int)s->context_tokens, num_ids);
+    const llamita_status status = check_ids(s, ids, num_ids, error);
+    if (status != LLAMITA_OK) return status;
+    const int32_t most = s->ids_unknown ? 0 : min(s->sequences[0].position, (int32_t)num_ids - 1);
+    int32_t shared = 0;
+    while (shared < most && s->ids[shared] == ids[shared]) shared++;
+    return llamita_session_rewind(s, shared, error);
 }

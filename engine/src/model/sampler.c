@@ -7,6 +7,8 @@
  * Nothing is sorted: bisection finds the smallest weight that top-k or top-p keeps. All arithmetic
  * is IEEE additions, products and divisions in a fixed order, so the same seed and logits give the
  * same token on every machine. */
+#include "model/sampler.h"
+
 #include <float.h>
 #include <math.h>
 #include <stdlib.h>
@@ -96,6 +98,8 @@ void llamita_sampler_close(llamita_sampler *s) {
     free(s->ids);
     free(s);
 }
+
+int32_t sampler_vocab_size(const llamita_sampler *s) { return s->vocab_size; }
 
 /* ------------------------------------------------------------------ penalties */
 

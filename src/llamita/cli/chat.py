@@ -18,6 +18,7 @@ from llamita.chat import CHAT_SAMPLING, Answer, Chat
 from llamita.cli.adapters import open_adapters
 from llamita.cli.command import card_defaults, fail, parse
 from llamita.cli.generation import DEFAULT_LOAD, LoadOptions, check_context, check_generation, engine_sampling
+from llamita.cli.grammar import DEFAULT_GRAMMAR, GrammarOptions, read_grammar
 from llamita.cli.help import has_color
 from llamita.cli.open_model import opened_model
 from llamita.cli.parser import suggestion
@@ -47,7 +48,11 @@ class ChatFlags:
     exported to a temporary model file first.
     """
 
-    examples = ("llamita chat my.gguf", "echo 'Who are you?' | llamita chat my.gguf -n 50")
+    examples = (
+        "llamita chat my.gguf",
+        "echo 'Who are you?' | llamita chat my.gguf -n 50",
+        "llamita chat my.gguf --choice yes --choice no < questions.txt",
+    )
 
     model: Annotated[Path, Option(positional=True)]
     """Model file, checkpoint or run directory."""
@@ -62,6 +67,7 @@ class ChatFlags:
     """Most tokens in one answer; 0: until the context is full."""
     verbose: Annotated[bool | None, Option(short="v")] = None
     """Print the speed after each answer. Default: if stderr is a terminal."""
+    grammar: Annotated[GrammarOptions, Option(group="grammar")] = DEFAULT_GRAMMAR
     load: Annotated[LoadOptions, Option(group="model")] = DEFAULT_LOAD
     sampling: SamplingParams = CHAT_SAMPLING
     runtime: Annotated[RuntimeOptions, Option(group="engine")] = DEFAULT_RUNTIME
@@ -83,6 +89,7 @@ def main(argv: list[str]) -> int | None:
             max_new_tokens=flags.max_new_tokens or None,
             thinking=None if flags.thinking is None else flags.thinking == "on",
             adapters=open_adapters(model, flags.load.adapter),
+            grammar=read_grammar(flags.grammar),
         )
         before = signal.getsignal(signal.SIGINT)
         try:
@@ -212,10 +219,11 @@ class _Conversation:
             for piece in answer:
                 print(piece, end="", flush=True)
         print(flush=True)
+        cut_off = "" if self._flags.grammar == DEFAULT_GRAMMAR else ": the answer does not fit its grammar yet"
         if answer.stop == "number of tokens":
-            _status(f"stopped after {len(answer.ids)} tokens (-n)")
+            _status(f"stopped after {len(answer.ids)} tokens (-n){cut_off}")
         elif answer.stop == "context's end":
-            _status("stopped: the context is full")
+            _status(f"stopped: the context is full{cut_off}")
         elif answer.stop == "interrupted" and not answer.ids:
             _status("stopped before the answer began: the question is forgotten")
         if sys.stderr.isatty() if self._flags.verbose is None else self._flags.verbose:

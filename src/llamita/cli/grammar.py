@@ -1,5 +1,5 @@
-"""The options of `llamita run` that limit the text: a JSON Schema, a regular expression, choices, a
-grammar."""
+"""The options of `llamita run` and `chat` that limit the text: a JSON Schema, a regular expression,
+choices, a grammar."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ ids: not on threads, kernels or what else a session holds.
 
 from llamita.engine.adapter import Adapter, AdapterUses
 from llamita.engine.bpe_trainer import BpeTrainer, BpeUnit
-from llamita.engine.embedding import EMBEDDING_SEQUENCES, embed_ids
+from llamita.engine.embedding import EMBEDDING_SEQUENCES, PASS_TOKENS, embed_ids
 from llamita.engine.generation import Generation, encode_prompt, text_pieces
 from llamita.engine.grammar import Grammar, GrammarState
 from llamita.engine.library import KV_TYPES, SPECULATIONS, AdapterInfo, Ids, ModelInfo, kernels, utf8_complete, version
@@ -23,6 +23,7 @@ __all__ = [
     "EMBEDDING_SEQUENCES",
     "KV_TYPES",
     "PACKAGED_MODEL",
+    "PASS_TOKENS",
     "SPECULATIONS",
     "Adapter",
     "AdapterInfo",

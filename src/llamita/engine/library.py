@@ -142,6 +142,7 @@ class EventStruct(ctypes.Structure):
         ("finish", ctypes.c_int),
         ("status", ctypes.c_int),
         ("id", ctypes.c_int32),
+        ("num_shared_tokens", ctypes.c_int32),
         ("num_top", ctypes.c_int32),
         ("top_ids", ctypes.c_int32 * MAX_TOP_LOGPROBS),
         ("logprob", ctypes.c_double),

@@ -61,6 +61,7 @@ class ModelFile(Owned):
         call("model_open", os.fsencode(path), ctypes.byref(params), ctypes.byref(handle))
         self._own(handle.value)
         self._users: weakref.WeakSet[Owned] = weakref.WeakSet()  # sessions and adapters
+        self._token_bytes: dict[int, bytes] = {}  # decoded inside of a text
         self.load_seconds = time.perf_counter() - start
 
     def close(self) -> None:
@@ -131,9 +132,15 @@ class ModelFile(Owned):
 
     def decode_token(self, id: int, previous_id: int = -1) -> bytes:
         """The bytes that a token adds to a text whose last token is previous_id (-1: no text)."""
-        start, num_bytes = ctypes.POINTER(ctypes.c_char)(), ctypes.c_size_t()
-        call("token_bytes", self._handle, previous_id, id, ctypes.byref(start), ctypes.byref(num_bytes))
-        return bytes(start[: num_bytes.value]) if num_bytes.value else b""
+        handle, begins = self._handle, previous_id < 0 or previous_id == self.info.bos_id
+        raw = None if begins else self._token_bytes.get(id)
+        if raw is None:
+            start, num_bytes = ctypes.POINTER(ctypes.c_char)(), ctypes.c_size_t()
+            call("token_bytes", handle, previous_id, id, ctypes.byref(start), ctypes.byref(num_bytes))
+            raw = bytes(start[: num_bytes.value]) if num_bytes.value else b""
+            if not begins:
+                self._token_bytes[id] = raw
+        return raw
 
     def token_text(self, id: int) -> str | None:
         """The token as the vocabulary spells it; None if there is no such id or no tokenizer."""

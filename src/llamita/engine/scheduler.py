@@ -66,7 +66,8 @@ class Request:
 class Event:
     """What a step did for a request. id: -1 at the end. logprob: in nats, of the id by the logits
     alone. top: the most probable ids and their log-probabilities. finish: "" until the end. error:
-    why the text cannot go on in its grammar."""
+    why the text cannot go on in its grammar. num_shared_tokens: of the prompt, which another text
+    had computed."""
 
     request: int
     kind: EventKind
@@ -75,6 +76,7 @@ class Event:
     logprob: float
     top: tuple[tuple[int, float], ...]
     error: str = ""
+    num_shared_tokens: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,7 +204,7 @@ class Scheduler(Owned):
         kind = _KINDS[raw.kind]
         ended = self._grammars.pop(raw.request, None) if kind == "end" else None
         error = "" if ended is None else ended[0].error
-        return Event(raw.request, kind, raw.id, _FINISHES[raw.finish], raw.logprob, top, error)
+        return Event(raw.request, kind, raw.id, _FINISHES[raw.finish], raw.logprob, top, error, raw.num_shared_tokens)
 
 
 def _constraint(grammar: GrammarState) -> Any:

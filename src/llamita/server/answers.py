@@ -6,7 +6,7 @@ import dataclasses
 import json
 import time
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 from llamita.engine import Event, Model
 from llamita.server.errors import ApiError
@@ -31,6 +31,7 @@ class Choice:
     def __init__(self, index: int, model: Model, running: Running, end_ids: frozenset[int], params: TextParams) -> None:
         self.index, self.running = index, running
         self.ids: list[int] = []
+        self.num_shared_tokens = 0
         self.finish: str | None = None
         self.is_ended_by_token = False
         ids = list(running.request.ids)
@@ -46,6 +47,7 @@ class Choice:
         for event in self.running.take():
             if self.finish is not None:
                 break
+            self.num_shared_tokens = event.num_shared_tokens
             if event.kind == "prompt":
                 self.prompt_events.append(event)
             elif event.kind == "end":
@@ -100,6 +102,11 @@ class Answer(ABC):
     def num_prompt_tokens(self) -> int:
         """Of all prompts, each counted once."""
         return sum(len(each.running.request.ids) for each in self.choices[:: self.params.num_choices])
+
+    @property
+    def num_shared_tokens(self) -> int:
+        """Of the prompt tokens, those that were not computed again; 0 until the first news."""
+        return sum(each.num_shared_tokens for each in self.choices[:: self.params.num_choices])
 
     @property
     def num_new_tokens(self) -> int:
@@ -168,6 +175,9 @@ def named_sse(body: dict[str, Any]) -> bytes:
     return b"event: " + body["type"].encode() + b"\n" + sse(body)
 
 
+_encode_json: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode  # dumps makes one a call
+
+
 def json_bytes(body: Any) -> bytes:
     """Compact JSON in UTF-8."""
-    return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+    return _encode_json(body).encode("utf-8", "replace")

@@ -35,7 +35,7 @@ from llamita.server.page import show_page
 from llamita.server.parameters import flag_field, prompts_of, read_json, text_field
 from llamita.server.responses import ResponsesRoutes
 from llamita.server.sending import Computing, Generating, error_response, json_response, route_path
-from llamita.server.serving import DEFAULT_LIMITS, MAX_CHARS_AT_ONCE, ServedModel, ServerLimits, Serving
+from llamita.server.serving import DEFAULT_LIMITS, ServedModel, ServerLimits, Serving
 from llamita.server.watch import watch
 from llamita.server.worker import total_stats
 
@@ -162,12 +162,13 @@ class Server:
 
     async def _tokenize(self, request: Request) -> Response:
         body = await self.read_body(request)
-        model = self.find(body).model
+        serving = self.find(body)
+        model = serving.model
         name = "prompt" if "prompt" in body and "content" not in body else "content"
         text = text_field(body, name).encode("utf-8", "replace")
         encode = functools.partial(model.encode, text, bos=flag_field(body, "add_special", False))
         try:
-            ids = await asyncio.to_thread(encode) if len(text) > MAX_CHARS_AT_ONCE else encode()
+            ids = await serving.encode(encode, len(text))
         except EngineError as error:
             raise ApiError(400, str(error)) from None
         return json_response({"tokens": ids, "count": len(ids)})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+import dataclasses
 from typing import Any
 
 from starlette.requests import Request
@@ -43,7 +43,8 @@ class ChooseRoutes:
             num_shared = num_shared_tokens(texts)
         except EngineError as error:
             raise ApiError(400, str(error), param="choices") from None
-        group = serving.submit(_SCORED, texts, None)
+        field = "prompt" if body.get("messages") is None else "messages"
+        group = serving.submit(dataclasses.replace(_SCORED, prompt_field=field), texts, None)
 
         async def work() -> bytes:
             shares = probabilities([sum(scores[num_shared - 1 :]) for scores in await _scores(group)])
@@ -61,10 +62,13 @@ async def _texts(body: dict[str, Any], serving: Serving, choices: list[str]) -> 
         if body.get("prompt") is not None:
             raise ApiError(400, "prompt: expected no messages beside it", param="prompt")
         ids, _ = await serving.encode_chat(body)
-        return [[*ids, *model.encode(choice.encode("utf-8", "replace"))] for choice in choices]
+        after = [choice.encode("utf-8", "replace") for choice in choices]
+        return await serving.encode(lambda: [[*ids, *model.encode(text)] for text in after], sum(map(len, after)))
     prompt = text_field(body, "prompt")
     encoded = [(prompt + choice).encode("utf-8", "replace") for choice in choices]
-    return await asyncio.to_thread(lambda: [model.encode(text, bos=model.info.bos_id >= 0) for text in encoded])
+    return await serving.encode(
+        lambda: [model.encode(text, bos=model.info.bos_id >= 0) for text in encoded], sum(map(len, encoded))
+    )
 
 
 async def _scores(group: Group) -> list[list[float]]:

@@ -5,32 +5,39 @@ from __future__ import annotations
 import asyncio
 import base64
 import concurrent.futures
+import contextlib
 import threading
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from llamita.engine import EMBEDDING_SEQUENCES, AdapterUses, Model, Session, embed_ids, encode_prompt
+from llamita.engine import EMBEDDING_SEQUENCES, PASS_TOKENS, AdapterUses, Model, Session, embed_ids, encode_prompt
 from llamita.errors import EngineError
 from llamita.sampling import ComputeOptions, RuntimeOptions
 from llamita.server.answers import json_bytes
 from llamita.server.errors import ApiError
 from llamita.server.parameters import prompts_of, too_long, whole_field
-from llamita.server.worker import queue_full
+from llamita.server.worker import RUN_SECONDS, Worker, queue_full
 
 MAX_INPUTS: Final = 2048  # as in OpenAI's API
+MIN_PASS_TOKENS: Final = 4  # beside running texts: as many as the engine reads of a prompt
 Vector = npt.NDArray[np.float32]  # [D], of length 1
 
 
 class Embedder:
     """Computes the embeddings of a model, in a thread and a session of its own. Requests take turns
-    by batches of texts. The methods belong to the event loop's thread."""
+    by batches of texts, and passes take turns with the worker's. The methods belong to the event
+    loop's thread."""
 
-    def __init__(self, model: Model, runtime: ComputeOptions, adapters: AdapterUses, max_requests: int) -> None:
-        """max_requests: that run or wait."""
+    def __init__(
+        self, model: Model, runtime: ComputeOptions, adapters: AdapterUses, worker: Worker, max_requests: int
+    ) -> None:
+        """worker: of the same model. max_requests: that run or wait."""
         self._model, self._runtime, self._adapters, self._max_requests = model, runtime, adapters, max_requests
+        self._worker, self._pass_tokens = worker, MIN_PASS_TOKENS
         self._executor = concurrent.futures.ThreadPoolExecutor(1, "llamita-embedder")
         self._session: Session | None = None
         self._num_live = 0
@@ -77,7 +84,21 @@ class Embedder:
         def is_cancelled() -> bool:
             return left.is_set() or self._is_closing.is_set()
 
-        return [encode(row) for row in embed_ids(self._session, EMBEDDING_SEQUENCES, texts, is_cancelled)]
+        return [encode(row) for row in embed_ids(self._session, EMBEDDING_SEQUENCES, texts, is_cancelled, self._turn)]
+
+    @contextlib.contextmanager
+    def _turn(self) -> Iterator[int]:
+        """The turn of a pass, and the most tokens that it may have: beside running texts so many that
+        it takes no longer than their steps."""
+        with self._worker.turns:
+            if self._worker.num_live == 0:
+                yield PASS_TOKENS
+                return
+            start = time.perf_counter()
+            yield self._pass_tokens
+            is_short = time.perf_counter() - start < RUN_SECONDS
+            tokens = self._pass_tokens * 2 if is_short else self._pass_tokens // 2
+            self._pass_tokens = min(max(tokens, MIN_PASS_TOKENS), PASS_TOKENS)
 
 
 def embedding_inputs(

@@ -51,7 +51,7 @@ class MessagesRoutes:
         serving = self._host.find(body)
         params = messages_params(body, serving.sampling)
         ids, end_ids = await serving.encode_messages(_conversation(body, serving))
-        grammar = await serving.start_grammar(_format_of(body), end_ids)
+        grammar = await serving.start_grammar(request, _format_of(body), end_ids)
         group = serving.submit(params, [ids], grammar)
         return self._host.respond(MessagesAnswer(serving.name, serving.model, group, params, end_ids))
 
@@ -112,8 +112,11 @@ class MessagesAnswer(Answer):
                 **reason, "usage": self._usage()}  # fmt: skip
 
     def _usage(self) -> dict[str, int]:
-        cached = {"cache_creation_input_tokens": 0, "cache_read_input_tokens": 0}
-        return {"input_tokens": self.num_prompt_tokens, **cached, "output_tokens": self.num_new_tokens}
+        """As in Anthropic's API, input_tokens are those that were computed. At a stream's start
+        nothing is known of the cache; its end corrects that."""
+        cached = self.num_shared_tokens
+        return {"input_tokens": self.num_prompt_tokens - cached, "cache_creation_input_tokens": 0,
+                "cache_read_input_tokens": cached, "output_tokens": self.num_new_tokens}  # fmt: skip
 
 
 _NO_REASON: Final[dict[str, str | None]] = {"stop_reason": None, "stop_sequence": None}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import datetime
 import hashlib
@@ -73,9 +72,9 @@ class OllamaRoutes:
         serving = self._host.find(body)
         if body.get("messages") in (None, []):
             return _loaded(body, serving, {"message": {"role": "assistant", "content": ""}})
-        params = ollama_params(body, serving.sampling, serving.worker.context_tokens)
+        params = ollama_params(body, serving.sampling, serving.worker.context_tokens, "messages")
         ids, end_ids = await serving.encode_chat(body)
-        grammar = await serving.start_grammar(format_of(body), end_ids)
+        grammar = await serving.start_grammar(request, format_of(body), end_ids)
         group = serving.submit(params, [ids], grammar)
         named = _name(body, serving), serving.model
         return self._host.respond(OllamaAnswer(*named, group, params, end_ids, start, is_chat=True))
@@ -86,13 +85,13 @@ class OllamaRoutes:
         serving = self._host.find(body)
         if body.get("prompt") in (None, ""):
             return _loaded(body, serving, {"response": ""})
-        params = ollama_params(body, serving.sampling, serving.worker.context_tokens)
+        params = ollama_params(body, serving.sampling, serving.worker.context_tokens, "prompt")
         is_raw = flag_field(body, "raw")
         before = _context(body, serving.model.info.vocab_size)
         ids, end_ids = await self._prompt(body, serving, is_raw)
         if before and ids[0] == serving.model.info.bos_id:
             ids = ids[1:]
-        grammar = await serving.start_grammar(format_of(body), end_ids)
+        grammar = await serving.start_grammar(request, format_of(body), end_ids)
         group = serving.submit(params, [before + ids], grammar)
         named = _name(body, serving), serving.model
         answer = OllamaAnswer(*named, group, params, end_ids, start, is_chat=False, with_context=not is_raw)
@@ -112,8 +111,8 @@ class OllamaRoutes:
         raw = prompt.encode("utf-8", "replace")
         try:
             if not is_raw:
-                return encode_prompt(model, raw), frozenset()
-            ids = model.encode(raw, special=True)
+                return await serving.encode(lambda: encode_prompt(model, raw), len(raw)), frozenset()
+            ids = await serving.encode(lambda: model.encode(raw, special=True), len(raw))
         except EngineError as error:
             raise ApiError(400, str(error), param="prompt") from None
         starts = model.info.add_bos and ids[:1] != [model.info.bos_id]
@@ -128,7 +127,7 @@ class OllamaRoutes:
         if body.get("input") in ("", []):
             return json_response({**head, "embeddings": []})
         limits = serving.model, serving.worker.context_tokens
-        inputs = await asyncio.to_thread(embedding_inputs, body, *limits, truncate=truncate)
+        inputs = await serving.encode(lambda: embedding_inputs(body, *limits, truncate=truncate))
         num_tokens, submitted = sum(map(len, inputs)), time.perf_counter()
 
         async def work() -> bytes:
@@ -151,7 +150,7 @@ class OllamaRoutes:
             return json_response({"embedding": []})
         text_field(body, "prompt")
         limits = serving.model, serving.worker.context_tokens, "prompt"
-        inputs = await asyncio.to_thread(embedding_inputs, body, *limits, truncate=True)
+        inputs = await serving.encode(lambda: embedding_inputs(body, *limits, truncate=True))
 
         async def work() -> bytes:
             [vector] = await serving.embedder.embed(inputs, numbers)
@@ -278,7 +277,7 @@ class OllamaAnswer(Answer):
 _OLLAMA_NAMES: Final = {"repetition_penalty": "repeat_penalty", "repetition_window": "repeat_last_n"}
 
 
-def ollama_params(body: dict[str, Any], defaults: SamplingParams, context_tokens: int) -> TextParams:
+def ollama_params(body: dict[str, Any], defaults: SamplingParams, context_tokens: int, prompt_field: str) -> TextParams:
     """The parameters of a request: its options, or the defaults. Raises ApiError."""
     for name in ("tools", "images", "think", "suffix", "template"):
         if body.get(name):
@@ -309,6 +308,7 @@ def ollama_params(body: dict[str, Any], defaults: SamplingParams, context_tokens
         frequency_penalty=number_field(options, "frequency_penalty", -2, 2, 0.0),
         top_logprobs=chat_logprobs(body),
         stream=flag_field(body, "stream", True),
+        prompt_field=prompt_field,
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import secrets
 import time
@@ -43,7 +42,7 @@ class OpenAiRoutes:
         serving = self._host.find(body)
         params = text_params(body, serving.sampling, serving.model.info.vocab_size, is_chat=True)
         ids, end_ids = await serving.encode_chat(body)
-        grammar = await serving.start_grammar(grammar_of(body), end_ids)
+        grammar = await serving.start_grammar(request, grammar_of(body), end_ids)
         group = serving.submit(params, [ids], grammar)
         return self._host.respond(OpenAiAnswer(serving.name, serving.model, group, params, end_ids, is_chat=True))
 
@@ -53,7 +52,7 @@ class OpenAiRoutes:
         info = serving.model.info
         params = text_params(body, serving.sampling, info.vocab_size, is_chat=False)
         prompts = await serving.encode_prompts(prompts_of(body, info.vocab_size))
-        grammar = await serving.start_grammar(grammar_of(body), frozenset())
+        grammar = await serving.start_grammar(request, grammar_of(body), frozenset())
         group = serving.submit(params, prompts, grammar)
         return self._host.respond(OpenAiAnswer(serving.name, serving.model, group, params, frozenset(), is_chat=False))
 
@@ -61,8 +60,7 @@ class OpenAiRoutes:
         body = await self._host.read_body(request)
         serving = self._host.find(body)
         encode = encoding_of(body)
-        inputs = await asyncio.to_thread(embedding_inputs, body, serving.model, serving.worker.context_tokens)
-
+        inputs = await serving.encode(lambda: embedding_inputs(body, serving.model, serving.worker.context_tokens))
         num_tokens = sum(map(len, inputs))
 
         async def work() -> bytes:
@@ -98,10 +96,12 @@ class OpenAiAnswer(Answer):
         self._fingerprint = f"llamita-{version()}"
         self._name, self._is_chat = model_name, is_chat
 
-    def usage(self) -> dict[str, int]:
+    def usage(self) -> dict[str, Any]:
         """The numbers of tokens."""
         prompt, new = self.num_prompt_tokens, self.num_new_tokens
-        return {"prompt_tokens": prompt, "completion_tokens": new, "total_tokens": prompt + new}
+        details = {"cached_tokens": self.num_shared_tokens}
+        return {"prompt_tokens": prompt, "completion_tokens": new, "total_tokens": prompt + new,
+                "prompt_tokens_details": details}  # fmt: skip
 
     async def whole(self) -> dict[str, Any]:
         """The answer as one object. Raises ApiError."""

@@ -46,7 +46,8 @@ _OTHER_GRAMMARS: Final = {
 
 @dataclasses.dataclass(frozen=True)
 class TextParams:
-    """What the texts of a request have in common. max_new_tokens: None fills the context."""
+    """What the texts of a request have in common. max_new_tokens: None fills the context.
+    prompt_field: the field of the request that holds the prompt."""
 
     sampling: SamplingParams
     seed: int
@@ -60,6 +61,7 @@ class TextParams:
     stream: bool = False
     include_usage: bool = False
     echo: bool = False
+    prompt_field: str = "messages"
 
     def request(
         self,
@@ -73,7 +75,7 @@ class TextParams:
         prompt leaves no room in the context."""
         most = context_tokens if self.max_new_tokens == 0 else context_tokens - 1
         if len(ids) > most:
-            raise too_long(len(ids), context_tokens, "messages")
+            raise too_long(len(ids), context_tokens, self.prompt_field)
         return Request(
             ids,
             context_tokens if self.max_new_tokens is None else self.max_new_tokens,
@@ -141,6 +143,7 @@ def text_params(body: dict[str, Any], defaults: SamplingParams, vocab_size: int,
         flag_field(body, "stream"),
         flag_field(options, "include_usage"),
         not is_chat and flag_field(body, "echo"),
+        "messages" if is_chat else "prompt",
     )
     if params.stream and params.echo and params.top_logprobs is not None:
         raise ApiError(400, "echo: expected no logprobs in a stream: its tokens are not sent one by one", param="echo")

@@ -57,8 +57,8 @@ class ResponsesRoutes:
         body = await self._host.read_body(request)
         serving = self._host.find(body)
         params = responses_params(body, serving.sampling)
-        ids, end_ids = await serving.encode_messages(_conversation(body, serving.model.system_prompt))
-        grammar = await serving.start_grammar(_format_of(body), end_ids)
+        ids, end_ids = await serving.encode_messages(_conversation(body, serving.model.system_prompt), "input")
+        grammar = await serving.start_grammar(request, _format_of(body), end_ids)
         group = serving.submit(params, [ids], grammar)
         return self._host.respond(ResponsesAnswer(body, serving.name, serving.model, group, params, end_ids))
 
@@ -144,7 +144,7 @@ class ResponsesAnswer(Answer):
             **self._response(status, [self._item(status, [self._part()])]),
             "incomplete_details": None if is_whole else {"reason": "max_output_tokens"},
             "usage": {
-                "input_tokens": prompt, "input_tokens_details": {"cached_tokens": 0},
+                "input_tokens": prompt, "input_tokens_details": {"cached_tokens": self.num_shared_tokens},
                 "output_tokens": new, "output_tokens_details": {"reasoning_tokens": 0},
                 "total_tokens": prompt + new,
             },
@@ -191,6 +191,7 @@ def responses_params(body: dict[str, Any], defaults: SamplingParams) -> TextPara
         max_new_tokens=whole_field(body, "max_output_tokens", 1, MAX_TOKENS, None),
         top_logprobs=num_top if num_top or _WITH_LOGPROBS in included else None,
         stream=flag_field(body, "stream"),
+        prompt_field="input",
     )
 
 

@@ -32,15 +32,17 @@ class TokenText:
         """What can be sent after this token."""
         raw = self._bytes + self._model.decode_token(token_id, self._previous_id)
         self._previous_id = token_id
-        whole = utf8_complete(raw)
+        whole = len(raw) if raw.isascii() else utf8_complete(raw)
         self._bytes = raw[whole:]
         self._held += raw[:whole].decode("utf-8", "replace")
+        if not self._stops:
+            return self._send(len(self._held))
         found = [(at, stop) for stop in self._stops if (at := self._held.find(stop)) >= 0]
         if found:
             at, self.stop = min(found)
             self._held = self._held[:at]
             return self._send(len(self._held))
-        return self._send(min((self._possible_start(stop) for stop in self._stops), default=len(self._held)))
+        return self._send(min(map(self._possible_start, self._stops)))
 
     def finish(self) -> str:
         """The rest, at the end of the text. An incomplete character is dropped."""

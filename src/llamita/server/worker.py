@@ -11,8 +11,9 @@ from llamita.engine import Event, Model, Request, Scheduler, SchedulerStats
 from llamita.errors import LlamitaError
 from llamita.sampling import ComputeOptions
 from llamita.server.errors import ApiError
+from llamita.server.turns import Turns
 
-RUN_SECONDS = 0.002  # steps of very small models between two looks at their events
+RUN_SECONDS = 0.010  # steps of very small models between two looks at their events
 RETRY_SECONDS = 1  # what a client is asked to wait when the queue is full
 
 
@@ -61,6 +62,7 @@ class Worker:
         self._scheduler = Scheduler(model, runtime, num_parallel=num_parallel, num_cached=num_parallel)
         self.context_tokens = self._scheduler.context_tokens
         self.stats = self._scheduler.stats
+        self.turns = Turns()  # with whatever else computes with the model
         self._max_requests = num_parallel + max_queue
         self._live: set[Running] = set()
         self._condition = threading.Condition()
@@ -144,7 +146,8 @@ class Worker:
 
     def _step(self, by_number: dict[int, Running]) -> list[tuple[Running, Event | str]]:
         try:
-            events = self._scheduler.run(RUN_SECONDS)
+            with self.turns:
+                events = self._scheduler.run(RUN_SECONDS)
         except LlamitaError as error:  # out of memory
             failed = list(by_number.values())
             for number in by_number:

@@ -34,7 +34,8 @@ def test_completion_is_what_the_engine_generates(client: Client, stories: Model)
     assert answer["choices"][0]["finish_reason"] == "length" and answer["choices"][0]["logprobs"] is None
     num_prompt = len(encode_prompt(stories, PROMPT))
     assert answer["usage"] == {
-        "prompt_tokens": num_prompt, "completion_tokens": 50, "total_tokens": num_prompt + 50
+        "prompt_tokens": num_prompt, "completion_tokens": 50, "total_tokens": num_prompt + 50,
+        "prompt_tokens_details": answer["usage"]["prompt_tokens_details"],
     }  # fmt: skip
 
 
@@ -89,7 +90,8 @@ def test_parts_of_a_message_and_developers(chat_client: Client) -> None:
             [{"role": "developer", "content": "x", "name": "ignored"}, {"role": "user", "content": parts}],
         )
     ]
-    assert answers[0]["choices"] == answers[1]["choices"] and answers[0]["usage"] == answers[1]["usage"]
+    assert answers[0]["choices"] == answers[1]["choices"]
+    assert answers[0]["usage"]["prompt_tokens"] == answers[1]["usage"]["prompt_tokens"]
 
 
 def test_templates_that_need_jinja(chat_client: Client) -> None:
@@ -260,3 +262,34 @@ def test_scheduler_binding(stories: Model) -> None:
     assert tokens[second] == tokens[first][:3] and len(tokens[first]) == 10
     assert [e.finish for e in events if e.kind == "end"] == ["length", "length"]
     assert all(e.top[0] == (e.id, pytest.approx(e.logprob)) for e in events if e.kind == "token")
+
+
+def test_tokens_that_need_no_computing_are_reported(stories: Model, running_server: Any, make_chat_model: Any) -> None:
+    """Of a prompt that is repeated all tokens but the last are shared."""
+    with (
+        Model(make_chat_model("chatml").path) as chat,
+        running_server({"stories": stories, "chat": chat}) as client,
+    ):
+        body = {"model": "stories", "prompt": "The dog saw " * 9, "max_tokens": 3}
+        for cached in (False, True):
+            usage = client.ok(COMPLETIONS, body)["usage"]
+            expected = usage["prompt_tokens"] - 1 if cached else 1  # BOS, which the warm-up has computed
+            assert usage["prompt_tokens_details"] == {"cached_tokens": expected}
+        last = client.events(COMPLETIONS, {**body, "stream_options": {"include_usage": True}})[-1]
+        assert last["usage"] == usage
+        two = client.ok(COMPLETIONS, {**body, "prompt": [body["prompt"], "The"], "n": 2})["usage"]
+        assert usage["prompt_tokens"] - 1 <= two["prompt_tokens_details"]["cached_tokens"] < two["prompt_tokens"]
+        stopped = client.ok(COMPLETIONS, {**body, "max_tokens": 90, "stop": ["."]})["usage"]  # ends without an event
+        assert stopped["prompt_tokens_details"] == usage["prompt_tokens_details"]
+
+        said = {"model": "chat", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 3}
+        num = client.ok(CHAT, said)["usage"]["prompt_tokens"]
+        assert client.ok(CHAT, said)["usage"]["prompt_tokens_details"] == {"cached_tokens": num - 1}
+        answer = client.ok("/v1/responses", {"model": "chat", "input": "Hi", "max_output_tokens": 3})
+        assert answer["usage"]["input_tokens_details"] == {"cached_tokens": num - 1}
+        expected = {"input_tokens": 1, "cache_creation_input_tokens": 0, "cache_read_input_tokens": num - 1,
+                    "output_tokens": 3}  # fmt: skip
+        assert client.ok("/v1/messages", said)["usage"] == expected
+        text = client.send("/v1/messages", {**said, "stream": True})[2]
+        [end] = [json.loads(line[6:]) for line in text.splitlines() if line.startswith('data: {"type":"message_delta"')]
+        assert end["usage"] == expected

@@ -28,10 +28,14 @@ def test_messages(chat_client: Client) -> None:
         assert text == answer.content[0].text == final.content[0].text
         assert (final.stop_reason, final.usage.output_tokens) == ("max_tokens", 9)
         counted = api.messages.count_tokens(model="chatml", system="You are brief.", messages=OPTIONS["messages"])
-        assert counted.input_tokens == answer.usage.input_tokens
+        num_read = answer.usage.input_tokens + answer.usage.cache_read_input_tokens
+        assert counted.input_tokens == num_read
+        assert final.usage.input_tokens + final.usage.cache_read_input_tokens == num_read
+        assert final.usage.cache_read_input_tokens == num_read - 1  # of the same prompt
         history = [*OPTIONS["messages"], {"role": "assistant", "content": answer.content},
                    {"role": "user", "content": "Go on."}]  # fmt: skip
-        assert api.messages.create(**{**options, "messages": history}).usage.input_tokens > answer.usage.input_tokens
+        usage = api.messages.create(**{**options, "messages": history}).usage
+        assert usage.input_tokens + usage.cache_read_input_tokens > num_read
 
 
 def test_parsed_answers(chat_client: Client) -> None:

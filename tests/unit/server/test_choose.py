@@ -64,7 +64,7 @@ def test_the_same_bits_at_any_load(client: Client) -> None:
         ({"choices": [""]}, "choices"), ({"choices": ["a", "a"]}, "choices"), ({"choices": [1]}, "choices"),
         ({"choices": [f"c{i}" for i in range(500)]}, "n"), ({"prompt": None}, "prompt"), ({"prompt": 5}, "prompt"),
         ({"prompt": "x", "messages": [{"role": "user", "content": "x"}]}, "prompt"),
-        ({"prompt": None, "messages": []}, "messages"), ({"prompt": "word " * 2000}, "messages"),
+        ({"prompt": None, "messages": []}, "messages"), ({"prompt": "word " * 2000}, "prompt"),
     ],
 )  # fmt: skip
 def test_wrong_requests(chat_client: Client, more: dict[str, Any], param: str) -> None:

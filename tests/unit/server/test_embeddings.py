@@ -7,13 +7,18 @@ import concurrent.futures
 import http.client
 import json
 import random
+import threading
+import time
 from typing import Any
 
 import numpy as np
 import pytest
 
-from llamita.engine import Model, encode_prompt
+from llamita.engine import Model, Session, encode_prompt
+from llamita.server.embeddings import MIN_PASS_TOKENS
 from llamita.server.serving import ServerLimits
+from llamita.server.turns import Turns
+from llamita.server.worker import RUN_SECONDS
 
 Client = Any  # conftest.Client: the tests are not a package
 ROUTE = "/v1/embeddings"
@@ -168,3 +173,52 @@ def test_leaving_cancels(stories: Model, running_server: Any) -> None:
         client.ok(ROUTE, {"input": "x"})
         assert embedder._session.num_passes <= passes + 1 + 8  # at most the piece that ran meanwhile
         assert "cancelled_total 1.0" in client.ok("/metrics")
+
+
+def test_turns_are_taken_in_the_order_of_asking() -> None:
+    turns, order = Turns(), []
+    waiting: list[threading.Thread] = []
+
+    def take(number: int) -> None:
+        with turns:
+            order.append(number)
+
+    with turns:
+        for number in range(5):
+            waiting.append(threading.Thread(target=take, args=(number,)))
+            waiting[-1].start()
+            while turns._num_asked < number + 2:
+                time.sleep(0.001)
+        assert order == []
+    for thread in waiting:
+        thread.join()
+    assert order == [0, 1, 2, 3, 4]
+    with pytest.raises(ValueError), turns:
+        raise ValueError
+    take(5)  # a turn that failed has ended
+    assert order[-1] == 5
+
+
+def test_passes_beside_texts_are_short(stories: Model, running_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pass that takes longer than steps of texts do is followed by a shorter one."""
+    sizes: list[int] = []
+    compute = Session.decode_hidden_states
+
+    def slow(self: Session, chunks: Any) -> Any:
+        sizes.append(sum(len(ids) for _, ids, _ in chunks))
+        time.sleep(RUN_SECONDS)
+        return compute(self, chunks)
+
+    monkeypatch.setattr(Session, "decode_hidden_states", slow)
+    with running_server({"stories": stories}) as client:
+        vectors = vectors_of(client.ok(ROUTE, {"input": TEXTS}))
+        assert max(sizes) > 4 * MIN_PASS_TOKENS
+        sizes.clear()
+        worker = client.server._serving["stories"].worker
+        monkeypatch.setattr(type(worker), "num_live", 1)
+        np.testing.assert_array_equal(vectors_of(client.ok(ROUTE, {"input": TEXTS})), vectors)
+        assert set(sizes[:-1]) == {MIN_PASS_TOKENS}
+        monkeypatch.setattr(Session, "decode_hidden_states", compute)
+        monkeypatch.setattr("llamita.server.embeddings.RUN_SECONDS", 60.0)
+        client.ok(ROUTE, {"input": TEXTS})
+        assert client.server._serving["stories"].embedder._pass_tokens > MIN_PASS_TOKENS

@@ -3,11 +3,14 @@ refused."""
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import json
 import random
 import re
-from collections.abc import Callable
+import socket
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,7 @@ from llamita.cli.run import main as run
 from llamita.engine import Grammar, Model, Request, Scheduler, encode_prompt
 from llamita.errors import EngineError, LlamitaError
 from llamita.sampling import SamplingParams
+from llamita.server.serving import ServerLimits
 
 Client = Any  # conftest.Client: the tests are not a package
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
@@ -343,3 +347,66 @@ def test_wrong_limits_of_run(engine_build: Path, words: list[str], said: str) ->
     with pytest.raises(LlamitaError, match=re.escape(said)) as caught:
         run(["-i", "x", *words])
     assert "\n" not in str(caught.value)
+
+
+READ = {"type": "json_schema", "json_schema": {"schema": PERSON}}
+
+
+@pytest.fixture
+def held_grammar(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[threading.Event]]:
+    """Reading a JSON Schema waits for the event `go`; `begun` has an entry for each that began."""
+    begun: list[threading.Event] = []
+    go = threading.Event()
+    read = Grammar.json_schema
+
+    def wait_and_read(*args: Any) -> Grammar:
+        begun.append(go)
+        assert go.wait(20)
+        return read(*args)
+
+    monkeypatch.setattr(Grammar, "json_schema", wait_and_read)
+    yield begun
+    go.set()
+
+
+def test_grammars_that_are_read_count_as_requests_that_wait(
+    stories: Model, running_server: Any, held_grammar: list[threading.Event]
+) -> None:
+    limited = {"prompt": "x", "max_tokens": 1, "response_format": READ}
+    with (
+        running_server({"stories": stories}, ServerLimits(num_parallel=1, max_queue=1)) as client,
+        concurrent.futures.ThreadPoolExecutor(2) as threads,
+    ):
+        stage = client.server._serving["stories"]._num_in_stage
+        sent = [threads.submit(client.send, COMPLETIONS, limited) for _ in range(2)]
+        client.wait_until(lambda: stage["grammars"] == 2 and len(held_grammar) == 1)
+        status, headers, answer = client.send(COMPLETIONS, limited)
+        assert (status, answer["error"]["code"]) == (429, "queue_full") and int(headers["retry-after"]) > 0
+        client.ok(COMPLETIONS, {"prompt": "x", "max_tokens": 1})  # needs no grammar
+        held_grammar[0].set()
+        assert [each.result()[0] for each in sent] == [200, 200]
+        assert stage["grammars"] == 0
+        client.ok(COMPLETIONS, limited)
+
+
+def test_the_grammar_of_a_client_that_left_is_not_read(
+    stories: Model, running_server: Any, held_grammar: list[threading.Event]
+) -> None:
+    raw = json.dumps({"prompt": "x", "max_tokens": 1, "response_format": READ}).encode()
+    with running_server({"stories": stories}) as client:
+        stage = client.server._serving["stories"]._num_in_stage
+        for number in (1, 2):  # the second one waits for the first
+            connection = socket.create_connection(("127.0.0.1", client.port))
+            connection.sendall(
+                b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(raw) + raw
+            )
+            client.wait_until(lambda number=number: stage["grammars"] == number)
+            if number == 1:
+                client.wait_until(lambda: len(held_grammar) == 1)
+                first = connection
+        connection.close()
+        client.wait_until(lambda: stage["grammars"] == 1)
+        held_grammar[0].set()
+        assert b" 200 OK" in first.recv(1000)
+        first.close()
+        assert len(held_grammar) == 1

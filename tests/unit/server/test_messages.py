@@ -45,11 +45,13 @@ def test_an_answer_is_that_of_chat_completions(chat_client: Client) -> None:
     assert answer.pop("id").startswith("msg_")
     whole = text_of(chat_client)
     usage = chat_client.ok(CHAT, GREEDY)["usage"]
+    cached = answer["usage"].pop("cache_read_input_tokens")
+    assert 0 <= cached < usage["prompt_tokens"]
     assert answer == {
         "type": "message", "role": "assistant", "model": "chatml", "content": [{"type": "text", "text": whole}],
         "stop_reason": "max_tokens", "stop_sequence": None,
         "usage": {
-            "input_tokens": usage["prompt_tokens"], "cache_creation_input_tokens": 0, "cache_read_input_tokens": 0,
+            "input_tokens": usage["prompt_tokens"] - cached, "cache_creation_input_tokens": 0,
             "output_tokens": usage["completion_tokens"],
         },
     }  # fmt: skip
@@ -78,7 +80,8 @@ def test_system_prompts_and_blocks(chat_client: Client) -> None:
             answer = chat_client.ok(MESSAGES, {**GREEDY, "system": given, "messages": messages})
             assert answer["content"][0]["text"] == expected
     counted = chat_client.ok(f"{MESSAGES}/count_tokens", {"model": "chatml", "system": system, "messages": HI})
-    assert counted == {"input_tokens": answer["usage"]["input_tokens"]}
+    usage = answer["usage"]
+    assert counted == {"input_tokens": usage["input_tokens"] + usage["cache_read_input_tokens"]}
 
 
 def test_stop_reasons(chat_client: Client) -> None:

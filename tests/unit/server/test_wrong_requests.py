@@ -111,9 +111,65 @@ def test_prompt_too_long(client: Client, chat_client: Client) -> None:
     steps = client.stats
     error = client.refused(COMPLETIONS, {"prompt": "Once upon a time " * 200})
     assert (error["status"], error["code"]) == (400, "context_length_exceeded") and client.stats == steps
-    messages = [{"role": "user", "content": "Hello " * 1000}]
-    error = chat_client.refused(CHAT, {"model": "chatml", "messages": messages})
-    assert (error["status"], error["code"]) == (400, "context_length_exceeded")
+    long = "Hello " * 1000
+    for path, field, more in (
+        (CHAT, "messages", {}),
+        (COMPLETIONS, "prompt", {}),
+        ("/v1/responses", "input", {}),
+        ("/v1/embeddings", "input", {}),
+        ("/choose", "messages", {"choices": ["a", "b"]}),
+        ("/choose", "prompt", {"choices": ["a", "b"]}),
+    ):
+        given = [{"role": "user", "content": long}] if field == "messages" else long
+        error = chat_client.refused(path, {"model": "chatml", field: given, **more})
+        assert (error["status"], error["code"], error["param"]) == (400, "context_length_exceeded", field), path
+        assert f"your {field} resulted in" in error["message"]
+    for path, field in (("/v1/messages", "messages"), ("/api/chat", "messages"), ("/api/generate", "prompt")):
+        given = [{"role": "user", "content": long}] if field == "messages" else long
+        status, _, answer = chat_client.send(path, {"model": "chatml", field: given, "max_tokens": 5})
+        assert status == 400 and f"your {field} resulted in" in str(answer["error"]), path
+
+
+def test_what_a_template_refuses_names_its_field(chat_client: Client) -> None:
+    said = [{"role": "system", "content": "x"}, {"role": "user", "content": "x"}]
+    for path, field in ((CHAT, "messages"), ("/v1/responses", "input")):
+        error = chat_client.refused(path, {"model": "jinja", field: said})
+        assert (error["status"], error["param"]) == (400, field) and "no system messages" in error["message"]
+
+
+def test_long_texts_that_are_encoded_count_as_requests_that_wait(
+    stories: Model, running_server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go, begun = threading.Event(), threading.Event()
+    encode = Model.encode
+
+    def wait_and_encode(self: Model, *args: Any, **options: Any) -> list[int]:
+        begun.set()
+        assert go.wait(20)
+        return encode(self, *args, **options)
+
+    long = "x" * 30_000
+    with running_server({"stories": stories}, ServerLimits(num_parallel=1, max_queue=0)) as client:
+        monkeypatch.setattr(Model, "encode", wait_and_encode)
+        sent: list[Any] = []
+        thread = threading.Thread(target=lambda: sent.append(client.send("/tokenize", {"content": long})))
+        thread.start()
+        try:
+            client.wait_until(begun.is_set)
+            for path, body in (
+                ("/tokenize", {"content": long}), (COMPLETIONS, {"prompt": long}), ("/v1/embeddings", {"input": "x"}),
+                ("/choose", {"prompt": long, "choices": ["a"]}),
+            ):  # fmt: skip
+                error = client.refused(path, body)
+                assert (error["status"], error["code"]) == (429, "queue_full"), path
+            for path, body in (("/api/generate", {"prompt": long}), ("/api/embed", {"input": "x"}),
+                               ("/api/embeddings", {"prompt": "x"})):  # fmt: skip
+                assert client.send(path, body)[0] == 429, path
+        finally:
+            go.set()
+            thread.join()
+        assert sent[0][0] == 200
+        client.ok("/tokenize", {"content": long})
 
 
 def test_wrong_tokens(client: Client) -> None:

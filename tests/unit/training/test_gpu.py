@@ -105,6 +105,7 @@ dist.destroy_process_group()
 """
 
 
+@pytest.mark.slow
 def test_processes_agree(tmp_path: Path) -> None:
     """Two gloo processes run the script above."""
     command = [sys.executable, "-c", TWO_PROCESSES]

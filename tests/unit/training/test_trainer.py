@@ -184,6 +184,7 @@ def test_minutes_that_the_start_uses_up_are_refused(story_store: Path, tmp_path:
     assert not config.out.exists()
 
 
+@pytest.mark.slow
 def test_minutes_are_kept_when_generating_is_slow(
     story_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
