@@ -18,7 +18,7 @@
 #define BLOCK_VECTORS 2 /* by four columns; six are no faster */
 #define BLOCK_COLUMNS 4
 #define MAX_VECTORS 4
-#define BYTES_AHEAD 8192
+#define BYTES_AHEAD 32768 /* four panels are read at once: 8 columns from memory 145 to 156 GMAC/s */
 
 typedef __m512 floats;
 typedef __m512i integers, codes, quad;
