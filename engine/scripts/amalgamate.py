@@ -26,6 +26,7 @@ ENGINE = Path(__file__).resolve().parents[1]
 TARGETS = {
     "kernels_avx2.c": ("__x86_64__", "avx2,fma,f16c", ""),
     "kernels_avxvnni.c": ("__x86_64__", "avx2,fma,f16c,avxvnni", "LLAMITA_HAS_AVXVNNI"),
+    "kernels_avx512.c": ("__x86_64__", "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni", ""),
     "quantize_avx2.c": ("__x86_64__", "avx2,f16c", ""),
     "kernels_dotprod.c": ("__aarch64__", "dotprod", "LLAMITA_HAS_DOTPROD"),
 }

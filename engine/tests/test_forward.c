@@ -115,7 +115,7 @@ static double relative_difference(const float *found, const double *expected, si
  * relative to that of the expected logits, and the same of the hidden states. */
 static void compare_with_naive(const model_shape *shape, tensor_type type, llamita_kv_type kv_type, int32_t num_tokens,
                                double bound) {
-    static const char *const names[] = {"scalar", "avx2", "avxvnni", "neon", "dotprod", "simd128", "relaxed"};
+    static const char *const names[] = {"scalar", "avx2", "avxvnni", "avx512", "neon", "dotprod", "simd128", "relaxed"};
     const size_t vocab_size = (size_t)shape->vocab_size, hidden = (size_t)shape->hidden_size, n = (size_t)num_tokens;
     int32_t ids[400];
     fill_ids(ids, num_tokens, shape->vocab_size);

@@ -4,7 +4,7 @@
 
 #include "kernels/float_math.h"
 
-static const kernels *tables[5];
+static const kernels *tables[6];
 static int num_tables;
 
 /* The exact sum of products, and the sum of their magnitudes, which bounds the rounding error. */
@@ -434,7 +434,7 @@ static void test_select(void) {
 }
 
 int main(void) {
-    static const char *const others[] = {"avx2", "avxvnni", "neon", "dotprod", "simd128", "relaxed"};
+    static const char *const others[] = {"avx2", "avxvnni", "avx512", "neon", "dotprod", "simd128", "relaxed"};
     tables[num_tables++] = &kernels_scalar;
     for (size_t i = 0; i < sizeof others / sizeof *others; i++)
         if (kernels_select(others[i]) != NULL) tables[num_tables++] = kernels_select(others[i]);

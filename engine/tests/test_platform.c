@@ -260,6 +260,10 @@ static void test_processor(void) {
     const bool avx2 = system_lists(line, "avx2") && system_lists(line, "fma") && system_lists(line, "f16c");
     CHECK(platform_has_avx2() == avx2, "AVX2: %d, the system says %d", platform_has_avx2(), avx2);
     if (system_lists(line, "avx_vnni")) CHECK(platform_has_avxvnni(), "AVX-VNNI is not found");
+    static const char *const sets[] = {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni"};
+    bool avx512 = avx2;
+    for (size_t i = 0; i < sizeof sets / sizeof *sets; i++) avx512 = avx512 && system_lists(line, sets[i]);
+    CHECK(platform_has_avx512() == avx512, "AVX-512: %d, the system says %d", platform_has_avx512(), avx512);
 }
 #else
 static void test_processor(void) {}

@@ -75,6 +75,7 @@ extern const kernels kernels_scalar; /* plain C for any processor: the reference
 #if defined(__x86_64__)
 extern const kernels kernels_avx2;    /* AVX2, FMA, F16C */
 extern const kernels kernels_avxvnni; /* plus AVX-VNNI; needs LLAMITA_HAS_AVXVNNI */
+extern const kernels kernels_avx512;  /* AVX-512 F, BW, DQ, VL and VNNI */
 #elif defined(__aarch64__)
 extern const kernels kernels_neon;    /* any AArch64 processor */
 extern const kernels kernels_dotprod; /* plus dot products; needs LLAMITA_HAS_DOTPROD */

@@ -1,367 +1,222 @@
 /* kernels_neon.c: the kernels for 64-bit ARM processors (NEON). kernels_dotprod.c compiles this
  * file again for those with the dot product extension (SDOT: ARMv8.2 and later, Apple silicon, most
- * cores since 2018); only multiply_quads differs.
+ * cores since 2018); only the products of quads differ.
  *
- * The eight rows of a panel are two vectors of four, its halves. A tile is a few panels by a few
- * columns of outputs, whose sums stay in registers. Tile sizes are literals so that the compiler
- * unrolls the loops over them. With one column (decoding), a tile reads panels as fast as memory
- * delivers them; several columns share what was loaded and unpacked for one. */
+ * The eight rows of a panel are two vectors of four, its halves. */
 #include "kernels/float_math.h"
+#include "kernels/inline.h"
 #include "kernels/kernels.h"
 
 #if defined(__aarch64__)
 #include <arm_neon.h>
 #include <math.h>
 
-#define INLINE static inline __attribute__((always_inline))
-#if defined(__clang__)
-#define UNROLL _Pragma("clang loop unroll(full)")
-#else
-#define UNROLL _Pragma("GCC unroll 8")
-#endif
 #define HALVES 2
+#define VECTOR_PANELS 1
+#define VECTOR_ROWS 8
+#define VALUES 4 /* of which an instruction takes one */
+#define FLOAT_STREAMS 4
+#define FLOAT_VECTORS 2
+#define FLOAT_COLUMNS 4
+#define BLOCK_STREAMS 1
+#define BLOCK_VECTORS 1
+#define MAX_VECTORS 4
+#define BYTES_AHEAD 0
+#define EACH_HALF(h) UNROLL for (int h = 0; h < HALVES; h++)
 
-INLINE float sum_lanes(const float32x4_t *lanes) {
-    const float32x4_t four = vaddq_f32(lanes[0], lanes[1]);
-    const float32x2_t two = vadd_f32(vget_low_f32(four), vget_high_f32(four));
-    return vget_lane_f32(two, 0) + vget_lane_f32(two, 1);
-}
+typedef struct {
+    float32x4_t half[HALVES];
+} floats;
+typedef struct {
+    int32x4_t half[HALVES];
+} integers;
+typedef struct {
+    uint8x16_t half[HALVES];
+} codes;
+typedef codes quad;
+typedef float32x4_t values;
+typedef int8x16_t quads;
+typedef struct {
+    const uint8_t *at[VECTOR_PANELS];
+} panels;
 
-INLINE void load_floats(const float *values, float32x4_t *lanes) {
-    lanes[0] = vld1q_f32(values);
-    lanes[1] = vld1q_f32(values + 4);
-}
+/* ------------------------------------------------------------------ floats */
 
-INLINE void store_floats(float *values, const float32x4_t *lanes) {
-    vst1q_f32(values, lanes[0]);
-    vst1q_f32(values + 4, lanes[1]);
+INLINE floats load_floats(const float *at) { return (floats){{vld1q_f32(at), vld1q_f32(at + 4)}}; }
+
+INLINE void store_floats(float *out, floats a) {
+    vst1q_f32(out, a.half[0]);
+    vst1q_f32(out + 4, a.half[1]);
 }
 
 /* Loads n < 8 values, then zeros. */
-INLINE void load_first(const float *values, int64_t n, float32x4_t *lanes) {
+INLINE floats load_first(const float *at, int64_t n) {
     float padded[LANES] = {0};
-    memcpy(padded, values, (size_t)n * sizeof *values);
-    load_floats(padded, lanes);
+    memcpy(padded, at, (size_t)n * sizeof *at);
+    return load_floats(padded);
 }
 
-INLINE void store_first(float *values, int64_t n, const float32x4_t *lanes) {
+INLINE void store_first(float *out, int64_t n, floats a) {
     float padded[LANES];
-    store_floats(padded, lanes);
-    memcpy(values, padded, (size_t)n * sizeof *values);
+    store_floats(padded, a);
+    memcpy(out, padded, (size_t)n * sizeof *out);
 }
 
-INLINE void load_halves(const void *eight, float32x4_t *lanes) {
-    const uint16x8_t halves = vld1q_u16(eight);
-    lanes[0] = vcvt_f32_f16(vreinterpret_f16_u16(vget_low_u16(halves)));
-    lanes[1] = vcvt_f32_f16(vreinterpret_f16_u16(vget_high_u16(halves)));
+INLINE floats all_floats(float value) { return (floats){{vdupq_n_f32(value), vdupq_n_f32(value)}}; }
+
+INLINE floats multiply(floats a, floats b) {
+    return (floats){{vmulq_f32(a.half[0], b.half[0]), vmulq_f32(a.half[1], b.half[1])}};
 }
 
-INLINE void widen_signed(const void *eight, int32x4_t *lanes) {
-    const int16x8_t wide = vmovl_s8(vld1_s8(eight));
-    lanes[0] = vmovl_s16(vget_low_s16(wide));
-    lanes[1] = vmovl_s16(vget_high_s16(wide));
+INLINE floats subtract(floats a, floats b) {
+    return (floats){{vsubq_f32(a.half[0], b.half[0]), vsubq_f32(a.half[1], b.half[1])}};
 }
 
-INLINE void widen_unsigned(const void *eight, uint32x4_t *lanes) {
-    const uint16x8_t wide = vmovl_u8(vld1_u8(eight));
-    lanes[0] = vmovl_u16(vget_low_u16(wide));
-    lanes[1] = vmovl_u16(vget_high_u16(wide));
+INLINE floats multiply_add(floats a, floats b, floats c) {
+    return (floats){{vfmaq_f32(c.half[0], a.half[0], b.half[0]), vfmaq_f32(c.half[1], a.half[1], b.half[1])}};
 }
 
-/* Stores eight outputs of a column, without padding rows beyond the end of the matrix. */
-INLINE void store_rows(const matmul_job *job, int64_t panel, int64_t column, const float32x4_t *sums) {
-    const int64_t row = panel * PANEL_ROWS, left = job->num_rows - row;
-    float *out = job->out + (size_t)column * job->out_stride + (size_t)row;
-    if (left >= PANEL_ROWS) store_floats(out, sums);
-    else store_first(out, left, sums);
+INLINE floats to_floats(integers a) { return (floats){{vcvtq_f32_s32(a.half[0]), vcvtq_f32_s32(a.half[1])}}; }
+
+INLINE integers add_integers(integers a, integers b) {
+    return (integers){{vaddq_s32(a.half[0], b.half[0]), vaddq_s32(a.half[1], b.half[1])}};
 }
 
-/* ------------------------------------------------------------------ float matrices */
+INLINE integers multiply_integers(integers a, integers b) {
+    return (integers){{vmulq_s32(a.half[0], b.half[0]), vmulq_s32(a.half[1], b.half[1])}};
+}
 
-INLINE void load_weights(const char *panel, int64_t k, const panel_format format, float32x4_t *weights) {
-    if (format == PANEL_F32) load_floats((const float *)(const void *)panel + PANEL_ROWS * k, weights);
-    if (format == PANEL_F16) load_halves(panel + 2 * PANEL_ROWS * k, weights);
-    if (format == PANEL_BF16) {
-        const uint16x8_t high = vld1q_u16((const void *)(panel + 2 * PANEL_ROWS * k));
-        weights[0] = vreinterpretq_f32_u32(vshll_n_u16(vget_low_u16(high), 16));
-        weights[1] = vreinterpretq_f32_u32(vshll_n_u16(vget_high_u16(high), 16));
+INLINE floats load_scales(panels p, size_t offset) {
+    const uint16x8_t halves = vld1q_u16((const void *)(p.at[0] + offset));
+    return (floats){{vcvt_f32_f16(vreinterpret_f16_u16(vget_low_u16(halves))),
+                     vcvt_f32_f16(vreinterpret_f16_u16(vget_high_u16(halves)))}};
+}
+
+INLINE integers widen(panels p, size_t offset, const bool is_signed) {
+    const uint8x8_t bytes = vld1_u8(p.at[0] + offset);
+    const int16x8_t wide = is_signed ? vmovl_s8(vreinterpret_s8_u8(bytes)) : vreinterpretq_s16_u16(vmovl_u8(bytes));
+    return (integers){{vmovl_s16(vget_low_s16(wide)), vmovl_s16(vget_high_s16(wide))}};
+}
+
+INLINE floats load_weights(panels p, int64_t k, const panel_format format) {
+    const uint8_t *at = p.at[0] + panel_layout_of(format).element_bytes * (size_t)k;
+    if (format == PANEL_F32) return load_floats((const void *)at);
+    if (format == PANEL_F16) return load_scales(p, 16 * (size_t)k);
+    if (format == PANEL_I8) return to_floats(widen(p, 8 * (size_t)k, true));
+    const uint16x8_t high = vld1q_u16((const void *)at);
+    return (floats){{vreinterpretq_f32_u32(vshll_n_u16(vget_low_u16(high), 16)),
+                     vreinterpretq_f32_u32(vshll_n_u16(vget_high_u16(high), 16))}};
+}
+
+INLINE values load_values(const float *at) { return vld1q_f32(at); }
+INLINE values load_last_value(const float *at) { return vld1q_dup_f32(at); }
+
+/* sum + weights * value[lane], rounded once. The instruction needs a literal lane. */
+INLINE floats add_product(floats sum, floats weights, values value, const int lane) {
+    EACH_HALF(h) switch (lane) {
+    case 0: sum.half[h] = vfmaq_laneq_f32(sum.half[h], weights.half[h], value, 0); break;
+    case 1: sum.half[h] = vfmaq_laneq_f32(sum.half[h], weights.half[h], value, 1); break;
+    case 2: sum.half[h] = vfmaq_laneq_f32(sum.half[h], weights.half[h], value, 2); break;
+    default: sum.half[h] = vfmaq_laneq_f32(sum.half[h], weights.half[h], value, 3);
     }
-    if (format == PANEL_I8) {
-        int32x4_t whole[HALVES];
-        widen_signed(panel + PANEL_ROWS * k, whole);
-        UNROLL for (int h = 0; h < HALVES; h++) weights[h] = vcvtq_f32_s32(whole[h]);
-    }
+    return sum;
 }
 
-/* sum + weights * values[lane], rounded once. The instruction needs a literal lane. */
-INLINE float32x4_t add_product(float32x4_t sum, float32x4_t weights, float32x4_t values, const int lane) {
-    switch (lane) {
-    case 0: return vfmaq_laneq_f32(sum, weights, values, 0);
-    case 1: return vfmaq_laneq_f32(sum, weights, values, 1);
-    case 2: return vfmaq_laneq_f32(sum, weights, values, 2);
-    default: return vfmaq_laneq_f32(sum, weights, values, 3);
-    }
+/* ------------------------------------------------------------------ codes */
+
+INLINE codes load_codes(panels p, size_t offset) {
+    return (codes){{vld1q_u8(p.at[0] + offset), vld1q_u8(p.at[0] + offset + 16)}};
 }
 
-/* Adds the products of element k of every row with this lane of the columns' values. */
-INLINE void multiply_element(const char *const *panels_at, int64_t k, const float32x4_t *values, const int lane,
-                             const int panels, const int columns, const panel_format format,
-                             float32x4_t (*sums)[4][HALVES]) {
-    UNROLL for (int p = 0; p < panels; p++) {
-        float32x4_t weights[HALVES];
-        load_weights(panels_at[p], k, format, weights);
-        UNROLL for (int c = 0; c < columns; c++) UNROLL for (int h = 0; h < HALVES; h++) sums[p][c][h] =
-            add_product(sums[p][c][h], weights[h], values[c], lane);
-    }
+INLINE codes mask_codes(codes a, const int mask) {
+    EACH_HALF(h) a.half[h] = vandq_u8(a.half[h], vdupq_n_u8((uint8_t)mask));
+    return a;
 }
 
-INLINE void float_tile(const matmul_job *job, int64_t panel, int64_t column, const int panels, const int columns,
-                       const panel_format format) {
-    const char *panels_at[4];
-    const float *columns_at[4];
-    float32x4_t sums[4][4][HALVES], values[4];
-    UNROLL for (int p = 0; p < panels; p++) panels_at[p] =
-        (const char *)job->panels + (size_t)(panel + p) * job->panel_bytes;
-    UNROLL for (int c = 0; c < columns; c++) columns_at[c] =
-        (const void *)((const char *)job->columns + (size_t)(column + c) * job->column_bytes);
-    UNROLL for (int p = 0; p < panels; p++) UNROLL for (int c = 0; c < columns; c++)
-        UNROLL for (int h = 0; h < HALVES; h++) sums[p][c][h] = vdupq_n_f32(0.0f);
-    int64_t k = 0;
-    for (; k + 4 <= job->row_length; k += 4) {
-        UNROLL for (int c = 0; c < columns; c++) values[c] = vld1q_f32(columns_at[c] + k);
-        UNROLL for (int lane = 0; lane < 4; lane++)
-            multiply_element(panels_at, k + lane, values, lane, panels, columns, format, sums);
-    }
-    for (; k < job->row_length; k++) {
-        UNROLL for (int c = 0; c < columns; c++) values[c] = vld1q_dup_f32(columns_at[c] + k);
-        multiply_element(panels_at, k, values, 0, panels, columns, format, sums);
-    }
-    UNROLL for (int p = 0; p < panels; p++) UNROLL for (int c = 0; c < columns; c++)
-        store_rows(job, panel + p, column + c, sums[p][c]);
+INLINE codes or_codes(codes a, codes b) {
+    EACH_HALF(h) a.half[h] = vorrq_u8(a.half[h], b.half[h]);
+    return a;
 }
 
-/* Tiles of four columns, then one of the rest. */
-INLINE void float_tiles(const matmul_job *job, int64_t panel, const int panels, const panel_format format) {
-    int64_t column = 0;
-    for (; column + 4 <= job->num_columns; column += 4) float_tile(job, panel, column, panels, 4, format);
-    switch (job->num_columns - column) {
-    case 3: float_tile(job, panel, column, panels, 3, format); break;
-    case 2: float_tile(job, panel, column, panels, 2, format); break;
-    case 1: float_tile(job, panel, column, panels, 1, format); break;
-    default: break;
-    }
+/* To the left, or to the right if bits < 0. */
+INLINE codes shift_codes(codes a, const int bits) {
+    EACH_HALF(h)
+    a.half[h] = bits >= 0 ? a.half[h] << vdupq_n_u8((uint8_t)bits) : a.half[h] >> vdupq_n_u8((uint8_t)-bits);
+    return a;
 }
 
-INLINE void float_matmul(const matmul_job *job, const panel_format format) {
-    const int64_t num_panels = (job->num_rows + PANEL_ROWS - 1) / PANEL_ROWS;
-    int64_t panel = 0;
-    if (job->num_columns == 1)
-        for (; panel + 4 <= num_panels; panel += 4) float_tile(job, panel, 0, 4, 1, format);
-    for (; panel + 2 <= num_panels; panel += 2) float_tiles(job, panel, 2, format);
-    if (panel < num_panels) float_tiles(job, panel, 1, format);
+/* All codes are valid as signed bytes. */
+INLINE quad to_quad(codes code, const panel_format format) {
+    (void)format;
+    return code;
 }
 
-static void matmul_f32(const matmul_job *job) { float_matmul(job, PANEL_F32); }
-static void matmul_f16(const matmul_job *job) { float_matmul(job, PANEL_F16); }
-static void matmul_bf16(const matmul_job *job) { float_matmul(job, PANEL_BF16); }
-static void matmul_i8(const matmul_job *job) { float_matmul(job, PANEL_I8); }
-
-/* ------------------------------------------------------------------ quantized matrices */
-
-INLINE uint8x16_t shift_left(uint8x16_t bytes, const int bits) { return bytes << vdupq_n_u8((uint8_t)bits); }
-INLINE uint8x16_t shift_right(uint8x16_t bytes, const int bits) { return bytes >> vdupq_n_u8((uint8_t)bits); }
-
-/* Loads quad q of a block's codes for the four rows of half h. Q8_0 codes are signed; the others
- * start at 0 and are valid as signed bytes too. */
-INLINE int8x16_t load_quad(const uint8_t *codes, const int q, const int h, const panel_format format) {
-    if (format == PANEL_Q8_0) return vreinterpretq_s8_u8(vld1q_u8(codes + 32 * q + 16 * h));
-    uint8x16_t code = vld1q_u8(codes + 32 * (q % 4) + 16 * h);
-    code = q < 4 ? vandq_u8(code, vdupq_n_u8(15)) : shift_right(code, 4);
-    if (format == PANEL_Q5_1 || format == PANEL_Q5_K) {
-        const uint8x16_t fifth = vld1q_u8(codes + 128 + 16 * h); /* bit q goes to bit 4 */
-        const uint8x16_t moved = q <= 4 ? shift_left(fifth, 4 - q) : shift_right(fifth, q - 4);
-        code = vorrq_u8(code, vandq_u8(moved, vdupq_n_u8(16)));
-    }
-    if (format == PANEL_Q6_K) {
-        /* Bits 2 (q % 4) and above go to bits 4 and 5. */
-        const uint8x16_t high = vld1q_u8(codes + 128 + 32 * (q / 4) + 16 * h);
-        const uint8x16_t moved = q % 4 <= 2 ? shift_left(high, 4 - 2 * (q % 4)) : shift_right(high, 2);
-        code = vorrq_u8(code, vandq_u8(moved, vdupq_n_u8(48)));
-    }
-    return vreinterpretq_s8_u8(code);
-}
+INLINE quads load_quads(const activation_block *block, const int half) { return vld1q_s8(block->values + 16 * half); }
 
 #if defined(KERNELS_DOTPROD)
 #define BLOCK_COLUMNS 4
 
-INLINE int32x4_t add_dot(int32x4_t sum, int8x16_t code, int8x16_t values, const int lane) {
-    switch (lane) {
-    case 0: return vdotq_laneq_s32(sum, code, values, 0);
-    case 1: return vdotq_laneq_s32(sum, code, values, 1);
-    case 2: return vdotq_laneq_s32(sum, code, values, 2);
-    default: return vdotq_laneq_s32(sum, code, values, 3);
-    }
-}
+typedef struct {
+    integers whole;
+} products;
 
-/* whole[c] += sum of code * value over the four quads of part 0 or 1 of a block, for each column,
- * exact. */
-INLINE void multiply_quads(const uint8_t *codes, const int part, const int8x16_t *values, const int columns,
-                           const panel_format format, int32x4_t (*whole)[HALVES]) {
-    UNROLL for (int lane = 0; lane < 4; lane++) UNROLL for (int h = 0; h < HALVES; h++) {
-        const int8x16_t code = load_quad(codes, 4 * part + lane, h, format);
-        UNROLL for (int c = 0; c < columns; c++) whole[c][h] = add_dot(whole[c][h], code, values[c], lane);
+INLINE void multiply_quad(products *sum, quad code, quads value, const int q, const panel_format format) {
+    (void)format;
+    EACH_HALF(h) {
+        const int8x16_t bytes = vreinterpretq_s8_u8(code.half[h]);
+        int32x4_t *whole = &sum->whole.half[h];
+        switch (q % 4) {
+        case 0: *whole = vdotq_laneq_s32(*whole, bytes, value, 0); break;
+        case 1: *whole = vdotq_laneq_s32(*whole, bytes, value, 1); break;
+        case 2: *whole = vdotq_laneq_s32(*whole, bytes, value, 2); break;
+        default: *whole = vdotq_laneq_s32(*whole, bytes, value, 3);
+        }
     }
 }
 #else
 #define BLOCK_COLUMNS 2
 
-INLINE int8x16_t broadcast_quad(int8x16_t values, const int lane) {
-    const int32x4_t quads = vreinterpretq_s32_s8(values);
-    return vreinterpretq_s8_s32(vdupq_n_s32(quads[lane]));
-}
+typedef struct {
+    int16x8_t pairs[HALVES][2]; /* of two rows each */
+    integers whole;
+} products;
 
-/* whole[c] += sum of code * value over the four quads of part 0 or 1 of a block, for each column,
- * exact. The products of four quads can be added in 16 bits: 4 * 63 * 127 = 32,004. Q8_0: of two,
+/* The products of four quads can be added in 16 bits: 4 * 63 * 127 = 32,004. Q8_0: of two,
  * 2 * 128 * 127 = 32,512. */
-INLINE void multiply_quads(const uint8_t *codes, const int part, const int8x16_t *values, const int columns,
-                           const panel_format format, int32x4_t (*whole)[HALVES]) {
+INLINE void multiply_quad(products *sum, quad code, quads value, const int q, const panel_format format) {
     const int quads_per_sum = format == PANEL_Q8_0 ? 2 : 4;
-    int16x8_t products[BLOCK_COLUMNS][HALVES][2]; /* for two rows each */
-    UNROLL for (int lane = 0; lane < 4; lane++) UNROLL for (int h = 0; h < HALVES; h++) {
-        const int8x16_t code = load_quad(codes, 4 * part + lane, h, format);
-        UNROLL for (int c = 0; c < columns; c++) {
-            const int8x16_t value = broadcast_quad(values[c], lane);
-            int16x8_t *two = products[c][h];
-            if (lane % quads_per_sum == 0) {
-                two[0] = vmull_s8(vget_low_s8(code), vget_low_s8(value));
-                two[1] = vmull_high_s8(code, value);
-            } else {
-                two[0] = vmlal_s8(two[0], vget_low_s8(code), vget_low_s8(value));
-                two[1] = vmlal_high_s8(two[1], code, value);
-            }
-            if ((lane + 1) % quads_per_sum == 0)
-                whole[c][h] = vaddq_s32(whole[c][h], vpaddq_s32(vpaddlq_s16(two[0]), vpaddlq_s16(two[1])));
+    const int8x16_t four = vreinterpretq_s8_s32(vdupq_n_s32(vreinterpretq_s32_s8(value)[q % 4]));
+    EACH_HALF(h) {
+        const int8x16_t bytes = vreinterpretq_s8_u8(code.half[h]);
+        int16x8_t *pairs = sum->pairs[h];
+        if (q % quads_per_sum == 0) {
+            pairs[0] = vmull_s8(vget_low_s8(bytes), vget_low_s8(four));
+            pairs[1] = vmull_high_s8(bytes, four);
+        } else {
+            pairs[0] = vmlal_s8(pairs[0], vget_low_s8(bytes), vget_low_s8(four));
+            pairs[1] = vmlal_high_s8(pairs[1], bytes, four);
         }
+        if ((q + 1) % quads_per_sum == 0)
+            sum->whole.half[h] =
+                vaddq_s32(sum->whole.half[h], vpaddq_s32(vpaddlq_s16(pairs[0]), vpaddlq_s16(pairs[1])));
     }
 }
 #endif
 
-/* Adds part 0 or 1 of a block to whole[c]. */
-INLINE void sum_part(const uint8_t *codes, const activation_block *const *blocks, const int part, const int columns,
-                     const panel_format format, int32x4_t (*whole)[HALVES]) {
-    int8x16_t values[4];
-    UNROLL for (int c = 0; c < columns; c++) values[c] = vld1q_s8(blocks[c]->values + 16 * part);
-    multiply_quads(codes, part, values, columns, format, whole);
+INLINE void start_products(products *sum, int32_t start, const activation_block *block, const panel_format format) {
+    (void)block, (void)format;
+    EACH_HALF(h) sum->whole.half[h] = vdupq_n_s32(start);
 }
 
-/* The integer sum of each column, minus the contribution of the zero point. */
-INLINE void sum_block(const uint8_t *codes, const uint8_t *header, const activation_block *const *blocks,
-                      const int columns, const panel_format format, int32x4_t (*whole)[HALVES]) {
-    UNROLL for (int c = 0; c < columns; c++) UNROLL for (int h = 0; h < HALVES; h++) {
-        const int32_t zero = format == PANEL_Q6_K   ? blocks[c]->sums_of_half
-                             : format == PANEL_Q4_0 ? blocks[c]->eight_sums
-                                                    : 0;
-        whole[c][h] = vdupq_n_s32(-zero);
-    }
-    sum_part(codes, blocks, 0, columns, format, whole);
-    if (format != PANEL_Q6_K) {
-        sum_part(codes, blocks, 1, columns, format, whole);
-        return;
-    }
-    int32x4_t second[4][HALVES], scales[2][HALVES];
-    UNROLL for (int c = 0; c < columns; c++) UNROLL for (int h = 0; h < HALVES; h++) second[c][h] =
-        vdupq_n_s32(blocks[c]->sums_of_half - 4 * blocks[c]->eight_sums);
-    sum_part(codes, blocks, 1, columns, format, second);
-    UNROLL for (int part = 0; part < 2; part++) widen_signed(header + PANEL_ROWS * part, scales[part]);
-    UNROLL for (int c = 0; c < columns; c++) UNROLL for (int h = 0; h < HALVES; h++) whole[c][h] =
-        vmlaq_s32(vmulq_s32(whole[c][h], scales[0][h]), second[c][h], scales[1][h]);
-}
-
-/* Loads a block's scale, and its minimum, which is added (K formats: subtracted). */
-INLINE void load_scales(const uint8_t *header, const uint8_t *super, const panel_format format, float32x4_t *scale,
-                        float32x4_t *minimum) {
-    if (format == PANEL_Q6_K) {
-        load_halves(super, scale);
-    } else if (format == PANEL_Q4_K || format == PANEL_Q5_K) {
-        uint32x4_t scales[HALVES], minima[HALVES];
-        load_halves(super, scale);
-        load_halves(super + 16, minimum);
-        widen_unsigned(header, scales);
-        widen_unsigned(header + PANEL_ROWS, minima);
-        UNROLL for (int h = 0; h < HALVES; h++) {
-            scale[h] = vmulq_f32(scale[h], vcvtq_f32_u32(scales[h]));
-            minimum[h] = vmulq_f32(minimum[h], vcvtq_f32_u32(minima[h]));
-        }
-    } else {
-        load_halves(header, scale);
-        if (format == PANEL_Q4_1 || format == PANEL_Q5_1) load_halves(header + 16, minimum);
-    }
-}
-
-/* Adds a block to sums[c], in the order of kernels.h. */
-INLINE void add_block(const uint8_t *codes, const uint8_t *header, const uint8_t *super,
-                      const activation_block *const *blocks, const int columns, const panel_format format,
-                      float32x4_t (*sums)[HALVES]) {
-    int32x4_t whole[4][HALVES];
-    float32x4_t scale[HALVES], minimum[HALVES];
-    sum_block(codes, header, blocks, columns, format, whole);
-    load_scales(header, super, format, scale, minimum);
-    UNROLL for (int c = 0; c < columns; c++) UNROLL for (int h = 0; h < HALVES; h++) {
-        const float32x4_t scales = vmulq_n_f32(scale[h], blocks[c]->scale);
-        sums[c][h] = vfmaq_f32(sums[c][h], vcvtq_f32_s32(whole[c][h]), scales);
-        if (format == PANEL_Q4_1 || format == PANEL_Q5_1)
-            sums[c][h] = vfmaq_n_f32(sums[c][h], minimum[h], blocks[c]->scaled_sum);
-        if (format == PANEL_Q4_K || format == PANEL_Q5_K)
-            sums[c][h] = vfmsq_n_f32(sums[c][h], minimum[h], blocks[c]->scaled_sum);
-    }
-}
-
-INLINE void block_tile(const matmul_job *job, int64_t panel, int64_t column, const int columns,
-                       const panel_format format) {
-    const panel_layout layout = panel_layout_of(format);
-    const int64_t num_blocks = job->row_length / BLOCK_LENGTH;
-    const uint8_t *codes = (const uint8_t *)job->panels + (size_t)panel * job->panel_bytes;
-    const uint8_t *headers = codes + (size_t)num_blocks * layout.code_bytes;
-    const uint8_t *supers = headers + (size_t)num_blocks * layout.header_bytes;
-    const activation_block *blocks[4];
-    float32x4_t sums[4][HALVES];
-    UNROLL for (int c = 0; c < columns; c++) {
-        blocks[c] = (const void *)((const char *)job->columns + (size_t)(column + c) * job->column_bytes);
-        UNROLL for (int h = 0; h < HALVES; h++) sums[c][h] = vdupq_n_f32(0.0f);
-    }
-    for (int64_t b = 0; b < num_blocks; b++) {
-        add_block(codes, headers, supers, blocks, columns, format, sums);
-        codes += layout.code_bytes;
-        headers += layout.header_bytes;
-        if (layout.super_bytes > 0 && b % (SUPER_LENGTH / BLOCK_LENGTH) == SUPER_LENGTH / BLOCK_LENGTH - 1)
-            supers += layout.super_bytes;
-        UNROLL for (int c = 0; c < columns; c++) blocks[c]++;
-    }
-    UNROLL for (int c = 0; c < columns; c++) store_rows(job, panel, column + c, sums[c]);
-}
-
-INLINE void block_matmul(const matmul_job *job, const panel_format format) {
-    const int64_t num_panels = (job->num_rows + PANEL_ROWS - 1) / PANEL_ROWS;
-    for (int64_t panel = 0; panel < num_panels; panel++) {
-        int64_t column = 0;
-        for (; column + BLOCK_COLUMNS <= job->num_columns; column += BLOCK_COLUMNS)
-            block_tile(job, panel, column, BLOCK_COLUMNS, format);
-        const int64_t left = job->num_columns - column;
-        if (BLOCK_COLUMNS > 2 && left == 3) block_tile(job, panel, column, 3, format);
-        else if (BLOCK_COLUMNS > 2 && left == 2) block_tile(job, panel, column, 2, format);
-        else if (left == 1) block_tile(job, panel, column, 1, format);
-    }
-}
-
-static void matmul_q8_0(const matmul_job *job) { block_matmul(job, PANEL_Q8_0); }
-static void matmul_q4_0(const matmul_job *job) { block_matmul(job, PANEL_Q4_0); }
-static void matmul_q4_1(const matmul_job *job) { block_matmul(job, PANEL_Q4_1); }
-static void matmul_q5_1(const matmul_job *job) { block_matmul(job, PANEL_Q5_1); }
-static void matmul_q4_k(const matmul_job *job) { block_matmul(job, PANEL_Q4_K); }
-static void matmul_q5_k(const matmul_job *job) { block_matmul(job, PANEL_Q5_K); }
-static void matmul_q6_k(const matmul_job *job) { block_matmul(job, PANEL_Q6_K); }
+#include "kernels/tiles.h"
 
 /* ------------------------------------------------------------------ vectors */
+
+INLINE float sum_lanes(floats lanes) {
+    const float32x4_t four = vaddq_f32(lanes.half[0], lanes.half[1]);
+    const float32x2_t two = vadd_f32(vget_low_f32(four), vget_high_f32(four));
+    return vget_lane_f32(two, 0) + vget_lane_f32(two, 1);
+}
 
 static void quantize(const float *values, int64_t length, activation_block *blocks) {
     const uint32x4_t no_sign = vdupq_n_u32(0x7fffffffu);
@@ -405,15 +260,14 @@ static void to_halves(const float *values, int64_t length, uint16_t *halves) {
 }
 
 static float sum_of_squares(const float *values, int64_t length) {
-    float32x4_t sums[HALVES] = {vdupq_n_f32(0.0f), vdupq_n_f32(0.0f)}, value[HALVES];
+    floats sums = all_floats(0.0f);
     int64_t i = 0;
     for (; i + LANES <= length; i += LANES) {
-        load_floats(values + i, value);
-        UNROLL for (int h = 0; h < HALVES; h++) sums[h] = vfmaq_f32(sums[h], value[h], value[h]);
+        const floats value = load_floats(values + i);
+        sums = multiply_add(value, value, sums);
     }
-    load_first(values + i, length - i, value);
-    UNROLL for (int h = 0; h < HALVES; h++) sums[h] = vfmaq_f32(sums[h], value[h], value[h]);
-    return sum_lanes(sums);
+    const floats value = load_first(values + i, length - i);
+    return sum_lanes(multiply_add(value, value, sums));
 }
 
 static float maximum(const float *values, int64_t length) {
@@ -447,50 +301,44 @@ INLINE float32x4_t exponential_lanes(float32x4_t x) {
     return vreinterpretq_f32_u32(vbicq_u32(result, vcltq_f32(x, vdupq_n_f32(EXP_MIN))));
 }
 
-INLINE void exponential_of_difference(const float32x4_t *value, float shift, float32x4_t *out) {
-    UNROLL for (int h = 0; h < HALVES; h++) out[h] = exponential_lanes(vsubq_f32(value[h], vdupq_n_f32(shift)));
+INLINE floats exponential_of_difference(floats value, float shift) {
+    EACH_HALF(h) value.half[h] = exponential_lanes(vsubq_f32(value.half[h], vdupq_n_f32(shift)));
+    return value;
+}
+
+INLINE floats add_floats(floats a, floats b) {
+    return (floats){{vaddq_f32(a.half[0], b.half[0]), vaddq_f32(a.half[1], b.half[1])}};
 }
 
 static float exp_and_sum(float *values, int64_t length, float shift) {
-    float32x4_t sums[HALVES] = {vdupq_n_f32(0.0f), vdupq_n_f32(0.0f)}, value[HALVES];
+    floats sums = all_floats(0.0f);
     int64_t i = 0;
     for (; i + LANES <= length; i += LANES) {
-        load_floats(values + i, value);
-        exponential_of_difference(value, shift, value);
+        const floats value = exponential_of_difference(load_floats(values + i), shift);
         store_floats(values + i, value);
-        UNROLL for (int h = 0; h < HALVES; h++) sums[h] = vaddq_f32(sums[h], value[h]);
+        sums = add_floats(sums, value);
     }
     if (i < length) {
-        load_first(values + i, length - i, value);
-        exponential_of_difference(value, shift, value);
-        store_first(values + i, length - i, value);
-        load_first(values + i, length - i, value);
-        UNROLL for (int h = 0; h < HALVES; h++) sums[h] = vaddq_f32(sums[h], value[h]);
+        store_first(values + i, length - i, exponential_of_difference(load_first(values + i, length - i), shift));
+        sums = add_floats(sums, load_first(values + i, length - i));
     }
     return sum_lanes(sums);
 }
 
-INLINE void swiglu_lanes(float32x4_t *gate, const float32x4_t *up) {
-    UNROLL for (int h = 0; h < HALVES; h++) {
-        const float32x4_t power = exponential_lanes(vnegq_f32(gate[h]));
-        gate[h] = vmulq_f32(vdivq_f32(gate[h], vaddq_f32(vdupq_n_f32(1.0f), power)), up[h]);
+INLINE floats swiglu_lanes(floats gate, floats up) {
+    EACH_HALF(h) {
+        const float32x4_t power = exponential_lanes(vnegq_f32(gate.half[h]));
+        gate.half[h] = vmulq_f32(vdivq_f32(gate.half[h], vaddq_f32(vdupq_n_f32(1.0f), power)), up.half[h]);
     }
+    return gate;
 }
 
 static void swiglu(float *gate, const float *up, int64_t length) {
-    float32x4_t gates[HALVES], ups[HALVES];
     int64_t i = 0;
-    for (; i + LANES <= length; i += LANES) {
-        load_floats(gate + i, gates);
-        load_floats(up + i, ups);
-        swiglu_lanes(gates, ups);
-        store_floats(gate + i, gates);
-    }
+    for (; i + LANES <= length; i += LANES)
+        store_floats(gate + i, swiglu_lanes(load_floats(gate + i), load_floats(up + i)));
     if (i == length) return;
-    load_first(gate + i, length - i, gates);
-    load_first(up + i, length - i, ups);
-    swiglu_lanes(gates, ups);
-    store_first(gate + i, length - i, gates);
+    store_first(gate + i, length - i, swiglu_lanes(load_first(gate + i, length - i), load_first(up + i, length - i)));
 }
 
 #if defined(KERNELS_DOTPROD)

@@ -14,14 +14,13 @@
  * Integer sums are exact, whatever the instructions. The relaxed dot product is the same on every
  * processor where its second operand is 0 .. 127 and no sum of two products leaves 16 bits. */
 #include "kernels/float_math.h"
+#include "kernels/inline.h"
 #include "kernels/kernels.h"
 
 #if defined(__wasm_simd128__)
 #include <math.h>
 #include <wasm_simd128.h>
 
-#define INLINE static inline __attribute__((always_inline))
-#define UNROLL _Pragma("clang loop unroll(full)")
 /* Hides where a value comes from. Of an address: constant offsets stay parts of loads. Of a sum: what
  * was written first is computed first, so that fewer vectors are alive than V8 has registers for. */
 #if defined(__wasm_relaxed_simd__)

@@ -4,6 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "kernels/inline.h"
+
 #if defined(__SSE2__) /* on every x86-64, so no runtime dispatch */
 #include <emmintrin.h>
 #elif defined(__wasm_simd128__)
@@ -70,8 +72,6 @@ static inline void put_quads(const uint8_t *const rows[PANEL_ROWS], size_t offse
 }
 
 /* ------------------------------------------------------------------ blocks of a row */
-
-#define INLINE static inline __attribute__((always_inline))
 
 /* A block of 32 elements of one row and its part of the headers, as the panel stores them. */
 typedef struct {

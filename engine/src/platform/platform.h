@@ -145,6 +145,7 @@ bool platform_leave_processors(const int *taken, int num_taken);
  * ARM's dot products. */
 bool platform_has_avx2(void);
 bool platform_has_avxvnni(void);
+bool platform_has_avx512(void); /* F, BW, DQ, VL and VNNI */
 bool platform_has_arm_dot_product(void);
 
 /* Lets the other threads of a processor's core run while this one polls. */

@@ -7,11 +7,12 @@
 
 static bool has_bit(unsigned word, int bit) { return (word >> bit & 1) != 0; }
 
-/* True if the system saves the wide registers (XCR0 bits 1 and 2) when it switches threads. */
-static bool saves_wide_registers(void) {
+/* True if the system saves these registers (bits of XCR0) when it switches threads. */
+enum { YMM_STATE = 0x06, ZMM_STATE = 0xe6 };
+static bool saves_registers(unsigned state) {
     unsigned low, high;
     __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
-    return (low & 6) == 6;
+    return (low & state) == state;
 }
 
 bool platform_has_avx2(void) {
@@ -19,7 +20,7 @@ bool platform_has_avx2(void) {
     enum { FMA = 12, OSXSAVE = 27, AVX = 28, F16C = 29, AVX2 = 5 };
     if (!__get_cpuid(1, &a, &b, &c, &d)) return false;
     if (!has_bit(c, OSXSAVE) || !has_bit(c, AVX) || !has_bit(c, FMA) || !has_bit(c, F16C)) return false;
-    return saves_wide_registers() && __get_cpuid_count(7, 0, &a, &b, &c, &d) && has_bit(b, AVX2);
+    return saves_registers(YMM_STATE) && __get_cpuid_count(7, 0, &a, &b, &c, &d) && has_bit(b, AVX2);
 }
 
 bool platform_has_avxvnni(void) {
@@ -27,7 +28,15 @@ bool platform_has_avxvnni(void) {
     enum { AVX_VNNI = 4 };
     return platform_has_avx2() && __get_cpuid_count(7, 1, &a, &b, &c, &d) && has_bit(a, AVX_VNNI);
 }
+
+bool platform_has_avx512(void) {
+    unsigned a, b, c, d;
+    enum { F = 16, DQ = 17, BW = 30, VL = 31, VNNI = 11 };
+    if (!platform_has_avx2() || !saves_registers(ZMM_STATE) || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
+    return has_bit(b, F) && has_bit(b, DQ) && has_bit(b, BW) && has_bit(b, VL) && has_bit(c, VNNI);
+}
 #else
 bool platform_has_avx2(void) { return false; }
 bool platform_has_avxvnni(void) { return false; }
+bool platform_has_avx512(void) { return false; }
 #endif

@@ -516,7 +516,7 @@ def version() -> str:
 
 
 def kernels() -> str:
-    """The kernels chosen on this machine: "avxvnni", "avx2", "dotprod" (ARM), "neon" or
+    """The kernels chosen on this machine: "avx512", "avxvnni", "avx2", "dotprod" (ARM), "neon" or
     "scalar"."""
     return str(load_library().llamita_kernels().decode())
 

@@ -89,14 +89,14 @@ def fit_micro_batch(config: TrainConfig, free: float, device: torch.device) -> T
         return config
     assert config.layers and config.hidden and config.ffn and config.context and config.micro_batch_size
     weights = config.layers * config.hidden * (4 * config.hidden + 3 * config.ffn) + TYPICAL_VOCAB_SIZE * config.hidden
-    fit_tokens = tokens_that_fit(free, weights, 16, row_token_bytes(config))
+    fit_tokens = tokens_that_fit(free, weights, 16, row_token_bytes(config, device))
     rows, passes = split_rows(config.micro_batch_size, config.context, fit_tokens)
     return dataclasses.replace(config, micro_batch_size=rows, grad_accum_steps=passes)
 
 
-def row_token_bytes(config: TrainConfig) -> int:
+def row_token_bytes(config: TrainConfig, device: torch.device) -> int:
     """Activation bytes per token of a configuration whose shape is set."""
-    assert config.layers and config.hidden and config.ffn
+    assert config.layers and config.hidden and config.ffn and config.context
     return token_bytes(
         config.layers, config.hidden, config.ffn,
         number_bytes=4 if config.dtype == "float32" else 2, activation_checkpointing=config.activation_checkpointing,

@@ -155,13 +155,15 @@ def candidate_shapes(config: TrainConfig, context: int, device_type: str = "cpu"
     return shapes
 
 
-def shapes_that_fit(config: TrainConfig, shapes: list[Shape], vocab_size: int, free: float) -> list[Shape]:
+def shapes_that_fit(
+    config: TrainConfig, shapes: list[Shape], vocab_size: int, free: float, device: torch.device
+) -> list[Shape]:
     """The shapes that a GPU with this many free bytes can train, one row per pass; the smallest one
     always."""
 
     def fits(shape: Shape) -> bool:
         weights = model_shape(shape, vocab_size, untied=not config.tie_embeddings).num_parameters
-        row_bytes = row_token_bytes(apply_shape(config, shape))
+        row_bytes = row_token_bytes(apply_shape(config, shape), device)
         return math.isinf(free) or tokens_that_fit(free, weights, 16, row_bytes) >= shape.max_position_embeddings
 
     return [shape for shape in shapes if shape is shapes[0] or fits(shape)]
@@ -187,7 +189,7 @@ def plan_run(
     seconds = max(0.1 * 60 * minutes, 60 * minutes * TRAINING_SHARE - MIN_CLOSING_SECONDS)
     context = config.context or choose_context(lengths, device)
     unique_tokens = int(lengths.sum())
-    shapes = shapes_that_fit(config, candidate_shapes(config, context, device.type), vocab_size, free)
+    shapes = shapes_that_fit(config, candidate_shapes(config, context, device.type), vocab_size, free, device)
 
     def flops(shape: Shape) -> float:
         return flops_per_token(model_shape(shape, vocab_size, untied=not config.tie_embeddings), context)

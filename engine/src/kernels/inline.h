@@ -1,0 +1,12 @@
+/* inline.h: what the kernels of all instruction sets say to compilers. */
+#ifndef LLAMITA_INLINE_H
+#define LLAMITA_INLINE_H
+
+#define INLINE static inline __attribute__((always_inline))
+#if defined(__clang__)
+#define UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define UNROLL _Pragma("GCC unroll 8")
+#endif
+
+#endif
