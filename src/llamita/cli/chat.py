@@ -51,7 +51,7 @@ class ChatFlags:
     examples = (
         "llamita chat my.gguf",
         "echo 'Who are you?' | llamita chat my.gguf -n 50",
-        "llamita chat my.gguf --choice yes --choice no < questions.txt",
+        "llamita chat my.gguf --choice yes --choice no",
     )
 
     model: Annotated[Path, Option(positional=True)]

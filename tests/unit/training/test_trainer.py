@@ -30,7 +30,7 @@ from llamita.training import task as task_module  # noqa: E402
 from llamita.training import trainer as trainer_module  # noqa: E402
 from llamita.training.distributed import Ranks  # noqa: E402
 from llamita.training.loss import SummedLoss  # noqa: E402
-from llamita.training.prefetch import Prefetcher  # noqa: E402
+from llamita.training.prefetch import StepStream  # noqa: E402
 from llamita.training.pretraining import train  # noqa: E402
 from llamita.training.run import explain_out_of_memory, run_task  # noqa: E402
 from llamita.training.trainer import Trainer  # noqa: E402
@@ -293,9 +293,7 @@ def test_a_signal_saves_and_resuming_changes_nothing(
 def test_batches_made_ahead_change_nothing(story_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU, interrupted and resumed."""
     train(make_config(story_store, tmp_path / "plain"))
-    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
-    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)
-    monkeypatch.setattr(trainer_module, "prefetch", Prefetcher)
+    monkeypatch.setattr(trainer_module, "StepStream", lambda *arguments, ahead: StepStream(*arguments, ahead=True))
     with monkeypatch.context() as patched:
         stop_at(patched, 3)
         assert train(make_config(story_store, tmp_path / "ahead")).interrupted
