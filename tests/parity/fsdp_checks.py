@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 
@@ -10,6 +11,7 @@ import torch.distributed as dist
 from torch import nn
 
 from llamita.config import ModelConfig
+from llamita.finetune.dpo_loss import DpoLoss
 from llamita.finetune.lora import LoraConfig, add_lora, load_update, lora_layers
 from llamita.model.llama import Llama
 from llamita.training.activation_checkpointing import checkpoint_activations
@@ -91,6 +93,19 @@ def check_mixed_precision(ranks: Ranks) -> None:
     assert parameter.dtype == torch.float32 and parameter.grad is not None and parameter.grad.dtype == torch.float32
 
 
+def check_reference(ranks: Ranks) -> None:
+    """DPO's reference stays float64, also where layers compute in bfloat16."""
+    rows = torch.randint(50, (2, 12), generator=torch.Generator().manual_seed(1))
+    model = Llama(TINY).initialize(torch.Generator().manual_seed(0))
+    loss = DpoLoss(model, "dpo", 0.1, compute=torch.bfloat16)
+    inputs, targets, segments = rows[:, :-1], rows[:, 1:], torch.zeros(2, 11, dtype=torch.int64)
+    reference = loss.log_probabilities(inputs, targets, segments, 1)[0].detach()
+    parallel = shard(loss, model, ranks.device, torch.bfloat16)
+    torch.testing.assert_close(
+        parallel(inputs, targets, segments, reference).item(), math.log(2.0), rtol=0.0, atol=1e-4
+    )
+
+
 def check_updates(ranks: Ranks) -> None:
     """LoRA: frozen bfloat16 matrices and float32 updates in one shard; gathered for evaluation,
     where processes compute different things."""
@@ -144,6 +159,7 @@ if __name__ == "__main__":
         check_matrices(ranks)
         check_accumulation(ranks)
         check_mixed_precision(ranks)
+        check_reference(ranks)
         check_updates(ranks)
         if ranks.is_first:
             print("all checks passed")

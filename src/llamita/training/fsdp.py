@@ -8,6 +8,7 @@ reduced to the owners of the rows.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import pickle
 import warnings
 from collections.abc import Iterator
@@ -43,7 +44,8 @@ def shard(loss: nn.Module, model: Llama, device: torch.device, compute: torch.dt
         policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32)
     for layer in model.model.layers:
         fully_shard(layer, mesh=mesh, mp_policy=policy)
-    fully_shard(loss, mesh=mesh, mp_policy=policy)
+    # a batch may have numbers that need their precision: DPO's reference
+    fully_shard(loss, mesh=mesh, mp_policy=dataclasses.replace(policy, cast_forward_inputs=False))
     model.register_load_state_dict_pre_hook(_shard_loaded)  # type: ignore[no-untyped-call]
     return loss
 
