@@ -273,6 +273,7 @@ class Trainer:
             start = Progress(seconds=failed.progress.seconds, first_second=failed.progress.first_second)
             self.state = TrainerState(MetricsAccumulator.empty(self.ranks.device), start)
         self.state.rollbacks, self.is_ending = failed.rollbacks + 1, False
+        self.state.val_share = failed.val_share  # the task is still limited to it
         self.batches.load_state_dict(rows)
         step, factor = self.state.progress.step, learning_rate_factor(self.state.rollbacks)
         self.display.say(

@@ -486,6 +486,19 @@ def test_after_divergence_training_goes_on_from_the_last_good_state(
     assert all(torch.isfinite(tensor).all() for tensor in load_tensors(run / "latest").values())
 
 
+@pytest.mark.parametrize(("step", "back_to"), [(8, 6), (3, 0)])
+def test_the_evaluated_part_is_the_same_after_a_rollback(
+    story_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, back_to: int
+) -> None:
+    poison(monkeypatch, {step: 1})
+    val_tokens = TokenStore(story_store).split("val").num_tokens
+    monkeypatch.setattr(speed_module, "MAX_VAL_TOKENS", val_tokens // 4)
+    train(make_config(story_store, tmp_path / "run"))
+    assert any(line["kind"] == "rollback" and line["to_step"] == back_to for line in read_metrics(tmp_path / "run"))
+    state = json.loads((tmp_path / "run" / "latest" / "training" / "state.json").read_text())
+    assert abs(state["trainer"]["val_share"] - 0.25) < 0.01
+
+
 def test_a_loss_worse_than_guessing_is_divergence_too(
     story_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
