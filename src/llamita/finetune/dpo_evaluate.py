@@ -84,7 +84,7 @@ def affordable_share(loss: DpoLoss, parts: Sequence[Pairs], ranks: Ranks, second
     A few pairs are timed, then more, until the time can be trusted. All processes call this.
     """
     share = min(1.0, MIN_TIMED_PAIRS / max(1, parts[0].num_documents))
-    if ranks.device.type == "cuda":  # load kernels, allocate memory
+    if ranks.device.type != "cpu":  # load kernels, allocate memory
         answer_log_probabilities(loss, Pairs(evenly_spaced(parts[0].pairs, share)), ranks)
     while True:
         sample = Pairs(evenly_spaced(parts[0].pairs, share))
@@ -93,7 +93,7 @@ def affordable_share(loss: DpoLoss, parts: Sequence[Pairs], ranks: Ranks, second
         (spent,) = ranks.broadcast_from_first(time.monotonic() - start)
         needed = spent * sum(part.num_tokens for part in parts) / sample.num_tokens
         if needed <= seconds or spent >= TIMED_SHARE * seconds or share >= 1.0:
-            return min(1.0, seconds / needed)
+            return min(1.0, seconds / max(needed, 1e-9))  # some clocks stand still for 16 ms
         share = min(1.0, 4 * share)
 
 

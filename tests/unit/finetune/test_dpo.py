@@ -164,6 +164,24 @@ def load_reference_of(run: Path) -> Reference:
         return Reference(arrays["learn"], arrays["val"])
 
 
+def test_a_clock_that_stands_still_is_no_division_by_zero(
+    chat_checkpoint: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """time.monotonic of Python before 3.13 advances in steps of 16 ms on Windows."""
+    shares = []
+
+    def still(*args: Any) -> float:
+        with monkeypatch.context() as patched:
+            patched.setattr(time, "monotonic", lambda: 1.0)
+            shares.append(dpo_evaluate.affordable_share(*args))
+        return shares[0]
+
+    monkeypatch.setattr(dpo, "affordable_share", still)
+    monkeypatch.setattr(Trainer, "run", lambda self, stop: True)
+    finetune(make_config(chat_checkpoint, pairs, tmp_path / "run", steps=None, minutes=1.0))
+    assert shares == [1.0]
+
+
 def test_the_reference_file(tmp_path: Path) -> None:
     reference = Reference(np.array([[1.0, 2.0], [3.0, 4.0]]), np.zeros((2, 0)))
     assert load_reference(tmp_path, "a", (2, 0)) is None
