@@ -426,6 +426,9 @@ LLAMITA_API llamita_status llamita_sampler_open(const llamita_sampler_params *pa
                                                 llamita_sampler **sampler, llamita_error *error);
 LLAMITA_API void llamita_sampler_close(llamita_sampler *sampler);
 
+/* Begins another text: the penalties forget the tokens before. The random numbers go on. */
+LLAMITA_API void llamita_sampler_begin_text(llamita_sampler *sampler);
+
 /* Records a token of the text (of the prompt, and each one picked) for the penalties. */
 LLAMITA_API void llamita_sampler_accept(llamita_sampler *sampler, int32_t id);
 
@@ -460,10 +463,10 @@ typedef bool (*llamita_piece_callback)(void *state, const llamita_piece *piece);
 
 /* Generates a text that begins with ids[num_ids], on sequence 0. The tokens that it already holds
  * of this text are not computed again, those of another are removed; the text does not depend on
- * them. The ids and each new token are passed to llamita_sampler_accept. Ends at an end token, after
- * max_new_tokens (-1: no limit), when the context is full, or when the callback returns false; all
- * of these are LLAMITA_OK. Afterwards the session holds what was computed: all but the last piece.
- * On failure the pieces so far are valid, and session and sampler can be used again. A model without
+ * them. llamita_sampler_begin_text is called, then llamita_sampler_accept with the ids and each new
+ * token. Ends at an end token, after max_new_tokens (-1: no limit), when the context is full, or when
+ * the callback returns false; all of these are LLAMITA_OK. Afterwards the session holds what was
+ * computed: all but the last piece. On failure the pieces so far are valid, and session and sampler can be used again. A model without
  * a tokenizer gives pieces without text. */
 LLAMITA_API llamita_status llamita_generate(llamita_session *session, llamita_sampler *sampler, const int32_t *ids,
                                             size_t num_ids, int32_t max_new_tokens, llamita_piece_callback callback,

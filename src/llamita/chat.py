@@ -312,6 +312,7 @@ class Answer(Iterator[str]):
         chat, session, ids = self._chat, self._chat._session, self._prompt_ids
         is_first, chat._has_read = not chat._has_read, True
         common = keep_common_ids(session, ids)
+        chat._sampler.begin_text()
         for token_id in ids:
             chat._sampler.accept(token_id)
         for start in range(common, len(ids), FEED_TOKENS):

@@ -26,7 +26,7 @@ pytest.importorskip("jinja2")
 from llamita.chat import Chat
 from llamita.cli import chat as chat_command
 from llamita.cli.grammar import DEFAULT_GRAMMAR
-from llamita.engine import Grammar, Message, Model, TextSegment
+from llamita.engine import Grammar, Message, Model, Sampler, TextSegment
 from llamita.errors import ChatError, EngineError, LlamitaError
 from tests.thinking_templates import STRIPS_THOUGHTS
 
@@ -69,6 +69,25 @@ def test_only_new_tokens_are_fed(chat_models: dict[str, Path], name: str) -> Non
                 assert logits is not None and int(logits.argmax()) == answer.ids[0]
             held = ids + answer.ids[:-1]
         assert [message.role for message in chat.messages] == ["system", *["user", "assistant"] * 3]
+
+
+def test_penalties_count_each_token_of_the_conversation_once(chat_models: dict[str, Path]) -> None:
+    params: dict[str, Any] = {"temperature": 0, "frequency_penalty": 0.5, "repetition_window": 4096}
+    with Model(chat_models["chatml"]) as model, Chat(model, "Be kind.", max_new_tokens=12, **params) as chat:
+        for question in ("One?", "One?", "One?"):
+            answer = chat.ask(question)
+            list(answer)
+            with model.session() as session, Sampler(model.info.vocab_size, **params) as sampler:
+                session.feed(answer._prompt_ids)
+                for token_id in answer._prompt_ids:
+                    sampler.accept(token_id)
+                expected: list[int] = []
+                while len(expected) < len(answer.ids):
+                    assert session.logits is not None
+                    expected.append(sampler.pick(session.logits))
+                    sampler.accept(expected[-1])
+                    session.feed(expected[-1:])
+            assert answer.ids == expected
 
 
 @pytest.mark.parametrize("name", [*NAMES, "jinja"])

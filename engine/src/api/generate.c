@@ -67,6 +67,7 @@ static llamita_status generate(generation *g, const int32_t *ids, size_t num_ids
                                llamita_error *error) {
     const int32_t context_tokens = llamita_session_context_tokens(g->session);
     bool stopped = false;
+    llamita_sampler_begin_text(g->sampler);
     for (size_t i = 0; i < num_ids; i++) llamita_sampler_accept(g->sampler, ids[i]);
     llamita_status status = read_prompt(g, ids, num_ids, &stopped, error);
     int32_t previous_id = ids[num_ids - 1];

@@ -147,6 +147,8 @@ void llamita_sampler_accept(llamita_sampler *s, int32_t id) {
     s->recent[s->num_recent++] = id;
 }
 
+void llamita_sampler_begin_text(llamita_sampler *s) { s->num_recent = 0; }
+
 /* Logits that are not finite stay: survey reports them. */
 static void change(float *logit, float changed) {
     if (fabsf(*logit) <= FLT_MAX) *logit = changed > FLT_MAX ? FLT_MAX : changed < -FLT_MAX ? -FLT_MAX : changed;

@@ -356,6 +356,7 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "sequence_share": (ctypes.c_int, [_pointer, ctypes.c_int32, ctypes.c_int32, ctypes.c_int32, _error]),
     "sampler_open": (ctypes.c_int, [ctypes.POINTER(SamplerParamsStruct), ctypes.c_int32, _handle_out, _error]),
     "sampler_close": (None, [_pointer]),
+    "sampler_begin_text": (None, [_pointer]),
     "sampler_accept": (None, [_pointer, ctypes.c_int32]),
     "sampler_pick": (ctypes.c_int, [_pointer, floats_pointer, ctypes.POINTER(ctypes.c_int32), _error]),
     "generate": (

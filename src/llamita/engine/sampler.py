@@ -40,6 +40,10 @@ class Sampler(Owned):
         self._own(handle.value)
         self._vocab_size = vocab_size
 
+    def begin_text(self) -> None:
+        """Begin another text: the penalties forget the tokens before. The random numbers go on."""
+        load_library().llamita_sampler_begin_text(self._handle)
+
     def accept(self, id: int) -> None:
         """Count a token of the text for the penalties."""
         load_library().llamita_sampler_accept(self._handle, int32("id", id))
