@@ -271,7 +271,7 @@ def commands(engine_build: Path, path: Path, *flags: str) -> list[list[str]]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_programs_agree(chat_models: dict[str, Path], engine_build: Path, name: str) -> None:
-    flags = ("-t", "0.7", "-s", "3", "-n", "12", "-y", "Be kind.", "-c", "160", "-v")
+    flags = ("-t", "0.7", "-s", "3", "-n", "12", "-y", "Be kind.", "-c", "160", "-v", "--frequency-penalty", "0.5")
     printed = []
     for command in commands(engine_build, chat_models[name], *flags):
         said = "One?\n\n  two <|im_end|> \r\n¿3?\nIV".encode()
