@@ -10,6 +10,7 @@ import json
 import os
 import queue
 import tempfile
+import threading
 from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import IO, Any, Final, NamedTuple
@@ -160,6 +161,7 @@ def _read_ahead(files: Sequence[tuple[Path, str]]) -> Generator[dict[str, Any], 
         return
     free: queue.SimpleQueue[LimitedProcess | None] = queue.SimpleQueue()
     started: list[LimitedProcess] = []
+    is_closed = threading.Event()
     for _ in range(count):
         free.put(None)
 
@@ -169,6 +171,8 @@ def _read_ahead(files: Sequence[tuple[Path, str]]) -> Generator[dict[str, Any], 
             if process is None or not process.is_running:
                 process = LimitedProcess(_WORKER, {})
                 started.append(process)
+                if is_closed.is_set():
+                    process.close()
             return _ask(process, path, suffix)
         finally:
             free.put(process)
@@ -184,6 +188,7 @@ def _read_ahead(files: Sequence[tuple[Path, str]]) -> Generator[dict[str, Any], 
             yield pending.popleft().result()
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+        is_closed.set()  # for those that are being started
         for process in started:
             process.close()
         pool.shutdown()
@@ -201,7 +206,7 @@ def _ask(process: LimitedProcess, path: Path, suffix: str) -> dict[str, Any]:
     seconds = min(_MAX_SECONDS, _SECONDS + _SECONDS_PER_MB * size / 1e6)
     request = {
         "path": str(path), "suffix": suffix, "is_gzipped": path.name.lower().endswith(".gz"),
-        "max_characters": MAX_CHARACTERS, "seconds": seconds,
+        "max_characters": MAX_CHARACTERS,
     }  # fmt: skip
     reply = process.ask(request, seconds)
     if reply is None:

@@ -164,15 +164,15 @@ def limit_resources() -> None:
 
 @contextlib.contextmanager
 def limit_time(seconds: float) -> Iterator[None]:
-    """Let the system kill this process if the block takes much too long: its parent, which kills it
-    earlier, may be gone."""
+    """Let the system kill this process if the block takes too much processor time; its parent waits
+    longer, see limited_process.py."""
     import signal
 
     if hasattr(signal, "setitimer"):
-        signal.setitimer(signal.ITIMER_REAL, 2 * seconds + 5)
+        signal.setitimer(signal.ITIMER_PROF, seconds)
     yield
     if hasattr(signal, "setitimer"):
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
 
 
 def answer(content: dict[str, Any]) -> None:

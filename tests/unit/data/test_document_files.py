@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import email.message
 import gzip
 import importlib.util
 import os
 import shutil
+import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +123,47 @@ def test_one_document_costs_only_itself(folder: Path, monkeypatch: pytest.Monkey
     assert [text for _, text in found] == ["网页", "plain"]
     why = {Path(path).name[:1]: why for path, why in conversions.document_files.unread.items()}
     assert why["a"] == why["b"] == "its reader crashed, or took more than 1 s; the file is damaged or malicious"
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="Windows has no timer of processor time")
+def test_the_limit_is_processor_time() -> None:
+    """A busy machine makes no document too slow."""
+    before = signal.getitimer(signal.ITIMER_REAL)[0]
+    with document_worker.limit_time(50.0):
+        assert 40.0 < signal.getitimer(signal.ITIMER_PROF)[0] <= 51.0
+        assert signal.getitimer(signal.ITIMER_REAL)[0] <= before
+    assert signal.getitimer(signal.ITIMER_PROF)[0] == 0.0
+
+
+def test_leaving_early_ends_a_process_that_was_just_starting(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    starting, closing, ended = threading.Event(), threading.Event(), threading.Event()
+
+    class Starting:
+        is_running = False
+
+        def __init__(self, *_: Any) -> None:
+            starting.set()
+            assert closing.wait(10)
+
+        def close(self) -> None:
+            ended.set()
+
+    class Pool(concurrent.futures.ThreadPoolExecutor):
+        def submit(self, *arguments: Any) -> Any:
+            super().submit(*arguments)
+            assert starting.wait(10)
+            raise KeyboardInterrupt
+
+        def shutdown(self, wait: bool = True, **options: Any) -> None:
+            if wait:  # the second call, after the processes were closed
+                closing.set()
+            super().shutdown(wait, **options)
+
+    monkeypatch.setattr(document_files, "LimitedProcess", Starting)
+    monkeypatch.setattr(concurrent.futures, "ThreadPoolExecutor", Pool)
+    with pytest.raises(KeyboardInterrupt):
+        next(document_files._read_ahead([(folder / "b.docx", ".docx")]))
+    assert ended.is_set()
 
 
 def test_archives(tmp_path: Path) -> None:
