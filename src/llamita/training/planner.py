@@ -119,7 +119,7 @@ def choose_context(lengths: npt.NDArray[Any], device: torch.device) -> int:
 def ladder_shape(hidden: int, context: int, device_type: str = "cpu") -> Shape:
     """The planner's shape for a width.
 
-    Layers: hidden / 64 + 1, at least 4. Heads of size 32 up to width 320, of size 64 above; on GPUs
+    Layers: hidden / 64 + 1, at least 4. Heads of size 32 up to width 320, of size 64 above; on CUDA
     of size 64 wherever they divide the width, because attention in heads of 32 takes twice as long.
     Two query heads per KV head. FFN: 8/3 of the width, rounded up to a multiple of 32.
     """

@@ -149,15 +149,15 @@ def test_leaving_early_ends_a_process_that_was_just_starting(folder: Path, monke
             ended.set()
 
     class Pool(concurrent.futures.ThreadPoolExecutor):
-        def submit(self, *arguments: Any) -> Any:
-            super().submit(*arguments)
+        def submit(self, function: Any, /, *arguments: Any, **options: Any) -> Any:
+            super().submit(function, *arguments, **options)
             assert starting.wait(10)
             raise KeyboardInterrupt
 
-        def shutdown(self, wait: bool = True, **options: Any) -> None:
+        def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
             if wait:  # the second call, after the processes were closed
                 closing.set()
-            super().shutdown(wait, **options)
+            super().shutdown(wait, cancel_futures=cancel_futures)
 
     monkeypatch.setattr(document_files, "LimitedProcess", Starting)
     monkeypatch.setattr(concurrent.futures, "ThreadPoolExecutor", Pool)
