@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "model/ops.h"
+#include "model/sampler.h"
 #include "platform/platform.h"
 #include "runtime/array.h"
 #include "runtime/error.h"
@@ -22,8 +23,7 @@ enum {
     MAX_RUN_EVENTS = 4096,   /* after these, run returns */
     MIN_SHARED_TOKENS = 16,  /* sharing copies a page, which takes longer than a few tokens */
 };
-static const float MAX_BIAS = 1e6f;    /* sums with it stay finite */
-static const float FORBIDDEN = -1e30f; /* the logit of a token that must not come: its weight is 0 */
+static const float MAX_BIAS = 1e6f; /* sums with it stay finite */
 
 typedef struct request {
     uint64_t number;
@@ -448,7 +448,7 @@ static void forbid(const uint32_t *allowed, int32_t vocab_size, float *logits) {
         const uint32_t word = allowed[begin / 32];
         if (word == UINT32_MAX) continue;
         for (int32_t id = begin; id < min(begin + 32, vocab_size); id++)
-            if (!(word >> (id - begin) & 1)) logits[id] = FORBIDDEN;
+            if (!(word >> (id - begin) & 1)) logits[id] = FORBIDDEN_LOGIT;
     }
 }
 
