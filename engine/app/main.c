@@ -44,9 +44,9 @@ static void load_prompt_cache(const app *a, const options *o) {
 static void save_prompt_cache(app *a) {
     llamita_error error;
     const char *path = a->options->prompt_cache;
-    if (path && !a->keeps_no_more && a->num_shared_tokens < a->num_prompt_tokens - a->num_prompt_tokens / 4)
+    if (path && !a->cache_is_done && a->num_shared_tokens < a->num_prompt_tokens - a->num_prompt_tokens / 4)
         check(llamita_session_save(a->session, path, &error), &error);
-    a->keeps_no_more = true;
+    a->cache_is_done = true;
 }
 
 /* Why the text ends with this piece, or STOP_NONE. */

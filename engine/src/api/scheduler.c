@@ -408,9 +408,9 @@ static bool reads_prompt(const llamita_scheduler *s, int32_t index) {
     return r && llamita_sequence_position(s->session, index) < r->num_tokens;
 }
 
-/* The chunks of this step: the last token of each running text, and pieces of the prompts; beside
- * running texts, the deeper the fewer tokens. Returns their number, and in *num_logits the rows of
- * logits that they ask for. */
+/* The chunks of this step: the last token of each running text, and pieces of the prompts (beside
+ * running texts, fewer tokens the deeper they are in a prompt). Returns their number, and in
+ * *num_logits the rows of logits that they ask for. */
 static size_t plan_chunks(llamita_scheduler *s, size_t *num_logits) {
     int32_t num_prompts = 0;
     for (int32_t i = 0; i < s->num_slots; i++) num_prompts += reads_prompt(s, i);
