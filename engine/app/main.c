@@ -35,6 +35,7 @@ void begin_text(app *a, const char *prompt, size_t num_bytes) {
 /* Replaces the session's tokens by those of --prompt-cache, if there is such a file. */
 static void load_prompt_cache(const app *a, const options *o) {
     llamita_error error;
+    if (o->prompt_cache && !*o->prompt_cache) fail("--prompt-cache: expected a file, found an empty name");
     if (o->prompt_cache && system_path_exists(o->prompt_cache))
         check(llamita_session_load(a->session, o->prompt_cache, &error), &error);
 }

@@ -347,7 +347,8 @@ LLAMITA_API const int32_t *llamita_session_ids(const llamita_session *session);
  * tokens of sequence 0 by those of such a file; feeding goes on with the same results as if they had
  * been fed, and there are no logits before the next feed. A file of other weights, adapters, scales,
  * RoPE angles or another type of KV cache is LLAMITA_ERROR_FORMAT, and so is one with any other bytes
- * than save wrote. On failure nothing changes. The first call reads all weights once, to compute their hash. */
+ * than save wrote. On failure nothing changes. The first call reads all weights once, to compute
+ * their hash. */
 LLAMITA_API llamita_status llamita_session_save(llamita_session *session, const char *path, llamita_error *error);
 LLAMITA_API llamita_status llamita_session_load(llamita_session *session, const char *path, llamita_error *error);
 
@@ -455,7 +456,7 @@ typedef struct {
 } llamita_piece;
 
 /* Gets the pieces of a text as they are generated. Returns whether to go on. It must not feed,
- * rewind or close the session, nor use the sampler. state: the pointer passed with the callback.
+ * load, rewind or close the session, nor use the sampler. state: the pointer passed with the callback.
  * Before each part of a prompt (at most 128 tokens) it gets a piece without a token. */
 typedef bool (*llamita_piece_callback)(void *state, const llamita_piece *piece);
 

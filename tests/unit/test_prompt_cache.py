@@ -137,6 +137,8 @@ def test_a_pipe_or_a_link_to_nothing_is_refused(run: Callable[..., Any], tmp_pat
 
 
 def test_where_it_cannot_be_written(run: Callable[..., Any], tmp_path: Path) -> None:
+    done = run("-i", PROMPT, "--prompt-cache", "")
+    assert done.returncode == 2 and b"expected a file" in done.stderr
     done = run("-i", PROMPT, "--prompt-cache", tmp_path / "no" / "folder")
     assert done.returncode == 2 and b"No such file or directory" in done.stderr
 
