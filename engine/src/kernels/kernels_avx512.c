@@ -21,7 +21,9 @@
 #define BYTES_AHEAD 32768 /* four panels are read at once: 8 columns from memory 145 to 156 GMAC/s */
 
 typedef __m512 floats;
-typedef __m512i integers, codes, quad;
+typedef __m512i integers;
+typedef __m512i codes;
+typedef __m512i quad;
 typedef const float *values;
 typedef const activation_block *quads;
 typedef struct {
