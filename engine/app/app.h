@@ -15,7 +15,7 @@ typedef struct {
     llamita_session *session;
     double load_seconds;
     bool closed;        /* stdout is a broken pipe */
-    bool keeps_no_more; /* --prompt-cache has been written, or need not be */
+    bool cache_is_done; /* --prompt-cache has been written, or need not be */
 
     /* The last text or answer. */
     const char *prompt; /* written before its first token */

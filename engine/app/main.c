@@ -35,11 +35,9 @@ void begin_text(app *a, const char *prompt, size_t num_bytes) {
 /* Replaces the session's tokens by those of --prompt-cache, if there is such a file. */
 static void load_prompt_cache(const app *a, const options *o) {
     llamita_error error;
-    FILE *file = o->prompt_cache ? system_open_file(o->prompt_cache) : NULL;
-    if (o->prompt_cache && !file && errno != ENOENT) fail("--prompt-cache: %s: %s", o->prompt_cache, strerror(errno));
-    if (!file) return;
-    fclose(file);
-    check(llamita_session_load(a->session, o->prompt_cache, &error), &error);
+    if (o->prompt_cache && !*o->prompt_cache) fail("--prompt-cache: expected a file, found an empty name");
+    if (o->prompt_cache && system_path_exists(o->prompt_cache))
+        check(llamita_session_load(a->session, o->prompt_cache, &error), &error);
 }
 
 /* Writes --prompt-cache, when the session holds the first prompt and no more, unless three quarters of
@@ -47,9 +45,9 @@ static void load_prompt_cache(const app *a, const options *o) {
 static void save_prompt_cache(app *a) {
     llamita_error error;
     const char *path = a->options->prompt_cache;
-    if (path && !a->keeps_no_more && a->num_shared_tokens < a->num_prompt_tokens - a->num_prompt_tokens / 4)
+    if (path && !a->cache_is_done && a->num_shared_tokens < a->num_prompt_tokens - a->num_prompt_tokens / 4)
         check(llamita_session_save(a->session, path, &error), &error);
-    a->keeps_no_more = true;
+    a->cache_is_done = true;
 }
 
 /* Why the text ends with this piece, or STOP_NONE. */

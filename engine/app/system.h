@@ -43,6 +43,10 @@ char *system_program_path(void);
 /* Opens a file for reading bytes; path is UTF-8. NULL: see errno. */
 FILE *system_open_file(const char *path);
 
+/* False: there is nothing at this path. True for a link to nothing, and where the system does not say.
+ * Opens nothing: that would block at a pipe. */
+bool system_path_exists(const char *path);
+
 /* Reads a line of stdin with its line end into *line, which grows and which the caller frees.
  * Returns its length, or -1 at the end of stdin, after an error and after Ctrl-C. */
 ptrdiff_t system_read_line(char **line, size_t *capacity);

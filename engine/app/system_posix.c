@@ -72,6 +72,11 @@ char *system_program_path(void) {
 
 FILE *system_open_file(const char *path) { return fopen(path, "rb"); }
 
+bool system_path_exists(const char *path) {
+    struct stat status;
+    return lstat(path, &status) == 0 || errno != ENOENT;
+}
+
 ptrdiff_t system_read_line(char **line, size_t *capacity) { return getline(line, capacity, stdin); }
 
 double system_seconds(void) {

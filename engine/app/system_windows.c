@@ -152,17 +152,28 @@ char *system_program_path(void) {
     return path;
 }
 
-FILE *system_open_file(const char *path) {
+/* The caller frees it. NULL: see errno. */
+static wchar_t *to_wide(const char *path) {
     const int num_units = MultiByteToWideChar(CP_UTF8, MB_ERR_INVALID_CHARS, path, -1, NULL, 0);
     wchar_t *wide = num_units > 0 ? malloc((size_t)num_units * sizeof *wide) : NULL;
-    if (!wide) {
-        errno = num_units > 0 ? ENOMEM : ENOENT;
-        return NULL;
-    }
-    MultiByteToWideChar(CP_UTF8, MB_ERR_INVALID_CHARS, path, -1, wide, num_units);
-    FILE *file = _wfopen(wide, L"rb");
+    if (wide) MultiByteToWideChar(CP_UTF8, MB_ERR_INVALID_CHARS, path, -1, wide, num_units);
+    else errno = num_units > 0 ? ENOMEM : ENOENT;
+    return wide;
+}
+
+FILE *system_open_file(const char *path) {
+    wchar_t *wide = to_wide(path);
+    FILE *file = wide ? _wfopen(wide, L"rb") : NULL;
     free(wide);
     return file;
+}
+
+bool system_path_exists(const char *path) {
+    wchar_t *wide = to_wide(path);
+    const bool exists = !wide || GetFileAttributesW(wide) != INVALID_FILE_ATTRIBUTES ||
+                        (GetLastError() != ERROR_FILE_NOT_FOUND && GetLastError() != ERROR_PATH_NOT_FOUND);
+    free(wide);
+    return exists;
 }
 
 ptrdiff_t system_read_line(char **line, size_t *capacity) {

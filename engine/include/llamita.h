@@ -343,11 +343,12 @@ LLAMITA_API const float *llamita_session_logits(const llamita_session *session);
 LLAMITA_API const int32_t *llamita_session_ids(const llamita_session *session);
 
 /* Writes the tokens of sequence 0, with their keys and values, to a file that only its owner may read
- * and that appears complete or not at all. load replaces the tokens of sequence 0 by those of such a
- * file; feeding goes on with the same results as if they had been fed, and there are no logits before
- * the next feed. A file of other weights, adapters, scales, RoPE angles or another type of KV cache is
- * LLAMITA_ERROR_FORMAT, and so is one with any other bytes than save wrote. On failure nothing
- * changes. The first call reads all weights once, to know them again. */
+ * (on Windows: who may read its folder) and that appears complete or not at all. load replaces the
+ * tokens of sequence 0 by those of such a file; feeding goes on with the same results as if they had
+ * been fed, and there are no logits before the next feed. A file of other weights, adapters, scales,
+ * RoPE angles or another type of KV cache is LLAMITA_ERROR_FORMAT, and so is one with any other bytes
+ * than save wrote. On failure nothing changes. The first call reads all weights once, to compute
+ * their hash. */
 LLAMITA_API llamita_status llamita_session_save(llamita_session *session, const char *path, llamita_error *error);
 LLAMITA_API llamita_status llamita_session_load(llamita_session *session, const char *path, llamita_error *error);
 
@@ -392,7 +393,7 @@ LLAMITA_API llamita_status llamita_sequence_share(llamita_session *session, int3
 
 /* ------------------------------------------------------------------ sampler */
 
-/* What is 0 is off, except top_p and repetition_penalty, which are off at 1. */
+/* 0 turns a step off; for top_p and repetition_penalty, 1 does. */
 typedef struct {
     float temperature;          /* >= 0; 0: greedy (the first maximum) */
     int32_t top_k;              /* keep the k most probable tokens */
@@ -402,15 +403,15 @@ typedef struct {
     int32_t repetition_window;  /* how many recent tokens are penalized */
     uint64_t seed;              /* the same seed and logits give the same tokens on every machine */
     float presence_penalty;     /* subtracted from the logits of recent tokens */
-    float frequency_penalty;    /* the same, for each time that they come in the window */
-    float typical_p;            /* [0, 1]; keep this mass, of the tokens whose surprise is nearest the
-                                   entropy; tokens of one probability together; 1: off */
+    float frequency_penalty;    /* also subtracted, once for each time that they occur in the window */
+    float typical_p;            /* [0, 1]; keep this mass: the tokens whose surprise is nearest to the
+                                   entropy, equally probable ones together; 1: off */
     float xtc_probability;      /* [0, 1]; how often XTC drops tokens */
-    float xtc_threshold;        /* [0, 1]; XTC drops the tokens with this probability, but for the least
-                                   probable of them */
-    float mirostat_tau;         /* Mirostat 2.0: the surprise in bits to come near, instead of top-k,
+    float xtc_threshold;        /* [0, 1]; XTC drops the tokens with at least this probability, except
+                                   the least probable of them */
+    float mirostat_tau;         /* Mirostat 2.0: the surprise in bits to aim for, instead of top-k,
                                    typical-p, top-p, min-p and XTC */
-    float mirostat_eta;         /* [0, 1]; how fast */
+    float mirostat_eta;         /* [0, 1]; how fast Mirostat adapts */
     float dry_multiplier;       /* DRY: a token that would continue a repetition of n tokens loses
                                    dry_multiplier * dry_base^(n - dry_allowed_length) */
     float dry_base;             /* >= 1 */
@@ -432,7 +433,8 @@ LLAMITA_API void llamita_sampler_begin_text(llamita_sampler *sampler);
 /* Records a token of the text (of the prompt, and each one picked) for the penalties. */
 LLAMITA_API void llamita_sampler_accept(llamita_sampler *sampler, int32_t id);
 
-/* Picks a token from logits[vocab_size], which it does not modify. Non-finite logits:
+/* Picks a token from logits[vocab_size], which it does not modify. A logit of -1e30
+ * forbids its token: no penalty makes the other tokens less probable. Non-finite logits:
  * LLAMITA_ERROR_NUMERIC. */
 LLAMITA_API llamita_status llamita_sampler_pick(llamita_sampler *sampler, const float *logits, int32_t *id,
                                                 llamita_error *error);
@@ -457,7 +459,7 @@ typedef struct {
 } llamita_piece;
 
 /* Gets the pieces of a text as they are generated. Returns whether to go on. It must not feed,
- * rewind or close the session, nor use the sampler. state: the pointer passed with the callback.
+ * load, rewind or close the session, nor use the sampler. state: the pointer passed with the callback.
  * Before each part of a prompt (at most 128 tokens) it gets a piece without a token. */
 typedef bool (*llamita_piece_callback)(void *state, const llamita_piece *piece);
 
@@ -533,7 +535,7 @@ typedef struct {
 
 typedef enum {
     LLAMITA_EVENT_PROMPT = 0, /* a token of the prompt */
-    LLAMITA_EVENT_TOKEN = 1,  /* a new token, but for an end token */
+    LLAMITA_EVENT_TOKEN = 1,  /* a new token, unless it is an end token */
     LLAMITA_EVENT_END = 2,    /* the last event of a request */
 } llamita_event_kind;
 

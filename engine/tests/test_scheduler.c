@@ -365,6 +365,43 @@ static void test_constraint(const llamita_model *model) {
     llamita_scheduler_close(scheduler);
 }
 
+static llamita_constraint_result allow_7(void *state, int32_t last_id, uint32_t *allowed) {
+    (void)state, (void)last_id;
+    allowed[0] = 1u << 7;
+    return LLAMITA_CONSTRAINT_ALLOWS;
+}
+
+/* No penalty makes the one token that is allowed less probable than those that are not. */
+static void test_constraint_and_penalties(const llamita_model *model) {
+    llamita_scheduler *scheduler = open_scheduler(model, 1, 0);
+    const llamita_sampler_params most = {.top_p = 1,
+                                         .repetition_penalty = 1,
+                                         .repetition_window = 64,
+                                         .dry_multiplier = 1e6f,
+                                         .dry_base = 1e6f,
+                                         .dry_allowed_length = 1,
+                                         .dry_window = 64};
+    for (int n = 0; n < 6; n++) {
+        const int32_t id = 3;
+        answer got = {0};
+        llamita_request request = {.ids = &id, .num_tokens = 1, .max_new_tokens = 40, .sampling = most};
+        request.sampling.temperature = n % 2 ? 1.0f : 0.0f;
+        request.sampling.mirostat_tau = n == 3 ? 5.0f : 0.0f;
+        if (n >= 4) request.sampling.dry_multiplier = 0, request.sampling.repetition_penalty = 1e38f;
+        request.constraint = allow_7;
+        request.num_top_logprobs = 0;
+        const uint64_t number = submit(scheduler, &request);
+        while (!is_idle(scheduler)) {
+            step(scheduler);
+            collect(scheduler, &number, 1, &got);
+        }
+        CHECK(got.num == 41, "request %d: %d events", n, got.num);
+        for (int i = 0; i < 40 && i < got.num; i++)
+            CHECK(got.events[i].id == 7, "request %d: token %d is %d", n, i, got.events[i].id);
+    }
+    llamita_scheduler_close(scheduler);
+}
+
 static void test_run(const llamita_model *model) {
     static int32_t ids[40];
     const llamita_request request = {.ids = ids,
@@ -417,6 +454,7 @@ int main(void) {
     test_many_prompts(model);
     test_same_as_session(model);
     test_constraint(model);
+    test_constraint_and_penalties(model);
     test_run(model);
     test_same_as_alone(model, adapter);
     llamita_adapter_close(adapter);

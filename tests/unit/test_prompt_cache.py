@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -124,7 +125,20 @@ def test_refused(run: Callable[..., Any], tiny_models: Any, tmp_path: Path) -> N
     refused("expected a file, found a directory")
 
 
+@pytest.mark.skipif(os.name == "nt", reason="makes a pipe")
+def test_a_pipe_or_a_link_to_nothing_is_refused(run: Callable[..., Any], tmp_path: Path) -> None:
+    pipe, link = tmp_path / "pipe", tmp_path / "link"
+    os.mkfifo(pipe)
+    link.symlink_to(tmp_path / "nothing")
+    for path, words in ((pipe, b"found a device or a pipe"), (link, b"No such file or directory")):
+        done = run("-i", PROMPT, "--prompt-cache", path)
+        assert done.returncode == 2 and done.stdout == b"" and words in done.stderr, done
+    assert link.is_symlink() and pipe.is_fifo()
+
+
 def test_where_it_cannot_be_written(run: Callable[..., Any], tmp_path: Path) -> None:
+    done = run("-i", PROMPT, "--prompt-cache", "")
+    assert done.returncode == 2 and b"expected a file" in done.stderr
     done = run("-i", PROMPT, "--prompt-cache", tmp_path / "no" / "folder")
     assert done.returncode == 2 and b"No such file or directory" in done.stderr
 

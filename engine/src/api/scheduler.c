@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "model/ops.h"
+#include "model/sampler.h"
 #include "platform/platform.h"
 #include "runtime/array.h"
 #include "runtime/error.h"
@@ -22,8 +23,7 @@ enum {
     MAX_RUN_EVENTS = 4096,   /* after these, run returns */
     MIN_SHARED_TOKENS = 16,  /* sharing copies a page, which takes longer than a few tokens */
 };
-static const float MAX_BIAS = 1e6f;    /* sums with it stay finite */
-static const float FORBIDDEN = -1e30f; /* the logit of a token that must not come: its weight is 0 */
+static const float MAX_BIAS = 1e6f; /* sums with it stay finite */
 
 typedef struct request {
     uint64_t number;
@@ -408,9 +408,9 @@ static bool reads_prompt(const llamita_scheduler *s, int32_t index) {
     return r && llamita_sequence_position(s->session, index) < r->num_tokens;
 }
 
-/* The chunks of this step: the last token of each running text, and pieces of the prompts; beside
- * running texts, the deeper the fewer tokens. Returns their number, and in *num_logits the rows of
- * logits that they ask for. */
+/* The chunks of this step: the last token of each running text, and pieces of the prompts (beside
+ * running texts, fewer tokens the deeper they are in a prompt). Returns their number, and in
+ * *num_logits the rows of logits that they ask for. */
 static size_t plan_chunks(llamita_scheduler *s, size_t *num_logits) {
     int32_t num_prompts = 0;
     for (int32_t i = 0; i < s->num_slots; i++) num_prompts += reads_prompt(s, i);
@@ -448,7 +448,7 @@ static void forbid(const uint32_t *allowed, int32_t vocab_size, float *logits) {
         const uint32_t word = allowed[begin / 32];
         if (word == UINT32_MAX) continue;
         for (int32_t id = begin; id < min(begin + 32, vocab_size); id++)
-            if (!(word >> (id - begin) & 1)) logits[id] = FORBIDDEN;
+            if (!(word >> (id - begin) & 1)) logits[id] = FORBIDDEN_LOGIT;
     }
 }
 

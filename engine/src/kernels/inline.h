@@ -1,4 +1,4 @@
-/* inline.h: what the kernels of all instruction sets say to compilers. */
+/* inline.h: attributes and pragmas for the compilers of all kernels. */
 #ifndef LLAMITA_INLINE_H
 #define LLAMITA_INLINE_H
 

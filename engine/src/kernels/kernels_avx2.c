@@ -22,7 +22,8 @@
 #define BYTES_AHEAD 8192
 
 typedef __m256 floats;
-typedef __m256i integers, codes;
+typedef __m256i integers;
+typedef __m256i codes;
 typedef const float *values;
 typedef const activation_block *quads;
 typedef struct {

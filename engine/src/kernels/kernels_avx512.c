@@ -1,6 +1,6 @@
 /* kernels_avx512.c: the kernels for x86-64 processors with AVX-512 and its VNNI (Intel servers
- * since 2019, AMD since 2022). A vector is two panels side by side. What is not a product of
- * matrices is AVX2's: the order of its sums has eight lanes. */
+ * since 2019, AMD since 2022). A vector is two panels side by side. Only products of
+ * matrices are here; the other kernels are AVX2's, whose sums have eight lanes in a fixed order. */
 #include "kernels/kernels_avx2.h"
 
 #include "kernels/inline.h"
@@ -21,7 +21,9 @@
 #define BYTES_AHEAD 32768 /* four panels are read at once: 8 columns from memory 145 to 156 GMAC/s */
 
 typedef __m512 floats;
-typedef __m512i integers, codes, quad;
+typedef __m512i integers;
+typedef __m512i codes;
+typedef __m512i quad;
 typedef const float *values;
 typedef const activation_block *quads;
 typedef struct {

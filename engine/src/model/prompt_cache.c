@@ -3,7 +3,7 @@
  * All numbers are little-endian: the header, ids [num_tokens] of 32 bits, the heads of the first
  * page (kv_cache_copy_out) layer by layer, those of the next page, and a hash of all after the
  * header. Keys and values are in the order of their panels, which is the same for all kernels; a
- * change of that order, or of what is hashed, is a new VERSION. */
+ * change of that order, or of what is hashed, needs a new VERSION. */
 #include "model/prompt_cache.h"
 
 #include <stdlib.h>

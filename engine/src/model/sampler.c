@@ -149,9 +149,11 @@ void llamita_sampler_accept(llamita_sampler *s, int32_t id) {
 
 void llamita_sampler_begin_text(llamita_sampler *s) { s->num_recent = 0; }
 
-/* Logits that are not finite stay: survey reports them. */
+/* Logits that are not finite stay: survey reports them. Those of forbidden tokens stay the lowest. */
 static void change(float *logit, float changed) {
-    if (fabsf(*logit) <= FLT_MAX) *logit = changed > FLT_MAX ? FLT_MAX : changed < -FLT_MAX ? -FLT_MAX : changed;
+    const float lowest = FORBIDDEN_LOGIT / 2;
+    if (!(fabsf(*logit) <= FLT_MAX) || *logit <= FORBIDDEN_LOGIT) return;
+    *logit = changed > FLT_MAX ? FLT_MAX : changed < lowest ? lowest : changed;
 }
 
 /* The last tokens of the text, at most *num; *num becomes their number. */

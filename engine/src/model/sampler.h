@@ -4,6 +4,9 @@
 
 #include "llamita.h"
 
+/* The logit of a token that must not come: its weight is 0. Penalties leave other logits far above. */
+#define FORBIDDEN_LOGIT (-1e30f)
+
 int32_t sampler_vocab_size(const llamita_sampler *sampler);
 
 #endif

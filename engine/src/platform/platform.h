@@ -46,8 +46,9 @@ static inline void platform_file_narrow(platform_file *file, size_t offset, size
 bool platform_file_read(const platform_file *file, size_t offset, void *to, size_t num_bytes);
 
 /* A file that replaces what is at its path when it is complete. Until then it has another name in
- * the same folder, which a process that is killed leaves behind. Only its owner may read it. It is
- * not flushed to the disk, which takes long: what reads it must notice what a power cut did. */
+ * the same folder, which a process that is killed leaves behind. On POSIX systems only its owner
+ * may read it. It is not flushed to the disk, which takes long: after a power cut it may be
+ * incomplete, which its reader must notice. */
 typedef struct {
     char *path, *partial_path;
     intptr_t handle;

@@ -1,5 +1,5 @@
 /* hash.h: 64-bit hashes: hash_bytes for tables in memory, hash_content for what files hold. Neither
- * withstands somebody who looks for collisions. */
+ * resists deliberate collisions. */
 #ifndef LLAMITA_HASH_H
 #define LLAMITA_HASH_H
 
