@@ -30,11 +30,16 @@ class Schedule:
         progress = min(1.0, max(0.0, progress))
         if progress < self.warmup_fraction:
             return initial + (1.0 - initial) * progress / self.warmup_fraction
-        start = 1.0 - self.decay_fraction if self.kind == "wsd" else self.warmup_fraction
+        start = self.decay_start
         fallen = (progress - start) / (1.0 - start) if progress > start else 0.0
         if self.kind == "cosine":
             fallen = 0.5 - 0.5 * math.cos(math.pi * fallen)
         return 1.0 - (1.0 - self.final_lr_fraction) * fallen
+
+    @property
+    def decay_start(self) -> float:
+        """The progress from which the rate falls."""
+        return 1.0 - self.decay_fraction if self.kind == "wsd" else self.warmup_fraction
 
     def describe(self, initial: float) -> str:
         """What the learning rate does, for a message."""

@@ -401,7 +401,9 @@ class Trainer:
             self._mark_speed()
             return False
         seconds, at = time.monotonic() - start, self.state.progress
-        is_best = self.state.note_evaluation(found.objective)
+        # while the rate of a run that is trained longer is high again, held-out loss is worse than before
+        counts = self.state.first_factor == 0 or self.budget.midpoint(at) > self.schedule.decay_start
+        is_best = self.state.note_evaluation(found.objective, counts)
         sample = self._sample()
         if self.metrics is not None:
             line = {"kind": "eval", "step": at.step, "tokens": at.tokens, **found.metrics}

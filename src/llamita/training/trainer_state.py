@@ -101,12 +101,15 @@ class TrainerState:
     has_learned: bool = False  # the loss was below that of a uniform distribution once
     metrics_bytes: int = 0  # the length of metrics.jsonl
 
-    def note_evaluation(self, objective: float) -> bool:
-        """Record an evaluation of the current step; True if it is the best so far."""
+    def note_evaluation(self, objective: float, counts: bool = True) -> bool:
+        """Record an evaluation of the current step; True if it is the best so far. counts: for early
+        stopping."""
         step = self.progress.step
         self.val, self.evaluated_step = objective, step
         self.evaluations += step > 0
-        if self.to_beat is None or objective < self.to_beat:
+        if not counts:
+            pass
+        elif self.to_beat is None or objective < self.to_beat:
             self.to_beat, self.num_worse = objective, 0
         else:
             self.num_worse += 1

@@ -357,11 +357,12 @@ def test_a_run_can_be_trained_longer(story_store: Path, tmp_path: Path, monkeypa
     assert settings["config"]["steps"] == 20 and settings["extended_at"] == 12
 
 
+@pytest.mark.parametrize("again", [[3.0, 2.5, 2.0, 1.5], [1.2, 3.0, 3.0, 2.0]])
 def test_early_stopping_counts_from_the_new_schedule(
-    story_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    story_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, again: list[float]
 ) -> None:
     """While the rate rises again, held-out loss is worse than the best, and that is no reason to stop."""
-    real, scores = bits_per_byte, iter([2.0, 1.0, 3.0, 2.5, 2.0, 1.5])
+    real, scores = bits_per_byte, iter([2.0, 1.0, *again])
     monkeypatch.setattr(
         pretraining_module, "bits_per_byte",
         lambda *args, **kwargs: dataclasses.replace(real(*args, **kwargs), nats=next(scores)),
