@@ -1,8 +1,8 @@
 """A program that reads documents under limits: JSON lines on stdin and stdout.
 
 document_files.py starts it and never imports it. Documents come from anywhere, and their readers
-are large programs in C: here they have little memory and time, cannot write files, and cannot open any
-while they work, unless they import a module late.
+are large programs in C: here they have little memory and time, cannot write files, and cannot open
+any while they work, unless they import a module late.
 """
 
 from __future__ import annotations

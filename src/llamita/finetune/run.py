@@ -12,7 +12,7 @@ from llamita.finetune.dpo_data import open_dpo_dataset
 from llamita.finetune.finetune_task import FinetuneTask
 from llamita.finetune.preview import preview_examples
 from llamita.finetune.sft import SftTask, TextTask
-from llamita.training.distributed import Ranks, device_name
+from llamita.training.distributed import Ranks, named_device
 from llamita.training.run import TrainResult, run_task
 
 
@@ -39,7 +39,7 @@ def show_preview(config: FinetuneConfig, console: Console) -> None:
     whole data."""
     if is_text(config.data):
         raise ConfigError("finetune: --preview shows conversations; every token of plain text is trained on")
-    device = device_name(config.device).partition(":")[0]
+    device = named_device(config.device).type
     dataset = open_sft_dataset(config, device) if config.preference is None else open_dpo_dataset(config, device)
     examples = [example for each in dataset.train[: config.preview] for example in each.examples]
     preview_examples(examples, dataset.base.tokenizer, console)

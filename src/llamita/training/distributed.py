@@ -204,13 +204,7 @@ def choose_device(name: str, local_rank: int = 0, *, one_per_process: bool = Fal
     With several processes on a machine, cuda means the one of the local rank. Raises TrainingError
     if the name is unknown or the device does not exist.
     """
-    name = device_name(name, one_per_process=one_per_process)
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = torch.device("meta")
-    if device.type not in ("cpu", "cuda", "mps"):
-        raise TrainingError(f"device {name!r}: expected auto, cpu, cuda, cuda:N or mps")
+    device = named_device(name, one_per_process=one_per_process)
     if device.type == "cpu":
         return torch.device("cpu")
     if device.type == "mps":
@@ -229,13 +223,19 @@ def choose_device(name: str, local_rank: int = 0, *, one_per_process: bool = Fal
     return torch.device("cuda", index)
 
 
-def device_name(name: str, *, one_per_process: bool = False) -> str:
-    """A --device with auto resolved: CUDA, else an Apple GPU for a single process, else the CPU."""
-    if name != "auto":
-        return name
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() and not one_per_process else "cpu"
+def named_device(name: str, *, one_per_process: bool = False) -> torch.device:
+    """The device of this name, which may not exist here; auto is CUDA, else an Apple GPU for a single
+    process, else the CPU. Raises TrainingError if the name is unknown."""
+    if name == "auto":
+        has_mps = torch.backends.mps.is_available() and not one_per_process
+        return torch.device("cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise TrainingError(f"device {name!r}: expected auto, cpu, cuda, cuda:N or mps")
+    return device
 
 
 def compute_type(dtype: str) -> torch.dtype:

@@ -217,6 +217,9 @@ def test_preview(chat_checkpoint: Path, pairs: Path, tmp_path: Path) -> None:
     show_preview(make_config(chat_checkpoint, pairs, tmp_path / "run", preview=2), Console(file=shown, width=100))
     text = shown.getvalue()
     assert text.count(" yes<|im_end|>»") == text.count(" no<|im_end|>»") == 2 and "pairs: 60, 60 kept" in text
+    for device in ("xpu", "tpu"):
+        with pytest.raises(TrainingError, match=f"device '{device}': expected auto, cpu, cuda, cuda:N or mps"):
+            show_preview(make_config(chat_checkpoint, pairs, tmp_path / "run", preview=2, device=device), Console())
 
 
 def test_refusals(chat_checkpoint: Path, pairs: Path, tmp_path: Path) -> None:
