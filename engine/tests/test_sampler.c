@@ -6,6 +6,7 @@
 void portable_close(llamita_sampler *sampler);
 #define SAMPLER_PORTABLE
 #define llamita_sampler_open portable_open
+#define llamita_sampler_begin_text portable_begin_text
 #define llamita_sampler_close portable_close
 #define llamita_sampler_accept portable_accept
 #define llamita_sampler_pick portable_pick
