@@ -361,6 +361,7 @@ ROW_READERS: dict[str, Callable[[Path, str | None, BadRows], Iterator[Row]]] = {
     ".tsv": _read_csv,
     ".parquet": _read_parquet,
 }
+PLAIN_SUFFIXES = (*TEXT_SUFFIXES, *DOCUMENT_SUFFIXES)  # what has documents, but no rows
 SUFFIXES = (*TEXT_SUFFIXES, *ROW_READERS, *DOCUMENT_SUFFIXES)
 
 

@@ -11,9 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from llamita.data.batches import ScoredDocuments
-from llamita.data.document_files import DOCUMENT_SUFFIXES
 from llamita.data.documents import SplitOn, list_sources, read_documents
-from llamita.data.file_formats import ROW_READERS, TEXT_SUFFIXES, find_suffix
+from llamita.data.file_formats import PLAIN_SUFFIXES, ROW_READERS, find_suffix
 from llamita.data.token_store import TokenStore
 from llamita.data.utf8_files import Conversions
 from llamita.engine import Model
@@ -56,9 +55,8 @@ class Data:
         if self.open_store() is not None:
             return ""
         sources = list_sources(self.paths, skip_unknown=self.skip_unknown)
-        has_text = any(find_suffix(file.path) in TEXT_SUFFIXES for file in sources.files)
+        has_text = any(find_suffix(file.path) in PLAIN_SUFFIXES for file in sources.files)
         has_rows = any(find_suffix(file.path) in ROW_READERS for file in sources.files)
-        has_text = has_text or any(find_suffix(file.path) in DOCUMENT_SUFFIXES for file in sources.files)
         rules = {
             "separator": f"a text file's documents end at {self.separator!r} and at its end (--separator, --split-on)",
             "lines": "each line of a text file is a document",

@@ -16,9 +16,8 @@ import numpy.typing as npt
 
 from llamita.config import FinetuneConfig
 from llamita.data.batches import ScoredDocuments
-from llamita.data.document_files import DOCUMENT_SUFFIXES
 from llamita.data.documents import read_documents
-from llamita.data.file_formats import ROW_READERS, TEXT_SUFFIXES, BadRows, find_suffix, to_half_width
+from llamita.data.file_formats import PLAIN_SUFFIXES, ROW_READERS, BadRows, find_suffix, to_half_width
 from llamita.data.token_store import TokenStore
 from llamita.data.utf8_files import Conversions
 from llamita.errors import ChatError, ConfigError, SourceError, StoreError, TrainingError
@@ -231,9 +230,9 @@ def is_text(path: Path) -> bool:
     if is_store(path):
         return True
     if not path.is_dir():
-        return find_suffix(path) in (*TEXT_SUFFIXES, *DOCUMENT_SUFFIXES)
+        return find_suffix(path) in PLAIN_SUFFIXES
     names = sorted(each.name for each in path.iterdir() if not each.name.startswith("."))
-    texts = [name for name in names if find_suffix(Path(name)) in (*TEXT_SUFFIXES, *DOCUMENT_SUFFIXES)]
+    texts = [name for name in names if find_suffix(Path(name)) in PLAIN_SUFFIXES]
     examples = [name for name in names if find_suffix(Path(name)) in ROW_READERS]
     if texts and examples:
         raise SourceError(

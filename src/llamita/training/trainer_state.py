@@ -107,12 +107,9 @@ class TrainerState:
         step = self.progress.step
         self.val, self.evaluated_step = objective, step
         self.evaluations += step > 0
-        if not counts:
-            pass
-        elif self.to_beat is None or objective < self.to_beat:
-            self.to_beat, self.num_worse = objective, 0
-        else:
-            self.num_worse += 1
+        if counts:
+            is_better = self.to_beat is None or objective < self.to_beat
+            self.to_beat, self.num_worse = (objective, 0) if is_better else (self.to_beat, self.num_worse + 1)
         if self.best is None or objective < self.best.objective:
             self.best = Best(objective, step)
             return True
