@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from llamita.atomic import atomic_directory, check_no_writer
 from llamita.config import PrepareConfig
 from llamita.data import document_files
@@ -84,6 +86,9 @@ def _from_texts(config: PrepareConfig, progress: Progress) -> bool:
             duplicate_documents=plan.duplicate_documents,
             duplicate_bytes=plan.duplicate_bytes,
         )
+        decisions = np.frombuffer(plan.decisions, np.uint8)
+        writer.add_origins("train", corpus.origins.chosen(decisions == TRAIN))
+        writer.add_origins("val", corpus.origins.chosen(decisions == VAL))
         _finish(writer, tokenizer, recipe, corpus.fingerprint, report)
     return True
 

@@ -70,11 +70,11 @@ def build_text_index(text: IndexedText) -> IndexArrays:
 
 
 class Found(NamedTuple):
-    """Where a string starts: (token, which of its bytes). count: how often it was found, in all;
-    is_complete: whether that is all there is."""
+    """Where a string starts: (token, which of its bytes). num_found: also those beyond the places;
+    is_complete: whether these are all."""
 
     places: list[tuple[int, int]]
-    count: int
+    num_found: int
     is_complete: bool
 
 
