@@ -29,6 +29,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "merge": ("merge", "Merge an adapter (LoRA) into its base checkpoint."),
     "quantize": ("quantize", "Make a .gguf smaller."),
     "import": ("import_model", "Convert a model of Meta, Hugging Face, GGUF or llama2.c into a checkpoint."),
+    "index": ("index", "Index a token store, so that trace finds any sentence in it."),
+    "trace": ("trace", "Show which documents of a token store have the words of a text."),
     "inspect": ("inspect", "Show what a model file, a checkpoint or a token store contains."),
     "run": ("run", "Generate text with a model file in the C engine."),
     "chat": ("chat", "Chat with a model file in the C engine."),

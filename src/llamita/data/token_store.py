@@ -301,9 +301,9 @@ class Split:
             _check_size(path, self._dtype, shard["tokens"])
         self._checked: set[int] = set()  # long documents
         self._shard_ids = functools.lru_cache(MAX_OPEN_SHARDS)(self._map_shard)
-        for number in np.unique(np.linspace(0, self.num_documents - 1, _SAMPLED_DOCUMENTS).astype(np.int64)).tolist():
-            if number >= 0:
-                self.document(number)
+        sampled = np.linspace(0, self.num_documents - 1, min(_SAMPLED_DOCUMENTS, self.num_documents))
+        for number in np.unique(sampled.astype(np.int64)).tolist():
+            self.document(number)
 
     def _check_ends(self) -> None:
         """Raise StoreError unless no document is empty and each shard ends with a document."""
