@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
 from llamita.cli.command import requires_extra
 from llamita.errors import clean_line
@@ -24,12 +25,29 @@ def open_index(path: Path) -> StoreIndex:
     return StoreIndex(path)
 
 
-def print_trace(index: StoreIndex, text: str, file: TextIO) -> None:
-    """Print the sentences that stand in the store, in whole or in part."""
-    from llamita.data.trace import trace
+class TextTracer:
+    """Collects a generated text and prints its trace on stderr; without a store it does nothing."""
 
-    lines = trace_lines([sentence for sentence in trace(index, text) if sentence.spans])
-    print("\n".join(lines or [f"trace: no long words of {index.path}"]), file=file, flush=True)
+    def __init__(self, store: Path | None) -> None:
+        """Raises StoreError."""
+        self._index = None if store is None else open_index(store)
+        self._pieces: list[str] = []
+
+    def add(self, piece: str) -> None:
+        """The next piece of the text."""
+        if self._index is not None:
+            self._pieces.append(piece)
+
+    def print_trace(self) -> None:
+        """Print the sentences that stand in the store, in whole or in part, and forget the text."""
+        text, self._pieces = "".join(self._pieces), []
+        if self._index is None or not text:
+            return
+        from llamita.data.trace import trace
+
+        found = [sentence for sentence in trace(self._index, text) if sentence.spans]
+        lines = trace_lines(found) or ["no sentence stands there"]
+        print("\n".join([clean_line(f"trace in {self._index.path}:"), *lines]), file=sys.stderr, flush=True)
 
 
 def trace_lines(traced: Sequence[TracedSentence]) -> list[str]:
@@ -38,14 +56,14 @@ def trace_lines(traced: Sequence[TracedSentence]) -> list[str]:
     for sentence in traced:
         lines.append(clean_line(sentence.text, MAX_SPAN_CHARACTERS))
         for span in sentence.spans:
-            lines.append(f"  {clean_line(repr_text(span.text), MAX_SPAN_CHARACTERS)}: {_count(span)}")
+            lines.append(f"  {clean_line(_quoted(span.text), MAX_SPAN_CHARACTERS)}: {_count(span)}")
             lines += [f"    {line}" for source in span.sources for line in _source_lines(source, span)]
         if not sentence.spans:
             lines.append("  not found")
     return lines
 
 
-def repr_text(text: str) -> str:
+def _quoted(text: str) -> str:
     """The text in quotes, on one line."""
     return '"' + text.replace("\n", " ⏎ ") + '"'
 

@@ -6,16 +6,18 @@ import dataclasses
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from llamita.commands import command_line
 from llamita.data.file_formats import ROW_READERS, find_suffix
-from llamita.data.store_index import IndexShard, StoreIndex
 from llamita.data.token_store import SplitName
 from llamita.errors import StoreError
+
+if TYPE_CHECKING:  # it needs the tokenizers library
+    from llamita.data.store_index import IndexShard, StoreIndex
 
 MIN_BYTES = 24  # of a span: five English words, or eight Chinese characters
 LEAST_MIN_BYTES = 8
