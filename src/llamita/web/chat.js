@@ -30,8 +30,8 @@ const TEXTS = {
     untraced: "No long passage of this stands in the documents word for word.", heldOut: "held out",
     places: (count, isComplete) =>
       `${isComplete ? "" : "at least "}${number(count)} ${count === 1 && isComplete ? "place" : "places"}`,
-    unnamed: (index) => `document ${number(index)}`,
-    position: (unit, at) => `${unit} ${number(at)}`,
+    byte: (at) => `byte ${number(at)}`, line: (at) => `line ${number(at)}`, item: (at) => `item ${number(at)}`,
+    row: (at) => `row ${number(at)}`, document: (at) => `document ${number(at)}`,
     unreachable: "The server cannot be reached. Check that it runs, then try again.",
     lost: "The connection was lost; the answer is not complete.",
     busy: (seconds) => `The server is busy. Try again in ${seconds} s.`,
@@ -62,11 +62,8 @@ const TEXTS = {
     traced: (count) => `有 ${number(count)} 处文字见于文档。`,
     untraced: "没有较长的文字逐字见于文档。", heldOut: "未用于训练",
     places: (count, isComplete) => `${isComplete ? "" : "至少 "}${number(count)} 处`,
-    unnamed: (index) => `文档 ${number(index)}`,
-    position: (unit, at) => {
-      const units = { byte: "字节", line: "行", item: "项", row: "行", document: "篇" };
-      return `第 ${number(at)} ${units[unit] ?? unit}`;
-    },
+    byte: (at) => `第 ${number(at)} 字节`, line: (at) => `第 ${number(at)} 行`, item: (at) => `第 ${number(at)} 项`,
+    row: (at) => `第 ${number(at)} 行`, document: (at) => `第 ${number(at)} 篇文档`,
     unreachable: "无法连接服务器。请确认它正在运行，然后重试。",
     lost: "连接中断，回答不完整。",
     busy: (seconds) => `服务器繁忙，请在 ${seconds} 秒后重试。`,
@@ -603,8 +600,7 @@ function sourceView(span, source, isFirst) {
   const figure = make("figure");
   const quote = figure.appendChild(make("blockquote"));
   quote.append(source.before, make("mark", source.is_held_out ? "held-out" : "", span.text), source.after);
-  const name = source.file ?? say("unnamed", source.document);
-  const where = source.file ? `${name}, ${say("position", source.unit, source.position)}` : name;
+  const where = source.file ? `${source.file}, ${say(source.unit, source.position)}` : say("document", source.document);
   const count = span.num_places.train + span.num_places.val;
   const parts = [where, source.is_held_out && say("heldOut"), isFirst && say("places", count, span.is_complete)];
   figure.append(make("figcaption", "", parts.filter(Boolean).join(" · ")));
