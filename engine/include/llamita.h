@@ -626,7 +626,7 @@ LLAMITA_API llamita_status llamita_quantize(const char *type, const float *value
 #define LLAMITA_INDEX_ENTRY_BLOCKS 32
 #define LLAMITA_INDEX_MAX_BLOCKS (UINT32_C(1) << 31)
 #define LLAMITA_INDEX_MAX_TOKEN_BYTES 65535
-#define LLAMITA_INDEX_MAX_QUERY_BYTES 65536
+#define LLAMITA_INDEX_MAX_QUERY_BYTES (1 << 24)
 
 /* The caller owns all arrays. */
 typedef struct {
@@ -662,11 +662,13 @@ LLAMITA_API llamita_status llamita_text_index_open(const llamita_indexed_text *t
                                                    llamita_error *error);
 LLAMITA_API void llamita_text_index_close(llamita_text_index *index);
 
-/* For each byte i of the query, lengths[i]: the most bytes from there on that the text has at the start
- * of a block. A string of the query that is in the text starts at most three bytes before one that
- * these lengths show. O(num_bytes log blocks), plus what is compared. */
+/* For every step-th byte of the query, from the first on: the most bytes from there on that the text
+ * has at the start of a block. With step 1, a string of the query that is in the text starts at most
+ * three bytes before one that these lengths show. Writes lengths[(num_bytes + step - 1) / step].
+ * O(num_bytes / step * log blocks), plus what is compared. */
 LLAMITA_API llamita_status llamita_text_index_match(const llamita_text_index *index, const char *query,
-                                                    size_t num_bytes, uint32_t *lengths, llamita_error *error);
+                                                    size_t num_bytes, size_t step, uint32_t *lengths,
+                                                    llamita_error *error);
 
 /* Where a string starts: the number of a token, and which byte of it. */
 typedef struct {

@@ -121,8 +121,11 @@ static void check_find(const sample *s, const llamita_text_index *index, const u
 
 static void check_match(const sample *s, const llamita_text_index *index, const unsigned char *query, size_t length) {
     static uint32_t lengths[MAX_BYTES];
-    CHECK(llamita_text_index_match(index, (const char *)query, length, lengths, NULL) == LLAMITA_OK, "match");
+    static uint32_t some[MAX_BYTES];
+    CHECK(llamita_text_index_match(index, (const char *)query, length, 1, lengths, NULL) == LLAMITA_OK, "match");
+    CHECK(llamita_text_index_match(index, (const char *)query, length, 3, some, NULL) == LLAMITA_OK, "match");
     for (size_t i = 0; i < length; i++) {
+        if (i % 3 == 0) CHECK(some[i / 3] == lengths[i], "at %zu: %d bytes with a step", i, (int)some[i / 3]);
         uint32_t longest = 0;
         for (size_t block = 0; block < s->num_blocks; block++) {
             uint32_t common = 0;
@@ -173,7 +176,7 @@ static void test_damage(void) {
         bool is_complete;
         CHECK(llamita_text_index_find(index, "abaaaab", 7, places, 4, &num_found, &is_complete, NULL) == LLAMITA_OK,
               "find");
-        CHECK(llamita_text_index_match(index, "ba aaaab", 8, lengths, NULL) == LLAMITA_OK, "match");
+        CHECK(llamita_text_index_match(index, "ba aaaab", 8, 1, lengths, NULL) == LLAMITA_OK, "match");
     }
     llamita_text_index_close(index);
 }
@@ -207,7 +210,10 @@ static void test_errors(void) {
     llamita_text_index *index = open_sample(&s);
     bool is_complete;
     expect(llamita_text_index_find(index, "abc", 3, NULL, 0, &num_blocks, &is_complete, &error), LLAMITA_ERROR_ARGUMENT,
-           &error, "expected a query of 4 to 65536 bytes, found 3");
+           &error, "expected a query of 4 to 16777216 bytes, found 3");
+    uint32_t length;
+    expect(llamita_text_index_match(index, "abcd", 4, 0, &length, &error), LLAMITA_ERROR_ARGUMENT, &error,
+           "expected a step of 1 or more");
     llamita_text_index_close(index);
 }
 

@@ -330,18 +330,18 @@ static llamita_status check_query(size_t num_bytes, size_t min, llamita_error *e
 }
 
 llamita_status llamita_text_index_match(const llamita_text_index *index, const char *query, size_t num_bytes,
-                                        uint32_t *lengths, llamita_error *error) {
+                                        size_t step, uint32_t *lengths, llamita_error *error) {
     const llamita_status status = check_query(num_bytes, 0, error);
     if (status) return status;
+    if (step < 1) return error_set(error, LLAMITA_ERROR_ARGUMENT, "text index: expected a step of 1 or more, found 0");
     const unsigned char *bytes = (const unsigned char *)query;
-    for (size_t start = 0, end; start < num_bytes; start = end + 1) {
-        for (end = start; end < num_bytes && bytes[end] != separator[0];) end++;
-        for (size_t i = start; i < end; i++) {
-            size_t longest = 0;
-            search(index, bytes + i, end - i, false, &longest);
-            lengths[i] = (uint32_t)longest;
-        }
-        if (end < num_bytes) lengths[end] = 0;
+    size_t end = 0; /* of what the text may have: the next separator */
+    for (size_t i = 0; i < num_bytes; i += step) {
+        if (end < i) end = i;
+        while (end < num_bytes && bytes[end] != separator[0]) end++;
+        size_t longest = 0;
+        if (end > i) search(index, bytes + i, end - i, false, &longest);
+        lengths[i / step] = (uint32_t)longest;
     }
     return LLAMITA_OK;
 }

@@ -434,7 +434,10 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
         [ctypes.POINTER(IndexedTextStruct), ctypes.c_uint64, *3 * (ctypes.c_void_p,), _handle_out, _error],
     ),
     "text_index_close": (None, [_pointer]),
-    "text_index_match": (ctypes.c_int, [_pointer, ctypes.c_char_p, ctypes.c_size_t, ctypes.c_void_p, _error]),
+    "text_index_match": (
+        ctypes.c_int,
+        [_pointer, ctypes.c_char_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_void_p, _error],
+    ),
     "text_index_find": (
         ctypes.c_int,
         [

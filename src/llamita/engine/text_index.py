@@ -13,7 +13,7 @@ from llamita.engine.library import IndexedTextStruct, Owned, TextPlaceStruct, ca
 
 BLOCK_BYTES = 4  # LLAMITA_INDEX_BLOCK_BYTES
 ENTRY_BLOCKS = 32  # LLAMITA_INDEX_ENTRY_BLOCKS
-MAX_QUERY_BYTES = 65536  # LLAMITA_INDEX_MAX_QUERY_BYTES
+MAX_QUERY_BYTES = 1 << 24  # LLAMITA_INDEX_MAX_QUERY_BYTES
 
 
 class IndexedText:
@@ -94,11 +94,12 @@ class TextIndex(Owned):
         )  # fmt: skip
         self._own(handle.value, text, arrays)
 
-    def match(self, query: bytes) -> npt.NDArray[np.uint32]:
-        """For each byte of the query, the most bytes from there on that the text has at the start of a
-        block. A string of the query that is in the text starts at most 3 bytes before one of these."""
-        lengths = np.zeros(len(query), np.uint32)
-        call("text_index_match", self._handle, query, len(query), lengths.ctypes.data)
+    def match(self, query: bytes, step: int = 1) -> npt.NDArray[np.uint32]:
+        """For every step-th byte of the query, the most bytes from there on that the text has at the
+        start of a block. With step 1, a string of the query that is in the text starts at most 3 bytes
+        before one of these."""
+        lengths = np.zeros(-(-len(query) // step), np.uint32)
+        call("text_index_match", self._handle, query, len(query), step, lengths.ctypes.data)
         return lengths
 
     def find(self, query: bytes, max_places: int) -> Found:
