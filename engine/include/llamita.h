@@ -678,7 +678,7 @@ typedef struct {
 
 /* Finds a string of at least LLAMITA_INDEX_BLOCK_BYTES bytes. Writes up to capacity of its places, in
  * no particular order, and counts all. is_complete is false if there may be more: those that do not
- * start a block are looked for until the places are full, or 2^14 do not match. */
+ * start a block are looked for until the places are full, or 2^12 do not match. */
 LLAMITA_API llamita_status llamita_text_index_find(const llamita_text_index *index, const char *query, size_t num_bytes,
                                                    llamita_text_place *places, size_t capacity, uint64_t *num_found,
                                                    bool *is_complete, llamita_error *error);

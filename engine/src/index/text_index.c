@@ -12,7 +12,7 @@ enum {
     BLOCK_BYTES = LLAMITA_INDEX_BLOCK_BYTES,
     ENTRY_BLOCKS = LLAMITA_INDEX_ENTRY_BLOCKS,
     ENTRY_BYTES = ENTRY_BLOCKS * BLOCK_BYTES,
-    MAX_MISSES = 1 << 14, /* places that are looked at without a find */
+    MAX_MISSES = 1 << 12, /* places that are looked at without a find */
 };
 
 static const unsigned char separator[BLOCK_BYTES] = {0xFF, 0xFF, 0xFF, 0xFF};
@@ -67,16 +67,18 @@ static bool read_token(reader *r, const unsigned char **bytes, size_t *num_bytes
 static llamita_status check_vocabulary(const llamita_indexed_text *text, llamita_error *error) {
     if ((text->id_bytes != 2 && text->id_bytes != 4) || text->vocab_size < 1 || text->eos_id < 0 ||
         text->eos_id >= text->vocab_size)
-        return error_set(error, LLAMITA_ERROR_ARGUMENT,
-                         "text index: expected ids of 2 or 4 bytes and an EOS in the vocabulary, found %d bytes, EOS "
-                         "%d and %d ids",
-                         (int)text->id_bytes, (int)text->eos_id, (int)text->vocab_size);
+        return error_set(
+            error, LLAMITA_ERROR_ARGUMENT,
+            "cannot index a text: expected ids of 2 or 4 bytes and an EOS in the vocabulary, found %d bytes, EOS "
+            "%d and %d ids",
+            (int)text->id_bytes, (int)text->eos_id, (int)text->vocab_size);
     for (int32_t id = 0; id < text->vocab_size; id++) {
         const uint32_t start = id > 0 ? text->token_ends[id - 1] : 0, end = text->token_ends[id];
         if (end < start || end - start > LLAMITA_INDEX_MAX_TOKEN_BYTES)
-            return error_set(error, LLAMITA_ERROR_FORMAT,
-                             "text index: token %d: expected at most %d bytes, found that it goes from %u to %u",
-                             (int)id, LLAMITA_INDEX_MAX_TOKEN_BYTES, (unsigned)start, (unsigned)end);
+            return error_set(
+                error, LLAMITA_ERROR_FORMAT,
+                "cannot index a text: token %d: expected at most %d bytes, found that it goes from %u to %u", (int)id,
+                LLAMITA_INDEX_MAX_TOKEN_BYTES, (unsigned)start, (unsigned)end);
     }
     return LLAMITA_OK;
 }
@@ -92,13 +94,13 @@ llamita_status llamita_text_index_measure(const llamita_indexed_text *text, uint
             last = id_at(text, part, i);
             if (last >= (uint32_t)text->vocab_size)
                 return error_set(error, LLAMITA_ERROR_FORMAT,
-                                 "text index: token %llu: expected an id below %d, found %u",
+                                 "cannot index a text: token %llu: expected an id below %d, found %u",
                                  (unsigned long long)(num_tokens + i), (int)text->vocab_size, (unsigned)last);
         }
         num_tokens += text->num_tokens[part];
     }
     if (last != (uint32_t)text->eos_id)
-        return error_set(error, LLAMITA_ERROR_FORMAT, "text index: expected EOS (%d) at the end, found id %u",
+        return error_set(error, LLAMITA_ERROR_FORMAT, "cannot index a text: expected EOS (%d) at the end, found id %u",
                          (int)text->eos_id, (unsigned)last);
     reader r = {.text = text};
     const unsigned char *bytes;
@@ -106,9 +108,10 @@ llamita_status llamita_text_index_measure(const llamita_indexed_text *text, uint
     while (read_token(&r, &bytes, &num_bytes)) continue;
     *num_blocks = r.position / BLOCK_BYTES;
     if (num_tokens > UINT32_MAX || *num_blocks > LLAMITA_INDEX_MAX_BLOCKS)
-        return error_set(error, LLAMITA_ERROR_FORMAT,
-                         "text index: expected at most 2^32 tokens and 2^31 blocks, found %llu and %llu; cut the text",
-                         (unsigned long long)num_tokens, (unsigned long long)*num_blocks);
+        return error_set(
+            error, LLAMITA_ERROR_FORMAT,
+            "cannot index a text: expected at most 2^32 tokens and 2^31 blocks, found %llu and %llu; cut the text",
+            (unsigned long long)num_tokens, (unsigned long long)*num_blocks);
     return LLAMITA_OK;
 }
 
@@ -187,7 +190,7 @@ llamita_status llamita_text_index_build(const llamita_indexed_text *text, uint64
     const llamita_status status = llamita_text_index_measure(text, &found, error);
     if (status) return status;
     if (found != num_blocks)
-        return error_set(error, LLAMITA_ERROR_ARGUMENT, "text index: expected %llu blocks, found %llu",
+        return error_set(error, LLAMITA_ERROR_ARGUMENT, "cannot index a text: expected %llu blocks, found %llu",
                          (unsigned long long)num_blocks, (unsigned long long)found);
     const size_t num = (size_t)num_blocks;
     uint32_t *symbols = malloc((num + 1) * sizeof *symbols), *scratch = malloc((num + 1) * sizeof *scratch);
@@ -202,7 +205,7 @@ llamita_status llamita_text_index_build(const llamita_indexed_text *text, uint64
     }
     free(symbols);
     free(scratch);
-    if (!done) return error_set(error, LLAMITA_ERROR_MEMORY, "text index: out of memory for %zu blocks", num);
+    if (!done) return error_set(error, LLAMITA_ERROR_MEMORY, "cannot index a text: out of memory for %zu blocks", num);
     return LLAMITA_OK;
 }
 
@@ -214,7 +217,7 @@ llamita_status llamita_text_index_open(const llamita_indexed_text *text, uint64_
     const llamita_status status = check_vocabulary(text, error);
     if (status) return status;
     if (num_blocks > LLAMITA_INDEX_MAX_BLOCKS)
-        return error_set(error, LLAMITA_ERROR_ARGUMENT, "text index: expected at most 2^31 blocks, found %llu",
+        return error_set(error, LLAMITA_ERROR_ARGUMENT, "cannot index a text: expected at most 2^31 blocks, found %llu",
                          (unsigned long long)num_blocks);
     llamita_text_index *x = malloc(sizeof *x);
     const void **ids = malloc((text->num_parts + 1) * sizeof *ids);
@@ -225,7 +228,7 @@ llamita_status llamita_text_index_open(const llamita_indexed_text *text, uint64_
         free(ids);
         free(first_tokens);
         free(num_tokens);
-        return error_set(error, LLAMITA_ERROR_MEMORY, "text index: out of memory");
+        return error_set(error, LLAMITA_ERROR_MEMORY, "cannot index a text: out of memory");
     }
     first_tokens[0] = 0;
     for (size_t part = 0; part < text->num_parts; part++) {
@@ -325,7 +328,8 @@ static uint32_t search(const llamita_text_index *x, const unsigned char *query, 
 
 static llamita_status check_query(size_t num_bytes, size_t min, llamita_error *error) {
     if (num_bytes >= min && num_bytes <= LLAMITA_INDEX_MAX_QUERY_BYTES) return LLAMITA_OK;
-    return error_set(error, LLAMITA_ERROR_ARGUMENT, "text index: expected a query of %zu to %d bytes, found %zu", min,
+    return error_set(error, LLAMITA_ERROR_ARGUMENT,
+                     "cannot search a text: expected a query of %zu to %d bytes, found %zu", min,
                      LLAMITA_INDEX_MAX_QUERY_BYTES, num_bytes);
 }
 
@@ -333,7 +337,8 @@ llamita_status llamita_text_index_match(const llamita_text_index *index, const c
                                         size_t step, uint32_t *lengths, llamita_error *error) {
     const llamita_status status = check_query(num_bytes, 0, error);
     if (status) return status;
-    if (step < 1) return error_set(error, LLAMITA_ERROR_ARGUMENT, "text index: expected a step of 1 or more, found 0");
+    if (step < 1)
+        return error_set(error, LLAMITA_ERROR_ARGUMENT, "cannot search a text: expected a step of 1 or more, found 0");
     const unsigned char *bytes = (const unsigned char *)query;
     size_t end = 0; /* of what the text may have: the next separator */
     for (size_t i = 0; i < num_bytes; i += step) {

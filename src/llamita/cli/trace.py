@@ -12,9 +12,18 @@ from llamita.cli.command import parse
 from llamita.cli.prompt import check_utf8
 from llamita.cli.tracing import open_index, trace_lines
 from llamita.config import Option, check
+from llamita.data.trace import (
+    DEFAULT_MIN_BYTES,
+    DEFAULT_SOURCES,
+    MAX_SENTENCE_BYTES,
+    MAX_SOURCES,
+    MIN_BYTES,
+    trace,
+    trace_values,
+)
 from llamita.errors import SourceError
 
-MAX_TEXT_BYTES, MAX_MIN_BYTES, MAX_SOURCES = 1 << 20, 1024, 64
+MAX_TEXT_BYTES = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,18 +44,18 @@ class TraceFlags:
     """Token store with an index."""
     text: Annotated[str, Option("TEXT", positional=True)]
     """Text to look for; -: standard input."""
-    min_bytes: Annotated[int, Option("BYTES")] = 24
+    min_bytes: Annotated[int, Option("BYTES")] = DEFAULT_MIN_BYTES
     """Shortest stretch to show, in bytes of UTF-8. 24 are five English words or eight Chinese
     characters."""
-    sources: Annotated[int, Option("N")] = 3
+    sources: Annotated[int, Option("N")] = DEFAULT_SOURCES
     """Most documents to show for a stretch."""
     json: bool = False
     """Print the sentences as one line of JSON."""
 
     def __post_init__(self) -> None:
         check(
-            8 <= self.min_bytes <= MAX_MIN_BYTES,
-            f"--min-bytes: expected 8 to {MAX_MIN_BYTES:,}, found {str(self.min_bytes)[:60]}",
+            MIN_BYTES <= self.min_bytes <= MAX_SENTENCE_BYTES,
+            f"--min-bytes: expected {MIN_BYTES} to {MAX_SENTENCE_BYTES:,}, found {str(self.min_bytes)[:60]}",
         )
         check(
             1 <= self.sources <= MAX_SOURCES, f"--sources: expected 1 to {MAX_SOURCES}, found {str(self.sources)[:60]}"
@@ -56,8 +65,6 @@ class TraceFlags:
 def main(argv: list[str]) -> None:
     flags = parse(TraceFlags, argv, "llamita trace")
     index = open_index(flags.store)
-    from llamita.data.trace import trace, trace_values
-
     traced = trace(index, _read_text(flags.text), min_bytes=flags.min_bytes, max_sources=flags.sources)
     if flags.json:
         print(json.dumps(trace_values(traced), ensure_ascii=False))

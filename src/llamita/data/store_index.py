@@ -111,7 +111,8 @@ def build_store_index(
             try:
                 arrays = _in_thread(lambda text=text: build_text_index(text))  # type: ignore[misc]
             except EngineError as error:
-                raise StoreError(f"cannot index {path}: {each.split}: {error}") from None
+                found = str(error).removeprefix("cannot index a text: ")
+                raise StoreError(f"cannot index {path}: {each.split}: {found}") from None
             shards = splits[each.split]
             name, blocks = f"{each.split}.{len(shards)}", arrays.suffixes.size
             shards.append(

@@ -19,18 +19,17 @@ from llamita.errors import StoreError
 if TYPE_CHECKING:  # it needs the tokenizers library
     from llamita.data.store_index import IndexShard, StoreIndex
 
-MIN_BYTES = 24  # of a span: five English words, or eight Chinese characters
-LEAST_MIN_BYTES = 8
-MAX_SOURCES = 3
+DEFAULT_MIN_BYTES = 24  # of a span: five English words, or eight Chinese characters
+MIN_BYTES = 8
+DEFAULT_SOURCES, MAX_SOURCES = 3, 64
 MAX_SENTENCE_BYTES = 1024  # a longer one is cut
-MAX_TEXT_BYTES = 1 << 20
 CONTEXT_CHARACTERS = 80  # around a span in its document
 _PLACES = 64  # of a span, among which the documents are chosen
 _BLOCK_BYTES = 4
-_SEPARATOR = 0xFF
+_MAX_TRIED = 64  # runs that start before a block: enough for any text but a hostile one
 
-# A sentence ends at a line end, after 。！？, or after .!?… before whitespace; closing quotes belong to it.
-_SENTENCE = re.compile(r"[^\n]*?(?:[。！？]+[”’」』）〉》\"']*|[.!?…]+[\"'”’)\]]*(?=\s)|(?=\n)|\Z)")
+# What may end a sentence: a line end, 。！？, or .!?… before whitespace; closing quotes belong to it.
+_END = re.compile(r"\n|[。！？][。！？.!?…]*[”’」』）〉》\"'\])]*|[.!?…]+[”’\"'\])]*")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,11 +81,11 @@ class TracedSentence:
 
 
 def trace(
-    index: StoreIndex, text: str, *, min_bytes: int = MIN_BYTES, max_sources: int = MAX_SOURCES
+    index: StoreIndex, text: str, *, min_bytes: int = DEFAULT_MIN_BYTES, max_sources: int = DEFAULT_SOURCES
 ) -> list[TracedSentence]:
     """The spans of at least min_bytes (UTF-8) of each sentence, with up to max_sources documents
     each. Raises StoreError if the store or its index is damaged."""
-    assert min_bytes >= LEAST_MIN_BYTES
+    assert min_bytes >= MIN_BYTES
     return [
         TracedSentence(start, sentence, tuple(_spans(index, start, sentence, min_bytes, max_sources)))
         for start, sentence in sentences(text)
@@ -117,10 +116,12 @@ def trace_values(traced: Sequence[TracedSentence]) -> list[dict[str, Any]]:
 def sentences(text: str) -> Iterator[tuple[int, str]]:
     """The sentences of a text and where they start, without the whitespace around them."""
     at = 0
-    while at < len(text):
-        found = _SENTENCE.match(text, at)
-        assert found is not None
-        end = max(found.end(), at + 1)
+    ends = (
+        found.end()
+        for found in _END.finditer(text)
+        if found[0][0] in "\n。！？" or text[found.end() : found.end() + 1].isspace()
+    )
+    for end in (*ends, len(text)):
         stripped = text[at:end].strip()
         start = at + text[at:end].find(stripped)
         while stripped:
@@ -164,7 +165,7 @@ def longest_runs(shards: list[IndexShard], query: bytes, min_bytes: int) -> list
     ranges = [(0, len(query))]
     while ranges:
         first, end = ranges.pop()
-        start, length = _longest(shards, query, lengths, first, end)
+        start, length = _longest(shards, query, lengths, first, end, min_bytes)
         if length >= min_bytes:
             found.append((start, start + length))
             ranges += [(first, start), (start + length, end)]
@@ -172,29 +173,32 @@ def longest_runs(shards: list[IndexShard], query: bytes, min_bytes: int) -> list
 
 
 def _longest(
-    shards: list[IndexShard], query: bytes, lengths: npt.NDArray[np.int64], first: int, end: int
+    shards: list[IndexShard], query: bytes, lengths: npt.NDArray[np.int64], first: int, end: int, min_bytes: int
 ) -> tuple[int, int]:
-    """Start and length of the longest run within a range.
+    """Start and length of the longest run within a range; of a shorter one if that has less than
+    min_bytes.
 
     lengths: see TextIndex.match. A run starts at most 3 bytes before a block, so it is at most 3
     bytes longer than the longest of these.
     """
-    if end - first < LEAST_MIN_BYTES:
+    if end - first < min_bytes:
         return first, 0
     known = np.minimum(lengths[first:end], end - np.arange(first, end))
     start, length = first + int(known.argmax()), int(known.max())
+    if length + _BLOCK_BYTES <= min_bytes:
+        return start, length
     longest = known.copy()  # at most, from each byte on
     for before in range(1, _BLOCK_BYTES):
-        if before < len(known):
-            longest[:-before] = np.maximum(longest[:-before], np.where(known[before:] > 0, known[before:] + before, 0))
+        longest[:-before] = np.maximum(longest[:-before], np.where(known[before:] > 0, known[before:] + before, 0))
+    tried: set[bytes] = set()  # in vain: text that repeats would try the same again and again
     for place in np.flatnonzero(longest > length)[np.argsort(-longest[longest > length], kind="stable")].tolist():
-        while longest[place] > length and _stands(shards, query[first + place : first + place + length + 1]):
+        while longest[place] > length and len(tried) < _MAX_TRIED:
+            run = query[first + place : first + place + length + 1]
+            if run in tried or not any(shard.index.find(run, 1).num_found for shard in shards):
+                tried.add(run)
+                break
             start, length = first + place, length + 1
     return start, length
-
-
-def _stands(shards: list[IndexShard], query: bytes) -> bool:
-    return len(query) >= _BLOCK_BYTES and any(shard.index.find(query, 1).num_found for shard in shards)
 
 
 # ---- the documents

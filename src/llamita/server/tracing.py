@@ -9,7 +9,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from llamita.data.trace import LEAST_MIN_BYTES, MAX_SENTENCE_BYTES, MAX_SOURCES, MIN_BYTES, trace, trace_values
+from llamita.data.trace import (
+    DEFAULT_MIN_BYTES,
+    DEFAULT_SOURCES,
+    MAX_SENTENCE_BYTES,
+    MAX_SOURCES,
+    MIN_BYTES,
+    trace,
+    trace_values,
+)
 from llamita.errors import LlamitaError
 from llamita.server.errors import ApiError
 from llamita.server.host import Host
@@ -39,8 +47,8 @@ class TraceRoutes:
             raise ApiError(
                 400, f"text: expected at most {MAX_TRACED_CHARACTERS:,} characters, found {len(text):,}", param="text"
             )
-        min_bytes = whole_field(body, "min_bytes", LEAST_MIN_BYTES, MAX_SENTENCE_BYTES, MIN_BYTES)
-        max_sources = whole_field(body, "max_sources", 1, 64, MAX_SOURCES)
+        min_bytes = whole_field(body, "min_bytes", MIN_BYTES, MAX_SENTENCE_BYTES, DEFAULT_MIN_BYTES)
+        max_sources = whole_field(body, "max_sources", 1, MAX_SOURCES, DEFAULT_SOURCES)
         index = self._index
 
         def work() -> list[dict[str, Any]]:

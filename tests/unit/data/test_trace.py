@@ -20,6 +20,7 @@ from llamita.data.prepare import prepare
 from llamita.data.store_index import BLOCK_MEMORY_BYTES, StoreIndex, build_store_index
 from llamita.data.token_store import SPLITS, StoreWriter, TokenStore
 from llamita.data.trace import longest_runs, sentences, trace, trace_values
+from llamita.engine import TextIndex
 from llamita.errors import StoreError
 from llamita.tokenizer import load_tokenizer
 
@@ -186,7 +187,24 @@ def test_several_shards_find_the_same(index: StoreIndex, copy: Path) -> None:
         assert one == many
 
 
+def test_texts_that_repeat_take_few_searches(index: StoreIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+    searches = 0
+    find = TextIndex.find
+
+    def counted(self: TextIndex, query: bytes, max_places: int) -> Any:
+        nonlocal searches
+        searches += 1
+        return find(self, query, max_places)
+
+    monkeypatch.setattr(TextIndex, "find", counted)
+    for text in ("." * 1000, "a" * 1000, "the fox" * 140, "boat, and a " * 80):
+        trace(index, text)
+        assert searches < 400, text[:12]
+        searches = 0
+
+
 def test_sentences() -> None:
+    assert len(list(sentences(". " * 50_000))) == 50_000 and len(list(sentences("." * 100_000))) == 98
     text = "One. Two of 3.5 “Three!” 四。五？」six\n\nSeven"
     found = list(sentences(text))
     assert [sentence for _, sentence in found] == ["One.", "Two of 3.5 “Three!”", "四。", "五？」", "six", "Seven"]
