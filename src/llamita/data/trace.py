@@ -1,4 +1,4 @@
-"""Finds the longest stretches of a text that stand word for word in the documents of a token store."""
+"""Finds the longest stretches of a text that stand word for word in the documents of a store."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _PLACES = 64  # of a span, among which the documents are chosen
 _BLOCK_BYTES = 4
 _MAX_TRIED = 64  # runs that start before a block: enough for any text but a hostile one
 
-# What may end a sentence: a line end, 。！？, or .!?… before whitespace; closing quotes belong to it.
+# What may end a sentence: a line end, 。！？, or .!?… before whitespace; with closing quotes.
 _END = re.compile(r"\n|[。！？][。！？.!?…]*[”’」』）〉》\"'\])]*|[.!?…]+[”’\"'\])]*")
 
 
