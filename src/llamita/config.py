@@ -669,7 +669,7 @@ class SynthesizeConfig:
     beside it, in PATH.answers: the same command goes on after Ctrl-C, and asks nothing twice."""
     endpoint: Annotated[str | None, Option("URL", group="model")] = None
     """OpenAI-compatible endpoint, such as http://127.0.0.1:8000/v1."""
-    model: Annotated[str | None, Option("NAME", group="model")] = None
+    model: Annotated[str | None, Option("NAME", group="model", short="m")] = None
     """Name of the model there."""
     concurrency: Annotated[int, Option(group="model")] = 4
     """Requests at once."""

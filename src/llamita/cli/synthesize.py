@@ -30,8 +30,8 @@ class Flags(SynthesizeConfig):
     """
 
     examples = (
-        "llamita synthesize docs/ -o qa.jsonl --rules",
-        "llamita synthesize docs/ -o qa.jsonl --endpoint http://127.0.0.1:8000/v1 --model qwen",
+        "llamita synthesize docs -o qa.jsonl --rules",
+        "llamita synthesize docs -o qa.jsonl --endpoint URL -m NAME",
     )
 
     sources: Annotated[tuple[str, ...], Option("DATA...", positional=True)]

@@ -1,8 +1,9 @@
 """Takes questions and answers out of what a model wrote, and checks them against the passage.
 
 What a rule can check: the quoted evidence stands in the passage word for word; every number and
-every name of the answer is in the passage or the question; and most other words of the answer are,
-some of them in the evidence. What it cannot: whether the answer means what the passage says.
+every name of the question and the answer is in the passage or its title; most other words of the
+answer are, some of them in the evidence; the question shares a word with the passage. What it
+cannot: whether the answer means what the passage says.
 """
 
 from __future__ import annotations
@@ -76,11 +77,15 @@ def _with_question(value: Any) -> Iterator[dict[str, Any]]:
                 yield from (item for item in each if isinstance(item, dict) and "question" in item)
 
 
-def check_pair(values: dict[str, Any], passage: str, min_support: float, *, before: str = "") -> Item | str:
-    """The question and the answer, or why they are not used. before: what was said before them."""
+def check_pair(
+    values: dict[str, Any], passage: str, min_support: float, *, title: str = "", before: Sequence[Item] = ()
+) -> Item | str:
+    """The question and the answer, or why they are not used. before: the turns before them."""
     question, answer, evidence = (_text(values.get(name)) for name in ("question", "answer", "evidence"))
     if wrong := check_question(question, is_first=not before):
         return wrong
+    if any(squeezed(question) == squeezed(turn.question) for turn in before):
+        return "that were asked just before"
     if not answer or len(answer) > MAX_ANSWER_CHARACTERS or squeezed(answer) == squeezed(question):
         return "without an answer"
     if _ABOUT_PASSAGE.search(answer):
@@ -88,12 +93,14 @@ def check_pair(values: dict[str, Any], passage: str, min_support: float, *, befo
     quoted = squeezed(evidence)
     if len(quoted) < MIN_EVIDENCE[language_of(evidence)] or quoted not in squeezed(passage):
         return "with evidence that is not in the passage"
-    asked = f"{before}\n{question}"
-    if not numbers(_LIST_NUMBER.sub("", answer)) <= numbers(passage) | numbers(asked):
+    source = f"{title}\n{passage}"
+    if not numbers(question) | numbers(_LIST_NUMBER.sub("", answer)) <= numbers(source):
         return "with a number that is not in the passage"
-    known = terms(passage)
-    if not names(answer) <= known | terms(asked):
+    known = terms(source)
+    if not names(question) | names(answer) <= known:
         return "with a name that is not in the passage"
+    if not before and not terms(question) & known:
+        return "about something else"
     added = terms(answer) - terms(question)
     if added and len(added & known) < min_support * len(added):
         return "with an answer that is not in the passage"

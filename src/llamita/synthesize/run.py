@@ -247,22 +247,22 @@ def _rows_of_answers(
     """The rows of all answers in the cache that pass the checks."""
     index = PassageIndex([passage.text for passage in passages])
     for request in requests:
-        text = request.passage.text
+        text, title = request.passage.text, request.passage.document.title
         refusals = prompts.of(request.passage.language).refusals
         answers = [cache.find(bodies.key(request, attempt)) for attempt in range(ATTEMPTS)]
         found = [item for answer in answers if answer is not None for item in find_items(answer.text)]
         if not found and any(answers):
             result.dropped["that are not in the form asked for"] += 1
         if request.kind == "conversation":
-            turns = _checked_turns(found, text, config.min_support, result.dropped)
+            turns = _checked_turns(found, text, title, config.min_support, result.dropped)
             if len(turns) > 1:
                 yield request.row(turns)
             continue
         for values in found:
             if request.kind == "pairs":
-                item = check_pair(values, text, config.min_support)
+                item = check_pair(values, text, config.min_support, title=title)
             else:
-                item = _check_refusal(values, text, index, refusals)
+                item = _check_refusal(values, f"{title}\n{text}", index, refusals)
             if isinstance(item, str):
                 result.dropped[item] += 1
             else:
@@ -270,17 +270,16 @@ def _rows_of_answers(
 
 
 def _checked_turns(
-    found: Sequence[dict[str, Any]], passage: str, min_support: float, dropped: Dropped
+    found: Sequence[dict[str, Any]], passage: str, title: str, min_support: float, dropped: Dropped
 ) -> tuple[Item, ...]:
     """The turns of a conversation up to the first that fails: what comes after may refer to it."""
-    turns, said = list[Item](), ""
+    turns = list[Item]()
     for values in found:
-        item = check_pair(values, passage, min_support, before=said)
+        item = check_pair(values, passage, min_support, title=title, before=turns)
         if isinstance(item, str):
             dropped[item] += 1
             break
         turns.append(item)
-        said += f"\n{item.question}\n{item.answer}"
     return tuple(turns)
 
 
@@ -336,7 +335,7 @@ class _Bodies:
             "model": config.model,
             "messages": [{"role": "user", "content": text}],
             "max_tokens": ANSWER_TOKENS,
-            "response_format": _response_format(request.kind),
+            "response_format": _response_format(request.kind, config),
             **config.body_fields(),
         }
         return {name: value for name, value in body.items() if value is not None}
@@ -345,10 +344,11 @@ class _Bodies:
         return request_key(self.body(request), attempt)
 
 
-def _response_format(kind: str) -> dict[str, Any]:
+def _response_format(kind: str, config: SynthesizeConfig) -> dict[str, Any]:
+    count = config.turns if kind == "conversation" else config.questions
     names = ("question",) if kind == "refusal" else ("question", "answer", "evidence")
     item = _object({name: {"type": "string"} for name in names})
-    schema = _object({"items": {"type": "array", "items": item}})
+    schema = _object({"items": {"type": "array", "items": item, "maxItems": count}})
     return {"type": "json_schema", "json_schema": {"name": SCHEMA_NAME, "strict": True, "schema": schema}}
 
 

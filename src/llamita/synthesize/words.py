@@ -20,6 +20,7 @@ _RUN = re.compile(rf"[{_NO_SPACES}]+|(?:(?![{_NO_SPACES}])[^\W_])+(?:['’](?:(?
 _NUMBER = re.compile(r"\d+(?:[.,:/]\d+)*")
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _SENTENCE_END = re.compile(r"(?<=[。！？!?])[”’」』）)\"']*\s*|(?<=[.])[\"')”’]*\s+(?=[^\W\da-z_]|[\"'“(]|\d)|\n+")
+_ENDING = re.compile("(?<=[a-z]{3})(?:ing|ed|es|s|e)$")
 _STEM_LETTERS: Final = 6
 
 STOP_WORDS: Final = frozenset((
@@ -52,15 +53,15 @@ def squeezed(text: str) -> str:
 
 
 def terms(text: str) -> set[str]:
-    """The words of a text that carry meaning, cut to their first letters so that endings do not
-    count; of scripts without spaces, pairs of neighboring characters."""
+    """The words of a text that carry meaning, without endings and cut to their first letters; of
+    scripts without spaces, pairs of neighboring characters."""
     found: set[str] = set()
     for run in _RUN.findall(_THOUSANDS.sub("", unicodedata.normalize("NFKC", text).casefold())):
         if re.match(f"[{_NO_SPACES}]", run):
             for part in filter(None, _STOP_HAN.split(run)):
                 found.update(map("".join, itertools.pairwise(part)) if len(part) > 1 else part)
         elif run not in STOP_WORDS:
-            found.add(run[:_STEM_LETTERS])
+            found.add(_ENDING.sub("", run)[:_STEM_LETTERS])
     return found
 
 

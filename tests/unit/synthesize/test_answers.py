@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from llamita.synthesize.answers import PassageIndex, check_pair, check_question, find_items
+from llamita.synthesize.answers import Item, PassageIndex, check_pair, check_question, find_items
 from llamita.synthesize.duplicates import Questions
 from llamita.synthesize.words import language_of, names, numbers, sentences, squeezed, terms
 
@@ -43,6 +43,9 @@ def test_answers_that_the_passage_supports() -> None:
     [
         ({"answer": "1,235 kilometers."}, "with a number that is not in the passage"),
         ({"answer": "It is 1,234 kilometers, says Meier."}, "with a name that is not in the passage"),
+        ({"question": "How long is the Aaabach in Japan?"}, "with a name that is not in the passage"),
+        ({"question": "How long was the Aaabach in 1950?"}, "with a number that is not in the passage"),
+        ({"question": "What is the most popular dish?"}, "about something else"),
         ({"answer": "It was invented by cheerful pirates long before."}, "with an answer that is not in the passage"),
         ({"answer": "Fishermen call it the blue sister."}, "with an answer that is not in its evidence"),
         ({"evidence": "a river of 1,234 miles"}, "with evidence that is not in the passage"),
@@ -77,6 +80,17 @@ def test_answers_that_it_does_not_support(changes: dict[str, Any], why: str) -> 
 )
 def test_chinese_answers_that_it_does_not_support(changes: dict[str, Any], why: str) -> None:
     assert check(ITEM_ZH, ZH, **changes) == why
+
+
+def test_titles_and_turns() -> None:
+    values = {**ITEM, "question": "How long is the Aaabach in Japan?"}
+    assert isinstance(check_pair(values, EN, 0.6, title="Rivers of Japan"), Item)
+    first = check_pair(ITEM, EN, 0.6)
+    assert isinstance(first, Item)
+    assert check_pair(ITEM, EN, 0.6, before=[first]) == "that were asked just before"
+    later = {"question": "And how high is that?", "answer": "87 meters.", "evidence": "Its source lies 87 meters above"}
+    assert isinstance(check_pair(later, EN, 0.6, before=[first]), Item), "what it is about was said before"
+    assert check_pair(later, EN, 0.6) == "about something else"
 
 
 def test_numbers_of_a_list_are_no_numbers() -> None:
@@ -133,7 +147,7 @@ def test_words() -> None:
     assert language_of("これは日本語の文章です。漢字もあります。") == "en"
     assert language_of("使用 Python 3 编写程序代码") == "zh"
     assert numbers("1,234 and 5.6, ７８, 10:30, 2026-11-28") == {"1234", "5.6", "78", "10:30", "2026", "11", "28"}
-    assert terms("The rivers of a River") == {"rivers", "river"} and terms("中国的首都") == {"中国", "首都"}
+    assert terms("The rivers of a River") == {"river"} and terms("中国的首都") == {"中国", "首都"}
     assert names("Yesterday Anna met Bob. She left.") == {"anna", "bob"}
     assert squeezed("A  “b”，ｃ-1!") == "abc1"
     assert sentences("One. Two! 3.5 is a number.\nx\n\n他说：“走吧。”我走了。") == [
