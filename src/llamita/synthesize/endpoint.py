@@ -9,6 +9,7 @@ import email.utils
 import http.client
 import json
 import random
+import re
 import socket
 import threading
 import time
@@ -138,7 +139,7 @@ class Endpoint:
             return NetworkError(f"{self.url}: {what}; check --api-key-file")
         if error.code in _WRONG_SETTINGS or 300 <= error.code < 400:
             return NetworkError(f"{self.url}: {what}; check --endpoint and --model")
-        if error.code in (400, 422):
+        if re.search("response_format|schema|grammar", said):
             what += "; if it knows no response_format: --body '{\"response_format\": null}'"
         return RequestFailed(f"{self.url}: {what}")
 

@@ -86,7 +86,7 @@ def test_retry_after_without_sense(stub: Stub, header: str) -> None:
         (401, NetworkError, "check --api-key-file"),
         (403, NetworkError, "check --api-key-file"),
         (404, NetworkError, "check --endpoint and --model"),
-        (400, RequestFailed, "--body '{\"response_format\": null}'"),
+        (400, RequestFailed, "too much work"),
         (413, RequestFailed, "too much work"),
     ],
 )
@@ -95,6 +95,13 @@ def test_a_status_that_another_attempt_does_not_change(stub: Stub, status: int, 
     with pytest.raises(error) as failed:
         endpoint(stub).ask(BODY)
     assert advice in str(failed.value) and len(stub.requests) == 1
+
+
+def test_an_endpoint_without_schemas(stub: Stub) -> None:
+    said = b'{"error": {"message": "unknown field response_format"}}'
+    stub.faults.append(lambda handler: handler.send_raw(400, said))
+    with pytest.raises(RequestFailed, match=r"unknown field response_format; if it knows no .* --body '{.*: null}'$"):
+        endpoint(stub).ask(BODY)
 
 
 def test_a_redirect_does_not_take_the_key_elsewhere(stub: Stub) -> None:
