@@ -63,7 +63,7 @@ def main(argv: list[str]) -> int:
                 before=lambda result, estimate: _print_estimate(config, result, estimate),
             )
     except KeyboardInterrupt:
-        if config.rules:
+        if config.rules or not cache_of(config.out).exists():
             raise
         print(
             f"interrupted; the answers so far are in {clean_line(str(cache_of(config.out)))}: the same command goes on",

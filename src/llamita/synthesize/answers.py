@@ -12,10 +12,10 @@ import collections
 import dataclasses
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
-from llamita.synthesize.words import language_of, names, numbers, squeezed, terms
+from llamita.synthesize.words import known_terms, language_of, names, numbers, squeezed, terms
 
 MAX_QUESTION_CHARACTERS: Final = 500
 MAX_ANSWER_CHARACTERS: Final = 4000
@@ -96,7 +96,7 @@ def check_pair(
     source = f"{title}\n{passage}"
     if not numbers(question) | numbers(_LIST_NUMBER.sub("", answer)) <= numbers(source):
         return "with a number that is not in the passage"
-    known = terms(source)
+    known = known_terms(source)
     if not names(question) | names(answer) <= known:
         return "with a name that is not in the passage"
     if not before and not terms(question) & known:
@@ -104,7 +104,7 @@ def check_pair(
     added = terms(answer) - terms(question)
     if added and len(added & known) < min_support * len(added):
         return "with an answer that is not in the passage"
-    if added and not added & terms(evidence):
+    if added and not added & known_terms(evidence):
         return "with an answer that is not in its evidence"
     return Item(question, answer, evidence)
 
@@ -127,15 +127,15 @@ def _text(value: Any) -> str:
 
 
 class PassageIndex:
-    """Which passages have which terms, to see whether one of them may answer a question."""
+    """Which passages have which terms of some questions, to see whether one may answer them."""
 
-    def __init__(self, passages: Sequence[str]) -> None:
-        self._places: dict[str, set[int]] = {}
-        for number, passage in enumerate(passages):
-            for term in terms(passage):
-                self._places.setdefault(term, set()).add(number)
+    def __init__(self, passages: Iterable[str], questions: Iterable[str]) -> None:
+        self._places: dict[str, set[int]] = {term: set() for question in questions for term in terms(question)}
+        for number, passage in enumerate(passages if self._places else ()):
+            for term in known_terms(passage) & self._places.keys():
+                self._places[term].add(number)
 
     def may_answer(self, question: str) -> bool:
         """Whether one passage has all terms of the question, and so may answer it."""
-        places = [self._places.get(term, set[int]()) for term in terms(question)]
+        places = [self._places[term] for term in terms(question)]
         return not places or bool(set.intersection(*sorted(places, key=len)))

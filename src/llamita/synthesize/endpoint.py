@@ -90,7 +90,8 @@ class Endpoint:
                 return self._ask_once(raw)
             except _Failed as error:
                 why = str(error)
-                self._plan_wait(attempt, error.wait_seconds)
+                if attempt + 1 < self._attempts or error.wait_seconds is not None:
+                    self._plan_wait(attempt, error.wait_seconds)
         raise RequestFailed(f"{self.url}: {why}, {self._attempts} times")
 
     def _wait(self) -> None:

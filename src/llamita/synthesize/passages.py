@@ -46,13 +46,21 @@ class Section:
 
 
 @dataclasses.dataclass(frozen=True)
-class Text:
-    """A document. document_id: its hash, which also decides whether it is held out."""
+class Origin:
+    """Where a row comes from. document_id: the hash of the document, which also decides whether it
+    is held out. position: as in `Document`."""
 
     source: str
     position: int
     document_id: str
     title: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+    """A document. body: the text below the title, of which the sections are."""
+
+    origin: Origin
     body: str
     sections: tuple[Section, ...]
     language: str
@@ -62,7 +70,7 @@ class Text:
 class Passage:
     """A part of a document, of whole paragraphs or sentences."""
 
-    document: Text
+    origin: Origin
     text: str
     language: str
 
@@ -150,7 +158,8 @@ def held_out_questions(config: SynthesizeConfig) -> Iterator[str]:
 def _text_of(document: Document, document_id: str) -> Text:
     title, body, sections = split_sections(document.text)
     source = os.fsencode(document.source).decode("utf-8", "backslashreplace")
-    return Text(source, document.position, document_id, title, body, sections, language_of(document.text))
+    origin = Origin(source, document.position, document_id, title)
+    return Text(origin, body, sections, language_of(document.text))
 
 
 def split_sections(text: str) -> tuple[str, str, tuple[Section, ...]]:
@@ -204,17 +213,17 @@ def cut_passages(text: Text, limit_bytes: int) -> Iterator[Passage]:
     for piece, boundary in _pieces(text.body, limit_bytes):
         more = len(boundary.encode()) + len(piece.encode())
         if kept and size + more > limit_bytes:
-            yield from _passage(text, kept)
+            yield from _passage(text.origin, kept)
             kept, size = [], 0
         kept += [boundary, piece] if kept else [piece]
         size += more
-    yield from _passage(text, kept)
+    yield from _passage(text.origin, kept)
 
 
-def _passage(text: Text, kept: list[str]) -> Iterator[Passage]:
+def _passage(origin: Origin, kept: list[str]) -> Iterator[Passage]:
     joined = "".join(kept).strip()
     if len(joined.encode()) >= MIN_PASSAGE_BYTES:
-        yield Passage(text, joined, language_of(joined))
+        yield Passage(origin, joined, language_of(joined))
 
 
 def _pieces(body: str, limit_bytes: int) -> Iterator[tuple[str, str]]:

@@ -80,8 +80,8 @@ def make_tasks(
     answered = {squeezed(task.question) for task in found}
     for section in text.sections:
         is_short = len(section.text.encode()) <= max_answer_bytes and len(section.text) >= MIN_SECTION_CHARACTERS
-        if "heading" in rules and text.title and section.heading and is_short:
-            question = phrases.write("heading", title=text.title, heading=section.heading)
+        if "heading" in rules and text.origin.title and section.heading and is_short:
+            question = phrases.write("heading", title=text.origin.title, heading=section.heading)
             if squeezed(section.heading) not in answered:
                 found.append(Task("heading", question, section.text, section.text))
         if "definition" in rules:
@@ -89,12 +89,14 @@ def make_tasks(
         if "fill_in" in rules:
             found += _gaps(section.text, phrases, per_section)
     is_short = len(text.body.encode()) <= max_answer_bytes and len(text.body) >= MIN_SECTION_CHARACTERS
-    if text.title and is_short:
+    if text.origin.title and is_short:
         if "title_to_text" in rules:
-            question = phrases.write("title_to_text", title=text.title)
+            question = phrases.write("title_to_text", title=text.origin.title)
             found.append(Task("title_to_text", question, text.body, text.body))
-        if "text_to_title" in rules and squeezed(text.title) not in squeezed(text.body):
-            found.append(Task("text_to_title", phrases.write("text_to_title", text=text.body), text.title, text.body))
+        if "text_to_title" in rules and squeezed(text.origin.title) not in squeezed(text.body):
+            found.append(
+                Task("text_to_title", phrases.write("text_to_title", text=text.body), text.origin.title, text.body)
+            )
     return [task for task in found if task.question and task.answer.strip()]
 
 

@@ -28,10 +28,18 @@ from llamita.synthesize.answers import Dropped, Item, PassageIndex, check_pair, 
 from llamita.synthesize.cache import AnswerCache, request_key
 from llamita.synthesize.duplicates import Questions
 from llamita.synthesize.endpoint import Answer, Endpoint, RequestFailed
-from llamita.synthesize.passages import DocumentCounts, Passage, Text, cut_passages, held_out_questions, read_texts
+from llamita.synthesize.passages import (
+    DocumentCounts,
+    Origin,
+    Passage,
+    Text,
+    cut_passages,
+    held_out_questions,
+    read_texts,
+)
 from llamita.synthesize.prompts import BUILT_IN, Prompts, fill, read_prompts
 from llamita.synthesize.rules import RULES, choice, make_tasks
-from llamita.synthesize.words import squeezed, terms
+from llamita.synthesize.words import known_terms, squeezed, terms
 
 MODEL_KINDS: Final[tuple[ModelKind, ...]] = typing.get_args(ModelKind)
 ATTEMPTS: Final = 2  # requests for what no item can be taken of
@@ -78,7 +86,7 @@ class Row:
     kind: str
     turns: tuple[Item, ...]
     passage: str
-    document: Text
+    origin: Origin
     language: str
 
     def as_json(self, model: str | None) -> dict[str, Any]:
@@ -87,18 +95,18 @@ class Row:
             for turn in self.turns
             for role, content in (("user", turn.question), ("assistant", turn.answer))
         ]
-        text = json.dumps([self.document.document_id, messages], ensure_ascii=False)
+        text = json.dumps([self.origin.document_id, messages], ensure_ascii=False)
         return {
             "id": hashlib.sha256(text.encode("utf-8")).hexdigest()[:16],
             "messages": messages,
             "type": self.kind,
-            "source": self.document.source,
+            "source": self.origin.source,
             "language": self.language,
             **({} if model is None else {"model": model}),
             "metadata": {
-                "document": self.document.document_id,
-                "position": self.document.position,
-                "title": self.document.title,
+                "document": self.origin.document_id,
+                "position": self.origin.position,
+                "title": self.origin.title,
                 "passage": self.passage,
                 "evidence": [turn.evidence for turn in self.turns if turn.evidence],
             },
@@ -123,26 +131,22 @@ def synthesize(
         raise OutputError(f"cannot write {config.out}: it exists already; choose another name or remove it")
     conversions = Conversions(config.encoding)
     result = Result(DocumentCounts())
-    texts = list(read_texts(config, result.documents, conversions))
-    result.notes = conversions.describe()
-    if not texts:
-        raise SourceError(
-            f"no text in {', '.join(config.sources)}: all {result.documents.held_out:,} documents are held out; "
-            "--val-fraction 0 uses them"
-        )
-    asked = Questions()
-    held_out = Questions()
+    texts = read_texts(config, result.documents, conversions)
+    asked, held_out = Questions(), Questions()
     for question in held_out_questions(config):
         held_out.add(question)
     prompts = _PromptFiles(config)
     if config.rules:
         rows: Iterable[Row] = _rows_of_rules(config, texts, prompts, result)
         _write(config.out, _new_rows(rows, asked, held_out, result), None, result)
+        result.notes = conversions.describe()
         return result
     assert config.endpoint is not None and config.model is not None
     endpoint = Endpoint(config.endpoint, api_key=api_key, timeout_seconds=config.timeout, attempts=config.retries + 1)
     passages = _chosen_passages(config, texts)
-    result.passages = len(passages)
+    result.passages, result.notes = len(passages), conversions.describe()
+    if not passages:
+        raise SourceError(_why_nothing(result))
     requests = [_Request(passage, kind) for passage in passages for kind in config.kinds or MODEL_KINDS]
     bodies = _Bodies(config, prompts)
     if config.dry_run and not cache_path.exists():
@@ -205,6 +209,8 @@ def _write(out: Path, rows: Iterable[Row], model: str | None, result: Result) ->
 
 
 def _why_nothing(result: Result) -> str:
+    if result.documents.held_out == result.documents.documents:
+        return f"no text: all {result.documents.held_out:,} documents are held out; --val-fraction 0 uses them"
     if result.failed:
         return f"no questions: {len(result.failed):,} requests failed, the first: {result.failed[0]}"
     if result.dropped:
@@ -214,7 +220,7 @@ def _why_nothing(result: Result) -> str:
 
 
 def _rows_of_rules(
-    config: SynthesizeConfig, texts: Sequence[Text], prompts: _PromptFiles, result: Result
+    config: SynthesizeConfig, texts: Iterable[Text], prompts: _PromptFiles, result: Result
 ) -> Iterator[Row]:
     """The rows of all rules, without questions that two documents answer differently."""
     rows = list[Row]()
@@ -224,7 +230,7 @@ def _rows_of_rules(
         )
         for task in tasks:
             item = Item(task.question, task.answer, task.evidence)
-            rows.append(Row(task.rule, (item,), task.evidence, text, text.language))
+            rows.append(Row(task.rule, (item,), task.evidence, text.origin, text.language))
     answers: dict[str, set[str]] = collections.defaultdict(set)
     for row in rows:
         answers[squeezed(row.turns[0].question)].add(squeezed(row.turns[0].answer))
@@ -245,13 +251,22 @@ def _rows_of_answers(
     result: Result,
 ) -> Iterator[Row]:
     """The rows of all answers in the cache that pass the checks."""
-    index = PassageIndex([passage.text for passage in passages])
-    for request in requests:
-        text, title = request.passage.text, request.passage.document.title
-        refusals = prompts.of(request.passage.language).refusals
+
+    def items(request: _Request) -> list[dict[str, Any]] | None:
         answers = [cache.find(bodies.key(request, attempt)) for attempt in range(ATTEMPTS)]
-        found = [item for answer in answers if answer is not None for item in find_items(answer.text)]
-        if not found and any(answers):
+        answered = [answer for answer in answers if answer is not None]
+        return [item for answer in answered for item in find_items(answer.text)] if answered else None
+
+    left_open = (items(request) or [] for request in requests if request.kind == "refusal")
+    questions = [str(values["question"]) for each in left_open for values in each]
+    index = PassageIndex((passage.text for passage in passages), questions)
+    for request in requests:
+        text, title = request.passage.text, request.passage.origin.title
+        refusals = prompts.of(request.passage.language).refusals
+        found = items(request)
+        if found is None:
+            continue
+        if not found:
             result.dropped["that are not in the form asked for"] += 1
         if request.kind == "conversation":
             turns = _checked_turns(found, text, title, config.min_support, result.dropped)
@@ -288,7 +303,7 @@ def _check_refusal(values: dict[str, Any], passage: str, index: PassageIndex, re
     question = values["question"].strip() if isinstance(values["question"], str) else ""
     if wrong := check_question(question):
         return wrong
-    if not terms(question) & terms(passage):
+    if not terms(question) & known_terms(passage):
         return "about something else"
     if index.may_answer(question):
         return "to refuse that a passage may answer"
@@ -305,10 +320,10 @@ class _Request:
 
     def row(self, turns: tuple[Item, ...]) -> Row:
         kind = "pair" if self.kind == "pairs" else self.kind
-        return Row(kind, turns, self.passage.text, self.passage.document, self.passage.language)
+        return Row(kind, turns, self.passage.text, self.passage.origin, self.passage.language)
 
 
-def _chosen_passages(config: SynthesizeConfig, texts: Sequence[Text]) -> list[Passage]:
+def _chosen_passages(config: SynthesizeConfig, texts: Iterable[Text]) -> list[Passage]:
     """All passages, or as many as --max-passages allows: those with the smallest hashes, so that a
     larger number asks about the same and more. A passage that occurs twice is asked about once."""
     found = {passage.text: passage for text in texts for passage in cut_passages(text, config.passage_bytes)}
@@ -327,7 +342,7 @@ class _Bodies:
     def body(self, request: _Request) -> dict[str, Any]:
         config = self._config
         values = {
-            "passage": request.passage.text, "title": request.passage.document.title or "-",
+            "passage": request.passage.text, "title": request.passage.origin.title or "-",
             "count": str(config.questions), "turns": str(config.turns),
         }  # fmt: skip
         text = fill(self._prompts.of(request.passage.language).of_model[request.kind], values)

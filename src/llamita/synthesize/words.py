@@ -65,6 +65,11 @@ def terms(text: str) -> set[str]:
     return found
 
 
+def known_terms(text: str) -> set[str]:
+    """The terms of a text, and each of its Han characters: a term of one is known if it occurs."""
+    return terms(text) | set(_HAN.findall(text))
+
+
 def numbers(text: str) -> set[str]:
     """The numbers in digits, without the commas of thousands."""
     return set(_NUMBER.findall(_THOUSANDS.sub("", unicodedata.normalize("NFKC", text))))

@@ -123,11 +123,11 @@ def test_questions_that_ask() -> None:
 
 
 def test_an_index_knows_what_may_be_answered() -> None:
-    index = PassageIndex([EN, ZH])
-    assert index.may_answer("How long is the river Aaabach?") is False, "nothing says long"
-    assert index.may_answer("Which river has its source in Uplandia?")
-    assert not index.may_answer("Which bridge crosses the Aaabach?")
-    assert index.may_answer("长江在哪里注入东海？") and not index.may_answer("长江上有多少座大桥？")
+    answered = ["Which river has its source in Uplandia?", "长江在哪里注入东海？"]
+    left_open = ["How long is the river Aaabach?", "Which bridge crosses the Aaabach?", "长江上有多少座大桥？"]
+    index = PassageIndex([EN, ZH], [*answered, *left_open])
+    assert all(map(index.may_answer, answered))
+    assert not any(map(index.may_answer, left_open)), "the first may be answered, but nothing says long"
 
 
 def test_duplicates() -> None:

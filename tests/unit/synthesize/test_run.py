@@ -67,6 +67,24 @@ def test_rows_of_all_kinds(stub: Stub, documents: Path) -> None:
     assert body["model"] == "m" and body["max_tokens"] == 1024 and body["response_format"]["type"] == "json_schema"
 
 
+def test_chinese_documents_are_asked_about_in_chinese(stub: Stub, tmp_path: Path) -> None:
+    text = "长江\n\n长江是亚洲第一长河，全长约6300公里，最后在上海注入东海。"
+    (tmp_path / "长江.txt").write_text(text, encoding="gb18030")
+    good = {"question": "长江全长多少公里？", "answer": "约6300公里。", "evidence": "全长约6300公里"}
+    wrong = {"question": "长江在哪里入海？", "answer": "在广州注入南海。", "evidence": "最后在上海注入东海"}
+    stub.answer = lambda prompt: (
+        {"items": [{"question": "长江上有多少座大桥？"}]} if "没有回答" in prompt else {"items": [good, wrong]}
+    )
+    result = synthesize(config(stub, tmp_path / "长江.txt", encoding="gb18030"))
+    first, second = rows(tmp_path / "qa.jsonl")
+    assert [turn["content"] for turn in first["messages"]] == [good["question"], good["answer"]]
+    assert first["language"] == "zh" and first["source"].endswith("长江.txt") and first["metadata"]["title"] == "长江"
+    assert second["type"] == "refusal" and "资料" in second["messages"][1]["content"]
+    assert result.dropped == {"with an answer that is not in the passage": 2}
+    assert all("阅读下面的资料" in body["messages"][0]["content"] for body in stub.requests)
+    assert "标题：长江\n" in stub.requests[0]["messages"][0]["content"]
+
+
 def test_conversations_need_two_turns(stub: Stub, documents: Path) -> None:
     synthesize(config(stub, documents, kinds=("conversation",)))
     found = rows(documents.parent / "qa.jsonl")
