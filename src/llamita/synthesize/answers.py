@@ -27,7 +27,8 @@ _ASKS = re.compile(
     r"[?？؟;]\W*$|^\W*(what|which|who|whom|whose|when|where|why|how|is|are|was|were|do|does|did|can|could|should|will|"
     r"would|has|have|may|must|in what|in which|at what|explain|describe|list|name|give|define|compare|summarize|tell|"
     r"outline|state|identify)\b"
-    r"|什么|什麼|谁|誰|哪|几|幾|多少|多久|多大|怎|如何|为何|為何|为什么|是否|吗|嗎|呢|请|請|列出|说明|說明|解释|解釋|描述|介绍|介紹",
+    r"|什么|什麼|谁|誰|哪|几|幾|多少|多久|多大|怎|如何|为何|為何|为什么|是否|吗|嗎|呢|请|請|列出|说明|說明|解释|解釋|描述|介绍|介紹"
+    r"|^\W*(写|寫|给出|給出|举|舉|总结|總結|概括|比较|比較|分析|计算|計算|判断|判斷)",
     re.IGNORECASE,
 )
 _ABOUT_PASSAGE = re.compile(
