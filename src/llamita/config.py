@@ -776,6 +776,10 @@ class SynthesizeConfig:
             not self.rules or (self.endpoint is None and self.model is None),
             "synthesize: --rules use no model; remove --endpoint and --model",
         )
+        check(not (self.rules and self.dry_run), "synthesize: --dry-run: --rules ask nobody; remove it")
+        check(
+            self.out.suffix == ".jsonl", f"synthesize: --out: expected a name that ends with .jsonl, found {self.out}"
+        )
         known = typing.get_args(RuleKind if self.rules else ModelKind)
         wrong = [kind for kind in self.kinds if kind not in known]
         by = "by rules" if self.rules else "by a model"

@@ -15,7 +15,8 @@ from llamita.console import print_table
 from llamita.errors import clean_line
 
 if TYPE_CHECKING:
-    from llamita.synthesize.run import Estimate, Result
+    from llamita.synthesize.ask import Estimate
+    from llamita.synthesize.run import Result
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 
@@ -75,10 +76,8 @@ def main(argv: list[str]) -> int:
     if config.dry_run and not config.rules:
         return 0
     print_table(_summary(config, result), sys.stdout)
-    if result.failed:
-        print_note(
-            f"{len(result.failed):,} requests failed; the same command asks again; the first: {result.failed[0]}"
-        )
+    if failed := result.asked.failed:
+        print_note(f"{len(failed):,} requests failed; the same command asks again; the first: {failed[0]}")
     return 0
 
 
@@ -121,15 +120,19 @@ def _summary(config: SynthesizeConfig, result: Result) -> list[tuple[str, str]]:
         ),
     ]
     if not config.rules:
-        about = "" if result.usage_known else "about "
-        cost = _cost(config, result.prompt_tokens, result.completion_tokens)
+        asked = result.asked
+        about = "" if asked.usage_known else "about "
+        cost = _cost(config, asked.prompt_tokens, asked.completion_tokens)
+        requests = (
+            f"{asked.requests:,} answered, {asked.retries:,} sent again, {len(asked.failed):,} failed, "
+            f"{asked.cached:,} in the cache"
+        )
+        tokens = f"{about}{asked.prompt_tokens:,} read, {about}{asked.completion_tokens:,} written"
         rows += [
             ("passages", f"{result.passages:,}"),
-            ("requests", f"{result.requests:,} answered, {result.retries:,} sent again, {len(result.failed):,} failed, "
-             f"{result.cached:,} in the cache"),
-            ("tokens", f"{about}{result.prompt_tokens:,} read, {about}{result.completion_tokens:,} written"
-             + (f"; cost {about}{cost}" if cost else "")),
-        ]  # fmt: skip
+            ("requests", requests),
+            ("tokens", tokens + (f"; cost {about}{cost}" if cost else "")),
+        ]
     if result.damaged_lines:
         rows.append(("cache", f"{result.damaged_lines:,} damaged lines left out"))
     rows.append(("asked before", f"{result.duplicates:,} dropped; {result.held_out_questions:,} that are held out"))

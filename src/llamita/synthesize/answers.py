@@ -82,7 +82,7 @@ def check_pair(
     values: dict[str, Any], passage: str, min_support: float, *, title: str = "", before: Sequence[Item] = ()
 ) -> Item | str:
     """The question and the answer, or why they are not used. before: the turns before them."""
-    question, answer, evidence = (_text(values.get(name)) for name in ("question", "answer", "evidence"))
+    question, answer, evidence = (clean_text(values.get(name)) for name in ("question", "answer", "evidence"))
     if wrong := check_question(question, is_first=not before):
         return wrong
     if any(squeezed(question) == squeezed(turn.question) for turn in before):
@@ -121,7 +121,8 @@ def check_question(question: str, *, is_first: bool = True) -> str:
     return ""
 
 
-def _text(value: Any) -> str:
+def clean_text(value: Any) -> str:
+    """A text of a model's JSON as a row can hold it; empty if it is none."""
     if not isinstance(value, str):
         return ""
     return value.encode("utf-8", "replace").decode().replace("\ufeff", "").replace("\r\n", "\n").strip()

@@ -67,6 +67,8 @@ class Endpoint:
         self.url = chat_url(url)
         self._headers = {"Content-Type": "application/json", "User-Agent": _USER_AGENT, "Accept-Encoding": "identity"}
         if api_key is not None:
+            if not re.fullmatch("[!-~]+", api_key):
+                raise ConfigError("the API key: expected ASCII letters, digits and marks without spaces, found others")
             self._headers["Authorization"] = f"Bearer {api_key}"
         self._timeout_seconds, self._attempts, self._first_wait_seconds = timeout_seconds, attempts, first_wait_seconds
         # Redirects are refused: they would send the key to another host, and a POST as a GET.
@@ -79,7 +81,7 @@ class Endpoint:
     def ask(self, body: Mapping[str, Any]) -> Answer:
         """Send a request until it is answered. Raises RequestFailed, and NetworkError if all
         requests would fail alike."""
-        raw = json.dumps(body, ensure_ascii=False).encode("utf-8")
+        raw = json.dumps(body).encode("ascii")
         why = ""
         for attempt in range(self._attempts):
             if attempt:
@@ -232,7 +234,7 @@ def _asked_wait(headers: email.message.Message) -> float | None:
     except ValueError:
         try:
             until = email.utils.parsedate_to_datetime(value)
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, OverflowError):
             return None
         now = datetime.datetime.now(until.tzinfo or datetime.timezone.utc)
         seconds = (until.replace(tzinfo=now.tzinfo) - now).total_seconds()

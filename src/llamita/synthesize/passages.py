@@ -121,7 +121,7 @@ def _is_store(path: Path) -> bool:
 def _is_text(path: Path) -> bool:
     """A text, a document, or a folder of these."""
     if path.is_dir():
-        return any(find_suffix(each) in PLAIN_SUFFIXES for each in path.iterdir())
+        return any(find_suffix(each) in PLAIN_SUFFIXES for each in path.glob("*"))
     return find_suffix(path) in PLAIN_SUFFIXES
 
 

@@ -18,6 +18,7 @@ from llamita.config import SynthesizeConfig
 from llamita.errors import LlamitaError, NetworkError
 from llamita.finetune.conversations import read_conversations
 from llamita.synthesize import run
+from llamita.synthesize.prompts import BUILT_IN, read_prompts
 from llamita.synthesize.run import Result, synthesize
 
 Stub = Any  # conftest.Stub: the tests are not a package
@@ -52,8 +53,8 @@ def test_rows_of_all_kinds(stub: Stub, documents: Path) -> None:
         result.rows == {"pair": 24, "conversation": 0, "refusal": 12} | {"conversation": 0} or result.rows["pair"] == 24
     )
     found = rows(documents.parent / "qa.jsonl")
-    assert result.rows["refusal"] == 12 and result.requests == 36 and len(found) == sum(result.rows.values())
-    assert (result.prompt_tokens, result.completion_tokens, result.usage_known) == (3600, 720, True)
+    assert result.rows["refusal"] == 12 and result.asked.requests == 36 and len(found) == sum(result.rows.values())
+    assert (result.asked.prompt_tokens, result.asked.completion_tokens, result.asked.usage_known) == (3600, 720, True)
     assert len(list(read_conversations(documents.parent / "qa.jsonl"))) == len(found)
     for row in found:
         text = Path(row["source"]).read_text(encoding="utf-8")
@@ -62,7 +63,7 @@ def test_rows_of_all_kinds(stub: Stub, documents: Path) -> None:
         )
         assert all(evidence in row["metadata"]["passage"] for evidence in row["metadata"]["evidence"])
     refusals = [row for row in found if row["type"] == "refusal"]
-    assert {row["messages"][1]["content"] for row in refusals} <= set(run.read_prompts(run.BUILT_IN, "en").refusals)
+    assert {row["messages"][1]["content"] for row in refusals} <= set(read_prompts(BUILT_IN, "en").refusals)
     body = stub.requests[0]
     assert body["model"] == "m" and body["max_tokens"] == 1024 and body["response_format"]["type"] == "json_schema"
 
@@ -103,7 +104,7 @@ def test_every_fault_and_the_same_rows(stub: Stub, documents: Path) -> None:
     stub.fail("half", 500, "half in chunks", "wrong JSON", "close", "events", "other JSON", "slow", 503, "drip")
     result = synthesize(config(stub, documents, retries=12))
     assert (documents.parent / "qa.jsonl").read_text(encoding="utf-8") == expected
-    assert result.retries == 11 and not result.failed and not stub.faults
+    assert result.asked.retries == 11 and not result.asked.failed and not stub.faults
 
 
 def test_answers_without_questions_are_asked_for_again(stub: Stub, documents: Path) -> None:
@@ -116,7 +117,7 @@ def test_answers_without_questions_are_asked_for_again(stub: Stub, documents: Pa
 
     stub.answer = answer
     result = synthesize(config(stub, documents))
-    assert result.requests == 72 and result.rows["pair"] == 24, "each was asked twice"
+    assert result.asked.requests == 72 and result.rows["pair"] == 24, "each was asked twice"
     stub.answer = lambda prompt: "No."
     (documents.parent / "qa.jsonl").unlink()
     (documents.parent / "qa.jsonl.answers").unlink()
@@ -161,12 +162,12 @@ def test_interrupted_anywhere_and_resumed(stub: Stub, documents: Path) -> None:
             with cache.open("ab") as file:
                 file.write(b'{"key": "half a li')
     assert interruptions >= 5 and options.out.read_text(encoding="utf-8") == expected
-    assert result.cached > 0 and len(stub.requests) <= 36 + interruptions
+    assert result.asked.cached > 0 and len(stub.requests) <= 36 + interruptions
     bodies = [json.dumps(body, sort_keys=True) for body in stub.requests]
     assert len(set(bodies)) == 36
     requests = len(stub.requests)
     again = synthesize(options)
-    assert len(stub.requests) == requests and again.requests == 0 and again.cached == 36
+    assert len(stub.requests) == requests and again.asked.requests == 0 and again.asked.cached == 36
     assert options.out.read_text(encoding="utf-8") == expected
 
 
@@ -239,7 +240,7 @@ def test_an_endpoint_that_breaks_down(stub: Stub, documents: Path) -> None:
     assert not options.out.exists()
     stub.answer, stub.faults[:] = good, []
     result = synthesize(options)
-    assert result.cached >= 10 and result.requests <= len(served) - 10
+    assert result.asked.cached >= 10 and result.asked.requests <= len(served) - 10
     assert options.out.read_text(encoding="utf-8") == expected
 
 
@@ -306,6 +307,8 @@ def test_keys(
         assert main([*words, *more]) == 0
         assert {each.get("Authorization") for each in stub.headers} == {f"Bearer {expected}"}
         stub.headers.clear()
+    monkeypatch.setenv("OPENAI_API_KEY", "schlüssel 1")
+    assert main(words) == 2 and "API key: expected ASCII letters" in capsys.readouterr().err
     monkeypatch.setenv("OPENAI_API_KEY", "")
     assert main([*words, "--questions", "9"]) == 0 and not any("Authorization" in each for each in stub.headers)
     everything = capsys.readouterr()
@@ -377,6 +380,9 @@ def test_wrong_prompts(
         (["--rules", "--turns", "1"], "--turns: expected 2 to 20, found 1"),
         (["--rules", "--held-out", "nowhere"], "--held-out: no such file or folder: nowhere"),
         (["--rules", "--val-fraction", "0.9"], "--val-fraction: expected 0 to 0.5"),
+        (["--rules", "--dry-run"], "--dry-run: --rules ask nobody"),
+        (["--rules", "--out", "qa.txt"], "--out: expected a name that ends with .jsonl, found qa.txt"),
+        (["--rules", "--kinds", "poem"], "--kinds: expected one of pairs, conversation, refusal, faq"),
         (["--rules", "--price", "1", "-1"], "--price: expected two numbers"),
     ],
 )
@@ -398,6 +404,27 @@ def test_files_of_others_are_not_overwritten(stub: Stub, documents: Path) -> Non
     with pytest.raises(LlamitaError, match=r"qa.jsonl.answers: it holds no answers; choose another --out"):
         synthesize(options)
     assert cache.read_text() == "something else\n"
+
+
+def test_out_among_the_documents(documents: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["synthesize", str(documents), "-o", str(documents / "qa.jsonl"), "--rules"]) == 2
+    assert "qa.jsonl is in " in capsys.readouterr().err
+
+
+def test_hostile_texts_of_a_model(stub: Stub, documents: Path) -> None:
+    """Halves of surrogate pairs, control characters and keys of other types give valid rows, or none."""
+    good = stub.good_answer
+
+    def answer(prompt: str) -> str:
+        items = good(prompt)["items"]
+        for each in items:
+            each["question"] = "\ud800 \x00" + each["question"]
+        return json.dumps({"items": [*items, {"question": None}, {"question": {"question": "a"}, "answer": []}]})
+
+    stub.answer = answer
+    result = synthesize(config(stub, documents))
+    assert result.rows == {"pair": 24, "refusal": 12} and len(rows(documents.parent / "qa.jsonl")) == 36
+    assert len(list(read_conversations(documents.parent / "qa.jsonl"))) == 36
 
 
 def test_damaged_lines_of_the_cache(stub: Stub, documents: Path) -> None:
