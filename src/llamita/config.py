@@ -712,6 +712,8 @@ class SynthesizeConfig:
     share and seed. Default: 0.05, with --held-out 0."""
     seed: Annotated[int, Option(group="held out")] = 0
     """Random seed of `llamita prepare`."""
+    val_out: Annotated[Path | None, Option(group="held out")] = None
+    """File to write with the rows of the documents that are left out, for `llamita finetune --val`."""
     separator: Annotated[str, Option(group="documents")] = "<|endoftext|>"
     """What ends a document in text files."""
     split_on: Annotated[Literal["separator", "lines", "blank-lines", "file"], Option("RULE", group="documents")] = (
@@ -777,9 +779,10 @@ class SynthesizeConfig:
             "synthesize: --rules use no model; remove --endpoint and --model",
         )
         check(not (self.rules and self.dry_run), "synthesize: --dry-run: --rules ask nobody; remove it")
-        check(
-            self.out.suffix == ".jsonl", f"synthesize: --out: expected a name that ends with .jsonl, found {self.out}"
-        )
+        for path in (self.out, self.val_out):
+            is_named = path is None or path.suffix == ".jsonl"
+            check(is_named, f"synthesize: expected a name that ends with .jsonl, found {path}")
+        check(self.out != self.val_out, "synthesize: --out and --val-out: expected two names, found the same")
         known = typing.get_args(RuleKind if self.rules else ModelKind)
         wrong = [kind for kind in self.kinds if kind not in known]
         by = "by rules" if self.rules else "by a model"

@@ -113,11 +113,12 @@ def _cost(config: SynthesizeConfig, read: int, written: int) -> str:
 def _summary(config: SynthesizeConfig, result: Result) -> list[tuple[str, str]]:
     documents = result.documents
     rows = [
-        ("rows", f"{sum(result.rows.values()):,} in {config.out}: {_listed(result.rows)}"),
-        (
-            "documents",
-            f"{documents.documents:,}; left out: {documents.held_out:,} held out, {documents.duplicates:,} duplicates",
-        ),
+        (title, f"{counts.total():,} in {path}: {_listed(counts)}")
+        for title, path, counts in (("rows", config.out, result.rows), ("held out", config.val_out, result.val_rows))
+        if path is not None
+    ]
+    rows += [
+        ("documents", f"{documents.documents:,}, {documents.held_out:,} held out, {documents.duplicates:,} duplicates"),
     ]
     if not config.rules:
         asked = result.asked

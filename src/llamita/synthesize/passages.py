@@ -54,6 +54,7 @@ class Origin:
     position: int
     document_id: str
     title: str
+    is_held_out: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +84,8 @@ class DocumentCounts:
 
 
 def read_texts(config: SynthesizeConfig, counts: DocumentCounts, conversions: Conversions) -> Iterator[Text]:
-    """Every document once, but none that is held out. Raises SourceError, StoreError."""
+    """Every document once; none that is held out, except for --val-out. Raises SourceError,
+    StoreError."""
     held_out_texts = _held_out_hashes(config)
     fraction = config.val_fraction
     if fraction is None:
@@ -105,10 +107,10 @@ def read_texts(config: SynthesizeConfig, counts: DocumentCounts, conversions: Co
             continue
         seen.add(digest)
         is_val = int.from_bytes(digest[:8], "little") < threshold  # as in SplitPlan
-        if is_val or document_hashes([text], 0)[0] in held_out_texts:
-            counts.held_out += 1
-            continue
-        yield _text_of(document, digest.hex())
+        is_held_out = is_val or document_hashes([text], 0)[0] in held_out_texts
+        counts.held_out += is_held_out
+        if not is_held_out or config.val_out is not None:
+            yield _text_of(document, digest.hex(), is_held_out)
     if not counts.documents:
         unread = conversions.document_files.describe_unread()
         raise SourceError(f"no text in {', '.join(config.sources)}: {unread[0] if unread else 'it is empty'}")
@@ -155,10 +157,10 @@ def held_out_questions(config: SynthesizeConfig) -> Iterator[str]:
 # ---- structure
 
 
-def _text_of(document: Document, document_id: str) -> Text:
+def _text_of(document: Document, document_id: str, is_held_out: bool) -> Text:
     title, body, sections = split_sections(document.text)
     source = os.fsencode(document.source).decode("utf-8", "backslashreplace")
-    origin = Origin(source, document.position, document_id, title)
+    origin = Origin(source, document.position, document_id, title, is_held_out)
     return Text(origin, body, sections, language_of(document.text))
 
 

@@ -57,6 +57,7 @@ class Result:
     asked: AskCounts = dataclasses.field(default_factory=AskCounts)
     passages: int = 0
     rows: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    val_rows: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     dropped: Dropped = dataclasses.field(default_factory=collections.Counter)
     duplicates: int = 0
     held_out_questions: int = 0
@@ -108,21 +109,17 @@ def synthesize(
     Raises LlamitaError. An answer that has arrived is in the cache, also after an error or Ctrl-C.
     """
     config.check_complete()
-    check_parent(config.out)
-    _check_outside(config)
+    _check_paths(config)
     cache_path = cache_of(config.out)
-    if os.path.lexists(config.out) and (config.rules or not cache_path.exists()):
-        raise OutputError(f"cannot write {config.out}: it exists already; choose another name or remove it")
     conversions = Conversions(config.encoding)
     result = Result()
     texts = read_texts(config, result.documents, conversions)
-    asked, held_out = Questions(), Questions()
+    held_out = Questions()
     for question in held_out_questions(config):
         held_out.add(question)
     prompts = PromptFiles(config)
     if config.rules:
-        rows: Iterable[Row] = _rows_of_rules(config, texts, prompts, result)
-        _write(config.out, _new_rows(rows, asked, held_out, result), None, result)
+        _write_rows(config, _rows_of_rules(config, texts, prompts, result), held_out, result)
         result.notes = conversions.describe()
         return result
     assert config.endpoint is not None and config.model is not None
@@ -143,17 +140,24 @@ def synthesize(
             return result
         ask_all(requests, bodies, cache, endpoint, config.concurrency, result.asked, progress)
         rows = _rows_of_answers(config, passages, requests, bodies, cache, prompts, result)
-        _write(config.out, _new_rows(rows, asked, held_out, result), config.model, result)
+        _write_rows(config, rows, held_out, result)
     return result
 
 
-def _check_outside(config: SynthesizeConfig) -> None:
-    """Raise ConfigError if --out is in a folder of DATA."""
-    for source in map(Path, config.sources):
-        if source.is_dir() and config.out.resolve().is_relative_to(source.resolve()):
-            raise ConfigError(
-                f"synthesize: --out: {config.out} is in {source}: the next run would read it as DATA; choose another folder"
-            )
+def _check_paths(config: SynthesizeConfig) -> None:
+    """Raise for an --out or --val-out that is in a folder of DATA, or that is there and not of a run
+    that this one goes on with."""
+    for path in (config.out, config.val_out):
+        if path is None:
+            continue
+        check_parent(path)
+        for source in map(Path, config.sources):
+            if source.is_dir() and path.resolve().is_relative_to(source.resolve()):
+                raise ConfigError(
+                    f"synthesize: {path} would be in {source}, so the next run would read it; choose another folder"
+                )
+        if os.path.lexists(path) and (config.rules or not cache_of(config.out).exists()):
+            raise OutputError(f"cannot write {path}: it exists already; choose another name or remove it")
 
 
 def cache_of(out: Path) -> Path:
@@ -164,8 +168,29 @@ def cache_of(out: Path) -> Path:
 # ---- rows
 
 
-def _new_rows(rows: Iterable[Row], asked: Questions, held_out: Questions, result: Result) -> Iterator[Row]:
+def _write_rows(config: SynthesizeConfig, rows: Iterable[Row], held_out: Questions, result: Result) -> None:
+    """Write --val-out and --out. held_out: questions that rows must not ask."""
+    sides: tuple[list[Row], list[Row]] = ([], [])
+    for row in rows:
+        sides[row.origin.is_held_out].append(row)
+    val = list(_new_rows(sides[True], held_out, result, result.val_rows))
+    for row in val:
+        for turn in row.turns:
+            held_out.add(turn.question)
+    train = list(_new_rows(sides[False], held_out, result, result.rows))
+    if not train:
+        raise SourceError(_why_nothing(result))
+    for path, side in ((config.val_out, val), (config.out, train)):
+        if path is not None:
+            with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
+                file.writelines(json.dumps(row.as_json(config.model), ensure_ascii=False) + "\n" for row in side)
+
+
+def _new_rows(
+    rows: Iterable[Row], held_out: Questions, result: Result, counts: collections.Counter[str]
+) -> Iterator[Row]:
     """Rows with a question that no row before them asks, and with none that is held out."""
+    asked = Questions()
     for row in rows:
         questions = [turn.question for turn in row.turns]
         by_rule = row.kind in RULES  # its phrases are alike, its subjects are not
@@ -174,16 +199,8 @@ def _new_rows(rows: Iterable[Row], asked: Questions, held_out: Questions, result
         elif not any([asked.add(question, exact_only=by_rule) for question in questions]):
             result.duplicates += 1
         else:
-            result.rows[row.kind] += 1
+            counts[row.kind] += 1
             yield row
-
-
-def _write(out: Path, rows: Iterable[Row], model: str | None, result: Result) -> None:
-    with atomic_file(out) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
-        for row in rows:
-            file.write(json.dumps(row.as_json(model), ensure_ascii=False) + "\n")
-        if not result.rows:
-            raise SourceError(_why_nothing(result))
 
 
 def _why_nothing(result: Result) -> str:
@@ -297,8 +314,13 @@ def _check_refusal(values: dict[str, Any], passage: str, index: PassageIndex, re
 
 def _chosen_passages(config: SynthesizeConfig, texts: Iterable[Text]) -> list[Passage]:
     """All passages, or as many as --max-passages allows: those with the smallest hashes, so that a
-    larger number asks about the same and more. A passage that occurs twice is asked about once."""
-    found = {passage.text: passage for text in texts for passage in cut_passages(text, config.passage_bytes)}
+    larger number asks about the same and more. A passage that occurs twice is asked about once; it
+    is held out if one of its documents is."""
+    found: dict[str, Passage] = {}
+    for text in texts:
+        for passage in cut_passages(text, config.passage_bytes):
+            if passage.text not in found or text.origin.is_held_out:
+                found[passage.text] = passage
     if config.max_passages is None or len(found) <= config.max_passages:
         return list(found.values())
     chosen = set(sorted(found, key=lambda text: choice(text, 1 << 64))[: config.max_passages])

@@ -24,6 +24,10 @@ from llamita.synthesize.run import Result, synthesize
 Stub = Any  # conftest.Stub: the tests are not a package
 
 
+COMMON = {"question": "Who calls a river the blue sister?", "answer": "Fishermen call it the blue sister.",
+          "evidence": "Fishermen call it the blue sister."}  # fmt: skip
+
+
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     original = run.Endpoint
@@ -381,7 +385,8 @@ def test_wrong_prompts(
         (["--rules", "--held-out", "nowhere"], "--held-out: no such file or folder: nowhere"),
         (["--rules", "--val-fraction", "0.9"], "--val-fraction: expected 0 to 0.5"),
         (["--rules", "--dry-run"], "--dry-run: --rules ask nobody"),
-        (["--rules", "--out", "qa.txt"], "--out: expected a name that ends with .jsonl, found qa.txt"),
+        (["--rules", "--out", "qa.txt"], "expected a name that ends with .jsonl, found qa.txt"),
+        (["--rules", "--val-out", "v.json"], "expected a name that ends with .jsonl, found v.json"),
         (["--rules", "--kinds", "poem"], "--kinds: expected one of pairs, conversation, refusal, faq"),
         (["--rules", "--price", "1", "-1"], "--price: expected two numbers"),
     ],
@@ -408,7 +413,7 @@ def test_files_of_others_are_not_overwritten(stub: Stub, documents: Path) -> Non
 
 def test_out_among_the_documents(documents: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["synthesize", str(documents), "-o", str(documents / "qa.jsonl"), "--rules"]) == 2
-    assert "qa.jsonl is in " in capsys.readouterr().err
+    assert "qa.jsonl would be in " in capsys.readouterr().err
 
 
 def test_hostile_texts_of_a_model(stub: Stub, documents: Path) -> None:
@@ -454,6 +459,32 @@ def test_the_same_passage_in_two_documents_is_asked_about_once(stub: Stub, docum
     (documents / "c.md").write_text(text)
     result = synthesize(config(stub, documents, kinds=("pairs",)))
     assert len(stub.requests) == 1 and result.documents.duplicates == 1 and result.rows == {"pair": 2}
+
+
+def test_rows_of_held_out_documents(stub: Stub, documents: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They are in a file of their own, and ask nothing that the other file asks."""
+    val_out, out = documents.parent / "val.jsonl", documents.parent / "qa.jsonl"
+    words = ["synthesize", str(documents), "-o", str(out), "--endpoint", stub.url, "--model", "m", "--val-fraction",
+             "0.4", "--questions", "5"]  # fmt: skip
+    assert main(words) == 0
+    alone = out.read_text(encoding="utf-8")
+    capsys.readouterr()
+    good = stub.good_answer
+    stub.answer = lambda prompt: {"items": [*good(prompt)["items"], COMMON]}
+    assert main([*words, "--val-out", str(val_out)]) == 0, "goes on: only the held-out documents are asked about"
+    assert f"held out      19 in {val_out}: 13 pair, 6 refusal" in capsys.readouterr().out
+    held_out, used = {row["source"] for row in rows(val_out)}, {row["source"] for row in rows(out)}
+    assert len(held_out) == len(used) == 6 and not held_out & used
+    assert out.read_text(encoding="utf-8") == alone
+    for path in (val_out, out, documents.parent / "qa.jsonl.answers"):
+        path.unlink()
+    result = synthesize(config(stub, documents, val_fraction=0.4, val_out=val_out))
+    assert result.val_rows["pair"] == 13 and result.rows["pair"] == 12 and result.held_out_questions == 12, (
+        "conversations too"
+    )
+    val_out.write_text("mine")
+    with pytest.raises(LlamitaError, match=r"val.jsonl: it exists already"):
+        synthesize(config(stub, documents, val_out=val_out, out=documents.parent / "other.jsonl"))
 
 
 def test_all_documents_are_held_out(stub: Stub, documents: Path) -> None:
