@@ -25,15 +25,16 @@ _BLANK_LINES = re.compile(r"\n[ \t\u3000]*(?:\n[ \t\u3000]*)+")
 _FENCE = re.compile(r"\s*(```|~~~)")
 _NUMERALS: Final = "一二三四五六七八九十百零〇"
 _HEADING = re.compile(
-    r"#{1,6}[ \t]+(?P<hashes>.+?)[ \t#]*"
+    r"#{1,6}[ \t]+(?P<hashes>.+)"
     r"|(?P<numbered>\d+(?:\.\d+)+\.?[ \t]+[^\W\d_].{0,70}[^.!?:;,。！？：；，])"
     rf"|(?P<chinese>(?:第[{_NUMERALS}\d]+[章节節篇部回卷条條]|[{_NUMERALS}]+、|（[{_NUMERALS}]+）).{{0,40}}[^。！？：；，、])"
     r"|【(?P<bracketed>.{1,30})】"
 )
-_IMAGE = re.compile(r"!\[[^\]\n]*\]\([^)\n]*\)")
+_IMAGE = re.compile(r"!\[[^\]\n]{0,300}\]\([^)\n]{0,1000}\)")
 _RULE = re.compile(r"(?:-{3,}|\*{3,}|_{3,}|={3,})")
 _TITLE_KEY = re.compile(r"title[ \t]*:[ \t]*(.+)", re.IGNORECASE)
 MAX_TITLE_CHARACTERS: Final = 80
+MAX_LINE_CHARACTERS: Final = 300  # of a heading
 _NO_TITLE_END: Final = (".", "。", "，", ",", ";", "；", ":", "：", "!", "！", "、", "-")
 
 
@@ -173,8 +174,7 @@ def split_sections(text: str) -> tuple[str, str, tuple[Section, ...]]:
         end = [line.strip() for line in lines].index("---", 1)
         found = [match[1].strip(" \"'") for line in lines[1:end] if (match := _TITLE_KEY.fullmatch(line.strip()))]
         title, lines = next(iter(found), ""), lines[end + 1 :]
-    while lines and not lines[0].strip():
-        lines.pop(0)
+    lines = lines[next((number for number, line in enumerate(lines) if line.strip()), len(lines)) :]
     if lines and not title:
         heading = heading_of(lines[0])
         underlined = len(lines) > 1 and re.fullmatch(r"={3,}|-{3,}", lines[1].strip())
@@ -197,10 +197,10 @@ def split_sections(text: str) -> tuple[str, str, tuple[Section, ...]]:
 
 def heading_of(line: str) -> str:
     """The heading that a line is, or ""."""
-    found = _HEADING.fullmatch(line.strip())
+    found = _HEADING.fullmatch(line.strip()) if len(line) <= MAX_LINE_CHARACTERS else None
     if found is None or found.lastgroup is None:
         return ""
-    return found[found.lastgroup].strip(" *_")
+    return found[found.lastgroup].rstrip(" \t#").strip(" *_")
 
 
 def _is_title(lines: list[str]) -> bool:
@@ -243,11 +243,10 @@ def _pieces(body: str, limit_bytes: int) -> Iterator[tuple[str, str]]:
 
 def _parts(sentence: str, limit_bytes: int) -> Iterator[str]:
     """A sentence in parts of at most `limit_bytes`, cut at spaces where there are any."""
-    while len(sentence.encode()) > limit_bytes:
-        head = sentence.encode()[:limit_bytes].decode("utf-8", "ignore")
-        at_space = head.rfind(" ")
-        end = at_space if 2 * at_space > len(head) else len(head)
-        yield sentence[:end]
-        sentence = sentence[end:]
-    if sentence:
-        yield sentence
+    data, start = sentence.encode(), 0
+    while start < len(data):
+        part = data[start : start + limit_bytes].decode("utf-8", "ignore")
+        at_space = part.rfind(" ") if start + limit_bytes < len(data) else 0
+        part = part[:at_space] if 2 * at_space > len(part) else part
+        yield part
+        start += len(part.encode())

@@ -20,9 +20,9 @@ MIN_SECTION_CHARACTERS: Final = 20
 MIN_SENTENCE_CHARACTERS: Final = {"en": 40, "zh": 12}
 MAX_SENTENCE_CHARACTERS: Final = 300
 
-_ASKED = re.compile(r"(?:q|question|问|問|问题|問題|提问)\s*\d*\s*[:：]\s*(?P<text>.+)", re.IGNORECASE)
-_ANSWERED = re.compile(r"(?:a|answer|答|答案|回答|解答)\s*\d*\s*[:：]\s*(?P<text>.*)", re.IGNORECASE)
-_ITEM = re.compile(r"(?:[-*+•>]|\d+[.)、])\s+")
+_ASKED = re.compile(r"(?:q|question|问|問|问题|問題|提问) ?\d{0,4} ?[:：](?P<text>.+)", re.IGNORECASE)
+_ANSWERED = re.compile(r"(?:a|answer|答|答案|回答|解答) ?\d{0,4} ?[:：](?P<text>.*)", re.IGNORECASE)
+_ITEM = re.compile(r"\A(?:[-*+•>]|\d+[.)、])\s+")
 _EMPHASIS = re.compile(r"\*\*|__|`")
 
 _NO_TERM = frozenset(("another", "while", "because", "although"))
@@ -116,7 +116,7 @@ def _faq(text: Text) -> Iterator[Task]:
         elif groups and groups[-1][1]:
             groups[-1][1].append(line)
         elif groups and answered:
-            groups[-1][1].append(answered["text"])
+            groups[-1][1].append(answered["text"].lstrip())
     for question, lines in groups:
         if question and (answer := "\n".join(lines).strip()):
             yield Task("faq", question, answer, f"{question}\n{answer}")

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from llamita.cli import main
+from llamita.config import PrepareConfig
+from llamita.data.corpus import Corpus
+from llamita.data.documents import Document
+from llamita.data.split_plan import TRAIN, SplitPlan, document_hashes
+from llamita.data.token_store import TokenStore
 from llamita.finetune.conversations import read_conversations
+from llamita.progress import no_progress
+from llamita.synthesize import passages
 from llamita.synthesize.passages import split_sections
+from llamita.synthesize.prompts import BUILT_IN, read_prompts
+from llamita.synthesize.rules import make_tasks
+from llamita.tokenizer import load_tokenizer
 
 EN = """---
 title: "Rice soup"
@@ -60,7 +71,8 @@ Not an answer.
 def rows_of(folder: Path, *words: str) -> list[dict[str, Any]]:
     out = folder / "rows.jsonl"
     out.unlink(missing_ok=True)
-    assert main(["synthesize", str(folder / "in"), "-o", str(out), "--rules", "--val-fraction", "0", *words]) == 0
+    words = words if "--val-fraction" in words or "--held-out" in words else (*words, "--val-fraction", "0")
+    assert main(["synthesize", str(folder / "in"), "-o", str(out), "--rules", *words]) == 0
     return [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
 
 
@@ -123,28 +135,38 @@ def test_one_question_with_two_answers_is_dropped(folder: Path, capsys: pytest.C
     assert not [row for row in found if row["type"] == "title_to_text" and "Rice soup" in row["messages"][0]["content"]]
 
 
+def title_and_text_rows(tmp_path: Path, texts: list[str], *words: str) -> set[str]:
+    """The documents of which there is a row."""
+    (tmp_path / "in").mkdir(exist_ok=True)
+    titled = [f"Title {number}\n{text}" for number, text in enumerate(texts)]
+    (tmp_path / "in" / "all.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in titled))
+    rows = rows_of(tmp_path, "--kinds", "title_to_text", *words)
+    return {row["metadata"]["title"] + "\n" + row["messages"][1]["content"] for row in rows}
+
+
 def test_held_out_documents_are_those_of_prepare(tmp_path: Path) -> None:
     """By the hash of the document: none of them gives a row, all others do."""
-    pytest.importorskip("torch")
-    from llamita.data.token_store import TokenStore
-    from llamita.tokenizer import load_tokenizer
+    texts = [f"The {number}th text has a body of a few words. {'x' * 60}" for number in range(100)]
+    found = title_and_text_rows(tmp_path, texts, "--val-fraction", "0.3", "--seed", "7")
+    out = tmp_path / "unused"
+    prepared = PrepareConfig(sources=(str(tmp_path / "in"),), out=out, val_fraction=0.3, seed=7)
+    plan = SplitPlan.make(Corpus(prepared), prepared, no_progress)
+    titled = [f"Title {number}\n{text}" for number, text in enumerate(texts)]
+    expected = {text for text, side in zip(titled, plan.decisions, strict=True) if side == TRAIN}
+    assert found == expected and 10 < len(found) < 90
 
-    texts = [
-        f"Title {number}\nThe {number}th text has a body of a few words, and it is long enough. {'x' * 40}"
-        for number in range(100)
-    ]
+
+def test_held_out_documents_of_a_store(tmp_path: Path, story_store: Path) -> None:
+    tokenizer, sides = load_tokenizer(story_store), []
+    for name in ("train", "val"):
+        split = TokenStore(story_store).split(name)
+        sides.append([tokenizer.decode(split.document(i)[:-1].tolist()).decode() for i in range(20)])
     (tmp_path / "in").mkdir()
-    (tmp_path / "in" / "all.txt").write_text("\n\n".join(texts))
-    words = ["--split-on", "blank-lines", "--val-fraction", "0.3", "--seed", "7"]
-    store = tmp_path / "store"
-    assert main(["prepare", str(tmp_path / "in"), "-o", str(store), "--vocab-size", "300", *words]) == 0
-    split, tokenizer = TokenStore(store).split("val"), load_tokenizer(store)
-    held_out = {tokenizer.decode(split.document(i)[:-1].tolist()).decode() for i in range(split.num_documents)}
-    expected = sorted(text for text in texts if text not in held_out)
-    for more in (words, ["--split-on", "blank-lines", "--val-fraction", "0", "--held-out", str(store)]):
-        rows = rows_of(tmp_path, "--kinds", "title_to_text", *more)
-        titles = [row["metadata"]["title"] + "\n" + row["messages"][1]["content"] for row in rows]
-        assert sorted(titles) == expected and 0 < len(held_out) < 100
+    texts = [text for side in sides for text in side]
+    (tmp_path / "in" / "all.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    rows = rows_of(tmp_path, "--kinds", "fill_in", "--held-out", str(story_store))
+    documents = {row["metadata"]["document"] for row in rows}
+    assert documents == {digest.hex() for digest in document_hashes([text.encode() for text in sides[0]], 0)}
 
 
 def test_held_out_questions_and_texts(folder: Path) -> None:
@@ -154,6 +176,34 @@ def test_held_out_questions_and_texts(folder: Path) -> None:
     found = rows_of(folder, "--held-out", str(eval_file), "--held-out", str(text))
     asked = [row["messages"][0]["content"] for row in found]
     assert "Is it fast?" in asked and "Is it free?" not in asked and "How long does it keep?" not in asked
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["# a" + " #" * 20_000 + "x", "![" * 20_000, "q" + " " * 40_000 + "x", "---\n---\n" + "\n" * 40_000 + "x",
+     "x" * 60_000, "长" * 20_000, ". " * 20_000, "?" * 40_000, "**a" * 14_000, "a\n" * 20_000, "第一" * 20_000,
+     "- " * 20_000, "**ab**" + " " * 40_000 + "x", "1.1.1" * 10_000, "a is a " * 8_000, "\n \n" * 14_000 + "x"],
+    ids=range(16),
+)  # fmt: skip
+def test_hostile_texts_take_no_time(tmp_path: Path, text: str) -> None:
+    """What regular expressions could be slow on: some took 4 to 12 seconds."""
+    document = Document(text, "a.md", 0, len(text))
+    start = time.process_time()
+    found = passages._text_of(document, "0" * 32, False)
+    parts = list(passages.cut_passages(found, 1000))
+    make_tasks(found, read_prompts(BUILT_IN, "en"), 1000, 3)
+    assert all(len(part.text.encode()) <= 1000 for part in parts)
+    assert time.process_time() - start < 2
+
+
+def test_passages_hold_the_whole_text() -> None:
+    words = " ".join(f"Word{number} ends." if number % 9 == 0 else f"word{number}" for number in range(3000))
+    text = f"A title\n\n{words}\n\n- one\n- two\n\n" + "长江全长约6300公里。" * 300
+    found = passages._text_of(Document(text, "a.md", 0, 0), "0" * 32, False)
+    parts = [part.text for part in passages.cut_passages(found, 500)]
+    assert "".join("".join(parts).split()) == "".join(text.removeprefix("A title").split())
+    assert max(len(part.encode()) for part in parts) <= 500 and "- one\n- two" in "\n".join(parts)
+    assert [part.language for part in passages.cut_passages(found, 500)][-1] == "zh"
 
 
 @pytest.mark.parametrize(
