@@ -11,6 +11,7 @@ import json
 import random
 import re
 import socket
+import ssl
 import threading
 import time
 import urllib.error
@@ -128,7 +129,8 @@ class Endpoint:
                 raise self._status_error(error, deadline) from None
         except (OSError, http.client.HTTPException) as error:
             cause = getattr(error, "reason", error)
-            if isinstance(cause, (ConnectionRefusedError, socket.gaierror)) and not self._has_answered:
+            is_wrong = isinstance(cause, (ConnectionRefusedError, socket.gaierror, ssl.SSLError))
+            if is_wrong and not self._has_answered:
                 raise NetworkError(f"cannot reach {self.url}: {_reason(error)}; check --endpoint") from None
             raise _Failed(_reason(error)) from None
 

@@ -121,6 +121,12 @@ def test_nobody_listens() -> None:
     assert time.monotonic() - start < 5
 
 
+def test_an_endpoint_without_tls(stub: Stub) -> None:
+    url = stub.url.replace("http:", "https:")
+    with pytest.raises(NetworkError, match=r"cannot reach https://127.*; check --endpoint"):
+        Endpoint(url, timeout_seconds=5).ask(BODY)
+
+
 def test_usage_may_be_missing_or_wrong(stub: Stub) -> None:
     for stub.usage in (None, [], {"prompt_tokens": "9", "completion_tokens": -1}, {"prompt_tokens": True}):
         answer = endpoint(stub).ask(BODY)
