@@ -785,7 +785,7 @@ class SynthesizeConfig:
             not self.rules or (self.endpoint is None and self.model is None),
             "synthesize: --rules use no model; remove --endpoint and --model",
         )
-        check(not (self.rules and self.dry_run), "synthesize: --dry-run: --rules ask nobody; remove it")
+        check(not (self.rules and self.dry_run), "synthesize: --dry-run: --rules send no requests; remove it")
         for path in (self.out, self.val_out):
             is_named = path is None or path.suffix == ".jsonl"
             check(is_named, f"synthesize: expected a name that ends with .jsonl, found {path}")

@@ -18,6 +18,7 @@ from llamita.config import SynthesizeConfig
 from llamita.errors import LlamitaError, NetworkError
 from llamita.finetune.conversations import read_conversations
 from llamita.synthesize import run
+from llamita.synthesize.cache import AnswerCache
 from llamita.synthesize.prompts import BUILT_IN, read_prompts
 from llamita.synthesize.run import Result, synthesize
 
@@ -384,7 +385,7 @@ def test_wrong_prompts(
         (["--rules", "--turns", "1"], "--turns: expected 2 to 20, found 1"),
         (["--rules", "--held-out", "nowhere"], "--held-out: no such file or folder: nowhere"),
         (["--rules", "--val-fraction", "0.9"], "--val-fraction: expected 0 to 0.5"),
-        (["--rules", "--dry-run"], "--dry-run: --rules ask nobody"),
+        (["--rules", "--dry-run"], "--dry-run: --rules send no requests"),
         (["--rules", "--out", "qa.txt"], "expected a name that ends with .jsonl, found qa.txt"),
         (["--rules", "--val-out", "v.json"], "expected a name that ends with .jsonl, found v.json"),
         (["--rules", "--kinds", "poem"], "--kinds: expected one of pairs, conversation, refusal, faq"),
@@ -444,6 +445,28 @@ def test_damaged_lines_of_the_cache(stub: Stub, documents: Path) -> None:
     result = synthesize(options)
     assert result.damaged_lines == 2 and len(stub.requests) == 2
     assert options.out.read_text(encoding="utf-8") == expected
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_full_disk(stub: Stub, documents: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What fits is kept; the error is one line."""
+    write, count = AnswerCache._write, 0
+
+    def fill_up(self: AnswerCache, line: bytes) -> None:
+        nonlocal count
+        count += 1
+        if count > 5:
+            assert self._file is not None
+            os.dup2(os.open("/dev/full", os.O_WRONLY), self._file.fileno())
+        write(self, line)
+
+    options = config(stub, documents, concurrency=1)
+    with monkeypatch.context() as patched:
+        patched.setattr(AnswerCache, "_write", fill_up)
+        with pytest.raises(LlamitaError, match=r"cannot write .*answers: No space left on device; the same"):
+            synthesize(options)
+    result = synthesize(options)
+    assert result.asked.cached == 4 and result.rows["pair"] == 24
 
 
 def test_the_same_passage_in_two_documents_is_asked_about_once(stub: Stub, documents: Path) -> None:
