@@ -59,7 +59,8 @@ class Document:
 
 @dataclasses.dataclass
 class SourceCounts:
-    """Counts of bytes: source = document + whitespace + separator + container + unread."""
+    """Counts of bytes: source = document + whitespace + separator + container + unread + dropped_line
+    + masked."""
 
     files: int = 0
     source_bytes: int = 0
@@ -73,6 +74,13 @@ class SourceCounts:
     unread_bytes: int = 0  # of documents that could not be read
     line_ends: int = 0  # CRLF and CR that became LF
     byte_order_marks: int = 0  # inside the file: left over where files were joined
+    dropped_lines: int = 0  # --drop-lines
+    dropped_line_bytes: int = 0  # with the whitespace around them
+    masked_mail: int = 0  # pieces of personal data that --mask-personal-data replaced
+    masked_phone: int = 0
+    masked_id: int = 0
+    masked_account: int = 0
+    masked_bytes: int = 0  # how much shorter the text became; negative if longer
 
 
 @dataclasses.dataclass(frozen=True)
