@@ -11,7 +11,7 @@ import itertools
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from llamita.data.document_files import DOCUMENT_SUFFIXES
 from llamita.data.utf8_files import GZIP_SUFFIX, Conversions, is_gzipped, read_lines
@@ -334,11 +334,13 @@ def _object(value: Any, where: str, number: int, key: str | None) -> Row:
     return Row(where, value, number)
 
 
+# Keys of a question and its answer in one row.
+PAIR_KEYS: Final = (
+    ("prompt", "completion"), ("question", "answer"), ("instruction", "output"), ("query", "response"),
+    ("prompt", "response"), ("input", "output"),
+)  # fmt: skip
 # Keys that rows of examples have, and rows of text do not.
-_EXAMPLE_KEYS = {
-    "messages", "conversations", "prompt", "completion", "question", "answer", "instruction", "query", "response",
-    "chosen", "rejected", "input", "output",
-}  # fmt: skip
+_EXAMPLE_KEYS = {"messages", "conversations", "chosen", "rejected", *itertools.chain(*PAIR_KEYS)}
 
 
 def _check_has_key(names: Collection[str], key: str, where: str) -> None:

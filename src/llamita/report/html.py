@@ -29,15 +29,22 @@ def build_page(histories: Sequence[History]) -> str:
         title = f"{len(histories)} runs"
         head = [f'<p class="soft">{escape(names)}</p>', _final_numbers(histories)]
         sections = [samples_side_by_side(histories), differences_table(histories)]
-    command = command_line("report", *(history.path for history in histories))
     body = [
-        f"<h1>{escape(title)}</h1>",
         *head,
         axis_switch(histories),
         "<main>",
         build_charts(histories),
         *sections,
         "</main>",
+    ]
+    return page(title, body, command_line("report", *(history.path for history in histories)))
+
+
+def page(title: str, body: Sequence[str], command: str) -> str:
+    """A self-contained page with the style and script of all reports. command: writes it again."""
+    body = [
+        f"<h1>{escape(title)}</h1>",
+        *body,
         f"<footer>Written by llamita {__version__}. To update: <code>{escape(command)}</code></footer>",
     ]
     style, script = (_asset(name) for name in ("page.css", "page.js"))
@@ -71,29 +78,34 @@ def _tiles(history: History) -> str:
     key, summary = objective([history]), history.summary
     unit = objective_unit(key, history.targets)
     val = history.series("eval", key, "step")
-    tiles: list[tuple[str, str]] = []
+    found: list[tuple[str, str]] = []
     if val[1]:
         best, step = min(zip(val[1], val[0], strict=True))
         note = "" if best == val[1][-1] else f" (best {best:.4f} at step {step:,.0f})"
-        tiles.append((f"{val[1][-1]:.4f}", f"{unit}, held-out{note}"))
+        found.append((f"{val[1][-1]:.4f}", f"{unit}, held-out{note}"))
     elif (train := history.last("train", key)) is not None:
-        tiles.append((f"{train:.4f}", f"{unit}, training"))
+        found.append((f"{train:.4f}", f"{unit}, training"))
     if weights := summary.get("num_parameters"):
-        tiles.append((format_count(weights), "weights"))
+        found.append((format_count(weights), "weights"))
     if (tokens := history.last("train", "tokens")) is not None:
         epoch = history.last("train", "epoch")
         epochs = "" if epoch is None else f", {epoch:.2f} epochs"
-        tiles.append((format_count(tokens), f"{history.targets}{epochs}"))
+        found.append((format_count(tokens), f"{history.targets}{epochs}"))
     if (seconds := history.last("train", "seconds")) is not None:
-        tiles.append((format_seconds(summary.get("seconds") or seconds), "time"))
+        found.append((format_seconds(summary.get("seconds") or seconds), "time"))
     if (speed := summary.get("tokens_per_second") or history.last("train", "tokens_per_second")) is not None:
-        tiles.append((format_rate(speed), f"{history.targets} per second"))
+        found.append((format_rate(speed), f"{history.targets} per second"))
     if (mfu := summary.get("mfu") or history.last("train", "mfu")) is not None:
-        tiles.append((f"{100 * mfu:.0f} %", "MFU"))
+        found.append((f"{100 * mfu:.0f} %", "MFU"))
+    return tiles(found)
+
+
+def tiles(found: Sequence[tuple[str, str]]) -> str:
+    """Large numbers, each with what it is."""
     shown = "".join(
-        f'<div class="tile"><b>{escape(value)}</b><span>{escape(what)}</span></div>' for value, what in tiles
+        f'<div class="tile"><b>{escape(value)}</b><span>{escape(what)}</span></div>' for value, what in found
     )
-    return f'<div class="tiles">{shown}</div>' if tiles else ""
+    return f'<div class="tiles">{shown}</div>' if found else ""
 
 
 def _rollbacks(history: History) -> str:

@@ -7,6 +7,7 @@ from html import escape
 from typing import Any
 
 from llamita.console import format_count
+from llamita.data.languages import is_simplified
 from llamita.report.charts import color_key
 from llamita.report.history import History
 from llamita.run_directory import scalars
@@ -23,8 +24,7 @@ def lang(text: str) -> str:
         return ' lang="ko"'
     if not han:
         return ""
-    simplified, traditional = (len("".join(han).encode(codec, "ignore")) for codec in ("gb2312", "big5"))
-    return ' lang="zh-Hans"' if simplified >= traditional else ' lang="zh-Hant"'
+    return ' lang="zh-Hans"' if is_simplified("".join(han)) else ' lang="zh-Hant"'
 
 
 def copies_text(overlap: Mapping[str, Any]) -> str:
