@@ -121,7 +121,9 @@ def _inspect_text(flags: InspectFlags, store: Path | None = None) -> None:
         atomic_write_bytes(flags.lines, "".join(f"{line}\n" for line, _ in found.lines).encode("utf-8"))
         rows.append(("lines", f"{flags.lines}: {len(found.lines):,}; delete what should stay"))
     if store is None:
-        print(clean_line(f"{found.name}: text, {found.file_bytes:,} bytes in {_count(found.files, 'file')}"))
+        print(
+            clean_line(f"{', '.join(found.paths)}: text, {found.file_bytes:,} bytes in {_count(found.files, 'file')}")
+        )
     print_table(rows, sys.stdout)
     if store is None:
         print_next(*_commands_for_text(flags, found), file=sys.stdout)

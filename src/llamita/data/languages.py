@@ -10,8 +10,8 @@ from typing import Final
 
 _MAX_CHARACTERS: Final = 4000  # that are looked at
 MIN_SHARE: Final = 0.15  # of the words, for a second language to be named; a character of Chinese is one
-# Different frequent words, and their share of all words, below which the language is unknown.
-_MIN_FREQUENT, _MIN_FREQUENT_SHARE = 3, 0.08
+_MIN_FREQUENT_SHARE: Final = 0.08  # of all words, below which the language is unknown
+_FEW_WORDS: Final = 40  # of which two different frequent ones are enough; otherwise three
 _SCRIPTS: Final = {
     "Chinese": r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]",
     "Japanese": r"[\u3041-\u30ff]",
@@ -27,7 +27,7 @@ _SCRIPTS: Final = {
 _OTHER: Final = {"Devanagari": "Hindi and others in Devanagari"}
 _FREQUENT: Final[dict[str, dict[str, str]]] = {
     "Latin": {
-        "English": "the and of to in that was he it for with his on is as had not but at be her they you this",
+        "English": "the and of to in that was he it for with on is as had not but at be they you this your or are if",
         "German": "der die und das ist nicht ein zu den mit sich auf von dem für im sie eine auch wird als des er es",
         "French": "le la les des et est une un du que pour dans qui pas sur il avec elle au ce plus sont nous vous",
         "Spanish": "el la los las de que y en un una es por con para se no su del como más lo al fue pero",
@@ -81,13 +81,13 @@ def _language(script: str, words: list[str]) -> str:
     if script not in _FREQUENT:
         return _OTHER.get(script, script)
     lowered = [word.lower() for word in words]
-    best, found = "", {}
+    best, found = "", collections.Counter[str]()
     for language, frequent in _frequent(script).items():
         hits = collections.Counter(word for word in lowered if word in frequent)
-        if hits.total() > sum(found.values()):
+        if hits.total() > found.total():
             best, found = language, hits
-    is_clear = len(found) >= _MIN_FREQUENT and sum(found.values()) > _MIN_FREQUENT_SHARE * len(words)
-    return best if is_clear else f"other in {script} letters"
+    is_clear = len(found) >= (2 if len(words) < _FEW_WORDS else 3) and found.total() > _MIN_FREQUENT_SHARE * len(words)
+    return best if is_clear else f"others in {script} letters"
 
 
 @functools.cache

@@ -34,7 +34,7 @@ def mask(text: str, found: Callable[[Kind, str], None]) -> str:
 
         def hide(match: re.Match[str], pattern: _Pattern = pattern) -> str:
             start, end = match.span("piece" if "piece" in match.groupdict() else 0)
-            if not pattern.check(plain[start:end]):
+            if not pattern.check(match.string[start:end]):
                 return match[0]
             pieces.append((start, end, pattern.kind))
             return "\0" * len(match[0])  # the next patterns do not see it

@@ -33,7 +33,7 @@ from llamita.tokenizer import load_tokenizer
 
 Form = Literal["text", "conversations", "preferences", "questions and answers", "other rows"]
 MAX_SAMPLES: Final = 8
-MAX_LISTED: Final = 40  # groups of near-duplicates, characters
+MAX_LISTED: Final = 20  # groups of near-duplicates, characters
 MAX_LINES: Final = 500
 _MAX_PIECES: Final = 5  # examples of personal data
 # A folder with one of these is a checkpoint, an adapter, a run or a token store.
@@ -92,7 +92,7 @@ class Sample:
 class Survey:
     """What there is. Lists are sorted, the largest first."""
 
-    name: str
+    paths: tuple[str, ...]
     files: int
     file_bytes: int
     kinds: tuple[Share, ...]  # files by their suffix, with their bytes; none of a token store
@@ -186,7 +186,7 @@ def survey(
     for file in listed.files:
         kinds.add(find_suffix(file.path) or "", file.num_bytes)
     return surveyor.finish(
-        name=", ".join(sources),
+        paths=sources,
         files=len(listed.files),
         file_bytes=listed.num_bytes,
         kinds=kinds.shares(),
@@ -211,7 +211,7 @@ def survey_store(path: Path, progress: Progress = no_progress) -> Survey:
     progress("reading", total, total)
     sizes = [file.stat().st_size for file in path.rglob("*") if file.is_file()]
     return surveyor.finish(
-        name=str(path), files=len(sizes), file_bytes=sum(sizes), kinds=(), skipped_files=0, problems=()
+        paths=[str(path)], files=len(sizes), file_bytes=sum(sizes), kinds=(), skipped_files=0, problems=()
     )
 
 
@@ -286,7 +286,7 @@ class _Occurrences:
         self._counts.update(kind for kind, _ in found)
         self._documents.update({kind for kind, _ in found})
         for kind, piece in found:
-            if len(self._examples[kind]) < _MAX_PIECES:
+            if piece and len(self._examples[kind]) < _MAX_PIECES:
                 self._examples[kind][piece] = None
 
     def found(self) -> tuple[Found, ...]:
@@ -330,7 +330,7 @@ class _Surveyor:
         self._languages.add(describe_language(text), len(raw))
         self._lengths.add(str(1 << (len(text).bit_length() - 1)), len(raw))
         self._characters.append(len(text))
-        self._odd.add([(describe_character(each), each) for each in find_odd(text)])
+        self._odd.add([(describe_character(each), "") for each in find_odd(text)])
         pieces: list[tuple[str, str]] = []
         personal_data.mask(text, lambda kind, piece: pieces.append((personal_data.LABELS[kind], _conceal(piece))))
         self._personal.add(pieces)
@@ -368,7 +368,7 @@ class _Surveyor:
             floor += 1
 
     def finish(
-        self, *, name: str, files: int, file_bytes: int, kinds: Sequence[Share], skipped_files: int,
+        self, *, paths: Sequence[str], files: int, file_bytes: int, kinds: Sequence[Share], skipped_files: int,
         problems: Sequence[str]
     ) -> Survey:  # fmt: skip
         """The result; the arguments are what is known of the files."""
@@ -381,7 +381,7 @@ class _Surveyor:
         lines.sort(key=lambda each: (-len(each[0]) * each[1], each[0]))
         quantiles = np.quantile(np.array(self._characters), (0, 0.05, 0.5, 0.95, 1), method="nearest")
         return Survey(
-            name=name,
+            paths=tuple(paths),
             files=files,
             file_bytes=file_bytes,
             kinds=tuple(kinds),

@@ -35,12 +35,17 @@ def build_data_page(survey: Survey) -> str:
         _problems(survey),
         _near_duplicates(survey),
         _lines(survey),
-        _found("Personal data", "kind", survey.personal, "prepare replaces it with --mask-personal-data."),
+        _found(
+            "Personal data",
+            "kind",
+            survey.personal,
+            "<code>prepare --mask-personal-data</code> replaces it by masks such as [EMAIL].",
+        ),
         _found("Odd characters", "character", survey.odd_characters, ""),
         _samples(survey),
         "</main>",
     ]
-    return page(survey.name, body, command_line("inspect", survey.name, "--html", "data.html"))
+    return page(", ".join(survey.paths), body, command_line("inspect", *survey.paths, "--html", "data.html"))
 
 
 def _describe_files(survey: Survey) -> str:
@@ -137,7 +142,7 @@ def _lines(survey: Survey) -> str:
         f"<tr><td{lang(line)}>{escape(line)}</td><td>{count:,}</td></tr>" for line, count in survey.lines[:MAX_LISTED]
     ]
     more = len(survey.lines) - MAX_LISTED
-    command = command_line("inspect", survey.name, "--lines", "lines.txt")
+    command = command_line("inspect", *survey.paths, "--lines", "lines.txt")
     return (
         "<h2>Lines that repeat</h2><p>Menus and notices teach nothing; headings belong to the form. "
         f"<code>{escape(command)}</code> writes the list; delete from it what should stay, and "
@@ -155,8 +160,9 @@ def _found(title: str, what: str, found: Sequence[Found], advice: str) -> str:
         f"<td>{escape(', '.join(each.examples))}</td></tr>"
         for each in found
     ]
-    head = f"<tr><th>{what}</th><th>found</th><th>documents</th><th>such as</th></tr>"
-    return f"<h2>{title}</h2>" + (f"<p>{escape(advice)}</p>" if advice else "") + _table(head, rows)
+    examples = "such as" if any(each.examples for each in found) else ""
+    head = f"<tr><th>{what}</th><th>found</th><th>documents</th><th>{examples}</th></tr>"
+    return f"<h2>{title}</h2>" + (f"<p>{advice}</p>" if advice else "") + _table(head, rows)
 
 
 def _samples(survey: Survey) -> str:
