@@ -2,10 +2,10 @@
 
 A shingle is three words in a row; in Chinese, Japanese, Thai and other scripts without spaces, each
 character counts as a word. Case, punctuation and the width of letters do not count. Two documents
-are near-duplicates if they share at least half of their different shingles (Jaccard similarity):
-5 % of changed words leave about three quarters.
+are near-duplicates if about 55 % of their different shingles are in both (Jaccard similarity); if
+5 % of the words are edited, about three quarters are.
 
-Memory holds 270 bytes per document, not its text.
+Memory holds about 550 bytes per document, not its text.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-MIN_SIMILARITY: Final = 0.5
+MIN_SIMILARITY: Final = 0.55
 VERSION: Final = 1  # raised when the same documents would give other near-duplicates
 _WORDS_PER_SHINGLE: Final = 3
-_HASHES, _HASHES_PER_BAND = 128, 4
+_HASHES: Final = 256  # in bands of 4: documents with a similarity of 0.6 share a band with P > 0.9998
 # Documents under one key of a band that are compared with a new one. Where more share it, they hold
 # the same long phrase, and comparing them all would take quadratic time.
 _MAX_COMPARED: Final = 256
@@ -60,7 +60,7 @@ class NearDuplicates:
         if not len(order):
             return found
         signatures = np.concatenate(self._signatures)
-        bands = signatures.view("<u8")  # the hashes of a band are one number
+        bands = signatures.view("<u8")  # the 4 hashes of a band are one number
         shared = np.zeros(bands.shape, np.bool_)
         for band in range(bands.shape[1]):
             _, first, count = np.unique(bands[:, band], return_inverse=True, return_counts=True)
