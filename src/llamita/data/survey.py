@@ -167,11 +167,16 @@ def survey(
             if find_suffix(files[0].path) in ROW_READERS:
                 bad = BadRows(1 << 62, conversions)
                 for row in read_rows(files[0].path, bad=bad):
-                    surveyor.add(files[0].name, _form(row.values, text_key), _row_text(row.values, text_key))
+                    surveyor.add(files[0].name, _form(row.values, text_key), _all_text(row.values, text_key))
                 problems += bad.skipped
             else:
                 for document in read_documents(
-                    SourceList(files, 0), separator=separator, split_on=split_on, counts=counts, conversions=conversions
+                    SourceList(files, 0),
+                    separator=separator,
+                    split_on=split_on,
+                    text_key=text_key,
+                    counts=counts,
+                    conversions=conversions,
                 ):
                     surveyor.add(_shown_source(document.source, files), "text", document.text)
         except SourceError as error:
@@ -240,7 +245,7 @@ def _form(values: Mapping[str, Any], text_key: str) -> Form:
     return "questions and answers" if any(a in values and b in values for a, b in PAIR_KEYS) else "other rows"
 
 
-def _row_text(values: Mapping[str, Any], text_key: str) -> str:
+def _all_text(values: Mapping[str, Any], text_key: str) -> str:
     text = values.get(text_key)
     return text if isinstance(text, str) else "\n".join(_strings(values))
 
