@@ -29,6 +29,7 @@ _HASHES: Final = 256  # in bands of 4: documents with a similarity of 0.6 share 
 # the same long phrase, and comparing them all would take quadratic time.
 _MAX_COMPARED: Final = 256
 _MAX_WORDS: Final = 1 << 20  # whose hashes are remembered
+_MAX_CHARACTERS: Final = 4 << 20  # of a document; whole books are shorter
 # Thai, Lao, Tibetan, Burmese, Khmer; ideographs and kana.
 _UNSPACED = (
     "\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u2e80-\u2fdf\u3005-\u3007\u3040-\u312f\u31a0-\u31ff\u3400-\u4dbf"
@@ -96,6 +97,7 @@ class _WordHashes(dict[str, int]):
 
 def _words(text: str) -> list[str]:
     """What is compared; the text itself if it has neither letters nor digits."""
+    text = text[:_MAX_CHARACTERS]
     return _WORD.findall(unicodedata.normalize("NFKC", text).lower()) or [text]
 
 

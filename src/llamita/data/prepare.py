@@ -1,7 +1,8 @@
 """Makes a token store from text: reads, drops duplicates, splits, trains a tokenizer, encodes.
 
 A large source is streamed three times: to decide on every document, to train the tokenizer, and to
-encode. Memory holds about 100 bytes per document (to find duplicates), never the whole text.
+encode. Memory holds about 100 bytes per document (to find duplicates; 550 more for
+near-duplicates), never the whole text.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ _MESSAGE_KEYS: Final = ("content", "value")  # of a message in a conversation, b
 _HEAD_BYTES: Final = 1 << 16
 _START, _SAMPLE = 160, 1200  # characters of a document that are kept
 _MAX_STARTS: Final = 200_000
-_BLOCK_DOCUMENTS, _BLOCK_BYTES = 1024, 1 << 20
+_BLOCK_BYTES: Final = 1 << 20
 _MAX_COUNTED_LINES: Final = 500_000
 _MAX_LINE: Final = 500  # characters
 _MIN_LINE_DOCUMENTS, _MIN_LINE_SHARE = 4, 0.01  # documents in which a listed line is, of those with several lines
@@ -161,6 +161,7 @@ def survey(
     surveyor, conversions = _Surveyor(), Conversions(encoding)
     problems: list[str] = []
     done = 0
+    names = {str(file.path): file.name for file in listed.files}  # of what is in an archive, none
     for files in _portions(listed.files):
         counts = SourceCounts()
         try:
@@ -178,7 +179,7 @@ def survey(
                     counts=counts,
                     conversions=conversions,
                 ):
-                    surveyor.add(_shown_source(document.source, files), "text", document.text)
+                    surveyor.add(names.get(document.source, document.source), "text", document.text)
         except SourceError as error:
             problems.append(str(error))
         surveyor.empty_documents += counts.empty_documents
@@ -228,11 +229,6 @@ def _portions(files: Sequence[SourceFile]) -> Iterator[tuple[SourceFile, ...]]:
             yield tuple(group)
         else:
             yield from ((file,) for file in group)
-
-
-def _shown_source(source: str, files: Sequence[SourceFile]) -> str:
-    """The name within its folder of the file that a document is from."""
-    return next((file.name for file in files if source.startswith(str(file.path))), source)
 
 
 def _form(values: Mapping[str, Any], text_key: str) -> Form:
@@ -316,6 +312,7 @@ class _Surveyor:
         # Of the documents that are no duplicates:
         self._near = NearDuplicates()
         self._block: list[bytes] = []  # not yet in self._near
+        self._block_bytes = 0
         self._sizes, self._is_val = array.array("q"), array.array("b")
         self._starts: list[str] = []  # of the first ones
         self._lines: collections.Counter[str] = collections.Counter()
@@ -353,16 +350,17 @@ class _Surveyor:
         self._sizes.append(len(raw))
         self._is_val.append(is_val)
         self._block.append(raw)
-        if len(self._block) >= _BLOCK_DOCUMENTS or len(raw) >= _BLOCK_BYTES:
+        self._block_bytes += len(raw)
+        if self._block_bytes >= _BLOCK_BYTES:
             self._add_block()
 
     def _add_block(self) -> None:
         self._near.add(self._block)
-        self._block = []
+        self._block, self._block_bytes = [], 0
 
     def _add_lines(self, text: str) -> None:
         """Count the lines of a document with several. If there are too many, forget rare ones."""
-        lines = {line.strip() for line in text.splitlines()} - {""}
+        lines = set(map(str.strip, text.replace("\r", "\n").split("\n"))) - {""}
         if len(lines) < 2:
             return
         self._with_lines += 1
