@@ -140,8 +140,8 @@ def text_rows(found: Survey) -> list[tuple[str, str]]:
         ("duplicates", f"{found.duplicates.documents:,} exact, {found.duplicates.num_bytes:,} bytes"),
         ("", f"{found.near_duplicates.documents:,} near, {found.near_duplicates.num_bytes:,} bytes"),
         ("lines", f"{len(found.lines):,} that repeat over documents" + _first_line(found)),
-        ("personal", ", ".join(f"{each.count:,} {each.name}" for each in found.personal) or "none found"),
-        ("odd", ", ".join(f"{each.count:,} {each.name}" for each in found.odd_characters[:4]) or "no odd characters"),
+        ("personal", ", ".join(f"{each.name}: {each.count:,}" for each in found.personal) or "none found"),
+        ("odd", ", ".join(f"{each.name}: {each.count:,}" for each in found.odd_characters[:4]) or "no odd characters"),
     ]
     if found.near_held_out:
         rows.insert(6, ("", f"{found.near_held_out:,} of them in training, of a held-out document"))

@@ -80,8 +80,9 @@ def summary(report: PrepareReport) -> list[str]:
             f"  lines       {_count(report.dropped_lines, 'line')} of --drop-lines removed "
             f"({report.dropped_line_bytes:,} bytes)"
         )
-    if masked := [f"{count:,} {LABELS[kind]}" for kind in LABELS if (count := getattr(report, f"masked_{kind}"))]:
-        cleaned.append(f"  masked      {', '.join(masked)} ({report.masked_bytes:,} bytes fewer)")
+    if masked := [f"{LABELS[kind]}: {count:,}" for kind in LABELS if (count := getattr(report, f"masked_{kind}"))]:
+        change = f"{abs(report.masked_bytes):,} bytes {'fewer' if report.masked_bytes >= 0 else 'more'}"
+        cleaned.append(f"  masked      {', '.join(masked)} ({change})")
     if report.byte_order_marks:
         cleaned.append(f"  BOMs        {_count(report.byte_order_marks, 'byte order mark')} inside files removed")
     if report.converted:

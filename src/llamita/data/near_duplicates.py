@@ -64,8 +64,8 @@ class NearDuplicates:
         bands = signatures.view("<u8")  # the 4 hashes of a band are one number
         shared = np.zeros(bands.shape, np.bool_)
         for band in range(bands.shape[1]):
-            _, first, count = np.unique(bands[:, band], return_inverse=True, return_counts=True)
-            shared[:, band] = count[first.reshape(-1)] > 1
+            _, value, counts = np.unique(bands[:, band], return_inverse=True, return_counts=True)
+            shared[:, band] = counts[value.reshape(-1)] > 1
         seen: dict[tuple[int, int], list[int]] = collections.defaultdict(list)
         for number in order[shared[order].any(axis=1)].tolist():
             keys = [(band, int(bands[number, band])) for band in np.flatnonzero(shared[number]).tolist()]

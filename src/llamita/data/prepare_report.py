@@ -91,6 +91,10 @@ class PrepareReport:
 
 
 _ELSEWHERE = ("out", "train", "val", "vocab_size", "reused", "seconds")  # not in "report"
+_COUNTS = (
+    "byte_order_marks", "dropped_lines", "dropped_line_bytes", "masked_mail", "masked_phone", "masked_id",
+    "masked_account", "masked_bytes",
+)  # fmt: skip
 _KEYS = {
     "int": Key("integer", required=True, minimum=-(2**53), maximum=2**53),  # negative: packed files
     "str": Key("string", required=True),
@@ -146,19 +150,7 @@ def report_entry(
         "vocabulary": vocabulary,
         "encoded_by": encoded_by,
         "line_ends": counts.line_ends,
-        **{
-            name: getattr(counts, name)
-            for name in (
-                "byte_order_marks",
-                "dropped_lines",
-                "dropped_line_bytes",
-                "masked_mail",
-                "masked_phone",
-                "masked_id",
-                "masked_account",
-                "masked_bytes",
-            )
-        },
+        **{name: getattr(counts, name) for name in _COUNTS},
     }
 
 

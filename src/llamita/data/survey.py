@@ -29,7 +29,6 @@ from llamita.data.token_store import SPLITS, TokenStore
 from llamita.data.utf8_files import BOM, Conversions, is_gzipped, open_file
 from llamita.errors import SourceError
 from llamita.progress import Progress, no_progress
-from llamita.tokenizer import load_tokenizer
 
 Form = Literal["text", "conversations", "preferences", "questions and answers", "other rows"]
 MAX_SAMPLES: Final = 8
@@ -155,7 +154,7 @@ def survey(
     """Look through files and folders. A file that cannot be read is a problem, not an error.
 
     A row is read as its text, or, if it has none, as all text in it: a conversation, a pair. Raises
-    SourceError if a source is missing, a package is, or there is no text at all.
+    SourceError if a source is missing, or there is no text at all.
     """
     listed = list_sources(sources, skip_unknown=True)
     surveyor, conversions = _Surveyor(), Conversions(encoding)
@@ -203,6 +202,8 @@ def survey(
 
 def survey_store(path: Path, progress: Progress = no_progress) -> Survey:
     """Look through the documents of a token store; its sources are its splits. Raises StoreError."""
+    from llamita.tokenizer import load_tokenizer  # needs the tokenizers library, which text does not
+
     store = TokenStore(path)
     tokenizer = load_tokenizer(store.tokenizer_path)
     surveyor = _Surveyor()

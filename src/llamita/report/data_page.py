@@ -10,8 +10,7 @@ from llamita.atomic import atomic_write_bytes
 from llamita.commands import command_line
 from llamita.console import format_count
 from llamita.data.survey import MAX_LISTED, Found, Share, Survey
-from llamita.report.html import page, tiles
-from llamita.report.samples import lang
+from llamita.report.page import lang, page, tiles
 
 _MAX_ROWS = 20  # of a table of shares
 
@@ -59,8 +58,8 @@ def _tiles(survey: Survey) -> str:
     repeated = survey.duplicates.documents, survey.near_duplicates.documents
     found = [
         (format_count(survey.documents), "documents"),
-        (f"{format_count(survey.num_bytes)}B", "text, UTF-8"),
-        (f"{format_count(median)}", f"characters, median ({low:,} to {high:,} for nine in ten)"),
+        (format_count(survey.num_bytes), "bytes of text, UTF-8"),
+        (f"{median:,}", f"characters, median ({low:,} to {high:,} for nine in ten)"),
         (_percent(repeated[0], survey.documents), f"exact duplicates ({repeated[0]:,})"),
         (_percent(repeated[1], survey.documents), f"near-duplicates ({repeated[1]:,})"),
         (format_count(sum(each.count for each in survey.personal)), "pieces of personal data"),

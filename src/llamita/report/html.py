@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
-from importlib.resources import files
 from typing import Any
 
-from llamita import __version__
 from llamita.commands import command_line
 from llamita.console import format_count, format_rate, format_seconds, speed_unit
 from llamita.report.charts import axis_switch, build_charts, color_key
 from llamita.report.history import History, common_targets, objective, objective_unit
+from llamita.report.page import page, tiles
 from llamita.report.samples import earlier_samples, memorization, newest_sample, samples_side_by_side
 from llamita.report.settings import differences_table, folded_settings
 from llamita.report.svg_chart import FORMATS
@@ -38,27 +37,6 @@ def build_page(histories: Sequence[History]) -> str:
         "</main>",
     ]
     return page(title, body, command_line("report", *(history.path for history in histories)))
-
-
-def page(title: str, body: Sequence[str], command: str) -> str:
-    """A self-contained page with the style and script of all reports. command: writes it again."""
-    body = [
-        f"<h1>{escape(title)}</h1>",
-        *body,
-        f"<footer>Written by llamita {__version__}. To update: <code>{escape(command)}</code></footer>",
-    ]
-    style, script = (_asset(name) for name in ("page.css", "page.js"))
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)} · llamita</title>\n<style>\n{style}</style>\n</head>\n<body>\n"
-        + "\n".join(part for part in body if part)
-        + f"\n<script>\n{script}</script>\n</body>\n</html>\n"
-    )
-
-
-def _asset(name: str) -> str:
-    return files("llamita.report").joinpath(name).read_text(encoding="utf-8")
 
 
 # ---------------------------------------------------------------- one run
@@ -98,14 +76,6 @@ def _tiles(history: History) -> str:
     if (mfu := summary.get("mfu") or history.last("train", "mfu")) is not None:
         found.append((f"{100 * mfu:.0f} %", "MFU"))
     return tiles(found)
-
-
-def tiles(found: Sequence[tuple[str, str]]) -> str:
-    """Large numbers, each with what it is."""
-    shown = "".join(
-        f'<div class="tile"><b>{escape(value)}</b><span>{escape(what)}</span></div>' for value, what in found
-    )
-    return f'<div class="tiles">{shown}</div>' if found else ""
 
 
 def _rollbacks(history: History) -> str:

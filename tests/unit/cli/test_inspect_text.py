@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -29,7 +31,7 @@ def test_what_is_printed(source: Path, capsys: pytest.CaptureFixture[str]) -> No
         f"{source}: text, {source.stat().st_size:,} bytes in 1 file\n",
         "documents   41, ", "text (41)", "English 9", "39 near, ",
         "1 that repeat over documents, such as '<script>alert(1)</script> & more' in 40",
-        "1 mail addresses", "1 U+200B ZERO WIDTH SPACE", f"next: llamita prepare '{source}' --near-duplicates drop",
+        "mail addresses: 1", "U+200B ZERO WIDTH SPACE: 1", f"next: llamita prepare '{source}' --near-duplicates drop",
     ):  # fmt: skip
         assert expected in out
 
@@ -121,6 +123,14 @@ def test_wrong_options_of_prepare(
     assert message in err and err.count("\n") == 1
 
 
+def test_text_needs_no_extra() -> None:
+    program = (
+        "import sys, llamita.cli.inspect, llamita.data.survey, llamita.report.data_page; "
+        "print([name for name in ('torch', 'tokenizers', 'lxml', 'pyarrow') if name in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout == "[]\n"
+
+
 def test_summary_of_prepare(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "lines.txt").write_text("<script>alert(1)</script> & more\n")
     words = ["prepare", str(source), "--vocab-size", "270", "--val-fraction", "0.5", "--mask-personal-data"]
@@ -128,7 +138,7 @@ def test_summary_of_prepare(source: Path, tmp_path: Path, capsys: pytest.Capture
     assert main([*words, "-o", str(tmp_path / "a"), "--near-duplicates", "report"]) == 0
     out = capsys.readouterr().out
     assert "lines       40 lines of --drop-lines removed (1,320 bytes)" in out
-    assert "masked      1 mail addresses (3 bytes fewer)" in out
+    assert "masked      mail addresses: 1 (3 bytes fewer)" in out
     assert "near-dup.   39 documents repeat another for the most part" in out
     assert "the held-out loss will look too good; --near-duplicates drop" in out
     texts = [" ".join(f"{word}{i}" for word in "abcdefghijklmnopqrst") for i in range(300)]
