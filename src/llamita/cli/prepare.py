@@ -135,10 +135,10 @@ def _near_line(report: PrepareReport) -> str:
     """What --near-duplicates report found."""
     found = f"{_count(report.near_duplicates_kept, 'document')} repeat another for the most part"
     if not report.near_held_out:
-        return f"{found}; none of them is in training and repeats a held-out one"
+        return f"{found}, but no training document a held-out one"
     return (
-        f"{found}, {report.near_held_out:,} of them in training and a held-out one: the held-out loss will look too "
-        "good; --near-duplicates drop"
+        f"{found}, {report.near_held_out:,} of them training documents a held-out one: the held-out loss will look "
+        "too good; --near-duplicates drop"
     )
 
 

@@ -140,7 +140,7 @@ def test_summary_of_prepare(source: Path, tmp_path: Path, capsys: pytest.Capture
     assert "lines       40 lines of --drop-lines removed (1,320 bytes)" in out
     assert "masked      mail addresses: 1 (3 bytes fewer)" in out
     assert "near-dup.   39 documents repeat another for the most part" in out
-    assert "the held-out loss will look too good; --near-duplicates drop" in out
+    assert "of them training documents a held-out one: the held-out loss will look too good" in out
     texts = [" ".join(f"{word}{i}" for word in "abcdefghijklmnopqrst") for i in range(300)]
     source.write_text("\n<|endoftext|>\n".join([*texts, *(f"{text} u" for text in texts)]))
     assert (
