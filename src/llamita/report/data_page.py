@@ -30,7 +30,7 @@ def build_data_page(survey: Survey) -> str:
         _shares("Languages", "language", survey.languages, survey.num_bytes),
         _shares("Lengths", "characters", _lengths(survey.lengths), survey.num_bytes),
         "</div>",
-        _shares("Sources", "file", survey.sources, survey.num_bytes),
+        _shares("Sources", "from", survey.sources, survey.num_bytes),
         _problems(survey),
         _near_duplicates(survey),
         _lines(survey),
@@ -120,8 +120,8 @@ def _near_duplicates(survey: Survey) -> str:
             "looks better than it is.</p>"
         )
     about = (
-        f"<p>{survey.near_duplicates.documents:,} documents ({survey.near_duplicates.num_bytes:,} bytes) share half or "
-        "more of their phrases with another. <code>prepare --near-duplicates drop</code> keeps one of each group, and "
+        f"<p>{survey.near_duplicates.documents:,} documents ({survey.near_duplicates.num_bytes:,} bytes) share most of "
+        "their phrases with another. <code>prepare --near-duplicates drop</code> keeps one of each group, and "
         "of a group with a held-out document a held-out one.</p>"
     )
     groups = "".join(
