@@ -141,8 +141,12 @@ static bool note_piece(void *state, const llamita_piece *piece) {
 
 static void run_model(const char *path, const char *tokenizer, const char *adapter_file) {
     const llamita_model_params params = {.tokenizer_path = tokenizer};
-    const llamita_session_params session_params = {
-        .num_threads = 2, .num_sequences = 2, .kv_type = LLAMITA_KV_Q8, .speculation = LLAMITA_SPECULATION_ALWAYS};
+    const llamita_session_params session_params = {.num_threads = 2,
+                                                   .num_sequences = 2,
+                                                   .kv_type = LLAMITA_KV_Q8,
+                                                   .speculation = LLAMITA_SPECULATION_ALWAYS,
+                                                   .rope = {.scale = 2},
+                                                   .context_full = LLAMITA_CONTEXT_SHIFT};
     const llamita_sampler_params sampling = {
         .temperature = 0.8F, .top_p = 0.9F, .top_k = 5, .repetition_penalty = 1.2F, .repetition_window = 8, .seed = 3};
     const llamita_text_segment segments[] = {{.text = "ab ", .num_bytes = 3, .trusted = true},
@@ -191,7 +195,7 @@ static void run_model(const char *path, const char *tokenizer, const char *adapt
     TRY(llamita_session_score(session, ids, 3, nats, &error));
     note_results(nats, 2 * sizeof *nats);
     TRY(llamita_generate_text(session, "ab a", 4, &sampling, 0, note_piece, NULL, &error));
-    TRY(llamita_generate_text(session, "ab a", 4, &sampling, 5, note_piece, NULL, &error));
+    TRY(llamita_generate_text(session, "ab a", 4, &sampling, 25, note_piece, NULL, &error)); /* fills the context */
 end:
     __real_free(logits);
     llamita_sampler_close(sampler);

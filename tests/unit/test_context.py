@@ -3,7 +3,10 @@ both programs, in Python and in the server."""
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
+import sys
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -117,6 +120,35 @@ def test_refused(run: Callable[..., Any], words: list[str], message: str) -> Non
     done = run(*words)
     assert done.returncode == 2 and done.stdout == b"", done
     assert done.stderr.count(b"\n") == 1 and message in done.stderr.decode(), done.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts the pages of a process")
+def test_memory_is_constant(engine_build: Path, endless: Any) -> None:
+    """250 full contexts later, the program needs no more than after the first ones."""
+    command = [engine_build / "run", endless.path, "-z", endless.tokenizer, "-i", "", "-t", 0, "-j", 1, *SHIFT, "-n"]
+    kilobytes = []
+    for count in (200, 5_000):
+        with subprocess.Popen(
+            list(map(str, [*command, count])), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        ) as program:
+            _, status, usage = os.wait4(program.pid, 0)
+            program.returncode = os.waitstatus_to_exitcode(status)
+        assert program.returncode == 0
+        kilobytes.append(usage.ru_maxrss)
+    assert kilobytes[1] < kilobytes[0] + 1000, kilobytes
+
+
+@pytest.mark.skipif(os.name == "nt", reason="sends SIGINT")
+@pytest.mark.parametrize("program", ["python", "program"])
+def test_control_c(engine_build: Path, endless: Any, program: str) -> None:
+    begin = [sys.executable, "-m", "llamita", "run"] if program == "python" else [engine_build / "run"]
+    command = [*begin, endless.path, "-z", endless.tokenizer, "-i", "", "-t", 0, "-j", 1, *SHIFT, "-n", 0]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(list(map(str, command)), **pipes) as running:  # type: ignore[call-overload]
+        assert len(running.stdout.read(1400)) == 1400  # 40 full contexts
+        running.send_signal(signal.SIGINT)
+        text, status = running.communicate(timeout=30)
+    assert running.returncode == 130 and status.startswith(b"stopped by Ctrl-C") and text.endswith(b"\n")
 
 
 def test_only_for_one_text(tiny: Any, capsys: pytest.CaptureFixture[str]) -> None:
