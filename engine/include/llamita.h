@@ -14,10 +14,10 @@
  *   - Processes: in the child of fork(), models, tokenizers, adapters and samplers work as before. A
  *     session with several threads can only be closed there: its threads stayed in the parent, and
  *     feeding it tokens is LLAMITA_ERROR_ARGUMENT. A new session works.
- *   - Determinism: logits and hidden states depend only on the model file, the adapters and their scales, the type of
- *     the KV cache, the RoPE parameters and the token ids. They are bit-identical for any kernels and number of threads,
- *     for any split of the ids into calls, after any rewind, whatever other sequences run in the
- *     same session, and with or without speculation.
+ *   - Determinism: logits and hidden states depend only on the model file, the adapters and their
+ *     scales, the type of the KV cache, the RoPE parameters and the token ids. They are bit-identical
+ *     for any kernels and number of threads, for any split of the ids into calls, after any rewind,
+ *     whatever other sequences run in the same session, and with or without speculation.
  *   - The library never prints, never exits, never reads the environment, and treats every file as
  *     hostile.
  */

@@ -226,6 +226,20 @@ def test_server(tiny: Any) -> None:
                 scheduler.submit(llamita.engine.Request(ids[:1] * 91, 1, greedy))
 
 
+@pytest.mark.parametrize("command", ["serve", "chat"])
+def test_refused_at_the_start(command: str, make_chat_model: Callable[..., Any], capsys: Any) -> None:
+    pytest.importorskip("uvicorn")
+    pytest.importorskip("starlette")
+    for words, message in (
+        (["--rope-scaling", "ntk"], "rope_scale: expected a number with rope_scaling ntk"),
+        (["--rope-scaling", "yarn", "--rope-scale", "2", "-c", "100000"], "(with these RoPE parameters), found 100000"),
+        (["--rope-scale", "0.1"], "--rope-scale: expected 1 to 10,000, or 0 (the model's), found 0.1"),
+    ):
+        assert main([command, str(make_chat_model("chatml").path), *words]) == 2
+        printed = capsys.readouterr().err
+        assert message in printed and printed.count("\n") == 1, printed
+
+
 def test_saved_sessions(tiny: Any, tmp_path: Path) -> None:
     """A file belongs to its RoPE."""
     with llamita.load(tiny.path, tokenizer=tiny.tokenizer) as model:

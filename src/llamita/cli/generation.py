@@ -51,10 +51,15 @@ def check_runtime(runtime: ComputeOptions) -> None:
 
 
 def check_context(model: Model, runtime: ComputeOptions) -> None:
-    """Raise ConfigError if --context is more than the model's; with RoPE options, the engine checks it."""
+    """Raise ConfigError if --context is more than the model's. RoPE options may allow more, if they suit
+    the model: else raise EngineError."""
+    if runtime.has_rope:
+        given = {field.name: getattr(runtime, field.name) for field in dataclasses.fields(ComputeOptions)}
+        model.session(**{**given, "num_threads": 1}).close()
+        return
     limit = model.info.context_tokens
     check(
-        runtime.has_rope or runtime.context_tokens <= limit,
+        runtime.context_tokens <= limit,
         f"--context: expected at most {limit:,}, the model's context, found {runtime.context_tokens:,}; --rope-scaling "
         "allows more",
     )
