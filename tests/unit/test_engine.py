@@ -279,7 +279,7 @@ def test_lifetimes(tiny_models) -> None:
         session.feed([1])
 
     model = Model(tiny.path, tokenizer=tiny.tokenizer)
-    session, generation = model.session(), model.generate("a")
+    session, generation = model.session(), model.generate("a", seed=1)
     assert next(generation) is not None
     model.close()
     with pytest.raises(EngineError, match="closed"):
