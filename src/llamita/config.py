@@ -271,6 +271,15 @@ class PrepareConfig:
     others. Default: UTF-8, or what each file is recognized as."""
     skip_unknown: Annotated[bool, Option(group="documents")] = False
     """Skip files of other types in folders, and name them, instead of refusing the first."""
+    near_duplicates: Annotated[Literal["keep", "report", "drop"], Option("ACTION", group="documents")] = "keep"
+    """What to do with documents that are almost the same as another: keep them, count them (report),
+    or drop them. Of a group with a held-out document, a held-out one is kept."""
+    drop_lines: Annotated[Path | None, Option("FILE", group="documents")] = None
+    """Remove the lines of this file from all documents; `llamita inspect DATA --lines FILE` writes
+    those that repeat."""
+    mask_personal_data: Annotated[bool, Option(group="documents")] = False
+    """Replace mail addresses, telephone numbers, ID numbers and bank accounts by [EMAIL], [PHONE],
+    [ID] and [ACCOUNT]."""
     num_workers: Annotated[int | None, Option(group="advanced")] = None
     """Encoding threads, or processes if only the tokenizers library can encode. Default: one per
     core, fewer for little text."""
@@ -299,6 +308,12 @@ class PrepareConfig:
         check(
             not self.datatrove or self.tokenizer is not None,
             "prepare: --datatrove needs the --tokenizer that the tokens were made with (a tokenizer.json)",
+        )
+        check(
+            not self.datatrove
+            or (self.near_duplicates == "keep" and self.drop_lines is None and not self.mask_personal_data),
+            "prepare: --datatrove links to tokens as they are: --near-duplicates, --drop-lines and "
+            "--mask-personal-data do not apply",
         )
         check(
             self.val_fraction is None or not self.val,
