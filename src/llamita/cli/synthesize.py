@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from llamita.cli.command import parse, print_note
+from llamita.cli.command import parse, print_note, requires_extra
 from llamita.cli.progress import progress_bars
 from llamita.config import Option, SynthesizeConfig
 from llamita.console import print_table
@@ -56,7 +56,7 @@ def main(argv: list[str]) -> int:
         return 0
     api_key = None if config.rules else _api_key(flags)
     try:
-        with progress_bars() as progress:
+        with requires_extra("train"), progress_bars() as progress:  # a token store's tokenizer
             result = synthesize(
                 config,
                 api_key=api_key,

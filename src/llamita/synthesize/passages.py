@@ -18,7 +18,6 @@ from llamita.data.utf8_files import Conversions
 from llamita.errors import SourceError
 from llamita.finetune.conversations import read_conversations
 from llamita.synthesize.words import HAN, cut_sentences, language_of
-from llamita.tokenizer import load_tokenizer
 
 MIN_PASSAGE_BYTES: Final = 24
 _BLANK_LINES = re.compile(r"\n[ \t\u3000]*(?:\n[ \t\u3000]*)+")
@@ -133,6 +132,8 @@ def _held_out_hashes(config: SynthesizeConfig) -> set[bytes]:
     hashes: set[bytes] = set()
     for path in config.held_out:
         if _is_store(path):
+            from llamita.tokenizer import load_tokenizer  # needs packages that nothing else here needs
+
             split, tokenizer = TokenStore(path).split("val"), load_tokenizer(path)
             ids = (split.document(number)[:-1].tolist() for number in range(split.num_documents))
             hashes.update(document_hashes([tokenizer.decode(each) for each in ids], 0))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -120,6 +122,25 @@ def test_rows_are_what_finetune_reads(folder: Path) -> None:
             row["metadata"]["passage"] and row["metadata"]["position"] == 0 and len(row["metadata"]["document"]) == 32
         )
         assert row["language"] == ("zh" if "river" in row["source"] else "en") and "model" not in row
+
+
+WITHOUT_EXTRAS = """
+import sys
+from llamita.cli import main
+for name in ("torch", "tokenizers", "sentencepiece", "tiktoken", "jinja2", "pyarrow", "lxml", "pypdfium2", "starlette"):
+    sys.modules[name] = None
+words = ["synthesize", "in", "--rules"]
+print(main([*words, "-o", "a.jsonl"]), main([*words, "-o", "b.jsonl", "--held-out", "store"]))
+"""
+
+
+def test_no_extra_is_needed(folder: Path) -> None:
+    """Only a token store's tokenizer needs packages."""
+    (folder / "store").mkdir()
+    (folder / "store" / "store.json").write_text("{}")
+    done = subprocess.run([sys.executable, "-c", WITHOUT_EXTRAS], capture_output=True, text=True, cwd=folder)
+    assert done.stdout.endswith("0 2\n") and "llamita: this command needs the package" in done.stderr, done.stderr
+    assert (folder / "a.jsonl").exists() and not (folder / "b.jsonl").exists()
 
 
 def test_the_same_every_time_and_only_some_kinds(folder: Path) -> None:
