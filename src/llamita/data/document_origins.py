@@ -33,6 +33,20 @@ class DocumentOrigins:
         self._counts[-1] += len(positions)
         self._positions.extend(positions)
 
+    def keep_of_last(self, is_kept: Sequence[bool]) -> None:
+        """Of the last documents that were added, as many as is_kept has, remove the others."""
+        files: list[int] = []
+        for file in reversed(range(len(self._names))):
+            taken = min(self._counts[file], len(is_kept) - len(files))
+            files = [file] * taken + files
+            self._counts[file] -= taken
+        positions = self._positions[len(self._positions) - len(files) :]
+        del self._positions[len(self._positions) - len(files) :]
+        for file, position, kept in zip(files, positions, is_kept, strict=True):
+            if kept:
+                self._counts[file] += 1
+                self._positions.append(position)
+
     def chosen(self, which: npt.NDArray[np.bool_]) -> DocumentOrigins:
         """Those of the documents that are chosen. [documents]"""
         files = np.repeat(np.arange(len(self._names)), self._counts)[which]

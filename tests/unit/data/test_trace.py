@@ -353,3 +353,22 @@ def test_an_error_in_the_thread_is_raised() -> None:
 
     with pytest.raises(KeyError):
         store_index._in_thread(fail)
+
+
+def test_origins_of_documents_that_scrubbing_empties(tmp_path: Path) -> None:
+    texts = ["Home\nContact" if number % 3 == 0 else f"{story(number)} number {number}" for number in range(90)]
+    for name, part in (("a.txt", texts[:50]), ("b.txt", texts[50:])):
+        (tmp_path / name).write_text("<|endoftext|>".join(part))
+    (tmp_path / "lines").write_text("Home\nContact\n")
+    prepare(PrepareConfig(
+        (str(tmp_path / "a.txt"), str(tmp_path / "b.txt")), tmp_path / "store", vocab_size=300, num_workers=1,
+        val_fraction=0.2, drop_lines=tmp_path / "lines",
+    ))  # fmt: skip
+    store, tokenizer = TokenStore(tmp_path / "store"), load_tokenizer(tmp_path / "store")
+    for name in SPLITS:
+        split = store.split(name)
+        for number in range(split.num_documents):
+            origin = split.origin(number)
+            assert origin is not None
+            raw = (tmp_path / origin.file).read_bytes()[origin.position :].lstrip()
+            assert raw.startswith(tokenizer.decode(split.document(number)[:-1].tolist()))
