@@ -244,16 +244,6 @@ class StoreIndex:
             yield IndexShard(name, first, TextIndex(text, arrays))
             first += each["tokens"]
 
-    def close(self) -> None:
-        """Close the shards."""
-        for shard in self.shards:
-            shard.index.close()
-
-
-def has_index(path: Path) -> bool:
-    """Whether the store has an index, usable or not."""
-    return (Path(path) / FOLDER / "index.json").is_file()
-
 
 def _token_parts(split: Split, first: int, count: int) -> list[Ids]:
     """The tokens of a range, one array for each .ds file."""
