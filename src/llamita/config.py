@@ -263,6 +263,8 @@ class PrepareConfig:
     others. Default: UTF-8, or what each file is recognized as."""
     skip_unknown: Annotated[bool, Option(group="documents")] = False
     """Skip files of other types in folders, and name them, instead of refusing the first."""
+    exclude: Annotated[tuple[str, ...], Option("PATH", group="documents", repeated=True)] = ()
+    """Leave this file or folder of a SOURCE out; may be given several times."""
     num_workers: Annotated[int | None, Option(group="advanced")] = None
     """Encoding threads, or processes if only the tokenizers library can encode. Default: one per
     core, fewer for little text."""
