@@ -8,6 +8,7 @@ import dataclasses
 import itertools
 import math
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ from llamita.cli.steps import (
     lock_folder,
     read_state,
     readable,
+    remove,
     run_steps,
     say,
     start_over,
@@ -34,10 +36,12 @@ from llamita.cli.steps import (
 from llamita.commands import command_line
 from llamita.config import MAX_VALUES, Option, check, check_at_most
 from llamita.console import print_table
-from llamita.errors import UNSAFE, ConfigError, OutputError, SourceError
+from llamita.errors import UNSAFE, CheckpointError, ConfigError, OutputError, SourceError
+from llamita.json_file import read_json_object
 
 if TYPE_CHECKING:
     from llamita.cli.new_data import Found, TextCounts
+    from llamita.report.history import History
 
 DEFAULT_MINUTES: Final = 10.0
 TOKENS, EXAMPLES, PRETRAINED, FINETUNED, PREFERRED = "tokens", "examples", "pretrained", "finetuned", "preferred"
@@ -110,7 +114,7 @@ def main(argv: list[str]) -> int:
         else:
             _check_same(flags, out, state)
             _say_changes(flags, out, state)
-            texts = []
+            state, texts = _longer(flags, out, state), []
         steps = make_steps(flags, out, state, texts)
         code = run_steps(steps, state, out, again)
     return code or finish(flags, out, state)
@@ -172,18 +176,30 @@ def _begun(flags: NewFlags, out: Path) -> State | None:
 
 def _check_same(flags: NewFlags, out: Path, state: State) -> None:
     """Raise ConfigError for an option that differs from what was begun."""
-    given = {"--minutes": flags.minutes, "--split-on": flags.split_on, "--encoding": flags.encoding}
+    given = {"--split-on": flags.split_on, "--encoding": flags.encoding}
     if flags.text_key != NewFlags.text_key:
         given["--text-key"] = flags.text_key
-    begun: dict[str, object] = {**state.options, "--minutes": state.minutes}
     for name, value in given.items():
-        if value is not None and value != begun.get(name):
-            before = "nothing" if name not in begun else f"{begun[name]:g}" if name == "--minutes" else begun[name]
-            now = f"{value:g}" if isinstance(value, float) else value
+        if value is not None and value != state.options.get(name):
             raise ConfigError(
-                f"cannot go on in {out}: {name}: it was begun with {before}, found {now}; leave it out, or begin anew "
-                "with --overwrite"
+                f"cannot go on in {out}: {name}: it was begun with {state.options.get(name, 'nothing')}, found "
+                f"{value}; leave it out, or begin anew with --overwrite"
             )
+    if flags.minutes is not None and flags.minutes < state.minutes:
+        raise ConfigError(
+            f"cannot go on in {out}: --minutes: expected at least {state.minutes:g}, as it was begun with, found "
+            f"{flags.minutes:g}; leave it out, or begin anew with --overwrite"
+        )
+
+
+def _longer(flags: NewFlags, out: Path, state: State) -> State:
+    """The state with a larger --minutes: all steps but prepare are to be done again, where they go on."""
+    if flags.minutes is None or flags.minutes == state.minutes:
+        return state
+    say(f"training goes on: {flags.minutes:g} minutes instead of {state.minutes:g}")
+    state = dataclasses.replace(state, minutes=flags.minutes, done=state.done[:1])
+    state.save(out)
+    return state
 
 
 def _say_changes(flags: NewFlags, out: Path, state: State) -> None:
@@ -412,12 +428,16 @@ def make_steps(flags: NewFlags, out: Path, state: State, texts: list[str]) -> li
 
     def train() -> list[str]:
         context = ["--context", str(_context(tokens, examples))] if talks else []
-        return _resumed("train", runs[0]) or [
-            "train", str(tokens), "--out", str(runs[0]), "--minutes", minutes[0], *context
-        ]  # fmt: skip
+        options = ["--out", str(runs[0]), "--minutes", minutes[0]]
+        if (runs[0] / "run.json").is_file():
+            return ["train", *options, "--resume"]
+        return ["train", str(tokens), *options, *context]
 
     def finetune(number: int, data: str, val: str, *more: str) -> list[str]:
-        return _resumed("finetune", runs[number]) or [
+        if _can_resume(runs[number], runs[number - 1]):
+            return ["finetune", "--out", str(runs[number]), "--minutes", minutes[number], "--resume"]
+        remove(out, (runs[number].name,))
+        return [
             "finetune", str(runs[number - 1]), str(examples / data), "--val", str(examples / val),
             "--out", str(runs[number]), "--minutes", minutes[number], "--skip-bad-rows", str(MAX_BAD_ROWS), *more,
         ]  # fmt: skip
@@ -449,9 +469,15 @@ def _model(flags: NewFlags, out: Path) -> Path:
     return out / f"{model_name(flags.source)}.gguf"
 
 
-def _resumed(command: str, run: Path) -> list[str]:
-    """The command that goes on with a run, if it has begun."""
-    return [command, "--out", str(run), "--resume"] if (run / "run.json").is_file() else []
+def _can_resume(run: Path, base: Path) -> bool:
+    """Whether a fine-tuning has begun, with the weights that its base still has."""
+    from llamita.finetune.base_model import BaseModel
+    from llamita.run_directory import RESUMABLE
+
+    if not (run / "run.json").is_file():
+        return False
+    began = read_json_object(run / "run.json", CheckpointError, RESUMABLE)["data"].get("base")
+    return bool(began == BaseModel(base).fingerprint())
 
 
 def _context(tokens: Path, examples: Path) -> int:
@@ -483,15 +509,16 @@ def finish(flags: NewFlags, out: Path, state: State) -> int:
     """Say what came of it, and open a chat or show samples."""
     from llamita.cli import run_command
     from llamita.report.history import read_history
-    from llamita.report.verdict import sentences
 
     model = _model(flags, out)
     runs = [run for run in (out / PRETRAINED, out / FINETUNED, out / PREFERRED) if (run / "run.json").is_file()]
     say()
     say("what came of it:")
-    print_table([(run.name, " ".join(sentences(read_history(run)))) for run in runs], sys.stderr)
+    print_table([(run.name, " ".join(verdict(read_history(run)))) for run in runs], sys.stderr)
     say(f"files: {model} (the model); {', '.join(f'{run}/report.html' for run in runs)} (curves, samples)")
     can_chat = state.num_questions + state.num_pairs > 0
+    longer = command_line("new", _word(flags.source), "--out", _word(out), "--minutes", f"{2 * state.minutes:g}")
+    say(f"longer: {longer}")
     words = ["chat", str(model)] if can_chat else [
         "run", str(model), "-i", "", "-N", str(SHOWN_SAMPLES), "-t", f"{TEMPERATURE:g}"
     ]  # fmt: skip
@@ -501,3 +528,16 @@ def finish(flags: NewFlags, out: Path, state: State) -> int:
         return 0
     say(f"  {command_line(*words)}")
     return run_command(words)
+
+
+def verdict(history: History) -> list[str]:
+    """The report's verdict on a run, without commands that would leave the later steps behind."""
+    from llamita.report.verdict import FEW_EPOCHS, sentences
+
+    found = [re.sub(r" \(llamita [^)]*\)", "", sentence) for sentence in sentences(history)]
+    if history.command == "train":
+        found.append("(8 bits per byte would be blind guessing.)")
+    epochs = history.last("train", "epoch")
+    if history.command == "finetune" and epochs is not None and epochs < FEW_EPOCHS:
+        found.append(f"It has seen {epochs:.0%} of the examples: training longer would help.")
+    return found

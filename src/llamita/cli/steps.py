@@ -126,12 +126,17 @@ def lock_folder(folder: Path) -> Iterator[None]:
 
 
 def start_over(folder: Path, names: Sequence[str]) -> None:
-    """Remove what an earlier `llamita new` made. Raises OutputError, also if one of its runs is being
+    """Remove all that an earlier `llamita new` made. Raises OutputError, also if one of its runs is being
     trained."""
     with suppress(ConfigError):  # a damaged state has no steps
         state = read_state(folder)
         if state is not None and state.done:
             dataclasses.replace(state, done=()).save(folder)  # if this is killed, no step counts as done
+    remove(folder, names)
+
+
+def remove(folder: Path, names: Sequence[str]) -> None:
+    """Remove results in the folder. Raises OutputError."""
     try:
         for path in (folder / name for name in names):
             if (path / "run.json").is_file():

@@ -216,7 +216,32 @@ def test_a_run_that_has_begun_is_resumed(ran: Ran, monkeypatch: pytest.MonkeyPat
     Path("runs/texts/pretrained/run.json").write_text('{"config": {}}')
     end()
     assert main(["new", "texts"]) == 0
-    assert ran[2] == ["train", "--out", "runs/texts/pretrained", "--resume"]
+    assert ran[2] == ["train", "--out", "runs/texts/pretrained", "--minutes", "3", "--resume"]
+
+
+def test_more_minutes_train_longer(
+    ran: Ran, make_checkpoint: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    from llamita.finetune.base_model import BaseModel
+
+    make({"qa.jsonl": questions(90)})
+    assert main(["new", "texts", "-m", "5", "-y"]) == 0
+    out = Path("runs/texts")
+    make_checkpoint(out / "pretrained")
+    config = {"checkpoint": str(out / "pretrained"), "minutes": 2}
+    run = {"config": config, "rows_per_step": 1, "data": {"base": BaseModel(out / "pretrained").fingerprint()}}
+    make({"finetuned/run.json": json.dumps(run)}, str(out))
+    longer = next(line for line in capsys.readouterr().err.splitlines() if line.startswith("longer: llamita "))
+    for changed in (False, True):
+        del ran[:]
+        if changed:
+            make_checkpoint(out / "other", seed=1)
+            (out / "other" / "model.safetensors").replace(out / "pretrained" / "model.safetensors")
+            longer = longer.replace("--minutes 10", "--minutes 20")
+        assert main(shlex.split(longer.removeprefix("longer: llamita "))) == 0
+        assert [words[0] for words in ran] == ["train", "eval", "finetune", "export"]
+        assert ran[0][4:6] == ["--minutes", "12" if changed else "6"]
+        assert (ran[2][-1] == "--resume") != changed and (out / "finetuned").exists() != changed
 
 
 def test_a_changed_source_is_said(ran: Ran, capsys: pytest.CaptureFixture[str]) -> None:
@@ -299,7 +324,7 @@ def test_what_was_begun_cannot_change(ran: Ran, capsys: pytest.CaptureFixture[st
     state = Path("runs/texts/new.json")
     good = state.read_text()
     for words, expected in (
-        (["texts", "-m", "4"], "--minutes: it was begun with 3, found 4; leave it out, or begin anew with --overwrite"),
+        (["texts", "-m", "2"], "--minutes: expected at least 3, as it was begun with, found 2; leave it out, or begin"),
         (["texts", "--text-key", "body"], "--text-key: it was begun with text, found body"),
         (["texts", "--encoding", "gbk"], "--encoding: it was begun with nothing, found gbk"),
         (["other", "-o", "runs/texts"], f"cannot write runs/texts: it was made from {Path('texts').resolve()}"),
