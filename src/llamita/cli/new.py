@@ -48,6 +48,7 @@ TOKENS, EXAMPLES, PRETRAINED, FINETUNED, PREFERRED = "tokens", "examples", "pret
 # Shares of the minutes: train, finetune, finetune --preference.
 SHARES: Final = {(False, False): (1.0,), (True, False): (0.6, 0.4), (True, True): (0.5, 0.3, 0.2)}
 NUM_SAMPLES, SHOWN_SAMPLES, TEMPERATURE = 24, 3, 0.8
+EXAMPLE_SECONDS: Final = 3e-3  # to read and render a conversation
 MAX_CONTEXT, CONTEXT_QUANTILE, TEMPLATE_TOKENS = 1024, 0.95, 8  # the last: of a turn, about
 MAX_MEASURED = 2000  # conversations
 MIN_BYTES, LITTLE_BYTES, ENOUGH_BYTES = 20_000, 1_000_000, 5_000_000
@@ -245,7 +246,13 @@ def begin(flags: NewFlags, out: Path, before: State | None) -> tuple[State, list
     split_on = flags.split_on or (answers.options["--split-on"] if answers else split_on)
     if flags.split_on is None and answers is None and found.text.files and split_on != "separator":
         split_on = ask_split(flags, found.text, split_on)
-    minutes = flags.minutes or (answers.minutes if answers else ask_minutes(flags))
+    least = min_minutes(found)
+    minutes = flags.minutes or (answers.minutes if answers else ask_minutes(flags, least))
+    if minutes < least:
+        raise ConfigError(
+            f"new: --minutes: expected at least {least:g} for {_count(_num_examples(found), 'conversation')}, found "
+            f"{minutes:g}: reading them is part of it"
+        )
     if found.text.files and split_on in DIVIDED:
         say(f"the text of a file is divided at {DIVIDED[split_on]} (--split-on)")
     options = {"--split-on": split_on, "--text-key": flags.text_key}
@@ -290,7 +297,7 @@ def describe(found: Found) -> list[tuple[str, str]]:
 
 def check_enough(source: Path, found: Found) -> None:
     """Raise SourceError if there is too little to learn from."""
-    examples = found.num_questions or found.num_pairs
+    examples = _num_examples(found)
     if not found.text.files and not found.example_files:
         why = next(iter(found.unusable.values()), next(iter(found.notes), "the files are empty"))
         raise SourceError(f"nothing to learn from in {source}: {why}")
@@ -309,7 +316,7 @@ def check_enough(source: Path, found: Found) -> None:
 
 def expectations(found: Found) -> list[str]:
     """What can be expected, in sentences."""
-    num_bytes, examples = found.text.num_bytes + found.example_bytes, found.num_questions or found.num_pairs
+    num_bytes, examples = found.text.num_bytes + found.example_bytes, _num_examples(found)
     sentences = [
         "A model that is trained here from nothing learns the form of these texts: their words, tone and layout. It "
         "does not learn facts: much of what it says will be invented."
@@ -346,10 +353,14 @@ def text_words(flags: NewFlags, out: Path, found: Found, options: dict[str, str]
     if flags.encoding is not None:
         words += ["--encoding", flags.encoding]
     counts = {"separator": found.text.documents, "blank-lines": found.text.blocks, "lines": found.text.lines}
-    documents = counts.get(options["--split-on"], found.text.files) + (found.num_questions or found.num_pairs)
+    documents = counts.get(options["--split-on"], found.text.files) + _num_examples(found)
     if documents < FEW_DOCUMENTS:
         words += ["--val-fraction", "0.2"]
     return words
+
+
+def _num_examples(found: Found) -> int:
+    return found.num_questions or found.num_pairs
 
 
 def _count(number: int, what: str) -> str:
@@ -362,7 +373,7 @@ def _named(names: Sequence[str]) -> str:
 
 
 def _megabytes(num_bytes: int) -> str:
-    return f"{num_bytes / 1e6:,.1f} MB" if num_bytes >= 1e5 else f"{num_bytes / 1e3:,.0f} kB"
+    return f"{num_bytes / 1e6:,.1f} MB" if num_bytes >= 1e6 else f"{num_bytes / 1e3:,.0f} kB"
 
 
 # ---- questions
@@ -376,19 +387,26 @@ def check_can_ask(flags: NewFlags, option: str) -> None:
     )
 
 
-def ask_minutes(flags: NewFlags) -> float:
+def min_minutes(found: Found) -> float:
+    """Minutes in which fine-tuning has as much time to train as to read its examples."""
+    minutes = 2 * _num_examples(found) * EXAMPLE_SECONDS / 60 / SHARES[True, found.num_pairs > 0][1]
+    return math.ceil(10 * minutes) / 10
+
+
+def ask_minutes(flags: NewFlags, least: float) -> float:
     """How long all training may take."""
+    default = max(DEFAULT_MINUTES, math.ceil(2 * least))
     if flags.yes:
-        return DEFAULT_MINUTES
+        return default
     while True:
-        answer = _ask(f"How many minutes may the training take? [{DEFAULT_MINUTES:g}] ")
+        answer = _ask(f"How many minutes may the training take? [{default:g}] ")
         try:
-            minutes = float(answer) if answer else DEFAULT_MINUTES
+            minutes = float(answer) if answer else default
         except ValueError:
             minutes = 0.0
-        if 0 < minutes <= MAX_VALUES["minutes"]:
+        if max(least, 1e-9) <= minutes <= MAX_VALUES["minutes"]:
             return minutes
-        say("expected a number of minutes, such as 10")
+        say(f"expected a number of minutes, such as {default:g}" + (f", at least {least:g}" if least else ""))
 
 
 def ask_split(flags: NewFlags, text: TextCounts, default: str) -> str:

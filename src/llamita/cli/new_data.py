@@ -15,10 +15,10 @@ from typing import Any, Final
 from llamita.atomic import atomic_directory
 from llamita.data.document_files import DOCUMENT_SUFFIXES
 from llamita.data.documents import Document, SourceFile, SourceList, SplitOn, list_sources, read_documents
-from llamita.data.file_formats import ROW_READERS, BadRows, Row, find_suffix, read_rows
+from llamita.data.file_formats import ROW_READERS, BadRows, Row, find_suffix, list_keys, read_rows
 from llamita.data.utf8_files import Conversions
 from llamita.errors import SourceError
-from llamita.finetune.conversations import Conversation, read_conversation
+from llamita.finetune.conversations import FORMS, Conversation, read_conversation
 from llamita.finetune.dataset import MAX_HELD_OUT, hold_out
 from llamita.finetune.dpo_data import Preference, read_preference
 from llamita.progress import Progress
@@ -101,17 +101,21 @@ def _has_examples(path: Path, text_key: str, conversions: Conversions) -> bool:
     """Whether the first rows are examples rather than texts. Raises SourceError if they are neither."""
     bad = BadRows(SNIFFED_ROWS, conversions)
     num_texts = num_examples = 0
-    first: SourceError | None = None
+    why: SourceError | None = None
     for row in itertools.islice(read_rows(path, bad=bad), SNIFFED_ROWS):
         try:
             _read_example(row)
             num_examples += 1
         except SourceError as error:
-            is_text = isinstance(row.values.get(text_key), str)
-            num_texts += is_text
-            first = first or (None if is_text else error)
+            num_texts += isinstance(row.values.get(text_key), str)
+            why = why or error
+            if FORMS in str(why):
+                why = SourceError(
+                    f"cannot use {path}: its rows are no examples, and no texts: expected the key {text_key!r}, found "
+                    f"{list_keys(row.values)}; --text-key names another"
+                )
     if not num_examples and not num_texts:
-        raise first or SourceError(bad.skipped[0] if bad.skipped else f"cannot use {path}: it has no rows")
+        raise why or SourceError(bad.skipped[0] if bad.skipped else f"cannot use {path}: it has no rows")
     return num_examples > num_texts
 
 

@@ -16,7 +16,7 @@ from llamita.atomic import atomic_write_bytes, make_folders
 from llamita.cli.next_command import without_next
 from llamita.commands import command_line
 from llamita.data.documents import SourceFile
-from llamita.errors import ConfigError, LlamitaError, OutputError, clean_line
+from llamita.errors import ConfigError, LlamitaError, OutputError, TrainingError, clean_line
 from llamita.file_lock import acquire_lock, lock_holder
 from llamita.json_file import Key, Schema, read_json_object
 from llamita.run_directory import lock_run
@@ -182,8 +182,9 @@ def run_steps(steps: Sequence[Step], state: State, folder: Path, again: str) -> 
             say(f"  {command_line(*words)}")
             with without_next():
                 code = run_command(words)
-        except (LlamitaError, KeyboardInterrupt):
-            say(f"step {number} is not done; this goes on with it: {again}")
+        except (LlamitaError, KeyboardInterrupt) as error:
+            more = "; a larger --minutes gives all of them more time" if isinstance(error, TrainingError) else ""
+            say(f"step {number} is not done; this goes on with it{more}: {again}")
             raise
         if code:
             say(f"step {number} is not done; this goes on with it: {again}")
