@@ -167,7 +167,7 @@ def test_what_it_says_about_the_folder(tmp_path: Path) -> None:
     assert process.end(signal.SIGINT) == 130
     said = process.text
     for part in (
-        "160 conversations, 问答.jsonl, pairs.json", "60 pairs of a better and a worse answer", "问答.jsonl:51",
+        "160 conversations: 问答.jsonl", "60 pairs of a better and a worse answer: pairs.json", "问答.jsonl:51",
         "cut.docx", "1 scanned file without text, 2 pages", "settings.json", "half.json", "noise.txt", "photo.png",
         "converted from GB18030", "does not learn facts", "goes on with it: llamita new '我的 文件' --out",
     ):  # fmt: skip

@@ -10,12 +10,12 @@ import math
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 from llamita import __version__
-from llamita.cli.command import parse, requires_extra
+from llamita.cli.command import parse, read_stdin_as_utf8, requires_extra
 from llamita.cli.help import help_columns, wrap
 from llamita.cli.progress import progress_bars
 from llamita.cli.steps import (
@@ -138,8 +138,8 @@ def choose_folder(flags: NewFlags) -> Path:
         if folder.is_dir() and folder in (out.resolve(), *out.resolve().parents):
             outside = os.path.normpath(os.path.join(os.path.relpath(folder.parent), f"{name}-model"))
             raise ConfigError(
-                f"cannot write {out}: it is inside {flags.source}, and would be read as its text; give another folder, "
-                f"such as --out {_word(Path(outside))}"
+                f"cannot write {out}: it is in the source folder {flags.source}, and would be read as text; choose "
+                f"another, such as --out {_word(Path(outside))}"
             )
         if is_free(out):
             return out
@@ -278,11 +278,11 @@ def describe(found: Found) -> list[tuple[str, str]]:
             "text", f"{about}{_count(text.documents, 'document')} in {_count(text.files, 'file')}, "
             f"{about}{_megabytes(text.num_bytes)}",
         ))  # fmt: skip
-    files = _named([path.name for path in found.example_files])
     if found.num_questions:
-        rows.append(("questions", f"{_count(found.num_questions, 'conversation')}, {files}"))
+        rows.append(("questions", f"{_count(found.num_questions, 'conversation')}: {_named(found.question_files)}"))
     if found.num_pairs:
-        rows.append(("preferences", f"{_count(found.num_pairs, 'pair')} of a better and a worse answer, {files}"))
+        pairs = f"{_count(found.num_pairs, 'pair')} of a better and a worse answer"
+        rows.append(("preferences", f"{pairs}: {_named(found.pair_files)}"))
     rows += [("note", note) for note in found.notes]
     if found.bad_rows:
         rows.append(("bad rows", f"{len(found.bad_rows):,} are left out, the first: {found.bad_rows[0]}"))
@@ -291,7 +291,7 @@ def describe(found: Found) -> list[tuple[str, str]]:
         rows.append(("left out", f"{len(found.unusable) - MAX_NAMED:,} more files"))
     if found.sources.skipped:
         rows.append(("left out", f"{_count(len(found.sources.skipped), 'file')} of unknown types: "
-                     + _named([Path(each).name for each in found.sources.skipped])))  # fmt: skip
+                     + _named(map(Path, found.sources.skipped))))  # fmt: skip
     return rows or [("text", "none")]
 
 
@@ -367,7 +367,8 @@ def _count(number: int, what: str) -> str:
     return f"{number:,} {what}" + ("" if number == 1 else "s")
 
 
-def _named(names: Sequence[str]) -> str:
+def _named(paths: Iterable[Path]) -> str:
+    names = [path.name for path in paths]
     more = len(names) - MAX_NAMED
     return ", ".join(names[:MAX_NAMED]) + (f" and {more:,} more" if more > 0 else "")
 
@@ -425,6 +426,7 @@ def ask_split(flags: NewFlags, text: TextCounts, default: str) -> str:
 
 def _ask(question: str) -> str:
     """Ask on stderr. The end of the input counts as Ctrl-C."""
+    read_stdin_as_utf8()
     sys.stdout.flush()
     print(f"\n{question}", end="", file=sys.stderr, flush=True)
     line = sys.stdin.readline()

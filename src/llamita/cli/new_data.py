@@ -63,13 +63,24 @@ class Found:
 
     sources: SourceList
     text: TextCounts
-    example_files: list[Path] = dataclasses.field(default_factory=list)
-    num_questions: int = 0
-    num_pairs: int = 0
+    question_files: dict[Path, int] = dataclasses.field(default_factory=dict)  # how many are in each
+    pair_files: dict[Path, int] = dataclasses.field(default_factory=dict)
     example_bytes: int = 0  # of the text of the questions and answers
     bad_rows: list[str] = dataclasses.field(default_factory=list)
     unusable: dict[Path, str] = dataclasses.field(default_factory=dict)
     notes: list[str] = dataclasses.field(default_factory=list)
+
+    @property
+    def example_files(self) -> list[Path]:
+        return list(dict.fromkeys([*self.question_files, *self.pair_files]))
+
+    @property
+    def num_questions(self) -> int:
+        return sum(self.question_files.values())
+
+    @property
+    def num_pairs(self) -> int:
+        return sum(self.pair_files.values())
 
 
 def look(source: Path, text_key: str, encoding: str | None, progress: Progress) -> Found:
@@ -146,10 +157,9 @@ def _examples(path: Path, bad: BadRows) -> Iterator[tuple[dict[str, Any], Conver
 def _count_examples(path: Path, found: Found, conversions: Conversions) -> None:
     bad = BadRows(MAX_BAD_ROWS, conversions)
     for _, example in _examples(path, bad):
-        found.num_pairs += isinstance(example, Preference)
-        found.num_questions += isinstance(example, Conversation)
+        counts = found.pair_files if isinstance(example, Preference) else found.question_files
+        counts[path] = counts.get(path, 0) + 1
         found.example_bytes += sum(len(turn.text.encode()) for turn in example.conversation.turns)
-    found.example_files.append(path)
     found.bad_rows += bad.skipped
 
 

@@ -16,6 +16,7 @@ pytest.importorskip("torch")
 
 from llamita import cli
 from llamita.cli import main, new
+from llamita.cli.command import read_stdin_as_utf8
 from llamita.commands import _windows_word
 
 TEXT = "\n\n".join(f"Once upon a time number {i} a llama counted {i * i} sheep." for i in range(600))
@@ -103,7 +104,7 @@ def test_text_and_questions(ran: Ran, capsys: pytest.CaptureFixture[str]) -> Non
     assert export == ["export", "out/finetuned", "out/texts.gguf"]
     err = capsys.readouterr().err
     assert err.splitlines()[-1] == "next: llamita chat out/texts.gguf"
-    assert "50 conversations, qa.jsonl" in err and "1 are left out, the first: " in err and "qa.jsonl:51" in err
+    assert "50 conversations: qa.jsonl" in err and "1 are left out, the first: " in err and "qa.jsonl:51" in err
     assert "50 examples are few" in err and "broken.json" in err and "half.txt" in err and "rows.csv" in err
 
 
@@ -162,6 +163,25 @@ def test_it_asks_two_questions(ran: Ran, monkeypatch: pytest.MonkeyPatch, capsys
     assert ran[5][2:4] == ["--split-on", "blank-lines"] and ran[6][-1] == "10"
     monkeypatch.setattr(sys, "stdin", Terminal("\n"))  # Ctrl-D at the second question
     assert main(["new", "texts", "--overwrite"]) == 130
+
+
+def test_the_chat_reads_on_where_the_answers_end(ran: Ran, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Typed(io.TextIOWrapper):
+        def isatty(self) -> bool:
+            return True
+
+    def run(words: list[str]) -> int:
+        if words[0] == "new":
+            return new.main(words[1:])
+        if words[0] == "chat":
+            read_stdin_as_utf8()  # as chat does
+            assert sys.stdin.readline() == "什么？\n"
+        return 0
+
+    make({"qa.jsonl": questions(60)})
+    monkeypatch.setattr(cli, "run_command", run)
+    monkeypatch.setattr(sys, "stdin", Typed(io.BytesIO("7\n什么？\n".encode()), encoding="latin-1"))
+    assert main(["new", "texts"]) == 0
 
 
 # ---------------------------------------------------------------- interrupted
@@ -292,7 +312,7 @@ def test_another_source_of_the_same_name_gets_another_folder(ran: Ran) -> None:
         ({"a.txt": TEXT}, ["--minutes", "0"], "new: --minutes: expected a positive number, found 0.0"),
         ({"a.txt": TEXT}, ["--minutes", "x"], "--minutes: expected a number, found 'x'"),
         ({"a.txt": TEXT}, ["--encoding", "nonsense"], "--encoding: expected the name of an encoding"),
-        ({"a.txt": TEXT}, ["--out", "texts/runs"], "cannot write texts/runs: it is inside texts"),
+        ({"a.txt": TEXT}, ["--out", "texts/runs"], "cannot write texts/runs: it is in the source folder texts"),
         ({"a.txt": TEXT}, ["--out", "texts"], "--out texts-model"),
         ({"a.txt": TEXT, "../mine/x": ""}, ["--out", "mine"], "cannot write mine: it exists and is not of"),
         ({"a.txt": TEXT, "../mine": ""}, ["--out", "mine"], "cannot write mine: it exists and is not of"),
