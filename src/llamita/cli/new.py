@@ -552,12 +552,9 @@ def finish(flags: NewFlags, out: Path, state: State) -> int:
 
 def verdict(history: History) -> list[str]:
     """The report's verdict on a run, without commands that would leave the later steps behind."""
-    from llamita.report.verdict import FEW_EPOCHS, sentences
+    from llamita.report.verdict import sentences
 
-    found = [re.sub(r" \(llamita [^)]*\)", "", sentence) for sentence in sentences(history)]
+    found = [re.sub(r" \(llamita .*\)(?=\.$)", "", sentence) for sentence in sentences(history)]
     if history.command == "train":
         found.append("(8 bits per byte would be blind guessing.)")
-    epochs = history.last("train", "epoch")
-    if history.command == "finetune" and epochs is not None and epochs < FEW_EPOCHS:
-        found.append(f"It has seen {epochs:.0%} of the examples: training longer would help.")
     return found

@@ -391,3 +391,13 @@ def test_a_second_one_waits(ran: Ran, capsys: pytest.CaptureFixture[str]) -> Non
 )
 def test_words_for_windows(word: str, quoted: str) -> None:
     assert _windows_word(word) == quoted
+
+
+def test_the_verdict_names_no_command_that_leaves_later_steps_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    from llamita.report import verdict
+    from llamita.report.history import History
+
+    said = ["It went (well).", "It has read 6% of its text: training longer would help (llamita train -o 'a (b)')."]
+    monkeypatch.setattr(verdict, "sentences", lambda history: said)
+    history = History("run", Path("run"), {"config": {"checkpoint": "base"}}, [], [], [], {})
+    assert new.verdict(history) == [said[0], "It has read 6% of its text: training longer would help."]
