@@ -162,8 +162,8 @@ def test_killed_in_every_step(tmp_path: Path) -> None:
 
 def test_what_it_says_about_the_folder(tmp_path: Path) -> None:
     make_folder(tmp_path / "我的 文件")
-    process = Process(tmp_path, "我的 文件", "--minutes", "1", "--split-on", "blank-lines", "--yes")
-    process.wait_for("step 1 of 6")
+    process = Process(tmp_path, "我的 文件", "--minutes", "2", "--split-on", "blank-lines", "--yes")
+    process.wait_for("data: ")
     assert process.end(signal.SIGINT) == 130
     said = process.text
     for part in (

@@ -107,6 +107,8 @@ def main(argv: list[str]) -> int:
     if not flags.source.exists():
         raise ConfigError(f"cannot begin: no such file or folder: {flags.source}")
     out = choose_folder(flags)
+    if str(out).startswith("-"):
+        out = out.absolute()  # what is in it must be no option
     again = command_line("new", _word(flags.source), "--out", _word(out))
     with lock_folder(out):
         state = _begun(flags, out)

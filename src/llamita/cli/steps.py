@@ -15,6 +15,7 @@ from typing import Final
 from llamita.atomic import atomic_write_bytes, make_folders
 from llamita.cli.next_command import without_next
 from llamita.commands import command_line
+from llamita.config import MAX_VALUES
 from llamita.data.documents import SourceFile
 from llamita.errors import ConfigError, LlamitaError, OutputError, TrainingError, clean_line
 from llamita.file_lock import acquire_lock, lock_holder
@@ -26,15 +27,16 @@ LOCK: Final = "new.lock"
 FORMAT: Final = 1
 
 _FORMAT: Schema = {"format": Key("integer", required=True)}
+_OPTIONS: Schema = {name: Key("string", required=True) for name in ("--split-on", "--text-key")}
 _STATE: Schema = {
     "llamita": Key("string", required=True),
     "source": Key("string", required=True),
-    "minutes": Key("number", required=True, positive=True),
-    "options": Key("object", required=True, items=Key("string")),
+    "minutes": Key("number", required=True, positive=True, maximum=MAX_VALUES["minutes"]),
+    "options": Key("object", required=True, items=Key("string", null=False), keys=_OPTIONS),
     "num_questions": Key("integer", required=True, minimum=0),
     "num_pairs": Key("integer", required=True, minimum=0),
-    "files": Key("object", required=True, items=Key("list", items=Key("integer"))),
-    "done": Key("list", required=True, items=Key("string")),
+    "files": Key("object", required=True, items=Key("list", null=False, items=Key("integer"))),
+    "done": Key("list", required=True, items=Key("string", null=False)),
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import os
 import shlex
 import sys
 from collections.abc import Callable
@@ -145,6 +146,19 @@ def test_names_that_are_words(ran: Ran, name: str) -> None:
     make({"a.txt": TEXT}, name)
     assert main(["new", "-m", "1", "-y", "--", name]) == 0
     assert ran[0][1] == f"./{name}" and ran[0][-1] == f"runs/{name}/tokens"
+    assert main(["new", "-m", "1", "-y", "--out=-out", "--", name]) == 0
+    assert ran[-2][1:] == [str(Path("-out", each).absolute()) for each in ("pretrained", f"{name}.gguf")]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of any bytes")
+def test_names_that_are_not_utf8(ran: Ran, capsys: pytest.CaptureFixture[str]) -> None:
+    name = os.fsdecode(b"caf\xe9")
+    make({"a.txt": TEXT, f"{name}.jsonl": questions(60), f"{name}.json": "{"}, name)
+    for _ in range(2):
+        assert main(["new", "-m", "10", "-y", name]) == 0
+    assert ran[0][1] == name and ran[0][-1] == "runs/caf_/tokens" and f"{name}/{name}.json" in ran[0]
+    printed = capsys.readouterr().err
+    assert printed.encode() and "  llamita prepare $'caf\\xe9'" in printed and "changed since" not in printed
 
 
 # ---------------------------------------------------------------- questions
@@ -357,8 +371,10 @@ def test_what_was_begun_cannot_change(ran: Ran, capsys: pytest.CaptureFixture[st
         ("{", "cannot go on in runs/texts: cannot read runs/texts/new.json: not valid JSON"),
         ("{}", "format is missing; begin anew with --overwrite"),
         (good.replace('"format": 1', '"format": 2'), "expected format 1, found 2: it is of another version of llamita"),
-        (good.replace('"minutes": 3.0', '"minutes": -1'), "minutes: expected a positive number, found -1"),
+        (good.replace('"minutes": 3.0', '"minutes": -1'), "minutes: expected a positive number of at most 1e+06, found -1"),
         (good.replace('"done": [', '"done": [7, '), "done[0]: expected a string, found 7"),
+        (good.replace("--split-on", "--split"), "options.--split-on is missing"),
+        (good.replace('"a.txt": [', '"b": null, "a.txt": ['), "files.b: expected a list, found null"),
     ):
         state.write_text(content)
         assert main(["new", "texts", "-o", "runs/texts"]) == 2
