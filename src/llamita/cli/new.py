@@ -75,7 +75,8 @@ class NewFlags:
     """File or folder: documents as for `llamita prepare`, conversations and preference pairs as for
     `llamita finetune`, or all of these."""
     minutes: Annotated[float | None, Option("M", short="m")] = None
-    """How long all training may take together. Default: it asks; with --yes 10."""
+    """How long all training may take together; a larger number trains longer. Default: it asks; with
+    --yes 10, more for many examples."""
     out: Annotated[Path | None, Option(short="o")] = None
     """Folder for the results, outside of SOURCE. Default: runs/NAME, by the name of SOURCE."""
     yes: Annotated[bool, Option(short="y")] = False
