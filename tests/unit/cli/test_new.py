@@ -371,7 +371,10 @@ def test_what_was_begun_cannot_change(ran: Ran, capsys: pytest.CaptureFixture[st
         ("{", "cannot go on in runs/texts: cannot read runs/texts/new.json: not valid JSON"),
         ("{}", "format is missing; begin anew with --overwrite"),
         (good.replace('"format": 1', '"format": 2'), "expected format 1, found 2: it is of another version of llamita"),
-        (good.replace('"minutes": 3.0', '"minutes": -1'), "minutes: expected a positive number of at most 1e+06, found"),
+        (
+            good.replace('"minutes": 3.0', '"minutes": -1'),
+            "minutes: expected a positive number of at most 1e+06, found",
+        ),
         (good.replace('"done": [', '"done": [7, '), "done[0]: expected a string, found 7"),
         (good.replace("--split-on", "--split"), "options.--split-on is missing"),
         (good.replace('"a.txt": [', '"b": null, "a.txt": ['), "files.b: expected a list, found null"),
