@@ -257,7 +257,7 @@ def render_pairs(
 
     Raises TrainingError if none is left, ChatError or SourceError naming the example.
     """
-    counts, pairs = RenderCounts("pairs", context_hint=renderer.context_hint()), []
+    counts, pairs = RenderCounts("pairs"), []
     bad = bad or BadRows()
     for preference in preferences:
         counts.total += 1

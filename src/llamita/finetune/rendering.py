@@ -94,7 +94,6 @@ class RenderCounts:
     tokens: int = 0
     target_tokens: int = 0
     first_too_long: str | None = None
-    context_hint: str = ""  # what to do about those that are too long
     unused_keys: Counter[str] = dataclasses.field(default_factory=Counter)
     line_ends: int = 0  # CRLF and CR that became LF
     split: int = 0  # conversations whose answers are examples of their own
@@ -126,8 +125,8 @@ class RenderCounts:
             lines.append(f"truncated: {self.truncated:,} conversations, {self.removed_turns:,} turns removed")
         if self.too_long:
             lines.append(
-                f"too long: {self.too_long:,} {self.unit} left out, the first: {self.first_too_long}; "
-                f"{self.context_hint}"
+                f"too long: {self.too_long:,} {self.unit} left out, the first: {self.first_too_long}; a larger "
+                "--context keeps them, here and when the base model is trained"
             )
         if self.ties:
             lines.append(f"ties: {self.ties:,} pairs of identical answers left out")
@@ -184,10 +183,7 @@ class Renderer:
         """What to do about conversations that do not fit, for a message."""
         if self.context_tokens < self._max_context:
             return f"raise --context (this checkpoint allows {self._max_context:,}) or shorten them"
-        return (
-            f"shorten them, or start from a checkpoint with a context of more than {self._max_context:,} tokens "
-            f"(llamita train --context {2 * self._max_context})"
-        )
+        return "shorten them, or start from a checkpoint with a longer context: this one has no more"
 
     def render(self, conversation: Conversation) -> list[Example]:
         """The conversation as one example, without final turns that do not fit; or, if the template
@@ -474,7 +470,7 @@ def render_examples(
     """Render every conversation that fits. bad: takes those that cannot be rendered.
 
     Raises TrainingError if none fits, ChatError or SourceError naming the example."""
-    counts, examples = RenderCounts(context_hint=renderer.context_hint()), []
+    counts, examples = RenderCounts(), []
     bad = bad or BadRows()
     for conversation in conversations:
         counts.total += 1

@@ -99,8 +99,7 @@ def test_long_ones_are_cut_at_turns(checkpoint: Path) -> None:
         assert len(examples) == 1
         assert (counts.total, counts.truncated, counts.removed_turns, counts.too_long) == (3, 1, 4, 2)
         counted = dict(line.split(": ", 1) for line in counts.describe())
-        assert "a.jsonl:7; raise --context (this checkpoint allows 256)" in counted["too long"]
-        assert "4 turns" in counted["truncated"]
+        assert "a.jsonl:7" in counted["too long"] and "4 turns" in counted["truncated"]
         with pytest.raises(TrainingError, match=r"none of 2 conversations fits.*a\.jsonl:7.*--context"):
             render_examples([long, long], render)
 
