@@ -238,7 +238,8 @@ def begin(flags: NewFlags, out: Path, before: State | None) -> tuple[State, list
     with progress_bars() as progress:
         found = look(flags.source, flags.text_key, flags.encoding, progress)
     say(f"{flags.source}:")
-    print_table(describe(found), sys.stderr)
+    more = ("more", f"{command_line('inspect', _word(flags.source))} shows languages, repetitions and personal data")
+    print_table([*describe(found), more], sys.stderr)
     check_enough(flags.source, found)
     say()
     for sentence in expectations(found):

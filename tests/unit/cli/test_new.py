@@ -86,6 +86,7 @@ def test_text_becomes_tokens_a_run_and_a_file(ran: Ran, capsys: pytest.CaptureFi
     err = capsys.readouterr().err
     assert printed_commands(err) == ran
     assert "1 document in 1 file, 35 kB" in err and "1 file of unknown types: b.png" in err
+    assert "  more      llamita inspect '我的 texts' shows" in err
     assert "form" in err and "does not learn facts" in err and "35 kB of text is little" in err
 
 
