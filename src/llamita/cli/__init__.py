@@ -31,7 +31,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "merge": ("merge", "Merge an adapter (LoRA) into its base checkpoint."),
     "quantize": ("quantize", "Make a .gguf smaller."),
     "import": ("import_model", "Convert a model of Meta, Hugging Face, GGUF or llama2.c into a checkpoint."),
-    "inspect": ("inspect", "Show what a model file, a checkpoint or a token store contains."),
+    "inspect": ("inspect", "Show what text, a token store, a checkpoint or a model file contains."),
     "run": ("run", "Generate text with a model file in the C engine."),
     "chat": ("chat", "Chat with a model file in the C engine."),
     "serve": ("serve", "Serve models: a chat page, the APIs of OpenAI, Anthropic, Ollama."),
