@@ -42,7 +42,7 @@ from llamita.progress import Progress, no_progress
 from llamita.training.distillation import DistillationLoss, distillation_loss
 from llamita.training.distributed import Ranks, compute_type
 from llamita.training.flops import flops_per_token
-from llamita.training.loss import SummedLoss
+from llamita.training.loss import SummedLoss, uses_varlen
 from llamita.training.task import Evaluation, Task
 
 LORA_FLOPS = 4 / 6  # of a full step's: frozen weights need no gradients
@@ -114,6 +114,13 @@ class FinetuneTask(Task):
             *self.teacher_lines,
             *self._describe_data(),
         ]
+
+    def _describe_attention(self) -> str:
+        """How conversations in a row are kept apart, where that is a choice."""
+        if self.ranks.device.type != "cuda":
+            return ""
+        is_packed = uses_varlen(self.model, self.compute, self.ranks.device)
+        return f"; attention: {'varlen_attn' if is_packed else 'scaled_dot_product_attention with a mask'}"
 
     @abstractmethod
     def _describe_data(self) -> list[str]:
