@@ -8,6 +8,8 @@ input.
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import logging
 from typing import Any, Final
 
@@ -36,7 +38,7 @@ class Linear4bit(nn.Linear):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         weight = state_dict.pop(f"{prefix}weight", None)
         if weight is not None:
-            packed, self.quant_state = quantize(weight.to(self.device, self.compute))
+            packed, self.quant_state = quantize(weight.to(self.device), self.compute)
             self.weight = nn.Parameter(packed, requires_grad=False)
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
@@ -44,20 +46,26 @@ class Linear4bit(nn.Linear):
         return linear_4bit(x, self.weight, self.quant_state, self.bias)
 
 
-def quantize(weight: Tensor) -> tuple[Tensor, Any]:
-    """A weight [out, in] → packed, state."""
-    from bitsandbytes import functional
+@functools.cache
+def _functions() -> Any:
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of packages that we do not need
+    return importlib.import_module("bitsandbytes.functional")
 
+
+def quantize(weight: Tensor, compute: torch.dtype) -> tuple[Tensor, Any]:
+    """A float32 weight [out, in] → packed, state. compute: the type to dequantize to."""
     # flat: with rows that do not fill their blocks, version 0.50 unpacks wrong numbers on CPUs
-    flat = weight.flatten()
-    return functional.quantize_4bit(flat, blocksize=BLOCK_WEIGHTS, compress_statistics=True, quant_type="nf4")
+    packed, state = _functions().quantize_4bit(
+        weight.flatten(), blocksize=BLOCK_WEIGHTS, compress_statistics=True, quant_type="nf4"
+    )
+    state.dtype = compute
+    return packed, state
 
 
 def dequantize(packed: Tensor, state: Any, in_features: int) -> Tensor:
-    """The weight [out, in], in the type that was quantized."""
-    from bitsandbytes import functional
-
-    return functional.dequantize_4bit(packed, state).view(-1, in_features)
+    """The weight [out, in]."""
+    weight: Tensor = _functions().dequantize_4bit(packed, state)
+    return weight.view(-1, in_features)
 
 
 def linear_4bit(x: Tensor, packed: Tensor, state: Any, bias: Tensor | None) -> Tensor:
@@ -85,21 +93,15 @@ class _Linear4bit(torch.autograd.Function):
 
 def check_4bit(device: torch.device) -> None:
     """Raise ConfigError unless bitsandbytes is installed and computes on the device."""
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of packages that we do not need
-    try:
-        import bitsandbytes
-    except ModuleNotFoundError:
-        raise ConfigError(
-            "finetune: --load-in-4bit needs the package bitsandbytes: pip install 'llamita[qlora]'"
-        ) from None
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ConfigError("finetune: --load-in-4bit needs the package bitsandbytes: pip install 'llamita[qlora]'")
     weight = torch.linspace(-1, 1, 3 * BLOCK_WEIGHTS, device=device).view(2, -1)
     try:
-        is_close = torch.allclose(dequantize(*quantize(weight), weight.shape[1]), weight, rtol=0, atol=0.2)
-        reason = "wrong results"
+        found = dequantize(*quantize(weight, torch.float32), weight.shape[1])
+        is_close, reason = torch.allclose(found, weight, rtol=0, atol=0.2), "wrong results"
     except Exception as error:  # the library's own, of any type
         is_close, reason = False, (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
     if not is_close:
         raise ConfigError(
-            f"finetune: --load-in-4bit: bitsandbytes {bitsandbytes.__version__} does not compute on {device}: "
-            f"{reason}; leave the option out"
+            f"finetune: --load-in-4bit: bitsandbytes does not compute on {device}: {reason}; leave the option out"
         )
