@@ -76,8 +76,9 @@ def attend_packed(query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor)
 
 @functools.cache
 def can_attend_packed(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
-    """Whether attend_packed can train: on CUDA from Ampere on, in 16 bits, with the arguments that
-    varlen_attn has in PyTorch 2.13. For larger heads some cards have no backward pass."""
+    """Whether attend_packed trains here: on CUDA from Ampere on, in 16 bits, with the arguments that
+    varlen_attn has in PyTorch 2.13, and if a trial equals a mask. For larger heads some cards have no
+    backward pass."""
     if device.type != "cuda" or dtype == torch.float32 or head_dim > 192 or head_dim % 8:
         return False
     has_flash = torch.version.cuda is not None and torch.backends.cuda.is_flash_attention_available()
@@ -85,7 +86,28 @@ def can_attend_packed(device: torch.device, dtype: torch.dtype, head_dim: int) -
         return False
     from torch.nn.attention.varlen import varlen_attn
 
-    return {"window_size", "enable_gqa"} <= set(inspect.signature(varlen_attn).parameters)
+    has_arguments = {"window_size", "enable_gqa"} <= set(inspect.signature(varlen_attn).parameters)
+    return has_arguments and equals_a_mask(device, dtype, head_dim)
+
+
+def equals_a_mask(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
+    """Whether attend_packed computes what attend does with a mask, forward and backward, for a few
+    documents."""
+    generator, found = torch.Generator(device).manual_seed(0), []
+    shapes = [(2, heads, 64, head_dim) for heads in (4, 2, 2)]
+    inputs = [torch.randn(shape, generator=generator, device=device, dtype=dtype) for shape in shapes]
+    starts = torch.tensor([0, 5, 64, 90, 128], dtype=torch.int32, device=device)
+    documents = (torch.arange(128, device=device)[:, None] >= starts).sum(1).view(2, 1, 64)
+    mask = (documents[..., None] == documents[..., None, :]).tril()
+    try:
+        for each in (shared_mask(mask, inputs[0]), starts):
+            leaves = [x.detach().requires_grad_() for x in inputs]
+            with torch.enable_grad():
+                out = attend(leaves[0], leaves[1], leaves[2], each)
+                found.append([out, *torch.autograd.grad(out.square().sum(), leaves)])
+    except RuntimeError:  # no kernel for this card
+        return False
+    return all(((a - b).norm() < 0.03 * a.norm()).item() for a, b in zip(*found, strict=True))
 
 
 def needs_whole_heads(query: Tensor, mask: Tensor | None) -> bool:

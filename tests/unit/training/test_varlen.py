@@ -161,6 +161,7 @@ def test_gpus_that_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability[0])
+    monkeypatch.setattr(sdpa, "equals_a_mask", lambda *arguments: True)
     uncached = sdpa.can_attend_packed.__wrapped__
     cuda, half = torch.device("cuda"), torch.bfloat16
     assert uncached(cuda, half, 64) and uncached(cuda, torch.float16, 192)
@@ -170,10 +171,35 @@ def test_gpus_that_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not uncached(cuda, half, 64), "a T4"
     capability[0] = (9, 0)
     assert uncached(cuda, half, 64)
+    with monkeypatch.context() as patched:
+        patched.setattr(sdpa, "equals_a_mask", lambda *arguments: False)
+        assert not uncached(cuda, half, 64)
     monkeypatch.setattr(varlen, "varlen_attn", lambda query, key, value, cu_seq_q, cu_seq_k, max_q, max_k: None)
     assert not uncached(cuda, half, 64), "PyTorch 2.10"
     monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: False)
     assert not uncached(cuda, half, 64)
+
+
+def test_a_trial_finds_wrong_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a card that nobody has tried: one that raises, one that attends across documents, a wrong
+    gradient."""
+
+    def refuse(*arguments: Any, **more: Any) -> Any:
+        raise RuntimeError("FlashAttention only supports Ampere GPUs or newer.")
+
+    def across(query: Any, key: Any, value: Any, starts: Any, *rest: Any, **more: Any) -> Any:
+        return plain(query, key, value, starts[[0, 2, 4]], *rest, **more)
+
+    def forward_only(query: Any, key: Any, value: Any, *rest: Any, **more: Any) -> Any:
+        return plain(query, key, 2 * value - value.detach(), *rest, **more)
+
+    plain = varlen.varlen_attn
+    for dtype in (torch.float32, torch.bfloat16):
+        assert sdpa.equals_a_mask(torch.device("cpu"), dtype, 16)
+        for wrong in (refuse, across, forward_only):
+            with monkeypatch.context() as patched:
+                patched.setattr(varlen, "varlen_attn", wrong)
+                assert not sdpa.equals_a_mask(torch.device("cpu"), dtype, 16)
 
 
 @pytest.mark.slow
