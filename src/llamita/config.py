@@ -624,6 +624,9 @@ class FinetuneConfig(RunConfig):
     """Scale by alpha / √rank instead (arXiv 2312.03732)."""
     targets: Annotated[tuple[LayerName, ...] | None, Option(group="LoRA")] = None
     """Layers to update. Default: all seven."""
+    load_in_4bit: Annotated[bool, Option(group="LoRA")] = False
+    """Keep the frozen matrices of the layers in 4 bits (QLoRA: NF4, double quantization). Needs
+    bitsandbytes: pip install 'llamita[qlora]'."""
     preference: Literal["dpo", "ipo"] | None = None
     """Preference tuning: DATA holds pairs of a better and a worse answer (prompt, chosen,
     rejected). dpo: arXiv 2305.18290; ipo: arXiv 2310.12036."""
@@ -650,7 +653,11 @@ class FinetuneConfig(RunConfig):
             f"finetune: --skip-bad-rows: expected 0 to 1,000,000, found {self.skip_bad_rows}",
         )
         check(self.preview >= 0, f"finetune: --preview: expected 0 or more, found {self.preview}")
-        self._check_settings("lora", "rank", "alpha", "rslora", "targets")
+        self._check_settings("lora", "rank", "alpha", "rslora", "targets", "load_in_4bit")
+        check(
+            not (self.load_in_4bit and self.fsdp),
+            "finetune: --load-in-4bit and --fsdp exclude each other; drop one",
+        )
         self._check_preference()
         check(
             not self.lora or self.embedding_lr is None,

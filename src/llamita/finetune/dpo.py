@@ -87,7 +87,7 @@ class DpoTask(FinetuneTask):
         return [
             *self.dataset.counts.describe(),
             f"rows: {self.num_rows:,} of {self.context} tokens an epoch for the chosen answers, and as many for the "
-            "rejected ones",
+            f"rejected ones{self._describe_attention()}",
             f"held out: {self.val.num_documents:,} pairs",
             *(f"held out, {line}" for line in self.dataset.val_counts.describe_unused()),
         ]

@@ -78,7 +78,8 @@ class SftTask(FinetuneTask):
         graded = f", {len(self.graded)} with short answers to compare" if self.graded else ""
         return [
             *self.dataset.counts.describe(),
-            f"rows: {self.num_rows:,} of {self.context} tokens an epoch; no conversation is split",
+            f"rows: {self.num_rows:,} of {self.context} tokens an epoch; no conversation is split"
+            f"{self._describe_attention()}",
             f"held out: {len(self.dataset.val):,} conversations{graded}",
             *(f"held out, {line}" for line in self.dataset.val_counts.describe_unused()),
         ]
