@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from llamita.data.document_files import DOCUMENT_SUFFIXES, DocumentText
+from llamita.data.document_origins import DocumentOrigins
 from llamita.data.file_formats import (
     SUFFIXES,
     TEXT_SUFFIXES,
@@ -106,20 +107,26 @@ class SourceList:
         return sum(file.num_bytes for file in self.files)
 
 
-def list_sources(sources: Sequence[str], *, skip_unknown: bool | None = None) -> SourceList:
+def list_sources(
+    sources: Sequence[str], *, skip_unknown: bool | None = None, exclude: Sequence[str] = ()
+) -> SourceList:
     """Find the files, those of folders and subfolders by name. Hidden ones are skipped and counted.
 
     Raises SourceError for a missing file, an empty folder, or an unknown suffix; with skip_unknown,
     files of folders with an unknown suffix are skipped. skip_unknown: None if the caller's user
-    cannot choose.
+    cannot choose. exclude: files and folders of `sources` to leave out; a missing one is an error.
     """
+    excluded = frozenset(map(os.path.realpath, exclude))
+    lost = next((path for path in exclude if not os.path.lexists(path)), None)
+    if lost is not None:
+        raise SourceError(f"--exclude: no such file or folder: {lost}")
     files: list[SourceFile] = []
     hidden = 0
     skipped: list[str] = []
     for source in sources:
         path = Path(source)
         if path.is_dir():
-            found, hidden_here, skipped_here = _list_folder(path, skip_unknown)
+            found, hidden_here, skipped_here = _list_folder(path, skip_unknown, excluded)
             hidden += hidden_here
             skipped += skipped_here
             if not found:
@@ -179,7 +186,10 @@ def read_documents(
     be read is skipped and kept in `conversions`; without `conversions` it is an error too.
     """
     counts = counts if counts is not None else SourceCounts()
-    for source, texts, positions in _read(sources, separator, split_on, text_key, keep_line_ends, counts, conversions):
+    for file, name, texts, positions in _read(
+        sources, separator, split_on, text_key, keep_line_ends, counts, conversions
+    ):
+        source = f"{file.path}/{name}" if name else str(file.path)
         for text, position in zip(texts, positions, strict=True):
             yield Document(text.decode("utf-8"), source, position, len(text))
 
@@ -193,11 +203,17 @@ def read_texts(
     keep_line_ends: bool = False,
     counts: SourceCounts,
     conversions: Conversions | None = None,
+    origins: DocumentOrigins | None = None,
 ) -> Iterator[list[bytes]]:
-    """The texts of `read_documents`, in lists of about a megabyte: faster for many short texts."""
+    """The texts of `read_documents`, in lists of about a megabyte: faster for many short texts.
+    origins: gets where each text comes from."""
     block: list[bytes] = []
     size = 0
-    for _, texts, _ in _read(sources, separator, split_on, text_key, keep_line_ends, counts, conversions):
+    for file, name, texts, positions in _read(
+        sources, separator, split_on, text_key, keep_line_ends, counts, conversions
+    ):
+        if origins is not None:
+            origins.add(f"{file.name}/{name}" if name else file.name, positions)
         block += texts
         size += sum(map(len, texts))
         if size >= _BLOCK_BYTES or len(block) >= _BLOCK_DOCUMENTS:
@@ -215,8 +231,9 @@ def _read(
     keep_line_ends: bool,
     counts: SourceCounts,
     conversions: Conversions | None,
-) -> Iterator[tuple[str, list[bytes], list[int]]]:
-    """The texts and positions of some documents at a time, and their file."""
+) -> Iterator[tuple[SourceFile, str, list[bytes], list[int]]]:
+    """The texts and positions of some documents at a time, their file, and their name in an
+    archive."""
     boundaries: dict[str, Boundary] = {
         "separator": separator.encode("utf-8"), "lines": _LINES, "blank-lines": _BLANK_LINES, "file": None,
     }  # fmt: skip
@@ -227,21 +244,21 @@ def _read(
     with contextlib.closing(_read_document_files(files, text_key, conversions, is_strict=is_strict)) as document_files:
         for file in files:
             counts.files += 1
-            suffix, source = find_suffix(file.path), str(file.path)
+            suffix = find_suffix(file.path)
             if suffix in TEXT_SUFFIXES:
                 for texts, positions in _read_text(file, boundary, cleaner, counts, conversions):
-                    yield source, texts, positions
+                    yield file, "", texts, positions
                 continue
             counts.source_bytes += file.num_bytes
             if suffix in DOCUMENT_SUFFIXES:
                 for name, texts, positions in _cut_documents(file, next(document_files), boundary, cleaner, counts):
-                    yield (f"{source}/{name}" if name else source), texts, positions
+                    yield file, name, texts, positions
                 continue
             counts.container_bytes += file.num_bytes
             for row in read_rows(file.path, text_key, BadRows(conversions=conversions)):
                 raw = row_text(row, text_key)
                 counts.container_bytes -= len(raw)
-                yield source, *cleaner.clean([raw], [row.number])
+                yield file, "", *cleaner.clean([raw], [row.number])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -282,7 +299,9 @@ class _Cleaner:
 # ---- folders
 
 
-def _list_folder(folder: Path, skip_unknown: bool | None) -> tuple[list[SourceFile], int, list[str]]:
+def _list_folder(
+    folder: Path, skip_unknown: bool | None, excluded: frozenset[str]
+) -> tuple[list[SourceFile], int, list[str]]:
     """The files, the number of hidden ones, and the paths of those whose type is unknown."""
     files: list[SourceFile] = []
     skipped: list[str] = []
@@ -294,15 +313,15 @@ def _list_folder(folder: Path, skip_unknown: bool | None) -> tuple[list[SourceFi
 
     for place, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
         real = os.path.realpath(place)
-        if real in visited:
+        if real in visited or real in excluded:
             folders.clear()
             continue
         visited.add(real)
         hidden += sum(name.startswith(".") for name in [*names, *folders])
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
-            if not name.startswith("."):
-                path = Path(place) / name
+            path = Path(place) / name
+            if not name.startswith(".") and not (excluded and os.path.realpath(path) in excluded):
                 if skip_unknown and find_suffix(path) is None:
                     skipped.append(str(path))
                 elif skip_unknown is False and find_suffix(path) is None:
