@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "prepare": ("prepare", "Turn text into a tokenizer and a token store."),
     "plan": ("plan", "Show what train would choose for a token store and a time limit, and why."),
     "train": ("train", "Train a checkpoint (a Hugging Face folder) on token stores."),
+    "update": ("update", "Go on with new documents: prepare, train and export in one."),
     "report": ("report", "Write a page with the curves, samples and settings of runs."),
     "finetune": ("finetune", "Fine-tune a checkpoint on conversations or text, in full or with LoRA."),
     "sample": ("sample", "Generate text with a checkpoint in PyTorch; slow, for reference."),
@@ -84,8 +85,16 @@ def _run(words: list[str]) -> int:
     if command not in COMMANDS:
         hint = suggestion(command, COMMANDS) or f"; the commands are {', '.join(COMMANDS)}"
         return fail(f"unknown command {shown(command)}{hint}")
-    module = importlib.import_module(f"llamita.cli.{COMMANDS[command][0]}")
-    code: int | None = module.main(words[1:])
+    return run_command(words)
+
+
+def run_command(words: Sequence[str]) -> int:
+    """Run a command, named by the first word, in this process; returns its exit code.
+
+    Raises LlamitaError, KeyboardInterrupt.
+    """
+    module = importlib.import_module(f"llamita.cli.{COMMANDS[words[0]][0]}")
+    code: int | None = module.main(list(words[1:]))
     return code or 0
 
 
