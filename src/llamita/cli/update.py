@@ -78,6 +78,7 @@ def main(argv: list[str]) -> int:
     for number, words in enumerate(steps, 1):
         print(f"{number}/{len(steps)}  {command_line(*words)}", file=sys.stderr, flush=True)
         if code := _run([str(word) for word in words]):
+            print("to go on, give the same llamita update again", file=sys.stderr, flush=True)
             return code
     print_next(*use_commands(model))
     return 0

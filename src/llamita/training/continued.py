@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from llamita.config import ModelConfig, TrainConfig, flag
 from llamita.data.mixture import parse_store
 from llamita.data.token_store import TokenStore
 from llamita.errors import ConfigError, StoreError
+from llamita.json_file import shortened
 from llamita.run_directory import finished_summary, recorded_options, remembered_run
 from llamita.training.defaults import fill_defaults
 from llamita.training.distributed import Ranks
@@ -63,7 +65,7 @@ def open_base(run: Path) -> Base:
     if recorded is None or command == "finetune":
         return Base(checkpoint, model)
     options = recorded_options(TrainConfig, run)
-    data = options["data"]
+    data = options.get("data", ())
     stores = (*((str(data),) if isinstance(data, Path) else data), *options.get("replay_data", ()))
     return Base(checkpoint, model, options, recorded["rows_per_step"], stores, recorded["data"])
 
@@ -96,15 +98,15 @@ def old_stores(config: TrainConfig, base: Base) -> tuple[str, ...]:
 
 def _find_wrong(paths: Sequence[Path], data: Mapping[str, Any]) -> str:
     """What is wrong with the stores of a run, which recorded `data`; "" if nothing is."""
-    lost = next((path for path in paths if not path.exists()), None)
+    lost = next((path for path in paths if not os.path.exists(path)), None)
     if lost is not None:
-        return f"{lost} is gone"
+        return f"{shortened(str(lost))} is gone"
     splits = [TokenStore(path).split("train") for path in paths]
     found = [(split.num_documents, split.num_tokens) for split in splits]
     counts = data.get("stores", [data])
     is_known = isinstance(counts, list) and all(isinstance(each, dict) for each in counts)
     expected = [(each.get("documents"), each.get("tokens")) for each in counts] if is_known else []
-    names = ", ".join(map(str, paths))
+    names = shortened(", ".join(map(str, paths)))
     return "" if found == expected else f"{names}: expected the documents that it was trained on, found others"
 
 

@@ -45,6 +45,8 @@ from llamita.training.planner import resolve_plan
 from llamita.training.run import TrainResult, run_task
 from llamita.training.task import Evaluation, Task
 
+MAX_OLD_VAL_TOKENS = 1 << 18  # evaluated before and after: an update of little text should take a minute
+
 
 def train(
     config: TrainConfig,
@@ -193,11 +195,14 @@ class ContinuedPretraining(Pretraining):
     evaluate_at_start: ClassVar[bool] = True
     base: Base
     replayed: ReplayedData
+    old_share: float  # of the old held-out text that is evaluated
 
     def __init__(self, config: TrainConfig, ranks: Ranks, say: Callable[[str], None]) -> None:
         super().__init__(config, ranks, say)
+        old_tokens = self.replayed.old_val.num_tokens
+        self.old_share = min(1.0, MAX_OLD_VAL_TOKENS / max(1, old_tokens))
         if self.val_tokens > 0:
-            self.val_tokens += self.replayed.old_val.num_tokens
+            self.val_tokens += round(self.old_share * old_tokens)
 
     def _open(self, config: TrainConfig) -> tuple[TrainConfig, TrainingData]:
         assert config.from_ is not None
@@ -224,6 +229,8 @@ class ContinuedPretraining(Pretraining):
             )
         if not self.replayed.old_val.num_tokens:
             lines.append("no old held-out text: what the model forgets is not measured")
+        elif self.old_share < 1:
+            lines.append(f"evaluation: on {100 * self.old_share:.2g} % of the old held-out text, enough to compare")
         return lines
 
     def initialize(self) -> None:
@@ -235,11 +242,13 @@ class ContinuedPretraining(Pretraining):
 
     def evaluate(self, *, num_batches: int | None = None, progress: Progress = no_progress) -> Evaluation:
         old = self.replayed.old_val
-        of_new, of_old = split_progress(progress, (self.val_split.num_tokens, old.num_tokens))
+        costs = self.val_split.num_tokens, round(self.old_share * old.num_tokens)
+        of_new, of_old = split_progress(progress, costs)
         found = super().evaluate(num_batches=num_batches, progress=of_new)
         if num_batches is not None or not old.num_tokens:
             return found
-        score = bits_per_byte(self.loss, old, self.bos_id, self.ranks, share=self.val_share, progress=of_old)
+        share = self.val_share * self.old_share
+        score = bits_per_byte(self.loss, old, self.bos_id, self.ranks, share=share, progress=of_old)
         bits = score.bits_per_byte
         summary = f"{found.summary}, old text {bits:.4f}"
         return dataclasses.replace(found, metrics=found.metrics | {"old_bpb": bits}, summary=summary)
