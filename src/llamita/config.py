@@ -520,10 +520,10 @@ class TrainConfig(RunConfig):
     from_: Annotated[Path | None, Option("RUN", group="going on", name="from", resume="may change")] = None
     """Go on with the model of this finished run, or of a checkpoint, on new documents: STORE needs the
     same tokenizer. Shape, step and optimizer are the run's; the peak learning rates are a quarter of
-    its own. Default length: two epochs."""
+    its own. Default length: one epoch."""
     replay: Annotated[float | None, Option("SHARE", group="going on")] = None
     """Share of the training tokens that are old: documents of the stores that RUN was trained on.
-    Default: 0.5."""
+    Default: 0.75."""
     replay_data: Annotated[tuple[str, ...], Option("STORE[:WEIGHT]", group="going on", resume="may change")] = ()
     """Token stores with old text, instead of those that RUN was trained on."""
     compile: Annotated[Literal["auto", "on", "off"], Option(group="hardware", resume="may change")] = "auto"

@@ -28,7 +28,7 @@ class UpdateFlags:
 
     examples = (
         "llamita update runs/my new/",
-        "llamita update runs/my-update more.txt --epochs 4",
+        "llamita update runs/my-update more.txt --epochs 2",
     )
 
     run: Annotated[Path, Option(positional=True)]
@@ -39,11 +39,11 @@ class UpdateFlags:
     out: Annotated[Path | None, Option(short="o")] = None
     """Folder for the token store, the run and the .gguf. Default: RUN-update."""
     minutes: Annotated[float | None, Option("M", short="m")] = None
-    """How long to train. Default: two epochs."""
+    """How long to train. Default: one epoch."""
     epochs: float | None = None
     """How often to see each new document."""
     replay: Annotated[float | None, Option("SHARE")] = None
-    """Share of the training tokens that are old. Default: 0.5."""
+    """Share of the training tokens that are old. Default: 0.75."""
     replay_data: Annotated[tuple[str, ...], Option("STORE[:WEIGHT]")] = ()
     """Token stores with old text, instead of those that RUN was trained on."""
     val_fraction: Annotated[float | None, Option("SHARE", group="documents")] = None

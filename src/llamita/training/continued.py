@@ -23,9 +23,9 @@ from llamita.training.distributed import Ranks
 from llamita.training.planner import CONTEXTS
 
 # Figures of docs/experiments.md.
-REPLAY_SHARE = 0.5  # of the tokens
+REPLAY_SHARE = 0.75  # of the tokens
 PEAK_SHARE = 0.25  # of the run's peak learning rates
-EPOCHS = 2.0
+EPOCHS = 1.0
 
 # Options of the run that hold for what follows unless others are given.
 INHERITED = (

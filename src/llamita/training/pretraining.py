@@ -17,6 +17,7 @@ from llamita.checkpoint import (
     check_tensors,
     copy_tokenizer,
     load_tensors,
+    load_training_state,
     resolve_checkpoint,
     save_checkpoint,
 )
@@ -239,6 +240,13 @@ class ContinuedPretraining(Pretraining):
         check_tensors(tensors, self.model_config, self.base.checkpoint)
         for name, tensor in tensors.items():
             self.model.load_state_dict({name: tensor.float()}, strict=False)  # it shards them if needed
+
+    def optimizer_state(self) -> TrainingState | None:
+        """The base's, if it was kept: the old text loses less (docs/experiments.md)."""
+        is_kept = (self.base.checkpoint / "training").is_dir()
+        if not is_kept or self.base.options.get("optimizer") != self.config.optimizer:
+            return None
+        return load_training_state(self.base.checkpoint)
 
     def evaluate(self, *, num_batches: int | None = None, progress: Progress = no_progress) -> Evaluation:
         old = self.replayed.old_val

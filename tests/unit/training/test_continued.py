@@ -14,7 +14,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from llamita.checkpoint import load_tensors  # noqa: E402
+from llamita.checkpoint import load_tensors, load_training_state  # noqa: E402
 from llamita.cli import main  # noqa: E402
 from llamita.config import PrepareConfig, TrainConfig  # noqa: E402
 from llamita.data.prepare import prepare  # noqa: E402
@@ -22,6 +22,7 @@ from llamita.errors import CheckpointError, ConfigError, LlamitaError, StoreErro
 from llamita.model_card import load_card  # noqa: E402
 from llamita.run_directory import read_metrics, remembered_run  # noqa: E402
 from llamita.training.continued import PEAK_SHARE, REPLAY_SHARE  # noqa: E402
+from llamita.training.optimizer import optimizer_tensors  # noqa: E402
 from llamita.training.pretraining import train  # noqa: E402
 from llamita.training.trainer import Trainer  # noqa: E402
 
@@ -98,6 +99,29 @@ def test_it_goes_on_where_the_run_ended_and_says_what_changed(
         assert said.count(shown) == 1, "the table at the end"
         assert shown in (run / "report.html").read_text() and shown in card.description
         assert shown in (run / "best" / "README.md").read_text()
+
+
+def test_the_optimizer_goes_on_where_it_was(made: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its state is the run's, if the optimizer is the same and the state is there."""
+    begun: list[dict[str, Any]] = []
+    real = Trainer._decide
+
+    def note(self: Trainer, stop: Any) -> Any:
+        if self.state.progress.step == 0:
+            begun.append({name: each.clone() for name, each in optimizer_tensors(self.optimizer, self.model).items()})
+        return real(self, stop)
+
+    monkeypatch.setattr(Trainer, "_decide", note)
+    train(continued(made, tmp_path / "same", steps=1))
+    state = load_training_state(made.run / "best").tensors
+    assert begun[0].keys() == state.keys() and all(torch.equal(begun[0][name], state[name]) for name in state)
+    begun.clear()
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(made.run, elsewhere, symlinks=True)
+    shutil.rmtree((elsewhere / "best").resolve() / "training")
+    train(continued(made, tmp_path / "without", from_=elsewhere, steps=1))
+    train(continued(made, tmp_path / "other", optimizer="adamw", steps=1))
+    assert not any(begun)
 
 
 def test_killed_and_resumed_it_ends_with_the_same_bytes(
