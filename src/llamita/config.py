@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import typing
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -58,12 +59,17 @@ class Option:
     run_specific: bool = False  # differs between any two runs; comparisons leave it out
 
 
-def options_of(config: type[Any]) -> dict[str, Option]:
+_options: dict[type[Any], dict[str, Option]] = {}  # what options_of found: evaluating annotations is slow
+
+
+def options_of(config: type[Any]) -> Mapping[str, Option]:
     """The Option of each annotated field.
 
     A subclass may annotate a field anew, for example to make it positional; what its bases say
     about resuming still holds.
     """
+    if config in _options:
+        return _options[config]
     found: dict[str, Option] = {}
     for base in reversed(config.__mro__):
         for name, hint in typing.get_type_hints(base, include_extras=True).items():
@@ -74,6 +80,7 @@ def options_of(config: type[Any]) -> dict[str, Option]:
                     resume=option.resume or inherited.resume,
                     run_specific=option.run_specific or inherited.run_specific,
                 )
+    _options[config] = found
     return found
 
 
@@ -606,8 +613,8 @@ class FinetuneConfig(RunConfig):
     """Encoding of all files of DATA and --val; utf-8 refuses others. Default: UTF-8, or what each
     file is recognized as."""
     half_width: Annotated[bool, Option(group="data")] = False
-    """Turn the full-width forms of letters, digits and signs of ASCII (U+FF01 to U+FF5E, such as Ａ１！)
-    into half-width ones. Default: no character is changed."""
+    """Turn full-width letters, digits and signs (Ａ１％) into half-width ones; the marks of Chinese
+    sentences (，？！) stay. Default: no character is changed."""
     skip_bad_rows: Annotated[int, Option("N", group="data")] = 0
     """Leave out up to this many rows that cannot be used, and name each."""
     chat_template: Annotated[str | None, Option("NAME|FILE", group="data")] = None

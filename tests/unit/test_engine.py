@@ -271,7 +271,7 @@ def test_lifetimes(tiny_models) -> None:
     model = llamita.load(tiny.path, tokenizer=tiny.tokenizer)
     session = model.session()
     del model
-    gc.collect()
+    gc.collect(2)
     session.feed([1, 2, 3])  # the session keeps its model
     session.close()
     session.close()

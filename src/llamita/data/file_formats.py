@@ -94,12 +94,13 @@ def read_files(
         raise SourceError(f"no {what} in {', '.join(map(str, paths))}: {why}; add some")
 
 
-_HALF_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
+_CHINESE_MARKS = "！（），：；？～"  # of Chinese and Japanese sentences: their usual form
+_HALF_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F) if chr(code) not in _CHINESE_MARKS}
 
 
 def to_half_width(value: Any) -> Any:
-    """The value with the full-width forms of ASCII in its texts (U+FF01 to U+FF5E) as ASCII. Keys
-    stay; other full-width forms, and the punctuation of CJK such as 。、「」, are no ASCII."""
+    """The value with the full-width letters, digits and signs in its texts (U+FF01 to U+FF5E, without
+    the marks of Chinese sentences: ，？！) as ASCII. Keys stay."""
     if isinstance(value, str):
         return value.translate(_HALF_WIDTH)
     if isinstance(value, list):
