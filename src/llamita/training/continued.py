@@ -100,13 +100,13 @@ def _find_wrong(paths: Sequence[Path], data: Mapping[str, Any]) -> str:
     """What is wrong with the stores of a run, which recorded `data`; "" if nothing is."""
     lost = next((path for path in paths if not os.path.exists(path)), None)
     if lost is not None:
-        return f"{shortened(str(lost))} is gone"
+        return f"{shortened(str(lost), 200)} is gone"
     splits = [TokenStore(path).split("train") for path in paths]
     found = [(split.num_documents, split.num_tokens) for split in splits]
     counts = data.get("stores", [data])
     is_known = isinstance(counts, list) and all(isinstance(each, dict) for each in counts)
     expected = [(each.get("documents"), each.get("tokens")) for each in counts] if is_known else []
-    names = shortened(", ".join(map(str, paths)))
+    names = shortened(", ".join(map(str, paths)), 200)
     return "" if found == expected else f"{names}: expected the documents that it was trained on, found others"
 
 
