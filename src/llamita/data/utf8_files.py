@@ -276,13 +276,14 @@ def read_lines(path: Path, conversions: Conversions | None = None) -> Iterator[s
         end = chunk.rfind(b"\n") + 1
         parts.append(chunk[:end] if end else chunk)
         if end:
-            yield from _lines(b"".join(parts))
+            yield from split_lines(b"".join(parts))
             parts = [chunk[end:]]
     if last := b"".join(parts):
-        yield from _lines(last)
+        yield from split_lines(last)
 
 
-def _lines(data: bytes) -> list[str]:
+def split_lines(data: bytes) -> list[str]:
+    """The lines of UTF-8 with their ends, without byte order marks."""
     text = (data.replace(BOM, b"") if BOM in data else data).decode("utf-8")
     if "\r" in text:
         return _ANY_LINE.findall(text)
