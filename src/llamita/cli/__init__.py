@@ -18,6 +18,7 @@ from llamita.errors import LlamitaError
 
 # command -> (module, what it does), in the order of the pipeline.
 COMMANDS: dict[str, tuple[str, str]] = {
+    "new": ("new", "From a folder of documents or questions to a model, step by step."),
     "prepare": ("prepare", "Turn text into a tokenizer and a token store."),
     "plan": ("plan", "Show what train would choose for a token store and a time limit, and why."),
     "train": ("train", "Train a checkpoint (a Hugging Face folder) on token stores."),
