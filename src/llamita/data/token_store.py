@@ -356,6 +356,11 @@ class Split:
         lengths[1:] -= lengths[:-1].copy()
         return lengths
 
+    @property
+    def checksums(self) -> npt.NDArray[np.uint32]:
+        """The CRC-32 of every document's ids. [documents]"""
+        return self._checksums
+
     def document(self, number: int) -> Ids:
         """The ids of a document, EOS included, as a read-only view. [tokens]
 

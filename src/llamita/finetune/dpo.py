@@ -31,10 +31,9 @@ from llamita.finetune.dpo_evaluate import (
     score_pairs,
 )
 from llamita.finetune.dpo_loss import DpoLoss
-from llamita.finetune.evaluate import split_progress
 from llamita.finetune.finetune_task import FinetuneTask
 from llamita.finetune.packing import count_rows
-from llamita.progress import Progress, no_progress
+from llamita.progress import Progress, no_progress, split_progress
 from llamita.training.distributed import Ranks
 from llamita.training.task import Evaluation
 

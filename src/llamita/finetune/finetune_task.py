@@ -28,7 +28,7 @@ from llamita.finetune.adapter import load_adapter, resolve_adapter, save_adapter
 from llamita.finetune.base_model import BaseModel
 from llamita.finetune.dataset import digest_ids, open_general_text
 from llamita.finetune.defaults import frozen_bytes
-from llamita.finetune.evaluate import SAMPLE_TOKENS, Question, generate_answer, split_progress
+from llamita.finetune.evaluate import SAMPLE_TOKENS, Question, generate_answer
 from llamita.finetune.lora import (
     LINEAR_LAYERS,
     LoraConfig,
@@ -39,7 +39,7 @@ from llamita.finetune.lora import (
     lora_layers,
 )
 from llamita.model_card import ModelCard
-from llamita.progress import Progress, no_progress
+from llamita.progress import Progress, no_progress, split_progress
 from llamita.training.distillation import DistillationLoss, distillation_loss
 from llamita.training.distributed import Ranks, compute_type
 from llamita.training.flops import flops_per_token

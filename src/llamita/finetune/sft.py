@@ -21,13 +21,12 @@ from llamita.finetune.evaluate import (
     MAX_GRADED,
     SHORT_TOKENS,
     count_matches,
-    split_progress,
     target_nats,
 )
 from llamita.finetune.finetune_task import FinetuneTask
 from llamita.finetune.loss import ConversationLoss
 from llamita.finetune.packing import ConversationBatches, Examples, count_rows
-from llamita.progress import Progress
+from llamita.progress import Progress, split_progress
 from llamita.training.distributed import Ranks
 from llamita.training.task import Evaluation
 

@@ -307,7 +307,8 @@ def test_a_resumed_run_keeps_its_planned_shape(
     )
     train(config)
     planned = remembered_run(run)
-    assert planned is not None and planned[0]["layers"] and planned[0]["hidden"] and planned[1] == 32
+    assert planned is not None and planned["rows_per_step"] == 32
+    assert planned["config"]["layers"] and planned["config"]["hidden"]
     cost["seconds"] = 1e-9
     train(dataclasses.replace(config, resume=True))
     assert remembered_run(run) == planned
