@@ -5,11 +5,14 @@ from __future__ import annotations
 
 import statistics
 import time
+from typing import Literal
 
 import torch
 
 from llamita.config import TrainConfig
 from llamita.training.defaults import resolve_dtype
+
+Dtype = Literal["float32", "bfloat16"]
 
 MIN_PRODUCT_SPEEDUP = 1.3  # below it a step cannot be faster by MIN_STEP_SPEEDUP
 MIN_STEP_SPEEDUP = 1.1
@@ -33,7 +36,7 @@ def product_speedup() -> float:
     return in_float32 / in_bfloat16
 
 
-def candidate_dtypes(config: TrainConfig, device: torch.device) -> tuple[str, ...]:
+def candidate_dtypes(config: TrainConfig, device: torch.device) -> tuple[Dtype, ...]:
     """The types worth timing for this run: both, or the only one.
 
     A CPU run counted in steps or epochs should give the same losses on every machine, and the fused
@@ -42,5 +45,6 @@ def candidate_dtypes(config: TrainConfig, device: torch.device) -> tuple[str, ..
     is_counted = config.steps is not None or config.epochs is not None
     is_special = config.fsdp or config.activation_checkpointing or config.teacher is not None
     if config.dtype != "auto" or device.type != "cpu" or is_counted or is_special:
-        return (resolve_dtype(config, device).dtype,)
+        resolved: Dtype = "bfloat16" if resolve_dtype(config, device).dtype == "bfloat16" else "float32"
+        return (resolved,)
     return ("float32", "bfloat16") if product_speedup() >= MIN_PRODUCT_SPEEDUP else ("float32",)

@@ -46,7 +46,7 @@ def _attend(attention: Attention, norm: RMSNorm, residual: Tensor, cos: Tensor, 
     joined = _apply(_QueryKeyValue, residual, *weights, cos, sin, norm.eps)
     heads = joined.view(batch, len(cos), -1, attention.head_dim).transpose(1, 2)  # [B, H + 2 K, T, S]
     num_kv = len(attention.k_proj.weight) // attention.head_dim
-    out = causal_attention(*heads.split((heads.shape[1] - 2 * num_kv, num_kv, num_kv), dim=1))
+    out = causal_attention(*torch.split(heads, [heads.shape[1] - 2 * num_kv, num_kv, num_kv], dim=1))
     projected = out.transpose(1, 2).reshape(len(residual), -1) @ attention.o_proj.weight.to(BF16).t()
     return residual + projected
 
@@ -87,7 +87,7 @@ def _norm_backward(gradient: Tensor, x: Tensor, scale: Tensor) -> Tensor:
 
 def _weight_gradients(joined: Tensor, norm: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
     """The gradients of norm and weights from that of _rounded(norm, *weights)."""
-    parts = joined.split([len(weight) for weight in weights])
+    parts = torch.split(joined, [len(weight) for weight in weights])
     norm_gradient = sum(((part * weight).sum(0) for part, weight in zip(parts, weights, strict=True)), torch.zeros(()))
     return norm_gradient, *(part.mul_(norm) for part in parts)
 

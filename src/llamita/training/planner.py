@@ -10,7 +10,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +23,7 @@ from llamita.errors import ConfigError, TrainingError
 from llamita.model.device import synchronize
 from llamita.model.llama import Llama
 from llamita.training.budget import MIN_CLOSING_SECONDS
-from llamita.training.cpu_dtype import LOSSES_AGREE, MIN_STEP_SPEEDUP, candidate_dtypes, product_speedup
+from llamita.training.cpu_dtype import LOSSES_AGREE, MIN_STEP_SPEEDUP, Dtype, candidate_dtypes, product_speedup
 from llamita.training.defaults import decay_for, ffn_for, fill_defaults, fit_micro_batch, resolve_dtype, row_token_bytes
 from llamita.training.distributed import Ranks, compute_type, start_ranks
 from llamita.training.flops import flops_per_token
@@ -98,7 +98,7 @@ class Timing:
     """
 
     seconds: float
-    dtype: Literal["float32", "bfloat16"]
+    dtype: Dtype
     speedup: float = 0.0
 
 
@@ -397,7 +397,7 @@ def apply_weight_decay(config: TrainConfig, epochs: float) -> TrainConfig:
 
 def time_dtypes(
     config: TrainConfig,
-    dtypes: Sequence[str],
+    dtypes: Sequence[Dtype],
     vocab_size: int,
     device: torch.device,
     world_size: int,
@@ -407,13 +407,13 @@ def time_dtypes(
     """Train on random tokens for about `seconds` in each of the types of candidate_dtypes. bfloat16
     is taken if it is faster by MIN_STEP_SPEEDUP."""
 
-    def probe(dtype: str) -> float:
+    def probe(dtype: Dtype) -> float:
         return probe_seconds_per_token(
             dataclasses.replace(config, dtype=dtype), vocab_size, device, world_size, seconds, free
         )
 
     if len(dtypes) == 1:
-        return Timing(probe(dtypes[0]), "bfloat16" if dtypes[0] == "bfloat16" else "float32")
+        return Timing(probe(dtypes[0]), dtypes[0])
     in_float32, in_bfloat16 = probe("float32"), probe("bfloat16")
     speedup = in_float32 / in_bfloat16
     if speedup < MIN_STEP_SPEEDUP:
